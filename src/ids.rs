@@ -1,0 +1,156 @@
+//! Numbers and names: who a shard, a connection and a topic are.
+//!
+//! Everything here is small, `Copy` where it can be, and without behaviour. Ids into slabs carry a
+//! generation, so that a message which was under way while its target left finds nobody instead of
+//! a stranger (the ABA guard of `slots.rs`).
+
+use std::fmt;
+use std::sync::Arc;
+
+/// One shard of this node, counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShardId(pub u16);
+
+/// A place in a slab and how often that place had been used before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SlotId {
+    /// Which place.
+    pub index: u32,
+    /// Which of its successive inhabitants.
+    pub generation: u32,
+}
+
+/// A connection of one shard. Never compared across shards without a [`ShardId`] beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnId(pub SlotId);
+
+/// A topic as one shard numbers it. The backplane stores it and hands it back with each delivery,
+/// so that a delivery indexes and never hashes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TopicId(pub SlotId);
+
+impl ConnId {
+    /// The key that travels through the kernel (epoll data) and back.
+    pub fn to_bits(self) -> u64 {
+        u64::from(self.0.generation) << 32 | u64::from(self.0.index)
+    }
+
+    /// The inverse of [`ConnId::to_bits`].
+    pub fn from_bits(bits: u64) -> ConnId {
+        ConnId(SlotId { index: bits as u32, generation: (bits >> 32) as u32 })
+    }
+}
+
+/// This process among all nodes: random for each start, so a restarted node inherits nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NodeId(pub u64);
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// The longest room or user name, in bytes.
+pub const NAME_BYTES_MAX: usize = 255;
+
+/// What frames are addressed to: a room (`r:<room>`), a user (`u:<user>`) or everybody (`*`).
+///
+/// One allocation, shared between the shard that has members and the backplane that has interest.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TopicName(Arc<str>);
+
+/// A topic's name taken apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TopicKind<'a> {
+    /// A room and its name.
+    Room(&'a str),
+    /// A user and their id.
+    User(&'a str),
+    /// Everybody.
+    All,
+}
+
+impl TopicName {
+    /// The topic of a room.
+    pub fn room(room: &str) -> TopicName {
+        TopicName::with_prefix("r:", room)
+    }
+
+    /// The topic of a user: all connections of that user, on any node.
+    pub fn user(user: &str) -> TopicName {
+        TopicName::with_prefix("u:", user)
+    }
+
+    /// The topic of everybody.
+    pub fn all() -> TopicName {
+        TopicName(Arc::from("*"))
+    }
+
+    /// Reads a name as it stands in a Redis channel; `None` when it is not a topic.
+    pub fn parse(text: &str) -> Option<TopicName> {
+        let name = text.get(2..).unwrap_or("");
+        let known = text == "*" || ((text.starts_with("r:") || text.starts_with("u:")) && is_name(name));
+        known.then(|| TopicName(Arc::from(text)))
+    }
+
+    /// The whole name with its prefix: what is hashed, compared and put into channel names.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name taken apart.
+    pub fn kind(&self) -> TopicKind<'_> {
+        match self.0.split_once(':') {
+            Some(("r", room)) => TopicKind::Room(room),
+            Some((_, user)) => TopicKind::User(user),
+            None => TopicKind::All,
+        }
+    }
+
+    fn with_prefix(prefix: &str, name: &str) -> TopicName {
+        debug_assert!(is_name(name), "names are checked where they enter");
+        // Most names are short: build on the stack, allocate once.
+        let mut whole = [0u8; 2 + NAME_BYTES_MAX];
+        let bytes = 2 + name.len().min(NAME_BYTES_MAX);
+        whole[..2].copy_from_slice(prefix.as_bytes());
+        whole[2..bytes].copy_from_slice(&name.as_bytes()[..bytes - 2]);
+        TopicName(Arc::from(std::str::from_utf8(&whole[..bytes]).expect("two whole strings")))
+    }
+}
+
+impl fmt::Debug for TopicName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Whether this may name a room or a user: 1 to [`NAME_BYTES_MAX`] bytes, no control characters
+/// (they would make logs and Redis channels lie).
+pub fn is_name(name: &str) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.chars().any(char::is_control)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_name_comes_apart_as_it_was_put_together() {
+        assert_eq!(TopicName::room("a:b").kind(), TopicKind::Room("a:b"));
+        assert_eq!(TopicName::user("ann").kind(), TopicKind::User("ann"));
+        assert_eq!(TopicName::all().kind(), TopicKind::All);
+        for name in [TopicName::room("x"), TopicName::user("y"), TopicName::all()] {
+            assert_eq!(TopicName::parse(name.as_str()), Some(name));
+        }
+        for wrong in ["", "r", "r:", "x:y", "**", "u:", "r:\n"] {
+            assert_eq!(TopicName::parse(wrong), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_connection_survives_its_way_through_the_kernel() {
+        let conn = ConnId(SlotId { index: 7, generation: u32::MAX });
+        assert_eq!(ConnId::from_bits(conn.to_bits()), conn);
+    }
+}

@@ -1,0 +1,19 @@
+//! Campanile: a WebSocket server whose instances act as one.
+
+pub mod auth;
+pub mod backplane;
+pub mod cli;
+pub mod config;
+pub mod ids;
+pub mod limits;
+pub mod link;
+pub mod load;
+pub mod metrics;
+pub mod net;
+pub mod ops;
+pub mod plan;
+pub mod protocol;
+pub mod shard;
+pub mod slots;
+pub mod sys;
+pub mod ws;

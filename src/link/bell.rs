@@ -1,0 +1,104 @@
+//! The bell: how one thread wakes another that sleeps on a file descriptor, and only then.
+//!
+//! The consumer says it is going to sleep, fences, looks once more, sleeps. The producer publishes,
+//! fences, and rings only a sleeper. Either the consumer sees the item or the producer sees the
+//! sleeper; a left-over count is only a spurious wake. One system call per sleep, not per message.
+//!
+//! Both halves of the protocol stand in [`Sleeper`], which names no system call, so that loom can
+//! try every interleaving of it (`tests/loom.rs`).
+#![allow(unsafe_code)] // eventfd(2), read(2) and write(2) on a descriptor that this type owns
+
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicBool, Ordering, fence};
+#[cfg(not(loom))]
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// The flag and its fences, without the system calls.
+#[derive(Debug, Default)]
+pub struct Sleeper {
+    asleep: AtomicBool,
+}
+
+impl Sleeper {
+    /// Awake.
+    pub fn new() -> Sleeper {
+        Sleeper { asleep: AtomicBool::new(false) }
+    }
+
+    /// Producer, after it has published: whether the consumer sleeps and it is on us to wake it.
+    #[must_use]
+    pub fn must_wake(&self) -> bool {
+        // Orders our publication before the look at the flag; pairs with the fence in `may_sleep`.
+        fence(Ordering::SeqCst);
+        self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::AcqRel)
+    }
+
+    /// Consumer, before it sleeps: `false` when there is something after all.
+    #[must_use]
+    pub fn may_sleep(&self, is_empty: impl FnOnce() -> bool) -> bool {
+        self.asleep.store(true, Ordering::Relaxed);
+        // Orders the flag before the last look; pairs with the fence in `must_wake`.
+        fence(Ordering::SeqCst);
+        if is_empty() {
+            return true;
+        }
+        self.asleep.store(false, Ordering::Relaxed);
+        false
+    }
+}
+
+/// A [`Sleeper`] and the eventfd it sleeps on.
+#[derive(Debug)]
+pub struct Bell {
+    sleeper: Sleeper,
+    eventfd: OwnedFd,
+}
+
+impl Bell {
+    /// A silent bell. Must exist before file tables are split (DESIGN §11).
+    pub fn new() -> io::Result<Bell> {
+        // SAFETY: eventfd takes no pointers; a non-negative answer is a descriptor nobody else owns.
+        let eventfd = unsafe {
+            let fd = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            OwnedFd::from_raw_fd(fd)
+        };
+        Ok(Bell { sleeper: Sleeper::new(), eventfd })
+    }
+
+    /// Wakes the consumer if it sleeps. To be called after publishing; once for a whole batch.
+    /// Answers whether it had to ring.
+    pub fn ring(&self) -> bool {
+        let must = self.sleeper.must_wake();
+        if must {
+            let one = 1u64.to_ne_bytes();
+            // SAFETY: eight readable bytes, and the descriptor is ours. The only failure, a full
+            // counter (EAGAIN), means that it is already readable, which is all we want.
+            unsafe { libc::write(self.eventfd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+        }
+        must
+    }
+
+    /// Whether the consumer may now wait for [`Bell::fd`] to become readable.
+    #[must_use]
+    pub fn may_sleep(&self, is_empty: impl FnOnce() -> bool) -> bool {
+        self.sleeper.may_sleep(is_empty)
+    }
+
+    /// After waking: takes the count, so the descriptor is silent again.
+    pub fn hush(&self) {
+        let mut count = [0u8; 8];
+        // SAFETY: eight writable bytes, and the descriptor is ours. EAGAIN means already silent.
+        unsafe { libc::read(self.eventfd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+    }
+
+    /// What to wait for, readable when rung. Not to be closed by the waiter.
+    pub fn fd(&self) -> RawFd {
+        self.eventfd.as_raw_fd()
+    }
+}

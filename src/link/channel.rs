@@ -1,0 +1,211 @@
+//! The ends of the window: who holds which half of which channel.
+//!
+//! Each shard has its own pair of bounded channels, so one shard in a flood cannot fill another's
+//! road. The backplane fills all channels of a batch first and then rings each touched shard once.
+
+use super::bell::Bell;
+use super::{Downlink, Uplink};
+use crate::ids::ShardId;
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+
+/// What a shard holds.
+pub struct ShardEnd {
+    /// Which shard.
+    pub id: ShardId,
+    uplink: Sender<Uplink>,
+    downlink: Receiver<Downlink>,
+    bell: Arc<Bell>,
+    backplane: Arc<Bell>,
+    stalled: Arc<AtomicBool>,
+}
+
+impl ShardEnd {
+    /// Sends, or gives the item back when the channel is full. The shard's bell rings as soon as
+    /// there is room again; until then it must not read from its clients.
+    pub fn try_send(&self, item: Uplink) -> Result<(), Uplink> {
+        let item = match self.uplink.try_send(item) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Full(item) | TrySendError::Disconnected(item)) => item,
+        };
+        // Say that we wait, then try again: either this succeeds or the backplane, which looks at
+        // the flag after it has taken something, sees it.
+        self.stalled.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        match self.uplink.try_send(item) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(item) | TrySendError::Disconnected(item)) => Err(item),
+        }
+    }
+
+    /// Wakes the backplane if it sleeps. Once after a batch of sends.
+    pub fn ring(&self) {
+        self.backplane.ring();
+    }
+
+    /// The next item from the backplane or the ops thread.
+    pub fn try_recv(&self) -> Option<Downlink> {
+        self.downlink.try_recv().ok()
+    }
+
+    /// Items waiting for this shard.
+    pub fn waiting(&self) -> usize {
+        self.downlink.len()
+    }
+
+    /// This shard's own bell.
+    pub fn bell(&self) -> &Arc<Bell> {
+        &self.bell
+    }
+
+    /// Whether the shard may now wait for its bell.
+    #[must_use]
+    pub fn may_sleep(&self) -> bool {
+        self.bell.may_sleep(|| self.downlink.is_empty())
+    }
+}
+
+/// What the backplane holds for one shard.
+pub struct ShardPort {
+    /// Which shard.
+    pub id: ShardId,
+    uplink: Receiver<Uplink>,
+    downlink: Sender<Downlink>,
+    bell: Arc<Bell>,
+    stalled: Arc<AtomicBool>,
+}
+
+impl ShardPort {
+    /// The next item from this shard.
+    pub fn try_recv(&self) -> Option<Uplink> {
+        self.uplink.try_recv().ok()
+    }
+
+    /// Items waiting from this shard.
+    pub fn waiting(&self) -> usize {
+        self.uplink.len()
+    }
+
+    /// After taking items: wakes the shard if it had found the channel full.
+    pub fn made_room(&self) {
+        fence(Ordering::SeqCst);
+        if self.stalled.load(Ordering::Relaxed) && self.stalled.swap(false, Ordering::AcqRel) {
+            self.bell.ring();
+        }
+    }
+
+    /// Sends to the shard, or gives the item back when its channel is full. Does not ring.
+    /// A shard that is gone counts as full.
+    #[allow(clippy::result_large_err)] // the item is the point: the caller keeps or counts it
+    pub fn try_send(&self, item: Downlink) -> Result<(), Downlink> {
+        self.downlink.try_send(item).map_err(|error| match error {
+            TrySendError::Full(item) | TrySendError::Disconnected(item) => item,
+        })
+    }
+
+    /// Items waiting for the shard.
+    pub fn downlink_waiting(&self) -> usize {
+        self.downlink.len()
+    }
+
+    /// Wakes the shard if it sleeps. Once per batch.
+    pub fn ring(&self) {
+        self.bell.ring();
+    }
+}
+
+/// What the backplane thread holds.
+pub struct BackplaneEnd {
+    /// One port a shard, in the order of their ids.
+    pub shards: Vec<ShardPort>,
+    ops: Receiver<Uplink>,
+    bell: Arc<Bell>,
+}
+
+impl BackplaneEnd {
+    /// The next publish from the ops thread.
+    pub fn try_recv_ops(&self) -> Option<Uplink> {
+        self.ops.try_recv().ok()
+    }
+
+    /// The backplane's own bell.
+    pub fn bell(&self) -> &Arc<Bell> {
+        &self.bell
+    }
+
+    /// Whether the backplane may now wait for its bell.
+    #[must_use]
+    pub fn may_sleep(&self) -> bool {
+        self.bell.may_sleep(|| {
+            self.ops.is_empty() && self.shards.iter().all(|port| port.uplink.is_empty())
+        })
+    }
+}
+
+/// What the ops thread (and main, which drains) holds.
+#[derive(Clone)]
+pub struct OpsEnd {
+    backplane: Sender<Uplink>,
+    backplane_bell: Arc<Bell>,
+    shards: Vec<(Sender<Downlink>, Arc<Bell>)>,
+}
+
+impl OpsEnd {
+    /// Publishes, or gives the item back when the backplane has too much to do.
+    pub fn try_publish(&self, item: Uplink) -> Result<(), Uplink> {
+        self.backplane.try_send(item).map_err(|error| match error {
+            TrySendError::Full(item) | TrySendError::Disconnected(item) => item,
+        })?;
+        self.backplane_bell.ring();
+        Ok(())
+    }
+
+    /// How many shards there are.
+    pub fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Sends to one shard and rings it; gives the item back when its channel is full.
+    #[allow(clippy::result_large_err)] // as in `ShardPort::try_send`
+    pub fn try_send(&self, shard: ShardId, item: Downlink) -> Result<(), Downlink> {
+        let (downlink, bell) = &self.shards[usize::from(shard.0)];
+        downlink.try_send(item).map_err(|error| match error {
+            TrySendError::Full(item) | TrySendError::Disconnected(item) => item,
+        })?;
+        bell.ring();
+        Ok(())
+    }
+}
+
+/// Makes all ends for `shards` shards. Fails only when the kernel gives no more descriptors.
+pub fn window(
+    shards: u16,
+    uplink_items_max: usize,
+    downlink_items_max: usize,
+) -> io::Result<(Vec<ShardEnd>, BackplaneEnd, OpsEnd)> {
+    let backplane = Arc::new(Bell::new()?);
+    let (ops_tx, ops_rx) = bounded(uplink_items_max);
+    let mut ends = Vec::new();
+    let mut ports = Vec::new();
+    let mut ops = Vec::new();
+    for id in (0..shards).map(ShardId) {
+        let (up_tx, up_rx) = bounded(uplink_items_max);
+        let (down_tx, down_rx) = bounded(downlink_items_max);
+        let bell = Arc::new(Bell::new()?);
+        let stalled = Arc::new(AtomicBool::new(false));
+        ops.push((down_tx.clone(), bell.clone()));
+        ends.push(ShardEnd {
+            id,
+            uplink: up_tx,
+            downlink: down_rx,
+            bell: bell.clone(),
+            backplane: backplane.clone(),
+            stalled: stalled.clone(),
+        });
+        ports.push(ShardPort { id, uplink: up_rx, downlink: down_tx, bell, stalled });
+    }
+    let end = BackplaneEnd { shards: ports, ops: ops_rx, bell: backplane.clone() };
+    Ok((ends, end, OpsEnd { backplane: ops_tx, backplane_bell: backplane, shards: ops }))
+}

@@ -1,0 +1,76 @@
+//! Whether messages really flow: what `/readyz` answers from.
+//!
+//! Each flag has one writer. Readiness is computed where it is asked for, so there is no state that
+//! could disagree with the flags.
+
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+
+/// Shared by all threads of a node.
+#[derive(Debug, Default)]
+pub struct Health {
+    shards_listening: AtomicU16,
+    backplane_up: AtomicBool,
+    draining: AtomicBool,
+}
+
+/// Why a node is not ready, for the operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotReady {
+    /// Some shards do not listen yet.
+    Starting {
+        /// How many do.
+        listening: u16,
+    },
+    /// The backplane is away, or its canary has not come back.
+    Backplane,
+    /// The node is about to end.
+    Draining,
+}
+
+impl Health {
+    /// A shard listens now. Each shard calls it once.
+    pub fn shard_listens(&self) {
+        self.shards_listening.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The backplane delivers, or does not. Written by the backplane thread only.
+    pub fn set_backplane_up(&self, up: bool) {
+        self.backplane_up.store(up, Ordering::Relaxed);
+    }
+
+    /// The node is about to end. Written by main only.
+    pub fn set_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether new clients may be sent here, with `shards` expected.
+    pub fn ready(&self, shards: u16) -> Result<(), NotReady> {
+        let listening = self.shards_listening.load(Ordering::Relaxed);
+        if self.draining.load(Ordering::Relaxed) {
+            Err(NotReady::Draining)
+        } else if listening < shards {
+            Err(NotReady::Starting { listening })
+        } else if !self.backplane_up.load(Ordering::Relaxed) {
+            Err(NotReady::Backplane)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_ready_when_all_of_it_is() {
+        let health = Health::default();
+        assert_eq!(health.ready(1), Err(NotReady::Starting { listening: 0 }));
+        health.shard_listens();
+        assert_eq!(health.ready(1), Err(NotReady::Backplane));
+        health.set_backplane_up(true);
+        assert_eq!(health.ready(1), Ok(()));
+        health.set_draining();
+        assert_eq!(health.ready(1), Err(NotReady::Draining));
+    }
+}

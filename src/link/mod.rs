@@ -1,0 +1,197 @@
+//! The window: everything that crosses a thread is declared here, and nowhere else.
+//!
+//! A shard talks to the backplane by [`Uplink`], the backplane to a shard by [`Downlink`]; both over
+//! bounded crossbeam channels, one pair a shard, and one [`bell::Bell`] for each thread that sleeps.
+//! The contract of both directions stands at the types: what keeps its order, what may be dropped.
+//!
+//! Invariant: nothing here decides anything. Atomics, eventfds and channels live in this room (and
+//! in `metrics`), so a reader who wants to know what two threads share reads this room only.
+
+pub mod bell;
+pub mod channel;
+pub mod health;
+
+use crate::ids::{ConnId, NodeId, ShardId, TopicId, TopicName};
+use crate::protocol::{Dialect, RequestId};
+use bytes::Bytes;
+
+/// From a shard (or from the ops thread, which only publishes).
+///
+/// Order per shard is kept and nothing is dropped: a full channel stops the shard's reads, so
+/// pressure reaches the clients' TCP windows and nothing grows.
+#[derive(Debug)]
+pub enum Uplink {
+    /// The first member of a topic came to this shard. Answered by [`Downlink::Joined`] once
+    /// deliveries are certain to arrive.
+    Join {
+        /// The topic.
+        topic: TopicName,
+        /// The shard's own key for it, to be handed back with each delivery.
+        at: TopicId,
+    },
+    /// The last member of a topic left this shard.
+    Leave {
+        /// The topic.
+        topic: TopicName,
+        /// The key given in `Join`; a later `Join` of the same topic has another one.
+        at: TopicId,
+    },
+    /// A message for everyone in a topic, on any node.
+    Publish(Publish),
+}
+
+/// A message on its way up.
+#[derive(Debug)]
+pub struct Publish {
+    /// Where it goes.
+    pub topic: TopicName,
+    /// The payload: any JSON value, byte for byte as the client wrote it. The one copy on the way up.
+    pub payload: Bytes,
+    /// The topic of the authenticated user who sent it (`u:<user>`); `None` from the HTTP API.
+    pub from: Option<TopicName>,
+    /// A connection that must not hear its own message (`"echo":false`).
+    pub except: Option<Origin>,
+    /// Who waits for the outcome.
+    pub done: Done,
+}
+
+/// A connection, named so that any node can tell whether it is its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The node.
+    pub node: NodeId,
+    /// Its shard.
+    pub shard: ShardId,
+    /// The shard's connection.
+    pub conn: ConnId,
+}
+
+/// Who is told how a publish ended. Failures are always told; success only to those who asked.
+pub enum Done {
+    /// A connection of a shard. Told by [`Downlink::Ack`].
+    Conn {
+        /// Whose shard.
+        shard: ShardId,
+        /// Which connection.
+        conn: ConnId,
+        /// The client's own number for its request. `None`: only a failure is told.
+        id: Option<RequestId>,
+    },
+    /// A caller on another thread (the HTTP API). Must not block.
+    Call(Box<dyn FnOnce(Outcome) + Send>),
+    /// Nobody (`PUBLISH campanile:publish` has no way back; failures are counted and logged).
+    Nobody,
+}
+
+impl std::fmt::Debug for Done {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Done::Conn { shard, conn, id } => write!(f, "Conn({shard:?}, {conn:?}, {id:?})"),
+            Done::Call(_) => f.write_str("Call"),
+            Done::Nobody => f.write_str("Nobody"),
+        }
+    }
+}
+
+/// How a publish ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The backplane has it; every node with members is being told.
+    Accepted,
+    /// The backplane is away and the queue is full, or the message waited too long. It was not sent.
+    Unavailable,
+    /// The connection to Redis broke with the command in flight: it may have been delivered.
+    Unknown,
+}
+
+/// One message written once per dialect: finished WebSocket frames, header and all.
+#[derive(Clone, Debug)]
+pub struct FrameSet {
+    frames: [Bytes; Dialect::COUNT],
+}
+
+impl FrameSet {
+    /// One frame per dialect, in the order of [`Dialect`].
+    pub fn new(frames: [Bytes; Dialect::COUNT]) -> FrameSet {
+        FrameSet { frames }
+    }
+
+    /// The frame in one dialect.
+    pub fn get(&self, dialect: Dialect) -> &Bytes {
+        &self.frames[dialect as usize]
+    }
+}
+
+/// To a shard. Order per topic is kept. Only `Deliver` may be dropped, and then `Lost` says so.
+pub enum Downlink {
+    /// The backplane listens for this topic now: from here on a miss is announced.
+    Joined {
+        /// The key of the `Join` this answers. May be stale: the members may have left meanwhile.
+        at: TopicId,
+    },
+    /// A frame for all members of a topic.
+    Deliver {
+        /// The shard's own key.
+        to: TopicId,
+        /// The finished frames.
+        frames: FrameSet,
+        /// One member of this shard who must not hear it.
+        except: Option<ConnId>,
+    },
+    /// Deliveries to this topic were dropped: its members must be told.
+    Lost {
+        /// The shard's own key.
+        to: TopicId,
+        /// How many.
+        count: u64,
+    },
+    /// How a connection's publish ended.
+    Ack {
+        /// Whose publish; may have left meanwhile.
+        conn: ConnId,
+        /// The client's number for it. `None`: only a failure is told.
+        id: Option<RequestId>,
+        /// How it ended.
+        outcome: Outcome,
+    },
+    /// An operator's question. The reply must not block.
+    Inspect(Inspect),
+    /// Stop accepting; tell every client to come back later; close; end.
+    Drain {
+        /// Over how long the closes are spread.
+        over_ms: u64,
+    },
+}
+
+/// What an operator may ask a shard.
+pub enum Inspect {
+    /// The rooms with members here, in no order: those whose name starts with `prefix`, at most `max`.
+    Rooms {
+        /// What their names start with.
+        prefix: String,
+        /// At most so many.
+        max: usize,
+        /// Where the answer goes.
+        reply: Box<dyn FnOnce(Vec<RoomReport>) + Send>,
+    },
+    /// One room; `None` when it has no member here.
+    Room {
+        /// Its name.
+        room: String,
+        /// Where the answer goes.
+        reply: Box<dyn FnOnce(Option<RoomReport>) + Send>,
+    },
+}
+
+/// A room as one shard sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoomReport {
+    /// Its name.
+    pub room: String,
+    /// Connections of this shard in it.
+    pub members: usize,
+}
+
+const fn crosses<T: Send>() {}
+const _: () = crosses::<Uplink>();
+const _: () = crosses::<Downlink>();

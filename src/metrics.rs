@@ -1,0 +1,163 @@
+//! What is counted, and how it leaves the thread that counts.
+//!
+//! A thread counts in plain `u64` fields of a struct it owns: no atomic, no lock, no map on the way
+//! of a delivery. On a tick it copies them into a mirror of atomics (plain stores) that the ops
+//! thread reads. So a number in `/metrics` is at most one tick old, and counting costs an addition.
+//!
+//! Each field is declared once, with its metric name, kind and help text; the ops room renders
+//! [`Described`] lists and knows no field by name.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What kind of number a metric is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+}
+
+/// One number of one thread, described.
+#[derive(Clone, Copy, Debug)]
+pub struct Described {
+    /// The metric's name without `campanile_`.
+    pub name: &'static str,
+    /// `reason="…"`-style label, or none.
+    pub label: Option<(&'static str, &'static str)>,
+    /// What it says.
+    pub help: &'static str,
+    /// Its kind.
+    pub kind: Kind,
+    /// Its value now.
+    pub value: u64,
+}
+
+macro_rules! counters {
+    (
+        $(#[$doc:meta])* $plain:ident, $mirror:ident {
+            $( $field:ident : $kind:ident $name:literal $([$key:literal = $label:literal])? $help:literal ),+ $(,)?
+        }
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Default)]
+        pub struct $plain { $( #[doc = $help] pub $field: u64, )+ }
+
+        /// What the ops thread reads: the same numbers, at most one tick old.
+        #[derive(Debug, Default)]
+        pub struct $mirror { $( $field: AtomicU64, )+ }
+
+        impl $mirror {
+            /// Copies the owner's numbers out. Called on the owner's tick.
+            pub fn publish(&self, from: &$plain) {
+                $( self.$field.store(from.$field, Ordering::Relaxed); )+
+            }
+
+            /// The numbers as they were at the last tick.
+            pub fn read(&self) -> $plain {
+                $plain { $( $field: self.$field.load(Ordering::Relaxed), )+ }
+            }
+        }
+
+        impl $plain {
+            /// Every number with its name and meaning.
+            pub fn describe(&self) -> Vec<Described> {
+                vec![ $( Described {
+                    name: $name,
+                    label: counters!(@label $($key $label)?),
+                    help: $help,
+                    kind: Kind::$kind,
+                    value: self.$field,
+                }, )+ ]
+            }
+        }
+    };
+    (@label) => { None };
+    (@label $key:literal $label:literal) => { Some(($key, $label)) };
+}
+
+counters! {
+    /// What one shard counts.
+    ShardCounters, ShardMirror {
+        connections: Gauge "connections" "Open WebSocket connections",
+        handshaking: Gauge "connections_handshaking" "Connections that have not finished their HTTP request",
+        closing: Gauge "connections_closing" "Connections that are being closed",
+        topics: Gauge "topics" "Topics (rooms and users) with a member on this node",
+        members: Gauge "members" "Memberships: connections times the topics they are in",
+        outbox_bytes: Gauge "outbox_bytes" "Bytes that wait for slow clients",
+        uplink_waiting: Gauge "uplink_waiting" "Items that wait for room on the way to the backplane",
+        downlink_waiting: Gauge "downlink_waiting" "Items that wait for this shard",
+        accepted: Counter "accepted_total" "Connections accepted by the listener",
+        opened: Counter "opened_total" "Connections that became WebSockets",
+        refused_limit: Counter "refused_total"["reason" = "limit"] "Connections refused before an upgrade",
+        refused_files: Counter "refused_total"["reason" = "no_files"] "Connections refused before an upgrade",
+        refused_http: Counter "refused_total"["reason" = "bad_request"] "Connections refused before an upgrade",
+        refused_auth: Counter "refused_total"["reason" = "auth"] "Connections refused before an upgrade",
+        refused_timeout: Counter "refused_total"["reason" = "timeout"] "Connections refused before an upgrade",
+        refused_gone: Counter "refused_total"["reason" = "gone"] "Connections refused before an upgrade",
+        http_requests: Counter "http_requests_total" "Plain HTTP requests on the public port",
+        joins: Counter "joins_total" "Joins of rooms",
+        leaves: Counter "leaves_total" "Leaves of rooms, disconnects included",
+        bytes_in: Counter "bytes_in_total" "Bytes read from clients",
+        messages_in: Counter "messages_in_total" "Whole messages read from clients",
+        publishes: Counter "publishes_total" "Messages that clients sent on to the backplane",
+        requests_rejected: Counter "requests_rejected_total" "Requests answered with an error",
+        frames_in: Counter "downlink_frames_total" "Frames that the backplane handed to this shard",
+        deliveries: Counter "deliveries_total" "Frames times the members they were for",
+        sends: Counter "sends_total" "Writes to sockets",
+        bytes_out: Counter "bytes_out_total" "Bytes given to sockets or outboxes",
+        sends_short: Counter "sends_short_total" "Writes that the kernel took in part or not at all",
+        pings: Counter "pings_total" "Pings sent",
+        dropped_stale: Counter "drops_total"["reason" = "topic_left"] "Deliveries nobody was left to hear",
+        lost: Counter "drops_total"["reason" = "channel_full"] "Deliveries dropped on the way; their members were told",
+        closed_normal: Counter "closes_total"["reason" = "client"] "Connections ended, by reason",
+        closed_gone: Counter "closes_total"["reason" = "gone"] "Connections ended, by reason",
+        closed_protocol: Counter "closes_total"["reason" = "protocol"] "Connections ended, by reason",
+        closed_too_big: Counter "closes_total"["reason" = "too_big"] "Connections ended, by reason",
+        closed_unsupported: Counter "closes_total"["reason" = "unsupported"] "Connections ended, by reason",
+        closed_slow: Counter "closes_total"["reason" = "slow"] "Connections ended, by reason",
+        closed_silent: Counter "closes_total"["reason" = "silent"] "Connections ended, by reason",
+        closed_drain: Counter "closes_total"["reason" = "drain"] "Connections ended, by reason",
+        closed_error: Counter "closes_total"["reason" = "io_error"] "Connections ended, by reason",
+        loop_turns: Counter "loop_turns_total" "Turns of the shard's loop",
+        loop_ns: Counter "loop_busy_ns_total" "Time spent in visits to the shard",
+        loop_ns_max: Gauge "loop_visit_ns_max" "The longest visit since the last tick",
+    }
+}
+
+counters! {
+    /// What the backplane counts.
+    BackplaneCounters, BackplaneMirror {
+        up: Gauge "backplane_up" "1 while the backplane delivers",
+        topics: Gauge "backplane_topics" "Topics this node listens for, lingering ones included",
+        subscriptions: Gauge "backplane_subscriptions" "Topics confirmed by Redis",
+        publish_queue_bytes: Gauge "backplane_publish_queue_bytes" "Publishes that wait for Redis",
+        in_flight: Gauge "backplane_publishes_in_flight" "Publishes sent to Redis and not answered yet",
+        canary_rtt_us: Gauge "canary_rtt_us" "The last canary's way to Redis and back",
+        canary_age_ms: Gauge "canary_age_ms" "Since a canary last came back",
+        publishes: Counter "backplane_publishes_total" "Messages given to the backplane",
+        publishes_failed: Counter "backplane_publishes_failed_total"["reason" = "unavailable"] "Publishes that failed",
+        publishes_unknown: Counter "backplane_publishes_failed_total"["reason" = "unknown"] "Publishes that failed",
+        publishes_malformed: Counter "backplane_publishes_failed_total"["reason" = "malformed"] "Publishes that failed",
+        received: Counter "backplane_messages_total" "Messages received from the backplane",
+        unwanted: Counter "drops_total"["reason" = "no_member"] "Messages for topics nobody here listens to any more",
+        delivered: Counter "backplane_deliveries_total" "Frames handed to shards",
+        dropped: Counter "drops_total"["reason" = "shard_full"] "Frames dropped because a shard's channel was full",
+        reconnects: Counter "redis_reconnects_total" "Times a connection to Redis was lost or given up",
+        canaries_missed: Counter "canaries_missed_total" "Canaries that did not come back in time",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_arrives_under_its_name() {
+        let mirror = ShardMirror::default();
+        let counters = ShardCounters { closed_slow: 3, ..ShardCounters::default() };
+        mirror.publish(&counters);
+        let slow = mirror.read().describe().into_iter().find(|d| d.label == Some(("reason", "slow")));
+        assert_eq!(slow.unwrap().value, 3);
+    }
+}
