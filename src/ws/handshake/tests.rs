@@ -2,10 +2,13 @@
 
 use super::*;
 
+/// A line of a head.
+type Line = (&'static str, &'static str);
+
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
 /// The head of RFC 6455 §1.2.
-const GOOD: [(&str, &str); 5] = [
+const GOOD: [Line; 5] = [
     ("Host", "server.example.com"),
     ("Upgrade", "websocket"),
     ("Connection", "Upgrade"),
@@ -61,7 +64,7 @@ fn only_get_over_http_1_1_opens_a_websocket() {
 
 #[test]
 fn every_header_of_the_handshake_is_checked() {
-    let table: &[(&str, &[(&str, &str)], u16)] = &[
+    let table: &[(&str, &[Line], u16)] = &[
         ("Host", &[], 400),
         ("Host", &[("Host", "a"), ("Host", "a")], 400),
         ("Host", &[("Host", "[::1]:80")], 101),
