@@ -193,31 +193,71 @@ enum Said {
     Garbage(Vec<u8>),
 }
 
-fn said() -> impl Strategy<Value = Said> {
-    let text = || "\\PC{0,60}".prop_map(String::into_bytes);
-    let bytes = |max| prop::collection::vec(any::<u8>(), 0..max);
-    let payload = (any::<bool>(), text(), bytes(200)).prop_map(|(text, words, bytes)| {
-        // Not every "text" is one.
-        if text { (true, words) } else { (bytes.first() == Some(&7), bytes) }
-    });
-    let cuts = prop::collection::vec(0..240usize, 0..4);
-    let control = prop::option::of(bytes(126));
-    let message = (payload, cuts, control).prop_map(|((text, payload), cuts, control)| {
-        Said::Message { text, payload, cuts, control }
-    });
-    let close = (prop_oneof![Just(1000u16), 990..5010u16], text()).prop_map(|(code, reason)| {
-        let reason = &reason[..reason.len().min(123)];
-        Said::Control { opcode: 8, payload: [&code.to_be_bytes(), reason].concat() }
-    });
-    let first = prop_oneof![4 => (0..2u8, 0..3u8).prop_map(|(fin, bits)| fin << 7 | bits), 1 => any::<u8>()];
+/// Lengths: any, and those next to a rule.
+fn len() -> impl Strategy<Value = usize> {
+    let borders = vec![0, 1, 2, 124, 125, 126, 127, 299, 300, 301];
+    prop_oneof![2 => 0..200usize, 1 => prop::sample::select(borders)]
+}
+
+fn bytes(len: impl Strategy<Value = usize>) -> impl Strategy<Value = Vec<u8>> {
+    len.prop_flat_map(|len| prop::collection::vec(any::<u8>(), len))
+}
+
+/// What a text message may carry: mostly text, sometimes cut inside of a character or spoiled.
+fn nearly_text() -> impl Strategy<Value = Vec<u8>> {
+    let place = any::<prop::sample::Index>;
+    let text = || "\\PC{1,60}".prop_map(String::into_bytes);
     prop_oneof![
-        20 => message,
-        6 => (9..11u8, bytes(126)).prop_map(|(opcode, payload)| Said::Control { opcode, payload }),
-        1 => close,
-        1 => bytes(3).prop_map(|payload| Said::Control { opcode: 8, payload }),
-        2 => (first, prop_oneof![9 => Just(0usize), 1 => 1..3usize], bytes(400))
+        10 => text(),
+        4 => len().prop_map(|len| vec![b'a'; len]),
+        1 => (text(), place()).prop_map(|(text, end)| text[..end.index(text.len())].to_vec()),
+        1 => (text(), place(), any::<u8>()).prop_map(|(mut text, place, byte)| {
+            let at = place.index(text.len());
+            text[at] = byte;
+            text
+        }),
+    ]
+}
+
+fn message() -> impl Strategy<Value = Said> {
+    let payload = prop_oneof![
+        nearly_text().prop_map(|payload| (true, payload)),
+        bytes(len()).prop_map(|payload| (false, payload)),
+    ];
+    let cuts = prop::collection::vec(0..300usize, 0..4);
+    let control = prop::option::of(bytes(0..126usize));
+    (payload, cuts, control).prop_map(|((text, payload), cuts, control)| Said::Message {
+        text,
+        payload,
+        cuts,
+        control,
+    })
+}
+
+fn close() -> impl Strategy<Value = Said> {
+    let code = prop_oneof![Just(1000u16), 990..1020u16, 2990..5010u16];
+    let whole = (code, nearly_text()).prop_map(|(code, reason)| {
+        [&code.to_be_bytes(), &reason[..reason.len().min(123)]].concat()
+    });
+    prop_oneof![whole, bytes(0..3usize)].prop_map(|payload| Said::Control { opcode: 8, payload })
+}
+
+fn said() -> impl Strategy<Value = Said> {
+    let fragment = (0..2u8, 0..3u8).prop_map(|(fin, opcode)| fin << 7 | opcode);
+    let first = prop_oneof![8 => fragment, 1 => any::<u8>()];
+    let wider = prop_oneof![9 => Just(0usize), 1 => 1..3usize];
+    let promise = prop_oneof![any::<u64>(), 0..0x2_0000u64, Just(u64::MAX >> 1)];
+    prop_oneof![
+        20 => message(),
+        6 => (9..11u8, bytes(0..126usize))
+            .prop_map(|(opcode, payload)| Said::Control { opcode, payload }),
+        1 => close(),
+        3 => (first, wider, bytes(len()))
             .prop_map(|(first, wider, payload)| Said::Frame { first, wider, payload }),
-        1 => bytes(20).prop_map(Said::Garbage),
+        1 => promise.prop_map(|len| {
+            Said::Garbage([&[0x82, 0xFF][..], &len.to_be_bytes(), &[0; 4]].concat())
+        }),
+        1 => bytes(0..20usize).prop_map(Said::Garbage),
     ]
 }
 

@@ -277,8 +277,7 @@ impl Decoder {
 
     /// The last byte of a collected message is here.
     fn finish_message(&mut self) -> Result<Opcode, ProtocolError> {
-        let utf8 = std::mem::take(&mut self.utf8);
-        if !utf8.is_complete() {
+        if !self.utf8.is_complete() {
             return Err(ProtocolError::InvalidUtf8);
         }
         self.kept = 0;
