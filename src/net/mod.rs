@@ -64,10 +64,12 @@ pub fn run_shard(setup: ShardSetup) -> io::Result<()> {
     }
     let mut runtime = runtime::build()?;
     let listener = accept::listen(&setup.plan)?;
-    let room = door::Room::new(&setup, new_shard(&setup))?;
+    let (bell, health) = (setup.end.bell().clone(), setup.health.clone());
+    let shard = new_shard(&setup);
+    let room = door::Room::new(setup, shard)?;
     runtime.block_on(async move {
         runtime::self_test().await?;
-        tasks::run(room, listener, setup.end.bell().clone(), &setup.health).await
+        tasks::run(room, listener, bell, &health).await
     })
 }
 

@@ -10,7 +10,7 @@ use super::{Shard, Waiter};
 use crate::ids::{ConnId, TopicKind, TopicName};
 use crate::link::{Done, Origin, Publish, Uplink};
 use crate::protocol::{Command, ErrorCode, Event, Rejected, Request, RequestId, native};
-use crate::ws::decoder::{DecoderLimits, Item};
+use crate::ws::decoder::{DecoderLimits, Item, ProtocolError};
 use crate::ws::encode::{self, Opcode};
 use bytes::Bytes;
 
@@ -31,7 +31,7 @@ impl Shard {
         let Some(c) = self.conns.get_mut(conn.0) else { return };
         self.counters.bytes_in += input.len() as u64;
         c.heard = true;
-        if matches!(c.state, State::Closing { http: true, .. } | State::Handshaking) {
+        if matches!(c.state, State::Closing { deaf: true, .. } | State::Closing { peer_done: true, .. }) {
             return;
         }
         let message_bytes_max =
@@ -43,9 +43,9 @@ impl Shard {
         while let Some(item) = decoder.next(&mut rest, limits) {
             match item {
                 Ok(item) => self.on_item(conn, item),
-                Err(error) => self.begin_close(conn, CloseReason::Protocol(error)),
+                Err(error) => self.on_violation(conn, error),
             }
-            if !self.wants_more(conn) {
+            if !self.listens(conn) {
                 // Whatever else it said, nobody listens; and half a message is no longer needed.
                 *decoder = Default::default();
                 break;
@@ -54,10 +54,23 @@ impl Shard {
         self.keep_decoder(conn, decoder);
     }
 
-    fn wants_more(&self, conn: ConnId) -> bool {
-        self.conns.get(conn.0).is_some_and(|c| {
-            !matches!(c.state, State::Closing { peer_done: true, .. })
-                && !matches!(c.reason, Some(CloseReason::Protocol(_)))
+    /// 1. Open: closed with the code that RFC 6455 names.
+    /// 2. Closing already: there is no sense in waiting for a close frame from this peer.
+    fn on_violation(&mut self, conn: ConnId, error: ProtocolError) {
+        self.begin_close(conn, CloseReason::Protocol(error));
+        let Some(c) = self.conns.get_mut(conn.0) else { return };
+        if let State::Closing { deaf, .. } = &mut c.state {
+            *deaf = true;
+            self.consider_leaving(conn);
+        }
+    }
+
+    /// Whether what the peer says matters: until its close frame, or until it breaks the protocol.
+    fn listens(&self, conn: ConnId) -> bool {
+        self.conns.get(conn.0).is_some_and(|c| match c.state {
+            State::Open => true,
+            State::Closing { peer_done, deaf, .. } => !peer_done && !deaf,
+            State::Handshaking => false,
         })
     }
 

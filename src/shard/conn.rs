@@ -27,8 +27,9 @@ pub enum State {
     Closing {
         /// The peer has nothing more to say: when our last byte has left, so has the connection.
         peer_done: bool,
-        /// It never was a WebSocket: the last answer is HTTP, ended by closing our half.
-        http: bool,
+        /// Nothing the peer says matters any more, because it never was a WebSocket or has broken the
+        /// protocol: our half is closed after the last byte, and the peer's end is waited for.
+        deaf: bool,
         /// Our last byte has been queued: nothing follows what is in the outbox.
         said_all: bool,
     },

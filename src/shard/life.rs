@@ -49,6 +49,8 @@ pub enum Closed {
     Whole {
         /// The caller's number for the socket.
         wire: u32,
+        /// The connection's index, free from now on.
+        index: u32,
     },
 }
 
@@ -117,7 +119,7 @@ impl Shard {
     pub fn handle_http(&mut self, conn: ConnId, response: Bytes, now_ms: u64) {
         let Some(c) = self.conns.get_mut(conn.0) else { return };
         assert_eq!(c.state, State::Handshaking);
-        c.state = State::Closing { peer_done: false, http: true, said_all: false };
+        c.state = State::Closing { peer_done: false, deaf: true, said_all: false };
         c.reason = Some(CloseReason::Http);
         self.counters.handshaking -= 1;
         self.counters.closing += 1;
@@ -131,6 +133,13 @@ impl Shard {
         c.reason.get_or_insert(reason);
         self.leave_all(conn);
         self.life.ended.push_back(conn);
+    }
+
+    /// A write failed: the socket of the connection at `index` is dead.
+    pub fn handle_broken(&mut self, index: u32) {
+        if let Some(id) = self.conns.id_at(index) {
+            self.handle_ended(ConnId(id), CloseReason::Io);
+        }
     }
 
     /// Time passes. On a tick of any length; the shorter, the more evenly pings are spread.
@@ -159,7 +168,7 @@ impl Shard {
     pub fn poll_closed(&mut self) -> Option<Closed> {
         while let Some(conn) = self.life.ended.pop_front() {
             if let Some(wire) = self.free(conn) {
-                return Some(Closed::Whole { wire });
+                return Some(Closed::Whole { wire, index: conn.0.index });
             }
         }
         while let Some(conn) = self.life.leaving.pop_front() {
@@ -170,9 +179,10 @@ impl Shard {
             let wire = c.wire;
             match c.state {
                 State::Closing { peer_done: true, .. } => {
-                    return self.free(conn).map(|wire| Closed::Whole { wire });
+                    let index = conn.0.index;
+                    return self.free(conn).map(|wire| Closed::Whole { wire, index });
                 }
-                State::Closing { http: true, .. } => return Some(Closed::Half { wire }),
+                State::Closing { deaf: true, .. } => return Some(Closed::Half { wire }),
                 _ => {}
             }
         }
@@ -192,7 +202,8 @@ impl Shard {
             return;
         }
         let peer_done = reason == CloseReason::Client;
-        c.state = State::Closing { peer_done, http: false, said_all: false };
+        let deaf = matches!(reason, CloseReason::Protocol(_));
+        c.state = State::Closing { peer_done, deaf, said_all: false };
         c.reason = Some(reason);
         c.decoder = None;
         if let Some(outbox) = c.outbox.as_mut().filter(|_| reason == CloseReason::Slow) {
@@ -227,8 +238,8 @@ impl Shard {
     /// If our last byte has left and nothing more is expected, the connection may go.
     pub(super) fn consider_leaving(&mut self, conn: ConnId) {
         let Some(c) = self.conns.get(conn.0) else { return };
-        if let State::Closing { peer_done, http, said_all: true } = c.state {
-            if (peer_done || http) && c.outbox.is_none() {
+        if let State::Closing { peer_done, deaf, said_all: true } = c.state {
+            if (peer_done || deaf) && c.outbox.is_none() {
                 self.life.leaving.push_back(conn);
             }
         }
