@@ -56,8 +56,7 @@ impl Epoll {
         let wanted = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
         let mut event = libc::epoll_event { events: wanted as u32, u64: conn.to_bits() };
         // SAFETY: the event is read during the call only.
-        let answer =
-            unsafe { libc::epoll_ctl(self.fd(), libc::EPOLL_CTL_ADD, socket, &mut event) };
+        let answer = unsafe { libc::epoll_ctl(self.fd(), libc::EPOLL_CTL_ADD, socket, &mut event) };
         if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 

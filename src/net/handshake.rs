@@ -55,13 +55,22 @@ pub enum Cause {
 
 impl Heads {
     /// More bytes of the head of the connection at `index`.
-    pub fn handle_read(&mut self, index: u32, input: &[u8], site: &Site, now_unix_s: u64) -> Progress {
+    pub fn handle_read(
+        &mut self,
+        index: u32,
+        input: &[u8],
+        site: &Site,
+        now_unix_s: u64,
+    ) -> Progress {
         let mut head = self.begun.remove(&index).unwrap_or_default();
         // Only the last three old bytes can be part of an empty line that ends in the new ones.
         let from = head.len().saturating_sub(3);
         head.extend_from_slice(input);
         if !head[0].is_ascii_uppercase() {
-            return bad_request(400, "this is not HTTP; the port speaks HTTP/1.1 and WebSocket, without TLS");
+            return bad_request(
+                400,
+                "this is not HTTP; the port speaks HTTP/1.1 and WebSocket, without TLS",
+            );
         }
         let end = head[from..].windows(4).position(|bytes| bytes == b"\r\n\r\n");
         match end.map(|at| from + at + 4) {

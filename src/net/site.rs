@@ -146,7 +146,10 @@ impl Site {
              Cache-Control: no-cache\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n",
             PAGE.len()
         );
-        Answer::Http { response: Bytes::from([head.as_bytes(), body.as_bytes()].concat()), cause: Cause::Page }
+        Answer::Http {
+            response: Bytes::from([head.as_bytes(), body.as_bytes()].concat()),
+            cause: Cause::Page,
+        }
     }
 }
 

@@ -26,9 +26,7 @@ pub fn watch(fd: RawFd) -> io::Result<monoio::net::TcpStream> {
 pub fn recv(fd: RawFd, into: &mut [u8]) -> io::Result<usize> {
     loop {
         // SAFETY: `into` is writable for its whole length; the kernel writes no further.
-        let n = unsafe {
-            libc::recv(fd, into.as_mut_ptr().cast(), into.len(), libc::MSG_DONTWAIT)
-        };
+        let n = unsafe { libc::recv(fd, into.as_mut_ptr().cast(), into.len(), libc::MSG_DONTWAIT) };
         match result(n) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             done => return done,
@@ -58,9 +56,7 @@ pub fn send_slices<'a>(fd: RawFd, slices: impl Iterator<Item = &'a [u8]>) -> io:
 pub fn accept(listener: RawFd) -> io::Result<RawFd> {
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: no address is asked for, so there is no pointer.
-    let fd = unsafe {
-        libc::accept4(listener, std::ptr::null_mut(), std::ptr::null_mut(), flags)
-    };
+    let fd = unsafe { libc::accept4(listener, std::ptr::null_mut(), std::ptr::null_mut(), flags) };
     if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
 }
 

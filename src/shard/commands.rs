@@ -31,7 +31,10 @@ impl Shard {
         let Some(c) = self.conns.get_mut(conn.0) else { return };
         self.counters.bytes_in += input.len() as u64;
         c.heard = true;
-        if matches!(c.state, State::Closing { deaf: true, .. } | State::Closing { peer_done: true, .. }) {
+        if matches!(
+            c.state,
+            State::Closing { deaf: true, .. } | State::Closing { peer_done: true, .. }
+        ) {
             return;
         }
         let message_bytes_max =
