@@ -157,7 +157,8 @@ mod tests {
         let mirror = ShardMirror::default();
         let counters = ShardCounters { closed_slow: 3, ..ShardCounters::default() };
         mirror.publish(&counters);
-        let slow = mirror.read().describe().into_iter().find(|d| d.label == Some(("reason", "slow")));
+        let slow =
+            mirror.read().describe().into_iter().find(|d| d.label == Some(("reason", "slow")));
         assert_eq!(slow.unwrap().value, 3);
     }
 }
