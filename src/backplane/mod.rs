@@ -1,1 +1,255 @@
-//! stub
+//! The ringer: one thread between the shards of this node and all other nodes.
+//!
+//! One loop takes what the shards and the ops thread sent ([`crate::link::Uplink`]), keeps in
+//! [`interest`] who listens here, and hands publishes to a [`Transport`]: [`embedded`] for a node
+//! that is alone, [`redis`] for many. What comes back, its own messages included, is written once
+//! ([`fanout`]) and handed to the shards that have members ([`local`]). A turn takes all that is
+//! ready, within bounds, and then rings each touched shard once.
+//!
+//! Pressure: a full channel to a shard costs deliveries (told as `Lost`), never an answer; while an
+//! answer waits, nothing more is taken from that shard. A transport that has enough to do stops
+//! the taking altogether, and the shards stop reading from their clients.
+//!
+//! Invariant: everything here runs on one thread, and one turn never waits for anything. Only the
+//! sleep between two turns does.
+
+pub mod embedded;
+pub mod fanout;
+pub mod interest;
+pub mod local;
+mod seldom;
+
+use crate::ids::{ShardId, TopicName};
+use crate::link::channel::BackplaneEnd;
+use crate::link::health::Health;
+use crate::link::{Publish, Uplink};
+use crate::metrics::{BackplaneCounters, BackplaneMirror};
+use crate::plan::{BackplanePlan, Plan};
+use interest::TopicKey;
+use local::Local;
+use std::future::poll_fn;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+/// Items taken from one shard before the next has its turn.
+const ITEMS_PER_SHARD_AND_TURN: usize = 256;
+/// Topics unsubscribed in one turn.
+const EXPIRED_PER_TURN: usize = 1024;
+/// Turns without a look at sockets and timers, when each of them had something to do.
+const TURNS_MAX: usize = 8;
+/// How often numbers are published and deadlines looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// How soon a full channel is tried again: its shard does not ring when it has made room.
+const RETRY: Duration = Duration::from_millis(2);
+
+/// How messages reach other nodes, and come back from there.
+///
+/// What is asked takes effect in the order it was asked. A transport loses nothing silently: a
+/// publish ends in exactly one [`Local::done`], a lost link in [`Local::set_up`].
+pub trait Transport {
+    /// Wants to hear a topic. Confirmed by [`Local::subscribed`], again after each lost link.
+    fn subscribe(&mut self, key: TopicKey, topic: &TopicName);
+
+    /// Wants to hear it no more.
+    fn unsubscribe(&mut self, topic: TopicName);
+
+    /// Sends a message to everyone in a topic, on any node, this one included.
+    fn publish(&mut self, publish: Publish, now: Instant, local: &mut Local);
+
+    /// Whether it takes more publishes now. While not, nothing is taken from the shards.
+    fn has_room(&self) -> bool;
+
+    /// Whether no publish waits for its end.
+    fn is_idle(&self) -> bool;
+
+    /// Goes on with what was asked and tells `local` what happened, within bounds. Answers whether
+    /// there was anything to do; if not, `cx` is woken when there is.
+    fn poll(&mut self, cx: &mut Context<'_>, now: Instant, local: &mut Local) -> bool;
+
+    /// Copies its own gauges out.
+    fn measure(&self, _now: Instant, _counters: &mut BackplaneCounters) {}
+}
+
+/// Runs the backplane on this thread until it is stopped or every shard has ended.
+///
+/// # Panics
+/// When the kernel refuses the descriptors an event loop needs: nothing could be delivered.
+pub fn run(plan: Arc<Plan>, end: BackplaneEnd, mirror: Arc<BackplaneMirror>, health: Arc<Health>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a thread that has just started gets its epoll descriptor");
+    // Unconstrained: a turn has bounds of its own, and the order of sends must not depend on
+    // tokio's budget.
+    runtime.block_on(tokio::task::unconstrained(async {
+        match &plan.backplane {
+            BackplanePlan::Memory => {
+                let local = Local::new(plan.node, end, health, Duration::ZERO);
+                Ringer::new(local, embedded::Embedded::default(), mirror).run().await;
+            }
+            BackplanePlan::Redis(_) => unreachable!(),
+        }
+    }));
+}
+
+struct Ringer<T> {
+    local: Local,
+    transport: T,
+    mirror: Arc<BackplaneMirror>,
+    bell: AsyncFd<OwnedFd>,
+    tick: Interval,
+    retry: Interval,
+    /// The shard that is asked first in the next turn.
+    first: usize,
+}
+
+/// Why the loop came up for air.
+enum Pause {
+    /// Others on this thread (the drivers of connections) have their turn.
+    Yield,
+    /// No shard is left, or somebody asked for it.
+    End,
+}
+
+impl<T: Transport> Ringer<T> {
+    fn new(local: Local, transport: T, mirror: Arc<BackplaneMirror>) -> Ringer<T> {
+        let bell = listen(&local.end);
+        let every = |period| {
+            let mut interval = interval(period);
+            interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            interval
+        };
+        let (tick, retry) = (every(TICK), every(RETRY));
+        Ringer { local, transport, mirror, bell, tick, retry, first: 0 }
+    }
+
+    async fn run(mut self) {
+        while let Pause::Yield = poll_fn(|cx| self.poll_turns(cx)).await {
+            tokio::task::yield_now().await;
+        }
+        self.publish_numbers(Instant::now());
+    }
+
+    /// Turns until there is nothing to do (then it sleeps: `Pending`) or others must have theirs.
+    fn poll_turns(&mut self, cx: &mut Context<'_>) -> Poll<Pause> {
+        for _ in 0..TURNS_MAX {
+            let now = Instant::now();
+            if self.tick.poll_tick(cx).is_ready() {
+                self.publish_numbers(now);
+                if self.local.is_deserted() && (self.transport.is_idle() || !self.local.is_up()) {
+                    return Poll::Ready(Pause::End);
+                }
+            }
+            if self.local.end.is_stopped() {
+                return Poll::Ready(Pause::End);
+            }
+            if !self.turn(cx, now) && self.may_sleep() && self.poll_sleep(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(Pause::Yield)
+    }
+
+    /// Takes what is ready, goes on with the transport, rings the shards. Whether there was anything.
+    fn turn(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let mut is_busy = self.take_uplinks(now);
+        for _ in 0..EXPIRED_PER_TURN {
+            let Some(topic) = self.local.interest.take_expired(now) else { break };
+            self.transport.unsubscribe(topic);
+        }
+        is_busy |= self.transport.poll(cx, now, &mut self.local);
+        self.local.flush();
+        is_busy
+    }
+
+    fn take_uplinks(&mut self, now: Instant) -> bool {
+        let shards = self.local.end.shards.len();
+        let mut taken = 0;
+        for step in 0..shards {
+            taken += self.take_from_shard((self.first + step) % shards, now);
+        }
+        self.first = (self.first + 1) % shards.max(1);
+        for _ in 0..ITEMS_PER_SHARD_AND_TURN {
+            if !self.transport.has_room() {
+                break;
+            }
+            let Some(item) = self.local.end.try_recv_ops() else { break };
+            if let Uplink::Publish(publish) = item {
+                self.publish(publish, now);
+            }
+            taken += 1;
+        }
+        taken > 0
+    }
+
+    fn take_from_shard(&mut self, index: usize, now: Instant) -> usize {
+        let shard = self.local.end.shards[index].id;
+        let mut taken = 0;
+        while taken < ITEMS_PER_SHARD_AND_TURN && self.takes(shard) {
+            let Some(item) = self.local.end.shards[index].try_recv() else { break };
+            self.handle_uplink(shard, item, now);
+            taken += 1;
+        }
+        if taken > 0 {
+            self.local.end.shards[index].made_room();
+        }
+        taken
+    }
+
+    fn handle_uplink(&mut self, shard: ShardId, item: Uplink, now: Instant) {
+        match item {
+            Uplink::Join { topic, at } => {
+                if let Some(key) = self.local.join(topic.clone(), shard, at) {
+                    self.transport.subscribe(key, &topic);
+                }
+            }
+            Uplink::Leave { topic, at } => self.local.leave(&topic, shard, at, now),
+            Uplink::Publish(publish) => self.publish(publish, now),
+        }
+    }
+
+    fn publish(&mut self, publish: Publish, now: Instant) {
+        self.local.counters.publishes += 1;
+        self.transport.publish(publish, now, &mut self.local);
+    }
+
+    fn takes(&self, shard: ShardId) -> bool {
+        self.transport.has_room() && self.local.takes(shard)
+    }
+
+    fn may_sleep(&self) -> bool {
+        self.local.end.may_sleep(|shard| self.takes(shard), self.transport.has_room())
+    }
+
+    /// Waits for the bell and, while a shard's channel is full, for a moment.
+    fn poll_sleep(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Poll::Ready(ready) = self.bell.poll_read_ready(cx) {
+            self.local.end.bell().hush();
+            ready.expect("the event loop lives as long as this loop").clear_ready();
+            return Poll::Ready(());
+        }
+        if self.local.is_waiting() && self.retry.poll_tick(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+
+    fn publish_numbers(&mut self, now: Instant) {
+        let counters = &mut self.local.counters;
+        counters.topics = self.local.interest.len() as u64;
+        self.transport.measure(now, counters);
+        self.mirror.publish(counters);
+    }
+}
+
+/// The bell as tokio waits for it: a descriptor of its own for the same eventfd.
+#[allow(deprecated)] // its danger is a descriptor that closes too early; this one is owned
+fn listen(end: &BackplaneEnd) -> AsyncFd<OwnedFd> {
+    let own = end.bell().as_fd().try_clone_to_owned();
+    let own = own.expect("a thread that has just started gets a descriptor");
+    AsyncFd::with_interest(own, tokio::io::Interest::READABLE).expect("an eventfd can be polled")
+}

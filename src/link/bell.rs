@@ -4,51 +4,17 @@
 //! fences, and rings only a sleeper. Either the consumer sees the item or the producer sees the
 //! sleeper; a left-over count is only a spurious wake. One system call per sleep, not per message.
 //!
-//! Both halves of the protocol stand in [`Sleeper`], which names no system call, so that loom can
-//! try every interleaving of it (`tests/loom.rs`).
+//! Both halves of the protocol stand in [`Sleeper`], which names no system call; this file adds the
+//! descriptor.
+//!
+//! Invariant: the eventfd is readable only after a ring, and a ring that finds nobody asleep costs
+//! no system call.
 #![allow(unsafe_code)] // eventfd(2), read(2) and write(2) on a descriptor that this type owns
 
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicBool, Ordering, fence};
-#[cfg(not(loom))]
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+pub use super::sleeper::Sleeper;
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-
-/// The flag and its fences, without the system calls.
-#[derive(Debug, Default)]
-pub struct Sleeper {
-    asleep: AtomicBool,
-}
-
-impl Sleeper {
-    /// Awake.
-    pub fn new() -> Sleeper {
-        Sleeper { asleep: AtomicBool::new(false) }
-    }
-
-    /// Producer, after it has published: whether the consumer sleeps and it is on us to wake it.
-    #[must_use]
-    pub fn must_wake(&self) -> bool {
-        // Orders our publication before the look at the flag; pairs with the fence in `may_sleep`.
-        fence(Ordering::SeqCst);
-        self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::AcqRel)
-    }
-
-    /// Consumer, before it sleeps: `false` when there is something after all.
-    #[must_use]
-    pub fn may_sleep(&self, is_empty: impl FnOnce() -> bool) -> bool {
-        self.asleep.store(true, Ordering::Relaxed);
-        // Orders the flag before the last look; pairs with the fence in `must_wake`.
-        fence(Ordering::SeqCst);
-        if is_empty() {
-            return true;
-        }
-        self.asleep.store(false, Ordering::Relaxed);
-        false
-    }
-}
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// A [`Sleeper`] and the eventfd it sleeps on.
 #[derive(Debug)]
@@ -100,5 +66,42 @@ impl Bell {
     /// What to wait for, readable when rung. Not to be closed by the waiter.
     pub fn fd(&self) -> RawFd {
         self.eventfd.as_raw_fd()
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.eventfd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_readable(bell: &Bell) -> bool {
+        let mut poll = libc::pollfd { fd: bell.fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one valid pollfd, and a timeout of zero.
+        unsafe { libc::poll(&mut poll, 1, 0) == 1 }
+    }
+
+    #[test]
+    fn only_a_sleeper_is_rung() {
+        let bell = Bell::new().unwrap();
+        assert!(!bell.ring(), "awake");
+        assert!(!is_readable(&bell));
+        assert!(bell.may_sleep(|| true));
+        assert!(bell.ring());
+        assert!(is_readable(&bell));
+        assert!(!bell.ring(), "once is enough");
+        bell.hush();
+        assert!(!is_readable(&bell));
+    }
+
+    #[test]
+    fn whoever_finds_something_at_the_last_look_stays_awake() {
+        let bell = Bell::new().unwrap();
+        assert!(!bell.may_sleep(|| false));
+        assert!(!bell.ring());
     }
 }

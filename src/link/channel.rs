@@ -105,6 +105,13 @@ impl ShardPort {
         })
     }
 
+    /// Whether the shard has dropped its end: it ended, and nothing more will come. What it sent
+    /// before may still wait.
+    pub fn is_gone(&self) -> bool {
+        // The flag is shared with the shard's end alone.
+        Arc::strong_count(&self.stalled) == 1
+    }
+
     /// Items waiting for the shard.
     pub fn downlink_waiting(&self) -> usize {
         self.downlink.len()
@@ -122,6 +129,7 @@ pub struct BackplaneEnd {
     pub shards: Vec<ShardPort>,
     ops: Receiver<Uplink>,
     bell: Arc<Bell>,
+    stop: Arc<AtomicBool>,
 }
 
 impl BackplaneEnd {
@@ -130,16 +138,29 @@ impl BackplaneEnd {
         self.ops.try_recv().ok()
     }
 
+    /// Whether the end was asked for ([`OpsEnd::stop_backplane`]).
+    pub fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
     /// The backplane's own bell.
     pub fn bell(&self) -> &Arc<Bell> {
         &self.bell
     }
 
-    /// Whether the backplane may now wait for its bell.
+    /// Publishes waiting from the ops thread.
+    pub fn ops_waiting(&self) -> usize {
+        self.ops.len()
+    }
+
+    /// Whether the backplane may now wait for its bell. `takes` says whose items it would take now:
+    /// it may sleep over those of a shard it holds back, because something else will wake it.
     #[must_use]
-    pub fn may_sleep(&self) -> bool {
+    pub fn may_sleep(&self, takes: impl Fn(ShardId) -> bool, takes_ops: bool) -> bool {
+        let waits = |port: &ShardPort| !port.uplink.is_empty() && takes(port.id);
         self.bell.may_sleep(|| {
-            self.ops.is_empty() && self.shards.iter().all(|port| port.uplink.is_empty())
+            let ops_wait = takes_ops && !self.ops.is_empty();
+            !self.is_stopped() && !ops_wait && !self.shards.iter().any(waits)
         })
     }
 }
@@ -150,6 +171,7 @@ pub struct OpsEnd {
     backplane: Sender<Uplink>,
     backplane_bell: Arc<Bell>,
     shards: Vec<(Sender<Downlink>, Arc<Bell>)>,
+    stop: Arc<AtomicBool>,
 }
 
 impl OpsEnd {
@@ -160,6 +182,12 @@ impl OpsEnd {
         })?;
         self.backplane_bell.ring();
         Ok(())
+    }
+
+    /// Asks the backplane to end at once, whatever it still has.
+    pub fn stop_backplane(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.backplane_bell.ring();
     }
 
     /// How many shards there are.
@@ -186,6 +214,7 @@ pub fn window(
     downlink_items_max: usize,
 ) -> io::Result<(Vec<ShardEnd>, BackplaneEnd, OpsEnd)> {
     let backplane = Arc::new(Bell::new()?);
+    let stop = Arc::new(AtomicBool::new(false));
     let (ops_tx, ops_rx) = bounded(uplink_items_max);
     let mut ends = Vec::new();
     let mut ports = Vec::new();
@@ -206,6 +235,7 @@ pub fn window(
         });
         ports.push(ShardPort { id, uplink: up_rx, downlink: down_tx, bell, stalled });
     }
-    let end = BackplaneEnd { shards: ports, ops: ops_rx, bell: backplane.clone() };
-    Ok((ends, end, OpsEnd { backplane: ops_tx, backplane_bell: backplane, shards: ops }))
+    let bell = backplane.clone();
+    let end = BackplaneEnd { shards: ports, ops: ops_rx, bell, stop: stop.clone() };
+    Ok((ends, end, OpsEnd { backplane: ops_tx, backplane_bell: backplane, shards: ops, stop }))
 }

@@ -10,6 +10,7 @@
 pub mod bell;
 pub mod channel;
 pub mod health;
+pub mod sleeper;
 
 use crate::ids::{ConnId, NodeId, ShardId, TopicId, TopicName};
 use crate::protocol::{Dialect, RequestId};

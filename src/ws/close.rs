@@ -32,3 +32,39 @@ impl CloseCode {
         self.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exactly_the_codes_that_may_stand_in_a_frame_exist() {
+        // RFC 6455 §7.4 and the registry of §11.7: 1004 is reserved; 1005, 1006 and 1015 are only
+        // ever said to the application, never to the peer.
+        for code in 0..=u16::MAX {
+            let may_be_sent = match code {
+                1000..=1014 => ![1004, 1005, 1006].contains(&code),
+                3000..=4999 => true,
+                _ => false,
+            };
+            assert_eq!(CloseCode::new(code).map(CloseCode::get), may_be_sent.then_some(code));
+        }
+    }
+
+    #[test]
+    fn the_named_codes_may_be_sent() {
+        let named = [
+            (CloseCode::NORMAL, 1000),
+            (CloseCode::GOING_AWAY, 1001),
+            (CloseCode::PROTOCOL, 1002),
+            (CloseCode::UNSUPPORTED, 1003),
+            (CloseCode::INVALID_DATA, 1007),
+            (CloseCode::POLICY, 1008),
+            (CloseCode::TOO_BIG, 1009),
+            (CloseCode::TRY_AGAIN_LATER, 1013),
+        ];
+        for (name, number) in named {
+            assert_eq!(CloseCode::new(number), Some(name));
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! From one message to the shards that have members: frames made once, channels that may be full.
+//!
+//! A full channel must not stop the others, so a delivery that finds no room is dropped, counted
+//! under its topic, and told as `Lost` as soon as there is room again. What must not be dropped
+//! (answers, and `Lost` itself) waits in the shard's [`Lane`] and goes before anything newer.
+//!
+//! Invariant: a lane never overtakes itself. While anything waits in it, a delivery is dropped
+//! rather than sent past it; that costs nothing, because it waits only while the channel is full.
+
+use crate::ids::{ConnId, TopicId};
+use crate::link::channel::ShardPort;
+use crate::link::{Downlink, FrameSet};
+use crate::protocol::{Dialect, Event, native};
+use crate::ws::encode::{self, Opcode};
+use bytes::Bytes;
+use hashbrown::HashMap;
+use std::collections::VecDeque;
+
+/// Writes an event once per dialect: whole WebSocket frames, one allocation of the exact size each.
+pub fn frames(event: &Event<'_>) -> FrameSet {
+    FrameSet::new(Dialect::ALL.map(|dialect| frame(event, dialect)))
+}
+
+fn frame(event: &Event<'_>, dialect: Dialect) -> Bytes {
+    let payload_bytes = match dialect {
+        Dialect::Native => native::encoded_len(event),
+    };
+    let frame_bytes = encode::frame_len(payload_bytes);
+    let mut frame = Vec::with_capacity(frame_bytes);
+    encode::header(Opcode::Text, payload_bytes, &mut frame);
+    match dialect {
+        Dialect::Native => native::write(event, &mut frame),
+    }
+    debug_assert_eq!(frame.len(), frame_bytes, "the length was computed, not guessed");
+    Bytes::from(frame)
+}
+
+/// What waits for one shard, and whether it has to be rung.
+#[derive(Default)]
+pub struct Lane {
+    answers: VecDeque<Downlink>,
+    /// Drops not told yet, by topic, and in which order they began.
+    lost: HashMap<TopicId, u64>,
+    lost_order: VecDeque<TopicId>,
+    is_touched: bool,
+}
+
+impl Lane {
+    /// Sends something that must arrive, now or as soon as there is room.
+    pub fn answer(&mut self, port: &ShardPort, item: Downlink) {
+        self.answers.push_back(item);
+        self.retry(port);
+    }
+
+    /// Sends a delivery. `false`: there was no room; it is dropped, and will be told as lost.
+    #[must_use]
+    pub fn deliver(
+        &mut self,
+        port: &ShardPort,
+        to: TopicId,
+        frames: FrameSet,
+        except: Option<ConnId>,
+    ) -> bool {
+        self.retry(port);
+        let delivered =
+            !self.is_waiting() && port.try_send(Downlink::Deliver { to, frames, except }).is_ok();
+        if delivered {
+            self.is_touched = true;
+        } else {
+            let count = self.lost.entry(to).or_insert_with(|| {
+                self.lost_order.push_back(to);
+                0
+            });
+            *count += 1;
+        }
+        delivered
+    }
+
+    /// The topic has no members on this shard any more: nobody is left to be told.
+    pub fn forget(&mut self, at: TopicId) {
+        self.lost.remove(&at);
+    }
+
+    /// Sends what waits, as far as there is room: answers first, then what was lost.
+    pub fn retry(&mut self, port: &ShardPort) {
+        while let Some(item) = self.answers.pop_front() {
+            if let Err(item) = self.send(port, item) {
+                self.answers.push_front(item);
+                return;
+            }
+        }
+        while let Some(to) = self.lost_order.pop_front() {
+            let Some(count) = self.lost.remove(&to) else { continue }; // forgotten meanwhile
+            if self.send(port, Downlink::Lost { to, count }).is_err() {
+                self.lost.insert(to, count);
+                self.lost_order.push_front(to);
+                return;
+            }
+        }
+    }
+
+    /// Whether an answer waits for room. Until it has gone, the shard is not asked for more.
+    pub fn is_held(&self) -> bool {
+        !self.answers.is_empty()
+    }
+
+    /// Whether anything waits for room. The shard does not ring when there is some.
+    pub fn is_waiting(&self) -> bool {
+        !self.answers.is_empty() || !self.lost_order.is_empty()
+    }
+
+    /// Rings the shard if anything was sent since the last time.
+    pub fn ring(&mut self, port: &ShardPort) {
+        if std::mem::take(&mut self.is_touched) {
+            port.ring();
+        }
+    }
+
+    #[allow(clippy::result_large_err)] // the item goes back to its place
+    fn send(&mut self, port: &ShardPort, item: Downlink) -> Result<(), Downlink> {
+        port.try_send(item)?;
+        self.is_touched = true;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::SlotId;
+    use crate::link::channel::{ShardEnd, window};
+
+    fn topic(index: u32) -> TopicId {
+        TopicId(SlotId { index, generation: 0 })
+    }
+
+    fn some_frames() -> FrameSet {
+        FrameSet::new(Dialect::ALL.map(|_| Bytes::from_static(b"frame")))
+    }
+
+    fn heard(shard: &ShardEnd) -> Vec<String> {
+        std::iter::from_fn(|| shard.try_recv())
+            .map(|item| match item {
+                Downlink::Joined { at } => format!("joined {}", at.0.index),
+                Downlink::Deliver { to, .. } => format!("frame {}", to.0.index),
+                Downlink::Lost { to, count } => format!("lost {} of {}", count, to.0.index),
+                _ => unreachable!("nothing else was sent"),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_full_channel_drops_deliveries_and_says_so_before_the_next_one() {
+        let (shards, end, _ops) = window(1, 4, 2).unwrap();
+        let (shard, port, mut lane) = (&shards[0], &end.shards[0], Lane::default());
+        let mut delivered = 0;
+        for to in [1, 1, 1, 2, 1] {
+            delivered += usize::from(lane.deliver(port, topic(to), some_frames(), None));
+        }
+        assert_eq!(delivered, 2);
+        assert_eq!(heard(shard), ["frame 1", "frame 1"]);
+        assert!(!lane.deliver(port, topic(3), some_frames(), None), "both losses go first");
+        assert_eq!(heard(shard), ["lost 2 of 1", "lost 1 of 2"]);
+        lane.retry(port);
+        assert!(lane.deliver(port, topic(1), some_frames(), None));
+        assert_eq!(heard(shard), ["lost 1 of 3", "frame 1"]);
+        assert!(!lane.is_waiting());
+    }
+
+    #[test]
+    fn an_answer_waits_for_room_and_nothing_overtakes_it() {
+        let (shards, end, _ops) = window(1, 4, 1).unwrap();
+        let (shard, port, mut lane) = (&shards[0], &end.shards[0], Lane::default());
+        lane.answer(port, Downlink::Joined { at: topic(1) });
+        lane.answer(port, Downlink::Joined { at: topic(2) });
+        assert!(lane.is_held());
+        assert!(!lane.deliver(port, topic(2), some_frames(), None));
+        assert_eq!(heard(shard), ["joined 1"]);
+        lane.retry(port);
+        assert_eq!(heard(shard), ["joined 2"]);
+        assert!(!lane.is_held());
+        lane.retry(port);
+        assert_eq!(heard(shard), ["lost 1 of 2"]);
+    }
+
+    #[test]
+    fn a_topic_that_left_is_told_of_no_loss() {
+        let (shards, end, _ops) = window(1, 4, 1).unwrap();
+        let (shard, port, mut lane) = (&shards[0], &end.shards[0], Lane::default());
+        let _sent = lane.deliver(port, topic(1), some_frames(), None);
+        let _dropped = lane.deliver(port, topic(1), some_frames(), None);
+        lane.forget(topic(1));
+        assert_eq!(heard(shard), ["frame 1"]);
+        lane.retry(port);
+        assert_eq!(heard(shard), Vec::<String>::new());
+        assert!(!lane.is_waiting());
+    }
+
+    #[test]
+    fn only_a_lane_that_sent_something_rings() {
+        let (shards, end, _ops) = window(1, 4, 8).unwrap();
+        let (shard, port, mut lane) = (&shards[0], &end.shards[0], Lane::default());
+        assert!(shard.may_sleep());
+        lane.ring(port);
+        assert!(shard.bell().ring(), "nothing was sent, so it still sleeps");
+        assert!(shard.may_sleep());
+        lane.answer(port, Downlink::Joined { at: topic(1) });
+        lane.ring(port);
+        assert!(!shard.bell().ring(), "it was woken");
+    }
+}

@@ -1,0 +1,393 @@
+//! Who listens: for each topic with a member on this node, the shards that have one.
+//!
+//! A node with a million users online has a million topics, so an entry is counted in bytes: 48 in
+//! the slab ([`Slots`], with its generation) and 8 in a table that knows only hash and place. The
+//! table keeps the hash because growing it would otherwise read a million names back from memory,
+//! in one turn. The name itself is shared with the shard. Nearly every topic lives on one shard;
+//! only the others pay for a list.
+//!
+//! A topic whose last member left stays for a while (*lingers*): a page that reloads comes back to
+//! a subscription that is still there.
+//!
+//! Invariant: a topic is *confirmed* only for the link it was confirmed on. A link that is lost
+//! takes all confirmations with it, by one number, without a walk over a million entries.
+
+use crate::ids::{ShardId, SlotId, TopicId, TopicName};
+use crate::slots::Slots;
+use hashbrown::{DefaultHashBuilder, HashTable};
+use std::collections::VecDeque;
+use std::hash::BuildHasher;
+use std::time::{Duration, Instant};
+
+/// A topic as this thread numbers it.
+pub type TopicKey = SlotId;
+
+/// Topics that linger at most; beyond, the oldest is given up early. At 15 s of linger it takes
+/// 17,000 last members leaving each second to get here.
+const LINGERING_MAX: usize = 256 * 1024;
+
+/// One shard with members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// The shard's own key.
+    pub at: TopicId,
+    /// Which shard.
+    pub shard: ShardId,
+    /// Whether its `Join` was answered.
+    answered: bool,
+}
+
+#[derive(Debug)]
+enum Members {
+    Few(Option<Member>),
+    Many(Box<Crowd>),
+}
+
+/// Behind a box, so that the many entries without it stay small.
+#[derive(Debug)]
+struct Crowd {
+    members: Vec<Member>,
+}
+
+impl Members {
+    fn as_slice(&self) -> &[Member] {
+        match self {
+            Members::Few(member) => member.as_slice(),
+            Members::Many(crowd) => &crowd.members,
+        }
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [Member] {
+        match self {
+            Members::Few(member) => member.as_mut_slice(),
+            Members::Many(crowd) => &mut crowd.members,
+        }
+    }
+
+    /// A second `Join` of a shard replaces its first: the shard knows best which key it uses.
+    fn put(&mut self, member: Member) {
+        if let Some(known) = self.as_mut_slice().iter_mut().find(|m| m.shard == member.shard) {
+            *known = member;
+            return;
+        }
+        match self {
+            Members::Few(place @ None) => *place = Some(member),
+            Members::Few(Some(first)) => {
+                *self = Members::Many(Box::new(Crowd { members: vec![*first, member] }));
+            }
+            Members::Many(crowd) => crowd.members.push(member),
+        }
+    }
+
+    /// Answers whether there was such a member.
+    fn remove(&mut self, shard: ShardId, at: TopicId) -> bool {
+        let is_it = |m: &Member| m.shard == shard && m.at == at;
+        match self {
+            Members::Few(place) => place.take_if(|m| is_it(m)).is_some(),
+            Members::Many(crowd) => {
+                let before = crowd.members.len();
+                crowd.members.retain(|m| !is_it(m));
+                let removed = crowd.members.len() < before;
+                if let [last] = crowd.members[..] {
+                    *self = Members::Few(Some(last));
+                }
+                removed
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    name: TopicName,
+    members: Members,
+    /// The link that confirmed it; 0: none yet.
+    link: u32,
+    /// Which of all leaves was its last; tells a stale line in `lingering` from a current one.
+    left: u32,
+}
+
+const _: () =
+    assert!(size_of::<Option<Entry>>() == 40, "a million of these: see the module's sketch");
+
+/// What the table keeps of a topic.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    hash: u32,
+    index: u32,
+}
+
+/// What a `Join` leads to.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Joined {
+    /// The topic is confirmed: answer at once.
+    Now,
+    /// Somebody else has asked already: the answer comes with the confirmation.
+    Later,
+    /// The first to ask: subscribe under this key.
+    Subscribe(TopicKey),
+}
+
+/// All topics this node listens for.
+pub struct Interest {
+    places: HashTable<Place>,
+    hasher: DefaultHashBuilder,
+    entries: Slots<Entry>,
+    lingering: VecDeque<Lingering>,
+    linger: Duration,
+    link: u32,
+    leaves: u32,
+}
+
+struct Lingering {
+    key: TopicKey,
+    left: u32,
+    until: Instant,
+}
+
+impl Interest {
+    /// Nobody listens. Topics without members stay for `linger`.
+    pub fn new(linger: Duration) -> Interest {
+        Interest {
+            places: HashTable::new(),
+            hasher: DefaultHashBuilder::default(),
+            entries: Slots::with_max(u32::MAX as usize),
+            lingering: VecDeque::new(),
+            linger,
+            link: 1,
+            leaves: 0,
+        }
+    }
+
+    /// How many topics there are, lingering ones included.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// One past the highest place: the range that [`Interest::name_at`] knows.
+    pub fn high(&self) -> u32 {
+        u32::try_from(self.entries.high()).expect("the slab is bounded by u32")
+    }
+
+    /// A shard has its first member of a topic.
+    pub fn join(&mut self, topic: TopicName, shard: ShardId, at: TopicId) -> Joined {
+        let hash = self.hash(topic.as_str());
+        if let Some(index) = self.index_of(hash, topic.as_str()) {
+            let link = self.link;
+            let entry = self.entries.at_mut(index).expect("the table names living entries only");
+            let confirmed = entry.link == link;
+            entry.members.put(Member { shard, at, answered: confirmed });
+            return if confirmed { Joined::Now } else { Joined::Later };
+        }
+        let members = Members::Few(Some(Member { shard, at, answered: false }));
+        let key = self
+            .entries
+            .insert(Entry { name: topic, members, link: 0, left: 0 })
+            .expect("shards × their limit of topics stays below u32::MAX");
+        let place = Place { hash, index: key.index };
+        self.places.insert_unique(spread(hash), place, |place| spread(place.hash));
+        Joined::Subscribe(key)
+    }
+
+    /// The last member left a shard. The topic lingers if this was the last shard.
+    pub fn leave(&mut self, topic: &TopicName, shard: ShardId, at: TopicId, now: Instant) {
+        let Some(index) = self.index_of(self.hash(topic.as_str()), topic.as_str()) else { return };
+        let key = self.entries.id_at(index).expect("the table names living entries only");
+        let entry = self.entries.at_mut(index).expect("as above");
+        if !entry.members.remove(shard, at) || !entry.members.as_slice().is_empty() {
+            return;
+        }
+        self.leaves = self.leaves.wrapping_add(1);
+        entry.left = self.leaves;
+        let until = now + self.linger;
+        self.lingering.push_back(Lingering { key, left: self.leaves, until });
+    }
+
+    /// The next topic whose linger is over; it is forgotten, and has to be unsubscribed.
+    pub fn take_expired(&mut self, now: Instant) -> Option<TopicName> {
+        loop {
+            let front = self.lingering.front()?;
+            if front.until > now && self.lingering.len() <= LINGERING_MAX {
+                return None;
+            }
+            let gone = self.lingering.pop_front().expect("there is a front");
+            let Some(entry) = self.entries.get(gone.key) else { continue };
+            // Came back meanwhile, and perhaps left again: then another line tells when.
+            if entry.left == gone.left && entry.members.as_slice().is_empty() {
+                return Some(self.forget(gone.key));
+            }
+        }
+    }
+
+    /// The shards with members of a topic, by its whole name.
+    #[inline]
+    pub fn members(&self, topic: &str) -> Option<(&TopicName, &[Member])> {
+        let index = self.index_of(self.hash(topic), topic)?;
+        let entry = self.entries.at(index)?;
+        Some((&entry.name, entry.members.as_slice()))
+    }
+
+    /// The topic at a place, and its key. For those who walk over all of them.
+    pub fn name_at(&self, index: u32) -> Option<(TopicKey, &TopicName)> {
+        Some((self.entries.id_at(index)?, &self.entries.at(index)?.name))
+    }
+
+    /// The transport listens for a topic now. Calls `answer` for each `Join` that still waits.
+    /// The topic may have left meanwhile.
+    pub fn confirm(&mut self, key: TopicKey, mut answer: impl FnMut(ShardId, TopicId)) {
+        let link = self.link;
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        entry.link = link;
+        for member in entry.members.as_mut_slice().iter_mut().filter(|m| !m.answered) {
+            member.answered = true;
+            answer(member.shard, member.at);
+        }
+    }
+
+    /// The link is lost, and every confirmation with it.
+    pub fn lose_link(&mut self) {
+        self.link = self.link.wrapping_add(1).max(1);
+    }
+
+    fn forget(&mut self, key: TopicKey) -> TopicName {
+        let entry = self.entries.remove(key).expect("only living entries are forgotten");
+        let hash = self.hash(entry.name.as_str());
+        self.places
+            .find_entry(spread(hash), |place| place.index == key.index)
+            .expect("every entry has its place in the table")
+            .remove();
+        entry.name
+    }
+
+    #[inline]
+    fn index_of(&self, hash: u32, topic: &str) -> Option<u32> {
+        let is_it = |place: &Place| {
+            place.hash == hash
+                && self.entries.at(place.index).is_some_and(|entry| entry.name.as_str() == topic)
+        };
+        Some(self.places.find(spread(hash), is_it)?.index)
+    }
+
+    fn hash(&self, topic: &str) -> u32 {
+        self.hasher.hash_one(topic) as u32
+    }
+}
+
+/// Thirty-two bits are kept; the table wants good bits at both ends of sixty-four.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: ShardId = ShardId(1);
+    const TWO: ShardId = ShardId(2);
+
+    fn at(index: u32) -> TopicId {
+        TopicId(SlotId { index, generation: 0 })
+    }
+
+    fn room(name: &str) -> TopicName {
+        TopicName::room(name)
+    }
+
+    fn shards(interest: &Interest, topic: &str) -> Vec<(u16, u32)> {
+        let members = interest.members(topic).map_or(&[][..], |(_, members)| members);
+        members.iter().map(|m| (m.shard.0, m.at.0.index)).collect()
+    }
+
+    fn subscribe(interest: &mut Interest, name: &str, shard: ShardId, id: u32) -> TopicKey {
+        match interest.join(room(name), shard, at(id)) {
+            Joined::Subscribe(key) => key,
+            other => panic!("{name} was there already: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn shards_come_and_go_and_only_the_first_subscribes() {
+        let mut interest = Interest::new(Duration::ZERO);
+        let now = Instant::now();
+        let key = subscribe(&mut interest, "a", ONE, 10);
+        assert_eq!(interest.join(room("a"), TWO, at(20)), Joined::Later);
+        let mut answered = Vec::new();
+        interest.confirm(key, |shard, at| answered.push((shard.0, at.0.index)));
+        assert_eq!(answered, [(1, 10), (2, 20)]);
+        assert_eq!(interest.join(room("a"), ShardId(3), at(30)), Joined::Now);
+        assert_eq!(shards(&interest, "r:a"), [(1, 10), (2, 20), (3, 30)]);
+        for (shard, id) in [(TWO, 20), (ShardId(3), 30), (ONE, 11)] {
+            interest.leave(&room("a"), shard, at(id), now);
+        }
+        assert_eq!(shards(&interest, "r:a"), [(1, 10)], "a key of an earlier join removes nothing");
+        assert_eq!(interest.take_expired(now), None);
+        interest.leave(&room("a"), ONE, at(10), now);
+        assert_eq!(interest.take_expired(now), Some(room("a")));
+        assert_eq!((interest.len(), interest.places.len()), (0, 0));
+    }
+
+    #[test]
+    fn who_comes_back_while_it_lingers_finds_it_confirmed() {
+        let mut interest = Interest::new(Duration::from_secs(15));
+        let now = Instant::now();
+        let key = subscribe(&mut interest, "a", ONE, 1);
+        interest.confirm(key, |_, _| {});
+        interest.leave(&room("a"), ONE, at(1), now);
+        assert_eq!(shards(&interest, "r:a"), []);
+        assert_eq!(interest.join(room("a"), TWO, at(2)), Joined::Now);
+        assert_eq!(interest.take_expired(now + Duration::from_secs(16)), None, "it came back");
+        interest.leave(&room("a"), TWO, at(2), now + Duration::from_secs(10));
+        assert_eq!(interest.take_expired(now + Duration::from_secs(24)), None);
+        assert_eq!(interest.take_expired(now + Duration::from_secs(25)), Some(room("a")));
+    }
+
+    #[test]
+    fn a_lost_link_takes_all_confirmations_but_no_second_answer_follows() {
+        let mut interest = Interest::new(Duration::ZERO);
+        let key = subscribe(&mut interest, "a", ONE, 1);
+        interest.confirm(key, |_, _| {});
+        interest.lose_link();
+        assert_eq!(interest.join(room("a"), TWO, at(2)), Joined::Later);
+        let mut answered = Vec::new();
+        interest.confirm(key, |shard, _| answered.push(shard));
+        assert_eq!(answered, [TWO]);
+    }
+
+    #[test]
+    fn a_confirmation_for_a_topic_that_left_reaches_nobody() {
+        let mut interest = Interest::new(Duration::ZERO);
+        let now = Instant::now();
+        let stale = subscribe(&mut interest, "a", ONE, 1);
+        interest.leave(&room("a"), ONE, at(1), now);
+        assert_eq!(interest.take_expired(now), Some(room("a")));
+        let _fresh = subscribe(&mut interest, "a", ONE, 2);
+        interest.confirm(stale, |_, _| panic!("nobody asked under this key"));
+        assert_eq!(interest.join(room("a"), TWO, at(3)), Joined::Later);
+    }
+
+    #[test]
+    fn the_lingering_are_bounded() {
+        let mut interest = Interest::new(Duration::from_secs(3600));
+        let now = Instant::now();
+        for id in 0..=LINGERING_MAX as u32 {
+            let _key = subscribe(&mut interest, &id.to_string(), ONE, id);
+            interest.leave(&room(&id.to_string()), ONE, at(id), now);
+        }
+        assert_eq!(interest.take_expired(now), Some(room("0")), "the oldest goes early");
+        assert_eq!(interest.take_expired(now), None);
+    }
+
+    #[test]
+    fn a_topic_costs_at_most_seventy_bytes_beside_its_name() {
+        let mut interest = Interest::new(Duration::ZERO);
+        let topics = 200_000;
+        for id in 0..topics as u32 {
+            let _key = subscribe(&mut interest, &id.to_string(), ONE, id);
+        }
+        let slab =
+            interest.entries.high().next_multiple_of(1024) * (size_of::<Option<Entry>>() + 8);
+        let bytes = interest.places.allocation_size() + slab;
+        assert!(bytes / topics <= 70, "{} bytes a topic", bytes / topics);
+    }
+}

@@ -1,0 +1,194 @@
+//! This node's side of the backplane: who listens here, and the way to them.
+//!
+//! A [`super::Transport`] knows other nodes and nothing of shards; it tells this side what happened
+//! (a message came, a topic is confirmed, a publish ended), and this side finds the shards.
+//!
+//! Invariant: nothing here waits. A message costs one hash, one frame set, and one `try_send` for
+//! each shard with members.
+
+use super::fanout::{self, Lane};
+use super::interest::{Interest, Joined, TopicKey};
+use super::seldom::Seldom;
+use crate::ids::{NodeId, ShardId, TopicId, TopicName};
+use crate::link::channel::{BackplaneEnd, ShardPort};
+use crate::link::health::Health;
+use crate::link::{Done, Downlink, FrameSet, Origin, Outcome};
+use crate::metrics::BackplaneCounters;
+use crate::protocol::Event;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A message that came from the backplane, still in the bytes it came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message<'a> {
+    /// The topic's whole name.
+    pub topic: &'a str,
+    /// The authenticated user who sent it, if one did.
+    pub from: Option<&'a str>,
+    /// The payload, byte for byte.
+    pub payload: &'a [u8],
+    /// A connection that must not hear it.
+    pub except: Option<Origin>,
+}
+
+/// See the module.
+pub struct Local {
+    /// This node.
+    pub node: NodeId,
+    /// The window's end.
+    pub end: BackplaneEnd,
+    /// Which topics this node listens for.
+    pub interest: Interest,
+    /// What is counted.
+    pub counters: BackplaneCounters,
+    lanes: Vec<Lane>,
+    health: Arc<Health>,
+    since: Instant,
+    failures: Seldom,
+}
+
+impl Local {
+    /// Nobody listens yet, and nothing is up.
+    pub fn new(node: NodeId, end: BackplaneEnd, health: Arc<Health>, linger: Duration) -> Local {
+        let lanes = end.shards.iter().map(|_| Lane::default()).collect();
+        Local {
+            node,
+            end,
+            interest: Interest::new(linger),
+            counters: BackplaneCounters::default(),
+            lanes,
+            health,
+            since: Instant::now(),
+            failures: Seldom::default(),
+        }
+    }
+
+    /// A message came. Hands it to each shard with members; [`Local::flush`] rings them.
+    pub fn message(&mut self, message: &Message<'_>) {
+        self.counters.received += 1;
+        let Some((name, members)) = self.interest.members(message.topic) else {
+            self.counters.unwanted += 1;
+            return;
+        };
+        let Some((last, others)) = members.split_last() else {
+            self.counters.unwanted += 1; // it lingers
+            return;
+        };
+        let event =
+            Event::Message { topic: name.kind(), from: message.from, payload: message.payload };
+        let frames = fanout::frames(&event);
+        // Another node's numbers mean nothing here.
+        let except = message.except.filter(|origin| origin.node == self.node);
+        let mut deliver = |shard: ShardId, to: TopicId, frames: FrameSet| {
+            let except = except.filter(|origin| origin.shard == shard).map(|origin| origin.conn);
+            let index = usize::from(shard.0);
+            let delivered = self.lanes[index].deliver(&self.end.shards[index], to, frames, except);
+            self.counters.delivered += u64::from(delivered);
+            self.counters.dropped += u64::from(!delivered);
+        };
+        for member in others {
+            deliver(member.shard, member.at, frames.clone());
+        }
+        deliver(last.shard, last.at, frames);
+    }
+
+    /// A shard has its first member of a topic. Answers under which key to subscribe, if so.
+    pub fn join(&mut self, topic: TopicName, shard: ShardId, at: TopicId) -> Option<TopicKey> {
+        match self.interest.join(topic, shard, at) {
+            Joined::Now => {
+                self.answer(shard, Downlink::Joined { at });
+                None
+            }
+            Joined::Later => None,
+            Joined::Subscribe(key) => Some(key),
+        }
+    }
+
+    /// The last member of a topic left a shard.
+    pub fn leave(&mut self, topic: &TopicName, shard: ShardId, at: TopicId, now: Instant) {
+        self.lanes[usize::from(shard.0)].forget(at);
+        self.interest.leave(topic, shard, at, now);
+    }
+
+    /// The transport listens for a topic now: whoever waits for that is told.
+    pub fn subscribed(&mut self, key: TopicKey) {
+        let (lanes, ports) = (&mut self.lanes, &self.end.shards);
+        self.interest.confirm(key, |shard, at| {
+            let index = usize::from(shard.0);
+            lanes[index].answer(&ports[index], Downlink::Joined { at });
+        });
+    }
+
+    /// A publish ended. Failures are always told; success only to those who asked.
+    pub fn done(&mut self, done: Done, outcome: Outcome, now: Instant) {
+        match outcome {
+            Outcome::Accepted => {}
+            Outcome::Unavailable => self.counters.publishes_failed += 1,
+            Outcome::Unknown => self.counters.publishes_unknown += 1,
+        }
+        match done {
+            Done::Conn { id: None, .. } if outcome == Outcome::Accepted => {}
+            Done::Conn { shard, conn, id } => {
+                self.answer(shard, Downlink::Ack { conn, id, outcome });
+            }
+            Done::Call(call) => call(outcome),
+            Done::Nobody if outcome == Outcome::Accepted => {}
+            Done::Nobody => {
+                if let Some(unsaid) = self.failures.is_due(now) {
+                    tracing::warn!(?outcome, unsaid, "a publish that nobody waits for failed");
+                }
+            }
+        }
+    }
+
+    /// The transport delivers from now on, or does not. Written to health at once.
+    pub fn set_up(&mut self, up: bool, reason: &str, now: Instant) {
+        if up == (self.counters.up == 1) {
+            return;
+        }
+        let for_ms = now.duration_since(self.since).as_millis() as u64;
+        if up {
+            tracing::info!(reason, down_for_ms = for_ms, "backplane up");
+        } else {
+            tracing::info!(reason, up_for_ms = for_ms, "backplane down");
+        }
+        self.since = now;
+        self.counters.up = u64::from(up);
+        self.health.set_backplane_up(up);
+    }
+
+    /// Whether the transport delivers.
+    pub fn is_up(&self) -> bool {
+        self.counters.up == 1
+    }
+
+    /// Whether items of a shard are taken now: not while an answer waits for room in its channel.
+    pub fn takes(&self, shard: ShardId) -> bool {
+        !self.lanes[usize::from(shard.0)].is_held()
+    }
+
+    /// Whether something waits for room in a shard's channel, so that this thread must look again
+    /// by itself.
+    pub fn is_waiting(&self) -> bool {
+        self.lanes.iter().any(Lane::is_waiting)
+    }
+
+    /// Ends a turn: what waited is tried again, and each shard that was sent something is rung once.
+    pub fn flush(&mut self) {
+        for (lane, port) in self.lanes.iter_mut().zip(&self.end.shards) {
+            lane.retry(port);
+            lane.ring(port);
+        }
+    }
+
+    /// Whether every shard has ended and left nothing behind.
+    pub fn is_deserted(&self) -> bool {
+        let left_nothing = |port: &ShardPort| port.is_gone() && port.waiting() == 0;
+        self.end.shards.iter().all(left_nothing)
+    }
+
+    fn answer(&mut self, shard: ShardId, item: Downlink) {
+        let index = usize::from(shard.0);
+        self.lanes[index].answer(&self.end.shards[index], item);
+    }
+}

@@ -1,0 +1,39 @@
+//! Log lines that must not become a flood.
+
+use std::time::{Duration, Instant};
+
+/// Lets one line through every five seconds, and knows how many it held back.
+#[derive(Debug, Default)]
+pub struct Seldom {
+    last: Option<Instant>,
+    unsaid: u64,
+}
+
+impl Seldom {
+    const EVERY: Duration = Duration::from_secs(5);
+
+    /// `Some`: say it now, and that so many were not said since the last one.
+    pub fn is_due(&mut self, now: Instant) -> Option<u64> {
+        if self.last.is_some_and(|last| now.duration_since(last) < Self::EVERY) {
+            self.unsaid += 1;
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.unsaid))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_in_five_seconds_tells_how_many_it_stands_for() {
+        let mut seldom = Seldom::default();
+        let now = Instant::now();
+        assert_eq!(seldom.is_due(now), Some(0));
+        assert_eq!(seldom.is_due(now), None);
+        assert_eq!(seldom.is_due(now + Duration::from_secs(4)), None);
+        assert_eq!(seldom.is_due(now + Duration::from_secs(5)), Some(2));
+    }
+}

@@ -1,0 +1,11 @@
+//! `campanile.v1`, the native dialect: one JSON object a message, both ways.
+//!
+//! Reading and writing share no state and no types but [`super::Command`] and [`super::Event`]. The
+//! payload is the one thing that passes through both, and neither looks into it further than to see
+//! that it is JSON.
+
+mod parse;
+mod write;
+
+pub use parse::parse;
+pub use write::{encoded_len, write};

@@ -1,0 +1,276 @@
+//! [`Event`] to bytes.
+//!
+//! What an event looks like is said once, in [`emit`]; writing it and measuring it are two
+//! [`Sink`]s for the same pieces, so that a frame's header never disagrees with its body.
+//!
+//! Invariant: no formatter and no allocation but the growth of `out`; payloads and ids are copied as
+//! they came, everything else that is text is escaped as RFC 8259 §7 asks and no further.
+
+use crate::ids::TopicKind;
+use crate::protocol::json::plain_len;
+use crate::protocol::{Event, RequestId};
+
+/// The exact number of bytes [`write()`] appends.
+pub fn encoded_len(event: &Event<'_>) -> usize {
+    let mut length = Length(0);
+    emit(event, &mut length);
+    length.0
+}
+
+/// Appends the event as one JSON object.
+pub fn write(event: &Event<'_>, out: &mut Vec<u8>) {
+    emit(event, out);
+}
+
+/// Where the pieces of an event go.
+trait Sink {
+    /// Finished JSON.
+    fn raw(&mut self, json: &[u8]);
+    /// A number's digits.
+    fn number(&mut self, value: u64);
+
+    /// The inside of a string.
+    #[inline]
+    fn text(&mut self, text: &str) {
+        let mut rest = text.as_bytes();
+        loop {
+            let (plain, special) = rest.split_at(plain_len(rest));
+            self.raw(plain);
+            let Some((&byte, after)) = special.split_first() else { return };
+            self.escape(byte);
+            rest = after;
+        }
+    }
+
+    /// A quote, a backslash or a control character.
+    fn escape(&mut self, byte: u8) {
+        match byte {
+            b'"' => self.raw(br#"\""#),
+            b'\\' => self.raw(br"\\"),
+            b'\n' => self.raw(br"\n"),
+            b'\r' => self.raw(br"\r"),
+            b'\t' => self.raw(br"\t"),
+            _ => {
+                const DIGITS: &[u8; 16] = b"0123456789abcdef";
+                let (high, low) = (DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]);
+                self.raw(&[b'\\', b'u', b'0', b'0', high, low]);
+            }
+        }
+    }
+}
+
+impl Sink for Vec<u8> {
+    #[inline]
+    fn raw(&mut self, json: &[u8]) {
+        self.extend_from_slice(json);
+    }
+
+    #[inline]
+    fn number(&mut self, value: u64) {
+        self.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+    }
+}
+
+/// Counts bytes.
+struct Length(usize);
+
+impl Sink for Length {
+    #[inline]
+    fn raw(&mut self, json: &[u8]) {
+        self.0 += json.len();
+    }
+
+    #[inline]
+    fn number(&mut self, value: u64) {
+        self.0 += value.checked_ilog10().unwrap_or(0) as usize + 1;
+    }
+}
+
+fn emit(event: &Event<'_>, out: &mut impl Sink) {
+    match event {
+        Event::Message { topic, from, payload } => message(*topic, *from, payload, out),
+        Event::Ok { id, room, not_recovered } => ok(*id, *room, *not_recovered, out),
+        Event::Error { id, code, message } => {
+            out.raw(br#"{"type":"error""#);
+            id_member(*id, out);
+            text_member(br#","code":""#, code.as_str(), out);
+            text_member(br#","message":""#, message, out);
+        }
+        Event::Welcome { connection_id, user_id, node, ping_interval_s } => {
+            text_member(br#"{"type":"welcome","connection_id":""#, connection_id, out);
+            text_member(br#","user_id":""#, user_id, out);
+            text_member(br#","node":""#, node, out);
+            out.raw(br#","ping_interval":"#);
+            out.number(*ping_interval_s);
+        }
+        Event::Lost { topic, count } => {
+            out.raw(br#"{"type":"lost""#);
+            topic_member(*topic, out);
+            out.raw(br#","count":"#);
+            out.number(*count);
+        }
+        Event::Reconnect { after_ms } => {
+            out.raw(br#"{"type":"reconnect","after_ms":"#);
+            out.number(*after_ms);
+        }
+        Event::Pong { id } => {
+            out.raw(br#"{"type":"pong""#);
+            id_member(*id, out);
+        }
+    }
+    out.raw(b"}");
+}
+
+#[inline]
+fn message(topic: TopicKind<'_>, from: Option<&str>, payload: &[u8], out: &mut impl Sink) {
+    out.raw(br#"{"type":"message""#);
+    topic_member(topic, out);
+    if let Some(from) = from {
+        text_member(br#","from":""#, from, out);
+    }
+    out.raw(br#","payload":"#);
+    out.raw(payload);
+}
+
+fn ok(id: Option<&RequestId>, room: Option<&str>, not_recovered: bool, out: &mut impl Sink) {
+    out.raw(br#"{"type":"ok""#);
+    id_member(id, out);
+    if let Some(room) = room {
+        text_member(br#","room_id":""#, room, out);
+    }
+    if not_recovered {
+        out.raw(br#","recovered":false,"reason":"not_enabled""#);
+    }
+}
+
+/// `opening` is everything up to and with the value's first quote.
+#[inline]
+fn text_member(opening: &[u8], text: &str, out: &mut impl Sink) {
+    out.raw(opening);
+    out.text(text);
+    out.raw(b"\"");
+}
+
+#[inline]
+fn topic_member(topic: TopicKind<'_>, out: &mut impl Sink) {
+    match topic {
+        TopicKind::Room(room) => text_member(br#","room_id":""#, room, out),
+        TopicKind::User(user) => text_member(br#","target_user_id":""#, user, out),
+        TopicKind::All => out.raw(br#","broadcast":true"#),
+    }
+}
+
+fn id_member(id: Option<&RequestId>, out: &mut impl Sink) {
+    let Some(id) = id else { return };
+    out.raw(br#","id":"#);
+    match id {
+        RequestId::Number(number) => out.number(*number),
+        RequestId::Text(json) => out.raw(json.as_bytes()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::ErrorCode;
+
+    /// Every event, with and without what it may leave out.
+    #[test]
+    fn every_event_is_written_as_the_protocol_says() {
+        let number = RequestId::Number(7);
+        let text = RequestId::Text(r#""a\u0062""#.into());
+        let (room, user, all) = (TopicKind::Room("r"), TopicKind::User("u"), TopicKind::All);
+        let payload = br#"{"a": 1.0}"#.as_slice();
+        let ok = |id, room, not_recovered| Event::Ok { id, room, not_recovered };
+        let cases: Vec<(Event<'_>, &str)> = vec![
+            (
+                Event::Welcome {
+                    connection_id: "c1",
+                    user_id: "u",
+                    node: "n",
+                    ping_interval_s: 25,
+                },
+                r#"{"type":"welcome","connection_id":"c1","user_id":"u","node":"n","ping_interval":25}"#,
+            ),
+            (ok(None, None, false), r#"{"type":"ok"}"#),
+            (ok(Some(&number), None, false), r#"{"type":"ok","id":7}"#),
+            (ok(Some(&text), Some("r"), false), r#"{"type":"ok","id":"a\u0062","room_id":"r"}"#),
+            (
+                ok(Some(&number), Some("r"), true),
+                r#"{"type":"ok","id":7,"room_id":"r","recovered":false,"reason":"not_enabled"}"#,
+            ),
+            (
+                Event::Error {
+                    id: Some(&number),
+                    code: ErrorCode::NotJoined,
+                    message: "say \"join\"",
+                },
+                r#"{"type":"error","id":7,"code":"not_joined","message":"say \"join\""}"#,
+            ),
+            (
+                Event::Error { id: None, code: ErrorCode::BadJson, message: "" },
+                r#"{"type":"error","code":"bad_json","message":""}"#,
+            ),
+            (
+                Event::Message { topic: room, from: Some("u"), payload },
+                r#"{"type":"message","room_id":"r","from":"u","payload":{"a": 1.0}}"#,
+            ),
+            (
+                Event::Message { topic: user, from: None, payload },
+                r#"{"type":"message","target_user_id":"u","payload":{"a": 1.0}}"#,
+            ),
+            (
+                Event::Message { topic: all, from: Some("u"), payload: b"null" },
+                r#"{"type":"message","broadcast":true,"from":"u","payload":null}"#,
+            ),
+            (Event::Lost { topic: room, count: 0 }, r#"{"type":"lost","room_id":"r","count":0}"#),
+            (
+                Event::Lost { topic: user, count: u64::MAX },
+                r#"{"type":"lost","target_user_id":"u","count":18446744073709551615}"#,
+            ),
+            (
+                Event::Lost { topic: all, count: 10 },
+                r#"{"type":"lost","broadcast":true,"count":10}"#,
+            ),
+            (Event::Reconnect { after_ms: 1500 }, r#"{"type":"reconnect","after_ms":1500}"#),
+            (Event::Pong { id: None }, r#"{"type":"pong"}"#),
+            (Event::Pong { id: Some(&text) }, r#"{"type":"pong","id":"a\u0062"}"#),
+        ];
+        for (event, expected) in cases {
+            let mut out = b"before ".to_vec();
+            write(&event, &mut out);
+            assert_eq!(String::from_utf8(out).unwrap(), format!("before {expected}"));
+            assert_eq!(encoded_len(&event), expected.len(), "{expected}");
+        }
+    }
+
+    #[test]
+    fn texts_are_escaped_where_they_must_be_and_nowhere_else() {
+        let cases = [
+            ("", ""),
+            ("a/b é€😀 \u{7f}\u{2028}", "a/b é€😀 \u{7f}\u{2028}"),
+            ("\"", r#"\""#),
+            ("a long text \\ with one in it", r"a long text \\ with one in it"),
+            ("\n\r\t", r"\n\r\t"),
+            ("\0\u{1}\u{8}\u{c}\u{1f}", r"\u0000\u0001\u0008\u000c\u001f"),
+            ("end\"", r#"end\""#),
+        ];
+        for (text, expected) in cases {
+            let mut out = Vec::new();
+            out.text(text);
+            assert_eq!(String::from_utf8(out).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn numbers_are_measured_exactly_around_every_power_of_ten() {
+        for power in 0..20 {
+            for value in [10u64.pow(power) - 1, 10u64.pow(power)] {
+                let event = Event::Reconnect { after_ms: value };
+                let mut out = Vec::new();
+                write(&event, &mut out);
+                assert_eq!(encoded_len(&event), out.len(), "{value}");
+            }
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! One suite for both backplanes: what holds in process must hold through Redis, and the other way.
+//!
+//! `suite` tells each story once; here it is run in both worlds. `redis_only` has what only a
+//! server can do to us: die, stand still, come back, say nonsense.
+
+#[path = "../common/redis.rs"]
+mod redis;
+mod suite;
+mod world;
+
+use world::Build;
+
+fn usual() -> Build {
+    Build::usual()
+}
+
+/// Channels so small that a test fills them.
+fn cramped() -> Build {
+    Build { downlink_items_max: 8, ..Build::usual() }
+}
+
+macro_rules! in_both_worlds {
+    ($($build:ident: $story:ident,)+) => {
+        mod embedded {
+            use crate::world::World;
+            $( #[test] fn $story() { crate::suite::$story(World::embedded(crate::$build())); } )+
+        }
+        mod through_redis {
+            use crate::world::World;
+            $( #[test] fn $story() { crate::suite::$story(World::redis(crate::$build())); } )+
+        }
+    };
+}
+
+in_both_worlds! {
+    usual: every_shard_of_every_node_with_members_hears_and_no_other,
+    usual: the_order_of_a_publisher_is_kept_in_its_topic,
+    usual: a_sender_is_excepted_on_its_own_shard_only,
+    usual: users_and_everybody_are_topics_too,
+    usual: who_has_left_hears_nothing_more,
+    usual: who_comes_back_is_reached_under_the_new_key,
+    usual: a_join_and_leave_at_once_leaves_nothing_behind,
+    cramped: a_full_shard_is_told_how_much_it_lost_and_then_hears_again,
+    cramped: answers_wait_for_a_full_shard_instead_of_being_dropped,
+    usual: success_is_told_to_those_who_asked_and_only_to_them,
+    usual: the_ops_thread_publishes_and_is_called_back,
+    usual: payloads_travel_byte_for_byte,
+    usual: the_thread_ends_when_its_last_shard_has_ended,
+}

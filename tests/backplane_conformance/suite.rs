@@ -1,0 +1,245 @@
+//! What both backplanes must do, told once. Each story gets a world of one kind or the other.
+//!
+//! That nobody else hears something is proved by what they hear next: a marker published after it
+//! on the same road.
+
+use crate::world::{Heard, World, join, payload};
+use bytes::Bytes;
+use campanile::ids::TopicName;
+use campanile::link::{Done, Outcome, Publish, Uplink};
+use std::sync::mpsc;
+use std::time::Duration;
+
+pub fn every_shard_of_every_node_with_members_hears_and_no_other(world: World) {
+    let (room, other) = (TopicName::room("room"), TopicName::room("other"));
+    let silent = world.nodes[0].shards.len() - 1;
+    for (index, shard) in world.shards().enumerate() {
+        shard.join_and_hear(&other, 1);
+        if index != silent {
+            shard.join_and_hear(&room, 2);
+        }
+    }
+    let publisher = world.shards().next().unwrap();
+    publisher.publish(&room, r#"{"n":1.0}"#);
+    publisher.publish(&other, r#""marker""#);
+    for (index, shard) in world.shards().enumerate() {
+        if index != silent {
+            let Heard::Frame { to: 2, json, except: None } = shard.hear() else { panic!() };
+            assert_eq!(
+                json,
+                r#"{"type":"message","room_id":"room","from":"ann","payload":{"n":1.0}}"#
+            );
+        }
+        assert_eq!(payload(shard.hear(), 1), r#""marker""#, "and nothing else before");
+    }
+}
+
+pub fn the_order_of_a_publisher_is_kept_in_its_topic(world: World) {
+    let room = TopicName::room("room");
+    for shard in world.shards() {
+        shard.join_and_hear(&room, 1);
+    }
+    let publishers: Vec<_> = world.nodes.iter().map(|node| &node.shards[0]).collect();
+    let each = 2000;
+    for n in 0..each {
+        for (who, publisher) in publishers.iter().enumerate() {
+            publisher.publish(&room, &format!("[{who},{n}]"));
+        }
+    }
+    for shard in world.shards() {
+        let mut next = vec![0; publishers.len()];
+        for said in shard.hear_payloads(1, each * publishers.len()) {
+            let [who, n]: [usize; 2] = serde_json::from_str(&said).unwrap();
+            assert_eq!(n, next[who], "from node {who}");
+            next[who] += 1;
+        }
+    }
+}
+
+pub fn a_sender_is_excepted_on_its_own_shard_only(world: World) {
+    let room = TopicName::room("room");
+    for shard in world.shards() {
+        shard.join_and_hear(&room, 1);
+    }
+    let publisher = world.shards().next().unwrap();
+    publisher.publish_as(&room, "1", None, Some(42));
+    for shard in world.shards() {
+        let Heard::Frame { except, .. } = shard.hear() else { panic!() };
+        let is_origin = shard.node == publisher.node && shard.end.id == publisher.end.id;
+        assert_eq!(except, is_origin.then_some(42));
+    }
+}
+
+pub fn users_and_everybody_are_topics_too(world: World) {
+    let (user, all) = (TopicName::user("bob"), TopicName::all());
+    for shard in world.shards() {
+        shard.join_and_hear(&user, 1);
+        shard.join_and_hear(&all, 2);
+    }
+    let publisher = world.shards().last().unwrap();
+    publisher.publish(&user, "1");
+    publisher.publish(&all, "2");
+    for shard in world.shards() {
+        let Heard::Frame { to: 1, json, .. } = shard.hear() else { panic!() };
+        let expected = r#"{"type":"message","target_user_id":"bob","from":"ann","payload":1}"#;
+        assert_eq!(json, expected);
+        assert_eq!(payload(shard.hear(), 2), "2");
+    }
+}
+
+pub fn who_has_left_hears_nothing_more(world: World) {
+    let (room, other) = (TopicName::room("room"), TopicName::room("other"));
+    for shard in world.shards() {
+        shard.join_and_hear(&room, 1);
+        shard.join_and_hear(&other, 2);
+    }
+    let publisher = world.shards().next().unwrap();
+    publisher.leave(&room, 1);
+    publisher.publish(&room, r#""left""#);
+    publisher.publish(&other, r#""marker""#);
+    assert_eq!(payload(publisher.hear(), 2), r#""marker""#);
+    for shard in world.shards().skip(1) {
+        assert_eq!(payload(shard.hear(), 1), r#""left""#);
+        assert_eq!(payload(shard.hear(), 2), r#""marker""#);
+    }
+}
+
+pub fn who_comes_back_is_reached_under_the_new_key(world: World) {
+    let room = TopicName::room("room");
+    let shard = world.shards().next().unwrap();
+    shard.join_and_hear(&room, 1);
+    for at in 2..50 {
+        shard.leave(&room, at - 1);
+        shard.join_and_hear(&room, at);
+        // A late leave of an earlier stay must not end this one.
+        shard.leave(&room, at - 1);
+        shard.publish(&room, &at.to_string());
+        assert_eq!(payload(shard.hear(), at), at.to_string());
+    }
+}
+
+pub fn a_join_and_leave_at_once_leaves_nothing_behind(world: World) {
+    let (room, marker) = (TopicName::room("room"), TopicName::room("marker"));
+    let shard = world.shards().next().unwrap();
+    for at in 0..100 {
+        shard.join(&room, at);
+        shard.leave(&room, at);
+    }
+    shard.join(&marker, 1000);
+    loop {
+        match shard.hear() {
+            Heard::Joined(1000) => break,
+            Heard::Joined(at) => assert!(at < 100, "an answer to a join that has left"),
+            other => panic!("{other:?}"),
+        }
+    }
+    shard.publish(&room, "1");
+    shard.publish(&marker, "2");
+    assert_eq!(payload(shard.hear(), 1000), "2");
+}
+
+/// The world has channels of eight items.
+pub fn a_full_shard_is_told_how_much_it_lost_and_then_hears_again(world: World) {
+    let (room, other) = (TopicName::room("room"), TopicName::room("other"));
+    let (slow, quick) = (&world.nodes[0].shards[0], &world.nodes[0].shards[1]);
+    slow.join_and_hear(&room, 1);
+    quick.join_and_hear(&other, 2);
+    let sent = 100;
+    for n in 0..sent {
+        quick.publish(&room, &n.to_string());
+    }
+    // The quick shard is not delayed by the slow one, and now everything has gone past.
+    quick.publish(&other, "0");
+    assert_eq!(payload(quick.hear(), 2), "0");
+    let kept = slow.end.waiting();
+    assert_eq!(kept, 8);
+    let expected: Vec<String> = (0..kept).map(|n| n.to_string()).collect();
+    assert_eq!(slow.hear_payloads(1, kept), expected);
+    assert_eq!(slow.hear(), Heard::Lost { to: 1, count: sent - kept as u64 });
+    quick.publish(&room, r#""later""#);
+    assert_eq!(payload(slow.hear(), 1), r#""later""#);
+}
+
+/// The world has channels of eight items.
+pub fn answers_wait_for_a_full_shard_instead_of_being_dropped(world: World) {
+    let shard = &world.nodes[0].shards[0];
+    let joins = 300;
+    let mut answers = 0;
+    for at in 0..joins {
+        let mut item = join(&TopicName::room(&at.to_string()), at);
+        // The uplink fills up as soon as an answer waits; then this shard listens first.
+        while let Err(back) = shard.end.try_send(item) {
+            item = back;
+            shard.end.ring();
+            if let Some(heard) = shard.try_hear() {
+                assert!(matches!(heard, Heard::Joined(_)), "{heard:?}");
+                answers += 1;
+            }
+        }
+        shard.end.ring();
+    }
+    for _ in answers..joins {
+        assert!(matches!(shard.hear(), Heard::Joined(_)));
+    }
+}
+
+pub fn success_is_told_to_those_who_asked_and_only_to_them(world: World) {
+    let room = TopicName::room("room");
+    let shard = world.shards().next().unwrap();
+    shard.publish_as(&room, "1", None, None);
+    shard.publish_as(&room, "2", Some(5), None);
+    shard.publish_as(&room, "3", Some(6), None);
+    for id in [5, 6] {
+        assert_eq!(shard.hear(), Heard::Ack { conn: 7, id: Some(id), outcome: Outcome::Accepted });
+    }
+}
+
+pub fn the_ops_thread_publishes_and_is_called_back(world: World) {
+    let room = TopicName::room("room");
+    for shard in world.shards() {
+        shard.join_and_hear(&room, 1);
+    }
+    let (tell, told) = mpsc::channel();
+    let publish = Publish {
+        topic: room,
+        payload: Bytes::from_static(b"[true]"),
+        from: None,
+        except: None,
+        done: Done::Call(Box::new(move |outcome| tell.send(outcome).unwrap())),
+    };
+    assert!(world.nodes[0].ops.try_publish(Uplink::Publish(publish)).is_ok());
+    assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok(Outcome::Accepted));
+    for shard in world.shards() {
+        let Heard::Frame { json, .. } = shard.hear() else { panic!() };
+        assert_eq!(json, r#"{"type":"message","room_id":"room","payload":[true]}"#);
+    }
+}
+
+pub fn payloads_travel_byte_for_byte(world: World) {
+    let room = TopicName::room("room");
+    let shard = world.shards().last().unwrap();
+    shard.join_and_hear(&room, 1);
+    let long = format!("\"{}\"", "é".repeat(40_000));
+    let payloads = [
+        "1.0",
+        "1e400",
+        "123456789012345678901234567890",
+        r#""\u00e9é""#,
+        r#"{"a":1,"a":2}"#,
+        &long,
+    ];
+    for said in payloads {
+        world.shards().next().unwrap().publish(&room, said);
+        let Heard::Frame { json, .. } = shard.hear() else { panic!() };
+        let head = r#"{"type":"message","room_id":"room","from":"ann","payload":"#;
+        assert_eq!(json, format!("{head}{said}}}"));
+    }
+}
+
+pub fn the_thread_ends_when_its_last_shard_has_ended(world: World) {
+    let mut world = world;
+    for node in &mut world.nodes {
+        node.shards.clear();
+        node.join_thread();
+    }
+}

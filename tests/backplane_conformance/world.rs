@@ -1,0 +1,297 @@
+//! Nodes without clients: backplane threads, and shards played by the test.
+
+use crate::redis::{Redis, wait_until};
+use bytes::Bytes;
+use campanile::auth::Rights;
+use campanile::backplane;
+use campanile::ids::{ConnId, NodeId, ShardId, SlotId, TopicId, TopicName};
+use campanile::limits::Limits;
+use campanile::link::channel::{OpsEnd, ShardEnd, window};
+use campanile::link::health::Health;
+use campanile::link::{Done, Downlink, Origin, Outcome, Publish, Uplink};
+use campanile::metrics::{BackplaneCounters, BackplaneMirror};
+use campanile::plan::{AuthPlan, BackplanePlan, Plan, RedisPlan, ShardPlan};
+use campanile::protocol::{Dialect, RequestId};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// What a shard heard, small enough to compare.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    Joined(u32),
+    Frame { to: u32, json: String, except: Option<u32> },
+    Lost { to: u32, count: u64 },
+    Ack { conn: u32, id: Option<u64>, outcome: Outcome },
+}
+
+pub struct Shard {
+    pub node: NodeId,
+    pub end: ShardEnd,
+}
+
+pub struct Node {
+    pub shards: Vec<Shard>,
+    pub ops: OpsEnd,
+    pub health: Arc<Health>,
+    mirror: Arc<BackplaneMirror>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Some nodes, and the server between them unless there is only one.
+pub struct World {
+    pub nodes: Vec<Node>,
+    pub redis: Option<Redis>,
+}
+
+/// How a world is built.
+#[derive(Clone, Copy)]
+pub struct Build {
+    pub nodes: u64,
+    pub shards: u16,
+    pub uplink_items_max: usize,
+    pub downlink_items_max: usize,
+    pub linger_ms: u64,
+    pub limits: Limits,
+}
+
+impl Build {
+    pub fn usual() -> Build {
+        let limits = Limits::PRODUCTION;
+        let (uplink_items_max, downlink_items_max) = (64, 16 * 1024);
+        Build {
+            nodes: 2,
+            shards: 2,
+            uplink_items_max,
+            downlink_items_max,
+            linger_ms: 15_000,
+            limits,
+        }
+    }
+}
+
+impl World {
+    /// One node, in process.
+    pub fn embedded(build: Build) -> World {
+        let nodes = vec![Node::start(build, 1, BackplanePlan::Memory)];
+        World { nodes, redis: None }
+    }
+
+    /// As many nodes as asked for, with a server of their own between them; all of them are up.
+    pub fn redis(build: Build) -> World {
+        let redis = Redis::start();
+        let plan = RedisPlan {
+            url: redis.url(),
+            prefix: "test".into(),
+            linger_ms: build.linger_ms,
+            canary_interval_ms: 500,
+            canary_timeout_ms: 2_000,
+            timeout_ms: 1_000,
+            backoff_ms_max: 500,
+        };
+        let node = |id| Node::start(build, id, BackplanePlan::Redis(plan.clone()));
+        let world = World { nodes: (1..=build.nodes).map(node).collect(), redis: Some(redis) };
+        world.wait_until_up(true);
+        world
+    }
+
+    /// Every shard of every node.
+    pub fn shards(&self) -> impl Iterator<Item = &Shard> {
+        self.nodes.iter().flat_map(|node| &node.shards)
+    }
+
+    pub fn server(&mut self) -> &mut Redis {
+        self.redis.as_mut().expect("a world with Redis")
+    }
+
+    pub fn wait_until_up(&self, up: bool) {
+        for node in &self.nodes {
+            wait_until("the node's readiness changes", || node.health.ready(0).is_ok() == up);
+        }
+    }
+}
+
+impl Node {
+    fn start(build: Build, id: u64, backplane: BackplanePlan) -> Node {
+        let (ends, end, ops) =
+            window(build.shards, build.uplink_items_max, build.downlink_items_max).unwrap();
+        let plan = Arc::new(plan(build, NodeId(id), backplane));
+        let (mirror, health) = (Arc::new(BackplaneMirror::default()), Arc::new(Health::default()));
+        let thread = {
+            let (mirror, health) = (mirror.clone(), health.clone());
+            std::thread::spawn(move || backplane::run(plan, end, mirror, health))
+        };
+        let shards = ends.into_iter().map(|end| Shard { node: NodeId(id), end }).collect();
+        Node { shards, ops, health, mirror, thread: Some(thread) }
+    }
+
+    pub fn counters(&self) -> BackplaneCounters {
+        self.mirror.read()
+    }
+}
+
+impl Node {
+    /// Waits for the end of the backplane thread.
+    pub fn join_thread(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            assert!(ended.is_ok() || std::thread::panicking(), "the backplane thread panicked");
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.ops.stop_backplane();
+        self.join_thread();
+    }
+}
+
+impl Shard {
+    pub fn join(&self, topic: &TopicName, at: u32) {
+        self.send(join(topic, at));
+    }
+
+    /// Joins and waits for the answer.
+    pub fn join_and_hear(&self, topic: &TopicName, at: u32) {
+        self.join(topic, at);
+        assert_eq!(self.hear(), Heard::Joined(at));
+    }
+
+    pub fn leave(&self, topic: &TopicName, at: u32) {
+        self.send(Uplink::Leave { topic: topic.clone(), at: topic_id(at) });
+    }
+
+    /// Publishes a JSON value; nobody asks how it ended.
+    pub fn publish(&self, topic: &TopicName, json: &str) {
+        self.publish_as(topic, json, None, None);
+    }
+
+    /// Publishes for connection `conn`, which asks under `id` and may want not to hear it itself.
+    pub fn publish_as(&self, topic: &TopicName, json: &str, id: Option<u64>, except: Option<u32>) {
+        let origin = |conn| Origin { node: self.node, shard: self.end.id, conn: conn_id(conn) };
+        let id = id.map(RequestId::Number);
+        self.send(Uplink::Publish(Publish {
+            topic: topic.clone(),
+            payload: Bytes::copy_from_slice(json.as_bytes()),
+            from: Some(TopicName::user("ann")),
+            except: except.map(origin),
+            done: Done::Conn { shard: self.end.id, conn: conn_id(7), id },
+        }));
+    }
+
+    pub fn send(&self, item: Uplink) {
+        let mut item = Some(item);
+        wait_until("the uplink has room", || {
+            item = item.take().and_then(|item| self.end.try_send(item).err());
+            item.is_none()
+        });
+        self.end.ring();
+    }
+
+    /// The next thing this shard hears, within 20 seconds.
+    pub fn hear(&self) -> Heard {
+        let mut heard = None;
+        wait_until("the shard hears something", || {
+            heard = self.try_hear();
+            heard.is_some()
+        });
+        heard.unwrap()
+    }
+
+    pub fn try_hear(&self) -> Option<Heard> {
+        Some(match self.end.try_recv()? {
+            Downlink::Joined { at } => Heard::Joined(at.0.index),
+            Downlink::Deliver { to, frames, except } => Heard::Frame {
+                to: to.0.index,
+                json: unframed(frames.get(Dialect::Native)),
+                except: except.map(|conn| conn.0.index),
+            },
+            Downlink::Lost { to, count } => Heard::Lost { to: to.0.index, count },
+            Downlink::Ack { conn, id, outcome } => {
+                let id = id.map(|id| match id {
+                    RequestId::Number(number) => number,
+                    RequestId::Text(text) => panic!("nobody asked under {text}"),
+                });
+                Heard::Ack { conn: conn.0.index, id, outcome }
+            }
+            Downlink::Inspect(_) | Downlink::Drain { .. } => panic!("the backplane asks nothing"),
+        })
+    }
+
+    /// The payloads of the next frames, all for `to`.
+    pub fn hear_payloads(&self, to: u32, count: usize) -> Vec<String> {
+        (0..count).map(|_| payload(self.hear(), to)).collect()
+    }
+
+    /// Whether nothing comes for a while. Only where no later message can prove it.
+    pub fn hears_nothing_for(&self, time: Duration) -> bool {
+        let deadline = Instant::now() + time;
+        while Instant::now() < deadline {
+            if self.end.waiting() > 0 {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        true
+    }
+}
+
+/// The payload of a frame for `to`.
+pub fn payload(heard: Heard, to: u32) -> String {
+    let Heard::Frame { to: heard_to, json, .. } = heard else { panic!("no frame: {heard:?}") };
+    assert_eq!(heard_to, to);
+    let value: serde_json::Value = serde_json::from_str(&json).expect("a frame is JSON");
+    value["payload"].to_string()
+}
+
+/// The text of one whole, final, unmasked WebSocket text frame (RFC 6455 §5.2).
+fn unframed(frame: &[u8]) -> String {
+    assert_eq!(frame[0], 0x81, "final, text");
+    let (start, length) = match frame[1] {
+        126 => (4, usize::from(u16::from_be_bytes([frame[2], frame[3]]))),
+        127 => (10, u64::from_be_bytes(frame[2..10].try_into().unwrap()) as usize),
+        length => (2, usize::from(length)),
+    };
+    assert_eq!(frame.len(), start + length, "exactly one frame");
+    String::from_utf8(frame[start..].to_vec()).expect("text is UTF-8")
+}
+
+pub fn join(topic: &TopicName, at: u32) -> Uplink {
+    Uplink::Join { topic: topic.clone(), at: topic_id(at) }
+}
+
+fn topic_id(index: u32) -> TopicId {
+    TopicId(SlotId { index, generation: 0 })
+}
+
+pub fn conn_id(index: u32) -> ConnId {
+    ConnId(SlotId { index, generation: 3 })
+}
+
+fn plan(build: Build, node: NodeId, backplane: BackplanePlan) -> Plan {
+    let rights = Rights { publish: true, publish_unjoined: true, send: true, broadcast: true };
+    let shard = |id| ShardPlan { id: ShardId(id), core: None };
+    Plan {
+        node,
+        node_name: node.to_string(),
+        listen: "127.0.0.1:0".parse().unwrap(),
+        ops_listen: "127.0.0.1:0".parse().unwrap(),
+        ops_api_key: None,
+        shards: (0..build.shards).map(shard).collect(),
+        other_cores: Vec::new(),
+        private_fd_tables: false,
+        echo_path: None,
+        page: false,
+        origins: Vec::new(),
+        limits: build.limits,
+        auth: AuthPlan {
+            anonymous: true,
+            hmac_secret: None,
+            anonymous_rights: rights,
+            user_rights: rights,
+        },
+        backplane,
+        drain_ms: 0,
+    }
+}

@@ -1,0 +1,112 @@
+//! Reading a plain request and writing an event into room that is there allocate nothing. Counted,
+//! because a timing would not notice.
+#![allow(unsafe_code)] // a global allocator that counts is an unsafe trait
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use campanile::ids::TopicKind;
+use campanile::protocol::{Event, RequestId, native};
+
+struct Counting;
+
+thread_local! {
+    // Of this thread alone: the test harness allocates on others.
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: everything is handed to `System` unchanged; the counter is a plain thread-local without
+// destructor, so touching it neither allocates nor fails.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: our caller's promise about `layout` is the one `System` asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: `memory` came from `System.alloc` or `System.realloc` with this layout.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: as for `dealloc`, and `bytes` is our caller's promise.
+        unsafe { System.realloc(memory, layout, bytes) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn allocations_of<T>(work: impl FnOnce() -> T) -> (usize, T) {
+    let before = ALLOCATIONS.get();
+    let result = work();
+    (ALLOCATIONS.get() - before, result)
+}
+
+fn allocations_of_parsing(message: &str) -> usize {
+    let mut message = message.as_bytes().to_vec();
+    let (allocations, request) = allocations_of(|| native::parse(&mut message, 64));
+    assert!(request.is_ok(), "{request:?}");
+    allocations
+}
+
+#[test]
+fn the_count_counts() {
+    let (allocations, grown) = allocations_of(|| {
+        let mut bytes = std::hint::black_box(vec![1u8]);
+        bytes.resize(1000, 0);
+        bytes
+    });
+    assert_eq!((allocations, grown.len()), (2, 1000));
+}
+
+#[test]
+fn a_plain_request_is_read_without_an_allocation() {
+    let deep = format!("{}{}", "[".repeat(60), "]".repeat(60));
+    for payload in ["1", r#""a \" b \ud83d""#, r#"{"a":[1.0,{"b":null}],"a":"é"}"#, &deep] {
+        for request in [
+            r#"{"type":"publish","room_id":"r","id":7,"echo":false,"key":"k","payload":"#,
+            r#"{"room_id":"r","payload":"#,
+            r#"{"target_user_id":"u","x":{"y":[]},"payload":"#,
+            r#"{"type":"broadcast","payload":"#,
+            r#"{"room\u005fid":"r","payload":"#,
+        ] {
+            let message = format!("{request}{payload}}}");
+            assert_eq!(allocations_of_parsing(&message), 0, "{message}");
+        }
+    }
+    for message in [
+        r#"{"type":"join","room_id":"r","id":18446744073709551615}"#,
+        r#"{"type":"leave","room_id":"r"}"#,
+        r#"{"type":"ping"}"#,
+    ] {
+        assert_eq!(allocations_of_parsing(message), 0, "{message}");
+    }
+}
+
+#[test]
+fn an_id_that_is_a_text_costs_its_own_allocation_and_no_other() {
+    assert_eq!(allocations_of_parsing(r#"{"type":"ping","id":"seven"}"#), 1);
+}
+
+#[test]
+fn an_event_is_written_without_an_allocation_where_there_is_room() {
+    let id = RequestId::Number(u64::MAX);
+    let (topic, from, payload) = (TopicKind::Room("a \"room\"\n"), Some("ann"), b"[1]".as_slice());
+    let events = [
+        Event::Message { topic, from, payload },
+        Event::Ok { id: Some(&id), room: Some("r"), not_recovered: true },
+        Event::Lost { topic: TopicKind::All, count: 12 },
+    ];
+    let mut out = Vec::with_capacity(1024);
+    for event in &events {
+        out.clear();
+        let (allocations, bytes) = allocations_of(|| {
+            native::write(event, &mut out);
+            native::encoded_len(event)
+        });
+        assert_eq!((allocations, bytes), (0, out.len()), "{event:?}");
+    }
+}
