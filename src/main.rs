@@ -86,7 +86,8 @@ fn build(plan: Arc<Plan>, ports: start::Ports) -> Result<drain::Tower, Failure> 
         (plan.clone(), Arc::clone(&backplane_mirror), health.clone());
     start::thread("backplane".into(), &health, move || {
         start::settle(&own_plan.other_cores);
-        backplane::run(own_plan, backplane_end, mirror, own_health)
+        backplane::run(own_plan, backplane_end, mirror, own_health);
+        Ok(())
     })?;
 
     let setup = OpsSetup {
