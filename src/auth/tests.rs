@@ -139,11 +139,8 @@ fn a_bad_token_is_denied_even_where_none_would_do() {
 
 #[test]
 fn what_is_minted_is_admitted_and_what_would_not_be_is_not_minted() {
-    let wish = |user: &str, rights| TokenWish {
-        user: user.to_owned(),
-        rights,
-        expires_unix_s: NOW + 60,
-    };
+    let wish =
+        |user: &str, rights| TokenWish { user: user.to_owned(), rights, expires_unix_s: NOW + 60 };
     let gate = gate(false, Some(SECRET));
     let token = mint(&wish("ann", None), SECRET).unwrap();
     assert_eq!(gate.admit(Some(&token), NOW), ann(USER_RIGHTS));

@@ -20,12 +20,23 @@ fn complaint(said: &Said) -> String {
 /// For every knob: some good values, and some bad ones.
 fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
     let mut table = vec![
-        ("listen", vec!["127.0.0.1:0", "[::]:8080"], vec!["8080", "localhost", "", "1.2.3.4:70000"]),
+        (
+            "listen",
+            vec!["127.0.0.1:0", "[::]:8080"],
+            vec!["8080", "localhost", "", "1.2.3.4:70000"],
+        ),
         ("ops.listen", vec!["127.0.0.1:1"], vec![":9090", "x:1"]),
         (
             "backplane",
             vec!["memory", "redis://h", "rediss://u:p@h:6380/1", "redis://[::1]:6379"],
-            vec!["", "redis://", "redis:///0", "http://h", "redis+sentinel://h/m", "redis+cluster://h"],
+            vec![
+                "",
+                "redis://",
+                "redis:///0",
+                "http://h",
+                "redis+sentinel://h/m",
+                "redis+cluster://h",
+            ],
         ),
         ("shards", vec!["0", "60"], vec!["-1", "1025", "two", "1.5"]),
         ("cores", vec!["", "0", "0-3,6"], vec!["3-0", "a", "0,0", "0-2,1", "0-99999999", "-"]),
@@ -206,7 +217,8 @@ fn variables_that_are_not_ours_are_left_alone() {
 
 #[test]
 fn everything_that_is_wrong_is_told_at_once() {
-    let said = said(&[("shards", "x")], &[("CAMPANILE_PAGE", "x")], Some("drain_ms = 1.5\nfoo = 1"));
+    let said =
+        said(&[("shards", "x")], &[("CAMPANILE_PAGE", "x")], Some("drain_ms = 1.5\nfoo = 1"));
     let ConfigErrors(errors) = Config::load(&said).unwrap_err();
     assert_eq!(errors.len(), 4, "{errors:?}");
     let text = ConfigErrors(errors).to_string();
@@ -232,10 +244,7 @@ fn what_contradicts_itself_is_refused_naming_both_keys() {
             vec![("redis.canary_timeout_ms", "500")],
             ["redis.canary_timeout_ms", "redis.canary_interval_ms"],
         ),
-        (
-            vec![("listen", "127.0.0.1:7"), ("ops.listen", "127.0.0.1:7")],
-            ["listen", "ops.listen"],
-        ),
+        (vec![("listen", "127.0.0.1:7"), ("ops.listen", "127.0.0.1:7")], ["listen", "ops.listen"]),
     ] {
         let text = complaint(&said(&flags, &[], None));
         assert!(keys.iter().all(|key| text.contains(key)), "{text}");
@@ -248,8 +257,7 @@ fn what_contradicts_itself_is_refused_naming_both_keys() {
 fn no_message_and_no_log_shows_a_secret() {
     let secret = "hunter2-hunter2";
     let url = "redis://user:hunter2-hunter2@h:6379/0?password=hunter2-hunter2";
-    let flags =
-        [("auth.hmac_secret", secret), ("ops.api_key", secret), ("backplane", url)];
+    let flags = [("auth.hmac_secret", secret), ("ops.api_key", secret), ("backplane", url)];
     let config = Config::load(&said(&flags, &[], None)).unwrap();
     let shown = format!("{config:?}");
     assert!(!shown.contains(secret), "{shown}");

@@ -24,6 +24,12 @@ pub struct ShardSetup {
 }
 
 /// Runs a shard until it is drained.
-pub fn run_shard(_setup: ShardSetup) -> std::io::Result<()> {
-    todo!()
+pub fn run_shard(setup: ShardSetup) -> std::io::Result<()> {
+    setup.health.shard_listens();
+    loop {
+        if let Some(crate::link::Downlink::Drain { .. }) = setup.end.try_recv() {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
 }

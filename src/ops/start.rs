@@ -58,10 +58,13 @@ pub fn print(text: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Starts the log, on stderr.
+/// Starts the log, on stderr. Libraries are heard from warnings on, whatever our own level is: the
+/// debug lines of an HTTP library are of no use to an operator.
 pub fn log(config: &Config) {
-    let level = config.log_level.parse().unwrap_or(tracing::Level::INFO);
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr);
+    let ours = &config.log_level;
+    let theirs = if ours == "error" { "error" } else { "warn" };
+    let filter = tracing_subscriber::EnvFilter::new(format!("{theirs},campanile={ours}"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     match config.log_format {
         LogFormat::Text => builder.with_ansi(false).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),

@@ -29,7 +29,8 @@ struct Node {
 fn node(flags: &[(&'static str, &str)]) -> Node {
     let flags = flags.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
     let config = Config::load(&Said { flags, ..Said::default() }).unwrap();
-    let machine = Machine { node: NodeId(1), cores: vec![0, 1], nofile: 10_000, memory_bytes: None };
+    let machine =
+        Machine { node: NodeId(1), cores: vec![0, 1], nofile: 10_000, memory_bytes: None };
     let mut plan = resolve(&config, &machine).unwrap().plan;
     plan.node_name = "tower".into();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -180,9 +181,21 @@ fn a_node_lives_before_it_is_ready_and_says_why_it_is_not() {
 fn a_message_goes_up_byte_for_byte_and_the_answer_waits_for_the_outcome() {
     let node = node(&[]);
     for (body, topic, payload) in [
-        (r#"{"room_id":"a b","payload": {"x" : 1.0,"x":1e400} }"#, "r:a b", r#"{"x" : 1.0,"x":1e400}"#),
-        (r#"{"target_user_id":"\u0061nn","payload":"\ud83d\ude00é"}"#, "u:ann", r#""\ud83d\ude00é""#),
-        (r#"{"broadcast":true,"payload":123456789012345678901234567890}"#, "*", "123456789012345678901234567890"),
+        (
+            r#"{"room_id":"a b","payload": {"x" : 1.0,"x":1e400} }"#,
+            "r:a b",
+            r#"{"x" : 1.0,"x":1e400}"#,
+        ),
+        (
+            r#"{"target_user_id":"\u0061nn","payload":"\ud83d\ude00é"}"#,
+            "u:ann",
+            r#""\ud83d\ude00é""#,
+        ),
+        (
+            r#"{"broadcast":true,"payload":123456789012345678901234567890}"#,
+            "*",
+            "123456789012345678901234567890",
+        ),
         (r#"{"room_id":"r","broadcast":false,"payload":null}"#, "r:r", "null"),
     ] {
         let answer = node.post_answered("/v1/publish", body, 1, |publish| {
@@ -273,7 +286,8 @@ fn a_message_that_is_not_one_is_refused_before_it_goes_up() {
 #[test]
 fn a_batch_is_answered_one_by_one_in_its_order() {
     let node = node(&[]);
-    let body = r#"{"messages":[{"room_id":"a","payload":1},{"payload":2},{"room_id":"c","payload":3}]}"#;
+    let body =
+        r#"{"messages":[{"room_id":"a","payload":1},{"payload":2},{"room_id":"c","payload":3}]}"#;
     let mut went_up = Vec::new();
     let (status, answer) = node.post_answered("/v1/publish/batch", body, 2, |publish| {
         went_up.push(publish.topic.as_str().to_owned());
@@ -313,8 +327,10 @@ fn rooms_are_merged_over_the_shards() {
         })
     };
     let listed = |pairs: &[(&str, usize)], truncated: bool| {
-        let rooms: Vec<Value> =
-            pairs.iter().map(|(room, members)| json!({"room_id": room, "members": members})).collect();
+        let rooms: Vec<Value> = pairs
+            .iter()
+            .map(|(room, members)| json!({"room_id": room, "members": members}))
+            .collect();
         (200, json!({"rooms": rooms, "truncated": truncated}))
     };
     let all = [("a1", 5), ("a2", 1), ("a3", 1), ("b", 9)];

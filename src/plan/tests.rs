@@ -56,7 +56,8 @@ fn connections_are_lowered_to_what_the_limit_on_files_allows() {
 
     let shared = planned(&[asked], &two);
     assert_eq!(had(&shared), (20_000 - reserve) / 2);
-    let told = shared.notices.iter().find(|notice| notice.text.contains("is 9920 instead")).unwrap();
+    let told =
+        shared.notices.iter().find(|notice| notice.text.contains("is 9920 instead")).unwrap();
     assert!(told.is_warning, "who asked for a number must hear of it");
     assert!(told.text.contains("private_fd_tables"), "{}", told.text);
 
