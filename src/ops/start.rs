@@ -199,3 +199,49 @@ fn end_loudly(thread: &str, why: &str) {
     eprintln!("campanile: {thread}: {why}");
     std::process::exit(1);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::net::TcpStream;
+
+    fn plan() -> Plan {
+        let machine = Machine { node: NodeId(1), cores: vec![0], nofile: 9999, memory_bytes: None };
+        let mut plan = crate::plan::resolve(&Config::default(), &machine).unwrap().plan;
+        plan.listen = "127.0.0.1:0".parse().unwrap();
+        plan.ops_listen = "127.0.0.1:0".parse().unwrap();
+        plan
+    }
+
+    #[test]
+    fn shards_listen_beside_the_held_port_and_every_client_reaches_one_of_them() {
+        let mut plan = plan();
+        let ports = ports(&mut plan).unwrap();
+        assert_ne!(plan.listen.port(), 0);
+        assert_eq!(plan.ops_listen, ports.ops.local_addr().unwrap());
+        let shard = bound(plan.listen, true).unwrap();
+        shard.listen(16).unwrap();
+        for _ in 0..16 {
+            let mut client = TcpStream::connect(plan.listen).unwrap();
+            drop(shard.accept().unwrap());
+            assert_eq!(client.read(&mut [0u8; 1]).unwrap(), 0, "it was this shard's");
+        }
+    }
+
+    #[test]
+    fn a_second_node_on_a_port_that_is_listened_on_is_refused() {
+        let mut first = plan();
+        let _held = ports(&mut first).unwrap();
+        let shard = bound(first.listen, true).unwrap();
+        shard.listen(16).unwrap();
+        let mut second = plan();
+        second.listen = first.listen;
+        match ports(&mut second) {
+            Err(Failure::Machine(message)) => {
+                assert!(message.starts_with(&format!("listen = {}", first.listen)), "{message}");
+            }
+            _ => panic!("two nodes would share the clients of one port, silently"),
+        }
+    }
+}
