@@ -18,8 +18,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let world = World {
+        // What is not UTF-8 is not left out: a secret that is ignored would open the door.
         env: std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .map(|(name, value)| (name.to_string_lossy().into(), value.to_string_lossy().into()))
             .collect(),
         read_file: &|path| std::fs::read_to_string(path),
         now_unix_s: now,
