@@ -18,6 +18,10 @@ use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 
+/// Environment: `1` makes everything tiny.
+const SMOKE: &str = "CAMPANILE_BENCH_SMOKE";
+/// Environment: how many rounds.
+const ROUNDS: &str = "CAMPANILE_BENCH_ROUNDS";
 /// Lines that a server may say before the one that says where it listens.
 const LINES_BEFORE_LISTENING_MAX: usize = 200;
 
@@ -27,7 +31,7 @@ fn main() -> ExitCode {
         return floor::main(env::args_os().skip(1));
     }
     let smoke = env::args().any(|arg| arg == "--test")
-        || env::var_os("CAMPANILE_BENCH_SMOKE").is_some_and(|value| value == "1");
+        || env::var_os(SMOKE).is_some_and(|value| value == "1");
     let size = if smoke { Size::smoke() } else { Size::full() };
     match size.and_then(|size| bench(&size)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -51,10 +55,15 @@ struct Size {
 
 impl Size {
     fn full() -> Result<Size, String> {
-        let rounds = match env::var("CAMPANILE_BENCH_ROUNDS") {
-            Ok(text) => text.parse().map_err(|_| format!("CAMPANILE_BENCH_ROUNDS={text}?"))?,
+        let rounds = match env::var(ROUNDS) {
+            Ok(text) => {
+                text.parse().map_err(|_| format!("{ROUNDS}={text} is not a number of rounds"))?
+            }
             Err(_) => 5,
         };
+        if rounds == 0 {
+            return Err(format!("{ROUNDS} must be above zero"));
+        }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         if cores < 2 {
             return Err("server and generator need a core each; this machine has one".into());
@@ -151,7 +160,7 @@ impl Server {
             Contestant::Campanile => {
                 let mut command = Command::new(env!("CARGO_BIN_EXE_campanile"));
                 command.args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"]);
-                command.args(["--shards", "1"]);
+                command.args(["--shards", "1", "--log-level", "error"]);
                 if let Some((core, _)) = size.cores {
                     command.args(["--cores", &core.to_string()]);
                 }
@@ -169,10 +178,11 @@ impl Server {
                 command
             }
         };
+        // The server takes CAMPANILE_… for its own configuration, and refuses what it does not know.
+        command.env_remove(SMOKE).env_remove(ROUNDS);
         let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
             .spawn()
             .map_err(|e| format!("{}: {e}", contestant.name()))?;
         let mut server = Server { child, said: None, url: String::new() };
