@@ -388,7 +388,11 @@ impl Conns {
                     self.handle_open(slot);
                 }
                 Answer::Refused { status, line, retry_after_s } => {
-                    let reason = if status == 503 { Reason::Busy } else { Reason::Status };
+                    let reason = match status {
+                        503 => Reason::Busy,
+                        408 | 429 | 500..=599 => Reason::Overloaded,
+                        _ => Reason::Status,
+                    };
                     self.fail(slot, reason, retry_after_s, || format!("the server said: {line}"));
                     return 0;
                 }

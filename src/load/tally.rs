@@ -18,6 +18,8 @@ pub enum Reason {
     Timeout,
     /// HTTP 503: come back later.
     Busy,
+    /// HTTP 408, 429, or 5xx other than 503: may work another time.
+    Overloaded,
     /// Another HTTP status than 101, or no HTTP.
     Status,
     /// Open, but closed before it had joined.
@@ -32,7 +34,7 @@ pub enum Reason {
 
 impl Reason {
     /// How many there are.
-    pub const COUNT: usize = 9;
+    pub const COUNT: usize = 10;
 
     /// Each with its name in reports.
     pub const NAMES: [&'static str; Reason::COUNT] = [
@@ -40,6 +42,7 @@ impl Reason {
         "connection_reset",
         "handshake_timeout",
         "http_503",
+        "http_overloaded",
         "http_status",
         "closed_before_joined",
         "no_local_port",
