@@ -1,1 +1,266 @@
-//! stub
+//! What was typed: from arguments, environment and file to an [`Order`].
+//!
+//! The flags of `serve` are made from the table in `config.rs`, so this file names no knob. What
+//! cannot be understood ends the program with exit code 2 and a message for whoever typed it.
+//!
+//! Invariant: nothing is started here; the world is read only through [`World`], which tests fake.
+
+use crate::auth::{Rights, TokenWish, mint};
+use crate::config::{Config, ConfigError, ConfigErrors, FileText, KNOBS, Knob, Said};
+use crate::load::LoadArgs;
+use crate::ops::doctor::Question;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
+use std::ffi::OsString;
+use std::io;
+use std::sync::LazyLock;
+
+/// What to do.
+pub enum Order {
+    /// Serve clients until told to stop.
+    Serve(Box<Config>),
+    /// Put load on a server.
+    Load(Box<LoadArgs>),
+    /// Say what this host lacks.
+    Doctor(Box<Question>),
+    /// Print this and end well.
+    Print(String),
+}
+
+/// Why there is no order.
+#[derive(Debug)]
+pub enum Refusal {
+    /// Not a command line of ours; also `--help` and `--version`, which are not errors.
+    Usage(clap::Error),
+    /// Wrong configuration.
+    Config(ConfigErrors),
+    /// Wrong for this one command.
+    Other(String),
+}
+
+/// What the command line may ask of the world.
+pub struct World<'a> {
+    /// The environment.
+    pub env: Vec<(String, String)>,
+    /// Reads a whole file.
+    pub read_file: &'a dyn Fn(&str) -> io::Result<String>,
+    /// Seconds since 1970.
+    pub now_unix_s: u64,
+}
+
+/// Reads a command line.
+pub fn order(
+    args: impl IntoIterator<Item = OsString>,
+    world: &World<'_>,
+) -> Result<Order, Refusal> {
+    let matches = command().try_get_matches_from(args).map_err(Refusal::Usage)?;
+    let (name, matches) = matches.subcommand().expect("clap wants a subcommand");
+    match name {
+        "serve" => Ok(Order::Serve(Box::new(config(matches, world)?))),
+        "load" => {
+            let args = LoadArgs::from_arg_matches(matches).map_err(Refusal::Usage)?;
+            Ok(Order::Load(Box::new(args)))
+        }
+        "doctor" => {
+            let connections = *matches.get_one("connections").expect("it has a default");
+            let config = config(matches, world)?;
+            Ok(Order::Doctor(Box::new(Question { connections, config })))
+        }
+        "token" => token(matches, world).map(Order::Print),
+        "config" => print_config(matches, world).map(Order::Print),
+        _ => unreachable!("clap knows no other subcommand"),
+    }
+}
+
+/// The whole command line, for `--help` and for whoever wants to document it.
+pub fn command() -> Command {
+    let serve = Command::new("serve")
+        .about("Serve clients until told to stop")
+        .after_help(PRECEDENCE)
+        .args(knob_args(false));
+    let load = LoadArgs::augment_args(
+        Command::new("load").about("Put load on a WebSocket server, and measure what it does"),
+    );
+    Command::new("campanile")
+        .about("A WebSocket server whose instances act as one")
+        .version(env!("CARGO_PKG_VERSION"))
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands([serve, load, doctor_command(), token_command(), config_command()])
+}
+
+const PRECEDENCE: &str = "Every flag is also a key of the TOML file and a variable of the \
+    environment: --limits-head-bytes-max is limits.head_bytes_max and \
+    CAMPANILE_LIMITS_HEAD_BYTES_MAX. A flag wins over the environment, which wins over the file. \
+    `campanile config` prints every key.";
+
+fn doctor_command() -> Command {
+    Command::new("doctor")
+        .about("Say what this host lacks for so many connections, and the line that fixes it")
+        .after_help("Takes the flags of `serve` too. Exit code 1: something is missing.")
+        .arg(
+            Arg::new("connections")
+                .long("connections")
+                .value_name("N")
+                .value_parser(value_parser!(u64).range(1..=100_000_000))
+                .default_value("10000")
+                .help("Connections of this node"),
+        )
+        .args(knob_args(true))
+}
+
+fn token_command() -> Command {
+    let value =
+        |name: &'static str, value: &'static str| Arg::new(name).long(name).value_name(value);
+    Command::new("token")
+        .about("Print a token for trying things out")
+        .arg(value("user", "USER").required(true).help("Who the token is for"))
+        .arg(value("secret", "SECRET").help("Signs it. Default: auth.hmac_secret"))
+        .arg(
+            value("ttl", "SECONDS")
+                .value_parser(value_parser!(u64).range(1..=3_153_600_000))
+                .default_value("3600")
+                .help("How long it is good for"),
+        )
+        .arg(value("rights", "LIST").help(
+            "What it allows, out of publish,publish_unjoined,send,broadcast. Default: what the \
+             server gives to users",
+        ))
+        .args(knob_args(true))
+}
+
+fn config_command() -> Command {
+    Command::new("config")
+        .about("Print every knob with its default and meaning, as TOML")
+        .arg(
+            Arg::new("markdown")
+                .long("markdown")
+                .action(ArgAction::SetTrue)
+                .conflicts_with("check")
+                .help("Print a Markdown table instead"),
+        )
+        .arg(
+            Arg::new("check")
+                .long("check")
+                .value_name("FILE")
+                .help("Say whether this file is good, and what is wrong with it"),
+        )
+}
+
+/// `--config` and one flag a knob.
+fn knob_args(hide: bool) -> Vec<Arg> {
+    let file = Arg::new("config")
+        .long("config")
+        .value_name("FILE")
+        .hide(hide)
+        .help("The TOML file. Also CAMPANILE_CONFIG");
+    let knobs = KNOBS.iter().zip(FLAGS.iter());
+    let knobs = knobs.map(|(knob, flag)| knob_arg(knob, flag).hide(hide));
+    std::iter::once(file).chain(knobs).collect()
+}
+
+/// The flags' names, in the order of [`KNOBS`]; clap wants them to live for ever.
+static FLAGS: LazyLock<Vec<String>> = LazyLock::new(|| KNOBS.iter().map(Knob::flag).collect());
+
+fn knob_arg(knob: &'static Knob, flag: &'static str) -> Arg {
+    let default = knob.default_text();
+    let default = if default.is_empty() { "none".to_owned() } else { default };
+    let wanted = knob.kind.wanted();
+    let arg = Arg::new(knob.key)
+        .long(flag)
+        .value_name("VALUE")
+        .allow_hyphen_values(true)
+        .action(ArgAction::Set)
+        .help(format!("{} Takes {wanted}. [default: {default}]", knob.doc));
+    match knob.kind {
+        // `--private-fd-tables` alone says what one would think.
+        crate::config::Kind::Bool => arg.num_args(0..=1).default_missing_value("true"),
+        _ => arg,
+    }
+}
+
+fn config(matches: &ArgMatches, world: &World<'_>) -> Result<Config, Refusal> {
+    let given = |knob: &'static Knob| {
+        let value = matches.get_one::<String>(knob.key)?;
+        Some((knob.key, value.clone()))
+    };
+    let from_env = || world.env.iter().find(|(name, _)| name == "CAMPANILE_CONFIG");
+    let path = matches.get_one::<String>("config").or_else(|| from_env().map(|(_, path)| path));
+    let said = Said {
+        flags: KNOBS.iter().filter_map(given).collect(),
+        env: world.env.clone(),
+        file: path.map(|path| file(path, world)).transpose()?,
+    };
+    Config::load(&said).map_err(Refusal::Config)
+}
+
+fn file(path: &str, world: &World<'_>) -> Result<FileText, Refusal> {
+    match (world.read_file)(path) {
+        Ok(text) => Ok(FileText { path: path.to_owned(), text }),
+        Err(error) => {
+            let reason = format!("cannot be read: {error}");
+            let error = ConfigError::File { path: path.to_owned(), reason };
+            Err(Refusal::Config(ConfigErrors(vec![error])))
+        }
+    }
+}
+
+fn token(matches: &ArgMatches, world: &World<'_>) -> Result<String, Refusal> {
+    let text = |name: &str| matches.get_one::<String>(name);
+    // A broken configuration is no hindrance when it is not asked for anything.
+    let secret = match text("secret") {
+        Some(secret) => Some(secret.clone()),
+        None => config(matches, world)?.auth_hmac_secret,
+    };
+    let secret = secret.filter(|secret| !secret.is_empty()).ok_or_else(|| {
+        Refusal::Other("there is no secret: give --secret, or set auth.hmac_secret".to_owned())
+    })?;
+    let wish = TokenWish {
+        user: text("user").expect("clap wants it").clone(),
+        rights: text("rights").map(|list| rights(list)).transpose()?,
+        expires_unix_s: world.now_unix_s + matches.get_one::<u64>("ttl").expect("it has a default"),
+    };
+    mint(&wish, &secret).map_err(|why| Refusal::Other(format!("--user {}: {why}", wish.user)))
+}
+
+fn rights(list: &str) -> Result<Rights, Refusal> {
+    let mut names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
+    names.try_fold(Rights::NONE, |rights, name| {
+        rights.with(name).ok_or_else(|| {
+            let known = Rights::NAMES.join(", ");
+            Refusal::Other(format!("--rights {list}: {name:?} is not a right. Write {known}"))
+        })
+    })
+}
+
+fn print_config(matches: &ArgMatches, world: &World<'_>) -> Result<String, Refusal> {
+    if matches.get_flag("markdown") {
+        return Ok(crate::config::markdown());
+    }
+    let Some(path) = matches.get_one::<String>("check") else {
+        return Ok(crate::config::sample());
+    };
+    let said = Said { file: Some(file(path, world)?), ..Said::default() };
+    Config::load(&said).map_err(Refusal::Config)?;
+    Ok(format!("{path}: good"))
+}
+
+impl Refusal {
+    /// Tells whoever typed it; answers the exit code.
+    pub fn tell(&self) -> u8 {
+        match self {
+            Refusal::Usage(error) => {
+                // Nowhere to say it is no reason for another error.
+                let _ = error.print();
+                error.exit_code() as u8
+            }
+            Refusal::Config(errors) => {
+                eprint!("{errors}");
+                2
+            }
+            Refusal::Other(message) => {
+                eprintln!("campanile: {message}.");
+                2
+            }
+        }
+    }
+}

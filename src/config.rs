@@ -1,1 +1,294 @@
-//! stub
+//! Every knob, once.
+//!
+//! A knob is a key of the TOML file, a flag and an environment variable at the same time, and one
+//! line in the table below: from it come the parser, `--help`, the sample file (`campanile config`)
+//! and the README's table. So they cannot disagree, and a new limit cannot be forgotten in one.
+//!
+//! Precedence: flag, then environment, then file, then default. What is wrong is the operator's to
+//! mend, so all of it is told at once: the key, the value, where it came from, what would be right.
+//!
+//! Invariant: nothing here looks at the machine. What the values *mean* there is `plan.rs`.
+
+mod error;
+mod load;
+mod print;
+mod value;
+
+pub use error::{ConfigError, ConfigErrors, Source};
+pub use load::{FileText, Said};
+pub use print::{markdown, sample};
+pub use value::{BackplaneUrl, Kind, LogFormat, redact_url};
+
+use crate::auth::Rights;
+use crate::limits::Limits;
+use std::fmt;
+use std::net::SocketAddr;
+use value::Value;
+
+/// One thing an operator may set.
+pub struct Knob {
+    /// Its name in the file: `section.name` or `name`.
+    pub key: &'static str,
+    /// What values it takes.
+    pub kind: Kind,
+    /// What it means, in one sentence or two.
+    pub doc: &'static str,
+    default: fn() -> String,
+    set: fn(&mut Config, &str) -> Result<(), String>,
+    get: fn(&Config) -> String,
+}
+
+impl Knob {
+    /// The default as one would write it; empty: none.
+    pub fn default_text(&self) -> String {
+        (self.default)()
+    }
+
+    /// `--limits-message-bytes-max`, without the dashes in front.
+    pub fn flag(&self) -> String {
+        self.key.replace(['.', '_'], "-")
+    }
+
+    /// `CAMPANILE_LIMITS_MESSAGE_BYTES_MAX`.
+    pub fn env(&self) -> String {
+        format!("CAMPANILE_{}", self.key.replace('.', "_").to_uppercase())
+    }
+
+    /// The value as one would write it.
+    pub fn text(&self, config: &Config) -> String {
+        (self.get)(config)
+    }
+
+    /// A value of this knob as it may stand in a log or a message: without secrets.
+    pub fn shown(&self, text: &str) -> String {
+        match self.kind {
+            Kind::Secret { .. } if !text.is_empty() => "(not shown)".to_owned(),
+            Kind::Backplane => redact_url(text),
+            _ => text.to_owned(),
+        }
+    }
+
+    /// Sets the value, or says why it cannot be that.
+    fn set(&self, config: &mut Config, text: &str) -> Result<(), String> {
+        self.kind.check(text)?;
+        (self.set)(config, text)
+    }
+}
+
+/// The knob of this key.
+pub fn knob(key: &str) -> Option<&'static Knob> {
+    KNOBS.iter().find(|knob| knob.key == key)
+}
+
+macro_rules! knobs {
+    (
+        own { $( $field:ident : $type:ty, $key:literal, $default:literal, $kind:expr, $doc:literal; )+ }
+        limits { $( $limit:ident, $limit_kind:expr, $limit_doc:literal; )+ }
+    ) => {
+        /// What the operator said, or the defaults where they said nothing.
+        #[derive(Clone, PartialEq)]
+        pub struct Config {
+            $( #[doc = $doc] pub $field: $type, )+
+            /// Every limit.
+            pub limits: Limits,
+        }
+
+        impl Default for Config {
+            fn default() -> Config {
+                Config {
+                    $( $field: Value::read($default).expect("a default is a good value"), )+
+                    limits: Limits::PRODUCTION,
+                }
+            }
+        }
+
+        /// All of them, in the order in which they are printed.
+        pub static KNOBS: &[Knob] = &[
+            $( Knob {
+                key: $key,
+                kind: $kind,
+                doc: $doc,
+                default: || $default.to_owned(),
+                set: |config, text| { config.$field = Value::read(text)?; Ok(()) },
+                get: |config| config.$field.write(),
+            }, )+
+            $( Knob {
+                key: concat!("limits.", stringify!($limit)),
+                kind: $limit_kind,
+                doc: $limit_doc,
+                default: || Limits::PRODUCTION.$limit.to_string(),
+                set: |config, text| { config.limits.$limit = Value::read(text)?; Ok(()) },
+                get: |config| config.limits.$limit.write(),
+            }, )+
+        ];
+    };
+}
+
+/// A number of bytes.
+const fn bytes(min: u64, max: u64) -> Kind {
+    Kind::Number { min, max, unit: "bytes" }
+}
+
+/// A time in milliseconds.
+const fn ms(min: u64, max: u64) -> Kind {
+    Kind::Number { min, max, unit: "milliseconds" }
+}
+
+/// A number of things.
+const fn count(min: u64, max: u64, unit: &'static str) -> Kind {
+    Kind::Number { min, max, unit }
+}
+
+const MIB: u64 = 1024 * 1024;
+const MINUTE_MS: u64 = 60_000;
+
+knobs! {
+    own {
+        listen: SocketAddr, "listen", "0.0.0.0:8080", Kind::Address,
+            "The public port: WebSockets at /ws, the page at /. Port 0 takes any free one.";
+        backplane: BackplaneUrl, "backplane", "memory", Kind::Backplane,
+            "How instances reach each other: `memory` for one instance alone, or the URL of a Redis server.";
+        shards: usize, "shards", "0", count(0, 1024, "shards"),
+            "Shards, each a thread with its own connections. 0: one per core. May exceed the cores.";
+        cores: Vec<usize>, "cores", "", Kind::Cores,
+            "Cores that shards are pinned to, in turn, such as 0-3,6. Empty: all that this process may use.";
+        private_fd_tables: bool, "private_fd_tables", "false", Kind::Bool,
+            "One table of open files per shard, so that the limit on open files counts per shard and shards do not contend for one table.";
+        echo_path: Option<String>, "echo_path", "", Kind::HttpPath,
+            "Path of a plain echo of text and binary messages, for conformance suites. Empty: none.";
+        page: bool, "page", "true", Kind::Bool,
+            "Whether GET / on the public port serves a small page to try things out.";
+        origins: Vec<String>, "origins", "", Kind::Origins,
+            "Origins whose pages may connect, such as https://example.org. Empty: any.";
+        drain_ms: u64, "drain_ms", "10000", ms(0, 60 * MINUTE_MS),
+            "Over how long a stopping node spreads its closes, so that clients do not all reconnect at once. With the closing handshakes the default stays below the 30 s that orchestrators grant.";
+        node_name: Option<String>, "node.name", "", Kind::Name,
+            "This node's name, shown to clients and in logs. Empty: made up at each start.";
+        auth_anonymous: Option<bool>, "auth.anonymous", "auto", Kind::BoolAuto,
+            "Whether clients without a token may connect. auto: only while auth.hmac_secret is not set.";
+        auth_hmac_secret: Option<String>, "auth.hmac_secret", "", Kind::Secret { bytes_min: 8 },
+            "The HS256 secret of client tokens. Empty: no tokens.";
+        auth_anonymous_rights: Option<Rights>, "auth.anonymous_rights", "auto", Kind::RightsAuto,
+            "What a client without a token may do. auto: publish, send and broadcast while auth.hmac_secret is not set, else the same as auth.user_rights.";
+        auth_user_rights: Rights, "auth.user_rights", "publish,send", Kind::Rights,
+            "What a user may do whose token has no `rights`.";
+        ops_listen: SocketAddr, "ops.listen", "127.0.0.1:9090", Kind::Address,
+            "The operators' port: API, metrics, health. /healthz, /readyz and /metrics answer whoever can reach it.";
+        ops_api_key: Option<String>, "ops.api_key", "", Kind::Secret { bytes_min: 8 },
+            "What /v1/* wants as `Authorization: Bearer …`. Empty: /v1/* answers this machine only.";
+        log_level: String, "log.level", "info", Kind::Choice(&["error", "warn", "info", "debug", "trace"]),
+            "The least serious lines that are logged. debug has a line per connection.";
+        log_format: LogFormat, "log.format", "text", Kind::Choice(&["text", "json"]),
+            "How log lines are written (to stderr).";
+        redis_prefix: String, "redis.prefix", "campanile", Kind::Prefix,
+            "What every Redis channel and key starts with. Instances with the same prefix are one system.";
+        redis_linger_ms: u64, "redis.linger_ms", "15000", ms(0, 60 * MINUTE_MS),
+            "How long a topic stays subscribed after its last local member left, so that reloading a page costs nothing.";
+        redis_canary_interval_ms: u64, "redis.canary_interval_ms", "1000", ms(50, MINUTE_MS),
+            "How often a canary message flies to Redis and back.";
+        redis_canary_timeout_ms: u64, "redis.canary_timeout_ms", "2000", ms(100, 10 * MINUTE_MS),
+            "After how long without a canary the connection is given up and the node is not ready.";
+        redis_timeout_ms: u64, "redis.timeout_ms", "2000", ms(50, 10 * MINUTE_MS),
+            "How long connecting to Redis, and its answer, may take.";
+        redis_backoff_ms_max: u64, "redis.backoff_ms_max", "1000", ms(10, 10 * MINUTE_MS),
+            "The longest pause between two attempts to connect to Redis.";
+    }
+    limits {
+        connections_per_shard_max, count(1, 16_000_000, "connections"),
+            "Connections of one shard, handshakes included. Beyond: HTTP 503 with Retry-After. Lowered at start to what the limit on open files allows.";
+        handshakes_max, count(1, 1_000_000, "handshakes"),
+            "Handshakes under way in one shard. Beyond: HTTP 503 with Retry-After.";
+        head_bytes_max, bytes(1024, 64 * 1024),
+            "An HTTP request head. Beyond: 431.";
+        handshake_timeout_ms, ms(100, 10 * MINUTE_MS),
+            "From accept to the end of the request head. Beyond: 408.";
+        message_bytes_max, bytes(128, 16 * MIB),
+            "A client's message, fragments added up; also a payload on the ops API. Beyond: close 1009.";
+        echo_message_bytes_max, bytes(128, 1024 * MIB),
+            "A message on the echo path. Beyond: close 1009.";
+        json_depth_max, count(2, 128, "levels"),
+            "Nesting of arrays and objects in JSON. Beyond: error bad_json.";
+        rooms_per_connection_max, count(1, 65_535, "rooms"),
+            "Rooms one connection may be in. Beyond: error too_many_rooms.";
+        topics_per_shard_max, count(1, 64_000_000, "topics"),
+            "Rooms and users with a member in one shard. Beyond: error overloaded.";
+        outbox_bytes_max, bytes(1024, 1024 * MIB),
+            "What one connection still has to hear. Beyond: close 1013.";
+        close_timeout_ms, ms(100, 10 * MINUTE_MS),
+            "From the server's close frame to the end of the connection. Beyond: the socket is cut.";
+        ping_interval_ms, ms(100, 60 * MINUTE_MS),
+            "How often each client is pinged. One not heard for a whole interval after that is closed.";
+        uplink_items_max, count(1, 1_000_000, "items"),
+            "Items from one shard that wait for the backplane. Beyond: the shard reads no more from its clients.";
+        downlink_items_max, count(1, 1_000_000, "items"),
+            "Items from the backplane that wait for one shard. Beyond: deliveries are dropped, counted, and the members hear `lost`.";
+        send_batch_max, count(1, 32_768, "sends"),
+            "Sends of one turn of a shard before others have their turn.";
+        read_turn_bytes_max, bytes(512, 16 * MIB),
+            "Bytes one connection may be read for before others have their turn.";
+        publish_queue_bytes_max, bytes(1024, 16 * 1024 * MIB),
+            "Publishes of the whole node that wait for Redis. Beyond: error backplane_unavailable.";
+        publish_queue_ms_max, ms(100, 10 * MINUTE_MS),
+            "How long a publish may wait for Redis. Beyond: error backplane_unavailable.";
+    }
+}
+
+impl Config {
+    /// What cannot be seen one knob at a time.
+    fn contradictions(&self) -> Vec<ConfigError> {
+        let mut found = Vec::new();
+        let mut because = |broken: bool, message: String| {
+            if broken {
+                found.push(ConfigError::Contradiction { message });
+            }
+        };
+        because(
+            self.auth_anonymous == Some(false) && self.auth_hmac_secret.is_none(),
+            "auth.anonymous = false without auth.hmac_secret: nobody could connect. Set \
+             auth.hmac_secret, or leave auth.anonymous out"
+                .to_owned(),
+        );
+        let limits = &self.limits;
+        because(
+            limits.outbox_bytes_max < limits.message_bytes_max,
+            format!(
+                "limits.outbox_bytes_max = {} is less than limits.message_bytes_max = {}: one \
+                 message would close a client. Write at least {} for the former",
+                limits.outbox_bytes_max, limits.message_bytes_max, limits.message_bytes_max
+            ),
+        );
+        because(
+            self.redis_canary_timeout_ms < self.redis_canary_interval_ms,
+            format!(
+                "redis.canary_timeout_ms = {} is less than redis.canary_interval_ms = {}: no \
+                 canary could be in time. Write at least {} for the former",
+                self.redis_canary_timeout_ms,
+                self.redis_canary_interval_ms,
+                self.redis_canary_interval_ms
+            ),
+        );
+        because(
+            self.listen == self.ops_listen && self.listen.port() != 0,
+            format!(
+                "listen and ops.listen are both {}: give one of them another port",
+                self.listen
+            ),
+        );
+        because(
+            self.echo_path.as_deref().is_some_and(|path| path == "/" || path == "/ws"),
+            "echo_path is already the page or the WebSocket: write for example /echo".to_owned(),
+        );
+        found
+    }
+}
+
+/// Without secrets: a configuration may be logged.
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = KNOBS.iter().map(|knob| (knob.key, knob.shown(&knob.text(self))));
+        f.debug_map().entries(shown).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -90,7 +90,8 @@ impl TopicName {
     /// Reads a name as it stands in a Redis channel; `None` when it is not a topic.
     pub fn parse(text: &str) -> Option<TopicName> {
         let name = text.get(2..).unwrap_or("");
-        let known = text == "*" || ((text.starts_with("r:") || text.starts_with("u:")) && is_name(name));
+        let known =
+            text == "*" || ((text.starts_with("r:") || text.starts_with("u:")) && is_name(name));
         known.then(|| TopicName(Arc::from(text)))
     }
 

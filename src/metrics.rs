@@ -118,6 +118,7 @@ counters! {
         closed_slow: Counter "closes_total"["reason" = "slow"] "Connections ended, by reason",
         closed_silent: Counter "closes_total"["reason" = "silent"] "Connections ended, by reason",
         closed_drain: Counter "closes_total"["reason" = "drain"] "Connections ended, by reason",
+        closed_overloaded: Counter "closes_total"["reason" = "overloaded"] "Connections ended, by reason",
         closed_error: Counter "closes_total"["reason" = "io_error"] "Connections ended, by reason",
         loop_turns: Counter "loop_turns_total" "Turns of the shard's loop",
         loop_ns: Counter "loop_busy_ns_total" "Time spent in visits to the shard",
@@ -157,7 +158,8 @@ mod tests {
         let mirror = ShardMirror::default();
         let counters = ShardCounters { closed_slow: 3, ..ShardCounters::default() };
         mirror.publish(&counters);
-        let slow = mirror.read().describe().into_iter().find(|d| d.label == Some(("reason", "slow")));
+        let slow =
+            mirror.read().describe().into_iter().find(|d| d.label == Some(("reason", "slow")));
         assert_eq!(slow.unwrap().value, 3);
     }
 }

@@ -1,11 +1,21 @@
-//! stub
+//! What the configuration means on this machine.
+//!
+//! [`resolve`] is a pure function of what the operator said and what the machine is. It settles
+//! what was left open (how many shards, on which cores, who may come in without a token), lowers
+//! what the machine cannot give, and says so in notices, which the caller logs. Whatever it cannot
+//! settle is the operator's to mend.
+//!
+//! Invariant: nothing is opened, started or asked here, and no `Debug` output holds a secret.
+
 use crate::auth::Rights;
+use crate::config::{BackplaneUrl, Config, ConfigError, ConfigErrors, redact_url};
 use crate::ids::{NodeId, ShardId};
 use crate::limits::Limits;
+use std::fmt;
 use std::net::SocketAddr;
 
 /// What the configuration means on this machine: everything resolved, nothing opened yet.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Plan {
     /// This start of this node.
     pub node: NodeId,
@@ -49,7 +59,7 @@ pub struct ShardPlan {
 }
 
 /// Who may come in.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct AuthPlan {
     /// Whether clients without a token may.
     pub anonymous: bool,
@@ -71,7 +81,7 @@ pub enum BackplanePlan {
 }
 
 /// One Redis server.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RedisPlan {
     /// `redis://…` or `rediss://…`
     pub url: String,
@@ -88,3 +98,342 @@ pub struct RedisPlan {
     /// The longest pause between two attempts to connect.
     pub backoff_ms_max: u64,
 }
+
+/// What a plan has to know of the machine.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// A fresh id for this start.
+    pub node: NodeId,
+    /// Cores that this process may use, in order.
+    pub cores: Vec<usize>,
+    /// Open files that one table may hold.
+    pub nofile: u64,
+    /// Memory that this process may use, in bytes, where it could be found out.
+    pub memory_bytes: Option<u64>,
+}
+
+/// A plan, and what the operator should hear about it.
+#[derive(Debug)]
+pub struct Planned {
+    /// The plan.
+    pub plan: Plan,
+    /// To be logged at start, in this order.
+    pub notices: Vec<Notice>,
+}
+
+/// Something to be logged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// Whether somebody should do something about it.
+    pub is_warning: bool,
+    /// What there is to say.
+    pub text: String,
+}
+
+/// Descriptors that are not connections: standard streams, the backplane's and the operators'
+/// sockets, and a margin for what the libraries open. Counted in every table, because a table of a
+/// shard's own begins as a copy of the shared one.
+pub(crate) const FILES_OF_NODE: u64 = 128;
+
+/// Descriptors of one shard that are not connections: bell, listener, rings, epoll, a spare one to
+/// refuse with, and some room.
+pub(crate) const FILES_OF_SHARD: u64 = 16;
+
+/// A secret shorter than its digest is easier to guess than it need be (RFC 7518 §3.2).
+const SECRET_BYTES_GOOD: usize = 32;
+
+/// Settles everything, or says what has to be mended first.
+pub fn resolve(config: &Config, machine: &Machine) -> Result<Planned, ConfigErrors> {
+    let cores = shard_cores(config, machine)?;
+    let shards = if config.shards == 0 { cores.len() } else { config.shards };
+    let connections_max = connections_that_fit(config, machine, shards)?;
+    let limits = Limits { connections_per_shard_max: connections_max, ..config.limits };
+    let plan = Plan {
+        node: machine.node,
+        node_name: config.node_name.clone().unwrap_or_else(|| made_up_name(machine.node)),
+        listen: config.listen,
+        ops_listen: config.ops_listen,
+        ops_api_key: config.ops_api_key.clone(),
+        shards: shard_plans(shards, &cores),
+        other_cores: other_cores(shards, &cores, machine),
+        private_fd_tables: config.private_fd_tables,
+        echo_path: config.echo_path.clone(),
+        page: config.page,
+        origins: config.origins.clone(),
+        limits,
+        auth: auth_plan(config),
+        backplane: backplane_plan(config),
+        drain_ms: config.drain_ms,
+    };
+    let notices = notices(config, machine, &plan);
+    Ok(Planned { plan, notices })
+}
+
+fn mend(message: String) -> ConfigErrors {
+    ConfigErrors(vec![ConfigError::Contradiction { message }])
+}
+
+/// The cores that shards go to, in turn.
+fn shard_cores(config: &Config, machine: &Machine) -> Result<Vec<usize>, ConfigErrors> {
+    if config.cores.is_empty() {
+        return Ok(machine.cores.clone());
+    }
+    match config.cores.iter().find(|core| !machine.cores.contains(core)) {
+        None => Ok(config.cores.clone()),
+        Some(core) => Err(mend(format!(
+            "cores = {:?}: this process may not use core {core}. Write cores out of {:?}",
+            config.cores, machine.cores
+        ))),
+    }
+}
+
+/// Shards go to the cores in turn, so that more shards than cores are spread evenly.
+fn shard_plans(shards: usize, cores: &[usize]) -> Vec<ShardPlan> {
+    let in_turn = cores.iter().copied().cycle();
+    // Without any core known nothing is pinned, and there is still a shard.
+    let in_turn = in_turn.map(Some).chain(std::iter::repeat(None));
+    let ids = (0..shards.max(1) as u16).map(ShardId);
+    ids.zip(in_turn).map(|(id, core)| ShardPlan { id, core }).collect()
+}
+
+/// The cores that no shard has. None left: the other threads go wherever the kernel puts them.
+fn other_cores(shards: usize, cores: &[usize], machine: &Machine) -> Vec<usize> {
+    let taken = &cores[..shards.min(cores.len())];
+    machine.cores.iter().copied().filter(|core| !taken.contains(core)).collect()
+}
+
+/// Connections of one shard, as configured or as many as it can have descriptors for.
+fn connections_that_fit(
+    config: &Config,
+    machine: &Machine,
+    shards: usize,
+) -> Result<usize, ConfigErrors> {
+    let shards = shards.max(1) as u64;
+    let reserve = FILES_OF_NODE + FILES_OF_SHARD * shards;
+    let tables_share = if config.private_fd_tables { 1 } else { shards };
+    let fit = machine.nofile.saturating_sub(reserve) / tables_share;
+    if fit == 0 {
+        return Err(mend(format!(
+            "the limit on open files is {}, and {shards} shards need more than {reserve} before \
+             the first connection. Raise it (ulimit -n, LimitNOFILE= of systemd), or write fewer \
+             shards",
+            machine.nofile
+        )));
+    }
+    Ok(config.limits.connections_per_shard_max.min(usize::try_from(fit).unwrap_or(usize::MAX)))
+}
+
+/// Not the host's name, which is no client's business; and different for two nodes of one host.
+fn made_up_name(node: NodeId) -> String {
+    format!("node-{:08x}", node.0 as u32)
+}
+
+fn auth_plan(config: &Config) -> AuthPlan {
+    let has_secret = config.auth_hmac_secret.is_some();
+    let open = Rights { publish: true, send: true, broadcast: true, publish_unjoined: false };
+    let anonymous_auto = if has_secret { config.auth_user_rights } else { open };
+    AuthPlan {
+        anonymous: config.auth_anonymous.unwrap_or(!has_secret),
+        hmac_secret: config.auth_hmac_secret.clone(),
+        anonymous_rights: config.auth_anonymous_rights.unwrap_or(anonymous_auto),
+        user_rights: config.auth_user_rights,
+    }
+}
+
+fn backplane_plan(config: &Config) -> BackplanePlan {
+    match &config.backplane {
+        BackplaneUrl::Memory => BackplanePlan::Memory,
+        BackplaneUrl::Redis(url) => BackplanePlan::Redis(RedisPlan {
+            url: url.clone(),
+            prefix: config.redis_prefix.clone(),
+            linger_ms: config.redis_linger_ms,
+            canary_interval_ms: config.redis_canary_interval_ms,
+            canary_timeout_ms: config.redis_canary_timeout_ms,
+            timeout_ms: config.redis_timeout_ms,
+            backoff_ms_max: config.redis_backoff_ms_max,
+        }),
+    }
+}
+
+fn notices(config: &Config, machine: &Machine, plan: &Plan) -> Vec<Notice> {
+    let info = |text| Notice { is_warning: false, text };
+    let warning = |text| Notice { is_warning: true, text };
+    let mut notices = vec![info(format!("{plan:?}"))];
+    let wanted = config.limits.connections_per_shard_max;
+    let had = plan.limits.connections_per_shard_max;
+    if had < wanted {
+        let text = format!(
+            "limits.connections_per_shard_max is {had} instead of {wanted}: the limit on open \
+             files is {} for {}. Raise it (ulimit -n, LimitNOFILE= of systemd){}",
+            machine.nofile,
+            if config.private_fd_tables { "each shard" } else { "all shards together" },
+            if config.private_fd_tables { "" } else { ", or set private_fd_tables = true" },
+        );
+        // Who asked for a number should know that they do not have it; a default is only a bound.
+        let asked = wanted != Limits::PRODUCTION.connections_per_shard_max;
+        notices.push(Notice { is_warning: asked, text });
+    }
+    if plan.auth.hmac_secret.is_none() {
+        notices.push(warning(
+            "auth.hmac_secret is not set: ANYBODY WHO REACHES THE PORT MAY CONNECT, WITHOUT A \
+             NAME, and may do what auth.anonymous_rights says. Set it before others can reach this"
+                .to_owned(),
+        ));
+    }
+    if plan.auth.hmac_secret.as_ref().is_some_and(|secret| secret.len() < SECRET_BYTES_GOOD) {
+        notices.push(warning(format!(
+            "auth.hmac_secret is shorter than {SECRET_BYTES_GOOD} bytes and easier to guess than \
+             it need be. Take for example `openssl rand -base64 33`"
+        )));
+    }
+    notices.push(info(Bill::of(plan).to_string()));
+    if let Some(memory) = machine.memory_bytes.filter(|memory| Bill::of(plan).total() > *memory) {
+        notices.push(info(format!(
+            "these limits allow more than the {} of memory here: all clients slow, or all sending \
+             their largest message, at the same time would not fit. Lower limits.outbox_bytes_max, \
+             limits.message_bytes_max or limits.connections_per_shard_max where that may happen",
+            Size(memory)
+        )));
+    }
+    notices
+}
+
+/// What all limits together allow to be held in memory, holder by holder (without the kernel's own
+/// memory for sockets). An upper bound that no real load comes near.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bill(pub Vec<Holder>);
+
+/// One line of a [`Bill`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Who holds it.
+    pub name: &'static str,
+    /// How many of them there can be.
+    pub count: u64,
+    /// What each may hold, in bytes.
+    pub bytes_each: u64,
+}
+
+/// A connection without anything to hear: its own state, its future, its places in topics.
+const CONNECTION_BYTES: u64 = 512;
+/// A topic without members: its names in the shard and in the backplane, and its places in tables.
+const TOPIC_BYTES: u64 = 512;
+/// An item in a channel, beside its payload.
+const ITEM_BYTES: u64 = 128;
+
+impl Bill {
+    /// The bill of a plan.
+    pub fn of(plan: &Plan) -> Bill {
+        let limits = &plan.limits;
+        let shards = plan.shards.len() as u64;
+        let connections = shards * limits.connections_per_shard_max as u64;
+        let message = limits.message_bytes_max as u64;
+        let echo = plan.echo_path.as_ref().map_or(0, |_| limits.echo_message_bytes_max as u64);
+        let line = |name, count: u64, bytes_each: u64| Holder { name, count, bytes_each };
+        let waiting = match &plan.backplane {
+            BackplanePlan::Memory => 0,
+            BackplanePlan::Redis(_) => limits.publish_queue_bytes_max as u64,
+        };
+        Bill(vec![
+            line("connections", connections, CONNECTION_BYTES),
+            line("outboxes", connections, limits.outbox_bytes_max as u64),
+            line("half messages", connections, message.max(echo)),
+            line("heads", shards * limits.handshakes_max as u64, limits.head_bytes_max as u64),
+            line("topics", shards * limits.topics_per_shard_max as u64, TOPIC_BYTES),
+            // One more channel than shards: the operators' own.
+            line(
+                "uplink items",
+                (shards + 1) * limits.uplink_items_max as u64,
+                ITEM_BYTES + message,
+            ),
+            line("downlink items", shards * limits.downlink_items_max as u64, ITEM_BYTES + message),
+            line("read buffers", shards, limits.read_turn_bytes_max as u64),
+            line("publish queue", 1, waiting),
+        ])
+    }
+
+    /// The sum, in bytes.
+    pub fn total(&self) -> u64 {
+        let held = self.0.iter().map(|holder| holder.count.saturating_mul(holder.bytes_each));
+        held.fold(0, u64::saturating_add)
+    }
+}
+
+impl fmt::Display for Bill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("all limits together: ")?;
+        for (i, Holder { name, count, bytes_each }) in self.0.iter().enumerate() {
+            let plus = if i == 0 { "" } else { " + " };
+            write!(f, "{plus}{name} {count} × {}", Size(*bytes_each))?;
+        }
+        write!(f, " = at most {} ({} bytes)", Size(self.total()), self.total())
+    }
+}
+
+/// Bytes for people.
+pub struct Size(pub u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut size = self.0 as f64;
+        for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {
+            if size < 1024.0 || unit == "TiB" {
+                let digits = usize::from(size.fract() >= 0.05);
+                return write!(f, "{size:.digits$} {unit}");
+            }
+            size /= 1024.0;
+        }
+        Ok(())
+    }
+}
+
+/// Without secrets: a plan is logged at start.
+impl fmt::Debug for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Plan")
+            .field("node", &self.node_name)
+            .field("listen", &self.listen)
+            .field("ops_listen", &self.ops_listen)
+            .field("ops_api_key", &self.ops_api_key.is_some())
+            .field("shards", &self.shards.len())
+            .field("cores", &self.shards.iter().filter_map(|shard| shard.core).collect::<Vec<_>>())
+            .field("other_cores", &self.other_cores)
+            .field("private_fd_tables", &self.private_fd_tables)
+            .field("echo_path", &self.echo_path)
+            .field("page", &self.page)
+            .field("origins", &self.origins)
+            .field("auth", &self.auth)
+            .field("backplane", &self.backplane)
+            .field("drain_ms", &self.drain_ms)
+            .field("limits", &self.limits)
+            .finish()
+    }
+}
+
+impl fmt::Debug for AuthPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AuthPlan")
+            .field("anonymous", &self.anonymous)
+            .field("hmac_secret", &self.hmac_secret.is_some())
+            .field("anonymous_rights", &self.anonymous_rights.names())
+            .field("user_rights", &self.user_rights.names())
+            .finish()
+    }
+}
+
+impl fmt::Debug for RedisPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisPlan")
+            .field("url", &redact_url(&self.url))
+            .field("prefix", &self.prefix)
+            .field("linger_ms", &self.linger_ms)
+            .field("canary_interval_ms", &self.canary_interval_ms)
+            .field("canary_timeout_ms", &self.canary_timeout_ms)
+            .field("timeout_ms", &self.timeout_ms)
+            .field("backoff_ms_max", &self.backoff_ms_max)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,233 @@
-//! stub
+//! What this machine is, and the few things that only the operating system can do for a thread.
+//!
+//! Facts are read once at start (and by `campanile doctor`) and handed on as values, so that what
+//! is decided from them (`plan.rs`) is a pure function. Where the kernel says no, the error says
+//! the likely cause and what to do about it.
+//!
+//! Invariant: nothing here keeps state.
+#![allow(unsafe_code)] // sched_setaffinity, unshare, setrlimit, sysconf: system calls that std lacks
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// The limit on open files of one table (one process, unless a thread has a table of its own).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nofile {
+    /// What counts now.
+    pub soft: u64,
+    /// How far this process may raise it.
+    pub hard: u64,
+}
+
+/// The limit on open files.
+pub fn nofile() -> io::Result<Nofile> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a whole rlimit that outlives the call, which writes nothing else.
+    match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } {
+        0 => Ok(Nofile { soft: limit.rlim_cur, hard: limit.rlim_max }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Raises the soft limit on open files to the hard one, which needs no privilege.
+pub fn raise_nofile() -> io::Result<Nofile> {
+    let Nofile { hard, .. } = nofile()?;
+    let limit = libc::rlimit { rlim_cur: hard, rlim_max: hard };
+    // SAFETY: the call reads one whole rlimit that outlives it.
+    match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } {
+        0 => nofile(),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Gives the calling thread a table of open files of its own: a copy of the present one. Whatever
+/// another thread opens, or closes, from now on does not show here, so this comes first in the life
+/// of a thread, and descriptors that threads share exist before.
+pub fn unshare_files() -> io::Result<()> {
+    // SAFETY: takes no pointers. Descriptors that are open stay valid in both tables, and no code of
+    // ours closes, in one table, a descriptor that it opened in another.
+    match unsafe { libc::unshare(libc::CLONE_FILES) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Pins the calling thread to these cores. None: leaves it as it is.
+pub fn pin_to_cores(cores: &[usize]) -> io::Result<()> {
+    if cores.is_empty() {
+        return Ok(());
+    }
+    let mut set = empty_cpu_set();
+    for &core in cores {
+        if core >= libc::CPU_SETSIZE as usize {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: `core` is within the set, as was just checked; the macro's code sets one bit.
+        unsafe { libc::CPU_SET(core, &mut set) };
+    }
+    // SAFETY: reads one whole set of the size that is told. 0 means the calling thread.
+    match unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Pins the calling thread to one core.
+pub fn pin_to_core(core: usize) -> io::Result<()> {
+    pin_to_cores(&[core])
+}
+
+/// The cores that this process may use, in order.
+pub fn available_cores() -> io::Result<Vec<usize>> {
+    let mut set = empty_cpu_set();
+    // SAFETY: writes at most one whole set of the size that is told. 0 means the calling thread.
+    if unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: every index is within the set.
+    let is_set = |core: &usize| unsafe { libc::CPU_ISSET(*core, &set) };
+    Ok((0..libc::CPU_SETSIZE as usize).filter(is_set).collect())
+}
+
+fn empty_cpu_set() -> libc::cpu_set_t {
+    // SAFETY: a cpu_set_t is an array of integers, for which all zeroes is a value: no core.
+    unsafe { std::mem::zeroed() }
+}
+
+/// Memory that this process holds (RSS), in bytes.
+pub fn resident_bytes() -> io::Result<u64> {
+    let statm = fs::read_to_string("/proc/self/statm")?;
+    let pages: Option<u64> = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok());
+    // SAFETY: takes no pointers.
+    let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    Ok(pages.ok_or(io::ErrorKind::InvalidData)? * page_bytes as u64)
+}
+
+/// Memory this process may use, in bytes: the machine's, or less where a cgroup says so.
+pub fn memory_bytes() -> io::Result<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo")?;
+    let total_kib = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+        .ok_or(io::ErrorKind::InvalidData)?;
+    let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    Ok(cgroup_memory_bytes(&cgroups, Path::new("/sys/fs/cgroup"))
+        .map_or(total_kib * 1024, |bytes| bytes.min(total_kib * 1024)))
+}
+
+/// The least of the memory limits of our cgroup and those above it, of either version.
+fn cgroup_memory_bytes(cgroups: &str, root: &Path) -> Option<u64> {
+    let limits_of = |line: &str| {
+        let mut fields = line.splitn(3, ':');
+        let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+        let is_memory = controllers.split(',').any(|name| name == "memory");
+        let (base, file) = match controllers {
+            "" => (root.to_owned(), "memory.max"),
+            _ if is_memory => (root.join("memory"), "memory.limit_in_bytes"),
+            _ => return None,
+        };
+        let ours = base.join(path.trim_start_matches('/'));
+        let levels = ours.ancestors().take_while(|level| level.starts_with(&base));
+        // "max", or a group that is not visible from inside a container, is no limit.
+        levels.filter_map(|level| read_number(&level.join(file))).min()
+    };
+    cgroups.lines().filter_map(limits_of).min()
+}
+
+/// A file that holds one number, such as those under `/proc/sys`.
+pub fn read_number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// Sets a ring up, as every shard will, and takes it down again.
+pub fn probe_io_uring() -> io::Result<()> {
+    match io_uring::IoUring::new(8) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(io::Error::new(error.kind(), io_uring_advice(&error))),
+    }
+}
+
+/// What a failed `io_uring_setup` most likely means, for the person at 3 a.m.
+pub fn io_uring_advice(error: &io::Error) -> String {
+    let (name, cause) = match error.raw_os_error() {
+        Some(libc::EPERM) => {
+            ("EPERM", "kernel.io_uring_disabled=2 or the container's seccomp profile")
+        }
+        Some(libc::ENOSYS) => {
+            ("ENOSYS", "a kernel before 5.11, or one built without CONFIG_IO_URING")
+        }
+        Some(libc::ENOMEM) => ("ENOMEM", "the limit on locked memory (ulimit -l) is too low"),
+        Some(libc::EMFILE | libc::ENFILE) => {
+            ("EMFILE", "the limit on open files (ulimit -n) is too low")
+        }
+        _ => return format!("io_uring is not available ({error}). See tuning/README.md"),
+    };
+    format!("io_uring is not available ({name}). Likely cause: {cause}. See tuning/README.md")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_pins_itself_where_it_may_run() {
+        let cores = available_cores().unwrap();
+        let last = *cores.last().unwrap();
+        let pinned = std::thread::spawn(move || {
+            pin_to_core(last).unwrap();
+            available_cores().unwrap()
+        });
+        assert_eq!(pinned.join().unwrap(), [last]);
+        assert_eq!(available_cores().unwrap(), cores, "only that thread");
+        assert!(pin_to_core(100_000).is_err());
+    }
+
+    #[test]
+    fn what_a_thread_with_its_own_table_opens_nobody_else_sees() {
+        use std::os::fd::AsRawFd;
+        let fd = std::thread::spawn(|| {
+            unshare_files().unwrap();
+            let file = fs::File::open("/proc/self/status").unwrap();
+            // Far above what the other tests of this process have open.
+            // SAFETY: a copy of a descriptor of ours; it ends with this thread's table.
+            unsafe { libc::fcntl(file.as_raw_fd(), libc::F_DUPFD, 900) }
+        });
+        let fd = fd.join().unwrap();
+        assert!(fd >= 900);
+        // SAFETY: only asks; a descriptor that is not open is an error, not a fault.
+        assert_eq!(unsafe { libc::fcntl(fd, libc::F_GETFD) }, -1);
+    }
+
+    #[test]
+    fn the_soft_limit_on_files_rises_to_the_hard_one() {
+        let raised = raise_nofile().unwrap();
+        assert_eq!(raised.soft, raised.hard);
+        assert_eq!(nofile().unwrap(), raised);
+    }
+
+    #[test]
+    fn the_tightest_cgroup_counts() {
+        let root = std::env::temp_dir().join(format!("campanile-cgroup-{}", std::process::id()));
+        let inner = root.join("outer/inner");
+        fs::create_dir_all(&inner).unwrap();
+        fs::write(inner.join("memory.max"), "max\n").unwrap();
+        fs::write(root.join("outer/memory.max"), "1048576\n").unwrap();
+        fs::create_dir_all(root.join("memory/v1")).unwrap();
+        fs::write(root.join("memory/v1/memory.limit_in_bytes"), "524288\n").unwrap();
+        assert_eq!(cgroup_memory_bytes("0::/outer/inner\n", &root), Some(1_048_576));
+        assert_eq!(cgroup_memory_bytes("0::/\n", &root), None);
+        let both = "3:cpu,memory:/v1\n0::/outer/inner\n";
+        assert_eq!(cgroup_memory_bytes(both, &root), Some(524_288));
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn a_refused_ring_names_its_likely_cause() {
+        let advice = io_uring_advice(&io::Error::from_raw_os_error(libc::EPERM));
+        assert!(advice.contains("EPERM"), "{advice}");
+        assert!(advice.contains("kernel.io_uring_disabled"), "{advice}");
+        assert!(advice.contains("seccomp"), "{advice}");
+    }
+}

@@ -1,4 +1,21 @@
-//! stub
+//! Who may come in, and what they may do there.
+//!
+//! A client shows a token (a JWT, HS256) or none. The [`Gate`] judges it before any upgrade, from
+//! the token and the time alone; afterwards nobody asks again: the [`Identity`] travels with the
+//! connection. A token that is shown and not good is refused even where anonymous clients are
+//! welcome, because somebody who believes to be Ann must not silently become nobody.
+//!
+//! Invariant: pure. No clock, no socket; and no secret ever leaves this room, not even by `Debug`.
+
+mod token;
+
+pub use token::{TokenWish, mint};
+
+use crate::ids::is_name;
+use crate::plan::AuthPlan;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
+use serde::Deserialize;
+use std::fmt;
 
 /// What a user may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +28,37 @@ pub struct Rights {
     pub send: bool,
     /// Broadcast to everyone.
     pub broadcast: bool,
+}
+
+impl Rights {
+    /// Only to listen.
+    pub const NONE: Rights =
+        Rights { publish: false, publish_unjoined: false, send: false, broadcast: false };
+
+    /// How rights are called in configuration and tokens.
+    pub const NAMES: [&'static str; 4] = ["publish", "publish_unjoined", "send", "broadcast"];
+
+    /// These rights and one more; `None` when there is no right of that name.
+    pub fn with(mut self, name: &str) -> Option<Rights> {
+        match name {
+            "publish" => self.publish = true,
+            "publish_unjoined" => self.publish_unjoined = true,
+            "send" => self.send = true,
+            "broadcast" => self.broadcast = true,
+            _ => return None,
+        }
+        Some(self)
+    }
+
+    /// The names of these rights.
+    pub fn names(self) -> Vec<&'static str> {
+        let held = [self.publish, self.publish_unjoined, self.send, self.broadcast];
+        Rights::NAMES
+            .into_iter()
+            .zip(held)
+            .filter_map(|(name, held)| held.then_some(name))
+            .collect()
+    }
 }
 
 /// Who a client is.
@@ -33,13 +81,94 @@ pub enum Denied {
     Expired,
 }
 
+/// What user names of tokens may not begin with: such names are given to anonymous clients, and
+/// nobody may be mistaken for one of them.
+pub const ANONYMOUS_PREFIX: &str = "anon-";
+
+/// How far the clocks of this machine and of the token's maker may differ, in seconds. Applies to
+/// `exp` and `nbf` alike.
+pub const LEEWAY_S: u64 = 2;
+
 /// Tells who may come in, from the token alone. Pure: time is an argument.
-#[derive(Debug)]
-pub struct Gate {}
+pub struct Gate {
+    anonymous: Option<Rights>,
+    key: Option<DecodingKey>,
+    user_rights: Rights,
+    validation: Validation,
+}
+
+/// What we read of a token. Anything else in it is somebody else's business.
+#[derive(Deserialize)]
+struct Claims {
+    sub: String,
+    // RFC 7519 §2: a NumericDate may have a fraction.
+    exp: Option<f64>,
+    nbf: Option<f64>,
+    rights: Option<Vec<String>>,
+}
 
 impl Gate {
+    /// A gate as planned. Derives the key once, so that judging costs one HMAC.
+    pub fn new(plan: &AuthPlan) -> Gate {
+        // The signature and the algorithm are the library's part. Time is ours, because it is an
+        // argument; `aud` is not asked for, so a token that has one is not refused for it.
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.required_spec_claims.clear();
+        validation.validate_exp = false;
+        validation.validate_nbf = false;
+        validation.validate_aud = false;
+        Gate {
+            anonymous: plan.anonymous.then_some(plan.anonymous_rights),
+            key: plan.hmac_secret.as_ref().map(|s| DecodingKey::from_secret(s.as_bytes())),
+            user_rights: plan.user_rights,
+            validation,
+        }
+    }
+
     /// Judges a token (from `?token=` or `Authorization: Bearer`), `now` in seconds since 1970.
-    pub fn admit(&self, _token: Option<&str>, _now_unix_s: u64) -> Result<Identity, Denied> {
-        todo!()
+    ///
+    /// 1. None: anonymous, if that is allowed.
+    /// 2. A good one: its user, with the rights it names, or the default ones if it names none.
+    ///    A token without `exp` does not expire. Rights of unknown names give nothing.
+    /// 3. Anything else is denied, also where anonymous clients are allowed.
+    pub fn admit(&self, token: Option<&str>, now_unix_s: u64) -> Result<Identity, Denied> {
+        let Some(token) = token else {
+            let rights = self.anonymous.ok_or(Denied::Missing)?;
+            return Ok(Identity { user: None, rights });
+        };
+        let key = self.key.as_ref().ok_or(Denied::Invalid)?;
+        let claims =
+            decode::<Claims>(token, key, &self.validation).map_err(|_| Denied::Invalid)?.claims;
+        let now = now_unix_s as f64;
+        let leeway = LEEWAY_S as f64;
+        if claims.exp.is_some_and(|exp| now >= exp + leeway) {
+            return Err(Denied::Expired);
+        }
+        if claims.nbf.is_some_and(|nbf| now + leeway < nbf) {
+            return Err(Denied::Invalid);
+        }
+        if !is_name(&claims.sub) || claims.sub.starts_with(ANONYMOUS_PREFIX) {
+            return Err(Denied::Invalid);
+        }
+        let rights = claims.rights.map_or(self.user_rights, |names| granted(&names));
+        Ok(Identity { user: Some(claims.sub.into()), rights })
     }
 }
+
+/// Unknown names are skipped: a token made for a newer version gives less here, never more.
+fn granted(names: &[String]) -> Rights {
+    names.iter().fold(Rights::NONE, |rights, name| rights.with(name).unwrap_or(rights))
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate")
+            .field("anonymous", &self.anonymous)
+            .field("tokens", &self.key.is_some())
+            .field("user_rights", &self.user_rights)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

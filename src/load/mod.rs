@@ -1,1 +1,93 @@
-//! stub
+//! The load generator behind `campanile load`.
+//!
+//! It asks the three questions that size a host: what does an idle connection cost (`idle`), what
+//! does a delivery cost and how late is it (`fanout`), and how long does it take when everybody
+//! comes back at once (`storm`). It speaks to any WebSocket server: path, first messages and
+//! publishes are templates.
+//!
+//! It shares no code with the server it measures. Threads are epoll loops over their own
+//! connections ([`worker`], [`conns`]); a coordinator gives orders and adds up what they say
+//! ([`fleet`]). Each thread has a file table of its own, so the limit of open files counts per
+//! thread and not per process.
+//!
+//! Invariant: nothing is shared between threads but two channels and a bell; and a number that was
+//! not measured is not printed.
+
+pub mod args;
+mod brief;
+mod conns;
+mod fanout;
+mod fleet;
+mod frame;
+mod handshake;
+mod idle;
+pub mod procfs;
+mod progress;
+mod publish;
+pub mod report;
+mod rooms;
+mod stamp;
+mod storm;
+mod sys;
+mod tally;
+mod template;
+mod worker;
+
+pub use args::LoadArgs;
+use args::Scenario;
+use report::Report;
+use std::fmt;
+use std::process::ExitCode;
+
+/// Why a run could not be carried out at all.
+#[derive(Debug)]
+pub enum LoadError {
+    /// The arguments make no sense together.
+    Usage(String),
+    /// This host does not give what is needed.
+    Host(String),
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LoadError::Usage(why) | LoadError::Host(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for LoadError {}
+
+/// Carries out a run and says what it found.
+pub fn measure(args: LoadArgs) -> Result<Report, LoadError> {
+    match args.scenario {
+        Scenario::Idle(args) => idle::run(&args),
+        Scenario::Fanout(args) => fanout::run(&args),
+        Scenario::Storm(args) => storm::run(&args),
+    }
+}
+
+/// `campanile load`: 0 when the run reached its purpose, 1 when it did not (somebody could not
+/// join, something was lost), 2 when it could not be carried out.
+pub fn run(args: LoadArgs) -> ExitCode {
+    let json = match &args.scenario {
+        Scenario::Idle(args) => args.common.json,
+        Scenario::Fanout(args) => args.common.json,
+        Scenario::Storm(args) => args.common.json,
+    };
+    match measure(args) {
+        Ok(report) => {
+            if json {
+                let text = serde_json::to_string(&report).expect("a report has only string keys");
+                println!("{text}");
+            } else {
+                print!("{}", report.table());
+            }
+            ExitCode::from(u8::from(!report.ok))
+        }
+        Err(error) => {
+            eprintln!("campanile load: {error}");
+            ExitCode::from(2)
+        }
+    }
+}

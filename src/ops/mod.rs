@@ -1,1 +1,104 @@
-//! stub
+//! What operators and other services use: API, metrics, health; and how a node starts and ends.
+//!
+//! One thread, one tokio runtime, axum. It reads mirrors and asks shards through the window, so an
+//! operator's question costs a shard one item of its channel and never stops it.
+//!
+//! Invariant: nothing here is on a delivery's way, and whatever a client of this port does, it
+//! holds a bounded number of descriptors and bytes (`listener.rs`, the body limits below).
+
+mod answer;
+pub mod doctor;
+pub mod drain;
+mod guard;
+mod listener;
+mod metrics;
+mod publish;
+mod rooms;
+pub mod start;
+mod stats;
+
+use crate::link::channel::OpsEnd;
+use crate::link::health::Health;
+use crate::metrics::{BackplaneMirror, ShardMirror};
+use crate::plan::Plan;
+use answer::Refused;
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
+use listener::{Capped, Peer};
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What the ops thread is given.
+pub struct OpsSetup {
+    /// The plan of the node.
+    pub plan: Arc<Plan>,
+    /// The operators' port, listening.
+    pub listener: std::net::TcpListener,
+    /// The way to shards and backplane.
+    pub end: OpsEnd,
+    /// The shards' numbers, in the order of their ids.
+    pub shards: Vec<Arc<ShardMirror>>,
+    /// The backplane's numbers.
+    pub backplane: Arc<BackplaneMirror>,
+    /// Whether messages flow.
+    pub health: Arc<Health>,
+}
+
+/// What every handler sees.
+struct Ops {
+    plan: Arc<Plan>,
+    end: OpsEnd,
+    shards: Vec<Arc<ShardMirror>>,
+    backplane: Arc<BackplaneMirror>,
+    health: Arc<Health>,
+    registry: prometheus_client::registry::Registry,
+    started: Instant,
+}
+
+/// Serves the operators' port until the process ends.
+pub fn run(setup: OpsSetup) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let OpsSetup { plan, listener, end, shards, backplane, health } = setup;
+    let started = Instant::now();
+    let registry = metrics::registry(&shards, &backplane, started);
+    let ops = Arc::new(Ops { plan, end, shards, backplane, health, registry, started });
+    runtime.block_on(async move {
+        listener.set_nonblocking(true)?;
+        let listener = Capped::new(tokio::net::TcpListener::from_std(listener)?);
+        let service = router(ops).into_make_service_with_connect_info::<Peer>();
+        axum::serve(listener, service).await
+    })
+}
+
+fn router(ops: Arc<Ops>) -> Router {
+    // What stands around a payload is small; escapes in names may take six bytes for one.
+    let one = DefaultBodyLimit::max(ops.plan.limits.message_bytes_max + publish::AROUND_BYTES_MAX);
+    let many = DefaultBodyLimit::max(publish::BATCH_BYTES_MAX);
+    let guarded = Router::new()
+        .route("/v1/publish", post(publish::one).layer(one))
+        .route("/v1/publish/batch", post(publish::batch).layer(many))
+        .route("/v1/stats", get(stats::stats))
+        .route("/v1/rooms", get(rooms::list))
+        .route("/v1/rooms/{id}", get(rooms::room))
+        .route_layer(from_fn_with_state(ops.clone(), guard::guard));
+    Router::new()
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/readyz", get(stats::readyz))
+        .route("/metrics", get(metrics::metrics))
+        .merge(guarded)
+        .fallback(|| async {
+            Refused::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
+        })
+        .method_not_allowed_fallback(|| async {
+            let status = StatusCode::METHOD_NOT_ALLOWED;
+            Refused::new(status, "method_not_allowed", "this path takes another method")
+        })
+        .with_state(ops)
+}
+
+#[cfg(test)]
+mod tests;

@@ -89,6 +89,7 @@ impl<'a> Members<'a> {
     }
 
     /// The next member; `None` when the object has ended and nothing but white space follows it.
+    #[inline]
     pub fn next_member(&mut self) -> Result<Option<Member>, Fault> {
         if self.place == Place::Done {
             return Ok(None);
@@ -150,6 +151,7 @@ impl Cursor<'_> {
     }
 
     /// A key, the colon, and the space up to the value.
+    #[inline]
     fn key(&mut self) -> Result<Span, Fault> {
         if self.peek() != Some(b'"') {
             return Err(self.fault("a key in quotes was expected"));
@@ -167,6 +169,7 @@ impl Cursor<'_> {
     }
 
     /// Any value; below it `depth_max` levels are left.
+    #[inline]
     fn value(&mut self, depth_max: usize) -> Result<Span, Fault> {
         let start = self.at;
         let escaped = match self.peek() {
@@ -197,6 +200,7 @@ impl Cursor<'_> {
     }
 
     /// Into the array or object ahead, up to its first value. True if it has none and is over.
+    #[inline]
     fn enter(&mut self, open: &mut Open) -> Result<bool, Fault> {
         let is_object = self.peek() == Some(b'{');
         if !open.push(is_object) {
@@ -216,6 +220,7 @@ impl Cursor<'_> {
     }
 
     /// From the end of a value to the next one. True if everything that was open is closed.
+    #[inline]
     fn leave(&mut self, open: &mut Open) -> Result<bool, Fault> {
         while open.depth > 0 {
             self.skip_space();
@@ -240,6 +245,7 @@ impl Cursor<'_> {
     }
 
     /// A string, a number or a literal. True for a string with a backslash in it.
+    #[inline]
     fn scalar(&mut self) -> Result<bool, Fault> {
         match self.peek() {
             Some(b'"') => return self.string(),
@@ -557,7 +563,7 @@ mod tests {
 
     /// `depth` levels, the outermost object among them, arrays and objects mixed.
     fn nested(depth: usize) -> String {
-        let openers = |level: &usize| if level % 3 == 0 { "{\"k\":" } else { "[" };
+        let openers = |level: &usize| if level.is_multiple_of(3) { "{\"k\":" } else { "[" };
         let closers = |level: usize| if level.is_multiple_of(3) { "}" } else { "]" };
         let levels: Vec<usize> = (0..depth).collect();
         let open: String = levels.iter().map(openers).collect();

@@ -1,1 +1,267 @@
-//! stub
+//! One shard: connections, topics and what flows between them, as a state machine.
+//!
+//! It names no runtime, no socket, no clock and no thread. What happened comes in by `handle_*`,
+//! what must be done goes out by `take_batch` and `poll_*`, and time is an argument, in milliseconds
+//! since any fixed moment. So the whole behaviour of a shard, and of several with a backplane
+//! between them, runs in a test on virtual time (`tests/sim`).
+//!
+//! After any `handle_*` the caller drains, in this order:
+//! 1. [`Shard::poll_uplink`] into the window, until it is empty or the window is full
+//!    ([`Shard::give_back`]); while it is full the caller reads from no client.
+//! 2. [`Shard::take_batch`] until [`Shard::has_sends`] is false, others taking turns in between.
+//! 3. [`Shard::poll_closed`]: sockets whose time has come.
+//!
+//! | file | what |
+//! |---|---|
+//! | `conn.rs` | one connection; why connections end |
+//! | `hub.rs` | topics and members, both ways |
+//! | `commands.rs` | what clients ask for: the match on `Command` lives there and only there |
+//! | `deliver.rs` | replies and rounds, joined into batches (`batch.rs`) |
+//! | `life.rs` | open, close, sweep, drain |
+//! | `outbox.rs` | what a slow peer still has to hear |
+//!
+//! Invariant: everything is owned by [`Shard`] and reached by `&mut`; nothing here is shared.
+
+pub mod batch;
+mod commands;
+pub mod conn;
+mod deliver;
+mod hub;
+mod life;
+mod outbox;
+
+pub use deliver::EVERYBODY;
+pub use life::{Closed, Opening};
+
+use crate::ids::{ConnId, NodeId, ShardId, TopicId, TopicName};
+use crate::limits::Limits;
+use crate::link::{Downlink, Inspect, Outcome, RoomReport, Uplink};
+use crate::metrics::ShardCounters;
+use crate::protocol::{Dialect, ErrorCode, Event, RequestId};
+use crate::slots::Slots;
+use crate::ws::decoder::Decoder;
+use bytes::{Bytes, BytesMut};
+use conn::Conn;
+use deliver::Deliveries;
+use hub::Hub;
+use life::Life;
+use std::collections::{HashMap, VecDeque};
+
+/// What a shard is told once.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// Which shard.
+    pub id: ShardId,
+    /// This node.
+    pub node: NodeId,
+    /// This node, for people.
+    pub node_name: String,
+    /// Every limit.
+    pub limits: Limits,
+}
+
+/// Somebody who waits until the backplane listens for a topic.
+struct Waiter {
+    conn: ConnId,
+    id: Option<RequestId>,
+    since: bool,
+}
+
+/// One shard. See the module's documentation for how it is driven.
+pub struct Shard {
+    config: ShardConfig,
+    limits: Limits,
+    conns: Slots<Conn>,
+    hub: Hub,
+    /// Joins that wait for the backplane, by the topic's index.
+    waiting: HashMap<u32, Vec<Waiter>>,
+    deliveries: Deliveries,
+    uplink: VecDeque<Uplink>,
+    life: Life,
+    everybody: TopicName,
+    /// What is counted. The caller may add what only it can see.
+    pub counters: ShardCounters,
+    spare_decoder: Option<Box<Decoder>>,
+    scratch: Vec<u8>,
+    scratch_frames: Vec<(Bytes, Option<ConnId>)>,
+    /// Small frames are cut from here: one allocation for many.
+    arena: BytesMut,
+}
+
+const ARENA_BYTES: usize = 16 * 1024;
+
+impl Shard {
+    /// A shard without connections. It asks the backplane for broadcasts at once.
+    pub fn new(config: ShardConfig) -> Shard {
+        let limits = config.limits;
+        let everybody = TopicName::all();
+        let join = Uplink::Join { topic: everybody.clone(), at: EVERYBODY };
+        Shard {
+            config,
+            limits,
+            conns: Slots::with_max(limits.connections_per_shard_max),
+            hub: Hub::with_max(limits.topics_per_shard_max),
+            waiting: HashMap::new(),
+            deliveries: Deliveries::default(),
+            uplink: VecDeque::from([join]),
+            life: Life::default(),
+            everybody,
+            counters: ShardCounters::default(),
+            spare_decoder: None,
+            scratch: Vec::new(),
+            scratch_frames: Vec::new(),
+            arena: BytesMut::with_capacity(ARENA_BYTES),
+        }
+    }
+
+    /// What the backplane or an operator says.
+    pub fn handle_downlink(&mut self, item: Downlink, now_ms: u64) {
+        match item {
+            Downlink::Deliver { to, frames, except } => {
+                self.counters.frames_in += 1;
+                self.queue_frame(to, frames.get(Dialect::Native).clone(), except);
+            }
+            Downlink::Joined { at } => self.on_joined(at),
+            Downlink::Lost { to, count } => self.on_lost(to, count),
+            Downlink::Ack { conn, id, outcome } => self.on_ack(conn, id, outcome),
+            Downlink::Inspect(question) => self.on_inspect(question),
+            Downlink::Drain { over_ms } => self.begin_drain(over_ms, now_ms),
+        }
+    }
+
+    /// The next thing to say to the backplane.
+    pub fn poll_uplink(&mut self) -> Option<Uplink> {
+        self.uplink.pop_front()
+    }
+
+    /// The window was full: the item stays the next one. Until it is gone, no client may be read.
+    pub fn give_back(&mut self, item: Uplink) {
+        self.uplink.push_front(item);
+    }
+
+    /// Items that wait for room in the window.
+    pub fn uplink_waiting(&self) -> usize {
+        self.uplink.len()
+    }
+
+    /// Connections, whatever their state.
+    pub fn connections(&self) -> usize {
+        self.conns.len()
+    }
+
+    /// The caller's number for a connection's socket; `None` when the connection has gone.
+    pub fn wire_of(&self, conn: ConnId) -> Option<u32> {
+        Some(self.conns.get(conn.0)?.wire)
+    }
+
+    /// Whether the connection still waits for its HTTP request.
+    pub fn is_handshaking(&self, conn: ConnId) -> bool {
+        self.conns.get(conn.0).is_some_and(|conn| conn.state == conn::State::Handshaking)
+    }
+
+    /// Brings the gauges up to date. On the caller's tick.
+    pub fn measure(&mut self) {
+        self.counters.topics = self.hub.topics_len() as u64;
+        self.counters.members = self.hub.members_len() as u64;
+        self.counters.uplink_waiting = self.uplink.len() as u64;
+    }
+
+    /// Walks every list and asserts that they agree; for tests.
+    #[cfg(any(test, debug_assertions))]
+    pub fn check(&self) {
+        self.hub.check(&self.conns);
+        for (_, conn) in self.conns.iter() {
+            if !conn.is_open() {
+                assert!(conn.joined.is_empty(), "only open connections are in topics");
+            }
+        }
+    }
+
+    /// A topic has deliveries coming: whoever waited for that hears it.
+    fn on_joined(&mut self, at: TopicId) {
+        let Some(topic) = self.hub.get_mut(at) else { return };
+        topic.ready = true;
+        let name = topic.name().clone();
+        self.answer_waiters(at, &name);
+    }
+
+    fn answer_waiters(&mut self, at: TopicId, name: &TopicName) {
+        let Some(waiters) = self.waiting.remove(&at.0.index) else { return };
+        for waiter in waiters {
+            self.say_joined(waiter.conn, waiter.id.as_ref(), name, waiter.since);
+        }
+    }
+
+    fn on_lost(&mut self, to: TopicId, count: u64) {
+        self.counters.lost += count;
+        let name = match self.hub.get(to) {
+            Some(topic) => topic.name().clone(),
+            None if to == EVERYBODY => self.everybody.clone(),
+            None => return,
+        };
+        let frame = self.frame(&Event::Lost { topic: name.kind(), count });
+        self.queue_frame(to, frame, None);
+    }
+
+    fn on_ack(&mut self, conn: ConnId, id: Option<RequestId>, outcome: Outcome) {
+        let (code, message) = match outcome {
+            Outcome::Accepted => {
+                if id.is_some() {
+                    self.say(
+                        conn,
+                        &Event::Ok { id: id.as_ref(), room: None, not_recovered: false },
+                    );
+                }
+                return;
+            }
+            Outcome::Unavailable => {
+                (ErrorCode::BackplaneUnavailable, "the backplane is away, the message was not sent")
+            }
+            Outcome::Unknown => (
+                ErrorCode::OutcomeUnknown,
+                "the backplane broke while it had the message: it may or may not have been sent",
+            ),
+        };
+        self.counters.requests_rejected += 1;
+        self.say(conn, &Event::Error { id: id.as_ref(), code, message });
+    }
+
+    fn on_inspect(&mut self, question: Inspect) {
+        match question {
+            Inspect::Rooms { prefix, max, reply } => {
+                let rooms = self.hub.iter().filter_map(|(_, topic)| report(topic));
+                reply(rooms.filter(|room| room.room.starts_with(&prefix)).take(max).collect());
+            }
+            Inspect::Room { room, reply } => {
+                let id = self.hub.find_room(&room);
+                reply(id.and_then(|id| report(self.hub.get(id)?)));
+            }
+        }
+    }
+
+    /// Says something to one connection.
+    fn say(&mut self, conn: ConnId, event: &Event<'_>) {
+        let frame = self.frame(event);
+        self.queue_reply(conn, frame, false);
+    }
+
+    /// An event as a WebSocket text frame, cut from the arena.
+    fn frame(&mut self, event: &Event<'_>) -> Bytes {
+        use crate::protocol::native;
+        use crate::ws::encode;
+        self.scratch.clear();
+        encode::header(encode::Opcode::Text, native::encoded_len(event), &mut self.scratch);
+        native::write(event, &mut self.scratch);
+        self.arena.extend_from_slice(&self.scratch);
+        self.arena.split().freeze()
+    }
+}
+
+fn report(topic: &hub::Topic) -> Option<RoomReport> {
+    match topic.name().kind() {
+        crate::ids::TopicKind::Room(room) => {
+            Some(RoomReport { room: room.to_owned(), members: topic.members().len() })
+        }
+        _ => None,
+    }
+}

@@ -58,7 +58,7 @@ fn bad_request(message: String) -> Refusal {
 
 /// The keys that mean something to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Key {
+enum Field {
     Type,
     RoomId,
     TargetUserId,
@@ -69,42 +69,42 @@ enum Key {
     Since,
 }
 
-impl Key {
-    const ALL: [Key; 8] = [
-        Key::Type,
-        Key::RoomId,
-        Key::TargetUserId,
-        Key::Payload,
-        Key::Id,
-        Key::Echo,
-        Key::Key,
-        Key::Since,
+impl Field {
+    const ALL: [Field; 8] = [
+        Field::Type,
+        Field::RoomId,
+        Field::TargetUserId,
+        Field::Payload,
+        Field::Id,
+        Field::Echo,
+        Field::Key,
+        Field::Since,
     ];
 
     fn as_str(self) -> &'static str {
         match self {
-            Key::Type => "type",
-            Key::RoomId => "room_id",
-            Key::TargetUserId => "target_user_id",
-            Key::Payload => "payload",
-            Key::Id => "id",
-            Key::Echo => "echo",
-            Key::Key => "key",
-            Key::Since => "since",
+            Field::Type => "type",
+            Field::RoomId => "room_id",
+            Field::TargetUserId => "target_user_id",
+            Field::Payload => "payload",
+            Field::Id => "id",
+            Field::Echo => "echo",
+            Field::Key => "key",
+            Field::Since => "since",
         }
     }
 
     #[inline]
-    fn from_bytes(name: &[u8]) -> Option<Key> {
+    fn from_bytes(name: &[u8]) -> Option<Field> {
         Some(match name {
-            b"type" => Key::Type,
-            b"room_id" => Key::RoomId,
-            b"target_user_id" => Key::TargetUserId,
-            b"payload" => Key::Payload,
-            b"id" => Key::Id,
-            b"echo" => Key::Echo,
-            b"key" => Key::Key,
-            b"since" => Key::Since,
+            b"type" => Field::Type,
+            b"room_id" => Field::RoomId,
+            b"target_user_id" => Field::TargetUserId,
+            b"payload" => Field::Payload,
+            b"id" => Field::Id,
+            b"echo" => Field::Echo,
+            b"key" => Field::Key,
+            b"since" => Field::Since,
             _ => return None,
         })
     }
@@ -113,7 +113,7 @@ impl Key {
     ///
     /// Ours are short and plain ASCII, so `\u00XX` is the only escape that can be part of one.
     #[cold]
-    fn from_escaped(written: &[u8]) -> Option<Key> {
+    fn from_escaped(written: &[u8]) -> Option<Field> {
         let mut name = [0u8; "target_user_id".len()];
         let mut bytes = 0;
         let mut rest = written;
@@ -127,7 +127,7 @@ impl Key {
             bytes += 1;
             rest = after;
         }
-        Key::from_bytes(&name[..bytes])
+        Field::from_bytes(&name[..bytes])
     }
 }
 
@@ -160,7 +160,7 @@ struct Since<'a> {
 /// Where the values of our keys lie in the message.
 #[derive(Default)]
 struct Fields {
-    values: [Option<Span>; Key::ALL.len()],
+    values: [Option<Span>; Field::ALL.len()],
     /// One bit for each key that came more than once.
     doubled: u8,
 }
@@ -180,8 +180,8 @@ impl Fields {
         while let Some(member) = members.next_member()? {
             let written = &message[member.key.range()];
             let key = match member.key.escaped {
-                false => Key::from_bytes(written),
-                true => Key::from_escaped(written),
+                false => Field::from_bytes(written),
+                true => Field::from_escaped(written),
             };
             let Some(key) = key else { continue };
             if self.values[key as usize].replace(member.value).is_some() {
@@ -192,44 +192,46 @@ impl Fields {
     }
 
     #[inline]
-    fn get(&self, key: Key) -> Option<Span> {
+    fn get(&self, key: Field) -> Option<Span> {
         self.values[key as usize]
     }
 
-    fn has(&self, key: Key) -> bool {
+    fn has(&self, key: Field) -> bool {
         self.get(key).is_some()
     }
 
-    fn is_doubled(&self, key: Key) -> bool {
+    fn is_doubled(&self, key: Field) -> bool {
         self.doubled & (1 << key as u8) != 0
     }
 
-    fn need(&self, key: Key) -> Result<Span, Refusal> {
+    fn need(&self, key: Field) -> Result<Span, Refusal> {
         self.get(key).ok_or_else(|| bad_request(format!("{} is missing", key.as_str())))
     }
 
     /// The request's number. None if there are two: an answer to the wrong one would be worse.
     fn id(&self, message: &[u8]) -> Result<Option<RequestId>, Refusal> {
-        match self.get(Key::Id) {
-            Some(span) if !self.is_doubled(Key::Id) => request_id(&message[span.range()]).map(Some),
+        match self.get(Field::Id) {
+            Some(span) if !self.is_doubled(Field::Id) => {
+                request_id(&message[span.range()]).map(Some)
+            }
             _ => Ok(None),
         }
     }
 
     fn command<'a>(&self, message: &'a mut [u8]) -> Result<Command<'a>, Refusal> {
-        if let Some(key) = Key::ALL.into_iter().find(|key| self.is_doubled(*key)) {
+        if let Some(key) = Field::ALL.into_iter().find(|key| self.is_doubled(*key)) {
             return Err(bad_request(format!("{} is there more than once", key.as_str())));
         }
         match self.kind(message)? {
             Kind::Publish => self.publish(message),
             Kind::Send => {
                 let keyed = self.keyed(message)?;
-                let (user, payload) = self.name_and_payload(Key::TargetUserId, message)?;
+                let (user, payload) = self.name_and_payload(Field::TargetUserId, message)?;
                 Ok(Command::Send { user, payload, keyed })
             }
             Kind::Broadcast => {
                 let keyed = self.keyed(message)?;
-                let payload = self.need(Key::Payload)?;
+                let payload = self.need(Field::Payload)?;
                 Ok(Command::Broadcast { payload: &message[payload.range()], keyed })
             }
             Kind::Join => {
@@ -246,13 +248,13 @@ impl Fields {
     fn publish<'a>(&self, message: &'a mut [u8]) -> Result<Command<'a>, Refusal> {
         let echo = self.echo(message)?;
         let keyed = self.keyed(message)?;
-        let (room, payload) = self.name_and_payload(Key::RoomId, message)?;
+        let (room, payload) = self.name_and_payload(Field::RoomId, message)?;
         Ok(Command::Publish { room, payload, echo, keyed })
     }
 
     fn kind(&self, message: &mut [u8]) -> Result<Kind, Refusal> {
-        let Some(span) = self.get(Key::Type) else { return self.kind_of_short_form() };
-        let name = text(Key::Type, span, &mut message[span.range()])?;
+        let Some(span) = self.get(Field::Type) else { return self.kind_of_short_form() };
+        let name = text(Field::Type, span, &mut message[span.range()])?;
         Ok(match name {
             "join" => Kind::Join,
             "leave" => Kind::Leave,
@@ -268,9 +270,9 @@ impl Fields {
 
     /// A request without `type` is told by whom it is for.
     fn kind_of_short_form(&self) -> Result<Kind, Refusal> {
-        let missing = match (self.has(Key::RoomId), self.has(Key::TargetUserId)) {
-            (true, false) if self.has(Key::Payload) => return Ok(Kind::Publish),
-            (false, true) if self.has(Key::Payload) => return Ok(Kind::Send),
+        let missing = match (self.has(Field::RoomId), self.has(Field::TargetUserId)) {
+            (true, false) if self.has(Field::Payload) => return Ok(Kind::Publish),
+            (false, true) if self.has(Field::Payload) => return Ok(Kind::Send),
             (true, true) => "type is missing, and room_id and target_user_id are both there",
             (false, false) => "type is missing, and so are room_id and target_user_id",
             _ => "payload is missing, and so is type",
@@ -282,17 +284,17 @@ impl Fields {
     }
 
     fn room<'a>(&self, message: &'a mut [u8]) -> Result<&'a str, Refusal> {
-        let span = self.need(Key::RoomId)?;
-        name(Key::RoomId, span, &mut message[span.range()])
+        let span = self.need(Field::RoomId)?;
+        name(Field::RoomId, span, &mut message[span.range()])
     }
 
     /// The name may be rewritten in place, the payload never: two values never share a byte.
     fn name_and_payload<'a>(
         &self,
-        key: Key,
+        key: Field,
         message: &'a mut [u8],
     ) -> Result<(&'a str, &'a [u8]), Refusal> {
-        let (who, payload) = (self.need(key)?, self.need(Key::Payload)?);
+        let (who, payload) = (self.need(key)?, self.need(Field::Payload)?);
         let [who_json, payload] = message
             .get_disjoint_mut([who.range(), payload.range()])
             .expect("values of two members lie apart and inside the message");
@@ -300,7 +302,7 @@ impl Fields {
     }
 
     fn echo(&self, message: &[u8]) -> Result<bool, Refusal> {
-        match self.get(Key::Echo).map(|span| &message[span.range()]) {
+        match self.get(Field::Echo).map(|span| &message[span.range()]) {
             None | Some(b"true") => Ok(true),
             Some(b"false") => Ok(false),
             Some(_) => Err(bad_request("echo must be true or false".into())),
@@ -309,8 +311,8 @@ impl Fields {
 
     /// Whether there is an idempotency key.
     fn keyed(&self, message: &mut [u8]) -> Result<bool, Refusal> {
-        let Some(span) = self.get(Key::Key) else { return Ok(false) };
-        let key = text(Key::Key, span, &mut message[span.range()])?;
+        let Some(span) = self.get(Field::Key) else { return Ok(false) };
+        let key = text(Field::Key, span, &mut message[span.range()])?;
         if (1..=KEY_BYTES_MAX).contains(&key.len()) {
             return Ok(true);
         }
@@ -319,7 +321,7 @@ impl Fields {
 
     /// Whether what was missed is wanted.
     fn since(&self, message: &mut [u8]) -> Result<bool, Refusal> {
-        let Some(span) = self.get(Key::Since) else { return Ok(false) };
+        let Some(span) = self.get(Field::Since) else { return Ok(false) };
         let since = &mut message[span.range()];
         // An object and nothing else: serde would also read a struct from an array.
         if since.first() == Some(&b'{') && simd_json::from_slice::<Since<'_>>(since).is_ok() {
@@ -361,7 +363,7 @@ fn plain_integer(json: &[u8]) -> Option<u64> {
 }
 
 /// The name of a room or a user.
-fn name(key: Key, span: Span, json: &mut [u8]) -> Result<&str, Refusal> {
+fn name(key: Field, span: Span, json: &mut [u8]) -> Result<&str, Refusal> {
     let name = text(key, span, json)?;
     if is_name(name) {
         return Ok(name);
@@ -374,7 +376,7 @@ fn name(key: Key, span: Span, json: &mut [u8]) -> Result<&str, Refusal> {
 
 /// The text of a string. `json` is what `span` covers; escapes are resolved in place.
 #[inline]
-fn text(key: Key, span: Span, json: &mut [u8]) -> Result<&str, Refusal> {
+fn text(key: Field, span: Span, json: &mut [u8]) -> Result<&str, Refusal> {
     let [b'"', inside @ .., b'"'] = &*json else {
         return Err(bad_request(format!("{} must be a string", key.as_str())));
     };
@@ -388,7 +390,7 @@ fn text(key: Key, span: Span, json: &mut [u8]) -> Result<&str, Refusal> {
 
 /// The scanner has seen that the escapes are well-formed, so this one is left.
 #[cold]
-fn not_text(key: Key) -> Refusal {
+fn not_text(key: Field) -> Refusal {
     bad_request(format!("{} is not Unicode: half of a surrogate pair is missing", key.as_str()))
 }
 
@@ -654,13 +656,13 @@ mod tests {
 
     #[test]
     fn a_doubled_key_of_ours_is_refused_by_name() {
-        for key in Key::ALL {
+        for key in Field::ALL {
             let name = key.as_str();
             let rejected =
                 refused(&format!("{{\"{name}\":1,\"x\":{{\"{name}\":2}},\"{name}\":1}}"));
             assert_eq!((rejected.id, rejected.code), (None, ErrorCode::BadRequest));
             assert_eq!(rejected.message, format!("{name} is there more than once"));
-            assert_eq!(Key::from_bytes(name.as_bytes()), Some(key));
+            assert_eq!(Field::from_bytes(name.as_bytes()), Some(key));
         }
     }
 

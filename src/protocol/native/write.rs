@@ -10,7 +10,7 @@ use crate::ids::TopicKind;
 use crate::protocol::json::plain_len;
 use crate::protocol::{Event, RequestId};
 
-/// The exact number of bytes [`write`] appends.
+/// The exact number of bytes [`write()`] appends.
 pub fn encoded_len(event: &Event<'_>) -> usize {
     let mut length = Length(0);
     emit(event, &mut length);

@@ -1,0 +1,42 @@
+//! Making a token: for `campanile token`, and for tests of whoever checks them.
+
+use super::{ANONYMOUS_PREFIX, Rights};
+use crate::ids::is_name;
+use jsonwebtoken::{EncodingKey, Header, encode};
+use serde::Serialize;
+
+/// What the token is to say.
+#[derive(Clone, Debug)]
+pub struct TokenWish {
+    /// The user.
+    pub user: String,
+    /// The rights; `None`: whatever the server gives to users.
+    pub rights: Option<Rights>,
+    /// When it expires, in seconds since 1970.
+    pub expires_unix_s: u64,
+}
+
+#[derive(Serialize)]
+struct Claims<'a> {
+    sub: &'a str,
+    exp: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rights: Option<Vec<&'static str>>,
+}
+
+/// A signed token, or why the server would not take it.
+pub fn mint(wish: &TokenWish, secret: &str) -> Result<String, String> {
+    if !is_name(&wish.user) {
+        return Err("a user is 1 to 255 bytes without control characters".to_owned());
+    }
+    if wish.user.starts_with(ANONYMOUS_PREFIX) {
+        return Err(format!("names that begin with {ANONYMOUS_PREFIX} are for anonymous clients"));
+    }
+    let claims = Claims {
+        sub: &wish.user,
+        exp: wish.expires_unix_s,
+        rights: wish.rights.map(Rights::names),
+    };
+    encode(&Header::default(), &claims, &EncodingKey::from_secret(secret.as_bytes()))
+        .map_err(|error| error.to_string())
+}

@@ -1,0 +1,131 @@
+//! What an operator did wrong, said so that they can mend it without opening a manual.
+
+use super::KNOBS;
+use std::fmt;
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A flag, with its dashes.
+    Flag(String),
+    /// An environment variable.
+    Env(String),
+    /// A line of a file, counted from 1.
+    File {
+        /// The file as the operator named it.
+        path: String,
+        /// The line.
+        line: usize,
+    },
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Flag(flag) => write!(f, "flag {flag}"),
+            Source::Env(name) => write!(f, "environment {name}"),
+            Source::File { path, line } => write!(f, "{path}:{line}"),
+        }
+    }
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConfigError {
+    /// A value out of its range.
+    BadValue {
+        /// Which knob.
+        key: &'static str,
+        /// What was said; secrets are already replaced.
+        shown: String,
+        /// Where.
+        source: Source,
+        /// What more there is to say, ending in a space; or nothing.
+        reason: String,
+    },
+    /// Something that is not a knob.
+    UnknownKey {
+        /// What was said.
+        key: String,
+        /// Where.
+        source: Source,
+        /// What was probably meant.
+        nearest: Option<String>,
+    },
+    /// The file could not be read or is not TOML.
+    File {
+        /// The file as the operator named it.
+        path: String,
+        /// Why, with the line where it is known.
+        reason: String,
+    },
+    /// Two values that cannot both be meant.
+    Contradiction {
+        /// Which, and what to do.
+        message: String,
+    },
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConfigError::BadValue { key, shown, source, reason } => {
+                let knob = super::knob(key).expect("only knobs have values");
+                write!(f, "{key} = {shown:?} ({source}): {reason}Write {}.", knob.kind.wanted())
+            }
+            ConfigError::UnknownKey { key, source, nearest } => {
+                write!(f, "unknown key {key} ({source}). ")?;
+                match nearest {
+                    Some(nearest) => write!(f, "Did you mean {nearest}?"),
+                    None => write!(f, "`campanile config` prints every key."),
+                }
+            }
+            ConfigError::File { path, reason } => write!(f, "{path}: {reason}"),
+            ConfigError::Contradiction { message } => write!(f, "{message}."),
+        }
+    }
+}
+
+/// Everything that is wrong, so that it is mended in one go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for error in &self.0 {
+            writeln!(f, "campanile: {error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+/// The known spelling nearest to `said`, if any is near: `spell` tells how a knob is spelled there.
+pub(super) fn nearest(said: &str, spell: impl Fn(&super::Knob) -> String) -> Option<String> {
+    let said_last = said.rsplit('.').next().unwrap_or(said);
+    let near = |knob: &super::Knob| {
+        let whole = spell(knob);
+        // `message_bytes_max` at the top level lacks only its section.
+        let last = whole.rsplit('.').next().unwrap_or(&whole);
+        let edits = edits(said, &whole).min(1 + edits(said_last, last));
+        (edits, whole)
+    };
+    let (edits, best) = KNOBS.iter().map(near).min()?;
+    (edits <= 1 + said.len() / 5).then_some(best)
+}
+
+/// Levenshtein's distance in bytes.
+fn edits(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(from != to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}

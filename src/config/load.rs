@@ -1,0 +1,162 @@
+//! From what was said (flags, environment, file) to a `Config`, or to everything that is wrong.
+//!
+//! Invariant: this module opens nothing. The file's text and the environment are arguments.
+
+use super::error::nearest;
+use super::{Config, ConfigError, ConfigErrors, KNOBS, Knob, Source, knob};
+use toml::de::{DeTable, DeValue};
+
+/// A file and what it says.
+#[derive(Clone, Debug)]
+pub struct FileText {
+    /// As the operator named it.
+    pub path: String,
+    /// All of it.
+    pub text: String,
+}
+
+/// What the operator said, and where.
+#[derive(Clone, Debug, Default)]
+pub struct Said {
+    /// Keys (not flag names) and values.
+    pub flags: Vec<(&'static str, String)>,
+    /// The environment, or that part of it that starts with `CAMPANILE_`.
+    pub env: Vec<(String, String)>,
+    /// The file, if one was named.
+    pub file: Option<FileText>,
+}
+
+impl Config {
+    /// Puts together what was said. Flags win over the environment, which wins over the file.
+    pub fn load(said: &Said) -> Result<Config, ConfigErrors> {
+        let mut loading = Loading { config: Config::default(), errors: Vec::new() };
+        if let Some(file) = &said.file {
+            loading.file(file);
+        }
+        for (name, value) in &said.env {
+            loading.env(name, value);
+        }
+        for (key, value) in &said.flags {
+            let knob = knob(key).expect("flags are made from knobs");
+            loading.set(knob, value, Source::Flag(format!("--{}", knob.flag())));
+        }
+        if loading.errors.is_empty() {
+            loading.errors = loading.config.contradictions();
+        }
+        match loading.errors.is_empty() {
+            true => Ok(loading.config),
+            false => Err(ConfigErrors(loading.errors)),
+        }
+    }
+}
+
+struct Loading {
+    config: Config,
+    errors: Vec<ConfigError>,
+}
+
+impl Loading {
+    fn set(&mut self, knob: &Knob, text: &str, source: Source) {
+        if let Err(reason) = knob.set(&mut self.config, text) {
+            let shown = knob.shown(text);
+            self.errors.push(ConfigError::BadValue { key: knob.key, shown, source, reason });
+        }
+    }
+
+    fn env(&mut self, name: &str, value: &str) {
+        if !name.starts_with("CAMPANILE_") || name == "CAMPANILE_CONFIG" || is_service_link(name) {
+            return;
+        }
+        let source = Source::Env(name.to_owned());
+        match KNOBS.iter().find(|knob| knob.env() == name) {
+            Some(knob) => self.set(knob, value, source),
+            None => {
+                let nearest = nearest(name, Knob::env);
+                let key = name.to_owned();
+                self.errors.push(ConfigError::UnknownKey { key, source, nearest });
+            }
+        }
+    }
+
+    fn file(&mut self, file: &FileText) {
+        let parsed = match DeTable::parse(&file.text) {
+            Ok(table) => table,
+            Err(error) => {
+                let line = error.span().map_or(1, |span| line_of(&file.text, span.start));
+                let reason = format!("line {line}: not TOML: {}", error.message());
+                self.errors.push(ConfigError::File { path: file.path.clone(), reason });
+                return;
+            }
+        };
+        self.table(file, "", parsed.get_ref());
+    }
+
+    fn table(&mut self, file: &FileText, section: &str, table: &DeTable<'_>) {
+        for (name, value) in table {
+            let line = line_of(&file.text, name.span().start);
+            let source = Source::File { path: file.path.clone(), line };
+            let key = format!("{section}{}", name.get_ref());
+            match (knob(&key), value.get_ref()) {
+                (Some(knob), value) => match text_of(value) {
+                    Some(text) => self.set(knob, &text, source),
+                    None => self.errors.push(ConfigError::BadValue {
+                        key: knob.key,
+                        shown: kind_of(value).to_owned(),
+                        source,
+                        reason: String::new(),
+                    }),
+                },
+                (None, DeValue::Table(table)) if is_section(&key) => {
+                    self.table(file, &format!("{key}."), table);
+                }
+                (None, _) => {
+                    let nearest = nearest(&key, |knob| knob.key.to_owned());
+                    self.errors.push(ConfigError::UnknownKey { key, source, nearest });
+                }
+            }
+        }
+    }
+}
+
+/// In Kubernetes a service called `campanile` (or `campanile-…`) puts such variables into every pod
+/// of its namespace. They are not ours.
+fn is_service_link(name: &str) -> bool {
+    let port_of = |(_, rest): (&str, &str)| rest.starts_with(|c: char| c.is_ascii_digit());
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.ends_with("_PORT")
+        || name.split_once("_PORT_").is_some_and(port_of)
+}
+
+fn is_section(key: &str) -> bool {
+    KNOBS.iter().any(|knob| knob.key.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
+}
+
+/// The value as a flag would say it; `None` for what no knob takes.
+fn text_of(value: &DeValue<'_>) -> Option<String> {
+    match value {
+        DeValue::String(text) => Some(text.to_string()),
+        DeValue::Integer(number) => {
+            i64::from_str_radix(number.as_str(), number.radix()).ok().map(|n| n.to_string())
+        }
+        DeValue::Boolean(yes) => Some(yes.to_string()),
+        DeValue::Array(items) => {
+            let items: Option<Vec<_>> = items.iter().map(|item| text_of(item.get_ref())).collect();
+            Some(items?.join(","))
+        }
+        DeValue::Float(_) | DeValue::Datetime(_) | DeValue::Table(_) => None,
+    }
+}
+
+fn kind_of(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::Float(_) => "a fraction",
+        DeValue::Datetime(_) => "a date",
+        DeValue::Table(_) => "a table",
+        _ => "a list",
+    }
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+}

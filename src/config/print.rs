@@ -1,0 +1,66 @@
+//! The table of knobs as a sample file and as a table for the README.
+
+use super::{KNOBS, Knob};
+use std::fmt::Write;
+
+/// Every knob with its meaning and default, as a TOML file that says just what is the case anyway.
+pub fn sample() -> String {
+    let mut out = String::from(
+        "# Every knob of Campanile with its default. Each is also a flag (limits.head_bytes_max is\n\
+         # --limits-head-bytes-max) and an environment variable (CAMPANILE_LIMITS_HEAD_BYTES_MAX).\n\
+         # A flag wins over the environment, which wins over this file.\n",
+    );
+    let mut section = "";
+    for knob in KNOBS {
+        let (here, name) = knob.key.split_once('.').unwrap_or(("", knob.key));
+        if here != section {
+            section = here;
+            write!(out, "\n[{section}]\n").expect("a String takes everything");
+        }
+        let (doc, value) = (wrap(knob.doc), toml_value(knob, &knob.default_text()));
+        let wanted = wrap(&format!("Takes {}.", knob.kind.wanted()));
+        write!(out, "\n{doc}{wanted}{name} = {value}\n").expect("a String takes everything");
+    }
+    out
+}
+
+/// Every knob as a Markdown table: key, default, meaning.
+pub fn markdown() -> String {
+    let mut out = String::from("| key | default | meaning |\n|---|---|---|\n");
+    for knob in KNOBS {
+        let value = toml_value(knob, &knob.default_text());
+        let (key, doc, wanted) = (knob.key, knob.doc, knob.kind.wanted());
+        writeln!(out, "| `{key}` | `{value}` | {doc} Takes {wanted}. |")
+            .expect("a String takes everything");
+    }
+    out
+}
+
+/// A value as the file writes it.
+fn toml_value(knob: &Knob, text: &str) -> String {
+    let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
+    if knob.kind.is_bare() {
+        text.to_owned()
+    } else if knob.kind.is_list() && text != "auto" {
+        let items = text.split(',').filter(|item| !item.is_empty()).map(quoted);
+        format!("[{}]", items.collect::<Vec<_>>().join(", "))
+    } else {
+        quoted(text)
+    }
+}
+
+/// A comment of lines at most 100 wide.
+fn wrap(text: &str) -> String {
+    let mut out = String::new();
+    let mut line = String::from("#");
+    for word in text.split_whitespace() {
+        if line.len() + 1 + word.len() > 100 {
+            out.push_str(&line);
+            out.push('\n');
+            line = String::from("#");
+        }
+        line.push(' ');
+        line.push_str(word);
+    }
+    out + &line + "\n"
+}

@@ -1,0 +1,316 @@
+//! What a knob's value may be, and how it is read from text and written back.
+//!
+//! Flags and environment are text; values of the file are brought into the same text first, so
+//! there is one parser a kind. [`Kind`] judges ranges, [`Value`] turns text into the field's type.
+
+use crate::auth::Rights;
+use crate::ids::is_name;
+use std::net::SocketAddr;
+
+/// What values a knob takes.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// An IP address and a port.
+    Address,
+    /// `memory` or a Redis URL.
+    Backplane,
+    /// `true` or `false`.
+    Bool,
+    /// `true`, `false` or `auto`.
+    BoolAuto,
+    /// A whole number in a range, and what it counts.
+    Number {
+        /// The least.
+        min: u64,
+        /// The most.
+        max: u64,
+        /// What it counts.
+        unit: &'static str,
+    },
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// Text that no message and no log ever shows.
+    Secret {
+        /// The shortest that is not a mistake.
+        bytes_min: usize,
+    },
+    /// Cores, such as `0-3,6`.
+    Cores,
+    /// A path that begins with a slash, or nothing.
+    HttpPath,
+    /// A list of origins.
+    Origins,
+    /// A name as in [`is_name`], or nothing.
+    Name,
+    /// The beginning of Redis keys.
+    Prefix,
+    /// A list of rights.
+    Rights,
+    /// A list of rights, or `auto`.
+    RightsAuto,
+}
+
+impl Kind {
+    /// What would be right, for the operator; with an example where that says more.
+    pub fn wanted(&self) -> String {
+        match self {
+            Kind::Address => "an IP address and a port, such as 0.0.0.0:8080 or [::]:8080".into(),
+            Kind::Backplane => {
+                "memory, redis://[user:password@]host[:port][/db] or rediss://… (TLS)".into()
+            }
+            Kind::Bool => "true or false".into(),
+            Kind::BoolAuto => "true, false or auto".into(),
+            Kind::Number { min, max, unit } => {
+                format!("a whole number of {unit} from {min} to {max}")
+            }
+            Kind::Choice(words) => format!("one of {}", words.join(", ")),
+            Kind::Secret { bytes_min } => format!("at least {bytes_min} bytes of text"),
+            Kind::Cores => "core numbers and ranges, such as 0-3,6".into(),
+            Kind::HttpPath => "a path such as /echo, without query".into(),
+            Kind::Origins => {
+                "origins of the form scheme://host[:port], such as https://example.org".into()
+            }
+            Kind::Name => "1 to 255 bytes without control characters".into(),
+            Kind::Prefix => "1 to 64 letters, digits, dots, dashes, underscores or colons".into(),
+            Kind::Rights => format!("a list out of {}", Rights::NAMES.join(", ")),
+            Kind::RightsAuto => format!("auto, or a list out of {}", Rights::NAMES.join(", ")),
+        }
+    }
+
+    /// Whether the file may (and the sample does) write the value as a list.
+    pub fn is_list(&self) -> bool {
+        matches!(self, Kind::Origins | Kind::Rights | Kind::RightsAuto)
+    }
+
+    /// Whether the file writes the value without quotes.
+    pub fn is_bare(&self) -> bool {
+        matches!(self, Kind::Number { .. } | Kind::Bool)
+    }
+
+    /// Judges what the field's type alone cannot. The error, if any, adds to [`Kind::wanted`].
+    pub(super) fn check(&self, text: &str) -> Result<(), String> {
+        let good = match self {
+            Kind::Number { min, max, .. } => {
+                u64::read(text).is_ok_and(|number| (*min..=*max).contains(&number))
+            }
+            Kind::Choice(words) => words.contains(&text),
+            Kind::Secret { bytes_min } => text.is_empty() || text.len() >= *bytes_min,
+            Kind::HttpPath => text.is_empty() || is_path(text),
+            Kind::Name => text.is_empty() || is_name(text),
+            Kind::Prefix => is_prefix(text),
+            Kind::Origins => split_list(text).all(is_origin),
+            _ => true,
+        };
+        if good { Ok(()) } else { Err(String::new()) }
+    }
+}
+
+fn is_path(text: &str) -> bool {
+    text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && !b"?#%\"".contains(&b))
+}
+
+/// No braces: they are Redis hash tags, which this server sets itself.
+fn is_prefix(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:".contains(&b))
+}
+
+/// RFC 6454 §6.1: scheme, host, port; no path and no trailing slash. `null` is an origin too.
+fn is_origin(text: &str) -> bool {
+    let host = text.split_once("://").map_or("", |(_, host)| host);
+    text == "null" || (!host.is_empty() && !host.contains(['/', ' ', '*', '?', '#', '@']))
+}
+
+fn split_list(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty())
+}
+
+/// A type of field that is read from and written to text.
+pub(super) trait Value: Sized {
+    /// The value, or what more there is to say than [`Kind::wanted`] does.
+    fn read(text: &str) -> Result<Self, String>;
+    /// What `read` would read.
+    fn write(&self) -> String;
+}
+
+macro_rules! parsed {
+    ($($type:ty),+) => { $(
+        impl Value for $type {
+            fn read(text: &str) -> Result<$type, String> {
+                text.trim().parse().map_err(|_| String::new())
+            }
+            fn write(&self) -> String {
+                self.to_string()
+            }
+        }
+    )+ };
+}
+
+parsed!(usize, u64, bool, SocketAddr);
+
+impl Value for String {
+    fn read(text: &str) -> Result<String, String> {
+        Ok(text.to_owned())
+    }
+    fn write(&self) -> String {
+        self.clone()
+    }
+}
+
+/// Empty text is none.
+impl Value for Option<String> {
+    fn read(text: &str) -> Result<Option<String>, String> {
+        Ok((!text.is_empty()).then(|| text.to_owned()))
+    }
+    fn write(&self) -> String {
+        self.clone().unwrap_or_default()
+    }
+}
+
+macro_rules! or_auto {
+    ($($type:ty),+) => { $(
+        impl Value for Option<$type> {
+            fn read(text: &str) -> Result<Option<$type>, String> {
+                if text == "auto" { Ok(None) } else { <$type>::read(text).map(Some) }
+            }
+            fn write(&self) -> String {
+                self.as_ref().map_or_else(|| "auto".to_owned(), Value::write)
+            }
+        }
+    )+ };
+}
+
+or_auto!(bool, Rights);
+
+impl Value for Vec<String> {
+    fn read(text: &str) -> Result<Vec<String>, String> {
+        Ok(split_list(text).map(str::to_owned).collect())
+    }
+    fn write(&self) -> String {
+        self.join(",")
+    }
+}
+
+impl Value for Rights {
+    fn read(text: &str) -> Result<Rights, String> {
+        let mut rights = Rights::NONE;
+        for name in split_list(text) {
+            rights = rights.with(name).ok_or_else(|| format!("{name:?} is not a right. "))?;
+        }
+        Ok(rights)
+    }
+    fn write(&self) -> String {
+        self.names().join(",")
+    }
+}
+
+/// Core numbers: `0-3,6`. Written one by one.
+impl Value for Vec<usize> {
+    fn read(text: &str) -> Result<Vec<usize>, String> {
+        let mut cores = Vec::new();
+        for part in split_list(text) {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let (first, last) = (usize::read(first)?, usize::read(last)?);
+            if first > last || last >= 4096 {
+                return Err(format!("{part:?} is not a range of cores. "));
+            }
+            cores.extend(first..=last);
+        }
+        let distinct: std::collections::HashSet<_> = cores.iter().collect();
+        if distinct.len() < cores.len() {
+            return Err("A core is named twice. ".to_owned());
+        }
+        Ok(cores)
+    }
+    fn write(&self) -> String {
+        self.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
+    }
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Value for LogFormat {
+    fn read(text: &str) -> Result<LogFormat, String> {
+        match text {
+            "text" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            _ => Err(String::new()),
+        }
+    }
+    fn write(&self) -> String {
+        match self {
+            LogFormat::Text => "text".to_owned(),
+            LogFormat::Json => "json".to_owned(),
+        }
+    }
+}
+
+/// How instances reach each other.
+#[derive(Clone, PartialEq, Eq)]
+pub enum BackplaneUrl {
+    /// They do not: one instance, in process.
+    Memory,
+    /// The URL of one Redis server. May hold a password: show it through [`redact_url`] only.
+    Redis(String),
+}
+
+impl Value for BackplaneUrl {
+    fn read(text: &str) -> Result<BackplaneUrl, String> {
+        let (scheme, rest) = text.split_once("://").unwrap_or((text, ""));
+        match scheme {
+            "memory" if text == "memory" => Ok(BackplaneUrl::Memory),
+            "redis" | "rediss" => {
+                if host_of(rest).is_empty() {
+                    return Err("The URL names no host. ".to_owned());
+                }
+                Ok(BackplaneUrl::Redis(text.to_owned()))
+            }
+            "redis+sentinel" | "rediss+sentinel" => {
+                Err("Redis Sentinel is not yet in this version. ".to_owned())
+            }
+            "redis+cluster" | "rediss+cluster" => {
+                Err("Redis Cluster is not yet in this version. ".to_owned())
+            }
+            _ => Err(String::new()),
+        }
+    }
+    fn write(&self) -> String {
+        match self {
+            BackplaneUrl::Memory => "memory".to_owned(),
+            BackplaneUrl::Redis(url) => url.clone(),
+        }
+    }
+}
+
+/// `host:port` of what follows `scheme://`.
+fn host_of(rest: &str) -> &str {
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or("");
+    authority.rsplit_once('@').map_or(authority, |(_, host)| host)
+}
+
+impl BackplaneUrl {
+    /// `host:port` to connect to, the port filled in; `None` in memory.
+    pub fn host_port(&self) -> Option<String> {
+        let BackplaneUrl::Redis(url) = self else { return None };
+        let host = host_of(url.split_once("://").map_or("", |(_, rest)| rest));
+        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        Some(if has_port { host.to_owned() } else { format!("{host}:6379") })
+    }
+}
+
+/// A URL as it may be shown: whatever stands before an `@` is left out, so is the query.
+pub fn redact_url(url: &str) -> String {
+    let url = url.split(['?', '#']).next().unwrap_or("");
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://***@{host}"),
+        (None, Some((_, host))) => format!("***@{host}"),
+        _ => url.to_owned(),
+    }
+}

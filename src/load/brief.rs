@@ -1,0 +1,155 @@
+//! What every worker of a fleet must know, resolved once.
+//!
+//! Invariant: nothing here changes after the workers have begun.
+
+use super::handshake::Greeting;
+use super::rooms::Rooms;
+use super::template::Template;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+/// One server to connect to.
+#[derive(Debug)]
+pub struct Target {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// What is said to it first.
+    pub greeting: Greeting,
+}
+
+/// Where connections come from. One source address carries only as many connections to one
+/// destination as there are local ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sources {
+    /// The kernel chooses.
+    Kernel,
+    /// Taken in turn.
+    These(Vec<IpAddr>),
+}
+
+/// A fleet's orders for its whole life.
+#[derive(Debug)]
+pub struct Brief {
+    /// Servers; connection `n` goes to target `n mod targets`.
+    pub targets: Vec<Target>,
+    /// The path of the request.
+    pub path: Template,
+    /// Messages sent as soon as a connection is open.
+    pub init: Vec<Template>,
+    /// What is published.
+    pub message: Template,
+    /// What room names begin with.
+    pub room_prefix: String,
+    /// Who is where.
+    pub rooms: Rooms,
+    /// Text in the frame that says that a connection has joined; `None`: open is joined.
+    pub ready: Option<String>,
+    /// Publishers a room: its first so many members, in turn.
+    pub publishers: u32,
+    /// Characters of a payload.
+    pub payload_bytes: usize,
+    /// Random per run.
+    pub run: u32,
+    /// Time zero.
+    pub epoch: Instant,
+    /// Source addresses.
+    pub sources: Sources,
+    /// Handshakes outstanding per worker.
+    pub connect_concurrency: u32,
+    /// Connects a second per worker, if limited.
+    pub connect_rate: Option<f64>,
+    /// From connect until joined.
+    pub handshake_timeout: Duration,
+    /// Attempts after the first one; `None`: until it works.
+    pub retries: Option<u8>,
+    /// Worker `w` has connections `bounds[w]..bounds[w + 1]`.
+    pub bounds: Vec<u32>,
+    /// Worker `w` is pinned to core `cores[w mod cores]`, if there are any.
+    pub cores: Vec<usize>,
+    /// A message whose last copies have not come by then is given up.
+    pub stall: Duration,
+}
+
+impl Brief {
+    /// How many workers.
+    pub fn workers(&self) -> usize {
+        self.bounds.len() - 1
+    }
+
+    /// Nanoseconds since time zero.
+    pub fn now_ns(&self) -> u64 {
+        self.epoch.elapsed().as_nanos() as u64
+    }
+
+    /// The worker that publishes to a room: the one that has its first member.
+    pub fn owner(&self, room: u32) -> usize {
+        let first = self.rooms.first(room);
+        self.bounds.partition_point(|&bound| bound <= first) - 1
+    }
+
+    /// Where a connection goes.
+    pub fn target(&self, conn: u32) -> &Target {
+        &self.targets[conn as usize % self.targets.len()]
+    }
+
+    /// Where a connection comes from.
+    pub fn source(&self, conn: u32) -> Option<IpAddr> {
+        match &self.sources {
+            Sources::Kernel => None,
+            Sources::These(all) => Some(all[conn as usize / self.targets.len() % all.len()]),
+        }
+    }
+}
+
+impl Sources {
+    /// So many loopback addresses that no pair of addresses uses more than seven tenths of its
+    /// ports; the kernel searches long for one of the last. `salt` moves the block, so runs after
+    /// each other do not meet each other's closing sockets.
+    pub fn loopback(conns: u32, targets: u32, local_ports: u32, salt: u32) -> Sources {
+        let per_address = (local_ports / 10 * 7).max(1) * targets.max(1);
+        let base = 0x7f00_0000 | (1 + salt % 250) << 16 | (salt >> 8 & 0x7f) << 8;
+        let count = conns.div_ceil(per_address).max(1);
+        Sources::These((0..count).map(|i| IpAddr::V4(Ipv4Addr::from_bits(base + 1 + i))).collect())
+    }
+}
+
+/// Cuts `conns` connections into as many ranges as `workers`, as equal as can be, but never between
+/// the first `publishers` members of a room: its publishers are all with one worker.
+pub fn cut(conns: u32, workers: u32, rooms: &Rooms, publishers: u32) -> Vec<u32> {
+    let mut bounds = vec![0];
+    for worker in 1..workers {
+        let even = (u64::from(conns) * u64::from(worker) / u64::from(workers)) as u32;
+        let first = rooms.first(rooms.room_of(even));
+        let inside = even - first;
+        let cut = if inside > 0 && inside < publishers { first + publishers } else { even };
+        bounds.push(cut.min(conns));
+    }
+    bounds.push(conns);
+    bounds.dedup();
+    bounds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cuts_are_even_and_keep_a_rooms_publishers_together() {
+        let rooms = Rooms::of_size(1000, 100);
+        assert_eq!(cut(1000, 4, &rooms, 1), [0, 250, 500, 750, 1000]);
+        assert_eq!(cut(1000, 4, &rooms, 60), [0, 260, 500, 760, 1000]);
+        assert_eq!(cut(3, 3, &Rooms::of_size(3, 3), 3), [0, 3]);
+    }
+
+    #[test]
+    fn loopback_sources_are_enough_and_distinct() {
+        let Sources::These(all) = Sources::loopback(2_000_000, 1, 28_231, 77) else {
+            unreachable!("loopback always names addresses")
+        };
+        assert!(all.len() * 28_231 * 7 / 10 >= 2_000_000);
+        let mut distinct = all.clone();
+        distinct.dedup();
+        assert_eq!(distinct.len(), all.len());
+        assert!(all.iter().all(IpAddr::is_loopback));
+    }
+}

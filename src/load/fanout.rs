@@ -1,0 +1,159 @@
+//! `campanile load fanout`: publish to rooms and count every copy.
+//!
+//! A message is complete when every member of its room has it, the publisher included. Loss is
+//! counted over the whole run, warm-up and end included: after the last publish the run waits
+//! until all copies are there or nothing has come for a while.
+//!
+//! Invariant: rates, latencies and costs are of the measured window only; loss is of everything.
+
+use super::LoadError;
+use super::args::{FanoutArgs, Layout};
+use super::fleet::Fleet;
+use super::idle::{self, MemoryBefore};
+use super::procfs;
+use super::progress::Progress;
+use super::report::{Fanout, Latency, Report};
+use super::rooms::Rooms;
+use super::tally::Tally;
+use super::worker::Order;
+use std::time::{Duration, Instant};
+
+/// How long nothing must have come before the missing copies are called lost.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// Carries it out.
+pub fn run(args: &FanoutArgs) -> Result<Report, LoadError> {
+    let pace = args.pace()?;
+    let layout = Layout {
+        rooms: Rooms::of_size(args.members * args.rooms, args.members),
+        publishers: args.publishers,
+        message: args.message.message.clone(),
+        payload_bytes: args.message.payload_bytes,
+        room_prefix: args.common.room_prefix.clone(),
+        retries: Some(args.common.retries),
+        threads: args.common.threads,
+    };
+    let deadline = args.common.deadline();
+    let (brief, needs_own_files) = args.common.brief(layout)?;
+    let mut fleet = Fleet::begin(brief, needs_own_files)?;
+    let mut progress = Progress::new();
+    let mut report = Report { scenario: "fanout", ..Report::default() };
+
+    let memory = MemoryBefore::take(&args.common);
+    report.connect = idle::connect(&mut fleet, &args.common, deadline, &mut progress)?;
+    let (joined, conns) = (report.connect.joined, report.connect.conns);
+    report.must(joined == conns, || format!("{joined} of {conns} connections joined"));
+    if !report.ok {
+        idle::conclude(fleet, &mut report)?;
+        return Ok(report);
+    }
+    let start_ns = fleet.brief().now_ns() + 1_000_000;
+    fleet.tell_all(|| Order::Publish { pace, start_ns });
+    watch(&mut fleet, args.warmup_s, deadline, &mut progress)?;
+    let mut fanout = measure(&mut fleet, args, deadline, &mut progress)?;
+    fleet.tell_all(|| Order::Hush);
+    await_stragglers(&mut fleet, deadline)?;
+    report.memory = memory.and_then(|before| before.compare(&args.common, joined));
+    let last = idle::conclude(fleet, &mut report)?;
+    judge(&mut fanout, &last, &mut report);
+    report.fanout = Some(fanout);
+    Ok(report)
+}
+
+/// Listens for so long, or until a connection is lost: a room that is not whole measures nothing.
+fn watch(
+    fleet: &mut Fleet,
+    seconds: f64,
+    deadline: Instant,
+    progress: &mut Progress,
+) -> Result<(), LoadError> {
+    let until = deadline.min(Instant::now() + Duration::from_secs_f64(seconds));
+    fleet.listen(until, |now| {
+        progress.show(|| format!("{} messages, {} deliveries", now.sent, now.received));
+        now.lost > 0
+    })?;
+    Ok(())
+}
+
+fn measure(
+    fleet: &mut Fleet,
+    args: &FanoutArgs,
+    deadline: Instant,
+    progress: &mut Progress,
+) -> Result<Fanout, LoadError> {
+    let (before, _) = fleet.mark()?;
+    let (begun, cpu_before) = (Instant::now(), Cpu::now(&args.common.pid));
+    watch(fleet, args.duration_s, deadline, progress)?;
+    let (after, latencies) = fleet.mark()?;
+    let (seconds, cpu_after) = (begun.elapsed().as_secs_f64(), Cpu::now(&args.common.pid));
+
+    let messages = after.sent - before.sent;
+    let deliveries = after.received - before.received;
+    let bytes = after.received_bytes - before.received_bytes;
+    let server_us = cpu_after.server_us.zip(cpu_before.server_us).map(|(a, b)| (a - b) as f64);
+    let generator_us = cpu_after.own_us.saturating_sub(cpu_before.own_us) as f64;
+    let each = deliveries.max(1) as f64;
+    Ok(Fanout {
+        members: args.members,
+        rooms: args.rooms,
+        publishers: args.publishers,
+        payload_bytes: args.message.payload_bytes,
+        window: args.rate.is_none().then_some(args.window),
+        rate: args.rate,
+        seconds,
+        messages,
+        messages_per_second: messages as f64 / seconds,
+        deliveries,
+        deliveries_per_second: deliveries as f64 / seconds,
+        bytes_per_delivery: bytes as f64 / each,
+        latency: Latency::of(&latencies),
+        server_cpu_us_per_delivery: server_us.filter(|_| deliveries > 0).map(|us| us / each),
+        server_cores: server_us.map(|us| us / 1e6 / seconds),
+        generator_cores: generator_us / 1e6 / seconds,
+        ..Fanout::default()
+    })
+}
+
+/// Waits until every copy is there, or none has come for a while.
+pub fn await_stragglers(fleet: &mut Fleet, deadline: Instant) -> Result<(), LoadError> {
+    let (mut seen, mut silent_since) = (fleet.mark()?.0.received, Instant::now());
+    fleet.listen(deadline, |now| {
+        if now.received != seen {
+            (seen, silent_since) = (now.received, Instant::now());
+        }
+        now.received >= now.expected || silent_since.elapsed() >= SILENCE
+    })?;
+    Ok(())
+}
+
+fn judge(fanout: &mut Fanout, last: &Tally, report: &mut Report) {
+    fanout.expected = last.expected;
+    fanout.received = last.received;
+    fanout.lost = last.expected.saturating_sub(last.received);
+    fanout.disordered = last.disordered;
+    fanout.unsent = last.unsent;
+    fanout.given_up = last.given_up;
+    fanout.sample = last.sample.clone();
+    let Fanout { lost, expected, disordered, unsent, deliveries, received, .. } = *fanout;
+    report.must(deliveries > 0, || "nothing was delivered while measuring".into());
+    report.must(lost == 0, || format!("{lost} of {expected} copies were lost"));
+    report.must(received <= expected, || format!("{} copies too many", received - expected));
+    report.must(disordered == 0, || format!("{disordered} copies out of order"));
+    report.must(unsent == 0, || format!("{unsent} messages could not be published"));
+}
+
+/// Processor time so far, in microseconds.
+struct Cpu {
+    server_us: Option<u64>,
+    own_us: u64,
+}
+
+impl Cpu {
+    fn now(pids: &[u32]) -> Cpu {
+        let server: Option<u64> = pids.iter().map(|&pid| procfs::cpu_us(pid)).sum();
+        Cpu {
+            server_us: server.filter(|_| !pids.is_empty()),
+            own_us: procfs::cpu_us(std::process::id()).unwrap_or(0),
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! What a process costs, as `/proc` tells it.
+//!
+//! Invariant: a number that could not be read is absent, never zero.
+
+use super::sys;
+use serde::Serialize;
+use std::fs;
+
+/// Processor time of a process so far, user and system, all threads, in microseconds. The kernel
+/// counts in ticks of usually 10 ms, so windows under a second say little.
+pub fn cpu_us(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let ticks = cpu_ticks(&stat)?;
+    Some(ticks * 1_000_000 / sys::ticks_per_second())
+}
+
+/// Fields 14 and 15 of `/proc/PID/stat`. The name in field 2 may hold blanks and brackets.
+fn cpu_ticks(stat: &str) -> Option<u64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    Some(user + system)
+}
+
+/// Memory of a process, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// Resident: VmRSS.
+    pub rss: u64,
+    /// The anonymous part of it: heap and stacks, without the program's own pages.
+    pub anon: u64,
+}
+
+/// Memory of all of `pids` together.
+pub fn memory(pids: &[u32]) -> Option<Memory> {
+    let mut sum = Memory::default();
+    for pid in pids {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        sum.rss += kib_line(&status, "VmRSS:")? * 1024;
+        sum.anon += kib_line(&status, "RssAnon:")? * 1024;
+    }
+    (!pids.is_empty()).then_some(sum)
+}
+
+/// What the whole machine could still give, in bytes.
+pub fn memory_available() -> Option<u64> {
+    kib_line(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:").map(|kib| kib * 1024)
+}
+
+fn kib_line(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    line.trim().trim_end_matches("kB").trim().parse().ok()
+}
+
+/// How many local ports the kernel gives out, per pair of addresses.
+pub fn local_ports() -> u32 {
+    let read = || {
+        let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+        let mut ends = range.split_ascii_whitespace().map(str::parse::<u32>);
+        let (low, high) = (ends.next()?.ok()?, ends.next()?.ok()?);
+        high.checked_sub(low)
+    };
+    read().unwrap_or(28_000).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_is_read_behind_a_name_with_brackets() {
+        let stat = "7 (a ) b) R 1 2 3 4 5 6 7 8 9 10 250 50 0 0 20 0";
+        assert_eq!(cpu_ticks(stat), Some(300));
+        assert_eq!(cpu_ticks("garbage"), None);
+    }
+
+    #[test]
+    fn this_process_has_memory_and_one_that_is_not_there_has_none() {
+        let own = memory(&[std::process::id()]).expect("our own /proc entry");
+        assert!(own.rss >= own.anon);
+        assert!(own.anon > 0);
+        assert_eq!(memory(&[u32::MAX]), None);
+        assert_eq!(memory(&[]), None);
+    }
+}

@@ -1,0 +1,41 @@
+//! One line on a terminal that says where a run is.
+//!
+//! Invariant: nothing is written where standard error is not a terminal.
+
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+/// The line.
+pub struct Progress {
+    shown: bool,
+    terminal: bool,
+    last: Instant,
+}
+
+impl Progress {
+    /// Nothing shown yet.
+    pub fn new() -> Progress {
+        let last = Instant::now();
+        Progress { shown: false, terminal: std::io::stderr().is_terminal(), last }
+    }
+
+    /// Rewrites the line, at most ten times a second.
+    pub fn show(&mut self, text: impl FnOnce() -> String) {
+        if !self.terminal || (self.shown && self.last.elapsed() < Duration::from_millis(100)) {
+            return;
+        }
+        (self.shown, self.last) = (true, Instant::now());
+        let mut stderr = std::io::stderr().lock();
+        // A terminal that is gone needs no progress.
+        let _ = write!(stderr, "\r\x1b[K{}", text());
+        let _ = stderr.flush();
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.shown {
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
+        }
+    }
+}

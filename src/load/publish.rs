@@ -1,0 +1,272 @@
+//! Which message is due next, and which are still on their way.
+//!
+//! Two ways to publish. *Paced*: message number `g` of the whole run is due at `g / rate` and goes
+//! to room `g mod rooms`, whether or not earlier ones have arrived; its latency counts from then,
+//! so a server that stalls cannot hide it (no coordinated omission). *Window*: each room has at
+//! most so many messages outstanding, and one that has reached every member lets the next go.
+//!
+//! Time is an argument; nothing here knows a socket.
+//!
+//! Invariant: a room's messages are numbered from 1 without gaps, and each is finished once: by its
+//! last copy, or given up after the stall time.
+
+use std::collections::VecDeque;
+
+/// How messages are spaced.
+#[derive(Clone, Copy, Debug)]
+pub enum Pace {
+    /// So many a second, over all rooms of the run.
+    Rate(f64),
+    /// So many outstanding in each room.
+    Window(u32),
+}
+
+/// One message to send now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shot {
+    /// The room.
+    pub room: u32,
+    /// The room's publishers take turns; this is the number of the turn.
+    pub turn: u32,
+    /// The message's number in its room.
+    pub seq: u32,
+    /// When it was meant to go.
+    pub intended_ns: u64,
+}
+
+/// The publishing of the rooms that one worker owns.
+#[derive(Debug)]
+pub struct Publishing {
+    pace: Pace,
+    start_ns: u64,
+    stall_ns: u64,
+    rooms_total: u32,
+    rooms: Vec<Room>,
+    first_room: u32,
+    /// Paced: rounds over all rooms that are complete, and the next room of this one.
+    round: u64,
+    next: usize,
+    /// Window: rooms that may have a place free.
+    dirty: Vec<u32>,
+    stall_check_ns: u64,
+    given_up: u64,
+}
+
+#[derive(Debug)]
+struct Room {
+    members: u32,
+    sent: u32,
+    /// Number of the message at the front of `waiting`.
+    front: u32,
+    waiting: VecDeque<Waiting>,
+    outstanding: u32,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    copies_left: u32,
+    sent_ns: u64,
+}
+
+impl Publishing {
+    /// For rooms `first_room..` with so many `members` each, out of `rooms_total` in the run.
+    pub fn new(
+        pace: Pace,
+        first_room: u32,
+        members: impl Iterator<Item = u32>,
+        rooms_total: u32,
+        start_ns: u64,
+        stall_ns: u64,
+    ) -> Publishing {
+        let rooms: Vec<Room> = members
+            .map(|members| Room {
+                members,
+                sent: 0,
+                front: 1,
+                waiting: VecDeque::new(),
+                outstanding: 0,
+            })
+            .collect();
+        let dirty = (0..rooms.len() as u32).collect();
+        Publishing {
+            pace,
+            start_ns,
+            stall_ns,
+            rooms_total,
+            rooms,
+            first_room,
+            round: 0,
+            next: 0,
+            dirty,
+            stall_check_ns: start_ns + stall_ns,
+            given_up: 0,
+        }
+    }
+
+    /// Everything that is due at `now_ns`.
+    pub fn take_due(&mut self, now_ns: u64, due: &mut Vec<Shot>) {
+        if now_ns < self.start_ns || self.rooms.is_empty() {
+            return;
+        }
+        match self.pace {
+            Pace::Rate(rate) => self.take_paced(rate, now_ns, due),
+            Pace::Window(window) => self.take_window(window, now_ns, due),
+        }
+    }
+
+    /// When something is due next, if that is known: a window has no clock but its stall time.
+    pub fn next_due_ns(&self) -> Option<u64> {
+        match self.pace {
+            _ if self.rooms.is_empty() => None,
+            Pace::Rate(rate) => Some(self.paced_at(rate)),
+            Pace::Window(_) if self.dirty.is_empty() => Some(self.stall_check_ns),
+            Pace::Window(_) => Some(self.start_ns),
+        }
+    }
+
+    /// So many copies of a message have arrived.
+    pub fn handle_arrived(&mut self, room: u32, seq: u32, copies: u32) {
+        let Pace::Window(_) = self.pace else { return };
+        let index = room.wrapping_sub(self.first_room);
+        let Some(state) = self.rooms.get_mut(index as usize) else { return };
+        // A message that was given up may still arrive; its place is taken by then.
+        let Some(back) = seq.checked_sub(state.front) else { return };
+        let Some(waiting) = state.waiting.get_mut(back as usize) else { return };
+        let before = waiting.copies_left;
+        waiting.copies_left = before.saturating_sub(copies);
+        if before > 0 && waiting.copies_left == 0 {
+            state.outstanding -= 1;
+            state.drop_finished();
+            self.dirty.push(index);
+        }
+    }
+
+    /// Whether copies must be told to [`Publishing::handle_arrived`].
+    pub fn counts_copies(&self) -> bool {
+        matches!(self.pace, Pace::Window(_))
+    }
+
+    /// Messages whose last copies never came within the stall time.
+    pub fn given_up(&self) -> u64 {
+        self.given_up
+    }
+
+    /// When the next paced message is due: its number in the whole run over the rate.
+    fn paced_at(&self, rate: f64) -> u64 {
+        let room = u64::from(self.first_room) + self.next as u64;
+        let number = self.round * u64::from(self.rooms_total) + room;
+        self.start_ns + (number as f64 * 1e9 / rate) as u64
+    }
+
+    fn take_paced(&mut self, rate: f64, now_ns: u64, due: &mut Vec<Shot>) {
+        loop {
+            let intended_ns = self.paced_at(rate);
+            if intended_ns > now_ns {
+                return;
+            }
+            let room = self.first_room + self.next as u32;
+            let shot = self.rooms[self.next].shoot(room, intended_ns);
+            due.push(shot);
+            self.next += 1;
+            if self.next == self.rooms.len() {
+                self.next = 0;
+                self.round += 1;
+            }
+        }
+    }
+
+    fn take_window(&mut self, window: u32, now_ns: u64, due: &mut Vec<Shot>) {
+        if now_ns >= self.stall_check_ns {
+            self.give_up_stalled(now_ns);
+        }
+        while let Some(index) = self.dirty.pop() {
+            let room = &mut self.rooms[index as usize];
+            while room.outstanding < window {
+                let copies_left = room.members;
+                room.waiting.push_back(Waiting { copies_left, sent_ns: now_ns });
+                room.outstanding += 1;
+                due.push(room.shoot(self.first_room + index, now_ns));
+            }
+        }
+    }
+
+    fn give_up_stalled(&mut self, now_ns: u64) {
+        self.stall_check_ns = now_ns + self.stall_ns / 4;
+        for (index, room) in self.rooms.iter_mut().enumerate() {
+            for waiting in &mut room.waiting {
+                if waiting.copies_left > 0 && now_ns - waiting.sent_ns >= self.stall_ns {
+                    waiting.copies_left = 0;
+                    room.outstanding -= 1;
+                    self.given_up += 1;
+                }
+            }
+            room.drop_finished();
+            self.dirty.push(index as u32);
+        }
+    }
+}
+
+impl Room {
+    fn shoot(&mut self, room: u32, intended_ns: u64) -> Shot {
+        let turn = self.sent;
+        self.sent += 1;
+        Shot { room, turn, seq: self.sent, intended_ns }
+    }
+
+    fn drop_finished(&mut self) {
+        while self.waiting.front().is_some_and(|waiting| waiting.copies_left == 0) {
+            self.waiting.pop_front();
+            self.front += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn due(publishing: &mut Publishing, now_ns: u64) -> Vec<(u32, u32)> {
+        let mut shots = Vec::new();
+        publishing.take_due(now_ns, &mut shots);
+        shots.iter().map(|shot| (shot.room, shot.seq)).collect()
+    }
+
+    #[test]
+    fn paced_messages_are_due_by_the_clock_even_after_a_stall() {
+        let mut two = Publishing::new(Pace::Rate(10.0), 4, [3, 3].into_iter(), 10, 0, 1);
+        assert_eq!(two.next_due_ns(), Some(400_000_000));
+        assert_eq!(due(&mut two, 399_999_999), []);
+        assert_eq!(due(&mut two, 500_000_000), [(4, 1), (5, 1)]);
+        let mut shots = Vec::new();
+        two.take_due(2_450_000_000, &mut shots);
+        let intended: Vec<u64> = shots.iter().map(|shot| shot.intended_ns / 1_000_000).collect();
+        assert_eq!(intended, [1400, 1500, 2400], "late ones keep the time they were meant for");
+    }
+
+    #[test]
+    fn a_window_opens_when_the_last_copy_arrives_in_any_order() {
+        let mut room = Publishing::new(Pace::Window(2), 0, [3].into_iter(), 1, 0, 1_000);
+        assert_eq!(due(&mut room, 1), [(0, 1), (0, 2)]);
+        room.handle_arrived(0, 2, 2);
+        room.handle_arrived(0, 1, 2);
+        assert_eq!(due(&mut room, 2), []);
+        room.handle_arrived(0, 2, 1);
+        assert_eq!(due(&mut room, 3), [(0, 3)]);
+        room.handle_arrived(0, 1, 1);
+        assert_eq!(due(&mut room, 4), [(0, 4)]);
+        room.handle_arrived(0, 1, 1);
+        assert_eq!(due(&mut room, 5), [], "a doubled copy frees nothing");
+    }
+
+    #[test]
+    fn a_message_that_never_arrives_is_given_up_and_counted_once() {
+        let mut room = Publishing::new(Pace::Window(1), 0, [2].into_iter(), 1, 0, 1_000);
+        assert_eq!(due(&mut room, 0), [(0, 1)]);
+        room.handle_arrived(0, 1, 1);
+        assert_eq!(due(&mut room, 999), []);
+        assert_eq!(due(&mut room, 1_000), [(0, 2)]);
+        assert_eq!(room.given_up(), 1);
+        room.handle_arrived(0, 1, 1);
+        assert_eq!(due(&mut room, 1_001), [], "its late copy is not the next message's");
+    }
+}

@@ -1,0 +1,135 @@
+//! `campanile load storm`: everybody is cut at once and comes back.
+//!
+//! Two fleets: a crowd that is cut, and a few bystanders on a thread of their own whose messages
+//! tell what the others notice. The crowd tries until it is in: it honours `Retry-After` and
+//! spreads itself by chance, as good clients do.
+//!
+//! Invariant: the clock runs from the order to cut until the last join.
+
+use super::LoadError;
+use super::args::{Layout, StormArgs};
+use super::fanout;
+use super::fleet::Fleet;
+use super::idle;
+use super::progress::Progress;
+use super::publish::Pace;
+use super::report::{Connect, Latency, Report, Storm};
+use super::rooms::Rooms;
+use super::tally::{self, Tally};
+use super::worker::Order;
+use std::time::{Duration, Instant};
+
+/// Carries it out.
+pub fn run(args: &StormArgs) -> Result<Report, LoadError> {
+    if !args.before_s.is_finite() || args.before_s < 0.0 || args.rate.is_nan() || args.rate <= 0.0 {
+        return Err(LoadError::Usage("--before-s and --rate must be above zero".into()));
+    }
+    let deadline = args.common.deadline();
+    let (mut crowd, mut bystanders) = begin(args)?;
+    let mut progress = Progress::new();
+    let mut report = Report { scenario: "storm", ..Report::default() };
+
+    let few = idle::connect(&mut bystanders, &args.common, deadline, &mut progress)?;
+    report.must(few.joined == few.conns, || {
+        format!("{} of {} bystanders joined", few.joined, few.conns)
+    });
+    if !report.ok {
+        report.connect = few;
+        idle::conclude(bystanders, &mut report)?;
+        crowd.finish()?;
+        return Ok(report);
+    }
+    report.connect = idle::connect(&mut crowd, &args.common, deadline, &mut progress)?;
+    let Connect { joined, conns, .. } = report.connect;
+    report.must(joined == conns, || format!("{joined} of {conns} connections joined"));
+    let storm = if report.ok {
+        Some(cut(&mut crowd, &mut bystanders, args, deadline, &mut progress)?)
+    } else {
+        None
+    };
+    let few = idle::conclude(bystanders, &mut report)?;
+    let many = crowd.finish()?;
+    judge(report, storm, &few, many)
+}
+
+fn begin(args: &StormArgs) -> Result<(Fleet, Fleet), LoadError> {
+    let layout = |rooms, kind: &str, retries, threads| Layout {
+        rooms,
+        publishers: 1,
+        message: args.message.message.clone(),
+        payload_bytes: args.message.payload_bytes,
+        room_prefix: format!("{}{kind}", args.common.room_prefix),
+        retries,
+        threads,
+    };
+    let crowd = Rooms::of_size(args.conns, args.room_size);
+    let few = Rooms::of_size(args.bystanders, args.bystanders);
+    let (few, own) = args.common.brief(layout(few, "bystanders-", Some(args.common.retries), 1))?;
+    let bystanders = Fleet::begin(few, own)?;
+    let (many, own) = args.common.brief(layout(crowd, "", None, args.common.threads))?;
+    Ok((Fleet::begin(many, own)?, bystanders))
+}
+
+fn cut(
+    crowd: &mut Fleet,
+    bystanders: &mut Fleet,
+    args: &StormArgs,
+    deadline: Instant,
+    progress: &mut Progress,
+) -> Result<Storm, LoadError> {
+    let start_ns = bystanders.brief().now_ns();
+    bystanders.tell_all(|| Order::Publish { pace: Pace::Rate(args.rate), start_ns });
+    let until = deadline.min(Instant::now() + Duration::from_secs_f64(args.before_s));
+    bystanders.listen(until, |now| {
+        progress.show(|| format!("calm: {} messages to the bystanders", now.sent));
+        false
+    })?;
+    let (_, before) = bystanders.mark()?;
+    let all = u64::from(crowd.brief().rooms.conns());
+    let retried_before = crowd.tally().retried;
+    let cut_ns = crowd.brief().now_ns();
+    crowd.tell_all(|| Order::Cut { reset: !args.plain_close });
+    // The answers come behind the cut, so nobody is counted who has not come back.
+    crowd.mark()?;
+    crowd.listen(deadline, |now| {
+        progress.show(|| format!("{} of {all} are back", now.joined));
+        now.joined >= all
+    })?;
+    let (now, _) = crowd.mark()?;
+    let (_, during) = bystanders.mark()?;
+    bystanders.tell_all(|| Order::Hush);
+    fanout::await_stragglers(bystanders, deadline)?;
+    let few = bystanders.tally();
+    let mut retried = now.retried;
+    retried.iter_mut().zip(&retried_before).for_each(|(now, before)| *now -= before);
+    let seconds = now.last_joined_ns.saturating_sub(cut_ns) as f64 / 1e9;
+    Ok(Storm {
+        cut: all,
+        rejoined: now.joined,
+        seconds,
+        per_second: if seconds > 0.0 { now.joined as f64 / seconds } else { 0.0 },
+        retried: tally::by_name(&retried),
+        bystanders_before: Latency::of(&before),
+        bystanders_during: Latency::of(&during),
+        bystanders_lost: few.expected.saturating_sub(few.received),
+    })
+}
+
+fn judge(
+    mut report: Report,
+    storm: Option<Storm>,
+    few: &Tally,
+    many: Tally,
+) -> Result<Report, LoadError> {
+    report.errors += many.errors;
+    report.first_trouble = report.first_trouble.or(many.first_trouble);
+    if let Some(storm) = &storm {
+        let (rejoined, all) = (storm.rejoined, storm.cut);
+        report.must(rejoined == all, || format!("{rejoined} of {all} came back"));
+        let lost = storm.bystanders_lost;
+        report.must(lost == 0, || format!("bystanders lost {lost} copies"));
+        report.must(few.unsent == 0, || format!("{} messages could not be published", few.unsent));
+    }
+    report.storm = storm;
+    Ok(report)
+}

@@ -1,0 +1,186 @@
+//! What a worker has counted. Copied whole to the coordinator, ten times a second; nothing is
+//! shared.
+//!
+//! Invariant: adding the tallies of all workers gives the tally of the run.
+
+use hdrhistogram::Histogram;
+use std::collections::BTreeMap;
+use std::io;
+
+/// Why an attempt to connect failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Nobody listens there.
+    Refused,
+    /// The peer cut the connection before it was open.
+    Reset,
+    /// Not joined within the handshake timeout.
+    Timeout,
+    /// HTTP 503: come back later.
+    Busy,
+    /// Another HTTP status than 101, or no HTTP.
+    Status,
+    /// Open, but closed before it had joined.
+    ClosedEarly,
+    /// No local port is left for this pair of addresses.
+    NoPort,
+    /// No descriptor is left.
+    NoFile,
+    /// Anything else.
+    Other,
+}
+
+impl Reason {
+    /// How many there are.
+    pub const COUNT: usize = 9;
+
+    /// Each with its name in reports.
+    pub const NAMES: [&'static str; Reason::COUNT] = [
+        "connection_refused",
+        "connection_reset",
+        "handshake_timeout",
+        "http_503",
+        "http_status",
+        "closed_before_joined",
+        "no_local_port",
+        "no_descriptor",
+        "other",
+    ];
+
+    /// The reason behind an error of the socket.
+    pub fn of(error: &io::Error) -> Reason {
+        match error.raw_os_error() {
+            Some(libc::ECONNREFUSED) => Reason::Refused,
+            Some(libc::ECONNRESET | libc::EPIPE) => Reason::Reset,
+            Some(libc::ETIMEDOUT) => Reason::Timeout,
+            Some(libc::EADDRNOTAVAIL | libc::EADDRINUSE) => Reason::NoPort,
+            Some(libc::EMFILE | libc::ENFILE) => Reason::NoFile,
+            _ => Reason::Other,
+        }
+    }
+}
+
+/// Counts of one worker, or of all.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Connects begun.
+    pub attempts: u64,
+    /// Connections that are joined now.
+    pub joined: u64,
+    /// Connections given up, by [`Reason`].
+    pub failed: [u64; Reason::COUNT],
+    /// Attempts that failed and were or will be tried again, by [`Reason`].
+    pub retried: [u64; Reason::COUNT],
+    /// Joined connections that were lost without our doing.
+    pub lost: u64,
+    /// When the last connection joined, since time zero.
+    pub last_joined_ns: u64,
+    /// Bytes read after the handshake.
+    pub bytes_in: u64,
+    /// Messages published.
+    pub sent: u64,
+    /// Copies that these messages should make.
+    pub expected: u64,
+    /// Copies received.
+    pub received: u64,
+    /// Bytes of the frames that carried them, headers included.
+    pub received_bytes: u64,
+    /// When the last copy was received, since time zero.
+    pub last_received_ns: u64,
+    /// Copies that came twice or after a later one, in rooms with one publisher.
+    pub disordered: u64,
+    /// Messages that could not be published: the publisher was gone, or its socket full.
+    pub unsent: u64,
+    /// Messages given up in a closed loop.
+    pub given_up: u64,
+    /// Error frames of the server.
+    pub errors: u64,
+    /// The first thing that went wrong, for people.
+    pub first_trouble: Option<String>,
+    /// The beginning of the first delivery, as it came.
+    pub sample: Option<String>,
+}
+
+impl Tally {
+    /// Connections given up.
+    pub fn failures(&self) -> u64 {
+        self.failed.iter().sum()
+    }
+
+    /// Adds another worker's.
+    pub fn add(&mut self, other: &Tally) {
+        self.attempts += other.attempts;
+        self.joined += other.joined;
+        for (mine, theirs) in self.failed.iter_mut().zip(&other.failed) {
+            *mine += theirs;
+        }
+        for (mine, theirs) in self.retried.iter_mut().zip(&other.retried) {
+            *mine += theirs;
+        }
+        self.lost += other.lost;
+        self.last_joined_ns = self.last_joined_ns.max(other.last_joined_ns);
+        self.bytes_in += other.bytes_in;
+        self.sent += other.sent;
+        self.expected += other.expected;
+        self.received += other.received;
+        self.received_bytes += other.received_bytes;
+        self.last_received_ns = self.last_received_ns.max(other.last_received_ns);
+        self.disordered += other.disordered;
+        self.unsent += other.unsent;
+        self.given_up += other.given_up;
+        self.errors += other.errors;
+        self.first_trouble = self.first_trouble.take().or_else(|| other.first_trouble.clone());
+        self.sample = self.sample.take().or_else(|| other.sample.clone());
+    }
+
+    /// Keeps `what` if it is the first trouble.
+    pub fn trouble(&mut self, what: impl FnOnce() -> String) {
+        if self.first_trouble.is_none() {
+            self.first_trouble = Some(what());
+        }
+    }
+}
+
+/// Counts by reason under their names, without the zeros.
+pub fn by_name(counts: &[u64; Reason::COUNT]) -> BTreeMap<&'static str, u64> {
+    Reason::NAMES.iter().copied().zip(*counts).filter(|&(_, count)| count > 0).collect()
+}
+
+/// Latencies in nanoseconds, from 0.1 µs to an hour, to three digits.
+pub fn new_histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(100, 3_600_000_000_000, 3).expect("constant and valid bounds")
+}
+
+/// Records one latency; what is outside the bounds counts at the bound.
+pub fn record(histogram: &mut Histogram<u64>, latency_ns: u64) {
+    histogram.saturating_record(latency_ns);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tallies_add_up_and_keep_the_first_trouble() {
+        let mut one = Tally { joined: 2, last_joined_ns: 5, ..Tally::default() };
+        let mut two = Tally { joined: 3, last_joined_ns: 4, ..Tally::default() };
+        two.failed[Reason::Busy as usize] = 7;
+        two.trouble(|| "first".into());
+        two.trouble(|| "second".into());
+        one.add(&two);
+        assert_eq!((one.joined, one.last_joined_ns, one.failures()), (5, 5, 7));
+        assert_eq!(one.first_trouble.as_deref(), Some("first"));
+        assert_eq!(by_name(&one.failed).into_iter().collect::<Vec<_>>(), [("http_503", 7)]);
+    }
+
+    #[test]
+    fn every_recorded_latency_is_in_the_histogram_even_an_absurd_one() {
+        let mut histogram = new_histogram();
+        for latency_ns in [0, 1_500, 2_000_000, u64::MAX] {
+            record(&mut histogram, latency_ns);
+        }
+        assert_eq!(histogram.len(), 4);
+        let median = histogram.value_at_quantile(0.5);
+        assert!((1_436..=1_564).contains(&median), "{median}");
+    }
+}

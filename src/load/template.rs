@@ -1,0 +1,126 @@
+//! Texts with holes: paths, first messages and publishes for any server's protocol.
+//!
+//! `{room}` is the room's name, `{n}` the connection's number, `{payload}` the stamped filler and
+//! `{seq}` the message's number in its room. Any other brace is only a brace, so JSON needs no
+//! escaping.
+//!
+//! Invariant: what a template cannot fill is said when it is parsed, not at the first message.
+
+use super::stamp::Stamp;
+
+/// A parsed template.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template {
+    parts: Vec<Part>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    Room,
+    Number,
+    Payload,
+    Seq,
+}
+
+const HOLES: [(&str, Part); 4] = [
+    ("{room}", Part::Room),
+    ("{n}", Part::Number),
+    ("{payload}", Part::Payload),
+    ("{seq}", Part::Seq),
+];
+
+/// What fills the holes.
+#[derive(Clone, Copy, Debug)]
+pub struct Filling<'a> {
+    /// What room names begin with.
+    pub room_prefix: &'a str,
+    /// The room's index.
+    pub room: u32,
+    /// The connection's index.
+    pub number: u32,
+    /// The message and the length of its payload, where a message is meant.
+    pub message: Option<(Stamp, usize)>,
+}
+
+impl Template {
+    /// Cuts `text` at its holes.
+    pub fn parse(text: &str) -> Template {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some((at, hole, part)) = HOLES
+            .iter()
+            .filter_map(|(hole, part)| rest.find(hole).map(|at| (at, hole, part)))
+            .min_by_key(|(at, ..)| *at)
+        {
+            parts.push(Part::Text(rest[..at].to_owned()));
+            parts.push(part.clone());
+            rest = &rest[at + hole.len()..];
+        }
+        parts.push(Part::Text(rest.to_owned()));
+        parts.retain(|part| !matches!(part, Part::Text(text) if text.is_empty()));
+        Template { parts }
+    }
+
+    /// Whether the message's payload has a place in it.
+    pub fn has_payload(&self) -> bool {
+        self.parts.contains(&Part::Payload)
+    }
+
+    /// Appends the filled text.
+    pub fn fill(&self, with: &Filling<'_>, out: &mut Vec<u8>) {
+        for part in &self.parts {
+            match part {
+                Part::Text(text) => out.extend_from_slice(text.as_bytes()),
+                Part::Room => {
+                    out.extend_from_slice(with.room_prefix.as_bytes());
+                    put_decimal(out, with.room);
+                }
+                Part::Number => put_decimal(out, with.number),
+                Part::Payload => {
+                    if let Some((stamp, payload_bytes)) = with.message {
+                        stamp.write(payload_bytes, out);
+                    }
+                }
+                Part::Seq => put_decimal(out, with.message.map_or(0, |(stamp, _)| stamp.seq)),
+            }
+        }
+    }
+}
+
+fn put_decimal(out: &mut Vec<u8>, value: u32) {
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(text: &str) -> String {
+        let stamp = Stamp { run: 1, room: 3, seq: 9, intended_ns: 0 };
+        let with = Filling {
+            room_prefix: "load-",
+            room: 3,
+            number: 41,
+            message: Some((stamp, super::super::stamp::STAMP_BYTES)),
+        };
+        let mut out = Vec::new();
+        Template::parse(text).fill(&with, &mut out);
+        String::from_utf8(out).expect("ASCII")
+    }
+
+    #[test]
+    fn holes_are_filled_and_other_braces_stay() {
+        assert_eq!(filled(r#"{"join":"{room}","n":{n}}"#), r#"{"join":"load-3","n":41}"#);
+        assert_eq!(filled("{room}{seq}"), "load-39");
+        assert_eq!(filled("{}{ room }"), "{}{ room }");
+        assert_eq!(filled(""), "");
+    }
+
+    #[test]
+    fn the_payload_is_the_stamp_and_its_absence_is_noticed() {
+        assert!(filled("[{payload}]").starts_with("[~CL~00000001"));
+        assert!(Template::parse("a{payload}b").has_payload());
+        assert!(!Template::parse("{room}{seq}{n}").has_payload());
+    }
+}

@@ -1,0 +1,333 @@
+//! One thread of the generator: an epoll loop over its own connections.
+//!
+//! It takes orders from the coordinator and reports to it, both over channels; workers tell each
+//! other only about copies that arrived for a room somebody else publishes to. A turn is: wait,
+//! read everything that is ready, publish what is due, write once per connection.
+//!
+//! Invariant: everything a worker touches is its own; orders and reports are the only way in and
+//! out.
+
+use super::brief::Brief;
+use super::conns::Conns;
+use super::publish::{Pace, Publishing, Shot};
+use super::stamp::Stamp;
+use super::sys::{self, Epoll, Events};
+use super::tally::{self, Tally};
+use hdrhistogram::Histogram;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::Duration;
+
+/// The room of the one message that goes to everybody.
+pub const EVERYBODY: u32 = u32::MAX;
+/// The bell's key: no connection has it.
+const BELL: u64 = u64::MAX;
+const REPORT_EVERY: Duration = Duration::from_millis(100);
+/// Few enough that a turn stays short, many enough that a thousand members need few waits.
+const EVENTS_PER_TURN: usize = 512;
+
+/// What a worker is told.
+pub enum Order {
+    /// Connect all.
+    Connect,
+    /// Publish from `start_ns` since time zero on.
+    Publish {
+        /// How.
+        pace: Pace,
+        /// From when.
+        start_ns: u64,
+    },
+    /// Publish no more.
+    Hush,
+    /// Report counts and latencies, and begin new latencies.
+    Mark,
+    /// Send one message to everybody from one joined connection.
+    Shout,
+    /// Cut all connections and connect them again.
+    Cut {
+        /// With a reset instead of a plain close.
+        reset: bool,
+    },
+    /// Copies of messages of your rooms have arrived at another worker: room, number, how many.
+    Arrived(Vec<(u32, u32, u32)>),
+    /// End all connections, report and return.
+    Finish,
+}
+
+/// What a worker says.
+pub enum Report {
+    /// It has its file table and its epoll set, or it cannot run.
+    Ready(Result<(), String>),
+    /// Where it is.
+    Progress(Tally),
+    /// The answer to `Mark`.
+    Marked(Tally, Histogram<u64>),
+    /// The last word.
+    Done(Tally),
+}
+
+/// How to give a worker an order.
+#[derive(Clone)]
+pub struct Handle {
+    /// The way in.
+    pub orders: Sender<Order>,
+    /// Wakes it.
+    pub bell: Arc<File>,
+}
+
+impl Handle {
+    /// Gives the order, and wakes the worker. One that is gone has reported why.
+    pub fn tell(&self, order: Order) {
+        if self.orders.send(order).is_ok() {
+            // Full means rung already.
+            let _ = (&*self.bell).write(&1u64.to_ne_bytes());
+        }
+    }
+}
+
+/// One worker's half of its channels, and its number.
+pub struct Seat {
+    /// Which worker.
+    pub number: usize,
+    /// Its orders.
+    pub orders: Receiver<Order>,
+    /// Its bell.
+    pub bell: Arc<File>,
+    /// To the coordinator, with the worker's number.
+    pub reports: Sender<(usize, Report)>,
+    /// All workers, itself included.
+    pub peers: Vec<Handle>,
+    /// Whether it must have a file table of its own.
+    pub needs_own_files: bool,
+    /// For masks and jitter.
+    pub seed: u64,
+}
+
+/// A worker's whole life.
+pub fn run(brief: Arc<Brief>, seat: Seat) {
+    match Worker::begin(brief, &seat) {
+        Ok(mut worker) => {
+            say(&seat, Report::Ready(Ok(())));
+            worker.work(&seat);
+        }
+        Err(error) => say(&seat, Report::Ready(Err(error))),
+    }
+}
+
+/// A coordinator that has gone away has no use for the report.
+fn say(seat: &Seat, report: Report) {
+    let _ = seat.reports.send((seat.number, report));
+}
+
+struct Worker {
+    number: usize,
+    brief: Arc<Brief>,
+    conns: Conns,
+    publishing: Option<Publishing>,
+    latencies: Histogram<u64>,
+    /// Copies of other workers' messages in this turn, by worker, room and number.
+    abroad: HashMap<(usize, u32, u32), u32>,
+    due: Vec<Shot>,
+    next_report_ns: u64,
+    finished: bool,
+}
+
+impl Worker {
+    fn begin(brief: Arc<Brief>, seat: &Seat) -> Result<Worker, String> {
+        if let Some(&core) = brief.cores.get(seat.number % brief.cores.len().max(1)) {
+            sys::pin_to(core).map_err(|error| format!("cannot pin to core {core}: {error}"))?;
+        }
+        match sys::own_file_table() {
+            Err(error) if seat.needs_own_files => {
+                return Err(format!(
+                    "a thread cannot have a file table of its own (unshare: {error}), and the \
+                     limit of open files is too low for one table. Likely cause: a container's \
+                     seccomp profile. Raise the limit (ulimit -n) or allow unshare"
+                ));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        let epoll = Epoll::new().map_err(|error| format!("epoll: {error}"))?;
+        epoll.add(&*seat.bell, BELL).map_err(|error| format!("epoll: {error}"))?;
+        let (lo, hi) = (brief.bounds[seat.number], brief.bounds[seat.number + 1]);
+        let conns = Conns::new(Arc::clone(&brief), lo, hi, epoll, seat.seed);
+        Ok(Worker {
+            number: seat.number,
+            brief,
+            conns,
+            publishing: None,
+            latencies: tally::new_histogram(),
+            abroad: HashMap::new(),
+            due: Vec::new(),
+            next_report_ns: 0,
+            finished: false,
+        })
+    }
+
+    fn work(&mut self, seat: &Seat) {
+        let mut events = Events::with_capacity(EVENTS_PER_TURN);
+        while !self.finished {
+            let timeout = Duration::from_nanos(self.next_wake_ns());
+            if let Err(error) = self.conns.epoll().wait(&mut events, timeout) {
+                return say(seat, Report::Ready(Err(format!("epoll_pwait2: {error}"))));
+            }
+            for i in 0..events.len() {
+                let ready = events.get(i);
+                if ready.key == BELL {
+                    self.take_orders(seat);
+                } else {
+                    self.conns.handle_ready(ready);
+                }
+            }
+            self.settle_arrivals();
+            self.publish_due();
+            self.conns.begin_connects();
+            self.conns.flush_all();
+            self.tell_abroad(seat);
+            self.report_progress(seat);
+        }
+        self.conns.end_all();
+        say(seat, Report::Done(self.tally()));
+    }
+
+    /// Nanoseconds until something must be done without an event.
+    fn next_wake_ns(&self) -> u64 {
+        let publish = self.publishing.as_ref().and_then(Publishing::next_due_ns);
+        let connect = self.conns.next_connect_ns();
+        let next = [publish, connect].into_iter().flatten().fold(self.next_report_ns, u64::min);
+        next.saturating_sub(self.brief.now_ns())
+    }
+
+    fn take_orders(&mut self, seat: &Seat) {
+        let mut count = [0; 8];
+        // Empty means that an earlier turn has read it with the orders behind it.
+        let _ = (&*seat.bell).read(&mut count);
+        while let Ok(order) = seat.orders.try_recv() {
+            match order {
+                Order::Connect => self.conns.connect_all(),
+                Order::Publish { pace, start_ns } => self.start_publishing(seat, pace, start_ns),
+                Order::Hush => self.hush(),
+                Order::Mark => self.mark(seat),
+                Order::Shout => self.shout(),
+                Order::Cut { reset } => self.conns.cut_all(reset),
+                Order::Arrived(arrived) => self.handle_abroad(&arrived),
+                Order::Finish => self.finished = true,
+            }
+        }
+    }
+
+    fn start_publishing(&mut self, seat: &Seat, pace: Pace, start_ns: u64) {
+        let (lo, hi) = (self.brief.bounds[seat.number], self.brief.bounds[seat.number + 1]);
+        let owned = self.brief.rooms.beginning_in(lo, hi);
+        let members = owned.clone().map(|room| self.brief.rooms.members(room));
+        let total = self.brief.rooms.count();
+        let stall_ns = self.brief.stall.as_nanos() as u64;
+        self.publishing =
+            Some(Publishing::new(pace, owned.start, members, total, start_ns, stall_ns));
+    }
+
+    fn hush(&mut self) {
+        if let Some(publishing) = self.publishing.take() {
+            self.conns.tally.given_up += publishing.given_up();
+        }
+    }
+
+    fn mark(&mut self, seat: &Seat) {
+        // What has arrived in this turn belongs to the time before the mark.
+        self.settle_arrivals();
+        let latencies = std::mem::replace(&mut self.latencies, tally::new_histogram());
+        say(seat, Report::Marked(self.tally(), latencies));
+    }
+
+    fn shout(&mut self) {
+        let Some(conn) = self.conns.any_joined() else { return };
+        let intended_ns = self.brief.now_ns();
+        let stamp = Stamp { run: self.brief.run, room: EVERYBODY, seq: 1, intended_ns };
+        if self.conns.publish(conn, stamp) {
+            self.conns.tally.sent += 1;
+        }
+    }
+
+    fn publish_due(&mut self) {
+        let Some(publishing) = self.publishing.as_mut() else { return };
+        let mut due = std::mem::take(&mut self.due);
+        publishing.take_due(self.brief.now_ns(), &mut due);
+        for shot in due.drain(..) {
+            let members = self.brief.rooms.members(shot.room);
+            let publisher = shot.turn % self.brief.publishers.min(members);
+            let conn = self.brief.rooms.first(shot.room) + publisher;
+            let stamp = Stamp {
+                run: self.brief.run,
+                room: shot.room,
+                seq: shot.seq,
+                intended_ns: shot.intended_ns,
+            };
+            if self.conns.publish(conn, stamp) {
+                self.conns.tally.sent += 1;
+                self.conns.tally.expected += u64::from(members);
+            } else {
+                self.conns.tally.unsent += 1;
+            }
+        }
+        self.due = due;
+    }
+
+    /// Times what has arrived, and tells the room's publisher.
+    fn settle_arrivals(&mut self) {
+        let mut arrivals = std::mem::take(&mut self.conns.arrivals);
+        for arrival in arrivals.drain(..) {
+            let Stamp { room, seq, intended_ns, .. } = arrival.stamp;
+            tally::record(&mut self.latencies, arrival.at_ns.saturating_sub(intended_ns));
+            let Some(publishing) = self.publishing.as_mut().filter(|p| p.counts_copies()) else {
+                continue;
+            };
+            if room == EVERYBODY {
+                continue;
+            }
+            match self.brief.owner(room) {
+                owner if owner == self.number => publishing.handle_arrived(room, seq, 1),
+                owner => *self.abroad.entry((owner, room, seq)).or_insert(0) += 1,
+            }
+        }
+        self.conns.arrivals = arrivals;
+    }
+
+    fn tell_abroad(&mut self, seat: &Seat) {
+        if self.abroad.is_empty() {
+            return;
+        }
+        let mut letters: HashMap<usize, Vec<(u32, u32, u32)>> = HashMap::new();
+        for ((owner, room, seq), copies) in self.abroad.drain() {
+            letters.entry(owner).or_default().push((room, seq, copies));
+        }
+        for (owner, arrived) in letters {
+            seat.peers[owner].tell(Order::Arrived(arrived));
+        }
+    }
+
+    fn handle_abroad(&mut self, arrived: &[(u32, u32, u32)]) {
+        let Some(publishing) = &mut self.publishing else { return };
+        for &(room, seq, copies) in arrived {
+            publishing.handle_arrived(room, seq, copies);
+        }
+    }
+
+    fn report_progress(&mut self, seat: &Seat) {
+        let now_ns = self.brief.now_ns();
+        if now_ns < self.next_report_ns {
+            return;
+        }
+        self.next_report_ns = now_ns + REPORT_EVERY.as_nanos() as u64;
+        self.conns.expire_handshakes();
+        say(seat, Report::Progress(self.tally()));
+    }
+
+    fn tally(&self) -> Tally {
+        let mut tally = self.conns.tally.clone();
+        tally.given_up += self.publishing.as_ref().map_or(0, Publishing::given_up);
+        tally
+    }
+}

@@ -1,0 +1,384 @@
+//! The only door to the shard.
+//!
+//! A visit is synchronous: the closure cannot await, so nobody holds the shard across a suspension.
+//! A visit ends with a drain: what the shard has to say to the backplane goes into the window, one
+//! batch of writes goes to the sockets, and sockets whose time has come are closed. What does not
+//! fit one batch is left to the writer task (`tasks.rs`), so that a delivery to a hundred thousand
+//! members holds nobody else up for longer than one batch.
+//!
+//! Invariant: if a visit panics the room is not put back, and the thread ends: a shard with a broken
+//! invariant serves nobody.
+
+use super::ShardSetup;
+use super::epoll::{Epoll, Event};
+use super::handshake::{Cause, Heads, Progress, timed_out};
+use super::send::{Sender, Short};
+use super::site::Site;
+use super::socket;
+use crate::ids::ConnId;
+use crate::link::channel::ShardEnd;
+use crate::metrics::ShardMirror;
+use crate::shard::batch::SendBatch;
+use crate::shard::conn::CloseReason;
+use crate::shard::{Closed, Shard};
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// How often the shard is told the time, at most.
+pub const TICK_MS: u64 = 100;
+
+const SCRATCH_BYTES: usize = 64 * 1024;
+const OUTBOX_SLICES_MAX: usize = 64;
+
+/// Lends the room out, one visit at a time.
+pub struct Door {
+    room: Cell<Option<Box<Room>>>,
+}
+
+impl Door {
+    /// A door to `room`.
+    pub fn new(room: Room) -> Door {
+        Door { room: Cell::new(Some(Box::new(room))) }
+    }
+
+    /// Tells the shard something, then carries out everything it asks for.
+    pub fn visit<R>(&self, tell: impl FnOnce(&mut Room) -> R) -> R {
+        let mut room = self.room.take().expect("nobody visits from inside a visit");
+        let began = Instant::now();
+        room.tick_if_due(began);
+        let answer = tell(&mut room);
+        room.drain();
+        room.count_visit(began);
+        self.room.set(Some(room));
+        answer
+    }
+
+    /// Looks, without telling the shard anything: no drain.
+    pub fn look<R>(&self, look: impl FnOnce(&mut Room) -> R) -> R {
+        let mut room = self.room.take().expect("nobody visits from inside a visit");
+        let answer = look(&mut room);
+        self.room.set(Some(room));
+        answer
+    }
+}
+
+/// Everything one shard thread owns.
+pub struct Room {
+    shard: Shard,
+    end: ShardEnd,
+    epoll: Epoll,
+    sender: Sender,
+    batch: SendBatch,
+    shorts: Vec<Short>,
+    heads: Heads,
+    site: Site,
+    mirror: Arc<ShardMirror>,
+    scratch: Box<[u8]>,
+    /// Connections whose reading was interrupted: to let others have their turn, or because the
+    /// window was full. There is no second edge for what they have.
+    unread: VecDeque<Event>,
+    read_turn_bytes_max: usize,
+    uplink_items_max: usize,
+    downlink_items_max: usize,
+    born: Instant,
+    last_tick_ms: u64,
+    /// Wakes the writer, when a visit leaves something to write.
+    pub writer: Option<Waker>,
+    /// Wakes the reader, when the window has room again.
+    pub reader: Option<Waker>,
+    draining: bool,
+}
+
+impl Room {
+    /// The room of a shard that is about to start.
+    pub fn new(setup: ShardSetup, shard: Shard) -> io::Result<Room> {
+        let limits = setup.plan.limits;
+        Ok(Room {
+            shard,
+            end: setup.end,
+            epoll: Epoll::new()?,
+            sender: Sender::new(limits.send_batch_max)?,
+            batch: SendBatch::default(),
+            shorts: Vec::new(),
+            heads: Heads::default(),
+            site: Site::new(setup.plan, setup.gate),
+            mirror: setup.mirror,
+            scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
+            unread: VecDeque::new(),
+            read_turn_bytes_max: limits.read_turn_bytes_max,
+            uplink_items_max: limits.uplink_items_max,
+            downlink_items_max: limits.downlink_items_max,
+            born: Instant::now(),
+            last_tick_ms: 0,
+            writer: None,
+            reader: None,
+            draining: false,
+        })
+    }
+
+    /// The descriptor of the set of sockets, to wait for.
+    pub fn epoll_fd(&self) -> RawFd {
+        self.epoll.fd()
+    }
+
+    /// Takes events from the kernel; answers whether there may be more.
+    pub fn take_events(&mut self, into: &mut Vec<Event>) -> bool {
+        self.epoll.take(into)
+    }
+
+    /// Whether clients may be read: not while the window is full.
+    pub fn may_read(&self) -> bool {
+        self.shard.uplink_waiting() == 0
+    }
+
+    /// Whether somebody's reading was interrupted.
+    pub fn has_unread(&self) -> bool {
+        !self.unread.is_empty()
+    }
+
+    /// Whether there is more to write than the last visit wrote.
+    pub fn has_sends(&self) -> bool {
+        self.shard.has_sends()
+    }
+
+    /// Whether this shard is ending.
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// Whether this shard has ended.
+    pub fn is_drained(&self) -> bool {
+        self.shard.is_drained()
+    }
+
+    /// A socket was accepted. `false`: there is no room, and the caller refuses it.
+    pub fn accept(&mut self, socket: RawFd) -> bool {
+        let Some(conn) = self.shard.handle_accept(socket as u32, self.now_ms()) else {
+            self.shard.counters.refused_limit += 1;
+            return false;
+        };
+        if let Err(error) = self.epoll.add(socket, conn) {
+            tracing::warn!(%error, "a connection could not be watched");
+            self.shard.handle_ended(conn, CloseReason::Io);
+        }
+        true
+    }
+
+    /// A connection could not be taken for want of descriptors.
+    pub fn count_no_files(&mut self) {
+        self.shard.counters.refused_files += 1;
+    }
+
+    /// Something happened to a socket.
+    pub fn handle_event(&mut self, event: Event) {
+        if event.writable {
+            self.flush(event.conn);
+        }
+        if event.readable {
+            self.read(event);
+        }
+    }
+
+    /// Goes on where reading was interrupted, one turn for everyone who waits.
+    pub fn resume_reading(&mut self) {
+        for _ in 0..self.unread.len() {
+            if self.shard.uplink_waiting() >= self.uplink_items_max {
+                return;
+            }
+            if let Some(event) = self.unread.pop_front() {
+                self.read(event);
+            }
+        }
+    }
+
+    /// Takes what the backplane and the operators have sent, unless much waits to be written already;
+    /// answers whether there was anything.
+    pub fn take_downlink(&mut self) -> bool {
+        let now_ms = self.now_ms();
+        let mut any = false;
+        while self.shard.frames_waiting() < self.downlink_items_max {
+            let Some(item) = self.end.try_recv() else { break };
+            any = true;
+            self.draining |= matches!(item, crate::link::Downlink::Drain { .. });
+            self.shard.handle_downlink(item, now_ms);
+        }
+        any
+    }
+
+    /// Whether the shard may wait for its bell: nothing has come and nothing is left to write.
+    pub fn may_sleep(&self) -> bool {
+        self.end.may_sleep()
+    }
+
+    /// Tells the shard the time, if it has not heard it for a tick.
+    pub fn tick_if_due(&mut self, now: Instant) {
+        let now_ms = now.duration_since(self.born).as_millis() as u64;
+        if now_ms >= self.last_tick_ms + TICK_MS {
+            self.tick(now_ms);
+        }
+    }
+
+    fn tick(&mut self, now_ms: u64) {
+        self.last_tick_ms = now_ms;
+        self.shard.handle_timeout(now_ms);
+        while let Some(conn) = self.shard.poll_timed_out() {
+            self.heads.forget(conn.0.index);
+            self.shard.handle_http(conn, timed_out(), now_ms);
+        }
+        self.shard.counters.downlink_waiting = self.end.waiting() as u64;
+        self.shard.measure();
+        self.mirror.publish(&self.shard.counters);
+        self.shard.counters.loop_ns_max = 0;
+    }
+
+    fn read(&mut self, event: Event) {
+        let conn = event.conn;
+        let Some(wire) = self.shard.wire_of(conn) else { return };
+        let mut turn = 0;
+        loop {
+            if turn >= self.read_turn_bytes_max
+                || self.shard.uplink_waiting() >= self.uplink_items_max
+            {
+                self.unread.push_back(event);
+                return;
+            }
+            match socket::recv(wire as RawFd, &mut self.scratch) {
+                Ok(0) => return self.shard.handle_ended(conn, CloseReason::Gone),
+                Ok(n) => {
+                    turn += n;
+                    self.handle_bytes(conn, n);
+                    if n < self.scratch.len() && !event.hung_up {
+                        return; // What comes later has an edge of its own.
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => return self.shard.handle_ended(conn, CloseReason::Io),
+            }
+        }
+    }
+
+    fn handle_bytes(&mut self, conn: ConnId, n: usize) {
+        if !self.shard.is_handshaking(conn) {
+            return self.shard.handle_read(conn, &mut self.scratch[..n]);
+        }
+        let input = &self.scratch[..n];
+        match self.heads.handle_read(conn.0.index, input, &self.site, unix_s()) {
+            Progress::More => {}
+            Progress::Open { opening, mut rest } => {
+                self.shard.handle_open(conn, opening);
+                if !rest.is_empty() {
+                    self.shard.handle_read(conn, &mut rest);
+                }
+            }
+            Progress::Http { response, cause } => {
+                let counters = &mut self.shard.counters;
+                *match cause {
+                    Cause::Page => &mut counters.http_requests,
+                    Cause::BadRequest => &mut counters.refused_http,
+                    Cause::Auth => &mut counters.refused_auth,
+                } += 1;
+                let now_ms = self.now_ms();
+                self.shard.handle_http(conn, response, now_ms);
+            }
+        }
+    }
+
+    /// Writes what waits for a slow client, as far as its socket takes it.
+    fn flush(&mut self, conn: ConnId) {
+        let Some(wire) = self.shard.wire_of(conn) else { return };
+        loop {
+            let mut slices = self.shard.outbox_slices(conn, OUTBOX_SLICES_MAX).peekable();
+            if slices.peek().is_none() {
+                return;
+            }
+            match socket::send_slices(wire as RawFd, slices) {
+                Ok(taken) => self.shard.handle_flushed(conn, taken),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => return self.shard.handle_ended(conn, CloseReason::Io),
+            }
+        }
+    }
+
+    /// Carries out what the shard wants: see the order in `shard/mod.rs`.
+    fn drain(&mut self) {
+        self.drain_uplink();
+        self.shard.take_batch(&mut self.batch);
+        if !self.batch.is_empty() {
+            self.write_batch();
+        }
+        while let Some(closed) = self.shard.poll_closed() {
+            self.close(closed);
+        }
+        // A close found while writing may have emptied a topic.
+        self.drain_uplink();
+        if self.shard.has_sends() {
+            if let Some(writer) = self.writer.take() {
+                writer.wake();
+            }
+        }
+        if self.may_read() && self.has_unread() {
+            if let Some(reader) = self.reader.take() {
+                reader.wake();
+            }
+        }
+    }
+
+    fn drain_uplink(&mut self) {
+        let mut sent = false;
+        while let Some(item) = self.shard.poll_uplink() {
+            if let Err(item) = self.end.try_send(item) {
+                self.shard.give_back(item);
+                break;
+            }
+            sent = true;
+        }
+        if sent {
+            self.end.ring();
+        }
+    }
+
+    fn write_batch(&mut self) {
+        let sent = self.sender.send(&self.batch, &mut self.shorts);
+        sent.expect("the ring takes writes as long as it lives");
+        for short in self.shorts.drain(..) {
+            let op = self.batch.ops()[short.op];
+            match short.taken {
+                Ok(taken) => self.shard.handle_short(&self.batch, &op, taken),
+                Err(_) => self.shard.handle_broken(op.conn),
+            }
+        }
+        self.batch.clear();
+    }
+
+    fn close(&mut self, closed: Closed) {
+        match closed {
+            Closed::Half { wire } => socket::shutdown_write(wire as RawFd),
+            Closed::Whole { wire, index } => {
+                self.heads.forget(index);
+                socket::close(wire as RawFd);
+            }
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.born.elapsed().as_millis() as u64
+    }
+
+    fn count_visit(&mut self, began: Instant) {
+        let ns = began.elapsed().as_nanos() as u64;
+        let counters = &mut self.shard.counters;
+        counters.loop_turns += 1;
+        counters.loop_ns += ns;
+        counters.loop_ns_max = counters.loop_ns_max.max(ns);
+    }
+}
+
+fn unix_s() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.expect("the clock is past 1970").as_secs()
+}

@@ -1,0 +1,178 @@
+//! What is at which path of the public port, and who may go there.
+//!
+//! | path | |
+//! |---|---|
+//! | `/ws` | the native protocol; `?token=`, `?room_id=` (repeatable) |
+//! | `echo_path` | a plain echo of text and binary messages, off by default |
+//! | `/` | a page to try it in a browser, if `page` is on |
+//!
+//! The handshake is judged first (RFC 6455 §4.2.1), then the origin, then the token, so that each
+//! refusal says the first thing that has to change. Nobody is upgraded before all of it holds.
+//!
+//! Invariant: pure; the same head at the same second gives the same answer.
+
+use super::handshake::{Cause, refusal};
+use crate::auth::{Denied, Gate, Identity};
+use crate::ids::is_name;
+use crate::plan::Plan;
+use crate::shard::Opening;
+use crate::ws::handshake::{check, write_accept, write_refusal};
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Method, header};
+use std::sync::Arc;
+
+const PAGE: &str = include_str!("page.html");
+const PROTOCOL: &str = "campanile.v1";
+
+/// The public port's paths.
+pub struct Site {
+    plan: Arc<Plan>,
+    gate: Arc<Gate>,
+}
+
+/// The answer to a request head.
+pub enum Answer {
+    /// It becomes a WebSocket.
+    Open(Opening),
+    /// It does not.
+    Http {
+        /// A complete answer.
+        response: Bytes,
+        /// Why.
+        cause: Cause,
+    },
+}
+
+struct Refused(u16, &'static str, Cause);
+
+impl Site {
+    /// The paths that `plan` asks for.
+    pub fn new(plan: Arc<Plan>, gate: Arc<Gate>) -> Site {
+        Site { plan, gate }
+    }
+
+    /// The longest request head.
+    pub fn head_bytes_max(&self) -> usize {
+        self.plan.limits.head_bytes_max
+    }
+
+    /// Judges one request head.
+    pub fn answer(&self, head: &Parts, now_unix_s: u64) -> Answer {
+        let path = head.uri.path();
+        let echo = self.plan.echo_path.as_deref() == Some(path);
+        if !echo && path != "/ws" {
+            return self.page(head, path);
+        }
+        match self.open(head, echo, now_unix_s) {
+            Ok(opening) => Answer::Open(opening),
+            Err(Refused(status, reason, cause)) => {
+                Answer::Http { response: refusal(status, reason), cause }
+            }
+        }
+    }
+
+    fn open(&self, head: &Parts, echo: bool, now_unix_s: u64) -> Result<Opening, Refused> {
+        let upgrade = check(head)
+            .map_err(|refused| Refused(refused.status, refused.reason, Cause::BadRequest))?;
+        self.check_origin(head)?;
+        let query = Query::read(head);
+        let identity = self.admit(head, &query, now_unix_s)?;
+        let rooms = if echo { Vec::new() } else { self.rooms(query)? };
+        let protocol = (!echo && upgrade.protocols.contains(&PROTOCOL)).then_some(PROTOCOL);
+        let mut response = Vec::new();
+        write_accept(&upgrade, protocol, &mut response);
+        Ok(Opening { identity, response: Bytes::from(response), rooms, echo })
+    }
+
+    fn check_origin(&self, head: &Parts) -> Result<(), Refused> {
+        let allowed = &self.plan.origins;
+        // Only browsers send an origin, and only browsers need protection from other sites.
+        let Some(origin) = head.headers.get(header::ORIGIN) else { return Ok(()) };
+        if allowed.is_empty() || allowed.iter().any(|one| one.as_bytes() == origin.as_bytes()) {
+            return Ok(());
+        }
+        Err(Refused(403, "this origin may not connect here", Cause::Auth))
+    }
+
+    fn admit(&self, head: &Parts, query: &Query, now_unix_s: u64) -> Result<Identity, Refused> {
+        let bearer = head.headers.get(header::AUTHORIZATION).map(|value| {
+            let value = value.to_str().unwrap_or("");
+            value.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        });
+        let token = match bearer {
+            // Some other kind of authorization is a token that is not ours.
+            Some(bearer) => Some(bearer.map_or("", |(_, token)| token.trim())),
+            None => query.token.as_deref(),
+        };
+        self.gate.admit(token, now_unix_s).map_err(|denied| {
+            let reason = match denied {
+                Denied::Missing => "a token is needed: ?token=… or Authorization: Bearer …",
+                Denied::Invalid => "this token is not valid here",
+                Denied::Expired => "this token has expired",
+            };
+            Refused(401, reason, Cause::Auth)
+        })
+    }
+
+    fn rooms(&self, query: Query) -> Result<Vec<String>, Refused> {
+        if query.rooms.len() > self.plan.limits.rooms_per_connection_max {
+            return Err(Refused(400, "too many rooms in room_id", Cause::BadRequest));
+        }
+        if !query.rooms.iter().all(|room| is_name(room)) {
+            let rule = "room_id must be 1 to 255 bytes without control characters";
+            return Err(Refused(400, rule, Cause::BadRequest));
+        }
+        Ok(query.rooms)
+    }
+
+    fn page(&self, head: &Parts, path: &str) -> Answer {
+        if path != "/" || !self.plan.page {
+            let reason = "nothing is here; the WebSocket endpoint is /ws";
+            return Answer::Http { response: refusal(404, reason), cause: Cause::Page };
+        }
+        let body = match head.method {
+            Method::GET => PAGE,
+            Method::HEAD => "",
+            _ => {
+                let mut response = Vec::new();
+                let allow = [("Allow", "GET, HEAD")];
+                write_refusal(405, "this page can only be read", &allow, &mut response);
+                return Answer::Http { response: Bytes::from(response), cause: Cause::BadRequest };
+            }
+        };
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: {}\r\n\
+             Cache-Control: no-cache\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n",
+            PAGE.len()
+        );
+        Answer::Http {
+            response: Bytes::from([head.as_bytes(), body.as_bytes()].concat()),
+            cause: Cause::Page,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Query {
+    token: Option<String>,
+    rooms: Vec<String>,
+}
+
+impl Query {
+    fn read(head: &Parts) -> Query {
+        let mut query = Query::default();
+        let text = head.uri.query().unwrap_or("").as_bytes();
+        for (key, value) in form_urlencoded::parse(text) {
+            match &*key {
+                "token" => query.token = Some(value.into_owned()),
+                "room_id" => query.rooms.push(value.into_owned()),
+                _ => {}
+            }
+        }
+        // The same room twice is one room.
+        query.rooms.sort_unstable();
+        query.rooms.dedup();
+        query
+    }
+}

@@ -1,0 +1,84 @@
+//! The system calls on sockets that the shard makes itself, each in a safe wrapper.
+//!
+//! A socket is a plain descriptor number here: its owner is the connection's slot, and it is closed
+//! in one place (`door.rs`), when the shard says that the connection is gone.
+#![allow(unsafe_code)] // recv, sendmsg, accept4, shutdown, close, dup: one libc call a function
+
+use std::io;
+use std::os::fd::{FromRawFd, RawFd};
+
+/// Something that can be waited for: readable through monoio, whatever kind of descriptor it is.
+/// Owns a duplicate; the original stays with its owner.
+pub fn watch(fd: RawFd) -> io::Result<monoio::net::TcpStream> {
+    // SAFETY: fcntl takes no pointers; a non-negative answer is a new descriptor that nobody else
+    // owns. monoio never looks at what kind it is: it only polls it.
+    let stream = unsafe {
+        let duplicate = libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0);
+        if duplicate < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        std::net::TcpStream::from_raw_fd(duplicate)
+    };
+    monoio::net::TcpStream::from_std(stream)
+}
+
+/// Reads what is there. `Ok(0)`: the peer has closed its half. `WouldBlock`: nothing is there.
+pub fn recv(fd: RawFd, into: &mut [u8]) -> io::Result<usize> {
+    loop {
+        // SAFETY: `into` is writable for its whole length; the kernel writes no further.
+        let n = unsafe { libc::recv(fd, into.as_mut_ptr().cast(), into.len(), libc::MSG_DONTWAIT) };
+        match result(n) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
+/// Writes some of the slices, in order; answers how many bytes the kernel took.
+pub fn send_slices<'a>(fd: RawFd, slices: impl Iterator<Item = &'a [u8]>) -> io::Result<usize> {
+    const SLICES_MAX: usize = 64;
+    let mut iov = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; SLICES_MAX];
+    let mut len = 0;
+    for (place, slice) in iov.iter_mut().zip(slices) {
+        *place = libc::iovec { iov_base: slice.as_ptr().cast_mut().cast(), iov_len: slice.len() };
+        len += 1;
+    }
+    // SAFETY: a zeroed msghdr is a valid empty one.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = iov.as_mut_ptr();
+    message.msg_iovlen = len;
+    // SAFETY: the first `len` entries point to slices that outlive this call; the kernel only reads.
+    let n = unsafe { libc::sendmsg(fd, &message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    result(n)
+}
+
+/// Takes one connection from a listener's backlog; non-blocking and closed on exec.
+pub fn accept(listener: RawFd) -> io::Result<RawFd> {
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no address is asked for, so there is no pointer.
+    let fd = unsafe { libc::accept4(listener, std::ptr::null_mut(), std::ptr::null_mut(), flags) };
+    if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
+}
+
+/// Says that nothing more will be written.
+pub fn shutdown_write(fd: RawFd) {
+    // SAFETY: no pointers. Failing means that the peer is gone already.
+    unsafe { libc::shutdown(fd, libc::SHUT_WR) };
+}
+
+/// Stops a listener: who waits for it wakes up, and the kernel steers nobody here any more.
+pub fn stop_listening(fd: RawFd) {
+    // SAFETY: no pointers.
+    unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
+}
+
+/// Gives the descriptor back. It must not be used again.
+pub fn close(fd: RawFd) {
+    // SAFETY: no pointers; callers own `fd` and forget it. No operation on it is in flight: writes
+    // complete inside their submission, reads are made when there is something to read.
+    unsafe { libc::close(fd) };
+}
+
+fn result(n: isize) -> io::Result<usize> {
+    if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) }
+}

@@ -1,0 +1,198 @@
+//! The shard's tasks: who waits for what, and what each tells the shard when it comes.
+//!
+//! Five for the whole shard, none per connection. They share nothing but the [`Door`]. A task that
+//! has more to do than one turn's worth yields *fairly*: monoio puts a task that wakes itself at the
+//! front of its queue, so it lets a neighbour wake it, which puts it at the end.
+
+use super::accept::{Accepted, Lounge, accept};
+use super::door::{Door, Room, TICK_MS};
+use super::epoll::Event;
+use super::socket;
+use crate::link::bell::Bell;
+use crate::link::health::Health;
+use monoio::net::TcpStream;
+use std::future::poll_fn;
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+/// Connections taken in one turn.
+const ACCEPT_BATCH: usize = 64;
+/// How long to leave the backlog alone when not even a refusal is possible.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+
+/// Runs the shard until it has been drained.
+pub async fn run(
+    room: Room,
+    listener: TcpListener,
+    bell: Arc<Bell>,
+    health: &Health,
+) -> io::Result<()> {
+    let sockets = socket::watch(room.epoll_fd())?;
+    let backlog = socket::watch(listener.as_raw_fd())?;
+    let rung = socket::watch(bell.fd())?;
+    let door = Rc::new(Door::new(room));
+    door.visit(|_| ()); // The shard has something to say before anybody comes.
+    let listener = Rc::new(listener);
+    monoio::spawn(accept_loop(door.clone(), backlog, listener.clone()));
+    monoio::spawn(read_loop(door.clone(), sockets));
+    monoio::spawn(bell_loop(door.clone(), rung, bell, listener));
+    monoio::spawn(write_loop(door.clone()));
+    health.shard_listens();
+    monoio::spawn(clock(door)).await;
+    Ok(())
+}
+
+async fn accept_loop(door: Rc<Door>, backlog: TcpStream, listener: Rc<TcpListener>) {
+    let listener = listener.as_raw_fd();
+    let mut lounge = Lounge::new();
+    loop {
+        // While guests are in the lounge somebody has to show them out.
+        let wait = monoio::time::timeout(Duration::from_secs(1), backlog.readable(false)).await;
+        lounge.tick(Instant::now());
+        if wait.is_err() {
+            continue;
+        }
+        if door.look(|room| room.is_draining()) {
+            return;
+        }
+        if !take_connections(&door, &mut lounge, listener) {
+            monoio::time::sleep(EXHAUSTED_PAUSE).await;
+        }
+        fair_yield().await;
+    }
+}
+
+/// One turn at the backlog. `false`: nothing more can be taken for now.
+fn take_connections(door: &Door, lounge: &mut Lounge, listener: i32) -> bool {
+    door.visit(|room| {
+        for _ in 0..ACCEPT_BATCH {
+            match accept(listener) {
+                Accepted::Socket(socket) => {
+                    if !room.accept(socket) {
+                        lounge.refuse(socket, Instant::now());
+                    }
+                }
+                Accepted::Empty => return true,
+                Accepted::Exhausted => {
+                    room.count_no_files();
+                    if !lounge.refuse_one_for_want_of_files(listener) {
+                        return false;
+                    }
+                }
+            }
+        }
+        true
+    })
+}
+
+/// Reads from clients whenever there is something and the window is not full.
+async fn read_loop(door: Rc<Door>, sockets: TcpStream) {
+    let mut events: Vec<Event> = Vec::new();
+    loop {
+        if sockets.readable(false).await.is_err() {
+            monoio::time::sleep(EXHAUSTED_PAUSE).await;
+        }
+        loop {
+            may_read(&door).await;
+            let more = door.visit(|room| {
+                room.resume_reading();
+                events.clear();
+                let more = room.take_events(&mut events);
+                for event in events.drain(..) {
+                    room.handle_event(event);
+                }
+                more || room.has_unread()
+            });
+            if !more {
+                break;
+            }
+            fair_yield().await;
+        }
+    }
+}
+
+/// Waits until the window has room.
+async fn may_read(door: &Door) {
+    poll_fn(|cx| {
+        door.look(|room| {
+            if room.may_read() {
+                return Poll::Ready(());
+            }
+            room.reader = Some(cx.waker().clone());
+            Poll::Pending
+        })
+    })
+    .await;
+}
+
+/// Takes what the backplane sends, and lets the shard try the window again when it was full.
+async fn bell_loop(door: Rc<Door>, rung: TcpStream, bell: Arc<Bell>, listener: Rc<TcpListener>) {
+    loop {
+        let any = door.visit(|room| room.take_downlink());
+        if door.look(|room| room.is_draining()) {
+            socket::stop_listening(listener.as_raw_fd());
+        }
+        if any {
+            fair_yield().await;
+            continue;
+        }
+        if !door.look(|room| room.may_sleep()) {
+            // Something waits, but so much is being written that it must: the writer has its turn.
+            fair_yield().await;
+            continue;
+        }
+        if rung.readable(false).await.is_err() {
+            monoio::time::sleep(EXHAUSTED_PAUSE).await;
+        }
+        bell.hush();
+    }
+}
+
+/// Writes on, one batch a turn, while visits leave something to write.
+async fn write_loop(door: Rc<Door>) {
+    loop {
+        poll_fn(|cx| {
+            door.look(|room| {
+                if room.has_sends() {
+                    return Poll::Ready(());
+                }
+                room.writer = Some(cx.waker().clone());
+                Poll::Pending
+            })
+        })
+        .await;
+        door.visit(|_| ());
+        fair_yield().await;
+    }
+}
+
+/// Ticks while nothing else does; returns when the shard has ended.
+async fn clock(door: Rc<Door>) {
+    let mut interval = monoio::time::interval(Duration::from_millis(TICK_MS));
+    loop {
+        interval.tick().await;
+        if door.visit(|room| room.is_drained()) {
+            return;
+        }
+    }
+}
+
+/// Lets every other task that can run have its turn first.
+async fn fair_yield() {
+    let mut yielded = false;
+    poll_fn(move |cx| {
+        if yielded {
+            return Poll::Ready(());
+        }
+        yielded = true;
+        let waker = cx.waker().clone();
+        monoio::spawn(async move { waker.wake() });
+        Poll::Pending
+    })
+    .await;
+}

@@ -1,0 +1,48 @@
+//! How the API says no: always `{"error":{"code":…,"message":…}}`, code for programs, message for
+//! people.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use std::borrow::Cow;
+
+/// A request that was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) status: StatusCode,
+    pub(super) code: &'static str,
+    pub(super) message: Cow<'static, str>,
+}
+
+impl Refused {
+    pub(super) fn new(
+        status: StatusCode,
+        code: &'static str,
+        message: impl Into<Cow<'static, str>>,
+    ) -> Refused {
+        Refused { status, code, message: message.into() }
+    }
+
+    /// The caller's fault.
+    pub(super) fn bad_request(message: impl Into<Cow<'static, str>>) -> Refused {
+        Refused::new(StatusCode::BAD_REQUEST, "bad_request", message)
+    }
+
+    /// A channel is full: this node has more to do than it can.
+    pub(super) fn overloaded() -> Refused {
+        let message = "this node has too much to do; try again later";
+        Refused::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message)
+    }
+
+    /// The body, also as one item of a batch.
+    pub(super) fn body(&self) -> Value {
+        json!({"error": {"code": self.code, "message": self.message}})
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (self.status, Json(self.body())).into_response()
+    }
+}

@@ -1,0 +1,183 @@
+//! From the first ready moment to the end: signals, the drain, the exit code.
+//!
+//! The first SIGTERM or SIGINT makes the node not ready and tells every shard to send its clients
+//! away, spread over `drain_ms`. The second one ends the process on the spot.
+//!
+//! Invariant: runs on the main thread, which does nothing else; a few wakes a second are all.
+
+use super::start::Failure;
+use crate::ids::ShardId;
+use crate::link::Downlink;
+use crate::link::channel::OpsEnd;
+use crate::link::health::{Health, NotReady};
+use crate::plan::Plan;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use socket2::Socket;
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// A running node, as main holds it.
+pub struct Tower {
+    /// Its plan.
+    pub plan: Arc<Plan>,
+    /// Whether messages flow.
+    pub health: Arc<Health>,
+    /// The way to the shards.
+    pub ops: OpsEnd,
+    /// The shards' threads, in the order of their ids.
+    pub shards: Vec<JoinHandle<()>>,
+    /// The public port's number, held for as long as the node lives.
+    pub held: Socket,
+}
+
+/// How often main looks around while it waits for something that has no signal.
+const GLANCE: Duration = Duration::from_millis(5);
+
+/// Catches SIGTERM and SIGINT from here on. Before the first thread, so that none is missed.
+pub fn signals() -> Result<Signals, Failure> {
+    Signals::new([SIGTERM, SIGINT]).map_err(Failure::machine)
+}
+
+/// Says when the node listens, waits for a signal, drains; answers the exit code.
+pub fn until_the_end(tower: Tower, mut signals: Signals) -> ExitCode {
+    let told_early = announce(&tower, &mut signals);
+    let signal = told_early.or_else(|| signals.forever().next());
+    tracing::info!(
+        signal,
+        drain_ms = tower.plan.drain_ms,
+        "draining; a second signal ends at once"
+    );
+    drain(tower, &mut signals)
+}
+
+/// Waits until all shards listen and says so on stdout. Answers a signal that came first.
+fn announce(tower: &Tower, signals: &mut Signals) -> Option<i32> {
+    let shards = tower.plan.shards.len() as u16;
+    while let Err(NotReady::Starting { .. }) = tower.health.ready(shards) {
+        if let Some(signal) = signals.pending().next() {
+            return Some(signal);
+        }
+        std::thread::sleep(GLANCE);
+    }
+    let (listen, ops) = (tower.plan.listen, tower.plan.ops_listen);
+    tracing::info!(%listen, ops_listen = %ops, shards, "listening");
+    // Nobody reading stdout is no reason to stop.
+    let mut out = std::io::stdout();
+    let _ = writeln!(out, "campanile: listening on ws://{listen}/ws, ops on http://{ops}");
+    let _ = out.flush();
+    None
+}
+
+fn drain(tower: Tower, signals: &mut Signals) -> ExitCode {
+    let Tower { plan, health, ops, shards, .. } = tower;
+    health.set_draining();
+    let over_ms = plan.drain_ms;
+    let patience = Duration::from_millis(over_ms + 2 * plan.limits.close_timeout_ms);
+    let deadline = Instant::now() + patience;
+    let mut untold: Vec<ShardId> = plan.shards.iter().map(|shard| shard.id).collect();
+    loop {
+        untold.retain(|shard| ops.try_send(*shard, Downlink::Drain { over_ms }).is_err());
+        let left = shards.iter().filter(|thread| !thread.is_finished()).count();
+        if left == 0 {
+            tracing::info!("drained");
+            return ExitCode::SUCCESS;
+        }
+        if Instant::now() >= deadline {
+            tracing::warn!(shards = left, "some shards did not finish in time; ending anyway");
+            return ExitCode::SUCCESS;
+        }
+        if let Some(signal) = signals.pending().next() {
+            tracing::warn!(signal, "a second signal; ending at once");
+            return ExitCode::from(128 + signal as u8);
+        }
+        std::thread::sleep(GLANCE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::ids::NodeId;
+    use crate::link::channel::{ShardEnd, window};
+    use crate::plan::{Machine, resolve};
+    use signal_hook::low_level::raise;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// A node of one shard, whose channel holds one item, and which ends when it is let go.
+    fn tower(let_go: &Arc<AtomicBool>, close_timeout_ms: u64) -> (Tower, ShardEnd) {
+        let machine = Machine { node: NodeId(1), cores: vec![0], nofile: 9999, memory_bytes: None };
+        let mut plan = resolve(&Config::default(), &machine).unwrap().plan;
+        plan.drain_ms = 0;
+        plan.limits.close_timeout_ms = close_timeout_ms;
+        let (mut shards, _, ops) = window(1, 1, 1).unwrap();
+        let let_go = let_go.clone();
+        let shard = std::thread::spawn(move || {
+            while !let_go.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+        });
+        let held = Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let (plan, health) = (Arc::new(plan), Arc::new(Health::default()));
+        (Tower { plan, health, ops, shards: vec![shard], held }, shards.remove(0))
+    }
+
+    fn until(mut is_so: impl FnMut() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so() {
+            assert!(Instant::now() < deadline, "it never came");
+            std::thread::yield_now();
+        }
+    }
+
+    /// One test, because signals are of the whole process.
+    #[test]
+    fn the_first_signal_drains_the_second_one_ends_at_once() {
+        // A shard that drains: the process ends well when it has.
+        let let_go = Arc::new(AtomicBool::new(false));
+        let (node, end) = tower(&let_go, 600_000);
+        let (health, ops) = (node.health.clone(), node.ops.clone());
+        health.shard_listens();
+        let caught = signals().unwrap();
+        // A full channel: the drain must be told as soon as there is room.
+        assert!(ops.try_send(ShardId(0), Downlink::Lost { to: no_topic(), count: 1 }).is_ok());
+        let main = std::thread::spawn(move || until_the_end(node, caught));
+        raise(SIGTERM).unwrap();
+        until(|| health.ready(1) == Err(NotReady::Draining));
+        assert!(matches!(end.try_recv(), Some(Downlink::Lost { .. })));
+        until(|| matches!(end.try_recv(), Some(Downlink::Drain { over_ms: 0 })));
+        let_go.store(true, Ordering::Relaxed);
+        assert_eq!(main.join().unwrap(), ExitCode::SUCCESS);
+
+        // A shard that does not finish, and an operator who has no time. The first signal comes
+        // before the node listens.
+        let let_go = Arc::new(AtomicBool::new(false));
+        let (node, end) = tower(&let_go, 600_000);
+        let caught = signals().unwrap();
+        let main = std::thread::spawn(move || until_the_end(node, caught));
+        raise(SIGTERM).unwrap();
+        until(|| matches!(end.try_recv(), Some(Downlink::Drain { .. })));
+        raise(SIGINT).unwrap();
+        assert_eq!(main.join().unwrap(), ExitCode::from(130));
+        let_go.store(true, Ordering::Relaxed);
+
+        // A shard that does not finish, and nobody who asks: patience has an end.
+        let let_go = Arc::new(AtomicBool::new(false));
+        let (node, _end) = tower(&let_go, 1);
+        let caught = signals().unwrap();
+        let main = std::thread::spawn(move || until_the_end(node, caught));
+        raise(SIGINT).unwrap();
+        assert_eq!(main.join().unwrap(), ExitCode::SUCCESS);
+        let_go.store(true, Ordering::Relaxed);
+    }
+
+    fn no_topic() -> crate::ids::TopicId {
+        crate::ids::TopicId(crate::ids::SlotId { index: 0, generation: 0 })
+    }
+}

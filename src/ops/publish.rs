@@ -1,0 +1,200 @@
+//! `POST /v1/publish` and `/v1/publish/batch`: other services speak to rooms, users and everybody.
+//!
+//! A message goes the road that clients' messages go: up through the window, out by the backplane.
+//! The answer comes when the backplane has it. `payload` travels byte for byte.
+
+use super::Ops;
+use super::answer::Refused;
+use crate::ids::{TopicName, is_name};
+use crate::limits::Limits;
+use crate::link::{Done, Outcome, Publish, Uplink};
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
+use axum::http::StatusCode;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+/// What may stand around one payload.
+pub(super) const AROUND_BYTES_MAX: usize = 4096;
+/// The body of a batch.
+pub(super) const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Messages of one batch.
+const BATCH_MESSAGES_MAX: usize = 1000;
+/// Beyond the time a publish may wait for Redis: for Redis's own answer, with room to spare.
+const ANSWER_EXTRA: Duration = Duration::from_secs(5);
+
+/// One message. Fields that are not known are refused: one that is misspelt, or that a newer
+/// version has, would otherwise be lost silently.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Message<'a> {
+    #[serde(borrow)]
+    room_id: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    target_user_id: Option<Cow<'a, str>>,
+    broadcast: Option<bool>,
+    #[serde(borrow)]
+    payload: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Batch<'a> {
+    // Each is read by itself, so that one bad message does not refuse the others.
+    #[serde(borrow)]
+    messages: Vec<&'a RawValue>,
+}
+
+/// `POST /v1/publish`
+pub(super) async fn one(
+    State(ops): State<Arc<Ops>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Value>, Refused> {
+    let body = whole(body)?;
+    let outcome = send(&ops, understand(&body, &ops.plan.limits)?)?;
+    told(outcome, deadline(&ops)).await?;
+    Ok(Json(json!({"ok": true})))
+}
+
+/// `POST /v1/publish/batch`: `{"results":[…]}`, one for each message, in their order. The messages
+/// are sent in their order too.
+pub(super) async fn batch(
+    State(ops): State<Arc<Ops>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Value>, Refused> {
+    let body = whole(body)?;
+    let Batch { messages } =
+        serde_json::from_slice(&body).map_err(|error| Refused::bad_request(error.to_string()))?;
+    if messages.len() > BATCH_MESSAGES_MAX {
+        let message = format!("{} messages; at most {BATCH_MESSAGES_MAX} at once", messages.len());
+        return Err(Refused::bad_request(message));
+    }
+    let limits = &ops.plan.limits;
+    let outcomes: Vec<_> = messages
+        .iter()
+        .map(|message| send(&ops, understand(message.get().as_bytes(), limits)?))
+        .collect();
+    let deadline = deadline(&ops);
+    let mut results = Vec::new();
+    for outcome in outcomes {
+        let told = match outcome {
+            Ok(outcome) => told(outcome, deadline).await,
+            Err(refused) => Err(refused),
+        };
+        results.push(told.map_or_else(|refused| refused.body(), |()| json!({"ok": true})));
+    }
+    Ok(Json(json!({"results": results})))
+}
+
+fn whole(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Refused> {
+    body.map_err(|rejection| {
+        let code = match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => "too_large",
+            _ => "bad_request",
+        };
+        Refused::new(rejection.status(), code, rejection.body_text())
+    })
+}
+
+/// Reads and judges one message.
+fn understand(text: &[u8], limits: &Limits) -> Result<(TopicName, bytes::Bytes), Refused> {
+    let message: Message<'_> =
+        serde_json::from_slice(text).map_err(|error| Refused::bad_request(error.to_string()))?;
+    let payload = message.payload.get().as_bytes();
+    if payload.len() > limits.message_bytes_max {
+        let max = limits.message_bytes_max;
+        let status = StatusCode::PAYLOAD_TOO_LARGE;
+        let message = format!("payload has {} bytes; at most {max} are taken", payload.len());
+        return Err(Refused::new(status, "too_large", message));
+    }
+    // As for clients, the object around the payload counts as a level.
+    if 1 + depth(payload) > limits.json_depth_max {
+        let max = limits.json_depth_max;
+        let message =
+            format!("nested too deeply: at most {max} levels, the message's own included");
+        return Err(Refused::new(StatusCode::BAD_REQUEST, "bad_json", message));
+    }
+    Ok((topic(&message)?, bytes::Bytes::copy_from_slice(payload)))
+}
+
+fn topic(message: &Message<'_>) -> Result<TopicName, Refused> {
+    let named = |key: &str, name: &str, topic: fn(&str) -> TopicName| match is_name(name) {
+        true => Ok(topic(name)),
+        false => Err(Refused::bad_request(format!(
+            "{key} must be 1 to 255 bytes without control characters"
+        ))),
+    };
+    match (&message.room_id, &message.target_user_id, message.broadcast) {
+        (Some(room), None, None | Some(false)) => named("room_id", room, TopicName::room),
+        (None, Some(user), None | Some(false)) => named("target_user_id", user, TopicName::user),
+        (None, None, Some(true)) => Ok(TopicName::all()),
+        _ => Err(Refused::bad_request(
+            "write one of \"room_id\":\"…\", \"target_user_id\":\"…\", \"broadcast\":true",
+        )),
+    }
+}
+
+/// How deep arrays and objects nest in valid JSON, without recursion.
+fn depth(json: &[u8]) -> usize {
+    let (mut depth, mut deepest) = (0usize, 0usize);
+    let (mut in_string, mut escaped) = (false, false);
+    for byte in json {
+        match (in_string, byte) {
+            (true, _) if escaped => escaped = false,
+            (true, b'\\') => escaped = true,
+            (_, b'"') => in_string = !in_string,
+            (false, b'[' | b'{') => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            (false, b']' | b'}') => depth -= 1,
+            _ => {}
+        }
+    }
+    deepest
+}
+
+/// Sends one message up. The outcome comes later.
+fn send(
+    ops: &Ops,
+    (topic, payload): (TopicName, bytes::Bytes),
+) -> Result<oneshot::Receiver<Outcome>, Refused> {
+    let (tell, outcome) = oneshot::channel();
+    let done = Done::Call(Box::new(move |outcome| {
+        // A caller who has gone does not mind.
+        let _ = tell.send(outcome);
+    }));
+    let publish = Publish { topic, payload, from: None, except: None, done };
+    match ops.end.try_publish(Uplink::Publish(publish)) {
+        Ok(()) => Ok(outcome),
+        Err(_full) => Err(Refused::overloaded()),
+    }
+}
+
+fn deadline(ops: &Ops) -> Instant {
+    let waits = Duration::from_millis(ops.plan.limits.publish_queue_ms_max);
+    Instant::now() + waits + ANSWER_EXTRA
+}
+
+async fn told(outcome: oneshot::Receiver<Outcome>, deadline: Instant) -> Result<(), Refused> {
+    let unavailable = |code, message| Refused::new(StatusCode::SERVICE_UNAVAILABLE, code, message);
+    match timeout_at(deadline, outcome).await {
+        Ok(Ok(Outcome::Accepted)) => Ok(()),
+        Ok(Ok(Outcome::Unavailable)) => {
+            Err(unavailable("backplane_unavailable", "the backplane is away; it was not sent"))
+        }
+        // Also when nobody answers, or whoever should have is gone: nothing is known then either.
+        Ok(Ok(Outcome::Unknown) | Err(_)) | Err(_) => Err(unavailable(
+            "outcome_unknown",
+            "the backplane did not confirm it; it may have been delivered",
+        )),
+    }
+}

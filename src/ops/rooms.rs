@@ -1,0 +1,111 @@
+//! `GET /v1/rooms` and `/v1/rooms/{id}`: who is where, on this node.
+//!
+//! Each shard is asked through its channel and answers between two turns of its loop. An answer
+//! that does not come in time fails the request: half a sum would look like a whole one.
+
+use super::Ops;
+use super::answer::Refused;
+use crate::ids::{ShardId, is_name};
+use crate::link::{Downlink, Inspect, RoomReport};
+use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use futures_util::future::join_all;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+/// How long a shard may take to answer.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
+const ROOMS_DEFAULT: usize = 100;
+/// Small enough that a shard's answer does not hold up its deliveries.
+const ROOMS_MAX: usize = 1000;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Wanted {
+    #[serde(default)]
+    prefix: String,
+    limit: Option<usize>,
+}
+
+/// `GET /v1/rooms?prefix=&limit=`: rooms with members on this node, by name. With
+/// `"truncated":true` there are more rooms than were asked for, and the members of those that are
+/// listed may be more than is said.
+pub(super) async fn list(
+    State(ops): State<Arc<Ops>>,
+    wanted: Result<Query<Wanted>, QueryRejection>,
+) -> Result<Json<Value>, Refused> {
+    let Query(wanted) = wanted.map_err(|error| Refused::bad_request(error.body_text()))?;
+    let limit = wanted.limit.unwrap_or(ROOMS_DEFAULT);
+    if !(1..=ROOMS_MAX).contains(&limit) {
+        return Err(Refused::bad_request(format!("limit must be from 1 to {ROOMS_MAX}")));
+    }
+    let answers = ask_all(&ops, |reply| {
+        let prefix = wanted.prefix.clone();
+        // One more than wanted, to know whether there are more.
+        Inspect::Rooms { prefix, max: limit + 1, reply }
+    });
+    let answers: Vec<Vec<RoomReport>> = answers.await?;
+    let cut_short = answers.iter().any(|rooms| rooms.len() > limit);
+    let mut members = BTreeMap::<String, usize>::new();
+    for report in answers.into_iter().flatten() {
+        *members.entry(report.room).or_default() += report.members;
+    }
+    let truncated = cut_short || members.len() > limit;
+    let rooms: Vec<Value> = members
+        .into_iter()
+        .take(limit)
+        .map(|(room, members)| json!({"room_id": room, "members": members}))
+        .collect();
+    Ok(Json(json!({"rooms": rooms, "truncated": truncated})))
+}
+
+/// `GET /v1/rooms/{id}`: 404 when nobody on this node is in it.
+pub(super) async fn room(
+    State(ops): State<Arc<Ops>>,
+    room: Result<Path<String>, PathRejection>,
+) -> Result<Json<Value>, Refused> {
+    let Path(room) = room.map_err(|error| Refused::bad_request(error.body_text()))?;
+    if !is_name(&room) {
+        let message = "a room is 1 to 255 bytes without control characters";
+        return Err(Refused::bad_request(message));
+    }
+    let answers = ask_all(&ops, |reply| Inspect::Room { room: room.clone(), reply });
+    let reports: Vec<Option<RoomReport>> = answers.await?;
+    let members: usize = reports.iter().flatten().map(|report| report.members).sum();
+    if members == 0 {
+        let message = "nobody on this node is in this room";
+        return Err(Refused::new(StatusCode::NOT_FOUND, "not_found", message));
+    }
+    Ok(Json(json!({"room_id": room, "members": members})))
+}
+
+/// Asks every shard, all at the same time.
+async fn ask_all<T: Send + 'static>(
+    ops: &Ops,
+    question: impl Fn(Box<dyn FnOnce(T) + Send>) -> Inspect,
+) -> Result<Vec<T>, Refused> {
+    let mut answers = Vec::new();
+    for shard in (0..ops.end.shards() as u16).map(ShardId) {
+        let (tell, answer) = oneshot::channel();
+        let reply = Box::new(move |report| {
+            // A caller who has gone does not mind.
+            let _ = tell.send(report);
+        });
+        let question = Downlink::Inspect(question(reply));
+        ops.end.try_send(shard, question).map_err(|_full| Refused::overloaded())?;
+        answers.push(answer);
+    }
+    let silent = || {
+        let message = "a shard did not answer in time";
+        Refused::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", message)
+    };
+    let all = timeout(ANSWER_MAX, join_all(answers)).await.map_err(|_| silent())?;
+    all.into_iter().map(|answer| answer.map_err(|_| silent())).collect()
+}

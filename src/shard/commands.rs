@@ -1,0 +1,341 @@
+//! What clients ask for, and what comes of it.
+//!
+//! An error answers the request and never closes the connection, unless RFC 6455 itself was broken:
+//! then the connection ends with the code that the RFC names. A publish is not delivered here: it
+//! goes up to the backplane and comes home like everyone's, so every node sees one order per topic.
+
+use super::conn::{CloseReason, State};
+use super::hub::Edge;
+use super::{Shard, Waiter};
+use crate::ids::{ConnId, TopicKind, TopicName};
+use crate::link::{Done, Origin, Publish, Uplink};
+use crate::protocol::{Command, ErrorCode, Event, Rejected, Request, RequestId, native};
+use crate::ws::decoder::{DecoderLimits, Item, ProtocolError};
+use crate::ws::encode::{self, Opcode};
+use bytes::Bytes;
+
+/// Frames above this are allocated for themselves instead of being cut from the arena.
+const ARENA_FRAME_BYTES_MAX: usize = 4 * 1024;
+
+/// An answer that is an error.
+struct No(ErrorCode, &'static str);
+
+impl Shard {
+    /// Bytes came from a connection that is past its handshake. All of `input` is used: half a
+    /// message waits in the connection's decoder.
+    ///
+    /// 1. Open: messages are carried out, control frames answered.
+    /// 2. Closing, and we were first: only the peer's close frame matters.
+    /// 3. Gone meanwhile: nothing.
+    pub fn handle_read(&mut self, conn: ConnId, input: &mut [u8]) {
+        let Some(c) = self.conns.get_mut(conn.0) else { return };
+        self.counters.bytes_in += input.len() as u64;
+        c.heard = true;
+        if matches!(
+            c.state,
+            State::Closing { deaf: true, .. } | State::Closing { peer_done: true, .. }
+        ) {
+            return;
+        }
+        let message_bytes_max =
+            if c.echo { self.limits.echo_message_bytes_max } else { self.limits.message_bytes_max };
+        let limits = DecoderLimits { message_bytes_max };
+        let own = c.decoder.take();
+        let mut decoder = own.or_else(|| self.spare_decoder.take()).unwrap_or_default();
+        let mut rest = input;
+        while let Some(item) = decoder.next(&mut rest, limits) {
+            match item {
+                Ok(item) => self.on_item(conn, item),
+                Err(error) => self.on_violation(conn, error),
+            }
+            if !self.listens(conn) {
+                // Whatever else it said, nobody listens; and half a message is no longer needed.
+                *decoder = Default::default();
+                break;
+            }
+        }
+        self.keep_decoder(conn, decoder);
+    }
+
+    /// 1. Open: closed with the code that RFC 6455 names.
+    /// 2. Closing already: there is no sense in waiting for a close frame from this peer.
+    fn on_violation(&mut self, conn: ConnId, error: ProtocolError) {
+        self.begin_close(conn, CloseReason::Protocol(error));
+        let Some(c) = self.conns.get_mut(conn.0) else { return };
+        if let State::Closing { deaf, .. } = &mut c.state {
+            *deaf = true;
+            self.consider_leaving(conn);
+        }
+    }
+
+    /// Whether what the peer says matters: until its close frame, or until it breaks the protocol.
+    fn listens(&self, conn: ConnId) -> bool {
+        self.conns.get(conn.0).is_some_and(|c| match c.state {
+            State::Open => true,
+            State::Closing { peer_done, deaf, .. } => !peer_done && !deaf,
+            State::Handshaking => false,
+        })
+    }
+
+    /// A decoder at rest is nobody's: the next read of any connection uses it.
+    fn keep_decoder(&mut self, conn: ConnId, decoder: Box<crate::ws::decoder::Decoder>) {
+        if decoder.is_at_rest() {
+            self.spare_decoder = Some(decoder);
+        } else if let Some(c) = self.conns.get_mut(conn.0) {
+            c.decoder = Some(decoder);
+        }
+    }
+
+    fn on_item(&mut self, conn: ConnId, item: Item<'_>) {
+        let open = self.conns.get(conn.0).is_some_and(|c| c.is_open());
+        match item {
+            Item::Close { .. } => self.on_peer_close(conn),
+            _ if !open => {}
+            Item::Text(text) => self.on_text(conn, text),
+            Item::Binary(bytes) => self.on_binary(conn, bytes),
+            Item::Ping(payload) => self.echo(conn, Opcode::Pong, payload),
+            Item::Pong(_) => {}
+        }
+    }
+
+    fn on_text(&mut self, conn: ConnId, text: &mut [u8]) {
+        self.counters.messages_in += 1;
+        if self.conns.get(conn.0).is_some_and(|c| c.echo) {
+            return self.echo(conn, Opcode::Text, text);
+        }
+        match native::parse(text, self.limits.json_depth_max) {
+            Ok(request) => self.on_request(conn, request),
+            Err(Rejected { id, code, message }) => {
+                self.counters.requests_rejected += 1;
+                self.say(conn, &Event::Error { id: id.as_ref(), code, message: &message });
+            }
+        }
+    }
+
+    fn on_binary(&mut self, conn: ConnId, bytes: &[u8]) {
+        self.counters.messages_in += 1;
+        match self.conns.get(conn.0) {
+            Some(c) if c.echo => self.echo(conn, Opcode::Binary, bytes),
+            _ => self.begin_close(conn, CloseReason::Unsupported),
+        }
+    }
+
+    /// Sends a payload back as it came.
+    fn echo(&mut self, conn: ConnId, opcode: Opcode, payload: &[u8]) {
+        let frame = if payload.len() > ARENA_FRAME_BYTES_MAX {
+            let mut frame = Vec::with_capacity(encode::frame_len(payload.len()));
+            encode::frame(opcode, payload, &mut frame);
+            Bytes::from(frame)
+        } else {
+            self.scratch.clear();
+            encode::frame(opcode, payload, &mut self.scratch);
+            self.arena.extend_from_slice(&self.scratch);
+            self.arena.split().freeze()
+        };
+        self.queue_reply(conn, frame, false);
+    }
+
+    fn on_request(&mut self, conn: ConnId, request: Request<'_>) {
+        let id = request.id;
+        let done = match request.command {
+            Command::Join { room, since } => self.on_join(conn, room, since, id.clone()),
+            Command::Leave { room } => self.on_leave(conn, room, id.as_ref()),
+            Command::Publish { keyed: true, .. }
+            | Command::Send { keyed: true, .. }
+            | Command::Broadcast { keyed: true, .. } => {
+                Err(No(ErrorCode::NotEnabled, "key: idempotent publishing is not enabled here"))
+            }
+            Command::Publish { room, payload, echo, .. } => {
+                self.on_publish(conn, room, payload, echo, id.clone())
+            }
+            Command::Send { user, payload, .. } => self.on_send(conn, user, payload, id.clone()),
+            Command::Broadcast { payload, .. } => self.on_broadcast(conn, payload, id.clone()),
+            Command::Presence { .. } => {
+                Err(No(ErrorCode::NotEnabled, "presence is not enabled for this room"))
+            }
+            Command::History { .. } => {
+                Err(No(ErrorCode::NotEnabled, "history is not enabled for this room"))
+            }
+            Command::Ping => {
+                self.say(conn, &Event::Pong { id: id.as_ref() });
+                Ok(())
+            }
+        };
+        if let Err(No(code, message)) = done {
+            self.counters.requests_rejected += 1;
+            self.say(conn, &Event::Error { id: id.as_ref(), code, message });
+        }
+    }
+
+    /// Joins a room. Answered once deliveries are certain to arrive: at once when the shard is in
+    /// the topic already, otherwise when the backplane says so.
+    pub(super) fn on_join_room(&mut self, conn: ConnId, room: &str) {
+        // A room in the URL is joined like any other; what stands in its way is told like any other.
+        if let Err(No(code, message)) = self.on_join(conn, room, false, None) {
+            self.counters.requests_rejected += 1;
+            self.say(conn, &Event::Error { id: None, code, message });
+        }
+    }
+
+    fn on_join(
+        &mut self,
+        conn: ConnId,
+        room: &str,
+        since: bool,
+        id: Option<RequestId>,
+    ) -> Result<(), No> {
+        let found = self.hub.find_room(room);
+        let c = self.conns.get(conn.0).expect("it just spoke");
+        let is_member = found.is_some_and(|at| c.joined.find(at.0.index).is_some());
+        // The first topic of a connection is its user's.
+        if !is_member && c.joined.len() > self.limits.rooms_per_connection_max {
+            return Err(No(
+                ErrorCode::TooManyRooms,
+                "this connection is in as many rooms as it may be",
+            ));
+        }
+        let name = match found {
+            Some(at) => self.hub.at(at.0.index).name().clone(),
+            None => TopicName::room(room),
+        };
+        let Some(topic) = self.enter(conn, &name) else {
+            return Err(No(ErrorCode::Overloaded, "this server has as many rooms as it may have"));
+        };
+        if !is_member {
+            self.counters.joins += 1;
+        }
+        if self.hub.get(topic).is_some_and(|topic| topic.ready) {
+            self.say_joined(conn, id.as_ref(), &name, since);
+        } else {
+            self.waiting.entry(topic.0.index).or_default().push(Waiter { conn, id, since });
+        }
+        Ok(())
+    }
+
+    pub(super) fn say_joined(
+        &mut self,
+        conn: ConnId,
+        id: Option<&RequestId>,
+        name: &TopicName,
+        since: bool,
+    ) {
+        let TopicKind::Room(room) = name.kind() else { return };
+        self.say(conn, &Event::Ok { id, room: Some(room), not_recovered: since });
+    }
+
+    fn on_leave(&mut self, conn: ConnId, room: &str, id: Option<&RequestId>) -> Result<(), No> {
+        let c = self.conns.get(conn.0).expect("it just spoke");
+        let found = self.hub.find_room(room);
+        let Some(slot) = found.and_then(|at| c.joined.find(at.0.index)) else {
+            return Err(No(ErrorCode::NotJoined, "this connection is not in that room"));
+        };
+        self.leave_at(conn, slot);
+        self.counters.leaves += 1;
+        self.say(conn, &Event::Ok { id, room: Some(room), not_recovered: false });
+        Ok(())
+    }
+
+    fn on_publish(
+        &mut self,
+        conn: ConnId,
+        room: &str,
+        payload: &[u8],
+        echo: bool,
+        id: Option<RequestId>,
+    ) -> Result<(), No> {
+        let c = self.conns.get(conn.0).expect("it just spoke");
+        if !c.rights.publish {
+            return Err(No(ErrorCode::Forbidden, "this user may not publish to rooms"));
+        }
+        let found = self.hub.find_room(room);
+        let is_member = found.is_some_and(|at| c.joined.find(at.0.index).is_some());
+        if !is_member && !c.rights.publish_unjoined {
+            return Err(No(ErrorCode::NotJoined, "join the room before you publish to it"));
+        }
+        let topic = match found {
+            Some(at) => self.hub.at(at.0.index).name().clone(),
+            None => TopicName::room(room),
+        };
+        self.publish(conn, topic, payload, echo, id);
+        Ok(())
+    }
+
+    fn on_send(
+        &mut self,
+        conn: ConnId,
+        user: &str,
+        payload: &[u8],
+        id: Option<RequestId>,
+    ) -> Result<(), No> {
+        if !self.conns.get(conn.0).expect("it just spoke").rights.send {
+            return Err(No(ErrorCode::Forbidden, "this user may not send to users"));
+        }
+        self.publish(conn, TopicName::user(user), payload, true, id);
+        Ok(())
+    }
+
+    fn on_broadcast(
+        &mut self,
+        conn: ConnId,
+        payload: &[u8],
+        id: Option<RequestId>,
+    ) -> Result<(), No> {
+        if !self.conns.get(conn.0).expect("it just spoke").rights.broadcast {
+            return Err(No(ErrorCode::Forbidden, "this user may not broadcast"));
+        }
+        self.publish(conn, self.everybody.clone(), payload, true, id);
+        Ok(())
+    }
+
+    /// The way up: the one copy of the payload.
+    fn publish(
+        &mut self,
+        conn: ConnId,
+        topic: TopicName,
+        payload: &[u8],
+        echo: bool,
+        id: Option<RequestId>,
+    ) {
+        let c = self.conns.get(conn.0).expect("it just spoke");
+        let user = c.joined.get(0).expect("an open connection is in its user's topic");
+        let from = self.hub.at(user.topic).name().clone();
+        let origin = Origin { node: self.config.node, shard: self.config.id, conn };
+        self.counters.publishes += 1;
+        self.uplink.push_back(Uplink::Publish(Publish {
+            topic,
+            payload: Bytes::copy_from_slice(payload),
+            from: Some(from),
+            except: (!echo).then_some(origin),
+            done: Done::Conn { shard: self.config.id, conn, id },
+        }));
+    }
+
+    /// Makes `conn` a member, if it is not one; tells the backplane about the first. `None`: there
+    /// are as many topics as there may be.
+    pub(super) fn enter(&mut self, conn: ConnId, name: &TopicName) -> Option<crate::ids::TopicId> {
+        let at = self.hub.open(name)?;
+        let c = self.conns.get_mut(conn.0).expect("whoever enters is here");
+        if c.joined.find(at.0.index).is_some() {
+            return Some(at);
+        }
+        if self.hub.join(at, conn.0.index, c) == Edge::First {
+            self.uplink.push_back(Uplink::Join { topic: name.clone(), at });
+        }
+        Some(at)
+    }
+
+    /// `conn` gives up the membership at `slot`; tells the backplane about the last.
+    pub(super) fn leave_at(&mut self, conn: ConnId, slot: usize) {
+        let c = self.conns.get(conn.0).expect("whoever leaves is here");
+        let index = c.joined.get(slot).expect("a slot that was just looked up").topic;
+        let walk = self.deliveries.walk_of(index);
+        if self.hub.leave(&mut self.conns, conn.0.index, slot, walk) != Edge::Last {
+            return;
+        }
+        let at = self.hub.id_at(index);
+        self.stop_walk(at);
+        let topic = self.hub.close(at).expect("it lived a moment ago");
+        self.answer_waiters(at, topic.name());
+        self.uplink.push_back(Uplink::Leave { topic: topic.name().clone(), at });
+    }
+}

@@ -1,0 +1,273 @@
+//! One connection as its shard knows it, and the reasons for which one ends.
+//!
+//! ```text
+//!   Handshaking ──► Open ──► Closing ──► (freed)
+//!        └──────────────────────▲
+//! ```
+//!
+//! Everything that an idle connection costs stands in [`Conn`]: what only busy, slow or talkative
+//! connections need is behind a pointer that is null for the others. A connection does not know its
+//! socket: `wire` is the caller's number for it, handed back with each send.
+//!
+//! Invariant: a connection that is `Closing` is in no topic.
+
+use super::outbox::Outbox;
+use crate::auth::Rights;
+use crate::ws::close::CloseCode;
+use crate::ws::decoder::{Decoder, ProtocolError};
+
+/// Where a connection is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// The HTTP request has not been answered yet.
+    Handshaking,
+    /// A WebSocket.
+    Open,
+    /// A last answer or close frame is on its way; nothing the peer says matters but its close.
+    Closing {
+        /// The peer has nothing more to say: when our last byte has left, so has the connection.
+        peer_done: bool,
+        /// Nothing the peer says matters any more, because it never was a WebSocket or has broken the
+        /// protocol: our half is closed after the last byte, and the peer's end is waited for.
+        deaf: bool,
+        /// Our last byte has been queued: nothing follows what is in the outbox.
+        said_all: bool,
+    },
+}
+
+/// A membership, from the connection's side: which topic, and where in its list of members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Membership {
+    /// The topic's index in the hub.
+    pub topic: u32,
+    /// The place in the topic's members.
+    pub place: u32,
+}
+
+/// The topics of one connection. The first two (a user and a room) stand inline.
+#[derive(Debug)]
+pub struct Joined {
+    first: [Membership; 2],
+    #[allow(clippy::box_collection)] // 8 bytes for everyone instead of 24
+    more: Option<Box<Vec<Membership>>>,
+}
+
+/// Stands in an inline place that is not used.
+const NOWHERE: Membership = Membership { topic: u32::MAX, place: 0 };
+
+impl Default for Joined {
+    fn default() -> Joined {
+        Joined { first: [NOWHERE; 2], more: None }
+    }
+}
+
+impl Joined {
+    /// How many topics.
+    pub fn len(&self) -> usize {
+        let inline = self.first.iter().take_while(|membership| **membership != NOWHERE).count();
+        inline + self.more.as_ref().map_or(0, |more| more.len())
+    }
+
+    /// Whether it is in none.
+    pub fn is_empty(&self) -> bool {
+        self.first[0] == NOWHERE
+    }
+
+    /// The membership at `slot`.
+    pub fn get(&self, slot: usize) -> Option<Membership> {
+        match self.first.get(slot) {
+            Some(membership) => (*membership != NOWHERE).then_some(*membership),
+            None => self.more.as_ref()?.get(slot - self.first.len()).copied(),
+        }
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = Membership> + '_ {
+        self.first
+            .iter()
+            .take_while(|m| **m != NOWHERE)
+            .chain(self.more.iter().flat_map(|m| m.iter()))
+            .copied()
+    }
+
+    /// Where `topic` stands, if the connection is in it.
+    pub fn find(&self, topic: u32) -> Option<usize> {
+        self.iter().position(|membership| membership.topic == topic)
+    }
+
+    /// Adds one at the end; answers its slot.
+    pub fn push(&mut self, membership: Membership) -> usize {
+        let slot = self.len();
+        self.put(slot, membership);
+        slot
+    }
+
+    /// The members of a topic moved: the membership at `slot` has another place now.
+    pub fn set_place(&mut self, slot: usize, place: u32) {
+        let topic = self.get(slot).expect("a member's slot names its membership").topic;
+        self.put(slot, Membership { topic, place });
+    }
+
+    /// Takes the membership at `slot` out. The last one moves there and is answered, so that its
+    /// topic can be told.
+    pub fn swap_remove(&mut self, slot: usize) -> Option<Membership> {
+        let end = self.len() - 1;
+        let last = self.get(end).expect("there is one to take out");
+        match &mut self.more {
+            Some(more) if more.len() > 1 => more.truncate(more.len() - 1),
+            Some(_) => self.more = None,
+            None => self.first[end] = NOWHERE,
+        }
+        if slot == end {
+            return None;
+        }
+        self.put(slot, last);
+        Some(last)
+    }
+
+    fn put(&mut self, slot: usize, membership: Membership) {
+        if let Some(place) = self.first.get_mut(slot) {
+            *place = membership;
+            return;
+        }
+        let more = self.more.get_or_insert_default();
+        let at = slot - self.first.len();
+        if at == more.len() { more.push(membership) } else { more[at] = membership }
+    }
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Conn {
+    /// The caller's number for the socket.
+    pub wire: u32,
+    /// The last batch that wrote to it: one write per batch, so nothing overtakes a partial one.
+    pub batch: u32,
+    /// Where it is in its life.
+    pub state: State,
+    /// Whether it was heard since the last sweep.
+    pub heard: bool,
+    /// Whether it is a plain echo.
+    pub echo: bool,
+    /// Why it ends, once it does.
+    pub reason: Option<CloseReason>,
+    /// What its user may do.
+    pub rights: Rights,
+    /// Its topics; the first one is its user's.
+    pub joined: Joined,
+    /// Half a message, if there is one.
+    pub decoder: Option<Box<Decoder>>,
+    /// What it still has to hear, if the socket did not take it at once.
+    pub outbox: Option<Box<Outbox>>,
+}
+
+// What an idle connection costs in its slab, the generation beside it included.
+const _: () = assert!(size_of::<Option<Conn>>() + 8 <= 72);
+
+impl Conn {
+    /// A connection that was just accepted.
+    pub fn new(wire: u32) -> Conn {
+        let none =
+            Rights { publish: false, publish_unjoined: false, send: false, broadcast: false };
+        Conn {
+            wire,
+            batch: 0,
+            state: State::Handshaking,
+            heard: true,
+            echo: false,
+            reason: None,
+            rights: none,
+            joined: Joined::default(),
+            decoder: None,
+            outbox: None,
+        }
+    }
+
+    /// Whether it is a WebSocket that is not being closed.
+    #[inline]
+    pub fn is_open(&self) -> bool {
+        self.state == State::Open
+    }
+}
+
+/// Why a connection ends. The only way one does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The peer sent a close frame.
+    Client,
+    /// The peer vanished.
+    Gone,
+    /// The socket failed.
+    Io,
+    /// The peer broke RFC 6455.
+    Protocol(ProtocolError),
+    /// A binary message where only text is spoken.
+    Unsupported,
+    /// More than `outbox_bytes_max` waits for it.
+    Slow,
+    /// Nothing was heard for a whole sweep, the answer to our ping included.
+    Silent,
+    /// This node ends.
+    Drain,
+    /// The HTTP exchange is over; it never became a WebSocket.
+    Http,
+    /// This node has as many topics as it may have, and the user's own would be one more.
+    Overloaded,
+}
+
+impl CloseReason {
+    /// The close frame's code; `None` where no close frame is sent.
+    pub fn code(self) -> Option<CloseCode> {
+        match self {
+            CloseReason::Client => Some(CloseCode::NORMAL),
+            CloseReason::Protocol(error) => Some(error.close_code()),
+            CloseReason::Unsupported => Some(CloseCode::UNSUPPORTED),
+            CloseReason::Slow | CloseReason::Overloaded => Some(CloseCode::TRY_AGAIN_LATER),
+            CloseReason::Silent | CloseReason::Drain => Some(CloseCode::GOING_AWAY),
+            CloseReason::Gone | CloseReason::Io | CloseReason::Http => None,
+        }
+    }
+
+    /// The close frame's text.
+    pub fn text(self) -> &'static str {
+        match self {
+            CloseReason::Client | CloseReason::Http => "",
+            CloseReason::Gone => "gone",
+            CloseReason::Io => "the socket failed",
+            CloseReason::Protocol(error) => error.reason(),
+            CloseReason::Unsupported => "binary messages are not spoken here, send text",
+            CloseReason::Slow => "too slow: more is waiting for this connection than may wait",
+            CloseReason::Silent => "no answer to a ping",
+            CloseReason::Overloaded => "this server has as many topics as it may have",
+            CloseReason::Drain => "this server goes away, connect again",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_of_a_connection_agree_with_a_plain_list() {
+        let mut joined = Joined::default();
+        let mut model: Vec<u32> = Vec::new();
+        let mut seed = 3u64;
+        for step in 0..20_000u32 {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            if model.len() < 9 && (seed >> 62) != 0 {
+                joined.push(Membership { topic: step, place: step + 1 });
+                model.push(step);
+            } else if !model.is_empty() {
+                let slot = (seed >> 33) as usize % model.len();
+                let moved = joined.swap_remove(slot);
+                model.swap_remove(slot);
+                assert_eq!(moved.map(|m| m.topic), model.get(slot).copied());
+            }
+            let topics: Vec<u32> = joined.iter().map(|m| m.topic).collect();
+            assert_eq!(topics, model);
+            assert!(model.iter().enumerate().all(|(at, topic)| joined.find(*topic) == Some(at)));
+            assert!(joined.iter().all(|m| m.place == m.topic + 1));
+        }
+    }
+}

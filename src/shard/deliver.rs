@@ -1,0 +1,518 @@
+//! How what was said reaches those it was for: replies to one connection, and rounds.
+//!
+//! A *round* is everything the backplane handed over for one topic since the last round began. When
+//! its turn comes, all its frames are joined into **one** buffer, shared by all members: a member
+//! costs one write however many messages the round holds. A member who must not hear one of them
+//! (`"echo":false`) gets a join of its own, and nobody else pays for it.
+//!
+//! Writes leave in batches of `send_batch_max`; a round of a large room takes several, and others
+//! have their turn between them. A connection stands at most once in a batch, so when a second
+//! topic of the same batch reaches it, the batch ends early.
+//!
+//! Per delivery to one member: one look at the connection, one entry in the batch. No hash, no
+//! atomic, no allocation, no copy. `tests/budget.rs` holds exactly this sentence as assertions.
+
+use super::Shard;
+use super::batch::{SendBatch, SendOp};
+use super::conn::{CloseReason, Conn, State};
+use super::hub::{RoundId, Walk};
+use super::outbox::{Outbox, Pushed};
+use crate::ids::{ConnId, SlotId, TopicId};
+use bytes::{Bytes, BytesMut};
+use std::collections::VecDeque;
+
+/// Frames are joined up to this size; what is beyond forms the next round. Half of what a socket
+/// buffers by default, so that a member who keeps up takes a join whole. Never measured.
+const JOIN_BYTES_MAX: usize = 128 * 1024;
+
+/// The topic of everybody: it has no member list, its members are all open connections.
+pub const EVERYBODY: TopicId = TopicId(SlotId { index: u32::MAX, generation: 0 });
+
+/// A frame for one connection only.
+#[derive(Debug)]
+struct Reply {
+    conn: ConnId,
+    bytes: Bytes,
+    /// Nothing follows it: the connection may end when it has left.
+    last: bool,
+}
+
+#[derive(Debug)]
+struct Queued {
+    bytes: Bytes,
+    except: Option<ConnId>,
+}
+
+/// Frames of one topic that wait for their turn.
+#[derive(Debug)]
+struct Round {
+    to: TopicId,
+    frames: VecDeque<Queued>,
+}
+
+/// The round that is being written.
+#[derive(Debug)]
+struct Current {
+    to: TopicId,
+    walk: Walk,
+    bytes: Bytes,
+    frames: u64,
+    /// Members who must not hear all of it, and what they hear instead.
+    own: Vec<(ConnId, Bytes, u64)>,
+}
+
+/// Everything that waits to be written, and the rounds' pool.
+#[derive(Debug, Default)]
+pub(super) struct Deliveries {
+    replies: VecDeque<Reply>,
+    rounds: Vec<Round>,
+    free: Vec<RoundId>,
+    queue: VecDeque<RoundId>,
+    everybody: Option<RoundId>,
+    current: Option<Current>,
+    /// The number of the batch that is being filled; never 0.
+    batch: u32,
+    /// Connections found too slow while a list was being walked: closed after it.
+    slow: Vec<u32>,
+    frames_waiting: usize,
+}
+
+impl Deliveries {
+    fn round(&mut self, id: RoundId) -> &mut Round {
+        &mut self.rounds[id.get() as usize - 1]
+    }
+
+    /// A round from the pool, at the end of the queue.
+    fn begin(&mut self, to: TopicId) -> RoundId {
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.rounds.push(Round { to, frames: VecDeque::new() });
+            RoundId::new(self.rounds.len() as u32).expect("one was just pushed")
+        });
+        self.round(id).to = to;
+        self.queue.push_back(id);
+        id
+    }
+
+    /// How far `topic` is being walked, if it is the one.
+    pub(super) fn walk_of(&mut self, topic: u32) -> Option<&mut Walk> {
+        let current = self.current.as_mut()?;
+        (current.to.0.index == topic).then_some(&mut current.walk)
+    }
+}
+
+impl Shard {
+    /// Whether [`Shard::take_batch`] has something to give.
+    pub fn has_sends(&self) -> bool {
+        let d = &self.deliveries;
+        !d.replies.is_empty() || !d.queue.is_empty() || d.current.is_some()
+    }
+
+    /// Frames that wait in rounds: while there are many, the caller takes no more from the backplane.
+    pub fn frames_waiting(&self) -> usize {
+        self.deliveries.frames_waiting
+    }
+
+    /// Fills `batch` with what is to be written next. The caller makes all the writes, reports the
+    /// short ones ([`Shard::handle_short`]) and only then enters the shard again.
+    pub fn take_batch(&mut self, batch: &mut SendBatch) {
+        batch.clear();
+        self.deliveries.batch = self.deliveries.batch.wrapping_add(1).max(1);
+        if self.take_replies(batch) {
+            while batch.len() < self.limits.send_batch_max && self.next_round() {
+                if !self.take_round(batch) {
+                    break;
+                }
+            }
+        }
+        self.counters.sends += batch.len() as u64;
+        self.close_slow();
+    }
+
+    /// The socket took `sent` bytes of a write, not all. The rest waits in the outbox.
+    pub fn handle_short(&mut self, batch: &SendBatch, op: &SendOp, sent: usize) {
+        self.counters.sends_short += 1;
+        let bytes_max = self.limits.outbox_bytes_max;
+        let Some(conn) = self.conns.at_mut(op.conn) else { return };
+        let rest = batch.bytes(op).slice(sent..);
+        self.counters.outbox_bytes += rest.len() as u64;
+        let outbox = conn.outbox.get_or_insert_default();
+        // The rest of a frame that has begun is kept whatever its size; the limit is for more.
+        outbox.push_always(rest);
+        if outbox.bytes() > bytes_max.max(batch.bytes(op).len()) {
+            self.deliveries.slow.push(op.conn);
+            self.close_slow();
+        }
+    }
+
+    /// The next slices of a connection's outbox, at most `max`; empty when nothing waits.
+    pub fn outbox_slices(&self, conn: ConnId, max: usize) -> impl Iterator<Item = &[u8]> {
+        let outbox = self.conns.get(conn.0).and_then(|conn| conn.outbox.as_deref());
+        outbox.into_iter().flat_map(move |outbox| outbox.slices(max))
+    }
+
+    /// The socket took the first `taken` bytes of the outbox.
+    pub fn handle_flushed(&mut self, conn: ConnId, taken: usize) {
+        let Some(c) = self.conns.get_mut(conn.0) else { return };
+        let Some(outbox) = &mut c.outbox else { return };
+        outbox.advance(taken);
+        self.counters.outbox_bytes -= taken as u64;
+        if outbox.is_empty() {
+            c.outbox = None;
+            self.consider_leaving(conn);
+        }
+    }
+
+    /// Queues a frame of a topic for its next round.
+    pub(super) fn queue_frame(&mut self, to: TopicId, bytes: Bytes, except: Option<ConnId>) {
+        let d = &mut self.deliveries;
+        let round = if to == EVERYBODY {
+            &mut d.everybody
+        } else if let Some(topic) = self.hub.get_mut(to) {
+            &mut topic.round
+        } else {
+            self.counters.dropped_stale += 1;
+            return;
+        };
+        let id = match *round {
+            Some(id) => id,
+            None => {
+                // `begin` cannot borrow while `round` points into `d`: note it, then set it.
+                let id = d.begin(to);
+                if to == EVERYBODY {
+                    d.everybody = Some(id);
+                } else if let Some(topic) = self.hub.get_mut(to) {
+                    topic.round = Some(id);
+                }
+                id
+            }
+        };
+        d.frames_waiting += 1;
+        d.round(id).frames.push_back(Queued { bytes, except });
+    }
+
+    /// Queues a frame for one connection.
+    pub(super) fn queue_reply(&mut self, conn: ConnId, bytes: Bytes, last: bool) {
+        self.deliveries.replies.push_back(Reply { conn, bytes, last });
+    }
+
+    /// Puts replies into the batch. `false`: the batch is full, or must end early.
+    fn take_replies(&mut self, batch: &mut SendBatch) -> bool {
+        while let Some(reply) = self.deliveries.replies.front() {
+            let conn = reply.conn;
+            if batch.len() >= self.limits.send_batch_max {
+                return false;
+            }
+            if let Some(c) = self.conns.get(conn.0) {
+                if c.batch == self.deliveries.batch {
+                    return false;
+                }
+            }
+            let reply = self.deliveries.replies.pop_front().expect("looked at above");
+            self.take_reply(reply, batch);
+        }
+        true
+    }
+
+    fn take_reply(&mut self, reply: Reply, batch: &mut SendBatch) {
+        let outbox_bytes_max = self.outbox_bytes_max(reply.conn);
+        let Some(conn) = self.conns.get_mut(reply.conn.0) else { return };
+        self.counters.bytes_out += reply.bytes.len() as u64;
+        match &mut conn.outbox {
+            None => {
+                conn.batch = self.deliveries.batch;
+                let buf = batch.add_buf(reply.bytes);
+                batch.push(SendOp { wire: conn.wire, conn: reply.conn.0.index, buf });
+            }
+            Some(outbox) if reply.last => {
+                self.counters.outbox_bytes += reply.bytes.len() as u64;
+                outbox.push_always(reply.bytes);
+            }
+            Some(outbox) => {
+                let bytes = reply.bytes.len() as u64;
+                match outbox.push(reply.bytes, outbox_bytes_max) {
+                    Pushed::Queued => self.counters.outbox_bytes += bytes,
+                    Pushed::Full => self.deliveries.slow.push(reply.conn.0.index),
+                }
+            }
+        }
+        if reply.last {
+            if let State::Closing { said_all, .. } = &mut conn.state {
+                *said_all = true;
+            }
+            self.consider_leaving(reply.conn);
+        }
+    }
+
+    /// Makes sure that there is a current round. `false`: nothing is waiting.
+    fn next_round(&mut self) -> bool {
+        while self.deliveries.current.is_none() {
+            let Some(id) = self.deliveries.queue.pop_front() else { return false };
+            self.begin_round(id);
+        }
+        true
+    }
+
+    fn begin_round(&mut self, id: RoundId) {
+        let to = self.deliveries.round(id).to;
+        let end = if to == EVERYBODY {
+            self.conns.high()
+        } else {
+            self.hub.get(to).map_or(0, |topic| topic.members().len())
+        };
+        let joined = self.join_frames(id);
+        if end > 0 && !joined.bytes.is_empty() {
+            let walk = Walk { at: 0, end };
+            self.deliveries.current = Some(Current { to, walk, ..joined });
+        }
+        if self.deliveries.round(id).frames.is_empty() {
+            self.end_round(id, to);
+        } else {
+            self.deliveries.queue.push_front(id);
+        }
+    }
+
+    fn end_round(&mut self, id: RoundId, to: TopicId) {
+        self.deliveries.free.push(id);
+        if to == EVERYBODY {
+            self.deliveries.everybody = None;
+        } else if let Some(topic) = self.hub.get_mut(to) {
+            topic.round = None;
+        }
+    }
+
+    /// Takes frames out of a round, up to [`JOIN_BYTES_MAX`] but at least one, and joins them.
+    fn join_frames(&mut self, id: RoundId) -> Current {
+        let mut taken = std::mem::take(&mut self.scratch_frames);
+        let frames = &mut self.deliveries.round(id).frames;
+        let mut bytes = 0;
+        while let Some(next) = frames.front() {
+            if !taken.is_empty() && bytes + next.bytes.len() > JOIN_BYTES_MAX {
+                break;
+            }
+            bytes += next.bytes.len();
+            taken.extend(frames.pop_front().map(|queued| (queued.bytes, queued.except)));
+        }
+        self.deliveries.frames_waiting -= taken.len();
+        let mut own: Vec<(ConnId, Bytes, u64)> = Vec::new();
+        for except in taken.iter().filter_map(|(_, except)| *except) {
+            if own.iter().all(|(conn, ..)| *conn != except) {
+                let (bytes, frames) = join(&taken, |other| other != Some(except));
+                own.push((except, bytes, frames));
+            }
+        }
+        let (bytes, frames) = join(&taken, |_| true);
+        taken.clear();
+        self.scratch_frames = taken;
+        Current { to: EVERYBODY, walk: Walk::default(), bytes, frames, own }
+    }
+
+    /// Puts as much of the current round into the batch as fits. `false`: the batch must end.
+    fn take_round(&mut self, batch: &mut SendBatch) -> bool {
+        let mut current = self.deliveries.current.take().expect("next_round made sure");
+        let complete = if current.to == EVERYBODY {
+            self.walk_everybody(&mut current, batch)
+        } else {
+            self.walk_members(&mut current, batch)
+        };
+        if current.walk.at < current.walk.end {
+            self.deliveries.current = Some(current);
+        }
+        complete
+    }
+
+    fn walk_members(&mut self, current: &mut Current, batch: &mut SendBatch) -> bool {
+        let Some(topic) = self.hub.get(current.to) else {
+            current.walk.at = current.walk.end;
+            return true;
+        };
+        let mut special = places_of(&self.conns, current);
+        let buf = batch.add_buf(current.bytes.clone());
+        while current.walk.at < current.walk.end {
+            let room = self.limits.send_batch_max - batch.len();
+            let next_special = special.last().map_or(current.walk.end, |(place, _)| *place);
+            let stop = next_special.min(current.walk.at + room);
+            let span = &topic.members()[current.walk.at..stop];
+            let mut sink = Sink {
+                batch: &mut *batch,
+                number: self.deliveries.batch,
+                outbox_bytes_max: self.limits.outbox_bytes_max,
+                outbox_bytes: 0,
+                slow: &mut self.deliveries.slow,
+            };
+            let told = sink.offer_all(
+                span.iter().map(|member| member.conn),
+                &mut self.conns,
+                buf,
+                &current.bytes,
+            );
+            self.counters.outbox_bytes += sink.outbox_bytes;
+            current.walk.at += told;
+            self.counters.deliveries += told as u64 * current.frames;
+            self.counters.bytes_out += told as u64 * current.bytes.len() as u64;
+            if told < span.len() || batch.len() >= self.limits.send_batch_max {
+                return false;
+            }
+            if special.last().is_some_and(|(place, _)| *place == current.walk.at) {
+                let (_, own) = special.pop().expect("looked at above");
+                let member = topic.members()[current.walk.at].conn;
+                let (_, bytes, frames) = &current.own[own];
+                if !bytes.is_empty() {
+                    let buf = batch.add_buf(bytes.clone());
+                    let mut sink = Sink {
+                        batch: &mut *batch,
+                        number: self.deliveries.batch,
+                        outbox_bytes_max: self.limits.outbox_bytes_max,
+                        outbox_bytes: 0,
+                        slow: &mut self.deliveries.slow,
+                    };
+                    if sink.offer_all([member].into_iter(), &mut self.conns, buf, bytes) == 0 {
+                        return false;
+                    }
+                    self.counters.outbox_bytes += sink.outbox_bytes;
+                    self.counters.deliveries += frames;
+                    self.counters.bytes_out += bytes.len() as u64;
+                }
+                current.walk.at += 1;
+            }
+        }
+        true
+    }
+
+    fn walk_everybody(&mut self, current: &mut Current, batch: &mut SendBatch) -> bool {
+        let buf = batch.add_buf(current.bytes.clone());
+        while current.walk.at < current.walk.end {
+            let index = current.walk.at as u32;
+            let id = self.conns.id_at(index).map(ConnId);
+            let open = self.conns.at(index).is_some_and(|conn| conn.is_open() && !conn.echo);
+            if open {
+                let own = current.own.iter().find(|(conn, ..)| Some(*conn) == id);
+                let (bytes, frames) = match own {
+                    Some((_, bytes, frames)) => (bytes, *frames),
+                    None => (&current.bytes, current.frames),
+                };
+                if !bytes.is_empty() {
+                    let buf = if own.is_some() { batch.add_buf(bytes.clone()) } else { buf };
+                    let mut sink = Sink {
+                        batch: &mut *batch,
+                        number: self.deliveries.batch,
+                        outbox_bytes_max: self.limits.outbox_bytes_max,
+                        outbox_bytes: 0,
+                        slow: &mut self.deliveries.slow,
+                    };
+                    if sink.offer_all([index].into_iter(), &mut self.conns, buf, bytes) == 0 {
+                        return false;
+                    }
+                    self.counters.outbox_bytes += sink.outbox_bytes;
+                    self.counters.deliveries += frames;
+                    self.counters.bytes_out += bytes.len() as u64;
+                }
+            }
+            current.walk.at += 1;
+            if batch.len() >= self.limits.send_batch_max {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn close_slow(&mut self) {
+        while let Some(index) = self.deliveries.slow.pop() {
+            if let Some(id) = self.conns.id_at(index) {
+                self.begin_close(ConnId(id), CloseReason::Slow);
+            }
+        }
+    }
+
+    /// The topic at `index` has gone: nobody is left to be told.
+    pub(super) fn stop_walk(&mut self, to: TopicId) {
+        if self.deliveries.current.as_ref().is_some_and(|current| current.to == to) {
+            self.deliveries.current = None;
+        }
+    }
+
+    fn outbox_bytes_max(&self, conn: ConnId) -> usize {
+        let echo = self.conns.get(conn.0).is_some_and(|conn| conn.echo);
+        if echo { 4 * self.limits.echo_message_bytes_max } else { self.limits.outbox_bytes_max }
+    }
+}
+
+/// Where a span of members writes to.
+struct Sink<'a> {
+    batch: &'a mut SendBatch,
+    number: u32,
+    outbox_bytes_max: usize,
+    outbox_bytes: u64,
+    slow: &'a mut Vec<u32>,
+}
+
+impl Sink<'_> {
+    /// Offers one buffer to connections in order; answers how many were served. Fewer than all: the
+    /// next one stands in this batch already.
+    fn offer_all(
+        &mut self,
+        members: impl Iterator<Item = u32>,
+        conns: &mut crate::slots::Slots<Conn>,
+        buf: u32,
+        bytes: &Bytes,
+    ) -> usize {
+        let mut told = 0;
+        for index in members {
+            let conn = conns.at_mut(index).expect("a member is a connection");
+            if conn.batch == self.number {
+                break;
+            }
+            match &mut conn.outbox {
+                None => {
+                    conn.batch = self.number;
+                    self.batch.push(SendOp { wire: conn.wire, conn: index, buf });
+                }
+                Some(outbox) => self.wait(index, outbox, bytes),
+            }
+            told += 1;
+        }
+        told
+    }
+
+    #[cold]
+    fn wait(&mut self, index: u32, outbox: &mut Outbox, bytes: &Bytes) {
+        match outbox.push(bytes.clone(), self.outbox_bytes_max) {
+            Pushed::Queued => self.outbox_bytes += bytes.len() as u64,
+            Pushed::Full => self.slow.push(index),
+        }
+    }
+}
+
+/// Where the members with a join of their own stand, last one first.
+fn places_of(conns: &crate::slots::Slots<Conn>, current: &Current) -> Vec<(usize, usize)> {
+    let mut places = Vec::new();
+    for (own, (conn, ..)) in current.own.iter().enumerate() {
+        let Some(conn) = conns.get(conn.0) else { continue };
+        let Some(slot) = conn.joined.find(current.to.0.index) else { continue };
+        let place = conn.joined.get(slot).expect("just found").place as usize;
+        if (current.walk.at..current.walk.end).contains(&place) {
+            places.push((place, own));
+        }
+    }
+    places.sort_unstable_by(|a, b| b.cmp(a));
+    places
+}
+
+/// The frames that `wanted` lets through, in one buffer, and how many they are. One frame alone is
+/// not copied.
+fn join(
+    frames: &[(Bytes, Option<ConnId>)],
+    wanted: impl Fn(Option<ConnId>) -> bool,
+) -> (Bytes, u64) {
+    let mut chosen = frames.iter().filter(|(_, except)| wanted(*except)).map(|(bytes, _)| bytes);
+    let Some(first) = chosen.next() else { return (Bytes::new(), 0) };
+    let Some(second) = chosen.next() else { return (first.clone(), 1) };
+    let mut joined = BytesMut::with_capacity(frames.iter().map(|(bytes, _)| bytes.len()).sum());
+    joined.extend_from_slice(first);
+    joined.extend_from_slice(second);
+    let mut count = 2;
+    for bytes in chosen {
+        joined.extend_from_slice(bytes);
+        count += 1;
+    }
+    (joined.freeze(), count)
+}

@@ -1,0 +1,329 @@
+//! Who is in which topic, both ways, and who must be told when a topic gets its first member here
+//! or loses its last.
+//!
+//! A topic's members are a plain list, walked once per delivery; each entry names the connection
+//! and the slot of the connection's own list that points back here, so joining and leaving cost a
+//! constant however large the room is. Names are hashed when somebody joins or publishes, never
+//! when something is delivered: the backplane hands back the [`TopicId`] it was given.
+//!
+//! A delivery to many members is written in several batches, and members come and go between them.
+//! So a topic that is being walked has three zones, *told*, *to tell* and *came later*, and whoever
+//! leaves is replaced zone by zone ([`Hub::leave`]): nobody is skipped and nobody hears twice.
+//!
+//! Invariant: every entry of a member list and of a connection's list point at each other. This
+//! module never sees a frame.
+
+use super::conn::{Conn, Membership};
+use crate::ids::{SlotId, TopicId, TopicName};
+use crate::slots::Slots;
+use hashbrown::{DefaultHashBuilder, HashTable};
+use std::hash::BuildHasher;
+
+/// One member, from the topic's side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// The connection's index.
+    pub conn: u32,
+    /// Which of the connection's memberships this is.
+    pub slot: u32,
+}
+
+/// The members of one topic. One member needs no allocation: most topics are users.
+#[derive(Debug)]
+enum Members {
+    One(Option<Member>),
+    Many(Vec<Member>),
+}
+
+/// One topic with members on this shard.
+#[derive(Debug)]
+pub struct Topic {
+    name: TopicName,
+    members: Members,
+    /// Whether the backplane has confirmed that it listens.
+    pub ready: bool,
+    /// The round that collects frames for it, if any (see `deliver.rs`).
+    pub round: Option<RoundId>,
+}
+
+/// A round's number in the shard's pool; never 0, so that `Option` costs nothing.
+pub type RoundId = std::num::NonZeroU32;
+
+const _: () = assert!(size_of::<Option<Topic>>() + 8 <= 64);
+
+/// How far a walk over a topic's members has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Walk {
+    /// Members below were told.
+    pub at: usize,
+    /// Members from here on came after the walk began.
+    pub end: usize,
+}
+
+/// What a join or a leave changed for the backplane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Edge {
+    /// Nothing: others were, or are, here.
+    None,
+    /// The first member came.
+    First,
+    /// The last member left; the topic is gone from here.
+    Last,
+}
+
+/// All topics of one shard.
+pub struct Hub {
+    topics: Slots<Topic>,
+    /// Index and hash of each topic by name. The hash stands beside the index, so that growing the
+    /// table does not touch a million topics.
+    by_name: HashTable<(u32, u32)>,
+    hasher: DefaultHashBuilder,
+    members: usize,
+}
+
+impl Members {
+    fn as_slice(&self) -> &[Member] {
+        match self {
+            Members::One(one) => one.as_slice(),
+            Members::Many(many) => many,
+        }
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [Member] {
+        match self {
+            Members::One(one) => one.as_mut_slice(),
+            Members::Many(many) => many,
+        }
+    }
+
+    fn push(&mut self, member: Member) {
+        match self {
+            Members::One(one @ None) => *one = Some(member),
+            Members::One(Some(first)) => *self = Members::Many(vec![*first, member]),
+            Members::Many(many) => many.push(member),
+        }
+    }
+
+    fn pop(&mut self) -> Option<Member> {
+        match self {
+            Members::One(one) => one.take(),
+            Members::Many(many) => {
+                let last = many.pop();
+                // A room that has emptied keeps no memory for the crowd it once held.
+                if many.len() * 4 < many.capacity() {
+                    many.shrink_to(many.len() * 2);
+                }
+                last
+            }
+        }
+    }
+}
+
+impl Topic {
+    /// Its name.
+    pub fn name(&self) -> &TopicName {
+        &self.name
+    }
+
+    /// Everyone in it, in an order that only leaving changes.
+    pub fn members(&self) -> &[Member] {
+        self.members.as_slice()
+    }
+}
+
+impl Hub {
+    /// No topics, and room for `topics_max`.
+    pub fn with_max(topics_max: usize) -> Hub {
+        Hub {
+            topics: Slots::with_max(topics_max),
+            by_name: HashTable::new(),
+            hasher: DefaultHashBuilder::default(),
+            members: 0,
+        }
+    }
+
+    /// How many topics.
+    pub fn topics_len(&self) -> usize {
+        self.topics.len()
+    }
+
+    /// How many memberships.
+    pub fn members_len(&self) -> usize {
+        self.members
+    }
+
+    /// The topic of that name, if it has members here.
+    pub fn find(&self, name: &TopicName) -> Option<TopicId> {
+        let (prefix, rest) = name.as_str().split_at(name.as_str().len().min(2));
+        self.find_parts(prefix, rest)
+    }
+
+    /// The topic of that room, if it has members here. Makes no name to look for.
+    pub fn find_room(&self, room: &str) -> Option<TopicId> {
+        self.find_parts("r:", room)
+    }
+
+    fn find_parts(&self, prefix: &str, rest: &str) -> Option<TopicId> {
+        let hash = self.hash(prefix, rest);
+        let is_it = |entry: &(u32, u32)| {
+            entry.1 == hash
+                && self.topics.at(entry.0).is_some_and(|topic| {
+                    topic.name.as_str().strip_prefix(prefix).is_some_and(|name| name == rest)
+                })
+        };
+        let (index, _) = self.by_name.find(spread(hash), is_it)?;
+        self.topics.id_at(*index).map(TopicId)
+    }
+
+    /// The topic, unless it has gone.
+    pub fn get(&self, id: TopicId) -> Option<&Topic> {
+        self.topics.get(id.0)
+    }
+
+    /// The topic, unless it has gone.
+    pub fn get_mut(&mut self, id: TopicId) -> Option<&mut Topic> {
+        self.topics.get_mut(id.0)
+    }
+
+    /// The topic that lives at `index`: for connections' own lists, which are exact.
+    pub fn at(&self, index: u32) -> &Topic {
+        self.topics.at(index).expect("a membership names a topic that lives")
+    }
+
+    /// The key of the topic that lives at `index`.
+    pub fn id_at(&self, index: u32) -> TopicId {
+        TopicId(self.topics.id_at(index).expect("a membership names a topic that lives"))
+    }
+
+    /// All topics.
+    pub fn iter(&self) -> impl Iterator<Item = (TopicId, &Topic)> {
+        self.topics.iter().map(|(id, topic)| (TopicId(id), topic))
+    }
+
+    /// Makes sure that the topic exists. `None`: there are as many topics as there may be.
+    /// A topic that is made here has no member yet: a [`Hub::join`] must follow.
+    pub fn open(&mut self, name: &TopicName) -> Option<TopicId> {
+        if let Some(id) = self.find(name) {
+            return Some(id);
+        }
+        let members = Members::One(None);
+        let topic = Topic { name: name.clone(), members, ready: false, round: None };
+        let SlotId { index, generation } = self.topics.insert(topic).ok()?;
+        let hash = self.hash_of(name);
+        self.by_name.insert_unique(spread(hash), (index, hash), |entry| spread(entry.1));
+        Some(TopicId(SlotId { index, generation }))
+    }
+
+    /// `conn` comes in. It must not be in yet.
+    pub fn join(&mut self, id: TopicId, index: u32, conn: &mut Conn) -> Edge {
+        let topic = self.topics.get_mut(id.0).expect("opened just before");
+        debug_assert!(conn.joined.find(id.0.index).is_none());
+        let place = topic.members().len();
+        let slot = conn.joined.push(Membership { topic: id.0.index, place: place as u32 });
+        topic.members.push(Member { conn: index, slot: slot as u32 });
+        self.members += 1;
+        if place == 0 { Edge::First } else { Edge::None }
+    }
+
+    /// The connection at `index` gives up its membership at `slot`. `walk` is how far the topic is
+    /// being walked, if it is: told members stay told, and nobody still to be told is skipped.
+    pub fn leave(
+        &mut self,
+        conns: &mut Slots<Conn>,
+        index: u32,
+        slot: usize,
+        walk: Option<&mut Walk>,
+    ) -> Edge {
+        let conn = conns.at_mut(index).expect("whoever leaves is still here");
+        let membership = conn.joined.get(slot).expect("a slot that was just looked up");
+        let moved = conn.joined.swap_remove(slot);
+        if let Some(Membership { topic, place }) = moved {
+            let topic = self.topics.at_mut(topic).expect("a membership names a topic that lives");
+            topic.members.as_mut_slice()[place as usize].slot = slot as u32;
+        }
+        let topic = self.topics.at_mut(membership.topic).expect("a membership names a topic");
+        take_out(topic, conns, membership.place as usize, walk);
+        self.members -= 1;
+        if !topic.members().is_empty() {
+            return Edge::None;
+        }
+        Edge::Last
+    }
+
+    /// Forgets a topic whose last member has left.
+    pub fn close(&mut self, id: TopicId) -> Option<Topic> {
+        let topic = self.topics.remove(id.0)?;
+        debug_assert!(topic.members().is_empty());
+        let hash = self.hash_of(&topic.name);
+        if let Ok(entry) = self.by_name.find_entry(spread(hash), |e| e.0 == id.0.index) {
+            entry.remove();
+        }
+        Some(topic)
+    }
+
+    /// Walks everything; for tests.
+    #[cfg(any(test, debug_assertions))]
+    pub fn check(&self, conns: &Slots<Conn>) {
+        let mut members = 0;
+        for (id, topic) in self.topics.iter() {
+            assert_eq!(self.find(&topic.name), Some(TopicId(id)));
+            for (place, member) in topic.members().iter().enumerate() {
+                let conn = conns.at(member.conn).expect("a member is a connection");
+                let back = conn.joined.get(member.slot as usize).expect("a member points back");
+                assert_eq!(back, Membership { topic: id.index, place: place as u32 });
+                members += 1;
+            }
+        }
+        assert_eq!(members, self.members);
+        let joined: usize = conns.iter().map(|(_, conn)| conn.joined.len()).sum();
+        assert_eq!(joined, self.members);
+        assert_eq!(self.by_name.len(), self.topics.len());
+    }
+
+    fn hash_of(&self, name: &TopicName) -> u32 {
+        let (prefix, rest) = name.as_str().split_at(name.as_str().len().min(2));
+        self.hash(prefix, rest)
+    }
+
+    fn hash(&self, prefix: &str, rest: &str) -> u32 {
+        (self.hasher.hash_one((prefix, rest)) >> 16) as u32
+    }
+}
+
+/// The table takes its place from the low bits and its control byte from the top ones: 32 bits are
+/// spread over 64.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
+
+/// Removes the member at `place`, closing the gap from the zone it is in, then that gap from the
+/// next zone, and the last one from the end.
+fn take_out(topic: &mut Topic, conns: &mut Slots<Conn>, place: usize, walk: Option<&mut Walk>) {
+    let mut gap = place;
+    if let Some(walk) = walk {
+        if gap < walk.at {
+            walk.at -= 1;
+            shift(topic, conns, walk.at, &mut gap);
+        }
+        if gap < walk.end {
+            walk.end -= 1;
+            shift(topic, conns, walk.end, &mut gap);
+        }
+    }
+    let last = topic.members().len() - 1;
+    shift(topic, conns, last, &mut gap);
+    topic.members.pop();
+}
+
+/// The member at `from` fills the gap and leaves one behind.
+fn shift(topic: &mut Topic, conns: &mut Slots<Conn>, from: usize, gap: &mut usize) {
+    if from == *gap {
+        return;
+    }
+    let members = topic.members.as_mut_slice();
+    let Member { conn, slot } = members[from];
+    members[*gap] = Member { conn, slot };
+    let conn = conns.at_mut(conn).expect("a member is a connection");
+    conn.joined.set_place(slot as usize, *gap as u32);
+    *gap = from;
+}

@@ -1,0 +1,403 @@
+//! How connections begin and end, and the one sweep that finds the silent.
+//!
+//! Closing: `begin_close` leaves all topics at once and queues the close frame, nothing more. The
+//! connection ends when both sides have said goodbye, or its deadline passes, or the socket fails;
+//! it is freed in one place, [`Shard::poll_closed`]. Nothing frees a connection under its caller's
+//! feet: close later, never now.
+//!
+//! Deadlines of one kind all have the same length, so a queue in the order of their arrival is
+//! sorted: no timer per connection. The sweep walks a slice of the slab on each tick, so that every
+//! connection is visited once per ping interval and no moment carries more than its share.
+
+use super::Shard;
+use super::conn::{CloseReason, Conn, State};
+use crate::auth::Identity;
+use crate::ids::{ConnId, TopicName};
+use crate::protocol::Event;
+use crate::ws::encode::{self, Opcode};
+use bytes::Bytes;
+use std::collections::VecDeque;
+
+/// An empty ping.
+const PING: &[u8] = &[0x80 | Opcode::Ping as u8, 0];
+
+/// Longest time over which clients are asked to spread their return after a drain.
+const RECONNECT_SPREAD_MS: u64 = 5_000;
+
+/// A handshake that succeeded.
+#[derive(Debug)]
+pub struct Opening {
+    /// Who the client is.
+    pub identity: Identity,
+    /// The complete 101 answer.
+    pub response: Bytes,
+    /// Rooms to join at once; valid names, at most `rooms_per_connection_max`.
+    pub rooms: Vec<String>,
+    /// Whether it is a plain echo.
+    pub echo: bool,
+}
+
+/// What is to be done with a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// Our half is to be closed; the peer is expected to close the other.
+    Half {
+        /// The caller's number for the socket.
+        wire: u32,
+    },
+    /// The connection is gone from here; the socket is to be closed.
+    Whole {
+        /// The caller's number for the socket.
+        wire: u32,
+        /// The connection's index, free from now on.
+        index: u32,
+    },
+}
+
+/// What the living and dying of connections needs to remember.
+#[derive(Debug, Default)]
+pub(super) struct Life {
+    handshakes: VecDeque<(u64, ConnId)>,
+    closings: VecDeque<(u64, ConnId)>,
+    /// Said all, and the peer too (or it is time to close our half).
+    leaving: VecDeque<ConnId>,
+    /// Gone: to be freed.
+    ended: VecDeque<ConnId>,
+    /// Their HTTP request did not come in time: to be answered.
+    timed_out: VecDeque<ConnId>,
+    sweep: Sweep,
+    drain: Option<Drain>,
+    /// When time was last said.
+    now_ms: u64,
+}
+
+#[derive(Debug, Default)]
+struct Sweep {
+    began_ms: u64,
+    at: usize,
+}
+
+#[derive(Debug)]
+struct Drain {
+    began_ms: u64,
+    over_ms: u64,
+    at: usize,
+}
+
+impl Shard {
+    /// A socket was accepted. `None`: there are as many connections as there may be, or this node
+    /// is ending; the caller refuses it.
+    pub fn handle_accept(&mut self, wire: u32, now_ms: u64) -> Option<ConnId> {
+        let handshaking = self.counters.handshaking as usize;
+        if self.life.drain.is_some() || handshaking >= self.limits.handshakes_max {
+            return None;
+        }
+        let conn = ConnId(self.conns.insert(Conn::new(wire)).ok()?);
+        self.counters.accepted += 1;
+        self.counters.handshaking += 1;
+        self.life.handshakes.push_back((now_ms + self.limits.handshake_timeout_ms, conn));
+        Some(conn)
+    }
+
+    /// The handshake succeeded: the connection is a WebSocket from here on.
+    pub fn handle_open(&mut self, conn: ConnId, opening: Opening) {
+        let Some(c) = self.conns.get_mut(conn.0) else { return };
+        assert_eq!(c.state, State::Handshaking);
+        c.state = State::Open;
+        c.echo = opening.echo;
+        c.rights = opening.identity.rights;
+        self.counters.handshaking -= 1;
+        self.counters.connections += 1;
+        self.counters.opened += 1;
+        self.queue_reply(conn, opening.response, false);
+        if !opening.echo {
+            self.welcome(conn, opening.identity.user.as_deref(), &opening.rooms);
+        }
+    }
+
+    /// The handshake failed: `response` is a complete HTTP answer, then the connection ends.
+    pub fn handle_http(&mut self, conn: ConnId, response: Bytes, now_ms: u64) {
+        let Some(c) = self.conns.get_mut(conn.0) else { return };
+        assert_eq!(c.state, State::Handshaking);
+        c.state = State::Closing { peer_done: false, deaf: true, said_all: false };
+        c.reason = Some(CloseReason::Http);
+        self.counters.handshaking -= 1;
+        self.counters.closing += 1;
+        self.life.closings.push_back((now_ms + self.limits.close_timeout_ms, conn));
+        self.queue_reply(conn, response, true);
+    }
+
+    /// The peer has closed its half, or the socket failed.
+    pub fn handle_ended(&mut self, conn: ConnId, reason: CloseReason) {
+        let Some(c) = self.conns.get_mut(conn.0) else { return };
+        c.reason.get_or_insert(reason);
+        self.leave_all(conn);
+        self.life.ended.push_back(conn);
+    }
+
+    /// A write failed: the socket of the connection at `index` is dead.
+    pub fn handle_broken(&mut self, index: u32) {
+        if let Some(id) = self.conns.id_at(index) {
+            self.handle_ended(ConnId(id), CloseReason::Io);
+        }
+    }
+
+    /// Time passes. On a tick of any length; the shorter, the more evenly pings are spread.
+    pub fn handle_timeout(&mut self, now_ms: u64) {
+        self.life.now_ms = now_ms;
+        while let Some(conn) = due(&mut self.life.handshakes, now_ms) {
+            if self.is_handshaking(conn) {
+                self.counters.refused_timeout += 1;
+                self.life.timed_out.push_back(conn);
+            }
+        }
+        while let Some(conn) = due(&mut self.life.closings, now_ms) {
+            self.life.ended.push_back(conn);
+        }
+        self.sweep(now_ms);
+        self.drain(now_ms);
+    }
+
+    /// A connection whose HTTP request did not come in time: the caller answers it
+    /// ([`Shard::handle_http`]).
+    pub fn poll_timed_out(&mut self) -> Option<ConnId> {
+        self.life.timed_out.pop_front()
+    }
+
+    /// The next socket whose time has come. The only place where connections are freed.
+    pub fn poll_closed(&mut self) -> Option<Closed> {
+        while let Some(conn) = self.life.ended.pop_front() {
+            if let Some(wire) = self.free(conn) {
+                return Some(Closed::Whole { wire, index: conn.0.index });
+            }
+        }
+        while let Some(conn) = self.life.leaving.pop_front() {
+            let Some(c) = self.conns.get_mut(conn.0) else { continue };
+            if c.outbox.is_some() {
+                continue; // It comes again when the outbox is empty.
+            }
+            let wire = c.wire;
+            match c.state {
+                State::Closing { peer_done: true, .. } => {
+                    let index = conn.0.index;
+                    return self.free(conn).map(|wire| Closed::Whole { wire, index });
+                }
+                State::Closing { deaf: true, .. } => return Some(Closed::Half { wire }),
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// Whether this shard has ended: drained, and nobody is left.
+    pub fn is_drained(&self) -> bool {
+        self.life.drain.is_some() && self.conns.is_empty()
+    }
+
+    /// Begins the end of an open connection, from our side or as an answer. It is out of every
+    /// topic at once; its close frame is the last thing it hears.
+    pub(super) fn begin_close(&mut self, conn: ConnId, reason: CloseReason) {
+        let Some(c) = self.conns.get_mut(conn.0) else { return };
+        if !c.is_open() {
+            return;
+        }
+        let peer_done = reason == CloseReason::Client;
+        let deaf = matches!(reason, CloseReason::Protocol(_));
+        c.state = State::Closing { peer_done, deaf, said_all: false };
+        c.reason = Some(reason);
+        c.decoder = None;
+        if let Some(outbox) = c.outbox.as_mut().filter(|_| reason == CloseReason::Slow) {
+            let before = outbox.bytes();
+            outbox.keep_first();
+            self.counters.outbox_bytes -= (before - outbox.bytes()) as u64;
+        }
+        self.counters.connections -= 1;
+        self.counters.closing += 1;
+        self.leave_all(conn);
+        let deadline_ms = self.life.now_ms + self.limits.close_timeout_ms;
+        self.life.closings.push_back((deadline_ms, conn));
+        if let Some(code) = reason.code() {
+            self.queue_reply(conn, encode::close(code, reason.text()), true);
+        }
+    }
+
+    /// The peer sent a close frame.
+    ///
+    /// 1. It was first: it gets ours, then the connection ends.
+    /// 2. We were first: when our last byte has left, the connection ends.
+    pub(super) fn on_peer_close(&mut self, conn: ConnId) {
+        let Some(c) = self.conns.get_mut(conn.0) else { return };
+        if let State::Closing { peer_done, .. } = &mut c.state {
+            *peer_done = true;
+            self.consider_leaving(conn);
+        } else {
+            self.begin_close(conn, CloseReason::Client);
+        }
+    }
+
+    /// If our last byte has left and nothing more is expected, the connection may go.
+    pub(super) fn consider_leaving(&mut self, conn: ConnId) {
+        let Some(c) = self.conns.get(conn.0) else { return };
+        if let State::Closing { peer_done, deaf, said_all: true } = c.state {
+            if (peer_done || deaf) && c.outbox.is_none() {
+                self.life.leaving.push_back(conn);
+            }
+        }
+    }
+
+    fn welcome(&mut self, conn: ConnId, user: Option<&str>, rooms: &[String]) {
+        let (index, generation) = (conn.0.index, conn.0.generation);
+        let shard = self.config.id.0;
+        let connection_id = format!("{}-{shard:x}-{index:x}-{generation:x}", self.config.node);
+        let anonymous;
+        let user_id = match user {
+            Some(user) => user,
+            None => {
+                anonymous = format!("anon-{connection_id}");
+                &anonymous
+            }
+        };
+        let node = std::mem::take(&mut self.config.node_name);
+        let ping_interval_s = self.limits.ping_interval_ms.div_ceil(1000);
+        let (connection_id, node_name) = (&connection_id[..], &node[..]);
+        let welcome = Event::Welcome { connection_id, user_id, node: node_name, ping_interval_s };
+        self.say(conn, &welcome);
+        self.config.node_name = node;
+        if self.enter(conn, &TopicName::user(user_id)).is_none() {
+            return self.begin_close(conn, CloseReason::Overloaded);
+        }
+        for room in rooms {
+            self.on_join_room(conn, room);
+        }
+    }
+
+    fn leave_all(&mut self, conn: ConnId) {
+        while let Some(slots) = self.conns.get(conn.0).map(|c| c.joined.len()).filter(|n| *n > 0) {
+            if slots > 1 {
+                self.counters.leaves += 1;
+            }
+            self.leave_at(conn, slots - 1);
+        }
+    }
+
+    /// Frees a connection, counts why it ended, and answers its socket.
+    fn free(&mut self, conn: ConnId) -> Option<u32> {
+        self.leave_all(conn);
+        let c = self.conns.remove(conn.0)?;
+        if let Some(outbox) = &c.outbox {
+            self.counters.outbox_bytes -= outbox.bytes() as u64;
+        }
+        match c.state {
+            State::Handshaking => {
+                self.counters.handshaking -= 1;
+                self.counters.refused_gone += 1;
+            }
+            State::Open => self.counters.connections -= 1,
+            State::Closing { .. } => self.counters.closing -= 1,
+        }
+        if !matches!(c.state, State::Handshaking) {
+            self.count_close(c.reason.unwrap_or(CloseReason::Gone));
+        }
+        Some(c.wire)
+    }
+
+    fn count_close(&mut self, reason: CloseReason) {
+        let counters = &mut self.counters;
+        *match reason {
+            CloseReason::Client => &mut counters.closed_normal,
+            CloseReason::Gone => &mut counters.closed_gone,
+            CloseReason::Io => &mut counters.closed_error,
+            CloseReason::Protocol(error) => {
+                if error.close_code() == crate::ws::close::CloseCode::TOO_BIG {
+                    &mut counters.closed_too_big
+                } else {
+                    &mut counters.closed_protocol
+                }
+            }
+            CloseReason::Unsupported => &mut counters.closed_unsupported,
+            CloseReason::Slow => &mut counters.closed_slow,
+            CloseReason::Silent => &mut counters.closed_silent,
+            CloseReason::Drain => &mut counters.closed_drain,
+            CloseReason::Overloaded => &mut counters.closed_overloaded,
+            CloseReason::Http => return,
+        } += 1;
+    }
+
+    /// Visits the share of connections that is due: whoever was not heard since the last visit ends,
+    /// everyone else is pinged.
+    fn sweep(&mut self, now_ms: u64) {
+        let interval_ms = self.limits.ping_interval_ms.max(1);
+        let high = self.conns.high();
+        let passed_ms = now_ms.saturating_sub(self.life.sweep.began_ms);
+        let share = (high as u64 * passed_ms / interval_ms).min(high as u64) as usize;
+        for index in self.life.sweep.at..share {
+            self.visit(index as u32);
+        }
+        self.life.sweep.at = self.life.sweep.at.max(share);
+        if passed_ms >= interval_ms {
+            self.life.sweep = Sweep { began_ms: now_ms, at: 0 };
+        }
+    }
+
+    fn visit(&mut self, index: u32) {
+        let Some(id) = self.conns.id_at(index).map(ConnId) else { return };
+        let conn = self.conns.at_mut(index).expect("it has an id");
+        if !conn.is_open() {
+            return;
+        }
+        if !std::mem::take(&mut conn.heard) {
+            return self.begin_close(id, CloseReason::Silent);
+        }
+        self.counters.pings += 1;
+        self.queue_reply(id, Bytes::from_static(PING), false);
+    }
+
+    pub(super) fn begin_drain(&mut self, over_ms: u64, now_ms: u64) {
+        if self.life.drain.is_none() {
+            self.life.drain = Some(Drain { began_ms: now_ms, over_ms, at: 0 });
+            self.drain(now_ms);
+        }
+    }
+
+    /// Closes the share of connections that is due, each told when to come back.
+    fn drain(&mut self, now_ms: u64) {
+        let high = self.conns.high();
+        let Some(drain) = &mut self.life.drain else { return };
+        let passed_ms = now_ms.saturating_sub(drain.began_ms);
+        let share = (high as u64 * passed_ms).checked_div(drain.over_ms).unwrap_or(high as u64);
+        let from = drain.at;
+        let to = share.min(high as u64) as usize;
+        drain.at = drain.at.max(to);
+        for index in from..to {
+            if let Some(id) = self.conns.id_at(index as u32) {
+                self.send_away(ConnId(id));
+            }
+        }
+    }
+
+    fn send_away(&mut self, conn: ConnId) {
+        let Some(c) = self.conns.get(conn.0) else { return };
+        match c.state {
+            State::Handshaking => self.life.ended.push_back(conn),
+            State::Closing { .. } => {}
+            State::Open => {
+                if !c.echo {
+                    // Spread by the connection's place: neighbours do not come back together.
+                    let after_ms =
+                        u64::from(conn.0.index).wrapping_mul(2_654_435_761) % RECONNECT_SPREAD_MS;
+                    self.say(conn, &Event::Reconnect { after_ms });
+                }
+                self.begin_close(conn, CloseReason::Drain);
+            }
+        }
+    }
+}
+
+fn due(queue: &mut VecDeque<(u64, ConnId)>, now_ms: u64) -> Option<ConnId> {
+    let (deadline_ms, conn) = *queue.front()?;
+    if deadline_ms > now_ms {
+        return None;
+    }
+    queue.pop_front();
+    Some(conn)
+}
