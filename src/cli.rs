@@ -21,7 +21,7 @@ pub enum Order {
     /// Put load on a server.
     Load(Box<LoadArgs>),
     /// Say what this host lacks.
-    Doctor(Question),
+    Doctor(Box<Question>),
     /// Print this and end well.
     Print(String),
 }
@@ -62,7 +62,8 @@ pub fn order(
         }
         "doctor" => {
             let connections = *matches.get_one("connections").expect("it has a default");
-            Ok(Order::Doctor(Question { connections, config: config(matches, world)? }))
+            let config = config(matches, world)?;
+            Ok(Order::Doctor(Box::new(Question { connections, config })))
         }
         "token" => token(matches, world).map(Order::Print),
         "config" => print_config(matches, world).map(Order::Print),

@@ -18,8 +18,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let world = World {
+        // What is not UTF-8 is not left out: a secret that is ignored would open the door.
         env: std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .map(|(name, value)| (name.to_string_lossy().into(), value.to_string_lossy().into()))
             .collect(),
         read_file: &|path| std::fs::read_to_string(path),
         now_unix_s: now,
@@ -86,7 +87,8 @@ fn build(plan: Arc<Plan>, ports: start::Ports) -> Result<drain::Tower, Failure> 
         (plan.clone(), Arc::clone(&backplane_mirror), health.clone());
     start::thread("backplane".into(), &health, move || {
         start::settle(&own_plan.other_cores);
-        backplane::run(own_plan, backplane_end, mirror, own_health)
+        backplane::run(own_plan, backplane_end, mirror, own_health);
+        Ok(())
     })?;
 
     let setup = OpsSetup {

@@ -1,1 +1,157 @@
-//! Tests.
+use super::*;
+use jsonwebtoken::{EncodingKey, Header, encode};
+use serde_json::{Value, json};
+
+const NOW: u64 = 1_700_000_000;
+const SECRET: &str = "a secret of the right length, so it is";
+const USER_RIGHTS: Rights = Rights { publish: true, send: true, ..Rights::NONE };
+const ANON_RIGHTS: Rights = Rights { publish: true, ..Rights::NONE };
+
+fn gate(anonymous: bool, secret: Option<&str>) -> Gate {
+    Gate::new(&AuthPlan {
+        anonymous,
+        hmac_secret: secret.map(str::to_owned),
+        anonymous_rights: ANON_RIGHTS,
+        user_rights: USER_RIGHTS,
+    })
+}
+
+fn signed(algorithm: Algorithm, secret: &str, claims: &Value) -> String {
+    encode(&Header::new(algorithm), claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
+}
+
+fn judge(claims: Value) -> Result<Identity, Denied> {
+    gate(false, Some(SECRET)).admit(Some(&signed(Algorithm::HS256, SECRET, &claims)), NOW)
+}
+
+fn ann(rights: Rights) -> Result<Identity, Denied> {
+    Ok(Identity { user: Some("ann".into()), rights })
+}
+
+#[test]
+fn time_decides_with_a_small_leeway_on_both_sides() {
+    for (claims, verdict) in [
+        (json!({"sub": "ann"}), ann(USER_RIGHTS)),
+        (json!({"sub": "ann", "exp": NOW + 1}), ann(USER_RIGHTS)),
+        (json!({"sub": "ann", "exp": NOW + 1 - LEEWAY_S}), ann(USER_RIGHTS)),
+        (json!({"sub": "ann", "exp": NOW as f64 + 0.5 - LEEWAY_S as f64}), ann(USER_RIGHTS)),
+        (json!({"sub": "ann", "exp": NOW - LEEWAY_S}), Err(Denied::Expired)),
+        (json!({"sub": "ann", "exp": 0}), Err(Denied::Expired)),
+        (json!({"sub": "ann", "exp": -1}), Err(Denied::Expired)),
+        (json!({"sub": "ann", "exp": "tomorrow"}), Err(Denied::Invalid)),
+        (json!({"sub": "ann", "nbf": NOW}), ann(USER_RIGHTS)),
+        (json!({"sub": "ann", "nbf": NOW + LEEWAY_S}), ann(USER_RIGHTS)),
+        (json!({"sub": "ann", "nbf": NOW + LEEWAY_S + 1}), Err(Denied::Invalid)),
+    ] {
+        assert_eq!(judge(claims.clone()), verdict, "{claims}");
+    }
+}
+
+#[test]
+fn a_token_names_a_user_who_may_be_one() {
+    let too_long = "x".repeat(256);
+    for (claims, is_good) in [
+        (json!({"sub": "ann", "aud": "others", "iss": "them", "iat": 1, "x": {}}), true),
+        (json!({"sub": "Ännchen 7"}), true),
+        (json!({}), false),
+        (json!({"sub": 7}), false),
+        (json!({"sub": null}), false),
+        (json!({"sub": ""}), false),
+        (json!({"sub": "a\nb"}), false),
+        (json!({"sub": too_long}), false),
+        (json!({"sub": "anon-7"}), false),
+        (json!({"sub": "anonymous"}), true),
+        (json!(["ann"]), false),
+    ] {
+        let verdict = judge(claims.clone());
+        assert_eq!(verdict.is_ok(), is_good, "{claims}");
+        assert!(is_good || verdict == Err(Denied::Invalid), "{claims}");
+    }
+}
+
+#[test]
+fn rights_in_a_token_replace_the_default_ones() {
+    let all = Rights { publish: true, publish_unjoined: true, send: true, broadcast: true };
+    for (rights, verdict) in [
+        (json!(["broadcast"]), ann(Rights { broadcast: true, ..Rights::NONE })),
+        (json!(["publish", "publish_unjoined", "send", "broadcast"]), ann(all)),
+        (json!([]), ann(Rights::NONE)),
+        (json!(["fly", "send"]), ann(Rights { send: true, ..Rights::NONE })),
+        (json!(null), ann(USER_RIGHTS)),
+        (json!("broadcast"), Err(Denied::Invalid)),
+        (json!([1]), Err(Denied::Invalid)),
+    ] {
+        assert_eq!(judge(json!({"sub": "ann", "rights": rights})), verdict, "{rights}");
+    }
+}
+
+#[test]
+fn only_our_signature_counts() {
+    let gate = gate(false, Some(SECRET));
+    let claims = json!({"sub": "ann"});
+    let good = signed(Algorithm::HS256, SECRET, &claims);
+    assert_eq!(gate.admit(Some(&good), NOW), ann(USER_RIGHTS));
+
+    let (head, rest) = good.split_once('.').unwrap();
+    let (body, signature) = rest.split_once('.').unwrap();
+    let mut flipped = signature.to_owned();
+    let first = if flipped.starts_with('A') { "B" } else { "A" };
+    flipped.replace_range(..1, first);
+    // {"alg":"none"} and {"alg":"NONE","typ":"JWT"}
+    let (none, shouted) = ("eyJhbGciOiJub25lIn0", "eyJhbGciOiJOT05FIiwidHlwIjoiSldUIn0");
+    let other_body = signed(Algorithm::HS256, "another", &json!({"sub": "bob"}));
+    let bob = other_body.split('.').nth(1).unwrap();
+    for (what, token) in [
+        ("another secret", signed(Algorithm::HS256, "another secret", &claims)),
+        ("another algorithm", signed(Algorithm::HS384, SECRET, &claims)),
+        ("another algorithm", signed(Algorithm::HS512, SECRET, &claims)),
+        ("no algorithm", format!("{none}.{body}.")),
+        ("no algorithm", format!("{shouted}.{body}.")),
+        ("no algorithm, signed", format!("{none}.{body}.{signature}")),
+        ("a changed signature", format!("{head}.{body}.{flipped}")),
+        ("no signature", format!("{head}.{body}.")),
+        ("no signature", format!("{head}.{body}")),
+        ("another body", format!("{head}.{bob}.{signature}")),
+        ("too many parts", format!("{good}.{signature}")),
+        ("a space", format!(" {good}")),
+        ("nothing", String::new()),
+        ("garbage", "…".to_owned()),
+    ] {
+        assert_eq!(gate.admit(Some(&token), NOW), Err(Denied::Invalid), "{what}");
+    }
+}
+
+#[test]
+fn nobody_comes_in_without_a_token_unless_that_is_allowed() {
+    let anonymous = Ok(Identity { user: None, rights: ANON_RIGHTS });
+    assert_eq!(gate(true, None).admit(None, NOW), anonymous);
+    assert_eq!(gate(true, Some(SECRET)).admit(None, NOW), anonymous);
+    assert_eq!(gate(false, Some(SECRET)).admit(None, NOW), Err(Denied::Missing));
+}
+
+#[test]
+fn a_bad_token_is_denied_even_where_none_would_do() {
+    let expired = signed(Algorithm::HS256, SECRET, &json!({"sub": "ann", "exp": 1}));
+    assert_eq!(gate(true, Some(SECRET)).admit(Some(&expired), NOW), Err(Denied::Expired));
+    assert_eq!(gate(true, Some(SECRET)).admit(Some("x"), NOW), Err(Denied::Invalid));
+    assert_eq!(gate(true, None).admit(Some(&expired), NOW), Err(Denied::Invalid));
+}
+
+#[test]
+fn what_is_minted_is_admitted_and_what_would_not_be_is_not_minted() {
+    let wish =
+        |user: &str, rights| TokenWish { user: user.to_owned(), rights, expires_unix_s: NOW + 60 };
+    let gate = gate(false, Some(SECRET));
+    let token = mint(&wish("ann", None), SECRET).unwrap();
+    assert_eq!(gate.admit(Some(&token), NOW), ann(USER_RIGHTS));
+    assert_eq!(gate.admit(Some(&token), NOW + 60 + LEEWAY_S), Err(Denied::Expired));
+    let listener = mint(&wish("ann", Some(Rights::NONE)), SECRET).unwrap();
+    assert_eq!(gate.admit(Some(&listener), NOW), ann(Rights::NONE));
+    assert!(mint(&wish("anon-1", None), SECRET).is_err());
+    assert!(mint(&wish("", None), SECRET).is_err());
+}
+
+#[test]
+fn a_gate_that_is_logged_shows_no_secret() {
+    assert!(!format!("{:?}", gate(true, Some(SECRET))).contains(SECRET));
+}

@@ -64,7 +64,8 @@ impl Transport for Embedded {
     }
 }
 
-fn message(publish: &Publish) -> Message<'_> {
+/// A publish as those who hear it see it.
+pub fn message(publish: &Publish) -> Message<'_> {
     Message {
         topic: publish.topic.as_str(),
         from: publish.from.as_ref().and_then(user),
@@ -74,7 +75,7 @@ fn message(publish: &Publish) -> Message<'_> {
 }
 
 /// The user of a `u:<user>` topic.
-pub fn user(topic: &TopicName) -> Option<&str> {
+fn user(topic: &TopicName) -> Option<&str> {
     match topic.kind() {
         TopicKind::User(user) => Some(user),
         TopicKind::Room(_) | TopicKind::All => None,

@@ -137,6 +137,7 @@ pub struct Interest {
     lingering: VecDeque<Lingering>,
     linger: Duration,
     link: u32,
+    confirmed: usize,
     leaves: u32,
 }
 
@@ -156,13 +157,19 @@ impl Interest {
             lingering: VecDeque::new(),
             linger,
             link: 1,
+            confirmed: 0,
             leaves: 0,
         }
     }
 
     /// How many topics there are, lingering ones included.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.entries.len()
+    }
+
+    /// How many of them are confirmed on this link.
+    pub fn confirmed(&self) -> usize {
+        self.confirmed
     }
 
     /// One past the highest place: the range that [`Interest::name_at`] knows.
@@ -238,6 +245,7 @@ impl Interest {
     pub fn confirm(&mut self, key: TopicKey, mut answer: impl FnMut(ShardId, TopicId)) {
         let link = self.link;
         let Some(entry) = self.entries.get_mut(key) else { return };
+        self.confirmed += usize::from(entry.link != link);
         entry.link = link;
         for member in entry.members.as_mut_slice().iter_mut().filter(|m| !m.answered) {
             member.answered = true;
@@ -248,10 +256,12 @@ impl Interest {
     /// The link is lost, and every confirmation with it.
     pub fn lose_link(&mut self) {
         self.link = self.link.wrapping_add(1).max(1);
+        self.confirmed = 0;
     }
 
     fn forget(&mut self, key: TopicKey) -> TopicName {
         let entry = self.entries.remove(key).expect("only living entries are forgotten");
+        self.confirmed -= usize::from(entry.link == self.link);
         let hash = self.hash(entry.name.as_str());
         self.places
             .find_entry(spread(hash), |place| place.index == key.index)
@@ -324,7 +334,7 @@ mod tests {
         assert_eq!(interest.take_expired(now), None);
         interest.leave(&room("a"), ONE, at(10), now);
         assert_eq!(interest.take_expired(now), Some(room("a")));
-        assert_eq!((interest.len(), interest.places.len()), (0, 0));
+        assert_eq!((interest.count(), interest.places.len()), (0, 0));
     }
 
     #[test]
@@ -350,8 +360,11 @@ mod tests {
         interest.lose_link();
         assert_eq!(interest.join(room("a"), TWO, at(2)), Joined::Later);
         let mut answered = Vec::new();
+        assert_eq!(interest.confirmed(), 0);
         interest.confirm(key, |shard, _| answered.push(shard));
         assert_eq!(answered, [TWO]);
+        interest.confirm(key, |_, _| panic!("answered already"));
+        assert_eq!(interest.confirmed(), 1);
     }
 
     #[test]

@@ -14,11 +14,14 @@
 //! sleep between two turns does.
 
 pub mod embedded;
+pub mod envelope;
 pub mod fanout;
 pub mod interest;
 pub mod local;
+pub mod redis;
 mod seldom;
 
+use self::redis::RedisTransport;
 use crate::ids::{ShardId, TopicName};
 use crate::link::channel::BackplaneEnd;
 use crate::link::health::Health;
@@ -91,7 +94,12 @@ pub fn run(plan: Arc<Plan>, end: BackplaneEnd, mirror: Arc<BackplaneMirror>, hea
                 let local = Local::new(plan.node, end, health, Duration::ZERO);
                 Ringer::new(local, embedded::Embedded::default(), mirror).run().await;
             }
-            BackplanePlan::Redis(_) => unreachable!(),
+            BackplanePlan::Redis(redis) => {
+                let linger = Duration::from_millis(redis.linger_ms);
+                let local = Local::new(plan.node, end, health, linger);
+                let transport = RedisTransport::new(redis.clone(), plan.limits, plan.node);
+                Ringer::new(local, transport, mirror).run().await;
+            }
         }
     }));
 }
@@ -138,7 +146,9 @@ impl<T: Transport> Ringer<T> {
     fn poll_turns(&mut self, cx: &mut Context<'_>) -> Poll<Pause> {
         for _ in 0..TURNS_MAX {
             let now = Instant::now();
-            if self.tick.poll_tick(cx).is_ready() {
+            // A tick that has come must be polled once more, or nobody wakes us for the next.
+            let has_ticked = self.tick.poll_tick(cx).is_ready();
+            if has_ticked {
                 self.publish_numbers(now);
                 if self.local.is_deserted() && (self.transport.is_idle() || !self.local.is_up()) {
                     return Poll::Ready(Pause::End);
@@ -147,7 +157,8 @@ impl<T: Transport> Ringer<T> {
             if self.local.end.is_stopped() {
                 return Poll::Ready(Pause::End);
             }
-            if !self.turn(cx, now) && self.may_sleep() && self.poll_sleep(cx).is_pending() {
+            let is_busy = self.turn(cx, now) | has_ticked;
+            if !is_busy && self.may_sleep() && self.poll_sleep(cx).is_pending() {
                 return Poll::Pending;
             }
         }
@@ -240,7 +251,8 @@ impl<T: Transport> Ringer<T> {
 
     fn publish_numbers(&mut self, now: Instant) {
         let counters = &mut self.local.counters;
-        counters.topics = self.local.interest.len() as u64;
+        counters.topics = self.local.interest.count() as u64;
+        counters.subscriptions = self.local.interest.confirmed() as u64;
         self.transport.measure(now, counters);
         self.mirror.publish(counters);
     }

@@ -1,1 +1,290 @@
-//! Tests.
+use super::*;
+
+fn said(flags: &[(&'static str, &str)], env: &[(&str, &str)], file: Option<&str>) -> Said {
+    let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    Said {
+        flags: flags.iter().map(|(key, value)| (*key, (*value).to_owned())).collect(),
+        env: env.iter().map(owned).collect(),
+        file: file.map(|text| FileText { path: "f.toml".into(), text: text.into() }),
+    }
+}
+
+fn by_flag(key: &'static str, value: &str) -> Result<Config, ConfigErrors> {
+    Config::load(&said(&[(key, value)], &[], None))
+}
+
+fn complaint(said: &Said) -> String {
+    Config::load(said).expect_err("this must be refused").to_string()
+}
+
+/// For every knob: some good values, and some bad ones.
+fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
+    let mut table = vec![
+        (
+            "listen",
+            vec!["127.0.0.1:0", "[::]:8080"],
+            vec!["8080", "localhost", "", "1.2.3.4:70000"],
+        ),
+        ("ops.listen", vec!["127.0.0.1:1"], vec![":9090", "x:1"]),
+        (
+            "backplane",
+            vec!["memory", "redis://h", "rediss://u:p@h:6380/1", "redis://[::1]:6379"],
+            vec![
+                "",
+                "redis://",
+                "redis:///0",
+                "http://h",
+                "redis+sentinel://h/m",
+                "redis+cluster://h",
+            ],
+        ),
+        ("shards", vec!["0", "60"], vec!["-1", "1025", "two", "1.5"]),
+        ("cores", vec!["", "0", "0-3,6"], vec!["3-0", "a", "0,0", "0-2,1", "0-99999999", "-"]),
+        ("private_fd_tables", vec!["true", "false"], vec!["yes", "1", ""]),
+        ("echo_path", vec!["", "/echo"], vec!["echo", "/a b", "/a?b", "/", "/ws"]),
+        ("page", vec!["true", "false"], vec!["on"]),
+        (
+            "origins",
+            vec!["", "https://a.example", "https://a:1,http://b", "null"],
+            vec!["a.example", "https://", "https://a/", "*", "https://*.a"],
+        ),
+        ("drain_ms", vec!["0", "10000"], vec!["3600001", "10s"]),
+        ("node.name", vec!["", "tower-1"], vec!["a\nb"]),
+        ("auth.anonymous", vec!["auto", "true"], vec!["", "maybe", "false"]),
+        ("auth.hmac_secret", vec!["", "12345678"], vec!["1234567"]),
+        (
+            "auth.anonymous_rights",
+            vec!["auto", "", "publish", "publish, send"],
+            vec!["fly", "publish,fly"],
+        ),
+        ("auth.user_rights", vec!["", "broadcast,publish_unjoined"], vec!["auto", "Publish"]),
+        ("ops.api_key", vec!["", "12345678"], vec!["1234567"]),
+        ("log.level", vec!["error", "debug"], vec!["", "loud"]),
+        ("log.format", vec!["text", "json"], vec!["xml"]),
+        ("redis.prefix", vec!["campanile", "a.b_c-d:e"], vec!["", "{a}", "a b", "é"]),
+        ("redis.linger_ms", vec!["0"], vec!["-1", "99999999999999999999"]),
+        ("redis.canary_interval_ms", vec!["50"], vec!["49", "5000"]),
+        ("redis.canary_timeout_ms", vec!["1000"], vec!["99", "999"]),
+        ("redis.timeout_ms", vec!["50"], vec!["49"]),
+        ("redis.backoff_ms_max", vec!["10"], vec!["9"]),
+    ];
+    let limits = KNOBS.iter().filter(|knob| knob.key.starts_with("limits."));
+    table.extend(limits.map(|knob| {
+        let good = vec![Box::leak(knob.default_text().into_boxed_str()) as &str];
+        (knob.key, good, vec!["0", "99999999999999", "many", "", "1.0"])
+    }));
+    table
+}
+
+#[test]
+fn every_knob_takes_what_is_good_and_refuses_what_is_not_saying_what_would_be() {
+    let table = table();
+    for knob in KNOBS {
+        let (_, good, bad) = table
+            .iter()
+            .find(|(key, ..)| *key == knob.key)
+            .unwrap_or_else(|| panic!("{} is not in the test's table", knob.key));
+        for value in good {
+            let config = by_flag(knob.key, value).unwrap_or_else(|error| panic!("{error}"));
+            let again = by_flag(knob.key, &knob.text(&config)).unwrap();
+            assert_eq!(config, again, "{} = {value:?} is written as it is read", knob.key);
+        }
+        for value in bad {
+            let error = match by_flag(knob.key, value) {
+                Ok(_) => panic!("{} took {value:?}", knob.key),
+                Err(ConfigErrors(errors)) => errors[0].clone(),
+            };
+            let text = error.to_string();
+            assert!(text.contains(knob.key), "the key: {text}");
+            if let ConfigError::BadValue { .. } = error {
+                let shown = format!("{:?}", knob.shown(value));
+                assert!(text.contains(&shown), "the value {shown}: {text}");
+                assert!(text.contains(&knob.kind.wanted()), "the range: {text}");
+                assert!(text.contains(&format!("--{}", knob.flag())), "the source: {text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_limit_is_a_knob_with_its_own_field() {
+    let fields = format!("{:?}", Limits::PRODUCTION);
+    let fields = fields.trim_start_matches("Limits { ").trim_end_matches(" }");
+    let fields: Vec<_> = fields.split(", ").filter_map(|field| field.split_once(": ")).collect();
+    assert!(fields.len() > 10, "{fields:?}");
+    for (name, default) in fields {
+        let knob = knob(&format!("limits.{name}")).unwrap_or_else(|| panic!("{name} is no knob"));
+        assert_eq!(knob.default_text(), default);
+        assert_eq!(knob.text(&Config::default()), default);
+    }
+}
+
+#[test]
+fn a_flag_wins_over_the_environment_and_that_over_the_file_and_that_over_the_default() {
+    let file = Some("drain_ms = 3\n[limits]\nhead_bytes_max = 2_048\n");
+    let env = [("CAMPANILE_DRAIN_MS", "2")];
+    let of = |said: Said| Config::load(&said).unwrap().drain_ms;
+    assert_eq!(of(said(&[("drain_ms", "1")], &env, file)), 1);
+    assert_eq!(of(said(&[], &env, file)), 2);
+    assert_eq!(of(said(&[], &[], file)), 3);
+    assert_eq!(of(said(&[], &[], None)), 10_000);
+    assert_eq!(Config::load(&said(&[], &[], file)).unwrap().limits.head_bytes_max, 2048);
+}
+
+#[test]
+fn every_knob_can_be_set_by_its_variable_and_by_its_key() {
+    for (key, good, _) in table() {
+        let (knob, value) = (knob(key).unwrap(), good[good.len() - 1]);
+        let by_flag = by_flag(key, value).unwrap();
+        let by_env = Config::load(&said(&[], &[(&knob.env(), value)], None)).unwrap();
+        assert_eq!(by_env, by_flag, "{key}");
+        let (section, name) = key.split_once('.').unwrap_or(("", key));
+        let head = if section.is_empty() { String::new() } else { format!("[{section}]\n") };
+        let file = format!("{head}{name} = {value:?}\n");
+        let by_file = Config::load(&said(&[], &[], Some(&file))).unwrap();
+        assert_eq!(by_file, by_flag, "{key}");
+    }
+}
+
+#[test]
+fn flags_and_variables_are_spelled_apart() {
+    for spell in [Knob::flag, Knob::env] {
+        let mut names: Vec<_> = KNOBS.iter().map(spell).collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), KNOBS.len());
+    }
+}
+
+#[test]
+fn lists_in_a_file_are_lists() {
+    let file = "origins = [\"https://a\", \"https://b\"]\n[auth]\nuser_rights = [\"send\"]\n";
+    let config = Config::load(&said(&[], &[], Some(file))).unwrap();
+    assert_eq!(config.origins, ["https://a", "https://b"]);
+    assert_eq!(config.auth_user_rights.names(), ["send"]);
+    let cores = Config::load(&said(&[], &[], Some("cores = [0, 2]"))).unwrap().cores;
+    assert_eq!(cores, [0, 2]);
+}
+
+#[test]
+fn the_sample_says_what_is_the_case_anyway() {
+    let sample = sample();
+    let config = Config::load(&said(&[], &[], Some(&sample))).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(config, Config::default());
+    for knob in KNOBS {
+        let name = knob.key.rsplit('.').next().unwrap();
+        assert!(sample.contains(&format!("\n{name} = ")), "{}", knob.key);
+        assert!(markdown().contains(&format!("| `{}` |", knob.key)), "{}", knob.key);
+    }
+    assert!(sample.lines().all(|line| line.chars().count() <= 100), "a narrow screen shows it");
+}
+
+#[test]
+fn a_misspelt_key_is_answered_with_the_one_that_was_meant() {
+    for (file, line, meant) in [
+        ("[limits]\n\nmesage_bytes_max = 1\n", 3, "limits.message_bytes_max"),
+        ("message_bytes_max = 1\n", 1, "limits.message_bytes_max"),
+        ("listn = \"0.0.0.0:1\"\n", 1, "listen"),
+        ("page = true\n[auth]\nhmac-secret = \"x\"\n", 3, "auth.hmac_secret"),
+    ] {
+        let text = complaint(&said(&[], &[], Some(file)));
+        assert!(text.contains(&format!("f.toml:{line}")), "{text}");
+        assert!(text.contains(&format!("Did you mean {meant}?")), "{text}");
+    }
+    let text = complaint(&said(&[], &[("CAMPANILE_DRAIN_MSS", "1")], None));
+    assert!(text.contains("Did you mean CAMPANILE_DRAIN_MS?"), "{text}");
+    let text = complaint(&said(&[], &[], Some("[limit]\nhead_bytes_max = 1\n")));
+    assert!(text.contains("unknown key limit (f.toml:1)"), "{text}");
+    let text = complaint(&said(&[], &[], Some("entirely_something_else = 1")));
+    assert!(!text.contains("Did you mean"), "{text}");
+}
+
+#[test]
+fn variables_that_are_not_ours_are_left_alone() {
+    let env = [
+        ("PATH", "/bin"),
+        ("CAMPANILE_CONFIG", "x"),
+        // What Kubernetes sets for services called campanile and campanile-redis.
+        ("CAMPANILE_SERVICE_HOST", "10.0.0.1"),
+        ("CAMPANILE_SERVICE_PORT_HTTP", "80"),
+        ("CAMPANILE_PORT", "tcp://10.0.0.1:80"),
+        ("CAMPANILE_PORT_80_TCP_ADDR", "10.0.0.1"),
+        ("CAMPANILE_REDIS_SERVICE_HOST", "10.0.0.2"),
+        ("CAMPANILE_REDIS_PORT", "tcp://10.0.0.2:6379"),
+    ];
+    assert_eq!(Config::load(&said(&[], &env, None)).unwrap(), Config::default());
+}
+
+#[test]
+fn everything_that_is_wrong_is_told_at_once() {
+    let said =
+        said(&[("shards", "x")], &[("CAMPANILE_PAGE", "x")], Some("drain_ms = 1.5\nfoo = 1"));
+    let ConfigErrors(errors) = Config::load(&said).unwrap_err();
+    assert_eq!(errors.len(), 4, "{errors:?}");
+    let text = ConfigErrors(errors).to_string();
+    assert!(text.contains("drain_ms = \"a fraction\" (f.toml:1)"), "{text}");
+    assert!(text.contains("CAMPANILE_PAGE"), "{text}");
+}
+
+#[test]
+fn a_file_that_is_not_toml_is_refused_with_its_line() {
+    let text = complaint(&said(&[], &[], Some("page = true\nlisten = \n")));
+    assert!(text.contains("f.toml: line 2"), "{text}");
+}
+
+#[test]
+fn what_contradicts_itself_is_refused_naming_both_keys() {
+    for (flags, keys) in [
+        (vec![("auth.anonymous", "false")], ["auth.anonymous", "auth.hmac_secret"]),
+        (
+            vec![("limits.outbox_bytes_max", "1024")],
+            ["limits.outbox_bytes_max", "limits.message_bytes_max"],
+        ),
+        (
+            vec![("redis.canary_timeout_ms", "500")],
+            ["redis.canary_timeout_ms", "redis.canary_interval_ms"],
+        ),
+        (vec![("listen", "127.0.0.1:7"), ("ops.listen", "127.0.0.1:7")], ["listen", "ops.listen"]),
+    ] {
+        let text = complaint(&said(&flags, &[], None));
+        assert!(keys.iter().all(|key| text.contains(key)), "{text}");
+    }
+    let both = [("auth.anonymous", "false"), ("auth.hmac_secret", "12345678")];
+    assert!(Config::load(&said(&both, &[], None)).is_ok());
+}
+
+#[test]
+fn no_message_and_no_log_shows_a_secret() {
+    let secret = "hunter2-hunter2";
+    let url = "redis://user:hunter2-hunter2@h:6379/0?password=hunter2-hunter2";
+    let flags = [("auth.hmac_secret", secret), ("ops.api_key", secret), ("backplane", url)];
+    let config = Config::load(&said(&flags, &[], None)).unwrap();
+    let shown = format!("{config:?}");
+    assert!(!shown.contains(secret), "{shown}");
+    assert!(shown.contains("redis://***@h:6379/0"), "{shown}");
+    for (key, wrong) in [("auth.hmac_secret", "hunter2"), ("backplane", "redi://a:hunter2@h")] {
+        let text = complaint(&said(&[(key, wrong)], &[], None));
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+}
+
+#[test]
+fn what_is_not_yet_in_this_version_says_so() {
+    for url in ["redis+sentinel://h1,h2/m", "redis+cluster://h1,h2"] {
+        let text = complaint(&said(&[("backplane", url)], &[], None));
+        assert!(text.contains("not yet in this version"), "{text}");
+    }
+}
+
+#[test]
+fn a_redis_url_leads_to_a_host_and_a_port() {
+    for (url, place) in [
+        ("redis://h", "h:6379"),
+        ("rediss://u:p@h:7/1", "h:7"),
+        ("redis://[::1]:7", "[::1]:7"),
+        ("redis://[::1]", "[::1]:6379"),
+    ] {
+        assert_eq!(by_flag("backplane", url).unwrap().backplane.host_port().unwrap(), place);
+    }
+    assert_eq!(BackplaneUrl::Memory.host_port(), None);
+}

@@ -25,6 +25,7 @@ pub struct ShardEnd {
 impl ShardEnd {
     /// Sends, or gives the item back when the channel is full. The shard's bell rings as soon as
     /// there is room again; until then it must not read from its clients.
+    #[allow(clippy::result_large_err)] // the item is the point: the shard keeps it
     pub fn try_send(&self, item: Uplink) -> Result<(), Uplink> {
         let item = match self.uplink.try_send(item) {
             Ok(()) => return Ok(()),
@@ -176,6 +177,7 @@ pub struct OpsEnd {
 
 impl OpsEnd {
     /// Publishes, or gives the item back when the backplane has too much to do.
+    #[allow(clippy::result_large_err)] // as above: the caller answers for it
     pub fn try_publish(&self, item: Uplink) -> Result<(), Uplink> {
         self.backplane.try_send(item).map_err(|error| match error {
             TrySendError::Full(item) | TrySendError::Disconnected(item) => item,

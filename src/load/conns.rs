@@ -24,7 +24,9 @@ use std::time::Duration;
 /// Bytes of the shared receive buffer.
 const RECEIVE_BYTES: usize = 256 << 10;
 /// A socket with more than this unsent takes no more messages.
-const UNSENT_BYTES_MAX: usize = 4 << 20;
+const UNSENT_BYTES_MAX: usize = 64 << 20;
+/// So much of the first delivery is kept for the report.
+const SAMPLE_BYTES_MAX: usize = 1024;
 /// How far into a frame the text is looked for that says that a connection has joined.
 const READY_WITHIN_BYTES: usize = 512;
 
@@ -496,7 +498,8 @@ impl Conns {
         self.tally.received_bytes += bytes as u64;
         self.tally.last_received_ns = at_ns;
         if self.tally.sample.is_none() {
-            self.tally.sample = Some(String::from_utf8_lossy(payload).into_owned());
+            let head = &payload[..payload.len().min(SAMPLE_BYTES_MAX)];
+            self.tally.sample = Some(String::from_utf8_lossy(head).into_owned());
         }
         self.arrivals.push(Arrival { stamp, at_ns });
     }

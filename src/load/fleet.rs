@@ -49,7 +49,7 @@ impl Fleet {
                 reports: report.clone(),
                 peers: handles.clone(),
                 needs_own_files,
-                seed: u64::from(brief.run) << 32 | number as u64 + 1,
+                seed: (u64::from(brief.run) << 32) | (number as u64 + 1),
             };
             let brief = Arc::clone(&brief);
             let thread = thread::Builder::new()
@@ -60,11 +60,14 @@ impl Fleet {
         }
         let tallies = vec![Tally::default(); workers];
         let fleet = Fleet { brief, handles, threads, reports, tallies, done: 0 };
-        for _ in 0..workers {
+        let mut missing = workers;
+        while missing > 0 {
             match fleet.reports.recv() {
-                Ok((_, Report::Ready(Ok(())))) => {}
+                Ok((_, Report::Ready(Ok(())))) => missing -= 1,
                 Ok((_, Report::Ready(Err(why)))) => return Err(LoadError::Host(why)),
-                _ => return Err(LoadError::Host("a worker ended before it began".into())),
+                // The quick ones report while others are still getting ready.
+                Ok(_) => {}
+                Err(_) => return Err(LoadError::Host("a worker ended before it began".into())),
             }
         }
         Ok(fleet)

@@ -136,7 +136,7 @@ pub struct Fanout {
     pub unsent: u64,
     /// Messages given up by a closed loop.
     pub given_up: u64,
-    /// The first delivery, as it came.
+    /// The beginning of the first delivery, as it came.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sample: Option<String>,
 }

@@ -97,7 +97,7 @@ pub struct Tally {
     pub errors: u64,
     /// The first thing that went wrong, for people.
     pub first_trouble: Option<String>,
-    /// The first delivery, as it came.
+    /// The beginning of the first delivery, as it came.
     pub sample: Option<String>,
 }
 

@@ -50,18 +50,13 @@ pub struct ShardSetup {
     pub health: Arc<Health>,
 }
 
-/// Runs one shard on the calling thread, until it has been drained.
+/// Runs one shard on the calling thread, until it has been drained. The thread is pinned and has its
+/// own file table by now, if the plan says so: that must be before anything is opened here.
 ///
 /// # Errors
-/// What keeps it from starting: a core that may not be used, a kernel without io_uring, a port that
+/// What keeps it from starting: a kernel without io_uring, a port that
 /// cannot be bound. The message names the likely cause.
 pub fn run_shard(setup: ShardSetup) -> io::Result<()> {
-    if let Some(core) = setup.shard.core {
-        crate::sys::pin_to_core(core)?;
-    }
-    if setup.plan.private_fd_tables {
-        crate::sys::unshare_files()?;
-    }
     let mut runtime = runtime::build()?;
     let listener = accept::listen(&setup.plan)?;
     let (bell, health) = (setup.end.bell().clone(), setup.health.clone());

@@ -97,3 +97,87 @@ fn drain(tower: Tower, signals: &mut Signals) -> ExitCode {
         std::thread::sleep(GLANCE);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::ids::NodeId;
+    use crate::link::channel::{ShardEnd, window};
+    use crate::plan::{Machine, resolve};
+    use signal_hook::low_level::raise;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// A node of one shard, whose channel holds one item, and which ends when it is let go.
+    fn tower(let_go: &Arc<AtomicBool>, close_timeout_ms: u64) -> (Tower, ShardEnd) {
+        let machine = Machine { node: NodeId(1), cores: vec![0], nofile: 9999, memory_bytes: None };
+        let mut plan = resolve(&Config::default(), &machine).unwrap().plan;
+        plan.drain_ms = 0;
+        plan.limits.close_timeout_ms = close_timeout_ms;
+        let (mut shards, _, ops) = window(1, 1, 1).unwrap();
+        let let_go = let_go.clone();
+        let shard = std::thread::spawn(move || {
+            while !let_go.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+        });
+        let held = Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let (plan, health) = (Arc::new(plan), Arc::new(Health::default()));
+        (Tower { plan, health, ops, shards: vec![shard], held }, shards.remove(0))
+    }
+
+    fn until(mut is_so: impl FnMut() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so() {
+            assert!(Instant::now() < deadline, "it never came");
+            std::thread::yield_now();
+        }
+    }
+
+    /// One test, because signals are of the whole process.
+    #[test]
+    fn the_first_signal_drains_the_second_one_ends_at_once() {
+        // A shard that drains: the process ends well when it has.
+        let let_go = Arc::new(AtomicBool::new(false));
+        let (node, end) = tower(&let_go, 600_000);
+        let (health, ops) = (node.health.clone(), node.ops.clone());
+        health.shard_listens();
+        let caught = signals().unwrap();
+        // A full channel: the drain must be told as soon as there is room.
+        assert!(ops.try_send(ShardId(0), Downlink::Lost { to: no_topic(), count: 1 }).is_ok());
+        let main = std::thread::spawn(move || until_the_end(node, caught));
+        raise(SIGTERM).unwrap();
+        until(|| health.ready(1) == Err(NotReady::Draining));
+        assert!(matches!(end.try_recv(), Some(Downlink::Lost { .. })));
+        until(|| matches!(end.try_recv(), Some(Downlink::Drain { over_ms: 0 })));
+        let_go.store(true, Ordering::Relaxed);
+        assert_eq!(main.join().unwrap(), ExitCode::SUCCESS);
+
+        // A shard that does not finish, and an operator who has no time. The first signal comes
+        // before the node listens.
+        let let_go = Arc::new(AtomicBool::new(false));
+        let (node, end) = tower(&let_go, 600_000);
+        let caught = signals().unwrap();
+        let main = std::thread::spawn(move || until_the_end(node, caught));
+        raise(SIGTERM).unwrap();
+        until(|| matches!(end.try_recv(), Some(Downlink::Drain { .. })));
+        raise(SIGINT).unwrap();
+        assert_eq!(main.join().unwrap(), ExitCode::from(130));
+        let_go.store(true, Ordering::Relaxed);
+
+        // A shard that does not finish, and nobody who asks: patience has an end.
+        let let_go = Arc::new(AtomicBool::new(false));
+        let (node, _end) = tower(&let_go, 1);
+        let caught = signals().unwrap();
+        let main = std::thread::spawn(move || until_the_end(node, caught));
+        raise(SIGINT).unwrap();
+        assert_eq!(main.join().unwrap(), ExitCode::SUCCESS);
+        let_go.store(true, Ordering::Relaxed);
+    }
+
+    fn no_topic() -> crate::ids::TopicId {
+        crate::ids::TopicId(crate::ids::SlotId { index: 0, generation: 0 })
+    }
+}

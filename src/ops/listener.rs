@@ -17,7 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep};
 
 /// Connections at a time. The plan's reserve of descriptors has room for them.
-const CONNECTIONS_MAX: usize = 64;
+pub(super) const CONNECTIONS_MAX: usize = 64;
 
 /// Longer than the usual scrape interval, so that a scraper keeps its connection.
 const SILENCE_MAX: Duration = Duration::from_secs(90);

@@ -10,7 +10,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use std::collections::BTreeMap;
@@ -75,7 +75,7 @@ impl Mirrors {
     fn encode_process(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut gauge = |name: &str, help: &str, labels: Labels, value: u64| {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            metric.encode_family(&labels)?.encode_gauge(&value)
+            encode(&mut metric, Kind::Gauge, &labels, value)
         };
         let build: Labels = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
         gauge("build_info", "Which build this is", build, 1)?;
@@ -87,6 +87,21 @@ impl Mirrors {
             }
             Err(_) => Ok(()),
         }
+    }
+}
+
+fn encode(metric: &mut MetricEncoder<'_>, kind: Kind, labels: &Labels, value: u64) -> fmt::Result {
+    // Without labels there is no family: it would write empty braces.
+    if labels.is_empty() {
+        return encode_value(metric, kind, value);
+    }
+    encode_value(&mut metric.encode_family(labels)?, kind, value)
+}
+
+fn encode_value(sample: &mut MetricEncoder<'_>, kind: Kind, value: u64) -> fmt::Result {
+    match kind {
+        Kind::Counter => sample.encode_counter::<Labels, u64, u64>(&value, None),
+        Kind::Gauge => sample.encode_gauge(&value),
     }
 }
 
@@ -107,11 +122,7 @@ impl Collector for Mirrors {
             };
             let mut metric = encoder.encode_descriptor(name, family.help, None, kind)?;
             for (labels, value) in &family.samples {
-                let mut sample = metric.encode_family(labels)?;
-                match family.kind {
-                    Kind::Counter => sample.encode_counter::<Labels, u64, u64>(value, None)?,
-                    Kind::Gauge => sample.encode_gauge(value)?,
-                }
+                encode(&mut metric, family.kind, labels, *value)?;
             }
         }
         self.encode_process(&mut encoder)

@@ -58,10 +58,13 @@ pub fn print(text: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Starts the log, on stderr.
+/// Starts the log, on stderr. Libraries are heard from warnings on, whatever our own level is: the
+/// debug lines of an HTTP library are of no use to an operator.
 pub fn log(config: &Config) {
-    let level = config.log_level.parse().unwrap_or(tracing::Level::INFO);
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr);
+    let ours = &config.log_level;
+    let theirs = if ours == "error" { "error" } else { "warn" };
+    let filter = tracing_subscriber::EnvFilter::new(format!("{theirs},campanile={ours}"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     match config.log_format {
         LogFormat::Text => builder.with_ansi(false).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
@@ -195,4 +198,50 @@ fn end_loudly(thread: &str, why: &str) {
     tracing::error!(thread, why, "a thread has failed; the process ends");
     eprintln!("campanile: {thread}: {why}");
     std::process::exit(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::net::TcpStream;
+
+    fn plan() -> Plan {
+        let machine = Machine { node: NodeId(1), cores: vec![0], nofile: 9999, memory_bytes: None };
+        let mut plan = crate::plan::resolve(&Config::default(), &machine).unwrap().plan;
+        plan.listen = "127.0.0.1:0".parse().unwrap();
+        plan.ops_listen = "127.0.0.1:0".parse().unwrap();
+        plan
+    }
+
+    #[test]
+    fn shards_listen_beside_the_held_port_and_every_client_reaches_one_of_them() {
+        let mut plan = plan();
+        let ports = ports(&mut plan).unwrap();
+        assert_ne!(plan.listen.port(), 0);
+        assert_eq!(plan.ops_listen, ports.ops.local_addr().unwrap());
+        let shard = bound(plan.listen, true).unwrap();
+        shard.listen(16).unwrap();
+        for _ in 0..16 {
+            let mut client = TcpStream::connect(plan.listen).unwrap();
+            drop(shard.accept().unwrap());
+            assert_eq!(client.read(&mut [0u8; 1]).unwrap(), 0, "it was this shard's");
+        }
+    }
+
+    #[test]
+    fn a_second_node_on_a_port_that_is_listened_on_is_refused() {
+        let mut first = plan();
+        let _held = ports(&mut first).unwrap();
+        let shard = bound(first.listen, true).unwrap();
+        shard.listen(16).unwrap();
+        let mut second = plan();
+        second.listen = first.listen;
+        match ports(&mut second) {
+            Err(Failure::Machine(message)) => {
+                assert!(message.starts_with(&format!("listen = {}", first.listen)), "{message}");
+            }
+            _ => panic!("two nodes would share the clients of one port, silently"),
+        }
+    }
 }

@@ -5,6 +5,7 @@
 
 #[path = "../common/redis.rs"]
 mod redis;
+mod redis_only;
 mod suite;
 mod world;
 

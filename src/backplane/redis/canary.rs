@@ -1,0 +1,147 @@
+//! Does a message really come back? The only question whose answer means readiness.
+//!
+//! A socket may be open, a server may answer PING, and still nothing flows: a demoted master, a
+//! wedged proxy, a frozen process. So this node publishes to itself, through both connections, on
+//! the road that every message takes.
+//!
+//! Invariant: the age of the last canary that came back is the whole verdict.
+
+use super::link::{Reply, poll_reply, send};
+use redis::aio::MultiplexedConnection;
+use redis::{RedisResult, Value};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+/// See the module. One for each link.
+pub struct Canary {
+    interval: Duration,
+    timeout: Duration,
+    /// The newest that was sent, and when.
+    flown: Option<(u64, Instant)>,
+    /// When the last one came back, or the link began.
+    back_at: Instant,
+    has_come_back: bool,
+    reply: Option<Reply<Value>>,
+    /// How long the last one took.
+    pub rtt: Duration,
+    /// How many were not back when the next one flew.
+    pub missed: u64,
+}
+
+impl Canary {
+    /// For a link that is ready at `now`; the first one flies at once.
+    pub fn new(interval: Duration, timeout: Duration, now: Instant) -> Canary {
+        Canary {
+            interval,
+            timeout,
+            flown: None,
+            back_at: now,
+            has_come_back: false,
+            reply: None,
+            rtt: Duration::ZERO,
+            missed: 0,
+        }
+    }
+
+    /// Whether one has come back on this link.
+    pub fn has_come_back(&self) -> bool {
+        self.has_come_back
+    }
+
+    /// Since one last came back.
+    pub fn age(&self, now: Instant) -> Duration {
+        now.duration_since(self.back_at)
+    }
+
+    /// Lets one fly when it is time. `Err`: none came back for too long, or the server refused one.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        cmd: &MultiplexedConnection,
+        channel: &str,
+    ) -> Result<(), String> {
+        if let Some(reply) = &mut self.reply
+            && let Poll::Ready(answer) = poll_reply(reply, cx)
+        {
+            self.reply = None;
+            answer.and_then(Value::extract_error).map_err(|error| format!("canary: {error}"))?;
+        }
+        if self.age(now) > self.timeout {
+            self.missed += 1;
+            return Err(format!("no canary came back for {} ms", self.age(now).as_millis()));
+        }
+        if self.reply.is_none() && self.is_due(now) {
+            let number = self.fly(now);
+            self.reply = Some(send(cx, publish(cmd.clone(), channel.to_owned(), number)));
+        }
+        Ok(())
+    }
+
+    /// One came back, or something else was said on its channel.
+    pub fn hear(&mut self, body: &[u8], now: Instant) {
+        let number = std::str::from_utf8(body).ok().and_then(|text| text.parse::<u64>().ok());
+        let (Some(number), Some((newest, flown_at))) = (number, self.flown) else { return };
+        if !(1..=newest).contains(&number) {
+            return;
+        }
+        // An older one counts as well: under load it may take longer than the interval.
+        self.back_at = now;
+        self.has_come_back = true;
+        if number == newest {
+            self.rtt = now.duration_since(flown_at);
+        }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.flown.is_none_or(|(_, at)| now.duration_since(at) >= self.interval)
+    }
+
+    fn fly(&mut self, now: Instant) -> u64 {
+        let number = self.flown.map_or(1, |(number, _)| number + 1);
+        if self.flown.is_some_and(|(_, at)| self.back_at < at) {
+            self.missed += 1;
+        }
+        self.flown = Some((number, now));
+        number
+    }
+}
+
+async fn publish(
+    mut cmd: MultiplexedConnection,
+    channel: String,
+    number: u64,
+) -> RedisResult<Value> {
+    cmd.send_packed_command(redis::cmd("PUBLISH").arg(channel).arg(number)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_canary_that_was_sent_is_a_sign_of_life() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut canary = Canary::new(Duration::from_secs(1), Duration::from_secs(3), start);
+        canary.hear(b"1", at(1));
+        assert!(!canary.has_come_back(), "none was sent");
+        assert!(canary.is_due(start));
+        assert_eq!(canary.fly(at(2)), 1);
+        assert!(!canary.is_due(at(3)));
+        canary.hear(b"nonsense", at(3));
+        canary.hear(b"7", at(3));
+        assert!(!canary.has_come_back());
+        canary.hear(b"1", at(5));
+        assert!(canary.has_come_back());
+        assert_eq!(
+            (canary.rtt, canary.age(at(9))),
+            (Duration::from_millis(3), Duration::from_millis(4))
+        );
+        assert_eq!(canary.missed, 0);
+        assert_eq!((canary.fly(at(1002)), canary.fly(at(2002))), (2, 3));
+        assert_eq!(canary.missed, 1);
+        canary.hear(b"2", at(2010));
+        assert_eq!(canary.age(at(2010)), Duration::ZERO, "late, but back");
+    }
+}

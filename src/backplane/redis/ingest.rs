@@ -1,0 +1,133 @@
+//! `PUBLISH campanile:publish '{"room_id":"r","payload":…}'`: other services need nothing but Redis.
+//!
+//! Every node hears such a message and hands it to its own members, so nobody passes it on.
+//!
+//! Invariant: the payload stays the bytes it came in, and they were checked to be JSON.
+
+use crate::ids::{TopicName, is_name};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+
+/// A publish of another service.
+#[derive(Debug)]
+pub struct Ingest<'a> {
+    /// Where it goes.
+    pub topic: TopicName,
+    /// The payload, byte for byte.
+    pub payload: &'a [u8],
+}
+
+#[derive(Deserialize)]
+struct Said<'a> {
+    #[serde(borrow)]
+    room_id: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    target_user_id: Option<Cow<'a, str>>,
+    broadcast: Option<bool>,
+    #[serde(borrow)]
+    payload: &'a RawValue,
+}
+
+/// Reads one. The error says what is wrong with it.
+pub fn read(json: &[u8], bytes_max: usize, depth_max: usize) -> Result<Ingest<'_>, String> {
+    if json.len() > bytes_max {
+        return Err(format!("{} bytes; at most {bytes_max} are allowed", json.len()));
+    }
+    let said: Said<'_> = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+    let payload = said.payload.get().as_bytes();
+    if depth(payload) > depth_max {
+        return Err(format!("the payload is nested deeper than {depth_max}"));
+    }
+    let topic = match (said.room_id, said.target_user_id, said.broadcast) {
+        (Some(room), None, None | Some(false)) => TopicName::room(checked(&room)?),
+        (None, Some(user), None | Some(false)) => TopicName::user(checked(&user)?),
+        (None, None, Some(true)) => TopicName::all(),
+        _ => return Err("wants one of room_id, target_user_id and \"broadcast\":true".into()),
+    };
+    Ok(Ingest { topic, payload })
+}
+
+fn checked(name: &str) -> Result<&str, String> {
+    is_name(name).then_some(name).ok_or_else(|| "a name has 1 to 255 bytes".into())
+}
+
+/// How deeply valid JSON is nested.
+fn depth(json: &[u8]) -> usize {
+    let (mut depth, mut deepest) = (0usize, 0);
+    let mut bytes = json.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'{' | b'[' => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b'}' | b']' => depth -= 1,
+            b'"' => skip_string(&mut bytes),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+fn skip_string(bytes: &mut std::slice::Iter<'_, u8>) {
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' => return,
+            b'\\' => _ = bytes.next(),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_usual(json: &str) -> Result<(String, String), String> {
+        let ingest = read(json.as_bytes(), 1000, 3)?;
+        let payload = String::from_utf8(ingest.payload.to_vec()).unwrap();
+        Ok((ingest.topic.as_str().to_owned(), payload))
+    }
+
+    #[test]
+    fn each_target_is_understood_and_the_payload_kept_byte_for_byte() {
+        for (json, topic, payload) in [
+            (r#"{"room_id":"r","payload":1.0}"#, "r:r", "1.0"),
+            (r#"{"payload": {"a" : [1e400]} ,"target_user_id":"u"}"#, "u:u", r#"{"a" : [1e400]}"#),
+            (r#"{"broadcast":true,"payload":null,"more":[]}"#, "*", "null"),
+            (r#"{"room_id":"\u00e9","broadcast":false,"payload":"\"[[[["}"#, "r:é", r#""\"[[[[""#),
+        ] {
+            assert_eq!(read_usual(json), Ok((topic.into(), payload.into())), "{json}");
+        }
+    }
+
+    #[test]
+    fn whatever_is_not_one_target_and_one_payload_is_refused() {
+        for json in [
+            "",
+            "nonsense",
+            "[]",
+            r#"{"room_id":"r"}"#,
+            r#"{"payload":1}"#,
+            r#"{"broadcast":false,"payload":1}"#,
+            r#"{"room_id":"r","target_user_id":"u","payload":1}"#,
+            r#"{"room_id":"r","broadcast":true,"payload":1}"#,
+            r#"{"room_id":"","payload":1}"#,
+            r#"{"room_id":"a\nb","payload":1}"#,
+            r#"{"room_id":7,"payload":1}"#,
+            r#"{"room_id":"r","room_id":"s","payload":1}"#,
+            r#"{"room_id":"r","payload":[[[[1]]]]}"#,
+            r#"{"room_id":"r","payload":{1}}"#,
+            r#"{"room_id":"r","payload":1} x"#,
+        ] {
+            assert!(read_usual(json).is_err(), "{json}");
+        }
+        assert!(read(b"{\"room_id\":\"r\",\"payload\":\"\xFF\"}", 1000, 3).is_err());
+        assert!(
+            read_usual(&format!(r#"{{"room_id":"r","payload":"{}"}}"#, "x".repeat(1000))).is_err()
+        );
+        let deep = format!(r#"{{"room_id":"r","payload":{}}}"#, "[".repeat(900));
+        assert!(read_usual(&deep).is_err());
+    }
+}

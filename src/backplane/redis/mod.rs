@@ -1,0 +1,319 @@
+//! Redis between the nodes: one channel a topic, subscribed while somebody here listens.
+//!
+//! The supervisor's life is a circle: pause → connect → resubscribe → the canary comes back → up →
+//! something fails → down → pause. There is one way down ([`RedisTransport::go_down`]), whatever
+//! failed: both connections are dropped, and nothing is repaired in place. The redis crate's own
+//! reconnecting wrappers are not used, because they give up or lose subscriptions without a word.
+//!
+//! After an outage, messages that other nodes published meanwhile are missed; that is logged. It
+//! is counted by `redis_reconnects_total`.
+//!
+//! Invariant: up means that everything wanted is subscribed on this link and that a message went
+//! through both of its connections within the canary's timeout.
+
+mod canary;
+mod ingest;
+mod link;
+mod names;
+mod outgoing;
+mod subscriptions;
+
+use super::Transport;
+use super::envelope;
+use super::interest::TopicKey;
+use super::local::{Local, Message};
+use super::seldom::Seldom;
+use crate::ids::{NodeId, TopicName};
+use crate::limits::Limits;
+use crate::link::Publish;
+use crate::metrics::BackplaneCounters;
+use crate::plan::RedisPlan;
+use canary::Canary;
+use link::{Link, Push, Timeouts};
+use names::Names;
+use outgoing::Outgoing;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use subscriptions::Subscriptions;
+use tokio::time::{Sleep, sleep};
+
+/// Messages taken in one turn.
+const PUSHES_PER_TURN: usize = 4096;
+/// The first pause between two attempts to connect; each one is twice as long as the last.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+
+/// See the module.
+pub struct RedisTransport {
+    plan: RedisPlan,
+    limits: Limits,
+    names: Names,
+    state: State,
+    outgoing: Outgoing,
+    backoff: Backoff,
+    malformed: Seldom,
+    refused: Seldom,
+    missed: u64,
+    is_up: bool,
+}
+
+enum State {
+    Pausing(Pin<Box<Sleep>>),
+    Connecting(Pin<Box<dyn Future<Output = Result<Link, String>>>>),
+    Live(Box<Live>),
+}
+
+/// A link and what belongs to it alone.
+struct Live {
+    link: Link,
+    subscriptions: Subscriptions,
+    /// Flies as soon as everything is subscribed.
+    canary: Option<Canary>,
+    since: Instant,
+}
+
+impl RedisTransport {
+    /// Not connected yet; the first [`Transport::poll`] begins.
+    pub fn new(plan: RedisPlan, limits: Limits, node: NodeId) -> RedisTransport {
+        RedisTransport {
+            names: Names::new(&plan.prefix, node),
+            state: State::Pausing(Box::pin(sleep(Duration::ZERO))),
+            outgoing: Outgoing::new(&limits),
+            backoff: Backoff::new(Duration::from_millis(plan.backoff_ms_max), node.0),
+            malformed: Seldom::default(),
+            refused: Seldom::default(),
+            missed: 0,
+            is_up: false,
+            plan,
+            limits,
+        }
+    }
+
+    fn connect(&self) -> State {
+        let usual = Duration::from_millis(self.plan.timeout_ms);
+        let canary = Duration::from_millis(self.plan.canary_timeout_ms);
+        let timeouts = Timeouts { usual, sub: usual.max(canary) };
+        State::Connecting(Box::pin(link::connect(
+            self.plan.url.clone(),
+            self.names.clone(),
+            timeouts,
+        )))
+    }
+
+    fn go_live(&mut self, link: Link, now: Instant) {
+        let fixed = vec![self.names.ingest.clone(), self.names.canary.clone()];
+        let subscriptions = Subscriptions::new(fixed);
+        self.state = State::Live(Box::new(Live { link, subscriptions, canary: None, since: now }));
+    }
+
+    fn pause(&mut self) {
+        self.state = State::Pausing(Box::pin(sleep(self.backoff.next())));
+    }
+
+    /// The only way down, whatever failed.
+    fn go_down(&mut self, reason: &str, now: Instant, local: &mut Local) {
+        if let State::Live(live) = &self.state {
+            self.missed += live.canary.as_ref().map_or(0, |canary| canary.missed);
+        }
+        local.counters.reconnects += 1;
+        self.pause(); // drops both connections
+        self.is_up = false;
+        local.interest.lose_link();
+        local.set_up(false, reason, now);
+        self.outgoing.lose_link(now, local);
+    }
+
+    /// Goes on with the link. `Err`: it has to be given up.
+    fn poll_live(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        local: &mut Local,
+    ) -> Result<bool, String> {
+        let said = |error: redis::RedisError| error.to_string();
+        let mut is_busy = self.take_pushes(cx, now, local)?;
+        let State::Live(live) = &mut self.state else { return Ok(is_busy) };
+        let Live { link, subscriptions, canary, since } = &mut **live;
+        is_busy |= subscriptions.poll(cx, &link.sub, &self.names, local).map_err(said)?;
+        if subscriptions.is_complete() {
+            let canary = canary.get_or_insert_with(|| {
+                let [interval, timeout] =
+                    [self.plan.canary_interval_ms, self.plan.canary_timeout_ms]
+                        .map(Duration::from_millis);
+                Canary::new(interval, timeout, now)
+            });
+            canary.poll(cx, now, &link.cmd, &self.names.canary)?;
+            if canary.has_come_back() && !self.is_up {
+                self.is_up = true;
+                self.backoff.reset();
+                let topics = local.interest.confirmed();
+                let took_ms = now.duration_since(*since).as_millis() as u64;
+                tracing::info!(topics, took_ms, "everything is subscribed");
+                local.set_up(true, "the canary came back", now);
+            }
+        }
+        if self.is_up {
+            is_busy |= self.outgoing.poll(cx, now, &link.cmd, &self.names, local).map_err(said)?;
+        }
+        Ok(is_busy)
+    }
+
+    fn take_pushes(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        local: &mut Local,
+    ) -> Result<bool, &'static str> {
+        for taken in 0..PUSHES_PER_TURN {
+            let State::Live(live) = &mut self.state else { return Ok(taken > 0) };
+            match live.link.pushes.poll_next(cx) {
+                Poll::Ready(push) => self.handle_push(&push?, now, local),
+                Poll::Pending => return Ok(taken > 0),
+            }
+        }
+        Ok(true)
+    }
+
+    fn handle_push(&mut self, push: &Push, now: Instant, local: &mut Local) {
+        if let Some(topic) = self.names.topic(&push.channel) {
+            match envelope::read(topic, &push.body) {
+                Ok(message) => local.message(&message),
+                Err(why) => self.on_malformed(&format!("{why:?}"), topic, now, local),
+            }
+        } else if push.channel == self.names.ingest.as_bytes() {
+            let (bytes_max, depth_max) =
+                (self.limits.message_bytes_max, self.limits.json_depth_max);
+            match ingest::read(&push.body, bytes_max, depth_max) {
+                Ok(said) => local.message(&Message {
+                    topic: said.topic.as_str(),
+                    from: None,
+                    payload: said.payload,
+                    except: None,
+                }),
+                Err(why) => self.on_malformed(&why, "publish", now, local),
+            }
+        } else if let State::Live(live) = &mut self.state
+            && let Some(canary) = &mut live.canary
+        {
+            canary.hear(&push.body, now);
+        }
+    }
+
+    fn on_malformed(&mut self, why: &str, channel: &str, now: Instant, local: &mut Local) {
+        local.counters.publishes_malformed += 1;
+        if let Some(unsaid) = self.malformed.is_due(now) {
+            tracing::warn!(why, channel, unsaid, "a message from Redis was not understood");
+        }
+    }
+}
+
+impl Transport for RedisTransport {
+    /// While there is no link nothing is sent: the next link subscribes everything wanted.
+    fn subscribe(&mut self, key: TopicKey, topic: &TopicName) {
+        if let State::Live(live) = &mut self.state {
+            live.subscriptions.add(key, topic);
+        }
+    }
+
+    fn unsubscribe(&mut self, topic: TopicName) {
+        if let State::Live(live) = &mut self.state {
+            live.subscriptions.remove(topic);
+        }
+    }
+
+    fn publish(&mut self, publish: Publish, now: Instant, local: &mut Local) {
+        self.outgoing.push(publish, now, local);
+    }
+
+    /// While down, everything is taken: what does not fit is answered, and the shards go on.
+    fn has_room(&self) -> bool {
+        !self.is_up || self.outgoing.has_room()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.outgoing.is_idle()
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, now: Instant, local: &mut Local) -> bool {
+        self.outgoing.expire(now, local);
+        match &mut self.state {
+            State::Pausing(pause) => {
+                if pause.as_mut().poll(cx).is_pending() {
+                    return false;
+                }
+                self.state = self.connect();
+            }
+            State::Connecting(connecting) => match connecting.as_mut().poll(cx) {
+                Poll::Pending => return false,
+                Poll::Ready(Ok(link)) => self.go_live(link, now),
+                Poll::Ready(Err(reason)) => {
+                    if let Some(unsaid) = self.refused.is_due(now) {
+                        tracing::warn!(reason, unsaid, "no connection to Redis");
+                    }
+                    self.pause();
+                }
+            },
+            State::Live(_) => match self.poll_live(cx, now, local) {
+                Ok(is_busy) => return is_busy,
+                Err(reason) => self.go_down(&reason, now, local),
+            },
+        }
+        true
+    }
+
+    fn measure(&self, now: Instant, counters: &mut BackplaneCounters) {
+        counters.publish_queue_bytes = self.outgoing.waiting_bytes() as u64;
+        counters.in_flight = self.outgoing.under_way() as u64;
+        counters.canaries_missed = self.missed;
+        let State::Live(live) = &self.state else { return };
+        let Some(canary) = &live.canary else { return };
+        counters.canary_rtt_us = canary.rtt.as_micros() as u64;
+        counters.canary_age_ms = canary.age(now).as_millis() as u64;
+        counters.canaries_missed += canary.missed;
+    }
+}
+
+/// How long to wait before the next attempt: twice as long each time, up to a limit, and somewhere
+/// in the upper half of that, so that a hundred nodes do not come back in the same millisecond.
+struct Backoff {
+    next: Duration,
+    max: Duration,
+    random: u64,
+}
+
+impl Backoff {
+    fn new(max: Duration, seed: u64) -> Backoff {
+        Backoff { next: BACKOFF_MIN.min(max), max, random: seed | 1 }
+    }
+
+    fn next(&mut self) -> Duration {
+        let whole = self.next;
+        self.next = (whole * 2).min(self.max);
+        // xorshift64: plenty for spreading nodes over half a second.
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        whole / 2 + (whole / 2).mul_f64((self.random >> 11) as f64 / (1u64 << 53) as f64)
+    }
+
+    fn reset(&mut self) {
+        self.next = BACKOFF_MIN.min(self.max);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_their_limit_and_spread_over_its_upper_half() {
+        let mut backoff = Backoff::new(Duration::from_millis(1000), 7);
+        let pauses: Vec<u128> = (0..10).map(|_| backoff.next().as_millis()).collect();
+        for (pause, whole) in pauses.iter().zip([50, 100, 200, 400, 800, 1000, 1000, 1000]) {
+            assert!((whole / 2..=whole).contains(pause), "{pause} of {whole}");
+        }
+        assert_ne!(pauses[6], pauses[7]);
+        backoff.reset();
+        assert!(backoff.next() <= BACKOFF_MIN);
+    }
+}

@@ -1,0 +1,84 @@
+//! What the channels are called.
+//!
+//! A topic's channel is `<prefix>:{p<0..1023>}:m:<topic>`. The braces are a Cluster's hash tag: all
+//! names of one partition lie in one slot.
+//!
+//! Invariant: [`partition`] never changes. Nodes of different versions share a Redis, and keys
+//! outlive them all.
+
+use crate::ids::NodeId;
+
+const PARTITIONS: u64 = 1024;
+
+/// The partition of a topic: FNV-1a, 64 bits, of its whole name, modulo 1024.
+pub fn partition(topic: &str) -> u16 {
+    let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3);
+    (topic.bytes().fold(0xCBF2_9CE4_8422_2325, fold) % PARTITIONS) as u16
+}
+
+/// The names of one node.
+#[derive(Clone, Debug)]
+pub struct Names {
+    topics: String,
+    /// Where other services publish (`<prefix>:publish`).
+    pub ingest: String,
+    /// Where this start of this node hears itself (`<prefix>:canary:<node>`).
+    pub canary: String,
+    /// What our connections are called in `CLIENT LIST`, before `-sub` and `-cmd`.
+    pub client: String,
+}
+
+impl Names {
+    /// All names with this prefix.
+    pub fn new(prefix: &str, node: NodeId) -> Names {
+        Names {
+            topics: format!("{prefix}:{{p"),
+            ingest: format!("{prefix}:publish"),
+            canary: format!("{prefix}:canary:{node}"),
+            client: format!("campanile-{node}"),
+        }
+    }
+
+    /// The channel of a topic.
+    pub fn channel(&self, topic: &str) -> String {
+        let mut channel = String::with_capacity(self.topics.len() + 8 + topic.len());
+        channel.push_str(&self.topics);
+        channel.push_str(itoa::Buffer::new().format(partition(topic)));
+        channel.push_str("}:m:");
+        channel.push_str(topic);
+        channel
+    }
+
+    /// The topic of a channel, unless it is not one of ours.
+    pub fn topic<'a>(&self, channel: &'a [u8]) -> Option<&'a str> {
+        let rest = std::str::from_utf8(channel).ok()?.strip_prefix(&self.topics)?;
+        let (number, topic) = rest.split_once("}:m:")?;
+        (number.len() <= 4).then_some(topic)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_is_fixed_for_ever() {
+        // FNV-1a's own test vectors: "" is the offset basis, "a" is af63dc4c8601ec8c.
+        assert_eq!(partition(""), 0x325);
+        assert_eq!(partition("a"), 0x08c);
+        assert_eq!(partition("r:room"), 34);
+        assert_eq!(partition("*"), 637);
+    }
+
+    #[test]
+    fn a_channel_comes_apart_as_it_was_put_together() {
+        let names = Names::new("campanile", NodeId(1));
+        assert_eq!(names.channel("r:room"), "campanile:{p34}:m:r:room");
+        for topic in ["r:room", "u:ann", "*", "r:}:m:{"] {
+            assert_eq!(names.topic(names.channel(topic).as_bytes()), Some(topic));
+        }
+        for wrong in ["campanile:publish", "other:{p1}:m:r:x", "campanile:{p12345}:m:r:x", ""] {
+            assert_eq!(names.topic(wrong.as_bytes()), None, "{wrong}");
+        }
+    }
+}

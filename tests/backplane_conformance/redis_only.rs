@@ -1,0 +1,294 @@
+//! What only a server can do to us: die, stand still, come back, hear from others, say nonsense.
+
+use crate::redis::wait_until;
+use crate::world::{Build, Heard, World, payload};
+use campanile::ids::TopicName;
+use campanile::limits::Limits;
+use campanile::link::Outcome;
+use std::time::{Duration, Instant};
+
+const CHANNEL_OF_ROOM: &[u8] = b"test:{p34}:m:r:room";
+
+fn world() -> World {
+    World::redis(Build::usual())
+}
+
+fn rooms(count: u32) -> Vec<TopicName> {
+    (0..count).map(|n| TopicName::room(&n.to_string())).collect()
+}
+
+#[test]
+fn ten_thousand_topics_deliver_again_after_redis_was_killed() {
+    let mut world = World::redis(Build { nodes: 1, shards: 1, ..Build::usual() });
+    let rooms = rooms(10_000);
+    let mut world_is_killed = 0;
+    {
+        let shard = &world.nodes[0].shards[0];
+        let mut joined = 0;
+        for (at, room) in rooms.iter().enumerate() {
+            shard.join(room, at as u32);
+            joined += std::iter::from_fn(|| shard.try_hear()).count();
+        }
+        for _ in joined..rooms.len() {
+            assert!(matches!(shard.hear(), Heard::Joined(_)));
+        }
+    }
+    while world_is_killed < 2 {
+        world_is_killed += 1;
+        world.server().kill();
+        wait_until("the loss is noticed", || world.nodes[0].health.ready(0).is_err());
+        world.server().restart();
+        wait_until("it is up again", || world.nodes[0].health.ready(0).is_ok());
+        let shard = &world.nodes[0].shards[0];
+        for (at, room) in rooms.iter().enumerate() {
+            shard.publish(room, &at.to_string());
+        }
+        for at in 0..rooms.len() {
+            assert_eq!(payload(shard.hear(), at as u32), at.to_string());
+        }
+    }
+    wait_until("the numbers say so", || {
+        let counters = world.nodes[0].counters();
+        counters.subscriptions == 10_000 && counters.reconnects == 2
+    });
+}
+
+#[test]
+fn a_frozen_redis_is_noticed_by_the_canary_and_healed_when_it_thaws() {
+    let mut world = world();
+    let room = TopicName::room("room");
+    for shard in world.shards() {
+        shard.join_and_hear(&room, 1);
+    }
+    world.server().freeze();
+    for node in &world.nodes {
+        wait_until("the frost is noticed", || node.health.ready(0).is_err());
+    }
+    world.server().thaw();
+    for node in &world.nodes {
+        wait_until("it is up again", || node.health.ready(0).is_ok());
+    }
+    world.nodes[0].shards[0].publish(&room, "1");
+    for shard in world.shards() {
+        assert_eq!(payload(shard.hear(), 1), "1");
+    }
+}
+
+#[test]
+fn a_publish_caught_by_the_frost_has_an_unknown_outcome() {
+    let mut world = world();
+    let room = TopicName::room("room");
+    world.server().freeze();
+    let shard = &world.nodes[0].shards[0];
+    shard.publish_as(&room, "1", None, None);
+    shard.publish_as(&room, "2", Some(5), None);
+    let ack = |id| Heard::Ack { conn: 7, id, outcome: Outcome::Unknown };
+    assert_eq!(shard.hear(), ack(None), "a failure is told to those who did not ask, too");
+    assert_eq!(shard.hear(), ack(Some(5)));
+    world.redis.as_ref().unwrap().thaw();
+    world.wait_until_up(true);
+    let node = &world.nodes[0];
+    wait_until("both are counted", || node.counters().publishes_unknown == 2);
+}
+
+#[test]
+fn what_is_published_while_redis_is_away_is_delivered_when_it_is_back() {
+    let mut world = world();
+    let room = TopicName::room("room");
+    for shard in world.shards() {
+        shard.join_and_hear(&room, 1);
+    }
+    world.server().kill();
+    world.wait_until_up(false);
+    let publisher = &world.nodes[0].shards[0];
+    for n in 0..100 {
+        publisher.publish(&room, &n.to_string());
+    }
+    wait_until("they wait", || world.nodes[0].counters().publish_queue_bytes > 0);
+    // A join while it is away is answered when it is back.
+    publisher.join(&TopicName::room("new"), 2);
+    // The other node must listen before this one speaks: a message is not kept for anybody.
+    let (first, second) = (world.nodes.remove(0), world.nodes.remove(0));
+    drop(second);
+    world.nodes.push(first);
+    world.server().restart();
+    world.wait_until_up(true);
+    let node = &world.nodes[0];
+    let mut heard: Vec<Heard> = (0..101).map(|_| node.shards[0].hear()).collect();
+    heard.retain(|heard| *heard != Heard::Joined(2));
+    let payloads: Vec<String> = heard.into_iter().map(|heard| payload(heard, 1)).collect();
+    let expected: Vec<String> = (0..100).map(|n| n.to_string()).collect();
+    assert_eq!(payloads, expected);
+    assert_eq!(node.shards[1].hear_payloads(1, 100), expected);
+}
+
+#[test]
+fn a_queue_that_is_full_or_too_old_answers_unavailable() {
+    let limits =
+        Limits { publish_queue_bytes_max: 4000, publish_queue_ms_max: 700, ..Limits::TINY };
+    let mut world = World::redis(Build { limits, nodes: 1, ..Build::usual() });
+    world.server().kill();
+    world.wait_until_up(false);
+    let shard = &world.nodes[0].shards[0];
+    let payload = format!("\"{}\"", "x".repeat(1000));
+    let published = Instant::now();
+    for id in 0..8 {
+        shard.publish_as(&TopicName::room("room"), &payload, Some(id), None);
+    }
+    let mut ids = Vec::new();
+    for _ in 0..8 {
+        let Heard::Ack { id: Some(id), outcome: Outcome::Unavailable, .. } = shard.hear() else {
+            panic!("some other end");
+        };
+        ids.push((id, published.elapsed()));
+    }
+    // What did not fit is answered at once, before what waited in vain.
+    let waited: Vec<u64> = ids.iter().rev().take(3).map(|(id, _)| *id).collect();
+    assert_eq!(waited, [2, 1, 0]);
+    assert!(ids[7].1 >= Duration::from_millis(700), "not given up before its time");
+    wait_until("all are counted", || world.nodes[0].counters().publishes_failed == 8);
+    assert_eq!(world.nodes[0].counters().publish_queue_bytes, 0);
+}
+
+#[test]
+fn other_services_publish_with_nothing_but_redis() {
+    let mut world = world();
+    let topics = [TopicName::room("room"), TopicName::user("bob"), TopicName::all()];
+    for shard in world.shards() {
+        for (at, topic) in topics.iter().enumerate() {
+            shard.join_and_hear(topic, at as u32);
+        }
+    }
+    for json in [
+        r#"{"room_id":"room","payload":{"a" : 1.0}}"#,
+        r#"{"target_user_id":"bob","payload":1e400}"#,
+        r#"nonsense"#,
+        r#"{"room_id":"room","payload":1"#,
+        r#"{"payload":3}"#,
+        r#"{"broadcast":true,"payload":"é"}"#,
+    ] {
+        assert_eq!(world.server().command(&["PUBLISH", "test:publish", json]), "2");
+    }
+    for shard in world.shards() {
+        for (at, json) in [
+            (0, r#"{"type":"message","room_id":"room","payload":{"a" : 1.0}}"#),
+            (1, r#"{"type":"message","target_user_id":"bob","payload":1e400}"#),
+            (2, r#"{"type":"message","broadcast":true,"payload":"é"}"#),
+        ] {
+            let expected = Heard::Frame { to: at, json: json.into(), except: None };
+            assert_eq!(shard.hear(), expected, "exactly once");
+        }
+    }
+    for node in &world.nodes {
+        wait_until("nonsense is counted", || node.counters().publishes_malformed == 3);
+    }
+}
+
+#[test]
+fn garbage_on_a_topic_reaches_nobody_and_breaks_nothing() {
+    let mut world = world();
+    let room = TopicName::room("room");
+    for shard in world.shards() {
+        shard.join_and_hear(&room, 1);
+    }
+    let garbage: [&[u8]; 6] =
+        [b"", b"hello", b"\x02\x00{}", b"\x01\xFF{}", b"\x01\x03\x00", b"\x01\x00\xFF\xFE"];
+    for bytes in garbage {
+        let reply = world.server().command_bytes(&[b"PUBLISH", CHANNEL_OF_ROOM, bytes]);
+        assert_eq!(reply.as_deref(), Some("2"), "it is the right channel");
+    }
+    world.nodes[0].shards[0].publish(&room, "1");
+    for shard in world.shards() {
+        assert_eq!(payload(shard.hear(), 1), "1");
+    }
+    for node in &world.nodes {
+        wait_until("garbage is counted", || node.counters().publishes_malformed == 6);
+        assert_eq!(node.counters().reconnects, 0);
+    }
+}
+
+#[test]
+fn a_topic_without_members_lingers_and_is_then_unsubscribed() {
+    let mut world = World::redis(Build { linger_ms: 300, nodes: 1, ..Build::usual() });
+    let room = TopicName::room("room");
+    let channel = std::str::from_utf8(CHANNEL_OF_ROOM).unwrap();
+    world.nodes[0].shards[0].join_and_hear(&room, 1);
+    let subscribers = world.server().command(&["PUBSUB", "NUMSUB", channel]);
+    assert_eq!(subscribers, format!("{channel} 1"));
+    let left = Instant::now();
+    world.nodes[0].shards[0].leave(&room, 1);
+    let redis = world.server();
+    wait_until("it is unsubscribed", || {
+        redis.command(&["PUBSUB", "NUMSUB", channel]) == format!("{channel} 0")
+    });
+    assert!(left.elapsed() >= Duration::from_millis(300));
+    let shard = &world.nodes[0].shards[0];
+    shard.join_and_hear(&room, 2);
+    shard.publish(&room, "1");
+    assert_eq!(payload(shard.hear(), 2), "1");
+}
+
+#[test]
+fn who_comes_back_in_time_costs_redis_nothing() {
+    let mut world = World::redis(Build { nodes: 1, ..Build::usual() });
+    let room = TopicName::room("room");
+    for at in 0..20 {
+        let shard = &world.nodes[0].shards[at as usize % 2];
+        shard.join_and_hear(&room, at);
+        shard.leave(&room, at);
+    }
+    let stats = world.server().command(&["INFO", "commandstats"]);
+    let calls = |command: &str| {
+        let line = stats.lines().find(|line| line.starts_with(&format!("cmdstat_{command}:")));
+        line.map(|line| line.split(['=', ',']).nth(1).unwrap().parse::<u32>().unwrap())
+    };
+    assert_eq!(calls("subscribe"), Some(2), "one for our own channels, one for the room");
+    assert_eq!(calls("unsubscribe"), None);
+}
+
+#[test]
+fn a_cut_connection_heals_and_everything_delivers_again() {
+    let mut world = world();
+    let room = TopicName::room("room");
+    for shard in world.shards() {
+        shard.join_and_hear(&room, 1);
+    }
+    for (kind, reconnects) in [("pubsub", 1), ("normal", 2)] {
+        world.server().command(&["CLIENT", "KILL", "TYPE", kind]);
+        for node in &world.nodes {
+            wait_until("the cut is noticed", || node.counters().reconnects == reconnects);
+        }
+        world.wait_until_up(true);
+        world.nodes[1].shards[1].publish(&room, "1");
+        for shard in world.shards() {
+            assert_eq!(payload(shard.hear(), 1), "1");
+        }
+    }
+}
+
+#[test]
+fn a_replica_is_not_taken_for_a_master() {
+    let mut world = World::redis(Build { nodes: 1, ..Build::usual() });
+    let nobody = ["REPLICAOF", "127.0.0.1", "1"];
+    world.server().command(&nobody);
+    // It still answers and delivers; only a new link asks for its role.
+    world.server().command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    world.wait_until_up(false);
+    let node = &world.nodes[0];
+    assert!(node.shards[0].hears_nothing_for(Duration::from_millis(300)));
+    assert!(node.health.ready(0).is_err());
+    world.server().command(&["REPLICAOF", "NO", "ONE"]);
+    world.wait_until_up(true);
+}
+
+#[test]
+fn a_refused_subscription_breaks_the_link_and_is_tried_again() {
+    let mut world = World::redis(Build { nodes: 1, ..Build::usual() });
+    let rights = ["ACL", "SETUSER", "default", "resetchannels", "&test:canary:*", "&test:publish"];
+    world.server().command(&rights);
+    world.nodes[0].shards[0].join(&TopicName::room("room"), 1);
+    world.wait_until_up(false);
+    world.server().command(&["ACL", "SETUSER", "default", "allchannels"]);
+    assert_eq!(world.nodes[0].shards[0].hear(), Heard::Joined(1));
+    world.wait_until_up(true);
+}

@@ -1,0 +1,168 @@
+//! The load generator against the floor: an independent server that shares no code with either.
+//!
+//! The floor runs on a thread of this process; its connections live in its ring's own table.
+
+#[allow(dead_code)] // its command line belongs to the example
+#[path = "../benches/floor/floor.rs"]
+mod floor;
+
+use campanile::load::{self, LoadArgs, report::Report};
+use clap::Parser;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    load: LoadArgs,
+}
+
+/// A floor on a free port.
+fn floor(mode: &str) -> SocketAddr {
+    let args = floor::Args::parse_from(["floor", "--mode", mode, "--members", "4000"]);
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let listener = floor::listen(any).expect("a free port");
+    let addr = listener.local_addr().expect("it is bound");
+    std::thread::spawn(move || floor::serve(&args, listener).expect("io_uring works here"));
+    addr
+}
+
+/// `campanile load` with `line` against `addr`.
+fn measure(addr: SocketAddr, line: &str) -> Report {
+    let url = format!("ws://{addr}/ws");
+    let words = ["load"].into_iter().chain(line.split(' ')).chain(["--url", &url]);
+    let cli = Cli::try_parse_from(words).expect("a valid command line");
+    load::measure(cli.load).expect("a run that can be carried out")
+}
+
+fn json(report: &Report) -> serde_json::Value {
+    serde_json::to_value(report).expect("a report is JSON")
+}
+
+#[test]
+fn idle_connections_all_join_and_hear_one_message() {
+    let json = json(&measure(floor("each"), "idle --conns 700 --threads 3 --broadcast"));
+    assert_eq!(json["ok"], true, "{json}");
+    assert_eq!(json["connect"]["joined"], 700);
+    assert_eq!(json["connect"]["threads"], 3);
+    assert_eq!(json["connect"]["failed"], serde_json::json!({}));
+    assert_eq!(json["broadcast"]["received"], 700);
+    assert_eq!(json["broadcast"]["latency"]["count"], 700);
+}
+
+#[test]
+fn a_window_of_messages_reaches_every_member_in_order() {
+    for (mode, threads) in [("each", 1), ("joined", 1), ("each", 2), ("joined", 3)] {
+        let line = format!(
+            "fanout --members 50 --window 16 --duration-s 0.3 --warmup-s 0.1 --threads {threads}"
+        );
+        let json = json(&measure(floor(mode), &line));
+        assert_eq!(json["ok"], true, "{mode}: {json}");
+        let fanout = &json["fanout"];
+        assert_eq!(fanout["expected"], fanout["received"]);
+        assert!(fanout["deliveries"].as_u64() > Some(0));
+        assert_eq!(fanout["disordered"], 0);
+        assert_eq!(fanout["given_up"], 0);
+        // 120 characters in quotes, inside the envelope, behind a header of four bytes.
+        let envelope = r#"{"type":"message","room_id":"load-0","from":"floor","payload":}"#.len();
+        assert_eq!(fanout["bytes_per_delivery"], (122 + envelope + 4) as f64);
+    }
+}
+
+#[test]
+fn paced_messages_go_out_at_their_rate_from_several_publishers() {
+    let line = "fanout --members 20 --publishers 4 --rate 200 --duration-s 0.5 --warmup-s 0";
+    let json = json(&measure(floor("each"), line));
+    assert_eq!(json["ok"], true, "{json}");
+    assert_eq!(json["fanout"]["lost"], 0);
+    let messages = json["fanout"]["expected"].as_u64().expect("a count") / 20;
+    let seconds = json["fanout"]["seconds"].as_f64().expect("seconds");
+    assert!(messages as f64 >= (seconds - 0.1) * 200.0, "{messages} in {seconds} s");
+}
+
+#[test]
+fn big_payloads_that_fill_sockets_lose_nothing() {
+    for mode in ["each", "joined"] {
+        let line = "fanout --members 8 --window 32 --payload-bytes 300000 --duration-s 0.5 \
+                    --warmup-s 0";
+        let json = json(&measure(floor(mode), line));
+        assert_eq!(json["ok"], true, "{mode}: {json}");
+        assert_eq!(json["fanout"]["lost"], 0);
+    }
+}
+
+#[test]
+fn after_a_storm_everybody_is_back_and_bystanders_lost_nothing() {
+    // The floor has one room, so the crowd hears the bystanders' messages too, but counts only
+    // its own.
+    for how in ["", " --plain-close"] {
+        let line = format!("storm --conns 300 --bystanders 5 --before-s 0.2{how}");
+        let json = json(&measure(floor("each"), &line));
+        assert_eq!(json["ok"], true, "{json}");
+        assert_eq!(json["storm"]["cut"], 300);
+        assert_eq!(json["storm"]["rejoined"], 300);
+        assert_eq!(json["storm"]["bystanders_lost"], 0);
+        assert!(json["storm"]["bystanders_before"]["count"].as_u64() > Some(0));
+    }
+}
+
+#[test]
+fn the_cost_of_a_process_is_in_the_report() {
+    let pid = std::process::id();
+    let line = format!("fanout --members 10 --window 1 --duration-s 0.3 --warmup-s 0 --pid {pid}");
+    let json = json(&measure(floor("each"), &line));
+    assert!(json["fanout"]["server_cpu_us_per_delivery"].as_f64() > Some(0.0), "{json}");
+    assert!(json["memory"]["after"]["rss"].as_u64() > Some(0));
+}
+
+#[test]
+fn nobody_listening_is_said_clearly() {
+    let port = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let addr = port.local_addr().expect("it is bound");
+    drop(port);
+    let report = measure(addr, "idle --conns 3 --retries 1");
+    assert!(!report.ok);
+    assert_eq!(report.connect.failed["connection_refused"], 3);
+    assert_eq!(report.connect.retried["connection_refused"], 3);
+    assert!(report.first_trouble.expect("a reason").contains("refused"));
+}
+
+/// A server that reads a head and answers `reply`, again and again.
+fn answering(reply: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let addr = listener.local_addr().expect("it is bound");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("accepted");
+            let mut head = [0; 4096];
+            // A client that has gone away meanwhile is no concern of this server.
+            let _ = stream.read(&mut head).and_then(|_| stream.write_all(reply.as_bytes()));
+        }
+    });
+    addr
+}
+
+#[test]
+fn a_wrong_path_shows_the_servers_status_line_and_is_not_tried_again() {
+    let addr = answering("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
+    let report = measure(addr, "idle --conns 2");
+    assert_eq!(report.connect.failed["http_status"], 2);
+    assert!(report.connect.retried.is_empty());
+    assert!(report.first_trouble.expect("a reason").contains("404 Not Found"));
+}
+
+#[test]
+fn a_busy_server_is_tried_again_when_it_says() {
+    let addr = answering("HTTP/1.1 503 Busy\r\nRetry-After: 0\r\n\r\n");
+    let report = measure(addr, "idle --conns 2 --retries 2");
+    assert_eq!(report.connect.retried["http_503"], 4);
+    assert_eq!(report.connect.failed["http_503"], 2);
+}
+
+#[test]
+fn a_server_that_never_says_joined_is_a_timeout_that_names_the_flag() {
+    let line = "idle --conns 2 --ready never --handshake-timeout-s 1 --retries 0";
+    let report = measure(floor("each"), line);
+    assert_eq!(report.connect.failed["handshake_timeout"], 2);
+    assert!(report.first_trouble.expect("a reason").contains("--ready"));
+}
