@@ -1,2 +1,109 @@
-//! stub
-fn main() {}
+//! What does it cost to cross from a shard to the backplane and back, awake and asleep?
+//!
+//! Two threads and the real window: the shard's end here, an echo at the other end. *Awake*: both
+//! ends look into their channels without pause, as under load. *Asleep*: both sleep in poll(2) on
+//! their bells, so each crossing pays a ring, a wake-up and a hush on either side; that is the price
+//! of one lonely message. The bare eventfd pair is the floor under *asleep*: the same sleeps without
+//! channels or flags. *Nobody asleep* is what a batch pays to find out that it need not ring.
+#![allow(unsafe_code)] // poll(2), which a benchmark calls as the runtimes do
+
+use campanile::ids::{SlotId, TopicId, TopicName};
+use campanile::link::bell::Bell;
+use campanile::link::channel::{BackplaneEnd, ShardEnd, window};
+use campanile::link::{Downlink, Uplink};
+use criterion::{Criterion, criterion_group, criterion_main};
+use std::hint::black_box;
+use std::thread::JoinHandle;
+
+const AT: TopicId = TopicId(SlotId { index: 0, generation: 0 });
+
+fn wait(bell: &Bell) {
+    let mut poll = libc::pollfd { fd: bell.fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one valid pollfd, and no timeout.
+    unsafe { libc::poll(&mut poll, 1, -1) };
+    bell.hush();
+}
+
+/// Answers each join, and sleeps between them if it should. Ends with [`OpsEnd::stop_backplane`].
+///
+/// [`OpsEnd::stop_backplane`]: campanile::link::channel::OpsEnd::stop_backplane
+fn echo(end: BackplaneEnd, sleeps: bool) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let port = &end.shards[0];
+        while !end.is_stopped() {
+            while let Some(Uplink::Join { at, .. }) = port.try_recv() {
+                assert!(port.try_send(Downlink::Joined { at }).is_ok());
+                port.ring();
+            }
+            if sleeps && end.may_sleep(|_| true, true) {
+                wait(end.bell());
+            }
+        }
+    })
+}
+
+fn cross_and_return(shard: &ShardEnd, topic: &TopicName, sleeps: bool) {
+    assert!(shard.try_send(Uplink::Join { topic: topic.clone(), at: AT }).is_ok());
+    shard.ring();
+    while shard.try_recv().is_none() {
+        if sleeps && shard.may_sleep() {
+            wait(shard.bell());
+        }
+    }
+}
+
+fn crossing(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("there and back");
+    let topic = TopicName::room("room");
+    for (name, sleeps) in [("awake", false), ("asleep", true)] {
+        let (shards, end, ops) = window(1, 64, 64).expect("two bells");
+        let echo = echo(end, sleeps);
+        group.bench_function(name, |b| {
+            b.iter(|| cross_and_return(&shards[0], &topic, sleeps));
+        });
+        ops.stop_backplane();
+        echo.join().expect("the echo does not panic");
+    }
+    group.finish();
+}
+
+/// The floor: two threads that wake each other by eventfd, with nothing between.
+fn bare_eventfds(criterion: &mut Criterion) {
+    let bell = || std::sync::Arc::new(Bell::new().expect("an eventfd"));
+    let (there, back, end) = (bell(), bell(), std::sync::Arc::new(()));
+    let echo = {
+        let (there, back, end) = (there.clone(), back.clone(), std::sync::Arc::downgrade(&end));
+        std::thread::spawn(move || {
+            while end.strong_count() > 0 {
+                assert!(there.may_sleep(|| true));
+                wait(&there);
+                while !back.ring() {
+                    std::hint::spin_loop();
+                }
+            }
+        })
+    };
+    criterion.bench_function("there and back/bare eventfds", |b| {
+        b.iter(|| {
+            assert!(back.may_sleep(|| true));
+            while !there.ring() {
+                std::hint::spin_loop();
+            }
+            wait(&back);
+        });
+    });
+    drop(end);
+    assert!(back.may_sleep(|| true));
+    while !there.ring() {
+        std::hint::spin_loop();
+    }
+    echo.join().expect("the echo does not panic");
+}
+
+fn ringing_nobody(criterion: &mut Criterion) {
+    let bell = Bell::new().expect("an eventfd");
+    criterion.bench_function("nobody asleep", |b| b.iter(|| black_box(bell.ring())));
+}
+
+criterion_group!(benches, crossing, bare_eventfds, ringing_nobody);
+criterion_main!(benches);

@@ -116,6 +116,9 @@ impl RedisTransport {
             self.missed += live.canary.as_ref().map_or(0, |canary| canary.missed);
         }
         local.counters.reconnects += 1;
+        if !self.is_up {
+            self.on_refused(reason, now); // else `set_up` tells
+        }
         self.pause(); // drops both connections
         self.is_up = false;
         local.interest.lose_link();
@@ -199,6 +202,12 @@ impl RedisTransport {
         }
     }
 
+    fn on_refused(&mut self, reason: &str, now: Instant) {
+        if let Some(unsaid) = self.refused.is_due(now) {
+            tracing::warn!(reason, unsaid, "no connection to Redis");
+        }
+    }
+
     fn on_malformed(&mut self, why: &str, channel: &str, now: Instant, local: &mut Local) {
         local.counters.publishes_malformed += 1;
         if let Some(unsaid) = self.malformed.is_due(now) {
@@ -247,9 +256,7 @@ impl Transport for RedisTransport {
                 Poll::Pending => return false,
                 Poll::Ready(Ok(link)) => self.go_live(link, now),
                 Poll::Ready(Err(reason)) => {
-                    if let Some(unsaid) = self.refused.is_due(now) {
-                        tracing::warn!(reason, unsaid, "no connection to Redis");
-                    }
+                    self.on_refused(&reason, now);
                     self.pause();
                 }
             },
