@@ -63,16 +63,3 @@ fn a_node_that_drains_says_so_and_a_second_signal_ends_it_at_once() {
     node.signal("-TERM");
     assert_eq!(node.ended().code(), Some(128 + 15), "as if the signal had ended it");
 }
-
-#[test]
-fn a_port_that_is_taken_is_said_and_ends_the_start() {
-    let node = Node::start_ready(&["--shards", "1"]);
-    let taken = node.addr.to_string();
-    let second = std::process::Command::new(env!("CARGO_BIN_EXE_campanile"))
-        .args(["serve", "--ops-listen", "127.0.0.1:0", "--listen", &taken])
-        .output()
-        .expect("our own binary starts");
-    assert_eq!(second.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&second.stderr);
-    assert!(said.contains(&taken) && said.contains("another process listens there"), "{said}");
-}
