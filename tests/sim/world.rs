@@ -560,10 +560,10 @@ impl World {
         for frame in frames {
             self.react(who, &frame);
             self.lives[who].heard.extend(heard(&frame).map(|heard| (step, heard)));
-            if let Frame::Text(json) = &frame {
-                if json["type"] == "welcome" {
-                    self.lives[who].user = json["user_id"].as_str().expect("a name").to_owned();
-                }
+            if let Frame::Text(json) = &frame
+                && json["type"] == "welcome"
+            {
+                self.lives[who].user = json["user_id"].as_str().expect("a name").to_owned();
             }
             self.clients[who].frames.push(frame);
         }
@@ -693,6 +693,11 @@ impl Client {
     fn hears_the_end(&mut self) -> bool {
         let server_ended = self.gone || self.half_closed;
         server_ended && self.down.is_empty() && !self.broken && !self.up_ended
+    }
+
+    /// Whether there is anything left that may happen to it.
+    pub fn is_here(&self) -> bool {
+        !self.gone || !self.down.is_empty()
     }
 
     /// Whether it waits in the middle of a frame.
