@@ -86,7 +86,7 @@ impl Lane {
         while let Some(item) = self.answers.pop_front() {
             if let Err(item) = self.send(port, item) {
                 self.answers.push_front(item);
-                return;
+                return self.clear_if_gone(port);
             }
         }
         while let Some(to) = self.lost_order.pop_front() {
@@ -94,7 +94,7 @@ impl Lane {
             if self.send(port, Downlink::Lost { to, count }).is_err() {
                 self.lost.insert(to, count);
                 self.lost_order.push_front(to);
-                return;
+                return self.clear_if_gone(port);
             }
         }
     }
@@ -113,6 +113,13 @@ impl Lane {
     pub fn ring(&mut self, port: &ShardPort) {
         if std::mem::take(&mut self.is_touched) {
             port.ring();
+        }
+    }
+
+    /// A shard that has ended will never make room, and has nobody left to be told.
+    fn clear_if_gone(&mut self, port: &ShardPort) {
+        if port.is_gone() {
+            *self = Lane::default();
         }
     }
 
@@ -194,6 +201,19 @@ mod tests {
         lane.retry(port);
         assert_eq!(heard(shard), Vec::<String>::new());
         assert!(!lane.is_waiting());
+    }
+
+    #[test]
+    fn nothing_waits_for_a_shard_that_has_ended() {
+        let (shards, end, _ops) = window(1, 4, 1).unwrap();
+        let (port, mut lane) = (&end.shards[0], Lane::default());
+        lane.answer(port, Downlink::Joined { at: topic(1) });
+        lane.answer(port, Downlink::Joined { at: topic(2) });
+        assert!(!lane.deliver(port, topic(1), some_frames(), None));
+        assert!(lane.is_held() && lane.is_waiting());
+        drop(shards);
+        lane.retry(port);
+        assert!(!lane.is_held() && !lane.is_waiting());
     }
 
     #[test]

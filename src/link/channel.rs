@@ -7,6 +7,7 @@ use super::bell::Bell;
 use super::{Downlink, Uplink};
 use crate::ids::ShardId;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -20,6 +21,8 @@ pub struct ShardEnd {
     bell: Arc<Bell>,
     backplane: Arc<Bell>,
     stalled: Arc<AtomicBool>,
+    /// Whether the last send found no room.
+    waits: Cell<bool>,
 }
 
 impl ShardEnd {
@@ -28,17 +31,21 @@ impl ShardEnd {
     #[allow(clippy::result_large_err)] // the item is the point: the shard keeps it
     pub fn try_send(&self, item: Uplink) -> Result<(), Uplink> {
         let item = match self.uplink.try_send(item) {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                self.waits.set(false);
+                return Ok(());
+            }
             Err(TrySendError::Full(item) | TrySendError::Disconnected(item)) => item,
         };
         // Say that we wait, then try again: either this succeeds or the backplane, which looks at
         // the flag after it has taken something, sees it.
         self.stalled.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        match self.uplink.try_send(item) {
-            Ok(()) => Ok(()),
-            Err(TrySendError::Full(item) | TrySendError::Disconnected(item)) => Err(item),
-        }
+        let sent = self.uplink.try_send(item);
+        self.waits.set(sent.is_err());
+        sent.map_err(|error| match error {
+            TrySendError::Full(item) | TrySendError::Disconnected(item) => item,
+        })
     }
 
     /// Wakes the backplane if it sleeps. Once after a batch of sends.
@@ -61,10 +68,12 @@ impl ShardEnd {
         &self.bell
     }
 
-    /// Whether the shard may now wait for its bell.
+    /// Whether the shard may now wait for its bell. Not when room was made for an item that it could
+    /// not send: the bell was silent if that happened before the shard said that it sleeps.
     #[must_use]
     pub fn may_sleep(&self) -> bool {
-        self.bell.may_sleep(|| self.downlink.is_empty())
+        let may_send = || self.waits.get() && !self.stalled.load(Ordering::Relaxed);
+        self.bell.may_sleep(|| self.downlink.is_empty() && !may_send())
     }
 }
 
@@ -234,10 +243,68 @@ pub fn window(
             bell: bell.clone(),
             backplane: backplane.clone(),
             stalled: stalled.clone(),
+            waits: Cell::new(false),
         });
         ports.push(ShardPort { id, uplink: up_rx, downlink: down_tx, bell, stalled });
     }
     let bell = backplane.clone();
     let end = BackplaneEnd { shards: ports, ops: ops_rx, bell, stop: stop.clone() };
     Ok((ends, end, OpsEnd { backplane: ops_tx, backplane_bell: backplane, shards: ops, stop }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{SlotId, TopicId, TopicName};
+
+    fn some_item() -> Uplink {
+        let at = TopicId(SlotId { index: 0, generation: 0 });
+        Uplink::Leave { topic: TopicName::all(), at }
+    }
+
+    #[test]
+    fn a_shard_that_found_no_room_is_rung_when_there_is_some() {
+        let (shards, end, _ops) = window(1, 1, 1).unwrap();
+        let (shard, port) = (&shards[0], &end.shards[0]);
+        assert!(shard.try_send(some_item()).is_ok());
+        assert!(shard.try_send(some_item()).is_err());
+        assert!(shard.may_sleep());
+        assert!(port.try_recv().is_some());
+        port.made_room();
+        assert!(!shard.bell().ring(), "it was rung already");
+    }
+
+    #[test]
+    fn a_shard_does_not_sleep_when_room_was_made_before_it_lay_down() {
+        let (shards, end, _ops) = window(1, 1, 1).unwrap();
+        let (shard, port) = (&shards[0], &end.shards[0]);
+        assert!(shard.try_send(some_item()).is_ok());
+        assert!(shard.try_send(some_item()).is_err());
+        assert!(port.try_recv().is_some());
+        port.made_room();
+        assert!(!shard.may_sleep(), "nobody would wake it");
+        assert!(shard.try_send(some_item()).is_ok());
+        assert!(shard.may_sleep());
+    }
+
+    #[test]
+    fn the_backplane_sleeps_over_items_it_does_not_take_and_no_others() {
+        let (shards, end, ops) = window(2, 1, 1).unwrap();
+        assert!(shards[1].try_send(some_item()).is_ok());
+        assert!(!end.may_sleep(|_| true, true));
+        assert!(end.may_sleep(|shard| shard == ShardId(0), true));
+        assert!(ops.try_publish(some_item()).is_ok());
+        assert!(!end.may_sleep(|_| false, true));
+        assert!(end.may_sleep(|_| false, false));
+        ops.stop_backplane();
+        assert!(!end.may_sleep(|_| false, false));
+    }
+
+    #[test]
+    fn a_shard_is_gone_when_it_has_dropped_its_end() {
+        let (mut shards, end, _ops) = window(2, 1, 1).unwrap();
+        shards.remove(0);
+        assert!(end.shards[0].is_gone());
+        assert!(!end.shards[1].is_gone());
+    }
 }

@@ -12,6 +12,11 @@ pub mod channel;
 pub mod health;
 pub mod sleeper;
 
+/// What `sleeper` is built from here; `tests/loom.rs` builds it from loom's.
+mod atomics {
+    pub use std::sync::atomic::{AtomicBool, Ordering, fence};
+}
+
 use crate::ids::{ConnId, NodeId, ShardId, TopicId, TopicName};
 use crate::protocol::{Dialect, RequestId};
 use bytes::Bytes;

@@ -6,12 +6,9 @@
 //! item, or the producer finds the sleeper.
 //!
 //! Invariant: no item waits while its consumer sleeps and nobody is about to wake it. Loom tries
-//! every interleaving (`tests/loom.rs` includes this very file, built with loom's atomics).
+//! every interleaving: `tests/loom.rs` includes this very file beside atomics of loom's.
 
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicBool, Ordering, fence};
-#[cfg(not(loom))]
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use super::atomics::{AtomicBool, Ordering, fence};
 
 /// The flag and its fences, without the system calls.
 #[derive(Debug, Default)]
@@ -36,7 +33,9 @@ impl Sleeper {
     /// Consumer, before it sleeps: `false` when there is something after all.
     #[must_use]
     pub fn may_sleep(&self, is_empty: impl FnOnce() -> bool) -> bool {
-        self.asleep.store(true, Ordering::Relaxed);
+        // A swap, where a store would do by the rules of C++: it orders this sleep after a late wake
+        // of an earlier one, which loom cannot see otherwise (it keeps no modification order).
+        self.asleep.swap(true, Ordering::AcqRel);
         // Orders the flag before the last look; pairs with the fence in `must_wake`.
         fence(Ordering::SeqCst);
         if is_empty() {

@@ -1,0 +1,196 @@
+//! One running instance: the real binary with ports of its own, and an end.
+//!
+//! Invariant: the process is killed when the value is dropped, a failed test included; and a failed
+//! test prints what the node logged.
+#![allow(dead_code)] // each test binary uses its part
+
+use super::http::{self, Reply};
+use super::redis::wait_until;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// The end of a log that a failed test shows.
+const LOG_LINES_SHOWN: usize = 60;
+
+pub struct Node {
+    /// The public port.
+    pub addr: SocketAddr,
+    /// The operators' port.
+    pub ops: SocketAddr,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Node {
+    /// Starts an instance on free ports and waits until it listens.
+    pub fn start(args: &[&str]) -> Node {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let log = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+            .join(format!("node-{}-{number}.log", std::process::id()));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_campanile"));
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CAMPANILE_")) {
+            command.env_remove(name);
+        }
+        let mut child = command
+            .arg("serve")
+            .args(["--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"])
+            .args(args)
+            .env("RUST_BACKTRACE", "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&log).expect("a log file"))
+            .spawn()
+            .expect("our own binary starts");
+        let mut said = String::new();
+        let stdout = child.stdout.take().expect("it is piped");
+        BufReader::new(stdout).read_line(&mut said).expect("it speaks or ends");
+        let Some((addr, ops)) = addresses(&said) else {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("no node came of {args:?}: it said {said:?} and logged\n{}", tail(&log));
+        };
+        Node { addr, ops, child, log }
+    }
+
+    /// The same, and waits until messages flow.
+    pub fn start_ready(args: &[&str]) -> Node {
+        let node = Node::start(args);
+        wait_until("the node is ready", || node.is_ready());
+        node
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.get("/readyz").status == 200
+    }
+
+    /// Asks the operators' port.
+    pub fn get(&self, path: &str) -> Reply {
+        http::request(self.ops, "GET", path, &[], "")
+    }
+
+    /// Posts JSON to the operators' port.
+    pub fn post(&self, path: &str, body: &str) -> Reply {
+        http::request(self.ops, "POST", path, &[("Content-Type", "application/json")], body)
+    }
+
+    /// A number of `/metrics`, added up over shards and labels.
+    pub fn metric(&self, name: &str) -> u64 {
+        self.metric_where(name, "")
+    }
+
+    /// The same over those samples whose labels contain `label`, such as `reason="slow"`.
+    pub fn metric_where(&self, name: &str, label: &str) -> u64 {
+        let samples = self.samples(name);
+        assert!(!samples.is_empty(), "no metric is called {name}");
+        samples.iter().filter(|(labels, _)| labels.contains(label)).map(|(_, value)| value).sum()
+    }
+
+    /// Every sample of one name with its labels.
+    pub fn samples(&self, name: &str) -> Vec<(String, u64)> {
+        let text = self.get("/metrics").body;
+        let samples = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let (labels, value) = rest.rsplit_once(' ')?;
+            (labels.is_empty() || labels.starts_with('{'))
+                .then(|| (labels.to_owned(), value.parse::<f64>().expect("a number") as u64))
+        });
+        samples.collect()
+    }
+
+    /// Memory that the process holds, in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.pid());
+        let status = std::fs::read_to_string(path).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux says so");
+        let kib: u64 = line.split_whitespace().nth(1).expect("a number").parse().expect("a number");
+        kib * 1024
+    }
+
+    /// Waits until `/metrics` is newer than this call: shards copy their numbers out on a tick.
+    pub fn wait_for_fresh_metrics(&self) {
+        let before = self.samples("campanile_loop_turns_total");
+        wait_until("every shard has copied its numbers out", || {
+            let now = self.samples("campanile_loop_turns_total");
+            now.iter().zip(&before).all(|(now, before)| now != before)
+        });
+    }
+
+    /// Waits until nobody is left, and nothing that they left behind.
+    pub fn wait_until_empty(&self) {
+        self.wait_for_fresh_metrics();
+        for gauge in ["connections", "connections_handshaking", "connections_closing"] {
+            self.wait_for(&format!("campanile_{gauge}"), 0);
+        }
+        for gauge in ["topics", "members", "outbox_bytes"] {
+            self.wait_for(&format!("campanile_{gauge}"), 0);
+        }
+    }
+
+    /// Waits until a number of `/metrics` is `value`.
+    pub fn wait_for(&self, name: &str, value: u64) {
+        wait_until(&format!("{name} is {value}"), || self.metric(name) == value);
+    }
+
+    /// SIGKILL, and gone when this returns.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        self.child.wait().expect("our own child");
+    }
+
+    /// Sends a signal, such as `-TERM`.
+    pub fn signal(&self, signal: &str) {
+        let pid = self.pid().to_string();
+        let status = Command::new("kill").args([signal, &pid]).status().expect("kill(1)");
+        assert!(status.success());
+    }
+
+    /// Waits until the process has ended by itself.
+    pub fn ended(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Some(status) = self.child.try_wait().expect("our own child") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the process does not end");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// What it has logged so far.
+    pub fn logged(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("--- log of the node at {} ---\n{}", self.addr, tail(&self.log));
+        }
+        let _ = std::fs::remove_file(&self.log);
+    }
+}
+
+/// `campanile: listening on ws://ADDR/ws, ops on http://ADDR`
+fn addresses(line: &str) -> Option<(SocketAddr, SocketAddr)> {
+    let rest = line.trim_end().strip_prefix("campanile: listening on ws://")?;
+    let (public, ops) = rest.split_once("/ws, ops on http://")?;
+    Some((public.parse().ok()?, ops.parse().ok()?))
+}
+
+fn tail(log: &PathBuf) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n")
+}

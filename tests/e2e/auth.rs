@@ -1,0 +1,130 @@
+//! Who may come in, and that nobody is somebody else.
+
+use crate::client::Client;
+use crate::node::Node;
+use campanile::auth::{Rights, TokenWish, mint};
+use serde_json::json;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+const SECRET: &str = "a secret of the tests";
+
+/// HS256 over `{"sub":"zoe","rights":["publish","send","broadcast"]}` with [`SECRET`], made by
+/// Python's hmac and not by us.
+const FROM_ELSEWHERE: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.\
+    eyJzdWIiOiJ6b2UiLCJyaWdodHMiOlsicHVibGlzaCIsInNlbmQiLCJicm9hZGNhc3QiXX0.\
+    Iao2ZPCtAnFwR2SWLQqErnJmmTsTftc7ycxHWYiGvVI";
+
+fn node() -> Node {
+    Node::start_ready(&["--shards", "2", "--auth-hmac-secret", SECRET])
+}
+
+fn token(user: &str, rights: Option<Rights>, expires_in_s: i64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is past 1970").as_secs();
+    let expires_unix_s = now.saturating_add_signed(expires_in_s);
+    mint(&TokenWish { user: user.to_owned(), rights, expires_unix_s }, SECRET).expect("a good wish")
+}
+
+fn status(node: &Node, query: &str, headers: &str) -> u16 {
+    match Client::try_open(node.addr, &format!("/ws{query}"), headers) {
+        Ok(_) => 101,
+        Err(reply) => {
+            assert_eq!(reply.header("Connection"), Some("close"));
+            reply.status
+        }
+    }
+}
+
+#[test]
+fn nobody_comes_in_without_a_good_token() {
+    let node = node();
+    let good = token("ann", None, 60);
+    let expired = token("ann", None, -60);
+    let (head, signature) = good.rsplit_once('.').expect("three parts");
+    let forged = format!("{head}.{}", signature.chars().rev().collect::<String>());
+    let unsigned = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbm4ifQ.";
+    assert_eq!(status(&node, "", ""), 401);
+    assert_eq!(status(&node, "?token=", ""), 401);
+    for bad in [expired.as_str(), &forged, head, unsigned, "nonsense"] {
+        assert_eq!(status(&node, &format!("?token={bad}"), ""), 401, "{bad}");
+        assert_eq!(status(&node, "", &format!("Authorization: Bearer {bad}\r\n")), 401, "{bad}");
+    }
+    assert_eq!(status(&node, "", &format!("Authorization: Basic {good}\r\n")), 401);
+    assert_eq!(status(&node, &format!("?token={good}"), ""), 101);
+    assert_eq!(status(&node, "", &format!("Authorization: Bearer {good}\r\n")), 101);
+    let refused = 2 + 2 * 5 + 1;
+    node.wait_for("campanile_opened_total", 2);
+    assert_eq!(node.metric_where("campanile_refused_total", r#"reason="auth""#), refused);
+}
+
+#[test]
+fn a_token_made_elsewhere_is_understood() {
+    let node = node();
+    let (mut zoe, welcome) = Client::greeted(node.addr, &["tower"], FROM_ELSEWHERE);
+    assert_eq!(welcome["user_id"], "zoe");
+    zoe.say(r#"{"type":"broadcast","payload":1}"#);
+    assert_eq!(zoe.hear_type("message")["from"], "zoe");
+}
+
+#[test]
+fn from_is_the_user_of_the_token_whatever_the_client_says() {
+    let node = node();
+    let (mut ann, _) = Client::greeted(node.addr, &["tower"], &token("ann", None, 60));
+    let (mut bob, _) = Client::greeted(node.addr, &["tower"], &token("bob", None, 60));
+    ann.say(r#"{"room_id":"tower","payload":{"from":"bob"},"from":"bob","user_id":"bob"}"#);
+    let heard = bob.hear_type("message");
+    assert_eq!((&heard["from"], &heard["payload"]), (&json!("ann"), &json!({"from":"bob"})));
+    ann.say(r#"{"target_user_id":"bob","payload":1,"from":"bob"}"#);
+    assert_eq!(bob.hear_type("message")["from"], "ann");
+}
+
+#[test]
+fn a_user_is_reached_on_all_connections_and_only_that_user() {
+    let node = node();
+    let phone = token("ann", None, 60);
+    let mut anns: Vec<Client> = (0..6).map(|_| Client::greeted(node.addr, &[], &phone).0).collect();
+    let (mut bob, _) = Client::greeted(node.addr, &[], &token("bob", None, 60));
+    bob.say(r#"{"target_user_id":"ann","payload":"ring","id":1}"#);
+    assert_eq!(bob.hear_type("ok")["id"], 1);
+    for ann in &mut anns {
+        assert_eq!(ann.hear_payload(), "ring");
+    }
+    bob.nothing_more();
+}
+
+#[test]
+fn rights_are_what_the_token_says() {
+    let node = node();
+    let all = Rights { publish: true, publish_unjoined: true, send: true, broadcast: true };
+    let ask = |rights: Option<Rights>, request: &str| {
+        let (mut client, _) = Client::greeted(node.addr, &["tower"], &token("ann", rights, 60));
+        client.say(request);
+        let (ok, error) = (json!("ok"), json!("error"));
+        loop {
+            let heard = client.hear();
+            if heard["type"] == ok {
+                return String::new();
+            } else if heard["type"] == error {
+                return heard["code"].as_str().expect("a code").to_owned();
+            }
+        }
+    };
+    let publish = r#"{"type":"publish","room_id":"tower","payload":0,"id":1}"#;
+    let unjoined = r#"{"type":"publish","room_id":"other","payload":0,"id":1}"#;
+    let send = r#"{"type":"send","target_user_id":"bob","payload":0,"id":1}"#;
+    let broadcast = r#"{"type":"broadcast","payload":0,"id":1}"#;
+    for (request, by_default) in
+        [(publish, ""), (unjoined, "not_joined"), (send, ""), (broadcast, "forbidden")]
+    {
+        assert_eq!(ask(None, request), by_default, "{request}");
+        assert_eq!(ask(Some(all), request), "", "{request}");
+        assert_eq!(ask(Some(Rights::NONE), request), "forbidden", "{request}");
+    }
+}
+
+#[test]
+fn only_pages_of_allowed_origins_may_connect() {
+    let node = Node::start_ready(&["--origins", "https://good.example"]);
+    assert_eq!(status(&node, "", "Origin: https://good.example\r\n"), 101);
+    assert_eq!(status(&node, "", "Origin: https://evil.example\r\n"), 403);
+    assert_eq!(status(&node, "", ""), 101, "programs have no origin");
+}

@@ -1,0 +1,41 @@
+//! More connections than there may be.
+
+use crate::client::{Client, request_head};
+use crate::http::{self, Reply};
+use crate::node::Node;
+use crate::redis::wait_until;
+use std::io::Write;
+
+const ROOM_FOR: usize = 40;
+const FLOOD: usize = 300;
+
+#[test]
+fn whoever_is_too_many_gets_503_and_who_is_here_notices_nothing() {
+    let limit = ROOM_FOR.to_string();
+    let node = Node::start_ready(&["--shards", "1", "--limits-connections-per-shard-max", &limit]);
+    let mut here: Vec<Client> =
+        (0..ROOM_FOR).map(|_| Client::join(node.addr, &["tower"])).collect();
+    for round in 0..3 {
+        let mut flood: Vec<_> = (0..FLOOD).map(|_| http::connect(node.addr)).collect();
+        for stream in &mut flood {
+            // It may be refused already, and its reading half is gone.
+            let _ = stream.write_all(request_head(node.addr, "/ws", "").as_bytes());
+        }
+        here[round].say(format!(r#"{{"room_id":"tower","payload":{round}}}"#));
+        for member in &mut here {
+            assert_eq!(member.hear_payload(), round);
+        }
+        for stream in flood {
+            let reply = Reply::read(stream).expect("an answer for everyone");
+            assert_eq!((reply.status, reply.header("Retry-After")), (503, Some("2")));
+        }
+    }
+    let refused = || node.metric_where("campanile_refused_total", r#"reason="limit""#);
+    wait_until("each refusal is counted", || refused() == 3 * FLOOD as u64);
+    assert_eq!(node.metric("campanile_connections"), ROOM_FOR as u64);
+    drop(here.pop());
+    node.wait_for("campanile_connections", ROOM_FOR as u64 - 1);
+    let mut next = Client::join(node.addr, &["tower"]);
+    next.say(r#"{"room_id":"tower","payload":"in"}"#);
+    assert_eq!(next.hear_payload(), "in", "where one leaves there is room for one");
+}

@@ -1,0 +1,29 @@
+//! The real binary, real sockets, real Redis servers, and clients that share no code with us.
+//!
+//! Each file tells the stories of one part. Nothing here waits by sleeping: a story polls for the
+//! state it needs, and fails when that does not come. What a story starts ends with it.
+
+#[path = "../common/client.rs"]
+mod client;
+#[path = "../common/http.rs"]
+mod http;
+#[path = "../common/node.rs"]
+mod node;
+#[path = "../common/redis.rs"]
+mod redis;
+
+mod auth;
+mod bad_frames;
+mod bad_heads;
+mod bad_json;
+mod churn;
+mod echo;
+mod ending;
+mod flat;
+mod flood;
+mod instances;
+mod one_instance;
+mod other_clients;
+mod outage;
+mod page;
+mod slow;
