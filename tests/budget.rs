@@ -188,6 +188,34 @@ fn an_exception_costs_one_join_of_its_own_and_no_write_more() {
     }
 }
 
+#[test]
+fn many_exceptions_in_one_visit_do_not_multiply() {
+    let mut batch = SendBatch::default();
+    let (mut shard, room) = crowd(2, &mut batch);
+    let talkers: Vec<ConnId> =
+        (0..500).map(|n| open(&mut shard, 10 + n, &format!("talker{n}"), "r")).collect();
+    settle(&mut shard, &mut batch);
+    let frame = Bytes::from(vec![b'x'; 122]);
+    for conn in &talkers {
+        let frames = FrameSet::new([frame.clone()]);
+        let except = Some(*conn);
+        shard.handle_downlink(Downlink::Deliver { to: room, frames, except }, NOW_MS);
+    }
+    let before = BYTES.get();
+    let (mut writes, mut bytes, mut held_max) = (0, 0, 0);
+    while shard.has_sends() {
+        shard.take_batch(&mut batch);
+        held_max = held_max.max(BYTES.get() - before);
+        writes += batch.ops().len();
+        bytes += batch.ops().iter().map(|op| batch.bytes(op).len()).sum::<usize>();
+    }
+    // Everybody hears 500 messages, the talkers one less; and in few writes.
+    assert_eq!(bytes, (2 * 500 + 500 * 499) * frame.len());
+    assert!(writes <= 502 * 7, "{writes} writes");
+    // The joins of one round, and those that the batch still holds of the one before.
+    assert!(held_max <= 3 * 1024 * 1024, "{held_max} bytes held at once");
+}
+
 /// One more member of the room.
 fn shard_conn(shard: &mut Shard, batch: &mut SendBatch, user: &str) -> ConnId {
     let conn = open(shard, 5000, user, "r");

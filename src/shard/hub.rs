@@ -327,3 +327,6 @@ fn shift(topic: &mut Topic, conns: &mut Slots<Conn>, from: usize, gap: &mut usiz
     conn.joined.set_place(slot as usize, *gap as u32);
     *gap = from;
 }
+
+#[cfg(test)]
+mod tests;

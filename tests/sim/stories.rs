@@ -260,6 +260,31 @@ fn whoever_joins_and_leaves_in_the_middle_of_a_round_skips_nobody_and_nobody_hea
 }
 
 #[test]
+fn who_comes_in_the_middle_of_a_round_takes_the_place_of_nobody_who_leaves() {
+    for leavers in [[3, 4], [13, 12], [29, 20], [28, 0], [0, 29]] {
+        let (mut world, crowd) = crowd(30);
+        deliver(&mut world, "r", r#"{"type":"round"}"#, None);
+        world.take_downlinks(0);
+        world.write_on(0);
+        let late = world.knock(0);
+        world.open(late, Some("late"), &["r"], false);
+        for leaver in leavers {
+            let frame = br#"{"type":"leave","room_id":"r"}"#;
+            world.send_frame(crowd[leaver], true, 1, frame);
+            world.read(crowd[leaver], 1000);
+        }
+        assert!(world.towers[0].shard.has_sends(), "all of this was in the middle");
+        world.run();
+        assert_eq!(types(&mut world, late), ["welcome", "ok r"]);
+        for (place, who) in crowd.iter().enumerate() {
+            let rounds = types(&mut world, *who).iter().filter(|t| *t == "round").count();
+            let left = leavers.contains(&place);
+            assert!(rounds == 1 || left && rounds == 0, "{leavers:?}: {place} heard {rounds}");
+        }
+    }
+}
+
+#[test]
 fn frames_that_come_while_a_round_is_written_reach_everyone_after_it() {
     let (mut world, crowd) = crowd(10);
     for n in 0..3 {
@@ -409,6 +434,60 @@ fn a_client_that_says_goodbye_hears_it_back_and_is_gone() {
     assert_eq!(world.listened_for(), [""; 0]);
     assert_eq!(world.backplane.said.len(), 0);
     assert_eq!(world.towers[0].shard.counters.closed_normal, 1);
+}
+
+#[test]
+fn a_slow_client_that_says_goodbye_hears_what_was_begun_and_the_goodbye() {
+    let mut world = World::tiny();
+    let ann = world.connect("ann");
+    world.join(ann, "r");
+    world.heard(ann);
+    world.clients[ann].down_max = 7;
+    world.clients[ann].pace = 0;
+    deliver(&mut world, "r", r#"{"type":"slowly"}"#, None);
+    world.run();
+    world.send_close(ann);
+    world.run();
+    assert!(!world.clients[ann].gone);
+    world.clients[ann].pace = 2;
+    world.run();
+    assert!(matches!(&world.heard(ann)[..], [Frame::Text(_), Frame::Close(1000, _)]));
+    assert!(world.clients[ann].gone);
+}
+
+#[test]
+fn a_goodbye_that_was_half_written_is_completed_before_the_end() {
+    let mut world = World::tiny();
+    let ann = world.connect("ann");
+    world.heard(ann);
+    world.clients[ann].down_max = 2;
+    world.clients[ann].pace = 0;
+    world.send_close(ann);
+    world.run();
+    assert!(!world.clients[ann].gone, "two bytes of four have left");
+    world.clients[ann].pace = 1;
+    world.run();
+    assert!(matches!(&world.heard(ann)[..], [Frame::Close(1000, _)]));
+    assert!(world.clients[ann].gone);
+}
+
+#[test]
+fn what_waits_for_a_slow_client_stays_within_its_limit_even_when_it_is_sent_away() {
+    let mut world = World::tiny();
+    let ann = world.connect("ann");
+    world.clients[ann].down_max = 10;
+    world.clients[ann].pace = 0;
+    for _ in 0..40 {
+        world.send_text(ann, r#"{"a":1}"#); // Answered by an error of some hundred bytes.
+    }
+    world.send_frame(ann, true, 2, b"binary");
+    world.clients[ann].down_max = 10;
+    world.read(ann, 20); // The first answer waits.
+    world.read(ann, usize::MAX);
+    world.run(); // Every visit looks at the limit.
+    world.clients[ann].pace = usize::MAX;
+    world.run();
+    assert_eq!(world.close_code(ann), Some(1003));
 }
 
 #[test]
