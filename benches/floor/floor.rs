@@ -69,7 +69,7 @@ pub struct Args {
     #[arg(long, default_value = "}")]
     pub suffix: String,
     /// Sends per submit
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 1024)]
     pub batch: u32,
 }
 

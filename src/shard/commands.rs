@@ -7,15 +7,20 @@
 use super::conn::{CloseReason, State};
 use super::hub::Edge;
 use super::{Shard, Waiter};
-use crate::ids::{ConnId, TopicKind, TopicName};
+use crate::ids::{ConnId, TopicId, TopicKind, TopicName};
 use crate::link::{Done, Origin, Publish, Uplink};
 use crate::protocol::{Command, ErrorCode, Event, Rejected, Request, RequestId, native};
 use crate::ws::decoder::{DecoderLimits, Item, ProtocolError};
 use crate::ws::encode::{self, Opcode};
 use bytes::Bytes;
+use std::collections::HashSet;
 
 /// Frames above this are allocated for themselves instead of being cut from the arena.
 const ARENA_FRAME_BYTES_MAX: usize = 4 * 1024;
+
+/// How often the members of a room may ask again to join it before the first answer is there: once
+/// each, and so often beyond. Then: error `overloaded`.
+const JOINS_AGAIN_MAX: usize = 16;
 
 /// An answer that is an error.
 struct No(ErrorCode, &'static str);
@@ -206,10 +211,62 @@ impl Shard {
         }
         if self.hub.get(topic).is_some_and(|topic| topic.ready) {
             self.say_joined(conn, id.as_ref(), &name, since);
-        } else {
-            self.waiting.entry(topic.0.index).or_default().push(Waiter { conn, id, since });
+            return Ok(());
+        }
+        self.wait(topic, Waiter { conn, id, since, again: is_member })
+    }
+
+    /// Notes who waits for the backplane to listen. Bounded by the members, however often they come
+    /// and go meanwhile: those who left are answered early, and who is in it already may ask again
+    /// only so often.
+    fn wait(&mut self, at: TopicId, waiter: Waiter) -> Result<(), No> {
+        let members = self.hub.at(at.0.index).members().len();
+        let waiters = self.waiting.entry(at.0.index).or_default();
+        if waiter.again && waiters.len() >= 2 * members + JOINS_AGAIN_MAX {
+            return Err(No(
+                ErrorCode::Overloaded,
+                "this room is being joined already, wait for it",
+            ));
+        }
+        waiters.push(waiter);
+        if waiters.len() > 4 * (members + JOINS_AGAIN_MAX) {
+            let all = std::mem::take(waiters);
+            let stay = self.say_left(at, all);
+            self.waiting.insert(at.0.index, stay);
         }
         Ok(())
+    }
+
+    /// The backplane listens, or the last member has left: nobody waits any more.
+    pub(super) fn answer_waiters(&mut self, at: TopicId, name: &TopicName) {
+        let Some(waiters) = self.waiting.remove(&at.0.index) else { return };
+        for waiter in self.say_left(at, waiters) {
+            self.say_joined(waiter.conn, waiter.id.as_ref(), name, waiter.since);
+        }
+    }
+
+    /// Answers those who left before their join was done, and gives the others back. An `ok` would
+    /// come after that of their leave, and say the opposite of what is true.
+    fn say_left(&mut self, at: TopicId, waiters: Vec<Waiter>) -> Vec<Waiter> {
+        let is_member = |conn: ConnId| {
+            self.conns.get(conn.0).is_some_and(|c| c.joined.find(at.0.index).is_some())
+        };
+        // Backwards: once the join that made somebody a member is seen, earlier ones were left.
+        let mut begun = HashSet::new();
+        let (mut stay, mut left) = (Vec::new(), Vec::new());
+        for waiter in waiters.into_iter().rev() {
+            let stays = is_member(waiter.conn) && !begun.contains(&waiter.conn);
+            if !waiter.again {
+                begun.insert(waiter.conn);
+            }
+            if stays { stay.push(waiter) } else { left.push(waiter) }
+        }
+        let (code, message) = (ErrorCode::NotJoined, "the room was left before it was joined");
+        for Waiter { conn, id, .. } in left.into_iter().rev() {
+            self.say(conn, &Event::Error { id: id.as_ref(), code, message });
+        }
+        stay.reverse();
+        stay
     }
 
     pub(super) fn say_joined(
@@ -312,7 +369,7 @@ impl Shard {
 
     /// Makes `conn` a member, if it is not one; tells the backplane about the first. `None`: there
     /// are as many topics as there may be.
-    pub(super) fn enter(&mut self, conn: ConnId, name: &TopicName) -> Option<crate::ids::TopicId> {
+    pub(super) fn enter(&mut self, conn: ConnId, name: &TopicName) -> Option<TopicId> {
         let at = self.hub.open(name)?;
         let c = self.conns.get_mut(conn.0).expect("whoever enters is here");
         if c.joined.find(at.0.index).is_some() {

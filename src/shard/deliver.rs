@@ -25,6 +25,10 @@ use std::collections::VecDeque;
 /// buffers by default, so that a member who keeps up takes a join whole. Never measured.
 const JOIN_BYTES_MAX: usize = 128 * 1024;
 
+/// What the joins of excepted members may add up to in one round. They are quadratic: a thousand
+/// members who each say something they do not want to hear need a thousand joins.
+const OWN_JOINS_BYTES_MAX: usize = 1024 * 1024;
+
 /// The topic of everybody: it has no member list, its members are all open connections.
 pub const EVERYBODY: TopicId = TopicId(SlotId { index: u32::MAX, generation: 0 });
 
@@ -93,6 +97,29 @@ impl Deliveries {
         id
     }
 
+    /// The first reply, joined with those to the same connection right behind it: one read may hold
+    /// ten thousand pings, and a connection gets one write in a batch. What comes last is not joined
+    /// with what a slow peer may be refused.
+    fn pop_replies(&mut self, is_slow: bool) -> Option<Reply> {
+        let first = self.replies.pop_front()?;
+        let (mut bytes, mut last, mut more) = (first.bytes.len(), first.last, 0);
+        for next in self.replies.iter().take_while(|next| next.conn == first.conn) {
+            if last || bytes + next.bytes.len() > JOIN_BYTES_MAX || (next.last && is_slow) {
+                break;
+            }
+            (bytes, last, more) = (bytes + next.bytes.len(), next.last, more + 1);
+        }
+        if more == 0 {
+            return Some(first);
+        }
+        let mut joined = BytesMut::with_capacity(bytes);
+        joined.extend_from_slice(&first.bytes);
+        for next in self.replies.drain(..more) {
+            joined.extend_from_slice(&next.bytes);
+        }
+        Some(Reply { conn: first.conn, bytes: joined.freeze(), last })
+    }
+
     /// How far `topic` is being walked, if it is the one.
     pub(super) fn walk_of(&mut self, topic: u32) -> Option<&mut Walk> {
         let current = self.current.as_mut()?;
@@ -107,9 +134,10 @@ impl Shard {
         !d.replies.is_empty() || !d.queue.is_empty() || d.current.is_some()
     }
 
-    /// Frames that wait in rounds: while there are many, the caller takes no more from the backplane.
+    /// Frames that wait to be written, in rounds and as replies: while there are many, the caller
+    /// takes nothing more, neither from the backplane nor from clients.
     pub fn frames_waiting(&self) -> usize {
-        self.deliveries.frames_waiting
+        self.deliveries.frames_waiting + self.deliveries.replies.len()
     }
 
     /// Fills `batch` with what is to be written next. The caller makes all the writes, reports the
@@ -207,7 +235,8 @@ impl Shard {
                     return false;
                 }
             }
-            let reply = self.deliveries.replies.pop_front().expect("looked at above");
+            let is_slow = self.conns.get(conn.0).is_some_and(|c| c.outbox.is_some());
+            let reply = self.deliveries.pop_replies(is_slow).expect("looked at above");
             self.take_reply(reply, batch);
         }
         true
@@ -284,12 +313,14 @@ impl Shard {
     fn join_frames(&mut self, id: RoundId) -> Current {
         let mut taken = std::mem::take(&mut self.scratch_frames);
         let frames = &mut self.deliveries.round(id).frames;
-        let mut bytes = 0;
+        let (mut bytes, mut excepted) = (0, 0);
         while let Some(next) = frames.front() {
-            if !taken.is_empty() && bytes + next.bytes.len() > JOIN_BYTES_MAX {
+            bytes += next.bytes.len();
+            excepted += usize::from(next.except.is_some());
+            let is_too_much = bytes > JOIN_BYTES_MAX || excepted * bytes > OWN_JOINS_BYTES_MAX;
+            if is_too_much && !taken.is_empty() {
                 break;
             }
-            bytes += next.bytes.len();
             taken.extend(frames.pop_front().map(|queued| (queued.bytes, queued.except)));
         }
         self.deliveries.frames_waiting -= taken.len();

@@ -24,6 +24,11 @@ const PING: &[u8] = &[0x80 | Opcode::Ping as u8, 0];
 /// Longest time over which clients are asked to spread their return after a drain.
 const RECONNECT_SPREAD_MS: u64 = 5_000;
 
+/// The sweep goes by slices of the slab: slice `n` holds every 256th connection. When a place is
+/// visited depends on its number alone, so a crowd that comes at once shortens nobody's interval.
+/// Slices follow each other in bit-reversed order, which spreads a small slab evenly too.
+const SLICES: u64 = 256;
+
 /// A handshake that succeeded.
 #[derive(Debug)]
 pub struct Opening {
@@ -71,10 +76,11 @@ pub(super) struct Life {
     now_ms: u64,
 }
 
+/// The sweep's slices, counted on and on: slice `n` is due `n / SLICES` intervals after `began_ms`.
 #[derive(Debug, Default)]
 struct Sweep {
     began_ms: u64,
-    at: usize,
+    at: u64,
 }
 
 #[derive(Debug)]
@@ -131,6 +137,12 @@ impl Shard {
     pub fn handle_ended(&mut self, conn: ConnId, reason: CloseReason) {
         let Some(c) = self.conns.get_mut(conn.0) else { return };
         c.reason.get_or_insert(reason);
+        if c.is_open() {
+            // The same visit may still bring bytes of it: they are nobody's.
+            c.state = State::Closing { peer_done: true, deaf: true, said_all: false };
+            self.counters.connections -= 1;
+            self.counters.closing += 1;
+        }
         self.leave_all(conn);
         self.life.ended.push_back(conn);
     }
@@ -205,7 +217,10 @@ impl Shard {
         let deaf = matches!(reason, CloseReason::Protocol(_));
         c.state = State::Closing { peer_done, deaf, said_all: false };
         c.reason = Some(reason);
-        c.decoder = None;
+        if peer_done || deaf {
+            // Otherwise the peer's goodbye is waited for, and it may stand in the middle of a message.
+            c.decoder = None;
+        }
         if let Some(outbox) = c.outbox.as_mut().filter(|_| reason == CloseReason::Slow) {
             let before = outbox.bytes();
             outbox.keep_first();
@@ -323,19 +338,23 @@ impl Shard {
         } += 1;
     }
 
-    /// Visits the share of connections that is due: whoever was not heard since the last visit ends,
-    /// everyone else is pinged.
+    /// Visits the slices that are due: whoever was not heard since the last visit ends, everyone else
+    /// is pinged.
     fn sweep(&mut self, now_ms: u64) {
         let interval_ms = self.limits.ping_interval_ms.max(1);
-        let high = self.conns.high();
-        let passed_ms = now_ms.saturating_sub(self.life.sweep.began_ms);
-        let share = (high as u64 * passed_ms / interval_ms).min(high as u64) as usize;
-        for index in self.life.sweep.at..share {
-            self.visit(index as u32);
-        }
-        self.life.sweep.at = self.life.sweep.at.max(share);
-        if passed_ms >= interval_ms {
-            self.life.sweep = Sweep { began_ms: now_ms, at: 0 };
+        let sweep = &mut self.life.sweep;
+        let due_ms = sweep.began_ms + sweep.at * interval_ms / SLICES;
+        // A machine that was suspended must not be asked twice before it could answer once: what
+        // exceeds a quarter of an interval did not pass.
+        sweep.began_ms += now_ms.saturating_sub(due_ms + interval_ms / 4);
+        let due = now_ms.saturating_sub(sweep.began_ms) * SLICES / interval_ms;
+        let slices = sweep.at..due + 1;
+        sweep.at = sweep.at.max(due + 1);
+        for slice in slices {
+            let first = usize::from((slice as u8).reverse_bits());
+            for index in (first..self.conns.high()).step_by(SLICES as usize) {
+                self.visit(index as u32);
+            }
         }
     }
 

@@ -65,6 +65,8 @@ struct Waiter {
     conn: ConnId,
     id: Option<RequestId>,
     since: bool,
+    /// It was in the topic already when it asked.
+    again: bool,
 }
 
 /// One shard. See the module's documentation for how it is driven.
@@ -185,13 +187,6 @@ impl Shard {
         self.answer_waiters(at, &name);
     }
 
-    fn answer_waiters(&mut self, at: TopicId, name: &TopicName) {
-        let Some(waiters) = self.waiting.remove(&at.0.index) else { return };
-        for waiter in waiters {
-            self.say_joined(waiter.conn, waiter.id.as_ref(), name, waiter.since);
-        }
-    }
-
     fn on_lost(&mut self, to: TopicId, count: u64) {
         self.counters.lost += count;
         let name = match self.hub.get(to) {
@@ -239,8 +234,12 @@ impl Shard {
         }
     }
 
-    /// Says something to one connection.
+    /// Says something to one connection, unless it has been said goodbye to: nothing may follow a
+    /// close frame (RFC 6455 §5.5.1), an answer that was still on its way included.
     fn say(&mut self, conn: ConnId, event: &Event<'_>) {
+        if !self.conns.get(conn.0).is_some_and(Conn::is_open) {
+            return;
+        }
         let frame = self.frame(event);
         self.queue_reply(conn, frame, false);
     }

@@ -49,7 +49,7 @@ impl Canary {
     }
 
     /// Since one last came back.
-    pub fn age(&self, now: Instant) -> Duration {
+    fn age(&self, now: Instant) -> Duration {
         now.duration_since(self.back_at)
     }
 
@@ -78,12 +78,12 @@ impl Canary {
         Ok(())
     }
 
-    /// One came back, or something else was said on its channel.
-    pub fn hear(&mut self, body: &[u8], now: Instant) {
+    /// One came back, or something else was said on its channel. Whether it was one.
+    pub fn hear(&mut self, body: &[u8], now: Instant) -> bool {
         let number = std::str::from_utf8(body).ok().and_then(|text| text.parse::<u64>().ok());
-        let (Some(number), Some((newest, flown_at))) = (number, self.flown) else { return };
+        let (Some(number), Some((newest, flown_at))) = (number, self.flown) else { return false };
         if !(1..=newest).contains(&number) {
-            return;
+            return false;
         }
         // An older one counts as well: under load it may take longer than the interval.
         self.back_at = now;
@@ -91,6 +91,7 @@ impl Canary {
         if number == newest {
             self.rtt = now.duration_since(flown_at);
         }
+        true
     }
 
     fn is_due(&self, now: Instant) -> bool {
@@ -124,15 +125,14 @@ mod tests {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let mut canary = Canary::new(Duration::from_secs(1), Duration::from_secs(3), start);
-        canary.hear(b"1", at(1));
-        assert!(!canary.has_come_back(), "none was sent");
+        assert!(!canary.hear(b"1", at(1)), "none was sent");
         assert!(canary.is_due(start));
         assert_eq!(canary.fly(at(2)), 1);
         assert!(!canary.is_due(at(3)));
-        canary.hear(b"nonsense", at(3));
-        canary.hear(b"7", at(3));
+        assert!(!canary.hear(b"nonsense", at(3)));
+        assert!(!canary.hear(b"7", at(3)));
         assert!(!canary.has_come_back());
-        canary.hear(b"1", at(5));
+        assert!(canary.hear(b"1", at(5)));
         assert!(canary.has_come_back());
         assert_eq!(
             (canary.rtt, canary.age(at(9))),
@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(canary.missed, 0);
         assert_eq!((canary.fly(at(1002)), canary.fly(at(2002))), (2, 3));
         assert_eq!(canary.missed, 1);
-        canary.hear(b"2", at(2010));
+        assert!(canary.hear(b"2", at(2010)));
         assert_eq!(canary.age(at(2010)), Duration::ZERO, "late, but back");
     }
 }

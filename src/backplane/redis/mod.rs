@@ -53,7 +53,10 @@ pub struct RedisTransport {
     backoff: Backoff,
     malformed: Seldom,
     refused: Seldom,
+    /// Canaries missed on earlier links.
     missed: u64,
+    /// When one last came back, on whichever link.
+    canary_back_at: Instant,
     is_up: bool,
 }
 
@@ -83,6 +86,7 @@ impl RedisTransport {
             malformed: Seldom::default(),
             refused: Seldom::default(),
             missed: 0,
+            canary_back_at: Instant::now(),
             is_up: false,
             plan,
             limits,
@@ -100,9 +104,9 @@ impl RedisTransport {
         )))
     }
 
-    fn go_live(&mut self, link: Link, now: Instant) {
+    fn go_live(&mut self, link: Link, now: Instant, local: &Local) {
         let fixed = vec![self.names.ingest.clone(), self.names.canary.clone()];
-        let subscriptions = Subscriptions::new(fixed);
+        let subscriptions = Subscriptions::new(fixed, local.interest.high());
         self.state = State::Live(Box::new(Live { link, subscriptions, canary: None, since: now }));
     }
 
@@ -197,8 +201,9 @@ impl RedisTransport {
             }
         } else if let State::Live(live) = &mut self.state
             && let Some(canary) = &mut live.canary
+            && canary.hear(&push.body, now)
         {
-            canary.hear(&push.body, now);
+            self.canary_back_at = now;
         }
     }
 
@@ -254,7 +259,7 @@ impl Transport for RedisTransport {
             }
             State::Connecting(connecting) => match connecting.as_mut().poll(cx) {
                 Poll::Pending => return false,
-                Poll::Ready(Ok(link)) => self.go_live(link, now),
+                Poll::Ready(Ok(link)) => self.go_live(link, now, local),
                 Poll::Ready(Err(reason)) => {
                     self.on_refused(&reason, now);
                     self.pause();
@@ -272,10 +277,10 @@ impl Transport for RedisTransport {
         counters.publish_queue_bytes = self.outgoing.waiting_bytes() as u64;
         counters.in_flight = self.outgoing.under_way() as u64;
         counters.canaries_missed = self.missed;
+        counters.canary_age_ms = now.duration_since(self.canary_back_at).as_millis() as u64;
         let State::Live(live) = &self.state else { return };
         let Some(canary) = &live.canary else { return };
         counters.canary_rtt_us = canary.rtt.as_micros() as u64;
-        counters.canary_age_ms = canary.age(now).as_millis() as u64;
         counters.canaries_missed += canary.missed;
     }
 }

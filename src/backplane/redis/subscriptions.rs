@@ -58,19 +58,20 @@ pub struct Subscriptions {
     under_way: VecDeque<Batch>,
     /// Names that are no topics and come first: our own channels.
     fixed: Option<Vec<String>>,
-    /// The walk's next place; `None` when it has been everywhere.
-    walk: Option<u32>,
+    /// The places where the walk has not been. Topics that come later come as changes.
+    walk: std::ops::Range<u32>,
     walk_under_way: usize,
 }
 
 impl Subscriptions {
-    /// For a new link: nothing is subscribed yet. `fixed` are channels that are no topics.
-    pub fn new(fixed: Vec<String>) -> Subscriptions {
+    /// For a new link: nothing is subscribed yet. `fixed` are channels that are no topics, `places`
+    /// is where the topics are that exist already ([`Interest::high`]).
+    pub fn new(fixed: Vec<String>, places: u32) -> Subscriptions {
         Subscriptions {
             changes: VecDeque::new(),
             under_way: VecDeque::new(),
             fixed: Some(fixed),
-            walk: Some(0),
+            walk: 0..places,
             walk_under_way: 0,
         }
     }
@@ -87,7 +88,7 @@ impl Subscriptions {
 
     /// Whether everything that was wanted when the link began is confirmed.
     pub fn is_complete(&self) -> bool {
-        self.fixed.is_none() && self.walk.is_none() && self.walk_under_way == 0
+        self.fixed.is_none() && self.walk.is_empty() && self.walk_under_way == 0
     }
 
     /// Sends what waits, takes what was confirmed. Whether there was anything to do.
@@ -143,16 +144,14 @@ impl Subscriptions {
     }
 
     fn cut_walk(&mut self, names: &Names, interest: &Interest) -> Option<Cut> {
-        let mut place = self.walk?;
         let mut cut = Cut { is_addition: true, is_of_walk: true, ..Cut::default() };
-        while cut.channels.len() < CHANNELS_PER_BATCH && place < interest.high() {
+        while cut.channels.len() < CHANNELS_PER_BATCH {
+            let Some(place) = self.walk.next() else { break };
             if let Some((key, topic)) = interest.name_at(place) {
                 cut.keys.push(key);
                 cut.channels.push(names.channel(topic.as_str()));
             }
-            place += 1;
         }
-        self.walk = (place < interest.high()).then_some(place);
         (!cut.channels.is_empty()).then_some(cut)
     }
 }
@@ -208,7 +207,7 @@ mod tests {
     #[test]
     fn changes_keep_their_order_and_neighbours_of_a_kind_go_together() {
         let mut interest = Interest::new(Duration::ZERO);
-        let mut subscriptions = Subscriptions::new(vec!["fixed".into()]);
+        let mut subscriptions = Subscriptions::new(vec!["fixed".into()], 0);
         assert_eq!(subscriptions.cut(&names(), &interest).unwrap().channels, ["fixed"]);
         let room = TopicName::room;
         let (a, b) = (wanted(&mut interest, "a"), wanted(&mut interest, "b"));
@@ -232,9 +231,10 @@ mod tests {
         let at = TopicId(SlotId { index: 0, generation: 0 });
         interest.leave(&TopicName::room("7"), ShardId(0), at, now);
         assert!(interest.take_expired(now).is_some());
-        let mut subscriptions = Subscriptions::new(Vec::new());
+        let mut subscriptions = Subscriptions::new(Vec::new(), interest.high());
         let _fixed = subscriptions.cut(&names(), &interest);
         let first = subscriptions.cut(&names(), &interest).unwrap();
+        let _late = wanted(&mut interest, "late");
         subscriptions.remove(TopicName::room("7"));
         let change = subscriptions.cut(&names(), &interest).unwrap();
         assert_eq!((change.is_addition, rooms(&change)), (false, vec!["7"]));
