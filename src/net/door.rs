@@ -316,15 +316,15 @@ impl Room {
         }
         // A close found while writing may have emptied a topic.
         self.drain_uplink();
-        if self.shard.has_sends() {
-            if let Some(writer) = self.writer.take() {
-                writer.wake();
-            }
+        if self.shard.has_sends()
+            && let Some(writer) = self.writer.take()
+        {
+            writer.wake();
         }
-        if self.may_read() && self.has_unread() {
-            if let Some(reader) = self.reader.take() {
-                reader.wake();
-            }
+        if self.may_read()
+            && let Some(reader) = self.reader.take()
+        {
+            reader.wake();
         }
     }
 

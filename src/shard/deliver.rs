@@ -230,12 +230,11 @@ impl Shard {
             if batch.len() >= self.limits.send_batch_max {
                 return false;
             }
-            if let Some(c) = self.conns.get(conn.0) {
-                if c.batch == self.deliveries.batch {
-                    return false;
-                }
+            let c = self.conns.get(conn.0);
+            if c.is_some_and(|c| c.batch == self.deliveries.batch) {
+                return false;
             }
-            let is_slow = self.conns.get(conn.0).is_some_and(|c| c.outbox.is_some());
+            let is_slow = c.is_some_and(|c| c.outbox.is_some());
             let reply = self.deliveries.pop_replies(is_slow).expect("looked at above");
             self.take_reply(reply, batch);
         }

@@ -253,10 +253,11 @@ impl Shard {
     /// If our last byte has left and nothing more is expected, the connection may go.
     pub(super) fn consider_leaving(&mut self, conn: ConnId) {
         let Some(c) = self.conns.get(conn.0) else { return };
-        if let State::Closing { peer_done, deaf, said_all: true } = c.state {
-            if (peer_done || deaf) && c.outbox.is_none() {
-                self.life.leaving.push_back(conn);
-            }
+        if let State::Closing { peer_done, deaf, said_all: true } = c.state
+            && (peer_done || deaf)
+            && c.outbox.is_none()
+        {
+            self.life.leaving.push_back(conn);
         }
     }
 

@@ -1,0 +1,22 @@
+//! A whole building on virtual time: shards, clients, the wires between them and a backplane.
+//!
+//! | file | what |
+//! |---|---|
+//! | `rng.rs` | chance, from a seed |
+//! | `peer.rs` | a naive client: its own frame writer and reader |
+//! | `backplane.rs` | a naive backplane: one log, delays, full windows, broken links |
+//! | `world.rs` | everything together, moved one step at a time as `net/door.rs` does |
+//! | `history.rs` | what was said, heard and dropped; and the judge over it |
+//! | `stories.rs` | small days with a title, one behaviour each |
+//! | `days.rs` | long random days, and broken histories that the judge must refuse |
+//!
+//! A failing day prints its seed; `SIM_SEED=<seed> cargo test --test sim` lives it again, exactly.
+//! `SIM_DAYS=<n>` lives more of them.
+
+mod backplane;
+mod days;
+mod history;
+mod peer;
+mod rng;
+mod stories;
+mod world;
