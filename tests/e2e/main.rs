@@ -26,4 +26,5 @@ mod one_instance;
 mod other_clients;
 mod outage;
 mod page;
+mod readme;
 mod slow;

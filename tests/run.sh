@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Everything that says whether this tree is good: format, lints, every test, every benchmark once.
+#
+#   tests/run.sh            all of it, from a clean clone on a Debian machine that has only Rust
+#
+# What the tests need and the machine lacks is installed: Debian packages with apt-get (through sudo
+# unless this is root), the client libraries below target/. Nothing is skipped when that fails.
+#
+# CAMPANILE_CHURN=100000 makes the churn test as long as a release wants it.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export RUST_BACKTRACE="${RUST_BACKTRACE:-1}"
+export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}"
+# Incremental compilation pays for those who compile again. Set it to 1 while working.
+export CARGO_INCREMENTAL="${CARGO_INCREMENTAL:-0}"
+
+doing="starting"
+trap 'status=$?; [ "$status" -eq 0 ] || echo "tests/run.sh: FAILED while $doing (exit code $status)" >&2' EXIT
+
+step() {
+  doing="$1"
+  shift
+  local began=$SECONDS
+  printf '\n=== %s\n' "$doing"
+  "$@"
+  printf '=== %s: done in %s s\n' "$doing" "$((SECONDS - began))"
+}
+
+has() { command -v "$1" >/dev/null 2>&1; }
+
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then
+    "$@"
+  else
+    sudo "$@"
+  fi
+}
+
+# Debian packages of the commands that are missing.
+install_packages() {
+  local missing=()
+  has cc || missing+=(build-essential)
+  has redis-server || missing+=(redis-server)
+  { has python3 && python3 -c 'import ensurepip, venv' 2>/dev/null; } || missing+=(python3 python3-venv)
+  has node || missing+=(nodejs)
+  has npm || missing+=(npm)
+  has chromium || missing+=(chromium)
+  if [ "${#missing[@]}" -eq 0 ]; then
+    echo "all there"
+    return
+  fi
+  if ! has apt-get; then
+    echo "these are missing, and there is no apt-get to install them: ${missing[*]}" >&2
+    return 1
+  fi
+  as_root apt-get update -qq
+  as_root env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y -qq --no-install-recommends "${missing[@]}"
+}
+
+step "installing packages that are missing" install_packages
+step "installing the independent clients" bash tests/clients/install.sh
+step "checking the format" cargo fmt --check
+step "linting" cargo clippy --locked --all-targets -- -D warnings
+step "testing" cargo test --locked
+# In the profile of the tests: this asks whether every benchmark runs, not how fast. `cargo bench`
+# measures.
+step "running every benchmark once" cargo test --locked --bench '*'
+
+printf '\ntests/run.sh: all good, in %s s\n' "$SECONDS"
