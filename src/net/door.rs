@@ -131,9 +131,20 @@ impl Room {
         self.epoll.take(into)
     }
 
-    /// Whether clients may be read: not while the window is full.
+    /// Whether clients may be read: not while the window is full, and not while so much waits to be
+    /// written that what they ask for could only make it more.
     pub fn may_read(&self) -> bool {
-        self.shard.uplink_waiting() == 0
+        self.shard.uplink_waiting() == 0 && self.has_room_for_replies()
+    }
+
+    /// Whether a turn of reading may go on. What was read in the same visit may wait a little longer
+    /// than [`Room::may_read`] allows at its start.
+    fn may_read_on(&self) -> bool {
+        self.shard.uplink_waiting() < self.uplink_items_max && self.has_room_for_replies()
+    }
+
+    fn has_room_for_replies(&self) -> bool {
+        self.shard.frames_waiting() < self.downlink_items_max
     }
 
     /// Whether somebody's reading was interrupted.
@@ -187,7 +198,7 @@ impl Room {
     /// Goes on where reading was interrupted, one turn for everyone who waits.
     pub fn resume_reading(&mut self) {
         for _ in 0..self.unread.len() {
-            if self.shard.uplink_waiting() >= self.uplink_items_max {
+            if !self.may_read_on() {
                 return;
             }
             if let Some(event) = self.unread.pop_front() {
@@ -201,7 +212,7 @@ impl Room {
     pub fn take_downlink(&mut self) -> bool {
         let now_ms = self.now_ms();
         let mut any = false;
-        while self.shard.frames_waiting() < self.downlink_items_max {
+        while self.has_room_for_replies() {
             let Some(item) = self.end.try_recv() else { break };
             any = true;
             self.draining |= matches!(item, crate::link::Downlink::Drain { .. });
@@ -241,9 +252,7 @@ impl Room {
         let Some(wire) = self.shard.wire_of(conn) else { return };
         let mut turn = 0;
         loop {
-            if turn >= self.read_turn_bytes_max
-                || self.shard.uplink_waiting() >= self.uplink_items_max
-            {
+            if turn >= self.read_turn_bytes_max || !self.may_read_on() {
                 self.unread.push_back(event);
                 return;
             }
