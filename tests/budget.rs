@@ -134,8 +134,11 @@ fn one_delivery_is_one_write_a_member_of_the_very_same_bytes_and_nothing_else() 
         });
         assert_eq!(batch.ops().len(), 1000);
         assert!(!shard.has_sends());
-        assert!(batch.ops().iter().all(|op| batch.bytes(op).as_ptr() == frame.as_ptr()));
-        let buffers: std::collections::HashSet<u32> = batch.ops().iter().map(|op| op.buf).collect();
+        assert!(
+            batch.ops().iter().all(|op| batch.only_buf(op).unwrap().as_ptr() == frame.as_ptr())
+        );
+        let buffers: std::collections::HashSet<_> =
+            batch.ops().iter().map(|op| batch.only_buf(op).unwrap().as_ptr()).collect();
         assert_eq!(buffers.len(), 1);
         // The first round makes the round, its queue, and the batch's lists.
         assert!(round == 0 || allocations == 0, "{allocations} allocations in round {round}");
@@ -158,9 +161,11 @@ fn sixty_four_deliveries_in_one_visit_are_still_one_write_a_member() {
         });
         assert_eq!(batch.ops().len(), 1000);
         assert!(!shard.has_sends());
-        let joined = batch.bytes(&batch.ops()[0]).clone();
+        let joined = batch.only_buf(&batch.ops()[0]).unwrap().clone();
         assert_eq!(joined, wanted);
-        assert!(batch.ops().iter().all(|op| batch.bytes(op).as_ptr() == joined.as_ptr()));
+        assert!(
+            batch.ops().iter().all(|op| batch.only_buf(op).unwrap().as_ptr() == joined.as_ptr())
+        );
         // The joined bytes, and the count that its many owners share.
         assert!(round == 0 || allocations <= 2, "{allocations} allocations in round {round}");
     }
@@ -181,7 +186,11 @@ fn an_exception_costs_one_join_of_its_own_and_no_write_more() {
             shard.take_batch(&mut batch);
         });
         assert_eq!(batch.ops().len(), 1001);
-        let short = batch.ops().iter().filter(|op| batch.bytes(op).len() == 8).count();
+        let short = batch
+            .ops()
+            .iter()
+            .filter(|op| batch.bufs(op).map(|buf| buf.len()).sum::<usize>() == 8)
+            .count();
         assert_eq!(short, 1);
         // Two joins with their counts, the list of exceptions, and where they stand.
         assert!(round == 0 || allocations <= 6, "{allocations} allocations in round {round}");
@@ -207,7 +216,11 @@ fn many_exceptions_in_one_visit_do_not_multiply() {
         shard.take_batch(&mut batch);
         held_max = held_max.max(BYTES.get() - before);
         writes += batch.ops().len();
-        bytes += batch.ops().iter().map(|op| batch.bytes(op).len()).sum::<usize>();
+        bytes += batch
+            .ops()
+            .iter()
+            .map(|op| batch.bufs(op).map(|buf| buf.len()).sum::<usize>())
+            .sum::<usize>();
     }
     // Everybody hears 500 messages, the talkers one less; and in few writes.
     assert_eq!(bytes, (2 * 500 + 500 * 499) * frame.len());

@@ -1,6 +1,6 @@
 //! Batched writes: one system call for a whole batch of sockets.
 //!
-//! Each write is a SEND with `MSG_DONTWAIT`, so it finishes while it is being submitted: no buffer
+//! Each write is a SEND (a SENDMSG where it has several buffers) with `MSG_DONTWAIT`, so it finishes while it is being submitted: no buffer
 //! outlives the call, there is no future and no state per connection. `MSG_WAITALL` makes a partial
 //! write count as a failure, and `CQE_SKIP_SUCCESS` lets the kernel speak only of failures: a
 //! socket that took nothing, a part, or is dead. A kernel that cannot skip (before 5.17) gets one
@@ -10,7 +10,8 @@
 #![allow(unsafe_code)] // pushing entries whose buffers the batch keeps alive
 
 use crate::shard::batch::{SendBatch, SendOp};
-use io_uring::{IoUring, opcode, squeue::Flags, types::Fd};
+use io_uring::squeue::{Entry, Flags};
+use io_uring::{IoUring, opcode, types::Fd};
 use std::io;
 use std::os::fd::RawFd;
 
@@ -28,26 +29,31 @@ pub struct Short {
 /// Writes batches.
 pub enum Sender {
     /// Through a ring of its own.
-    Ring(Box<IoUring>),
+    Ring(RingSender),
     /// One system call each.
     Plain,
+}
+
+/// A ring, and room to describe the writes that have several buffers.
+pub struct RingSender {
+    ring: Box<IoUring>,
+    chains: Chains,
 }
 
 impl Sender {
     /// A sender for batches of any size; `entries` of them per system call.
     pub fn new(entries: usize) -> io::Result<Sender> {
         let ring = super::runtime::bare_ring(entries.next_power_of_two() as u32)?;
-        if ring.params().is_feature_skip_cqe_on_success() {
-            Ok(Sender::Ring(Box::new(ring)))
-        } else {
-            Ok(Sender::Plain)
+        if !ring.params().is_feature_skip_cqe_on_success() {
+            return Ok(Sender::Plain);
         }
+        Ok(Sender::Ring(RingSender { ring: Box::new(ring), chains: Chains::default() }))
     }
 
     /// Makes all writes of a batch, in order; appends those that were not taken whole to `shorts`.
     pub fn send(&mut self, batch: &SendBatch, shorts: &mut Vec<Short>) -> io::Result<()> {
         match self {
-            Sender::Ring(ring) => send_ring(ring, batch, shorts),
+            Sender::Ring(ring) => ring.send(batch, shorts),
             Sender::Plain => {
                 send_plain(batch, shorts);
                 Ok(())
@@ -56,35 +62,76 @@ impl Sender {
     }
 }
 
-fn send_ring(ring: &mut IoUring, batch: &SendBatch, shorts: &mut Vec<Short>) -> io::Result<()> {
-    let mut rest = batch.ops();
-    let mut first = 0;
-    while !rest.is_empty() {
-        let room = ring.params().sq_entries() as usize;
-        let (now, later) = rest.split_at(rest.len().min(room));
-        let mut queue = ring.submission();
-        for (at, op) in now.iter().enumerate() {
-            let entry = entry(batch, op, first + at);
-            // SAFETY: the entry's buffer is one of the batch's, which is borrowed until this function
-            // returns; with MSG_DONTWAIT the write has finished when the submission below returns.
-            let pushed = unsafe { queue.push(&entry) };
-            pushed.expect("the queue was empty and no more than its size are pushed");
+impl RingSender {
+    fn send(&mut self, batch: &SendBatch, shorts: &mut Vec<Short>) -> io::Result<()> {
+        let room = self.ring.params().sq_entries() as usize;
+        self.chains.clear_for(batch);
+        let mut rest = batch.ops();
+        let mut first = 0;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(rest.len().min(room));
+            let mut queue = self.ring.submission();
+            for (at, op) in now.iter().enumerate() {
+                let entry = entry(batch, op, &mut self.chains).user_data((first + at) as u64);
+                // SAFETY: the entry points to buffers of the batch, which is borrowed until this
+                // function returns, and to descriptions in `chains` that do not move until then;
+                // with MSG_DONTWAIT the write has finished when the submission below returns.
+                let pushed = unsafe { queue.push(&entry) };
+                pushed.expect("the queue was empty and no more than its size are pushed");
+            }
+            drop(queue);
+            submit(&mut self.ring, now.len(), shorts)?;
+            first += now.len();
+            rest = later;
         }
-        drop(queue);
-        submit(ring, now.len(), shorts)?;
-        first += now.len();
-        rest = later;
+        Ok(())
     }
-    Ok(())
 }
 
-fn entry(batch: &SendBatch, op: &SendOp, number: usize) -> io_uring::squeue::Entry {
-    let bytes = batch.bytes(op);
-    opcode::Send::new(Fd(op.wire as RawFd), bytes.as_ptr(), bytes.len() as u32)
-        .flags(FLAGS)
-        .build()
-        .flags(Flags::SKIP_SUCCESS)
-        .user_data(number as u64)
+/// Descriptions of the writes that have several buffers. They stay where they are until the next
+/// batch, because the ring holds pointers to them.
+#[derive(Default)]
+struct Chains {
+    messages: Vec<libc::msghdr>,
+    slices: Vec<libc::iovec>,
+}
+
+impl Chains {
+    fn clear_for(&mut self, batch: &SendBatch) {
+        let (slices, messages) = batch.chained();
+        self.slices.clear();
+        self.slices.reserve(slices);
+        self.messages.clear();
+        self.messages.reserve(messages);
+    }
+
+    fn describe(&mut self, batch: &SendBatch, op: &SendOp) -> *const libc::msghdr {
+        let from = self.slices.len();
+        assert!(from + op.bufs_len() <= self.slices.capacity(), "or the others would move");
+        assert!(self.messages.len() < self.messages.capacity(), "or the others would move");
+        self.slices.extend(batch.bufs(op).map(|buf| libc::iovec {
+            iov_base: buf.as_ptr().cast_mut().cast(),
+            iov_len: buf.len(),
+        }));
+        // SAFETY: a zeroed msghdr is a valid empty one.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = self.slices[from..].as_mut_ptr();
+        message.msg_iovlen = op.bufs_len();
+        self.messages.push(message);
+        self.messages.last().expect("just pushed")
+    }
+}
+
+fn entry(batch: &SendBatch, op: &SendOp, chains: &mut Chains) -> Entry {
+    let socket = Fd(op.wire as RawFd);
+    let entry = match batch.only_buf(op) {
+        Some(buf) => opcode::Send::new(socket, buf.as_ptr(), buf.len() as u32).flags(FLAGS).build(),
+        None => {
+            let message = chains.describe(batch, op);
+            opcode::SendMsg::new(socket, message).flags(FLAGS as u32).build()
+        }
+    };
+    entry.flags(Flags::SKIP_SUCCESS)
 }
 
 fn submit(ring: &mut IoUring, entries: usize, shorts: &mut Vec<Short>) -> io::Result<()> {
@@ -115,10 +162,10 @@ fn taken(result: i32) -> Result<usize, i32> {
 
 fn send_plain(batch: &SendBatch, shorts: &mut Vec<Short>) {
     for (number, op) in batch.ops().iter().enumerate() {
-        let bytes = batch.bytes(op);
-        let result = super::socket::send_slices(op.wire as RawFd, [&bytes[..]].into_iter());
-        let taken = match result {
-            Ok(taken) if taken == bytes.len() => continue,
+        let bytes: usize = batch.bufs(op).map(|buf| buf.len()).sum();
+        let slices = batch.bufs(op).map(|buf| &buf[..]);
+        let taken = match super::socket::send_slices(op.wire as RawFd, slices) {
+            Ok(taken) if taken == bytes => continue,
             Ok(taken) => Ok(taken),
             Err(error) => taken(-error.raw_os_error().unwrap_or(libc::EIO)),
         };

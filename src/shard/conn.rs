@@ -141,8 +141,9 @@ impl Joined {
 pub struct Conn {
     /// The caller's number for the socket.
     pub wire: u32,
-    /// The last batch that wrote to it: one write per batch, so nothing overtakes a partial one.
-    pub batch: u32,
+    /// Where its write stood in the last batch that had one: one write per batch, so nothing
+    /// overtakes a partial one. A hint, worth what `SendBatch::is_at` says.
+    pub place: u32,
     /// Where it is in its life.
     pub state: State,
     /// Whether it was heard since the last sweep.
@@ -171,7 +172,7 @@ impl Conn {
             Rights { publish: false, publish_unjoined: false, send: false, broadcast: false };
         Conn {
             wire,
-            batch: 0,
+            place: 0,
             state: State::Handshaking,
             heard: true,
             echo: false,

@@ -6,8 +6,9 @@
 //! (`"echo":false`) gets a join of its own, and nobody else pays for it.
 //!
 //! Writes leave in batches of `send_batch_max`; a round of a large room takes several, and others
-//! have their turn between them. A connection stands at most once in a batch, so when a second
-//! topic of the same batch reaches it, the batch ends early.
+//! have their turn between them. A connection stands at most once in a batch: what a second topic
+//! has for it is chained to the same write, so somebody in five rooms still costs one system call's
+//! entry.
 //!
 //! Per delivery to one member: one look at the connection, one entry in the batch. No hash, no
 //! atomic, no allocation, no copy. `tests/budget.rs` holds exactly this sentence as assertions.
@@ -16,7 +17,7 @@ use super::Shard;
 use super::batch::{SendBatch, SendOp};
 use super::conn::{CloseReason, Conn, State};
 use super::hub::{RoundId, Walk};
-use super::outbox::{Outbox, Pushed};
+use super::outbox::Pushed;
 use crate::ids::{ConnId, SlotId, TopicId};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
@@ -28,6 +29,10 @@ const JOIN_BYTES_MAX: usize = 128 * 1024;
 /// What the joins of excepted members may add up to in one round. They are quadratic: a thousand
 /// members who each say something they do not want to hear need a thousand joins.
 const OWN_JOINS_BYTES_MAX: usize = 1024 * 1024;
+
+/// A batch that holds so much begins no further round: what it holds stays in memory until it is
+/// written.
+const BATCH_BYTES_MAX: usize = 1024 * 1024;
 
 /// The topic of everybody: it has no member list, its members are all open connections.
 pub const EVERYBODY: TopicId = TopicId(SlotId { index: u32::MAX, generation: 0 });
@@ -74,8 +79,6 @@ pub(super) struct Deliveries {
     queue: VecDeque<RoundId>,
     everybody: Option<RoundId>,
     current: Option<Current>,
-    /// The number of the batch that is being filled; never 0.
-    batch: u32,
     /// Connections found too slow while a list was being walked: closed after it.
     slow: Vec<u32>,
     frames_waiting: usize,
@@ -144,9 +147,8 @@ impl Shard {
     /// short ones ([`Shard::handle_short`]) and only then enters the shard again.
     pub fn take_batch(&mut self, batch: &mut SendBatch) {
         batch.clear();
-        self.deliveries.batch = self.deliveries.batch.wrapping_add(1).max(1);
         if self.take_replies(batch) {
-            while batch.len() < self.limits.send_batch_max && self.next_round() {
+            while self.may_go_on(batch) && self.next_round() {
                 if !self.take_round(batch) {
                     break;
                 }
@@ -156,17 +158,36 @@ impl Shard {
         self.close_slow();
     }
 
+    fn may_go_on(&self, batch: &SendBatch) -> bool {
+        batch.len() < self.limits.send_batch_max && batch.held_bytes() < BATCH_BYTES_MAX
+    }
+
     /// The socket took `sent` bytes of a write, not all. The rest waits in the outbox.
     pub fn handle_short(&mut self, batch: &SendBatch, op: &SendOp, sent: usize) {
         self.counters.sends_short += 1;
         let bytes_max = self.limits.outbox_bytes_max;
         let Some(conn) = self.conns.at_mut(op.conn) else { return };
-        let rest = batch.bytes(op).slice(sent..);
-        self.counters.outbox_bytes += rest.len() as u64;
         let outbox = conn.outbox.get_or_insert_default();
-        // The rest of a frame that has begun is kept whatever its size; the limit is for more.
-        outbox.push_always(rest);
-        if outbox.bytes() > bytes_max.max(batch.bytes(op).len()) {
+        let before = outbox.bytes();
+        let mut left = sent;
+        let mut verdict = Pushed::Queued;
+        for buf in batch.bufs(op) {
+            let taken = left.min(buf.len());
+            left -= taken;
+            if taken == buf.len() {
+                continue;
+            }
+            let rest = buf.slice(taken..);
+            if outbox.is_empty() {
+                // The rest of a frame that has begun is kept whatever its size; the limit is for more.
+                outbox.push_always(rest);
+            } else if outbox.push(rest, bytes_max) == Pushed::Full {
+                verdict = Pushed::Full;
+                break;
+            }
+        }
+        self.counters.outbox_bytes += (outbox.bytes() - before) as u64;
+        if verdict == Pushed::Full {
             self.deliveries.slow.push(op.conn);
             self.close_slow();
         }
@@ -231,44 +252,45 @@ impl Shard {
                 return false;
             }
             let c = self.conns.get(conn.0);
-            if c.is_some_and(|c| c.batch == self.deliveries.batch) {
-                return false;
-            }
             let is_slow = c.is_some_and(|c| c.outbox.is_some());
             let reply = self.deliveries.pop_replies(is_slow).expect("looked at above");
-            self.take_reply(reply, batch);
+            if let Some(reply) = self.take_reply(reply, batch) {
+                self.deliveries.replies.push_front(reply);
+                return false;
+            }
         }
         true
     }
 
-    fn take_reply(&mut self, reply: Reply, batch: &mut SendBatch) {
+    /// Puts one reply where it belongs, or gives it back: the connection's write is full.
+    fn take_reply(&mut self, reply: Reply, batch: &mut SendBatch) -> Option<Reply> {
         let outbox_bytes_max = self.outbox_bytes_max(reply.conn);
-        let Some(conn) = self.conns.get_mut(reply.conn.0) else { return };
-        self.counters.bytes_out += reply.bytes.len() as u64;
+        let conn = self.conns.get_mut(reply.conn.0)?;
+        let (index, bytes) = (reply.conn.0.index, reply.bytes.len() as u64);
         match &mut conn.outbox {
             None => {
-                conn.batch = self.deliveries.batch;
-                let buf = batch.add_buf(reply.bytes);
-                batch.push(SendOp { wire: conn.wire, conn: reply.conn.0.index, buf });
-            }
-            Some(outbox) if reply.last => {
-                self.counters.outbox_bytes += reply.bytes.len() as u64;
-                outbox.push_always(reply.bytes);
-            }
-            Some(outbox) => {
-                let bytes = reply.bytes.len() as u64;
-                match outbox.push(reply.bytes, outbox_bytes_max) {
-                    Pushed::Queued => self.counters.outbox_bytes += bytes,
-                    Pushed::Full => self.deliveries.slow.push(reply.conn.0.index),
+                let buf = batch.add_buf(reply.bytes.clone());
+                if !add_write(batch, conn, index, buf) {
+                    return Some(reply);
                 }
             }
+            Some(outbox) if reply.last => {
+                self.counters.outbox_bytes += bytes;
+                outbox.push_always(reply.bytes);
+            }
+            Some(outbox) => match outbox.push(reply.bytes, outbox_bytes_max) {
+                Pushed::Queued => self.counters.outbox_bytes += bytes,
+                Pushed::Full => self.deliveries.slow.push(index),
+            },
         }
+        self.counters.bytes_out += bytes;
         if reply.last {
             if let State::Closing { said_all, .. } = &mut conn.state {
                 *said_all = true;
             }
             self.consider_leaving(reply.conn);
         }
+        None
     }
 
     /// Makes sure that there is a current round. `false`: nothing is waiting.
@@ -364,7 +386,6 @@ impl Shard {
             let span = &topic.members()[current.walk.at..stop];
             let mut sink = Sink {
                 batch: &mut *batch,
-                number: self.deliveries.batch,
                 outbox_bytes_max: self.limits.outbox_bytes_max,
                 outbox_bytes: 0,
                 slow: &mut self.deliveries.slow,
@@ -390,7 +411,6 @@ impl Shard {
                     let buf = batch.add_buf(bytes.clone());
                     let mut sink = Sink {
                         batch: &mut *batch,
-                        number: self.deliveries.batch,
                         outbox_bytes_max: self.limits.outbox_bytes_max,
                         outbox_bytes: 0,
                         slow: &mut self.deliveries.slow,
@@ -424,7 +444,6 @@ impl Shard {
                     let buf = if own.is_some() { batch.add_buf(bytes.clone()) } else { buf };
                     let mut sink = Sink {
                         batch: &mut *batch,
-                        number: self.deliveries.batch,
                         outbox_bytes_max: self.limits.outbox_bytes_max,
                         outbox_bytes: 0,
                         slow: &mut self.deliveries.slow,
@@ -469,7 +488,6 @@ impl Shard {
 /// Where a span of members writes to.
 struct Sink<'a> {
     batch: &'a mut SendBatch,
-    number: u32,
     outbox_bytes_max: usize,
     outbox_bytes: u64,
     slow: &'a mut Vec<u32>,
@@ -477,7 +495,7 @@ struct Sink<'a> {
 
 impl Sink<'_> {
     /// Offers one buffer to connections in order; answers how many were served. Fewer than all: the
-    /// next one stands in this batch already.
+    /// next one's write is full.
     fn offer_all(
         &mut self,
         members: impl Iterator<Item = u32>,
@@ -488,15 +506,10 @@ impl Sink<'_> {
         let mut told = 0;
         for index in members {
             let conn = conns.at_mut(index).expect("a member is a connection");
-            if conn.batch == self.number {
+            if conn.outbox.is_some() {
+                self.wait(index, conn, bytes);
+            } else if !add_write(self.batch, conn, index, buf) {
                 break;
-            }
-            match &mut conn.outbox {
-                None => {
-                    conn.batch = self.number;
-                    self.batch.push(SendOp { wire: conn.wire, conn: index, buf });
-                }
-                Some(outbox) => self.wait(index, outbox, bytes),
             }
             told += 1;
         }
@@ -504,12 +517,23 @@ impl Sink<'_> {
     }
 
     #[cold]
-    fn wait(&mut self, index: u32, outbox: &mut Outbox, bytes: &Bytes) {
+    fn wait(&mut self, index: u32, conn: &mut Conn, bytes: &Bytes) {
+        let outbox = conn.outbox.get_or_insert_default();
         match outbox.push(bytes.clone(), self.outbox_bytes_max) {
             Pushed::Queued => self.outbox_bytes += bytes.len() as u64,
             Pushed::Full => self.slow.push(index),
         }
     }
+}
+
+/// Adds a buffer to what is written to a connection in this batch. `false`: its write is full.
+#[inline]
+fn add_write(batch: &mut SendBatch, conn: &mut Conn, index: u32, buf: u32) -> bool {
+    if batch.is_at(conn.place, index) {
+        return batch.chain(conn.place, buf);
+    }
+    conn.place = batch.push(conn.wire, index, buf);
+    true
 }
 
 /// Where the members with a join of their own stand, last one first.

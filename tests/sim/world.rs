@@ -373,12 +373,13 @@ impl World {
         let mut seen = std::collections::HashSet::new();
         for op in batch.ops() {
             assert!(seen.insert(op.wire), "a connection stands twice in a batch");
-            let bytes = batch.bytes(op);
+            let bytes: Vec<u8> = batch.bufs(op).flatten().copied().collect();
+            let biggest = batch.bufs(op).map(|buf| buf.len()).max().unwrap_or(0);
             let client = &mut self.clients[op.wire as usize];
             assert!(!client.gone && !client.half_closed, "a write after the end");
             assert_eq!((client.tower, client.conn.map(|c| c.0.index)), (at, Some(op.conn)));
             let tower = &mut self.towers[at];
-            tower.biggest_write_bytes = tower.biggest_write_bytes.max(bytes.len());
+            tower.biggest_write_bytes = tower.biggest_write_bytes.max(biggest);
             if client.broken {
                 tower.shard.handle_broken(op.conn);
                 continue;
