@@ -16,7 +16,11 @@ export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}"
 export CARGO_INCREMENTAL="${CARGO_INCREMENTAL:-0}"
 
 doing="starting"
-trap 'status=$?; [ "$status" -eq 0 ] || echo "tests/run.sh: FAILED while $doing (exit code $status)" >&2' EXIT
+finish() {
+  local status=$?
+  [ "$status" -eq 0 ] || echo "tests/run.sh: FAILED while $doing (exit code $status)" >&2
+}
+trap finish EXIT
 
 step() {
   doing="$1"

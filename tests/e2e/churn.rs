@@ -33,7 +33,7 @@ fn connect_from(number: usize, to: SocketAddr) -> TcpStream {
 fn visit(number: usize, to: SocketAddr) {
     let mut stream = connect_from(number, to);
     let path = format!("/ws?room_id=own-{number}&room_id=shared-{}", number % 7);
-    if number % 5 == 0 {
+    if number.is_multiple_of(5) {
         // Gone in the middle of the head.
         let head = request_head(to, &path, "");
         stream.write_all(&head.as_bytes()[..head.len() / 2]).expect("it reads");
