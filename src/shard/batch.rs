@@ -156,8 +156,8 @@ mod tests {
             (0..70u8).map(|n| batch.add_buf(Bytes::copy_from_slice(&[n]))).collect();
         let (ann, bob) = (batch.push(1, 10, bufs[0]), batch.push(2, 20, bufs[1]));
         assert!(batch.is_at(ann, 10) && batch.is_at(bob, 20) && !batch.is_at(ann, 20));
-        for n in 2..bufs.len() {
-            let fits = batch.chain(if n % 2 == 0 { ann } else { bob }, bufs[n]);
+        for (n, buf) in bufs.iter().enumerate().skip(2) {
+            let fits = batch.chain(if n % 2 == 0 { ann } else { bob }, *buf);
             assert!(fits);
         }
         let heard = |batch: &SendBatch, place: u32| -> Vec<u8> {
