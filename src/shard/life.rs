@@ -42,6 +42,9 @@ pub struct Opening {
     pub echo: bool,
 }
 
+/// Room for so many deadlines is kept, however few there are.
+const DEADLINES_KEPT: usize = 1024;
+
 /// What is to be done with a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closed {
@@ -419,5 +422,9 @@ fn due(queue: &mut VecDeque<(u64, ConnId)>, now_ms: u64) -> Option<ConnId> {
         return None;
     }
     queue.pop_front();
+    if queue.capacity() > DEADLINES_KEPT && queue.len() < queue.capacity() / 8 {
+        // A storm of connects is over: what it needed goes back.
+        queue.shrink_to(queue.len() * 2);
+    }
     Some(conn)
 }
