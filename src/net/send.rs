@@ -1,10 +1,10 @@
 //! Batched writes: one system call for a whole batch of sockets.
 //!
-//! Each write is a SEND (a SENDMSG where it has several buffers) with `MSG_DONTWAIT`, so it finishes while it is being submitted: no buffer
-//! outlives the call, there is no future and no state per connection. `MSG_WAITALL` makes a partial
-//! write count as a failure, and `CQE_SKIP_SUCCESS` lets the kernel speak only of failures: a
-//! socket that took nothing, a part, or is dead. A kernel that cannot skip (before 5.17) gets one
-//! `send(2)` per socket, with the same answers.
+//! Each write is a SEND (a SENDMSG where it has several buffers) with `MSG_DONTWAIT`, so it finishes
+//! while it is being submitted: no buffer outlives the call, there is no future and no state per
+//! connection. `MSG_WAITALL` makes a partial write count as a failure, and `CQE_SKIP_SUCCESS` lets
+//! the kernel speak only of failures: a socket that took nothing, a part, or is dead. A kernel that
+//! cannot skip (before 5.17) gets one `sendmsg(2)` per socket, with the same answers.
 //!
 //! Invariant: when [`Sender::send`] returns, no write is in flight.
 #![allow(unsafe_code)] // pushing entries whose buffers the batch keeps alive
