@@ -173,7 +173,7 @@ knobs! {
         auth_user_rights: Rights, "auth.user_rights", "publish,send", Kind::Rights,
             "What a user may do whose token has no `rights`.";
         ops_listen: SocketAddr, "ops.listen", "127.0.0.1:9090", Kind::Address,
-            "The operators' port: API, metrics, health. /healthz, /readyz and /metrics answer whoever can reach it.";
+            "The operators' port: API, metrics, health. /healthz, /readyz and /metrics answer whoever can reach it. Where another process has the default, the next free port is taken and logged.";
         ops_api_key: Option<String>, "ops.api_key", "", Kind::Secret { bytes_min: 8 },
             "What /v1/* wants as `Authorization: Bearer …`. Empty: /v1/* answers this machine only.";
         log_level: String, "log.level", "info", Kind::Choice(&["error", "warn", "info", "debug", "trace"]),

@@ -105,6 +105,9 @@ pub fn say(notices: &[Notice]) {
     }
 }
 
+/// Ports tried after the default of `ops.listen`.
+const OPS_PORTS_TRIED: usize = 32;
+
 /// The ports, once they are certain.
 pub struct Ports {
     /// The operators' port, listening.
@@ -129,9 +132,29 @@ pub fn ports(plan: &mut Plan) -> Result<Ports, Failure> {
     plan.listen = held.local_addr().map_err(Failure::machine)?.as_socket().unwrap_or(asked);
 
     let asked = plan.ops_listen;
-    let ops = TcpListener::bind(asked).map_err(|error| refused("ops.listen", asked, error))?;
+    let ops = ops_port(asked).map_err(|error| refused("ops.listen", asked, error))?;
     plan.ops_listen = ops.local_addr().map_err(Failure::machine)?;
     Ok(Ports { ops, held })
+}
+
+/// Binds the operators' port. A second node on one machine that says nothing of it gets the next
+/// free one after the default, and the log says which; an address that is not the default is kept to.
+fn ops_port(asked: SocketAddr) -> io::Result<TcpListener> {
+    let first = TcpListener::bind(asked);
+    let is_taken = matches!(&first, Err(error) if error.kind() == io::ErrorKind::AddrInUse);
+    if !is_taken || asked != Config::default().ops_listen {
+        return first;
+    }
+    for port in (asked.port() + 1..).take(OPS_PORTS_TRIED) {
+        if let Ok(listener) = TcpListener::bind(SocketAddr::new(asked.ip(), port)) {
+            tracing::warn!(
+                "ops.listen is {}:{port}: another process listens on its default, {asked}",
+                asked.ip()
+            );
+            return Ok(listener);
+        }
+    }
+    first
 }
 
 fn bound(addr: SocketAddr, reuse_port: bool) -> io::Result<Socket> {
@@ -243,5 +266,18 @@ mod tests {
             }
             _ => panic!("two nodes would share the clients of one port, silently"),
         }
+    }
+
+    #[test]
+    fn only_the_default_of_the_operators_port_gives_way() {
+        let default = Config::default().ops_listen;
+        // Ours or, if somebody else has it, theirs: taken in any case.
+        let _taken = TcpListener::bind(default);
+        let next = ops_port(default).unwrap().local_addr().unwrap();
+        assert_eq!(next.ip(), default.ip());
+        assert!(next.port() > default.port());
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let asked = other.local_addr().unwrap();
+        assert_eq!(ops_port(asked).unwrap_err().kind(), io::ErrorKind::AddrInUse);
     }
 }
