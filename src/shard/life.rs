@@ -42,7 +42,7 @@ pub struct Opening {
     pub echo: bool,
 }
 
-/// Room for so many deadlines is kept, however few there are.
+/// So many deadlines may be kept beyond twice those that still mean something.
 const DEADLINES_KEPT: usize = 1024;
 
 /// What is to be done with a socket.
@@ -104,6 +104,10 @@ impl Shard {
         let conn = ConnId(self.conns.insert(Conn::new(wire)).ok()?);
         self.counters.accepted += 1;
         self.counters.handshaking += 1;
+        // Past its handshake, a connection's deadline for it means nothing.
+        forget_settled(&mut self.life.handshakes, handshaking, |conn| {
+            self.conns.get(conn.0).is_some_and(|c| c.state == State::Handshaking)
+        });
         self.life.handshakes.push_back((now_ms + self.limits.handshake_timeout_ms, conn));
         Some(conn)
     }
@@ -132,7 +136,7 @@ impl Shard {
         c.reason = Some(CloseReason::Http);
         self.counters.handshaking -= 1;
         self.counters.closing += 1;
-        self.life.closings.push_back((now_ms + self.limits.close_timeout_ms, conn));
+        self.expect_end(conn, now_ms);
         self.queue_reply(conn, response, true);
     }
 
@@ -232,11 +236,17 @@ impl Shard {
         self.counters.connections -= 1;
         self.counters.closing += 1;
         self.leave_all(conn);
-        let deadline_ms = self.life.now_ms + self.limits.close_timeout_ms;
-        self.life.closings.push_back((deadline_ms, conn));
+        self.expect_end(conn, self.life.now_ms);
         if let Some(code) = reason.code() {
             self.queue_reply(conn, encode::close(code, reason.text()), true);
         }
+    }
+
+    /// A closing connection ends by itself or at its deadline.
+    fn expect_end(&mut self, conn: ConnId, now_ms: u64) {
+        let closing = self.counters.closing as usize;
+        forget_settled(&mut self.life.closings, closing, |conn| self.conns.get(conn.0).is_some());
+        self.life.closings.push_back((now_ms + self.limits.close_timeout_ms, conn));
     }
 
     /// The peer sent a close frame.
@@ -422,9 +432,17 @@ fn due(queue: &mut VecDeque<(u64, ConnId)>, now_ms: u64) -> Option<ConnId> {
         return None;
     }
     queue.pop_front();
-    if queue.capacity() > DEADLINES_KEPT && queue.len() < queue.capacity() / 8 {
-        // A storm of connects is over: what it needed goes back.
-        queue.shrink_to(queue.len() * 2);
-    }
     Some(conn)
+}
+
+/// Drops the deadlines of what has happened already, once they are more than half: a queue grows
+/// with those who wait, not with how fast they come and go.
+fn forget_settled(
+    queue: &mut VecDeque<(u64, ConnId)>,
+    live: usize,
+    is_live: impl Fn(ConnId) -> bool,
+) {
+    if queue.len() > 2 * live + DEADLINES_KEPT {
+        queue.retain(|(_, conn)| is_live(*conn));
+    }
 }
