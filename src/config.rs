@@ -221,7 +221,9 @@ knobs! {
         uplink_items_max, count(1, 1_000_000, "items"),
             "Items from one shard that wait for the backplane. Beyond: the shard reads no more from its clients.";
         downlink_items_max, count(1, 1_000_000, "items"),
-            "Items from the backplane that wait for one shard. Beyond: deliveries are dropped, counted, and the members hear `lost`.";
+            "Items in the channel to one shard. Beyond: they wait in its backlog, and nothing more is taken from its clients.";
+        downlink_backlog_bytes_max, bytes(0, 16 * 1024 * MIB),
+            "Deliveries that wait for one shard beyond its channel. Beyond: they are dropped, counted, and the members hear `lost`.";
         send_batch_max, count(1, 32_768, "sends"),
             "Sends of one turn of a shard before others have their turn.";
         read_turn_bytes_max, bytes(512, 16 * MIB),

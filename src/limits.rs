@@ -34,9 +34,12 @@ pub struct Limits {
     pub ping_interval_ms: u64,
     /// Items in the channel from one shard to the backplane. Beyond: the shard reads no more.
     pub uplink_items_max: usize,
-    /// Items in the channel from the backplane to one shard. Beyond: the delivery is dropped,
-    /// counted, and the topic's members hear `lost`.
+    /// Items in the channel from the backplane to one shard. Beyond: they wait on the backplane's
+    /// side, and the shard is asked for no more.
     pub downlink_items_max: usize,
+    /// Bytes that wait there for one shard. Beyond: the delivery is dropped, counted, and the topic's
+    /// members hear `lost`.
+    pub downlink_backlog_bytes_max: usize,
     /// Deliveries that one turn of a shard writes before others have their turn.
     pub send_batch_max: usize,
     /// Bytes one connection may be read for before others have their turn.
@@ -64,6 +67,7 @@ impl Limits {
         ping_interval_ms: 25_000,
         uplink_items_max: 4096,
         downlink_items_max: 4096,
+        downlink_backlog_bytes_max: 16 * 1024 * 1024,
         send_batch_max: 1024,
         read_turn_bytes_max: 256 * 1024,
         publish_queue_bytes_max: 64 * 1024 * 1024,
@@ -86,6 +90,7 @@ impl Limits {
         ping_interval_ms: 2_000,
         uplink_items_max: 4,
         downlink_items_max: 4,
+        downlink_backlog_bytes_max: 1024,
         send_batch_max: 4,
         read_turn_bytes_max: 512,
         publish_queue_bytes_max: 2048,

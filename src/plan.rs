@@ -347,6 +347,7 @@ impl Bill {
                 ITEM_BYTES + message,
             ),
             line("downlink items", shards * limits.downlink_items_max as u64, ITEM_BYTES + message),
+            line("downlink backlogs", shards, limits.downlink_backlog_bytes_max as u64),
             line("read buffers", shards, limits.read_turn_bytes_max as u64),
             line("publish queue", 1, waiting),
         ])

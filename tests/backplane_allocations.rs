@@ -42,7 +42,7 @@ const MESSAGES: usize = 100;
 /// What [`MESSAGES`] messages allocate between the envelope and the channels of `shards` shards.
 fn allocations(shards: u16) -> usize {
     let (ends, end, _ops) = window(shards, 4, 2 * MESSAGES).unwrap();
-    let mut local = Local::new(NodeId(1), end, Arc::new(Health::default()), Duration::ZERO);
+    let mut local = Local::new(NodeId(1), end, Arc::new(Health::default()), Duration::ZERO, 0);
     for shard in (0..shards).map(ShardId) {
         let at = TopicId(SlotId { index: 0, generation: 0 });
         if let Some(key) = local.join(TopicName::room("room"), shard, at) {

@@ -1,11 +1,13 @@
 //! From one message to the shards that have members: frames made once, channels that may be full.
 //!
-//! A full channel must not stop the others, so a delivery that finds no room is dropped, counted
-//! under its topic, and told as `Lost` as soon as there is room again. What must not be dropped
-//! (answers, and `Lost` itself) waits in the shard's [`Lane`] and goes before anything newer.
+//! A full channel must not stop the others, so a delivery that finds no room waits in the shard's
+//! [`Lane`]: a burst is longer than any channel. While it waits, nothing more is taken from that
+//! shard's clients. Beyond `downlink_backlog_bytes_max` a delivery is dropped, counted under its
+//! topic, and told as `Lost` as soon as there is room again. What must not be dropped (answers, and
+//! `Lost` itself) waits in the lane without that limit.
 //!
-//! Invariant: a lane never overtakes itself. While anything waits in it, a delivery is dropped
-//! rather than sent past it; that costs nothing, because it waits only while the channel is full.
+//! Invariant: deliveries and `Lost` never overtake each other. While a loss has not been told, a
+//! delivery is dropped rather than sent past it.
 
 use crate::ids::{ConnId, TopicId};
 use crate::link::channel::ShardPort;
@@ -35,10 +37,19 @@ fn frame(event: &Event<'_>, dialect: Dialect) -> Bytes {
     Bytes::from(frame)
 }
 
+/// Room for so many waiting deliveries is kept after a burst.
+const BACKLOG_ITEMS_KEPT: usize = 256;
+
+/// What a waiting delivery takes beside its bytes.
+const WAITING_BYTES: usize = size_of::<Downlink>();
+
 /// What waits for one shard, and whether it has to be rung.
-#[derive(Default)]
 pub struct Lane {
     answers: VecDeque<Downlink>,
+    /// Deliveries in their order, each with what it counts for.
+    backlog: VecDeque<(Downlink, usize)>,
+    backlog_bytes: usize,
+    backlog_bytes_max: usize,
     /// Drops not told yet, by topic, and in which order they began.
     lost: HashMap<TopicId, u64>,
     lost_order: VecDeque<TopicId>,
@@ -46,13 +57,27 @@ pub struct Lane {
 }
 
 impl Lane {
+    /// Nothing waits. At most `backlog_bytes_max` bytes of deliveries ever will.
+    pub fn new(backlog_bytes_max: usize) -> Lane {
+        Lane {
+            answers: VecDeque::new(),
+            backlog: VecDeque::new(),
+            backlog_bytes: 0,
+            backlog_bytes_max,
+            lost: HashMap::new(),
+            lost_order: VecDeque::new(),
+            is_touched: false,
+        }
+    }
+
     /// Sends something that must arrive, now or as soon as there is room.
     pub fn answer(&mut self, port: &ShardPort, item: Downlink) {
         self.answers.push_back(item);
         self.retry(port);
     }
 
-    /// Sends a delivery. `false`: there was no room; it is dropped, and will be told as lost.
+    /// Sends a delivery, now or when there is room. `false`: too much waits already; it is dropped,
+    /// and will be told as lost.
     #[must_use]
     pub fn deliver(
         &mut self,
@@ -62,18 +87,25 @@ impl Lane {
         except: Option<ConnId>,
     ) -> bool {
         self.retry(port);
-        let delivered =
-            !self.is_waiting() && port.try_send(Downlink::Deliver { to, frames, except }).is_ok();
-        if delivered {
-            self.is_touched = true;
-        } else {
-            let count = self.lost.entry(to).or_insert_with(|| {
-                self.lost_order.push_back(to);
-                0
-            });
-            *count += 1;
+        let bytes = WAITING_BYTES + frames.bytes();
+        let mut item = Downlink::Deliver { to, frames, except };
+        if !self.is_waiting() {
+            match self.send(port, item) {
+                Ok(()) => return true,
+                Err(back) => item = back,
+            }
         }
-        delivered
+        if self.lost_order.is_empty() && self.backlog_bytes + bytes <= self.backlog_bytes_max {
+            self.backlog_bytes += bytes;
+            self.backlog.push_back((item, bytes));
+            return true;
+        }
+        let count = self.lost.entry(to).or_insert_with(|| {
+            self.lost_order.push_back(to);
+            0
+        });
+        *count += 1;
+        false
     }
 
     /// The topic has no members on this shard any more: nobody is left to be told.
@@ -81,7 +113,8 @@ impl Lane {
         self.lost.remove(&at);
     }
 
-    /// Sends what waits, as far as there is room: answers first, then what was lost.
+    /// Sends what waits, as far as there is room: answers, then deliveries, then what was lost after
+    /// them.
     pub fn retry(&mut self, port: &ShardPort) {
         while let Some(item) = self.answers.pop_front() {
             if let Err(item) = self.send(port, item) {
@@ -89,6 +122,14 @@ impl Lane {
                 return self.clear_if_gone(port);
             }
         }
+        while let Some((item, bytes)) = self.backlog.pop_front() {
+            if let Err(item) = self.send(port, item) {
+                self.backlog.push_front((item, bytes));
+                return self.clear_if_gone(port);
+            }
+            self.backlog_bytes -= bytes;
+        }
+        self.backlog.shrink_to(BACKLOG_ITEMS_KEPT);
         while let Some(to) = self.lost_order.pop_front() {
             let Some(count) = self.lost.remove(&to) else { continue }; // forgotten meanwhile
             if self.send(port, Downlink::Lost { to, count }).is_err() {
@@ -99,14 +140,15 @@ impl Lane {
         }
     }
 
-    /// Whether an answer waits for room. Until it has gone, the shard is not asked for more.
+    /// Whether answers or deliveries wait for room. Until they have gone, the shard is not asked for
+    /// more: what its clients say would only add to what they have to hear.
     pub fn is_held(&self) -> bool {
-        !self.answers.is_empty()
+        !self.answers.is_empty() || !self.backlog.is_empty()
     }
 
     /// Whether anything waits for room. The shard does not ring when there is some.
     pub fn is_waiting(&self) -> bool {
-        !self.answers.is_empty() || !self.lost_order.is_empty()
+        self.is_held() || !self.lost_order.is_empty()
     }
 
     /// Rings the shard if anything was sent since the last time.
@@ -119,7 +161,7 @@ impl Lane {
     /// A shard that has ended will never make room, and has nobody left to be told.
     fn clear_if_gone(&mut self, port: &ShardPort) {
         if port.is_gone() {
-            *self = Lane::default();
+            *self = Lane::new(self.backlog_bytes_max);
         }
     }
 
@@ -159,7 +201,7 @@ mod tests {
     #[test]
     fn a_full_channel_drops_deliveries_and_says_so_before_the_next_one() {
         let (shards, end, _ops) = window(1, 4, 2).unwrap();
-        let (shard, port, mut lane) = (&shards[0], &end.shards[0], Lane::default());
+        let (shard, port, mut lane) = (&shards[0], &end.shards[0], Lane::new(0));
         let mut delivered = 0;
         for to in [1, 1, 1, 2, 1] {
             delivered += usize::from(lane.deliver(port, topic(to), some_frames(), None));
@@ -175,9 +217,31 @@ mod tests {
     }
 
     #[test]
+    fn a_burst_waits_in_its_order_and_only_what_is_too_much_is_lost() {
+        let (shards, end, _ops) = window(1, 4, 1).unwrap();
+        let each = WAITING_BYTES + some_frames().bytes();
+        let (shard, port, mut lane) = (&shards[0], &end.shards[0], Lane::new(2 * each));
+        for to in [1, 2, 3] {
+            assert!(lane.deliver(port, topic(to), some_frames(), None));
+        }
+        assert!(lane.is_held(), "and so is the shard");
+        assert!(!lane.deliver(port, topic(4), some_frames(), None), "one more than may wait");
+        let mut all = Vec::new();
+        while lane.is_waiting() {
+            all.extend(heard(shard));
+            lane.retry(port);
+        }
+        all.extend(heard(shard));
+        assert_eq!(all, ["frame 1", "frame 2", "frame 3", "lost 1 of 4"]);
+        assert_eq!(lane.backlog_bytes, 0);
+        assert!(lane.deliver(port, topic(5), some_frames(), None));
+        assert_eq!(heard(shard), ["frame 5"]);
+    }
+
+    #[test]
     fn an_answer_waits_for_room_and_nothing_overtakes_it() {
         let (shards, end, _ops) = window(1, 4, 1).unwrap();
-        let (shard, port, mut lane) = (&shards[0], &end.shards[0], Lane::default());
+        let (shard, port, mut lane) = (&shards[0], &end.shards[0], Lane::new(0));
         lane.answer(port, Downlink::Joined { at: topic(1) });
         lane.answer(port, Downlink::Joined { at: topic(2) });
         assert!(lane.is_held());
@@ -193,7 +257,7 @@ mod tests {
     #[test]
     fn a_topic_that_left_is_told_of_no_loss() {
         let (shards, end, _ops) = window(1, 4, 1).unwrap();
-        let (shard, port, mut lane) = (&shards[0], &end.shards[0], Lane::default());
+        let (shard, port, mut lane) = (&shards[0], &end.shards[0], Lane::new(0));
         let _sent = lane.deliver(port, topic(1), some_frames(), None);
         let _dropped = lane.deliver(port, topic(1), some_frames(), None);
         lane.forget(topic(1));
@@ -206,7 +270,7 @@ mod tests {
     #[test]
     fn nothing_waits_for_a_shard_that_has_ended() {
         let (shards, end, _ops) = window(1, 4, 1).unwrap();
-        let (port, mut lane) = (&end.shards[0], Lane::default());
+        let (port, mut lane) = (&end.shards[0], Lane::new(0));
         lane.answer(port, Downlink::Joined { at: topic(1) });
         lane.answer(port, Downlink::Joined { at: topic(2) });
         assert!(!lane.deliver(port, topic(1), some_frames(), None));
@@ -219,7 +283,7 @@ mod tests {
     #[test]
     fn only_a_lane_that_sent_something_rings() {
         let (shards, end, _ops) = window(1, 4, 8).unwrap();
-        let (shard, port, mut lane) = (&shards[0], &end.shards[0], Lane::default());
+        let (shard, port, mut lane) = (&shards[0], &end.shards[0], Lane::new(0));
         assert!(shard.may_sleep());
         lane.ring(port);
         assert!(shard.bell().ring(), "nothing was sent, so it still sleeps");

@@ -49,8 +49,14 @@ pub struct Local {
 
 impl Local {
     /// Nobody listens yet, and nothing is up.
-    pub fn new(node: NodeId, end: BackplaneEnd, health: Arc<Health>, linger: Duration) -> Local {
-        let lanes = end.shards.iter().map(|_| Lane::default()).collect();
+    pub fn new(
+        node: NodeId,
+        end: BackplaneEnd,
+        health: Arc<Health>,
+        linger: Duration,
+        backlog_bytes_max: usize,
+    ) -> Local {
+        let lanes = end.shards.iter().map(|_| Lane::new(backlog_bytes_max)).collect();
         Local {
             node,
             end,

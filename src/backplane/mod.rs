@@ -89,14 +89,15 @@ pub fn run(plan: Arc<Plan>, end: BackplaneEnd, mirror: Arc<BackplaneMirror>, hea
     // Unconstrained: a turn has bounds of its own, and the order of sends must not depend on
     // tokio's budget.
     runtime.block_on(tokio::task::unconstrained(async {
+        let backlog = plan.limits.downlink_backlog_bytes_max;
         match &plan.backplane {
             BackplanePlan::Memory => {
-                let local = Local::new(plan.node, end, health, Duration::ZERO);
+                let local = Local::new(plan.node, end, health, Duration::ZERO, backlog);
                 Ringer::new(local, embedded::Embedded::default(), mirror).run().await;
             }
             BackplanePlan::Redis(redis) => {
                 let linger = Duration::from_millis(redis.linger_ms);
-                let local = Local::new(plan.node, end, health, linger);
+                let local = Local::new(plan.node, end, health, linger, backlog);
                 let transport = RedisTransport::new(redis.clone(), plan.limits, plan.node);
                 Ringer::new(local, transport, mirror).run().await;
             }

@@ -122,6 +122,11 @@ impl FrameSet {
         FrameSet { frames }
     }
 
+    /// The bytes of all of them.
+    pub fn bytes(&self) -> usize {
+        self.frames.iter().map(Bytes::len).sum()
+    }
+
     /// The frame in one dialect.
     pub fn get(&self, dialect: Dialect) -> &Bytes {
         &self.frames[dialect as usize]

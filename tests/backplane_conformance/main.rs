@@ -9,14 +9,21 @@ mod redis_only;
 mod suite;
 mod world;
 
+use campanile::limits::Limits;
 use world::Build;
 
 fn usual() -> Build {
     Build::usual()
 }
 
-/// Channels so small that a test fills them.
+/// Channels so small that a test fills them, and nothing behind them.
 fn cramped() -> Build {
+    let limits = Limits { downlink_backlog_bytes_max: 0, ..Limits::PRODUCTION };
+    Build { downlink_items_max: 8, limits, ..Build::usual() }
+}
+
+/// Channels so small that a test fills them, and a backlog behind them.
+fn backed() -> Build {
     Build { downlink_items_max: 8, ..Build::usual() }
 }
 
@@ -42,6 +49,7 @@ in_both_worlds! {
     usual: who_comes_back_is_reached_under_the_new_key,
     usual: a_join_and_leave_at_once_leaves_nothing_behind,
     cramped: a_full_shard_is_told_how_much_it_lost_and_then_hears_again,
+    backed: a_burst_that_fits_the_backlog_arrives_whole_and_in_order,
     cramped: answers_wait_for_a_full_shard_instead_of_being_dropped,
     usual: success_is_told_to_those_who_asked_and_only_to_them,
     usual: the_ops_thread_publishes_and_is_called_back,

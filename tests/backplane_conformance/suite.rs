@@ -160,6 +160,21 @@ pub fn a_full_shard_is_told_how_much_it_lost_and_then_hears_again(world: World) 
     assert_eq!(payload(slow.hear(), 1), r#""later""#);
 }
 
+/// The world has channels of eight items, and the usual backlog behind them.
+pub fn a_burst_that_fits_the_backlog_arrives_whole_and_in_order(world: World) {
+    let (room, other) = (TopicName::room("room"), TopicName::room("other"));
+    let (slow, quick) = (&world.nodes[0].shards[0], &world.nodes[0].shards[1]);
+    slow.join_and_hear(&room, 1);
+    quick.join_and_hear(&other, 2);
+    for n in 0..1000 {
+        quick.publish(&room, &n.to_string());
+    }
+    quick.publish(&other, "0");
+    assert_eq!(payload(quick.hear(), 2), "0", "the quick shard waits for nobody");
+    let expected: Vec<String> = (0..1000).map(|n| n.to_string()).collect();
+    assert_eq!(slow.hear_payloads(1, 1000), expected);
+}
+
 /// The world has channels of eight items.
 pub fn answers_wait_for_a_full_shard_instead_of_being_dropped(world: World) {
     let shard = &world.nodes[0].shards[0];
