@@ -1,41 +1,17 @@
 //! A message on its way down allocates its frame and nothing else. Counted, because a timing would
 //! not notice.
-#![allow(unsafe_code)] // a global allocator that counts is an unsafe trait
+
+#[path = "common/counting.rs"]
+mod counting;
 
 use campanile::backplane::local::{Local, Message};
 use campanile::ids::{NodeId, ShardId, SlotId, TopicId, TopicName};
 use campanile::link::Downlink;
 use campanile::link::channel::{ShardEnd, window};
 use campanile::link::health::Health;
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+use counting::allocations_of;
 use std::sync::Arc;
 use std::time::Duration;
-
-struct Counting;
-
-thread_local! {
-    // Of this thread alone: the test harness allocates on others.
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: everything is handed to `System` unchanged; the counter is a plain thread-local without
-// destructor, so touching it neither allocates nor fails.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: our caller's promise about `layout` is the one `System` asks for.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: `memory` came from `System.alloc` with this layout.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 const MESSAGES: usize = 100;
 
@@ -51,9 +27,7 @@ fn allocations(shards: u16) -> usize {
     }
     deliver(&mut local);
     assert!(ends.iter().all(|end| take_frames(end) == MESSAGES), "the first round warms up");
-    let before = ALLOCATIONS.get();
-    deliver(&mut local);
-    let allocated = ALLOCATIONS.get() - before;
+    let (allocated, ()) = allocations_of(|| deliver(&mut local));
     assert!(ends.iter().all(|end| take_frames(end) == MESSAGES));
     allocated
 }

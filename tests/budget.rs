@@ -11,7 +11,9 @@
 //! | the table entry of that topic | 15 | 9 in a table that is a power of two: 10 to 20 |
 //! | its entry in the room's list | 8 | in a list that is a power of two: 8 to 16 |
 //! | **measured, all together** | **187** | 20,000 connections, 20 rooms; slabs and lists as full as they happen to be |
-#![allow(unsafe_code)] // a global allocator that counts is an unsafe trait
+
+#[path = "common/counting.rs"]
+mod counting;
 
 use bytes::Bytes;
 use campanile::auth::{Identity, Rights};
@@ -21,49 +23,7 @@ use campanile::link::{Downlink, FrameSet, Uplink};
 use campanile::shard::batch::SendBatch;
 use campanile::shard::conn::CloseReason;
 use campanile::shard::{Opening, Shard, ShardConfig};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
-struct Counting;
-
-thread_local! {
-    // Of this thread alone: the test harness allocates on others.
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-    static BYTES: Cell<isize> = const { Cell::new(0) };
-}
-
-// SAFETY: everything is handed to `System` unchanged; the counters are plain thread-locals without
-// destructors, so touching them neither allocates nor fails.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        BYTES.set(BYTES.get() + layout.size() as isize);
-        // SAFETY: our caller's promise about `layout` is the one `System` asks for.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        BYTES.set(BYTES.get() - layout.size() as isize);
-        // SAFETY: `memory` came from `System.alloc` or `System.realloc` with this layout.
-        unsafe { System.dealloc(memory, layout) }
-    }
-
-    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        BYTES.set(BYTES.get() + bytes as isize - layout.size() as isize);
-        // SAFETY: as for `dealloc`, and `bytes` is our caller's promise.
-        unsafe { System.realloc(memory, layout, bytes) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-fn allocations_of<T>(work: impl FnOnce() -> T) -> (usize, T) {
-    let before = ALLOCATIONS.get();
-    let result = work();
-    (ALLOCATIONS.get() - before, result)
-}
+use counting::{allocations_of, bytes_held};
 
 const NOW_MS: u64 = 1;
 
@@ -209,11 +169,11 @@ fn many_exceptions_in_one_visit_do_not_multiply() {
         let except = Some(*conn);
         shard.handle_downlink(Downlink::Deliver { to: room, frames, except }, NOW_MS);
     }
-    let before = BYTES.get();
+    let before = bytes_held();
     let (mut writes, mut bytes, mut held_max) = (0, 0, 0);
     while shard.has_sends() {
         shard.take_batch(&mut batch);
-        held_max = held_max.max(BYTES.get() - before);
+        held_max = held_max.max(bytes_held() - before);
         writes += batch.ops().len();
         bytes += batch
             .ops()
@@ -280,10 +240,10 @@ fn an_idle_connection_costs_few_bytes_and_gives_them_back() {
     let mut batch = SendBatch::default();
     let mut shard = shard();
     settle(&mut shard, &mut batch);
-    let before = BYTES.get();
+    let before = bytes_held();
     let mut conns = fill(&mut shard, &mut batch);
     let list = (conns.capacity() * size_of::<ConnId>()) as isize;
-    let each = (BYTES.get() - before - list) / CONNECTIONS as isize;
+    let each = (bytes_held() - before - list) / CONNECTIONS as isize;
     println!("{each} bytes a connection");
     assert!(each <= BYTES_PER_CONNECTION_MAX, "{each} bytes a connection");
     assert!(each > 140, "{each}: something is not counted");
@@ -292,12 +252,12 @@ fn an_idle_connection_costs_few_bytes_and_gives_them_back() {
     shard.handle_timeout(NOW_MS + 1_000_000); // Old handshakes are forgotten.
     shard.measure();
     assert_eq!((shard.counters.topics, shard.counters.members, shard.connections()), (0, 0, 0));
-    let emptied = BYTES.get();
+    let emptied = bytes_held();
     for _ in 0..2 {
         let conns = fill(&mut shard, &mut batch);
         empty(&mut shard, &mut batch, conns);
         shard.handle_timeout(NOW_MS + 2_000_000);
-        let grown = BYTES.get() - emptied;
+        let grown = bytes_held() - emptied;
         assert!(grown <= 0, "{grown} bytes more than after the first time");
     }
 }
@@ -321,8 +281,8 @@ fn connections_that_come_and_go_within_every_deadline_leave_nothing_behind() {
         assert_eq!(shard.connections(), 0);
     };
     churn(3_000);
-    let before = BYTES.get();
+    let before = bytes_held();
     churn(30_000);
-    let grown = BYTES.get() - before;
+    let grown = bytes_held() - before;
     assert!(grown <= 16 * 1024, "{grown} bytes more after ten times as many");
 }

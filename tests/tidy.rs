@@ -414,9 +414,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/net/socket.rs", "recv, sendmsg, accept4, shutdown, close, dup on plain descriptors"),
     ("src/sys.rs", "affinity, rlimits, unshare: system calls that std lacks"),
     ("src/load/sys.rs", "the same for the load generator, which shares nothing with the server"),
-    ("tests/backplane_allocations.rs", "an allocator that counts"),
-    ("tests/budget.rs", "an allocator that counts"),
-    ("tests/protocol_allocations.rs", "an allocator that counts"),
+    ("tests/common/counting.rs", "an allocator that counts"),
     ("benches/bell.rs", "a bare eventfd, as the floor"),
     ("benches/floor/floor.rs", "a bare ring, as the floor"),
 ];
