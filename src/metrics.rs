@@ -85,7 +85,7 @@ counters! {
         topics: Gauge "topics" "Topics (rooms and users) with a member on this node",
         members: Gauge "members" "Memberships: connections times the topics they are in",
         outbox_bytes: Gauge "outbox_bytes" "Bytes that wait for slow clients",
-        uplink_waiting: Gauge "uplink_waiting" "Items that wait for room on the way to the backplane",
+        uplink_waiting: Gauge "uplink_waiting" "Items on the way to the backplane that it has not taken yet",
         downlink_waiting: Gauge "downlink_waiting" "Items that wait for this shard",
         accepted: Counter "accepted_total" "Connections accepted by the listener",
         opened: Counter "opened_total" "Connections that became WebSockets",
@@ -122,7 +122,10 @@ counters! {
         closed_error: Counter "closes_total"["reason" = "io_error"] "Connections ended, by reason",
         loop_turns: Counter "loop_turns_total" "Turns of the shard's loop",
         loop_ns: Counter "loop_busy_ns_total" "Time spent in visits to the shard",
-        loop_ns_max: Gauge "loop_visit_ns_max" "The longest visit since the last tick",
+        loop_ns_max: Gauge "loop_visit_ns_max" "The longest visit to the shard in the last 10 to 20 seconds",
+        loop_over_1ms: Counter "loop_visits_over_total"["ms" = "1"] "Visits to the shard that took longer",
+        loop_over_10ms: Counter "loop_visits_over_total"["ms" = "10"] "Visits to the shard that took longer",
+        loop_over_100ms: Counter "loop_visits_over_total"["ms" = "100"] "Visits to the shard that took longer",
     }
 }
 
@@ -133,6 +136,7 @@ counters! {
         topics: Gauge "backplane_topics" "Topics this node listens for, lingering ones included",
         subscriptions: Gauge "backplane_subscriptions" "Topics confirmed by Redis",
         publish_queue_bytes: Gauge "backplane_publish_queue_bytes" "Publishes that wait for Redis",
+        backlog_bytes: Gauge "downlink_backlog_bytes" "Bytes of deliveries that wait for shards whose channels are full",
         in_flight: Gauge "backplane_publishes_in_flight" "Publishes sent to Redis and not answered yet",
         canary_rtt_us: Gauge "canary_rtt_us" "The last canary's way to Redis and back",
         canary_age_ms: Gauge "canary_age_ms" "Since a canary last came back",

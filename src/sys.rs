@@ -141,26 +141,40 @@ pub fn read_number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// Sets a ring up, as every shard will, and takes it down again.
+/// Sets a ring up, as every shard will, sends one request through it and takes it down again: a
+/// sandbox may allow the one and forbid the other, and monoio would spin on that in silence.
 pub fn probe_io_uring() -> io::Result<()> {
-    match io_uring::IoUring::new(8) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(io::Error::new(error.kind(), io_uring_advice(&error))),
-    }
+    let nop = io_uring::opcode::Nop::new().build();
+    let round_trip = || -> io::Result<()> {
+        let mut ring = io_uring::IoUring::new(8)?;
+        // SAFETY: a NOP points to nothing.
+        unsafe { ring.submission().push(&nop) }.expect("an empty queue has room");
+        ring.submit_and_wait(1)?;
+        match ring.completion().next().map(|completion| completion.result()) {
+            Some(0) => Ok(()),
+            Some(error) => Err(io::Error::from_raw_os_error(-error)),
+            None => Err(io::Error::other("a request was taken and never completed")),
+        }
+    };
+    round_trip().map_err(|error| io::Error::new(error.kind(), io_uring_advice(&error)))
 }
 
-/// What a failed `io_uring_setup` most likely means, for the person at 3 a.m.
+/// What a failed `io_uring_setup` or `io_uring_enter` most likely means, for the person at 3 a.m.
 pub fn io_uring_advice(error: &io::Error) -> String {
     let (name, cause) = match error.raw_os_error() {
         Some(libc::EPERM) => {
             ("EPERM", "kernel.io_uring_disabled=2 or the container's seccomp profile")
         }
-        Some(libc::ENOSYS) => {
-            ("ENOSYS", "a kernel before 5.11, or one built without CONFIG_IO_URING")
-        }
+        Some(libc::ENOSYS) => (
+            "ENOSYS",
+            "a kernel before 5.1 or without CONFIG_IO_URING, or the container's seccomp profile",
+        ),
         Some(libc::ENOMEM) => ("ENOMEM", "the limit on locked memory (ulimit -l) is too low"),
         Some(libc::EMFILE | libc::ENFILE) => {
             ("EMFILE", "the limit on open files (ulimit -n) is too low")
+        }
+        Some(libc::EINVAL) => {
+            ("EINVAL", "a kernel before 5.11, or a sandbox that emulates io_uring")
         }
         _ => return format!("io_uring is not available ({error}). See tuning/README.md"),
     };

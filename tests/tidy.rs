@@ -116,7 +116,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("auth", &["auth", "ids", "plan::AuthPlan"]),
     ("link", &["link", "ids", "protocol::RequestId", "protocol::Dialect"]),
     ("shard", &["shard", "ws", "protocol", "link", "auth", "ids", "slots", "limits", "metrics"]),
-    ("net", &["net", "shard", "ws", "link", "auth", "ids", "metrics", "plan"]),
+    ("net", &["net", "shard", "ws", "link", "auth", "ids", "metrics", "plan", "sys"]),
     (
         "backplane",
         &[

@@ -151,6 +151,11 @@ impl Lane {
         self.is_held() || !self.lost_order.is_empty()
     }
 
+    /// Bytes of deliveries that wait.
+    pub fn backlog_bytes(&self) -> usize {
+        self.backlog_bytes
+    }
+
     /// Rings the shard if anything was sent since the last time.
     pub fn ring(&mut self, port: &ShardPort) {
         if std::mem::take(&mut self.is_touched) {

@@ -251,7 +251,9 @@ impl<T: Transport> Ringer<T> {
     }
 
     fn publish_numbers(&mut self, now: Instant) {
+        let backlog_bytes = self.local.backlog_bytes();
         let counters = &mut self.local.counters;
+        counters.backlog_bytes = backlog_bytes;
         counters.topics = self.local.interest.count() as u64;
         counters.subscriptions = self.local.interest.confirmed() as u64;
         self.transport.measure(now, counters);

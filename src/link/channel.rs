@@ -58,6 +58,11 @@ impl ShardEnd {
         self.downlink.try_recv().ok()
     }
 
+    /// Items this shard has sent and the backplane has not taken.
+    pub fn sent_waiting(&self) -> usize {
+        self.uplink.len()
+    }
+
     /// Items waiting for this shard.
     pub fn waiting(&self) -> usize {
         self.downlink.len()

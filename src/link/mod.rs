@@ -72,6 +72,14 @@ pub struct Origin {
     pub conn: ConnId,
 }
 
+/// The connection's name, as its client is told and as logs say.
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Origin { node, shard, conn: ConnId(slot) } = self;
+        write!(f, "{node}-{:x}-{:x}-{:x}", shard.0, slot.index, slot.generation)
+    }
+}
+
 /// Who is told how a publish ended. Failures are always told; success only to those who asked.
 pub enum Done {
     /// A connection of a shard. Told by [`Downlink::Ack`].

@@ -82,6 +82,7 @@ pub struct Room {
     /// Connections whose reading was interrupted: to let others have their turn, or because the
     /// window was full. There is no second edge for what they have.
     unread: VecDeque<Event>,
+    longest: Longest,
     read_turn_bytes_max: usize,
     uplink_items_max: usize,
     downlink_items_max: usize,
@@ -110,6 +111,7 @@ impl Room {
             mirror: setup.mirror,
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
             unread: VecDeque::new(),
+            longest: Longest::default(),
             read_turn_bytes_max: limits.read_turn_bytes_max,
             uplink_items_max: limits.uplink_items_max,
             downlink_items_max: limits.downlink_items_max,
@@ -241,10 +243,12 @@ impl Room {
             self.heads.forget(conn.0.index);
             self.shard.handle_http(conn, timed_out(), now_ms);
         }
-        self.shard.counters.downlink_waiting = self.end.waiting() as u64;
         self.shard.measure();
-        self.mirror.publish(&self.shard.counters);
-        self.shard.counters.loop_ns_max = 0;
+        let counters = &mut self.shard.counters;
+        counters.downlink_waiting = self.end.waiting() as u64;
+        counters.uplink_waiting += self.end.sent_waiting() as u64;
+        counters.loop_ns_max = self.longest.max(now_ms);
+        self.mirror.publish(counters);
     }
 
     fn read(&mut self, event: Event) {
@@ -367,9 +371,12 @@ impl Room {
     fn close(&mut self, closed: Closed) {
         match closed {
             Closed::Half { wire } => socket::shutdown_write(wire as RawFd),
-            Closed::Whole { wire, index } => {
-                self.heads.forget(index);
+            Closed::Whole { wire, conn, reason } => {
+                self.heads.forget(conn.0.index);
                 socket::close(wire as RawFd);
+                let connection = self.shard.origin(conn);
+                let reason = reason.map_or("gone_before_asking", CloseReason::label);
+                tracing::debug!(%connection, reason, "connection ended");
             }
         }
     }
@@ -383,7 +390,34 @@ impl Room {
         let counters = &mut self.shard.counters;
         counters.loop_turns += 1;
         counters.loop_ns += ns;
-        counters.loop_ns_max = counters.loop_ns_max.max(ns);
+        counters.loop_over_1ms += u64::from(ns > 1_000_000);
+        counters.loop_over_10ms += u64::from(ns > 10_000_000);
+        counters.loop_over_100ms += u64::from(ns > 100_000_000);
+        self.longest.note(ns);
+    }
+}
+
+/// The longest visit of this and of the last ten seconds: a scrape every fifteen misses none.
+#[derive(Default)]
+struct Longest {
+    ns: u64,
+    last_ns: u64,
+    began_ms: u64,
+}
+
+impl Longest {
+    const SPAN_MS: u64 = 10_000;
+
+    fn note(&mut self, ns: u64) {
+        self.ns = self.ns.max(ns);
+    }
+
+    fn max(&mut self, now_ms: u64) -> u64 {
+        let max = self.ns.max(self.last_ns);
+        if now_ms >= self.began_ms + Self::SPAN_MS {
+            *self = Longest { ns: 0, last_ns: self.ns, began_ms: now_ms };
+        }
+        max
     }
 }
 

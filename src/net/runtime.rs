@@ -12,58 +12,67 @@ use monoio::{IoUringDriver, Runtime, RuntimeBuilder, time::TimeDriver};
 use std::io;
 use std::time::Duration;
 
+/// Pending polls of a handful of tasks, and timers: the many sockets are not in this ring.
 const ENTRIES: u32 = 1024;
+/// Room for completions of a burst; beyond it the kernel allocates for each.
 const COMPLETIONS: u32 = 8192;
 
+/// What is asked of the kernel for a ring with so many completions.
+type Rung = fn(&mut io_uring::Builder, u32);
+
 /// Each rung asks less of the kernel: all flags (6.0), without `SINGLE_ISSUER` (5.19), none (5.11).
-const LADDER: [fn(&mut io_uring::Builder); 3] = [
-    |b| {
+const LADDER: [Rung; 3] = [
+    |b, completions| {
         b.setup_coop_taskrun().setup_single_issuer().setup_submit_all();
-        b.setup_cqsize(COMPLETIONS).setup_clamp();
+        b.setup_cqsize(completions).setup_clamp();
     },
-    |b| {
-        b.setup_coop_taskrun().setup_submit_all().setup_cqsize(COMPLETIONS).setup_clamp();
+    |b, completions| {
+        b.setup_coop_taskrun().setup_submit_all();
+        b.setup_cqsize(completions).setup_clamp();
     },
-    |b| {
-        b.setup_cqsize(COMPLETIONS).setup_clamp();
+    |b, completions| {
+        b.setup_cqsize(completions).setup_clamp();
     },
 ];
 
 /// Builds the runtime on the highest rung that this kernel takes.
 pub fn build() -> io::Result<Runtime<TimeDriver<IoUringDriver>>> {
-    let mut last = None;
-    for rung in LADDER {
-        let mut builder = IoUring::builder();
-        rung(&mut builder);
-        let built = RuntimeBuilder::<IoUringDriver>::new()
+    climb_down(&LADDER, COMPLETIONS, |builder| {
+        RuntimeBuilder::<IoUringDriver>::new()
             .with_entries(ENTRIES)
             .uring_builder(builder)
             .enable_timer()
-            .build();
-        match built {
-            Ok(runtime) => return Ok(runtime),
-            Err(error) => last = Some(error),
-        }
-    }
-    Err(explain(last.expect("the ladder has rungs")))
+            .build()
+    })
 }
 
 /// Builds a bare ring for batched writes on the highest rung that this kernel takes.
 pub fn bare_ring(entries: u32) -> io::Result<IoUring> {
-    let mut last = None;
-    for rung in LADDER {
+    // Every write may fail, so every entry needs room for its completion.
+    climb_down(&LADDER, 2 * entries, |builder| builder.build(entries))
+}
+
+/// Tries rung after rung; the last refusal is the one that is told.
+fn climb_down<R>(
+    ladder: &[Rung],
+    completions: u32,
+    build: impl Fn(io_uring::Builder) -> io::Result<R>,
+) -> io::Result<R> {
+    let mut refused = None;
+    for rung in ladder {
         let mut builder = IoUring::builder();
-        rung(&mut builder);
-        match builder.build(entries) {
-            Ok(ring) => return Ok(ring),
-            Err(error) => last = Some(error),
+        rung(&mut builder, completions);
+        match build(builder) {
+            Ok(built) => return Ok(built),
+            Err(error) => refused = Some(error),
         }
     }
-    Err(explain(last.expect("the ladder has rungs")))
+    Err(explain(&refused.expect("the ladder has rungs")))
 }
 
 /// A timer and a poll through the ring. monoio discards the ring's errors, so a ring that does not
-/// work would otherwise spin or sleep in silence.
+/// work would otherwise spin or sleep in silence. (A ring that cannot be entered at all is found
+/// before any shard starts, by `sys::probe_io_uring`: this test itself needs a ring that can.)
 pub async fn self_test() -> io::Result<()> {
     let bell = crate::link::bell::Bell::new()?;
     let waits = super::socket::watch(bell.fd())?;
@@ -72,7 +81,7 @@ pub async fn self_test() -> io::Result<()> {
     let answer = monoio::time::timeout(Duration::from_secs(2), waits.readable(false)).await;
     match answer {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(explain(error)),
+        Ok(Err(error)) => Err(explain(&error)),
         Err(_) => Err(io::Error::other(
             "io_uring accepts requests but completes none. Likely cause: a sandbox that emulates it. \
              See tuning/README.md",
@@ -80,16 +89,42 @@ pub async fn self_test() -> io::Result<()> {
     }
 }
 
-fn explain(error: io::Error) -> io::Error {
-    let cause = match error.raw_os_error() {
-        Some(libc::EPERM) => "kernel.io_uring_disabled is not 0, or a container's seccomp profile",
-        Some(libc::ENOSYS) => "a kernel before 5.11, or a container's seccomp profile",
-        Some(libc::ENOMEM) => "the limit of locked memory (ulimit -l) on a kernel before 5.12",
-        Some(libc::EMFILE | libc::ENFILE) => "the limit of open files (ulimit -n)",
-        _ => "unknown",
-    };
-    io::Error::new(
-        error.kind(),
-        format!("io_uring is not available ({error}). Likely cause: {cause}. See tuning/README.md"),
-    )
+fn explain(error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), crate::sys::io_uring_advice(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_refuses_a_flag_gets_the_next_rung() {
+        let impossible: Rung = |b, _| {
+            b.setup_sqpoll_cpu(1 << 30); // a core that no machine has
+            b.setup_sqpoll(1);
+        };
+        let refused = climb_down(&[impossible], 64, |builder| builder.build(8));
+        assert!(refused.is_err(), "the flag is not refused, so this shows nothing");
+        let mut ladder = vec![impossible];
+        ladder.extend(LADDER);
+        assert!(climb_down(&ladder, 64, |builder| builder.build(8)).is_ok());
+    }
+
+    #[test]
+    fn each_rung_by_itself_makes_a_ring() {
+        for rung in LADDER {
+            assert!(climb_down(&[rung], 64, |builder| builder.build(8)).is_ok());
+        }
+    }
+
+    #[test]
+    fn the_largest_batch_that_may_be_configured_has_a_ring() {
+        assert!(bare_ring(32_768).is_ok());
+    }
+
+    #[test]
+    fn the_runtime_passes_its_own_test() {
+        let mut runtime = build().unwrap();
+        runtime.block_on(self_test()).unwrap();
+    }
 }

@@ -79,10 +79,10 @@ fn take_connections(door: &Door, lounge: &mut Lounge, listener: i32) -> bool {
                 }
                 Accepted::Empty => return true,
                 Accepted::Exhausted => {
-                    room.count_no_files();
                     if !lounge.refuse_one_for_want_of_files(listener) {
                         return false;
                     }
+                    room.count_no_files();
                 }
             }
         }

@@ -44,7 +44,9 @@ pub fn signals() -> Result<Signals, Failure> {
 
 /// Says when the node listens, waits for a signal, drains; answers the exit code.
 pub fn until_the_end(tower: Tower, mut signals: Signals) -> ExitCode {
-    let told_early = announce(&tower, &mut signals);
+    let Ok(told_early) = announce(&tower, &mut signals) else {
+        return ExitCode::FAILURE;
+    };
     let signal = told_early.or_else(|| signals.forever().next());
     tracing::info!(
         signal,
@@ -54,12 +56,26 @@ pub fn until_the_end(tower: Tower, mut signals: Signals) -> ExitCode {
     drain(tower, &mut signals)
 }
 
+/// Some shard did not begin to listen.
+struct Stuck;
+
+/// How long shards may take to listen. They need milliseconds; a thousand of them a second or two.
+const START_MAX: Duration = Duration::from_secs(30);
+
 /// Waits until all shards listen and says so on stdout. Answers a signal that came first.
-fn announce(tower: &Tower, signals: &mut Signals) -> Option<i32> {
+fn announce(tower: &Tower, signals: &mut Signals) -> Result<Option<i32>, Stuck> {
     let shards = tower.plan.shards.len() as u16;
-    while let Err(NotReady::Starting { .. }) = tower.health.ready(shards) {
+    let deadline = Instant::now() + START_MAX;
+    while let Err(NotReady::Starting { listening }) = tower.health.ready(shards) {
         if let Some(signal) = signals.pending().next() {
-            return Some(signal);
+            return Ok(Some(signal));
+        }
+        if Instant::now() > deadline {
+            tracing::error!(
+                "{listening} of {shards} shards listen after {START_MAX:?}. Likely cause: io_uring \
+                 takes requests and completes none. See tuning/README.md"
+            );
+            return Err(Stuck);
         }
         std::thread::sleep(GLANCE);
     }
@@ -69,7 +85,7 @@ fn announce(tower: &Tower, signals: &mut Signals) -> Option<i32> {
     let mut out = std::io::stdout();
     let _ = writeln!(out, "campanile: listening on ws://{listen}/ws, ops on http://{ops}");
     let _ = out.flush();
-    None
+    Ok(None)
 }
 
 fn drain(tower: Tower, signals: &mut Signals) -> ExitCode {

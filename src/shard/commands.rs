@@ -8,7 +8,7 @@ use super::conn::{CloseReason, State};
 use super::hub::Edge;
 use super::{Shard, Waiter};
 use crate::ids::{ConnId, TopicId, TopicKind, TopicName};
-use crate::link::{Done, Origin, Publish, Uplink};
+use crate::link::{Done, Publish, Uplink};
 use crate::protocol::{Command, ErrorCode, Event, Rejected, Request, RequestId, native};
 use crate::ws::decoder::{DecoderLimits, Item, ProtocolError};
 use crate::ws::encode::{self, Opcode};
@@ -356,7 +356,7 @@ impl Shard {
         let c = self.conns.get(conn.0).expect("it just spoke");
         let user = c.joined.get(0).expect("an open connection is in its user's topic");
         let from = self.hub.at(user.topic).name().clone();
-        let origin = Origin { node: self.config.node, shard: self.config.id, conn };
+        let origin = self.origin(conn);
         self.counters.publishes += 1;
         self.uplink.push_back(Uplink::Publish(Publish {
             topic,

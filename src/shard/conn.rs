@@ -229,6 +229,23 @@ impl CloseReason {
         }
     }
 
+    /// The reason as it stands in the metrics and the log.
+    pub fn label(self) -> &'static str {
+        match self {
+            CloseReason::Client => "client",
+            CloseReason::Gone => "gone",
+            CloseReason::Io => "io_error",
+            CloseReason::Protocol(error) if error.close_code() == CloseCode::TOO_BIG => "too_big",
+            CloseReason::Protocol(_) => "protocol",
+            CloseReason::Unsupported => "unsupported",
+            CloseReason::Slow => "slow",
+            CloseReason::Silent => "silent",
+            CloseReason::Overloaded => "overloaded",
+            CloseReason::Drain => "drain",
+            CloseReason::Http => "http",
+        }
+    }
+
     /// The close frame's text.
     pub fn text(self) -> &'static str {
         match self {

@@ -57,8 +57,10 @@ pub enum Closed {
     Whole {
         /// The caller's number for the socket.
         wire: u32,
-        /// The connection's index, free from now on.
-        index: u32,
+        /// The connection that it was.
+        conn: ConnId,
+        /// Why it ended; `None`: it vanished before it had asked for anything.
+        reason: Option<CloseReason>,
     },
 }
 
@@ -186,8 +188,8 @@ impl Shard {
     /// The next socket whose time has come. The only place where connections are freed.
     pub fn poll_closed(&mut self) -> Option<Closed> {
         while let Some(conn) = self.life.ended.pop_front() {
-            if let Some(wire) = self.free(conn) {
-                return Some(Closed::Whole { wire, index: conn.0.index });
+            if let Some(closed) = self.free(conn) {
+                return Some(closed);
             }
         }
         while let Some(conn) = self.life.leaving.pop_front() {
@@ -198,8 +200,7 @@ impl Shard {
             let wire = c.wire;
             match c.state {
                 State::Closing { peer_done: true, .. } => {
-                    let index = conn.0.index;
-                    return self.free(conn).map(|wire| Closed::Whole { wire, index });
+                    return self.free(conn);
                 }
                 State::Closing { deaf: true, .. } => return Some(Closed::Half { wire }),
                 _ => {}
@@ -275,9 +276,7 @@ impl Shard {
     }
 
     fn welcome(&mut self, conn: ConnId, user: Option<&str>, rooms: &[String]) {
-        let (index, generation) = (conn.0.index, conn.0.generation);
-        let shard = self.config.id.0;
-        let connection_id = format!("{}-{shard:x}-{index:x}-{generation:x}", self.config.node);
+        let connection_id = self.origin(conn).to_string();
         let anonymous;
         let user_id = match user {
             Some(user) => user,
@@ -310,7 +309,7 @@ impl Shard {
     }
 
     /// Frees a connection, counts why it ended, and answers its socket.
-    fn free(&mut self, conn: ConnId) -> Option<u32> {
+    fn free(&mut self, conn: ConnId) -> Option<Closed> {
         self.leave_all(conn);
         let c = self.conns.remove(conn.0)?;
         if let Some(outbox) = &c.outbox {
@@ -327,7 +326,7 @@ impl Shard {
         if !matches!(c.state, State::Handshaking) {
             self.count_close(c.reason.unwrap_or(CloseReason::Gone));
         }
-        Some(c.wire)
+        Some(Closed::Whole { wire: c.wire, conn, reason: c.reason })
     }
 
     fn count_close(&mut self, reason: CloseReason) {

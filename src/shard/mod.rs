@@ -37,7 +37,7 @@ pub use life::{Closed, Opening};
 
 use crate::ids::{ConnId, NodeId, ShardId, TopicId, TopicName};
 use crate::limits::Limits;
-use crate::link::{Downlink, Inspect, Outcome, RoomReport, Uplink};
+use crate::link::{Downlink, Inspect, Origin, Outcome, RoomReport, Uplink};
 use crate::metrics::ShardCounters;
 use crate::protocol::{Dialect, ErrorCode, Event, RequestId};
 use crate::slots::Slots;
@@ -156,6 +156,11 @@ impl Shard {
     /// The caller's number for a connection's socket; `None` when the connection has gone.
     pub fn wire_of(&self, conn: ConnId) -> Option<u32> {
         Some(self.conns.get(conn.0)?.wire)
+    }
+
+    /// A connection of this shard, named for everybody.
+    pub fn origin(&self, conn: ConnId) -> Origin {
+        Origin { node: self.config.node, shard: self.config.id, conn }
     }
 
     /// Whether the connection still waits for its HTTP request.

@@ -399,9 +399,9 @@ impl World {
                 assert!(!client.half_closed && !client.gone, "closed once");
                 client.half_closed = true;
             }
-            Closed::Whole { wire, index } => {
+            Closed::Whole { wire, conn, .. } => {
                 let client = &mut self.clients[wire as usize];
-                assert_eq!(client.conn.map(|conn| conn.0.index), Some(index));
+                assert_eq!(client.conn.map(|conn| conn.0.index), Some(conn.0.index));
                 assert!(!client.gone, "gone once");
                 client.conn = None;
                 self.end_of_wire(wire as usize);
