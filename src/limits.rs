@@ -21,7 +21,8 @@ pub struct Limits {
     pub echo_message_bytes_max: usize,
     /// Nesting of arrays and objects in a client's JSON. Beyond: error `bad_json`.
     pub json_depth_max: usize,
-    /// Rooms one connection may be in. Beyond: error `too_many_rooms`.
+    /// Rooms one connection may be in. A join looks through them one by one, so the configuration
+    /// takes no more than 1024. Beyond: error `too_many_rooms`.
     pub rooms_per_connection_max: usize,
     /// Topics of one shard (rooms and users with a member here). Beyond: error `overloaded`.
     pub topics_per_shard_max: usize,
