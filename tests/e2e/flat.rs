@@ -10,8 +10,8 @@ use std::net::TcpStream;
 /// not give everything back at once; what leaks grows with every round.
 const GROWTH_BYTES_MAX: u64 = 2 << 20;
 const PEERS: usize = 50;
-/// Connections that there may be: more than the peers of one round.
-const ROOM_FOR: usize = 5 * PEERS;
+/// Connections that there may be: the peers of one round.
+const ROOM_FOR: usize = 4 * PEERS;
 
 /// Begins something that costs the server memory, and does not end it.
 fn misbehave(node: &Node, kind: usize) -> TcpStream {
