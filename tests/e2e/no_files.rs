@@ -46,8 +46,8 @@ fn serves_again(node: &Node) {
     node.wait_for("campanile_connections", 0);
 }
 
-/// Leaves a running node only so many descriptors more than it has in use. Its runtimes have some
-/// with high numbers, so it is the free numbers that count.
+/// Leaves a running node only so many descriptors more than it has in use. The limit is on
+/// numbers, and whoever runs the tests may have left it one with a high number: the free ones count.
 fn leave_files(node: &Node, left: usize) {
     let folder = format!("/proc/{}/fd", node.pid());
     let in_use: Vec<u64> = std::fs::read_dir(folder)
