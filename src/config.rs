@@ -205,11 +205,11 @@ knobs! {
         message_bytes_max, bytes(128, 16 * MIB),
             "A client's message, fragments added up; also a payload on the ops API. Beyond: close 1009.";
         echo_message_bytes_max, bytes(128, 1024 * MIB),
-            "A message on the echo path. Beyond: close 1009.";
+            "A message on the echo path, where four of them may wait for a client instead of limits.outbox_bytes_max. Beyond: close 1009.";
         json_depth_max, count(2, 128, "levels"),
             "Nesting of arrays and objects in JSON. Beyond: error bad_json.";
-        rooms_per_connection_max, count(1, 65_535, "rooms"),
-            "Rooms one connection may be in. Beyond: error too_many_rooms.";
+        rooms_per_connection_max, count(1, 1024, "rooms"),
+            "Rooms one connection may be in; each join looks through them. Beyond: error too_many_rooms.";
         topics_per_shard_max, count(1, 64_000_000, "topics"),
             "Rooms and users with a member in one shard. Beyond: error overloaded.";
         outbox_bytes_max, bytes(1024, 1024 * MIB),

@@ -17,11 +17,12 @@ pub struct Limits {
     pub handshake_timeout_ms: u64,
     /// A client's message, fragments added up. Beyond: close 1009.
     pub message_bytes_max: usize,
-    /// The same on the echo path.
+    /// The same on the echo path, where an outbox may hold [`Limits::echo_outbox_bytes_max`].
     pub echo_message_bytes_max: usize,
     /// Nesting of arrays and objects in a client's JSON. Beyond: error `bad_json`.
     pub json_depth_max: usize,
-    /// Rooms one connection may be in. Beyond: error `too_many_rooms`.
+    /// Rooms one connection may be in. A join looks through them one by one, so the configuration
+    /// takes no more than 1024. Beyond: error `too_many_rooms`.
     pub rooms_per_connection_max: usize,
     /// Topics of one shard (rooms and users with a member here). Beyond: error `overloaded`.
     pub topics_per_shard_max: usize,
@@ -51,6 +52,12 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// What one connection of the echo path still has to hear: its messages may each be larger than
+    /// [`Limits::outbox_bytes_max`]. Beyond: close 1013.
+    pub const fn echo_outbox_bytes_max(&self) -> usize {
+        self.echo_message_bytes_max.saturating_mul(4)
+    }
+
     /// What a node starts from.
     pub const PRODUCTION: Limits = Limits {
         connections_per_shard_max: 1_000_000,

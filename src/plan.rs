@@ -328,7 +328,11 @@ impl Bill {
         let shards = plan.shards.len() as u64;
         let connections = shards * limits.connections_per_shard_max as u64;
         let message = limits.message_bytes_max as u64;
-        let echo = plan.echo_path.as_ref().map_or(0, |_| limits.echo_message_bytes_max as u64);
+        // Any connection may ask for the echo path, where there is one.
+        let (echo, echo_outbox) = match &plan.echo_path {
+            Some(_) => (limits.echo_message_bytes_max, limits.echo_outbox_bytes_max()),
+            None => (0, 0),
+        };
         let line = |name, count: u64, bytes_each: u64| Holder { name, count, bytes_each };
         let waiting = match &plan.backplane {
             BackplanePlan::Memory => 0,
@@ -336,8 +340,8 @@ impl Bill {
         };
         Bill(vec![
             line("connections", connections, CONNECTION_BYTES),
-            line("outboxes", connections, limits.outbox_bytes_max as u64),
-            line("half messages", connections, message.max(echo)),
+            line("outboxes", connections, limits.outbox_bytes_max.max(echo_outbox) as u64),
+            line("half messages", connections, message.max(echo as u64)),
             line("heads", shards * limits.handshakes_max as u64, limits.head_bytes_max as u64),
             line("topics", shards * limits.topics_per_shard_max as u64, TOPIC_BYTES),
             // One more channel than shards: the operators' own.

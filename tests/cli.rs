@@ -75,6 +75,18 @@ fn the_help_of_serve_names_every_knob_with_its_default() {
 }
 
 #[test]
+fn the_help_of_load_shows_the_holes_of_a_template_as_they_are_written() {
+    let output = campanile(&["load", "idle", "--help"], &[]);
+    let help = stdout(&output).split_whitespace().collect::<Vec<_>>().join(" ");
+    for told in [
+        "Request path, with {room} and {n}; by default",
+        "Message sent once a connection is open, with {room} and {n}; repeatable",
+    ] {
+        assert!(help.contains(told), "{told}: {help}");
+    }
+}
+
+#[test]
 fn what_config_prints_is_a_good_file() {
     let sample = campanile(&["config"], &[]);
     assert_eq!(sample.status.code(), Some(0));

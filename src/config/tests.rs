@@ -70,8 +70,12 @@ fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
     ];
     let limits = KNOBS.iter().filter(|knob| knob.key.starts_with("limits."));
     table.extend(limits.map(|knob| {
-        let good = vec![Box::leak(knob.default_text().into_boxed_str()) as &str];
-        (knob.key, good, vec!["0", "99999999999999", "many", "", "1.0"])
+        let leaked = |text: String| Box::leak(text.into_boxed_str()) as &str;
+        let Kind::Number { min, max, .. } = knob.kind else { panic!("{} is a number", knob.key) };
+        // One below the least, and one beyond the most.
+        let below = leaked((i128::from(min) - 1).to_string());
+        let beyond = leaked((i128::from(max) + 1).to_string());
+        (knob.key, vec![leaked(knob.default_text())], vec![below, beyond, "many", "", "1.0"])
     }));
     table
 }
@@ -104,6 +108,13 @@ fn every_knob_takes_what_is_good_and_refuses_what_is_not_saying_what_would_be() 
             }
         }
     }
+}
+
+#[test]
+fn a_connection_is_never_in_so_many_rooms_that_looking_through_them_takes_long() {
+    let key = "limits.rooms_per_connection_max";
+    assert_eq!(by_flag(key, "1024").unwrap().limits.rooms_per_connection_max, 1024);
+    assert!(complaint(&said(&[(key, "1025")], &[], None)).contains("1 to 1024"));
 }
 
 #[test]

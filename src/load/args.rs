@@ -15,6 +15,10 @@ use clap::{Args, Subcommand};
 use std::net::{IpAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
+/// `{n}` in a help text. clap makes a line break of these three characters, so a style that changes
+/// nothing stands between them: a terminal does not show it, and clap takes it out everywhere else.
+const NUMBER_HOLE: &str = "{\u{1b}[0mn}";
+
 /// `campanile load`: load for this or any other WebSocket server.
 #[derive(Args, Clone, Debug)]
 pub struct LoadArgs {
@@ -42,13 +46,26 @@ pub struct Common {
     pub url: Vec<String>,
     /// Request path, with {room} and {n}; by default the URL's own, with ?room_id={room} unless
     /// there is an --init
-    #[arg(long, value_name = "TEMPLATE")]
+    #[arg(
+        long,
+        value_name = "TEMPLATE",
+        help = format!(
+            "Request path, with {{room}} and {NUMBER_HOLE}; by default the URL's own, with \
+             ?room_id={{room}} unless there is an --init"
+        )
+    )]
     pub path: Option<String>,
     /// Request header `Name: value`, repeatable (Authorization, Origin, Sec-WebSocket-Protocol…)
     #[arg(long, value_name = "HEADER")]
     pub header: Vec<String>,
     /// Message sent once a connection is open, with {room} and {n}; repeatable
-    #[arg(long, value_name = "TEMPLATE")]
+    #[arg(
+        long,
+        value_name = "TEMPLATE",
+        help = format!(
+            "Message sent once a connection is open, with {{room}} and {NUMBER_HOLE}; repeatable"
+        )
+    )]
     pub init: Vec<String>,
     /// Text in the frame by which the server says that a connection has joined; empty for servers
     /// that say nothing

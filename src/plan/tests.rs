@@ -136,6 +136,7 @@ fn the_bill_names_every_holder_and_sums_them_up() {
         + 2 * 4096 * 8192
         + 2000 * 512
         + (uplink + downlink) * (128 + 65_536)
+        + 2 * 16_777_216
         + 2 * 262_144
         + 67_108_864;
     assert_eq!(bill.total(), by_hand);
@@ -144,7 +145,12 @@ fn the_bill_names_every_holder_and_sums_them_up() {
     assert!(text.contains(&format!("({by_hand} bytes)")), "{text}");
 
     let echoing = Plan { echo_path: Some("/echo".into()), ..plan };
-    assert_eq!(Bill::of(&echoing).total() - by_hand, 2000 * (16 * 1024 * 1024 - 65_536));
+    let (outbox_more, half_more) = (4 * (16 << 20) - 1_048_576, (16 << 20) - 65_536);
+    assert_eq!(Bill::of(&echoing).total() - by_hand, 2000 * (outbox_more + half_more));
+
+    let limits = Limits { echo_message_bytes_max: 128, ..echoing.limits };
+    let hardly = Plan { limits, ..echoing };
+    assert_eq!(Bill::of(&hardly).total(), by_hand, "the larger limit counts, not both");
 }
 
 #[test]

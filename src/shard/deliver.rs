@@ -481,7 +481,7 @@ impl Shard {
 
     fn outbox_bytes_max(&self, conn: ConnId) -> usize {
         let echo = self.conns.get(conn.0).is_some_and(|conn| conn.echo);
-        if echo { 4 * self.limits.echo_message_bytes_max } else { self.limits.outbox_bytes_max }
+        if echo { self.limits.echo_outbox_bytes_max() } else { self.limits.outbox_bytes_max }
     }
 }
 

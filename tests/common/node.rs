@@ -29,11 +29,24 @@ pub struct Node {
 impl Node {
     /// Starts an instance on free ports and waits until it listens.
     pub fn start(args: &[&str]) -> Node {
+        Node::spawn(Command::new(env!("CARGO_BIN_EXE_campanile")), args)
+    }
+
+    /// The same, ready, with a limit on open files. The shell that sets it becomes the node.
+    pub fn start_with_files(files: u32, args: &[&str]) -> Node {
+        let mut shell = Command::new("sh");
+        let script = format!(r#"ulimit -n {files} && exec "$0" "$@""#);
+        shell.args(["-c", &script, env!("CARGO_BIN_EXE_campanile")]);
+        let node = Node::spawn(shell, args);
+        wait_until("the node is ready", || node.is_ready());
+        node
+    }
+
+    fn spawn(mut command: Command, args: &[&str]) -> Node {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let log = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
             .join(format!("node-{}-{number}.log", std::process::id()));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_campanile"));
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CAMPANILE_")) {
             command.env_remove(name);
         }

@@ -22,6 +22,8 @@ mod ending;
 mod flat;
 mod flood;
 mod instances;
+mod log;
+mod no_files;
 mod one_instance;
 mod other_clients;
 mod outage;
