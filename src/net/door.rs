@@ -35,6 +35,12 @@ pub const TICK_MS: u64 = 100;
 const SCRATCH_BYTES: usize = 64 * 1024;
 const OUTBOX_SLICES_MAX: usize = 64;
 
+/// Connections read in one visit.
+const READS_MAX: usize = 256;
+/// What one connection may say in its turn while others wait for theirs. Five hundred that never
+/// stop talking let a quiet one wait for 8 MiB: some tens of milliseconds.
+const CROWDED_TURN_BYTES: usize = 16 * 1024;
+
 /// Lends the room out, one visit at a time.
 pub struct Door {
     room: Cell<Option<Box<Room>>>,
@@ -79,9 +85,8 @@ pub struct Room {
     site: Site,
     mirror: Arc<ShardMirror>,
     scratch: Box<[u8]>,
-    /// Connections whose reading was interrupted: to let others have their turn, or because the
-    /// window was full. There is no second edge for what they have.
-    unread: VecDeque<Event>,
+    /// Connections that wait to be read, each at most once: the shard keeps the mark.
+    unread: VecDeque<ConnId>,
     longest: Longest,
     read_turn_bytes_max: usize,
     uplink_items_max: usize,
@@ -90,7 +95,7 @@ pub struct Room {
     last_tick_ms: u64,
     /// Wakes the writer, when a visit leaves something to write.
     pub writer: Option<Waker>,
-    /// Wakes the reader, when the window has room again.
+    /// Wakes the reader, when there is somebody to read from and room for what they ask.
     pub reader: Option<Waker>,
     draining: bool,
 }
@@ -149,7 +154,7 @@ impl Room {
         self.shard.frames_waiting() < self.downlink_items_max
     }
 
-    /// Whether somebody's reading was interrupted.
+    /// Whether somebody waits to be read.
     pub fn has_unread(&self) -> bool {
         !self.unread.is_empty()
     }
@@ -187,24 +192,25 @@ impl Room {
         self.shard.counters.refused_files += 1;
     }
 
-    /// Something happened to a socket.
+    /// Something happened to a socket. Room to write is used at once, whatever else may wait; what
+    /// there is to read waits for its turn.
     pub fn handle_event(&mut self, event: Event) {
         if event.writable {
             self.flush(event.conn);
         }
-        if event.readable {
-            self.read(event);
+        if event.readable && self.shard.handle_readable(event.conn, event.hung_up) {
+            self.unread.push_back(event.conn);
         }
     }
 
-    /// Goes on where reading was interrupted, one turn for everyone who waits.
-    pub fn resume_reading(&mut self) {
-        for _ in 0..self.unread.len() {
+    /// Reads from those who wait for it, each one turn, while there is room for what they ask.
+    pub fn read_waiting(&mut self) {
+        for _ in 0..self.unread.len().min(READS_MAX) {
             if !self.may_read_on() {
                 return;
             }
-            if let Some(event) = self.unread.pop_front() {
-                self.read(event);
+            if let Some(conn) = self.unread.pop_front() {
+                self.read(conn);
             }
         }
     }
@@ -251,27 +257,30 @@ impl Room {
         self.mirror.publish(counters);
     }
 
-    fn read(&mut self, event: Event) {
-        let conn = event.conn;
-        let Some(wire) = self.shard.wire_of(conn) else { return };
+    fn read(&mut self, conn: ConnId) {
+        let Some((wire, to_the_end)) = self.shard.begin_reading(conn) else { return };
+        // Alone, a connection may talk for long; among many, each says a little in turn.
+        let crowded = !self.unread.is_empty();
+        let at_once = if crowded { CROWDED_TURN_BYTES } else { self.scratch.len() };
+        let turn_max = if crowded { CROWDED_TURN_BYTES } else { self.read_turn_bytes_max };
         let mut turn = 0;
-        loop {
-            if turn >= self.read_turn_bytes_max || !self.may_read_on() {
-                self.unread.push_back(event);
-                return;
-            }
-            match socket::recv(wire as RawFd, &mut self.scratch) {
+        while turn < turn_max && self.may_read_on() {
+            match socket::recv(wire as RawFd, &mut self.scratch[..at_once]) {
                 Ok(0) => return self.shard.handle_ended(conn, CloseReason::Gone),
                 Ok(n) => {
                     turn += n;
                     self.handle_bytes(conn, n);
-                    if n < self.scratch.len() && !event.hung_up {
+                    if n < at_once && !to_the_end {
                         return; // What comes later has an edge of its own.
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => return self.shard.handle_ended(conn, CloseReason::Io),
             }
+        }
+        // There may be more, and no edge will say so.
+        if self.shard.handle_readable(conn, true) {
+            self.unread.push_back(conn);
         }
     }
 
@@ -335,6 +344,7 @@ impl Room {
             writer.wake();
         }
         if self.may_read()
+            && self.has_unread()
             && let Some(reader) = self.reader.take()
         {
             reader.wake();

@@ -1,14 +1,14 @@
 //! The shard's thread: moves bytes between sockets and the [`Shard`], decides nothing.
 //!
-//! One monoio runtime a shard, built on its own thread, and four tasks in it, however many
+//! One monoio runtime a shard, built on its own thread, and a few tasks in it, however many
 //! connections there are:
 //!
 //! * the acceptor waits for the listener,
-//! * the reader waits for the shard's epoll set, of which every connection is a member: an idle
+//! * the event loop waits for the shard's epoll set, of which every connection is a member: an idle
 //!   connection costs no task, no future and no buffer, only its slot,
 //! * the bell waits for the eventfd that the backplane rings,
-//! * the clock ticks; and one more task writes on when a visit leaves more to write than fits one
-//!   batch.
+//! * the clock ticks; and two more tasks read on and write on when a visit leaves somebody unread, or
+//!   more to write than fits one batch.
 //!
 //! They all reach the shard through [`door`], whose every visit ends with a drain. Writes leave in
 //! batches through a second ring ([`send`]): one system call for up to `send_batch_max` sockets.

@@ -1,6 +1,6 @@
 //! The shard's tasks: who waits for what, and what each tells the shard when it comes.
 //!
-//! Five for the whole shard, none per connection. They share nothing but the [`Door`]. A task that
+//! Six for the whole shard, none per connection. They share nothing but the [`Door`]. A task that
 //! has more to do than one turn's worth yields *fairly*: monoio puts a task that wakes itself at the
 //! front of its queue, so it lets a neighbour wake it, which puts it at the end.
 
@@ -39,7 +39,8 @@ pub async fn run(
     door.visit(|_| ()); // The shard has something to say before anybody comes.
     let listener = Rc::new(listener);
     monoio::spawn(accept_loop(door.clone(), backlog, listener.clone()));
-    monoio::spawn(read_loop(door.clone(), sockets));
+    monoio::spawn(event_loop(door.clone(), sockets));
+    monoio::spawn(read_loop(door.clone()));
     monoio::spawn(bell_loop(door.clone(), rung, bell, listener));
     monoio::spawn(write_loop(door.clone()));
     health.shard_listens();
@@ -90,23 +91,22 @@ fn take_connections(door: &Door, lounge: &mut Lounge, listener: i32) -> bool {
     })
 }
 
-/// Reads from clients whenever there is something and the window is not full.
-async fn read_loop(door: Rc<Door>, sockets: TcpStream) {
+/// Takes what happens to sockets, always: a full window must not keep anybody from hearing what
+/// waits for them, nor from being counted as alive.
+async fn event_loop(door: Rc<Door>, sockets: TcpStream) {
     let mut events: Vec<Event> = Vec::new();
     loop {
         if sockets.readable(false).await.is_err() {
             monoio::time::sleep(EXHAUSTED_PAUSE).await;
         }
         loop {
-            may_read(&door).await;
             let more = door.visit(|room| {
-                room.resume_reading();
-                events.clear();
                 let more = room.take_events(&mut events);
                 for event in events.drain(..) {
                     room.handle_event(event);
                 }
-                more || room.has_unread()
+                room.read_waiting();
+                more
             });
             if !more {
                 break;
@@ -116,18 +116,22 @@ async fn read_loop(door: Rc<Door>, sockets: TcpStream) {
     }
 }
 
-/// Waits until the window has room.
-async fn may_read(door: &Door) {
-    poll_fn(|cx| {
-        door.look(|room| {
-            if room.may_read() {
-                return Poll::Ready(());
-            }
-            room.reader = Some(cx.waker().clone());
-            Poll::Pending
+/// Reads on from those who wait, a turn each, whenever there is room for what they ask.
+async fn read_loop(door: Rc<Door>) {
+    loop {
+        poll_fn(|cx| {
+            door.look(|room| {
+                if room.has_unread() && room.may_read() {
+                    return Poll::Ready(());
+                }
+                room.reader = Some(cx.waker().clone());
+                Poll::Pending
+            })
         })
-    })
-    .await;
+        .await;
+        door.visit(|room| room.read_waiting());
+        fair_yield().await;
+    }
 }
 
 /// Takes what the backplane sends, and lets the shard try the window again when it was full.

@@ -35,6 +35,17 @@ pub enum State {
     },
 }
 
+/// Whether a socket waits to be read, for want of a turn or of room in the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unread {
+    /// It does not.
+    No,
+    /// It does; what comes after a short read has an edge of its own.
+    Queued,
+    /// It does, and edges have been seen meanwhile: it must be read until nothing is left.
+    ToTheEnd,
+}
+
 /// A membership, from the connection's side: which topic, and where in its list of members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Membership {
@@ -150,6 +161,8 @@ pub struct Conn {
     pub heard: bool,
     /// Whether it is a plain echo.
     pub echo: bool,
+    /// Whether its socket waits to be read.
+    pub unread: Unread,
     /// Why it ends, once it does.
     pub reason: Option<CloseReason>,
     /// What its user may do.
@@ -176,6 +189,7 @@ impl Conn {
             state: State::Handshaking,
             heard: true,
             echo: false,
+            unread: Unread::No,
             reason: None,
             rights: none,
             joined: Joined::default(),

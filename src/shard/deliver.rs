@@ -34,6 +34,10 @@ const OWN_JOINS_BYTES_MAX: usize = 1024 * 1024;
 /// written.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
 
+/// Slots looked at in one batch of a message to everybody: a slab that once held a million is long
+/// when few are left in it.
+const EMPTY_SLOTS_MAX: usize = 64 * 1024;
+
 /// The topic of everybody: it has no member list, its members are all open connections.
 pub const EVERYBODY: TopicId = TopicId(SlotId { index: u32::MAX, generation: 0 });
 
@@ -165,8 +169,9 @@ impl Shard {
     /// The socket took `sent` bytes of a write, not all. The rest waits in the outbox.
     pub fn handle_short(&mut self, batch: &SendBatch, op: &SendOp, sent: usize) {
         self.counters.sends_short += 1;
-        let bytes_max = self.limits.outbox_bytes_max;
-        let Some(conn) = self.conns.at_mut(op.conn) else { return };
+        let Some(id) = self.conns.id_at(op.conn) else { return };
+        let bytes_max = self.outbox_bytes_max(ConnId(id));
+        let conn = self.conns.at_mut(op.conn).expect("it has an id");
         let outbox = conn.outbox.get_or_insert_default();
         let before = outbox.bytes();
         let mut left = sent;
@@ -430,7 +435,8 @@ impl Shard {
 
     fn walk_everybody(&mut self, current: &mut Current, batch: &mut SendBatch) -> bool {
         let buf = batch.add_buf(current.bytes.clone());
-        while current.walk.at < current.walk.end {
+        let stop = current.walk.end.min(current.walk.at + EMPTY_SLOTS_MAX);
+        while current.walk.at < stop {
             let index = current.walk.at as u32;
             let id = self.conns.id_at(index).map(ConnId);
             let open = self.conns.at(index).is_some_and(|conn| conn.is_open() && !conn.echo);
@@ -461,7 +467,7 @@ impl Shard {
                 return false;
             }
         }
-        true
+        current.walk.at == current.walk.end
     }
 
     fn close_slow(&mut self) {

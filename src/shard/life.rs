@@ -10,7 +10,7 @@
 //! connection is visited once per ping interval and no moment carries more than its share.
 
 use super::Shard;
-use super::conn::{CloseReason, Conn, State};
+use super::conn::{CloseReason, Conn, State, Unread};
 use crate::auth::Identity;
 use crate::ids::{ConnId, TopicName};
 use crate::protocol::Event;
@@ -142,6 +142,25 @@ impl Shard {
         self.queue_reply(conn, response, true);
     }
 
+    /// A socket has something to read, or its end. A sign of life, whenever it will be read.
+    /// Answers whether the caller must queue the connection: it stands in its queue at most once.
+    #[must_use]
+    pub fn handle_readable(&mut self, conn: ConnId, to_the_end: bool) -> bool {
+        let Some(c) = self.conns.get_mut(conn.0) else { return false };
+        c.heard = true;
+        let is_new = c.unread == Unread::No;
+        c.unread = if is_new && !to_the_end { Unread::Queued } else { Unread::ToTheEnd };
+        is_new
+    }
+
+    /// The caller has taken the connection from its queue and reads it now. Answers its socket, and
+    /// whether it must be read until nothing is left. `None`: it has gone.
+    pub fn begin_reading(&mut self, conn: ConnId) -> Option<(u32, bool)> {
+        let c = self.conns.get_mut(conn.0)?;
+        let unread = std::mem::replace(&mut c.unread, Unread::No);
+        Some((c.wire, unread == Unread::ToTheEnd))
+    }
+
     /// The peer has closed its half, or the socket failed.
     pub fn handle_ended(&mut self, conn: ConnId, reason: CloseReason) {
         let Some(c) = self.conns.get_mut(conn.0) else { return };
@@ -166,12 +185,21 @@ impl Shard {
     /// Time passes. On a tick of any length; the shorter, the more evenly pings are spread.
     pub fn handle_timeout(&mut self, now_ms: u64) {
         self.life.now_ms = now_ms;
+        let mut later = Vec::new();
         while let Some(conn) = due(&mut self.life.handshakes, now_ms) {
-            if self.is_handshaking(conn) {
+            let Some(c) = self.conns.get(conn.0) else { continue };
+            if c.state != State::Handshaking {
+                continue;
+            }
+            if c.unread == Unread::No {
                 self.counters.refused_timeout += 1;
                 self.life.timed_out.push_back(conn);
+            } else {
+                // It has said something that we had no time to read: that is not its fault.
+                later.push((now_ms + self.limits.handshake_timeout_ms, conn));
             }
         }
+        self.life.handshakes.extend(later);
         while let Some(conn) = due(&mut self.life.closings, now_ms) {
             self.life.ended.push_back(conn);
         }
