@@ -473,3 +473,47 @@ fn forget_settled(
         queue.retain(|(_, conn)| is_live(*conn));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::ShardConfig;
+    use super::*;
+    use crate::ids::{NodeId, ShardId};
+    use crate::limits::Limits;
+
+    fn shard() -> Shard {
+        let (id, node) = (ShardId(0), NodeId(1));
+        Shard::new(ShardConfig { id, node, node_name: "n".into(), limits: Limits::TINY })
+    }
+
+    #[test]
+    fn who_waits_to_be_read_stands_in_the_line_once_and_loses_no_edge() {
+        let mut shard = shard();
+        let conn = shard.handle_accept(7, 0).unwrap();
+        assert!(shard.handle_readable(conn, false), "the first edge queues");
+        assert_eq!(shard.begin_reading(conn), Some((7, false)));
+        assert!(shard.handle_readable(conn, false));
+        assert!(!shard.handle_readable(conn, false), "the second does not queue again");
+        assert_eq!(shard.begin_reading(conn), Some((7, true)), "but is not forgotten");
+        assert!(shard.handle_readable(conn, true), "a hang-up has no second edge");
+        assert_eq!(shard.begin_reading(conn), Some((7, true)));
+        shard.handle_ended(conn, CloseReason::Gone);
+        assert!(shard.poll_closed().is_some());
+        assert_eq!(shard.begin_reading(conn), None);
+        assert!(!shard.handle_readable(conn, true));
+    }
+
+    #[test]
+    fn a_head_that_came_in_time_and_waits_to_be_read_is_not_late() {
+        let mut shard = shard();
+        let (prompt, late) =
+            (shard.handle_accept(1, 0).unwrap(), shard.handle_accept(2, 0).unwrap());
+        assert!(shard.handle_readable(prompt, false));
+        shard.handle_timeout(Limits::TINY.handshake_timeout_ms);
+        assert_eq!(shard.poll_timed_out(), Some(late));
+        assert_eq!(shard.poll_timed_out(), None);
+        assert_eq!(shard.begin_reading(prompt), Some((1, false)));
+        shard.handle_timeout(2 * Limits::TINY.handshake_timeout_ms);
+        assert_eq!(shard.poll_timed_out(), Some(prompt), "read, and it was not a whole head");
+    }
+}
