@@ -608,7 +608,7 @@ fn functions_fit_a_screen() {
 
 /// Flags of other programs that the README mentions.
 const FOREIGN_FLAGS: &[&str] =
-    &["--release", "--port", "--test", "--bench", "--locked", "--root", "--path"];
+    &["--release", "--port", "--test", "--bench", "--locked", "--root", "--path", "--nocapture"];
 
 fn campanile(args: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_campanile"))
