@@ -19,6 +19,8 @@ use super::conn::{CloseReason, Conn, State};
 use super::hub::{RoundId, Walk};
 use super::outbox::Pushed;
 use crate::ids::{ConnId, SlotId, TopicId};
+use crate::metrics::ShardCounters;
+use crate::slots::Slots;
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 
@@ -384,48 +386,30 @@ impl Shard {
         };
         let mut special = places_of(&self.conns, current);
         let buf = batch.add_buf(current.bytes.clone());
+        let mut sink = Sink {
+            batch,
+            conns: &mut self.conns,
+            counters: &mut self.counters,
+            slow: &mut self.deliveries.slow,
+            outbox_bytes_max: self.limits.outbox_bytes_max,
+        };
         while current.walk.at < current.walk.end {
-            let room = self.limits.send_batch_max - batch.len();
+            let room = self.limits.send_batch_max - sink.batch.len();
             let next_special = special.last().map_or(current.walk.end, |(place, _)| *place);
             let stop = next_special.min(current.walk.at + room);
             let span = &topic.members()[current.walk.at..stop];
-            let mut sink = Sink {
-                batch: &mut *batch,
-                outbox_bytes_max: self.limits.outbox_bytes_max,
-                outbox_bytes: 0,
-                slow: &mut self.deliveries.slow,
-            };
-            let told = sink.offer_all(
-                span.iter().map(|member| member.conn),
-                &mut self.conns,
-                buf,
-                &current.bytes,
-            );
-            self.counters.outbox_bytes += sink.outbox_bytes;
+            let members = span.iter().map(|member| member.conn);
+            let told = sink.offer_all(members, buf, &current.bytes, current.frames);
             current.walk.at += told;
-            self.counters.deliveries += told as u64 * current.frames;
-            self.counters.bytes_out += told as u64 * current.bytes.len() as u64;
-            if told < span.len() || batch.len() >= self.limits.send_batch_max {
+            if told < span.len() || sink.batch.len() >= self.limits.send_batch_max {
                 return false;
             }
             if special.last().is_some_and(|(place, _)| *place == current.walk.at) {
                 let (_, own) = special.pop().expect("looked at above");
                 let member = topic.members()[current.walk.at].conn;
                 let (_, bytes, frames) = &current.own[own];
-                if !bytes.is_empty() {
-                    let buf = batch.add_buf(bytes.clone());
-                    let mut sink = Sink {
-                        batch: &mut *batch,
-                        outbox_bytes_max: self.limits.outbox_bytes_max,
-                        outbox_bytes: 0,
-                        slow: &mut self.deliveries.slow,
-                    };
-                    if sink.offer_all([member].into_iter(), &mut self.conns, buf, bytes) == 0 {
-                        return false;
-                    }
-                    self.counters.outbox_bytes += sink.outbox_bytes;
-                    self.counters.deliveries += frames;
-                    self.counters.bytes_out += bytes.len() as u64;
+                if !sink.offer_own(member, bytes, *frames) {
+                    return false;
                 }
                 current.walk.at += 1;
             }
@@ -436,34 +420,29 @@ impl Shard {
     fn walk_everybody(&mut self, current: &mut Current, batch: &mut SendBatch) -> bool {
         let buf = batch.add_buf(current.bytes.clone());
         let stop = current.walk.end.min(current.walk.at + EMPTY_SLOTS_MAX);
+        let mut sink = Sink {
+            batch,
+            conns: &mut self.conns,
+            counters: &mut self.counters,
+            slow: &mut self.deliveries.slow,
+            outbox_bytes_max: self.limits.outbox_bytes_max,
+        };
         while current.walk.at < stop {
             let index = current.walk.at as u32;
-            let id = self.conns.id_at(index).map(ConnId);
-            let open = self.conns.at(index).is_some_and(|conn| conn.is_open() && !conn.echo);
-            if open {
+            let is_member = |conn: &Conn| conn.is_open() && !conn.echo;
+            if sink.conns.at(index).is_some_and(is_member) {
+                let id = sink.conns.id_at(index).map(ConnId);
                 let own = current.own.iter().find(|(conn, ..)| Some(*conn) == id);
-                let (bytes, frames) = match own {
-                    Some((_, bytes, frames)) => (bytes, *frames),
-                    None => (&current.bytes, current.frames),
+                let told = match own {
+                    Some((_, bytes, frames)) => sink.offer_own(index, bytes, *frames),
+                    None => sink.offer_all([index], buf, &current.bytes, current.frames) == 1,
                 };
-                if !bytes.is_empty() {
-                    let buf = if own.is_some() { batch.add_buf(bytes.clone()) } else { buf };
-                    let mut sink = Sink {
-                        batch: &mut *batch,
-                        outbox_bytes_max: self.limits.outbox_bytes_max,
-                        outbox_bytes: 0,
-                        slow: &mut self.deliveries.slow,
-                    };
-                    if sink.offer_all([index].into_iter(), &mut self.conns, buf, bytes) == 0 {
-                        return false;
-                    }
-                    self.counters.outbox_bytes += sink.outbox_bytes;
-                    self.counters.deliveries += frames;
-                    self.counters.bytes_out += bytes.len() as u64;
+                if !told {
+                    return false;
                 }
             }
             current.walk.at += 1;
-            if batch.len() >= self.limits.send_batch_max {
+            if sink.batch.len() >= self.limits.send_batch_max {
                 return false;
             }
         }
@@ -491,42 +470,55 @@ impl Shard {
     }
 }
 
-/// Where a span of members writes to.
+/// Where a walk over members writes to.
 struct Sink<'a> {
     batch: &'a mut SendBatch,
-    outbox_bytes_max: usize,
-    outbox_bytes: u64,
+    conns: &'a mut Slots<Conn>,
+    counters: &'a mut ShardCounters,
     slow: &'a mut Vec<u32>,
+    outbox_bytes_max: usize,
 }
 
 impl Sink<'_> {
-    /// Offers one buffer to connections in order; answers how many were served. Fewer than all: the
-    /// next one's write is full.
+    /// Offers one buffer of so many frames to connections in order; answers how many were served.
+    /// Fewer than all: the next one's write is full.
     fn offer_all(
         &mut self,
-        members: impl Iterator<Item = u32>,
-        conns: &mut crate::slots::Slots<Conn>,
+        members: impl IntoIterator<Item = u32>,
         buf: u32,
         bytes: &Bytes,
+        frames: u64,
     ) -> usize {
         let mut told = 0;
         for index in members {
-            let conn = conns.at_mut(index).expect("a member is a connection");
+            let conn = self.conns.at_mut(index).expect("a member is a connection");
             if conn.outbox.is_some() {
-                self.wait(index, conn, bytes);
+                self.wait(index, bytes);
             } else if !add_write(self.batch, conn, index, buf) {
                 break;
             }
             told += 1;
         }
+        self.counters.deliveries += told as u64 * frames;
+        self.counters.bytes_out += told as u64 * bytes.len() as u64;
         told
     }
 
+    /// Offers a member the join of its own, which may be empty. `false`: its write is full.
+    fn offer_own(&mut self, member: u32, bytes: &Bytes, frames: u64) -> bool {
+        if bytes.is_empty() {
+            return true;
+        }
+        let buf = self.batch.add_buf(bytes.clone());
+        self.offer_all([member], buf, bytes, frames) == 1
+    }
+
     #[cold]
-    fn wait(&mut self, index: u32, conn: &mut Conn, bytes: &Bytes) {
+    fn wait(&mut self, index: u32, bytes: &Bytes) {
+        let conn = self.conns.at_mut(index).expect("a member is a connection");
         let outbox = conn.outbox.get_or_insert_default();
         match outbox.push(bytes.clone(), self.outbox_bytes_max) {
-            Pushed::Queued => self.outbox_bytes += bytes.len() as u64,
+            Pushed::Queued => self.counters.outbox_bytes += bytes.len() as u64,
             Pushed::Full => self.slow.push(index),
         }
     }
@@ -543,7 +535,7 @@ fn add_write(batch: &mut SendBatch, conn: &mut Conn, index: u32, buf: u32) -> bo
 }
 
 /// Where the members with a join of their own stand, last one first.
-fn places_of(conns: &crate::slots::Slots<Conn>, current: &Current) -> Vec<(usize, usize)> {
+fn places_of(conns: &Slots<Conn>, current: &Current) -> Vec<(usize, usize)> {
     let mut places = Vec::new();
     for (own, (conn, ..)) in current.own.iter().enumerate() {
         let Some(conn) = conns.get(conn.0) else { continue };
