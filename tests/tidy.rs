@@ -417,6 +417,8 @@ const UNSAFE: &[(&str, &str)] = &[
     ("tests/common/counting.rs", "an allocator that counts"),
     ("benches/bell.rs", "a bare eventfd, as the floor"),
     ("benches/floor/floor.rs", "a bare ring, as the floor"),
+    ("benches/floor/buffers.rs", "its ring of receive buffers"),
+    ("benches/floor/work.rs", "its loop"),
 ];
 
 /// Word by word, so that this file does not count.

@@ -1,5 +1,6 @@
 //! `cargo run --release --example floor -- --help`: see floor.rs.
 
+#[path = "floor.rs"]
 mod floor;
 
 fn main() -> std::process::ExitCode {

@@ -10,7 +10,7 @@ use super::publish::Pace;
 use super::rooms::Rooms;
 use super::stamp::STAMP_BYTES;
 use super::sys;
-use super::template::Template;
+use super::template::{Names, Template};
 use clap::{Args, Subcommand};
 use std::net::{IpAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
@@ -27,13 +27,15 @@ pub struct LoadArgs {
     pub scenario: Scenario,
 }
 
-/// The three questions.
+/// The four questions.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Scenario {
     /// Hold many connections: do they all join, how fast, and what does each cost?
     Idle(IdleArgs),
     /// Publish to rooms: how many deliveries, how late, and at what cost?
     Fanout(FanoutArgs),
+    /// Only talk: what does receiving a message cost?
+    Talk(TalkArgs),
     /// Cut all connections at once: how long until everybody is back, and what do others notice?
     Storm(StormArgs),
 }
@@ -44,14 +46,14 @@ pub struct Common {
     /// Where to connect; given several times, connections are spread over all of them
     #[arg(long, default_value = "ws://127.0.0.1:8080/ws")]
     pub url: Vec<String>,
-    /// Request path, with {room} and {n}; by default the URL's own, with ?room_id={room} unless
-    /// there is an --init
+    /// Request path, with {room}, {room_ids}, {token} and {n}; by default the URL's own, with
+    /// ?{room_ids} unless there is an --init
     #[arg(
         long,
         value_name = "TEMPLATE",
         help = format!(
-            "Request path, with {{room}} and {NUMBER_HOLE}; by default the URL's own, with \
-             ?room_id={{room}} unless there is an --init"
+            "Request path, with {{room}}, {{room_ids}}, {{token}} and {NUMBER_HOLE}; by default the \
+             URL's own, with ?{{room_ids}} unless there is an --init"
         )
     )]
     pub path: Option<String>,
@@ -74,6 +76,9 @@ pub struct Common {
     /// What room names begin with; the room's number follows
     #[arg(long, default_value = "load-")]
     pub room_prefix: String,
+    /// Signs what stands for {token}: one for the user who is called like the room
+    #[arg(long, value_name = "SECRET")]
+    pub token_secret: Option<String>,
     /// Source address, repeatable; by default many of 127.0.0.0/8 for a loopback server, else the
     /// kernel's choice
     #[arg(long, value_name = "ADDRESS")]
@@ -170,6 +175,12 @@ pub struct FanoutArgs {
     /// Rooms
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub rooms: u32,
+    /// Rooms that each member is in; there are then fewer connections, not fewer rooms
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub rooms_per_member: u32,
+    /// Members of each room, beside the --members, that read nothing once they have joined
+    #[arg(long, default_value_t = 0)]
+    pub silent: u32,
     /// Publishers of each room, members themselves, in turn
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub publishers: u32,
@@ -180,6 +191,45 @@ pub struct FanoutArgs {
     /// Messages outstanding in each room; one that has reached all members lets the next go
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub window: u32,
+    /// Seconds measured
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+    pub duration_s: f64,
+    /// Seconds before that
+    #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
+    pub warmup_s: f64,
+}
+
+/// `campanile load talk`
+#[derive(Args, Clone, Debug)]
+pub struct TalkArgs {
+    /// Everything common.
+    #[command(flatten)]
+    pub common: Common,
+    /// Connections, each alone in its room
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub conns: u32,
+    /// A publish that reaches nobody, with {room} and {payload}
+    #[arg(
+        long,
+        value_name = "TEMPLATE",
+        default_value = r#"{"type":"publish","room_id":"{room}","echo":false,"payload":"{payload}"}"#
+    )]
+    pub message: String,
+    /// Characters that stand for {payload}
+    #[arg(long, value_name = "BYTES", default_value_t = 60)]
+    pub payload_bytes: u32,
+    /// Messages before each question, in one write with it
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub burst: u32,
+    /// What is asked behind them
+    #[arg(long, value_name = "MESSAGE", default_value = r#"{"type":"ping"}"#)]
+    pub question: String,
+    /// Text in the frame that answers it
+    #[arg(long, value_name = "TEXT", default_value = r#""type":"pong""#)]
+    pub answer: String,
+    /// Cut everything into writes of so many bytes, wherever frames begin
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..))]
+    pub cut_bytes: Option<u32>,
     /// Seconds measured
     #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
     pub duration_s: f64,
@@ -229,6 +279,8 @@ pub struct Layout {
     pub payload_bytes: u32,
     /// What room names begin with.
     pub room_prefix: String,
+    /// Members of each room that read nothing once they have joined.
+    pub silent: u32,
     /// Attempts after the first; `None`: until it works.
     pub retries: Option<u8>,
     /// Threads that are wanted.
@@ -252,18 +304,32 @@ impl Common {
         let random = random_bytes()?;
         let run = u32::from_le_bytes([random[0], random[1], random[2], random[3]]);
         let (targets, path) = self.targets(random)?;
+        let path = Template::parse(&path);
+        if layout.rooms.layers() > 1 && !path.has_all_rooms() {
+            return usage("--path has no {room_ids}, so nobody would be in several rooms");
+        }
+        if path.has_token() && self.token_secret.is_none() {
+            return usage("--path has a {token}, and there is no --token-secret to sign it");
+        }
         let (workers, needs_own_files) =
             workers(conns, self.threads.max(layout.threads), layout.publishers)?;
+        if layout.rooms.layers() > 1 && workers > 1 {
+            return usage("--rooms-per-member above 1 needs all connections in one thread");
+        }
         let bounds = brief::cut(conns, workers, &layout.rooms, layout.publishers);
         let sources = self.sources(conns, &targets, run);
         let ready = (!self.ready.is_empty()).then(|| self.ready.clone());
         let brief = Brief {
             targets,
-            path: Template::parse(&path),
+            path,
             init: self.init.iter().map(|text| Template::parse(text)).collect(),
             message,
-            room_prefix: layout.room_prefix,
-            rooms: layout.rooms,
+            names: Names {
+                room_prefix: layout.room_prefix,
+                rooms: layout.rooms,
+                token_secret: self.token_secret.clone(),
+            },
+            silent: layout.silent,
             ready,
             publishers: layout.publishers,
             payload_bytes: layout.payload_bytes as usize,
@@ -282,6 +348,8 @@ impl Common {
             bounds,
             cores: self.cores.as_deref().map_or(Ok(Vec::new()), parse_cores)?,
             stall: Duration::from_secs(5),
+            write_bytes_max: usize::MAX,
+            speech: None,
         };
         Ok((brief, needs_own_files))
     }
@@ -314,7 +382,7 @@ impl Common {
             None if !self.init.is_empty() => Ok((targets, path)),
             None => {
                 path.push(if path.contains('?') { '&' } else { '?' });
-                path.push_str("room_id={room}");
+                path.push_str("{room_ids}");
                 Ok((targets, path))
             }
         }
@@ -338,12 +406,25 @@ impl Common {
 }
 
 impl FanoutArgs {
+    /// Who is where.
+    pub fn rooms(&self) -> Rooms {
+        let size = self.members + self.silent;
+        Rooms::layered(size * (self.rooms / self.rooms_per_member), size, self.rooms_per_member)
+    }
+
     /// How messages are spaced, once the arguments make sense together.
     pub fn pace(&self) -> Result<Pace, LoadError> {
         if self.publishers > self.members {
             return usage("--publishers are members: there cannot be more of them than --members");
         }
-        if u64::from(self.members) * u64::from(self.rooms) > u64::from(u32::MAX / 2) {
+        if !self.rooms.is_multiple_of(self.rooms_per_member) {
+            return usage("--rooms must be a multiple of --rooms-per-member");
+        }
+        if self.silent > 0 && self.rooms_per_member > 1 {
+            return usage("--silent and --rooms-per-member do not go together");
+        }
+        let all = u64::from(self.members) + u64::from(self.silent);
+        if all * u64::from(self.rooms) > u64::from(u32::MAX / 2) {
             return usage("--members times --rooms is more connections than can be numbered");
         }
         let measured = self.warmup_s + self.duration_s;
@@ -444,6 +525,7 @@ mod tests {
             message: args.broadcast_message,
             payload_bytes: 120,
             room_prefix: args.common.room_prefix.clone(),
+            silent: 0,
             retries: Some(args.common.retries),
             threads: 1,
         };
@@ -457,7 +539,7 @@ mod tests {
     #[test]
     fn our_own_server_is_the_default() {
         let brief = idle("load idle").expect("defaults are valid");
-        assert_eq!(brief.path, Template::parse("/ws?room_id={room}"));
+        assert_eq!(brief.path, Template::parse("/ws?{room_ids}"));
         assert_eq!(brief.ready.as_deref(), Some(r#""type":"ok""#));
         assert_eq!(brief.targets[0].addr.port(), 8080);
     }
@@ -470,7 +552,7 @@ mod tests {
         assert_eq!(brief.init.len(), 1);
         assert_eq!(brief.ready, None);
         let brief = idle("load idle --url ws://127.0.0.1:9/x?a=b").expect("valid");
-        assert_eq!(brief.path, Template::parse("/x?a=b&room_id={room}"));
+        assert_eq!(brief.path, Template::parse("/x?a=b&{room_ids}"));
     }
 
     #[test]

@@ -4,7 +4,8 @@
 
 use super::handshake::Greeting;
 use super::rooms::Rooms;
-use super::template::Template;
+use super::talk::Speech;
+use super::template::{Names, Template};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -38,10 +39,10 @@ pub struct Brief {
     pub init: Vec<Template>,
     /// What is published.
     pub message: Template,
-    /// What room names begin with.
-    pub room_prefix: String,
-    /// Who is where.
-    pub rooms: Rooms,
+    /// How rooms are called, and who is where.
+    pub names: Names,
+    /// Members of each room, the last ones, that read nothing once they have joined.
+    pub silent: u32,
     /// Text in the frame that says that a connection has joined; `None`: open is joined.
     pub ready: Option<String>,
     /// Publishers a room: its first so many members, in turn.
@@ -68,12 +69,34 @@ pub struct Brief {
     pub cores: Vec<usize>,
     /// A message whose last copies have not come by then is given up.
     pub stall: Duration,
+    /// Bytes of one write.
+    pub write_bytes_max: usize,
+    /// What each connection says, where connections talk.
+    pub speech: Option<Speech>,
 }
 
 impl Brief {
     /// How many workers.
     pub fn workers(&self) -> usize {
         self.bounds.len() - 1
+    }
+
+    /// Who is where.
+    pub fn rooms(&self) -> &Rooms {
+        &self.names.rooms
+    }
+
+    /// Members of a room that read what comes.
+    pub fn readers(&self, room: u32) -> u32 {
+        self.rooms().members(room).saturating_sub(self.silent)
+    }
+
+    /// Whether a connection reads nothing once it has joined.
+    pub fn is_silent(&self, conn: u32) -> bool {
+        self.silent > 0 && {
+            let room = self.rooms().room_of(conn);
+            conn - self.rooms().member(room, 0) >= self.readers(room)
+        }
     }
 
     /// Nanoseconds since time zero.
@@ -83,7 +106,7 @@ impl Brief {
 
     /// The worker that publishes to a room: the one that has its first member.
     pub fn owner(&self, room: u32) -> usize {
-        let first = self.rooms.first(room);
+        let first = self.rooms().member(room, 0);
         self.bounds.partition_point(|&bound| bound <= first) - 1
     }
 
@@ -121,7 +144,7 @@ pub fn cut(conns: u32, workers: u32, rooms: &Rooms, publishers: u32) -> Vec<u32>
     let mut bounds = vec![0];
     for worker in 1..workers {
         let even = (u64::from(conns) * u64::from(worker) / u64::from(workers)) as u32;
-        let first = rooms.first(rooms.room_of(even));
+        let first = rooms.member(rooms.room_of(even), 0);
         let inside = even - first;
         let cut = if inside > 0 && inside < publishers { first + publishers } else { even };
         bounds.push(cut.min(conns));

@@ -14,6 +14,7 @@ use super::stamp::{Finder, Stamp};
 use super::sys::{self, Epoll, Ready};
 use super::tally::{Reason, Tally};
 use super::template::Filling;
+use super::worker::EVERYBODY;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};
@@ -50,6 +51,8 @@ struct Conn {
     stream: Option<TcpStream>,
     life: Life,
     tries: u8,
+    /// Rooms that the server has not said yet that it is in.
+    rooms_missing: u8,
     /// Told apart from the descriptor's former owners in late events.
     generation: u16,
     last_seq: u32,
@@ -97,6 +100,9 @@ pub struct Conns {
     connecting_since_ns: u64,
     /// Slots with something to send at the end of this turn.
     to_flush: Vec<u32>,
+    /// What each connection says over and over, while they talk.
+    bursts: Vec<Box<[u8]>>,
+    talking: bool,
     /// What has been counted.
     pub tally: Tally,
     /// What has arrived and nobody has looked at.
@@ -110,6 +116,7 @@ impl Conns {
             stream: None,
             life: Life::Waiting,
             tries: 0,
+            rooms_missing: 0,
             generation: 0,
             last_seq: 0,
             extra: None,
@@ -130,6 +137,8 @@ impl Conns {
             connects_begun: 0,
             connecting_since_ns: 0,
             to_flush: Vec::new(),
+            bursts: Vec::new(),
+            talking: false,
             tally: Tally::default(),
             arrivals: Vec::new(),
         }
@@ -232,11 +241,63 @@ impl Conns {
         }
         let brief = Arc::clone(&self.brief);
         let message = Some((stamp, brief.payload_bytes));
-        let room = brief.rooms.room_of(conn);
-        let filling = Filling { room_prefix: &brief.room_prefix, room, number: conn, message };
+        let room = if stamp.room == EVERYBODY { brief.rooms().room_of(conn) } else { stamp.room };
+        let filling = Filling { names: &brief.names, room, number: conn, message };
         self.scratch.clear();
         brief.message.fill(&filling, &mut self.scratch);
         self.queue_scratch(slot, opcode::TEXT);
+        true
+    }
+
+    /// Every connection begins to talk.
+    pub fn start_talking(&mut self) {
+        let brief = Arc::clone(&self.brief);
+        let Some(speech) = &brief.speech else { return };
+        self.bursts = (0..self.conns.len() as u32)
+            .map(|slot| {
+                let filling = self.filling(&brief, self.lo + slot);
+                speech.burst(filling, || self.next_random() as u32)
+            })
+            .collect();
+        self.talking = true;
+        for slot in 0..self.conns.len() as u32 {
+            if self.conns[slot as usize].life == Life::Joined {
+                self.say(slot);
+            }
+        }
+    }
+
+    /// Nobody begins another burst.
+    pub fn stop_talking(&mut self) {
+        self.talking = false;
+    }
+
+    /// One burst, to leave at the end of the turn.
+    fn say(&mut self, slot: u32) {
+        self.tally.asked += 1;
+        let burst = std::mem::take(&mut self.bursts[slot as usize]);
+        let extra = self.extra(slot);
+        if extra.unsent.is_empty() {
+            extra.unsent.extend_from_slice(&burst);
+            self.to_flush.push(slot);
+        } else {
+            extra.unsent.extend_from_slice(&burst);
+        }
+        self.bursts[slot as usize] = burst;
+    }
+
+    /// Whether this is the answer to the question behind a burst.
+    fn take_answer(&mut self, slot: u32, payload: &[u8]) -> bool {
+        let Some(speech) = &self.brief.speech else { return false };
+        let answer = speech.answer.as_bytes();
+        let head = &payload[..payload.len().min(READY_WITHIN_BYTES)];
+        if self.bursts.is_empty() || !head.windows(answer.len()).any(|window| window == answer) {
+            return false;
+        }
+        self.tally.answered += 1;
+        if self.talking {
+            self.say(slot);
+        }
         true
     }
 
@@ -322,13 +383,19 @@ impl Conns {
     }
 
     fn filling<'a>(&self, brief: &'a Brief, number: u32) -> Filling<'a> {
-        let room = brief.rooms.room_of(number);
-        Filling { room_prefix: &brief.room_prefix, room, number, message: None }
+        let room = brief.rooms().room_of(number);
+        Filling { names: &brief.names, room, number, message: None }
     }
 
     /// Reads what there is. Edge-triggered: until a read comes back short, or, where the peer has
     /// hung up, until the end.
     fn read(&mut self, slot: u32, hung_up: bool) {
+        if self.is_silent(slot) {
+            if hung_up {
+                self.handle_ended(slot, None);
+            }
+            return;
+        }
         let mut buffer = std::mem::take(&mut self.buffer);
         while let Some(stream) = self.conns[slot as usize].stream.as_ref() {
             match (&mut &*stream).read(&mut buffer) {
@@ -345,6 +412,12 @@ impl Conns {
             }
         }
         self.buffer = buffer;
+    }
+
+    /// Whether what comes for a connection stays where it is. Such a one may lose its connection:
+    /// that is what servers do with it.
+    fn is_silent(&self, slot: u32) -> bool {
+        self.conns[slot as usize].life == Life::Joined && self.brief.is_silent(self.lo + slot)
     }
 
     /// Bytes have come: alone, or behind the beginning of a frame that came before.
@@ -418,8 +491,10 @@ impl Conns {
 
     fn handle_open(&mut self, slot: u32) {
         self.handshaking -= 1;
-        self.conns[slot as usize].life = Life::Open;
         let brief = Arc::clone(&self.brief);
+        let conn = &mut self.conns[slot as usize];
+        conn.life = Life::Open;
+        conn.rooms_missing = brief.rooms().layers() as u8;
         for template in &brief.init {
             self.scratch.clear();
             let filling = self.filling(&brief, self.lo + slot);
@@ -446,6 +521,7 @@ impl Conns {
                 self.handle_message(slot, payload, bytes, at_ns);
             }
             opcode::PING => {
+                self.tally.pings += 1;
                 self.scratch.clear();
                 self.scratch.extend_from_slice(payload);
                 self.queue_scratch(slot, opcode::PONG);
@@ -467,6 +543,9 @@ impl Conns {
             }
             return;
         }
+        if self.take_answer(slot, payload) {
+            return;
+        }
         if payload.starts_with(br#"{"type":"error""#) {
             self.tally.errors += 1;
             self.tally.trouble(|| {
@@ -478,7 +557,11 @@ impl Conns {
             let ready = brief.ready.as_ref().expect("open without --ready is joined at once");
             let head = &payload[..payload.len().min(READY_WITHIN_BYTES)];
             if head.windows(ready.len()).any(|window| window == ready.as_bytes()) {
-                self.handle_joined(slot);
+                let conn = &mut self.conns[slot as usize];
+                conn.rooms_missing -= 1;
+                if conn.rooms_missing == 0 {
+                    self.handle_joined(slot);
+                }
             }
         }
     }
@@ -492,7 +575,7 @@ impl Conns {
         at_ns: u64,
     ) {
         let conn = &mut self.conns[slot as usize];
-        if self.brief.publishers == 1 {
+        if self.brief.publishers == 1 && self.brief.rooms().layers() == 1 {
             if stamp.seq <= conn.last_seq {
                 self.tally.disordered += 1;
             }
@@ -513,6 +596,13 @@ impl Conns {
     /// 1. Before it had joined: the attempt has failed.
     /// 2. Joined: it is lost, and connected again only where retries have no end.
     fn handle_ended(&mut self, slot: u32, error: Option<&io::Error>) {
+        if self.is_silent(slot) {
+            self.tally.silent_ended += 1;
+            let conn = &mut self.conns[slot as usize];
+            close(&mut conn.stream, true);
+            (conn.extra, conn.life) = (None, Life::Failed);
+            return;
+        }
         if self.conns[slot as usize].life == Life::Joined {
             self.tally.joined -= 1;
             self.tally.lost += 1;
@@ -620,7 +710,8 @@ impl Conns {
         };
         let mut sent = 0;
         while sent < extra.unsent.len() {
-            match (&mut &*stream).write(&extra.unsent[sent..]) {
+            let end = extra.unsent.len().min(sent.saturating_add(self.brief.write_bytes_max));
+            match (&mut &*stream).write(&extra.unsent[sent..end]) {
                 Ok(n) => sent += n,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

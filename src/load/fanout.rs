@@ -13,7 +13,6 @@ use super::idle::{self, MemoryBefore};
 use super::procfs;
 use super::progress::Progress;
 use super::report::{Fanout, Latency, Report};
-use super::rooms::Rooms;
 use super::tally::Tally;
 use super::worker::Order;
 use std::time::{Duration, Instant};
@@ -25,11 +24,12 @@ const SILENCE: Duration = Duration::from_secs(5);
 pub fn run(args: &FanoutArgs) -> Result<Report, LoadError> {
     let pace = args.pace()?;
     let layout = Layout {
-        rooms: Rooms::of_size(args.members * args.rooms, args.members),
+        rooms: args.rooms(),
         publishers: args.publishers,
         message: args.message.message.clone(),
         payload_bytes: args.message.payload_bytes,
         room_prefix: args.common.room_prefix.clone(),
+        silent: args.silent,
         retries: Some(args.common.retries),
         threads: args.common.threads,
     };
@@ -61,7 +61,7 @@ pub fn run(args: &FanoutArgs) -> Result<Report, LoadError> {
 }
 
 /// Listens for so long, or until a connection is lost: a room that is not whole measures nothing.
-fn watch(
+pub fn watch(
     fleet: &mut Fleet,
     seconds: f64,
     deadline: Instant,
@@ -96,6 +96,8 @@ fn measure(
     Ok(Fanout {
         members: args.members,
         rooms: args.rooms,
+        rooms_per_member: args.rooms_per_member,
+        silent: args.silent,
         publishers: args.publishers,
         payload_bytes: args.message.payload_bytes,
         window: args.rate.is_none().then_some(args.window),
@@ -133,6 +135,7 @@ fn judge(fanout: &mut Fanout, last: &Tally, report: &mut Report) {
     fanout.disordered = last.disordered;
     fanout.unsent = last.unsent;
     fanout.given_up = last.given_up;
+    fanout.silent_ended = last.silent_ended;
     fanout.sample = last.sample.clone();
     let Fanout { lost, expected, disordered, unsent, deliveries, received, .. } = *fanout;
     report.must(deliveries > 0, || "nothing was delivered while measuring".into());
@@ -143,13 +146,16 @@ fn judge(fanout: &mut Fanout, last: &Tally, report: &mut Report) {
 }
 
 /// Processor time so far, in microseconds.
-struct Cpu {
-    server_us: Option<u64>,
-    own_us: u64,
+pub struct Cpu {
+    /// Of the server, if its process is known.
+    pub server_us: Option<u64>,
+    /// Of the generator.
+    pub own_us: u64,
 }
 
 impl Cpu {
-    fn now(pids: &[u32]) -> Cpu {
+    /// Of these processes and of this one.
+    pub fn now(pids: &[u32]) -> Cpu {
         let server: Option<u64> = pids.iter().map(|&pid| procfs::cpu_us(pid)).sum();
         Cpu {
             server_us: server.filter(|_| !pids.is_empty()),

@@ -4,10 +4,11 @@
 
 use super::LoadError;
 use super::args::{Common, IdleArgs, Layout};
+use super::fanout::Cpu;
 use super::fleet::Fleet;
 use super::procfs;
 use super::progress::Progress;
-use super::report::{Broadcast, Connect, Latency, MemoryReport, Report};
+use super::report::{Broadcast, Connect, Hold, Latency, MemoryReport, Report};
 use super::rooms::Rooms;
 use super::tally::{self, Tally};
 use super::worker::Order;
@@ -26,6 +27,7 @@ pub fn run(args: &IdleArgs) -> Result<Report, LoadError> {
         message: args.broadcast_message.clone(),
         payload_bytes: 120,
         room_prefix: args.common.room_prefix.clone(),
+        silent: 0,
         retries: Some(args.common.retries),
         threads: args.common.threads,
     };
@@ -42,14 +44,38 @@ pub fn run(args: &IdleArgs) -> Result<Report, LoadError> {
     if args.broadcast && joined > 0 {
         broadcast(&mut fleet, args, deadline, &mut report)?;
     }
-    let until = deadline.min(Instant::now() + Duration::from_secs(args.hold_s));
-    fleet.listen(until, |now| {
-        progress.show(|| format!("holding {} connections", now.joined));
-        now.joined == 0
-    })?;
+    if args.hold_s > 0 {
+        report.hold = Some(hold(&mut fleet, args, deadline, &mut progress)?);
+    }
     report.memory = memory.and_then(|before| before.compare(&args.common, joined));
     conclude(fleet, &mut report)?;
     Ok(report)
+}
+
+/// Holds them, and counts what that costs.
+fn hold(
+    fleet: &mut Fleet,
+    args: &IdleArgs,
+    deadline: Instant,
+    progress: &mut Progress,
+) -> Result<Hold, LoadError> {
+    let (before, _) = fleet.mark()?;
+    let (begun, cpu_before) = (Instant::now(), Cpu::now(&args.common.pid));
+    fleet.listen(deadline.min(begun + Duration::from_secs(args.hold_s)), |now| {
+        progress.show(|| format!("holding {} connections", now.joined));
+        now.joined == 0
+    })?;
+    let (after, _) = fleet.mark()?;
+    let (seconds, cpu) = (begun.elapsed().as_secs_f64(), Cpu::now(&args.common.pid));
+    let server_us = cpu.server_us.zip(cpu_before.server_us).map(|(a, b)| (a - b) as f64);
+    let pings = after.pings - before.pings;
+    Ok(Hold {
+        seconds,
+        pings,
+        server_cores: server_us.map(|us| us / 1e6 / seconds),
+        server_cpu_us_per_ping: server_us.filter(|_| pings > 0).map(|us| us / pings as f64),
+        generator_cores: cpu.own_us.saturating_sub(cpu_before.own_us) as f64 / 1e6 / seconds,
+    })
 }
 
 /// Connects a fleet and waits until everybody has joined or failed.
@@ -59,7 +85,7 @@ pub fn connect(
     deadline: Instant,
     progress: &mut Progress,
 ) -> Result<Connect, LoadError> {
-    let conns = u64::from(fleet.brief().rooms.conns());
+    let conns = u64::from(fleet.brief().rooms().conns());
     let begun_ns = fleet.brief().now_ns();
     let begun = Instant::now();
     // Where nobody ever gets in, waiting for the others is of no use.

@@ -1,8 +1,8 @@
 //! The load generator behind `campanile load`.
 //!
-//! It asks the three questions that size a host: what does an idle connection cost (`idle`), what
-//! does a delivery cost and how late is it (`fanout`), and how long does it take when everybody
-//! comes back at once (`storm`). It speaks to any WebSocket server: path, first messages and
+//! It asks the four questions that size a host: what does an idle connection cost (`idle`), what
+//! does a delivery cost and how late is it (`fanout`), what does it cost to listen to many who talk
+//! (`talk`), and how long does it take when everybody comes back at once (`storm`). It speaks to any WebSocket server: path, first messages and
 //! publishes are templates.
 //!
 //! It shares no code with the server it measures. Threads are epoll loops over their own
@@ -29,8 +29,10 @@ mod rooms;
 mod stamp;
 mod storm;
 mod sys;
+mod talk;
 mod tally;
 mod template;
+mod token;
 mod worker;
 
 pub use args::LoadArgs;
@@ -63,6 +65,7 @@ pub fn measure(args: LoadArgs) -> Result<Report, LoadError> {
     match args.scenario {
         Scenario::Idle(args) => idle::run(&args),
         Scenario::Fanout(args) => fanout::run(&args),
+        Scenario::Talk(args) => talk::run(&args),
         Scenario::Storm(args) => storm::run(&args),
     }
 }
@@ -73,6 +76,7 @@ pub fn run(args: LoadArgs) -> ExitCode {
     let json = match &args.scenario {
         Scenario::Idle(args) => args.common.json,
         Scenario::Fanout(args) => args.common.json,
+        Scenario::Talk(args) => args.common.json,
         Scenario::Storm(args) => args.common.json,
     };
     match measure(args) {

@@ -11,7 +11,7 @@ use std::fmt::{self, Write};
 /// Everything a run found. Times are in the unit that their name ends with.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
-    /// `idle`, `fanout` or `storm`.
+    /// `idle`, `fanout`, `talk` or `storm`.
     pub scenario: &'static str,
     /// Whether the run reached its purpose.
     pub ok: bool,
@@ -30,11 +30,17 @@ pub struct Report {
     /// One message to everybody.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub broadcast: Option<Broadcast>,
+    /// Holding them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold: Option<Hold>,
     /// Joined connections lost while they were held.
     pub lost_connections: u64,
     /// Messages to rooms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fanout: Option<Fanout>,
+    /// Messages to nobody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub talk: Option<Talk>,
     /// Everybody at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storm: Option<Storm>,
@@ -85,6 +91,23 @@ pub struct Broadcast {
     pub latency: Latency,
 }
 
+/// Doing nothing with many connections.
+#[derive(Clone, Debug, Serialize)]
+pub struct Hold {
+    /// Measured time.
+    pub seconds: f64,
+    /// Pings that came in it, each of which was answered.
+    pub pings: u64,
+    /// Cores the server used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_cores: Option<f64>,
+    /// The server's processor time by ping and pong, where nothing else was to be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_cpu_us_per_ping: Option<f64>,
+    /// Cores the generator used.
+    pub generator_cores: f64,
+}
+
 /// Messages to rooms.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Fanout {
@@ -92,6 +115,12 @@ pub struct Fanout {
     pub members: u32,
     /// Rooms.
     pub rooms: u32,
+    /// Rooms that each member is in.
+    pub rooms_per_member: u32,
+    /// Further members of each room that read nothing.
+    pub silent: u32,
+    /// How many of those the server has ended, over all rooms.
+    pub silent_ended: u64,
     /// Publishers of each room.
     pub publishers: u32,
     /// Characters of a payload.
@@ -139,6 +168,32 @@ pub struct Fanout {
     /// The beginning of the first delivery, as it came.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sample: Option<String>,
+}
+
+/// Messages to nobody.
+#[derive(Clone, Debug, Serialize)]
+pub struct Talk {
+    /// Messages before each question.
+    pub burst: u32,
+    /// Characters of a payload.
+    pub payload_bytes: u32,
+    /// Bytes of a write, where everything was cut.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cut_bytes: Option<u32>,
+    /// Measured time.
+    pub seconds: f64,
+    /// Messages in it, the questions not counted.
+    pub messages: u64,
+    /// The same a second.
+    pub messages_per_second: f64,
+    /// The server's processor time by message, the questions' included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_cpu_us_per_message: Option<f64>,
+    /// Cores the server used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_cores: Option<f64>,
+    /// Cores the generator used.
+    pub generator_cores: f64,
 }
 
 /// Everybody at once.
@@ -228,8 +283,14 @@ impl Report {
             rows.push(("one message to all", format!("{received} of {expected} received it")));
             rows.push(("  latency", latency.to_string()));
         }
+        if let Some(hold) = &self.hold {
+            hold.rows(&mut rows);
+        }
         if let Some(fanout) = &self.fanout {
             fanout.rows(&mut rows);
+        }
+        if let Some(talk) = &self.talk {
+            talk.rows(&mut rows);
         }
         if let Some(storm) = &self.storm {
             storm.rows(&mut rows);
@@ -290,6 +351,14 @@ impl Fanout {
             "rooms",
             format!("{rooms} of {members} members, {publishers} publishing; {mode}"),
         ));
+        if self.rooms_per_member > 1 {
+            rows.push(("  each member in", format!("{} rooms", self.rooms_per_member)));
+        }
+        if self.silent > 0 {
+            let Fanout { silent, silent_ended, .. } = self;
+            let text = format!("{silent} more a room; the server ended {silent_ended} in all");
+            rows.push(("  reading nothing", text));
+        }
         let per_second = |n: u64, rate: f64| format!("{n} in {:.2} s, {rate:.0}/s", self.seconds);
         rows.push(("messages", per_second(self.messages, self.messages_per_second)));
         rows.push(("deliveries", per_second(self.deliveries, self.deliveries_per_second)));
@@ -305,6 +374,35 @@ impl Fanout {
             let text = format!("{disordered} out of order, {unsent} unsent, {given_up} given up");
             rows.push(("  also", text));
         }
+    }
+}
+
+impl Hold {
+    fn rows(&self, rows: &mut Rows) {
+        let Hold { seconds, pings, generator_cores, .. } = self;
+        rows.push(("held for", format!("{seconds:.1} s, {pings} pings")));
+        if let Some(cores) = self.server_cores {
+            let each = self.server_cpu_us_per_ping;
+            let each = each.map(|us| format!(", {us:.2} µs a ping and pong")).unwrap_or_default();
+            rows.push(("  server cpu", format!("{cores:.3} cores{each}")));
+        }
+        rows.push(("  generator cpu", format!("{generator_cores:.3} cores")));
+    }
+}
+
+impl Talk {
+    fn rows(&self, rows: &mut Rows) {
+        let Talk { burst, payload_bytes, messages, seconds, messages_per_second, .. } = self;
+        rows.push(("bursts", format!("{burst} messages of {payload_bytes} characters")));
+        if let Some(bytes) = self.cut_bytes {
+            rows.push(("  cut into", format!("{bytes} B")));
+        }
+        let text = format!("{messages} in {seconds:.2} s, {messages_per_second:.0}/s");
+        rows.push(("messages", text));
+        if let (Some(us), Some(cores)) = (self.server_cpu_us_per_message, self.server_cores) {
+            rows.push(("server cpu", format!("{us:.3} µs a message, {cores:.2} cores")));
+        }
+        rows.push(("generator cpu", format!("{:.2} cores", self.generator_cores)));
     }
 }
 

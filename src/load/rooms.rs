@@ -1,15 +1,27 @@
-//! Which connection is in which room.
+//! Which connection is in which rooms.
 //!
-//! Connections are numbered, rooms are runs of neighbouring numbers, so one boundary per room says
-//! everything and a connection needs no memory of its own for it.
+//! Connections are numbered, and rooms are runs of neighbouring numbers, so one boundary per room
+//! says everything and a connection needs no memory of its own for it. Where connections are in
+//! several rooms, there are several *layers* of rooms of one size: each is a run of neighbours too,
+//! after the numbers have been shuffled by a multiplication of the layer's own. So who is together
+//! in one layer is apart in the others.
 //!
-//! Invariant: every connection is in exactly one room, and no room is empty.
+//! Invariant: every connection is in exactly one room of each layer, and no room is empty.
 
 /// Rooms as runs of connection numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rooms {
-    /// Room `r` holds connections `starts[r]..starts[r + 1]`.
+    /// Room `r` of the first layer holds connections `starts[r]..starts[r + 1]`.
     starts: Vec<u32>,
+    /// The further layers.
+    shuffles: Vec<Shuffle>,
+}
+
+/// Place of connection `c`: `c * by mod conns`; and the way back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shuffle {
+    by: u32,
+    back: u32,
 }
 
 impl Rooms {
@@ -18,7 +30,13 @@ impl Rooms {
         assert!(size > 0);
         let mut starts: Vec<u32> = (0..conns).step_by(size as usize).collect();
         starts.push(conns);
-        Rooms { starts }
+        Rooms { starts, shuffles: Vec::new() }
+    }
+
+    /// Rooms of `size` members, every connection in `layers` of them.
+    pub fn layered(conns: u32, size: u32, layers: u32) -> Rooms {
+        let shuffles = factors(conns).take(layers.saturating_sub(1) as usize).collect();
+        Rooms { shuffles, ..Rooms::of_size(conns, size) }
     }
 
     /// A tenth alone, eight tenths in rooms of 10, 30, 100, 300 and 1000, a tenth in one huge room.
@@ -34,12 +52,17 @@ impl Rooms {
             starts.push(conns - huge);
         }
         starts.push(conns);
-        Rooms { starts }
+        Rooms { starts, shuffles: Vec::new() }
     }
 
     /// How many rooms there are.
     pub fn count(&self) -> u32 {
-        self.starts.len() as u32 - 1
+        self.layer_rooms() * self.layers()
+    }
+
+    /// How many rooms each connection is in.
+    pub fn layers(&self) -> u32 {
+        1 + self.shuffles.len() as u32
     }
 
     /// How many connections there are.
@@ -47,29 +70,77 @@ impl Rooms {
         *self.starts.last().expect("the end is always there")
     }
 
-    /// The room of a connection.
+    /// The room of a connection, in the first layer.
     pub fn room_of(&self, conn: u32) -> u32 {
         assert!(conn < self.conns());
         self.starts.partition_point(|&start| start <= conn) as u32 - 1
     }
 
-    /// The first connection of a room.
-    pub fn first(&self, room: u32) -> u32 {
-        self.starts[room as usize]
+    /// All rooms of a connection.
+    pub fn rooms_of(&self, conn: u32) -> impl Iterator<Item = u32> {
+        let further = self.shuffles.iter().zip(1..).map(move |(shuffle, layer)| {
+            layer * self.layer_rooms() + self.room_of(times(conn, shuffle.by, self.conns()))
+        });
+        std::iter::once(self.room_of(conn)).chain(further)
+    }
+
+    /// One member of a room.
+    pub fn member(&self, room: u32, number: u32) -> u32 {
+        let place = self.starts[(room % self.layer_rooms()) as usize] + number;
+        match (room / self.layer_rooms()).checked_sub(1) {
+            None => place,
+            Some(layer) => times(place, self.shuffles[layer as usize].back, self.conns()),
+        }
     }
 
     /// How many are in a room.
     pub fn members(&self, room: u32) -> u32 {
-        self.starts[room as usize + 1] - self.starts[room as usize]
+        let room = (room % self.layer_rooms()) as usize;
+        self.starts[room + 1] - self.starts[room]
     }
 
-    /// The rooms whose first connection is in `lo..hi`.
+    /// The rooms whose first connection is in `lo..hi`. Layered rooms are not cut into ranges: all
+    /// of them belong to who has the first connection.
     pub fn beginning_in(&self, lo: u32, hi: u32) -> std::ops::Range<u32> {
+        if !self.shuffles.is_empty() {
+            return if lo == 0 { 0..self.count() } else { 0..0 };
+        }
         let rooms = &self.starts[..self.starts.len() - 1];
         let from = rooms.partition_point(|&start| start < lo);
         let to = rooms.partition_point(|&start| start < hi);
         from as u32..to as u32
     }
+
+    fn layer_rooms(&self) -> u32 {
+        self.starts.len() as u32 - 1
+    }
+}
+
+/// Factors that move every number to a place of its own, far apart and in no order.
+fn factors(conns: u32) -> impl Iterator<Item = Shuffle> {
+    let modulus = u64::from(conns.max(1));
+    let golden = (modulus as f64 * 0.618) as u64 | 1;
+    let candidates = (0..).map(move |step: u64| (golden + step * 7919) % modulus.max(2));
+    candidates.filter(move |&by| by > 1 || modulus <= 2).filter_map(move |by| {
+        let back = inverse(by, modulus)?;
+        Some(Shuffle { by: by as u32, back: back as u32 })
+    })
+}
+
+/// The number that undoes a multiplication, if there is one (extended Euclid).
+fn inverse(number: u64, modulus: u64) -> Option<u64> {
+    let (mut old, mut new) = ((number % modulus) as i64, modulus as i64);
+    let (mut x, mut next) = (1i64, 0i64);
+    while new != 0 {
+        let quotient = old / new;
+        (old, new) = (new, old - quotient * new);
+        (x, next) = (next, x - quotient * next);
+    }
+    (old == 1 || modulus == 1).then(|| x.rem_euclid(modulus as i64) as u64)
+}
+
+fn times(number: u32, by: u32, modulus: u32) -> u32 {
+    (u64::from(number) * u64::from(by) % u64::from(modulus)) as u32
 }
 
 #[cfg(test)]
@@ -83,8 +154,9 @@ mod tests {
             assert_eq!(members, rooms.conns());
             for conn in 0..rooms.conns() {
                 let room = rooms.room_of(conn);
-                let first = rooms.first(room);
+                let first = rooms.member(room, 0);
                 assert!((first..first + rooms.members(room)).contains(&conn));
+                assert_eq!(rooms.rooms_of(conn).collect::<Vec<_>>(), [room]);
             }
         }
     }
@@ -103,5 +175,28 @@ mod tests {
         assert_eq!(rooms.beginning_in(0, 100), 0..1);
         assert_eq!(rooms.beginning_in(100, 101), 1..2);
         assert_eq!(rooms.beginning_in(101, 250), 2..3);
+    }
+
+    #[test]
+    fn in_layers_everybody_is_in_one_room_each_and_with_other_people() {
+        for (conns, size, layers) in [(2000, 10, 5), (24, 5, 3), (1, 1, 2), (2, 2, 2)] {
+            let rooms = Rooms::layered(conns, size, layers);
+            assert_eq!(rooms.count(), layers * conns.div_ceil(size));
+            let mut seen = vec![Vec::new(); conns as usize];
+            for room in 0..rooms.count() {
+                for number in 0..rooms.members(room) {
+                    seen[rooms.member(room, number) as usize].push(room);
+                }
+            }
+            for (conn, seen) in seen.into_iter().enumerate() {
+                assert_eq!(seen, rooms.rooms_of(conn as u32).collect::<Vec<_>>());
+                assert_eq!(seen.len() as u32, layers);
+            }
+        }
+        let rooms = Rooms::layered(2000, 10, 5);
+        let room: Vec<u32> = (0..10).map(|number| rooms.member(3, number)).collect();
+        let elsewhere: std::collections::HashSet<u32> =
+            room.iter().map(|&conn| rooms.rooms_of(conn).nth(1).expect("five layers")).collect();
+        assert!(elsewhere.len() > 5, "neighbours of one layer are apart in the next");
     }
 }

@@ -59,6 +59,7 @@ fn begin(args: &StormArgs) -> Result<(Fleet, Fleet), LoadError> {
         message: args.message.message.clone(),
         payload_bytes: args.message.payload_bytes,
         room_prefix: format!("{}{kind}", args.common.room_prefix),
+        silent: 0,
         retries,
         threads,
     };
@@ -85,7 +86,7 @@ fn cut(
         false
     })?;
     let (_, before) = bystanders.mark()?;
-    let all = u64::from(crowd.brief().rooms.conns());
+    let all = u64::from(crowd.brief().rooms().conns());
     let retried_before = crowd.tally().retried;
     let cut_ns = crowd.brief().now_ns();
     crowd.tell_all(|| Order::Cut { reset: !args.plain_close });

@@ -96,6 +96,14 @@ pub struct Tally {
     pub unsent: u64,
     /// Messages given up in a closed loop.
     pub given_up: u64,
+    /// Pings of the server.
+    pub pings: u64,
+    /// Questions behind bursts of messages.
+    pub asked: u64,
+    /// Those that were answered.
+    pub answered: u64,
+    /// Connections that read nothing and were ended by the server.
+    pub silent_ended: u64,
     /// Error frames of the server.
     pub errors: u64,
     /// The first thing that went wrong, for people.
@@ -131,6 +139,10 @@ impl Tally {
         self.disordered += other.disordered;
         self.unsent += other.unsent;
         self.given_up += other.given_up;
+        self.pings += other.pings;
+        self.asked += other.asked;
+        self.answered += other.answered;
+        self.silent_ended += other.silent_ended;
         self.errors += other.errors;
         self.first_trouble = self.first_trouble.take().or_else(|| other.first_trouble.clone());
         self.sample = self.sample.take().or_else(|| other.sample.clone());

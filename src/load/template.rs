@@ -1,12 +1,15 @@
 //! Texts with holes: paths, first messages and publishes for any server's protocol.
 //!
-//! `{room}` is the room's name, `{n}` the connection's number, `{payload}` the stamped filler and
-//! `{seq}` the message's number in its room. Any other brace is only a brace, so JSON needs no
-//! escaping.
+//! `{room}` is the room's name, `{room_ids}` all rooms of the connection as a query, `{n}` the
+//! connection's number, `{token}` a token for the user who is called like the room, `{payload}` the
+//! stamped filler and `{seq}` the message's number in its room. Any other brace is only a brace, so
+//! JSON needs no escaping.
 //!
 //! Invariant: what a template cannot fill is said when it is parsed, not at the first message.
 
+use super::rooms::Rooms;
 use super::stamp::Stamp;
+use super::token;
 
 /// A parsed template.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,23 +21,38 @@ pub struct Template {
 enum Part {
     Text(String),
     Room,
+    RoomIds,
     Number,
+    Token,
     Payload,
     Seq,
 }
 
-const HOLES: [(&str, Part); 4] = [
+const HOLES: [(&str, Part); 6] = [
     ("{room}", Part::Room),
+    ("{room_ids}", Part::RoomIds),
+    ("{token}", Part::Token),
     ("{n}", Part::Number),
     ("{payload}", Part::Payload),
     ("{seq}", Part::Seq),
 ];
 
+/// Names, for a whole run.
+#[derive(Clone, Debug)]
+pub struct Names {
+    /// What room names begin with.
+    pub room_prefix: String,
+    /// Who is where.
+    pub rooms: Rooms,
+    /// Signs tokens.
+    pub token_secret: Option<String>,
+}
+
 /// What fills the holes.
 #[derive(Clone, Copy, Debug)]
 pub struct Filling<'a> {
-    /// What room names begin with.
-    pub room_prefix: &'a str,
+    /// How things are called.
+    pub names: &'a Names,
     /// The room's index.
     pub room: u32,
     /// The connection's index.
@@ -67,14 +85,33 @@ impl Template {
         self.parts.contains(&Part::Payload)
     }
 
+    /// Whether all rooms of a connection have a place in it.
+    pub fn has_all_rooms(&self) -> bool {
+        self.parts.contains(&Part::RoomIds)
+    }
+
+    /// Whether a token has a place in it.
+    pub fn has_token(&self) -> bool {
+        self.parts.contains(&Part::Token)
+    }
+
     /// Appends the filled text.
     pub fn fill(&self, with: &Filling<'_>, out: &mut Vec<u8>) {
         for part in &self.parts {
             match part {
                 Part::Text(text) => out.extend_from_slice(text.as_bytes()),
-                Part::Room => {
-                    out.extend_from_slice(with.room_prefix.as_bytes());
-                    put_decimal(out, with.room);
+                Part::Room => put_room(out, with.names, with.room),
+                Part::RoomIds => {
+                    for (i, room) in with.names.rooms.rooms_of(with.number).enumerate() {
+                        out.extend_from_slice(if i == 0 { b"room_id=" } else { b"&room_id=" });
+                        put_room(out, with.names, room);
+                    }
+                }
+                Part::Token => {
+                    let mut user = Vec::new();
+                    put_room(&mut user, with.names, with.room);
+                    let secret = with.names.token_secret.as_deref().unwrap_or_default();
+                    out.extend_from_slice(token::sign(&user, secret).as_bytes());
                 }
                 Part::Number => put_decimal(out, with.number),
                 Part::Payload => {
@@ -88,6 +125,11 @@ impl Template {
     }
 }
 
+fn put_room(out: &mut Vec<u8>, names: &Names, room: u32) {
+    out.extend_from_slice(names.room_prefix.as_bytes());
+    put_decimal(out, room);
+}
+
 fn put_decimal(out: &mut Vec<u8>, value: u32) {
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
@@ -98,8 +140,13 @@ mod tests {
 
     fn filled(text: &str) -> String {
         let stamp = Stamp { run: 1, room: 3, seq: 9, intended_ns: 0 };
+        let names = Names {
+            room_prefix: "load-".into(),
+            rooms: Rooms::of_size(100, 10),
+            token_secret: None,
+        };
         let with = Filling {
-            room_prefix: "load-",
+            names: &names,
             room: 3,
             number: 41,
             message: Some((stamp, super::super::stamp::STAMP_BYTES)),
@@ -113,6 +160,7 @@ mod tests {
     fn holes_are_filled_and_other_braces_stay() {
         assert_eq!(filled(r#"{"join":"{room}","n":{n}}"#), r#"{"join":"load-3","n":41}"#);
         assert_eq!(filled("{room}{seq}"), "load-39");
+        assert_eq!(filled("/ws?{room_ids}"), "/ws?room_id=load-4");
         assert_eq!(filled("{}{ room }"), "{}{ room }");
         assert_eq!(filled(""), "");
     }

@@ -40,7 +40,9 @@ pub enum Order {
         /// From when.
         start_ns: u64,
     },
-    /// Publish no more.
+    /// Talk, as the brief says.
+    Talk,
+    /// Publish and talk no more.
     Hush,
     /// Report counts and latencies, and begin new latencies.
     Mark,
@@ -209,6 +211,7 @@ impl Worker {
             match order {
                 Order::Connect => self.conns.connect_all(),
                 Order::Publish { pace, start_ns } => self.start_publishing(seat, pace, start_ns),
+                Order::Talk => self.conns.start_talking(),
                 Order::Hush => self.hush(),
                 Order::Mark => self.mark(seat),
                 Order::Shout => self.shout(),
@@ -221,15 +224,16 @@ impl Worker {
 
     fn start_publishing(&mut self, seat: &Seat, pace: Pace, start_ns: u64) {
         let (lo, hi) = (self.brief.bounds[seat.number], self.brief.bounds[seat.number + 1]);
-        let owned = self.brief.rooms.beginning_in(lo, hi);
-        let members = owned.clone().map(|room| self.brief.rooms.members(room));
-        let total = self.brief.rooms.count();
+        let owned = self.brief.rooms().beginning_in(lo, hi);
+        let members = owned.clone().map(|room| self.brief.readers(room));
+        let total = self.brief.rooms().count();
         let stall_ns = self.brief.stall.as_nanos() as u64;
         self.publishing =
             Some(Publishing::new(pace, owned.start, members, total, start_ns, stall_ns));
     }
 
     fn hush(&mut self) {
+        self.conns.stop_talking();
         if let Some(publishing) = self.publishing.take() {
             self.conns.tally.given_up += publishing.given_up();
         }
@@ -256,9 +260,9 @@ impl Worker {
         let mut due = std::mem::take(&mut self.due);
         publishing.take_due(self.brief.now_ns(), &mut due);
         for shot in due.drain(..) {
-            let members = self.brief.rooms.members(shot.room);
+            let members = self.brief.readers(shot.room);
             let publisher = shot.turn % self.brief.publishers.min(members);
-            let conn = self.brief.rooms.first(shot.room) + publisher;
+            let conn = self.brief.rooms().member(shot.room, publisher);
             let stamp = Stamp {
                 run: self.brief.run,
                 room: shot.room,

@@ -1,0 +1,130 @@
+//! `campanile load talk`: many talk, and nobody is told. What does receiving cost?
+//!
+//! Each connection, alone in its room, sends so many messages and a question behind them in one
+//! write; when the question is answered, the server has taken the messages, and the next burst
+//! goes. So nothing is counted that is still in a socket's buffer.
+//!
+//! Invariant: a message counts when the answer behind it has come.
+
+use super::LoadError;
+use super::args::{Layout, TalkArgs};
+use super::fanout::{Cpu, watch};
+use super::fleet::Fleet;
+use super::frame::{self, opcode};
+use super::idle::{self, MemoryBefore};
+use super::progress::Progress;
+use super::report::{Report, Talk};
+use super::rooms::Rooms;
+use super::stamp::Stamp;
+use super::template::{Filling, Template};
+use super::worker::Order;
+use std::time::{Duration, Instant};
+
+/// What each connection says.
+#[derive(Clone, Debug)]
+pub struct Speech {
+    /// One message.
+    pub message: Template,
+    /// Characters of its payload.
+    pub payload_bytes: usize,
+    /// How many before the question.
+    pub burst: u32,
+    /// The question.
+    pub question: String,
+    /// Text in the frame that answers it.
+    pub answer: String,
+}
+
+impl Speech {
+    /// A whole burst as it goes on the wire. `random` gives the masks.
+    pub fn burst(&self, filling: Filling<'_>, mut random: impl FnMut() -> u32) -> Box<[u8]> {
+        let stamp = Stamp { run: 0, room: filling.room, seq: 0, intended_ns: 0 };
+        let filling = Filling { message: Some((stamp, self.payload_bytes)), ..filling };
+        let (mut text, mut burst) = (Vec::new(), Vec::new());
+        for _ in 0..self.burst {
+            text.clear();
+            self.message.fill(&filling, &mut text);
+            frame::put_frame(&mut burst, opcode::TEXT, &text, random());
+        }
+        frame::put_frame(&mut burst, opcode::TEXT, self.question.as_bytes(), random());
+        burst.into_boxed_slice()
+    }
+}
+
+/// Carries it out.
+pub fn run(args: &TalkArgs) -> Result<Report, LoadError> {
+    let layout = Layout {
+        rooms: Rooms::of_size(args.conns, 1),
+        publishers: 1,
+        message: args.message.clone(),
+        payload_bytes: args.payload_bytes,
+        room_prefix: args.common.room_prefix.clone(),
+        silent: 0,
+        retries: Some(args.common.retries),
+        threads: args.common.threads,
+    };
+    let sane = args.duration_s > 0.0 && args.warmup_s >= 0.0;
+    if !sane || args.duration_s + args.warmup_s >= args.common.timeout_s as f64 {
+        let why = "--duration-s must be above zero, and with --warmup-s below --timeout-s";
+        return Err(LoadError::Usage(why.into()));
+    }
+    let deadline = args.common.deadline();
+    let (mut brief, needs_own_files) = args.common.brief(layout)?;
+    brief.write_bytes_max = args.cut_bytes.map_or(usize::MAX, |bytes| bytes as usize);
+    brief.speech = Some(Speech {
+        message: Template::parse(&args.message),
+        payload_bytes: args.payload_bytes as usize,
+        burst: args.burst,
+        question: args.question.clone(),
+        answer: args.answer.clone(),
+    });
+    let mut fleet = Fleet::begin(brief, needs_own_files)?;
+    let mut progress = Progress::new();
+    let mut report = Report { scenario: "talk", ..Report::default() };
+    let memory = MemoryBefore::take(&args.common);
+    report.connect = idle::connect(&mut fleet, &args.common, deadline, &mut progress)?;
+    let (joined, conns) = (report.connect.joined, report.connect.conns);
+    report.must(joined == conns, || format!("{joined} of {conns} connections joined"));
+    if report.ok {
+        fleet.tell_all(|| Order::Talk);
+        watch(&mut fleet, args.warmup_s, deadline, &mut progress)?;
+        report.talk = Some(measure(&mut fleet, args, deadline, &mut progress)?);
+        fleet.tell_all(|| Order::Hush);
+        let until = deadline.min(Instant::now() + Duration::from_secs(5));
+        let all = fleet.listen(until, |now| now.answered >= now.asked)?;
+        report.must(all, || "some questions were never answered".into());
+        report.memory = memory.and_then(|before| before.compare(&args.common, joined));
+    }
+    idle::conclude(fleet, &mut report)?;
+    Ok(report)
+}
+
+fn measure(
+    fleet: &mut Fleet,
+    args: &TalkArgs,
+    deadline: Instant,
+    progress: &mut Progress,
+) -> Result<Talk, LoadError> {
+    let (before, _) = fleet.mark()?;
+    let (begun, cpu_before) = (Instant::now(), Cpu::now(&args.common.pid));
+    watch(fleet, args.duration_s, deadline, progress)?;
+    let (after, _) = fleet.mark()?;
+    let (seconds, cpu) = (begun.elapsed().as_secs_f64(), Cpu::now(&args.common.pid));
+    let answers = after.answered - before.answered;
+    let messages = answers * u64::from(args.burst);
+    let server_us = cpu.server_us.zip(cpu_before.server_us).map(|(a, b)| (a - b) as f64);
+    let generator_us = cpu.own_us.saturating_sub(cpu_before.own_us) as f64;
+    Ok(Talk {
+        burst: args.burst,
+        payload_bytes: args.payload_bytes,
+        cut_bytes: args.cut_bytes,
+        seconds,
+        messages,
+        messages_per_second: messages as f64 / seconds,
+        server_cpu_us_per_message: server_us
+            .filter(|_| messages > 0)
+            .map(|us| us / messages as f64),
+        server_cores: server_us.map(|us| us / 1e6 / seconds),
+        generator_cores: generator_us / 1e6 / seconds,
+    })
+}
