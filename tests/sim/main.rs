@@ -11,6 +11,7 @@
 //! | `days.rs` | long random days, and broken histories that the judge must refuse |
 //! | `bare.rs` | one shard with nothing around it, for what takes a million connections |
 //! | `heartbeats.rs` | how even a million pings are |
+//! | `fairness.rs` | who waits for whom on one shard |
 //!
 //! A failing day prints its seed; `SIM_SEED=<seed> cargo test --test sim` lives it again, exactly.
 //! `SIM_DAYS=<n>` lives more of them.
@@ -18,6 +19,7 @@
 mod backplane;
 mod bare;
 mod days;
+mod fairness;
 mod heartbeats;
 mod history;
 mod peer;
