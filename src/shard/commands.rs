@@ -385,12 +385,15 @@ impl Shard {
     pub(super) fn leave_at(&mut self, conn: ConnId, slot: usize) {
         let c = self.conns.get(conn.0).expect("whoever leaves is here");
         let index = c.joined.get(slot).expect("a slot that was just looked up").topic;
-        let walk = self.deliveries.walk_of(index);
+        let round = self.hub.at(index).round;
+        let walk = round.and_then(|round| self.deliveries.walk_of(round));
         if self.hub.leave(&mut self.conns, conn.0.index, slot, walk) != Edge::Last {
             return;
         }
         let at = self.hub.id_at(index);
-        self.stop_walk(at);
+        if let Some(round) = round {
+            self.stop_walk(round);
+        }
         let topic = self.hub.close(at).expect("it lived a moment ago");
         self.answer_waiters(at, topic.name());
         self.uplink.push_back(Uplink::Leave { topic: topic.name().clone(), at });

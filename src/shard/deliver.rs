@@ -5,8 +5,9 @@
 //! costs one write however many messages the round holds. A member who must not hear one of them
 //! (`"echo":false`) gets a join of its own, and nobody else pays for it.
 //!
-//! Writes leave in batches of `send_batch_max`; a round of a large room takes several, and others
-//! have their turn between them. A connection stands at most once in a batch: what a second topic
+//! Writes leave in batches of `send_batch_max`; a round of a large room takes several. Between them
+//! replies have their turn first, then the other rounds: a round that is not done goes behind all
+//! others that wait, so a small room behind large ones waits for one batch of each. A connection stands at most once in a batch: what a second topic
 //! has for it is chained to the same write, so somebody in five rooms still costs one system call's
 //! entry.
 //!
@@ -58,22 +59,26 @@ struct Queued {
     except: Option<ConnId>,
 }
 
-/// Frames of one topic that wait for their turn.
+/// Frames of one topic that wait for their turn, and those that are being written.
 #[derive(Debug)]
 struct Round {
     to: TopicId,
     frames: VecDeque<Queued>,
+    current: Option<Current>,
 }
 
-/// The round that is being written.
+/// What of a round is being written, and how far it has come.
 #[derive(Debug)]
 struct Current {
-    to: TopicId,
     walk: Walk,
     bytes: Bytes,
     frames: u64,
+    /// How many frames were taken out of the round for it. They wait until all of it is written.
+    taken: usize,
     /// Members who must not hear all of it, and what they hear instead.
     own: Vec<(ConnId, Bytes, u64)>,
+    /// The bytes of those.
+    own_bytes: usize,
 }
 
 /// Everything that waits to be written, and the rounds' pool.
@@ -84,7 +89,8 @@ pub(super) struct Deliveries {
     free: Vec<RoundId>,
     queue: VecDeque<RoundId>,
     everybody: Option<RoundId>,
-    current: Option<Current>,
+    /// What the joins of excepted members add up to now.
+    own_bytes: usize,
     /// Connections found too slow while a list was being walked: closed after it.
     slow: Vec<u32>,
     frames_waiting: usize,
@@ -98,7 +104,7 @@ impl Deliveries {
     /// A round from the pool, at the end of the queue.
     fn begin(&mut self, to: TopicId) -> RoundId {
         let id = self.free.pop().unwrap_or_else(|| {
-            self.rounds.push(Round { to, frames: VecDeque::new() });
+            self.rounds.push(Round { to, frames: VecDeque::new(), current: None });
             RoundId::new(self.rounds.len() as u32).expect("one was just pushed")
         });
         self.round(id).to = to;
@@ -129,10 +135,15 @@ impl Deliveries {
         Some(Reply { conn: first.conn, bytes: joined.freeze(), last })
     }
 
-    /// How far `topic` is being walked, if it is the one.
-    pub(super) fn walk_of(&mut self, topic: u32) -> Option<&mut Walk> {
-        let current = self.current.as_mut()?;
-        (current.to.0.index == topic).then_some(&mut current.walk)
+    /// How far the topic of a round is being walked, if it is.
+    pub(super) fn walk_of(&mut self, round: RoundId) -> Option<&mut Walk> {
+        self.round(round).current.as_mut().map(|current| &mut current.walk)
+    }
+
+    /// What was being written is done, or nobody is left to hear it.
+    fn end_walk(&mut self, current: &Current) {
+        self.frames_waiting -= current.taken;
+        self.own_bytes -= current.own_bytes;
     }
 }
 
@@ -140,10 +151,10 @@ impl Shard {
     /// Whether [`Shard::take_batch`] has something to give.
     pub fn has_sends(&self) -> bool {
         let d = &self.deliveries;
-        !d.replies.is_empty() || !d.queue.is_empty() || d.current.is_some()
+        !d.replies.is_empty() || !d.queue.is_empty()
     }
 
-    /// Frames that wait to be written, in rounds and as replies: while there are many, the caller
+    /// Frames that are not written to everyone yet, in rounds and as replies: while there are many, the caller
     /// takes nothing more, neither from the backplane nor from clients.
     pub fn frames_waiting(&self) -> usize {
         self.deliveries.frames_waiting + self.deliveries.replies.len()
@@ -154,11 +165,10 @@ impl Shard {
     pub fn take_batch(&mut self, batch: &mut SendBatch) {
         batch.clear();
         if self.take_replies(batch) {
-            while self.may_go_on(batch) && self.next_round() {
-                if !self.take_round(batch) {
-                    break;
-                }
-            }
+            while self.may_go_on(batch)
+                && let Some((id, current)) = self.next_round()
+                && self.take_round(id, current, batch)
+            {}
         }
         self.counters.sends += batch.len() as u64;
         self.close_slow();
@@ -300,32 +310,40 @@ impl Shard {
         None
     }
 
-    /// Makes sure that there is a current round. `false`: nothing is waiting.
-    fn next_round(&mut self) -> bool {
-        while self.deliveries.current.is_none() {
-            let Some(id) = self.deliveries.queue.pop_front() else { return false };
-            self.begin_round(id);
+    /// The round whose turn it is, out of the queue, with what of it is to be written. `None`:
+    /// nothing is waiting.
+    fn next_round(&mut self) -> Option<(RoundId, Current)> {
+        loop {
+            let id = self.deliveries.queue.pop_front()?;
+            let round = self.deliveries.round(id);
+            let to = round.to;
+            if let Some(current) = round.current.take().or_else(|| self.begin_walk(id, to)) {
+                return Some((id, current));
+            }
+            self.end_round(id, to);
         }
-        true
     }
 
-    fn begin_round(&mut self, id: RoundId) {
-        let to = self.deliveries.round(id).to;
+    /// Joins what may be joined of a round. `None`: there is nobody to hear it, or no more of it.
+    fn begin_walk(&mut self, id: RoundId, to: TopicId) -> Option<Current> {
         let end = if to == EVERYBODY {
             self.conns.high()
         } else {
             self.hub.get(to).map_or(0, |topic| topic.members().len())
         };
-        let joined = self.join_frames(id);
-        if end > 0 && !joined.bytes.is_empty() {
-            let walk = Walk { at: 0, end };
-            self.deliveries.current = Some(Current { to, walk, ..joined });
+        if end == 0 {
+            let nobodys = std::mem::take(&mut self.deliveries.round(id).frames);
+            self.deliveries.frames_waiting -= nobodys.len();
         }
-        if self.deliveries.round(id).frames.is_empty() {
-            self.end_round(id, to);
-        } else {
-            self.deliveries.queue.push_front(id);
+        while !self.deliveries.round(id).frames.is_empty() {
+            let mut current = self.join_frames(id);
+            if !current.bytes.is_empty() {
+                current.walk = Walk { at: 0, end };
+                return Some(current);
+            }
+            self.deliveries.end_walk(&current);
         }
+        None
     }
 
     fn end_round(&mut self, id: RoundId, to: TopicId) {
@@ -340,18 +358,18 @@ impl Shard {
     /// Takes frames out of a round, up to [`JOIN_BYTES_MAX`] but at least one, and joins them.
     fn join_frames(&mut self, id: RoundId) -> Current {
         let mut taken = std::mem::take(&mut self.scratch_frames);
+        let own_bytes_max = OWN_JOINS_BYTES_MAX.saturating_sub(self.deliveries.own_bytes);
         let frames = &mut self.deliveries.round(id).frames;
         let (mut bytes, mut excepted) = (0, 0);
         while let Some(next) = frames.front() {
             bytes += next.bytes.len();
             excepted += usize::from(next.except.is_some());
-            let is_too_much = bytes > JOIN_BYTES_MAX || excepted * bytes > OWN_JOINS_BYTES_MAX;
+            let is_too_much = bytes > JOIN_BYTES_MAX || excepted * bytes > own_bytes_max;
             if is_too_much && !taken.is_empty() {
                 break;
             }
             taken.extend(frames.pop_front().map(|queued| (queued.bytes, queued.except)));
         }
-        self.deliveries.frames_waiting -= taken.len();
         let mut own: Vec<(ConnId, Bytes, u64)> = Vec::new();
         for except in taken.iter().filter_map(|(_, except)| *except) {
             if own.iter().all(|(conn, ..)| *conn != except) {
@@ -359,32 +377,42 @@ impl Shard {
                 own.push((except, bytes, frames));
             }
         }
+        let own_bytes = own.iter().map(|(_, bytes, _)| bytes.len()).sum();
+        self.deliveries.own_bytes += own_bytes;
         let (bytes, frames) = join(&taken, |_| true);
+        let count = taken.len();
         taken.clear();
         self.scratch_frames = taken;
-        Current { to: EVERYBODY, walk: Walk::default(), bytes, frames, own }
+        Current { walk: Walk::default(), bytes, frames, taken: count, own, own_bytes }
     }
 
-    /// Puts as much of the current round into the batch as fits. `false`: the batch must end.
-    fn take_round(&mut self, batch: &mut SendBatch) -> bool {
-        let mut current = self.deliveries.current.take().expect("next_round made sure");
-        let complete = if current.to == EVERYBODY {
+    /// Puts as much of a round into the batch as fits. What is left goes behind all other rounds.
+    /// `false`: the batch must end.
+    fn take_round(&mut self, id: RoundId, mut current: Current, batch: &mut SendBatch) -> bool {
+        let to = self.deliveries.round(id).to;
+        let goes_on = if to == EVERYBODY {
             self.walk_everybody(&mut current, batch)
         } else {
-            self.walk_members(&mut current, batch)
+            self.walk_members(to, &mut current, batch)
         };
+        let d = &mut self.deliveries;
         if current.walk.at < current.walk.end {
-            self.deliveries.current = Some(current);
+            d.round(id).current = Some(current);
+            d.queue.push_back(id);
+            return goes_on;
         }
-        complete
+        d.end_walk(&current);
+        if d.round(id).frames.is_empty() {
+            self.end_round(id, to);
+        } else {
+            d.queue.push_back(id);
+        }
+        goes_on
     }
 
-    fn walk_members(&mut self, current: &mut Current, batch: &mut SendBatch) -> bool {
-        let Some(topic) = self.hub.get(current.to) else {
-            current.walk.at = current.walk.end;
-            return true;
-        };
-        let mut special = places_of(&self.conns, current);
+    fn walk_members(&mut self, to: TopicId, current: &mut Current, batch: &mut SendBatch) -> bool {
+        let topic = self.hub.get(to).expect("a topic that goes stops its walk");
+        let mut special = places_of(&self.conns, to, current);
         let buf = batch.add_buf(current.bytes.clone());
         let mut sink = Sink {
             batch,
@@ -457,10 +485,10 @@ impl Shard {
         }
     }
 
-    /// The topic at `index` has gone: nobody is left to be told.
-    pub(super) fn stop_walk(&mut self, to: TopicId) {
-        if self.deliveries.current.as_ref().is_some_and(|current| current.to == to) {
-            self.deliveries.current = None;
+    /// The topic of a round has gone: nobody is left to be told what was being written.
+    pub(super) fn stop_walk(&mut self, round: RoundId) {
+        if let Some(current) = self.deliveries.round(round).current.take() {
+            self.deliveries.end_walk(&current);
         }
     }
 
@@ -535,11 +563,11 @@ fn add_write(batch: &mut SendBatch, conn: &mut Conn, index: u32, buf: u32) -> bo
 }
 
 /// Where the members with a join of their own stand, last one first.
-fn places_of(conns: &Slots<Conn>, current: &Current) -> Vec<(usize, usize)> {
+fn places_of(conns: &Slots<Conn>, to: TopicId, current: &Current) -> Vec<(usize, usize)> {
     let mut places = Vec::new();
     for (own, (conn, ..)) in current.own.iter().enumerate() {
         let Some(conn) = conns.get(conn.0) else { continue };
-        let Some(slot) = conn.joined.find(current.to.0.index) else { continue };
+        let Some(slot) = conn.joined.find(to.0.index) else { continue };
         let place = conn.joined.get(slot).expect("just found").place as usize;
         if (current.walk.at..current.walk.end).contains(&place) {
             places.push((place, own));

@@ -24,9 +24,11 @@ const PING: &[u8] = &[0x80 | Opcode::Ping as u8, 0];
 /// Longest time over which clients are asked to spread their return after a drain.
 const RECONNECT_SPREAD_MS: u64 = 5_000;
 
-/// The sweep goes by slices of the slab: slice `n` holds every 256th connection. When a place is
+/// The sweep goes by slices of the slab: each takes one place of every block of 256. When a place is
 /// visited depends on its number alone, so a crowd that comes at once shortens nobody's interval.
-/// Slices follow each other in bit-reversed order, which spreads a small slab evenly too.
+/// Slices follow each other in bit-reversed order, which spreads a small slab evenly too. Which place
+/// of a block a slice takes differs from block to block ([`tilt`]): those who leave may follow a
+/// pattern, such as every other one, and the rest must not all be of the same slices.
 const SLICES: u64 = 256;
 
 /// A handshake that succeeded.
@@ -392,9 +394,9 @@ impl Shard {
         let slices = sweep.at..due + 1;
         sweep.at = sweep.at.max(due + 1);
         for slice in slices {
-            let first = usize::from((slice as u8).reverse_bits());
-            for index in (first..self.conns.high()).step_by(SLICES as usize) {
-                self.visit(index as u32);
+            let place = (slice as u8).reverse_bits();
+            for block in 0..self.conns.high().div_ceil(SLICES as usize) as u32 {
+                self.visit(block * SLICES as u32 + u32::from(place ^ tilt(block)));
             }
         }
     }
@@ -451,6 +453,13 @@ impl Shard {
             }
         }
     }
+}
+
+/// By how much the places of a block are exchanged: 0 for the first, spread evenly over the rest
+/// (multiples of the golden ratio). Exchanged by exclusive or, so that the first places of a block,
+/// which are the ones taken when it is not full, stay spread evenly over the slices.
+fn tilt(block: u32) -> u8 {
+    (block.wrapping_mul(0x9E37_79B1) >> 24) as u8
 }
 
 fn due(queue: &mut VecDeque<(u64, ConnId)>, now_ms: u64) -> Option<ConnId> {

@@ -9,12 +9,18 @@
 //! | `history.rs` | what was said, heard and dropped; and the judge over it |
 //! | `stories.rs` | small days with a title, one behaviour each |
 //! | `days.rs` | long random days, and broken histories that the judge must refuse |
+//! | `bare.rs` | one shard with nothing around it, for what takes a million connections |
+//! | `heartbeats.rs` | how even a million pings are |
+//! | `fairness.rs` | who waits for whom on one shard |
 //!
 //! A failing day prints its seed; `SIM_SEED=<seed> cargo test --test sim` lives it again, exactly.
 //! `SIM_DAYS=<n>` lives more of them.
 
 mod backplane;
+mod bare;
 mod days;
+mod fairness;
+mod heartbeats;
 mod history;
 mod peer;
 mod rng;

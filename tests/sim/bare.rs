@@ -1,0 +1,103 @@
+//! One real shard with nothing around it: no wires, no backplane, only what it wants written.
+//!
+//! For questions about a million connections, or about the order of a hundred thousand writes, where
+//! clients that keep what they heard would be most of the work. Every write is taken whole.
+
+use crate::peer::HEAD;
+use crate::world::ALL_RIGHTS;
+use bytes::Bytes;
+use campanile::auth::Identity;
+use campanile::ids::{ConnId, NodeId, ShardId, TopicId};
+use campanile::limits::Limits;
+use campanile::link::{Downlink, Uplink};
+use campanile::shard::batch::SendBatch;
+use campanile::shard::conn::CloseReason;
+use campanile::shard::{Opening, Shard, ShardConfig};
+use std::collections::HashMap;
+
+/// The limits of production, but everybody may come at once.
+pub fn limits() -> Limits {
+    Limits { handshakes_max: 2_000_000, connections_per_shard_max: 2_000_000, ..Limits::PRODUCTION }
+}
+
+pub struct Bare {
+    pub shard: Shard,
+    pub now_ms: u64,
+    /// Connections by the number of their wire.
+    pub conns: Vec<ConnId>,
+    /// The key under which the shard asked for each topic.
+    pub topics: HashMap<String, TopicId>,
+    batch: SendBatch,
+}
+
+impl Bare {
+    pub fn new(limits: Limits) -> Bare {
+        let (id, node) = (ShardId(0), NodeId(1));
+        let shard = Shard::new(ShardConfig { id, node, node_name: "n".into(), limits });
+        let (conns, topics) = (Vec::new(), HashMap::new());
+        let mut bare = Bare { shard, now_ms: 0, conns, topics, batch: SendBatch::default() };
+        bare.settle();
+        bare
+    }
+
+    /// A client comes in. Nothing is written yet.
+    pub fn open(&mut self, user: &str, rooms: &[&str]) -> usize {
+        let wire = self.conns.len();
+        let conn = self.shard.handle_accept(wire as u32, self.now_ms).expect("far from a limit");
+        let opening = Opening {
+            identity: Identity { user: Some(user.into()), rights: ALL_RIGHTS },
+            response: Bytes::from_static(HEAD),
+            rooms: rooms.iter().map(|room| room.to_string()).collect(),
+            echo: false,
+        };
+        self.shard.handle_open(conn, opening);
+        self.conns.push(conn);
+        wire
+    }
+
+    /// Its socket is gone.
+    pub fn cut(&mut self, wire: usize) {
+        self.shard.handle_ended(self.conns[wire], CloseReason::Gone);
+        while self.shard.poll_closed().is_some() {}
+    }
+
+    /// A whole masked frame of a client.
+    pub fn read(&mut self, wire: usize, opcode: u8, payload: &[u8]) {
+        let mut frame = crate::peer::client_frame(true, opcode, payload, [0; 4]);
+        self.shard.handle_read(self.conns[wire], &mut frame);
+    }
+
+    /// Every join is confirmed at once, and everything is written.
+    pub fn settle(&mut self) {
+        loop {
+            self.confirm();
+            if self.write(|_, _| ()) == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Joins are confirmed; nothing is written.
+    pub fn confirm(&mut self) {
+        while let Some(item) = self.shard.poll_uplink() {
+            if let Uplink::Join { topic, at } = item {
+                self.topics.insert(topic.as_str().to_owned(), at);
+                self.shard.handle_downlink(Downlink::Joined { at }, self.now_ms);
+            }
+        }
+    }
+
+    /// One batch. Tells each write: the wire, and its first buffer. Answers how many there were.
+    pub fn write(&mut self, mut told: impl FnMut(usize, &Bytes)) -> usize {
+        self.shard.take_batch(&mut self.batch);
+        let writes = self.batch.ops().len();
+        for op in self.batch.ops() {
+            for buf in self.batch.bufs(op) {
+                told(op.wire as usize, buf);
+            }
+        }
+        self.batch.clear();
+        while self.shard.poll_closed().is_some() {}
+        writes
+    }
+}
