@@ -49,7 +49,7 @@ fail() {
   exit 1
 }
 
-[ -d "$root$net" ] || fail "there is no interface $interface. These are: $(ls "$root/sys/class/net" | xargs)"
+[ -d "$root$net" ] || fail "there is no interface $interface. These are: $(cd "$root/sys/class/net" && echo *)"
 [ "$mode" = show ] || [ -n "$root" ] || [ "$(id -u)" -eq 0 ] ||
   fail "only root may change this. Nothing was changed."
 
