@@ -16,6 +16,7 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+command_line="benches/hold.sh $*"
 connections=1000000
 shards=""
 hold_s=60
@@ -47,8 +48,6 @@ done
 MEMORY_FREE_KIB_MIN=$((600 * 1024))
 
 began=$SECONDS
-command_line="benches/hold.sh $connections"
-if [ "$contestant" = floor ]; then command_line+=" --floor"; fi
 scratch="$(mktemp -d)"
 undo="$scratch/tuning.undo"
 server=""
@@ -86,6 +85,11 @@ trap clean_up EXIT
 trap 'say interrupted; exit 130' INT
 trap 'say ended; exit 143' TERM HUP
 
+# What the machine could still give. MemAvailable would count half of the inodes of open sockets as
+# well, because their slab is marked as reclaimable.
+free_kib() {
+  awk '$1 == "MemFree:" || $1 == "Buffers:" || $1 == "Cached:" { sum += $2 } $1 == "Shmem:" { sum -= $2 } END { print sum }' /proc/meminfo
+}
 memory_kib() { awk -v key="$1:" '$1 == key { print $2 }' /proc/meminfo; }
 # A counter of /proc/net/netstat.
 tcp_counter() {
@@ -143,7 +147,7 @@ ops="$(sed -n 's#.*ops on http://\([0-9.:]*\).*#\1#p' "$scratch/server.out")"
 [ -n "$public" ] || { cat "$scratch/server.log" >&2; say "the server never said where it listens"; exit 1; }
 
 rss_before_kib="$(server_rss_kib)"
-free_before_kib="$(memory_kib MemAvailable)"
+free_before_kib="$(free_kib)"
 slab_before_kib="$(memory_kib Slab)"
 
 say "connecting $connections"
@@ -156,7 +160,7 @@ load=$!
 # Ends everything before the kernel has to choose whom to end.
 (
   while kill -0 "$load" 2>/dev/null; do
-    if [ "$(memory_kib MemAvailable)" -lt "$MEMORY_FREE_KIB_MIN" ]; then
+    if [ "$(free_kib)" -lt "$MEMORY_FREE_KIB_MIN" ]; then
       say "less than $((MEMORY_FREE_KIB_MIN / 1024)) MiB are free: giving up"
       kill -KILL "$load" "$server" 2>/dev/null || true
       exit
@@ -181,7 +185,7 @@ series="$scratch/series.tsv"
         END { print open + 0, pings + 0 }') || true
     fi
     printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$((SECONDS - first))" "${open:-0}" "${pings:-0}" \
-      "$(server_ticks)" "$(server_rss_kib)" "$(memory_kib MemAvailable)" "$(memory_kib Slab)" "$(tcp_pages)"
+      "$(server_ticks)" "$(server_rss_kib)" "$(free_kib)" "$(memory_kib Slab)" "$(tcp_pages)"
     sleep 1
   done
 ) >"$series" &
@@ -208,7 +212,8 @@ read -r held_s pings ticks < <(awk -F'\t' -v hold="$hold_s" '
     first = last; while (first > 1 && t[first - 1] > t[n] - hold + 2) first--
     print t[last] - t[first], p[last] - p[first], c[last] - c[first]
   }' "$series")
-slab_held_kib="$(awk -F'\t' 'NR > 1 && $7 > max { max = $7 } END { print max + 0 }' "$series")"
+# What is held is looked at in the last line but one: everybody is there, and nothing is under way.
+read -r slab_held_kib free_held_kib < <(awk -F'\t' 'NR > 1 { before = last; last = $7 " " $6 } END { print before ? before : last }' "$series")
 free_least_kib="$(awk -F'\t' 'NR > 1 && (!min || $6 < min) { min = $6 } END { print min + 0 }' "$series")"
 pages_most="$(awk -F'\t' 'NR > 1 && $8 > max { max = $8 } END { print max + 0 }' "$series")"
 ticks_a_second="$(getconf CLK_TCK)"
@@ -221,7 +226,7 @@ table() {
   echo "| joined | $joined of $connections |"
   echo "| time to join | $(calc %.1f "$(found seconds)") s, $(calc %.0f "$(found per_second)") a second |"
   echo "| server | $contestant, $shards shards; RSS $((rss_before_kib / 1024)) MiB before; $(calc %.0f "$(found rss_per_conn)") B a connection |"
-  echo "| machine, both ends | $(calc %.0f "$(found machine_per_conn)") B a connection |"
+  echo "| machine, both ends | $(calc %.0f "($free_before_kib - $free_held_kib) * 1024 / $some") B a connection ($(calc %.0f "$(found machine_per_conn)") by MemAvailable, which counts half of the sockets' inodes as free) |"
   echo "| of it kernel slab, both ends | $(calc %.0f "($slab_held_kib - $slab_before_kib) * 1024 / $some") B a connection |"
   echo "| least memory free | $((free_least_kib / 1024)) MiB of $(($(memory_kib MemTotal) / 1024)); $((free_before_kib / 1024)) before |"
   if [ "$contestant" = campanile ]; then
