@@ -9,7 +9,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The limit on open files of one table (one process, unless a thread has a table of its own).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,34 +106,59 @@ pub fn resident_bytes() -> io::Result<u64> {
 
 /// Memory this process may use, in bytes: the machine's, or less where a cgroup says so.
 pub fn memory_bytes() -> io::Result<u64> {
-    let meminfo = fs::read_to_string("/proc/meminfo")?;
-    let total_kib = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"))
-        .and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok())
-        .ok_or(io::ErrorKind::InvalidData)?;
-    let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    Ok(cgroup_memory_bytes(&cgroups, Path::new("/sys/fs/cgroup"))
-        .map_or(total_kib * 1024, |bytes| bytes.min(total_kib * 1024)))
+    memory_bytes_below(Path::new("/"))
 }
 
-/// The least of the memory limits of our cgroup and those above it, of either version.
-fn cgroup_memory_bytes(cgroups: &str, root: &Path) -> Option<u64> {
-    let limits_of = |line: &str| {
-        let mut fields = line.splitn(3, ':');
-        let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-        let is_memory = controllers.split(',').any(|name| name == "memory");
-        let (base, file) = match controllers {
-            "" => (root.to_owned(), "memory.max"),
-            _ if is_memory => (root.join("memory"), "memory.limit_in_bytes"),
-            _ => return None,
+/// The same, of the host whose `/proc` and `/sys` are below `root`.
+pub fn memory_bytes_below(root: &Path) -> io::Result<u64> {
+    let total = meminfo_bytes(root, "MemTotal:").ok_or(io::ErrorKind::InvalidData)?;
+    // "max", or a group that is not visible from inside a container, is no limit.
+    let limits =
+        cgroup_folders(root, "memory").into_iter().filter_map(|CgroupFolder { path, is_v2 }| {
+            read_number(&path.join(if is_v2 { "memory.max" } else { "memory.limit_in_bytes" }))
+        });
+    Ok(limits.min().map_or(total, |bytes| bytes.min(total)))
+}
+
+/// A line of `/proc/meminfo` below `root`, such as `MemAvailable:`, in bytes.
+pub fn meminfo_bytes(root: &Path, key: &str) -> Option<u64> {
+    let meminfo = fs::read_to_string(root.join("proc/meminfo")).ok()?;
+    let rest = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
+    Some(rest.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}
+
+/// A folder of one cgroup that bounds this process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CgroupFolder {
+    /// Where its files are.
+    pub path: PathBuf,
+    /// Whether they are those of version 2.
+    pub is_v2: bool,
+}
+
+/// Our cgroup and all above it, innermost first, of either version, as far as they have `controller`
+/// and can be seen from here. `root` is `/` but for tests.
+pub fn cgroup_folders(root: &Path, controller: &str) -> Vec<CgroupFolder> {
+    let cgroups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    let top = root.join("sys/fs/cgroup");
+    let mut found = Vec::new();
+    for line in cgroups.lines() {
+        // hierarchy-ID:controller-list:cgroup-path (cgroups(7)); version 2 lists no controllers.
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let is_v2 = controllers.is_empty();
+        let base = match is_v2 {
+            // Beside version 1 it has a folder of its own.
+            true if top.join("unified").is_dir() => top.join("unified"),
+            true => top.clone(),
+            false if controllers.split(',').any(|name| name == controller) => top.join(controller),
+            false => continue,
         };
         let ours = base.join(path.trim_start_matches('/'));
         let levels = ours.ancestors().take_while(|level| level.starts_with(&base));
-        // "max", or a group that is not visible from inside a container, is no limit.
-        levels.filter_map(|level| read_number(&level.join(file))).min()
-    };
-    cgroups.lines().filter_map(limits_of).min()
+        found.extend(levels.map(|level| CgroupFolder { path: level.to_owned(), is_v2 }));
+    }
+    found
 }
 
 /// A file that holds one number, such as those under `/proc/sys`.
@@ -224,16 +249,28 @@ mod tests {
     #[test]
     fn the_tightest_cgroup_counts() {
         let root = std::env::temp_dir().join(format!("campanile-cgroup-{}", std::process::id()));
-        let inner = root.join("outer/inner");
-        fs::create_dir_all(&inner).unwrap();
-        fs::write(inner.join("memory.max"), "max\n").unwrap();
-        fs::write(root.join("outer/memory.max"), "1048576\n").unwrap();
-        fs::create_dir_all(root.join("memory/v1")).unwrap();
-        fs::write(root.join("memory/v1/memory.limit_in_bytes"), "524288\n").unwrap();
-        assert_eq!(cgroup_memory_bytes("0::/outer/inner\n", &root), Some(1_048_576));
-        assert_eq!(cgroup_memory_bytes("0::/\n", &root), None);
-        let both = "3:cpu,memory:/v1\n0::/outer/inner\n";
-        assert_eq!(cgroup_memory_bytes(both, &root), Some(524_288));
+        let write = |path: &str, text: &str| {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let limit = || memory_bytes_below(&root).unwrap();
+        write("proc/meminfo", "MemTotal:        2048 kB\nMemAvailable:    1024 kB\n");
+        assert_eq!(limit(), 2 << 20, "no cgroup at all");
+        write("sys/fs/cgroup/outer/inner/memory.max", "max\n");
+        write("sys/fs/cgroup/outer/memory.max", "1048576\n");
+        write("sys/fs/cgroup/memory/v1/memory.limit_in_bytes", "524288\n");
+        write("proc/self/cgroup", "0::/outer/inner\n");
+        assert_eq!(limit(), 1_048_576, "the group above ours");
+        write("proc/self/cgroup", "0::/\n");
+        assert_eq!(limit(), 2 << 20);
+        write("proc/self/cgroup", "3:cpu,memory:/v1\n2:pids:/\n0::/outer/inner\n");
+        assert_eq!(limit(), 524_288, "both versions");
+        fs::create_dir_all(root.join("sys/fs/cgroup/unified")).unwrap();
+        let folders = cgroup_folders(&root, "cpu");
+        assert_eq!(folders.iter().filter(|folder| folder.is_v2).count(), 3);
+        assert!(folders[2].path.ends_with("unified/outer/inner"), "{folders:?}");
+        assert_eq!(meminfo_bytes(&root, "MemAvailable:"), Some(1 << 20));
         fs::remove_dir_all(root).unwrap();
     }
 

@@ -609,8 +609,19 @@ fn functions_fit_a_screen() {
 // --- the README ---
 
 /// Flags of other programs that the README mentions.
-const FOREIGN_FLAGS: &[&str] =
-    &["--release", "--port", "--test", "--bench", "--locked", "--root", "--path", "--nocapture"];
+const FOREIGN_FLAGS: &[&str] = &[
+    "--release",
+    "--port",
+    "--test",
+    "--bench",
+    "--locked",
+    "--root",
+    "--path",
+    "--nocapture",
+    // Of the scripts in tuning/.
+    "--apply",
+    "--undo",
+];
 
 fn campanile(args: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_campanile"))
