@@ -17,7 +17,7 @@ mod value;
 pub use error::{ConfigError, ConfigErrors, Source};
 pub use load::{FileText, Said};
 pub use print::{markdown, sample};
-pub use value::{BackplaneUrl, Kind, LogFormat, redact_url};
+pub use value::{BackplaneUrl, Kind, LogFormat, Steering, redact_url};
 
 use crate::auth::Rights;
 use crate::limits::Limits;
@@ -154,6 +154,8 @@ knobs! {
             "Cores that shards are pinned to, in turn, such as 0-3,6. Empty: all that this process may use.";
         private_fd_tables: bool, "private_fd_tables", "false", Kind::Bool,
             "One table of open files per shard, so that the limit on open files counts per shard and shards do not contend for one table.";
+        steering: Steering, "steering", "even", Kind::Choice(&["even", "cpu", "kernel"]),
+            "Which shard gets a new connection. even: the one that has fewer. cpu: the one on the core that received it, for hosts that bind a network queue to each core. kernel: by the kernel's hash.";
         echo_path: Option<String>, "echo_path", "", Kind::HttpPath,
             "Path of a plain echo of text and binary messages, for conformance suites. Empty: none.";
         page: bool, "page", "true", Kind::Bool,
@@ -198,6 +200,10 @@ knobs! {
             "Connections of one shard, handshakes included. Beyond: HTTP 503 with Retry-After. Lowered at start to what the limit on open files allows.";
         handshakes_max, count(1, 1_000_000, "handshakes"),
             "Handshakes under way in one shard. Beyond: HTTP 503 with Retry-After.";
+        accepts_per_s_max, count(1, 1_000_000, "connections"),
+            "Connections one shard accepts in a second, on average. Beyond: HTTP 503 with Retry-After, before anything is read. The default is more than a core can do; lower it to protect what stands behind.";
+        accepts_burst_max, count(1, 1_000_000, "connections"),
+            "Connections one shard accepts at once, after a time in which fewer came than limits.accepts_per_s_max.";
         head_bytes_max, bytes(1024, 64 * 1024),
             "An HTTP request head. Beyond: 431.";
         handshake_timeout_ms, ms(100, 10 * MINUTE_MS),

@@ -11,6 +11,10 @@ pub struct Limits {
     pub connections_per_shard_max: usize,
     /// Handshakes under way in one shard. Beyond: HTTP 503 with Retry-After.
     pub handshakes_max: usize,
+    /// Connections that one shard accepts in a second, on average. Beyond: HTTP 503 with Retry-After.
+    pub accepts_per_s_max: u64,
+    /// Connections that one shard accepts at once, after a quieter time. Beyond: the same.
+    pub accepts_burst_max: u64,
     /// An HTTP request head. Beyond: 431.
     pub head_bytes_max: usize,
     /// From accept to the last byte of the request head. Beyond: 408.
@@ -62,6 +66,9 @@ impl Limits {
     pub const PRODUCTION: Limits = Limits {
         connections_per_shard_max: 1_000_000,
         handshakes_max: 4096,
+        // A core accepts some tens of thousands a second: by default its own speed is the limit.
+        accepts_per_s_max: 100_000,
+        accepts_burst_max: 100_000,
         head_bytes_max: 8 * 1024,
         handshake_timeout_ms: 5_000,
         message_bytes_max: 64 * 1024,
@@ -85,6 +92,8 @@ impl Limits {
     pub const TINY: Limits = Limits {
         connections_per_shard_max: 6,
         handshakes_max: 3,
+        accepts_per_s_max: 10,
+        accepts_burst_max: 5,
         head_bytes_max: 1024,
         handshake_timeout_ms: 500,
         message_bytes_max: 1024,

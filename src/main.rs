@@ -3,6 +3,7 @@
 use campanile::cli::{self, Order, World};
 use campanile::config::Config;
 use campanile::link::channel::window;
+use campanile::link::spread::Spread;
 use campanile::ops::start::{self, Failure};
 use campanile::ops::{OpsSetup, doctor, drain};
 use campanile::plan::{Plan, Planned};
@@ -58,6 +59,7 @@ fn build(plan: Arc<Plan>, ports: start::Ports) -> Result<drain::Tower, Failure> 
             .map_err(Failure::machine)?;
     let gate = Arc::new(Gate::new(&plan.auth));
     let health = Arc::new(Health::default());
+    let spread = Arc::new(Spread::new(shards));
     let shard_mirrors: Vec<_> = (0..shards).map(|_| Arc::default()).collect();
     let backplane_mirror = Arc::default();
     let tables_split = Arc::new(Barrier::new(usize::from(shards) + 1));
@@ -72,6 +74,7 @@ fn build(plan: Arc<Plan>, ports: start::Ports) -> Result<drain::Tower, Failure> 
             gate: gate.clone(),
             mirror: Arc::clone(mirror),
             health: health.clone(),
+            spread: spread.clone(),
         };
         let tables_split = tables_split.clone();
         let run = move || {

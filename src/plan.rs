@@ -8,6 +8,7 @@
 //! Invariant: nothing is opened, started or asked here, and no `Debug` output holds a secret.
 
 use crate::auth::Rights;
+pub use crate::config::Steering;
 use crate::config::{BackplaneUrl, Config, ConfigError, ConfigErrors, redact_url};
 use crate::ids::{NodeId, ShardId};
 use crate::limits::Limits;
@@ -33,6 +34,8 @@ pub struct Plan {
     pub other_cores: Vec<usize>,
     /// One file table per shard (DESIGN §11).
     pub private_fd_tables: bool,
+    /// Which shard gets a new connection.
+    pub steering: Steering,
     /// Path of the plain echo, if any.
     pub echo_path: Option<String>,
     /// Whether `GET /` serves the page.
@@ -157,6 +160,7 @@ pub fn resolve(config: &Config, machine: &Machine) -> Result<Planned, ConfigErro
         shards: shard_plans(shards, &cores),
         other_cores: other_cores(shards, &cores, machine),
         private_fd_tables: config.private_fd_tables,
+        steering: config.steering,
         echo_path: config.echo_path.clone(),
         page: config.page,
         origins: config.origins.clone(),
@@ -165,6 +169,7 @@ pub fn resolve(config: &Config, machine: &Machine) -> Result<Planned, ConfigErro
         backplane: backplane_plan(config),
         drain_ms: config.drain_ms,
     };
+    check_steering(&plan)?;
     let notices = notices(config, machine, &plan);
     Ok(Planned { plan, notices })
 }
@@ -196,10 +201,28 @@ fn shard_plans(shards: usize, cores: &[usize]) -> Vec<ShardPlan> {
     ids.zip(in_turn).map(|(id, core)| ShardPlan { id, core }).collect()
 }
 
+/// Steering by core needs shards that stay on theirs.
+fn check_steering(plan: &Plan) -> Result<(), ConfigErrors> {
+    if plan.steering != Steering::Cpu || plan.shards.iter().all(|shard| shard.core.is_some()) {
+        return Ok(());
+    }
+    Err(mend(
+        "steering = cpu steers a connection to the shard that is pinned to the core which received \
+         it, and shards are not pinned here: no core is known. Name some (cores = 0-3), or write \
+         steering = even"
+            .to_owned(),
+    ))
+}
+
 /// The cores that no shard has. None left: the other threads go wherever the kernel puts them.
 fn other_cores(shards: usize, cores: &[usize], machine: &Machine) -> Vec<usize> {
     let taken = &cores[..shards.min(cores.len())];
     machine.cores.iter().copied().filter(|core| !taken.contains(core)).collect()
+}
+
+fn cores_without_shard(machine: &Machine, plan: &Plan) -> Vec<usize> {
+    let has_shard = |core: &usize| plan.shards.iter().any(|shard| shard.core == Some(*core));
+    machine.cores.iter().copied().filter(|core| !has_shard(core)).collect()
 }
 
 /// Connections of one shard, as configured or as many as it can have descriptors for.
@@ -284,6 +307,13 @@ fn notices(config: &Config, machine: &Machine, plan: &Plan) -> Vec<Notice> {
         notices.push(warning(format!(
             "auth.hmac_secret is shorter than {SECRET_BYTES_GOOD} bytes and easier to guess than \
              it need be. Take for example `openssl rand -base64 33`"
+        )));
+    }
+    let unmanned = cores_without_shard(machine, plan);
+    if plan.steering == Steering::Cpu && !unmanned.is_empty() {
+        notices.push(info(format!(
+            "steering = cpu: no shard is pinned to core {unmanned:?}; what they receive goes to any \
+             shard. Keep the network card's interrupts off them"
         )));
     }
     notices.push(info(Bill::of(plan).to_string()));
@@ -404,6 +434,7 @@ impl fmt::Debug for Plan {
             .field("cores", &self.shards.iter().filter_map(|shard| shard.core).collect::<Vec<_>>())
             .field("other_cores", &self.other_cores)
             .field("private_fd_tables", &self.private_fd_tables)
+            .field("steering", &self.steering)
             .field("echo_path", &self.echo_path)
             .field("page", &self.page)
             .field("origins", &self.origins)

@@ -411,7 +411,10 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/link/bell.rs", "eventfd: make, ring, hush"),
     ("src/net/epoll.rs", "epoll_create1, epoll_ctl, epoll_wait"),
     ("src/net/send.rs", "ring entries that point into buffers the batch keeps alive"),
-    ("src/net/socket.rs", "recv, sendmsg, accept4, shutdown, close, dup on plain descriptors"),
+    (
+        "src/net/socket.rs",
+        "recv, sendmsg, accept4, setsockopt, shutdown, close, dup on plain descriptors",
+    ),
     ("src/sys.rs", "affinity, rlimits, unshare: system calls that std lacks"),
     ("src/load/sys.rs", "the same for the load generator, which shares nothing with the server"),
     ("tests/common/counting.rs", "an allocator that counts"),

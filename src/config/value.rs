@@ -252,6 +252,35 @@ impl Value for LogFormat {
     }
 }
 
+/// Which shard gets a new connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steering {
+    /// The one that has fewer.
+    Even,
+    /// The one on the core that received it.
+    Cpu,
+    /// Whichever the kernel's hash of the addresses says.
+    Kernel,
+}
+
+impl Value for Steering {
+    fn read(text: &str) -> Result<Steering, String> {
+        match text {
+            "even" => Ok(Steering::Even),
+            "cpu" => Ok(Steering::Cpu),
+            "kernel" => Ok(Steering::Kernel),
+            _ => Err(String::new()),
+        }
+    }
+    fn write(&self) -> String {
+        match self {
+            Steering::Even => "even".to_owned(),
+            Steering::Cpu => "cpu".to_owned(),
+            Steering::Kernel => "kernel".to_owned(),
+        }
+    }
+}
+
 /// How instances reach each other.
 #[derive(Clone, PartialEq, Eq)]
 pub enum BackplaneUrl {

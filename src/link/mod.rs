@@ -11,6 +11,7 @@ pub mod bell;
 pub mod channel;
 pub mod health;
 pub mod sleeper;
+pub mod spread;
 
 /// What `sleeper` is built from here; `tests/loom.rs` builds it from loom's.
 mod atomics {

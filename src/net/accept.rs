@@ -1,16 +1,19 @@
 //! Taking connections, and turning them away cheaply when there is no room.
 //!
-//! Every shard listens for itself (`SO_REUSEPORT`) and the kernel spreads new connections over
-//! them. A connection for which there is no room gets `503` with `Retry-After`, and its socket waits
-//! a moment in the *lounge*, because closing it while its request is unread would make the kernel
-//! throw our answer away. When descriptors run out, a spare one is given up to take the next
-//! connection and refuse it: otherwise the backlog would fill with clients who hear nothing, and the
-//! loop would spin.
+//! Every shard listens for itself (`SO_REUSEPORT`); which of them gets a connection is the business of
+//! `steering.rs`. A connection for which there is no room, or no time (`admission.rs`), gets `503` with
+//! `Retry-After`, one of a few answers that are made at the start. Nothing of its request is looked
+//! at, but it has to be read: closing a socket with unread bytes makes the kernel throw our answer
+//! away. So one whose request has not come yet waits a moment in the *lounge*.
+//!
+//! When descriptors run out, a spare one is given up to take the next connection and refuse it:
+//! otherwise the backlog would fill with clients who hear nothing, and the loop would spin.
 //!
 //! Invariant: the lounge is bounded in number and time, and a refused connection never reaches the
 //! shard.
 
-use super::handshake::no_room;
+use super::admission::{Admission, RETRY_S_MAX};
+use super::handshake::come_back;
 use super::socket;
 use crate::plan::Plan;
 use bytes::Bytes;
@@ -75,23 +78,68 @@ pub fn accept(listener: RawFd) -> Accepted {
     }
 }
 
-/// Connections that were refused and have not read it yet.
+/// Why a connection is turned away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// There are as many as there may be, or the node is ending.
+    Full,
+    /// As many as may be are in their handshake.
+    Handshakes,
+    /// More come than may come in a second.
+    Pace,
+}
+
+/// All answers to those who have to come back: one for each second to do it in.
+struct Answers(Vec<Bytes>);
+
+impl Answers {
+    fn new(reason: &str) -> Answers {
+        Answers((1..=RETRY_S_MAX).map(|after_s| come_back(reason, after_s)).collect())
+    }
+
+    fn after(&self, seconds: usize) -> &Bytes {
+        &self.0[seconds - 1]
+    }
+}
+
+/// Who decides who comes in, and sees the others out.
 pub struct Lounge {
+    admission: Admission,
+    born: Instant,
     guests: VecDeque<(Instant, RawFd)>,
-    answer: Bytes,
+    full: Answers,
+    busy: Answers,
     spare: Option<File>,
 }
 
 impl Lounge {
     /// Empty, with a descriptor to spare.
-    pub fn new() -> Lounge {
-        Lounge { guests: VecDeque::new(), answer: no_room(), spare: open_spare() }
+    pub fn new(plan: &Plan, now: Instant) -> Lounge {
+        let limits = &plan.limits;
+        Lounge {
+            admission: Admission::new(limits.accepts_per_s_max, limits.accepts_burst_max),
+            born: now,
+            guests: VecDeque::new(),
+            full: Answers::new("this server has as many connections as it may have"),
+            busy: Answers::new("too many come at the same time"),
+            spare: open_spare(),
+        }
+    }
+
+    /// Whether one more may come in now, as far as the pace is concerned.
+    #[must_use]
+    pub fn admit(&mut self, now: Instant) -> bool {
+        self.admission.admit(self.ns(now))
     }
 
     /// Tells a connection to come back later.
-    pub fn refuse(&mut self, socket: RawFd, now: Instant) {
-        // Best effort: a socket that cannot take two hundred bytes is in no state to be helped.
-        let _ = socket::send_slices(socket, [&self.answer[..]].into_iter());
+    pub fn refuse(&mut self, socket: RawFd, why: Refusal, now: Instant) {
+        let has_asked = drop_unread(socket);
+        self.tell(socket, why, now);
+        if has_asked {
+            // Nothing more can be on its way: the answer is safe.
+            return socket::close(socket);
+        }
         socket::shutdown_write(socket);
         if self.guests.len() == LOUNGE_MAX {
             self.show_out();
@@ -100,16 +148,27 @@ impl Lounge {
     }
 
     /// Takes and refuses one connection although descriptors have run out; answers whether it could.
-    pub fn refuse_one_for_want_of_files(&mut self, listener: RawFd) -> bool {
+    pub fn refuse_one_for_want_of_files(&mut self, listener: RawFd, now: Instant) -> bool {
         self.show_out();
         self.spare = None;
         let Accepted::Socket(socket) = accept(listener) else { return false };
-        let _ = socket::send_slices(socket, [&self.answer[..]].into_iter());
+        self.tell(socket, Refusal::Full, now);
         socket::shutdown_write(socket);
         drop_unread(socket);
         socket::close(socket);
         self.spare = open_spare();
         true
+    }
+
+    fn tell(&mut self, socket: RawFd, why: Refusal, now: Instant) {
+        let after_s = self.admission.retry_after_s(self.ns(now));
+        let answers = if why == Refusal::Full { &self.full } else { &self.busy };
+        // Best effort: a socket that cannot take two hundred bytes is in no state to be helped.
+        let _ = socket::send_slices(socket, [&answers.after(after_s)[..]].into_iter());
+    }
+
+    fn ns(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.born).as_nanos() as u64
     }
 
     /// Closes the sockets whose time is over.
@@ -130,15 +189,21 @@ impl Lounge {
     }
 }
 
-/// Reads what has come, so that closing does not reset the connection under our answer.
-fn drop_unread(socket: RawFd) {
+/// Reads what has come, so that closing does not reset the connection under our answer. Answers
+/// whether that was, by its last bytes, a whole request head.
+fn drop_unread(socket: RawFd) -> bool {
     let mut bytes = [0; 4096];
+    let mut is_whole = false;
     for _ in 0..4 {
         match socket::recv(socket, &mut bytes) {
-            Ok(n) if n > 0 => {}
-            _ => return,
+            Ok(n) if n > 0 => is_whole = bytes[..n].ends_with(b"\r\n\r\n"),
+            _ => break,
+        }
+        if is_whole {
+            break;
         }
     }
+    is_whole
 }
 
 fn open_spare() -> Option<File> {

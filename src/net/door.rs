@@ -10,13 +10,17 @@
 //! invariant serves nobody.
 
 use super::ShardSetup;
+use super::accept::Refusal;
 use super::epoll::{Epoll, Event};
 use super::handshake::{Cause, Heads, Progress, timed_out};
 use super::send::{Sender, Short};
 use super::site::Site;
 use super::socket;
+use super::steering::Steering;
 use crate::ids::ConnId;
+use crate::link::Uplink;
 use crate::link::channel::ShardEnd;
+use crate::link::spread::Count;
 use crate::metrics::ShardMirror;
 use crate::shard::batch::SendBatch;
 use crate::shard::conn::CloseReason;
@@ -27,13 +31,21 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::task::Waker;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How often the shard is told the time, at most.
 pub const TICK_MS: u64 = 100;
 
 const SCRATCH_BYTES: usize = 64 * 1024;
 const OUTBOX_SLICES_MAX: usize = 64;
+
+/// Joins and leaves ring the backplane at once if it has not been rung for so long, else when it is
+/// over: when thousands come in a second it is not woken for every few of them. Messages never wait.
+pub const RING_EVERY: Duration = Duration::from_millis(1);
+
+/// How long the acceptor and the reader go on before others have their turn, about: whoever says
+/// something while thousands come or go waits for a few of these.
+pub const TURN: Duration = Duration::from_micros(250);
 
 /// Connections read in one visit.
 const READS_MAX: usize = 256;
@@ -58,7 +70,7 @@ impl Door {
         let began = Instant::now();
         room.tick_if_due(began);
         let answer = tell(&mut room);
-        room.drain();
+        room.drain(began);
         room.count_visit(began);
         self.room.set(Some(room));
         answer
@@ -83,16 +95,23 @@ pub struct Room {
     shorts: Vec<Short>,
     heads: Heads,
     site: Site,
+    steering: Steering,
     mirror: Arc<ShardMirror>,
     scratch: Box<[u8]>,
     /// Connections that wait to be read, each at most once: the shard keeps the mark.
     unread: VecDeque<ConnId>,
     longest: Longest,
+    handshakes_max: usize,
     read_turn_bytes_max: usize,
     uplink_items_max: usize,
     downlink_items_max: usize,
     born: Instant,
     last_tick_ms: u64,
+    must_ring: bool,
+    /// When the backplane was last rung.
+    rung: Instant,
+    /// Wakes the ringer, when a visit leaves the bell to it.
+    pub ringer: Option<Waker>,
     /// Wakes the writer, when a visit leaves something to write.
     pub writer: Option<Waker>,
     /// Wakes the reader, when there is somebody to read from and room for what they ask.
@@ -102,7 +121,7 @@ pub struct Room {
 
 impl Room {
     /// The room of a shard that is about to start.
-    pub fn new(setup: ShardSetup, shard: Shard) -> io::Result<Room> {
+    pub fn new(setup: ShardSetup, shard: Shard, steering: Steering) -> io::Result<Room> {
         let limits = setup.plan.limits;
         Ok(Room {
             shard,
@@ -113,13 +132,18 @@ impl Room {
             shorts: Vec::new(),
             heads: Heads::default(),
             site: Site::new(setup.plan, setup.gate),
+            steering,
             mirror: setup.mirror,
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
             unread: VecDeque::new(),
             longest: Longest::default(),
+            handshakes_max: limits.handshakes_max,
             read_turn_bytes_max: limits.read_turn_bytes_max,
             uplink_items_max: limits.uplink_items_max,
             downlink_items_max: limits.downlink_items_max,
+            must_ring: false,
+            rung: Instant::now(),
+            ringer: None,
             born: Instant::now(),
             last_tick_ms: 0,
             writer: None,
@@ -174,17 +198,56 @@ impl Room {
         self.shard.is_drained()
     }
 
-    /// A socket was accepted. `false`: there is no room, and the caller refuses it.
-    pub fn accept(&mut self, socket: RawFd) -> bool {
-        let Some(conn) = self.shard.handle_accept(socket as u32, self.now_ms()) else {
-            self.shard.counters.refused_limit += 1;
-            return false;
-        };
+    /// A socket was accepted. What its client has said already is read at once: mostly it is the
+    /// whole request, and nothing more happens on the socket until the client hears of it.
+    pub fn accept(&mut self, socket: RawFd) -> Result<(), Refusal> {
+        if self.shard.counters.handshaking as usize >= self.handshakes_max {
+            return Err(Refusal::Handshakes);
+        }
+        let now_ms = self.now_ms();
+        let conn = self.shard.handle_accept(socket as u32, now_ms).ok_or(Refusal::Full)?;
+        self.shard.counters.accepted_elsewhere += u64::from(self.steering.is_astray(socket));
+        self.read_first(conn, socket);
         if let Err(error) = self.epoll.add(socket, conn) {
             tracing::warn!(%error, "a connection could not be watched");
             self.shard.handle_ended(conn, CloseReason::Io);
         }
-        true
+        Ok(())
+    }
+
+    fn read_first(&mut self, conn: ConnId, socket: RawFd) {
+        if !self.may_read_on() || !self.shard.handle_readable(conn, false) {
+            return;
+        }
+        let _ = self.shard.begin_reading(conn);
+        match socket::recv(socket, &mut self.scratch[..CROWDED_TURN_BYTES]) {
+            Ok(0) => self.shard.handle_ended(conn, CloseReason::Gone),
+            Ok(n) => self.handle_bytes(conn, n),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => self.shard.handle_ended(conn, CloseReason::Io),
+        }
+        // Whatever more there is, the set of sockets tells when this one is added.
+    }
+
+    /// A connection was turned away.
+    pub fn count_refusal(&mut self, why: Refusal) {
+        let counters = &mut self.shard.counters;
+        *match why {
+            Refusal::Full => &mut counters.refused_limit,
+            Refusal::Handshakes => &mut counters.refused_handshakes,
+            Refusal::Pace => &mut counters.refused_pace,
+        } += 1;
+    }
+
+    /// Somebody has come: where the next ones go may have to be looked at.
+    pub fn steer(&mut self, now: Instant) {
+        self.tell_spread();
+        self.steering.look(now);
+    }
+
+    fn tell_spread(&mut self) {
+        let held = self.shard.connections() as u64;
+        self.steering.tell(Count { held, taken: self.shard.counters.accepted });
     }
 
     /// A connection could not be taken for want of descriptors.
@@ -203,14 +266,20 @@ impl Room {
         }
     }
 
-    /// Reads from those who wait for it, each one turn, while there is room for what they ask.
+    /// Reads from those who wait for it, each one turn, while there is room for what they ask and
+    /// the turn is not over. Who turns out to have gone is seen out at once: when thousands go
+    /// together, it is that what takes the time.
     pub fn read_waiting(&mut self) {
+        let until = Instant::now() + TURN;
         for _ in 0..self.unread.len().min(READS_MAX) {
             if !self.may_read_on() {
                 return;
             }
-            if let Some(conn) = self.unread.pop_front() {
-                self.read(conn);
+            let Some(conn) = self.unread.pop_front() else { return };
+            self.read(conn);
+            self.close_all();
+            if Instant::now() >= until {
+                return;
             }
         }
     }
@@ -223,7 +292,10 @@ impl Room {
         while self.has_room_for_replies() {
             let Some(item) = self.end.try_recv() else { break };
             any = true;
-            self.draining |= matches!(item, crate::link::Downlink::Drain { .. });
+            if matches!(item, crate::link::Downlink::Drain { .. }) {
+                self.draining = true;
+                self.steering.end();
+            }
             self.shard.handle_downlink(item, now_ms);
         }
         any
@@ -238,6 +310,7 @@ impl Room {
     pub fn tick_if_due(&mut self, now: Instant) {
         let now_ms = now.duration_since(self.born).as_millis() as u64;
         if now_ms >= self.last_tick_ms + TICK_MS {
+            self.steering.look_if_changed(now);
             self.tick(now_ms);
         }
     }
@@ -327,17 +400,21 @@ impl Room {
     }
 
     /// Carries out what the shard wants: see the order in `shard/mod.rs`.
-    fn drain(&mut self) {
-        self.drain_uplink();
+    fn drain(&mut self, now: Instant) {
+        self.drain_uplink(now);
         self.shard.take_batch(&mut self.batch);
         if !self.batch.is_empty() {
             self.write_batch();
         }
-        while let Some(closed) = self.shard.poll_closed() {
-            self.close(closed);
-        }
+        self.close_all();
+        self.tell_spread();
         // A close found while writing may have emptied a topic.
-        self.drain_uplink();
+        self.drain_uplink(now);
+        if self.must_ring
+            && let Some(ringer) = self.ringer.take()
+        {
+            ringer.wake();
+        }
         if self.shard.has_sends()
             && let Some(writer) = self.writer.take()
         {
@@ -351,31 +428,66 @@ impl Room {
         }
     }
 
-    fn drain_uplink(&mut self) {
-        let mut sent = false;
+    fn drain_uplink(&mut self, now: Instant) {
+        let mut urgent = false;
         while let Some(item) = self.shard.poll_uplink() {
+            urgent |= matches!(item, Uplink::Publish(_));
             if let Err(item) = self.end.try_send(item) {
                 self.shard.give_back(item);
+                urgent = true;
                 break;
             }
-            sent = true;
+            self.must_ring = true;
         }
-        if sent {
+        if self.must_ring && (urgent || now >= self.rung + RING_EVERY) {
+            self.ring(now);
+        }
+    }
+
+    /// Wakes the backplane, if it sleeps and there is something for it.
+    pub fn ring(&mut self, now: Instant) {
+        if std::mem::take(&mut self.must_ring) {
+            self.rung = now;
             self.end.ring();
         }
+    }
+
+    /// Whether the backplane has yet to be told that there is something for it.
+    pub fn must_ring(&self) -> bool {
+        self.must_ring
     }
 
     fn write_batch(&mut self) {
         let sent = self.sender.send(&self.batch, &mut self.shorts);
         sent.expect("the ring takes writes as long as it lives");
-        for short in self.shorts.drain(..) {
+        let mut shorts = std::mem::take(&mut self.shorts);
+        for short in shorts.drain(..) {
             let op = self.batch.ops()[short.op];
             match short.taken {
-                Ok(taken) => self.shard.handle_short(&self.batch, &op, taken),
+                Ok(taken) => {
+                    self.shard.handle_short(&self.batch, &op, taken);
+                    self.watch_room(op.wire, op.conn);
+                }
                 Err(_) => self.shard.handle_broken(op.conn),
             }
         }
+        self.shorts = shorts;
         self.batch.clear();
+    }
+
+    /// From now on this socket's room to write is news. Of most it never is, so it is not asked for
+    /// when they come: that would be an event for each.
+    fn watch_room(&mut self, wire: u32, index: u32) {
+        let Some(conn) = self.shard.conn_at(index) else { return };
+        if self.epoll.watch_room(wire as RawFd, conn).is_err() {
+            self.shard.handle_ended(conn, CloseReason::Io);
+        }
+    }
+
+    fn close_all(&mut self) {
+        while let Some(closed) = self.shard.poll_closed() {
+            self.close(closed);
+        }
     }
 
     fn close(&mut self, closed: Closed) {

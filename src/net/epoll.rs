@@ -1,7 +1,8 @@
 //! The set of a shard's sockets, one registration each for the whole life of a connection.
 //!
-//! Edge-triggered, both directions, so an idle connection is never touched again after it was added,
-//! and closing a socket takes it out by itself. The set is one descriptor that the shard's runtime
+//! Edge-triggered, so an idle connection is never touched again after it was added, and closing a
+//! socket takes it out by itself. Room to write is asked for when a write has fallen short the first
+//! time: asked for at once, it would be an event for every connection that comes. The set is one descriptor that the shard's runtime
 //! polls; it costs the kernel about 200 bytes a connection, where a posted read or poll on the ring
 //! costs 256 to 860 and a future of ours on top.
 #![allow(unsafe_code)] // epoll_create1, epoll_ctl, epoll_wait
@@ -51,12 +52,22 @@ impl Epoll {
         self.fd.as_raw_fd()
     }
 
-    /// Adds a socket; it leaves by being closed.
+    /// Adds a socket, to hear what there is to read; it leaves by being closed. What there is already
+    /// is news too.
     pub fn add(&self, socket: RawFd, conn: ConnId) -> io::Result<()> {
-        let wanted = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
+        self.control(libc::EPOLL_CTL_ADD, socket, conn, 0)
+    }
+
+    /// From now on room to write on this socket is news, and so is room that there is already.
+    pub fn watch_room(&self, socket: RawFd, conn: ConnId) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_MOD, socket, conn, libc::EPOLLOUT)
+    }
+
+    fn control(&self, what: i32, socket: RawFd, conn: ConnId, more: i32) -> io::Result<()> {
+        let wanted = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET | more;
         let mut event = libc::epoll_event { events: wanted as u32, u64: conn.to_bits() };
         // SAFETY: the event is read during the call only.
-        let answer = unsafe { libc::epoll_ctl(self.fd(), libc::EPOLL_CTL_ADD, socket, &mut event) };
+        let answer = unsafe { libc::epoll_ctl(self.fd(), what, socket, &mut event) };
         if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 

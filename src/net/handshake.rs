@@ -94,11 +94,10 @@ pub fn timed_out() -> Bytes {
     refusal(408, "the request head did not come in time")
 }
 
-/// The answer to a client for whom there is no room: when to come back.
-pub fn no_room() -> Bytes {
+/// The answer to a client who has to come back later, and when.
+pub fn come_back(reason: &str, after_s: usize) -> Bytes {
     let mut response = Vec::new();
-    let later = [("Retry-After", "2")];
-    write_refusal(503, "this server has as many connections as it may have", &later, &mut response);
+    write_refusal(503, reason, &[("Retry-After", &after_s.to_string())], &mut response);
     Bytes::from(response)
 }
 

@@ -7,8 +7,8 @@
 //! * the event loop waits for the shard's epoll set, of which every connection is a member: an idle
 //!   connection costs no task, no future and no buffer, only its slot,
 //! * the bell waits for the eventfd that the backplane rings,
-//! * the clock ticks; and two more tasks read on and write on when a visit leaves somebody unread, or
-//!   more to write than fits one batch.
+//! * the clock ticks; and three more tasks read on, write on and ring the backplane when a visit
+//!   leaves somebody unread, more to write than fits one batch, or the bell to be rung later.
 //!
 //! They all reach the shard through [`door`], whose every visit ends with a drain. Writes leave in
 //! batches through a second ring ([`send`]): one system call for up to `send_batch_max` sockets.
@@ -16,23 +16,31 @@
 //! Invariant: only `door.rs` holds a `Shard`; only this room says `monoio`.
 
 mod accept;
+mod admission;
+mod balance;
 mod door;
 mod epoll;
+mod filter;
 mod handshake;
 mod runtime;
 mod send;
 mod site;
 mod socket;
+mod steering;
 mod tasks;
 
 use crate::auth::Gate;
 use crate::link::channel::ShardEnd;
 use crate::link::health::Health;
+use crate::link::spread::Spread;
 use crate::metrics::ShardMirror;
 use crate::plan::{Plan, ShardPlan};
 use crate::shard::{Shard, ShardConfig};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Instant;
+use steering::Steering;
 
 /// What a shard's thread is given.
 pub struct ShardSetup {
@@ -48,6 +56,8 @@ pub struct ShardSetup {
     pub mirror: Arc<ShardMirror>,
     /// Where it says that it listens.
     pub health: Arc<Health>,
+    /// How many connections each shard has.
+    pub spread: Arc<Spread>,
 }
 
 /// Runs one shard on the calling thread, until it has been drained. The thread is pinned and has its
@@ -57,14 +67,22 @@ pub struct ShardSetup {
 /// What keeps it from starting: a kernel without io_uring, a port that
 /// cannot be bound. The message names the likely cause.
 pub fn run_shard(setup: ShardSetup) -> io::Result<()> {
+    steering::check_core(&setup.plan, &setup.shard)?;
     let mut runtime = runtime::build()?;
+    // A shard's place in the kernel's group of listeners is its number, whoever is ready first.
+    setup.spread.await_turn(setup.shard.id);
     let listener = accept::listen(&setup.plan)?;
+    let spread = setup.spread.clone();
+    let steering =
+        Steering::begin(&setup.plan, setup.shard.id, spread.clone(), listener.as_raw_fd());
+    spread.pass_turn(setup.shard.id);
+    let lounge = accept::Lounge::new(&setup.plan, Instant::now());
     let (bell, health) = (setup.end.bell().clone(), setup.health.clone());
     let shard = new_shard(&setup);
-    let room = door::Room::new(setup, shard)?;
+    let room = door::Room::new(setup, shard, steering)?;
     runtime.block_on(async move {
         runtime::self_test().await?;
-        tasks::run(room, listener, bell, &health).await
+        tasks::run(room, lounge, listener, bell, &health).await
     })
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A socket is a plain descriptor number here: its owner is the connection's slot, and it is closed
 //! in one place (`door.rs`), when the shard says that the connection is gone.
-#![allow(unsafe_code)] // recv, sendmsg, accept4, shutdown, close, dup: one libc call a function
+#![allow(unsafe_code)] // recv, sendmsg, accept4, setsockopt, shutdown, close, dup: one libc call a function
 
 use std::io;
 use std::os::fd::{FromRawFd, RawFd};
@@ -58,6 +58,31 @@ pub fn accept(listener: RawFd) -> io::Result<RawFd> {
     // SAFETY: no address is asked for, so there is no pointer.
     let fd = unsafe { libc::accept4(listener, std::ptr::null_mut(), std::ptr::null_mut(), flags) };
     if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
+}
+
+/// The core that received the last packet of a connection, if that is known.
+pub fn received_on(socket: RawFd) -> Option<usize> {
+    let mut cpu: libc::c_int = -1;
+    let mut bytes = size_of::<libc::c_int>() as libc::socklen_t;
+    let into: *mut libc::c_int = &mut cpu;
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_INCOMING_CPU);
+    // SAFETY: an int that outlives the call, and its size; the kernel writes no more than that.
+    let answer = unsafe { libc::getsockopt(socket, level, name, into.cast(), &mut bytes) };
+    if answer < 0 { None } else { usize::try_from(cpu).ok() }
+}
+
+/// Gives the kernel a classic BPF program that chooses among the listeners of this one's port,
+/// instead of the one it had.
+pub fn attach(listener: RawFd, program: &[libc::sock_filter]) -> io::Result<()> {
+    let len = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // The type in C has no const; the kernel copies the program and writes nothing.
+    let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    let value: *const libc::sock_fprog = &program;
+    let bytes = size_of::<libc::sock_fprog>() as libc::socklen_t;
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF);
+    // SAFETY: a whole sock_fprog that outlives the call, and so does the slice it points to.
+    let answer = unsafe { libc::setsockopt(listener, level, name, value.cast(), bytes) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Says that nothing more will be written.

@@ -1,11 +1,11 @@
 //! The shard's tasks: who waits for what, and what each tells the shard when it comes.
 //!
-//! Six for the whole shard, none per connection. They share nothing but the [`Door`]. A task that
+//! Seven for the whole shard, none per connection. They share nothing but the [`Door`]. A task that
 //! has more to do than one turn's worth yields *fairly*: monoio puts a task that wakes itself at the
 //! front of its queue, so it lets a neighbour wake it, which puts it at the end.
 
-use super::accept::{Accepted, Lounge, accept};
-use super::door::{Door, Room, TICK_MS};
+use super::accept::{Accepted, Lounge, Refusal, accept};
+use super::door::{Door, RING_EVERY, Room, TICK_MS, TURN};
 use super::epoll::Event;
 use super::socket;
 use crate::link::bell::Bell;
@@ -28,6 +28,7 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 /// Runs the shard until it has been drained.
 pub async fn run(
     room: Room,
+    lounge: Lounge,
     listener: TcpListener,
     bell: Arc<Bell>,
     health: &Health,
@@ -38,19 +39,24 @@ pub async fn run(
     let door = Rc::new(Door::new(room));
     door.visit(|_| ()); // The shard has something to say before anybody comes.
     let listener = Rc::new(listener);
-    monoio::spawn(accept_loop(door.clone(), backlog, listener.clone()));
+    monoio::spawn(accept_loop(door.clone(), lounge, backlog, listener.clone()));
     monoio::spawn(event_loop(door.clone(), sockets));
     monoio::spawn(read_loop(door.clone()));
     monoio::spawn(bell_loop(door.clone(), rung, bell, listener));
     monoio::spawn(write_loop(door.clone()));
+    monoio::spawn(ring_loop(door.clone()));
     health.shard_listens();
     monoio::spawn(clock(door)).await;
     Ok(())
 }
 
-async fn accept_loop(door: Rc<Door>, backlog: TcpStream, listener: Rc<TcpListener>) {
+async fn accept_loop(
+    door: Rc<Door>,
+    mut lounge: Lounge,
+    backlog: TcpStream,
+    listener: Rc<TcpListener>,
+) {
     let listener = listener.as_raw_fd();
-    let mut lounge = Lounge::new();
     loop {
         // While guests are in the lounge somebody has to show them out.
         let wait = monoio::time::timeout(Duration::from_secs(1), backlog.readable(false)).await;
@@ -71,24 +77,36 @@ async fn accept_loop(door: Rc<Door>, backlog: TcpStream, listener: Rc<TcpListene
 /// One turn at the backlog. `false`: nothing more can be taken for now.
 fn take_connections(door: &Door, lounge: &mut Lounge, listener: i32) -> bool {
     door.visit(|room| {
-        for _ in 0..ACCEPT_BATCH {
-            match accept(listener) {
-                Accepted::Socket(socket) => {
-                    if !room.accept(socket) {
-                        lounge.refuse(socket, Instant::now());
-                    }
-                }
-                Accepted::Empty => return true,
-                Accepted::Exhausted => {
-                    if !lounge.refuse_one_for_want_of_files(listener) {
-                        return false;
-                    }
-                    room.count_no_files();
+        let now = Instant::now();
+        let more = take_batch(room, lounge, listener, now);
+        room.steer(now);
+        more
+    })
+}
+
+fn take_batch(room: &mut Room, lounge: &mut Lounge, listener: i32, now: Instant) -> bool {
+    for _ in 0..ACCEPT_BATCH {
+        if now.elapsed() >= TURN {
+            return true;
+        }
+        match accept(listener) {
+            Accepted::Socket(socket) => {
+                let may = if lounge.admit(now) { room.accept(socket) } else { Err(Refusal::Pace) };
+                if let Err(why) = may {
+                    room.count_refusal(why);
+                    lounge.refuse(socket, why, now);
                 }
             }
+            Accepted::Empty => return true,
+            Accepted::Exhausted => {
+                if !lounge.refuse_one_for_want_of_files(listener, now) {
+                    return false;
+                }
+                room.count_no_files();
+            }
         }
-        true
-    })
+    }
+    true
 }
 
 /// Takes what happens to sockets, always: a full window must not keep anybody from hearing what
@@ -172,6 +190,24 @@ async fn write_loop(door: Rc<Door>) {
         .await;
         door.visit(|_| ());
         fair_yield().await;
+    }
+}
+
+/// Rings for visits that had little to say to the backplane soon after others had.
+async fn ring_loop(door: Rc<Door>) {
+    loop {
+        poll_fn(|cx| {
+            door.look(|room| {
+                if room.must_ring() {
+                    return Poll::Ready(());
+                }
+                room.ringer = Some(cx.waker().clone());
+                Poll::Pending
+            })
+        })
+        .await;
+        monoio::time::sleep(RING_EVERY).await;
+        door.look(|room| room.ring(Instant::now()));
     }
 }
 

@@ -198,3 +198,17 @@ fn a_plan_that_is_logged_shows_no_secret() {
     assert!(!format!("{planned:?}").contains(secret));
     assert!(planned.notices.iter().all(|notice| !notice.text.contains(secret)));
 }
+
+#[test]
+fn steering_by_core_wants_shards_that_are_pinned() {
+    let by_core = config(&[("steering", "cpu"), ("shards", "2")]);
+    let error = resolve(&by_core, &machine(&[], MANY)).unwrap_err().to_string();
+    assert!(error.contains("steering = cpu") && error.contains("cores = "), "{error}");
+    assert!(resolve(&config(&[("shards", "2")]), &machine(&[], MANY)).is_ok());
+    let says = |cores: &[usize]| {
+        let notices = resolve(&by_core, &machine(cores, MANY)).unwrap().notices;
+        notices.iter().any(|notice| notice.text.contains("no shard is pinned to core"))
+    };
+    assert!(!says(&[4, 5]));
+    assert!(says(&[4, 5, 6]), "what core 6 receives has no shard of its own");
+}

@@ -4,8 +4,14 @@ use crate::client::{Client, request_head};
 use crate::http::{self, Reply};
 use crate::node::Node;
 use crate::redis::wait_until;
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+
+fn retry_after_s(reply: &Reply) -> u64 {
+    let text = reply.header("Retry-After").expect("it says when to come back");
+    text.parse().expect("seconds")
+}
 
 const ROOM_FOR: usize = 40;
 const FLOOD: usize = 300;
@@ -16,6 +22,7 @@ fn whoever_is_too_many_gets_503_and_who_is_here_notices_nothing() {
     let node = Node::start_ready(&["--shards", "1", "--limits-connections-per-shard-max", &limit]);
     let mut here: Vec<Client> =
         (0..ROOM_FOR).map(|_| Client::join(node.addr, &["tower"])).collect();
+    let mut seconds = BTreeSet::new();
     for round in 0..3 {
         let mut flood: Vec<_> = (0..FLOOD).map(|_| http::connect(node.addr)).collect();
         for stream in &mut flood {
@@ -28,9 +35,11 @@ fn whoever_is_too_many_gets_503_and_who_is_here_notices_nothing() {
         }
         for stream in flood {
             let reply = Reply::read(stream).expect("an answer for everyone");
-            assert_eq!((reply.status, reply.header("Retry-After")), (503, Some("2")));
+            assert_eq!(reply.status, 503);
+            seconds.insert(retry_after_s(&reply));
         }
     }
+    assert!(seconds.len() >= 4, "the herd is asked to come back at {seconds:?}");
     let refused = || node.metric_where("campanile_refused_total", r#"reason="limit""#);
     wait_until("each refusal is counted", || refused() == 3 * FLOOD as u64);
     assert_eq!(node.metric("campanile_connections"), ROOM_FOR as u64);
@@ -63,9 +72,10 @@ fn whoever_dawdles_over_the_handshake_keeps_others_out_and_may_still_come_in() {
     node.wait_for("campanile_connections_handshaking", HANDSHAKES_MAX as u64);
     for _ in 0..FLOOD {
         let reply = Reply::read(http::connect(node.addr)).expect("an answer for everyone");
-        assert_eq!((reply.status, reply.header("Retry-After")), (503, Some("2")));
+        assert_eq!(reply.status, 503);
+        assert!((1..=30).contains(&retry_after_s(&reply)));
     }
-    let refused = || node.metric_where("campanile_refused_total", r#"reason="limit""#);
+    let refused = || node.metric_where("campanile_refused_total", r#"reason="handshakes""#);
     wait_until("each refusal is counted", || refused() == FLOOD as u64);
     for stream in &mut dawdlers {
         stream.write_all(rest.as_bytes()).expect("it still reads");

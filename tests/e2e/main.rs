@@ -17,6 +17,7 @@ mod bad_frames;
 mod bad_heads;
 mod bad_json;
 mod churn;
+mod doors;
 mod echo;
 mod ending;
 mod flat;

@@ -1,0 +1,165 @@
+//! How many connections each shard has, for whoever steers the next ones.
+//!
+//! A shard writes its own two numbers, and only when they change: at accepts and closes, never on
+//! the way of a delivery. They lie on a cache line of its own, and nobody reads the others' but the
+//! one shard that steers, every few milliseconds while connections come.
+//!
+//! Who steers is decided by a note that there is one of: whoever takes it may, until it puts it back,
+//! with what the next one has to know. It is never waited for.
+//!
+//! A shard's number is its listener's place in the kernel's group, which is the order of `listen`.
+//! So shards listen in turn: [`Spread::await_turn`].
+
+use crate::ids::ShardId;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_utils::CachePadded;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// Shared by all shards of a node.
+#[derive(Debug)]
+pub struct Spread {
+    places: Box<[CachePadded<Place>]>,
+    turns: Box<[Slot<()>]>,
+    note: Slot<Box<Note>>,
+}
+
+#[derive(Debug, Default)]
+struct Place {
+    held: AtomicU64,
+    taken: AtomicU64,
+}
+
+/// Room for one thing that goes from thread to thread.
+type Slot<T> = (Sender<T>, Receiver<T>);
+
+/// What one shard says of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Connections now, those in their handshake included.
+    pub held: u64,
+    /// Connections taken since the start.
+    pub taken: u64,
+}
+
+/// What the last one who steered wrote down for the next.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Note {
+    /// When that was.
+    pub at: Instant,
+    /// What the counts were then, one a shard.
+    pub counts: Vec<Count>,
+    /// The share that each shard has been promised since; they need not add up to anything.
+    pub shares: Vec<u64>,
+    /// What each shard was promised and has not taken yet, as far as one can tell.
+    pub hidden: Vec<u64>,
+}
+
+impl Spread {
+    /// For so many shards, none of which listens yet.
+    pub fn new(shards: u16) -> Spread {
+        let spread = Spread {
+            places: (0..shards).map(|_| CachePadded::default()).collect(),
+            turns: (0..shards).map(|_| bounded(1)).collect(),
+            note: bounded(1),
+        };
+        spread.give_turn(0);
+        spread
+    }
+
+    /// How many shards there are.
+    pub fn shards(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Waits until every shard before this one listens. Once for each shard.
+    pub fn await_turn(&self, shard: ShardId) {
+        let (_, turn) = &self.turns[usize::from(shard.0)];
+        turn.recv().expect("this value holds the other end");
+    }
+
+    /// This shard listens: it is the next one's turn.
+    pub fn pass_turn(&self, shard: ShardId) {
+        self.give_turn(usize::from(shard.0) + 1);
+    }
+
+    fn give_turn(&self, shard: usize) {
+        if let Some((turn, _)) = self.turns.get(shard) {
+            turn.try_send(()).expect("each turn comes once");
+        }
+    }
+
+    /// A shard's numbers have changed. Only that shard says so.
+    pub fn tell(&self, shard: ShardId, count: Count) {
+        let place = &self.places[usize::from(shard.0)];
+        place.held.store(count.held, Ordering::Relaxed);
+        place.taken.store(count.taken, Ordering::Relaxed);
+    }
+
+    /// The numbers of all shards, each as it was a moment ago.
+    pub fn counts(&self) -> Vec<Count> {
+        let count = |place: &CachePadded<Place>| Count {
+            held: place.held.load(Ordering::Relaxed),
+            taken: place.taken.load(Ordering::Relaxed),
+        };
+        self.places.iter().map(count).collect()
+    }
+
+    /// Takes the note, and with it the right to steer. `None`: somebody else has it.
+    pub fn take_note(&self) -> Option<Box<Note>> {
+        self.note.1.try_recv().ok()
+    }
+
+    /// Leaves a note for the next. Without one nobody steers.
+    pub fn leave_note(&self, note: Box<Note>) {
+        self.note.0.try_send(note).expect("there is one note");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn shards_take_their_turns_in_the_order_of_their_numbers() {
+        let spread = Arc::new(Spread::new(8));
+        let (say, heard) = bounded(8);
+        let threads: Vec<_> = (0..8)
+            .rev()
+            .map(|number| {
+                let (spread, say) = (spread.clone(), say.clone());
+                std::thread::spawn(move || {
+                    spread.await_turn(ShardId(number));
+                    say.send(number).unwrap();
+                    spread.pass_turn(ShardId(number));
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert_eq!(heard.try_iter().collect::<Vec<_>>(), (0..8).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn one_steers_at_a_time() {
+        let spread = Spread::new(2);
+        assert!(spread.take_note().is_none(), "before the first has left one, nobody");
+        let count = Count { held: 3, taken: 9 };
+        spread.tell(ShardId(1), count);
+        let counts = spread.counts();
+        assert_eq!(counts, [Count::default(), count]);
+        let (shares, hidden) = (vec![1, 1], vec![0, 0]);
+        spread.leave_note(Box::new(Note { at: Instant::now(), counts, shares, hidden }));
+        let note = spread.take_note().unwrap();
+        assert!(spread.take_note().is_none());
+        spread.leave_note(note);
+        assert_eq!(spread.take_note().unwrap().counts[1], count);
+    }
+
+    #[test]
+    fn no_two_shards_write_to_one_cache_line() {
+        let spread = Spread::new(2);
+        let at = |shard: usize| &raw const *spread.places[shard] as usize;
+        assert!(at(0).abs_diff(at(1)) >= 64);
+    }
+}
