@@ -3,6 +3,7 @@
 //! Invariant: a wrong argument is said before the first connection, with what to write instead.
 
 use super::LoadError;
+use super::answer::{Answers, Signer};
 use super::brief::{self, Brief, Sources, Target};
 use super::handshake::Greeting;
 use super::procfs;
@@ -45,13 +46,13 @@ pub struct Common {
     #[arg(long, default_value = "ws://127.0.0.1:8080/ws")]
     pub url: Vec<String>,
     /// Request path, with {room} and {n}; by default the URL's own, with ?room_id={room} unless
-    /// there is an --init
+    /// there is an --init or an --answer
     #[arg(
         long,
         value_name = "TEMPLATE",
         help = format!(
             "Request path, with {{room}} and {NUMBER_HOLE}; by default the URL's own, with \
-             ?room_id={{room}} unless there is an --init"
+             ?room_id={{room}} unless there is an --init or an --answer"
         )
     )]
     pub path: Option<String>,
@@ -67,6 +68,27 @@ pub struct Common {
         )
     )]
     pub init: Vec<String>,
+    /// 'BEGINNING=MESSAGE', repeatable: a text frame that begins so is answered so; also how to
+    /// wait for the server's word before speaking. In MESSAGE: {room}, {n}, {said:NAME} (what
+    /// stands behind NAME in that frame) and {signature}. Engine.io's pings: '2=3'
+    #[arg(
+        long,
+        value_name = "RULE",
+        help = format!(
+            "'BEGINNING=MESSAGE', repeatable: a text frame that begins so is answered so; also how \
+             to wait for the server's word before speaking. In MESSAGE: {{room}}, {NUMBER_HOLE}, \
+             {{said:NAME}} (what stands behind NAME in that frame) and {{signature}}. Engine.io's \
+             pings: '2=3'"
+        )
+    )]
+    pub answer: Vec<String>,
+    /// 'KEY=TEXT': {signature} in an --answer is the HMAC-SHA256 of TEXT under KEY, in hex. Pusher's
+    /// private channels: 'secret={said:socket_id}:private-{room}'
+    #[arg(long, value_name = "RULE")]
+    pub sign: Option<String>,
+    /// The server does not send a message back to the connection that published it
+    #[arg(long)]
+    pub no_echo: bool,
     /// Text in the frame by which the server says that a connection has joined; empty for servers
     /// that say nothing
     #[arg(long, value_name = "TEXT", default_value = r#""type":"ok""#)]
@@ -249,9 +271,15 @@ impl Common {
                 layout.payload_bytes
             ));
         }
+        let init: Vec<_> = self.init.iter().map(|text| Template::parse(text)).collect();
+        let (answers, signer) = self.answers()?;
         let random = random_bytes()?;
         let run = u32::from_le_bytes([random[0], random[1], random[2], random[3]]);
         let (targets, path) = self.targets(random)?;
+        let path = Template::parse(&path);
+        if init.iter().chain([&message, &path]).any(Template::needs_a_frame) {
+            return usage("{said:…} and {signature} can be filled in an --answer only");
+        }
         let (workers, needs_own_files) =
             workers(conns, self.threads.max(layout.threads), layout.publishers)?;
         let bounds = brief::cut(conns, workers, &layout.rooms, layout.publishers);
@@ -259,12 +287,15 @@ impl Common {
         let ready = (!self.ready.is_empty()).then(|| self.ready.clone());
         let brief = Brief {
             targets,
-            path: Template::parse(&path),
-            init: self.init.iter().map(|text| Template::parse(text)).collect(),
+            path,
+            init,
+            answers,
+            signer,
             message,
             room_prefix: layout.room_prefix,
             rooms: layout.rooms,
             ready,
+            echo: !self.no_echo,
             publishers: layout.publishers,
             payload_bytes: layout.payload_bytes as usize,
             run,
@@ -284,6 +315,27 @@ impl Common {
             stall: Duration::from_secs(5),
         };
         Ok((brief, needs_own_files))
+    }
+
+    /// What is said to a server that speaks first, and how it is signed.
+    fn answers(&self) -> Result<(Answers, Option<Signer>), LoadError> {
+        let mut answers = Answers::default();
+        for rule in &self.answer {
+            if !answers.add(rule) {
+                return usage(&format!("--answer {rule:?}: write it as 'BEGINNING=MESSAGE'"));
+            }
+        }
+        let signer = match &self.sign {
+            None => None,
+            Some(text) => match Signer::parse(text) {
+                None => return usage(&format!("--sign {text:?}: write it as 'KEY=TEXT'")),
+                signer => signer,
+            },
+        };
+        if signer.is_none() && answers.replies().any(Template::has_signature) {
+            return usage("an --answer has a {signature}, so say with --sign what is signed");
+        }
+        Ok((answers, signer))
     }
 
     /// The servers, and the path template.
@@ -311,7 +363,7 @@ impl Common {
             Some(given) if !given.starts_with('/') => usage("--path must begin with /"),
             Some(given) if given.contains([' ', '\r', '\n']) => usage("--path has a blank in it"),
             Some(given) => Ok((targets, given.clone())),
-            None if !self.init.is_empty() => Ok((targets, path)),
+            None if !(self.init.is_empty() && self.answer.is_empty()) => Ok((targets, path)),
             None => {
                 path.push(if path.contains('?') { '&' } else { '?' });
                 path.push_str("room_id={room}");
@@ -345,6 +397,9 @@ impl FanoutArgs {
         }
         if u64::from(self.members) * u64::from(self.rooms) > u64::from(u32::MAX / 2) {
             return usage("--members times --rooms is more connections than can be numbered");
+        }
+        if self.common.no_echo && self.members < 2 {
+            return usage("with --no-echo a room of one hears nothing: --members must be above 1");
         }
         let measured = self.warmup_s + self.duration_s;
         let sane = self.duration_s > 0.0 && self.warmup_s >= 0.0;
@@ -469,6 +524,8 @@ mod tests {
         assert_eq!(brief.path, Template::parse("/app/x"));
         assert_eq!(brief.init.len(), 1);
         assert_eq!(brief.ready, None);
+        let brief = idle("load idle --url ws://127.0.0.1:9/x --answer 0=40").expect("valid");
+        assert_eq!(brief.path, Template::parse("/x"));
         let brief = idle("load idle --url ws://127.0.0.1:9/x?a=b").expect("valid");
         assert_eq!(brief.path, Template::parse("/x?a=b&room_id={room}"));
     }
@@ -482,6 +539,10 @@ mod tests {
         assert!(said("load idle --header X").contains("Name: value"));
         assert!(said("load idle --broadcast-message hello").contains("{payload}"));
         assert!(said("load idle --connect-rate 0").contains("above zero"));
+        assert!(said("load idle --answer ping").contains("BEGINNING=MESSAGE"));
+        assert!(said("load idle --answer a={signature}").contains("--sign"));
+        assert!(said("load idle --sign key").contains("KEY=TEXT"));
+        assert!(said("load idle --init {said:id}").contains("--answer only"));
         assert!(parse("load fanout --rate 5 --window 2").is_err());
         assert!(parse("load idle --conns 0").is_err());
         assert!(parse("load").is_err());
@@ -497,6 +558,7 @@ mod tests {
         assert!(matches!(pace("load fanout --rate 0.5"), Ok(Pace::Rate(_))));
         assert!(pace("load fanout --members 2 --publishers 3").is_err());
         assert!(pace("load fanout --duration-s 700").is_err());
+        assert!(pace("load fanout --no-echo --members 1").is_err());
         assert!(pace("load fanout --rate=-1").is_err());
         assert!(pace("load fanout --rate=nan").is_err());
     }

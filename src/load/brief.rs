@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing here changes after the workers have begun.
 
+use super::answer::{Answers, Signer};
 use super::handshake::Greeting;
 use super::rooms::Rooms;
 use super::template::Template;
@@ -36,6 +37,10 @@ pub struct Brief {
     pub path: Template,
     /// Messages sent as soon as a connection is open.
     pub init: Vec<Template>,
+    /// What is said back to frames.
+    pub answers: Answers,
+    /// Who signs answers.
+    pub signer: Option<Signer>,
     /// What is published.
     pub message: Template,
     /// What room names begin with.
@@ -44,6 +49,8 @@ pub struct Brief {
     pub rooms: Rooms,
     /// Text in the frame that says that a connection has joined; `None`: open is joined.
     pub ready: Option<String>,
+    /// Whether a publisher hears its own message.
+    pub echo: bool,
     /// Publishers a room: its first so many members, in turn.
     pub publishers: u32,
     /// Characters of a payload.
@@ -85,6 +92,11 @@ impl Brief {
     pub fn owner(&self, room: u32) -> usize {
         let first = self.rooms.first(room);
         self.bounds.partition_point(|&bound| bound <= first) - 1
+    }
+
+    /// How many of a room's `members` hear what one of them publishes.
+    pub fn hearers(&self, members: u32) -> u32 {
+        members - u32::from(!self.echo)
     }
 
     /// Where a connection goes.

@@ -233,7 +233,7 @@ impl Conns {
         let brief = Arc::clone(&self.brief);
         let message = Some((stamp, brief.payload_bytes));
         let room = brief.rooms.room_of(conn);
-        let filling = Filling { room_prefix: &brief.room_prefix, room, number: conn, message };
+        let filling = Filling { room, message, ..self.filling(&brief, conn) };
         self.scratch.clear();
         brief.message.fill(&filling, &mut self.scratch);
         self.queue_scratch(slot, opcode::TEXT);
@@ -323,7 +323,14 @@ impl Conns {
 
     fn filling<'a>(&self, brief: &'a Brief, number: u32) -> Filling<'a> {
         let room = brief.rooms.room_of(number);
-        Filling { room_prefix: &brief.room_prefix, room, number, message: None }
+        Filling {
+            room_prefix: &brief.room_prefix,
+            room,
+            number,
+            message: None,
+            said: &[],
+            signer: brief.signer.as_ref(),
+        }
     }
 
     /// Reads what there is. Edge-triggered: until a read comes back short, or, where the peer has
@@ -467,6 +474,7 @@ impl Conns {
             }
             return;
         }
+        self.answer(slot, payload);
         if payload.starts_with(br#"{"type":"error""#) {
             self.tally.errors += 1;
             self.tally.trouble(|| {
@@ -481,6 +489,16 @@ impl Conns {
                 self.handle_joined(slot);
             }
         }
+    }
+
+    /// Says what the rules have to say to a frame of the server's.
+    fn answer(&mut self, slot: u32, said: &[u8]) {
+        let brief = Arc::clone(&self.brief);
+        let Some(reply) = brief.answers.to(said) else { return };
+        self.scratch.clear();
+        let filling = Filling { said, ..self.filling(&brief, self.lo + slot) };
+        reply.fill(&filling, &mut self.scratch);
+        self.queue_scratch(slot, opcode::TEXT);
     }
 
     fn handle_arrival(

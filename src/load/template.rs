@@ -1,11 +1,13 @@
 //! Texts with holes: paths, first messages and publishes for any server's protocol.
 //!
 //! `{room}` is the room's name, `{n}` the connection's number, `{payload}` the stamped filler and
-//! `{seq}` the message's number in its room. Any other brace is only a brace, so JSON needs no
-//! escaping.
+//! `{seq}` the message's number in its room. In an answer, `{said:NAME}` is what stands behind NAME
+//! in the frame that is answered, and `{signature}` the answer's signature. Any other brace is only
+//! a brace, so JSON needs no escaping.
 //!
 //! Invariant: what a template cannot fill is said when it is parsed, not at the first message.
 
+use super::answer::{self, Signer};
 use super::stamp::Stamp;
 
 /// A parsed template.
@@ -21,14 +23,18 @@ enum Part {
     Number,
     Payload,
     Seq,
+    Said(String),
+    Signature,
 }
 
-const HOLES: [(&str, Part); 4] = [
+const HOLES: [(&str, Part); 5] = [
     ("{room}", Part::Room),
     ("{n}", Part::Number),
     ("{payload}", Part::Payload),
     ("{seq}", Part::Seq),
+    ("{signature}", Part::Signature),
 ];
+const SAID: &str = "{said:";
 
 /// What fills the holes.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +47,10 @@ pub struct Filling<'a> {
     pub number: u32,
     /// The message and the length of its payload, where a message is meant.
     pub message: Option<(Stamp, usize)>,
+    /// The frame that is answered; empty where nothing is.
+    pub said: &'a [u8],
+    /// Who signs answers.
+    pub signer: Option<&'a Signer>,
 }
 
 impl Template {
@@ -48,14 +58,18 @@ impl Template {
     pub fn parse(text: &str) -> Template {
         let mut parts = Vec::new();
         let mut rest = text;
-        while let Some((at, hole, part)) = HOLES
-            .iter()
-            .filter_map(|(hole, part)| rest.find(hole).map(|at| (at, hole, part)))
-            .min_by_key(|(at, ..)| *at)
+        let fixed = |rest: &str| {
+            let found = |(hole, part): &(&str, Part)| {
+                rest.find(hole).map(|at| (at, hole.len(), part.clone()))
+            };
+            HOLES.iter().filter_map(found).min_by_key(|(at, ..)| *at)
+        };
+        while let Some((at, length, part)) =
+            fixed(rest).into_iter().chain(find_said(rest)).min_by_key(|(at, ..)| *at)
         {
             parts.push(Part::Text(rest[..at].to_owned()));
-            parts.push(part.clone());
-            rest = &rest[at + hole.len()..];
+            parts.push(part);
+            rest = &rest[at + length..];
         }
         parts.push(Part::Text(rest.to_owned()));
         parts.retain(|part| !matches!(part, Part::Text(text) if text.is_empty()));
@@ -65,6 +79,16 @@ impl Template {
     /// Whether the message's payload has a place in it.
     pub fn has_payload(&self) -> bool {
         self.parts.contains(&Part::Payload)
+    }
+
+    /// Whether it has a signature in it.
+    pub fn has_signature(&self) -> bool {
+        self.parts.contains(&Part::Signature)
+    }
+
+    /// Whether only the answer to a frame can fill it.
+    pub fn needs_a_frame(&self) -> bool {
+        self.parts.iter().any(|part| matches!(part, Part::Said(_) | Part::Signature))
     }
 
     /// Appends the filled text.
@@ -83,9 +107,29 @@ impl Template {
                     }
                 }
                 Part::Seq => put_decimal(out, with.message.map_or(0, |(stamp, _)| stamp.seq)),
+                Part::Said(name) => out.extend_from_slice(answer::word_behind(with.said, name)),
+                Part::Signature => {
+                    if let Some(signer) = with.signer {
+                        signer.sign(with, out);
+                    }
+                }
             }
         }
     }
+}
+
+/// Where the first `{said:NAME}` is and how long; a name has at least one character.
+fn find_said(text: &str) -> Option<(usize, usize, Part)> {
+    let mut from = 0;
+    while let Some(at) = text[from..].find(SAID).map(|at| from + at) {
+        let name = text[at + SAID.len()..].split('}').next().unwrap_or_default();
+        let end = at + SAID.len() + name.len() + 1;
+        if !name.is_empty() && end <= text.len() {
+            return Some((at, end - at, Part::Said(name.to_owned())));
+        }
+        from = at + SAID.len();
+    }
+    None
 }
 
 fn put_decimal(out: &mut Vec<u8>, value: u32) {
@@ -103,6 +147,8 @@ mod tests {
             room: 3,
             number: 41,
             message: Some((stamp, super::super::stamp::STAMP_BYTES)),
+            said: br#"{"socket_id":"1.2"}"#,
+            signer: None,
         };
         let mut out = Vec::new();
         Template::parse(text).fill(&with, &mut out);
@@ -115,6 +161,15 @@ mod tests {
         assert_eq!(filled("{room}{seq}"), "load-39");
         assert_eq!(filled("{}{ room }"), "{}{ room }");
         assert_eq!(filled(""), "");
+    }
+
+    #[test]
+    fn what_the_server_said_fills_a_hole_with_a_name() {
+        assert_eq!(filled("{room}:{said:socket_id}:{n}"), "load-3:1.2:41");
+        assert_eq!(filled("{said:sid}{said:}{said:"), "{said:}{said:");
+        assert!(Template::parse("a{said:b}").needs_a_frame());
+        assert!(Template::parse("{signature}").needs_a_frame());
+        assert!(!Template::parse("{said:}{payload}").needs_a_frame());
     }
 
     #[test]

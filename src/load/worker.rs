@@ -222,7 +222,7 @@ impl Worker {
     fn start_publishing(&mut self, seat: &Seat, pace: Pace, start_ns: u64) {
         let (lo, hi) = (self.brief.bounds[seat.number], self.brief.bounds[seat.number + 1]);
         let owned = self.brief.rooms.beginning_in(lo, hi);
-        let members = owned.clone().map(|room| self.brief.rooms.members(room));
+        let members = owned.clone().map(|room| self.brief.hearers(self.brief.rooms.members(room)));
         let total = self.brief.rooms.count();
         let stall_ns = self.brief.stall.as_nanos() as u64;
         self.publishing =
@@ -267,7 +267,7 @@ impl Worker {
             };
             if self.conns.publish(conn, stamp) {
                 self.conns.tally.sent += 1;
-                self.conns.tally.expected += u64::from(members);
+                self.conns.tally.expected += u64::from(self.brief.hearers(members));
             } else {
                 self.conns.tally.unsent += 1;
             }
