@@ -41,11 +41,22 @@ COSTS = [
 IDLE, CPU_1, P99_1, CPU_64, P99_64 = COSTS
 
 
+# Cores that may do something else during a run before the table says so.
+OTHERS_MAX = 0.1
+
+
 class Reports:
     """All reports, by name, run and round."""
 
     def __init__(self, folder):
-        self.all = {}
+        self.all, self.disturbed = {}, []
+        for path in sorted(folder.glob("*.others")):
+            ticks, ticks_a_second, nanoseconds = map(int, path.read_text().split())
+            cores = ticks / ticks_a_second / (nanoseconds / 1e9)
+            if cores > OTHERS_MAX:
+                number, name, what, _ = path.name.split(".")
+                title = TITLES.get(name, name)
+                self.disturbed.append(f"{title} at {what} in round {number}: {cores:.1f} cores")
         for path in sorted(folder.glob("*.json")):
             number, name, what, _ = path.name.split(".")
             text = path.read_text()
@@ -214,6 +225,9 @@ def main():
     print("\n| | version |\n|---|---|")
     for name, version in versions.items():
         print(f"| {TITLES.get(name, name)} | {version} |")
+    if reports.disturbed:
+        print("\nSomething else was running on this machine, so do not believe these runs:\n")
+        print("\n".join(f"* {line}" for line in reports.disturbed))
     busy = sorted(reports.with_a_busy_generator())
     if busy:
         print("\nIn these runs the generator's core was the limit, so their latencies are its own and")
