@@ -6,10 +6,12 @@
 #[path = "../benches/floor/floor.rs"]
 mod floor;
 
+use base64::Engine;
 use campanile::load::{self, LoadArgs, report::Report};
 use clap::Parser;
+use sha1::{Digest, Sha1};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 
 #[derive(Parser)]
 struct Cli {
@@ -172,4 +174,81 @@ fn a_server_that_never_says_joined_is_a_timeout_that_names_the_flag() {
     let report = measure(floor("each"), line);
     assert_eq!(report.connect.failed["handshake_timeout"], 2);
     assert!(report.first_trouble.expect("a reason").contains("--ready"));
+}
+
+/// The 101 to the head that a client sends first.
+fn welcome(stream: &mut TcpStream) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).expect("a whole head");
+        head.extend(byte);
+    }
+    let head = String::from_utf8(head).expect("ASCII");
+    let key =
+        head.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Key: ")).expect("a key");
+    let digest = Sha1::digest(format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11"));
+    let accept = base64::engine::general_purpose::STANDARD.encode(digest);
+    let reply = format!("HTTP/1.1 101 Yes\r\nSec-WebSocket-Accept: {accept}\r\n\r\n");
+    stream.write_all(reply.as_bytes()).expect("the client is there");
+}
+
+/// Sends a text of at most 125 bytes.
+fn tell(stream: &mut TcpStream, text: &str) {
+    let length = u8::try_from(text.len()).expect("short");
+    assert!(length < 126);
+    let frame = [&[0x81, length], text.as_bytes()].concat();
+    stream.write_all(&frame).expect("the client is there");
+}
+
+/// The next text of a client, of at most 125 bytes; `None` once it has gone.
+fn hear(stream: &mut TcpStream) -> Option<String> {
+    let mut header = [0; 6];
+    stream.read_exact(&mut header).ok()?;
+    let [first, second, mask @ ..] = header;
+    assert_eq!((first, second & 0x80), (0x81, 0x80), "a whole masked text");
+    assert!(second & 0x7f < 126);
+    let mut payload = vec![0; usize::from(second & 0x7f)];
+    stream.read_exact(&mut payload).ok()?;
+    payload.iter_mut().zip(mask.iter().cycle()).for_each(|(byte, key)| *byte ^= key);
+    Some(String::from_utf8(payload).expect("text"))
+}
+
+/// A server for three that speaks first, wants an answer to every step, and sends what the
+/// connection 0 publishes to the two others.
+fn speaking_first() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let addr = listener.local_addr().expect("it is bound");
+    std::thread::spawn(move || {
+        let mut members = Vec::new();
+        for _ in 0..3 {
+            let mut stream = listener.accept().expect("a client").0;
+            welcome(&mut stream);
+            tell(&mut stream, r#"hello {\"socket_id\":\"1234.1234\"}"#);
+            let answer = hear(&mut stream).expect("an answer");
+            let signed = "58df8b0c36d6982b82c3ecf6b4662e34fe8c25bba48f5369f135bf843651c3a4";
+            let number = answer.strip_prefix(signed).expect("the right signature").to_owned();
+            tell(&mut stream, "2");
+            assert_eq!(hear(&mut stream).as_deref(), Some("3"));
+            tell(&mut stream, "welcome to load-0");
+            members.push((number, stream));
+        }
+        members.sort_by(|(one, _), (other, _)| one.cmp(other));
+        while let Some(message) = hear(&mut members[0].1) {
+            members[1..].iter_mut().for_each(|(_, stream)| tell(stream, &message));
+        }
+    });
+    addr
+}
+
+#[test]
+fn a_server_that_speaks_first_and_never_echoes_is_answered_and_counted_right() {
+    let line = "fanout --members 3 --window 2 --duration-s 0.3 --warmup-s 0 --no-echo \
+                --answer hello={signature}-{n} --answer 2=3 --ready welcome --message {payload} \
+                --sign 7ad3773142a6692b25b8={said:socket_id}:private-foobar";
+    let json = json(&measure(speaking_first(), line));
+    assert_eq!(json["ok"], true, "{json}");
+    assert_eq!(json["fanout"]["lost"], 0);
+    assert!(json["fanout"]["deliveries"].as_u64() > Some(0));
+    assert_eq!(json["fanout"]["expected"].as_u64().expect("a count") % 2, 0, "two hear each");
 }

@@ -200,7 +200,7 @@ pub const CASES: &[Case] = &[
         contestants: &[Campanile, Receive],
         figure: Kind::Receive,
         load: "talk --conns 1000 --burst 16 --cut-bytes 500",
-        load_smoke: "talk --conns 20 --burst 16 --cut-bytes 7",
+        load_smoke: "talk --conns 20 --burst 4 --cut-bytes 50",
         target: None,
         ..ROOM
     },

@@ -3,6 +3,7 @@
 //! Invariant: a wrong argument is said before the first connection, with what to write instead.
 
 use super::LoadError;
+use super::answer::{Answers, Signer};
 use super::brief::{self, Brief, Sources, Target};
 use super::handshake::Greeting;
 use super::procfs;
@@ -47,13 +48,13 @@ pub struct Common {
     #[arg(long, default_value = "ws://127.0.0.1:8080/ws")]
     pub url: Vec<String>,
     /// Request path, with {room}, {room_ids}, {token} and {n}; by default the URL's own, with
-    /// ?{room_ids} unless there is an --init
+    /// ?{room_ids} unless there is an --init or an --answer
     #[arg(
         long,
         value_name = "TEMPLATE",
         help = format!(
             "Request path, with {{room}}, {{room_ids}}, {{token}} and {NUMBER_HOLE}; by default the \
-             URL's own, with ?{{room_ids}} unless there is an --init"
+             URL's own, with ?{{room_ids}} unless there is an --init or an --answer"
         )
     )]
     pub path: Option<String>,
@@ -69,6 +70,27 @@ pub struct Common {
         )
     )]
     pub init: Vec<String>,
+    /// 'BEGINNING=MESSAGE', repeatable: a text frame that begins so is answered so; also how to
+    /// wait for the server's word before speaking. In MESSAGE: {room}, {n}, {said:NAME} (what
+    /// stands behind NAME in that frame) and {signature}. Engine.io's pings: '2=3'
+    #[arg(
+        long,
+        value_name = "RULE",
+        help = format!(
+            "'BEGINNING=MESSAGE', repeatable: a text frame that begins so is answered so; also how \
+             to wait for the server's word before speaking. In MESSAGE: {{room}}, {NUMBER_HOLE}, \
+             {{said:NAME}} (what stands behind NAME in that frame) and {{signature}}. Engine.io's \
+             pings: '2=3'"
+        )
+    )]
+    pub answer: Vec<String>,
+    /// 'KEY=TEXT': {signature} in an --answer is the HMAC-SHA256 of TEXT under KEY, in hex. Pusher's
+    /// private channels: 'secret={said:socket_id}:private-{room}'
+    #[arg(long, value_name = "RULE")]
+    pub sign: Option<String>,
+    /// The server does not send a message back to the connection that published it
+    #[arg(long)]
+    pub no_echo: bool,
     /// Text in the frame by which the server says that a connection has joined; empty for servers
     /// that say nothing
     #[arg(long, value_name = "TEXT", default_value = r#""type":"ok""#)]
@@ -301,6 +323,8 @@ impl Common {
                 layout.payload_bytes
             ));
         }
+        let init: Vec<_> = self.init.iter().map(|text| Template::parse(text)).collect();
+        let (answers, signer) = self.answers()?;
         let random = random_bytes()?;
         let run = u32::from_le_bytes([random[0], random[1], random[2], random[3]]);
         let (targets, path) = self.targets(random)?;
@@ -310,6 +334,9 @@ impl Common {
         }
         if path.has_token() && self.token_secret.is_none() {
             return usage("--path has a {token}, and there is no --token-secret to sign it");
+        }
+        if init.iter().chain([&message, &path]).any(Template::needs_a_frame) {
+            return usage("{said:…} and {signature} can be filled in an --answer only");
         }
         let (workers, needs_own_files) =
             workers(conns, self.threads.max(layout.threads), layout.publishers)?;
@@ -322,7 +349,9 @@ impl Common {
         let brief = Brief {
             targets,
             path,
-            init: self.init.iter().map(|text| Template::parse(text)).collect(),
+            init,
+            answers,
+            signer,
             message,
             names: Names {
                 room_prefix: layout.room_prefix,
@@ -331,6 +360,7 @@ impl Common {
             },
             silent: layout.silent,
             ready,
+            echo: !self.no_echo,
             publishers: layout.publishers,
             payload_bytes: layout.payload_bytes as usize,
             run,
@@ -352,6 +382,27 @@ impl Common {
             speech: None,
         };
         Ok((brief, needs_own_files))
+    }
+
+    /// What is said to a server that speaks first, and how it is signed.
+    fn answers(&self) -> Result<(Answers, Option<Signer>), LoadError> {
+        let mut answers = Answers::default();
+        for rule in &self.answer {
+            if !answers.add(rule) {
+                return usage(&format!("--answer {rule:?}: write it as 'BEGINNING=MESSAGE'"));
+            }
+        }
+        let signer = match &self.sign {
+            None => None,
+            Some(text) => match Signer::parse(text) {
+                None => return usage(&format!("--sign {text:?}: write it as 'KEY=TEXT'")),
+                signer => signer,
+            },
+        };
+        if signer.is_none() && answers.replies().any(Template::has_signature) {
+            return usage("an --answer has a {signature}, so say with --sign what is signed");
+        }
+        Ok((answers, signer))
     }
 
     /// The servers, and the path template.
@@ -379,7 +430,7 @@ impl Common {
             Some(given) if !given.starts_with('/') => usage("--path must begin with /"),
             Some(given) if given.contains([' ', '\r', '\n']) => usage("--path has a blank in it"),
             Some(given) => Ok((targets, given.clone())),
-            None if !self.init.is_empty() => Ok((targets, path)),
+            None if !(self.init.is_empty() && self.answer.is_empty()) => Ok((targets, path)),
             None => {
                 path.push(if path.contains('?') { '&' } else { '?' });
                 path.push_str("{room_ids}");
@@ -426,6 +477,9 @@ impl FanoutArgs {
         let all = u64::from(self.members) + u64::from(self.silent);
         if all * u64::from(self.rooms) > u64::from(u32::MAX / 2) {
             return usage("--members times --rooms is more connections than can be numbered");
+        }
+        if self.common.no_echo && self.members < 2 {
+            return usage("with --no-echo a room of one hears nothing: --members must be above 1");
         }
         let measured = self.warmup_s + self.duration_s;
         let sane = self.duration_s > 0.0 && self.warmup_s >= 0.0;
@@ -551,6 +605,8 @@ mod tests {
         assert_eq!(brief.path, Template::parse("/app/x"));
         assert_eq!(brief.init.len(), 1);
         assert_eq!(brief.ready, None);
+        let brief = idle("load idle --url ws://127.0.0.1:9/x --answer 0=40").expect("valid");
+        assert_eq!(brief.path, Template::parse("/x"));
         let brief = idle("load idle --url ws://127.0.0.1:9/x?a=b").expect("valid");
         assert_eq!(brief.path, Template::parse("/x?a=b&{room_ids}"));
     }
@@ -564,6 +620,10 @@ mod tests {
         assert!(said("load idle --header X").contains("Name: value"));
         assert!(said("load idle --broadcast-message hello").contains("{payload}"));
         assert!(said("load idle --connect-rate 0").contains("above zero"));
+        assert!(said("load idle --answer ping").contains("BEGINNING=MESSAGE"));
+        assert!(said("load idle --answer a={signature}").contains("--sign"));
+        assert!(said("load idle --sign key").contains("KEY=TEXT"));
+        assert!(said("load idle --init {said:id}").contains("--answer only"));
         assert!(parse("load fanout --rate 5 --window 2").is_err());
         assert!(parse("load idle --conns 0").is_err());
         assert!(parse("load").is_err());
@@ -579,6 +639,7 @@ mod tests {
         assert!(matches!(pace("load fanout --rate 0.5"), Ok(Pace::Rate(_))));
         assert!(pace("load fanout --members 2 --publishers 3").is_err());
         assert!(pace("load fanout --duration-s 700").is_err());
+        assert!(pace("load fanout --no-echo --members 1").is_err());
         assert!(pace("load fanout --rate=-1").is_err());
         assert!(pace("load fanout --rate=nan").is_err());
     }

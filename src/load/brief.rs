@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing here changes after the workers have begun.
 
+use super::answer::{Answers, Signer};
 use super::handshake::Greeting;
 use super::rooms::Rooms;
 use super::talk::Speech;
@@ -37,6 +38,10 @@ pub struct Brief {
     pub path: Template,
     /// Messages sent as soon as a connection is open.
     pub init: Vec<Template>,
+    /// What is said back to frames.
+    pub answers: Answers,
+    /// Who signs answers.
+    pub signer: Option<Signer>,
     /// What is published.
     pub message: Template,
     /// How rooms are called, and who is where.
@@ -45,6 +50,8 @@ pub struct Brief {
     pub silent: u32,
     /// Text in the frame that says that a connection has joined; `None`: open is joined.
     pub ready: Option<String>,
+    /// Whether a publisher hears its own message.
+    pub echo: bool,
     /// Publishers a room: its first so many members, in turn.
     pub publishers: u32,
     /// Characters of a payload.
@@ -108,6 +115,11 @@ impl Brief {
     pub fn owner(&self, room: u32) -> usize {
         let first = self.rooms().member(room, 0);
         self.bounds.partition_point(|&bound| bound <= first) - 1
+    }
+
+    /// How many members of a room hear what one of them publishes.
+    pub fn hearers(&self, room: u32) -> u32 {
+        self.readers(room) - u32::from(!self.echo)
     }
 
     /// Where a connection goes.

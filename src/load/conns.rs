@@ -242,7 +242,7 @@ impl Conns {
         let brief = Arc::clone(&self.brief);
         let message = Some((stamp, brief.payload_bytes));
         let room = if stamp.room == EVERYBODY { brief.rooms().room_of(conn) } else { stamp.room };
-        let filling = Filling { names: &brief.names, room, number: conn, message };
+        let filling = Filling { room, message, ..self.filling(&brief, conn) };
         self.scratch.clear();
         brief.message.fill(&filling, &mut self.scratch);
         self.queue_scratch(slot, opcode::TEXT);
@@ -384,7 +384,14 @@ impl Conns {
 
     fn filling<'a>(&self, brief: &'a Brief, number: u32) -> Filling<'a> {
         let room = brief.rooms().room_of(number);
-        Filling { names: &brief.names, room, number, message: None }
+        Filling {
+            names: &brief.names,
+            room,
+            number,
+            message: None,
+            said: &[],
+            signer: brief.signer.as_ref(),
+        }
     }
 
     /// Reads what there is. Edge-triggered: until a read comes back short, or, where the peer has
@@ -546,6 +553,7 @@ impl Conns {
         if self.take_answer(slot, payload) {
             return;
         }
+        self.answer(slot, payload);
         if payload.starts_with(br#"{"type":"error""#) {
             self.tally.errors += 1;
             self.tally.trouble(|| {
@@ -564,6 +572,16 @@ impl Conns {
                 }
             }
         }
+    }
+
+    /// Says what the rules have to say to a frame of the server's.
+    fn answer(&mut self, slot: u32, said: &[u8]) {
+        let brief = Arc::clone(&self.brief);
+        let Some(reply) = brief.answers.to(said) else { return };
+        self.scratch.clear();
+        let filling = Filling { said, ..self.filling(&brief, self.lo + slot) };
+        reply.fill(&filling, &mut self.scratch);
+        self.queue_scratch(slot, opcode::TEXT);
     }
 
     fn handle_arrival(

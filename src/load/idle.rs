@@ -117,7 +117,7 @@ fn broadcast(
     report: &mut Report,
 ) -> Result<(), LoadError> {
     let (before, _) = fleet.mark()?;
-    let expected = before.joined;
+    let expected = before.joined - u64::from(!fleet.brief().echo);
     fleet.tell_one_joined(Order::Shout);
     let until = deadline.min(Instant::now() + Duration::from_secs(args.broadcast_timeout_s));
     fleet.listen(until, |now| now.received - before.received >= expected)?;

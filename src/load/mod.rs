@@ -2,8 +2,9 @@
 //!
 //! It asks the four questions that size a host: what does an idle connection cost (`idle`), what
 //! does a delivery cost and how late is it (`fanout`), what does it cost to listen to many who talk
-//! (`talk`), and how long does it take when everybody comes back at once (`storm`). It speaks to any WebSocket server: path, first messages and
-//! publishes are templates.
+//! (`talk`), and how long does it take when everybody comes back at once (`storm`). It speaks to any
+//! WebSocket server: path, first messages and publishes are templates, and a server that speaks
+//! first is answered by rules ([`answer`]).
 //!
 //! It shares no code with the server it measures. Threads are epoll loops over their own
 //! connections ([`worker`], [`conns`]); a coordinator gives orders and adds up what they say
@@ -13,6 +14,7 @@
 //! Invariant: nothing is shared between threads but two channels and a bell; and a number that was
 //! not measured is not printed.
 
+mod answer;
 pub mod args;
 mod brief;
 mod conns;

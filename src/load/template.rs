@@ -2,11 +2,13 @@
 //!
 //! `{room}` is the room's name, `{room_ids}` all rooms of the connection as a query, `{n}` the
 //! connection's number, `{token}` a token for the user who is called like the room, `{payload}` the
-//! stamped filler and `{seq}` the message's number in its room. Any other brace is only a brace, so
-//! JSON needs no escaping.
+//! stamped filler and `{seq}` the message's number in its room. In an answer, `{said:NAME}` is what
+//! stands behind NAME in the frame that is answered, and `{signature}` the answer's signature. Any
+//! other brace is only a brace, so JSON needs no escaping.
 //!
 //! Invariant: what a template cannot fill is said when it is parsed, not at the first message.
 
+use super::answer::{self, Signer};
 use super::rooms::Rooms;
 use super::stamp::Stamp;
 use super::token;
@@ -26,16 +28,20 @@ enum Part {
     Token,
     Payload,
     Seq,
+    Said(String),
+    Signature,
 }
 
-const HOLES: [(&str, Part); 6] = [
+const HOLES: [(&str, Part); 7] = [
     ("{room}", Part::Room),
     ("{room_ids}", Part::RoomIds),
     ("{token}", Part::Token),
     ("{n}", Part::Number),
     ("{payload}", Part::Payload),
     ("{seq}", Part::Seq),
+    ("{signature}", Part::Signature),
 ];
+const SAID: &str = "{said:";
 
 /// Names, for a whole run.
 #[derive(Clone, Debug)]
@@ -59,6 +65,10 @@ pub struct Filling<'a> {
     pub number: u32,
     /// The message and the length of its payload, where a message is meant.
     pub message: Option<(Stamp, usize)>,
+    /// The frame that is answered; empty where nothing is.
+    pub said: &'a [u8],
+    /// Who signs answers.
+    pub signer: Option<&'a Signer>,
 }
 
 impl Template {
@@ -66,14 +76,18 @@ impl Template {
     pub fn parse(text: &str) -> Template {
         let mut parts = Vec::new();
         let mut rest = text;
-        while let Some((at, hole, part)) = HOLES
-            .iter()
-            .filter_map(|(hole, part)| rest.find(hole).map(|at| (at, hole, part)))
-            .min_by_key(|(at, ..)| *at)
+        let fixed = |rest: &str| {
+            let found = |(hole, part): &(&str, Part)| {
+                rest.find(hole).map(|at| (at, hole.len(), part.clone()))
+            };
+            HOLES.iter().filter_map(found).min_by_key(|(at, ..)| *at)
+        };
+        while let Some((at, length, part)) =
+            fixed(rest).into_iter().chain(find_said(rest)).min_by_key(|(at, ..)| *at)
         {
             parts.push(Part::Text(rest[..at].to_owned()));
-            parts.push(part.clone());
-            rest = &rest[at + hole.len()..];
+            parts.push(part);
+            rest = &rest[at + length..];
         }
         parts.push(Part::Text(rest.to_owned()));
         parts.retain(|part| !matches!(part, Part::Text(text) if text.is_empty()));
@@ -93,6 +107,16 @@ impl Template {
     /// Whether a token has a place in it.
     pub fn has_token(&self) -> bool {
         self.parts.contains(&Part::Token)
+    }
+
+    /// Whether it has a signature in it.
+    pub fn has_signature(&self) -> bool {
+        self.parts.contains(&Part::Signature)
+    }
+
+    /// Whether only the answer to a frame can fill it.
+    pub fn needs_a_frame(&self) -> bool {
+        self.parts.iter().any(|part| matches!(part, Part::Said(_) | Part::Signature))
     }
 
     /// Appends the filled text.
@@ -120,6 +144,12 @@ impl Template {
                     }
                 }
                 Part::Seq => put_decimal(out, with.message.map_or(0, |(stamp, _)| stamp.seq)),
+                Part::Said(name) => out.extend_from_slice(answer::word_behind(with.said, name)),
+                Part::Signature => {
+                    if let Some(signer) = with.signer {
+                        signer.sign(with, out);
+                    }
+                }
             }
         }
     }
@@ -128,6 +158,20 @@ impl Template {
 fn put_room(out: &mut Vec<u8>, names: &Names, room: u32) {
     out.extend_from_slice(names.room_prefix.as_bytes());
     put_decimal(out, room);
+}
+
+/// Where the first `{said:NAME}` is and how long; a name has at least one character.
+fn find_said(text: &str) -> Option<(usize, usize, Part)> {
+    let mut from = 0;
+    while let Some(at) = text[from..].find(SAID).map(|at| from + at) {
+        let name = text[at + SAID.len()..].split('}').next().unwrap_or_default();
+        let end = at + SAID.len() + name.len() + 1;
+        if !name.is_empty() && end <= text.len() {
+            return Some((at, end - at, Part::Said(name.to_owned())));
+        }
+        from = at + SAID.len();
+    }
+    None
 }
 
 fn put_decimal(out: &mut Vec<u8>, value: u32) {
@@ -150,6 +194,8 @@ mod tests {
             room: 3,
             number: 41,
             message: Some((stamp, super::super::stamp::STAMP_BYTES)),
+            said: br#"{"socket_id":"1.2"}"#,
+            signer: None,
         };
         let mut out = Vec::new();
         Template::parse(text).fill(&with, &mut out);
@@ -163,6 +209,15 @@ mod tests {
         assert_eq!(filled("/ws?{room_ids}"), "/ws?room_id=load-4");
         assert_eq!(filled("{}{ room }"), "{}{ room }");
         assert_eq!(filled(""), "");
+    }
+
+    #[test]
+    fn what_the_server_said_fills_a_hole_with_a_name() {
+        assert_eq!(filled("{room}:{said:socket_id}:{n}"), "load-3:1.2:41");
+        assert_eq!(filled("{said:sid}{said:}{said:"), "{said:}{said:");
+        assert!(Template::parse("a{said:b}").needs_a_frame());
+        assert!(Template::parse("{signature}").needs_a_frame());
+        assert!(!Template::parse("{said:}{payload}").needs_a_frame());
     }
 
     #[test]

@@ -225,7 +225,7 @@ impl Worker {
     fn start_publishing(&mut self, seat: &Seat, pace: Pace, start_ns: u64) {
         let (lo, hi) = (self.brief.bounds[seat.number], self.brief.bounds[seat.number + 1]);
         let owned = self.brief.rooms().beginning_in(lo, hi);
-        let members = owned.clone().map(|room| self.brief.readers(room));
+        let members = owned.clone().map(|room| self.brief.hearers(room));
         let total = self.brief.rooms().count();
         let stall_ns = self.brief.stall.as_nanos() as u64;
         self.publishing =
@@ -260,8 +260,8 @@ impl Worker {
         let mut due = std::mem::take(&mut self.due);
         publishing.take_due(self.brief.now_ns(), &mut due);
         for shot in due.drain(..) {
-            let members = self.brief.readers(shot.room);
-            let publisher = shot.turn % self.brief.publishers.min(members);
+            let readers = self.brief.readers(shot.room);
+            let publisher = shot.turn % self.brief.publishers.min(readers);
             let conn = self.brief.rooms().member(shot.room, publisher);
             let stamp = Stamp {
                 run: self.brief.run,
@@ -271,7 +271,7 @@ impl Worker {
             };
             if self.conns.publish(conn, stamp) {
                 self.conns.tally.sent += 1;
-                self.conns.tally.expected += u64::from(members);
+                self.conns.tally.expected += u64::from(self.brief.hearers(shot.room));
             } else {
                 self.conns.tally.unsent += 1;
             }
