@@ -169,6 +169,14 @@ fn a_busy_server_is_tried_again_when_it_says() {
 }
 
 #[test]
+fn a_connection_that_waits_for_its_next_try_does_not_time_out_as_well() {
+    let addr = answering("HTTP/1.1 503 Busy\r\nRetry-After: 2\r\n\r\n");
+    let report = measure(addr, "idle --conns 1 --retries 1 --handshake-timeout-s 1");
+    assert_eq!(report.connect.retried.into_iter().collect::<Vec<_>>(), [("http_503", 1)]);
+    assert_eq!(report.connect.failed.into_iter().collect::<Vec<_>>(), [("http_503", 1)]);
+}
+
+#[test]
 fn a_server_that_never_says_joined_is_a_timeout_that_names_the_flag() {
     let line = "idle --conns 2 --ready never --handshake-timeout-s 1 --retries 0";
     let report = measure(floor("each"), line);

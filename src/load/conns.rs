@@ -192,8 +192,9 @@ impl Conns {
         let now_ns = self.brief.now_ns();
         while let Some(&(deadline_ns, slot, generation)) = self.deadlines.front() {
             let conn = &self.conns[slot as usize];
-            let pending =
-                conn.generation == generation && !matches!(conn.life, Life::Joined | Life::Failed);
+            // One that waits for its next try has ended already: it must not be tried twice at once.
+            let pending = conn.generation == generation
+                && matches!(conn.life, Life::Connecting | Life::Greeted | Life::Open);
             if pending && deadline_ns > now_ns {
                 return;
             }
