@@ -50,6 +50,7 @@ pub struct Topic {
 pub type RoundId = std::num::NonZeroU32;
 
 const _: () = assert!(size_of::<Option<Topic>>() + 8 <= 64);
+const _: () = assert!(size_of::<Member>() == 8, "one for each connection of a room");
 
 /// How far a walk over a topic's members has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
