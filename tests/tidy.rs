@@ -415,7 +415,10 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/sys.rs", "affinity, rlimits, unshare: system calls that std lacks"),
     ("src/load/sys.rs", "the same for the load generator, which shares nothing with the server"),
     ("tests/common/counting.rs", "an allocator that counts"),
+    ("tests/common/stepper.rs", "fork and ptrace of its own child"),
+    ("tests/layout.rs", "an allocator that notes addresses"),
     ("benches/bell.rs", "a bare eventfd, as the floor"),
+    ("benches/backplane/node.rs", "poll on a bell, as the shard's runtime does"),
     ("benches/floor/floor.rs", "a bare ring, as the floor"),
 ];
 
