@@ -282,7 +282,7 @@ fn ledger() -> Vec<(&'static str, usize)> {
             "shard: its slot, both memberships and rights in it",
             slab(HELD, size_of::<Option<Conn>>() + 8),
         ),
-        ("shard: the slot of its user's topic, itself the one member", slab(topics, 64)),
+        ("shard: the slot of its user's topic, itself the one member", slab(topics, 56)),
         ("shard: the user index, a hash and a number", table(topics, 8)),
         ("shard: its entry in the room's list of members", rooms * ROOM.next_power_of_two() * 8),
         ("both: the user's name", HELD * name("u:anon-0123456789abcdef-0-3a97-0")),
