@@ -43,8 +43,10 @@ macro_rules! counters {
         #[derive(Clone, Debug, Default)]
         pub struct $plain { $( #[doc = $help] pub $field: u64, )+ }
 
-        /// What the ops thread reads: the same numbers, at most one tick old.
+        /// What the ops thread reads: the same numbers, at most one tick old. Aligned like
+        /// `CachePadded`, so that no two shards' ticks write to one line.
         #[derive(Debug, Default)]
+        #[repr(align(128))]
         pub struct $mirror { $( $field: AtomicU64, )+ }
 
         impl $mirror {

@@ -4,55 +4,118 @@
 #[path = "common/counting.rs"]
 mod counting;
 
+use bytes::Bytes;
+use campanile::backplane::Transport;
+use campanile::backplane::embedded::Embedded;
 use campanile::backplane::local::{Local, Message};
-use campanile::ids::{NodeId, ShardId, SlotId, TopicId, TopicName};
-use campanile::link::Downlink;
+use campanile::ids::{ConnId, NodeId, ShardId, SlotId, TopicId, TopicName};
 use campanile::link::channel::{ShardEnd, window};
 use campanile::link::health::Health;
+use campanile::link::{Done, Downlink, Publish};
 use counting::allocations_of;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
 
-const MESSAGES: usize = 100;
+const MESSAGES: usize = 120;
+const ROOMS: usize = 60;
 
-/// What [`MESSAGES`] messages allocate between the envelope and the channels of `shards` shards.
-fn allocations(shards: u16) -> usize {
-    let (ends, end, _ops) = window(shards, 4, 2 * MESSAGES).unwrap();
+/// Which shards have members of a room.
+type Members = fn(room: usize, shard: u16, shards: u16) -> bool;
+
+const ON_ONE: Members = |room, shard, shards| room % usize::from(shards) == usize::from(shard);
+const ON_ALL: Members = |_, _, _| true;
+
+fn room(number: usize) -> TopicName {
+    TopicName::room(&format!("room{}", number % ROOMS))
+}
+
+/// A backplane whose shards have joined, and their ends.
+fn node(shards: u16, members: Members) -> (Vec<ShardEnd>, Local) {
+    let (ends, end, _ops) = window(shards, 4, 2 * MESSAGES + ROOMS).unwrap();
     let mut local = Local::new(NodeId(1), end, Arc::new(Health::default()), Duration::ZERO, 0);
-    for shard in (0..shards).map(ShardId) {
-        let at = TopicId(SlotId { index: 0, generation: 0 });
-        if let Some(key) = local.join(TopicName::room("room"), shard, at) {
-            local.subscribed(key);
+    for number in 0..ROOMS {
+        for shard in (0..shards).filter(|shard| members(number, *shard, shards)).map(ShardId) {
+            let at = TopicId(SlotId { index: number as u32, generation: 0 });
+            if let Some(key) = local.join(room(number), shard, at) {
+                local.subscribed(key);
+            }
         }
     }
-    deliver(&mut local);
-    assert!(ends.iter().all(|end| take_frames(end) == MESSAGES), "the first round warms up");
-    let (allocated, ()) = allocations_of(|| deliver(&mut local));
-    assert!(ends.iter().all(|end| take_frames(end) == MESSAGES));
-    allocated
+    ends.iter().for_each(|end| while end.try_recv().is_some() {});
+    (ends, local)
 }
 
-fn deliver(local: &mut Local) {
-    for _ in 0..MESSAGES {
-        let payload = br#"{"some":"payload"}"#;
-        local.message(&Message { topic: "r:room", from: Some("ann"), payload, except: None });
-    }
-    local.flush();
-}
-
-fn take_frames(end: &ShardEnd) -> usize {
-    let items = std::iter::from_fn(|| end.try_recv());
+fn take_frames(ends: &[ShardEnd]) -> usize {
+    let items = ends.iter().flat_map(|end| std::iter::from_fn(|| end.try_recv()));
     items.filter(|item| matches!(item, Downlink::Deliver { .. })).count()
 }
 
+/// What [`MESSAGES`] messages allocate between the envelope and the channels of `shards` shards.
+fn allocations(shards: u16, members: Members) -> usize {
+    let (ends, mut local) = node(shards, members);
+    let copies = MESSAGES * (0..shards).filter(|shard| members(0, *shard, shards)).count();
+    let topics: Vec<TopicName> = (0..MESSAGES).map(room).collect();
+    let mut deliver = || {
+        for topic in &topics {
+            let (topic, payload) = (topic.as_str(), br#"{"some":"payload"}"#);
+            local.message(&Message { topic, from: Some("ann"), payload, except: None });
+        }
+        local.flush();
+    };
+    deliver();
+    assert_eq!(take_frames(&ends), copies, "the first round warms up");
+    let (allocated, ()) = allocations_of(deliver);
+    assert_eq!(take_frames(&ends), copies);
+    allocated
+}
+
 #[test]
-fn a_message_for_one_shard_allocates_its_frame_only() {
-    assert_eq!(allocations(1), MESSAGES);
+fn a_message_for_one_of_many_shards_allocates_its_frame_only() {
+    for shards in [1, 2, 60] {
+        assert_eq!(allocations(shards, ON_ONE), MESSAGES, "{shards} shards");
+    }
 }
 
 /// `Bytes` needs a counter of its own from the second owner on; the frame itself is not copied.
 #[test]
 fn a_message_for_many_shards_allocates_one_frame_and_one_counter() {
-    assert_eq!(allocations(2), 2 * MESSAGES);
-    assert_eq!(allocations(16), 2 * MESSAGES);
+    for shards in [2, 16, 60] {
+        assert_eq!(allocations(shards, ON_ALL), 2 * MESSAGES, "{shards} shards");
+    }
+}
+
+/// The whole way of the embedded backplane: taken from a shard, ordered, handed on, acknowledged.
+#[test]
+fn a_publish_on_a_node_alone_allocates_its_frame_only() {
+    for shards in [1, 2, 60] {
+        let (ends, mut local) = node(shards, ON_ONE);
+        let (mut embedded, now) = (Embedded::default(), Instant::now());
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut turn = |publishes: Vec<Publish>| {
+            let (allocated, ()) = allocations_of(|| {
+                for publish in publishes {
+                    embedded.publish(publish, now, &mut local);
+                }
+                while embedded.poll(&mut cx, now, &mut local) {}
+                local.flush();
+            });
+            assert_eq!(take_frames(&ends), MESSAGES);
+            allocated
+        };
+        turn((0..MESSAGES).map(publish).collect());
+        let allocated = turn((0..MESSAGES).map(publish).collect());
+        assert_eq!(allocated, MESSAGES, "{shards} shards");
+    }
+}
+
+fn publish(number: usize) -> Publish {
+    let conn = ConnId(SlotId { index: 0, generation: 0 });
+    Publish {
+        topic: room(number),
+        payload: Bytes::from_static(br#"{"some":"payload"}"#),
+        from: Some(TopicName::user("ann")),
+        except: None,
+        done: Done::Conn { shard: ShardId(0), conn, id: None },
+    }
 }

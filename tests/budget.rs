@@ -1,29 +1,27 @@
 //! What a delivery and an idle connection cost, counted: writes, buffers, allocations, bytes. A timing
 //! would not notice one allocation more; these do.
 //!
-//! What an idle connection with a user of its own and one room holds, in a shard:
-//!
-//! | who | bytes | |
-//! |---|---|---|
-//! | its slot in the slab of connections | at most 72 | `shard/conn.rs` asserts it |
-//! | the slot of its user's topic | at most 64 | `shard/hub.rs` asserts it; its one member stands inline |
-//! | the name of that topic | 30 | two counts and `u:user00012345` |
-//! | the table entry of that topic | 15 | 9 in a table that is a power of two: 10 to 20 |
-//! | its entry in the room's list | 8 | in a list that is a power of two: 8 to 16 |
-//! | **measured, all together** | **187** | 20,000 connections, 20 rooms; slabs and lists as full as they happen to be |
+//! What an idle connection with a user of its own and one room holds, on the shard's thread and on the
+//! backplane's, stands in [`ledger`], line by line; `benches/README.md` shows it beside the memory that
+//! a server really grows by.
 
 #[path = "common/counting.rs"]
 mod counting;
 
 use bytes::Bytes;
 use campanile::auth::{Identity, Rights};
+use campanile::backplane::local::Local;
 use campanile::ids::{ConnId, NodeId, ShardId, TopicId};
 use campanile::limits::Limits;
+use campanile::link::channel::{ShardEnd, window};
+use campanile::link::health::Health;
 use campanile::link::{Downlink, FrameSet, Uplink};
 use campanile::shard::batch::SendBatch;
-use campanile::shard::conn::CloseReason;
+use campanile::shard::conn::{CloseReason, Conn};
 use campanile::shard::{Opening, Shard, ShardConfig};
 use counting::{allocations_of, bytes_held};
+use std::sync::Arc;
+use std::time::Duration;
 
 const NOW_MS: u64 = 1;
 
@@ -214,7 +212,7 @@ fn reading_a_publish_allocates_its_payload_and_nothing_else() {
     assert_eq!(allocations, 0, "a pong is cut from the arena");
 }
 
-/// What an idle connection may hold. Measured: 212, see the table above.
+/// What an idle connection may hold in its shard. Measured: 187.
 const BYTES_PER_CONNECTION_MAX: isize = 195;
 const CONNECTIONS: u32 = 20_000;
 
@@ -260,6 +258,90 @@ fn an_idle_connection_costs_few_bytes_and_gives_them_back() {
         let grown = bytes_held() - emptied;
         assert!(grown <= 0, "{grown} bytes more than after the first time");
     }
+}
+
+/// The connections of the ledger, and how many are in each room: as `benches/idle_bytes.sh` measures.
+const HELD: usize = 15_000;
+const ROOM: usize = 100;
+
+/// What [`HELD`] idle connections hold: by owner, in bytes.
+fn ledger() -> Vec<(&'static str, usize)> {
+    let rooms = HELD / ROOM;
+    let topics = HELD + rooms;
+    // Slabs come in pages of 1024; an entry has its generation beside it.
+    let slab = |entries: usize, entry: usize| entries.next_multiple_of(1024) * entry;
+    // Tables are a power of two, at most seven eighths full; a control byte an entry.
+    let table = |entries: usize, entry: usize| {
+        (entries * 8).div_ceil(7).next_power_of_two() * (entry + 1) + 16
+    };
+    // Two counts before the text, and all of it in whole words.
+    let name = |text: &str| (16 + text.len()).next_multiple_of(8);
+    vec![
+        ("task, future, timer, read buffer, heartbeat: none; a bit of its slot", 0),
+        (
+            "shard: its slot, both memberships and rights in it",
+            slab(HELD, size_of::<Option<Conn>>() + 8),
+        ),
+        ("shard: the slot of its user's topic, itself the one member", slab(topics, 56)),
+        ("shard: the user index, a hash and a number", table(topics, 8)),
+        ("shard: its entry in the room's list of members", rooms * ROOM.next_power_of_two() * 8),
+        ("both: the user's name", HELD * name("u:anon-0123456789abcdef-0-3a97-0")),
+        ("both: the rooms' names", rooms * 2 * name("r:load-100")),
+        ("backplane: the slot of the user's topic, its one shard in it", slab(topics + 1, 48)),
+        ("backplane: the index of topics", table(topics + 1, 8)),
+    ]
+}
+
+/// Lets the backplane confirm every join.
+fn confirm(local: &mut Local, end: &ShardEnd, shard: &mut Shard, batch: &mut SendBatch) {
+    while let Some(item) = shard.poll_uplink() {
+        let Uplink::Join { topic, at } = item else { panic!("nobody leaves or publishes") };
+        if let Some(key) = local.join(topic, ShardId(0), at) {
+            local.subscribed(key);
+        }
+    }
+    local.flush();
+    while let Some(item) = end.try_recv() {
+        shard.handle_downlink(item, NOW_MS);
+    }
+    while shard.has_sends() {
+        shard.take_batch(batch);
+    }
+    batch.clear();
+}
+
+#[test]
+fn what_idle_connections_hold_on_both_threads_adds_up() {
+    let (ends, end, _ops) = window(1, 16, 16).unwrap();
+    let mut batch = SendBatch::default();
+    let mut local = Local::new(NodeId(1), end, Arc::new(Health::default()), Duration::ZERO, 0);
+    let (id, node) = (ShardId(0), NodeId(0x0123_4567_89ab_cdef));
+    let limits = Limits::PRODUCTION;
+    let mut shard = Shard::new(ShardConfig { id, node, node_name: "n".into(), limits });
+    confirm(&mut local, &ends[0], &mut shard, &mut batch);
+    let before = bytes_held();
+    for wire in 0..HELD {
+        let conn = shard.handle_accept(wire as u32, NOW_MS).expect("far from every limit");
+        let none = Rights { publish: true, publish_unjoined: false, send: true, broadcast: true };
+        let opening = Opening {
+            identity: Identity { user: None, rights: none },
+            response: Bytes::from_static(b"101"),
+            rooms: vec![format!("load-{}", wire / ROOM)],
+            echo: false,
+        };
+        shard.handle_open(conn, opening);
+        confirm(&mut local, &ends[0], &mut shard, &mut batch);
+    }
+    let held = (bytes_held() - before) as f64 / HELD as f64;
+    let ledger = ledger();
+    let mut sum = 0.0;
+    for (who, bytes) in &ledger {
+        let each = *bytes as f64 / HELD as f64;
+        println!("{each:6.1}  {who}");
+        sum += each;
+    }
+    println!("{sum:6.1}  together; counted: {held:.1}");
+    assert!((held - sum).abs() <= 0.03 * held, "{held:.1} counted, {sum:.1} accounted for");
 }
 
 #[test]

@@ -173,12 +173,12 @@ impl Local {
         !self.lanes[usize::from(shard.0)].is_held()
     }
 
-    /// Whether something waits for room in a shard's channel, so that this thread must look again
     /// Bytes of deliveries that wait for shards whose channels are full.
     pub fn backlog_bytes(&self) -> u64 {
         self.lanes.iter().map(|lane| lane.backlog_bytes() as u64).sum()
     }
 
+    /// Whether something waits for room in a shard's channel, so that this thread must look again
     /// by itself.
     pub fn is_waiting(&self) -> bool {
         self.lanes.iter().any(Lane::is_waiting)

@@ -13,13 +13,15 @@
 
 pub use super::sleeper::Sleeper;
 
+use crossbeam_utils::CachePadded;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// A [`Sleeper`] and the eventfd it sleeps on.
+/// A [`Sleeper`] and the eventfd it sleeps on. The flag has a line of cache to itself: bells of
+/// several shards are made one after the other, and must not wake each other's caches.
 #[derive(Debug)]
 pub struct Bell {
-    sleeper: Sleeper,
+    sleeper: CachePadded<Sleeper>,
     eventfd: OwnedFd,
 }
 
@@ -34,7 +36,7 @@ impl Bell {
             }
             OwnedFd::from_raw_fd(fd)
         };
-        Ok(Bell { sleeper: Sleeper::new(), eventfd })
+        Ok(Bell { sleeper: CachePadded::new(Sleeper::new()), eventfd })
     }
 
     /// Wakes the consumer if it sleeps. To be called after publishing; once for a whole batch.

@@ -3,11 +3,18 @@
 //! Each flag has one writer. Readiness is computed where it is asked for, so there is no state that
 //! could disagree with the flags.
 
+use crossbeam_utils::CachePadded;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 /// Shared by all threads of a node.
 #[derive(Debug, Default)]
 pub struct Health {
+    flags: CachePadded<Flags>,
+}
+
+/// Seldom written, so they may share a line; what else is on the heap may not share it with them.
+#[derive(Debug, Default)]
+struct Flags {
     shards_listening: AtomicU16,
     backplane_up: AtomicBool,
     draining: AtomicBool,
@@ -30,27 +37,27 @@ pub enum NotReady {
 impl Health {
     /// A shard listens now. Each shard calls it once.
     pub fn shard_listens(&self) {
-        self.shards_listening.fetch_add(1, Ordering::Relaxed);
+        self.flags.shards_listening.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The backplane delivers, or does not. Written by the backplane thread only.
     pub fn set_backplane_up(&self, up: bool) {
-        self.backplane_up.store(up, Ordering::Relaxed);
+        self.flags.backplane_up.store(up, Ordering::Relaxed);
     }
 
     /// The node is about to end. Written by main only.
     pub fn set_draining(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+        self.flags.draining.store(true, Ordering::Relaxed);
     }
 
     /// Whether new clients may be sent here, with `shards` expected.
     pub fn ready(&self, shards: u16) -> Result<(), NotReady> {
-        let listening = self.shards_listening.load(Ordering::Relaxed);
-        if self.draining.load(Ordering::Relaxed) {
+        let listening = self.flags.shards_listening.load(Ordering::Relaxed);
+        if self.flags.draining.load(Ordering::Relaxed) {
             Err(NotReady::Draining)
         } else if listening < shards {
             Err(NotReady::Starting { listening })
-        } else if !self.backplane_up.load(Ordering::Relaxed) {
+        } else if !self.flags.backplane_up.load(Ordering::Relaxed) {
             Err(NotReady::Backplane)
         } else {
             Ok(())

@@ -30,6 +30,8 @@ pub struct SendOp {
     last: u32,
 }
 
+const _: () = assert!(size_of::<SendOp>() == 20, "one for each member of a round");
+
 /// A further buffer of a write.
 #[derive(Clone, Copy, Debug)]
 struct Link {
@@ -109,6 +111,12 @@ impl SendBatch {
         self.held_bytes += bytes.len();
         self.bufs.push(bytes);
         self.bufs.len() as u32 - 1
+    }
+
+    /// The buffer that [`SendBatch::add_buf`] numbered.
+    #[inline]
+    pub(super) fn buf(&self, buf: u32) -> &Bytes {
+        &self.bufs[buf as usize]
     }
 
     /// A write of one buffer; answers its place, by which the connection finds it again.

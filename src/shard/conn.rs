@@ -177,6 +177,8 @@ pub struct Conn {
 
 // What an idle connection costs in its slab, the generation beside it included.
 const _: () = assert!(size_of::<Option<Conn>>() + 8 <= 72);
+// Of it: both memberships, and one pointer for whoever is in more topics.
+const _: () = assert!(size_of::<Joined>() == 24);
 
 impl Conn {
     /// A connection that was just accepted.

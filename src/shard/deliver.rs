@@ -12,7 +12,12 @@
 //! entry.
 //!
 //! Per delivery to one member: one look at the connection, one entry in the batch. No hash, no
-//! atomic, no allocation, no copy. `tests/budget.rs` holds exactly this sentence as assertions.
+//! atomic, no allocation, no copy. `tests/budget.rs` and `tests/layout.rs` hold exactly this sentence
+//! as assertions.
+//!
+//! A frame comes to several shards as one buffer with one count of its owners, which is the one line
+//! of cache that they all write to. So it is moved, from the window to the queue to the round to the
+//! batch, and the count is touched once: when the batch lets go of it.
 
 use super::Shard;
 use super::batch::{SendBatch, SendOp};
@@ -379,8 +384,12 @@ impl Shard {
         }
         let own_bytes = own.iter().map(|(_, bytes, _)| bytes.len()).sum();
         self.deliveries.own_bytes += own_bytes;
-        let (bytes, frames) = join(&taken, |_| true);
         let count = taken.len();
+        let alone = if count == 1 { taken.pop() } else { None };
+        let (bytes, frames) = match alone {
+            Some((bytes, _)) => (bytes, 1),
+            None => join(&taken, |_| true),
+        };
         taken.clear();
         self.scratch_frames = taken;
         Current { walk: Walk::default(), bytes, frames, taken: count, own, own_bytes }
@@ -390,13 +399,15 @@ impl Shard {
     /// `false`: the batch must end.
     fn take_round(&mut self, id: RoundId, mut current: Current, batch: &mut SendBatch) -> bool {
         let to = self.deliveries.round(id).to;
+        let buf = batch.add_buf(std::mem::take(&mut current.bytes));
         let goes_on = if to == EVERYBODY {
-            self.walk_everybody(&mut current, batch)
+            self.walk_everybody(&mut current, buf, batch)
         } else {
-            self.walk_members(to, &mut current, batch)
+            self.walk_members(to, &mut current, buf, batch)
         };
         let d = &mut self.deliveries;
         if current.walk.at < current.walk.end {
+            current.bytes = batch.buf(buf).clone(); // for the next batch
             d.round(id).current = Some(current);
             d.queue.push_back(id);
             return goes_on;
@@ -410,10 +421,15 @@ impl Shard {
         goes_on
     }
 
-    fn walk_members(&mut self, to: TopicId, current: &mut Current, batch: &mut SendBatch) -> bool {
+    fn walk_members(
+        &mut self,
+        to: TopicId,
+        current: &mut Current,
+        buf: u32,
+        batch: &mut SendBatch,
+    ) -> bool {
         let topic = self.hub.get(to).expect("a topic that goes stops its walk");
         let mut special = places_of(&self.conns, to, current);
-        let buf = batch.add_buf(current.bytes.clone());
         let mut sink = Sink {
             batch,
             conns: &mut self.conns,
@@ -427,7 +443,7 @@ impl Shard {
             let stop = next_special.min(current.walk.at + room);
             let span = &topic.members()[current.walk.at..stop];
             let members = span.iter().map(|member| member.conn);
-            let told = sink.offer_all(members, buf, &current.bytes, current.frames);
+            let told = sink.offer_all(members, buf, current.frames);
             current.walk.at += told;
             if told < span.len() || sink.batch.len() >= self.limits.send_batch_max {
                 return false;
@@ -445,8 +461,7 @@ impl Shard {
         true
     }
 
-    fn walk_everybody(&mut self, current: &mut Current, batch: &mut SendBatch) -> bool {
-        let buf = batch.add_buf(current.bytes.clone());
+    fn walk_everybody(&mut self, current: &mut Current, buf: u32, batch: &mut SendBatch) -> bool {
         let stop = current.walk.end.min(current.walk.at + EMPTY_SLOTS_MAX);
         let mut sink = Sink {
             batch,
@@ -463,7 +478,7 @@ impl Shard {
                 let own = current.own.iter().find(|(conn, ..)| Some(*conn) == id);
                 let told = match own {
                     Some((_, bytes, frames)) => sink.offer_own(index, bytes, *frames),
-                    None => sink.offer_all([index], buf, &current.bytes, current.frames) == 1,
+                    None => sink.offer_all([index], buf, current.frames) == 1,
                 };
                 if !told {
                     return false;
@@ -514,21 +529,21 @@ impl Sink<'_> {
         &mut self,
         members: impl IntoIterator<Item = u32>,
         buf: u32,
-        bytes: &Bytes,
         frames: u64,
     ) -> usize {
+        let bytes = self.batch.buf(buf).len() as u64;
         let mut told = 0;
         for index in members {
             let conn = self.conns.at_mut(index).expect("a member is a connection");
             if conn.outbox.is_some() {
-                self.wait(index, bytes);
+                self.wait(index, buf);
             } else if !add_write(self.batch, conn, index, buf) {
                 break;
             }
             told += 1;
         }
         self.counters.deliveries += told as u64 * frames;
-        self.counters.bytes_out += told as u64 * bytes.len() as u64;
+        self.counters.bytes_out += told as u64 * bytes;
         told
     }
 
@@ -538,11 +553,12 @@ impl Sink<'_> {
             return true;
         }
         let buf = self.batch.add_buf(bytes.clone());
-        self.offer_all([member], buf, bytes, frames) == 1
+        self.offer_all([member], buf, frames) == 1
     }
 
     #[cold]
-    fn wait(&mut self, index: u32, bytes: &Bytes) {
+    fn wait(&mut self, index: u32, buf: u32) {
+        let bytes = self.batch.buf(buf);
         let conn = self.conns.at_mut(index).expect("a member is a connection");
         let outbox = conn.outbox.get_or_insert_default();
         match outbox.push(bytes.clone(), self.outbox_bytes_max) {

@@ -49,7 +49,8 @@ pub struct Topic {
 /// A round's number in the shard's pool; never 0, so that `Option` costs nothing.
 pub type RoundId = std::num::NonZeroU32;
 
-const _: () = assert!(size_of::<Option<Topic>>() + 8 <= 64);
+const _: () = assert!(size_of::<Option<Topic>>() + 8 == 56, "see the ledger in tests/budget.rs");
+const _: () = assert!(size_of::<Member>() == 8, "one for each connection of a room");
 
 /// How far a walk over a topic's members has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -123,7 +123,7 @@ impl Shard {
         match item {
             Downlink::Deliver { to, frames, except } => {
                 self.counters.frames_in += 1;
-                self.queue_frame(to, frames.get(Dialect::Native).clone(), except);
+                self.queue_frame(to, frames.into_frame(Dialect::Native), except);
             }
             Downlink::Joined { at } => self.on_joined(at),
             Downlink::Lost { to, count } => self.on_lost(to, count),

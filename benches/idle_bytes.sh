@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# What an idle connection costs, by owner: the server's memory and the kernel's.
+#
+#   benches/idle_bytes.sh [SHARDS] [CONNECTIONS]      default: 1 shard, 15000 connections
+#
+# Each connection has a user of its own and is in a room of a hundred; it is held over a heartbeat.
+# Two runs, with a third of the connections and with all of them, each against a fresh server: the
+# difference is what a connection costs, the rest is what a shard needs to begin with. The kernel's
+# share is the growth of each cache in /proc/slabinfo (root may read it); server and generator are
+# both on this machine, both wait in epoll, so a connection counts for two sockets and each cache is
+# halved.
+#
+# Ends what it starts. Changes nothing on the machine.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+shards="${1:-1}"
+conns="${2:-15000}"
+hold_s="${CAMPANILE_HOLD_S:-30}"
+work="$(mktemp -d)"
+server=""
+cleanup() {
+  [ -z "$server" ] || kill "$server" 2>/dev/null || true
+  rm -rf "$work"
+}
+trap cleanup EXIT
+
+cargo build --quiet --release --bin campanile
+campanile=target/release/campanile
+
+# Name, bytes and number of living objects. An object counts for its share of its slab: slabs that an
+# earlier run has left half empty must not make this one look free.
+slabs() {
+  sed -n '3,$p' /proc/slabinfo 2>/dev/null | awk '{ print $1, $2 * $6 * 4096 / $5, $2 }' | sort
+}
+
+resident() { awk '/^VmRSS:/ { print $2 * 1024 }' "/proc/$server/status"; }
+
+# measure CONNECTIONS NAME: writes NAME.rss (growth in bytes) and NAME.slabs (growth by cache)
+measure() {
+  "$campanile" serve --listen 127.0.0.1:0 --ops-listen 127.0.0.1:0 --log-level error \
+    --shards "$shards" --private-fd-tables true >"$work/said" &
+  server=$!
+  until grep -q 'listening on' "$work/said"; do
+    kill -0 "$server" || { echo "the server ended" >&2; return 1; }
+    sleep 0.05
+  done
+  url="$(sed -n 's/.*listening on \(ws:[^,]*\),.*/\1/p' "$work/said")"
+  local before
+  before="$(resident)"
+  slabs >"$work/before"
+  "$campanile" load idle --url "$url" --conns "$1" --room-size 100 --hold-s "$hold_s" \
+    --pid "$server" >"$work/$2.load" &
+  local load=$!
+  sleep "$((hold_s - 2))"
+  echo "$(($(resident) - before))" >"$work/$2.rss"
+  slabs >"$work/during"
+  wait "$load" || { cat "$work/$2.load" >&2; return 1; }
+  kill "$server"
+  wait "$server" || true
+  server=""
+  join "$work/before" "$work/during" | awk '{ print $1, $4 - $2, $5 - $3 }' >"$work/$2.slabs"
+}
+
+few=$((conns / 3))
+measure "$few" few
+measure "$conns" many
+
+echo "server, $shards shard(s): growth of VmRSS"
+awk -v few="$few" -v many="$conns" -v shards="$shards" '
+  { rss[NR] = $1 }
+  END {
+    each = (rss[2] - rss[1]) / (many - few)
+    printf "  %6d connections  %8.0f KiB, %4.0f B each\n", few, rss[1] / 1024, rss[1] / few
+    printf "  %6d connections  %8.0f KiB, %4.0f B each\n", many, rss[2] / 1024, rss[2] / many
+    printf "  one more           %4.0f B; to begin with %.0f KiB a shard\n", each, (rss[1] - each * few) / shards / 1024
+  }' "$work/few.rss" "$work/many.rss"
+
+echo "kernel: growth of /proc/slabinfo by connection, one of its two ends"
+sort -k2,2nr "$work/many.slabs" | awk -v conns="$conns" '
+  $2 / conns / 2 >= 4 { printf "  %-22s %6.0f B  %5.2f objects\n", $1, $2 / conns / 2, $3 / conns / 2 }
+  { sum += $2 }
+  END { printf "  %-22s %6.0f B\n", "all caches", sum / conns / 2 }'
