@@ -8,7 +8,9 @@
 #   sudo benches/hold.sh 1000000 --floor     the same against the floor, which only holds sockets
 #
 #   --shards N     by default 60, or as many as the limit on open files asks for
-#   --hold-s N     seconds to hold everybody after the message to all; 60, which is two heartbeats
+#   --ping-s N     seconds between two heartbeats of a connection: 25, or as many as keep the machine
+#                  at 40,000 of them a second, which already take one core of each end
+#   --hold-s N     seconds to hold everybody after the message to all; two heartbeats and ten seconds
 #   --no-tuning    leave the kernel's settings as they are (no root needed)
 #   --no-build     take target/release as it is
 #   --out FILE     write the table there too, and a line a second to FILE without .md, with .tsv
@@ -19,7 +21,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 command_line="benches/hold.sh $*"
 connections=1000000
 shards=""
-hold_s=60
+hold_s=""
+ping_s=""
 contestant=campanile
 tune=true
 build=true
@@ -29,20 +32,25 @@ while [ "$#" -gt 0 ]; do
     --floor) contestant=floor ;;
     --no-tuning) tune=false ;;
     --no-build) build=false ;;
-    --shards | --hold-s | --out)
+    --shards | --ping-s | --hold-s | --out)
       [ "$#" -ge 2 ] || { echo "benches/hold.sh: $1 wants a value" >&2; exit 2; }
       case "$1" in
         --shards) shards="$2" ;;
+        --ping-s) ping_s="$2" ;;
         --hold-s) hold_s="$2" ;;
         --out) out="$2" ;;
       esac
       shift
       ;;
-    [1-9]*[!0-9]* | -* | "" | [!1-9]*) sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    [1-9]*[!0-9]* | -* | "" | [!1-9]*) sed -n '2,17s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     *) connections="$1" ;;
   esac
   shift
 done
+
+least_ping_s=$((connections / 40000))
+ping_s="${ping_s:-$((least_ping_s > 25 ? least_ping_s : 25))}"
+hold_s="${hold_s:-$((ping_s * 2 + 10))}"
 
 # Below this much free memory the run ends before the machine does.
 MEMORY_FREE_KIB_MIN=$((600 * 1024))
@@ -73,11 +81,12 @@ end() {
 clean_up() {
   local status=$?
   trap - EXIT INT TERM HUP
+  # The host first: whoever ends this may not wait for long.
+  if [ -e "$undo" ]; then tuning/apply.sh --undo --undo-file "$undo" >&2 || status=1; fi
   end "$guard" 10
   end "$watch" 10
   end "$load"
   end "$server" 300
-  if [ -e "$undo" ]; then tuning/apply.sh --undo --undo-file "$undo" >&2 || status=1; fi
   rm -rf "$scratch"
   exit "$status"
 }
@@ -95,12 +104,15 @@ memory_kib() { awk -v key="$1:" '$1 == key { print $2 }' /proc/meminfo; }
 tcp_counter() {
   awk -v key="$1" '$1 == "TcpExt:" { if (!n) { n = split($0, names) } else { for (i = 2; i <= n; i++) if (names[i] == key) print $i } }' /proc/net/netstat
 }
-tcp_pages() { awk '$1 == "TCP:" { for (i = 2; i < NF; i += 2) if ($i == "mem") print $(i + 1) }' /proc/net/sockstat; }
+# Pages of all TCP buffers, and open sockets: `tcp_now mem`, `tcp_now inuse`.
+tcp_now() { awk -v key="$1" '$1 == "TCP:" { for (i = 2; i < NF; i += 2) if ($i == key) print $(i + 1) }' /proc/net/sockstat; }
 # Ticks of processor time of the server.
 server_ticks() { awk '{ sub(/.*\) /, ""); print $12 + $13 }' "/proc/$server/stat" 2>/dev/null || echo 0; }
 server_rss_kib() { awk '$1 == "VmRSS:" { print $2 }' "/proc/$server/status" 2>/dev/null || echo 0; }
 # The first number of that name in the generator's JSON.
 found() { grep -o "\"$1\": *[-0-9.]*" "$scratch/load.json" | head -1 | sed 's/.*: *//'; }
+# Attempts to connect that failed and were made again, or given up, by reason.
+tries() { { grep -o '"\(failed\|retried\)": *{[^}]*}' "$scratch/load.json" || true; } | tr -d '"' | paste -sd' '; }
 calc() { awk "BEGIN { printf \"$1\", $2 }"; }
 
 if "$build"; then
@@ -134,7 +146,8 @@ if [ "$contestant" = floor ]; then
     --members "$members" >"$scratch/server.out" 2>"$scratch/server.log" &
 else
   "$campanile" serve --listen 127.0.0.1:0 --ops-listen 127.0.0.1:0 --shards "$shards" \
-    --private-fd-tables true >"$scratch/server.out" 2>"$scratch/server.log" &
+    --private-fd-tables true --limits-ping-interval-ms "$((ping_s * 1000))" \
+    --limits-handshake-timeout-ms 60000 >"$scratch/server.out" 2>"$scratch/server.log" &
 fi
 server=$!
 for _ in $(seq 300); do
@@ -153,7 +166,10 @@ slab_before_kib="$(memory_kib Slab)"
 say "connecting $connections"
 more=()
 [ "$contestant" = floor ] || more+=(--broadcast --broadcast-timeout-s 300)
+# Both ends share these cores, and towards the end heartbeats have most of them: few handshakes at a
+# time and long patience, because who gives up and comes again makes it no faster.
 "$campanile" load idle --conns "$connections" --room-mix --hold-s "$hold_s" --timeout-s 1800 \
+  --connect-concurrency 64 --handshake-timeout-s 120 \
   --url "ws://$public/ws" --pid "$server" --json "${more[@]}" >"$scratch/load.json" &
 load=$!
 
@@ -173,7 +189,7 @@ guard=$!
 # A line a second, until the generator ends.
 series="$scratch/series.tsv"
 (
-  printf 'second\tconnections\tpings\tserver_ticks\tserver_rss_kib\tfree_kib\tslab_kib\ttcp_pages\n'
+  printf 'second\tconnections\tpings\tserver_ticks\tserver_rss_kib\tfree_kib\tslab_kib\ttcp_pages\ttcp_sockets\n'
   first=$SECONDS
   while kill -0 "$load" 2>/dev/null; do
     open=0 pings=0
@@ -184,8 +200,9 @@ series="$scratch/series.tsv"
         key == "campanile_pings_total" { pings += $NF }
         END { print open + 0, pings + 0 }') || true
     fi
-    printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$((SECONDS - first))" "${open:-0}" "${pings:-0}" \
-      "$(server_ticks)" "$(server_rss_kib)" "$(free_kib)" "$(memory_kib Slab)" "$(tcp_pages)"
+    printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$((SECONDS - first))" "${open:-0}" "${pings:-0}" \
+      "$(server_ticks)" "$(server_rss_kib)" "$(free_kib)" "$(memory_kib Slab)" \
+      "$(tcp_now mem)" "$(tcp_now inuse)"
     sleep 1
   done
 ) >"$series" &
@@ -204,21 +221,20 @@ if [ ! -s "$scratch/load.json" ]; then
   exit 1
 fi
 
-# The hold: the last seconds before the generator lets go, without the last two.
-read -r held_s pings ticks < <(awk -F'\t' -v hold="$hold_s" '
-  NR > 1 && $6 > 0 { n++; t[n] = $1; p[n] = $3; c[n] = $4; f[n] = $2 }
+joined="$(found joined)"
+some=$((joined > 0 ? joined : 1))
+# Held is what the last line shows in which both ends of everybody were open; the hold is the time
+# before it, without what the message to all left to do.
+read -r held_s pings ticks free_held_kib slab_held_kib < <(awk -F'\t' -v hold="$hold_s" -v both="$((joined * 2))" '
+  NR > 1 { n++; t[n] = $1; p[n] = $3; c[n] = $4; f[n] = $6; s[n] = $7; if ($9 >= both) last = n }
   END {
-    last = n; while (last > 1 && t[last] > t[n] - 2) last--
-    first = last; while (first > 1 && t[first - 1] > t[n] - hold + 2) first--
-    print t[last] - t[first], p[last] - p[first], c[last] - c[first]
+    if (!last) last = n
+    first = last; while (first > 1 && t[first - 1] >= t[last] - hold + 3) first--
+    print t[last] - t[first], p[last] - p[first], c[last] - c[first], f[last], s[last]
   }' "$series")
-# What is held is looked at in the last line but one: everybody is there, and nothing is under way.
-read -r slab_held_kib free_held_kib < <(awk -F'\t' 'NR > 1 { before = last; last = $7 " " $6 } END { print before ? before : last }' "$series")
 free_least_kib="$(awk -F'\t' 'NR > 1 && (!min || $6 < min) { min = $6 } END { print min + 0 }' "$series")"
 pages_most="$(awk -F'\t' 'NR > 1 && $8 > max { max = $8 } END { print max + 0 }' "$series")"
 ticks_a_second="$(getconf CLK_TCK)"
-joined="$(found joined)"
-some=$((joined > 0 ? joined : 1))
 
 table() {
   echo "| \`$command_line\` | |"
@@ -231,12 +247,12 @@ table() {
   echo "| least memory free | $((free_least_kib / 1024)) MiB of $(($(memory_kib MemTotal) / 1024)); $((free_before_kib / 1024)) before |"
   if [ "$contestant" = campanile ]; then
     echo "| one message to all | $(found received) of $(found expected) received it, the last after $(calc %.1f "$(found max_us) / 1e6") s, half after $(calc %.1f "$(found p50_us) / 1e6") s |"
-    echo "| heartbeats while held | $pings pings in $held_s s: $(calc %.0f "$pings / ($held_s > 0 ? $held_s : 1)") a second, $(calc %.0f "$connections / 25") are due |"
+    echo "| heartbeats while held | $pings pings in $held_s s: $(calc %.0f "$pings / ($held_s > 0 ? $held_s : 1)") a second, $(calc %.0f "$connections / $ping_s") are due, one every $ping_s s to each |"
     echo "| server while held | $(calc %.2f "$ticks / $ticks_a_second / ($held_s > 0 ? $held_s : 1)") cores, $(calc %.1f "$ticks * 1e6 / $ticks_a_second / ($pings > 0 ? $pings : 1)") µs a ping and its pong |"
   else
     echo "| server while held | $(calc %.2f "$ticks / $ticks_a_second / ($held_s > 0 ? $held_s : 1)") cores |"
   fi
-  echo "| connections lost | $(found lost_connections) |"
+  echo "| connections lost, attempts that failed | $(found lost_connections), $(tries) |"
   echo "| most pages in TCP buffers | $pages_most |"
   local name row=""
   for name in "${drops[@]}"; do

@@ -13,7 +13,7 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-all_rows=(somaxconn somaxconn_old syn_backlog nr_open file_max tcp_mem tcp_min ports conntrack_connect conntrack_deliver busy_poll rps)
+all_rows=(somaxconn somaxconn_old syn_backlog syn_backlog_cookies nr_open file_max tcp_mem tcp_min ports conntrack_connect conntrack_deliver busy_poll rps)
 rows=()
 rounds=3
 build=true
@@ -62,11 +62,14 @@ end() {
 clean_up() {
   local status=$? key
   trap - EXIT INT TERM HUP
-  end "$load"
-  end "$server"
+  # The host first: whoever ends this may not wait for long.
   for key in "${!was[@]}"; do sysctl -qw "$key=${was[$key]}" || status=1; done
   untrack
   if [ -e "$nic_undo" ]; then tuning/nic.sh lo --undo --undo-file "$nic_undo" >&2 || status=1; fi
+  end "$load"
+  end "$server"
+  # What has been measured is told, also when this was ended on the way.
+  if [ -s "$scratch/results.tsv" ]; then tell; fi
   rm -rf "$scratch"
   exit "$status"
 }
@@ -139,7 +142,8 @@ burst() {
 # 15,000 connections of a server that is not root's.
 as_somebody() {
   as_nobody=1 serve --shards 1
-  generate idle --conns 15000 --retries 0
+  # Nobody is let in any more once all files are open: do not wait for long.
+  generate idle --conns 15000 --retries 0 --connect-concurrency 15000 --handshake-timeout-s 4
   echo "joined of 15000" "$(found joined)"
   end "$server"
 }
@@ -190,7 +194,7 @@ connect() {
 
 # Whether a limit on open files can be set to 18000.
 set_limit() {
-  if (ulimit -Hn 18000) 2>/dev/null; then echo "ulimit -Hn 18000: taken" 1; else echo "ulimit -Hn 18000: taken" 0; fi
+  if (ulimit -n 18000) 2>/dev/null; then echo "ulimit -n 18000 is taken" yes; else echo "ulimit -n 18000 is taken" no; fi
 }
 
 # --- rows: NAME_what, NAME_load, NAME_before, NAME_after ---
@@ -209,6 +213,11 @@ syn_backlog_what="net.ipv4.tcp_max_syn_backlog 2048 → 131072, tcp_syncookies 1
 syn_backlog_load=burst
 syn_backlog_before() { key net.core.somaxconn 65535; key net.ipv4.tcp_max_syn_backlog 2048; }
 syn_backlog_after() { key net.core.somaxconn 65535; key net.ipv4.tcp_max_syn_backlog 131072; }
+
+syn_backlog_cookies_what="the same with tcp_syncookies 0"
+syn_backlog_cookies_load=burst
+syn_backlog_cookies_before() { key net.ipv4.tcp_syncookies 0; syn_backlog_before; }
+syn_backlog_cookies_after() { key net.ipv4.tcp_syncookies 0; syn_backlog_after; }
 
 nr_open_what="fs.nr_open lowered to 16384 → 1048576"
 nr_open_load=set_limit
@@ -312,10 +321,13 @@ table() {
   echo "\`benches/tuning.sh --rounds $rounds ${rows[*]}\`: medians of $rounds rounds, least and most in brackets; kernel $(uname -r), $(nproc) cores, commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
 }
 
+tell() {
+  table | tee "$scratch/table.md"
+  if [ -n "$out" ]; then
+    mkdir -p "$(dirname "$out")"
+    cp "$scratch/table.md" "$out"
+  fi
+}
+
 : >"$scratch/results.tsv"
 for row in "${rows[@]}"; do run_row "$row"; done
-table | tee "$scratch/table.md"
-if [ -n "$out" ]; then
-  mkdir -p "$(dirname "$out")"
-  cp "$scratch/table.md" "$out"
-fi
