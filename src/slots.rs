@@ -100,6 +100,14 @@ impl<T> Slots<T> {
         self.entry_mut(index)?.value.as_mut()
     }
 
+    /// Whoever lives at `index` now, with the full key.
+    #[inline]
+    pub fn with_id_mut(&mut self, index: u32) -> Option<(SlotId, &mut T)> {
+        let entry = self.entry_mut(index)?;
+        let id = SlotId { index, generation: entry.generation };
+        entry.value.as_mut().map(|value| (id, value))
+    }
+
     /// The full key of whoever lives at `index` now.
     pub fn id_at(&self, index: u32) -> Option<SlotId> {
         let entry = self.entry(index)?;

@@ -58,7 +58,7 @@ fn settle(shard: &mut Shard, batch: &mut SendBatch) -> Option<TopicId> {
         shard.take_batch(batch);
     }
     while shard.poll_closed().is_some() {}
-    batch.clear();
+    batch.finish();
     joined
 }
 
@@ -307,7 +307,7 @@ fn confirm(local: &mut Local, end: &ShardEnd, shard: &mut Shard, batch: &mut Sen
     while shard.has_sends() {
         shard.take_batch(batch);
     }
-    batch.clear();
+    batch.finish();
 }
 
 #[test]

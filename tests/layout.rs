@@ -171,7 +171,7 @@ mod delivery {
             while self.shard.has_sends() {
                 self.shard.take_batch(&mut self.batch);
                 self.sends += self.batch.ops().len();
-                self.batch.clear();
+                self.batch.finish();
             }
             while let Some(item) = self.shard.poll_uplink() {
                 assert!(self.end.try_send(item).is_ok(), "the window is wide enough");

@@ -472,13 +472,12 @@ impl Room {
             }
         }
         self.shorts = shorts;
-        self.batch.clear();
+        self.batch.finish();
     }
 
     /// From now on this socket's room to write is news. Of most it never is, so it is not asked for
     /// when they come: that would be an event for each.
-    fn watch_room(&mut self, wire: u32, index: u32) {
-        let Some(conn) = self.shard.conn_at(index) else { return };
+    fn watch_room(&mut self, wire: u32, conn: ConnId) {
         if self.epoll.watch_room(wire as RawFd, conn).is_err() {
             self.shard.handle_ended(conn, CloseReason::Io);
         }

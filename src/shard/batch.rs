@@ -1,14 +1,20 @@
-//! A batch of writes: what the shard wants sent, in a form that costs twenty bytes a member.
+//! A batch of writes: what the shard wants sent, in a form that costs twenty-four bytes a member.
 //!
 //! A buffer stands once in a batch, however many members it is for; each write names the socket,
 //! the connection and the buffer. Whoever hears several topics in one batch gets them in one write:
-//! further buffers are chained to it. The caller makes all writes before it enters the shard again
-//! and reports only those that the socket did not take whole
+//! further buffers are chained to it.
+//!
+//! A batch is made in *portions*, as many writes as may be made at once. What is not in the portion
+//! yet waits in the batch for the next one, and whatever comes meanwhile for the same connections is
+//! chained to it: a thousand small rooms that speak at once cost their members one write each, and
+//! nobody has waited for that. The caller makes all writes of a portion before it enters the shard
+//! again and reports only those that the socket did not take whole
 //! ([`crate::shard::Shard::handle_short`]).
 //!
-//! Invariant: a connection stands at most once in a batch. Otherwise a second write could follow
-//! the first half of another one.
+//! Invariant: a connection stands at most once in what is not written yet. Otherwise a second write
+//! could follow the first half of another one.
 
+use crate::ids::ConnId;
 use bytes::Bytes;
 
 /// Buffers of one write, at most: the kernel takes no more than 1024 at once, and a chain of this
@@ -20,8 +26,8 @@ const BUFS_MAX: u32 = 64;
 pub struct SendOp {
     /// The caller's number for the socket.
     pub wire: u32,
-    /// The connection's index.
-    pub conn: u32,
+    /// The connection.
+    pub conn: ConnId,
     /// The first of its buffers.
     buf: u32,
     /// How many buffers.
@@ -30,7 +36,7 @@ pub struct SendOp {
     last: u32,
 }
 
-const _: () = assert!(size_of::<SendOp>() == 20, "one for each member of a round");
+const _: () = assert!(size_of::<SendOp>() == 24, "one for each member of a round");
 
 /// A further buffer of a write.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +53,13 @@ pub struct SendBatch {
     links: Vec<Link>,
     /// The buffers' lengths added up.
     held_bytes: usize,
+    /// The portion; what lies before it is done.
+    begin: usize,
+    end: usize,
+    /// What waits for the next one begins here. Between: writes that came to nothing.
+    rest: usize,
+    /// What waits up to here goes first.
+    front: usize,
 }
 
 impl SendOp {
@@ -57,9 +70,9 @@ impl SendOp {
 }
 
 impl SendBatch {
-    /// The writes, in the order in which they must be made.
+    /// The writes of this portion, in the order in which they must be made.
     pub fn ops(&self) -> &[SendOp] {
-        &self.ops
+        &self.ops[self.begin..self.end]
     }
 
     /// The buffers of a write, in the order in which they must leave.
@@ -85,21 +98,68 @@ impl SendBatch {
         (self.links.len() * 2, self.links.len())
     }
 
-    /// Whether there is nothing to write.
+    /// Whether there is nothing to write in this portion.
     pub fn is_empty(&self) -> bool {
-        self.ops.is_empty()
+        self.begin == self.end
     }
 
-    /// Forgets everything; lets go of the buffers, keeps the memory.
-    pub fn clear(&mut self) {
-        self.ops.clear();
-        self.bufs.clear();
-        self.links.clear();
-        self.held_bytes = 0;
+    /// The portion's writes have been made. Lets go of the buffers once nothing waits for another
+    /// portion; keeps the memory.
+    pub fn finish(&mut self) {
+        (self.begin, self.end) = (self.rest, self.rest);
+        if self.waiting() == 0 {
+            self.ops.clear();
+            self.bufs.clear();
+            self.links.clear();
+            (self.begin, self.end, self.rest, self.front) = (0, 0, 0, 0);
+            self.held_bytes = 0;
+        }
     }
 
+    /// Writes that it has held since it was last empty, those that are made already included.
     pub(super) fn len(&self) -> usize {
         self.ops.len()
+    }
+
+    /// Writes that are in no portion yet.
+    pub(super) fn waiting(&self) -> usize {
+        self.ops.len() - self.rest
+    }
+
+    /// The next write, out of those that wait.
+    pub(super) fn pop_waiting(&mut self) -> Option<SendOp> {
+        let op = self.ops.get(self.rest).copied()?;
+        self.rest += 1;
+        Some(op)
+    }
+
+    /// Puts a write into the portion.
+    pub(super) fn put(&mut self, op: SendOp) {
+        debug_assert!(self.end < self.rest, "it was one of those that waited");
+        self.ops[self.end] = op;
+        self.end += 1;
+    }
+
+    /// From here on what is told to go first, goes first.
+    pub(super) fn begin_front(&mut self) {
+        self.front = self.rest;
+    }
+
+    /// How many go first.
+    pub(super) fn in_front(&self) -> usize {
+        self.front - self.rest
+    }
+
+    /// Lets a waiting write go first. Answers where it is then, and who had that place and is where
+    /// it was.
+    pub(super) fn bring_forward(&mut self, place: u32) -> (u32, ConnId) {
+        let at = place as usize;
+        if at < self.front {
+            return (place, self.ops[at].conn);
+        }
+        self.ops.swap(at, self.front);
+        self.front += 1;
+        (self.front as u32 - 1, self.ops[at].conn)
     }
 
     /// Bytes that the batch keeps in memory.
@@ -121,15 +181,16 @@ impl SendBatch {
 
     /// A write of one buffer; answers its place, by which the connection finds it again.
     #[inline]
-    pub(super) fn push(&mut self, wire: u32, conn: u32, buf: u32) -> u32 {
+    pub(super) fn push(&mut self, wire: u32, conn: ConnId, buf: u32) -> u32 {
         self.ops.push(SendOp { wire, conn, buf, bufs: 1, last: 0 });
         self.ops.len() as u32 - 1
     }
 
-    /// Whether the write at `place` is the one of `conn`. `place` may be from any earlier batch.
+    /// Whether the write at `place` is one of `conn` that waits. `place` may be from any earlier batch.
     #[inline]
     pub(super) fn is_at(&self, place: u32, conn: u32) -> bool {
-        self.ops.get(place as usize).is_some_and(|op| op.conn == conn)
+        let op = self.ops.get(place as usize);
+        op.is_some_and(|op| op.conn.0.index == conn) && place as usize >= self.rest
     }
 
     /// Appends a buffer to the write at `place`. `false`: it has as many as it may have.
@@ -156,18 +217,31 @@ impl SendBatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::SlotId;
+
+    fn conn(index: u32) -> ConnId {
+        ConnId(SlotId { index, generation: 0 })
+    }
+
+    /// All that waits as one portion.
+    fn portion(batch: &mut SendBatch) {
+        while let Some(op) = batch.pop_waiting() {
+            batch.put(op);
+        }
+    }
 
     #[test]
     fn chained_buffers_leave_in_the_order_in_which_they_came() {
         let mut batch = SendBatch::default();
         let bufs: Vec<u32> =
             (0..70u8).map(|n| batch.add_buf(Bytes::copy_from_slice(&[n]))).collect();
-        let (ann, bob) = (batch.push(1, 10, bufs[0]), batch.push(2, 20, bufs[1]));
+        let (ann, bob) = (batch.push(1, conn(10), bufs[0]), batch.push(2, conn(20), bufs[1]));
         assert!(batch.is_at(ann, 10) && batch.is_at(bob, 20) && !batch.is_at(ann, 20));
         for (n, buf) in bufs.iter().enumerate().skip(2) {
             let fits = batch.chain(if n % 2 == 0 { ann } else { bob }, *buf);
             assert!(fits);
         }
+        portion(&mut batch);
         let heard = |batch: &SendBatch, place: u32| -> Vec<u8> {
             batch.bufs(&batch.ops()[place as usize]).map(|buf| buf[0]).collect()
         };
@@ -179,9 +253,35 @@ mod tests {
     fn a_chain_has_an_end() {
         let mut batch = SendBatch::default();
         let buf = batch.add_buf(Bytes::from_static(b"x"));
-        let place = batch.push(1, 1, buf);
+        let place = batch.push(1, conn(1), buf);
         let links = (0..1000).take_while(|_| batch.chain(place, buf)).count();
         assert_eq!(links as u32, BUFS_MAX - 1);
+        portion(&mut batch);
         assert_eq!(batch.bufs(&batch.ops()[0]).count() as u32, BUFS_MAX);
+    }
+
+    #[test]
+    fn what_is_not_in_the_portion_waits_and_is_chained_to() {
+        let mut batch = SendBatch::default();
+        let buf = batch.add_buf(Bytes::from_static(b"x"));
+        let places: Vec<u32> = (0..4).map(|n| batch.push(n, conn(n), buf)).collect();
+        batch.begin_front();
+        assert_eq!(batch.bring_forward(places[3]), (0, conn(0)));
+        assert_eq!(batch.bring_forward(0), (0, conn(3)), "it goes first already");
+        for _ in 0..2 {
+            let op = batch.pop_waiting().expect("four wait");
+            batch.put(op);
+        }
+        let wires: Vec<u32> = batch.ops().iter().map(|op| op.wire).collect();
+        assert_eq!(wires, [3, 1]);
+        assert!(!batch.is_at(0, 3), "what is being written is not added to");
+        assert!(batch.is_at(3, 0) && batch.is_at(2, 2));
+        batch.finish();
+        assert!(batch.is_empty() && batch.waiting() == 2);
+        assert!(batch.chain(3, buf));
+        portion(&mut batch);
+        assert_eq!(batch.ops().iter().map(SendOp::bufs_len).collect::<Vec<_>>(), [1, 2]);
+        batch.finish();
+        assert_eq!((batch.len(), batch.held_bytes()), (0, 0));
     }
 }

@@ -25,6 +25,7 @@ use super::conn::{CloseReason, Conn, State};
 use super::hub::{RoundId, Walk};
 use super::outbox::Pushed;
 use crate::ids::{ConnId, SlotId, TopicId};
+use crate::limits::Limits;
 use crate::metrics::ShardCounters;
 use crate::slots::Slots;
 use bytes::{Bytes, BytesMut};
@@ -41,6 +42,10 @@ const OWN_JOINS_BYTES_MAX: usize = 1024 * 1024;
 /// A batch that holds so much begins no further round: what it holds stays in memory until it is
 /// written.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
+
+/// A batch holds so many portions: somebody who is in many small rooms hears all of them in one
+/// write, and whatever comes next waits for no more than these.
+const PORTIONS_MAX: usize = 4;
 
 /// Slots looked at in one batch of a message to everybody: a slab that once held a million is long
 /// when few are left in it.
@@ -99,6 +104,8 @@ pub(super) struct Deliveries {
     /// Connections found too slow while a list was being walked: closed after it.
     slow: Vec<u32>,
     frames_waiting: usize,
+    /// Writes of the batch that are in no portion yet.
+    writes_waiting: usize,
 }
 
 impl Deliveries {
@@ -156,7 +163,7 @@ impl Shard {
     /// Whether [`Shard::take_batch`] has something to give.
     pub fn has_sends(&self) -> bool {
         let d = &self.deliveries;
-        !d.replies.is_empty() || !d.queue.is_empty()
+        d.writes_waiting > 0 || !d.replies.is_empty() || !d.queue.is_empty()
     }
 
     /// Frames that are not written to everyone yet, in rounds and as replies: while there are many, the caller
@@ -168,27 +175,44 @@ impl Shard {
     /// Fills `batch` with what is to be written next. The caller makes all the writes, reports the
     /// short ones ([`Shard::handle_short`]) and only then enters the shard again.
     pub fn take_batch(&mut self, batch: &mut SendBatch) {
-        batch.clear();
+        batch.finish();
+        batch.begin_front();
         if self.take_replies(batch) {
             while self.may_go_on(batch)
                 && let Some((id, current)) = self.next_round()
                 && self.take_round(id, current, batch)
             {}
         }
-        self.counters.sends += batch.len() as u64;
+        self.cut_portion(batch);
+        self.counters.sends += batch.ops().len() as u64;
+        self.deliveries.writes_waiting = batch.waiting();
         self.close_slow();
     }
 
+    /// Whether another round may be begun. A batch is emptied before it grows further.
     fn may_go_on(&self, batch: &SendBatch) -> bool {
-        batch.len() < self.limits.send_batch_max && batch.held_bytes() < BATCH_BYTES_MAX
+        batch.len() < PORTIONS_MAX * self.limits.send_batch_max
+            && batch.held_bytes() < BATCH_BYTES_MAX
+    }
+
+    /// Puts as many writes into the portion as may be made at once. Whoever has gone since a write
+    /// was put together hears nothing more.
+    fn cut_portion(&mut self, batch: &mut SendBatch) {
+        while batch.ops().len() < self.limits.send_batch_max {
+            let Some(op) = batch.pop_waiting() else { return };
+            if let Some(conn) = self.conns.get(op.conn.0) {
+                // Only a write makes an outbox, and this is the only one that it has.
+                debug_assert!(conn.outbox.is_none(), "what waits would be overtaken");
+                batch.put(op);
+            }
+        }
     }
 
     /// The socket took `sent` bytes of a write, not all. The rest waits in the outbox.
     pub fn handle_short(&mut self, batch: &SendBatch, op: &SendOp, sent: usize) {
         self.counters.sends_short += 1;
-        let Some(id) = self.conns.id_at(op.conn) else { return };
-        let bytes_max = self.outbox_bytes_max(ConnId(id));
-        let conn = self.conns.at_mut(op.conn).expect("it has an id");
+        let bytes_max = self.outbox_bytes_max(op.conn);
+        let Some(conn) = self.conns.get_mut(op.conn.0) else { return };
         let outbox = conn.outbox.get_or_insert_default();
         let before = outbox.bytes();
         let mut left = sent;
@@ -210,7 +234,7 @@ impl Shard {
         }
         self.counters.outbox_bytes += (outbox.bytes() - before) as u64;
         if verdict == Pushed::Full {
-            self.deliveries.slow.push(op.conn);
+            self.deliveries.slow.push(op.conn.0.index);
             self.close_slow();
         }
     }
@@ -270,7 +294,8 @@ impl Shard {
     fn take_replies(&mut self, batch: &mut SendBatch) -> bool {
         while let Some(reply) = self.deliveries.replies.front() {
             let conn = reply.conn;
-            if batch.len() >= self.limits.send_batch_max {
+            let most = self.limits.send_batch_max;
+            if batch.in_front() >= most || batch.len() >= 2 * PORTIONS_MAX * most {
                 return false;
             }
             let c = self.conns.get(conn.0);
@@ -288,11 +313,21 @@ impl Shard {
     fn take_reply(&mut self, reply: Reply, batch: &mut SendBatch) -> Option<Reply> {
         let outbox_bytes_max = self.outbox_bytes_max(reply.conn);
         let conn = self.conns.get_mut(reply.conn.0)?;
-        let (index, bytes) = (reply.conn.0.index, reply.bytes.len() as u64);
+        let bytes = reply.bytes.len() as u64;
         match &mut conn.outbox {
             None => {
                 let buf = batch.add_buf(reply.bytes.clone());
-                if !add_write(batch, conn, index, buf) {
+                let told = add_write(batch, conn, reply.conn, buf);
+                // Replies go first, and take with them what waits for the same connection.
+                let before = conn.place;
+                let (place, displaced) = batch.bring_forward(before);
+                conn.place = place;
+                if displaced != reply.conn
+                    && let Some(displaced) = self.conns.get_mut(displaced.0)
+                {
+                    displaced.place = before;
+                }
+                if !told {
                     return Some(reply);
                 }
             }
@@ -302,10 +337,11 @@ impl Shard {
             }
             Some(outbox) => match outbox.push(reply.bytes, outbox_bytes_max) {
                 Pushed::Queued => self.counters.outbox_bytes += bytes,
-                Pushed::Full => self.deliveries.slow.push(index),
+                Pushed::Full => self.deliveries.slow.push(reply.conn.0.index),
             },
         }
         self.counters.bytes_out += bytes;
+        let conn = self.conns.get_mut(reply.conn.0)?;
         if reply.last {
             if let State::Closing { said_all, .. } = &mut conn.state {
                 *said_all = true;
@@ -399,6 +435,12 @@ impl Shard {
     /// `false`: the batch must end.
     fn take_round(&mut self, id: RoundId, mut current: Current, batch: &mut SendBatch) -> bool {
         let to = self.deliveries.round(id).to;
+        if batch.waiting() >= writes_max(&self.limits, current.walk) {
+            // It is the next to have room.
+            self.deliveries.round(id).current = Some(current);
+            self.deliveries.queue.push_front(id);
+            return false;
+        }
         let buf = batch.add_buf(std::mem::take(&mut current.bytes));
         let goes_on = if to == EVERYBODY {
             self.walk_everybody(&mut current, buf, batch)
@@ -437,15 +479,19 @@ impl Shard {
             slow: &mut self.deliveries.slow,
             outbox_bytes_max: self.limits.outbox_bytes_max,
         };
+        let writes_max = writes_max(&self.limits, current.walk);
         while current.walk.at < current.walk.end {
-            let room = self.limits.send_batch_max - sink.batch.len();
+            let room = writes_max.saturating_sub(sink.batch.waiting());
+            if room == 0 {
+                return false;
+            }
             let next_special = special.last().map_or(current.walk.end, |(place, _)| *place);
             let stop = next_special.min(current.walk.at + room);
             let span = &topic.members()[current.walk.at..stop];
             let members = span.iter().map(|member| member.conn);
             let told = sink.offer_all(members, buf, current.frames);
             current.walk.at += told;
-            if told < span.len() || sink.batch.len() >= self.limits.send_batch_max {
+            if told < span.len() {
                 return false;
             }
             if special.last().is_some_and(|(place, _)| *place == current.walk.at) {
@@ -470,7 +516,11 @@ impl Shard {
             slow: &mut self.deliveries.slow,
             outbox_bytes_max: self.limits.outbox_bytes_max,
         };
+        let writes_max = writes_max(&self.limits, current.walk);
         while current.walk.at < stop {
+            if sink.batch.waiting() >= writes_max {
+                return false;
+            }
             let index = current.walk.at as u32;
             let is_member = |conn: &Conn| conn.is_open() && !conn.echo;
             if sink.conns.at(index).is_some_and(is_member) {
@@ -485,9 +535,6 @@ impl Shard {
                 }
             }
             current.walk.at += 1;
-            if sink.batch.len() >= self.limits.send_batch_max {
-                return false;
-            }
         }
         current.walk.at == current.walk.end
     }
@@ -534,10 +581,10 @@ impl Sink<'_> {
         let bytes = self.batch.buf(buf).len() as u64;
         let mut told = 0;
         for index in members {
-            let conn = self.conns.at_mut(index).expect("a member is a connection");
+            let (id, conn) = self.conns.with_id_mut(index).expect("a member is a connection");
             if conn.outbox.is_some() {
                 self.wait(index, buf);
-            } else if !add_write(self.batch, conn, index, buf) {
+            } else if !add_write(self.batch, conn, ConnId(id), buf) {
                 break;
             }
             told += 1;
@@ -568,14 +615,21 @@ impl Sink<'_> {
     }
 }
 
-/// Adds a buffer to what is written to a connection in this batch. `false`: its write is full.
+/// Adds a buffer to what is written to a connection next. `false`: its write is full.
 #[inline]
-fn add_write(batch: &mut SendBatch, conn: &mut Conn, index: u32, buf: u32) -> bool {
-    if batch.is_at(conn.place, index) {
+fn add_write(batch: &mut SendBatch, conn: &mut Conn, id: ConnId, buf: u32) -> bool {
+    if batch.is_at(conn.place, id.0.index) {
         return batch.chain(conn.place, buf);
     }
-    conn.place = batch.push(conn.wire, index, buf);
+    conn.place = batch.push(conn.wire, id, buf);
     true
+}
+
+/// How many writes may wait while a round is being walked. One that is longer than a portion leaves
+/// room for others after each.
+fn writes_max(limits: &Limits, walk: Walk) -> usize {
+    let portions = if walk.end - walk.at > limits.send_batch_max { 1 } else { PORTIONS_MAX };
+    portions * limits.send_batch_max
 }
 
 /// Where the members with a join of their own stand, last one first.

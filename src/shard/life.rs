@@ -177,11 +177,9 @@ impl Shard {
         self.life.ended.push_back(conn);
     }
 
-    /// A write failed: the socket of the connection at `index` is dead.
-    pub fn handle_broken(&mut self, index: u32) {
-        if let Some(id) = self.conns.id_at(index) {
-            self.handle_ended(ConnId(id), CloseReason::Io);
-        }
+    /// A write failed: the connection's socket is dead.
+    pub fn handle_broken(&mut self, conn: ConnId) {
+        self.handle_ended(conn, CloseReason::Io);
     }
 
     /// Time passes. On a tick of any length; the shorter, the more evenly pings are spread.

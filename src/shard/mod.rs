@@ -158,11 +158,6 @@ impl Shard {
         Some(self.conns.get(conn.0)?.wire)
     }
 
-    /// The connection that has this place now.
-    pub fn conn_at(&self, index: u32) -> Option<ConnId> {
-        self.conns.id_at(index).map(ConnId)
-    }
-
     /// A connection of this shard, named for everybody.
     pub fn origin(&self, conn: ConnId) -> Origin {
         Origin { node: self.config.node, shard: self.config.id, conn }

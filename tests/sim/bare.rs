@@ -96,7 +96,7 @@ impl Bare {
                 told(op.wire as usize, buf);
             }
         }
-        self.batch.clear();
+        self.batch.finish();
         while self.shard.poll_closed().is_some() {}
         writes
     }

@@ -349,7 +349,7 @@ impl World {
             assert!(batch.ops().len() <= self.limits.send_batch_max, "a batch has its limit");
             self.write(at, &batch);
         }
-        batch.clear();
+        batch.finish();
         self.towers[at].batch = batch;
         while let Some(closed) = self.towers[at].shard.poll_closed() {
             self.close(closed);
@@ -377,7 +377,7 @@ impl World {
             let biggest = batch.bufs(op).map(|buf| buf.len()).max().unwrap_or(0);
             let client = &mut self.clients[op.wire as usize];
             assert!(!client.gone && !client.half_closed, "a write after the end");
-            assert_eq!((client.tower, client.conn.map(|c| c.0.index)), (at, Some(op.conn)));
+            assert_eq!((client.tower, client.conn), (at, Some(op.conn)));
             let tower = &mut self.towers[at];
             tower.biggest_write_bytes = tower.biggest_write_bytes.max(biggest);
             if client.broken {
