@@ -101,9 +101,57 @@ fn big_payloads_that_fill_sockets_lose_nothing() {
 }
 
 #[test]
+fn who_is_in_several_rooms_hears_each_of_them() {
+    for mode in ["each", "joined"] {
+        let line = "fanout --rooms 20 --members 4 --rooms-per-member 5 --window 3 --duration-s 0.3 \
+                    --warmup-s 0";
+        let json = json(&measure(floor(mode), line));
+        assert_eq!(json["ok"], true, "{mode}: {json}");
+        assert_eq!(json["connect"]["joined"], 16, "four rooms of four, five times over");
+        assert_eq!(json["fanout"]["rooms_per_member"], 5);
+        let copies = json["fanout"]["received"].as_u64().expect("a number");
+        assert!(copies > 0 && copies.is_multiple_of(4), "every message has four copies: {copies}");
+    }
+}
+
+#[test]
+fn silent_members_are_not_waited_for() {
+    // So few messages that the kernel keeps them for those who do not read.
+    let line = "fanout --members 5 --silent 2 --rate 50 --duration-s 0.3 --warmup-s 0";
+    let json = json(&measure(floor("each"), line));
+    assert_eq!(json["ok"], true, "{json}");
+    assert_eq!(json["connect"]["joined"], 7);
+    let sent = json["fanout"]["expected"].as_u64().expect("a number") / 5;
+    assert_eq!(json["fanout"]["received"], sent * 5);
+}
+
+#[test]
+fn what_is_only_talk_counts_once_the_question_behind_it_is_answered() {
+    for how in ["--burst 1", "--burst 16", "--burst 3 --cut-bytes 11"] {
+        let line = format!("talk --conns 20 {how} --duration-s 0.3 --warmup-s 0.05");
+        let json = json(&measure(floor("receive"), &line));
+        assert_eq!(json["ok"], true, "{how}: {json}");
+        let messages = json["talk"]["messages"].as_u64().expect("a number");
+        let burst = json["talk"]["burst"].as_u64().expect("a number");
+        assert!(messages > 0 && messages.is_multiple_of(burst), "{how}: {messages}");
+    }
+    let mute = measure(floor("accept"), "talk --conns 1 --duration-s 0.1 --warmup-s 0");
+    assert!(!mute.ok, "a server that answers nothing has taken nothing");
+}
+
+#[test]
+fn pings_while_nothing_happens_are_counted_and_answered() {
+    let json = json(&measure(floor("heartbeat"), "idle --conns 30 --hold-s 1"));
+    assert_eq!(json["ok"], true, "{json}");
+    assert!(json["hold"]["seconds"].as_f64() >= Some(1.0));
+    // The floor of this test pings every 25 s, a few of thirty in a second.
+    assert!(json["hold"]["pings"].as_u64() <= Some(30), "{json}");
+}
+
+#[test]
 fn after_a_storm_everybody_is_back_and_bystanders_lost_nothing() {
-    // The floor has one room, so the crowd hears the bystanders' messages too, but counts only
-    // its own.
+    // The floor knows rooms by their number, so some of the crowd hear the bystanders' messages
+    // too; they count only their own.
     for how in ["", " --plain-close"] {
         let line = format!("storm --conns 300 --bystanders 5 --before-s 0.2{how}");
         let json = json(&measure(floor("each"), &line));

@@ -136,15 +136,15 @@ pub const CASES: &[Case] = &[
     },
     Case {
         name: "large-1",
-        title: "one room of 200, messages of 16 KiB, one outstanding",
-        load: "fanout --members 200 --window 1 --payload-bytes 16384",
+        title: "one room of 1000, messages of 16 KiB, one outstanding",
+        load: "fanout --members 1000 --window 1 --payload-bytes 16384",
         load_smoke: "fanout --members 5 --window 1 --payload-bytes 16384",
         ..ONE_BY_ONE
     },
     Case {
         name: "large-16",
-        title: "one room of 200, messages of 16 KiB, 16 outstanding",
-        load: "fanout --members 200 --window 16 --payload-bytes 16384",
+        title: "one room of 1000, messages of 16 KiB, 16 outstanding",
+        load: "fanout --members 1000 --window 16 --payload-bytes 16384",
         load_smoke: "fanout --members 5 --window 4 --payload-bytes 16384",
         ..ROOM
     },

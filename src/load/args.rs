@@ -248,7 +248,7 @@ pub struct TalkArgs {
     pub question: String,
     /// Text in the frame that answers it
     #[arg(long, value_name = "TEXT", default_value = r#""type":"pong""#)]
-    pub answer: String,
+    pub answered_by: String,
     /// Cut everything into writes of so many bytes, wherever frames begin
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..))]
     pub cut_bytes: Option<u32>,

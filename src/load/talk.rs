@@ -76,7 +76,7 @@ pub fn run(args: &TalkArgs) -> Result<Report, LoadError> {
         payload_bytes: args.payload_bytes as usize,
         burst: args.burst,
         question: args.question.clone(),
-        answer: args.answer.clone(),
+        answer: args.answered_by.clone(),
     });
     let mut fleet = Fleet::begin(brief, needs_own_files)?;
     let mut progress = Progress::new();

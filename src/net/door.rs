@@ -43,12 +43,16 @@ const OUTBOX_SLICES_MAX: usize = 64;
 /// over: when thousands come in a second it is not woken for every few of them. Messages never wait.
 pub const RING_EVERY: Duration = Duration::from_millis(1);
 
-/// How long the acceptor and the reader go on before others have their turn, about: whoever says
-/// something while thousands come or go waits for a few of these.
+/// How long the acceptor goes on before others have their turn, about: whoever says something while
+/// thousands come or go waits for a few of these.
 pub const TURN: Duration = Duration::from_micros(250);
 
+/// The same for the reader. Longer: what is read together leaves together, and a portion of writes
+/// takes longer still.
+const READ_TURN: Duration = Duration::from_millis(1);
+
 /// Connections read in one visit.
-const READS_MAX: usize = 256;
+const READS_MAX: usize = 1024;
 /// What one connection may say in its turn while others wait for theirs. Five hundred that never
 /// stop talking let a quiet one wait for 8 MiB: some tens of milliseconds.
 const CROWDED_TURN_BYTES: usize = 16 * 1024;
@@ -270,7 +274,7 @@ impl Room {
     /// the turn is not over. Who turns out to have gone is seen out at once: when thousands go
     /// together, it is that what takes the time.
     pub fn read_waiting(&mut self) {
-        let until = Instant::now() + TURN;
+        let until = Instant::now() + READ_TURN;
         for _ in 0..self.unread.len().min(READS_MAX) {
             if !self.may_read_on() {
                 return;
