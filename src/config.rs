@@ -201,7 +201,7 @@ knobs! {
         handshakes_max, count(1, 1_000_000, "handshakes"),
             "Handshakes under way in one shard. Beyond: HTTP 503 with Retry-After.";
         accepts_per_s_max, count(1, 1_000_000, "connections"),
-            "Connections one shard accepts in a second, on average. Beyond: HTTP 503 with Retry-After, before anything is read. The default is more than a core can do; lower it to protect what stands behind.";
+            "Connections one shard accepts in a second, on average. Beyond: HTTP 503 with Retry-After, before its request is looked at. The default is more than a core can do; lower it to protect what stands behind.";
         accepts_burst_max, count(1, 1_000_000, "connections"),
             "Connections one shard accepts at once, after a time in which fewer came than limits.accepts_per_s_max.";
         head_bytes_max, bytes(1024, 64 * 1024),

@@ -90,7 +90,7 @@ counters! {
         uplink_waiting: Gauge "uplink_waiting" "Items on the way to the backplane that it has not taken yet",
         downlink_waiting: Gauge "downlink_waiting" "Items that wait for this shard",
         accepted: Counter "accepted_total" "Connections accepted by the listener",
-        accepted_elsewhere: Counter "accepted_elsewhere_total" "Connections that another core than their shard's had received; counted where steering = cpu",
+        accepted_elsewhere: Counter "accepted_elsewhere_total" "Connections received on another core than their shard's; steering = cpu",
         opened: Counter "opened_total" "Connections that became WebSockets",
         refused_limit: Counter "refused_total"["reason" = "limit"] "Connections refused before an upgrade",
         refused_handshakes: Counter "refused_total"["reason" = "handshakes"] "Connections refused before an upgrade",

@@ -1,10 +1,10 @@
 //! Taking connections, and turning them away cheaply when there is no room.
 //!
-//! Every shard listens for itself (`SO_REUSEPORT`); which of them gets a connection is the business of
-//! `steering.rs`. A connection for which there is no room, or no time (`admission.rs`), gets `503` with
-//! `Retry-After`, one of a few answers that are made at the start. Nothing of its request is looked
-//! at, but it has to be read: closing a socket with unread bytes makes the kernel throw our answer
-//! away. So one whose request has not come yet waits a moment in the *lounge*.
+//! Every shard listens for itself (`SO_REUSEPORT`); which of them gets a connection is the business
+//! of `steering.rs`. A connection for which there is no room, or no time (`admission.rs`), gets `503`
+//! with `Retry-After`, one of a few answers that are made at the start. Nothing of its request is
+//! looked at, but it has to be read: closing a socket with unread bytes makes the kernel throw our
+//! answer away. So one whose request has not come yet waits a moment in the *lounge*.
 //!
 //! When descriptors run out, a spare one is given up to take the next connection and refuse it:
 //! otherwise the backlog would fill with clients who hear nothing, and the loop would spin.

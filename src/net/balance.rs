@@ -16,7 +16,8 @@ use crate::link::spread::{Count, Note};
 use std::time::{Duration, Instant};
 
 /// Shares are looked at no more often, however many connections come. The shorter, the less goes
-/// wrong between a change and the answer to it; a look and a new program take some 20 µs.
+/// wrong between a change and the answer to it; a new program for 60 shards takes
+/// 24 µs, for two 6.
 pub const LOOK_EVERY: Duration = Duration::from_millis(3);
 
 /// What is thought to be on its way loses an eighth with each look.

@@ -2,9 +2,9 @@
 //!
 //! Edge-triggered, so an idle connection is never touched again after it was added, and closing a
 //! socket takes it out by itself. Room to write is asked for when a write has fallen short the first
-//! time: asked for at once, it would be an event for every connection that comes. The set is one descriptor that the shard's runtime
-//! polls; it costs the kernel about 200 bytes a connection, where a posted read or poll on the ring
-//! costs 256 to 860 and a future of ours on top.
+//! time: asked for at once, it would be an event for every connection that comes. The set is one
+//! descriptor that the shard's runtime polls; it costs the kernel about 200 bytes a connection, where
+//! a posted read or poll on the ring costs 256 to 860 and a future of ours on top.
 #![allow(unsafe_code)] // epoll_create1, epoll_ctl, epoll_wait
 
 use crate::ids::ConnId;

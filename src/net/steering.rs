@@ -87,8 +87,8 @@ impl Steering {
         }
     }
 
-    /// Time passes: if connections have gone and nobody has come since, the next one is to find the way
-    /// to where they are missing.
+    /// Time passes: if connections have gone and nobody has come since, the next one is to find the
+    /// way to where they are missing.
     pub fn look_if_changed(&mut self, now: Instant) {
         if self.looked_at != self.told {
             self.look(now);
