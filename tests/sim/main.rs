@@ -12,6 +12,7 @@
 //! | `bare.rs` | one shard with nothing around it, for what takes a million connections |
 //! | `heartbeats.rs` | how even a million pings are |
 //! | `fairness.rs` | who waits for whom on one shard |
+//! | `fleet/` | two hundred nodes with the real backplane, counted beside the capacity model |
 //!
 //! A failing day prints its seed; `SIM_SEED=<seed> cargo test --test sim` lives it again, exactly.
 //! `SIM_DAYS=<n>` lives more of them.
@@ -20,6 +21,7 @@ mod backplane;
 mod bare;
 mod days;
 mod fairness;
+mod fleet;
 mod heartbeats;
 mod history;
 mod peer;

@@ -14,9 +14,9 @@
 mod canary;
 mod ingest;
 mod link;
-mod names;
+pub mod names;
 mod outgoing;
-mod subscriptions;
+pub mod subscriptions;
 
 use super::Transport;
 use super::envelope;

@@ -21,9 +21,9 @@ use std::collections::VecDeque;
 use std::task::{Context, Poll};
 
 /// Channels in one command.
-const CHANNELS_PER_BATCH: usize = 512;
+pub const CHANNELS_PER_BATCH: usize = 512;
 /// Commands under way.
-const BATCHES_MAX: usize = 4;
+pub const BATCHES_MAX: usize = 4;
 
 enum Change {
     Add(TopicKey, TopicName),
@@ -36,14 +36,21 @@ impl Change {
     }
 }
 
-/// One command and whom to tell when it is confirmed.
+/// One command under way, and whom to tell when it is confirmed.
 struct Batch {
     keys: Vec<TopicKey>,
     is_of_walk: bool,
-    reply: Reply<()>,
 }
 
-/// What one command changes.
+/// One command: what it changes.
+pub struct Command {
+    /// Whether channels are subscribed or unsubscribed.
+    pub is_addition: bool,
+    /// Their names.
+    pub channels: Vec<String>,
+}
+
+/// What one command changes, and whom to tell.
 #[derive(Default)]
 struct Cut {
     is_addition: bool,
@@ -55,7 +62,9 @@ struct Cut {
 /// See the module. One for each link.
 pub struct Subscriptions {
     changes: VecDeque<Change>,
+    /// In the order in which they were sent, which is that of their replies.
     under_way: VecDeque<Batch>,
+    replies: VecDeque<Reply<()>>,
     /// Names that are no topics and come first: our own channels.
     fixed: Option<Vec<String>>,
     /// The places where the walk has not been. Topics that come later come as changes.
@@ -70,6 +79,7 @@ impl Subscriptions {
         Subscriptions {
             changes: VecDeque::new(),
             under_way: VecDeque::new(),
+            replies: VecDeque::new(),
             fixed: Some(fixed),
             walk: 0..places,
             walk_under_way: 0,
@@ -100,22 +110,37 @@ impl Subscriptions {
         local: &mut Local,
     ) -> RedisResult<bool> {
         let mut is_busy = false;
-        while self.under_way.len() < BATCHES_MAX {
-            let Some(cut) = self.cut(names, &local.interest) else { break };
-            self.walk_under_way += usize::from(cut.is_of_walk);
-            let reply = send(cx, change(sub.clone(), cut.is_addition, cut.channels));
-            self.under_way.push_back(Batch { keys: cut.keys, is_of_walk: cut.is_of_walk, reply });
+        while let Some(command) = self.next_command(names, &local.interest) {
+            self.replies.push_back(send(cx, change(sub.clone(), command)));
             is_busy = true;
         }
-        while let Some(front) = self.under_way.front_mut() {
-            let Poll::Ready(confirmed) = poll_reply(&mut front.reply, cx) else { break };
+        while let Some(front) = self.replies.front_mut() {
+            let Poll::Ready(confirmed) = poll_reply(front, cx) else { break };
+            self.replies.pop_front();
             confirmed?;
-            let batch = self.under_way.pop_front().expect("it was just looked at");
-            self.walk_under_way -= usize::from(batch.is_of_walk);
-            batch.keys.into_iter().for_each(|key| local.subscribed(key));
+            self.confirmed().into_iter().for_each(|key| local.subscribed(key));
             is_busy = true;
         }
         Ok(is_busy)
+    }
+
+    /// The next command to send; it is under way from now on. `None`: as many are under way as may
+    /// be, or nothing waits.
+    pub fn next_command(&mut self, names: &Names, interest: &Interest) -> Option<Command> {
+        if self.under_way.len() >= BATCHES_MAX {
+            return None;
+        }
+        let Cut { is_addition, is_of_walk, keys, channels } = self.cut(names, interest)?;
+        self.walk_under_way += usize::from(is_of_walk);
+        self.under_way.push_back(Batch { keys, is_of_walk });
+        Some(Command { is_addition, channels })
+    }
+
+    /// The oldest command under way is confirmed: answers the topics that are subscribed by it.
+    pub fn confirmed(&mut self) -> Vec<TopicKey> {
+        let batch = self.under_way.pop_front().expect("only what was sent is confirmed");
+        self.walk_under_way -= usize::from(batch.is_of_walk);
+        batch.keys
     }
 
     fn cut(&mut self, names: &Names, interest: &Interest) -> Option<Cut> {
@@ -156,16 +181,12 @@ impl Subscriptions {
     }
 }
 
-async fn change(
-    mut sub: MultiplexedConnection,
-    is_addition: bool,
-    channels: Vec<String>,
-) -> RedisResult<()> {
+async fn change(mut sub: MultiplexedConnection, command: Command) -> RedisResult<()> {
     let mut barrier = sub.clone();
     let changed = async {
-        match is_addition {
-            true => sub.subscribe(&channels[..]).await,
-            false => sub.unsubscribe(&channels[..]).await,
+        match command.is_addition {
+            true => sub.subscribe(&command.channels[..]).await,
+            false => sub.unsubscribe(&command.channels[..]).await,
         }
     };
     let ping = redis::cmd("PING");

@@ -1,0 +1,231 @@
+//! One node: real shards, a real window, the real state of its backplane thread; the loop around it
+//! is played, as `backplane/mod.rs` and `net/door.rs` make it.
+
+use super::redis::Redis;
+use super::world::Build;
+use bytes::Bytes;
+use campanile::backplane::embedded::message;
+use campanile::backplane::envelope;
+use campanile::backplane::local::Local;
+use campanile::backplane::redis::names::Names;
+use campanile::backplane::redis::subscriptions::{BATCHES_MAX, Subscriptions};
+use campanile::ids::{NodeId, ShardId};
+use campanile::link::channel::{ShardEnd, window};
+use campanile::link::health::Health;
+use campanile::link::{Done, Outcome, Publish, Uplink};
+use campanile::shard::batch::SendBatch;
+use campanile::shard::{Shard, ShardConfig};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What comes back on the connection that subscribes, in one order.
+pub enum Push {
+    Confirmed,
+    Message { channel: Rc<str>, body: Bytes, number: usize },
+}
+
+/// A connection to Redis, and what is under way on it.
+pub struct Link {
+    subscriptions: Subscriptions,
+    pub pushes: VecDeque<Push>,
+    /// Publishes that Redis has carried out.
+    pub done: VecDeque<Done>,
+    /// Confirmations under way now, and at most so far.
+    under_way: usize,
+}
+
+pub struct Tower {
+    pub shard: Shard,
+    pub end: ShardEnd,
+    pub batch: SendBatch,
+}
+
+pub struct Node {
+    pub at: usize,
+    pub towers: Vec<Tower>,
+    pub local: Local,
+    pub link: Option<Link>,
+    names: Names,
+    waiting: VecDeque<Publish>,
+    /// Items taken from a shard, messages taken and publishes sent in one turn.
+    per_turn: usize,
+}
+
+/// A publish on its way to Redis.
+pub struct Sent {
+    pub channel: String,
+    pub topic: String,
+    pub body: Bytes,
+    pub done: Done,
+}
+
+impl Node {
+    pub fn new(at: usize, build: Build) -> Node {
+        let Build { shards, limits, linger_ms, per_turn, .. } = build;
+        let id = NodeId(at as u64 + 1);
+        let (ends, end, _ops) = window(shards, limits.uplink_items_max, limits.downlink_items_max)
+            .expect("a few hundred descriptors");
+        let config = |id: ShardId| ShardConfig {
+            id,
+            node: NodeId(at as u64 + 1),
+            node_name: format!("node-{at}"),
+            limits,
+        };
+        let tower = |end: ShardEnd| {
+            let shard = Shard::new(config(end.id));
+            Tower { shard, end, batch: SendBatch::default() }
+        };
+        let linger = Duration::from_millis(linger_ms);
+        let backlog = limits.downlink_backlog_bytes_max;
+        Node {
+            at,
+            towers: ends.into_iter().map(tower).collect(),
+            local: Local::new(id, end, Arc::new(Health::default()), linger, backlog),
+            link: None,
+            names: Names::new("campanile", id),
+            waiting: VecDeque::new(),
+            per_turn,
+        }
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.local.is_up()
+    }
+
+    /// A connection is made: everything wanted is subscribed on it.
+    pub fn connect(&mut self) {
+        let fixed = vec![self.names.ingest.clone(), self.names.canary.clone()];
+        let subscriptions = Subscriptions::new(fixed, self.local.interest.high());
+        let (pushes, done) = (VecDeque::new(), VecDeque::new());
+        self.link = Some(Link { subscriptions, pushes, done, under_way: 0 });
+    }
+
+    /// The connection is lost. Answers the messages that were on their way to this node.
+    pub fn go_down(&mut self, now: Instant) -> Vec<usize> {
+        let Some(link) = self.link.take() else { return Vec::new() };
+        self.local.interest.lose_link();
+        self.local.set_up(false, "played", now);
+        for done in link.done {
+            self.local.done(done, Outcome::Unknown, now);
+        }
+        let number = |push| match push {
+            Push::Message { number, .. } => Some(number),
+            Push::Confirmed => None,
+        };
+        link.pushes.into_iter().filter_map(number).collect()
+    }
+
+    /// One turn of the backplane thread. Answers whether anything moved, and publishes to carry out.
+    pub fn turn(&mut self, now: Instant, redis: &mut Redis) -> (bool, Vec<Sent>) {
+        let mut moved = self.take_uplinks(now);
+        while let Some(topic) = self.local.interest.take_expired(now) {
+            moved = true;
+            if let Some(link) = &mut self.link {
+                link.subscriptions.remove(topic);
+            }
+        }
+        moved |= self.take_pushes(now);
+        moved |= self.change_subscriptions(redis);
+        let sent = self.send();
+        moved |= !sent.is_empty();
+        self.local.flush();
+        (moved, sent)
+    }
+
+    fn take_uplinks(&mut self, now: Instant) -> bool {
+        let mut moved = false;
+        for index in 0..self.towers.len() {
+            let shard = self.local.end.shards[index].id;
+            for _ in 0..self.per_turn {
+                if !self.local.takes(shard) {
+                    break;
+                }
+                let Some(item) = self.local.end.shards[index].try_recv() else { break };
+                moved = true;
+                self.handle_uplink(shard, item, now);
+            }
+            self.local.end.shards[index].made_room();
+        }
+        moved
+    }
+
+    fn handle_uplink(&mut self, shard: ShardId, item: Uplink, now: Instant) {
+        match item {
+            Uplink::Join { topic, at } => {
+                let key = self.local.join(topic.clone(), shard, at);
+                if let (Some(key), Some(link)) = (key, &mut self.link) {
+                    link.subscriptions.add(key, &topic);
+                }
+            }
+            Uplink::Leave { topic, at } => self.local.leave(&topic, shard, at, now),
+            Uplink::Publish(publish) => self.waiting.push_back(publish),
+        }
+    }
+
+    fn take_pushes(&mut self, now: Instant) -> bool {
+        let Some(link) = &mut self.link else { return false };
+        let mut moved = false;
+        for _ in 0..self.per_turn {
+            let Some(push) = link.pushes.pop_front() else { break };
+            moved = true;
+            match push {
+                Push::Confirmed => {
+                    link.under_way -= 1;
+                    let keys = link.subscriptions.confirmed();
+                    keys.into_iter().for_each(|key| self.local.subscribed(key));
+                }
+                Push::Message { channel, body, .. } => {
+                    let Some(topic) = self.names.topic(channel.as_bytes()) else { continue };
+                    let message = envelope::read(topic, &body).expect("written by a node");
+                    self.local.message(&message);
+                }
+            }
+        }
+        while let Some(done) = link.done.pop_front() {
+            moved = true;
+            self.local.done(done, Outcome::Accepted, now);
+        }
+        if link.subscriptions.is_complete() {
+            self.local.set_up(true, "played", now);
+        }
+        moved
+    }
+
+    fn change_subscriptions(&mut self, redis: &mut Redis) -> bool {
+        let Some(link) = &mut self.link else { return false };
+        let mut moved = false;
+        while let Some(command) = link.subscriptions.next_command(&self.names, &self.local.interest)
+        {
+            moved = true;
+            link.under_way += 1;
+            assert!(link.under_way <= BATCHES_MAX, "commands under way are bounded");
+            match command.is_addition {
+                true => redis.subscribe(self.at, command.channels),
+                false => redis.unsubscribe(self.at, command.channels),
+            }
+            link.pushes.push_back(Push::Confirmed);
+        }
+        moved
+    }
+
+    fn send(&mut self) -> Vec<Sent> {
+        if !self.is_up() {
+            return Vec::new();
+        }
+        let some = self.waiting.len().min(self.per_turn);
+        let names = &self.names;
+        let sent = self.waiting.drain(..some).map(|publish| {
+            let mut body = Vec::new();
+            envelope::write(&message(&publish), &mut body);
+            Sent {
+                channel: names.channel(publish.topic.as_str()),
+                topic: publish.topic.as_str().to_owned(),
+                body: body.into(),
+                done: publish.done,
+            }
+        });
+        sent.collect()
+    }
+}
