@@ -34,6 +34,19 @@ slabs() {
   sed -n '3,$p' /proc/slabinfo 2>/dev/null | awk '{ print $1, $2 * $6 * 4096 / $5, $2 }' | sort
 }
 
+# The kernel merges caches of one size and lists them under one of their names: which others these are.
+merged() {
+  local cache name
+  for cache in $(cut -d' ' -f1 "$1"); do
+    for name in eventpoll_pwq tcp_bind_bucket tcp_bind2_bucket; do
+      [ "$cache" != "$name" ] && [ -e "/sys/kernel/slab/$cache" ] || continue
+      if [ "/sys/kernel/slab/$cache" -ef "/sys/kernel/slab/$name" ]; then
+        echo "  ($cache counts $name, too)"
+      fi
+    done
+  done
+}
+
 resident() { awk '/^VmRSS:/ { print $2 * 1024 }' "/proc/$server/status"; }
 
 # measure CONNECTIONS NAME: writes NAME.rss (growth in bytes) and NAME.slabs (growth by cache)
@@ -81,3 +94,5 @@ sort -k2,2nr "$work/many.slabs" | awk -v conns="$conns" '
   $2 / conns / 2 >= 4 { printf "  %-22s %6.0f B  %5.2f objects\n", $1, $2 / conns / 2, $3 / conns / 2 }
   { sum += $2 }
   END { printf "  %-22s %6.0f B\n", "all caches", sum / conns / 2 }'
+awk -v conns="$conns" '$2 / conns / 2 >= 4' "$work/many.slabs" >"$work/grown"
+merged "$work/grown"

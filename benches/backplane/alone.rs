@@ -12,37 +12,68 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Instant;
 
-/// Bare PUBLISH → SUBSCRIBE over two blocking sockets, one message at a time: the nanoseconds from
-/// before the write to after the read, for each.
-pub fn singles(port: u16, payload: &str, count: usize) -> Vec<u64> {
+/// How many threads a lonely message of the floor passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hops {
+    /// Who publishes writes to the socket, who listens reads from it.
+    None,
+    /// A thread of its own at each end, as a backplane is: the message is handed over twice more.
+    Two,
+}
+
+/// Bare PUBLISH → SUBSCRIBE over two blocking sockets, one message at a time: for each the
+/// nanoseconds from the wish to publish until the listener has it.
+pub fn singles(port: u16, payload: &str, count: usize, hops: Hops) -> Vec<u64> {
     let connect = || {
         let stream = TcpStream::connect(("127.0.0.1", port)).expect("redis-server listens");
         stream.set_nodelay(true).expect("a TCP socket");
         stream
     };
-    let (mut publisher, subscriber) = (connect(), connect());
+    let (publisher, subscriber) = (connect(), connect());
     (&subscriber).write_all(b"*2\r\n$9\r\nSUBSCRIBE\r\n$5\r\nfloor\r\n").expect("it is open");
     let mut subscriber = BufReader::new(subscriber);
     read_reply(&mut subscriber);
     let (heard_out, heard) = mpsc::channel();
-    let listener = std::thread::spawn(move || {
+    let mut threads = Vec::new();
+    let (next_out, next) = mpsc::channel();
+    threads.push(std::thread::spawn(move || {
         for _ in 0..count {
             read_reply(&mut subscriber);
-            heard_out.send(Instant::now()).expect("the publisher waits for it");
+            next_out.send(Instant::now()).expect("somebody listens");
         }
-    });
+    }));
+    threads.push(std::thread::spawn(move || {
+        for read_at in next {
+            let heard_at = if hops == Hops::None { read_at } else { Instant::now() };
+            heard_out.send(heard_at).expect("the publisher waits for it");
+        }
+    }));
     let head = format!("*3\r\n$7\r\nPUBLISH\r\n$5\r\nfloor\r\n${}\r\n", payload.len());
     let command = [head.as_bytes(), payload.as_bytes(), b"\r\n"].concat();
+    let (wish_out, wishes) = mpsc::channel::<()>();
     let mut replies = BufReader::new(publisher.try_clone().expect("a descriptor"));
-    let mut took_ns = Vec::with_capacity(count);
-    for _ in 0..count {
-        let begun = Instant::now();
-        publisher.write_all(&command).expect("it is open");
-        let heard = heard.recv().expect("the listener hears each");
-        took_ns.push(heard.duration_since(begun).as_nanos() as u64);
+    let mut publish = move || {
+        (&publisher).write_all(&command).expect("it is open");
         read_reply(&mut replies);
+    };
+    let mut now = None;
+    match hops {
+        Hops::None => now = Some(publish),
+        Hops::Two => {
+            threads.push(std::thread::spawn(move || wishes.iter().for_each(|()| publish())))
+        }
     }
-    listener.join().expect("the listener did not panic");
+    let took_ns = (0..count).map(|_| {
+        let begun = Instant::now();
+        match &mut now {
+            Some(publish) => publish(),
+            None => wish_out.send(()).expect("it publishes"),
+        }
+        heard.recv().expect("the listener hears each").duration_since(begun).as_nanos() as u64
+    });
+    let took_ns = took_ns.collect();
+    drop(wish_out);
+    threads.into_iter().for_each(|thread| thread.join().expect("it did not panic"));
     took_ns
 }
 

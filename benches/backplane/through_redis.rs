@@ -1,6 +1,6 @@
 //! From node to node: two backplane threads with a shard each, and a redis-server between them.
 
-use super::alone::{self, Alone};
+use super::alone::{self, Alone, Hops};
 use super::node::{Backplane, MinimalShard, measure, payload};
 use super::redis_server::Redis;
 use super::{Size, Spread};
@@ -18,41 +18,50 @@ const ROOMS: usize = 100;
 /// Messages that may be under way when many are sent.
 const OUTSTANDING: u64 = 8 * 1024;
 
+/// Who carries one message at a time.
+const SINGLES: [&str; 3] =
+    ["campanile", "bare PUBLISH to SUBSCRIBE", "bare, with a thread more at each end"];
+
 pub fn bench(size: &Size) {
     let redis = Redis::start();
-    let mut latencies: [Vec<[f64; 2]>; 2] = Default::default();
+    let (port, payload) = (redis.port, payload());
+    let mut latencies: [Vec<[f64; 2]>; 3] = Default::default();
     let mut rates: [Vec<Rate>; 2] = Default::default();
     for round in 0..size.rounds {
-        for turn in 0..2 {
-            // Every other round the other way round: what drifts hits all alike.
-            match (round + turn) % 2 {
-                0 => {
-                    latencies[0].push(quantiles_us(singles(&redis, size)));
-                    rates[0].push(many(&redis, size));
-                }
-                _ => {
-                    let (port, payload) = (redis.port, payload());
-                    latencies[1].push(quantiles_us(alone::singles(port, &payload, size.singles)));
-                    rates[1].push(alone_many(&redis, size));
-                }
-            }
+        // Every other round the other way round: what drifts hits all alike.
+        let order = if round % 2 == 0 { [0, 1, 2] } else { [2, 1, 0] };
+        for who in order {
+            let took_ns = match who {
+                0 => singles(&redis, size),
+                1 => alone::singles(port, &payload, size.singles, Hops::None),
+                _ => alone::singles(port, &payload, size.singles, Hops::Two),
+            };
+            latencies[who].push(quantiles_us(took_ns));
+        }
+        for who in order.into_iter().filter(|who| *who < 2) {
+            rates[who].push(if who == 0 { many(&redis, size) } else { alone_many(&redis, size) });
         }
     }
     print_latencies(&latencies);
     print_rates(&rates);
 }
 
-fn print_latencies([ours, floor]: &[Vec<[f64; 2]>; 2]) {
+fn print_latencies(latencies: &[Vec<[f64; 2]>; 3]) {
     println!("node to node, one message at a time: µs from publish to the other node's shard");
-    for (name, times) in [("campanile", ours), ("bare PUBLISH to SUBSCRIBE", floor)] {
+    for (name, times) in SINGLES.iter().zip(latencies) {
         let of = |which: usize| Spread::of(times.iter().map(|time| time[which]).collect());
-        println!("  {name:26} p50 {:.0}, p99 {:.0}", of(0), of(1));
+        let ratio = |which: usize| {
+            let pairs = latencies[0].iter().zip(times);
+            Spread::of(pairs.map(|(ours, other)| ours[which] / other[which]).collect())
+        };
+        println!(
+            "  {name:36}  p50 {:.0}, p99 {:.0}; campanile / this: p50 {:.2}, p99 {:.2}",
+            of(0),
+            of(1),
+            ratio(0),
+            ratio(1)
+        );
     }
-    let ratios = |which: usize| {
-        let pairs = ours.iter().zip(floor);
-        Spread::of(pairs.map(|(ours, floor)| ours[which] / floor[which]).collect())
-    };
-    println!("  campanile / bare           p50 {:.2}, p99 {:.2}", ratios(0), ratios(1));
 }
 
 fn print_rates([ours, alone]: &[Vec<Rate>; 2]) {

@@ -57,6 +57,9 @@ pub fn watched<T>(work: impl FnOnce() -> T) -> T {
 /// # Panics
 /// When the child does.
 pub fn see(child: impl FnOnce()) -> Vec<Seen> {
+    // One core for both, so that a step is a switch and not a message between two cores.
+    let cores = campanile::sys::available_cores().expect("/proc tells them");
+    campanile::sys::pin_to_core(cores[0]).expect("one of our own cores");
     // SAFETY: the child begins with one thread, ours, and ends by `_exit`, whatever `child` does.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "{}", std::io::Error::last_os_error());
