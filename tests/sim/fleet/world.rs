@@ -293,13 +293,13 @@ impl Fleet {
         let mut read: HashMap<*const u8, Rc<Vec<Heard>>> = HashMap::new();
         for op in batch.ops() {
             let who = op.wire as usize;
-            assert_eq!(self.clients[who].conn.map(|conn| conn.0.index), Some(op.conn));
+            assert_eq!(self.clients[who].conn, Some(op.conn));
             for buf in batch.bufs(op) {
                 let heard = read.entry(buf.as_ptr()).or_insert_with(|| Rc::new(parse(buf))).clone();
                 heard.iter().for_each(|heard| self.hear(who, heard));
             }
         }
-        batch.clear();
+        batch.finish();
         self.nodes[node].towers[tower].batch = batch;
         true
     }
