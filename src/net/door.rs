@@ -406,6 +406,8 @@ impl Room {
     /// Carries out what the shard wants: see the order in `shard/mod.rs`.
     fn drain(&mut self, now: Instant) {
         self.drain_uplink(now);
+        // What has come by now leaves in the same writes.
+        self.take_downlink();
         self.shard.take_batch(&mut self.batch);
         if !self.batch.is_empty() {
             self.write_batch();
