@@ -3,8 +3,8 @@
 # every one of them. From nothing: builds, raises what the kernel limits, measures, prints a table,
 # and leaves the machine as it was, also after Ctrl-C or a failure.
 #
-#   sudo benches/hold.sh                     1,000,000 connections, less than 5 minutes and 8 GiB
-#   sudo benches/hold.sh 2000000             16 GiB
+#   sudo benches/hold.sh                     1,000,000 connections, 3 minutes and 9 GiB on 2 cores
+#   sudo benches/hold.sh 2000000             18 GiB
 #   sudo benches/hold.sh 1000000 --floor     the same against the floor, which only holds sockets
 #
 #   --shards N     by default 60, or as many as the limit on open files asks for

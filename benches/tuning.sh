@@ -3,7 +3,7 @@
 # turns and in fresh processes, and prints the medians. Every setting is put back at the end, also
 # after Ctrl-C. What needs a limit to be reached lowers that limit, and says so.
 #
-#   sudo benches/tuning.sh [ROW...]      all rows by default, about 7 minutes
+#   sudo benches/tuning.sh [ROW...]      all rows by default, about 6 minutes
 #
 #   --rounds N     3 by default
 #   --no-build     take target/release as it is
@@ -132,7 +132,7 @@ burst() {
   local overflows timeouts cookies
   overflows="$(counter ListenOverflows)" timeouts="$(counter TCPTimeouts)" cookies="$(counter SyncookiesSent)"
   generate idle --conns 15000 --threads 4 --cores 1 --connect-concurrency 4000
-  echo "all joined after, s" "$(found seconds)"
+  echo "all joined after, s" "$(LC_ALL=C printf %.2f "$(found seconds)")"
   echo "dropped at the listener" "$(($(counter ListenOverflows) - overflows))"
   echo "SYN cookies" "$(($(counter SyncookiesSent) - cookies))"
   echo "retransmission timeouts" "$(($(counter TCPTimeouts) - timeouts))"
@@ -167,7 +167,7 @@ one_source() {
   serve --shards 2 --private-fd-tables true
   generate idle --conns 26000 --source 127.0.0.1 --handshake-timeout-s 60
   echo "joined of 26000" "$(found joined)"
-  echo "all joined after, s" "$(found seconds)"
+  echo "all joined after, s" "$(LC_ALL=C printf %.2f "$(found seconds)")"
   end "$server"
 }
 
@@ -176,8 +176,8 @@ deliver() {
   serve --shards 1 --cores 0
   generate fanout --members 1000 --cores 1 --duration-s 5 --warmup-s 1
   echo "server cpu a delivery, µs" "$(awk "BEGIN { printf \"%.3f\", $(found server_cpu_us_per_delivery) }")"
-  echo "p50, µs" "$(found p50_us)"
-  echo "p99, µs" "$(found p99_us)"
+  echo "p50, µs" "$(LC_ALL=C printf %.0f "$(found p50_us)")"
+  echo "p99, µs" "$(LC_ALL=C printf %.0f "$(found p99_us)")"
   end "$server"
 }
 
