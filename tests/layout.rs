@@ -278,7 +278,7 @@ mod delivery {
     #[test]
     fn a_further_batch_costs_two_atomics() {
         let limits = Limits { send_batch_max: 256, ..Limits::PRODUCTION };
-        let in_batches = |batches| see_message(1, 256 * batches, limits)[1].atomics_len();
+        let in_batches = |batches: u32| see_message(1, 256 * batches, limits)[1].atomics_len();
         assert_eq!(in_batches(6), in_batches(2) + 4 * 2);
     }
 
