@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # What an idle connection costs, by owner: the server's memory and the kernel's.
 #
-#   benches/idle_bytes.sh [SHARDS] [CONNECTIONS]      default: 1 shard, 15000 connections
+#   benches/idle_bytes.sh [SHARDS] [CONNECTIONS] [SECONDS]      default: 1 15000 30
 #
-# Each connection has a user of its own and is in a room of a hundred; it is held over a heartbeat.
+# Each connection has a user of its own and is in a room of a hundred; it is held for so many seconds,
+# by default over a heartbeat.
 # Two runs, with a third of the connections and with all of them, each against a fresh server: the
 # difference is what a connection costs, the rest is what a shard needs to begin with. The kernel's
 # share is the growth of each cache in /proc/slabinfo (root may read it); server and generator are
@@ -16,7 +17,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 shards="${1:-1}"
 conns="${2:-15000}"
-hold_s="${CAMPANILE_HOLD_S:-30}"
+hold_s="${3:-30}"
 work="$(mktemp -d)"
 server=""
 cleanup() {

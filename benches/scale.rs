@@ -6,8 +6,8 @@
 //! processor time of the server counts. Contestants take turns, round after round, each in a fresh
 //! process; a ratio is of neighbours in one round, and the median of the rounds is what counts.
 //!
-//! Beside the cost stands what explains it: how often the kernel switched between the server's threads,
-//! and how many visits its shards made, for a thousand deliveries.
+//! Beside the cost stands what explains it, for a thousand deliveries: how many frames the backplane
+//! handed to shards, how many visits the shards made, how often the kernel switched between threads.
 //!
 //! With `--test` or `CAMPANILE_BENCH_SMOKE=1` everything is tiny and only checks that all arrives.
 
@@ -21,6 +21,8 @@ use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 /// Environment: `1` makes everything tiny.
 const SMOKE: &str = "CAMPANILE_BENCH_SMOKE";
@@ -99,15 +101,30 @@ impl Contestant {
 /// What one run found.
 struct Run {
     fanout: Fanout,
-    /// For each delivery of the whole run.
-    switches: f64,
-    /// Visits to shards; the floor has none.
+    /// What the server counted while messages flowed; the floor counts nothing.
+    counted: Option<Counted>,
+}
+
+/// What a server has counted so far.
+#[derive(Clone, Copy)]
+struct Counted {
+    deliveries: f64,
+    /// Visits to shards.
     visits: f64,
+    /// Batches of a topic's frames that the backplane handed to a shard.
+    frames: f64,
+    /// How often the kernel took a core from one of its threads, by the thread's wish or not.
+    switches: f64,
 }
 
 impl Run {
     fn cost_us(&self) -> f64 {
         self.fanout.server_cpu_us_per_delivery.unwrap_or(f64::NAN)
+    }
+
+    /// For a thousand deliveries.
+    fn each_thousand(&self, value: fn(&Counted) -> f64) -> f64 {
+        self.counted.map_or(f64::NAN, |counted| value(&counted) / counted.deliveries * 1e3)
     }
 }
 
@@ -139,16 +156,22 @@ fn print(work: &Work, contestants: &[Contestant], runs: &[Vec<Run>]) {
             let pairs = own.iter().zip(other);
             Spread::of(pairs.map(|(own, other)| own.cost_us() / other.cost_us()).collect())
         };
-        println!(
-            "  {:12}  {:.3} µs a delivery, {:.2} × 1 shard; for 1000 deliveries {:.1} switches, \
-             {:.1} visits; {:.0} deliveries/s",
+        print!(
+            "  {:12}  {:.3} µs a delivery, {:.2} × 1 shard; {:.0} deliveries/s",
             contestant.name(),
             of(Run::cost_us),
             against(&runs[0]),
-            of(|run| run.switches * 1e3).median,
-            of(|run| run.visits * 1e3).median,
             of(|run| run.fanout.deliveries_per_second).median,
         );
+        match contestant {
+            Contestant::Floor(_) => println!(),
+            Contestant::Shards(_) => println!(
+                "; for 1000 of them {:.1} frames to shards, {:.1} visits, {:.1} switches",
+                of(|run| run.each_thousand(|counted| counted.frames)).median,
+                of(|run| run.each_thousand(|counted| counted.visits)).median,
+                of(|run| run.each_thousand(|counted| counted.switches)).median,
+            ),
+        }
     }
 }
 
@@ -210,19 +233,38 @@ impl Server {
         Err(format!("{name} ended without listening"))
     }
 
-    /// Visits of all its shards so far.
-    fn visits(&self) -> Option<f64> {
-        let mut stream = TcpStream::connect(self.ops.as_ref()?).ok()?;
+    fn meter(&self) -> Option<Meter> {
+        Some(Meter { ops: self.ops.clone()?, pid: self.child.id() })
+    }
+}
+
+/// Asks a server what it has counted.
+struct Meter {
+    /// Host and port.
+    ops: String,
+    pid: u32,
+}
+
+impl Meter {
+    fn read(&self) -> Option<Counted> {
+        let mut stream = TcpStream::connect(&self.ops).ok()?;
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
         let mut text = String::new();
         stream.read_to_string(&mut text).ok()?;
-        let lines = text.lines().filter(|line| line.starts_with("campanile_loop_turns_total"));
-        Some(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+        let sum = |name: &str| -> f64 {
+            let lines = text.lines().filter(|line| line.starts_with(name));
+            lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        };
+        Some(Counted {
+            deliveries: sum("campanile_deliveries_total"),
+            visits: sum("campanile_loop_turns_total"),
+            frames: sum("campanile_downlink_frames_total"),
+            switches: self.switches()?,
+        })
     }
 
-    /// How often the kernel took a core from one of its threads, by its own wish or not.
     fn switches(&self) -> Option<f64> {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).ok()?;
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid)).ok()?;
         let statuses =
             tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("status")).ok());
         let count = |status: String| {
@@ -232,6 +274,24 @@ impl Server {
                 .sum::<f64>()
         };
         Some(statuses.map(count).sum())
+    }
+
+    /// What is counted from the first delivery until `ended` is dropped.
+    fn watch(&self, ended: &mpsc::Receiver<()>) -> Option<Counted> {
+        let pause = || ended.recv_timeout(Duration::from_millis(100));
+        let mut before = self.read()?;
+        while before.deliveries == 0.0 && pause() == Err(RecvTimeoutError::Timeout) {
+            before = self.read()?;
+        }
+        // An answer about numbers that are a tick old costs the server something: ask twice only.
+        let _ = ended.recv();
+        let after = self.read()?;
+        Some(Counted {
+            deliveries: after.deliveries - before.deliveries,
+            visits: after.visits - before.visits,
+            frames: after.frames - before.frames,
+            switches: after.switches - before.switches,
+        })
     }
 }
 
@@ -271,20 +331,22 @@ fn measure(contestant: Contestant, work: &Work, size: &Size) -> Result<Run, Stri
     if size.pinned {
         line.push_str(" --cores 1");
     }
-    let (visits, switches) = (server.visits().unwrap_or(0.0), server.switches().unwrap_or(0.0));
     let args = Cli::try_parse_from(line.split_whitespace().map(OsString::from));
     let args = args.map_err(|error| error.to_string())?.load;
-    let report = load::measure(args).map_err(|error| error.to_string())?;
+    let (running, ended) = mpsc::channel();
+    let (report, counted) = std::thread::scope(|scope| {
+        let watching = server.meter().map(|meter| scope.spawn(move || meter.watch(&ended)));
+        let report = load::measure(args);
+        drop(running);
+        (report, watching.and_then(|thread| thread.join().expect("it does not panic")))
+    });
+    let report = report.map_err(|error| error.to_string())?;
     if !report.ok {
         let trouble = report.first_trouble.unwrap_or_default();
         let why = report.shortfalls.join("; ");
         return Err(format!("{}, window {window}: {why}. {trouble}", contestant.name()));
     }
-    let fanout = report.fanout.ok_or("a fanout without a result")?;
-    let each = fanout.received.max(1) as f64;
-    let switches = (server.switches().unwrap_or(f64::NAN) - switches) / each;
-    let visits = (server.visits().unwrap_or(f64::NAN) - visits) / each;
-    Ok(Run { fanout, switches, visits })
+    Ok(Run { fanout: report.fanout.ok_or("a fanout without a result")?, counted })
 }
 
 struct Spread {

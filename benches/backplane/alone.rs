@@ -24,57 +24,67 @@ pub enum Hops {
 /// Bare PUBLISH → SUBSCRIBE over two blocking sockets, one message at a time: for each the
 /// nanoseconds from the wish to publish until the listener has it.
 pub fn singles(port: u16, payload: &str, count: usize, hops: Hops) -> Vec<u64> {
-    let connect = || {
-        let stream = TcpStream::connect(("127.0.0.1", port)).expect("redis-server listens");
-        stream.set_nodelay(true).expect("a TCP socket");
-        stream
-    };
-    let (publisher, subscriber) = (connect(), connect());
+    let (publisher, subscriber) = (connect(port), connect(port));
     (&subscriber).write_all(b"*2\r\n$9\r\nSUBSCRIBE\r\n$5\r\nfloor\r\n").expect("it is open");
     let mut subscriber = BufReader::new(subscriber);
     read_reply(&mut subscriber);
     let (heard_out, heard) = mpsc::channel();
-    let mut threads = Vec::new();
-    let (next_out, next) = mpsc::channel();
-    threads.push(std::thread::spawn(move || {
+    let mut read_all = move |tell: mpsc::Sender<Instant>| {
         for _ in 0..count {
             read_reply(&mut subscriber);
-            next_out.send(Instant::now()).expect("somebody listens");
+            tell.send(Instant::now()).expect("somebody listens");
         }
-    }));
-    threads.push(std::thread::spawn(move || {
-        for read_at in next {
-            let heard_at = if hops == Hops::None { read_at } else { Instant::now() };
-            heard_out.send(heard_at).expect("the publisher waits for it");
-        }
-    }));
+    };
     let head = format!("*3\r\n$7\r\nPUBLISH\r\n$5\r\nfloor\r\n${}\r\n", payload.len());
     let command = [head.as_bytes(), payload.as_bytes(), b"\r\n"].concat();
-    let (wish_out, wishes) = mpsc::channel::<()>();
     let mut replies = BufReader::new(publisher.try_clone().expect("a descriptor"));
-    let mut publish = move || {
-        (&publisher).write_all(&command).expect("it is open");
-        read_reply(&mut replies);
+    let publish = move || (&publisher).write_all(&command).expect("it is open");
+    let since = |begun: Instant| {
+        let heard: Instant = heard.recv().expect("the listener hears each");
+        heard.duration_since(begun).as_nanos() as u64
     };
-    let mut now = None;
     match hops {
-        Hops::None => now = Some(publish),
-        Hops::Two => {
-            threads.push(std::thread::spawn(move || wishes.iter().for_each(|()| publish())))
-        }
+        Hops::None => std::thread::scope(|scope| {
+            scope.spawn(move || read_all(heard_out));
+            let one = |_| {
+                let begun = Instant::now();
+                publish();
+                let took_ns = since(begun);
+                // Not in the measured time: nobody waits for it.
+                read_reply(&mut replies);
+                took_ns
+            };
+            (0..count).map(one).collect()
+        }),
+        Hops::Two => std::thread::scope(|scope| {
+            let (wish_out, wishes) = mpsc::channel::<()>();
+            let (read_out, read) = mpsc::channel();
+            scope.spawn(move || read_all(read_out));
+            scope.spawn(move || {
+                read.iter().for_each(|_| heard_out.send(Instant::now()).expect("it is awaited"));
+            });
+            scope.spawn(move || {
+                for () in wishes {
+                    publish();
+                    read_reply(&mut replies);
+                }
+            });
+            let one = |_| {
+                let begun = Instant::now();
+                wish_out.send(()).expect("it publishes");
+                since(begun)
+            };
+            let took_ns = (0..count).map(one).collect();
+            drop(wish_out);
+            took_ns
+        }),
     }
-    let took_ns = (0..count).map(|_| {
-        let begun = Instant::now();
-        match &mut now {
-            Some(publish) => publish(),
-            None => wish_out.send(()).expect("it publishes"),
-        }
-        heard.recv().expect("the listener hears each").duration_since(begun).as_nanos() as u64
-    });
-    let took_ns = took_ns.collect();
-    drop(wish_out);
-    threads.into_iter().for_each(|thread| thread.join().expect("it did not panic"));
-    took_ns
+}
+
+fn connect(port: u16) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", port)).expect("redis-server listens");
+    stream.set_nodelay(true).expect("a TCP socket");
+    stream
 }
 
 /// Reads one reply of simple values, or one array of them.
