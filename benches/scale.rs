@@ -36,7 +36,9 @@ fn main() -> ExitCode {
     if env::args().nth(1).as_deref() == Some("floor") {
         return floor::main(env::args_os().skip(1));
     }
+    // `cargo test --bench` passes nothing, `cargo bench` passes `--bench`.
     let smoke = env::args().any(|arg| arg == "--test")
+        || !env::args().any(|arg| arg == "--bench")
         || env::var_os(SMOKE).is_some_and(|value| value == "1");
     let rounds = env::var(ROUNDS).ok().and_then(|text| text.parse().ok()).unwrap_or(5).max(1);
     let size = match smoke {

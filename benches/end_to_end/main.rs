@@ -8,7 +8,7 @@
 //!
 //! `cargo bench --bench end_to_end -- window-1 users` runs only those cases. With `--test` or
 //! `CAMPANILE_BENCH_SMOKE=1` everything is tiny, takes seconds, and only checks that nothing is
-//! lost.
+//! lost; so it is too when `cargo test` runs it, which does not say `--bench`.
 
 mod cases;
 #[path = "../floor/floor.rs"]
@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         return floor::main(env::args_os().skip(1));
     }
     let smoke = env::args().any(|arg| arg == "--test")
+        || !env::args().any(|arg| arg == "--bench")
         || env::var_os(SMOKE).is_some_and(|value| value == "1");
     let size = if smoke { Size::smoke() } else { Size::full() };
     match size.and_then(|size| bench(&size, &chosen()?)) {
