@@ -2,11 +2,12 @@
 # Campanile, the floor and other servers, one after the other on the same core, driven by the same
 # generator in the same run. README.md beside this file says what is measured and why it is fair.
 #
-#   benches/peers/run.sh [--quick] [--rounds N] [--out FILE] [peer...]
+#   benches/peers/run.sh [--quick] [--rounds N] [--resume] [--out FILE] [peer...]
 #
 # Peers: nchan sockudo ws socketio gorilla campanile-redis; all by default. Campanile, the floor and
 # the joined floor always run. What is missing is installed: Debian packages by apt-get, everything
-# else below target/peers; what cannot be installed is named and left out.
+# else below target/peers; what cannot be installed is named and left out. --resume goes on where a
+# run of the same commit was ended.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -18,15 +19,17 @@ readonly all_peers=(campanile-redis nchan sockudo ws socketio gorilla)
 
 command="benches/peers/run.sh $*"
 quick=""
+resume=""
 rounds=3
 out="$there/peers.md"
 peers=()
 while [ "$#" -gt 0 ]; do
   case "$1" in
     --quick) quick=1 rounds=1 ;;
+    --resume) resume=1 ;;
     --rounds) rounds="$2"; shift ;;
     --out) out="$2"; shift ;;
-    --help | -h) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    --help | -h) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
     -*) echo "run.sh: unknown option $1" >&2; exit 2 ;;
     *) peers+=("$1") ;;
   esac
@@ -43,7 +46,7 @@ done
 if [ -n "$quick" ]; then
   members=20 duration=0.3 warmup=0.1 conns=200 hold=0
 else
-  members=1000 duration=5 warmup=2 conns=10000 hold=30
+  members=1000 duration=3 warmup=1 conns=8000 hold=30
 fi
 
 say() { printf '%s\n' "$*" >&2; }
@@ -279,10 +282,11 @@ own_ticks() {
 measure() {
   local round="$1" name="$2" what="$3" pid report ticks machine own began
   shift 3
+  report="$scratch/reports/$round.$name.$what.json"
+  [ ! -s "$report" ] || return 0   # measured before this run was resumed
   machine_ticks && machine=$ticks
   own_ticks && own=$ticks
   began=$(date +%s%N)
-  report="$scratch/reports/$round.$name.$what.json"
   pids=() joining=() message=() url=""
   say "round $round: $name, $what"
   if "start_$name"; then
@@ -291,7 +295,8 @@ measure() {
     [ "$1" = fanout ] || message=()
     # A run that lost something says so in its report and by its exit code; the table shows it.
     taskset -c "$generator_core" target/release/campanile load "$@" --url "$url" \
-      "${joining[@]}" "${message[@]}" "${charged[@]}" --cores "$generator_core" --json >"$report" 2>"$scratch/load.log" || true
+      "${joining[@]}" "${message[@]}" "${charged[@]}" --cores "$generator_core" --json \
+      >"$report" 2>"$scratch/load.log" || true
     [ -s "$report" ] || { say "no report:"; tail -3 "$scratch/load.log" >&2; }
   fi
   end_all
@@ -310,7 +315,6 @@ fanout() {
 learn_envelope() {
   measure 0 campanile envelope fanout --members 2 --duration-s 0.2 --warmup-s 0
   mapfile -t envelope < <(python3 "$here/table.py" "$scratch" --envelope)
-  rm "$scratch"/reports/0.*
   [ "${#envelope[@]}" -eq 4 ]
 }
 
@@ -334,9 +338,17 @@ measure_all() {
 }
 
 ulimit -n "$(ulimit -Hn)"
-scratch=$(mktemp -d)
+scratch="$there/run"
+state="$(version_of campanile)${quick:+ quick} $members $conns"
+if [ -z "$resume" ]; then
+  rm -rf "$scratch"
+elif [ "$(cat "$scratch/state" 2>/dev/null)" != "$state" ]; then
+  say "run.sh: there is no run of this commit to resume"
+  exit 2
+fi
 mkdir -p "$scratch/reports"
-trap 'end_all; rm -rf "$scratch"' EXIT
+echo "$state" >"$scratch/state"
+trap end_all EXIT
 install_all
 learn_envelope
 measure_all

@@ -18,7 +18,8 @@ import platform
 import statistics
 
 OURS = "campanile"
-NOT_PEERS = {OURS, "campanile-redis", "floor", "joined"}
+FLOORS = {"floor", "joined"}
+NOT_PEERS = {OURS, "campanile-redis"} | FLOORS
 TITLES = {
     "campanile": "Campanile",
     "campanile-redis": "Campanile over Redis",
@@ -50,14 +51,14 @@ class Reports:
 
     def __init__(self, folder):
         self.all, self.disturbed = {}, []
-        for path in sorted(folder.glob("*.others")):
+        for path in sorted(folder.glob("[1-9]*.others")):
             ticks, ticks_a_second, nanoseconds = map(int, path.read_text().split())
             cores = ticks / ticks_a_second / (nanoseconds / 1e9)
             if cores > OTHERS_MAX:
                 number, name, what, _ = path.name.split(".")
                 title = TITLES.get(name, name)
                 self.disturbed.append(f"{title} at {what} in round {number}: {cores:.1f} cores")
-        for path in sorted(folder.glob("*.json")):
+        for path in sorted(folder.glob("[1-9]*.json")):
             number, name, what, _ = path.name.split(".")
             text = path.read_text()
             if text.strip():
@@ -98,7 +99,8 @@ class Reports:
 
     def shortfalls(self, name):
         """What went wrong, each thing once."""
-        found = []
+        runs = ["window1", "window64"] + ([] if name in FLOORS else ["idle"])
+        found = [f"{what}: no report" for what in runs if (name, what) not in self.all]
         for (who, what), rounds in self.all.items():
             for report in rounds.values() if who == name else ():
                 troubles = report["shortfalls"] + [report.get("first_trouble")]
