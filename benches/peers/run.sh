@@ -296,7 +296,8 @@ measure() {
     # A run that lost something says so in its report and by its exit code; the table shows it.
     taskset -c "$generator_core" target/release/campanile load "$@" --url "$url" \
       "${joining[@]}" "${message[@]}" "${charged[@]}" --cores "$generator_core" --json \
-      >"$report" 2>"$scratch/load.log" || true
+      >"$report.part" 2>"$scratch/load.log" || true
+    mv "$report.part" "$report"   # not reached by a run that is ended: its report would accuse the server
     [ -s "$report" ] || { say "no report:"; tail -3 "$scratch/load.log" >&2; }
   fi
   end_all
@@ -349,6 +350,8 @@ fi
 mkdir -p "$scratch/reports"
 echo "$state" >"$scratch/state"
 trap end_all EXIT
+trap 'exit 143' TERM
+trap 'exit 130' INT
 install_all
 learn_envelope
 measure_all
