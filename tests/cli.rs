@@ -79,7 +79,7 @@ fn the_help_of_load_shows_the_holes_of_a_template_as_they_are_written() {
     let output = campanile(&["load", "idle", "--help"], &[]);
     let help = stdout(&output).split_whitespace().collect::<Vec<_>>().join(" ");
     for told in [
-        "Request path, with {room} and {n}; by default",
+        "Request path, with {room}, {room_ids}, {token} and {n}; by default",
         "Message sent once a connection is open, with {room} and {n}; repeatable",
     ] {
         assert!(help.contains(told), "{told}: {help}");

@@ -328,13 +328,7 @@ impl Common {
         let random = random_bytes()?;
         let run = u32::from_le_bytes([random[0], random[1], random[2], random[3]]);
         let (targets, path) = self.targets(random)?;
-        let path = Template::parse(&path);
-        if layout.rooms.layers() > 1 && !path.has_all_rooms() {
-            return usage("--path has no {room_ids}, so nobody would be in several rooms");
-        }
-        if path.has_token() && self.token_secret.is_none() {
-            return usage("--path has a {token}, and there is no --token-secret to sign it");
-        }
+        let path = self.path(&path, &layout.rooms)?;
         if init.iter().chain([&message, &path]).any(Template::needs_a_frame) {
             return usage("{said:…} and {signature} can be filled in an --answer only");
         }
@@ -382,6 +376,18 @@ impl Common {
             speech: None,
         };
         Ok((brief, needs_own_files))
+    }
+
+    /// The path, if it says all that it must.
+    fn path(&self, text: &str, rooms: &Rooms) -> Result<Template, LoadError> {
+        let path = Template::parse(text);
+        if rooms.layers() > 1 && !path.has_all_rooms() {
+            return usage("--path has no {room_ids}, so nobody would be in several rooms");
+        }
+        if path.has_token() && self.token_secret.is_none() {
+            return usage("--path has a {token}, and there is no --token-secret to sign it");
+        }
+        Ok(path)
     }
 
     /// What is said to a server that speaks first, and how it is signed.

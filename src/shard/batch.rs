@@ -186,7 +186,8 @@ impl SendBatch {
         self.ops.len() as u32 - 1
     }
 
-    /// Whether the write at `place` is one of `conn` that waits. `place` may be from any earlier batch.
+    /// Whether the write at `place` is one of `conn` that waits. `place` may be from any earlier
+    /// batch.
     #[inline]
     pub(super) fn is_at(&self, place: u32, conn: u32) -> bool {
         let op = self.ops.get(place as usize);

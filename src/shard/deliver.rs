@@ -5,11 +5,11 @@
 //! costs one write however many messages the round holds. A member who must not hear one of them
 //! (`"echo":false`) gets a join of its own, and nobody else pays for it.
 //!
-//! Writes leave in batches of `send_batch_max`; a round of a large room takes several. Between them
-//! replies have their turn first, then the other rounds: a round that is not done goes behind all
-//! others that wait, so a small room behind large ones waits for one batch of each. A connection stands at most once in a batch: what a second topic
-//! has for it is chained to the same write, so somebody in five rooms still costs one system call's
-//! entry.
+//! Writes leave in portions of `send_batch_max`, out of a batch that holds a few of them; a round of a
+//! large room takes several. Between them replies have their turn first, then the other rounds: a
+//! round of a large room goes behind all others that wait, so a small room behind large ones waits for
+//! one portion of each. A connection stands at most once in what waits: what a second topic has for it
+//! is chained to the same write, so somebody in five rooms still costs one system call's entry.
 //!
 //! Per delivery to one member: one look at the connection, one entry in the batch. No hash, no
 //! atomic, no allocation, no copy. `tests/budget.rs` and `tests/layout.rs` hold exactly this sentence
@@ -166,8 +166,8 @@ impl Shard {
         d.writes_waiting > 0 || !d.replies.is_empty() || !d.queue.is_empty()
     }
 
-    /// Frames that are not written to everyone yet, in rounds and as replies: while there are many, the caller
-    /// takes nothing more, neither from the backplane nor from clients.
+    /// Frames that are not written to everyone yet, in rounds and as replies: while there are many,
+    /// the caller takes nothing more, neither from the backplane nor from clients.
     pub fn frames_waiting(&self) -> usize {
         self.deliveries.frames_waiting + self.deliveries.replies.len()
     }
@@ -441,6 +441,9 @@ impl Shard {
             self.deliveries.queue.push_front(id);
             return false;
         }
+        // A room that is longer than a portion lets others follow; a shorter one keeps its place, so
+        // that who is in many hears them in the order in which they spoke.
+        let is_long = current.walk.end - current.walk.at > self.limits.send_batch_max;
         let buf = batch.add_buf(std::mem::take(&mut current.bytes));
         let goes_on = if to == EVERYBODY {
             self.walk_everybody(&mut current, buf, batch)
@@ -451,7 +454,10 @@ impl Shard {
         if current.walk.at < current.walk.end {
             current.bytes = batch.buf(buf).clone(); // for the next batch
             d.round(id).current = Some(current);
-            d.queue.push_back(id);
+            match is_long {
+                true => d.queue.push_back(id),
+                false => d.queue.push_front(id),
+            }
             return goes_on;
         }
         d.end_walk(&current);

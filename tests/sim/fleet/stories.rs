@@ -159,10 +159,18 @@ struct Seat {
     is_subscribed: bool,
 }
 
+/// Time goes by in steps where people come and go by chance.
+const STEP_MS: u64 = 500;
+
+/// How long something takes that happens by chance, once in a span of 1 on average.
+fn chance_span(rng: &mut Rng) -> f64 {
+    let chance = (rng.next() >> 11) as f64 / (1u64 << 53) as f64;
+    -(1.0 - chance).ln()
+}
+
 #[test]
 fn churn_costs_redis_two_commands_for_each_room_that_was_empty_on_a_node_longer_than_it_lingers() {
     const STAY_S: f64 = 300.0;
-    const STEP_MS: u64 = 500;
     const SPAN_S: u64 = 900;
     let (build, seed) = (Build::large(), seed(2));
     let mut fleet = Fleet::new(seed, build);
@@ -172,10 +180,7 @@ fn churn_costs_redis_two_commands_for_each_room_that_was_empty_on_a_node_longer_
     let room = |class: usize, number: usize| format!("c{class}-{number}");
     let mut seats: HashMap<(String, usize), Seat> = HashMap::new();
     let mut moves: BTreeMap<(u64, usize), usize> = BTreeMap::new();
-    let stay_ms = |rng: &mut Rng| {
-        let chance = (rng.next() >> 11) as f64 / (1u64 << 53) as f64;
-        (-(1.0 - chance).ln() * STAY_S * 1000.0) as u64
-    };
+    let stay_ms = |rng: &mut Rng| (chance_span(rng) * STAY_S * 1000.0) as u64;
     for (class, (size, count)) in classes.into_iter().enumerate() {
         for _ in 0..size * count {
             let room = room(class, rng.below(count));
@@ -330,6 +335,18 @@ fn after_a_restart_of_redis_every_node_subscribes_all_it_wants_once_in_large_com
     }
 }
 
+/// The topics of everybody who is connected, by node.
+fn topics(fleet: &Fleet) -> HashSet<(usize, String)> {
+    let of = |who: usize| {
+        let client = &fleet.clients[who];
+        let rooms = client.rooms.iter().map(|(room, _)| format!("r:{room}"));
+        let topics = rooms.chain([format!("u:{}", client.user)]);
+        topics.map(|topic| (client.node, topic)).collect::<Vec<_>>()
+    };
+    let here = (0..fleet.clients.len()).filter(|who| fleet.clients[*who].conn.is_some());
+    here.flat_map(of).collect()
+}
+
 #[test]
 fn clients_of_a_dead_node_come_back_evenly_and_only_what_they_bring_is_subscribed() {
     let (seed, dead) = (seed(5), 7);
@@ -337,16 +354,6 @@ fn clients_of_a_dead_node_come_back_evenly_and_only_what_they_bring_is_subscribe
     build.limits.handshakes_max = 1; // As many at once as a shard admits here.
     let Town { mut fleet, rooms } = town(seed, build, 600);
     let (room, members) = huge(&rooms).clone();
-    let topics = |fleet: &Fleet| -> HashSet<(usize, String)> {
-        let of = |who: usize| {
-            let client = &fleet.clients[who];
-            let rooms = client.rooms.iter().map(|(room, _)| format!("r:{room}"));
-            let topics = rooms.chain([format!("u:{}", client.user)]);
-            topics.map(|topic| (client.node, topic)).collect::<Vec<_>>()
-        };
-        let here = (0..fleet.clients.len()).filter(|who| fleet.clients[*who].conn.is_some());
-        here.flat_map(of).collect()
-    };
     let subscribed = fleet.redis.subscriptions();
     let of_dead = fleet.redis.channels_of(dead);
     let lost = fleet.kill(dead);
