@@ -627,6 +627,8 @@ const FOREIGN_FLAGS: &[&str] = &[
     // Of the scripts in tuning/.
     "--apply",
     "--undo",
+    // Of the scripts in benches/.
+    "--rounds",
 ];
 
 fn campanile(args: &[&str]) -> String {
