@@ -17,7 +17,7 @@ mod value;
 pub use error::{ConfigError, ConfigErrors, Source};
 pub use load::{FileText, Said};
 pub use print::{markdown, sample};
-pub use value::{BackplaneUrl, Kind, LogFormat, Steering, redact_url};
+pub use value::{BackplaneUrl, Kind, LogFormat, Scheduling, Steering, redact_url};
 
 use crate::auth::Rights;
 use crate::limits::Limits;
@@ -154,6 +154,8 @@ knobs! {
             "Cores that shards are pinned to, in turn, such as 0-3,6. Empty: all that this process may use.";
         private_fd_tables: bool, "private_fd_tables", "false", Kind::Bool,
             "One table of open files per shard, so that the limit on open files counts per shard and shards do not contend for one table.";
+        scheduling: Scheduling, "scheduling", "batch", Kind::Choice(&["batch", "other"]),
+            "How the kernel schedules our threads. batch: one that wakes does not interrupt one that runs, so where threads share a core more messages leave in one write. other: the kernel's default, for cores shared with programs that seldom pause.";
         steering: Steering, "steering", "even", Kind::Choice(&["even", "cpu", "kernel"]),
             "Which shard gets a new connection. even: the one that has fewer. cpu: the one on the core that received it, for hosts that bind a network queue to each core. kernel: by the kernel's hash.";
         echo_path: Option<String>, "echo_path", "", Kind::HttpPath,

@@ -89,7 +89,7 @@ fn build(plan: Arc<Plan>, ports: start::Ports) -> Result<drain::Tower, Failure> 
     let (own_plan, mirror, own_health) =
         (plan.clone(), Arc::clone(&backplane_mirror), health.clone());
     start::thread("backplane".into(), &health, move || {
-        start::settle(&own_plan.other_cores);
+        start::settle(own_plan.scheduling, &own_plan.other_cores);
         backplane::run(own_plan, backplane_end, mirror, own_health);
         Ok(())
     })?;
@@ -103,7 +103,7 @@ fn build(plan: Arc<Plan>, ports: start::Ports) -> Result<drain::Tower, Failure> 
         health: health.clone(),
     };
     start::thread("ops".into(), &health, move || {
-        start::settle(&setup.plan.other_cores);
+        start::settle(setup.plan.scheduling, &setup.plan.other_cores);
         ops::run(setup)
     })?;
     Ok(drain::Tower { plan, health, ops: ops_end, shards: shard_threads, held: ports.held })

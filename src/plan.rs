@@ -8,8 +8,8 @@
 //! Invariant: nothing is opened, started or asked here, and no `Debug` output holds a secret.
 
 use crate::auth::Rights;
-pub use crate::config::Steering;
 use crate::config::{BackplaneUrl, Config, ConfigError, ConfigErrors, redact_url};
+pub use crate::config::{Scheduling, Steering};
 use crate::ids::{NodeId, ShardId};
 use crate::limits::Limits;
 use std::fmt;
@@ -34,6 +34,8 @@ pub struct Plan {
     pub other_cores: Vec<usize>,
     /// One file table per shard (DESIGN §11).
     pub private_fd_tables: bool,
+    /// How the kernel schedules our threads.
+    pub scheduling: Scheduling,
     /// Which shard gets a new connection.
     pub steering: Steering,
     /// Path of the plain echo, if any.
@@ -160,6 +162,7 @@ pub fn resolve(config: &Config, machine: &Machine) -> Result<Planned, ConfigErro
         shards: shard_plans(shards, &cores),
         other_cores: other_cores(shards, &cores, machine),
         private_fd_tables: config.private_fd_tables,
+        scheduling: config.scheduling,
         steering: config.steering,
         echo_path: config.echo_path.clone(),
         page: config.page,
@@ -434,6 +437,7 @@ impl fmt::Debug for Plan {
             .field("cores", &self.shards.iter().filter_map(|shard| shard.core).collect::<Vec<_>>())
             .field("other_cores", &self.other_cores)
             .field("private_fd_tables", &self.private_fd_tables)
+            .field("scheduling", &self.scheduling)
             .field("steering", &self.steering)
             .field("echo_path", &self.echo_path)
             .field("page", &self.page)

@@ -5,7 +5,7 @@
 //! the likely cause and what to do about it.
 //!
 //! Invariant: nothing here keeps state.
-#![allow(unsafe_code)] // sched_setaffinity, unshare, setrlimit, sysconf: system calls that std lacks
+#![allow(unsafe_code)] // sched_setaffinity, sched_setscheduler, unshare, setrlimit, sysconf: system calls that std lacks
 
 use std::fs;
 use std::io;
@@ -76,6 +76,17 @@ pub fn pin_to_cores(cores: &[usize]) -> io::Result<()> {
 /// Pins the calling thread to one core.
 pub fn pin_to_core(core: usize) -> io::Result<()> {
     pin_to_cores(&[core])
+}
+
+/// Lets the calling thread finish what it does before those it wakes: woken threads of this class do
+/// not interrupt whoever runs (`SCHED_BATCH`, sched(7)). Needs no privilege.
+pub fn schedule_in_batches() -> io::Result<()> {
+    let param = libc::sched_param { sched_priority: 0 };
+    // SAFETY: reads one whole sched_param that outlives the call. 0 means the calling thread.
+    match unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &param) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// The cores that this process may use, in order.

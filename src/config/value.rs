@@ -252,6 +252,31 @@ impl Value for LogFormat {
     }
 }
 
+/// How the kernel schedules our threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheduling {
+    /// `SCHED_BATCH`: who wakes does not interrupt who runs.
+    Batch,
+    /// `SCHED_OTHER`: the kernel's default.
+    Other,
+}
+
+impl Value for Scheduling {
+    fn read(text: &str) -> Result<Scheduling, String> {
+        match text {
+            "batch" => Ok(Scheduling::Batch),
+            "other" => Ok(Scheduling::Other),
+            _ => Err(String::new()),
+        }
+    }
+    fn write(&self) -> String {
+        match self {
+            Scheduling::Batch => "batch".to_owned(),
+            Scheduling::Other => "other".to_owned(),
+        }
+    }
+}
+
 /// Which shard gets a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Steering {

@@ -7,7 +7,7 @@
 use crate::config::{Config, ConfigErrors, LogFormat};
 use crate::ids::NodeId;
 use crate::link::health::{Health, NotReady};
-use crate::plan::{Machine, Notice, Plan, ShardPlan};
+use crate::plan::{Machine, Notice, Plan, Scheduling, ShardPlan};
 use crate::sys;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{self, Write};
@@ -184,17 +184,23 @@ fn bind_advice(error: &io::Error) -> String {
 
 /// What a shard's thread does first: its core, and its table of open files.
 pub fn settle_shard(plan: &Plan, shard: &ShardPlan) -> io::Result<()> {
-    settle(shard.core.as_slice());
+    settle(plan.scheduling, shard.core.as_slice());
     if plan.private_fd_tables {
         sys::unshare_files()?;
     }
     Ok(())
 }
 
-/// Pins the calling thread. Not being allowed to costs speed, not correctness.
-pub fn settle(cores: &[usize]) {
+/// Pins the calling thread and says how it is scheduled. Not being allowed to costs speed, not
+/// correctness.
+pub fn settle(scheduling: Scheduling, cores: &[usize]) {
     if let Err(error) = sys::pin_to_cores(cores) {
         tracing::warn!(?cores, %error, "a thread could not be pinned");
+    }
+    if scheduling == Scheduling::Batch
+        && let Err(error) = sys::schedule_in_batches()
+    {
+        tracing::warn!(%error, "a thread could not be scheduled in batches");
     }
 }
 

@@ -10,7 +10,7 @@ use campanile::link::channel::{OpsEnd, ShardEnd, window};
 use campanile::link::health::Health;
 use campanile::link::{Done, Downlink, Origin, Outcome, Publish, Uplink};
 use campanile::metrics::{BackplaneCounters, BackplaneMirror};
-use campanile::plan::{AuthPlan, BackplanePlan, Plan, RedisPlan, ShardPlan, Steering};
+use campanile::plan::{AuthPlan, BackplanePlan, Plan, RedisPlan, Scheduling, ShardPlan, Steering};
 use campanile::protocol::{Dialect, RequestId};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -281,6 +281,7 @@ fn plan(build: Build, node: NodeId, backplane: BackplanePlan) -> Plan {
         shards: (0..build.shards).map(shard).collect(),
         other_cores: Vec::new(),
         private_fd_tables: false,
+        scheduling: Scheduling::Other,
         steering: Steering::Even,
         echo_path: None,
         page: false,
