@@ -156,6 +156,8 @@ knobs! {
             "One table of open files per shard, so that the limit on open files counts per shard and shards do not contend for one table.";
         scheduling: Scheduling, "scheduling", "batch", Kind::Choice(&["batch", "other"]),
             "How the kernel schedules our threads. batch: one that wakes does not interrupt one that runs, so where threads share a core more messages leave in one write. other: the kernel's default, for cores shared with programs that seldom pause.";
+        backplane_priority: u64, "backplane_priority", "15", count(0, 20, "steps of nice(2)"),
+            "By how much the backplane's thread goes before shards that want the same core. Every shard waits for it. Where this is not permitted (CAP_SYS_NICE, LimitNICE= of systemd) it goes as they do.";
         steering: Steering, "steering", "even", Kind::Choice(&["even", "cpu", "kernel"]),
             "Which shard gets a new connection. even: the one that has fewer. cpu: the one on the core that received it, for hosts that bind a network queue to each core. kernel: by the kernel's hash.";
         echo_path: Option<String>, "echo_path", "", Kind::HttpPath,

@@ -89,7 +89,7 @@ fn build(plan: Arc<Plan>, ports: start::Ports) -> Result<drain::Tower, Failure> 
     let (own_plan, mirror, own_health) =
         (plan.clone(), Arc::clone(&backplane_mirror), health.clone());
     start::thread("backplane".into(), &health, move || {
-        start::settle(own_plan.scheduling, &own_plan.other_cores);
+        start::settle_backplane(&own_plan);
         backplane::run(own_plan, backplane_end, mirror, own_health);
         Ok(())
     })?;

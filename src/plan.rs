@@ -36,6 +36,8 @@ pub struct Plan {
     pub private_fd_tables: bool,
     /// How the kernel schedules our threads.
     pub scheduling: Scheduling,
+    /// By how many steps of nice the backplane's thread goes first.
+    pub backplane_priority: u8,
     /// Which shard gets a new connection.
     pub steering: Steering,
     /// Path of the plain echo, if any.
@@ -163,6 +165,7 @@ pub fn resolve(config: &Config, machine: &Machine) -> Result<Planned, ConfigErro
         other_cores: other_cores(shards, &cores, machine),
         private_fd_tables: config.private_fd_tables,
         scheduling: config.scheduling,
+        backplane_priority: config.backplane_priority as u8,
         steering: config.steering,
         echo_path: config.echo_path.clone(),
         page: config.page,
@@ -438,6 +441,7 @@ impl fmt::Debug for Plan {
             .field("other_cores", &self.other_cores)
             .field("private_fd_tables", &self.private_fd_tables)
             .field("scheduling", &self.scheduling)
+            .field("backplane_priority", &self.backplane_priority)
             .field("steering", &self.steering)
             .field("echo_path", &self.echo_path)
             .field("page", &self.page)

@@ -5,7 +5,7 @@
 //! the likely cause and what to do about it.
 //!
 //! Invariant: nothing here keeps state.
-#![allow(unsafe_code)] // sched_setaffinity, sched_setscheduler, unshare, setrlimit, sysconf: system calls that std lacks
+#![allow(unsafe_code)] // sched_setaffinity, sched_setscheduler, setpriority, unshare, setrlimit, sysconf: system calls that std lacks
 
 use std::fs;
 use std::io;
@@ -84,6 +84,16 @@ pub fn schedule_in_batches() -> io::Result<()> {
     let param = libc::sched_param { sched_priority: 0 };
     // SAFETY: reads one whole sched_param that outlives the call. 0 means the calling thread.
     match unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &param) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Puts the calling thread before others that want the same core: a nice value of `-by`
+/// (setpriority(2)). Needs CAP_SYS_NICE, or `LimitNICE=` of systemd.
+pub fn go_first(by: u8) -> io::Result<()> {
+    // SAFETY: takes no pointers. On Linux 0 means the calling thread, not its process.
+    match unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -i32::from(by)) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

@@ -42,6 +42,7 @@ fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
         ("cores", vec!["", "0", "0-3,6"], vec!["3-0", "a", "0,0", "0-2,1", "0-99999999", "-"]),
         ("private_fd_tables", vec!["true", "false"], vec!["yes", "1", ""]),
         ("scheduling", vec!["batch", "other"], vec!["", "fifo", "Batch"]),
+        ("backplane_priority", vec!["0", "20"], vec!["-1", "21"]),
         ("steering", vec!["even", "cpu", "kernel"], vec!["", "random", "Even"]),
         ("echo_path", vec!["", "/echo"], vec!["echo", "/a b", "/a?b", "/", "/ws"]),
         ("page", vec!["true", "false"], vec!["on"]),

@@ -204,6 +204,17 @@ pub fn settle(scheduling: Scheduling, cores: &[usize]) {
     }
 }
 
+/// What the backplane's thread does first: the same, and goes before the shards. Where there are fewer
+/// cores than threads, those many are not to keep the one waiting that all of them wait for.
+pub fn settle_backplane(plan: &Plan) {
+    settle(plan.scheduling, &plan.other_cores);
+    if plan.backplane_priority > 0
+        && let Err(error) = sys::go_first(plan.backplane_priority)
+    {
+        tracing::info!(%error, "backplane_priority: the backplane's thread goes as the others do");
+    }
+}
+
 /// Starts a thread whose end, unless the node drains, is the end of the process.
 pub fn thread(
     name: String,

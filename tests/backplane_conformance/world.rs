@@ -282,6 +282,7 @@ fn plan(build: Build, node: NodeId, backplane: BackplanePlan) -> Plan {
         other_cores: Vec::new(),
         private_fd_tables: false,
         scheduling: Scheduling::Other,
+        backplane_priority: 0,
         steering: Steering::Even,
         echo_path: None,
         page: false,
