@@ -16,11 +16,12 @@ mod value;
 
 pub use error::{ConfigError, ConfigErrors, Source};
 pub use load::{FileText, Said};
-pub use print::{markdown, sample};
+pub use print::{markdown, namespaces_markdown, sample};
 pub use value::{BackplaneUrl, Kind, LogFormat, Scheduling, Steering, redact_url};
 
 use crate::auth::Rights;
 use crate::limits::Limits;
+use crate::namespaces::Namespaces;
 use std::fmt;
 use std::net::SocketAddr;
 use value::Value;
@@ -162,6 +163,8 @@ knobs! {
             "Which shard gets a new connection. even: the one that has fewer. cpu: the one on the core that received it, for hosts that bind a network queue to each core. kernel: by the kernel's hash.";
         echo_path: Option<String>, "echo_path", "", Kind::HttpPath,
             "Path of a plain echo of text and binary messages, for conformance suites. Empty: none.";
+        namespaces: Namespaces, "namespaces", "", Kind::Namespaces,
+            "What holds for which rooms. In the file a table for each namespace, [namespaces.chat].";
         page: bool, "page", "true", Kind::Bool,
             "Whether GET / on the public port serves a small page to try things out.";
         origins: Vec<String>, "origins", "", Kind::Origins,
@@ -242,6 +245,10 @@ knobs! {
             "Publishes of the whole node that wait for Redis. Beyond: error backplane_unavailable.";
         publish_queue_ms_max, ms(100, 10 * MINUTE_MS),
             "How long a publish may wait for Redis. Beyond: error backplane_unavailable.";
+        history_bytes_max, bytes(1024 * 1024, 1024 * 1024 * MIB),
+            "Histories of the whole node, without Redis. Beyond, the one that was silent longest is given up.";
+        recovery_bytes_max, bytes(1024, 1024 * MIB),
+            "What one join with `since` may bring back. Beyond: recovered false, too_much.";
     }
 }
 
@@ -267,6 +274,14 @@ impl Config {
                 "limits.outbox_bytes_max = {} is less than limits.message_bytes_max = {}: one \
                  message would close a client. Write at least {} for the former",
                 limits.outbox_bytes_max, limits.message_bytes_max, limits.message_bytes_max
+            ),
+        );
+        because(
+            limits.outbox_bytes_max < limits.recovery_bytes_max,
+            format!(
+                "limits.outbox_bytes_max = {} is less than limits.recovery_bytes_max = {}: who \
+                 comes back would be closed as too slow. Write at most {} for the latter",
+                limits.outbox_bytes_max, limits.recovery_bytes_max, limits.outbox_bytes_max
             ),
         );
         because(

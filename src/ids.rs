@@ -29,6 +29,16 @@ pub struct ConnId(pub SlotId);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TopicId(pub SlotId);
 
+/// A place in a topic's history. Offsets count from 1 within an epoch; an epoch begins when a history
+/// does, and a position of another epoch says nothing about this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Position {
+    /// Which history: the millisecond since 1970 in which it began.
+    pub epoch: u64,
+    /// How many messages it has had; 0: none yet.
+    pub offset: u64,
+}
+
 impl ConnId {
     /// The key that travels through the kernel (epoll data) and back.
     pub fn to_bits(self) -> u64 {

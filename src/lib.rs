@@ -9,6 +9,7 @@ pub mod limits;
 pub mod link;
 pub mod load;
 pub mod metrics;
+pub mod namespaces;
 pub mod net;
 pub mod ops;
 pub mod plan;

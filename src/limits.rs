@@ -53,6 +53,11 @@ pub struct Limits {
     pub publish_queue_bytes_max: usize,
     /// How long such a publish may wait. Beyond: error `backplane_unavailable`.
     pub publish_queue_ms_max: u64,
+    /// Histories of the whole node, without Redis. Beyond: the one that was silent longest is given
+    /// up; who was there hears `recovered:false`.
+    pub history_bytes_max: usize,
+    /// What one join may bring back of what was missed. Beyond: `recovered:false`, `too_much`.
+    pub recovery_bytes_max: usize,
 }
 
 impl Limits {
@@ -86,6 +91,8 @@ impl Limits {
         read_turn_bytes_max: 256 * 1024,
         publish_queue_bytes_max: 64 * 1024 * 1024,
         publish_queue_ms_max: 10_000,
+        history_bytes_max: 1024 * 1024 * 1024,
+        recovery_bytes_max: 768 * 1024,
     };
 
     /// Small enough that a test reaches every one of them.
@@ -111,5 +118,7 @@ impl Limits {
         read_turn_bytes_max: 512,
         publish_queue_bytes_max: 2048,
         publish_queue_ms_max: 1_000,
+        history_bytes_max: 4096,
+        recovery_bytes_max: 1024,
     };
 }

@@ -12,8 +12,10 @@ use crate::config::{BackplaneUrl, Config, ConfigError, ConfigErrors, redact_url}
 pub use crate::config::{Scheduling, Steering};
 use crate::ids::{NodeId, ShardId};
 use crate::limits::Limits;
+use crate::namespaces::Namespaces;
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 /// What the configuration means on this machine: everything resolved, nothing opened yet.
 #[derive(Clone)]
@@ -40,6 +42,8 @@ pub struct Plan {
     pub backplane_priority: u8,
     /// Which shard gets a new connection.
     pub steering: Steering,
+    /// What holds for which rooms.
+    pub namespaces: Arc<Namespaces>,
     /// Path of the plain echo, if any.
     pub echo_path: Option<String>,
     /// Whether `GET /` serves the page.
@@ -167,6 +171,7 @@ pub fn resolve(config: &Config, machine: &Machine) -> Result<Planned, ConfigErro
         scheduling: config.scheduling,
         backplane_priority: config.backplane_priority as u8,
         steering: config.steering,
+        namespaces: Arc::new(config.namespaces.clone()),
         echo_path: config.echo_path.clone(),
         page: config.page,
         origins: config.origins.clone(),
@@ -176,6 +181,7 @@ pub fn resolve(config: &Config, machine: &Machine) -> Result<Planned, ConfigErro
         drain_ms: config.drain_ms,
     };
     check_steering(&plan)?;
+    check_history(&plan)?;
     let notices = notices(config, machine, &plan);
     Ok(Planned { plan, notices })
 }
@@ -205,6 +211,19 @@ fn shard_plans(shards: usize, cores: &[usize]) -> Vec<ShardPlan> {
     let in_turn = in_turn.map(Some).chain(std::iter::repeat(None));
     let ids = (0..shards.max(1) as u16).map(ShardId);
     ids.zip(in_turn).map(|(id, core)| ShardPlan { id, core }).collect()
+}
+
+/// Histories are kept by the node itself so far.
+fn check_history(plan: &Plan) -> Result<(), ConfigErrors> {
+    let is_alone = matches!(plan.backplane, BackplanePlan::Memory);
+    if is_alone || !plan.namespaces.have_history() {
+        return Ok(());
+    }
+    Err(mend(
+        "namespaces: a history_size above 0 with a Redis backplane: histories are kept in memory only \
+         so far. Write backplane = \"memory\", or leave history_size out"
+            .to_owned(),
+    ))
 }
 
 /// Steering by core needs shards that stay on theirs.
@@ -374,6 +393,8 @@ impl Bill {
             BackplanePlan::Memory => 0,
             BackplanePlan::Redis(_) => limits.publish_queue_bytes_max as u64,
         };
+        let is_alone = matches!(plan.backplane, BackplanePlan::Memory);
+        let kept = is_alone && plan.namespaces.have_history();
         Bill(vec![
             line("connections", connections, CONNECTION_BYTES),
             line("outboxes", connections, limits.outbox_bytes_max.max(echo_outbox) as u64),
@@ -390,6 +411,7 @@ impl Bill {
             line("downlink backlogs", shards, limits.downlink_backlog_bytes_max as u64),
             line("read buffers", shards, limits.read_turn_bytes_max as u64),
             line("publish queue", 1, waiting),
+            line("histories", u64::from(kept), limits.history_bytes_max as u64),
         ])
     }
 
@@ -443,6 +465,7 @@ impl fmt::Debug for Plan {
             .field("scheduling", &self.scheduling)
             .field("backplane_priority", &self.backplane_priority)
             .field("steering", &self.steering)
+            .field("namespaces", &self.namespaces.write())
             .field("echo_path", &self.echo_path)
             .field("page", &self.page)
             .field("origins", &self.origins)

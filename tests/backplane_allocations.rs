@@ -116,6 +116,7 @@ fn publish(number: usize) -> Publish {
         payload: Bytes::from_static(br#"{"some":"payload"}"#),
         from: Some(TopicName::user("ann")),
         except: None,
+        key: None,
         done: Done::Conn { shard: ShardId(0), conn, id: None },
     }
 }

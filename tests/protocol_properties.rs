@@ -317,10 +317,10 @@ proptest! {
         ];
         let members: Vec<_> = order.iter().filter_map(|&at| members[at].clone()).collect();
         let mut message = format!("{before}{{{}}}{after}", members.join(",")).into_bytes();
-        let (payload, keyed) = (payload.as_bytes(), idempotency_key.is_some());
+        let (payload, key) = (payload.as_bytes(), idempotency_key.map(Into::into));
         let command = match to_user {
-            true => Command::Send { user: &who, payload, keyed },
-            false => Command::Publish { room: &who, payload, echo, keyed },
+            true => Command::Send { user: &who, payload, key },
+            false => Command::Publish { room: &who, payload, echo, key },
         };
         prop_assert_eq!(native::parse(&mut message, DEPTH), Ok(Request { id, command }));
     }
@@ -427,6 +427,6 @@ fn the_longest_name_written_with_nothing_but_escapes_is_read() {
     let name = "r".repeat(NAME_BYTES_MAX);
     let json = written(&name, &[true]);
     let mut message = format!("{{\"type\":\"join\",\"room_id\":{json}}}").into_bytes();
-    let command = Command::Join { room: &name, since: false };
+    let command = Command::Join { room: &name, since: None };
     assert_eq!(native::parse(&mut message, DEPTH), Ok(Request { id: None, command }));
 }

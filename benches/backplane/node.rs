@@ -155,6 +155,7 @@ impl MinimalShard {
             payload: Bytes::copy_from_slice(payload),
             from: Some(self.user.clone()),
             except: None,
+            key: None,
             done: Done::Conn { shard: self.end.id, conn, id: None },
         };
         self.end.try_send(Uplink::Publish(publish)).is_ok()

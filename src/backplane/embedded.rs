@@ -4,26 +4,123 @@
 //! client cannot tell the two backplanes apart. Whatever was asked in one turn happens in the same
 //! turn, in the order it was asked.
 //!
-//! Invariant: nothing waits here between turns, so nothing needs a limit.
+//! Histories are kept here ([`Logs`]), and are as old as this process.
+//!
+//! Invariant: nothing waits here between turns, so nothing but the histories needs a limit.
 
 use super::Transport;
+use super::history::{Keep, Missed};
 use super::interest::TopicKey;
 use super::local::{Local, Message};
-use crate::ids::{TopicKind, TopicName};
-use crate::link::{Outcome, Publish};
+use super::logs::Logs;
+use crate::ids::{Position, ShardId, TopicKind, TopicName};
+use crate::limits::Limits;
+use crate::link::{AskHistory, NoHistory, Outcome, Publish, Recover, Recovered, Said};
+use crate::metrics::BackplaneCounters;
+use crate::namespaces::{Namespaces, Policy};
+use crate::protocol::{Recovery, Unrecovered};
+use bytes::Bytes;
+use std::sync::Arc;
 use std::task::Context;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How often old messages are looked for.
+const TICK: Duration = Duration::from_millis(100);
 
 /// See the module.
-#[derive(Default)]
 pub struct Embedded {
     asked: Vec<Asked>,
     is_up: bool,
+    namespaces: Arc<Namespaces>,
+    logs: Logs,
+    recovery_bytes_max: usize,
+    ticked: Option<Instant>,
 }
 
 enum Asked {
     Subscribe(TopicKey),
     Publish(Publish),
+    Recover(ShardId, Box<Recover>),
+    History(Box<AskHistory>),
+}
+
+impl Embedded {
+    /// Nothing was said yet.
+    pub fn new(namespaces: Arc<Namespaces>, limits: &Limits) -> Embedded {
+        Embedded {
+            asked: Vec::new(),
+            is_up: false,
+            namespaces,
+            logs: Logs::new(limits.history_bytes_max),
+            recovery_bytes_max: limits.recovery_bytes_max,
+            ticked: None,
+        }
+    }
+
+    fn policy(&self, topic: &TopicName) -> Policy {
+        *self.namespaces.policy(topic.kind())
+    }
+
+    fn publish_now(&mut self, publish: Publish, now: Instant, local: &mut Local) {
+        let policy = self.policy(&publish.topic);
+        let position = match policy.has_history() {
+            true => Some(self.keep(&publish, keep(&policy), now, local)),
+            false => {
+                local.message(&message(&publish));
+                None
+            }
+        };
+        local.done(publish.done, Outcome::Accepted(position), now);
+    }
+
+    /// Gives a message its place, and everybody the message; unless it came before.
+    fn keep(&mut self, publish: &Publish, keep: Keep, now: Instant, local: &mut Local) -> Position {
+        let topic = &publish.topic;
+        if let Some(known) = publish.key.as_ref().and_then(|key| self.logs.find_key(topic, key)) {
+            return known;
+        }
+        let at = self.logs.log(topic, keep, now).next();
+        let message = message(publish);
+        let frames = local.frames(&message, topic, at);
+        self.logs.push(topic, frames.clone(), keep, now);
+        if let Some(key) = &publish.key {
+            self.logs.keep_key(topic, key.clone(), at, now);
+        }
+        local.message_at(&message, frames);
+        at
+    }
+
+    fn recover_now(&mut self, shard: ShardId, ask: Recover, now: Instant, local: &mut Local) {
+        let policy = self.policy(&ask.topic);
+        let log = self.logs.log(&ask.topic, keep(&policy), now);
+        let found = match ask.since {
+            None => Ok(None),
+            Some(_) if !policy.recovery => Err(Unrecovered::NotEnabled),
+            Some(since) => log.since(since, self.recovery_bytes_max).map(Some),
+        };
+        let (recovery, missed) = match found {
+            Ok(None) => (Recovery::NotAsked, Bytes::new()),
+            Ok(Some(Missed { frames, messages })) => (Recovery::Recovered { messages }, frames),
+            Err(why) => (Recovery::NotRecovered(why), Bytes::new()),
+        };
+        let Recover { at, conn, ticket, .. } = ask;
+        let position = log.position();
+        local.recovered(shard, Recovered { at, conn, ticket, position, recovery, missed });
+    }
+
+    fn tell(&mut self, ask: AskHistory, now: Instant, local: &mut Local) {
+        let policy = self.policy(&ask.topic);
+        let log = self.logs.log(&ask.topic, keep(&policy), now);
+        let said = match log.page(ask.page, self.recovery_bytes_max) {
+            Ok(frames) => Ok(Said { position: log.position(), frames }),
+            Err(why) => Err(NoHistory::Unrecovered(why)),
+        };
+        local.said(ask.topic, ask.to, said);
+    }
+}
+
+fn keep(policy: &Policy) -> Keep {
+    Keep { messages: policy.history_size, time: Duration::from_secs(policy.history_ttl_s) }
 }
 
 impl Transport for Embedded {
@@ -35,6 +132,14 @@ impl Transport for Embedded {
 
     fn publish(&mut self, publish: Publish, _now: Instant, _local: &mut Local) {
         self.asked.push(Asked::Publish(publish));
+    }
+
+    fn recover(&mut self, shard: ShardId, ask: Box<Recover>, _now: Instant) {
+        self.asked.push(Asked::Recover(shard, ask));
+    }
+
+    fn history(&mut self, ask: Box<AskHistory>, _now: Instant) {
+        self.asked.push(Asked::History(ask));
     }
 
     fn has_room(&self) -> bool {
@@ -50,17 +155,28 @@ impl Transport for Embedded {
             self.is_up = true;
             local.set_up(true, "nothing to connect to", now);
         }
+        if self.ticked.is_none_or(|ticked| now.saturating_duration_since(ticked) >= TICK) {
+            self.ticked = Some(now);
+            self.logs.tick(now);
+        }
         let is_busy = !self.asked.is_empty();
-        for asked in self.asked.drain(..) {
+        let mut asked = std::mem::take(&mut self.asked);
+        for asked in asked.drain(..) {
             match asked {
                 Asked::Subscribe(key) => local.subscribed(key),
-                Asked::Publish(publish) => {
-                    local.message(&message(&publish));
-                    local.done(publish.done, Outcome::Accepted, now);
-                }
+                Asked::Publish(publish) => self.publish_now(publish, now, local),
+                Asked::Recover(shard, ask) => self.recover_now(shard, *ask, now, local),
+                Asked::History(ask) => self.tell(*ask, now, local),
             }
         }
+        self.asked = asked; // its memory is used again
         is_busy
+    }
+
+    fn measure(&self, _now: Instant, counters: &mut BackplaneCounters) {
+        counters.histories = self.logs.topics() as u64;
+        counters.histories_bytes = self.logs.bytes() as u64;
+        counters.histories_given_up = self.logs.given_up;
     }
 }
 

@@ -76,6 +76,21 @@ impl Lane {
         self.retry(port);
     }
 
+    /// The same for an answer that must stay behind the deliveries before it.
+    pub fn answer_behind(&mut self, port: &ShardPort, mut item: Downlink) {
+        self.retry(port);
+        if !self.is_waiting() {
+            match self.send(port, item) {
+                Ok(()) => return,
+                Err(back) => item = back,
+            }
+        }
+        // Losses are told behind the backlog. This is behind what came before them, which is what its
+        // position says, and so the loss still covers everything up to it.
+        self.backlog.push_back((item, 0));
+        self.clear_if_gone(port);
+    }
+
     /// Sends a delivery, now or when there is room. `false`: too much waits already; it is dropped,
     /// and will be told as lost.
     #[must_use]

@@ -9,12 +9,12 @@
 use super::fanout::{self, Lane};
 use super::interest::{Interest, Joined, TopicKey};
 use super::seldom::Seldom;
-use crate::ids::{NodeId, ShardId, TopicId, TopicName};
+use crate::ids::{NodeId, Position, ShardId, TopicId, TopicKind, TopicName};
 use crate::link::channel::{BackplaneEnd, ShardPort};
 use crate::link::health::Health;
-use crate::link::{Done, Downlink, FrameSet, Origin, Outcome};
+use crate::link::{Done, Downlink, FrameSet, HistoryTo, NoHistory, Origin, Outcome, Recovered, Said};
 use crate::metrics::BackplaneCounters;
-use crate::protocol::Event;
+use crate::protocol::{Event, Recovery};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,16 @@ pub struct Message<'a> {
     pub payload: &'a [u8],
     /// A connection that must not hear it.
     pub except: Option<Origin>,
+}
+
+impl<'a> Message<'a> {
+    /// As those hear it who are in the topic.
+    fn event<'b>(&self, topic: TopicKind<'b>, position: Option<Position>) -> Event<'b>
+    where
+        'a: 'b,
+    {
+        Event::Message { topic, from: self.from, payload: self.payload, position }
+    }
 }
 
 /// See the module.
@@ -76,15 +86,30 @@ impl Local {
             self.counters.unwanted += 1;
             return;
         };
-        let Some((last, others)) = members.split_last() else {
+        if members.is_empty() {
             self.counters.unwanted += 1; // it lingers
             return;
-        };
-        let event =
-            Event::Message { topic: name.kind(), from: message.from, payload: message.payload };
-        let frames = fanout::frames(&event);
+        }
+        let frames = fanout::frames(&message.event(name.kind(), None));
+        self.deliver(message.topic, message.except, frames);
+    }
+
+    /// The frames of a message that stands in a history.
+    pub fn frames(&self, message: &Message<'_>, topic: &TopicName, at: Position) -> FrameSet {
+        fanout::frames(&message.event(topic.kind(), Some(at)))
+    }
+
+    /// A message of a topic that has a history came, or was found there.
+    pub fn message_at(&mut self, message: &Message<'_>, frames: FrameSet) {
+        self.counters.received += 1;
+        self.deliver(message.topic, message.except, frames);
+    }
+
+    fn deliver(&mut self, topic: &str, except: Option<Origin>, frames: FrameSet) {
+        let members = self.interest.members(topic).map_or(&[][..], |(_, members)| members);
+        let Some((last, others)) = members.split_last() else { return };
         // Another node's numbers mean nothing here.
-        let except = message.except.filter(|origin| origin.node == self.node);
+        let except = except.filter(|origin| origin.node == self.node);
         let mut deliver = |shard: ShardId, to: TopicId, frames: FrameSet| {
             let except = except.filter(|origin| origin.shard == shard).map(|origin| origin.conn);
             let index = usize::from(shard.0);
@@ -125,20 +150,42 @@ impl Local {
         });
     }
 
+    /// Whoever wants to be in a topic with a history hears where it is, behind all deliveries that
+    /// were made before.
+    pub fn recovered(&mut self, shard: ShardId, recovered: Recovered) {
+        match recovered.recovery {
+            Recovery::NotAsked => {}
+            Recovery::Recovered { .. } => self.counters.recovered += 1,
+            Recovery::NotRecovered(_) => self.counters.unrecovered += 1,
+        }
+        let index = usize::from(shard.0);
+        self.lanes[index].answer_behind(&self.end.shards[index], Downlink::Recovered(Box::new(recovered)));
+    }
+
+    /// Messages of a history, for whoever asked.
+    pub fn said(&mut self, topic: TopicName, to: HistoryTo, said: Result<Said, NoHistory>) {
+        match to {
+            HistoryTo::Call(call) => call(said),
+            HistoryTo::Conn { shard, conn, id } => {
+                self.answer(shard, Downlink::History { conn, id, topic, said: Box::new(said) });
+            }
+        }
+    }
+
     /// A publish ended. Failures are always told; success only to those who asked.
     pub fn done(&mut self, done: Done, outcome: Outcome, now: Instant) {
         match outcome {
-            Outcome::Accepted => {}
+            Outcome::Accepted(_) => {}
             Outcome::Unavailable => self.counters.publishes_failed += 1,
             Outcome::Unknown => self.counters.publishes_unknown += 1,
         }
         match done {
-            Done::Conn { id: None, .. } if outcome == Outcome::Accepted => {}
+            Done::Conn { id: None, .. } if outcome == Outcome::Accepted(_) => {}
             Done::Conn { shard, conn, id } => {
                 self.answer(shard, Downlink::Ack { conn, id, outcome });
             }
             Done::Call(call) => call(outcome),
-            Done::Nobody if outcome == Outcome::Accepted => {}
+            Done::Nobody if outcome == Outcome::Accepted(_) => {}
             Done::Nobody => {
                 if let Some(unsaid) = self.failures.is_due(now) {
                     tracing::warn!(?outcome, unsaid, "a publish that nobody waits for failed");

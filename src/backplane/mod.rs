@@ -16,8 +16,10 @@
 pub mod embedded;
 pub mod envelope;
 pub mod fanout;
+pub mod history;
 pub mod interest;
 pub mod local;
+pub mod logs;
 pub mod redis;
 mod seldom;
 
@@ -25,7 +27,7 @@ use self::redis::RedisTransport;
 use crate::ids::{ShardId, TopicName};
 use crate::link::channel::BackplaneEnd;
 use crate::link::health::Health;
-use crate::link::{Publish, Uplink};
+use crate::link::{AskHistory, Publish, Recover, Uplink};
 use crate::metrics::{BackplaneCounters, BackplaneMirror};
 use crate::plan::{BackplanePlan, Plan};
 use interest::TopicKey;
@@ -63,6 +65,13 @@ pub trait Transport {
     /// Sends a message to everyone in a topic, on any node, this one included.
     fn publish(&mut self, publish: Publish, now: Instant, local: &mut Local);
 
+    /// Answers where a topic's history is and what somebody missed of it, behind all deliveries of
+    /// that topic that were made before: exactly one [`Local::recovered`].
+    fn recover(&mut self, shard: ShardId, ask: Box<Recover>, now: Instant);
+
+    /// Answers what was said: exactly one [`Local::said`].
+    fn history(&mut self, ask: Box<AskHistory>, now: Instant);
+
     /// Whether it takes more publishes now. While not, nothing is taken from the shards.
     fn has_room(&self) -> bool;
 
@@ -93,7 +102,8 @@ pub fn run(plan: Arc<Plan>, end: BackplaneEnd, mirror: Arc<BackplaneMirror>, hea
         match &plan.backplane {
             BackplanePlan::Memory => {
                 let local = Local::new(plan.node, end, health, Duration::ZERO, backlog);
-                Ringer::new(local, embedded::Embedded::default(), mirror).run().await;
+                let embedded = embedded::Embedded::new(plan.namespaces.clone(), &plan.limits);
+                Ringer::new(local, embedded, mirror).run().await;
             }
             BackplanePlan::Redis(redis) => {
                 let linger = Duration::from_millis(redis.linger_ms);
@@ -190,8 +200,11 @@ impl<T: Transport> Ringer<T> {
                 break;
             }
             let Some(item) = self.local.end.try_recv_ops() else { break };
-            if let Uplink::Publish(publish) = item {
-                self.publish(publish, now);
+            match item {
+                Uplink::Publish(publish) => self.publish(publish, now),
+                Uplink::History(ask) => self.transport.history(ask, now),
+                // Only shards have members.
+                Uplink::Join { .. } | Uplink::Leave { .. } | Uplink::Recover(_) => {}
             }
             taken += 1;
         }
@@ -221,6 +234,8 @@ impl<T: Transport> Ringer<T> {
             }
             Uplink::Leave { topic, at } => self.local.leave(&topic, shard, at, now),
             Uplink::Publish(publish) => self.publish(publish, now),
+            Uplink::Recover(ask) => self.transport.recover(shard, ask, now),
+            Uplink::History(ask) => self.transport.history(ask, now),
         }
     }
 

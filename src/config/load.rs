@@ -3,7 +3,8 @@
 //! Invariant: this module opens nothing. The file's text and the environment are arguments.
 
 use super::error::nearest;
-use super::{Config, ConfigError, ConfigErrors, KNOBS, Knob, Source, knob};
+use super::{Config, ConfigError, ConfigErrors, KNOBS, Kind, Knob, Source, knob};
+use crate::namespaces::Namespaces;
 use toml::de::{DeTable, DeValue};
 
 /// A file and what it says.
@@ -96,6 +97,12 @@ impl Loading {
             let line = line_of(&file.text, name.span().start);
             let source = Source::File { path: file.path.clone(), line };
             let key = format!("{section}{}", name.get_ref());
+            if let (Some(said @ Knob { kind: Kind::Namespaces, .. }), DeValue::Table(spaces)) =
+                (knob(&key), value.get_ref())
+            {
+                self.namespaces(file, said, spaces);
+                continue;
+            }
             match (knob(&key), value.get_ref()) {
                 (Some(knob), value) => match text_of(value) {
                     Some(text) => self.set(knob, &text, source),
@@ -115,6 +122,42 @@ impl Loading {
                 }
             }
         }
+    }
+}
+
+impl Loading {
+    /// `[namespaces.chat]` and its like: each line is judged where it stands.
+    fn namespaces(&mut self, file: &FileText, knob: &Knob, spaces: &DeTable<'_>) {
+        let mut all = Namespaces::default();
+        for (space, settings) in spaces {
+            let space_line = line_of(&file.text, space.span().start);
+            let DeValue::Table(settings) = settings.get_ref() else {
+                let said = format!("{} = …", space.get_ref());
+                self.bad_space(file, knob, space_line, said, "Its value is not a table. ".into());
+                continue;
+            };
+            for (key, value) in settings {
+                let text = text_of(value.get_ref()).unwrap_or_else(|| kind_of(value.get_ref()).into());
+                if let Err(reason) = all.set(space.get_ref(), key.get_ref(), &text) {
+                    let line = line_of(&file.text, key.span().start);
+                    let said = format!("{}: {}={text}", space.get_ref(), key.get_ref());
+                    self.bad_space(file, knob, line, said, reason);
+                }
+            }
+        }
+        self.config.namespaces = all;
+    }
+
+    fn bad_space(
+        &mut self,
+        file: &FileText,
+        knob: &Knob,
+        line: usize,
+        shown: String,
+        reason: String,
+    ) {
+        let source = Source::File { path: file.path.clone(), line };
+        self.errors.push(ConfigError::BadValue { key: knob.key, shown, source, reason });
     }
 }
 

@@ -1,6 +1,7 @@
 //! The table of knobs as a sample file and as a table for the README.
 
-use super::{KNOBS, Knob};
+use super::{KNOBS, Kind, Knob};
+use crate::namespaces::{Policy, SETTINGS};
 use std::fmt::Write;
 
 /// Every knob with its meaning and default, as a TOML file that says just what is the case anyway.
@@ -17,9 +18,37 @@ pub fn sample() -> String {
             section = here;
             write!(out, "\n[{section}]\n").expect("a String takes everything");
         }
+        if matches!(knob.kind, Kind::Namespaces) {
+            namespaces(knob, &mut out);
+            continue;
+        }
         let (doc, value) = (wrap(knob.doc), toml_value(knob, &knob.default_text()));
         let wanted = wrap(&format!("Takes {}.", knob.kind.wanted()));
         write!(out, "\n{doc}{wanted}{name} = {value}\n").expect("a String takes everything");
+    }
+    out
+}
+
+/// A table that is not there by default, as a comment: everything of it, as it is where nothing is said.
+fn namespaces(knob: &Knob, out: &mut String) {
+    write!(out, "\n{}#\n# [namespaces.chat]\n", wrap(knob.doc)).expect("a String takes everything");
+    for setting in SETTINGS {
+        let value = (setting.get)(&Policy::DEFAULT);
+        let is_bare = value.parse::<u64>().is_ok() || value.parse::<bool>().is_ok();
+        let value = if is_bare { value } else { format!("{value:?}") };
+        let doc = wrap(&format!("{} Takes {}.", setting.doc, setting.wanted)).replace("# ", "# # ");
+        write!(out, "{doc}# {} = {value}\n", setting.key).expect("a String takes everything");
+    }
+}
+
+/// Every setting of a namespace as a Markdown table: key, default, meaning.
+pub fn namespaces_markdown() -> String {
+    let mut out = String::from("| key | default | meaning |\n|---|---|---|\n");
+    for setting in SETTINGS {
+        let (key, value) = (setting.key, (setting.get)(&Policy::DEFAULT));
+        let (doc, wanted) = (setting.doc, setting.wanted);
+        writeln!(out, "| `{key}` | `{value}` | {doc} Takes {wanted}. |")
+            .expect("a String takes everything");
     }
     out
 }

@@ -5,6 +5,7 @@
 
 use crate::auth::Rights;
 use crate::ids::is_name;
+use crate::namespaces::{Namespaces, SETTINGS};
 use std::net::SocketAddr;
 
 /// What values a knob takes.
@@ -48,6 +49,8 @@ pub enum Kind {
     Rights,
     /// A list of rights, or `auto`.
     RightsAuto,
+    /// What is said of namespaces.
+    Namespaces,
 }
 
 impl Kind {
@@ -73,6 +76,10 @@ impl Kind {
             Kind::Name => "1 to 255 bytes without control characters".into(),
             Kind::Prefix => "1 to 64 letters, digits, dots, dashes, underscores or colons".into(),
             Kind::Rights => format!("a list out of {}", Rights::NAMES.join(", ")),
+            Kind::Namespaces => {
+                let keys: Vec<_> = SETTINGS.iter().map(|setting| setting.key).collect();
+                format!("chat: history_size=100, join=users; default: … with {}", keys.join(", "))
+            }
             Kind::RightsAuto => format!("auto, or a list out of {}", Rights::NAMES.join(", ")),
         }
     }
@@ -224,6 +231,15 @@ impl Value for Vec<usize> {
     }
     fn write(&self) -> String {
         self.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
+    }
+}
+
+impl Value for Namespaces {
+    fn read(text: &str) -> Result<Namespaces, String> {
+        Namespaces::read(text)
+    }
+    fn write(&self) -> String {
+        Namespaces::write(self)
     }
 }
 

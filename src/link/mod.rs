@@ -18,8 +18,8 @@ mod atomics {
     pub use std::sync::atomic::{AtomicBool, Ordering, fence};
 }
 
-use crate::ids::{ConnId, NodeId, ShardId, TopicId, TopicName};
-use crate::protocol::{Dialect, RequestId};
+use crate::ids::{ConnId, NodeId, Position, ShardId, TopicId, TopicName};
+use crate::protocol::{Dialect, Page, Recovery, RequestId, Unrecovered};
 use bytes::Bytes;
 
 /// From a shard (or from the ops thread, which only publishes).
@@ -45,6 +45,97 @@ pub enum Uplink {
     },
     /// A message for everyone in a topic, on any node.
     Publish(Publish),
+    /// A connection wants to be in a topic that has a history. The shard has asked for the topic
+    /// ([`Uplink::Join`]); the answer, [`Downlink::Recovered`], comes in the order of deliveries.
+    Recover(Box<Recover>),
+    /// Somebody asks what was said.
+    History(Box<AskHistory>),
+}
+
+/// Where is the history, and what did I miss?
+#[derive(Debug)]
+pub struct Recover {
+    /// The topic.
+    pub topic: TopicName,
+    /// The shard's own key for it.
+    pub at: TopicId,
+    /// Who asks; may leave meanwhile.
+    pub conn: ConnId,
+    /// The shard's own number for the question.
+    pub ticket: u64,
+    /// What they have heard already.
+    pub since: Option<Position>,
+}
+
+/// The answer to [`Recover`]: deliveries of the topic before it are up to `position`, those after it
+/// follow.
+#[derive(Debug)]
+pub struct Recovered {
+    /// The shard's own key.
+    pub at: TopicId,
+    /// Who asked.
+    pub conn: ConnId,
+    /// The shard's own number for the question.
+    pub ticket: u64,
+    /// Where the history is.
+    pub position: Position,
+    /// What came of `since`.
+    pub recovery: Recovery,
+    /// The frames that were missed, one behind the other.
+    pub missed: Bytes,
+}
+
+/// What was said?
+#[derive(Debug)]
+pub struct AskHistory {
+    /// The topic.
+    pub topic: TopicName,
+    /// Which messages of it.
+    pub page: Page,
+    /// Who asks.
+    pub to: HistoryTo,
+}
+
+/// Where messages of a history go.
+pub enum HistoryTo {
+    /// A connection of a shard: [`Downlink::History`].
+    Conn {
+        /// Whose shard.
+        shard: ShardId,
+        /// Which connection; may leave meanwhile.
+        conn: ConnId,
+        /// The client's number for its request.
+        id: Option<RequestId>,
+    },
+    /// A caller on another thread (the HTTP API). Must not block.
+    Call(Box<dyn FnOnce(Result<Said, NoHistory>) + Send>),
+}
+
+impl std::fmt::Debug for HistoryTo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            HistoryTo::Conn { shard, conn, id } => write!(f, "Conn({shard:?}, {conn:?}, {id:?})"),
+            HistoryTo::Call(_) => f.write_str("Call"),
+        }
+    }
+}
+
+/// What was said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// Where the history is now.
+    pub position: Position,
+    /// Native frames, header and all, in the order in which they were asked for.
+    pub frames: Vec<Bytes>,
+}
+
+/// Why there is nothing to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoHistory {
+    /// `since` is of another history, or the like.
+    Unrecovered(Unrecovered),
+    /// The backplane is away.
+    Unavailable,
 }
 
 /// A message on its way up.
@@ -58,6 +149,8 @@ pub struct Publish {
     pub from: Option<TopicName>,
     /// A connection that must not hear its own message (`"echo":false`).
     pub except: Option<Origin>,
+    /// Makes a retry harmless, in a topic with a history.
+    pub key: Option<Box<str>>,
     /// Who waits for the outcome.
     pub done: Done,
 }
@@ -111,8 +204,9 @@ impl std::fmt::Debug for Done {
 /// How a publish ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The backplane has it; every node with members is being told.
-    Accepted,
+    /// The backplane has it; every node with members is being told. Where the topic has a history, it
+    /// stands there in it (for a retry: where the first one stands).
+    Accepted(Option<Position>),
     /// The backplane is away and the queue is full, or the message waited too long. It was not sent.
     Unavailable,
     /// The connection to Redis broke with the command in flight: it may have been delivered.
@@ -179,6 +273,19 @@ pub enum Downlink {
         id: Option<RequestId>,
         /// How it ended.
         outcome: Outcome,
+    },
+    /// The answer to [`Uplink::Recover`].
+    Recovered(Box<Recovered>),
+    /// The answer to a client's [`Uplink::History`].
+    History {
+        /// Who asked; may have left meanwhile.
+        conn: ConnId,
+        /// The client's number for its request.
+        id: Option<RequestId>,
+        /// The topic.
+        topic: TopicName,
+        /// What was said.
+        said: Box<Result<Said, NoHistory>>,
     },
     /// An operator's question. The reply must not block.
     Inspect(Inspect),

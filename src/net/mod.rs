@@ -92,5 +92,6 @@ fn new_shard(setup: &ShardSetup) -> Shard {
         node: setup.plan.node,
         node_name: setup.plan.node_name.clone(),
         limits: setup.plan.limits,
+        namespaces: setup.plan.namespaces.clone(),
     })
 }

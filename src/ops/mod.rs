@@ -10,6 +10,7 @@ mod answer;
 pub mod doctor;
 pub mod drain;
 mod guard;
+mod history;
 mod listener;
 mod metrics;
 mod publish;
@@ -84,6 +85,7 @@ fn router(ops: Arc<Ops>) -> Router {
         .route("/v1/stats", get(stats::stats))
         .route("/v1/rooms", get(rooms::list))
         .route("/v1/rooms/{id}", get(rooms::room))
+        .route("/v1/rooms/{id}/history", get(history::history))
         .route_layer(from_fn_with_state(ops.clone(), guard::guard));
     Router::new()
         .route("/healthz", get(|| async { "ok" }))

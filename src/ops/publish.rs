@@ -5,9 +5,10 @@
 
 use super::Ops;
 use super::answer::Refused;
-use crate::ids::{TopicName, is_name};
-use crate::limits::Limits;
+use crate::ids::{Position, TopicName, is_name};
 use crate::link::{Done, Outcome, Publish, Uplink};
+use crate::plan::Plan;
+use crate::protocol::native::KEY_BYTES_MAX;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -43,6 +44,15 @@ struct Message<'a> {
     broadcast: Option<bool>,
     #[serde(borrow)]
     payload: &'a RawValue,
+    /// Makes a retry harmless, in a room that keeps a history.
+    key: Option<Box<str>>,
+}
+
+/// A message that may be sent.
+struct Understood {
+    topic: TopicName,
+    payload: bytes::Bytes,
+    key: Option<Box<str>>,
 }
 
 #[derive(Deserialize)]
@@ -59,9 +69,9 @@ pub(super) async fn one(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, Refused> {
     let body = whole(body)?;
-    let outcome = send(&ops, understand(&body, &ops.plan.limits)?)?;
-    told(outcome, deadline(&ops)).await?;
-    Ok(Json(json!({"ok": true})))
+    let outcome = send(&ops, understand(&body, &ops.plan)?)?;
+    let position = told(outcome, deadline(&ops)).await?;
+    Ok(Json(sent(position)))
 }
 
 /// `POST /v1/publish/batch`: `{"results":[…]}`, one for each message, in their order. The messages
@@ -77,10 +87,9 @@ pub(super) async fn batch(
         let message = format!("{} messages; at most {BATCH_MESSAGES_MAX} at once", messages.len());
         return Err(Refused::bad_request(message));
     }
-    let limits = &ops.plan.limits;
     let outcomes: Vec<_> = messages
         .iter()
-        .map(|message| send(&ops, understand(message.get().as_bytes(), limits)?))
+        .map(|message| send(&ops, understand(message.get().as_bytes(), &ops.plan)?))
         .collect();
     let deadline = deadline(&ops);
     let mut results = Vec::new();
@@ -89,7 +98,7 @@ pub(super) async fn batch(
             Ok(outcome) => told(outcome, deadline).await,
             Err(refused) => Err(refused),
         };
-        results.push(told.map_or_else(|refused| refused.body(), |()| json!({"ok": true})));
+        results.push(told.map_or_else(|refused| refused.body(), sent));
     }
     Ok(Json(json!({"results": results})))
 }
@@ -104,8 +113,19 @@ fn whole(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Refused> {
     })
 }
 
+/// Where the message stands, if its room keeps a history.
+fn sent(position: Option<Position>) -> Value {
+    match position {
+        None => json!({"ok": true}),
+        Some(Position { epoch, offset }) => {
+            json!({"ok": true, "epoch": epoch.to_string(), "offset": offset})
+        }
+    }
+}
+
 /// Reads and judges one message.
-fn understand(text: &[u8], limits: &Limits) -> Result<(TopicName, bytes::Bytes), Refused> {
+fn understand(text: &[u8], plan: &Plan) -> Result<Understood, Refused> {
+    let limits = &plan.limits;
     let message: Message<'_> =
         serde_json::from_slice(text).map_err(|error| Refused::bad_request(error.to_string()))?;
     let payload = message.payload.get().as_bytes();
@@ -122,7 +142,24 @@ fn understand(text: &[u8], limits: &Limits) -> Result<(TopicName, bytes::Bytes),
             format!("nested too deeply: at most {max} levels, the message's own included");
         return Err(Refused::new(StatusCode::BAD_REQUEST, "bad_json", message));
     }
-    Ok((topic(&message)?, bytes::Bytes::copy_from_slice(payload)))
+    let topic = topic(&message)?;
+    if let Some(key) = &message.key {
+        check_key(key, &topic, plan)?;
+    }
+    let payload = bytes::Bytes::copy_from_slice(payload);
+    Ok(Understood { topic, payload, key: message.key })
+}
+
+fn check_key(key: &str, topic: &TopicName, plan: &Plan) -> Result<(), Refused> {
+    if !(1..=KEY_BYTES_MAX).contains(&key.len()) {
+        let message = format!("key must be a string of 1 to {KEY_BYTES_MAX} bytes");
+        return Err(Refused::bad_request(message));
+    }
+    if !plan.namespaces.policy(topic.kind()).has_history() {
+        let message = "key: only rooms that keep a history know keys";
+        return Err(Refused::new(StatusCode::BAD_REQUEST, "not_enabled", message));
+    }
+    Ok(())
 }
 
 fn topic(message: &Message<'_>) -> Result<TopicName, Refused> {
@@ -163,16 +200,14 @@ fn depth(json: &[u8]) -> usize {
 }
 
 /// Sends one message up. The outcome comes later.
-fn send(
-    ops: &Ops,
-    (topic, payload): (TopicName, bytes::Bytes),
-) -> Result<oneshot::Receiver<Outcome>, Refused> {
+fn send(ops: &Ops, message: Understood) -> Result<oneshot::Receiver<Outcome>, Refused> {
+    let Understood { topic, payload, key } = message;
     let (tell, outcome) = oneshot::channel();
     let done = Done::Call(Box::new(move |outcome| {
         // A caller who has gone does not mind.
         let _ = tell.send(outcome);
     }));
-    let publish = Publish { topic, payload, from: None, except: None, done };
+    let publish = Publish { topic, payload, from: None, except: None, key, done };
     match ops.end.try_publish(Uplink::Publish(publish)) {
         Ok(()) => Ok(outcome),
         Err(_full) => Err(Refused::overloaded()),
@@ -184,10 +219,13 @@ fn deadline(ops: &Ops) -> Instant {
     Instant::now() + waits + ANSWER_EXTRA
 }
 
-async fn told(outcome: oneshot::Receiver<Outcome>, deadline: Instant) -> Result<(), Refused> {
+async fn told(
+    outcome: oneshot::Receiver<Outcome>,
+    deadline: Instant,
+) -> Result<Option<Position>, Refused> {
     let unavailable = |code, message| Refused::new(StatusCode::SERVICE_UNAVAILABLE, code, message);
     match timeout_at(deadline, outcome).await {
-        Ok(Ok(Outcome::Accepted)) => Ok(()),
+        Ok(Ok(Outcome::Accepted(position))) => Ok(position),
         Ok(Ok(Outcome::Unavailable)) => {
             Err(unavailable("backplane_unavailable", "the backplane is away; it was not sent"))
         }

@@ -203,7 +203,7 @@ fn a_message_goes_up_byte_for_byte_and_the_answer_waits_for_the_outcome() {
             assert_eq!(publish.payload, payload);
             assert_eq!(publish.from, None);
             assert_eq!(publish.except, None);
-            end(publish, Outcome::Accepted);
+            end(publish, Outcome::Accepted(None));
         });
         assert_eq!(answer, (200, json!({"ok": true})), "{body}");
     }
@@ -237,6 +237,7 @@ fn a_full_window_is_answered_at_once() {
             payload: bytes::Bytes::new(),
             from: None,
             except: None,
+            key: None,
             done: Done::Nobody,
         };
         node.end.try_publish(Uplink::Publish(publish)).unwrap();
@@ -279,7 +280,7 @@ fn a_message_that_is_not_one_is_refused_before_it_goes_up() {
     assert!(node.backplane.try_recv_ops().is_none());
     // Just within both limits.
     let within = r#"{"room_id":"r","payload":[{"a":[1]},"[[[[[\"[["]}"#;
-    let (status, _) = node.post_answered("/v1/publish", within, 1, |p| end(p, Outcome::Accepted));
+    let (status, _) = node.post_answered("/v1/publish", within, 1, |p| end(p, Outcome::Accepted(None)));
     assert_eq!(status, 200);
 }
 
@@ -292,7 +293,7 @@ fn a_batch_is_answered_one_by_one_in_its_order() {
     let (status, answer) = node.post_answered("/v1/publish/batch", body, 2, |publish| {
         went_up.push(publish.topic.as_str().to_owned());
         let is_first = went_up.len() == 1;
-        end(publish, if is_first { Outcome::Accepted } else { Outcome::Unavailable });
+        end(publish, if is_first { Outcome::Accepted(None) } else { Outcome::Unavailable });
     });
     assert_eq!(went_up, ["r:a", "r:c"]);
     assert_eq!(status, 200);

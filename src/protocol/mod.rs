@@ -4,6 +4,8 @@
 //! it. This room never sees a socket, a WebSocket frame, a shard, or whether somebody may do what
 //! they ask for: it only says what was asked.
 
+use crate::ids::Position;
+
 pub mod json;
 pub mod native;
 
@@ -52,8 +54,8 @@ pub enum Command<'a> {
     Join {
         /// The room.
         room: &'a str,
-        /// Whether it came with `since`: what was missed is wanted too.
-        since: bool,
+        /// What the client has heard already: what it missed is wanted too.
+        since: Option<Position>,
     },
     /// `{"type":"leave","room_id":"r"}`
     Leave {
@@ -68,8 +70,8 @@ pub enum Command<'a> {
         payload: &'a [u8],
         /// Whether the sender hears it too. Default true.
         echo: bool,
-        /// Whether it came with an idempotency `key`.
-        keyed: bool,
+        /// Its idempotency `key`, if it came with one.
+        key: Option<Box<str>>,
     },
     /// `{"type":"send","target_user_id":"u","payload":…}`, or without type
     Send {
@@ -77,28 +79,87 @@ pub enum Command<'a> {
         user: &'a str,
         /// The payload's own bytes.
         payload: &'a [u8],
-        /// Whether it came with an idempotency `key`.
-        keyed: bool,
+        /// Its idempotency `key`, if it came with one.
+        key: Option<Box<str>>,
     },
     /// `{"type":"broadcast","payload":…}`
     Broadcast {
         /// The payload's own bytes.
         payload: &'a [u8],
-        /// Whether it came with an idempotency `key`.
-        keyed: bool,
+        /// Its idempotency `key`, if it came with one.
+        key: Option<Box<str>>,
     },
     /// `{"type":"presence","room_id":"r"}`
     Presence {
         /// The room.
         room: &'a str,
     },
-    /// `{"type":"history","room_id":"r"}`
+    /// `{"type":"history","room_id":"r","limit":10,"since":{…},"reverse":true}`
     History {
         /// The room.
         room: &'a str,
+        /// Which messages of it.
+        page: Page,
     },
     /// `{"type":"ping"}`
     Ping,
+}
+
+/// Which messages of a history are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Messages behind this position; in front of it, when the newest come first. `None`: from the
+    /// beginning, or from the end.
+    pub since: Option<Position>,
+    /// At most so many; 0: only the position.
+    pub limit: u32,
+    /// Whether the newest come first.
+    pub reverse: bool,
+}
+
+/// What came of asking for what was missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recovery {
+    /// It was not asked for.
+    NotAsked,
+    /// All of it follows.
+    Recovered {
+        /// So many messages.
+        messages: u64,
+    },
+    /// It cannot be brought back, or not all of it.
+    NotRecovered(Unrecovered),
+}
+
+/// Why what was missed cannot be brought back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unrecovered {
+    /// The room keeps no history, or recovery is off.
+    NotEnabled,
+    /// The room's history is another one by now: it was forgotten, or lost with its server.
+    Epoch,
+    /// Some of it is older than what is kept.
+    Trimmed,
+    /// It is more than may be sent at once. `history` brings it page by page.
+    TooMuch,
+    /// The client has heard what the history does not have: a server was lost with its last messages.
+    TailLost,
+    /// Too many ask at the same time.
+    Overload,
+}
+
+impl Unrecovered {
+    /// The reason as it stands in the frame, the metrics and the documentation.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Unrecovered::NotEnabled => "not_enabled",
+            Unrecovered::Epoch => "epoch",
+            Unrecovered::Trimmed => "trimmed",
+            Unrecovered::TooMuch => "too_much",
+            Unrecovered::TailLost => "tail_lost",
+            Unrecovered::Overload => "overload",
+        }
+    }
 }
 
 /// A request that was not understood. It never closes the connection.
@@ -129,7 +190,7 @@ pub enum ErrorCode {
     TooManyRooms,
     /// This node has as many topics as it may have.
     Overloaded,
-    /// History, presence, recovery or idempotency, where they are off.
+    /// History, presence or idempotency, where they are off.
     NotEnabled,
     /// The backplane is away; the message was not sent.
     BackplaneUnavailable,
@@ -175,8 +236,21 @@ pub enum Event<'a> {
         id: Option<&'a RequestId>,
         /// The room, where the answer is about one.
         room: Option<&'a str>,
-        /// A join with `since` in a room without history: `"recovered":false,"reason":"not_enabled"`.
-        not_recovered: bool,
+        /// Where the room's history is, or where the message stands in it.
+        position: Option<Position>,
+        /// What came of a join's `since`.
+        recovery: Recovery,
+    },
+    /// Messages of a room's history.
+    History {
+        /// The request's number, if it had one.
+        id: Option<&'a RequestId>,
+        /// The room.
+        room: &'a str,
+        /// Where its history is now.
+        position: Position,
+        /// [`Event::Message`]s as they were written.
+        messages: &'a [&'a [u8]],
     },
     /// A request was not carried out.
     Error {
@@ -195,6 +269,8 @@ pub enum Event<'a> {
         from: Option<&'a str>,
         /// The payload, byte for byte.
         payload: &'a [u8],
+        /// Where it stands in the topic's history, if there is one.
+        position: Option<Position>,
     },
     /// Messages were missed and cannot be brought back.
     Lost {

@@ -6,24 +6,23 @@
 
 use super::conn::{CloseReason, State};
 use super::hub::Edge;
-use super::{Shard, Waiter};
-use crate::ids::{ConnId, TopicId, TopicKind, TopicName};
+use super::{ARENA_FRAME_BYTES_MAX, Shard, Waiter};
+use crate::ids::{ConnId, Position, TopicId, TopicKind, TopicName};
 use crate::link::{Done, Publish, Uplink};
-use crate::protocol::{Command, ErrorCode, Event, Rejected, Request, RequestId, native};
+use crate::protocol::{
+    Command, ErrorCode, Event, Recovery, Rejected, Request, RequestId, Unrecovered, native,
+};
 use crate::ws::decoder::{DecoderLimits, Item, ProtocolError};
 use crate::ws::encode::{self, Opcode};
 use bytes::Bytes;
 use std::collections::HashSet;
-
-/// Frames above this are allocated for themselves instead of being cut from the arena.
-const ARENA_FRAME_BYTES_MAX: usize = 4 * 1024;
 
 /// How often the members of a room may ask again to join it before the first answer is there: once
 /// each, and so often beyond. Then: error `overloaded`.
 const JOINS_AGAIN_MAX: usize = 16;
 
 /// An answer that is an error.
-struct No(ErrorCode, &'static str);
+pub(super) struct No(pub(super) ErrorCode, pub(super) &'static str);
 
 impl Shard {
     /// Bytes came from a connection that is past its handshake. All of `input` is used: half a
@@ -145,22 +144,18 @@ impl Shard {
         let done = match request.command {
             Command::Join { room, since } => self.on_join(conn, room, since, id.clone()),
             Command::Leave { room } => self.on_leave(conn, room, id.as_ref()),
-            Command::Publish { keyed: true, .. }
-            | Command::Send { keyed: true, .. }
-            | Command::Broadcast { keyed: true, .. } => {
-                Err(No(ErrorCode::NotEnabled, "key: idempotent publishing is not enabled here"))
+            Command::Send { key: Some(_), .. } | Command::Broadcast { key: Some(_), .. } => {
+                Err(No(ErrorCode::NotEnabled, "key: only rooms that keep a history know keys"))
             }
-            Command::Publish { room, payload, echo, .. } => {
-                self.on_publish(conn, room, payload, echo, id.clone())
+            Command::Publish { room, payload, echo, key } => {
+                self.on_publish(conn, room, payload, echo, key, id.clone())
             }
             Command::Send { user, payload, .. } => self.on_send(conn, user, payload, id.clone()),
             Command::Broadcast { payload, .. } => self.on_broadcast(conn, payload, id.clone()),
             Command::Presence { .. } => {
                 Err(No(ErrorCode::NotEnabled, "presence is not enabled for this room"))
             }
-            Command::History { .. } => {
-                Err(No(ErrorCode::NotEnabled, "history is not enabled for this room"))
-            }
+            Command::History { room, page } => self.on_history(conn, room, page, id.clone()),
             Command::Ping => {
                 self.say(conn, &Event::Pong { id: id.as_ref() });
                 Ok(())
@@ -176,7 +171,7 @@ impl Shard {
     /// the topic already, otherwise when the backplane says so.
     pub(super) fn on_join_room(&mut self, conn: ConnId, room: &str) {
         // A room in the URL is joined like any other; what stands in its way is told like any other.
-        if let Err(No(code, message)) = self.on_join(conn, room, false, None) {
+        if let Err(No(code, message)) = self.on_join(conn, room, None, None) {
             self.counters.requests_rejected += 1;
             self.say(conn, &Event::Error { id: None, code, message });
         }
@@ -186,14 +181,19 @@ impl Shard {
         &mut self,
         conn: ConnId,
         room: &str,
-        since: bool,
+        since: Option<Position>,
         id: Option<RequestId>,
     ) -> Result<(), No> {
+        let policy = *self.config.namespaces.policy_of_room(room);
         let found = self.hub.find_room(room);
         let c = self.conns.get(conn.0).expect("it just spoke");
+        if !policy.join.includes(c.has_token) {
+            return Err(No(ErrorCode::Forbidden, "this user may not join this room"));
+        }
         let is_member = found.is_some_and(|at| c.joined.find(at.0.index).is_some());
         // The first topic of a connection is its user's.
-        if !is_member && c.joined.len() > self.limits.rooms_per_connection_max {
+        let rooms = c.joined.len() + self.pendings.len(conn);
+        if !is_member && rooms > self.limits.rooms_per_connection_max {
             return Err(No(
                 ErrorCode::TooManyRooms,
                 "this connection is in as many rooms as it may be",
@@ -203,6 +203,10 @@ impl Shard {
             Some(at) => self.hub.at(at.0.index).name().clone(),
             None => TopicName::room(room),
         };
+        if policy.has_history() {
+            return self.on_join_kept(conn, &name, since, id);
+        }
+        let since = since.is_some();
         let Some(topic) = self.enter(conn, &name) else {
             return Err(No(ErrorCode::Overloaded, "this server has as many rooms as it may have"));
         };
@@ -277,18 +281,27 @@ impl Shard {
         since: bool,
     ) {
         let TopicKind::Room(room) = name.kind() else { return };
-        self.say(conn, &Event::Ok { id, room: Some(room), not_recovered: since });
+        let recovery = match since {
+            true => Recovery::NotRecovered(Unrecovered::NotEnabled),
+            false => Recovery::NotAsked,
+        };
+        self.say(conn, &Event::Ok { id, room: Some(room), position: None, recovery });
     }
 
     fn on_leave(&mut self, conn: ConnId, room: &str, id: Option<&RequestId>) -> Result<(), No> {
-        let c = self.conns.get(conn.0).expect("it just spoke");
         let found = self.hub.find_room(room);
-        let Some(slot) = found.and_then(|at| c.joined.find(at.0.index)) else {
+        let was_pending = found.is_some_and(|at| self.leave_pending(conn, at));
+        let c = self.conns.get(conn.0).expect("it just spoke");
+        let slot = found.and_then(|at| c.joined.find(at.0.index));
+        if slot.is_none() && !was_pending {
             return Err(No(ErrorCode::NotJoined, "this connection is not in that room"));
-        };
-        self.leave_at(conn, slot);
-        self.counters.leaves += 1;
-        self.say(conn, &Event::Ok { id, room: Some(room), not_recovered: false });
+        }
+        if let Some(slot) = slot {
+            self.leave_at(conn, slot);
+            self.counters.leaves += 1;
+        }
+        let recovery = Recovery::NotAsked;
+        self.say(conn, &Event::Ok { id, room: Some(room), position: None, recovery });
         Ok(())
     }
 
@@ -298,14 +311,19 @@ impl Shard {
         room: &str,
         payload: &[u8],
         echo: bool,
+        key: Option<Box<str>>,
         id: Option<RequestId>,
     ) -> Result<(), No> {
+        let policy = self.config.namespaces.policy_of_room(room);
         let c = self.conns.get(conn.0).expect("it just spoke");
-        if !c.rights.publish {
-            return Err(No(ErrorCode::Forbidden, "this user may not publish to rooms"));
+        if !c.rights.publish || !policy.publish.includes(c.has_token) {
+            return Err(No(ErrorCode::Forbidden, "this user may not publish to this room"));
+        }
+        if key.is_some() && !policy.has_history() {
+            return Err(No(ErrorCode::NotEnabled, "key: only rooms that keep a history know keys"));
         }
         let found = self.hub.find_room(room);
-        let is_member = found.is_some_and(|at| c.joined.find(at.0.index).is_some());
+        let is_member = found.is_some_and(|at| self.is_in(conn, at));
         if !is_member && !c.rights.publish_unjoined {
             return Err(No(ErrorCode::NotJoined, "join the room before you publish to it"));
         }
@@ -313,7 +331,7 @@ impl Shard {
             Some(at) => self.hub.at(at.0.index).name().clone(),
             None => TopicName::room(room),
         };
-        self.publish(conn, topic, payload, echo, id);
+        self.publish(conn, topic, payload, echo, key, id);
         Ok(())
     }
 
@@ -327,7 +345,7 @@ impl Shard {
         if !self.conns.get(conn.0).expect("it just spoke").rights.send {
             return Err(No(ErrorCode::Forbidden, "this user may not send to users"));
         }
-        self.publish(conn, TopicName::user(user), payload, true, id);
+        self.publish(conn, TopicName::user(user), payload, true, None, id);
         Ok(())
     }
 
@@ -340,7 +358,7 @@ impl Shard {
         if !self.conns.get(conn.0).expect("it just spoke").rights.broadcast {
             return Err(No(ErrorCode::Forbidden, "this user may not broadcast"));
         }
-        self.publish(conn, self.everybody.clone(), payload, true, id);
+        self.publish(conn, self.everybody.clone(), payload, true, None, id);
         Ok(())
     }
 
@@ -351,6 +369,7 @@ impl Shard {
         topic: TopicName,
         payload: &[u8],
         echo: bool,
+        key: Option<Box<str>>,
         id: Option<RequestId>,
     ) {
         let c = self.conns.get(conn.0).expect("it just spoke");
@@ -363,6 +382,7 @@ impl Shard {
             payload: Bytes::copy_from_slice(payload),
             from: Some(from),
             except: (!echo).then_some(origin),
+            key,
             done: Done::Conn { shard: self.config.id, conn, id },
         }));
     }
@@ -387,9 +407,18 @@ impl Shard {
         let index = c.joined.get(slot).expect("a slot that was just looked up").topic;
         let round = self.hub.at(index).round;
         let walk = round.and_then(|round| self.deliveries.walk_of(round));
-        if self.hub.leave(&mut self.conns, conn.0.index, slot, walk) != Edge::Last {
+        if self.hub.leave(&mut self.conns, conn.0.index, slot, walk) == Edge::Last {
+            self.close_topic_if_empty(index);
+        }
+    }
+
+    /// Forgets a topic that nobody is in or about to be in, and tells the backplane.
+    pub(super) fn close_topic_if_empty(&mut self, index: u32) {
+        let topic = self.hub.at(index);
+        if !topic.members().is_empty() || self.pendings.is_pinned(index) {
             return;
         }
+        let round = topic.round;
         let at = self.hub.id_at(index);
         if let Some(round) = round {
             self.stop_walk(round);

@@ -161,6 +161,8 @@ pub struct Conn {
     pub heard: bool,
     /// Whether it is a plain echo.
     pub echo: bool,
+    /// Whether its user has shown a token.
+    pub has_token: bool,
     /// Whether its socket waits to be read.
     pub unread: Unread,
     /// Why it ends, once it does.
@@ -191,6 +193,7 @@ impl Conn {
             state: State::Handshaking,
             heard: true,
             echo: false,
+            has_token: false,
             unread: Unread::No,
             reason: None,
             rights: none,

@@ -25,6 +25,7 @@ use super::conn::{CloseReason, Conn, State};
 use super::hub::{RoundId, Walk};
 use super::outbox::Pushed;
 use crate::ids::{ConnId, SlotId, TopicId};
+use crate::link::Recovered;
 use crate::limits::Limits;
 use crate::metrics::ShardCounters;
 use crate::slots::Slots;
@@ -34,6 +35,9 @@ use std::collections::VecDeque;
 /// Frames are joined up to this size; what is beyond forms the next round. Half of what a socket
 /// buffers by default, so that a member who keeps up takes a join whole. Never measured.
 const JOIN_BYTES_MAX: usize = 128 * 1024;
+
+/// Replies up to this size are copied to join them with others; longer ones are chained.
+const REPLY_COPIED_BYTES_MAX: usize = 4 * 1024;
 
 /// What the joins of excepted members may add up to in one round. They are quadratic: a thousand
 /// members who each say something they do not want to hear need a thousand joins.
@@ -63,10 +67,13 @@ struct Reply {
     last: bool,
 }
 
+/// What waits in a round.
 #[derive(Debug)]
-struct Queued {
-    bytes: Bytes,
-    except: Option<ConnId>,
+enum Queued {
+    /// A frame for everybody who is in the topic by then, but for one.
+    Frame { bytes: Bytes, except: Option<ConnId> },
+    /// Somebody who hears what comes behind, and nothing before (`kept.rs`).
+    Newcomer(Box<Recovered>),
 }
 
 /// Frames of one topic that wait for their turn, and those that are being written.
@@ -125,13 +132,18 @@ impl Deliveries {
     }
 
     /// The first reply, joined with those to the same connection right behind it: one read may hold
-    /// ten thousand pings, and a connection gets one write in a batch. What comes last is not joined
+    /// ten thousand pings, and a write has few buffers. What comes last is not joined
     /// with what a slow peer may be refused.
     fn pop_replies(&mut self, is_slow: bool) -> Option<Reply> {
         let first = self.replies.pop_front()?;
+        if first.bytes.len() > REPLY_COPIED_BYTES_MAX {
+            return Some(first);
+        }
         let (mut bytes, mut last, mut more) = (first.bytes.len(), first.last, 0);
         for next in self.replies.iter().take_while(|next| next.conn == first.conn) {
-            if last || bytes + next.bytes.len() > JOIN_BYTES_MAX || (next.last && is_slow) {
+            let is_long = next.bytes.len() > REPLY_COPIED_BYTES_MAX
+                || bytes + next.bytes.len() > JOIN_BYTES_MAX;
+            if last || is_long || (next.last && is_slow) {
                 break;
             }
             (bytes, last, more) = (bytes + next.bytes.len(), next.last, more + 1);
@@ -145,6 +157,17 @@ impl Deliveries {
             joined.extend_from_slice(&next.bytes);
         }
         Some(Reply { conn: first.conn, bytes: joined.freeze(), last })
+    }
+
+    /// Somebody who stands first in a round of which nothing is being written.
+    fn pop_newcomer(&mut self, id: RoundId) -> Option<Box<Recovered>> {
+        let round = self.round(id);
+        if round.current.is_some() || !matches!(round.frames.front(), Some(Queued::Newcomer(_))) {
+            return None;
+        }
+        let Some(Queued::Newcomer(newcomer)) = round.frames.pop_front() else { return None };
+        self.frames_waiting -= 1;
+        Some(newcomer)
     }
 
     /// How far the topic of a round is being walked, if it is.
@@ -179,6 +202,7 @@ impl Shard {
         batch.begin_front();
         if self.take_replies(batch) {
             while self.may_go_on(batch)
+                && !self.admit_newcomers()
                 && let Some((id, current)) = self.next_round()
                 && self.take_round(id, current, batch)
             {}
@@ -282,7 +306,31 @@ impl Shard {
             }
         };
         d.frames_waiting += 1;
-        d.round(id).frames.push_back(Queued { bytes, except });
+        d.round(id).frames.push_back(Queued::Frame { bytes, except });
+    }
+
+    /// Whether frames of a round wait that are not being written yet.
+    pub(super) fn has_frames(&mut self, round: RoundId) -> bool {
+        !self.deliveries.round(round).frames.is_empty()
+    }
+
+    /// Admits somebody behind the frames that wait.
+    pub(super) fn queue_newcomer(&mut self, round: RoundId, newcomer: Box<Recovered>) {
+        self.deliveries.frames_waiting += 1;
+        self.deliveries.round(round).frames.push_back(Queued::Newcomer(newcomer));
+    }
+
+    /// Admits those who stand first in the round whose turn it is. What they are told goes before what
+    /// the round has for them, so the batch must end: `true`.
+    fn admit_newcomers(&mut self) -> bool {
+        let d = &mut self.deliveries;
+        let Some(id) = d.queue.front().copied() else { return false };
+        let mut any = false;
+        while let Some(newcomer) = self.deliveries.pop_newcomer(id) {
+            any = true;
+            self.admit(*newcomer);
+        }
+        any
     }
 
     /// Queues a frame for one connection.
@@ -361,6 +409,10 @@ impl Shard {
             if let Some(current) = round.current.take().or_else(|| self.begin_walk(id, to)) {
                 return Some((id, current));
             }
+            if self.has_frames(id) {
+                self.deliveries.queue.push_front(id);
+                return None; // a newcomer stands first
+            }
             self.end_round(id, to);
         }
     }
@@ -372,11 +424,12 @@ impl Shard {
         } else {
             self.hub.get(to).map_or(0, |topic| topic.members().len())
         };
-        if end == 0 {
-            let nobodys = std::mem::take(&mut self.deliveries.round(id).frames);
-            self.deliveries.frames_waiting -= nobodys.len();
-        }
-        while !self.deliveries.round(id).frames.is_empty() {
+        while matches!(self.deliveries.round(id).frames.front(), Some(Queued::Frame { .. })) {
+            if end == 0 {
+                self.deliveries.round(id).frames.pop_front();
+                self.deliveries.frames_waiting -= 1;
+                continue;
+            }
             let mut current = self.join_frames(id);
             if !current.bytes.is_empty() {
                 current.walk = Walk { at: 0, end };
@@ -402,14 +455,16 @@ impl Shard {
         let own_bytes_max = OWN_JOINS_BYTES_MAX.saturating_sub(self.deliveries.own_bytes);
         let frames = &mut self.deliveries.round(id).frames;
         let (mut bytes, mut excepted) = (0, 0);
-        while let Some(next) = frames.front() {
-            bytes += next.bytes.len();
-            excepted += usize::from(next.except.is_some());
+        while let Some(Queued::Frame { bytes: next, except }) = frames.front() {
+            bytes += next.len();
+            excepted += usize::from(except.is_some());
             let is_too_much = bytes > JOIN_BYTES_MAX || excepted * bytes > own_bytes_max;
             if is_too_much && !taken.is_empty() {
                 break;
             }
-            taken.extend(frames.pop_front().map(|queued| (queued.bytes, queued.except)));
+            if let Some(Queued::Frame { bytes, except }) = frames.pop_front() {
+                taken.push((bytes, except));
+            }
         }
         let mut own: Vec<(ConnId, Bytes, u64)> = Vec::new();
         for except in taken.iter().filter_map(|(_, except)| *except) {

@@ -123,6 +123,7 @@ impl Shard {
         c.state = State::Open;
         c.echo = opening.echo;
         c.rights = opening.identity.rights;
+        c.has_token = opening.identity.user.is_some();
         self.counters.handshaking -= 1;
         self.counters.connections += 1;
         self.counters.opened += 1;
@@ -328,6 +329,7 @@ impl Shard {
     }
 
     fn leave_all(&mut self, conn: ConnId) {
+        self.pendings.forget(conn);
         while let Some(slots) = self.conns.get(conn.0).map(|c| c.joined.len()).filter(|n| *n > 0) {
             if slots > 1 {
                 self.counters.leaves += 1;
@@ -490,7 +492,7 @@ mod tests {
 
     fn shard() -> Shard {
         let (id, node) = (ShardId(0), NodeId(1));
-        Shard::new(ShardConfig { id, node, node_name: "n".into(), limits: Limits::TINY })
+        Shard::new(ShardConfig { id, node, node_name: "n".into(), limits: Limits::TINY , namespaces: Default::default()})
     }
 
     #[test]

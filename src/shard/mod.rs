@@ -18,6 +18,7 @@
 //! | `conn.rs` | one connection; why connections end |
 //! | `hub.rs` | topics and members, both ways |
 //! | `commands.rs` | what clients ask for: the match on `Command` lives there and only there |
+//! | `kept.rs` | rooms with a history: joins that wait for their position |
 //! | `deliver.rs` | replies and rounds, joined into batches (`batch.rs`) |
 //! | `life.rs` | open, close, sweep, drain |
 //! | `outbox.rs` | what a slow peer still has to hear |
@@ -29,6 +30,7 @@ mod commands;
 pub mod conn;
 mod deliver;
 mod hub;
+mod kept;
 mod life;
 mod outbox;
 
@@ -39,15 +41,18 @@ use crate::ids::{ConnId, NodeId, ShardId, TopicId, TopicName};
 use crate::limits::Limits;
 use crate::link::{Downlink, Inspect, Origin, Outcome, RoomReport, Uplink};
 use crate::metrics::ShardCounters;
-use crate::protocol::{Dialect, ErrorCode, Event, RequestId};
+use crate::namespaces::Namespaces;
+use crate::protocol::{Dialect, ErrorCode, Event, Recovery, RequestId};
 use crate::slots::Slots;
 use crate::ws::decoder::Decoder;
 use bytes::{Bytes, BytesMut};
 use conn::Conn;
 use deliver::Deliveries;
 use hub::Hub;
+use kept::Pendings;
 use life::Life;
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 /// What a shard is told once.
 #[derive(Clone, Debug)]
@@ -60,12 +65,15 @@ pub struct ShardConfig {
     pub node_name: String,
     /// Every limit.
     pub limits: Limits,
+    /// What holds for which rooms.
+    pub namespaces: Arc<Namespaces>,
 }
 
 /// Somebody who waits until the backplane listens for a topic.
 struct Waiter {
     conn: ConnId,
     id: Option<RequestId>,
+    /// It asked for what it missed, where nothing is kept.
     since: bool,
     /// It was in the topic already when it asked.
     again: bool,
@@ -79,6 +87,8 @@ pub struct Shard {
     hub: Hub,
     /// Joins that wait for the backplane, by the topic's index.
     waiting: HashMap<u32, Vec<Waiter>>,
+    /// Joins that wait for a position.
+    pendings: Pendings,
     deliveries: Deliveries,
     uplink: VecDeque<Uplink>,
     life: Life,
@@ -94,6 +104,9 @@ pub struct Shard {
 
 const ARENA_BYTES: usize = 16 * 1024;
 
+/// Frames above this are allocated for themselves instead of being cut from the arena.
+const ARENA_FRAME_BYTES_MAX: usize = 4 * 1024;
+
 impl Shard {
     /// A shard without connections. It asks the backplane for broadcasts at once.
     pub fn new(config: ShardConfig) -> Shard {
@@ -106,6 +119,7 @@ impl Shard {
             conns: Slots::with_max(limits.connections_per_shard_max),
             hub: Hub::with_max(limits.topics_per_shard_max),
             waiting: HashMap::new(),
+            pendings: Pendings::default(),
             deliveries: Deliveries::default(),
             uplink: VecDeque::from([join]),
             life: Life::default(),
@@ -128,6 +142,10 @@ impl Shard {
             Downlink::Joined { at } => self.on_joined(at),
             Downlink::Lost { to, count } => self.on_lost(to, count),
             Downlink::Ack { conn, id, outcome } => self.on_ack(conn, id, outcome),
+            Downlink::Recovered(recovered) => self.on_recovered(recovered),
+            Downlink::History { conn, id, topic, said } => {
+                self.on_said(conn, id.as_ref(), &topic, *said);
+            }
             Downlink::Inspect(question) => self.on_inspect(question),
             Downlink::Drain { over_ms } => self.begin_drain(over_ms, now_ms),
         }
@@ -207,12 +225,10 @@ impl Shard {
 
     fn on_ack(&mut self, conn: ConnId, id: Option<RequestId>, outcome: Outcome) {
         let (code, message) = match outcome {
-            Outcome::Accepted => {
+            Outcome::Accepted(position) => {
                 if id.is_some() {
-                    self.say(
-                        conn,
-                        &Event::Ok { id: id.as_ref(), room: None, not_recovered: false },
-                    );
+                    let (id, recovery) = (id.as_ref(), Recovery::NotAsked);
+                    self.say(conn, &Event::Ok { id, room: None, position, recovery });
                 }
                 return;
             }
@@ -255,8 +271,15 @@ impl Shard {
     fn frame(&mut self, event: &Event<'_>) -> Bytes {
         use crate::protocol::native;
         use crate::ws::encode;
+        let bytes = native::encoded_len(event);
+        if bytes > ARENA_FRAME_BYTES_MAX {
+            let mut frame = Vec::with_capacity(encode::frame_len(bytes));
+            encode::header(encode::Opcode::Text, bytes, &mut frame);
+            native::write(event, &mut frame);
+            return Bytes::from(frame);
+        }
         self.scratch.clear();
-        encode::header(encode::Opcode::Text, native::encoded_len(event), &mut self.scratch);
+        encode::header(encode::Opcode::Text, bytes, &mut self.scratch);
         native::write(event, &mut self.scratch);
         self.arena.extend_from_slice(&self.scratch);
         self.arena.split().freeze()

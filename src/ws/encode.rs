@@ -69,6 +69,17 @@ pub fn header(opcode: Opcode, len: usize, out: &mut Vec<u8>) {
     }
 }
 
+/// The payload of a frame that [`header`] began.
+pub fn payload_of(frame: &[u8]) -> &[u8] {
+    let header_bytes = match frame.get(1) {
+        None => 0,
+        Some(126) => 4,
+        Some(127) => 10,
+        Some(_) => 2,
+    };
+    frame.get(header_bytes..).unwrap_or_default()
+}
+
 /// The bytes of a whole frame with a payload of `len` bytes.
 pub fn frame_len(len: usize) -> usize {
     let header_bytes = match len {

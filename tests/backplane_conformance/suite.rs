@@ -205,7 +205,7 @@ pub fn success_is_told_to_those_who_asked_and_only_to_them(world: World) {
     shard.publish_as(&room, "2", Some(5), None);
     shard.publish_as(&room, "3", Some(6), None);
     for id in [5, 6] {
-        assert_eq!(shard.hear(), Heard::Ack { conn: 7, id: Some(id), outcome: Outcome::Accepted });
+        assert_eq!(shard.hear(), Heard::Ack { conn: 7, id: Some(id), outcome: Outcome::Accepted(None) });
     }
 }
 
@@ -220,10 +220,11 @@ pub fn the_ops_thread_publishes_and_is_called_back(world: World) {
         payload: Bytes::from_static(b"[true]"),
         from: None,
         except: None,
+        key: None,
         done: Done::Call(Box::new(move |outcome| tell.send(outcome).unwrap())),
     };
     assert!(world.nodes[0].ops.try_publish(Uplink::Publish(publish)).is_ok());
-    assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok(Outcome::Accepted));
+    assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok(Outcome::Accepted(None)));
     for shard in world.shards() {
         let Heard::Frame { json, .. } = shard.hear() else { panic!() };
         assert_eq!(json, r#"{"type":"message","room_id":"room","payload":[true]}"#);

@@ -176,6 +176,7 @@ impl Shard {
             payload: Bytes::copy_from_slice(json.as_bytes()),
             from: Some(TopicName::user("ann")),
             except: except.map(origin),
+            key: None,
             done: Done::Conn { shard: self.end.id, conn: conn_id(7), id },
         }));
     }
@@ -284,6 +285,7 @@ fn plan(build: Build, node: NodeId, backplane: BackplanePlan) -> Plan {
         scheduling: Scheduling::Other,
         backplane_priority: 0,
         steering: Steering::Even,
+        namespaces: Default::default(),
         echo_path: None,
         page: false,
         origins: Vec::new(),

@@ -112,15 +112,15 @@ impl Backplane {
 
     fn publish(&mut self, windows: &mut [Window], at: usize, it: Publish, luck: u64, step: Step) {
         let outcome = match (self.down[windows[at].node], luck % 3) {
-            (false, _) => Outcome::Accepted,
+            (false, _) => Outcome::Accepted(None),
             (true, 0) => Outcome::Unavailable,
             (true, _) => Outcome::Unknown,
         };
-        if outcome == Outcome::Accepted || luck % 3 == 1 {
+        if outcome == Outcome::Accepted(None) || luck % 3 == 1 {
             self.log(&it, step);
         }
         let Done::Conn { conn, id, .. } = it.done else { panic!("a shard publishes for clients") };
-        if id.is_some() || outcome != Outcome::Accepted {
+        if id.is_some() || outcome != Outcome::Accepted(None) {
             windows[at].answers.push_back(Downlink::Ack { conn, id, outcome });
         }
         for node in 0..self.down.len() {

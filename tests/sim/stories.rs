@@ -606,7 +606,7 @@ fn a_failed_publish_is_told_even_to_those_who_did_not_ask() {
     let ann = world.connect("ann");
     world.heard(ann);
     let conn = world.clients[ann].conn.unwrap();
-    let outcomes = [Outcome::Accepted, Outcome::Unavailable, Outcome::Unknown];
+    let outcomes = [Outcome::Accepted(None), Outcome::Unavailable, Outcome::Unknown];
     for outcome in outcomes {
         world.say_down(0, Downlink::Ack { conn, id: None, outcome });
         world.say_down(0, Downlink::Ack { conn, id: Some(RequestId::Number(7)), outcome });

@@ -240,6 +240,14 @@ impl Transport for RedisTransport {
     }
 
     /// While down, everything is taken: what does not fit is answered, and the shards go on.
+    fn recover(&mut self, _shard: ShardId, _ask: Box<Recover>, _now: Instant) {
+        unreachable!("the plan refuses histories over Redis");
+    }
+
+    fn history(&mut self, _ask: Box<AskHistory>, _now: Instant) {
+        unreachable!("the plan refuses histories over Redis");
+    }
+
     fn has_room(&self) -> bool {
         !self.is_up || self.outgoing.has_room()
     }

@@ -186,7 +186,7 @@ impl Outgoing {
                     }
                     Outcome::Unavailable
                 }
-                _ => Outcome::Accepted,
+                _ => Outcome::Accepted(None),
             };
             local.done(done, outcome, now);
         }

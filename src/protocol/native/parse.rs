@@ -1,6 +1,6 @@
 //! Bytes to [`Request`].
 //!
-//! Two steps. The scanner of [`json`] walks the message once and says where the values of our eight
+//! Two steps. The scanner of [`json`] walks the message once and says where the values of our ten
 //! keys lie; then only those that the command needs are read, each where it lies: a string without a
 //! backslash is borrowed as it is, one with escapes and `since` are parsed in place by simd-json.
 //! The payload is never parsed, only cut out.
@@ -11,12 +11,17 @@
 //! Invariants: a plain request allocates nothing; the payload's bytes are never written to; no
 //! input panics, and every refusal says which key is wrong and what to write instead.
 
-use crate::ids::{NAME_BYTES_MAX, is_name};
+use crate::ids::{NAME_BYTES_MAX, Position, is_name};
 use crate::protocol::json::{Fault, Members, Span};
-use crate::protocol::{Command, ErrorCode, Rejected, Request, RequestId};
+use crate::protocol::{Command, ErrorCode, Page, Rejected, Request, RequestId};
 
 /// The longest idempotency `key`, in bytes of text.
-const KEY_BYTES_MAX: usize = 128;
+pub const KEY_BYTES_MAX: usize = 128;
+
+/// Messages of a history that are sent when nobody says how many.
+pub const LIMIT_DEFAULT: u32 = 100;
+/// The most that may be asked for.
+pub const LIMIT_MAX: u32 = 1000;
 
 /// How much of an unknown `type` is repeated to whoever sent it, in characters.
 const TYPE_SHOWN_CHARS_MAX: usize = 40;
@@ -67,10 +72,12 @@ enum Field {
     Echo,
     Key,
     Since,
+    Limit,
+    Reverse,
 }
 
 impl Field {
-    const ALL: [Field; 8] = [
+    const ALL: [Field; 10] = [
         Field::Type,
         Field::RoomId,
         Field::TargetUserId,
@@ -79,6 +86,8 @@ impl Field {
         Field::Echo,
         Field::Key,
         Field::Since,
+        Field::Limit,
+        Field::Reverse,
     ];
 
     fn as_str(self) -> &'static str {
@@ -91,6 +100,8 @@ impl Field {
             Field::Echo => "echo",
             Field::Key => "key",
             Field::Since => "since",
+            Field::Limit => "limit",
+            Field::Reverse => "reverse",
         }
     }
 
@@ -105,6 +116,8 @@ impl Field {
             b"echo" => Field::Echo,
             b"key" => Field::Key,
             b"since" => Field::Since,
+            b"limit" => Field::Limit,
+            b"reverse" => Field::Reverse,
             _ => return None,
         })
     }
@@ -149,9 +162,8 @@ enum Kind {
     Ping,
 }
 
-/// What `since` must look like. History will use what it says; so far it is only checked.
+/// What `since` must look like.
 #[derive(serde::Deserialize)]
-#[expect(dead_code, reason = "that it can be read is all that is asked of it")]
 struct Since<'a> {
     epoch: &'a str,
     offset: u64,
@@ -162,7 +174,7 @@ struct Since<'a> {
 struct Fields {
     values: [Option<Span>; Field::ALL.len()],
     /// One bit for each key that came more than once.
-    doubled: u8,
+    doubled: u16,
 }
 
 impl Fields {
@@ -185,7 +197,7 @@ impl Fields {
             };
             let Some(key) = key else { continue };
             if self.values[key as usize].replace(member.value).is_some() {
-                self.doubled |= 1 << key as u8;
+                self.doubled |= 1 << key as u16;
             }
         }
         Ok(())
@@ -201,7 +213,7 @@ impl Fields {
     }
 
     fn is_doubled(&self, key: Field) -> bool {
-        self.doubled & (1 << key as u8) != 0
+        self.doubled & (1 << key as u16) != 0
     }
 
     fn need(&self, key: Field) -> Result<Span, Refusal> {
@@ -225,14 +237,14 @@ impl Fields {
         match self.kind(message)? {
             Kind::Publish => self.publish(message),
             Kind::Send => {
-                let keyed = self.keyed(message)?;
+                let key = self.key(message)?;
                 let (user, payload) = self.name_and_payload(Field::TargetUserId, message)?;
-                Ok(Command::Send { user, payload, keyed })
+                Ok(Command::Send { user, payload, key })
             }
             Kind::Broadcast => {
-                let keyed = self.keyed(message)?;
+                let key = self.key(message)?;
                 let payload = self.need(Field::Payload)?;
-                Ok(Command::Broadcast { payload: &message[payload.range()], keyed })
+                Ok(Command::Broadcast { payload: &message[payload.range()], key })
             }
             Kind::Join => {
                 let since = self.since(message)?;
@@ -240,16 +252,19 @@ impl Fields {
             }
             Kind::Leave => Ok(Command::Leave { room: self.room(message)? }),
             Kind::Presence => Ok(Command::Presence { room: self.room(message)? }),
-            Kind::History => Ok(Command::History { room: self.room(message)? }),
+            Kind::History => {
+                let page = self.page(message)?;
+                Ok(Command::History { room: self.room(message)?, page })
+            }
             Kind::Ping => Ok(Command::Ping),
         }
     }
 
     fn publish<'a>(&self, message: &'a mut [u8]) -> Result<Command<'a>, Refusal> {
         let echo = self.echo(message)?;
-        let keyed = self.keyed(message)?;
+        let key = self.key(message)?;
         let (room, payload) = self.name_and_payload(Field::RoomId, message)?;
-        Ok(Command::Publish { room, payload, echo, keyed })
+        Ok(Command::Publish { room, payload, echo, key })
     }
 
     fn kind(&self, message: &mut [u8]) -> Result<Kind, Refusal> {
@@ -302,30 +317,53 @@ impl Fields {
     }
 
     fn echo(&self, message: &[u8]) -> Result<bool, Refusal> {
-        match self.get(Field::Echo).map(|span| &message[span.range()]) {
-            None | Some(b"true") => Ok(true),
-            Some(b"false") => Ok(false),
-            Some(_) => Err(bad_request("echo must be true or false".into())),
+        self.truth(Field::Echo, message).map(|echo| echo.unwrap_or(true))
+    }
+
+    fn truth(&self, key: Field, message: &[u8]) -> Result<Option<bool>, Refusal> {
+        match self.get(key).map(|span| &message[span.range()]) {
+            None => Ok(None),
+            Some(b"true") => Ok(Some(true)),
+            Some(b"false") => Ok(Some(false)),
+            Some(_) => Err(bad_request(format!("{} must be true or false", key.as_str()))),
         }
     }
 
-    /// Whether there is an idempotency key.
-    fn keyed(&self, message: &mut [u8]) -> Result<bool, Refusal> {
-        let Some(span) = self.get(Field::Key) else { return Ok(false) };
+    /// The idempotency key, if there is one.
+    fn key(&self, message: &mut [u8]) -> Result<Option<Box<str>>, Refusal> {
+        let Some(span) = self.get(Field::Key) else { return Ok(None) };
         let key = text(Field::Key, span, &mut message[span.range()])?;
         if (1..=KEY_BYTES_MAX).contains(&key.len()) {
-            return Ok(true);
+            return Ok(Some(key.into()));
         }
         Err(bad_request(format!("key must be a string of 1 to {KEY_BYTES_MAX} bytes")))
     }
 
-    /// Whether what was missed is wanted.
-    fn since(&self, message: &mut [u8]) -> Result<bool, Refusal> {
-        let Some(span) = self.get(Field::Since) else { return Ok(false) };
+    fn page(&self, message: &mut [u8]) -> Result<Page, Refusal> {
+        let limit = match self.get(Field::Limit) {
+            None => Some(LIMIT_DEFAULT),
+            Some(span) => plain_integer(&message[span.range()])
+                .and_then(|limit| u32::try_from(limit).ok())
+                .filter(|limit| *limit <= LIMIT_MAX),
+        };
+        let Some(limit) = limit else {
+            return Err(bad_request(format!("limit must be a whole number from 0 to {LIMIT_MAX}")));
+        };
+        let reverse = self.truth(Field::Reverse, message)?.unwrap_or(false);
+        Ok(Page { since: self.since(message)?, limit, reverse })
+    }
+
+    /// What the client has heard already. An epoch that is not one of ours is one that no history
+    /// has: the answer will say so.
+    fn since(&self, message: &mut [u8]) -> Result<Option<Position>, Refusal> {
+        let Some(span) = self.get(Field::Since) else { return Ok(None) };
         let since = &mut message[span.range()];
         // An object and nothing else: serde would also read a struct from an array.
-        if since.first() == Some(&b'{') && simd_json::from_slice::<Since<'_>>(since).is_ok() {
-            return Ok(true);
+        if since.first() == Some(&b'{')
+            && let Ok(Since { epoch, offset }) = simd_json::from_slice::<Since<'_>>(since)
+        {
+            let epoch = plain_integer(epoch.as_bytes()).unwrap_or(0);
+            return Ok(Some(Position { epoch, offset }));
         }
         Err(bad_request(
             "since must be an object like {\"epoch\":\"…\",\"offset\":12}, \
@@ -353,7 +391,7 @@ fn request_id(json: &[u8]) -> Result<RequestId, Refusal> {
 
 /// A number that is written back with the digits it came with. JSON has no leading zeros.
 fn plain_integer(json: &[u8]) -> Option<u64> {
-    if json.len() > "18446744073709551615".len() {
+    if json.is_empty() || json.len() > "18446744073709551615".len() {
         return None;
     }
     json.iter().try_fold(0u64, |value, &byte| {
@@ -428,43 +466,63 @@ mod tests {
     }
 
     fn publish<'a>(room: &'a str, payload: &'a str) -> Command<'a> {
-        Command::Publish { room, payload: payload.as_bytes(), echo: true, keyed: false }
+        Command::Publish { room, payload: payload.as_bytes(), echo: true, key: None }
     }
 
     #[test]
     fn every_command_is_understood() {
         let (room, user, payload) = ("r", "u", b"1".as_slice());
         let join = |since| Command::Join { room, since };
-        let publish = |echo, keyed| Command::Publish { room, payload, echo, keyed };
+        let since = |epoch, offset| Some(Position { epoch, offset });
+        let publish = |echo, key: Option<&str>| {
+            let key = key.map(Into::into);
+            Command::Publish { room, payload, echo, key }
+        };
         let cases = [
-            (r#"{"type":"join","room_id":"r"}"#, join(false)),
-            (r#"{"type":"join","room_id":"r","since":{"epoch":"e","offset":12}}"#, join(true)),
+            (r#"{"type":"join","room_id":"r"}"#, join(None)),
             (
-                r#"{"type":"join","room_id":"r","since":{"offset":0,"x":[],"epoch":"\n"}}"#,
-                join(true),
+                r#"{"type":"join","room_id":"r","since":{"epoch":"17","offset":12}}"#,
+                join(since(17, 12)),
+            ),
+            (
+                r#"{"type":"join","room_id":"r","since":{"offset":1,"x":[],"epoch":"\n"}}"#,
+                join(since(0, 1)),
             ),
             (r#"{"type":"leave","room_id":"r"}"#, Command::Leave { room }),
-            (r#"{"type":"publish","room_id":"r","payload":1}"#, publish(true, false)),
-            (r#"{"type":"publish","room_id":"r","payload":1,"echo":true}"#, publish(true, false)),
-            (r#"{"type":"publish","room_id":"r","payload":1,"echo":false}"#, publish(false, false)),
-            (r#"{"type":"publish","room_id":"r","payload":1,"key":"k"}"#, publish(true, true)),
-            (r#"{"room_id":"r","payload":1}"#, publish(true, false)),
-            (r#"{"payload":1,"key":"k\n","echo":false,"room_id":"r"}"#, publish(false, true)),
+            (r#"{"type":"publish","room_id":"r","payload":1}"#, publish(true, None)),
+            (r#"{"type":"publish","room_id":"r","payload":1,"echo":true}"#, publish(true, None)),
+            (r#"{"type":"publish","room_id":"r","payload":1,"echo":false}"#, publish(false, None)),
+            (r#"{"type":"publish","room_id":"r","payload":1,"key":"k"}"#, publish(true, Some("k"))),
+            (r#"{"room_id":"r","payload":1}"#, publish(true, None)),
+            (r#"{"payload":1,"key":"k\n","echo":false,"room_id":"r"}"#, publish(false, Some("k\n"))),
             (
                 r#"{"type":"send","target_user_id":"u","payload":1}"#,
-                Command::Send { user, payload, keyed: false },
+                Command::Send { user, payload, key: None },
             ),
             (
                 r#"{"target_user_id":"u","payload":1,"key":"k"}"#,
-                Command::Send { user, payload, keyed: true },
+                Command::Send { user, payload, key: Some("k".into()) },
             ),
-            (r#"{"type":"broadcast","payload":1}"#, Command::Broadcast { payload, keyed: false }),
+            (r#"{"type":"broadcast","payload":1}"#, Command::Broadcast { payload, key: None }),
             (
                 r#"{"type":"broadcast","payload":1,"key":"k"}"#,
-                Command::Broadcast { payload, keyed: true },
+                Command::Broadcast { payload, key: Some("k".into()) },
             ),
             (r#"{"type":"presence","room_id":"r"}"#, Command::Presence { room }),
-            (r#"{"type":"history","room_id":"r","limit":10}"#, Command::History { room }),
+            (
+                r#"{"type":"history","room_id":"r"}"#,
+                Command::History {
+                    room,
+                    page: Page { since: None, limit: LIMIT_DEFAULT, reverse: false },
+                },
+            ),
+            (
+                r#"{"reverse":true,"limit":10,"since":{"epoch":"1","offset":2},"type":"history","room_id":"r"}"#,
+                Command::History {
+                    room,
+                    page: Page { since: since(1, 2), limit: 10, reverse: true },
+                },
+            ),
             (r#"{"type":"ping"}"#, Command::Ping),
         ];
         for (message, command) in cases {

@@ -6,9 +6,9 @@
 //! Invariant: no formatter and no allocation but the growth of `out`; payloads and ids are copied as
 //! they came, everything else that is text is escaped as RFC 8259 §7 asks and no further.
 
-use crate::ids::TopicKind;
+use crate::ids::{Position, TopicKind};
 use crate::protocol::json::plain_len;
-use crate::protocol::{Event, RequestId};
+use crate::protocol::{Event, Recovery, RequestId};
 
 /// The exact number of bytes [`write()`] appends.
 pub fn encoded_len(event: &Event<'_>) -> usize {
@@ -88,8 +88,13 @@ impl Sink for Length {
 
 fn emit(event: &Event<'_>, out: &mut impl Sink) {
     match event {
-        Event::Message { topic, from, payload } => message(*topic, *from, payload, out),
-        Event::Ok { id, room, not_recovered } => ok(*id, *room, *not_recovered, out),
+        Event::Message { topic, from, payload, position } => {
+            message(*topic, *from, payload, *position, out);
+        }
+        Event::Ok { id, room, position, recovery } => ok(*id, *room, *position, *recovery, out),
+        Event::History { id, room, position, messages } => {
+            history(*id, room, *position, messages, out);
+        }
         Event::Error { id, code, message } => {
             out.raw(br#"{"type":"error""#);
             id_member(*id, out);
@@ -122,7 +127,13 @@ fn emit(event: &Event<'_>, out: &mut impl Sink) {
 }
 
 #[inline]
-fn message(topic: TopicKind<'_>, from: Option<&str>, payload: &[u8], out: &mut impl Sink) {
+fn message(
+    topic: TopicKind<'_>,
+    from: Option<&str>,
+    payload: &[u8],
+    position: Option<Position>,
+    out: &mut impl Sink,
+) {
     out.raw(br#"{"type":"message""#);
     topic_member(topic, out);
     if let Some(from) = from {
@@ -130,17 +141,66 @@ fn message(topic: TopicKind<'_>, from: Option<&str>, payload: &[u8], out: &mut i
     }
     out.raw(br#","payload":"#);
     out.raw(payload);
+    if let Some(position) = position {
+        position_members(position, out);
+    }
 }
 
-fn ok(id: Option<&RequestId>, room: Option<&str>, not_recovered: bool, out: &mut impl Sink) {
+fn ok(
+    id: Option<&RequestId>,
+    room: Option<&str>,
+    position: Option<Position>,
+    recovery: Recovery,
+    out: &mut impl Sink,
+) {
     out.raw(br#"{"type":"ok""#);
     id_member(id, out);
     if let Some(room) = room {
         text_member(br#","room_id":""#, room, out);
     }
-    if not_recovered {
-        out.raw(br#","recovered":false,"reason":"not_enabled""#);
+    if let Some(position) = position {
+        position_members(position, out);
     }
+    match recovery {
+        Recovery::NotAsked => {}
+        Recovery::Recovered { messages } => {
+            out.raw(br#","recovered":true,"messages":"#);
+            out.number(messages);
+        }
+        Recovery::NotRecovered(why) => {
+            text_member(br#","recovered":false,"reason":""#, why.as_str(), out);
+        }
+    }
+}
+
+fn history(
+    id: Option<&RequestId>,
+    room: &str,
+    position: Position,
+    messages: &[&[u8]],
+    out: &mut impl Sink,
+) {
+    out.raw(br#"{"type":"history""#);
+    id_member(id, out);
+    text_member(br#","room_id":""#, room, out);
+    position_members(position, out);
+    out.raw(br#","messages":["#);
+    for (number, message) in messages.iter().enumerate() {
+        if number > 0 {
+            out.raw(b",");
+        }
+        out.raw(message);
+    }
+    out.raw(b"]");
+}
+
+/// An epoch is a string: a client compares it and does nothing else with it.
+#[inline]
+fn position_members(position: Position, out: &mut impl Sink) {
+    out.raw(br#","epoch":""#);
+    out.number(position.epoch);
+    out.raw(br#"","offset":"#);
+    out.number(position.offset);
 }
 
 /// `opening` is everything up to and with the value's first quote.
@@ -172,7 +232,7 @@ fn id_member(id: Option<&RequestId>, out: &mut impl Sink) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::ErrorCode;
+    use crate::protocol::{ErrorCode, Unrecovered};
 
     /// Every event, with and without what it may leave out.
     #[test]
@@ -181,7 +241,10 @@ mod tests {
         let text = RequestId::Text(r#""a\u0062""#.into());
         let (room, user, all) = (TopicKind::Room("r"), TopicKind::User("u"), TopicKind::All);
         let payload = br#"{"a": 1.0}"#.as_slice();
-        let ok = |id, room, not_recovered| Event::Ok { id, room, not_recovered };
+        let ok = |id, room, position, recovery| Event::Ok { id, room, position, recovery };
+        let (none, asked_not) = (None, Recovery::NotAsked);
+        let position = Some(Position { epoch: 1, offset: 2 });
+        let not_enabled = Recovery::NotRecovered(Unrecovered::NotEnabled);
         let cases: Vec<(Event<'_>, &str)> = vec![
             (
                 Event::Welcome {
@@ -192,11 +255,35 @@ mod tests {
                 },
                 r#"{"type":"welcome","connection_id":"c1","user_id":"u","node":"n","ping_interval":25}"#,
             ),
-            (ok(None, None, false), r#"{"type":"ok"}"#),
-            (ok(Some(&number), None, false), r#"{"type":"ok","id":7}"#),
-            (ok(Some(&text), Some("r"), false), r#"{"type":"ok","id":"a\u0062","room_id":"r"}"#),
+            (ok(None, None, none, asked_not), r#"{"type":"ok"}"#),
+            (ok(Some(&number), None, none, asked_not), r#"{"type":"ok","id":7}"#),
             (
-                ok(Some(&number), Some("r"), true),
+                ok(Some(&number), None, position, asked_not),
+                r#"{"type":"ok","id":7,"epoch":"1","offset":2}"#,
+            ),
+            (
+                ok(None, Some("r"), position, Recovery::Recovered { messages: 3 }),
+                r#"{"type":"ok","room_id":"r","epoch":"1","offset":2,"recovered":true,"messages":3}"#,
+            ),
+            (
+                Event::History {
+                    id: Some(&number),
+                    room: "r",
+                    position: Position { epoch: 1, offset: 2 },
+                    messages: &[br#"{"a":1}"#, br#"{"a":2}"#],
+                },
+                r#"{"type":"history","id":7,"room_id":"r","epoch":"1","offset":2,"messages":[{"a":1},{"a":2}]}"#,
+            ),
+            (
+                Event::Message { topic: room, from: None, payload, position },
+                r#"{"type":"message","room_id":"r","payload":{"a": 1.0},"epoch":"1","offset":2}"#,
+            ),
+            (
+                ok(Some(&text), Some("r"), none, asked_not),
+                r#"{"type":"ok","id":"a\u0062","room_id":"r"}"#,
+            ),
+            (
+                ok(Some(&number), Some("r"), none, not_enabled),
                 r#"{"type":"ok","id":7,"room_id":"r","recovered":false,"reason":"not_enabled"}"#,
             ),
             (
@@ -212,15 +299,15 @@ mod tests {
                 r#"{"type":"error","code":"bad_json","message":""}"#,
             ),
             (
-                Event::Message { topic: room, from: Some("u"), payload },
+                Event::Message { topic: room, from: Some("u"), payload, position: None },
                 r#"{"type":"message","room_id":"r","from":"u","payload":{"a": 1.0}}"#,
             ),
             (
-                Event::Message { topic: user, from: None, payload },
+                Event::Message { topic: user, from: None, payload, position: None },
                 r#"{"type":"message","target_user_id":"u","payload":{"a": 1.0}}"#,
             ),
             (
-                Event::Message { topic: all, from: Some("u"), payload: b"null" },
+                Event::Message { topic: all, from: Some("u"), payload: b"null", position: None },
                 r#"{"type":"message","broadcast":true,"from":"u","payload":null}"#,
             ),
             (Event::Lost { topic: room, count: 0 }, r#"{"type":"lost","room_id":"r","count":0}"#),

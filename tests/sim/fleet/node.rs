@@ -185,7 +185,7 @@ impl Node {
         }
         while let Some(done) = link.done.pop_front() {
             moved = true;
-            self.local.done(done, Outcome::Accepted, now);
+            self.local.done(done, Outcome::Accepted(None), now);
         }
         if link.subscriptions.is_complete() {
             self.local.set_up(true, "played", now);

@@ -1,0 +1,296 @@
+//! What holds for which rooms: history, recovery, who may come in.
+//!
+//! A room's name up to its first colon is its *namespace*: `chat:lobby` is of `chat`. What is said of
+//! `[namespaces.chat]` holds for all such rooms; a room of no namespace, or of one that nothing is said
+//! of, is of `default`. Users' own topics and broadcasts are no rooms: they have no history.
+//!
+//! Written as text, as flags and the environment do: `chat: history_size=100, recovery=false; default:
+//! history_size=10`.
+//!
+//! Invariant: a room's namespace follows from its name alone, on every node and in every shard alike.
+
+use crate::ids::TopicKind;
+use std::fmt::Write;
+
+/// Who may do something, beside what their rights say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// Everybody who may connect.
+    Anyone,
+    /// Who has shown a token.
+    Users,
+    /// No client: only the HTTP API and other services.
+    Nobody,
+}
+
+/// What holds for the rooms of one namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Messages of a room that are kept; 0: none, and messages have no position.
+    pub history_size: usize,
+    /// For how long they are kept.
+    pub history_ttl_s: u64,
+    /// Whether a join with `since` brings what was missed.
+    pub recovery: bool,
+    /// Who may join.
+    pub join: Who,
+    /// Who may publish, if their rights allow it.
+    pub publish: Who,
+}
+
+/// All namespaces.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespaces {
+    /// What is said of those that are named, in their order.
+    named: Vec<(String, Policy)>,
+}
+
+/// The name of the namespace of all rooms that are of no other.
+const DEFAULT: &str = "default";
+const HISTORY_SIZE_MAX: u64 = 100_000;
+const HISTORY_TTL_S_MAX: u64 = 30 * 24 * 60 * 60;
+/// Namespaces, at most.
+const NAMESPACES_MAX: usize = 255;
+
+/// One thing to say of a namespace.
+pub struct Setting {
+    /// How it is written.
+    pub key: &'static str,
+    /// What it takes.
+    pub wanted: &'static str,
+    /// What it means.
+    pub doc: &'static str,
+    set: fn(&mut Policy, &str) -> Option<()>,
+    /// What it is in a policy.
+    pub get: fn(&Policy) -> String,
+}
+
+/// All of them, in the order in which they are printed.
+pub static SETTINGS: &[Setting] = &[
+    Setting {
+        key: "history_size",
+        wanted: "a whole number of messages from 0 to 100000",
+        doc: "Messages of a room that are kept. 0: none, and its messages have no position.",
+        set: |policy, text| set(&mut policy.history_size, number(text, 0, HISTORY_SIZE_MAX)? as usize),
+        get: |policy| policy.history_size.to_string(),
+    },
+    Setting {
+        key: "history_ttl_s",
+        wanted: "a whole number of seconds from 1 to 2592000",
+        doc: "For how long they are kept.",
+        set: |policy, text| set(&mut policy.history_ttl_s, number(text, 1, HISTORY_TTL_S_MAX)?),
+        get: |policy| policy.history_ttl_s.to_string(),
+    },
+    Setting {
+        key: "recovery",
+        wanted: "true or false",
+        doc: "Whether a join with `since` brings what was missed. Needs a history.",
+        set: |policy, text| set(&mut policy.recovery, text.parse().ok()?),
+        get: |policy| policy.recovery.to_string(),
+    },
+    Setting {
+        key: "join",
+        wanted: "one of anyone, users, nobody",
+        doc: "Who may join. users: who has shown a token.",
+        set: |policy, text| set(&mut policy.join, Who::read(text)?),
+        get: |policy| policy.join.name().to_owned(),
+    },
+    Setting {
+        key: "publish",
+        wanted: "one of anyone, users, nobody",
+        doc: "Who may publish, if their rights allow it. nobody: only the HTTP API and Redis.",
+        set: |policy, text| set(&mut policy.publish, Who::read(text)?),
+        get: |policy| policy.publish.name().to_owned(),
+    },
+];
+
+fn set<T>(place: &mut T, value: T) -> Option<()> {
+    *place = value;
+    Some(())
+}
+
+fn number(text: &str, min: u64, max: u64) -> Option<u64> {
+    text.parse().ok().filter(|number| (min..=max).contains(number))
+}
+
+impl Who {
+    const ALL: [Who; 3] = [Who::Anyone, Who::Users, Who::Nobody];
+
+    fn name(self) -> &'static str {
+        match self {
+            Who::Anyone => "anyone",
+            Who::Users => "users",
+            Who::Nobody => "nobody",
+        }
+    }
+
+    fn read(text: &str) -> Option<Who> {
+        Who::ALL.into_iter().find(|who| who.name() == text)
+    }
+
+    /// Whether it includes a client who has shown a token, or none.
+    pub fn includes(self, has_token: bool) -> bool {
+        match self {
+            Who::Anyone => true,
+            Who::Users => has_token,
+            Who::Nobody => false,
+        }
+    }
+}
+
+impl Policy {
+    /// Where nothing is said.
+    pub const DEFAULT: Policy = Policy {
+        history_size: 0,
+        history_ttl_s: 300,
+        recovery: true,
+        join: Who::Anyone,
+        publish: Who::Anyone,
+    };
+
+    /// Whether messages are kept.
+    pub fn has_history(&self) -> bool {
+        self.history_size > 0
+    }
+}
+
+impl Namespaces {
+    /// What holds for a topic.
+    pub fn policy(&self, topic: TopicKind<'_>) -> &Policy {
+        match topic {
+            TopicKind::Room(room) => self.policy_of_room(room),
+            TopicKind::User(_) | TopicKind::All => &Policy::DEFAULT,
+        }
+    }
+
+    /// What holds for a room.
+    pub fn policy_of_room(&self, room: &str) -> &Policy {
+        let space = room.split_once(':').map_or("", |(space, _)| space);
+        let find = |name: &str| self.named.iter().find(|(named, _)| named == name);
+        let found = if space.is_empty() { None } else { find(space) };
+        found.or_else(|| find(DEFAULT)).map_or(&Policy::DEFAULT, |(_, policy)| policy)
+    }
+
+    /// Whether any topic has a history.
+    pub fn have_history(&self) -> bool {
+        self.named.iter().any(|(_, policy)| policy.has_history())
+    }
+
+    /// Those that something is said of.
+    pub fn named(&self) -> impl Iterator<Item = (&str, &Policy)> {
+        self.named.iter().map(|(name, policy)| (&name[..], policy))
+    }
+
+    /// Says one thing of one namespace. The error says what would be right.
+    pub fn set(&mut self, space: &str, key: &str, value: &str) -> Result<(), String> {
+        if !is_space(space) {
+            return Err(format!(
+                "{space:?} cannot be a namespace: take 1 to 64 letters, digits, dots, dashes and \
+                 underscores. "
+            ));
+        }
+        let Some(setting) = SETTINGS.iter().find(|setting| setting.key == key) else {
+            let known: Vec<_> = SETTINGS.iter().map(|setting| setting.key).collect();
+            return Err(format!("{key:?} says nothing of a namespace; {} do. ", known.join(", ")));
+        };
+        let (set, wanted) = (setting.set, setting.wanted);
+        let policy = self.of(space)?;
+        set(policy, value).ok_or_else(|| format!("{space}.{key} = {value:?} is not {wanted}. "))
+    }
+
+    fn of(&mut self, space: &str) -> Result<&mut Policy, String> {
+        let place = match self.named.iter().position(|(name, _)| name == space) {
+            Some(place) => place,
+            None if self.named.len() == NAMESPACES_MAX => {
+                return Err(format!("There are more than {NAMESPACES_MAX} namespaces. "));
+            }
+            None => {
+                self.named.push((space.to_owned(), Policy::DEFAULT));
+                self.named.len() - 1
+            }
+        };
+        Ok(&mut self.named[place].1)
+    }
+
+    /// Reads the text form.
+    pub fn read(text: &str) -> Result<Namespaces, String> {
+        let mut all = Namespaces::default();
+        for said in text.split(';').map(str::trim).filter(|said| !said.is_empty()) {
+            let (space, settings) =
+                said.split_once(':').ok_or_else(|| format!("{said:?} has no colon. "))?;
+            for setting in settings.split(',').map(str::trim).filter(|said| !said.is_empty()) {
+                let (key, value) =
+                    setting.split_once('=').ok_or_else(|| format!("{setting:?} has no =. "))?;
+                all.set(space.trim(), key.trim(), value.trim())?;
+            }
+        }
+        Ok(all)
+    }
+
+    /// What [`Namespaces::read`] would read.
+    pub fn write(&self) -> String {
+        let mut out = String::new();
+        for (space, policy) in &self.named {
+            let opening = if out.is_empty() { "" } else { "; " };
+            let settings = SETTINGS.iter().map(|setting| (setting.key, (setting.get)(policy)));
+            let settings: Vec<_> = settings.map(|(key, value)| format!("{key}={value}")).collect();
+            write!(out, "{opening}{space}: {}", settings.join(", "))
+                .expect("a String takes everything");
+        }
+        out
+    }
+}
+
+fn is_space(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rooms_name_up_to_its_first_colon_is_its_namespace() {
+        let all = Namespaces::read("chat: history_size=5; default: history_size=1").unwrap();
+        let size = |room| all.policy_of_room(room).history_size;
+        assert_eq!(["chat:a", "chat:a:b", "chat:"].map(size), [5, 5, 5]);
+        assert_eq!(["chat", "chats:a", ":chat", "lobby", "default:x"].map(size), [1; 5]);
+        let none = Namespaces::read("chat: history_size=5").unwrap();
+        assert_eq!(none.policy_of_room("lobby"), &Policy::DEFAULT);
+        assert_eq!(all.policy(TopicKind::User("chat:a")).history_size, 0);
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let text = "a: history_size=3, recovery=false, join=users; b: publish=nobody";
+        let all = Namespaces::read(text).unwrap();
+        assert_eq!(Namespaces::read(&all.write()), Ok(all.clone()));
+        assert_eq!(all.named().map(|(name, _)| name).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(Namespaces::read(""), Ok(Namespaces::default()));
+        assert!(all.have_history() && !Namespaces::default().have_history());
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_what_would_be_right() {
+        for (text, wanted) in [
+            ("chat", "has no colon"),
+            ("chat: history", "has no ="),
+            ("chat: history_size=-1", "from 0 to 100000"),
+            ("chat: history_ttl_s=0", "from 1 to 2592000"),
+            ("chat: recovery=maybe", "true or false"),
+            ("chat: join=me", "anyone, users, nobody"),
+            ("chat: size=1", "history_size"),
+            ("a b: history_size=1", "cannot be a namespace"),
+        ] {
+            let error = Namespaces::read(text).expect_err(text);
+            assert!(error.contains(wanted), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn who_may_includes_whom_it_says() {
+        let both = |who: Who| [who.includes(false), who.includes(true)];
+        assert_eq!(Who::ALL.map(both), [[true, true], [false, true], [false, false]]);
+    }
+}

@@ -1,0 +1,102 @@
+//! `GET /v1/rooms/{id}/history`: what was said in a room that keeps a history.
+//!
+//! The question goes to the backplane, which has the history or knows where it is. What comes back are
+//! the frames that clients heard; their JSON is passed on as it is.
+
+use super::Ops;
+use super::answer::Refused;
+use crate::ids::{Position, TopicName, is_name};
+use crate::link::{AskHistory, HistoryTo, NoHistory, Said, Uplink};
+use crate::protocol::Page;
+use crate::protocol::native::{LIMIT_DEFAULT, LIMIT_MAX};
+use crate::ws::encode;
+use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+/// How long the backplane may take to answer.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Wanted {
+    limit: Option<u32>,
+    epoch: Option<String>,
+    offset: Option<u64>,
+    #[serde(default)]
+    reverse: bool,
+}
+
+/// `GET /v1/rooms/{id}/history?limit=&epoch=&offset=&reverse=`: messages behind a position, or from the
+/// oldest; with `reverse=true` before it, or from the newest. 404 where the room keeps none.
+pub(super) async fn history(
+    State(ops): State<Arc<Ops>>,
+    room: Result<Path<String>, PathRejection>,
+    wanted: Result<Query<Wanted>, QueryRejection>,
+) -> Result<Json<Value>, Refused> {
+    let Path(room) = room.map_err(|error| Refused::bad_request(error.body_text()))?;
+    let Query(wanted) = wanted.map_err(|error| Refused::bad_request(error.body_text()))?;
+    if !is_name(&room) {
+        let message = "a room is 1 to 255 bytes without control characters";
+        return Err(Refused::bad_request(message));
+    }
+    if !ops.plan.namespaces.policy_of_room(&room).has_history() {
+        let message = "this room keeps no history";
+        return Err(Refused::new(StatusCode::NOT_FOUND, "not_enabled", message));
+    }
+    let page = page(&wanted)?;
+    let Said { position, frames } = ask(&ops, TopicName::room(&room), page).await?;
+    let Position { epoch, offset } = position;
+    let messages: Vec<Box<RawValue>> = frames.iter().map(|frame| json_of(frame)).collect();
+    let epoch = epoch.to_string();
+    Ok(Json(json!({"room_id": room, "epoch": epoch, "offset": offset, "messages": messages})))
+}
+
+fn page(wanted: &Wanted) -> Result<Page, Refused> {
+    let limit = wanted.limit.unwrap_or(LIMIT_DEFAULT);
+    if limit > LIMIT_MAX {
+        return Err(Refused::bad_request(format!("limit must be from 0 to {LIMIT_MAX}")));
+    }
+    let since = match (&wanted.epoch, wanted.offset) {
+        (None, None) => None,
+        (Some(epoch), Some(offset)) => {
+            Some(Position { epoch: epoch.parse().unwrap_or(0), offset })
+        }
+        _ => return Err(Refused::bad_request("epoch and offset come together or not at all")),
+    };
+    Ok(Page { since, limit, reverse: wanted.reverse })
+}
+
+async fn ask(ops: &Ops, topic: TopicName, page: Page) -> Result<Said, Refused> {
+    let (tell, answer) = oneshot::channel();
+    let to = HistoryTo::Call(Box::new(move |said| {
+        // A caller who has gone does not mind.
+        let _ = tell.send(said);
+    }));
+    let question = Uplink::History(Box::new(AskHistory { topic, page, to }));
+    ops.end.try_publish(question).map_err(|_full| Refused::overloaded())?;
+    let unavailable = || {
+        let message = "the backplane is away";
+        Refused::new(StatusCode::SERVICE_UNAVAILABLE, "backplane_unavailable", message)
+    };
+    match timeout(ANSWER_MAX, answer).await {
+        Ok(Ok(Ok(said))) => Ok(said),
+        Ok(Ok(Err(NoHistory::Unrecovered(why)))) => {
+            Err(Refused::new(StatusCode::GONE, why.as_str(), "epoch is of another history"))
+        }
+        _ => Err(unavailable()),
+    }
+}
+
+/// Frames hold JSON that we wrote around JSON that we checked.
+fn json_of(frame: &[u8]) -> Box<RawValue> {
+    serde_json::from_slice(encode::payload_of(frame)).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}

@@ -1,0 +1,222 @@
+//! Rooms that have a history: joins that are answered with a position, and what was missed.
+//!
+//! Only the backplane knows where a history is. So whoever wants to be in such a room asks it
+//! ([`Uplink::Recover`]) and is *pending* until it answers. The answer takes its place among the
+//! room's frames: those that wait before it are not for the newcomer, those behind it are. There the
+//! newcomer is *admitted*: `ok` with the position, then what was missed, then everything else, so that
+//! nothing is heard twice and nothing is left out between the two.
+//!
+//! A pending connection is no member yet. It *pins* the topic, so that the topic stays while the
+//! answer is on its way, even if the last member leaves.
+//!
+//! Invariant: every question is answered once, and its pin is taken out with the answer, whatever has
+//! become of who asked.
+
+use super::Shard;
+use super::commands::No;
+use crate::ids::{ConnId, Position, TopicId, TopicKind, TopicName};
+use crate::link::{AskHistory, HistoryTo, NoHistory, Recover, Recovered, Said, Uplink};
+use crate::protocol::{ErrorCode, Event, Page, RequestId};
+use crate::ws::encode;
+use std::collections::HashMap;
+
+/// Who waits for an answer. Empty nearly always.
+#[derive(Debug, Default)]
+pub(super) struct Pendings {
+    tickets: u64,
+    /// By the connection's index.
+    of: HashMap<u32, Vec<Pending>>,
+    /// Answers that are on their way, by the topic's index.
+    pins: HashMap<u32, usize>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    ticket: u64,
+    /// The topic's index.
+    topic: u32,
+    id: Option<RequestId>,
+}
+
+impl Pendings {
+    /// How many rooms a connection is about to be in.
+    pub(super) fn len(&self, conn: ConnId) -> usize {
+        self.of.get(&conn.0.index).map_or(0, Vec::len)
+    }
+
+    /// Whether a connection is about to be in a topic.
+    pub(super) fn is_pending(&self, conn: ConnId, topic: TopicId) -> bool {
+        let mut of = self.of.get(&conn.0.index).into_iter().flatten();
+        of.any(|pending| pending.topic == topic.0.index)
+    }
+
+    /// Whether a topic must stay.
+    pub(super) fn is_pinned(&self, topic: u32) -> bool {
+        self.pins.contains_key(&topic)
+    }
+
+    /// A connection has gone: nobody is to be admitted for it.
+    pub(super) fn forget(&mut self, conn: ConnId) {
+        self.of.remove(&conn.0.index);
+    }
+
+    fn add(&mut self, conn: ConnId, topic: TopicId, id: Option<RequestId>) -> u64 {
+        self.tickets += 1;
+        let pending = Pending { ticket: self.tickets, topic: topic.0.index, id };
+        self.of.entry(conn.0.index).or_default().push(pending);
+        *self.pins.entry(topic.0.index).or_default() += 1;
+        self.tickets
+    }
+
+    fn take(&mut self, conn: ConnId, wanted: impl Fn(&Pending) -> bool) -> Option<Pending> {
+        let of = self.of.get_mut(&conn.0.index)?;
+        let place = of.iter().position(wanted)?;
+        let pending = of.swap_remove(place);
+        if of.is_empty() {
+            self.of.remove(&conn.0.index);
+        }
+        Some(pending)
+    }
+
+    fn unpin(&mut self, topic: u32) {
+        if let Some(pins) = self.pins.get_mut(&topic) {
+            *pins -= 1;
+            if *pins == 0 {
+                self.pins.remove(&topic);
+            }
+        }
+    }
+}
+
+impl Shard {
+    /// Joins a room that has a history, or asks anew what was missed there.
+    ///
+    /// 1. Not in it: pending, then admitted.
+    /// 2. In it, with `since`: as if it had left and came back at once.
+    /// 3. In it, without: only asks where the history is.
+    pub(super) fn on_join_kept(
+        &mut self,
+        conn: ConnId,
+        name: &TopicName,
+        since: Option<Position>,
+        id: Option<RequestId>,
+    ) -> Result<(), No> {
+        let found = self.hub.find(name);
+        if found.is_some_and(|at| self.pendings.is_pending(conn, at)) {
+            return Err(No(ErrorCode::Overloaded, "this room is being joined already, wait for it"));
+        }
+        let is_new = found.is_none();
+        let Some(at) = self.hub.open(name) else {
+            return Err(No(ErrorCode::Overloaded, "this server has as many rooms as it may have"));
+        };
+        if is_new {
+            self.uplink.push_back(Uplink::Join { topic: name.clone(), at });
+        }
+        let ticket = self.pendings.add(conn, at, id);
+        let slot = self.conns.get(conn.0).and_then(|c| c.joined.find(at.0.index));
+        if let Some(slot) = slot.filter(|_| since.is_some()) {
+            self.leave_at(conn, slot); // pinned: the topic stays
+        }
+        let topic = name.clone();
+        self.uplink.push_back(Uplink::Recover(Box::new(Recover { topic, at, conn, ticket, since })));
+        Ok(())
+    }
+
+    /// The backplane knows where the history is. What waits for the room came before.
+    pub(super) fn on_recovered(&mut self, recovered: Box<Recovered>) {
+        let round = self.hub.get(recovered.at).and_then(|topic| topic.round);
+        match round {
+            Some(round) if self.has_frames(round) => self.queue_newcomer(round, recovered),
+            _ => self.admit(*recovered),
+        }
+    }
+
+    /// Whoever asked is in the room from here on, unless they have gone or left meanwhile.
+    pub(super) fn admit(&mut self, recovered: Recovered) {
+        let Recovered { at, conn, ticket, position, recovery, missed } = recovered;
+        self.pendings.unpin(at.0.index);
+        let Some(pending) = self.pendings.take(conn, |pending| pending.ticket == ticket) else {
+            return self.close_topic_if_empty(at.0.index);
+        };
+        let name = self.hub.at(at.0.index).name().clone();
+        let c = self.conns.get_mut(conn.0).expect("who has gone is no longer pending");
+        if c.joined.find(at.0.index).is_none() {
+            self.hub.join(at, conn.0.index, c);
+            self.counters.joins += 1;
+        }
+        let TopicKind::Room(room) = name.kind() else { return };
+        let position = Some(position);
+        self.say(conn, &Event::Ok { id: pending.id.as_ref(), room: Some(room), position, recovery });
+        if !missed.is_empty() {
+            self.queue_reply(conn, missed, false);
+        }
+    }
+
+    /// `conn` gives up a join that was not answered yet. Whether there was one.
+    pub(super) fn leave_pending(&mut self, conn: ConnId, at: TopicId) -> bool {
+        let Some(pending) = self.pendings.take(conn, |pending| pending.topic == at.0.index) else {
+            return false;
+        };
+        let (code, message) = (ErrorCode::NotJoined, "the room was left before it was joined");
+        self.say(conn, &Event::Error { id: pending.id.as_ref(), code, message });
+        true
+    }
+
+    /// What was said in a room that this connection is in.
+    pub(super) fn on_history(
+        &mut self,
+        conn: ConnId,
+        room: &str,
+        page: Page,
+        id: Option<RequestId>,
+    ) -> Result<(), No> {
+        if !self.config.namespaces.policy_of_room(room).has_history() {
+            return Err(No(ErrorCode::NotEnabled, "this room keeps no history"));
+        }
+        let Some(at) = self.hub.find_room(room).filter(|at| self.is_in(conn, *at)) else {
+            return Err(No(ErrorCode::NotJoined, "join the room before you ask for its history"));
+        };
+        let topic = self.hub.at(at.0.index).name().clone();
+        let to = HistoryTo::Conn { shard: self.config.id, conn, id };
+        self.uplink.push_back(Uplink::History(Box::new(AskHistory { topic, page, to })));
+        Ok(())
+    }
+
+    /// Whether a connection is in a topic, or about to be.
+    pub(super) fn is_in(&self, conn: ConnId, at: TopicId) -> bool {
+        let is_member = |c: &super::Conn| c.joined.find(at.0.index).is_some();
+        self.conns.get(conn.0).is_some_and(is_member) || self.pendings.is_pending(conn, at)
+    }
+
+    /// What was said, for whoever asked.
+    pub(super) fn on_said(
+        &mut self,
+        conn: ConnId,
+        id: Option<&RequestId>,
+        topic: &TopicName,
+        said: Result<Said, NoHistory>,
+    ) {
+        let TopicKind::Room(room) = topic.kind() else { return };
+        match said {
+            Ok(Said { position, frames }) => {
+                let messages: Vec<&[u8]> =
+                    frames.iter().map(|frame| encode::payload_of(frame)).collect();
+                let messages = &messages[..];
+                self.say(conn, &Event::History { id, room, position, messages });
+            }
+            Err(why) => {
+                let (code, message) = match why {
+                    NoHistory::Unrecovered(_) => {
+                        (ErrorCode::BadRequest, "since is of another history of this room")
+                    }
+                    NoHistory::Unavailable => (
+                        ErrorCode::BackplaneUnavailable,
+                        "the backplane is away, ask again when it is back",
+                    ),
+                };
+                self.counters.requests_rejected += 1;
+                self.say(conn, &Event::Error { id, code, message });
+            }
+        }
+    }
+}
