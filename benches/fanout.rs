@@ -61,7 +61,13 @@ fn drain(shard: &mut Shard, batch: &mut SendBatch) -> usize {
 fn crowd(members: u32, batch: &mut SendBatch) -> (Shard, TopicId) {
     let limits = Limits { handshakes_max: 1_000_000, ..Limits::PRODUCTION };
     let (id, node) = (ShardId(0), NodeId(1));
-    let mut shard = Shard::new(ShardConfig { id, node, node_name: "n".into(), limits, namespaces: Default::default() });
+    let mut shard = Shard::new(ShardConfig {
+        id,
+        node,
+        node_name: "n".into(),
+        limits,
+        namespaces: Default::default(),
+    });
     open(&mut shard, 0, &["r"]);
     let room = settle(&mut shard, batch).expect("the room was joined last");
     for wire in 1..members {

@@ -97,6 +97,7 @@ fn write(c: &mut Criterion) {
             topic: TopicKind::Room("lobby"),
             from: Some("ann"),
             payload: payload.as_bytes(),
+            position: None,
         };
         let mut out = Vec::with_capacity(native::encoded_len(&event));
         group.throughput(Throughput::Bytes(out.capacity() as u64));

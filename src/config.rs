@@ -16,7 +16,7 @@ mod value;
 
 pub use error::{ConfigError, ConfigErrors, Source};
 pub use load::{FileText, Said};
-pub use print::{markdown, namespaces_markdown, sample};
+pub use print::{markdown, sample};
 pub use value::{BackplaneUrl, Kind, LogFormat, Scheduling, Steering, redact_url};
 
 use crate::auth::Rights;

@@ -1,10 +1,10 @@
 //! What holds for which rooms: history, recovery, who may come in.
 //!
-//! A room's name up to its first colon is its *namespace*: `chat:lobby` is of `chat`. What is said of
-//! `[namespaces.chat]` holds for all such rooms; a room of no namespace, or of one that nothing is said
-//! of, is of `default`. Users' own topics and broadcasts are no rooms: they have no history.
+//! A room's name up to its first colon is its *namespace*: `chat:lobby` is of `chat`. What is said
+//! of `[namespaces.chat]` holds for all such rooms; a room of no namespace, or of one that nothing is
+//! said of, is of `default`. Users' own topics and broadcasts are no rooms: they have no history.
 //!
-//! Written as text, as flags and the environment do: `chat: history_size=100, recovery=false; default:
+//! Flags and the environment write it as text: `chat: history_size=100, recovery=false; default:
 //! history_size=10`.
 //!
 //! Invariant: a room's namespace follows from its name alone, on every node and in every shard alike.
@@ -71,7 +71,9 @@ pub static SETTINGS: &[Setting] = &[
         key: "history_size",
         wanted: "a whole number of messages from 0 to 100000",
         doc: "Messages of a room that are kept. 0: none, and its messages have no position.",
-        set: |policy, text| set(&mut policy.history_size, number(text, 0, HISTORY_SIZE_MAX)? as usize),
+        set: |policy, text| {
+            set(&mut policy.history_size, number(text, 0, HISTORY_SIZE_MAX)? as usize)
+        },
         get: |policy| policy.history_size.to_string(),
     },
     Setting {

@@ -9,6 +9,7 @@ use campanile::backplane::Transport;
 use campanile::backplane::embedded::Embedded;
 use campanile::backplane::local::{Local, Message};
 use campanile::ids::{ConnId, NodeId, ShardId, SlotId, TopicId, TopicName};
+use campanile::limits::Limits;
 use campanile::link::channel::{ShardEnd, window};
 use campanile::link::health::Health;
 use campanile::link::{Done, Downlink, Publish};
@@ -90,7 +91,8 @@ fn a_message_for_many_shards_allocates_one_frame_and_one_counter() {
 fn a_publish_on_a_node_alone_allocates_its_frame_only() {
     for shards in [1, 2, 60] {
         let (ends, mut local) = node(shards, ON_ONE);
-        let (mut embedded, now) = (Embedded::default(), Instant::now());
+        let (mut embedded, now) =
+            (Embedded::new(Default::default(), &Limits::PRODUCTION), Instant::now());
         let mut cx = Context::from_waker(Waker::noop());
         let mut turn = |publishes: Vec<Publish>| {
             let (allocated, ()) = allocations_of(|| {

@@ -28,7 +28,13 @@ const NOW_MS: u64 = 1;
 fn shard() -> Shard {
     let limits = Limits { handshakes_max: 100_000, ..Limits::PRODUCTION };
     let (id, node) = (ShardId(0), NodeId(1));
-    Shard::new(ShardConfig { id, node, node_name: "n".into(), limits, namespaces: Default::default() })
+    Shard::new(ShardConfig {
+        id,
+        node,
+        node_name: "n".into(),
+        limits,
+        namespaces: Default::default(),
+    })
 }
 
 /// Opens a connection of `user` in `room`; everything it causes is carried out.
@@ -317,7 +323,13 @@ fn what_idle_connections_hold_on_both_threads_adds_up() {
     let mut local = Local::new(NodeId(1), end, Arc::new(Health::default()), Duration::ZERO, 0);
     let (id, node) = (ShardId(0), NodeId(0x0123_4567_89ab_cdef));
     let limits = Limits::PRODUCTION;
-    let mut shard = Shard::new(ShardConfig { id, node, node_name: "n".into(), limits, namespaces: Default::default() });
+    let mut shard = Shard::new(ShardConfig {
+        id,
+        node,
+        node_name: "n".into(),
+        limits,
+        namespaces: Default::default(),
+    });
     confirm(&mut local, &ends[0], &mut shard, &mut batch);
     let before = bytes_held();
     for wire in 0..HELD {

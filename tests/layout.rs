@@ -144,7 +144,13 @@ mod delivery {
 
     impl Room {
         fn new(end: ShardEnd, limits: Limits) -> Room {
-            let config = ShardConfig { id: end.id, node: NodeId(1), node_name: "n".into(), limits, namespaces: Default::default() };
+            let config = ShardConfig {
+                id: end.id,
+                node: NodeId(1),
+                node_name: "n".into(),
+                limits,
+                namespaces: Default::default(),
+            };
             Room { shard: Shard::new(config), end, batch: SendBatch::default(), sends: 0 }
         }
 

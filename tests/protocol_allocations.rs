@@ -4,8 +4,8 @@
 #[path = "common/counting.rs"]
 mod counting;
 
-use campanile::ids::TopicKind;
-use campanile::protocol::{Event, RequestId, native};
+use campanile::ids::{Position, TopicKind};
+use campanile::protocol::{Event, Recovery, RequestId, Unrecovered, native};
 use counting::allocations_of;
 
 fn allocations_of_parsing(message: &str) -> usize {
@@ -30,7 +30,7 @@ fn a_plain_request_is_read_without_an_allocation() {
     let deep = format!("{}{}", "[".repeat(60), "]".repeat(60));
     for payload in ["1", r#""a \" b \ud83d""#, r#"{"a":[1.0,{"b":null}],"a":"é"}"#, &deep] {
         for request in [
-            r#"{"type":"publish","room_id":"r","id":7,"echo":false,"key":"k","payload":"#,
+            r#"{"type":"publish","room_id":"r","id":7,"echo":false,"payload":"#,
             r#"{"room_id":"r","payload":"#,
             r#"{"target_user_id":"u","x":{"y":[]},"payload":"#,
             r#"{"type":"broadcast","payload":"#,
@@ -50,17 +50,25 @@ fn a_plain_request_is_read_without_an_allocation() {
 }
 
 #[test]
-fn an_id_that_is_a_text_costs_its_own_allocation_and_no_other() {
-    assert_eq!(allocations_of_parsing(r#"{"type":"ping","id":"seven"}"#), 1);
+fn an_id_that_is_a_text_costs_its_own_two_allocations_and_no_other() {
+    assert_eq!(allocations_of_parsing(r#"{"type":"ping","id":"seven"}"#), 2);
+}
+
+#[test]
+fn a_key_costs_its_own_allocation_and_no_other() {
+    let keyed = r#"{"type":"publish","room_id":"r","key":"k","payload":1}"#;
+    assert_eq!(allocations_of_parsing(keyed), 1);
 }
 
 #[test]
 fn an_event_is_written_without_an_allocation_where_there_is_room() {
     let id = RequestId::Number(u64::MAX);
     let (topic, from, payload) = (TopicKind::Room("a \"room\"\n"), Some("ann"), b"[1]".as_slice());
+    let position = Some(Position { epoch: 1, offset: u64::MAX });
+    let recovery = Recovery::NotRecovered(Unrecovered::Trimmed);
     let events = [
-        Event::Message { topic, from, payload },
-        Event::Ok { id: Some(&id), room: Some("r"), not_recovered: true },
+        Event::Message { topic, from, payload, position },
+        Event::Ok { id: Some(&id), room: Some("r"), position, recovery },
         Event::Lost { topic: TopicKind::All, count: 12 },
     ];
     let mut out = Vec::with_capacity(1024);

@@ -1,9 +1,11 @@
 //! The native dialect against serde_json, which shares no code with it: what is JSON, what a string
 //! means, and that whatever goes in comes out.
 
-use campanile::ids::{NAME_BYTES_MAX, TopicKind};
+use campanile::ids::{NAME_BYTES_MAX, Position, TopicKind};
 use campanile::protocol::json::{Fault, Members};
-use campanile::protocol::{Command, ErrorCode, Event, Rejected, Request, RequestId, native};
+use campanile::protocol::{
+    Command, ErrorCode, Event, Recovery, Rejected, Request, RequestId, Unrecovered, native,
+};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use serde::de::IgnoredAny;
@@ -137,7 +139,7 @@ fn request_id() -> impl Strategy<Value = Option<RequestId>> {
     ];
     prop::option::of(prop_oneof![
         any::<u64>().prop_map(RequestId::Number),
-        text.prop_map(|json| RequestId::Text(json.into())),
+        text.prop_map(|json| RequestId::from(&json[..])),
     ])
 }
 
@@ -212,7 +214,7 @@ impl<'de> serde::Deserialize<'de> for RawMembers<'de> {
 fn id_json(id: &RequestId) -> String {
     match id {
         RequestId::Number(number) => number.to_string(),
-        RequestId::Text(json) => json.to_string(),
+        RequestId::Text(json) => json.as_str().to_owned(),
     }
 }
 
@@ -347,16 +349,21 @@ proptest! {
         who in name(),
         from in prop::option::of(name()),
         payload in value(),
+        offset in any::<u64>(),
     ) {
         let (topic, from) = (topic_kind(which, &who), from.as_deref());
-        let text = written_event(&Event::Message { topic, from, payload: payload.as_bytes() });
+        let position = None;
+        let text =
+            written_event(&Event::Message { topic, from, payload: payload.as_bytes(), position });
         assert_eq!(scan(&text).expect("JSON").last(), Some(&("payload", payload.as_str())));
         let read: RawMembers<'_> = serde_json::from_str(&text).expect("JSON");
         prop_assert_eq!(read.get("payload"), Some(payload.as_str()));
         // The rest is looked at beside a payload that serde_json can make a value of.
-        let text = written_event(&Event::Message { topic, from, payload: b"null" });
+        let position = Some(Position { epoch: 3, offset });
+        let text = written_event(&Event::Message { topic, from, payload: b"null", position });
         let read: Value = serde_json::from_str(&text).expect("JSON");
         prop_assert_eq!(read["type"].as_str(), Some("message"));
+        prop_assert_eq!(read["offset"].as_u64(), Some(offset));
         prop_assert_eq!(read.get("from").map(|from| from.as_str()), from.map(Some));
         assert_topic(topic, &read);
     }
@@ -369,8 +376,12 @@ proptest! {
         not_recovered in any::<bool>(),
     ) {
         let id = id.as_ref();
+        let recovery = match not_recovered {
+            true => Recovery::NotRecovered(Unrecovered::Trimmed),
+            false => Recovery::NotAsked,
+        };
         let answers = [
-            (Event::Ok { id, room: Some(&who), not_recovered }, "ok"),
+            (Event::Ok { id, room: Some(&who), position: None, recovery }, "ok"),
             (Event::Error { id, code: ErrorCode::Forbidden, message: &text }, "error"),
             (Event::Pong { id }, "pong"),
         ];

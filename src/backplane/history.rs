@@ -276,7 +276,8 @@ mod tests {
         let all = Page { since: None, limit: 100, reverse: false };
         assert_eq!(log.page(all, 7).unwrap().len(), 2, "as many as fit");
         assert_eq!(log.page(all, 0).unwrap().len(), 1, "one always does");
-        let foreign = Page { since: Some(Position { epoch: 1, offset: 1 }), limit: 1, reverse: false };
+        let foreign =
+            Page { since: Some(Position { epoch: 1, offset: 1 }), limit: 1, reverse: false };
         assert_eq!(log.page(foreign, 1000), Err(Unrecovered::Epoch));
     }
 }

@@ -12,7 +12,9 @@ use super::seldom::Seldom;
 use crate::ids::{NodeId, Position, ShardId, TopicId, TopicKind, TopicName};
 use crate::link::channel::{BackplaneEnd, ShardPort};
 use crate::link::health::Health;
-use crate::link::{Done, Downlink, FrameSet, HistoryTo, NoHistory, Origin, Outcome, Recovered, Said};
+use crate::link::{
+    Done, Downlink, FrameSet, HistoryTo, NoHistory, Origin, Outcome, Recovered, Said, ToldHistory,
+};
 use crate::metrics::BackplaneCounters;
 use crate::protocol::{Event, Recovery};
 use std::sync::Arc;
@@ -159,7 +161,8 @@ impl Local {
             Recovery::NotRecovered(_) => self.counters.unrecovered += 1,
         }
         let index = usize::from(shard.0);
-        self.lanes[index].answer_behind(&self.end.shards[index], Downlink::Recovered(Box::new(recovered)));
+        self.lanes[index]
+            .answer_behind(&self.end.shards[index], Downlink::Recovered(Box::new(recovered)));
     }
 
     /// Messages of a history, for whoever asked.
@@ -167,7 +170,8 @@ impl Local {
         match to {
             HistoryTo::Call(call) => call(said),
             HistoryTo::Conn { shard, conn, id } => {
-                self.answer(shard, Downlink::History { conn, id, topic, said: Box::new(said) });
+                let told = ToldHistory { conn, id, topic, said };
+                self.answer(shard, Downlink::History(Box::new(told)));
             }
         }
     }
@@ -180,12 +184,12 @@ impl Local {
             Outcome::Unknown => self.counters.publishes_unknown += 1,
         }
         match done {
-            Done::Conn { id: None, .. } if outcome == Outcome::Accepted(_) => {}
+            Done::Conn { id: None, .. } if matches!(outcome, Outcome::Accepted(_)) => {}
             Done::Conn { shard, conn, id } => {
                 self.answer(shard, Downlink::Ack { conn, id, outcome });
             }
             Done::Call(call) => call(outcome),
-            Done::Nobody if outcome == Outcome::Accepted(_) => {}
+            Done::Nobody if matches!(outcome, Outcome::Accepted(_)) => {}
             Done::Nobody => {
                 if let Some(unsaid) = self.failures.is_due(now) {
                     tracing::warn!(?outcome, unsaid, "a publish that nobody waits for failed");

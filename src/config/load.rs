@@ -137,7 +137,8 @@ impl Loading {
                 continue;
             };
             for (key, value) in settings {
-                let text = text_of(value.get_ref()).unwrap_or_else(|| kind_of(value.get_ref()).into());
+                let text =
+                    text_of(value.get_ref()).unwrap_or_else(|| kind_of(value.get_ref()).into());
                 if let Err(reason) = all.set(space.get_ref(), key.get_ref(), &text) {
                     let line = line_of(&file.text, key.span().start);
                     let said = format!("{}: {}={text}", space.get_ref(), key.get_ref());

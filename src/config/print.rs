@@ -19,31 +19,35 @@ pub fn sample() -> String {
             write!(out, "\n[{section}]\n").expect("a String takes everything");
         }
         if matches!(knob.kind, Kind::Namespaces) {
-            namespaces(knob, &mut out);
-            continue;
+            continue; // its tables stand behind all other keys
         }
         let (doc, value) = (wrap(knob.doc), toml_value(knob, &knob.default_text()));
         let wanted = wrap(&format!("Takes {}.", knob.kind.wanted()));
         write!(out, "\n{doc}{wanted}{name} = {value}\n").expect("a String takes everything");
     }
+    for knob in KNOBS.iter().filter(|knob| matches!(knob.kind, Kind::Namespaces)) {
+        namespaces(knob, &mut out);
+    }
     out
 }
 
-/// A table that is not there by default, as a comment: everything of it, as it is where nothing is said.
+/// Tables that are not there by default, as a comment: one of them, with what is the case anyway.
 fn namespaces(knob: &Knob, out: &mut String) {
     write!(out, "\n{}#\n# [namespaces.chat]\n", wrap(knob.doc)).expect("a String takes everything");
     for setting in SETTINGS {
         let value = (setting.get)(&Policy::DEFAULT);
         let is_bare = value.parse::<u64>().is_ok() || value.parse::<bool>().is_ok();
         let value = if is_bare { value } else { format!("{value:?}") };
-        let doc = wrap(&format!("{} Takes {}.", setting.doc, setting.wanted)).replace("# ", "# # ");
-        write!(out, "{doc}# {} = {value}\n", setting.key).expect("a String takes everything");
+        let doc = wrap_to(98, &format!("{} Takes {}.", setting.doc, setting.wanted));
+        let doc: String = doc.lines().map(|line| format!("# {line}\n")).collect();
+        writeln!(out, "{doc}# {} = {value}", setting.key).expect("a String takes everything");
     }
 }
 
 /// Every setting of a namespace as a Markdown table: key, default, meaning.
-pub fn namespaces_markdown() -> String {
-    let mut out = String::from("| key | default | meaning |\n|---|---|---|\n");
+fn namespaces_markdown() -> String {
+    let mut out =
+        String::from("\n`[namespaces.<name>]`:\n\n| key | default | meaning |\n|---|---|---|\n");
     for setting in SETTINGS {
         let (key, value) = (setting.key, (setting.get)(&Policy::DEFAULT));
         let (doc, wanted) = (setting.doc, setting.wanted);
@@ -53,7 +57,7 @@ pub fn namespaces_markdown() -> String {
     out
 }
 
-/// Every knob as a Markdown table: key, default, meaning.
+/// Every knob as a Markdown table: key, default, meaning; and the same for a namespace.
 pub fn markdown() -> String {
     let mut out = String::from("| key | default | meaning |\n|---|---|---|\n");
     for knob in KNOBS {
@@ -62,7 +66,7 @@ pub fn markdown() -> String {
         writeln!(out, "| `{key}` | `{value}` | {doc} Takes {wanted}. |")
             .expect("a String takes everything");
     }
-    out
+    out + &namespaces_markdown()
 }
 
 /// A value as the file writes it.
@@ -80,10 +84,14 @@ fn toml_value(knob: &Knob, text: &str) -> String {
 
 /// A comment of lines at most 100 wide.
 fn wrap(text: &str) -> String {
+    wrap_to(100, text)
+}
+
+fn wrap_to(width: usize, text: &str) -> String {
     let mut out = String::new();
     let mut line = String::from("#");
     for word in text.split_whitespace() {
-        if line.len() + 1 + word.len() > 100 {
+        if line.len() + 1 + word.len() > width {
             out.push_str(&line);
             out.push('\n');
             line = String::from("#");

@@ -1,4 +1,5 @@
 use super::*;
+use crate::namespaces::Policy;
 
 fn said(flags: &[(&'static str, &str)], env: &[(&str, &str)], file: Option<&str>) -> Said {
     let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
@@ -44,6 +45,11 @@ fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
         ("scheduling", vec!["batch", "other"], vec!["", "fifo", "Batch"]),
         ("backplane_priority", vec!["0", "20"], vec!["-1", "21"]),
         ("steering", vec!["even", "cpu", "kernel"], vec!["", "random", "Even"]),
+        (
+            "namespaces",
+            vec!["", "chat: history_size=10, join=users; default: recovery=false"],
+            vec!["chat", "chat: size=1", "chat: history_size=-1", "a b: recovery=true"],
+        ),
         ("echo_path", vec!["", "/echo"], vec!["echo", "/a b", "/a?b", "/", "/ws"]),
         ("page", vec!["true", "false"], vec!["on"]),
         (
@@ -187,10 +193,36 @@ fn the_sample_says_what_is_the_case_anyway() {
     assert_eq!(config, Config::default());
     for knob in KNOBS {
         let name = knob.key.rsplit('.').next().unwrap();
-        assert!(sample.contains(&format!("\n{name} = ")), "{}", knob.key);
+        if !matches!(knob.kind, Kind::Namespaces) {
+            assert!(sample.contains(&format!("\n{name} = ")), "{}", knob.key);
+        }
         assert!(markdown().contains(&format!("| `{}` |", knob.key)), "{}", knob.key);
     }
     assert!(sample.lines().all(|line| line.chars().count() <= 100), "a narrow screen shows it");
+}
+
+#[test]
+fn a_namespace_is_a_table_of_the_file_and_each_wrong_line_is_named() {
+    let file = "page = true\n[namespaces.chat]\nhistory_size = 7\njoin = \"users\"\n\
+                [namespaces.default]\nrecovery = false\n";
+    let config = Config::load(&said(&[], &[], Some(file))).unwrap();
+    assert_eq!(config.namespaces.policy_of_room("chat:a").history_size, 7);
+    assert!(!config.namespaces.policy_of_room("a").recovery);
+    let text = "chat: history_size=7, join=users; default: recovery=false";
+    assert_eq!(by_flag("namespaces", text).unwrap().namespaces, config.namespaces);
+    let file = "[namespaces.chat]\nhistory_size = -1\nsize = 3\n[namespaces]\nx = 1\n";
+    let text = complaint(&said(&[], &[], Some(file)));
+    for (line, wanted) in [(2, "from 0 to 100000"), (3, "history_size"), (5, "not a table")] {
+        let told = text.lines().find(|told| told.contains(&format!("f.toml:{line}")));
+        assert!(told.is_some_and(|told| told.contains(wanted)), "{line}: {text}");
+    }
+    let sample = sample();
+    let (keys, example) = sample.split_once("# [namespaces.chat]\n").expect("there is an example");
+    let example = example.lines().map(|line| line.strip_prefix("# ").expect("a comment"));
+    let example = format!("{keys}[namespaces.chat]\n{}", example.collect::<Vec<_>>().join("\n"));
+    let config = Config::load(&said(&[], &[], Some(&example))).unwrap_or_else(|e| panic!("{e}"));
+    let named: Vec<_> = config.namespaces.named().collect();
+    assert_eq!(named, [("chat", &Policy::DEFAULT)], "it says what is the case anyway");
 }
 
 #[test]

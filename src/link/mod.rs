@@ -129,6 +129,19 @@ pub struct Said {
     pub frames: Vec<Bytes>,
 }
 
+/// What was said, for a connection that asked.
+#[derive(Debug)]
+pub struct ToldHistory {
+    /// Who asked; may have left meanwhile.
+    pub conn: ConnId,
+    /// The client's number for its request.
+    pub id: Option<RequestId>,
+    /// The topic.
+    pub topic: TopicName,
+    /// What was said.
+    pub said: Result<Said, NoHistory>,
+}
+
 /// Why there is nothing to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoHistory {
@@ -277,16 +290,7 @@ pub enum Downlink {
     /// The answer to [`Uplink::Recover`].
     Recovered(Box<Recovered>),
     /// The answer to a client's [`Uplink::History`].
-    History {
-        /// Who asked; may have left meanwhile.
-        conn: ConnId,
-        /// The client's number for its request.
-        id: Option<RequestId>,
-        /// The topic.
-        topic: TopicName,
-        /// What was said.
-        said: Box<Result<Said, NoHistory>>,
-    },
+    History(Box<ToldHistory>),
     /// An operator's question. The reply must not block.
     Inspect(Inspect),
     /// Stop accepting; tell every client to come back later; close; end.

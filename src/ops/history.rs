@@ -35,8 +35,8 @@ pub(super) struct Wanted {
     reverse: bool,
 }
 
-/// `GET /v1/rooms/{id}/history?limit=&epoch=&offset=&reverse=`: messages behind a position, or from the
-/// oldest; with `reverse=true` before it, or from the newest. 404 where the room keeps none.
+/// `GET /v1/rooms/{id}/history?limit=&epoch=&offset=&reverse=`: messages behind a position, or from
+/// the oldest; with `reverse=true` before it, or from the newest. 404 where the room keeps none.
 pub(super) async fn history(
     State(ops): State<Arc<Ops>>,
     room: Result<Path<String>, PathRejection>,
@@ -67,9 +67,7 @@ fn page(wanted: &Wanted) -> Result<Page, Refused> {
     }
     let since = match (&wanted.epoch, wanted.offset) {
         (None, None) => None,
-        (Some(epoch), Some(offset)) => {
-            Some(Position { epoch: epoch.parse().unwrap_or(0), offset })
-        }
+        (Some(epoch), Some(offset)) => Some(Position { epoch: epoch.parse().unwrap_or(0), offset }),
         _ => return Err(Refused::bad_request("epoch and offset come together or not at all")),
     };
     Ok(Page { since, limit, reverse: wanted.reverse })

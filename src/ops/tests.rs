@@ -280,7 +280,8 @@ fn a_message_that_is_not_one_is_refused_before_it_goes_up() {
     assert!(node.backplane.try_recv_ops().is_none());
     // Just within both limits.
     let within = r#"{"room_id":"r","payload":[{"a":[1]},"[[[[[\"[["]}"#;
-    let (status, _) = node.post_answered("/v1/publish", within, 1, |p| end(p, Outcome::Accepted(None)));
+    let (status, _) =
+        node.post_answered("/v1/publish", within, 1, |p| end(p, Outcome::Accepted(None)));
     assert_eq!(status, 200);
 }
 

@@ -15,7 +15,9 @@
 use super::Shard;
 use super::commands::No;
 use crate::ids::{ConnId, Position, TopicId, TopicKind, TopicName};
-use crate::link::{AskHistory, HistoryTo, NoHistory, Recover, Recovered, Said, Uplink};
+use crate::link::{
+    AskHistory, HistoryTo, NoHistory, Recover, Recovered, Said, ToldHistory, Uplink,
+};
 use crate::protocol::{ErrorCode, Event, Page, RequestId};
 use crate::ws::encode;
 use std::collections::HashMap;
@@ -103,7 +105,10 @@ impl Shard {
     ) -> Result<(), No> {
         let found = self.hub.find(name);
         if found.is_some_and(|at| self.pendings.is_pending(conn, at)) {
-            return Err(No(ErrorCode::Overloaded, "this room is being joined already, wait for it"));
+            return Err(No(
+                ErrorCode::Overloaded,
+                "this room is being joined already, wait for it",
+            ));
         }
         let is_new = found.is_none();
         let Some(at) = self.hub.open(name) else {
@@ -118,7 +123,13 @@ impl Shard {
             self.leave_at(conn, slot); // pinned: the topic stays
         }
         let topic = name.clone();
-        self.uplink.push_back(Uplink::Recover(Box::new(Recover { topic, at, conn, ticket, since })));
+        self.uplink.push_back(Uplink::Recover(Box::new(Recover {
+            topic,
+            at,
+            conn,
+            ticket,
+            since,
+        })));
         Ok(())
     }
 
@@ -146,7 +157,10 @@ impl Shard {
         }
         let TopicKind::Room(room) = name.kind() else { return };
         let position = Some(position);
-        self.say(conn, &Event::Ok { id: pending.id.as_ref(), room: Some(room), position, recovery });
+        self.say(
+            conn,
+            &Event::Ok { id: pending.id.as_ref(), room: Some(room), position, recovery },
+        );
         if !missed.is_empty() {
             self.queue_reply(conn, missed, false);
         }
@@ -189,14 +203,10 @@ impl Shard {
     }
 
     /// What was said, for whoever asked.
-    pub(super) fn on_said(
-        &mut self,
-        conn: ConnId,
-        id: Option<&RequestId>,
-        topic: &TopicName,
-        said: Result<Said, NoHistory>,
-    ) {
+    pub(super) fn on_told(&mut self, told: ToldHistory) {
+        let ToldHistory { conn, id, topic, said } = told;
         let TopicKind::Room(room) = topic.kind() else { return };
+        let id = id.as_ref();
         match said {
             Ok(Said { position, frames }) => {
                 let messages: Vec<&[u8]> =

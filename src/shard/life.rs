@@ -492,7 +492,13 @@ mod tests {
 
     fn shard() -> Shard {
         let (id, node) = (ShardId(0), NodeId(1));
-        Shard::new(ShardConfig { id, node, node_name: "n".into(), limits: Limits::TINY , namespaces: Default::default()})
+        Shard::new(ShardConfig {
+            id,
+            node,
+            node_name: "n".into(),
+            limits: Limits::TINY,
+            namespaces: Default::default(),
+        })
     }
 
     #[test]

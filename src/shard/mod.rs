@@ -143,9 +143,7 @@ impl Shard {
             Downlink::Lost { to, count } => self.on_lost(to, count),
             Downlink::Ack { conn, id, outcome } => self.on_ack(conn, id, outcome),
             Downlink::Recovered(recovered) => self.on_recovered(recovered),
-            Downlink::History { conn, id, topic, said } => {
-                self.on_said(conn, id.as_ref(), &topic, *said);
-            }
+            Downlink::History(told) => self.on_told(*told),
             Downlink::Inspect(question) => self.on_inspect(question),
             Downlink::Drain { over_ms } => self.begin_drain(over_ms, now_ms),
         }

@@ -3,6 +3,7 @@
 //! `suite` tells each story once; here it is run in both worlds. `redis_only` has what only a
 //! server can do to us: die, stand still, come back, say nonsense.
 
+mod histories;
 #[path = "../common/redis.rs"]
 mod redis;
 mod redis_only;
@@ -25,6 +26,24 @@ fn cramped() -> Build {
 /// Channels so small that a test fills them, and a backlog behind them.
 fn backed() -> Build {
     Build { downlink_items_max: 8, ..Build::usual() }
+}
+
+macro_rules! in_process {
+    ($($build:ident: $story:ident,)+) => {
+        mod histories_in_process {
+            use crate::world::World;
+            $( #[test] fn $story() { crate::histories::$story(World::embedded(crate::$build())); } )+
+        }
+    };
+}
+
+in_process! {
+    usual: every_join_learns_the_position_and_deliveries_go_on_from_there,
+    usual: who_was_away_gets_what_was_said_meanwhile,
+    usual: what_cannot_be_brought_back_is_told_with_its_reason,
+    usual: an_answer_stands_between_what_came_before_and_what_follows,
+    usual: a_retry_under_the_same_key_is_said_once,
+    usual: a_history_is_read_page_by_page_by_clients_and_operators,
 }
 
 macro_rules! in_both_worlds {

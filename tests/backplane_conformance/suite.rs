@@ -205,7 +205,10 @@ pub fn success_is_told_to_those_who_asked_and_only_to_them(world: World) {
     shard.publish_as(&room, "2", Some(5), None);
     shard.publish_as(&room, "3", Some(6), None);
     for id in [5, 6] {
-        assert_eq!(shard.hear(), Heard::Ack { conn: 7, id: Some(id), outcome: Outcome::Accepted(None) });
+        assert_eq!(
+            shard.hear(),
+            Heard::Ack { conn: 7, id: Some(id), outcome: Outcome::Accepted(None) }
+        );
     }
 }
 

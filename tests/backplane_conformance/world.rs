@@ -4,14 +4,18 @@ use crate::redis::{Redis, wait_until};
 use bytes::Bytes;
 use campanile::auth::Rights;
 use campanile::backplane;
-use campanile::ids::{ConnId, NodeId, ShardId, SlotId, TopicId, TopicName};
+use campanile::ids::{ConnId, NodeId, Position, ShardId, SlotId, TopicId, TopicName};
 use campanile::limits::Limits;
 use campanile::link::channel::{OpsEnd, ShardEnd, window};
 use campanile::link::health::Health;
-use campanile::link::{Done, Downlink, Origin, Outcome, Publish, Uplink};
+use campanile::link::{
+    Done, Downlink, NoHistory, Origin, Outcome, Publish, Recover, Recovered, Said, Uplink,
+};
 use campanile::metrics::{BackplaneCounters, BackplaneMirror};
+use campanile::namespaces::Namespaces;
 use campanile::plan::{AuthPlan, BackplanePlan, Plan, RedisPlan, Scheduling, ShardPlan, Steering};
-use campanile::protocol::{Dialect, RequestId};
+use campanile::protocol::{Dialect, Recovery, RequestId};
+use campanile::ws::encode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -23,6 +27,8 @@ pub enum Heard {
     Frame { to: u32, json: String, except: Option<u32> },
     Lost { to: u32, count: u64 },
     Ack { conn: u32, id: Option<u64>, outcome: Outcome },
+    Recovered { to: u32, ticket: u64, position: Position, recovery: Recovery, missed: Vec<String> },
+    History { id: Option<u64>, said: Result<(Position, Vec<String>), NoHistory> },
 }
 
 pub struct Shard {
@@ -53,6 +59,7 @@ pub struct Build {
     pub downlink_items_max: usize,
     pub linger_ms: u64,
     pub limits: Limits,
+    pub namespaces: &'static str,
 }
 
 impl Build {
@@ -66,11 +73,18 @@ impl Build {
             downlink_items_max,
             linger_ms: 15_000,
             limits,
+            namespaces: "kept: history_size=100; three: history_size=3; deaf: history_size=9, recovery=false",
         }
     }
 }
 
 impl World {
+    /// One that speaks and one that hears, as far from each other as there are.
+    pub fn two_shards(&self) -> (&Shard, &Shard) {
+        let last = self.nodes.last().expect("a world has a node");
+        (&self.nodes[0].shards[0], last.shards.last().expect("a node has a shard"))
+    }
+
     /// One node, in process.
     pub fn embedded(build: Build) -> World {
         let nodes = vec![Node::start(build, 1, BackplanePlan::Memory)];
@@ -181,6 +195,41 @@ impl Shard {
         }));
     }
 
+    /// Publishes for connection 7 under a key; the answer comes under `id`.
+    pub fn publish_keyed(&self, topic: &TopicName, json: &str, id: u64, key: Option<&str>) {
+        let id = Some(RequestId::Number(id));
+        self.send(Uplink::Publish(Publish {
+            topic: topic.clone(),
+            payload: Bytes::copy_from_slice(json.as_bytes()),
+            from: None,
+            except: None,
+            key: key.map(Into::into),
+            done: Done::Conn { shard: self.end.id, conn: conn_id(7), id },
+        }));
+    }
+
+    /// Asks where a history is, and what was missed since.
+    pub fn recover(&self, topic: &TopicName, at: u32, ticket: u64, since: Option<Position>) {
+        let (topic, at, conn) = (topic.clone(), topic_id(at), conn_id(7));
+        self.send(Uplink::Recover(Box::new(Recover { topic, at, conn, ticket, since })));
+    }
+
+    /// The same; the answer.
+    pub fn recover_and_hear(
+        &self,
+        topic: &TopicName,
+        at: u32,
+        since: Option<Position>,
+    ) -> (Position, Recovery, Vec<String>) {
+        self.recover(topic, at, 99, since);
+        match self.hear() {
+            Heard::Recovered { to, ticket: 99, position, recovery, missed } if to == at => {
+                (position, recovery, missed.iter().map(|json| payload_of(json)).collect())
+            }
+            other => panic!("not the answer: {other:?}"),
+        }
+    }
+
     pub fn send(&self, item: Uplink) {
         let mut item = Some(item);
         wait_until("the uplink has room", || {
@@ -210,11 +259,18 @@ impl Shard {
             },
             Downlink::Lost { to, count } => Heard::Lost { to: to.0.index, count },
             Downlink::Ack { conn, id, outcome } => {
-                let id = id.map(|id| match id {
-                    RequestId::Number(number) => number,
-                    RequestId::Text(text) => panic!("nobody asked under {text}"),
-                });
-                Heard::Ack { conn: conn.0.index, id, outcome }
+                Heard::Ack { conn: conn.0.index, id: number(id), outcome }
+            }
+            Downlink::Recovered(recovered) => {
+                let Recovered { at, ticket, position, recovery, missed, .. } = *recovered;
+                let missed = all_unframed(&missed);
+                Heard::Recovered { to: at.0.index, ticket, position, recovery, missed }
+            }
+            Downlink::History(told) => {
+                let texts = |said: Said| {
+                    (said.position, said.frames.iter().map(|frame| unframed(frame)).collect())
+                };
+                Heard::History { id: number(told.id), said: told.said.map(texts) }
             }
             Downlink::Inspect(_) | Downlink::Drain { .. } => panic!("the backplane asks nothing"),
         })
@@ -244,6 +300,35 @@ pub fn payload(heard: Heard, to: u32) -> String {
     assert_eq!(heard_to, to);
     let value: serde_json::Value = serde_json::from_str(&json).expect("a frame is JSON");
     value["payload"].to_string()
+}
+
+/// The payload of a message's JSON.
+pub fn payload_of(json: &str) -> String {
+    let value: serde_json::Value = serde_json::from_str(json).expect("a message is JSON");
+    value["payload"].to_string()
+}
+
+/// The texts of whole frames, one behind the other.
+fn all_unframed(mut frames: &[u8]) -> Vec<String> {
+    let mut texts = Vec::new();
+    while !frames.is_empty() {
+        let header = frames.len() - encode::payload_of(frames).len();
+        let length = match header {
+            2 => usize::from(frames[1]),
+            _ => usize::from(u16::from_be_bytes([frames[2], frames[3]])),
+        };
+        let (frame, rest) = frames.split_at(header + length);
+        texts.push(unframed(frame));
+        frames = rest;
+    }
+    texts
+}
+
+fn number(id: Option<RequestId>) -> Option<u64> {
+    id.map(|id| match id {
+        RequestId::Number(number) => number,
+        RequestId::Text(text) => panic!("nobody asked under {}", text.as_str()),
+    })
 }
 
 /// The text of one whole, final, unmasked WebSocket text frame (RFC 6455 §5.2).
@@ -285,7 +370,7 @@ fn plan(build: Build, node: NodeId, backplane: BackplanePlan) -> Plan {
         scheduling: Scheduling::Other,
         backplane_priority: 0,
         steering: Steering::Even,
-        namespaces: Default::default(),
+        namespaces: Arc::new(Namespaces::read(build.namespaces).expect("a good text")),
         echo_path: None,
         page: false,
         origins: Vec::new(),

@@ -106,6 +106,7 @@ impl Backplane {
                 windows[at].lost.retain(|(to, _)| *to != id);
             }
             Uplink::Publish(publish) => self.publish(windows, at, publish, luck, step),
+            Uplink::Recover(_) | Uplink::History(_) => panic!("nothing is kept here"),
         }
         true
     }

@@ -33,7 +33,13 @@ pub struct Bare {
 impl Bare {
     pub fn new(limits: Limits) -> Bare {
         let (id, node) = (ShardId(0), NodeId(1));
-        let shard = Shard::new(ShardConfig { id, node, node_name: "n".into(), limits, namespaces: Default::default() });
+        let shard = Shard::new(ShardConfig {
+            id,
+            node,
+            node_name: "n".into(),
+            limits,
+            namespaces: Default::default(),
+        });
         let (conns, topics) = (Vec::new(), HashMap::new());
         let mut bare = Bare { shard, now_ms: 0, conns, topics, batch: SendBatch::default() };
         bare.settle();

@@ -83,6 +83,7 @@ impl World {
             node: NodeId((at / shards) as u64),
             node_name: format!("node-{}", at / shards),
             limits,
+            namespaces: Default::default(),
         };
         let tower = |at| Tower {
             shard: Shard::new(config(at)),
@@ -666,6 +667,8 @@ impl World {
             Uplink::Join { topic, .. } => format!("join {topic:?}"),
             Uplink::Leave { topic, .. } => format!("leave {topic:?}"),
             Uplink::Publish(publish) => format!("publish {:?}", publish.topic),
+            Uplink::Recover(ask) => format!("recover {:?}", ask.topic),
+            Uplink::History(ask) => format!("history {:?}", ask.topic),
         };
         self.windows[at].up.iter().map(name).collect()
     }

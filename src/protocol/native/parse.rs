@@ -380,7 +380,7 @@ fn request_id(json: &[u8]) -> Result<RequestId, Refusal> {
     }
     match (json.first(), std::str::from_utf8(json)) {
         (Some(b'"' | b'-' | b'0'..=b'9'), Ok(text)) if json.len() <= RequestId::BYTES_MAX => {
-            Ok(RequestId::Text(text.into()))
+            Ok(RequestId::from(text))
         }
         _ => Err(bad_request(format!(
             "id must be a number or a string of at most {} bytes",
@@ -494,7 +494,10 @@ mod tests {
             (r#"{"type":"publish","room_id":"r","payload":1,"echo":false}"#, publish(false, None)),
             (r#"{"type":"publish","room_id":"r","payload":1,"key":"k"}"#, publish(true, Some("k"))),
             (r#"{"room_id":"r","payload":1}"#, publish(true, None)),
-            (r#"{"payload":1,"key":"k\n","echo":false,"room_id":"r"}"#, publish(false, Some("k\n"))),
+            (
+                r#"{"payload":1,"key":"k\n","echo":false,"room_id":"r"}"#,
+                publish(false, Some("k\n")),
+            ),
             (
                 r#"{"type":"send","target_user_id":"u","payload":1}"#,
                 Command::Send { user, payload, key: None },
@@ -593,7 +596,7 @@ mod tests {
     fn ids_come_back_as_they_were_written() {
         let longest = format!("\"{}\"", "x".repeat(RequestId::BYTES_MAX - 2));
         let number = RequestId::Number;
-        let text = |json: &str| RequestId::Text(json.into());
+        let text = |json: &str| RequestId::from(json);
         let cases = [
             ("0", number(0)),
             ("7", number(7)),
@@ -728,7 +731,7 @@ mod tests {
     fn an_unknown_type_is_named_but_not_at_any_length() {
         let rejected = refused(r#"{"type":"Join","room_id":"r","id":"x"}"#);
         assert_eq!(rejected.code, ErrorCode::UnknownType);
-        assert_eq!(rejected.id, Some(RequestId::Text("\"x\"".into())));
+        assert_eq!(rejected.id, Some(RequestId::from("\"x\"")));
         assert!(rejected.message.starts_with("type \"Join\" is unknown; known are join, leave"));
         let rejected = refused(&format!("{{\"type\":\"{}\"}}", "é".repeat(30_000)));
         assert_eq!(rejected.code, ErrorCode::UnknownType);

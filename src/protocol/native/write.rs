@@ -225,7 +225,7 @@ fn id_member(id: Option<&RequestId>, out: &mut impl Sink) {
     out.raw(br#","id":"#);
     match id {
         RequestId::Number(number) => out.number(*number),
-        RequestId::Text(json) => out.raw(json.as_bytes()),
+        RequestId::Text(json) => out.raw(json.as_str().as_bytes()),
     }
 }
 
@@ -238,12 +238,11 @@ mod tests {
     #[test]
     fn every_event_is_written_as_the_protocol_says() {
         let number = RequestId::Number(7);
-        let text = RequestId::Text(r#""a\u0062""#.into());
+        let text = RequestId::from(r#""a\u0062""#);
         let (room, user, all) = (TopicKind::Room("r"), TopicKind::User("u"), TopicKind::All);
         let payload = br#"{"a": 1.0}"#.as_slice();
         let ok = |id, room, position, recovery| Event::Ok { id, room, position, recovery };
         let (none, asked_not) = (None, Recovery::NotAsked);
-        let position = Some(Position { epoch: 1, offset: 2 });
         let not_enabled = Recovery::NotRecovered(Unrecovered::NotEnabled);
         let cases: Vec<(Event<'_>, &str)> = vec![
             (
@@ -257,27 +256,6 @@ mod tests {
             ),
             (ok(None, None, none, asked_not), r#"{"type":"ok"}"#),
             (ok(Some(&number), None, none, asked_not), r#"{"type":"ok","id":7}"#),
-            (
-                ok(Some(&number), None, position, asked_not),
-                r#"{"type":"ok","id":7,"epoch":"1","offset":2}"#,
-            ),
-            (
-                ok(None, Some("r"), position, Recovery::Recovered { messages: 3 }),
-                r#"{"type":"ok","room_id":"r","epoch":"1","offset":2,"recovered":true,"messages":3}"#,
-            ),
-            (
-                Event::History {
-                    id: Some(&number),
-                    room: "r",
-                    position: Position { epoch: 1, offset: 2 },
-                    messages: &[br#"{"a":1}"#, br#"{"a":2}"#],
-                },
-                r#"{"type":"history","id":7,"room_id":"r","epoch":"1","offset":2,"messages":[{"a":1},{"a":2}]}"#,
-            ),
-            (
-                Event::Message { topic: room, from: None, payload, position },
-                r#"{"type":"message","room_id":"r","payload":{"a": 1.0},"epoch":"1","offset":2}"#,
-            ),
             (
                 ok(Some(&text), Some("r"), none, asked_not),
                 r#"{"type":"ok","id":"a\u0062","room_id":"r"}"#,
@@ -323,6 +301,42 @@ mod tests {
             (Event::Pong { id: None }, r#"{"type":"pong"}"#),
             (Event::Pong { id: Some(&text) }, r#"{"type":"pong","id":"a\u0062"}"#),
         ];
+        are_written(cases);
+    }
+
+    #[test]
+    fn what_stands_in_a_history_says_where() {
+        let number = RequestId::Number(7);
+        let (room, payload) = (TopicKind::Room("r"), br#"{"a": 1.0}"#.as_slice());
+        let ok = |id, room, position, recovery| Event::Ok { id, room, position, recovery };
+        let asked_not = Recovery::NotAsked;
+        let position = Some(Position { epoch: 1, offset: 2 });
+        are_written(vec![
+            (
+                ok(Some(&number), None, position, asked_not),
+                r#"{"type":"ok","id":7,"epoch":"1","offset":2}"#,
+            ),
+            (
+                ok(None, Some("r"), position, Recovery::Recovered { messages: 3 }),
+                r#"{"type":"ok","room_id":"r","epoch":"1","offset":2,"recovered":true,"messages":3}"#,
+            ),
+            (
+                Event::History {
+                    id: Some(&number),
+                    room: "r",
+                    position: Position { epoch: 1, offset: 2 },
+                    messages: &[br#"{"a":1}"#, br#"{"a":2}"#],
+                },
+                r#"{"type":"history","id":7,"room_id":"r","epoch":"1","offset":2,"messages":[{"a":1},{"a":2}]}"#,
+            ),
+            (
+                Event::Message { topic: room, from: None, payload, position },
+                r#"{"type":"message","room_id":"r","payload":{"a": 1.0},"epoch":"1","offset":2}"#,
+            ),
+        ]);
+    }
+
+    fn are_written(cases: Vec<(Event<'_>, &str)>) {
         for (event, expected) in cases {
             let mut out = b"before ".to_vec();
             write(&event, &mut out);

@@ -72,6 +72,7 @@ impl Node {
             node: NodeId(at as u64 + 1),
             node_name: format!("node-{at}"),
             limits,
+            namespaces: Default::default(),
         };
         let tower = |end: ShardEnd| {
             let shard = Shard::new(config(end.id));
@@ -161,6 +162,7 @@ impl Node {
             }
             Uplink::Leave { topic, at } => self.local.leave(&topic, shard, at, now),
             Uplink::Publish(publish) => self.waiting.push_back(publish),
+            Uplink::Recover(_) | Uplink::History(_) => panic!("nothing is kept here"),
         }
     }
 
