@@ -181,7 +181,6 @@ pub fn resolve(config: &Config, machine: &Machine) -> Result<Planned, ConfigErro
         drain_ms: config.drain_ms,
     };
     check_steering(&plan)?;
-    check_history(&plan)?;
     let notices = notices(config, machine, &plan);
     Ok(Planned { plan, notices })
 }
@@ -211,19 +210,6 @@ fn shard_plans(shards: usize, cores: &[usize]) -> Vec<ShardPlan> {
     let in_turn = in_turn.map(Some).chain(std::iter::repeat(None));
     let ids = (0..shards.max(1) as u16).map(ShardId);
     ids.zip(in_turn).map(|(id, core)| ShardPlan { id, core }).collect()
-}
-
-/// Histories are kept by the node itself so far.
-fn check_history(plan: &Plan) -> Result<(), ConfigErrors> {
-    let is_alone = matches!(plan.backplane, BackplanePlan::Memory);
-    if is_alone || !plan.namespaces.have_history() {
-        return Ok(());
-    }
-    Err(mend(
-        "namespaces: a history_size above 0 with a Redis backplane: histories are kept in memory only \
-         so far. Write backplane = \"memory\", or leave history_size out"
-            .to_owned(),
-    ))
 }
 
 /// Steering by core needs shards that stay on theirs.

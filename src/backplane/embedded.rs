@@ -134,11 +134,11 @@ impl Transport for Embedded {
         self.asked.push(Asked::Publish(publish));
     }
 
-    fn recover(&mut self, shard: ShardId, ask: Box<Recover>, _now: Instant) {
+    fn recover(&mut self, shard: ShardId, ask: Box<Recover>, _now: Instant, _local: &mut Local) {
         self.asked.push(Asked::Recover(shard, ask));
     }
 
-    fn history(&mut self, ask: Box<AskHistory>, _now: Instant) {
+    fn history(&mut self, ask: Box<AskHistory>, _now: Instant, _local: &mut Local) {
         self.asked.push(Asked::History(ask));
     }
 

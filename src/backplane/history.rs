@@ -98,6 +98,31 @@ impl Log {
         self.trim(keep, now);
     }
 
+    /// The frames of the message before [`Log::first`], found later.
+    pub fn push_front(&mut self, frames: FrameSet, now: Instant) {
+        self.bytes += frames.bytes();
+        self.entries.push_front(Entry { frames, at: now });
+        self.shared = None;
+    }
+
+    /// The same history goes on under another epoch.
+    pub fn adopt(&mut self, epoch: u64) {
+        self.epoch = epoch;
+    }
+
+    /// Lets go of all messages, and stays where it is. Answers the bytes that gave.
+    pub fn forget_messages(&mut self) -> usize {
+        self.entries.clear();
+        self.shared = None;
+        std::mem::take(&mut self.bytes)
+    }
+
+    /// The kept messages from `first` on, in the native dialect.
+    pub fn frames_from(&self, first: u64) -> impl Iterator<Item = &Bytes> {
+        let skipped = first.saturating_sub(self.first()) as usize;
+        self.entries.iter().skip(skipped).map(|entry| entry.frames.get(Dialect::Native))
+    }
+
     /// Lets go of what is too much or too old.
     pub fn trim(&mut self, keep: Keep, now: Instant) {
         while let Some(oldest) = self.entries.front() {

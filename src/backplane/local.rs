@@ -107,6 +107,21 @@ impl Local {
         self.deliver(message.topic, message.except, frames);
     }
 
+    /// What stands in the place of messages that cannot be brought back.
+    pub fn lost_frames(&self, topic: &TopicName, count: u64) -> FrameSet {
+        fanout::frames(&Event::Lost { topic: topic.kind(), count })
+    }
+
+    /// Everybody in a topic hears that something was missed, behind what was delivered before.
+    pub fn lost(&mut self, topic: &TopicName, count: u64) {
+        let members = self.interest.members(topic.as_str()).map_or(&[][..], |(_, members)| members);
+        for member in members {
+            let index = usize::from(member.shard.0);
+            let item = Downlink::Lost { to: member.at, count };
+            self.lanes[index].answer_behind(&self.end.shards[index], item);
+        }
+    }
+
     fn deliver(&mut self, topic: &str, except: Option<Origin>, frames: FrameSet) {
         let members = self.interest.members(topic).map_or(&[][..], |(_, members)| members);
         let Some((last, others)) = members.split_last() else { return };

@@ -67,10 +67,10 @@ pub trait Transport {
 
     /// Answers where a topic's history is and what somebody missed of it, behind all deliveries of
     /// that topic that were made before: exactly one [`Local::recovered`].
-    fn recover(&mut self, shard: ShardId, ask: Box<Recover>, now: Instant);
+    fn recover(&mut self, shard: ShardId, ask: Box<Recover>, now: Instant, local: &mut Local);
 
     /// Answers what was said: exactly one [`Local::said`].
-    fn history(&mut self, ask: Box<AskHistory>, now: Instant);
+    fn history(&mut self, ask: Box<AskHistory>, now: Instant, local: &mut Local);
 
     /// Whether it takes more publishes now. While not, nothing is taken from the shards.
     fn has_room(&self) -> bool;
@@ -108,7 +108,8 @@ pub fn run(plan: Arc<Plan>, end: BackplaneEnd, mirror: Arc<BackplaneMirror>, hea
             BackplanePlan::Redis(redis) => {
                 let linger = Duration::from_millis(redis.linger_ms);
                 let local = Local::new(plan.node, end, health, linger, backlog);
-                let transport = RedisTransport::new(redis.clone(), plan.limits, plan.node);
+                let transport =
+                    RedisTransport::new(redis.clone(), plan.limits, plan.node, &plan.namespaces);
                 Ringer::new(local, transport, mirror).run().await;
             }
         }
@@ -202,7 +203,7 @@ impl<T: Transport> Ringer<T> {
             let Some(item) = self.local.end.try_recv_ops() else { break };
             match item {
                 Uplink::Publish(publish) => self.publish(publish, now),
-                Uplink::History(ask) => self.transport.history(ask, now),
+                Uplink::History(ask) => self.transport.history(ask, now, &mut self.local),
                 // Only shards have members.
                 Uplink::Join { .. } | Uplink::Leave { .. } | Uplink::Recover(_) => {}
             }
@@ -234,8 +235,8 @@ impl<T: Transport> Ringer<T> {
             }
             Uplink::Leave { topic, at } => self.local.leave(&topic, shard, at, now),
             Uplink::Publish(publish) => self.publish(publish, now),
-            Uplink::Recover(ask) => self.transport.recover(shard, ask, now),
-            Uplink::History(ask) => self.transport.history(ask, now),
+            Uplink::Recover(ask) => self.transport.recover(shard, ask, now, &mut self.local),
+            Uplink::History(ask) => self.transport.history(ask, now, &mut self.local),
         }
     }
 

@@ -28,16 +28,20 @@ fn backed() -> Build {
     Build { downlink_items_max: 8, ..Build::usual() }
 }
 
-macro_rules! in_process {
+macro_rules! kept_in_both_worlds {
     ($($build:ident: $story:ident,)+) => {
-        mod histories_in_process {
+        mod kept_in_process {
             use crate::world::World;
             $( #[test] fn $story() { crate::histories::$story(World::embedded(crate::$build())); } )+
+        }
+        mod kept_by_redis {
+            use crate::world::World;
+            $( #[test] fn $story() { crate::histories::$story(World::redis(crate::$build())); } )+
         }
     };
 }
 
-in_process! {
+kept_in_both_worlds! {
     usual: every_join_learns_the_position_and_deliveries_go_on_from_there,
     usual: who_was_away_gets_what_was_said_meanwhile,
     usual: what_cannot_be_brought_back_is_told_with_its_reason,

@@ -12,6 +12,7 @@
 //! Invariant: a link that [`connect`] hands out speaks RESP3 to two masters.
 
 use super::names::Names;
+use super::scripts;
 use redis::aio::{MultiplexedConnection, SendError};
 use redis::io::tcp::TcpSettings;
 use redis::{
@@ -141,6 +142,9 @@ pub struct Link {
     pub cmd: MultiplexedConnection,
     /// What arrives on `sub`.
     pub pushes: Pushes,
+    /// Which server this is, and which of its histories: changes when it restarts, and when it has been
+    /// a replica in between.
+    pub generation: String,
 }
 
 /// How long things may take.
@@ -169,10 +173,31 @@ pub async fn connect(url: String, names: Names, timeouts: Timeouts) -> Result<Li
     let cmd = open(&client, &cmd_config, format!("{}-cmd", names.client));
     // Together at most as long as one: a fault is noticed and healed within seconds.
     let both = async { tokio::try_join!(sub, cmd) };
-    let (sub, cmd) = tokio::time::timeout(timeouts.usual * 2, both)
+    let known = async {
+        let (mut sub, mut cmd) = both.await?;
+        let [of_sub, generation] = [generation(&mut sub).await?, generation(&mut cmd).await?];
+        if of_sub != generation {
+            return Err("the two connections reach two servers".to_owned());
+        }
+        scripts::load(cmd.clone()).await.map_err(|error| error.to_string())?;
+        Ok(Link { sub, cmd, pushes, generation })
+    };
+    tokio::time::timeout(timeouts.usual * 2, known)
         .await
-        .map_err(|_| "the server does not answer".to_owned())??;
-    Ok(Link { sub, cmd, pushes })
+        .map_err(|_| "the server does not answer".to_owned())?
+}
+
+/// The run and the replication of a server, as `INFO` tells them.
+async fn generation(connection: &mut MultiplexedConnection) -> Result<String, String> {
+    let said = |error: redis::RedisError| error.to_string();
+    let mut halves = String::new();
+    for (section, field) in [("server", "run_id:"), ("replication", "master_replid:")] {
+        let info: String =
+            redis::cmd("INFO").arg(section).query_async(connection).await.map_err(said)?;
+        let value = info.lines().find_map(|line| line.strip_prefix(field));
+        halves.push_str(value.and_then(|value| value.trim().get(..16)).unwrap_or("unknown"));
+    }
+    Ok(halves)
 }
 
 fn client(url: &str) -> RedisResult<Client> {

@@ -12,10 +12,12 @@
 //! through both of its connections within the canary's timeout.
 
 mod canary;
+mod histories;
 mod ingest;
 mod link;
 pub mod names;
 mod outgoing;
+mod scripts;
 pub mod subscriptions;
 
 use super::Transport;
@@ -23,16 +25,19 @@ use super::envelope;
 use super::interest::TopicKey;
 use super::local::{Local, Message};
 use super::seldom::Seldom;
-use crate::ids::{NodeId, ShardId, TopicName};
+use crate::ids::{NodeId, Position, ShardId, TopicName};
 use crate::limits::Limits;
-use crate::link::{AskHistory, Publish, Recover};
+use crate::link::{AskHistory, NoHistory, Publish, Recover};
 use crate::metrics::BackplaneCounters;
+use crate::namespaces::Namespaces;
 use crate::plan::RedisPlan;
 use canary::Canary;
+use histories::Histories;
 use link::{Link, Push, Timeouts};
 use names::Names;
 use outgoing::Outgoing;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use subscriptions::Subscriptions;
@@ -50,6 +55,9 @@ pub struct RedisTransport {
     names: Names,
     state: State,
     outgoing: Outgoing,
+    histories: Histories,
+    /// Topics whose subscription was just confirmed.
+    confirmed: Vec<TopicKey>,
     backoff: Backoff,
     malformed: Seldom,
     refused: Seldom,
@@ -77,11 +85,18 @@ struct Live {
 
 impl RedisTransport {
     /// Not connected yet; the first [`Transport::poll`] begins.
-    pub fn new(plan: RedisPlan, limits: Limits, node: NodeId) -> RedisTransport {
+    pub fn new(
+        plan: RedisPlan,
+        limits: Limits,
+        node: NodeId,
+        namespaces: &Arc<Namespaces>,
+    ) -> RedisTransport {
         RedisTransport {
             names: Names::new(&plan.prefix, node),
             state: State::Pausing(Box::pin(sleep(Duration::ZERO))),
-            outgoing: Outgoing::new(&limits),
+            outgoing: Outgoing::new(&limits, namespaces.clone()),
+            histories: Histories::new(namespaces.clone(), &limits),
+            confirmed: Vec::new(),
             backoff: Backoff::new(Duration::from_millis(plan.backoff_ms_max), node.0),
             malformed: Seldom::default(),
             refused: Seldom::default(),
@@ -128,6 +143,7 @@ impl RedisTransport {
         local.interest.lose_link();
         local.set_up(false, reason, now);
         self.outgoing.lose_link(now, local);
+        self.histories.lose_link(local);
     }
 
     /// Goes on with the link. `Err`: it has to be given up.
@@ -141,7 +157,19 @@ impl RedisTransport {
         let mut is_busy = self.take_pushes(cx, now, local)?;
         let State::Live(live) = &mut self.state else { return Ok(is_busy) };
         let Live { link, subscriptions, canary, since } = &mut **live;
-        is_busy |= subscriptions.poll(cx, &link.sub, &self.names, local).map_err(said)?;
+        let confirmed = &mut self.confirmed;
+        is_busy |= subscriptions
+            .poll(cx, &link.sub, &self.names, &local.interest, confirmed)
+            .map_err(said)?;
+        for key in confirmed.drain(..) {
+            local.subscribed(key);
+            if self.histories.is_any()
+                && let Some((now_there, topic)) = local.interest.name_at(key.index)
+                && now_there == key
+            {
+                self.histories.subscribed(topic);
+            }
+        }
         if subscriptions.is_complete() {
             let canary = canary.get_or_insert_with(|| {
                 let [interval, timeout] =
@@ -159,8 +187,11 @@ impl RedisTransport {
                 local.set_up(true, "the canary came back", now);
             }
         }
+        let (cmd, names, generation) = (&link.cmd, &self.names, &link.generation[..]);
+        is_busy |= self.histories.poll(cx, now, cmd, names, generation, local).map_err(said)?;
         if self.is_up {
-            is_busy |= self.outgoing.poll(cx, now, &link.cmd, &self.names, local).map_err(said)?;
+            let link = (cmd, generation);
+            is_busy |= self.outgoing.poll(cx, now, link, names, local).map_err(said)?;
         }
         Ok(is_busy)
     }
@@ -183,9 +214,10 @@ impl RedisTransport {
 
     fn handle_push(&mut self, push: &Push, now: Instant, local: &mut Local) {
         if let Some(topic) = self.names.topic(&push.channel) {
-            match envelope::read(topic, &push.body) {
-                Ok(message) => local.message(&message),
-                Err(why) => self.on_malformed(&format!("{why:?}"), topic, now, local),
+            match positioned(&push.body) {
+                Some((at, body)) if self.histories.handle_message(topic, at, body, now, local) => {}
+                Some((_, body)) => self.hand_out(topic, body, now, local),
+                None => self.hand_out(topic, &push.body, now, local),
             }
         } else if push.channel == self.names.ingest.as_bytes() {
             let (bytes_max, depth_max) =
@@ -204,6 +236,13 @@ impl RedisTransport {
             && canary.hear(&push.body, now)
         {
             self.canary_back_at = now;
+        }
+    }
+
+    fn hand_out(&mut self, topic: &str, body: &[u8], now: Instant, local: &mut Local) {
+        match envelope::read(topic, body) {
+            Ok(message) => local.message(&message),
+            Err(why) => self.on_malformed(&format!("{why:?}"), topic, now, local),
         }
     }
 
@@ -230,6 +269,7 @@ impl Transport for RedisTransport {
     }
 
     fn unsubscribe(&mut self, topic: TopicName) {
+        self.histories.forget(&topic);
         if let State::Live(live) = &mut self.state {
             live.subscriptions.remove(topic);
         }
@@ -239,15 +279,18 @@ impl Transport for RedisTransport {
         self.outgoing.push(publish, now, local);
     }
 
+    fn recover(&mut self, shard: ShardId, ask: Box<Recover>, now: Instant, local: &mut Local) {
+        self.histories.recover(shard, ask, now, local);
+    }
+
+    fn history(&mut self, ask: Box<AskHistory>, now: Instant, local: &mut Local) {
+        if !self.is_up {
+            return local.said(ask.topic, ask.to, Err(NoHistory::Unavailable));
+        }
+        self.histories.history(ask, now, local);
+    }
+
     /// While down, everything is taken: what does not fit is answered, and the shards go on.
-    fn recover(&mut self, _shard: ShardId, _ask: Box<Recover>, _now: Instant) {
-        unreachable!("the plan refuses histories over Redis");
-    }
-
-    fn history(&mut self, _ask: Box<AskHistory>, _now: Instant) {
-        unreachable!("the plan refuses histories over Redis");
-    }
-
     fn has_room(&self) -> bool {
         !self.is_up || self.outgoing.has_room()
     }
@@ -258,6 +301,7 @@ impl Transport for RedisTransport {
 
     fn poll(&mut self, cx: &mut Context<'_>, now: Instant, local: &mut Local) -> bool {
         self.outgoing.expire(now, local);
+        self.histories.expire(now, local);
         match &mut self.state {
             State::Pausing(pause) => {
                 if pause.as_mut().poll(cx).is_pending() {
@@ -283,6 +327,12 @@ impl Transport for RedisTransport {
 
     fn measure(&self, now: Instant, counters: &mut BackplaneCounters) {
         counters.publish_queue_bytes = self.outgoing.waiting_bytes() as u64;
+        counters.histories = self.histories.topics() as u64;
+        counters.histories_bytes = self.histories.bytes() as u64;
+        let numbers = self.histories.numbers;
+        counters.history_reads = numbers.reads;
+        counters.holes_repaired = numbers.repaired;
+        counters.holes_lost = numbers.lost;
         counters.in_flight = self.outgoing.under_way() as u64;
         counters.canaries_missed = self.missed;
         counters.canary_age_ms = now.duration_since(self.canary_back_at).as_millis() as u64;
@@ -291,6 +341,18 @@ impl Transport for RedisTransport {
         counters.canary_rtt_us = canary.rtt.as_micros() as u64;
         counters.canaries_missed += canary.missed;
     }
+}
+
+/// A message of a topic that has a history: `<epoch>:<offset>:` stands before its envelope, which never
+/// begins with a digit.
+fn positioned(body: &[u8]) -> Option<(Position, &[u8])> {
+    if !body.first()?.is_ascii_digit() {
+        return None;
+    }
+    let mut parts = body.splitn(3, |byte| *byte == b':');
+    let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse().ok();
+    let (epoch, offset) = (number()?, number()?);
+    Some((Position { epoch, offset }, parts.next()?))
 }
 
 /// How long to wait before the next attempt: twice as long each time, up to a limit, and somewhere

@@ -28,6 +28,17 @@ pub struct Names {
     pub client: String,
 }
 
+/// Where a topic's history lies. All in one slot of a Cluster, with its channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistoryKeys {
+    /// A hash: epoch, last offset, and what `lua/publish.lua` says.
+    pub meta: String,
+    /// A stream: the offset's message is at `<offset>-0`, in field `d`.
+    pub stream: String,
+    /// `<retry>:<key>` says where the message under that key stands.
+    pub retry: String,
+}
+
 impl Names {
     /// All names with this prefix.
     pub fn new(prefix: &str, node: NodeId) -> Names {
@@ -47,6 +58,15 @@ impl Names {
         channel.push_str("}:m:");
         channel.push_str(topic);
         channel
+    }
+
+    /// The keys of a topic's history: meta, stream, and the beginning of those of its retries.
+    pub fn history_keys(&self, topic: &str) -> HistoryKeys {
+        let key = |kind: &str| {
+            let number = partition(topic);
+            format!("{}{number}}}:{kind}:{topic}", self.topics)
+        };
+        HistoryKeys { meta: key("h"), stream: key("s"), retry: key("k") }
     }
 
     /// The topic of a channel, unless it is not one of ours.

@@ -13,7 +13,6 @@
 use super::link::{Reply, poll_reply, send};
 use super::names::Names;
 use crate::backplane::interest::{Interest, TopicKey};
-use crate::backplane::local::Local;
 use crate::ids::TopicName;
 use redis::aio::MultiplexedConnection;
 use redis::{RedisResult, Value};
@@ -101,16 +100,17 @@ impl Subscriptions {
         self.fixed.is_none() && self.walk.is_empty() && self.walk_under_way == 0
     }
 
-    /// Sends what waits, takes what was confirmed. Whether there was anything to do.
+    /// Sends what waits, hands out what was confirmed. Whether there was anything to do.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
         sub: &MultiplexedConnection,
         names: &Names,
-        local: &mut Local,
+        interest: &Interest,
+        confirmed_keys: &mut Vec<TopicKey>,
     ) -> RedisResult<bool> {
         let mut is_busy = false;
-        while let Some(command) = self.next_command(names, &local.interest) {
+        while let Some(command) = self.next_command(names, interest) {
             self.replies.push_back(send(cx, change(sub.clone(), command)));
             is_busy = true;
         }
@@ -118,7 +118,7 @@ impl Subscriptions {
             let Poll::Ready(confirmed) = poll_reply(front, cx) else { break };
             self.replies.pop_front();
             confirmed?;
-            self.confirmed().into_iter().for_each(|key| local.subscribed(key));
+            confirmed_keys.append(&mut self.confirmed());
             is_busy = true;
         }
         Ok(is_busy)

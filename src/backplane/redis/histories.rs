@@ -1,0 +1,745 @@
+//! Histories that Redis keeps, as far as this node follows them.
+//!
+//! For each topic with a history that this node listens for there is a copy of its end (a [`Log`]) and
+//! the position up to which everything was delivered here. A message that comes with the next offset is
+//! delivered; one that is known is dropped; one that comes too early shows a hole, and the hole is read
+//! from the stream before anything else is delivered. On every new link the position is read again for
+//! every topic: what was missed at the end of a topic shows in no other way.
+//!
+//! Whoever comes back is answered from the copy. What it does not have is read once, whoever else may
+//! ask for it meanwhile: a topic has one read under way.
+//!
+//! Where a hole cannot be closed, because the stream is shorter than that or the history is another one
+//! by now, everybody in the topic hears `lost`.
+//!
+//! Invariant: what was delivered of a topic since somebody was told a position has every offset behind
+//! it, in order, once; or `lost` stands between.
+
+use super::link::{Reply, poll_reply, send};
+use super::names::Names;
+use super::scripts::{self, Which, integer};
+use crate::backplane::envelope;
+use crate::backplane::history::{Keep, Log, Missed};
+use crate::backplane::local::{Local, Message};
+use crate::ids::{Position, ShardId, TopicName};
+use crate::limits::Limits;
+use crate::link::{AskHistory, FrameSet, NoHistory, Recover, Recovered, Said};
+use crate::namespaces::{Namespaces, Policy};
+use crate::protocol::{Page, Recovery, Unrecovered};
+use bytes::Bytes;
+use hashbrown::HashMap;
+use redis::aio::MultiplexedConnection;
+use redis::{Pipeline, RedisResult, Value};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+/// Topics read in one pipeline.
+const READS_PER_FLIGHT: usize = 64;
+/// Pipelines under way.
+const FLIGHTS_MAX: usize = 4;
+/// A stream may be longer than was asked for by so much: Redis trims it by whole nodes.
+const STREAM_SLACK: usize = 256;
+/// Messages that are kept of a topic while a hole before them is being read. More are read again.
+const HELD_MAX: usize = 256;
+/// How long somebody waits for what they missed. Then: `overload`.
+const WAIT_MAX: Duration = Duration::from_secs(10);
+/// For how long the position of a topic outlives its messages.
+pub const META_TTL_S: u64 = 24 * 60 * 60;
+
+/// See the module.
+pub struct Histories {
+    namespaces: Arc<Namespaces>,
+    is_any: bool,
+    topics: HashMap<TopicName, Topic>,
+    /// Topics that want a read, each once.
+    wanted: VecDeque<TopicName>,
+    flights: VecDeque<Flight>,
+    /// Every topic once, for whoever looks for messages to let go of.
+    round: VecDeque<TopicName>,
+    bytes: usize,
+    bytes_max: usize,
+    recovery_bytes_max: usize,
+    expired: Option<Instant>,
+    /// Reads of streams, holes found, and what became of them.
+    pub numbers: Numbers,
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Numbers {
+    /// Reads of a topic's history.
+    pub reads: u64,
+    /// Holes that were closed.
+    pub repaired: u64,
+    /// Holes that were told.
+    pub lost: u64,
+}
+
+struct Topic {
+    keep: Keep,
+    recovery: bool,
+    log: Option<Log>,
+    /// Epochs that came before, and how far they went; newest first.
+    chain: Vec<(u64, u64)>,
+    /// Nothing before this offset is in Redis either.
+    floor: u64,
+    /// Whether its channel is subscribed on this link.
+    is_subscribed: bool,
+    /// Whether the position was read on this link.
+    is_synced: bool,
+    is_reading: bool,
+    /// What is being read was asked for before the channel was subscribed: it proves nothing.
+    is_early: bool,
+    held: VecDeque<(Position, Vec<u8>)>,
+    waiting: Vec<Waiting>,
+    is_used: bool,
+}
+
+struct Waiting {
+    since: Instant,
+    question: Question,
+}
+
+enum Question {
+    Recover(ShardId, Box<Recover>),
+    History(Box<AskHistory>),
+}
+
+struct Flight {
+    topics: Vec<TopicName>,
+    reply: Reply<Vec<Value>>,
+    is_opening: bool,
+}
+
+/// What was read of a topic.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Read {
+    epoch: u64,
+    top: u64,
+    chain: Vec<(u64, u64)>,
+    entries: Vec<(u64, Vec<u8>)>,
+}
+
+impl Histories {
+    /// Nothing is followed yet.
+    pub fn new(namespaces: Arc<Namespaces>, limits: &Limits) -> Histories {
+        Histories {
+            is_any: namespaces.have_history(),
+            namespaces,
+            topics: HashMap::new(),
+            wanted: VecDeque::new(),
+            flights: VecDeque::new(),
+            round: VecDeque::new(),
+            bytes: 0,
+            bytes_max: limits.history_bytes_max,
+            recovery_bytes_max: limits.recovery_bytes_max,
+            expired: None,
+            numbers: Numbers::default(),
+        }
+    }
+
+    /// Whether any topic has a history.
+    pub fn is_any(&self) -> bool {
+        self.is_any
+    }
+
+    /// What holds for a topic.
+    pub fn policy(&self, topic: &TopicName) -> &Policy {
+        self.namespaces.policy(topic.kind())
+    }
+
+    /// Topics that are followed.
+    pub fn topics(&self) -> usize {
+        self.topics.len()
+    }
+
+    /// Bytes of messages that are kept here.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// A topic's channel is subscribed on this link: where is its history?
+    pub fn subscribed(&mut self, topic: &TopicName) {
+        let policy = *self.policy(topic);
+        if !policy.has_history() {
+            return;
+        }
+        if !self.topics.contains_key(topic) {
+            self.topics.insert(topic.clone(), Topic::new(&policy));
+            self.round.push_back(topic.clone());
+        }
+        let state = self.topics.get_mut(topic).expect("it is there by now");
+        (state.is_subscribed, state.is_synced) = (true, false);
+        state.is_early = state.is_reading;
+        self.want(topic);
+    }
+
+    /// Nobody here listens for a topic any more.
+    pub fn forget(&mut self, topic: &TopicName) {
+        if let Some(gone) = self.topics.remove(topic) {
+            self.bytes -= gone.log.as_ref().map_or(0, Log::bytes);
+            self.round.retain(|other| other != topic);
+        }
+    }
+
+    /// A message came, with the position that its channel names. `false`: nobody here follows it.
+    pub fn handle_message(
+        &mut self,
+        name: &str,
+        at: Position,
+        body: &[u8],
+        now: Instant,
+        local: &mut Local,
+    ) -> bool {
+        let Some((name, _)) = self.topics.get_key_value(name) else { return false };
+        let name = name.clone();
+        let topic = self.topics.get_mut(&name).expect("it was just looked at");
+        let known = topic.log.as_ref().map(Log::position).filter(|_| topic.is_synced);
+        match known {
+            Some(known) if at.epoch == known.epoch && at.offset <= known.offset => {}
+            Some(known) if at.epoch == known.epoch && at.offset == known.offset + 1 => {
+                let before = topic.bytes();
+                topic.deliver(&name, body, now, local);
+                self.bytes = self.bytes + topic.bytes() - before;
+                self.make_room();
+            }
+            _ => {
+                if topic.held.len() < HELD_MAX {
+                    topic.held.push_back((at, body.to_vec()));
+                }
+                if topic.is_synced {
+                    topic.is_synced = false;
+                    self.want(&name);
+                }
+            }
+        }
+        true
+    }
+
+    /// Somebody asks where a history is, and what they missed.
+    pub fn recover(&mut self, shard: ShardId, ask: Box<Recover>, now: Instant, local: &mut Local) {
+        let name = ask.topic.clone();
+        self.ask(&name, Question::Recover(shard, ask), now, local);
+    }
+
+    /// Somebody asks what was said.
+    pub fn history(&mut self, ask: Box<AskHistory>, now: Instant, local: &mut Local) {
+        let name = ask.topic.clone();
+        self.ask(&name, Question::History(ask), now, local);
+    }
+
+    fn ask(&mut self, name: &TopicName, question: Question, now: Instant, local: &mut Local) {
+        if !self.topics.contains_key(name) {
+            // Nobody here listens for it: it is read for this one question.
+            let policy = *self.policy(name);
+            self.topics.insert(name.clone(), Topic::new(&policy));
+            self.round.push_back(name.clone());
+        }
+        let topic = self.topics.get_mut(name).expect("it is there by now");
+        topic.waiting.push(Waiting { since: now, question });
+        self.answer(name, local);
+    }
+
+    /// Answers whoever can be answered from the copy; whoever cannot waits for a read.
+    fn answer(&mut self, name: &TopicName, local: &mut Local) {
+        let Some(topic) = self.topics.get_mut(name) else { return };
+        if topic.waiting.is_empty() {
+            return;
+        }
+        topic.is_used = true;
+        let bytes_max = self.recovery_bytes_max;
+        let waiting = std::mem::take(&mut topic.waiting);
+        for Waiting { since, question } in waiting {
+            if let Some(question) = topic.answer(question, bytes_max, local) {
+                topic.waiting.push(Waiting { since, question });
+            }
+        }
+        // Who wants to be in a topic waits for its channel first.
+        let may_read = |waiting: &Waiting| match waiting.question {
+            Question::Recover(..) => topic.is_subscribed,
+            Question::History(_) => true,
+        };
+        if topic.waiting.iter().any(may_read) {
+            let name = name.clone();
+            self.want(&name);
+        } else if !topic.waiting.is_empty() {
+            // The answer comes with the subscription.
+        } else if local.interest.members(name.as_str()).is_none() {
+            let name = name.clone();
+            self.forget(&name);
+        }
+    }
+
+    /// The topic is to be read, unless that is under way already.
+    fn want(&mut self, name: &TopicName) {
+        let Some(topic) = self.topics.get_mut(name) else { return };
+        if !std::mem::replace(&mut topic.is_reading, true) {
+            self.wanted.push_back(name.clone());
+        }
+    }
+
+    /// The link is lost: positions have to be read again on the next one.
+    pub fn lose_link(&mut self, local: &mut Local) {
+        self.wanted.clear();
+        self.flights.clear();
+        let mut unheard = Vec::new();
+        for (name, topic) in &mut self.topics {
+            topic.is_subscribed = false;
+            topic.is_synced = false;
+            topic.is_reading = false;
+            topic.is_early = false;
+            topic.held.clear();
+            if local.interest.members(name.as_str()).is_none() {
+                unheard.push(name.clone());
+            }
+        }
+        for name in unheard {
+            self.give_up(&name, local);
+        }
+    }
+
+    /// Whoever waits for a topic that nobody here listens for is told that Redis is away.
+    fn give_up(&mut self, name: &TopicName, local: &mut Local) {
+        let waiting = self.topics.get_mut(name).map(|topic| std::mem::take(&mut topic.waiting));
+        for Waiting { question, .. } in waiting.into_iter().flatten() {
+            match question {
+                Question::History(ask) => {
+                    local.said(ask.topic, ask.to, Err(NoHistory::Unavailable))
+                }
+                Question::Recover(shard, ask) => overload(shard, *ask, None, local),
+            }
+        }
+        self.forget(name);
+    }
+
+    /// Those who have waited too long are told so; at most every second.
+    pub fn expire(&mut self, now: Instant, local: &mut Local) {
+        let is_due = |at: Instant| now.saturating_duration_since(at) >= Duration::from_secs(1);
+        if !self.is_any || !self.expired.is_none_or(is_due) {
+            return;
+        }
+        self.expired = Some(now);
+        for topic in self.topics.values_mut().filter(|topic| !topic.waiting.is_empty()) {
+            let position = topic.log.as_ref().map(Log::position).filter(|_| topic.is_synced);
+            let is_late =
+                |waiting: &mut Waiting| now.saturating_duration_since(waiting.since) >= WAIT_MAX;
+            for Waiting { question, .. } in topic.waiting.extract_if(.., is_late) {
+                match question {
+                    Question::History(ask) => {
+                        local.said(ask.topic, ask.to, Err(NoHistory::Unavailable));
+                    }
+                    Question::Recover(shard, ask) => overload(shard, *ask, position, local),
+                }
+            }
+        }
+    }
+
+    /// Sends reads, takes what was read. Whether there was anything to do.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        cmd: &MultiplexedConnection,
+        names: &Names,
+        generation: &str,
+        local: &mut Local,
+    ) -> RedisResult<bool> {
+        let mut is_busy = false;
+        while self.flights.len() < FLIGHTS_MAX && !self.wanted.is_empty() {
+            let (pipeline, topics) = self.load(names);
+            self.numbers.reads += topics.len() as u64;
+            let reply = send(cx, fly(cmd.clone(), pipeline, 4 * topics.len()));
+            self.flights.push_back(Flight { topics, reply, is_opening: false });
+            is_busy = true;
+        }
+        while let Some(front) = self.flights.front_mut() {
+            let Poll::Ready(answers) = poll_reply(&mut front.reply, cx) else { break };
+            let flight = self.flights.pop_front().expect("it was just looked at");
+            is_busy = true;
+            let unopened = self.land(&flight, answers?, now, local)?;
+            if !unopened.is_empty() {
+                let pipeline = opening(&unopened, names, generation);
+                let reply = send(cx, fly(cmd.clone(), pipeline, unopened.len()));
+                self.flights.push_back(Flight { topics: unopened, reply, is_opening: true });
+            }
+        }
+        Ok(is_busy)
+    }
+
+    fn load(&mut self, names: &Names) -> (Pipeline, Vec<TopicName>) {
+        let mut pipeline = Pipeline::new();
+        let mut topics = Vec::new();
+        while topics.len() < READS_PER_FLIGHT
+            && let Some(name) = self.wanted.pop_front()
+        {
+            let Some(topic) = self.topics.get(&name) else { continue };
+            let keys = names.history_keys(name.as_str());
+            // Both of one moment: an offset means nothing without its epoch.
+            pipeline.cmd("MULTI");
+            pipeline.cmd("HMGET").arg(&keys.meta).arg(&["e", "s", "l"]);
+            let range = pipeline.cmd("XREVRANGE").arg(&keys.stream).arg("+").arg(topic.read_from());
+            range.arg("COUNT").arg(topic.keep.messages + STREAM_SLACK);
+            pipeline.cmd("EXEC");
+            topics.push(name);
+        }
+        (pipeline, topics)
+    }
+
+    /// Answers the topics whose history does not exist yet.
+    fn land(
+        &mut self,
+        flight: &Flight,
+        answers: Vec<Value>,
+        now: Instant,
+        local: &mut Local,
+    ) -> RedisResult<Vec<TopicName>> {
+        let mut unopened = Vec::new();
+        let each = if flight.is_opening { 1 } else { 4 };
+        if answers.len() != each * flight.topics.len() {
+            return Err((redis::ErrorKind::Client, "replies are out of step").into());
+        }
+        for (name, answers) in flight.topics.iter().zip(answers.chunks_exact(each)) {
+            let answer = answers.last().expect("a chunk is not empty");
+            if let Value::ServerError(error) = answer {
+                return Err(error.clone().into());
+            }
+            let read = match flight.is_opening {
+                true => position_of(answer),
+                false => read_of(answer),
+            };
+            match read {
+                Some(read) => self.handle_read(name, read, now, local),
+                None if flight.is_opening => {
+                    return Err((redis::ErrorKind::Client, "not a history").into());
+                }
+                None => unopened.push(name.clone()),
+            }
+        }
+        Ok(unopened)
+    }
+
+    fn handle_read(&mut self, name: &TopicName, read: Read, now: Instant, local: &mut Local) {
+        let Some(topic) = self.topics.get_mut(name) else { return };
+        topic.is_reading = false;
+        if std::mem::take(&mut topic.is_early) {
+            return self.want(name);
+        }
+        let before = topic.bytes();
+        let found = topic.take_read(name, read, now, local);
+        self.bytes = self.bytes + topic.bytes() - before;
+        self.numbers.repaired += u64::from(found == Found::Repaired);
+        self.numbers.lost += u64::from(found == Found::Lost);
+        self.release_held(name, now, local);
+        self.answer(name, local);
+        self.make_room();
+    }
+
+    /// What came while the topic was being read: in order, or it is read once more.
+    fn release_held(&mut self, name: &TopicName, now: Instant, local: &mut Local) {
+        let held = self.topics.get_mut(name).map(|topic| std::mem::take(&mut topic.held));
+        for (at, body) in held.into_iter().flatten() {
+            self.handle_message(name.as_str(), at, &body, now, local);
+        }
+    }
+
+    /// Lets go of copies until they fit: they can be read again.
+    fn make_room(&mut self) {
+        for _ in 0..2 * self.round.len() {
+            if self.bytes <= self.bytes_max {
+                return;
+            }
+            let Some(name) = self.round.pop_front() else { return };
+            let topic = self.topics.get_mut(&name).expect("who stands in the round is there");
+            if !std::mem::take(&mut topic.is_used) {
+                self.bytes -= topic.log.as_mut().map_or(0, Log::forget_messages);
+            }
+            self.round.push_back(name);
+        }
+    }
+}
+
+/// What a read led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// Nothing was missing.
+    Nothing,
+    /// What was missing was delivered.
+    Repaired,
+    /// Something was missed for good, and told.
+    Lost,
+}
+
+impl Topic {
+    fn new(policy: &Policy) -> Topic {
+        Topic {
+            keep: Keep { messages: policy.history_size, time: Duration::MAX },
+            recovery: policy.recovery,
+            log: None,
+            chain: Vec::new(),
+            floor: 1,
+            is_subscribed: false,
+            is_synced: false,
+            is_reading: false,
+            is_early: false,
+            held: VecDeque::new(),
+            waiting: Vec::new(),
+            is_used: true,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.log.as_ref().map_or(0, Log::bytes)
+    }
+
+    /// Adds a message at the next place and hands it out.
+    fn deliver(&mut self, name: &TopicName, body: &[u8], now: Instant, local: &mut Local) {
+        let log = self.log.as_mut().expect("what is delivered has a place");
+        let (message, frames) = framed(name, body, log.next(), local);
+        log.push(frames.clone(), self.keep, now);
+        local.message_at(&message, frames);
+    }
+
+    /// The lowest offset that is wanted from the stream.
+    fn read_from(&self) -> u64 {
+        let next = self.log.as_ref().map_or(u64::MAX, |log| log.next().offset);
+        let wanted = |waiting: &Waiting| match &waiting.question {
+            Question::Recover(_, ask) => ask.since.map_or(u64::MAX, |since| since.offset + 1),
+            Question::History(_) => 1,
+        };
+        self.waiting.iter().map(wanted).fold(next, u64::min).max(1)
+    }
+
+    /// What Redis has: holes are closed or told, the copy grows at both ends.
+    fn take_read(
+        &mut self,
+        name: &TopicName,
+        read: Read,
+        now: Instant,
+        local: &mut Local,
+    ) -> Found {
+        let from = self.read_from();
+        self.is_synced = true;
+        self.chain = read.chain;
+        let known = self.log.as_ref().map(Log::position);
+        let goes_on = known.is_none_or(|known| {
+            known.epoch == read.epoch
+                || cut_of(&self.chain, known.epoch).is_some_and(|cut| known.offset <= cut)
+        });
+        let mut found = Found::Nothing;
+        if !goes_on {
+            local.lost(name, 0);
+            (self.log, found) = (None, Found::Lost);
+        }
+        let log = self.log.get_or_insert_with(|| Log::new(read.epoch, read.top));
+        log.adopt(read.epoch);
+        let known = log.position().offset;
+        let first_new = read.entries.iter().map(|(offset, _)| *offset).find(|at| *at > known);
+        let goes_on_at = first_new.unwrap_or(read.top.max(known) + 1);
+        if goes_on_at > known + 1 {
+            local.lost(name, goes_on_at - known - 1);
+            (*log, found) = (Log::new(read.epoch, goes_on_at - 1), Found::Lost);
+        }
+        let lowest = read.entries.first().map_or(log.next().offset, |(offset, _)| *offset);
+        if lowest > from {
+            self.floor = self.floor.max(lowest);
+        }
+        for (offset, body) in read.entries.iter().rev() {
+            self.push_front_if_next(name, *offset, body, now, local);
+        }
+        for (offset, body) in &read.entries {
+            if *offset > known && *offset == self.next_offset() {
+                self.deliver(name, body, now, local);
+                found = if found == Found::Lost { found } else { Found::Repaired };
+            }
+        }
+        // Whatever was wanted and is not here now does not exist.
+        if from < self.first_offset() {
+            self.floor = self.floor.max(self.first_offset());
+        }
+        found
+    }
+
+    fn first_offset(&self) -> u64 {
+        self.log.as_ref().map_or(u64::MAX, Log::first)
+    }
+
+    fn next_offset(&self) -> u64 {
+        self.log.as_ref().map_or(u64::MAX, |log| log.next().offset)
+    }
+
+    fn push_front_if_next(
+        &mut self,
+        name: &TopicName,
+        offset: u64,
+        body: &[u8],
+        now: Instant,
+        local: &Local,
+    ) {
+        let Some(log) = self.log.as_mut().filter(|log| log.first() == offset + 1) else { return };
+        let at = Position { epoch: log.position().epoch, offset };
+        let (_, frames) = framed(name, body, at, local);
+        log.push_front(frames, now);
+    }
+
+    /// Answers from the copy, or gives the question back.
+    fn answer(
+        &mut self,
+        question: Question,
+        bytes_max: usize,
+        local: &mut Local,
+    ) -> Option<Question> {
+        let must_hear = matches!(question, Question::Recover(..)) && !self.is_subscribed;
+        let is_known = self.is_synced && !must_hear;
+        let Some(log) = self.log.as_mut().filter(|_| is_known) else { return Some(question) };
+        let is_complete = log.first() <= self.floor;
+        match question {
+            Question::Recover(shard, ask) => {
+                let found = match ask.since {
+                    None => Ok(None),
+                    Some(_) if !self.recovery => Err(Unrecovered::NotEnabled),
+                    Some(since) => translate(since, log, &self.chain)
+                        .and_then(|since| log.since(since, bytes_max))
+                        .map(Some),
+                };
+                if found == Err(Unrecovered::Trimmed) && !is_complete {
+                    return Some(Question::Recover(shard, ask));
+                }
+                recovered(shard, *ask, log.position(), found, local);
+            }
+            Question::History(ask) if !is_complete => return Some(Question::History(ask)),
+            Question::History(ask) => {
+                let said = said(&ask.page, log, &self.chain, bytes_max);
+                local.said(ask.topic, ask.to, said);
+            }
+        }
+        None
+    }
+}
+
+/// A message as it is delivered at a place. One that this version of us cannot read is told as lost.
+fn framed<'a>(
+    name: &'a TopicName,
+    body: &'a [u8],
+    at: Position,
+    local: &Local,
+) -> (Message<'a>, FrameSet) {
+    match envelope::read(name.as_str(), body) {
+        Ok(message) => {
+            let frames = local.frames(&message, name, at);
+            (message, frames)
+        }
+        Err(_) => {
+            let nothing = Message { topic: name.as_str(), from: None, payload: b"", except: None };
+            (nothing, local.lost_frames(name, 1))
+        }
+    }
+}
+
+/// A position of an earlier epoch as one of this one.
+fn translate(since: Position, log: &Log, chain: &[(u64, u64)]) -> Result<Position, Unrecovered> {
+    let epoch = log.position().epoch;
+    if since.epoch == epoch {
+        return Ok(since);
+    }
+    match cut_of(chain, since.epoch) {
+        None => Err(Unrecovered::Epoch),
+        Some(cut) if since.offset > cut => Err(Unrecovered::TailLost),
+        Some(_) => Ok(Position { epoch, offset: since.offset }),
+    }
+}
+
+/// How far an earlier epoch went, as far as all later ones knew it.
+fn cut_of(chain: &[(u64, u64)], epoch: u64) -> Option<u64> {
+    let place = chain.iter().position(|(earlier, _)| *earlier == epoch)?;
+    chain[..=place].iter().map(|(_, cut)| *cut).min()
+}
+
+fn recovered(
+    shard: ShardId,
+    ask: Recover,
+    position: Position,
+    found: Result<Option<Missed>, Unrecovered>,
+    local: &mut Local,
+) {
+    let (recovery, missed) = match found {
+        Ok(None) => (Recovery::NotAsked, Bytes::new()),
+        Ok(Some(Missed { frames, messages })) => (Recovery::Recovered { messages }, frames),
+        Err(why) => (Recovery::NotRecovered(why), Bytes::new()),
+    };
+    let Recover { at, conn, ticket, .. } = ask;
+    local.recovered(shard, Recovered { at, conn, ticket, position, recovery, missed });
+}
+
+/// Too many ask, or Redis does not answer: better to be in the room without what was missed. Where
+/// even the position is not known, there is nothing to come back to from here.
+fn overload(shard: ShardId, ask: Recover, position: Option<Position>, local: &mut Local) {
+    let position = position.unwrap_or(Position { epoch: 0, offset: 0 });
+    recovered(shard, ask, position, Err(Unrecovered::Overload), local);
+}
+
+fn said(page: &Page, log: &Log, chain: &[(u64, u64)], bytes_max: usize) -> Result<Said, NoHistory> {
+    let since = page.since.map(|since| translate(since, log, chain)).transpose();
+    let frames = since.and_then(|since| log.page(Page { since, ..*page }, bytes_max));
+    match frames {
+        Ok(frames) => Ok(Said { position: log.position(), frames }),
+        Err(why) => Err(NoHistory::Unrecovered(why)),
+    }
+}
+
+fn opening(topics: &[TopicName], names: &Names, generation: &str) -> Pipeline {
+    let mut pipeline = Pipeline::new();
+    for topic in topics {
+        let keys = names.history_keys(topic.as_str());
+        let mut open = scripts::call(Which::Open, &[&keys.meta, &keys.stream]);
+        open.arg(generation).arg(META_TTL_S);
+        pipeline.add_command(open);
+    }
+    pipeline
+}
+
+/// The answer to `EXEC`. `None`: there is no history yet.
+fn read_of(answer: &Value) -> Option<Read> {
+    let Value::Array(parts) = answer else { return None };
+    let [meta, entries] = &parts[..] else { return None };
+    let read = position_of(meta)?;
+    let Value::Array(entries) = entries else { return Some(read) };
+    let mut entries: Vec<_> = entries.iter().filter_map(entry_of).collect();
+    entries.reverse();
+    Some(Read { entries, ..read })
+}
+
+/// Epoch, last offset and chain, as `HMGET` and `lua/open.lua` answer them.
+fn position_of(meta: &Value) -> Option<Read> {
+    let Value::Array(fields) = meta else { return None };
+    let epoch = integer(fields.first()?)?;
+    let top = fields.get(1).and_then(integer).unwrap_or(0);
+    let chain = match fields.get(2) {
+        Some(Value::BulkString(text)) => chain_of(std::str::from_utf8(text).unwrap_or("")),
+        _ => Vec::new(),
+    };
+    Some(Read { epoch, top, chain, entries: Vec::new() })
+}
+
+fn chain_of(text: &str) -> Vec<(u64, u64)> {
+    let links = text.split_whitespace().filter_map(|link| link.split_once(':'));
+    links.filter_map(|(epoch, cut)| Some((epoch.parse().ok()?, cut.parse().ok()?))).collect()
+}
+
+/// `["<offset>-0", ["d", message]]`
+fn entry_of(entry: &Value) -> Option<(u64, Vec<u8>)> {
+    let Value::Array(parts) = entry else { return None };
+    let [Value::BulkString(id), Value::Array(fields)] = &parts[..] else { return None };
+    let [_, Value::BulkString(body)] = &fields[..] else { return None };
+    let offset = std::str::from_utf8(id).ok()?.strip_suffix("-0")?.parse().ok()?;
+    Some((offset, body.clone()))
+}
+
+async fn fly(
+    mut cmd: MultiplexedConnection,
+    pipeline: Pipeline,
+    commands: usize,
+) -> RedisResult<Vec<Value>> {
+    cmd.send_packed_commands(&pipeline, 0, commands).await
+}

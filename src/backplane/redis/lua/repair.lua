@@ -1,0 +1,34 @@
+-- A new server lacks the last messages of a topic's history: a node that has heard them puts them
+-- back. Safe from any node, in any order, any number of times.
+--
+-- KEYS 1 meta  2 stream
+-- ARGV 1 epoch  2 first offset  3 generation of the server  4 channel  5 PUBLISH or SPUBLISH
+--      6 seconds the stream lives  7 seconds the meta lives  8… messages from the first offset on
+-- answers {1, epoch, last offset} all of them are there; {-1, …} too late, or another history;
+--         {-2, …} the first offset is not low enough
+local m = redis.call('HMGET', KEYS[1], 'e', 's', 'g')
+local e, first = m[1], tonumber(ARGV[2])
+if not e then
+  e = ARGV[1]
+  redis.call('DEL', KEYS[2])
+  redis.call('HSET', KEYS[1], 'e', e, 's', first - 1, 'g', 'restored')
+  m = {e, first - 1, 'restored'}
+end
+if e ~= ARGV[1] or m[3] == ARGV[3] then
+  return {-1, e, m[2] or '0'}
+end
+local top = tonumber(m[2] or '0')
+if first > top + 1 then
+  return {-2, e, string.format('%.0f', top)}
+end
+for o = top + 1, first + #ARGV - 8 do
+  local message = ARGV[8 + o - first]
+  local offset = string.format('%.0f', o)
+  redis.call('XADD', KEYS[2], offset .. '-0', 'd', message)
+  redis.call(ARGV[5], ARGV[4], e .. ':' .. offset .. ':' .. message)
+  top = o
+end
+redis.call('HSET', KEYS[1], 's', string.format('%.0f', top))
+redis.call('EXPIRE', KEYS[2], ARGV[6])
+redis.call('EXPIRE', KEYS[1], ARGV[7])
+return {1, e, string.format('%.0f', top)}
