@@ -21,7 +21,9 @@ pub struct Canary {
     /// When the last one came back, or the link began.
     back_at: Instant,
     has_come_back: bool,
-    reply: Option<Reply<Value>>,
+    reply: Option<Reply<Vec<Value>>>,
+    /// The replication that the server was part of when the link began.
+    replication: Option<String>,
     /// How long the last one took.
     pub rtt: Duration,
     /// How many were not back when the next one flew.
@@ -38,6 +40,7 @@ impl Canary {
             back_at: now,
             has_come_back: false,
             reply: None,
+            replication: None,
             rtt: Duration::ZERO,
             missed: 0,
         }
@@ -65,7 +68,8 @@ impl Canary {
             && let Poll::Ready(answer) = poll_reply(reply, cx)
         {
             self.reply = None;
-            answer.and_then(Value::extract_error).map_err(|error| format!("canary: {error}"))?;
+            let answers = answer.map_err(|error| format!("canary: {error}"))?;
+            self.check(answers)?;
         }
         if self.age(now) > self.timeout {
             self.missed += 1;
@@ -94,6 +98,29 @@ impl Canary {
         true
     }
 
+    /// What goes well on a server that nobody else speaks to is worth nothing: it must still be the
+    /// master that it was. A demoted one takes publishes, and tells its own subscribers alone.
+    fn check(&mut self, answers: Vec<Value>) -> Result<(), String> {
+        let mut info = String::new();
+        for answer in answers {
+            match answer.extract_error().map_err(|error| format!("canary: {error}"))? {
+                Value::BulkString(text) => info = String::from_utf8_lossy(&text).into_owned(),
+                Value::VerbatimString { text, .. } => info = text,
+                _ => {}
+            }
+        }
+        let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name));
+        if field("role:").is_some_and(|role| role.trim() != "master") {
+            return Err("the server is no master any more".to_owned());
+        }
+        let Some(replication) = field("master_replid:").map(str::trim) else { return Ok(()) };
+        let known = self.replication.get_or_insert_with(|| replication.to_owned());
+        if known != replication {
+            return Err("the server has been a replica of another one".to_owned());
+        }
+        Ok(())
+    }
+
     fn is_due(&self, now: Instant) -> bool {
         self.flown.is_none_or(|(_, at)| now.duration_since(at) >= self.interval)
     }
@@ -112,8 +139,11 @@ async fn publish(
     mut cmd: MultiplexedConnection,
     channel: String,
     number: u64,
-) -> RedisResult<Value> {
-    cmd.send_packed_command(redis::cmd("PUBLISH").arg(channel).arg(number)).await
+) -> RedisResult<Vec<Value>> {
+    let mut pipeline = redis::pipe();
+    pipeline.cmd("PUBLISH").arg(channel).arg(number);
+    pipeline.cmd("INFO").arg("replication");
+    cmd.send_packed_commands(&pipeline, 0, 2).await
 }
 
 #[cfg(test)]

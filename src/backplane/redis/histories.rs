@@ -9,6 +9,9 @@
 //! Whoever comes back is answered from the copy. What it does not have is read once, whoever else may
 //! ask for it meanwhile: a topic has one read under way.
 //!
+//! A server that has lost the end of a history (a replica that was promoted too early, a restart
+//! without its data) gets it back from whichever node has heard it, before anything new is said there.
+//!
 //! Where a hole cannot be closed, because the stream is shorter than that or the history is another one
 //! by now, everybody in the topic hears `lost`.
 //!
@@ -26,10 +29,13 @@ use crate::limits::Limits;
 use crate::link::{AskHistory, FrameSet, NoHistory, Recover, Recovered, Said};
 use crate::namespaces::{Namespaces, Policy};
 use crate::protocol::{Page, Recovery, Unrecovered};
+use crate::ws::encode;
 use bytes::Bytes;
 use hashbrown::HashMap;
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, RedisResult, Value};
+use serde_json::value::RawValue;
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -90,6 +96,8 @@ struct Topic {
     /// Whether the position was read on this link.
     is_synced: bool,
     is_reading: bool,
+    /// Whether this node has offered to put back what the server lacks, on this link.
+    is_offered: bool,
     /// What is being read was asked for before the channel was subscribed: it proves nothing.
     is_early: bool,
     held: VecDeque<(Position, Vec<u8>)>,
@@ -110,7 +118,18 @@ enum Question {
 struct Flight {
     topics: Vec<TopicName>,
     reply: Reply<Vec<Value>>,
-    is_opening: bool,
+    what: Asked,
+}
+
+/// What a pipeline asks of each of its topics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    /// Position and messages.
+    Read,
+    /// To begin where there is no history.
+    Open,
+    /// To take back what it has lost.
+    Repair,
 }
 
 /// What was read of a topic.
@@ -289,6 +308,7 @@ impl Histories {
             topic.is_subscribed = false;
             topic.is_synced = false;
             topic.is_reading = false;
+            topic.is_offered = false;
             topic.is_early = false;
             topic.held.clear();
             if local.interest.members(name.as_str()).is_none() {
@@ -351,18 +371,21 @@ impl Histories {
             let (pipeline, topics) = self.load(names);
             self.numbers.reads += topics.len() as u64;
             let reply = send(cx, fly(cmd.clone(), pipeline, 4 * topics.len()));
-            self.flights.push_back(Flight { topics, reply, is_opening: false });
+            self.flights.push_back(Flight { topics, reply, what: Asked::Read });
             is_busy = true;
         }
         while let Some(front) = self.flights.front_mut() {
             let Poll::Ready(answers) = poll_reply(&mut front.reply, cx) else { break };
             let flight = self.flights.pop_front().expect("it was just looked at");
             is_busy = true;
-            let unopened = self.land(&flight, answers?, now, local)?;
-            if !unopened.is_empty() {
-                let pipeline = opening(&unopened, names, generation);
-                let reply = send(cx, fly(cmd.clone(), pipeline, unopened.len()));
-                self.flights.push_back(Flight { topics: unopened, reply, is_opening: true });
+            let next = self.land(&flight, answers?, now, local)?;
+            for (what, topics) in next {
+                let pipeline = match what {
+                    Asked::Repair => self.repairing(&topics, names, generation),
+                    _ => opening(&topics, names, generation),
+                };
+                let reply = send(cx, fly(cmd.clone(), pipeline, topics.len()));
+                self.flights.push_back(Flight { topics, reply, what });
             }
         }
         Ok(is_busy)
@@ -387,16 +410,16 @@ impl Histories {
         (pipeline, topics)
     }
 
-    /// Answers the topics whose history does not exist yet.
+    /// Takes what a pipeline answered. Answers what has to be asked next.
     fn land(
         &mut self,
         flight: &Flight,
         answers: Vec<Value>,
         now: Instant,
         local: &mut Local,
-    ) -> RedisResult<Vec<TopicName>> {
-        let mut unopened = Vec::new();
-        let each = if flight.is_opening { 1 } else { 4 };
+    ) -> RedisResult<Vec<(Asked, Vec<TopicName>)>> {
+        let (mut unopened, mut unrepaired) = (Vec::new(), Vec::new());
+        let each = if flight.what == Asked::Read { 4 } else { 1 };
         if answers.len() != each * flight.topics.len() {
             return Err((redis::ErrorKind::Client, "replies are out of step").into());
         }
@@ -405,19 +428,62 @@ impl Histories {
             if let Value::ServerError(error) = answer {
                 return Err(error.clone().into());
             }
-            let read = match flight.is_opening {
-                true => position_of(answer),
-                false => read_of(answer),
-            };
-            match read {
-                Some(read) => self.handle_read(name, read, now, local),
-                None if flight.is_opening => {
-                    return Err((redis::ErrorKind::Client, "not a history").into());
+            let read = match flight.what {
+                Asked::Read => read_of(answer),
+                Asked::Open => position_of(answer),
+                Asked::Repair => {
+                    self.read_again(name);
+                    continue;
                 }
+            };
+            let is_offer = self.offers(name, read.as_ref());
+            match read {
+                _ if is_offer => unrepaired.push(name.clone()),
+                Some(read) => self.handle_read(name, read, now, local),
                 None => unopened.push(name.clone()),
             }
         }
-        Ok(unopened)
+        let next = [(Asked::Open, unopened), (Asked::Repair, unrepaired)];
+        Ok(next.into_iter().filter(|(_, topics)| !topics.is_empty()).collect())
+    }
+
+    fn read_again(&mut self, name: &TopicName) {
+        if let Some(topic) = self.topics.get_mut(name) {
+            topic.is_reading = false;
+        }
+        self.want(name);
+    }
+
+    /// Whether this node has heard more of a topic than the server knows, and may put it back. Once on
+    /// each link: if that does not help, it is not to be helped.
+    fn offers(&mut self, name: &TopicName, read: Option<&Read>) -> bool {
+        let Some(topic) = self.topics.get_mut(name) else { return false };
+        let Some(log) = topic.log.as_ref().filter(|log| !log.is_empty()) else { return false };
+        let known = log.position();
+        let is_behind = match read {
+            None => true,
+            Some(read) => read.epoch == known.epoch && read.top < known.offset,
+        };
+        is_behind && !std::mem::replace(&mut topic.is_offered, true)
+    }
+
+    fn repairing(&self, topics: &[TopicName], names: &Names, generation: &str) -> Pipeline {
+        let mut pipeline = Pipeline::new();
+        for name in topics {
+            let topic = self.topics.get(name).expect("it was just looked at");
+            let log = topic.log.as_ref().expect("whoever offers has something");
+            let keys = names.history_keys(name.as_str());
+            let mut repair = scripts::call(Which::Repair, &[&keys.meta, &keys.stream]);
+            repair.arg(log.position().epoch).arg(log.first()).arg(generation);
+            repair.arg(names.channel(name.as_str())).arg("PUBLISH");
+            let ttl_s = self.policy(name).history_ttl_s;
+            repair.arg(ttl_s).arg(META_TTL_S.max(ttl_s));
+            for frame in log.frames_from(log.first()) {
+                repair.arg(body_of(frame));
+            }
+            pipeline.add_command(repair);
+        }
+        pipeline
     }
 
     fn handle_read(&mut self, name: &TopicName, read: Read, now: Instant, local: &mut Local) {
@@ -482,6 +548,7 @@ impl Topic {
             is_subscribed: false,
             is_synced: false,
             is_reading: false,
+            is_offered: false,
             is_early: false,
             held: VecDeque::new(),
             waiting: Vec::new(),
@@ -697,6 +764,26 @@ fn opening(topics: &[TopicName], names: &Names, generation: &str) -> Pipeline {
         pipeline.add_command(open);
     }
     pipeline
+}
+
+/// A message as it stood in the stream, from what was made of it: its JSON has all of it but whom it
+/// excepted, who has not missed it either.
+fn body_of(frame: &[u8]) -> Vec<u8> {
+    #[derive(serde::Deserialize)]
+    struct Said<'a> {
+        #[serde(borrow)]
+        from: Option<Cow<'a, str>>,
+        #[serde(borrow)]
+        payload: Option<&'a RawValue>,
+    }
+    let mut body = Vec::new();
+    let said: Result<Said<'_>, _> = serde_json::from_slice(encode::payload_of(frame));
+    if let Ok(Said { from, payload: Some(payload) }) = said {
+        let payload = payload.get().as_bytes();
+        let message = Message { topic: "", from: from.as_deref(), payload, except: None };
+        envelope::write(&message, &mut body);
+    }
+    body
 }
 
 /// The answer to `EXEC`. `None`: there is no history yet.

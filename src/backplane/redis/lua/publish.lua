@@ -49,7 +49,9 @@ elseif m[2] ~= ARGV[6] then
   redis.call('HDEL', KEYS[1], 'w')
 end
 local o = string.format('%.0f', redis.call('HINCRBY', KEYS[1], 's', 1))
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], o .. '-0', 'd', ARGV[2])
+-- Trimming to the entry is dearer the longer a stream is, and matters the less.
+local how = tonumber(ARGV[3]) < 1000 and '=' or '~'
+redis.call('XADD', KEYS[2], 'MAXLEN', how, ARGV[3], o .. '-0', 'd', ARGV[2])
 redis.call('EXPIRE', KEYS[2], ARGV[4])
 redis.call('EXPIRE', KEYS[1], ARGV[5])
 redis.call(ARGV[7], ARGV[1], e .. ':' .. o .. ':' .. ARGV[2])
