@@ -4,6 +4,7 @@
 //! server can do to us: die, stand still, come back, say nonsense.
 
 mod histories;
+mod kept_faults;
 #[path = "../common/redis.rs"]
 mod redis;
 mod redis_only;

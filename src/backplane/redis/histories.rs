@@ -49,6 +49,8 @@ const FLIGHTS_MAX: usize = 4;
 const STREAM_SLACK: usize = 256;
 /// Messages that are kept of a topic while a hole before them is being read. More are read again.
 const HELD_MAX: usize = 256;
+/// Every topic is looked at again once in so many seconds.
+const LOOKS_PER_LAP: usize = 60;
 /// How long somebody waits for what they missed. Then: `overload`.
 const WAIT_MAX: Duration = Duration::from_secs(10);
 /// For how long the position of a topic outlives its messages.
@@ -341,6 +343,7 @@ impl Histories {
             return;
         }
         self.expired = Some(now);
+        self.look_again();
         for topic in self.topics.values_mut().filter(|topic| !topic.waiting.is_empty()) {
             let position = topic.log.as_ref().map(Log::position).filter(|_| topic.is_synced);
             let is_late =
@@ -352,6 +355,18 @@ impl Histories {
                     }
                     Question::Recover(shard, ask) => overload(shard, *ask, position, local),
                 }
+            }
+        }
+    }
+
+    /// Reads a share of all positions again. A message that was lost without a trace at the end of a
+    /// topic that has fallen silent shows in no other way.
+    fn look_again(&mut self) {
+        for _ in 0..self.round.len().div_ceil(LOOKS_PER_LAP) {
+            let Some(name) = self.round.pop_front() else { return };
+            self.round.push_back(name.clone());
+            if self.topics.get(&name).is_some_and(|topic| topic.is_synced) {
+                self.want(&name);
             }
         }
     }

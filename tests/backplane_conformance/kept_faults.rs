@@ -1,0 +1,222 @@
+//! What a server can do to histories: forget, come back empty, come back without the end, be cut off.
+//! Nothing may be missing that is not told.
+
+use crate::redis::wait_until;
+use crate::world::{Build, Heard, Shard, World, payload_of};
+use campanile::ids::{Position, TopicName};
+use campanile::link::Outcome;
+use campanile::protocol::{Recovery, Unrecovered};
+
+const META: &str = "test:{p32}:h:r:kept:a";
+const STREAM: &str = "test:{p32}:s:r:kept:a";
+
+fn topic() -> TopicName {
+    TopicName::room("kept:a")
+}
+
+fn world() -> World {
+    World::redis(Build { nodes: 1, shards: 2, ..Build::usual() })
+}
+
+/// Publishes numbers under keys, each until it is accepted.
+fn publish(shard: &Shard, numbers: std::ops::RangeInclusive<u64>) -> Position {
+    let mut last = None;
+    for number in numbers {
+        shard.publish_keyed(&topic(), &number.to_string(), number, Some(&number.to_string()));
+        last = Some(outcome_of(shard, number));
+    }
+    match last.expect("at least one") {
+        Outcome::Accepted(Some(at)) => at,
+        other => panic!("it was not accepted: {other:?}"),
+    }
+}
+
+fn outcome_of(shard: &Shard, wanted: u64) -> Outcome {
+    loop {
+        match shard.hear() {
+            Heard::Ack { id, outcome, .. } if id == Some(wanted) => return outcome,
+            Heard::Ack { .. } | Heard::Frame { .. } => {}
+            other => panic!("not the answer: {other:?}"),
+        }
+    }
+}
+
+/// Joins as a member does.
+fn enter(shard: &Shard) -> Position {
+    shard.join_and_hear(&topic(), 5);
+    shard.recover_and_hear(&topic(), 5, None).0
+}
+
+/// The payloads of the next messages; nothing else may come between.
+fn hear(shard: &Shard, count: usize) -> Vec<u64> {
+    let next = || match shard.hear() {
+        Heard::Frame { json, .. } => payload_of(&json).parse().expect("a number"),
+        other => panic!("not a message: {other:?}"),
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn numbers(range: std::ops::RangeInclusive<u64>) -> Vec<u64> {
+    range.collect()
+}
+
+/// Cuts this node off and waits until it is back.
+fn cut(world: &World) {
+    let before = world.nodes[0].counters().reconnects;
+    world.redis.as_ref().unwrap().command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    wait_until("the cut is noticed", || world.nodes[0].counters().reconnects > before);
+    world.wait_until_up(true);
+}
+
+#[test]
+fn what_was_said_while_this_node_was_cut_off_is_read_back() {
+    let world = world();
+    let (speaker, hearer) = world.two_shards();
+    enter(hearer);
+    publish(speaker, 1..=3);
+    assert_eq!(hear(hearer, 3), numbers(1..=3));
+    let redis = world.redis.as_ref().unwrap();
+    // Another node has spoken and this one heard nothing of it: the entries are there, no message came.
+    for number in 4..=6 {
+        let id = format!("{number}-0");
+        redis.command_bytes(&[b"XADD", STREAM.as_bytes(), id.as_bytes(), b"d", &envelope(number)]);
+    }
+    redis.command(&["HSET", META, "s", "6"]);
+    cut(&world);
+    assert_eq!(hear(hearer, 3), numbers(4..=6));
+    publish(speaker, 7..=7);
+    assert_eq!(hear(hearer, 1), [7]);
+    assert_eq!(world.nodes[0].counters().holes_lost, 0);
+}
+
+/// A message without sender as one node writes it for another.
+fn envelope(number: u64) -> Vec<u8> {
+    [&[1, 0][..], number.to_string().as_bytes()].concat()
+}
+
+#[test]
+fn a_hole_in_what_comes_is_closed_before_anything_else_is_heard() {
+    let world = world();
+    let (_, hearer) = world.two_shards();
+    let at = enter(hearer);
+    let redis = world.redis.as_ref().unwrap();
+    let channel = b"test:{p32}:m:r:kept:a";
+    for number in 1..=3 {
+        let id = format!("{number}-0");
+        redis.command_bytes(&[b"XADD", STREAM.as_bytes(), id.as_bytes(), b"d", &envelope(number)]);
+    }
+    redis.command(&["HSET", META, "s", "3"]);
+    // Of three messages only the last is told.
+    let said = [format!("{}:3:", at.epoch).as_bytes(), &envelope(3)[..]].concat();
+    redis.command_bytes(&[b"PUBLISH", channel, &said]);
+    assert_eq!(hear(hearer, 3), numbers(1..=3));
+    redis.command_bytes(&[b"PUBLISH", channel, &said]);
+    let answer = hearer.recover_and_hear(&topic(), 5, None);
+    assert_eq!(answer.0.offset, 3, "what was told twice was heard once");
+}
+
+#[test]
+fn a_server_that_comes_back_empty_gets_everything_back_and_nobody_notices() {
+    let mut world = world();
+    let before = {
+        let (speaker, hearer) = world.two_shards();
+        enter(hearer);
+        let at = publish(speaker, 1..=10);
+        assert_eq!(hear(hearer, 10), numbers(1..=10));
+        at
+    };
+    world.server().kill();
+    world.wait_until_up(false);
+    world.server().restart();
+    world.wait_until_up(true);
+    let (speaker, hearer) = world.two_shards();
+    let after = publish(speaker, 11..=12);
+    assert_eq!(after.offset, 12, "offsets go on");
+    assert!(after.epoch > before.epoch, "under an epoch of the new server");
+    assert_eq!(hear(hearer, 2), numbers(11..=12));
+    let since = Some(Position { offset: 4, ..before });
+    let (_, recovery, missed) = hearer.recover_and_hear(&topic(), 5, since);
+    assert_eq!(recovery, Recovery::Recovered { messages: 8 });
+    assert_eq!(missed, (5..=12).map(|number| number.to_string()).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_server_that_lost_the_end_gets_it_back_before_it_says_anything_new() {
+    let world = world();
+    let (speaker, hearer) = world.two_shards();
+    enter(hearer);
+    let before = publish(speaker, 1..=10);
+    assert_eq!(hear(hearer, 10), numbers(1..=10));
+    // As after the promotion of a replica that had not received the last three.
+    let redis = world.redis.as_ref().unwrap();
+    redis.command(&["XDEL", STREAM, "8-0", "9-0", "10-0"]);
+    redis.command(&["XSETID", STREAM, "7-0"]);
+    redis.command(&["HSET", META, "s", "7", "g", "another"]);
+    cut(&world);
+    let after = publish(speaker, 11..=11);
+    assert_eq!((after.offset, after.epoch > before.epoch), (11, true));
+    assert_eq!(hear(hearer, 1), [11]);
+    let since = Some(Position { offset: 6, ..before });
+    let (_, recovery, missed) = hearer.recover_and_hear(&topic(), 5, since);
+    assert_eq!((recovery, missed.len()), (Recovery::Recovered { messages: 5 }, 5));
+    assert_eq!(world.nodes[0].counters().holes_lost, 0);
+}
+
+#[test]
+fn what_nobody_has_any_more_is_told_to_everybody() {
+    let world = world();
+    let (speaker, hearer) = world.two_shards();
+    let before = publish(speaker, 1..=5);
+    enter(hearer);
+    world.redis.as_ref().unwrap().command(&["FLUSHALL"]);
+    cut(&world);
+    assert_eq!(hearer.hear(), Heard::Lost { to: 5, count: 0 });
+    let (position, recovery, _) = hearer.recover_and_hear(&topic(), 5, Some(before));
+    assert_eq!(recovery, Recovery::NotRecovered(Unrecovered::Epoch));
+    assert_eq!(position.offset, 0);
+    publish(speaker, 6..=6);
+    assert_eq!(hear(hearer, 1), [6]);
+}
+
+#[test]
+fn a_server_that_forgets_its_scripts_is_taught_them_again() {
+    let world = world();
+    let (speaker, hearer) = world.two_shards();
+    enter(hearer);
+    for number in 1..=50 {
+        if number % 10 == 0 {
+            world.redis.as_ref().unwrap().command(&["SCRIPT", "FLUSH"]);
+        }
+        speaker.publish_keyed(&topic(), &number.to_string(), number, None);
+    }
+    for number in 1..=50 {
+        assert!(matches!(outcome_of(speaker, number), Outcome::Accepted(Some(_))), "{number}");
+    }
+    let mut heard = hear(hearer, 50);
+    heard.sort_unstable();
+    assert_eq!(heard, numbers(1..=50));
+    assert_eq!(world.nodes[0].counters().reconnects, 0);
+}
+
+#[test]
+fn what_was_under_way_when_the_server_froze_is_said_once() {
+    let world = world();
+    let (speaker, hearer) = world.two_shards();
+    enter(hearer);
+    publish(speaker, 1..=1);
+    let redis = world.redis.as_ref().unwrap();
+    redis.freeze();
+    for number in 2..=20 {
+        speaker.publish_keyed(&topic(), &number.to_string(), number, Some(&number.to_string()));
+    }
+    world.wait_until_up(false);
+    redis.thaw();
+    for number in 2..=20 {
+        assert!(matches!(outcome_of(speaker, number), Outcome::Accepted(Some(_))), "{number}");
+    }
+    let heard = hear(hearer, 20);
+    let distinct: std::collections::HashSet<_> = heard.iter().collect();
+    assert_eq!(distinct.len(), 20, "{heard:?}");
+    let (position, ..) = hearer.recover_and_hear(&topic(), 5, None);
+    assert_eq!(position.offset, 20, "each once");
+}
