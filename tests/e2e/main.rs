@@ -22,6 +22,7 @@ mod echo;
 mod ending;
 mod flat;
 mod flood;
+mod history;
 mod instances;
 mod log;
 mod no_files;

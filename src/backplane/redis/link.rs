@@ -142,8 +142,8 @@ pub struct Link {
     pub cmd: MultiplexedConnection,
     /// What arrives on `sub`.
     pub pushes: Pushes,
-    /// Which server this is, and which of its histories: changes when it restarts, and when it has been
-    /// a replica in between.
+    /// Which server this is, and which of its histories: changes when it restarts, and when it has
+    /// been a replica in between.
     pub generation: String,
 }
 

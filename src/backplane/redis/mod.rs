@@ -343,8 +343,8 @@ impl Transport for RedisTransport {
     }
 }
 
-/// A message of a topic that has a history: `<epoch>:<offset>:` stands before its envelope, which never
-/// begins with a digit.
+/// A message of a topic that has a history: `<epoch>:<offset>:` stands before its envelope, which
+/// never begins with a digit.
 fn positioned(body: &[u8]) -> Option<(Position, &[u8])> {
     if !body.first()?.is_ascii_digit() {
         return None;

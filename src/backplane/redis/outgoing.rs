@@ -142,9 +142,10 @@ impl Outgoing {
 
     /// Ends what has waited too long.
     pub fn expire(&mut self, now: Instant, local: &mut Local) {
-        while let Some(late) =
-            self.again.pop_front_if(|first| now.duration_since(first.since) >= self.time_max)
+        while let Some(first) = self.again.front()
+            && now.duration_since(first.since) >= self.time_max
         {
+            let late = self.again.pop_front().expect("it was just looked at");
             local.done(late.publish.done, Outcome::Unavailable, now);
         }
         while let Some(front) = self.waiting.front() {
