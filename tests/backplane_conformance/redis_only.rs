@@ -13,6 +13,11 @@ fn world() -> World {
     World::redis(Build::usual())
 }
 
+/// What everybody in a room hears that keeps nothing, when Redis is back.
+fn outage(to: u32) -> Heard {
+    Heard::Lost { to, count: 0 }
+}
+
 fn rooms(count: u32) -> Vec<TopicName> {
     (0..count).map(|n| TopicName::room(&n.to_string())).collect()
 }
@@ -40,6 +45,9 @@ fn ten_thousand_topics_deliver_again_after_redis_was_killed() {
         world.server().restart();
         wait_until("it is up again", || world.nodes[0].health.ready(0).is_ok());
         let shard = &world.nodes[0].shards[0];
+        for at in 0..rooms.len() {
+            assert_eq!(shard.hear(), outage(at as u32), "each room is told");
+        }
         for (at, room) in rooms.iter().enumerate() {
             shard.publish(room, &at.to_string());
         }
@@ -67,6 +75,9 @@ fn a_frozen_redis_is_noticed_by_the_canary_and_healed_when_it_thaws() {
     world.server().thaw();
     for node in &world.nodes {
         wait_until("it is up again", || node.health.ready(0).is_ok());
+    }
+    for shard in world.shards() {
+        assert_eq!(shard.hear(), outage(1));
     }
     world.nodes[0].shards[0].publish(&room, "1");
     for shard in world.shards() {
@@ -114,11 +125,12 @@ fn what_is_published_while_redis_is_away_is_delivered_when_it_is_back() {
     world.server().restart();
     world.wait_until_up(true);
     let node = &world.nodes[0];
-    let mut heard: Vec<Heard> = (0..101).map(|_| node.shards[0].hear()).collect();
-    heard.retain(|heard| *heard != Heard::Joined(2));
+    let mut heard: Vec<Heard> = (0..103).map(|_| node.shards[0].hear()).collect();
+    heard.retain(|heard| ![Heard::Joined(2), outage(1), outage(2)].contains(heard));
     let payloads: Vec<String> = heard.into_iter().map(|heard| payload(heard, 1)).collect();
     let expected: Vec<String> = (0..100).map(|n| n.to_string()).collect();
     assert_eq!(payloads, expected);
+    assert_eq!(node.shards[1].hear(), outage(1), "something may be missing");
     assert_eq!(node.shards[1].hear_payloads(1, 100), expected);
 }
 
@@ -259,6 +271,9 @@ fn a_cut_connection_heals_and_everything_delivers_again() {
             wait_until("the cut is noticed", || node.counters().reconnects == reconnects);
         }
         world.wait_until_up(true);
+        for shard in world.shards() {
+            assert_eq!(shard.hear(), outage(1));
+        }
         world.nodes[1].shards[1].publish(&room, "1");
         for shard in world.shards() {
             assert_eq!(payload(shard.hear(), 1), "1");

@@ -5,8 +5,8 @@
 //! failed: both connections are dropped, and nothing is repaired in place. The redis crate's own
 //! reconnecting wrappers are not used, because they give up or lose subscriptions without a word.
 //!
-//! After an outage, messages that other nodes published meanwhile are missed; that is logged. It
-//! is counted by `redis_reconnects_total`.
+//! After an outage, messages that other nodes published meanwhile may be missed. Topics with a history
+//! get them back ([`histories`]); everybody in the others hears `lost`.
 //!
 //! Invariant: up means that everything wanted is subscribed on this link and that a message went
 //! through both of its connections within the canary's timeout.
@@ -45,6 +45,8 @@ use tokio::time::{Sleep, sleep};
 
 /// Messages taken in one turn.
 const PUSHES_PER_TURN: usize = 4096;
+/// Topics whose members are told of an outage in one turn.
+const TOLD_PER_TURN: usize = 1024;
 /// The first pause between two attempts to connect; each one is twice as long as the last.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 
@@ -66,6 +68,9 @@ pub struct RedisTransport {
     /// When one last came back, on whichever link.
     canary_back_at: Instant,
     is_up: bool,
+    has_been_up: bool,
+    /// Places of topics whose members have not been told yet that something may be missing.
+    untold: std::ops::Range<u32>,
 }
 
 enum State {
@@ -103,6 +108,8 @@ impl RedisTransport {
             missed: 0,
             canary_back_at: Instant::now(),
             is_up: false,
+            has_been_up: false,
+            untold: 0..0,
             plan,
             limits,
         }
@@ -185,6 +192,9 @@ impl RedisTransport {
                 let took_ms = now.duration_since(*since).as_millis() as u64;
                 tracing::info!(topics, took_ms, "everything is subscribed");
                 local.set_up(true, "the canary came back", now);
+                if std::mem::replace(&mut self.has_been_up, true) {
+                    self.untold = 0..local.interest.high();
+                }
             }
         }
         let (cmd, names, generation) = (&link.cmd, &self.names, &link.generation[..]);
@@ -193,7 +203,24 @@ impl RedisTransport {
             let link = (cmd, generation);
             is_busy |= self.outgoing.poll(cx, now, link, names, local).map_err(said)?;
         }
+        is_busy |= self.tell_of_outage(local);
         Ok(is_busy)
+    }
+
+    /// What other nodes said while this one was cut off is gone where no history is kept. A part of
+    /// the topics at a time, and none while shards have too much to do already.
+    fn tell_of_outage(&mut self, local: &mut Local) -> bool {
+        if self.untold.is_empty() || local.is_waiting() {
+            return false;
+        }
+        for place in self.untold.by_ref().take(TOLD_PER_TURN) {
+            let Some((_, topic)) = local.interest.name_at(place) else { continue };
+            if !self.histories.policy(topic).has_history() {
+                let topic = topic.clone();
+                local.lost(&topic, 0);
+            }
+        }
+        true
     }
 
     fn take_pushes(
