@@ -201,6 +201,8 @@ knobs! {
             "How long connecting to Redis, and its answer, may take.";
         redis_backoff_ms_max: u64, "redis.backoff_ms_max", "1000", ms(10, 10 * MINUTE_MS),
             "The longest pause between two attempts to connect to Redis.";
+        redis_monitor_interval_ms: u64, "redis.monitor_interval_ms", "5000", ms(0, 10 * MINUTE_MS),
+            "How often Redis is asked how it is, for /metrics and /v1/stats (INFO, CONFIG GET, CLIENT LIST ID). 0: never.";
     }
     limits {
         connections_per_shard_max, count(1, 16_000_000, "connections"),

@@ -76,6 +76,7 @@ fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
         ("redis.canary_timeout_ms", vec!["1000"], vec!["99", "999"]),
         ("redis.timeout_ms", vec!["50"], vec!["49"]),
         ("redis.backoff_ms_max", vec!["10"], vec!["9"]),
+        ("redis.monitor_interval_ms", vec!["0", "60000"], vec!["-1", "600001"]),
     ];
     let limits = KNOBS.iter().filter(|knob| knob.key.starts_with("limits."));
     table.extend(limits.map(|knob| {

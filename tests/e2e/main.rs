@@ -24,6 +24,7 @@ mod flat;
 mod flood;
 mod instances;
 mod log;
+mod monitor;
 mod no_files;
 mod one_instance;
 mod other_clients;

@@ -14,6 +14,7 @@
 mod canary;
 mod ingest;
 mod link;
+mod monitor;
 pub mod names;
 mod outgoing;
 pub mod subscriptions;
@@ -30,6 +31,7 @@ use crate::metrics::BackplaneCounters;
 use crate::plan::RedisPlan;
 use canary::Canary;
 use link::{Link, Push, Timeouts};
+use monitor::Monitor;
 use names::Names;
 use outgoing::Outgoing;
 use std::pin::Pin;
@@ -50,6 +52,7 @@ pub struct RedisTransport {
     names: Names,
     state: State,
     outgoing: Outgoing,
+    monitor: Monitor,
     backoff: Backoff,
     malformed: Seldom,
     refused: Seldom,
@@ -82,6 +85,7 @@ impl RedisTransport {
             names: Names::new(&plan.prefix, node),
             state: State::Pausing(Box::pin(sleep(Duration::ZERO))),
             outgoing: Outgoing::new(&limits),
+            monitor: Monitor::new(&plan),
             backoff: Backoff::new(Duration::from_millis(plan.backoff_ms_max), node.0),
             malformed: Seldom::default(),
             refused: Seldom::default(),
@@ -126,6 +130,7 @@ impl RedisTransport {
         self.pause(); // drops both connections
         self.is_up = false;
         local.interest.lose_link();
+        self.monitor.lose_link();
         local.set_up(false, reason, now);
         self.outgoing.lose_link(now, local);
     }
@@ -160,6 +165,7 @@ impl RedisTransport {
             }
         }
         if self.is_up {
+            self.monitor.poll(cx, now, link);
             is_busy |= self.outgoing.poll(cx, now, &link.cmd, &self.names, local).map_err(said)?;
         }
         Ok(is_busy)
@@ -286,6 +292,7 @@ impl Transport for RedisTransport {
         counters.in_flight = self.outgoing.under_way() as u64;
         counters.canaries_missed = self.missed;
         counters.canary_age_ms = now.duration_since(self.canary_back_at).as_millis() as u64;
+        counters.redis = self.monitor.numbers().clone();
         let State::Live(live) = &self.state else { return };
         let Some(canary) = &live.canary else { return };
         counters.canary_rtt_us = canary.rtt.as_micros() as u64;
