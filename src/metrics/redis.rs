@@ -124,7 +124,7 @@ fn replicas_advice(numbers: &RedisNumbers) -> Option<Advice> {
         about: "min-replicas-to-write",
         is_warning: true,
         text: format!(
-            "this master has replicas ({replicas}) and min-replicas-to-write is 0: cut off from \
+            "the Redis server has replicas ({replicas}) and min-replicas-to-write is 0: cut off from \
              them it goes on taking messages, which are lost when a replica takes its place"
         ),
         write: "CONFIG SET min-replicas-to-write 1 (redis.conf: min-replicas-to-write 1), best \
@@ -211,7 +211,7 @@ fn version_advice(numbers: &RedisNumbers) -> Option<Advice> {
         about: "version",
         is_warning: true,
         text: format!(
-            "this is Redis {}; 6.2 is the oldest that has what is asked of it here",
+            "the server is Redis {}; 6.2 is the oldest that has what is asked of it here",
             version_text(version)
         ),
         write: "update the server",

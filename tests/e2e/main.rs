@@ -31,4 +31,5 @@ mod other_clients;
 mod outage;
 mod page;
 mod readme;
+mod rules;
 mod slow;

@@ -28,7 +28,14 @@ fn abouts(stats: &Value, which: &str) -> Vec<String> {
     list.iter().map(|told| told["about"].as_str().expect("a name").to_owned()).collect()
 }
 
-/// Waits until a sample of this name and label has come, or has gone.
+/// Waits until a number has this value. Meanwhile there may be none of its name.
+fn wait_for(node: &Node, name: &str, value: u64) {
+    wait_until(&format!("{name} is {value}"), || {
+        node.samples(name).first().is_some_and(|(_, now)| *now == value)
+    });
+}
+
+/// Waits until there is a number of this name, or none any more.
 fn wait_for_number(node: &Node, name: &str, there: bool) {
     let state = format!("{name} is {}", if there { "there" } else { "gone" });
     wait_until(&state, || node.samples(name).is_empty() != there);
@@ -39,6 +46,7 @@ fn metrics_show_the_memory_that_redis_reports() {
     let redis = Redis::start();
     let node = watching(&redis, &redis.url(), &[]);
     redis.command(&["SET", "ballast", &"x".repeat(40_000_000)]);
+    wait_for_number(&node, "campanile_redis_own_memory_bytes", true);
     let is_near = |ours: u64, theirs: u64| ours.abs_diff(theirs) < 2_000_000;
     wait_until("the ballast shows", || {
         node.samples("campanile_redis_memory_used_bytes").first().is_some_and(|(_, ours)| {
@@ -50,7 +58,6 @@ fn metrics_show_the_memory_that_redis_reports() {
     assert_eq!(node.metric("campanile_redis_clients_max"), info(&redis, "clients", "maxclients"));
     assert_eq!(node.metric_where("campanile_redis_errors_total", "kind=\"OOM\""), 0);
     assert!(node.metric_where("campanile_redis_calls_total", "command=\"publish\"") > 0);
-    wait_for_number(&node, "campanile_redis_own_memory_bytes", true);
     assert!(node.metric("campanile_redis_own_memory_bytes") > 0, "our connection was found");
     let stats = stats(&node);
     assert_eq!(stats["monitor_up"], true);
@@ -70,9 +77,9 @@ fn an_unsafe_server_is_warned_of_once_in_the_log_and_for_as_long_as_it_is_in_the
     assert_eq!(abouts(&told, "warnings"), ["client-output-buffer-limit", "maxmemory-policy"]);
     assert_eq!(abouts(&told, "notes"), ["maxmemory"]);
     assert!(told["warnings"][1]["write"].to_string().contains("CONFIG SET maxmemory-policy"));
-    node.wait_for("campanile_redis_warnings", 2);
+    wait_for(&node, "campanile_redis_warnings", 2);
     redis.command(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
-    node.wait_for("campanile_redis_warnings", 1);
+    wait_for(&node, "campanile_redis_warnings", 1);
     assert_eq!(abouts(&stats(&node), "warnings"), ["client-output-buffer-limit"]);
     let log = node.logged();
     let lines = |text: &str| log.lines().filter(|line| line.contains(text)).count();
@@ -85,20 +92,20 @@ fn an_unsafe_server_is_warned_of_once_in_the_log_and_for_as_long_as_it_is_in_the
 fn a_master_that_would_go_on_without_its_replicas_is_warned_of_and_their_lag_shows() {
     let redis = Redis::start();
     let node = watching(&redis, &redis.url(), &[]);
-    node.wait_for("campanile_redis_replicas", 0);
+    wait_for(&node, "campanile_redis_replicas", 0);
     let replica = Redis::start();
     replica.command(&["REPLICAOF", "127.0.0.1", &redis.port.to_string()]);
-    node.wait_for("campanile_redis_replicas_online", 1);
-    wait_for_number(&node, "campanile_redis_replica_lag_bytes", true);
+    wait_for(&node, "campanile_redis_replicas_online", 1);
+    let lag = |node: &Node| Some(node.samples("campanile_redis_replica_lag_bytes").first()?.1);
     let told = stats(&node);
     assert!(abouts(&told, "warnings").contains(&"min-replicas-to-write".to_owned()), "{told}");
     // One that stands still falls behind, by whatever is written meanwhile.
     replica.freeze();
     redis.command(&["SET", "ballast", &"x".repeat(3_000_000)]);
-    wait_until("the lag shows", || node.metric("campanile_redis_replica_lag_bytes") >= 3_000_000);
+    wait_until("the lag shows", || lag(&node).is_some_and(|bytes| bytes >= 3_000_000));
     assert!(node.is_ready());
     replica.thaw();
-    wait_until("it has caught up", || node.metric("campanile_redis_replica_lag_bytes") < 3_000_000);
+    wait_until("it has caught up", || lag(&node).is_some_and(|bytes| bytes < 3_000_000));
 }
 
 #[test]
@@ -111,7 +118,7 @@ fn a_server_that_refuses_the_questions_loses_only_the_numbers() {
     let node = watching(&redis, &url, &[]);
     let refusals = |log: &str| log.matches("does not answer all questions").count();
     wait_until("all three refusals are logged", || refusals(&node.logged()) == 3);
-    assert_eq!(node.metric("campanile_redis_monitor_up"), 0);
+    wait_for(&node, "campanile_redis_monitor_up", 0);
     assert!(node.samples("campanile_redis_memory_used_bytes").is_empty(), "it is not known");
     let told = stats(&node);
     assert_eq!((&told["monitor_up"], &told["memory"]["used_bytes"]), (&false.into(), &Value::Null));
@@ -131,12 +138,12 @@ fn a_server_that_stands_still_for_a_while_loses_its_numbers_and_not_the_node() {
     let redis = Redis::start();
     let patient = ["--redis-timeout-ms", "60000", "--redis-canary-timeout-ms", "60000"];
     let node = watching(&redis, &redis.url(), &patient);
-    node.wait_for("campanile_redis_monitor_up", 1);
+    wait_for(&node, "campanile_redis_monitor_up", 1);
     redis.command(&["CLIENT", "PAUSE", "6000", "ALL"]);
-    node.wait_for("campanile_redis_monitor_up", 0);
+    wait_for(&node, "campanile_redis_monitor_up", 0);
     assert!(node.is_ready());
     assert!(node.samples("campanile_redis_memory_used_bytes").is_empty(), "old numbers are none");
-    node.wait_for("campanile_redis_monitor_up", 1);
+    wait_for(&node, "campanile_redis_monitor_up", 1);
     assert!(node.is_ready());
     assert_eq!(node.metric("campanile_redis_reconnects_total"), 0);
     assert!(node.metric("campanile_redis_memory_used_bytes") > 0);
@@ -149,12 +156,12 @@ fn a_lost_server_has_no_numbers_and_a_node_that_asks_nothing_shows_none() {
     let url = redis.url();
     let deaf = ["--shards", "1", "--redis-monitor-interval-ms", "0", "--backplane", &url];
     let deaf = Node::start_ready(&deaf);
-    node.wait_for("campanile_redis_monitor_up", 1);
+    wait_for(&node, "campanile_redis_monitor_up", 1);
     redis.kill();
-    node.wait_for("campanile_redis_monitor_up", 0);
+    wait_for(&node, "campanile_redis_monitor_up", 0);
     assert!(node.samples("campanile_redis_memory_used_bytes").is_empty());
     redis.restart();
-    node.wait_for("campanile_redis_monitor_up", 1);
+    wait_for(&node, "campanile_redis_monitor_up", 1);
     wait_until("the other node is ready again", || deaf.is_ready());
     assert!(deaf.samples("campanile_redis_monitor_up").is_empty());
     assert_eq!(stats(&deaf)["monitor_up"], Value::Null);

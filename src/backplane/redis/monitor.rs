@@ -131,7 +131,7 @@ impl Question {
 impl Monitor {
     /// Asks nothing yet.
     pub fn new(plan: &RedisPlan) -> Monitor {
-        Monitor {
+        let mut monitor = Monitor {
             interval: Duration::from_millis(plan.monitor_interval_ms),
             keeps_history: plan.keeps_history,
             own: Own::Unasked,
@@ -140,7 +140,9 @@ impl Monitor {
             numbers: RedisNumbers::default(),
             told: BTreeSet::new(),
             is_silence_told: false,
-        }
+        };
+        monitor.forget();
+        monitor
     }
 
     /// What is known now.
@@ -281,8 +283,8 @@ impl Monitor {
         self.numbers.warnings = self.numbers.monitor_up.map(|_| warnings as u64);
         for advice in found.iter().filter(|advice| !self.told.contains(advice.about)) {
             match advice.is_warning {
-                true => tracing::warn!("Redis: {}. Write {}", advice.text, advice.write),
-                false => tracing::info!("Redis: {}. Write {}", advice.text, advice.write),
+                true => tracing::warn!("{}. Write {}", advice.text, advice.write),
+                false => tracing::info!("{}. Write {}", advice.text, advice.write),
             }
         }
         self.told = found.iter().map(|advice| advice.about).collect();
