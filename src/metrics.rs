@@ -153,6 +153,8 @@ macro_rules! counters {
 
 pub mod redis;
 
+use self::redis::{RedisMirror, RedisNumbers};
+
 counters! {
     /// What one shard counts.
     ShardCounters, ShardMirror of u64 {
@@ -235,7 +237,7 @@ counters! {
         dropped: Counter "drops_total"["reason" = "shard_full"] "Frames dropped because a shard's channel was full",
         reconnects: Counter "redis_reconnects_total" "Times a connection to Redis was lost or given up",
         canaries_missed: Counter "canaries_missed_total" "Canaries that did not come back in time",
-    } with redis: redis::RedisNumbers, redis::RedisMirror, "What the Redis server says of itself"
+    } with redis: RedisNumbers, RedisMirror, "What the Redis server says of itself"
 }
 
 #[cfg(test)]

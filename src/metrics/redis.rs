@@ -10,7 +10,7 @@ counters! {
     /// What a Redis server says of itself.
     RedisNumbers, RedisMirror of Option<u64> {
         monitor_up: Gauge "redis_monitor_up" "1 while Redis answers INFO; without it the numbers below are missing",
-        warnings: Gauge "redis_warnings" "Settings of Redis that are unsafe here; /v1/stats says which and what to write",
+        warnings: Gauge "redis_warnings" "Settings of Redis that may lose messages; /v1/stats says which and what to write",
         version: Gauge "redis_version" "The server's version as a number: 7.0.15 is 70015",
         uptime_s: Gauge "redis_uptime_seconds" "Since the server started",
         is_loading: Gauge "redis_loading" "1 while the server reads its data set",
@@ -43,7 +43,7 @@ counters! {
         own_output_bytes: Gauge "redis_own_output_bytes" "What waits in Redis for this node's subscribing connection",
         own_output_messages: Gauge "redis_own_output_messages" "The same in replies, where they wait in a list",
         own_memory_bytes: Gauge "redis_own_memory_bytes" "All memory of that connection in Redis",
-        output_limit_bytes: Gauge "redis_output_limit_bytes" "Where Redis cuts a subscriber (client-output-buffer-limit pubsub, hard); 0: nowhere",
+        output_limit_bytes: Gauge "redis_output_limit_bytes" "What may wait for a subscriber before Redis cuts it; 0: anything",
         output_limit_cuts: Counter "redis_output_limit_cuts_total" "Clients that were cut for their output buffer (newer servers say so)",
         evicted_keys: Counter "redis_evicted_keys_total" "Keys that were let go because memory was full",
         evicted_clients: Counter "redis_evicted_clients_total" "Clients that were cut because memory was full",
@@ -73,10 +73,10 @@ counters! {
         cpu_main_ms: Counter "redis_cpu_ms_total"["of" = "main_thread"] "Processor time; the main thread carries out every command",
         cpu_user_ms: Counter "redis_cpu_ms_total"["of" = "process_user"] "Processor time; the main thread carries out every command",
         cpu_system_ms: Counter "redis_cpu_ms_total"["of" = "process_system"] "Processor time; the main thread carries out every command",
-        publish_calls: Counter "redis_calls_total"["command" = "publish"] "Calls of the commands that this server lives by, from whomever",
-        spublish_calls: Counter "redis_calls_total"["command" = "spublish"] "Calls of the commands that this server lives by, from whomever",
-        subscribe_calls: Counter "redis_calls_total"["command" = "subscribe"] "Calls of the commands that this server lives by, from whomever",
-        evalsha_calls: Counter "redis_calls_total"["command" = "evalsha"] "Calls of the commands that this server lives by, from whomever",
+        publish_calls: Counter "redis_calls_total"["command" = "publish"] "Calls of commands that campanile uses, from whomever",
+        spublish_calls: Counter "redis_calls_total"["command" = "spublish"] "Calls of commands that campanile uses, from whomever",
+        subscribe_calls: Counter "redis_calls_total"["command" = "subscribe"] "Calls of commands that campanile uses, from whomever",
+        evalsha_calls: Counter "redis_calls_total"["command" = "evalsha"] "Calls of commands that campanile uses, from whomever",
         publish_us: Counter "redis_calls_us_total"["command" = "publish"] "Processor time that these calls took",
         spublish_us: Counter "redis_calls_us_total"["command" = "spublish"] "Processor time that these calls took",
         subscribe_us: Counter "redis_calls_us_total"["command" = "subscribe"] "Processor time that these calls took",
@@ -252,7 +252,8 @@ mod tests {
     #[test]
     fn each_unsafe_setting_is_told_and_nothing_else() {
         type Spoil = fn(&mut RedisNumbers);
-        let table: [(Spoil, Option<(&str, bool)>, bool); 12] = [
+        type Row = (Spoil, Option<(&'static str, bool)>, bool);
+        let table: [Row; 12] = [
             (|_| {}, None, true),
             (|n| n.replicas_to_write = Some(0), Some(("min-replicas-to-write", true)), false),
             (

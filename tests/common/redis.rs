@@ -131,7 +131,8 @@ pub fn wait_until(state: &str, mut is_there: impl FnMut() -> bool) {
     }
 }
 
-fn free_port() -> u16 {
+/// A port that nobody listens on now.
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("it is bound").port()
 }

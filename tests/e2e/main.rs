@@ -33,3 +33,4 @@ mod page;
 mod readme;
 mod rules;
 mod slow;
+mod tls;

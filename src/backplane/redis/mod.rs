@@ -103,6 +103,7 @@ impl RedisTransport {
         let timeouts = Timeouts { usual, sub: usual.max(canary) };
         State::Connecting(Box::pin(link::connect(
             self.plan.url.clone(),
+            self.plan.tls_ca_file.clone(),
             self.names.clone(),
             timeouts,
         )))
