@@ -201,6 +201,10 @@ knobs! {
             "How long connecting to Redis, and its answer, may take.";
         redis_backoff_ms_max: u64, "redis.backoff_ms_max", "1000", ms(10, 10 * MINUTE_MS),
             "The longest pause between two attempts to connect to Redis.";
+        redis_tls_ca_file: Option<String>, "redis.tls_ca_file", "", Kind::File,
+            "The authorities (PEM) that may have signed the certificate of a rediss:// server; read at each connect. Empty: those that browsers trust.";
+        redis_monitor_interval_ms: u64, "redis.monitor_interval_ms", "5000", ms(0, 10 * MINUTE_MS),
+            "How often Redis is asked how it is, for /metrics and /v1/stats (INFO, CONFIG GET, CLIENT LIST ID). 0: never.";
     }
     limits {
         connections_per_shard_max, count(1, 16_000_000, "connections"),
@@ -293,6 +297,14 @@ impl Config {
                 self.redis_canary_interval_ms,
                 self.redis_canary_interval_ms
             ),
+        );
+        let is_plain =
+            matches!(&self.backplane, BackplaneUrl::Redis(url) if url.starts_with("redis:"));
+        because(
+            self.redis_tls_ca_file.is_some() && is_plain,
+            "redis.tls_ca_file is set, and backplane is redis://, which speaks without TLS. Write \
+             rediss:// for the latter, or leave the former out"
+                .to_owned(),
         );
         because(
             self.listen == self.ops_listen && self.listen.port() != 0,

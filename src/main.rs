@@ -43,6 +43,7 @@ fn serve(config: &Config) -> Result<ExitCode, Failure> {
     let machine = start::machine()?;
     let Planned { mut plan, notices } = plan::resolve(config, &machine)?;
     start::say(&notices);
+    start::files(&plan)?;
     sys::probe_io_uring().map_err(Failure::machine)?;
     let ports = start::ports(&mut plan)?;
     let tower = build(Arc::new(plan), ports)?;

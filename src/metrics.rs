@@ -6,8 +6,55 @@
 //!
 //! Each field is declared once, with its metric name, kind and help text; the ops room renders
 //! [`Described`] lists and knows no field by name.
+//!
+//! What we count is always known (`u64`). What somebody else counts may not be (`Option<u64>`): an
+//! unknown number is left out of every list, because a 0 that nobody measured is a lie.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+/// What crosses the threads, for the table of each file.
+mod cell {
+    pub use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// How a number stands in a mirror.
+    pub trait Number: Copy + Default {
+        /// As it is stored.
+        fn stored(self) -> u64;
+        /// As it was stored.
+        fn restored(stored: u64) -> Self;
+        /// Unless it is not known.
+        fn known(self) -> Option<u64>;
+    }
+
+    impl Number for u64 {
+        fn stored(self) -> u64 {
+            self
+        }
+
+        fn restored(stored: u64) -> u64 {
+            stored
+        }
+
+        fn known(self) -> Option<u64> {
+            Some(self)
+        }
+    }
+
+    /// No server will ever count this far.
+    const UNKNOWN: u64 = u64::MAX;
+
+    impl Number for Option<u64> {
+        fn stored(self) -> u64 {
+            self.unwrap_or(UNKNOWN)
+        }
+
+        fn restored(stored: u64) -> Option<u64> {
+            (stored != UNKNOWN).then_some(stored)
+        }
+
+        fn known(self) -> Option<u64> {
+            self
+        }
+    }
+}
 
 /// What kind of number a metric is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,42 +82,68 @@ pub struct Described {
 
 macro_rules! counters {
     (
-        $(#[$doc:meta])* $plain:ident, $mirror:ident {
+        $(#[$doc:meta])* $plain:ident, $mirror:ident of $number:ty {
             $( $field:ident : $kind:ident $name:literal $([$key:literal = $label:literal])? $help:literal ),+ $(,)?
-        }
+        } $( with $inner:ident : $inner_plain:ty, $inner_mirror:ty, $inner_help:literal )?
     ) => {
         $(#[$doc])*
         #[derive(Clone, Debug, Default)]
-        pub struct $plain { $( #[doc = $help] pub $field: u64, )+ }
+        pub struct $plain {
+            $( #[doc = $help] pub $field: $number, )+
+            $( #[doc = $inner_help] pub $inner: $inner_plain, )?
+        }
 
         /// What the ops thread reads: the same numbers, at most one tick old. Aligned like
         /// `CachePadded`, so that no two shards' ticks write to one line.
-        #[derive(Debug, Default)]
+        #[derive(Debug)]
         #[repr(align(128))]
-        pub struct $mirror { $( $field: AtomicU64, )+ }
+        pub struct $mirror {
+            $( $field: $crate::metrics::cell::AtomicU64, )+
+            $( $inner: $inner_mirror, )?
+        }
+
+        impl Default for $mirror {
+            fn default() -> $mirror {
+                use $crate::metrics::cell::{AtomicU64, Number};
+                $mirror {
+                    $( $field: AtomicU64::new(Number::stored(<$number>::default())), )+
+                    $( $inner: <$inner_mirror>::default(), )?
+                }
+            }
+        }
 
         impl $mirror {
             /// Copies the owner's numbers out. Called on the owner's tick.
             pub fn publish(&self, from: &$plain) {
-                $( self.$field.store(from.$field, Ordering::Relaxed); )+
+                use $crate::metrics::cell::{Number, Ordering};
+                $( self.$field.store(Number::stored(from.$field), Ordering::Relaxed); )+
+                $( self.$inner.publish(&from.$inner); )?
             }
 
             /// The numbers as they were at the last tick.
             pub fn read(&self) -> $plain {
-                $plain { $( $field: self.$field.load(Ordering::Relaxed), )+ }
+                use $crate::metrics::cell::{Number, Ordering};
+                $plain {
+                    $( $field: Number::restored(self.$field.load(Ordering::Relaxed)), )+
+                    $( $inner: self.$inner.read(), )?
+                }
             }
         }
 
         impl $plain {
-            /// Every number with its name and meaning.
-            pub fn describe(&self) -> Vec<Described> {
-                vec![ $( Described {
+            /// Every number that is known, with its name and meaning.
+            pub fn describe(&self) -> Vec<$crate::metrics::Described> {
+                use $crate::metrics::{Described, Kind, cell::Number};
+                let all = [ $( Number::known(self.$field).map(|value| Described {
                     name: $name,
                     label: counters!(@label $($key $label)?),
                     help: $help,
                     kind: Kind::$kind,
-                    value: self.$field,
-                }, )+ ]
+                    value,
+                }), )+ ];
+                let known = all.into_iter().flatten();
+                $( let known = known.chain(self.$inner.describe()); )?
+                known.collect()
             }
         }
     };
@@ -78,9 +151,13 @@ macro_rules! counters {
     (@label $key:literal $label:literal) => { Some(($key, $label)) };
 }
 
+pub mod redis;
+
+use self::redis::{RedisMirror, RedisNumbers};
+
 counters! {
     /// What one shard counts.
-    ShardCounters, ShardMirror {
+    ShardCounters, ShardMirror of u64 {
         connections: Gauge "connections" "Open WebSocket connections",
         handshaking: Gauge "connections_handshaking" "Connections that have not finished their HTTP request",
         closing: Gauge "connections_closing" "Connections that are being closed",
@@ -136,7 +213,7 @@ counters! {
 
 counters! {
     /// What the backplane counts.
-    BackplaneCounters, BackplaneMirror {
+    BackplaneCounters, BackplaneMirror of u64 {
         up: Gauge "backplane_up" "1 while the backplane delivers",
         topics: Gauge "backplane_topics" "Topics this node listens for, lingering ones included",
         subscriptions: Gauge "backplane_subscriptions" "Topics confirmed by Redis",
@@ -163,7 +240,7 @@ counters! {
         dropped: Counter "drops_total"["reason" = "shard_full"] "Frames dropped because a shard's channel was full",
         reconnects: Counter "redis_reconnects_total" "Times a connection to Redis was lost or given up",
         canaries_missed: Counter "canaries_missed_total" "Canaries that did not come back in time",
-    }
+    } with redis: RedisNumbers, RedisMirror, "What the Redis server says of itself"
 }
 
 #[cfg(test)]

@@ -108,6 +108,12 @@ pub struct RedisPlan {
     pub timeout_ms: u64,
     /// The longest pause between two attempts to connect.
     pub backoff_ms_max: u64,
+    /// The authorities that may have signed a `rediss://` server's certificate; `None`: public ones.
+    pub tls_ca_file: Option<String>,
+    /// How often the server is asked for its numbers; 0: never.
+    pub monitor_interval_ms: u64,
+    /// Whether some namespace has a history, so that Redis keeps something.
+    pub keeps_history: bool,
 }
 
 /// What a plan has to know of the machine.
@@ -285,6 +291,9 @@ fn backplane_plan(config: &Config) -> BackplanePlan {
             canary_timeout_ms: config.redis_canary_timeout_ms,
             timeout_ms: config.redis_timeout_ms,
             backoff_ms_max: config.redis_backoff_ms_max,
+            tls_ca_file: config.redis_tls_ca_file.clone(),
+            monitor_interval_ms: config.redis_monitor_interval_ms,
+            keeps_history: config.namespaces.have_history(),
         }),
     }
 }
@@ -484,6 +493,8 @@ impl fmt::Debug for RedisPlan {
             .field("canary_timeout_ms", &self.canary_timeout_ms)
             .field("timeout_ms", &self.timeout_ms)
             .field("backoff_ms_max", &self.backoff_ms_max)
+            .field("tls_ca_file", &self.tls_ca_file)
+            .field("monitor_interval_ms", &self.monitor_interval_ms)
             .finish()
     }
 }

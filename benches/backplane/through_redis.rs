@@ -105,6 +105,9 @@ fn nodes(redis: &Redis) -> [(ShardEnd, Backplane); 2] {
         canary_timeout_ms: config.redis_canary_timeout_ms,
         timeout_ms: config.redis_timeout_ms,
         backoff_ms_max: config.redis_backoff_ms_max,
+        tls_ca_file: None,
+        monitor_interval_ms: config.redis_monitor_interval_ms,
+        keeps_history: false,
     };
     [1, 2].map(|node| {
         let (mut ends, backplane) = Backplane::start(1, BackplanePlan::Redis(plan.clone()), node);

@@ -70,13 +70,8 @@ fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
         ("ops.api_key", vec!["", "12345678"], vec!["1234567"]),
         ("log.level", vec!["error", "debug"], vec!["", "loud"]),
         ("log.format", vec!["text", "json"], vec!["xml"]),
-        ("redis.prefix", vec!["campanile", "a.b_c-d:e"], vec!["", "{a}", "a b", "é"]),
-        ("redis.linger_ms", vec!["0"], vec!["-1", "99999999999999999999"]),
-        ("redis.canary_interval_ms", vec!["50"], vec!["49", "5000"]),
-        ("redis.canary_timeout_ms", vec!["1000"], vec!["99", "999"]),
-        ("redis.timeout_ms", vec!["50"], vec!["49"]),
-        ("redis.backoff_ms_max", vec!["10"], vec!["9"]),
     ];
+    table.extend(table_of_redis());
     let limits = KNOBS.iter().filter(|knob| knob.key.starts_with("limits."));
     table.extend(limits.map(|knob| {
         let leaked = |text: String| Box::leak(text.into_boxed_str()) as &str;
@@ -87,6 +82,20 @@ fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
         (knob.key, vec![leaked(knob.default_text())], vec![below, beyond, "many", "", "1.0"])
     }));
     table
+}
+
+/// Of these.
+fn table_of_redis() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
+    vec![
+        ("redis.prefix", vec!["campanile", "a.b_c-d:e"], vec!["", "{a}", "a b", "é"]),
+        ("redis.linger_ms", vec!["0"], vec!["-1", "99999999999999999999"]),
+        ("redis.canary_interval_ms", vec!["50"], vec!["49", "5000"]),
+        ("redis.canary_timeout_ms", vec!["1000"], vec!["99", "999"]),
+        ("redis.timeout_ms", vec!["50"], vec!["49"]),
+        ("redis.backoff_ms_max", vec!["10"], vec!["9"]),
+        ("redis.tls_ca_file", vec!["", "/etc/ssl/redis-ca.pem"], vec!["a\nb"]),
+        ("redis.monitor_interval_ms", vec!["0", "60000"], vec!["-1", "600001"]),
+    ]
 }
 
 #[test]

@@ -39,6 +39,8 @@ pub enum Kind {
     Cores,
     /// A path that begins with a slash, or nothing.
     HttpPath,
+    /// The path of a file, or nothing.
+    File,
     /// A list of origins.
     Origins,
     /// A name as in [`is_name`], or nothing.
@@ -70,6 +72,7 @@ impl Kind {
             Kind::Secret { bytes_min } => format!("at least {bytes_min} bytes of text"),
             Kind::Cores => "core numbers and ranges, such as 0-3,6".into(),
             Kind::HttpPath => "a path such as /echo, without query".into(),
+            Kind::File => "the path of a file, or nothing".into(),
             Kind::Origins => {
                 "origins of the form scheme://host[:port], such as https://example.org".into()
             }
@@ -103,6 +106,7 @@ impl Kind {
             Kind::Choice(words) => words.contains(&text),
             Kind::Secret { bytes_min } => text.is_empty() || text.len() >= *bytes_min,
             Kind::HttpPath => text.is_empty() || is_path(text),
+            Kind::File => !text.contains(char::is_control),
             Kind::Name => text.is_empty() || is_name(text),
             Kind::Prefix => is_prefix(text),
             Kind::Origins => split_list(text).all(is_origin),

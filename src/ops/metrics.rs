@@ -4,6 +4,7 @@
 //! shard's carry its number as a label, so that one hot shard shows.
 
 use super::Ops;
+use crate::link::health::Health;
 use crate::metrics::{BackplaneMirror, Described, Kind, ShardMirror};
 use crate::sys;
 use axum::extract::State;
@@ -22,11 +23,12 @@ use std::time::Instant;
 pub(super) fn registry(
     shards: &[Arc<ShardMirror>],
     backplane: &Arc<BackplaneMirror>,
+    health: &Arc<Health>,
     started: Instant,
 ) -> Registry {
     let mut registry = Registry::with_prefix("campanile");
-    let (shards, backplane) = (shards.to_vec(), backplane.clone());
-    registry.register_collector(Box::new(Mirrors { shards, backplane, started }));
+    let (shards, backplane, health) = (shards.to_vec(), backplane.clone(), health.clone());
+    registry.register_collector(Box::new(Mirrors { shards, backplane, health, started }));
     registry
 }
 
@@ -46,6 +48,7 @@ pub(super) async fn metrics(State(ops): State<Arc<Ops>>) -> Response {
 struct Mirrors {
     shards: Vec<Arc<ShardMirror>>,
     backplane: Arc<BackplaneMirror>,
+    health: Arc<Health>,
     started: Instant,
 }
 
@@ -79,6 +82,8 @@ impl Mirrors {
         };
         let build: Labels = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
         gauge("build_info", "Which build this is", build, 1)?;
+        let ready = self.health.ready(self.shards.len() as u16).is_ok();
+        gauge("ready", "1 while /readyz answers 200", vec![], u64::from(ready))?;
         let uptime_s = self.started.elapsed().as_secs();
         gauge("uptime_seconds", "Since this node started", vec![], uptime_s)?;
         match sys::resident_bytes() {

@@ -14,6 +14,7 @@ mod history;
 mod listener;
 mod metrics;
 mod publish;
+mod redis_stats;
 mod rooms;
 pub mod start;
 mod stats;
@@ -65,7 +66,7 @@ pub fn run(setup: OpsSetup) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let OpsSetup { plan, listener, end, shards, backplane, health } = setup;
     let started = Instant::now();
-    let registry = metrics::registry(&shards, &backplane, started);
+    let registry = metrics::registry(&shards, &backplane, &health, started);
     let ops = Arc::new(Ops { plan, end, shards, backplane, health, registry, started });
     runtime.block_on(async move {
         listener.set_nonblocking(true)?;

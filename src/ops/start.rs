@@ -7,8 +7,10 @@
 use crate::config::{Config, ConfigErrors, LogFormat};
 use crate::ids::NodeId;
 use crate::link::health::{Health, NotReady};
-use crate::plan::{Machine, Notice, Plan, Scheduling, ShardPlan};
+use crate::plan::{BackplanePlan, Machine, Notice, Plan, Scheduling, ShardPlan};
 use crate::sys;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -102,6 +104,25 @@ pub fn say(notices: &[Notice]) {
             true => tracing::warn!("{}", notice.text),
             false => tracing::info!("{}", notice.text),
         }
+    }
+}
+
+/// Makes sure that what the plan names as files can be read, before a thread meets it.
+pub fn files(plan: &Plan) -> Result<(), Failure> {
+    let BackplanePlan::Redis(redis) = &plan.backplane else { return Ok(()) };
+    let Some(path) = &redis.tls_ca_file else { return Ok(()) };
+    let refused = |why: String| {
+        let advice = "Write the path of a file with certificates in PEM, or leave it out";
+        Failure::Machine(format!("redis.tls_ca_file = {path}: {why}. {advice}"))
+    };
+    let text = std::fs::read(path).map_err(|error| refused(error.to_string()))?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+    match certificates {
+        Ok(certificates) if certificates.is_empty() => {
+            Err(refused("no certificate is in it".into()))
+        }
+        Ok(_) => Ok(()),
+        Err(error) => Err(refused(format!("{error:?}"))),
     }
 }
 

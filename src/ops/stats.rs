@@ -1,6 +1,6 @@
 //! `/readyz` and `/v1/stats`: how the node is, for load balancers and for people.
 
-use super::Ops;
+use super::{Ops, redis_stats};
 use crate::link::health::NotReady;
 use crate::metrics::ShardCounters;
 use crate::plan::BackplanePlan;
@@ -38,9 +38,11 @@ pub(super) async fn stats(State(ops): State<Arc<Ops>>) -> Json<Value> {
     let shards: Vec<ShardCounters> = ops.shards.iter().map(|mirror| mirror.read()).collect();
     let sum = |field: fn(&ShardCounters) -> u64| shards.iter().map(field).sum::<u64>();
     let backplane = ops.backplane.read();
-    let kind = match ops.plan.backplane {
-        BackplanePlan::Memory => "memory",
-        BackplanePlan::Redis(_) => "redis",
+    let (kind, redis) = match &ops.plan.backplane {
+        BackplanePlan::Memory => ("memory", None),
+        BackplanePlan::Redis(plan) => {
+            ("redis", Some(redis_stats::summary(&backplane.redis, plan.keeps_history)))
+        }
     };
     Json(json!({
         "node": ops.plan.node_name,
@@ -63,5 +65,6 @@ pub(super) async fn stats(State(ops): State<Arc<Ops>>) -> Json<Value> {
             "reconnects": backplane.reconnects,
             "canary_rtt_us": backplane.canary_rtt_us,
         },
+        "redis": redis,
     }))
 }

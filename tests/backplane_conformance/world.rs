@@ -102,6 +102,9 @@ impl World {
             canary_timeout_ms: 2_000,
             timeout_ms: 1_000,
             backoff_ms_max: 500,
+            tls_ca_file: None,
+            monitor_interval_ms: 1_000,
+            keeps_history: false,
         };
         let node = |id| Node::start(build, id, BackplanePlan::Redis(plan.clone()));
         let world = World { nodes: (1..=build.nodes).map(node).collect(), redis: Some(redis) };

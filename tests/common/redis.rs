@@ -15,18 +15,26 @@ use std::time::{Duration, Instant};
 pub struct Redis {
     pub port: u16,
     folder: PathBuf,
+    /// What it is started with beside the usual.
+    settings: Vec<String>,
     child: Option<Child>,
 }
 
 impl Redis {
     /// Starts a server and waits until it answers.
     pub fn start() -> Redis {
+        Redis::start_with(&[])
+    }
+
+    /// The same with settings, such as `--maxmemory-policy allkeys-lru`.
+    pub fn start_with(settings: &[&str]) -> Redis {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let name = format!("campanile-redis-{}-{number}", std::process::id());
         let folder = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&folder).expect("a temporary folder");
-        let mut redis = Redis { port: free_port(), folder, child: None };
+        let settings = settings.iter().map(|word| (*word).to_owned()).collect();
+        let mut redis = Redis { port: free_port(), folder, settings, child: None };
         redis.restart();
         redis
     }
@@ -39,6 +47,7 @@ impl Redis {
             .args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
             .arg("--dir")
             .arg(&self.folder)
+            .args(&self.settings)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -122,7 +131,8 @@ pub fn wait_until(state: &str, mut is_there: impl FnMut() -> bool) {
     }
 }
 
-fn free_port() -> u16 {
+/// A port that nobody listens on now.
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("it is bound").port()
 }

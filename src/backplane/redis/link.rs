@@ -17,7 +17,7 @@ use redis::aio::{MultiplexedConnection, SendError};
 use redis::io::tcp::TcpSettings;
 use redis::{
     AsyncConnectionConfig, Client, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind,
-    RedisResult, Value,
+    RedisResult, TlsCertificates, Value,
 };
 use std::pin::Pin;
 use std::sync::Arc;
@@ -156,8 +156,14 @@ pub struct Timeouts {
     pub sub: Duration,
 }
 
-/// Connects both, and makes sure that they reach a master.
-pub async fn connect(url: String, names: Names, timeouts: Timeouts) -> Result<Link, String> {
+/// Connects both, and makes sure that they reach a master. `tls_ca_file`: who may have signed the
+/// server's certificate. It is read each time, so that it can be exchanged while the node runs.
+pub async fn connect(
+    url: String,
+    tls_ca_file: Option<String>,
+    names: Names,
+    timeouts: Timeouts,
+) -> Result<Link, String> {
     let (pushes_in, pushes) = pushes();
     let config = || {
         AsyncConnectionConfig::new()
@@ -168,7 +174,7 @@ pub async fn connect(url: String, names: Names, timeouts: Timeouts) -> Result<Li
         .set_response_timeout(Some(timeouts.sub))
         .set_push_sender(move |info| pushes_in.hand_over(info));
     let cmd_config = config().set_response_timeout(Some(timeouts.usual));
-    let client = client(&url).map_err(|error| format!("{error}"))?;
+    let client = client(&url, tls_ca_file.as_deref())?;
     let sub = open(&client, &sub_config, format!("{}-sub", names.client));
     let cmd = open(&client, &cmd_config, format!("{}-cmd", names.client));
     // Together at most as long as one: a fault is noticed and healed within seconds.
@@ -200,11 +206,17 @@ async fn generation(connection: &mut MultiplexedConnection) -> Result<String, St
     Ok(halves)
 }
 
-fn client(url: &str) -> RedisResult<Client> {
-    let info = url.into_connection_info()?;
+fn client(url: &str, tls_ca_file: Option<&str>) -> Result<Client, String> {
+    let said = |error: redis::RedisError| error.to_string();
+    let info = url.into_connection_info().map_err(said)?;
     let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
     let tcp = TcpSettings::default().set_nodelay(true);
-    Client::open(info.set_redis_settings(settings).set_tcp_settings(tcp))
+    let info = info.set_redis_settings(settings).set_tcp_settings(tcp);
+    let Some(path) = tls_ca_file else { return Client::open(info).map_err(said) };
+    let trouble = |error: String| format!("redis.tls_ca_file = {path}: {error}");
+    let root_cert = std::fs::read(path).map_err(|error| trouble(error.to_string()))?;
+    let certificates = TlsCertificates { client_tls: None, root_cert: Some(root_cert) };
+    Client::build_with_tls(info, certificates).map_err(|error| trouble(error.to_string()))
 }
 
 async fn open(
@@ -290,7 +302,7 @@ mod tests {
         let usual = Duration::from_millis(200);
         let timeouts = Timeouts { usual, sub: usual };
         // Nobody answers; but without a provider the crate panics before it waits.
-        let refused = runtime.block_on(connect(url, names, timeouts));
+        let refused = runtime.block_on(connect(url, None, names, timeouts));
         assert!(refused.is_err());
     }
 }

@@ -15,6 +15,7 @@ mod canary;
 mod histories;
 mod ingest;
 mod link;
+mod monitor;
 pub mod names;
 mod outgoing;
 mod scripts;
@@ -34,6 +35,7 @@ use crate::plan::RedisPlan;
 use canary::Canary;
 use histories::Histories;
 use link::{Link, Push, Timeouts};
+use monitor::Monitor;
 use names::Names;
 use outgoing::Outgoing;
 use std::pin::Pin;
@@ -60,6 +62,7 @@ pub struct RedisTransport {
     histories: Histories,
     /// Topics whose subscription was just confirmed.
     confirmed: Vec<TopicKey>,
+    monitor: Monitor,
     backoff: Backoff,
     malformed: Seldom,
     refused: Seldom,
@@ -102,6 +105,7 @@ impl RedisTransport {
             outgoing: Outgoing::new(&limits, namespaces.clone()),
             histories: Histories::new(namespaces.clone(), &limits),
             confirmed: Vec::new(),
+            monitor: Monitor::new(&plan),
             backoff: Backoff::new(Duration::from_millis(plan.backoff_ms_max), node.0),
             malformed: Seldom::default(),
             refused: Seldom::default(),
@@ -121,6 +125,7 @@ impl RedisTransport {
         let timeouts = Timeouts { usual, sub: usual.max(canary) };
         State::Connecting(Box::pin(link::connect(
             self.plan.url.clone(),
+            self.plan.tls_ca_file.clone(),
             self.names.clone(),
             timeouts,
         )))
@@ -148,6 +153,7 @@ impl RedisTransport {
         self.pause(); // drops both connections
         self.is_up = false;
         local.interest.lose_link();
+        self.monitor.lose_link();
         local.set_up(false, reason, now);
         self.outgoing.lose_link(now, local);
         self.histories.lose_link(local);
@@ -200,8 +206,9 @@ impl RedisTransport {
         let (cmd, names, generation) = (&link.cmd, &self.names, &link.generation[..]);
         is_busy |= self.histories.poll(cx, now, cmd, names, generation, local).map_err(said)?;
         if self.is_up {
-            let link = (cmd, generation);
-            is_busy |= self.outgoing.poll(cx, now, link, names, local).map_err(said)?;
+            self.monitor.poll(cx, now, link);
+            let sends_on = (cmd, generation);
+            is_busy |= self.outgoing.poll(cx, now, sends_on, names, local).map_err(said)?;
         }
         is_busy |= self.tell_of_outage(local);
         Ok(is_busy)
@@ -363,6 +370,7 @@ impl Transport for RedisTransport {
         counters.in_flight = self.outgoing.under_way() as u64;
         counters.canaries_missed = self.missed;
         counters.canary_age_ms = now.duration_since(self.canary_back_at).as_millis() as u64;
+        counters.redis = self.monitor.numbers().clone();
         let State::Live(live) = &self.state else { return };
         let Some(canary) = &live.canary else { return };
         counters.canary_rtt_us = canary.rtt.as_micros() as u64;

@@ -1,0 +1,319 @@
+//! What the Redis server says of itself: how much memory, who follows it, what waits for us, and
+//! which of its settings would lose messages.
+//!
+//! It is asked in one pipeline every few seconds, on the connection that publishes, and its answer
+//! is taken when it comes: nothing waits for it. A question that this user may not ask (managed
+//! servers refuse `CONFIG`) only costs the numbers it would have brought; it is said once, and asked
+//! again a minute later, in case somebody has allowed it.
+//!
+//! What it costs: about 0.3 ms of Redis and of this thread each time, mostly `INFO`'s own text.
+//! Our own connection is looked up by its id, because a list of all subscribers would stop a server
+//! that has many.
+//!
+//! Invariant: whatever is answered, or not answered, no link is given up for it.
+
+mod info;
+
+use super::link::{Link, Reply, poll_reply, send};
+use crate::metrics::redis::{RedisNumbers, advice};
+use crate::plan::RedisPlan;
+use info::{SECTIONS, SETTINGS};
+use redis::aio::MultiplexedConnection;
+use redis::{Pipeline, RedisResult, Value};
+use std::collections::BTreeSet;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+/// How long an answer may take, whatever else may take longer: older numbers are of no use.
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// How often settings are looked at, and whether a refused question is allowed by now.
+const SELDOM: Duration = Duration::from_secs(60);
+
+/// See the module. It outlives links, so that nothing is said twice.
+pub struct Monitor {
+    interval: Duration,
+    keeps_history: bool,
+    own: Own,
+    under_way: Option<(Vec<Question>, Reply<Vec<Value>>)>,
+    asked: [Asked; QUESTIONS.len()],
+    numbers: RedisNumbers,
+    /// What was advised and still holds.
+    told: BTreeSet<&'static str>,
+    is_silence_told: bool,
+}
+
+/// What is asked, and by which commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Question {
+    /// `CONFIG GET`, setting by setting: several in one command need Redis 7.
+    Settings,
+    /// `INFO`, section by section.
+    Info,
+    /// `CLIENT LIST ID`: what waits for this node.
+    Own,
+}
+
+const QUESTIONS: [Question; 3] = [Question::Settings, Question::Info, Question::Own];
+
+/// What became of a question.
+#[derive(Default)]
+struct Asked {
+    /// `None`: at once.
+    due_at: Option<Instant>,
+    /// The last answers, command by command. Numbers are read from these.
+    answers: Vec<Vec<u8>>,
+    is_refusal_told: bool,
+}
+
+/// The id of the connection that subscribes.
+enum Own {
+    Unasked,
+    Asking(Reply<Value>),
+    Known(i64),
+    Refused,
+}
+
+impl Question {
+    fn commands(self) -> usize {
+        match self {
+            Question::Settings => SETTINGS.len(),
+            Question::Info => SECTIONS.len(),
+            Question::Own => 1,
+        }
+    }
+
+    fn write(self, own: i64, pipeline: &mut Pipeline) {
+        match self {
+            Question::Settings => SETTINGS.iter().for_each(|setting| {
+                pipeline.cmd("CONFIG").arg("GET").arg(setting);
+            }),
+            Question::Info => SECTIONS.iter().for_each(|section| {
+                pipeline.cmd("INFO").arg(section.name);
+            }),
+            Question::Own => {
+                pipeline.cmd("CLIENT").arg("LIST").arg("ID").arg(own);
+            }
+        }
+    }
+
+    fn read(self, answers: &[Vec<u8>], numbers: &mut RedisNumbers) {
+        match self {
+            Question::Settings => SETTINGS
+                .iter()
+                .zip(answers)
+                .for_each(|(setting, answer)| info::read_setting(setting, answer, numbers)),
+            Question::Info => SECTIONS
+                .iter()
+                .zip(answers)
+                .for_each(|(section, answer)| info::read(section, answer, numbers)),
+            Question::Own => {
+                answers.iter().for_each(|answer| info::read_client(answer, numbers));
+            }
+        }
+    }
+
+    fn tell_refusal(self, error: &str) {
+        let (allow, missing) = match self {
+            Question::Settings => ("+config|get", "its settings cannot be judged"),
+            Question::Info => ("+info", "the numbers of the server are missing"),
+            Question::Own => {
+                ("+client|id +client|list", "what waits in Redis for this node is not known")
+            }
+        };
+        tracing::info!(
+            error,
+            "Redis does not answer all questions of the monitor: {missing}. Where the server is \
+             yours, allow it: ACL SETUSER <user> {allow}"
+        );
+    }
+}
+
+impl Monitor {
+    /// Asks nothing yet.
+    pub fn new(plan: &RedisPlan) -> Monitor {
+        let mut monitor = Monitor {
+            interval: Duration::from_millis(plan.monitor_interval_ms),
+            keeps_history: plan.keeps_history,
+            own: Own::Unasked,
+            under_way: None,
+            asked: Default::default(),
+            numbers: RedisNumbers::default(),
+            told: BTreeSet::new(),
+            is_silence_told: false,
+        };
+        monitor.forget();
+        monitor
+    }
+
+    /// What is known now.
+    pub fn numbers(&self) -> &RedisNumbers {
+        &self.numbers
+    }
+
+    /// Asks what is due on a link that is up, and takes what was answered.
+    pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant, link: &Link) {
+        if self.interval.is_zero() {
+            return;
+        }
+        self.poll_own(cx, &link.sub);
+        if let Some((_, reply)) = &mut self.under_way {
+            let Poll::Ready(answers) = poll_reply(reply, cx) else { return };
+            let (questions, _) = self.under_way.take().expect("it was just looked at");
+            match answers {
+                Ok(answers) => self.handle_answers(&questions, answers, now),
+                Err(error) => self.handle_silence(&questions, &error.to_string(), now),
+            }
+        }
+        let due = self.due(now);
+        if !due.is_empty() {
+            let pipeline = self.write(&due);
+            let commands = due.iter().map(|question| question.commands()).sum();
+            self.under_way = Some((due, send(cx, ask(link.cmd.clone(), pipeline, commands))));
+        }
+    }
+
+    /// The link is lost, and with it the right to say anything of the server.
+    pub fn lose_link(&mut self) {
+        self.own = Own::Unasked;
+        self.under_way = None;
+        for asked in &mut self.asked {
+            asked.due_at = None;
+            asked.answers.clear();
+        }
+        self.forget();
+    }
+
+    /// The id of the connection that subscribes; it is asked on that connection, once a link.
+    fn poll_own(&mut self, cx: &mut Context<'_>, sub: &MultiplexedConnection) {
+        match &mut self.own {
+            Own::Unasked => self.own = Own::Asking(send(cx, own_id(sub.clone()))),
+            Own::Asking(reply) => match poll_reply(reply, cx) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(Value::Int(id))) => self.own = Own::Known(id),
+                Poll::Ready(answer) => {
+                    self.own = Own::Refused;
+                    let error = answer.and_then(Value::extract_error).err();
+                    let error = error.map_or("no id".to_owned(), |error| error.to_string());
+                    self.refuse(Question::Own, &error);
+                }
+            },
+            Own::Known(_) | Own::Refused => {}
+        }
+    }
+
+    fn due(&self, now: Instant) -> Vec<Question> {
+        let is_due = |question: &Question| {
+            let may_ask = *question != Question::Own || matches!(self.own, Own::Known(_));
+            may_ask && self.asked[*question as usize].due_at.is_none_or(|due_at| due_at <= now)
+        };
+        QUESTIONS.into_iter().filter(is_due).collect()
+    }
+
+    fn write(&self, questions: &[Question]) -> Pipeline {
+        let own = if let Own::Known(id) = self.own { id } else { 0 };
+        let mut pipeline = Pipeline::new();
+        questions.iter().for_each(|question| question.write(own, &mut pipeline));
+        pipeline
+    }
+
+    fn handle_answers(&mut self, questions: &[Question], answers: Vec<Value>, now: Instant) {
+        let mut answers = answers.into_iter();
+        for question in questions {
+            let own = answers.by_ref().take(question.commands()).collect();
+            self.handle_answer(*question, own, now);
+        }
+        self.is_silence_told = false;
+        self.read();
+        self.tell();
+    }
+
+    /// Answers to one question. Those that are errors bring nothing, the others what they have.
+    fn handle_answer(&mut self, question: Question, answers: Vec<Value>, now: Instant) {
+        let refused = answers.iter().find_map(|answer| match answer {
+            Value::ServerError(error) => Some(error.to_string()),
+            _ => None,
+        });
+        let seldom = refused.is_some() || question == Question::Settings;
+        let asked = &mut self.asked[question as usize];
+        asked.due_at = Some(now + if seldom { self.interval.max(SELDOM) } else { self.interval });
+        asked.answers = answers.into_iter().map(text).collect();
+        match refused {
+            Some(error) => self.refuse(question, &error),
+            None => asked.is_refusal_told = false,
+        }
+    }
+
+    /// There was no answer, to none of them. Whether the link still lives is the canary's business.
+    fn handle_silence(&mut self, questions: &[Question], error: &str, now: Instant) {
+        for question in questions {
+            self.asked[*question as usize].due_at = Some(now + self.interval);
+        }
+        if !std::mem::replace(&mut self.is_silence_told, true) {
+            tracing::warn!(error, "Redis does not say how it is; its numbers are missing");
+        }
+        self.forget();
+    }
+
+    fn refuse(&mut self, question: Question, error: &str) {
+        let asked = &mut self.asked[question as usize];
+        if !std::mem::replace(&mut asked.is_refusal_told, true) {
+            question.tell_refusal(error);
+        }
+    }
+
+    fn forget(&mut self) {
+        let monitor_up = (!self.interval.is_zero()).then_some(0);
+        self.numbers = RedisNumbers { monitor_up, ..RedisNumbers::default() };
+    }
+
+    /// Everything that is known, from the last answers.
+    fn read(&mut self) {
+        self.forget();
+        for (question, asked) in QUESTIONS.iter().zip(&self.asked) {
+            question.read(&asked.answers, &mut self.numbers);
+        }
+        let info = &self.asked[Question::Info as usize].answers;
+        self.numbers.monitor_up = Some(u64::from(info.iter().any(|answer| !answer.is_empty())));
+    }
+
+    /// Says what is unsafe, each thing once for as long as it is so.
+    fn tell(&mut self) {
+        let found = advice(&self.numbers, self.keeps_history);
+        let warnings = found.iter().filter(|advice| advice.is_warning).count();
+        self.numbers.warnings = self.numbers.monitor_up.map(|_| warnings as u64);
+        for advice in found.iter().filter(|advice| !self.told.contains(advice.about)) {
+            match advice.is_warning {
+                true => tracing::warn!("{}. Write {}", advice.text, advice.write),
+                false => tracing::info!("{}. Write {}", advice.text, advice.write),
+            }
+        }
+        self.told = found.iter().map(|advice| advice.about).collect();
+    }
+}
+
+/// The bytes of an answer: of a text, or of the value of the one setting that was asked for.
+/// Nothing, where there is an error instead.
+fn text(answer: Value) -> Vec<u8> {
+    match answer {
+        Value::BulkString(bytes) => bytes,
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => text.into_bytes(),
+        Value::Map(pairs) => pairs.into_iter().next().map_or(Vec::new(), |(_, value)| text(value)),
+        _ => Vec::new(),
+    }
+}
+
+async fn ask(
+    mut cmd: MultiplexedConnection,
+    pipeline: Pipeline,
+    commands: usize,
+) -> RedisResult<Vec<Value>> {
+    let answers = cmd.send_packed_commands(&pipeline, 0, commands);
+    match tokio::time::timeout(TIMEOUT, answers).await {
+        Ok(answers) => answers,
+        Err(_) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
+    }
+}
+
+async fn own_id(mut sub: MultiplexedConnection) -> RedisResult<Value> {
+    sub.send_packed_command(redis::cmd("CLIENT").arg("ID")).await
+}

@@ -1,0 +1,312 @@
+//! What a Redis server says of itself, as far as its operators have to know it.
+//!
+//! Every number may be missing: servers of different ages and makers say different things, managed
+//! ones refuse questions, and a server that does not answer says nothing. [`advice`] judges what is
+//! there, and never what is not.
+//!
+//! Invariant: a number that is not in the server's last answer is `None`.
+
+counters! {
+    /// What a Redis server says of itself.
+    RedisNumbers, RedisMirror of Option<u64> {
+        monitor_up: Gauge "redis_monitor_up" "1 while Redis answers INFO; without it the numbers below are missing",
+        warnings: Gauge "redis_warnings" "Settings of Redis that may lose messages; /v1/stats says which and what to write",
+        version: Gauge "redis_version" "The server's version as a number: 7.0.15 is 70015",
+        uptime_s: Gauge "redis_uptime_seconds" "Since the server started",
+        is_loading: Gauge "redis_loading" "1 while the server reads its data set",
+        clients: Gauge "redis_clients" "Connections of the server",
+        clients_max: Gauge "redis_clients_max" "Connections that it accepts (maxclients)",
+        clients_blocked: Gauge "redis_clients_blocked" "Clients that wait in a blocking command",
+        clients_pubsub: Gauge "redis_clients_pubsub" "Clients that subscribe (newer servers say so)",
+        memory_used_bytes: Gauge "redis_memory_used_bytes" "Memory that Redis counts as used",
+        memory_rss_bytes: Gauge "redis_memory_rss_bytes" "Memory that its process holds",
+        memory_max_bytes: Gauge "redis_memory_max_bytes" "maxmemory; 0: no limit",
+        memory_dataset_bytes: Gauge "redis_memory_dataset_bytes" "Memory of keys and values",
+        memory_clients_bytes: Gauge "redis_memory_clients_bytes" "Memory of its clients' buffers, replicas not counted",
+        memory_replication_bytes: Gauge "redis_memory_replication_bytes" "Memory of replication buffers",
+        memory_aof_bytes: Gauge "redis_memory_aof_bytes" "Memory of the append-only file's buffer",
+        memory_system_bytes: Gauge "redis_memory_system_bytes" "Memory of its machine",
+        fragmentation_percent: Gauge "redis_memory_fragmentation_percent" "The process's memory in percent of what is used",
+        evicts_all: Gauge "redis_evicts"["keys" = "all"] "1 if maxmemory-policy lets these keys go when memory is full",
+        evicts_volatile: Gauge "redis_evicts"["keys" = "volatile"] "1 if maxmemory-policy lets these keys go when memory is full",
+        input_bytes: Counter "redis_net_input_bytes_total" "Bytes that the server received",
+        output_bytes: Counter "redis_net_output_bytes_total" "Bytes that the server sent",
+        output_replication_bytes: Counter "redis_net_replication_bytes_total" "Of these, bytes to replicas",
+        input_bytes_per_s: Gauge "redis_net_input_bytes_per_second" "Bytes received in a second, as the server says",
+        output_bytes_per_s: Gauge "redis_net_output_bytes_per_second" "Bytes sent in a second, as the server says",
+        ops_per_s: Gauge "redis_ops_per_second" "Commands in a second, as the server says",
+        commands: Counter "redis_commands_total" "Commands that the server carried out",
+        channels: Gauge "redis_pubsub_channels" "Channels with a subscriber on this server",
+        patterns: Gauge "redis_pubsub_patterns" "Patterns that somebody subscribed to",
+        shard_channels: Gauge "redis_pubsub_shard_channels" "Shard channels with a subscriber on this server",
+        output_buffer_max_bytes: Gauge "redis_output_buffer_max_bytes" "The longest output buffer among its clients lately",
+        own_output_bytes: Gauge "redis_own_output_bytes" "What waits in Redis for this node's subscribing connection",
+        own_output_messages: Gauge "redis_own_output_messages" "The same in replies, where they wait in a list",
+        own_memory_bytes: Gauge "redis_own_memory_bytes" "All memory of that connection in Redis",
+        output_limit_bytes: Gauge "redis_output_limit_bytes" "What may wait for a subscriber before Redis cuts it; 0: anything",
+        output_limit_cuts: Counter "redis_output_limit_cuts_total" "Clients that were cut for their output buffer (newer servers say so)",
+        evicted_keys: Counter "redis_evicted_keys_total" "Keys that were let go because memory was full",
+        evicted_clients: Counter "redis_evicted_clients_total" "Clients that were cut because memory was full",
+        expired_keys: Counter "redis_expired_keys_total" "Keys whose time to live was over",
+        rejected: Counter "redis_rejected_connections_total" "Connections refused because of maxclients",
+        errors: Counter "redis_error_replies_total" "Replies that were errors, to whomever",
+        errors_oom: Counter "redis_errors_total"["kind" = "OOM"] "Error replies of some kinds, to whomever",
+        errors_noreplicas: Counter "redis_errors_total"["kind" = "NOREPLICAS"] "Error replies of some kinds, to whomever",
+        errors_readonly: Counter "redis_errors_total"["kind" = "READONLY"] "Error replies of some kinds, to whomever",
+        errors_moved: Counter "redis_errors_total"["kind" = "MOVED"] "Error replies of some kinds, to whomever",
+        errors_crossslot: Counter "redis_errors_total"["kind" = "CROSSSLOT"] "Error replies of some kinds, to whomever",
+        errors_noscript: Counter "redis_errors_total"["kind" = "NOSCRIPT"] "Error replies of some kinds, to whomever",
+        errors_noperm: Counter "redis_errors_total"["kind" = "NOPERM"] "Error replies of some kinds, to whomever",
+        is_master: Gauge "redis_master" "1 on a master, 0 on a replica",
+        replicas: Gauge "redis_replicas" "Replicas that are connected",
+        replicas_online: Gauge "redis_replicas_online" "Of these, replicas that have what there was and follow",
+        replica_lag_bytes: Gauge "redis_replica_lag_bytes" "What the replica furthest behind has not acknowledged",
+        replica_lag_s: Gauge "redis_replica_lag_seconds" "Since the replica silent longest last acknowledged",
+        replicas_to_write: Gauge "redis_min_replicas_to_write" "Replicas without which Redis refuses writes; 0: it never does",
+        is_link_up: Gauge "redis_master_link_up" "On a replica: 1 while it hears its master",
+        fork_us: Gauge "redis_last_fork_us" "How long the last fork took, during which nothing is answered",
+        is_rdb_ok: Gauge "redis_rdb_ok" "1 if the last snapshot was written",
+        is_aof_on: Gauge "redis_aof_enabled" "1 if there is an append-only file",
+        is_aof_ok: Gauge "redis_aof_ok" "1 if the append-only file could be written last time",
+        is_saving: Gauge "redis_save_enabled" "1 if snapshots are taken by themselves (save)",
+        changes_unsaved: Gauge "redis_changes_since_save" "Changes since the last snapshot",
+        cpu_main_ms: Counter "redis_cpu_ms_total"["of" = "main_thread"] "Processor time; the main thread carries out every command",
+        cpu_user_ms: Counter "redis_cpu_ms_total"["of" = "process_user"] "Processor time; the main thread carries out every command",
+        cpu_system_ms: Counter "redis_cpu_ms_total"["of" = "process_system"] "Processor time; the main thread carries out every command",
+        publish_calls: Counter "redis_calls_total"["command" = "publish"] "Calls of commands that campanile uses, from whomever",
+        spublish_calls: Counter "redis_calls_total"["command" = "spublish"] "Calls of commands that campanile uses, from whomever",
+        subscribe_calls: Counter "redis_calls_total"["command" = "subscribe"] "Calls of commands that campanile uses, from whomever",
+        evalsha_calls: Counter "redis_calls_total"["command" = "evalsha"] "Calls of commands that campanile uses, from whomever",
+        publish_us: Counter "redis_calls_us_total"["command" = "publish"] "Processor time that these calls took",
+        spublish_us: Counter "redis_calls_us_total"["command" = "spublish"] "Processor time that these calls took",
+        subscribe_us: Counter "redis_calls_us_total"["command" = "subscribe"] "Processor time that these calls took",
+        evalsha_us: Counter "redis_calls_us_total"["command" = "evalsha"] "Processor time that these calls took",
+        stream_node_bytes: Gauge "redis_stream_node_max_bytes" "stream-node-max-bytes: the least that a history takes",
+    }
+}
+
+/// What somebody should know of a server's settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Advice {
+    /// The setting, as Redis calls it.
+    pub about: &'static str,
+    /// Whether messages are at stake. If not, it is good to know.
+    pub is_warning: bool,
+    /// What is the case, and what will come of it.
+    pub text: String,
+    /// What to write: a command for now, and the line of `redis.conf` for the next start.
+    pub write: &'static str,
+}
+
+/// Subscribers are cut at this or more without a warning: a second of 64,000 messages of 1 KiB.
+const OUTPUT_LIMIT_BYTES_GOOD: u64 = 64 * 1024 * 1024;
+/// Bytes of a stream's node at which a history of one message costs 1.3 KB instead of 4.3 KB.
+const STREAM_NODE_BYTES_GOOD: u64 = 1024;
+/// 6.2 is the oldest that has all that is asked for here. 6.0 has RESP3, without which there is no
+/// connection at all.
+const VERSION_GOOD: u64 = 60_200;
+
+/// Judges a server. `keeps_history`: some namespace has a history, which Redis is to keep.
+pub fn advice(numbers: &RedisNumbers, keeps_history: bool) -> Vec<Advice> {
+    let mut found = vec![replicas_advice(numbers), output_advice(numbers), version_advice(numbers)];
+    found.extend([eviction_advice(numbers), memory_advice(numbers)]);
+    if keeps_history {
+        found.extend([volatile_advice(numbers), stream_advice(numbers), saving_advice(numbers)]);
+    }
+    let mut found: Vec<Advice> = found.into_iter().flatten().collect();
+    found.sort_by_key(|advice| !advice.is_warning);
+    found
+}
+
+fn replicas_advice(numbers: &RedisNumbers) -> Option<Advice> {
+    let replicas = numbers.replicas.filter(|replicas| *replicas > 0)?;
+    (numbers.replicas_to_write == Some(0)).then(|| Advice {
+        about: "min-replicas-to-write",
+        is_warning: true,
+        text: format!(
+            "the Redis server has replicas ({replicas}) and min-replicas-to-write is 0: cut off from \
+             them it goes on taking messages, which are lost when a replica takes its place"
+        ),
+        write: "CONFIG SET min-replicas-to-write 1 (redis.conf: min-replicas-to-write 1), best \
+                with two replicas or more",
+    })
+}
+
+fn output_advice(numbers: &RedisNumbers) -> Option<Advice> {
+    let bytes = numbers.output_limit_bytes?;
+    (bytes > 0 && bytes < OUTPUT_LIMIT_BYTES_GOOD).then(|| Advice {
+        about: "client-output-buffer-limit",
+        is_warning: true,
+        text: format!(
+            "Redis cuts a subscriber for whom {bytes} bytes wait: a burst that this node takes a \
+             moment for ends its connection, and messages without history are lost"
+        ),
+        write: "CONFIG SET client-output-buffer-limit \"pubsub 256mb 128mb 60\" (redis.conf: \
+                client-output-buffer-limit pubsub 256mb 128mb 60)",
+    })
+}
+
+fn eviction_advice(numbers: &RedisNumbers) -> Option<Advice> {
+    (numbers.evicts_all == Some(1)).then(|| Advice {
+        about: "maxmemory-policy",
+        is_warning: true,
+        text: "maxmemory-policy is one of allkeys-*: when memory is full, Redis lets go of \
+               whatever it likes, without an error that anybody sees"
+            .to_owned(),
+        write: "CONFIG SET maxmemory-policy noeviction (redis.conf: maxmemory-policy noeviction)",
+    })
+}
+
+fn memory_advice(numbers: &RedisNumbers) -> Option<Advice> {
+    (numbers.memory_max_bytes == Some(0)).then(|| Advice {
+        about: "maxmemory",
+        is_warning: false,
+        text: "maxmemory is 0: Redis grows until the kernel ends it, or others on its machine"
+            .to_owned(),
+        write: "CONFIG SET maxmemory 4gb (redis.conf: maxmemory 4gb), or what the machine can \
+                spare; half of it where snapshots are taken",
+    })
+}
+
+fn volatile_advice(numbers: &RedisNumbers) -> Option<Advice> {
+    (numbers.evicts_volatile == Some(1)).then(|| Advice {
+        about: "maxmemory-policy",
+        is_warning: false,
+        text: "maxmemory-policy is one of volatile-*: when memory is full, histories are cut; who \
+               comes back then is told recovered:false"
+            .to_owned(),
+        write: "CONFIG SET maxmemory-policy noeviction (redis.conf: maxmemory-policy noeviction) \
+                where publishes are to fail instead",
+    })
+}
+
+fn stream_advice(numbers: &RedisNumbers) -> Option<Advice> {
+    let bytes = numbers.stream_node_bytes?;
+    // 0: no bound in bytes, so a node takes its hundred entries.
+    (bytes == 0 || bytes > STREAM_NODE_BYTES_GOOD).then(|| Advice {
+        about: "stream-node-max-bytes",
+        is_warning: false,
+        text: format!(
+            "stream-node-max-bytes is {bytes}: a history of a single message takes as much as a \
+             node. With 1024 a million quiet rooms take 1.3 GB instead of 4.3 GB"
+        ),
+        write: "CONFIG SET stream-node-max-bytes 1024 (redis.conf: stream-node-max-bytes 1024)",
+    })
+}
+
+fn saving_advice(numbers: &RedisNumbers) -> Option<Advice> {
+    (numbers.is_aof_on == Some(0) && numbers.is_saving == Some(0)).then(|| Advice {
+        about: "appendonly",
+        is_warning: false,
+        text: "appendonly is no and save is empty: a restart of Redis loses every history; who \
+               comes back then is told recovered:false"
+            .to_owned(),
+        write: "CONFIG SET appendonly yes (redis.conf: appendonly yes)",
+    })
+}
+
+fn version_advice(numbers: &RedisNumbers) -> Option<Advice> {
+    let version = numbers.version.filter(|version| *version < VERSION_GOOD)?;
+    Some(Advice {
+        about: "version",
+        is_warning: true,
+        text: format!(
+            "the server is Redis {}; 6.2 is the oldest that has what is asked of it here",
+            version_text(version)
+        ),
+        write: "update the server",
+    })
+}
+
+/// 70015 as people write it: 7.0.15.
+pub fn version_text(version: u64) -> String {
+    format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server with whose settings nothing is wrong.
+    fn good() -> RedisNumbers {
+        RedisNumbers {
+            version: Some(70_015),
+            replicas: Some(2),
+            replicas_to_write: Some(1),
+            output_limit_bytes: Some(256 * 1024 * 1024),
+            evicts_all: Some(0),
+            evicts_volatile: Some(0),
+            memory_max_bytes: Some(1 << 30),
+            stream_node_bytes: Some(1024),
+            is_aof_on: Some(1),
+            is_saving: Some(0),
+            ..RedisNumbers::default()
+        }
+    }
+
+    fn abouts(numbers: &RedisNumbers, keeps_history: bool) -> Vec<(&'static str, bool)> {
+        let found = advice(numbers, keeps_history);
+        found.into_iter().map(|advice| (advice.about, advice.is_warning)).collect()
+    }
+
+    #[test]
+    fn each_unsafe_setting_is_told_and_nothing_else() {
+        type Spoil = fn(&mut RedisNumbers);
+        type Row = (Spoil, Option<(&'static str, bool)>, bool);
+        let table: [Row; 12] = [
+            (|_| {}, None, true),
+            (|n| n.replicas_to_write = Some(0), Some(("min-replicas-to-write", true)), false),
+            (
+                |n| n.output_limit_bytes = Some(32 << 20),
+                Some(("client-output-buffer-limit", true)),
+                false,
+            ),
+            (|n| n.output_limit_bytes = Some(0), None, true),
+            (|n| n.output_limit_bytes = Some(64 << 20), None, true),
+            (|n| n.evicts_all = Some(1), Some(("maxmemory-policy", true)), false),
+            (|n| n.evicts_volatile = Some(1), Some(("maxmemory-policy", false)), true),
+            (|n| n.memory_max_bytes = Some(0), Some(("maxmemory", false)), false),
+            (|n| n.stream_node_bytes = Some(4096), Some(("stream-node-max-bytes", false)), true),
+            (|n| n.stream_node_bytes = Some(0), Some(("stream-node-max-bytes", false)), true),
+            (|n| n.is_aof_on = Some(0), Some(("appendonly", false)), true),
+            (|n| n.version = Some(60_016), Some(("version", true)), false),
+        ];
+        for (at, (spoil, expected, only_with_history)) in table.into_iter().enumerate() {
+            let mut numbers = good();
+            spoil(&mut numbers);
+            let expected: Vec<_> = expected.into_iter().collect();
+            assert_eq!(abouts(&numbers, true), expected, "row {at}");
+            let without = if only_with_history { vec![] } else { expected };
+            assert_eq!(abouts(&numbers, false), without, "row {at}");
+        }
+    }
+
+    #[test]
+    fn no_replicas_need_no_replica_to_write_and_a_snapshot_is_enough() {
+        let alone = RedisNumbers { replicas: Some(0), replicas_to_write: Some(0), ..good() };
+        assert_eq!(abouts(&alone, true), []);
+        let saving = RedisNumbers { is_aof_on: Some(0), is_saving: Some(1), ..good() };
+        assert_eq!(abouts(&saving, true), []);
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_judged_and_warnings_come_first() {
+        assert_eq!(advice(&RedisNumbers::default(), true), []);
+        let bad = RedisNumbers { evicts_all: Some(1), memory_max_bytes: Some(0), ..good() };
+        assert_eq!(abouts(&bad, false), [("maxmemory-policy", true), ("maxmemory", false)]);
+        let output = RedisNumbers { output_limit_bytes: Some(33_554_432), ..good() };
+        let told = &advice(&output, false)[0];
+        assert!(told.text.contains("33554432"), "{told:?}");
+        assert!(told.write.contains("CONFIG SET client-output-buffer-limit"), "{told:?}");
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_in_the_list_and_a_zero_is() {
+        let mirror = RedisMirror::default();
+        assert_eq!(mirror.read().describe().len(), 0, "nothing was measured yet");
+        mirror.publish(&RedisNumbers { evicted_keys: Some(0), ..RedisNumbers::default() });
+        let described = mirror.read().describe();
+        assert_eq!(described.len(), 1);
+        assert_eq!((described[0].name, described[0].value), ("redis_evicted_keys_total", 0));
+    }
+}
