@@ -238,6 +238,7 @@ fn a_full_window_is_answered_at_once() {
             from: None,
             except: None,
             key: None,
+            conflate_key: None,
             done: Done::Nobody,
         };
         node.end.try_publish(Uplink::Publish(publish)).unwrap();

@@ -224,6 +224,7 @@ pub fn the_ops_thread_publishes_and_is_called_back(world: World) {
         from: None,
         except: None,
         key: None,
+        conflate_key: None,
         done: Done::Call(Box::new(move |outcome| tell.send(outcome).unwrap())),
     };
     assert!(world.nodes[0].ops.try_publish(Uplink::Publish(publish)).is_ok());

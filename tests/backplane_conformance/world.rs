@@ -191,6 +191,7 @@ impl Shard {
             from: Some(TopicName::user("ann")),
             except: except.map(origin),
             key: None,
+            conflate_key: None,
             done: Done::Conn { shard: self.end.id, conn: conn_id(7), id },
         }));
     }
@@ -204,6 +205,7 @@ impl Shard {
             from: None,
             except: None,
             key: key.map(Into::into),
+            conflate_key: None,
             done: Done::Conn { shard: self.end.id, conn: conn_id(7), id },
         }));
     }
