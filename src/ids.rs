@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_conflate_key_is_the_same_everywhere_and_not_like_others() {
-        let bits = |text| ConflateKey::of(text).map(ConflateKey::to_bits);
+        let bits = |text: &str| ConflateKey::of(text).map(ConflateKey::to_bits);
         // The first eight bytes of SHA-256("abc"), FIPS 180-2 B.1.
         assert_eq!(bits("abc"), Some(u64::from_le_bytes(*b"\xba\x78\x16\xbf\x8f\x01\xcf\xea")));
         assert_ne!(bits("AAPL"), bits("MSFT"));

@@ -60,7 +60,13 @@ fn allocations(shards: u16, members: Members) -> usize {
     let mut deliver = || {
         for topic in &topics {
             let (topic, payload) = (topic.as_str(), br#"{"some":"payload"}"#);
-            local.message(&Message { topic, from: Some("ann"), payload, except: None, conflate_key: None });
+            local.message(&Message {
+                topic,
+                from: Some("ann"),
+                payload,
+                except: None,
+                conflate_key: None,
+            });
         }
         local.flush();
     };

@@ -118,7 +118,8 @@ impl Local {
         let mut deliver = |shard: ShardId, to: TopicId, frames: FrameSet| {
             let except = except.filter(|origin| origin.shard == shard).map(|origin| origin.conn);
             let index = usize::from(shard.0);
-            let delivered = self.lanes[index].deliver(&self.end.shards[index], to, frames, except, key);
+            let delivered =
+                self.lanes[index].deliver(&self.end.shards[index], to, frames, except, key);
             self.counters.delivered += u64::from(delivered);
             self.counters.dropped += u64::from(!delivered);
         };

@@ -151,8 +151,7 @@ fn understand(text: &[u8], plan: &Plan) -> Result<Understood, Refused> {
         check_key(key, &topic, plan)?;
     }
     let conflate_key = message.conflate_key.as_deref().map(conflate_key).transpose()?;
-    let conflate_key =
-        conflate_key.filter(|_| plan.namespaces.policy(topic.kind()).conflates());
+    let conflate_key = conflate_key.filter(|_| plan.namespaces.policy(topic.kind()).conflates());
     let payload = bytes::Bytes::copy_from_slice(payload);
     Ok(Understood { topic, payload, key: message.key, conflate_key })
 }

@@ -110,12 +110,7 @@ impl Outbox {
 
     /// Queues what must not be given up, unless more than `bytes_max` would wait. What is loose gives
     /// way to it, the oldest of all rooms first.
-    pub fn push(
-        &mut self,
-        bytes: Bytes,
-        bytes_max: usize,
-        counters: &mut ShardCounters,
-    ) -> Pushed {
+    pub fn push(&mut self, bytes: Bytes, bytes_max: usize, counters: &mut ShardCounters) -> Pushed {
         if self.make_room(bytes.len(), bytes_max, counters) == Pushed::Full {
             return Pushed::Full;
         }

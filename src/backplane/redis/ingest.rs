@@ -51,9 +51,7 @@ pub fn read(json: &[u8], bytes_max: usize, depth_max: usize) -> Result<Ingest<'_
     };
     let conflate_key = match said.conflate_key {
         None => None,
-        Some(key) => {
-            Some(ConflateKey::of(&key).ok_or("a conflate_key has 1 to 128 bytes")?)
-        }
+        Some(key) => Some(ConflateKey::of(&key).ok_or("a conflate_key has 1 to 128 bytes")?),
     };
     Ok(Ingest { topic, payload, conflate_key })
 }
