@@ -1,11 +1,12 @@
 //! What one node says to another: a message as it travels in a Redis channel.
 //!
 //! ```text
-//! version 1 │ flags │ [node u64, shard u16, conn u32 + u32] │ [length u8, user] │ [key u64] │ payload …
+//! version 1 │ flags │ [node u64, shard u16, conn u32 + u32] │ [length u8, user] │ [key u64] │ …
 //! ```
 //!
 //! Numbers are little-endian. Flag 1: somebody is excepted (the first bracket). Flag 2: a user sent
-//! it (the second). Flag 4: it has a conflate key (the third). The topic is not in it: it is the channel's name. The payload is the rest.
+//! it (the second). Flag 4: it has a conflate key (the third). The topic is not in it: it is the
+//! channel's name. The payload is the rest.
 //!
 //! Invariant: whatever bytes come, [`read`] answers. Nodes of two versions may share a Redis during
 //! a deploy, so an unknown version or flag is refused as a whole, never read halfway.

@@ -124,8 +124,8 @@ impl Outbox {
         self.append(bytes, Kind::Fixed);
     }
 
-    /// Where a room stands here, by which [`Outbox::push_loose`] knows it. `name` and `policy` are asked for
-    /// when it was not here yet.
+    /// Where a room stands here, by which [`Outbox::push_loose`] knows it. `name` and `policy` are
+    /// looked at when it was not here yet.
     pub fn room(&mut self, at: TopicId, name: &TopicName, policy: &Policy) -> usize {
         if let Some(place) = self.rooms.iter().position(|room| room.at == at) {
             return place;

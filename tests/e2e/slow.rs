@@ -12,6 +12,8 @@ fn a_slow_client_is_closed_with_1013_while_the_others_hear_everything() {
         "1",
         "--limits-outbox-bytes-max",
         "200000",
+        "--limits-recovery-bytes-max",
+        "200000",
         "--limits-close-timeout-ms",
         "30000",
     ];
@@ -99,6 +101,7 @@ fn a_slow_client_of_a_drop_oldest_room_is_told_how_many_it_missed_and_goes_on() 
 fn a_slow_client_of_a_conflating_room_hears_the_newest_of_each_key() {
     let (node, mut quick, mut slow) = quick_and_slow("tick:x");
     let filling = "x".repeat(30_000);
+    let json_body = [("Content-Type", "application/json")];
     let conflated = || node.metric("campanile_slow_conflated_total");
     let mut sent = 0;
     while conflated() < 10 {
@@ -108,7 +111,7 @@ fn a_slow_client_of_a_conflating_room_hears_the_newest_of_each_key() {
         );
         // Clients and the HTTP API may both say what a message is about.
         if sent % 3 == 0 {
-            let reply = http::request(node.ops, "POST", "/v1/publish", &[], &message);
+            let reply = http::request(node.ops, "POST", "/v1/publish", &json_body, &message);
             assert_eq!(reply.status, 200, "{reply:?}");
         } else {
             quick.say(message);

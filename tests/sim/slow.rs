@@ -277,14 +277,14 @@ fn day(seed: u64) -> World {
         world.connect_to(n % 2, &format!("user{n}"), &rooms);
     }
     for step in 0..300u32 {
-        let who = world.rng.below(6) as usize;
+        let who = world.rng.below(6);
         match world.rng.below(8) {
-            0 => world.clients[who].pace = world.rng.below(200) as usize,
-            1 => world.clients[who].down_max = 20 + world.rng.below(300) as usize,
+            0 => world.clients[who].pace = world.rng.below(200),
+            1 => world.clients[who].down_max = 20 + world.rng.below(300),
             2 => _ = world.send_other(who, r#""type":"ping""#),
             _ => {
-                let room = rooms[world.rng.below(3) as usize];
-                let bytes = world.rng.below(250) as usize;
+                let room = rooms[world.rng.below(3)];
+                let bytes = world.rng.below(250);
                 let echo = !step.is_multiple_of(5);
                 let say = Say { bytes, echo, ..Say::default() };
                 world.send_message(who, &format!("r:{room}"), say);

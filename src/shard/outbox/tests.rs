@@ -37,6 +37,10 @@ impl Told {
         self.outbox.push(framed(text), self.bytes_max, &mut self.counters)
     }
 
+    fn reply(&mut self, text: &str) {
+        assert_eq!(self.fixed(text), Pushed::Queued);
+    }
+
     fn pieces(&mut self, room: &str, pieces: &[Piece]) -> Pushed {
         let name = TopicName::room(room);
         let index = room.bytes().map(u32::from).sum();
@@ -119,10 +123,10 @@ fn a_frame_that_has_begun_is_never_cut_off() {
 fn the_oldest_of_a_room_give_way_and_their_number_stands_where_they_stood() {
     let mut told = Told::new("d: slow_consumer=drop_oldest, slow_bytes_max=256", 2000);
     let text = |n: u32| format!("{n:0>98}");
-    told.fixed("before");
+    told.reply("before");
     for n in 0..7 {
         told.message("d:x", &text(n));
-        told.fixed(&format!("reply {n}"));
+        told.reply(&format!("reply {n}"));
     }
     assert_eq!((told.counters.slow_dropped, told.counters.slow_notices), (5, 1));
     let wanted = ["before", "reply 0", "reply 1", "reply 2", "reply 3", &lost("d:x", 5)];
@@ -230,7 +234,7 @@ fn a_message_for_which_there_is_no_room_at_all_is_told_as_lost() {
     let mut told = Told::new("default: slow_consumer=drop_oldest", 300);
     told.message("x", "first");
     for n in 0..2 {
-        assert_eq!(told.fixed(&format!("{n:0>98}")), Pushed::Queued);
+        told.reply(&format!("{n:0>98}"));
     }
     for _ in 0..3 {
         told.message("x", &format!("{:0>98}", "much"));
@@ -243,13 +247,13 @@ fn a_message_for_which_there_is_no_room_at_all_is_told_as_lost() {
 #[test]
 fn rooms_that_come_and_go_leave_nothing_behind() {
     let mut told = Told::new("default: slow_consumer=drop_oldest", 500);
-    told.fixed("something that does not leave");
+    told.reply("something that does not leave");
     told.take(3);
     for n in 0..100 {
         told.message(&"x".repeat(n + 1), "hello");
         let before = told.outbox.bytes();
         told.take(before - 1);
-        told.fixed("more");
+        told.reply("more");
         told.take(1 + 1);
     }
     assert!(told.outbox.rooms.len() <= 2, "{}", told.outbox.rooms.len());
