@@ -12,10 +12,12 @@ use campanile::auth::{Identity, Rights};
 use campanile::ids::{ConnId, NodeId, ShardId, TopicId};
 use campanile::limits::Limits;
 use campanile::link::{Downlink, FrameSet, Uplink};
+use campanile::namespaces::Namespaces;
 use campanile::shard::batch::SendBatch;
 use campanile::shard::{Opening, Shard, ShardConfig};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
+use std::sync::Arc;
 
 const NOW_MS: u64 = 1;
 /// A message of 120 bytes, as in every comparison of this project.
@@ -59,6 +61,11 @@ fn drain(shard: &mut Shard, batch: &mut SendBatch) -> usize {
 
 /// A shard with `members` in one room.
 fn crowd(members: u32, batch: &mut SendBatch) -> (Shard, TopicId) {
+    ruled(members, "", batch)
+}
+
+/// The same in a room of these namespaces.
+fn ruled(members: u32, namespaces: &str, batch: &mut SendBatch) -> (Shard, TopicId) {
     let limits = Limits { handshakes_max: 1_000_000, ..Limits::PRODUCTION };
     let (id, node) = (ShardId(0), NodeId(1));
     let mut shard = Shard::new(ShardConfig {
@@ -66,7 +73,7 @@ fn crowd(members: u32, batch: &mut SendBatch) -> (Shard, TopicId) {
         node,
         node_name: "n".into(),
         limits,
-        namespaces: Default::default(),
+        namespaces: Arc::new(Namespaces::read(namespaces).expect("as they are written")),
     });
     open(&mut shard, 0, &["r"]);
     let room = settle(&mut shard, batch).expect("the room was joined last");
@@ -113,6 +120,25 @@ fn by_messages(c: &mut Criterion) {
     group.finish();
 }
 
+/// What a policy for slow members costs while there are none: something a round, nothing a member.
+fn by_policy(c: &mut Criterion) {
+    let mut group = c.benchmark_group("fanout/slow_consumer");
+    let mut batch = SendBatch::default();
+    for policy in ["close", "drop_oldest"] {
+        for (members, messages) in [(1, 1), (1_000, 1), (1_000, 64)] {
+            let namespaces = format!("default: slow_consumer={policy}");
+            let (mut shard, room) = ruled(members, &namespaces, &mut batch);
+            let frame = Bytes::from_static(&FRAME);
+            group.throughput(Throughput::Elements(u64::from(members) * messages));
+            let shape = format!("{members} members, {messages} messages");
+            group.bench_function(BenchmarkId::new(policy, shape), |b| {
+                b.iter(|| visit(&mut shard, room, &frame, messages, &mut batch));
+            });
+        }
+    }
+    group.finish();
+}
+
 /// A client's frame with a mask of zeros, so that it can be read again and again.
 fn request(text: &str) -> Vec<u8> {
     let mut frame = vec![0x81, 0x80 | text.len() as u8, 0, 0, 0, 0];
@@ -140,5 +166,5 @@ fn join_and_leave(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, by_members, by_messages, join_and_leave);
+criterion_group!(benches, by_members, by_messages, by_policy, join_and_leave);
 criterion_main!(benches);

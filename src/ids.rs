@@ -4,7 +4,9 @@
 //! generation, so that a message which was under way while its target left finds nobody instead of
 //! a stranger (the ABA guard of `slots.rs`).
 
+use sha2::{Digest, Sha256};
 use std::fmt;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 /// One shard of this node, counted from 0.
@@ -58,6 +60,39 @@ pub struct NodeId(pub u64);
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)
+    }
+}
+
+/// The longest `conflate_key`, in bytes of text.
+pub const CONFLATE_KEY_BYTES_MAX: usize = 128;
+
+/// What a message is about, where only the newest one about the same thing matters to a slow member:
+/// a digest of its `conflate_key`, the same on every node of every version.
+///
+/// Eight bytes instead of the text, so that it costs nothing to carry. Of ten thousand keys of one
+/// room two are alike once in 10¹¹; and who wanted to make two alike could as well write the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConflateKey(NonZeroU64);
+
+impl ConflateKey {
+    /// The key that clients write as `text`. `None`: it is empty, or too long.
+    pub fn of(text: &str) -> Option<ConflateKey> {
+        if !(1..=CONFLATE_KEY_BYTES_MAX).contains(&text.len()) {
+            return None;
+        }
+        let digest = Sha256::digest(text.as_bytes());
+        let (first, _) = digest.split_first_chunk().expect("a digest has 32 bytes");
+        Some(ConflateKey(NonZeroU64::new(u64::from_le_bytes(*first)).unwrap_or(NonZeroU64::MAX)))
+    }
+
+    /// As it travels between nodes.
+    pub fn to_bits(self) -> u64 {
+        self.0.get()
+    }
+
+    /// The inverse of [`ConflateKey::to_bits`]. 0 is no key.
+    pub fn from_bits(bits: u64) -> Option<ConflateKey> {
+        NonZeroU64::new(bits).map(ConflateKey)
     }
 }
 
@@ -163,6 +198,17 @@ mod tests {
         for wrong in ["", "r", "r:", "x:y", "**", "u:", "r:\n"] {
             assert_eq!(TopicName::parse(wrong), None, "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_conflate_key_is_the_same_everywhere_and_not_like_others() {
+        let bits = |text: &str| ConflateKey::of(text).map(ConflateKey::to_bits);
+        // The first eight bytes of SHA-256("abc"), FIPS 180-2 B.1.
+        assert_eq!(bits("abc"), Some(u64::from_le_bytes(*b"\xba\x78\x16\xbf\x8f\x01\xcf\xea")));
+        assert_ne!(bits("AAPL"), bits("MSFT"));
+        assert_eq!(bits("AAPL").and_then(ConflateKey::from_bits), ConflateKey::of("AAPL"));
+        assert_eq!((bits(""), ConflateKey::from_bits(0)), (None, None));
+        assert!(bits(&"k".repeat(128)).is_some() && bits(&"k".repeat(129)).is_none());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What holds for which rooms: history, recovery, who may come in.
+//! What holds for which rooms: history, recovery, who may come in, what becomes of slow members.
 //!
 //! A room's name up to its first colon is its *namespace*: `chat:lobby` is of `chat`. What is said
 //! of `[namespaces.chat]` holds for all such rooms; a room of no namespace, or of one that nothing is
@@ -23,6 +23,17 @@ pub enum Who {
     Nobody,
 }
 
+/// What becomes of messages for a member whose socket does not take more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlowConsumer {
+    /// They wait; beyond `limits.outbox_bytes_max` the connection is closed.
+    Close,
+    /// The oldest of the room give way, and the member is told how many.
+    DropOldest,
+    /// Only the newest of the room waits, or the newest for each `conflate_key`.
+    Conflate,
+}
+
 /// What holds for the rooms of one namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -36,6 +47,10 @@ pub struct Policy {
     pub join: Who,
     /// Who may publish, if their rights allow it.
     pub publish: Who,
+    /// What becomes of messages for members who are too slow.
+    pub slow_consumer: SlowConsumer,
+    /// What may wait of one room for one such member, where messages give way.
+    pub slow_bytes_max: usize,
 }
 
 /// All namespaces.
@@ -49,6 +64,8 @@ pub struct Namespaces {
 const DEFAULT: &str = "default";
 const HISTORY_SIZE_MAX: u64 = 100_000;
 const HISTORY_TTL_S_MAX: u64 = 30 * 24 * 60 * 60;
+const SLOW_BYTES_MIN: u64 = 256;
+const SLOW_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// Namespaces, at most.
 const NAMESPACES_MAX: usize = 255;
 
@@ -104,6 +121,26 @@ pub static SETTINGS: &[Setting] = &[
         set: |policy, text| set(&mut policy.publish, Who::read(text)?),
         get: |policy| policy.publish.name().to_owned(),
     },
+    Setting {
+        key: "slow_consumer",
+        wanted: "one of close, drop_oldest, conflate",
+        doc: "What becomes of messages for a member who reads too slowly. close: they wait, up to \
+              limits.outbox_bytes_max. drop_oldest: the oldest give way, and the member hears `lost`. \
+              conflate: only the newest waits, or the newest for each `conflate_key`.",
+        set: |policy, text| set(&mut policy.slow_consumer, SlowConsumer::read(text)?),
+        get: |policy| policy.slow_consumer.name().to_owned(),
+    },
+    Setting {
+        key: "slow_bytes_max",
+        wanted: "a whole number of bytes from 256 to 1073741824",
+        doc: "What may wait of one room for one slow member, with drop_oldest or conflate. Beyond: \
+              the oldest give way. All rooms of a connection together stay within \
+              limits.outbox_bytes_max.",
+        set: |policy, text| {
+            set(&mut policy.slow_bytes_max, number(text, SLOW_BYTES_MIN, SLOW_BYTES_MAX)? as usize)
+        },
+        get: |policy| policy.slow_bytes_max.to_string(),
+    },
 ];
 
 fn set<T>(place: &mut T, value: T) -> Option<()> {
@@ -140,6 +177,23 @@ impl Who {
     }
 }
 
+impl SlowConsumer {
+    const ALL: [SlowConsumer; 3] =
+        [SlowConsumer::Close, SlowConsumer::DropOldest, SlowConsumer::Conflate];
+
+    fn name(self) -> &'static str {
+        match self {
+            SlowConsumer::Close => "close",
+            SlowConsumer::DropOldest => "drop_oldest",
+            SlowConsumer::Conflate => "conflate",
+        }
+    }
+
+    fn read(text: &str) -> Option<SlowConsumer> {
+        SlowConsumer::ALL.into_iter().find(|slow| slow.name() == text)
+    }
+}
+
 impl Policy {
     /// Where nothing is said.
     pub const DEFAULT: Policy = Policy {
@@ -148,11 +202,18 @@ impl Policy {
         recovery: true,
         join: Who::Anyone,
         publish: Who::Anyone,
+        slow_consumer: SlowConsumer::Close,
+        slow_bytes_max: 256 * 1024,
     };
 
     /// Whether messages are kept.
     pub fn has_history(&self) -> bool {
         self.history_size > 0
+    }
+
+    /// Whether a `conflate_key` means anything.
+    pub fn conflates(&self) -> bool {
+        self.slow_consumer == SlowConsumer::Conflate
     }
 }
 
@@ -265,7 +326,8 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let text = "a: history_size=3, recovery=false, join=users; b: publish=nobody";
+        let text = "a: history_size=3, recovery=false, join=users; \
+                    b: publish=nobody, slow_consumer=conflate, slow_bytes_max=1000";
         let all = Namespaces::read(text).unwrap();
         assert_eq!(Namespaces::read(&all.write()), Ok(all.clone()));
         assert_eq!(all.named().map(|(name, _)| name).collect::<Vec<_>>(), ["a", "b"]);
@@ -282,6 +344,8 @@ mod tests {
             ("chat: history_ttl_s=0", "from 1 to 2592000"),
             ("chat: recovery=maybe", "true or false"),
             ("chat: join=me", "anyone, users, nobody"),
+            ("chat: slow_consumer=drop", "close, drop_oldest, conflate"),
+            ("chat: slow_bytes_max=255", "from 256 to 1073741824"),
             ("chat: size=1", "history_size"),
             ("a b: history_size=1", "cannot be a namespace"),
         ] {

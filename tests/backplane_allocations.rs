@@ -60,7 +60,13 @@ fn allocations(shards: u16, members: Members) -> usize {
     let mut deliver = || {
         for topic in &topics {
             let (topic, payload) = (topic.as_str(), br#"{"some":"payload"}"#);
-            local.message(&Message { topic, from: Some("ann"), payload, except: None });
+            local.message(&Message {
+                topic,
+                from: Some("ann"),
+                payload,
+                except: None,
+                conflate_key: None,
+            });
         }
         local.flush();
     };
@@ -119,6 +125,7 @@ fn publish(number: usize) -> Publish {
         from: Some(TopicName::user("ann")),
         except: None,
         key: None,
+        conflate_key: None,
         done: Done::Conn { shard: ShardId(0), conn, id: None },
     }
 }

@@ -16,6 +16,7 @@ use campanile::limits::Limits;
 use campanile::link::channel::{ShardEnd, window};
 use campanile::link::health::Health;
 use campanile::link::{Downlink, FrameSet, Uplink};
+use campanile::namespaces::Namespaces;
 use campanile::shard::batch::SendBatch;
 use campanile::shard::conn::{CloseReason, Conn};
 use campanile::shard::{Opening, Shard, ShardConfig};
@@ -379,4 +380,41 @@ fn connections_that_come_and_go_within_every_deadline_leave_nothing_behind() {
     churn(30_000);
     let grown = bytes_held() - before;
     assert!(grown <= 16 * 1024, "{grown} bytes more after ten times as many");
+}
+
+/// Where messages may give way, what a buffer is made from is noted: once for each round, however many
+/// members it is for, and nothing for any of them.
+#[test]
+fn a_room_that_lets_messages_give_way_costs_its_quick_members_nothing_more() {
+    let mut batch = SendBatch::default();
+    let policies = "default: slow_consumer=drop_oldest";
+    let mut allocations_of_rounds = Vec::new();
+    for members in [10, 3000] {
+        let namespaces = Arc::new(Namespaces::read(policies).unwrap());
+        let limits = Limits { handshakes_max: 100_000, send_batch_max: 4096, ..Limits::PRODUCTION };
+        let (id, node, node_name) = (ShardId(0), NodeId(1), "n".into());
+        let mut shard = Shard::new(ShardConfig { id, node, node_name, limits, namespaces });
+        open(&mut shard, 0, "first", "r");
+        let room = settle(&mut shard, &mut batch).expect("the room was joined last");
+        for wire in 1..members {
+            open(&mut shard, wire, &format!("user{wire}"), "r");
+        }
+        settle(&mut shard, &mut batch);
+        let frame = Bytes::from_static(&[0x81, 2, b'h', b'i']);
+        for _ in 0..3 {
+            deliver(&mut shard, room, &frame);
+            settle(&mut shard, &mut batch);
+        }
+        let (allocations, ()) = allocations_of(|| {
+            deliver(&mut shard, room, &frame);
+            shard.take_batch(&mut batch);
+        });
+        assert_eq!(batch.ops().len(), members as usize);
+        let is_shared = |op| batch.only_buf(op).unwrap().as_ptr() == frame.as_ptr();
+        assert!(batch.ops().iter().all(is_shared));
+        batch.finish();
+        allocations_of_rounds.push(allocations);
+    }
+    assert_eq!(allocations_of_rounds[0], allocations_of_rounds[1]);
+    assert!(allocations_of_rounds[1] <= 2, "{allocations_of_rounds:?}");
 }

@@ -202,7 +202,13 @@ mod delivery {
         let payload =
             br#"{"some":"payload","of":"an ordinary length","which":"is a hundred bytes"}"#;
         let (topic, from) = (TopicName::room("tower"), Some("ann"));
-        local.message(&Message { topic: topic.as_str(), from, payload, except: None });
+        local.message(&Message {
+            topic: topic.as_str(),
+            from,
+            payload,
+            except: None,
+            conflate_key: None,
+        });
         local.flush();
     }
 

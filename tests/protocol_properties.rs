@@ -322,7 +322,9 @@ proptest! {
         let (payload, key) = (payload.as_bytes(), idempotency_key.map(Into::into));
         let command = match to_user {
             true => Command::Send { user: &who, payload, key },
-            false => Command::Publish { room: &who, payload, echo, key },
+            false => {
+                Command::Publish { room: &who, payload, echo, key, conflate_key: None }
+            }
         };
         prop_assert_eq!(native::parse(&mut message, DEPTH), Ok(Request { id, command }));
     }

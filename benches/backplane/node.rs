@@ -156,6 +156,7 @@ impl MinimalShard {
             from: Some(self.user.clone()),
             except: None,
             key: None,
+            conflate_key: None,
             done: Done::Conn { shard: self.end.id, conn, id: None },
         };
         self.end.try_send(Uplink::Publish(publish)).is_ok()

@@ -187,6 +187,7 @@ pub fn message(publish: &Publish) -> Message<'_> {
         from: publish.from.as_ref().and_then(user),
         payload: &publish.payload,
         except: publish.except,
+        conflate_key: publish.conflate_key,
     }
 }
 

@@ -1,22 +1,24 @@
 //! What one node says to another: a message as it travels in a Redis channel.
 //!
 //! ```text
-//! version 1 │ flags │ [node u64, shard u16, conn u32 + u32] │ [length u8, user] │ payload …
+//! version 1 │ flags │ [node u64, shard u16, conn u32 + u32] │ [length u8, user] │ [key u64] │ …
 //! ```
 //!
 //! Numbers are little-endian. Flag 1: somebody is excepted (the first bracket). Flag 2: a user sent
-//! it (the second). The topic is not in it: it is the channel's name. The payload is the rest.
+//! it (the second). Flag 4: it has a conflate key (the third). The topic is not in it: it is the
+//! channel's name. The payload is the rest.
 //!
 //! Invariant: whatever bytes come, [`read`] answers. Nodes of two versions may share a Redis during
 //! a deploy, so an unknown version or flag is refused as a whole, never read halfway.
 
 use super::local::Message;
-use crate::ids::{ConnId, NodeId, ShardId, is_name};
+use crate::ids::{ConflateKey, ConnId, NodeId, ShardId, is_name};
 use crate::link::Origin;
 
 const VERSION: u8 = 1;
 const EXCEPT: u8 = 1;
 const FROM: u8 = 2;
+const CONFLATE: u8 = 4;
 
 /// Why bytes are not a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +32,10 @@ pub enum Unreadable {
 /// Appends the envelope of a message.
 pub fn write(message: &Message<'_>, out: &mut Vec<u8>) {
     let from = message.from.unwrap_or("");
-    let flags = message.except.map_or(0, |_| EXCEPT) | message.from.map_or(0, |_| FROM);
-    out.reserve(2 + 18 + 1 + from.len() + message.payload.len());
+    let flags = message.except.map_or(0, |_| EXCEPT)
+        | message.from.map_or(0, |_| FROM)
+        | message.conflate_key.map_or(0, |_| CONFLATE);
+    out.reserve(2 + 18 + 1 + 8 + from.len() + message.payload.len());
     out.extend_from_slice(&[VERSION, flags]);
     if let Some(origin) = message.except {
         out.extend_from_slice(&origin.node.0.to_le_bytes());
@@ -42,13 +46,16 @@ pub fn write(message: &Message<'_>, out: &mut Vec<u8>) {
         out.push(u8::try_from(from.len()).expect("names have at most 255 bytes"));
         out.extend_from_slice(from.as_bytes());
     }
+    if let Some(key) = message.conflate_key {
+        out.extend_from_slice(&key.to_bits().to_le_bytes());
+    }
     out.extend_from_slice(message.payload);
 }
 
 /// Reads an envelope that came on the channel of `topic`.
 pub fn read<'a>(topic: &'a str, bytes: &'a [u8]) -> Result<Message<'a>, Unreadable> {
     match bytes {
-        [VERSION, flags, rest @ ..] if flags & !(EXCEPT | FROM) == 0 => {
+        [VERSION, flags, rest @ ..] if flags & !(EXCEPT | FROM | CONFLATE) == 0 => {
             read_rest(topic, *flags, rest).ok_or(Unreadable::Malformed)
         }
         _ => Err(Unreadable::Version),
@@ -70,10 +77,14 @@ fn read_rest<'a>(topic: &'a str, flags: u8, mut rest: &'a [u8]) -> Option<Messag
         from = Some(std::str::from_utf8(user).ok().filter(|user| is_name(user))?);
         rest = after;
     }
+    let mut conflate_key = None;
+    if flags & CONFLATE != 0 {
+        conflate_key = Some(ConflateKey::from_bits(u64::from_le_bytes(take(&mut rest)?))?);
+    }
     // A frame that is not UTF-8 would make every client close (RFC 6455 §8.1). Its JSON was checked
     // by the node that sent it.
     simdutf8::basic::from_utf8(rest).ok().filter(|payload| !payload.is_empty())?;
-    Some(Message { topic, from, payload: rest, except })
+    Some(Message { topic, from, payload: rest, except, conflate_key })
 }
 
 fn take<const BYTES: usize>(rest: &mut &[u8]) -> Option<[u8; BYTES]> {
@@ -103,10 +114,13 @@ mod tests {
             from in proptest::option::of("[a-zé]{1,100}"),
             payload in "[^\\x00]{1,300}",
             except in proptest::option::of((any::<u64>(), any::<u16>(), any::<u64>())),
+            key in proptest::option::of(1..u64::MAX),
         ) {
+            let conflate_key = key.and_then(ConflateKey::from_bits);
             let except = except.map(|(node, shard, conn)| origin(node, shard, conn));
             let from = from.as_deref();
-            let message = Message { topic: "r:x", from, payload: payload.as_bytes(), except };
+            let payload = payload.as_bytes();
+            let message = Message { topic: "r:x", from, payload, except, conflate_key };
             let bytes = written(&message);
             prop_assert_eq!(read("r:x", &bytes), Ok(message));
         }
@@ -114,7 +128,7 @@ mod tests {
         #[test]
         fn no_bytes_are_too_wild_to_be_answered(
             mut bytes in proptest::collection::vec(any::<u8>(), 0..64),
-            flags in 0u8..4,
+            flags in 0u8..8,
         ) {
             let _ = read("r:x", &bytes);
             // Deeper, too: most random bytes fail at the version.
@@ -130,6 +144,7 @@ mod tests {
             from: Some("ann"),
             payload: b"1",
             except: Some(origin(1, 2, 3)),
+            conflate_key: ConflateKey::of("AAPL"),
         };
         let whole = written(&message);
         for bytes in 2..whole.len() {
@@ -137,12 +152,14 @@ mod tests {
         }
         assert_eq!(read("r:x", &[]), Err(Unreadable::Version));
         assert_eq!(read("r:x", &[2, 0, b'1']), Err(Unreadable::Version));
-        assert_eq!(read("r:x", &[1, 4, b'1']), Err(Unreadable::Version), "a flag of the future");
+        assert_eq!(read("r:x", &[1, 8, b'1']), Err(Unreadable::Version), "a flag of the future");
         assert_eq!(read("r:x", &[1, 0, 0xFF]), Err(Unreadable::Malformed), "not UTF-8");
         assert_eq!(
             read("r:x", &[1, 2, 0, b'1']),
             Err(Unreadable::Malformed),
             "a user without name"
         );
+        let zero = [1, CONFLATE, 0, 0, 0, 0, 0, 0, 0, 0, b'1'];
+        assert_eq!(read("r:x", &zero), Err(Unreadable::Malformed), "no key");
     }
 }

@@ -9,9 +9,9 @@
 //! Invariant: deliveries and `Lost` never overtake each other. While a loss has not been told, a
 //! delivery is dropped rather than sent past it.
 
-use crate::ids::{ConnId, TopicId};
+use crate::ids::{ConflateKey, ConnId, TopicId};
 use crate::link::channel::ShardPort;
-use crate::link::{Downlink, FrameSet};
+use crate::link::{Downlink, FrameSet, Keyed};
 use crate::protocol::{Dialect, Event, native};
 use crate::ws::encode::{self, Opcode};
 use bytes::Bytes;
@@ -100,10 +100,15 @@ impl Lane {
         to: TopicId,
         frames: FrameSet,
         except: Option<ConnId>,
+        key: Option<ConflateKey>,
     ) -> bool {
         self.retry(port);
-        let bytes = WAITING_BYTES + frames.bytes();
-        let mut item = Downlink::Deliver { to, frames, except };
+        let boxed = key.map_or(0, |_| size_of::<Keyed>());
+        let bytes = WAITING_BYTES + boxed + frames.bytes();
+        let mut item = match key {
+            None => Downlink::Deliver { to, frames, except },
+            Some(key) => Downlink::Keyed(Box::new(Keyed { to, frames, except, key })),
+        };
         if !self.is_waiting() {
             match self.send(port, item) {
                 Ok(()) => return true,
@@ -224,14 +229,14 @@ mod tests {
         let (shard, port, mut lane) = (&shards[0], &end.shards[0], Lane::new(0));
         let mut delivered = 0;
         for to in [1, 1, 1, 2, 1] {
-            delivered += usize::from(lane.deliver(port, topic(to), some_frames(), None));
+            delivered += usize::from(lane.deliver(port, topic(to), some_frames(), None, None));
         }
         assert_eq!(delivered, 2);
         assert_eq!(heard(shard), ["frame 1", "frame 1"]);
-        assert!(!lane.deliver(port, topic(3), some_frames(), None), "both losses go first");
+        assert!(!lane.deliver(port, topic(3), some_frames(), None, None), "both losses go first");
         assert_eq!(heard(shard), ["lost 2 of 1", "lost 1 of 2"]);
         lane.retry(port);
-        assert!(lane.deliver(port, topic(1), some_frames(), None));
+        assert!(lane.deliver(port, topic(1), some_frames(), None, None));
         assert_eq!(heard(shard), ["lost 1 of 3", "frame 1"]);
         assert!(!lane.is_waiting());
     }
@@ -242,10 +247,10 @@ mod tests {
         let each = WAITING_BYTES + some_frames().bytes();
         let (shard, port, mut lane) = (&shards[0], &end.shards[0], Lane::new(2 * each));
         for to in [1, 2, 3] {
-            assert!(lane.deliver(port, topic(to), some_frames(), None));
+            assert!(lane.deliver(port, topic(to), some_frames(), None, None));
         }
         assert!(lane.is_held(), "and so is the shard");
-        assert!(!lane.deliver(port, topic(4), some_frames(), None), "one more than may wait");
+        assert!(!lane.deliver(port, topic(4), some_frames(), None, None), "one more than may wait");
         let mut all = Vec::new();
         while lane.is_waiting() {
             all.extend(heard(shard));
@@ -254,7 +259,7 @@ mod tests {
         all.extend(heard(shard));
         assert_eq!(all, ["frame 1", "frame 2", "frame 3", "lost 1 of 4"]);
         assert_eq!(lane.backlog_bytes, 0);
-        assert!(lane.deliver(port, topic(5), some_frames(), None));
+        assert!(lane.deliver(port, topic(5), some_frames(), None, None));
         assert_eq!(heard(shard), ["frame 5"]);
     }
 
@@ -265,7 +270,7 @@ mod tests {
         lane.answer(port, Downlink::Joined { at: topic(1) });
         lane.answer(port, Downlink::Joined { at: topic(2) });
         assert!(lane.is_held());
-        assert!(!lane.deliver(port, topic(2), some_frames(), None));
+        assert!(!lane.deliver(port, topic(2), some_frames(), None, None));
         assert_eq!(heard(shard), ["joined 1"]);
         lane.retry(port);
         assert_eq!(heard(shard), ["joined 2"]);
@@ -278,8 +283,8 @@ mod tests {
     fn a_topic_that_left_is_told_of_no_loss() {
         let (shards, end, _ops) = window(1, 4, 1).unwrap();
         let (shard, port, mut lane) = (&shards[0], &end.shards[0], Lane::new(0));
-        let _sent = lane.deliver(port, topic(1), some_frames(), None);
-        let _dropped = lane.deliver(port, topic(1), some_frames(), None);
+        let _sent = lane.deliver(port, topic(1), some_frames(), None, None);
+        let _dropped = lane.deliver(port, topic(1), some_frames(), None, None);
         lane.forget(topic(1));
         assert_eq!(heard(shard), ["frame 1"]);
         lane.retry(port);
@@ -293,7 +298,7 @@ mod tests {
         let (port, mut lane) = (&end.shards[0], Lane::new(0));
         lane.answer(port, Downlink::Joined { at: topic(1) });
         lane.answer(port, Downlink::Joined { at: topic(2) });
-        assert!(!lane.deliver(port, topic(1), some_frames(), None));
+        assert!(!lane.deliver(port, topic(1), some_frames(), None, None));
         assert!(lane.is_held() && lane.is_waiting());
         drop(shards);
         lane.retry(port);

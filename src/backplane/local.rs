@@ -9,7 +9,7 @@
 use super::fanout::{self, Lane};
 use super::interest::{Interest, Joined, TopicKey};
 use super::seldom::Seldom;
-use crate::ids::{NodeId, Position, ShardId, TopicId, TopicKind, TopicName};
+use crate::ids::{ConflateKey, NodeId, Position, ShardId, TopicId, TopicKind, TopicName};
 use crate::link::channel::{BackplaneEnd, ShardPort};
 use crate::link::health::Health;
 use crate::link::{
@@ -31,6 +31,8 @@ pub struct Message<'a> {
     pub payload: &'a [u8],
     /// A connection that must not hear it.
     pub except: Option<Origin>,
+    /// What it is about, in a room that conflates for slow members.
+    pub conflate_key: Option<ConflateKey>,
 }
 
 impl<'a> Message<'a> {
@@ -93,7 +95,7 @@ impl Local {
             return;
         }
         let frames = fanout::frames(&message.event(name.kind(), None));
-        self.deliver(message.topic, message.except, frames);
+        self.deliver(message, frames);
     }
 
     /// The frames of a message that stands in a history.
@@ -104,7 +106,7 @@ impl Local {
     /// A message of a topic that has a history came, or was found there.
     pub fn message_at(&mut self, message: &Message<'_>, frames: FrameSet) {
         self.counters.received += 1;
-        self.deliver(message.topic, message.except, frames);
+        self.deliver(message, frames);
     }
 
     /// What stands in the place of messages that cannot be brought back.
@@ -122,15 +124,17 @@ impl Local {
         }
     }
 
-    fn deliver(&mut self, topic: &str, except: Option<Origin>, frames: FrameSet) {
-        let members = self.interest.members(topic).map_or(&[][..], |(_, members)| members);
+    fn deliver(&mut self, message: &Message<'_>, frames: FrameSet) {
+        let members = self.interest.members(message.topic).map_or(&[][..], |(_, members)| members);
         let Some((last, others)) = members.split_last() else { return };
         // Another node's numbers mean nothing here.
-        let except = except.filter(|origin| origin.node == self.node);
+        let except = message.except.filter(|origin| origin.node == self.node);
+        let key = message.conflate_key;
         let mut deliver = |shard: ShardId, to: TopicId, frames: FrameSet| {
             let except = except.filter(|origin| origin.shard == shard).map(|origin| origin.conn);
             let index = usize::from(shard.0);
-            let delivered = self.lanes[index].deliver(&self.end.shards[index], to, frames, except);
+            let delivered =
+                self.lanes[index].deliver(&self.end.shards[index], to, frames, except, key);
             self.counters.delivered += u64::from(delivered);
             self.counters.dropped += u64::from(!delivered);
         };

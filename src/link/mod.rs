@@ -18,7 +18,7 @@ mod atomics {
     pub use std::sync::atomic::{AtomicBool, Ordering, fence};
 }
 
-use crate::ids::{ConnId, NodeId, Position, ShardId, TopicId, TopicName};
+use crate::ids::{ConflateKey, ConnId, NodeId, Position, ShardId, TopicId, TopicName};
 use crate::protocol::{Dialect, Page, Recovery, RequestId, Unrecovered};
 use bytes::Bytes;
 
@@ -164,6 +164,8 @@ pub struct Publish {
     pub except: Option<Origin>,
     /// Makes a retry harmless, in a topic with a history.
     pub key: Option<Box<str>>,
+    /// What it is about, in a room that conflates for slow members.
+    pub conflate_key: Option<ConflateKey>,
     /// Who waits for the outcome.
     pub done: Done,
 }
@@ -255,7 +257,20 @@ impl FrameSet {
     }
 }
 
-/// To a shard. Order per topic is kept. Only `Deliver` may be dropped, and then `Lost` says so.
+/// A frame for all members of a topic, and what it is about.
+pub struct Keyed {
+    /// The shard's own key.
+    pub to: TopicId,
+    /// The finished frames.
+    pub frames: FrameSet,
+    /// One member of this shard who must not hear it.
+    pub except: Option<ConnId>,
+    /// A newer frame of the topic with the same key makes this one worthless.
+    pub key: ConflateKey,
+}
+
+/// To a shard. Order per topic is kept. Only `Deliver` and `Keyed` may be dropped, and then `Lost`
+/// says so.
 pub enum Downlink {
     /// The backplane listens for this topic now: from here on a miss is announced.
     Joined {
@@ -271,6 +286,9 @@ pub enum Downlink {
         /// One member of this shard who must not hear it.
         except: Option<ConnId>,
     },
+    /// The same for a message with a `conflate_key`. Boxed, so that every other one stays within its
+    /// line of cache.
+    Keyed(Box<Keyed>),
     /// Deliveries to this topic were dropped: its members must be told.
     Lost {
         /// The shard's own key.

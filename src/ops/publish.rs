@@ -5,7 +5,7 @@
 
 use super::Ops;
 use super::answer::Refused;
-use crate::ids::{Position, TopicName, is_name};
+use crate::ids::{CONFLATE_KEY_BYTES_MAX, ConflateKey, Position, TopicName, is_name};
 use crate::link::{Done, Outcome, Publish, Uplink};
 use crate::plan::Plan;
 use crate::protocol::native::KEY_BYTES_MAX;
@@ -46,6 +46,9 @@ struct Message<'a> {
     payload: &'a RawValue,
     /// Makes a retry harmless, in a room that keeps a history.
     key: Option<Box<str>>,
+    /// What it is about, in a room that conflates for slow members; elsewhere it means nothing.
+    #[serde(borrow)]
+    conflate_key: Option<Cow<'a, str>>,
 }
 
 /// A message that may be sent.
@@ -53,6 +56,7 @@ struct Understood {
     topic: TopicName,
     payload: bytes::Bytes,
     key: Option<Box<str>>,
+    conflate_key: Option<ConflateKey>,
 }
 
 #[derive(Deserialize)]
@@ -146,8 +150,17 @@ fn understand(text: &[u8], plan: &Plan) -> Result<Understood, Refused> {
     if let Some(key) = &message.key {
         check_key(key, &topic, plan)?;
     }
+    let conflate_key = message.conflate_key.as_deref().map(conflate_key).transpose()?;
+    let conflate_key = conflate_key.filter(|_| plan.namespaces.policy(topic.kind()).conflates());
     let payload = bytes::Bytes::copy_from_slice(payload);
-    Ok(Understood { topic, payload, key: message.key })
+    Ok(Understood { topic, payload, key: message.key, conflate_key })
+}
+
+fn conflate_key(key: &str) -> Result<ConflateKey, Refused> {
+    ConflateKey::of(key).ok_or_else(|| {
+        let max = CONFLATE_KEY_BYTES_MAX;
+        Refused::bad_request(format!("conflate_key must be a string of 1 to {max} bytes"))
+    })
 }
 
 fn check_key(key: &str, topic: &TopicName, plan: &Plan) -> Result<(), Refused> {
@@ -201,13 +214,14 @@ fn depth(json: &[u8]) -> usize {
 
 /// Sends one message up. The outcome comes later.
 fn send(ops: &Ops, message: Understood) -> Result<oneshot::Receiver<Outcome>, Refused> {
-    let Understood { topic, payload, key } = message;
+    let Understood { topic, payload, key, conflate_key } = message;
     let (tell, outcome) = oneshot::channel();
     let done = Done::Call(Box::new(move |outcome| {
         // A caller who has gone does not mind.
         let _ = tell.send(outcome);
     }));
-    let publish = Publish { topic, payload, from: None, except: None, key, done };
+    let (from, except) = (None, None);
+    let publish = Publish { topic, payload, from, except, key, conflate_key, done };
     match ops.end.try_publish(Uplink::Publish(publish)) {
         Ok(()) => Ok(outcome),
         Err(_full) => Err(Refused::overloaded()),

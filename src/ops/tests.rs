@@ -238,6 +238,7 @@ fn a_full_window_is_answered_at_once() {
             from: None,
             except: None,
             key: None,
+            conflate_key: None,
             done: Done::Nobody,
         };
         node.end.try_publish(Uplink::Publish(publish)).unwrap();
@@ -265,6 +266,7 @@ fn a_message_that_is_not_one_is_refused_before_it_goes_up() {
         (r#"{"room_id":"r","target_user_id":"u","payload":1}"#, (400, "bad_request")),
         (r#"{"room_id":"r","broadcast":true,"payload":1}"#, (400, "bad_request")),
         (r#"{"room_id":"","payload":1}"#, (400, "bad_request")),
+        (r#"{"room_id":"r","payload":1,"conflate_key":""}"#, (400, "bad_request")),
         (r#"{"room_id":"a\nb","payload":1}"#, (400, "bad_request")),
         (r#"{"room_id":7,"payload":1}"#, (400, "bad_request")),
         (r#"{"room_id":"r","payload":1,"from":"ann"}"#, (400, "bad_request")),

@@ -4,7 +4,7 @@
 //! it. This room never sees a socket, a WebSocket frame, a shard, or whether somebody may do what
 //! they ask for: it only says what was asked.
 
-use crate::ids::Position;
+use crate::ids::{ConflateKey, Position};
 
 pub mod json;
 pub mod native;
@@ -91,6 +91,8 @@ pub enum Command<'a> {
         echo: bool,
         /// Its idempotency `key`, if it came with one.
         key: Option<Box<str>>,
+        /// What it is about, if it came with a `conflate_key`.
+        conflate_key: Option<ConflateKey>,
     },
     /// `{"type":"send","target_user_id":"u","payload":…}`, or without type
     Send {

@@ -14,6 +14,7 @@
 //! Invariant: a connection stands at most once in what is not written yet. Otherwise a second write
 //! could follow the first half of another one.
 
+use super::slow::Source;
 use crate::ids::ConnId;
 use bytes::Bytes;
 
@@ -50,6 +51,8 @@ struct Link {
 pub struct SendBatch {
     ops: Vec<SendOp>,
     bufs: Vec<Bytes>,
+    /// What those buffers are made from whose rooms let messages give way; by the buffer, ascending.
+    sources: Vec<(u32, Source)>,
     links: Vec<Link>,
     /// The buffers' lengths added up.
     held_bytes: usize,
@@ -77,13 +80,25 @@ impl SendBatch {
 
     /// The buffers of a write, in the order in which they must leave.
     pub fn bufs(&self, op: &SendOp) -> impl Iterator<Item = &Bytes> {
+        self.numbers(op).map(|buf| &self.bufs[buf as usize])
+    }
+
+    /// The same, each with what it is made from, if that matters.
+    pub(super) fn sourced_bufs(
+        &self,
+        op: &SendOp,
+    ) -> impl Iterator<Item = (&Bytes, Option<&Source>)> {
+        self.numbers(op).map(|buf| (&self.bufs[buf as usize], self.source(buf)))
+    }
+
+    fn numbers(&self, op: &SendOp) -> impl Iterator<Item = u32> {
         let mut next = if op.bufs > 1 { self.links[op.last as usize].next } else { 0 };
         let chained = (1..op.bufs).map(move |_| {
             let link = self.links[next as usize];
             next = link.next;
-            &self.bufs[link.buf as usize]
+            link.buf
         });
-        std::iter::once(&self.bufs[op.buf as usize]).chain(chained)
+        std::iter::once(op.buf).chain(chained)
     }
 
     /// The bytes of a write that has one buffer, as nearly all have.
@@ -110,6 +125,7 @@ impl SendBatch {
         if self.waiting() == 0 {
             self.ops.clear();
             self.bufs.clear();
+            self.sources.clear();
             self.links.clear();
             (self.begin, self.end, self.rest, self.front) = (0, 0, 0, 0);
             self.held_bytes = 0;
@@ -171,6 +187,19 @@ impl SendBatch {
         self.held_bytes += bytes.len();
         self.bufs.push(bytes);
         self.bufs.len() as u32 - 1
+    }
+
+    /// The same for a buffer whose frames may have to give way.
+    pub(super) fn add_sourced(&mut self, bytes: Bytes, source: Option<Source>) -> u32 {
+        let buf = self.add_buf(bytes);
+        self.sources.extend(source.map(|source| (buf, source)));
+        buf
+    }
+
+    /// What a buffer is made from, if its frames may have to give way.
+    pub(super) fn source(&self, buf: u32) -> Option<&Source> {
+        let place = self.sources.binary_search_by_key(&buf, |(buf, _)| *buf).ok()?;
+        Some(&self.sources[place].1)
     }
 
     /// The buffer that [`SendBatch::add_buf`] numbered.

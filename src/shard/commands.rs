@@ -7,7 +7,7 @@
 use super::conn::{CloseReason, State};
 use super::hub::Edge;
 use super::{ARENA_FRAME_BYTES_MAX, Shard, Waiter};
-use crate::ids::{ConnId, Position, TopicId, TopicKind, TopicName};
+use crate::ids::{ConflateKey, ConnId, Position, TopicId, TopicKind, TopicName};
 use crate::link::{Done, Publish, Uplink};
 use crate::protocol::{
     Command, ErrorCode, Event, Recovery, Rejected, Request, RequestId, Unrecovered, native,
@@ -20,6 +20,15 @@ use std::collections::HashSet;
 /// How often the members of a room may ask again to join it before the first answer is there: once
 /// each, and so often beyond. Then: error `overloaded`.
 const JOINS_AGAIN_MAX: usize = 16;
+
+/// What a message may be known by.
+#[derive(Default)]
+struct Keys {
+    /// A retry has the same.
+    key: Option<Box<str>>,
+    /// A newer message about the same thing has the same.
+    conflate_key: Option<ConflateKey>,
+}
 
 /// An answer that is an error.
 pub(super) struct No(pub(super) ErrorCode, pub(super) &'static str);
@@ -147,8 +156,9 @@ impl Shard {
             Command::Send { key: Some(_), .. } | Command::Broadcast { key: Some(_), .. } => {
                 Err(No(ErrorCode::NotEnabled, "key: only rooms that keep a history know keys"))
             }
-            Command::Publish { room, payload, echo, key } => {
-                self.on_publish(conn, room, payload, echo, key, id.clone())
+            Command::Publish { room, payload, echo, key, conflate_key } => {
+                let keys = Keys { key, conflate_key };
+                self.on_publish(conn, room, payload, echo, keys, id.clone())
             }
             Command::Send { user, payload, .. } => self.on_send(conn, user, payload, id.clone()),
             Command::Broadcast { payload, .. } => self.on_broadcast(conn, payload, id.clone()),
@@ -311,7 +321,7 @@ impl Shard {
         room: &str,
         payload: &[u8],
         echo: bool,
-        key: Option<Box<str>>,
+        mut keys: Keys,
         id: Option<RequestId>,
     ) -> Result<(), No> {
         let policy = self.config.namespaces.policy_of_room(room);
@@ -319,7 +329,10 @@ impl Shard {
         if !c.rights.publish || !policy.publish.includes(c.has_token) {
             return Err(No(ErrorCode::Forbidden, "this user may not publish to this room"));
         }
-        if key.is_some() && !policy.has_history() {
+        if !policy.conflates() {
+            keys.conflate_key = None; // It is no more than a hint.
+        }
+        if keys.key.is_some() && !policy.has_history() {
             return Err(No(ErrorCode::NotEnabled, "key: only rooms that keep a history know keys"));
         }
         let found = self.hub.find_room(room);
@@ -331,7 +344,7 @@ impl Shard {
             Some(at) => self.hub.at(at.0.index).name().clone(),
             None => TopicName::room(room),
         };
-        self.publish(conn, topic, payload, echo, key, id);
+        self.publish(conn, topic, payload, echo, keys, id);
         Ok(())
     }
 
@@ -345,7 +358,7 @@ impl Shard {
         if !self.conns.get(conn.0).expect("it just spoke").rights.send {
             return Err(No(ErrorCode::Forbidden, "this user may not send to users"));
         }
-        self.publish(conn, TopicName::user(user), payload, true, None, id);
+        self.publish(conn, TopicName::user(user), payload, true, Keys::default(), id);
         Ok(())
     }
 
@@ -358,7 +371,7 @@ impl Shard {
         if !self.conns.get(conn.0).expect("it just spoke").rights.broadcast {
             return Err(No(ErrorCode::Forbidden, "this user may not broadcast"));
         }
-        self.publish(conn, self.everybody.clone(), payload, true, None, id);
+        self.publish(conn, self.everybody.clone(), payload, true, Keys::default(), id);
         Ok(())
     }
 
@@ -369,7 +382,7 @@ impl Shard {
         topic: TopicName,
         payload: &[u8],
         echo: bool,
-        key: Option<Box<str>>,
+        keys: Keys,
         id: Option<RequestId>,
     ) {
         let c = self.conns.get(conn.0).expect("it just spoke");
@@ -382,7 +395,8 @@ impl Shard {
             payload: Bytes::copy_from_slice(payload),
             from: Some(from),
             except: (!echo).then_some(origin),
-            key,
+            key: keys.key,
+            conflate_key: keys.conflate_key,
             done: Done::Conn { shard: self.config.id, conn, id },
         }));
     }
@@ -390,7 +404,8 @@ impl Shard {
     /// Makes `conn` a member, if it is not one; tells the backplane about the first. `None`: there
     /// are as many topics as there may be.
     pub(super) fn enter(&mut self, conn: ConnId, name: &TopicName) -> Option<TopicId> {
-        let at = self.hub.open(name)?;
+        let slow = self.config.namespaces.policy(name.kind()).slow_consumer;
+        let at = self.hub.open(name, slow)?;
         let c = self.conns.get_mut(conn.0).expect("whoever enters is here");
         if c.joined.find(at.0.index).is_some() {
             return Some(at);

@@ -22,12 +22,14 @@
 use super::Shard;
 use super::batch::{SendBatch, SendOp};
 use super::conn::{CloseReason, Conn, State};
-use super::hub::{RoundId, Walk};
+use super::hub::{Hub, RoundId, Topic, Walk};
 use super::outbox::Pushed;
+use super::slow::{Piece, Says, Source, Waiting};
 use crate::ids::{ConnId, SlotId, TopicId};
 use crate::limits::Limits;
 use crate::link::Recovered;
 use crate::metrics::ShardCounters;
+use crate::namespaces::{Namespaces, SlowConsumer};
 use crate::slots::Slots;
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
@@ -67,11 +69,18 @@ struct Reply {
     last: bool,
 }
 
+/// A frame for everybody who is in the topic by then, but for one.
+#[derive(Debug)]
+pub(super) struct Frame {
+    pub(super) bytes: Bytes,
+    pub(super) except: Option<ConnId>,
+    pub(super) says: Says,
+}
+
 /// What waits in a round.
 #[derive(Debug)]
 enum Queued {
-    /// A frame for everybody who is in the topic by then, but for one.
-    Frame { bytes: Bytes, except: Option<ConnId> },
+    Frame(Frame),
     /// Somebody who hears what comes behind, and nothing before (`kept.rs`).
     Newcomer(Box<Recovered>),
 }
@@ -88,14 +97,21 @@ struct Round {
 #[derive(Debug)]
 struct Current {
     walk: Walk,
-    bytes: Bytes,
-    frames: u64,
+    join: Join,
     /// How many frames were taken out of the round for it. They wait until all of it is written.
     taken: usize,
     /// Members who must not hear all of it, and what they hear instead.
-    own: Vec<(ConnId, Bytes, u64)>,
+    own: Vec<(ConnId, Join)>,
     /// The bytes of those.
     own_bytes: usize,
+}
+
+/// So many frames in one buffer; and what they are, where they may have to give way.
+#[derive(Debug)]
+struct Join {
+    bytes: Bytes,
+    frames: u64,
+    source: Option<Source>,
 }
 
 /// Everything that waits to be written, and the rounds' pool.
@@ -237,26 +253,23 @@ impl Shard {
         self.counters.sends_short += 1;
         let bytes_max = self.outbox_bytes_max(op.conn);
         let Some(conn) = self.conns.get_mut(op.conn.0) else { return };
-        let outbox = conn.outbox.get_or_insert_default();
-        let before = outbox.bytes();
+        let mut waiting = Waiting {
+            outbox: conn.outbox.get_or_insert_default(),
+            bytes_max,
+            hub: &self.hub,
+            namespaces: &self.config.namespaces,
+            counters: &mut self.counters,
+        };
         let mut left = sent;
         let mut verdict = Pushed::Queued;
-        for buf in batch.bufs(op) {
+        for (buf, source) in batch.sourced_bufs(op) {
             let taken = left.min(buf.len());
             left -= taken;
-            if taken == buf.len() {
-                continue;
-            }
-            let rest = buf.slice(taken..);
-            if outbox.is_empty() {
-                // The rest of a frame that has begun is kept whatever its size; the limit is for more.
-                outbox.push_always(rest);
-            } else if outbox.push(rest, bytes_max) == Pushed::Full {
+            if taken < buf.len() && waiting.keep(buf, source, taken) == Pushed::Full {
                 verdict = Pushed::Full;
                 break;
             }
         }
-        self.counters.outbox_bytes += (outbox.bytes() - before) as u64;
         if verdict == Pushed::Full {
             self.deliveries.slow.push(op.conn.0.index);
             self.close_slow();
@@ -282,7 +295,7 @@ impl Shard {
     }
 
     /// Queues a frame of a topic for its next round.
-    pub(super) fn queue_frame(&mut self, to: TopicId, bytes: Bytes, except: Option<ConnId>) {
+    pub(super) fn queue_frame(&mut self, to: TopicId, frame: Frame) {
         let d = &mut self.deliveries;
         let round = if to == EVERYBODY {
             &mut d.everybody
@@ -306,7 +319,7 @@ impl Shard {
             }
         };
         d.frames_waiting += 1;
-        d.round(id).frames.push_back(Queued::Frame { bytes, except });
+        d.round(id).frames.push_back(Queued::Frame(frame));
     }
 
     /// Whether frames of a round wait that are not being written yet.
@@ -383,10 +396,14 @@ impl Shard {
                 self.counters.outbox_bytes += bytes;
                 outbox.push_always(reply.bytes);
             }
-            Some(outbox) => match outbox.push(reply.bytes, outbox_bytes_max) {
-                Pushed::Queued => self.counters.outbox_bytes += bytes,
-                Pushed::Full => self.deliveries.slow.push(reply.conn.0.index),
-            },
+            Some(outbox) => {
+                let (hub, namespaces) = (&self.hub, &*self.config.namespaces);
+                let (bytes_max, counters) = (outbox_bytes_max, &mut self.counters);
+                let mut waiting = Waiting { outbox, bytes_max, hub, namespaces, counters };
+                if waiting.keep(&reply.bytes, None, 0) == Pushed::Full {
+                    self.deliveries.slow.push(reply.conn.0.index);
+                }
+            }
         }
         self.counters.bytes_out += bytes;
         let conn = self.conns.get_mut(reply.conn.0)?;
@@ -419,19 +436,21 @@ impl Shard {
 
     /// Joins what may be joined of a round. `None`: there is nobody to hear it, or no more of it.
     fn begin_walk(&mut self, id: RoundId, to: TopicId) -> Option<Current> {
-        let end = if to == EVERYBODY {
-            self.conns.high()
+        let (end, slow) = if to == EVERYBODY {
+            (self.conns.high(), SlowConsumer::Close)
         } else {
-            self.hub.get(to).map_or(0, |topic| topic.members().len())
+            let of = |topic: &Topic| (topic.members().len(), topic.slow);
+            self.hub.get(to).map_or((0, SlowConsumer::Close), of)
         };
-        while matches!(self.deliveries.round(id).frames.front(), Some(Queued::Frame { .. })) {
+        let at = (slow != SlowConsumer::Close).then_some(to);
+        while matches!(self.deliveries.round(id).frames.front(), Some(Queued::Frame(_))) {
             if end == 0 {
                 self.deliveries.round(id).frames.pop_front();
                 self.deliveries.frames_waiting -= 1;
                 continue;
             }
-            let mut current = self.join_frames(id);
-            if !current.bytes.is_empty() {
+            let mut current = self.join_frames(id, at);
+            if !current.join.bytes.is_empty() {
                 current.walk = Walk { at: 0, end };
                 return Some(current);
             }
@@ -449,41 +468,44 @@ impl Shard {
         }
     }
 
-    /// Takes frames out of a round, up to [`JOIN_BYTES_MAX`] but at least one, and joins them.
-    fn join_frames(&mut self, id: RoundId) -> Current {
+    /// Takes frames out of a round, up to [`JOIN_BYTES_MAX`] but at least one, and joins them. `at`:
+    /// its topic, if that lets messages give way.
+    fn join_frames(&mut self, id: RoundId, at: Option<TopicId>) -> Current {
         let mut taken = std::mem::take(&mut self.scratch_frames);
         let own_bytes_max = OWN_JOINS_BYTES_MAX.saturating_sub(self.deliveries.own_bytes);
         let frames = &mut self.deliveries.round(id).frames;
         let (mut bytes, mut excepted) = (0, 0);
-        while let Some(Queued::Frame { bytes: next, except }) = frames.front() {
-            bytes += next.len();
-            excepted += usize::from(except.is_some());
+        while let Some(Queued::Frame(next)) = frames.front() {
+            bytes += next.bytes.len();
+            excepted += usize::from(next.except.is_some());
             let is_too_much = bytes > JOIN_BYTES_MAX || excepted * bytes > own_bytes_max;
             if is_too_much && !taken.is_empty() {
                 break;
             }
-            if let Some(Queued::Frame { bytes, except }) = frames.pop_front() {
-                taken.push((bytes, except));
+            if let Some(Queued::Frame(frame)) = frames.pop_front() {
+                taken.push(frame);
             }
         }
-        let mut own: Vec<(ConnId, Bytes, u64)> = Vec::new();
-        for except in taken.iter().filter_map(|(_, except)| *except) {
-            if own.iter().all(|(conn, ..)| *conn != except) {
-                let (bytes, frames) = join(&taken, |other| other != Some(except));
-                own.push((except, bytes, frames));
+        let mut own: Vec<(ConnId, Join)> = Vec::new();
+        for except in taken.iter().filter_map(|frame| frame.except) {
+            if own.iter().all(|(conn, _)| *conn != except) {
+                own.push((except, join(&taken, at, |other| other != Some(except))));
             }
         }
-        let own_bytes = own.iter().map(|(_, bytes, _)| bytes.len()).sum();
+        let own_bytes = own.iter().map(|(_, join)| join.bytes.len()).sum();
         self.deliveries.own_bytes += own_bytes;
         let count = taken.len();
-        let alone = if count == 1 { taken.pop() } else { None };
-        let (bytes, frames) = match alone {
-            Some((bytes, _)) => (bytes, 1),
-            None => join(&taken, |_| true),
+        let join = match &mut taken[..] {
+            // Moved, not cloned: see the module.
+            [_] if at.is_none() => {
+                let alone = taken.pop().expect("there is one");
+                Join { bytes: alone.bytes, frames: 1, source: None }
+            }
+            _ => join(&taken, at, |_| true),
         };
         taken.clear();
         self.scratch_frames = taken;
-        Current { walk: Walk::default(), bytes, frames, taken: count, own, own_bytes }
+        Current { walk: Walk::default(), join, taken: count, own, own_bytes }
     }
 
     /// Puts as much of a round into the batch as fits. What is left goes behind all other rounds.
@@ -499,7 +521,8 @@ impl Shard {
         // A room that is longer than a portion lets others follow; a shorter one keeps its place, so
         // that who is in many hears them in the order in which they spoke.
         let is_long = current.walk.end - current.walk.at > self.limits.send_batch_max;
-        let buf = batch.add_buf(std::mem::take(&mut current.bytes));
+        let bytes = std::mem::take(&mut current.join.bytes);
+        let buf = batch.add_sourced(bytes, current.join.source.clone());
         let goes_on = if to == EVERYBODY {
             self.walk_everybody(&mut current, buf, batch)
         } else {
@@ -507,7 +530,7 @@ impl Shard {
         };
         let d = &mut self.deliveries;
         if current.walk.at < current.walk.end {
-            current.bytes = batch.buf(buf).clone(); // for the next batch
+            current.join.bytes = batch.buf(buf).clone(); // for the next batch
             d.round(id).current = Some(current);
             match is_long {
                 true => d.queue.push_back(id),
@@ -539,6 +562,8 @@ impl Shard {
             counters: &mut self.counters,
             slow: &mut self.deliveries.slow,
             outbox_bytes_max: self.limits.outbox_bytes_max,
+            hub: &self.hub,
+            namespaces: &self.config.namespaces,
         };
         let writes_max = writes_max(&self.limits, current.walk);
         while current.walk.at < current.walk.end {
@@ -550,7 +575,7 @@ impl Shard {
             let stop = next_special.min(current.walk.at + room);
             let span = &topic.members()[current.walk.at..stop];
             let members = span.iter().map(|member| member.conn);
-            let told = sink.offer_all(members, buf, current.frames);
+            let told = sink.offer_all(members, buf, current.join.frames);
             current.walk.at += told;
             if told < span.len() {
                 return false;
@@ -558,8 +583,8 @@ impl Shard {
             if special.last().is_some_and(|(place, _)| *place == current.walk.at) {
                 let (_, own) = special.pop().expect("looked at above");
                 let member = topic.members()[current.walk.at].conn;
-                let (_, bytes, frames) = &current.own[own];
-                if !sink.offer_own(member, bytes, *frames) {
+                let (_, own) = &current.own[own];
+                if !sink.offer_own(member, own) {
                     return false;
                 }
                 current.walk.at += 1;
@@ -576,6 +601,8 @@ impl Shard {
             counters: &mut self.counters,
             slow: &mut self.deliveries.slow,
             outbox_bytes_max: self.limits.outbox_bytes_max,
+            hub: &self.hub,
+            namespaces: &self.config.namespaces,
         };
         let writes_max = writes_max(&self.limits, current.walk);
         while current.walk.at < stop {
@@ -586,10 +613,10 @@ impl Shard {
             let is_member = |conn: &Conn| conn.is_open() && !conn.echo;
             if sink.conns.at(index).is_some_and(is_member) {
                 let id = sink.conns.id_at(index).map(ConnId);
-                let own = current.own.iter().find(|(conn, ..)| Some(*conn) == id);
+                let own = current.own.iter().find(|(conn, _)| Some(*conn) == id);
                 let told = match own {
-                    Some((_, bytes, frames)) => sink.offer_own(index, bytes, *frames),
-                    None => sink.offer_all([index], buf, current.frames) == 1,
+                    Some((_, own)) => sink.offer_own(index, own),
+                    None => sink.offer_all([index], buf, current.join.frames) == 1,
                 };
                 if !told {
                     return false;
@@ -628,6 +655,8 @@ struct Sink<'a> {
     counters: &'a mut ShardCounters,
     slow: &'a mut Vec<u32>,
     outbox_bytes_max: usize,
+    hub: &'a Hub,
+    namespaces: &'a Namespaces,
 }
 
 impl Sink<'_> {
@@ -656,22 +685,26 @@ impl Sink<'_> {
     }
 
     /// Offers a member the join of its own, which may be empty. `false`: its write is full.
-    fn offer_own(&mut self, member: u32, bytes: &Bytes, frames: u64) -> bool {
-        if bytes.is_empty() {
+    fn offer_own(&mut self, member: u32, own: &Join) -> bool {
+        if own.bytes.is_empty() {
             return true;
         }
-        let buf = self.batch.add_buf(bytes.clone());
-        self.offer_all([member], buf, frames) == 1
+        let buf = self.batch.add_sourced(own.bytes.clone(), own.source.clone());
+        self.offer_all([member], buf, own.frames) == 1
     }
 
     #[cold]
     fn wait(&mut self, index: u32, buf: u32) {
-        let bytes = self.batch.buf(buf);
         let conn = self.conns.at_mut(index).expect("a member is a connection");
-        let outbox = conn.outbox.get_or_insert_default();
-        match outbox.push(bytes.clone(), self.outbox_bytes_max) {
-            Pushed::Queued => self.counters.outbox_bytes += bytes.len() as u64,
-            Pushed::Full => self.slow.push(index),
+        let mut waiting = Waiting {
+            outbox: conn.outbox.get_or_insert_default(),
+            bytes_max: self.outbox_bytes_max,
+            hub: self.hub,
+            namespaces: self.namespaces,
+            counters: self.counters,
+        };
+        if waiting.keep(self.batch.buf(buf), self.batch.source(buf), 0) == Pushed::Full {
+            self.slow.push(index);
         }
     }
 }
@@ -696,7 +729,7 @@ fn writes_max(limits: &Limits, walk: Walk) -> usize {
 /// Where the members with a join of their own stand, last one first.
 fn places_of(conns: &Slots<Conn>, to: TopicId, current: &Current) -> Vec<(usize, usize)> {
     let mut places = Vec::new();
-    for (own, (conn, ..)) in current.own.iter().enumerate() {
+    for (own, (conn, _)) in current.own.iter().enumerate() {
         let Some(conn) = conns.get(conn.0) else { continue };
         let Some(slot) = conn.joined.find(to.0.index) else { continue };
         let place = conn.joined.get(slot).expect("just found").place as usize;
@@ -708,22 +741,23 @@ fn places_of(conns: &Slots<Conn>, to: TopicId, current: &Current) -> Vec<(usize,
     places
 }
 
-/// The frames that `wanted` lets through, in one buffer, and how many they are. One frame alone is
-/// not copied.
-fn join(
-    frames: &[(Bytes, Option<ConnId>)],
-    wanted: impl Fn(Option<ConnId>) -> bool,
-) -> (Bytes, u64) {
-    let mut chosen = frames.iter().filter(|(_, except)| wanted(*except)).map(|(bytes, _)| bytes);
-    let Some(first) = chosen.next() else { return (Bytes::new(), 0) };
-    let Some(second) = chosen.next() else { return (first.clone(), 1) };
-    let mut joined = BytesMut::with_capacity(frames.iter().map(|(bytes, _)| bytes.len()).sum());
-    joined.extend_from_slice(first);
-    joined.extend_from_slice(second);
-    let mut count = 2;
-    for bytes in chosen {
-        joined.extend_from_slice(bytes);
-        count += 1;
+/// The frames that `wanted` lets through, in one buffer. One frame alone is not copied. `at`: their
+/// topic, if that lets messages give way.
+fn join(frames: &[Frame], at: Option<TopicId>, wanted: impl Fn(Option<ConnId>) -> bool) -> Join {
+    let chosen = || frames.iter().filter(|frame| wanted(frame.except));
+    let (mut count, mut bytes) = (0, 0);
+    for frame in chosen() {
+        (count, bytes) = (count + 1, bytes + frame.bytes.len());
     }
-    (joined.freeze(), count)
+    let joined = match count {
+        0 | 1 => chosen().next().map_or_else(Bytes::new, |frame| frame.bytes.clone()),
+        _ => {
+            let mut joined = BytesMut::with_capacity(bytes);
+            chosen().for_each(|frame| joined.extend_from_slice(&frame.bytes));
+            joined.freeze()
+        }
+    };
+    let piece = |frame: &Frame| Piece { bytes: frame.bytes.clone(), says: frame.says };
+    let source = at.map(|at| Source { at, pieces: chosen().map(piece).collect() });
+    Join { bytes: joined, frames: count, source }
 }

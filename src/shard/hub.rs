@@ -15,6 +15,7 @@
 
 use super::conn::{Conn, Membership};
 use crate::ids::{SlotId, TopicId, TopicName};
+use crate::namespaces::SlowConsumer;
 use crate::slots::Slots;
 use hashbrown::{DefaultHashBuilder, HashTable};
 use std::hash::BuildHasher;
@@ -42,6 +43,8 @@ pub struct Topic {
     members: Members,
     /// Whether the backplane has confirmed that it listens.
     pub ready: bool,
+    /// What becomes of its messages for a slow member.
+    pub slow: SlowConsumer,
     /// The round that collects frames for it, if any (see `deliver.rs`).
     pub round: Option<RoundId>,
 }
@@ -203,12 +206,12 @@ impl Hub {
 
     /// Makes sure that the topic exists. `None`: there are as many topics as there may be.
     /// A topic that is made here has no member yet: a [`Hub::join`] must follow.
-    pub fn open(&mut self, name: &TopicName) -> Option<TopicId> {
+    pub fn open(&mut self, name: &TopicName, slow: SlowConsumer) -> Option<TopicId> {
         if let Some(id) = self.find(name) {
             return Some(id);
         }
         let members = Members::One(None);
-        let topic = Topic { name: name.clone(), members, ready: false, round: None };
+        let topic = Topic { name: name.clone(), members, ready: false, slow, round: None };
         let SlotId { index, generation } = self.topics.insert(topic).ok()?;
         let hash = self.hash_of(name);
         self.by_name.insert_unique(spread(hash), (index, hash), |entry| spread(entry.1));

@@ -111,7 +111,8 @@ impl Shard {
             ));
         }
         let is_new = found.is_none();
-        let Some(at) = self.hub.open(name) else {
+        let slow = self.config.namespaces.policy(name.kind()).slow_consumer;
+        let Some(at) = self.hub.open(name, slow) else {
             return Err(No(ErrorCode::Overloaded, "this server has as many rooms as it may have"));
         };
         if is_new {

@@ -21,7 +21,8 @@
 //! | `kept.rs` | rooms with a history: joins that wait for their position |
 //! | `deliver.rs` | replies and rounds, joined into batches (`batch.rs`) |
 //! | `life.rs` | open, close, sweep, drain |
-//! | `outbox.rs` | what a slow peer still has to hear |
+//! | `outbox.rs` | what a slow peer still has to hear, and what of it gives way |
+//! | `slow.rs` | from a write that was not taken whole to an outbox |
 //!
 //! Invariant: everything is owned by [`Shard`] and reached by `&mut`; nothing here is shared.
 
@@ -33,13 +34,14 @@ mod hub;
 mod kept;
 mod life;
 mod outbox;
+mod slow;
 
 pub use deliver::EVERYBODY;
 pub use life::{Closed, Opening};
 
 use crate::ids::{ConnId, NodeId, ShardId, TopicId, TopicName};
 use crate::limits::Limits;
-use crate::link::{Downlink, Inspect, Origin, Outcome, RoomReport, Uplink};
+use crate::link::{Downlink, Inspect, Keyed, Origin, Outcome, RoomReport, Uplink};
 use crate::metrics::ShardCounters;
 use crate::namespaces::Namespaces;
 use crate::protocol::{Dialect, ErrorCode, Event, Recovery, RequestId};
@@ -47,10 +49,11 @@ use crate::slots::Slots;
 use crate::ws::decoder::Decoder;
 use bytes::{Bytes, BytesMut};
 use conn::Conn;
-use deliver::Deliveries;
+use deliver::{Deliveries, Frame};
 use hub::Hub;
 use kept::Pendings;
 use life::Life;
+use slow::Says;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -97,7 +100,7 @@ pub struct Shard {
     pub counters: ShardCounters,
     spare_decoder: Option<Box<Decoder>>,
     scratch: Vec<u8>,
-    scratch_frames: Vec<(Bytes, Option<ConnId>)>,
+    scratch_frames: Vec<Frame>,
     /// Small frames are cut from here: one allocation for many.
     arena: BytesMut,
 }
@@ -137,7 +140,14 @@ impl Shard {
         match item {
             Downlink::Deliver { to, frames, except } => {
                 self.counters.frames_in += 1;
-                self.queue_frame(to, frames.into_frame(Dialect::Native), except);
+                let bytes = frames.into_frame(Dialect::Native);
+                self.queue_frame(to, Frame { bytes, except, says: Says::Message(None) });
+            }
+            Downlink::Keyed(keyed) => {
+                self.counters.frames_in += 1;
+                let Keyed { to, frames, except, key } = *keyed;
+                let bytes = frames.into_frame(Dialect::Native);
+                self.queue_frame(to, Frame { bytes, except, says: Says::Message(Some(key)) });
             }
             Downlink::Joined { at } => self.on_joined(at),
             Downlink::Lost { to, count } => self.on_lost(to, count),
@@ -217,8 +227,8 @@ impl Shard {
             None if to == EVERYBODY => self.everybody.clone(),
             None => return,
         };
-        let frame = self.frame(&Event::Lost { topic: name.kind(), count });
-        self.queue_frame(to, frame, None);
+        let bytes = self.frame(&Event::Lost { topic: name.kind(), count });
+        self.queue_frame(to, Frame { bytes, except: None, says: Says::Lost(count) });
     }
 
     fn on_ack(&mut self, conn: ConnId, id: Option<RequestId>, outcome: Outcome) {

@@ -1,27 +1,97 @@
 //! What one slow peer still has to hear.
 //!
-//! Exists only while a socket has not taken everything: frames wait here as slices of the buffers
-//! that were to be sent, shared with everyone else who had to hear them. One limit guards it, in
-//! bytes. A peer over the limit is not a reason to wait; it is a reason to close, because memory
-//! spent on one slow phone is taken from thousands of quick ones.
+//! Exists only while a socket has not taken everything: slices wait here of the buffers that were to
+//! be sent, shared with everyone else who had to hear them. One limit guards it, in bytes. A peer over
+//! the limit is not a reason to wait; it is a reason to close, because memory spent on one slow phone
+//! is taken from thousands of quick ones.
 //!
-//! Invariant: this module never sees a socket; `bytes` is the sum of the slices' lengths.
+//! Unless its room says otherwise (`slow_consumer`): then the room's messages are *loose*, and give
+//! way. The oldest of a room give way to newer ones of the same room, whatever other rooms have here,
+//! and to what may not be given up (replies, control frames, messages of other policies). Where
+//! messages were given up stands a *notice* that says how many; it comes before whatever of the room
+//! does arrive. Where a room conflates, a newer message takes the turn of the older one with the same
+//! key and nothing is said. It stands behind all others then, not in the older one's place: a room is
+//! heard in its order, so who has heard a position has missed nothing before it but what was
+//! conflated.
+//!
+//! What gives way leaves an empty slice behind, so every slice keeps its number and is found without
+//! a search. Empty slices go when they come to the front, or when they are more than the others.
+//!
+//! Invariants: this module never sees a socket; `bytes` is the sum of the slices' lengths; what has
+//! begun to leave does not give way; a notice stands where the last message given up stood.
 
+use super::slow::{Piece, Says, notice, notice_bytes_max};
+use crate::ids::{ConflateKey, TopicId, TopicName};
+use crate::metrics::ShardCounters;
+use crate::namespaces::{Policy, SlowConsumer};
 use bytes::{Buf, Bytes};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+
+/// Empty slices that are kept however few the others are.
+const EMPTY_KEPT: usize = 64;
 
 /// Slices in the order in which they must leave.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    queue: VecDeque<Bytes>,
+    queue: VecDeque<Slice>,
+    /// The number of the first slice. Later ones count on.
+    first: u64,
     bytes: usize,
+    /// Slices that hold nothing any more.
+    empty: usize,
+    rooms: Vec<Room>,
+}
+
+#[derive(Debug)]
+struct Slice {
+    bytes: Bytes,
+    kind: Kind,
+}
+
+/// What may become of a slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// It leaves.
+    Fixed,
+    /// It may give way: a message of a room, by the room's place.
+    Loose(u32),
+    /// It says what of that room gave way, and how much may be added.
+    Notice(u32),
+}
+
+/// A room that has, or had, something loose here.
+#[derive(Debug)]
+struct Room {
+    at: TopicId,
+    name: TopicName,
+    slow: SlowConsumer,
+    bytes_max: usize,
+    notice_bytes_max: usize,
+    /// Bytes of its loose slices.
+    bytes: usize,
+    /// Its loose slices, oldest first; conflated ones are still named.
+    loose: VecDeque<Loose>,
+    /// Where the newest message of each key stands.
+    newest: HashMap<Option<ConflateKey>, u64>,
+    /// Where its notice stands.
+    notice: Option<u64>,
+    /// Messages given up that no notice which has left tells of.
+    lost: u64,
+    /// Where the last one that gave way stood, until the notice is there.
+    gap: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Loose {
+    number: u64,
+    says: Says,
 }
 
 /// Whether there was room.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pushed {
-    /// It waits now.
+    /// It waits now, or has given way.
     Queued,
     /// It does not: the peer is too slow.
     Full,
@@ -38,9 +108,10 @@ impl Outbox {
         self.queue.is_empty()
     }
 
-    /// Queues, unless more than `bytes_max` would wait. What is already here is always kept whole.
-    pub fn push(&mut self, bytes: Bytes, bytes_max: usize) -> Pushed {
-        if self.bytes + bytes.len() > bytes_max {
+    /// Queues what must not be given up, unless more than `bytes_max` would wait. What is loose gives
+    /// way to it, the oldest of all rooms first.
+    pub fn push(&mut self, bytes: Bytes, bytes_max: usize, counters: &mut ShardCounters) -> Pushed {
+        if self.make_room(bytes.len(), bytes_max, counters) == Pushed::Full {
             return Pushed::Full;
         }
         self.push_always(bytes);
@@ -50,20 +121,77 @@ impl Outbox {
     /// Queues whatever the limit says: for the rest of a frame whose beginning has left, and for a
     /// close frame.
     pub fn push_always(&mut self, bytes: Bytes) {
-        self.bytes += bytes.len();
-        self.queue.push_back(bytes);
+        self.append(bytes, Kind::Fixed);
+    }
+
+    /// Where a room stands here, by which [`Outbox::push_loose`] knows it. `name` and `policy` are
+    /// looked at when it was not here yet.
+    pub fn room(&mut self, at: TopicId, name: &TopicName, policy: &Policy) -> usize {
+        if let Some(place) = self.rooms.iter().position(|room| room.at == at) {
+            return place;
+        }
+        let room = Room {
+            at,
+            name: name.clone(),
+            slow: policy.slow_consumer,
+            bytes_max: policy.slow_bytes_max,
+            notice_bytes_max: notice_bytes_max(name),
+            bytes: 0,
+            loose: VecDeque::new(),
+            newest: HashMap::new(),
+            notice: None,
+            lost: 0,
+            gap: None,
+        };
+        // Who comes and goes while nothing is read leaves nothing behind.
+        match self.rooms.iter().position(Room::is_idle) {
+            Some(place) => {
+                self.rooms[place] = room;
+                place
+            }
+            None => {
+                self.rooms.push(room);
+                self.rooms.len() - 1
+            }
+        }
+    }
+
+    /// Queues frames of a room. What is too much gives way: older ones of the room, then they
+    /// themselves. `Full`: there is not even room to say so.
+    pub fn push_loose(
+        &mut self,
+        room: usize,
+        pieces: &[Piece],
+        bytes_max: usize,
+        counters: &mut ShardCounters,
+    ) -> Pushed {
+        for piece in pieces {
+            self.conflate(room, piece.says, counters);
+            self.push_piece(room, piece, bytes_max, counters);
+        }
+        self.tell(room, counters);
+        let pushed = self.make_room(0, bytes_max, counters);
+        self.tidy();
+        self.rooms[room].forget_left(self.first);
+        pushed
     }
 
     /// Forgets all but the first slice, of which a part may have left already: cutting it off would
     /// break the framing for whatever comes after it.
     pub fn keep_first(&mut self) {
         self.queue.truncate(1);
-        self.bytes = self.queue.front().map_or(0, Bytes::len);
+        self.rooms.clear();
+        self.empty = 0;
+        self.bytes = 0;
+        if let Some(first) = self.queue.front_mut() {
+            first.kind = Kind::Fixed;
+            self.bytes = first.bytes.len();
+        }
     }
 
     /// What to write next, in order: at most `max` slices.
     pub fn slices(&self, max: usize) -> impl Iterator<Item = &[u8]> {
-        self.queue.iter().take(max).map(|bytes| &bytes[..])
+        self.queue.iter().map(|slice| &slice.bytes[..]).filter(|bytes| !bytes.is_empty()).take(max)
     }
 
     /// The socket took the first `taken` bytes.
@@ -72,46 +200,265 @@ impl Outbox {
         self.bytes -= taken;
         let mut left = taken;
         while left > 0 {
+            self.begin_first();
             let first = self.queue.front_mut().expect("bytes is the sum of the slices");
-            if first.len() > left {
-                first.advance(left);
+            if first.bytes.len() > left {
+                first.bytes.advance(left);
                 return;
             }
-            left -= first.len();
+            left -= first.bytes.len();
             self.queue.pop_front();
+            self.first += 1;
+            self.pop_empty();
         }
+    }
+
+    /// What is loose gives way until `bytes` more may wait.
+    fn make_room(
+        &mut self,
+        bytes: usize,
+        bytes_max: usize,
+        counters: &mut ShardCounters,
+    ) -> Pushed {
+        if self.bytes + bytes <= bytes_max {
+            return Pushed::Queued;
+        }
+        while self.bytes + bytes > bytes_max {
+            let oldest = |room: &Room| room.loose.front().map(|loose| loose.number);
+            let rooms = self.rooms.iter().enumerate();
+            let next = rooms.filter_map(|(place, room)| Some((oldest(room)?, place))).min();
+            let Some((_, room)) = next else {
+                self.tidy();
+                return Pushed::Full;
+            };
+            if self.give_way(room, counters) {
+                self.tell(room, counters);
+            }
+        }
+        self.tidy();
+        Pushed::Queued
+    }
+
+    /// A newer message is there: what the older one had to say is worth nothing.
+    fn conflate(&mut self, place: usize, says: Says, counters: &mut ShardCounters) {
+        let room = &mut self.rooms[place];
+        let Says::Message(key) = says else { return };
+        if room.slow != SlowConsumer::Conflate {
+            return;
+        }
+        if let Some(older) = room.newest.remove(&key) {
+            self.rooms[place].bytes -= self.take_out(older);
+            counters.slow_conflated += 1;
+        }
+    }
+
+    fn push_piece(
+        &mut self,
+        place: usize,
+        piece: &Piece,
+        bytes_max: usize,
+        counters: &mut ShardCounters,
+    ) {
+        let bytes = piece.bytes.len();
+        // With room to say so, should more have to give way.
+        let all = bytes + self.rooms[place].notice_bytes_max;
+        while self.bytes + all > bytes_max || !self.rooms[place].has_room(bytes) {
+            if !self.give_way(place, counters) {
+                break;
+            }
+        }
+        let number = self.first + self.queue.len() as u64;
+        if self.bytes + all > bytes_max {
+            self.append(Bytes::new(), Kind::Fixed);
+            self.empty += 1;
+            return self.rooms[place].note_lost(number, piece.says, counters);
+        }
+        self.append(piece.bytes.clone(), Kind::Loose(place as u32));
+        let room = &mut self.rooms[place];
+        room.bytes += bytes;
+        room.loose.push_back(Loose { number, says: piece.says });
+        if let (SlowConsumer::Conflate, Says::Message(key)) = (room.slow, piece.says) {
+            room.newest.insert(key, number);
+        }
+    }
+
+    /// The oldest of a room gives way. `false`: nothing of it is loose.
+    fn give_way(&mut self, place: usize, counters: &mut ShardCounters) -> bool {
+        while let Some(Loose { number, says }) = self.rooms[place].loose.pop_front() {
+            let bytes = self.take_out(number);
+            if bytes == 0 {
+                continue; // It was conflated.
+            }
+            let room = &mut self.rooms[place];
+            room.bytes -= bytes;
+            room.forget_newest(number, says);
+            room.note_lost(number, says, counters);
+            return true;
+        }
+        false
+    }
+
+    /// Puts the room's notice where the last message gave way.
+    fn tell(&mut self, place: usize, counters: &mut ShardCounters) {
+        let room = &mut self.rooms[place];
+        let Some(gap) = room.gap.take() else { return };
+        let bytes = notice(&room.name, room.lost);
+        match room.notice.replace(gap) {
+            Some(older) => _ = self.take_out(older),
+            None => counters.slow_notices += 1,
+        }
+        self.bytes += bytes.len();
+        self.empty -= 1;
+        *self.at(gap) = Slice { bytes, kind: Kind::Notice(place as u32) };
+    }
+
+    /// The first slice begins to leave: nothing happens to it any more.
+    fn begin_first(&mut self) {
+        let Some(first) = self.queue.front_mut() else { return };
+        match std::mem::replace(&mut first.kind, Kind::Fixed) {
+            Kind::Fixed => {}
+            Kind::Notice(place) => {
+                let room = &mut self.rooms[place as usize];
+                (room.notice, room.lost) = (None, 0);
+            }
+            Kind::Loose(place) => {
+                let room = &mut self.rooms[place as usize];
+                room.bytes -= first.bytes.len();
+                while let Some(Loose { number, says }) = room.loose.pop_front() {
+                    if number == self.first {
+                        return room.forget_newest(number, says);
+                    }
+                }
+            }
+        }
+    }
+
+    fn append(&mut self, bytes: Bytes, kind: Kind) {
+        self.bytes += bytes.len();
+        self.queue.push_back(Slice { bytes, kind });
+    }
+
+    fn at(&mut self, number: u64) -> &mut Slice {
+        let index = (number - self.first) as usize;
+        self.queue.get_mut(index).expect("a number is of a slice that waits")
+    }
+
+    /// Empties a slice; answers what it held. 0: it was empty, or is here no more.
+    fn take_out(&mut self, number: u64) -> usize {
+        if number < self.first {
+            return 0;
+        }
+        let slice = self.at(number);
+        let bytes = std::mem::take(&mut slice.bytes).len();
+        slice.kind = Kind::Fixed;
+        self.bytes -= bytes;
+        self.empty += usize::from(bytes > 0);
+        bytes
+    }
+
+    /// Lets go of empty slices.
+    fn tidy(&mut self) {
+        self.pop_empty();
+        if self.empty > EMPTY_KEPT && self.empty * 2 > self.queue.len() {
+            self.renumber();
+        }
+        #[cfg(any(test, debug_assertions))]
+        self.check();
+    }
+
+    fn pop_empty(&mut self) {
+        while self.queue.front().is_some_and(|slice| slice.bytes.is_empty()) {
+            self.queue.pop_front();
+            self.first += 1;
+            self.empty -= 1;
+        }
+    }
+
+    /// Takes the empty slices out; the others get new numbers.
+    fn renumber(&mut self) {
+        let mut number = self.first;
+        let mut numbers = Vec::with_capacity(self.queue.len());
+        for slice in &self.queue {
+            let is_here = !slice.bytes.is_empty();
+            numbers.push(is_here.then_some(number));
+            number += u64::from(is_here);
+        }
+        let first = self.first;
+        let new = |old: u64| numbers.get(old.checked_sub(first)? as usize).copied().flatten();
+        for room in &mut self.rooms {
+            room.renumber(new);
+        }
+        self.queue.retain(|slice| !slice.bytes.is_empty());
+        self.empty = 0;
+    }
+
+    /// Walks everything; for tests.
+    #[cfg(any(test, debug_assertions))]
+    fn check(&self) {
+        let lens = |kind: fn(Kind) -> bool| {
+            let those = self.queue.iter().filter(move |slice| kind(slice.kind));
+            those.map(|slice| slice.bytes.len()).sum::<usize>()
+        };
+        assert_eq!(self.bytes, lens(|_| true));
+        let loose = self.rooms.iter().map(|room| room.bytes).sum::<usize>();
+        assert_eq!(loose, lens(|kind| matches!(kind, Kind::Loose(_))));
+        assert_eq!(self.empty, self.queue.iter().filter(|slice| slice.bytes.is_empty()).count());
+        for room in &self.rooms {
+            assert!(room.gap.is_none(), "what gave way is told");
+            assert_eq!(room.lost > 0, room.notice.is_some());
+        }
+    }
+}
+
+impl Room {
+    /// Nothing of it waits.
+    fn is_idle(&self) -> bool {
+        self.bytes == 0 && self.notice.is_none()
+    }
+
+    /// Whether so much more of it may wait; one message always may.
+    fn has_room(&self, bytes: usize) -> bool {
+        self.bytes == 0 || self.bytes + bytes <= self.bytes_max
+    }
+
+    /// The message that stood at `number` will not be heard.
+    fn note_lost(&mut self, number: u64, says: Says, counters: &mut ShardCounters) {
+        let messages = match says {
+            Says::Message(_) => 1,
+            Says::Lost(count) => count,
+        };
+        self.lost += messages;
+        self.gap = Some(number);
+        if let Says::Message(_) = says {
+            *match self.slow {
+                SlowConsumer::Conflate => &mut counters.slow_conflate_dropped,
+                SlowConsumer::Close | SlowConsumer::DropOldest => &mut counters.slow_dropped,
+            } += 1;
+        }
+    }
+
+    /// What stood before `first` is here no more.
+    fn forget_left(&mut self, first: u64) {
+        while self.loose.front().is_some_and(|loose| loose.number < first) {
+            self.loose.pop_front();
+        }
+    }
+
+    fn forget_newest(&mut self, number: u64, says: Says) {
+        if let Says::Message(key) = says
+            && self.newest.get(&key) == Some(&number)
+        {
+            self.newest.remove(&key);
+        }
+    }
+
+    fn renumber(&mut self, new: impl Fn(u64) -> Option<u64>) {
+        let moved = |loose: Loose| Some(Loose { number: new(loose.number)?, ..loose });
+        self.loose = self.loose.drain(..).filter_map(moved).collect();
+        self.newest = self.newest.drain().filter_map(|(key, at)| Some((key, new(at)?))).collect();
+        self.notice = self.notice.and_then(new);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_leaves_is_what_was_queued_in_whatever_pieces() {
-        let mut outbox = Outbox::default();
-        let mut left = Vec::new();
-        for piece in [&b"hello"[..], b" ", b"world"] {
-            assert_eq!(outbox.push(Bytes::copy_from_slice(piece), 11), Pushed::Queued);
-        }
-        assert_eq!(outbox.push(Bytes::from_static(b"!"), 11), Pushed::Full);
-        while !outbox.is_empty() {
-            let next: Vec<u8> = outbox.slices(64).flatten().copied().take(3).collect();
-            outbox.advance(next.len());
-            left.extend(next);
-        }
-        assert_eq!(left, b"hello world");
-        assert_eq!(outbox.bytes(), 0);
-    }
-
-    #[test]
-    fn a_frame_that_has_begun_is_never_cut_off() {
-        let mut outbox = Outbox::default();
-        outbox.push_always(Bytes::from_static(b"begun"));
-        outbox.push_always(Bytes::from_static(b"later"));
-        outbox.advance(2);
-        outbox.keep_first();
-        assert_eq!(outbox.slices(9).collect::<Vec<_>>(), [b"gun"]);
-        assert_eq!(outbox.bytes(), 3);
-    }
-}
+mod tests;

@@ -5,7 +5,7 @@
 
 use crate::world::{Heard, World, join, payload};
 use bytes::Bytes;
-use campanile::ids::TopicName;
+use campanile::ids::{ConflateKey, TopicName};
 use campanile::link::{Done, Outcome, Publish, Uplink};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -198,6 +198,26 @@ pub fn answers_wait_for_a_full_shard_instead_of_being_dropped(world: World) {
     }
 }
 
+pub fn a_conflate_key_comes_with_its_message_and_with_no_other(world: World) {
+    let room = TopicName::room("room");
+    for shard in world.shards() {
+        shard.join_and_hear(&room, 1);
+    }
+    let publisher = world.shards().next().unwrap();
+    let (apple, other) = (ConflateKey::of("AAPL").unwrap(), ConflateKey::of("MSFT").unwrap());
+    publisher.publish(&room, "0");
+    publisher.publish_about(&room, "1", apple);
+    publisher.publish_about(&room, "2", other);
+    for shard in world.shards() {
+        assert_eq!(payload(shard.hear(), 1), "0");
+        for (json, about) in [("1", apple), ("2", other)] {
+            let Heard::Keyed { to: 1, json: heard, key } = shard.hear() else { panic!() };
+            let frame = Heard::Frame { to: 1, json: heard, except: None };
+            assert_eq!((&payload(frame, 1)[..], key), (json, about));
+        }
+    }
+}
+
 pub fn success_is_told_to_those_who_asked_and_only_to_them(world: World) {
     let room = TopicName::room("room");
     let shard = world.shards().next().unwrap();
@@ -224,6 +244,7 @@ pub fn the_ops_thread_publishes_and_is_called_back(world: World) {
         from: None,
         except: None,
         key: None,
+        conflate_key: None,
         done: Done::Call(Box::new(move |outcome| tell.send(outcome).unwrap())),
     };
     assert!(world.nodes[0].ops.try_publish(Uplink::Publish(publish)).is_ok());

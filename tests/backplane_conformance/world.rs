@@ -4,7 +4,7 @@ use crate::redis::{Redis, wait_until};
 use bytes::Bytes;
 use campanile::auth::Rights;
 use campanile::backplane;
-use campanile::ids::{ConnId, NodeId, Position, ShardId, SlotId, TopicId, TopicName};
+use campanile::ids::{ConflateKey, ConnId, NodeId, Position, ShardId, SlotId, TopicId, TopicName};
 use campanile::limits::Limits;
 use campanile::link::channel::{OpsEnd, ShardEnd, window};
 use campanile::link::health::Health;
@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 pub enum Heard {
     Joined(u32),
     Frame { to: u32, json: String, except: Option<u32> },
+    Keyed { to: u32, json: String, key: ConflateKey },
     Lost { to: u32, count: u64 },
     Ack { conn: u32, id: Option<u64>, outcome: Outcome },
     Recovered { to: u32, ticket: u64, position: Position, recovery: Recovery, missed: Vec<String> },
@@ -194,6 +195,7 @@ impl Shard {
             from: Some(TopicName::user("ann")),
             except: except.map(origin),
             key: None,
+            conflate_key: None,
             done: Done::Conn { shard: self.end.id, conn: conn_id(7), id },
         }));
     }
@@ -207,7 +209,21 @@ impl Shard {
             from: None,
             except: None,
             key: key.map(Into::into),
+            conflate_key: None,
             done: Done::Conn { shard: self.end.id, conn: conn_id(7), id },
+        }));
+    }
+
+    /// Publishes something about `key`; nobody asks how it ended.
+    pub fn publish_about(&self, topic: &TopicName, json: &str, key: ConflateKey) {
+        self.send(Uplink::Publish(Publish {
+            topic: topic.clone(),
+            payload: Bytes::copy_from_slice(json.as_bytes()),
+            from: None,
+            except: None,
+            key: None,
+            conflate_key: Some(key),
+            done: Done::Nobody,
         }));
     }
 
@@ -259,6 +275,11 @@ impl Shard {
                 to: to.0.index,
                 json: unframed(frames.get(Dialect::Native)),
                 except: except.map(|conn| conn.0.index),
+            },
+            Downlink::Keyed(keyed) => Heard::Keyed {
+                to: keyed.to.0.index,
+                json: unframed(keyed.frames.get(Dialect::Native)),
+                key: keyed.key,
             },
             Downlink::Lost { to, count } => Heard::Lost { to: to.0.index, count },
             Downlink::Ack { conn, id, outcome } => {

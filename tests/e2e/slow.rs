@@ -1,6 +1,7 @@
 //! A client that does not read, and the others who do.
 
 use crate::client::Client;
+use crate::http;
 use crate::node::Node;
 use serde_json::json;
 
@@ -10,6 +11,8 @@ fn a_slow_client_is_closed_with_1013_while_the_others_hear_everything() {
         "--shards",
         "1",
         "--limits-outbox-bytes-max",
+        "200000",
+        "--limits-recovery-bytes-max",
         "200000",
         "--limits-close-timeout-ms",
         "30000",
@@ -49,4 +52,82 @@ fn a_slow_client_is_closed_with_1013_while_the_others_hear_everything() {
     for client in &mut quick {
         assert_eq!(client.hear_payload()[0], "after");
     }
+}
+
+const POLICIES: &str = "drop: slow_consumer=drop_oldest; tick: slow_consumer=conflate";
+
+/// A node, somebody who reads and somebody who does not, both in one room.
+fn quick_and_slow(room: &str) -> (Node, Client, Client) {
+    let node = Node::start_ready(&["--shards", "1", "--namespaces", POLICIES]);
+    let quick = Client::join(node.addr, &[room]);
+    let slow = Client::join(node.addr, &[room, "other"]);
+    (node, quick, slow)
+}
+
+#[test]
+fn a_slow_client_of_a_drop_oldest_room_is_told_how_many_it_missed_and_goes_on() {
+    let (node, mut quick, mut slow) = quick_and_slow("drop:x");
+    let filling = "x".repeat(30_000);
+    let given_up = || node.metric_where("campanile_slow_given_up_total", "drop_oldest");
+    let mut sent = 0;
+    while given_up() < 10 {
+        quick.say(format!(r#"{{"room_id":"drop:x","payload":[{sent},"{filling}"]}}"#));
+        assert_eq!(quick.hear_payload()[0], sent, "nobody waits for the slow one");
+        sent += 1;
+        assert!(sent < 4000, "120 MB were sent and nothing gave way");
+    }
+    let mut next = 0;
+    let mut notices = 0;
+    while next < sent {
+        let heard = slow.hear();
+        assert_eq!(heard["room_id"], "drop:x");
+        if heard["type"] == "lost" {
+            next += heard["count"].as_i64().expect("a number");
+            notices += 1;
+        } else {
+            assert_eq!(heard["payload"][0], next, "in order, and holes are as large as told");
+            next += 1;
+        }
+    }
+    assert_eq!((next, notices), (sent, 1));
+    slow.nothing_more();
+    quick.say(r#"{"room_id":"drop:x","payload":["after",0]}"#);
+    assert_eq!(slow.hear_payload()[0], "after", "it was never closed");
+    node.wait_for("campanile_outbox_bytes", 0);
+    assert_eq!(node.metric_where("campanile_closes_total", r#"reason="slow""#), 0);
+}
+
+#[test]
+fn a_slow_client_of_a_conflating_room_hears_the_newest_of_each_key() {
+    let (node, mut quick, mut slow) = quick_and_slow("tick:x");
+    let filling = "x".repeat(30_000);
+    let json_body = [("Content-Type", "application/json")];
+    let conflated = || node.metric("campanile_slow_conflated_total");
+    let mut sent = 0;
+    while conflated() < 10 {
+        let key = ["AAPL", "MSFT"][sent % 2];
+        let message = format!(
+            r#"{{"room_id":"tick:x","payload":[{sent},"{filling}"],"conflate_key":"{key}"}}"#
+        );
+        // Clients and the HTTP API may both say what a message is about.
+        if sent % 3 == 0 {
+            let reply = http::request(node.ops, "POST", "/v1/publish", &json_body, &message);
+            assert_eq!(reply.status, 200, "{reply:?}");
+        } else {
+            quick.say(message);
+        }
+        assert_eq!(quick.hear_payload()[0], sent);
+        sent += 1;
+        assert!(sent < 4000, "120 MB were sent and nothing was conflated");
+    }
+    let mut heard = Vec::new();
+    while heard.last() != Some(&(sent as u64 - 1)) {
+        heard.push(slow.hear_payload()[0].as_u64().expect("a number"));
+    }
+    slow.nothing_more();
+    assert!(heard.is_sorted(), "{heard:?}");
+    assert_eq!(heard[heard.len() - 2], sent as u64 - 2, "the other key's newest");
+    assert!(heard.len() <= sent - 10, "{} of {sent}", heard.len());
+    node.wait_for_fresh_metrics();
+    assert_eq!(conflated() + heard.len() as u64, sent as u64);
 }

@@ -8,6 +8,7 @@
 //! | `world.rs` | everything together, moved one step at a time as `net/door.rs` does |
 //! | `history.rs` | what was said, heard and dropped; and the judge over it |
 //! | `stories.rs` | small days with a title, one behaviour each |
+//! | `slow.rs` | members who read too slowly where messages may give way |
 //! | `days.rs` | long random days, and broken histories that the judge must refuse |
 //! | `bare.rs` | one shard with nothing around it, for what takes a million connections |
 //! | `heartbeats.rs` | how even a million pings are |
@@ -26,5 +27,6 @@ mod heartbeats;
 mod history;
 mod peer;
 mod rng;
+mod slow;
 mod stories;
 mod world;

@@ -13,11 +13,13 @@ use campanile::auth::{Identity, Rights};
 use campanile::ids::{ConnId, NodeId, ShardId, TopicId};
 use campanile::limits::Limits;
 use campanile::link::{Downlink, Uplink};
+use campanile::namespaces::Namespaces;
 use campanile::shard::batch::SendBatch;
 use campanile::shard::conn::CloseReason;
 use campanile::shard::{Closed, Opening, Shard, ShardConfig};
 use serde_json::Value;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 pub const ALL_RIGHTS: Rights =
     Rights { publish: true, publish_unjoined: false, send: true, broadcast: true };
@@ -78,12 +80,24 @@ pub struct World {
 impl World {
     /// `shards` on each of `nodes` nodes.
     pub fn new(seed: u64, nodes: usize, shards: usize, limits: Limits) -> World {
+        World::ruled(seed, nodes, shards, limits, "")
+    }
+
+    /// The same, with rooms of these namespaces.
+    pub fn ruled(
+        seed: u64,
+        nodes: usize,
+        shards: usize,
+        limits: Limits,
+        namespaces: &str,
+    ) -> World {
+        let namespaces = Arc::new(Namespaces::read(namespaces).expect("namespaces of a story"));
         let config = |at: usize| ShardConfig {
             id: ShardId(at as u16),
             node: NodeId((at / shards) as u64),
             node_name: format!("node-{}", at / shards),
             limits,
-            namespaces: Default::default(),
+            namespaces: namespaces.clone(),
         };
         let tower = |at| Tower {
             shard: Shard::new(config(at)),

@@ -713,10 +713,7 @@ fn framed<'a>(
             let frames = local.frames(&message, name, at);
             (message, frames)
         }
-        Err(_) => {
-            let nothing = Message { topic: name.as_str(), from: None, payload: b"", except: None };
-            (nothing, local.lost_frames(name, 1))
-        }
+        Err(_) => (nothing(name.as_str()), local.lost_frames(name, 1)),
     }
 }
 
@@ -782,8 +779,12 @@ fn opening(topics: &[TopicName], names: &Names, generation: &str) -> Pipeline {
     pipeline
 }
 
+fn nothing(topic: &str) -> Message<'_> {
+    Message { topic, from: None, payload: b"", except: None, conflate_key: None }
+}
+
 /// A message as it stood in the stream, from what was made of it: its JSON has all of it but whom it
-/// excepted, who has not missed it either.
+/// excepted, who has not missed it either, and under which key it gives way to newer ones.
 fn body_of(frame: &[u8]) -> Vec<u8> {
     #[derive(serde::Deserialize)]
     struct Said<'a> {
@@ -796,7 +797,7 @@ fn body_of(frame: &[u8]) -> Vec<u8> {
     let said: Result<Said<'_>, _> = serde_json::from_slice(encode::payload_of(frame));
     if let Ok(Said { from, payload: Some(payload) }) = said {
         let payload = payload.get().as_bytes();
-        let message = Message { topic: "", from: from.as_deref(), payload, except: None };
+        let message = Message { from: from.as_deref(), payload, ..nothing("") };
         envelope::write(&message, &mut body);
     }
     body

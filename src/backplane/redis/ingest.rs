@@ -4,7 +4,7 @@
 //!
 //! Invariant: the payload stays the bytes it came in, and they were checked to be JSON.
 
-use crate::ids::{TopicName, is_name};
+use crate::ids::{ConflateKey, TopicName, is_name};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -16,6 +16,8 @@ pub struct Ingest<'a> {
     pub topic: TopicName,
     /// The payload, byte for byte.
     pub payload: &'a [u8],
+    /// What it is about, if it says so.
+    pub conflate_key: Option<ConflateKey>,
 }
 
 #[derive(Deserialize)]
@@ -25,6 +27,8 @@ struct Said<'a> {
     #[serde(borrow)]
     target_user_id: Option<Cow<'a, str>>,
     broadcast: Option<bool>,
+    #[serde(borrow)]
+    conflate_key: Option<Cow<'a, str>>,
     #[serde(borrow)]
     payload: &'a RawValue,
 }
@@ -45,7 +49,11 @@ pub fn read(json: &[u8], bytes_max: usize, depth_max: usize) -> Result<Ingest<'_
         (None, None, Some(true)) => TopicName::all(),
         _ => return Err("wants one of room_id, target_user_id and \"broadcast\":true".into()),
     };
-    Ok(Ingest { topic, payload })
+    let conflate_key = match said.conflate_key {
+        None => None,
+        Some(key) => Some(ConflateKey::of(&key).ok_or("a conflate_key has 1 to 128 bytes")?),
+    };
+    Ok(Ingest { topic, payload, conflate_key })
 }
 
 fn checked(name: &str) -> Result<&str, String> {
@@ -103,6 +111,12 @@ mod tests {
     }
 
     #[test]
+    fn a_conflate_key_is_understood() {
+        let json = br#"{"room_id":"r","payload":1,"conflate_key":"\u0041APL"}"#;
+        assert_eq!(read(json, 1000, 3).unwrap().conflate_key, ConflateKey::of("AAPL"));
+    }
+
+    #[test]
     fn whatever_is_not_one_target_and_one_payload_is_refused() {
         for json in [
             "",
@@ -119,6 +133,8 @@ mod tests {
             r#"{"room_id":"r","room_id":"s","payload":1}"#,
             r#"{"room_id":"r","payload":[[[[1]]]]}"#,
             r#"{"room_id":"r","payload":{1}}"#,
+            r#"{"room_id":"r","payload":1,"conflate_key":""}"#,
+            r#"{"room_id":"r","payload":1,"conflate_key":3}"#,
             r#"{"room_id":"r","payload":1} x"#,
         ] {
             assert!(read_usual(json).is_err(), "{json}");

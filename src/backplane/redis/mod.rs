@@ -262,6 +262,7 @@ impl RedisTransport {
                     from: None,
                     payload: said.payload,
                     except: None,
+                    conflate_key: said.conflate_key,
                 }),
                 Err(why) => self.on_malformed(&why, "publish", now, local),
             }

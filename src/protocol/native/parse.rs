@@ -1,9 +1,9 @@
 //! Bytes to [`Request`].
 //!
-//! Two steps. The scanner of [`json`] walks the message once and says where the values of our ten
-//! keys lie; then only those that the command needs are read, each where it lies: a string without a
-//! backslash is borrowed as it is, one with escapes and `since` are parsed in place by simd-json.
-//! The payload is never parsed, only cut out.
+//! Two steps. The scanner of [`json`] walks the message once and says where the values of our
+//! eleven keys lie; then only those that the command needs are read, each where it lies: a string
+//! without a backslash is borrowed as it is, one with escapes and `since` are parsed in place by
+//! simd-json. The payload is never parsed, only cut out.
 //!
 //! Keys that are not ours are ignored, and so are ours in a command that has no use for them. A key
 //! of ours that comes twice is refused: whichever we took, some client would mean the other one.
@@ -11,7 +11,7 @@
 //! Invariants: a plain request allocates nothing; the payload's bytes are never written to; no
 //! input panics, and every refusal says which key is wrong and what to write instead.
 
-use crate::ids::{NAME_BYTES_MAX, Position, is_name};
+use crate::ids::{CONFLATE_KEY_BYTES_MAX, ConflateKey, NAME_BYTES_MAX, Position, is_name};
 use crate::protocol::json::{Fault, Members, Span};
 use crate::protocol::{Command, ErrorCode, Page, Rejected, Request, RequestId};
 
@@ -71,13 +71,14 @@ enum Field {
     Id,
     Echo,
     Key,
+    ConflateKey,
     Since,
     Limit,
     Reverse,
 }
 
 impl Field {
-    const ALL: [Field; 10] = [
+    const ALL: [Field; 11] = [
         Field::Type,
         Field::RoomId,
         Field::TargetUserId,
@@ -85,6 +86,7 @@ impl Field {
         Field::Id,
         Field::Echo,
         Field::Key,
+        Field::ConflateKey,
         Field::Since,
         Field::Limit,
         Field::Reverse,
@@ -99,6 +101,7 @@ impl Field {
             Field::Id => "id",
             Field::Echo => "echo",
             Field::Key => "key",
+            Field::ConflateKey => "conflate_key",
             Field::Since => "since",
             Field::Limit => "limit",
             Field::Reverse => "reverse",
@@ -115,6 +118,7 @@ impl Field {
             b"id" => Field::Id,
             b"echo" => Field::Echo,
             b"key" => Field::Key,
+            b"conflate_key" => Field::ConflateKey,
             b"since" => Field::Since,
             b"limit" => Field::Limit,
             b"reverse" => Field::Reverse,
@@ -263,8 +267,9 @@ impl Fields {
     fn publish<'a>(&self, message: &'a mut [u8]) -> Result<Command<'a>, Refusal> {
         let echo = self.echo(message)?;
         let key = self.key(message)?;
+        let conflate_key = self.conflate_key(message)?;
         let (room, payload) = self.name_and_payload(Field::RoomId, message)?;
-        Ok(Command::Publish { room, payload, echo, key })
+        Ok(Command::Publish { room, payload, echo, key, conflate_key })
     }
 
     fn kind(&self, message: &mut [u8]) -> Result<Kind, Refusal> {
@@ -337,6 +342,18 @@ impl Fields {
             return Ok(Some(key.into()));
         }
         Err(bad_request(format!("key must be a string of 1 to {KEY_BYTES_MAX} bytes")))
+    }
+
+    /// What the message is about, if it says so.
+    fn conflate_key(&self, message: &mut [u8]) -> Result<Option<ConflateKey>, Refusal> {
+        let Some(span) = self.get(Field::ConflateKey) else { return Ok(None) };
+        let key = text(Field::ConflateKey, span, &mut message[span.range()])?;
+        match ConflateKey::of(key) {
+            Some(key) => Ok(Some(key)),
+            None => Err(bad_request(format!(
+                "conflate_key must be a string of 1 to {CONFLATE_KEY_BYTES_MAX} bytes"
+            ))),
+        }
     }
 
     fn page(&self, message: &mut [u8]) -> Result<Page, Refusal> {
@@ -466,7 +483,8 @@ mod tests {
     }
 
     fn publish<'a>(room: &'a str, payload: &'a str) -> Command<'a> {
-        Command::Publish { room, payload: payload.as_bytes(), echo: true, key: None }
+        let payload = payload.as_bytes();
+        Command::Publish { room, payload, echo: true, key: None, conflate_key: None }
     }
 
     #[test]
@@ -476,7 +494,7 @@ mod tests {
         let since = |epoch, offset| Some(Position { epoch, offset });
         let publish = |echo, key: Option<&str>| {
             let key = key.map(Into::into);
-            Command::Publish { room, payload, echo, key }
+            Command::Publish { room, payload, echo, key, conflate_key: None }
         };
         let cases = [
             (r#"{"type":"join","room_id":"r"}"#, join(None)),
@@ -530,6 +548,18 @@ mod tests {
         ];
         for (message, command) in cases {
             understood(message, command);
+        }
+    }
+
+    #[test]
+    fn what_a_message_is_about_is_understood() {
+        for (message, about) in [
+            (r#"{"room_id":"r","payload":1,"conflate_key":"AAPL"}"#, "AAPL"),
+            (r#"{"conflate_key":"\u0041\"","room_id":"r","payload":1}"#, "A\""),
+        ] {
+            let (room, payload, conflate_key) = ("r", &b"1"[..], ConflateKey::of(about));
+            let (echo, key) = (true, None);
+            understood(message, Command::Publish { room, payload, echo, key, conflate_key });
         }
     }
 
@@ -674,6 +704,11 @@ mod tests {
             (r#"{"room_id":"r","payload":1,"echo":"true"}"#, "echo must be true or false"),
             (r#"{"room_id":"r","payload":1,"echo":null}"#, "echo must be true or false"),
             (r#"{"room_id":"r","payload":1,"key":1}"#, "key must be a string"),
+            (r#"{"room_id":"r","payload":1,"conflate_key":[]}"#, "conflate_key must be a string"),
+            (
+                r#"{"room_id":"r","payload":1,"conflate_key":""}"#,
+                "conflate_key must be a string of 1 to 128",
+            ),
             (r#"{"target_user_id":"u","payload":1,"key":""}"#, "key must be a string of 1 to 128"),
             (r#"{"type":"broadcast","payload":1,"key":"\ud800"}"#, "key is not Unicode"),
             (&long_key, "key must be a string of 1 to 128 bytes"),

@@ -65,7 +65,7 @@ impl Subject {
     }
 
     fn join(&mut self, conn: usize, topic: usize) -> Edge {
-        let id = self.hub.open(&name(topic)).expect("there is room for all");
+        let id = self.hub.open(&name(topic), SlowConsumer::Close).expect("there is room for all");
         let conn = self.conns.get_mut(self.ids[conn]).expect("nobody is removed");
         self.hub.join(id, conn.wire, conn)
     }

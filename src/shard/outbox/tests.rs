@@ -1,0 +1,361 @@
+use super::*;
+use crate::ids::SlotId;
+use crate::namespaces::Namespaces;
+use crate::ws::encode::{Opcode, frame, payload_of};
+
+/// An outbox, what is counted, and what has left it.
+struct Told {
+    outbox: Outbox,
+    counters: ShardCounters,
+    left: Vec<u8>,
+    namespaces: Namespaces,
+    bytes_max: usize,
+}
+
+fn framed(text: &str) -> Bytes {
+    let mut out = Vec::new();
+    frame(Opcode::Text, text.as_bytes(), &mut out);
+    Bytes::from(out)
+}
+
+fn key(text: &str) -> Option<ConflateKey> {
+    ConflateKey::of(text)
+}
+
+impl Told {
+    fn new(namespaces: &str, bytes_max: usize) -> Told {
+        Told {
+            outbox: Outbox::default(),
+            counters: ShardCounters::default(),
+            left: Vec::new(),
+            namespaces: Namespaces::read(namespaces).unwrap(),
+            bytes_max,
+        }
+    }
+
+    fn fixed(&mut self, text: &str) -> Pushed {
+        self.outbox.push(framed(text), self.bytes_max, &mut self.counters)
+    }
+
+    fn reply(&mut self, text: &str) {
+        assert_eq!(self.fixed(text), Pushed::Queued);
+    }
+
+    fn pieces(&mut self, room: &str, pieces: &[Piece]) -> Pushed {
+        let name = TopicName::room(room);
+        let index = room.bytes().map(u32::from).sum();
+        let at = TopicId(SlotId { index, generation: 0 });
+        let place = self.outbox.room(at, &name, self.namespaces.policy_of_room(room));
+        self.outbox.push_loose(place, pieces, self.bytes_max, &mut self.counters)
+    }
+
+    fn says(&mut self, room: &str, text: &str, says: Says) -> Pushed {
+        self.pieces(room, &[Piece { bytes: framed(text), says }])
+    }
+
+    fn message(&mut self, room: &str, text: &str) {
+        assert_eq!(self.says(room, text, Says::Message(None)), Pushed::Queued);
+    }
+
+    fn about(&mut self, room: &str, text: &str, about: &str) {
+        assert_eq!(self.says(room, text, Says::Message(key(about))), Pushed::Queued);
+    }
+
+    /// The socket takes so many bytes, or all.
+    fn take(&mut self, bytes: usize) {
+        let next: Vec<u8> = self.outbox.slices(64).flatten().copied().take(bytes).collect();
+        self.outbox.advance(next.len());
+        self.left.extend(next);
+    }
+
+    /// Everything leaves; the texts of all frames that have left so far.
+    fn heard(&mut self) -> Vec<String> {
+        while !self.outbox.is_empty() {
+            self.take(usize::MAX);
+        }
+        let mut texts = Vec::new();
+        let mut rest = &self.left[..];
+        while !rest.is_empty() {
+            let payload = usize::from(rest[1]);
+            let (whole, after) = rest.split_at(2 + payload);
+            assert_eq!(whole[0], 0x81, "a frame begins where the last one ends");
+            texts.push(String::from_utf8(payload_of(whole).to_vec()).unwrap());
+            rest = after;
+        }
+        texts
+    }
+}
+
+fn lost(room: &str, count: u64) -> String {
+    format!(r#"{{"type":"lost","room_id":"{room}","count":{count}}}"#)
+}
+
+#[test]
+fn what_leaves_is_what_was_queued_in_whatever_pieces() {
+    let (mut outbox, mut counters) = (Outbox::default(), ShardCounters::default());
+    let mut left = Vec::new();
+    for piece in [&b"hello"[..], b" ", b"world"] {
+        let pushed = outbox.push(Bytes::copy_from_slice(piece), 11, &mut counters);
+        assert_eq!(pushed, Pushed::Queued);
+    }
+    assert_eq!(outbox.push(Bytes::from_static(b"!"), 11, &mut counters), Pushed::Full);
+    while !outbox.is_empty() {
+        let next: Vec<u8> = outbox.slices(64).flatten().copied().take(3).collect();
+        outbox.advance(next.len());
+        left.extend(next);
+    }
+    assert_eq!(left, b"hello world");
+    assert_eq!(outbox.bytes(), 0);
+}
+
+#[test]
+fn a_frame_that_has_begun_is_never_cut_off() {
+    let mut outbox = Outbox::default();
+    outbox.push_always(Bytes::from_static(b"begun"));
+    outbox.push_always(Bytes::from_static(b"later"));
+    outbox.advance(2);
+    outbox.keep_first();
+    assert_eq!(outbox.slices(9).collect::<Vec<_>>(), [b"gun"]);
+    assert_eq!(outbox.bytes(), 3);
+}
+
+#[test]
+fn the_oldest_of_a_room_give_way_and_their_number_stands_where_they_stood() {
+    let mut told = Told::new("d: slow_consumer=drop_oldest, slow_bytes_max=256", 2000);
+    let text = |n: u32| format!("{n:0>98}");
+    told.reply("before");
+    for n in 0..7 {
+        told.message("d:x", &text(n));
+        told.reply(&format!("reply {n}"));
+    }
+    assert_eq!((told.counters.slow_dropped, told.counters.slow_notices), (5, 1));
+    let wanted = ["before", "reply 0", "reply 1", "reply 2", "reply 3", &lost("d:x", 5)];
+    let rest = ["reply 4", &text(5), "reply 5", &text(6), "reply 6"];
+    assert_eq!(told.heard(), [&wanted[..], &rest].concat());
+}
+
+#[test]
+fn what_has_begun_does_not_give_way_and_a_later_loss_is_told_anew() {
+    let mut told = Told::new("d: slow_consumer=drop_oldest, slow_bytes_max=256", 2000);
+    let text = |n: u32| format!("{n:0>98}");
+    told.message("d:x", &text(0));
+    told.take(1);
+    for n in 1..5 {
+        told.message("d:x", &text(n));
+    }
+    told.take(99 + 3); // The notice has begun.
+    told.message("d:x", &text(5));
+    let wanted = [text(0), lost("d:x", 2), lost("d:x", 1), text(4), text(5)];
+    assert_eq!(told.heard(), wanted);
+    assert_eq!((told.counters.slow_dropped, told.counters.slow_notices), (3, 2));
+}
+
+#[test]
+fn only_the_newest_of_each_key_waits_and_nothing_is_said() {
+    let mut told = Told::new("t: slow_consumer=conflate", 2000);
+    told.about("t:x", "A1", "A");
+    told.about("t:x", "B1", "B");
+    told.message("t:x", "1");
+    told.take(1);
+    for n in 2..200 {
+        told.about("t:x", &format!("A{n}"), "A");
+        told.message("t:x", &n.to_string());
+        assert!(told.outbox.queue.len() < 4 * EMPTY_KEPT, "what is empty goes");
+        assert!(told.outbox.rooms[0].loose.len() < 4 * EMPTY_KEPT);
+    }
+    told.about("t:y", "other", "A");
+    assert_eq!(told.counters.slow_conflated, 2 * 198 - 1);
+    assert_eq!(told.heard(), ["A1", "B1", "A199", "199", "other"]);
+    assert_eq!(told.counters.slow_notices, 0);
+    told.about("t:x", "A200", "A");
+    assert_eq!(told.heard().last().unwrap(), "A200", "what has left is not replaced");
+}
+
+#[test]
+fn one_hot_key_with_nothing_else_waiting_keeps_no_memory() {
+    let mut told = Told::new("t: slow_consumer=conflate", 2000);
+    for n in 0..10_000 {
+        told.about("t:x", &n.to_string(), "A");
+    }
+    let outbox = &told.outbox;
+    assert_eq!((outbox.queue.len(), outbox.rooms[0].loose.len()), (1, 1));
+    assert_eq!(told.heard(), ["9999"]);
+}
+
+#[test]
+fn more_keys_than_may_wait_are_lost_and_told() {
+    let mut told = Told::new("t: slow_consumer=conflate, slow_bytes_max=256", 2000);
+    for n in 0..10 {
+        told.about("t:x", &format!("{n:0>98}"), &n.to_string());
+    }
+    assert_eq!(told.counters.slow_conflate_dropped, 8);
+    let heard = told.heard();
+    assert_eq!(heard, [lost("t:x", 8), format!("{:0>98}", 8), format!("{:0>98}", 9)]);
+}
+
+#[test]
+fn what_was_lost_before_it_came_here_is_counted_too() {
+    let mut told = Told::new("d: slow_consumer=drop_oldest, slow_bytes_max=256", 2000);
+    let text = |n: u32| format!("{n:0>98}");
+    told.message("d:x", &text(0));
+    let _queued = told.says("d:x", &lost("d:x", 10), Says::Lost(10));
+    for n in 1..4 {
+        told.message("d:x", &text(n));
+    }
+    assert_eq!(told.heard(), [lost("d:x", 12), text(2), text(3)]);
+    assert_eq!(told.counters.slow_dropped, 2);
+}
+
+#[test]
+fn what_is_loose_gives_way_to_replies_and_only_replies_fill_an_outbox() {
+    let mut told = Told::new("default: slow_consumer=drop_oldest", 500);
+    let text = |n: u32| format!("{n:0>98}");
+    for n in 0..9 {
+        told.message(["x", "y"][n as usize % 2], &text(n));
+    }
+    assert!(told.outbox.bytes() <= 500);
+    let mut replies = 0;
+    while told.fixed(&text(100 + replies)) == Pushed::Queued {
+        replies += 1;
+        assert!(told.outbox.bytes() <= 500);
+    }
+    let heard = told.heard();
+    assert_eq!(
+        heard.iter().filter(|text| text.ends_with(&format!("10{}", replies - 1))).count(),
+        1
+    );
+    assert_eq!(replies, 4);
+    let sum = heard.iter().filter(|text| text.contains("lost")).count();
+    assert_eq!((sum, heard.len()), (2, 6), "{heard:?}");
+}
+
+#[test]
+fn a_message_for_which_there_is_no_room_at_all_is_told_as_lost() {
+    let mut told = Told::new("default: slow_consumer=drop_oldest", 300);
+    told.message("x", "first");
+    for n in 0..2 {
+        told.reply(&format!("{n:0>98}"));
+    }
+    for _ in 0..3 {
+        told.message("x", &format!("{:0>98}", "much"));
+    }
+    let heard = told.heard();
+    assert_eq!(heard[heard.len() - 1], lost("x", 4));
+    assert_eq!(heard.len(), 3);
+}
+
+#[test]
+fn rooms_that_come_and_go_leave_nothing_behind() {
+    let mut told = Told::new("default: slow_consumer=drop_oldest", 500);
+    told.reply("something that does not leave");
+    told.take(3);
+    for n in 0..100 {
+        told.message(&"x".repeat(n + 1), "hello");
+        let before = told.outbox.bytes();
+        told.take(before - 1);
+        told.reply("more");
+        told.take(1 + 1);
+    }
+    assert!(told.outbox.rooms.len() <= 2, "{}", told.outbox.rooms.len());
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) % end
+    }
+}
+
+/// How many messages of a room were sent, and how many of them surely do not come.
+#[derive(Default)]
+struct Sent {
+    numbers: u64,
+    fixed: u64,
+}
+
+fn random_step(told: &mut Told, random: &mut Random, sent: &mut [Sent; 3]) -> Pushed {
+    let rooms = ["d:a", "d:b", "t:c"];
+    let which = random.below(3) as usize;
+    let mut pieces = Vec::new();
+    match random.below(10) {
+        0..=5 => {
+            for _ in 0..=random.below(4) {
+                let Sent { numbers, .. } = &mut sent[which];
+                let pad = " ".repeat(random.below(60) as usize);
+                let about = key(&random.below(4).to_string()).filter(|_| which == 2);
+                let (mut text, mut says) =
+                    (format!("{} {numbers} {pad}", rooms[which]), Says::Message(about));
+                if random.below(12) == 0 {
+                    (text, says) = (lost(rooms[which], 3), Says::Lost(3));
+                }
+                *numbers += if let Says::Lost(count) = says { count } else { 1 };
+                pieces.push(Piece { bytes: framed(&text), says });
+            }
+            told.pieces(rooms[which], &pieces)
+        }
+        6 => {
+            sent[0].fixed += 1;
+            told.fixed(&format!("fixed {}", sent[0].fixed))
+        }
+        _ => {
+            told.take(random.below(150) as usize);
+            Pushed::Queued
+        }
+    }
+}
+
+/// Whatever happens: what is heard of a room is in order, and each hole in it is as large as the
+/// notices between say. Nothing that may not be given up is missing.
+#[test]
+fn every_hole_is_told_in_its_place_and_with_its_size() {
+    let policies = "d: slow_consumer=drop_oldest, slow_bytes_max=300; \
+                    t: slow_consumer=conflate, slow_bytes_max=300";
+    for seed in 0..300 {
+        let (mut random, mut sent) = (Random(seed), <[Sent; 3]>::default());
+        let mut told = Told::new(policies, 800);
+        let mut is_full = false;
+        for _ in 0..400 {
+            is_full = random_step(&mut told, &mut random, &mut sent) == Pushed::Full;
+            assert!(told.outbox.bytes() <= 800, "seed {seed}");
+            if is_full {
+                told.outbox.keep_first();
+                break;
+            }
+        }
+        let heard = told.heard();
+        let mut next = [0u64; 3];
+        let mut fixed = 0;
+        let mut told_in_c = 0;
+        for text in &heard {
+            let place = ["d:a", "d:b", "t:c"].iter().position(|room| text.contains(room));
+            let Some(place) = place else {
+                fixed += 1;
+                assert_eq!(*text, format!("fixed {fixed}"), "seed {seed}");
+                continue;
+            };
+            let last = |mark: &str| text.rsplit_once(mark).map(|(_, last)| last);
+            if let Some(count) = last("\"count\":") {
+                let count: u64 = count.trim_end_matches('}').parse().unwrap();
+                next[place] += count;
+                told_in_c += if place == 2 { count } else { 0 };
+                continue;
+            }
+            let number: u64 = text.split(' ').nth(1).unwrap().parse().unwrap();
+            match place {
+                2 => assert!(number >= next[2], "seed {seed}: {heard:#?}"),
+                _ => assert_eq!(number, next[place], "seed {seed}: {heard:#?}"),
+            }
+            next[place] = number + 1;
+        }
+        if is_full {
+            continue;
+        }
+        assert_eq!([next[0], next[1]], [sent[0].numbers, sent[1].numbers], "seed {seed}");
+        assert_eq!(fixed, sent[0].fixed, "seed {seed}");
+        let of_c = heard.iter().filter(|text| text.starts_with("t:c")).count() as u64;
+        let conflated = told.counters.slow_conflated;
+        assert_eq!(of_c + told_in_c + conflated, sent[2].numbers, "seed {seed}: {heard:#?}");
+    }
+}

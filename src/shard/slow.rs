@@ -1,0 +1,110 @@
+//! From a write that a socket did not take to what waits in its outbox.
+//!
+//! Quick members of a room share one buffer, whatever its policy is. What that buffer is made from, a
+//! [`Source`], is noted beside it in the batch, once for each round, and only where the room's policy
+//! lets messages give way: in all other rooms a round carries nothing more than it did. A slow
+//! member's outbox takes the frames one by one, as they came, so that each can go by itself and none
+//! keeps the joined buffer in memory.
+//!
+//! Invariant: nothing here is reached for a member who keeps up.
+
+use super::hub::Hub;
+use super::outbox::{Outbox, Pushed};
+use crate::ids::{ConflateKey, TopicId, TopicName};
+use crate::metrics::ShardCounters;
+use crate::namespaces::Namespaces;
+use crate::protocol::{Event, native};
+use crate::ws::encode::{self, Opcode};
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// What a frame of a room says, as far as it matters when it gives way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Says {
+    /// A message, and what it is about.
+    Message(Option<ConflateKey>),
+    /// So many messages were lost before they came here.
+    Lost(u64),
+}
+
+/// A whole frame.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    /// The frame.
+    pub bytes: Bytes,
+    /// What it says.
+    pub says: Says,
+}
+
+/// What a buffer is made from, in its order.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Whose frames.
+    pub at: TopicId,
+    /// The frames.
+    pub pieces: Arc<[Piece]>,
+}
+
+/// One slow member, and what is needed to let something wait for it.
+pub(super) struct Waiting<'a> {
+    pub(super) outbox: &'a mut Outbox,
+    pub(super) bytes_max: usize,
+    pub(super) hub: &'a Hub,
+    pub(super) namespaces: &'a Namespaces,
+    pub(super) counters: &'a mut ShardCounters,
+}
+
+impl Waiting<'_> {
+    /// A buffer of which the socket took the first `taken` bytes, not all.
+    pub(super) fn keep(&mut self, buf: &Bytes, source: Option<&Source>, taken: usize) -> Pushed {
+        let before = self.outbox.bytes();
+        let topic = source.and_then(|source| Some((source, self.hub.get(source.at)?)));
+        let pushed = match topic {
+            Some((source, topic)) => self.keep_pieces(source, topic.name(), taken),
+            // Also when the last member has left meanwhile: then it is heard, as before the leave.
+            None => self.keep_rest(buf.slice(taken..)),
+        };
+        // What waits may have become less.
+        let counters = &mut *self.counters;
+        counters.outbox_bytes = counters.outbox_bytes + self.outbox.bytes() as u64 - before as u64;
+        pushed
+    }
+
+    fn keep_rest(&mut self, rest: Bytes) -> Pushed {
+        if self.outbox.is_empty() {
+            // The rest of a frame that has begun is kept whatever its size; the limit is for more.
+            self.outbox.push_always(rest);
+            return Pushed::Queued;
+        }
+        self.outbox.push(rest, self.bytes_max, self.counters)
+    }
+
+    /// A frame that has begun is completed; the others are loose.
+    fn keep_pieces(&mut self, source: &Source, name: &TopicName, taken: usize) -> Pushed {
+        let (mut left, mut whole) = (taken, &source.pieces[..]);
+        while let Some((first, rest)) = whole.split_first().filter(|_| left > 0) {
+            if left < first.bytes.len() {
+                self.outbox.push_always(first.bytes.slice(left..));
+            }
+            left = left.saturating_sub(first.bytes.len());
+            whole = rest;
+        }
+        let room = self.outbox.room(source.at, name, self.namespaces.policy(name.kind()));
+        self.outbox.push_loose(room, whole, self.bytes_max, self.counters)
+    }
+}
+
+/// The frame that says how many messages of a room gave way.
+pub(super) fn notice(topic: &TopicName, count: u64) -> Bytes {
+    let event = Event::Lost { topic: topic.kind(), count };
+    let bytes = native::encoded_len(&event);
+    let mut frame = Vec::with_capacity(encode::frame_len(bytes));
+    encode::header(Opcode::Text, bytes, &mut frame);
+    native::write(&event, &mut frame);
+    Bytes::from(frame)
+}
+
+/// The longest such frame.
+pub(super) fn notice_bytes_max(topic: &TopicName) -> usize {
+    encode::frame_len(native::encoded_len(&Event::Lost { topic: topic.kind(), count: u64::MAX }))
+}
