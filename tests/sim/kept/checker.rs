@@ -129,8 +129,10 @@ impl Walk<'_> {
             Event::Heard(Heard::Ok { id, room: Some(room), at, recovery }) if room == self.room => {
                 return self.on_ok(step, *id, at.as_ref(), recovery.as_ref());
             }
-            Event::Heard(Heard::Error { id, .. }) => {
-                self.joins.retain(|(asked, _)| asked != id);
+            Event::Heard(Heard::Error { id, code }) => {
+                // Without an id it is of a publish, or of the room in the URL.
+                let is_ours = id.is_some() || code != "not_joined";
+                self.joins.retain(|(asked, _)| asked != id || !is_ours);
             }
             Event::Heard(Heard::Message { room, message }) if room == self.room => {
                 return self.on_message(message);

@@ -20,18 +20,18 @@ const PLAIN: [&str; 2] = ["a", "b"];
 #[test]
 fn in_rooms_that_remember_everybody_hears_everything_or_learns_that_they_did_not() {
     let number = |name: &str| std::env::var(name).ok().map(|n| n.parse::<u64>().expect("a number"));
-    if let Some(seed) = number("KEPT_SEED") {
+    if let Some(seed) = number("SIM_SEED") {
         live(seed);
         return;
     }
-    let (mut seen, days) = (Seen::new(), number("KEPT_DAYS").unwrap_or(DAYS));
+    let (mut seen, days) = (Seen::new(), number("SIM_DAYS").unwrap_or(DAYS));
     for seed in 0..days {
         match catch_unwind(AssertUnwindSafe(|| live(seed))) {
             Ok(day) => {
                 day.into_iter().for_each(|(what, times)| *seen.entry(what).or_default() += times)
             }
             Err(why) => {
-                eprintln!("this day failed: KEPT_SEED={seed} cargo test --test sim kept::days");
+                eprintln!("this day failed: SIM_SEED={seed} cargo test --test sim kept::days");
                 std::panic::resume_unwind(why);
             }
         }
@@ -172,7 +172,7 @@ impl Today {
             return self.come_back(person);
         };
         self.people.collect(who);
-        let room = self.room();
+        let room = self.room(person);
         let how = How {
             echo: self.rng.chance(75),
             wants_ack: self.rng.chance(70),
@@ -215,13 +215,17 @@ impl Today {
         }
     }
 
-    fn room(&mut self) -> &'static str {
+    /// Everybody has a room that they like best.
+    fn room(&mut self, person: usize) -> &'static str {
+        if self.rng.chance(50) {
+            return KEPT[person % KEPT.len()];
+        }
         if self.rng.chance(20) { PLAIN[self.rng.below(2)] } else { KEPT[self.rng.below(4)] }
     }
 
     fn come_back(&mut self, person: usize) {
         let tower = self.rng.below(self.people.world.towers.len());
-        let room = self.room();
+        let room = self.room(person);
         let url_room = self.rng.chance(20).then_some(room);
         self.people.come(person, tower, url_room);
         let who = self.people.here(person).expect("there is room for everybody");

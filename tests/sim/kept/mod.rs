@@ -14,13 +14,15 @@
 //! | `days.rs` | long random days |
 //! | `stories.rs` | small days with a title |
 //!
-//! A failing day prints its seed; `KEPT_SEED=<seed> cargo test --test sim kept::days` lives it again,
-//! `KEPT_DAYS=<n>` lives more of them.
+//! A failing day prints its seed; `SIM_SEED=<seed> cargo test --test sim kept::days` lives it again,
+//! `SIM_DAYS=<n>` lives more of them. `tests/breaks.sh` breaks the server on purpose and asks whether
+//! the days notice.
 
+mod checked;
 mod checker;
 mod days;
 pub mod node;
 mod people;
 mod rooms;
-
+mod stories;
 mod tape;

@@ -73,7 +73,7 @@ impl People {
         let user = self.people[person].user.clone();
         self.world.open(who, Some(&user), &rooms, false);
         assert_eq!(who, self.tapes.len());
-        self.tapes.push(Tape::default());
+        self.tapes.push(Tape { user, ..Tape::default() });
         self.whose.push(person);
         self.last_id.push(0);
         if let Some(room) = url_room {
