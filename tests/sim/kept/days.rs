@@ -134,7 +134,8 @@ impl Today {
             560..690 => drop(world.take_downlink(at)),
             690..800 => drop(world.write_on(at)),
             800..970 => self.backplane_moves(at),
-            970..998 => {
+            970..973 => world.run(), // a quiet moment
+            973..998 => {
                 world.now_ms += self.rng.below(60) as u64;
                 world.tick();
             }
@@ -195,8 +196,8 @@ impl Today {
                 let reverse = self.rng.chance(50);
                 self.people.ask_history(who, room, since, limit, reverse);
             }
-            86..91 => self.go(who),
-            91..94 => self.people.world.clients[who].pace = self.rng.below(60),
+            86..88 => self.go(who),
+            88..91 => self.people.world.clients[who].pace = self.rng.below(60),
             _ => self.pipeline(person, who, room),
         }
     }
