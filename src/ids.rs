@@ -35,7 +35,7 @@ pub struct TopicId(pub SlotId);
 /// does, and a position of another epoch says nothing about this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Position {
-    /// Which history: the millisecond since 1970 in which it began.
+    /// Which history: the microsecond since 1970 in which it began.
     pub epoch: u64,
     /// How many messages it has had; 0: none yet.
     pub offset: u64,

@@ -26,8 +26,9 @@ use std::collections::HashMap;
 #[derive(Debug, Default)]
 pub(super) struct Pendings {
     tickets: u64,
-    /// By the connection's index.
-    of: HashMap<u32, Vec<Pending>>,
+    /// By the connection, not by its place: that may be another's by the time the first one is
+    /// forgotten.
+    of: HashMap<ConnId, Vec<Pending>>,
     /// Answers that are on their way, by the topic's index.
     pins: HashMap<u32, usize>,
 }
@@ -43,12 +44,12 @@ struct Pending {
 impl Pendings {
     /// How many rooms a connection is about to be in.
     pub(super) fn len(&self, conn: ConnId) -> usize {
-        self.of.get(&conn.0.index).map_or(0, Vec::len)
+        self.of.get(&conn).map_or(0, Vec::len)
     }
 
     /// Whether a connection is about to be in a topic.
     pub(super) fn is_pending(&self, conn: ConnId, topic: TopicId) -> bool {
-        let mut of = self.of.get(&conn.0.index).into_iter().flatten();
+        let mut of = self.of.get(&conn).into_iter().flatten();
         of.any(|pending| pending.topic == topic.0.index)
     }
 
@@ -59,23 +60,23 @@ impl Pendings {
 
     /// A connection has gone: nobody is to be admitted for it.
     pub(super) fn forget(&mut self, conn: ConnId) {
-        self.of.remove(&conn.0.index);
+        self.of.remove(&conn);
     }
 
     fn add(&mut self, conn: ConnId, topic: TopicId, id: Option<RequestId>) -> u64 {
         self.tickets += 1;
         let pending = Pending { ticket: self.tickets, topic: topic.0.index, id };
-        self.of.entry(conn.0.index).or_default().push(pending);
+        self.of.entry(conn).or_default().push(pending);
         *self.pins.entry(topic.0.index).or_default() += 1;
         self.tickets
     }
 
     fn take(&mut self, conn: ConnId, wanted: impl Fn(&Pending) -> bool) -> Option<Pending> {
-        let of = self.of.get_mut(&conn.0.index)?;
+        let of = self.of.get_mut(&conn)?;
         let place = of.iter().position(wanted)?;
         let pending = of.swap_remove(place);
         if of.is_empty() {
-            self.of.remove(&conn.0.index);
+            self.of.remove(&conn);
         }
         Some(pending)
     }
@@ -122,6 +123,7 @@ impl Shard {
         let slot = self.conns.get(conn.0).and_then(|c| c.joined.find(at.0.index));
         if let Some(slot) = slot.filter(|_| since.is_some()) {
             self.leave_at(conn, slot); // pinned: the topic stays
+            self.counters.leaves += 1;
         }
         let topic = name.clone();
         self.uplink.push_back(Uplink::Recover(Box::new(Recover {
@@ -137,8 +139,9 @@ impl Shard {
     /// The backplane knows where the history is. What waits for the room came before.
     pub(super) fn on_recovered(&mut self, recovered: Box<Recovered>) {
         let round = self.hub.get(recovered.at).and_then(|topic| topic.round);
+        let waits = !cfg!(feature = "break-admission");
         match round {
-            Some(round) if self.has_frames(round) => self.queue_newcomer(round, recovered),
+            Some(round) if waits && self.has_frames(round) => self.queue_newcomer(round, recovered),
             _ => self.admit(*recovered),
         }
     }

@@ -10,10 +10,12 @@ use campanile::auth::Identity;
 use campanile::ids::{ConnId, NodeId, ShardId, TopicId};
 use campanile::limits::Limits;
 use campanile::link::{Downlink, Uplink};
+use campanile::namespaces::Namespaces;
 use campanile::shard::batch::SendBatch;
 use campanile::shard::conn::CloseReason;
 use campanile::shard::{Opening, Shard, ShardConfig};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// The limits of production, but everybody may come at once.
 pub fn limits() -> Limits {
@@ -32,14 +34,12 @@ pub struct Bare {
 
 impl Bare {
     pub fn new(limits: Limits) -> Bare {
+        Bare::with(limits, Arc::default())
+    }
+
+    pub fn with(limits: Limits, namespaces: Arc<Namespaces>) -> Bare {
         let (id, node) = (ShardId(0), NodeId(1));
-        let shard = Shard::new(ShardConfig {
-            id,
-            node,
-            node_name: "n".into(),
-            limits,
-            namespaces: Default::default(),
-        });
+        let shard = Shard::new(ShardConfig { id, node, node_name: "n".into(), limits, namespaces });
         let (conns, topics) = (Vec::new(), HashMap::new());
         let mut bare = Bare { shard, now_ms: 0, conns, topics, batch: SendBatch::default() };
         bare.settle();

@@ -13,6 +13,7 @@
 //! | `bare.rs` | one shard with nothing around it, for what takes a million connections |
 //! | `heartbeats.rs` | how even a million pings are |
 //! | `fairness.rs` | who waits for whom on one shard |
+//! | `kept/` | rooms with a history on a real backplane, and a checker that knows only what people say |
 //! | `fleet/` | two hundred nodes with the real backplane, counted beside the capacity model |
 //!
 //! A failing day prints its seed; `SIM_SEED=<seed> cargo test --test sim` lives it again, exactly.
@@ -25,6 +26,7 @@ mod fairness;
 mod fleet;
 mod heartbeats;
 mod history;
+mod kept;
 mod peer;
 mod rng;
 mod slow;

@@ -6,6 +6,7 @@
 
 use crate::backplane::{Backplane, Window};
 use crate::history::{Fate, Heard, History, Life, Sent, Step};
+use crate::kept::node::Node;
 use crate::peer::{Frame, HEAD, Peer, client_frame};
 use crate::rng::Rng;
 use bytes::Bytes;
@@ -57,10 +58,31 @@ pub struct Client {
     pub answers_pings: bool,
     pub answers_close: bool,
     pub frames: Vec<Frame>,
+    /// Texts and when they were heard, for who keeps tapes (`kept/`).
+    pub texts: Vec<(Step, Value)>,
     /// When it heard each ping.
     pub pings_ms: Vec<u64>,
     said_goodbye: bool,
     next_id: u64,
+}
+
+impl Tower {
+    fn new(at: usize, node: usize, limits: Limits, namespaces: Arc<Namespaces>) -> Tower {
+        let config = ShardConfig {
+            id: ShardId(at as u16),
+            node: NodeId(node as u64),
+            node_name: format!("node-{node}"),
+            limits,
+            namespaces,
+        };
+        Tower {
+            shard: Shard::new(config),
+            batch: SendBatch::default(),
+            pending: Vec::new(),
+            writes: Vec::new(),
+            biggest_write_bytes: 0,
+        }
+    }
 }
 
 pub struct World {
@@ -71,6 +93,8 @@ pub struct World {
     pub windows: Vec<Window>,
     pub clients: Vec<Client>,
     pub backplane: Backplane,
+    /// The real backplane of a node that is alone. With it, the naive one has nothing to do.
+    pub node: Option<Node>,
     pub lives: Vec<Life>,
     /// While set, the backplane does nothing.
     pub backplane_sleeps: bool,
@@ -78,7 +102,7 @@ pub struct World {
 }
 
 impl World {
-    /// `shards` on each of `nodes` nodes.
+    /// `shards` on each of `nodes` nodes, and the naive backplane.
     pub fn new(seed: u64, nodes: usize, shards: usize, limits: Limits) -> World {
         World::ruled(seed, nodes, shards, limits, "")
     }
@@ -92,38 +116,59 @@ impl World {
         namespaces: &str,
     ) -> World {
         let namespaces = Arc::new(Namespaces::read(namespaces).expect("namespaces of a story"));
-        let config = |at: usize| ShardConfig {
-            id: ShardId(at as u16),
-            node: NodeId((at / shards) as u64),
-            node_name: format!("node-{}", at / shards),
-            limits,
-            namespaces: namespaces.clone(),
-        };
-        let tower = |at| Tower {
-            shard: Shard::new(config(at)),
-            batch: SendBatch::default(),
-            pending: Vec::new(),
-            writes: Vec::new(),
-            biggest_write_bytes: 0,
-        };
-        let window =
-            |at| Window::new(at / shards, limits.uplink_items_max, limits.downlink_items_max);
-        let mut world = World {
+        let tower = |at| Tower::new(at, at / shards, limits, namespaces.clone());
+        let towers = (0..nodes * shards).map(tower);
+        let mut world = World::build(seed, nodes * shards, limits, towers, |at| at / shards);
+        (0..nodes * shards).for_each(|at| world.visit(at, |_| ()));
+        world
+    }
+
+    /// One node that is alone, with its real backplane and rooms that have a history.
+    pub fn kept(seed: u64, shards: usize, limits: Limits, spaces: Arc<Namespaces>) -> World {
+        let tower = |at| Tower::new(at, 0, limits, spaces.clone());
+        let mut world = World::build(seed, shards, limits, (0..shards).map(tower), |_| 0);
+        world.node = Some(Node::new(shards, limits, spaces.clone()));
+        (0..shards).for_each(|at| world.visit(at, |_| ()));
+        world
+    }
+
+    fn build(
+        seed: u64,
+        shards: usize,
+        limits: Limits,
+        towers: impl Iterator<Item = Tower>,
+        node_of: impl Fn(usize) -> usize,
+    ) -> World {
+        let (up_max, down_max) = (limits.uplink_items_max, limits.downlink_items_max);
+        let windows: Vec<_> =
+            (0..shards).map(|at| Window::new(node_of(at), up_max, down_max)).collect();
+        let nodes = windows.last().map_or(0, |window| window.node + 1);
+        World {
             now_ms: 0,
             limits,
             rng: Rng::new(seed),
-            towers: (0..nodes * shards).map(tower).collect(),
-            windows: (0..nodes * shards).map(window).collect(),
+            towers: towers.collect(),
+            windows,
             clients: Vec::new(),
             backplane: Backplane::new(nodes),
+            node: None,
             lives: Vec::new(),
             backplane_sleeps: false,
             step: 1,
-        };
-        for at in 0..world.towers.len() {
-            world.visit(at, |_| ());
         }
-        world
+    }
+
+    /// The node dies and another process takes its place. All sockets are gone, and all that was kept.
+    pub fn restart(&mut self, spaces: Arc<Namespaces>) {
+        for who in 0..self.clients.len() {
+            if self.clients[who].conn.take().is_some() {
+                self.end_of_wire(who);
+            }
+        }
+        let (shards, limits) = (self.towers.len(), self.limits);
+        self.towers = (0..shards).map(|at| Tower::new(at, 0, limits, spaces.clone())).collect();
+        self.node = Some(Node::new(shards, limits, spaces));
+        (0..shards).for_each(|at| self.visit(at, |_| ()));
     }
 
     /// One shard with tiny limits, at rest.
@@ -164,6 +209,7 @@ impl World {
             answers_pings: true,
             answers_close: true,
             frames: Vec::new(),
+            texts: Vec::new(),
             pings_ms: Vec::new(),
             said_goodbye: false,
             next_id: 1,
@@ -377,6 +423,12 @@ impl World {
     fn drain_uplink(&mut self, at: usize) {
         let (shard, window) = (&mut self.towers[at].shard, &mut self.windows[at]);
         while let Some(item) = shard.poll_uplink() {
+            if let Some(node) = &self.node {
+                if let Err(item) = node.ends[at].try_send(item) {
+                    return shard.give_back(item);
+                }
+                continue;
+            }
             if window.up.len() >= window.up_max {
                 return shard.give_back(item);
             }
@@ -506,7 +558,7 @@ impl World {
         if self.towers[at].shard.frames_waiting() >= self.limits.downlink_items_max {
             return false;
         }
-        let Some((item, number)) = self.windows[at].down.pop_front() else { return false };
+        let Some((item, number)) = self.pop_downlink(at) else { return false };
         self.towers[at].pending.extend(number);
         let now_ms = self.now_ms;
         let stale = self.towers[at].shard.counters.dropped_stale;
@@ -520,9 +572,16 @@ impl World {
         true
     }
 
+    fn pop_downlink(&mut self, at: usize) -> Option<(Downlink, Option<usize>)> {
+        match &self.node {
+            Some(node) => node.ends[at].try_recv().map(|item| (item, None)),
+            None => self.windows[at].down.pop_front(),
+        }
+    }
+
     /// Takes all that is in the window, in one visit.
     pub fn take_downlinks(&mut self, at: usize) {
-        let items: Vec<_> = self.windows[at].down.drain(..).collect();
+        let items: Vec<_> = std::iter::from_fn(|| self.pop_downlink(at)).collect();
         self.towers[at].pending.extend(items.iter().filter_map(|(_, number)| *number));
         let now_ms = self.now_ms;
         self.visit(at, |shard| {
@@ -576,10 +635,13 @@ impl World {
         for frame in frames {
             self.react(who, &frame);
             self.lives[who].heard.extend(heard(&frame).map(|heard| (step, heard)));
-            if let Frame::Text(json) = &frame
-                && json["type"] == "welcome"
-            {
-                self.lives[who].user = json["user_id"].as_str().expect("a name").to_owned();
+            if let Frame::Text(json) = &frame {
+                if json["type"] == "welcome" {
+                    self.lives[who].user = json["user_id"].as_str().expect("a name").to_owned();
+                }
+                if self.node.is_some() {
+                    self.clients[who].texts.push((step, json.clone()));
+                }
             }
             self.clients[who].frames.push(frame);
         }
@@ -640,6 +702,13 @@ impl World {
     pub fn backplane_turn(&mut self, at: usize) -> bool {
         if self.backplane_sleeps {
             return false;
+        }
+        if let Some(node) = &mut self.node {
+            let moved = node.take(at, usize::MAX, self.now_ms) | node.poll(self.now_ms);
+            if moved && self.towers[at].shard.uplink_waiting() > 0 {
+                self.visit(at, |_| ()); // The window has room again.
+            }
+            return moved;
         }
         let (luck, step) = (self.rng.next(), self.tick_step());
         let windows = &mut self.windows;

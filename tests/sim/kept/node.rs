@@ -1,0 +1,92 @@
+//! The backplane of a node that is alone: all of it real but the loop, which `backplane/mod.rs` turns
+//! and here the world.
+
+use campanile::backplane::Transport;
+use campanile::backplane::embedded::Embedded;
+use campanile::backplane::local::Local;
+use campanile::ids::NodeId;
+use campanile::limits::Limits;
+use campanile::link::Uplink;
+use campanile::link::channel::{OpsEnd, ShardEnd, window};
+use campanile::link::health::Health;
+use campanile::metrics::BackplaneCounters;
+use campanile::namespaces::Namespaces;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+pub struct Node {
+    pub ends: Vec<ShardEnd>,
+    pub local: Local,
+    embedded: Embedded,
+    /// Virtual time counts from here.
+    born: Instant,
+    _ops: OpsEnd,
+}
+
+impl Node {
+    pub fn new(shards: usize, limits: Limits, spaces: Arc<Namespaces>) -> Node {
+        let (up, down) = (limits.uplink_items_max, limits.downlink_items_max);
+        let (ends, end, ops) = window(shards as u16, up, down).expect("a few descriptors");
+        let backlog = limits.downlink_backlog_bytes_max;
+        let health = Arc::new(Health::default());
+        let born = Instant::now();
+        // A process takes longer to start than the histories of its predecessor ran ahead of time.
+        while born.elapsed() < Duration::from_millis(1) {
+            std::hint::spin_loop();
+        }
+        Node {
+            ends,
+            local: Local::new(NodeId(0), end, health, Duration::ZERO, backlog),
+            embedded: Embedded::new(spaces, &limits),
+            born,
+            _ops: ops,
+        }
+    }
+
+    fn now(&self, now_ms: u64) -> Instant {
+        self.born + Duration::from_millis(now_ms)
+    }
+
+    /// Takes at most so many items of one shard. Answers whether there was one.
+    pub fn take(&mut self, at: usize, items_max: usize, now_ms: u64) -> bool {
+        let (now, shard) = (self.now(now_ms), self.local.end.shards[at].id);
+        let mut taken = 0;
+        while taken < items_max && self.local.takes(shard) {
+            let Some(item) = self.local.end.shards[at].try_recv() else { break };
+            taken += 1;
+            match item {
+                Uplink::Join { topic, at } => {
+                    if let Some(key) = self.local.join(topic.clone(), shard, at) {
+                        self.embedded.subscribe(key, &topic);
+                    }
+                }
+                Uplink::Leave { topic, at } => self.local.leave(&topic, shard, at, now),
+                Uplink::Publish(publish) => self.embedded.publish(publish, now, &mut self.local),
+                Uplink::Recover(ask) => self.embedded.recover(shard, ask, now, &mut self.local),
+                Uplink::History(ask) => self.embedded.history(ask, now, &mut self.local),
+            }
+        }
+        self.local.end.shards[at].made_room();
+        taken > 0
+    }
+
+    /// The rest of a turn: what was asked happens. Answers whether there was anything.
+    pub fn poll(&mut self, now_ms: u64) -> bool {
+        let now = self.now(now_ms);
+        while let Some(topic) = self.local.interest.take_expired(now) {
+            self.embedded.unsubscribe(topic);
+        }
+        let mut cx = Context::from_waker(Waker::noop());
+        let is_busy = self.embedded.poll(&mut cx, now, &mut self.local);
+        self.local.flush();
+        is_busy
+    }
+
+    /// The counters, with those of the histories.
+    pub fn counters(&self, now_ms: u64) -> BackplaneCounters {
+        let mut counters = self.local.counters.clone();
+        self.embedded.measure(self.now(now_ms), &mut counters);
+        counters
+    }
+}
