@@ -8,15 +8,17 @@
 
 use super::fanout::{self, Lane};
 use super::interest::{Interest, Joined, TopicKey};
+use super::presence::News;
 use super::seldom::Seldom;
 use crate::ids::{NodeId, Position, ShardId, TopicId, TopicKind, TopicName};
 use crate::link::channel::{BackplaneEnd, ShardPort};
 use crate::link::health::Health;
 use crate::link::{
-    Done, Downlink, FrameSet, HistoryTo, NoHistory, Origin, Outcome, Recovered, Said, ToldHistory,
+    AskPresence, Done, Downlink, FrameSet, HistoryTo, NoHistory, Origin, Outcome, PresenceTo,
+    Recovered, Said, ToldHistory, ToldPresence,
 };
 use crate::metrics::BackplaneCounters;
-use crate::protocol::{Event, Recovery};
+use crate::protocol::{Event, Here, Recovery};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -172,6 +174,32 @@ impl Local {
             HistoryTo::Conn { shard, conn, id } => {
                 let told = ToldHistory { conn, id, topic, said };
                 self.answer(shard, Downlink::History(Box::new(told)));
+            }
+        }
+    }
+
+    /// Somebody came into a room, or left it. Nothing to count as a message, and nobody's loss.
+    pub fn news(&mut self, topic: &str, news: &News<'_>) {
+        match news {
+            News::Joined { .. } => self.counters.presence_joined += 1,
+            News::Left { .. } => self.counters.presence_left += 1,
+        }
+        let Some((name, members)) = self.interest.members(topic) else { return };
+        let TopicKind::Room(room) = name.kind() else { return };
+        if !members.is_empty() {
+            let frames = fanout::frames(&news.event(room));
+            self.deliver(topic, news.except(), frames);
+        }
+    }
+
+    /// Who is in a room, for whoever asked. `None`: the backplane is away.
+    pub fn here(&mut self, ask: AskPresence, here: Option<Arc<Here>>) {
+        let AskPresence { topic, to } = ask;
+        match to {
+            PresenceTo::Call(call) => call(here),
+            PresenceTo::Conn { shard, conn, id } => {
+                let told = ToldPresence { conn, id, topic, here };
+                self.answer(shard, Downlink::Presence(Box::new(told)));
             }
         }
     }

@@ -19,6 +19,7 @@
 //! | `hub.rs` | topics and members, both ways |
 //! | `commands.rs` | what clients ask for: the match on `Command` lives there and only there |
 //! | `kept.rs` | rooms with a history: joins that wait for their position |
+//! | `presence.rs` | rooms of which it is known who is there |
 //! | `deliver.rs` | replies and rounds, joined into batches (`batch.rs`) |
 //! | `life.rs` | open, close, sweep, drain |
 //! | `outbox.rs` | what a slow peer still has to hear |
@@ -33,6 +34,7 @@ mod hub;
 mod kept;
 mod life;
 mod outbox;
+mod presence;
 
 pub use deliver::EVERYBODY;
 pub use life::{Closed, Opening};
@@ -92,6 +94,8 @@ pub struct Shard {
     deliveries: Deliveries,
     uplink: VecDeque<Uplink>,
     life: Life,
+    /// Whether any room has presence: the others pay nothing for it.
+    has_presence: bool,
     everybody: TopicName,
     /// What is counted. The caller may add what only it can see.
     pub counters: ShardCounters,
@@ -113,6 +117,7 @@ impl Shard {
         let limits = config.limits;
         let everybody = TopicName::all();
         let join = Uplink::Join { topic: everybody.clone(), at: EVERYBODY };
+        let has_presence = config.namespaces.have_presence();
         Shard {
             config,
             limits,
@@ -123,6 +128,7 @@ impl Shard {
             deliveries: Deliveries::default(),
             uplink: VecDeque::from([join]),
             life: Life::default(),
+            has_presence,
             everybody,
             counters: ShardCounters::default(),
             spare_decoder: None,
@@ -144,6 +150,7 @@ impl Shard {
             Downlink::Ack { conn, id, outcome } => self.on_ack(conn, id, outcome),
             Downlink::Recovered(recovered) => self.on_recovered(recovered),
             Downlink::History(told) => self.on_told(*told),
+            Downlink::Presence(told) => self.on_told_presence(&told),
             Downlink::Inspect(question) => self.on_inspect(question),
             Downlink::Drain { over_ms } => self.begin_drain(over_ms, now_ms),
         }

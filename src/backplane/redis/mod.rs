@@ -25,7 +25,7 @@ use super::local::{Local, Message};
 use super::seldom::Seldom;
 use crate::ids::{NodeId, ShardId, TopicName};
 use crate::limits::Limits;
-use crate::link::{AskHistory, Publish, Recover};
+use crate::link::{AskHistory, AskPresence, Attend, Publish, Recover};
 use crate::metrics::BackplaneCounters;
 use crate::plan::RedisPlan;
 use canary::Canary;
@@ -246,6 +246,14 @@ impl Transport for RedisTransport {
 
     fn history(&mut self, _ask: Box<AskHistory>, _now: Instant) {
         unreachable!("the plan refuses histories over Redis");
+    }
+
+    fn attend(&mut self, _attend: Attend, _now: Instant) {
+        unreachable!("the plan refuses presence over Redis");
+    }
+
+    fn presence(&mut self, _ask: Box<AskPresence>, _now: Instant) {
+        unreachable!("the plan refuses presence over Redis");
     }
 
     fn has_room(&self) -> bool {
