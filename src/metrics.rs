@@ -151,6 +151,7 @@ counters! {
         presences: Gauge "presences" "Users in rooms with presence on this node, counted in each of their rooms",
         presence_joined: Counter "presence_news_total"["news" = "joined"] "News of who came and who left, handed to members on this node",
         presence_left: Counter "presence_news_total"["news" = "left"] "News of who came and who left, handed to members on this node",
+        presence_reaped: Counter "presence_nodes_reaped_total" "Dead nodes whose users this node has told as gone",
         canary_rtt_us: Gauge "canary_rtt_us" "The last canary's way to Redis and back",
         canary_age_ms: Gauge "canary_age_ms" "Since a canary last came back",
         publishes: Counter "backplane_publishes_total" "Messages given to the backplane",

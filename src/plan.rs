@@ -182,7 +182,6 @@ pub fn resolve(config: &Config, machine: &Machine) -> Result<Planned, ConfigErro
     };
     check_steering(&plan)?;
     check_history(&plan)?;
-    check_presence(&plan)?;
     let notices = notices(config, machine, &plan);
     Ok(Planned { plan, notices })
 }
@@ -223,19 +222,6 @@ fn check_history(plan: &Plan) -> Result<(), ConfigErrors> {
     Err(mend(
         "namespaces: a history_size above 0 with a Redis backplane: histories are kept in memory only \
          so far. Write backplane = \"memory\", or leave history_size out"
-            .to_owned(),
-    ))
-}
-
-/// Who is where is known by the node itself so far.
-fn check_presence(plan: &Plan) -> Result<(), ConfigErrors> {
-    let is_alone = matches!(plan.backplane, BackplanePlan::Memory);
-    if is_alone || !plan.namespaces.have_presence() {
-        return Ok(());
-    }
-    Err(mend(
-        "namespaces: presence = true with a Redis backplane: who is where is known in memory only so \
-         far. Write backplane = \"memory\", or leave presence out"
             .to_owned(),
     ))
 }

@@ -115,7 +115,12 @@ pub fn run(plan: Arc<Plan>, end: BackplaneEnd, mirror: Arc<BackplaneMirror>, hea
             BackplanePlan::Redis(redis) => {
                 let linger = Duration::from_millis(redis.linger_ms);
                 let local = Local::new(plan.node, end, health, linger, backlog);
-                let transport = RedisTransport::new(redis.clone(), plan.limits, plan.node);
+                let transport = RedisTransport::new(
+                    redis.clone(),
+                    plan.limits,
+                    plan.node,
+                    plan.namespaces.clone(),
+                );
                 Ringer::new(local, transport, mirror).run().await;
             }
         }

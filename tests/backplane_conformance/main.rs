@@ -48,12 +48,6 @@ in_process! {
 }
 
 macro_rules! in_both_worlds {
-    ($suite:ident: $embedded:ident; $($build:ident: $story:ident,)+) => {
-        mod $embedded {
-            use crate::world::World;
-            $( #[test] fn $story() { crate::$suite::$story(World::embedded(crate::$build())); } )+
-        }
-    };
     ($suite:ident: $embedded:ident, $through_redis:ident; $($build:ident: $story:ident,)+) => {
         mod $embedded {
             use crate::world::World;
@@ -67,7 +61,7 @@ macro_rules! in_both_worlds {
 }
 
 in_both_worlds! {
-    presences: presences_in_process;
+    presences: presences_in_process, presences_through_redis;
     usual: members_hear_who_comes_and_who_goes,
     usual: a_return_within_the_grace_is_no_news,
     usual: a_user_in_two_places_is_one_user,

@@ -16,6 +16,7 @@ mod ingest;
 mod link;
 pub mod names;
 mod outgoing;
+mod presence;
 pub mod subscriptions;
 
 use super::Transport;
@@ -27,12 +28,15 @@ use crate::ids::{NodeId, ShardId, TopicName};
 use crate::limits::Limits;
 use crate::link::{AskHistory, AskPresence, Attend, Publish, Recover};
 use crate::metrics::BackplaneCounters;
+use crate::namespaces::Namespaces;
 use crate::plan::RedisPlan;
 use canary::Canary;
 use link::{Link, Push, Timeouts};
 use names::Names;
 use outgoing::Outgoing;
+use presence::Presences;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use subscriptions::Subscriptions;
@@ -50,6 +54,7 @@ pub struct RedisTransport {
     names: Names,
     state: State,
     outgoing: Outgoing,
+    presences: Presences,
     backoff: Backoff,
     malformed: Seldom,
     refused: Seldom,
@@ -77,9 +82,16 @@ struct Live {
 
 impl RedisTransport {
     /// Not connected yet; the first [`Transport::poll`] begins.
-    pub fn new(plan: RedisPlan, limits: Limits, node: NodeId) -> RedisTransport {
+    pub fn new(
+        plan: RedisPlan,
+        limits: Limits,
+        node: NodeId,
+        namespaces: Arc<Namespaces>,
+    ) -> RedisTransport {
+        let names = Names::new(&plan.prefix, node);
         RedisTransport {
-            names: Names::new(&plan.prefix, node),
+            presences: Presences::new(namespaces, &plan.prefix, names.clone(), node),
+            names,
             state: State::Pausing(Box::pin(sleep(Duration::ZERO))),
             outgoing: Outgoing::new(&limits),
             backoff: Backoff::new(Duration::from_millis(plan.backoff_ms_max), node.0),
@@ -128,6 +140,7 @@ impl RedisTransport {
         local.interest.lose_link();
         local.set_up(false, reason, now);
         self.outgoing.lose_link(now, local);
+        self.presences.lose_link();
     }
 
     /// Goes on with the link. `Err`: it has to be given up.
@@ -157,10 +170,12 @@ impl RedisTransport {
                 let took_ms = now.duration_since(*since).as_millis() as u64;
                 tracing::info!(topics, took_ms, "everything is subscribed");
                 local.set_up(true, "the canary came back", now);
+                self.presences.go_up(now);
             }
         }
         if self.is_up {
             is_busy |= self.outgoing.poll(cx, now, &link.cmd, &self.names, local).map_err(said)?;
+            is_busy |= self.presences.poll(cx, now, &link.cmd, local);
         }
         Ok(is_busy)
     }
@@ -183,6 +198,12 @@ impl RedisTransport {
 
     fn handle_push(&mut self, push: &Push, now: Instant, local: &mut Local) {
         if let Some(topic) = self.names.topic(&push.channel) {
+            if presence::is_news(&push.body) {
+                if let Err(why) = self.presences.hear(topic, &push.body, local) {
+                    self.on_malformed(why, topic, now, local);
+                }
+                return;
+            }
             match envelope::read(topic, &push.body) {
                 Ok(message) => local.message(&message),
                 Err(why) => self.on_malformed(&format!("{why:?}"), topic, now, local),
@@ -248,12 +269,12 @@ impl Transport for RedisTransport {
         unreachable!("the plan refuses histories over Redis");
     }
 
-    fn attend(&mut self, _attend: Attend, _now: Instant) {
-        unreachable!("the plan refuses presence over Redis");
+    fn attend(&mut self, attend: Attend, now: Instant) {
+        self.presences.handle(attend, now);
     }
 
-    fn presence(&mut self, _ask: Box<AskPresence>, _now: Instant) {
-        unreachable!("the plan refuses presence over Redis");
+    fn presence(&mut self, ask: Box<AskPresence>, _now: Instant) {
+        self.presences.ask(*ask);
     }
 
     fn has_room(&self) -> bool {
@@ -266,6 +287,9 @@ impl Transport for RedisTransport {
 
     fn poll(&mut self, cx: &mut Context<'_>, now: Instant, local: &mut Local) -> bool {
         self.outgoing.expire(now, local);
+        if !self.is_up {
+            self.presences.refuse(local);
+        }
         match &mut self.state {
             State::Pausing(pause) => {
                 if pause.as_mut().poll(cx).is_pending() {
@@ -294,6 +318,7 @@ impl Transport for RedisTransport {
         counters.in_flight = self.outgoing.under_way() as u64;
         counters.canaries_missed = self.missed;
         counters.canary_age_ms = now.duration_since(self.canary_back_at).as_millis() as u64;
+        self.presences.measure(counters);
         let State::Live(live) = &self.state else { return };
         let Some(canary) = &live.canary else { return };
         counters.canary_rtt_us = canary.rtt.as_micros() as u64;
