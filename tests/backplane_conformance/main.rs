@@ -4,6 +4,7 @@
 //! server can do to us: die, stand still, come back, say nonsense.
 
 mod histories;
+mod presence_faults;
 mod presences;
 #[path = "../common/redis.rs"]
 mod redis;

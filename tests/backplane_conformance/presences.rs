@@ -8,32 +8,32 @@ use crate::world::{Heard, Listed, Shard, World};
 use campanile::ids::TopicName;
 use campanile::link::{AskPresence, PresenceTo, Uplink};
 
-fn room(name: &str) -> TopicName {
+pub fn room(name: &str) -> TopicName {
     TopicName::room(name)
 }
 
 /// The next thing heard is news of the room under key 5.
-fn news(shard: &Shard) -> String {
+pub fn news(shard: &Shard) -> String {
     match shard.hear() {
         Heard::Frame { to: 5, json, .. } => json,
         other => panic!("no news: {other:?}"),
     }
 }
 
-fn joined(room: &str, user: &str) -> String {
+pub fn joined(room: &str, user: &str) -> String {
     format!(r#"{{"type":"joined","room_id":"{room}","user_id":"{user}"}}"#)
 }
 
-fn left(room: &str, user: &str) -> String {
+pub fn left(room: &str, user: &str) -> String {
     format!(r#"{{"type":"left","room_id":"{room}","user_id":"{user}"}}"#)
 }
 
-fn user(name: &str, connections: u64) -> Listed {
+pub fn user(name: &str, connections: u64) -> Listed {
     (name.into(), connections, None)
 }
 
 /// Asks until the answer is as wanted: another node's news may be on its way.
-fn wait_for_list(shard: &Shard, topic: &TopicName, wanted: &[Listed]) {
+pub fn wait_for_list(shard: &Shard, topic: &TopicName, wanted: &[Listed]) {
     wait_until("the list is as wanted", || {
         let (list, count) = shard.who_is_there(topic).expect("the backplane is up");
         list == wanted && count == wanted.len() as u64

@@ -29,5 +29,6 @@ mod one_instance;
 mod other_clients;
 mod outage;
 mod page;
+mod presence;
 mod readme;
 mod slow;

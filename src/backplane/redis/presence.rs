@@ -9,8 +9,9 @@
 //! at a time is under way. When a link comes up everything is written anew, without a word: a Redis
 //! that restarted empty is filled again, and who was there was told of before.
 //!
-//! While there is no link, and for a moment after, nobody's grace ends: the others have to write
-//! theirs first, or somebody would be told as gone who is still on another node.
+//! While there is no link, and for a moment after, nobody is told and nobody's grace ends: the others
+//! have to listen again first, and to write theirs, or somebody would be told as new or gone who is
+//! on another node all the time.
 //!
 //! Errors here never give a link up: that is the canary's business. What failed is tried again.
 //!
@@ -67,7 +68,10 @@ pub struct Presences {
     keys: Keys,
     is_on: bool,
     members: Presence,
+    /// What changed. Waits until a link has settled: nobody is told while others cannot hear it.
     dirt: Dirt,
+    /// What was written before, and is written anew.
+    anew: Dirt,
     /// Rooms that stand in this node's index.
     indexed: HashSet<TopicName>,
     flight: Option<Flight>,
@@ -109,6 +113,7 @@ impl Presences {
             keys: Keys::new(prefix, node),
             members: Presence::default(),
             dirt: Dirt::default(),
+            anew: Dirt::default(),
             indexed: HashSet::new(),
             flight: None,
             is_script_loaded: false,
@@ -199,7 +204,7 @@ impl Presences {
         self.note_changes();
         let mut is_busy = self.poll_watch(cx, now, cmd, local);
         is_busy |= self.poll_flight(cx, now, cmd);
-        let Some(up) = &self.up else { return is_busy };
+        let up = self.up.as_ref().expect("looked at above");
         is_busy |= self.reads.begin(cx, cmd, &self.keys, up.watch.dead(), &self.members);
         while let Some(read::Answer { asks, here }) = self.reads.poll(cx, &self.members) {
             is_busy = true;
@@ -254,7 +259,7 @@ impl Presences {
     }
 
     fn write_all(&mut self, tell: Tell) {
-        self.members.rooms().for_each(|topic| self.dirt.add_whole(topic, tell));
+        self.members.rooms().for_each(|topic| self.anew.add_whole(topic, tell));
     }
 
     fn poll_flight(
@@ -272,8 +277,10 @@ impl Presences {
             is_busy = true;
         }
         let is_paused = self.paused_until.is_some_and(|until| now < until);
-        if self.flight.is_none() && !self.dirt.is_empty() && !is_paused {
-            let (pipeline, replies_before, calls) = self.load();
+        let is_settled = self.up.as_ref().is_some_and(|up| now >= up.settled_at);
+        let is_dirty = !self.anew.is_empty() || (is_settled && !self.dirt.is_empty());
+        if self.flight.is_none() && is_dirty && !is_paused {
+            let (pipeline, replies_before, calls) = self.load(is_settled);
             let reply = send(cx, fly(cmd.clone(), pipeline));
             self.flight = Some(Flight { replies_before, calls, reply });
             is_busy = true;
@@ -281,22 +288,35 @@ impl Presences {
         is_busy
     }
 
-    fn load(&mut self) -> (Pipeline, usize, Vec<Call>) {
+    fn load(&mut self, is_settled: bool) -> (Pipeline, usize, Vec<Call>) {
         let (mut pipeline, mut calls, mut users) = (Pipeline::new(), Vec::new(), 0);
         if !std::mem::replace(&mut self.is_script_loaded, true) {
             pipeline.cmd("SCRIPT").arg("LOAD").arg(Script::Put.text());
         }
         let replies_before = pipeline.len();
         while calls.len() < CALLS_PER_FLIGHT && users < USERS_PER_FLIGHT {
-            let members = &self.members;
-            let everybody =
-                |topic: &TopicName| members.members(topic).map(|(user, _)| user.clone()).collect();
-            let Some((topic, some)) = self.dirt.take(USERS_PER_CALL, everybody) else { break };
+            let Some((topic, some)) = self.take_dirt(is_settled) else { break };
+            if some.is_empty() {
+                continue;
+            }
             users += some.len();
             let replies = self.call(&mut pipeline, &topic, &some);
             calls.push(Call { topic, users: some, replies });
         }
         (pipeline, replies_before, calls)
+    }
+
+    /// Some users of a room, those first who are only written anew.
+    fn take_dirt(&mut self, is_settled: bool) -> Option<(TopicName, Vec<(TopicName, Dirty)>)> {
+        let members = &self.members;
+        let everybody =
+            |topic: &TopicName| members.members(topic).map(|(user, _)| user.clone()).collect();
+        if let Some((topic, mut some)) = self.anew.take(USERS_PER_CALL, everybody) {
+            // Who came or left is not written without a word.
+            some.retain(|(user, _)| !self.dirt.tells(&topic, user));
+            return Some((topic, some));
+        }
+        if is_settled { self.dirt.take(USERS_PER_CALL, |_| Vec::new()) } else { None }
     }
 
     /// Adds the commands for some users of a room: so many.

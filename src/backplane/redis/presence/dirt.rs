@@ -59,6 +59,12 @@ impl Dirt {
         room.whole = room.whole.max(Some(tell));
     }
 
+    /// Whether a user is to be written, and told of.
+    pub fn tells(&self, topic: &TopicName, user: &TopicName) -> bool {
+        let dirty = self.rooms.get(topic).and_then(|room| room.users.get(user));
+        dirty.is_some_and(|dirty| dirty.tell > Tell::Not)
+    }
+
     /// Whether nothing is to be written.
     pub fn is_empty(&self) -> bool {
         self.line.is_empty()
@@ -142,7 +148,10 @@ mod tests {
         let all = vec![("gone", Tell::Always), ("p", Tell::Not), ("q", Tell::Not)];
         assert_eq!((topic, names(&taken)), (b, all));
         let (topic, taken) = dirt.take(10, everybody).unwrap();
-        assert_eq!((topic, names(&taken)), (a, vec![("y", Tell::IfNew)]));
+        assert_eq!((topic, names(&taken)), (a.clone(), vec![("y", Tell::IfNew)]));
+        dirt.add(&a, user("z"), Dirty { tell: Tell::IfNew, by: None });
+        assert!(dirt.tells(&a, &user("z")) && !dirt.tells(&a, &user("y")));
+        assert!(dirt.take(10, everybody).is_some());
         assert!(dirt.is_empty() && dirt.take(10, everybody).is_none());
     }
 }
