@@ -2,7 +2,7 @@
 //!
 //! | key | what |
 //! |---|---|
-//! | `<prefix>:{p…}:pr:<topic>:<node>` | a room's users on one node: a hash of name → `connections` or `connections\|info` |
+//! | `<prefix>:{p…}:pr:<topic>:<node>` | a room's users on one node: a hash, see `read.rs` |
 //! | `<prefix>:{p…}:prn:<topic>` | the nodes that have such a hash: a set |
 //! | `<prefix>:node:<node>` | a node's sign of life; it expires |
 //! | `<prefix>:nodes` | all nodes that may have users: a set |
