@@ -51,6 +51,12 @@ pub struct Policy {
     pub slow_consumer: SlowConsumer,
     /// What may wait of one room for one such member, where messages give way.
     pub slow_bytes_max: usize,
+    /// Whether it is known who is there.
+    pub presence: bool,
+    /// Who has left is told as gone when so much time has passed without a return.
+    pub presence_grace_ms: u64,
+    /// Rooms with more users are not told who comes and goes; they may ask.
+    pub presence_events_users_max: usize,
 }
 
 /// All namespaces.
@@ -66,6 +72,8 @@ const HISTORY_SIZE_MAX: u64 = 100_000;
 const HISTORY_TTL_S_MAX: u64 = 30 * 24 * 60 * 60;
 const SLOW_BYTES_MIN: u64 = 256;
 const SLOW_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+const PRESENCE_GRACE_MS_MAX: u64 = 600_000;
+const PRESENCE_EVENTS_USERS_MAX: u64 = 100_000;
 /// Namespaces, at most.
 const NAMESPACES_MAX: usize = 255;
 
@@ -141,6 +149,35 @@ pub static SETTINGS: &[Setting] = &[
         },
         get: |policy| policy.slow_bytes_max.to_string(),
     },
+    Setting {
+        key: "presence",
+        wanted: "true or false",
+        doc: "Whether it is known who is in a room: `presence` is answered, and the members are told \
+              who comes (`joined`) and who goes (`left`).",
+        set: |policy, text| set(&mut policy.presence, text.parse().ok()?),
+        get: |policy| policy.presence.to_string(),
+    },
+    Setting {
+        key: "presence_grace_ms",
+        wanted: "a whole number of milliseconds from 0 to 600000",
+        doc: "How long after a user's last connection has left `left` is told. Who comes back before \
+              has never been away: a page that is reloaded is no news.",
+        set: |policy, text| {
+            set(&mut policy.presence_grace_ms, number(text, 0, PRESENCE_GRACE_MS_MAX)?)
+        },
+        get: |policy| policy.presence_grace_ms.to_string(),
+    },
+    Setting {
+        key: "presence_events_users_max",
+        wanted: "a whole number of users from 0 to 100000",
+        doc: "A room with more users is not told who comes and goes: each would be told of each. \
+              `presence` is answered all the same. 0: never told.",
+        set: |policy, text| {
+            let users = number(text, 0, PRESENCE_EVENTS_USERS_MAX)? as usize;
+            set(&mut policy.presence_events_users_max, users)
+        },
+        get: |policy| policy.presence_events_users_max.to_string(),
+    },
 ];
 
 fn set<T>(place: &mut T, value: T) -> Option<()> {
@@ -204,6 +241,9 @@ impl Policy {
         publish: Who::Anyone,
         slow_consumer: SlowConsumer::Close,
         slow_bytes_max: 256 * 1024,
+        presence: false,
+        presence_grace_ms: 5_000,
+        presence_events_users_max: 200,
     };
 
     /// Whether messages are kept.
@@ -237,6 +277,11 @@ impl Namespaces {
     /// Whether any topic has a history.
     pub fn have_history(&self) -> bool {
         self.named.iter().any(|(_, policy)| policy.has_history())
+    }
+
+    /// Whether it is known of any room who is there.
+    pub fn have_presence(&self) -> bool {
+        self.named.iter().any(|(_, policy)| policy.presence)
     }
 
     /// Those that something is said of.
@@ -333,6 +378,9 @@ mod tests {
         assert_eq!(all.named().map(|(name, _)| name).collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!(Namespaces::read(""), Ok(Namespaces::default()));
         assert!(all.have_history() && !Namespaces::default().have_history());
+        let here = Namespaces::read("a: presence=true, presence_grace_ms=0").unwrap();
+        assert!(here.have_presence() && !all.have_presence() && !here.have_history());
+        assert_eq!(Namespaces::read(&here.write()), Ok(here.clone()));
     }
 
     #[test]
@@ -346,6 +394,9 @@ mod tests {
             ("chat: join=me", "anyone, users, nobody"),
             ("chat: slow_consumer=drop", "close, drop_oldest, conflate"),
             ("chat: slow_bytes_max=255", "from 256 to 1073741824"),
+            ("chat: presence=1", "true or false"),
+            ("chat: presence_grace_ms=600001", "from 0 to 600000"),
+            ("chat: presence_events_users_max=-1", "from 0 to 100000"),
             ("chat: size=1", "history_size"),
             ("a b: history_size=1", "cannot be a namespace"),
         ] {

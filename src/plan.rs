@@ -368,6 +368,8 @@ pub struct Holder {
 const CONNECTION_BYTES: u64 = 512;
 /// A topic without members: its names in the shard and in the backplane, and its places in tables.
 const TOPIC_BYTES: u64 = 512;
+/// A user in a room with presence: names, places in tables, and the longest `info`.
+const PRESENCE_BYTES: u64 = 1024;
 /// An item in a channel, beside its payload.
 const ITEM_BYTES: u64 = 128;
 
@@ -390,6 +392,10 @@ impl Bill {
         };
         let is_alone = matches!(plan.backplane, BackplanePlan::Memory);
         let kept = is_alone && plan.namespaces.have_history();
+        let present = match plan.namespaces.have_presence() {
+            true => connections * limits.rooms_per_connection_max as u64,
+            false => 0,
+        };
         Bill(vec![
             line("connections", connections, CONNECTION_BYTES),
             line("outboxes", connections, limits.outbox_bytes_max.max(echo_outbox) as u64),
@@ -407,6 +413,7 @@ impl Bill {
             line("read buffers", shards, limits.read_turn_bytes_max as u64),
             line("publish queue", 1, waiting),
             line("histories", u64::from(kept), limits.history_bytes_max as u64),
+            line("presences", present, PRESENCE_BYTES),
         ])
     }
 

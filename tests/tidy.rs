@@ -121,6 +121,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "link",
             "ids",
             "protocol::Dialect",
+            "protocol::Here",
+            "protocol::Info",
             "protocol::Page",
             "protocol::Recovery",
             "protocol::RequestId",

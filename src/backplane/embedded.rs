@@ -4,7 +4,8 @@
 //! client cannot tell the two backplanes apart. Whatever was asked in one turn happens in the same
 //! turn, in the order it was asked.
 //!
-//! Histories are kept here ([`Logs`]), and are as old as this process.
+//! Who is where is known here ([`Presence`]), because all connections are this node's own. Histories
+//! are kept here ([`Logs`]), and are as old as this process.
 //!
 //! Invariant: nothing waits here between turns, so nothing but the histories needs a limit.
 
@@ -13,9 +14,12 @@ use super::history::{Keep, Missed};
 use super::interest::TopicKey;
 use super::local::{Local, Message};
 use super::logs::Logs;
+use super::presence::Presence;
 use crate::ids::{Position, ShardId, TopicKind, TopicName};
 use crate::limits::Limits;
-use crate::link::{AskHistory, NoHistory, Outcome, Publish, Recover, Recovered, Said};
+use crate::link::{
+    AskHistory, AskPresence, Attend, NoHistory, Outcome, Publish, Recover, Recovered, Said,
+};
 use crate::metrics::BackplaneCounters;
 use crate::namespaces::{Namespaces, Policy};
 use crate::protocol::{Recovery, Unrecovered};
@@ -33,6 +37,7 @@ pub struct Embedded {
     is_up: bool,
     namespaces: Arc<Namespaces>,
     logs: Logs,
+    presence: Presence,
     recovery_bytes_max: usize,
     ticked: Option<Instant>,
 }
@@ -42,6 +47,8 @@ enum Asked {
     Publish(Publish),
     Recover(ShardId, Box<Recover>),
     History(Box<AskHistory>),
+    Attend(Attend),
+    Presence(Box<AskPresence>),
 }
 
 impl Embedded {
@@ -52,6 +59,7 @@ impl Embedded {
             is_up: false,
             namespaces,
             logs: Logs::new(limits.history_bytes_max),
+            presence: Presence::default(),
             recovery_bytes_max: limits.recovery_bytes_max,
             ticked: None,
         }
@@ -117,6 +125,23 @@ impl Embedded {
         };
         local.said(ask.topic, ask.to, said);
     }
+
+    fn attend_now(&mut self, attend: Attend, now: Instant) {
+        let grace = Duration::from_millis(self.policy(&attend.topic).presence_grace_ms);
+        self.presence.handle(attend, grace, now);
+        self.presence.make_room();
+    }
+
+    /// Tells the members of rooms who came and who left.
+    fn tell_news(&mut self, local: &mut Local) {
+        while let Some(changed) = self.presence.poll_event() {
+            let users_max = self.policy(&changed.topic).presence_events_users_max;
+            let member = self.presence.member(&changed.topic, &changed.user);
+            if let Some(news) = changed.news(member, users_max) {
+                local.news(changed.topic.as_str(), &news);
+            }
+        }
+    }
 }
 
 fn keep(policy: &Policy) -> Keep {
@@ -142,6 +167,14 @@ impl Transport for Embedded {
         self.asked.push(Asked::History(ask));
     }
 
+    fn attend(&mut self, attend: Attend, _now: Instant) {
+        self.asked.push(Asked::Attend(attend));
+    }
+
+    fn presence(&mut self, ask: Box<AskPresence>, _now: Instant) {
+        self.asked.push(Asked::Presence(ask));
+    }
+
     fn has_room(&self) -> bool {
         true
     }
@@ -159,6 +192,8 @@ impl Transport for Embedded {
             self.ticked = Some(now);
             self.logs.tick(now);
         }
+        self.presence.handle_timeout(now);
+        self.tell_news(local);
         let is_busy = !self.asked.is_empty();
         let mut asked = std::mem::take(&mut self.asked);
         for asked in asked.drain(..) {
@@ -167,6 +202,14 @@ impl Transport for Embedded {
                 Asked::Publish(publish) => self.publish_now(publish, now, local),
                 Asked::Recover(shard, ask) => self.recover_now(shard, *ask, now, local),
                 Asked::History(ask) => self.tell(*ask, now, local),
+                Asked::Attend(attend) => {
+                    self.attend_now(attend, now);
+                    self.tell_news(local);
+                }
+                Asked::Presence(ask) => {
+                    let here = self.presence.here(&ask.topic);
+                    local.here(*ask, Some(Arc::new(here)));
+                }
             }
         }
         self.asked = asked; // its memory is used again
@@ -177,6 +220,7 @@ impl Transport for Embedded {
         counters.histories = self.logs.topics() as u64;
         counters.histories_bytes = self.logs.bytes() as u64;
         counters.histories_given_up = self.logs.given_up;
+        counters.presences = self.presence.users() as u64;
     }
 }
 

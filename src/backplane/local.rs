@@ -8,15 +8,17 @@
 
 use super::fanout::{self, Lane};
 use super::interest::{Interest, Joined, TopicKey};
+use super::presence::News;
 use super::seldom::Seldom;
 use crate::ids::{ConflateKey, NodeId, Position, ShardId, TopicId, TopicKind, TopicName};
 use crate::link::channel::{BackplaneEnd, ShardPort};
 use crate::link::health::Health;
 use crate::link::{
-    Done, Downlink, FrameSet, HistoryTo, NoHistory, Origin, Outcome, Recovered, Said, ToldHistory,
+    AskPresence, Done, Downlink, FrameSet, HistoryTo, NoHistory, Origin, Outcome, PresenceTo,
+    Recovered, Said, ToldHistory, ToldPresence,
 };
 use crate::metrics::BackplaneCounters;
-use crate::protocol::{Event, Recovery};
+use crate::protocol::{Event, Here, Recovery};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -95,7 +97,7 @@ impl Local {
             return;
         }
         let frames = fanout::frames(&message.event(name.kind(), None));
-        self.deliver(message, frames);
+        self.deliver(message.topic, message.except, message.conflate_key, frames);
     }
 
     /// The frames of a message that stands in a history.
@@ -106,7 +108,7 @@ impl Local {
     /// A message of a topic that has a history came, or was found there.
     pub fn message_at(&mut self, message: &Message<'_>, frames: FrameSet) {
         self.counters.received += 1;
-        self.deliver(message, frames);
+        self.deliver(message.topic, message.except, message.conflate_key, frames);
     }
 
     /// What stands in the place of messages that cannot be brought back.
@@ -124,12 +126,17 @@ impl Local {
         }
     }
 
-    fn deliver(&mut self, message: &Message<'_>, frames: FrameSet) {
-        let members = self.interest.members(message.topic).map_or(&[][..], |(_, members)| members);
+    fn deliver(
+        &mut self,
+        topic: &str,
+        except: Option<Origin>,
+        key: Option<ConflateKey>,
+        frames: FrameSet,
+    ) {
+        let members = self.interest.members(topic).map_or(&[][..], |(_, members)| members);
         let Some((last, others)) = members.split_last() else { return };
         // Another node's numbers mean nothing here.
-        let except = message.except.filter(|origin| origin.node == self.node);
-        let key = message.conflate_key;
+        let except = except.filter(|origin| origin.node == self.node);
         let mut deliver = |shard: ShardId, to: TopicId, frames: FrameSet| {
             let except = except.filter(|origin| origin.shard == shard).map(|origin| origin.conn);
             let index = usize::from(shard.0);
@@ -191,6 +198,32 @@ impl Local {
             HistoryTo::Conn { shard, conn, id } => {
                 let told = ToldHistory { conn, id, topic, said };
                 self.answer(shard, Downlink::History(Box::new(told)));
+            }
+        }
+    }
+
+    /// Somebody came into a room, or left it. Nothing to count as a message, and nobody's loss.
+    pub fn news(&mut self, topic: &str, news: &News<'_>) {
+        match news {
+            News::Joined { .. } => self.counters.presence_joined += 1,
+            News::Left { .. } => self.counters.presence_left += 1,
+        }
+        let Some((name, members)) = self.interest.members(topic) else { return };
+        let TopicKind::Room(room) = name.kind() else { return };
+        if !members.is_empty() {
+            let frames = fanout::frames(&news.event(room));
+            self.deliver(topic, news.except(), None, frames);
+        }
+    }
+
+    /// Who is in a room, for whoever asked. `None`: the backplane is away.
+    pub fn here(&mut self, ask: AskPresence, here: Option<Arc<Here>>) {
+        let AskPresence { topic, to } = ask;
+        match to {
+            PresenceTo::Call(call) => call(here),
+            PresenceTo::Conn { shard, conn, id } => {
+                let told = ToldPresence { conn, id, topic, here };
+                self.answer(shard, Downlink::Presence(Box::new(told)));
             }
         }
     }

@@ -20,6 +20,7 @@ pub mod history;
 pub mod interest;
 pub mod local;
 pub mod logs;
+pub mod presence;
 pub mod redis;
 mod seldom;
 
@@ -27,7 +28,7 @@ use self::redis::RedisTransport;
 use crate::ids::{ShardId, TopicName};
 use crate::link::channel::BackplaneEnd;
 use crate::link::health::Health;
-use crate::link::{AskHistory, Publish, Recover, Uplink};
+use crate::link::{AskHistory, AskPresence, Attend, Publish, Recover, Uplink};
 use crate::metrics::{BackplaneCounters, BackplaneMirror};
 use crate::plan::{BackplanePlan, Plan};
 use interest::TopicKey;
@@ -71,6 +72,12 @@ pub trait Transport {
 
     /// Answers what was said: exactly one [`Local::said`].
     fn history(&mut self, ask: Box<AskHistory>, now: Instant, local: &mut Local);
+
+    /// Notes who came into a room with presence, or left it.
+    fn attend(&mut self, attend: Attend, now: Instant);
+
+    /// Answers who is in a room: exactly one [`Local::here`].
+    fn presence(&mut self, ask: Box<AskPresence>, now: Instant);
 
     /// Whether it takes more publishes now. While not, nothing is taken from the shards.
     fn has_room(&self) -> bool;
@@ -204,8 +211,10 @@ impl<T: Transport> Ringer<T> {
             match item {
                 Uplink::Publish(publish) => self.publish(publish, now),
                 Uplink::History(ask) => self.transport.history(ask, now, &mut self.local),
+                Uplink::Presence(ask) => self.transport.presence(ask, now),
                 // Only shards have members.
-                Uplink::Join { .. } | Uplink::Leave { .. } | Uplink::Recover(_) => {}
+                Uplink::Join { .. } | Uplink::Leave { .. } => {}
+                Uplink::Recover(_) | Uplink::Attend(_) => {}
             }
             taken += 1;
         }
@@ -237,6 +246,8 @@ impl<T: Transport> Ringer<T> {
             Uplink::Publish(publish) => self.publish(publish, now),
             Uplink::Recover(ask) => self.transport.recover(shard, ask, now, &mut self.local),
             Uplink::History(ask) => self.transport.history(ask, now, &mut self.local),
+            Uplink::Attend(attend) => self.transport.attend(*attend, now),
+            Uplink::Presence(ask) => self.transport.presence(ask, now),
         }
     }
 

@@ -19,8 +19,9 @@ mod atomics {
 }
 
 use crate::ids::{ConflateKey, ConnId, NodeId, Position, ShardId, TopicId, TopicName};
-use crate::protocol::{Dialect, Page, Recovery, RequestId, Unrecovered};
+use crate::protocol::{Dialect, Here, Info, Page, Recovery, RequestId, Unrecovered};
 use bytes::Bytes;
+use std::sync::Arc;
 
 /// From a shard (or from the ops thread, which only publishes).
 ///
@@ -50,6 +51,83 @@ pub enum Uplink {
     Recover(Box<Recover>),
     /// Somebody asks what was said.
     History(Box<AskHistory>),
+    /// A connection came into a room with presence, or left it.
+    Attend(Box<Attend>),
+    /// Somebody asks who is in a room.
+    Presence(Box<AskPresence>),
+}
+
+/// Who came, or left. Each [`Deed::Came`] of a connection is followed by one [`Deed::Left`].
+#[derive(Debug)]
+pub struct Attend {
+    /// The room's topic.
+    pub topic: TopicName,
+    /// The topic of the connection's user (`u:<user>`).
+    pub user: TopicName,
+    /// What happened.
+    pub deed: Deed,
+}
+
+/// What happened to a connection in a room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Deed {
+    /// It came in.
+    Came {
+        /// The connection. It is not told of itself.
+        by: Origin,
+        /// What its user says of themselves; `None`: nothing new.
+        info: Option<Info>,
+    },
+    /// It was there already, and its user says this of themselves now.
+    Said(Info),
+    /// It left.
+    Left,
+}
+
+/// Who is there?
+#[derive(Debug)]
+pub struct AskPresence {
+    /// The room's topic.
+    pub topic: TopicName,
+    /// Who asks.
+    pub to: PresenceTo,
+}
+
+/// Where the answer to [`AskPresence`] goes. `None`: the backplane is away.
+pub enum PresenceTo {
+    /// A connection of a shard: [`Downlink::Presence`].
+    Conn {
+        /// Whose shard.
+        shard: ShardId,
+        /// Which connection; may leave meanwhile.
+        conn: ConnId,
+        /// The client's number for its request.
+        id: Option<RequestId>,
+    },
+    /// A caller on another thread (the HTTP API). Must not block.
+    Call(Box<dyn FnOnce(Option<Arc<Here>>) + Send>),
+}
+
+impl std::fmt::Debug for PresenceTo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            PresenceTo::Conn { shard, conn, id } => write!(f, "Conn({shard:?}, {conn:?}, {id:?})"),
+            PresenceTo::Call(_) => f.write_str("Call"),
+        }
+    }
+}
+
+/// Who is there, for a connection that asked.
+#[derive(Debug)]
+pub struct ToldPresence {
+    /// Who asked; may have left meanwhile.
+    pub conn: ConnId,
+    /// The client's number for its request.
+    pub id: Option<RequestId>,
+    /// The room's topic.
+    pub topic: TopicName,
+    /// Who is there; shared by all who asked together. `None`: the backplane is away.
+    pub here: Option<Arc<Here>>,
 }
 
 /// Where is the history, and what did I miss?
@@ -309,6 +387,8 @@ pub enum Downlink {
     Recovered(Box<Recovered>),
     /// The answer to a client's [`Uplink::History`].
     History(Box<ToldHistory>),
+    /// The answer to a client's [`Uplink::Presence`].
+    Presence(Box<ToldPresence>),
     /// An operator's question. The reply must not block.
     Inspect(Inspect),
     /// Stop accepting; tell every client to come back later; close; end.

@@ -13,6 +13,7 @@ mod guard;
 mod history;
 mod listener;
 mod metrics;
+mod presence;
 mod publish;
 mod redis_stats;
 mod rooms;
@@ -87,6 +88,7 @@ fn router(ops: Arc<Ops>) -> Router {
         .route("/v1/rooms", get(rooms::list))
         .route("/v1/rooms/{id}", get(rooms::room))
         .route("/v1/rooms/{id}/history", get(history::history))
+        .route("/v1/rooms/{id}/presence", get(presence::presence))
         .route_layer(from_fn_with_state(ops.clone(), guard::guard));
     Router::new()
         .route("/healthz", get(|| async { "ok" }))

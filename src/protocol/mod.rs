@@ -4,7 +4,8 @@
 //! it. This room never sees a socket, a WebSocket frame, a shard, or whether somebody may do what
 //! they ask for: it only says what was asked.
 
-use crate::ids::{ConflateKey, Position};
+use crate::ids::{ConflateKey, Position, TopicName};
+use std::sync::Arc;
 
 pub mod json;
 pub mod native;
@@ -75,6 +76,8 @@ pub enum Command<'a> {
         room: &'a str,
         /// What the client has heard already: what it missed is wanted too.
         since: Option<Position>,
+        /// What others in the room are told of the user, where presence is on: a JSON value's bytes.
+        info: Option<&'a str>,
     },
     /// `{"type":"leave","room_id":"r"}`
     Leave {
@@ -136,6 +139,62 @@ pub struct Page {
     pub limit: u32,
     /// Whether the newest come first.
     pub reverse: bool,
+}
+
+/// What is told of a user who is in a room: any JSON value.
+pub type Info = Arc<str>;
+
+/// Who is in a room.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Here {
+    /// The users by name; not all of them, if that would be too much to send.
+    pub users: Vec<Attendee>,
+    /// How many there are.
+    pub count: u64,
+}
+
+/// A user who is in a room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attendee {
+    /// The user's own topic.
+    pub user: TopicName,
+    /// How many of their connections are there. 0: they left a moment ago, and nobody was told yet.
+    pub connections: u64,
+    /// What they said of themselves when they joined.
+    pub info: Option<Info>,
+}
+
+impl Here {
+    /// Users that are listed, at most.
+    pub const USERS_MAX: usize = 1000;
+    /// What they may take as JSON, in bytes: less than a connection's outbox holds.
+    pub const BYTES_MAX: usize = 256 * 1024;
+
+    /// Of so many users these are known; those that are too much to send are left out.
+    pub fn new(mut users: Vec<Attendee>, count: u64) -> Here {
+        users.sort_unstable_by(|one, other| one.user.cmp(&other.user));
+        users.truncate(Here::USERS_MAX);
+        let mut bytes = 0;
+        let fits = |attendee: &Attendee| {
+            bytes += attendee.bytes_max();
+            bytes <= Here::BYTES_MAX
+        };
+        let fitting = users.iter().map(fits).take_while(|fits| *fits).count();
+        users.truncate(fitting);
+        Here { users, count }
+    }
+
+    /// Whether users were left out.
+    pub fn is_truncated(&self) -> bool {
+        (self.users.len() as u64) < self.count
+    }
+}
+
+impl Attendee {
+    /// What it takes as JSON, at most: names have no control characters, so an escape is two bytes.
+    fn bytes_max(&self) -> usize {
+        64 + 2 * self.user.as_str().len() + self.info.as_ref().map_or(0, |info| info.len())
+    }
 }
 
 /// What came of asking for what was missed.
@@ -272,6 +331,31 @@ pub enum Event<'a> {
         position: Position,
         /// [`Event::Message`]s as they were written.
         messages: &'a [&'a [u8]],
+    },
+    /// Who is in a room.
+    Presence {
+        /// The request's number, if it had one.
+        id: Option<&'a RequestId>,
+        /// The room.
+        room: &'a str,
+        /// Who is there.
+        here: &'a Here,
+    },
+    /// A user's first connection came into a room.
+    Joined {
+        /// The room.
+        room: &'a str,
+        /// The user.
+        user: &'a str,
+        /// What they said of themselves.
+        info: Option<&'a str>,
+    },
+    /// A user's last connection left a room, and they did not come back.
+    Left {
+        /// The room.
+        room: &'a str,
+        /// The user.
+        user: &'a str,
     },
     /// A request was not carried out.
     Error {

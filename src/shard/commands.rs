@@ -33,6 +33,15 @@ struct Keys {
 /// An answer that is an error.
 pub(super) struct No(pub(super) ErrorCode, pub(super) &'static str);
 
+/// What a client wants of a join beside being in the room.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Wish<'a> {
+    /// What it has heard already.
+    pub(super) since: Option<Position>,
+    /// What it says of its user.
+    pub(super) info: Option<&'a str>,
+}
+
 impl Shard {
     /// Bytes came from a connection that is past its handshake. All of `input` is used: half a
     /// message waits in the connection's decoder.
@@ -151,7 +160,9 @@ impl Shard {
     fn on_request(&mut self, conn: ConnId, request: Request<'_>) {
         let id = request.id;
         let done = match request.command {
-            Command::Join { room, since } => self.on_join(conn, room, since, id.clone()),
+            Command::Join { room, since, info } => {
+                self.on_join(conn, room, Wish { since, info }, id.clone())
+            }
             Command::Leave { room } => self.on_leave(conn, room, id.as_ref()),
             Command::Send { key: Some(_), .. } | Command::Broadcast { key: Some(_), .. } => {
                 Err(No(ErrorCode::NotEnabled, "key: only rooms that keep a history know keys"))
@@ -162,9 +173,7 @@ impl Shard {
             }
             Command::Send { user, payload, .. } => self.on_send(conn, user, payload, id.clone()),
             Command::Broadcast { payload, .. } => self.on_broadcast(conn, payload, id.clone()),
-            Command::Presence { .. } => {
-                Err(No(ErrorCode::NotEnabled, "presence is not enabled for this room"))
-            }
+            Command::Presence { room } => self.on_presence(conn, room, id.clone()),
             Command::History { room, page } => self.on_history(conn, room, page, id.clone()),
             Command::Ping => {
                 self.say(conn, &Event::Pong { id: id.as_ref() });
@@ -181,7 +190,7 @@ impl Shard {
     /// the topic already, otherwise when the backplane says so.
     pub(super) fn on_join_room(&mut self, conn: ConnId, room: &str) {
         // A room in the URL is joined like any other; what stands in its way is told like any other.
-        if let Err(No(code, message)) = self.on_join(conn, room, None, None) {
+        if let Err(No(code, message)) = self.on_join(conn, room, Wish::default(), None) {
             self.counters.requests_rejected += 1;
             self.say(conn, &Event::Error { id: None, code, message });
         }
@@ -191,7 +200,7 @@ impl Shard {
         &mut self,
         conn: ConnId,
         room: &str,
-        since: Option<Position>,
+        wish: Wish<'_>,
         id: Option<RequestId>,
     ) -> Result<(), No> {
         let policy = *self.config.namespaces.policy_of_room(room);
@@ -214,14 +223,17 @@ impl Shard {
             None => TopicName::room(room),
         };
         if policy.has_history() {
-            return self.on_join_kept(conn, &name, since, id);
+            return self.on_join_kept(conn, &name, wish, id);
         }
-        let since = since.is_some();
+        let since = wish.since.is_some();
         let Some(topic) = self.enter(conn, &name) else {
             return Err(No(ErrorCode::Overloaded, "this server has as many rooms as it may have"));
         };
         if !is_member {
             self.counters.joins += 1;
+        }
+        if policy.presence {
+            self.attend(conn, &name, wish.info.map(Into::into), !is_member);
         }
         if self.hub.get(topic).is_some_and(|topic| topic.ready) {
             self.say_joined(conn, id.as_ref(), &name, since);
@@ -385,9 +397,7 @@ impl Shard {
         keys: Keys,
         id: Option<RequestId>,
     ) {
-        let c = self.conns.get(conn.0).expect("it just spoke");
-        let user = c.joined.get(0).expect("an open connection is in its user's topic");
-        let from = self.hub.at(user.topic).name().clone();
+        let from = self.user_of(conn);
         let origin = self.origin(conn);
         self.counters.publishes += 1;
         self.uplink.push_back(Uplink::Publish(Publish {
@@ -399,6 +409,13 @@ impl Shard {
             conflate_key: keys.conflate_key,
             done: Done::Conn { shard: self.config.id, conn, id },
         }));
+    }
+
+    /// The topic of a connection's user.
+    pub(super) fn user_of(&self, conn: ConnId) -> TopicName {
+        let c = self.conns.get(conn.0).expect("only those who are here have done something");
+        let user = c.joined.get(0).expect("an open connection is in its user's topic");
+        self.hub.at(user.topic).name().clone()
     }
 
     /// Makes `conn` a member, if it is not one; tells the backplane about the first. `None`: there
@@ -420,6 +437,7 @@ impl Shard {
     pub(super) fn leave_at(&mut self, conn: ConnId, slot: usize) {
         let c = self.conns.get(conn.0).expect("whoever leaves is here");
         let index = c.joined.get(slot).expect("a slot that was just looked up").topic;
+        self.unattend(conn, index);
         let round = self.hub.at(index).round;
         let walk = round.and_then(|round| self.deliveries.walk_of(round));
         if self.hub.leave(&mut self.conns, conn.0.index, slot, walk) == Edge::Last {

@@ -13,12 +13,12 @@
 //! become of who asked.
 
 use super::Shard;
-use super::commands::No;
-use crate::ids::{ConnId, Position, TopicId, TopicKind, TopicName};
+use super::commands::{No, Wish};
+use crate::ids::{ConnId, TopicId, TopicKind, TopicName};
 use crate::link::{
     AskHistory, HistoryTo, NoHistory, Recover, Recovered, Said, ToldHistory, Uplink,
 };
-use crate::protocol::{ErrorCode, Event, Page, RequestId};
+use crate::protocol::{ErrorCode, Event, Info, Page, RequestId};
 use crate::ws::encode;
 use std::collections::HashMap;
 
@@ -39,6 +39,8 @@ struct Pending {
     /// The topic's index.
     topic: u32,
     id: Option<RequestId>,
+    /// What its user says of themselves, where presence is on.
+    info: Option<Info>,
 }
 
 impl Pendings {
@@ -63,9 +65,15 @@ impl Pendings {
         self.of.remove(&conn);
     }
 
-    fn add(&mut self, conn: ConnId, topic: TopicId, id: Option<RequestId>) -> u64 {
+    fn add(
+        &mut self,
+        conn: ConnId,
+        topic: TopicId,
+        id: Option<RequestId>,
+        info: Option<Info>,
+    ) -> u64 {
         self.tickets += 1;
-        let pending = Pending { ticket: self.tickets, topic: topic.0.index, id };
+        let pending = Pending { ticket: self.tickets, topic: topic.0.index, id, info };
         self.of.entry(conn).or_default().push(pending);
         *self.pins.entry(topic.0.index).or_default() += 1;
         self.tickets
@@ -101,9 +109,10 @@ impl Shard {
         &mut self,
         conn: ConnId,
         name: &TopicName,
-        since: Option<Position>,
+        wish: Wish<'_>,
         id: Option<RequestId>,
     ) -> Result<(), No> {
+        let Wish { since, info } = wish;
         let found = self.hub.find(name);
         if found.is_some_and(|at| self.pendings.is_pending(conn, at)) {
             return Err(No(
@@ -119,7 +128,7 @@ impl Shard {
         if is_new {
             self.uplink.push_back(Uplink::Join { topic: name.clone(), at });
         }
-        let ticket = self.pendings.add(conn, at, id);
+        let ticket = self.pendings.add(conn, at, id, info.map(Into::into));
         let slot = self.conns.get(conn.0).and_then(|c| c.joined.find(at.0.index));
         if let Some(slot) = slot.filter(|_| since.is_some()) {
             self.leave_at(conn, slot); // pinned: the topic stays
@@ -155,11 +164,15 @@ impl Shard {
         };
         let name = self.hub.at(at.0.index).name().clone();
         let c = self.conns.get_mut(conn.0).expect("who has gone is no longer pending");
-        if c.joined.find(at.0.index).is_none() {
+        let is_new = c.joined.find(at.0.index).is_none();
+        if is_new {
             self.hub.join(at, conn.0.index, c);
             self.counters.joins += 1;
         }
         let TopicKind::Room(room) = name.kind() else { return };
+        if self.config.namespaces.policy_of_room(room).presence {
+            self.attend(conn, &name, pending.info, is_new);
+        }
         let position = Some(position);
         self.say(
             conn,

@@ -19,6 +19,7 @@
 //! | `hub.rs` | topics and members, both ways |
 //! | `commands.rs` | what clients ask for: the match on `Command` lives there and only there |
 //! | `kept.rs` | rooms with a history: joins that wait for their position |
+//! | `presence.rs` | rooms of which it is known who is there |
 //! | `deliver.rs` | replies and rounds, joined into batches (`batch.rs`) |
 //! | `life.rs` | open, close, sweep, drain |
 //! | `outbox.rs` | what a slow peer still has to hear, and what of it gives way |
@@ -34,6 +35,7 @@ mod hub;
 mod kept;
 mod life;
 mod outbox;
+mod presence;
 mod slow;
 
 pub use deliver::EVERYBODY;
@@ -95,6 +97,8 @@ pub struct Shard {
     deliveries: Deliveries,
     uplink: VecDeque<Uplink>,
     life: Life,
+    /// Whether any room has presence: the others pay nothing for it.
+    has_presence: bool,
     everybody: TopicName,
     /// What is counted. The caller may add what only it can see.
     pub counters: ShardCounters,
@@ -116,6 +120,7 @@ impl Shard {
         let limits = config.limits;
         let everybody = TopicName::all();
         let join = Uplink::Join { topic: everybody.clone(), at: EVERYBODY };
+        let has_presence = config.namespaces.have_presence();
         Shard {
             config,
             limits,
@@ -126,6 +131,7 @@ impl Shard {
             deliveries: Deliveries::default(),
             uplink: VecDeque::from([join]),
             life: Life::default(),
+            has_presence,
             everybody,
             counters: ShardCounters::default(),
             spare_decoder: None,
@@ -154,6 +160,7 @@ impl Shard {
             Downlink::Ack { conn, id, outcome } => self.on_ack(conn, id, outcome),
             Downlink::Recovered(recovered) => self.on_recovered(recovered),
             Downlink::History(told) => self.on_told(*told),
+            Downlink::Presence(told) => self.on_told_presence(&told),
             Downlink::Inspect(question) => self.on_inspect(question),
             Downlink::Drain { over_ms } => self.begin_drain(over_ms, now_ms),
         }

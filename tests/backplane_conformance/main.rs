@@ -5,6 +5,8 @@
 
 mod histories;
 mod kept_faults;
+mod presence_faults;
+mod presences;
 #[path = "../common/redis.rs"]
 mod redis;
 mod redis_only;
@@ -52,19 +54,31 @@ kept_in_both_worlds! {
 }
 
 macro_rules! in_both_worlds {
-    ($($build:ident: $story:ident,)+) => {
-        mod embedded {
+    ($suite:ident: $embedded:ident, $through_redis:ident; $($build:ident: $story:ident,)+) => {
+        mod $embedded {
             use crate::world::World;
-            $( #[test] fn $story() { crate::suite::$story(World::embedded(crate::$build())); } )+
+            $( #[test] fn $story() { crate::$suite::$story(World::embedded(crate::$build())); } )+
         }
-        mod through_redis {
+        mod $through_redis {
             use crate::world::World;
-            $( #[test] fn $story() { crate::suite::$story(World::redis(crate::$build())); } )+
+            $( #[test] fn $story() { crate::$suite::$story(World::redis(crate::$build())); } )+
         }
     };
 }
 
 in_both_worlds! {
+    presences: presences_in_process, presences_through_redis;
+    usual: members_hear_who_comes_and_who_goes,
+    usual: a_return_within_the_grace_is_no_news,
+    usual: a_user_in_two_places_is_one_user,
+    usual: who_comes_is_not_told_of_themselves,
+    usual: a_room_with_more_users_than_are_told_of_answers_all_the_same,
+    usual: what_a_user_says_of_themselves_is_listed,
+    usual: an_operator_learns_who_is_there,
+}
+
+in_both_worlds! {
+    suite: embedded, through_redis;
     usual: every_shard_of_every_node_with_members_hears_and_no_other,
     usual: the_order_of_a_publisher_is_kept_in_its_topic,
     usual: a_sender_is_excepted_on_its_own_shard_only,

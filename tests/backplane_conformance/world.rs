@@ -9,13 +9,16 @@ use campanile::limits::Limits;
 use campanile::link::channel::{OpsEnd, ShardEnd, window};
 use campanile::link::health::Health;
 use campanile::link::{
-    Done, Downlink, NoHistory, Origin, Outcome, Publish, Recover, Recovered, Said, Uplink,
+    AskPresence, Attend, Deed, Done, Downlink, NoHistory, Origin, Outcome, PresenceTo, Publish,
+    Recover, Recovered, Said, Uplink,
 };
 use campanile::metrics::{BackplaneCounters, BackplaneMirror};
 use campanile::namespaces::Namespaces;
 use campanile::plan::{AuthPlan, BackplanePlan, Plan, RedisPlan, Scheduling, ShardPlan, Steering};
-use campanile::protocol::{Dialect, Recovery, RequestId};
+use campanile::protocol::{Dialect, Here, Recovery, RequestId};
 use campanile::ws::encode;
+use std::cell::Cell;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -30,11 +33,17 @@ pub enum Heard {
     Ack { conn: u32, id: Option<u64>, outcome: Outcome },
     Recovered { to: u32, ticket: u64, position: Position, recovery: Recovery, missed: Vec<String> },
     History { id: Option<u64>, said: Result<(Position, Vec<String>), NoHistory> },
+    Presence { id: Option<u64>, here: Option<(Vec<Listed>, u64)> },
 }
+
+/// A user of a list, with connections and info.
+pub type Listed = (String, u64, Option<String>);
 
 pub struct Shard {
     pub node: NodeId,
     pub end: ShardEnd,
+    /// What came while an answer was waited for.
+    aside: Cell<VecDeque<Heard>>,
 }
 
 pub struct Node {
@@ -74,7 +83,10 @@ impl Build {
             downlink_items_max,
             linger_ms: 15_000,
             limits,
-            namespaces: "kept: history_size=100; three: history_size=3; deaf: history_size=9, recovery=false",
+            namespaces: "kept: history_size=100; three: history_size=3; deaf: history_size=9, recovery=false; \
+                         here: presence=true, presence_grace_ms=200; \
+                         long: presence=true, presence_grace_ms=600000; \
+                         few: presence=true, presence_grace_ms=0, presence_events_users_max=2",
         }
     }
 }
@@ -139,7 +151,10 @@ impl Node {
             let (mirror, health) = (mirror.clone(), health.clone());
             std::thread::spawn(move || backplane::run(plan, end, mirror, health))
         };
-        let shards = ends.into_iter().map(|end| Shard { node: NodeId(id), end }).collect();
+        let shards = ends
+            .into_iter()
+            .map(|end| Shard { node: NodeId(id), end, aside: Cell::default() })
+            .collect();
         Node { shards, ops, health, mirror, thread: Some(thread) }
     }
 
@@ -249,6 +264,43 @@ impl Shard {
         }
     }
 
+    /// A connection of a user came into a room with presence.
+    pub fn come(&self, topic: &TopicName, user: &str, conn: u32, info: Option<&str>) {
+        let by = Origin { node: self.node, shard: self.end.id, conn: conn_id(conn) };
+        self.attend(topic, user, Deed::Came { by, info: info.map(Into::into) });
+    }
+
+    /// One left.
+    pub fn go(&self, topic: &TopicName, user: &str) {
+        self.attend(topic, user, Deed::Left);
+    }
+
+    /// One says something else of its user.
+    pub fn say_of(&self, topic: &TopicName, user: &str, info: &str) {
+        self.attend(topic, user, Deed::Said(info.into()));
+    }
+
+    fn attend(&self, topic: &TopicName, user: &str, deed: Deed) {
+        let (topic, user) = (topic.clone(), TopicName::user(user));
+        self.send(Uplink::Attend(Box::new(Attend { topic, user, deed })));
+    }
+
+    /// Asks who is in a room; the answer must come next.
+    pub fn who_is_there(&self, topic: &TopicName) -> Option<(Vec<Listed>, u64)> {
+        let id = Some(RequestId::Number(4));
+        let to = PresenceTo::Conn { shard: self.end.id, conn: conn_id(7), id };
+        self.send(Uplink::Presence(Box::new(AskPresence { topic: topic.clone(), to })));
+        let mut aside = self.aside.take();
+        let here = loop {
+            match self.hear_new() {
+                Heard::Presence { id: Some(4), here } => break here,
+                other => aside.push_back(other),
+            }
+        };
+        self.aside.set(aside);
+        here
+    }
+
     pub fn send(&self, item: Uplink) {
         let mut item = Some(item);
         wait_until("the uplink has room", || {
@@ -260,6 +312,13 @@ impl Shard {
 
     /// The next thing this shard hears, within 20 seconds.
     pub fn hear(&self) -> Heard {
+        let mut aside = self.aside.take();
+        let heard = aside.pop_front();
+        self.aside.set(aside);
+        heard.unwrap_or_else(|| self.hear_new())
+    }
+
+    fn hear_new(&self) -> Heard {
         let mut heard = None;
         wait_until("the shard hears something", || {
             heard = self.try_hear();
@@ -295,6 +354,17 @@ impl Shard {
                     (said.position, said.frames.iter().map(|frame| unframed(frame)).collect())
                 };
                 Heard::History { id: number(told.id), said: told.said.map(texts) }
+            }
+            Downlink::Presence(told) => {
+                let listed = |here: &Here| {
+                    let users = here.users.iter().map(|attendee| {
+                        let user = attendee.user.as_str().strip_prefix("u:").expect("a user");
+                        let info = attendee.info.as_deref().map(str::to_owned);
+                        (user.to_owned(), attendee.connections, info)
+                    });
+                    (users.collect(), here.count)
+                };
+                Heard::Presence { id: number(told.id), here: told.here.as_deref().map(listed) }
             }
             Downlink::Inspect(_) | Downlink::Drain { .. } => panic!("the backplane asks nothing"),
         })

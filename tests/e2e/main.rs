@@ -31,6 +31,7 @@ mod one_instance;
 mod other_clients;
 mod outage;
 mod page;
+mod presence;
 mod readme;
 mod rules;
 mod slow;

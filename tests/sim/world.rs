@@ -752,6 +752,8 @@ impl World {
             Uplink::Publish(publish) => format!("publish {:?}", publish.topic),
             Uplink::Recover(ask) => format!("recover {:?}", ask.topic),
             Uplink::History(ask) => format!("history {:?}", ask.topic),
+            Uplink::Attend(attend) => format!("attend {:?}", attend.topic),
+            Uplink::Presence(ask) => format!("presence {:?}", ask.topic),
         };
         self.windows[at].up.iter().map(name).collect()
     }

@@ -18,6 +18,7 @@ mod link;
 mod monitor;
 pub mod names;
 mod outgoing;
+mod presence;
 mod scripts;
 pub mod subscriptions;
 
@@ -28,7 +29,7 @@ use super::local::{Local, Message};
 use super::seldom::Seldom;
 use crate::ids::{NodeId, Position, ShardId, TopicName};
 use crate::limits::Limits;
-use crate::link::{AskHistory, NoHistory, Publish, Recover};
+use crate::link::{AskHistory, AskPresence, Attend, NoHistory, Publish, Recover};
 use crate::metrics::BackplaneCounters;
 use crate::namespaces::Namespaces;
 use crate::plan::RedisPlan;
@@ -38,6 +39,7 @@ use link::{Link, Push, Timeouts};
 use monitor::Monitor;
 use names::Names;
 use outgoing::Outgoing;
+use presence::Presences;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -63,6 +65,7 @@ pub struct RedisTransport {
     /// Topics whose subscription was just confirmed.
     confirmed: Vec<TopicKey>,
     monitor: Monitor,
+    presences: Presences,
     backoff: Backoff,
     malformed: Seldom,
     refused: Seldom,
@@ -99,8 +102,10 @@ impl RedisTransport {
         node: NodeId,
         namespaces: &Arc<Namespaces>,
     ) -> RedisTransport {
+        let names = Names::new(&plan.prefix, node);
         RedisTransport {
-            names: Names::new(&plan.prefix, node),
+            presences: Presences::new(namespaces.clone(), &plan.prefix, names.clone(), node),
+            names,
             state: State::Pausing(Box::pin(sleep(Duration::ZERO))),
             outgoing: Outgoing::new(&limits, namespaces.clone()),
             histories: Histories::new(namespaces.clone(), &limits),
@@ -157,6 +162,7 @@ impl RedisTransport {
         local.set_up(false, reason, now);
         self.outgoing.lose_link(now, local);
         self.histories.lose_link(local);
+        self.presences.lose_link();
     }
 
     /// Goes on with the link. `Err`: it has to be given up.
@@ -201,6 +207,7 @@ impl RedisTransport {
                 if std::mem::replace(&mut self.has_been_up, true) {
                     self.untold = 0..local.interest.high();
                 }
+                self.presences.go_up(now);
             }
         }
         let (cmd, names, generation) = (&link.cmd, &self.names, &link.generation[..]);
@@ -209,6 +216,7 @@ impl RedisTransport {
             self.monitor.poll(cx, now, link);
             let sends_on = (cmd, generation);
             is_busy |= self.outgoing.poll(cx, now, sends_on, names, local).map_err(said)?;
+            is_busy |= self.presences.poll(cx, now, &link.cmd, local);
         }
         is_busy |= self.tell_of_outage(local);
         Ok(is_busy)
@@ -248,6 +256,12 @@ impl RedisTransport {
 
     fn handle_push(&mut self, push: &Push, now: Instant, local: &mut Local) {
         if let Some(topic) = self.names.topic(&push.channel) {
+            if presence::is_news(&push.body) {
+                if let Err(why) = self.presences.hear(topic, &push.body, local) {
+                    self.on_malformed(why, topic, now, local);
+                }
+                return;
+            }
             match positioned(&push.body) {
                 Some((at, body)) if self.histories.handle_message(topic, at, body, now, local) => {}
                 Some((_, body)) => self.hand_out(topic, body, now, local),
@@ -326,6 +340,14 @@ impl Transport for RedisTransport {
     }
 
     /// While down, everything is taken: what does not fit is answered, and the shards go on.
+    fn attend(&mut self, attend: Attend, now: Instant) {
+        self.presences.handle(attend, now);
+    }
+
+    fn presence(&mut self, ask: Box<AskPresence>, _now: Instant) {
+        self.presences.ask(*ask);
+    }
+
     fn has_room(&self) -> bool {
         !self.is_up || self.outgoing.has_room()
     }
@@ -337,6 +359,9 @@ impl Transport for RedisTransport {
     fn poll(&mut self, cx: &mut Context<'_>, now: Instant, local: &mut Local) -> bool {
         self.outgoing.expire(now, local);
         self.histories.expire(now, local);
+        if !self.is_up {
+            self.presences.refuse(local);
+        }
         match &mut self.state {
             State::Pausing(pause) => {
                 if pause.as_mut().poll(cx).is_pending() {
@@ -372,6 +397,7 @@ impl Transport for RedisTransport {
         counters.canaries_missed = self.missed;
         counters.canary_age_ms = now.duration_since(self.canary_back_at).as_millis() as u64;
         counters.redis = self.monitor.numbers().clone();
+        self.presences.measure(counters);
         let State::Live(live) = &self.state else { return };
         let Some(canary) = &live.canary else { return };
         counters.canary_rtt_us = canary.rtt.as_micros() as u64;

@@ -1,7 +1,7 @@
 //! Bytes to [`Request`].
 //!
 //! Two steps. The scanner of [`json`] walks the message once and says where the values of our
-//! eleven keys lie; then only those that the command needs are read, each where it lies: a string
+//! twelve keys lie; then only those that the command needs are read, each where it lies: a string
 //! without a backslash is borrowed as it is, one with escapes and `since` are parsed in place by
 //! simd-json. The payload is never parsed, only cut out.
 //!
@@ -17,6 +17,9 @@ use crate::protocol::{Command, ErrorCode, Page, Rejected, Request, RequestId};
 
 /// The longest idempotency `key`, in bytes of text.
 pub const KEY_BYTES_MAX: usize = 128;
+
+/// The longest `info`, in bytes of JSON.
+pub const INFO_BYTES_MAX: usize = 512;
 
 /// Messages of a history that are sent when nobody says how many.
 pub const LIMIT_DEFAULT: u32 = 100;
@@ -75,10 +78,11 @@ enum Field {
     Since,
     Limit,
     Reverse,
+    Info,
 }
 
 impl Field {
-    const ALL: [Field; 11] = [
+    const ALL: [Field; 12] = [
         Field::Type,
         Field::RoomId,
         Field::TargetUserId,
@@ -90,6 +94,7 @@ impl Field {
         Field::Since,
         Field::Limit,
         Field::Reverse,
+        Field::Info,
     ];
 
     fn as_str(self) -> &'static str {
@@ -105,6 +110,7 @@ impl Field {
             Field::Since => "since",
             Field::Limit => "limit",
             Field::Reverse => "reverse",
+            Field::Info => "info",
         }
     }
 
@@ -122,6 +128,7 @@ impl Field {
             b"since" => Field::Since,
             b"limit" => Field::Limit,
             b"reverse" => Field::Reverse,
+            b"info" => Field::Info,
             _ => return None,
         })
     }
@@ -252,7 +259,8 @@ impl Fields {
             }
             Kind::Join => {
                 let since = self.since(message)?;
-                Ok(Command::Join { room: self.room(message)?, since })
+                let (room, info) = self.room_and_info(message)?;
+                Ok(Command::Join { room, since, info })
             }
             Kind::Leave => Ok(Command::Leave { room: self.room(message)? }),
             Kind::Presence => Ok(Command::Presence { room: self.room(message)? }),
@@ -319,6 +327,25 @@ impl Fields {
             .get_disjoint_mut([who.range(), payload.range()])
             .expect("values of two members lie apart and inside the message");
         Ok((name(key, who, who_json)?, payload))
+    }
+
+    /// The same for a join: what the user says of themselves is cut out as it is.
+    fn room_and_info<'a>(
+        &self,
+        message: &'a mut [u8],
+    ) -> Result<(&'a str, Option<&'a str>), Refusal> {
+        let Some(info) = self.get(Field::Info) else { return Ok((self.room(message)?, None)) };
+        let room = self.need(Field::RoomId)?;
+        let [room_json, info] = message
+            .get_disjoint_mut([room.range(), info.range()])
+            .expect("values of two members lie apart and inside the message");
+        let text = std::str::from_utf8(info).ok().filter(|text| text.len() <= INFO_BYTES_MAX);
+        let Some(text) = text else {
+            return Err(bad_request(format!(
+                "info must be a JSON value of at most {INFO_BYTES_MAX} bytes"
+            )));
+        };
+        Ok((name(Field::RoomId, room, room_json)?, Some(text)))
     }
 
     fn echo(&self, message: &[u8]) -> Result<bool, Refusal> {
@@ -490,7 +517,7 @@ mod tests {
     #[test]
     fn every_command_is_understood() {
         let (room, user, payload) = ("r", "u", b"1".as_slice());
-        let join = |since| Command::Join { room, since };
+        let join = |since| Command::Join { room, since, info: None };
         let since = |epoch, offset| Some(Position { epoch, offset });
         let publish = |echo, key: Option<&str>| {
             let key = key.map(Into::into);
@@ -505,6 +532,10 @@ mod tests {
             (
                 r#"{"type":"join","room_id":"r","since":{"offset":1,"x":[],"epoch":"\n"}}"#,
                 join(since(0, 1)),
+            ),
+            (
+                r#"{"info":{"a" : "\u00e9"},"type":"join","room_id":"\u0072"}"#,
+                Command::Join { room, since: None, info: Some(r#"{"a" : "\u00e9"}"#) },
             ),
             (r#"{"type":"leave","room_id":"r"}"#, Command::Leave { room }),
             (r#"{"type":"publish","room_id":"r","payload":1}"#, publish(true, None)),

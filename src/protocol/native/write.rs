@@ -8,7 +8,7 @@
 
 use crate::ids::{Position, TopicKind};
 use crate::protocol::json::plain_len;
-use crate::protocol::{Event, Recovery, RequestId};
+use crate::protocol::{Attendee, Event, Here, Recovery, RequestId};
 
 /// The exact number of bytes [`write()`] appends.
 pub fn encoded_len(event: &Event<'_>) -> usize {
@@ -94,6 +94,16 @@ fn emit(event: &Event<'_>, out: &mut impl Sink) {
         Event::Ok { id, room, position, recovery } => ok(*id, *room, *position, *recovery, out),
         Event::History { id, room, position, messages } => {
             history(*id, room, *position, messages, out);
+        }
+        Event::Presence { id, room, here } => presence(*id, room, here, out),
+        Event::Joined { room, user, info } => {
+            text_member(br#"{"type":"joined","room_id":""#, room, out);
+            text_member(br#","user_id":""#, user, out);
+            info_member(*info, out);
+        }
+        Event::Left { room, user } => {
+            text_member(br#"{"type":"left","room_id":""#, room, out);
+            text_member(br#","user_id":""#, user, out);
         }
         Event::Error { id, code, message } => {
             out.raw(br#"{"type":"error""#);
@@ -192,6 +202,35 @@ fn history(
         out.raw(message);
     }
     out.raw(b"]");
+}
+
+fn presence(id: Option<&RequestId>, room: &str, here: &Here, out: &mut impl Sink) {
+    out.raw(br#"{"type":"presence""#);
+    id_member(id, out);
+    text_member(br#","room_id":""#, room, out);
+    out.raw(br#","users":["#);
+    for (number, Attendee { user, connections, info }) in here.users.iter().enumerate() {
+        if number > 0 {
+            out.raw(b",");
+        }
+        let (TopicKind::User(user) | TopicKind::Room(user)) = user.kind() else { continue };
+        text_member(br#"{"user_id":""#, user, out);
+        out.raw(br#","connections":"#);
+        out.number(*connections);
+        info_member(info.as_deref(), out);
+        out.raw(b"}");
+    }
+    out.raw(br#"],"count":"#);
+    out.number(here.count);
+    if here.is_truncated() {
+        out.raw(br#","truncated":true"#);
+    }
+}
+
+fn info_member(info: Option<&str>, out: &mut impl Sink) {
+    let Some(info) = info else { return };
+    out.raw(br#","info":"#);
+    out.raw(info.as_bytes());
 }
 
 /// An epoch is a string: a client compares it and does nothing else with it.
@@ -334,6 +373,63 @@ mod tests {
                 r#"{"type":"message","room_id":"r","payload":{"a": 1.0},"epoch":"1","offset":2}"#,
             ),
         ]);
+    }
+
+    #[test]
+    fn who_is_there_and_who_comes_and_goes_is_written_as_the_protocol_says() {
+        let number = RequestId::Number(7);
+        let attendee = |user: &str, connections, info: Option<&str>| {
+            let user = crate::ids::TopicName::user(user);
+            Attendee { user, connections, info: info.map(Into::into) }
+        };
+        let (bob, ann) = (attendee("bob", 1, None), attendee("a\"n", 2, Some(r#"{"a": 1.0}"#)));
+        let all = Here::new(vec![bob.clone(), ann.clone()], 2);
+        let some = Here::new(vec![bob], 3);
+        are_written(vec![
+            (
+                Event::Presence { id: Some(&number), room: "r", here: &all },
+                r#"{"type":"presence","id":7,"room_id":"r","users":[{"user_id":"a\"n","connections":2,"info":{"a": 1.0}},{"user_id":"bob","connections":1}],"count":2}"#,
+            ),
+            (
+                Event::Presence { id: None, room: "r", here: &some },
+                r#"{"type":"presence","room_id":"r","users":[{"user_id":"bob","connections":1}],"count":3,"truncated":true}"#,
+            ),
+            (
+                Event::Presence { id: None, room: "r", here: &Here::default() },
+                r#"{"type":"presence","room_id":"r","users":[],"count":0}"#,
+            ),
+            (
+                Event::Joined { room: "r", user: "u", info: Some("[1]") },
+                r#"{"type":"joined","room_id":"r","user_id":"u","info":[1]}"#,
+            ),
+            (
+                Event::Joined { room: "r", user: "u", info: None },
+                r#"{"type":"joined","room_id":"r","user_id":"u"}"#,
+            ),
+            (
+                Event::Left { room: "r", user: "u" },
+                r#"{"type":"left","room_id":"r","user_id":"u"}"#,
+            ),
+        ]);
+    }
+
+    #[test]
+    fn who_is_there_is_listed_as_far_as_it_may_be_sent() {
+        let attendee = |number: usize| Attendee {
+            user: crate::ids::TopicName::user(&format!("{number:0>200}")),
+            connections: 1,
+            info: Some(format!("{number:?}").into()),
+        };
+        let many = Here::new((0..2000).map(attendee).collect(), 2000);
+        assert!(many.is_truncated() && many.count == 2000);
+        let mut out = Vec::new();
+        write(&Event::Presence { id: None, room: "r", here: &many }, &mut out);
+        assert!(many.users.len() > 400 && out.len() < Here::BYTES_MAX, "{}", many.users.len());
+        let short = |number: usize| Attendee {
+            user: crate::ids::TopicName::user(&number.to_string()),
+            ..attendee(number)
+        };
+        assert_eq!(Here::new((0..2000).map(short).collect(), 2000).users.len(), Here::USERS_MAX);
     }
 
     fn are_written(cases: Vec<(Event<'_>, &str)>) {

@@ -65,6 +65,8 @@ impl Node {
                 Uplink::Publish(publish) => self.embedded.publish(publish, now, &mut self.local),
                 Uplink::Recover(ask) => self.embedded.recover(shard, ask, now, &mut self.local),
                 Uplink::History(ask) => self.embedded.history(ask, now, &mut self.local),
+                Uplink::Attend(attend) => self.embedded.attend(*attend, now),
+                Uplink::Presence(ask) => self.embedded.presence(ask, now),
             }
         }
         self.local.end.shards[at].made_room();

@@ -1,0 +1,282 @@
+//! Who is in which room, as far as this node's own connections say.
+//!
+//! A user is in a room from their first connection on until the last one has left and has not come
+//! back for a while, the *grace*. So a page that is reloaded is no news, and whoever listens hears of
+//! people, not of connections. Somebody whose grace runs is still there: they are listed, with no
+//! connection, until their leaving is told. So a list and what is told behind it always add up.
+//!
+//! Pure: time is an argument, and what changed comes out by [`Presence::poll_event`]. The embedded
+//! backplane tells it to the members; the one over Redis writes it there first, because the user may
+//! be on other nodes too.
+//!
+//! Invariant: a user's `Joined` and `Left` come in turns, the first one first; between them stands
+//! the truth.
+
+use crate::ids::{TopicKind, TopicName};
+use crate::link::{Attend, Deed, Origin};
+use crate::protocol::{Attendee, Event, Here, Info};
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+/// Users whose grace runs, at most; beyond, the first of them has left. At 5 s of grace it takes
+/// 50,000 last connections leaving each second to get here.
+const LEAVING_MAX: usize = 256 * 1024;
+
+/// What is told to the members of a room, and to other nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News<'a> {
+    /// A user's first connection came.
+    Joined {
+        /// The user.
+        user: &'a str,
+        /// What they say of themselves.
+        info: Option<&'a str>,
+        /// That connection, which is not told of itself.
+        by: Option<Origin>,
+    },
+    /// A user has left.
+    Left {
+        /// The user.
+        user: &'a str,
+    },
+}
+
+impl<'a> News<'a> {
+    /// As the members of a room hear it.
+    pub fn event(&self, room: &'a str) -> Event<'a> {
+        match *self {
+            News::Joined { user, info, .. } => Event::Joined { room, user, info },
+            News::Left { user } => Event::Left { room, user },
+        }
+    }
+
+    /// The connection that does not hear it.
+    pub fn except(&self) -> Option<Origin> {
+        match self {
+            News::Joined { by, .. } => *by,
+            News::Left { .. } => None,
+        }
+    }
+}
+
+/// What became of a user in a room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// The room's topic.
+    pub topic: TopicName,
+    /// The user's topic.
+    pub user: TopicName,
+    /// What happened.
+    pub change: Change,
+    /// How many users the room has, this one included.
+    pub users: usize,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The first connection came, and this was it.
+    Joined(Origin),
+    /// Another number of connections, or other words.
+    Differs,
+    /// The last connection left, and the grace is over.
+    Left,
+}
+
+impl Changed {
+    /// What there is to tell, in a room of at most `users_max` users. `member` is who the user is now.
+    pub fn news<'a>(&'a self, member: Option<&'a Member>, users_max: usize) -> Option<News<'a>> {
+        let user = name_of(&self.user);
+        match self.change {
+            _ if self.users > users_max => None,
+            Change::Joined(by) => {
+                let info = member.and_then(|member| member.info.as_deref());
+                Some(News::Joined { user, info, by: Some(by) })
+            }
+            Change::Differs => None,
+            Change::Left => Some(News::Left { user }),
+        }
+    }
+}
+
+/// A user in a room.
+#[derive(Clone, Debug, Default)]
+pub struct Member {
+    /// How many of their connections are there.
+    pub connections: u32,
+    /// What they last said of themselves.
+    pub info: Option<Info>,
+    /// Which line of `leaving` tells when their grace is over; 0: none.
+    leaving: u64,
+}
+
+type Room = HashMap<TopicName, Member>;
+
+/// See the module.
+#[derive(Default)]
+pub struct Presence {
+    rooms: HashMap<TopicName, Room>,
+    /// When whose grace is over. A line whose number is not the member's is out of date.
+    leaving: BTreeMap<(Instant, u64), (TopicName, TopicName)>,
+    lines: u64,
+    users: usize,
+    events: VecDeque<Changed>,
+}
+
+impl Presence {
+    /// Something happened to a connection.
+    ///
+    /// 1. The user's first one came: they have joined, unless their grace runs.
+    /// 2. One of several came or left, or somebody says something new: the room's list differs.
+    /// 3. The last one left: its user has left when the grace is over ([`Presence::handle_timeout`]).
+    pub fn handle(&mut self, attend: Attend, grace: Duration, now: Instant) {
+        let Attend { topic, user, deed } = attend;
+        match deed {
+            Deed::Came { by, info } => self.on_came(topic, user, by, info),
+            Deed::Said(info) => {
+                let member = self.member_mut(&topic, &user);
+                member.info = Some(info);
+                self.tell(topic, user, Change::Differs);
+            }
+            Deed::Left => {
+                self.lines += 1;
+                let line = self.lines;
+                let member = self.member_mut(&topic, &user);
+                assert!(member.connections > 0, "only who came leaves");
+                member.connections -= 1;
+                if member.connections == 0 {
+                    member.leaving = line;
+                    self.leaving.insert((now + grace, line), (topic.clone(), user.clone()));
+                }
+                self.tell(topic, user, Change::Differs);
+            }
+        }
+    }
+
+    /// Time passes: whose grace is over has left.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(first) = self.leaving.first_entry() {
+            let &(due, line) = first.key();
+            if due > now {
+                return;
+            }
+            let (topic, user) = first.remove();
+            self.end_grace(topic, user, line);
+        }
+    }
+
+    /// Lets the first ones go whose grace runs, while they are too many. For those who do not call
+    /// [`Presence::handle_timeout`] for a while.
+    pub fn make_room(&mut self) {
+        while self.leaving.len() > LEAVING_MAX
+            && let Some(((_, line), (topic, user))) = self.leaving.pop_first()
+        {
+            self.end_grace(topic, user, line);
+        }
+    }
+
+    /// What changed, in its order.
+    pub fn poll_event(&mut self) -> Option<Changed> {
+        self.events.pop_front()
+    }
+
+    /// A user in a room, if they are there.
+    pub fn member(&self, topic: &TopicName, user: &TopicName) -> Option<&Member> {
+        self.rooms.get(topic)?.get(user)
+    }
+
+    /// Everybody in a room.
+    pub fn members(&self, topic: &TopicName) -> impl Iterator<Item = (&TopicName, &Member)> {
+        self.rooms.get(topic).into_iter().flatten()
+    }
+
+    /// How many users a room has.
+    pub fn count(&self, topic: &TopicName) -> usize {
+        self.rooms.get(topic).map_or(0, HashMap::len)
+    }
+
+    /// All rooms that have users.
+    pub fn rooms(&self) -> impl Iterator<Item = &TopicName> {
+        self.rooms.keys()
+    }
+
+    /// How many users there are, each counted in each of their rooms.
+    pub fn users(&self) -> usize {
+        self.users
+    }
+
+    /// Who is in a room.
+    pub fn here(&self, topic: &TopicName) -> Here {
+        let attendee = |(user, member): (&TopicName, &Member)| member.attendee(user.clone());
+        let users = self.members(topic).take(Here::USERS_MAX).map(attendee).collect();
+        Here::new(users, self.count(topic) as u64)
+    }
+
+    fn on_came(&mut self, topic: TopicName, user: TopicName, by: Origin, info: Option<Info>) {
+        let room = self.rooms.entry(topic.clone()).or_default();
+        let change = match room.entry(user.clone()) {
+            Entry::Occupied(known) => {
+                let member = known.into_mut();
+                member.connections += 1;
+                member.leaving = 0;
+                member.info = info.or_else(|| member.info.take());
+                Change::Differs
+            }
+            Entry::Vacant(place) => {
+                place.insert(Member { connections: 1, info, leaving: 0 });
+                self.users += 1;
+                Change::Joined(by)
+            }
+        };
+        self.tell(topic, user, change);
+    }
+
+    fn end_grace(&mut self, topic: TopicName, user: TopicName, line: u64) {
+        let Some(room) = self.rooms.get_mut(&topic) else { return };
+        // Came back meanwhile, and perhaps left again: then another line tells when.
+        if room.get(&user).is_none_or(|member| member.leaving != line) {
+            return;
+        }
+        self.tell(topic.clone(), user.clone(), Change::Left);
+        let room = self.rooms.get_mut(&topic).expect("it was there a moment ago");
+        room.remove(&user);
+        self.users -= 1;
+        match room.len() {
+            0 => _ = self.rooms.remove(&topic),
+            // A room that has emptied keeps no memory for the crowd it once held.
+            left if left * 4 < room.capacity() => room.shrink_to(left * 2),
+            _ => {}
+        }
+    }
+
+    fn tell(&mut self, topic: TopicName, user: TopicName, change: Change) {
+        let users = self.count(&topic);
+        self.events.push_back(Changed { topic, user, change, users });
+    }
+
+    fn member_mut(&mut self, topic: &TopicName, user: &TopicName) -> &mut Member {
+        let member = self.rooms.get_mut(topic).and_then(|room| room.get_mut(user));
+        member.expect("a shard tells who came before it tells more of them")
+    }
+}
+
+impl Member {
+    /// As those see it who ask.
+    pub fn attendee(&self, user: TopicName) -> Attendee {
+        let connections = u64::from(self.connections);
+        Attendee { user, connections, info: self.info.clone() }
+    }
+}
+
+/// The user's name, without what makes it a topic.
+pub fn name_of(user: &TopicName) -> &str {
+    match user.kind() {
+        TopicKind::User(name) => name,
+        TopicKind::Room(_) | TopicKind::All => unreachable!("only users attend"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

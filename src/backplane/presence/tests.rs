@@ -1,0 +1,219 @@
+//! Who joined and who left, against a model that knows nothing of graces and lines.
+
+use super::*;
+use crate::ids::{ConnId, NodeId, ShardId, SlotId};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+const GRACE: Duration = Duration::from_secs(5);
+
+fn by(number: u32) -> Origin {
+    let conn = ConnId(SlotId { index: number, generation: 0 });
+    Origin { node: NodeId(1), shard: ShardId(0), conn }
+}
+
+fn attend(room: &str, user: &str, deed: Deed) -> Attend {
+    Attend { topic: TopicName::room(room), user: TopicName::user(user), deed }
+}
+
+fn came(info: Option<&str>) -> Deed {
+    Deed::Came { by: by(7), info: info.map(Into::into) }
+}
+
+/// Joined and left as `+user` and `-user`, in the order in which they came.
+fn told(presence: &mut Presence) -> Vec<String> {
+    let mut told = Vec::new();
+    while let Some(changed) = presence.poll_event() {
+        let user = name_of(&changed.user);
+        match changed.change {
+            Change::Joined(origin) => {
+                assert_eq!(origin, by(7));
+                told.push(format!("+{user}"));
+            }
+            Change::Differs => {}
+            Change::Left => told.push(format!("-{user}")),
+        }
+    }
+    told
+}
+
+fn listed(presence: &Presence, room: &str) -> Vec<(String, u64, Option<String>)> {
+    let here = presence.here(&TopicName::room(room));
+    assert_eq!(here.count, here.users.len() as u64);
+    let list = here.users.iter().map(|attendee| {
+        let info = attendee.info.as_deref().map(str::to_owned);
+        (name_of(&attendee.user).to_owned(), attendee.connections, info)
+    });
+    list.collect()
+}
+
+#[test]
+fn a_user_is_told_once_however_many_connections_they_have() {
+    let (mut presence, now) = (Presence::default(), Instant::now());
+    for _ in 0..3 {
+        presence.handle(attend("r", "ann", came(None)), GRACE, now);
+    }
+    presence.handle(attend("r", "bob", came(None)), GRACE, now);
+    assert_eq!(told(&mut presence), ["+ann", "+bob"]);
+    assert_eq!(listed(&presence, "r"), [("ann".into(), 3, None), ("bob".into(), 1, None)]);
+    for _ in 0..3 {
+        presence.handle(attend("r", "ann", Deed::Left), GRACE, now);
+    }
+    presence.handle_timeout(now + GRACE - Duration::from_millis(1));
+    assert_eq!(told(&mut presence), Vec::<String>::new(), "the grace runs");
+    assert_eq!(listed(&presence, "r")[0], ("ann".into(), 0, None), "and so long they are there");
+    presence.handle_timeout(now + GRACE);
+    assert_eq!(told(&mut presence), ["-ann"]);
+    assert_eq!(listed(&presence, "r"), [("bob".into(), 1, None)]);
+}
+
+#[test]
+fn who_comes_back_within_the_grace_was_never_away() {
+    let (mut presence, start) = (Presence::default(), Instant::now());
+    let at = |s| start + Duration::from_secs(s);
+    presence.handle(attend("r", "ann", came(Some("1"))), GRACE, at(0));
+    presence.handle(attend("r", "ann", Deed::Left), GRACE, at(10));
+    presence.handle(attend("r", "ann", came(None)), GRACE, at(12));
+    presence.handle_timeout(at(16));
+    presence.handle(attend("r", "ann", Deed::Left), GRACE, at(17));
+    presence.handle_timeout(at(21));
+    assert_eq!(told(&mut presence), ["+ann"]);
+    assert_eq!(listed(&presence, "r"), [("ann".into(), 0, Some("1".into()))], "and is the same");
+    presence.handle_timeout(at(22));
+    assert_eq!(told(&mut presence), ["-ann"]);
+    assert_eq!((presence.users(), presence.rooms().count()), (0, 0));
+}
+
+#[test]
+fn the_last_word_counts_and_no_word_takes_none_back() {
+    let (mut presence, now) = (Presence::default(), Instant::now());
+    for (deed, info) in [
+        (came(Some("1")), "1"),
+        (came(None), "1"),
+        (Deed::Said("2".into()), "2"),
+        (came(Some("3")), "3"),
+        (Deed::Left, "3"),
+    ] {
+        presence.handle(attend("r", "ann", deed), GRACE, now);
+        assert_eq!(listed(&presence, "r")[0].2.as_deref(), Some(info));
+    }
+}
+
+#[test]
+fn a_large_room_is_listed_in_part_and_counted_whole() {
+    let (mut presence, now) = (Presence::default(), Instant::now());
+    for user in 0..Here::USERS_MAX + 5 {
+        presence.handle(attend("r", &user.to_string(), came(None)), GRACE, now);
+    }
+    let here = presence.here(&TopicName::room("r"));
+    assert_eq!((here.users.len(), here.count), (Here::USERS_MAX, Here::USERS_MAX as u64 + 5));
+    assert!(here.is_truncated());
+}
+
+#[test]
+fn those_whose_grace_runs_are_bounded() {
+    let (mut presence, now) = (Presence::default(), Instant::now());
+    for user in 0..=LEAVING_MAX {
+        let user = user.to_string();
+        presence.handle(attend("r", &user, came(None)), GRACE, now);
+        presence.handle(attend("r", &user, Deed::Left), GRACE, now);
+        presence.events.clear();
+        presence.make_room();
+    }
+    assert_eq!(told(&mut presence), ["-0"], "the first one goes early");
+}
+
+#[test]
+fn a_room_with_more_users_than_are_told_is_told_nothing() {
+    let (mut presence, now) = (Presence::default(), Instant::now());
+    let mut news = Vec::new();
+    for user in ["ann", "bob", "cid"] {
+        presence.handle(attend("r", user, came(Some("1"))), Duration::ZERO, now);
+    }
+    for user in ["cid", "bob"] {
+        presence.handle(attend("r", user, Deed::Left), Duration::ZERO, now);
+        presence.handle_timeout(now);
+    }
+    while let Some(changed) = presence.poll_event() {
+        let member = Member { info: Some("1".into()), ..Member::default() };
+        news.extend(changed.news(Some(&member), 2).map(|news| format!("{:?}", news.event("r"))));
+    }
+    assert_eq!(
+        news,
+        [
+            r#"Joined { room: "r", user: "ann", info: Some("1") }"#,
+            r#"Joined { room: "r", user: "bob", info: Some("1") }"#,
+            r#"Left { room: "r", user: "bob" }"#,
+        ]
+    );
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Come { room: u8, user: u8 },
+    Leave { room: u8, user: u8 },
+    Wait { ms: u64 },
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let op = prop_oneof![
+        (0u8..2, 0u8..3).prop_map(|(room, user)| Op::Come { room, user }),
+        (0u8..2, 0u8..3).prop_map(|(room, user)| Op::Leave { room, user }),
+        (0u64..4000).prop_map(|ms| Op::Wait { ms }),
+    ];
+    proptest::collection::vec(op, 0..200)
+}
+
+proptest! {
+    /// The model: connections of each, and since when there is none. Somebody is there while they have
+    /// one or their grace runs; and what was told of each adds up to exactly that, at any time.
+    #[test]
+    fn what_was_told_adds_up_to_who_is_there(ops in ops()) {
+        let (mut presence, mut now) = (Presence::default(), Instant::now());
+        let mut model: BTreeMap<(u8, u8), (u32, Instant)> = BTreeMap::new();
+        let mut told: BTreeMap<(String, String), i32> = BTreeMap::new();
+        for op in ops.into_iter().chain([Op::Wait { ms: 5000 }]) {
+            match op {
+                Op::Come { room, user } => {
+                    let (room_name, user_name) = (room.to_string(), user.to_string());
+                    presence.handle(attend(&room_name, &user_name, came(None)), GRACE, now);
+                    model.entry((room, user)).or_insert((0, now)).0 += 1;
+                }
+                Op::Leave { room, user } => {
+                    let Some(known) = model.get_mut(&(room, user)).filter(|(n, _)| *n > 0) else {
+                        continue;
+                    };
+                    *known = (known.0 - 1, now);
+                    let (room, user) = (room.to_string(), user.to_string());
+                    presence.handle(attend(&room, &user, Deed::Left), GRACE, now);
+                }
+                Op::Wait { ms } => {
+                    now += Duration::from_millis(ms);
+                    presence.handle_timeout(now);
+                    model.retain(|_, (n, since)| *n > 0 || now < *since + GRACE);
+                }
+            }
+            while let Some(changed) = presence.poll_event() {
+                let key = (changed.topic.as_str().to_owned(), changed.user.as_str().to_owned());
+                let sum = told.entry(key).or_default();
+                *sum += match changed.change {
+                    Change::Joined(_) => 1,
+                    Change::Differs => 0,
+                    Change::Left => -1,
+                };
+                prop_assert!((0..=1).contains(sum), "joined and left come in turns");
+            }
+            let name = |(room, user): &(u8, u8)| (format!("r:{room}"), format!("u:{user}"));
+            let there: Vec<_> = model.keys().map(name).collect();
+            told.retain(|_, sum| *sum > 0);
+            prop_assert_eq!(told.keys().cloned().collect::<Vec<_>>(), there);
+            prop_assert_eq!(presence.users(), model.len());
+            for ((room, user), (connections, _)) in &model {
+                let room = TopicName::room(&room.to_string());
+                let user = TopicName::user(&user.to_string());
+                let member = presence.member(&room, &user).expect("the model has them");
+                prop_assert_eq!(member.connections, *connections);
+            }
+        }
+    }
+}

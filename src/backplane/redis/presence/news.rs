@@ -1,0 +1,130 @@
+//! Who came and who left, as it travels in a room's channel beside its messages.
+//!
+//! ```text
+//! 'P' │ flags │ [node u64, shard u16, conn u32 + u32] │ length u8, user │ info …
+//! ```
+//!
+//! Flag 1: joined; without it: left. Flag 2: the connection that came is named (the bracket). Numbers
+//! are little-endian. The first byte is no version of a message's envelope.
+//!
+//! Invariant: whatever bytes come, [`read`] answers.
+
+use crate::backplane::presence::News;
+use crate::ids::{ConnId, NodeId, ShardId, is_name};
+use crate::link::Origin;
+
+/// The first byte.
+const MARK: u8 = b'P';
+const JOINED: u8 = 1;
+const BY: u8 = 2;
+
+/// How news begin that somebody left; their name's length and their name follow.
+pub const LEFT: [u8; 2] = [MARK, 0];
+
+/// Whether a body of a room's channel is news.
+pub fn is_news(body: &[u8]) -> bool {
+    body.first() == Some(&MARK)
+}
+
+/// News as bytes.
+pub fn write(news: &News<'_>) -> Vec<u8> {
+    let (flags, user, info, by) = match *news {
+        News::Joined { user, info, by } => {
+            (JOINED | by.map_or(0, |_| BY), user, info.unwrap_or(""), by)
+        }
+        News::Left { user } => (0, user, "", None),
+    };
+    let mut out = Vec::with_capacity(21 + user.len() + info.len());
+    out.extend_from_slice(&[MARK, flags]);
+    if let Some(origin) = by {
+        out.extend_from_slice(&origin.node.0.to_le_bytes());
+        out.extend_from_slice(&origin.shard.0.to_le_bytes());
+        out.extend_from_slice(&origin.conn.to_bits().to_le_bytes());
+    }
+    out.push(u8::try_from(user.len()).expect("names have at most 255 bytes"));
+    out.extend_from_slice(user.as_bytes());
+    out.extend_from_slice(info.as_bytes());
+    out
+}
+
+/// Reads news; `None`: they are not written like this.
+pub fn read(body: &[u8]) -> Option<News<'_>> {
+    let [MARK, flags, rest @ ..] = body else { return None };
+    if flags & !(JOINED | BY) != 0 {
+        return None;
+    }
+    let mut rest = rest;
+    let mut by = None;
+    if flags & BY != 0 {
+        let node = NodeId(u64::from_le_bytes(take(&mut rest)?));
+        let shard = ShardId(u16::from_le_bytes(take(&mut rest)?));
+        let conn = ConnId::from_bits(u64::from_le_bytes(take(&mut rest)?));
+        by = Some(Origin { node, shard, conn });
+    }
+    let [length] = take(&mut rest)?;
+    let (user, info) = rest.split_at_checked(usize::from(length))?;
+    let user = std::str::from_utf8(user).ok().filter(|user| is_name(user))?;
+    let info = std::str::from_utf8(info).ok()?;
+    if flags & JOINED == 0 {
+        return info.is_empty().then_some(News::Left { user });
+    }
+    Some(News::Joined { user, info: Some(info).filter(|info| !info.is_empty()), by })
+}
+
+fn take<const BYTES: usize>(rest: &mut &[u8]) -> Option<[u8; BYTES]> {
+    let (taken, after) = rest.split_first_chunk()?;
+    *rest = after;
+    Some(*taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(
+            user in "[a-zé]{1,100}",
+            info in proptest::option::of("[0-9]{1,300}"),
+            by in proptest::option::of((any::<u64>(), any::<u16>(), any::<u64>())),
+        ) {
+            let by = by.map(|(node, shard, conn)| Origin {
+                node: NodeId(node),
+                shard: ShardId(shard),
+                conn: ConnId::from_bits(conn),
+            });
+            for news in [
+                News::Joined { user: &user, info: info.as_deref(), by },
+                News::Left { user: &user },
+            ] {
+                let bytes = write(&news);
+                prop_assert!(is_news(&bytes));
+                prop_assert_eq!(read(&bytes), Some(news));
+            }
+        }
+
+        #[test]
+        fn no_bytes_are_too_wild_to_be_answered(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..64),
+            flags in 0u8..5,
+        ) {
+            let _ = read(&bytes);
+            bytes.splice(0..0, [MARK, flags]);
+            let _ = read(&bytes);
+        }
+    }
+
+    #[test]
+    fn what_is_cut_or_unknown_is_refused() {
+        let news = write(&News::Left { user: "ann" });
+        assert_eq!(news, [&LEFT[..], &[3], b"ann"].concat(), "as the script puts it together");
+        for bytes in 0..news.len() {
+            assert_eq!(read(&news[..bytes]), None, "{bytes} bytes");
+        }
+        assert_eq!(read(&[MARK, 4, 1, b'a']), None, "a flag of the future");
+        assert_eq!(read(&[MARK, 0, 1, b'a', b'1']), None, "who left says nothing");
+        assert_eq!(read(&[MARK, 1, 1, b'a', 0xFF]), None, "not UTF-8");
+        assert!(!is_news(&[1, 0, b'1']));
+    }
+}

@@ -1,0 +1,102 @@
+//! The two scripts, and how they are called.
+//!
+//! What is decided about a room is decided in Redis, between the change and the next one: whether a
+//! user is new, or was the last, or is on another node too. And it is told in the same step, so that
+//! news come in the order of what they tell of.
+//!
+//! A script touches the keys of one room only, which share a slot. Costs of [`Script::Put`]: one call
+//! for up to hundreds of users of a room, a few microseconds each.
+
+use super::keys::Keys;
+use super::news;
+use crate::backplane::redis::names::Names;
+use redis::Pipeline;
+use std::sync::LazyLock;
+
+/// A script.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Script {
+    /// Writes users of this node.
+    Put,
+    /// Removes all users of a node that died.
+    Reap,
+}
+
+impl Script {
+    /// What is sent once.
+    pub fn text(self) -> &'static str {
+        match self {
+            Script::Put => concat!(include_str!("room.lua"), include_str!("put.lua")),
+            Script::Reap => concat!(include_str!("room.lua"), include_str!("reap.lua")),
+        }
+    }
+
+    /// What is sent from then on: its SHA-1.
+    fn hash(self) -> &'static str {
+        static PUT: LazyLock<redis::Script> =
+            LazyLock::new(|| redis::Script::new(Script::Put.text()));
+        static REAP: LazyLock<redis::Script> =
+            LazyLock::new(|| redis::Script::new(Script::Reap.text()));
+        match self {
+            Script::Put => PUT.get_hash(),
+            Script::Reap => REAP.get_hash(),
+        }
+    }
+}
+
+/// What a script is told of a room.
+#[derive(Clone, Copy)]
+pub struct Room<'a> {
+    /// Its topic.
+    pub topic: &'a str,
+    /// How many users it may have if it is told of them.
+    pub users_max: usize,
+    /// Nodes that do not count.
+    pub dead: &'a [String],
+}
+
+/// A user to write.
+pub struct User<'a> {
+    /// The name.
+    pub name: &'a str,
+    /// What stands there; empty: the user has left.
+    pub value: String,
+    /// Whether it is told (`Tell` as a number).
+    pub tell: u8,
+    /// What is told.
+    pub news: Vec<u8>,
+}
+
+/// Adds a call that writes users of this node.
+pub fn put(
+    pipeline: &mut Pipeline,
+    keys: &Keys,
+    names: &Names,
+    room: Room<'_>,
+    users: &[User<'_>],
+) {
+    begin(pipeline, Script::Put, keys, names, room, &keys.me);
+    for User { name, value, tell, news } in users {
+        pipeline.arg(name).arg(value).arg(tell).arg(&news[..]);
+    }
+}
+
+/// Adds a call that removes all users of a dead node.
+pub fn reap(pipeline: &mut Pipeline, keys: &Keys, names: &Names, room: Room<'_>, node: &str) {
+    begin(pipeline, Script::Reap, keys, names, room, node);
+    pipeline.arg(&news::LEFT[..]);
+}
+
+fn begin(
+    pipeline: &mut Pipeline,
+    script: Script,
+    keys: &Keys,
+    names: &Names,
+    room: Room<'_>,
+    node: &str,
+) {
+    let Room { topic, users_max, dead } = room;
+    pipeline.cmd("EVALSHA").arg(script.hash()).arg(2);
+    pipeline.arg(keys.users(topic, node)).arg(keys.nodes_of(topic));
+    pipeline.arg(node).arg(names.channel(topic)).arg(users_max).arg(dead.len()).arg(dead);
+}

@@ -1,0 +1,59 @@
+//! `GET /v1/rooms/{id}/presence`: who is in a room, on any node.
+//!
+//! The question goes to the backplane, which knows, or knows whom to ask. The answer is what a client
+//! gets, so it is written by the same code.
+
+use super::Ops;
+use super::answer::Refused;
+use crate::ids::{TopicName, is_name};
+use crate::link::{AskPresence, PresenceTo, Uplink};
+use crate::protocol::{Event, Here, native};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+/// How long the backplane may take to answer.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+/// `GET /v1/rooms/{id}/presence`: 404 where presence is off; nobody there is an empty list.
+pub(super) async fn presence(
+    State(ops): State<Arc<Ops>>,
+    room: Result<Path<String>, PathRejection>,
+) -> Result<Response, Refused> {
+    let Path(room) = room.map_err(|error| Refused::bad_request(error.body_text()))?;
+    if !is_name(&room) {
+        let message = "a room is 1 to 255 bytes without control characters";
+        return Err(Refused::bad_request(message));
+    }
+    if !ops.plan.namespaces.policy_of_room(&room).presence {
+        let message = "presence is not enabled for this room";
+        return Err(Refused::new(StatusCode::NOT_FOUND, "not_enabled", message));
+    }
+    let here = ask(&ops, TopicName::room(&room)).await?;
+    let mut body = Vec::new();
+    native::write(&Event::Presence { id: None, room: &room, here: &here }, &mut body);
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+async fn ask(ops: &Ops, topic: TopicName) -> Result<Arc<Here>, Refused> {
+    let (tell, answer) = oneshot::channel();
+    let to = PresenceTo::Call(Box::new(move |here| {
+        // A caller who has gone does not mind.
+        let _ = tell.send(here);
+    }));
+    let question = Uplink::Presence(Box::new(AskPresence { topic, to }));
+    ops.end.try_publish(question).map_err(|_full| Refused::overloaded())?;
+    match timeout(ANSWER_MAX, answer).await {
+        Ok(Ok(Some(here))) => Ok(here),
+        _ => {
+            let message = "the backplane is away";
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            Err(Refused::new(status, "backplane_unavailable", message))
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Rooms of which it is known who is there: the shard only reports who came and who left.
+//!
+//! What it adds up to is the backplane's business, because a user may have connections on several
+//! shards and nodes. So nothing is kept here: a connection is there exactly while it is a member.
+//!
+//! Invariant: each coming is followed by one leaving, in the order of the window. For a room without
+//! presence nothing is reported.
+
+use super::Shard;
+use super::commands::No;
+use crate::ids::{ConnId, TopicKind, TopicName};
+use crate::link::{AskPresence, Attend, Deed, PresenceTo, ToldPresence, Uplink};
+use crate::protocol::{ErrorCode, Event, Info, RequestId};
+
+impl Shard {
+    /// A connection came into a room with presence, or joins it once more.
+    pub(super) fn attend(
+        &mut self,
+        conn: ConnId,
+        topic: &TopicName,
+        info: Option<Info>,
+        is_new: bool,
+    ) {
+        let deed = match (is_new, info) {
+            (true, info) => Deed::Came { by: self.origin(conn), info },
+            (false, Some(info)) => Deed::Said(info),
+            (false, None) => return,
+        };
+        let (topic, user) = (topic.clone(), self.user_of(conn));
+        self.uplink.push_back(Uplink::Attend(Box::new(Attend { topic, user, deed })));
+    }
+
+    /// A connection is about to leave a topic; it is still in its user's, which is the last one that
+    /// it leaves.
+    pub(super) fn unattend(&mut self, conn: ConnId, index: u32) {
+        if !self.has_presence {
+            return;
+        }
+        let topic = self.hub.at(index).name();
+        if self.config.namespaces.policy(topic.kind()).presence {
+            let (topic, user) = (topic.clone(), self.user_of(conn));
+            let deed = Deed::Left;
+            self.uplink.push_back(Uplink::Attend(Box::new(Attend { topic, user, deed })));
+        }
+    }
+
+    /// Who is in a room that this connection is in.
+    pub(super) fn on_presence(
+        &mut self,
+        conn: ConnId,
+        room: &str,
+        id: Option<RequestId>,
+    ) -> Result<(), No> {
+        if !self.config.namespaces.policy_of_room(room).presence {
+            return Err(No(ErrorCode::NotEnabled, "presence is not enabled for this room"));
+        }
+        let Some(at) = self.hub.find_room(room).filter(|at| self.is_in(conn, *at)) else {
+            return Err(No(ErrorCode::NotJoined, "join the room before you ask who is there"));
+        };
+        let topic = self.hub.at(at.0.index).name().clone();
+        let to = PresenceTo::Conn { shard: self.config.id, conn, id };
+        self.uplink.push_back(Uplink::Presence(Box::new(AskPresence { topic, to })));
+        Ok(())
+    }
+
+    /// Who is there, for whoever asked.
+    pub(super) fn on_told_presence(&mut self, told: &ToldPresence) {
+        let ToldPresence { conn, id, topic, here } = told;
+        let (conn, id) = (*conn, id.as_ref());
+        let TopicKind::Room(room) = topic.kind() else { return };
+        if let Some(here) = here {
+            return self.say(conn, &Event::Presence { id, room, here });
+        }
+        self.counters.requests_rejected += 1;
+        let code = ErrorCode::BackplaneUnavailable;
+        let message = "the backplane is away, ask again when it is back";
+        self.say(conn, &Event::Error { id, code, message });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Shard, ShardConfig};
+    use super::*;
+    use crate::auth::{Identity, Rights};
+    use crate::ids::{NodeId, ShardId};
+    use crate::limits::Limits;
+    use crate::link::{Downlink, Recovered};
+    use crate::namespaces::Namespaces;
+    use crate::protocol::Recovery;
+    use crate::shard::Opening;
+    use crate::shard::conn::CloseReason;
+    use std::sync::Arc;
+
+    fn shard() -> Shard {
+        let said = "here: presence=true; kept: presence=true, history_size=9";
+        Shard::new(ShardConfig {
+            id: ShardId(0),
+            node: NodeId(1),
+            node_name: "n".into(),
+            limits: Limits::TINY,
+            namespaces: Arc::new(Namespaces::read(said).unwrap()),
+        })
+    }
+
+    fn open(shard: &mut Shard, rooms: &[&str]) -> ConnId {
+        let conn = shard.handle_accept(0, 0).unwrap();
+        let identity = Identity { user: Some("ann".into()), rights: Rights::NONE };
+        let rooms = rooms.iter().map(|room| room.to_string()).collect();
+        let response = bytes::Bytes::from_static(b"101");
+        shard.handle_open(conn, Opening { identity, response, rooms, echo: false });
+        conn
+    }
+
+    fn say(shard: &mut Shard, conn: ConnId, json: &str) {
+        let mut frame = vec![0x81, 0x80 | json.len() as u8, 0, 0, 0, 0];
+        frame.extend_from_slice(json.as_bytes());
+        shard.handle_read(conn, &mut frame);
+    }
+
+    /// What the shard reports; questions of rooms with a history are answered.
+    fn reported(shard: &mut Shard) -> Vec<String> {
+        let mut reported = Vec::new();
+        while let Some(item) = shard.poll_uplink() {
+            match item {
+                Uplink::Join { topic, .. } => reported.push(format!("join {topic:?}")),
+                Uplink::Leave { topic, .. } => reported.push(format!("leave {topic:?}")),
+                Uplink::Recover(ask) => {
+                    let position = crate::ids::Position { epoch: 1, offset: 0 };
+                    let (at, conn, ticket) = (ask.at, ask.conn, ask.ticket);
+                    let (recovery, missed) = (Recovery::NotAsked, bytes::Bytes::new());
+                    let recovered = Recovered { at, conn, ticket, position, recovery, missed };
+                    shard.handle_downlink(Downlink::Recovered(Box::new(recovered)), 0);
+                }
+                Uplink::Attend(attend) => {
+                    let deed = match attend.deed {
+                        Deed::Came { info, .. } => format!("came {info:?}"),
+                        Deed::Said(info) => format!("said {info:?}"),
+                        Deed::Left => "left".into(),
+                    };
+                    reported.push(format!("{:?} {:?} {deed}", attend.topic, attend.user));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        reported
+    }
+
+    #[test]
+    fn each_coming_is_reported_once_and_so_is_each_leaving() {
+        let mut shard = shard();
+        let conn = open(&mut shard, &["here:a"]);
+        let opened = ["join *", "join u:ann", "join r:here:a", "r:here:a u:ann came None"];
+        assert_eq!(reported(&mut shard), opened);
+        say(&mut shard, conn, r#"{"type":"join","room_id":"here:a"}"#);
+        assert_eq!(reported(&mut shard), [""; 0], "it is there already, and says nothing new");
+        say(&mut shard, conn, r#"{"type":"join","room_id":"here:a","info":7}"#);
+        assert_eq!(reported(&mut shard), [r#"r:here:a u:ann said "7""#]);
+        say(&mut shard, conn, r#"{"type":"join","room_id":"kept:a","info":8}"#);
+        let joined = ["join r:kept:a", r#"r:kept:a u:ann came Some("8")"#];
+        assert_eq!(reported(&mut shard), joined);
+        say(&mut shard, conn, r#"{"type":"leave","room_id":"here:a"}"#);
+        assert_eq!(reported(&mut shard), ["r:here:a u:ann left", "leave r:here:a"]);
+        shard.handle_ended(conn, CloseReason::Gone);
+        let ended = ["r:kept:a u:ann left", "leave r:kept:a", "leave u:ann"];
+        assert_eq!(reported(&mut shard), ended);
+    }
+
+    #[test]
+    fn who_leaves_before_they_were_admitted_was_never_there() {
+        let mut shard = shard();
+        let conn = open(&mut shard, &[]);
+        say(&mut shard, conn, r#"{"type":"join","room_id":"kept:a"}"#);
+        say(&mut shard, conn, r#"{"type":"leave","room_id":"kept:a"}"#);
+        let all = ["join *", "join u:ann", "join r:kept:a", "leave r:kept:a"];
+        assert_eq!(reported(&mut shard), all);
+    }
+
+    #[test]
+    fn rooms_without_presence_report_nothing() {
+        let mut shard = shard();
+        let conn = open(&mut shard, &["plain", "there:a"]);
+        say(&mut shard, conn, r#"{"type":"join","room_id":"plain","info":1}"#);
+        shard.handle_ended(conn, CloseReason::Gone);
+        assert!(reported(&mut shard).iter().all(|item| item.starts_with(['j', 'l'])));
+    }
+}

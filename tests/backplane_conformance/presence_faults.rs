@@ -1,0 +1,132 @@
+//! Who is there, when a node or the server dies.
+
+use crate::presences::{joined, left, news, room, user, wait_for_list};
+use crate::redis::wait_until;
+use crate::world::{Build, World};
+use campanile::backplane::redis::names::partition;
+
+/// Ann at the door (the first node), and the hall (the last node) has heard of it.
+fn ann_is_there(world: &World, name: &str) {
+    let (door, hall) = world.two_shards();
+    let topic = room(name);
+    hall.join_and_hear(&topic, 5);
+    door.come(&topic, "ann", 1, None);
+    assert_eq!(news(hall), joined(name, "ann"));
+    wait_for_list(hall, &topic, &[user("ann", 1)]);
+}
+
+#[test]
+fn the_users_of_a_node_that_died_leave_and_those_who_are_elsewhere_stay() {
+    let mut world = World::redis(Build::usual());
+    let topic = room("long:a");
+    ann_is_there(&world, "long:a");
+    let (door, hall) = world.two_shards();
+    door.come(&topic, "bob", 2, None);
+    assert_eq!(news(hall), joined("long:a", "bob"));
+    hall.come(&topic, "bob", 3, None);
+    wait_for_list(hall, &topic, &[user("ann", 1), user("bob", 2)]);
+    drop(world.nodes.remove(0)); // its thread ends without a word, like a process that is killed
+    let hall = &world.nodes[0].shards[1];
+    assert_eq!(news(hall), left("long:a", "ann"));
+    wait_for_list(hall, &topic, &[user("bob", 1)]);
+    wait_until("nothing of it is left", || {
+        let redis = world.redis.as_ref().expect("a world with Redis");
+        redis.command(&["KEYS", "test:npx:*"]).split_whitespace().count() == 1
+            && redis.command(&["SCARD", "test:nodes"]) == "1"
+            && redis.command(&["KEYS", "test:*:pr:*"]).split_whitespace().count() == 1
+    });
+    wait_until("it is counted", || world.nodes[0].counters().presence_reaped == 1);
+    hall.go(&topic, "bob");
+    hall.come(&topic, "cid", 4, None);
+    assert_eq!(news(hall), joined("long:a", "cid"), "and nothing of Bob before");
+}
+
+#[test]
+fn a_server_that_restarts_empty_is_told_again_and_nobody_else() {
+    let mut world = World::redis(Build::usual());
+    let topic = room("here:a");
+    ann_is_there(&world, "here:a");
+    world.server().kill();
+    world.wait_until_up(false);
+    let (door, hall) = world.two_shards();
+    assert_eq!(hall.who_is_there(&topic), None, "nobody knows");
+    door.come(&topic, "bob", 2, None);
+    door.come(&topic, "cid", 3, None);
+    door.go(&topic, "cid");
+    world.server().restart();
+    world.wait_until_up(true);
+    let (_, hall) = world.two_shards();
+    assert_eq!(news(hall), joined("here:a", "bob"));
+    wait_for_list(hall, &topic, &[user("ann", 1), user("bob", 1)]);
+    world.two_shards().0.come(&topic, "dan", 4, None);
+    let next = news(hall);
+    assert_eq!(
+        next,
+        joined("here:a", "dan"),
+        "and nothing of Ann and Cid: one stayed, one never was"
+    );
+}
+
+#[test]
+fn a_leave_while_the_server_was_away_is_told_when_it_is_back() {
+    let mut world = World::redis(Build::usual());
+    let topic = room("here:a");
+    ann_is_there(&world, "here:a");
+    world.server().kill();
+    world.wait_until_up(false);
+    world.two_shards().0.go(&topic, "ann");
+    world.server().restart();
+    world.wait_until_up(true);
+    let (_, hall) = world.two_shards();
+    assert_eq!(news(hall), left("here:a", "ann"));
+    wait_for_list(hall, &topic, &[]);
+}
+
+#[test]
+fn a_server_that_forgot_the_scripts_is_given_them_again() {
+    let world = World::redis(Build::usual());
+    ann_is_there(&world, "here:a");
+    let redis = world.redis.as_ref().expect("a world with Redis");
+    assert_eq!(redis.command(&["SCRIPT", "FLUSH"]), "OK");
+    let (door, hall) = world.two_shards();
+    door.come(&room("here:a"), "bob", 2, None);
+    assert_eq!(news(hall), joined("here:a", "bob"));
+}
+
+#[test]
+fn a_node_that_was_taken_for_dead_comes_back_with_all_its_users() {
+    let world = World::redis(Build::usual());
+    ann_is_there(&world, "here:a");
+    let redis = world.redis.as_ref().expect("a world with Redis");
+    let node = world.nodes[0].shards[0].node;
+    // As another node does it that has not seen its sign of life.
+    redis.command(&["SET", &format!("test:reaped:{node}"), "1"]);
+    let part = partition("r:here:a");
+    redis.command(&["DEL", &format!("test:{{p{part}}}:pr:r:here:a:{node}")]);
+    redis.command(&["DEL", &format!("test:{{p{part}}}:prn:r:here:a")]);
+    let (_, hall) = world.two_shards();
+    assert_eq!(news(hall), joined("here:a", "ann"));
+    wait_for_list(hall, &room("here:a"), &[user("ann", 1)]);
+    assert_eq!(redis.command(&["EXISTS", &format!("test:reaped:{node}")]), "0");
+}
+
+#[test]
+fn a_crowd_is_counted_whole_on_every_node() {
+    let world = World::redis(Build::usual());
+    let topic = room("few:crowd");
+    let (door, hall) = world.two_shards();
+    for number in 0..1500 {
+        door.come(&topic, &format!("a{number:04}"), 1, Some("[1]"));
+    }
+    for number in 1400..1900 {
+        hall.come(&topic, &format!("a{number:04}"), 2, None);
+    }
+    for shard in [door, hall] {
+        wait_until("all are counted", || {
+            let (list, count) = shard.who_is_there(&topic).expect("the backplane is up");
+            assert!(list.len() <= 1000);
+            let both = list.iter().filter(|(name, ..)| name[1..] >= *"1400" && name[1..] < *"1500");
+            count == 1900 && list.len() == 1000 && both.clone().all(|(_, there, _)| *there == 2)
+        });
+    }
+}
