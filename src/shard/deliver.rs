@@ -323,8 +323,14 @@ impl Shard {
     }
 
     /// Whether frames of a round wait that are not being written yet.
-    pub(super) fn has_frames(&mut self, round: RoundId) -> bool {
+    fn has_frames(&mut self, round: RoundId) -> bool {
         !self.deliveries.round(round).frames.is_empty()
+    }
+
+    /// Whether frames of a round wait or are being written.
+    pub(super) fn is_busy(&mut self, round: RoundId) -> bool {
+        let round = self.deliveries.round(round);
+        round.current.is_some() || !round.frames.is_empty()
     }
 
     /// Admits somebody behind the frames that wait.

@@ -145,12 +145,13 @@ impl Shard {
         Ok(())
     }
 
-    /// The backplane knows where the history is. What waits for the room came before.
+    /// The backplane knows where the history is. What waits for the room came before, and so did what
+    /// is being written: a member who only asks must have heard that first.
     pub(super) fn on_recovered(&mut self, recovered: Box<Recovered>) {
         let round = self.hub.get(recovered.at).and_then(|topic| topic.round);
         let waits = !cfg!(feature = "break-admission");
         match round {
-            Some(round) if waits && self.has_frames(round) => self.queue_newcomer(round, recovered),
+            Some(round) if waits && self.is_busy(round) => self.queue_newcomer(round, recovered),
             _ => self.admit(*recovered),
         }
     }

@@ -215,6 +215,15 @@ fn an_answer_that_is_missing_doubled_or_of_another_epoch_is_seen() {
 }
 
 #[test]
+fn a_message_after_a_position_that_includes_it_is_seen() {
+    let why = refused(|_, bob| {
+        bob.insert(2, (41, join(9, None)));
+        bob.insert(3, (41, in_room(9, Some(at(1)), None)));
+    });
+    assert!(why.contains("after it was told to be at"), "{why}");
+}
+
+#[test]
 fn an_acknowledged_message_that_a_member_never_heard_is_seen_though_no_place_is_missing() {
     let mut day = day();
     // Without positions nothing but the acknowledgement says that something is missing.

@@ -55,6 +55,8 @@ struct Stay {
     at: Option<At>,
     /// What was recovered goes up to here, and has no hole at all. 0 once it has come.
     whole_until: u64,
+    /// Where they were told the history was: nothing up to there may follow.
+    behind: Option<At>,
     /// Lost since the last message.
     lost: u64,
     /// Lost since it came.
@@ -172,9 +174,21 @@ impl Walk<'_> {
             self.meet(&at.epoch)?;
         }
         match &self.stay {
-            Some(stay) if since.is_none() => is_behind(stay.at.as_ref(), at),
+            Some(_) if since.is_none() => self.on_told(at),
             _ => self.begin(step, at, since, recovery),
         }
+    }
+
+    /// A member has asked where the history is: what they have heard is before that, and what they
+    /// hear from now on is behind it.
+    fn on_told(&mut self, told: Option<&At>) -> Verdict {
+        let (Some(stay), Some(told)) = (&mut self.stay, told) else { return Ok(()) };
+        if let Some(here) = &stay.at {
+            let is_behind = here.epoch != told.epoch || here.offset <= told.offset;
+            must!(is_behind, "told {told:?} after {here:?} was heard");
+        }
+        stay.behind = Some(told.clone());
+        Ok(())
     }
 
     /// A stay begins where the answer says.
@@ -189,6 +203,7 @@ impl Walk<'_> {
             told,
             at: at.cloned(),
             whole_until: 0,
+            behind: None,
             lost: 0,
             lost_ever: 0,
             heard: HashSet::new(),
@@ -255,6 +270,9 @@ impl Walk<'_> {
                 let is_own = rooms.is_unechoed(who, message.name);
                 must!(!is_own, "heard {message:?} in spite of echo");
             }
+            let told = stay.behind.as_ref().filter(|told| told.epoch == at.epoch);
+            let is_behind = told.is_none_or(|told| at.offset > told.offset);
+            must!(is_behind, "heard {at:?} after it was told to be at {told:?}");
             stay.lost = 0;
             stay.at = Some(at);
         } else {
@@ -312,15 +330,6 @@ fn missed(rooms: &Rooms, who: usize, room: &str, here: &At, next: &At) -> Result
     let top = rooms.top(room, &here.epoch);
     let tail = rooms.owed(who, room, &here.epoch, here.offset + 1..=top);
     Ok(tail + rooms.owed(who, room, &next.epoch, 1..=next.offset - 1))
-}
-
-/// Where a history is told to be is not before what was heard of it.
-fn is_behind(here: Option<&At>, told: Option<&At>) -> Verdict {
-    if let (Some(here), Some(told)) = (here, told) {
-        let is_behind = here.epoch != told.epoch || here.offset <= told.offset;
-        must!(is_behind, "told {told:?} after {here:?} was heard");
-    }
-    Ok(())
 }
 
 /// Every request with an id is answered once; at most once when nothing is owed.
