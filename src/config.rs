@@ -281,7 +281,7 @@ impl Config {
             ),
         );
         because(
-            limits.outbox_bytes_max < limits.recovery_bytes_max,
+            self.namespaces.have_history() && limits.outbox_bytes_max < limits.recovery_bytes_max,
             format!(
                 "limits.outbox_bytes_max = {} is less than limits.recovery_bytes_max = {}: who \
                  comes back would be closed as too slow. Write at most {} for the latter",

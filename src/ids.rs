@@ -80,9 +80,19 @@ impl ConflateKey {
         if !(1..=CONFLATE_KEY_BYTES_MAX).contains(&text.len()) {
             return None;
         }
-        let digest = Sha256::digest(text.as_bytes());
+        Some(ConflateKey::digest(Sha256::new().chain_update(text)))
+    }
+
+    /// The key of what is said about a user's coming and going: the newest of it counts, and it never
+    /// takes the place of a message. No client can write it, because it is no UTF-8.
+    pub fn of_news(user: &str) -> ConflateKey {
+        ConflateKey::digest(Sha256::new().chain_update([0xFF]).chain_update(user))
+    }
+
+    fn digest(digest: Sha256) -> ConflateKey {
+        let digest = digest.finalize();
         let (first, _) = digest.split_first_chunk().expect("a digest has 32 bytes");
-        Some(ConflateKey(NonZeroU64::new(u64::from_le_bytes(*first)).unwrap_or(NonZeroU64::MAX)))
+        ConflateKey(NonZeroU64::new(u64::from_le_bytes(*first)).unwrap_or(NonZeroU64::MAX))
     }
 
     /// As it travels between nodes.
@@ -206,6 +216,8 @@ mod tests {
         // The first eight bytes of SHA-256("abc"), FIPS 180-2 B.1.
         assert_eq!(bits("abc"), Some(u64::from_le_bytes(*b"\xba\x78\x16\xbf\x8f\x01\xcf\xea")));
         assert_ne!(bits("AAPL"), bits("MSFT"));
+        let [ann, bob] = ["ann", "bob"].map(ConflateKey::of_news);
+        assert!(ann != bob && Some(ann) != ConflateKey::of("ann"));
         assert_eq!(bits("AAPL").and_then(ConflateKey::from_bits), ConflateKey::of("AAPL"));
         assert_eq!((bits(""), ConflateKey::from_bits(0)), (None, None));
         assert!(bits(&"k".repeat(128)).is_some() && bits(&"k".repeat(129)).is_none());

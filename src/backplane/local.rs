@@ -212,7 +212,8 @@ impl Local {
         let TopicKind::Room(room) = name.kind() else { return };
         if !members.is_empty() {
             let frames = fanout::frames(&news.event(room));
-            self.deliver(topic, news.except(), None, frames);
+            let key = ConflateKey::of_news(news.user());
+            self.deliver(topic, news.except(), Some(key), frames);
         }
     }
 

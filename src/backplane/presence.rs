@@ -52,6 +52,13 @@ impl<'a> News<'a> {
         }
     }
 
+    /// Who came, or left.
+    pub fn user(&self) -> &str {
+        match self {
+            News::Joined { user, .. } | News::Left { user } => user,
+        }
+    }
+
     /// The connection that does not hear it.
     pub fn except(&self) -> Option<Origin> {
         match self {

@@ -299,6 +299,10 @@ fn what_contradicts_itself_is_refused_naming_both_keys() {
             vec![("redis.canary_timeout_ms", "500")],
             ["redis.canary_timeout_ms", "redis.canary_interval_ms"],
         ),
+        (
+            vec![("namespaces", "a: history_size=1"), ("limits.outbox_bytes_max", "100000")],
+            ["limits.outbox_bytes_max", "limits.recovery_bytes_max"],
+        ),
         (vec![("listen", "127.0.0.1:7"), ("ops.listen", "127.0.0.1:7")], ["listen", "ops.listen"]),
     ] {
         let text = complaint(&said(&flags, &[], None));

@@ -211,7 +211,7 @@ pub fn a_conflate_key_comes_with_its_message_and_with_no_other(world: World) {
     for shard in world.shards() {
         assert_eq!(payload(shard.hear(), 1), "0");
         for (json, about) in [("1", apple), ("2", other)] {
-            let Heard::Keyed { to: 1, json: heard, key } = shard.hear() else { panic!() };
+            let Heard::Keyed { to: 1, json: heard, key, .. } = shard.hear() else { panic!() };
             let frame = Heard::Frame { to: 1, json: heard, except: None };
             assert_eq!((&payload(frame, 1)[..], key), (json, about));
         }

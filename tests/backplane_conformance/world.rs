@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 pub enum Heard {
     Joined(u32),
     Frame { to: u32, json: String, except: Option<u32> },
-    Keyed { to: u32, json: String, key: ConflateKey },
+    Keyed { to: u32, json: String, key: ConflateKey, except: Option<u32> },
     Lost { to: u32, count: u64 },
     Ack { conn: u32, id: Option<u64>, outcome: Outcome },
     Recovered { to: u32, ticket: u64, position: Position, recovery: Recovery, missed: Vec<String> },
@@ -339,6 +339,7 @@ impl Shard {
                 to: keyed.to.0.index,
                 json: unframed(keyed.frames.get(Dialect::Native)),
                 key: keyed.key,
+                except: keyed.except.map(|conn| conn.0.index),
             },
             Downlink::Lost { to, count } => Heard::Lost { to: to.0.index, count },
             Downlink::Ack { conn, id, outcome } => {

@@ -143,7 +143,7 @@ pub struct Link {
     /// What arrives on `sub`.
     pub pushes: Pushes,
     /// Which server this is, and which of its histories: changes when it restarts, and when it has
-    /// been a replica in between.
+    /// been a replica in between. Empty where no history is kept.
     pub generation: String,
 }
 
@@ -163,6 +163,7 @@ pub async fn connect(
     tls_ca_file: Option<String>,
     names: Names,
     timeouts: Timeouts,
+    keeps_history: bool,
 ) -> Result<Link, String> {
     let (pushes_in, pushes) = pushes();
     let config = || {
@@ -181,11 +182,10 @@ pub async fn connect(
     let both = async { tokio::try_join!(sub, cmd) };
     let known = async {
         let (mut sub, mut cmd) = both.await?;
-        let [of_sub, generation] = [generation(&mut sub).await?, generation(&mut cmd).await?];
-        if of_sub != generation {
-            return Err("the two connections reach two servers".to_owned());
-        }
-        scripts::load(cmd.clone()).await.map_err(|error| error.to_string())?;
+        let generation = match keeps_history {
+            true => known_generation(&mut sub, &mut cmd).await?,
+            false => String::new(),
+        };
         Ok(Link { sub, cmd, pushes, generation })
     };
     tokio::time::timeout(timeouts.usual * 2, known)
@@ -193,15 +193,29 @@ pub async fn connect(
         .map_err(|_| "the server does not answer".to_owned())?
 }
 
+/// What a history needs: to know whose it is, and the scripts.
+async fn known_generation(
+    sub: &mut MultiplexedConnection,
+    cmd: &mut MultiplexedConnection,
+) -> Result<String, String> {
+    let [of_sub, generation] = [generation(sub).await?, generation(cmd).await?];
+    if of_sub != generation {
+        return Err("the two connections reach two servers".to_owned());
+    }
+    scripts::load(cmd.clone()).await.map_err(|error| format!("SCRIPT LOAD: {error}"))?;
+    Ok(generation)
+}
+
 /// The run and the replication of a server, as `INFO` tells them.
 async fn generation(connection: &mut MultiplexedConnection) -> Result<String, String> {
-    let said = |error: redis::RedisError| error.to_string();
+    let said = |error: redis::RedisError| format!("INFO, which histories need: {error}");
     let mut halves = String::new();
     for (section, field) in [("server", "run_id:"), ("replication", "master_replid:")] {
         let info: String =
             redis::cmd("INFO").arg(section).query_async(connection).await.map_err(said)?;
         let value = info.lines().find_map(|line| line.strip_prefix(field));
-        halves.push_str(value.and_then(|value| value.trim().get(..16)).unwrap_or("unknown"));
+        let half = value.and_then(|value| value.trim().get(..16));
+        halves.push_str(half.ok_or_else(|| format!("INFO {section} says no {field}"))?);
     }
     Ok(halves)
 }
@@ -302,7 +316,7 @@ mod tests {
         let usual = Duration::from_millis(200);
         let timeouts = Timeouts { usual, sub: usual };
         // Nobody answers; but without a provider the crate panics before it waits.
-        let refused = runtime.block_on(connect(url, None, names, timeouts));
+        let refused = runtime.block_on(connect(url, None, names, timeouts, false));
         assert!(refused.is_err());
     }
 }

@@ -133,6 +133,7 @@ impl RedisTransport {
             self.plan.tls_ca_file.clone(),
             self.names.clone(),
             timeouts,
+            self.histories.is_any(),
         )))
     }
 
@@ -271,6 +272,11 @@ impl RedisTransport {
             let (bytes_max, depth_max) =
                 (self.limits.message_bytes_max, self.limits.json_depth_max);
             match ingest::read(&push.body, bytes_max, depth_max) {
+                // Every node hears it, and only one may give it its place.
+                Ok(said) if self.histories.policy(&said.topic).has_history() => {
+                    let why = "the room keeps a history: publish by HTTP, which gives it its place";
+                    self.on_malformed(why, said.topic.as_str(), now, local);
+                }
                 Ok(said) => local.message(&Message {
                     topic: said.topic.as_str(),
                     from: None,

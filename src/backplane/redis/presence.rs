@@ -6,8 +6,8 @@
 //! ([`scripts`]), because a user may be on two nodes.
 //!
 //! [`Presence`] has the truth of this node; [`dirt`] says what of it Redis does not know yet. One
-//! batch at a time is under way. When a link comes up everything is written anew, without a word: a Redis
-//! that restarted empty is filled again, and who was there was told of before.
+//! batch at a time is under way. When a link comes up everything is written anew, without a word: a
+//! Redis that restarted empty is filled again, and who was there was told of before.
 //!
 //! While there is no link, and for a moment after, nobody is told and nobody's grace ends: the others
 //! have to listen again first, and to write theirs, or somebody would be told as new or gone who is
