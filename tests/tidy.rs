@@ -660,6 +660,8 @@ fn functions_fit_a_screen() {
 
 /// Flags of other programs that the README mentions.
 const FOREIGN_FLAGS: &[&str] = &[
+    // benches/hold.sh
+    "--floor",
     "--release",
     "--port",
     "--test",
