@@ -6,9 +6,9 @@
 //! servers refuse `CONFIG`) only costs the numbers it would have brought; it is said once, and asked
 //! again a minute later, in case somebody has allowed it.
 //!
-//! What it costs: about 0.3 ms of Redis and of this thread each time, mostly `INFO`'s own text.
-//! Our own connection is looked up by its id, because a list of all subscribers would stop a server
-//! that has many.
+//! What it costs, as Redis 7.0 counts it: 32 µs of its time and 6 KB of text each round. Our own
+//! connection is looked up by its id: a list of all subscribers takes 3 µs for each of them, and
+//! every node would ask for it.
 //!
 //! Invariant: whatever is answered, or not answered, no link is given up for it.
 
