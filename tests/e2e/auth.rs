@@ -53,6 +53,8 @@ fn nobody_comes_in_without_a_good_token() {
     assert_eq!(status(&node, "", &format!("Authorization: Bearer {good}\r\n")), 101);
     let refused = 2 + 2 * 5 + 1;
     node.wait_for("campanile_opened_total", 2);
+    // Two shards refused, and each tells its own share on its own tick.
+    node.wait_for_fresh_metrics();
     assert_eq!(node.metric_where("campanile_refused_total", r#"reason="auth""#), refused);
 }
 
