@@ -220,3 +220,43 @@ fn what_was_under_way_when_the_server_froze_is_said_once() {
     let (position, ..) = hearer.recover_and_hear(&topic(), 5, None);
     assert_eq!(position.offset, 20, "each once");
 }
+
+#[test]
+fn another_history_is_read_from_its_own_beginning() {
+    let world = world();
+    let (speaker, hearer) = world.two_shards();
+    let redis = world.redis.as_ref().unwrap();
+    let before = publish(speaker, 1..=20);
+    redis.command(&["XTRIM", STREAM, "MAXLEN", "2"]);
+    enter(hearer);
+    let since = Some(Position { offset: 5, ..before });
+    let (_, recovery, _) = hearer.recover_and_hear(&topic(), 5, since);
+    assert_eq!(recovery, Recovery::NotRecovered(Unrecovered::Trimmed), "19 is the first one left");
+    // The server has another history by now, with three messages.
+    redis.command(&["DEL", STREAM]);
+    for number in 1..=3 {
+        let id = format!("{number}-0");
+        redis.command_bytes(&[b"XADD", STREAM.as_bytes(), id.as_bytes(), b"d", &envelope(number)]);
+    }
+    redis.command(&["HSET", META, "e", "777", "s", "3"]);
+    cut(&world);
+    assert_eq!(hearer.hear(), Heard::Lost { to: 5, count: 0 });
+    let beginning = Some(Position { epoch: 777, offset: 0 });
+    let (position, recovery, missed) = hearer.recover_and_hear(&topic(), 5, beginning);
+    assert_eq!(position, Position { epoch: 777, offset: 3 });
+    assert_eq!(recovery, Recovery::Recovered { messages: 3 }, "{missed:?}");
+}
+
+#[test]
+fn a_position_beyond_all_numbers_is_answered_like_any_other() {
+    let world = world();
+    let (speaker, hearer) = world.two_shards();
+    let at = publish(speaker, 1..=2);
+    hearer.join_and_hear(&topic(), 5);
+    for epoch in [at.epoch, 7] {
+        let since = Some(Position { epoch, offset: u64::MAX });
+        let (_, recovery, _) = hearer.recover_and_hear(&topic(), 5, since);
+        let why = if epoch == 7 { Unrecovered::Epoch } else { Unrecovered::TailLost };
+        assert_eq!(recovery, Recovery::NotRecovered(why));
+    }
+}

@@ -65,8 +65,10 @@ pub struct Histories {
     /// Topics that want a read, each once.
     wanted: VecDeque<TopicName>,
     flights: VecDeque<Flight>,
-    /// Every topic once, for whoever looks for messages to let go of.
-    round: VecDeque<TopicName>,
+    /// Every topic once, by its line, for whoever looks for messages to let go of. Those of topics that
+    /// were forgotten stand here until they come to the front.
+    round: VecDeque<(TopicName, u64)>,
+    lines: u64,
     bytes: usize,
     bytes_max: usize,
     recovery_bytes_max: usize,
@@ -87,6 +89,9 @@ pub struct Numbers {
 }
 
 struct Topic {
+    name: TopicName,
+    /// Its place in the round, as long as it lives.
+    line: u64,
     keep: Keep,
     recovery: bool,
     log: Option<Log>,
@@ -154,6 +159,7 @@ impl Histories {
             wanted: VecDeque::new(),
             flights: VecDeque::new(),
             round: VecDeque::new(),
+            lines: 0,
             bytes: 0,
             bytes_max: limits.history_bytes_max,
             recovery_bytes_max: limits.recovery_bytes_max,
@@ -184,15 +190,10 @@ impl Histories {
 
     /// A topic's channel is subscribed on this link: where is its history?
     pub fn subscribed(&mut self, topic: &TopicName) {
-        let policy = *self.policy(topic);
-        if !policy.has_history() {
+        if !self.policy(topic).has_history() {
             return;
         }
-        if !self.topics.contains_key(topic) {
-            self.topics.insert(topic.clone(), Topic::new(&policy));
-            self.round.push_back(topic.clone());
-        }
-        let state = self.topics.get_mut(topic).expect("it is there by now");
+        let state = self.follow(topic);
         (state.is_subscribed, state.is_synced) = (true, false);
         state.is_early = state.is_reading;
         self.want(topic);
@@ -201,8 +202,28 @@ impl Histories {
     /// Nobody here listens for a topic any more.
     pub fn forget(&mut self, topic: &TopicName) {
         if let Some(gone) = self.topics.remove(topic) {
-            self.bytes -= gone.log.as_ref().map_or(0, Log::bytes);
-            self.round.retain(|other| other != topic);
+            self.bytes -= gone.bytes();
+        }
+    }
+
+    fn follow(&mut self, name: &TopicName) -> &mut Topic {
+        if !self.topics.contains_key(name) {
+            self.lines += 1;
+            let topic = Topic::new(name, self.policy(name), self.lines);
+            self.topics.insert(name.clone(), topic);
+            self.round.push_back((name.clone(), self.lines));
+        }
+        self.topics.get_mut(name).expect("it is there by now")
+    }
+
+    /// The next topic of the round, which goes behind all others.
+    fn next_in_round(&mut self) -> Option<&mut Topic> {
+        loop {
+            let (name, line) = self.round.pop_front()?;
+            if self.topics.get(&name).is_some_and(|topic| topic.line == line) {
+                self.round.push_back((name.clone(), line));
+                return self.topics.get_mut(&name);
+            }
         }
     }
 
@@ -215,15 +236,13 @@ impl Histories {
         now: Instant,
         local: &mut Local,
     ) -> bool {
-        let Some((name, _)) = self.topics.get_key_value(name) else { return false };
-        let name = name.clone();
-        let topic = self.topics.get_mut(&name).expect("it was just looked at");
+        let Some(topic) = self.topics.get_mut(name) else { return false };
         let known = topic.log.as_ref().map(Log::position).filter(|_| topic.is_synced);
         match known {
             Some(known) if at.epoch == known.epoch && at.offset <= known.offset => {}
             Some(known) if at.epoch == known.epoch && at.offset == known.offset + 1 => {
                 let before = topic.bytes();
-                topic.deliver(&name, body, now, local);
+                topic.deliver(body, now, local);
                 self.bytes = self.bytes + topic.bytes() - before;
                 self.make_room();
             }
@@ -233,6 +252,7 @@ impl Histories {
                 }
                 if topic.is_synced {
                     topic.is_synced = false;
+                    let name = topic.name.clone();
                     self.want(&name);
                 }
             }
@@ -253,44 +273,48 @@ impl Histories {
     }
 
     fn ask(&mut self, name: &TopicName, question: Question, now: Instant, local: &mut Local) {
-        if !self.topics.contains_key(name) {
-            // Nobody here listens for it: it is read for this one question.
-            let policy = *self.policy(name);
-            self.topics.insert(name.clone(), Topic::new(&policy));
-            self.round.push_back(name.clone());
+        let bytes_max = self.recovery_bytes_max;
+        // If nobody here listens for it, it is followed for this one question.
+        let topic = self.follow(name);
+        topic.is_used = true;
+        // Only this one: thousands may wait already, and nothing has changed for them.
+        if let Some(question) = topic.answer(question, bytes_max, local) {
+            topic.waiting.push(Waiting { since: now, question });
         }
-        let topic = self.topics.get_mut(name).expect("it is there by now");
-        topic.waiting.push(Waiting { since: now, question });
-        self.answer(name, local);
+        self.read_or_forget(name, local);
     }
 
-    /// Answers whoever can be answered from the copy; whoever cannot waits for a read.
-    fn answer(&mut self, name: &TopicName, local: &mut Local) {
+    /// Answers whoever can be answered from the copy now.
+    fn answer_all(&mut self, name: &TopicName, local: &mut Local) {
+        let bytes_max = self.recovery_bytes_max;
         let Some(topic) = self.topics.get_mut(name) else { return };
         if topic.waiting.is_empty() {
             return;
         }
-        topic.is_used = true;
-        let bytes_max = self.recovery_bytes_max;
         let waiting = std::mem::take(&mut topic.waiting);
         for Waiting { since, question } in waiting {
             if let Some(question) = topic.answer(question, bytes_max, local) {
                 topic.waiting.push(Waiting { since, question });
             }
         }
-        // Who wants to be in a topic waits for its channel first.
+        self.read_or_forget(name, local);
+    }
+
+    /// Whoever waits, waits for a read; where nobody does and nobody listens, nothing is followed.
+    fn read_or_forget(&mut self, name: &TopicName, local: &Local) {
+        let Some(topic) = self.topics.get(name) else { return };
+        // Who wants to be in a topic waits for its channel first, and is answered then.
         let may_read = |waiting: &Waiting| match waiting.question {
             Question::Recover(..) => topic.is_subscribed,
             Question::History(_) => true,
         };
+        if topic.is_reading {
+            return;
+        }
         if topic.waiting.iter().any(may_read) {
-            let name = name.clone();
-            self.want(&name);
-        } else if !topic.waiting.is_empty() {
-            // The answer comes with the subscription.
-        } else if local.interest.members(name.as_str()).is_none() {
-            let name = name.clone();
-            self.forget(&name);
+            self.want(name);
+        } else if topic.waiting.is_empty() && local.interest.members(name.as_str()).is_none() {
+            self.forget(name);
         }
     }
 
@@ -364,9 +388,9 @@ impl Histories {
     /// topic that has fallen silent shows in no other way.
     fn look_again(&mut self) {
         for _ in 0..self.round.len().div_ceil(LOOKS_PER_LAP) {
-            let Some(name) = self.round.pop_front() else { return };
-            self.round.push_back(name.clone());
-            if self.topics.get(&name).is_some_and(|topic| topic.is_synced) {
+            let Some(topic) = self.next_in_round() else { return };
+            if topic.is_synced {
+                let name = topic.name.clone();
                 self.want(&name);
             }
         }
@@ -509,12 +533,12 @@ impl Histories {
             return self.want(name);
         }
         let before = topic.bytes();
-        let found = topic.take_read(name, read, now, local);
+        let found = topic.take_read(read, now, local);
         self.bytes = self.bytes + topic.bytes() - before;
         self.numbers.repaired += u64::from(found == Found::Repaired);
         self.numbers.lost += u64::from(found == Found::Lost);
         self.release_held(name, now, local);
-        self.answer(name, local);
+        self.answer_all(name, local);
         self.make_room();
     }
 
@@ -532,12 +556,11 @@ impl Histories {
             if self.bytes <= self.bytes_max {
                 return;
             }
-            let Some(name) = self.round.pop_front() else { return };
-            let topic = self.topics.get_mut(&name).expect("who stands in the round is there");
+            let Some(topic) = self.next_in_round() else { return };
             if !std::mem::take(&mut topic.is_used) {
-                self.bytes -= topic.log.as_mut().map_or(0, Log::forget_messages);
+                let forgotten = topic.log.as_mut().map_or(0, Log::forget_messages);
+                self.bytes -= forgotten;
             }
-            self.round.push_back(name);
         }
     }
 }
@@ -554,8 +577,10 @@ enum Found {
 }
 
 impl Topic {
-    fn new(policy: &Policy) -> Topic {
+    fn new(name: &TopicName, policy: &Policy, line: u64) -> Topic {
         Topic {
+            name: name.clone(),
+            line,
             keep: Keep { messages: policy.history_size, time: Duration::MAX },
             recovery: policy.recovery,
             log: None,
@@ -577,9 +602,9 @@ impl Topic {
     }
 
     /// Adds a message at the next place and hands it out.
-    fn deliver(&mut self, name: &TopicName, body: &[u8], now: Instant, local: &mut Local) {
+    fn deliver(&mut self, body: &[u8], now: Instant, local: &mut Local) {
         let log = self.log.as_mut().expect("what is delivered has a place");
-        let (message, frames) = framed(name, body, log.next(), local);
+        let (message, frames) = framed(&self.name, body, log.next(), local);
         log.push(frames.clone(), self.keep, now);
         local.message_at(&message, frames);
     }
@@ -588,20 +613,16 @@ impl Topic {
     fn read_from(&self) -> u64 {
         let next = self.log.as_ref().map_or(u64::MAX, |log| log.next().offset);
         let wanted = |waiting: &Waiting| match &waiting.question {
-            Question::Recover(_, ask) => ask.since.map_or(u64::MAX, |since| since.offset + 1),
+            Question::Recover(_, ask) => {
+                ask.since.map_or(u64::MAX, |since| since.offset.saturating_add(1))
+            }
             Question::History(_) => 1,
         };
         self.waiting.iter().map(wanted).fold(next, u64::min).max(1)
     }
 
     /// What Redis has: holes are closed or told, the copy grows at both ends.
-    fn take_read(
-        &mut self,
-        name: &TopicName,
-        read: Read,
-        now: Instant,
-        local: &mut Local,
-    ) -> Found {
+    fn take_read(&mut self, read: Read, now: Instant, local: &mut Local) -> Found {
         let from = self.read_from();
         self.is_synced = true;
         self.chain = read.chain;
@@ -612,8 +633,9 @@ impl Topic {
         });
         let mut found = Found::Nothing;
         if !goes_on {
-            local.lost(name, 0);
-            (self.log, found) = (None, Found::Lost);
+            local.lost(&self.name, 0);
+            // Nothing that was known of the one holds for the other.
+            (self.log, self.floor, found) = (None, 1, Found::Lost);
         }
         let log = self.log.get_or_insert_with(|| Log::new(read.epoch, read.top));
         log.adopt(read.epoch);
@@ -621,7 +643,7 @@ impl Topic {
         let first_new = read.entries.iter().map(|(offset, _)| *offset).find(|at| *at > known);
         let goes_on_at = first_new.unwrap_or(read.top.max(known) + 1);
         if goes_on_at > known + 1 {
-            local.lost(name, goes_on_at - known - 1);
+            local.lost(&self.name, goes_on_at - known - 1);
             (*log, found) = (Log::new(read.epoch, goes_on_at - 1), Found::Lost);
         }
         let lowest = read.entries.first().map_or(log.next().offset, |(offset, _)| *offset);
@@ -629,11 +651,11 @@ impl Topic {
             self.floor = self.floor.max(lowest);
         }
         for (offset, body) in read.entries.iter().rev() {
-            self.push_front_if_next(name, *offset, body, now, local);
+            self.push_front_if_next(*offset, body, now, local);
         }
         for (offset, body) in &read.entries {
             if *offset > known && *offset == self.next_offset() {
-                self.deliver(name, body, now, local);
+                self.deliver(body, now, local);
                 found = if found == Found::Lost { found } else { Found::Repaired };
             }
         }
@@ -652,17 +674,10 @@ impl Topic {
         self.log.as_ref().map_or(u64::MAX, |log| log.next().offset)
     }
 
-    fn push_front_if_next(
-        &mut self,
-        name: &TopicName,
-        offset: u64,
-        body: &[u8],
-        now: Instant,
-        local: &Local,
-    ) {
+    fn push_front_if_next(&mut self, offset: u64, body: &[u8], now: Instant, local: &Local) {
         let Some(log) = self.log.as_mut().filter(|log| log.first() == offset + 1) else { return };
         let at = Position { epoch: log.position().epoch, offset };
-        let (_, frames) = framed(name, body, at, local);
+        let (_, frames) = framed(&self.name, body, at, local);
         log.push_front(frames, now);
     }
 
