@@ -8,12 +8,13 @@
 
 use crate::ids::NodeId;
 
-const PARTITIONS: u64 = 1024;
+/// Partitions of topics.
+pub const PARTITIONS: usize = 1024;
 
 /// The partition of a topic: FNV-1a, 64 bits, of its whole name, modulo 1024.
 pub fn partition(topic: &str) -> u16 {
     let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3);
-    (topic.bytes().fold(0xCBF2_9CE4_8422_2325, fold) % PARTITIONS) as u16
+    (topic.bytes().fold(0xCBF2_9CE4_8422_2325, fold) % PARTITIONS as u64) as u16
 }
 
 /// The names of one node.
