@@ -19,6 +19,7 @@ mod monitor;
 pub mod names;
 mod outgoing;
 mod presence;
+pub mod resp;
 pub mod route;
 mod scripts;
 pub mod subscriptions;
