@@ -12,6 +12,7 @@
 //! through both of its connections within the canary's timeout.
 
 mod canary;
+mod dial;
 mod histories;
 mod ingest;
 mod link;
@@ -22,6 +23,7 @@ mod presence;
 pub mod resp;
 pub mod route;
 mod scripts;
+pub mod subscriber;
 pub mod subscriptions;
 
 use super::Transport;
