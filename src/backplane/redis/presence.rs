@@ -28,6 +28,8 @@ mod read;
 mod reap;
 mod scripts;
 mod servers;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use super::link::{poll_reply, send};
