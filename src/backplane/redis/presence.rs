@@ -164,7 +164,8 @@ impl Presences {
         lost.into_iter().for_each(|ask| local.here(ask, None));
     }
 
-    /// Goes on with everything. Whether there was anything to do.
+    /// Goes on with everything, also while no server is up. `route` is the one that
+    /// [`Presences::set_route`] was told last. Whether there was anything to do.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
