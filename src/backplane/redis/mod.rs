@@ -41,9 +41,10 @@ use canary::Canary;
 use histories::Histories;
 use link::{Link, Push, Timeouts};
 use monitor::Monitor;
-use names::Names;
+use names::{Names, PARTITIONS};
 use outgoing::Outgoing;
 use presence::Presences;
+use route::Route;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -70,6 +71,8 @@ pub struct RedisTransport {
     confirmed: Vec<TopicKey>,
     monitor: Monitor,
     presences: Presences,
+    /// To the one server there is.
+    route: Route,
     backoff: Backoff,
     malformed: Seldom,
     refused: Seldom,
@@ -110,6 +113,7 @@ impl RedisTransport {
         RedisTransport {
             presences: Presences::new(namespaces.clone(), &plan.prefix, names.clone(), node),
             names,
+            route: route_to(None),
             state: State::Pausing(Box::pin(sleep(Duration::ZERO))),
             outgoing: Outgoing::new(&limits, namespaces.clone()),
             histories: Histories::new(namespaces.clone(), &limits),
@@ -167,7 +171,9 @@ impl RedisTransport {
         local.set_up(false, reason, now);
         self.outgoing.lose_link(now, local);
         self.histories.lose_link(local);
-        self.presences.lose_link();
+        self.presences.lose_link(0);
+        self.route = route_to(None);
+        self.presences.set_route(&self.route, now);
     }
 
     /// Goes on with the link. `Err`: it has to be given up.
@@ -212,7 +218,9 @@ impl RedisTransport {
                 if std::mem::replace(&mut self.has_been_up, true) {
                     self.untold = 0..local.interest.high();
                 }
-                self.presences.go_up(now);
+                self.route = route_to(Some(link.cmd.clone()));
+                self.presences.set_route(&self.route, now);
+                self.presences.go_up(0, now);
             }
         }
         let (cmd, names, generation) = (&link.cmd, &self.names, &link.generation[..]);
@@ -221,7 +229,7 @@ impl RedisTransport {
             self.monitor.poll(cx, now, link);
             let sends_on = (cmd, generation);
             is_busy |= self.outgoing.poll(cx, now, sends_on, names, local).map_err(said)?;
-            is_busy |= self.presences.poll(cx, now, &link.cmd, local);
+            is_busy |= self.presences.poll(cx, now, &self.route, local);
         }
         is_busy |= self.tell_of_outage(local);
         Ok(is_busy)
@@ -370,7 +378,7 @@ impl Transport for RedisTransport {
         self.outgoing.expire(now, local);
         self.histories.expire(now, local);
         if !self.is_up {
-            self.presences.refuse(local);
+            self.presences.refuse(&self.route, local);
         }
         match &mut self.state {
             State::Pausing(pause) => {
@@ -413,6 +421,10 @@ impl Transport for RedisTransport {
         counters.canary_rtt_us = canary.rtt.as_micros() as u64;
         counters.canaries_missed += canary.missed;
     }
+}
+
+fn route_to(cmd: Option<redis::aio::MultiplexedConnection>) -> Route {
+    Route::new(Arc::new([0; PARTITIONS]), vec![cmd], "PUBLISH")
 }
 
 /// A message of a topic that has a history: `<epoch>:<offset>:` stands before its envelope, which
