@@ -18,6 +18,7 @@ mod redis_only;
 #[path = "../common/sentinel.rs"]
 mod sentinel;
 mod suite;
+mod topology_faults;
 mod world;
 
 use campanile::limits::Limits;

@@ -537,7 +537,7 @@ impl Histories {
                 let may_wait =
                     |refusal: &Refusal| matches!(refusal, Refusal::Elsewhere | Refusal::NotNow);
                 match refusals.find(may_wait) {
-                    Some(refusal) => self.read_later(name, refusal, now),
+                    Some(refusal) => self.read_later(name, flight.what, refusal, now),
                     None => return Err(error.clone().into()),
                 }
                 continue;
@@ -562,9 +562,11 @@ impl Histories {
     }
 
     /// The server would not say; it is asked again, unless the topic has moved by then.
-    fn read_later(&mut self, name: &TopicName, refusal: Refusal, now: Instant) {
+    fn read_later(&mut self, name: &TopicName, what: Asked, refusal: Refusal, now: Instant) {
         self.is_astray |= refusal == Refusal::Elsewhere;
-        if self.topics.contains_key(name) {
+        if let Some(topic) = self.topics.get_mut(name) {
+            // A master that was just made waits for its replicas, and takes nothing back until then.
+            topic.is_offered &= what != Asked::Repair;
             self.later.push_back((now + READ_PAUSE, name.clone()));
         }
     }
