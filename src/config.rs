@@ -317,6 +317,9 @@ impl Config {
             self.echo_path.as_deref().is_some_and(|path| path == "/" || path == "/ws"),
             "echo_path is already the page or the WebSocket: write for example /echo".to_owned(),
         );
+        for message in self.namespaces.contradictions() {
+            found.push(ConfigError::Contradiction { message });
+        }
         found
     }
 }

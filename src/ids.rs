@@ -41,6 +41,15 @@ pub struct Position {
     pub offset: u64,
 }
 
+/// How far a client has dealt with what it heard of one topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UpTo {
+    /// In which history. `None`: in the one that it is in.
+    pub epoch: Option<u64>,
+    /// The last message that it has dealt with, and all before it.
+    pub offset: u64,
+}
+
 impl ConnId {
     /// The key that travels through the kernel (epoll data) and back.
     pub fn to_bits(self) -> u64 {

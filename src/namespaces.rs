@@ -57,6 +57,10 @@ pub struct Policy {
     pub presence_grace_ms: u64,
     /// Rooms with more users are not told who comes and goes; they may ask.
     pub presence_events_users_max: usize,
+    /// Whether members may acknowledge what they hear.
+    pub acks: bool,
+    /// A member that has not acknowledged a message for so long is lagging.
+    pub ack_timeout_ms: u64,
 }
 
 /// All namespaces.
@@ -74,6 +78,8 @@ const SLOW_BYTES_MIN: u64 = 256;
 const SLOW_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 const PRESENCE_GRACE_MS_MAX: u64 = 600_000;
 const PRESENCE_EVENTS_USERS_MAX: u64 = 100_000;
+const ACK_TIMEOUT_MS_MIN: u64 = 100;
+const ACK_TIMEOUT_MS_MAX: u64 = 24 * 60 * 60 * 1000;
 /// Namespaces, at most.
 const NAMESPACES_MAX: usize = 255;
 
@@ -178,6 +184,24 @@ pub static SETTINGS: &[Setting] = &[
         },
         get: |policy| policy.presence_events_users_max.to_string(),
     },
+    Setting {
+        key: "acks",
+        wanted: "true or false",
+        doc: "Whether members may acknowledge what they hear (a join with `\"ack\":true`). Needs a \
+              history.",
+        set: |policy, text| set(&mut policy.acks, text.parse().ok()?),
+        get: |policy| policy.acks.to_string(),
+    },
+    Setting {
+        key: "ack_timeout_ms",
+        wanted: "a whole number of milliseconds from 100 to 86400000",
+        doc: "A member that was sent a message so long ago and has not acknowledged it is lagging: \
+              it is counted, and nothing is done to it.",
+        set: |policy, text| {
+            set(&mut policy.ack_timeout_ms, number(text, ACK_TIMEOUT_MS_MIN, ACK_TIMEOUT_MS_MAX)?)
+        },
+        get: |policy| policy.ack_timeout_ms.to_string(),
+    },
 ];
 
 fn set<T>(place: &mut T, value: T) -> Option<()> {
@@ -244,11 +268,18 @@ impl Policy {
         presence: false,
         presence_grace_ms: 5_000,
         presence_events_users_max: 200,
+        acks: false,
+        ack_timeout_ms: 30_000,
     };
 
     /// Whether messages are kept.
     pub fn has_history(&self) -> bool {
         self.history_size > 0
+    }
+
+    /// Whether members may acknowledge what they hear.
+    pub fn has_acks(&self) -> bool {
+        self.acks && self.has_history()
     }
 
     /// Whether a `conflate_key` means anything.
@@ -282,6 +313,23 @@ impl Namespaces {
     /// Whether it is known of any room who is there.
     pub fn have_presence(&self) -> bool {
         self.named.iter().any(|(_, policy)| policy.presence)
+    }
+
+    /// Whether members of any room may acknowledge what they hear.
+    pub fn have_acks(&self) -> bool {
+        self.named.iter().any(|(_, policy)| policy.has_acks())
+    }
+
+    /// What cannot be seen one setting at a time, and what to write instead.
+    pub fn contradictions(&self) -> Vec<String> {
+        let without = |(_, policy): &&(String, Policy)| policy.acks && !policy.has_history();
+        let told = |(name, _): &(String, Policy)| {
+            format!(
+                "namespaces: {name} has acks = true and history_size = 0: messages without a \
+                 position cannot be acknowledged. Write a history_size, or leave acks out"
+            )
+        };
+        self.named.iter().filter(without).map(told).collect()
     }
 
     /// Those that something is said of.
@@ -397,12 +445,24 @@ mod tests {
             ("chat: presence=1", "true or false"),
             ("chat: presence_grace_ms=600001", "from 0 to 600000"),
             ("chat: presence_events_users_max=-1", "from 0 to 100000"),
+            ("chat: acks=1", "true or false"),
+            ("chat: ack_timeout_ms=99", "from 100 to 86400000"),
             ("chat: size=1", "history_size"),
             ("a b: history_size=1", "cannot be a namespace"),
         ] {
             let error = Namespaces::read(text).expect_err(text);
             assert!(error.contains(wanted), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn acknowledgements_need_messages_that_have_a_place() {
+        let all = Namespaces::read("a: acks=true; b: acks=true, history_size=1").unwrap();
+        let [told] = &all.contradictions()[..] else { panic!("of one namespace") };
+        assert!(told.starts_with("namespaces: a has acks"), "{told}");
+        let acks = |room| all.policy_of_room(room).has_acks();
+        assert_eq!(["a:x", "b:x", "x"].map(acks), [false, true, false]);
+        assert!(all.have_acks());
     }
 
     #[test]

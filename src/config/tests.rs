@@ -303,6 +303,7 @@ fn what_contradicts_itself_is_refused_naming_both_keys() {
             vec![("namespaces", "a: history_size=1"), ("limits.outbox_bytes_max", "100000")],
             ["limits.outbox_bytes_max", "limits.recovery_bytes_max"],
         ),
+        (vec![("namespaces", "a: acks=true")], ["acks", "history_size"]),
         (vec![("listen", "127.0.0.1:7"), ("ops.listen", "127.0.0.1:7")], ["listen", "ops.listen"]),
     ] {
         let text = complaint(&said(&flags, &[], None));

@@ -425,6 +425,19 @@ pub struct RoomReport {
     pub room: String,
     /// Connections of this shard in it.
     pub members: usize,
+    /// Those of them that acknowledge; told when one room is asked for.
+    pub acks: AckReport,
+}
+
+/// Members of a room that acknowledge what they hear, as one shard sees them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AckReport {
+    /// How many.
+    pub members: usize,
+    /// How many of them lag behind.
+    pub lagging: usize,
+    /// What all of them have acknowledged; `None`: there are none.
+    pub lowest_offset: Option<u64>,
 }
 
 const fn crosses<T: Send>() {}

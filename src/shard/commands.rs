@@ -10,7 +10,7 @@ use super::{ARENA_FRAME_BYTES_MAX, Shard, Waiter};
 use crate::ids::{ConflateKey, ConnId, Position, TopicId, TopicKind, TopicName};
 use crate::link::{Done, Publish, Uplink};
 use crate::protocol::{
-    Command, ErrorCode, Event, Recovery, Rejected, Request, RequestId, Unrecovered, native,
+    AckOf, Command, ErrorCode, Event, Recovery, Rejected, Request, RequestId, Unrecovered, native,
 };
 use crate::ws::decoder::{DecoderLimits, Item, ProtocolError};
 use crate::ws::encode::{self, Opcode};
@@ -40,6 +40,8 @@ pub(super) struct Wish<'a> {
     pub(super) since: Option<Position>,
     /// What it says of its user.
     pub(super) info: Option<&'a str>,
+    /// Whether it acknowledges what it hears.
+    pub(super) ack: bool,
 }
 
 impl Shard {
@@ -160,8 +162,8 @@ impl Shard {
     fn on_request(&mut self, conn: ConnId, request: Request<'_>) {
         let id = request.id;
         let done = match request.command {
-            Command::Join { room, since, info } => {
-                self.on_join(conn, room, Wish { since, info }, id.clone())
+            Command::Join { room, since, info, ack } => {
+                self.on_join(conn, room, Wish { since, info, ack }, id.clone())
             }
             Command::Leave { room } => self.on_leave(conn, room, id.as_ref()),
             Command::Send { key: Some(_), .. } | Command::Broadcast { key: Some(_), .. } => {
@@ -175,6 +177,12 @@ impl Shard {
             Command::Broadcast { payload, .. } => self.on_broadcast(conn, payload, id.clone()),
             Command::Presence { room } => self.on_presence(conn, room, id.clone()),
             Command::History { room, page } => self.on_history(conn, room, page, id.clone()),
+            Command::Ack { of: AckOf::Room(room), up_to } => {
+                self.on_ack_room(conn, room, up_to, id.as_ref())
+            }
+            Command::Ack { of: AckOf::User(_), .. } => {
+                Err(No(ErrorCode::NotEnabled, "messages to users are not kept here"))
+            }
             Command::Ping => {
                 self.say(conn, &Event::Pong { id: id.as_ref() });
                 Ok(())
@@ -208,6 +216,9 @@ impl Shard {
         let c = self.conns.get(conn.0).expect("it just spoke");
         if !policy.join.includes(c.has_token) {
             return Err(No(ErrorCode::Forbidden, "this user may not join this room"));
+        }
+        if wish.ack && !policy.has_acks() {
+            return Err(No(ErrorCode::NotEnabled, "this room takes no acknowledgements"));
         }
         let is_member = found.is_some_and(|at| c.joined.find(at.0.index).is_some());
         // The first topic of a connection is its user's.
@@ -438,6 +449,7 @@ impl Shard {
         let c = self.conns.get(conn.0).expect("whoever leaves is here");
         let index = c.joined.get(slot).expect("a slot that was just looked up").topic;
         self.unattend(conn, index);
+        self.end_acks(conn, index);
         let round = self.hub.at(index).round;
         let walk = round.and_then(|round| self.deliveries.walk_of(round));
         if self.hub.leave(&mut self.conns, conn.0.index, slot, walk) == Edge::Last {

@@ -300,6 +300,9 @@ impl Shard {
         let round = if to == EVERYBODY {
             &mut d.everybody
         } else if let Some(topic) = self.hub.get_mut(to) {
+            if topic.has_acks {
+                self.acks.note(to.0.index, &frame.bytes, self.life.now_ms);
+            }
             &mut topic.round
         } else {
             self.counters.dropped_stale += 1;

@@ -41,6 +41,8 @@ struct Pending {
     id: Option<RequestId>,
     /// What its user says of themselves, where presence is on.
     info: Option<Info>,
+    /// Whether it acknowledges what it hears.
+    ack: bool,
 }
 
 impl Pendings {
@@ -65,15 +67,11 @@ impl Pendings {
         self.of.remove(&conn);
     }
 
-    fn add(
-        &mut self,
-        conn: ConnId,
-        topic: TopicId,
-        id: Option<RequestId>,
-        info: Option<Info>,
-    ) -> u64 {
+    fn add(&mut self, conn: ConnId, topic: TopicId, id: Option<RequestId>, wish: Wish<'_>) -> u64 {
         self.tickets += 1;
-        let pending = Pending { ticket: self.tickets, topic: topic.0.index, id, info };
+        let (ticket, topic_index) = (self.tickets, topic.0.index);
+        let (info, ack) = (wish.info.map(Into::into), wish.ack);
+        let pending = Pending { ticket, topic: topic_index, id, info, ack };
         self.of.entry(conn).or_default().push(pending);
         *self.pins.entry(topic.0.index).or_default() += 1;
         self.tickets
@@ -112,7 +110,7 @@ impl Shard {
         wish: Wish<'_>,
         id: Option<RequestId>,
     ) -> Result<(), No> {
-        let Wish { since, info } = wish;
+        let since = wish.since;
         let found = self.hub.find(name);
         if found.is_some_and(|at| self.pendings.is_pending(conn, at)) {
             return Err(No(
@@ -128,7 +126,7 @@ impl Shard {
         if is_new {
             self.uplink.push_back(Uplink::Join { topic: name.clone(), at });
         }
-        let ticket = self.pendings.add(conn, at, id, info.map(Into::into));
+        let ticket = self.pendings.add(conn, at, id, wish);
         let slot = self.conns.get(conn.0).and_then(|c| c.joined.find(at.0.index));
         if let Some(slot) = slot.filter(|_| since.is_some()) {
             self.leave_at(conn, slot); // pinned: the topic stays
@@ -173,6 +171,9 @@ impl Shard {
         let TopicKind::Room(room) = name.kind() else { return };
         if self.config.namespaces.policy_of_room(room).presence {
             self.attend(conn, &name, pending.info, is_new);
+        }
+        if pending.ack {
+            self.begin_acks(conn, at, position, recovery);
         }
         let position = Some(position);
         self.say(

@@ -80,7 +80,7 @@ pub(super) struct Life {
     sweep: Sweep,
     drain: Option<Drain>,
     /// When time was last said.
-    now_ms: u64,
+    pub(super) now_ms: u64,
 }
 
 /// The sweep's slices, counted on and on: slice `n` is due `n / SLICES` intervals after `began_ms`.
@@ -206,6 +206,7 @@ impl Shard {
         }
         self.sweep(now_ms);
         self.drain(now_ms);
+        self.acks.look(now_ms);
     }
 
     /// A connection whose HTTP request did not come in time: the caller answers it

@@ -20,6 +20,7 @@
 //! | `commands.rs` | what clients ask for: the match on `Command` lives there and only there |
 //! | `kept.rs` | rooms with a history: joins that wait for their position |
 //! | `presence.rs` | rooms of which it is known who is there |
+//! | `acks.rs` | members who acknowledge what they hear |
 //! | `deliver.rs` | replies and rounds, joined into batches (`batch.rs`) |
 //! | `life.rs` | open, close, sweep, drain |
 //! | `outbox.rs` | what a slow peer still has to hear, and what of it gives way |
@@ -27,6 +28,7 @@
 //!
 //! Invariant: everything is owned by [`Shard`] and reached by `&mut`; nothing here is shared.
 
+mod acks;
 pub mod batch;
 mod commands;
 pub mod conn;
@@ -43,12 +45,13 @@ pub use life::{Closed, Opening};
 
 use crate::ids::{ConnId, NodeId, ShardId, TopicId, TopicName};
 use crate::limits::Limits;
-use crate::link::{Downlink, Inspect, Keyed, Origin, Outcome, RoomReport, Uplink};
+use crate::link::{AckReport, Downlink, Inspect, Keyed, Origin, Outcome, RoomReport, Uplink};
 use crate::metrics::ShardCounters;
 use crate::namespaces::Namespaces;
 use crate::protocol::{Dialect, ErrorCode, Event, Recovery, RequestId};
 use crate::slots::Slots;
 use crate::ws::decoder::Decoder;
+use acks::Acks;
 use bytes::{Bytes, BytesMut};
 use conn::Conn;
 use deliver::{Deliveries, Frame};
@@ -94,6 +97,7 @@ pub struct Shard {
     waiting: HashMap<u32, Vec<Waiter>>,
     /// Joins that wait for a position.
     pendings: Pendings,
+    acks: Acks,
     deliveries: Deliveries,
     uplink: VecDeque<Uplink>,
     life: Life,
@@ -128,6 +132,7 @@ impl Shard {
             hub: Hub::with_max(limits.topics_per_shard_max),
             waiting: HashMap::new(),
             pendings: Pendings::default(),
+            acks: Acks::default(),
             deliveries: Deliveries::default(),
             uplink: VecDeque::from([join]),
             life: Life::default(),
@@ -206,6 +211,8 @@ impl Shard {
         self.counters.topics = self.hub.topics_len() as u64;
         self.counters.members = self.hub.members_len() as u64;
         self.counters.uplink_waiting = self.uplink.len() as u64;
+        self.counters.acks_members = self.acks.members() as u64;
+        self.counters.acks_lagging = self.acks.lagging() as u64;
     }
 
     /// Walks every list and asserts that they agree; for tests.
@@ -267,7 +274,9 @@ impl Shard {
             }
             Inspect::Room { room, reply } => {
                 let id = self.hub.find_room(&room);
-                reply(id.and_then(|id| report(self.hub.get(id)?)));
+                let acks = id.map(|id| self.ack_report(id)).unwrap_or_default();
+                let report = id.and_then(|id| report(self.hub.get(id)?));
+                reply(report.map(|report| RoomReport { acks, ..report }));
             }
         }
     }
@@ -304,7 +313,8 @@ impl Shard {
 fn report(topic: &hub::Topic) -> Option<RoomReport> {
     match topic.name().kind() {
         crate::ids::TopicKind::Room(room) => {
-            Some(RoomReport { room: room.to_owned(), members: topic.members().len() })
+            let (room, members) = (room.to_owned(), topic.members().len());
+            Some(RoomReport { room, members, acks: AckReport::default() })
         }
         _ => None,
     }
