@@ -8,6 +8,7 @@
 //! | `world.rs` | everything together, moved one step at a time as `net/door.rs` does |
 //! | `history.rs` | what was said, heard and dropped; and the judge over it |
 //! | `stories.rs` | small days with a title, one behaviour each |
+//! | `acks.rs` | members who acknowledge what they hear, on a real backplane |
 //! | `slow.rs` | members who read too slowly where messages may give way |
 //! | `days.rs` | long random days, and broken histories that the judge must refuse |
 //! | `bare.rs` | one shard with nothing around it, for what takes a million connections |
@@ -19,6 +20,7 @@
 //! A failing day prints its seed; `SIM_SEED=<seed> cargo test --test sim` lives it again, exactly.
 //! `SIM_DAYS=<n>` lives more of them.
 
+mod acks;
 mod backplane;
 mod bare;
 mod days;
