@@ -118,6 +118,10 @@ impl ConflateKey {
 /// The longest room or user name, in bytes.
 pub const NAME_BYTES_MAX: usize = 255;
 
+/// What the names of users without a token begin with, and no others: who they are is known until
+/// they disconnect.
+pub const ANONYMOUS_PREFIX: &str = "anon-";
+
 /// What frames are addressed to: a room (`r:<room>`), a user (`u:<user>`) or everybody (`*`).
 ///
 /// One allocation, shared between the shard that has members and the backplane that has interest.
