@@ -18,7 +18,7 @@ mod atomics {
     pub use std::sync::atomic::{AtomicBool, Ordering, fence};
 }
 
-use crate::ids::{ConflateKey, ConnId, NodeId, Position, ShardId, TopicId, TopicName};
+use crate::ids::{ConflateKey, ConnId, NodeId, Position, ShardId, TopicId, TopicName, UpTo};
 use crate::protocol::{Dialect, Here, Info, Page, Recovery, RequestId, Unrecovered};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -55,6 +55,14 @@ pub enum Uplink {
     Attend(Box<Attend>),
     /// Somebody asks who is in a room.
     Presence(Box<AskPresence>),
+    /// A user has dealt with what is kept for it. Nobody is answered: one that is lost means that
+    /// something is brought once more.
+    Acknowledge {
+        /// The user's topic.
+        topic: TopicName,
+        /// How far.
+        up_to: UpTo,
+    },
 }
 
 /// Who came, or left. Each [`Deed::Came`] of a connection is followed by one [`Deed::Left`].
@@ -141,7 +149,8 @@ pub struct Recover {
     pub conn: ConnId,
     /// The shard's own number for the question.
     pub ticket: u64,
-    /// What they have heard already.
+    /// What they have heard already. Of a user's own topic that is known where it is kept: what the
+    /// user has acknowledged.
     pub since: Option<Position>,
 }
 

@@ -339,6 +339,15 @@ pub enum Event<'a> {
         /// What came of a join's `since`.
         recovery: Recovery,
     },
+    /// Where what is kept for a user stands. What it has not acknowledged follows.
+    Queue {
+        /// The user.
+        user: &'a str,
+        /// Where the newest message stands.
+        position: Position,
+        /// Whether all of it follows.
+        recovery: Recovery,
+    },
     /// Messages of a room's history.
     History {
         /// The request's number, if it had one.

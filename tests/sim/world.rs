@@ -754,6 +754,7 @@ impl World {
             Uplink::History(ask) => format!("history {:?}", ask.topic),
             Uplink::Attend(attend) => format!("attend {:?}", attend.topic),
             Uplink::Presence(ask) => format!("presence {:?}", ask.topic),
+            Uplink::Acknowledge { topic, .. } => format!("acknowledge {topic:?}"),
         };
         self.windows[at].up.iter().map(name).collect()
     }

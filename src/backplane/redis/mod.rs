@@ -11,6 +11,7 @@
 //! Invariant: up means that everything wanted is subscribed on this link and that a message went
 //! through both of its connections within the canary's timeout.
 
+mod acks;
 mod canary;
 mod histories;
 mod ingest;
@@ -28,19 +29,21 @@ use super::envelope;
 use super::interest::TopicKey;
 use super::local::{Local, Message};
 use super::seldom::Seldom;
-use crate::ids::{NodeId, Position, ShardId, TopicName};
+use crate::ids::{NodeId, Position, ShardId, TopicName, UpTo};
 use crate::limits::Limits;
 use crate::link::{AskHistory, AskPresence, Attend, NoHistory, Publish, Recover};
 use crate::metrics::BackplaneCounters;
 use crate::namespaces::Namespaces;
 use crate::plan::RedisPlan;
+use acks::Acks;
 use canary::Canary;
 use histories::Histories;
 use link::{Link, Push, Timeouts};
 use monitor::Monitor;
-use names::Names;
+use names::{Names, PARTITIONS};
 use outgoing::Outgoing;
 use presence::Presences;
+use route::Route;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -63,6 +66,7 @@ pub struct RedisTransport {
     state: State,
     outgoing: Outgoing,
     histories: Histories,
+    acks: Acks,
     /// Topics whose subscription was just confirmed.
     confirmed: Vec<TopicKey>,
     monitor: Monitor,
@@ -106,6 +110,7 @@ impl RedisTransport {
         let names = Names::new(&plan.prefix, node);
         RedisTransport {
             presences: Presences::new(namespaces.clone(), &plan.prefix, names.clone(), node),
+            acks: Acks::new(namespaces.clone(), names.clone(), route_to(None)),
             names,
             state: State::Pausing(Box::pin(sleep(Duration::ZERO))),
             outgoing: Outgoing::new(&limits, namespaces.clone()),
@@ -165,6 +170,7 @@ impl RedisTransport {
         self.outgoing.lose_link(now, local);
         self.histories.lose_link(local);
         self.presences.lose_link();
+        self.acks.set_route(&route_to(None));
     }
 
     /// Goes on with the link. `Err`: it has to be given up.
@@ -210,6 +216,7 @@ impl RedisTransport {
                     self.untold = 0..local.interest.high();
                 }
                 self.presences.go_up(now);
+                self.acks.set_route(&route_to(Some(&link.cmd)));
             }
         }
         let (cmd, names, generation) = (&link.cmd, &self.names, &link.generation[..]);
@@ -219,6 +226,7 @@ impl RedisTransport {
             let sends_on = (cmd, generation);
             is_busy |= self.outgoing.poll(cx, now, sends_on, names, local).map_err(said)?;
             is_busy |= self.presences.poll(cx, now, &link.cmd, local);
+            is_busy |= self.acks.poll(cx, now);
         }
         is_busy |= self.tell_of_outage(local);
         Ok(is_busy)
@@ -355,12 +363,18 @@ impl Transport for RedisTransport {
         self.presences.ask(*ask);
     }
 
+    fn acknowledge(&mut self, topic: TopicName, up_to: UpTo, now: Instant, _: &mut Local) {
+        if let Some(at) = self.histories.acknowledge(&topic, up_to) {
+            self.acks.push(topic, at, now);
+        }
+    }
+
     fn has_room(&self) -> bool {
         !self.is_up || self.outgoing.has_room()
     }
 
     fn is_idle(&self) -> bool {
-        self.outgoing.is_idle()
+        self.outgoing.is_idle() && self.acks.is_idle()
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, now: Instant, local: &mut Local) -> bool {
@@ -405,11 +419,17 @@ impl Transport for RedisTransport {
         counters.canary_age_ms = now.duration_since(self.canary_back_at).as_millis() as u64;
         counters.redis = self.monitor.numbers().clone();
         self.presences.measure(counters);
+        self.acks.measure(counters);
         let State::Live(live) = &self.state else { return };
         let Some(canary) = &live.canary else { return };
         counters.canary_rtt_us = canary.rtt.as_micros() as u64;
         counters.canaries_missed += canary.missed;
     }
+}
+
+/// The way to the one server there is, while it is up.
+fn route_to(cmd: Option<&redis::aio::MultiplexedConnection>) -> Route {
+    Route::new(Arc::new([0; PARTITIONS]), vec![cmd.cloned()], "PUBLISH")
 }
 
 /// A message of a topic that has a history: `<epoch>:<offset>:` stands before its envelope, which

@@ -9,7 +9,7 @@
 //!
 //! Invariant: every publish ends exactly once.
 
-use super::histories::META_TTL_S;
+use super::histories::meta_ttl_s;
 use super::link::{Reply, poll_reply, send};
 use super::names::Names;
 use super::scripts::{self, Which};
@@ -344,7 +344,7 @@ fn keep(
     let key_ttl_s = publish.key.as_ref().map_or(0, |_| KEYS_TIME.as_secs());
     let mut command = scripts::call(Which::Publish, &[&keys.meta, &keys.stream, &retry]);
     command.arg(names.channel(topic)).arg(envelope).arg(policy.history_size);
-    command.arg(policy.history_ttl_s).arg(META_TTL_S.max(policy.history_ttl_s));
+    command.arg(policy.history_ttl_s).arg(meta_ttl_s(policy));
     command.arg(generation).arg("PUBLISH").arg(key_ttl_s).arg(REPAIR_MS);
     command
 }

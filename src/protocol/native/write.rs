@@ -91,7 +91,12 @@ fn emit(event: &Event<'_>, out: &mut impl Sink) {
         Event::Message { topic, from, payload, position } => {
             message(*topic, *from, payload, *position, out);
         }
-        Event::Ok { id, room, position, recovery } => ok(*id, *room, *position, *recovery, out),
+        Event::Ok { id, room, position, recovery } => {
+            ok(*id, room.map(TopicKind::Room), *position, *recovery, out);
+        }
+        Event::Queue { user, position, recovery } => {
+            ok(None, Some(TopicKind::User(user)), Some(*position), *recovery, out);
+        }
         Event::History { id, room, position, messages } => {
             history(*id, room, *position, messages, out);
         }
@@ -158,15 +163,15 @@ fn message(
 
 fn ok(
     id: Option<&RequestId>,
-    room: Option<&str>,
+    topic: Option<TopicKind<'_>>,
     position: Option<Position>,
     recovery: Recovery,
     out: &mut impl Sink,
 ) {
     out.raw(br#"{"type":"ok""#);
     id_member(id, out);
-    if let Some(room) = room {
-        text_member(br#","room_id":""#, room, out);
+    if let Some(topic) = topic {
+        topic_member(topic, out);
     }
     if let Some(position) = position {
         position_members(position, out);
@@ -375,6 +380,14 @@ mod tests {
             (
                 ok(None, Some("r"), position, Recovery::Recovered { messages: 3 }),
                 r#"{"type":"ok","room_id":"r","epoch":"1","offset":2,"recovered":true,"messages":3}"#,
+            ),
+            (
+                Event::Queue {
+                    user: "u",
+                    position: Position { epoch: 1, offset: 2 },
+                    recovery: Recovery::NotRecovered(Unrecovered::Trimmed),
+                },
+                r#"{"type":"ok","target_user_id":"u","epoch":"1","offset":2,"recovered":false,"reason":"trimmed"}"#,
             ),
             (
                 Event::History {
