@@ -258,6 +258,18 @@ impl Hub {
         Edge::Last
     }
 
+    /// The connection's last membership becomes its first one.
+    pub fn bring_first(&mut self, conns: &mut Slots<Conn>, index: u32) {
+        let conn = conns.at_mut(index).expect("whoever has just joined is here");
+        let last = conn.joined.len() - 1;
+        conn.joined.swap(0, last);
+        for slot in [0, last] {
+            let Membership { topic, place } = conn.joined.get(slot).expect("it was just put there");
+            let topic = self.topics.at_mut(topic).expect("a membership names a topic that lives");
+            topic.members.as_mut_slice()[place as usize].slot = slot as u32;
+        }
+    }
+
     /// Forgets a topic whose last member has left.
     pub fn close(&mut self, id: TopicId) -> Option<Topic> {
         let topic = self.topics.remove(id.0)?;

@@ -110,7 +110,6 @@ impl Shard {
         wish: Wish<'_>,
         id: Option<RequestId>,
     ) -> Result<(), No> {
-        let since = wish.since;
         let found = self.hub.find(name);
         if found.is_some_and(|at| self.pendings.is_pending(conn, at)) {
             return Err(No(
@@ -118,14 +117,35 @@ impl Shard {
                 "this room is being joined already, wait for it",
             ));
         }
-        let is_new = found.is_none();
-        let slow = self.config.namespaces.policy(name.kind()).slow_consumer;
-        let Some(at) = self.hub.open(name, slow) else {
+        let Some(at) = self.open_kept(name) else {
             return Err(No(ErrorCode::Overloaded, "this server has as many rooms as it may have"));
         };
+        self.ask_position(conn, at, name, wish, id);
+        Ok(())
+    }
+
+    /// Makes sure that a topic exists in which somebody wants to be: until then it must be pinned.
+    /// `None`: there are as many topics as there may be.
+    pub(super) fn open_kept(&mut self, name: &TopicName) -> Option<TopicId> {
+        let is_new = self.hub.find(name).is_none();
+        let slow = self.config.namespaces.policy(name.kind()).slow_consumer;
+        let at = self.hub.open(name, slow)?;
         if is_new {
             self.uplink.push_back(Uplink::Join { topic: name.clone(), at });
         }
+        Some(at)
+    }
+
+    /// Asks where a topic's history is, for somebody who wants to be in it.
+    pub(super) fn ask_position(
+        &mut self,
+        conn: ConnId,
+        at: TopicId,
+        name: &TopicName,
+        wish: Wish<'_>,
+        id: Option<RequestId>,
+    ) {
+        let since = wish.since;
         let ticket = self.pendings.add(conn, at, id, wish);
         let slot = self.conns.get(conn.0).and_then(|c| c.joined.find(at.0.index));
         if let Some(slot) = slot.filter(|_| since.is_some()) {
@@ -140,7 +160,6 @@ impl Shard {
             ticket,
             since,
         })));
-        Ok(())
     }
 
     /// The backplane knows where the history is. What waits for the room came before, and so did what
@@ -156,12 +175,15 @@ impl Shard {
 
     /// Whoever asked is in the room from here on, unless they have gone or left meanwhile.
     pub(super) fn admit(&mut self, recovered: Recovered) {
-        let Recovered { at, conn, ticket, position, recovery, missed } = recovered;
+        let Recovered { at, conn, ticket, position, recovery, .. } = recovered;
         self.pendings.unpin(at.0.index);
         let Some(pending) = self.pendings.take(conn, |pending| pending.ticket == ticket) else {
             return self.close_topic_if_empty(at.0.index);
         };
         let name = self.hub.at(at.0.index).name().clone();
+        if let TopicKind::User(user) = name.kind() {
+            return self.admit_user(user, recovered);
+        }
         let c = self.conns.get_mut(conn.0).expect("who has gone is no longer pending");
         let is_new = c.joined.find(at.0.index).is_none();
         if is_new {
@@ -180,8 +202,8 @@ impl Shard {
             conn,
             &Event::Ok { id: pending.id.as_ref(), room: Some(room), position, recovery },
         );
-        if !missed.is_empty() {
-            self.queue_reply(conn, missed, false);
+        if !recovered.missed.is_empty() {
+            self.queue_reply(conn, recovered.missed, false);
         }
     }
 

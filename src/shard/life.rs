@@ -12,7 +12,7 @@
 use super::Shard;
 use super::conn::{CloseReason, Conn, State, Unread};
 use crate::auth::Identity;
-use crate::ids::{ConnId, TopicName};
+use crate::ids::{ANONYMOUS_PREFIX, ConnId, TopicName};
 use crate::protocol::Event;
 use crate::ws::encode::{self, Opcode};
 use bytes::Bytes;
@@ -311,7 +311,7 @@ impl Shard {
         let user_id = match user {
             Some(user) => user,
             None => {
-                anonymous = format!("anon-{connection_id}");
+                anonymous = format!("{ANONYMOUS_PREFIX}{connection_id}");
                 &anonymous
             }
         };
@@ -321,7 +321,13 @@ impl Shard {
         let welcome = Event::Welcome { connection_id, user_id, node: node_name, ping_interval_s };
         self.say(conn, &welcome);
         self.config.node_name = node;
-        if self.enter(conn, &TopicName::user(user_id)).is_none() {
+        let topic = TopicName::user(user_id);
+        let is_kept = user.is_some() && self.config.namespaces.policy(topic.kind()).has_history();
+        let is_in = match is_kept {
+            true => self.open_queue(conn, topic),
+            false => self.enter(conn, &topic).is_some(),
+        };
+        if !is_in {
             return self.begin_close(conn, CloseReason::Overloaded);
         }
         for room in rooms {
@@ -332,11 +338,12 @@ impl Shard {
     fn leave_all(&mut self, conn: ConnId) {
         self.pendings.forget(conn);
         while let Some(slots) = self.conns.get(conn.0).map(|c| c.joined.len()).filter(|n| *n > 0) {
-            if slots > 1 {
+            if slots > 1 || self.queues.user_of(conn).is_some() {
                 self.counters.leaves += 1;
             }
             self.leave_at(conn, slots - 1);
         }
+        self.queues.forget(conn);
     }
 
     /// Frees a connection, counts why it ended, and answers its socket.

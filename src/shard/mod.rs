@@ -20,6 +20,7 @@
 //! | `commands.rs` | what clients ask for: the match on `Command` lives there and only there |
 //! | `kept.rs` | rooms with a history: joins that wait for their position |
 //! | `presence.rs` | rooms of which it is known who is there |
+//! | `queue.rs` | what is kept for users |
 //! | `acks.rs` | members who acknowledge what they hear |
 //! | `deliver.rs` | replies and rounds, joined into batches (`batch.rs`) |
 //! | `life.rs` | open, close, sweep, drain |
@@ -38,6 +39,7 @@ mod kept;
 mod life;
 mod outbox;
 mod presence;
+mod queue;
 mod slow;
 
 pub use deliver::EVERYBODY;
@@ -58,6 +60,7 @@ use deliver::{Deliveries, Frame};
 use hub::Hub;
 use kept::Pendings;
 use life::Life;
+use queue::Queues;
 use slow::Says;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -97,6 +100,8 @@ pub struct Shard {
     waiting: HashMap<u32, Vec<Waiter>>,
     /// Joins that wait for a position.
     pendings: Pendings,
+    /// Connections that wait for what is kept for their users.
+    queues: Queues,
     acks: Acks,
     deliveries: Deliveries,
     uplink: VecDeque<Uplink>,
@@ -132,6 +137,7 @@ impl Shard {
             hub: Hub::with_max(limits.topics_per_shard_max),
             waiting: HashMap::new(),
             pendings: Pendings::default(),
+            queues: Queues::default(),
             acks: Acks::default(),
             deliveries: Deliveries::default(),
             uplink: VecDeque::from([join]),
