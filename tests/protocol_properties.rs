@@ -429,25 +429,36 @@ proptest! {
         text in any::<String>(),
         who in name(),
         not_recovered in any::<bool>(),
+        offset in any::<u64>(),
     ) {
         let id = id.as_ref();
         let recovery = match not_recovered {
             true => Recovery::NotRecovered(Unrecovered::Trimmed),
             false => Recovery::NotAsked,
         };
+        let position = Position { epoch: u64::MAX, offset };
         let answers = [
             (Event::Ok { id, room: Some(&who), position: None, recovery }, "ok"),
             (Event::Error { id, code: ErrorCode::Forbidden, message: &text }, "error"),
+            (Event::Queue { user: &who, position, recovery }, "ok"),
             (Event::Pong { id }, "pong"),
         ];
         for (event, kind) in &answers {
             let json = written_event(event);
             let read: RawMembers<'_> = serde_json::from_str(&json).expect("JSON");
             assert_eq!(read.text("type").as_deref(), Some(*kind));
+            let of_request = !matches!(event, Event::Queue { .. });
+            let id = id.filter(|_| of_request);
             assert_eq!(read.get("id"), id.map(id_json).as_deref());
             match event {
                 Event::Ok { .. } => {
                     assert_eq!(read.text("room_id").as_deref(), Some(who.as_str()));
+                    prop_assert_eq!(read.get("recovered"), not_recovered.then_some("false"));
+                }
+                Event::Queue { .. } => {
+                    assert_eq!(read.text("target_user_id").as_deref(), Some(who.as_str()));
+                    let digits = offset.to_string();
+                    prop_assert_eq!(read.get("offset"), Some(&digits[..]));
                     prop_assert_eq!(read.get("recovered"), not_recovered.then_some("false"));
                 }
                 Event::Error { .. } => {

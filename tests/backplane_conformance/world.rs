@@ -4,7 +4,9 @@ use crate::redis::{Redis, wait_until};
 use bytes::Bytes;
 use campanile::auth::Rights;
 use campanile::backplane;
-use campanile::ids::{ConflateKey, ConnId, NodeId, Position, ShardId, SlotId, TopicId, TopicName};
+use campanile::ids::{
+    ConflateKey, ConnId, NodeId, Position, ShardId, SlotId, TopicId, TopicName, UpTo,
+};
 use campanile::limits::Limits;
 use campanile::link::channel::{OpsEnd, ShardEnd, window};
 use campanile::link::health::Health;
@@ -262,6 +264,12 @@ impl Shard {
             }
             other => panic!("not the answer: {other:?}"),
         }
+    }
+
+    /// A user has dealt with what is kept for it.
+    pub fn acknowledge(&self, topic: &TopicName, epoch: Option<u64>, offset: u64) {
+        let (topic, up_to) = (topic.clone(), UpTo { epoch, offset });
+        self.send(Uplink::Acknowledge { topic, up_to });
     }
 
     /// A connection of a user came into a room with presence.

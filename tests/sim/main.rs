@@ -8,6 +8,7 @@
 //! | `world.rs` | everything together, moved one step at a time as `net/door.rs` does |
 //! | `history.rs` | what was said, heard and dropped; and the judge over it |
 //! | `stories.rs` | small days with a title, one behaviour each |
+//! | `queue.rs` | what is kept for users, on a real backplane |
 //! | `acks.rs` | members who acknowledge what they hear, on a real backplane |
 //! | `slow.rs` | members who read too slowly where messages may give way |
 //! | `days.rs` | long random days, and broken histories that the judge must refuse |
@@ -30,6 +31,7 @@ mod heartbeats;
 mod history;
 mod kept;
 mod peer;
+mod queue;
 mod rng;
 mod slow;
 mod stories;
