@@ -20,7 +20,7 @@ pub enum BackplaneUrl {
     /// They do not: one instance, in process.
     Memory,
     /// Through Redis.
-    Redis(RedisServers),
+    Redis(Box<RedisServers>),
 }
 
 /// Where Redis is. May hold a password: its `Debug` and `Display` do not show it.

@@ -14,6 +14,7 @@ mod node;
 #[path = "../common/redis.rs"]
 mod redis;
 
+mod acks;
 mod auth;
 mod bad_frames;
 mod bad_heads;

@@ -12,6 +12,7 @@
 //! Invariant: every topic has one server, and its publishes, subscription and history are that
 //! server's.
 
+mod acks;
 mod canary;
 mod cluster;
 mod dial;
@@ -36,12 +37,13 @@ mod topology;
 use super::Transport;
 use super::interest::TopicKey;
 use super::local::Local;
-use crate::ids::{NodeId, ShardId, TopicName};
+use crate::ids::{NodeId, ShardId, TopicName, UpTo};
 use crate::limits::Limits;
 use crate::link::{AskHistory, AskPresence, Attend, NoHistory, Publish, Recover};
 use crate::metrics::BackplaneCounters;
 use crate::namespaces::Namespaces;
 use crate::plan::{Deployment, RedisPlan};
+use acks::Acks;
 use names::{Names, PARTITIONS, partition};
 use presence::Presences;
 use route::Route;
@@ -62,6 +64,7 @@ pub struct RedisTransport {
     /// What the map is to be, and since when that is known.
     next: Option<(Map, Instant)>,
     presences: Presences,
+    acks: Acks,
     route: Route,
     /// Which servers were up when everybody else last learned of it.
     were_up: Vec<bool>,
@@ -82,11 +85,12 @@ impl RedisTransport {
         };
         let presences = Presences::new(namespaces.clone(), &plan.prefix, names.clone(), node);
         let topology = Topology::new(&plan);
+        let map = Map { servers: vec![String::new()], owners: Arc::new([0; PARTITIONS]) };
+        let route = Route::new(map.owners.clone(), vec![None], names.publish());
+        let acks = Acks::new(namespaces.clone(), names.clone(), route.clone());
         let namespaces = namespaces.clone();
         let common = Common { plan, limits, names, namespaces, seed: node.0 };
-        let map = Map { servers: vec![String::new()], owners: Arc::new([0; PARTITIONS]) };
         let servers = vec![Server::new(&common, String::new(), None, false)];
-        let route = Route::new(map.owners.clone(), vec![None], common.names.publish());
         RedisTransport {
             common,
             topology,
@@ -94,6 +98,7 @@ impl RedisTransport {
             map,
             next: None,
             presences,
+            acks,
             route,
             were_up: vec![false],
         }
@@ -225,6 +230,7 @@ impl RedisTransport {
         let publish = self.common.names.publish();
         self.route = Route::new(self.map.owners.clone(), servers, publish);
         self.presences.set_route(&self.route, now);
+        self.acks.set_route(&self.route);
         for (number, is_up) in are_up.iter().enumerate() {
             let was_up = !has_moved && self.were_up[number];
             match (was_up, is_up) {
@@ -271,12 +277,18 @@ impl Transport for RedisTransport {
         self.presences.ask(*ask);
     }
 
+    fn acknowledge(&mut self, topic: TopicName, up_to: UpTo, now: Instant, _: &mut Local) {
+        if let Some(at) = self.server_of(&topic).histories().acknowledge(&topic, up_to) {
+            self.acks.push(topic, at, now);
+        }
+    }
+
     fn has_room(&self) -> bool {
         self.servers.iter().all(Server::has_room)
     }
 
     fn is_idle(&self) -> bool {
-        self.servers.iter().all(Server::is_idle)
+        self.servers.iter().all(Server::is_idle) && self.acks.is_idle()
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, now: Instant, local: &mut Local) -> bool {
@@ -292,7 +304,7 @@ impl Transport for RedisTransport {
         self.note_changes(has_moved, now, local);
         self.presences.refuse(&self.route, local);
         is_busy |= self.presences.poll(cx, now, &self.route, local);
-        is_busy
+        is_busy | self.acks.poll(cx, now)
     }
 
     fn measure(&self, now: Instant, counters: &mut BackplaneCounters) {
@@ -311,5 +323,6 @@ impl Transport for RedisTransport {
         };
         self.servers.iter().for_each(|server| server.measure(now, counters));
         self.presences.measure(counters);
+        self.acks.measure(counters);
     }
 }
