@@ -313,6 +313,8 @@ impl Transport for RedisTransport {
             histories: 0,
             histories_bytes: 0,
             history_reads: 0,
+            history_reads_waiting: 0,
+            recoveries_waited: 0,
             holes_repaired: 0,
             holes_lost: 0,
             in_flight: 0,

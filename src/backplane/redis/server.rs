@@ -551,6 +551,8 @@ impl Server {
         counters.histories_bytes += self.histories.bytes() as u64;
         let numbers = self.histories.numbers;
         counters.history_reads += numbers.reads;
+        counters.history_reads_waiting += self.histories.wanted() as u64;
+        counters.recoveries_waited += numbers.waited;
         counters.holes_repaired += numbers.repaired;
         counters.holes_lost += numbers.lost;
         counters.in_flight += self.outgoing.under_way() as u64;
