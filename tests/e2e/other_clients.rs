@@ -23,21 +23,22 @@ pub fn node_js(script: &str) -> Command {
     command
 }
 
-fn python(script: &str) -> Command {
+/// Python, with what was installed for it.
+pub fn python(script: &str) -> Command {
     let mut command = Command::new(installed("venv/bin/python"));
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(script));
     command
 }
 
 /// A client program: lines in are messages it sends, lines out are messages it heard.
-struct Piped {
+pub struct Piped {
     child: Child,
     stdin: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
 }
 
 impl Piped {
-    fn start(mut command: Command, node: &Node, query: &str) -> Piped {
+    pub fn start(mut command: Command, node: &Node, query: &str) -> Piped {
         command.arg(format!("ws://{}/ws{query}", node.addr));
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -46,12 +47,12 @@ impl Piped {
         Piped { child, stdin, stdout }
     }
 
-    fn say(&mut self, text: &str) {
+    pub fn say(&mut self, text: &str) {
         let stdin = self.stdin.as_mut().expect("it has not been closed");
         writeln!(stdin, "{text}").expect("the client reads");
     }
 
-    fn hear(&mut self) -> Value {
+    pub fn hear(&mut self) -> Value {
         let mut line = String::new();
         self.stdout.read_line(&mut line).expect("the client speaks or ends");
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))

@@ -1,0 +1,226 @@
+#!/usr/bin/env bash
+# What histories and presence cost Redis when a hundred thousand come at once.
+#
+#   benches/kept.sh recovery [N]    N clients of one room come back, are cut and come back once more, each
+#                                   with 100 messages to be brought: how often does Redis read a stream?
+#   benches/kept.sh presence [N]    N users come into one room: how long does that take, beside the same
+#                                   room without presence, and what do Redis and its processor have of it?
+#   benches/kept.sh publishes       acknowledged publishes a second that one Redis core keeps, with and
+#                                   without a replica that has to have them
+#
+# N is 100,000. Starts its own redis-server; needs redis-server and redis-cli.
+#   --no-build     take target/release as it is
+#   --shards N     shards of the server, each with a table of files of its own. 8
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+what="${1:-}"
+[ "$#" -eq 0 ] || shift
+conns=100000 shards=8 build=true
+while [ "$#" -gt 0 ]; do
+  case "$1" in
+    --no-build) build=false ;;
+    --shards)
+      [ "$#" -ge 2 ] || { echo "benches/kept.sh: $1 wants a value" >&2; exit 2; }
+      shards="$2"
+      shift
+      ;;
+    *[!0-9]* | "") what="" ;;
+    *) conns="$1" ;;
+  esac
+  shift
+done
+case "$what" in
+  recovery | presence | publishes) ;;
+  *) sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+esac
+
+scratch="$(mktemp -d)"
+pids=()
+finish() {
+  for pid in "${pids[@]}"; do
+    kill -KILL "$pid" 2>/dev/null || true
+    wait "$pid" 2>/dev/null || true
+  done
+  rm -rf "$scratch"
+}
+trap finish EXIT
+
+if "$build"; then cargo build --locked --release --bin campanile >&2; fi
+
+free_port() {
+  python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
+
+wait_for() {
+  for _ in $(seq 300); do
+    "$@" >/dev/null 2>&1 && return 0
+    sleep 0.1
+  done
+  echo "benches/kept.sh: waited in vain for: $*" >&2
+  return 1
+}
+
+# Starts redis-server on a port of its own, with further settings; the port is in `redis_port`.
+start_redis() {
+  redis_port="$(free_port)"
+  mkdir "$scratch/redis-$redis_port"
+  redis-server --port "$redis_port" --bind 127.0.0.1 --save '' --appendonly no \
+    --dir "$scratch/redis-$redis_port" "$@" >/dev/null 2>&1 &
+  pids+=("$!")
+  wait_for redis-cli -p "$redis_port" ping
+}
+
+redis_field() { redis-cli -p "$redis_port" info "$1" | sed -n "s/^$2[:=]\([^,]*\).*/\1/p" | tr -d '\r'; }
+
+# Calls of a command that Redis has carried out.
+calls() {
+  local line
+  line="$(redis-cli -p "$redis_port" info commandstats | tr -d '\r' | grep "^cmdstat_$1:" || true)"
+  sed -n 's/.*calls=\([0-9]*\).*/\1/p' <<<"${line:-calls=0}"
+}
+
+# Milliseconds of processor time of Redis' main thread.
+redis_cpu_ms() {
+  local user system
+  user="$(redis_field cpu used_cpu_user_main_thread)" system="$(redis_field cpu used_cpu_sys_main_thread)"
+  awk -v a="$user" -v b="$system" 'BEGIN { printf "%.0f", (a + b) * 1000 }'
+}
+
+# Starts a server of ours; its addresses are in `address` and `ops`.
+start_node() {
+  local said="$scratch/said"
+  ops="127.0.0.1:$(free_port)"
+  target/release/campanile serve --listen 127.0.0.1:0 --ops-listen "$ops" --log-level warn \
+    --shards "$shards" --private-fd-tables true --backplane "redis://127.0.0.1:$redis_port" "$@" \
+    >"$said" 2>"$scratch/log" &
+  node="$!"
+  pids+=("$node")
+  wait_for grep -q 'listening on' "$said"
+  address="$(sed -n 's#.*listening on \(ws://\)\{0,1\}\([0-9.:]*\).*#\2#p' "$said" | head -1)"
+  wait_for curl -fs "http://$ops/readyz"
+}
+
+# The sum of a metric of the server, whatever its labels.
+metric() { curl -s "http://$ops/metrics" | awk -v name="campanile_$1" 'index($1, name) == 1 { sum += $2 } END { printf "%.0f", sum }'; }
+
+field() { python3 -c 'import json, sys; value = json.load(open(sys.argv[1]))
+for key in sys.argv[2:]: value = value[key]
+print(value)' "$@"; }
+
+commit="$(git rev-parse --short HEAD)"
+
+recovery() {
+  start_redis
+  start_node --namespaces 'kept: history_size=200, history_ttl_s=3600'
+  local payload
+  payload="$(printf '%0120d' 0 | tr 0 x)"
+  for _ in $(seq 100); do
+    curl -fs -X POST "http://$ops/v1/publish" -H 'content-type: application/json' \
+      -d "{\"room_id\":\"kept:0\",\"payload\":\"$payload\"}" >/dev/null
+  done
+  curl -fs "http://$ops/v1/rooms/kept:0/history?limit=1" >"$scratch/history.json"
+  local epoch join reads_before commands_before bytes_before
+  epoch="$(field "$scratch/history.json" epoch)"
+  join='{"type":"join","room_id":"{room}","id":1,"since":{"epoch":"'"$epoch"'","offset":0}}'
+  reads_before="$(calls xrevrange)" commands_before="$(redis_field stats total_commands_processed)"
+  bytes_before="$(metric bytes_out_total)"
+  target/release/campanile load storm --conns "$conns" --room-size "$conns" --room-prefix kept: \
+    --path /ws --init "$join" --timeout-s 500 --handshake-timeout-s 120 --json \
+    --url "ws://$address/ws" >"$scratch/load.json" 2>"$scratch/load.log" || true
+  [ -s "$scratch/load.json" ] || { cat "$scratch/load.log" "$scratch/log" >&2; exit 1; }
+  echo "| \`benches/kept.sh recovery $conns\` | |"
+  echo "|---|---|"
+  echo "| joined with 100 messages each, s | $(field "$scratch/load.json" connect seconds) |"
+  echo "| cut, and all are back with 100 messages each, s | $(field "$scratch/load.json" storm seconds) |"
+  echo "| came back | $(field "$scratch/load.json" storm rejoined) of $conns |"
+  echo "| joins that were brought what they missed | $(curl -s "http://$ops/metrics" | sed -n 's/^campanile_recoveries_total{result="recovered"} //p') |"
+  echo "| of all joins, those that waited for a read | $(metric recoveries_waited_total) |"
+  echo "| reads of streams (XREVRANGE) that Redis carried out | $(($(calls xrevrange) - reads_before)) |"
+  echo "| all commands, canaries and the bystanders' publishes included | $(($(redis_field stats total_commands_processed) - commands_before)) |"
+  echo "| sent to clients, MB | $((($(metric bytes_out_total) - bytes_before) / 1000000)) |"
+  echo
+  echo "commit $commit, $shards shards, $(nproc) cores"
+}
+
+presence() {
+  local kind
+  echo "| \`benches/kept.sh presence $conns\` | without presence | with it |"
+  echo "|---|---|---|"
+  for kind in plain here; do
+    start_redis
+    start_node --namespaces 'here: presence=true'
+    local memory cpu
+    memory="$(redis_field memory used_memory)" cpu="$(redis_cpu_ms)"
+    target/release/campanile load idle --conns "$conns" --room-size "$conns" --room-prefix "$kind:" \
+      --hold-s 15 --timeout-s 500 --handshake-timeout-s 120 --json --pid "$node" \
+      --url "ws://$address/ws" >"$scratch/$kind.json" 2>"$scratch/load.log" &
+    local load="$!"
+    pids+=("$load")
+    # In the middle of the hold: everybody is there, and Redis knows it.
+    wait_for_all() { [ "$(metric connections)" -ge "$conns" ]; }
+    for _ in $(seq 1200); do wait_for_all && break; sleep 0.1; done
+    if [ "$kind" = here ]; then
+      for _ in $(seq 300); do
+        [ "$(redis-cli -p "$redis_port" --scan --pattern 'campanile:*:pr:*' | head -1 |
+          xargs -r redis-cli -p "$redis_port" hlen)" = "$conns" ] && break
+        sleep 0.1
+      done
+      local began ended
+      began="$(date +%s%N)"
+      curl -fs "http://$ops/v1/rooms/here:0/presence" >"$scratch/here-list.json"
+      ended="$(date +%s%N)"
+      answer_ms="$(((ended - began) / 1000000))"
+      counted="$(field "$scratch/here-list.json" count)"
+    fi
+    declare "memory_$kind=$(($(redis_field memory used_memory) - memory))"
+    declare "cpu_$kind=$(($(redis_cpu_ms) - cpu))"
+    wait "$load" || true
+    declare "seconds_$kind=$(field "$scratch/$kind.json" connect seconds)"
+    kill -KILL "$node"
+  done
+  # shellcheck disable=SC2154 # declared above
+  {
+    echo "| all have joined, s | $seconds_plain | $seconds_here |"
+    echo "| Redis' memory for it, bytes a user | $((memory_plain / conns)) | $((memory_here / conns)) |"
+    echo "| its main thread's processor time, µs a user | $((cpu_plain * 1000 / conns)) | $((cpu_here * 1000 / conns)) |"
+    echo "| users that \`/v1/rooms/{id}/presence\` counts | | $counted |"
+    echo "| and how long it takes to say so, ms | | $answer_ms |"
+  }
+  echo
+  echo "commit $commit, $shards shards, $(nproc) cores"
+}
+
+publishes() {
+  local durability
+  echo "| \`benches/kept.sh publishes\` | publishes a second | µs of Redis' core each |"
+  echo "|---|---|---|"
+  for durability in none async replicated; do
+    start_redis
+    local master="$redis_port" space='default: history_size=0'
+    if [ "$durability" = replicated ]; then
+      start_redis --replicaof 127.0.0.1 "$master"
+      redis_port="$master"
+      has_replica() { [ "$(redis_field replication connected_slaves)" = 1 ]; }
+      wait_for has_replica
+    fi
+    [ "$durability" = none ] || space="default: history_size=100, durability=$durability"
+    shards=1
+    start_node --namespaces "$space"
+    local cpu
+    cpu="$(redis_cpu_ms)"
+    target/release/campanile load fanout --members 1 --rooms 200 --window 16 --duration-s 5 --json \
+      --url "ws://$address/ws" >"$scratch/load.json" 2>"$scratch/load.log" || true
+    [ -s "$scratch/load.json" ] || { cat "$scratch/load.log" "$scratch/log" >&2; exit 1; }
+    local sent
+    sent="$(metric backplane_publishes_total)"
+    awk -v what="$durability" -v sent="$sent" -v cpu="$(($(redis_cpu_ms) - cpu))" \
+      'BEGIN { printf "| %s | %.0f | %.1f |\n", what == "none" ? "no history" : "history, " what, sent / 5, cpu * 1000 / sent }'
+    kill -KILL "$node"
+  done
+  echo
+  echo "commit $commit, 1 shard, $(nproc) cores; 200 rooms of one member, 16 outstanding in each, 5 s"
+}
+
+"$what"
