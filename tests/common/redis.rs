@@ -15,9 +15,17 @@ use std::time::{Duration, Instant};
 pub struct Redis {
     pub port: u16,
     folder: PathBuf,
+    program: Program,
     /// What it is started with beside the usual.
     settings: Vec<String>,
     child: Option<Child>,
+}
+
+/// What is started.
+enum Program {
+    Server,
+    /// Its settings are the lines of a file that it writes into.
+    Sentinel,
 }
 
 impl Redis {
@@ -28,36 +36,82 @@ impl Redis {
 
     /// The same with settings, such as `--maxmemory-policy allkeys-lru`.
     pub fn start_with(settings: &[&str]) -> Redis {
+        Redis::start_on(free_port(), settings)
+    }
+
+    /// The same on a port that the caller has chosen.
+    pub fn start_on(port: u16, settings: &[&str]) -> Redis {
+        let settings = settings.iter().map(|word| (*word).to_owned()).collect();
+        Redis::begin(port, Program::Server, settings)
+    }
+
+    /// Starts a Sentinel with these lines in its file.
+    pub fn start_sentinel(lines: Vec<String>) -> Redis {
+        Redis::begin(free_port(), Program::Sentinel, lines)
+    }
+
+    fn begin(port: u16, program: Program, settings: Vec<String>) -> Redis {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let name = format!("campanile-redis-{}-{number}", std::process::id());
         let folder = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&folder).expect("a temporary folder");
-        let settings = settings.iter().map(|word| (*word).to_owned()).collect();
-        let mut redis = Redis { port: free_port(), folder, settings, child: None };
+        let mut redis = Redis { port, folder, program, settings, child: None };
         redis.restart();
         redis
     }
 
-    /// Starts it again after [`Redis::kill`], on the same port, empty.
+    /// Starts it again after [`Redis::kill`], on the same port: empty, unless its settings keep what
+    /// it had (`--appendonly yes`).
     pub fn restart(&mut self) {
+        self.restart_with(&[]);
+    }
+
+    /// The same with more settings for this time.
+    pub fn restart_with(&mut self, more: &[&str]) {
         assert!(self.child.is_none(), "it still runs");
-        let port = self.port.to_string();
-        let started = Command::new("redis-server")
-            .args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
-            .arg("--dir")
-            .arg(&self.folder)
-            .args(&self.settings)
+        let mut command = match self.program {
+            Program::Server => self.server(),
+            Program::Sentinel => self.sentinel(),
+        };
+        let started = command
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
         self.child = Some(started.unwrap_or_else(|error| {
-            panic!(
-                "redis-server does not start ({error}). Install it: apt-get install redis-server"
-            )
+            panic!("Redis does not start ({error}). Install it: apt-get install redis-server redis-sentinel")
         }));
-        wait_until("redis-server answers", || self.try_command(&["PING"]).is_some());
+        wait_until("Redis answers", || self.try_command(&["PING"]).is_some());
+    }
+
+    fn server(&self) -> Command {
+        let mut command = Command::new("redis-server");
+        let port = self.port.to_string();
+        command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        command.arg("--dir").arg(&self.folder).args(&self.settings);
+        command
+    }
+
+    fn sentinel(&self) -> Command {
+        let file = self.folder.join("sentinel.conf");
+        if !file.exists() {
+            let (port, folder) = (self.port, self.folder.display());
+            let mut text = format!("port {port}\nbind 127.0.0.1\ndir {folder}\n");
+            self.settings.iter().for_each(|line| text += &format!("{line}\n"));
+            std::fs::write(&file, text).expect("a file in our own folder");
+        }
+        let mut command = Command::new("redis-server");
+        command.arg(file).arg("--sentinel");
+        command
+    }
+
+    /// Forgets what its settings kept. It must not run.
+    pub fn wipe(&self) {
+        assert!(self.child.is_none(), "it still runs");
+        let _ = std::fs::remove_dir_all(self.folder.join("appendonlydir"));
+        let _ = std::fs::remove_file(self.folder.join("dump.rdb"));
     }
 
     /// What `--backplane` takes.
@@ -88,7 +142,8 @@ impl Redis {
         self.try_command(words).unwrap_or_else(|| panic!("no reply to {words:?}"))
     }
 
-    fn try_command(&self, words: &[&str]) -> Option<String> {
+    /// The same; `None` when there is no server or no reply within two seconds.
+    pub fn try_command(&self, words: &[&str]) -> Option<String> {
         let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
         self.command_bytes(&words)
     }
@@ -131,10 +186,22 @@ pub fn wait_until(state: &str, mut is_there: impl FnMut() -> bool) {
     }
 }
 
-/// A port that nobody listens on now.
+/// A port that nobody listens on now, below those that the kernel gives to whoever connects: a server
+/// that was killed finds it free when it comes back.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("it is bound").port()
+    const FIRST: u32 = 12_000;
+    const COUNT: u32 = 20_000;
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    // Test binaries that run at the same time begin at different places.
+    let start = std::process::id().wrapping_mul(211);
+    for _ in 0..COUNT {
+        let step = TRIED.fetch_add(1, Ordering::Relaxed);
+        let port = (FIRST + start.wrapping_add(step) % COUNT) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no port is free");
 }
 
 fn read_reply(reader: &mut BufReader<TcpStream>) -> Option<String> {
