@@ -2,13 +2,39 @@
 //! run fails, it is good to know that it was not the stage.
 
 use crate::Turn;
+use crate::board::Board;
 use crate::cluster::Cluster;
 use crate::proxy::{Proxy, Wire};
 use crate::redis::{Redis, wait_until};
+use crate::rng::Rng;
 use crate::sentinel::{Care, Sentinel};
+use crate::stage::{Fault, Kind, NODES, Stage};
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Every fault of a deployment once, without nodes of ours.
+pub fn suffer_alone(kind: Kind) {
+    let mut stage = Stage::without_nodes(kind, Arc::new(Board::new(NODES, 0, 0)));
+    let mut rng = Rng::new(1);
+    // Those that need somebody who has subscribed, or keys.
+    let cannot = [Fault::Node, Fault::Buffers, Fault::Migrate];
+    for fault in stage.faults().into_iter().filter(|fault| !cannot.contains(fault)) {
+        let began = Instant::now();
+        let mut open = None;
+        wait_until(&format!("{fault:?} can begin"), || {
+            open = stage.begin(fault, &mut rng);
+            open.is_some()
+        });
+        let open = open.expect("it has begun");
+        std::thread::sleep(stage.lasts(fault, &mut rng).min(Duration::from_secs(1)));
+        wait_until(&format!("{fault:?} may end"), || stage.may_end(&open));
+        stage.end(&open);
+        wait_until(&format!("Redis is whole after {fault:?}"), || stage.is_whole());
+        println!("  {} alone: {} in {:?}", kind.name(), fault.name(), began.elapsed());
+    }
+}
 
 #[test]
 fn sentinels_make_another_server_master_when_one_dies_and_take_it_back_as_a_replica() {

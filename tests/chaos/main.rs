@@ -3,8 +3,8 @@
 //!
 //! `cargo test --test chaos` plays a short run on each deployment. `tests/run.sh chaos` plays a long
 //! one. The environment chooses: `CHAOS_SEED`, `CHAOS_SECONDS`, `CHAOS_ON=sentinel`,
-//! `CHAOS_FAULTS=kill,freeze`, `CHAOS_COUNT=100` (so many faults, one after the other), and
-//! `CHAOS_MIN_REPLICAS=0`.
+//! `CHAOS_FAULTS=kill,freeze`, `CHAOS_COUNT=100` (so many faults, one after the other), `CHAOS_MIN_REPLICAS=0`,
+//! and `CHAOS_HASTY=1` (Sentinels that demote an old master at once, for many failovers).
 //!
 //! A seed says which faults come and who does what next; when it happens is the machine's affair, so
 //! the same seed is not the same run. Nothing here waits by sleeping for a state, and the one limit in
@@ -44,8 +44,8 @@ use stage::Kind;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-/// The deployments that the server can use. Those that are missing here are started and fail over in
-/// `deployments.rs` all the same; a run on them does nothing until their name stands here.
+/// The deployments that the server can use. Those that are missing here suffer without nodes of ours:
+/// each fault begins, ends, and Redis is whole again (`deployments.rs`).
 const READY: &[&str] = &["standalone"];
 
 /// How long a run for everybody is.
@@ -77,12 +77,13 @@ fn play(kind: Kind) {
     if !is_chosen {
         return;
     }
-    if !READY.contains(&kind.name()) {
-        assert!(chosen.is_none(), "the server cannot use {} yet (READY)", kind.name());
-        return;
-    }
     let _turn = Turn::wait();
-    run::play(&Wish::from_env(kind, SHORT));
+    if READY.contains(&kind.name()) {
+        run::play(&Wish::from_env(kind, SHORT));
+    } else {
+        assert!(chosen.is_none(), "the server cannot use {} yet (READY)", kind.name());
+        deployments::suffer_alone(kind);
+    }
 }
 
 #[test]

@@ -183,12 +183,15 @@ impl Run {
             && self.refused < TRIES_MAX
         {
             let fault = *self.rng.pick(&faults);
-            done += u32::from(self.suffer(fault, &faults));
+            let is_done = self.suffer(fault, &faults);
+            done += u32::from(is_done);
             self.collect();
-            if checked.elapsed() > CHECK_EVERY && self.is_well() {
+            let is_mark = self.wish.count.is_some() && is_done && done % 10 == 0;
+            if (is_mark || checked.elapsed() > CHECK_EVERY) && self.is_well() {
                 self.look();
                 checked = Instant::now();
-                println!("  {done} faults in {:?}: {}", began.elapsed(), self.faults_so_far());
+                let so_far = self.faults_so_far();
+                println!("  {done} faults in {} s: {so_far}", began.elapsed().as_secs());
             }
             let pause_ms = self.rng.below(400) as u64;
             self.board.rest(pause_ms);

@@ -16,6 +16,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 pub const NODES: usize = 3;
+/// The limit that Redis starts with.
+const USUAL_BUFFERS: &str = "pubsub 33554432 8388608 60";
 /// How long Redis may take to choose another master.
 const FAILOVER_MAX: Duration = Duration::from_secs(40);
 
@@ -154,6 +156,13 @@ pub struct Open {
 
 impl Stage {
     pub fn new(kind: Kind, board: Arc<Board>) -> Stage {
+        let mut stage = Stage::without_nodes(kind, board);
+        (0..NODES).for_each(|node| stage.start_node(node));
+        stage
+    }
+
+    /// The servers and the wires alone.
+    pub fn without_nodes(kind: Kind, board: Arc<Board>) -> Stage {
         // What is written survives a kill: it is with the kernel before it is answered.
         let keeps = ["--appendonly", "yes", "--appendfsync", "no"];
         let alone = |count: usize| (0..count).map(|_| Redis::start_with(&keeps)).collect();
@@ -161,19 +170,17 @@ impl Stage {
             Ok(number) => number.parse().expect("CHAOS_MIN_REPLICAS is a number"),
             Err(_) => 1,
         };
+        let is_hasty = std::env::var_os("CHAOS_HASTY").is_some();
+        let care = Care { min_replicas, is_hasty, ..Care::default() };
         let servers = match kind {
             Kind::Standalone => Servers::Alone(alone(1)),
             Kind::Several => Servers::Alone(alone(3)),
-            Kind::Sentinel => {
-                Servers::Sentinel(Sentinel::start(Care { min_replicas, ..Care::default() }))
-            }
+            Kind::Sentinel => Servers::Sentinel(Sentinel::start(care)),
             Kind::Cluster => Servers::Cluster(Cluster::start(min_replicas)),
         };
         let wires = wires(kind, &servers);
         let nodes = (0..NODES).map(|_| None).collect();
-        let mut stage = Stage { kind, servers, wires, nodes, board };
-        (0..NODES).for_each(|node| stage.start_node(node));
-        stage
+        Stage { kind, servers, wires, nodes, board }
     }
 
     fn url(&self, node: usize) -> String {
@@ -232,14 +239,13 @@ impl Stage {
         Fault::ALL.into_iter().filter(is_possible).collect()
     }
 
-    /// All is as it was: every server answers, leads or follows, and every node is up.
+    /// All is as it was: every server answers, leads or follows.
     pub fn is_whole(&self) -> bool {
-        let whole = match &self.servers {
+        match &self.servers {
             Servers::Alone(all) => all.iter().all(|one| one.try_command(&["PING"]).is_some()),
             Servers::Sentinel(all) => all.is_whole(),
             Servers::Cluster(all) => all.is_whole(),
-        };
-        whole && self.nodes.iter().all(Option::is_some)
+        }
     }
 
     /// A server that leads.
@@ -344,7 +350,7 @@ impl Stage {
             }
             Fault::Scripts => drop(server.try_command(&["SCRIPT", "FLUSH"])),
             Fault::Memory => drop(server.try_command(&["CONFIG", "SET", "maxmemory", "1000000"])),
-            Fault::Buffers => overrun(server),
+            Fault::Buffers => return overrun(server),
             _ => unreachable!("done above: {fault:?}"),
         }
         true
@@ -396,8 +402,7 @@ impl Stage {
                 let _ = self.server(target).try_command(&["CONFIG", "SET", "maxmemory", "0"]);
             }
             Fault::Buffers => {
-                let usual = "pubsub 33554432 8388608 60";
-                let words = ["CONFIG", "SET", "client-output-buffer-limit", usual];
+                let words = ["CONFIG", "SET", "client-output-buffer-limit", USUAL_BUFFERS];
                 let _ = self.server(target).try_command(&words);
             }
             fault if fault.is_of_the_wire() => self.wires[target].iter().for_each(Proxy::heal),
@@ -416,20 +421,36 @@ fn wires(kind: Kind, servers: &Servers) -> Vec<Vec<Proxy>> {
 }
 
 /// Says more at once than the output buffer of a subscriber may hold. It is valid, and about a room
-/// nobody is in.
-fn overrun(server: &Redis) {
-    let limit = "pubsub 1048576 0 0";
-    let _ = server.try_command(&["CONFIG", "SET", "client-output-buffer-limit", limit]);
+/// nobody is in. `false`: nobody was cut off for it.
+fn overrun(server: &Redis) -> bool {
     let ask = |words: &[&str]| server.try_command(words).unwrap_or_default();
+    let subscribers = || -> Vec<String> {
+        let list = ask(&["CLIENT", "LIST", "TYPE", "pubsub"]);
+        list.lines().filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
+    };
+    ask(&["CONFIG", "SET", "client-output-buffer-limit", "pubsub 1048576 0 0"]);
+    let before = subscribers();
     let (channel, command) = match ask(&["PUBSUB", "NUMSUB", "campanile:publish"]).ends_with(" 0") {
         false => ("campanile:publish".to_owned(), "PUBLISH"),
         // In a Cluster: into any channel of a probe.
         true => match ask(&["PUBSUB", "SHARDCHANNELS", "*probe-*"]).split(' ').next() {
             Some(channel) if !channel.is_empty() => (channel.to_owned(), "SPUBLISH"),
-            _ => return,
+            _ => return false,
         },
     };
-    let script = "local text = '{\"room_id\":\"nobody\",\"payload\":\"'..string.rep('x', 16000)..'\"}' \
-                  for i = 1, 200 do redis.call(ARGV[1], KEYS[1], text) end";
-    let _ = server.try_command(&["EVAL", script, "1", &channel, command]);
+    ask(&["EVAL", OVERRUN, "1", &channel, command]);
+    let until = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < until {
+        let after = subscribers();
+        if before.iter().any(|id| !after.contains(id)) {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    false
 }
+
+/// 3 MB in one step.
+const OVERRUN: &str = "
+    local text = '{\"room_id\":\"nobody\",\"payload\":\"' .. string.rep('x', 16000) .. '\"}'
+    for i = 1, 200 do redis.call(ARGV[1], KEYS[1], text) end";

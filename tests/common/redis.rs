@@ -81,7 +81,9 @@ impl Redis {
             .stderr(Stdio::null())
             .spawn();
         self.child = Some(started.unwrap_or_else(|error| {
-            panic!("Redis does not start ({error}). Install it: apt-get install redis-server redis-sentinel")
+            panic!(
+                "redis-server does not start ({error}). Install it: apt-get install redis-server"
+            )
         }));
         wait_until("Redis answers", || self.try_command(&["PING"]).is_some());
     }
