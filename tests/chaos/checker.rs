@@ -17,10 +17,16 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 /// (epoch, offset). A later epoch is a greater number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Place {
     pub epoch: u64,
     pub offset: u64,
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}:{}", self.epoch, self.offset)
+    }
 }
 
 /// What of the payload tells messages apart.
@@ -58,6 +64,20 @@ pub enum Told {
     NotRecovered {
         reason: String,
     },
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Event::Joined { at, since: None, .. } => write!(out, "joined at {at:?}"),
+            Event::Joined { at, since: Some(since), told } => {
+                write!(out, "joined at {at:?} since {since:?}: {told:?}")
+            }
+            Event::Heard { at, id } => write!(out, "heard {at:?} {id:#x}"),
+            Event::Lost { count } => write!(out, "lost {count}"),
+            Event::Away => write!(out, "away"),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -5,7 +5,7 @@ use crate::Turn;
 use crate::board::Board;
 use crate::cluster::Cluster;
 use crate::proxy::{Proxy, Wire};
-use crate::redis::{Redis, wait_until};
+use crate::redis::{Redis, wait_until, wait_within};
 use crate::rng::Rng;
 use crate::sentinel::{Care, Sentinel};
 use crate::stage::{Fault, Kind, NODES, Stage};
@@ -13,6 +13,11 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// A vote may be split, and is repeated only seconds later; twice is rare, and no mistake.
+fn wait_long(state: &str, is_there: impl FnMut() -> bool) {
+    wait_within(Duration::from_secs(60), state, is_there);
+}
 
 /// Every fault of a deployment once, without nodes of ours.
 pub fn suffer_alone(kind: Kind) {
@@ -23,16 +28,18 @@ pub fn suffer_alone(kind: Kind) {
     for fault in stage.faults().into_iter().filter(|fault| !cannot.contains(fault)) {
         let began = Instant::now();
         let mut open = None;
-        wait_until(&format!("{fault:?} can begin"), || {
+        wait_long(&format!("{fault:?} can begin"), || {
             open = stage.begin(fault, &mut rng);
             open.is_some()
         });
         let open = open.expect("it has begun");
         std::thread::sleep(stage.lasts(fault, &mut rng).min(Duration::from_secs(1)));
-        wait_until(&format!("{fault:?} may end"), || stage.may_end(&open));
+        wait_long(&format!("{fault:?} may end"), || stage.may_end(&open));
+        let lasted = began.elapsed();
         stage.end(&open);
-        wait_until(&format!("Redis is whole after {fault:?}"), || stage.is_whole());
-        println!("  {} alone: {} in {:?}", kind.name(), fault.name(), began.elapsed());
+        wait_long(&format!("Redis is whole after {fault:?}"), || stage.is_whole());
+        let (kind, fault, took) = (kind.name(), fault.name(), began.elapsed());
+        println!("  {kind} alone: {fault} lasted {lasted:.1?}, whole after {took:.1?}");
     }
 }
 
@@ -44,13 +51,13 @@ fn sentinels_make_another_server_master_when_one_dies_and_take_it_back_as_a_repl
     all.servers[first].command(&["SET", "kept", "1"]);
     assert_eq!(all.servers[first].command(&["WAIT", "2", "2000"]), "2");
     all.servers[first].kill();
-    wait_until("somebody else leads", || all.master().is_some_and(|master| master != first));
+    wait_long("somebody else leads", || all.master().is_some_and(|master| master != first));
     all.restart_as_replica(first);
-    wait_until("all are well", || all.is_whole());
+    wait_long("all are well", || all.is_whole());
     let second = all.master().expect("they agree");
     assert_eq!(all.servers[second].command(&["GET", "kept"]), "1");
     assert!(all.failover());
-    wait_until("it is somebody else again", || all.master().is_some_and(|at| at != second));
+    wait_long("it is somebody else again", || all.master().is_some_and(|at| at != second));
 }
 
 #[test]
@@ -60,8 +67,8 @@ fn a_replica_of_a_cluster_takes_over_and_slots_move_with_their_keys() {
     let first = all.masters()[0];
     assert!(all.failover(first));
     let leads = |all: &Cluster| all.masters().len() == 3 && !all.masters().contains(&first);
-    wait_until("the replica leads", || leads(&all));
-    wait_until("all are well", || all.is_whole());
+    wait_long("the replica leads", || leads(&all));
+    wait_long("all are well", || all.is_whole());
 
     let from = all.masters()[1];
     let keys: Vec<String> = (0..200).map(|n| format!("key-{n}")).collect();
@@ -73,12 +80,12 @@ fn a_replica_of_a_cluster_takes_over_and_slots_move_with_their_keys() {
     for slot in slots {
         assert!(all.migrate(slot, from, to).expect("it moves") >= 1);
     }
-    wait_until("all see where the slots are", || all.is_whole());
+    wait_long("all see where the slots are", || all.is_whole());
 
     all.servers[from].kill();
-    wait_until("its replica leads", || !all.masters().contains(&from) && all.masters().len() == 3);
+    wait_long("its replica leads", || !all.masters().contains(&from) && all.masters().len() == 3);
     all.servers[from].restart();
-    wait_until("it is back as a replica", || all.is_whole());
+    wait_long("it is back as a replica", || all.is_whole());
 }
 
 #[test]

@@ -105,11 +105,15 @@ impl Sentinel {
         reply.is_some_and(|reply| reply == "OK")
     }
 
-    /// Starts a server that was killed as a replica of the master of now.
+    /// Starts a server that was killed as a replica of the master of now, if there is another.
     pub fn restart_as_replica(&mut self, at: usize) {
-        let master = self.master().expect("somebody was made master meanwhile");
-        let master = format!("127.0.0.1 {}", self.servers[master].port);
-        self.servers[at].restart_with(&["--replicaof", &master]);
+        match self.master().filter(|&master| master != at) {
+            Some(master) => {
+                let master = format!("127.0.0.1 {}", self.servers[master].port);
+                self.servers[at].restart_with(&["--replicaof", &master]);
+            }
+            None => self.servers[at].restart(),
+        }
     }
 }
 
