@@ -225,6 +225,9 @@ impl Run {
             self.refused += 1;
             return false;
         };
+        if std::env::var_os("CHAOS_ALOUD").is_some() {
+            println!("    {} µs: {} for {lasts:?}", self.board.now_us(), fault.name());
+        }
         let other = *self.rng.pick(faults);
         if self.wish.count.is_none() && self.rng.chance(30) && other.goes_with(fault) {
             self.board.rest(lasts.as_millis() as u64 / 2);

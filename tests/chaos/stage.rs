@@ -16,6 +16,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 pub const NODES: usize = 3;
+/// How often a slot that does not move is tried again.
+const MOVES_MAX: usize = 20;
 /// The limit that Redis starts with.
 const USUAL_BUFFERS: &str = "pubsub 33554432 8388608 60";
 /// How long Redis may take to choose another master.
@@ -364,13 +366,18 @@ impl Stage {
         }
         let to = *rng.pick(&others);
         let slots = all.slots_with_keys(from, 6);
-        for slot in &slots {
-            if let Err(why) = all.migrate(*slot, from, to) {
-                println!("    slot {slot} from {from} to {to}: {why}");
-                return false;
-            }
-        }
-        !slots.is_empty()
+        // Half a move is not left behind: what was moved already is moved, and it goes on from there.
+        let moves = |slot: &u16| {
+            (0..MOVES_MAX).any(|_| {
+                let moved = all.migrate(*slot, from, to);
+                if let Err(why) = &moved {
+                    println!("    slot {slot} from {from} to {to}: {why}");
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                moved.is_ok()
+            })
+        };
+        !slots.is_empty() && slots.iter().all(moves)
     }
 
     /// Whether a fault that has lasted long enough may end: another server leads, where it should.

@@ -31,6 +31,8 @@ pub struct Watch {
     heard_us: Table,
     /// When that was said.
     sent_us: Table,
+    /// By node: when somebody spoke there last.
+    spoke_us: Vec<AtomicU64>,
     worst_deaf_and_ready_us: AtomicU64,
     /// Since it was last set to 0: the longest time without a delivery between two nodes that are up.
     pub deaf_us: AtomicU64,
@@ -44,8 +46,14 @@ impl Watch {
             (0..nodes).map(|_| (0..nodes).map(|_| row()).collect()).collect()
         };
         let (heard_us, sent_us) = (table(), table());
-        let (worst, deaf) = (AtomicU64::new(0), AtomicU64::new(0));
-        Watch { board, heard_us, sent_us, worst_deaf_and_ready_us: worst, deaf_us: deaf }
+        Watch {
+            board,
+            heard_us,
+            sent_us,
+            spoke_us: (0..nodes).map(|_| AtomicU64::new(0)).collect(),
+            worst_deaf_and_ready_us: AtomicU64::new(0),
+            deaf_us: AtomicU64::new(0),
+        }
     }
 
     pub fn worst_deaf_and_ready(&self) -> Duration {
@@ -108,6 +116,7 @@ impl Watch {
                     let say = json!({"room_id": format!("probe-{room}"), "payload": payload});
                     line.say(&say.to_string())?;
                 }
+                self.spoke_us[node].store(self.board.now_us(), SeqCst);
             }
             let Some(value) = line.hear(LOOK)? else { continue };
             let number = |at: usize| value["payload"][at].as_u64();
@@ -165,8 +174,12 @@ impl Watch {
                 self.worst_deaf_and_ready_us.fetch_max(us, SeqCst);
                 if us > DEAF_AND_READY_MAX_US && !episode.2 {
                     episode.2 = true;
+                    let ago = |node: usize| now.saturating_sub(self.spoke_us[node].load(SeqCst));
                     let _ = notes.send(Note::Trouble(format!(
-                        "deaf and ready: node {to} has not heard node {from} in probe-{room} for {us} µs"
+                        "at {now} µs: node {to} is deaf and ready: it has not heard node {from} in \
+                         probe-{room} for {us} µs (spoken there {} µs ago, here {} µs ago)",
+                        ago(from),
+                        ago(to),
                     )));
                 }
             }
