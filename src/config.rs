@@ -9,15 +9,17 @@
 //!
 //! Invariant: nothing here looks at the machine. What the values *mean* there is `plan.rs`.
 
+mod backplane;
 mod error;
 mod load;
 mod print;
 mod value;
 
+pub use backplane::{BackplaneUrl, Deployment, Login, RedisServers, redact_url};
 pub use error::{ConfigError, ConfigErrors, Source};
 pub use load::{FileText, Said};
 pub use print::{markdown, sample};
-pub use value::{BackplaneUrl, Kind, LogFormat, Scheduling, Steering, redact_url};
+pub use value::{Kind, LogFormat, Scheduling, Steering};
 
 use crate::auth::Rights;
 use crate::limits::Limits;
@@ -148,7 +150,7 @@ knobs! {
         listen: SocketAddr, "listen", "0.0.0.0:8080", Kind::Address,
             "The public port: WebSockets at /ws, the page at /. Port 0 takes any free one.";
         backplane: BackplaneUrl, "backplane", "memory", Kind::Backplane,
-            "How instances reach each other: `memory` for one instance alone, or the URL of a Redis server.";
+            "How instances reach each other: `memory` for one instance alone, or where Redis is: one server or several with commas between them (`redis://`), what Sentinel names (`redis+sentinel://`), or a Cluster (`redis+cluster://`).";
         shards: usize, "shards", "0", count(0, 1024, "shards"),
             "Shards, each a thread with its own connections. 0: one per core. May exceed the cores.";
         cores: Vec<usize>, "cores", "", Kind::Cores,
@@ -299,7 +301,7 @@ impl Config {
             ),
         );
         let is_plain =
-            matches!(&self.backplane, BackplaneUrl::Redis(url) if url.starts_with("redis:"));
+            matches!(&self.backplane, BackplaneUrl::Redis(servers) if !servers.login.is_tls);
         because(
             self.redis_tls_ca_file.is_some() && is_plain,
             "redis.tls_ca_file is set, and backplane is redis://, which speaks without TLS. Write \

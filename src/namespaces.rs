@@ -34,6 +34,15 @@ pub enum SlowConsumer {
     Conflate,
 }
 
+/// Who must have a message before its publisher is told that it is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// The master.
+    Async,
+    /// The master and a replica.
+    Replicated,
+}
+
 /// What holds for the rooms of one namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -41,6 +50,8 @@ pub struct Policy {
     pub history_size: usize,
     /// For how long they are kept.
     pub history_ttl_s: u64,
+    /// Who must have a message before it is acknowledged.
+    pub durability: Durability,
     /// Whether a join with `since` brings what was missed.
     pub recovery: bool,
     /// Who may join.
@@ -107,6 +118,14 @@ pub static SETTINGS: &[Setting] = &[
         doc: "For how long they are kept.",
         set: |policy, text| set(&mut policy.history_ttl_s, number(text, 1, HISTORY_TTL_S_MAX)?),
         get: |policy| policy.history_ttl_s.to_string(),
+    },
+    Setting {
+        key: "durability",
+        wanted: "one of async, replicated",
+        doc: "When a publish is acknowledged. async: when Redis has it. replicated: when one of its \
+              replicas has it too; if none says so within 500 ms, the outcome is unknown.",
+        set: |policy, text| set(&mut policy.durability, Durability::read(text)?),
+        get: |policy| policy.durability.name().to_owned(),
     },
     Setting {
         key: "recovery",
@@ -231,11 +250,27 @@ impl SlowConsumer {
     }
 }
 
+impl Durability {
+    const ALL: [Durability; 2] = [Durability::Async, Durability::Replicated];
+
+    fn name(self) -> &'static str {
+        match self {
+            Durability::Async => "async",
+            Durability::Replicated => "replicated",
+        }
+    }
+
+    fn read(text: &str) -> Option<Durability> {
+        Durability::ALL.into_iter().find(|durability| durability.name() == text)
+    }
+}
+
 impl Policy {
     /// Where nothing is said.
     pub const DEFAULT: Policy = Policy {
         history_size: 0,
         history_ttl_s: 300,
+        durability: Durability::Async,
         recovery: true,
         join: Who::Anyone,
         publish: Who::Anyone,
@@ -249,6 +284,11 @@ impl Policy {
     /// Whether messages are kept.
     pub fn has_history(&self) -> bool {
         self.history_size > 0
+    }
+
+    /// Whether a replica must have a message, too.
+    pub fn is_replicated(&self) -> bool {
+        self.has_history() && self.durability == Durability::Replicated
     }
 
     /// Whether a `conflate_key` means anything.
@@ -277,6 +317,11 @@ impl Namespaces {
     /// Whether any topic has a history.
     pub fn have_history(&self) -> bool {
         self.named.iter().any(|(_, policy)| policy.has_history())
+    }
+
+    /// Whether anything must be on a replica.
+    pub fn want_replicas(&self) -> bool {
+        self.named.iter().any(|(_, policy)| policy.is_replicated())
     }
 
     /// Whether it is known of any room who is there.
@@ -371,13 +416,15 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let text = "a: history_size=3, recovery=false, join=users; \
+        let text = "a: history_size=3, recovery=false, join=users, durability=replicated; \
                     b: publish=nobody, slow_consumer=conflate, slow_bytes_max=1000";
         let all = Namespaces::read(text).unwrap();
         assert_eq!(Namespaces::read(&all.write()), Ok(all.clone()));
         assert_eq!(all.named().map(|(name, _)| name).collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!(Namespaces::read(""), Ok(Namespaces::default()));
         assert!(all.have_history() && !Namespaces::default().have_history());
+        assert!(all.want_replicas());
+        assert!(!Namespaces::read("a: durability=replicated").unwrap().want_replicas());
         let here = Namespaces::read("a: presence=true, presence_grace_ms=0").unwrap();
         assert!(here.have_presence() && !all.have_presence() && !here.have_history());
         assert_eq!(Namespaces::read(&here.write()), Ok(here.clone()));
@@ -390,6 +437,7 @@ mod tests {
             ("chat: history", "has no ="),
             ("chat: history_size=-1", "from 0 to 100000"),
             ("chat: history_ttl_s=0", "from 1 to 2592000"),
+            ("chat: durability=sure", "async, replicated"),
             ("chat: recovery=maybe", "true or false"),
             ("chat: join=me", "anyone, users, nobody"),
             ("chat: slow_consumer=drop", "close, drop_oldest, conflate"),

@@ -8,8 +8,8 @@
 //! Invariant: nothing is opened, started or asked here, and no `Debug` output holds a secret.
 
 use crate::auth::Rights;
-use crate::config::{BackplaneUrl, Config, ConfigError, ConfigErrors, redact_url};
-pub use crate::config::{Scheduling, Steering};
+use crate::config::{BackplaneUrl, Config, ConfigError, ConfigErrors};
+pub use crate::config::{Deployment, Login, RedisServers, Scheduling, Steering};
 use crate::ids::{NodeId, ShardId};
 use crate::limits::Limits;
 use crate::namespaces::Namespaces;
@@ -87,15 +87,15 @@ pub struct AuthPlan {
 pub enum BackplanePlan {
     /// They do not: one node, in process.
     Memory,
-    /// One Redis server.
+    /// Through Redis.
     Redis(RedisPlan),
 }
 
-/// One Redis server.
+/// Redis, and how to deal with it.
 #[derive(Clone)]
 pub struct RedisPlan {
-    /// `redis://…` or `rediss://…`
-    pub url: String,
+    /// Where it is.
+    pub servers: RedisServers,
     /// What every channel and key starts with. Default `campanile`.
     pub prefix: String,
     /// How long a topic without members stays subscribed.
@@ -283,8 +283,8 @@ fn auth_plan(config: &Config) -> AuthPlan {
 fn backplane_plan(config: &Config) -> BackplanePlan {
     match &config.backplane {
         BackplaneUrl::Memory => BackplanePlan::Memory,
-        BackplaneUrl::Redis(url) => BackplanePlan::Redis(RedisPlan {
-            url: url.clone(),
+        BackplaneUrl::Redis(servers) => BackplanePlan::Redis(RedisPlan {
+            servers: servers.clone(),
             prefix: config.redis_prefix.clone(),
             linger_ms: config.redis_linger_ms,
             canary_interval_ms: config.redis_canary_interval_ms,
@@ -328,6 +328,13 @@ fn notices(config: &Config, machine: &Machine, plan: &Plan) -> Vec<Notice> {
             "auth.hmac_secret is shorter than {SECRET_BYTES_GOOD} bytes and easier to guess than \
              it need be. Take for example `openssl rand -base64 33`"
         )));
+    }
+    if plan.namespaces.want_replicas() && matches!(plan.backplane, BackplanePlan::Memory) {
+        notices.push(warning(
+            "durability = replicated means nothing with backplane = memory: there is no replica, and \
+             what is kept is gone when this process ends"
+                .to_owned(),
+        ));
     }
     let unmanned = cores_without_shard(machine, plan);
     if plan.steering == Steering::Cpu && !unmanned.is_empty() {
@@ -493,7 +500,7 @@ impl fmt::Debug for AuthPlan {
 impl fmt::Debug for RedisPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisPlan")
-            .field("url", &redact_url(&self.url))
+            .field("servers", &self.servers)
             .field("prefix", &self.prefix)
             .field("linger_ms", &self.linger_ms)
             .field("canary_interval_ms", &self.canary_interval_ms)

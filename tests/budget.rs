@@ -1,9 +1,9 @@
-//! What a delivery and an idle connection cost, counted: writes, buffers, allocations, bytes. A timing
-//! would not notice one allocation more; these do.
+//! What a delivery and an idle connection cost, counted: writes, buffers, allocations, bytes. A
+//! timing would not notice one allocation more; these do.
 //!
-//! What an idle connection with a user of its own and one room holds, on the shard's thread and on the
-//! backplane's, stands in [`ledger`], line by line; `benches/README.md` shows it beside the memory that
-//! a server really grows by.
+//! What an idle connection with a user of its own and one room holds, on the shard's thread and on
+//! the backplane's, stands in [`ledger`], line by line; `benches/README.md` shows it beside the
+//! memory that a server really grows by.
 
 #[path = "common/counting.rs"]
 mod counting;
@@ -304,7 +304,7 @@ fn confirm(local: &mut Local, end: &ShardEnd, shard: &mut Shard, batch: &mut Sen
     while let Some(item) = shard.poll_uplink() {
         let Uplink::Join { topic, at } = item else { panic!("nobody leaves or publishes") };
         if let Some(key) = local.join(topic, ShardId(0), at) {
-            local.subscribed(key);
+            local.subscribed(key, 0);
         }
     }
     local.flush();
@@ -382,8 +382,8 @@ fn connections_that_come_and_go_within_every_deadline_leave_nothing_behind() {
     assert!(grown <= 16 * 1024, "{grown} bytes more after ten times as many");
 }
 
-/// Where messages may give way, what a buffer is made from is noted: once for each round, however many
-/// members it is for, and nothing for any of them.
+/// Where messages may give way, what a buffer is made from is noted: once for each round, however
+/// many members it is for, and nothing for any of them.
 #[test]
 fn a_room_that_lets_messages_give_way_costs_its_quick_members_nothing_more() {
     let mut batch = SendBatch::default();

@@ -120,11 +120,7 @@ fn what_is_wrong_is_refused_with_exit_code_2_and_where_it_stands() {
             vec![&typo_at, "limits.message_bytes_max"],
         ),
         (vec!["serve", "--config", typo.path()], vec![], vec![&typo_at]),
-        (
-            vec!["serve", "--backplane", "redis+sentinel://h/m"],
-            vec![],
-            vec!["not yet in this version"],
-        ),
+        (vec!["serve", "--backplane", "redis+sentinel://h"], vec![], vec!["names no master"]),
         (vec!["serve", "--cores", "4000"], vec![], vec!["core 4000"]),
         (vec!["sing"], vec![], vec!["sing"]),
         (vec![], vec![], vec!["Usage"]),

@@ -2,10 +2,10 @@
 //!
 //! Two kinds of proof. *Addresses*: everything that two threads write to is made once at the start,
 //! by `link::channel::window` and for the metrics; its places are looked at, with the allocator and
-//! the limits of the real program. *Instructions*: a message is sent from the backplane to two shards,
-//! each on a thread of its own, and every instruction of all three is looked at
-//! (`common/stepper.rs`). What is said of a delivery, "no atomic", is counted here, and what is said
-//! of shards, "they share nothing", comes out as two sets of lines without a common one.
+//! the limits of the real program. *Instructions*: a message is sent from the backplane to two
+//! shards, each on a thread of its own, and every instruction of all three is looked at
+//! (`common/stepper.rs`). What is said of a delivery, "no atomic", is counted here, and what is
+//! said of shards, "they share nothing", comes out as two sets of lines without a common one.
 //!
 //! What they do share is exact: a frame for several shards is one buffer, which they read, with one
 //! count of its owners, which each of them decrements once, whatever the number of its members.
@@ -191,7 +191,7 @@ mod delivery {
             while let Some(item) = local.end.shards[index].try_recv() {
                 let Uplink::Join { topic, at } = item else { panic!("nobody leaves or publishes") };
                 if let Some(key) = local.join(topic, ShardId(index as u16), at) {
-                    local.subscribed(key);
+                    local.subscribed(key, 0);
                 }
             }
         }

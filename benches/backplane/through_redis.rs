@@ -7,7 +7,7 @@ use super::{Size, Spread};
 use campanile::config::Config;
 use campanile::ids::TopicName;
 use campanile::link::channel::ShardEnd;
-use campanile::plan::{BackplanePlan, RedisPlan};
+use campanile::plan::{BackplanePlan, RedisPlan, RedisServers};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -98,7 +98,7 @@ struct Rate {
 fn nodes(redis: &Redis) -> [(ShardEnd, Backplane); 2] {
     let config = Config::default();
     let plan = RedisPlan {
-        url: redis.url(),
+        servers: RedisServers::read(&redis.url()).unwrap(),
         prefix: "bench".into(),
         linger_ms: config.redis_linger_ms,
         canary_interval_ms: config.redis_canary_interval_ms,

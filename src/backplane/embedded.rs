@@ -198,7 +198,7 @@ impl Transport for Embedded {
         let mut asked = std::mem::take(&mut self.asked);
         for asked in asked.drain(..) {
             match asked {
-                Asked::Subscribe(key) => local.subscribed(key),
+                Asked::Subscribe(key) => _ = local.subscribed(key, 0),
                 Asked::Publish(publish) => self.publish_now(publish, now, local),
                 Asked::Recover(shard, ask) => self.recover_now(shard, *ask, now, local),
                 Asked::History(ask) => self.tell(*ask, now, local),

@@ -9,14 +9,19 @@
 //! A topic whose last member left stays for a while (*lingers*): a page that reloads comes back to
 //! a subscription that is still there.
 //!
+//! Behind a backplane of several servers every topic is on one of them, by its partition.
+//!
 //! Invariant: a topic is *confirmed* only for the link it was confirmed on. A link that is lost
-//! takes all confirmations with it, by one number, without a walk over a million entries.
+//! takes all confirmations with it, by one number, without a walk over a million entries; and so
+//! does a topic that moves to another server.
 
+use super::redis::names::{PARTITIONS, partition};
 use crate::ids::{ShardId, SlotId, TopicId, TopicName};
 use crate::slots::Slots;
 use hashbrown::{DefaultHashBuilder, HashTable};
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A topic as this thread numbers it.
@@ -136,9 +141,43 @@ pub struct Interest {
     entries: Slots<Entry>,
     lingering: VecDeque<Lingering>,
     linger: Duration,
-    link: u32,
-    confirmed: usize,
+    servers: Servers,
     leaves: u32,
+}
+
+/// Which server has which topics, and the number of the link to each.
+struct Servers {
+    owners: Arc<[u16; PARTITIONS]>,
+    links: Vec<Link>,
+    /// Numbers given so far.
+    numbers: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Link {
+    number: u32,
+    confirmed: usize,
+}
+
+impl Servers {
+    /// One, which has everything.
+    fn one() -> Servers {
+        let links = vec![Link { number: 1, confirmed: 0 }];
+        Servers { owners: Arc::new([0; PARTITIONS]), links, numbers: 1 }
+    }
+
+    fn of(&self, topic: &str) -> usize {
+        match &self.links[..] {
+            [_] => 0,
+            _ => usize::from(self.owners[usize::from(partition(topic))]),
+        }
+    }
+
+    /// No other link has ever had this number. 0 is none.
+    fn next_number(&mut self) -> u32 {
+        self.numbers = self.numbers.wrapping_add(1).max(1);
+        self.numbers
+    }
 }
 
 struct Lingering {
@@ -156,8 +195,7 @@ impl Interest {
             entries: Slots::with_max(u32::MAX as usize),
             lingering: VecDeque::new(),
             linger,
-            link: 1,
-            confirmed: 0,
+            servers: Servers::one(),
             leaves: 0,
         }
     }
@@ -167,9 +205,19 @@ impl Interest {
         self.entries.len()
     }
 
-    /// How many of them are confirmed on this link.
+    /// How many of them are confirmed.
     pub fn confirmed(&self) -> usize {
-        self.confirmed
+        self.servers.links.iter().map(|link| link.confirmed).sum()
+    }
+
+    /// How many are confirmed on the link to one server.
+    pub fn confirmed_by(&self, server: usize) -> usize {
+        self.servers.links[server].confirmed
+    }
+
+    /// The server of a topic.
+    pub fn server_of(&self, topic: &str) -> usize {
+        self.servers.of(topic)
     }
 
     /// One past the highest place: the range that [`Interest::name_at`] knows.
@@ -181,7 +229,7 @@ impl Interest {
     pub fn join(&mut self, topic: TopicName, shard: ShardId, at: TopicId) -> Joined {
         let hash = self.hash(topic.as_str());
         if let Some(index) = self.index_of(hash, topic.as_str()) {
-            let link = self.link;
+            let link = self.servers.links[self.servers.of(topic.as_str())].number;
             let entry = self.entries.at_mut(index).expect("the table names living entries only");
             let confirmed = entry.link == link;
             entry.members.put(Member { shard, at, answered: confirmed });
@@ -240,28 +288,75 @@ impl Interest {
         Some((self.entries.id_at(index)?, &self.entries.at(index)?.name))
     }
 
-    /// The transport listens for a topic now. Calls `answer` for each `Join` that still waits.
-    /// The topic may have left meanwhile.
-    pub fn confirm(&mut self, key: TopicKey, mut answer: impl FnMut(ShardId, TopicId)) {
-        let link = self.link;
-        let Some(entry) = self.entries.get_mut(key) else { return };
-        self.confirmed += usize::from(entry.link != link);
-        entry.link = link;
+    /// A server has confirmed a topic. Calls `answer` for each `Join` that still waits. The topic may
+    /// have left meanwhile, or moved to another server: then nothing is true. Whether it is.
+    pub fn confirm(
+        &mut self,
+        key: TopicKey,
+        server: usize,
+        mut answer: impl FnMut(ShardId, TopicId),
+    ) -> bool {
+        let Some(entry) = self.entries.get_mut(key) else { return false };
+        if self.servers.of(entry.name.as_str()) != server {
+            return false;
+        }
+        let link = &mut self.servers.links[server];
+        link.confirmed += usize::from(entry.link != link.number);
+        entry.link = link.number;
         for member in entry.members.as_mut_slice().iter_mut().filter(|m| !m.answered) {
             member.answered = true;
             answer(member.shard, member.at);
         }
+        true
     }
 
-    /// The link is lost, and every confirmation with it.
-    pub fn lose_link(&mut self) {
-        self.link = self.link.wrapping_add(1).max(1);
-        self.confirmed = 0;
+    /// A server has taken a subscription away that it had confirmed. Answers under which key, if it
+    /// had, and the topic is still wanted from it.
+    pub fn take_back(&mut self, topic: &str, server: usize) -> Option<TopicKey> {
+        let index = self.index_of(self.hash(topic), topic)?;
+        let entry = self.entries.at_mut(index).expect("the table names living entries only");
+        let is_there = self.servers.of(topic) == server;
+        let link = &mut self.servers.links[server];
+        if !is_there || entry.link != link.number {
+            return None;
+        }
+        link.confirmed -= 1;
+        entry.link = 0;
+        self.entries.id_at(index)
+    }
+
+    /// The link to a server is lost, and every confirmation with it.
+    pub fn lose_link(&mut self, server: usize) {
+        let number = self.servers.next_number();
+        self.servers.links[server] = Link { number, confirmed: 0 };
+    }
+
+    /// Topics are on these servers from now on. `from`: for each server, which one it was before;
+    /// `None`: it is new, and has no link yet. What moved is not confirmed any more.
+    pub fn set_servers(&mut self, owners: Arc<[u16; PARTITIONS]>, from: &[Option<usize>]) {
+        let mut links = Vec::with_capacity(from.len());
+        for from in from {
+            let number = match from {
+                Some(before) => self.servers.links[*before].number,
+                None => self.servers.next_number(),
+            };
+            links.push(Link { number, confirmed: 0 });
+        }
+        self.servers.links = links;
+        self.servers.owners = owners;
+        for index in 0..self.high() {
+            let Some(entry) = self.entries.at(index) else { continue };
+            let server = self.servers.of(entry.name.as_str());
+            let link = &mut self.servers.links[server];
+            link.confirmed += usize::from(entry.link == link.number);
+        }
     }
 
     fn forget(&mut self, key: TopicKey) -> TopicName {
         let entry = self.entries.remove(key).expect("only living entries are forgotten");
-        self.confirmed -= usize::from(entry.link == self.link);
+        let server = self.servers.of(entry.name.as_str());
+        let link = &mut self.servers.links[server];
+        link.confirmed -= usize::from(entry.link == link.number);
         let hash = self.hash(entry.name.as_str());
         self.places
             .find_entry(spread(hash), |place| place.index == key.index)
@@ -323,7 +418,7 @@ mod tests {
         let key = subscribe(&mut interest, "a", ONE, 10);
         assert_eq!(interest.join(room("a"), TWO, at(20)), Joined::Later);
         let mut answered = Vec::new();
-        interest.confirm(key, |shard, at| answered.push((shard.0, at.0.index)));
+        interest.confirm(key, 0, |shard, at| answered.push((shard.0, at.0.index)));
         assert_eq!(answered, [(1, 10), (2, 20)]);
         assert_eq!(interest.join(room("a"), ShardId(3), at(30)), Joined::Now);
         assert_eq!(shards(&interest, "r:a"), [(1, 10), (2, 20), (3, 30)]);
@@ -342,7 +437,7 @@ mod tests {
         let mut interest = Interest::new(Duration::from_secs(15));
         let now = Instant::now();
         let key = subscribe(&mut interest, "a", ONE, 1);
-        interest.confirm(key, |_, _| {});
+        interest.confirm(key, 0, |_, _| {});
         interest.leave(&room("a"), ONE, at(1), now);
         assert_eq!(shards(&interest, "r:a"), []);
         assert_eq!(interest.join(room("a"), TWO, at(2)), Joined::Now);
@@ -356,15 +451,39 @@ mod tests {
     fn a_lost_link_takes_all_confirmations_but_no_second_answer_follows() {
         let mut interest = Interest::new(Duration::ZERO);
         let key = subscribe(&mut interest, "a", ONE, 1);
-        interest.confirm(key, |_, _| {});
-        interest.lose_link();
+        interest.confirm(key, 0, |_, _| {});
+        interest.lose_link(0);
         assert_eq!(interest.join(room("a"), TWO, at(2)), Joined::Later);
         let mut answered = Vec::new();
         assert_eq!(interest.confirmed(), 0);
-        interest.confirm(key, |shard, _| answered.push(shard));
+        interest.confirm(key, 0, |shard, _| answered.push(shard));
         assert_eq!(answered, [TWO]);
-        interest.confirm(key, |_, _| panic!("answered already"));
+        interest.confirm(key, 0, |_, _| panic!("answered already"));
         assert_eq!(interest.confirmed(), 1);
+    }
+
+    #[test]
+    fn a_topic_that_moves_is_confirmed_by_its_new_server_only() {
+        let mut interest = Interest::new(Duration::ZERO);
+        let keys: Vec<_> =
+            (0..64).map(|n| subscribe(&mut interest, &n.to_string(), ONE, n)).collect();
+        keys.iter().for_each(|key| _ = interest.confirm(*key, 0, |_, _| {}));
+        let name = |n: u32| format!("r:{n}");
+        let moved = partition(&name(7));
+        let mut owners = [1; PARTITIONS];
+        owners[usize::from(moved)] = 0;
+        // What was the only server is the second one now.
+        interest.set_servers(Arc::new(owners), &[None, Some(0)]);
+        let stayed = (0..64).filter(|n| partition(&name(*n)) != moved).count();
+        assert_eq!((interest.confirmed_by(0), interest.confirmed_by(1)), (0, stayed));
+        assert!(!interest.confirm(keys[7], 1, |_, _| panic!("answered already")));
+        assert_eq!(interest.join(room("7"), TWO, at(99)), Joined::Later);
+        assert!(interest.confirm(keys[7], 0, |shard, _| assert_eq!(shard, TWO)));
+        assert_eq!(interest.take_back(&name(7), 1), None, "it is not there");
+        assert_eq!(interest.take_back(&name(7), 0), Some(keys[7]));
+        assert_eq!(interest.take_back(&name(7), 0), None, "it was taken back already");
+        interest.lose_link(1);
+        assert_eq!(interest.confirmed(), 0);
     }
 
     #[test]
@@ -375,7 +494,7 @@ mod tests {
         interest.leave(&room("a"), ONE, at(1), now);
         assert_eq!(interest.take_expired(now), Some(room("a")));
         let _fresh = subscribe(&mut interest, "a", ONE, 2);
-        interest.confirm(stale, |_, _| panic!("nobody asked under this key"));
+        interest.confirm(stale, 0, |_, _| panic!("nobody asked under this key"));
         assert_eq!(interest.join(room("a"), TWO, at(3)), Joined::Later);
     }
 

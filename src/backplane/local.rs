@@ -169,13 +169,14 @@ impl Local {
         self.interest.leave(topic, shard, at, now);
     }
 
-    /// The transport listens for a topic now: whoever waits for that is told.
-    pub fn subscribed(&mut self, key: TopicKey) {
+    /// A server of the transport listens for a topic now: whoever waits for that is told. Whether the
+    /// topic is still wanted from it.
+    pub fn subscribed(&mut self, key: TopicKey, server: usize) -> bool {
         let (lanes, ports) = (&mut self.lanes, &self.end.shards);
-        self.interest.confirm(key, |shard, at| {
+        self.interest.confirm(key, server, |shard, at| {
             let index = usize::from(shard.0);
             lanes[index].answer(&ports[index], Downlink::Joined { at });
-        });
+        })
     }
 
     /// Whoever wants to be in a topic with a history hears where it is, behind all deliveries that

@@ -164,13 +164,28 @@ impl Presence {
 
     /// Time passes: whose grace is over has left.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.handle_timeout_unless(now, |_| None);
+    }
+
+    /// The same, but a room may hold everybody: then their graces last until the time it answers.
+    pub fn handle_timeout_unless(
+        &mut self,
+        now: Instant,
+        held_until: impl Fn(&TopicName) -> Option<Instant>,
+    ) {
         while let Some(first) = self.leaving.first_entry() {
             let &(due, line) = first.key();
             if due > now {
                 return;
             }
             let (topic, user) = first.remove();
-            self.end_grace(topic, user, line);
+            match held_until(&topic) {
+                None => self.end_grace(topic, user, line),
+                Some(until) => {
+                    assert!(until > now);
+                    self.leaving.insert((until, line), (topic, user));
+                }
+            }
         }
     }
 

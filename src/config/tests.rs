@@ -29,15 +29,15 @@ fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
         ("ops.listen", vec!["127.0.0.1:1"], vec![":9090", "x:1"]),
         (
             "backplane",
-            vec!["memory", "redis://h", "rediss://u:p@h:6380/1", "redis://[::1]:6379"],
             vec![
-                "",
-                "redis://",
-                "redis:///0",
-                "http://h",
-                "redis+sentinel://h/m",
-                "redis+cluster://h",
+                "memory",
+                "redis://h",
+                "rediss://u:p@h:6380/1",
+                "redis://[::1]:6379,i",
+                "redis+sentinel://u:p@h,i:1/m,n/3?sentinel_password=x",
+                "rediss+cluster://h,i:1",
             ],
+            vec!["", "redis:///0", "http://h", "redis://h,h", "redis+sentinel://h"],
         ),
         ("shards", vec!["0", "60"], vec!["-1", "1025", "two", "1.5"]),
         ("cores", vec!["", "0", "0-3,6"], vec!["3-0", "a", "0,0", "0-2,1", "0-99999999", "-"]),
@@ -325,25 +325,4 @@ fn no_message_and_no_log_shows_a_secret() {
         let text = complaint(&said(&[(key, wrong)], &[], None));
         assert!(!text.contains("hunter2"), "{text}");
     }
-}
-
-#[test]
-fn what_is_not_yet_in_this_version_says_so() {
-    for url in ["redis+sentinel://h1,h2/m", "redis+cluster://h1,h2"] {
-        let text = complaint(&said(&[("backplane", url)], &[], None));
-        assert!(text.contains("not yet in this version"), "{text}");
-    }
-}
-
-#[test]
-fn a_redis_url_leads_to_a_host_and_a_port() {
-    for (url, place) in [
-        ("redis://h", "h:6379"),
-        ("rediss://u:p@h:7/1", "h:7"),
-        ("redis://[::1]:7", "[::1]:7"),
-        ("redis://[::1]", "[::1]:6379"),
-    ] {
-        assert_eq!(by_flag("backplane", url).unwrap().backplane.host_port().unwrap(), place);
-    }
-    assert_eq!(BackplaneUrl::Memory.host_port(), None);
 }

@@ -3,6 +3,7 @@
 //! Flags and environment are text; values of the file are brought into the same text first, so
 //! there is one parser a kind. [`Kind`] judges ranges, [`Value`] turns text into the field's type.
 
+use super::backplane::{BackplaneUrl, RedisServers};
 use crate::auth::Rights;
 use crate::ids::is_name;
 use crate::namespaces::{Namespaces, SETTINGS};
@@ -13,7 +14,7 @@ use std::net::SocketAddr;
 pub enum Kind {
     /// An IP address and a port.
     Address,
-    /// `memory` or a Redis URL.
+    /// `memory` or where Redis is.
     Backplane,
     /// `true` or `false`.
     Bool,
@@ -60,9 +61,10 @@ impl Kind {
     pub fn wanted(&self) -> String {
         match self {
             Kind::Address => "an IP address and a port, such as 0.0.0.0:8080 or [::]:8080".into(),
-            Kind::Backplane => {
-                "memory, redis://[user:password@]host[:port][/db] or rediss://… (TLS)".into()
-            }
+            Kind::Backplane => "memory, redis://[user:password@]host[:port][,host…][/db], \
+                 redis+sentinel://[…@]sentinel[:port][,…]/master[,…][/db], \
+                 redis+cluster://[…@]host[:port][,…]; or rediss… (TLS)"
+                .into(),
             Kind::Bool => "true or false".into(),
             Kind::BoolAuto => "true, false or auto".into(),
             Kind::Number { min, max, unit } => {
@@ -326,65 +328,17 @@ impl Value for Steering {
     }
 }
 
-/// How instances reach each other.
-#[derive(Clone, PartialEq, Eq)]
-pub enum BackplaneUrl {
-    /// They do not: one instance, in process.
-    Memory,
-    /// The URL of one Redis server. May hold a password: show it through [`redact_url`] only.
-    Redis(String),
-}
-
 impl Value for BackplaneUrl {
     fn read(text: &str) -> Result<BackplaneUrl, String> {
-        let (scheme, rest) = text.split_once("://").unwrap_or((text, ""));
-        match scheme {
-            "memory" if text == "memory" => Ok(BackplaneUrl::Memory),
-            "redis" | "rediss" => {
-                if host_of(rest).is_empty() {
-                    return Err("The URL names no host. ".to_owned());
-                }
-                Ok(BackplaneUrl::Redis(text.to_owned()))
-            }
-            "redis+sentinel" | "rediss+sentinel" => {
-                Err("Redis Sentinel is not yet in this version. ".to_owned())
-            }
-            "redis+cluster" | "rediss+cluster" => {
-                Err("Redis Cluster is not yet in this version. ".to_owned())
-            }
-            _ => Err(String::new()),
+        match text {
+            "memory" => Ok(BackplaneUrl::Memory),
+            _ => RedisServers::read(text).map(BackplaneUrl::Redis),
         }
     }
     fn write(&self) -> String {
         match self {
             BackplaneUrl::Memory => "memory".to_owned(),
-            BackplaneUrl::Redis(url) => url.clone(),
+            BackplaneUrl::Redis(servers) => servers.text().to_owned(),
         }
-    }
-}
-
-/// `host:port` of what follows `scheme://`.
-fn host_of(rest: &str) -> &str {
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or("");
-    authority.rsplit_once('@').map_or(authority, |(_, host)| host)
-}
-
-impl BackplaneUrl {
-    /// `host:port` to connect to, the port filled in; `None` in memory.
-    pub fn host_port(&self) -> Option<String> {
-        let BackplaneUrl::Redis(url) = self else { return None };
-        let host = host_of(url.split_once("://").map_or("", |(_, rest)| rest));
-        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        Some(if has_port { host.to_owned() } else { format!("{host}:6379") })
-    }
-}
-
-/// A URL as it may be shown: whatever stands before an `@` is left out, so is the query.
-pub fn redact_url(url: &str) -> String {
-    let url = url.split(['?', '#']).next().unwrap_or("");
-    match (url.split_once("://"), url.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://***@{host}"),
-        (None, Some((_, host))) => format!("***@{host}"),
-        _ => url.to_owned(),
     }
 }

@@ -1,8 +1,13 @@
-//! One suite for both backplanes: what holds in process must hold through Redis, and the other way.
+//! One suite for all backplanes: what holds in process must hold through Redis, however that is
+//! deployed, and the other way.
 //!
-//! `suite` tells each story once; here it is run in both worlds. `redis_only` has what only a
+//! `suite`, `histories` and `presences` tell each story once; here it is run in every world: in process,
+//! through one server, through three that share the topics, through a master that sentinels name, and
+//! through a Cluster. `redis_only` has what only a
 //! server can do to us: die, stand still, come back, say nonsense.
 
+#[path = "../common/cluster.rs"]
+mod cluster;
 mod histories;
 mod kept_faults;
 mod presence_faults;
@@ -10,6 +15,8 @@ mod presences;
 #[path = "../common/redis.rs"]
 mod redis;
 mod redis_only;
+#[path = "../common/sentinel.rs"]
+mod sentinel;
 mod suite;
 mod world;
 
@@ -31,43 +38,37 @@ fn backed() -> Build {
     Build { downlink_items_max: 8, ..Build::usual() }
 }
 
-macro_rules! kept_in_both_worlds {
-    ($($build:ident: $story:ident,)+) => {
-        mod kept_in_process {
-            use crate::world::World;
-            $( #[test] fn $story() { crate::histories::$story(World::embedded(crate::$build())); } )+
-        }
-        mod kept_by_redis {
-            use crate::world::World;
-            $( #[test] fn $story() { crate::histories::$story(World::redis(crate::$build())); } )+
+macro_rules! in_every_world {
+    ($($suite:ident: $($build:ident: $story:ident,)+;)+) => {
+        in_world! { embedded, in_process: $($suite: $($build: $story,)+;)+ }
+        in_world! { redis, through_redis: $($suite: $($build: $story,)+;)+ }
+        in_world! { several, through_several: $($suite: $($build: $story,)+;)+ }
+        in_world! { sentinel, through_sentinel: $($suite: $($build: $story,)+;)+ }
+        in_world! { cluster, through_cluster: $($suite: $($build: $story,)+;)+ }
+    };
+}
+
+macro_rules! in_world {
+    ($world:ident, $through:ident: $($suite:ident: $($build:ident: $story:ident,)+;)+) => {
+        mod $through {
+            $( mod $suite {
+                use crate::world::World;
+                $( #[test] fn $story() { crate::$suite::$story(World::$world(crate::$build())); } )+
+            } )+
         }
     };
 }
 
-kept_in_both_worlds! {
+in_every_world! {
+    histories:
     usual: every_join_learns_the_position_and_deliveries_go_on_from_there,
     usual: who_was_away_gets_what_was_said_meanwhile,
     usual: what_cannot_be_brought_back_is_told_with_its_reason,
     usual: an_answer_stands_between_what_came_before_and_what_follows,
     usual: a_retry_under_the_same_key_is_said_once,
     usual: a_history_is_read_page_by_page_by_clients_and_operators,
-}
-
-macro_rules! in_both_worlds {
-    ($suite:ident: $embedded:ident, $through_redis:ident; $($build:ident: $story:ident,)+) => {
-        mod $embedded {
-            use crate::world::World;
-            $( #[test] fn $story() { crate::$suite::$story(World::embedded(crate::$build())); } )+
-        }
-        mod $through_redis {
-            use crate::world::World;
-            $( #[test] fn $story() { crate::$suite::$story(World::redis(crate::$build())); } )+
-        }
-    };
-}
-
-in_both_worlds! {
-    presences: presences_in_process, presences_through_redis;
+    ;
+    presences:
     usual: members_hear_who_comes_and_who_goes,
     usual: a_return_within_the_grace_is_no_news,
     usual: a_user_in_two_places_is_one_user,
@@ -75,10 +76,8 @@ in_both_worlds! {
     usual: a_room_with_more_users_than_are_told_of_answers_all_the_same,
     usual: what_a_user_says_of_themselves_is_listed,
     usual: an_operator_learns_who_is_there,
-}
-
-in_both_worlds! {
-    suite: embedded, through_redis;
+    ;
+    suite:
     usual: every_shard_of_every_node_with_members_hears_and_no_other,
     usual: the_order_of_a_publisher_is_kept_in_its_topic,
     usual: a_sender_is_excepted_on_its_own_shard_only,
@@ -94,4 +93,5 @@ in_both_worlds! {
     usual: the_ops_thread_publishes_and_is_called_back,
     usual: payloads_travel_byte_for_byte,
     usual: the_thread_ends_when_its_last_shard_has_ended,
+    ;
 }

@@ -31,8 +31,8 @@ fn the_users_of_a_node_that_died_leave_and_those_who_are_elsewhere_stay() {
     wait_for_list(hall, &topic, &[user("bob", 1)]);
     wait_until("nothing of it is left", || {
         let redis = world.redis.as_ref().expect("a world with Redis");
-        redis.command(&["KEYS", "test:npx:*"]).split_whitespace().count() == 1
-            && redis.command(&["SCARD", "test:nodes"]) == "1"
+        redis.command(&["KEYS", "test:*:npx:*"]).split_whitespace().count() == 1
+            && redis.command(&["SCARD", "test:{p637}:nodes"]) == "1"
             && redis.command(&["KEYS", "test:*:pr:*"]).split_whitespace().count() == 1
     });
     wait_until("it is counted", || world.nodes[0].counters().presence_reaped == 1);
@@ -100,14 +100,14 @@ fn a_node_that_was_taken_for_dead_comes_back_with_all_its_users() {
     let redis = world.redis.as_ref().expect("a world with Redis");
     let node = world.nodes[0].shards[0].node;
     // As another node does it that has not seen its sign of life.
-    redis.command(&["SET", &format!("test:reaped:{node}"), "1"]);
+    redis.command(&["SET", &format!("test:{{p637}}:reaped:{node}"), "1"]);
     let part = partition("r:here:a");
     redis.command(&["DEL", &format!("test:{{p{part}}}:pr:r:here:a:{node}")]);
     redis.command(&["DEL", &format!("test:{{p{part}}}:prn:r:here:a")]);
     let (_, hall) = world.two_shards();
     assert_eq!(news(hall), joined("here:a", "ann"));
     wait_for_list(hall, &room("here:a"), &[user("ann", 1)]);
-    assert_eq!(redis.command(&["EXISTS", &format!("test:reaped:{node}")]), "0");
+    assert_eq!(redis.command(&["EXISTS", &format!("test:{{p637}}:reaped:{node}")]), "0");
 }
 
 #[test]

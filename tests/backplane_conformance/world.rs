@@ -1,6 +1,8 @@
 //! Nodes without clients: backplane threads, and shards played by the test.
 
+use crate::cluster::Cluster;
 use crate::redis::{Redis, wait_until};
+use crate::sentinel::{Care, Sentinel};
 use bytes::Bytes;
 use campanile::auth::Rights;
 use campanile::backplane;
@@ -14,12 +16,15 @@ use campanile::link::{
 };
 use campanile::metrics::{BackplaneCounters, BackplaneMirror};
 use campanile::namespaces::Namespaces;
-use campanile::plan::{AuthPlan, BackplanePlan, Plan, RedisPlan, Scheduling, ShardPlan, Steering};
+use campanile::plan::{
+    AuthPlan, BackplanePlan, Plan, RedisPlan, RedisServers, Scheduling, ShardPlan, Steering,
+};
 use campanile::protocol::{Dialect, Here, Recovery, RequestId};
 use campanile::ws::encode;
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -54,10 +59,34 @@ pub struct Node {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Some nodes, and the server between them unless there is only one.
+/// Some nodes, and what is between them unless there is only one.
 pub struct World {
     pub nodes: Vec<Node>,
     pub redis: Option<Redis>,
+    /// Servers that other worlds use at the same time, under other names.
+    _shared: Option<Arc<Shared>>,
+}
+
+/// Deployments that take seconds to start: one for all worlds that are alive together.
+#[derive(Default)]
+struct Shared {
+    several: Vec<Redis>,
+    sentinel: Option<Sentinel>,
+    cluster: Option<Cluster>,
+}
+
+static SEVERAL: Mutex<Weak<Shared>> = Mutex::new(Weak::new());
+static SENTINEL: Mutex<Weak<Shared>> = Mutex::new(Weak::new());
+static CLUSTER: Mutex<Weak<Shared>> = Mutex::new(Weak::new());
+
+/// Starts it, unless somebody has it.
+fn share(place: &Mutex<Weak<Shared>>, start: impl FnOnce() -> Shared) -> Arc<Shared> {
+    let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
+    place.upgrade().unwrap_or_else(|| {
+        let shared = Arc::new(start());
+        *place = Arc::downgrade(&shared);
+        shared
+    })
 }
 
 /// How a world is built.
@@ -101,15 +130,58 @@ impl World {
     /// One node, in process.
     pub fn embedded(build: Build) -> World {
         let nodes = vec![Node::start(build, 1, BackplanePlan::Memory)];
-        World { nodes, redis: None }
+        World { nodes, redis: None, _shared: None }
+    }
+
+    /// Nodes over three servers, each with its share of the topics.
+    pub fn several(build: Build) -> World {
+        let shared = share(&SEVERAL, || Shared {
+            several: (0..3).map(|_| Redis::start()).collect(),
+            ..Shared::default()
+        });
+        let hosts: Vec<_> =
+            shared.several.iter().map(|redis| format!("127.0.0.1:{}", redis.port)).collect();
+        World::shared(build, &format!("redis://{}", hosts.join(",")), shared)
+    }
+
+    /// Nodes over a master that sentinels name.
+    pub fn sentinel(build: Build) -> World {
+        let shared = share(&SENTINEL, || Shared {
+            sentinel: Some(Sentinel::start(Care::default())),
+            ..Shared::default()
+        });
+        let url = shared.sentinel.as_ref().expect("just started").url();
+        World::shared(build, &url, shared)
+    }
+
+    /// Nodes over a Cluster.
+    pub fn cluster(build: Build) -> World {
+        let shared =
+            share(&CLUSTER, || Shared { cluster: Some(Cluster::start(0)), ..Shared::default() });
+        let url = shared.cluster.as_ref().expect("just started").url();
+        World::shared(build, &url, shared)
+    }
+
+    fn shared(build: Build, url: &str, shared: Arc<Shared>) -> World {
+        static WORLDS: AtomicU32 = AtomicU32::new(0);
+        let prefix = format!("world-{}", WORLDS.fetch_add(1, Ordering::Relaxed));
+        let mut world = World::over(build, url, &prefix);
+        world._shared = Some(shared);
+        world
     }
 
     /// As many nodes as asked for, with a server of their own between them; all of them are up.
     pub fn redis(build: Build) -> World {
         let redis = Redis::start();
+        let world = World::over(build, &redis.url(), "test");
+        World { redis: Some(redis), ..world }
+    }
+
+    /// As many nodes as asked for, over servers that run already; all of them are up.
+    pub fn over(build: Build, url: &str, prefix: &str) -> World {
         let plan = RedisPlan {
-            url: redis.url(),
-            prefix: "test".into(),
+            servers: RedisServers::read(url).unwrap(),
+            prefix: prefix.into(),
             linger_ms: build.linger_ms,
             canary_interval_ms: 500,
             canary_timeout_ms: 2_000,
@@ -120,7 +192,8 @@ impl World {
             keeps_history: false,
         };
         let node = |id| Node::start(build, id, BackplanePlan::Redis(plan.clone()));
-        let world = World { nodes: (1..=build.nodes).map(node).collect(), redis: Some(redis) };
+        let nodes = (1..=build.nodes).map(node).collect();
+        let world = World { nodes, redis: None, _shared: None };
         world.wait_until_up(true);
         world
     }

@@ -46,7 +46,7 @@ use std::time::Duration;
 
 /// The deployments that the server can use. Those that are missing here suffer without nodes of ours:
 /// each fault begins, ends, and Redis is whole again (`deployments.rs`).
-const READY: &[&str] = &["standalone"];
+const READY: &[&str] = &["standalone", "several", "sentinel", "cluster"];
 
 /// How long a run for everybody is.
 const SHORT: Duration = Duration::from_secs(20);

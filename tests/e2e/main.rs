@@ -5,6 +5,8 @@
 
 #[path = "../common/client.rs"]
 mod client;
+#[path = "../common/guarded.rs"]
+mod guarded;
 #[path = "../common/http.rs"]
 mod http;
 #[path = "../common/node.rs"]

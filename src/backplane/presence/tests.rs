@@ -85,6 +85,27 @@ fn who_comes_back_within_the_grace_was_never_away() {
 }
 
 #[test]
+fn a_room_that_is_held_keeps_everybody_and_lets_them_go_in_order() {
+    let (mut presence, start) = (Presence::default(), Instant::now());
+    let at = |s| start + Duration::from_secs(s);
+    for (second, user) in [(0, "ann"), (1, "bob"), (2, "cid")] {
+        presence.handle(attend("held", user, came(None)), GRACE, at(0));
+        presence.handle(attend("held", user, Deed::Left), GRACE, at(second));
+    }
+    presence.handle(attend("free", "dan", came(None)), GRACE, at(0));
+    presence.handle(attend("free", "dan", Deed::Left), GRACE, at(0));
+    let held = TopicName::room("held");
+    let mut pass = |second| {
+        let until = |topic: &TopicName| (*topic == held).then(|| at(second + 1));
+        presence.handle_timeout_unless(at(second), until);
+    };
+    [5, 6, 7, 9].into_iter().for_each(&mut pass);
+    presence.handle(attend("held", "bob", came(None)), GRACE, at(9));
+    presence.handle_timeout(at(20));
+    assert_eq!(told(&mut presence), ["+ann", "+bob", "+cid", "+dan", "-dan", "-ann", "-cid"]);
+}
+
+#[test]
 fn the_last_word_counts_and_no_word_takes_none_back() {
     let (mut presence, now) = (Presence::default(), Instant::now());
     for (deed, info) in [

@@ -7,6 +7,7 @@
 //! Invariant: the age of the last canary that came back is the whole verdict.
 
 use super::link::{Reply, poll_reply, send};
+use super::refusal::Refusal;
 use redis::aio::MultiplexedConnection;
 use redis::{RedisResult, Value};
 use std::task::{Context, Poll};
@@ -24,6 +25,8 @@ pub struct Canary {
     reply: Option<Reply<Vec<Value>>>,
     /// The replication that the server was part of when the link began.
     replication: Option<String>,
+    /// The server said that the channel is elsewhere.
+    is_astray: bool,
     /// How long the last one took.
     pub rtt: Duration,
     /// How many were not back when the next one flew.
@@ -41,6 +44,7 @@ impl Canary {
             has_come_back: false,
             reply: None,
             replication: None,
+            is_astray: false,
             rtt: Duration::ZERO,
             missed: 0,
         }
@@ -56,12 +60,19 @@ impl Canary {
         now.duration_since(self.back_at)
     }
 
-    /// Lets one fly when it is time. `Err`: none came back for too long, or the server refused one.
+    /// Whether the server has said, since this was last asked, that the channel is elsewhere.
+    pub fn take_astray(&mut self) -> bool {
+        std::mem::take(&mut self.is_astray)
+    }
+
+    /// Lets one fly when it is time, by `publish` (`PUBLISH` or `SPUBLISH`). `Err`: none came back
+    /// for too long, or the server refused one.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
         cmd: &MultiplexedConnection,
+        publish: &'static str,
         channel: &str,
     ) -> Result<(), String> {
         if let Some(reply) = &mut self.reply
@@ -76,8 +87,8 @@ impl Canary {
             return Err(format!("no canary came back for {} ms", self.age(now).as_millis()));
         }
         if self.reply.is_none() && self.is_due(now) {
-            let number = self.fly(now);
-            self.reply = Some(send(cx, publish(cmd.clone(), channel.to_owned(), number)));
+            let number = self.number(now);
+            self.reply = Some(send(cx, fly(cmd.clone(), publish, channel.to_owned(), number)));
         }
         Ok(())
     }
@@ -102,7 +113,12 @@ impl Canary {
     /// master that it was. A demoted one takes publishes, and tells its own subscribers alone.
     fn check(&mut self, answers: Vec<Value>) -> Result<(), String> {
         let [published, info] = <[Value; 2]>::try_from(answers).unwrap_or([Value::Nil, Value::Nil]);
-        published.extract_error().map_err(|error| format!("canary: {error}"))?;
+        // Where the channel went is found out by whoever knows the Cluster; until then none comes
+        // back.
+        self.is_astray |= Refusal::of(&published) == Some(Refusal::Elsewhere);
+        if !self.is_astray {
+            published.extract_error().map_err(|error| format!("canary: {error}"))?;
+        }
         let info = match info {
             Value::BulkString(text) => String::from_utf8_lossy(&text).into_owned(),
             Value::VerbatimString { text, .. } => text,
@@ -124,7 +140,7 @@ impl Canary {
         self.flown.is_none_or(|(_, at)| now.duration_since(at) >= self.interval)
     }
 
-    fn fly(&mut self, now: Instant) -> u64 {
+    fn number(&mut self, now: Instant) -> u64 {
         let number = self.flown.map_or(1, |(number, _)| number + 1);
         if self.flown.is_some_and(|(_, at)| self.back_at < at) {
             self.missed += 1;
@@ -134,13 +150,14 @@ impl Canary {
     }
 }
 
-async fn publish(
+async fn fly(
     mut cmd: MultiplexedConnection,
+    publish: &'static str,
     channel: String,
     number: u64,
 ) -> RedisResult<Vec<Value>> {
     let mut pipeline = redis::pipe();
-    pipeline.cmd("PUBLISH").arg(channel).arg(number);
+    pipeline.cmd(publish).arg(channel).arg(number);
     pipeline.cmd("INFO").arg("replication");
     cmd.send_packed_commands(&pipeline, 0, 2).await
 }
@@ -156,7 +173,7 @@ mod tests {
         let mut canary = Canary::new(Duration::from_secs(1), Duration::from_secs(3), start);
         assert!(!canary.hear(b"1", at(1)), "none was sent");
         assert!(canary.is_due(start));
-        assert_eq!(canary.fly(at(2)), 1);
+        assert_eq!(canary.number(at(2)), 1);
         assert!(!canary.is_due(at(3)));
         assert!(!canary.hear(b"nonsense", at(3)));
         assert!(!canary.hear(b"7", at(3)));
@@ -168,7 +185,7 @@ mod tests {
             (Duration::from_millis(3), Duration::from_millis(4))
         );
         assert_eq!(canary.missed, 0);
-        assert_eq!((canary.fly(at(1002)), canary.fly(at(2002))), (2, 3));
+        assert_eq!((canary.number(at(1002)), canary.number(at(2002))), (2, 3));
         assert_eq!(canary.missed, 1);
         assert!(canary.hear(b"2", at(2010)));
         assert_eq!(canary.age(at(2010)), Duration::ZERO, "late, but back");

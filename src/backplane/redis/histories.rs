@@ -11,16 +11,18 @@
 //! ask for it meanwhile: a topic has one read under way.
 //!
 //! A server that has lost the end of a history (a replica that was promoted too early, a restart
-//! without its data) gets it back from whichever node has heard it, before anything new is said there.
+//! without its data) gets it back from whichever node has heard it, before anything new is said
+//! there.
 //!
 //! Where a hole cannot be closed, because the stream is shorter than that or the history is another
 //! one by now, everybody in the topic hears `lost`.
 //!
-//! Invariant: what was delivered of a topic since somebody was told a position has every offset behind
-//! it, in order, once; or `lost` stands between.
+//! Invariant: what was delivered of a topic since somebody was told a position has every offset
+//! behind it, in order, once; or `lost` stands between.
 
-use super::link::{Reply, poll_reply, send};
+use super::link::{Reply, Way, poll_reply, send};
 use super::names::Names;
+use super::refusal::Refusal;
 use super::scripts::{self, Which, integer};
 use crate::backplane::envelope;
 use crate::backplane::history::{Keep, Log, Missed};
@@ -54,6 +56,8 @@ const HELD_MAX: usize = 256;
 const LOOKS_PER_LAP: usize = 60;
 /// How long somebody waits for what they missed. Then: `overload`.
 const WAIT_MAX: Duration = Duration::from_secs(10);
+/// After how long a server that would not say is asked again.
+const READ_PAUSE: Duration = Duration::from_millis(20);
 /// For how long the position of a topic outlives its messages.
 pub const META_TTL_S: u64 = 24 * 60 * 60;
 
@@ -61,12 +65,18 @@ pub const META_TTL_S: u64 = 24 * 60 * 60;
 pub struct Histories {
     namespaces: Arc<Namespaces>,
     is_any: bool,
+    /// Nothing is asked while topics are about to move.
+    is_held: bool,
+    /// The server said that topics are elsewhere.
+    is_astray: bool,
     topics: HashMap<TopicName, Topic>,
+    /// Topics that the server would not say anything of, and when to ask again.
+    later: VecDeque<(Instant, TopicName)>,
     /// Topics that want a read, each once.
     wanted: VecDeque<TopicName>,
     flights: VecDeque<Flight>,
-    /// Every topic once, by its line, for whoever looks for messages to let go of. Those of topics that
-    /// were forgotten stand here until they come to the front.
+    /// Every topic once, by its line, for whoever looks for messages to let go of. Those of topics
+    /// that were forgotten stand here until they come to the front.
     round: VecDeque<(TopicName, u64)>,
     lines: u64,
     bytes: usize,
@@ -88,7 +98,8 @@ pub struct Numbers {
     pub lost: u64,
 }
 
-struct Topic {
+/// A topic with a history, as this node follows it.
+pub struct Topic {
     name: TopicName,
     /// Its place in the round, as long as it lives.
     line: u64,
@@ -154,6 +165,9 @@ impl Histories {
     pub fn new(namespaces: Arc<Namespaces>, limits: &Limits) -> Histories {
         Histories {
             is_any: namespaces.have_history(),
+            is_held: false,
+            is_astray: false,
+            later: VecDeque::new(),
             namespaces,
             topics: HashMap::new(),
             wanted: VecDeque::new(),
@@ -186,6 +200,14 @@ impl Histories {
     /// Bytes of messages that are kept here.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The server has taken a topic's subscription away: nothing is certain until it is subscribed
+    /// again.
+    pub fn unsubscribed(&mut self, topic: &str) {
+        if let Some(topic) = self.topics.get_mut(topic) {
+            (topic.is_subscribed, topic.is_synced) = (false, false);
+        }
     }
 
     /// A topic's channel is subscribed on this link: where is its history?
@@ -329,15 +351,11 @@ impl Histories {
     /// The link is lost: positions have to be read again on the next one.
     pub fn lose_link(&mut self, local: &mut Local) {
         self.wanted.clear();
+        self.later.clear();
         self.flights.clear();
         let mut unheard = Vec::new();
         for (name, topic) in &mut self.topics {
-            topic.is_subscribed = false;
-            topic.is_synced = false;
-            topic.is_reading = false;
-            topic.is_offered = false;
-            topic.is_early = false;
-            topic.held.clear();
+            topic.lose_link();
             if local.interest.members(name.as_str()).is_none() {
                 unheard.push(name.clone());
             }
@@ -396,21 +414,69 @@ impl Histories {
         }
     }
 
+    /// Whether nothing is under way.
+    pub fn is_quiet(&self) -> bool {
+        self.flights.is_empty()
+    }
+
+    /// From now on nothing is asked, or everything again.
+    pub fn hold(&mut self, is_held: bool) {
+        self.is_held = is_held;
+    }
+
+    /// How many bytes of messages may be kept here: a share of what the node may keep.
+    pub fn set_bytes_max(&mut self, bytes_max: usize) {
+        self.bytes_max = bytes_max;
+    }
+
+    /// Whether the server has said, since this was last asked, that topics are elsewhere.
+    pub fn take_astray(&mut self) -> bool {
+        std::mem::take(&mut self.is_astray)
+    }
+
+    /// Gives away the topics that another server has now, with all who wait for something.
+    pub fn take_moved(&mut self, has_moved: impl Fn(&TopicName) -> bool) -> Vec<Topic> {
+        assert!(self.flights.is_empty(), "topics move while nothing is under way");
+        let moved: Vec<Topic> =
+            self.topics.extract_if(|name, _| has_moved(name)).map(|(_, topic)| topic).collect();
+        self.bytes -= moved.iter().map(Topic::bytes).sum::<usize>();
+        self.wanted.retain(|name| self.topics.contains_key(name));
+        self.later.retain(|(_, name)| self.topics.contains_key(name));
+        moved
+    }
+
+    /// Takes a topic that another server had. Whoever asked, without listening, is answered from
+    /// here.
+    pub fn adopt(&mut self, mut topic: Topic, local: &Local) {
+        topic.lose_link();
+        self.lines += 1;
+        topic.line = self.lines;
+        self.bytes += topic.bytes();
+        let name = topic.name.clone();
+        self.round.push_back((name.clone(), topic.line));
+        self.topics.insert(name.clone(), topic);
+        self.read_or_forget(&name, local);
+    }
+
     /// Sends reads, takes what was read. Whether there was anything to do.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        cmd: &MultiplexedConnection,
-        names: &Names,
-        generation: &str,
+        way: &Way<'_>,
         local: &mut Local,
     ) -> RedisResult<bool> {
         let mut is_busy = false;
-        while self.flights.len() < FLIGHTS_MAX && !self.wanted.is_empty() {
-            let (pipeline, topics) = self.load(names);
+        while let Some((at, _)) = self.later.front()
+            && *at <= now
+        {
+            let (_, name) = self.later.pop_front().expect("it was just looked at");
+            self.wanted.push_back(name);
+        }
+        while !self.is_held && self.flights.len() < FLIGHTS_MAX && !self.wanted.is_empty() {
+            let (pipeline, topics) = self.load(way.names);
             self.numbers.reads += topics.len() as u64;
-            let reply = send(cx, fly(cmd.clone(), pipeline, 4 * topics.len()));
+            let reply = send(cx, fly(way.cmd.clone(), pipeline));
             self.flights.push_back(Flight { topics, reply, what: Asked::Read });
             is_busy = true;
         }
@@ -421,10 +487,10 @@ impl Histories {
             let next = self.land(&flight, answers?, now, local)?;
             for (what, topics) in next {
                 let pipeline = match what {
-                    Asked::Repair => self.repairing(&topics, names, generation),
-                    _ => opening(&topics, names, generation),
+                    Asked::Repair => self.repairing(&topics, way),
+                    _ => opening(&topics, way),
                 };
-                let reply = send(cx, fly(cmd.clone(), pipeline, topics.len()));
+                let reply = send(cx, fly(way.cmd.clone(), pipeline));
                 self.flights.push_back(Flight { topics, reply, what });
             }
         }
@@ -466,7 +532,15 @@ impl Histories {
         for (name, answers) in flight.topics.iter().zip(answers.chunks_exact(each)) {
             let answer = answers.last().expect("a chunk is not empty");
             if let Value::ServerError(error) = answer {
-                return Err(error.clone().into());
+                // Why a transaction was not carried out stands in the answers before.
+                let mut refusals = answers.iter().filter_map(Refusal::of);
+                let may_wait =
+                    |refusal: &Refusal| matches!(refusal, Refusal::Elsewhere | Refusal::NotNow);
+                match refusals.find(may_wait) {
+                    Some(refusal) => self.read_later(name, refusal, now),
+                    None => return Err(error.clone().into()),
+                }
+                continue;
             }
             let read = match flight.what {
                 Asked::Read => read_of(answer),
@@ -487,6 +561,14 @@ impl Histories {
         Ok(next.into_iter().filter(|(_, topics)| !topics.is_empty()).collect())
     }
 
+    /// The server would not say; it is asked again, unless the topic has moved by then.
+    fn read_later(&mut self, name: &TopicName, refusal: Refusal, now: Instant) {
+        self.is_astray |= refusal == Refusal::Elsewhere;
+        if self.topics.contains_key(name) {
+            self.later.push_back((now + READ_PAUSE, name.clone()));
+        }
+    }
+
     fn read_again(&mut self, name: &TopicName) {
         if let Some(topic) = self.topics.get_mut(name) {
             topic.is_reading = false;
@@ -494,8 +576,8 @@ impl Histories {
         self.want(name);
     }
 
-    /// Whether this node has heard more of a topic than the server knows, and may put it back. Once on
-    /// each link: if that does not help, it is not to be helped.
+    /// Whether this node has heard more of a topic than the server knows, and may put it back. Once
+    /// on each link: if that does not help, it is not to be helped.
     fn offers(&mut self, name: &TopicName, read: Option<&Read>) -> bool {
         let Some(topic) = self.topics.get_mut(name) else { return false };
         let Some(log) = topic.log.as_ref().filter(|log| !log.is_empty()) else { return false };
@@ -507,15 +589,15 @@ impl Histories {
         is_behind && !std::mem::replace(&mut topic.is_offered, true)
     }
 
-    fn repairing(&self, topics: &[TopicName], names: &Names, generation: &str) -> Pipeline {
+    fn repairing(&self, topics: &[TopicName], way: &Way<'_>) -> Pipeline {
         let mut pipeline = Pipeline::new();
         for name in topics {
             let topic = self.topics.get(name).expect("it was just looked at");
             let log = topic.log.as_ref().expect("whoever offers has something");
-            let keys = names.history_keys(name.as_str());
+            let keys = way.names.history_keys(name.as_str());
             let mut repair = scripts::call(Which::Repair, &[&keys.meta, &keys.stream]);
-            repair.arg(log.position().epoch).arg(log.first()).arg(generation);
-            repair.arg(names.channel(name.as_str())).arg("PUBLISH");
+            repair.arg(log.position().epoch).arg(log.first()).arg(way.generation);
+            repair.arg(way.names.channel(name.as_str())).arg(way.publish);
             let ttl_s = self.policy(name).history_ttl_s;
             repair.arg(ttl_s).arg(META_TTL_S.max(ttl_s));
             for frame in log.frames_from(log.first()) {
@@ -577,6 +659,11 @@ enum Found {
 }
 
 impl Topic {
+    /// Which one.
+    pub fn name(&self) -> &TopicName {
+        &self.name
+    }
+
     fn new(name: &TopicName, policy: &Policy, line: u64) -> Topic {
         Topic {
             name: name.clone(),
@@ -599,6 +686,16 @@ impl Topic {
 
     fn bytes(&self) -> usize {
         self.log.as_ref().map_or(0, Log::bytes)
+    }
+
+    /// Nothing that holds for one link holds for the next.
+    fn lose_link(&mut self) {
+        self.is_subscribed = false;
+        self.is_synced = false;
+        self.is_reading = false;
+        self.is_offered = false;
+        self.is_early = false;
+        self.held.clear();
     }
 
     /// Adds a message at the next place and hands it out.
@@ -783,12 +880,12 @@ fn said(page: &Page, log: &Log, chain: &[(u64, u64)], bytes_max: usize) -> Resul
     }
 }
 
-fn opening(topics: &[TopicName], names: &Names, generation: &str) -> Pipeline {
+fn opening(topics: &[TopicName], way: &Way<'_>) -> Pipeline {
     let mut pipeline = Pipeline::new();
     for topic in topics {
-        let keys = names.history_keys(topic.as_str());
+        let keys = way.names.history_keys(topic.as_str());
         let mut open = scripts::call(Which::Open, &[&keys.meta, &keys.stream]);
-        open.arg(generation).arg(META_TTL_S);
+        open.arg(way.generation).arg(META_TTL_S);
         pipeline.add_command(open);
     }
     pipeline
@@ -855,10 +952,7 @@ fn entry_of(entry: &Value) -> Option<(u64, Vec<u8>)> {
     Some((offset, body.clone()))
 }
 
-async fn fly(
-    mut cmd: MultiplexedConnection,
-    pipeline: Pipeline,
-    commands: usize,
-) -> RedisResult<Vec<Value>> {
+async fn fly(mut cmd: MultiplexedConnection, pipeline: Pipeline) -> RedisResult<Vec<Value>> {
+    let commands = pipeline.len();
     cmd.send_packed_commands(&pipeline, 0, commands).await
 }

@@ -1,35 +1,27 @@
-//! Two connections to one server: `sub` only subscribes, `cmd` does everything else.
+//! The connections to one server: `sub` only subscribes, `cmd` does everything else.
 //!
-//! Two, because Redis treats a connection with subscriptions differently (it cuts a slow one at
-//! 32 MB of waiting messages), and that must not take the publishes with it. Both are the redis
+//! Two, because Redis treats a connection with subscriptions differently (it cuts a slow one at 32
+//! MB of waiting messages), and that must not take the publishes with it. `cmd` is the redis
 //! crate's plain multiplexed connection: it never reconnects by itself, so what it lost is known.
+//! `sub` is our own ([`super::subscriber`]). Where some namespace wants its messages on a replica
+//! before they are acknowledged there is a third, `sure`, because `WAIT` holds up what comes behind
+//! it.
 //!
-//! Messages arrive in a closure on the crate's driver task, which must not wait. It puts them into
-//! a queue bounded in items and bytes. When that is full this thread has fallen behind by tens of
-//! thousands of messages; the link is then given up, because a loss that everyone sees (readiness,
-//! log, counter) is better than one that nobody does.
-//!
-//! Invariant: a link that [`connect`] hands out speaks RESP3 to two masters.
+//! Invariant: a link that [`connect`] hands out speaks RESP3 to one master, on all its connections.
 
 use super::names::Names;
 use super::scripts;
-use redis::aio::{MultiplexedConnection, SendError};
+use super::subscriber::Subscriber;
+use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind,
+    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, ProtocolVersion,
     RedisResult, TlsCertificates, Value,
 };
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::sync::Semaphore;
-use tokio::sync::mpsc::{Receiver, Sender, channel, error::TrySendError};
 
-/// Messages that wait between the driver task and the loop.
-const PUSHES_MAX: usize = 64 * 1024;
-/// And their bytes.
-const PUSHES_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Pipelines that the crate queues by itself. More than are ever in flight, so that handing one
 /// over never waits, and the order of handing over is the order on the wire.
 const PIPELINES_MAX: usize = 64;
@@ -55,177 +47,145 @@ pub fn poll_reply<T>(reply: &mut Reply<T>, cx: &mut Context<'_>) -> Poll<RedisRe
         .map(|()| Pin::new(reply).take_output().expect("a reply is taken out once"))
 }
 
-/// A message as it came.
-pub struct Push {
-    /// On which channel.
-    pub channel: Vec<u8>,
-    /// What.
-    pub body: Vec<u8>,
+/// The way to a server that is up, as those who send something see it.
+pub struct Way<'a> {
+    /// For everything.
+    pub cmd: &'a MultiplexedConnection,
+    /// For what must be on a replica.
+    pub sure: Option<&'a MultiplexedConnection>,
+    /// What channels and keys are called.
+    pub names: &'a Names,
+    /// See [`Link::generation`].
+    pub generation: &'a str,
+    /// How a message is said: `PUBLISH`, or in a Cluster `SPUBLISH`.
+    pub publish: &'static str,
 }
 
-/// What the driver handed over.
-pub struct Pushes {
-    queue: Receiver<Push>,
-    budget: Arc<Semaphore>,
-}
-
-impl Pushes {
-    /// The next message. `Err` when the connection is lost, or the queue ran over.
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Push, &'static str>> {
-        match self.queue.poll_recv(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(_) if self.budget.is_closed() => {
-                Poll::Ready(Err("messages came faster than this node could hand them on"))
-            }
-            Poll::Ready(Some(push)) => {
-                self.budget.add_permits(cost(&push));
-                Poll::Ready(Ok(push))
-            }
-            Poll::Ready(None) => Poll::Ready(Err("the subscribing connection was lost")),
-        }
+impl Way<'_> {
+    /// Whether the server is one of a Cluster, where topics move.
+    pub fn is_sharded(&self) -> bool {
+        self.publish == "SPUBLISH"
     }
-}
-
-fn cost(push: &Push) -> usize {
-    push.channel.len() + push.body.len()
-}
-
-/// The driver's end.
-struct PushesIn {
-    queue: Sender<Push>,
-    budget: Arc<Semaphore>,
-}
-
-impl PushesIn {
-    /// Never waits. Closing the budget is how the other end learns that the queue ran over.
-    fn hand_over(&self, info: PushInfo) -> Result<(), SendError> {
-        let Some(push) = message(info) else { return Ok(()) };
-        let bytes = u32::try_from(cost(&push)).unwrap_or(u32::MAX);
-        match self.budget.try_acquire_many(bytes) {
-            Ok(permit) => permit.forget(),
-            Err(_) => return self.run_over(),
-        }
-        match self.queue.try_send(push) {
-            Ok(()) => Ok(()),
-            Err(TrySendError::Closed(_)) => Err(SendError),
-            Err(TrySendError::Full(_)) => self.run_over(),
-        }
-    }
-
-    fn run_over(&self) -> Result<(), SendError> {
-        self.budget.close();
-        Err(SendError)
-    }
-}
-
-fn message(info: PushInfo) -> Option<Push> {
-    if info.kind != PushKind::Message {
-        return None;
-    }
-    match <[Value; 2]>::try_from(info.data) {
-        Ok([Value::BulkString(channel), Value::BulkString(body)]) => Some(Push { channel, body }),
-        _ => None,
-    }
-}
-
-fn pushes() -> (PushesIn, Pushes) {
-    let (queue_in, queue) = channel(PUSHES_MAX);
-    let budget = Arc::new(Semaphore::new(PUSHES_BYTES_MAX));
-    (PushesIn { queue: queue_in, budget: budget.clone() }, Pushes { queue, budget })
 }
 
 /// See the module.
 pub struct Link {
     /// Subscribes.
-    pub sub: MultiplexedConnection,
+    pub sub: Subscriber,
+    /// The number of `sub` in `CLIENT LIST`, where this user may ask for it.
+    pub sub_id: Result<i64, String>,
     /// Everything else.
     pub cmd: MultiplexedConnection,
-    /// What arrives on `sub`.
-    pub pushes: Pushes,
+    /// For what must be on a replica, where anything must.
+    pub sure: Option<MultiplexedConnection>,
     /// Which server this is, and which of its histories: changes when it restarts, and when it has
     /// been a replica in between. Empty where no history is kept.
     pub generation: String,
 }
 
-/// How long things may take.
-#[derive(Clone, Copy, Debug)]
-pub struct Timeouts {
-    /// To connect, and for a reply on `cmd`.
-    pub usual: Duration,
-    /// For a reply on `sub`, where it queues behind messages.
-    pub sub: Duration,
+/// What a link is for, beside publishing and hearing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Needs {
+    /// Histories are kept.
+    pub history: bool,
+    /// Some of them also by a replica.
+    pub replicas: bool,
 }
 
-/// Connects both, and makes sure that they reach a master. `tls_ca_file`: who may have signed the
-/// server's certificate. It is read each time, so that it can be exchanged while the node runs.
+/// Connects all, and makes sure that they reach a master, within twice `timeout`. `tls_ca_file`: who
+/// may have signed the server's certificate. It is read each time, so that it can be exchanged while
+/// the node runs.
 pub async fn connect(
     url: String,
     tls_ca_file: Option<String>,
     names: Names,
-    timeouts: Timeouts,
-    keeps_history: bool,
+    timeout: Duration,
+    needs: Needs,
 ) -> Result<Link, String> {
-    let (pushes_in, pushes) = pushes();
-    let config = || {
-        AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(timeouts.usual))
-            .set_pipeline_buffer_size(PIPELINES_MAX)
+    let info = connection_info(&url)?;
+    let client = client(info.clone(), tls_ca_file.as_deref())?;
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(timeout))
+        .set_response_timeout(Some(timeout))
+        .set_pipeline_buffer_size(PIPELINES_MAX);
+    let sub_name = format!("{}-sub", names.client);
+    let sub = Subscriber::connect(&info, tls_ca_file.as_deref(), &sub_name, timeout);
+    let cmd = open(&client, &config, format!("{}-cmd", names.client));
+    let sure = async {
+        match needs.replicas {
+            true => open(&client, &config, format!("{}-sure", names.client)).await.map(Some),
+            false => Ok(None),
+        }
     };
-    let sub_config = config()
-        .set_response_timeout(Some(timeouts.sub))
-        .set_push_sender(move |info| pushes_in.hand_over(info));
-    let cmd_config = config().set_response_timeout(Some(timeouts.usual));
-    let client = client(&url, tls_ca_file.as_deref())?;
-    let sub = open(&client, &sub_config, format!("{}-sub", names.client));
-    let cmd = open(&client, &cmd_config, format!("{}-cmd", names.client));
     // Together at most as long as one: a fault is noticed and healed within seconds.
-    let both = async { tokio::try_join!(sub, cmd) };
+    let all = async { tokio::try_join!(sub, cmd, sure) };
     let known = async {
-        let (mut sub, mut cmd) = both.await?;
-        let generation = match keeps_history {
-            true => known_generation(&mut sub, &mut cmd).await?,
+        let (mut sub, mut cmd, mut sure) = all.await?;
+        let generation = match needs.history {
+            true => known_generation(&mut sub, &mut cmd, sure.as_mut()).await?,
             false => String::new(),
         };
-        Ok(Link { sub, cmd, pushes, generation })
+        let sub_id = sub.ask(&[b"CLIENT", b"ID"]).await;
+        let sub_id = sub_id.and_then(|id| id.parse().map_err(|_| "no id".to_owned()));
+        Ok(Link { sub, sub_id, cmd, sure, generation })
     };
-    tokio::time::timeout(timeouts.usual * 2, known)
+    tokio::time::timeout(timeout * 2, known)
         .await
         .map_err(|_| "the server does not answer".to_owned())?
 }
 
 /// What a history needs: to know whose it is, and the scripts.
 async fn known_generation(
-    sub: &mut MultiplexedConnection,
+    sub: &mut Subscriber,
     cmd: &mut MultiplexedConnection,
+    sure: Option<&mut MultiplexedConnection>,
 ) -> Result<String, String> {
-    let [of_sub, generation] = [generation(sub).await?, generation(cmd).await?];
-    if of_sub != generation {
-        return Err("the two connections reach two servers".to_owned());
+    let mut all = vec![
+        generation_of(async |section: &str| sub.ask(&[b"INFO", section.as_bytes()]).await).await?,
+    ];
+    for connection in std::iter::once(cmd.clone()).chain(sure.map(|sure| sure.clone())) {
+        let generation = generation_of(async |section: &str| {
+            let info = redis::cmd("INFO").arg(section).query_async(&mut connection.clone()).await;
+            info.map_err(|error: redis::RedisError| error.to_string())
+        });
+        all.push(generation.await?);
+    }
+    if all.windows(2).any(|pair| pair[0] != pair[1]) {
+        return Err("the connections reach different servers".to_owned());
     }
     scripts::load(cmd.clone()).await.map_err(|error| format!("SCRIPT LOAD: {error}"))?;
-    Ok(generation)
+    Ok(all.swap_remove(0))
 }
 
 /// The run and the replication of a server, as `INFO` tells them.
-async fn generation(connection: &mut MultiplexedConnection) -> Result<String, String> {
-    let said = |error: redis::RedisError| format!("INFO, which histories need: {error}");
+async fn generation_of(
+    mut info: impl AsyncFnMut(&str) -> Result<String, String>,
+) -> Result<String, String> {
     let mut halves = String::new();
     for (section, field) in [("server", "run_id:"), ("replication", "master_replid:")] {
-        let info: String =
-            redis::cmd("INFO").arg(section).query_async(connection).await.map_err(said)?;
-        let value = info.lines().find_map(|line| line.strip_prefix(field));
+        let said = info(section).await;
+        let said = said.map_err(|error| format!("INFO, which histories need: {error}"))?;
+        let value = said.lines().find_map(|line| line.strip_prefix(field));
         let half = value.and_then(|value| value.trim().get(..16));
         halves.push_str(half.ok_or_else(|| format!("INFO {section} says no {field}"))?);
     }
     Ok(halves)
 }
 
-fn client(url: &str, tls_ca_file: Option<&str>) -> Result<Client, String> {
-    let said = |error: redis::RedisError| error.to_string();
-    let info = url.into_connection_info().map_err(said)?;
+fn connection_info(url: &str) -> Result<ConnectionInfo, String> {
+    let info = url.into_connection_info().map_err(|error| error.to_string())?;
     let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
     let tcp = TcpSettings::default().set_nodelay(true);
-    let info = info.set_redis_settings(settings).set_tcp_settings(tcp);
+    Ok(info.set_redis_settings(settings).set_tcp_settings(tcp))
+}
+
+/// A client of the redis crate, as all its users here configure it.
+pub fn client_of(url: &str, tls_ca_file: Option<&str>) -> Result<Client, String> {
+    client(connection_info(url)?, tls_ca_file)
+}
+
+fn client(info: ConnectionInfo, tls_ca_file: Option<&str>) -> Result<Client, String> {
+    let said = |error: redis::RedisError| error.to_string();
     let Some(path) = tls_ca_file else { return Client::open(info).map_err(said) };
     let trouble = |error: String| format!("redis.tls_ca_file = {path}: {error}");
     let root_cert = std::fs::read(path).map_err(|error| trouble(error.to_string()))?;
@@ -266,46 +226,6 @@ fn is_text(value: Option<&Value>, text: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::task::Waker;
-
-    fn info(body: Vec<u8>) -> PushInfo {
-        let data = vec![Value::BulkString(b"channel".to_vec()), Value::BulkString(body)];
-        PushInfo { kind: PushKind::Message, data }
-    }
-
-    fn next(pushes: &mut Pushes) -> Poll<Result<Vec<u8>, &'static str>> {
-        let mut cx = Context::from_waker(Waker::noop());
-        pushes.poll_next(&mut cx).map(|next| next.map(|push| push.body))
-    }
-
-    #[test]
-    fn a_queue_that_ran_over_in_items_or_bytes_breaks_the_link() {
-        let (pushes_in, mut pushes) = super::pushes();
-        for _ in 0..PUSHES_MAX {
-            assert!(pushes_in.hand_over(info(vec![1])).is_ok());
-        }
-        assert!(pushes_in.hand_over(info(vec![1])).is_err());
-        assert!(matches!(next(&mut pushes), Poll::Ready(Err(_))));
-
-        let (pushes_in, mut pushes) = super::pushes();
-        assert!(pushes_in.hand_over(info(vec![0; PUSHES_BYTES_MAX])).is_err());
-        assert!(pushes_in.hand_over(info(vec![0; 1])).is_err(), "closed is closed");
-        drop(pushes_in);
-        assert!(matches!(next(&mut pushes), Poll::Ready(Err(_))));
-    }
-
-    #[test]
-    fn what_was_taken_makes_room_again() {
-        let (pushes_in, mut pushes) = super::pushes();
-        for round in 0..100 {
-            let body = vec![round; PUSHES_BYTES_MAX / 10];
-            assert!(pushes_in.hand_over(info(body.clone())).is_ok(), "round {round}");
-            assert_eq!(next(&mut pushes), Poll::Ready(Ok(body)));
-        }
-        assert_eq!(next(&mut pushes), Poll::Pending);
-        drop(pushes_in);
-        assert!(matches!(next(&mut pushes), Poll::Ready(Err(_))));
-    }
 
     #[test]
     fn a_url_with_tls_finds_its_cryptography() {
@@ -314,9 +234,8 @@ mod tests {
         let url = format!("rediss://{}", listener.local_addr().unwrap());
         let names = Names::new("test", crate::ids::NodeId(1));
         let usual = Duration::from_millis(200);
-        let timeouts = Timeouts { usual, sub: usual };
         // Nobody answers; but without a provider the crate panics before it waits.
-        let refused = runtime.block_on(connect(url, None, names, timeouts, false));
+        let refused = runtime.block_on(connect(url, None, names, usual, Needs::default()));
         assert!(refused.is_err());
     }
 }

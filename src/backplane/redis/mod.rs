@@ -1,17 +1,21 @@
 //! Redis between the nodes: one channel a topic, subscribed while somebody here listens.
 //!
-//! The supervisor's life is a circle: pause → connect → resubscribe → the canary comes back → up →
-//! something fails → down → pause. There is one way down ([`RedisTransport::go_down`]), whatever
-//! failed: both connections are dropped, and nothing is repaired in place. The redis crate's own
-//! reconnecting wrappers are not used, because they give up or lose subscriptions without a word.
+//! One server ([`server`]) or several, each with its share of the topics. Where they are and who
+//! has what is [`topology`]'s to say; here topics are handed from one to the other when that
+//! changes. Such a move waits until nothing is under way: then what waits to be sent, what is known
+//! of histories and who waits for an answer goes over to the new server, in order, and nothing can
+//! overtake it.
 //!
-//! After an outage, messages that other nodes published meanwhile may be missed. Topics with a history
-//! get them back ([`histories`]); everybody in the others hears `lost`.
+//! The node is ready while every server that has topics is up. Who is in which room ([`presence`])
+//! is one affair of all servers, because a node's sign of life is.
 //!
-//! Invariant: up means that everything wanted is subscribed on this link and that a message went
-//! through both of its connections within the canary's timeout.
+//! Invariant: every topic has one server, and its publishes, subscription and history are that
+//! server's.
 
 mod canary;
+mod cluster;
+mod dial;
+mod ear;
 mod histories;
 mod ingest;
 mod link;
@@ -19,80 +23,48 @@ mod monitor;
 pub mod names;
 mod outgoing;
 mod presence;
+mod refusal;
+pub mod resp;
 pub mod route;
 mod scripts;
+mod sentinel;
+mod server;
+pub mod subscriber;
 pub mod subscriptions;
+mod topology;
 
 use super::Transport;
-use super::envelope;
 use super::interest::TopicKey;
-use super::local::{Local, Message};
-use super::seldom::Seldom;
-use crate::ids::{NodeId, Position, ShardId, TopicName};
+use super::local::Local;
+use crate::ids::{NodeId, ShardId, TopicName};
 use crate::limits::Limits;
 use crate::link::{AskHistory, AskPresence, Attend, NoHistory, Publish, Recover};
 use crate::metrics::BackplaneCounters;
 use crate::namespaces::Namespaces;
-use crate::plan::RedisPlan;
-use canary::Canary;
-use histories::Histories;
-use link::{Link, Push, Timeouts};
-use monitor::Monitor;
-use names::Names;
-use outgoing::Outgoing;
+use crate::plan::{Deployment, RedisPlan};
+use names::{Names, PARTITIONS, partition};
 use presence::Presences;
-use std::pin::Pin;
+use route::Route;
+use server::{Common, PARTING, Place, Server};
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
-use subscriptions::Subscriptions;
-use tokio::time::{Sleep, sleep};
-
-/// Messages taken in one turn.
-const PUSHES_PER_TURN: usize = 4096;
-/// Topics whose members are told of an outage in one turn.
-const TOLD_PER_TURN: usize = 1024;
-/// The first pause between two attempts to connect; each one is twice as long as the last.
-const BACKOFF_MIN: Duration = Duration::from_millis(50);
+use std::task::Context;
+use std::time::Instant;
+use topology::{Known, Map, Topology};
 
 /// See the module.
 pub struct RedisTransport {
-    plan: RedisPlan,
-    limits: Limits,
-    names: Names,
-    state: State,
-    outgoing: Outgoing,
-    histories: Histories,
-    /// Topics whose subscription was just confirmed.
-    confirmed: Vec<TopicKey>,
-    monitor: Monitor,
+    common: Common,
+    topology: Topology,
+    /// In the order of the map. There is always one: until anything is known, one that nobody can
+    /// find.
+    servers: Vec<Server>,
+    map: Map,
+    /// What the map is to be, and since when that is known.
+    next: Option<(Map, Instant)>,
     presences: Presences,
-    backoff: Backoff,
-    malformed: Seldom,
-    refused: Seldom,
-    /// Canaries missed on earlier links.
-    missed: u64,
-    /// When one last came back, on whichever link.
-    canary_back_at: Instant,
-    is_up: bool,
-    has_been_up: bool,
-    /// Places of topics whose members have not been told yet that something may be missing.
-    untold: std::ops::Range<u32>,
-}
-
-enum State {
-    Pausing(Pin<Box<Sleep>>),
-    Connecting(Pin<Box<dyn Future<Output = Result<Link, String>>>>),
-    Live(Box<Live>),
-}
-
-/// A link and what belongs to it alone.
-struct Live {
-    link: Link,
-    subscriptions: Subscriptions,
-    /// Flies as soon as everything is subscribed.
-    canary: Option<Canary>,
-    since: Instant,
+    route: Route,
+    /// Which servers were up when everybody else last learned of it.
+    were_up: Vec<bool>,
 }
 
 impl RedisTransport {
@@ -104,246 +76,190 @@ impl RedisTransport {
         namespaces: &Arc<Namespaces>,
     ) -> RedisTransport {
         let names = Names::new(&plan.prefix, node);
+        let names = match plan.servers.deployment {
+            Deployment::Cluster(_) => names.sharded(),
+            Deployment::Fixed(_) | Deployment::Sentinel { .. } => names,
+        };
+        let presences = Presences::new(namespaces.clone(), &plan.prefix, names.clone(), node);
+        let topology = Topology::new(&plan);
+        let namespaces = namespaces.clone();
+        let common = Common { plan, limits, names, namespaces, seed: node.0 };
+        let map = Map { servers: vec![String::new()], owners: Arc::new([0; PARTITIONS]) };
+        let servers = vec![Server::new(&common, String::new(), None, false)];
+        let route = Route::new(map.owners.clone(), vec![None], common.names.publish());
         RedisTransport {
-            presences: Presences::new(namespaces.clone(), &plan.prefix, names.clone(), node),
-            names,
-            state: State::Pausing(Box::pin(sleep(Duration::ZERO))),
-            outgoing: Outgoing::new(&limits, namespaces.clone()),
-            histories: Histories::new(namespaces.clone(), &limits),
-            confirmed: Vec::new(),
-            monitor: Monitor::new(&plan),
-            backoff: Backoff::new(Duration::from_millis(plan.backoff_ms_max), node.0),
-            malformed: Seldom::default(),
-            refused: Seldom::default(),
-            missed: 0,
-            canary_back_at: Instant::now(),
-            is_up: false,
-            has_been_up: false,
-            untold: 0..0,
-            plan,
-            limits,
+            common,
+            topology,
+            servers,
+            map,
+            next: None,
+            presences,
+            route,
+            were_up: vec![false],
         }
     }
 
-    fn connect(&self) -> State {
-        let usual = Duration::from_millis(self.plan.timeout_ms);
-        let canary = Duration::from_millis(self.plan.canary_timeout_ms);
-        let timeouts = Timeouts { usual, sub: usual.max(canary) };
-        State::Connecting(Box::pin(link::connect(
-            self.plan.url.clone(),
-            self.plan.tls_ca_file.clone(),
-            self.names.clone(),
-            timeouts,
-            self.histories.is_any(),
-        )))
+    fn server_of(&mut self, topic: &TopicName) -> &mut Server {
+        let owner = self.map.owners[usize::from(partition(topic.as_str()))];
+        &mut self.servers[usize::from(owner)]
     }
 
-    fn go_live(&mut self, link: Link, now: Instant, local: &Local) {
-        let fixed = vec![self.names.ingest.clone(), self.names.canary.clone()];
-        let subscriptions = Subscriptions::new(fixed, local.interest.high());
-        self.state = State::Live(Box::new(Live { link, subscriptions, canary: None, since: now }));
-    }
-
-    fn pause(&mut self) {
-        self.state = State::Pausing(Box::pin(sleep(self.backoff.next())));
-    }
-
-    /// The only way down, whatever failed.
-    fn go_down(&mut self, reason: &str, now: Instant, local: &mut Local) {
-        if let State::Live(live) = &self.state {
-            self.missed += live.canary.as_ref().map_or(0, |canary| canary.missed);
-        }
-        local.counters.reconnects += 1;
-        if !self.is_up {
-            self.on_refused(reason, now); // else `set_up` tells
-        }
-        self.pause(); // drops both connections
-        self.is_up = false;
-        local.interest.lose_link();
-        self.monitor.lose_link();
-        local.set_up(false, reason, now);
-        self.outgoing.lose_link(now, local);
-        self.histories.lose_link(local);
-        self.presences.lose_link();
-    }
-
-    /// Goes on with the link. `Err`: it has to be given up.
-    fn poll_live(
-        &mut self,
-        cx: &mut Context<'_>,
-        now: Instant,
-        local: &mut Local,
-    ) -> Result<bool, String> {
-        let said = |error: redis::RedisError| error.to_string();
-        let mut is_busy = self.take_pushes(cx, now, local)?;
-        let State::Live(live) = &mut self.state else { return Ok(is_busy) };
-        let Live { link, subscriptions, canary, since } = &mut **live;
-        let confirmed = &mut self.confirmed;
-        is_busy |= subscriptions
-            .poll(cx, &link.sub, &self.names, &local.interest, confirmed)
-            .map_err(said)?;
-        for key in confirmed.drain(..) {
-            local.subscribed(key);
-            if self.histories.is_any()
-                && let Some((now_there, topic)) = local.interest.name_at(key.index)
-                && now_there == key
-            {
-                self.histories.subscribed(topic);
-            }
-        }
-        if subscriptions.is_complete() {
-            let canary = canary.get_or_insert_with(|| {
-                let [interval, timeout] =
-                    [self.plan.canary_interval_ms, self.plan.canary_timeout_ms]
-                        .map(Duration::from_millis);
-                Canary::new(interval, timeout, now)
-            });
-            canary.poll(cx, now, &link.cmd, &self.names.canary)?;
-            if canary.has_come_back() && !self.is_up {
-                self.is_up = true;
-                self.backoff.reset();
-                let topics = local.interest.confirmed();
-                let took_ms = now.duration_since(*since).as_millis() as u64;
-                tracing::info!(topics, took_ms, "everything is subscribed");
-                local.set_up(true, "the canary came back", now);
-                if std::mem::replace(&mut self.has_been_up, true) {
-                    self.untold = 0..local.interest.high();
+    /// Takes what became known of where things are.
+    fn poll_topology(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let mut is_busy = false;
+        while let Some(known) = self.topology.poll(cx, now) {
+            is_busy = true;
+            match known {
+                Known::Map(map) => {
+                    let since = self.next.take().map_or(now, |(_, since)| since);
+                    self.next = Some((map, since));
+                    self.servers.iter_mut().for_each(|server| server.hold(true));
                 }
-                self.presences.go_up(now);
+                Known::Master { server, address } => self.servers[server].move_to(address, now),
+            }
+            if self.next.is_some() {
+                break; // what else is known may be about servers of the new map
             }
         }
-        let (cmd, names, generation) = (&link.cmd, &self.names, &link.generation[..]);
-        is_busy |= self.histories.poll(cx, now, cmd, names, generation, local).map_err(said)?;
-        if self.is_up {
-            self.monitor.poll(cx, now, link);
-            let sends_on = (cmd, generation);
-            is_busy |= self.outgoing.poll(cx, now, sends_on, names, local).map_err(said)?;
-            is_busy |= self.presences.poll(cx, now, &link.cmd, local);
-        }
-        is_busy |= self.tell_of_outage(local);
-        Ok(is_busy)
+        is_busy
     }
 
-    /// What other nodes said while this one was cut off is gone where no history is kept. A part of
-    /// the topics at a time, and none while shards have too much to do already.
-    fn tell_of_outage(&mut self, local: &mut Local) -> bool {
-        if self.untold.is_empty() || local.is_waiting() {
-            return false;
-        }
-        for place in self.untold.by_ref().take(TOLD_PER_TURN) {
-            let Some((_, topic)) = local.interest.name_at(place) else { continue };
-            if !self.histories.policy(topic).has_history() {
-                let topic = topic.clone();
-                local.lost(&topic, 0);
+    /// Moves topics when nothing is under way. A server that is in the map no longer need not answer.
+    fn poll_move(&mut self, now: Instant, local: &mut Local) -> bool {
+        let Some((map, since)) = &self.next else { return false };
+        let is_late = now.duration_since(*since) >= PARTING;
+        for server in self.servers.iter_mut().filter(|server| !server.is_quiet()) {
+            let is_gone = !map.servers.contains(&server.name);
+            if !is_gone || !is_late {
+                return false;
             }
+            server.go_down("it is no master any more", now, local);
         }
+        let (map, _) = self.next.take().expect("looked at above");
+        self.apply(map, local);
         true
     }
 
-    fn take_pushes(
-        &mut self,
-        cx: &mut Context<'_>,
-        now: Instant,
-        local: &mut Local,
-    ) -> Result<bool, &'static str> {
-        for taken in 0..PUSHES_PER_TURN {
-            let State::Live(live) = &mut self.state else { return Ok(taken > 0) };
-            match live.link.pushes.poll_next(cx) {
-                Poll::Ready(push) => self.handle_push(&push?, now, local),
-                Poll::Pending => return Ok(taken > 0),
-            }
+    fn apply(&mut self, map: Map, local: &mut Local) {
+        let before = std::mem::replace(&mut self.map, map);
+        let is_first = before.servers == [""];
+        let name = |map: &Map, partition: usize| -> String {
+            map.servers[usize::from(map.owners[partition])].clone()
+        };
+        let moved: Vec<bool> =
+            (0..PARTITIONS).map(|at| name(&before, at) != name(&self.map, at)).collect();
+        let has_moved = |topic: &TopicName| moved[usize::from(partition(topic.as_str()))];
+        let (mut publishes, mut histories) = (Vec::new(), Vec::new());
+        for server in &mut self.servers {
+            publishes.append(&mut server.outgoing().take_moved(has_moved));
+            histories.append(&mut server.histories().take_moved(has_moved));
         }
-        Ok(true)
-    }
-
-    fn handle_push(&mut self, push: &Push, now: Instant, local: &mut Local) {
-        if let Some(topic) = self.names.topic(&push.channel) {
-            if presence::is_news(&push.body) {
-                if let Err(why) = self.presences.hear(topic, &push.body, local) {
-                    self.on_malformed(why, topic, now, local);
-                }
-                return;
-            }
-            match positioned(&push.body) {
-                Some((at, body)) if self.histories.handle_message(topic, at, body, now, local) => {}
-                Some((_, body)) => self.hand_out(topic, body, now, local),
-                None => self.hand_out(topic, &push.body, now, local),
-            }
-        } else if push.channel == self.names.ingest.as_bytes() {
-            let (bytes_max, depth_max) =
-                (self.limits.message_bytes_max, self.limits.json_depth_max);
-            match ingest::read(&push.body, bytes_max, depth_max) {
-                // Every node hears it, and only one may give it its place.
-                Ok(said) if self.histories.policy(&said.topic).has_history() => {
-                    let why = "the room keeps a history: publish by HTTP, which gives it its place";
-                    self.on_malformed(why, said.topic.as_str(), now, local);
-                }
-                Ok(said) => local.message(&Message {
-                    topic: said.topic.as_str(),
-                    from: None,
-                    payload: said.payload,
-                    except: None,
-                    conflate_key: said.conflate_key,
-                }),
-                Err(why) => self.on_malformed(&why, "publish", now, local),
-            }
-        } else if let State::Live(live) = &mut self.state
-            && let Some(canary) = &mut live.canary
-            && canary.hear(&push.body, now)
-        {
-            self.canary_back_at = now;
+        self.replace_servers(&before, is_first, local);
+        for waiting in publishes {
+            self.server_of(&waiting.topic().clone()).outgoing().push_back(waiting);
+        }
+        for history in histories {
+            self.server_of(&history.name().clone()).histories().adopt(history, local);
+        }
+        if !is_first {
+            self.hand_over(has_moved, local);
+            tracing::info!(
+                servers = self.servers.len(),
+                partitions = moved.iter().filter(|has_moved| **has_moved).count(),
+                "topics have moved"
+            );
         }
     }
 
-    fn hand_out(&mut self, topic: &str, body: &[u8], now: Instant, local: &mut Local) {
-        match envelope::read(topic, body) {
-            Ok(message) => local.message(&message),
-            Err(why) => self.on_malformed(&format!("{why:?}"), topic, now, local),
+    /// Servers of the new map: those that there were, and new ones.
+    fn replace_servers(&mut self, before: &Map, is_first: bool, local: &mut Local) {
+        let place_before = |name: &String| before.servers.iter().position(|it| it == name);
+        let from: Vec<Option<usize>> = self.map.servers.iter().map(place_before).collect();
+        local.interest.set_servers(self.map.owners.clone(), &from);
+        let mut old: Vec<Option<Server>> =
+            std::mem::take(&mut self.servers).into_iter().map(Some).collect();
+        let share = self.common.limits.history_bytes_max / self.map.servers.len();
+        let control = self.map.owners[usize::from(partition("*"))];
+        for (number, (name, from)) in self.map.servers.iter().zip(from).enumerate() {
+            let known = from.and_then(|from| old[from].take());
+            let address = self.topology.names_addresses().then(|| name.clone());
+            let mut server = known
+                .unwrap_or_else(|| Server::new(&self.common, name.clone(), address, !is_first));
+            let mut partitions = (0..).zip(self.map.owners.iter());
+            let first = partitions.find(|(_, owner)| usize::from(**owner) == number);
+            // A message to a whole Cluster is heard on each of its servers.
+            let hears_ingest = !self.common.names.is_sharded() || usize::from(control) == number;
+            let first = first.map(|(partition, _)| partition);
+            server.set_place(Place { number, first, hears_ingest }, &self.common.names);
+            server.histories().set_bytes_max(share);
+            server.hold(false);
+            self.servers.push(server);
         }
     }
 
-    fn on_refused(&mut self, reason: &str, now: Instant) {
-        if let Some(unsaid) = self.refused.is_due(now) {
-            tracing::warn!(reason, unsaid, "no connection to Redis");
+    /// Topics that have moved are heard from their new servers.
+    fn hand_over(&mut self, has_moved: impl Fn(&TopicName) -> bool, local: &Local) {
+        for place in 0..local.interest.high() {
+            if let Some((key, topic)) = local.interest.name_at(place)
+                && has_moved(topic)
+            {
+                self.server_of(topic).take_over(key, topic);
+            }
         }
     }
 
-    fn on_malformed(&mut self, why: &str, channel: &str, now: Instant, local: &mut Local) {
-        local.counters.publishes_malformed += 1;
-        if let Some(unsaid) = self.malformed.is_due(now) {
-            tracing::warn!(why, channel, unsaid, "a message from Redis was not understood");
+    /// Servers have come up or gone down, or topics have moved: everybody else learns of it.
+    fn note_changes(&mut self, has_moved: bool, now: Instant, local: &mut Local) {
+        let are_up = self.servers.iter().map(Server::is_up);
+        if has_moved || !are_up.eq(self.were_up.iter().copied()) {
+            self.on_changes(has_moved, now);
         }
+        let down = self.servers.iter().find(|server| !server.is_up());
+        let reason = down.unwrap_or(&self.servers[0]).reason();
+        local.set_up(down.is_none(), reason, now);
+    }
+
+    fn on_changes(&mut self, has_moved: bool, now: Instant) {
+        let are_up: Vec<bool> = self.servers.iter().map(Server::is_up).collect();
+        let servers = self.servers.iter().map(|server| server.cmd().cloned()).collect();
+        let publish = self.common.names.publish();
+        self.route = Route::new(self.map.owners.clone(), servers, publish);
+        self.presences.set_route(&self.route, now);
+        for (number, is_up) in are_up.iter().enumerate() {
+            let was_up = !has_moved && self.were_up[number];
+            match (was_up, is_up) {
+                (false, true) => self.presences.go_up(number, now),
+                (true, false) => self.presences.lose_link(number),
+                _ => {}
+            }
+        }
+        self.were_up = are_up;
     }
 }
 
 impl Transport for RedisTransport {
-    /// While there is no link nothing is sent: the next link subscribes everything wanted.
     fn subscribe(&mut self, key: TopicKey, topic: &TopicName) {
-        if let State::Live(live) = &mut self.state {
-            live.subscriptions.add(key, topic);
-        }
+        self.server_of(topic).subscribe(key, topic);
     }
 
     fn unsubscribe(&mut self, topic: TopicName) {
-        self.histories.forget(&topic);
-        if let State::Live(live) = &mut self.state {
-            live.subscriptions.remove(topic);
-        }
+        self.server_of(&topic).unsubscribe(topic);
     }
 
     fn publish(&mut self, publish: Publish, now: Instant, local: &mut Local) {
-        self.outgoing.push(publish, now, local);
+        self.server_of(&publish.topic).publish(publish, now, local);
     }
 
     fn recover(&mut self, shard: ShardId, ask: Box<Recover>, now: Instant, local: &mut Local) {
-        self.histories.recover(shard, ask, now, local);
+        self.server_of(&ask.topic).histories().recover(shard, ask, now, local);
     }
 
     fn history(&mut self, ask: Box<AskHistory>, now: Instant, local: &mut Local) {
-        if !self.is_up {
+        let server = self.server_of(&ask.topic);
+        if !server.is_up() {
             return local.said(ask.topic, ask.to, Err(NoHistory::Unavailable));
         }
-        self.histories.history(ask, now, local);
+        server.histories().history(ask, now, local);
     }
 
     /// While down, everything is taken: what does not fit is answered, and the shards go on.
@@ -356,115 +272,44 @@ impl Transport for RedisTransport {
     }
 
     fn has_room(&self) -> bool {
-        !self.is_up || self.outgoing.has_room()
+        self.servers.iter().all(Server::has_room)
     }
 
     fn is_idle(&self) -> bool {
-        self.outgoing.is_idle()
+        self.servers.iter().all(Server::is_idle)
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, now: Instant, local: &mut Local) -> bool {
-        self.outgoing.expire(now, local);
-        self.histories.expire(now, local);
-        if !self.is_up {
-            self.presences.refuse(local);
-        }
-        match &mut self.state {
-            State::Pausing(pause) => {
-                if pause.as_mut().poll(cx).is_pending() {
-                    return false;
-                }
-                self.state = self.connect();
+        let mut is_busy = self.poll_topology(cx, now);
+        for server in &mut self.servers {
+            is_busy |= server.poll(cx, now, &self.common, &mut self.presences, local);
+            if server.take_astray() {
+                self.topology.hurry();
             }
-            State::Connecting(connecting) => match connecting.as_mut().poll(cx) {
-                Poll::Pending => return false,
-                Poll::Ready(Ok(link)) => self.go_live(link, now, local),
-                Poll::Ready(Err(reason)) => {
-                    self.on_refused(&reason, now);
-                    self.pause();
-                }
-            },
-            State::Live(_) => match self.poll_live(cx, now, local) {
-                Ok(is_busy) => return is_busy,
-                Err(reason) => self.go_down(&reason, now, local),
-            },
         }
-        true
+        let has_moved = self.poll_move(now, local);
+        is_busy |= has_moved;
+        self.note_changes(has_moved, now, local);
+        self.presences.refuse(&self.route, local);
+        is_busy |= self.presences.poll(cx, now, &self.route, local);
+        is_busy
     }
 
     fn measure(&self, now: Instant, counters: &mut BackplaneCounters) {
-        counters.publish_queue_bytes = self.outgoing.waiting_bytes() as u64;
-        counters.histories = self.histories.topics() as u64;
-        counters.histories_bytes = self.histories.bytes() as u64;
-        let numbers = self.histories.numbers;
-        counters.history_reads = numbers.reads;
-        counters.holes_repaired = numbers.repaired;
-        counters.holes_lost = numbers.lost;
-        counters.in_flight = self.outgoing.under_way() as u64;
-        counters.canaries_missed = self.missed;
-        counters.canary_age_ms = now.duration_since(self.canary_back_at).as_millis() as u64;
-        counters.redis = self.monitor.numbers().clone();
+        *counters = BackplaneCounters {
+            publish_queue_bytes: 0,
+            histories: 0,
+            histories_bytes: 0,
+            history_reads: 0,
+            holes_repaired: 0,
+            holes_lost: 0,
+            in_flight: 0,
+            canaries_missed: 0,
+            canary_age_ms: 0,
+            canary_rtt_us: 0,
+            ..std::mem::take(counters)
+        };
+        self.servers.iter().for_each(|server| server.measure(now, counters));
         self.presences.measure(counters);
-        let State::Live(live) = &self.state else { return };
-        let Some(canary) = &live.canary else { return };
-        counters.canary_rtt_us = canary.rtt.as_micros() as u64;
-        counters.canaries_missed += canary.missed;
-    }
-}
-
-/// A message of a topic that has a history: `<epoch>:<offset>:` stands before its envelope, which
-/// never begins with a digit.
-fn positioned(body: &[u8]) -> Option<(Position, &[u8])> {
-    if !body.first()?.is_ascii_digit() {
-        return None;
-    }
-    let mut parts = body.splitn(3, |byte| *byte == b':');
-    let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse().ok();
-    let (epoch, offset) = (number()?, number()?);
-    Some((Position { epoch, offset }, parts.next()?))
-}
-
-/// How long to wait before the next attempt: twice as long each time, up to a limit, and somewhere
-/// in the upper half of that, so that a hundred nodes do not come back in the same millisecond.
-struct Backoff {
-    next: Duration,
-    max: Duration,
-    random: u64,
-}
-
-impl Backoff {
-    fn new(max: Duration, seed: u64) -> Backoff {
-        Backoff { next: BACKOFF_MIN.min(max), max, random: seed | 1 }
-    }
-
-    fn next(&mut self) -> Duration {
-        let whole = self.next;
-        self.next = (whole * 2).min(self.max);
-        // xorshift64: plenty for spreading nodes over half a second.
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        whole / 2 + (whole / 2).mul_f64((self.random >> 11) as f64 / (1u64 << 53) as f64)
-    }
-
-    fn reset(&mut self) {
-        self.next = BACKOFF_MIN.min(self.max);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_to_their_limit_and_spread_over_its_upper_half() {
-        let mut backoff = Backoff::new(Duration::from_millis(1000), 7);
-        let pauses: Vec<u128> = (0..10).map(|_| backoff.next().as_millis()).collect();
-        for (pause, whole) in pauses.iter().zip([50, 100, 200, 400, 800, 1000, 1000, 1000]) {
-            assert!((whole / 2..=whole).contains(pause), "{pause} of {whole}");
-        }
-        assert_ne!(pauses[6], pauses[7]);
-        backoff.reset();
-        assert!(backoff.next() <= BACKOFF_MIN);
     }
 }

@@ -66,9 +66,9 @@ struct Asked {
 }
 
 /// The id of the connection that subscribes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Own {
     Unasked,
-    Asking(Reply<Value>),
     Known(i64),
     Refused,
 }
@@ -155,7 +155,7 @@ impl Monitor {
         if self.interval.is_zero() {
             return;
         }
-        self.poll_own(cx, &link.sub);
+        self.learn_own(link);
         if let Some((_, reply)) = &mut self.under_way {
             let Poll::Ready(answers) = poll_reply(reply, cx) else { return };
             let (questions, _) = self.under_way.take().expect("it was just looked at");
@@ -183,21 +183,16 @@ impl Monitor {
         self.forget();
     }
 
-    /// The id of the connection that subscribes; it is asked on that connection, once a link.
-    fn poll_own(&mut self, cx: &mut Context<'_>, sub: &MultiplexedConnection) {
-        match &mut self.own {
-            Own::Unasked => self.own = Own::Asking(send(cx, own_id(sub.clone()))),
-            Own::Asking(reply) => match poll_reply(reply, cx) {
-                Poll::Pending => {}
-                Poll::Ready(Ok(Value::Int(id))) => self.own = Own::Known(id),
-                Poll::Ready(answer) => {
-                    self.own = Own::Refused;
-                    let error = answer.and_then(Value::extract_error).err();
-                    let error = error.map_or("no id".to_owned(), |error| error.to_string());
-                    self.refuse(Question::Own, &error);
+    /// The id of the connection that subscribes, which the link asked for.
+    fn learn_own(&mut self, link: &Link) {
+        if self.own == Own::Unasked {
+            self.own = match &link.sub_id {
+                Ok(id) => Own::Known(*id),
+                Err(error) => {
+                    self.refuse(Question::Own, error);
+                    Own::Refused
                 }
-            },
-            Own::Known(_) | Own::Refused => {}
+            };
         }
     }
 
@@ -312,8 +307,4 @@ async fn ask(
         Ok(answers) => answers,
         Err(_) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
     }
-}
-
-async fn own_id(mut sub: MultiplexedConnection) -> RedisResult<Value> {
-    sub.send_packed_command(redis::cmd("CLIENT").arg("ID")).await
 }

@@ -21,10 +21,11 @@ pub fn partition(topic: &str) -> u16 {
 #[derive(Clone, Debug)]
 pub struct Names {
     topics: String,
+    canaries: String,
+    node: NodeId,
+    is_sharded: bool,
     /// Where other services publish (`<prefix>:publish`).
     pub ingest: String,
-    /// Where this start of this node hears itself (`<prefix>:canary:<node>`).
-    pub canary: String,
     /// What our connections are called in `CLIENT LIST`, before `-sub` and `-cmd`.
     pub client: String,
 }
@@ -45,9 +46,40 @@ impl Names {
     pub fn new(prefix: &str, node: NodeId) -> Names {
         Names {
             topics: format!("{prefix}:{{p"),
+            canaries: format!("{prefix}:canary:{node}"),
+            node,
+            is_sharded: false,
             ingest: format!("{prefix}:publish"),
-            canary: format!("{prefix}:canary:{node}"),
             client: format!("campanile-{node}"),
+        }
+    }
+
+    /// The same in a Cluster, where a channel is of a slot like a key.
+    pub fn sharded(self) -> Names {
+        Names { is_sharded: true, ..self }
+    }
+
+    /// Whether these are names of a Cluster.
+    pub fn is_sharded(&self) -> bool {
+        self.is_sharded
+    }
+
+    /// Whether a channel is of a slot, or of the whole Cluster.
+    pub fn is_of_a_slot(&self, channel: &str) -> bool {
+        self.is_sharded && channel.starts_with(&self.topics)
+    }
+
+    /// How a message is said on a channel of a topic.
+    pub fn publish(&self) -> &'static str {
+        if self.is_sharded { "SPUBLISH" } else { "PUBLISH" }
+    }
+
+    /// Where this start of this node hears itself: `<prefix>:canary:<node>`, in a Cluster by way of
+    /// the server that has a partition (`<prefix>:{p7}:canary:<node>`).
+    pub fn canary(&self, partition: u16) -> String {
+        match self.is_sharded {
+            true => format!("{}{partition}}}:canary:{}", self.topics, self.node),
+            false => self.canaries.clone(),
         }
     }
 

@@ -1,7 +1,14 @@
-//! Publishes on their way to Redis: what waits, what is under way, and how each one ends.
+//! Publishes on their way to one server: what waits, what is under way, and how each one ends.
 //!
-//! One connection and pipelines in order, so that what one shard says to one topic keeps its order.
-//! A few pipelines are under way at once; what comes meanwhile waits and makes the next one bigger.
+//! Three lanes: what is only said (`PUBLISH`), what is kept in a history (`lua/publish.lua`), and
+//! what is kept and must be on a replica before it is acknowledged (the same, with `WAIT`, on a
+//! connection of its own, because `WAIT` holds up whatever comes behind it). A topic is of one
+//! lane, so lanes need not wait for each other. Each is one connection and pipelines in order, so
+//! that what one shard says to one topic keeps its order. A few pipelines are under way at once;
+//! what comes meanwhile waits and makes the next one bigger.
+//!
+//! What a server refuses for now (it is another one than before, its topics are moving, it has lost
+//! its replicas) goes first again. While there is any such thing nothing new is sent in its lane.
 //!
 //! While Redis is away publishes wait, bounded in bytes and time; what does not fit, or waits too
 //! long, ends as `Unavailable`: it was not sent. What was under way when a link broke ends as
@@ -10,15 +17,15 @@
 //! Invariant: every publish ends exactly once.
 
 use super::histories::META_TTL_S;
-use super::link::{Reply, poll_reply, send};
-use super::names::Names;
+use super::link::{Reply, Way, poll_reply, send};
+use super::refusal::Refusal;
 use super::scripts::{self, Which};
 use crate::backplane::embedded::message;
 use crate::backplane::envelope;
 use crate::backplane::local::Local;
 use crate::backplane::logs::KEYS_TIME;
 use crate::backplane::seldom::Seldom;
-use crate::ids::Position;
+use crate::ids::{Position, TopicName};
 use crate::limits::Limits;
 use crate::link::{Done, Outcome, Publish};
 use crate::namespaces::{Namespaces, Policy};
@@ -33,7 +40,7 @@ use std::time::{Duration, Instant};
 const COMMANDS_PER_FLIGHT: usize = 256;
 /// Bytes after which a pipeline is closed. One message may be longer.
 const FLIGHT_BYTES: usize = 256 * 1024;
-/// Pipelines under way.
+/// Pipelines under way in one lane.
 const FLIGHTS_MAX: usize = 8;
 /// Beyond this, while the link is up, the shards are not asked for more. Twice what is under way
 /// at most, so the link never idles for want of them.
@@ -42,10 +49,20 @@ const WAITING_BYTES_MAX: usize = 2 * FLIGHTS_MAX * FLIGHT_BYTES;
 
 /// How long a server that is another one than before waits for what nodes can put back.
 const REPAIR_MS: u64 = 300;
+/// How long a replica has to say that it has a message. Then nobody knows whether it will survive.
+const REPLICA_MS_MAX: u64 = 500;
 
-struct Waiting {
+/// A publish that has not ended.
+pub struct Waiting {
     publish: Publish,
     since: Instant,
+}
+
+impl Waiting {
+    /// Where it goes.
+    pub fn topic(&self) -> &TopicName {
+        &self.publish.topic
+    }
 }
 
 struct Flight {
@@ -55,36 +72,45 @@ struct Flight {
 
 /// What is remembered of a publish that is under way.
 enum Sent {
-    /// Said, and nothing more.
-    Plain(Done),
-    /// To be kept in a history: it may have to be sent again.
-    Kept(Box<Waiting>),
+    /// Nothing more than who is told: it is not sent again, whatever is answered.
+    Once(Done),
+    /// All of it: it may have to be sent again.
+    Held(Box<Waiting>),
 }
 
-/// What became of one that is to be kept.
-enum Kept {
-    At(Position),
-    /// It was not said, and is to be sent again, not before so many milliseconds.
-    Again(u64),
-    /// The same, when the scripts are loaded.
-    Unloaded,
-    Refused,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Said, and forgotten.
+    Plain,
+    /// Kept in a history.
+    Kept,
+    /// Kept, also by a replica.
+    Sure,
 }
 
-/// See the module. It outlives links.
-pub struct Outgoing {
+struct Lane {
+    kind: Kind,
     waiting: VecDeque<Waiting>,
-    waiting_bytes: usize,
     flights: VecDeque<Flight>,
     under_way: usize,
+    /// Refused for now.
+    again: VecDeque<Waiting>,
+    again_at: Option<Instant>,
+}
+
+/// See the module. One for each server; it outlives links.
+pub struct Outgoing {
+    lanes: [Lane; 3],
+    waiting_bytes: usize,
     bytes_max: usize,
     time_max: Duration,
     envelope: Vec<u8>,
     refusals: Seldom,
     namespaces: Arc<Namespaces>,
-    /// Refused for now. While there are any, nothing new is sent: they were first.
-    again: VecDeque<Waiting>,
-    again_at: Option<Instant>,
+    /// Nothing is sent while topics are about to move.
+    is_held: bool,
+    /// A server said that topics are elsewhere.
+    is_astray: bool,
     /// The scripts are being loaded.
     loading: Option<Reply<()>>,
 }
@@ -93,41 +119,84 @@ impl Outgoing {
     /// Nothing waits.
     pub fn new(limits: &Limits, namespaces: Arc<Namespaces>) -> Outgoing {
         Outgoing {
-            waiting: VecDeque::new(),
+            lanes: [Kind::Plain, Kind::Kept, Kind::Sure].map(Lane::new),
             waiting_bytes: 0,
-            flights: VecDeque::new(),
-            under_way: 0,
             bytes_max: limits.publish_queue_bytes_max,
             time_max: Duration::from_millis(limits.publish_queue_ms_max),
             envelope: Vec::new(),
             refusals: Seldom::default(),
             namespaces,
-            again: VecDeque::new(),
-            again_at: None,
+            is_held: false,
+            is_astray: false,
             loading: None,
         }
     }
 
     /// Takes a publish; while the link is down only as far as there is room for it.
-    pub fn push(&mut self, publish: Publish, now: Instant, local: &mut Local) {
+    pub fn push(&mut self, publish: Publish, is_up: bool, now: Instant, local: &mut Local) {
         let bytes = cost(&publish);
-        if !local.is_up() && self.waiting_bytes + bytes > self.bytes_max {
+        if !is_up && self.waiting_bytes + bytes > self.bytes_max {
             local.done(publish.done, Outcome::Unavailable, now);
             return;
         }
-        self.waiting_bytes += bytes;
-        self.waiting.push_back(Waiting { publish, since: now });
+        self.push_back(Waiting { publish, since: now });
+    }
+
+    /// Takes what waited for another server.
+    pub fn push_back(&mut self, waiting: Waiting) {
+        self.waiting_bytes += cost(&waiting.publish);
+        let policy = self.namespaces.policy(waiting.publish.topic.kind());
+        let kind = match policy.has_history() {
+            false => Kind::Plain,
+            true if policy.is_replicated() => Kind::Sure,
+            true => Kind::Kept,
+        };
+        self.lanes[kind as usize].waiting.push_back(waiting);
     }
 
     /// Whether there is room for more while the link is up.
     pub fn has_room(&self) -> bool {
         let bytes_max = WAITING_BYTES_MAX.min(self.bytes_max);
-        self.waiting.len() < WAITING_MAX && self.waiting_bytes < bytes_max
+        let waiting: usize = self.lanes.iter().map(|lane| lane.waiting.len()).sum();
+        waiting < WAITING_MAX && self.waiting_bytes < bytes_max
     }
 
     /// Whether nothing waits and nothing is under way.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.flights.is_empty() && self.again.is_empty()
+        self.lanes.iter().all(Lane::is_idle)
+    }
+
+    /// Whether nothing is under way.
+    pub fn is_quiet(&self) -> bool {
+        self.lanes.iter().all(|lane| lane.flights.is_empty())
+    }
+
+    /// From now on nothing is sent, or everything again.
+    pub fn hold(&mut self, is_held: bool) {
+        self.is_held = is_held;
+    }
+
+    /// Whether a server has said, since this was last asked, that topics are elsewhere.
+    pub fn take_astray(&mut self) -> bool {
+        std::mem::take(&mut self.is_astray)
+    }
+
+    /// Gives away what waits for topics that another server has now, in its order.
+    pub fn take_moved(&mut self, has_moved: impl Fn(&TopicName) -> bool) -> Vec<Waiting> {
+        let mut moved = Vec::new();
+        for lane in &mut self.lanes {
+            assert!(lane.flights.is_empty(), "topics move while nothing is under way");
+            let is_gone = |waiting: &mut Waiting| has_moved(&waiting.publish.topic);
+            let again = extract(&mut lane.again, is_gone);
+            let waiting = extract(&mut lane.waiting, is_gone);
+            let bytes: usize = waiting.iter().map(|waiting| cost(&waiting.publish)).sum();
+            self.waiting_bytes -= bytes;
+            moved.extend(again.into_iter().chain(waiting));
+            if lane.again.is_empty() {
+                lane.again_at = None;
+            }
+        }
+        moved
     }
 
     /// Bytes that wait.
@@ -137,24 +206,20 @@ impl Outgoing {
 
     /// Publishes sent and not answered.
     pub fn under_way(&self) -> usize {
-        self.under_way
+        self.lanes.iter().map(|lane| lane.under_way).sum()
     }
 
     /// Ends what has waited too long.
     pub fn expire(&mut self, now: Instant, local: &mut Local) {
-        while let Some(first) = self.again.front()
-            && now.duration_since(first.since) >= self.time_max
-        {
-            let late = self.again.pop_front().expect("it was just looked at");
-            local.done(late.publish.done, Outcome::Unavailable, now);
-        }
-        while let Some(front) = self.waiting.front() {
-            if now.duration_since(front.since) < self.time_max {
-                return;
+        let time_max = self.time_max;
+        for lane in &mut self.lanes {
+            while let Some(late) = pop_late(&mut lane.again, now, time_max) {
+                local.done(late.publish.done, Outcome::Unavailable, now);
             }
-            let late = self.waiting.pop_front().expect("it was just looked at");
-            self.waiting_bytes -= cost(&late.publish);
-            local.done(late.publish.done, Outcome::Unavailable, now);
+            while let Some(late) = pop_late(&mut lane.waiting, now, time_max) {
+                self.waiting_bytes -= cost(&late.publish);
+                local.done(late.publish.done, Outcome::Unavailable, now);
+            }
         }
     }
 
@@ -163,34 +228,54 @@ impl Outgoing {
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        link: (&MultiplexedConnection, &str),
-        names: &Names,
+        way: &Way<'_>,
         local: &mut Local,
     ) -> RedisResult<bool> {
-        let (cmd, generation) = link;
         let mut is_busy = self.poll_loading(cx)?;
-        self.send_again(now);
-        while self.flights.len() < FLIGHTS_MAX && !self.waiting.is_empty() && self.again.is_empty()
-        {
-            let (pipeline, sent) = self.load(names, generation);
-            self.under_way += sent.len();
-            let reply = send(cx, fly(cmd.clone(), pipeline, sent.len()));
-            self.flights.push_back(Flight { sent, reply });
+        for kind in [Kind::Plain, Kind::Kept, Kind::Sure] {
+            let cmd = if kind == Kind::Sure { way.sure } else { Some(way.cmd) };
+            let Some(cmd) = cmd else { continue };
+            is_busy |= self.poll_lane(kind as usize, cx, now, way, cmd, local)?;
+        }
+        Ok(is_busy)
+    }
+
+    fn poll_lane(
+        &mut self,
+        lane: usize,
+        cx: &mut Context<'_>,
+        now: Instant,
+        way: &Way<'_>,
+        cmd: &MultiplexedConnection,
+        local: &mut Local,
+    ) -> RedisResult<bool> {
+        let mut is_busy = false;
+        if self.loading.is_none() {
+            self.waiting_bytes += self.lanes[lane].send_again(now);
+        }
+        while !self.is_held && self.lanes[lane].may_send() {
+            let (pipeline, sent) = self.load(lane, way);
+            let lane = &mut self.lanes[lane];
+            lane.under_way += sent.len();
+            let reply = send(cx, fly(cmd.clone(), pipeline));
+            lane.flights.push_back(Flight { sent, reply });
             is_busy = true;
         }
-        while let Some(front) = self.flights.front_mut() {
+        while let Some(front) = self.lanes[lane].flights.front_mut() {
             let Poll::Ready(answers) = poll_reply(&mut front.reply, cx) else { break };
-            let flight = self.flights.pop_front().expect("it was just looked at");
-            self.under_way -= flight.sent.len();
+            let flight = self.lanes[lane].flights.pop_front().expect("it was just looked at");
+            self.lanes[lane].under_way -= flight.sent.len();
             is_busy = true;
+            let extra = usize::from(self.lanes[lane].kind == Kind::Sure);
             match answers {
-                Ok(answers) if answers.len() == flight.sent.len() => {
-                    if self.land(flight.sent, answers, now, local) && self.loading.is_none() {
-                        self.loading = Some(send(cx, scripts::load(cmd.clone())));
+                Ok(answers) if answers.len() == flight.sent.len() + extra => {
+                    if self.land(lane, flight.sent, answers, now, local)? && self.loading.is_none()
+                    {
+                        self.loading = Some(send(cx, scripts::load(way.cmd.clone())));
                     }
                 }
                 other => {
-                    self.end_all(flight.sent, now, local);
+                    self.lanes[lane].break_off(flight.sent, now, local);
                     other?;
                     return Err((redis::ErrorKind::Client, "replies are out of step").into());
                 }
@@ -206,110 +291,171 @@ impl Outgoing {
         loaded.map(|()| true)
     }
 
-    /// What was refused goes first again, once nothing is under way that could overtake it.
-    fn send_again(&mut self, now: Instant) {
-        let is_time = self.again_at.is_none_or(|at| at <= now);
-        if self.again.is_empty() || !self.flights.is_empty() || self.loading.is_some() || !is_time {
-            return;
-        }
-        self.again_at = None;
-        while let Some(waiting) = self.again.pop_back() {
-            self.waiting_bytes += cost(&waiting.publish);
-            self.waiting.push_front(waiting);
-        }
-    }
-
     /// The link is lost: what was under way may or may not have arrived. What has a key is sent again
     /// on the next one.
     pub fn lose_link(&mut self, now: Instant, local: &mut Local) {
-        self.under_way = 0;
         self.loading = None;
-        self.again_at = None;
-        let mut again = std::mem::take(&mut self.again);
-        for flight in std::mem::take(&mut self.flights) {
-            for sent in flight.sent {
-                match sent {
-                    Sent::Kept(waiting) if waiting.publish.key.is_some() => {
-                        again.push_back(*waiting)
-                    }
-                    sent => local.done(sent.into_done(), Outcome::Unknown, now),
-                }
+        for lane in &mut self.lanes {
+            lane.under_way = 0;
+            lane.again_at = None;
+            // What was refused already was sent before what is under way.
+            for flight in std::mem::take(&mut lane.flights) {
+                lane.break_off(flight.sent, now, local);
             }
         }
-        self.again = again;
     }
 
-    fn load(&mut self, names: &Names, generation: &str) -> (Pipeline, Vec<Sent>) {
-        let commands = self.waiting.len().min(COMMANDS_PER_FLIGHT);
-        let mut pipeline = Pipeline::with_capacity(commands);
+    fn load(&mut self, lane: usize, way: &Way<'_>) -> (Pipeline, Vec<Sent>) {
+        let lane = &mut self.lanes[lane];
+        let commands = lane.waiting.len().min(COMMANDS_PER_FLIGHT);
+        let mut pipeline = Pipeline::with_capacity(commands + 1);
         let mut sent = Vec::with_capacity(commands);
         let mut bytes = 0;
         while sent.len() < commands && bytes < FLIGHT_BYTES {
-            let Some(waiting) = self.waiting.pop_front() else { break };
+            let Some(waiting) = lane.waiting.pop_front() else { break };
             self.waiting_bytes -= cost(&waiting.publish);
             self.envelope.clear();
             envelope::write(&message(&waiting.publish), &mut self.envelope);
             bytes += self.envelope.len();
-            let policy = self.namespaces.policy(waiting.publish.topic.kind());
-            if policy.has_history() {
-                let command = keep(&waiting.publish, &self.envelope, policy, names, generation);
-                pipeline.add_command(command);
-                sent.push(Sent::Kept(Box::new(waiting)));
+            if lane.kind == Kind::Plain {
+                let channel = way.names.channel(waiting.publish.topic.as_str());
+                pipeline.cmd(way.publish).arg(channel).arg(&self.envelope[..]);
             } else {
-                let channel = names.channel(waiting.publish.topic.as_str());
-                pipeline.cmd("PUBLISH").arg(channel).arg(&self.envelope[..]);
-                sent.push(Sent::Plain(waiting.publish.done));
+                let policy = self.namespaces.policy(waiting.publish.topic.kind());
+                pipeline.add_command(keep(&waiting.publish, &self.envelope, policy, way));
             }
+            // Where topics do not move, a plain one is either said or not.
+            sent.push(match lane.kind == Kind::Plain && !way.is_sharded() {
+                true => Sent::Once(waiting.publish.done),
+                false => Sent::Held(Box::new(waiting)),
+            });
+        }
+        if lane.kind == Kind::Sure {
+            pipeline.cmd("WAIT").arg(1).arg(REPLICA_MS_MAX);
         }
         (pipeline, sent)
     }
 
-    /// Tells what was answered. Whether the server has forgotten the scripts.
+    /// Tells what was answered. Whether the server has forgotten the scripts. `Err`: it is no master
+    /// any more.
     fn land(
         &mut self,
+        lane: usize,
         sent: Vec<Sent>,
-        answers: Vec<Value>,
+        mut answers: Vec<Value>,
         now: Instant,
         local: &mut Local,
-    ) -> bool {
-        let mut is_unloaded = false;
+    ) -> RedisResult<bool> {
+        let lane = &mut self.lanes[lane];
+        let is_sure = lane.kind != Kind::Sure || has_replica(answers.pop());
+        let (mut is_unloaded, mut demoted) = (false, None);
         for (sent, answer) in sent.into_iter().zip(answers) {
+            let refusal = Refusal::of(&answer);
             if let Value::ServerError(error) = &answer
-                && !scripts::is_unknown(&answer)
+                && refusal != Some(Refusal::Unloaded)
                 && let Some(unsaid) = self.refusals.is_due(now)
             {
                 tracing::warn!(%error, unsaid, "Redis refused a publish");
             }
-            let is_error = matches!(answer, Value::ServerError(_));
-            match sent {
-                Sent::Plain(done) if is_error => local.done(done, Outcome::Unavailable, now),
-                Sent::Plain(done) => local.done(done, Outcome::Accepted(None), now),
-                Sent::Kept(waiting) => match kept(&answer) {
-                    Kept::At(at) => {
-                        local.done(waiting.publish.done, Outcome::Accepted(Some(at)), now);
+            match (refusal, sent) {
+                (None, Sent::Once(done)) => local.done(done, Outcome::Accepted(None), now),
+                (None, Sent::Held(waiting)) => {
+                    lane.land(*waiting, &answer, is_sure, now, local);
+                }
+                (Some(refusal), Sent::Held(waiting)) if refusal.is_for_now() => {
+                    is_unloaded |= refusal == Refusal::Unloaded;
+                    self.is_astray |= refusal == Refusal::Elsewhere;
+                    lane.again.push_back(*waiting);
+                    lane.wait(now + refusal.pause());
+                    if refusal == Refusal::Demoted {
+                        demoted = Some(answer);
                     }
-                    Kept::Again(after_ms) => {
-                        let at = now + Duration::from_millis(after_ms);
-                        self.again_at = Some(self.again_at.map_or(at, |other| other.max(at)));
-                        self.again.push_back(*waiting);
-                    }
-                    Kept::Unloaded => {
-                        is_unloaded = true;
-                        self.again.push_back(*waiting);
-                    }
-                    Kept::Refused => {
-                        local.done(waiting.publish.done, Outcome::Unavailable, now);
-                    }
-                },
+                }
+                (Some(_), sent) => local.done(sent.into_done(), Outcome::Unavailable, now),
             }
         }
-        is_unloaded
+        match demoted {
+            Some(answer) => answer.extract_error().map(|_| is_unloaded),
+            None => Ok(is_unloaded),
+        }
+    }
+}
+
+impl Lane {
+    fn new(kind: Kind) -> Lane {
+        Lane {
+            kind,
+            waiting: VecDeque::new(),
+            flights: VecDeque::new(),
+            under_way: 0,
+            again: VecDeque::new(),
+            again_at: None,
+        }
     }
 
-    fn end_all(&mut self, sent: Vec<Sent>, now: Instant, local: &mut Local) {
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.flights.is_empty() && self.again.is_empty()
+    }
+
+    fn may_send(&self) -> bool {
+        self.flights.len() < FLIGHTS_MAX && !self.waiting.is_empty() && self.again.is_empty()
+    }
+
+    fn wait(&mut self, until: Instant) {
+        self.again_at = Some(self.again_at.map_or(until, |other| other.max(until)));
+    }
+
+    /// What was refused goes first again, once nothing is under way that could overtake it. Answers
+    /// its bytes.
+    fn send_again(&mut self, now: Instant) -> usize {
+        let is_time = self.again_at.is_none_or(|at| at <= now);
+        if self.again.is_empty() || !self.flights.is_empty() || !is_time {
+            return 0;
+        }
+        self.again_at = None;
+        let mut bytes = 0;
+        while let Some(waiting) = self.again.pop_back() {
+            bytes += cost(&waiting.publish);
+            self.waiting.push_front(waiting);
+        }
+        bytes
+    }
+
+    /// One was answered, and not by an error.
+    fn land(
+        &mut self,
+        waiting: Waiting,
+        answer: &Value,
+        is_sure: bool,
+        now: Instant,
+        local: &mut Local,
+    ) {
+        let done = waiting.publish.done;
+        match (self.kind, scripts::status(answer)) {
+            (Kind::Plain, _) => local.done(done, Outcome::Accepted(None), now),
+            (_, Some((0, _, after_ms))) => {
+                self.again
+                    .push_back(Waiting { publish: Publish { done, ..waiting.publish }, ..waiting });
+                self.wait(now + Duration::from_millis(after_ms));
+            }
+            (_, Some((_, epoch, offset))) if is_sure => {
+                local.done(done, Outcome::Accepted(Some(Position { epoch, offset })), now);
+            }
+            (_, Some(_)) => {
+                local.counters.publishes_unreplicated += 1;
+                local.done(done, Outcome::Unknown, now);
+            }
+            (_, None) => local.done(done, Outcome::Unavailable, now),
+        }
+    }
+
+    /// Nobody knows what has become of these. Those with a key are sent again.
+    fn break_off(&mut self, sent: Vec<Sent>, now: Instant, local: &mut Local) {
         for sent in sent {
             match sent {
-                Sent::Kept(waiting) if waiting.publish.key.is_some() => {
+                Sent::Held(waiting)
+                    if self.kind != Kind::Plain && waiting.publish.key.is_some() =>
+                {
                     self.again.push_back(*waiting);
                 }
                 sent => local.done(sent.into_done(), Outcome::Unknown, now),
@@ -321,43 +467,51 @@ impl Outgoing {
 impl Sent {
     fn into_done(self) -> Done {
         match self {
-            Sent::Plain(done) => done,
-            Sent::Kept(waiting) => waiting.publish.done,
+            Sent::Once(done) => done,
+            Sent::Held(waiting) => waiting.publish.done,
         }
     }
 }
 
-/// The command that gives a message its place and says it (`lua/publish.lua`).
-fn keep(
-    publish: &Publish,
-    envelope: &[u8],
-    policy: &Policy,
-    names: &Names,
-    generation: &str,
-) -> Cmd {
-    let topic = publish.topic.as_str();
-    let keys = names.history_keys(topic);
-    let retry = match &publish.key {
-        Some(key) => format!("{}:{key}", keys.retry),
-        None => keys.retry,
-    };
-    let key_ttl_s = publish.key.as_ref().map_or(0, |_| KEYS_TIME.as_secs());
-    let mut command = scripts::call(Which::Publish, &[&keys.meta, &keys.stream, &retry]);
-    command.arg(names.channel(topic)).arg(envelope).arg(policy.history_size);
-    command.arg(policy.history_ttl_s).arg(META_TTL_S.max(policy.history_ttl_s));
-    command.arg(generation).arg("PUBLISH").arg(key_ttl_s).arg(REPAIR_MS);
-    command
+fn pop_late(row: &mut VecDeque<Waiting>, now: Instant, time_max: Duration) -> Option<Waiting> {
+    let is_late = now.duration_since(row.front()?.since) >= time_max;
+    if is_late { row.pop_front() } else { None }
 }
 
-fn kept(answer: &Value) -> Kept {
-    if scripts::is_unknown(answer) {
-        return Kept::Unloaded;
+/// Takes some out of a row; both keep their order.
+fn extract(
+    row: &mut VecDeque<Waiting>,
+    mut is_wanted: impl FnMut(&mut Waiting) -> bool,
+) -> Vec<Waiting> {
+    let (mut taken, mut stay) = (Vec::new(), VecDeque::new());
+    for mut waiting in std::mem::take(row) {
+        match is_wanted(&mut waiting) {
+            true => taken.push(waiting),
+            false => stay.push_back(waiting),
+        }
     }
-    match scripts::status(answer) {
-        Some((0, _, after_ms)) => Kept::Again(after_ms),
-        Some((_, epoch, offset)) => Kept::At(Position { epoch, offset }),
-        None => Kept::Refused,
-    }
+    *row = stay;
+    taken
+}
+
+/// What `WAIT` answered.
+fn has_replica(answer: Option<Value>) -> bool {
+    answer.as_ref().and_then(scripts::integer).is_some_and(|replicas| replicas > 0)
+}
+
+/// The command that gives a message its place and says it (`lua/publish.lua`).
+fn keep(publish: &Publish, envelope: &[u8], policy: &Policy, way: &Way<'_>) -> Cmd {
+    let topic = publish.topic.as_str();
+    let keys = way.names.history_keys(topic);
+    let retry = publish.key.as_ref().map(|key| format!("{}:{key}", keys.retry));
+    let key_ttl_s = retry.as_ref().map_or(0, |_| KEYS_TIME.as_secs());
+    let mut names = vec![&keys.meta[..], &keys.stream];
+    names.extend(retry.as_deref());
+    let mut command = scripts::call(Which::Publish, &names);
+    command.arg(way.names.channel(topic)).arg(envelope).arg(policy.history_size);
+    command.arg(policy.history_ttl_s).arg(META_TTL_S.max(policy.history_ttl_s));
+    command.arg(way.generation).arg(way.publish).arg(key_ttl_s).arg(REPAIR_MS);
+    command
 }
 
 /// What a waiting publish is counted as: its bytes, and about what it takes to keep them.
@@ -365,10 +519,7 @@ fn cost(publish: &Publish) -> usize {
     size_of::<Waiting>() + publish.topic.as_str().len() + publish.payload.len()
 }
 
-async fn fly(
-    mut cmd: MultiplexedConnection,
-    pipeline: Pipeline,
-    commands: usize,
-) -> RedisResult<Vec<Value>> {
+async fn fly(mut cmd: MultiplexedConnection, pipeline: Pipeline) -> RedisResult<Vec<Value>> {
+    let commands = pipeline.len();
     cmd.send_packed_commands(&pipeline, 0, commands).await
 }

@@ -5,15 +5,17 @@
 //! client: the node's sign of life stands for all of them ([`watch`]). Redis decides who is told
 //! ([`scripts`]), because a user may be on two nodes.
 //!
-//! [`Presence`] has the truth of this node; [`dirt`] says what of it Redis does not know yet. One
-//! batch at a time is under way. When a link comes up everything is written anew, without a word: a
-//! Redis that restarted empty is filled again, and who was there was told of before.
+//! [`Presence`] has the truth of this node; [`dirt`] says what of it Redis does not know yet. For each
+//! server one batch at a time is under way ([`servers`]), so that none waits for another. When a link
+//! comes up everything there is written anew, without a word: a Redis that restarted empty is filled
+//! again, and who was there was told of before. What moves to another server is written anew there.
 //!
-//! While there is no link, and for a moment after, nobody is told and nobody's grace ends: the others
-//! have to listen again first, and to write theirs, or somebody would be told as new or gone who is
-//! on another node all the time.
+//! While there is no link, and for a moment after, nobody in the rooms of that server is told and
+//! nobody's grace ends: the others have to listen again first, and to write theirs, or somebody would
+//! be told as new or gone who is on another node all the time.
 //!
-//! Errors here never give a link up: that is the canary's business. What failed is tried again.
+//! Errors here never give a link up: that is the canary's business. What failed is tried again; a
+//! Cluster that moves a partition just now refuses it, and nothing else waits for that.
 //!
 //! Invariant: what is written is what is true at that time. Nothing but the change of a user's
 //! first and last connection is told.
@@ -21,12 +23,18 @@
 mod dirt;
 mod keys;
 mod news;
+mod parts;
 mod read;
+mod reap;
 mod scripts;
+mod servers;
+#[cfg(test)]
+mod tests;
 mod watch;
 
-use super::link::{Reply, poll_reply, send};
-use super::names::Names;
+use super::link::{poll_reply, send};
+use super::names::{Names, partition};
+use super::route::Route;
 use crate::backplane::local::Local;
 use crate::backplane::presence::{Change, News, Presence, name_of};
 use crate::backplane::seldom::Seldom;
@@ -35,16 +43,18 @@ use crate::link::{AskPresence, Attend};
 use crate::metrics::BackplaneCounters;
 use crate::namespaces::Namespaces;
 use dirt::{Dirt, Dirty, Tell};
-use hashbrown::HashSet;
-use keys::Keys;
-use read::Reads;
+use keys::{CONTROL, Keys};
+use parts::Parts;
+use read::{Answer, Reads, Source};
+use reap::Rules;
 use redis::aio::MultiplexedConnection;
-use redis::{Pipeline, RedisResult, ServerErrorKind, Value};
+use redis::{ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
 use scripts::Script;
+use servers::{Call, Flight, May, Servers};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-use watch::{Rules, Watch, Watched};
+use watch::{Around, Watch, Watched};
 
 pub use news::is_news;
 
@@ -54,13 +64,11 @@ const USERS_PER_CALL: usize = 256;
 const CALLS_PER_FLIGHT: usize = 128;
 /// Users after which a batch is closed.
 const USERS_PER_FLIGHT: usize = 2048;
-/// How long to wait after Redis refused something.
-const PAUSE: Duration = Duration::from_millis(500);
-/// After a link came up again, for how long nobody's grace ends: as long as others may take to come
-/// up, too.
-const SETTLING: Duration = Duration::from_millis(3_000);
 /// How often everything is written anew, in case somebody else removed it.
 const ANEW: Duration = Duration::from_secs(600);
+/// How soon it is looked at again whether the grace of users may end whose server is not up. Less
+/// than it takes a server to settle.
+const GRACE_AGAIN: Duration = Duration::from_millis(500);
 
 /// See the module. It outlives links.
 pub struct Presences {
@@ -68,40 +76,16 @@ pub struct Presences {
     keys: Keys,
     is_on: bool,
     members: Presence,
-    /// What changed. Waits until a link has settled: nobody is told while others cannot hear it.
+    /// What changed. Waits until a server has settled: nobody is told while others cannot hear it.
     dirt: Dirt,
     /// What was written before, and is written anew.
     anew: Dirt,
-    /// Rooms that stand in this node's index.
-    indexed: HashSet<TopicName>,
-    flight: Option<Flight>,
-    is_script_loaded: bool,
+    servers: Servers,
+    /// While the server of the signs of life is up.
+    watch: Option<Watch>,
     reads: Reads,
-    up: Option<Up>,
-    was_up: bool,
-    paused_until: Option<Instant>,
+    written_at: Option<Instant>,
     failures: Seldom,
-}
-
-/// What belongs to a link.
-struct Up {
-    watch: Watch,
-    settled_at: Instant,
-    written_at: Instant,
-}
-
-struct Flight {
-    /// Replies before those of the calls.
-    replies_before: usize,
-    calls: Vec<Call>,
-    reply: Reply<Vec<Value>>,
-}
-
-/// Some users of a room, and how many replies there are to what was sent for them.
-struct Call {
-    topic: TopicName,
-    users: Vec<(TopicName, Dirty)>,
-    replies: usize,
 }
 
 impl Presences {
@@ -114,13 +98,10 @@ impl Presences {
             members: Presence::default(),
             dirt: Dirt::default(),
             anew: Dirt::default(),
-            indexed: HashSet::new(),
-            flight: None,
-            is_script_loaded: false,
+            servers: Servers::default(),
+            watch: None,
             reads: Reads::default(),
-            up: None,
-            was_up: false,
-            paused_until: None,
+            written_at: None,
             failures: Seldom::default(),
         }
     }
@@ -152,66 +133,62 @@ impl Presences {
         Ok(())
     }
 
-    /// Messages flow: everything is written anew.
-    pub fn go_up(&mut self, now: Instant) {
-        // At the start there is nobody whose leaving could be told too early.
-        let settling = if self.was_up { SETTLING } else { Duration::ZERO };
-        let watch = Watch::new(now);
-        self.up = Some(Up { watch, settled_at: now + settling, written_at: now });
-        self.was_up = true;
-        self.write_all(Tell::Not);
+    /// The route is another one: a server came up or went down, some were added or removed, or
+    /// partitions moved. Comes before [`Presences::go_up`] of a server that is new in it.
+    ///
+    /// What moved is written anew on its new server, and what was under way is put back.
+    pub fn set_route(&mut self, route: &Route, now: Instant) {
+        let changes = self.servers.set_route(route, now);
+        self.forget_watch(changes.anew);
+        self.put_back(changes.calls);
+        self.write_anew(changes.anew, Tell::Not);
     }
 
-    /// The link is lost: what was under way may or may not have arrived.
-    pub fn lose_link(&mut self) {
-        self.up = None;
-        self.is_script_loaded = false;
-        self.indexed.clear();
-        let Some(flight) = self.flight.take() else { return };
-        for Call { topic, users, .. } in flight.calls {
-            for (user, dirty) in users {
-                // Who left may be gone from there already, and was told or not: told twice is better.
-                let is_gone = self.members.member(&topic, &user).is_none();
-                let is_told = dirty.tell > Tell::Not;
-                let tell = if is_gone && is_told { Tell::Always } else { dirty.tell };
-                self.dirt.add(&topic, user, Dirty { tell, ..dirty });
-            }
-        }
+    /// Messages flow through a server: everything there is written anew.
+    pub fn go_up(&mut self, server: usize, now: Instant) {
+        let owns = self.servers.go_up(server, now);
+        self.forget_watch(owns);
+        self.write_anew(owns, Tell::Not);
     }
 
-    /// Nobody can say who else is there.
-    pub fn refuse(&mut self, local: &mut Local) {
-        self.reads.take_all().into_iter().for_each(|ask| local.here(ask, None));
+    /// The link to a server is lost: what was under way may or may not have arrived.
+    pub fn lose_link(&mut self, server: usize) {
+        self.forget_watch(self.servers.owns(server));
+        let calls = self.servers.lose_link(server);
+        self.put_back(calls);
     }
 
-    /// Goes on with everything. Whether there was anything to do.
+    /// Nobody can say who else is in the rooms of servers that are not up.
+    pub fn refuse(&mut self, route: &Route, local: &mut Local) {
+        let lost = self.reads.take_lost(self.servers.up(route));
+        lost.into_iter().for_each(|ask| local.here(ask, None));
+    }
+
+    /// Goes on with everything, also while no server is up. `route` is the one that
+    /// [`Presences::set_route`] was told last. Whether there was anything to do.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        cmd: &MultiplexedConnection,
+        route: &Route,
         local: &mut Local,
     ) -> bool {
-        let Some(up) = self.up.as_mut().filter(|_| self.is_on) else { return false };
-        if now >= up.settled_at {
-            self.members.handle_timeout(now);
+        if !self.is_on {
+            return false;
         }
-        if now.duration_since(up.written_at) >= ANEW {
-            up.written_at = now;
-            self.indexed.clear();
-            self.write_all(Tell::Not);
+        self.refuse(route, local);
+        self.servers.handle_timeout(now);
+        self.end_graces(now, route);
+        if now.duration_since(*self.written_at.get_or_insert(now)) >= ANEW {
+            self.written_at = Some(now);
+            self.write_anew(Parts::ALL, Tell::Not);
         }
         self.note_changes();
-        let mut is_busy = self.poll_watch(cx, now, cmd, local);
-        is_busy |= self.poll_flight(cx, now, cmd);
-        let up = self.up.as_ref().expect("looked at above");
-        is_busy |= self.reads.begin(cx, cmd, &self.keys, up.watch.dead(), &self.members);
-        while let Some(read::Answer { asks, here }) = self.reads.poll(cx, &self.members) {
-            is_busy = true;
-            let here = here.inspect_err(|error| self.failures.warn(error, now)).ok();
-            asks.into_iter().for_each(|ask| local.here(ask, here.clone()));
+        let mut is_busy = self.poll_watch(cx, now, route, local);
+        for server in 0..self.servers.count() {
+            is_busy |= self.poll_flight(cx, now, server, route);
         }
-        is_busy
+        is_busy | self.poll_reads(cx, now, route, local)
     }
 
     /// Copies the gauges out.
@@ -219,23 +196,39 @@ impl Presences {
         counters.presences = self.members.users() as u64;
     }
 
+    /// A grace ends where the others can hear it, and lasts where they cannot: until the very moment
+    /// in which the room has settled, so that nobody is told of who came and went meanwhile.
+    fn end_graces(&mut self, now: Instant, route: &Route) {
+        let settled = self.servers.settled(route);
+        self.members.handle_timeout_unless(now, |topic| {
+            let part = partition(topic.as_str());
+            let held_until = || self.servers.settles_at(part).unwrap_or(now + GRACE_AGAIN);
+            (!settled.has(part)).then(held_until)
+        });
+    }
+
     fn poll_watch(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        cmd: &MultiplexedConnection,
+        route: &Route,
         local: &mut Local,
     ) -> bool {
-        let Some(up) = &mut self.up else { return false };
-        match up.watch.poll(cx, now, cmd, &self.keys, &self.rules) {
+        if !self.servers.up(route).has(partition(CONTROL)) {
+            self.watch = None;
+            return false;
+        }
+        let settled = self.servers.settled(route);
+        let around = Around { route, settled, keys: &self.keys, rules: &self.rules };
+        let watch = self.watch.get_or_insert_with(|| Watch::new(now));
+        match watch.poll(cx, now, &around) {
             Ok(Watched { was_reaped, reaped, is_busy }) => {
                 local.counters.presence_reaped += reaped;
                 if was_reaped {
                     tracing::warn!(
                         "other nodes took this one for dead; its users are written anew"
                     );
-                    self.indexed.clear();
-                    self.write_all(Tell::Always);
+                    self.write_anew(Parts::ALL, Tell::Always);
                 }
                 is_busy
             }
@@ -244,6 +237,26 @@ impl Presences {
                 true
             }
         }
+    }
+
+    fn poll_reads(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        route: &Route,
+        local: &mut Local,
+    ) -> bool {
+        let nobody = Arc::default();
+        let dead = self.watch.as_ref().map_or(&nobody, Watch::dead);
+        let from = Source { route, keys: &self.keys, dead };
+        let mut is_busy = self.reads.begin(cx, now, &from, &self.members);
+        while let Some(Answer { asks, here, nodes }) = self.reads.poll(cx, now, &self.members) {
+            is_busy = true;
+            self.meet(nodes);
+            let here = here.inspect_err(|error| self.failures.warn(error, now)).ok();
+            asks.into_iter().for_each(|ask| local.here(ask, here.clone()));
+        }
+        is_busy
     }
 
     /// Users whose place in Redis is no longer the truth.
@@ -258,91 +271,116 @@ impl Presences {
         }
     }
 
-    fn write_all(&mut self, tell: Tell) {
-        self.members.rooms().for_each(|topic| self.anew.add_whole(topic, tell));
+    fn write_anew(&mut self, parts: Parts, tell: Tell) {
+        if parts.is_empty() {
+            return;
+        }
+        let rooms = self.members.rooms().filter(|topic| parts.has(partition(topic.as_str())));
+        rooms.for_each(|topic| self.anew.add_whole(topic, tell));
+    }
+
+    /// These may or may not have arrived.
+    fn put_back(&mut self, calls: Vec<Call>) {
+        for Call { topic, users } in calls {
+            for (user, dirty) in users {
+                // Who left may be gone from there already, and was told or not: told twice is better.
+                let is_gone = self.members.member(&topic, &user).is_none();
+                let is_told = dirty.tell > Tell::Not;
+                let tell = if is_gone && is_told { Tell::Always } else { dirty.tell };
+                self.dirt.add(&topic, user, Dirty { tell, ..dirty });
+            }
+        }
+    }
+
+    fn forget_watch(&mut self, parts: Parts) {
+        if parts.has(partition(CONTROL)) {
+            self.watch = None;
+        }
+    }
+
+    fn meet(&mut self, nodes: Vec<String>) {
+        if let Some(watch) = &mut self.watch {
+            watch.meet(nodes, &self.keys.me);
+        }
     }
 
     fn poll_flight(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        cmd: &MultiplexedConnection,
+        server: usize,
+        route: &Route,
     ) -> bool {
         let mut is_busy = false;
-        if let Some(flight) = &mut self.flight
-            && let Poll::Ready(answers) = poll_reply(&mut flight.reply, cx)
+        let flight = &mut self.servers.at(server).flight;
+        if let Some(under_way) = flight
+            && let Poll::Ready(answers) = poll_reply(&mut under_way.reply, cx)
+            && let Some(flight) = flight.take()
         {
-            let flight = self.flight.take().expect("it was just looked at");
-            self.land(flight, answers, now);
+            self.land(server, flight, answers, now);
             is_busy = true;
         }
-        let is_paused = self.paused_until.is_some_and(|until| now < until);
-        let is_settled = self.up.as_ref().is_some_and(|up| now >= up.settled_at);
-        let is_dirty = !self.anew.is_empty() || (is_settled && !self.dirt.is_empty());
-        if self.flight.is_none() && is_dirty && !is_paused {
-            let (pipeline, replies_before, calls) = self.load(is_settled);
+        if let Some(may) = self.servers.may(server, route)
+            && (self.anew.is_any_of(may.write) || self.dirt.is_any_of(may.tell))
+            && let Some(cmd) = route.cmd(server)
+        {
+            let (pipeline, replies_before, calls) = self.load(server, may, route.publish());
             let reply = send(cx, fly(cmd.clone(), pipeline));
-            self.flight = Some(Flight { replies_before, calls, reply });
+            self.servers.at(server).flight = Some(Flight { replies_before, calls, reply });
             is_busy = true;
         }
         is_busy
     }
 
-    fn load(&mut self, is_settled: bool) -> (Pipeline, usize, Vec<Call>) {
+    fn load(
+        &mut self,
+        server: usize,
+        may: May,
+        publish: &'static str,
+    ) -> (Pipeline, usize, Vec<Call>) {
         let (mut pipeline, mut calls, mut users) = (Pipeline::new(), Vec::new(), 0);
-        if !std::mem::replace(&mut self.is_script_loaded, true) {
+        if !std::mem::replace(&mut self.servers.at(server).is_script_loaded, true) {
             pipeline.cmd("SCRIPT").arg("LOAD").arg(Script::Put.text());
         }
         let replies_before = pipeline.len();
         while calls.len() < CALLS_PER_FLIGHT && users < USERS_PER_FLIGHT {
-            let Some((topic, some)) = self.take_dirt(is_settled) else { break };
+            let Some((topic, some)) = self.take_dirt(may) else { break };
             if some.is_empty() {
                 continue;
             }
             users += some.len();
-            let replies = self.call(&mut pipeline, &topic, &some);
-            calls.push(Call { topic, users: some, replies });
+            self.call(&mut pipeline, &topic, &some, publish);
+            calls.push(Call { topic, users: some });
         }
         (pipeline, replies_before, calls)
     }
 
     /// Some users of a room, those first who are only written anew.
-    fn take_dirt(&mut self, is_settled: bool) -> Option<(TopicName, Vec<(TopicName, Dirty)>)> {
+    fn take_dirt(&mut self, may: May) -> Option<(TopicName, Vec<(TopicName, Dirty)>)> {
         let members = &self.members;
         let everybody =
             |topic: &TopicName| members.members(topic).map(|(user, _)| user.clone()).collect();
-        if let Some((topic, mut some)) = self.anew.take(USERS_PER_CALL, everybody) {
+        if let Some((topic, mut some)) = self.anew.take(may.write, USERS_PER_CALL, everybody) {
             // Who came or left is not written without a word.
             some.retain(|(user, _)| !self.dirt.tells(&topic, user));
             return Some((topic, some));
         }
-        if is_settled { self.dirt.take(USERS_PER_CALL, |_| Vec::new()) } else { None }
+        self.dirt.take(may.tell, USERS_PER_CALL, |_| Vec::new())
     }
 
-    /// Adds the commands for some users of a room: so many.
     fn call(
-        &mut self,
+        &self,
         pipeline: &mut Pipeline,
         topic: &TopicName,
         some: &[(TopicName, Dirty)],
-    ) -> usize {
-        let before = pipeline.len();
-        let is_empty = self.members.count(topic) == 0;
-        // In the index before in the room: whoever cleans up behind us finds at least what is there.
-        if !is_empty && self.indexed.insert(topic.clone()) {
-            pipeline.cmd("SADD").arg(self.keys.index(&self.keys.me)).arg(topic.as_str());
-        }
+        publish: &'static str,
+    ) {
         let users: Vec<_> =
             some.iter().map(|(user, dirty)| self.user(topic, user, *dirty)).collect();
         let users_max = self.rules.namespaces.policy(topic.kind()).presence_events_users_max;
-        let dead = self.up.as_ref().map_or(&[][..], |up| up.watch.dead());
-        let room = scripts::Room { topic: topic.as_str(), users_max, dead };
+        let dead = self.watch.as_ref().map_or(&[][..], |watch| watch.dead());
+        let room = scripts::Room { topic: topic.as_str(), users_max, dead, publish };
         scripts::put(pipeline, &self.keys, &self.rules.names, room, &users);
-        if is_empty {
-            self.indexed.remove(topic);
-            pipeline.cmd("SREM").arg(self.keys.index(&self.keys.me)).arg(topic.as_str());
-        }
-        pipeline.len() - before
     }
 
     /// A user as they are now.
@@ -363,28 +401,46 @@ impl Presences {
     }
 
     /// A batch is answered: what Redis refused is put back.
-    fn land(&mut self, flight: Flight, answers: RedisResult<Vec<Value>>, now: Instant) {
-        let mut answers = answers
-            .inspect_err(|error| self.failures.warn(error, now))
-            .unwrap_or_default()
-            .into_iter()
-            .skip(flight.replies_before);
-        for Call { topic, users, replies } in flight.calls {
-            let (mut taken, mut is_refused) = (0, false);
-            for answer in answers.by_ref().take(replies) {
-                taken += 1;
-                let Value::ServerError(error) = answer else { continue };
-                is_refused = true;
-                self.is_script_loaded &= error.kind() != Some(ServerErrorKind::NoScript);
-                self.failures.warn(&error, now);
-            }
-            if is_refused || taken < replies {
-                self.paused_until = Some(now + PAUSE);
-                self.indexed.remove(&topic);
-                users.into_iter().for_each(|(user, dirty)| self.dirt.add(&topic, user, dirty));
-            }
+    ///
+    /// 1. A room is on its way to another server: it waits, and so does its partition.
+    /// 2. Anything else, or no answer at all: the whole server gets a pause.
+    fn land(
+        &mut self,
+        server: usize,
+        flight: Flight,
+        answers: RedisResult<Vec<Value>>,
+        now: Instant,
+    ) {
+        let owns = self.servers.owns(server);
+        let answers = answers.inspect_err(|error| self.failures.warn(error, now));
+        let mut answers = answers.unwrap_or_default().into_iter().skip(flight.replies_before);
+        for Call { topic, users } in flight.calls {
+            let refused = match answers.next().map(Value::extract_error) {
+                Some(Ok(others)) => {
+                    self.meet(Vec::from_redis_value(others).unwrap_or_default());
+                    continue;
+                }
+                Some(Err(error)) => {
+                    self.failures.warn(&error, now);
+                    self.servers.at(server).is_script_loaded &= !is_of(&error, NO_SCRIPT);
+                    if is_of(&error, MOVING) { Parts::of(&topic) } else { owns }
+                }
+                None => owns,
+            };
+            self.servers.refuse(&refused, now);
+            users.into_iter().for_each(|(user, dirty)| self.dirt.add(&topic, user, dirty));
         }
     }
+}
+
+/// The server has forgotten the script.
+const NO_SCRIPT: &[ServerErrorKind] = &[ServerErrorKind::NoScript];
+/// A partition is on its way to another server, or there already.
+const MOVING: &[ServerErrorKind] =
+    &[ServerErrorKind::Moved, ServerErrorKind::Ask, ServerErrorKind::TryAgain];
+
+fn is_of(error: &RedisError, kinds: &[ServerErrorKind]) -> bool {
+    matches!(error.kind(), ErrorKind::Server(kind) if kinds.contains(&kind))
 }
 
 async fn fly(mut cmd: MultiplexedConnection, pipeline: Pipeline) -> RedisResult<Vec<Value>> {

@@ -48,11 +48,6 @@ pub async fn load(mut cmd: MultiplexedConnection) -> RedisResult<()> {
     Ok(())
 }
 
-/// Whether a server says that it does not know a script.
-pub fn is_unknown(answer: &Value) -> bool {
-    matches!(answer, Value::ServerError(error) if error.code() == "NOSCRIPT")
-}
-
 /// What `publish` and `repair` answer: a status, an epoch and a number.
 pub fn status(answer: &Value) -> Option<(i64, u64, u64)> {
     let Value::Array(parts) = answer else { return None };

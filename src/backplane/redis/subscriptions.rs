@@ -1,8 +1,10 @@
 //! Which channels are subscribed on one link: changes in batches, and everything anew at its start.
 //!
 //! Changes are sent in the order they were asked, neighbours of one kind together, at most 512 in a
-//! command and a few commands under way. Each command is followed by a PING: its answer proves that
-//! the confirmations before it were counted right, and that nothing is out of step.
+//! batch and a few batches under way. Each batch is followed by a PING with its number: the answer
+//! proves that whatever the server had to say to the batch was said before. In a Cluster it may
+//! have said that some channels are elsewhere; nothing of such a batch is believed, and its topics
+//! are asked for again a moment later, unless they are known to be on another server by then.
 //!
 //! A new link subscribes everything wanted by walking over all topics, while changes go on. A
 //! change is always sent before the walk's next batch, so that no unsubscription that was asked
@@ -10,46 +12,55 @@
 //!
 //! Invariant: a topic is told as subscribed only after the server has confirmed it on this link.
 
-use super::link::{Reply, poll_reply, send};
 use super::names::Names;
+use super::subscriber::Subscriber;
 use crate::backplane::interest::{Interest, TopicKey};
 use crate::ids::TopicName;
-use redis::aio::MultiplexedConnection;
-use redis::{RedisResult, Value};
 use std::collections::VecDeque;
-use std::task::{Context, Poll};
+use std::ops::Range;
+use std::time::{Duration, Instant};
 
-/// Channels in one command.
+/// Channels in one batch.
 pub const CHANNELS_PER_BATCH: usize = 512;
-/// Commands under way.
+/// Batches under way.
 pub const BATCHES_MAX: usize = 4;
+/// After how long topics are asked for again that the server did not have.
+const STALLED: Duration = Duration::from_millis(200);
 
 enum Change {
     Add(TopicKey, TopicName),
     Remove(TopicName),
+    /// A channel that is no topic.
+    AddFixed(String),
+    RemoveFixed(String),
 }
 
 impl Change {
     fn is_addition(&self) -> bool {
-        matches!(self, Change::Add(..))
+        matches!(self, Change::Add(..) | Change::AddFixed(_))
     }
 }
 
-/// One command under way, and whom to tell when it is confirmed.
+/// One batch under way, and whom to tell when it is confirmed.
 struct Batch {
+    number: u64,
     keys: Vec<TopicKey>,
     is_of_walk: bool,
+    /// The server said that some of its channels are elsewhere.
+    is_refused: bool,
 }
 
-/// One command: what it changes.
+/// One batch: what it changes.
 pub struct Command {
     /// Whether channels are subscribed or unsubscribed.
     pub is_addition: bool,
     /// Their names.
     pub channels: Vec<String>,
+    /// What the PING behind it says.
+    number: u64,
 }
 
-/// What one command changes, and whom to tell.
+/// What one batch changes, and whom to tell.
 #[derive(Default)]
 struct Cut {
     is_addition: bool,
@@ -60,29 +71,42 @@ struct Cut {
 
 /// See the module. One for each link.
 pub struct Subscriptions {
+    /// Which server of the [`Interest`]'s it is.
+    server: usize,
     changes: VecDeque<Change>,
     /// In the order in which they were sent, which is that of their replies.
     under_way: VecDeque<Batch>,
-    replies: VecDeque<Reply<()>>,
+    batches: u64,
     /// Names that are no topics and come first: our own channels.
     fixed: Option<Vec<String>>,
     /// The places where the walk has not been. Topics that come later come as changes.
-    walk: std::ops::Range<u32>,
+    walk: Range<u32>,
     walk_under_way: usize,
+    /// Topics that the server did not have, and when they are asked for again.
+    stalled: Vec<TopicKey>,
+    stalled_until: Option<Instant>,
 }
 
 impl Subscriptions {
-    /// For a new link: nothing is subscribed yet. `fixed` are channels that are no topics, `places`
-    /// is where the topics are that exist already ([`Interest::high`]).
-    pub fn new(fixed: Vec<String>, places: u32) -> Subscriptions {
+    /// For a new link to a server: nothing is subscribed yet. `fixed` are channels that are no
+    /// topics, `places` is where the topics are that exist already ([`Interest::high`]).
+    pub fn new(server: usize, fixed: Vec<String>, places: u32) -> Subscriptions {
         Subscriptions {
+            server,
             changes: VecDeque::new(),
             under_way: VecDeque::new(),
-            replies: VecDeque::new(),
+            batches: 0,
             fixed: Some(fixed),
             walk: 0..places,
             walk_under_way: 0,
+            stalled: Vec::new(),
+            stalled_until: None,
         }
+    }
+
+    /// Servers were counted anew.
+    pub fn set_server(&mut self, server: usize) {
+        self.server = server;
     }
 
     /// Wants a topic.
@@ -95,36 +119,51 @@ impl Subscriptions {
         self.changes.push_back(Change::Remove(topic));
     }
 
+    /// Wants a channel that is no topic.
+    pub fn add_fixed(&mut self, channel: String) {
+        self.changes.push_back(Change::AddFixed(channel));
+    }
+
+    /// Wants it no more.
+    pub fn remove_fixed(&mut self, channel: String) {
+        self.changes.push_back(Change::RemoveFixed(channel));
+    }
+
     /// Whether everything that was wanted when the link began is confirmed.
     pub fn is_complete(&self) -> bool {
         self.fixed.is_none() && self.walk.is_empty() && self.walk_under_way == 0
     }
 
-    /// Sends what waits, hands out what was confirmed. Whether there was anything to do.
-    pub fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        sub: &MultiplexedConnection,
-        names: &Names,
-        interest: &Interest,
-        confirmed_keys: &mut Vec<TopicKey>,
-    ) -> RedisResult<bool> {
-        let mut is_busy = false;
-        while let Some(command) = self.next_command(names, interest) {
-            self.replies.push_back(send(cx, change(sub.clone(), command)));
-            is_busy = true;
-        }
-        while let Some(front) = self.replies.front_mut() {
-            let Poll::Ready(confirmed) = poll_reply(front, cx) else { break };
-            self.replies.pop_front();
-            confirmed?;
-            confirmed_keys.append(&mut self.confirmed());
-            is_busy = true;
-        }
-        Ok(is_busy)
+    /// Whether the server has something to answer.
+    pub fn is_waiting(&self) -> bool {
+        !self.under_way.is_empty()
     }
 
-    /// The next command to send; it is under way from now on. `None`: as many are under way as may
+    /// The server has taken a subscription away, or did not have the topic: it is asked again in a
+    /// moment.
+    pub fn stall(&mut self, key: TopicKey, now: Instant) {
+        self.stalled.push(key);
+        self.stalled_until.get_or_insert(now + STALLED);
+    }
+
+    /// Writes batches, as many as may be under way. Whether there was any.
+    pub fn poll(
+        &mut self,
+        now: Instant,
+        sub: &mut Subscriber,
+        names: &Names,
+        interest: &Interest,
+    ) -> bool {
+        self.ask_again(now, interest);
+        let mut is_busy = false;
+        while let Some(command) = self.next_command(names, interest) {
+            write(&command, sub, names);
+            is_busy = true;
+        }
+        is_busy
+    }
+
+    /// The next batch to send; it is under way from now on. `None`: as many are under way as may
     /// be, or nothing waits.
     pub fn next_command(&mut self, names: &Names, interest: &Interest) -> Option<Command> {
         if self.under_way.len() >= BATCHES_MAX {
@@ -132,26 +171,64 @@ impl Subscriptions {
         }
         let Cut { is_addition, is_of_walk, keys, channels } = self.cut(names, interest)?;
         self.walk_under_way += usize::from(is_of_walk);
-        self.under_way.push_back(Batch { keys, is_of_walk });
-        Some(Command { is_addition, channels })
+        self.batches += 1;
+        let number = self.batches;
+        self.under_way.push_back(Batch { number, keys, is_of_walk, is_refused: false });
+        Some(Command { is_addition, channels, number })
     }
 
-    /// The oldest command under way is confirmed: answers the topics that are subscribed by it.
+    /// The server has answered a PING: the topics that are subscribed by the oldest batch. `None`:
+    /// that was not its number.
+    pub fn handle_ping(&mut self, text: &[u8], now: Instant) -> Option<Vec<TopicKey>> {
+        let number: u64 = std::str::from_utf8(text).ok()?.parse().ok()?;
+        if self.under_way.front()?.number != number {
+            return None;
+        }
+        if !self.under_way.front()?.is_refused {
+            return Some(self.confirmed());
+        }
+        let keys = self.confirmed();
+        keys.into_iter().for_each(|key| self.stall(key, now));
+        Some(Vec::new())
+    }
+
+    /// The server does not have some channel of the oldest batch.
+    pub fn handle_refusal(&mut self) {
+        if let Some(front) = self.under_way.front_mut() {
+            front.is_refused = true;
+        }
+    }
+
+    /// The oldest batch under way is confirmed: answers the topics that are subscribed by it.
     pub fn confirmed(&mut self) -> Vec<TopicKey> {
         let batch = self.under_way.pop_front().expect("only what was sent is confirmed");
         self.walk_under_way -= usize::from(batch.is_of_walk);
         batch.keys
     }
 
+    fn ask_again(&mut self, now: Instant, interest: &Interest) {
+        if self.stalled_until.is_none_or(|until| now < until) {
+            return;
+        }
+        self.stalled_until = None;
+        for key in std::mem::take(&mut self.stalled) {
+            if let Some((there, topic)) = interest.name_at(key.index)
+                && there == key
+            {
+                self.changes.push_back(Change::Add(key, topic.clone()));
+            }
+        }
+    }
+
     fn cut(&mut self, names: &Names, interest: &Interest) -> Option<Cut> {
         if let Some(channels) = self.fixed.take() {
             return Some(Cut { is_addition: true, is_of_walk: true, keys: Vec::new(), channels });
         }
-        self.cut_changes(names).or_else(|| self.cut_walk(names, interest))
+        self.cut_changes(names, interest).or_else(|| self.cut_walk(names, interest))
     }
 
-    /// Neighbours of one kind: that keeps the order.
-    fn cut_changes(&mut self, names: &Names) -> Option<Cut> {
+    /// Neighbours of one kind: that keeps the order. What has moved meanwhile is another server's.
+    fn cut_changes(&mut self, names: &Names, interest: &Interest) -> Option<Cut> {
         let is_addition = self.changes.front()?.is_addition();
         let mut cut = Cut { is_addition, ..Cut::default() };
         while cut.channels.len() < CHANNELS_PER_BATCH
@@ -159,20 +236,31 @@ impl Subscriptions {
         {
             match self.changes.pop_front().expect("it was just looked at") {
                 Change::Add(key, topic) => {
-                    cut.keys.push(key);
-                    cut.channels.push(names.channel(topic.as_str()));
+                    if interest.server_of(topic.as_str()) == self.server {
+                        cut.keys.push(key);
+                        cut.channels.push(names.channel(topic.as_str()));
+                    }
                 }
-                Change::Remove(topic) => cut.channels.push(names.channel(topic.as_str())),
+                Change::Remove(topic) => {
+                    if interest.server_of(topic.as_str()) == self.server {
+                        cut.channels.push(names.channel(topic.as_str()));
+                    }
+                }
+                Change::AddFixed(channel) | Change::RemoveFixed(channel) => {
+                    cut.channels.push(channel);
+                }
             }
         }
-        Some(cut)
+        if cut.channels.is_empty() { self.cut_changes(names, interest) } else { Some(cut) }
     }
 
     fn cut_walk(&mut self, names: &Names, interest: &Interest) -> Option<Cut> {
         let mut cut = Cut { is_addition: true, is_of_walk: true, ..Cut::default() };
         while cut.channels.len() < CHANNELS_PER_BATCH {
             let Some(place) = self.walk.next() else { break };
-            if let Some((key, topic)) = interest.name_at(place) {
+            if let Some((key, topic)) = interest.name_at(place)
+                && interest.server_of(topic.as_str()) == self.server
+            {
                 cut.keys.push(key);
                 cut.channels.push(names.channel(topic.as_str()));
             }
@@ -181,25 +269,29 @@ impl Subscriptions {
     }
 }
 
-async fn change(mut sub: MultiplexedConnection, command: Command) -> RedisResult<()> {
-    let mut barrier = sub.clone();
-    let changed = async {
-        match command.is_addition {
-            true => sub.subscribe(&command.channels[..]).await,
-            false => sub.unsubscribe(&command.channels[..]).await,
+/// One command for all channels, or in a Cluster, where a command may name channels of one slot only,
+/// one for each.
+fn write(command: &Command, sub: &mut Subscriber, names: &Names) {
+    let Command { is_addition, channels, number } = command;
+    if names.is_sharded() {
+        for channel in channels {
+            let verb: &[u8] = match (names.is_of_a_slot(channel), is_addition) {
+                (true, true) => b"SSUBSCRIBE",
+                (true, false) => b"SUNSUBSCRIBE",
+                (false, true) => b"SUBSCRIBE",
+                (false, false) => b"UNSUBSCRIBE",
+            };
+            sub.write([verb, channel.as_bytes()].into_iter());
         }
-    };
-    let ping = redis::cmd("PING");
-    // `join` polls its first future first, so the PING is sent behind the change.
-    let (changed, pong) =
-        futures_util::future::join(changed, barrier.send_packed_command(&ping)).await;
-    changed?;
-    match pong?.extract_error()? {
-        Value::SimpleString(pong) if pong == "PONG" => Ok(()),
-        other => {
-            Err((redis::ErrorKind::Client, "replies are out of step", format!("{other:?}")).into())
-        }
+    } else {
+        let verb = if *is_addition { &b"SUBSCRIBE"[..] } else { b"UNSUBSCRIBE" };
+        let words: Vec<&[u8]> =
+            std::iter::once(verb).chain(channels.iter().map(|name| name.as_bytes())).collect();
+        sub.write(words.into_iter());
     }
+    let mut digits = itoa::Buffer::new();
+    let number = digits.format(*number).as_bytes();
+    sub.write([&b"PING"[..], number].into_iter());
 }
 
 #[cfg(test)]
@@ -228,7 +320,7 @@ mod tests {
     #[test]
     fn changes_keep_their_order_and_neighbours_of_a_kind_go_together() {
         let mut interest = Interest::new(Duration::ZERO);
-        let mut subscriptions = Subscriptions::new(vec!["fixed".into()], 0);
+        let mut subscriptions = Subscriptions::new(0, vec!["fixed".into()], 0);
         assert_eq!(subscriptions.cut(&names(), &interest).unwrap().channels, ["fixed"]);
         let room = TopicName::room;
         let (a, b) = (wanted(&mut interest, "a"), wanted(&mut interest, "b"));
@@ -252,7 +344,7 @@ mod tests {
         let at = TopicId(SlotId { index: 0, generation: 0 });
         interest.leave(&TopicName::room("7"), ShardId(0), at, now);
         assert!(interest.take_expired(now).is_some());
-        let mut subscriptions = Subscriptions::new(Vec::new(), interest.high());
+        let mut subscriptions = Subscriptions::new(0, Vec::new(), interest.high());
         let _fixed = subscriptions.cut(&names(), &interest);
         let first = subscriptions.cut(&names(), &interest).unwrap();
         let _late = wanted(&mut interest, "late");

@@ -189,10 +189,14 @@ fn version(release: &str) -> Option<(u64, u64)> {
 /// Whether anything that speaks Redis answers there. A server that wants a password or TLS answers
 /// differently; that it answers is what is asked here.
 fn redis(backplane: &BackplaneUrl) -> Option<(String, Option<String>)> {
-    let place = backplane.host_port()?;
-    let speaks_plainly = matches!(backplane, BackplaneUrl::Redis(url) if url.starts_with("redis:"));
-    let trouble = try_redis(&place, speaks_plainly).err();
-    Some((place, trouble))
+    let BackplaneUrl::Redis(servers) = backplane else { return None };
+    let places = servers.addresses();
+    let troubles = places.iter().filter_map(|place| {
+        let trouble = try_redis(place, !servers.login.is_tls).err()?;
+        Some(if places.len() == 1 { trouble } else { format!("{place}: {trouble}") })
+    });
+    let troubles: Vec<String> = troubles.collect();
+    Some((places.join(", "), (!troubles.is_empty()).then(|| troubles.join("; "))))
 }
 
 pub(super) fn try_redis(place: &str, speaks_plainly: bool) -> Result<(), String> {

@@ -97,8 +97,8 @@ impl Node {
 
     /// A connection is made: everything wanted is subscribed on it.
     pub fn connect(&mut self) {
-        let fixed = vec![self.names.ingest.clone(), self.names.canary.clone()];
-        let subscriptions = Subscriptions::new(fixed, self.local.interest.high());
+        let fixed = vec![self.names.ingest.clone(), self.names.canary(0)];
+        let subscriptions = Subscriptions::new(0, fixed, self.local.interest.high());
         let (pushes, done) = (VecDeque::new(), VecDeque::new());
         self.link = Some(Link { subscriptions, pushes, done, under_way: 0 });
     }
@@ -106,7 +106,7 @@ impl Node {
     /// The connection is lost. Answers the messages that were on their way to this node.
     pub fn go_down(&mut self, now: Instant) -> Vec<usize> {
         let Some(link) = self.link.take() else { return Vec::new() };
-        self.local.interest.lose_link();
+        self.local.interest.lose_link(0);
         self.local.set_up(false, "played", now);
         for done in link.done {
             self.local.done(done, Outcome::Unknown, now);
@@ -177,7 +177,7 @@ impl Node {
                 Push::Confirmed => {
                     link.under_way -= 1;
                     let keys = link.subscriptions.confirmed();
-                    keys.into_iter().for_each(|key| self.local.subscribed(key));
+                    keys.into_iter().for_each(|key| _ = self.local.subscribed(key, 0));
                 }
                 Push::Message { channel, body, .. } => {
                     let Some(topic) = self.names.topic(channel.as_bytes()) else { continue };

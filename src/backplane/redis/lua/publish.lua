@@ -1,6 +1,6 @@
 -- Gives a message its place in a topic's history and tells everybody, in one step.
 --
--- KEYS 1 meta (hash)  2 stream  3 the key of a retry
+-- KEYS 1 meta (hash)  2 stream  3 the key of a retry, where there is one
 -- ARGV 1 channel  2 message  3 messages kept  4 seconds the stream lives  5 seconds the meta lives
 --      6 generation of the server  7 PUBLISH or SPUBLISH  8 seconds a key lives, 0: there is none
 --      9 milliseconds a new server waits for what others can repair
@@ -13,6 +13,8 @@ if ARGV[8] ~= '0' then
   local said = redis.call('GET', KEYS[3])
   if said then
     local e, o = string.match(said, '^(%d+):(%d+)$')
+    -- A write, so that whoever waits for a replica waits for one that knows of it.
+    redis.call('EXPIRE', KEYS[3], ARGV[8])
     return {2, e, o}
   end
 end

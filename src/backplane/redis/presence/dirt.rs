@@ -3,8 +3,14 @@
 //! Not a log of what happened. What is written is what is true when it is written; here stands only
 //! whom to write, and whether anybody is to be told. So whatever fails is simply put back.
 //!
-//! Invariant: a room stands in the line exactly while something of it is to be written.
+//! Rooms wait in a line for each partition: which server has it is asked when they are taken, so
+//! nothing here moves when a partition does. Partitions are taken from in turns.
+//!
+//! Invariant: a room stands in its line exactly while something of it is to be written, and there are
+//! no empty lines.
 
+use super::parts::Parts;
+use crate::backplane::redis::names::partition;
 use crate::ids::TopicName;
 use crate::link::Origin;
 use hashbrown::HashMap;
@@ -43,7 +49,11 @@ struct Room {
 #[derive(Debug, Default)]
 pub struct Dirt {
     rooms: HashMap<TopicName, Room>,
-    line: VecDeque<TopicName>,
+    lines: HashMap<u16, VecDeque<TopicName>>,
+    /// The partitions that have a line.
+    parts: Parts,
+    /// The one whose turn it is.
+    next: u16,
 }
 
 impl Dirt {
@@ -65,18 +75,23 @@ impl Dirt {
         dirty.is_some_and(|dirty| dirty.tell > Tell::Not)
     }
 
-    /// Whether nothing is to be written.
-    pub fn is_empty(&self) -> bool {
-        self.line.is_empty()
+    /// Whether anything of these partitions is to be written.
+    pub fn is_any_of(&self, parts: Parts) -> bool {
+        !self.parts.and(parts).is_empty()
     }
 
-    /// Takes some users of the next room out, at most `users_max`. `everybody` answers all of a room.
+    /// Takes some users of the next room of these partitions out, at most `users_max`. `everybody`
+    /// answers all of a room.
     pub fn take(
         &mut self,
+        parts: Parts,
         users_max: usize,
         everybody: impl FnOnce(&TopicName) -> Vec<TopicName>,
     ) -> Option<(TopicName, Vec<(TopicName, Dirty)>)> {
-        let topic = self.line.pop_front()?;
+        let part = self.parts.and(parts).next_from(self.next)?;
+        self.next = part + 1;
+        let line = self.lines.get_mut(&part).expect("a partition of the set has a line");
+        let topic = line.pop_front().expect("no line is empty");
         let room = self.rooms.get_mut(&topic).expect("a room in the line is dirty");
         if let Some(tell) = room.whole.take() {
             for user in everybody(&topic) {
@@ -91,14 +106,20 @@ impl Dirt {
         }
         match room.order.is_empty() {
             true => _ = self.rooms.remove(&topic),
-            false => self.line.push_back(topic.clone()),
+            false => line.push_back(topic.clone()),
+        }
+        if line.is_empty() {
+            self.lines.remove(&part);
+            self.parts.remove(part);
         }
         Some((topic, taken))
     }
 
     fn room(&mut self, topic: &TopicName) -> &mut Room {
         if !self.rooms.contains_key(topic) {
-            self.line.push_back(topic.clone());
+            let part = partition(topic.as_str());
+            self.lines.entry(part).or_default().push_back(topic.clone());
+            self.parts.insert(part);
         }
         self.rooms.entry(topic.clone()).or_default()
     }
@@ -142,16 +163,31 @@ mod tests {
             assert_eq!(topic, &TopicName::room("b"));
             vec![user("p"), user("gone"), user("q")]
         };
-        let (topic, taken) = dirt.take(1, everybody).unwrap();
+        let (topic, taken) = dirt.take(Parts::of(&a), 1, everybody).unwrap();
         assert_eq!((topic, names(&taken)), (a.clone(), vec![("x", Tell::IfNew)]));
-        let (topic, taken) = dirt.take(10, everybody).unwrap();
+        let (topic, taken) = dirt.take(Parts::of(&b), 10, everybody).unwrap();
         let all = vec![("gone", Tell::Always), ("p", Tell::Not), ("q", Tell::Not)];
-        assert_eq!((topic, names(&taken)), (b, all));
-        let (topic, taken) = dirt.take(10, everybody).unwrap();
+        assert_eq!((topic, names(&taken)), (b.clone(), all));
+        assert!(dirt.is_any_of(Parts::of(&a)) && !dirt.is_any_of(Parts::of(&b)));
+        assert!(dirt.take(Parts::of(&b), 10, everybody).is_none());
+        let (topic, taken) = dirt.take(Parts::ALL, 10, everybody).unwrap();
         assert_eq!((topic, names(&taken)), (a.clone(), vec![("y", Tell::IfNew)]));
         dirt.add(&a, user("z"), Dirty { tell: Tell::IfNew, by: None });
         assert!(dirt.tells(&a, &user("z")) && !dirt.tells(&a, &user("y")));
-        assert!(dirt.take(10, everybody).is_some());
-        assert!(dirt.is_empty() && dirt.take(10, everybody).is_none());
+        assert!(dirt.take(Parts::ALL, 10, everybody).is_some());
+        assert!(!dirt.is_any_of(Parts::ALL) && dirt.take(Parts::ALL, 10, everybody).is_none());
+    }
+
+    #[test]
+    fn a_partition_with_much_to_write_lets_the_others_have_their_turns() {
+        let (mut dirt, crowd, small) =
+            (Dirt::default(), TopicName::room("a"), TopicName::room("b"));
+        for number in 0..100 {
+            let dirty = Dirty { tell: Tell::IfNew, by: None };
+            dirt.add(&crowd, TopicName::user(&number.to_string()), dirty);
+        }
+        dirt.add(&small, TopicName::user("x"), Dirty { tell: Tell::IfNew, by: None });
+        let mut next = || dirt.take(Parts::ALL, 10, |_| Vec::new()).unwrap().0;
+        assert!([next(), next()].contains(&small));
     }
 }

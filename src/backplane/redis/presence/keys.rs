@@ -4,14 +4,21 @@
 //! |---|---|
 //! | `<prefix>:{p…}:pr:<topic>:<node>` | a room's users on one node: a hash, see `read.rs` |
 //! | `<prefix>:{p…}:prn:<topic>` | the nodes that have such a hash: a set |
-//! | `<prefix>:node:<node>` | a node's sign of life; it expires |
-//! | `<prefix>:nodes` | all nodes that may have users: a set |
-//! | `<prefix>:npx:<node>` | the topics of a node's hashes: a set, for whoever cleans up behind it |
-//! | `<prefix>:reap:<node>` | somebody is cleaning up; it expires |
-//! | `<prefix>:reaped:<node>` | somebody has, in case the node lives after all; it expires |
+//! | `<prefix>:{p…}:npx:<node>` | the topics of a node's hashes in this partition: a set |
+//! | `<prefix>:{p637}:node:<node>` | a node's sign of life; it expires |
+//! | `<prefix>:{p637}:nodes` | all nodes that may have users: a set |
+//! | `<prefix>:{p637}:reap:<node>` | somebody is cleaning up; it expires |
+//! | `<prefix>:{p637}:reaped:<node>` | somebody has, in case the node lives after all; it expires |
+//!
+//! What a script touches lies in one slot: a room's keys, its channel, and the index of its partition,
+//! which is for whoever cleans up behind the node. What nodes say of themselves lies in the partition
+//! of the topic `*`, on one server.
 
 use crate::backplane::redis::names::partition;
 use crate::ids::NodeId;
+
+/// The topic whose partition has what nodes say of themselves.
+pub const CONTROL: &str = "*";
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -37,29 +44,33 @@ impl Keys {
         format!("{}:{{p{}}}:prn:{topic}", self.prefix, partition(topic))
     }
 
+    /// The topics of a node in a partition.
+    pub fn index(&self, part: u16, node: &str) -> String {
+        format!("{}:{{p{part}}}:npx:{node}", self.prefix)
+    }
+
     /// All nodes.
     pub fn nodes(&self) -> String {
-        format!("{}:nodes", self.prefix)
+        self.control("nodes")
     }
 
     /// A node's sign of life.
     pub fn life(&self, node: &str) -> String {
-        format!("{}:node:{node}", self.prefix)
-    }
-
-    /// The topics of a node.
-    pub fn index(&self, node: &str) -> String {
-        format!("{}:npx:{node}", self.prefix)
+        self.control(&format!("node:{node}"))
     }
 
     /// Who cleans up behind a node.
     pub fn reap(&self, node: &str) -> String {
-        format!("{}:reap:{node}", self.prefix)
+        self.control(&format!("reap:{node}"))
     }
 
     /// That somebody did.
     pub fn reaped(&self, node: &str) -> String {
-        format!("{}:reaped:{node}", self.prefix)
+        self.control(&format!("reaped:{node}"))
+    }
+
+    fn control(&self, name: &str) -> String {
+        format!("{}:{{p{}}}:{name}", self.prefix, partition(CONTROL))
     }
 }
 
@@ -72,6 +83,16 @@ mod tests {
         let keys = Keys::new("c", NodeId(10));
         assert_eq!(keys.users("r:room", &keys.me), "c:{p34}:pr:r:room:000000000000000a");
         assert_eq!(keys.nodes_of("r:room"), "c:{p34}:prn:r:room");
+        assert_eq!(keys.index(34, &keys.me), "c:{p34}:npx:000000000000000a");
         assert_eq!(keys.me.len(), 16, "the script cuts so much off");
+    }
+
+    #[test]
+    fn what_nodes_say_of_themselves_shares_a_slot() {
+        let keys = Keys::new("c", NodeId(10));
+        assert_eq!(keys.nodes(), "c:{p637}:nodes");
+        for key in [keys.life("n"), keys.reap("n"), keys.reaped("n")] {
+            assert!(key.starts_with("c:{p637}:"), "{key}");
+        }
     }
 }

@@ -6,42 +6,77 @@
 //! What happens in a room while it is read is put on top of what was read: news and answers come over
 //! different connections, and news that came before the answer must not be undone by it.
 //!
-//! Invariant: every question is answered once, the last time when the link is lost.
+//! In a Cluster, a room may be moving from one server to another just now, and neither answers. Then
+//! it is tried again for some seconds, while the route is made anew.
+//!
+//! Invariant: every question is answered once, the last time when its server is not up.
 
 use super::keys::Keys;
+use super::parts::Parts;
 use crate::backplane::presence::{News, Presence};
 use crate::backplane::redis::link::{Reply, poll_reply, send};
+use crate::backplane::redis::names::partition;
+use crate::backplane::redis::route::Route;
 use crate::ids::{TopicName, is_name};
 use crate::link::AskPresence;
 use crate::protocol::{Attendee, Here, Info};
 use hashbrown::{HashMap, HashSet};
 use redis::aio::MultiplexedConnection;
-use redis::{RedisResult, pipe};
+use redis::{RedisError, RedisResult, pipe};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 /// Rooms that are read at the same time.
 const READS_MAX: usize = 16;
+/// How long to wait before a room is read again that was moving.
+const AGAIN: Duration = Duration::from_millis(200);
+/// And for how long it is tried.
+const TRIED_MAX: Duration = Duration::from_millis(5_000);
 
 /// See the module.
 #[derive(Default)]
 pub struct Reads {
-    line: VecDeque<TopicName>,
+    line: VecDeque<Waiting>,
+    /// Those that were moving, in the order in which they are read again.
+    again: VecDeque<(Instant, Waiting)>,
     asks: HashMap<TopicName, Vec<AskPresence>>,
     under_way: Vec<Read>,
 }
 
+/// A room to read. It is in the line, waits to be read again, or is under way.
+struct Waiting {
+    topic: TopicName,
+    /// When it was first tried.
+    tried: Option<Instant>,
+}
+
+/// From where to read.
+pub struct Source<'a> {
+    /// The ways to all servers.
+    pub route: &'a Route,
+    /// How keys are called.
+    pub keys: &'a Keys,
+    /// Nodes that do not count.
+    pub dead: &'a Arc<[String]>,
+}
+
 struct Read {
     topic: TopicName,
+    tried: Instant,
     reply: Reply<Others>,
-    /// Who has come or gone since; without the info of who has gone.
-    since: Vec<(TopicName, Option<Option<Info>>)>,
+    since: Vec<Since>,
 }
+
+/// Who has come or gone since a read began; without the info of who has gone.
+type Since = (TopicName, Option<Option<Info>>);
 
 /// The users of other nodes.
 #[derive(Default)]
 struct Others {
+    /// Those nodes.
+    nodes: Vec<String>,
     /// All of them.
     users: HashSet<TopicName>,
     /// Connections and info of those that may be listed.
@@ -52,15 +87,17 @@ struct Others {
 pub struct Answer {
     /// Those who asked.
     pub asks: Vec<AskPresence>,
-    /// Who is there; `None`: it could not be read.
+    /// Who is there, unless it could not be read.
     pub here: RedisResult<Arc<Here>>,
+    /// The other nodes that have users there.
+    pub nodes: Vec<String>,
 }
 
 impl Reads {
     /// Somebody wants to know.
     pub fn ask(&mut self, ask: AskPresence) {
         if !self.asks.contains_key(&ask.topic) {
-            self.line.push_back(ask.topic.clone());
+            self.line.push_back(Waiting { topic: ask.topic.clone(), tried: None });
         }
         self.asks.entry(ask.topic.clone()).or_default().push(ask);
     }
@@ -81,48 +118,88 @@ impl Reads {
     pub fn begin(
         &mut self,
         cx: &mut Context<'_>,
-        cmd: &MultiplexedConnection,
-        keys: &Keys,
-        dead: &Arc<[String]>,
+        now: Instant,
+        from: &Source<'_>,
         members: &Presence,
     ) -> bool {
+        while self.again.front().is_some_and(|(at, _)| *at <= now) {
+            self.line.extend(self.again.pop_front().map(|(_, waiting)| waiting));
+        }
         let mut is_busy = false;
         while self.under_way.len() < READS_MAX
-            && let Some(topic) = self.line.pop_front()
+            && let Some(Waiting { topic, tried }) = self.line.pop_front()
         {
+            let cmd = from.route.cmd(from.route.server_of(topic.as_str()));
+            let cmd = cmd.expect("what has no server is refused before").clone();
             let wanted = members.members(&topic).take(Here::USERS_MAX);
             let wanted: Vec<TopicName> = wanted.map(|(user, _)| user.clone()).collect();
-            let reading = read(cmd.clone(), keys.clone(), topic.clone(), dead.clone(), wanted);
-            let reply = send(cx, reading);
-            self.under_way.push(Read { topic, reply, since: Vec::new() });
+            let (keys, dead) = (from.keys.clone(), from.dead.clone());
+            let reply = send(cx, read(cmd, keys, topic.clone(), dead, wanted));
+            let tried = tried.unwrap_or(now);
+            self.under_way.push(Read { topic, tried, reply, since: Vec::new() });
             is_busy = true;
         }
         is_busy
     }
 
     /// The next answer that is there.
-    pub fn poll(&mut self, cx: &mut Context<'_>, members: &Presence) -> Option<Answer> {
-        for at in 0..self.under_way.len() {
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        members: &Presence,
+    ) -> Option<Answer> {
+        let mut at = 0;
+        while at < self.under_way.len() {
             let Poll::Ready(others) = poll_reply(&mut self.under_way[at].reply, cx) else {
+                at += 1;
                 continue;
             };
-            let Read { topic, since, .. } = self.under_way.swap_remove(at);
-            let asks = self.asks.remove(&topic).unwrap_or_default();
-            let here = others.map(|mut others| {
-                since.into_iter().for_each(|(user, is)| others.change(user, is, &topic, members));
-                Arc::new(others.with(&topic, members))
-            });
-            return Some(Answer { asks, here });
+            let Read { topic, tried, since, .. } = self.under_way.swap_remove(at);
+            match others {
+                Err(error) if is_tried_again(&error, tried, now) => {
+                    let waiting = Waiting { topic, tried: Some(tried) };
+                    self.again.push_back((now + AGAIN, waiting));
+                }
+                others => return Some(self.answer(topic, since, others, members)),
+            }
         }
         None
     }
 
-    /// Gives up: all who asked.
-    pub fn take_all(&mut self) -> Vec<AskPresence> {
-        self.line.clear();
-        self.under_way.clear();
-        self.asks.drain().flat_map(|(_, asks)| asks).collect()
+    /// Gives up those whose server is not `up`: all who asked.
+    pub fn take_lost(&mut self, up: Parts) -> Vec<AskPresence> {
+        if self.asks.is_empty() || up == Parts::ALL {
+            return Vec::new();
+        }
+        let is_up = |topic: &TopicName| up.has(partition(topic.as_str()));
+        self.line.retain(|waiting| is_up(&waiting.topic));
+        self.again.retain(|(_, waiting)| is_up(&waiting.topic));
+        self.under_way.retain(|read| is_up(&read.topic));
+        self.asks.extract_if(|topic, _| !is_up(topic)).flat_map(|(_, asks)| asks).collect()
     }
+
+    fn answer(
+        &mut self,
+        topic: TopicName,
+        since: Vec<Since>,
+        others: RedisResult<Others>,
+        members: &Presence,
+    ) -> Answer {
+        let asks = self.asks.remove(&topic).unwrap_or_default();
+        let mut nodes = Vec::new();
+        let here = others.map(|mut others| {
+            nodes = std::mem::take(&mut others.nodes);
+            since.into_iter().for_each(|(user, is)| others.change(user, is, &topic, members));
+            Arc::new(others.with(&topic, members))
+        });
+        Answer { asks, here, nodes }
+    }
+}
+
+/// Whether it is worth it: the room was moving, or its servers had to agree first.
+fn is_tried_again(error: &RedisError, tried: Instant, now: Instant) -> bool {
+    error.is_cluster_error() && now.duration_since(tried) < TRIED_MAX
 }
 
 impl Others {
@@ -192,7 +269,7 @@ async fn read(
     let more = Here::USERS_MAX - wanted.len();
     wanted.extend(users.difference(&mine).take(more).cloned());
     if users.is_empty() {
-        return Ok(Others::default());
+        return Ok(Others { nodes, ..Others::default() });
     }
     let mut some = pipe();
     for node in &nodes {
@@ -207,7 +284,7 @@ async fn read(
         place.0 += connections;
         place.1 = place.1.take().or(info);
     }
-    Ok(Others { users, known })
+    Ok(Others { nodes, users, known })
 }
 
 /// What stands beside a user's name: `connections` or `connections|info`.
@@ -229,8 +306,8 @@ fn value_read(value: &str) -> Option<(u64, Option<Info>)> {
 mod tests {
     use super::*;
     use crate::ids::{ConnId, NodeId, ShardId, SlotId};
-    use crate::link::{Attend, Deed, Origin};
-    use std::time::{Duration, Instant};
+    use crate::link::{Attend, Deed, Origin, PresenceTo};
+    use redis::ServerErrorKind::{Ask, ClusterDown, Moved, TryAgain};
 
     fn user(name: &str) -> TopicName {
         TopicName::user(name)
@@ -274,5 +351,33 @@ mod tests {
             assert_eq!(value_read(&value), Some((3, info.map(Into::into))), "{value}");
         }
         assert_eq!(value_read("x"), None);
+    }
+    #[test]
+    fn a_room_that_is_moving_is_read_again_for_some_seconds() {
+        let start = Instant::now();
+        let is_again =
+            |error: &RedisError, s| is_tried_again(error, start, start + Duration::from_secs(s));
+        for kind in [Moved, Ask, TryAgain, ClusterDown] {
+            let error = RedisError::from((redis::ErrorKind::Server(kind), "as told"));
+            assert!(is_again(&error, 0) && is_again(&error, 4) && !is_again(&error, 5), "{kind:?}");
+        }
+        let error = RedisError::from((redis::ErrorKind::Io, "no server"));
+        assert!(!is_again(&error, 0));
+    }
+
+    #[test]
+    fn who_asks_of_a_room_whose_server_is_away_is_given_up_and_nobody_else() {
+        let mut reads = Reads::default();
+        for name in ["a", "b", "a"] {
+            let to = PresenceTo::Call(Box::new(|_| {}));
+            reads.ask(AskPresence { topic: TopicName::room(name), to });
+        }
+        assert!(reads.take_lost(Parts::ALL).is_empty());
+        let up = [partition("r:b")].into_iter().collect();
+        let lost = reads.take_lost(up);
+        assert!(lost.iter().map(|ask| ask.topic.as_str()).eq(["r:a", "r:a"]));
+        assert!(reads.line.iter().map(|waiting| waiting.topic.as_str()).eq(["r:b"]));
+        assert_eq!(reads.take_lost(Parts::default()).len(), 1);
+        assert!(reads.line.is_empty() && reads.asks.is_empty());
     }
 }

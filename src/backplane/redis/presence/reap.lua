@@ -3,9 +3,10 @@
 if is_told() then
   for _, user in ipairs(redis.call('HKEYS', own)) do
     if not is_elsewhere(user) then
-      redis.call('PUBLISH', channel, ARGV[first] .. string.char(#user) .. user)
+      redis.call(publish, channel, ARGV[first] .. string.char(#user) .. user)
     end
   end
 end
 redis.call('DEL', own)
 redis.call('SREM', nodes, node)
+redis.call('SREM', index, topic)

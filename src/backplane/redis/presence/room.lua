@@ -1,18 +1,20 @@
--- What both scripts know of a room. KEYS: the users that one node has there, and the room's nodes.
--- ARGV: that node, the room's channel, how many users a room may have that is told of them, how many
--- nodes are dead, and those; `first` is where the rest of ARGV begins.
-local own, nodes = KEYS[1], KEYS[2]
-local node, channel, users_max = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local first = 5 + tonumber(ARGV[4])
+-- What both scripts know of a room. KEYS: the users that one node has there, the room's nodes, and the
+-- topics that the node has in this partition. ARGV: that node, the room's channel, how many users a
+-- room may have that is told of them, PUBLISH or SPUBLISH, the topic, how many nodes are dead, and
+-- those; `first` is where the rest of ARGV begins.
+local own, nodes, index = KEYS[1], KEYS[2], KEYS[3]
+local node, channel, users_max, publish, topic = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local first = 7 + tonumber(ARGV[6])
 local dead = {}
-for i = 5, first - 1 do
+for i = 7, first - 1 do
   dead[ARGV[i]] = true
 end
 
 -- The keys of a room's nodes differ in their last 16 characters, and share their slot.
-local others = {}
+local names, others = {}, {}
 for _, other in ipairs(redis.call('SMEMBERS', nodes)) do
   if other ~= node and not dead[other] then
+    names[#names + 1] = other
     others[#others + 1] = string.sub(own, 1, -17) .. other
   end
 end

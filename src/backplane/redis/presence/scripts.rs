@@ -4,19 +4,20 @@
 //! user is new, or was the last, or is on another node too. And it is told in the same step, so that
 //! news come in the order of what they tell of.
 //!
-//! A script touches the keys of one room only, which share a slot. Costs of [`Script::Put`]: one call
-//! for up to hundreds of users of a room, a few microseconds each.
+//! A script touches the keys of one room and the index of its partition, which share a slot. So the
+//! index says at any time where a node has users. Costs of [`Script::Put`]: one call for up to
+//! hundreds of users of a room, a few microseconds each.
 
 use super::keys::Keys;
 use super::news;
-use crate::backplane::redis::names::Names;
+use crate::backplane::redis::names::{Names, partition};
 use redis::Pipeline;
 use std::sync::LazyLock;
 
 /// A script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Script {
-    /// Writes users of this node.
+    /// Writes users of this node, and answers who else has some there.
     Put,
     /// Removes all users of a node that died.
     Reap,
@@ -53,6 +54,10 @@ pub struct Room<'a> {
     pub users_max: usize,
     /// Nodes that do not count.
     pub dead: &'a [String],
+    /// How it is told ([`Route::publish`]).
+    ///
+    /// [`Route::publish`]: crate::backplane::redis::route::Route::publish
+    pub publish: &'static str,
 }
 
 /// A user to write.
@@ -95,8 +100,44 @@ fn begin(
     room: Room<'_>,
     node: &str,
 ) {
-    let Room { topic, users_max, dead } = room;
-    pipeline.cmd("EVALSHA").arg(script.hash()).arg(2);
+    let Room { topic, users_max, dead, publish } = room;
+    pipeline.cmd("EVALSHA").arg(script.hash()).arg(3);
     pipeline.arg(keys.users(topic, node)).arg(keys.nodes_of(topic));
-    pipeline.arg(node).arg(names.channel(topic)).arg(users_max).arg(dead.len()).arg(dead);
+    pipeline.arg(keys.index(partition(topic), node));
+    pipeline.arg(node).arg(names.channel(topic)).arg(users_max).arg(publish).arg(topic);
+    pipeline.arg(dead.len()).arg(dead);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::NodeId;
+
+    #[test]
+    fn a_call_stays_in_one_slot_and_its_numbers_are_right() {
+        let keys = Keys::new("c", NodeId(10));
+        let names = Names::new("c", NodeId(10));
+        let dead = ["d1".to_owned(), "d2".to_owned()];
+        let room = Room { topic: "r:room", users_max: 7, dead: &dead, publish: "SPUBLISH" };
+        let mut pipeline = Pipeline::new();
+        let ann = User { name: "ann", value: "1".into(), tell: 1, news: vec![b'P'] };
+        put(&mut pipeline, &keys, &names, room, &[ann]);
+        let call = pipeline.cmd_iter().next().unwrap();
+        let args: Vec<&str> = call
+            .args_iter()
+            .map(|arg| match arg {
+                redis::Arg::Simple(bytes) => std::str::from_utf8(bytes).unwrap(),
+                _ => panic!("no cursor"),
+            })
+            .collect();
+        assert_eq!(args[..3], ["EVALSHA", Script::Put.hash(), "3"]);
+        let (in_slot, rest) = args[3..].split_at(3);
+        assert!(in_slot.iter().all(|key| key.starts_with("c:{p34}:")), "{in_slot:?}");
+        assert!(rest[1].starts_with("c:{p34}:m:"), "{}", rest[1]);
+        assert_eq!(rest[2..8], ["7", "SPUBLISH", "r:room", "2", "d1", "d2"]);
+        assert_eq!(rest[8..], ["ann", "1", "1", "P"]);
+        for script in [Script::Put, Script::Reap] {
+            assert!(!script.text().contains("'PUBLISH'"), "the route names the command");
+        }
+    }
 }

@@ -1,24 +1,29 @@
-//! Signs of life: ours, and those of the other nodes; and cleaning up behind one that has died.
+//! Signs of life: ours, and those of the other nodes; and who is to be cleaned up behind.
 //!
 //! Every second this node says that it lives, and looks whose sign is missing. Who is missing twice in
 //! a row is *dead*: readers leave it out, and one of the others (whoever is first to say so) tells the
-//! members of its rooms who has left, and removes its keys. A node is dead at most
+//! members of its rooms who has left, and removes its keys ([`reap`]). A node is dead at most
 //! [`LIFE`] + 2 × [`EVERY`] after its last sign, which is the grace of its users: who has
 //! come back elsewhere meanwhile has not left.
+//!
+//! All signs are on one server. While that is not up, there is no watch, and nobody is dead.
 //!
 //! A node may have been dead for the others and live: frozen, or cut off. It learns so from a note
 //! that was left for it, and writes everything anew.
 //!
-//! Invariant: nobody is dead while this node has just come back to Redis: after an outage the others
-//! need a moment, too.
+//! A node may also stand in rooms and not among the nodes: that server has lost its data and others
+//! have not, or the node wrote on after it was cleaned up behind. Whoever meets such a *stranger* in a
+//! room writes it down among the nodes; then it gives a sign of life, or is cleaned up behind.
+//!
+//! Invariant: nobody is dead while this node has just come back to that server: after an outage the
+//! others need a moment, too.
 
-use super::keys::Keys;
-use super::scripts::{self, Script};
+use super::keys::{CONTROL, Keys};
+use super::parts::Parts;
+use super::reap::{self, Rules};
 use crate::backplane::redis::link::{Reply, poll_reply, send};
-use crate::backplane::redis::names::Names;
-use crate::ids::TopicName;
-use crate::namespaces::Namespaces;
-use hashbrown::HashMap;
+use crate::backplane::redis::route::Route;
+use hashbrown::{HashMap, HashSet};
 use redis::aio::MultiplexedConnection;
 use redis::{RedisResult, pipe};
 use std::sync::Arc;
@@ -33,18 +38,14 @@ const EVERY: Duration = Duration::from_millis(1_000);
 const SETTLING: Duration = Duration::from_millis(5_000);
 /// How often somebody must be missing.
 const MISSING_MAX: u32 = 2;
-/// For how long a dead node finds the note that it was cleaned up behind.
-const NOTE_S: u64 = 24 * 60 * 60;
-/// How long somebody who began to clean up goes before somebody else may.
-const REAPING_MS: u64 = 30_000;
-/// Rooms cleaned up in one step.
-const ROOMS_PER_STEP: usize = 64;
 
 /// What one look brought.
 struct Seen {
     /// Others took this node for dead and cleaned up behind it.
     was_reaped: bool,
-    /// Nodes without a sign of life.
+    /// All other nodes.
+    nodes: Vec<String>,
+    /// Those of them without a sign of life.
     missing: Vec<String>,
 }
 
@@ -59,14 +60,32 @@ pub struct Watched {
     pub is_busy: bool,
 }
 
-/// See the module. One for each link.
+/// What it needs to know of the rest.
+pub struct Around<'a> {
+    /// The ways to all servers.
+    pub route: &'a Route,
+    /// Partitions in which it may be cleaned up and told now.
+    pub settled: Parts,
+    /// How keys are called.
+    pub keys: &'a Keys,
+    /// What members are told.
+    pub rules: &'a Rules,
+}
+
+/// See the module. One for each time that the server of the signs is up.
 pub struct Watch {
     began: Instant,
     looked: Option<Instant>,
     look: Option<Reply<Seen>>,
+    /// All other nodes, as last seen.
+    nodes: HashSet<String>,
+    /// Nodes that were met in rooms, and are not among those.
+    strangers: HashSet<String>,
     /// How often in a row each was missing.
     missing: HashMap<String, u32>,
     dead: Arc<[String]>,
+    /// Whose turn it is to be cleaned up behind: nobody waits for one that takes long.
+    turn: usize,
     reap: Option<Reply<bool>>,
 }
 
@@ -77,8 +96,11 @@ impl Watch {
             began: now,
             looked: None,
             look: None,
+            nodes: HashSet::new(),
+            strangers: HashSet::new(),
             missing: HashMap::new(),
             dead: Arc::default(),
+            turn: 0,
             reap: None,
         }
     }
@@ -88,34 +110,42 @@ impl Watch {
         &self.dead
     }
 
+    /// These nodes have users in a room.
+    pub fn meet(&mut self, nodes: impl IntoIterator<Item = String>, me: &str) {
+        let is_strange = |node: &String| node != me && !self.nodes.contains(node);
+        self.strangers.extend(nodes.into_iter().filter(is_strange));
+    }
+
     /// Looks when it is time, and cleans up where it must. An error is for the log: the next look
     /// tries again.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        cmd: &MultiplexedConnection,
-        keys: &Keys,
-        rules: &Rules,
+        around: &Around<'_>,
     ) -> RedisResult<Watched> {
         let mut watched = Watched::default();
-        if self.look.is_none() && self.looked.is_none_or(|at| now.duration_since(at) >= EVERY) {
+        if self.look.is_none()
+            && self.looked.is_none_or(|at| now.duration_since(at) >= EVERY)
+            && let Some(cmd) = around.route.cmd(around.route.server_of(CONTROL))
+        {
             self.looked = Some(now);
-            self.look = Some(send(cx, look(cmd.clone(), keys.clone())));
+            let strangers = self.strangers.drain().collect();
+            self.look = Some(send(cx, look(cmd.clone(), around.keys.clone(), strangers)));
             watched.is_busy = true;
         }
         if let Some(reply) = &mut self.look
             && let Poll::Ready(seen) = poll_reply(reply, cx)
         {
             self.look = None;
-            let Seen { was_reaped, missing } = seen?;
-            watched.was_reaped = was_reaped;
-            self.note_missing(missing, now);
-            if let (None, Some(node)) = (&self.reap, self.dead.first()) {
-                let reaping = reap(cmd.clone(), keys.clone(), rules.clone(), node.clone());
-                self.reap = Some(send(cx, reaping));
-            }
             watched.is_busy = true;
+            let Seen { was_reaped, nodes, missing } = seen?;
+            watched.was_reaped = was_reaped;
+            self.nodes = nodes.into_iter().collect();
+            self.note_missing(missing, now);
+            if self.reap.is_none() {
+                self.reap = self.next_dead().map(|node| send(cx, reap::begin(around, node)));
+            }
         }
         if let Some(reply) = &mut self.reap
             && let Poll::Ready(reaped) = poll_reply(reply, cx)
@@ -127,13 +157,18 @@ impl Watch {
         Ok(watched)
     }
 
+    fn next_dead(&mut self) -> Option<String> {
+        self.turn += 1;
+        self.dead.get(self.turn.checked_rem(self.dead.len())?).cloned()
+    }
+
     fn note_missing(&mut self, missing: Vec<String>, now: Instant) {
         if now.duration_since(self.began) < SETTLING {
             return;
         }
-        let before = std::mem::take(&mut self.missing);
+        let mut before = std::mem::take(&mut self.missing);
         for node in missing {
-            let times = before.get(&node).copied().unwrap_or(0) + 1;
+            let times = before.remove(&node).unwrap_or(0) + 1;
             self.missing.insert(node, times);
         }
         let dead = self.missing.iter().filter(|(_, times)| **times >= MISSING_MAX);
@@ -141,21 +176,16 @@ impl Watch {
     }
 }
 
-/// What the members of rooms are told.
-#[derive(Clone)]
-pub struct Rules {
-    /// How channels are called.
-    pub names: Names,
-    /// How many users a room may have that is told of them.
-    pub namespaces: Arc<Namespaces>,
-}
-
-async fn look(mut cmd: MultiplexedConnection, keys: Keys) -> RedisResult<Seen> {
+async fn look(
+    mut cmd: MultiplexedConnection,
+    keys: Keys,
+    strangers: Vec<String>,
+) -> RedisResult<Seen> {
     let mut first = pipe();
     let life_ms = LIFE.as_millis() as u64;
     first.cmd("SET").arg(keys.life(&keys.me)).arg(1).arg("PX").arg(life_ms).ignore();
     first.cmd("DEL").arg(keys.reaped(&keys.me));
-    first.cmd("SADD").arg(keys.nodes()).arg(&keys.me).ignore();
+    first.cmd("SADD").arg(keys.nodes()).arg(&keys.me).arg(strangers).ignore();
     first.cmd("SMEMBERS").arg(keys.nodes());
     let (notes, mut nodes): (u64, Vec<String>) = first.query_async(&mut cmd).await?;
     nodes.retain(|node| *node != keys.me);
@@ -167,53 +197,9 @@ async fn look(mut cmd: MultiplexedConnection, keys: Keys) -> RedisResult<Seen> {
         true => Vec::new(),
         false => signs.query_async(&mut cmd).await?,
     };
-    let missing = nodes.into_iter().zip(alive).filter(|(_, alive)| !alive);
-    Ok(Seen { was_reaped: notes > 0, missing: missing.map(|(node, _)| node).collect() })
-}
-
-/// Cleans up behind a dead node. Answers whether it was us who did.
-///
-/// The note goes first: should the node live and write while we remove, it finds the note afterwards
-/// and writes once more.
-async fn reap(
-    mut cmd: MultiplexedConnection,
-    keys: Keys,
-    rules: Rules,
-    node: String,
-) -> RedisResult<bool> {
-    let mut claim = redis::cmd("SET");
-    claim.arg(keys.reap(&node)).arg(&keys.me).arg("NX").arg("PX").arg(REAPING_MS);
-    let claimed: Option<String> = claim.query_async(&mut cmd).await?;
-    if claimed.is_none() {
-        return Ok(false);
-    }
-    let mut note = redis::cmd("SET");
-    note.arg(keys.reaped(&node)).arg(1).arg("EX").arg(NOTE_S).exec_async(&mut cmd).await?;
-    redis::cmd("SCRIPT").arg("LOAD").arg(Script::Reap.text()).exec_async(&mut cmd).await?;
-    loop {
-        let mut some = redis::cmd("SRANDMEMBER");
-        some.arg(keys.index(&node)).arg(ROOMS_PER_STEP);
-        let topics: Vec<String> = some.query_async(&mut cmd).await?;
-        if topics.is_empty() {
-            break;
-        }
-        let mut step = pipe();
-        for topic in &topics {
-            let name = TopicName::parse(topic);
-            let users_max = name
-                .map_or(0, |name| rules.namespaces.policy(name.kind()).presence_events_users_max);
-            let room = scripts::Room { topic, users_max, dead: &[] };
-            scripts::reap(&mut step, &keys, &rules.names, room, &node);
-        }
-        step.cmd("SREM").arg(keys.index(&node)).arg(&topics[..]);
-        step.cmd("PEXPIRE").arg(keys.reap(&node)).arg(REAPING_MS);
-        step.exec_async(&mut cmd).await?;
-    }
-    let mut end = pipe();
-    end.cmd("SREM").arg(keys.nodes()).arg(&node);
-    end.cmd("DEL").arg(keys.reap(&node));
-    end.exec_async(&mut cmd).await?;
-    Ok(true)
+    let missing = nodes.iter().zip(alive).filter(|(_, alive)| !alive);
+    let missing = missing.map(|(node, _)| node.clone()).collect();
+    Ok(Seen { was_reaped: notes > 0, nodes, missing })
 }
 
 #[cfg(test)]
@@ -236,5 +222,21 @@ mod tests {
         assert_eq!(dead(6000, &["a", "b"]), ["a"]);
         assert_eq!(dead(7000, &["b"]), ["b"], "a gave a sign");
         assert_eq!(dead(8000, &["a"]), [""; 0]);
+    }
+    #[test]
+    fn who_is_dead_is_cleaned_up_behind_in_turns() {
+        let mut watch = Watch::new(Instant::now());
+        assert_eq!(watch.next_dead(), None);
+        watch.dead = Arc::new(["a".to_owned(), "b".to_owned()]);
+        let turns = [watch.next_dead(), watch.next_dead(), watch.next_dead()].map(Option::unwrap);
+        assert!(turns == ["a", "b", "a"] || turns == ["b", "a", "b"], "{turns:?}");
+    }
+
+    #[test]
+    fn whoever_is_met_and_not_known_is_a_stranger() {
+        let mut watch = Watch::new(Instant::now());
+        watch.nodes.insert("known".to_owned());
+        watch.meet(["known", "me", "new", "new"].map(str::to_owned), "me");
+        assert!(watch.strangers.iter().eq(["new"]), "{:?}", watch.strangers);
     }
 }

@@ -1,0 +1,135 @@
+//! The way to a Redis server: TCP, or TLS over it.
+//!
+//! Who may have signed the server's certificate says a file, which is read at each connection so
+//! that it can be exchanged while the node runs; without one it is the authorities of Mozilla's
+//! list. A certificate is never taken unchecked, so `#insecure` in a URL is refused.
+//!
+//! Invariant: a stream that [`dial`] hands out sends at once (no Nagle), and one on which nobody says
+//! anything ends within half a minute when the other host is gone. Where something is said, the canary
+//! is quicker.
+
+use redis::ConnectionAddr;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use socket2::{SockRef, TcpKeepalive};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// Silence after which the kernel asks whether the other end is still there.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(5);
+/// How often it asks; Linux gives up after 9 times.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Bytes to and from a server.
+pub enum Stream {
+    /// `redis://`
+    Plain(TcpStream),
+    /// `rediss://`
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Connects. The error is for the log.
+pub async fn dial(addr: &ConnectionAddr, tls_ca_file: Option<&str>) -> Result<Stream, String> {
+    match addr {
+        ConnectionAddr::Tcp(host, port) => Ok(Stream::Plain(open(host, *port).await?)),
+        ConnectionAddr::TcpTls { insecure: true, .. } => {
+            Err("rediss://…#insecure is not supported: a certificate is always checked. Name the \
+                 file of the authority that signed it in redis.tls_ca_file"
+                .to_owned())
+        }
+        ConnectionAddr::TcpTls { host, port, .. } => {
+            let connector = TlsConnector::from(Arc::new(client_config(tls_ca_file)?));
+            let name = ServerName::try_from(host.clone())
+                .map_err(|error| format!("{host} in rediss://: {error}"))?;
+            let stream = connector.connect(name, open(host, *port).await?).await;
+            Ok(Stream::Tls(Box::new(stream.map_err(|error| format!("TLS: {error}"))?)))
+        }
+        _ => Err("only redis:// and rediss:// are supported".to_owned()),
+    }
+}
+
+async fn open(host: &str, port: u16) -> Result<TcpStream, String> {
+    let opened = async {
+        let stream = TcpStream::connect((host, port)).await?;
+        stream.set_nodelay(true)?;
+        let keepalive =
+            TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_INTERVAL);
+        SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+        Ok(stream)
+    };
+    opened.await.map_err(|error: io::Error| error.to_string())
+}
+
+fn client_config(tls_ca_file: Option<&str>) -> Result<ClientConfig, String> {
+    let mut roots = RootCertStore::empty();
+    match tls_ca_file {
+        Some(path) => add_authorities(&mut roots, path)
+            .map_err(|error| format!("redis.tls_ca_file = {path}: {error}"))?,
+        None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring knows the default versions");
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn add_authorities(roots: &mut RootCertStore, path: &str) -> Result<(), String> {
+    let text = std::fs::read(path).map_err(|error| error.to_string())?;
+    for certificate in CertificateDer::pem_slice_iter(&text) {
+        let certificate = certificate.map_err(|error| error.to_string())?;
+        roots.add(certificate).map_err(|error| error.to_string())?;
+    }
+    match roots.is_empty() {
+        true => Err("there is no certificate in it".to_owned()),
+        false => Ok(()),
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, into),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, into),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

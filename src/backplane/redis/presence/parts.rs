@@ -1,0 +1,189 @@
+//! Sets of partitions: what a server owns, what is dirty, what has to wait.
+//!
+//! Rooms come and go by the million, partitions are 1024 and stay. So whatever depends on servers is
+//! decided for partitions, 16 words at a time, and a partition that moves takes its rooms with it.
+//!
+//! Invariant: a set has no member beyond [`PARTITIONS`].
+
+use crate::backplane::redis::names::{PARTITIONS, partition};
+use crate::ids::TopicName;
+use hashbrown::HashMap;
+use std::time::Instant;
+
+const WORDS: usize = PARTITIONS / 64;
+const _: () = assert!(PARTITIONS.is_multiple_of(64));
+
+/// See the module.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parts([u64; WORDS]);
+
+impl Parts {
+    /// All partitions.
+    pub const ALL: Parts = Parts([u64::MAX; WORDS]);
+
+    /// The one of a topic.
+    pub fn of(topic: &TopicName) -> Parts {
+        [partition(topic.as_str())].into_iter().collect()
+    }
+
+    /// One more.
+    pub fn insert(&mut self, part: u16) {
+        self.0[usize::from(part) / 64] |= 1 << (part % 64);
+    }
+
+    /// One less.
+    pub fn remove(&mut self, part: u16) {
+        self.0[usize::from(part) / 64] &= !(1 << (part % 64));
+    }
+
+    /// Whether it is in.
+    pub fn has(&self, part: u16) -> bool {
+        self.0[usize::from(part) / 64] & (1 << (part % 64)) != 0
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.0 == [0; WORDS]
+    }
+
+    /// Those of both.
+    pub fn and(self, other: Parts) -> Parts {
+        self.by_words(other, |a, b| a & b)
+    }
+
+    /// Those of either.
+    pub fn or(self, other: Parts) -> Parts {
+        self.by_words(other, |a, b| a | b)
+    }
+
+    /// Those that are not of the other.
+    pub fn without(self, other: Parts) -> Parts {
+        self.by_words(other, |a, b| a & !b)
+    }
+
+    /// All that are in, the lowest first.
+    pub fn iter(&self) -> impl Iterator<Item = u16> {
+        (0..PARTITIONS as u16).filter(|part| self.has(*part))
+    }
+
+    /// The first that is in from `start` on; behind the last comes the first again.
+    pub fn next_from(&self, start: u16) -> Option<u16> {
+        let start = usize::from(start) % PARTITIONS;
+        // The word of `start` comes twice: its upper part first, and its lower part last.
+        (0..=WORDS).find_map(|step| {
+            let at = (start / 64 + step) % WORDS;
+            let upper = u64::MAX << (start % 64);
+            let word = match step {
+                0 => self.0[at] & upper,
+                WORDS => self.0[at] & !upper,
+                _ => self.0[at],
+            };
+            (word != 0).then(|| (at * 64) as u16 + word.trailing_zeros() as u16)
+        })
+    }
+
+    fn by_words(mut self, other: Parts, join: impl Fn(u64, u64) -> u64) -> Parts {
+        for (word, others) in self.0.iter_mut().zip(other.0) {
+            *word = join(*word, others);
+        }
+        self
+    }
+}
+
+impl FromIterator<u16> for Parts {
+    fn from_iter<I: IntoIterator<Item = u16>>(parts: I) -> Parts {
+        let mut set = Parts::default();
+        parts.into_iter().for_each(|part| set.insert(part));
+        set
+    }
+}
+
+/// Partitions that wait, each until its own time.
+#[derive(Debug, Default)]
+pub struct Waits {
+    until: HashMap<u16, Instant>,
+    parts: Parts,
+}
+
+impl Waits {
+    /// These wait from now on, or longer than they did.
+    pub fn begin(&mut self, parts: &Parts, until: Instant) {
+        for part in parts.iter() {
+            let known = self.until.entry(part).or_insert(until);
+            *known = until.max(*known);
+            self.parts.insert(part);
+        }
+    }
+
+    /// Time passes: those whose time has come wait no longer.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let parts = &mut self.parts;
+        self.until.retain(|part, until| {
+            let waits = *until > now;
+            if !waits {
+                parts.remove(*part);
+            }
+            waits
+        });
+    }
+
+    /// Until when one waits, if it does.
+    pub fn until(&self, part: u16) -> Option<Instant> {
+        self.until.get(&part).copied()
+    }
+
+    /// Those that wait.
+    pub fn parts(&self) -> Parts {
+        self.parts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    proptest! {
+        #[test]
+        fn a_set_is_what_a_set_is(
+            a in proptest::collection::btree_set(0..PARTITIONS as u16, 0..40),
+            b in proptest::collection::btree_set(0..PARTITIONS as u16, 0..40),
+            start in 0..=PARTITIONS as u16,
+        ) {
+            let [x, y]: [Parts; 2] = [&a, &b].map(|set| set.iter().copied().collect());
+            let same = |parts: Parts, set: BTreeSet<u16>| parts.iter().eq(set);
+            prop_assert!(same(x, a.clone()));
+            prop_assert!(same(x.and(y), &a & &b));
+            prop_assert!(same(x.or(y), &a | &b));
+            prop_assert!(same(x.without(y), &a - &b));
+            prop_assert!(same(Parts::ALL.without(x).and(x), BTreeSet::new()));
+            prop_assert_eq!(x.is_empty(), a.is_empty());
+            let start_there = start % PARTITIONS as u16;
+            let next = a.range(start_there..).chain(a.range(..start_there)).next().copied();
+            prop_assert_eq!(x.next_from(start), next);
+            let mut less = x;
+            b.iter().for_each(|part| less.remove(*part));
+            prop_assert_eq!(less, x.without(y));
+        }
+    }
+
+    #[test]
+    fn each_waits_until_the_latest_time_it_was_told() {
+        let start = Instant::now();
+        let at = |s| start + Duration::from_secs(s);
+        let [one, two]: [Parts; 2] = [[1].into_iter().collect(), [2].into_iter().collect()];
+        let mut waits = Waits::default();
+        waits.begin(&one.or(two), at(3));
+        waits.begin(&one, at(5));
+        waits.begin(&two, at(1));
+        waits.handle_timeout(at(2));
+        assert_eq!(waits.parts(), one.or(two));
+        assert_eq!([1, 2, 3].map(|part| waits.until(part)), [Some(at(5)), Some(at(3)), None]);
+        waits.handle_timeout(at(3));
+        assert_eq!(waits.parts(), one);
+        waits.handle_timeout(at(5));
+        assert_eq!(waits.parts(), Parts::default());
+    }
+}

@@ -1,0 +1,396 @@
+//! Rooms on several servers and in a Cluster, against real servers: nodes without clients and without
+//! a supervisor, whose routes the test changes as one would.
+
+use super::*;
+use crate::backplane::redis::names::PARTITIONS;
+use crate::ids::{ConnId, ShardId, SlotId};
+use crate::link::channel::{OpsEnd, ShardEnd, window};
+use crate::link::health::Health;
+use crate::link::{Deed, Origin, PresenceTo};
+use redis::{AsyncConnectionConfig, PushInfo};
+use redis_server::Redis;
+use std::sync::mpsc;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+#[path = "../../../../tests/common/redis.rs"]
+#[allow(missing_docs)]
+mod redis_server;
+
+/// The topics `*` and so the signs of life are in partition 637: on the second of two servers.
+const SIGNS: usize = 1;
+
+struct Node {
+    id: NodeId,
+    presences: Presences,
+    route: Route,
+    local: Local,
+    _ends: (Vec<ShardEnd>, OpsEnd),
+}
+
+/// Nodes, servers, and somebody who hears what is told through these.
+struct World {
+    servers: Vec<Redis>,
+    nodes: Vec<Node>,
+    owners: Arc<[u16; PARTITIONS]>,
+    publish: &'static str,
+    told: UnboundedReceiver<PushInfo>,
+    tells: UnboundedSender<PushInfo>,
+    ears: Vec<MultiplexedConnection>,
+}
+
+/// Partitions with even numbers are on the first server, the others on the second.
+fn even_and_odd() -> Arc<[u16; PARTITIONS]> {
+    Arc::new(std::array::from_fn(|part| part as u16 % 2))
+}
+
+/// A room on that server of [`even_and_odd`].
+fn room_on(server: usize) -> TopicName {
+    let mut rooms = (0..).map(|number| TopicName::room(&format!("x:{number}")));
+    let is_there = |topic: &TopicName| usize::from(partition(topic.as_str())) % 2 == server;
+    rooms.find(is_there).expect("there are many")
+}
+
+async fn connect(server: &Redis, config: &AsyncConnectionConfig) -> MultiplexedConnection {
+    let url = format!("{}/?protocol=resp3", server.url());
+    let client = redis::Client::open(url).expect("a good address");
+    client.get_multiplexed_async_connection_with_config(config).await.expect("it answers")
+}
+
+impl World {
+    async fn new(servers: Vec<Redis>, owners: Arc<[u16; PARTITIONS]>) -> World {
+        let (tells, told) = unbounded_channel();
+        let (nodes, ears) = (Vec::new(), Vec::new());
+        let mut world = World { servers, nodes, owners, publish: "PUBLISH", told, tells, ears };
+        for server in 0..world.servers.len() {
+            world.listen(server, "PSUBSCRIBE", "*").await;
+        }
+        world
+    }
+
+    async fn listen(&mut self, server: usize, how: &str, channel: &str) {
+        let config = AsyncConnectionConfig::new().set_push_sender(self.tells.clone());
+        let mut ear = connect(&self.servers[server], &config).await;
+        redis::cmd(how).arg(channel).exec_async(&mut ear).await.expect("it is heard");
+        self.ears.push(ear);
+    }
+
+    /// A node that knows all servers, and all are up.
+    async fn start(&mut self) {
+        let id = NodeId(self.nodes.len() as u64 + 1);
+        let (shards, end, ops) = window(1, 64, 64).expect("a window");
+        let local = Local::new(id, end, Arc::new(Health::default()), ANEW, 0);
+        let text = "x: presence=true, presence_grace_ms=0";
+        let namespaces = Arc::new(Namespaces::read(text).expect("a good text"));
+        let presences = Presences::new(namespaces, "test", Names::new("test", id), id);
+        let route = self.route(&[]).await;
+        self.nodes.push(Node { id, presences, route, local, _ends: (shards, ops) });
+        let last = self.nodes.len() - 1;
+        let all: Vec<usize> = (0..self.servers.len()).collect();
+        self.set_route(last, &all).await;
+        all.into_iter().for_each(|server| self.go_up(last, server));
+    }
+
+    async fn route(&self, up: &[usize]) -> Route {
+        let mut connections = Vec::new();
+        for (at, server) in self.servers.iter().enumerate() {
+            connections.push(match up.contains(&at) {
+                true => Some(connect(server, &AsyncConnectionConfig::new()).await),
+                false => None,
+            });
+        }
+        Route::new(self.owners.clone(), connections, self.publish)
+    }
+
+    async fn set_route(&mut self, node: usize, up: &[usize]) {
+        self.nodes[node].route = self.route(up).await;
+        let Node { presences, route, .. } = &mut self.nodes[node];
+        presences.set_route(route, Instant::now());
+    }
+
+    fn go_up(&mut self, node: usize, server: usize) {
+        self.nodes[node].presences.go_up(server, Instant::now());
+    }
+
+    fn attend(&mut self, node: usize, topic: &TopicName, user: &str, deed: Deed) {
+        let (topic, user) = (topic.clone(), TopicName::user(user));
+        self.nodes[node].presences.handle(Attend { topic, user, deed }, Instant::now());
+    }
+
+    fn come(&mut self, node: usize, topic: &TopicName, user: &str) {
+        let conn = ConnId(SlotId { index: 1, generation: 0 });
+        let by = Origin { node: self.nodes[node].id, shard: ShardId(0), conn };
+        self.attend(node, topic, user, Deed::Came { by, info: None });
+    }
+
+    fn go(&mut self, node: usize, topic: &TopicName, user: &str) {
+        self.attend(node, topic, user, Deed::Left);
+    }
+
+    /// Goes on until something is so; at most 20 seconds.
+    async fn until<T>(&mut self, state: &str, mut is: impl FnMut(&mut World) -> Option<T>) -> T {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            for Node { presences, route, local, .. } in &mut self.nodes {
+                std::future::poll_fn(|cx| {
+                    presences.poll(cx, Instant::now(), route, local);
+                    Poll::Ready(())
+                })
+                .await;
+            }
+            if let Some(is) = is(self) {
+                return is;
+            }
+            assert!(Instant::now() < deadline, "waited in vain until {state}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// The next news on any server: `+user` or `-user`.
+    async fn news(&mut self) -> String {
+        self.until("there are news", |world| {
+            let push = world.told.try_recv().ok()?;
+            let Value::BulkString(body) = push.data.last()? else { return None };
+            Some(match news::read(body)? {
+                News::Joined { user, .. } => format!("+{user}"),
+                News::Left { user } => format!("-{user}"),
+            })
+        })
+        .await
+    }
+
+    /// Who is in a room; `None`: nobody can say.
+    async fn here(&mut self, node: usize, topic: &TopicName) -> Option<Vec<String>> {
+        let (tell, told) = mpsc::channel();
+        let to = PresenceTo::Call(Box::new(move |here| tell.send(here).expect("it is awaited")));
+        self.nodes[node].presences.ask(AskPresence { topic: topic.clone(), to });
+        let here = self.until("there is an answer", |_| told.try_recv().ok()).await?;
+        Some(here.users.iter().map(|attendee| name_of(&attendee.user).to_owned()).collect())
+    }
+
+    fn command(&self, server: usize, words: &[&str]) -> String {
+        self.servers[server].command(words)
+    }
+
+    /// How many keys of this form a server has.
+    fn keys(&self, server: usize, form: &str) -> usize {
+        self.command(server, &["KEYS", form]).split_whitespace().count()
+    }
+
+    async fn until_keys(&mut self, server: usize, form: &str, count: usize) {
+        let state = format!("server {server} has {count} keys {form}");
+        self.until(&state, |world| (world.keys(server, form) == count).then_some(())).await;
+    }
+}
+
+fn run(story: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(story);
+}
+
+async fn two_nodes_and_two_servers() -> World {
+    let mut world = World::new(vec![Redis::start(), Redis::start()], even_and_odd()).await;
+    world.start().await;
+    world.start().await;
+    world
+}
+
+#[test]
+fn a_server_that_is_away_holds_up_its_own_rooms_and_no_others() {
+    run(async {
+        let mut world = two_nodes_and_two_servers().await;
+        let [first, second] = [0, 1].map(room_on);
+        world.come(0, &first, "ann");
+        assert_eq!(world.news().await, "+ann");
+        world.servers[0].kill();
+        for node in [0, 1] {
+            world.nodes[node].presences.lose_link(0);
+            world.set_route(node, &[1]).await;
+        }
+        world.come(0, &first, "bob");
+        world.come(0, &first, "gus");
+        world.go(0, &first, "gus");
+        world.come(0, &second, "cid");
+        assert_eq!(world.news().await, "+cid");
+        world.go(0, &second, "cid");
+        assert_eq!(world.news().await, "-cid");
+        world.come(0, &second, "dan");
+        assert_eq!(world.news().await, "+dan");
+        assert_eq!(world.here(1, &first).await, None);
+        assert_eq!(world.here(1, &second).await.unwrap(), ["dan"]);
+        world.servers[0].restart();
+        world.listen(0, "PSUBSCRIBE", "*").await;
+        for node in [0, 1] {
+            world.set_route(node, &[0, 1]).await;
+            world.go_up(node, 0);
+        }
+        assert_eq!(world.news().await, "+bob", "and nothing of Ann and Gus");
+        assert_eq!(world.here(1, &first).await.unwrap(), ["ann", "bob"]);
+    });
+}
+
+#[test]
+fn what_moves_is_written_anew_at_its_new_owner() {
+    run(async {
+        let servers = vec![Redis::start(), Redis::start()];
+        let mut world = World::new(servers, Arc::new([0; PARTITIONS])).await;
+        world.start().await;
+        world.start().await;
+        let [stays, moves] = [0, 1].map(room_on);
+        world.come(0, &stays, "ann");
+        world.come(0, &moves, "bob");
+        let mut both = [world.news().await, world.news().await];
+        both.sort();
+        assert_eq!(both, ["+ann", "+bob"]);
+        world.owners = even_and_odd();
+        world.come(0, &moves, "cid");
+        for node in [0, 1] {
+            world.set_route(node, &[0, 1]).await;
+        }
+        assert_eq!(world.news().await, "+cid");
+        assert_eq!(world.here(1, &moves).await.unwrap(), ["bob", "cid"]);
+        assert_eq!(world.keys(1, "test:*:pr:*"), 1);
+        assert_eq!(world.here(1, &stays).await.unwrap(), ["ann"]);
+        let part = partition(moves.as_str());
+        let index = format!("test:{{p{part}}}:npx:{}", world.nodes[0].id);
+        assert_eq!(world.command(1, &["SMEMBERS", &index]), moves.as_str());
+        world.go(0, &moves, "bob");
+        world.go(0, &moves, "cid");
+        world.until_keys(1, "test:*:pr*", 0).await;
+        world.until_keys(1, "test:*:npx:*", 0).await;
+    });
+}
+
+#[test]
+fn a_dead_node_is_cleaned_up_behind_where_a_server_was_away_too() {
+    run(async {
+        let mut world = two_nodes_and_two_servers().await;
+        let [first, second] = [0, 1].map(room_on);
+        world.come(0, &first, "ann");
+        assert_eq!(world.news().await, "+ann");
+        world.come(0, &second, "bob");
+        assert_eq!(world.news().await, "+bob");
+        world
+            .until("both nodes are known", |world| {
+                (world.command(SIGNS, &["SCARD", "test:{p637}:nodes"]) == "2").then_some(())
+            })
+            .await;
+        world.nodes.remove(0);
+        let died = Instant::now();
+        world.nodes[0].presences.lose_link(0);
+        world.set_route(0, &[1]).await;
+        assert_eq!(world.news().await, "-bob");
+        assert!(died.elapsed() < Duration::from_secs(10), "{:?}", died.elapsed());
+        assert_eq!(world.here(0, &second).await.unwrap(), [""; 0]);
+        assert_eq!(world.keys(0, "test:*:pr:*"), 1);
+        assert_eq!(world.command(SIGNS, &["SCARD", "test:{p637}:nodes"]), "2", "not yet done");
+        assert_eq!(world.nodes[0].local.counters.presence_reaped, 0);
+        world.set_route(0, &[0, 1]).await;
+        world.go_up(0, 0);
+        assert_eq!(world.news().await, "-ann");
+        world.until_keys(0, "test:*", 0).await;
+        world
+            .until("it is forgotten", |world| {
+                (world.command(SIGNS, &["SCARD", "test:{p637}:nodes"]) == "1").then_some(())
+            })
+            .await;
+        world.until_keys(SIGNS, "test:*:reap:*", 0).await;
+        assert_eq!(world.nodes[0].local.counters.presence_reaped, 1);
+    });
+}
+
+#[test]
+fn a_dead_node_that_no_list_knows_is_met_in_its_rooms() {
+    run(async {
+        let mut world = two_nodes_and_two_servers().await;
+        let first = room_on(0);
+        world.come(0, &first, "ann");
+        assert_eq!(world.news().await, "+ann");
+        world.nodes.remove(0);
+        // The server of the signs has restarted empty, and the other has not.
+        world.command(SIGNS, &["FLUSHALL"]);
+        world.come(0, &first, "bob");
+        assert_eq!(world.news().await, "+bob");
+        assert_eq!(world.news().await, "-ann");
+        assert_eq!(world.here(0, &first).await.unwrap(), ["bob"]);
+    });
+}
+
+/// CRC-16 of Redis Cluster (XMODEM), modulo the number of slots.
+fn slot(tag: &str) -> u16 {
+    let fold = |crc: u16, byte: u8| {
+        (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| {
+            if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 }
+        })
+    };
+    tag.bytes().fold(0, fold) % 16384
+}
+
+/// Two servers; the second has the upper half of the slots.
+fn cluster() -> (Vec<Redis>, Arc<[u16; PARTITIONS]>) {
+    let servers: Vec<Redis> = (0..2)
+        .map(|_| {
+            let bus = redis_server::free_port().to_string();
+            Redis::start_with(&["--cluster-enabled", "yes", "--cluster-port", &bus])
+        })
+        .collect();
+    let bus = servers[1].command(&["CONFIG", "GET", "cluster-port"]);
+    let bus = bus.split_whitespace().last().expect("a number").to_owned();
+    let ports = [servers[1].port.to_string(), bus];
+    servers[0].command(&["CLUSTER", "ADDSLOTSRANGE", "0", "8191"]);
+    servers[1].command(&["CLUSTER", "ADDSLOTSRANGE", "8192", "16383"]);
+    servers[0].command(&["CLUSTER", "SET-CONFIG-EPOCH", "1"]);
+    servers[1].command(&["CLUSTER", "SET-CONFIG-EPOCH", "2"]);
+    servers[0].command(&["CLUSTER", "MEET", "127.0.0.1", &ports[0], &ports[1]]);
+    for server in &servers {
+        redis_server::wait_until("the Cluster is whole", || {
+            server.command(&["CLUSTER", "INFO"]).contains("cluster_state:ok")
+        });
+    }
+    let owner = |part: usize| u16::from(slot(&format!("p{part}")) >= 8192);
+    (servers, Arc::new(std::array::from_fn(owner)))
+}
+
+#[test]
+fn in_a_cluster_a_room_that_has_moved_unnoticed_waits_and_no_other() {
+    run(async {
+        let (servers, owners) = cluster();
+        let mut world = World::new(servers, Arc::new([0; PARTITIONS])).await;
+        world.publish = "SPUBLISH";
+        let mut rooms = (0..).map(|number| TopicName::room(&format!("x:{number}")));
+        let [stays, moved] = [0, 1].map(|owner| {
+            let is_there =
+                |topic: &TopicName| owners[usize::from(partition(topic.as_str()))] == owner;
+            rooms.find(is_there).expect("there are many")
+        });
+        let names = Names::new("test", NodeId(1));
+        world.listen(0, "SSUBSCRIBE", &names.channel(stays.as_str())).await;
+        world.listen(1, "SSUBSCRIBE", &names.channel(moved.as_str())).await;
+        world.start().await;
+        world.start().await;
+        // The nodes think that the first server has everything.
+        world.come(0, &moved, "ann");
+        world.come(0, &stays, "bob");
+        assert_eq!(world.news().await, "+bob");
+        world.come(0, &stays, "cid");
+        assert_eq!(world.news().await, "+cid");
+        assert_eq!(world.here(1, &stays).await.unwrap(), ["bob", "cid"]);
+        let asked = Instant::now();
+        assert_eq!(world.here(1, &moved).await, None);
+        assert!((4..9).contains(&asked.elapsed().as_secs()), "{:?}", asked.elapsed());
+        world.owners = owners;
+        for node in [0, 1] {
+            world.set_route(node, &[0, 1]).await;
+        }
+        assert_eq!(world.news().await, "+ann");
+        assert_eq!(world.here(1, &moved).await.unwrap(), ["ann"]);
+        // Signs of life flow, and a node that dies is cleaned up behind on both.
+        world.nodes.remove(0);
+        let mut gone = [world.news().await, world.news().await, world.news().await];
+        gone.sort();
+        assert_eq!(gone, ["-ann", "-bob", "-cid"]);
+        for server in [0, 1] {
+            world.until_keys(server, "test:*:pr*", 0).await;
+            world.until_keys(server, "test:*:npx:*", 0).await;
+        }
+    });
+}

@@ -1,0 +1,249 @@
+//! Where the masters are, as sentinels say.
+//!
+//! Each sentinel has a task of its own: it listens for `+switch-master`, and asks for every master
+//! when it hears one and once a second. Of all that they say, the highest configuration epoch of a
+//! master is right: Sentinel gives a new one to whom a majority has voted for, so one that is cut
+//! off can only tell of the past. What a sentinel said that has not been reached for a while counts
+//! no more, so that a system of sentinels that was set up anew, from epoch zero, is believed.
+//!
+//! Invariant: nobody's silence changes where a master is.
+
+use super::link;
+use crate::backplane::seldom::Seldom;
+use crate::plan::RedisPlan;
+use redis::{AsyncConnectionConfig, PushKind, RedisResult, Value};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+
+/// How often a sentinel is asked.
+const EVERY: Duration = Duration::from_secs(1);
+/// How long it may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// For how long what a sentinel said counts.
+const FRESH: Duration = Duration::from_secs(5);
+/// Words that wait to be taken. A task that finds no room waits.
+const WORDS_MAX: usize = 64;
+
+/// What a sentinel says.
+struct Word {
+    sentinel: usize,
+    what: Result<Said, String>,
+}
+
+/// Where a master is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Said {
+    master: usize,
+    epoch: u64,
+    address: String,
+}
+
+/// What is believed of a master.
+#[derive(Default)]
+struct Master {
+    name: String,
+    /// What each sentinel said last, and when.
+    said: HashMap<usize, (Instant, Said)>,
+    address: Option<String>,
+}
+
+/// See the module.
+pub struct Sentinels {
+    urls: Vec<String>,
+    tls_ca_file: Option<String>,
+    masters: Vec<Master>,
+    /// Begun at the first poll: they need a runtime.
+    tasks: Vec<JoinHandle<()>>,
+    words: Option<mpsc::Receiver<Word>>,
+    failures: Vec<Seldom>,
+}
+
+impl Drop for Sentinels {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Sentinels {
+    /// Nobody is asked yet. `masters`: what they are called.
+    pub fn new(urls: Vec<String>, masters: Vec<String>, plan: &RedisPlan) -> Sentinels {
+        let master = |name| Master { name, ..Master::default() };
+        Sentinels {
+            failures: urls.iter().map(|_| Seldom::default()).collect(),
+            urls,
+            tls_ca_file: plan.tls_ca_file.clone(),
+            masters: masters.into_iter().map(master).collect(),
+            tasks: Vec::new(),
+            words: None,
+        }
+    }
+
+    /// A master, by its number, and where it is: if that is not where it was.
+    pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<(usize, String)> {
+        let words = self.words.get_or_insert_with(|| {
+            let (sender, receiver) = mpsc::channel(WORDS_MAX);
+            let names: Arc<[String]> = self.masters.iter().map(|it| it.name.clone()).collect();
+            for (number, url) in self.urls.iter().enumerate() {
+                let (url, ca, names) = (url.clone(), self.tls_ca_file.clone(), names.clone());
+                self.tasks.push(tokio::spawn(watch(number, url, ca, names, sender.clone())));
+            }
+            receiver
+        });
+        while let Poll::Ready(Some(Word { sentinel, what })) = words.poll_recv(cx) {
+            match what {
+                Ok(said) => {
+                    let number = said.master;
+                    let master = &mut self.masters[number];
+                    if let Some(address) = master.hear(sentinel, said, now) {
+                        return Some((number, address));
+                    }
+                }
+                Err(error) => {
+                    if let Some(unsaid) = self.failures[sentinel].is_due(now) {
+                        tracing::warn!(
+                            sentinel,
+                            error,
+                            unsaid,
+                            "a sentinel does not say who is master"
+                        );
+                    }
+                }
+            }
+        }
+        None
+    }
+}
+
+impl Master {
+    /// Answers where the master is, if that is news.
+    fn hear(&mut self, sentinel: usize, said: Said, now: Instant) -> Option<String> {
+        self.said.insert(sentinel, (now, said));
+        self.said.retain(|_, (at, _)| now.duration_since(*at) < FRESH);
+        // Of several with the same epoch the one that is believed already: they are about to agree.
+        let believed = |said: &Said| Some(&said.address) == self.address.as_ref();
+        let all = self.said.values().map(|(_, said)| said);
+        let best = all.max_by_key(|said| (said.epoch, believed(said)))?;
+        if believed(best) {
+            return None;
+        }
+        let address = best.address.clone();
+        tracing::info!(master = self.name, address, epoch = best.epoch, "sentinels name a master");
+        self.address = Some(address.clone());
+        Some(address)
+    }
+}
+
+/// One sentinel, for as long as the node lives.
+async fn watch(
+    sentinel: usize,
+    url: String,
+    tls_ca_file: Option<String>,
+    masters: Arc<[String]>,
+    words: mpsc::Sender<Word>,
+) {
+    loop {
+        let Err(error) = hear(sentinel, &url, tls_ca_file.as_deref(), &masters, &words).await;
+        if words.send(Word { sentinel, what: Err(error) }).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(EVERY / 2).await;
+    }
+}
+
+/// Never ends but by an error.
+async fn hear(
+    sentinel: usize,
+    url: &str,
+    tls_ca_file: Option<&str>,
+    masters: &[String],
+    words: &mpsc::Sender<Word>,
+) -> Result<std::convert::Infallible, String> {
+    let said = |error: redis::RedisError| error.to_string();
+    let switched = Arc::new(Notify::new());
+    let lost = Arc::new(Notify::new());
+    let (on_switch, on_loss) = (switched.clone(), lost.clone());
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(TIMEOUT))
+        .set_response_timeout(Some(TIMEOUT))
+        .set_push_sender(move |push: redis::PushInfo| {
+            match push.kind {
+                PushKind::Message => on_switch.notify_one(),
+                PushKind::Disconnection => on_loss.notify_one(),
+                _ => {}
+            }
+            Ok::<(), redis::aio::SendError>(())
+        });
+    let client = link::client_of(url, tls_ca_file)?;
+    let mut connection =
+        client.get_multiplexed_async_connection_with_config(&config).await.map_err(said)?;
+    connection.subscribe("+switch-master").await.map_err(said)?;
+    loop {
+        for (master, name) in masters.iter().enumerate() {
+            let mut ask = redis::cmd("SENTINEL");
+            let answer: RedisResult<Value> =
+                ask.arg("MASTER").arg(name).query_async(&mut connection).await;
+            let what = read(master, &answer.map_err(|error| format!("{name}: {error}"))?)?;
+            let word = Word { sentinel, what: Ok(what) };
+            words.send(word).await.map_err(|_| "the node is about to end".to_owned())?;
+        }
+        tokio::select! {
+            () = switched.notified() => {}
+            () = lost.notified() => return Err("the connection was lost".to_owned()),
+            () = tokio::time::sleep(EVERY) => {}
+        }
+    }
+}
+
+/// What `SENTINEL MASTER` answers: a map, or names and values in turn.
+fn read(master: usize, answer: &Value) -> Result<Said, String> {
+    let fields: HashMap<String, String> =
+        redis::from_redis_value_ref(answer).map_err(|error| error.to_string())?;
+    let field = |name: &str| {
+        let value = fields.get(name).filter(|value| !value.is_empty());
+        value.ok_or_else(|| format!("the sentinel does not say its {name}"))
+    };
+    let (ip, port) = (field("ip")?, field("port")?);
+    let epoch = field("config-epoch")?.parse().map_err(|_| "config-epoch is no number")?;
+    let address = if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") };
+    Ok(Said { master, epoch, address })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(epoch: u64, address: &str) -> Said {
+        Said { master: 0, epoch, address: address.to_owned() }
+    }
+
+    #[test]
+    fn the_highest_epoch_is_right_until_nobody_says_it_any_more() {
+        let mut master = Master::default();
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!(master.hear(0, said(3, "a"), at(0)), Some("a".into()));
+        assert_eq!(master.hear(1, said(3, "a"), at(1)), None);
+        assert_eq!(master.hear(2, said(2, "old"), at(2)), None, "it was cut off");
+        assert_eq!(master.hear(1, said(4, "b"), at(3)), Some("b".into()), "one is enough");
+        assert_eq!(master.hear(0, said(3, "a"), at(4)), None, "it has not heard of that yet");
+        assert_eq!(master.hear(0, said(4, "other"), at(5)), None, "they are about to agree");
+        assert_eq!(master.hear(0, said(0, "new"), at(6)), None);
+        assert_eq!(master.hear(0, said(0, "new"), at(5004)), Some("new".into()), "set up anew");
+    }
+
+    #[test]
+    fn both_forms_of_an_answer_are_read() {
+        let pairs = [("name", "m"), ("ip", "::1"), ("port", "7"), ("config-epoch", "12")];
+        let text = |text: &str| Value::BulkString(text.into());
+        let map = pairs.map(|(name, value)| (text(name), text(value))).to_vec();
+        let row = pairs.iter().flat_map(|(name, value)| [text(name), text(value)]).collect();
+        for answer in [Value::Map(map), Value::Array(row)] {
+            assert_eq!(read(0, &answer), Ok(said(12, "[::1]:7")));
+        }
+        assert!(read(0, &Value::Array(Vec::new())).is_err());
+    }
+}
