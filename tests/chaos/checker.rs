@@ -156,11 +156,21 @@ pub fn check(record: &Record) -> Verdict {
         for room in rooms {
             let mut walk = Walk::new(who, room);
             let entries = log.iter().enumerate().filter(|(_, entry)| entry.room == room);
-            for (number, entry) in entries {
+            for (number, entry) in entries.clone() {
                 walk.entry = number;
                 walk.on_entry(entry);
             }
-            walk.at_the_end(acked_of.get(&room).map_or(&[], |acked| acked));
+            let unheard = walk.at_the_end(acked_of.get(&room).map_or(&[], |acked| acked));
+            if let Some((first, count)) = unheard {
+                let (id, at, here) = (first.id, first.at, walk.here);
+                let mut then = entries.filter(|(_, entry)| entry.at_us >= first.sent_us);
+                walk.entry = then.next().map_or(walk.entry, |(number, _)| number);
+                walk.blame(format!(
+                    "{count} acknowledged and never heard; the first is {id:#x} at {at:?}, said at \
+                     {} µs; now at {here:?}",
+                    first.sent_us
+                ));
+            }
             verdict.violations.append(&mut walk.violations);
             walk.add_to(&mut verdict.notices);
         }
@@ -358,12 +368,13 @@ impl Walk {
         }
     }
 
-    /// All is quiet. What is owed is here, or the member knows that it misses something.
-    fn at_the_end(&mut self, acked: &[&Acked]) {
+    /// All is quiet. What is owed is here, or the member knows that it misses something. Answers the
+    /// first that is neither, and how many there are.
+    fn at_the_end<'a>(&mut self, acked: &[&'a Acked]) -> Option<(&'a Acked, usize)> {
         if self.doubt.take().is_some() {
             self.gaps.push(Gap { after: self.here, until: None });
         }
-        let Some(in_since_us) = self.in_since_us else { return };
+        let in_since_us = self.in_since_us?;
         let mut unheard = Vec::new();
         for acked in acked.iter().filter(|acked| acked.sent_us > in_since_us) {
             if self.heard.contains_key(&acked.id) {
@@ -371,16 +382,10 @@ impl Walk {
             }
             match self.gaps.iter().any(|gap| gap.covers(acked.at)) {
                 true => self.notices.acked_unheard += 1,
-                false => unheard.push((acked.id, acked.at)),
+                false => unheard.push(*acked),
             }
         }
-        if let Some((id, at)) = unheard.first() {
-            let count = unheard.len();
-            let here = self.here;
-            self.blame(format!(
-                "{count} acknowledged and never heard; the first is {id:#x} at {at:?}; now at {here:?}"
-            ));
-        }
+        Some((*unheard.first()?, unheard.len()))
     }
 
     fn add_to(self, all: &mut Notices) {
