@@ -112,6 +112,9 @@ pub struct Notices {
     pub not_recovered: BTreeMap<String, u64>,
     /// Acknowledged messages that a member did not hear, and knows it.
     pub acked_unheard: u64,
+    /// Messages that came again at the very place at which they had been heard, after their end of the
+    /// history was said to be lost. It was not: somebody answered who was behind. No violation yet.
+    pub not_lost_at_all: u64,
 }
 
 impl fmt::Display for Notices {
@@ -120,7 +123,8 @@ impl fmt::Display for Notices {
         for (reason, times) in &self.not_recovered {
             write!(out, ", {reason} {times}")?;
         }
-        write!(out, " (covering {} acknowledged)", self.acked_unheard)
+        write!(out, " (covering {} acknowledged", self.acked_unheard)?;
+        write!(out, "; {} heard again in their places)", self.not_lost_at_all)
     }
 }
 
@@ -226,8 +230,8 @@ struct Walk {
     again_until: u64,
     doubt: Option<Doubt>,
     gaps: Vec<Gap>,
-    /// With how many gaps had been told when it was heard.
-    heard: HashMap<Id, usize>,
+    /// Where, and how many gaps had been told by then.
+    heard: HashMap<Id, (Place, usize)>,
     notices: Notices,
     violations: Vec<Violation>,
 }
@@ -351,12 +355,13 @@ impl Walk {
 
     fn take(&mut self, at: Place, id: Id) {
         let gaps = self.gaps.len();
-        let before = self.heard.insert(id, gaps);
+        let before = self.heard.insert(id, (at, gaps));
         let comes_again = at.offset <= self.again_until;
         match before {
-            Some(before) if before == gaps && !comes_again => {
-                self.blame(format!("message {id:#x} is heard again at {at:?}"));
+            Some((place, before)) if before == gaps && !comes_again => {
+                self.blame(format!("message {id:#x} is heard at {at:?}, and was at {place:?}"));
             }
+            Some((place, _)) if place == at && !comes_again => self.notices.not_lost_at_all += 1,
             None if comes_again && at.offset < self.again_until && self.gaps.is_empty() => {
                 self.blame(format!("{at:?} was somebody else's when it was heard before"));
             }
@@ -391,6 +396,7 @@ impl Walk {
     fn add_to(self, all: &mut Notices) {
         all.lost += self.notices.lost;
         all.acked_unheard += self.notices.acked_unheard;
+        all.not_lost_at_all += self.notices.not_lost_at_all;
         for (reason, times) in self.notices.not_recovered {
             *all.not_recovered.entry(reason).or_default() += times;
         }

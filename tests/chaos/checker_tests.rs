@@ -96,6 +96,16 @@ fn what_was_told_is_no_violation() {
 }
 
 #[test]
+fn what_was_said_to_be_lost_and_comes_again_is_counted() {
+    let untrue = |text: &str| {
+        check(&Record { acked: Vec::new(), members: vec![log(text)] }).notices.not_lost_at_all
+    };
+    assert_eq!(untrue("@1:0 1:1=a 1:2=b away @1:1<1:2!tail_lost 1:2=b 1:3=c"), 1);
+    assert_eq!(untrue("@1:0 1:1=a 1:2=b away @1:1<1:2!tail_lost 2:2=c"), 0);
+    assert_eq!(untrue("@1:0 1:1=a lost1 1:3=c @1:3<1:1+2 1:2=b 1:3=c"), 0);
+}
+
+#[test]
 fn a_hole_is_refused() {
     refused("a hole of 1", "", &["@1:0 1:1=a 1:3=c"]);
     refused("a hole of 1", "", &["@1:0 1:1=a 2:3=c"]);
@@ -118,8 +128,8 @@ fn what_was_acknowledged_and_never_heard_is_refused() {
 
 #[test]
 fn what_is_heard_twice_is_refused() {
-    refused("heard again", "", &["@1:0 1:1=a 1:2=a"]);
-    refused("heard again", "", &["@1:0 1:1=a away @1:2<1:1+1 1:2=a"]);
+    refused("and was at", "", &["@1:0 1:1=a 1:2=a"]);
+    refused("and was at", "", &["@1:0 1:1=a away @1:2<1:1+1 1:2=a"]);
 }
 
 #[test]
