@@ -2,6 +2,12 @@
 # Everything that says whether this tree is good: format, lints, every test, every benchmark once.
 #
 #   tests/run.sh            all of it, from a clean clone on a Debian machine that has only Rust
+#   tests/run.sh chaos      a long run of faults out of a hat (tests/chaos), on each deployment of Redis:
+#                             --minutes 30        for each of them
+#                             --seed 7            which faults come
+#                             --on sentinel       only there: standalone, several, sentinel, cluster
+#                             --faults kill,freeze  only these
+#                             --count 100         so many faults back to back, however long it takes
 #
 # What the tests need and the machine lacks is installed: Debian packages with apt-get (through sudo
 # unless this is root), the client libraries below target/. Nothing is skipped when that fails.
@@ -64,7 +70,40 @@ install_packages() {
     apt-get install -y -qq --no-install-recommends "${missing[@]}"
 }
 
+chaos() {
+  local minutes=30 count=""
+  while [ "$#" -gt 0 ]; do
+    if [ "$#" -lt 2 ]; then
+      echo "$1 wants a value" >&2
+      return 2
+    fi
+    case "$1" in
+      --minutes) minutes="$2" ;;
+      --seed) export CHAOS_SEED="$2" ;;
+      --on) export CHAOS_ON="$2" ;;
+      --faults) export CHAOS_FAULTS="$2" ;;
+      --count) count="$2" ;;
+      *)
+        echo "no such option: $1" >&2
+        return 2
+        ;;
+    esac
+    shift 2
+  done
+  if [ -n "$count" ]; then
+    export CHAOS_COUNT="$count"
+  else
+    export CHAOS_SECONDS="$((minutes * 60))"
+  fi
+  cargo test --locked --test chaos nothing_is_lost -- --nocapture --test-threads 1
+}
+
 step "installing packages that are missing" install_packages
+if [ "${1:-}" = chaos ]; then
+  shift
+  step "chaos $*" chaos "$@"
+  exit
+fi
 step "installing the independent clients" bash tests/clients/install.sh
 step "checking the format" cargo fmt --check
 step "linting" cargo clippy --locked --all-targets -- -D warnings

@@ -677,6 +677,9 @@ const FOREIGN_FLAGS: &[&str] = &[
     "--undo",
     // Of the scripts in benches/.
     "--rounds",
+    // Of tests/run.sh.
+    "--minutes",
+    "--seed",
 ];
 
 fn campanile(args: &[&str]) -> String {

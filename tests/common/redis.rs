@@ -187,8 +187,13 @@ fn temporary() -> PathBuf {
 }
 
 /// Polls for a state until it is there. Panics after 20 seconds.
-pub fn wait_until(state: &str, mut is_there: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+pub fn wait_until(state: &str, is_there: impl FnMut() -> bool) {
+    wait_within(Duration::from_secs(20), state, is_there);
+}
+
+/// The same with another limit, for what may fail and be tried again meanwhile, as elections do.
+pub fn wait_within(limit: Duration, state: &str, mut is_there: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
     while !is_there() {
         assert!(Instant::now() < deadline, "waited in vain until {state}");
         std::thread::sleep(Duration::from_millis(2));

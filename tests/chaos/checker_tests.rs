@@ -1,0 +1,153 @@
+//! The checker refuses what it must refuse, and nothing else.
+
+use crate::checker::{Acked, Entry, Event, Place, Record, Told, check};
+
+/// A small language for logs: `@1:5` joins there, `1:6=a` hears a message, and so on.
+fn log(text: &str) -> Vec<Entry> {
+    let words = text.split_whitespace().enumerate();
+    words
+        .map(|(n, word)| Entry { at_us: 10 * (n as u64 + 1), room: 0, event: event(word) })
+        .collect()
+}
+
+fn place(text: &str) -> Place {
+    let (epoch, offset) = text.split_once(':').expect("epoch:offset");
+    Place { epoch: epoch.parse().expect("a number"), offset: offset.parse().expect("a number") }
+}
+
+/// `@at`, `@at<since+messages`, `@at<since!reason`, `lost3`, `away`, `at=id`.
+fn event(word: &str) -> Event {
+    if word == "away" {
+        return Event::Away;
+    }
+    if let Some(count) = word.strip_prefix("lost") {
+        return Event::Lost { count: count.parse().expect("a number") };
+    }
+    let Some(join) = word.strip_prefix('@') else {
+        let (at, id) = word.split_once('=').expect("at=id");
+        return Event::Heard { at: place(at), id: u64::from(id.as_bytes()[0]) };
+    };
+    let Some((at, since)) = join.split_once('<') else {
+        return Event::Joined { at: place(join), since: None, told: Told::Fresh };
+    };
+    let (since, told) = match since.split_once('+') {
+        Some((since, n)) => (since, Told::Recovered { messages: n.parse().expect("a number") }),
+        None => {
+            let (since, reason) = since.split_once('!').expect("+messages or !reason");
+            (since, Told::NotRecovered { reason: reason.into() })
+        }
+    };
+    Event::Joined { at: place(at), since: Some(place(since)), told }
+}
+
+/// `at=id`, sent at 15 µs: after the first entry of a log.
+fn acked(text: &str) -> Vec<Acked> {
+    let one = |word: &str| {
+        let Event::Heard { at, id } = event(word) else { panic!("{word}") };
+        Acked { room: 0, id, at, sent_us: 15 }
+    };
+    text.split_whitespace().map(one).collect()
+}
+
+fn complaints(ok: &str, logs: &[&str]) -> Vec<String> {
+    let members = logs.iter().map(|text| log(text)).collect();
+    let verdict = check(&Record { acked: acked(ok), members });
+    verdict.violations.into_iter().map(|violation| violation.why).collect()
+}
+
+fn refused(why: &str, ok: &str, logs: &[&str]) {
+    let complaints = complaints(ok, logs);
+    assert!(complaints.iter().any(|it| it.contains(why)), "{why}: {ok} {logs:?}: {complaints:?}");
+}
+
+fn fine(ok: &str, logs: &[&str]) {
+    assert_eq!(complaints(ok, logs), [] as [String; 0], "{ok} {logs:?}");
+}
+
+#[test]
+fn what_is_right_is_not_refused() {
+    fine("1:1=a 1:2=b", &["@1:0 1:1=a 1:2=b", "@1:0 1:1=a 1:2=b"]);
+    // Away, and back to what was missed.
+    fine("1:1=a 1:2=b 1:3=c", &["@1:0 1:1=a away @1:3<1:1+2 1:2=b 1:3=c"]);
+    // The connection dies in the middle of it.
+    fine("1:1=a 1:2=b", &["@1:0 away @1:2<1:0+2 1:1=a away @1:2<1:1+1 1:2=b"]);
+    // Another epoch goes on, and what is recovered may be called by either.
+    fine(
+        "1:1=a 1:2=b 2:3=c",
+        &["@1:0 1:1=a 1:2=b 2:3=c", "@1:0 away @2:3<1:0+3 2:1=a 2:2=b 2:3=c"],
+    );
+    // A message nobody acknowledged may come or not.
+    fine("", &["@1:0 1:1=a"]);
+}
+
+#[test]
+fn what_was_told_is_no_violation() {
+    fine("1:1=a 1:2=b 1:3=c", &["@1:0 1:1=a lost1 1:3=c"]);
+    fine("1:1=a 1:2=b 1:3=c", &["@1:0 1:1=a lost0 1:3=c"]);
+    fine("1:1=a 1:2=b", &["@1:0 1:1=a lost0"]);
+    fine("1:1=a 1:2=b", &["@1:0 away @1:2<1:0!trimmed"]);
+    // The history was lost, and another one has begun.
+    fine("1:1=a 1:2=b 2:1=c", &["@1:0 1:1=a lost0 2:1=c"]);
+    fine("1:1=a 1:2=b 2:1=c", &["@1:0 1:1=a away @2:1<1:1!epoch"]);
+    // After `lost` it joins with where it was: what came meanwhile comes again.
+    fine("1:1=a 1:2=b 1:3=c", &["@1:0 1:1=a lost1 1:3=c @1:3<1:1+2 1:2=b 1:3=c"]);
+    // Redis lost what this member has heard; it is said again under the key it had.
+    fine("2:1=a", &["@1:0 1:1=a away @2:0<1:1!tail_lost 2:1=a"]);
+}
+
+#[test]
+fn what_was_said_to_be_lost_and_comes_again_is_counted() {
+    let untrue = |text: &str| {
+        check(&Record { acked: Vec::new(), members: vec![log(text)] }).notices.not_lost_at_all
+    };
+    assert_eq!(untrue("@1:0 1:1=a 1:2=b away @1:1<1:2!tail_lost 1:2=b 1:3=c"), 1);
+    assert_eq!(untrue("@1:0 1:1=a 1:2=b away @1:1<1:2!tail_lost 2:2=c"), 0);
+    assert_eq!(untrue("@1:0 1:1=a lost1 1:3=c @1:3<1:1+2 1:2=b 1:3=c"), 0);
+}
+
+#[test]
+fn a_hole_is_refused() {
+    refused("a hole of 1", "", &["@1:0 1:1=a 1:3=c"]);
+    refused("a hole of 1", "", &["@1:0 1:1=a 2:3=c"]);
+    refused("told of 1, missed 2", "", &["@1:0 1:1=a lost1 1:4=d"]);
+    refused("recovering", "", &["@1:0 away @1:3<1:0+3 1:1=a 1:3=c"]);
+    refused("recovering", "", &["@1:0 away @1:3<1:0+3 1:1=a lost1 1:3=c"]);
+    refused("recovered from", "", &["@1:0 away @1:3<1:0+2"]);
+}
+
+#[test]
+fn what_was_acknowledged_and_never_heard_is_refused() {
+    refused("never heard", "1:1=a 1:2=b", &["@1:0 1:1=a"]);
+    refused("never heard", "1:2=b", &["@1:0 away @1:0<1:0+0"]);
+    // The end of one epoch was lost, and the next goes on in its place.
+    refused("never heard", "1:2=b 2:2=c", &["@1:0 1:1=a 2:2=c"]);
+    // The gap that was told of is another one.
+    refused("never heard", "1:1=a 1:2=b 1:4=d", &["@1:0 1:1=a lost1 1:3=c"]);
+    refused("never heard", "1:3=c", &["@1:0 away @1:2<1:0!trimmed"]);
+}
+
+#[test]
+fn what_is_heard_twice_is_refused() {
+    refused("and was at", "", &["@1:0 1:1=a 1:2=a"]);
+    refused("and was at", "", &["@1:0 1:1=a away @1:2<1:1+1 1:2=a"]);
+}
+
+#[test]
+fn going_back_is_refused() {
+    refused("after", "", &["@1:0 1:1=a 1:2=b 1:1=a"]);
+    refused("without a word", "", &["@1:0 1:1=a 1:2=b 2:1=c"]);
+    refused("without being in", "", &["@1:0 1:1=a away 1:2=b"]);
+}
+
+#[test]
+fn two_messages_at_one_place_are_refused() {
+    refused("for one and", "", &["@1:0 1:1=a", "@1:0 1:1=b"]);
+    refused("for one and", "1:1=b", &["@1:0 1:1=a"]);
+    refused("for one and", "1:1=a 1:1=b", &[]);
+}
+
+#[test]
+fn two_orders_are_refused() {
+    refused("order of epochs", "", &["@1:0 1:1=a 2:2=b", "@1:0 2:1=a 1:2=b"]);
+    refused("comes back", "", &["@1:0 1:1=a 2:2=b 1:3=c"]);
+}

@@ -1,0 +1,330 @@
+//! Who uses the system: publishers who repeat themselves until they are answered, and members who come
+//! and go and always say where they were.
+
+use crate::board::{Board, Note};
+use crate::checker::{Acked, Entry, Event, Id, Place, Told};
+use crate::line::{Gone, Line};
+use crate::rng::Rng;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+/// After which a request on a connection that lives is not answered any more. A publish waits at
+/// most 10 s for Redis (`limits.publish_queue_ms_max`).
+const UNANSWERED: Duration = Duration::from_secs(40);
+const GLANCE: Duration = Duration::from_millis(25);
+const BATCH_MAX: usize = 8;
+
+pub fn room_name(room: usize) -> String {
+    format!("kept:{room}")
+}
+
+fn room_number(value: &Value) -> Option<usize> {
+    value["room_id"].as_str()?.strip_prefix("kept:")?.parse().ok()
+}
+
+fn place(value: &Value) -> Option<Place> {
+    let epoch = value["epoch"].as_str()?.parse().ok()?;
+    Some(Place { epoch, offset: value["offset"].as_u64()? })
+}
+
+// --- publishers ---
+
+pub struct Publisher {
+    pub who: u64,
+    pub board: Arc<Board>,
+    pub rng: Rng,
+    pub notes: Sender<Note>,
+    /// When it gives up. `None`: at the end of the run.
+    pub deadline: Option<Instant>,
+    line: Option<Line>,
+    said: u64,
+}
+
+/// One that is not acknowledged yet.
+struct Pending {
+    room: usize,
+    text: String,
+    sent_us: u64,
+}
+
+impl Publisher {
+    pub fn new(who: u64, board: Arc<Board>, rng: Rng, notes: Sender<Note>) -> Publisher {
+        Publisher { who, board, rng, notes, deadline: None, line: None, said: 0 }
+    }
+
+    pub fn run(mut self) {
+        while !self.board.is_over() {
+            if self.board.is_quiet() {
+                self.board.rest(10);
+                continue;
+            }
+            self.board.busy.fetch_add(1, SeqCst);
+            let rooms = self.board.acked_sent_us.len();
+            let count = 1 + self.rng.below(BATCH_MAX);
+            let rooms = (0..count).map(|_| self.rng.below(rooms)).collect::<Vec<_>>();
+            self.publish(&rooms);
+            self.board.busy.fetch_sub(1, SeqCst);
+            let ms = self.rng.below(80) as u64;
+            self.board.rest(ms);
+        }
+    }
+
+    /// Says something in each of these rooms until each has its `ok`; answers what. Empty: the run
+    /// was over before.
+    pub fn publish(&mut self, rooms: &[usize]) -> Vec<Id> {
+        let mut pending = BTreeMap::new();
+        for &room in rooms {
+            self.said += 1;
+            let id = self.who << 40 | self.said;
+            let bytes = if self.rng.chance(2) { 16_000 } else { self.rng.below(600) };
+            let text = json!({
+                "type": "publish", "room_id": room_name(room), "id": id, "key": format!("{id:x}"),
+                "payload": {"id": id, "pad": "x".repeat(bytes)},
+            });
+            pending.insert(id, Pending { room, text: text.to_string(), sent_us: 0 });
+        }
+        let ids = pending.keys().copied().collect();
+        while !pending.is_empty() && !self.is_late() {
+            let line = match self.line.take() {
+                Some(line) => Some(line),
+                None => {
+                    self.board.port(self.rng.next()).and_then(|port| Line::open(port, "/ws").ok())
+                }
+            };
+            if let Some(mut line) = line
+                && self.try_all(&mut line, &mut pending).is_ok()
+                && !self.rng.chance(5)
+            {
+                self.line = Some(line);
+            }
+            if !pending.is_empty() {
+                let ms = 20 + self.rng.below(180) as u64;
+                self.board.rest(ms);
+            }
+        }
+        if pending.is_empty() { ids } else { Vec::new() }
+    }
+
+    fn is_late(&self) -> bool {
+        self.board.is_over() || self.deadline.is_some_and(|deadline| Instant::now() > deadline)
+    }
+
+    /// Sends all that is pending, and hears every answer.
+    fn try_all(
+        &mut self,
+        line: &mut Line,
+        pending: &mut BTreeMap<Id, Pending>,
+    ) -> Result<(), Gone> {
+        for publish in pending.values_mut() {
+            if publish.sent_us == 0 {
+                publish.sent_us = self.board.now_us();
+            }
+            line.say(&publish.text)?;
+        }
+        let mut unanswered = pending.len();
+        let began = Instant::now();
+        while unanswered > 0 && !self.is_late() {
+            if began.elapsed() > UNANSWERED {
+                let ids: Vec<_> = pending.keys().collect();
+                self.trouble(format!("no answer within {UNANSWERED:?} to one of {ids:x?}"));
+                return Err(Gone);
+            }
+            let Some(value) = line.hear(GLANCE)? else { continue };
+            let Some(id) = value["id"].as_u64() else { continue };
+            unanswered -= 1;
+            match value["type"].as_str() {
+                Some("ok") => self.on_ok(id, &value, pending),
+                Some("error") => self.on_error(&value),
+                _ => self.trouble(format!("a publish was answered {value}")),
+            }
+        }
+        Ok(())
+    }
+
+    fn on_ok(&self, id: Id, value: &Value, pending: &mut BTreeMap<Id, Pending>) {
+        let Some(publish) = pending.remove(&id) else {
+            return self.trouble(format!("answered twice: {value}"));
+        };
+        let Some(at) = place(value) else {
+            return self.trouble(format!("an ok without a place: {value}"));
+        };
+        let Pending { room, sent_us, .. } = publish;
+        self.board.acked_sent_us[room].fetch_max(sent_us, SeqCst);
+        let _ = self.notes.send(Note::Acked(Acked { room, id, at, sent_us }));
+    }
+
+    fn on_error(&self, value: &Value) {
+        let code = value["code"].as_str().unwrap_or_default();
+        if !["backplane_unavailable", "outcome_unknown", "overloaded"].contains(&code) {
+            self.trouble(format!("a publish was answered {value}"));
+        }
+    }
+
+    fn trouble(&self, what: String) {
+        let _ = self.notes.send(Note::Trouble(format!("publisher {}: {what}", self.who)));
+    }
+}
+
+// --- members ---
+
+pub struct Member {
+    pub who: usize,
+    pub board: Arc<Board>,
+    pub rng: Rng,
+    pub notes: Sender<Note>,
+    /// By room: where it is.
+    places: Vec<Option<Place>>,
+    /// By room: what the join under way asked for.
+    asked: Vec<Option<Asked>>,
+}
+
+struct Asked {
+    since: Option<Place>,
+    at: Instant,
+}
+
+impl Member {
+    pub fn new(who: usize, board: Arc<Board>, rng: Rng, notes: Sender<Note>) -> Member {
+        let rooms = board.acked_sent_us.len();
+        let (places, asked) = (vec![None; rooms], (0..rooms).map(|_| None).collect());
+        Member { who, board, rng, notes, places, asked }
+    }
+
+    pub fn run(mut self) {
+        while !self.board.is_over() {
+            let port = self.board.port(self.rng.next());
+            let line = port.and_then(|port| Line::open(port, "/ws").ok());
+            let Some(mut line) = line else {
+                self.board.rest(20);
+                continue;
+            };
+            let _ = self.stay(&mut line);
+            for room in 0..self.places.len() {
+                self.asked[room] = None;
+                self.log(room, Event::Away);
+            }
+            drop(line);
+            let ms = if self.rng.chance(10) { 3000 } else { 600 };
+            let ms = self.rng.below(ms) as u64;
+            self.board.rest_unless_quiet(ms);
+        }
+    }
+
+    /// One connection, until it ends or has been long enough.
+    fn stay(&mut self, line: &mut Line) -> Result<(), Gone> {
+        for room in 0..self.places.len() {
+            self.join(line, room)?;
+        }
+        let until = Instant::now() + Duration::from_millis(300 + self.rng.below(8000) as u64);
+        while !self.board.is_over() {
+            if Instant::now() > until && !self.board.is_quiet() {
+                return Ok(());
+            }
+            if let Some(value) = line.hear(GLANCE)? {
+                self.on_value(line, &value)?;
+            }
+            let waited = self.asked.iter().flatten().map(|asked| asked.at.elapsed()).max();
+            if waited.is_some_and(|waited| waited > UNANSWERED) && self.all_ready() {
+                self.trouble(format!("no answer to a join within {UNANSWERED:?}"));
+                return Err(Gone);
+            }
+        }
+        Ok(())
+    }
+
+    fn all_ready(&self) -> bool {
+        self.board.seats.iter().all(|seat| seat.is_ready.load(SeqCst))
+    }
+
+    fn join(&mut self, line: &mut Line, room: usize) -> Result<(), Gone> {
+        let since = self.places[room];
+        let mut join = json!({"type": "join", "room_id": room_name(room), "id": room});
+        if let Some(Place { epoch, offset }) = since {
+            join["since"] = json!({"epoch": epoch.to_string(), "offset": offset});
+        }
+        self.asked[room] = Some(Asked { since, at: Instant::now() });
+        line.say(&join.to_string())
+    }
+
+    fn on_value(&mut self, line: &mut Line, value: &Value) -> Result<(), Gone> {
+        match value["type"].as_str() {
+            Some("ok") => self.on_ok(value),
+            Some("error") => {
+                // Such as `overloaded`: come back later.
+                let code = value["code"].as_str().unwrap_or_default();
+                if !["backplane_unavailable", "overloaded"].contains(&code) {
+                    self.trouble(format!("a join was answered {value}"));
+                }
+                return Err(Gone);
+            }
+            Some("message") => self.on_message(value),
+            Some("lost") => {
+                let Some(room) = room_number(value) else { return Ok(()) };
+                let count = value["count"].as_u64().unwrap_or(0);
+                self.log(room, Event::Lost { count });
+                // As the README says it: join again with `since`. Some do not.
+                if self.asked[room].is_none() && (self.board.is_quiet() || self.rng.chance(70)) {
+                    self.join(line, room)?;
+                }
+            }
+            Some("reconnect") => return Err(Gone),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn on_ok(&mut self, value: &Value) {
+        let asked = value["id"].as_u64().and_then(|room| {
+            let room = room as usize;
+            Some((room, self.asked.get_mut(room)?.take()?))
+        });
+        let (Some((room, asked)), Some(at)) = (asked, place(value)) else {
+            return self.trouble(format!("an ok that nobody asked for, or no place: {value}"));
+        };
+        let told = match (&value["recovered"], asked.since) {
+            (Value::Bool(true), Some(since)) => {
+                let messages = value["messages"].as_u64().unwrap_or(0);
+                if messages == 0 {
+                    self.places[room] = Some(at);
+                } else {
+                    self.places[room] = Some(since);
+                }
+                Told::Recovered { messages }
+            }
+            (Value::Bool(false), Some(_)) => {
+                self.places[room] = Some(at);
+                let reason = value["reason"].as_str().unwrap_or_default().to_owned();
+                Told::NotRecovered { reason }
+            }
+            (Value::Null, None) => {
+                self.places[room] = Some(at);
+                Told::Fresh
+            }
+            _ => return self.trouble(format!("asked {:?}, answered {value}", asked.since)),
+        };
+        self.log(room, Event::Joined { at, since: asked.since, told });
+    }
+
+    fn on_message(&mut self, value: &Value) {
+        let Some(room) = room_number(value) else { return };
+        let (Some(at), Some(id)) = (place(value), value["payload"]["id"].as_u64()) else {
+            return self.trouble(format!("a message without its place or payload: {value}"));
+        };
+        self.places[room] = Some(at);
+        self.board.heard_last[self.who][room].store(id, SeqCst);
+        self.log(room, Event::Heard { at, id });
+    }
+
+    fn log(&self, room: usize, event: Event) {
+        let entry = Entry { at_us: self.board.now_us(), room, event };
+        let _ = self.notes.send(Note::Member { who: self.who, entry });
+    }
+
+    fn trouble(&self, what: String) {
+        let _ = self.notes.send(Note::Trouble(format!("member {}: {what}", self.who)));
+    }
+}
