@@ -201,8 +201,8 @@ knobs! {
             "After how long without a canary the connection is given up and the node is not ready.";
         redis_timeout_ms: u64, "redis.timeout_ms", "2000", ms(50, 10 * MINUTE_MS),
             "How long connecting to Redis, and its answer, may take.";
-        redis_backoff_ms_max: u64, "redis.backoff_ms_max", "1000", ms(10, 10 * MINUTE_MS),
-            "The longest pause between two attempts to connect to Redis.";
+        redis_backoff_ms_max: u64, "redis.backoff_ms_max", "250", ms(10, 10 * MINUTE_MS),
+            "The longest pause between two attempts to connect to Redis. A server that comes back without its data waits 600 ms for instances that can put histories back.";
         redis_tls_ca_file: Option<String>, "redis.tls_ca_file", "", Kind::File,
             "The authorities (PEM) that may have signed the certificate of a rediss:// server; read at each connect. Empty: those that browsers trust.";
         redis_monitor_interval_ms: u64, "redis.monitor_interval_ms", "5000", ms(0, 10 * MINUTE_MS),

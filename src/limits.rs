@@ -7,7 +7,8 @@
 /// Every limit of a node. Byte counts are payload bytes unless said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
-    /// Connections of one shard, those in their handshake included. Beyond: HTTP 503 with Retry-After.
+    /// Connections of one shard, those in their handshake included. Beyond: HTTP 503 with
+    /// Retry-After.
     pub connections_per_shard_max: usize,
     /// Handshakes under way in one shard. Beyond: HTTP 503 with Retry-After.
     pub handshakes_max: usize,
@@ -56,8 +57,8 @@ pub struct Limits {
     /// Histories of the whole node, without Redis. Beyond: the one that was silent longest is given
     /// up; who was there hears `recovered:false`.
     pub history_bytes_max: usize,
-    /// Histories that a node reads from one Redis server in a second. Beyond: they wait, and after ten
-    /// seconds `recovered:false`, `overload`.
+    /// Histories that a node reads from one Redis server in a second. Beyond: they wait, and after
+    /// ten seconds `recovered:false`, `overload`.
     pub history_reads_per_s_max: u64,
     /// What one join may bring back of what was missed. Beyond: `recovered:false`, `too_much`.
     pub recovery_bytes_max: usize,
@@ -95,7 +96,7 @@ impl Limits {
         publish_queue_bytes_max: 64 * 1024 * 1024,
         publish_queue_ms_max: 10_000,
         history_bytes_max: 1024 * 1024 * 1024,
-        history_reads_per_s_max: 50_000,
+        history_reads_per_s_max: 100_000,
         recovery_bytes_max: 768 * 1024,
     };
 

@@ -66,6 +66,7 @@ fn allocations(shards: u16, members: Members) -> usize {
                 payload,
                 except: None,
                 conflate_key: None,
+                key: None,
             });
         }
         local.flush();

@@ -208,6 +208,7 @@ mod delivery {
             payload,
             except: None,
             conflate_key: None,
+            key: None,
         });
         local.flush();
     }

@@ -264,6 +264,7 @@ pub fn message(publish: &Publish) -> Message<'_> {
         payload: &publish.payload,
         except: publish.except,
         conflate_key: publish.conflate_key,
+        key: publish.key.as_deref(),
     }
 }
 

@@ -1,12 +1,14 @@
 //! What one node says to another: a message as it travels in a Redis channel.
 //!
 //! ```text
-//! version 1 │ flags │ [node u64, shard u16, conn u32 + u32] │ [length u8, user] │ [key u64] │ …
+//! version 1 │ flags │ [node u64, shard u16, conn u32 + u32] │ [length u8, user] │ [conflate key u64]
+//!           │ [length u8, key] │ …
 //! ```
 //!
 //! Numbers are little-endian. Flag 1: somebody is excepted (the first bracket). Flag 2: a user sent
-//! it (the second). Flag 4: it has a conflate key (the third). The topic is not in it: it is the
-//! channel's name. The payload is the rest.
+//! it (the second). Flag 4: it has a conflate key (the third). Flag 8: it is kept, and has a key
+//! that makes a retry harmless (the fourth): whoever puts it back into a Redis that lost it puts
+//! that back, too. The topic is not in it: it is the channel's name. The payload is the rest.
 //!
 //! Invariant: whatever bytes come, [`read`] answers. Nodes of two versions may share a Redis during
 //! a deploy, so an unknown version or flag is refused as a whole, never read halfway.
@@ -19,6 +21,7 @@ const VERSION: u8 = 1;
 const EXCEPT: u8 = 1;
 const FROM: u8 = 2;
 const CONFLATE: u8 = 4;
+const KEY: u8 = 8;
 
 /// Why bytes are not a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,8 +37,10 @@ pub fn write(message: &Message<'_>, out: &mut Vec<u8>) {
     let from = message.from.unwrap_or("");
     let flags = message.except.map_or(0, |_| EXCEPT)
         | message.from.map_or(0, |_| FROM)
-        | message.conflate_key.map_or(0, |_| CONFLATE);
-    out.reserve(2 + 18 + 1 + 8 + from.len() + message.payload.len());
+        | message.conflate_key.map_or(0, |_| CONFLATE)
+        | message.key.map_or(0, |_| KEY);
+    let key = message.key.unwrap_or("");
+    out.reserve(2 + 18 + 1 + 8 + 1 + from.len() + key.len() + message.payload.len());
     out.extend_from_slice(&[VERSION, flags]);
     if let Some(origin) = message.except {
         out.extend_from_slice(&origin.node.0.to_le_bytes());
@@ -49,13 +54,17 @@ pub fn write(message: &Message<'_>, out: &mut Vec<u8>) {
     if let Some(key) = message.conflate_key {
         out.extend_from_slice(&key.to_bits().to_le_bytes());
     }
+    if message.key.is_some() {
+        out.push(u8::try_from(key.len()).expect("keys have at most 128 bytes"));
+        out.extend_from_slice(key.as_bytes());
+    }
     out.extend_from_slice(message.payload);
 }
 
 /// Reads an envelope that came on the channel of `topic`.
 pub fn read<'a>(topic: &'a str, bytes: &'a [u8]) -> Result<Message<'a>, Unreadable> {
     match bytes {
-        [VERSION, flags, rest @ ..] if flags & !(EXCEPT | FROM | CONFLATE) == 0 => {
+        [VERSION, flags, rest @ ..] if flags & !(EXCEPT | FROM | CONFLATE | KEY) == 0 => {
             read_rest(topic, *flags, rest).ok_or(Unreadable::Malformed)
         }
         _ => Err(Unreadable::Version),
@@ -81,10 +90,17 @@ fn read_rest<'a>(topic: &'a str, flags: u8, mut rest: &'a [u8]) -> Option<Messag
     if flags & CONFLATE != 0 {
         conflate_key = Some(ConflateKey::from_bits(u64::from_le_bytes(take(&mut rest)?))?);
     }
+    let mut key = None;
+    if flags & KEY != 0 {
+        let [length] = take(&mut rest)?;
+        let (text, after) = rest.split_at_checked(usize::from(length))?;
+        key = Some(std::str::from_utf8(text).ok().filter(|key| !key.is_empty())?);
+        rest = after;
+    }
     // A frame that is not UTF-8 would make every client close (RFC 6455 §8.1). Its JSON was checked
     // by the node that sent it.
     simdutf8::basic::from_utf8(rest).ok().filter(|payload| !payload.is_empty())?;
-    Some(Message { topic, from, payload: rest, except, conflate_key })
+    Some(Message { topic, from, payload: rest, except, conflate_key, key })
 }
 
 fn take<const BYTES: usize>(rest: &mut &[u8]) -> Option<[u8; BYTES]> {
@@ -115,12 +131,14 @@ mod tests {
             payload in "[^\\x00]{1,300}",
             except in proptest::option::of((any::<u64>(), any::<u16>(), any::<u64>())),
             key in proptest::option::of(1..u64::MAX),
+            retry in proptest::option::of("[a-zé]{1,60}"),
         ) {
             let conflate_key = key.and_then(ConflateKey::from_bits);
             let except = except.map(|(node, shard, conn)| origin(node, shard, conn));
             let from = from.as_deref();
             let payload = payload.as_bytes();
-            let message = Message { topic: "r:x", from, payload, except, conflate_key };
+            let key = retry.as_deref();
+            let message = Message { topic: "r:x", from, payload, except, conflate_key, key };
             let bytes = written(&message);
             prop_assert_eq!(read("r:x", &bytes), Ok(message));
         }
@@ -128,7 +146,7 @@ mod tests {
         #[test]
         fn no_bytes_are_too_wild_to_be_answered(
             mut bytes in proptest::collection::vec(any::<u8>(), 0..64),
-            flags in 0u8..8,
+            flags in 0u8..16,
         ) {
             let _ = read("r:x", &bytes);
             // Deeper, too: most random bytes fail at the version.
@@ -145,6 +163,7 @@ mod tests {
             payload: b"1",
             except: Some(origin(1, 2, 3)),
             conflate_key: ConflateKey::of("AAPL"),
+            key: Some("retry"),
         };
         let whole = written(&message);
         for bytes in 2..whole.len() {
@@ -152,7 +171,7 @@ mod tests {
         }
         assert_eq!(read("r:x", &[]), Err(Unreadable::Version));
         assert_eq!(read("r:x", &[2, 0, b'1']), Err(Unreadable::Version));
-        assert_eq!(read("r:x", &[1, 8, b'1']), Err(Unreadable::Version), "a flag of the future");
+        assert_eq!(read("r:x", &[1, 16, b'1']), Err(Unreadable::Version), "a flag of the future");
         assert_eq!(read("r:x", &[1, 0, 0xFF]), Err(Unreadable::Malformed), "not UTF-8");
         assert_eq!(
             read("r:x", &[1, 2, 0, b'1']),

@@ -31,6 +31,14 @@ pub struct Log {
 struct Entry {
     frames: FrameSet,
     at: Instant,
+    /// Under which key it was said, where somebody may have to put it back.
+    key: Option<Box<str>>,
+}
+
+impl Entry {
+    fn bytes(&self) -> usize {
+        self.frames.bytes() + self.key.as_ref().map_or(0, |key| key.len())
+    }
 }
 
 /// What was missed since `offset`, as it was last asked for.
@@ -92,17 +100,30 @@ impl Log {
 
     /// The frames of the message at [`Log::next`].
     pub fn push(&mut self, frames: FrameSet, keep: Keep, now: Instant) {
+        self.push_keyed(frames, None, keep, now);
+    }
+
+    /// The same for one that was said under a key.
+    pub fn push_keyed(
+        &mut self,
+        frames: FrameSet,
+        key: Option<Box<str>>,
+        keep: Keep,
+        now: Instant,
+    ) {
         self.top += 1;
-        self.bytes += frames.bytes();
-        self.entries.push_back(Entry { frames, at: now });
+        let entry = Entry { frames, at: now, key };
+        self.bytes += entry.bytes();
+        self.entries.push_back(entry);
         self.shared = None;
         self.trim(keep, now);
     }
 
-    /// The frames of the message before [`Log::first`], found later.
-    pub fn push_front(&mut self, frames: FrameSet, now: Instant) {
-        self.bytes += frames.bytes();
-        self.entries.push_front(Entry { frames, at: now });
+    /// The frames of the message before [`Log::first`], found later, and its key.
+    pub fn push_front(&mut self, frames: FrameSet, key: Option<Box<str>>, now: Instant) {
+        let entry = Entry { frames, at: now, key };
+        self.bytes += entry.bytes();
+        self.entries.push_front(entry);
         self.shared = None;
     }
 
@@ -124,6 +145,11 @@ impl Log {
         self.entries.iter().skip(skipped).map(|entry| entry.frames.get(Dialect::Native))
     }
 
+    /// All kept messages in the native dialect, each with the key under which it was said.
+    pub fn keyed_frames(&self) -> impl Iterator<Item = (&Bytes, Option<&str>)> {
+        self.entries.iter().map(|entry| (entry.frames.get(Dialect::Native), entry.key.as_deref()))
+    }
+
     /// Lets go of what is too much or too old.
     pub fn trim(&mut self, keep: Keep, now: Instant) {
         while let Some(oldest) = self.entries.front() {
@@ -138,7 +164,7 @@ impl Log {
     /// Lets go of the oldest message. Answers the bytes that gave.
     pub fn drop_oldest(&mut self) -> usize {
         let Some(oldest) = self.entries.pop_front() else { return 0 };
-        let bytes = oldest.frames.bytes();
+        let bytes = oldest.bytes();
         self.bytes -= bytes;
         // What is shared may reach further back than what is kept, and then it must not be given.
         self.shared = None;

@@ -35,6 +35,8 @@ pub struct Message<'a> {
     pub except: Option<Origin>,
     /// What it is about, in a room that conflates for slow members.
     pub conflate_key: Option<ConflateKey>,
+    /// What makes a retry of it harmless, where it is kept.
+    pub key: Option<&'a str>,
 }
 
 impl<'a> Message<'a> {

@@ -127,6 +127,7 @@ pub fn a_retry_under_the_same_key_is_said_once(world: World) {
     let (speaker, hearer) = world.two_shards();
     let topic = room("kept:a");
     hearer.join_and_hear(&topic, 5);
+    hearer.recover_and_hear(&topic, 5, None); // as every member does
     let mut positions = Vec::new();
     for (id, key) in [(1, "a"), (2, "a"), (3, "b"), (4, "a")] {
         speaker.publish_keyed(&topic, &id.to_string(), id, Some(key));

@@ -77,7 +77,8 @@ fn what_was_said_while_this_node_was_cut_off_is_read_back() {
     publish(speaker, 1..=3);
     assert_eq!(hear(hearer, 3), numbers(1..=3));
     let redis = world.redis.as_ref().unwrap();
-    // Another node has spoken and this one heard nothing of it: the entries are there, no message came.
+    // Another node has spoken and this one heard nothing of it: the entries are there, no message
+    // came.
     for number in 4..=6 {
         let id = format!("{number}-0");
         redis.command_bytes(&[b"XADD", STREAM.as_bytes(), id.as_bytes(), b"d", &envelope(number)]);
@@ -286,4 +287,44 @@ fn histories_are_read_no_faster_than_the_operator_allows_and_all_are_read() {
     answered.sort_unstable();
     assert!(answered.into_iter().eq(0..rooms), "each once");
     wait_until("nobody waits", || world.nodes[0].counters().history_reads_waiting == 0);
+}
+
+#[test]
+fn what_is_put_back_has_its_keys_again_and_a_retry_is_said_once() {
+    let mut world = world();
+    let (speaker, hearer) = world.two_shards();
+    let before = enter(hearer);
+    publish(speaker, 1..=3);
+    assert_eq!(hear(hearer, 3), numbers(1..=3));
+    world.server().kill();
+    world.wait_until_up(false);
+    world.server().restart();
+    world.wait_until_up(true);
+    let (speaker, hearer) = world.two_shards();
+    // Its publisher never heard the answer, and asks again.
+    speaker.publish_keyed(&topic(), "3", 30, Some("3"));
+    let Outcome::Accepted(Some(at)) = outcome_of(speaker, 30) else { panic!("it was said before") };
+    assert_eq!(at.offset, 3, "where it stood");
+    assert_eq!(publish(speaker, 4..=4).offset, 4);
+    assert_eq!(hear(hearer, 1), [4], "and not 3 once more");
+    let (_, recovery, _) = hearer.recover_and_hear(&topic(), 5, Some(before));
+    assert_eq!(recovery, Recovery::Recovered { messages: 4 });
+}
+
+#[test]
+fn who_has_heard_more_than_this_node_is_not_denied_before_it_has_looked_again() {
+    let world = world();
+    let (speaker, hearer) = world.two_shards();
+    let at = enter(hearer);
+    publish(speaker, 1..=2);
+    assert_eq!(hear(hearer, 2), numbers(1..=2));
+    // A third is said, and this node's wire brings nothing of it.
+    let redis = world.redis.as_ref().unwrap();
+    redis.command_bytes(&[b"XADD", STREAM.as_bytes(), b"3-0", b"d", &envelope(3)]);
+    redis.command(&["HSET", META, "s", "3"]);
+    let since = Some(Position { offset: 3, ..at });
+    hearer.recover(&topic(), 5, 9, since);
+    assert_eq!(hear(hearer, 1), [3]);
+    let Heard::Recovered { recovery, .. } = hearer.hear() else { panic!("not the answer") };
+    assert_eq!(recovery, Recovery::Recovered { messages: 0 });
 }

@@ -160,6 +160,7 @@ impl Ear<'_> {
                 payload: said.payload,
                 except: None,
                 conflate_key: said.conflate_key,
+                key: None,
             }),
             Err(why) => self.on_malformed(&why, "publish"),
         }

@@ -26,10 +26,11 @@
 use super::link::{Reply, Way, poll_reply, send};
 use super::names::Names;
 use super::refusal::Refusal;
-use super::scripts::{self, Which, integer};
+use super::scripts::{self, REPAIR_MS, Which, integer};
 use crate::backplane::envelope;
 use crate::backplane::history::{Keep, Log, Missed};
 use crate::backplane::local::{Local, Message};
+use crate::backplane::logs::KEYS_TIME;
 use crate::bucket::Bucket;
 use crate::ids::{Position, ShardId, TopicKind, TopicName, UpTo};
 use crate::limits::Limits;
@@ -333,13 +334,8 @@ impl Histories {
         // If nobody here listens for it, it is followed for this one question.
         let topic = self.follow(name);
         topic.is_used = true;
-        let after = match question {
-            // What is being read already may be older than what the user has said.
-            Question::Recover(..) if topic.is_user() => {
-                topic.reads + 1 + u64::from(topic.is_reading)
-            }
-            _ => 0,
-        };
+        // What is being read already may be older than what is asked for.
+        let after = topic.reads + 1 + u64::from(topic.is_reading);
         // Only this one: thousands may wait already, and nothing has changed for them.
         if let Some(question) = topic.answer(question, after, bytes_max, local) {
             let is_recovery = matches!(question, Question::Recover(..));
@@ -604,6 +600,11 @@ impl Histories {
                 }
                 continue;
             }
+            if let (Asked::Open, Value::Int(_)) = (flight.what, answer) {
+                // The server is another one than before, and waits for what others may have heard.
+                self.read_later(name, flight.what, Refusal::NotNow, now);
+                continue;
+            }
             let read = match flight.what {
                 Asked::Read => read_of(answer),
                 Asked::Open => position_of(answer),
@@ -659,13 +660,20 @@ impl Histories {
             let topic = self.topics.get(name).expect("it was just looked at");
             let log = topic.log.as_ref().expect("whoever offers has something");
             let keys = way.names.history_keys(name.as_str());
-            let mut repair = scripts::call(Which::Repair, &[&keys.meta, &keys.stream]);
+            let of_retry = |key: &str| format!("{}:{key}", keys.retry);
+            let retries: Vec<String> =
+                log.keyed_frames().filter_map(|(_, key)| key.map(of_retry)).collect();
+            let mut all = vec![&keys.meta[..], &keys.stream];
+            all.extend(retries.iter().map(|key| &key[..]));
+            let mut repair = scripts::call(Which::Repair, &all);
             repair.arg(log.position().epoch).arg(log.first()).arg(way.generation);
             repair.arg(way.names.channel(name.as_str())).arg(way.publish);
             let ttl_s = self.policy(name).history_ttl_s;
-            repair.arg(ttl_s).arg(meta_ttl_s(self.policy(name)));
-            for frame in log.frames_from(log.first()) {
-                repair.arg(body_of(frame));
+            repair.arg(ttl_s).arg(meta_ttl_s(self.policy(name))).arg(KEYS_TIME.as_secs());
+            let mut number = 2;
+            for (frame, key) in log.keyed_frames() {
+                number += usize::from(key.is_some());
+                repair.arg(body_of(frame, key)).arg(key.map_or(0, |_| number));
             }
             pipeline.add_command(repair);
         }
@@ -781,7 +789,7 @@ impl Topic {
     fn deliver(&mut self, body: &[u8], now: Instant, local: &mut Local) {
         let log = self.log.as_mut().expect("what is delivered has a place");
         let (message, frames) = framed(&self.name, body, log.next(), local);
-        log.push(frames.clone(), self.keep, now);
+        log.push_keyed(frames.clone(), message.key.map(Into::into), self.keep, now);
         local.message_at(&message, frames);
     }
 
@@ -869,8 +877,8 @@ impl Topic {
     fn push_front_if_next(&mut self, offset: u64, body: &[u8], now: Instant, local: &Local) {
         let Some(log) = self.log.as_mut().filter(|log| log.first() == offset + 1) else { return };
         let at = Position { epoch: log.position().epoch, offset };
-        let (_, frames) = framed(&self.name, body, at, local);
-        log.push_front(frames, now);
+        let (message, frames) = framed(&self.name, body, at, local);
+        log.push_front(frames, message.key.map(Into::into), now);
     }
 
     /// Answers from the copy, or gives the question back.
@@ -883,7 +891,10 @@ impl Topic {
     ) -> Option<Question> {
         let is_recover = matches!(question, Question::Recover(..));
         let must_hear = is_recover && !self.is_subscribed;
-        let is_known = self.is_synced && !must_hear && self.reads >= after;
+        let is_fresh = self.reads >= after;
+        // What a user has acknowledged may have been said on another node, and is read anew.
+        let must_read = is_recover && self.is_user() && !is_fresh;
+        let is_known = self.is_synced && !must_hear && !must_read;
         let is_short = self.unheard().is_some();
         let Some(log) = self.log.as_mut().filter(|_| is_known) else { return Some(question) };
         let is_complete = log.first() <= self.floor;
@@ -904,6 +915,11 @@ impl Topic {
                         .map(Some),
                 };
                 if found == Err(Unrecovered::Trimmed) && !is_complete {
+                    return Some(Question::Recover(shard, ask));
+                }
+                // Who has heard more than this node knows makes it look again before it denies it:
+                // its wire may be dead, and nobody has noticed yet.
+                if found == Err(Unrecovered::TailLost) && !is_fresh {
                     return Some(Question::Recover(shard, ask));
                 }
                 recovered(shard, *ask, log.position(), found, local);
@@ -1000,20 +1016,20 @@ fn opening(topics: &[TopicName], way: &Way<'_>) -> Pipeline {
     let mut pipeline = Pipeline::new();
     for topic in topics {
         let keys = way.names.history_keys(topic.as_str());
-        let mut open = scripts::call(Which::Open, &[&keys.meta, &keys.stream]);
-        open.arg(way.generation).arg(META_TTL_S);
+        let mut open = scripts::call(Which::Open, &[&keys.meta, &keys.stream, &keys.partition]);
+        open.arg(way.generation).arg(META_TTL_S).arg(REPAIR_MS);
         pipeline.add_command(open);
     }
     pipeline
 }
 
 fn nothing(topic: &str) -> Message<'_> {
-    Message { topic, from: None, payload: b"", except: None, conflate_key: None }
+    Message { topic, from: None, payload: b"", except: None, conflate_key: None, key: None }
 }
 
 /// A message as it stood in the stream, from what was made of it: its JSON has all of it but whom it
 /// excepted, who has not missed it either, and under which key it gives way to newer ones.
-fn body_of(frame: &[u8]) -> Vec<u8> {
+fn body_of(frame: &[u8], key: Option<&str>) -> Vec<u8> {
     #[derive(serde::Deserialize)]
     struct Said<'a> {
         #[serde(borrow)]
@@ -1025,7 +1041,7 @@ fn body_of(frame: &[u8]) -> Vec<u8> {
     let said: Result<Said<'_>, _> = serde_json::from_slice(encode::payload_of(frame));
     if let Ok(Said { from, payload: Some(payload) }) = said {
         let payload = payload.get().as_bytes();
-        let message = Message { from: from.as_deref(), payload, ..nothing("") };
+        let message = Message { from: from.as_deref(), payload, key, ..nothing("") };
         envelope::write(&message, &mut body);
     }
     body

@@ -122,7 +122,7 @@ pub async fn connect(
     let known = async {
         let (mut sub, mut cmd, mut sure) = all.await?;
         let generation = match needs.history {
-            true => known_generation(&mut sub, &mut cmd, sure.as_mut()).await?,
+            true => known_generation(&mut sub, &mut cmd, sure.as_mut(), &names).await?,
             false => String::new(),
         };
         let sub_id = sub.ask(&[b"CLIENT", b"ID"]).await;
@@ -139,6 +139,7 @@ async fn known_generation(
     sub: &mut Subscriber,
     cmd: &mut MultiplexedConnection,
     sure: Option<&mut MultiplexedConnection>,
+    names: &Names,
 ) -> Result<String, String> {
     let mut all = vec![
         generation_of(async |section: &str| sub.ask(&[b"INFO", section.as_bytes()]).await).await?,
@@ -154,7 +155,10 @@ async fn known_generation(
         return Err("the connections reach different servers".to_owned());
     }
     scripts::load(cmd.clone()).await.map_err(|error| format!("SCRIPT LOAD: {error}"))?;
-    Ok(all.swap_remove(0))
+    let generation = all.swap_remove(0);
+    let begun = scripts::begin(cmd.clone(), names, &generation).await;
+    begun.map_err(|error| error.to_string())?;
+    Ok(generation)
 }
 
 /// The run and the replication of a server, as `INFO` tells them.

@@ -37,6 +37,8 @@ pub struct HistoryKeys {
     pub meta: String,
     /// A stream: the offset's message is at `<offset>-0`, in field `d`.
     pub stream: String,
+    /// A hash for all topics of the partition: see `lua/fence.lua`.
+    pub partition: String,
     /// `<retry>:<key>` says where the message under that key stands.
     pub retry: String,
 }
@@ -99,7 +101,13 @@ impl Names {
             let number = partition(topic);
             format!("{}{number}}}:{kind}:{topic}", self.topics)
         };
-        HistoryKeys { meta: key("h"), stream: key("s"), retry: key("k") }
+        let partition = self.partition_key(partition(topic));
+        HistoryKeys { meta: key("h"), stream: key("s"), partition, retry: key("k") }
+    }
+
+    /// What is known of a partition's server.
+    pub fn partition_key(&self, partition: u16) -> String {
+        format!("{}{partition}}}:g", self.topics)
     }
 
     /// The topic of a channel, unless it is not one of ours.

@@ -19,7 +19,7 @@
 use super::histories::meta_ttl_s;
 use super::link::{Reply, Way, poll_reply, send};
 use super::refusal::Refusal;
-use super::scripts::{self, Which};
+use super::scripts::{self, REPAIR_MS, Which};
 use crate::backplane::embedded::message;
 use crate::backplane::envelope;
 use crate::backplane::local::Local;
@@ -47,8 +47,6 @@ const FLIGHTS_MAX: usize = 8;
 const WAITING_MAX: usize = 2 * FLIGHTS_MAX * COMMANDS_PER_FLIGHT;
 const WAITING_BYTES_MAX: usize = 2 * FLIGHTS_MAX * FLIGHT_BYTES;
 
-/// How long a server that is another one than before waits for what nodes can put back.
-const REPAIR_MS: u64 = 300;
 /// How long a replica has to say that it has a message. Then nobody knows whether it will survive.
 const REPLICA_MS_MAX: u64 = 500;
 
@@ -505,7 +503,7 @@ fn keep(publish: &Publish, envelope: &[u8], policy: &Policy, way: &Way<'_>) -> C
     let keys = way.names.history_keys(topic);
     let retry = publish.key.as_ref().map(|key| format!("{}:{key}", keys.retry));
     let key_ttl_s = retry.as_ref().map_or(0, |_| KEYS_TIME.as_secs());
-    let mut names = vec![&keys.meta[..], &keys.stream];
+    let mut names = vec![&keys.meta[..], &keys.stream, &keys.partition];
     names.extend(retry.as_deref());
     let mut command = scripts::call(Which::Publish, &names);
     command.arg(way.names.channel(topic)).arg(envelope).arg(policy.history_size);

@@ -1,18 +1,31 @@
-//! What Redis does in one step for us: four scripts, sent by their hash.
+//! What Redis does in one step for us: five scripts, sent by their hash.
 //!
 //! A server that has forgotten them (it restarted, or somebody said `SCRIPT FLUSH`) answers NOSCRIPT
 //! and has done nothing. Then they are loaded again, and whatever was refused is sent again.
 //!
 //! Invariant: each script names all keys it touches in KEYS, and they lie in one slot.
 
+use super::names::{Names, PARTITIONS};
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, RedisResult, Script, Value};
+use redis::{Cmd, Pipeline, RedisResult, Script, Value};
 use std::sync::LazyLock;
 
-static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/publish.lua")));
-static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/open.lua")));
+/// With what `lua/fence.lua` has for those that need it.
+macro_rules! fenced {
+    ($file:literal) => {
+        concat!(include_str!("lua/fence.lua"), include_str!($file))
+    };
+}
+
+static BEGIN: LazyLock<Script> = LazyLock::new(|| Script::new(fenced!("lua/begin.lua")));
+static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(fenced!("lua/publish.lua")));
+static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(fenced!("lua/open.lua")));
 static ACKNOWLEDGE: LazyLock<Script> = LazyLock::new(|| Script::new(ACK));
 static REPAIR: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/repair.lua")));
+
+/// How long a server that is another one than before waits for what nodes can put back: as long as
+/// the slowest of them may take to come back, which pauses for `redis.backoff_ms_max` at most.
+pub const REPAIR_MS: u64 = 600;
 
 /// The code of [`Which::Ack`], for who has to teach it to a server.
 pub const ACK: &str = include_str!("lua/ack.lua");
@@ -20,6 +33,8 @@ pub const ACK: &str = include_str!("lua/ack.lua");
 /// One of ours.
 #[derive(Clone, Copy, Debug)]
 pub enum Which {
+    /// `lua/begin.lua`
+    Begin,
     /// `lua/publish.lua`
     Publish,
     /// `lua/open.lua`
@@ -33,6 +48,7 @@ pub enum Which {
 /// `EVALSHA` of a script; the arguments are to be added behind the keys.
 pub fn call(which: Which, keys: &[&str]) -> Cmd {
     let script = match which {
+        Which::Begin => &BEGIN,
         Which::Publish => &PUBLISH,
         Which::Open => &OPEN,
         Which::Repair => &REPAIR,
@@ -46,14 +62,32 @@ pub fn call(which: Which, keys: &[&str]) -> Cmd {
 /// Loads all of them.
 pub async fn load(mut cmd: MultiplexedConnection) -> RedisResult<()> {
     for code in [
-        include_str!("lua/publish.lua"),
-        include_str!("lua/open.lua"),
+        fenced!("lua/begin.lua"),
+        fenced!("lua/publish.lua"),
+        fenced!("lua/open.lua"),
         include_str!("lua/repair.lua"),
         ACK,
     ] {
         redis::cmd("SCRIPT").arg("LOAD").arg(code).exec_async(&mut cmd).await?;
     }
     Ok(())
+}
+
+/// Begins the pause of every partition that a server has, if it is another one than before. Where
+/// it has none, or cannot write yet, the first message begins it.
+pub async fn begin(
+    mut cmd: MultiplexedConnection,
+    names: &Names,
+    generation: &str,
+) -> RedisResult<()> {
+    let mut pipeline = Pipeline::new();
+    for partition in 0..PARTITIONS {
+        let key = names.partition_key(partition as u16);
+        let mut begin = call(Which::Begin, &[&key]);
+        begin.arg(generation).arg(REPAIR_MS);
+        pipeline.add_command(begin);
+    }
+    cmd.send_packed_commands(&pipeline, 0, PARTITIONS).await.map(|_| ())
 }
 
 /// What `publish` and `repair` answer: a status, an epoch and a number.

@@ -1,9 +1,10 @@
 -- A new server lacks the last messages of a topic's history: a node that has heard them puts them
--- back. Safe from any node, in any order, any number of times.
+-- back, and the keys under which they were said. Safe from any node, in any order, any number of times.
 --
--- KEYS 1 meta  2 stream
+-- KEYS 1 meta  2 stream  3… keys of retries
 -- ARGV 1 epoch  2 first offset  3 generation of the server  4 channel  5 PUBLISH or SPUBLISH
---      6 seconds the stream lives  7 seconds the meta lives  8… messages from the first offset on
+--      6 seconds the stream lives  7 seconds the meta lives  8 seconds a key lives
+--      9… for each message from the first offset on: the message, and which of KEYS is its own, or 0
 -- answers {1, epoch, last offset} all of them are there; {-1, …} too late, or another history;
 --         {-2, …} the first offset is not low enough
 local m = redis.call('HMGET', KEYS[1], 'e', 's', 'g')
@@ -21,11 +22,15 @@ local top = tonumber(m[2] or '0')
 if first > top + 1 then
   return {-2, e, string.format('%.0f', top)}
 end
-for o = top + 1, first + #ARGV - 8 do
-  local message = ARGV[8 + o - first]
+for o = top + 1, first + (#ARGV - 8) / 2 - 1 do
+  local at = 9 + 2 * (o - first)
+  local message, key = ARGV[at], tonumber(ARGV[at + 1])
   local offset = string.format('%.0f', o)
   redis.call('XADD', KEYS[2], offset .. '-0', 'd', message)
   redis.call(ARGV[5], ARGV[4], e .. ':' .. offset .. ':' .. message)
+  if key > 0 then
+    redis.call('SET', KEYS[key], e .. ':' .. offset, 'EX', ARGV[8])
+  end
   top = o
 end
 redis.call('HSET', KEYS[1], 's', string.format('%.0f', top))
