@@ -84,6 +84,7 @@ pub struct AuthPlan {
 
 /// How nodes reach each other.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // a node has one
 pub enum BackplanePlan {
     /// They do not: one node, in process.
     Memory,

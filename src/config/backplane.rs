@@ -16,6 +16,7 @@ use std::fmt;
 
 /// How instances reach each other.
 #[derive(Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // a node has one
 pub enum BackplaneUrl {
     /// They do not: one instance, in process.
     Memory,

@@ -1,4 +1,5 @@
 //! Nodes without clients: backplane threads, and shards played by the test.
+#![allow(clippy::disallowed_types)] // the law is about deliveries; these are tests that share servers
 
 use crate::cluster::Cluster;
 use crate::redis::{Redis, wait_until};
