@@ -5,6 +5,8 @@
 
 #[path = "../common/client.rs"]
 mod client;
+#[path = "../common/cluster.rs"]
+mod cluster;
 #[path = "../common/guarded.rs"]
 mod guarded;
 #[path = "../common/http.rs"]
@@ -13,6 +15,8 @@ mod http;
 mod node;
 #[path = "../common/redis.rs"]
 mod redis;
+#[path = "../common/sentinel.rs"]
+mod sentinel;
 
 mod auth;
 mod bad_frames;
