@@ -166,7 +166,7 @@ knobs! {
         echo_path: Option<String>, "echo_path", "", Kind::HttpPath,
             "Path of a plain echo of text and binary messages, for conformance suites. Empty: none.";
         namespaces: Namespaces, "namespaces", "", Kind::Namespaces,
-            "What holds for which rooms. In the file a table for each namespace, [namespaces.chat].";
+            "What holds for which rooms. In the file a table for each namespace, [namespaces.chat]; what holds for messages to users is said of [namespaces.\"@users\"] (history_size, history_ttl_s).";
         page: bool, "page", "true", Kind::Bool,
             "Whether GET / on the public port serves a small page to try things out.";
         origins: Vec<String>, "origins", "", Kind::Origins,
@@ -318,6 +318,10 @@ impl Config {
         because(
             self.echo_path.as_deref().is_some_and(|path| path == "/" || path == "/ws"),
             "echo_path is already the page or the WebSocket: write for example /echo".to_owned(),
+        );
+        let of_namespaces = self.namespaces.contradictions(self.auth_hmac_secret.is_some());
+        found.extend(
+            of_namespaces.into_iter().map(|message| ConfigError::Contradiction { message }),
         );
         found
     }

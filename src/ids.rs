@@ -41,6 +41,15 @@ pub struct Position {
     pub offset: u64,
 }
 
+/// How far a client has dealt with what it heard of one topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UpTo {
+    /// In which history. `None`: in the one that it is in.
+    pub epoch: Option<u64>,
+    /// The last message that it has dealt with, and all before it.
+    pub offset: u64,
+}
+
 impl ConnId {
     /// The key that travels through the kernel (epoll data) and back.
     pub fn to_bits(self) -> u64 {
@@ -108,6 +117,10 @@ impl ConflateKey {
 
 /// The longest room or user name, in bytes.
 pub const NAME_BYTES_MAX: usize = 255;
+
+/// What the names of users without a token begin with, and no others: who they are is known until
+/// they disconnect.
+pub const ANONYMOUS_PREFIX: &str = "anon-";
 
 /// What frames are addressed to: a room (`r:<room>`), a user (`u:<user>`) or everybody (`*`).
 ///

@@ -2,14 +2,18 @@
 //!
 //! A room's name up to its first colon is its *namespace*: `chat:lobby` is of `chat`. What is said
 //! of `[namespaces.chat]` holds for all such rooms; a room of no namespace, or of one that nothing is
-//! said of, is of `default`. Users' own topics and broadcasts are no rooms: they have no history.
+//! said of, is of `default`. Broadcasts are no rooms: nothing is kept of them.
+//!
+//! What is sent to a user is kept where something is said of `[namespaces."@users"]`, which no room
+//! can be of. Clients without a token have a name for as long as they are connected: nothing is
+//! kept for those.
 //!
 //! Flags and the environment write it as text: `chat: history_size=100, recovery=false; default:
 //! history_size=10`.
 //!
 //! Invariant: a room's namespace follows from its name alone, on every node and in every shard alike.
 
-use crate::ids::TopicKind;
+use crate::ids::{ANONYMOUS_PREFIX, TopicKind};
 use std::fmt::Write;
 
 /// Who may do something, beside what their rights say.
@@ -68,6 +72,10 @@ pub struct Policy {
     pub presence_grace_ms: u64,
     /// Rooms with more users are not told who comes and goes; they may ask.
     pub presence_events_users_max: usize,
+    /// Whether members may acknowledge what they hear.
+    pub acks: bool,
+    /// A member that has not acknowledged a message for so long is lagging.
+    pub ack_timeout_ms: u64,
 }
 
 /// All namespaces.
@@ -75,7 +83,14 @@ pub struct Policy {
 pub struct Namespaces {
     /// What is said of those that are named, in their order.
     named: Vec<(String, Policy)>,
+    /// What is said of users' own topics.
+    users: Option<Policy>,
 }
+
+/// The name under which users' own topics are spoken of. No namespace can have it.
+const USERS: &str = "@users";
+/// What may be said of them.
+const USERS_KEYS: [&str; 2] = ["history_size", "history_ttl_s"];
 
 /// The name of the namespace of all rooms that are of no other.
 const DEFAULT: &str = "default";
@@ -85,6 +100,8 @@ const SLOW_BYTES_MIN: u64 = 256;
 const SLOW_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 const PRESENCE_GRACE_MS_MAX: u64 = 600_000;
 const PRESENCE_EVENTS_USERS_MAX: u64 = 100_000;
+const ACK_TIMEOUT_MS_MIN: u64 = 100;
+const ACK_TIMEOUT_MS_MAX: u64 = 24 * 60 * 60 * 1000;
 /// Namespaces, at most.
 const NAMESPACES_MAX: usize = 255;
 
@@ -197,6 +214,24 @@ pub static SETTINGS: &[Setting] = &[
         },
         get: |policy| policy.presence_events_users_max.to_string(),
     },
+    Setting {
+        key: "acks",
+        wanted: "true or false",
+        doc: "Whether members may acknowledge what they hear (a join with `\"ack\":true`). Needs a \
+              history.",
+        set: |policy, text| set(&mut policy.acks, text.parse().ok()?),
+        get: |policy| policy.acks.to_string(),
+    },
+    Setting {
+        key: "ack_timeout_ms",
+        wanted: "a whole number of milliseconds from 100 to 86400000",
+        doc: "A member that was sent a message so long ago and has not acknowledged it is lagging: \
+              it is counted, and nothing is done to it.",
+        set: |policy, text| {
+            set(&mut policy.ack_timeout_ms, number(text, ACK_TIMEOUT_MS_MIN, ACK_TIMEOUT_MS_MAX)?)
+        },
+        get: |policy| policy.ack_timeout_ms.to_string(),
+    },
 ];
 
 fn set<T>(place: &mut T, value: T) -> Option<()> {
@@ -279,6 +314,8 @@ impl Policy {
         presence: false,
         presence_grace_ms: 5_000,
         presence_events_users_max: 200,
+        acks: false,
+        ack_timeout_ms: 30_000,
     };
 
     /// Whether messages are kept.
@@ -289,6 +326,11 @@ impl Policy {
     /// Whether a replica must have a message, too.
     pub fn is_replicated(&self) -> bool {
         self.has_history() && self.durability == Durability::Replicated
+    }
+
+    /// Whether members may acknowledge what they hear.
+    pub fn has_acks(&self) -> bool {
+        self.acks && self.has_history()
     }
 
     /// Whether a `conflate_key` means anything.
@@ -302,6 +344,9 @@ impl Namespaces {
     pub fn policy(&self, topic: TopicKind<'_>) -> &Policy {
         match topic {
             TopicKind::Room(room) => self.policy_of_room(room),
+            TopicKind::User(user) if !user.starts_with(ANONYMOUS_PREFIX) => {
+                self.users.as_ref().unwrap_or(&Policy::DEFAULT)
+            }
             TopicKind::User(_) | TopicKind::All => &Policy::DEFAULT,
         }
     }
@@ -316,7 +361,12 @@ impl Namespaces {
 
     /// Whether any topic has a history.
     pub fn have_history(&self) -> bool {
-        self.named.iter().any(|(_, policy)| policy.has_history())
+        self.keep_for_users() || self.named.iter().any(|(_, policy)| policy.has_history())
+    }
+
+    /// Whether what is sent to users is kept for them.
+    pub fn keep_for_users(&self) -> bool {
+        self.users.as_ref().is_some_and(Policy::has_history)
     }
 
     /// Whether anything must be on a replica.
@@ -329,6 +379,31 @@ impl Namespaces {
         self.named.iter().any(|(_, policy)| policy.presence)
     }
 
+    /// Whether members of any room may acknowledge what they hear.
+    pub fn have_acks(&self) -> bool {
+        self.named.iter().any(|(_, policy)| policy.has_acks())
+    }
+
+    /// What cannot be seen one setting at a time, and what to write instead. `has_tokens`: whether
+    /// users have names.
+    pub fn contradictions(&self, has_tokens: bool) -> Vec<String> {
+        let without = |(_, policy): &&(String, Policy)| policy.acks && !policy.has_history();
+        let told = |(name, _): &(String, Policy)| {
+            format!(
+                "namespaces: {name} has acks = true and history_size = 0: messages without a \
+                 position cannot be acknowledged. Write a history_size, or leave acks out"
+            )
+        };
+        let nobody = (self.keep_for_users() && !has_tokens).then(|| {
+            format!(
+                "namespaces: {USERS} keeps what is sent to users, and without auth.hmac_secret there \
+                 are none: every client has a name of its own until it disconnects. Set \
+                 auth.hmac_secret, or leave {USERS} out"
+            )
+        });
+        self.named.iter().filter(without).map(told).chain(nobody).collect()
+    }
+
     /// Those that something is said of.
     pub fn named(&self) -> impl Iterator<Item = (&str, &Policy)> {
         self.named.iter().map(|(name, policy)| (&name[..], policy))
@@ -336,7 +411,11 @@ impl Namespaces {
 
     /// Says one thing of one namespace. The error says what would be right.
     pub fn set(&mut self, space: &str, key: &str, value: &str) -> Result<(), String> {
-        if !is_space(space) {
+        if space == USERS && !USERS_KEYS.contains(&key) {
+            let known = USERS_KEYS.join(" and ");
+            return Err(format!("{key:?} says nothing of {USERS}; {known} do. "));
+        }
+        if space != USERS && !is_space(space) {
             return Err(format!(
                 "{space:?} cannot be a namespace: take 1 to 64 letters, digits, dots, dashes and \
                  underscores. "
@@ -352,6 +431,9 @@ impl Namespaces {
     }
 
     fn of(&mut self, space: &str) -> Result<&mut Policy, String> {
+        if space == USERS {
+            return Ok(self.users.get_or_insert(Policy::DEFAULT));
+        }
         let place = match self.named.iter().position(|(name, _)| name == space) {
             Some(place) => place,
             None if self.named.len() == NAMESPACES_MAX => {
@@ -388,6 +470,14 @@ impl Namespaces {
             let settings = SETTINGS.iter().map(|setting| (setting.key, (setting.get)(policy)));
             let settings: Vec<_> = settings.map(|(key, value)| format!("{key}={value}")).collect();
             write!(out, "{opening}{space}: {}", settings.join(", "))
+                .expect("a String takes everything");
+        }
+        if let Some(policy) = &self.users {
+            let opening = if out.is_empty() { "" } else { "; " };
+            let settings = SETTINGS.iter().filter(|setting| USERS_KEYS.contains(&setting.key));
+            let settings = settings.map(|setting| (setting.key, (setting.get)(policy)));
+            let settings: Vec<_> = settings.map(|(key, value)| format!("{key}={value}")).collect();
+            write!(out, "{opening}{USERS}: {}", settings.join(", "))
                 .expect("a String takes everything");
         }
         out
@@ -445,12 +535,46 @@ mod tests {
             ("chat: presence=1", "true or false"),
             ("chat: presence_grace_ms=600001", "from 0 to 600000"),
             ("chat: presence_events_users_max=-1", "from 0 to 100000"),
+            ("chat: acks=1", "true or false"),
+            ("chat: ack_timeout_ms=99", "from 100 to 86400000"),
             ("chat: size=1", "history_size"),
             ("a b: history_size=1", "cannot be a namespace"),
         ] {
             let error = Namespaces::read(text).expect_err(text);
             assert!(error.contains(wanted), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn what_is_sent_to_users_is_kept_for_those_who_have_a_name() {
+        let text = "chat: history_size=5; @users: history_size=100, history_ttl_s=86400";
+        let all = Namespaces::read(text).unwrap();
+        let size = |topic| all.policy(topic).history_size;
+        assert_eq!(size(TopicKind::User("ann")), 100);
+        assert_eq!(size(TopicKind::User("anon-0123-0-1-2")), 0);
+        assert_eq!([TopicKind::All, TopicKind::Room("@users:a")].map(size), [0, 0]);
+        assert_eq!(Namespaces::read(&all.write()), Ok(all.clone()));
+        let only = Namespaces::read("@users: history_size=1").unwrap();
+        assert_eq!(Namespaces::read(&only.write()), Ok(only.clone()));
+        assert!(only.have_history() && only.keep_for_users() && only.named().count() == 0);
+        let off = Namespaces::read("@users: history_ttl_s=7").unwrap();
+        assert!(!off.have_history() && !off.keep_for_users());
+        for setting in SETTINGS.iter().filter(|setting| !USERS_KEYS.contains(&setting.key)) {
+            let text = format!("@users: {}={}", setting.key, (setting.get)(&Policy::DEFAULT));
+            let error = Namespaces::read(&text).expect_err(&text);
+            assert!(error.contains("history_size and history_ttl_s do"), "{error}");
+        }
+        assert!(Namespaces::read("@rooms: history_size=1").is_err());
+    }
+
+    #[test]
+    fn acknowledgements_need_messages_that_have_a_place() {
+        let all = Namespaces::read("a: acks=true; b: acks=true, history_size=1").unwrap();
+        let [told] = &all.contradictions(false)[..] else { panic!("of one namespace") };
+        assert!(told.starts_with("namespaces: a has acks"), "{told}");
+        let acks = |room| all.policy_of_room(room).has_acks();
+        assert_eq!(["a:x", "b:x", "x"].map(acks), [false, true, false]);
+        assert!(all.have_acks());
     }
 
     #[test]

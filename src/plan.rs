@@ -84,7 +84,6 @@ pub struct AuthPlan {
 
 /// How nodes reach each other.
 #[derive(Clone, Debug)]
-#[allow(clippy::large_enum_variant)] // a node has one
 pub enum BackplanePlan {
     /// They do not: one node, in process.
     Memory,
@@ -96,7 +95,7 @@ pub enum BackplanePlan {
 #[derive(Clone)]
 pub struct RedisPlan {
     /// Where it is.
-    pub servers: RedisServers,
+    pub servers: Box<RedisServers>,
     /// What every channel and key starts with. Default `campanile`.
     pub prefix: String,
     /// How long a topic without members stays subscribed.
@@ -378,6 +377,8 @@ const CONNECTION_BYTES: u64 = 512;
 const TOPIC_BYTES: u64 = 512;
 /// A user in a room with presence: names, places in tables, and the longest `info`.
 const PRESENCE_BYTES: u64 = 1024;
+/// A member who acknowledges: what it has acknowledged, and its places in tables.
+const ACK_BYTES: u64 = 64;
 /// An item in a channel, beside its payload.
 const ITEM_BYTES: u64 = 128;
 
@@ -404,6 +405,10 @@ impl Bill {
             true => connections * limits.rooms_per_connection_max as u64,
             false => 0,
         };
+        let acknowledging = match plan.namespaces.have_acks() {
+            true => connections * limits.rooms_per_connection_max as u64,
+            false => 0,
+        };
         Bill(vec![
             line("connections", connections, CONNECTION_BYTES),
             line("outboxes", connections, limits.outbox_bytes_max.max(echo_outbox) as u64),
@@ -422,6 +427,7 @@ impl Bill {
             line("publish queue", 1, waiting),
             line("histories", u64::from(kept), limits.history_bytes_max as u64),
             line("presences", present, PRESENCE_BYTES),
+            line("acknowledging members", acknowledging, ACK_BYTES),
         ])
     }
 

@@ -1,10 +1,10 @@
 //! The native dialect against serde_json, which shares no code with it: what is JSON, what a string
 //! means, and that whatever goes in comes out.
 
-use campanile::ids::{NAME_BYTES_MAX, Position, TopicKind};
+use campanile::ids::{NAME_BYTES_MAX, Position, TopicKind, UpTo};
 use campanile::protocol::json::{Fault, Members};
 use campanile::protocol::{
-    Command, ErrorCode, Event, Recovery, Rejected, Request, RequestId, Unrecovered, native,
+    AckOf, Command, ErrorCode, Event, Recovery, Rejected, Request, RequestId, Unrecovered, native,
 };
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -61,10 +61,11 @@ fn value() -> impl Strategy<Value = String> {
 
 /// An object whose keys are often ours and whose values are anything.
 fn object() -> impl Strategy<Value = String> {
-    let keys = "type room_id target_user_id payload id echo key since room\\u005fid \\u0074ype";
+    let keys = "type room_id target_user_id payload id echo key since ack epoch offset \
+                room\\u005fid \\u0074ype";
     let ours = select(keys.split(' ').collect::<Vec<_>>()).prop_map(str::to_string);
     let key = prop_oneof![3 => ours, 1 => string_inside()];
-    let types = "join leave publish send broadcast presence history ping p\\u0069ng";
+    let types = "join leave publish send broadcast presence history ack ping p\\u0069ng";
     let types = select(types.split(' ').collect::<Vec<_>>());
     let val = prop_oneof![2 => value(), 1 => types.prop_map(|name| format!("\"{name}\""))];
     let member = (space(), key, space(), space(), val, space())
@@ -330,6 +331,58 @@ proptest! {
     }
 
     #[test]
+    fn an_acknowledgement_is_understood_however_it_is_written(
+        (id, who) in (request_id(), name()),
+        marks in prop::collection::vec(any::<bool>(), 0..5),
+        (to_user, named) in any::<(bool, bool)>(),
+        (epoch, offset) in any::<(Option<u64>, u64)>(),
+        other in value(),
+        order in Just([0usize, 1, 2, 3, 4, 5]).prop_shuffle(),
+        (before, after) in (space(), space()),
+    ) {
+        let member = |key: &str, json: &str| {
+            Some(format!("{after}{}{after}:{before}{json}{after}", written(key, &marks)))
+        };
+        let address = if to_user { "target_user_id" } else { "room_id" };
+        let is_named = named || !to_user;
+        let epoch_json = epoch.map(|epoch| written(&epoch.to_string(), &marks));
+        let members = [
+            member("type", &written("ack", &marks)),
+            if is_named { member(address, &written(&who, &marks)) } else { None },
+            member("offset", &offset.to_string()),
+            epoch_json.and_then(|json| member("epoch", &json)),
+            id.as_ref().and_then(|id| member("id", &id_json(id))),
+            member("unknown", &other),
+        ];
+        let members: Vec<_> = order.iter().filter_map(|&at| members[at].clone()).collect();
+        let mut message = format!("{before}{{{}}}{after}", members.join(",")).into_bytes();
+        let of = match to_user {
+            true => AckOf::User(is_named.then_some(&who[..])),
+            false => AckOf::Room(&who),
+        };
+        let command = Command::Ack { of, up_to: UpTo { epoch, offset } };
+        prop_assert_eq!(native::parse(&mut message, DEPTH), Ok(Request { id, command }));
+    }
+
+    #[test]
+    fn a_positions_frame_says_where_it_stands_and_nothing_else_does(
+        which in any::<u8>(),
+        who in name(),
+        payload in value(),
+        (epoch, offset) in any::<(u64, u64)>(),
+    ) {
+        let (topic, from) = (topic_kind(which, &who), None);
+        let at = Some(Position { epoch, offset });
+        for position in [None, at] {
+            let payload = payload.as_bytes();
+            let text = written_event(&Event::Message { topic, from, payload, position });
+            prop_assert_eq!(native::position_at_end(text.as_bytes()), position);
+        }
+        let text = written_event(&Event::Joined { room: &who, user: &who, info: Some(&payload) });
+        prop_assert_eq!(native::position_at_end(text.as_bytes()), None);
+    }
+
+    #[test]
     fn a_name_is_what_serde_json_reads(json in string()) {
         let expected: Option<String> = serde_json::from_str(&json).ok();
         let expected = expected.filter(|name| campanile::ids::is_name(name));
@@ -376,25 +429,36 @@ proptest! {
         text in any::<String>(),
         who in name(),
         not_recovered in any::<bool>(),
+        offset in any::<u64>(),
     ) {
         let id = id.as_ref();
         let recovery = match not_recovered {
             true => Recovery::NotRecovered(Unrecovered::Trimmed),
             false => Recovery::NotAsked,
         };
+        let position = Position { epoch: u64::MAX, offset };
         let answers = [
             (Event::Ok { id, room: Some(&who), position: None, recovery }, "ok"),
             (Event::Error { id, code: ErrorCode::Forbidden, message: &text }, "error"),
+            (Event::Queue { user: &who, position, recovery }, "ok"),
             (Event::Pong { id }, "pong"),
         ];
         for (event, kind) in &answers {
             let json = written_event(event);
             let read: RawMembers<'_> = serde_json::from_str(&json).expect("JSON");
             assert_eq!(read.text("type").as_deref(), Some(*kind));
+            let of_request = !matches!(event, Event::Queue { .. });
+            let id = id.filter(|_| of_request);
             assert_eq!(read.get("id"), id.map(id_json).as_deref());
             match event {
                 Event::Ok { .. } => {
                     assert_eq!(read.text("room_id").as_deref(), Some(who.as_str()));
+                    prop_assert_eq!(read.get("recovered"), not_recovered.then_some("false"));
+                }
+                Event::Queue { .. } => {
+                    assert_eq!(read.text("target_user_id").as_deref(), Some(who.as_str()));
+                    let digits = offset.to_string();
+                    prop_assert_eq!(read.get("offset"), Some(&digits[..]));
                     prop_assert_eq!(read.get("recovered"), not_recovered.then_some("false"));
                 }
                 Event::Error { .. } => {
@@ -440,6 +504,6 @@ fn the_longest_name_written_with_nothing_but_escapes_is_read() {
     let name = "r".repeat(NAME_BYTES_MAX);
     let json = written(&name, &[true]);
     let mut message = format!("{{\"type\":\"join\",\"room_id\":{json}}}").into_bytes();
-    let command = Command::Join { room: &name, since: None, info: None };
+    let command = Command::Join { room: &name, since: None, info: None, ack: false };
     assert_eq!(native::parse(&mut message, DEPTH), Ok(Request { id: None, command }));
 }

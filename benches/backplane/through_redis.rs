@@ -98,7 +98,7 @@ struct Rate {
 fn nodes(redis: &Redis) -> [(ShardEnd, Backplane); 2] {
     let config = Config::default();
     let plan = RedisPlan {
-        servers: RedisServers::read(&redis.url()).unwrap(),
+        servers: Box::new(RedisServers::read(&redis.url()).unwrap()),
         prefix: "bench".into(),
         linger_ms: config.redis_linger_ms,
         canary_interval_ms: config.redis_canary_interval_ms,

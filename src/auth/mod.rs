@@ -11,6 +11,9 @@ mod token;
 
 pub use token::{TokenWish, mint};
 
+/// What user names of tokens may not begin with: such names are given to anonymous clients, and
+/// nobody may be mistaken for one of them.
+pub use crate::ids::ANONYMOUS_PREFIX;
 use crate::ids::is_name;
 use crate::plan::AuthPlan;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
@@ -80,10 +83,6 @@ pub enum Denied {
     /// It was one.
     Expired,
 }
-
-/// What user names of tokens may not begin with: such names are given to anonymous clients, and
-/// nobody may be mistaken for one of them.
-pub const ANONYMOUS_PREFIX: &str = "anon-";
 
 /// How far the clocks of this machine and of the token's maker may differ, in seconds. Applies to
 /// `exp` and `nbf` alike.

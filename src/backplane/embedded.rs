@@ -5,7 +5,7 @@
 //! turn, in the order it was asked.
 //!
 //! Who is where is known here ([`Presence`]), because all connections are this node's own. Histories
-//! are kept here ([`Logs`]), and are as old as this process.
+//! are kept here ([`Logs`]), and are as old as this process; so is what users have acknowledged.
 //!
 //! Invariant: nothing waits here between turns, so nothing but the histories needs a limit.
 
@@ -15,7 +15,7 @@ use super::interest::TopicKey;
 use super::local::{Local, Message};
 use super::logs::Logs;
 use super::presence::Presence;
-use crate::ids::{Position, ShardId, TopicKind, TopicName};
+use crate::ids::{Position, ShardId, TopicKind, TopicName, UpTo};
 use crate::limits::Limits;
 use crate::link::{
     AskHistory, AskPresence, Attend, NoHistory, Outcome, Publish, Recover, Recovered, Said,
@@ -48,6 +48,7 @@ enum Asked {
     History(Box<AskHistory>),
     Attend(Attend),
     Presence(Box<AskPresence>),
+    Acknowledge(TopicName, UpTo),
 }
 
 impl Embedded {
@@ -99,6 +100,9 @@ impl Embedded {
 
     fn recover_now(&mut self, shard: ShardId, ask: Recover, now: Instant, local: &mut Local) {
         let policy = self.policy(&ask.topic);
+        if let TopicKind::User(_) = ask.topic.kind() {
+            return self.bring_now(shard, ask, &policy, now, local);
+        }
         let log = self.logs.log(&ask.topic, keep(&policy), now);
         let found = match ask.since {
             None => Ok(None),
@@ -113,6 +117,29 @@ impl Embedded {
         let Recover { at, conn, ticket, .. } = ask;
         let position = log.position();
         local.recovered(shard, Recovered { at, conn, ticket, position, recovery, missed });
+    }
+
+    /// A connection of a user hears what the user has not acknowledged.
+    fn bring_now(
+        &mut self,
+        shard: ShardId,
+        ask: Recover,
+        policy: &Policy,
+        now: Instant,
+        local: &mut Local,
+    ) {
+        let Recover { topic, at, conn, ticket, .. } = ask;
+        let acked = self.logs.acked(&topic);
+        let log = self.logs.log(&topic, keep(policy), now);
+        let (recovery, missed) = log.unacknowledged(acked, self.recovery_bytes_max);
+        let position = log.position();
+        local.recovered(shard, Recovered { at, conn, ticket, position, recovery, missed });
+    }
+
+    fn acknowledge_now(&mut self, topic: &TopicName, up_to: UpTo, local: &mut Local) {
+        let is_good = self.logs.acknowledge(topic, up_to);
+        local.counters.acks_stored += u64::from(is_good);
+        local.counters.acks_ignored += u64::from(!is_good);
     }
 
     fn tell(&mut self, ask: AskHistory, now: Instant, local: &mut Local) {
@@ -174,6 +201,10 @@ impl Transport for Embedded {
         self.asked.push(Asked::Presence(ask));
     }
 
+    fn acknowledge(&mut self, topic: TopicName, up_to: UpTo, _: Instant, _: &mut Local) {
+        self.asked.push(Asked::Acknowledge(topic, up_to));
+    }
+
     fn has_room(&self) -> bool {
         true
     }
@@ -205,6 +236,7 @@ impl Transport for Embedded {
                     self.attend_now(attend, now);
                     self.tell_news(local);
                 }
+                Asked::Acknowledge(topic, up_to) => self.acknowledge_now(&topic, up_to, local),
                 Asked::Presence(ask) => {
                     let here = self.presence.here(&ask.topic);
                     local.here(*ask, Some(Arc::new(here)));

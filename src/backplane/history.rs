@@ -12,7 +12,7 @@
 
 use crate::ids::Position;
 use crate::link::FrameSet;
-use crate::protocol::{Dialect, Page, Unrecovered};
+use crate::protocol::{Dialect, Page, Recovery, Unrecovered};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -181,6 +181,33 @@ impl Log {
         Some(Missed { frames: joined.freeze(), messages })
     }
 
+    /// What a user has not acknowledged, as far as it is kept and may be sent at once: the newest of
+    /// it. `acked` is `None` where nobody was told of this history yet: what was before it is not
+    /// known.
+    pub fn unacknowledged(&mut self, acked: Option<u64>, bytes_max: usize) -> (Recovery, Bytes) {
+        let wanted = acked.unwrap_or(0).min(self.top);
+        let offset = wanted.max(self.first() - 1);
+        let whole = self.since(Position { epoch: self.epoch, offset }, bytes_max);
+        let recovery = match (acked, &whole) {
+            (None, _) => Recovery::NotRecovered(Unrecovered::Epoch),
+            _ if offset > wanted => Recovery::NotRecovered(Unrecovered::Trimmed),
+            (_, Ok(missed)) => Recovery::Recovered { messages: missed.messages },
+            (_, Err(why)) => Recovery::NotRecovered(*why),
+        };
+        (recovery, whole.map_or_else(|_| self.newest(bytes_max), |missed| missed.frames))
+    }
+
+    /// The newest messages, as many as fit.
+    fn newest(&self, bytes_max: usize) -> Bytes {
+        let mut bytes = 0;
+        let fits = |entry: &&Entry| {
+            bytes += entry.frames.get(Dialect::Native).len();
+            bytes <= bytes_max
+        };
+        let fitting = self.entries.iter().rev().take_while(fits).count() as u64;
+        self.join(self.top - fitting, bytes_max).map_or_else(Bytes::new, |missed| missed.frames)
+    }
+
     /// The frames of a page, in the order in which they were asked for; fewer than that when they
     /// would be more than `bytes_max`, but at least one.
     pub fn page(&self, page: Page, bytes_max: usize) -> Result<Vec<Bytes>, Unrecovered> {
@@ -253,6 +280,28 @@ mod tests {
         assert_eq!(since(&mut log, 9), Err(Unrecovered::TailLost));
         assert_eq!(log.since(Position { epoch: 8, offset: 8 }, 1000), Err(Unrecovered::Epoch));
         assert_eq!(log.since(at(6), 5), Err(Unrecovered::TooMuch));
+    }
+
+    #[test]
+    fn a_user_is_brought_what_it_has_not_acknowledged_and_told_what_is_gone() {
+        use Recovery::{NotRecovered, Recovered};
+        let mut log = log(8);
+        let mut brought = |acked, bytes_max| {
+            let (recovery, frames) = log.unacknowledged(acked, bytes_max);
+            (recovery, String::from_utf8(frames.to_vec()).unwrap())
+        };
+        assert_eq!(brought(Some(6), 1000), (Recovered { messages: 2 }, "<7><8>".into()));
+        assert_eq!(brought(Some(8), 1000), (Recovered { messages: 0 }, "".into()));
+        assert_eq!(brought(Some(99), 1000), (Recovered { messages: 0 }, "".into()));
+        assert_eq!(brought(Some(3), 1000).0, Recovered { messages: 5 });
+        let all = "<4><5><6><7><8>".to_owned();
+        assert_eq!(brought(Some(2), 1000), (NotRecovered(Unrecovered::Trimmed), all.clone()));
+        assert_eq!(brought(None, 1000), (NotRecovered(Unrecovered::Epoch), all));
+        let newest = (NotRecovered(Unrecovered::TooMuch), "<7><8>".to_owned());
+        assert_eq!(brought(Some(4), 8), newest);
+        assert_eq!(brought(Some(4), 2).1, "", "not even one");
+        let (recovery, frames) = Log::new(7, 0).unacknowledged(Some(0), 10);
+        assert_eq!((recovery, frames.len()), (Recovered { messages: 0 }, 0));
     }
 
     #[test]

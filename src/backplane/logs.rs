@@ -11,7 +11,7 @@
 //! of this process: it is a time, and every one is later than the one before.
 
 use super::history::{Keep, Log};
-use crate::ids::{Position, TopicName};
+use crate::ids::{Position, TopicName, UpTo};
 use crate::link::FrameSet;
 use hashbrown::HashMap;
 use std::collections::VecDeque;
@@ -50,6 +50,8 @@ type Key = (TopicName, Box<str>);
 struct Kept {
     log: Log,
     keep: Keep,
+    /// What its user has acknowledged; `None`: nobody was told of it yet.
+    acked: Option<u64>,
     /// When it last had something to say, or was asked for.
     used: Instant,
     /// Whether that was since it last stood in front.
@@ -86,6 +88,22 @@ impl Logs {
         self.change(topic, keep, now, |log| log.trim(keep, now));
         self.make_room(topic); // one that begins takes some, whether anything is ever said in it
         &mut self.logs.get_mut(topic).expect("it was just used").log
+    }
+
+    /// What the user has acknowledged whose topic this is.
+    pub fn acked(&self, topic: &TopicName) -> Option<u64> {
+        self.logs.get(topic)?.acked
+    }
+
+    /// A user has dealt with messages. `false`: they are not of this history.
+    pub fn acknowledge(&mut self, topic: &TopicName, up_to: UpTo) -> bool {
+        let Some(kept) = self.logs.get_mut(topic) else { return false };
+        let Position { epoch, offset } = kept.log.position();
+        let is_good = up_to.epoch.is_none_or(|of| of == epoch) && up_to.offset <= offset;
+        if is_good {
+            kept.acked = kept.acked.max(Some(up_to.offset));
+        }
+        is_good
     }
 
     /// Keeps the frames of the message at [`Log::next`].
@@ -129,7 +147,8 @@ impl Logs {
     ) {
         if !self.logs.contains_key(topic) {
             let log = Log::new(self.next_epoch(), 0);
-            self.logs.insert(topic.clone(), Kept { log, keep, used: now, is_used: true });
+            self.logs
+                .insert(topic.clone(), Kept { log, keep, acked: None, used: now, is_used: true });
             self.round.push_back(topic.clone());
         }
         let kept = self.logs.get_mut(topic).expect("it is there by now");
@@ -258,6 +277,29 @@ mod tests {
         assert_eq!(logs.log(&room(0), KEEP, began + Duration::from_secs(61)).position(), before);
         logs.tick(began + EMPTY_TIME + Duration::from_secs(62));
         assert_eq!((logs.bytes(), logs.topics()), (0, 0));
+    }
+
+    #[test]
+    fn what_is_acknowledged_only_rises_and_ends_with_its_history() {
+        let now = Instant::now();
+        let mut logs = Logs::new(1 << 20);
+        let ann = TopicName::user("ann");
+        let up_to = |epoch, offset| UpTo { epoch, offset };
+        assert!(!logs.acknowledge(&ann, up_to(None, 0)), "there is none");
+        (0..3).for_each(|_| logs.push(&ann, frames(), KEEP, now));
+        let epoch = logs.log(&ann, KEEP, now).position().epoch;
+        assert_eq!(logs.acked(&ann), None);
+        for (up_to, is_good, acked) in [
+            (up_to(None, 2), true, 2),
+            (up_to(Some(epoch), 1), true, 2),
+            (up_to(Some(epoch - 1), 3), false, 2),
+            (up_to(None, 4), false, 2),
+            (up_to(Some(epoch), 3), true, 3),
+        ] {
+            assert_eq!((logs.acknowledge(&ann, up_to), logs.acked(&ann)), (is_good, Some(acked)));
+        }
+        logs.tick(now + EMPTY_TIME + KEEP.time);
+        assert_eq!(logs.acked(&ann), None);
     }
 
     #[test]

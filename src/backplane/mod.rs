@@ -25,7 +25,7 @@ pub mod redis;
 mod seldom;
 
 use self::redis::RedisTransport;
-use crate::ids::{ShardId, TopicName};
+use crate::ids::{ShardId, TopicName, UpTo};
 use crate::link::channel::BackplaneEnd;
 use crate::link::health::Health;
 use crate::link::{AskHistory, AskPresence, Attend, Publish, Recover, Uplink};
@@ -79,6 +79,10 @@ pub trait Transport {
 
     /// Answers who is in a room: exactly one [`Local::here`].
     fn presence(&mut self, ask: Box<AskPresence>, now: Instant);
+
+    /// Notes how far a user has dealt with what is kept for it. One that is lost means that something
+    /// is brought once more.
+    fn acknowledge(&mut self, topic: TopicName, up_to: UpTo, now: Instant, local: &mut Local);
 
     /// Whether it takes more publishes now. While not, nothing is taken from the shards.
     fn has_room(&self) -> bool;
@@ -224,7 +228,7 @@ impl<T: Transport> Ringer<T> {
                 Uplink::Presence(ask) => self.transport.presence(ask, now),
                 // Only shards have members.
                 Uplink::Join { .. } | Uplink::Leave { .. } => {}
-                Uplink::Recover(_) | Uplink::Attend(_) => {}
+                Uplink::Recover(_) | Uplink::Attend(_) | Uplink::Acknowledge { .. } => {}
             }
             taken += 1;
         }
@@ -258,6 +262,9 @@ impl<T: Transport> Ringer<T> {
             Uplink::History(ask) => self.transport.history(ask, now, &mut self.local),
             Uplink::Attend(attend) => self.transport.attend(*attend, now),
             Uplink::Presence(ask) => self.transport.presence(ask, now),
+            Uplink::Acknowledge { topic, up_to } => {
+                self.transport.acknowledge(topic, up_to, now, &mut self.local);
+            }
         }
     }
 

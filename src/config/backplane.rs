@@ -16,12 +16,11 @@ use std::fmt;
 
 /// How instances reach each other.
 #[derive(Clone, PartialEq, Eq)]
-#[allow(clippy::large_enum_variant)] // a node has one
 pub enum BackplaneUrl {
     /// They do not: one instance, in process.
     Memory,
     /// Through Redis.
-    Redis(RedisServers),
+    Redis(Box<RedisServers>),
 }
 
 /// Where Redis is. May hold a password: its `Debug` and `Display` do not show it.

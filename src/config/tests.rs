@@ -219,6 +219,12 @@ fn a_namespace_is_a_table_of_the_file_and_each_wrong_line_is_named() {
     assert!(!config.namespaces.policy_of_room("a").recovery);
     let text = "chat: history_size=7, join=users; default: recovery=false";
     assert_eq!(by_flag("namespaces", text).unwrap().namespaces, config.namespaces);
+    let file = "[auth]\nhmac_secret = \"12345678\"\n[namespaces.\"@users\"]\nhistory_size = 9\n";
+    let config = Config::load(&said(&[], &[], Some(file))).unwrap();
+    assert!(config.namespaces.keep_for_users());
+    let file = "[namespaces.\"@users\"]\npresence = true\n";
+    let text = complaint(&said(&[], &[], Some(file)));
+    assert!(text.contains("f.toml:2") && text.contains("history_size and history_ttl_s"), "{text}");
     let file = "[namespaces.chat]\nhistory_size = -1\nsize = 3\n[namespaces]\nx = 1\n";
     let text = complaint(&said(&[], &[], Some(file)));
     for (line, wanted) in [(2, "from 0 to 100000"), (3, "history_size"), (5, "not a table")] {
@@ -303,6 +309,8 @@ fn what_contradicts_itself_is_refused_naming_both_keys() {
             vec![("namespaces", "a: history_size=1"), ("limits.outbox_bytes_max", "100000")],
             ["limits.outbox_bytes_max", "limits.recovery_bytes_max"],
         ),
+        (vec![("namespaces", "a: acks=true")], ["acks", "history_size"]),
+        (vec![("namespaces", "@users: history_size=1")], ["@users", "auth.hmac_secret"]),
         (vec![("listen", "127.0.0.1:7"), ("ops.listen", "127.0.0.1:7")], ["listen", "ops.listen"]),
     ] {
         let text = complaint(&said(&flags, &[], None));

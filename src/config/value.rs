@@ -332,7 +332,7 @@ impl Value for BackplaneUrl {
     fn read(text: &str) -> Result<BackplaneUrl, String> {
         match text {
             "memory" => Ok(BackplaneUrl::Memory),
-            _ => RedisServers::read(text).map(BackplaneUrl::Redis),
+            _ => RedisServers::read(text).map(|servers| BackplaneUrl::Redis(Box::new(servers))),
         }
     }
     fn write(&self) -> String {

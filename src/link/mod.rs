@@ -18,7 +18,7 @@ mod atomics {
     pub use std::sync::atomic::{AtomicBool, Ordering, fence};
 }
 
-use crate::ids::{ConflateKey, ConnId, NodeId, Position, ShardId, TopicId, TopicName};
+use crate::ids::{ConflateKey, ConnId, NodeId, Position, ShardId, TopicId, TopicName, UpTo};
 use crate::protocol::{Dialect, Here, Info, Page, Recovery, RequestId, Unrecovered};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -55,6 +55,14 @@ pub enum Uplink {
     Attend(Box<Attend>),
     /// Somebody asks who is in a room.
     Presence(Box<AskPresence>),
+    /// A user has dealt with what is kept for it. Nobody is answered: one that is lost means that
+    /// something is brought once more.
+    Acknowledge {
+        /// The user's topic.
+        topic: TopicName,
+        /// How far.
+        up_to: UpTo,
+    },
 }
 
 /// Who came, or left. Each [`Deed::Came`] of a connection is followed by one [`Deed::Left`].
@@ -141,7 +149,8 @@ pub struct Recover {
     pub conn: ConnId,
     /// The shard's own number for the question.
     pub ticket: u64,
-    /// What they have heard already.
+    /// What they have heard already. Of a user's own topic that is known where it is kept: what the
+    /// user has acknowledged.
     pub since: Option<Position>,
 }
 
@@ -400,7 +409,8 @@ pub enum Downlink {
 
 /// What an operator may ask a shard.
 pub enum Inspect {
-    /// The rooms with members here, in no order: those whose name starts with `prefix`, at most `max`.
+    /// The rooms with members here, in no order: those whose name starts with `prefix`, at most
+    /// `max`.
     Rooms {
         /// What their names start with.
         prefix: String,
@@ -425,6 +435,19 @@ pub struct RoomReport {
     pub room: String,
     /// Connections of this shard in it.
     pub members: usize,
+    /// Those of them that acknowledge; told when one room is asked for.
+    pub acks: AckReport,
+}
+
+/// Members of a room that acknowledge what they hear, as one shard sees them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AckReport {
+    /// How many.
+    pub members: usize,
+    /// How many of them lag behind.
+    pub lagging: usize,
+    /// What all of them have acknowledged; `None`: there are none.
+    pub lowest_offset: Option<u64>,
 }
 
 const fn crosses<T: Send>() {}

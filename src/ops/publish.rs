@@ -44,7 +44,7 @@ struct Message<'a> {
     broadcast: Option<bool>,
     #[serde(borrow)]
     payload: &'a RawValue,
-    /// Makes a retry harmless, in a room that keeps a history.
+    /// Makes a retry harmless, where what is sent is kept.
     key: Option<Box<str>>,
     /// What it is about, in a room that conflates for slow members; elsewhere it means nothing.
     #[serde(borrow)]
@@ -169,7 +169,7 @@ fn check_key(key: &str, topic: &TopicName, plan: &Plan) -> Result<(), Refused> {
         return Err(Refused::bad_request(message));
     }
     if !plan.namespaces.policy(topic.kind()).has_history() {
-        let message = "key: only rooms that keep a history know keys";
+        let message = "key: nothing that is sent there is kept";
         return Err(Refused::new(StatusCode::BAD_REQUEST, "not_enabled", message));
     }
     Ok(())

@@ -6,7 +6,7 @@
 use super::Ops;
 use super::answer::Refused;
 use crate::ids::{ShardId, is_name};
-use crate::link::{Downlink, Inspect, RoomReport};
+use crate::link::{AckReport, Downlink, Inspect, RoomReport};
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
@@ -83,7 +83,22 @@ pub(super) async fn room(
         let message = "nobody on this node is in this room";
         return Err(Refused::new(StatusCode::NOT_FOUND, "not_found", message));
     }
-    Ok(Json(json!({"room_id": room, "members": members})))
+    let mut answer = json!({"room_id": room, "members": members});
+    if ops.plan.namespaces.policy_of_room(&room).has_acks() {
+        answer["acks"] = acks(reports.iter().flatten().map(|report| report.acks));
+    }
+    Ok(Json(answer))
+}
+
+/// Members that acknowledge, over all shards. Without any there is no lowest offset.
+fn acks(reports: impl Iterator<Item = AckReport>) -> Value {
+    let mut sum = AckReport::default();
+    for AckReport { members, lagging, lowest_offset } in reports {
+        (sum.members, sum.lagging) = (sum.members + members, sum.lagging + lagging);
+        sum.lowest_offset = sum.lowest_offset.into_iter().chain(lowest_offset).min();
+    }
+    let AckReport { members, lagging, lowest_offset } = sum;
+    json!({"members": members, "lagging": lagging, "lowest_offset": lowest_offset})
 }
 
 /// Asks every shard, all at the same time.

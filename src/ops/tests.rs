@@ -318,7 +318,11 @@ fn a_batch_is_answered_one_by_one_in_its_order() {
 #[test]
 fn rooms_are_merged_over_the_shards() {
     let node = node(&[]);
-    let report = |room: &str, members| RoomReport { room: room.to_owned(), members };
+    let report = |room: &str, members| RoomReport {
+        room: room.to_owned(),
+        members,
+        acks: Default::default(),
+    };
     let rooms = |path: &str| {
         node.get_inspected(path, |shard, question| match question {
             Inspect::Rooms { prefix, max, reply } => {
@@ -358,7 +362,11 @@ fn a_room_is_summed_up_and_one_without_members_is_not_found() {
             Inspect::Room { room, reply } => {
                 assert_eq!(room, "a b/c");
                 let members = there[usize::from(shard)];
-                reply(members.map(|members| RoomReport { room, members }));
+                reply(members.map(|members| RoomReport {
+                    room,
+                    members,
+                    acks: Default::default(),
+                }));
             }
             Inspect::Rooms { .. } => panic!("one room was asked for"),
         })

@@ -4,7 +4,7 @@
 //! it. This room never sees a socket, a WebSocket frame, a shard, or whether somebody may do what
 //! they ask for: it only says what was asked.
 
-use crate::ids::{ConflateKey, Position, TopicName};
+use crate::ids::{ConflateKey, Position, TopicName, UpTo};
 use std::sync::Arc;
 
 pub mod json;
@@ -78,6 +78,8 @@ pub enum Command<'a> {
         since: Option<Position>,
         /// What others in the room are told of the user, where presence is on: a JSON value's bytes.
         info: Option<&'a str>,
+        /// Whether the member acknowledges what it hears.
+        ack: bool,
     },
     /// `{"type":"leave","room_id":"r"}`
     Leave {
@@ -125,8 +127,24 @@ pub enum Command<'a> {
         /// Which messages of it.
         page: Page,
     },
+    /// `{"type":"ack","room_id":"r","offset":12}`, or without `room_id`
+    Ack {
+        /// What is acknowledged.
+        of: AckOf<'a>,
+        /// How far.
+        up_to: UpTo,
+    },
     /// `{"type":"ping"}`
     Ping,
+}
+
+/// Whose messages are acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AckOf<'a> {
+    /// A room's.
+    Room(&'a str),
+    /// Those to the user itself, who may be named.
+    User(Option<&'a str>),
 }
 
 /// Which messages of a history are asked for.
@@ -319,6 +337,15 @@ pub enum Event<'a> {
         /// Where the room's history is, or where the message stands in it.
         position: Option<Position>,
         /// What came of a join's `since`.
+        recovery: Recovery,
+    },
+    /// Where what is kept for a user stands. What it has not acknowledged follows.
+    Queue {
+        /// The user.
+        user: &'a str,
+        /// Where the newest message stands.
+        position: Position,
+        /// Whether all of it follows.
         recovery: Recovery,
     },
     /// Messages of a room's history.

@@ -10,7 +10,7 @@ use super::{ARENA_FRAME_BYTES_MAX, Shard, Waiter};
 use crate::ids::{ConflateKey, ConnId, Position, TopicId, TopicKind, TopicName};
 use crate::link::{Done, Publish, Uplink};
 use crate::protocol::{
-    Command, ErrorCode, Event, Recovery, Rejected, Request, RequestId, Unrecovered, native,
+    AckOf, Command, ErrorCode, Event, Recovery, Rejected, Request, RequestId, Unrecovered, native,
 };
 use crate::ws::decoder::{DecoderLimits, Item, ProtocolError};
 use crate::ws::encode::{self, Opcode};
@@ -40,6 +40,8 @@ pub(super) struct Wish<'a> {
     pub(super) since: Option<Position>,
     /// What it says of its user.
     pub(super) info: Option<&'a str>,
+    /// Whether it acknowledges what it hears.
+    pub(super) ack: bool,
 }
 
 impl Shard {
@@ -160,21 +162,29 @@ impl Shard {
     fn on_request(&mut self, conn: ConnId, request: Request<'_>) {
         let id = request.id;
         let done = match request.command {
-            Command::Join { room, since, info } => {
-                self.on_join(conn, room, Wish { since, info }, id.clone())
+            Command::Join { room, since, info, ack } => {
+                self.on_join(conn, room, Wish { since, info, ack }, id.clone())
             }
             Command::Leave { room } => self.on_leave(conn, room, id.as_ref()),
-            Command::Send { key: Some(_), .. } | Command::Broadcast { key: Some(_), .. } => {
-                Err(No(ErrorCode::NotEnabled, "key: only rooms that keep a history know keys"))
+            Command::Broadcast { key: Some(_), .. } => {
+                Err(No(ErrorCode::NotEnabled, "key: what is broadcast is not kept"))
             }
             Command::Publish { room, payload, echo, key, conflate_key } => {
                 let keys = Keys { key, conflate_key };
                 self.on_publish(conn, room, payload, echo, keys, id.clone())
             }
-            Command::Send { user, payload, .. } => self.on_send(conn, user, payload, id.clone()),
+            Command::Send { user, payload, key } => {
+                self.on_send(conn, user, payload, key, id.clone())
+            }
             Command::Broadcast { payload, .. } => self.on_broadcast(conn, payload, id.clone()),
             Command::Presence { room } => self.on_presence(conn, room, id.clone()),
             Command::History { room, page } => self.on_history(conn, room, page, id.clone()),
+            Command::Ack { of: AckOf::Room(room), up_to } => {
+                self.on_ack_room(conn, room, up_to, id.as_ref())
+            }
+            Command::Ack { of: AckOf::User(named), up_to } => {
+                self.on_ack_user(conn, named, up_to, id.as_ref())
+            }
             Command::Ping => {
                 self.say(conn, &Event::Pong { id: id.as_ref() });
                 Ok(())
@@ -209,8 +219,11 @@ impl Shard {
         if !policy.join.includes(c.has_token) {
             return Err(No(ErrorCode::Forbidden, "this user may not join this room"));
         }
+        if wish.ack && !policy.has_acks() {
+            return Err(No(ErrorCode::NotEnabled, "this room takes no acknowledgements"));
+        }
         let is_member = found.is_some_and(|at| c.joined.find(at.0.index).is_some());
-        // The first topic of a connection is its user's.
+        // One topic of a connection is its user's, or is about to be.
         let rooms = c.joined.len() + self.pendings.len(conn);
         if !is_member && rooms > self.limits.rooms_per_connection_max {
             return Err(No(
@@ -365,12 +378,17 @@ impl Shard {
         conn: ConnId,
         user: &str,
         payload: &[u8],
+        key: Option<Box<str>>,
         id: Option<RequestId>,
     ) -> Result<(), No> {
         if !self.conns.get(conn.0).expect("it just spoke").rights.send {
             return Err(No(ErrorCode::Forbidden, "this user may not send to users"));
         }
-        self.publish(conn, TopicName::user(user), payload, true, Keys::default(), id);
+        if key.is_some() && !self.config.namespaces.policy(TopicKind::User(user)).has_history() {
+            return Err(No(ErrorCode::NotEnabled, "key: messages to this user are not kept"));
+        }
+        let keys = Keys { key, conflate_key: None };
+        self.publish(conn, TopicName::user(user), payload, true, keys, id);
         Ok(())
     }
 
@@ -413,6 +431,9 @@ impl Shard {
 
     /// The topic of a connection's user.
     pub(super) fn user_of(&self, conn: ConnId) -> TopicName {
+        if let Some(topic) = self.queues.user_of(conn) {
+            return topic.clone();
+        }
         let c = self.conns.get(conn.0).expect("only those who are here have done something");
         let user = c.joined.get(0).expect("an open connection is in its user's topic");
         self.hub.at(user.topic).name().clone()
@@ -438,6 +459,7 @@ impl Shard {
         let c = self.conns.get(conn.0).expect("whoever leaves is here");
         let index = c.joined.get(slot).expect("a slot that was just looked up").topic;
         self.unattend(conn, index);
+        self.end_acks(conn, index);
         let round = self.hub.at(index).round;
         let walk = round.and_then(|round| self.deliveries.walk_of(round));
         if self.hub.leave(&mut self.conns, conn.0.index, slot, walk) == Edge::Last {

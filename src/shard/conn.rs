@@ -119,6 +119,13 @@ impl Joined {
         self.put(slot, Membership { topic, place });
     }
 
+    /// Two memberships exchange their slots.
+    pub fn swap(&mut self, one: usize, other: usize) {
+        let [first, second] = [one, other].map(|slot| self.get(slot).expect("both are there"));
+        self.put(one, second);
+        self.put(other, first);
+    }
+
     /// Takes the membership at `slot` out. The last one moves there and is answered, so that its
     /// topic can be told.
     pub fn swap_remove(&mut self, slot: usize) -> Option<Membership> {
@@ -169,7 +176,7 @@ pub struct Conn {
     pub reason: Option<CloseReason>,
     /// What its user may do.
     pub rights: Rights,
-    /// Its topics; the first one is its user's.
+    /// Its topics; the first one is its user's (see `queue.rs` for when not yet).
     pub joined: Joined,
     /// Half a message, if there is one.
     pub decoder: Option<Box<Decoder>>,
@@ -292,7 +299,11 @@ mod tests {
         let mut seed = 3u64;
         for step in 0..20_000u32 {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            if model.len() < 9 && (seed >> 62) != 0 {
+            if model.len() > 1 && (seed >> 60) == 0 {
+                let slots = [7, 33].map(|shift| (seed >> shift) as usize % model.len());
+                joined.swap(slots[0], slots[1]);
+                model.swap(slots[0], slots[1]);
+            } else if model.len() < 9 && (seed >> 62) != 0 {
                 joined.push(Membership { topic: step, place: step + 1 });
                 model.push(step);
             } else if !model.is_empty() {

@@ -5,11 +5,12 @@
 //! costs one write however many messages the round holds. A member who must not hear one of them
 //! (`"echo":false`) gets a join of its own, and nobody else pays for it.
 //!
-//! Writes leave in portions of `send_batch_max`, out of a batch that holds a few of them; a round of a
-//! large room takes several. Between them replies have their turn first, then the other rounds: a
-//! round of a large room goes behind all others that wait, so a small room behind large ones waits for
-//! one portion of each. A connection stands at most once in what waits: what a second topic has for it
-//! is chained to the same write, so somebody in five rooms still costs one system call's entry.
+//! Writes leave in portions of `send_batch_max`, out of a batch that holds a few of them; a round
+//! of a large room takes several. Between them replies have their turn first, then the other
+//! rounds: a round of a large room goes behind all others that wait, so a small room behind large
+//! ones waits for one portion of each. A connection stands at most once in what waits: what a
+//! second topic has for it is chained to the same write, so somebody in five rooms still costs one
+//! system call's entry.
 //!
 //! Per delivery to one member: one look at the connection, one entry in the batch. No hash, no
 //! atomic, no allocation, no copy. `tests/budget.rs` and `tests/layout.rs` hold exactly this sentence
@@ -300,6 +301,9 @@ impl Shard {
         let round = if to == EVERYBODY {
             &mut d.everybody
         } else if let Some(topic) = self.hub.get_mut(to) {
+            if topic.has_acks {
+                self.acks.note(to.0.index, &frame.bytes, self.life.now_ms);
+            }
             &mut topic.round
         } else {
             self.counters.dropped_stale += 1;
@@ -339,8 +343,8 @@ impl Shard {
         self.deliveries.round(round).frames.push_back(Queued::Newcomer(newcomer));
     }
 
-    /// Admits those who stand first in the round whose turn it is. What they are told goes before what
-    /// the round has for them, so the batch must end: `true`.
+    /// Admits those who stand first in the round whose turn it is. What they are told goes before
+    /// what the round has for them, so the batch must end: `true`.
     fn admit_newcomers(&mut self) -> bool {
         let d = &mut self.deliveries;
         let Some(id) = d.queue.front().copied() else { return false };

@@ -45,6 +45,8 @@ pub struct Topic {
     pub ready: bool,
     /// What becomes of its messages for a slow member.
     pub slow: SlowConsumer,
+    /// Whether some members acknowledge what they hear (see `acks.rs`).
+    pub has_acks: bool,
     /// The round that collects frames for it, if any (see `deliver.rs`).
     pub round: Option<RoundId>,
 }
@@ -211,7 +213,9 @@ impl Hub {
             return Some(id);
         }
         let members = Members::One(None);
-        let topic = Topic { name: name.clone(), members, ready: false, slow, round: None };
+        let name_kept = name.clone();
+        let topic =
+            Topic { name: name_kept, members, ready: false, slow, has_acks: false, round: None };
         let SlotId { index, generation } = self.topics.insert(topic).ok()?;
         let hash = self.hash_of(name);
         self.by_name.insert_unique(spread(hash), (index, hash), |entry| spread(entry.1));
@@ -252,6 +256,18 @@ impl Hub {
             return Edge::None;
         }
         Edge::Last
+    }
+
+    /// The connection's last membership becomes its first one.
+    pub fn bring_first(&mut self, conns: &mut Slots<Conn>, index: u32) {
+        let conn = conns.at_mut(index).expect("whoever has just joined is here");
+        let last = conn.joined.len() - 1;
+        conn.joined.swap(0, last);
+        for slot in [0, last] {
+            let Membership { topic, place } = conn.joined.get(slot).expect("it was just put there");
+            let topic = self.topics.at_mut(topic).expect("a membership names a topic that lives");
+            topic.members.as_mut_slice()[place as usize].slot = slot as u32;
+        }
     }
 
     /// Forgets a topic whose last member has left.

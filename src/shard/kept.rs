@@ -2,9 +2,9 @@
 //!
 //! Only the backplane knows where a history is. So whoever wants to be in such a room asks it
 //! ([`Uplink::Recover`]) and is *pending* until it answers. The answer takes its place among the
-//! room's frames: those that wait before it are not for the newcomer, those behind it are. There the
-//! newcomer is *admitted*: `ok` with the position, then what was missed, then everything else, so that
-//! nothing is heard twice and nothing is left out between the two.
+//! room's frames: those that wait before it are not for the newcomer, those behind it are. There
+//! the newcomer is *admitted*: `ok` with the position, then what was missed, then everything else,
+//! so that nothing is heard twice and nothing is left out between the two.
 //!
 //! A pending connection is no member yet. It *pins* the topic, so that the topic stays while the
 //! answer is on its way, even if the last member leaves.
@@ -41,6 +41,8 @@ struct Pending {
     id: Option<RequestId>,
     /// What its user says of themselves, where presence is on.
     info: Option<Info>,
+    /// Whether it acknowledges what it hears.
+    ack: bool,
 }
 
 impl Pendings {
@@ -65,15 +67,11 @@ impl Pendings {
         self.of.remove(&conn);
     }
 
-    fn add(
-        &mut self,
-        conn: ConnId,
-        topic: TopicId,
-        id: Option<RequestId>,
-        info: Option<Info>,
-    ) -> u64 {
+    fn add(&mut self, conn: ConnId, topic: TopicId, id: Option<RequestId>, wish: Wish<'_>) -> u64 {
         self.tickets += 1;
-        let pending = Pending { ticket: self.tickets, topic: topic.0.index, id, info };
+        let (ticket, topic_index) = (self.tickets, topic.0.index);
+        let (info, ack) = (wish.info.map(Into::into), wish.ack);
+        let pending = Pending { ticket, topic: topic_index, id, info, ack };
         self.of.entry(conn).or_default().push(pending);
         *self.pins.entry(topic.0.index).or_default() += 1;
         self.tickets
@@ -112,7 +110,6 @@ impl Shard {
         wish: Wish<'_>,
         id: Option<RequestId>,
     ) -> Result<(), No> {
-        let Wish { since, info } = wish;
         let found = self.hub.find(name);
         if found.is_some_and(|at| self.pendings.is_pending(conn, at)) {
             return Err(No(
@@ -120,15 +117,36 @@ impl Shard {
                 "this room is being joined already, wait for it",
             ));
         }
-        let is_new = found.is_none();
-        let slow = self.config.namespaces.policy(name.kind()).slow_consumer;
-        let Some(at) = self.hub.open(name, slow) else {
+        let Some(at) = self.open_kept(name) else {
             return Err(No(ErrorCode::Overloaded, "this server has as many rooms as it may have"));
         };
+        self.ask_position(conn, at, name, wish, id);
+        Ok(())
+    }
+
+    /// Makes sure that a topic exists in which somebody wants to be: until then it must be pinned.
+    /// `None`: there are as many topics as there may be.
+    pub(super) fn open_kept(&mut self, name: &TopicName) -> Option<TopicId> {
+        let is_new = self.hub.find(name).is_none();
+        let slow = self.config.namespaces.policy(name.kind()).slow_consumer;
+        let at = self.hub.open(name, slow)?;
         if is_new {
             self.uplink.push_back(Uplink::Join { topic: name.clone(), at });
         }
-        let ticket = self.pendings.add(conn, at, id, info.map(Into::into));
+        Some(at)
+    }
+
+    /// Asks where a topic's history is, for somebody who wants to be in it.
+    pub(super) fn ask_position(
+        &mut self,
+        conn: ConnId,
+        at: TopicId,
+        name: &TopicName,
+        wish: Wish<'_>,
+        id: Option<RequestId>,
+    ) {
+        let since = wish.since;
+        let ticket = self.pendings.add(conn, at, id, wish);
         let slot = self.conns.get(conn.0).and_then(|c| c.joined.find(at.0.index));
         if let Some(slot) = slot.filter(|_| since.is_some()) {
             self.leave_at(conn, slot); // pinned: the topic stays
@@ -142,7 +160,6 @@ impl Shard {
             ticket,
             since,
         })));
-        Ok(())
     }
 
     /// The backplane knows where the history is. What waits for the room came before, and so did what
@@ -158,12 +175,15 @@ impl Shard {
 
     /// Whoever asked is in the room from here on, unless they have gone or left meanwhile.
     pub(super) fn admit(&mut self, recovered: Recovered) {
-        let Recovered { at, conn, ticket, position, recovery, missed } = recovered;
+        let Recovered { at, conn, ticket, position, recovery, .. } = recovered;
         self.pendings.unpin(at.0.index);
         let Some(pending) = self.pendings.take(conn, |pending| pending.ticket == ticket) else {
             return self.close_topic_if_empty(at.0.index);
         };
         let name = self.hub.at(at.0.index).name().clone();
+        if let TopicKind::User(user) = name.kind() {
+            return self.admit_user(user, recovered);
+        }
         let c = self.conns.get_mut(conn.0).expect("who has gone is no longer pending");
         let is_new = c.joined.find(at.0.index).is_none();
         if is_new {
@@ -174,13 +194,16 @@ impl Shard {
         if self.config.namespaces.policy_of_room(room).presence {
             self.attend(conn, &name, pending.info, is_new);
         }
+        if pending.ack {
+            self.begin_acks(conn, at, position, recovery);
+        }
         let position = Some(position);
         self.say(
             conn,
             &Event::Ok { id: pending.id.as_ref(), room: Some(room), position, recovery },
         );
-        if !missed.is_empty() {
-            self.queue_reply(conn, missed, false);
+        if !recovered.missed.is_empty() {
+            self.queue_reply(conn, recovered.missed, false);
         }
     }
 

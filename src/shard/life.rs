@@ -12,7 +12,7 @@
 use super::Shard;
 use super::conn::{CloseReason, Conn, State, Unread};
 use crate::auth::Identity;
-use crate::ids::{ConnId, TopicName};
+use crate::ids::{ANONYMOUS_PREFIX, ConnId, TopicName};
 use crate::protocol::Event;
 use crate::ws::encode::{self, Opcode};
 use bytes::Bytes;
@@ -80,7 +80,7 @@ pub(super) struct Life {
     sweep: Sweep,
     drain: Option<Drain>,
     /// When time was last said.
-    now_ms: u64,
+    pub(super) now_ms: u64,
 }
 
 /// The sweep's slices, counted on and on: slice `n` is due `n / SLICES` intervals after `began_ms`.
@@ -206,6 +206,7 @@ impl Shard {
         }
         self.sweep(now_ms);
         self.drain(now_ms);
+        self.acks.look(now_ms);
     }
 
     /// A connection whose HTTP request did not come in time: the caller answers it
@@ -255,7 +256,8 @@ impl Shard {
         c.state = State::Closing { peer_done, deaf, said_all: false };
         c.reason = Some(reason);
         if peer_done || deaf {
-            // Otherwise the peer's goodbye is waited for, and it may stand in the middle of a message.
+            // Otherwise the peer's goodbye is waited for, and it may stand in the middle of a
+            // message.
             c.decoder = None;
         }
         if let Some(outbox) = c.outbox.as_mut().filter(|_| reason == CloseReason::Slow) {
@@ -310,7 +312,7 @@ impl Shard {
         let user_id = match user {
             Some(user) => user,
             None => {
-                anonymous = format!("anon-{connection_id}");
+                anonymous = format!("{ANONYMOUS_PREFIX}{connection_id}");
                 &anonymous
             }
         };
@@ -320,7 +322,13 @@ impl Shard {
         let welcome = Event::Welcome { connection_id, user_id, node: node_name, ping_interval_s };
         self.say(conn, &welcome);
         self.config.node_name = node;
-        if self.enter(conn, &TopicName::user(user_id)).is_none() {
+        let topic = TopicName::user(user_id);
+        let is_kept = user.is_some() && self.config.namespaces.policy(topic.kind()).has_history();
+        let is_in = match is_kept {
+            true => self.open_queue(conn, topic),
+            false => self.enter(conn, &topic).is_some(),
+        };
+        if !is_in {
             return self.begin_close(conn, CloseReason::Overloaded);
         }
         for room in rooms {
@@ -331,11 +339,12 @@ impl Shard {
     fn leave_all(&mut self, conn: ConnId) {
         self.pendings.forget(conn);
         while let Some(slots) = self.conns.get(conn.0).map(|c| c.joined.len()).filter(|n| *n > 0) {
-            if slots > 1 {
+            if slots > 1 || self.queues.user_of(conn).is_some() {
                 self.counters.leaves += 1;
             }
             self.leave_at(conn, slots - 1);
         }
+        self.queues.forget(conn);
     }
 
     /// Frees a connection, counts why it ended, and answers its socket.

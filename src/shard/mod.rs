@@ -9,8 +9,8 @@
 //! 1. [`Shard::poll_uplink`] into the window, until it is empty or the window is full
 //!    ([`Shard::give_back`]); while it is full the caller reads from no client.
 //! 2. [`Shard::take_batch`] until [`Shard::has_sends`] is false, others taking turns in between;
-//!    while [`Shard::frames_waiting`] is at its limit the caller takes from the backplane no more, and
-//!    reads from no client.
+//! while [`Shard::frames_waiting`] is at its limit the caller takes from the backplane no more, and
+//! reads from no client.
 //! 3. [`Shard::poll_closed`]: sockets whose time has come.
 //!
 //! | file | what |
@@ -20,6 +20,8 @@
 //! | `commands.rs` | what clients ask for: the match on `Command` lives there and only there |
 //! | `kept.rs` | rooms with a history: joins that wait for their position |
 //! | `presence.rs` | rooms of which it is known who is there |
+//! | `queue.rs` | what is kept for users |
+//! | `acks.rs` | members who acknowledge what they hear |
 //! | `deliver.rs` | replies and rounds, joined into batches (`batch.rs`) |
 //! | `life.rs` | open, close, sweep, drain |
 //! | `outbox.rs` | what a slow peer still has to hear, and what of it gives way |
@@ -27,6 +29,7 @@
 //!
 //! Invariant: everything is owned by [`Shard`] and reached by `&mut`; nothing here is shared.
 
+mod acks;
 pub mod batch;
 mod commands;
 pub mod conn;
@@ -36,6 +39,7 @@ mod kept;
 mod life;
 mod outbox;
 mod presence;
+mod queue;
 mod slow;
 
 pub use deliver::EVERYBODY;
@@ -43,18 +47,20 @@ pub use life::{Closed, Opening};
 
 use crate::ids::{ConnId, NodeId, ShardId, TopicId, TopicName};
 use crate::limits::Limits;
-use crate::link::{Downlink, Inspect, Keyed, Origin, Outcome, RoomReport, Uplink};
+use crate::link::{AckReport, Downlink, Inspect, Keyed, Origin, Outcome, RoomReport, Uplink};
 use crate::metrics::ShardCounters;
 use crate::namespaces::Namespaces;
 use crate::protocol::{Dialect, ErrorCode, Event, Recovery, RequestId};
 use crate::slots::Slots;
 use crate::ws::decoder::Decoder;
+use acks::Acks;
 use bytes::{Bytes, BytesMut};
 use conn::Conn;
 use deliver::{Deliveries, Frame};
 use hub::Hub;
 use kept::Pendings;
 use life::Life;
+use queue::Queues;
 use slow::Says;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -94,6 +100,9 @@ pub struct Shard {
     waiting: HashMap<u32, Vec<Waiter>>,
     /// Joins that wait for a position.
     pendings: Pendings,
+    /// Connections that wait for what is kept for their users.
+    queues: Queues,
+    acks: Acks,
     deliveries: Deliveries,
     uplink: VecDeque<Uplink>,
     life: Life,
@@ -128,6 +137,8 @@ impl Shard {
             hub: Hub::with_max(limits.topics_per_shard_max),
             waiting: HashMap::new(),
             pendings: Pendings::default(),
+            queues: Queues::default(),
+            acks: Acks::default(),
             deliveries: Deliveries::default(),
             uplink: VecDeque::from([join]),
             life: Life::default(),
@@ -206,6 +217,8 @@ impl Shard {
         self.counters.topics = self.hub.topics_len() as u64;
         self.counters.members = self.hub.members_len() as u64;
         self.counters.uplink_waiting = self.uplink.len() as u64;
+        self.counters.acks_members = self.acks.members() as u64;
+        self.counters.acks_lagging = self.acks.lagging() as u64;
     }
 
     /// Walks every list and asserts that they agree; for tests.
@@ -267,7 +280,9 @@ impl Shard {
             }
             Inspect::Room { room, reply } => {
                 let id = self.hub.find_room(&room);
-                reply(id.and_then(|id| report(self.hub.get(id)?)));
+                let acks = id.map(|id| self.ack_report(id)).unwrap_or_default();
+                let report = id.and_then(|id| report(self.hub.get(id)?));
+                reply(report.map(|report| RoomReport { acks, ..report }));
             }
         }
     }
@@ -304,7 +319,8 @@ impl Shard {
 fn report(topic: &hub::Topic) -> Option<RoomReport> {
     match topic.name().kind() {
         crate::ids::TopicKind::Room(room) => {
-            Some(RoomReport { room: room.to_owned(), members: topic.members().len() })
+            let (room, members) = (room.to_owned(), topic.members().len());
+            Some(RoomReport { room, members, acks: AckReport::default() })
         }
         _ => None,
     }

@@ -12,12 +12,14 @@ mod histories;
 mod kept_faults;
 mod presence_faults;
 mod presences;
+mod queues;
 #[path = "../common/redis.rs"]
 mod redis;
 mod redis_only;
 #[path = "../common/sentinel.rs"]
 mod sentinel;
 mod suite;
+mod topology_faults;
 mod world;
 
 use campanile::limits::Limits;
@@ -25,6 +27,11 @@ use world::Build;
 
 fn usual() -> Build {
     Build::usual()
+}
+
+/// What is sent to users is kept.
+fn queued() -> Build {
+    Build { namespaces: "@users: history_size=10", ..Build::usual() }
 }
 
 /// Channels so small that a test fills them, and nothing behind them.
@@ -76,6 +83,13 @@ in_every_world! {
     usual: a_room_with_more_users_than_are_told_of_answers_all_the_same,
     usual: what_a_user_says_of_themselves_is_listed,
     usual: an_operator_learns_who_is_there,
+    ;
+    queues:
+    queued: what_was_not_acknowledged_is_brought_wherever_the_user_comes_back,
+    queued: acknowledgements_only_rise_and_only_for_what_was_sent,
+    queued: what_is_no_longer_kept_is_said_and_the_rest_is_brought,
+    queued: a_retry_to_a_user_is_sent_once,
+    queued: what_is_brought_stands_between_what_came_before_and_what_follows,
     ;
     suite:
     usual: every_shard_of_every_node_with_members_hears_and_no_other,

@@ -1,5 +1,5 @@
 //! Nodes without clients: backplane threads, and shards played by the test.
-#![allow(clippy::disallowed_types)] // the law is about deliveries; these are tests that share servers
+#![allow(clippy::disallowed_types)] // the law is about deliveries; these are tests sharing servers
 
 use crate::cluster::Cluster;
 use crate::redis::{Redis, wait_until};
@@ -7,7 +7,9 @@ use crate::sentinel::{Care, Sentinel};
 use bytes::Bytes;
 use campanile::auth::Rights;
 use campanile::backplane;
-use campanile::ids::{ConflateKey, ConnId, NodeId, Position, ShardId, SlotId, TopicId, TopicName};
+use campanile::ids::{
+    ConflateKey, ConnId, NodeId, Position, ShardId, SlotId, TopicId, TopicName, UpTo,
+};
 use campanile::limits::Limits;
 use campanile::link::channel::{OpsEnd, ShardEnd, window};
 use campanile::link::health::Health;
@@ -181,7 +183,7 @@ impl World {
     /// As many nodes as asked for, over servers that run already; all of them are up.
     pub fn over(build: Build, url: &str, prefix: &str) -> World {
         let plan = RedisPlan {
-            servers: RedisServers::read(url).unwrap(),
+            servers: Box::new(RedisServers::read(url).unwrap()),
             prefix: prefix.into(),
             linger_ms: build.linger_ms,
             canary_interval_ms: 500,
@@ -336,6 +338,12 @@ impl Shard {
             }
             other => panic!("not the answer: {other:?}"),
         }
+    }
+
+    /// A user has dealt with what is kept for it.
+    pub fn acknowledge(&self, topic: &TopicName, epoch: Option<u64>, offset: u64) {
+        let (topic, up_to) = (topic.clone(), UpTo { epoch, offset });
+        self.send(Uplink::Acknowledge { topic, up_to });
     }
 
     /// A connection of a user came into a room with presence.

@@ -54,7 +54,7 @@ impl Redis {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let name = format!("campanile-redis-{}-{number}", std::process::id());
-        let folder = std::env::temp_dir().join(name);
+        let folder = temporary().join(name);
         std::fs::create_dir_all(&folder).expect("a temporary folder");
         let mut redis = Redis { port, folder, program, settings, child: None };
         redis.restart();
@@ -177,6 +177,13 @@ impl Drop for Redis {
         self.kill();
         let _ = std::fs::remove_dir_all(&self.folder);
     }
+}
+
+/// In memory where there is such a place: a node of a Cluster waits for the disk whenever it notes
+/// something, and a disk that is busy with a build has made one stand still for seconds.
+fn temporary() -> PathBuf {
+    let memory = PathBuf::from("/dev/shm");
+    if memory.is_dir() { memory } else { std::env::temp_dir() }
 }
 
 /// Polls for a state until it is there. Panics after 20 seconds.

@@ -18,6 +18,7 @@ mod redis;
 #[path = "../common/sentinel.rs"]
 mod sentinel;
 
+mod acks;
 mod auth;
 mod bad_frames;
 mod bad_heads;

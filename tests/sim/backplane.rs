@@ -107,6 +107,7 @@ impl Backplane {
             }
             Uplink::Publish(publish) => self.publish(windows, at, publish, luck, step),
             Uplink::Recover(_) | Uplink::History(_) => panic!("nothing is kept here"),
+            Uplink::Acknowledge { .. } => panic!("nothing is kept here"),
             Uplink::Attend(_) | Uplink::Presence(_) => panic!("no room has presence here"),
         }
         true

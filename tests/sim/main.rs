@@ -8,6 +8,8 @@
 //! | `world.rs` | everything together, moved one step at a time as `net/door.rs` does |
 //! | `history.rs` | what was said, heard and dropped; and the judge over it |
 //! | `stories.rs` | small days with a title, one behaviour each |
+//! | `queue.rs` | what is kept for users, on a real backplane |
+//! | `acks.rs` | members who acknowledge what they hear, on a real backplane |
 //! | `slow.rs` | members who read too slowly where messages may give way |
 //! | `days.rs` | long random days, and broken histories that the judge must refuse |
 //! | `bare.rs` | one shard with nothing around it, for what takes a million connections |
@@ -19,6 +21,7 @@
 //! A failing day prints its seed; `SIM_SEED=<seed> cargo test --test sim` lives it again, exactly.
 //! `SIM_DAYS=<n>` lives more of them.
 
+mod acks;
 mod backplane;
 mod bare;
 mod days;
@@ -28,6 +31,7 @@ mod heartbeats;
 mod history;
 mod kept;
 mod peer;
+mod queue;
 mod rng;
 mod slow;
 mod stories;

@@ -158,7 +158,8 @@ impl World {
         }
     }
 
-    /// The node dies and another process takes its place. All sockets are gone, and all that was kept.
+    /// The node dies and another process takes its place. All sockets are gone, and all that was
+    /// kept.
     pub fn restart(&mut self, spaces: Arc<Namespaces>) {
         for who in 0..self.clients.len() {
             if self.clients[who].conn.take().is_some() {
@@ -754,6 +755,7 @@ impl World {
             Uplink::History(ask) => format!("history {:?}", ask.topic),
             Uplink::Attend(attend) => format!("attend {:?}", attend.topic),
             Uplink::Presence(ask) => format!("presence {:?}", ask.topic),
+            Uplink::Acknowledge { topic, .. } => format!("acknowledge {topic:?}"),
         };
         self.windows[at].up.iter().map(name).collect()
     }

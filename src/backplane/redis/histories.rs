@@ -17,6 +17,9 @@
 //! Where a hole cannot be closed, because the stream is shorter than that or the history is another
 //! one by now, everybody in the topic hears `lost`.
 //!
+//! Of a user's topic what the user has acknowledged is read anew for each connection that comes: it
+//! may have said so on another node.
+//!
 //! Invariant: what was delivered of a topic since somebody was told a position has every offset
 //! behind it, in order, once; or `lost` stands between.
 
@@ -27,7 +30,7 @@ use super::scripts::{self, Which, integer};
 use crate::backplane::envelope;
 use crate::backplane::history::{Keep, Log, Missed};
 use crate::backplane::local::{Local, Message};
-use crate::ids::{Position, ShardId, TopicName};
+use crate::ids::{Position, ShardId, TopicKind, TopicName, UpTo};
 use crate::limits::Limits;
 use crate::link::{AskHistory, FrameSet, NoHistory, Recover, Recovered, Said};
 use crate::namespaces::{Namespaces, Policy};
@@ -60,6 +63,11 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 const READ_PAUSE: Duration = Duration::from_millis(20);
 /// For how long the position of a topic outlives its messages.
 pub const META_TTL_S: u64 = 24 * 60 * 60;
+
+/// For how long what is known of a history is kept without a message or an acknowledgement.
+pub fn meta_ttl_s(policy: &Policy) -> u64 {
+    policy.history_ttl_s + META_TTL_S
+}
 
 /// See the module.
 pub struct Histories {
@@ -110,6 +118,12 @@ pub struct Topic {
     chain: Vec<(u64, u64)>,
     /// Nothing before this offset is in Redis either.
     floor: u64,
+    /// What its user has acknowledged, as far as is known here; `None`: nobody was told of it yet.
+    acked: Option<u64>,
+    /// Reads that have told something.
+    reads: u64,
+    /// What is being read is to show what was lost without a trace, too.
+    is_look: bool,
     /// Whether its channel is subscribed on this link.
     is_subscribed: bool,
     /// Whether the position was read on this link.
@@ -127,6 +141,8 @@ pub struct Topic {
 struct Waiting {
     since: Instant,
     question: Question,
+    /// It is not answered before so many reads of its topic.
+    after: u64,
 }
 
 enum Question {
@@ -157,6 +173,7 @@ struct Read {
     epoch: u64,
     top: u64,
     chain: Vec<(u64, u64)>,
+    acked: Option<u64>,
     entries: Vec<(u64, Vec<u8>)>,
 }
 
@@ -299,11 +316,32 @@ impl Histories {
         // If nobody here listens for it, it is followed for this one question.
         let topic = self.follow(name);
         topic.is_used = true;
+        let after = match question {
+            // What is being read already may be older than what the user has said.
+            Question::Recover(..) if topic.is_user() => {
+                topic.reads + 1 + u64::from(topic.is_reading)
+            }
+            _ => 0,
+        };
         // Only this one: thousands may wait already, and nothing has changed for them.
-        if let Some(question) = topic.answer(question, bytes_max, local) {
-            topic.waiting.push(Waiting { since: now, question });
+        if let Some(question) = topic.answer(question, after, bytes_max, local) {
+            topic.waiting.push(Waiting { since: now, question, after });
         }
         self.read_or_forget(name, local);
+    }
+
+    /// A user has dealt with messages. Answers which; `None`: nothing is known of them here.
+    pub fn acknowledge(&mut self, name: &TopicName, up_to: UpTo) -> Option<Position> {
+        let topic = self.topics.get_mut(name);
+        let known = topic.as_ref().and_then(|topic| topic.log.as_ref()).map(Log::position);
+        let epoch = up_to.epoch.or(known.map(|known| known.epoch))?;
+        if let (Some(topic), Some(known)) = (topic, known)
+            && epoch == known.epoch
+            && up_to.offset <= known.offset
+        {
+            topic.acked = topic.acked.max(Some(up_to.offset));
+        }
+        Some(Position { epoch, offset: up_to.offset })
     }
 
     /// Answers whoever can be answered from the copy now.
@@ -314,9 +352,9 @@ impl Histories {
             return;
         }
         let waiting = std::mem::take(&mut topic.waiting);
-        for Waiting { since, question } in waiting {
-            if let Some(question) = topic.answer(question, bytes_max, local) {
-                topic.waiting.push(Waiting { since, question });
+        for Waiting { since, question, after } in waiting {
+            if let Some(question) = topic.answer(question, after, bytes_max, local) {
+                topic.waiting.push(Waiting { since, question, after });
             }
         }
         self.read_or_forget(name, local);
@@ -408,6 +446,7 @@ impl Histories {
         for _ in 0..self.round.len().div_ceil(LOOKS_PER_LAP) {
             let Some(topic) = self.next_in_round() else { return };
             if topic.is_synced {
+                topic.is_look = true;
                 let name = topic.name.clone();
                 self.want(&name);
             }
@@ -507,7 +546,7 @@ impl Histories {
             let keys = names.history_keys(name.as_str());
             // Both of one moment: an offset means nothing without its epoch.
             pipeline.cmd("MULTI");
-            pipeline.cmd("HMGET").arg(&keys.meta).arg(&["e", "s", "l"]);
+            pipeline.cmd("HMGET").arg(&keys.meta).arg(&["e", "s", "l", "a"]);
             let range = pipeline.cmd("XREVRANGE").arg(&keys.stream).arg("+").arg(topic.read_from());
             range.arg("COUNT").arg(topic.keep.messages + STREAM_SLACK);
             pipeline.cmd("EXEC");
@@ -539,7 +578,7 @@ impl Histories {
                 match refusals.find(may_wait) {
                     Some(refusal) => {
                         local.counters.astray += u64::from(refusal == Refusal::Elsewhere);
-                        self.read_later(name, refusal, now);
+                        self.read_later(name, flight.what, refusal, now);
                     }
                     None => return Err(error.clone().into()),
                 }
@@ -565,9 +604,11 @@ impl Histories {
     }
 
     /// The server would not say; it is asked again, unless the topic has moved by then.
-    fn read_later(&mut self, name: &TopicName, refusal: Refusal, now: Instant) {
+    fn read_later(&mut self, name: &TopicName, what: Asked, refusal: Refusal, now: Instant) {
         self.is_astray |= refusal == Refusal::Elsewhere;
-        if self.topics.contains_key(name) {
+        if let Some(topic) = self.topics.get_mut(name) {
+            // A master that was just made waits for its replicas, and takes nothing back until then.
+            topic.is_offered &= what != Asked::Repair;
             self.later.push_back((now + READ_PAUSE, name.clone()));
         }
     }
@@ -602,7 +643,7 @@ impl Histories {
             repair.arg(log.position().epoch).arg(log.first()).arg(way.generation);
             repair.arg(way.names.channel(name.as_str())).arg(way.publish);
             let ttl_s = self.policy(name).history_ttl_s;
-            repair.arg(ttl_s).arg(META_TTL_S.max(ttl_s));
+            repair.arg(ttl_s).arg(meta_ttl_s(self.policy(name)));
             for frame in log.frames_from(log.first()) {
                 repair.arg(body_of(frame));
             }
@@ -676,6 +717,9 @@ impl Topic {
             log: None,
             chain: Vec::new(),
             floor: 1,
+            acked: None,
+            reads: 0,
+            is_look: false,
             is_subscribed: false,
             is_synced: false,
             is_reading: false,
@@ -685,6 +729,18 @@ impl Topic {
             waiting: Vec::new(),
             is_used: true,
         }
+    }
+
+    /// Whether it is a user's, and what is in it is acknowledged.
+    fn is_user(&self) -> bool {
+        matches!(self.name.kind(), TopicKind::User(_))
+    }
+
+    /// The first message that its user has not acknowledged, if it may be in Redis and is not here.
+    fn unheard(&self) -> Option<u64> {
+        let log = self.log.as_ref().filter(|log| self.is_user() && log.first() > self.floor)?;
+        let first = self.acked.map_or(1, |acked| acked.saturating_add(1));
+        (first < log.first()).then_some(first)
     }
 
     fn bytes(&self) -> usize {
@@ -713,6 +769,7 @@ impl Topic {
     fn read_from(&self) -> u64 {
         let next = self.log.as_ref().map_or(u64::MAX, |log| log.next().offset);
         let wanted = |waiting: &Waiting| match &waiting.question {
+            Question::Recover(..) if self.is_user() => self.unheard().unwrap_or(u64::MAX),
             Question::Recover(_, ask) => {
                 ask.since.map_or(u64::MAX, |since| since.offset.saturating_add(1))
             }
@@ -722,8 +779,9 @@ impl Topic {
     }
 
     /// What Redis has: holes are closed or told, the copy grows at both ends.
-    fn take_read(&mut self, read: Read, now: Instant, local: &mut Local) -> Found {
+    fn take_read(&mut self, mut read: Read, now: Instant, local: &mut Local) -> Found {
         let from = self.read_from();
+        self.leave_what_comes(&mut read);
         self.is_synced = true;
         self.chain = read.chain;
         let known = self.log.as_ref().map(Log::position);
@@ -736,7 +794,10 @@ impl Topic {
             local.lost(&self.name, 0);
             // Nothing that was known of the one holds for the other.
             (self.log, self.floor, found) = (None, 1, Found::Lost);
+            self.acked = None;
         }
+        self.acked = self.acked.max(read.acked);
+        self.reads += 1;
         let log = self.log.get_or_insert_with(|| Log::new(read.epoch, read.top));
         log.adopt(read.epoch);
         let known = log.position().offset;
@@ -766,6 +827,17 @@ impl Topic {
         found
     }
 
+    /// A user's topic that is followed was read for what was acknowledged. Messages that are new in
+    /// it are on their way here, and may be more than the stream still has: they are not missing.
+    fn leave_what_comes(&mut self, read: &mut Read) {
+        let is_look = std::mem::take(&mut self.is_look);
+        let Some(known) = self.log.as_ref().map(Log::position) else { return };
+        if self.is_user() && self.is_synced && !is_look && read.epoch == known.epoch {
+            read.entries.retain(|(offset, _)| *offset <= known.offset);
+            read.top = read.top.min(known.offset);
+        }
+    }
+
     fn first_offset(&self) -> u64 {
         self.log.as_ref().map_or(u64::MAX, Log::first)
     }
@@ -785,14 +857,24 @@ impl Topic {
     fn answer(
         &mut self,
         question: Question,
+        after: u64,
         bytes_max: usize,
         local: &mut Local,
     ) -> Option<Question> {
-        let must_hear = matches!(question, Question::Recover(..)) && !self.is_subscribed;
-        let is_known = self.is_synced && !must_hear;
+        let is_recover = matches!(question, Question::Recover(..));
+        let must_hear = is_recover && !self.is_subscribed;
+        let is_known = self.is_synced && !must_hear && self.reads >= after;
+        let is_short = self.unheard().is_some();
         let Some(log) = self.log.as_mut().filter(|_| is_known) else { return Some(question) };
         let is_complete = log.first() <= self.floor;
         match question {
+            Question::Recover(shard, ask) if matches!(self.name.kind(), TopicKind::User(_)) => {
+                if is_short {
+                    return Some(Question::Recover(shard, ask));
+                }
+                let (recovery, missed) = log.unacknowledged(self.acked, bytes_max);
+                bring(shard, *ask, log.position(), recovery, missed, local);
+            }
             Question::Recover(shard, ask) => {
                 let found = match ask.since {
                     None => Ok(None),
@@ -863,6 +945,17 @@ fn recovered(
         Ok(Some(Missed { frames, messages })) => (Recovery::Recovered { messages }, frames),
         Err(why) => (Recovery::NotRecovered(why), Bytes::new()),
     };
+    bring(shard, ask, position, recovery, missed, local);
+}
+
+fn bring(
+    shard: ShardId,
+    ask: Recover,
+    position: Position,
+    recovery: Recovery,
+    missed: Bytes,
+    local: &mut Local,
+) {
     let Recover { at, conn, ticket, .. } = ask;
     local.recovered(shard, Recovered { at, conn, ticket, position, recovery, missed });
 }
@@ -938,7 +1031,8 @@ fn position_of(meta: &Value) -> Option<Read> {
         Some(Value::BulkString(text)) => chain_of(std::str::from_utf8(text).unwrap_or("")),
         _ => Vec::new(),
     };
-    Some(Read { epoch, top, chain, entries: Vec::new() })
+    let acked = fields.get(3).and_then(integer);
+    Some(Read { epoch, top, chain, acked, entries: Vec::new() })
 }
 
 fn chain_of(text: &str) -> Vec<(u64, u64)> {

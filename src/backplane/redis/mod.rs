@@ -12,6 +12,7 @@
 //! Invariant: every topic has one server, and its publishes, subscription and history are that
 //! server's.
 
+mod acks;
 mod canary;
 mod census;
 mod cluster;
@@ -37,12 +38,13 @@ mod topology;
 use super::Transport;
 use super::interest::TopicKey;
 use super::local::Local;
-use crate::ids::{NodeId, ShardId, TopicName};
+use crate::ids::{NodeId, ShardId, TopicName, UpTo};
 use crate::limits::Limits;
 use crate::link::{AskHistory, AskPresence, Attend, NoHistory, Publish, Recover};
 use crate::metrics::servers::Picture;
 use crate::namespaces::Namespaces;
 use crate::plan::{Deployment, RedisPlan};
+use acks::Acks;
 use census::{Census, Sums};
 use names::{Names, PARTITIONS, partition};
 use presence::Presences;
@@ -64,6 +66,7 @@ pub struct RedisTransport {
     /// What the map is to be, and since when that is known.
     next: Option<(Map, Instant)>,
     presences: Presences,
+    acks: Acks,
     route: Route,
     /// Which servers were up when everybody else last learned of it.
     were_up: Vec<bool>,
@@ -87,11 +90,12 @@ impl RedisTransport {
         };
         let presences = Presences::new(namespaces.clone(), &plan.prefix, names.clone(), node);
         let topology = Topology::new(&plan);
+        let map = Map { servers: vec![String::new()], owners: Arc::new([0; PARTITIONS]) };
+        let route = Route::new(map.owners.clone(), vec![None], names.publish());
+        let acks = Acks::new(namespaces.clone(), names.clone(), route.clone());
         let namespaces = namespaces.clone();
         let common = Common { plan, limits, names, namespaces, seed: node.0 };
-        let map = Map { servers: vec![String::new()], owners: Arc::new([0; PARTITIONS]) };
         let servers = vec![Server::new(&common, String::new(), None, false)];
-        let route = Route::new(map.owners.clone(), vec![None], common.names.publish());
         RedisTransport {
             common,
             topology,
@@ -99,6 +103,7 @@ impl RedisTransport {
             map,
             next: None,
             presences,
+            acks,
             route,
             were_up: vec![false],
             census: Census::default(),
@@ -239,6 +244,7 @@ impl RedisTransport {
         let publish = self.common.names.publish();
         self.route = Route::new(self.map.owners.clone(), servers, publish);
         self.presences.set_route(&self.route, now);
+        self.acks.set_route(&self.route);
         for (number, is_up) in are_up.iter().enumerate() {
             let was_up = !has_moved && self.were_up[number];
             match (was_up, is_up) {
@@ -285,12 +291,18 @@ impl Transport for RedisTransport {
         self.presences.ask(*ask);
     }
 
+    fn acknowledge(&mut self, topic: TopicName, up_to: UpTo, now: Instant, _: &mut Local) {
+        if let Some(at) = self.server_of(&topic).histories().acknowledge(&topic, up_to) {
+            self.acks.push(topic, at, now);
+        }
+    }
+
     fn has_room(&self) -> bool {
         self.servers.iter().all(Server::has_room)
     }
 
     fn is_idle(&self) -> bool {
-        self.servers.iter().all(Server::is_idle)
+        self.servers.iter().all(Server::is_idle) && self.acks.is_idle()
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, now: Instant, local: &mut Local) -> bool {
@@ -306,7 +318,7 @@ impl Transport for RedisTransport {
         self.note_changes(has_moved, now, local);
         self.presences.refuse(&self.route, local);
         is_busy |= self.presences.poll(cx, now, &self.route, local);
-        is_busy
+        is_busy | self.acks.poll(cx, now)
     }
 
     fn measure(&mut self, now: Instant, local: &mut Local) {
@@ -328,6 +340,7 @@ impl Transport for RedisTransport {
         counters.canaries_missed = sums.canaries_missed;
         counters.move_waiting_ms = waiting.map_or(0, |waiting| waiting.as_millis() as u64);
         self.presences.measure(counters);
+        self.acks.measure(counters);
     }
 
     fn take_picture(&mut self) -> Option<Arc<Picture>> {

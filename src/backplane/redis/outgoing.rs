@@ -16,7 +16,7 @@
 //!
 //! Invariant: every publish ends exactly once.
 
-use super::histories::META_TTL_S;
+use super::histories::meta_ttl_s;
 use super::link::{Reply, Way, poll_reply, send};
 use super::refusal::Refusal;
 use super::scripts::{self, Which};
@@ -510,7 +510,7 @@ fn keep(publish: &Publish, envelope: &[u8], policy: &Policy, way: &Way<'_>) -> C
     names.extend(retry.as_deref());
     let mut command = scripts::call(Which::Publish, &names);
     command.arg(way.names.channel(topic)).arg(envelope).arg(policy.history_size);
-    command.arg(policy.history_ttl_s).arg(META_TTL_S.max(policy.history_ttl_s));
+    command.arg(policy.history_ttl_s).arg(meta_ttl_s(policy));
     command.arg(way.generation).arg(way.publish).arg(key_ttl_s).arg(REPAIR_MS);
     command
 }

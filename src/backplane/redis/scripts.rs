@@ -1,4 +1,4 @@
-//! What Redis does in one step for us: three scripts, sent by their hash.
+//! What Redis does in one step for us: four scripts, sent by their hash.
 //!
 //! A server that has forgotten them (it restarted, or somebody said `SCRIPT FLUSH`) answers NOSCRIPT
 //! and has done nothing. Then they are loaded again, and whatever was refused is sent again.
@@ -11,7 +11,11 @@ use std::sync::LazyLock;
 
 static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/publish.lua")));
 static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/open.lua")));
+static ACKNOWLEDGE: LazyLock<Script> = LazyLock::new(|| Script::new(ACK));
 static REPAIR: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/repair.lua")));
+
+/// The code of [`Which::Ack`], for who has to teach it to a server.
+pub const ACK: &str = include_str!("lua/ack.lua");
 
 /// One of ours.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +26,8 @@ pub enum Which {
     Open,
     /// `lua/repair.lua`
     Repair,
+    /// `lua/ack.lua`
+    Ack,
 }
 
 /// `EVALSHA` of a script; the arguments are to be added behind the keys.
@@ -30,6 +36,7 @@ pub fn call(which: Which, keys: &[&str]) -> Cmd {
         Which::Publish => &PUBLISH,
         Which::Open => &OPEN,
         Which::Repair => &REPAIR,
+        Which::Ack => &ACKNOWLEDGE,
     };
     let mut call = redis::cmd("EVALSHA");
     call.arg(script.get_hash()).arg(keys.len()).arg(keys);
@@ -42,6 +49,7 @@ pub async fn load(mut cmd: MultiplexedConnection) -> RedisResult<()> {
         include_str!("lua/publish.lua"),
         include_str!("lua/open.lua"),
         include_str!("lua/repair.lua"),
+        ACK,
     ] {
         redis::cmd("SCRIPT").arg("LOAD").arg(code).exec_async(&mut cmd).await?;
     }

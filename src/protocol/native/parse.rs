@@ -1,7 +1,7 @@
 //! Bytes to [`Request`].
 //!
 //! Two steps. The scanner of [`json`] walks the message once and says where the values of our
-//! twelve keys lie; then only those that the command needs are read, each where it lies: a string
+//! fifteen keys lie; then only those that the command needs are read, each where it lies: a string
 //! without a backslash is borrowed as it is, one with escapes and `since` are parsed in place by
 //! simd-json. The payload is never parsed, only cut out.
 //!
@@ -11,9 +11,9 @@
 //! Invariants: a plain request allocates nothing; the payload's bytes are never written to; no
 //! input panics, and every refusal says which key is wrong and what to write instead.
 
-use crate::ids::{CONFLATE_KEY_BYTES_MAX, ConflateKey, NAME_BYTES_MAX, Position, is_name};
+use crate::ids::{CONFLATE_KEY_BYTES_MAX, ConflateKey, NAME_BYTES_MAX, Position, UpTo, is_name};
 use crate::protocol::json::{Fault, Members, Span};
-use crate::protocol::{Command, ErrorCode, Page, Rejected, Request, RequestId};
+use crate::protocol::{AckOf, Command, ErrorCode, Page, Rejected, Request, RequestId};
 
 /// The longest idempotency `key`, in bytes of text.
 pub const KEY_BYTES_MAX: usize = 128;
@@ -79,10 +79,13 @@ enum Field {
     Limit,
     Reverse,
     Info,
+    Ack,
+    Epoch,
+    Offset,
 }
 
 impl Field {
-    const ALL: [Field; 12] = [
+    const ALL: [Field; 15] = [
         Field::Type,
         Field::RoomId,
         Field::TargetUserId,
@@ -95,6 +98,9 @@ impl Field {
         Field::Limit,
         Field::Reverse,
         Field::Info,
+        Field::Ack,
+        Field::Epoch,
+        Field::Offset,
     ];
 
     fn as_str(self) -> &'static str {
@@ -111,6 +117,9 @@ impl Field {
             Field::Limit => "limit",
             Field::Reverse => "reverse",
             Field::Info => "info",
+            Field::Ack => "ack",
+            Field::Epoch => "epoch",
+            Field::Offset => "offset",
         }
     }
 
@@ -129,6 +138,9 @@ impl Field {
             b"limit" => Field::Limit,
             b"reverse" => Field::Reverse,
             b"info" => Field::Info,
+            b"ack" => Field::Ack,
+            b"epoch" => Field::Epoch,
+            b"offset" => Field::Offset,
             _ => return None,
         })
     }
@@ -170,6 +182,7 @@ enum Kind {
     Broadcast,
     Presence,
     History,
+    Ack,
     Ping,
 }
 
@@ -259,8 +272,9 @@ impl Fields {
             }
             Kind::Join => {
                 let since = self.since(message)?;
+                let ack = self.truth(Field::Ack, message)?.unwrap_or(false);
                 let (room, info) = self.room_and_info(message)?;
-                Ok(Command::Join { room, since, info })
+                Ok(Command::Join { room, since, info, ack })
             }
             Kind::Leave => Ok(Command::Leave { room: self.room(message)? }),
             Kind::Presence => Ok(Command::Presence { room: self.room(message)? }),
@@ -268,6 +282,7 @@ impl Fields {
                 let page = self.page(message)?;
                 Ok(Command::History { room: self.room(message)?, page })
             }
+            Kind::Ack => self.ack(message),
             Kind::Ping => Ok(Command::Ping),
         }
     }
@@ -291,6 +306,7 @@ impl Fields {
             "broadcast" => Kind::Broadcast,
             "presence" => Kind::Presence,
             "history" => Kind::History,
+            "ack" => Kind::Ack,
             "ping" => Kind::Ping,
             _ => return Err(unknown_type(name)),
         })
@@ -381,6 +397,37 @@ impl Fields {
                 "conflate_key must be a string of 1 to {CONFLATE_KEY_BYTES_MAX} bytes"
             ))),
         }
+    }
+
+    fn ack<'a>(&self, message: &'a mut [u8]) -> Result<Command<'a>, Refusal> {
+        let up_to = self.up_to(message)?;
+        let of = match (self.get(Field::RoomId), self.get(Field::TargetUserId)) {
+            (None, None) => AckOf::User(None),
+            (Some(_), None) => AckOf::Room(self.room(message)?),
+            (None, Some(span)) => {
+                AckOf::User(Some(name(Field::TargetUserId, span, &mut message[span.range()])?))
+            }
+            (Some(_), Some(_)) => {
+                return Err(bad_request("room_id and target_user_id are both there".into()));
+            }
+        };
+        Ok(Command::Ack { of, up_to })
+    }
+
+    /// How far a client has come. An epoch that is not one of ours is older than all of them.
+    fn up_to(&self, message: &mut [u8]) -> Result<UpTo, Refusal> {
+        let offset = plain_integer(&message[self.need(Field::Offset)?.range()]);
+        let Some(offset) = offset else {
+            return Err(bad_request("offset must be a non-negative integer".into()));
+        };
+        let epoch = match self.get(Field::Epoch) {
+            None => None,
+            Some(span) => {
+                let epoch = text(Field::Epoch, span, &mut message[span.range()])?;
+                Some(plain_integer(epoch.as_bytes()).unwrap_or(0))
+            }
+        };
+        Ok(UpTo { epoch, offset })
     }
 
     fn page(&self, message: &mut [u8]) -> Result<Page, Refusal> {
@@ -484,7 +531,7 @@ fn unknown_type(name: &str) -> Refusal {
         code: ErrorCode::UnknownType,
         message: format!(
             "type \"{shown}{cut}\" is unknown; known are join, leave, publish, send, broadcast, \
-             presence, history and ping"
+             presence, history, ack and ping"
         ),
     }
 }
@@ -517,7 +564,7 @@ mod tests {
     #[test]
     fn every_command_is_understood() {
         let (room, user, payload) = ("r", "u", b"1".as_slice());
-        let join = |since| Command::Join { room, since, info: None };
+        let join = |since| Command::Join { room, since, info: None, ack: false };
         let since = |epoch, offset| Some(Position { epoch, offset });
         let publish = |echo, key: Option<&str>| {
             let key = key.map(Into::into);
@@ -535,7 +582,7 @@ mod tests {
             ),
             (
                 r#"{"info":{"a" : "\u00e9"},"type":"join","room_id":"\u0072"}"#,
-                Command::Join { room, since: None, info: Some(r#"{"a" : "\u00e9"}"#) },
+                Command::Join { room, since: None, info: Some(r#"{"a" : "\u00e9"}"#), ack: false },
             ),
             (r#"{"type":"leave","room_id":"r"}"#, Command::Leave { room }),
             (r#"{"type":"publish","room_id":"r","payload":1}"#, publish(true, None)),
@@ -579,6 +626,45 @@ mod tests {
         ];
         for (message, command) in cases {
             understood(message, command);
+        }
+    }
+
+    #[test]
+    fn acknowledgements_are_understood() {
+        let ack = |of, epoch, offset| Command::Ack { of, up_to: UpTo { epoch, offset } };
+        let (room, own) = (AckOf::Room("r"), AckOf::User(None));
+        let join = Command::Join { room: "r", since: None, info: None, ack: true };
+        understood(r#"{"type":"join","room_id":"r","ack":true}"#, join);
+        for (message, command) in [
+            (r#"{"type":"ack","room_id":"r","offset":12}"#, ack(room, None, 12)),
+            (
+                r#"{"offset":0,"epoch":"1\u0037","room_id":"\u0072","type":"ack"}"#,
+                ack(room, Some(17), 0),
+            ),
+            (r#"{"type":"ack","offset":1,"epoch":"another's"}"#, ack(own, Some(0), 1)),
+            (
+                r#"{"type":"ack","target_user_id":"u","offset":18446744073709551615}"#,
+                ack(AckOf::User(Some("u")), None, u64::MAX),
+            ),
+        ] {
+            understood(message, command);
+        }
+        for (message, says) in [
+            (r#"{"type":"join","room_id":"r","ack":1}"#, "ack must be true or false"),
+            (r#"{"type":"ack","room_id":"r"}"#, "offset is missing"),
+            (r#"{"type":"ack","offset":-1}"#, "offset must be a non-negative integer"),
+            (r#"{"type":"ack","offset":1.0}"#, "offset must be"),
+            (r#"{"type":"ack","offset":"1"}"#, "offset must be"),
+            (r#"{"type":"ack","offset":18446744073709551616}"#, "offset must be"),
+            (r#"{"type":"ack","offset":1,"epoch":1}"#, "epoch must be a string"),
+            (r#"{"type":"ack","offset":1,"epoch":"\ud800"}"#, "epoch is not Unicode"),
+            (r#"{"type":"ack","offset":1,"room_id":""}"#, "room_id must be a string of 1 to"),
+            (r#"{"type":"ack","offset":1,"target_user_id":7}"#, "target_user_id must be"),
+            (r#"{"type":"ack","offset":1,"room_id":"r","target_user_id":"u"}"#, "both there"),
+        ] {
+            let Rejected { code, message: reason, .. } = refused(message);
+            assert_eq!(code, ErrorCode::BadRequest, "{message}");
+            assert!(reason.contains(says), "{message}: {reason}");
         }
     }
 

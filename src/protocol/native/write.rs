@@ -91,7 +91,12 @@ fn emit(event: &Event<'_>, out: &mut impl Sink) {
         Event::Message { topic, from, payload, position } => {
             message(*topic, *from, payload, *position, out);
         }
-        Event::Ok { id, room, position, recovery } => ok(*id, *room, *position, *recovery, out),
+        Event::Ok { id, room, position, recovery } => {
+            ok(*id, room.map(TopicKind::Room), *position, *recovery, out);
+        }
+        Event::Queue { user, position, recovery } => {
+            ok(None, Some(TopicKind::User(user)), Some(*position), *recovery, out);
+        }
         Event::History { id, room, position, messages } => {
             history(*id, room, *position, messages, out);
         }
@@ -158,15 +163,15 @@ fn message(
 
 fn ok(
     id: Option<&RequestId>,
-    room: Option<&str>,
+    topic: Option<TopicKind<'_>>,
     position: Option<Position>,
     recovery: Recovery,
     out: &mut impl Sink,
 ) {
     out.raw(br#"{"type":"ok""#);
     id_member(id, out);
-    if let Some(room) = room {
-        text_member(br#","room_id":""#, room, out);
+    if let Some(topic) = topic {
+        topic_member(topic, out);
     }
     if let Some(position) = position {
         position_members(position, out);
@@ -240,6 +245,23 @@ fn position_members(position: Position, out: &mut impl Sink) {
     out.number(position.epoch);
     out.raw(br#"","offset":"#);
     out.number(position.offset);
+}
+
+/// The position at the end of a message in a history: what [`write()`] has put there last. `None` for
+/// whatever else is said. May be asked of a whole WebSocket frame: only its end is looked at.
+pub fn position_at_end(message: &[u8]) -> Option<Position> {
+    let rest = message.strip_suffix(b"}")?;
+    let (rest, offset) = number_at_end(rest)?;
+    let rest = rest.strip_suffix(br#"","offset":"#)?;
+    let (rest, epoch) = number_at_end(rest)?;
+    rest.ends_with(br#","epoch":""#).then_some(Position { epoch, offset })
+}
+
+/// A number's digits, and what stands before them.
+fn number_at_end(text: &[u8]) -> Option<(&[u8], u64)> {
+    let digits = text.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
+    let (rest, digits) = text.split_at(text.len() - digits);
+    Some((rest, std::str::from_utf8(digits).ok()?.parse().ok()?))
 }
 
 /// `opening` is everything up to and with the value's first quote.
@@ -360,6 +382,14 @@ mod tests {
                 r#"{"type":"ok","room_id":"r","epoch":"1","offset":2,"recovered":true,"messages":3}"#,
             ),
             (
+                Event::Queue {
+                    user: "u",
+                    position: Position { epoch: 1, offset: 2 },
+                    recovery: Recovery::NotRecovered(Unrecovered::Trimmed),
+                },
+                r#"{"type":"ok","target_user_id":"u","epoch":"1","offset":2,"recovered":false,"reason":"trimmed"}"#,
+            ),
+            (
                 Event::History {
                     id: Some(&number),
                     room: "r",
@@ -373,6 +403,29 @@ mod tests {
                 r#"{"type":"message","room_id":"r","payload":{"a": 1.0},"epoch":"1","offset":2}"#,
             ),
         ]);
+    }
+
+    #[test]
+    fn the_position_of_a_message_is_read_from_its_end_and_from_nothing_else() {
+        let ends = |event: Event<'_>| {
+            let mut out = Vec::new();
+            write(&event, &mut out);
+            position_at_end(&out)
+        };
+        let at = Position { epoch: u64::MAX, offset: 12 };
+        let topic = TopicKind::Room("r");
+        let message =
+            |payload, position| ends(Event::Message { topic, from: None, payload, position });
+        assert_eq!(message(b"1", Some(at)), Some(at));
+        let looks_like_one = br#"{"a":1,"epoch":"7","offset":8}"#;
+        assert_eq!(message(looks_like_one, Some(at)), Some(at));
+        assert_eq!(message(looks_like_one, None), None);
+        assert_eq!(ends(Event::Lost { topic, count: 3 }), None);
+        let info = Some(r#"{"a":1,"epoch":"7","offset":8}"#);
+        assert_eq!(ends(Event::Joined { room: "r", user: "u", info }), None);
+        for bad in ["", "}", "1}", r#","offset":1}"#, r#","epoch":"","offset":1}"#] {
+            assert_eq!(position_at_end(bad.as_bytes()), None, "{bad}");
+        }
     }
 
     #[test]

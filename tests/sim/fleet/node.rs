@@ -163,6 +163,7 @@ impl Node {
             Uplink::Leave { topic, at } => self.local.leave(&topic, shard, at, now),
             Uplink::Publish(publish) => self.waiting.push_back(publish),
             Uplink::Recover(_) | Uplink::History(_) => panic!("nothing is kept here"),
+            Uplink::Acknowledge { .. } => panic!("nothing is kept here"),
             Uplink::Attend(_) | Uplink::Presence(_) => panic!("no room has presence here"),
         }
     }

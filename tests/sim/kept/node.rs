@@ -67,6 +67,9 @@ impl Node {
                 Uplink::History(ask) => self.embedded.history(ask, now, &mut self.local),
                 Uplink::Attend(attend) => self.embedded.attend(*attend, now),
                 Uplink::Presence(ask) => self.embedded.presence(ask, now),
+                Uplink::Acknowledge { topic, up_to } => {
+                    self.embedded.acknowledge(topic, up_to, now, &mut self.local);
+                }
             }
         }
         self.local.end.shards[at].made_room();

@@ -11,4 +11,4 @@ if not e then
   redis.call('HSET', KEYS[1], 'e', e, 's', 0, 'g', ARGV[1])
   redis.call('EXPIRE', KEYS[1], ARGV[2])
 end
-return redis.call('HMGET', KEYS[1], 'e', 's', 'l', 'g')
+return redis.call('HMGET', KEYS[1], 'e', 's', 'l', 'a')

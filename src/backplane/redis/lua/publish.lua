@@ -7,7 +7,7 @@
 -- answers {1, epoch, offset} said; {2, epoch, offset} it had been said under this key;
 --         {0, epoch, milliseconds} come again: the server is another one than last time
 --
--- meta: e epoch, s last offset, g generation, w "<generation> <end>" of the pause in which a new server
+-- meta: e epoch, s last offset, a what the user has acknowledged (lua/ack.lua), g generation, w "<generation> <end>" of the pause in which a new server
 -- is repaired, l "<epoch>:<offset> …" which epochs came before and how far they went, newest first.
 if ARGV[8] ~= '0' then
   local said = redis.call('GET', KEYS[3])

@@ -1,0 +1,478 @@
+//! Members who acknowledge what they hear, and which of them lag behind.
+//!
+//! A side table: a room stands here while it has such members, and nobody else pays for it but by a
+//! bit in its topic ([`super::hub::Topic::has_acks`]), looked at once for each frame, not for each
+//! member. The position of a message is read from the end of its frame, where it was written.
+//!
+//! A member is *lagging* when a message was handed out to it longer than `ack_timeout_ms` ago and it
+//! has not acknowledged it. When each message came is not kept: a room marks, a few times in one
+//! timeout, how far it had come by then ([`Marks`]), so what a member lags behind is known a little
+//! late and never early. Nothing has a timer: who lags is counted when somebody asks, and a share of
+//! all members at each tick of the shard, for the gauge.
+//!
+//! Positions are compared by epoch, then offset. Epochs grow; where offsets go on under another epoch
+//! (after a failover) what was acknowledged under the earlier one counts, and where they begin anew
+//! it does not.
+//!
+//! Invariant: whoever stands here is a member of the topic, admitted with a position.
+
+use super::Shard;
+use super::commands::No;
+use crate::ids::{ConnId, Position, TopicId, UpTo};
+use crate::link::AckReport;
+use crate::protocol::{ErrorCode, Event, Recovery, RequestId, native};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+/// Marks in one timeout.
+const MARKS_PER_TIMEOUT: u64 = 16;
+/// Members that are looked at in one tick, for the gauge. A million are looked through in a few
+/// seconds. Never measured.
+const LOOKS_PER_TICK: usize = 16 * 1024;
+
+/// All rooms with members who acknowledge.
+#[derive(Debug, Default)]
+pub(super) struct Acks {
+    /// By the topic's index, in an order in which a walk can be taken up again.
+    rooms: BTreeMap<u32, Room>,
+    members: usize,
+    /// Members that lagged when each room was last looked through.
+    lagging: usize,
+    look: Look,
+}
+
+/// How far the walk over all members has come.
+#[derive(Debug, Default)]
+struct Look {
+    room: u32,
+    place: usize,
+    found: usize,
+}
+
+#[derive(Debug)]
+struct Room {
+    timeout_ms: u64,
+    /// The first epoch of those whose offsets go on.
+    began: u64,
+    /// The newest message that was handed out, or where the history was before any.
+    top: Position,
+    marks: Marks,
+    members: Vec<Member>,
+    /// Where each stands in `members`.
+    places: HashMap<ConnId, u32>,
+    /// How many lagged when it was last looked through.
+    lagging: usize,
+}
+
+#[derive(Debug)]
+struct Member {
+    conn: ConnId,
+    /// The last message that it has acknowledged, and all before it.
+    offset: u64,
+    /// Since when it is asked to.
+    since_ms: u64,
+}
+
+/// How far a room had come by when.
+#[derive(Debug, Default)]
+struct Marks {
+    /// Everything up to this offset is older than the timeout.
+    due: u64,
+    /// By this time, up to this offset; oldest first.
+    recent: VecDeque<(u64, u64)>,
+}
+
+/// Why an acknowledgement is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refused {
+    /// It is not one of those who acknowledge.
+    NotAsked,
+    /// Nothing was handed out there yet.
+    Beyond,
+}
+
+impl Marks {
+    /// Messages up to `offset` are there now.
+    fn note(&mut self, offset: u64, now_ms: u64, timeout_ms: u64) {
+        let step_ms = timeout_ms.div_ceil(MARKS_PER_TIMEOUT).max(1);
+        let by_ms = (now_ms / step_ms + 1) * step_ms;
+        match self.recent.back_mut() {
+            Some((at_ms, top)) if *at_ms == by_ms => *top = offset,
+            _ => self.recent.push_back((by_ms, offset)),
+        }
+        self.due(now_ms, timeout_ms);
+    }
+
+    /// What is older than the timeout.
+    fn due(&mut self, now_ms: u64, timeout_ms: u64) -> u64 {
+        let is_due = |mark: &&(u64, u64)| mark.0.saturating_add(timeout_ms) <= now_ms;
+        while let Some((_, offset)) = self.recent.front().filter(is_due) {
+            self.due = *offset;
+            self.recent.pop_front();
+        }
+        self.due
+    }
+}
+
+impl Room {
+    fn new(timeout_ms: u64, at: Position) -> Room {
+        Room {
+            timeout_ms,
+            began: at.epoch,
+            top: at,
+            marks: Marks::default(),
+            members: Vec::new(),
+            places: HashMap::new(),
+            lagging: 0,
+        }
+    }
+
+    /// The history has come to `at`; before that it was at `before` of the same epoch.
+    fn advance(&mut self, at: Position, before: u64, now_ms: u64) {
+        let is_newer = (at.epoch, at.offset) > (self.top.epoch, self.top.offset);
+        if !is_newer {
+            return; // told meanwhile by a newer one
+        }
+        if at.epoch != self.top.epoch && before < self.top.offset {
+            self.began = at.epoch;
+            self.marks = Marks::default();
+            self.members.iter_mut().for_each(|member| member.offset = member.offset.min(before));
+        }
+        self.top = at;
+        self.marks.note(at.offset, now_ms, self.timeout_ms);
+    }
+
+    fn acknowledge(&mut self, conn: ConnId, up_to: UpTo) -> Result<(), Refused> {
+        let place = *self.places.get(&conn).ok_or(Refused::NotAsked)? as usize;
+        let epoch = up_to.epoch.unwrap_or(self.top.epoch);
+        if epoch < self.began {
+            return Ok(()); // of a history that is over
+        }
+        if epoch > self.top.epoch || up_to.offset > self.top.offset {
+            return Err(Refused::Beyond);
+        }
+        let member = &mut self.members[place];
+        member.offset = member.offset.max(up_to.offset);
+        Ok(())
+    }
+
+    /// Members from `place` on that lag, at most `most` of them looked at.
+    fn lagging(&mut self, place: usize, most: usize, now_ms: u64) -> usize {
+        let (due, timeout_ms) = (self.marks.due(now_ms, self.timeout_ms), self.timeout_ms);
+        let is_lagging = |member: &&Member| {
+            member.offset < due && member.since_ms.saturating_add(timeout_ms) <= now_ms
+        };
+        self.members.iter().skip(place).take(most).filter(is_lagging).count()
+    }
+}
+
+impl Acks {
+    /// How many members acknowledge.
+    pub(super) fn members(&self) -> usize {
+        self.members
+    }
+
+    /// How many of them lagged when they were last looked at.
+    pub(super) fn lagging(&self) -> usize {
+        self.lagging
+    }
+
+    /// A frame of a topic that stands here is handed out.
+    pub(super) fn note(&mut self, topic: u32, frame: &[u8], now_ms: u64) {
+        let Some(room) = self.rooms.get_mut(&topic) else { return };
+        if let Some(at) = native::position_at_end(frame) {
+            room.advance(at, at.offset.saturating_sub(1), now_ms);
+        }
+    }
+
+    /// A member acknowledges from here on. `at` is where the history is, `heard` what it has heard of
+    /// it already.
+    fn admit(
+        &mut self,
+        topic: u32,
+        conn: ConnId,
+        timeout_ms: u64,
+        at: Position,
+        heard: u64,
+        now_ms: u64,
+    ) {
+        let room = self.rooms.entry(topic).or_insert_with(|| Room::new(timeout_ms, at));
+        room.advance(at, at.offset, now_ms);
+        if room.members.is_empty() && heard < at.offset {
+            room.marks.note(at.offset, now_ms, timeout_ms);
+        }
+        if !room.places.contains_key(&conn) {
+            room.places.insert(conn, room.members.len() as u32);
+            room.members.push(Member { conn, offset: heard, since_ms: now_ms });
+            self.members += 1;
+        }
+    }
+
+    fn acknowledge(&mut self, topic: u32, conn: ConnId, up_to: UpTo) -> Result<(), Refused> {
+        let room = self.rooms.get_mut(&topic).ok_or(Refused::NotAsked)?;
+        room.acknowledge(conn, up_to)
+    }
+
+    /// A member leaves, or has never stood here. Whether the room has none left.
+    fn forget(&mut self, topic: u32, conn: ConnId) -> bool {
+        let Some(room) = self.rooms.get_mut(&topic) else { return true };
+        let Some(place) = room.places.remove(&conn) else { return false };
+        room.members.swap_remove(place as usize);
+        if let Some(moved) = room.members.get(place as usize) {
+            room.places.insert(moved.conn, place);
+        }
+        self.members -= 1;
+        let is_last = room.members.is_empty();
+        if is_last {
+            self.lagging -= room.lagging;
+            self.rooms.remove(&topic);
+        }
+        is_last
+    }
+
+    fn report(&mut self, topic: u32, now_ms: u64) -> AckReport {
+        let Some(room) = self.rooms.get_mut(&topic) else { return AckReport::default() };
+        AckReport {
+            members: room.members.len(),
+            lagging: room.lagging(0, usize::MAX, now_ms),
+            lowest_offset: room.members.iter().map(|member| member.offset).min(),
+        }
+    }
+
+    /// Looks at a share of all members. Who leaves meanwhile may hide another one from it until the
+    /// next walk: a gauge may be wrong by that.
+    pub(super) fn look(&mut self, now_ms: u64) {
+        let mut left = LOOKS_PER_TICK;
+        let mut rooms_left = self.rooms.len();
+        while left > 0 && rooms_left > 0 {
+            let Some((&index, room)) = self.rooms.range_mut(self.look.room..).next() else {
+                self.look = Look::default();
+                continue;
+            };
+            if index != self.look.room {
+                self.look = Look { room: index, ..Look::default() };
+            }
+            self.look.found += room.lagging(self.look.place, left, now_ms);
+            self.look.place += left;
+            // A room costs a look of its own, so that a million small ones are shared out too.
+            left = left.saturating_sub(1 + room.members.len().min(left));
+            if self.look.place >= room.members.len() {
+                let found = self.look.found.min(room.members.len());
+                self.lagging = self.lagging + found - room.lagging;
+                room.lagging = found;
+                self.look = Look { room: index.wrapping_add(1), ..Look::default() };
+                rooms_left -= 1;
+            }
+        }
+    }
+}
+
+impl Shard {
+    /// A member who was just admitted acknowledges what it hears.
+    pub(super) fn begin_acks(
+        &mut self,
+        conn: ConnId,
+        at: TopicId,
+        position: Position,
+        recovery: Recovery,
+    ) {
+        let now_ms = self.life.now_ms;
+        let topic = self.hub.get_mut(at).expect("it was just admitted to it");
+        topic.has_acks = true;
+        let timeout_ms = self.config.namespaces.policy(topic.name().kind()).ack_timeout_ms;
+        let missed = match recovery {
+            Recovery::Recovered { messages } => messages,
+            Recovery::NotAsked | Recovery::NotRecovered(_) => 0,
+        };
+        let heard = position.offset.saturating_sub(missed);
+        self.acks.admit(at.0.index, conn, timeout_ms, position, heard, now_ms);
+    }
+
+    /// A connection is about to leave a topic.
+    pub(super) fn end_acks(&mut self, conn: ConnId, index: u32) {
+        if self.hub.at(index).has_acks && self.acks.forget(index, conn) {
+            let at = self.hub.id_at(index);
+            self.hub.get_mut(at).expect("it was just looked at").has_acks = false;
+        }
+    }
+
+    /// A member has dealt with what it heard.
+    pub(super) fn on_ack_room(
+        &mut self,
+        conn: ConnId,
+        room: &str,
+        up_to: UpTo,
+        id: Option<&RequestId>,
+    ) -> Result<(), No> {
+        if !self.config.namespaces.policy_of_room(room).has_acks() {
+            return Err(No(ErrorCode::NotEnabled, "this room takes no acknowledgements"));
+        }
+        let acknowledged = match self.hub.find_room(room) {
+            Some(at) => self.acks.acknowledge(at.0.index, conn, up_to),
+            None => Err(Refused::NotAsked),
+        };
+        match acknowledged {
+            Ok(()) => self.counters.acks += 1,
+            Err(Refused::NotAsked) => {
+                let message = "join the room with \"ack\":true before you acknowledge";
+                return Err(No(ErrorCode::NotJoined, message));
+            }
+            Err(Refused::Beyond) => {
+                let message = "offset: nothing was sent to this room so far on";
+                return Err(No(ErrorCode::BadRequest, message));
+            }
+        }
+        if id.is_some() {
+            let (position, recovery) = (None, Recovery::NotAsked);
+            self.say(conn, &Event::Ok { id, room: Some(room), position, recovery });
+        }
+        Ok(())
+    }
+
+    /// Who acknowledges in a room, and who lags.
+    pub(super) fn ack_report(&mut self, at: TopicId) -> AckReport {
+        self.acks.report(at.0.index, self.life.now_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::SlotId;
+
+    const TIMEOUT_MS: u64 = 1600;
+
+    fn conn(index: u32) -> ConnId {
+        ConnId(SlotId { index, generation: 0 })
+    }
+
+    fn at(epoch: u64, offset: u64) -> Position {
+        Position { epoch, offset }
+    }
+
+    fn up_to(offset: u64) -> UpTo {
+        UpTo { epoch: None, offset }
+    }
+
+    fn frame(at: Position) -> Vec<u8> {
+        let mut frame = Vec::new();
+        let topic = crate::ids::TopicKind::Room("r");
+        let message = Event::Message { topic, from: None, payload: b"1", position: Some(at) };
+        native::write(&message, &mut frame);
+        frame
+    }
+
+    /// Room 3, and one member who has heard everything up to offset 10.
+    fn acks() -> Acks {
+        let mut acks = Acks::default();
+        acks.admit(3, conn(1), TIMEOUT_MS, at(7, 10), 10, 0);
+        acks
+    }
+
+    fn report(acks: &mut Acks, now_ms: u64) -> (usize, usize, Option<u64>) {
+        let AckReport { members, lagging, lowest_offset } = acks.report(3, now_ms);
+        acks.look(now_ms);
+        assert_eq!((acks.members(), acks.lagging()), (members, lagging), "at {now_ms}");
+        (members, lagging, lowest_offset)
+    }
+
+    #[test]
+    fn who_has_not_acknowledged_a_message_in_time_is_lagging() {
+        let mut acks = acks();
+        assert_eq!(report(&mut acks, 1_000_000), (1, 0, Some(10)), "nothing was said");
+        acks.note(3, &frame(at(7, 11)), 1_000_050);
+        assert_eq!(report(&mut acks, 1_001_650), (1, 0, Some(10)), "never early");
+        assert_eq!(report(&mut acks, 1_001_700), (1, 1, Some(10)), "at most a step late");
+        assert_eq!(acks.acknowledge(3, conn(1), up_to(11)), Ok(()));
+        assert_eq!(report(&mut acks, 1_001_700), (1, 0, Some(11)));
+    }
+
+    #[test]
+    fn who_follows_at_a_distance_is_not_lagging() {
+        let mut acks = acks();
+        for offset in 11..1000 {
+            let now_ms = offset * 100;
+            acks.note(3, &frame(at(7, offset)), now_ms);
+            acks.acknowledge(3, conn(1), up_to(offset - 1)).unwrap();
+            assert_eq!(report(&mut acks, now_ms), (1, 0, Some(offset - 1)));
+        }
+        assert!(acks.rooms[&3].marks.recent.len() <= MARKS_PER_TIMEOUT as usize + 2);
+        assert_eq!(report(&mut acks, 102_000), (1, 1, Some(998)), "and then it stopped");
+    }
+
+    #[test]
+    fn what_was_brought_back_is_to_be_acknowledged_too() {
+        let mut acks = acks();
+        acks.note(3, &frame(at(7, 20)), 100);
+        acks.acknowledge(3, conn(1), up_to(20)).unwrap();
+        acks.admit(3, conn(2), TIMEOUT_MS, at(7, 20), 5, 100_000);
+        assert_eq!(report(&mut acks, 100_100), (2, 0, Some(5)), "it has just come");
+        assert_eq!(report(&mut acks, 101_600), (2, 1, Some(5)));
+        let mut first = Acks::default();
+        first.admit(3, conn(2), TIMEOUT_MS, at(7, 20), 5, 100_000);
+        assert_eq!(report(&mut first, 101_700), (1, 1, Some(5)), "also if nothing is said again");
+    }
+
+    #[test]
+    fn only_what_was_handed_out_can_be_acknowledged() {
+        let mut acks = acks();
+        let of = |epoch, offset| UpTo { epoch: Some(epoch), offset };
+        assert_eq!(acks.acknowledge(3, conn(1), up_to(11)), Err(Refused::Beyond));
+        assert_eq!(acks.acknowledge(3, conn(1), of(8, 1)), Err(Refused::Beyond));
+        assert_eq!(acks.acknowledge(3, conn(2), up_to(1)), Err(Refused::NotAsked));
+        assert_eq!(acks.acknowledge(4, conn(1), up_to(1)), Err(Refused::NotAsked));
+        acks.note(3, &frame(at(7, 11)), 0);
+        for (up_to, lowest) in [(of(7, 11), 11), (up_to(3), 11), (of(6, 99), 11), (of(0, 1), 11)] {
+            assert_eq!(acks.acknowledge(3, conn(1), up_to), Ok(()), "{up_to:?}");
+            assert_eq!(report(&mut acks, 0), (1, 0, Some(lowest)));
+        }
+    }
+
+    #[test]
+    fn an_epoch_that_goes_on_is_the_same_history_and_one_that_begins_is_another() {
+        let of = |epoch, offset| UpTo { epoch: Some(epoch), offset };
+        let mut acks = acks();
+        acks.note(3, &frame(at(8, 11)), 0);
+        acks.acknowledge(3, conn(1), of(7, 10)).unwrap();
+        acks.admit(3, conn(2), TIMEOUT_MS, at(9, 11), 11, 0);
+        acks.acknowledge(3, conn(1), of(8, 11)).unwrap();
+        assert_eq!(report(&mut acks, 0), (2, 0, Some(11)));
+        acks.note(3, &frame(at(10, 1)), 0);
+        assert_eq!(report(&mut acks, 0), (2, 0, Some(0)), "it has begun anew");
+        acks.acknowledge(3, conn(1), of(9, 11)).unwrap();
+        assert_eq!(report(&mut acks, 5_000), (2, 2, Some(0)), "that was the other one");
+        acks.acknowledge(3, conn(1), of(10, 1)).unwrap();
+        assert_eq!(report(&mut acks, 5_000), (2, 1, Some(0)));
+        acks.note(3, &frame(at(9, 12)), 0);
+        assert_eq!(acks.rooms[&3].top, at(10, 1), "late news change nothing");
+    }
+
+    #[test]
+    fn who_leaves_leaves_nothing_behind() {
+        let mut acks = acks();
+        for index in 2..100 {
+            acks.admit(3, conn(index), TIMEOUT_MS, at(7, 10), 10, 0);
+            acks.admit(index + 10, conn(index), TIMEOUT_MS, at(7, 10), 0, 0);
+        }
+        acks.admit(3, conn(2), TIMEOUT_MS, at(7, 10), 10, 0);
+        assert_eq!(acks.members(), 99 + 98, "nobody stands twice");
+        acks.look(10_000);
+        assert_eq!(acks.lagging(), 98);
+        for index in 1..100 {
+            assert_eq!(acks.forget(3, conn(index)), index == 99);
+            assert!(acks.forget(index + 10, conn(index)));
+        }
+        assert_eq!((acks.members(), acks.lagging(), acks.rooms.len()), (0, 0, 0));
+        assert!(acks.forget(3, conn(1)));
+    }
+
+    #[test]
+    fn a_million_members_are_looked_at_a_share_at_a_time() {
+        let mut acks = Acks::default();
+        let all = 3 * LOOKS_PER_TICK as u32;
+        (0..all).for_each(|index| acks.admit(3, conn(index), TIMEOUT_MS, at(7, 10), 0, 0));
+        acks.look(10_000);
+        assert_eq!(acks.lagging(), 0, "not all of them yet");
+        (0..4).for_each(|_| acks.look(10_000));
+        assert_eq!(acks.lagging(), all as usize);
+    }
+}

@@ -1,0 +1,96 @@
+//! What is kept for users: connections that first hear what their user has not acknowledged.
+//!
+//! Such a connection enters its user's topic the way one enters a room with a history (`kept.rs`): it
+//! asks the backplane, and is admitted between what the answer holds and what follows. Until then it
+//! is in no topic of its user, and what it hears of it later it hears once and in order.
+//!
+//! What was acknowledged is kept with the messages, not here: it is the same for all connections of
+//! the user, on any node. An acknowledgement only passes through.
+//!
+//! Invariant: a connection's first topic is its user's, but while it stands in [`Queues`]; then its
+//! user's name is there.
+
+use super::Shard;
+use super::commands::{No, Wish};
+use crate::ids::{ConnId, Position, TopicId, TopicKind, TopicName, UpTo};
+use crate::link::{Recovered, Uplink};
+use crate::protocol::{ErrorCode, Event, Recovery, RequestId, Unrecovered};
+use std::collections::HashMap;
+
+/// Connections that wait to be in their user's topic. Empty nearly always.
+#[derive(Debug, Default)]
+pub(super) struct Queues {
+    users: HashMap<ConnId, TopicName>,
+}
+
+impl Queues {
+    /// The user's topic of a connection that waits for it.
+    pub(super) fn user_of(&self, conn: ConnId) -> Option<&TopicName> {
+        self.users.get(&conn)
+    }
+
+    /// A connection has gone.
+    pub(super) fn forget(&mut self, conn: ConnId) {
+        self.users.remove(&conn);
+    }
+}
+
+impl Shard {
+    /// A connection has come whose user's messages are kept. `false`: there are as many topics as
+    /// there may be.
+    pub(super) fn open_queue(&mut self, conn: ConnId, name: TopicName) -> bool {
+        let Some(at) = self.open_kept(&name) else { return false };
+        self.ask_position(conn, at, &name, Wish::default(), None);
+        self.queues.users.insert(conn, name);
+        true
+    }
+
+    /// A connection is in its user's topic from here on, and that is its first one.
+    pub(super) fn admit_user(&mut self, user: &str, recovered: Recovered) {
+        let Recovered { at, conn, position, recovery, missed, .. } = recovered;
+        self.queues.forget(conn);
+        let c = self.conns.get_mut(conn.0).expect("who has gone is no longer pending");
+        self.hub.join(at, conn.0.index, c);
+        self.hub.bring_first(&mut self.conns, conn.0.index);
+        self.say(conn, &Event::Queue { user, position, recovery });
+        if !missed.is_empty() {
+            self.queue_reply(conn, missed, false);
+        }
+        if recovery == Recovery::NotRecovered(Unrecovered::Epoch) {
+            self.mark_told(at, position);
+        }
+    }
+
+    /// Somebody was told that nothing is known of before this history: from now on something is.
+    fn mark_told(&mut self, at: TopicId, position: Position) {
+        let topic = self.hub.at(at.0.index).name().clone();
+        let up_to = UpTo { epoch: Some(position.epoch), offset: 0 };
+        self.uplink.push_back(Uplink::Acknowledge { topic, up_to });
+    }
+
+    /// A user has dealt with messages to it.
+    pub(super) fn on_ack_user(
+        &mut self,
+        conn: ConnId,
+        named: Option<&str>,
+        up_to: UpTo,
+        id: Option<&RequestId>,
+    ) -> Result<(), No> {
+        let topic = self.user_of(conn);
+        if named.is_some_and(|named| TopicKind::User(named) != topic.kind()) {
+            let message = "only messages to oneself can be acknowledged";
+            return Err(No(ErrorCode::Forbidden, message));
+        }
+        if !self.config.namespaces.policy(topic.kind()).has_history() {
+            let message = "messages to this user are not kept: there is nothing to acknowledge";
+            return Err(No(ErrorCode::NotEnabled, message));
+        }
+        self.counters.acks_of_users += 1;
+        self.uplink.push_back(Uplink::Acknowledge { topic, up_to });
+        if id.is_some() {
+            let (room, position, recovery) = (None, None, Recovery::NotAsked);
+            self.say(conn, &Event::Ok { id, room, position, recovery });
+        }
+        Ok(())
+    }
+}

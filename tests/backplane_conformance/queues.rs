@@ -1,0 +1,277 @@
+//! What holds for messages that are kept for users, in process and through Redis; and what only a
+//! server can do to acknowledgements.
+
+use crate::redis::wait_until;
+use crate::world::{Build, Heard, Shard, World, payload_of};
+use campanile::ids::{Position, TopicName};
+use campanile::link::Outcome;
+use campanile::protocol::{Recovery, Unrecovered};
+
+const META: &str = "test:{p821}:h:u:ann";
+const STREAM: &str = "test:{p821}:s:u:ann";
+
+fn ann() -> TopicName {
+    TopicName::user("ann")
+}
+
+/// Sends so many numbers and waits for each; answers where the last one stands.
+fn send(shard: &Shard, numbers: std::ops::RangeInclusive<u64>) -> Position {
+    let mut last = None;
+    for number in numbers {
+        shard.publish_keyed(&ann(), &number.to_string(), number, Some(&number.to_string()));
+        last = Some(accepted(shard, number));
+    }
+    last.expect("at least one")
+}
+
+fn accepted(shard: &Shard, wanted: u64) -> Position {
+    loop {
+        match shard.hear() {
+            Heard::Ack { id, outcome: Outcome::Accepted(Some(at)), .. } if id == Some(wanted) => {
+                return at;
+            }
+            Heard::Frame { .. } => {}
+            other => panic!("not the answer: {other:?}"),
+        }
+    }
+}
+
+/// A connection of the user comes: what it is brought.
+fn come(shard: &Shard) -> (Recovery, Vec<u64>) {
+    shard.recover(&ann(), 5, 99, None);
+    loop {
+        match shard.hear() {
+            Heard::Recovered { ticket: 99, position, recovery, missed, .. } => {
+                let number = |json: &String| payload_of(json).parse().expect("a number");
+                let missed: Vec<u64> = missed.iter().map(number).collect();
+                assert!(missed.is_empty() || missed.is_sorted());
+                assert!(missed.last().is_none_or(|last| *last == position.offset));
+                return (recovery, missed);
+            }
+            Heard::Frame { .. } => {}
+            other => panic!("not the answer: {other:?}"),
+        }
+    }
+}
+
+/// The first connection of a shard comes.
+fn enter(shard: &Shard) -> (Recovery, Vec<u64>) {
+    shard.join(&ann(), 5);
+    loop {
+        match shard.hear() {
+            Heard::Joined(5) => return come(shard),
+            Heard::Frame { .. } => {}
+            other => panic!("not the answer: {other:?}"),
+        }
+    }
+}
+
+/// As the shard does when it has told the first connection.
+fn mark(shard: &Shard, at: Position) {
+    shard.acknowledge(&ann(), Some(at.epoch), 0);
+}
+
+fn stored(world: &World) -> u64 {
+    world.nodes.iter().map(|node| node.counters().acks_stored).sum()
+}
+
+/// Waits until so many acknowledgements are where they are kept.
+fn wait_for_stored(world: &World, count: u64) {
+    wait_until("acknowledgements are stored", || stored(world) >= count);
+}
+
+fn all(messages: u64) -> Recovery {
+    Recovery::Recovered { messages }
+}
+
+fn not(why: Unrecovered) -> Recovery {
+    Recovery::NotRecovered(why)
+}
+
+fn numbers(range: std::ops::RangeInclusive<u64>) -> Vec<u64> {
+    range.collect()
+}
+
+pub fn what_was_not_acknowledged_is_brought_wherever_the_user_comes_back(world: World) {
+    let (speaker, hearer) = world.two_shards();
+    let at = send(speaker, 1..=5);
+    assert_eq!(enter(hearer), (not(Unrecovered::Epoch), numbers(1..=5)), "nobody was told before");
+    mark(hearer, at);
+    assert_eq!(come(hearer), (all(5), numbers(1..=5)), "no acknowledgement, all of it again");
+    hearer.acknowledge(&ann(), Some(at.epoch), 3);
+    assert_eq!(come(hearer), (all(2), numbers(4..=5)), "known here at once");
+    wait_for_stored(&world, 1);
+    assert_eq!(enter(speaker), (all(2), numbers(4..=5)), "and elsewhere soon");
+    speaker.acknowledge(&ann(), None, 4);
+    wait_until("it is known on the other side", || come(hearer) == (all(1), numbers(5..=5)));
+    send(speaker, 6..=7);
+    assert_eq!(come(speaker), (all(3), numbers(5..=7)));
+    assert_eq!(come(hearer), (all(3), numbers(5..=7)));
+}
+
+pub fn acknowledgements_only_rise_and_only_for_what_was_sent(world: World) {
+    let (speaker, hearer) = world.two_shards();
+    let at = send(speaker, 1..=5);
+    enter(hearer);
+    hearer.acknowledge(&ann(), Some(at.epoch), 3);
+    assert_eq!(come(hearer), (all(2), numbers(4..=5)));
+    for (epoch, offset) in
+        [(Some(at.epoch), 1), (Some(at.epoch - 1), 5), (Some(at.epoch + 1), 5), (None, 6)]
+    {
+        hearer.acknowledge(&ann(), epoch, offset);
+        assert_eq!(come(hearer), (all(2), numbers(4..=5)), "{epoch:?} {offset}");
+    }
+    let ended = || world.nodes.iter().map(|node| node.counters().acks_ignored).sum::<u64>();
+    wait_until("those that are wrong are counted", || ended() >= 1);
+    assert_eq!(enter(speaker), (all(2), numbers(4..=5)));
+}
+
+pub fn what_is_no_longer_kept_is_said_and_the_rest_is_brought(world: World) {
+    let (speaker, hearer) = world.two_shards();
+    let at = send(speaker, 1..=25);
+    enter(hearer);
+    hearer.acknowledge(&ann(), Some(at.epoch), 5);
+    assert_eq!(come(hearer), (not(Unrecovered::Trimmed), numbers(16..=25)));
+    hearer.acknowledge(&ann(), Some(at.epoch), 15);
+    assert_eq!(come(hearer), (all(10), numbers(16..=25)), "the one before is acknowledged");
+}
+
+pub fn a_retry_to_a_user_is_sent_once(world: World) {
+    let (speaker, hearer) = world.two_shards();
+    let mut offsets = Vec::new();
+    for (id, key) in [(1, "a"), (2, "a"), (3, "b")] {
+        speaker.publish_keyed(&ann(), &id.to_string(), id, Some(key));
+        offsets.push(accepted(speaker, id).offset);
+    }
+    assert_eq!(offsets, [1, 1, 2]);
+    hearer.join_and_hear(&ann(), 5);
+    hearer.recover(&ann(), 5, 1, None);
+    let Heard::Recovered { missed, .. } = hearer.hear() else { panic!("not the answer") };
+    let missed: Vec<_> = missed.iter().map(|json| payload_of(json)).collect();
+    assert_eq!(missed, ["1", "3"]);
+}
+
+pub fn what_is_brought_stands_between_what_came_before_and_what_follows(world: World) {
+    let (speaker, hearer) = world.two_shards();
+    enter(hearer);
+    hearer.acknowledge(&ann(), None, 0);
+    for number in 1..=100 {
+        speaker.publish(&ann(), &number.to_string());
+        if number % 20 == 0 {
+            hearer.recover(&ann(), 5, number, None);
+        }
+    }
+    let (mut last, mut answers) = (0, 0);
+    while last < 100 || answers < 5 {
+        match hearer.hear() {
+            Heard::Frame { json, .. } => {
+                last += 1;
+                assert_eq!(payload_of(&json), last.to_string());
+            }
+            Heard::Recovered { position, missed, .. } => {
+                answers += 1;
+                assert_eq!(position.offset, last, "up to the last frame before it");
+                assert_eq!(missed.len() as u64, last.min(10), "as many as are kept");
+            }
+            other => panic!("neither: {other:?}"),
+        }
+    }
+}
+
+// --- what only a server does ---
+
+fn through_redis() -> World {
+    World::redis(Build { nodes: 1, ..crate::queued() })
+}
+
+fn redis(world: &World, command: &[&str]) -> String {
+    format!("{:?}", world.redis.as_ref().unwrap().command(command))
+}
+
+fn cut(world: &World) {
+    let before = world.nodes[0].counters().reconnects;
+    redis(world, &["CLIENT", "KILL", "TYPE", "pubsub"]);
+    wait_until("the cut is noticed", || world.nodes[0].counters().reconnects > before);
+    world.wait_until_up(true);
+}
+
+#[test]
+fn an_acknowledgement_waits_for_the_server_and_only_the_newest_is_sent() {
+    let world = through_redis();
+    let (speaker, hearer) = world.two_shards();
+    let at = send(speaker, 1..=9);
+    enter(hearer);
+    let server = world.redis.as_ref().unwrap();
+    server.freeze();
+    world.wait_until_up(false);
+    (1..=7).for_each(|offset| hearer.acknowledge(&ann(), Some(at.epoch), offset));
+    server.thaw();
+    world.wait_until_up(true);
+    wait_for_stored(&world, 1);
+    assert!(redis(&world, &["HGET", META, "a"]).contains('7'));
+    assert_eq!(stored(&world), 1, "seven in one");
+    assert_eq!(world.nodes[0].counters().acks_waiting, 0);
+}
+
+#[test]
+fn a_server_that_forgot_its_scripts_is_taught_the_one_for_acknowledgements() {
+    let world = through_redis();
+    let (speaker, hearer) = world.two_shards();
+    let at = send(speaker, 1..=3);
+    enter(hearer);
+    redis(&world, &["SCRIPT", "FLUSH"]);
+    hearer.acknowledge(&ann(), Some(at.epoch), 2);
+    wait_for_stored(&world, 1);
+    assert_eq!(enter(speaker), (all(1), numbers(3..=3)));
+    assert_eq!(world.nodes[0].counters().reconnects, 0);
+}
+
+#[test]
+fn an_acknowledgement_holds_across_a_failover() {
+    let world = through_redis();
+    let (speaker, hearer) = world.two_shards();
+    let before = send(speaker, 1..=4);
+    enter(hearer);
+    // The server is another one by now, with the same messages.
+    redis(&world, &["HSET", META, "g", "another"]);
+    let after = send(speaker, 5..=6);
+    assert!(after.epoch > before.epoch && after.offset == 6);
+    hearer.acknowledge(&ann(), Some(before.epoch), 3);
+    wait_for_stored(&world, 1);
+    hearer.acknowledge(&ann(), Some(before.epoch), 5);
+    wait_until("it is none of that epoch", || world.nodes[0].counters().acks_ignored == 1);
+    assert_eq!(enter(speaker), (all(3), numbers(4..=6)));
+    hearer.acknowledge(&ann(), Some(after.epoch), 5);
+    assert_eq!(come(hearer), (all(1), numbers(6..=6)));
+}
+
+#[test]
+fn what_has_expired_or_was_lost_with_the_server_is_said() {
+    let world = through_redis();
+    let (speaker, hearer) = world.two_shards();
+    let at = send(speaker, 1..=4);
+    // Its messages are gone, and it is known that there were some.
+    redis(&world, &["DEL", STREAM]);
+    redis(&world, &["HSET", META, "a", "1"]);
+    assert_eq!(enter(hearer), (not(Unrecovered::Trimmed), vec![]));
+    hearer.acknowledge(&ann(), Some(at.epoch), 4);
+    wait_for_stored(&world, 1);
+    assert_eq!(come(hearer), (all(0), vec![]));
+    redis(&world, &["FLUSHALL"]);
+    cut(&world);
+    assert_eq!(hearer.hear(), Heard::Lost { to: 5, count: 0 });
+    send(speaker, 5..=5);
+    let (recovery, missed) = {
+        hearer.recover(&ann(), 5, 98, None);
+        let mut answer = None;
+        while answer.is_none() {
+            match hearer.hear() {
+                Heard::Recovered { recovery, missed, .. } => answer = Some((recovery, missed)),
+                Heard::Frame { .. } => {}
+                other => panic!("not the answer: {other:?}"),
+            }
+        }
+        answer.unwrap()
+    };
+    assert_eq!((recovery, missed.len()), (not(Unrecovered::Epoch), 1));
+}

@@ -1,0 +1,293 @@
+//! What happens to topics whose server changes: a master that is replaced, by a fault or on purpose, a
+//! slot that moves under live subscriptions, one of several servers that dies.
+//!
+//! Each story publishes under keys until every publish is accepted, and then wants every message once
+//! and in order, or to be told.
+
+use crate::cluster::Cluster;
+use crate::redis::{Redis, wait_until};
+use crate::sentinel::{Care, Sentinel};
+use crate::world::{Build, Heard, Shard, World, payload_of};
+use campanile::backplane::redis::names::partition;
+use campanile::ids::TopicName;
+use campanile::link::Outcome;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+const ROOMS: u32 = 12;
+
+fn kept(number: u32) -> TopicName {
+    TopicName::room(&format!("kept:{number}"))
+}
+
+fn plain(number: u32) -> TopicName {
+    TopicName::room(&format!("plain-{number}"))
+}
+
+fn build() -> Build {
+    Build { nodes: 2, shards: 1, linger_ms: 100, ..Build::usual() }
+}
+
+/// Everything that the shards of two nodes do and hear.
+struct Talk<'a> {
+    speaker: &'a Shard,
+    hearer: &'a Shard,
+    next: u64,
+    accepted: HashMap<u32, u64>,
+    heard: HashMap<u32, Vec<u64>>,
+    lost: HashMap<u32, u64>,
+}
+
+impl<'a> Talk<'a> {
+    /// The hearer is in all rooms.
+    fn begin(world: &'a World) -> Talk<'a> {
+        let (speaker, hearer) = world.two_shards();
+        for number in 0..ROOMS {
+            hearer.join_and_hear(&kept(number), number);
+            hearer.recover_and_hear(&kept(number), number, None);
+            hearer.join_and_hear(&plain(number), 100 + number);
+        }
+        let [accepted, lost] = [HashMap::new(), HashMap::new()];
+        Talk { speaker, hearer, next: 0, accepted, heard: HashMap::new(), lost }
+    }
+
+    /// One message to each room with a history, each until it is accepted.
+    fn round(&mut self) {
+        for room in 0..ROOMS {
+            self.next += 1;
+            let (id, key) = (self.next, self.next.to_string());
+            while !self.is_accepted(room, id, &key) {}
+            *self.accepted.entry(room).or_default() += 1;
+        }
+        self.listen();
+    }
+
+    fn is_accepted(&mut self, room: u32, id: u64, key: &str) -> bool {
+        let count = self.accepted.get(&room).copied().unwrap_or(0) + 1;
+        self.speaker.publish_keyed(&kept(room), &count.to_string(), id, Some(key));
+        match self.speaker.hear() {
+            Heard::Ack { id: Some(of), outcome, .. } if of == id => {
+                matches!(outcome, Outcome::Accepted(Some(_)))
+            }
+            other => panic!("not the answer: {other:?}"),
+        }
+    }
+
+    fn listen(&mut self) {
+        while let Some(heard) = self.hearer.try_hear() {
+            match heard {
+                Heard::Frame { to, json, .. } => {
+                    let number = payload_of(&json).parse().expect("a number");
+                    self.heard.entry(to).or_default().push(number);
+                }
+                Heard::Lost { to, .. } => *self.lost.entry(to).or_default() += 1,
+                other => panic!("nobody asked for this: {other:?}"),
+            }
+        }
+    }
+
+    /// Every message of every room with a history was heard once and in order, and nobody was told
+    /// otherwise.
+    fn all_heard(mut self) {
+        let accepted = self.accepted.clone();
+        wait_until("everything is heard", || {
+            self.listen();
+            let count = |room: &u32| self.heard.get(room).map_or(0, |heard| heard.len() as u64);
+            accepted.iter().all(|(room, wanted)| count(room) >= *wanted)
+        });
+        for (room, wanted) in accepted {
+            assert_eq!(self.heard[&room], (1..=wanted).collect::<Vec<_>>(), "room {room}");
+            assert_eq!(self.lost.get(&room), None, "room {room}");
+        }
+    }
+
+    /// Every room without a history delivers again: within 20 seconds.
+    fn plain_rooms_deliver(&mut self) {
+        for room in 0..ROOMS {
+            let to = 100 + room;
+            let before = self.heard.get(&to).map_or(0, Vec::len);
+            let mut published_at = None::<Instant>;
+            wait_until("a room without a history delivers", || {
+                // What is said while the server is away may be lost; this is about what comes after.
+                if published_at.is_none_or(|at| at.elapsed() > Duration::from_millis(300)) {
+                    self.speaker.publish(&plain(room), "0");
+                    published_at = Some(Instant::now());
+                }
+                while let Some(heard) = self.speaker.try_hear() {
+                    assert!(matches!(heard, Heard::Ack { .. }), "{heard:?}");
+                }
+                self.listen();
+                self.heard.get(&to).map_or(0, Vec::len) > before
+            });
+        }
+    }
+
+    /// Everybody in a room without a history was told that something may be missing.
+    fn all_told(&mut self) {
+        wait_until("whoever may have missed something is told", || {
+            self.listen();
+            (0..ROOMS).all(|room| self.lost.contains_key(&(100 + room)))
+        });
+    }
+}
+
+/// Messages while something happens.
+fn talk_while(talk: &mut Talk<'_>, until: &str, mut is_over: impl FnMut() -> bool) {
+    wait_until(until, || {
+        talk.round();
+        is_over()
+    });
+}
+
+#[test]
+fn a_master_that_is_killed_is_replaced_and_nothing_is_lost() {
+    let mut redis = Sentinel::start(Care::default());
+    let world = World::over(build(), &redis.url(), "test");
+    let mut talk = Talk::begin(&world);
+    talk.round();
+    let master = redis.master().expect("there is a master");
+    redis.servers[master].kill();
+    talk_while(&mut talk, "another one is master", || {
+        redis.master().is_some_and(|now| now != master)
+    });
+    world.wait_until_up(true);
+    talk.round();
+    talk.all_told();
+    talk.plain_rooms_deliver();
+    talk.all_heard();
+}
+
+#[test]
+fn a_failover_on_purpose_is_followed_and_nothing_is_lost() {
+    let redis = Sentinel::start(Care::default());
+    let world = World::over(build(), &redis.url(), "test");
+    let mut talk = Talk::begin(&world);
+    let master = redis.master();
+    wait_until("a failover begins", || redis.failover());
+    talk_while(&mut talk, "another one is master", || {
+        redis.master().is_some_and(|now| Some(now) != master)
+    });
+    talk.round();
+    world.wait_until_up(true);
+    talk.all_told();
+    talk.plain_rooms_deliver();
+    talk.all_heard();
+}
+
+#[test]
+fn a_replica_that_missed_the_end_gets_it_back_when_it_is_promoted() {
+    // Nothing forbids this master to be alone: what it says last is lost with it.
+    let mut redis = Sentinel::start(Care { min_replicas: 0, ..Care::default() });
+    let world = World::over(build(), &redis.url(), "test");
+    let mut talk = Talk::begin(&world);
+    talk.round();
+    let master = redis.master().expect("there is a master");
+    let replicas: Vec<usize> = (0..3).filter(|server| *server != master).collect();
+    for replica in &replicas {
+        redis.servers[*replica].freeze();
+    }
+    talk.round(); // only the master has this
+    redis.servers[master].kill();
+    for replica in &replicas {
+        redis.servers[*replica].thaw();
+    }
+    talk_while(&mut talk, "another one is master", || {
+        redis.master().is_some_and(|now| now != master)
+    });
+    talk.round();
+    talk.all_heard();
+}
+
+#[test]
+fn a_master_of_a_cluster_that_is_killed_is_replaced_and_nothing_is_lost() {
+    let mut redis = Cluster::start(0);
+    let world = World::over(build(), &redis.url(), "test");
+    let mut talk = Talk::begin(&world);
+    talk.round();
+    let masters = redis.masters();
+    redis.servers[masters[0]].kill();
+    talk_while(&mut talk, "its replica is master", || {
+        let now = redis.masters();
+        now.len() == 3 && !now.contains(&masters[0])
+    });
+    talk.round();
+    world.wait_until_up(true);
+    talk.plain_rooms_deliver();
+    talk.all_heard();
+}
+
+#[test]
+fn a_failover_of_a_cluster_on_purpose_is_followed_and_nothing_is_lost() {
+    let redis = Cluster::start(0);
+    let world = World::over(build(), &redis.url(), "test");
+    let mut talk = Talk::begin(&world);
+    for master in redis.masters() {
+        wait_until("a failover begins", || redis.failover(master));
+        talk_while(&mut talk, "its replica is master", || {
+            let now = redis.masters();
+            now.len() == 3 && !now.contains(&master)
+        });
+    }
+    talk.round();
+    world.wait_until_up(true);
+    talk.plain_rooms_deliver();
+    talk.all_heard();
+}
+
+#[test]
+fn slots_that_move_take_their_rooms_along_under_live_subscriptions() {
+    let redis = Cluster::start(0);
+    let world = World::over(build(), &redis.url(), "test");
+    let mut talk = Talk::begin(&world);
+    talk.round();
+    let masters = redis.masters();
+    let mut moved = 0;
+    for (from, to) in [(0, 1), (1, 2), (2, 0)] {
+        for slot in redis.slots_with_keys(masters[from], 8) {
+            redis.migrate(slot, masters[from], masters[to]).expect("a slot that can be moved");
+            talk.round();
+            moved += 1;
+        }
+    }
+    assert!(moved >= 8, "{moved} slots");
+    talk.plain_rooms_deliver();
+    world.wait_until_up(true);
+    talk.all_heard();
+}
+
+#[test]
+fn one_of_several_servers_that_dies_takes_only_its_own_rooms_with_it() {
+    let mut all: Vec<Redis> = (0..3).map(|_| Redis::start()).collect();
+    let hosts: Vec<_> = all.iter().map(|redis| format!("127.0.0.1:{}", redis.port)).collect();
+    let world = World::over(build(), &format!("redis://{}", hosts.join(",")), "test");
+    let (speaker, hearer) = world.two_shards();
+    for room in 0..ROOMS {
+        hearer.join_and_hear(&plain(room), 100 + room);
+    }
+    let is_on = |redis: &Redis, room: u32| {
+        let channel = format!("test:{{p{}}}:m:r:plain-{room}", partition(plain(room).as_str()));
+        redis.command(&["PUBSUB", "NUMSUB", &channel]).ends_with(" 1")
+    };
+    let rooms = |redis: &Redis| (0..ROOMS).filter(|room| is_on(redis, *room)).collect::<Vec<_>>();
+    let shares: Vec<Vec<u32>> = all.iter().map(rooms).collect();
+    assert!(shares.iter().all(|share| !share.is_empty()), "{shares:?}");
+    assert_eq!(shares.iter().map(Vec::len).sum::<usize>(), ROOMS as usize, "{shares:?}");
+    all[0].kill();
+    world.wait_until_up(false);
+    for room in shares[1].iter().chain(&shares[2]) {
+        speaker.publish(&plain(*room), "1");
+        let heard = hearer.hear();
+        assert!(matches!(heard, Heard::Frame { to, .. } if to == 100 + room), "{heard:?}");
+    }
+    all[0].restart();
+    world.wait_until_up(true);
+    let mut told: Vec<u32> = shares[0]
+        .iter()
+        .map(|_| match hearer.hear() {
+            Heard::Lost { to, count: 0 } => to - 100,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    told.sort_unstable();
+    assert_eq!(told, shares[0], "nobody else");
+}
