@@ -253,6 +253,8 @@ knobs! {
             "How long a publish may wait for Redis. Beyond: error backplane_unavailable.";
         history_bytes_max, bytes(1024 * 1024, 1024 * 1024 * MIB),
             "Histories of the whole node, without Redis. Beyond, the one that was silent longest is given up.";
+        history_reads_per_s_max, count(1, 10_000_000, "reads"),
+            "Histories read from one Redis server in a second, when many come back who missed something that this node does not have. Beyond: they wait, and after ten seconds recovered false, overload.";
         recovery_bytes_max, bytes(1024, 1024 * MIB),
             "What one join with `since` may bring back. Beyond: recovered false, too_much.";
     }

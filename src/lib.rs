@@ -2,6 +2,7 @@
 
 pub mod auth;
 pub mod backplane;
+pub mod bucket;
 pub mod cli;
 pub mod config;
 pub mod ids;

@@ -56,6 +56,9 @@ pub struct Limits {
     /// Histories of the whole node, without Redis. Beyond: the one that was silent longest is given
     /// up; who was there hears `recovered:false`.
     pub history_bytes_max: usize,
+    /// Histories that a node reads from one Redis server in a second. Beyond: they wait, and after ten
+    /// seconds `recovered:false`, `overload`.
+    pub history_reads_per_s_max: u64,
     /// What one join may bring back of what was missed. Beyond: `recovered:false`, `too_much`.
     pub recovery_bytes_max: usize,
 }
@@ -92,6 +95,7 @@ impl Limits {
         publish_queue_bytes_max: 64 * 1024 * 1024,
         publish_queue_ms_max: 10_000,
         history_bytes_max: 1024 * 1024 * 1024,
+        history_reads_per_s_max: 50_000,
         recovery_bytes_max: 768 * 1024,
     };
 
@@ -119,6 +123,7 @@ impl Limits {
         publish_queue_bytes_max: 2048,
         publish_queue_ms_max: 1_000,
         history_bytes_max: 4096,
+        history_reads_per_s_max: 50,
         recovery_bytes_max: 1024,
     };
 }

@@ -211,6 +211,8 @@ counters! {
         histories_bytes: Gauge "histories_bytes" "Bytes that they take",
         histories_given_up: Counter "histories_given_up_total" "Histories that were given up because limits.history_bytes_max was reached",
         history_reads: Counter "history_reads_total" "Reads of histories from Redis",
+        history_reads_waiting: Gauge "history_reads_waiting" "Reads of histories that wait for their turn (limits.history_reads_per_s_max)",
+        recoveries_waited: Counter "recoveries_waited_total" "Joins that were not answered from this node's copy but waited for a read from Redis",
         holes_repaired: Counter "history_holes_total"["end" = "repaired"] "Holes found in histories, by what became of them",
         holes_lost: Counter "history_holes_total"["end" = "lost"] "Holes found in histories, by what became of them",
         recovered: Counter "recoveries_total"["result" = "recovered"] "Joins with since, by what came of them",

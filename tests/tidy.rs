@@ -107,6 +107,7 @@ fn has_word(line: &str, word: &str) -> bool {
 /// For each room, what of the crate it may name. A room that is not here may name everything.
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("ids", &[]),
+    ("bucket", &[]),
     ("limits", &[]),
     ("namespaces", &["ids"]),
     ("metrics", &[]),
@@ -144,11 +145,12 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "namespaces",
         ],
     ),
-    ("net", &["net", "shard", "ws", "link", "auth", "ids", "metrics", "plan", "sys"]),
+    ("net", &["net", "bucket", "shard", "ws", "link", "auth", "ids", "metrics", "plan", "sys"]),
     (
         "backplane",
         &[
             "backplane",
+            "bucket",
             "link",
             "protocol",
             "ws::encode",

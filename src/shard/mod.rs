@@ -9,8 +9,8 @@
 //! 1. [`Shard::poll_uplink`] into the window, until it is empty or the window is full
 //!    ([`Shard::give_back`]); while it is full the caller reads from no client.
 //! 2. [`Shard::take_batch`] until [`Shard::has_sends`] is false, others taking turns in between;
-//! while [`Shard::frames_waiting`] is at its limit the caller takes from the backplane no more, and
-//! reads from no client.
+//!    while [`Shard::frames_waiting`] is at its limit the caller takes from the backplane no more,
+//!    and reads from no client.
 //! 3. [`Shard::poll_closed`]: sockets whose time has come.
 //!
 //! | file | what |

@@ -4,6 +4,7 @@
 use crate::redis::wait_until;
 use crate::world::{Build, Heard, Shard, World, payload_of};
 use campanile::ids::{Position, TopicName};
+use campanile::limits::Limits;
 use campanile::link::Outcome;
 use campanile::protocol::{Recovery, Unrecovered};
 
@@ -259,4 +260,30 @@ fn a_position_beyond_all_numbers_is_answered_like_any_other() {
         let why = if epoch == 7 { Unrecovered::Epoch } else { Unrecovered::TailLost };
         assert_eq!(recovery, Recovery::NotRecovered(why));
     }
+}
+
+#[test]
+fn histories_are_read_no_faster_than_the_operator_allows_and_all_are_read() {
+    let limits = Limits { history_reads_per_s_max: 20, ..Limits::PRODUCTION };
+    let world = World::redis(Build { nodes: 1, shards: 2, limits, ..Build::usual() });
+    let (_, hearer) = world.two_shards();
+    // Sixty-four at once, and then twenty a second.
+    let rooms = 100;
+    for room in 0..rooms {
+        hearer.join_and_hear(&TopicName::room(&format!("kept:{room}")), room);
+    }
+    for room in 0..rooms {
+        let at = TopicName::room(&format!("kept:{room}"));
+        hearer.recover(&at, room, u64::from(room), None);
+    }
+    wait_until("some wait for their turn", || world.nodes[0].counters().history_reads_waiting > 0);
+    let mut answered: Vec<u32> = (0..rooms)
+        .map(|_| match hearer.hear() {
+            Heard::Recovered { to, recovery: Recovery::NotAsked, .. } => to,
+            other => panic!("not an answer: {other:?}"),
+        })
+        .collect();
+    answered.sort_unstable();
+    assert!(answered.into_iter().eq(0..rooms), "each once");
+    wait_until("nobody waits", || world.nodes[0].counters().history_reads_waiting == 0);
 }

@@ -19,6 +19,8 @@ use std::time::Instant;
 pub struct Sums {
     /// Reads of histories.
     pub history_reads: u64,
+    /// Joins that had to wait for one.
+    pub recoveries_waited: u64,
     /// Holes in histories that were closed.
     pub holes_repaired: u64,
     /// Holes in histories that were told.
@@ -29,11 +31,14 @@ pub struct Sums {
 
 impl AddAssign for Sums {
     fn add_assign(&mut self, more: Sums) {
-        let Sums { history_reads, holes_repaired, holes_lost, canaries_missed } = more;
-        self.history_reads += history_reads;
-        self.holes_repaired += holes_repaired;
-        self.holes_lost += holes_lost;
-        self.canaries_missed += canaries_missed;
+        // Field by field, so that none is forgotten.
+        *self = Sums {
+            history_reads: self.history_reads + more.history_reads,
+            recoveries_waited: self.recoveries_waited + more.recoveries_waited,
+            holes_repaired: self.holes_repaired + more.holes_repaired,
+            holes_lost: self.holes_lost + more.holes_lost,
+            canaries_missed: self.canaries_missed + more.canaries_missed,
+        };
     }
 }
 
@@ -118,11 +123,23 @@ mod tests {
 
     #[test]
     fn what_the_departed_counted_stays_in_the_sum() {
-        let some = Sums { history_reads: 1, holes_repaired: 2, holes_lost: 3, canaries_missed: 4 };
+        let some = Sums {
+            history_reads: 1,
+            recoveries_waited: 2,
+            holes_repaired: 3,
+            holes_lost: 4,
+            canaries_missed: 5,
+        };
         let mut departed = Sums::default();
         departed += some;
         departed += some;
-        let twice = Sums { history_reads: 2, holes_repaired: 4, holes_lost: 6, canaries_missed: 8 };
+        let twice = Sums {
+            history_reads: 2,
+            recoveries_waited: 4,
+            holes_repaired: 6,
+            holes_lost: 8,
+            canaries_missed: 10,
+        };
         assert_eq!(departed, twice);
     }
 }

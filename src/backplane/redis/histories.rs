@@ -30,6 +30,7 @@ use super::scripts::{self, Which, integer};
 use crate::backplane::envelope;
 use crate::backplane::history::{Keep, Log, Missed};
 use crate::backplane::local::{Local, Message};
+use crate::bucket::Bucket;
 use crate::ids::{Position, ShardId, TopicKind, TopicName, UpTo};
 use crate::limits::Limits;
 use crate::link::{AskHistory, FrameSet, NoHistory, Recover, Recovered, Said};
@@ -90,6 +91,9 @@ pub struct Histories {
     bytes: usize,
     bytes_max: usize,
     recovery_bytes_max: usize,
+    bucket: Bucket,
+    /// What the bucket's time counts from.
+    born: Instant,
     expired: Option<Instant>,
     /// Reads of streams, holes found, and what became of them.
     pub numbers: Numbers,
@@ -100,6 +104,8 @@ pub struct Histories {
 pub struct Numbers {
     /// Reads of a topic's history.
     pub reads: u64,
+    /// Joins that had to wait for one.
+    pub waited: u64,
     /// Holes that were closed.
     pub repaired: u64,
     /// Holes that were told.
@@ -194,6 +200,12 @@ impl Histories {
             bytes: 0,
             bytes_max: limits.history_bytes_max,
             recovery_bytes_max: limits.recovery_bytes_max,
+            // A tenth of a second's reads at once: no more than a server does in one breath.
+            bucket: Bucket::new(
+                limits.history_reads_per_s_max,
+                (limits.history_reads_per_s_max / 10).max(READS_PER_FLIGHT as u64),
+            ),
+            born: Instant::now(),
             expired: None,
             numbers: Numbers::default(),
         }
@@ -212,6 +224,11 @@ impl Histories {
     /// Topics that are followed.
     pub fn topics(&self) -> usize {
         self.topics.len()
+    }
+
+    /// Topics that wait to be read.
+    pub fn wanted(&self) -> usize {
+        self.wanted.len() + self.later.len()
     }
 
     /// Bytes of messages that are kept here.
@@ -325,7 +342,9 @@ impl Histories {
         };
         // Only this one: thousands may wait already, and nothing has changed for them.
         if let Some(question) = topic.answer(question, after, bytes_max, local) {
+            let is_recovery = matches!(question, Question::Recover(..));
             topic.waiting.push(Waiting { since: now, question, after });
+            self.numbers.waited += u64::from(is_recovery);
         }
         self.read_or_forget(name, local);
     }
@@ -513,7 +532,10 @@ impl Histories {
             self.wanted.push_back(name);
         }
         while !self.is_held && self.flights.len() < FLIGHTS_MAX && !self.wanted.is_empty() {
-            let (pipeline, topics) = self.load(way.names);
+            let (pipeline, topics) = self.load(way.names, now);
+            if topics.is_empty() {
+                break; // the next tick brings more
+            }
             self.numbers.reads += topics.len() as u64;
             let reply = send(cx, fly(way.cmd.clone(), pipeline));
             self.flights.push_back(Flight { topics, reply, what: Asked::Read });
@@ -536,12 +558,13 @@ impl Histories {
         Ok(is_busy)
     }
 
-    fn load(&mut self, names: &Names) -> (Pipeline, Vec<TopicName>) {
+    fn load(&mut self, names: &Names, now: Instant) -> (Pipeline, Vec<TopicName>) {
+        let now_ns = now.saturating_duration_since(self.born).as_nanos() as u64;
         let mut pipeline = Pipeline::new();
         let mut topics = Vec::new();
-        while topics.len() < READS_PER_FLIGHT
-            && let Some(name) = self.wanted.pop_front()
+        while topics.len() < READS_PER_FLIGHT && !self.wanted.is_empty() && self.bucket.take(now_ns)
         {
+            let name = self.wanted.pop_front().expect("it was just looked at");
             let Some(topic) = self.topics.get(&name) else { continue };
             let keys = names.history_keys(name.as_str());
             // Both of one moment: an offset means nothing without its epoch.

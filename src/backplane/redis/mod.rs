@@ -330,11 +330,13 @@ impl Transport for RedisTransport {
         counters.publish_queue_bytes = 0;
         counters.histories = 0;
         counters.histories_bytes = 0;
+        counters.history_reads_waiting = 0;
         counters.in_flight = 0;
         counters.canary_age_ms = 0;
         counters.canary_rtt_us = 0;
         self.servers.iter().for_each(|server| server.measure(now, counters));
         counters.history_reads = sums.history_reads;
+        counters.recoveries_waited = sums.recoveries_waited;
         counters.holes_repaired = sums.holes_repaired;
         counters.holes_lost = sums.holes_lost;
         counters.canaries_missed = sums.canaries_missed;

@@ -564,6 +564,7 @@ impl Server {
         counters.publish_queue_bytes += self.outgoing.waiting_bytes() as u64;
         counters.histories += self.histories.topics() as u64;
         counters.histories_bytes += self.histories.bytes() as u64;
+        counters.history_reads_waiting += self.histories.wanted() as u64;
         counters.in_flight += self.outgoing.under_way() as u64;
         let age_ms = now.duration_since(self.canary_back_at).as_millis() as u64;
         counters.canary_age_ms = counters.canary_age_ms.max(age_ms);
@@ -576,6 +577,7 @@ impl Server {
         let numbers = self.histories.numbers;
         Sums {
             history_reads: numbers.reads,
+            recoveries_waited: numbers.waited,
             holes_repaired: numbers.repaired,
             holes_lost: numbers.lost,
             canaries_missed: self.canaries_missed(),
