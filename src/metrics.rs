@@ -3,6 +3,7 @@
 //! A thread counts in plain `u64` fields of a struct it owns: no atomic, no lock, no map on the way
 //! of a delivery. On a tick it copies them into a mirror of atomics (plain stores) that the ops
 //! thread reads. So a number in `/metrics` is at most one tick old, and counting costs an addition.
+//! What there is a changing number of (Redis servers) crosses as a whole, in [`servers::Picture`].
 //!
 //! Each field is declared once, with its metric name, kind and help text; the ops room renders
 //! [`Described`] lists and knows no field by name.
@@ -10,46 +11,23 @@
 //! What we count is always known (`u64`). What somebody else counts may not be (`Option<u64>`): an
 //! unknown number is left out of every list, because a 0 that nobody measured is a lie.
 
-/// What crosses the threads, for the table of each file.
+/// What a number may be, for the table of each file.
 mod cell {
     pub use std::sync::atomic::{AtomicU64, Ordering};
 
-    /// How a number stands in a mirror.
-    pub trait Number: Copy + Default {
-        /// As it is stored.
-        fn stored(self) -> u64;
-        /// As it was stored.
-        fn restored(stored: u64) -> Self;
+    /// A number that may not be known.
+    pub trait Number: Copy {
         /// Unless it is not known.
         fn known(self) -> Option<u64>;
     }
 
     impl Number for u64 {
-        fn stored(self) -> u64 {
-            self
-        }
-
-        fn restored(stored: u64) -> u64 {
-            stored
-        }
-
         fn known(self) -> Option<u64> {
             Some(self)
         }
     }
 
-    /// No server will ever count this far.
-    const UNKNOWN: u64 = u64::MAX;
-
     impl Number for Option<u64> {
-        fn stored(self) -> u64 {
-            self.unwrap_or(UNKNOWN)
-        }
-
-        fn restored(stored: u64) -> Option<u64> {
-            (stored != UNKNOWN).then_some(stored)
-        }
-
         fn known(self) -> Option<u64> {
             self
         }
@@ -80,54 +58,17 @@ pub struct Described {
     pub value: u64,
 }
 
-macro_rules! counters {
+/// Numbers with their names and meanings.
+macro_rules! numbers {
     (
-        $(#[$doc:meta])* $plain:ident, $mirror:ident of $number:ty {
+        $(#[$doc:meta])* $plain:ident of $number:ty {
             $( $field:ident : $kind:ident $name:literal $([$key:literal = $label:literal])? $help:literal ),+ $(,)?
-        } $( with $inner:ident : $inner_plain:ty, $inner_mirror:ty, $inner_help:literal )?
+        }
     ) => {
         $(#[$doc])*
-        #[derive(Clone, Debug, Default)]
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
         pub struct $plain {
             $( #[doc = $help] pub $field: $number, )+
-            $( #[doc = $inner_help] pub $inner: $inner_plain, )?
-        }
-
-        /// What the ops thread reads: the same numbers, at most one tick old. Aligned like
-        /// `CachePadded`, so that no two shards' ticks write to one line.
-        #[derive(Debug)]
-        #[repr(align(128))]
-        pub struct $mirror {
-            $( $field: $crate::metrics::cell::AtomicU64, )+
-            $( $inner: $inner_mirror, )?
-        }
-
-        impl Default for $mirror {
-            fn default() -> $mirror {
-                use $crate::metrics::cell::{AtomicU64, Number};
-                $mirror {
-                    $( $field: AtomicU64::new(Number::stored(<$number>::default())), )+
-                    $( $inner: <$inner_mirror>::default(), )?
-                }
-            }
-        }
-
-        impl $mirror {
-            /// Copies the owner's numbers out. Called on the owner's tick.
-            pub fn publish(&self, from: &$plain) {
-                use $crate::metrics::cell::{Number, Ordering};
-                $( self.$field.store(Number::stored(from.$field), Ordering::Relaxed); )+
-                $( self.$inner.publish(&from.$inner); )?
-            }
-
-            /// The numbers as they were at the last tick.
-            pub fn read(&self) -> $plain {
-                use $crate::metrics::cell::{Number, Ordering};
-                $plain {
-                    $( $field: Number::restored(self.$field.load(Ordering::Relaxed)), )+
-                    $( $inner: self.$inner.read(), )?
-                }
-            }
         }
 
         impl $plain {
@@ -136,14 +77,12 @@ macro_rules! counters {
                 use $crate::metrics::{Described, Kind, cell::Number};
                 let all = [ $( Number::known(self.$field).map(|value| Described {
                     name: $name,
-                    label: counters!(@label $($key $label)?),
+                    label: numbers!(@label $($key $label)?),
                     help: $help,
                     kind: Kind::$kind,
                     value,
                 }), )+ ];
-                let known = all.into_iter().flatten();
-                $( let known = known.chain(self.$inner.describe()); )?
-                known.collect()
+                all.into_iter().flatten().collect()
             }
         }
     };
@@ -151,13 +90,53 @@ macro_rules! counters {
     (@label $key:literal $label:literal) => { Some(($key, $label)) };
 }
 
-pub mod redis;
+/// The same with a mirror, for what a thread counts all the time.
+macro_rules! counters {
+    (
+        $(#[$doc:meta])* $plain:ident, $mirror:ident {
+            $( $field:ident : $kind:ident $name:literal $([$key:literal = $label:literal])? $help:literal ),+ $(,)?
+        }
+    ) => {
+        numbers! {
+            $(#[$doc])* $plain of u64 {
+                $( $field : $kind $name $([$key = $label])? $help ),+
+            }
+        }
 
-use self::redis::{RedisMirror, RedisNumbers};
+        /// What the ops thread reads: the same numbers, at most one tick old. Aligned like
+        /// `CachePadded`, so that no two shards' ticks write to one line.
+        #[derive(Debug, Default)]
+        #[repr(align(128))]
+        pub struct $mirror {
+            $( $field: $crate::metrics::cell::AtomicU64, )+
+        }
+
+        impl $mirror {
+            /// Copies the owner's numbers out. Called on the owner's tick.
+            pub fn publish(&self, from: &$plain) {
+                use $crate::metrics::cell::Ordering;
+                $( self.$field.store(from.$field, Ordering::Relaxed); )+
+            }
+
+            /// The numbers as they were at the last tick.
+            pub fn read(&self) -> $plain {
+                use $crate::metrics::cell::Ordering;
+                $plain { $( $field: self.$field.load(Ordering::Relaxed), )+ }
+            }
+        }
+    };
+}
+
+pub mod redis;
+pub mod servers;
+
+use self::servers::Picture;
+use arc_swap::ArcSwap;
+use std::sync::Arc;
 
 counters! {
     /// What one shard counts.
-    ShardCounters, ShardMirror of u64 {
+    ShardCounters, ShardMirror {
         connections: Gauge "connections" "Open WebSocket connections",
         handshaking: Gauge "connections_handshaking" "Connections that have not finished their HTTP request",
         closing: Gauge "connections_closing" "Connections that are being closed",
@@ -221,10 +200,10 @@ counters! {
 
 counters! {
     /// What the backplane counts.
-    BackplaneCounters, BackplaneMirror of u64 {
+    BackplaneCounters, CountersMirror {
         up: Gauge "backplane_up" "1 while the backplane delivers",
         topics: Gauge "backplane_topics" "Topics this node listens for, lingering ones included",
-        subscriptions: Gauge "backplane_subscriptions" "Topics confirmed by Redis",
+        subscriptions: Gauge "backplane_subscriptions" "Topics confirmed by Redis, on all servers",
         publish_queue_bytes: Gauge "backplane_publish_queue_bytes" "Publishes that wait for Redis",
         backlog_bytes: Gauge "downlink_backlog_bytes" "Bytes of deliveries that wait for shards whose channels are full",
         in_flight: Gauge "backplane_publishes_in_flight" "Publishes sent to Redis and not answered yet",
@@ -246,8 +225,8 @@ counters! {
         presence_joined: Counter "presence_news_total"["news" = "joined"] "News of who came and who left, handed to members on this node",
         presence_left: Counter "presence_news_total"["news" = "left"] "News of who came and who left, handed to members on this node",
         presence_reaped: Counter "presence_nodes_reaped_total" "Dead nodes whose users this node has told as gone",
-        canary_rtt_us: Gauge "canary_rtt_us" "The last canary's way to Redis and back",
-        canary_age_ms: Gauge "canary_age_ms" "Since a canary last came back",
+        canary_rtt_us: Gauge "canary_rtt_us" "The last canary's way to Redis and back; of several servers, the longest",
+        canary_age_ms: Gauge "canary_age_ms" "Since a canary last came back; of several servers, the longest",
         publishes: Counter "backplane_publishes_total" "Messages given to the backplane",
         publishes_failed: Counter "backplane_publishes_failed_total"["reason" = "unavailable"] "Publishes that failed",
         publishes_unknown: Counter "backplane_publishes_failed_total"["reason" = "unknown"] "Publishes that failed",
@@ -257,9 +236,45 @@ counters! {
         unwanted: Counter "drops_total"["reason" = "no_member"] "Messages for topics nobody here listens to any more",
         delivered: Counter "backplane_deliveries_total" "Frames handed to shards",
         dropped: Counter "drops_total"["reason" = "shard_full"] "Frames dropped because a shard's channel was full",
-        reconnects: Counter "redis_reconnects_total" "Times a connection to Redis was lost or given up",
+        reconnects: Counter "backplane_reconnects_total" "Times a connection to a Redis server was lost or given up",
         canaries_missed: Counter "canaries_missed_total" "Canaries that did not come back in time",
-    } with redis: RedisNumbers, RedisMirror, "What the Redis server says of itself"
+        moves: Counter "backplane_moves_total" "Times that partitions moved between Redis servers",
+        partitions_moved: Counter "backplane_partitions_moved_total" "Partitions that moved, of 1024 with all topics",
+        move_waiting_ms: Gauge "backplane_move_waiting_ms" "For how long partitions have been about to move; 0: none is",
+        astray: Counter "backplane_astray_total" "Answers of Redis that something is on another server (MOVED, ASK, TRYAGAIN)",
+        switches: Counter "backplane_switches_total" "Times that sentinels named another master, and it was followed",
+    }
+}
+
+/// What the ops thread reads of the backplane. Redis servers come and go, so what is known of them
+/// is exchanged as a whole, and only when something about them is new.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct BackplaneMirror {
+    counters: CountersMirror,
+    redis: ArcSwap<Picture>,
+}
+
+impl BackplaneMirror {
+    /// Copies the backplane's numbers out. Called on its tick.
+    pub fn publish(&self, from: &BackplaneCounters) {
+        self.counters.publish(from);
+    }
+
+    /// The numbers as they were at the last tick.
+    pub fn read(&self) -> BackplaneCounters {
+        self.counters.read()
+    }
+
+    /// Shows another picture of the Redis servers from now on.
+    pub fn show(&self, picture: Arc<Picture>) {
+        self.redis.store(picture);
+    }
+
+    /// The newest picture of the Redis servers.
+    pub fn redis(&self) -> Arc<Picture> {
+        self.redis.load_full()
+    }
 }
 
 #[cfg(test)]

@@ -20,7 +20,6 @@ use crate::limits::Limits;
 use crate::link::{
     AskHistory, AskPresence, Attend, NoHistory, Outcome, Publish, Recover, Recovered, Said,
 };
-use crate::metrics::BackplaneCounters;
 use crate::namespaces::{Namespaces, Policy};
 use crate::protocol::{Recovery, Unrecovered};
 use bytes::Bytes;
@@ -248,7 +247,8 @@ impl Transport for Embedded {
         is_busy
     }
 
-    fn measure(&self, _now: Instant, counters: &mut BackplaneCounters) {
+    fn measure(&mut self, _now: Instant, local: &mut Local) {
+        let counters = &mut local.counters;
         counters.histories = self.logs.topics() as u64;
         counters.histories_bytes = self.logs.bytes() as u64;
         counters.histories_given_up = self.logs.given_up;

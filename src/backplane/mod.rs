@@ -29,7 +29,8 @@ use crate::ids::{ShardId, TopicName, UpTo};
 use crate::link::channel::BackplaneEnd;
 use crate::link::health::Health;
 use crate::link::{AskHistory, AskPresence, Attend, Publish, Recover, Uplink};
-use crate::metrics::{BackplaneCounters, BackplaneMirror};
+use crate::metrics::BackplaneMirror;
+use crate::metrics::servers::Picture;
 use crate::plan::{BackplanePlan, Plan};
 use interest::TopicKey;
 use local::Local;
@@ -93,8 +94,13 @@ pub trait Transport {
     /// there was anything to do; if not, `cx` is woken when there is.
     fn poll(&mut self, cx: &mut Context<'_>, now: Instant, local: &mut Local) -> bool;
 
-    /// Copies its own gauges out.
-    fn measure(&self, _now: Instant, _counters: &mut BackplaneCounters) {}
+    /// Puts its own gauges among the counters of `local`.
+    fn measure(&mut self, _now: Instant, _local: &mut Local) {}
+
+    /// What is known of its servers, if anything about them was new when it was last measured.
+    fn take_picture(&mut self) -> Option<Arc<Picture>> {
+        None
+    }
 }
 
 /// Runs the backplane on this thread until it is stopped or every shard has ended.
@@ -195,8 +201,12 @@ impl<T: Transport> Ringer<T> {
             let Some(topic) = self.local.interest.take_expired(now) else { break };
             self.transport.unsubscribe(topic);
         }
+        let was_up = self.local.is_up();
         is_busy |= self.transport.poll(cx, now, &mut self.local);
         self.local.flush();
+        if self.local.is_up() != was_up {
+            self.publish_numbers(now); // whoever sees that it is down may ask why
+        }
         is_busy
     }
 
@@ -290,8 +300,11 @@ impl<T: Transport> Ringer<T> {
         counters.backlog_bytes = backlog_bytes;
         counters.topics = self.local.interest.count() as u64;
         counters.subscriptions = self.local.interest.confirmed() as u64;
-        self.transport.measure(now, counters);
-        self.mirror.publish(counters);
+        self.transport.measure(now, &mut self.local);
+        self.mirror.publish(&self.local.counters);
+        if let Some(picture) = self.transport.take_picture() {
+            self.mirror.show(picture);
+        }
     }
 }
 

@@ -6,9 +6,9 @@
 //!
 //! Invariant: a number that is not in the server's last answer is `None`.
 
-counters! {
+numbers! {
     /// What a Redis server says of itself.
-    RedisNumbers, RedisMirror of Option<u64> {
+    RedisNumbers of Option<u64> {
         monitor_up: Gauge "redis_monitor_up" "1 while Redis answers INFO; without it the numbers below are missing",
         warnings: Gauge "redis_warnings" "Settings of Redis that may lose messages; /v1/stats says which and what to write",
         version: Gauge "redis_version" "The server's version as a number: 7.0.15 is 70015",
@@ -63,6 +63,9 @@ counters! {
         replica_lag_bytes: Gauge "redis_replica_lag_bytes" "What the replica furthest behind has not acknowledged",
         replica_lag_s: Gauge "redis_replica_lag_seconds" "Since the replica silent longest last acknowledged",
         replicas_to_write: Gauge "redis_min_replicas_to_write" "Replicas without which Redis refuses writes; 0: it never does",
+        is_cluster: Gauge "redis_cluster_enabled" "1 on a server of a Cluster",
+        says_when_down: Gauge "redis_cluster_pubsub_when_down" "1 if cluster-allow-pubsubshard-when-down is yes",
+        is_all_or_nothing: Gauge "redis_cluster_full_coverage" "1 if cluster-require-full-coverage is yes",
         is_link_up: Gauge "redis_master_link_up" "On a replica: 1 while it hears its master",
         fork_us: Gauge "redis_last_fork_us" "How long the last fork took, during which nothing is answered",
         is_rdb_ok: Gauge "redis_rdb_ok" "1 if the last snapshot was written",
@@ -110,6 +113,9 @@ const VERSION_GOOD: u64 = 60_200;
 pub fn advice(numbers: &RedisNumbers, keeps_history: bool) -> Vec<Advice> {
     let mut found = vec![replicas_advice(numbers), output_advice(numbers), version_advice(numbers)];
     found.extend([eviction_advice(numbers), memory_advice(numbers)]);
+    if numbers.is_cluster == Some(1) {
+        found.extend([cut_off_advice(numbers), coverage_advice(numbers)]);
+    }
     if keeps_history {
         found.extend([volatile_advice(numbers), stream_advice(numbers), saving_advice(numbers)]);
     }
@@ -205,6 +211,31 @@ fn saving_advice(numbers: &RedisNumbers) -> Option<Advice> {
     })
 }
 
+fn cut_off_advice(numbers: &RedisNumbers) -> Option<Advice> {
+    (numbers.says_when_down == Some(1)).then(|| Advice {
+        about: "cluster-allow-pubsubshard-when-down",
+        is_warning: false,
+        text: "cluster-allow-pubsubshard-when-down is yes: a master that is cut off from the rest of \
+               its Cluster goes on taking messages without history, and only who is cut off with it \
+               hears them, until a node learns elsewhere that it was replaced"
+            .to_owned(),
+        write: "CONFIG SET cluster-allow-pubsubshard-when-down no (redis.conf: \
+                cluster-allow-pubsubshard-when-down no)",
+    })
+}
+
+fn coverage_advice(numbers: &RedisNumbers) -> Option<Advice> {
+    (numbers.is_all_or_nothing == Some(1)).then(|| Advice {
+        about: "cluster-require-full-coverage",
+        is_warning: false,
+        text: "cluster-require-full-coverage is yes: while one master is lost and none of its \
+               replicas has taken its place, all others refuse commands, too"
+            .to_owned(),
+        write: "CONFIG SET cluster-require-full-coverage no (redis.conf: \
+                cluster-require-full-coverage no) where the rooms of the others are to go on",
+    })
+}
+
 fn version_advice(numbers: &RedisNumbers) -> Option<Advice> {
     let version = numbers.version.filter(|version| *version < VERSION_GOOD)?;
     Some(Advice {
@@ -290,6 +321,28 @@ mod tests {
     }
 
     #[test]
+    fn what_only_a_cluster_does_is_noted_of_a_cluster_only() {
+        let alone = RedisNumbers {
+            is_cluster: Some(0),
+            says_when_down: Some(1),
+            is_all_or_nothing: Some(1),
+            ..good()
+        };
+        assert_eq!(abouts(&alone, true), []);
+        let clustered = RedisNumbers { is_cluster: Some(1), ..alone };
+        let [when_down, coverage] =
+            ["cluster-allow-pubsubshard-when-down", "cluster-require-full-coverage"];
+        assert_eq!(abouts(&clustered, false), [(when_down, false), (coverage, false)]);
+        let older = RedisNumbers { says_when_down: None, ..clustered.clone() };
+        assert_eq!(abouts(&older, false), [(coverage, false)]);
+        let careful =
+            RedisNumbers { says_when_down: Some(0), is_all_or_nothing: Some(0), ..clustered };
+        assert_eq!(abouts(&careful, false), []);
+        let bold = RedisNumbers { is_cluster: Some(1), replicas_to_write: Some(0), ..good() };
+        assert_eq!(abouts(&bold, false), [("min-replicas-to-write", true)]);
+    }
+
+    #[test]
     fn what_is_not_known_is_not_judged_and_warnings_come_first() {
         assert_eq!(advice(&RedisNumbers::default(), true), []);
         let bad = RedisNumbers { evicts_all: Some(1), memory_max_bytes: Some(0), ..good() };
@@ -302,10 +355,9 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_not_in_the_list_and_a_zero_is() {
-        let mirror = RedisMirror::default();
-        assert_eq!(mirror.read().describe().len(), 0, "nothing was measured yet");
-        mirror.publish(&RedisNumbers { evicted_keys: Some(0), ..RedisNumbers::default() });
-        let described = mirror.read().describe();
+        assert_eq!(RedisNumbers::default().describe().len(), 0, "nothing was measured yet");
+        let numbers = RedisNumbers { evicted_keys: Some(0), ..RedisNumbers::default() };
+        let described = numbers.describe();
         assert_eq!(described.len(), 1);
         assert_eq!((described[0].name, described[0].value), ("redis_evicted_keys_total", 0));
     }

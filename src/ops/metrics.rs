@@ -1,7 +1,8 @@
 //! `/metrics`: every described number of every thread, as OpenMetrics text.
 //!
 //! Knows no number by name. Numbers of one name are one family, whichever thread counts them; a
-//! shard's carry its number as a label, so that one hot shard shows.
+//! shard's carry its number as a label, so that one hot shard shows, and a Redis server's where it
+//! is.
 
 use super::Ops;
 use crate::link::health::Health;
@@ -71,6 +72,15 @@ impl Mirrors {
         }
         for described in self.backplane.read().describe() {
             add(&mut families, described, vec![]);
+        }
+        let (picture, now) = (self.backplane.redis(), Instant::now());
+        for described in picture.deployment.describe() {
+            add(&mut families, described, vec![]);
+        }
+        for server in &picture.servers {
+            for described in server.describe(now) {
+                add(&mut families, described, vec![("server", server.server.clone())]);
+            }
         }
         families
     }

@@ -1,12 +1,100 @@
-//! The `redis` part of `/v1/stats`: how the server is, and what is unsafe about it.
+//! The `redis` part of `/v1/stats`: how the servers are, and what is unsafe about them; and which of
+//! them keeps a node from being ready.
 //!
-//! Numbers that the server did not say are `null`; where nothing is asked of it, all of them are.
+//! Numbers that a server did not say are `null`; where nothing is asked of it, all of them are.
 
+use crate::metrics::BackplaneCounters;
 use crate::metrics::redis::{Advice, RedisNumbers, advice, version_text};
+use crate::metrics::servers::{Picture, ServerNumbers};
+use crate::plan::{Deployment, RedisPlan};
 use serde_json::{Value, json};
+use std::time::Instant;
+
+/// Why a node is not ready whose backplane does not deliver: each server that is down, and why.
+pub(super) fn not_ready(picture: &Picture) -> Value {
+    let down = picture.servers.iter().filter(|server| !server.is_up());
+    let down = down.map(|server| json!({"server": server.server, "reason": server.reason}));
+    let mut answer = json!({
+        "ready": false,
+        "reason": "backplane",
+        "detail": "the backplane is away, or its canary does not come back",
+        "down": down.collect::<Vec<_>>(),
+    });
+    if let Some(trouble) = &picture.cluster_trouble {
+        answer["cluster"] = json!(trouble);
+    }
+    if !picture.silent_sentinels.is_empty() {
+        answer["silent_sentinels"] = silent(picture);
+    }
+    answer
+}
 
 /// All of it, for people. `/metrics` has every number.
-pub(super) fn summary(numbers: &RedisNumbers, keeps_history: bool) -> Value {
+pub(super) fn summary(plan: &RedisPlan, counters: &BackplaneCounters, picture: &Picture) -> Value {
+    let (numbers, now) = (&picture.deployment, Instant::now());
+    let sentinels = numbers.sentinels_configured.map(|configured| {
+        json!({
+            "configured": configured,
+            "answering": numbers.sentinels_answering,
+            "silent": silent(picture),
+            "switches": counters.switches,
+        })
+    });
+    let cluster = numbers.cluster_map_failed.map(|failed| {
+        json!({
+            "masters": numbers.cluster_masters,
+            "map_failed": failed == 1,
+            "trouble": picture.cluster_trouble,
+        })
+    });
+    let servers = picture.servers.iter().map(|server| one(server, plan.keeps_history, now));
+    json!({
+        "deployment": match plan.servers.deployment {
+            Deployment::Fixed(_) => "fixed",
+            Deployment::Sentinel { .. } => "sentinel",
+            Deployment::Cluster(_) => "cluster",
+        },
+        "moves": {
+            "count": counters.moves,
+            "partitions": counters.partitions_moved,
+            "waiting_ms": counters.move_waiting_ms,
+            "astray": counters.astray,
+        },
+        "sentinels": sentinels,
+        "cluster": cluster,
+        "servers": servers.collect::<Vec<_>>(),
+    })
+}
+
+fn silent(picture: &Picture) -> Value {
+    let silent = picture.silent_sentinels.iter();
+    silent.map(|(sentinel, why)| json!({"sentinel": sentinel, "reason": why})).collect()
+}
+
+/// One server: what this node knows of it, then what it says of itself.
+fn one(server: &ServerNumbers, keeps_history: bool, now: Instant) -> Value {
+    let own = server.own(now);
+    let mut all = json!({
+        "server": server.server,
+        "name": server.name,
+        "up": server.is_up(),
+        "reason": server.reason,
+        "topics": own.subscriptions,
+        "publish_queue_bytes": own.publish_queue_bytes,
+        "publishes_in_flight": own.in_flight,
+        "canary_rtt_us": own.canary_rtt_us,
+        "canary_age_ms": own.canary_age_ms,
+        "canaries_missed": own.canaries_missed,
+        "reconnects": own.reconnects,
+    });
+    if let (Value::Object(all), Value::Object(said)) = (&mut all, said(&server.said, keeps_history))
+    {
+        all.extend(said);
+    }
+    all
+}
+
+fn said(numbers: &RedisNumbers, keeps_history: bool) -> Value {
     let is = |number: Option<u64>| number.map(|number| number == 1);
     let (warnings, notes): (Vec<_>, Vec<_>) =
         advice(numbers, keeps_history).into_iter().partition(|advice| advice.is_warning);

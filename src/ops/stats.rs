@@ -25,9 +25,7 @@ fn readiness(ops: &Ops) -> Value {
         Err(NotReady::Starting { listening }) => {
             ("starting", format!("{listening} of {shards} shards listen"))
         }
-        Err(NotReady::Backplane) => {
-            ("backplane", "the backplane is away, or its canary does not come back".to_owned())
-        }
+        Err(NotReady::Backplane) => return redis_stats::not_ready(&ops.backplane.redis()),
         Err(NotReady::Draining) => ("draining", "this node is about to end".to_owned()),
     };
     json!({"ready": false, "reason": reason, "detail": detail})
@@ -41,7 +39,7 @@ pub(super) async fn stats(State(ops): State<Arc<Ops>>) -> Json<Value> {
     let (kind, redis) = match &ops.plan.backplane {
         BackplanePlan::Memory => ("memory", None),
         BackplanePlan::Redis(plan) => {
-            ("redis", Some(redis_stats::summary(&backplane.redis, plan.keeps_history)))
+            ("redis", Some(redis_stats::summary(plan, &backplane, &ops.backplane.redis())))
         }
     };
     Json(json!({
@@ -60,6 +58,7 @@ pub(super) async fn stats(State(ops): State<Arc<Ops>>) -> Json<Value> {
             "kind": kind,
             "up": backplane.up == 1,
             "publishes": backplane.publishes,
+            "publishes_unreplicated": backplane.publishes_unreplicated,
             "received": backplane.received,
             "publish_queue_bytes": backplane.publish_queue_bytes,
             "reconnects": backplane.reconnects,

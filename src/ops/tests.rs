@@ -5,6 +5,8 @@ use crate::config::{Config, Said};
 use crate::ids::{NodeId, ShardId};
 use crate::link::channel::{BackplaneEnd, ShardEnd, window};
 use crate::link::{Done, Downlink, Inspect, Outcome, Publish, RoomReport, Uplink};
+use crate::metrics::redis::RedisNumbers;
+use crate::metrics::servers::{DeploymentNumbers, OwnNumbers, Picture, ServerNumbers};
 use crate::metrics::{BackplaneCounters, ShardCounters};
 use crate::plan::{Machine, resolve};
 use serde_json::{Value, json};
@@ -444,6 +446,75 @@ fn every_number_is_in_the_metrics_once_for_each_thread() {
         let line = format!("campanile_{}{{shard=\"0\"{label}}} ", described.name);
         assert_eq!(text.lines().filter(|l| l.starts_with(&line)).count(), 1, "{line}");
     }
+}
+
+/// A server that is up, or down and why.
+fn redis_server(server: &str, reason: Option<&str>) -> Arc<ServerNumbers> {
+    let said = RedisNumbers { memory_used_bytes: Some(1000), ..RedisNumbers::default() };
+    let up = Some(u64::from(reason.is_none()));
+    Arc::new(ServerNumbers {
+        server: server.into(),
+        name: None,
+        reason: reason.unwrap_or("the canary came back").into(),
+        counted: OwnNumbers { up, reconnects: Some(2), ..OwnNumbers::default() },
+        canary_back_at: Some(Instant::now()),
+        said: Arc::new(if reason.is_none() { said } else { RedisNumbers::default() }),
+    })
+}
+
+#[test]
+fn each_redis_server_has_its_own_numbers_under_its_address() {
+    let node = node(&[("backplane", "redis://h:1,h:2")]);
+    let text = node.get("/metrics").1;
+    assert!(!text.contains("server="), "nothing is known yet");
+    let servers = vec![redis_server("h:1", None), redis_server("h:2", Some("it is away"))];
+    let deployment =
+        DeploymentNumbers { sentinels_configured: Some(3), ..DeploymentNumbers::default() };
+    let picture = Picture { servers, deployment, ..Picture::default() };
+    node.backplane_mirror.show(Arc::new(picture));
+    let text = node.get("/metrics").1;
+    let has = |line: &str| {
+        assert_eq!(text.lines().filter(|l| *l == line).count(), 1, "{line}\n{text}");
+    };
+    has("# TYPE campanile_redis_up gauge");
+    has("campanile_redis_up{server=\"h:1\"} 1");
+    has("campanile_redis_up{server=\"h:2\"} 0");
+    has("# TYPE campanile_redis_reconnects counter");
+    has("campanile_redis_reconnects_total{server=\"h:2\"} 2");
+    has("campanile_redis_memory_used_bytes{server=\"h:1\"} 1000");
+    has("campanile_redis_sentinels_configured 3");
+    assert!(!text.contains("campanile_redis_memory_used_bytes{server=\"h:2\"}"), "not known");
+    assert!(!text.contains("campanile_redis_cluster_masters"), "there is no Cluster");
+}
+
+#[test]
+fn a_node_that_is_not_ready_says_which_servers_are_down_and_why() {
+    let node = node(&[("backplane", "redis://h:1,h:2")]);
+    (0..2).for_each(|_| node.health.shard_listens());
+    let (status, body) = node.get_json("/readyz");
+    assert_eq!((status, &body["reason"]), (503, &json!("backplane")));
+    assert_eq!(body["down"], json!([]), "it has not begun");
+    let servers = vec![redis_server("h:1", None), redis_server("h:2", Some("it is away"))];
+    let trouble = Some("nobody answers".to_owned());
+    let silent = vec![("s:1".to_owned(), None)];
+    let picture = Picture {
+        servers,
+        cluster_trouble: trouble,
+        silent_sentinels: silent,
+        ..Picture::default()
+    };
+    node.backplane_mirror.show(Arc::new(picture));
+    let body = node.get_json("/readyz").1;
+    assert_eq!(body["down"], json!([{"server": "h:2", "reason": "it is away"}]));
+    assert_eq!(body["cluster"], "nobody answers");
+    assert_eq!(body["silent_sentinels"], json!([{"sentinel": "s:1", "reason": null}]));
+    node.health.set_backplane_up(true);
+    assert_eq!(node.get_json("/readyz"), (200, json!({"ready": true})));
+    let stats = node.get_json("/v1/stats").1;
+    assert_eq!(stats["redis"]["deployment"], "fixed");
+    assert_eq!(stats["redis"]["servers"][0]["memory"]["used_bytes"], 1000);
+    assert_eq!(stats["redis"]["servers"][1]["reason"], "it is away");
+    assert_eq!(stats["redis"]["servers"][1]["memory"]["used_bytes"], Value::Null);
 }
 
 #[test]

@@ -1,8 +1,12 @@
 //! What a node says of its Redis: the numbers that Redis itself reports, what is unsafe about its
 //! settings, and nothing where Redis may not be asked; and that none of it ever costs readiness.
+//! Of several servers each is told by itself, and who says where they are is watched too.
 
+use crate::cluster::Cluster;
+use crate::guarded::{Guarded, USER};
 use crate::node::Node;
 use crate::redis::{Redis, wait_until};
+use crate::sentinel::{Care, Sentinel};
 use serde_json::Value;
 
 /// A ready node that asks ten times a second.
@@ -12,8 +16,33 @@ fn watching(redis: &Redis, url: &str, more: &[&str]) -> Node {
     Node::start_ready(&[&usual, more].concat())
 }
 
-fn stats(node: &Node) -> Value {
+/// What there is of all of Redis.
+fn all_stats(node: &Node) -> Value {
     node.get("/v1/stats").json()["redis"].take()
+}
+
+/// What there is of its only server.
+fn stats(node: &Node) -> Value {
+    let mut all = all_stats(node);
+    assert_eq!(all["servers"].as_array().map(Vec::len), Some(1), "{all}");
+    all["servers"][0].take()
+}
+
+/// A node that asks ten times a second, for any deployment.
+fn watching_all(url: &str) -> Node {
+    let interval = ["--redis-monitor-interval-ms", "100"];
+    Node::start_ready(&[&["--shards", "1", "--backplane", url][..], &interval].concat())
+}
+
+/// A number of one server; `None`: there is none.
+fn of_server(node: &Node, name: &str, port: u16) -> Option<u64> {
+    let label = format!("server=\"127.0.0.1:{port}\"");
+    let samples = node.samples(&format!("campanile_redis_{name}"));
+    samples.iter().find(|(labels, _)| labels.contains(&label)).map(|(_, value)| *value)
+}
+
+fn wait_for_server(node: &Node, name: &str, port: u16, value: Option<u64>) {
+    wait_until(&format!("{name} of {port} is {value:?}"), || of_server(node, name, port) == value);
 }
 
 /// What `INFO` says, on a connection of the test's own.
@@ -59,6 +88,13 @@ fn metrics_show_the_memory_that_redis_reports() {
     assert_eq!(node.metric_where("campanile_redis_errors_total", "kind=\"OOM\""), 0);
     assert!(node.metric_where("campanile_redis_calls_total", "command=\"publish\"") > 0);
     assert!(node.metric("campanile_redis_own_memory_bytes") > 0, "our connection was found");
+    assert!(of_server(&node, "memory_used_bytes", redis.port).is_some(), "it says where");
+    wait_for_server(&node, "up", redis.port, Some(1));
+    wait_for_server(&node, "subscriptions", redis.port, Some(1)); // everybody
+    assert!(of_server(&node, "canary_rtt_us", redis.port).is_some_and(|rtt| rtt > 0));
+    assert!(of_server(&node, "canary_age_ms", redis.port).is_some_and(|age| age < 3000));
+    assert_eq!(all_stats(&node)["deployment"], "fixed");
+    assert_eq!(all_stats(&node)["sentinels"], Value::Null);
     let stats = stats(&node);
     assert_eq!(stats["monitor_up"], true);
     assert_eq!(stats["replication"]["role"], "master");
@@ -165,8 +201,114 @@ fn a_lost_server_has_no_numbers_and_a_node_that_asks_nothing_shows_none() {
     wait_until("the other node is ready again", || deaf.is_ready());
     assert!(deaf.samples("campanile_redis_monitor_up").is_empty());
     assert_eq!(stats(&deaf)["monitor_up"], Value::Null);
+    assert_eq!(stats(&deaf)["up"], true, "what we count is known");
     let alone = Node::start_ready(&["--shards", "1"]);
     assert_eq!(alone.get("/v1/stats").json()["redis"], Value::Null);
     assert!(alone.samples("campanile_redis_monitor_up").is_empty());
     assert_eq!(alone.metric("campanile_ready"), 1);
+}
+
+#[test]
+fn of_several_servers_each_has_its_numbers_and_the_one_that_is_down_is_named_without_a_password() {
+    let guarded = Guarded::start("monitor");
+    let mut other = Redis::start();
+    let rules = "ACL SETUSER bell on >s3cret/pass ~* &* +@all";
+    let words: Vec<&str> = rules.split(' ').collect();
+    assert_eq!(other.command(&words), "OK");
+    let (first, second) = (guarded.redis.port, other.port);
+    let node = watching_all(&format!("redis://{USER}@127.0.0.1:{first},127.0.0.1:{second}"));
+    for port in [first, second] {
+        wait_for_server(&node, "monitor_up", port, Some(1));
+        wait_for_server(&node, "up", port, Some(1));
+        assert!(of_server(&node, "memory_used_bytes", port).is_some());
+    }
+    assert_eq!(all_stats(&node)["servers"].as_array().map(Vec::len), Some(2));
+    other.kill();
+    wait_for_server(&node, "up", second, Some(0));
+    wait_for_server(&node, "memory_used_bytes", second, None);
+    let not_ready = node.get("/readyz");
+    assert_eq!(not_ready.status, 503);
+    let down = not_ready.json()["down"].take();
+    assert_eq!(down.as_array().map(Vec::len), Some(1), "{down}");
+    assert_eq!(down[0]["server"], format!("127.0.0.1:{second}"));
+    assert!(down[0]["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{down}");
+    assert_eq!(of_server(&node, "up", first), Some(1), "the other one is as well as it was");
+    assert!(of_server(&node, "memory_used_bytes", first).is_some());
+    assert_eq!(of_server(&node, "reconnects_total", second), Some(1));
+    assert_eq!(of_server(&node, "reconnects_total", first), Some(0));
+    assert_eq!(node.metric("campanile_backplane_reconnects_total"), 1);
+    let said = ["/readyz", "/metrics", "/v1/stats"].map(|path| node.get(path).body).concat();
+    for shown in [said, node.logged()] {
+        assert!(!shown.contains("s3cret"), "a password is shown: {shown}");
+    }
+    other.restart();
+    assert_eq!(other.command(&words), "OK");
+    wait_until("it is ready again", || node.is_ready());
+    wait_for_server(&node, "up", second, Some(1));
+}
+
+#[test]
+fn a_cluster_is_told_master_by_master_and_a_failover_is_counted() {
+    let cluster = Cluster::start(0);
+    let node = watching_all(&cluster.url());
+    let masters = cluster.masters();
+    let ports: Vec<u16> = masters.iter().map(|at| cluster.servers[*at].port).collect();
+    for port in &ports {
+        wait_for_server(&node, "monitor_up", *port, Some(1));
+        wait_for_server(&node, "cluster_enabled", *port, Some(1));
+    }
+    assert_eq!(node.metric("campanile_redis_cluster_masters"), 3);
+    assert_eq!(node.metric("campanile_redis_cluster_map_failed"), 0);
+    assert_eq!(node.metric("campanile_backplane_moves_total"), 0);
+    let told = all_stats(&node);
+    assert_eq!((&told["deployment"], &told["cluster"]["masters"]), (&"cluster".into(), &3.into()));
+    for server in told["servers"].as_array().expect("three masters") {
+        assert!(abouts(server, "warnings").contains(&"min-replicas-to-write".into()), "{server}");
+        let notes = abouts(server, "notes");
+        assert!(notes.contains(&"cluster-allow-pubsubshard-when-down".into()), "{server}");
+        assert!(notes.contains(&"cluster-require-full-coverage".into()), "{server}");
+        let named = format!("server=\"{}\"", server["server"].as_str().expect("an address"));
+        let log = node.logged();
+        let is_named =
+            |line: &str| line.contains("min-replicas-to-write 1") && line.contains(&named);
+        assert_eq!(log.lines().filter(|line| is_named(line)).count(), 1, "{named}: {log}");
+    }
+    let replica = cluster.replica_of(masters[0]).expect("each master has one");
+    wait_until("a replica takes over", || cluster.failover(masters[0]));
+    let heir = cluster.servers[replica].port;
+    wait_for_server(&node, "up", heir, Some(1));
+    wait_until("it is ready", || node.is_ready());
+    assert_eq!(of_server(&node, "up", ports[0]), None, "it is no master any more");
+    assert!(node.metric("campanile_backplane_moves_total") >= 1);
+    let moved = node.metric("campanile_backplane_partitions_moved_total");
+    assert!((200..500).contains(&moved), "a third of 1024, not {moved}");
+    assert_eq!(node.metric("campanile_backplane_move_waiting_ms"), 0);
+    assert_eq!(all_stats(&node)["moves"]["partitions"], moved);
+}
+
+#[test]
+fn sentinels_that_answer_are_counted_and_a_switch_takes_the_numbers_to_the_new_master() {
+    let mut all = Sentinel::start(Care::default());
+    let node = watching_all(&all.url());
+    let master = all.servers[all.master().expect("there is one")].port;
+    wait_for_server(&node, "up", master, Some(1));
+    wait_until("all three have answered", || {
+        node.metric("campanile_redis_sentinels_answering") == 3
+    });
+    assert_eq!(node.metric("campanile_redis_sentinels_configured"), 3);
+    let told = all_stats(&node);
+    assert_eq!(told["sentinels"]["silent"], Value::Array(vec![]));
+    assert_eq!(told["servers"][0]["name"], "mymaster");
+    wait_until("a replica is made master", || all.failover());
+    wait_until("it is followed", || {
+        let now = all.master().map(|at| all.servers[at].port);
+        now.is_some_and(|now| now != master && of_server(&node, "up", now) == Some(1))
+    });
+    assert_eq!(of_server(&node, "up", master), None, "it is somewhere else now");
+    assert!(node.metric("campanile_backplane_switches_total") >= 1);
+    all.sentinels[2].kill();
+    wait_until("one is missed", || node.metric("campanile_redis_sentinels_answering") == 2);
+    let silent = all_stats(&node)["sentinels"]["silent"].take();
+    assert_eq!(silent[0]["sentinel"], format!("127.0.0.1:{}", all.sentinels[2].port));
+    assert!(node.is_ready(), "two are enough");
 }

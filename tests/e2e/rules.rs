@@ -3,7 +3,7 @@
 //! A rule on a metric that nobody prints never fires, and nobody notices.
 
 use crate::node::Node;
-use crate::redis::{Redis, wait_until};
+use crate::redis::{Redis, free_port, wait_until};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -76,6 +76,12 @@ fn missing(named: &Named, printed: &str) -> Vec<String> {
     unknown.map(|label| format!("{}{{{label}}}", named.metric)).collect()
 }
 
+/// Whether there is a number of this name for each Redis server.
+fn one_server(metric: &str) -> bool {
+    let of_all = ["sentinels_", "cluster_m"].map(|start| format!("campanile_redis_{start}"));
+    metric.starts_with("campanile_redis_") && !of_all.iter().any(|of| metric.starts_with(of))
+}
+
 fn rules() -> Rules {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tuning/prometheus-rules.yml");
     let text = std::fs::read_to_string(path).expect("there are rules");
@@ -94,8 +100,19 @@ fn every_rule_speaks_of_numbers_that_there_are() {
         printed = node.get("/metrics").body;
         ["replica_lag_bytes", "replica_lag_seconds", "own_output_bytes"]
             .iter()
-            .all(|name| printed.contains(&format!("\ncampanile_redis_{name} ")))
+            .all(|name| printed.contains(&format!("\ncampanile_redis_{name}{{")))
     });
+    // What is said of sentinels and a Cluster is said also while nobody answers.
+    let nowhere = format!("127.0.0.1:{}", free_port());
+    for (url, number) in [
+        (format!("redis+sentinel://{nowhere}/mymaster"), "redis_sentinels_answering 0"),
+        (format!("redis+cluster://{nowhere}"), "redis_cluster_map_failed 1"),
+    ] {
+        let node = Node::start(&["--shards", "1", "--backplane", &url]);
+        let number = format!("\ncampanile_{number}\n");
+        wait_until(&number, || node.get("/metrics").body.contains(&number));
+        printed += &node.get("/metrics").body;
+    }
     for group in rules().groups {
         for rule in group.rules {
             let named = named(&rule.expr);
@@ -121,10 +138,15 @@ fn every_rule_has_a_name_of_its_own_and_says_what_to_do() {
         assert!(!group.rules.is_empty(), "{} is empty", group.name);
         assert!(names.insert(group.name));
         for rule in group.rules {
-            let Rule { alert, hold, labels, annotations, .. } = rule;
+            let Rule { alert, expr, hold, labels, annotations } = rule;
             assert!(alert.starts_with("Campanile"), "{alert}");
             assert!(["page", "ticket"].contains(&labels["severity"].as_str()), "{alert}");
             assert!(annotations["summary"].contains("$labels.instance"), "{alert}: which node?");
+            let is_of_one = named(&expr).iter().any(|named| one_server(&named.metric));
+            let says_which = annotations["summary"].contains("$labels.server");
+            assert_eq!(is_of_one, says_which, "{alert}: which server?");
+            let keeps = !expr.contains("sum by") || expr.contains("server,");
+            assert!(!is_of_one || keeps, "{alert} sums over servers");
             assert!(annotations["description"].len() > 60, "{alert} does not say what to do");
             let is_time = |text: &str| text.ends_with(['s', 'm', 'h']) && text.len() < 5;
             assert!(hold.as_deref().is_none_or(is_time), "{alert}: for: {hold:?}");

@@ -90,7 +90,7 @@ fn who_was_away_hears_what_was_sent_and_only_what_is_not_acknowledged_comes_agai
     world.run();
     let third = world.connect_to(1, "bob", &[]);
     assert_eq!(hears(&mut world, third), ["welcome", "ok 6 true"]);
-    assert_eq!(world.node.as_ref().unwrap().counters(world.now_ms).acks_ignored, 1);
+    assert_eq!(world.node.as_mut().unwrap().counters(world.now_ms).acks_ignored, 1);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use super::link;
 use super::names::PARTITIONS;
 use super::topology::Map;
 use crate::backplane::seldom::Seldom;
+use crate::metrics::servers;
 use crate::plan::{Login, RedisPlan};
 use futures_util::future::join_all;
 use std::collections::BTreeMap;
@@ -53,6 +54,8 @@ pub struct Cluster {
     asked_at: Option<Instant>,
     is_hurried: bool,
     map: Option<Map>,
+    /// What went wrong when it was last asked.
+    trouble: Option<String>,
     failures: Seldom,
 }
 
@@ -68,6 +71,7 @@ impl Cluster {
             asked_at: None,
             is_hurried: false,
             map: None,
+            trouble: None,
             failures: Seldom::default(),
         }
     }
@@ -91,6 +95,7 @@ impl Cluster {
         self.asking = None;
         match picture {
             Ok(Picture { map, addresses }) => {
+                self.trouble = None;
                 self.known.clone_from(&map.servers);
                 self.know(addresses);
                 let is_new = self.map.as_ref() != Some(&map);
@@ -102,9 +107,18 @@ impl Cluster {
                 if let Some(unsaid) = self.failures.is_due(now) {
                     tracing::warn!(error, unsaid, "the Redis Cluster does not say who has what");
                 }
+                self.trouble = Some(error);
                 None
             }
         }
+    }
+
+    /// What is known of the map.
+    pub fn describe(&self, picture: &mut servers::Picture) {
+        let masters = self.map.as_ref().map(|map| map.servers.len() as u64);
+        picture.deployment.cluster_masters = masters;
+        picture.deployment.cluster_map_failed = Some(u64::from(self.trouble.is_some()));
+        picture.cluster_trouble.clone_from(&self.trouble);
     }
 
     fn know(&mut self, addresses: Vec<String>) {

@@ -99,6 +99,7 @@ impl Ear<'_> {
         match Refusal::by_code(text.split_whitespace().next().unwrap_or("")) {
             Refusal::Elsewhere => {
                 *self.is_astray = true;
+                self.local.counters.astray += 1;
                 self.subscriptions.handle_refusal();
             }
             _ => self.fail(&format!("the server refused a subscription: {text}")),

@@ -595,7 +595,10 @@ impl Histories {
                 let may_wait =
                     |refusal: &Refusal| matches!(refusal, Refusal::Elsewhere | Refusal::NotNow);
                 match refusals.find(may_wait) {
-                    Some(refusal) => self.read_later(name, flight.what, refusal, now),
+                    Some(refusal) => {
+                        local.counters.astray += u64::from(refusal == Refusal::Elsewhere);
+                        self.read_later(name, flight.what, refusal, now);
+                    }
                     None => return Err(error.clone().into()),
                 }
                 continue;

@@ -14,6 +14,7 @@
 
 mod acks;
 mod canary;
+mod census;
 mod cluster;
 mod dial;
 mod ear;
@@ -40,10 +41,11 @@ use super::local::Local;
 use crate::ids::{NodeId, ShardId, TopicName, UpTo};
 use crate::limits::Limits;
 use crate::link::{AskHistory, AskPresence, Attend, NoHistory, Publish, Recover};
-use crate::metrics::BackplaneCounters;
+use crate::metrics::servers::Picture;
 use crate::namespaces::Namespaces;
 use crate::plan::{Deployment, RedisPlan};
 use acks::Acks;
+use census::{Census, Sums};
 use names::{Names, PARTITIONS, partition};
 use presence::Presences;
 use route::Route;
@@ -68,6 +70,9 @@ pub struct RedisTransport {
     route: Route,
     /// Which servers were up when everybody else last learned of it.
     were_up: Vec<bool>,
+    census: Census,
+    /// What servers counted that are in the map no longer.
+    departed: Sums,
 }
 
 impl RedisTransport {
@@ -101,6 +106,8 @@ impl RedisTransport {
             acks,
             route,
             were_up: vec![false],
+            census: Census::default(),
+            departed: Sums::default(),
         }
     }
 
@@ -110,7 +117,7 @@ impl RedisTransport {
     }
 
     /// Takes what became known of where things are.
-    fn poll_topology(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+    fn poll_topology(&mut self, cx: &mut Context<'_>, now: Instant, local: &mut Local) -> bool {
         let mut is_busy = false;
         while let Some(known) = self.topology.poll(cx, now) {
             is_busy = true;
@@ -120,7 +127,11 @@ impl RedisTransport {
                     self.next = Some((map, since));
                     self.servers.iter_mut().for_each(|server| server.hold(true));
                 }
-                Known::Master { server, address } => self.servers[server].move_to(address, now),
+                Known::Master { server, address } => {
+                    let server = &mut self.servers[server];
+                    local.counters.switches += u64::from(server.is_elsewhere(&address));
+                    server.move_to(address, now);
+                }
             }
             if self.next.is_some() {
                 break; // what else is known may be about servers of the new map
@@ -168,11 +179,10 @@ impl RedisTransport {
         }
         if !is_first {
             self.hand_over(has_moved, local);
-            tracing::info!(
-                servers = self.servers.len(),
-                partitions = moved.iter().filter(|has_moved| **has_moved).count(),
-                "topics have moved"
-            );
+            let partitions = moved.iter().filter(|has_moved| **has_moved).count();
+            local.counters.moves += 1;
+            local.counters.partitions_moved += partitions as u64;
+            tracing::info!(servers = self.servers.len(), partitions, "topics have moved");
         }
     }
 
@@ -200,6 +210,7 @@ impl RedisTransport {
             server.hold(false);
             self.servers.push(server);
         }
+        old.iter().flatten().for_each(|gone| self.departed += gone.sums());
     }
 
     /// Topics that have moved are heard from their new servers.
@@ -220,8 +231,11 @@ impl RedisTransport {
             self.on_changes(has_moved, now);
         }
         let down = self.servers.iter().find(|server| !server.is_up());
-        let reason = down.unwrap_or(&self.servers[0]).reason();
-        local.set_up(down.is_none(), reason, now);
+        if down.is_none() != local.is_up() {
+            let server = down.unwrap_or(&self.servers[0]);
+            let reason = format!("{}: {}", server.shown(), server.reason());
+            local.set_up(down.is_none(), &reason, now);
+        }
     }
 
     fn on_changes(&mut self, has_moved: bool, now: Instant) {
@@ -292,7 +306,7 @@ impl Transport for RedisTransport {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, now: Instant, local: &mut Local) -> bool {
-        let mut is_busy = self.poll_topology(cx, now);
+        let mut is_busy = self.poll_topology(cx, now, local);
         for server in &mut self.servers {
             is_busy |= server.poll(cx, now, &self.common, &mut self.presences, local);
             if server.take_astray() {
@@ -307,24 +321,31 @@ impl Transport for RedisTransport {
         is_busy | self.acks.poll(cx, now)
     }
 
-    fn measure(&self, now: Instant, counters: &mut BackplaneCounters) {
-        *counters = BackplaneCounters {
-            publish_queue_bytes: 0,
-            histories: 0,
-            histories_bytes: 0,
-            history_reads: 0,
-            history_reads_waiting: 0,
-            recoveries_waited: 0,
-            holes_repaired: 0,
-            holes_lost: 0,
-            in_flight: 0,
-            canaries_missed: 0,
-            canary_age_ms: 0,
-            canary_rtt_us: 0,
-            ..std::mem::take(counters)
-        };
+    fn measure(&mut self, now: Instant, local: &mut Local) {
+        self.census.look(&self.servers, &self.topology, &local.interest, now);
+        let mut sums = self.departed;
+        self.servers.iter().for_each(|server| sums += server.sums());
+        let waiting = self.next.as_ref().map(|(_, since)| now.duration_since(*since));
+        let counters = &mut local.counters;
+        counters.publish_queue_bytes = 0;
+        counters.histories = 0;
+        counters.histories_bytes = 0;
+        counters.history_reads_waiting = 0;
+        counters.in_flight = 0;
+        counters.canary_age_ms = 0;
+        counters.canary_rtt_us = 0;
         self.servers.iter().for_each(|server| server.measure(now, counters));
+        counters.history_reads = sums.history_reads;
+        counters.recoveries_waited = sums.recoveries_waited;
+        counters.holes_repaired = sums.holes_repaired;
+        counters.holes_lost = sums.holes_lost;
+        counters.canaries_missed = sums.canaries_missed;
+        counters.move_waiting_ms = waiting.map_or(0, |waiting| waiting.as_millis() as u64);
         self.presences.measure(counters);
         self.acks.measure(counters);
+    }
+
+    fn take_picture(&mut self) -> Option<Arc<Picture>> {
+        self.census.take_picture()
     }
 }

@@ -10,6 +10,8 @@
 //! connection is looked up by its id: a list of all subscribers takes 3 µs for each of them, and
 //! every node would ask for it.
 //!
+//! There is one for each server, and what it logs names the server.
+//!
 //! Invariant: whatever is answered, or not answered, no link is given up for it.
 
 mod info;
@@ -21,6 +23,7 @@ use info::{SECTIONS, SETTINGS};
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, RedisResult, Value};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -33,10 +36,12 @@ const SELDOM: Duration = Duration::from_secs(60);
 pub struct Monitor {
     interval: Duration,
     keeps_history: bool,
+    /// Where the server is, for the log.
+    server: String,
     own: Own,
     under_way: Option<(Vec<Question>, Reply<Vec<Value>>)>,
     asked: [Asked; QUESTIONS.len()],
-    numbers: RedisNumbers,
+    numbers: Arc<RedisNumbers>,
     /// What was advised and still holds.
     told: BTreeSet<&'static str>,
     is_silence_told: bool,
@@ -112,7 +117,7 @@ impl Question {
         }
     }
 
-    fn tell_refusal(self, error: &str) {
+    fn tell_refusal(self, server: &str, error: &str) {
         let (allow, missing) = match self {
             Question::Settings => ("+config|get", "its settings cannot be judged"),
             Question::Info => ("+info", "the numbers of the server are missing"),
@@ -121,6 +126,7 @@ impl Question {
             }
         };
         tracing::info!(
+            server,
             error,
             "Redis does not answer all questions of the monitor: {missing}. Where the server is \
              yours, allow it: ACL SETUSER <user> {allow}"
@@ -134,10 +140,11 @@ impl Monitor {
         let mut monitor = Monitor {
             interval: Duration::from_millis(plan.monitor_interval_ms),
             keeps_history: plan.keeps_history,
+            server: String::new(),
             own: Own::Unasked,
             under_way: None,
             asked: Default::default(),
-            numbers: RedisNumbers::default(),
+            numbers: Arc::default(),
             told: BTreeSet::new(),
             is_silence_told: false,
         };
@@ -145,15 +152,18 @@ impl Monitor {
         monitor
     }
 
-    /// What is known now.
-    pub fn numbers(&self) -> &RedisNumbers {
+    /// What is known now. The same until something is new.
+    pub fn numbers(&self) -> &Arc<RedisNumbers> {
         &self.numbers
     }
 
-    /// Asks what is due on a link that is up, and takes what was answered.
-    pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant, link: &Link) {
+    /// Asks what is due on a link that is up, and takes what was answered. `server`: where it goes.
+    pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant, link: &Link, server: &str) {
         if self.interval.is_zero() {
             return;
+        }
+        if self.server != server {
+            self.meet(server);
         }
         self.learn_own(link);
         if let Some((_, reply)) = &mut self.under_way {
@@ -181,6 +191,14 @@ impl Monitor {
             asked.answers.clear();
         }
         self.forget();
+    }
+
+    /// What was said of another server says nothing of this one.
+    fn meet(&mut self, server: &str) {
+        server.clone_into(&mut self.server);
+        self.told.clear();
+        self.is_silence_told = false;
+        self.asked.iter_mut().for_each(|asked| asked.is_refusal_told = false);
     }
 
     /// The id of the connection that subscribes, which the link asked for.
@@ -218,8 +236,10 @@ impl Monitor {
             self.handle_answer(*question, own, now);
         }
         self.is_silence_told = false;
-        self.read();
-        self.tell();
+        let numbers = self.read();
+        let warnings = self.tell(&numbers);
+        let warnings = numbers.monitor_up.map(|_| warnings);
+        self.numbers = Arc::new(RedisNumbers { warnings, ..numbers });
     }
 
     /// Answers to one question. Those that are errors bring nothing, the others what they have.
@@ -244,7 +264,8 @@ impl Monitor {
             self.asked[*question as usize].due_at = Some(now + self.interval);
         }
         if !std::mem::replace(&mut self.is_silence_told, true) {
-            tracing::warn!(error, "Redis does not say how it is; its numbers are missing");
+            let server = &self.server;
+            tracing::warn!(server, error, "Redis does not say how it is; its numbers are missing");
         }
         self.forget();
     }
@@ -252,37 +273,38 @@ impl Monitor {
     fn refuse(&mut self, question: Question, error: &str) {
         let asked = &mut self.asked[question as usize];
         if !std::mem::replace(&mut asked.is_refusal_told, true) {
-            question.tell_refusal(error);
+            question.tell_refusal(&self.server, error);
         }
     }
 
     fn forget(&mut self) {
         let monitor_up = (!self.interval.is_zero()).then_some(0);
-        self.numbers = RedisNumbers { monitor_up, ..RedisNumbers::default() };
+        self.numbers = Arc::new(RedisNumbers { monitor_up, ..RedisNumbers::default() });
     }
 
     /// Everything that is known, from the last answers.
-    fn read(&mut self) {
-        self.forget();
+    fn read(&self) -> RedisNumbers {
+        let mut numbers = RedisNumbers::default();
         for (question, asked) in QUESTIONS.iter().zip(&self.asked) {
-            question.read(&asked.answers, &mut self.numbers);
+            question.read(&asked.answers, &mut numbers);
         }
         let info = &self.asked[Question::Info as usize].answers;
-        self.numbers.monitor_up = Some(u64::from(info.iter().any(|answer| !answer.is_empty())));
+        numbers.monitor_up = Some(u64::from(info.iter().any(|answer| !answer.is_empty())));
+        numbers
     }
 
-    /// Says what is unsafe, each thing once for as long as it is so.
-    fn tell(&mut self) {
-        let found = advice(&self.numbers, self.keeps_history);
-        let warnings = found.iter().filter(|advice| advice.is_warning).count();
-        self.numbers.warnings = self.numbers.monitor_up.map(|_| warnings as u64);
+    /// Says what is unsafe, each thing once for as long as it is so. How many warnings there are.
+    fn tell(&mut self, numbers: &RedisNumbers) -> u64 {
+        let found = advice(numbers, self.keeps_history);
+        let server = &self.server;
         for advice in found.iter().filter(|advice| !self.told.contains(advice.about)) {
             match advice.is_warning {
-                true => tracing::warn!("{}. Write {}", advice.text, advice.write),
-                false => tracing::info!("{}. Write {}", advice.text, advice.write),
+                true => tracing::warn!(server, "{}. Write {}", advice.text, advice.write),
+                false => tracing::info!(server, "{}. Write {}", advice.text, advice.write),
             }
         }
         self.told = found.iter().map(|advice| advice.about).collect();
+        found.iter().filter(|advice| advice.is_warning).count() as u64
     }
 }
 

@@ -363,6 +363,7 @@ impl Outgoing {
                 (Some(refusal), Sent::Held(waiting)) if refusal.is_for_now() => {
                     is_unloaded |= refusal == Refusal::Unloaded;
                     self.is_astray |= refusal == Refusal::Elsewhere;
+                    local.counters.astray += u64::from(refusal == Refusal::Elsewhere);
                     lane.again.push_back(*waiting);
                     lane.wait(now + refusal.pause());
                     if refusal == Refusal::Demoted {

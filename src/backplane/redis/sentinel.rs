@@ -10,7 +10,8 @@
 
 use super::link;
 use crate::backplane::seldom::Seldom;
-use crate::plan::RedisPlan;
+use crate::metrics::servers::Picture;
+use crate::plan::{Login, RedisPlan};
 use redis::{AsyncConnectionConfig, PushKind, RedisResult, Value};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -51,15 +52,31 @@ struct Master {
     address: Option<String>,
 }
 
+/// What is known of a sentinel.
+struct Watched {
+    address: String,
+    /// When it last said where a master is.
+    heard_at: Option<Instant>,
+    /// What went wrong last.
+    error: Option<String>,
+    failures: Seldom,
+}
+
+impl Watched {
+    fn is_answering(&self, now: Instant) -> bool {
+        self.heard_at.is_some_and(|at| now.duration_since(at) < FRESH)
+    }
+}
+
 /// See the module.
 pub struct Sentinels {
-    urls: Vec<String>,
+    watched: Vec<Watched>,
+    login: Login,
     tls_ca_file: Option<String>,
     masters: Vec<Master>,
     /// Begun at the first poll: they need a runtime.
     tasks: Vec<JoinHandle<()>>,
     words: Option<mpsc::Receiver<Word>>,
-    failures: Vec<Seldom>,
 }
 
 impl Drop for Sentinels {
@@ -69,12 +86,24 @@ impl Drop for Sentinels {
 }
 
 impl Sentinels {
-    /// Nobody is asked yet. `masters`: what they are called.
-    pub fn new(urls: Vec<String>, masters: Vec<String>, plan: &RedisPlan) -> Sentinels {
+    /// Nobody is asked yet. `login`: how to come in to the sentinels; `masters`: what they are
+    /// called.
+    pub fn new(
+        addresses: &[String],
+        login: &Login,
+        masters: Vec<String>,
+        plan: &RedisPlan,
+    ) -> Sentinels {
         let master = |name| Master { name, ..Master::default() };
+        let watched = |address: &String| Watched {
+            address: address.clone(),
+            heard_at: None,
+            error: None,
+            failures: Seldom::default(),
+        };
         Sentinels {
-            failures: urls.iter().map(|_| Seldom::default()).collect(),
-            urls,
+            watched: addresses.iter().map(watched).collect(),
+            login: login.clone(),
             tls_ca_file: plan.tls_ca_file.clone(),
             masters: masters.into_iter().map(master).collect(),
             tasks: Vec::new(),
@@ -87,15 +116,18 @@ impl Sentinels {
         let words = self.words.get_or_insert_with(|| {
             let (sender, receiver) = mpsc::channel(WORDS_MAX);
             let names: Arc<[String]> = self.masters.iter().map(|it| it.name.clone()).collect();
-            for (number, url) in self.urls.iter().enumerate() {
-                let (url, ca, names) = (url.clone(), self.tls_ca_file.clone(), names.clone());
+            for (number, watched) in self.watched.iter().enumerate() {
+                let url = self.login.url(&watched.address);
+                let (ca, names) = (self.tls_ca_file.clone(), names.clone());
                 self.tasks.push(tokio::spawn(watch(number, url, ca, names, sender.clone())));
             }
             receiver
         });
         while let Poll::Ready(Some(Word { sentinel, what })) = words.poll_recv(cx) {
+            let watched = &mut self.watched[sentinel];
             match what {
                 Ok(said) => {
+                    watched.heard_at = Some(now);
                     let number = said.master;
                     let master = &mut self.masters[number];
                     if let Some(address) = master.hear(sentinel, said, now) {
@@ -103,18 +135,26 @@ impl Sentinels {
                     }
                 }
                 Err(error) => {
-                    if let Some(unsaid) = self.failures[sentinel].is_due(now) {
-                        tracing::warn!(
-                            sentinel,
-                            error,
-                            unsaid,
-                            "a sentinel does not say who is master"
-                        );
+                    if let Some(unsaid) = watched.failures.is_due(now) {
+                        let sentinel = &watched.address;
+                        let what = "a sentinel does not say who is master";
+                        tracing::warn!(sentinel, error, unsaid, "{what}");
                     }
+                    watched.error = Some(error);
                 }
             }
         }
         None
+    }
+
+    /// Who of them has answered lately.
+    pub fn describe(&self, now: Instant, picture: &mut Picture) {
+        let silent = self.watched.iter().filter(|watched| !watched.is_answering(now));
+        let silent = silent.map(|watched| (watched.address.clone(), watched.error.clone()));
+        picture.silent_sentinels = silent.collect();
+        let answering = self.watched.len() - picture.silent_sentinels.len();
+        picture.deployment.sentinels_configured = Some(self.watched.len() as u64);
+        picture.deployment.sentinels_answering = Some(answering as u64);
     }
 }
 

@@ -15,6 +15,7 @@
 //! through its connections within the canary's timeout.
 
 use super::canary::Canary;
+use super::census::Sums;
 use super::ear::Ear;
 use super::histories::Histories;
 use super::link::{self, Link, Needs, Way};
@@ -30,6 +31,7 @@ use crate::ids::TopicName;
 use crate::limits::Limits;
 use crate::link::Publish;
 use crate::metrics::BackplaneCounters;
+use crate::metrics::servers::{OwnNumbers, ServerNumbers};
 use crate::namespaces::Namespaces;
 use crate::plan::RedisPlan;
 use hashbrown::HashSet;
@@ -93,6 +95,8 @@ pub struct Server {
     refused: Seldom,
     /// Canaries missed on earlier links.
     missed: u64,
+    /// Links that were lost or given up.
+    reconnects: u64,
     /// When one last came back, on whichever link.
     canary_back_at: Instant,
     is_up: bool,
@@ -149,6 +153,7 @@ impl Server {
             malformed: Seldom::default(),
             refused: Seldom::default(),
             missed: 0,
+            reconnects: 0,
             canary_back_at: Instant::now(),
             is_up: false,
             has_been_up: is_heir,
@@ -327,6 +332,7 @@ impl Server {
         if let State::Live(live) = &self.state {
             self.missed += live.canary.as_ref().map_or(0, |canary| canary.missed);
             local.counters.reconnects += 1;
+            self.reconnects += 1;
         }
         self.on_refused(reason, now);
         self.pause(); // drops all connections
@@ -346,7 +352,7 @@ impl Server {
     }
 
     fn on_refused(&mut self, reason: &str, now: Instant) {
-        self.reason = format!("{}: {reason}", self.shown());
+        reason.clone_into(&mut self.reason);
         if self.is_up {
             tracing::info!(server = self.shown(), reason, "a server is down");
         } else if let Some(unsaid) = self.refused.is_due(now) {
@@ -354,9 +360,15 @@ impl Server {
         }
     }
 
-    /// For people.
-    fn shown(&self) -> &str {
-        self.address.as_deref().unwrap_or(&self.name)
+    /// For people: where it is, or else what it is called.
+    pub fn shown(&self) -> &str {
+        shown(self.address.as_deref(), &self.name)
+    }
+
+    /// Whether it is known to be somewhere, and not there.
+    pub fn is_elsewhere(&self, address: &str) -> bool {
+        let successor = self.successor.as_ref().map(|(successor, _)| successor);
+        successor.or(self.address.as_ref()).is_some_and(|known| known != address)
     }
 
     /// Goes on with everything. Whether there was anything to do.
@@ -420,7 +432,8 @@ impl Server {
         is_busy |= self.histories.poll(cx, now, &way, local).map_err(said)?;
         if self.is_up {
             is_busy |= self.outgoing.poll(cx, now, &way, local).map_err(said)?;
-            self.monitor.poll(cx, now, &live.link);
+            let server = shown(self.address.as_deref(), &self.name);
+            self.monitor.poll(cx, now, &live.link, server);
         }
         is_busy |= self.tell_of_outage(local);
         Ok(is_busy)
@@ -503,7 +516,9 @@ impl Server {
         if let Some(channel) = &live.canary_channel {
             let canary = live.canary.get_or_insert(fresh);
             canary.poll(cx, now, &live.link.cmd, common.names.publish(), channel)?;
-            self.is_astray |= canary.take_astray();
+            let is_astray = canary.take_astray();
+            local.counters.astray += u64::from(is_astray);
+            self.is_astray |= is_astray;
             if !canary.has_come_back() {
                 return Ok(());
             }
@@ -549,22 +564,65 @@ impl Server {
         counters.publish_queue_bytes += self.outgoing.waiting_bytes() as u64;
         counters.histories += self.histories.topics() as u64;
         counters.histories_bytes += self.histories.bytes() as u64;
-        let numbers = self.histories.numbers;
-        counters.history_reads += numbers.reads;
         counters.history_reads_waiting += self.histories.wanted() as u64;
-        counters.recoveries_waited += numbers.waited;
-        counters.holes_repaired += numbers.repaired;
-        counters.holes_lost += numbers.lost;
         counters.in_flight += self.outgoing.under_way() as u64;
-        counters.canaries_missed += self.missed;
         let age_ms = now.duration_since(self.canary_back_at).as_millis() as u64;
         counters.canary_age_ms = counters.canary_age_ms.max(age_ms);
-        counters.redis = self.monitor.numbers().clone();
-        let State::Live(live) = &self.state else { return };
-        let Some(canary) = &live.canary else { return };
-        counters.canary_rtt_us = counters.canary_rtt_us.max(canary.rtt.as_micros() as u64);
-        counters.canaries_missed += canary.missed;
+        let rtt_us = self.canary().map_or(0, |canary| canary.rtt.as_micros() as u64);
+        counters.canary_rtt_us = counters.canary_rtt_us.max(rtt_us);
     }
+
+    /// What it has counted since it is there.
+    pub fn sums(&self) -> Sums {
+        let numbers = self.histories.numbers;
+        Sums {
+            history_reads: numbers.reads,
+            recoveries_waited: numbers.waited,
+            holes_repaired: numbers.repaired,
+            holes_lost: numbers.lost,
+            canaries_missed: self.canaries_missed(),
+        }
+    }
+
+    /// What is known of it, with as many topics confirmed.
+    pub fn numbers(&self, subscriptions: usize) -> ServerNumbers {
+        let has_topics = self.place.first.is_some();
+        ServerNumbers {
+            server: self.shown().to_owned(),
+            name: (self.address.as_ref() != Some(&self.name)).then(|| self.name.clone()),
+            reason: self.reason.clone(),
+            counted: OwnNumbers {
+                up: Some(u64::from(self.is_up)),
+                subscriptions: Some(subscriptions as u64),
+                publish_queue_bytes: Some(self.outgoing.waiting_bytes() as u64),
+                in_flight: Some(self.outgoing.under_way() as u64),
+                canary_rtt_us: self
+                    .canary()
+                    .filter(|canary| canary.has_come_back())
+                    .map(|canary| canary.rtt.as_micros() as u64),
+                canary_age_ms: None, // it grows by itself
+                canaries_missed: Some(self.canaries_missed()),
+                reconnects: Some(self.reconnects),
+            },
+            canary_back_at: has_topics.then_some(self.canary_back_at),
+            said: self.monitor.numbers().clone(),
+        }
+    }
+
+    fn canary(&self) -> Option<&Canary> {
+        match &self.state {
+            State::Live(live) => live.canary.as_ref(),
+            State::Pausing(_) | State::Connecting(_) => None,
+        }
+    }
+
+    fn canaries_missed(&self) -> u64 {
+        self.missed + self.canary().map_or(0, |canary| canary.missed)
+    }
+}
+
+fn shown<'a>(address: Option<&'a str>, name: &'a str) -> &'a str {
+    address.unwrap_or(name)
 }
 
 /// How long to wait before the next attempt: twice as long each time, up to a limit, and somewhere

@@ -9,6 +9,7 @@
 use super::cluster::Cluster;
 use super::names::PARTITIONS;
 use super::sentinel::Sentinels;
+use crate::metrics::servers::Picture;
 use crate::plan::{Deployment, RedisPlan};
 use std::sync::Arc;
 use std::task::Context;
@@ -77,8 +78,8 @@ impl Topology {
             Deployment::Fixed(addresses) => Topology::Fixed(Some(Map::shared(addresses.clone()))),
             Deployment::Sentinel { sentinels, masters, login } => {
                 let map = Map::shared(masters.clone());
-                let urls = sentinels.iter().map(|address| login.url(address)).collect();
-                Topology::Sentinel(Some(map), Sentinels::new(urls, masters.clone(), plan))
+                let sentinels = Sentinels::new(sentinels, login, masters.clone(), plan);
+                Topology::Sentinel(Some(map), sentinels)
             }
             Deployment::Cluster(seeds) => Topology::Cluster(Cluster::new(seeds.clone(), plan)),
         }
@@ -93,6 +94,15 @@ impl Topology {
     pub fn hurry(&mut self) {
         if let Topology::Cluster(cluster) = self {
             cluster.hurry();
+        }
+    }
+
+    /// How well it is known where the servers are.
+    pub fn describe(&self, now: Instant, picture: &mut Picture) {
+        match self {
+            Topology::Fixed(_) => {}
+            Topology::Sentinel(_, sentinels) => sentinels.describe(now, picture),
+            Topology::Cluster(cluster) => cluster.describe(picture),
         }
     }
 

@@ -329,7 +329,7 @@ impl Today {
             assert_eq!(tower.shard.frames_waiting(), 0);
             assert_eq!(counters.joins, counters.leaves, "who came in went out");
         }
-        let node = world.node.as_ref().expect("it is real here");
+        let node = world.node.as_mut().expect("it is real here");
         assert_eq!(node.local.interest.count(), 1, "only everybody is listened for");
         assert_eq!(node.local.backlog_bytes(), 0);
         let counters = node.counters(world.now_ms);

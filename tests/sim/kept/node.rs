@@ -89,9 +89,8 @@ impl Node {
     }
 
     /// The counters, with those of the histories.
-    pub fn counters(&self, now_ms: u64) -> BackplaneCounters {
-        let mut counters = self.local.counters.clone();
-        self.embedded.measure(self.now(now_ms), &mut counters);
-        counters
+    pub fn counters(&mut self, now_ms: u64) -> BackplaneCounters {
+        self.embedded.measure(self.now(now_ms), &mut self.local);
+        self.local.counters.clone()
     }
 }

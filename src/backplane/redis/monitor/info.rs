@@ -52,6 +52,7 @@ pub const SECTIONS: &[Section] = &[
         "server",
         &[
             ("redis_version", As::Version, |n| &mut n.version),
+            ("redis_mode", As::Is("cluster"), |n| &mut n.is_cluster),
             ("uptime_in_seconds", As::Whole, |n| &mut n.uptime_s),
         ],
     ),
@@ -299,8 +300,14 @@ fn read_command(numbers: &mut RedisNumbers, key: &str, value: &str) {
 }
 
 /// What `CONFIG GET` says of the settings that matter.
-pub const SETTINGS: &[&str] =
-    &["client-output-buffer-limit", "min-replicas-to-write", "stream-node-max-bytes", "save"];
+pub const SETTINGS: &[&str] = &[
+    "client-output-buffer-limit",
+    "min-replicas-to-write",
+    "stream-node-max-bytes",
+    "save",
+    "cluster-allow-pubsubshard-when-down",
+    "cluster-require-full-coverage",
+];
 
 /// Reads one setting.
 pub fn read_setting(name: &str, value: &[u8], numbers: &mut RedisNumbers) {
@@ -310,7 +317,17 @@ pub fn read_setting(name: &str, value: &[u8], numbers: &mut RedisNumbers) {
         "min-replicas-to-write" => numbers.replicas_to_write = value.trim().parse().ok(),
         "stream-node-max-bytes" => numbers.stream_node_bytes = value.trim().parse().ok(),
         "save" => numbers.is_saving = Some(u64::from(!value.trim().is_empty())),
+        "cluster-allow-pubsubshard-when-down" => numbers.says_when_down = yes_or_no(value),
+        "cluster-require-full-coverage" => numbers.is_all_or_nothing = yes_or_no(value),
         _ => unreachable!("{name} is not among SETTINGS"),
+    }
+}
+
+fn yes_or_no(value: &str) -> Option<u64> {
+    match value.trim() {
+        "yes" => Some(1),
+        "no" => Some(0),
+        _ => None,
     }
 }
 

@@ -1,0 +1,115 @@
+//! What a node knows of its Redis servers: its own numbers of each, what each says of itself, and
+//! how they belong together.
+//!
+//! Servers come and go, so this is no row of atomics: the backplane makes a [`Picture`] when
+//! something is new, and whoever is asked looks at the newest one. What merely passes, the age of a
+//! canary, is not in it as a number but as the moment it counts from: nothing has to be made anew
+//! because time has passed.
+//!
+//! Invariant: a picture never changes, and no password is in it.
+
+use super::Described;
+use super::redis::RedisNumbers;
+use std::sync::Arc;
+use std::time::Instant;
+
+numbers! {
+    /// What this node itself counts of one server.
+    OwnNumbers of Option<u64> {
+        up: Gauge "redis_up" "1 while messages flow through this server",
+        subscriptions: Gauge "redis_subscriptions" "Topics confirmed by this server",
+        publish_queue_bytes: Gauge "redis_publish_queue_bytes" "Publishes that wait for this server",
+        in_flight: Gauge "redis_publishes_in_flight" "Publishes sent to this server and not answered yet",
+        canary_rtt_us: Gauge "redis_canary_rtt_us" "The last canary's way to this server and back",
+        canary_age_ms: Gauge "redis_canary_age_ms" "Since a canary last came back from this server",
+        canaries_missed: Counter "redis_canaries_missed_total" "Canaries that did not come back from this server in time",
+        reconnects: Counter "redis_reconnects_total" "Times a connection to this server was lost or given up",
+    }
+}
+
+numbers! {
+    /// What says where the servers are.
+    DeploymentNumbers of Option<u64> {
+        sentinels_configured: Gauge "redis_sentinels_configured" "Sentinels that are configured",
+        sentinels_answering: Gauge "redis_sentinels_answering" "Of these, sentinels that have said who is master within 5 seconds",
+        cluster_masters: Gauge "redis_cluster_masters" "Masters of the Cluster that have topics",
+        cluster_map_failed: Gauge "redis_cluster_map_failed" "1 if CLUSTER NODES did not say who has what when last asked",
+    }
+}
+
+/// What is known of one server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerNumbers {
+    /// `host:port`; where nobody knows yet where it is, what it is called.
+    pub server: String,
+    /// What sentinels call it.
+    pub name: Option<String>,
+    /// Why it is up, or down.
+    pub reason: String,
+    /// What this node counts. The age of the canary is not in it: [`ServerNumbers::own`].
+    pub counted: OwnNumbers,
+    /// When a canary last came back; `None`: none is expected, for the server has no topics.
+    pub canary_back_at: Option<Instant>,
+    /// What the server says of itself.
+    pub said: Arc<RedisNumbers>,
+}
+
+impl ServerNumbers {
+    /// Whether messages flow through it.
+    pub fn is_up(&self) -> bool {
+        self.counted.up == Some(1)
+    }
+
+    /// What this node counts, as it is now.
+    pub fn own(&self, now: Instant) -> OwnNumbers {
+        let age = self.canary_back_at.map(|at| now.saturating_duration_since(at));
+        OwnNumbers { canary_age_ms: age.map(|age| age.as_millis() as u64), ..self.counted.clone() }
+    }
+
+    /// Every number that is known, with its name and meaning.
+    pub fn describe(&self, now: Instant) -> Vec<Described> {
+        let mut all = self.own(now).describe();
+        all.append(&mut self.said.describe());
+        all
+    }
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Picture {
+    /// Every server that is known, in the order of the map.
+    pub servers: Vec<Arc<ServerNumbers>>,
+    /// What says where they are.
+    pub deployment: DeploymentNumbers,
+    /// Sentinels that do not say who is master, and why, as far as they gave a reason.
+    pub silent_sentinels: Vec<(String, Option<String>)>,
+    /// Why the Cluster did not say who has what when it was last asked.
+    pub cluster_trouble: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_canary_grows_older_by_itself_and_one_that_does_not_fly_has_no_age() {
+        let start = Instant::now();
+        let mut server = ServerNumbers {
+            server: "h:1".into(),
+            name: None,
+            reason: String::new(),
+            counted: OwnNumbers { up: Some(1), ..OwnNumbers::default() },
+            canary_back_at: Some(start),
+            said: Arc::default(),
+        };
+        let age = |server: &ServerNumbers, ms| {
+            let all = server.describe(start + Duration::from_millis(ms));
+            all.iter().find(|it| it.name == "redis_canary_age_ms").map(|it| it.value)
+        };
+        assert_eq!((age(&server, 7), age(&server, 4000)), (Some(7), Some(4000)));
+        server.canary_back_at = None;
+        assert_eq!(age(&server, 7), None);
+        assert!(server.is_up());
+    }
+}
