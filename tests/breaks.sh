@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Does the checker see anything? Three builds that are broken on purpose (features of Cargo.toml), each
-# of which the random days of rooms with a history must refuse; and the healthy one, which they must not.
+# Do the checkers see anything? Builds that are broken on purpose (features of Cargo.toml), each of
+# which must be refused: three by the random days of rooms with a history, one by real nodes whose Redis
+# is killed; and the healthy one, which must not.
 #
-#   tests/breaks.sh          compiles four times, so it is not part of tests/run.sh
+#   tests/breaks.sh          compiles six times, so it is not part of tests/run.sh
 #
 # A build that does not compile, or fails for another reason than a day that went wrong, is no proof.
 set -euo pipefail
@@ -28,6 +29,28 @@ for break in break-offset-reuse break-dropped-tail break-admission; do
   echo "$break: refused"
   grep -A1 -m1 'panicked at' "$out" | tail -n 1 | cut -c 1-200
 done
+
+chaos() {
+  RUST_BACKTRACE=0 CHAOS_ON=standalone CHAOS_FAULTS=kill CHAOS_COUNT=3 CHAOS_SEED=1 \
+    cargo test --locked --test chaos "$@" on_one_server >"$out" 2>&1
+}
+
+if chaos --features break-resubscribe; then
+  echo "break-resubscribe: NOT SEEN, the checker is blind" >&2
+  exit 1
+fi
+if ! grep -q 'panicked at tests/chaos' "$out"; then
+  tail -n 30 "$out" >&2
+  echo "break-resubscribe: failed, but not for what it broke" >&2
+  exit 1
+fi
+echo "break-resubscribe: refused"
+grep -A1 -m1 'panicked at tests/chaos' "$out" | tail -n 1 | cut -c 1-200
+if ! chaos; then
+  tail -n 30 "$out" >&2
+  echo "the healthy build is refused by chaos" >&2
+  exit 1
+fi
 
 if ! days; then
   tail -n 30 "$out" >&2
