@@ -927,7 +927,11 @@ impl Topic {
                 }
                 recovered(shard, *ask, log.position(), found, local);
             }
-            Question::History(ask) if !is_complete => return Some(Question::History(ask)),
+            // Whoever was just told where their message stands finds it there: the copy may not have
+            // it yet, because that comes on another connection.
+            Question::History(ask) if !is_complete || !is_fresh => {
+                return Some(Question::History(ask));
+            }
             Question::History(ask) => {
                 let said = said(&ask.page, log, &self.chain, bytes_max);
                 local.said(ask.topic, ask.to, said);
