@@ -31,24 +31,6 @@ const TRIES_MAX: u32 = 2000;
 /// A log that is longer begins anew after a look.
 const ENTRIES_MAX: usize = 1_500_000;
 
-/// What the server is known not to survive in every case yet, and so is left out of the runs for
-/// everybody. A run that was asked for (`CHAOS_SECONDS`, `CHAOS_COUNT`, `CHAOS_FAULTS`) has it.
-///
-/// 1. What nodes put back into a Redis that lost it has no longer the keys under which it was said: a
-///    publish that was delivered and not yet answered is said twice (`empty`; a master of a Cluster
-///    that was frozen and takes what had waited for it).
-/// 2. Messages that were acknowledged, and that one member neither heard nor was told of: seen once, on
-///    Sentinel, in a run with one `freeze` and one `failover`; some fifty failovers since did not show
-///    it again.
-///
-/// A pause that is long enough is a failover.
-const NOT_YET: &[(&[Kind], Fault)] = &[
-    (&[Kind::Standalone, Kind::Several, Kind::Sentinel, Kind::Cluster], Fault::Empty),
-    (&[Kind::Sentinel, Kind::Cluster], Fault::Freeze),
-    (&[Kind::Sentinel, Kind::Cluster], Fault::Pause),
-    (&[Kind::Sentinel], Fault::Failover),
-];
-
 /// What was asked for.
 pub struct Wish {
     kind: Kind,
@@ -73,11 +55,7 @@ impl Wish {
         });
         let count = number("CHAOS_COUNT").map(|count| count as u32);
         let lasts = number("CHAOS_SECONDS").map(Duration::from_secs);
-        let mut faults: Vec<Fault> = faults.collect();
-        if faults.is_empty() && lasts.is_none() && count.is_none() {
-            let waits = |fault| NOT_YET.iter().any(|(on, it)| *it == fault && on.contains(&kind));
-            faults.extend(Fault::ALL.into_iter().filter(|fault| !waits(*fault)));
-        }
+        let faults: Vec<Fault> = faults.collect();
         Wish {
             kind,
             seed: number("CHAOS_SEED").unwrap_or(since_1970.as_millis() as u64 % 1_000_000),

@@ -200,13 +200,16 @@ impl Stage {
 
     fn start_node(&mut self, at: usize) {
         let url = self.url(at);
+        // `replicated`: what is acknowledged has outlived the master already.
+        let durability = std::env::var("CHAOS_DURABILITY").unwrap_or("async".to_owned());
+        let kept = format!("kept: history_size=5000, history_ttl_s=600, durability={durability}");
         let node = Node::start(&[
             "--shards",
             "2",
             "--backplane",
             &url,
             "--namespaces",
-            "kept: history_size=5000, history_ttl_s=600",
+            &kept,
             "--auth-anonymous-rights",
             "publish,publish_unjoined,send,broadcast",
         ]);
