@@ -78,7 +78,7 @@ redis_field() { redis-cli -p "$redis_port" info "$1" | sed -n "s/^$2[:=]\([^,]*\
 calls() {
   local line
   line="$(redis-cli -p "$redis_port" info commandstats | tr -d '\r' | grep "^cmdstat_$1:" || true)"
-  sed -n 's/.*calls=\([0-9]*\).*/\1/p' <<<"${line:-calls=0}"
+  sed -n 's/^[^:]*:calls=\([0-9]*\).*/\1/p' <<<"${line:-cmdstat_$1:calls=0}"
 }
 
 # Milliseconds of processor time of Redis' main thread.
@@ -179,6 +179,7 @@ presence() {
     wait "$load" || true
     declare "seconds_$kind=$(field "$scratch/$kind.json" connect seconds)"
     kill -KILL "$node"
+    wait "$node" 2>/dev/null || true
   done
   # shellcheck disable=SC2154 # declared above
   {
@@ -218,6 +219,7 @@ publishes() {
     awk -v what="$durability" -v sent="$sent" -v cpu="$(($(redis_cpu_ms) - cpu))" \
       'BEGIN { printf "| %s | %.0f | %.1f |\n", what == "none" ? "no history" : "history, " what, sent / 5, cpu * 1000 / sent }'
     kill -KILL "$node"
+    wait "$node" 2>/dev/null || true
   done
   echo
   echo "commit $commit, 1 shard, $(nproc) cores; 200 rooms of one member, 16 outstanding in each, 5 s"

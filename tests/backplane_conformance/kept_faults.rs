@@ -328,3 +328,30 @@ fn who_has_heard_more_than_this_node_is_not_denied_before_it_has_looked_again() 
     let Heard::Recovered { recovery, .. } = hearer.hear() else { panic!("not the answer") };
     assert_eq!(recovery, Recovery::Recovered { messages: 0 });
 }
+
+#[test]
+fn a_message_of_an_epoch_that_is_over_is_not_waited_for() {
+    let world = world();
+    let (speaker, hearer) = world.two_shards();
+    let at = enter(hearer);
+    publish(speaker, 1..=2);
+    assert_eq!(hear(hearer, 2), numbers(1..=2));
+    // What somebody puts back comes to those who know already that the history has gone on.
+    let redis = world.redis.as_ref().unwrap();
+    let channel = b"test:{p32}:m:r:kept:a";
+    let said = [format!("{}:7:", at.epoch - 1).as_bytes(), &envelope(7)[..]].concat();
+    redis.command_bytes(&[b"PUBLISH", channel, &said]);
+    publish(speaker, 3..=3);
+    assert_eq!(hear(hearer, 1), [3]);
+    // Numbers are told at every tick: those of one tick, and those of a later one.
+    let reads_when = |publishes: u64| {
+        let counted = || world.nodes[0].counters();
+        wait_until("a tick has come", || counted().publishes == publishes);
+        counted().history_reads
+    };
+    let before = reads_when(3);
+    publish(speaker, 4..=4);
+    assert_eq!(hear(hearer, 1), [4]);
+    let after = reads_when(4);
+    assert!(after <= before + 1, "it is read again and again: {before}, {after}");
+}
