@@ -291,3 +291,58 @@ fn one_of_several_servers_that_dies_takes_only_its_own_rooms_with_it() {
     told.sort_unstable();
     assert_eq!(told, shares[0], "nobody else");
 }
+
+#[test]
+fn what_must_be_on_a_replica_is_acknowledged_when_it_is_there_and_nobody_else_waits_for_it() {
+    let master = Redis::start();
+    let world = World::over(Build { nodes: 1, shards: 2, ..build() }, &master.url(), "test");
+    let (speaker, hearer) = world.two_shards();
+    let sure = TopicName::room("sure:a");
+    hearer.join_and_hear(&sure, 1);
+    hearer.recover_and_hear(&sure, 1, None);
+    let outcome = |id: u64, key: &str| {
+        speaker.publish_keyed(&sure, &id.to_string(), id, Some(key));
+        loop {
+            match speaker.hear() {
+                Heard::Ack { id: Some(of), outcome, .. } if of == id => return outcome,
+                Heard::Ack { .. } => {}
+                other => panic!("not the answer: {other:?}"),
+            }
+        }
+    };
+    // There is no replica: it is said, and whether it will stay nobody knows.
+    assert_eq!(outcome(1, "a"), Outcome::Unknown);
+    assert_eq!(hearer.hear_payloads(1, 1), ["1"]);
+    wait_until("it is counted", || world.nodes[0].counters().publishes_unreplicated == 1);
+    // Meanwhile others are answered as always.
+    speaker.publish_keyed(&sure, "2", 2, Some("b"));
+    speaker.publish_keyed(&kept(0), "3", 3, None);
+    let Heard::Ack { id, outcome: of_the_other, .. } = speaker.hear() else { panic!() };
+    assert_eq!((id, matches!(of_the_other, Outcome::Accepted(Some(_)))), (Some(3), true));
+    let Heard::Ack { id: Some(2), outcome: Outcome::Unknown, .. } = speaker.hear() else {
+        panic!()
+    };
+    let replica = Redis::start_with(&["--replicaof", &format!("127.0.0.1 {}", master.port)]);
+    // A replica that has just come, or is slow, costs another try under the same key: nothing more.
+    let mut id = 3;
+    let mut place_of = |key: &str| {
+        let mut place = None;
+        wait_until("the replica has it", || {
+            id += 1;
+            if let Outcome::Accepted(at) = outcome(id, key) {
+                place = at;
+            }
+            place.is_some()
+        });
+        place.expect("waited for").offset
+    };
+    assert_eq!(place_of("a"), 1, "the first one, which the replica has by now");
+    assert_eq!(place_of("c"), 3);
+    drop(replica);
+    let heard = hearer.hear_payloads(1, 2);
+    assert_eq!(heard[0], "2");
+    assert!(
+        hearer.hears_nothing_for(Duration::from_millis(50)),
+        "once, however often it was tried"
+    );
+}

@@ -115,7 +115,7 @@ impl Build {
             downlink_items_max,
             linger_ms: 15_000,
             limits,
-            namespaces: "kept: history_size=100; three: history_size=3; deaf: history_size=9, recovery=false; \
+            namespaces: "kept: history_size=100; three: history_size=3; sure: history_size=9, durability=replicated; deaf: history_size=9, recovery=false; \
                          here: presence=true, presence_grace_ms=200; \
                          long: presence=true, presence_grace_ms=600000; \
                          few: presence=true, presence_grace_ms=0, presence_events_users_max=2",

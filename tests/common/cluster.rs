@@ -159,7 +159,7 @@ impl Cluster {
         let mut moved = 0;
         // A room that is made meanwhile is asked for at the target, so this comes to an end.
         for _ in 0..1000 {
-            let keys = source.try_command(&["CLUSTER", "GETKEYSINSLOT", &slot, "10"]);
+            let keys = source.try_command(&["CLUSTER", "GETKEYSINSLOT", &slot, "200"]);
             let keys = keys.ok_or("no answer to GETKEYSINSLOT")?;
             let keys: Vec<&str> = keys.split(' ').filter(|key| !key.is_empty()).collect();
             if keys.is_empty() {
