@@ -1,7 +1,7 @@
 //! What a server can do to histories: forget, come back empty, come back without the end, be cut off.
 //! Nothing may be missing that is not told.
 
-use crate::redis::wait_until;
+use crate::redis::{Redis, wait_until};
 use crate::world::{Build, Heard, Shard, World, payload_of};
 use campanile::ids::{Position, TopicName};
 use campanile::limits::Limits;
@@ -354,4 +354,28 @@ fn a_message_of_an_epoch_that_is_over_is_not_waited_for() {
     assert_eq!(hear(hearer, 1), [4]);
     let after = reads_when(4);
     assert!(after <= before + 1, "it is read again and again: {before}, {after}");
+}
+
+#[test]
+fn what_only_its_publisher_knows_of_is_put_back_too() {
+    let redis = Redis::start_with(&["--enable-debug-command", "yes"]);
+    let build = Build { nodes: 1, shards: 2, ..Build::usual() };
+    let world = World::over(build, &redis.url(), "test");
+    let (speaker, hearer) = world.two_shards();
+    // Nobody listens, and three are acknowledged.
+    let before = publish(speaker, 1..=3);
+    // The next server has the first two, and is another one.
+    redis.command(&["XDEL", STREAM, "3-0"]);
+    redis.command(&["XSETID", STREAM, "2-0"]);
+    redis.command(&["HSET", META, "s", "2"]);
+    let reconnects = world.nodes[0].counters().reconnects;
+    redis.command(&["DEBUG", "CHANGE-REPL-ID"]);
+    wait_until("it is noticed", || world.nodes[0].counters().reconnects > reconnects);
+    world.wait_until_up(true);
+    let after = publish(speaker, 4..=4);
+    assert_eq!((after.offset, after.epoch > before.epoch), (4, true), "behind the third");
+    hearer.join_and_hear(&topic(), 5);
+    let since = Some(Position { offset: 0, ..before });
+    let (_, recovery, missed) = hearer.recover_and_hear(&topic(), 5, since);
+    assert_eq!(recovery, Recovery::Recovered { messages: 4 }, "{missed:?}");
 }

@@ -34,6 +34,7 @@ mod server;
 pub mod subscriber;
 pub mod subscriptions;
 mod topology;
+mod witness;
 
 use super::Transport;
 use super::interest::TopicKey;
@@ -165,12 +166,16 @@ impl RedisTransport {
         let moved: Vec<bool> =
             (0..PARTITIONS).map(|at| name(&before, at) != name(&self.map, at)).collect();
         let has_moved = |topic: &TopicName| moved[usize::from(partition(topic.as_str()))];
-        let (mut publishes, mut histories) = (Vec::new(), Vec::new());
+        let (mut publishes, mut acked, mut histories) = (Vec::new(), Vec::new(), Vec::new());
         for server in &mut self.servers {
             publishes.append(&mut server.outgoing().take_moved(has_moved));
+            acked.append(&mut server.outgoing().witness().take_moved(has_moved));
             histories.append(&mut server.histories().take_moved(has_moved));
         }
         self.replace_servers(&before, is_first, local);
+        for one in acked {
+            self.server_of(&one.topic().clone()).outgoing().witness().adopt(one);
+        }
         for waiting in publishes {
             self.server_of(&waiting.topic().clone()).outgoing().push_back(waiting);
         }

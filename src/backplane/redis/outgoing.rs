@@ -20,6 +20,7 @@ use super::histories::meta_ttl_s;
 use super::link::{Reply, Way, poll_reply, send};
 use super::refusal::Refusal;
 use super::scripts::{self, REPAIR_MS, Which};
+use super::witness::Witness;
 use crate::backplane::embedded::message;
 use crate::backplane::envelope;
 use crate::backplane::local::Local;
@@ -111,6 +112,7 @@ pub struct Outgoing {
     is_astray: bool,
     /// The scripts are being loaded.
     loading: Option<Reply<()>>,
+    witness: Witness,
 }
 
 impl Outgoing {
@@ -123,6 +125,7 @@ impl Outgoing {
             time_max: Duration::from_millis(limits.publish_queue_ms_max),
             envelope: Vec::new(),
             refusals: Seldom::default(),
+            witness: Witness::new(namespaces.clone()),
             namespaces,
             is_held: false,
             is_astray: false,
@@ -166,7 +169,12 @@ impl Outgoing {
 
     /// Whether nothing is under way.
     pub fn is_quiet(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.flights.is_empty())
+        self.witness.is_quiet() && self.lanes.iter().all(|lane| lane.flights.is_empty())
+    }
+
+    /// Who remembers what was acknowledged.
+    pub fn witness(&mut self) -> &mut Witness {
+        &mut self.witness
     }
 
     /// From now on nothing is sent, or everything again.
@@ -230,6 +238,7 @@ impl Outgoing {
         local: &mut Local,
     ) -> RedisResult<bool> {
         let mut is_busy = self.poll_loading(cx)?;
+        is_busy |= self.witness.poll(cx, now, way, !self.is_held)?;
         for kind in [Kind::Plain, Kind::Kept, Kind::Sure] {
             let cmd = if kind == Kind::Sure { way.sure } else { Some(way.cmd) };
             let Some(cmd) = cmd else { continue };
@@ -293,6 +302,7 @@ impl Outgoing {
     /// on the next one.
     pub fn lose_link(&mut self, now: Instant, local: &mut Local) {
         self.loading = None;
+        self.witness.lose_link();
         for lane in &mut self.lanes {
             lane.under_way = 0;
             lane.again_at = None;
@@ -344,7 +354,7 @@ impl Outgoing {
         now: Instant,
         local: &mut Local,
     ) -> RedisResult<bool> {
-        let lane = &mut self.lanes[lane];
+        let (lane, witness) = (&mut self.lanes[lane], &mut self.witness);
         let is_sure = lane.kind != Kind::Sure || has_replica(answers.pop());
         let (mut is_unloaded, mut demoted) = (false, None);
         for (sent, answer) in sent.into_iter().zip(answers) {
@@ -358,7 +368,7 @@ impl Outgoing {
             match (refusal, sent) {
                 (None, Sent::Once(done)) => local.done(done, Outcome::Accepted(None), now),
                 (None, Sent::Held(waiting)) => {
-                    lane.land(*waiting, &answer, is_sure, now, local);
+                    lane.land(*waiting, &answer, is_sure, now, local, witness);
                 }
                 (Some(refusal), Sent::Held(waiting)) if refusal.is_for_now() => {
                     is_unloaded |= refusal == Refusal::Unloaded;
@@ -428,23 +438,27 @@ impl Lane {
         is_sure: bool,
         now: Instant,
         local: &mut Local,
+        witness: &mut Witness,
     ) {
-        let done = waiting.publish.done;
-        match (self.kind, scripts::status(answer)) {
-            (Kind::Plain, _) => local.done(done, Outcome::Accepted(None), now),
-            (_, Some((0, _, after_ms))) => {
-                self.again
-                    .push_back(Waiting { publish: Publish { done, ..waiting.publish }, ..waiting });
-                self.wait(now + Duration::from_millis(after_ms));
-            }
-            (_, Some((_, epoch, offset))) if is_sure => {
-                local.done(done, Outcome::Accepted(Some(Position { epoch, offset })), now);
-            }
-            (_, Some(_)) => {
-                local.counters.publishes_unreplicated += 1;
-                local.done(done, Outcome::Unknown, now);
-            }
-            (_, None) => local.done(done, Outcome::Unavailable, now),
+        let status = scripts::status(answer);
+        if let (Kind::Kept | Kind::Sure, Some((0, _, after_ms))) = (self.kind, status) {
+            self.again.push_back(waiting);
+            return self.wait(now + Duration::from_millis(after_ms));
+        }
+        let mut publish = waiting.publish;
+        let done = std::mem::replace(&mut publish.done, Done::Nobody);
+        let Some((_, epoch, offset)) = status.filter(|_| self.kind != Kind::Plain) else {
+            let is_said = self.kind == Kind::Plain;
+            let outcome = if is_said { Outcome::Accepted(None) } else { Outcome::Unavailable };
+            return local.done(done, outcome, now);
+        };
+        let at = Position { epoch, offset };
+        witness.note(publish, at, now);
+        if is_sure {
+            local.done(done, Outcome::Accepted(Some(at)), now);
+        } else {
+            local.counters.publishes_unreplicated += 1;
+            local.done(done, Outcome::Unknown, now);
         }
     }
 

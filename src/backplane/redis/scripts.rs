@@ -1,4 +1,4 @@
-//! What Redis does in one step for us: five scripts, sent by their hash.
+//! What Redis does in one step for us: six scripts, sent by their hash.
 //!
 //! A server that has forgotten them (it restarted, or somebody said `SCRIPT FLUSH`) answers NOSCRIPT
 //! and has done nothing. Then they are loaded again, and whatever was refused is sent again.
@@ -20,6 +20,7 @@ macro_rules! fenced {
 static BEGIN: LazyLock<Script> = LazyLock::new(|| Script::new(fenced!("lua/begin.lua")));
 static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(fenced!("lua/publish.lua")));
 static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(fenced!("lua/open.lua")));
+static RECALL: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/recall.lua")));
 static ACKNOWLEDGE: LazyLock<Script> = LazyLock::new(|| Script::new(ACK));
 static REPAIR: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/repair.lua")));
 
@@ -41,6 +42,8 @@ pub enum Which {
     Open,
     /// `lua/repair.lua`
     Repair,
+    /// `lua/recall.lua`
+    Recall,
     /// `lua/ack.lua`
     Ack,
 }
@@ -52,6 +55,7 @@ pub fn call(which: Which, keys: &[&str]) -> Cmd {
         Which::Publish => &PUBLISH,
         Which::Open => &OPEN,
         Which::Repair => &REPAIR,
+        Which::Recall => &RECALL,
         Which::Ack => &ACKNOWLEDGE,
     };
     let mut call = redis::cmd("EVALSHA");
@@ -66,6 +70,7 @@ pub async fn load(mut cmd: MultiplexedConnection) -> RedisResult<()> {
         fenced!("lua/publish.lua"),
         fenced!("lua/open.lua"),
         include_str!("lua/repair.lua"),
+        include_str!("lua/recall.lua"),
         ACK,
     ] {
         redis::cmd("SCRIPT").arg("LOAD").arg(code).exec_async(&mut cmd).await?;

@@ -431,6 +431,7 @@ impl Server {
         let way = Way { cmd, sure: sure.as_ref(), names, generation, publish };
         is_busy |= self.histories.poll(cx, now, &way, local).map_err(said)?;
         if self.is_up {
+            self.outgoing.witness().forget_before(self.canary_back_at);
             is_busy |= self.outgoing.poll(cx, now, &way, local).map_err(said)?;
             let server = shown(self.address.as_deref(), &self.name);
             self.monitor.poll(cx, now, &live.link, server);

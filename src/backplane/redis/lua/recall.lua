@@ -1,0 +1,41 @@
+-- A node was told that a message is kept, and the server that said so is gone: is it there? If it is the
+-- very next one it is put back, with the key under which it was said. Safe any number of times.
+--
+-- KEYS 1 meta  2 stream  3 the key of a retry, where there is one
+-- ARGV 1 epoch  2 offset  3 generation of the server  4 channel  5 PUBLISH or SPUBLISH
+--      6 seconds the stream lives  7 seconds the meta lives  8 seconds a key lives, 0: there is none
+--      9 message
+-- answers 1 it is there; 0 come again: something before it is missing, which others may put back;
+--         -1 the history has gone on
+local m = redis.call('HMGET', KEYS[1], 'e', 's', 'l', 'g')
+local offset = tonumber(ARGV[2])
+if not m[1] then
+  return 0
+end
+if m[1] ~= ARGV[1] then
+  for epoch, cut in string.gmatch(m[3] or '', '(%d+):(%d+)') do
+    if epoch == ARGV[1] and offset <= tonumber(cut) then
+      return 1
+    end
+  end
+  return -1
+end
+local top = tonumber(m[2] or '0')
+if offset <= top then
+  return 1
+end
+if m[4] == ARGV[3] then
+  return -1
+end
+if offset > top + 1 then
+  return 0
+end
+redis.call('XADD', KEYS[2], ARGV[2] .. '-0', 'd', ARGV[9])
+redis.call('HSET', KEYS[1], 's', ARGV[2])
+redis.call('EXPIRE', KEYS[2], ARGV[6])
+redis.call('EXPIRE', KEYS[1], ARGV[7])
+redis.call(ARGV[5], ARGV[4], ARGV[1] .. ':' .. ARGV[2] .. ':' .. ARGV[9])
+if ARGV[8] ~= '0' then
+  redis.call('SET', KEYS[3], ARGV[1] .. ':' .. ARGV[2], 'EX', ARGV[8])
+end
+return 1
