@@ -677,6 +677,10 @@ const FOREIGN_FLAGS: &[&str] = &[
     "--undo",
     // Of the scripts in benches/.
     "--rounds",
+    // Of tests/run.sh chaos.
+    "--minutes",
+    "--seed",
+    "--on",
     // Of tests/run.sh.
     "--minutes",
     "--seed",
