@@ -1,12 +1,12 @@
 //! What publishers of this node were told is kept, in case nobody else knows of it.
 //!
-//! A server that dies may have answered a publish, and not yet told anybody who listens: one write to
-//! a socket comes before the other. Then the node that published is the only one who knows. So it
-//! remembers what was acknowledged until a canary has come back behind it, which proves that what was
-//! said before was told; and when the next server is another one (another generation), it asks for
-//! each whether it is there, and puts it back if it is the next one (`lua/recall.lua`). What comes
-//! before it others may have to put back first ([`super::histories`]), so it is asked again for as long
-//! as the server waits.
+//! A server that dies may have answered a publish, and not yet told anybody who listens: one write
+//! to a socket comes before the other. Then the node that published is the only one who knows. So
+//! it remembers what was acknowledged until a canary has come back behind it, which proves that
+//! what was said before was told; and when the next server is another one (another generation), it
+//! asks for each whether it is there, and puts it back if it is the next one (`lua/recall.lua`).
+//! What comes before it others may have to put back first ([`super::histories`]), so it is asked
+//! again for as long as the server waits.
 //!
 //! Invariant: what is remembered is in the order of its positions, topic by topic.
 
@@ -207,7 +207,8 @@ impl Witness {
         command
     }
 
-    /// 1: there. 0, or refused for now: asked again, those of one topic in their order. Else it is gone.
+    /// 1: there. 0, or refused for now: asked again, those of one topic in their order. Else it is
+    /// gone.
     fn land(&mut self, asked: Vec<Acked>, answers: Vec<Value>, now: Instant) {
         let is_late = self.doubted_until.is_some_and(|until| until <= now);
         let (mut again, mut gone) = (Vec::new(), 0);
