@@ -11,7 +11,7 @@
 //! Invariant: a user stands in a line once, and while it does, in `newest`.
 
 use super::histories::meta_ttl_s;
-use super::link::{Reply, poll_reply, send};
+use super::link::{Reply, fly, poll_reply, send};
 use super::names::Names;
 use super::refusal::Refusal;
 use super::route::Route;
@@ -20,8 +20,7 @@ use crate::ids::{Position, TopicName};
 use crate::metrics::BackplaneCounters;
 use crate::namespaces::Namespaces;
 use hashbrown::HashMap;
-use redis::aio::MultiplexedConnection;
-use redis::{Pipeline, RedisResult, Value};
+use redis::{Pipeline, Value};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -225,11 +224,6 @@ impl Acks {
         }
         true
     }
-}
-
-async fn fly(mut cmd: MultiplexedConnection, pipeline: Pipeline) -> RedisResult<Vec<Value>> {
-    let commands = pipeline.len();
-    cmd.send_packed_commands(&pipeline, 0, commands).await
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@
 //! Invariant: what was delivered of a topic since somebody was told a position has every offset
 //! behind it, in order, once; or `lost` stands between.
 
-use super::link::{Reply, Way, poll_reply, send};
+use super::link::{Reply, Way, fly, poll_reply, send};
 use super::names::Names;
 use super::refusal::Refusal;
 use super::scripts::{self, REPAIR_MS, Which, integer};
@@ -40,7 +40,6 @@ use crate::protocol::{Page, Recovery, Unrecovered};
 use crate::ws::encode;
 use bytes::Bytes;
 use hashbrown::HashMap;
-use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, RedisResult, Value};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -1093,9 +1092,4 @@ fn entry_of(entry: &Value) -> Option<(u64, Vec<u8>)> {
     let [_, Value::BulkString(body)] = &fields[..] else { return None };
     let offset = std::str::from_utf8(id).ok()?.strip_suffix("-0")?.parse().ok()?;
     Some((offset, body.clone()))
-}
-
-async fn fly(mut cmd: MultiplexedConnection, pipeline: Pipeline) -> RedisResult<Vec<Value>> {
-    let commands = pipeline.len();
-    cmd.send_packed_commands(&pipeline, 0, commands).await
 }

@@ -15,7 +15,7 @@ use super::subscriber::Subscriber;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, ProtocolVersion,
+    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, Pipeline, ProtocolVersion,
     RedisResult, TlsCertificates, Value,
 };
 use std::pin::Pin;
@@ -38,6 +38,12 @@ pub fn send<T>(
     let mut reply = futures_util::future::maybe_done(boxed);
     let _ = Pin::new(&mut reply).poll(cx);
     reply
+}
+
+/// All commands of a pipeline, and what was answered to each, errors of the server included.
+pub async fn fly(mut cmd: MultiplexedConnection, pipeline: Pipeline) -> RedisResult<Vec<Value>> {
+    let commands = pipeline.len();
+    cmd.send_packed_commands(&pipeline, 0, commands).await
 }
 
 /// Takes the reply out, if it has come.

@@ -17,7 +17,7 @@
 //! Invariant: every publish ends exactly once.
 
 use super::histories::meta_ttl_s;
-use super::link::{Reply, Way, poll_reply, send};
+use super::link::{Reply, Way, fly, poll_reply, send};
 use super::refusal::Refusal;
 use super::scripts::{self, REPAIR_MS, Which};
 use super::witness::Witness;
@@ -530,9 +530,4 @@ fn keep(publish: &Publish, envelope: &[u8], policy: &Policy, way: &Way<'_>) -> C
 /// What a waiting publish is counted as: its bytes, and about what it takes to keep them.
 fn cost(publish: &Publish) -> usize {
     size_of::<Waiting>() + publish.topic.as_str().len() + publish.payload.len()
-}
-
-async fn fly(mut cmd: MultiplexedConnection, pipeline: Pipeline) -> RedisResult<Vec<Value>> {
-    let commands = pipeline.len();
-    cmd.send_packed_commands(&pipeline, 0, commands).await
 }

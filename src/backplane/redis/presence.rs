@@ -32,7 +32,7 @@ mod servers;
 mod tests;
 mod watch;
 
-use super::link::{poll_reply, send};
+use super::link::{fly, poll_reply, send};
 use super::names::{Names, partition};
 use super::route::Route;
 use crate::backplane::local::Local;
@@ -47,7 +47,6 @@ use keys::{CONTROL, Keys};
 use parts::Parts;
 use read::{Answer, Reads, Source};
 use reap::Rules;
-use redis::aio::MultiplexedConnection;
 use redis::{ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
 use scripts::Script;
 use servers::{Call, Flight, May, Servers};
@@ -441,10 +440,6 @@ const MOVING: &[ServerErrorKind] =
 
 fn is_of(error: &RedisError, kinds: &[ServerErrorKind]) -> bool {
     matches!(error.kind(), ErrorKind::Server(kind) if kinds.contains(&kind))
-}
-
-async fn fly(mut cmd: MultiplexedConnection, pipeline: Pipeline) -> RedisResult<Vec<Value>> {
-    cmd.send_packed_commands(&pipeline, 0, pipeline.len()).await
 }
 
 impl Seldom {

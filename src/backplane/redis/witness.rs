@@ -11,7 +11,7 @@
 //! Invariant: what is remembered is in the order of its positions, topic by topic.
 
 use super::histories::meta_ttl_s;
-use super::link::{Reply, Way, poll_reply, send};
+use super::link::{Reply, Way, fly, poll_reply, send};
 use super::refusal::Refusal;
 use super::scripts::{self, Which};
 use crate::backplane::embedded::message;
@@ -21,7 +21,6 @@ use crate::backplane::seldom::Seldom;
 use crate::ids::{Position, TopicName};
 use crate::link::Publish;
 use crate::namespaces::Namespaces;
-use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline, RedisResult, Value};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -242,11 +241,6 @@ impl Witness {
 /// What a message is counted as: its bytes, and about what it takes to keep them.
 fn cost(publish: &Publish) -> usize {
     size_of::<Acked>() + publish.topic.as_str().len() + publish.payload.len()
-}
-
-async fn fly(mut cmd: MultiplexedConnection, pipeline: Pipeline) -> RedisResult<Vec<Value>> {
-    let commands = pipeline.len();
-    cmd.send_packed_commands(&pipeline, 0, commands).await
 }
 
 #[cfg(test)]

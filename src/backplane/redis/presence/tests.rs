@@ -7,6 +7,7 @@ use crate::ids::{ConnId, ShardId, SlotId};
 use crate::link::channel::{OpsEnd, ShardEnd, window};
 use crate::link::health::Health;
 use crate::link::{Deed, Origin, PresenceTo};
+use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, PushInfo};
 use redis_server::Redis;
 use std::sync::mpsc;
