@@ -7,6 +7,8 @@
 #                                   room without presence, and what do Redis and its processor have of it?
 #   benches/kept.sh publishes       acknowledged publishes a second that one Redis core keeps, with and
 #                                   without a replica that has to have them
+#   benches/kept.sh memory          what a room's history takes in Redis: one message, a hundred, with its
+#                                   own setting of stream-node-max-bytes and with 1024
 #
 # N is 100,000. Starts its own redis-server; needs redis-server and redis-cli.
 #   --no-build     take target/release as it is
@@ -32,8 +34,8 @@ while [ "$#" -gt 0 ]; do
   shift
 done
 case "$what" in
-  recovery | presence | publishes) ;;
-  *) sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  recovery | presence | publishes | memory) ;;
+  *) sed -n '2,17s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 
 scratch="$(mktemp -d)"
@@ -223,6 +225,57 @@ publishes() {
   done
   echo
   echo "commit $commit, 1 shard, $(nproc) cores; 200 rooms of one member, 16 outstanding in each, 5 s"
+}
+
+# Rooms kept:0 … with so many messages of 120 characters each, by HTTP.
+fill() {
+  python3 - "$ops" "$1" "$2" <<'PY'
+import http.client, json, sys
+
+ops, rooms, messages = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+connection = http.client.HTTPConnection(ops)
+batch = []
+
+
+def send():
+    body = json.dumps({"messages": batch})
+    connection.request("POST", "/v1/publish/batch", body, {"content-type": "application/json"})
+    answer = connection.getresponse()
+    said = answer.read()
+    assert answer.status == 200, said
+    batch.clear()
+
+
+for room in range(rooms):
+    for _ in range(messages):
+        batch.append({"room_id": f"kept:{room}", "payload": "x" * 120})
+        if len(batch) == 500:
+            send()
+if batch:
+    send()
+PY
+}
+
+memory() {
+  local node_bytes before
+  echo "| \`benches/kept.sh memory\` | 1 message | 100 messages |"
+  echo "|---|---|---|"
+  for node_bytes in 4096 1024; do
+    local row="| Redis' bytes a room, stream-node-max-bytes $node_bytes"
+    for messages in 1 100; do
+      start_redis --stream-node-max-bytes "$node_bytes"
+      start_node --namespaces 'kept: history_size=100, history_ttl_s=3600'
+      fill 1 1
+      before="$(redis_field memory used_memory)"
+      fill 1000 "$messages"
+      row="$row | $((($(redis_field memory used_memory) - before) / 1000))"
+      kill -KILL "$node"
+      wait "$node" 2>/dev/null || true
+    done
+    echo "$row |"
+  done
+  echo
+  echo "commit $commit; payloads of 120 characters, 1000 rooms"
 }
 
 "$what"
