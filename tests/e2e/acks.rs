@@ -61,10 +61,10 @@ fn an_operator_sees_how_far_the_members_of_a_room_have_come() {
     }
 }
 
-const SECRET: &str = "a secret of the tests";
+pub const SECRET: &str = "a secret of the tests";
 const USERS: &str = "@users: history_size=100, history_ttl_s=600";
 
-fn token(user: &str) -> String {
+pub fn token(user: &str) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is past 1970").as_secs();
     let wish = TokenWish { user: user.to_owned(), rights: None, expires_unix_s: now + 600 };
     mint(&wish, SECRET).expect("a good wish")

@@ -1,8 +1,9 @@
 //! Python `websockets` on one instance, Node `ws` on the other: clients that others have written.
 
+use crate::acks::{SECRET, token};
 use crate::instances::nodes;
 use crate::node::Node;
-use crate::redis::Redis;
+use crate::redis::{Redis, wait_until};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -123,4 +124,62 @@ fn python_and_node_exchange_room_user_and_broadcast_messages_over_two_instances(
     assert_eq!((py.close(), js.close()), (json!(1000), json!(1000)));
     a.wait_until_empty();
     b.wait_until_empty();
+}
+
+/// The next one of a type; whatever comes before it is left out.
+fn hear_type(client: &mut Piped, wanted: &str) -> Value {
+    loop {
+        let said = client.hear();
+        if said["type"] == wanted {
+            return said;
+        }
+    }
+}
+
+#[test]
+fn python_and_the_http_api_use_all_that_is_kept_over_two_instances() {
+    let redis = Redis::start();
+    let spaces = "chat: history_size=100, acks=true, presence=true, presence_grace_ms=0; \
+                  @users: history_size=10, history_ttl_s=600";
+    let [a, b] = nodes(&redis, &["--namespaces", spaces, "--auth-hmac-secret", SECRET]);
+    let enter = |node: &Node, user: &str| {
+        Piped::start(python("clients/pipe.py"), node, &format!("?token={}", token(user)))
+    };
+    // What was said, read by both; who is there; how far a member has come.
+    let mut ann = enter(&a, "ann");
+    ann.say(r#"{"type":"join","room_id":"chat:a","ack":true,"info":{"name":"Ann"},"id":1}"#);
+    while hear_type(&mut ann, "ok")["id"] != 1 {}
+    for number in 1..=3 {
+        let body = json!({"room_id":"chat:a","payload":number,"key":number.to_string()});
+        assert_eq!(b.post("/v1/publish", &body.to_string()).json()["offset"], number);
+        assert_eq!(hear_type(&mut ann, "message")["payload"], number);
+    }
+    ann.say(r#"{"type":"history","room_id":"chat:a","limit":2,"reverse":true,"id":2}"#);
+    let said = hear_type(&mut ann, "history");
+    let http = b.get("/v1/rooms/chat:a/history?limit=2&reverse=true").json();
+    assert_eq!(
+        (&said["messages"], &said["messages"][0]["payload"]),
+        (&http["messages"], &json!(3))
+    );
+    ann.say(r#"{"type":"ack","room_id":"chat:a","offset":2,"id":3}"#);
+    while hear_type(&mut ann, "ok")["id"] != 3 {}
+    assert_eq!(a.get("/v1/rooms/chat:a").json()["acks"]["lowest_offset"], 2);
+    ann.say(r#"{"type":"presence","room_id":"chat:a","id":4}"#);
+    let here = hear_type(&mut ann, "presence");
+    assert_eq!((&here["count"], &here["users"][0]["info"]["name"]), (&json!(1), &json!("Ann")));
+    assert_eq!(b.get("/v1/rooms/chat:a/presence").json()["users"], here["users"]);
+    // What is sent to somebody who is away waits for them, on whichever instance they come back.
+    for number in 1..=2 {
+        let body = json!({"target_user_id":"bob","payload":number});
+        assert_eq!(a.post("/v1/publish", &body.to_string()).status, 200);
+    }
+    let mut bob = enter(&b, "bob");
+    let payloads = [(); 2].map(|()| hear_type(&mut bob, "message")["payload"].clone());
+    assert_eq!(payloads, [1, 2]);
+    bob.say(r#"{"type":"ack","offset":1,"id":5}"#);
+    while hear_type(&mut bob, "ok")["id"] != 5 {}
+    wait_until("Redis knows it", || b.metric_where("campanile_user_acks_total", "stored") >= 1);
+    assert_eq!(bob.close(), 1000);
+    let mut bob = enter(&a, "bob");
+    assert_eq!(hear_type(&mut bob, "message")["payload"], 2, "and not 1 once more");
 }
