@@ -379,3 +379,31 @@ fn what_only_its_publisher_knows_of_is_put_back_too() {
     let (_, recovery, missed) = hearer.recover_and_hear(&topic(), 5, since);
     assert_eq!(recovery, Recovery::Recovered { messages: 4 }, "{missed:?}");
 }
+
+#[test]
+fn a_server_that_missed_a_whole_epoch_gets_it_back() {
+    let world = world();
+    let (speaker, hearer) = world.two_shards();
+    enter(hearer);
+    let first = publish(speaker, 1..=2);
+    assert_eq!(hear(hearer, 2), numbers(1..=2));
+    // One server follows on the other, and says two more under an epoch of its own.
+    let redis = world.redis.as_ref().unwrap();
+    redis.command(&["HSET", META, "g", "another"]);
+    let second = publish(speaker, 3..=4);
+    assert!(second.epoch > first.epoch);
+    assert_eq!(hear(hearer, 2), numbers(3..=4));
+    // The third one has what the first one had, and nothing of the second.
+    redis.command(&["XDEL", STREAM, "3-0", "4-0"]);
+    redis.command(&["XSETID", STREAM, "2-0"]);
+    let epoch = first.epoch.to_string();
+    redis.command(&["HSET", META, "e", &epoch, "s", "2", "l", "", "g", "a third"]);
+    cut(&world);
+    let third = publish(speaker, 5..=5);
+    assert_eq!((third.offset, third.epoch > second.epoch), (5, true));
+    assert_eq!(hear(hearer, 1), [5], "and nobody is told of a loss");
+    for since in [first, second] {
+        let (_, recovery, _) = hearer.recover_and_hear(&topic(), 5, Some(since));
+        assert_eq!(recovery, Recovery::Recovered { messages: 5 - since.offset });
+    }
+}

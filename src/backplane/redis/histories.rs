@@ -654,7 +654,9 @@ impl Histories {
         let known = log.position();
         let is_behind = match read {
             None => true,
-            Some(read) => read.epoch == known.epoch && read.top < known.offset,
+            Some(read) if read.epoch == known.epoch => read.top < known.offset,
+            // Or it has only what this history came from.
+            Some(read) => cut_of(&topic.chain, read.epoch).is_some_and(|cut| read.top <= cut),
         };
         is_behind && !std::mem::replace(&mut topic.is_offered, true)
     }
@@ -675,6 +677,7 @@ impl Histories {
             repair.arg(way.names.channel(name.as_str())).arg(way.publish);
             let ttl_s = self.policy(name).history_ttl_s;
             repair.arg(ttl_s).arg(meta_ttl_s(self.policy(name))).arg(KEYS_TIME.as_secs());
+            repair.arg(chain_text(&topic.chain));
             let mut number = 2;
             for (frame, key) in log.keyed_frames() {
                 number += usize::from(key.is_some());
@@ -1078,6 +1081,12 @@ fn position_of(meta: &Value) -> Option<Read> {
     };
     let acked = fields.get(3).and_then(integer);
     Some(Read { epoch, top, chain, acked, entries: Vec::new() })
+}
+
+/// As [`chain_of`] reads it.
+fn chain_text(chain: &[(u64, u64)]) -> String {
+    let links = chain.iter().map(|(epoch, cut)| format!("{epoch}:{cut} "));
+    links.collect()
 }
 
 fn chain_of(text: &str) -> Vec<(u64, u64)> {

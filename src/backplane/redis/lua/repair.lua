@@ -1,10 +1,12 @@
 -- A new server lacks the last messages of a topic's history: a node that has heard them puts them
--- back, and the keys under which they were said. Safe from any node, in any order, any number of times.
+-- back, and the keys under which they were said. It may lack whole epochs, if masters changed twice; the
+-- node knows what they came from. Safe from any node, in any order, any number of times.
 --
 -- KEYS 1 meta  2 stream  3… keys of retries
 -- ARGV 1 epoch  2 first offset  3 generation of the server  4 channel  5 PUBLISH or SPUBLISH
 --      6 seconds the stream lives  7 seconds the meta lives  8 seconds a key lives
---      9… for each message from the first offset on: the message, and which of KEYS is its own, or 0
+--      9 "<epoch>:<offset> …" epochs before, newest first
+--      10… for each message from the first offset on: the message, and which of KEYS is its own, or 0
 -- answers {1, epoch, last offset} all of them are there; {-1, …} too late, or another history;
 --         {-2, …} the first offset is not low enough
 local m = redis.call('HMGET', KEYS[1], 'e', 's', 'g')
@@ -12,18 +14,36 @@ local e, first = m[1], tonumber(ARGV[2])
 if not e then
   e = ARGV[1]
   redis.call('DEL', KEYS[2])
-  redis.call('HSET', KEYS[1], 'e', e, 's', first - 1, 'g', 'restored')
+  redis.call('HSET', KEYS[1], 'e', e, 's', first - 1, 'g', 'restored', 'l', ARGV[9])
   m = {e, first - 1, 'restored'}
 end
-if e ~= ARGV[1] or m[3] == ARGV[3] then
-  return {-1, e, m[2] or '0'}
-end
 local top = tonumber(m[2] or '0')
+if m[3] == ARGV[3] then
+  return {-1, e, string.format('%.0f', top)}
+end
+if e ~= ARGV[1] then
+  -- What the server has must be what the node's history came from, and no more than that.
+  local cut, is_before = math.huge, false
+  for epoch, offset in string.gmatch(ARGV[9], '(%d+):(%d+)') do
+    cut = math.min(cut, tonumber(offset))
+    if epoch == e then
+      is_before = true
+      break
+    end
+  end
+  if not is_before or top > cut then
+    return {-1, e, string.format('%.0f', top)}
+  end
+end
 if first > top + 1 then
   return {-2, e, string.format('%.0f', top)}
 end
-for o = top + 1, first + (#ARGV - 8) / 2 - 1 do
-  local at = 9 + 2 * (o - first)
+if e ~= ARGV[1] then
+  e = ARGV[1]
+  redis.call('HSET', KEYS[1], 'e', e, 'l', ARGV[9])
+end
+for o = top + 1, first + (#ARGV - 9) / 2 - 1 do
+  local at = 10 + 2 * (o - first)
   local message, key = ARGV[at], tonumber(ARGV[at + 1])
   local offset = string.format('%.0f', o)
   redis.call('XADD', KEYS[2], offset .. '-0', 'd', message)
