@@ -137,6 +137,8 @@ pub struct Topic {
     is_reading: bool,
     /// Whether this node has offered to put back what the server lacks, on this link.
     is_offered: bool,
+    /// What it offers begins here: the server has what is before.
+    offered_from: u64,
     /// What is being read was asked for before the channel was subscribed: it proves nothing.
     is_early: bool,
     held: VecDeque<(Position, Vec<u8>)>,
@@ -658,6 +660,8 @@ impl Histories {
             // Or it has only what this history came from.
             Some(read) => cut_of(&topic.chain, read.epoch).is_some_and(|cut| read.top <= cut),
         };
+        let next = read.map_or(0, |read| read.top + 1);
+        topic.offered_from = next.max(log.first());
         is_behind && !std::mem::replace(&mut topic.is_offered, true)
     }
 
@@ -668,18 +672,19 @@ impl Histories {
             let log = topic.log.as_ref().expect("whoever offers has something");
             let keys = way.names.history_keys(name.as_str());
             let of_retry = |key: &str| format!("{}:{key}", keys.retry);
-            let retries: Vec<String> =
-                log.keyed_frames().filter_map(|(_, key)| key.map(of_retry)).collect();
+            let first = topic.offered_from.max(log.first());
+            let offered = || log.keyed_frames().skip((first - log.first()) as usize);
+            let retries: Vec<String> = offered().filter_map(|(_, key)| key.map(of_retry)).collect();
             let mut all = vec![&keys.meta[..], &keys.stream];
             all.extend(retries.iter().map(|key| &key[..]));
             let mut repair = scripts::call(Which::Repair, &all);
-            repair.arg(log.position().epoch).arg(log.first()).arg(way.generation);
+            repair.arg(log.position().epoch).arg(first).arg(way.generation);
             repair.arg(way.names.channel(name.as_str())).arg(way.publish);
             let ttl_s = self.policy(name).history_ttl_s;
             repair.arg(ttl_s).arg(meta_ttl_s(self.policy(name))).arg(KEYS_TIME.as_secs());
             repair.arg(chain_text(&topic.chain));
             let mut number = 2;
-            for (frame, key) in log.keyed_frames() {
+            for (frame, key) in offered() {
                 number += usize::from(key.is_some());
                 repair.arg(body_of(frame, key)).arg(key.map_or(0, |_| number));
             }
@@ -760,6 +765,7 @@ impl Topic {
             is_synced: false,
             is_reading: false,
             is_offered: false,
+            offered_from: 1,
             is_early: false,
             held: VecDeque::new(),
             waiting: Vec::new(),
