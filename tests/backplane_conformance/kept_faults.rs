@@ -370,6 +370,8 @@ fn what_only_its_publisher_knows_of_is_put_back_too() {
     redis.command(&["HSET", META, "s", "2"]);
     let reconnects = world.nodes[0].counters().reconnects;
     redis.command(&["DEBUG", "CHANGE-REPL-ID"]);
+    // At once: a canary that came back would prove that whoever listens was told.
+    redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
     wait_until("it is noticed", || world.nodes[0].counters().reconnects > reconnects);
     world.wait_until_up(true);
     let after = publish(speaker, 4..=4);
