@@ -680,10 +680,12 @@ const FOREIGN_FLAGS: &[&str] = &[
     // Of tests/run.sh chaos.
     "--minutes",
     "--seed",
+    "--count",
     "--on",
     // Of tests/run.sh.
     "--minutes",
     "--seed",
+    "--count",
 ];
 
 fn campanile(args: &[&str]) -> String {
