@@ -1,6 +1,7 @@
 //! What a server can do to histories: forget, come back empty, come back without the end, be cut off.
 //! Nothing may be missing that is not told.
 
+use crate::proxy::Proxy;
 use crate::redis::{Redis, wait_until};
 use crate::world::{Build, Heard, Shard, World, payload_of};
 use campanile::ids::{Position, TopicName};
@@ -247,6 +248,25 @@ fn another_history_is_read_from_its_own_beginning() {
     let (position, recovery, missed) = hearer.recover_and_hear(&topic(), 5, beginning);
     assert_eq!(position, Position { epoch: 777, offset: 3 });
     assert_eq!(recovery, Recovery::Recovered { messages: 3 }, "{missed:?}");
+}
+
+#[test]
+fn who_asks_while_less_is_being_read_is_answered_from_what_is_read_next() {
+    let redis = Redis::start();
+    let wire = Proxy::start(redis.port);
+    let world = World::over(
+        Build { nodes: 2, shards: 1, ..Build::usual() },
+        &format!("redis://127.0.0.1:{}", wire.port),
+        "test",
+    );
+    let (speaker, hearer) = world.two_shards();
+    let at = publish(speaker, 1..=10);
+    // The channel is there, and its history on the way: of that only the end was asked for.
+    wire.delay(50);
+    hearer.join_and_hear(&topic(), 5);
+    let answer = hearer.recover_and_hear(&topic(), 5, Some(Position { offset: 4, ..at }));
+    let missed: Vec<String> = (5..=10).map(|number| number.to_string()).collect();
+    assert_eq!(answer, (at, Recovery::Recovered { messages: 6 }, missed));
 }
 
 #[test]

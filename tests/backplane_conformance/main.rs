@@ -12,6 +12,8 @@ mod histories;
 mod kept_faults;
 mod presence_faults;
 mod presences;
+#[path = "../common/proxy.rs"]
+mod proxy;
 mod queues;
 #[path = "../common/redis.rs"]
 mod redis;

@@ -128,6 +128,10 @@ pub struct Topic {
     acked: Option<u64>,
     /// Reads that have told something.
     reads: u64,
+    /// What is being read begins here. Whoever asks meanwhile may want more.
+    asked_from: u64,
+    /// What came next when it was asked for.
+    asked_next: u64,
     /// What is being read is to show what was lost without a trace, too.
     is_look: bool,
     /// Whether its channel is subscribed on this link.
@@ -565,12 +569,13 @@ impl Histories {
         while topics.len() < READS_PER_FLIGHT && !self.wanted.is_empty() && self.bucket.take(now_ns)
         {
             let name = self.wanted.pop_front().expect("it was just looked at");
-            let Some(topic) = self.topics.get(&name) else { continue };
+            let Some(topic) = self.topics.get_mut(&name) else { continue };
+            (topic.asked_from, topic.asked_next) = (topic.read_from(), topic.next_offset());
             let keys = names.history_keys(name.as_str());
             // Both of one moment: an offset means nothing without its epoch.
             pipeline.cmd("MULTI");
             pipeline.cmd("HMGET").arg(&keys.meta).arg(&["e", "s", "l", "a"]);
-            let range = pipeline.cmd("XREVRANGE").arg(&keys.stream).arg("+").arg(topic.read_from());
+            let range = pipeline.cmd("XREVRANGE").arg(&keys.stream).arg("+").arg(topic.asked_from);
             range.arg("COUNT").arg(topic.keep.messages + STREAM_SLACK);
             pipeline.cmd("EXEC");
             topics.push(name);
@@ -624,11 +629,21 @@ impl Histories {
             match read {
                 _ if is_offer => unrepaired.push(name.clone()),
                 Some(read) => self.handle_read(name, read, now, local),
-                None => unopened.push(name.clone()),
+                None => {
+                    self.open(name);
+                    unopened.push(name.clone());
+                }
             }
         }
         let next = [(Asked::Open, unopened), (Asked::Repair, unrepaired)];
         Ok(next.into_iter().filter(|(_, topics)| !topics.is_empty()).collect())
+    }
+
+    /// A history is to begin, unless another node begins it first: then nothing was read of it.
+    fn open(&mut self, name: &TopicName) {
+        if let Some(topic) = self.topics.get_mut(name) {
+            topic.asked_from = u64::MAX;
+        }
     }
 
     /// The server would not say; it is asked again, unless the topic has moved by then.
@@ -760,6 +775,8 @@ impl Topic {
             floor: 1,
             acked: None,
             reads: 0,
+            asked_from: u64::MAX,
+            asked_next: u64::MAX,
             is_look: false,
             is_subscribed: false,
             is_synced: false,
@@ -822,7 +839,8 @@ impl Topic {
 
     /// What Redis has: holes are closed or told, the copy grows at both ends.
     fn take_read(&mut self, mut read: Read, now: Instant, local: &mut Local) -> Found {
-        let from = self.read_from();
+        let from = self.asked_from;
+        let behind = self.asked_next.max(read.top.saturating_add(1));
         self.leave_what_comes(&mut read);
         self.is_synced = true;
         self.chain = read.chain;
@@ -849,10 +867,10 @@ impl Topic {
             local.lost(&self.name, goes_on_at - known - 1);
             (*log, found) = (Log::new(read.epoch, goes_on_at - 1), Found::Lost);
         }
-        let lowest = read.entries.first().map_or(log.next().offset, |(offset, _)| *offset);
-        if lowest > from {
-            self.floor = self.floor.max(lowest);
+        if let Some((lowest, _)) = read.entries.first().filter(|(lowest, _)| *lowest > from) {
+            self.floor = self.floor.max(*lowest);
         }
+        let is_joined = self.first_offset() <= behind;
         for (offset, body) in read.entries.iter().rev() {
             self.push_front_if_next(*offset, body, now, local);
         }
@@ -862,8 +880,9 @@ impl Topic {
                 found = if found == Found::Lost { found } else { Found::Repaired };
             }
         }
-        // Whatever was wanted and is not here now does not exist.
-        if from < self.first_offset() {
+        // Whatever was asked for and is not here now does not exist, unless messages came and were
+        // let go of meanwhile: then the copy begins behind all that was read.
+        if is_joined && from < self.first_offset() {
             self.floor = self.floor.max(self.first_offset());
         }
         found
