@@ -8,10 +8,12 @@
 //! 3. A message that was acknowledged, and sent after the member was in, is heard, unless it lies in a
 //!    gap that the member was told of.
 //! 4. Nothing is heard twice, but what a join brings again, and what was told to be lost.
+//! 5. Nobody is told `trimmed` who missed no more than a history keeps, as long as nothing of that room
+//!    was lost to anybody.
 //!
 //! For all together:
-//! 5. A place has one message, whoever speaks of it, a publisher's `ok` included.
-//! 6. Epochs follow each other in one order. With 2 and 5 everybody heard one order.
+//! 6. A place has one message, whoever speaks of it, a publisher's `ok` included.
+//! 7. Epochs follow each other in one order. With 2 and 6 everybody heard one order.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -100,6 +102,8 @@ pub struct Acked {
 /// All that is known of a run.
 #[derive(Default)]
 pub struct Record {
+    /// Messages that a room keeps, and nobody may have missed who is told `trimmed`.
+    pub history: u64,
     pub acked: Vec<Acked>,
     pub members: Vec<Vec<Entry>>,
 }
@@ -155,10 +159,12 @@ pub fn check(record: &Record) -> Verdict {
     for acked in &record.acked {
         acked_of.entry(acked.room).or_default().push(acked);
     }
+    let lossy = rooms_with_losses(record);
     for (who, log) in record.members.iter().enumerate() {
         let rooms: HashSet<usize> = log.iter().map(|entry| entry.room).collect();
         for room in rooms {
             let mut walk = Walk::new(who, room);
+            walk.history = if lossy.contains(&room) { 0 } else { record.history };
             let entries = log.iter().enumerate().filter(|(_, entry)| entry.room == room);
             for (number, entry) in entries.clone() {
                 walk.entry = number;
@@ -181,6 +187,17 @@ pub fn check(record: &Record) -> Verdict {
     }
     verdict.violations.truncate(VIOLATIONS_MAX);
     verdict
+}
+
+/// Rooms of which somebody was told that something is gone: there may be holes in their histories.
+fn rooms_with_losses(record: &Record) -> HashSet<usize> {
+    let tells = |event: &Event| match event {
+        Event::Lost { .. } => true,
+        Event::Joined { told: Told::NotRecovered { reason }, .. } => reason != "trimmed",
+        _ => false,
+    };
+    let entries = record.members.iter().flatten();
+    entries.filter(|entry| tells(&entry.event)).map(|entry| entry.room).collect()
 }
 
 /// What lies between two places may be missing: the member was told.
@@ -219,6 +236,7 @@ struct Walk {
     who: usize,
     room: usize,
     entry: usize,
+    history: u64,
     /// Whether there is a stay at the moment.
     is_in: bool,
     /// From then on everything is owed.
@@ -242,6 +260,7 @@ impl Walk {
             who,
             room,
             entry: 0,
+            history: 0,
             is_in: false,
             in_since_us: None,
             here: Place { epoch: 0, offset: 0 },
@@ -294,7 +313,11 @@ impl Walk {
                 self.whole_until = if *messages > 0 { at.offset } else { 0 };
                 self.doubt = None;
             }
-            (Some(_), Told::NotRecovered { reason }) => {
+            (Some(since), Told::NotRecovered { reason }) => {
+                let missed = at.offset.saturating_sub(since.offset);
+                if reason == "trimmed" && missed < self.history {
+                    self.blame(format!("trimmed, and only {missed} from {since:?} to {at:?}"));
+                }
                 *self.notices.not_recovered.entry(reason.clone()).or_default() += 1;
                 self.gaps.push(Gap { after: self.here, until: Some(at) });
                 self.here = at;

@@ -2,6 +2,8 @@
 
 use crate::checker::{Acked, Entry, Event, Place, Record, Told, check};
 
+const HISTORY: u64 = 2;
+
 /// A small language for logs: `@1:5` joins there, `1:6=a` hears a message, and so on.
 fn log(text: &str) -> Vec<Entry> {
     let words = text.split_whitespace().enumerate();
@@ -51,7 +53,7 @@ fn acked(text: &str) -> Vec<Acked> {
 
 fn complaints(ok: &str, logs: &[&str]) -> Vec<String> {
     let members = logs.iter().map(|text| log(text)).collect();
-    let verdict = check(&Record { acked: acked(ok), members });
+    let verdict = check(&Record { acked: acked(ok), members, history: HISTORY });
     verdict.violations.into_iter().map(|violation| violation.why).collect()
 }
 
@@ -98,7 +100,8 @@ fn what_was_told_is_no_violation() {
 #[test]
 fn what_was_said_to_be_lost_and_comes_again_is_counted() {
     let untrue = |text: &str| {
-        check(&Record { acked: Vec::new(), members: vec![log(text)] }).notices.not_lost_at_all
+        let members = vec![log(text)];
+        check(&Record { members, ..Record::default() }).notices.not_lost_at_all
     };
     assert_eq!(untrue("@1:0 1:1=a 1:2=b away @1:1<1:2!tail_lost 1:2=b 1:3=c"), 1);
     assert_eq!(untrue("@1:0 1:1=a 1:2=b away @1:1<1:2!tail_lost 2:2=c"), 0);
@@ -124,6 +127,14 @@ fn what_was_acknowledged_and_never_heard_is_refused() {
     // The gap that was told of is another one.
     refused("never heard", "1:1=a 1:2=b 1:4=d", &["@1:0 1:1=a lost1 1:3=c"]);
     refused("never heard", "1:3=c", &["@1:0 away @1:2<1:0!trimmed"]);
+}
+
+#[test]
+fn a_reason_that_does_not_hold_is_refused() {
+    refused("trimmed, and only 1", "", &["@1:0 1:1=a away @1:2<1:1!trimmed"]);
+    fine("", &["@1:0 1:1=a away @1:3<1:1!trimmed"]);
+    // There is a hole in the history, of which somebody else heard.
+    fine("", &["@1:0 1:1=a away @1:2<1:1!trimmed", "@1:0 1:1=a lost1"]);
 }
 
 #[test]

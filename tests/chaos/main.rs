@@ -3,10 +3,12 @@
 //!
 //! `cargo test --test chaos` plays a short run on each deployment. `tests/run.sh chaos` plays a long
 //! one. The environment chooses: `CHAOS_SEED`, `CHAOS_SECONDS`, `CHAOS_ON=sentinel`,
-//! `CHAOS_FAULTS=kill,freeze`, `CHAOS_COUNT=100` (so many faults, one after the other), `CHAOS_DURABILITY=replicated`, `CHAOS_MIN_REPLICAS=0`,
-//! and `CHAOS_HASTY=1` (Sentinels that demote an old master at once, for many failovers).
+//! `CHAOS_FAULTS=kill,freeze`, `CHAOS_COUNT=100` (so many faults, one after the other),
+//! `CHAOS_DURABILITY=replicated`, `CHAOS_MIN_REPLICAS=0`, and `CHAOS_HASTY=1` (Sentinels that demote an
+//! old master at once, for many failovers).
 //!
-//! A seed says which faults come and who does what next; when it happens is the machine's affair, so
+//! A seed says which faults come and who does what next, and whether nodes let go at once of rooms that
+//! nobody on them is in (even ones); when it happens is the machine's affair, so
 //! the same seed is not the same run. Nothing here waits by sleeping for a state, and the one limit in
 //! time is the contract of `/readyz`, to which the machine's own delays are added.
 

@@ -180,6 +180,8 @@ pub struct Member {
     places: Vec<Option<Place>>,
     /// By room: what the join under way asked for.
     asked: Vec<Option<Asked>>,
+    /// By room: whether this connection has asked to be in.
+    came: Vec<bool>,
 }
 
 struct Asked {
@@ -191,7 +193,7 @@ impl Member {
     pub fn new(who: usize, board: Arc<Board>, rng: Rng, notes: Sender<Note>) -> Member {
         let rooms = board.acked_sent_us.len();
         let (places, asked) = (vec![None; rooms], (0..rooms).map(|_| None).collect());
-        Member { who, board, rng, notes, places, asked }
+        Member { who, board, rng, notes, places, asked, came: vec![false; rooms] }
     }
 
     pub fn run(mut self) {
@@ -204,7 +206,7 @@ impl Member {
             };
             let _ = self.stay(&mut line);
             for room in 0..self.places.len() {
-                self.asked[room] = None;
+                (self.asked[room], self.came[room]) = (None, false);
                 self.log(room, Event::Away);
             }
             drop(line);
@@ -214,10 +216,13 @@ impl Member {
         }
     }
 
-    /// One connection, until it ends or has been long enough.
+    /// One connection, until it ends or has been long enough. Not all rooms are joined at once: one
+    /// that nobody on a node is in is let go of there, and is found anew.
     fn stay(&mut self, line: &mut Line) -> Result<(), Gone> {
         for room in 0..self.places.len() {
-            self.join(line, room)?;
+            if self.places[room].is_none() || self.rng.chance(60) {
+                self.join(line, room)?;
+            }
         }
         let until = Instant::now() + Duration::from_millis(300 + self.rng.below(8000) as u64);
         while !self.board.is_over() {
@@ -227,10 +232,22 @@ impl Member {
             if let Some(value) = line.hear(GLANCE)? {
                 self.on_value(line, &value)?;
             }
+            self.come_into_more(line)?;
             let waited = self.asked.iter().flatten().map(|asked| asked.at.elapsed()).max();
             if waited.is_some_and(|waited| waited > UNANSWERED) && self.all_ready() {
                 self.trouble(format!("no answer to a join within {UNANSWERED:?}"));
                 return Err(Gone);
+            }
+        }
+        Ok(())
+    }
+
+    /// One more room now and then; when it is quiet, all of them.
+    fn come_into_more(&mut self, line: &mut Line) -> Result<(), Gone> {
+        let is_quiet = self.board.is_quiet();
+        for room in 0..self.places.len() {
+            if !self.came[room] && (is_quiet || self.rng.chance(1)) {
+                self.join(line, room)?;
             }
         }
         Ok(())
@@ -247,6 +264,7 @@ impl Member {
             join["since"] = json!({"epoch": epoch.to_string(), "offset": offset});
         }
         self.asked[room] = Some(Asked { since, at: Instant::now() });
+        self.came[room] = true;
         line.say(&join.to_string())
     }
 

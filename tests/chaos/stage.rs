@@ -16,6 +16,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 pub const NODES: usize = 3;
+/// Messages that a room keeps.
+pub const HISTORY: u64 = 5000;
 /// How often a slot that does not move is tried again.
 const MOVES_MAX: usize = 20;
 /// The limit that Redis starts with.
@@ -144,6 +146,7 @@ pub struct Stage {
     wires: Vec<Vec<Proxy>>,
     nodes: Vec<Option<Node>>,
     board: Arc<Board>,
+    linger_ms: u64,
 }
 
 /// A fault that lasts.
@@ -157,8 +160,9 @@ pub struct Open {
 }
 
 impl Stage {
-    pub fn new(kind: Kind, board: Arc<Board>) -> Stage {
-        let mut stage = Stage::without_nodes(kind, board);
+    /// With nodes that let go of a room so long after the last one there has left it.
+    pub fn new(kind: Kind, board: Arc<Board>, linger_ms: u64) -> Stage {
+        let mut stage = Stage { linger_ms, ..Stage::without_nodes(kind, board) };
         (0..NODES).for_each(|node| stage.start_node(node));
         stage
     }
@@ -182,7 +186,7 @@ impl Stage {
         };
         let wires = wires(kind, &servers);
         let nodes = (0..NODES).map(|_| None).collect();
-        Stage { kind, servers, wires, nodes, board }
+        Stage { kind, servers, wires, nodes, board, linger_ms: 0 }
     }
 
     fn url(&self, node: usize) -> String {
@@ -202,12 +206,15 @@ impl Stage {
         let url = self.url(at);
         // `replicated`: what is acknowledged has outlived the master already.
         let durability = std::env::var("CHAOS_DURABILITY").unwrap_or("async".to_owned());
-        let kept = format!("kept: history_size=5000, history_ttl_s=600, durability={durability}");
+        let kept =
+            format!("kept: history_size={HISTORY}, history_ttl_s=600, durability={durability}");
         let node = Node::start(&[
             "--shards",
             "2",
             "--backplane",
             &url,
+            "--redis-linger-ms",
+            &self.linger_ms.to_string(),
             "--namespaces",
             &kept,
             "--auth-anonymous-rights",
