@@ -8,8 +8,8 @@
 //! 3. A message that was acknowledged, and sent after the member was in, is heard, unless it lies in a
 //!    gap that the member was told of.
 //! 4. Nothing is heard twice, but what a join brings again, and what was told to be lost.
-//! 5. Nobody is told `trimmed` who missed no more than a history keeps, as long as nothing of that room
-//!    was lost to anybody.
+//! 5. Nobody is told `trimmed` who missed no more than a history keeps, as long as no server has lost
+//!    anything.
 //!
 //! For all together:
 //! 6. A place has one message, whoever speaks of it, a publisher's `ok` included.
@@ -102,7 +102,8 @@ pub struct Acked {
 /// All that is known of a run.
 #[derive(Default)]
 pub struct Record {
-    /// Messages that a room keeps, and nobody may have missed who is told `trimmed`.
+    /// Messages that a room keeps: who is told `trimmed` has missed more. 0: a server has lost what it
+    /// kept, and nobody knows how much that was.
     pub history: u64,
     pub acked: Vec<Acked>,
     pub members: Vec<Vec<Entry>>,

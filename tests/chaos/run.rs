@@ -97,6 +97,8 @@ struct Run {
     tallies: BTreeMap<Fault, Tally>,
     /// Refused by Redis, such as a failover while another is under way.
     refused: u32,
+    /// Slots that the test had to put right in a Cluster's own map.
+    mended: usize,
     violations: Vec<Violation>,
     troubles: Vec<String>,
     /// Of logs that were begun anew.
@@ -143,6 +145,7 @@ impl Run {
             },
             tallies: BTreeMap::new(),
             refused: 0,
+            mended: 0,
             violations: Vec::new(),
             troubles: Vec::new(),
             acked: 0,
@@ -216,12 +219,20 @@ impl Run {
         self.violations.is_empty() && self.troubles.is_empty()
     }
 
+    fn begin(&mut self, fault: Fault) -> Option<Open> {
+        let open = self.stage.begin(fault, &mut self.rng)?;
+        if self.stage.may_lose(fault) {
+            self.record.history = 0; // whatever is missing may be gone
+        }
+        Some(open)
+    }
+
     /// One fault, perhaps with another one in it, from its beginning until everything flows again.
     /// `false`: it could not be done now.
     fn suffer(&mut self, fault: Fault, faults: &[Fault]) -> bool {
         self.watch.deaf_us.store(0, SeqCst);
         let lasts = self.stage.lasts(fault, &mut self.rng);
-        let Some(open) = self.stage.begin(fault, &mut self.rng) else {
+        let Some(open) = self.begin(fault) else {
             self.refused += 1;
             return false;
         };
@@ -231,7 +242,7 @@ impl Run {
         let other = *self.rng.pick(faults);
         if self.wish.count.is_none() && self.rng.chance(30) && other.goes_with(fault) {
             self.board.rest(lasts.as_millis() as u64 / 2);
-            if let Some(other) = self.stage.begin(other, &mut self.rng) {
+            if let Some(other) = self.begin(other) {
                 self.board.rest(lasts.as_millis() as u64 / 2);
                 self.end(&other);
                 self.tallies.entry(other.fault).or_default().times += 1;
@@ -266,10 +277,15 @@ impl Run {
             let acked = run.board.acked_sent_us.iter().all(|sent| sent.load(SeqCst) > since);
             acked && run.watch.all_hear_since(since) && run.stage.is_whole()
         };
+        let mut is_mended = false;
         while !flows(self) {
             if let Some(node) = self.stage.dead_node() {
                 self.troubles.push(format!("node {node} has ended by itself, after {after:?}"));
                 return;
+            }
+            if !is_mended && began.elapsed() > PATIENCE / 4 && !self.stage.is_whole() {
+                self.mended += self.stage.mend();
+                is_mended = true;
             }
             if began.elapsed() > PATIENCE {
                 let rooms = self.board.acked_sent_us.iter().enumerate();
@@ -279,10 +295,11 @@ impl Run {
                     .collect();
                 self.troubles.push(format!(
                     "not well {PATIENCE:?} after {after:?}: servers whole: {}, ready: {:?}, no publish \
-                     in rooms {stuck:?}, not heard: {}",
+                     in rooms {stuck:?}, not heard: {}{}",
                     self.stage.is_whole(),
                     self.board.seats.iter().map(|seat| seat.is_ready.load(SeqCst)).collect::<Vec<_>>(),
                     self.watch.deaf_ones(since),
+                    self.stage.described(),
                 ));
                 return;
             }
@@ -373,7 +390,7 @@ impl Run {
         format!(
             "chaos {} seed {}: {:.0} s; faults: {}; {acked} publishes acknowledged, {} deliveries; \
              notices: {notices}; violations {}; worst time deaf and ready {:.2} s (machine stalls \
-             {:.2} s); time deaf, mean/worst in s:{deaf}",
+             {:.2} s); slots mended by hand {}; time deaf, mean/worst in s:{deaf}",
             self.wish.kind.name(),
             self.wish.seed,
             took.as_secs_f64(),
@@ -382,6 +399,7 @@ impl Run {
             self.violations.len() + self.troubles.len(),
             self.watch.worst_deaf_and_ready().as_secs_f64(),
             self.board.stalled_us.load(SeqCst) as f64 / 1e6,
+            self.mended,
         )
     }
 

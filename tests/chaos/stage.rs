@@ -251,12 +251,35 @@ impl Stage {
         Fault::ALL.into_iter().filter(is_possible).collect()
     }
 
+    /// Whether a server may have less of a history afterwards than was acknowledged.
+    pub fn may_lose(&self, fault: Fault) -> bool {
+        let leads_another = matches!(self.kind, Kind::Sentinel | Kind::Cluster);
+        let ends_a_master = matches!(fault, Fault::Kill | Fault::Freeze | Fault::Failover);
+        fault == Fault::Empty || (leads_another && ends_a_master)
+    }
+
     /// All is as it was: every server answers, leads or follows.
     pub fn is_whole(&self) -> bool {
         match &self.servers {
             Servers::Alone(all) => all.iter().all(|one| one.try_command(&["PING"]).is_some()),
             Servers::Sentinel(all) => all.is_whole(),
             Servers::Cluster(all) => all.is_whole(),
+        }
+    }
+
+    /// What an operator does when a Cluster does not become whole by itself. Answers how many slots.
+    pub fn mend(&self) -> usize {
+        match &self.servers {
+            Servers::Cluster(all) => all.mend(),
+            Servers::Alone(_) | Servers::Sentinel(_) => 0,
+        }
+    }
+
+    /// How the servers are, for whoever wonders why they are not whole.
+    pub fn described(&self) -> String {
+        match &self.servers {
+            Servers::Alone(_) | Servers::Sentinel(_) => String::new(),
+            Servers::Cluster(all) => all.described(),
         }
     }
 

@@ -124,6 +124,40 @@ impl Cluster {
             && self.servers.iter().all(is_served)
     }
 
+    /// What `redis-cli --cluster fix` does for slots of which a master does not know that it has them,
+    /// and all others do: a failover right after a move may leave one behind. Answers how many.
+    pub fn mend(&self) -> usize {
+        let owners = |server: &Redis| view(server).map(|view| owners(&view));
+        let all: Vec<Option<Owners>> = self.servers.iter().map(owners).collect();
+        let mut mended = 0;
+        for slot in 0..SLOTS {
+            let says = |of: &Option<Owners>, id: &str| {
+                of.as_ref().is_some_and(|of| of[slot].as_deref() == Some(id))
+            };
+            for (at, id) in self.ids.iter().enumerate() {
+                let votes = all.iter().filter(|of| says(of, id)).count();
+                if 2 * votes > all.len() && all[at].is_some() && !says(&all[at], id) {
+                    let words = ["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", id];
+                    let reply = self.servers[at].try_command(&words);
+                    mended += usize::from(reply.is_some_and(|reply| reply == "OK"));
+                }
+            }
+        }
+        mended
+    }
+
+    /// What each of the six sees, for whoever wonders why it is not whole.
+    pub fn described(&self) -> String {
+        let one = |server: &Redis| {
+            let ask = |words: &[&str]| server.try_command(words).unwrap_or("no answer".into());
+            let (nodes, role) = (ask(&["CLUSTER", "NODES"]), ask(&["INFO", "replication"]));
+            let state = ask(&["CLUSTER", "INFO"]);
+            let state = state.lines().next().unwrap_or_default().to_owned();
+            format!("\n--- at {}: {state}\n{nodes}{role}", server.port)
+        };
+        self.servers.iter().map(one).collect()
+    }
+
     /// `CLUSTER FAILOVER` by a replica of this master. `false`: it is refused now.
     pub fn failover(&self, master: usize) -> bool {
         let Some(replica) = self.replica_of(master) else { return false };
@@ -191,6 +225,21 @@ fn is_served(server: &Redis) -> bool {
 fn view(server: &Redis) -> Option<BTreeSet<Seen>> {
     let told = server.try_command(&["CLUSTER", "NODES"])?;
     told.lines().map(seen).collect()
+}
+
+/// Who has each slot, as one server sees it.
+type Owners = Vec<Option<String>>;
+
+fn owners(view: &BTreeSet<Seen>) -> Owners {
+    let mut owners = vec![None; SLOTS];
+    for seen in view {
+        for range in seen.slots.split(' ').filter(|range| !range.is_empty()) {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            let (Ok(first), Ok(last)) = (first.parse(), last.parse::<usize>()) else { continue };
+            (first..=last).for_each(|slot: usize| owners[slot] = Some(seen.id.clone()));
+        }
+    }
+    owners
 }
 
 /// `id ip:port@bus flags follows ping pong epoch link slots…`
