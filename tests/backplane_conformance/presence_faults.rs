@@ -1,9 +1,11 @@
 //! Who is there, when a node or the server dies.
 
 use crate::presences::{joined, left, news, room, user, wait_for_list};
-use crate::redis::wait_until;
+use crate::proxy::Proxy;
+use crate::redis::{Redis, wait_until};
 use crate::world::{Build, World};
 use campanile::backplane::redis::names::partition;
+use campanile::link::{AskPresence, PresenceTo, Uplink};
 
 /// Ann at the door (the first node), and the hall (the last node) has heard of it.
 fn ann_is_there(world: &World, name: &str) {
@@ -129,4 +131,34 @@ fn a_crowd_is_counted_whole_on_every_node() {
             count == 1900 && list.len() == 1000 && both.clone().all(|(_, there, _)| *there == 2)
         });
     }
+}
+
+#[test]
+fn who_asks_while_a_room_is_being_read_for_somebody_else_is_answered_from_the_next_read() {
+    let redis = Redis::start();
+    let wire = Proxy::start(redis.port);
+    let url = format!("redis://127.0.0.1:{}", wire.port);
+    let world = World::over(Build { nodes: 1, shards: 1, ..Build::usual() }, &url, "test");
+    let (topic, part) = (room("here:a"), partition("r:here:a"));
+    // Another node, which lives and has Ann.
+    let users = format!("test:{{p{part}}}:pr:r:here:a:00000000000000ff");
+    redis.command(&["SET", "test:{p637}:node:00000000000000ff", "1"]);
+    redis.command(&["HSET", &users, "ann", "1"]);
+    redis.command(&["SADD", &format!("test:{{p{part}}}:prn:r:here:a"), "00000000000000ff"]);
+    wire.delay(150);
+    let (tell, told) = std::sync::mpsc::channel();
+    let to = PresenceTo::Call(Box::new(move |here| tell.send(here).expect("it is awaited")));
+    let ask = Uplink::Presence(Box::new(AskPresence { topic: topic.clone(), to }));
+    world.nodes[0].ops.try_publish(ask).expect("there is room");
+    let all_are_named =
+        || redis.command(&["INFO", "commandstats"]).contains("cmdstat_hkeys:calls=1,");
+    wait_until("all names are read", all_are_named);
+    // Nobody here listens yet, so nobody can hear of Bob.
+    redis.command(&["HSET", &users, "bob", "1"]);
+    let shard = &world.nodes[0].shards[0];
+    shard.join_and_hear(&topic, 5);
+    let (list, count) = shard.who_is_there(&topic).expect("the backplane is up");
+    assert_eq!((list, count), (vec![user("ann", 1), user("bob", 1)], 2));
+    let here = told.recv().expect("an answer").expect("the backplane is up");
+    assert_eq!(here.count, 1, "the operator asked before Bob came");
 }

@@ -1,7 +1,9 @@
 //! Who else is there: the users that other nodes have in a room.
 //!
 //! This node's own users are known here, so a room that no other node has costs one look at its set
-//! of nodes. All who ask for a room while it is being read share one answer.
+//! of nodes. All who ask for a room before it is read share one answer. Who asks while it is being
+//! read is answered from the next one: this one may have begun before the node listened to the
+//! room, and then knows nothing of those who came between.
 //!
 //! What happens in a room while it is read is put on top of what was read: news and answers come over
 //! different connections, and news that came before the answer must not be undone by it.
@@ -41,11 +43,12 @@ pub struct Reads {
     line: VecDeque<Waiting>,
     /// Those that were moving, in the order in which they are read again.
     again: VecDeque<(Instant, Waiting)>,
+    /// Who waits for a read that has not begun.
     asks: HashMap<TopicName, Vec<AskPresence>>,
     under_way: Vec<Read>,
 }
 
-/// A room to read. It is in the line, waits to be read again, or is under way.
+/// A room to read. It is in the line, or waits to be read again, and is not under way.
 struct Waiting {
     topic: TopicName,
     /// When it was first tried.
@@ -64,6 +67,7 @@ pub struct Source<'a> {
 
 struct Read {
     topic: TopicName,
+    asks: Vec<AskPresence>,
     tried: Instant,
     reply: Reply<Others>,
     since: Vec<Since>,
@@ -96,7 +100,8 @@ pub struct Answer {
 impl Reads {
     /// Somebody wants to know.
     pub fn ask(&mut self, ask: AskPresence) {
-        if !self.asks.contains_key(&ask.topic) {
+        let is_under_way = self.under_way.iter().any(|read| read.topic == ask.topic);
+        if !is_under_way && !self.asks.contains_key(&ask.topic) {
             self.line.push_back(Waiting { topic: ask.topic.clone(), tried: None });
         }
         self.asks.entry(ask.topic.clone()).or_default().push(ask);
@@ -136,7 +141,8 @@ impl Reads {
             let (keys, dead) = (from.keys.clone(), from.dead.clone());
             let reply = send(cx, read(cmd, keys, topic.clone(), dead, wanted));
             let tried = tried.unwrap_or(now);
-            self.under_way.push(Read { topic, tried, reply, since: Vec::new() });
+            let asks = self.asks.remove(&topic).unwrap_or_default();
+            self.under_way.push(Read { topic, asks, tried, reply, since: Vec::new() });
             is_busy = true;
         }
         is_busy
@@ -155,13 +161,20 @@ impl Reads {
                 at += 1;
                 continue;
             };
-            let Read { topic, tried, since, .. } = self.under_way.swap_remove(at);
+            let Read { topic, mut asks, tried, since, .. } = self.under_way.swap_remove(at);
             match others {
                 Err(error) if is_tried_again(&error, tried, now) => {
+                    asks.append(self.asks.entry(topic.clone()).or_default());
+                    self.asks.insert(topic.clone(), asks);
                     let waiting = Waiting { topic, tried: Some(tried) };
                     self.again.push_back((now + AGAIN, waiting));
                 }
-                others => return Some(self.answer(topic, since, others, members)),
+                others => {
+                    if self.asks.contains_key(&topic) {
+                        self.line.push_back(Waiting { topic: topic.clone(), tried: None });
+                    }
+                    return Some(Answer::new(topic, asks, since, others, members));
+                }
             }
         }
         None
@@ -169,24 +182,27 @@ impl Reads {
 
     /// Gives up those whose server is not `up`: all who asked.
     pub fn take_lost(&mut self, up: Parts) -> Vec<AskPresence> {
-        if self.asks.is_empty() || up == Parts::ALL {
+        if up == Parts::ALL {
             return Vec::new();
         }
         let is_up = |topic: &TopicName| up.has(partition(topic.as_str()));
         self.line.retain(|waiting| is_up(&waiting.topic));
         self.again.retain(|(_, waiting)| is_up(&waiting.topic));
-        self.under_way.retain(|read| is_up(&read.topic));
-        self.asks.extract_if(|topic, _| !is_up(topic)).flat_map(|(_, asks)| asks).collect()
+        let begun = self.under_way.extract_if(.., |read| !is_up(&read.topic));
+        let begun = begun.flat_map(|read| read.asks);
+        let waiting = self.asks.extract_if(|topic, _| !is_up(topic));
+        begun.chain(waiting.flat_map(|(_, asks)| asks)).collect()
     }
+}
 
-    fn answer(
-        &mut self,
+impl Answer {
+    fn new(
         topic: TopicName,
+        asks: Vec<AskPresence>,
         since: Vec<Since>,
         others: RedisResult<Others>,
         members: &Presence,
     ) -> Answer {
-        let asks = self.asks.remove(&topic).unwrap_or_default();
         let mut nodes = Vec::new();
         let here = others.map(|mut others| {
             nodes = std::mem::take(&mut others.nodes);
