@@ -6,6 +6,7 @@ use crate::redis::{Redis, wait_until};
 use crate::world::{Build, World};
 use campanile::backplane::redis::names::partition;
 use campanile::link::{AskPresence, PresenceTo, Uplink};
+use std::time::Duration;
 
 /// Ann at the door (the first node), and the hall (the last node) has heard of it.
 fn ann_is_there(world: &World, name: &str) {
@@ -131,6 +132,28 @@ fn a_crowd_is_counted_whole_on_every_node() {
             count == 1900 && list.len() == 1000 && both.clone().all(|(_, there, _)| *there == 2)
         });
     }
+}
+
+#[test]
+fn a_leave_that_waited_for_a_server_that_then_forgot_everybody_is_told() {
+    let mut world = World::redis(Build::usual());
+    let topic = room("here:a");
+    ann_is_there(&world, "here:a");
+    world.server().freeze();
+    let (door, _) = world.two_shards();
+    // Something is under way to the server and will not be answered; Ann's leaving waits behind it.
+    door.come(&topic, "bob", 2, None);
+    door.go(&topic, "ann");
+    std::thread::sleep(Duration::from_millis(600));
+    world.server().kill();
+    world.wait_until_up(false);
+    world.server().restart();
+    world.wait_until_up(true);
+    let (_, hall) = world.two_shards();
+    let mut heard = [news(hall), news(hall)];
+    heard.sort();
+    assert_eq!(heard, [joined("here:a", "bob"), left("here:a", "ann")]);
+    wait_for_list(hall, &topic, &[user("bob", 1)]);
 }
 
 #[test]

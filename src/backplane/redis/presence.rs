@@ -150,9 +150,12 @@ impl Presences {
         self.write_anew(owns, Tell::Not);
     }
 
-    /// The link to a server is lost: what was under way may or may not have arrived.
+    /// The link to a server is lost: what was under way may or may not have arrived. Who has left and
+    /// waited behind that is told of even if the server comes back and has never heard of them.
     pub fn lose_link(&mut self, server: usize) {
-        self.forget_watch(self.servers.owns(server));
+        let owns = self.servers.owns(server);
+        self.forget_watch(owns);
+        self.dirt.doubt(owns, |topic, user| self.members.member(topic, user).is_none());
         let calls = self.servers.lose_link(server);
         self.put_back(calls);
     }

@@ -69,6 +69,20 @@ impl Dirt {
         room.whole = room.whole.max(Some(tell));
     }
 
+    /// What a server has is not known any more: who is gone is told of in any case.
+    pub fn doubt(&mut self, parts: Parts, is_gone: impl Fn(&TopicName, &TopicName) -> bool) {
+        for (topic, room) in &mut self.rooms {
+            if !parts.has(partition(topic.as_str())) {
+                continue;
+            }
+            for (user, dirty) in &mut room.users {
+                if dirty.tell == Tell::IfNew && is_gone(topic, user) {
+                    dirty.tell = Tell::Always;
+                }
+            }
+        }
+    }
+
     /// Whether a user is to be written, and told of.
     pub fn tells(&self, topic: &TopicName, user: &TopicName) -> bool {
         let dirty = self.rooms.get(topic).and_then(|room| room.users.get(user));
