@@ -1,7 +1,7 @@
 //! Who is there, when a node or the server dies.
 
 use crate::presences::{joined, left, news, room, user, wait_for_list};
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, Wire};
 use crate::redis::{Redis, wait_until};
 use crate::world::{Build, World};
 use campanile::backplane::redis::names::partition;
@@ -110,7 +110,8 @@ fn a_node_that_was_taken_for_dead_comes_back_with_all_its_users() {
     let (_, hall) = world.two_shards();
     assert_eq!(news(hall), joined("here:a", "ann"));
     wait_for_list(hall, &room("here:a"), &[user("ann", 1)]);
-    assert_eq!(redis.command(&["EXISTS", &format!("test:{{p637}}:reaped:{node}")]), "0");
+    world.two_shards().0.come(&room("here:a"), "bob", 2, None);
+    assert_eq!(news(hall), joined("here:a", "bob"), "and Ann only once");
 }
 
 #[test]
@@ -154,6 +155,29 @@ fn a_leave_that_waited_for_a_server_that_then_forgot_everybody_is_told() {
     heard.sort();
     assert_eq!(heard, [joined("here:a", "bob"), left("here:a", "ann")]);
     wait_for_list(hall, &topic, &[user("bob", 1)]);
+}
+
+#[test]
+fn a_node_that_was_taken_for_dead_hears_of_it_again_if_the_answer_was_lost() {
+    let redis = Redis::start();
+    let wire = Proxy::start(redis.port);
+    let url = format!("redis://127.0.0.1:{}", wire.port);
+    let world = World::over(Build::usual(), &url, "test");
+    let topic = room("here:a");
+    ann_is_there(&world, "here:a");
+    let (node, part) = (world.nodes[0].shards[0].node, partition("r:here:a"));
+    wire.set(Wire::DeadDown);
+    redis.command(&["SET", &format!("test:{{p637}}:reaped:{node}"), "1"]);
+    redis.command(&["DEL", &format!("test:{{p{part}}}:pr:r:here:a:{node}")]);
+    redis.command(&["DEL", &format!("test:{{p{part}}}:prn:r:here:a")]);
+    world.wait_until_up(false);
+    wire.heal();
+    world.wait_until_up(true);
+    let (_, hall) = world.two_shards();
+    assert_eq!(news(hall), joined("here:a", "ann"));
+    wait_for_list(hall, &topic, &[user("ann", 1)]);
+    world.two_shards().0.come(&topic, "bob", 2, None);
+    assert_eq!(news(hall), joined("here:a", "bob"), "and Ann only once");
 }
 
 #[test]

@@ -82,6 +82,8 @@ pub struct Presences {
     servers: Servers,
     /// While the server of the signs of life is up.
     watch: Option<Watch>,
+    /// The last note that others left because they took this node for dead.
+    noted: Option<u64>,
     reads: Reads,
     written_at: Option<Instant>,
     failures: Seldom,
@@ -99,6 +101,7 @@ impl Presences {
             anew: Dirt::default(),
             servers: Servers::default(),
             watch: None,
+            noted: None,
             reads: Reads::default(),
             written_at: None,
             failures: Seldom::default(),
@@ -223,7 +226,7 @@ impl Presences {
         let settled = self.servers.settled(route);
         let around = Around { route, settled, keys: &self.keys, rules: &self.rules };
         let watch = self.watch.get_or_insert_with(|| Watch::new(now));
-        match watch.poll(cx, now, &around) {
+        match watch.poll(cx, now, &around, &mut self.noted) {
             Ok(Watched { was_reaped, reaped, is_busy }) => {
                 local.counters.presence_reaped += reaped;
                 if was_reaped {

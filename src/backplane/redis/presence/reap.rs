@@ -104,9 +104,15 @@ impl Reaper {
             }
             self.renew(cmd).await?;
         }
-        let mut note = redis::cmd("SET");
-        note.arg(self.keys.reaped(&self.node)).arg(1).arg("EX").arg(NOTE_S).exec_async(cmd).await?;
+        self.leave_note(cmd).await?;
         Ok(true)
+    }
+
+    /// Another one than before, so that it is found.
+    async fn leave_note(&self, cmd: &mut MultiplexedConnection) -> RedisResult<()> {
+        let (key, mut note) = (self.keys.reaped(&self.node), pipe());
+        note.cmd("INCR").arg(&key).cmd("EXPIRE").arg(&key).arg(NOTE_S);
+        note.exec_async(cmd).await
     }
 
     async fn renew(&self, cmd: &mut MultiplexedConnection) -> RedisResult<()> {

@@ -9,7 +9,8 @@
 //! All signs are on one server. While that is not up, there is no watch, and nobody is dead.
 //!
 //! A node may have been dead for the others and live: frozen, or cut off. It learns so from a note
-//! that was left for it, and writes everything anew.
+//! that was left for it, and writes everything anew. Notes are numbers that rise, and stay: what was
+//! removed as it was read would be gone with an answer that is lost.
 //!
 //! A node may also stand in rooms and not among the nodes: that server has lost its data and others
 //! have not, or the node wrote on after it was cleaned up behind. Whoever meets such a *stranger* in a
@@ -41,8 +42,8 @@ const MISSING_MAX: u32 = 2;
 
 /// What one look brought.
 struct Seen {
-    /// Others took this node for dead and cleaned up behind it.
-    was_reaped: bool,
+    /// The note of those who took this node for dead and cleaned up behind it.
+    note: Option<u64>,
     /// All other nodes.
     nodes: Vec<String>,
     /// Those of them without a sign of life.
@@ -117,12 +118,13 @@ impl Watch {
     }
 
     /// Looks when it is time, and cleans up where it must. An error is for the log: the next look
-    /// tries again.
+    /// tries again. `noted` is the last note that was found; it outlives this watch.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
         around: &Around<'_>,
+        noted: &mut Option<u64>,
     ) -> RedisResult<Watched> {
         let mut watched = Watched::default();
         if self.look.is_none()
@@ -139,8 +141,9 @@ impl Watch {
         {
             self.look = None;
             watched.is_busy = true;
-            let Seen { was_reaped, nodes, missing } = seen?;
-            watched.was_reaped = was_reaped;
+            let Seen { note, nodes, missing } = seen?;
+            watched.was_reaped = note.is_some() && note != *noted;
+            *noted = note;
             self.nodes = nodes.into_iter().collect();
             self.note_missing(missing, now);
             if self.reap.is_none() {
@@ -184,10 +187,10 @@ async fn look(
     let mut first = pipe();
     let life_ms = LIFE.as_millis() as u64;
     first.cmd("SET").arg(keys.life(&keys.me)).arg(1).arg("PX").arg(life_ms).ignore();
-    first.cmd("DEL").arg(keys.reaped(&keys.me));
+    first.cmd("GET").arg(keys.reaped(&keys.me));
     first.cmd("SADD").arg(keys.nodes()).arg(&keys.me).arg(strangers).ignore();
     first.cmd("SMEMBERS").arg(keys.nodes());
-    let (notes, mut nodes): (u64, Vec<String>) = first.query_async(&mut cmd).await?;
+    let (note, mut nodes): (Option<u64>, Vec<String>) = first.query_async(&mut cmd).await?;
     nodes.retain(|node| *node != keys.me);
     let mut signs = pipe();
     for node in &nodes {
@@ -199,7 +202,7 @@ async fn look(
     };
     let missing = nodes.iter().zip(alive).filter(|(_, alive)| !alive);
     let missing = missing.map(|(node, _)| node.clone()).collect();
-    Ok(Seen { was_reaped: notes > 0, nodes, missing })
+    Ok(Seen { note, nodes, missing })
 }
 
 #[cfg(test)]
