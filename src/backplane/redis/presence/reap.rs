@@ -77,6 +77,8 @@ impl Reaper {
             return Ok(false);
         }
         let walked = self.walk_all(&mut cmd).await;
+        // Should the node have gone on meanwhile, it found the first note before we were through.
+        self.leave_note(&mut cmd).await?;
         if walked.as_ref().is_ok_and(|is_whole| *is_whole) {
             let mut end = pipe();
             end.cmd("SREM").arg(self.keys.nodes()).arg(&self.node);

@@ -395,3 +395,41 @@ fn in_a_cluster_a_room_that_has_moved_unnoticed_waits_and_no_other() {
         }
     });
 }
+
+/// Two nodes and one server, and a room that is among the last where somebody cleans up.
+async fn two_nodes_and_a_late_room() -> (World, TopicName) {
+    let mut world = World::new(vec![Redis::start()], Arc::new([0; PARTITIONS])).await;
+    world.start().await;
+    world.start().await;
+    let mut rooms = (0..).map(|number| TopicName::room(&format!("x:{number}")));
+    let is_late = |topic: &TopicName| partition(topic.as_str()) >= 1000;
+    let late = rooms.find(is_late).expect("there are many");
+    world.come(0, &late, "ann");
+    assert_eq!(world.news().await, "+ann");
+    world
+        .until("both nodes are known", |world| {
+            (world.command(0, &["SCARD", "test:{p637}:nodes"]) == "2").then_some(())
+        })
+        .await;
+    (world, late)
+}
+
+#[test]
+fn a_node_that_goes_on_while_it_is_cleaned_up_behind_loses_nobody() {
+    run(async {
+        let (mut world, topic) = two_nodes_and_a_late_room().await;
+        let still = world.nodes.remove(0);
+        let note = format!("test:{{p637}}:reaped:{}", still.id);
+        world
+            .until("somebody cleans up", |world| {
+                (world.command(0, &["EXISTS", &note]) == "1").then_some(())
+            })
+            .await;
+        world.nodes.push(still);
+        while world.news().await != "-ann" {}
+        world.until_keys(0, "test:*:reap:*", 0).await;
+        assert_eq!(world.command(0, &["GET", &note]), "2", "one before the walk, one behind it");
+        assert_eq!(world.news().await, "+ann");
+        assert_eq!(world.here(0, &topic).await.unwrap(), ["ann"]);
+    });
+}
