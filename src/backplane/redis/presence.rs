@@ -53,7 +53,7 @@ use servers::{Call, Flight, May, Servers};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-use watch::{Around, Watch, Watched};
+use watch::{Around, Noted, Watch, Watched};
 
 pub use news::is_news;
 
@@ -83,7 +83,7 @@ pub struct Presences {
     /// While the server of the signs of life is up.
     watch: Option<Watch>,
     /// The last note that others left because they took this node for dead.
-    noted: Option<u64>,
+    noted: Noted,
     reads: Reads,
     written_at: Option<Instant>,
     failures: Seldom,
@@ -101,7 +101,7 @@ impl Presences {
             anew: Dirt::default(),
             servers: Servers::default(),
             watch: None,
-            noted: None,
+            noted: Noted::default(),
             reads: Reads::default(),
             written_at: None,
             failures: Seldom::default(),

@@ -415,6 +415,21 @@ async fn two_nodes_and_a_late_room() -> (World, TopicName) {
 }
 
 #[test]
+fn a_node_that_stood_still_and_goes_on_is_told_of_once() {
+    run(async {
+        let (mut world, topic) = two_nodes_and_a_late_room().await;
+        let still = world.nodes.remove(0);
+        assert_eq!(world.news().await, "-ann");
+        world.until_keys(0, "test:*:reap:*", 0).await;
+        world.nodes.push(still);
+        assert_eq!(world.news().await, "+ann");
+        assert_eq!(world.here(0, &topic).await.unwrap(), ["ann"]);
+        world.come(1, &topic, "bob");
+        assert_eq!(world.news().await, "+bob", "and nothing of Ann before");
+    });
+}
+
+#[test]
 fn a_node_that_goes_on_while_it_is_cleaned_up_behind_loses_nobody() {
     run(async {
         let (mut world, topic) = two_nodes_and_a_late_room().await;

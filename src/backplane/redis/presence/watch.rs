@@ -9,8 +9,10 @@
 //! All signs are on one server. While that is not up, there is no watch, and nobody is dead.
 //!
 //! A node may have been dead for the others and live: frozen, or cut off. It learns so from a note
-//! that was left for it, and writes everything anew. Notes are numbers that rise, and stay: what was
-//! removed as it was read would be gone with an answer that is lost.
+//! that was left for it, and writes everything anew. Notes are numbers that rise, and stay: what
+//! was removed as it was read would be gone with an answer that is lost. It waits for some looks
+//! before: for the others it is dead until they have looked again, and whoever is told that its
+//! users have come must find them when asking.
 //!
 //! A node may also stand in rooms and not among the nodes: that server has lost its data and others
 //! have not, or the node wrote on after it was cleaned up behind. Whoever meets such a *stranger* in a
@@ -37,6 +39,8 @@ const LIFE: Duration = Duration::from_millis(5_000);
 const EVERY: Duration = Duration::from_millis(1_000);
 /// After a link came up, for how long nobody is dead.
 const SETTLING: Duration = Duration::from_millis(5_000);
+/// In how many looks a note is seen before anything is done.
+const NOTED: u32 = 3;
 /// How often somebody must be missing.
 const MISSING_MAX: u32 = 2;
 
@@ -48,6 +52,13 @@ struct Seen {
     nodes: Vec<String>,
     /// Those of them without a sign of life.
     missing: Vec<String>,
+}
+
+/// The last note that was found, and how often in a row. It outlives a watch.
+#[derive(Default)]
+pub struct Noted {
+    note: Option<u64>,
+    times: u32,
 }
 
 /// What came of a turn.
@@ -118,13 +129,13 @@ impl Watch {
     }
 
     /// Looks when it is time, and cleans up where it must. An error is for the log: the next look
-    /// tries again. `noted` is the last note that was found; it outlives this watch.
+    /// tries again.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
         around: &Around<'_>,
-        noted: &mut Option<u64>,
+        noted: &mut Noted,
     ) -> RedisResult<Watched> {
         let mut watched = Watched::default();
         if self.look.is_none()
@@ -142,8 +153,7 @@ impl Watch {
             self.look = None;
             watched.is_busy = true;
             let Seen { note, nodes, missing } = seen?;
-            watched.was_reaped = note.is_some() && note != *noted;
-            *noted = note;
+            watched.was_reaped = noted.is_due(note);
             self.nodes = nodes.into_iter().collect();
             self.note_missing(missing, now);
             if self.reap.is_none() {
@@ -176,6 +186,15 @@ impl Watch {
         }
         let dead = self.missing.iter().filter(|(_, times)| **times >= MISSING_MAX);
         self.dead = dead.map(|(node, _)| node.clone()).collect();
+    }
+}
+
+impl Noted {
+    /// What a look found. Whether it is time to deal with it.
+    fn is_due(&mut self, note: Option<u64>) -> bool {
+        let times = if note == self.note { self.times.saturating_add(1) } else { 1 };
+        *self = Noted { note, times };
+        note.is_some() && times == NOTED
     }
 }
 
@@ -226,6 +245,18 @@ mod tests {
         assert_eq!(dead(7000, &["b"]), ["b"], "a gave a sign");
         assert_eq!(dead(8000, &["a"]), [""; 0]);
     }
+    #[test]
+    fn each_note_is_dealt_with_once_and_not_at_once() {
+        let mut noted = Noted::default();
+        let mut due = |note, looks| (0..looks).map(|_| noted.is_due(note)).collect::<Vec<_>>();
+        assert_eq!(due(None, 4), [false; 4]);
+        assert_eq!(due(Some(1), 5), [false, false, true, false, false]);
+        assert_eq!(due(Some(2), 2), [false; 2]);
+        assert_eq!(due(Some(3), 4), [false, false, true, false]);
+        assert_eq!(due(None, 1), [false]);
+        assert_eq!(due(Some(3), 3), [false, false, true]);
+    }
+
     #[test]
     fn who_is_dead_is_cleaned_up_behind_in_turns() {
         let mut watch = Watch::new(Instant::now());
