@@ -136,6 +136,39 @@ fn a_crowd_is_counted_whole_on_every_node() {
 }
 
 #[test]
+fn who_has_left_is_not_brought_back_by_a_server_that_remembers_them() {
+    let mut world = World::redis(Build::usual());
+    let (topic, emptied) = (room("here:a"), room("here:b"));
+    ann_is_there(&world, "here:a");
+    let (door, hall) = world.two_shards();
+    door.come(&topic, "bob", 2, None);
+    assert_eq!(news(hall), joined("here:a", "bob"));
+    door.come(&emptied, "eve", 3, None);
+    wait_for_list(hall, &emptied, &[user("eve", 1)]);
+    // The server's memory ends here, as that of a replica does that is behind when it takes over.
+    assert_eq!(world.server().command(&["SAVE"]), "OK");
+    let (door, hall) = world.two_shards();
+    door.go(&topic, "ann");
+    door.go(&emptied, "eve");
+    assert_eq!(news(hall), left("here:a", "ann"));
+    wait_for_list(hall, &topic, &[user("bob", 1)]);
+    wait_for_list(hall, &emptied, &[]);
+    world.server().kill();
+    world.wait_until_up(false);
+    world.server().restart();
+    world.wait_until_up(true);
+    let (door, hall) = world.two_shards();
+    wait_for_list(hall, &topic, &[user("bob", 1)]);
+    wait_for_list(hall, &emptied, &[]);
+    door.come(&topic, "dan", 4, None);
+    assert_eq!(news(hall), joined("here:a", "dan"), "and nothing of Ann, who left long ago");
+    let redis = world.redis.as_ref().expect("a world with Redis");
+    wait_until("nothing of an empty room is left", || {
+        redis.command(&["KEYS", "test:*r*:r:here:b*"]).is_empty()
+    });
+}
+
+#[test]
 fn a_leave_that_waited_for_a_server_that_then_forgot_everybody_is_told() {
     let mut world = World::redis(Build::usual());
     let topic = room("here:a");

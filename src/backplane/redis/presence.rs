@@ -9,6 +9,7 @@
 //! server one batch at a time is under way ([`servers`]), so that none waits for another. When a link
 //! comes up everything there is written anew, without a word: a Redis that restarted empty is filled
 //! again, and who was there was told of before. What moves to another server is written anew there.
+//! What a server has and should not, because it remembers too much, is removed ([`leftovers`]).
 //!
 //! While there is no link, and for a moment after, nobody in the rooms of that server is told and
 //! nobody's grace ends: the others have to listen again first, and to write theirs, or somebody would
@@ -22,6 +23,7 @@
 
 mod dirt;
 mod keys;
+mod leftovers;
 mod news;
 mod parts;
 mod read;
@@ -44,6 +46,7 @@ use crate::metrics::BackplaneCounters;
 use crate::namespaces::Namespaces;
 use dirt::{Dirt, Dirty, Tell};
 use keys::{CONTROL, Keys};
+use leftovers::Leftovers;
 use parts::Parts;
 use read::{Answer, Reads, Source};
 use reap::Rules;
@@ -63,7 +66,7 @@ const USERS_PER_CALL: usize = 256;
 const CALLS_PER_FLIGHT: usize = 128;
 /// Users after which a batch is closed.
 const USERS_PER_FLIGHT: usize = 2048;
-/// How often everything is written anew, in case somebody else removed it.
+/// How often everything is written anew, in case somebody else removed it, or added something.
 const ANEW: Duration = Duration::from_secs(600);
 /// How soon it is looked at again whether the grace of users may end whose server is not up. Less
 /// than it takes a server to settle.
@@ -79,6 +82,7 @@ pub struct Presences {
     dirt: Dirt,
     /// What was written before, and is written anew.
     anew: Dirt,
+    leftovers: Leftovers,
     servers: Servers,
     /// While the server of the signs of life is up.
     watch: Option<Watch>,
@@ -99,6 +103,7 @@ impl Presences {
             members: Presence::default(),
             dirt: Dirt::default(),
             anew: Dirt::default(),
+            leftovers: Leftovers::default(),
             servers: Servers::default(),
             watch: None,
             noted: Noted::default(),
@@ -153,8 +158,8 @@ impl Presences {
         self.write_anew(owns, Tell::Not);
     }
 
-    /// The link to a server is lost: what was under way may or may not have arrived. Who has left and
-    /// waited behind that is told of even if the server comes back and has never heard of them.
+    /// The link to a server is lost: what was under way may or may not have arrived. Who has left
+    /// and waited behind that is told of even if the server comes back and knows nothing of them.
     pub fn lose_link(&mut self, server: usize) {
         let owns = self.servers.owns(server);
         self.forget_watch(owns);
@@ -190,6 +195,7 @@ impl Presences {
         }
         self.note_changes();
         let mut is_busy = self.poll_watch(cx, now, route, local);
+        is_busy |= self.poll_leftovers(cx, now, route);
         for server in 0..self.servers.count() {
             is_busy |= self.poll_flight(cx, now, server, route);
         }
@@ -264,6 +270,22 @@ impl Presences {
         is_busy
     }
 
+    /// Whom a server has here and who is not: they are written as they are.
+    fn poll_leftovers(&mut self, cx: &mut Context<'_>, now: Instant, route: &Route) -> bool {
+        let up = self.servers.up(route);
+        let Some(found) = self.leftovers.poll(cx, now, (route, up), &self.keys) else {
+            return false;
+        };
+        let found = found.inspect_err(|error| self.failures.warn(error, now));
+        for (topic, users) in found.unwrap_or_default() {
+            let gone = users.into_iter().filter(|user| self.members.member(&topic, user).is_none());
+            for user in gone {
+                self.anew.add(&topic, user, Dirty { tell: Tell::Not, by: None });
+            }
+        }
+        true
+    }
+
     /// Users whose place in Redis is no longer the truth.
     fn note_changes(&mut self) {
         while let Some(changed) = self.members.poll_event() {
@@ -280,6 +302,7 @@ impl Presences {
         if parts.is_empty() {
             return;
         }
+        self.leftovers.look_for(parts);
         let rooms = self.members.rooms().filter(|topic| parts.has(partition(topic.as_str())));
         rooms.for_each(|topic| self.anew.add_whole(topic, tell));
     }
