@@ -208,9 +208,10 @@ impl Presences {
     }
 
     /// A grace ends where the others can hear it, and lasts where they cannot: until the very moment
-    /// in which the room has settled, so that nobody is told of who came and went meanwhile.
+    /// in which the room has settled, so that nobody is told of who came and went meanwhile. And until
+    /// everybody is written there anew: who is gone before is removed from nowhere, and not told.
     fn end_graces(&mut self, now: Instant, route: &Route) {
-        let settled = self.servers.settled(route);
+        let settled = self.servers.settled(route).without(self.anew.parts());
         self.members.handle_timeout_unless(now, |topic| {
             let part = partition(topic.as_str());
             let held_until = || self.servers.settles_at(part).unwrap_or(now + GRACE_AGAIN);

@@ -89,6 +89,11 @@ impl Dirt {
         dirty.is_some_and(|dirty| dirty.tell > Tell::Not)
     }
 
+    /// The partitions of which anything is to be written.
+    pub fn parts(&self) -> Parts {
+        self.parts
+    }
+
     /// Whether anything of these partitions is to be written.
     pub fn is_any_of(&self, parts: Parts) -> bool {
         !self.parts.and(parts).is_empty()

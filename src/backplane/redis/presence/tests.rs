@@ -448,3 +448,34 @@ fn a_node_that_goes_on_while_it_is_cleaned_up_behind_loses_nobody() {
         assert_eq!(world.here(0, &topic).await.unwrap(), ["ann"]);
     });
 }
+
+#[test]
+fn who_left_while_a_server_was_away_is_told_of_however_much_there_is_to_write_anew() {
+    run(async {
+        let mut world = World::new(vec![Redis::start()], Arc::new([0; PARTITIONS])).await;
+        world.start().await;
+        let rooms: Vec<TopicName> =
+            (0..12_000).map(|number| TopicName::room(&format!("x:{number}"))).collect();
+        rooms.iter().for_each(|room| world.come(0, room, "ann"));
+        for _ in &rooms {
+            assert_eq!(world.news().await, "+ann");
+        }
+        world.nodes[0].presences.lose_link(0);
+        world.set_route(0, &[]).await;
+        world.command(0, &["FLUSHALL"]);
+        rooms.iter().for_each(|room| world.go(0, room, "ann"));
+        world.set_route(0, &[0]).await;
+        world.go_up(0, 0);
+        // A server with so much to do that it is not through when everybody listens again.
+        let busy_until = Instant::now() + Duration::from_secs(4);
+        world
+            .until("it is less busy", |_| {
+                std::thread::sleep(Duration::from_millis(50));
+                (Instant::now() > busy_until).then_some(())
+            })
+            .await;
+        for _ in &rooms {
+            assert_eq!(world.news().await, "-ann");
+        }
+    });
+}
