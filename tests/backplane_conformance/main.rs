@@ -84,6 +84,7 @@ in_every_world! {
     usual: who_comes_is_not_told_of_themselves,
     usual: a_room_with_more_users_than_are_told_of_answers_all_the_same,
     usual: what_a_user_says_of_themselves_is_listed,
+    usual: what_counts_is_said_where_the_user_still_is,
     usual: an_operator_learns_who_is_there,
     ;
     queues:

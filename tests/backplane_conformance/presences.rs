@@ -129,6 +129,19 @@ pub fn what_a_user_says_of_themselves_is_listed(world: World) {
     wait_for_list(hall, &room("here:b"), &[]);
 }
 
+pub fn what_counts_is_said_where_the_user_still_is(world: World) {
+    let (door, hall) = world.two_shards();
+    let topic = room("long:a");
+    door.come(&topic, "ann", 1, Some("1"));
+    wait_for_list(hall, &topic, &[("ann".into(), 1, Some("1".into()))]);
+    door.go(&topic, "ann");
+    wait_for_list(hall, &topic, &[("ann".into(), 0, Some("1".into()))]);
+    hall.come(&topic, "ann", 2, Some("2"));
+    for shard in [hall, door] {
+        wait_for_list(shard, &topic, &[("ann".into(), 1, Some("2".into()))]);
+    }
+}
+
 pub fn an_operator_learns_who_is_there(world: World) {
     let (door, _) = world.two_shards();
     let topic = room("here:a");

@@ -247,8 +247,8 @@ impl Others {
         let mut listed = Vec::new();
         for (user, member) in members.members(topic).take(Here::USERS_MAX) {
             let (there, their_info) = self.known.remove(user).unwrap_or_default();
-            let connections = u64::from(member.connections) + there;
-            let info = member.info.clone().or(their_info);
+            let here = (u64::from(member.connections), member.info.clone());
+            let (connections, info) = together(here, (there, their_info));
             listed.push(Attendee { user: user.clone(), connections, info });
         }
         for (user, (connections, info)) in self.known {
@@ -297,10 +297,16 @@ async fn read(
     for (user, value) in values.iter().flat_map(|values| wanted.iter().zip(values)) {
         let Some((connections, info)) = value.as_deref().and_then(value_read) else { continue };
         let place = known.entry(user.clone()).or_insert((0, None));
-        place.0 += connections;
-        place.1 = place.1.take().or(info);
+        *place = together(std::mem::take(place), (connections, info));
     }
     Ok(Others { nodes, users, known })
+}
+
+/// A user on two nodes. What they said where they are still connected counts, if it is only one.
+fn together(one: (u64, Option<Info>), other: (u64, Option<Info>)) -> (u64, Option<Info>) {
+    let connections = one.0 + other.0;
+    let info = if one.0 == 0 { other.1.or(one.1) } else { one.1.or(other.1) };
+    (connections, info)
 }
 
 /// What stands beside a user's name: `connections` or `connections|info`.
