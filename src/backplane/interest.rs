@@ -283,6 +283,11 @@ impl Interest {
         Some((&entry.name, entry.members.as_slice()))
     }
 
+    /// Whether somebody has joined a topic and has not been answered: nobody hears anything yet.
+    pub fn is_awaited(&self, topic: &str) -> bool {
+        self.members(topic).is_some_and(|(_, members)| members.iter().any(|m| !m.answered))
+    }
+
     /// The topic at a place, and its key. For those who walk over all of them.
     pub fn name_at(&self, index: u32) -> Option<(TopicKey, &TopicName)> {
         Some((self.entries.id_at(index)?, &self.entries.at(index)?.name))

@@ -3,7 +3,7 @@
 use crate::presences::{joined, left, news, room, user, wait_for_list};
 use crate::proxy::{Proxy, Wire};
 use crate::redis::{Redis, wait_until};
-use crate::world::{Build, World};
+use crate::world::{Build, Heard, World};
 use campanile::backplane::redis::names::partition;
 use campanile::link::{AskPresence, PresenceTo, Uplink};
 use std::time::Duration;
@@ -241,4 +241,27 @@ fn who_asks_while_a_room_is_being_read_for_somebody_else_is_answered_from_the_ne
     assert_eq!((list, count), (vec![user("ann", 1), user("bob", 1)], 2));
     let here = told.recv().expect("an answer").expect("the backplane is up");
     assert_eq!(here.count, 1, "the operator asked before Bob came");
+}
+
+#[test]
+fn who_asks_before_this_node_listens_is_answered_when_it_does() {
+    let redis = Redis::start();
+    let wire = Proxy::start(redis.port);
+    let url = format!("redis://127.0.0.1:{}", wire.port);
+    let world = World::over(Build { shards: 1, ..Build::usual() }, &url, "test");
+    let topic = room("here:a");
+    let (door, hall) = world.two_shards();
+    wire.delay(100);
+    // So much to subscribe that the room's turn comes long after its list could be read.
+    let crowd = 6_000;
+    for number in 0..crowd {
+        hall.join(&room(&format!("plain:{number}")), 6);
+    }
+    hall.join(&topic, 5);
+    hall.who_is_there(&topic).expect("the backplane is up");
+    door.come(&topic, "ann", 1, None);
+    let mut heard = (0..crowd + 2).map(|_| hall.hear());
+    let news = heard.find(|heard| !matches!(heard, Heard::Joined(_)));
+    let Some(Heard::Keyed { json, .. }) = news else { panic!("no news: {news:?}") };
+    assert_eq!(json, joined("here:a", "ann"));
 }

@@ -260,7 +260,7 @@ impl Presences {
     ) -> bool {
         let nobody = Arc::default();
         let dead = self.watch.as_ref().map_or(&nobody, Watch::dead);
-        let from = Source { route, keys: &self.keys, dead };
+        let from = Source { route, keys: &self.keys, dead, interest: &local.interest };
         let mut is_busy = self.reads.begin(cx, now, &from, &self.members);
         while let Some(Answer { asks, here, nodes }) = self.reads.poll(cx, now, &self.members) {
             is_busy = true;

@@ -5,6 +5,9 @@
 //! read is answered from the next one: this one may have begun before the node listened to the
 //! room, and then knows nothing of those who came between.
 //!
+//! For the same reason a room that the node is about to listen to is not read before it does: its
+//! members may have asked before they were told that they are in.
+//!
 //! What happens in a room while it is read is put on top of what was read: news and answers come over
 //! different connections, and news that came before the answer must not be undone by it.
 //!
@@ -15,6 +18,7 @@
 
 use super::keys::Keys;
 use super::parts::Parts;
+use crate::backplane::interest::Interest;
 use crate::backplane::presence::{News, Presence};
 use crate::backplane::redis::link::{Reply, poll_reply, send};
 use crate::backplane::redis::names::partition;
@@ -32,9 +36,11 @@ use std::time::{Duration, Instant};
 
 /// Rooms that are read at the same time.
 const READS_MAX: usize = 16;
+/// Rooms in the line that are looked at in one turn.
+const LOOKS_MAX: usize = 256;
 /// How long to wait before a room is read again that was moving.
 const AGAIN: Duration = Duration::from_millis(200);
-/// And for how long it is tried.
+/// And for how long it is tried, or waited until this node listens to it.
 const TRIED_MAX: Duration = Duration::from_millis(5_000);
 
 /// See the module.
@@ -51,7 +57,7 @@ pub struct Reads {
 /// A room to read. It is in the line, or waits to be read again, and is not under way.
 struct Waiting {
     topic: TopicName,
-    /// When it was first tried.
+    /// When it was first tried, or had to wait.
     tried: Option<Instant>,
 }
 
@@ -63,6 +69,8 @@ pub struct Source<'a> {
     pub keys: &'a Keys,
     /// Nodes that do not count.
     pub dead: &'a Arc<[String]>,
+    /// What this node listens to.
+    pub interest: &'a Interest,
 }
 
 struct Read {
@@ -131,16 +139,23 @@ impl Reads {
             self.line.extend(self.again.pop_front().map(|(_, waiting)| waiting));
         }
         let mut is_busy = false;
-        while self.under_way.len() < READS_MAX
-            && let Some(Waiting { topic, tried }) = self.line.pop_front()
-        {
+        for _ in 0..self.line.len().min(LOOKS_MAX) {
+            if self.under_way.len() >= READS_MAX {
+                break;
+            }
+            let Some(Waiting { topic, tried }) = self.line.pop_front() else { break };
+            let tried = tried.unwrap_or(now);
+            let is_patient = now.duration_since(tried) < TRIED_MAX;
+            if is_patient && from.interest.is_awaited(topic.as_str()) {
+                self.line.push_back(Waiting { topic, tried: Some(tried) });
+                continue;
+            }
             let cmd = from.route.cmd(from.route.server_of(topic.as_str()));
             let cmd = cmd.expect("what has no server is refused before").clone();
             let wanted = members.members(&topic).take(Here::USERS_MAX);
             let wanted: Vec<TopicName> = wanted.map(|(user, _)| user.clone()).collect();
             let (keys, dead) = (from.keys.clone(), from.dead.clone());
             let reply = send(cx, read(cmd, keys, topic.clone(), dead, wanted));
-            let tried = tried.unwrap_or(now);
             let asks = self.asks.remove(&topic).unwrap_or_default();
             self.under_way.push(Read { topic, asks, tried, reply, since: Vec::new() });
             is_busy = true;
