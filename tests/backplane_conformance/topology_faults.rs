@@ -5,8 +5,8 @@
 //! and in order, or to be told.
 
 use crate::cluster::Cluster;
-use crate::redis::{Redis, wait_until};
-use crate::sentinel::{Care, Sentinel};
+use crate::redis::{Redis, wait_until, wait_within};
+use crate::sentinel::{Care, NAME, Sentinel};
 use crate::world::{Build, Heard, Shard, World, payload_of};
 use campanile::backplane::redis::names::partition;
 use campanile::ids::TopicName;
@@ -196,6 +196,47 @@ fn a_replica_that_missed_the_end_gets_it_back_when_it_is_promoted() {
     });
     talk.round();
     talk.all_heard();
+}
+
+/// Whether a node has a connection to it.
+fn has_nodes(server: &Redis) -> bool {
+    server.try_command(&["CLIENT", "LIST"]).is_some_and(|list| list.contains("name=campanile-"))
+}
+
+#[test]
+fn a_failover_that_waits_for_a_replica_is_followed_all_the_same() {
+    let redis = Sentinel::start(Care::default());
+    // Whoever leads a failover is the last to say so: here it is the only one that is asked.
+    let url = format!("redis+sentinel://127.0.0.1:{}/{NAME}", redis.sentinels[0].port);
+    let world = World::over(build(), &url, "test");
+    let master = redis.master().expect("there is a master");
+    let [heir, other] = [1, 2].map(|step| &redis.servers[(master + step) % 3]);
+    // One replica goes on following the old master, and is waited for.
+    other.command(&["CONFIG", "SET", "replica-priority", "0"]);
+    other.command(&["ACL", "SETUSER", "default", "-replicaof", "-slaveof"]);
+    for sentinel in &redis.sentinels {
+        sentinel.command(&["SENTINEL", "SET", NAME, "failover-timeout", "60000"]);
+        let knows = || sentinel.command(&["SENTINEL", "replicas", NAME]).contains("priority 0 ");
+        wait_until("every sentinel knows whom it may promote", knows);
+    }
+    wait_until("a failover begins", || redis.failover());
+    wait_until("the other replica is master", || {
+        // Sentinels cut its connections meanwhile.
+        heir.try_command(&["ROLE"]).is_some_and(|role| role.starts_with("master"))
+    });
+    wait_within(Duration::from_secs(4), "all nodes have gone over to it", || {
+        has_nodes(heir) && !has_nodes(&redis.servers[master])
+    });
+    world.wait_until_up(true);
+}
+
+#[test]
+fn a_master_that_sentinels_do_not_know_hides_no_other() {
+    let redis = Sentinel::start(Care::default());
+    let url = redis.url().replace(NAME, &format!("nobody,{NAME}"));
+    let world = World::begin(Build { nodes: 1, ..build() }, &url, "test");
+    wait_within(Duration::from_secs(5), "the other one is found", || has_nodes(&redis.servers[0]));
+    assert!(world.nodes[0].health.ready(0).is_err(), "not all of them are");
 }
 
 #[test]

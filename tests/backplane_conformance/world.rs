@@ -182,6 +182,13 @@ impl World {
 
     /// As many nodes as asked for, over servers that run already; all of them are up.
     pub fn over(build: Build, url: &str, prefix: &str) -> World {
+        let world = World::begin(build, url, prefix);
+        world.wait_until_up(true);
+        world
+    }
+
+    /// The same, not waited for.
+    pub fn begin(build: Build, url: &str, prefix: &str) -> World {
         let plan = RedisPlan {
             servers: Box::new(RedisServers::read(url).unwrap()),
             prefix: prefix.into(),
@@ -196,9 +203,7 @@ impl World {
         };
         let node = |id| Node::start(build, id, BackplanePlan::Redis(plan.clone()));
         let nodes = (1..=build.nodes).map(node).collect();
-        let world = World { nodes, redis: None, _shared: None };
-        world.wait_until_up(true);
-        world
+        World { nodes, redis: None, _shared: None }
     }
 
     /// Every shard of every node.

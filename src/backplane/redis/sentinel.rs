@@ -12,7 +12,8 @@ use super::link;
 use crate::backplane::seldom::Seldom;
 use crate::metrics::servers::Picture;
 use crate::plan::{Login, RedisPlan};
-use redis::{AsyncConnectionConfig, PushKind, RedisResult, Value};
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, PushKind, Value};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -222,13 +223,19 @@ async fn hear(
         client.get_multiplexed_async_connection_with_config(&config).await.map_err(said)?;
     connection.subscribe("+switch-master").await.map_err(said)?;
     loop {
+        // One that it does not know hides no other.
+        let mut unknown = None;
         for (master, name) in masters.iter().enumerate() {
-            let mut ask = redis::cmd("SENTINEL");
-            let answer: RedisResult<Value> =
-                ask.arg("MASTER").arg(name).query_async(&mut connection).await;
-            let what = read(master, &answer.map_err(|error| format!("{name}: {error}"))?)?;
-            let word = Word { sentinel, what: Ok(what) };
-            words.send(word).await.map_err(|_| "the node is about to end".to_owned())?;
+            match ask(&mut connection, name).await {
+                Ok((epoch, address)) => {
+                    let word = Word { sentinel, what: Ok(Said { master, epoch, address }) };
+                    words.send(word).await.map_err(|_| "the node is about to end".to_owned())?;
+                }
+                Err(error) => unknown = Some(format!("{name}: {error}")),
+            }
+        }
+        if let Some(error) = unknown {
+            return Err(error);
         }
         tokio::select! {
             () = switched.notified() => {}
@@ -238,18 +245,34 @@ async fn hear(
     }
 }
 
+/// Under which epoch a master is where.
+///
+/// `SENTINEL MASTER` of the sentinel that leads a failover has the new epoch and still the old
+/// address, until every replica follows the new master; `GET-MASTER-ADDR-BY-NAME` says the new one
+/// from the moment it is master. The epoch is asked for first: an address may be newer than it,
+/// never older.
+async fn ask(connection: &mut MultiplexedConnection, name: &str) -> Result<(u64, String), String> {
+    let said = |error: redis::RedisError| error.to_string();
+    let mut both = redis::pipe();
+    both.cmd("SENTINEL").arg("MASTER").arg(name);
+    both.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(name);
+    let (fields, address): (Value, Value) = both.query_async(connection).await.map_err(said)?;
+    Ok((epoch(&fields)?, place(&address)?))
+}
+
 /// What `SENTINEL MASTER` answers: a map, or names and values in turn.
-fn read(master: usize, answer: &Value) -> Result<Said, String> {
+fn epoch(answer: &Value) -> Result<u64, String> {
     let fields: HashMap<String, String> =
         redis::from_redis_value_ref(answer).map_err(|error| error.to_string())?;
-    let field = |name: &str| {
-        let value = fields.get(name).filter(|value| !value.is_empty());
-        value.ok_or_else(|| format!("the sentinel does not say its {name}"))
-    };
-    let (ip, port) = (field("ip")?, field("port")?);
-    let epoch = field("config-epoch")?.parse().map_err(|_| "config-epoch is no number")?;
-    let address = if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") };
-    Ok(Said { master, epoch, address })
+    let epoch = fields.get("config-epoch").and_then(|epoch| epoch.parse().ok());
+    epoch.ok_or_else(|| "the sentinel does not say its config-epoch".to_owned())
+}
+
+/// What `SENTINEL GET-MASTER-ADDR-BY-NAME` answers.
+fn place(answer: &Value) -> Result<String, String> {
+    let (ip, port): (String, String) = redis::from_redis_value_ref(answer)
+        .map_err(|_| "the sentinel does not say where it is".to_owned())?;
+    Ok(if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") })
 }
 
 #[cfg(test)]
@@ -282,8 +305,11 @@ mod tests {
         let map = pairs.map(|(name, value)| (text(name), text(value))).to_vec();
         let row = pairs.iter().flat_map(|(name, value)| [text(name), text(value)]).collect();
         for answer in [Value::Map(map), Value::Array(row)] {
-            assert_eq!(read(0, &answer), Ok(said(12, "[::1]:7")));
+            assert_eq!(epoch(&answer), Ok(12));
         }
-        assert!(read(0, &Value::Array(Vec::new())).is_err());
+        assert!(epoch(&Value::Array(Vec::new())).is_err());
+        assert_eq!(place(&Value::Array(vec![text("::1"), text("7")])), Ok("[::1]:7".into()));
+        assert_eq!(place(&Value::Array(vec![text("h"), text("7")])), Ok("h:7".into()));
+        assert!(place(&Value::Nil).is_err());
     }
 }
