@@ -1,6 +1,6 @@
 //! What only a server can do to us: die, stand still, come back, hear from others, say nonsense.
 
-use crate::redis::wait_until;
+use crate::redis::{Redis, wait_until};
 use crate::world::{Build, Heard, World, payload};
 use campanile::ids::TopicName;
 use campanile::limits::Limits;
@@ -306,4 +306,22 @@ fn a_refused_subscription_breaks_the_link_and_is_tried_again() {
     world.server().command(&["ACL", "SETUSER", "default", "allchannels"]);
     assert_eq!(world.nodes[0].shards[0].hear(), Heard::Joined(1));
     world.wait_until_up(true);
+}
+
+#[test]
+fn who_was_answered_before_a_canary_ever_came_back_is_told_of_the_gap_as_well() {
+    let redis = Redis::start();
+    redis.command(&["ACL", "SETUSER", "default", "-publish"]);
+    let world = World::begin(Build { nodes: 1, ..Build::usual() }, &redis.url(), "test");
+    let (node, room) = (&world.nodes[0], TopicName::room("room"));
+    // Subscribed, and answered; but the link is given up, because no canary flies on it.
+    node.shards[0].join_and_hear(&room, 1);
+    let before = node.counters().reconnects;
+    wait_until("that link is lost", || node.counters().reconnects > before + 1);
+    assert!(node.health.ready(0).is_err());
+    redis.command(&["ACL", "SETUSER", "default", "+publish"]);
+    world.wait_until_up(true);
+    assert_eq!(node.shards[0].hear(), outage(1), "between two links nobody listened");
+    node.shards[0].publish(&room, "1");
+    assert_eq!(payload(node.shards[0].hear(), 1), "1");
 }

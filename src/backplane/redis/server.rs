@@ -100,7 +100,9 @@ pub struct Server {
     /// When one last came back, on whichever link.
     canary_back_at: Instant,
     is_up: bool,
-    has_been_up: bool,
+    /// Somebody was told that a topic is heard from here, or from who had it before: what is missed
+    /// has to be told.
+    is_relied_on: bool,
     /// Why it is not up, or is.
     reason: String,
     /// Places of topics whose members have not been told yet that something may be missing.
@@ -156,7 +158,7 @@ impl Server {
             reconnects: 0,
             canary_back_at: Instant::now(),
             is_up: false,
-            has_been_up: is_heir,
+            is_relied_on: is_heir,
             reason: "not connected yet".to_owned(),
             untold: 0..0,
             moved: HashSet::new(),
@@ -264,6 +266,7 @@ impl Server {
 
     /// A topic that another server had.
     pub fn take_over(&mut self, key: TopicKey, topic: &TopicName) {
+        self.is_relied_on = true;
         if let State::Live(live) = &mut self.state {
             live.subscriptions.add(key, topic);
             self.moved.insert(key);
@@ -310,7 +313,7 @@ impl Server {
         let canary_channel = first.map(|partition| names.canary(partition));
         let ingest = hears_ingest.then(|| names.ingest.clone());
         let fixed = canary_channel.iter().cloned().chain(ingest).collect();
-        let is_skipped = cfg!(feature = "break-resubscribe") && self.has_been_up;
+        let is_skipped = cfg!(feature = "break-resubscribe") && self.is_relied_on;
         let places = if is_skipped { 0 } else { local.interest.high() };
         let subscriptions = Subscriptions::new(number, fixed, places);
         let (canary, since, heard_at) = (None, now, now);
@@ -332,6 +335,8 @@ impl Server {
     /// The only way down, whatever failed.
     pub fn go_down(&mut self, reason: &str, now: Instant, local: &mut Local) {
         if let State::Live(live) = &self.state {
+            // Joins are answered before the first canary is back.
+            self.is_relied_on |= local.interest.confirmed_by(self.place.number) > 0;
             self.missed += live.canary.as_ref().map_or(0, |canary| canary.missed);
             local.counters.reconnects += 1;
             self.reconnects += 1;
@@ -540,7 +545,7 @@ impl Server {
         let took_ms = now.duration_since(since).as_millis() as u64;
         tracing::info!(server = self.shown(), topics, took_ms, "everything is subscribed");
         self.reason = "the canary came back".to_owned();
-        if std::mem::replace(&mut self.has_been_up, true) {
+        if std::mem::replace(&mut self.is_relied_on, true) {
             self.untold = 0..local.interest.high();
         }
     }
