@@ -288,6 +288,11 @@ impl Interest {
         self.members(topic).is_some_and(|(_, members)| members.iter().any(|m| !m.answered))
     }
 
+    /// Under which key a topic is known, by its whole name.
+    pub fn key_of(&self, topic: &str) -> Option<TopicKey> {
+        self.entries.id_at(self.index_of(self.hash(topic), topic)?)
+    }
+
     /// The topic at a place, and its key. For those who walk over all of them.
     pub fn name_at(&self, index: u32) -> Option<(TopicKey, &TopicName)> {
         Some((self.entries.id_at(index)?, &self.entries.at(index)?.name))

@@ -5,13 +5,15 @@
 //! and in order, or to be told.
 
 use crate::cluster::Cluster;
-use crate::redis::{Redis, wait_until, wait_within};
+use crate::proxy::Proxy;
+use crate::redis::{Redis, free_port, wait_until, wait_within};
 use crate::sentinel::{Care, NAME, Sentinel};
 use crate::world::{Build, Heard, Shard, World, payload_of};
 use campanile::backplane::redis::names::partition;
+use campanile::backplane::redis::subscriptions::BATCHES_MAX;
 use campanile::ids::TopicName;
 use campanile::link::Outcome;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 const ROOMS: u32 = 12;
@@ -294,6 +296,144 @@ fn slots_that_move_take_their_rooms_along_under_live_subscriptions() {
     talk.plain_rooms_deliver();
     world.wait_until_up(true);
     talk.all_heard();
+}
+
+/// The channel of a room in a Cluster, its slot and its master.
+fn place_of(redis: &Cluster, room: &TopicName) -> (String, usize) {
+    let channel = format!("test:{{p{}}}:m:{}", partition(room.as_str()), room.as_str());
+    let slot = redis.servers[0].command(&["CLUSTER", "KEYSLOT", &channel]);
+    let has = |at: &usize| {
+        redis.servers[*at].command(&["PUBSUB", "SHARDNUMSUB", &channel]).ends_with(" 1")
+    };
+    let owner = redis.masters().into_iter().find(has).expect("somebody has it");
+    (slot, owner)
+}
+
+/// Takes a slot from everybody.
+fn orphan(redis: &Cluster, slot: &str, owner: usize) {
+    let first = std::iter::once(&redis.servers[owner]);
+    let all: Vec<&Redis> = first.chain(&redis.servers).collect();
+    wait_until("nobody has the slot", || {
+        all.iter().for_each(|server| _ = server.command(&["CLUSTER", "DELSLOTS", slot]));
+        let is_gone = |server: &&Redis| {
+            server.command(&["CLUSTER", "INFO"]).contains("cluster_slots_assigned:16383")
+        };
+        all.iter().all(is_gone)
+    });
+}
+
+#[test]
+fn a_slot_that_nobody_has_makes_a_node_unready_and_holds_up_no_other_room() {
+    let redis = Cluster::start(0);
+    for server in &redis.servers {
+        server.command(&["CONFIG", "SET", "cluster-require-full-coverage", "no"]);
+    }
+    let world = World::over(Build { nodes: 1, ..build() }, &redis.url(), "test");
+    let (node, shard) = (&world.nodes[0], &world.nodes[0].shards[0]);
+    shard.join_and_hear(&plain(0), 0);
+    let (slot, owner) = place_of(&redis, &plain(0));
+    orphan(&redis, &slot, owner);
+    // While it stands still what is joined is gathered: one batch, with a room of that slot.
+    let is_beside = |n: &u32| partition(plain(*n).as_str()) == partition(plain(0).as_str());
+    let beside = (1..).find(is_beside).expect("there are only 1024 partitions");
+    redis.servers[owner].freeze();
+    (1..200).for_each(|n| shard.join(&plain(n), n));
+    shard.join(&plain(beside), beside);
+    (200..300).for_each(|n| shard.join(&plain(n), n));
+    redis.servers[owner].thaw();
+    let mut joined = HashSet::new();
+    let mut told = HashSet::new();
+    let listen = |joined: &mut HashSet<u32>, told: &mut HashSet<u32>| {
+        while let Some(heard) = shard.try_hear() {
+            match heard {
+                Heard::Joined(at) => assert!(joined.insert(at)),
+                Heard::Lost { to, .. } => _ = told.insert(to),
+                other => panic!("nobody asked for this: {other:?}"),
+            }
+        }
+    };
+    let others: HashSet<u32> = (1..300).filter(|n| !is_beside(n)).collect();
+    wait_within(Duration::from_secs(5), "all others are in their rooms", || {
+        listen(&mut joined, &mut told);
+        joined.is_superset(&others)
+    });
+    assert!(!joined.contains(&beside), "nobody can deliver that");
+    wait_within(Duration::from_secs(4), "it says so", || node.health.ready(0).is_err());
+    // A link that begins meanwhile cannot say what will be missed.
+    let before = node.counters().reconnects;
+    redis.servers[owner].command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    wait_until("it is noticed", || node.counters().reconnects > before);
+    let other = TopicName::room("new");
+    wait_until("the others of that server are told", || {
+        listen(&mut joined, &mut told);
+        told.len() > 20
+    });
+    shard.join(&other, 1000);
+    wait_until("everything is quiet", || {
+        listen(&mut joined, &mut told);
+        joined.contains(&1000)
+    });
+    std::thread::sleep(Duration::from_millis(200));
+    listen(&mut joined, &mut told);
+    told.clear();
+    redis.servers[owner].command(&["CLUSTER", "ADDSLOTS", &slot]);
+    wait_until("its rooms are heard again, and told", || {
+        listen(&mut joined, &mut told);
+        joined.contains(&beside) && told.contains(&0)
+    });
+    world.wait_until_up(true);
+}
+
+#[test]
+fn a_slot_that_goes_away_and_comes_back_behind_its_subscription_is_heard() {
+    // A Cluster of one behind a slow wire: a batch of subscriptions arrives in parts.
+    let port = free_port();
+    let wire = Proxy::start(port);
+    let announced = wire.port.to_string();
+    let settings = [
+        ["--cluster-enabled", "yes"],
+        ["--cluster-config-file", "nodes.conf"],
+        ["--cluster-port", &free_port().to_string()],
+        ["--cluster-announce-ip", "127.0.0.1"],
+        ["--cluster-announce-port", &announced],
+        ["--cluster-require-full-coverage", "no"],
+    ];
+    let redis = Redis::start_on(port, &settings.concat());
+    redis.command(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+    wait_until("it serves", || redis.command(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
+    let url = format!("redis+cluster://127.0.0.1:{}", wire.port);
+    let world = World::over(Build { nodes: 1, shards: 1, ..build() }, &url, "test");
+    let (node, shard) = (&world.nodes[0], &world.nodes[0].shards[0]);
+    let room = |n: u32| TopicName::room(&format!("{n}-{}", "x".repeat(240)));
+    let channel = |n| format!("test:{{p{}}}:m:{}", partition(room(n).as_str()), room(n).as_str());
+    let is_there = |n| redis.command(&["PUBSUB", "SHARDNUMSUB", &channel(n)]).ends_with(" 1");
+    wire.delay(200);
+    let count = 500;
+    // As many batches as may be under way, of one room each; what comes then is gathered.
+    for n in 0..BATCHES_MAX as u32 {
+        shard.join(&room(n), n);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    (BATCHES_MAX as u32..count).for_each(|n| shard.join(&room(n), n));
+    let one = 50;
+    wait_until("a part of the batch has arrived", || is_there(one));
+    assert!(!is_there(count - 1), "and not all of it");
+    let slot = redis.command(&["CLUSTER", "KEYSLOT", &channel(one)]);
+    redis.command(&["CLUSTER", "DELSLOTS", &slot]);
+    redis.command(&["CLUSTER", "ADDSLOTS", &slot]);
+    assert!(!is_there(one), "it was taken back");
+    let mut joined = HashSet::new();
+    wait_until("everybody is in", || {
+        while let Some(heard) = shard.try_hear() {
+            if let Heard::Joined(at) = heard {
+                joined.insert(at);
+            }
+        }
+        joined.len() == count as usize
+    });
+    wire.delay(0);
+    assert!(is_there(one), "who was told so is in");
+    assert_eq!(node.counters().reconnects, 0);
 }
 
 #[test]

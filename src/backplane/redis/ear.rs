@@ -59,8 +59,8 @@ impl Ear<'_> {
     pub fn hear(&mut self, event: Event<'_>) {
         match event {
             Event::Message { channel, body } => self.on_message(channel, body),
-            // The answer to the PING behind it stands for all of a batch.
-            Event::Subscribed { .. } => {}
+            // It is believed when the PING behind its batch is answered.
+            Event::Subscribed { .. } => self.subscriptions.handle_subscribed(),
             Event::Unsubscribed { channel } => self.on_unsubscribed(channel),
             Event::Reply(Reply::Text(text)) => self.on_ping(text),
             Event::Reply(Reply::Error(error)) => self.on_error(error),
@@ -73,10 +73,11 @@ impl Ear<'_> {
     }
 
     fn on_ping(&mut self, text: &[u8]) {
-        let Some(keys) = self.subscriptions.handle_ping(text, self.now) else {
+        let Some(answered) = self.subscriptions.handle_ping(text, self.now) else {
             return self.fail("replies are out of step");
         };
-        for key in keys {
+        self.moved.extend(answered.missed);
+        for key in answered.confirmed {
             if !self.local.subscribed(key, self.server) {
                 continue;
             }
@@ -106,14 +107,19 @@ impl Ear<'_> {
         }
     }
 
-    /// 1. We asked for it: the topic is not wanted here, or not confirmed yet.
-    /// 2. We did not: the topic has moved, or is about to.
+    /// 1. We asked for it: the topic is not wanted here, or asked for again behind that.
+    /// 2. We did not: the topic has moved, or is about to; even before it was confirmed.
     fn on_unsubscribed(&mut self, channel: &[u8]) {
         if Some(channel) == self.canary_channel.map(str::as_bytes) {
             *self.is_astray = true;
         }
         let Some(topic) = self.common.names.topic(channel) else { return };
-        let Some(key) = self.local.interest.take_back(topic, self.server) else { return };
+        let interest = &mut self.local.interest;
+        let Some(key) = interest.take_back(topic, self.server) else {
+            let key = interest.key_of(topic);
+            *self.is_astray |= key.is_some_and(|key| self.subscriptions.take_back(key));
+            return;
+        };
         *self.is_astray = true;
         self.moved.insert(key);
         self.histories.unsubscribed(topic);

@@ -6,8 +6,8 @@
 //! of histories and who waits for an answer goes over to the new server, in order, and nothing can
 //! overtake it.
 //!
-//! The node is ready while every server that has topics is up. Who is in which room ([`presence`])
-//! is one affair of all servers, because a node's sign of life is.
+//! The node is ready while every server that has topics is up and has them. Who is in which room
+//! ([`presence`]) is one affair of all servers, because a node's sign of life is.
 //!
 //! Invariant: every topic has one server, and its publishes, subscription and history are that
 //! server's.
@@ -235,7 +235,7 @@ impl RedisTransport {
         if has_moved || !are_up.eq(self.were_up.iter().copied()) {
             self.on_changes(has_moved, now);
         }
-        let down = self.servers.iter().find(|server| !server.is_up());
+        let down = self.servers.iter().find(|server| !server.is_whole());
         if down.is_none() != local.is_up() {
             let server = down.unwrap_or(&self.servers[0]);
             let reason = format!("{}: {}", server.shown(), server.reason());

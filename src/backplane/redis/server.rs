@@ -100,6 +100,8 @@ pub struct Server {
     /// When one last came back, on whichever link.
     canary_back_at: Instant,
     is_up: bool,
+    /// It should have topics that it does not have, and neither has any other, for too long.
+    is_deaf: bool,
     /// Somebody was told that a topic is heard from here, or from who had it before: what is missed
     /// has to be told.
     is_relied_on: bool,
@@ -158,6 +160,7 @@ impl Server {
             reconnects: 0,
             canary_back_at: Instant::now(),
             is_up: false,
+            is_deaf: false,
             is_relied_on: is_heir,
             reason: "not connected yet".to_owned(),
             untold: 0..0,
@@ -171,9 +174,14 @@ impl Server {
         self.is_up
     }
 
+    /// Whether they flow for each of its topics.
+    pub fn is_whole(&self) -> bool {
+        self.is_up && !self.is_deaf
+    }
+
     /// Why, or why not.
     pub fn reason(&self) -> &str {
-        &self.reason
+        if self.is_deaf { "some of its topics are on no server" } else { &self.reason }
     }
 
     /// The connection for everything but subscriptions, while messages flow.
@@ -349,7 +357,7 @@ impl Server {
             self.state = State::Pausing(Box::pin(sleep(Duration::ZERO)));
             self.hold(false);
         }
-        self.is_up = false;
+        (self.is_up, self.is_deaf) = (false, false);
         self.is_astray = true;
         self.moved.clear();
         local.interest.lose_link(self.place.number);
@@ -433,6 +441,9 @@ impl Server {
         let mut is_busy = self.poll_sub(cx, now, common, presences, local)?;
         self.poll_canary(cx, now, common, local)?;
         let State::Live(live) = &mut self.state else { return Ok(is_busy) };
+        let patience = Duration::from_millis(common.plan.canary_timeout_ms);
+        let unheard_since = live.subscriptions.unheard_since();
+        self.is_deaf = unheard_since.is_some_and(|since| now.duration_since(since) > patience);
         let Link { cmd, sure, generation, .. } = &live.link;
         let (names, publish) = (&common.names, common.names.publish());
         let way = Way { cmd, sure: sure.as_ref(), names, generation, publish };

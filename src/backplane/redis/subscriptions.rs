@@ -3,8 +3,9 @@
 //! Changes are sent in the order they were asked, neighbours of one kind together, at most 512 in a
 //! batch and a few batches under way. Each batch is followed by a PING with its number: the answer
 //! proves that whatever the server had to say to the batch was said before. In a Cluster it may
-//! have said that some channels are elsewhere; nothing of such a batch is believed, and its topics
-//! are asked for again a moment later, unless they are known to be on another server by then.
+//! have said that some channels are elsewhere, or have taken one back that it had just given: those
+//! are asked for again a moment later, unless they are known to be on another server by then. The
+//! others of the batch are subscribed: a slot that nobody has holds up no other.
 //!
 //! A new link subscribes everything wanted by walking over all topics, while changes go on. A
 //! change is always sent before the walk's next batch, so that no unsubscription that was asked
@@ -16,6 +17,7 @@ use super::names::Names;
 use super::subscriber::Subscriber;
 use crate::backplane::interest::{Interest, TopicKey};
 use crate::ids::TopicName;
+use hashbrown::HashMap;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -44,10 +46,24 @@ impl Change {
 /// One batch under way, and whom to tell when it is confirmed.
 struct Batch {
     number: u64,
-    keys: Vec<TopicKey>,
+    is_addition: bool,
     is_of_walk: bool,
-    /// The server said that some of its channels are elsewhere.
-    is_refused: bool,
+    /// Of an addition: for each channel its topic, unless it is none or was refused.
+    keys: Vec<Option<TopicKey>>,
+    /// How many of its channels the server has answered, which it does in their order.
+    answered: usize,
+    /// Topics that the server does not have, or has no more.
+    refused: Vec<TopicKey>,
+}
+
+/// What became of a batch.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Answered {
+    /// Topics that are subscribed by it.
+    pub confirmed: Vec<TopicKey>,
+    /// Topics that an earlier link may have heard, and that this one does not hear yet: when it
+    /// does, something may be missing.
+    pub missed: Vec<TopicKey>,
 }
 
 /// One batch: what it changes.
@@ -65,7 +81,8 @@ pub struct Command {
 struct Cut {
     is_addition: bool,
     is_of_walk: bool,
-    keys: Vec<TopicKey>,
+    /// As in [`Batch`].
+    keys: Vec<Option<TopicKey>>,
     channels: Vec<String>,
 }
 
@@ -85,6 +102,10 @@ pub struct Subscriptions {
     /// Topics that the server did not have, and when they are asked for again.
     stalled: Vec<TopicKey>,
     stalled_until: Option<Instant>,
+    /// Since when the server does not have them, until it does.
+    unheard: HashMap<TopicKey, Instant>,
+    /// The same in the order of time, with some that are over.
+    unheard_order: VecDeque<(TopicKey, Instant)>,
 }
 
 impl Subscriptions {
@@ -101,6 +122,8 @@ impl Subscriptions {
             walk_under_way: 0,
             stalled: Vec::new(),
             stalled_until: None,
+            unheard: HashMap::new(),
+            unheard_order: VecDeque::new(),
         }
     }
 
@@ -144,6 +167,20 @@ impl Subscriptions {
     pub fn stall(&mut self, key: TopicKey, now: Instant) {
         self.stalled.push(key);
         self.stalled_until.get_or_insert(now + STALLED);
+        if self.unheard.try_insert(key, now).is_ok() {
+            self.unheard_order.push_back((key, now));
+        }
+    }
+
+    /// Since when there is a topic that the server should have and does not.
+    pub fn unheard_since(&mut self) -> Option<Instant> {
+        while let Some((key, since)) = self.unheard_order.front() {
+            if self.unheard.get(key) == Some(since) {
+                return Some(*since);
+            }
+            self.unheard_order.pop_front();
+        }
+        None
     }
 
     /// Writes batches, as many as may be under way. Whether there was any.
@@ -173,37 +210,65 @@ impl Subscriptions {
         self.walk_under_way += usize::from(is_of_walk);
         self.batches += 1;
         let number = self.batches;
-        self.under_way.push_back(Batch { number, keys, is_of_walk, is_refused: false });
+        let (answered, refused) = (0, Vec::new());
+        let batch = Batch { number, is_addition, is_of_walk, keys, answered, refused };
+        self.under_way.push_back(batch);
         Some(Command { is_addition, channels, number })
     }
 
-    /// The server has answered a PING: the topics that are subscribed by the oldest batch. `None`:
-    /// that was not its number.
-    pub fn handle_ping(&mut self, text: &[u8], now: Instant) -> Option<Vec<TopicKey>> {
+    /// The server has answered a PING: what became of the oldest batch. `None`: that was not its
+    /// number.
+    pub fn handle_ping(&mut self, text: &[u8], now: Instant) -> Option<Answered> {
         let number: u64 = std::str::from_utf8(text).ok()?.parse().ok()?;
         if self.under_way.front()?.number != number {
             return None;
         }
-        if !self.under_way.front()?.is_refused {
-            return Some(self.confirmed());
+        let batch = self.take_oldest();
+        let confirmed: Vec<TopicKey> = batch.keys.into_iter().flatten().collect();
+        if !self.unheard.is_empty() {
+            confirmed.iter().for_each(|key| _ = self.unheard.remove(key));
         }
-        let keys = self.confirmed();
-        keys.into_iter().for_each(|key| self.stall(key, now));
-        Some(Vec::new())
+        batch.refused.iter().for_each(|key| self.stall(*key, now));
+        let missed = if batch.is_of_walk { batch.refused } else { Vec::new() };
+        Some(Answered { confirmed, missed })
     }
 
-    /// The server does not have some channel of the oldest batch.
-    pub fn handle_refusal(&mut self) {
-        if let Some(front) = self.under_way.front_mut() {
-            front.is_refused = true;
-        }
-    }
-
-    /// The oldest batch under way is confirmed: answers the topics that are subscribed by it.
+    /// The oldest batch under way is answered, and nothing of it refused: the topics that are
+    /// subscribed by it.
     pub fn confirmed(&mut self) -> Vec<TopicKey> {
-        let batch = self.under_way.pop_front().expect("only what was sent is confirmed");
+        self.take_oldest().keys.into_iter().flatten().collect()
+    }
+
+    /// The server has subscribed the next channel.
+    pub fn handle_subscribed(&mut self) {
+        if let Some(front) = self.under_way.front_mut().filter(|front| front.is_addition) {
+            front.answered += 1;
+        }
+    }
+
+    /// The server does not have the next channel.
+    pub fn handle_refusal(&mut self) {
+        if let Some(front) = self.under_way.front_mut().filter(|front| front.is_addition) {
+            let refused = front.keys.get_mut(front.answered).and_then(Option::take);
+            front.refused.extend(refused);
+            front.answered += 1;
+        }
+    }
+
+    /// The server has taken a subscription away that it has made in the oldest batch, before it has
+    /// answered all of that. Whether it is so.
+    pub fn take_back(&mut self, key: TopicKey) -> bool {
+        let Some(front) = self.under_way.front_mut() else { return false };
+        let place = front.keys.iter_mut().find(|place| **place == Some(key));
+        let Some(key) = place.and_then(Option::take) else { return false };
+        front.refused.push(key);
+        true
+    }
+
+    fn take_oldest(&mut self) -> Batch {
+        let batch = self.under_way.pop_front().expect("only what was sent is answered");
         self.walk_under_way -= usize::from(batch.is_of_walk);
-        batch.keys
+        batch
     }
 
     fn ask_again(&mut self, now: Instant, interest: &Interest) {
@@ -212,17 +277,18 @@ impl Subscriptions {
         }
         self.stalled_until = None;
         for key in std::mem::take(&mut self.stalled) {
-            if let Some((there, topic)) = interest.name_at(key.index)
-                && there == key
-            {
-                self.changes.push_back(Change::Add(key, topic.clone()));
+            let topic = interest.name_at(key.index).filter(|(there, _)| *there == key);
+            match topic {
+                Some((_, topic)) => self.changes.push_back(Change::Add(key, topic.clone())),
+                None => _ = self.unheard.remove(&key),
             }
         }
     }
 
     fn cut(&mut self, names: &Names, interest: &Interest) -> Option<Cut> {
         if let Some(channels) = self.fixed.take() {
-            return Some(Cut { is_addition: true, is_of_walk: true, keys: Vec::new(), channels });
+            let keys = vec![None; channels.len()];
+            return Some(Cut { is_addition: true, is_of_walk: true, keys, channels });
         }
         self.cut_changes(names, interest).or_else(|| self.cut_walk(names, interest))
     }
@@ -237,8 +303,10 @@ impl Subscriptions {
             match self.changes.pop_front().expect("it was just looked at") {
                 Change::Add(key, topic) => {
                     if interest.server_of(topic.as_str()) == self.server {
-                        cut.keys.push(key);
+                        cut.keys.push(Some(key));
                         cut.channels.push(names.channel(topic.as_str()));
+                    } else {
+                        self.unheard.remove(&key);
                     }
                 }
                 Change::Remove(topic) => {
@@ -246,9 +314,11 @@ impl Subscriptions {
                         cut.channels.push(names.channel(topic.as_str()));
                     }
                 }
-                Change::AddFixed(channel) | Change::RemoveFixed(channel) => {
+                Change::AddFixed(channel) => {
+                    cut.keys.push(None);
                     cut.channels.push(channel);
                 }
+                Change::RemoveFixed(channel) => cut.channels.push(channel),
             }
         }
         if cut.channels.is_empty() { self.cut_changes(names, interest) } else { Some(cut) }
@@ -261,7 +331,7 @@ impl Subscriptions {
             if let Some((key, topic)) = interest.name_at(place)
                 && interest.server_of(topic.as_str()) == self.server
             {
-                cut.keys.push(key);
+                cut.keys.push(Some(key));
                 cut.channels.push(names.channel(topic.as_str()));
             }
         }
@@ -360,5 +430,63 @@ mod tests {
             cuts.iter().flat_map(|cut| rooms(cut)).map(|room| room.parse().unwrap()).collect();
         found.sort_unstable();
         assert!(found.into_iter().eq((0..1300).filter(|n| *n != 7)));
+    }
+    /// A link whose first batch, of its own channels, is answered.
+    fn begun(interest: &Interest) -> Subscriptions {
+        let mut subscriptions = Subscriptions::new(0, vec!["fixed".into()], 0);
+        assert!(subscriptions.next_command(&names(), interest).is_some());
+        subscriptions.handle_subscribed();
+        assert_eq!(subscriptions.handle_ping(b"1", Instant::now()), Some(Answered::default()));
+        subscriptions
+    }
+
+    #[test]
+    fn what_a_server_does_not_have_is_asked_again_and_holds_up_no_other() {
+        let mut interest = Interest::new(Duration::ZERO);
+        let (start, mut subscriptions) = (Instant::now(), begun(&interest));
+        let keys = ["a", "b", "c"].map(|room| wanted(&mut interest, room));
+        let rooms = ["a", "b", "c"].map(TopicName::room);
+        keys.iter().zip(&rooms).for_each(|(key, room)| subscriptions.add(*key, room));
+        assert!(subscriptions.next_command(&names(), &interest).is_some());
+        subscriptions.handle_subscribed();
+        subscriptions.handle_refusal();
+        subscriptions.handle_subscribed();
+        let answered = subscriptions.handle_ping(b"2", start).unwrap();
+        assert_eq!(answered.confirmed, [keys[0], keys[2]]);
+        assert_eq!(subscriptions.unheard_since(), Some(start));
+        subscriptions.ask_again(start + STALLED, &interest);
+        let again = subscriptions.next_command(&names(), &interest).unwrap();
+        assert_eq!(again.channels, [names().channel("r:b")]);
+        subscriptions.handle_subscribed();
+        let answered = subscriptions.handle_ping(b"3", start).unwrap();
+        assert_eq!((answered.confirmed, answered.missed), (vec![keys[1]], vec![]));
+        assert_eq!(subscriptions.unheard_since(), None);
+    }
+
+    #[test]
+    fn what_is_taken_back_before_its_batch_is_answered_is_not_subscribed() {
+        let mut interest = Interest::new(Duration::ZERO);
+        let mut subscriptions = begun(&interest);
+        let (key, room) = (wanted(&mut interest, "a"), TopicName::room("a"));
+        assert!(!subscriptions.take_back(key), "it was not asked yet");
+        subscriptions.add(key, &room);
+        assert!(subscriptions.next_command(&names(), &interest).is_some());
+        subscriptions.handle_subscribed();
+        assert!(subscriptions.take_back(key));
+        let now = Instant::now();
+        assert_eq!(subscriptions.handle_ping(b"2", now), Some(Answered::default()));
+        subscriptions.ask_again(now + STALLED, &interest);
+        assert!(subscriptions.next_command(&names(), &interest).is_some());
+        // What we have unsubscribed ourselves is nobody's loss.
+        subscriptions.handle_subscribed();
+        assert_eq!(subscriptions.handle_ping(b"3", now).unwrap().confirmed, [key]);
+        subscriptions.remove(room.clone());
+        subscriptions.add(key, &room);
+        assert!(subscriptions.next_command(&names(), &interest).is_some());
+        assert!(subscriptions.next_command(&names(), &interest).is_some());
+        assert!(!subscriptions.take_back(key));
+        assert_eq!(subscriptions.handle_ping(b"4", now), Some(Answered::default()));
+        subscriptions.handle_subscribed();
+        assert_eq!(subscriptions.handle_ping(b"5", now).unwrap().confirmed, [key]);
     }
 }
