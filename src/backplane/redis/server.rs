@@ -569,7 +569,9 @@ impl Server {
         }
         for place in self.untold.by_ref().take(TOLD_PER_TURN) {
             let Some((_, topic)) = local.interest.name_at(place) else { continue };
-            let is_here = local.interest.server_of(topic.as_str()) == self.place.number;
+            // What other services publish is for any topic.
+            let is_here = self.place.hears_ingest
+                || local.interest.server_of(topic.as_str()) == self.place.number;
             if is_here && !self.histories.policy(topic).has_history() {
                 let topic = topic.clone();
                 local.lost(&topic, 0);
