@@ -1,6 +1,6 @@
 //! What only a server can do to us: die, stand still, come back, hear from others, say nonsense.
 
-use crate::redis::{Redis, wait_until};
+use crate::redis::{Redis, wait_until, wait_within};
 use crate::world::{Build, Heard, World, payload};
 use campanile::ids::TopicName;
 use campanile::limits::Limits;
@@ -293,6 +293,18 @@ fn a_replica_is_not_taken_for_a_master() {
     assert!(node.shards[0].hears_nothing_for(Duration::from_millis(300)));
     assert!(node.health.ready(0).is_err());
     world.server().command(&["REPLICAOF", "NO", "ONE"]);
+    world.wait_until_up(true);
+}
+
+#[test]
+fn who_may_not_ask_for_numbers_notices_a_demotion_all_the_same() {
+    let mut world = World::redis(Build { nodes: 1, namespaces: "", ..Build::usual() });
+    world.server().command(&["ACL", "SETUSER", "default", "-info"]);
+    world.server().command(&["REPLICAOF", "127.0.0.1", "1"]);
+    wait_within(Duration::from_secs(3), "it is noticed", || {
+        world.nodes[0].health.ready(0).is_err()
+    });
+    world.redis.as_ref().unwrap().command(&["REPLICAOF", "NO", "ONE"]);
     world.wait_until_up(true);
 }
 

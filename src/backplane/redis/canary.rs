@@ -6,7 +6,7 @@
 //!
 //! Invariant: the age of the last canary that came back is the whole verdict.
 
-use super::link::{Reply, poll_reply, send};
+use super::link::{Reply, is_text, poll_reply, send};
 use super::refusal::Refusal;
 use redis::aio::MultiplexedConnection;
 use redis::{RedisResult, Value};
@@ -112,12 +112,17 @@ impl Canary {
     /// What goes well on a server that nobody else speaks to is worth nothing: it must still be the
     /// master that it was. A demoted one takes publishes, and tells its own subscribers alone.
     fn check(&mut self, answers: Vec<Value>) -> Result<(), String> {
-        let [published, info] = <[Value; 2]>::try_from(answers).unwrap_or([Value::Nil, Value::Nil]);
+        let nothing = [Value::Nil, Value::Nil, Value::Nil];
+        let [published, role, info] = <[Value; 3]>::try_from(answers).unwrap_or(nothing);
         // Where the channel went is found out by whoever knows the Cluster; until then none comes
         // back.
         self.is_astray |= Refusal::of(&published) == Some(Refusal::Elsewhere);
         if !self.is_astray {
             published.extract_error().map_err(|error| format!("canary: {error}"))?;
+        }
+        // Asked for by itself: whoever has a link may ask for it, and not everyone for `INFO`.
+        if matches!(&role, Value::Array(parts) if !is_text(parts.first(), b"master")) {
+            return Err("the server is no master any more".to_owned());
         }
         let info = match info {
             Value::BulkString(text) => String::from_utf8_lossy(&text).into_owned(),
@@ -125,9 +130,6 @@ impl Canary {
             _ => return Ok(()), // an ACL that does not let us ask
         };
         let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name));
-        if field("role:").is_some_and(|role| role.trim() != "master") {
-            return Err("the server is no master any more".to_owned());
-        }
         let Some(replication) = field("master_replid:").map(str::trim) else { return Ok(()) };
         let known = self.replication.get_or_insert_with(|| replication.to_owned());
         if known != replication {
@@ -158,8 +160,9 @@ async fn fly(
 ) -> RedisResult<Vec<Value>> {
     let mut pipeline = redis::pipe();
     pipeline.cmd(publish).arg(channel).arg(number);
+    pipeline.cmd("ROLE");
     pipeline.cmd("INFO").arg("replication");
-    cmd.send_packed_commands(&pipeline, 0, 2).await
+    cmd.send_packed_commands(&pipeline, 0, 3).await
 }
 
 #[cfg(test)]

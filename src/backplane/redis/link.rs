@@ -225,7 +225,8 @@ async fn open(
     }
 }
 
-fn is_text(value: Option<&Value>, text: &[u8]) -> bool {
+/// Whether an answer is this text.
+pub fn is_text(value: Option<&Value>, text: &[u8]) -> bool {
     match value {
         Some(Value::BulkString(bytes)) => bytes == text,
         Some(Value::SimpleString(string)) => string.as_bytes() == text,
