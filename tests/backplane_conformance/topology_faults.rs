@@ -385,6 +385,35 @@ fn a_slot_that_nobody_has_makes_a_node_unready_and_holds_up_no_other_room() {
 }
 
 #[test]
+fn a_master_that_only_we_still_reach_is_left_for_its_heir_within_three_seconds() {
+    // It takes publishes and subscriptions as if nothing had happened: the rest of its Cluster has
+    // given it up, and its heir has its slots under a higher epoch. Here they never met at all.
+    let [old, heir] = ["1", "2"].map(|epoch| {
+        let bus = free_port().to_string();
+        let settings = ["--cluster-enabled", "yes", "--cluster-port", &bus];
+        let redis = Redis::start_with(&settings);
+        redis.command(&["CLUSTER", "SET-CONFIG-EPOCH", epoch]);
+        redis
+    });
+    let take_all = |redis: &Redis| {
+        redis.command(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+        let is_ok = || redis.command(&["CLUSTER", "INFO"]).contains("cluster_state:ok");
+        wait_until("it serves", is_ok);
+    };
+    take_all(&old);
+    let url = format!("redis+cluster://127.0.0.1:{},127.0.0.1:{}", old.port, heir.port);
+    let world = World::over(Build { nodes: 1, ..build() }, &url, "test");
+    let shard = &world.nodes[0].shards[0];
+    shard.join_and_hear(&plain(0), 0);
+    let channel = format!("test:{{p{}}}:m:r:plain-0", partition(plain(0).as_str()));
+    take_all(&heir);
+    wait_within(Duration::from_secs(3), "the room is heard there", || {
+        heir.command(&["PUBSUB", "SHARDNUMSUB", &channel]).ends_with(" 1")
+    });
+    assert_eq!(shard.hear(), Heard::Lost { to: 0, count: 0 });
+}
+
+#[test]
 fn a_slot_that_goes_away_and_comes_back_behind_its_subscription_is_heard() {
     // A Cluster of one behind a slow wire: a batch of subscriptions arrives in parts.
     let port = free_port();

@@ -4,8 +4,9 @@
 //! and tell of the past. Where they contradict each other the higher configuration epoch is right,
 //! slot by slot: that is the Cluster's own rule, and no minority can make a higher one.
 //!
-//! Asked at the start, every five seconds, and at once when a server says that something moved or a
-//! link is lost; then again and again until it is settled.
+//! Asked at the start, every two seconds, and at once when a server says that something moved or a
+//! link is lost; then again and again until it is settled. A master that only we still reach says
+//! nothing, so nobody is deaf for longer than it takes to ask.
 //!
 //! Invariant: a map is handed out only if each partition's slot has a master.
 
@@ -25,7 +26,7 @@ use std::time::{Duration, Instant};
 /// Slots of a Cluster.
 const SLOTS: usize = 16_384;
 /// How often the Cluster is asked while nothing seems to change.
-const EVERY: Duration = Duration::from_secs(5);
+const EVERY: Duration = Duration::from_secs(2);
 /// How long at least between two times.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long one server may take to answer. Longer, and another one's answer is worth more.
