@@ -295,11 +295,15 @@ impl Subscriptions {
 
     /// Neighbours of one kind: that keeps the order. What has moved meanwhile is another server's.
     fn cut_changes(&mut self, names: &Names, interest: &Interest) -> Option<Cut> {
-        let is_addition = self.changes.front()?.is_addition();
-        let mut cut = Cut { is_addition, ..Cut::default() };
+        let mut cut = Cut::default();
         while cut.channels.len() < CHANNELS_PER_BATCH
-            && self.changes.front().is_some_and(|change| change.is_addition() == is_addition)
+            && let Some(is_addition) = self.changes.front().map(Change::is_addition)
         {
+            if cut.channels.is_empty() {
+                cut.is_addition = is_addition;
+            } else if cut.is_addition != is_addition {
+                break;
+            }
             match self.changes.pop_front().expect("it was just looked at") {
                 Change::Add(key, topic) => {
                     if interest.server_of(topic.as_str()) == self.server {
@@ -321,7 +325,7 @@ impl Subscriptions {
                 Change::RemoveFixed(channel) => cut.channels.push(channel),
             }
         }
-        if cut.channels.is_empty() { self.cut_changes(names, interest) } else { Some(cut) }
+        (!cut.channels.is_empty()).then_some(cut)
     }
 
     fn cut_walk(&mut self, names: &Names, interest: &Interest) -> Option<Cut> {
@@ -368,7 +372,9 @@ fn write(command: &Command, sub: &mut Subscriber, names: &Names) {
 mod tests {
     use super::*;
     use crate::backplane::interest::Joined;
+    use crate::backplane::redis::names::PARTITIONS;
     use crate::ids::{NodeId, ShardId, SlotId, TopicId};
+    use std::sync::Arc;
     use std::time::{Duration, Instant};
 
     fn names() -> Names {
@@ -488,5 +494,18 @@ mod tests {
         assert_eq!(subscriptions.handle_ping(b"4", now), Some(Answered::default()));
         subscriptions.handle_subscribed();
         assert_eq!(subscriptions.handle_ping(b"5", now).unwrap().confirmed, [key]);
+    }
+
+    #[test]
+    fn changes_of_topics_that_have_moved_are_passed_over_however_many_they_are() {
+        let mut interest = Interest::new(Duration::ZERO);
+        let (key, room) = (wanted(&mut interest, "a"), TopicName::room("a"));
+        let mut subscriptions = begun(&interest);
+        for _ in 0..200_000 {
+            subscriptions.add(key, &room);
+            subscriptions.remove(room.clone());
+        }
+        interest.set_servers(Arc::new([1; PARTITIONS]), &[Some(0), None]);
+        assert!(subscriptions.next_command(&names(), &interest).is_none());
     }
 }
