@@ -1,5 +1,6 @@
 //! What only a server can do to us: die, stand still, come back, hear from others, say nonsense.
 
+use crate::proxy::{Proxy, Wire};
 use crate::redis::{Redis, wait_until, wait_within};
 use crate::world::{Build, Heard, World, payload};
 use campanile::ids::TopicName;
@@ -306,6 +307,25 @@ fn who_may_not_ask_for_numbers_notices_a_demotion_all_the_same() {
     });
     world.redis.as_ref().unwrap().command(&["REPLICAOF", "NO", "ONE"]);
     world.wait_until_up(true);
+}
+
+#[test]
+fn a_wire_that_takes_no_more_subscriptions_and_still_brings_messages_is_given_up() {
+    let redis = Redis::start();
+    let wire = Proxy::start(redis.port);
+    let url = format!("redis://127.0.0.1:{}", wire.port);
+    let world = World::over(Build { nodes: 1, ..Build::usual() }, &url, "test");
+    let (node, shard) = (&world.nodes[0], &world.nodes[0].shards[0]);
+    shard.join_and_hear(&TopicName::room("room"), 1);
+    wire.set(Wire::DeadUpOfSubscribers);
+    // The canary goes on: it flies out on the other connection, and comes back on this one.
+    shard.join(&TopicName::room("new"), 2);
+    wait_within(Duration::from_secs(3), "it is noticed", || node.health.ready(0).is_err());
+    wire.heal();
+    world.wait_until_up(true);
+    let mut heard = vec![shard.hear(), shard.hear(), shard.hear()];
+    heard.retain(|heard| ![outage(1), outage(2)].contains(heard));
+    assert_eq!(heard, [Heard::Joined(2)]);
 }
 
 #[test]

@@ -26,11 +26,20 @@ pub enum Wire {
     /// Nothing comes from the server.
     DeadDown,
     Dead,
+    /// Nothing more goes to the server from who has subscribed to something.
+    DeadUpOfSubscribers,
     /// New connections are reset at once.
     Refusing,
 }
 
-const WIRES: [Wire; 5] = [Wire::Good, Wire::DeadUp, Wire::DeadDown, Wire::Dead, Wire::Refusing];
+const WIRES: [Wire; 6] = [
+    Wire::Good,
+    Wire::DeadUp,
+    Wire::DeadDown,
+    Wire::Dead,
+    Wire::DeadUpOfSubscribers,
+    Wire::Refusing,
+];
 
 struct Shared {
     wire: AtomicU8,
@@ -122,12 +131,13 @@ fn accept(listener: &TcpListener, upstream: u16, shared: &Arc<Shared>) {
         let copies = (client.try_clone(), server.try_clone());
         let (Ok(client_too), Ok(server_too)) = copies else { continue };
         shared.connections.fetch_add(1, SeqCst);
-        let up = Pump {
+        let mut up = Pump {
             is_up: true,
+            subscribes: false,
             generation: shared.generation.load(SeqCst),
             shared: shared.clone(),
         };
-        let down = Pump { is_up: false, ..up.clone() };
+        let mut down = Pump { is_up: false, ..up.clone() };
         std::thread::spawn(move || {
             up.run(client, server);
             up.shared.connections.fetch_sub(1, SeqCst);
@@ -145,12 +155,14 @@ fn cut(stream: &TcpStream) {
 #[derive(Clone)]
 struct Pump {
     is_up: bool,
+    /// A subscription went this way.
+    subscribes: bool,
     generation: u32,
     shared: Arc<Shared>,
 }
 
 impl Pump {
-    fn run(&self, mut from: TcpStream, mut to: TcpStream) {
+    fn run(&mut self, mut from: TcpStream, mut to: TcpStream) {
         let mut bytes = vec![0; 65536];
         loop {
             if !self.may_go_on() {
@@ -169,6 +181,8 @@ impl Pump {
                 Err(error) if is_patience(error.kind()) => continue,
                 Err(_) => break,
             };
+            let verb = b"SUBSCRIBE\r\n";
+            self.subscribes |= bytes[..read].windows(verb.len()).any(|word| word == verb);
             let delay_ms = self.shared.delay_ms.load(SeqCst);
             std::thread::sleep(Duration::from_millis(delay_ms));
             if !self.hand_over(&mut to, &bytes[..read]) {
@@ -212,6 +226,7 @@ impl Pump {
         match self.shared.wire() {
             Wire::Good | Wire::Refusing => false,
             Wire::DeadUp => self.is_up,
+            Wire::DeadUpOfSubscribers => self.is_up && self.subscribes,
             Wire::DeadDown => !self.is_up,
             Wire::Dead => true,
         }

@@ -132,7 +132,7 @@ struct Live {
     /// Channels of ours that are no topics and are subscribed, or about to be.
     hears_ingest: bool,
     since: Instant,
-    /// When the server last said something while it was asked something.
+    /// When the server last answered while it was asked something.
     heard_at: Instant,
 }
 
@@ -482,6 +482,7 @@ impl Server {
         if !subscriptions.is_waiting() {
             *heard_at = now;
         }
+        let oldest = subscriptions.oldest();
         let mut is_busy = subscriptions.poll(now, &mut link.sub, &common.names, &local.interest);
         let mut ear = Ear {
             now,
@@ -503,7 +504,9 @@ impl Server {
         if let Some(failure) = ear.failure {
             return Err(failure);
         }
-        if has_heard {
+        // While everything is subscribed anew an answer may stand behind megabytes of messages. Later
+        // the canary would, too: messages alone do not prove that the server hears us.
+        if has_heard && (!self.is_up || subscriptions.oldest() != oldest) {
             *heard_at = now;
         }
         is_busy |= has_heard;

@@ -162,6 +162,11 @@ impl Subscriptions {
         !self.under_way.is_empty()
     }
 
+    /// The number of the batch that the server is to answer next.
+    pub fn oldest(&self) -> Option<u64> {
+        self.under_way.front().map(|batch| batch.number)
+    }
+
     /// The server has taken a subscription away, or did not have the topic: it is asked again in a
     /// moment.
     pub fn stall(&mut self, key: TopicKey, now: Instant) {
