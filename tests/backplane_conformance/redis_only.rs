@@ -329,6 +329,19 @@ fn a_wire_that_takes_no_more_subscriptions_and_still_brings_messages_is_given_up
 }
 
 #[test]
+fn what_a_server_refuses_for_now_holds_up_nobody_else() {
+    let mut world = World::redis(Build { nodes: 1, ..Build::usual() });
+    world.server().command(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    let [flood, other] = [0, 1].map(|at| &world.nodes[0].shards[at]);
+    let (room, began) = (TopicName::room("room"), Instant::now());
+    (0..10_000).for_each(|_| flood.publish(&TopicName::room("kept:a"), "0"));
+    other.join_and_hear(&room, 1);
+    other.publish(&room, "1");
+    assert_eq!(payload(other.hear(), 1), "1");
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+}
+
+#[test]
 fn a_refused_subscription_breaks_the_link_and_is_tried_again() {
     let mut world = World::redis(Build { nodes: 1, ..Build::usual() });
     let rights = ["ACL", "SETUSER", "default", "resetchannels", "&test:canary:*", "&test:publish"];

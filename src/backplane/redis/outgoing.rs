@@ -48,6 +48,9 @@ const FLIGHTS_MAX: usize = 8;
 const WAITING_MAX: usize = 2 * FLIGHTS_MAX * COMMANDS_PER_FLIGHT;
 const WAITING_BYTES_MAX: usize = 2 * FLIGHTS_MAX * FLIGHT_BYTES;
 
+/// When a server has refused something for so long, nobody is held up for it any more.
+const STUCK: Duration = Duration::from_secs(1);
+
 /// How long a replica has to say that it has a message. Then nobody knows whether it will survive.
 const REPLICA_MS_MAX: u64 = 500;
 
@@ -95,6 +98,8 @@ struct Lane {
     /// Refused for now.
     again: VecDeque<Waiting>,
     again_at: Option<Instant>,
+    /// Since when there has always been any such thing.
+    refused_since: Option<Instant>,
 }
 
 /// See the module. One for each server; it outlives links.
@@ -108,6 +113,8 @@ pub struct Outgoing {
     namespaces: Arc<Namespaces>,
     /// Nothing is sent while topics are about to move.
     is_held: bool,
+    /// Something has been refused for too long: what comes waits as if the link was down.
+    is_stuck: bool,
     /// A server said that topics are elsewhere.
     is_astray: bool,
     /// The scripts are being loaded.
@@ -128,15 +135,16 @@ impl Outgoing {
             witness: Witness::new(namespaces.clone()),
             namespaces,
             is_held: false,
+            is_stuck: false,
             is_astray: false,
             loading: None,
         }
     }
 
-    /// Takes a publish; while the link is down only as far as there is room for it.
+    /// Takes a publish; while the link is down or stuck only as far as there is room for it.
     pub fn push(&mut self, publish: Publish, is_up: bool, now: Instant, local: &mut Local) {
         let bytes = cost(&publish);
-        if !is_up && self.waiting_bytes + bytes > self.bytes_max {
+        if (!is_up || self.is_stuck) && self.waiting_bytes + bytes > self.bytes_max {
             local.done(publish.done, Outcome::Unavailable, now);
             return;
         }
@@ -155,8 +163,12 @@ impl Outgoing {
         self.lanes[kind as usize].waiting.push_back(waiting);
     }
 
-    /// Whether there is room for more while the link is up.
+    /// Whether there is room for more while the link is up. Always while it is stuck: shards that
+    /// are held up for that are so for everybody, whatever server they want.
     pub fn has_room(&self) -> bool {
+        if self.is_stuck {
+            return true;
+        }
         let bytes_max = WAITING_BYTES_MAX.min(self.bytes_max);
         let waiting: usize = self.lanes.iter().map(|lane| lane.waiting.len()).sum();
         waiting < WAITING_MAX && self.waiting_bytes < bytes_max
@@ -199,7 +211,7 @@ impl Outgoing {
             self.waiting_bytes -= bytes;
             moved.extend(again.into_iter().chain(waiting));
             if lane.again.is_empty() {
-                lane.again_at = None;
+                (lane.again_at, lane.refused_since) = (None, None);
             }
         }
         moved
@@ -218,6 +230,8 @@ impl Outgoing {
     /// Ends what has waited too long.
     pub fn expire(&mut self, now: Instant, local: &mut Local) {
         let time_max = self.time_max;
+        let is_stuck = |since: Instant| now.duration_since(since) >= STUCK;
+        self.is_stuck = self.lanes.iter().any(|lane| lane.refused_since.is_some_and(is_stuck));
         for lane in &mut self.lanes {
             while let Some(late) = pop_late(&mut lane.again, now, time_max) {
                 local.done(late.publish.done, Outcome::Unavailable, now);
@@ -305,7 +319,7 @@ impl Outgoing {
         self.witness.lose_link();
         for lane in &mut self.lanes {
             lane.under_way = 0;
-            lane.again_at = None;
+            (lane.again_at, lane.refused_since) = (None, None);
             // What was refused already was sent before what is under way.
             for flight in std::mem::take(&mut lane.flights) {
                 lane.break_off(flight.sent, now, local);
@@ -383,6 +397,10 @@ impl Outgoing {
                 (Some(_), sent) => local.done(sent.into_done(), Outcome::Unavailable, now),
             }
         }
+        lane.refused_since = match lane.again.is_empty() {
+            true => None,
+            false => lane.refused_since.or(Some(now)),
+        };
         match demoted {
             Some(answer) => answer.extract_error().map(|_| is_unloaded),
             None => Ok(is_unloaded),
@@ -399,6 +417,7 @@ impl Lane {
             under_way: 0,
             again: VecDeque::new(),
             again_at: None,
+            refused_since: None,
         }
     }
 
