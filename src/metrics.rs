@@ -231,6 +231,7 @@ counters! {
         publishes_failed: Counter "backplane_publishes_failed_total"["reason" = "unavailable"] "Publishes that failed",
         publishes_unknown: Counter "backplane_publishes_failed_total"["reason" = "unknown"] "Publishes that failed",
         publishes_unreplicated: Counter "backplane_publishes_unreplicated_total" "Publishes that no replica was known to have in time",
+        publishes_ingested: Counter "backplane_publishes_ingested_total" "Messages that other services published straight to Redis",
         publishes_malformed: Counter "backplane_publishes_failed_total"["reason" = "malformed"] "Publishes that failed",
         received: Counter "backplane_messages_total" "Messages received from the backplane",
         unwanted: Counter "drops_total"["reason" = "no_member"] "Messages for topics nobody here listens to any more",

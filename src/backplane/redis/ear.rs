@@ -155,6 +155,7 @@ impl Ear<'_> {
 
     fn on_ingest(&mut self, body: &[u8]) {
         let limits = &self.common.limits;
+        self.local.counters.publishes_ingested += 1;
         match ingest::read(body, limits.message_bytes_max, limits.json_depth_max) {
             // Every node hears it, and only one may give it its place.
             Ok(said) if self.histories.policy(&said.topic).has_history() => {

@@ -570,11 +570,12 @@ impl Server {
         if self.untold.is_empty() || local.is_waiting() {
             return false;
         }
+        // What other services publish is for any topic; and if any ever did, it may have again.
+        let hears_others = self.place.hears_ingest && local.counters.publishes_ingested > 0;
         for place in self.untold.by_ref().take(TOLD_PER_TURN) {
             let Some((_, topic)) = local.interest.name_at(place) else { continue };
-            // What other services publish is for any topic.
-            let is_here = self.place.hears_ingest
-                || local.interest.server_of(topic.as_str()) == self.place.number;
+            let is_here =
+                hears_others || local.interest.server_of(topic.as_str()) == self.place.number;
             if is_here && !self.histories.policy(topic).has_history() {
                 let topic = topic.clone();
                 local.lost(&topic, 0);
