@@ -12,7 +12,7 @@ use campanile::protocol::{Recovery, Unrecovered};
 const META: &str = "test:{p32}:h:r:kept:a";
 const STREAM: &str = "test:{p32}:s:r:kept:a";
 
-fn topic() -> TopicName {
+pub fn topic() -> TopicName {
     TopicName::room("kept:a")
 }
 
@@ -21,7 +21,7 @@ fn world() -> World {
 }
 
 /// Publishes numbers under keys, each until it is accepted.
-fn publish(shard: &Shard, numbers: std::ops::RangeInclusive<u64>) -> Position {
+pub fn publish(shard: &Shard, numbers: std::ops::RangeInclusive<u64>) -> Position {
     let mut last = None;
     for number in numbers {
         shard.publish_keyed(&topic(), &number.to_string(), number, Some(&number.to_string()));
@@ -33,7 +33,7 @@ fn publish(shard: &Shard, numbers: std::ops::RangeInclusive<u64>) -> Position {
     }
 }
 
-fn outcome_of(shard: &Shard, wanted: u64) -> Outcome {
+pub fn outcome_of(shard: &Shard, wanted: u64) -> Outcome {
     loop {
         match shard.hear() {
             Heard::Ack { id, outcome, .. } if id == Some(wanted) => return outcome,
@@ -50,7 +50,7 @@ fn enter(shard: &Shard) -> Position {
 }
 
 /// The payloads of the next messages; nothing else may come between.
-fn hear(shard: &Shard, count: usize) -> Vec<u64> {
+pub fn hear(shard: &Shard, count: usize) -> Vec<u64> {
     let next = || match shard.hear() {
         Heard::Frame { json, .. } => payload_of(&json).parse().expect("a number"),
         other => panic!("not a message: {other:?}"),
@@ -58,7 +58,7 @@ fn hear(shard: &Shard, count: usize) -> Vec<u64> {
     (0..count).map(|_| next()).collect()
 }
 
-fn numbers(range: std::ops::RangeInclusive<u64>) -> Vec<u64> {
+pub fn numbers(range: std::ops::RangeInclusive<u64>) -> Vec<u64> {
     range.collect()
 }
 
@@ -93,7 +93,7 @@ fn what_was_said_while_this_node_was_cut_off_is_read_back() {
 }
 
 /// A message without sender as one node writes it for another.
-fn envelope(number: u64) -> Vec<u8> {
+pub fn envelope(number: u64) -> Vec<u8> {
     [&[1, 0][..], number.to_string().as_bytes()].concat()
 }
 

@@ -10,6 +10,7 @@
 mod cluster;
 mod histories;
 mod kept_faults;
+mod kept_races;
 mod presence_faults;
 mod presences;
 #[path = "../common/proxy.rs"]

@@ -161,8 +161,10 @@ impl Witness {
         let mut is_busy = false;
         if let Some(flight) = &mut self.flight {
             let Poll::Ready(answers) = poll_reply(&mut flight.reply, cx) else { return Ok(false) };
+            // If the link broke, all of it is asked again on the next one: see `lose_link`.
+            let answers = answers?;
             let flight = self.flight.take().expect("it was just looked at");
-            self.land(flight.asked, answers?, now);
+            self.land(flight.asked, answers, now);
             is_busy = true;
         }
         let is_time = self.again_at.is_none_or(|at| at <= now);

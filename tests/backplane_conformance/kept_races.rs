@@ -1,0 +1,96 @@
+//! What can change between a question to a server and its answer: others ask, messages come, topics
+//! are left and joined anew, links break. An answer is worth what it was worth when it was asked for.
+
+use crate::kept_faults::{envelope, hear, numbers, outcome_of, publish, topic};
+use crate::proxy::{Proxy, Wire};
+use crate::redis::{Redis, wait_until};
+use crate::world::{Build, Heard, Shard, World, conn_id, payload_of};
+use campanile::ids::{Position, TopicName};
+use campanile::limits::Limits;
+use campanile::link::{AskHistory, HistoryTo, NoHistory, Outcome, Uplink};
+use campanile::protocol::{Page, Recovery, RequestId, Unrecovered};
+use std::time::Duration;
+
+const META: &str = "test:{p32}:h:r:kept:a";
+const STREAM: &str = "test:{p32}:s:r:kept:a";
+const CHANNEL: &str = "test:{p32}:m:r:kept:a";
+
+/// A node over a wire that a test slows down.
+fn through_wire(build: Build, settings: &[&str]) -> (Redis, Proxy, World) {
+    let redis = Redis::start_with(settings);
+    let wire = Proxy::start(redis.port);
+    let world = World::over(build, &format!("redis://127.0.0.1:{}", wire.port), "test");
+    (redis, wire, world)
+}
+
+fn one_shard() -> Build {
+    Build { nodes: 1, shards: 1, ..Build::usual() }
+}
+
+/// Joins as a member does.
+fn enter(shard: &Shard) -> Position {
+    shard.join_and_hear(&topic(), 5);
+    shard.recover_and_hear(&topic(), 5, None).0
+}
+
+/// Asks for all of a history.
+fn ask(shard: &Shard, topic: &TopicName, id: u64) {
+    let id = Some(RequestId::Number(id));
+    let to = HistoryTo::Conn { shard: shard.end.id, conn: conn_id(7), id };
+    let page = Page { since: None, limit: 100, reverse: false };
+    shard.send(Uplink::History(Box::new(AskHistory { topic: topic.clone(), page, to })));
+}
+
+/// The answer to that, which must come next.
+fn told(shard: &Shard) -> Result<(Position, Vec<u64>), NoHistory> {
+    let Heard::History { said, .. } = shard.hear() else { panic!("not the answer") };
+    let number = |json: &String| payload_of(json).parse().expect("a number");
+    said.map(|(at, texts)| (at, texts.iter().map(number).collect()))
+}
+
+/// How often streams were read.
+fn reads(redis: &Redis) -> u64 {
+    let stats = redis.command(&["INFO", "commandstats"]);
+    let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_xrevrange:calls="));
+    line.and_then(|line| line.split(',').next()?.parse().ok()).unwrap_or(0)
+}
+
+/// The server says so many at once, as another node would have it do, and keeps `kept` of them.
+fn say(redis: &Redis, epoch: u64, numbers: std::ops::RangeInclusive<u64>, kept: u64) {
+    let code = "for o = ARGV[2], ARGV[3] do \
+                  local message = '\\1\\0' .. string.format('%.0f', o) \
+                  redis.call('XADD', KEYS[2], 'MAXLEN', ARGV[4], o .. '-0', 'd', message) \
+                  redis.call('PUBLISH', ARGV[5], ARGV[1] .. ':' .. o .. ':' .. message) \
+                end \
+                redis.call('HSET', KEYS[1], 's', ARGV[3]) \
+                return 1";
+    let text = [epoch, *numbers.start(), *numbers.end(), kept].map(|number| number.to_string());
+    let [epoch, first, last, kept] = &text;
+    redis.command(&["EVAL", code, "2", META, STREAM, epoch, first, last, kept, CHANNEL]);
+}
+
+#[test]
+fn what_only_its_publisher_knows_of_is_asked_for_again_when_a_link_breaks_meanwhile() {
+    let (redis, wire, world) = through_wire(one_shard(), &["--enable-debug-command", "yes"]);
+    let speaker = &world.nodes[0].shards[0];
+    let at = publish(speaker, 1..=3);
+    // Another server, without any of it: what was first is to come back, and does not.
+    redis.command(&["DEL", META, STREAM]);
+    redis.command(&["DEBUG", "CHANGE-REPL-ID"]);
+    let cut = |which: &str| {
+        let before = world.nodes[0].counters().reconnects;
+        redis.command(&["CLIENT", "KILL", "TYPE", which]);
+        wait_until("the cut is noticed", || world.nodes[0].counters().reconnects > before);
+        wire.delay(0);
+        world.wait_until_up(true);
+    };
+    cut("pubsub");
+    for _ in 0..4 {
+        wire.delay(60);
+        std::thread::sleep(Duration::from_millis(150));
+        cut("normal");
+    }
+    // It has come back.
+    redis.command(&["HSET", META, "e", &at.epoch.to_string(), "s", "0", "g", "another"]);
+    wait_until("all are put back", || redis.command(&["HGET", META, "s"]) == "3");
+}
