@@ -35,7 +35,7 @@ const MARGIN: Duration = Duration::from_millis(500);
 const RECALLED_PER_FLIGHT: usize = 1024;
 /// After how long it is asked again what was not there.
 const PAUSE: Duration = Duration::from_millis(30);
-/// For how long. Longer than any server waits.
+/// For how long, since a server takes anything. Longer than any server waits.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A message that was acknowledged.
@@ -217,7 +217,13 @@ impl Witness {
             let is_open = Refusal::of(&answer).is_some_and(Refusal::is_for_now);
             match answer {
                 Value::Int(1) => self.acked.push_back(Acked { since: now, ..acked }),
-                _ if !is_late && (is_open || answer == Value::Int(0)) => again.push(acked),
+                // A server that takes nothing yet, as a master without its replicas, has not gone
+                // on either: patience begins anew when it does.
+                _ if is_open => {
+                    self.doubted_until = None;
+                    again.push(acked);
+                }
+                Value::Int(0) if !is_late => again.push(acked),
                 _ => {
                     self.bytes -= cost(&acked.publish);
                     gone += 1;
