@@ -113,3 +113,19 @@ fn what_only_its_publisher_knows_of_waits_for_a_master_that_waits_for_its_replic
     redis.command(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
     wait_until("it is put back", || redis.command(&["HGET", META, "s"]) == "3");
 }
+
+#[test]
+fn what_was_under_way_when_the_link_broke_is_never_told_as_not_sent() {
+    let limits = Limits { publish_queue_ms_max: 1_500, ..Limits::PRODUCTION };
+    let world = World::redis(Build { limits, ..one_shard() });
+    let speaker = &world.nodes[0].shards[0];
+    publish(speaker, 1..=1);
+    let redis = world.redis.as_ref().unwrap();
+    redis.freeze();
+    speaker.publish_keyed(&topic(), "2", 2, Some("2"));
+    world.wait_until_up(false);
+    // Longer than it may wait. When the server goes on, it does what it was told.
+    let outcome = outcome_of(speaker, 2);
+    redis.thaw();
+    assert_eq!(outcome, Outcome::Unknown);
+}

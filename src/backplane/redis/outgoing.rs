@@ -13,6 +13,7 @@
 //! While Redis is away publishes wait, bounded in bytes and time; what does not fit, or waits too
 //! long, ends as `Unavailable`: it was not sent. What was under way when a link broke ends as
 //! `Unknown`: it may have been delivered, so nobody but the publisher may decide to send it again.
+//! What has a key is sent again by itself, and ends so only if that comes to nothing.
 //!
 //! Invariant: every publish ends exactly once.
 
@@ -58,12 +59,19 @@ const REPLICA_MS_MAX: u64 = 500;
 pub struct Waiting {
     publish: Publish,
     since: Instant,
+    /// It was under way when a link broke, and may have been delivered.
+    is_doubtful: bool,
 }
 
 impl Waiting {
     /// Where it goes.
     pub fn topic(&self) -> &TopicName {
         &self.publish.topic
+    }
+
+    /// How it ends if it is not sent, or not again.
+    fn failure(&self) -> Outcome {
+        if self.is_doubtful { Outcome::Unknown } else { Outcome::Unavailable }
     }
 }
 
@@ -148,7 +156,7 @@ impl Outgoing {
             local.done(publish.done, Outcome::Unavailable, now);
             return;
         }
-        self.push_back(Waiting { publish, since: now });
+        self.push_back(Waiting { publish, since: now, is_doubtful: false });
     }
 
     /// Takes what waited for another server.
@@ -234,11 +242,13 @@ impl Outgoing {
         self.is_stuck = self.lanes.iter().any(|lane| lane.refused_since.is_some_and(is_stuck));
         for lane in &mut self.lanes {
             while let Some(late) = pop_late(&mut lane.again, now, time_max) {
-                local.done(late.publish.done, Outcome::Unavailable, now);
+                let failure = late.failure();
+                local.done(late.publish.done, failure, now);
             }
             while let Some(late) = pop_late(&mut lane.waiting, now, time_max) {
                 self.waiting_bytes -= cost(&late.publish);
-                local.done(late.publish.done, Outcome::Unavailable, now);
+                let failure = late.failure();
+                local.done(late.publish.done, failure, now);
             }
         }
     }
@@ -394,7 +404,10 @@ impl Outgoing {
                         demoted = Some(answer);
                     }
                 }
-                (Some(_), sent) => local.done(sent.into_done(), Outcome::Unavailable, now),
+                (Some(_), sent) => {
+                    let failure = sent.failure();
+                    local.done(sent.into_done(), failure, now);
+                }
             }
         }
         lane.refused_since = match lane.again.is_empty() {
@@ -464,11 +477,12 @@ impl Lane {
             self.again.push_back(waiting);
             return self.wait(now + Duration::from_millis(after_ms));
         }
+        let failure = waiting.failure();
         let mut publish = waiting.publish;
         let done = std::mem::replace(&mut publish.done, Done::Nobody);
         let Some((_, epoch, offset)) = status.filter(|_| self.kind != Kind::Plain) else {
             let is_said = self.kind == Kind::Plain;
-            let outcome = if is_said { Outcome::Accepted(None) } else { Outcome::Unavailable };
+            let outcome = if is_said { Outcome::Accepted(None) } else { failure };
             return local.done(done, outcome, now);
         };
         let at = Position { epoch, offset };
@@ -485,9 +499,10 @@ impl Lane {
     fn break_off(&mut self, sent: Vec<Sent>, now: Instant, local: &mut Local) {
         for sent in sent {
             match sent {
-                Sent::Held(waiting)
+                Sent::Held(mut waiting)
                     if self.kind != Kind::Plain && waiting.publish.key.is_some() =>
                 {
+                    waiting.is_doubtful = true;
                     self.again.push_back(*waiting);
                 }
                 sent => local.done(sent.into_done(), Outcome::Unknown, now),
@@ -497,6 +512,14 @@ impl Lane {
 }
 
 impl Sent {
+    /// See [`Waiting::failure`].
+    fn failure(&self) -> Outcome {
+        match self {
+            Sent::Once(_) => Outcome::Unavailable,
+            Sent::Held(waiting) => waiting.failure(),
+        }
+    }
+
     fn into_done(self) -> Done {
         match self {
             Sent::Once(done) => done,
