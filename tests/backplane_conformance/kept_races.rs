@@ -115,6 +115,26 @@ fn what_only_its_publisher_knows_of_waits_for_a_master_that_waits_for_its_replic
 }
 
 #[test]
+fn a_room_that_is_left_and_joined_again_and_again_takes_nobodys_turn() {
+    let limits = Limits { history_reads_per_s_max: 1, ..Limits::PRODUCTION };
+    let world = World::redis(Build { limits, linger_ms: 0, ..one_shard() });
+    let asker = &world.nodes[0].shards[0];
+    std::thread::sleep(Duration::from_millis(700)); // the pause of a server that is new
+    for room in 1..=64 {
+        ask(asker, &TopicName::room(&format!("kept:{room}")), room);
+    }
+    (1..=64).for_each(|_| assert!(told(asker).is_ok()));
+    for _ in 0..30 {
+        asker.join_and_hear(&topic(), 5);
+        asker.leave(&topic(), 5);
+        std::thread::sleep(Duration::from_millis(10)); // a turn of its own
+    }
+    asker.join_and_hear(&topic(), 5);
+    ask(asker, &TopicName::room("kept:b"), 99);
+    assert!(told(asker).is_ok(), "it is the second, and waits for two seconds");
+}
+
+#[test]
 fn what_was_under_way_when_the_link_broke_is_never_told_as_not_sent() {
     let limits = Limits { publish_queue_ms_max: 1_500, ..Limits::PRODUCTION };
     let world = World::redis(Build { limits, ..one_shard() });

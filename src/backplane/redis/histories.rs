@@ -80,13 +80,14 @@ pub struct Histories {
     is_astray: bool,
     topics: HashMap<TopicName, Topic>,
     /// Topics that the server would not say anything of, and when to ask again.
-    later: VecDeque<(Instant, TopicName)>,
-    /// Topics that want a read, each once.
-    wanted: VecDeque<TopicName>,
+    later: VecDeque<(Instant, Place)>,
+    /// Topics that want a read, each once. Those that were forgotten stand here until they come to
+    /// the front.
+    wanted: VecDeque<Place>,
     flights: VecDeque<Flight>,
     /// Every topic once, by its line, for whoever looks for messages to let go of. Those of topics
     /// that were forgotten stand here until they come to the front.
-    round: VecDeque<(TopicName, u64)>,
+    round: VecDeque<Place>,
     lines: u64,
     bytes: usize,
     bytes_max: usize,
@@ -98,6 +99,10 @@ pub struct Histories {
     /// Reads of streams, holes found, and what became of them.
     pub numbers: Numbers,
 }
+
+/// A topic by its line. If it is forgotten and followed anew it has another one, and what was asked
+/// for the one says nothing of the other.
+type Place = (TopicName, u64);
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -163,7 +168,7 @@ enum Question {
 }
 
 struct Flight {
-    topics: Vec<TopicName>,
+    topics: Vec<Place>,
     reply: Reply<Vec<Value>>,
     what: Asked,
 }
@@ -405,7 +410,7 @@ impl Histories {
     fn want(&mut self, name: &TopicName) {
         let Some(topic) = self.topics.get_mut(name) else { return };
         if !std::mem::replace(&mut topic.is_reading, true) {
-            self.wanted.push_back(name.clone());
+            self.wanted.push_back((name.clone(), topic.line));
         }
     }
 
@@ -502,8 +507,8 @@ impl Histories {
         let moved: Vec<Topic> =
             self.topics.extract_if(|name, _| has_moved(name)).map(|(_, topic)| topic).collect();
         self.bytes -= moved.iter().map(Topic::bytes).sum::<usize>();
-        self.wanted.retain(|name| self.topics.contains_key(name));
-        self.later.retain(|(_, name)| self.topics.contains_key(name));
+        self.wanted.retain(|(name, _)| self.topics.contains_key(name));
+        self.later.retain(|(_, (name, _))| self.topics.contains_key(name));
         moved
     }
 
@@ -532,8 +537,8 @@ impl Histories {
         while let Some((at, _)) = self.later.front()
             && *at <= now
         {
-            let (_, name) = self.later.pop_front().expect("it was just looked at");
-            self.wanted.push_back(name);
+            let (_, place) = self.later.pop_front().expect("it was just looked at");
+            self.wanted.push_back(place);
         }
         while !self.is_held && self.flights.len() < FLIGHTS_MAX && !self.wanted.is_empty() {
             let (pipeline, topics) = self.load(way.names, now);
@@ -562,14 +567,20 @@ impl Histories {
         Ok(is_busy)
     }
 
-    fn load(&mut self, names: &Names, now: Instant) -> (Pipeline, Vec<TopicName>) {
+    fn load(&mut self, names: &Names, now: Instant) -> (Pipeline, Vec<Place>) {
         let now_ns = now.saturating_duration_since(self.born).as_nanos() as u64;
         let mut pipeline = Pipeline::new();
         let mut topics = Vec::new();
-        while topics.len() < READS_PER_FLIGHT && !self.wanted.is_empty() && self.bucket.take(now_ns)
+        while topics.len() < READS_PER_FLIGHT
+            && let Some(place) = self.wanted.pop_front()
         {
-            let name = self.wanted.pop_front().expect("it was just looked at");
-            let Some(topic) = self.topics.get_mut(&name) else { continue };
+            let (name, line) = &place;
+            let topic = self.topics.get_mut(name).filter(|topic| topic.line == *line);
+            let Some(topic) = topic else { continue };
+            if !self.bucket.take(now_ns) {
+                self.wanted.push_front(place);
+                break;
+            }
             (topic.asked_from, topic.asked_next) = (topic.read_from(), topic.next_offset());
             let keys = names.history_keys(name.as_str());
             // Both of one moment: an offset means nothing without its epoch.
@@ -578,7 +589,7 @@ impl Histories {
             let range = pipeline.cmd("XREVRANGE").arg(&keys.stream).arg("+").arg(topic.asked_from);
             range.arg("COUNT").arg(topic.keep.messages + STREAM_SLACK);
             pipeline.cmd("EXEC");
-            topics.push(name);
+            topics.push(place);
         }
         (pipeline, topics)
     }
@@ -590,13 +601,17 @@ impl Histories {
         answers: Vec<Value>,
         now: Instant,
         local: &mut Local,
-    ) -> RedisResult<Vec<(Asked, Vec<TopicName>)>> {
+    ) -> RedisResult<Vec<(Asked, Vec<Place>)>> {
         let (mut unopened, mut unrepaired) = (Vec::new(), Vec::new());
         let each = if flight.what == Asked::Read { 4 } else { 1 };
         if answers.len() != each * flight.topics.len() {
             return Err((redis::ErrorKind::Client, "replies are out of step").into());
         }
-        for (name, answers) in flight.topics.iter().zip(answers.chunks_exact(each)) {
+        for (place, answers) in flight.topics.iter().zip(answers.chunks_exact(each)) {
+            let (name, line) = place;
+            if self.topics.get(name).is_none_or(|topic| topic.line != *line) {
+                continue; // forgotten, and perhaps followed anew
+            }
             let answer = answers.last().expect("a chunk is not empty");
             if let Value::ServerError(error) = answer {
                 // Why a transaction was not carried out stands in the answers before.
@@ -627,11 +642,11 @@ impl Histories {
             };
             let is_offer = self.offers(name, read.as_ref());
             match read {
-                _ if is_offer => unrepaired.push(name.clone()),
+                _ if is_offer => unrepaired.push(place.clone()),
                 Some(read) => self.handle_read(name, read, now, local),
                 None => {
                     self.open(name);
-                    unopened.push(name.clone());
+                    unopened.push(place.clone());
                 }
             }
         }
@@ -652,7 +667,7 @@ impl Histories {
         if let Some(topic) = self.topics.get_mut(name) {
             // A master that was just made waits for its replicas, and takes nothing back until then.
             topic.is_offered &= what != Asked::Repair;
-            self.later.push_back((now + READ_PAUSE, name.clone()));
+            self.later.push_back((now + READ_PAUSE, (name.clone(), topic.line)));
         }
     }
 
@@ -680,9 +695,9 @@ impl Histories {
         is_behind && !std::mem::replace(&mut topic.is_offered, true)
     }
 
-    fn repairing(&self, topics: &[TopicName], way: &Way<'_>) -> Pipeline {
+    fn repairing(&self, topics: &[Place], way: &Way<'_>) -> Pipeline {
         let mut pipeline = Pipeline::new();
-        for name in topics {
+        for (name, _) in topics {
             let topic = self.topics.get(name).expect("it was just looked at");
             let log = topic.log.as_ref().expect("whoever offers has something");
             let keys = way.names.history_keys(name.as_str());
@@ -1049,9 +1064,9 @@ fn said(page: &Page, log: &Log, chain: &[(u64, u64)], bytes_max: usize) -> Resul
     }
 }
 
-fn opening(topics: &[TopicName], way: &Way<'_>) -> Pipeline {
+fn opening(topics: &[Place], way: &Way<'_>) -> Pipeline {
     let mut pipeline = Pipeline::new();
-    for topic in topics {
+    for (topic, _) in topics {
         let keys = way.names.history_keys(topic.as_str());
         let mut open = scripts::call(Which::Open, &[&keys.meta, &keys.stream, &keys.partition]);
         open.arg(way.generation).arg(META_TTL_S).arg(REPAIR_MS);
