@@ -115,6 +115,27 @@ fn what_only_its_publisher_knows_of_waits_for_a_master_that_waits_for_its_replic
 }
 
 #[test]
+fn a_server_without_memory_for_a_history_costs_nobody_the_link() {
+    let redis = Redis::start();
+    let world = World::over(one_shard(), &redis.url(), "test");
+    let (speaker, plain) = (&world.nodes[0].shards[0], TopicName::room("plain"));
+    speaker.join_and_hear(&plain, 6);
+    redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
+    speaker.join_and_hear(&topic(), 5);
+    speaker.recover(&topic(), 5, 9, None);
+    for number in 1..=10 {
+        std::thread::sleep(Duration::from_millis(50));
+        speaker.publish(&plain, &number.to_string());
+        assert_eq!(speaker.hear_payloads(6, 1), [number.to_string()]);
+    }
+    redis.command(&["CONFIG", "SET", "maxmemory", "0"]);
+    let Heard::Recovered { position, recovery, .. } = speaker.hear() else { panic!("no answer") };
+    assert_eq!((position.offset, recovery), (0, Recovery::NotAsked));
+    assert!(position.epoch > 0, "it began when there was room");
+    assert_eq!(world.nodes[0].counters().reconnects, 0);
+}
+
+#[test]
 fn a_room_that_is_left_and_joined_again_and_again_takes_nobodys_turn() {
     let limits = Limits { history_reads_per_s_max: 1, ..Limits::PRODUCTION };
     let world = World::redis(Build { limits, linger_ms: 0, ..one_shard() });

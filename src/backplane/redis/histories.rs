@@ -31,6 +31,7 @@ use crate::backplane::envelope;
 use crate::backplane::history::{Keep, Log, Missed};
 use crate::backplane::local::{Local, Message};
 use crate::backplane::logs::KEYS_TIME;
+use crate::backplane::seldom::Seldom;
 use crate::bucket::Bucket;
 use crate::ids::{Position, ShardId, TopicKind, TopicName, UpTo};
 use crate::limits::Limits;
@@ -62,6 +63,8 @@ const LOOKS_PER_LAP: usize = 60;
 const WAIT_MAX: Duration = Duration::from_secs(10);
 /// After how long a server that would not say is asked again.
 const READ_PAUSE: Duration = Duration::from_millis(20);
+/// The same for one that will not say before somebody has given it room, or rights.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// For how long the position of a topic outlives its messages.
 pub const META_TTL_S: u64 = 24 * 60 * 60;
 
@@ -96,6 +99,7 @@ pub struct Histories {
     /// What the bucket's time counts from.
     born: Instant,
     expired: Option<Instant>,
+    refusals: Seldom,
     /// Reads of streams, holes found, and what became of them.
     pub numbers: Numbers,
 }
@@ -218,6 +222,7 @@ impl Histories {
             ),
             born: Instant::now(),
             expired: None,
+            refusals: Seldom::default(),
             numbers: Numbers::default(),
         }
     }
@@ -615,15 +620,17 @@ impl Histories {
             let answer = answers.last().expect("a chunk is not empty");
             if let Value::ServerError(error) = answer {
                 // Why a transaction was not carried out stands in the answers before.
-                let mut refusals = answers.iter().filter_map(Refusal::of);
-                let may_wait =
-                    |refusal: &Refusal| matches!(refusal, Refusal::Elsewhere | Refusal::NotNow);
-                match refusals.find(may_wait) {
+                let refused = answers.iter().find(|answer| Refusal::of(answer).is_some());
+                match refused.and_then(Refusal::of) {
+                    // Another link leads to a master, and teaches it the scripts.
+                    None | Some(Refusal::Demoted | Refusal::Unloaded) => {
+                        return Err(error.clone().into());
+                    }
                     Some(refusal) => {
                         local.counters.astray += u64::from(refusal == Refusal::Elsewhere);
+                        self.warn_of(refused, refusal, now);
                         self.read_later(name, flight.what, refusal, now);
                     }
-                    None => return Err(error.clone().into()),
                 }
                 continue;
             }
@@ -667,7 +674,21 @@ impl Histories {
         if let Some(topic) = self.topics.get_mut(name) {
             // A master that was just made waits for its replicas, and takes nothing back until then.
             topic.is_offered &= what != Asked::Repair;
-            self.later.push_back((now + READ_PAUSE, (name.clone(), topic.line)));
+            let place = (name.clone(), topic.line);
+            let is_for_good = refusal == Refusal::ForGood;
+            let until = now + if is_for_good { REFUSED_PAUSE } else { READ_PAUSE };
+            let behind = self.later.partition_point(|(earlier, _)| *earlier <= until);
+            self.later.insert(behind, (until, place));
+        }
+    }
+
+    /// One topic is refused: all others have their histories, and this one may have it again.
+    fn warn_of(&mut self, answer: Option<&Value>, refusal: Refusal, now: Instant) {
+        if let Some(Value::ServerError(error)) = answer
+            && refusal == Refusal::ForGood
+            && let Some(unsaid) = self.refusals.is_due(now)
+        {
+            tracing::warn!(%error, unsaid, "Redis refused to say where a history is");
         }
     }
 
