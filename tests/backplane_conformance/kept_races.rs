@@ -136,6 +136,20 @@ fn a_server_without_memory_for_a_history_costs_nobody_the_link() {
 }
 
 #[test]
+fn who_asked_for_a_history_is_answered_though_the_last_member_has_gone() {
+    let build = Build { linger_ms: 0, ..one_shard() };
+    let (_redis, wire, world) = through_wire(build, &[]);
+    let speaker = &world.nodes[0].shards[0];
+    let at = publish(speaker, 1..=3);
+    enter(speaker);
+    wire.delay(50);
+    ask(speaker, &topic(), 1);
+    speaker.leave(&topic(), 5);
+    assert_eq!(told(speaker), Ok((at, numbers(1..=3))));
+    wait_until("it is followed no more", || world.nodes[0].counters().histories == 0);
+}
+
+#[test]
 fn a_room_that_is_left_and_joined_again_and_again_takes_nobodys_turn() {
     let limits = Limits { history_reads_per_s_max: 1, ..Limits::PRODUCTION };
     let world = World::redis(Build { limits, linger_ms: 0, ..one_shard() });

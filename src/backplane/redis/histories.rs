@@ -271,8 +271,18 @@ impl Histories {
         self.want(topic);
     }
 
-    /// Nobody here listens for a topic any more.
-    pub fn forget(&mut self, topic: &TopicName) {
+    /// Nobody here listens for a topic any more. Whoever has asked what was said is answered before
+    /// it is forgotten.
+    pub fn leave(&mut self, name: &TopicName) {
+        let Some(topic) = self.topics.get_mut(name) else { return };
+        if topic.waiting.is_empty() {
+            return self.forget(name);
+        }
+        (topic.is_subscribed, topic.is_synced) = (false, false);
+        self.want(name);
+    }
+
+    fn forget(&mut self, topic: &TopicName) {
         if let Some(gone) = self.topics.remove(topic) {
             self.bytes -= gone.bytes();
         }

@@ -291,7 +291,7 @@ impl Server {
 
     /// Wants to hear it no more.
     pub fn unsubscribe(&mut self, topic: TopicName) {
-        self.histories.forget(&topic);
+        self.histories.leave(&topic);
         if let State::Live(live) = &mut self.state {
             live.subscriptions.remove(topic);
         }
