@@ -150,6 +150,24 @@ fn who_asked_for_a_history_is_answered_though_the_last_member_has_gone() {
 }
 
 #[test]
+fn a_history_that_was_read_too_late_for_who_asked_is_followed_no_more() {
+    let limits = Limits { history_reads_per_s_max: 1, ..Limits::PRODUCTION };
+    let world = World::redis(Build { limits, ..one_shard() });
+    let asker = &world.nodes[0].shards[0];
+    std::thread::sleep(Duration::from_millis(700)); // the pause of a server that is new
+    // Sixty-four at once and then one a second: the last ones have to wait for too long.
+    for room in 1..=76 {
+        ask(asker, &TopicName::room(&format!("kept:{room}")), room);
+    }
+    let late = (1..=76).filter(|_| told(asker) == Err(NoHistory::Unavailable)).count();
+    assert!(late > 0);
+    // As long as it takes to read what they asked for.
+    std::thread::sleep(Duration::from_millis(2_500));
+    wait_until("a tick has come", || world.nodes[0].counters().history_reads_waiting == 0);
+    assert_eq!(world.nodes[0].counters().histories, 0);
+}
+
+#[test]
 fn a_room_that_is_left_and_joined_again_and_again_takes_nobodys_turn() {
     let limits = Limits { history_reads_per_s_max: 1, ..Limits::PRODUCTION };
     let world = World::redis(Build { limits, linger_ms: 0, ..one_shard() });

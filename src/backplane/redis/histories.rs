@@ -468,6 +468,7 @@ impl Histories {
         }
         self.expired = Some(now);
         self.look_again();
+        let mut unheard = Vec::new();
         for topic in self.topics.values_mut().filter(|topic| !topic.waiting.is_empty()) {
             let position = topic.log.as_ref().map(Log::position).filter(|_| topic.is_synced);
             let is_late =
@@ -480,7 +481,13 @@ impl Histories {
                     Question::Recover(shard, ask) => overload(shard, *ask, position, local),
                 }
             }
+            let is_heard = local.interest.members(topic.name.as_str()).is_some();
+            if topic.waiting.is_empty() && !is_heard {
+                unheard.push(topic.name.clone());
+            }
         }
+        // They were followed for those questions only.
+        unheard.iter().for_each(|name| self.forget(name));
     }
 
     /// Reads a share of all positions again. A message that was lost without a trace at the end of a
