@@ -188,6 +188,27 @@ fn a_room_that_is_left_and_joined_again_and_again_takes_nobodys_turn() {
 }
 
 #[test]
+fn more_than_is_kept_while_a_hole_is_read_is_read_too_though_nothing_follows() {
+    let build = Build { namespaces: "kept: history_size=1000", ..one_shard() };
+    let (redis, wire, world) = through_wire(build, &[]);
+    let hearer = &world.nodes[0].shards[0];
+    let at = enter(hearer);
+    // Every topic is looked at again in its turn. Here that is a minute away.
+    (10..300).for_each(|at| hearer.join_and_hear(&TopicName::room(&format!("kept:{at}")), at));
+    std::thread::sleep(Duration::from_millis(1_500));
+    let before = reads(&redis);
+    redis.command_bytes(&[b"XADD", STREAM.as_bytes(), b"1-0", b"d", &envelope(1)]);
+    wire.delay(200);
+    say(&redis, at.epoch, 2..=2, 1000);
+    wait_until("the hole is read", || reads(&redis) > before);
+    // What was read is on the wire; what comes now overtakes it.
+    std::thread::sleep(Duration::from_millis(50));
+    wire.delay(0);
+    say(&redis, at.epoch, 3..=600, 1000);
+    assert_eq!(hear(hearer, 600), numbers(1..=600));
+}
+
+#[test]
 fn what_was_under_way_when_the_link_broke_is_never_told_as_not_sent() {
     let limits = Limits { publish_queue_ms_max: 1_500, ..Limits::PRODUCTION };
     let world = World::redis(Build { limits, ..one_shard() });

@@ -779,9 +779,16 @@ impl Histories {
 
     /// What came while the topic was being read: in order, or it is read once more.
     fn release_held(&mut self, name: &TopicName, now: Instant, local: &mut Local) {
-        let held = self.topics.get_mut(name).map(|topic| std::mem::take(&mut topic.held));
-        for (at, body) in held.into_iter().flatten() {
+        let Some(topic) = self.topics.get_mut(name) else { return };
+        let held = std::mem::take(&mut topic.held);
+        let is_full = held.len() >= HELD_MAX;
+        // What was not kept may have been the last for long: nothing else would tell of it soon.
+        topic.is_look |= is_full;
+        for (at, body) in held {
             self.handle_message(name.as_str(), at, &body, now, local);
+        }
+        if is_full {
+            self.want(name);
         }
     }
 
