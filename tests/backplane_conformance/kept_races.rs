@@ -209,6 +209,28 @@ fn more_than_is_kept_while_a_hole_is_read_is_read_too_though_nothing_follows() {
 }
 
 #[test]
+fn what_came_while_a_history_was_read_is_not_offered_to_a_server_that_has_it() {
+    let (redis, wire, world) = through_wire(one_shard(), &[]);
+    let hearer = &world.nodes[0].shards[0];
+    let at = enter(hearer);
+    say(&redis, at.epoch, 1..=1, 100);
+    assert_eq!(hear(hearer, 1), [1]);
+    let before = reads(&redis);
+    wire.delay(200);
+    ask(hearer, &topic(), 1);
+    wait_until("it is read", || reads(&redis) > before);
+    std::thread::sleep(Duration::from_millis(50));
+    wire.delay(0);
+    say(&redis, at.epoch, 2..=2, 100);
+    assert_eq!(hear(hearer, 1), [2]);
+    assert_eq!(told(hearer), Ok((Position { offset: 2, ..at }, numbers(1..=2))));
+    // What it may put back once, it still may.
+    redis.command(&["DEL", META, STREAM]);
+    ask(hearer, &topic(), 2);
+    assert_eq!(told(hearer), Ok((Position { offset: 2, ..at }, numbers(1..=2))));
+}
+
+#[test]
 fn what_was_under_way_when_the_link_broke_is_never_told_as_not_sent() {
     let limits = Limits { publish_queue_ms_max: 1_500, ..Limits::PRODUCTION };
     let world = World::redis(Build { limits, ..one_shard() });

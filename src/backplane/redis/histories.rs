@@ -724,7 +724,10 @@ impl Histories {
         let known = log.position();
         let is_behind = match read {
             None => true,
-            Some(read) if read.epoch == known.epoch => read.top < known.offset,
+            // What came after it was asked for, the server has: it said it.
+            Some(read) if read.epoch == known.epoch => {
+                read.top < known.offset && read.top.saturating_add(1) < topic.asked_next
+            }
             // Or it has only what this history came from.
             Some(read) => cut_of(&topic.chain, read.epoch).is_some_and(|cut| read.top <= cut),
         };
