@@ -231,6 +231,29 @@ fn what_came_while_a_history_was_read_is_not_offered_to_a_server_that_has_it() {
 }
 
 #[test]
+fn a_busy_room_that_keeps_little_is_read_once_for_who_asks() {
+    let build = Build { namespaces: "kept: history_size=3", ..one_shard() };
+    let (redis, wire, world) = through_wire(build, &[]);
+    let hearer = &world.nodes[0].shards[0];
+    let at = enter(hearer);
+    say(&redis, at.epoch, 1..=5, 3);
+    assert_eq!(hear(hearer, 5), numbers(1..=5));
+    let before = reads(&redis);
+    wire.delay(200);
+    hearer.recover(&topic(), 5, 9, Some(at));
+    wait_until("it is read", || reads(&redis) > before);
+    std::thread::sleep(Duration::from_millis(50));
+    wire.delay(0);
+    say(&redis, at.epoch, 6..=15, 3);
+    assert_eq!(hear(hearer, 10), numbers(6..=15));
+    // Whatever is asked from now on is not answered.
+    wire.set(Wire::DeadUp);
+    let Heard::Recovered { recovery, .. } = hearer.hear() else { panic!("not the answer") };
+    assert_eq!(recovery, Recovery::NotRecovered(Unrecovered::Trimmed));
+    wire.heal();
+}
+
+#[test]
 fn what_was_under_way_when_the_link_broke_is_never_told_as_not_sent() {
     let limits = Limits { publish_queue_ms_max: 1_500, ..Limits::PRODUCTION };
     let world = World::redis(Build { limits, ..one_shard() });

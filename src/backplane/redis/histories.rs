@@ -944,8 +944,9 @@ impl Topic {
             }
         }
         // Whatever was asked for and is not here now does not exist, unless messages came and were
-        // let go of meanwhile: then the copy begins behind all that was read.
-        if is_joined && from < self.first_offset() {
+        // let go of meanwhile: then the copy begins behind all that was read. If as many came as are
+        // kept, whatever was before them is let go of in Redis too.
+        if (is_joined || self.is_full()) && from < self.first_offset() {
             self.floor = self.floor.max(self.first_offset());
         }
         found
@@ -960,6 +961,12 @@ impl Topic {
             read.entries.retain(|(offset, _)| *offset <= known.offset);
             read.top = read.top.min(known.offset);
         }
+    }
+
+    /// Whether all that is kept of the topic is here.
+    fn is_full(&self) -> bool {
+        let messages = self.keep.messages as u64;
+        self.log.as_ref().is_some_and(|log| log.position().offset + 1 >= log.first() + messages)
     }
 
     fn first_offset(&self) -> u64 {
