@@ -254,6 +254,49 @@ fn a_busy_room_that_keeps_little_is_read_once_for_who_asks() {
 }
 
 #[test]
+fn what_is_on_its_way_is_not_lost_because_a_read_came_first() {
+    let build = Build { namespaces: "kept: history_size=3", ..one_shard() };
+    let (redis, wire, world) = through_wire(build, &[]);
+    let hearer = &world.nodes[0].shards[0];
+    let at = enter(hearer);
+    say(&redis, at.epoch, 1..=5, 3);
+    assert_eq!(hear(hearer, 5), numbers(1..=5));
+    // Messages are long on their way, and an answer is not.
+    wire.delay(300);
+    say(&redis, at.epoch, 6..=15, 3);
+    std::thread::sleep(Duration::from_millis(50));
+    wire.delay(0);
+    // What is gone for sure is not waited for.
+    let (position, recovery, _) = hearer.recover_and_hear(&topic(), 5, Some(at));
+    assert_eq!(position.offset, 5);
+    assert_eq!(recovery, Recovery::NotRecovered(Unrecovered::Trimmed));
+    ask(hearer, &topic(), 1);
+    assert_eq!(hear(hearer, 10), numbers(6..=15));
+    assert_eq!(told(hearer).map(|(_, said)| said), Ok(numbers(13..=15)));
+}
+
+#[test]
+fn what_was_lost_without_a_trace_is_told_though_it_might_be_on_its_way() {
+    let build = Build { namespaces: "kept: history_size=3", ..one_shard() };
+    let (redis, _wire, world) = through_wire(build, &[]);
+    let hearer = &world.nodes[0].shards[0];
+    let at = enter(hearer);
+    say(&redis, at.epoch, 1..=1, 3);
+    assert_eq!(hear(hearer, 1), [1]);
+    // Ten are said, of which three are kept, and this node's wire brings nothing of them.
+    redis.command(&["DEL", STREAM]);
+    for number in 9..=11 {
+        let id = format!("{number}-0");
+        redis.command_bytes(&[b"XADD", STREAM.as_bytes(), id.as_bytes(), b"d", &envelope(number)]);
+    }
+    redis.command(&["HSET", META, "s", "11"]);
+    ask(hearer, &topic(), 1);
+    assert_eq!(hearer.hear(), Heard::Lost { to: 5, count: 7 });
+    assert_eq!(hear(hearer, 3), numbers(9..=11));
+    assert_eq!(told(hearer).map(|(_, said)| said), Ok(numbers(9..=11)));
+}
+
+#[test]
 fn what_was_under_way_when_the_link_broke_is_never_told_as_not_sent() {
     let limits = Limits { publish_queue_ms_max: 1_500, ..Limits::PRODUCTION };
     let world = World::redis(Build { limits, ..one_shard() });

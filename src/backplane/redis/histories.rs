@@ -65,6 +65,8 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 const READ_PAUSE: Duration = Duration::from_millis(20);
 /// The same for one that will not say before somebody has given it room, or rights.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+/// For how long nothing may come of messages that a read has overtaken. Then they are lost.
+const OVERTAKEN_MAX: Duration = Duration::from_secs(1);
 /// For how long the position of a topic outlives its messages.
 pub const META_TTL_S: u64 = 24 * 60 * 60;
 
@@ -152,6 +154,8 @@ pub struct Topic {
     is_offered: bool,
     /// What it offers begins here: the server has what is before.
     offered_from: u64,
+    /// Since when, and behind which message, reads have shown that others are on their way here.
+    overtaken: Option<(Instant, u64)>,
     /// What is being read was asked for before the channel was subscribed: it proves nothing.
     is_early: bool,
     held: VecDeque<(Position, Vec<u8>)>,
@@ -770,6 +774,11 @@ impl Histories {
         if std::mem::take(&mut topic.is_early) {
             return self.want(name);
         }
+        if topic.has_overtaken(&read, now) {
+            topic.is_reading = true;
+            self.read_later(name, Asked::Read, Refusal::NotNow, now);
+            return self.answer_all(name, local);
+        }
         let before = topic.bytes();
         let found = topic.take_read(read, now, local);
         self.bytes = self.bytes + topic.bytes() - before;
@@ -846,6 +855,7 @@ impl Topic {
             is_reading: false,
             is_offered: false,
             offered_from: 1,
+            overtaken: None,
             is_early: false,
             held: VecDeque::new(),
             waiting: Vec::new(),
@@ -876,6 +886,7 @@ impl Topic {
         self.is_reading = false;
         self.is_offered = false;
         self.is_early = false;
+        self.overtaken = None;
         self.held.clear();
     }
 
@@ -950,6 +961,29 @@ impl Topic {
             self.floor = self.floor.max(self.first_offset());
         }
         found
+    }
+
+    /// Whether the stream begins behind what comes next here. Of a topic that is followed what is
+    /// between comes on another connection, and may be on its way: it is, as long as anything comes.
+    fn has_overtaken(&mut self, read: &Read, now: Instant) -> bool {
+        // A user's topic takes nothing new from most reads: see `leave_what_comes`.
+        let is_followed = self.is_subscribed && self.is_synced && (!self.is_user() || self.is_look);
+        let known = self.log.as_ref().map(Log::position).filter(|_| is_followed);
+        let known = known.filter(|known| known.epoch == read.epoch).map(|known| known.offset);
+        let mut offsets = read.entries.iter().map(|(offset, _)| *offset);
+        let next = offsets.find(|at| Some(*at) > known).unwrap_or(read.top.saturating_add(1));
+        let Some(known) = known.filter(|known| next > known + 1) else {
+            self.overtaken = None;
+            return false;
+        };
+        // Whoever asks for something older need not wait.
+        self.floor = self.floor.max(next);
+        let (since, at) = *self.overtaken.get_or_insert((now, known));
+        if at != known {
+            self.overtaken = Some((now, known));
+            return true;
+        }
+        now.saturating_duration_since(since) < OVERTAKEN_MAX
     }
 
     /// A user's topic that is followed was read for what was acknowledged. Messages that are new in
