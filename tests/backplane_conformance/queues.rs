@@ -275,3 +275,22 @@ fn what_has_expired_or_was_lost_with_the_server_is_said() {
     };
     assert_eq!((recovery, missed.len()), (not(Unrecovered::Epoch), 1));
 }
+
+#[test]
+fn what_is_put_back_is_acknowledged_as_far_as_it_was() {
+    let mut world = World::redis(crate::queued());
+    {
+        let (speaker, hearer) = world.two_shards();
+        let at = send(speaker, 1..=5);
+        enter(hearer);
+        hearer.acknowledge(&ann(), Some(at.epoch), 3);
+        wait_for_stored(&world, 1);
+    }
+    // It comes back empty, and gets the messages from the node that has them.
+    world.server().kill();
+    world.wait_until_up(false);
+    world.server().restart();
+    world.wait_until_up(true);
+    let (speaker, _) = world.two_shards();
+    assert_eq!(enter(speaker), (all(2), numbers(4..=5)));
+}

@@ -758,6 +758,7 @@ impl Histories {
             let ttl_s = self.policy(name).history_ttl_s;
             repair.arg(ttl_s).arg(meta_ttl_s(self.policy(name))).arg(KEYS_TIME.as_secs());
             repair.arg(chain_text(&topic.chain));
+            repair.arg(topic.acked.map_or(String::new(), |acked| acked.to_string()));
             let mut number = 2;
             for (frame, key) in offered() {
                 number += usize::from(key.is_some());

@@ -6,7 +6,8 @@
 -- ARGV 1 epoch  2 first offset  3 generation of the server  4 channel  5 PUBLISH or SPUBLISH
 --      6 seconds the stream lives  7 seconds the meta lives  8 seconds a key lives
 --      9 "<epoch>:<offset> …" epochs before, newest first
---      10… for each message from the first offset on: the message, and which of KEYS is its own, or 0
+--      10 what a user has acknowledged, as far as the node knows; empty: nothing is known
+--      11… for each message from the first offset on: the message, and which of KEYS is its own, or 0
 -- answers {1, epoch, last offset} all of them are there; {-1, …} too late, or another history;
 --         {-2, …} the first offset is not low enough
 local m = redis.call('HMGET', KEYS[1], 'e', 's', 'g')
@@ -42,8 +43,8 @@ if e ~= ARGV[1] then
   e = ARGV[1]
   redis.call('HSET', KEYS[1], 'e', e, 'l', ARGV[9])
 end
-for o = top + 1, first + (#ARGV - 9) / 2 - 1 do
-  local at = 10 + 2 * (o - first)
+for o = top + 1, first + (#ARGV - 10) / 2 - 1 do
+  local at = 11 + 2 * (o - first)
   local message, key = ARGV[at], tonumber(ARGV[at + 1])
   local offset = string.format('%.0f', o)
   redis.call('XADD', KEYS[2], offset .. '-0', 'd', message)
@@ -54,6 +55,10 @@ for o = top + 1, first + (#ARGV - 9) / 2 - 1 do
   top = o
 end
 redis.call('HSET', KEYS[1], 's', string.format('%.0f', top))
+local acked = tonumber(ARGV[10])
+if acked and acked > tonumber(redis.call('HGET', KEYS[1], 'a') or '-1') then
+  redis.call('HSET', KEYS[1], 'a', ARGV[10])
+end
 redis.call('EXPIRE', KEYS[2], ARGV[6])
 redis.call('EXPIRE', KEYS[1], ARGV[7])
 return {1, e, string.format('%.0f', top)}
