@@ -115,6 +115,25 @@ fn what_only_its_publisher_knows_of_waits_for_a_master_that_waits_for_its_replic
 }
 
 #[test]
+fn what_only_its_publisher_knows_of_waits_for_a_master_without_room() {
+    let (redis, _wire, world) = through_wire(one_shard(), &["--enable-debug-command", "yes"]);
+    publish(&world.nodes[0].shards[0], 1..=3);
+    // The next master lacks the third, and has no room for it yet.
+    redis.command(&["XDEL", STREAM, "3-0"]);
+    redis.command(&["XSETID", STREAM, "2-0"]);
+    redis.command(&["HSET", META, "s", "2"]);
+    redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
+    let before = world.nodes[0].counters().reconnects;
+    redis.command(&["DEBUG", "CHANGE-REPL-ID"]);
+    redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    wait_until("the cut is noticed", || world.nodes[0].counters().reconnects > before);
+    world.wait_until_up(true);
+    std::thread::sleep(Duration::from_secs(1));
+    redis.command(&["CONFIG", "SET", "maxmemory", "0"]);
+    wait_until("it is put back", || redis.command(&["HGET", META, "s"]) == "3");
+}
+
+#[test]
 fn a_server_without_memory_for_a_history_costs_nobody_the_link() {
     let redis = Redis::start();
     let world = World::over(one_shard(), &redis.url(), "test");

@@ -63,8 +63,9 @@ const LOOKS_PER_LAP: usize = 60;
 const WAIT_MAX: Duration = Duration::from_secs(10);
 /// After how long a server that would not say is asked again.
 const READ_PAUSE: Duration = Duration::from_millis(20);
-/// The same for one that will not say before somebody has given it room, or rights.
-const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+/// The same for one that will not say before somebody has given it room, or rights. Once it has, it
+/// waits for longer before anything new is said.
+const REFUSED_PAUSE: Duration = Duration::from_millis(REPAIR_MS / 2);
 /// For how long nothing may come of messages that a read has overtaken. Then they are lost.
 const OVERTAKEN_MAX: Duration = Duration::from_secs(1);
 /// For how long the position of a topic outlives its messages.

@@ -13,7 +13,7 @@
 use super::histories::meta_ttl_s;
 use super::link::{Reply, Way, fly, poll_reply, send};
 use super::refusal::Refusal;
-use super::scripts::{self, Which};
+use super::scripts::{self, REPAIR_MS, Which};
 use crate::backplane::embedded::message;
 use crate::backplane::envelope;
 use crate::backplane::logs::KEYS_TIME;
@@ -35,6 +35,8 @@ const MARGIN: Duration = Duration::from_millis(500);
 const RECALLED_PER_FLIGHT: usize = 1024;
 /// After how long it is asked again what was not there.
 const PAUSE: Duration = Duration::from_millis(30);
+/// The same for what the server has no room for: it waits for longer when it has.
+const REFUSED_PAUSE: Duration = Duration::from_millis(REPAIR_MS / 2);
 /// For how long, since a server takes anything. Longer than any server waits.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -208,19 +210,20 @@ impl Witness {
         command
     }
 
-    /// 1: there. 0, or refused for now: asked again, those of one topic in their order. Else it is
-    /// gone.
+    /// 1: there. 0, or refused: asked again, those of one topic in their order. Else it is gone.
     fn land(&mut self, asked: Vec<Acked>, answers: Vec<Value>, now: Instant) {
         let is_late = self.doubted_until.is_some_and(|until| until <= now);
-        let (mut again, mut gone) = (Vec::new(), 0);
+        let (mut again, mut gone, mut pause) = (Vec::new(), 0, PAUSE);
         for (acked, answer) in asked.into_iter().zip(answers) {
-            let is_open = Refusal::of(&answer).is_some_and(Refusal::is_for_now);
+            let refusal = Refusal::of(&answer);
             match answer {
                 Value::Int(1) => self.acked.push_back(Acked { since: now, ..acked }),
-                // A server that takes nothing yet, as a master without its replicas, has not gone
-                // on either: patience begins anew when it does.
-                _ if is_open => {
+                // A server that takes nothing yet, as a master without its replicas or without
+                // memory, has not gone on either: patience begins anew when it does.
+                _ if refusal.is_some() => {
                     self.doubted_until = None;
+                    let is_short = refusal.is_some_and(Refusal::is_for_now);
+                    pause = if is_short { pause } else { REFUSED_PAUSE };
                     again.push(acked);
                 }
                 Value::Int(0) if !is_late => again.push(acked),
@@ -231,7 +234,7 @@ impl Witness {
             }
         }
         if !again.is_empty() {
-            self.again_at = Some(now + PAUSE);
+            self.again_at = Some(now + pause);
             again.into_iter().rev().for_each(|acked| self.doubted.push_front(acked));
         }
         if gone > 0
