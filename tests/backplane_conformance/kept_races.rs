@@ -129,6 +129,7 @@ fn what_only_its_publisher_knows_of_waits_for_a_master_without_room() {
     wait_until("the cut is noticed", || world.nodes[0].counters().reconnects > before);
     world.wait_until_up(true);
     std::thread::sleep(Duration::from_secs(1));
+    redis.command(&["SCRIPT", "FLUSH"]);
     redis.command(&["CONFIG", "SET", "maxmemory", "0"]);
     wait_until("it is put back", || redis.command(&["HGET", META, "s"]) == "3");
 }
@@ -151,6 +152,17 @@ fn a_server_without_memory_for_a_history_costs_nobody_the_link() {
     let Heard::Recovered { position, recovery, .. } = speaker.hear() else { panic!("no answer") };
     assert_eq!((position.offset, recovery), (0, Recovery::NotAsked));
     assert!(position.epoch > 0, "it began when there was room");
+    assert_eq!(world.nodes[0].counters().reconnects, 0);
+}
+
+#[test]
+fn a_server_that_forgets_its_scripts_begins_a_history_all_the_same() {
+    let redis = Redis::start();
+    let world = World::over(one_shard(), &redis.url(), "test");
+    let hearer = &world.nodes[0].shards[0];
+    redis.command(&["SCRIPT", "FLUSH"]);
+    assert_eq!(enter(hearer).offset, 0);
+    std::thread::sleep(Duration::from_millis(300)); // numbers are told at every tick
     assert_eq!(world.nodes[0].counters().reconnects, 0);
 }
 

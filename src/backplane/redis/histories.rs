@@ -103,6 +103,10 @@ pub struct Histories {
     born: Instant,
     expired: Option<Instant>,
     refusals: Seldom,
+    /// The server does not know the scripts.
+    is_unloaded: bool,
+    /// They are being loaded.
+    loading: Option<Reply<()>>,
     /// Reads of streams, holes found, and what became of them.
     pub numbers: Numbers,
 }
@@ -228,6 +232,8 @@ impl Histories {
             born: Instant::now(),
             expired: None,
             refusals: Seldom::default(),
+            is_unloaded: false,
+            loading: None,
             numbers: Numbers::default(),
         }
     }
@@ -439,6 +445,7 @@ impl Histories {
         self.wanted.clear();
         self.later.clear();
         self.flights.clear();
+        (self.is_unloaded, self.loading) = (false, None);
         let mut unheard = Vec::new();
         for (name, topic) in &mut self.topics {
             topic.lose_link();
@@ -560,7 +567,7 @@ impl Histories {
         way: &Way<'_>,
         local: &mut Local,
     ) -> RedisResult<bool> {
-        let mut is_busy = false;
+        let mut is_busy = self.poll_loading(cx, way)?;
         while let Some((at, _)) = self.later.front()
             && *at <= now
         {
@@ -592,6 +599,17 @@ impl Histories {
             }
         }
         Ok(is_busy)
+    }
+
+    /// A server that has forgotten the scripts is taught them again.
+    fn poll_loading(&mut self, cx: &mut Context<'_>, way: &Way<'_>) -> RedisResult<bool> {
+        if std::mem::take(&mut self.is_unloaded) && self.loading.is_none() {
+            self.loading = Some(send(cx, scripts::load(way.cmd.clone())));
+        }
+        let Some(loading) = &mut self.loading else { return Ok(false) };
+        let Poll::Ready(loaded) = poll_reply(loading, cx) else { return Ok(false) };
+        self.loading = None;
+        loaded.map(|()| true)
     }
 
     fn load(&mut self, names: &Names, now: Instant) -> (Pipeline, Vec<Place>) {
@@ -644,11 +662,10 @@ impl Histories {
                 // Why a transaction was not carried out stands in the answers before.
                 let refused = answers.iter().find(|answer| Refusal::of(answer).is_some());
                 match refused.and_then(Refusal::of) {
-                    // Another link leads to a master, and teaches it the scripts.
-                    None | Some(Refusal::Demoted | Refusal::Unloaded) => {
-                        return Err(error.clone().into());
-                    }
+                    // Another link leads to a master.
+                    None | Some(Refusal::Demoted) => return Err(error.clone().into()),
                     Some(refusal) => {
+                        self.is_unloaded |= refusal == Refusal::Unloaded;
                         local.counters.astray += u64::from(refusal == Refusal::Elsewhere);
                         self.warn_of(refused, refusal, now);
                         self.read_later(name, flight.what, refusal, now);

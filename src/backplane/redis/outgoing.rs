@@ -263,6 +263,9 @@ impl Outgoing {
     ) -> RedisResult<bool> {
         let mut is_busy = self.poll_loading(cx)?;
         is_busy |= self.witness.poll(cx, now, way, !self.is_held)?;
+        if self.witness.take_unloaded() && self.loading.is_none() {
+            self.loading = Some(send(cx, scripts::load(way.cmd.clone())));
+        }
         for kind in [Kind::Plain, Kind::Kept, Kind::Sure] {
             let cmd = if kind == Kind::Sure { way.sure } else { Some(way.cmd) };
             let Some(cmd) = cmd else { continue };

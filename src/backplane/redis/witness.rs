@@ -65,6 +65,8 @@ pub struct Witness {
     doubted_until: Option<Instant>,
     again_at: Option<Instant>,
     flight: Option<Flight>,
+    /// The server does not know the script.
+    is_unloaded: bool,
     bytes: usize,
     envelope: Vec<u8>,
     lost: Seldom,
@@ -86,6 +88,7 @@ impl Witness {
             doubted_until: None,
             again_at: None,
             flight: None,
+            is_unloaded: false,
             bytes: 0,
             envelope: Vec::new(),
             lost: Seldom::default(),
@@ -115,6 +118,11 @@ impl Witness {
     /// Whether nothing is under way.
     pub fn is_quiet(&self) -> bool {
         self.flight.is_none()
+    }
+
+    /// Whether the server has said, since this was last asked, that it does not know the script.
+    pub fn take_unloaded(&mut self) -> bool {
+        std::mem::take(&mut self.is_unloaded)
     }
 
     /// The link is lost: whatever was asked is asked again on the next one.
@@ -222,6 +230,7 @@ impl Witness {
                 // memory, has not gone on either: patience begins anew when it does.
                 _ if refusal.is_some() => {
                     self.doubted_until = None;
+                    self.is_unloaded |= refusal == Some(Refusal::Unloaded);
                     let is_short = refusal.is_some_and(Refusal::is_for_now);
                     pause = if is_short { pause } else { REFUSED_PAUSE };
                     again.push(acked);
