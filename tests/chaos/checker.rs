@@ -105,6 +105,8 @@ pub struct Record {
     /// Messages that a room keeps: who is told `trimmed` has missed more. 0: a server has lost what it
     /// kept, and nobody knows how much that was.
     pub history: u64,
+    /// What was acknowledged must be heard, whatever was told.
+    pub is_strict: bool,
     pub acked: Vec<Acked>,
     pub members: Vec<Vec<Entry>>,
 }
@@ -165,6 +167,7 @@ pub fn check(record: &Record) -> Verdict {
         let rooms: HashSet<usize> = log.iter().map(|entry| entry.room).collect();
         for room in rooms {
             let mut walk = Walk::new(who, room);
+            walk.is_strict = record.is_strict;
             walk.history = if lossy.contains(&room) { 0 } else { record.history };
             let entries = log.iter().enumerate().filter(|(_, entry)| entry.room == room);
             for (number, entry) in entries.clone() {
@@ -238,6 +241,7 @@ struct Walk {
     room: usize,
     entry: usize,
     history: u64,
+    is_strict: bool,
     /// Whether there is a stay at the moment.
     is_in: bool,
     /// From then on everything is owed.
@@ -262,6 +266,7 @@ impl Walk {
             room,
             entry: 0,
             history: 0,
+            is_strict: false,
             is_in: false,
             in_since_us: None,
             here: Place { epoch: 0, offset: 0 },
@@ -410,8 +415,8 @@ impl Walk {
                 continue;
             }
             match self.gaps.iter().any(|gap| gap.covers(acked.at)) {
-                true => self.notices.acked_unheard += 1,
-                false => unheard.push(*acked),
+                true if !self.is_strict => self.notices.acked_unheard += 1,
+                _ => unheard.push(*acked),
             }
         }
         Some((*unheard.first()?, unheard.len()))

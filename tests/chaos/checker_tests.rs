@@ -53,7 +53,7 @@ fn acked(text: &str) -> Vec<Acked> {
 
 fn complaints(ok: &str, logs: &[&str]) -> Vec<String> {
     let members = logs.iter().map(|text| log(text)).collect();
-    let verdict = check(&Record { acked: acked(ok), members, history: HISTORY });
+    let verdict = check(&Record { acked: acked(ok), members, history: HISTORY, is_strict: false });
     verdict.violations.into_iter().map(|violation| violation.why).collect()
 }
 
@@ -127,6 +127,14 @@ fn what_was_acknowledged_and_never_heard_is_refused() {
     // The gap that was told of is another one.
     refused("never heard", "1:1=a 1:2=b 1:4=d", &["@1:0 1:1=a lost1 1:3=c"]);
     refused("never heard", "1:3=c", &["@1:0 away @1:2<1:0!trimmed"]);
+}
+
+#[test]
+fn what_was_acknowledged_and_told_as_lost_is_refused_if_nothing_may_be_lost() {
+    let members = vec![log("@1:0 1:1=a lost1 1:3=c")];
+    let record = Record { acked: acked("1:2=b"), members, is_strict: true, ..Record::default() };
+    let violations = check(&record).violations;
+    assert!(violations[0].why.contains("never heard"), "{violations:?}");
 }
 
 #[test]

@@ -140,6 +140,7 @@ impl Run {
             rng: rng(0),
             record: Record {
                 history: HISTORY,
+                is_strict: std::env::var_os("CHAOS_STRICT").is_some(),
                 members: vec![Vec::new(); MEMBERS],
                 ..Record::default()
             },

@@ -1,0 +1,143 @@
+//! What is asked of a topic, and the answers.
+//!
+//! Invariant: each question is answered once, or given back.
+
+use super::topic::{Topic, cut_of};
+use crate::backplane::history::{Log, Missed};
+use crate::backplane::local::Local;
+use crate::ids::{Position, ShardId, TopicKind};
+use crate::link::{AskHistory, NoHistory, Recover, Recovered, Said};
+use crate::protocol::{Page, Recovery, Unrecovered};
+use bytes::Bytes;
+use std::time::Instant;
+
+pub(super) struct Waiting {
+    pub(super) since: Instant,
+    pub(super) question: Question,
+    /// It is not answered before so many reads of its topic.
+    pub(super) after: u64,
+}
+
+pub(super) enum Question {
+    Recover(ShardId, Box<Recover>),
+    History(Box<AskHistory>),
+}
+
+impl Topic {
+    /// Answers from the copy, or gives the question back.
+    pub(super) fn answer(
+        &mut self,
+        question: Question,
+        after: u64,
+        bytes_max: usize,
+        local: &mut Local,
+    ) -> Option<Question> {
+        let is_recover = matches!(question, Question::Recover(..));
+        let must_hear = is_recover && !self.is_subscribed;
+        let is_fresh = self.reads >= after;
+        // What a user has acknowledged may have been said on another node, and is read anew.
+        let must_read = is_recover && self.is_user() && !is_fresh;
+        let is_known = self.is_synced && !must_hear && !must_read;
+        let is_short = self.unheard().is_some();
+        let Some(log) = self.log.as_mut().filter(|_| is_known) else { return Some(question) };
+        let is_complete = log.first() <= self.floor;
+        match question {
+            Question::Recover(shard, ask) if matches!(self.name.kind(), TopicKind::User(_)) => {
+                if is_short {
+                    return Some(Question::Recover(shard, ask));
+                }
+                let (recovery, missed) = log.unacknowledged(self.acked, bytes_max);
+                bring(shard, *ask, log.position(), recovery, missed, local);
+            }
+            Question::Recover(shard, ask) => {
+                let found = match ask.since {
+                    None => Ok(None),
+                    Some(_) if !self.recovery => Err(Unrecovered::NotEnabled),
+                    Some(since) => translate(since, log, &self.chain)
+                        .and_then(|since| log.since(since, bytes_max))
+                        .map(Some),
+                };
+                if found == Err(Unrecovered::Trimmed) && !is_complete {
+                    return Some(Question::Recover(shard, ask));
+                }
+                // Who has heard more than this node knows makes it look again before it denies it:
+                // its wire may be dead, and nobody has noticed yet.
+                if found == Err(Unrecovered::TailLost) && !is_fresh {
+                    return Some(Question::Recover(shard, ask));
+                }
+                recovered(shard, *ask, log.position(), found, local);
+            }
+            // Whoever was just told where their message stands finds it there: the copy may not have
+            // it yet, because that comes on another connection.
+            Question::History(ask) if !is_complete || !is_fresh => {
+                return Some(Question::History(ask));
+            }
+            Question::History(ask) => {
+                let said = said(&ask.page, log, &self.chain, bytes_max);
+                local.said(ask.topic, ask.to, said);
+            }
+        }
+        None
+    }
+}
+
+/// A position of an earlier epoch as one of this one.
+fn translate(since: Position, log: &Log, chain: &[(u64, u64)]) -> Result<Position, Unrecovered> {
+    let epoch = log.position().epoch;
+    if since.epoch == epoch {
+        return Ok(since);
+    }
+    match cut_of(chain, since.epoch) {
+        None => Err(Unrecovered::Epoch),
+        Some(cut) if since.offset > cut => Err(Unrecovered::TailLost),
+        Some(_) => Ok(Position { epoch, offset: since.offset }),
+    }
+}
+
+fn recovered(
+    shard: ShardId,
+    ask: Recover,
+    position: Position,
+    found: Result<Option<Missed>, Unrecovered>,
+    local: &mut Local,
+) {
+    let (recovery, missed) = match found {
+        Ok(None) => (Recovery::NotAsked, Bytes::new()),
+        Ok(Some(Missed { frames, messages })) => (Recovery::Recovered { messages }, frames),
+        Err(why) => (Recovery::NotRecovered(why), Bytes::new()),
+    };
+    bring(shard, ask, position, recovery, missed, local);
+}
+
+fn bring(
+    shard: ShardId,
+    ask: Recover,
+    position: Position,
+    recovery: Recovery,
+    missed: Bytes,
+    local: &mut Local,
+) {
+    let Recover { at, conn, ticket, .. } = ask;
+    local.recovered(shard, Recovered { at, conn, ticket, position, recovery, missed });
+}
+
+/// Too many ask, or Redis does not answer: better to be in the room without what was missed. Where
+/// even the position is not known, there is nothing to come back to from here.
+pub(super) fn overload(
+    shard: ShardId,
+    ask: Recover,
+    position: Option<Position>,
+    local: &mut Local,
+) {
+    let position = position.unwrap_or(Position { epoch: 0, offset: 0 });
+    recovered(shard, ask, position, Err(Unrecovered::Overload), local);
+}
+
+fn said(page: &Page, log: &Log, chain: &[(u64, u64)], bytes_max: usize) -> Result<Said, NoHistory> {
+    let since = page.since.map(|since| translate(since, log, chain)).transpose();
+    let frames = since.and_then(|since| log.page(Page { since, ..*page }, bytes_max));
+    match frames {
+        Ok(frames) => Ok(Said { position: log.position(), frames }),
+        Err(why) => Err(NoHistory::Unrecovered(why)),
+    }
+}

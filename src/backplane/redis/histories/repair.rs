@@ -1,0 +1,93 @@
+//! A server that has lost the end of a history gets it back from who has heard it.
+//!
+//! Whoever offers first puts back what it has; the script takes no more than what is missing, and
+//! nothing once the server has gone on (`lua/repair.lua`).
+
+use super::read::{Read, chain_text};
+use super::topic::cut_of;
+use super::{Histories, Place, meta_ttl_s};
+use crate::backplane::envelope;
+use crate::backplane::local::Message;
+use crate::backplane::logs::KEYS_TIME;
+use crate::backplane::redis::link::Way;
+use crate::backplane::redis::scripts::{self, Which};
+use crate::ids::TopicName;
+use crate::ws::encode;
+use redis::Pipeline;
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+
+impl Histories {
+    /// Whether this node has heard more of a topic than the server knows, and may put it back. Once
+    /// on each link: if that does not help, it is not to be helped.
+    pub(super) fn offers(&mut self, name: &TopicName, read: Option<&Read>) -> bool {
+        let Some(topic) = self.topics.get_mut(name) else { return false };
+        let Some(log) = topic.log.as_ref().filter(|log| !log.is_empty()) else { return false };
+        let known = log.position();
+        let is_behind = match read {
+            None => true,
+            // What came after it was asked for, the server has: it said it.
+            Some(read) if read.epoch == known.epoch => {
+                read.top < known.offset && read.top.saturating_add(1) < topic.asked_next
+            }
+            // Or it has only what this history came from.
+            Some(read) => cut_of(&topic.chain, read.epoch).is_some_and(|cut| read.top <= cut),
+        };
+        let next = read.map_or(0, |read| read.top + 1);
+        topic.offered_from = next.max(log.first());
+        is_behind && !std::mem::replace(&mut topic.is_offered, true)
+    }
+
+    pub(super) fn repairing(&self, topics: &[Place], way: &Way<'_>) -> Pipeline {
+        let mut pipeline = Pipeline::new();
+        for (name, _) in topics {
+            let topic = self.topics.get(name).expect("it was just looked at");
+            let log = topic.log.as_ref().expect("whoever offers has something");
+            let keys = way.names.history_keys(name.as_str());
+            let of_retry = |key: &str| format!("{}:{key}", keys.retry);
+            let first = topic.offered_from.max(log.first());
+            let offered = || log.keyed_frames().skip((first - log.first()) as usize);
+            let retries: Vec<String> = offered().filter_map(|(_, key)| key.map(of_retry)).collect();
+            let mut all = vec![&keys.meta[..], &keys.stream];
+            all.extend(retries.iter().map(|key| &key[..]));
+            let mut repair = scripts::call(Which::Repair, &all);
+            repair.arg(log.position().epoch).arg(first).arg(way.generation);
+            repair.arg(way.names.channel(name.as_str())).arg(way.publish);
+            let ttl_s = self.policy(name).history_ttl_s;
+            repair.arg(ttl_s).arg(meta_ttl_s(self.policy(name))).arg(KEYS_TIME.as_secs());
+            repair.arg(chain_text(&topic.chain));
+            repair.arg(topic.acked.map_or(String::new(), |acked| acked.to_string()));
+            let mut number = 2;
+            for (frame, key) in offered() {
+                number += usize::from(key.is_some());
+                repair.arg(body_of(frame, key)).arg(key.map_or(0, |_| number));
+            }
+            pipeline.add_command(repair);
+        }
+        pipeline
+    }
+}
+
+pub(super) fn nothing(topic: &str) -> Message<'_> {
+    Message { topic, from: None, payload: b"", except: None, conflate_key: None, key: None }
+}
+
+/// A message as it stood in the stream, from what was made of it: its JSON has all of it but whom it
+/// excepted, who has not missed it either, and under which key it gives way to newer ones.
+fn body_of(frame: &[u8], key: Option<&str>) -> Vec<u8> {
+    #[derive(serde::Deserialize)]
+    struct Said<'a> {
+        #[serde(borrow)]
+        from: Option<Cow<'a, str>>,
+        #[serde(borrow)]
+        payload: Option<&'a RawValue>,
+    }
+    let mut body = Vec::new();
+    let said: Result<Said<'_>, _> = serde_json::from_slice(encode::payload_of(frame));
+    if let Ok(Said { from, payload: Some(payload) }) = said {
+        let payload = payload.get().as_bytes();
+        let message = Message { from: from.as_deref(), payload, key, ..nothing("") };
+        envelope::write(&message, &mut body);
+    }
+    body
+}
