@@ -251,6 +251,33 @@ fn another_history_is_read_from_its_own_beginning() {
 }
 
 #[test]
+fn what_was_said_instead_of_what_a_dead_master_still_said_is_heard() {
+    let world = world();
+    let (speaker, hearer) = world.two_shards();
+    enter(hearer);
+    let at = publish(speaker, 1..=5);
+    assert_eq!(hear(hearer, 5), numbers(1..=5));
+    let redis = world.redis.as_ref().unwrap();
+    // The server that leads now had three of them when it began to, and has said others since.
+    let (epoch, chain) = ((at.epoch + 1).to_string(), format!("{}:3 ", at.epoch));
+    redis.command(&["DEL", STREAM]);
+    for number in 1..=6 {
+        let (id, payload) = (format!("{number}-0"), if number > 3 { 10 * number } else { number });
+        redis.command_bytes(&[b"XADD", STREAM.as_bytes(), id.as_bytes(), b"d", &envelope(payload)]);
+    }
+    redis.command(&["HSET", META, "e", &epoch, "s", "6", "l", &chain]);
+    cut(&world);
+    assert_eq!(hearer.hear(), Heard::Lost { to: 5, count: 0 });
+    assert_eq!(hear(hearer, 3), [40, 50, 60]);
+    let since = |offset| Some(Position { offset, ..at });
+    let (now, recovery, missed) = hearer.recover_and_hear(&topic(), 5, since(2));
+    assert_eq!((now.offset, recovery), (6, Recovery::Recovered { messages: 4 }));
+    assert_eq!(missed, ["3", "40", "50", "60"]);
+    let (_, recovery, _) = hearer.recover_and_hear(&topic(), 5, since(5));
+    assert_eq!(recovery, Recovery::NotRecovered(Unrecovered::TailLost));
+}
+
+#[test]
 fn who_asks_while_less_is_being_read_is_answered_from_what_is_read_next() {
     let redis = Redis::start();
     let wire = Proxy::start(redis.port);

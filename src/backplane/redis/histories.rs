@@ -15,7 +15,8 @@
 //! there.
 //!
 //! Where a hole cannot be closed, because the stream is shorter than that or the history is another
-//! one by now, everybody in the topic hears `lost`.
+//! one by now, everybody in the topic hears `lost`. If the history has only gone on from before what
+//! was heard last, they hear what was said instead.
 //!
 //! Of a user's topic what the user has acknowledged is read anew for each connection that comes: it
 //! may have said so on another node.

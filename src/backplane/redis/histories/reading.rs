@@ -245,7 +245,10 @@ impl Histories {
         let found = topic.take_read(read, now, local);
         self.bytes = self.bytes + topic.bytes() - before;
         self.numbers.repaired += u64::from(found == Found::Repaired);
-        self.numbers.lost += u64::from(found == Found::Lost);
+        self.numbers.lost += u64::from(matches!(found, Found::Lost | Found::Fork));
+        if found == Found::Fork {
+            return self.want(name);
+        }
         self.release_held(name, now, local);
         self.answer_all(name, local);
         self.make_room();

@@ -67,6 +67,9 @@ pub(super) enum Found {
     Repaired,
     /// Something was missed for good, and told.
     Lost,
+    /// Something that was heard is no longer part of the history, and that was told. What is instead
+    /// has to be read.
+    Fork,
 }
 
 impl Topic {
@@ -163,6 +166,11 @@ impl Topic {
                 || cut_of(&self.chain, known.epoch).is_some_and(|cut| known.offset <= cut)
         });
         let mut found = Found::Nothing;
+        let fork = known.and_then(|known| cut_of(&self.chain, known.epoch));
+        if let (false, Some(cut)) = (goes_on, fork) {
+            self.go_back(Position { epoch: read.epoch, offset: cut }, local);
+            return Found::Fork;
+        }
         if !goes_on {
             local.lost(&self.name, 0);
             // Nothing that was known of the one holds for the other.
@@ -200,6 +208,16 @@ impl Topic {
             self.floor = self.floor.max(self.first_offset());
         }
         found
+    }
+
+    /// The history has gone on from before the last that was delivered here, as when a master that
+    /// had been replaced said one more thing. That is told as lost, and what was said instead is read
+    /// from there and delivered.
+    fn go_back(&mut self, to: Position, local: &mut Local) {
+        local.lost(&self.name, 0);
+        (self.log, self.floor) = (Some(Log::new(to.epoch, to.offset)), 1);
+        self.acked = self.acked.map(|acked| acked.min(to.offset));
+        self.is_synced = false;
     }
 
     /// Whether the stream begins behind what comes next here. Of a topic that is followed what is
