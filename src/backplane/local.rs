@@ -187,7 +187,9 @@ impl Local {
         match recovered.recovery {
             Recovery::NotAsked => {}
             Recovery::Recovered { .. } => self.counters.recovered += 1,
-            Recovery::NotRecovered(_) => self.counters.unrecovered += 1,
+            Recovery::NotRecovered(_) | Recovery::Replaced { .. } => {
+                self.counters.unrecovered += 1;
+            }
         }
         let index = usize::from(shard.0);
         self.lanes[index]

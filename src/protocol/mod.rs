@@ -227,6 +227,12 @@ pub enum Recovery {
     },
     /// It cannot be brought back, or not all of it.
     NotRecovered(Unrecovered),
+    /// Of what the client has heard the last is no longer part of the history ([`Unrecovered::TailLost`]).
+    /// All that was said instead follows.
+    Replaced {
+        /// So many messages, at least one.
+        messages: u64,
+    },
 }
 
 /// Why what was missed cannot be brought back.

@@ -280,7 +280,7 @@ impl Shard {
         topic.has_acks = true;
         let timeout_ms = self.config.namespaces.policy(topic.name().kind()).ack_timeout_ms;
         let missed = match recovery {
-            Recovery::Recovered { messages } => messages,
+            Recovery::Recovered { messages } | Recovery::Replaced { messages } => messages,
             Recovery::NotAsked | Recovery::NotRecovered(_) => 0,
         };
         let heard = position.offset.saturating_sub(missed);

@@ -273,8 +273,16 @@ fn what_was_said_instead_of_what_a_dead_master_still_said_is_heard() {
     let (now, recovery, missed) = hearer.recover_and_hear(&topic(), 5, since(2));
     assert_eq!((now.offset, recovery), (6, Recovery::Recovered { messages: 4 }));
     assert_eq!(missed, ["3", "40", "50", "60"]);
-    let (_, recovery, _) = hearer.recover_and_hear(&topic(), 5, since(5));
-    assert_eq!(recovery, Recovery::NotRecovered(Unrecovered::TailLost));
+    let (now, recovery, missed) = hearer.recover_and_hear(&topic(), 5, since(5));
+    assert_eq!((now.offset, recovery), (6, Recovery::Replaced { messages: 3 }));
+    assert_eq!(missed, ["40", "50", "60"]);
+    // And who was away all the time, from a node that has not heard any of it.
+    let other = World::over(Build { nodes: 1, shards: 1, ..Build::usual() }, &redis.url(), "test");
+    let stranger = &other.nodes[0].shards[0];
+    enter(stranger);
+    let (now, recovery, missed) = stranger.recover_and_hear(&topic(), 5, since(5));
+    assert_eq!((now.offset, recovery), (6, Recovery::Replaced { messages: 3 }));
+    assert_eq!(missed, ["40", "50", "60"]);
 }
 
 #[test]

@@ -63,8 +63,10 @@ pub enum Told {
     Recovered {
         messages: u64,
     },
+    /// What it has heard is no longer so; so many messages follow that are so instead.
     NotRecovered {
         reason: String,
+        messages: u64,
     },
 }
 
@@ -197,7 +199,7 @@ pub fn check(record: &Record) -> Verdict {
 fn rooms_with_losses(record: &Record) -> HashSet<usize> {
     let tells = |event: &Event| match event {
         Event::Lost { .. } => true,
-        Event::Joined { told: Told::NotRecovered { reason }, .. } => reason != "trimmed",
+        Event::Joined { told: Told::NotRecovered { reason, .. }, .. } => reason != "trimmed",
         _ => false,
     };
     let entries = record.members.iter().flatten();
@@ -319,14 +321,17 @@ impl Walk {
                 self.whole_until = if *messages > 0 { at.offset } else { 0 };
                 self.doubt = None;
             }
-            (Some(since), Told::NotRecovered { reason }) => {
+            (Some(since), Told::NotRecovered { reason, messages }) => {
                 let missed = at.offset.saturating_sub(since.offset);
                 if reason == "trimmed" && missed < self.history {
                     self.blame(format!("trimmed, and only {missed} from {since:?} to {at:?}"));
                 }
                 *self.notices.not_recovered.entry(reason.clone()).or_default() += 1;
-                self.gaps.push(Gap { after: self.here, until: Some(at) });
-                self.here = at;
+                let offset = at.offset.saturating_sub(*messages);
+                let from = Place { offset, ..at };
+                self.gaps.push(Gap { after: self.here, until: Some(from) });
+                self.here = from;
+                self.whole_until = if *messages > 0 { at.offset } else { 0 };
                 self.again_until = 0;
                 self.doubt = None;
             }

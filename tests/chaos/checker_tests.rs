@@ -17,7 +17,7 @@ fn place(text: &str) -> Place {
     Place { epoch: epoch.parse().expect("a number"), offset: offset.parse().expect("a number") }
 }
 
-/// `@at`, `@at<since+messages`, `@at<since!reason`, `lost3`, `away`, `at=id`.
+/// `@at`, `@at<since+messages`, `@at<since!reason`, `@at<since!reason>messages`, `lost3`, `away`, `at=id`.
 fn event(word: &str) -> Event {
     if word == "away" {
         return Event::Away;
@@ -36,7 +36,9 @@ fn event(word: &str) -> Event {
         Some((since, n)) => (since, Told::Recovered { messages: n.parse().expect("a number") }),
         None => {
             let (since, reason) = since.split_once('!').expect("+messages or !reason");
-            (since, Told::NotRecovered { reason: reason.into() })
+            let (reason, messages) = reason.split_once('>').unwrap_or((reason, "0"));
+            let messages = messages.parse().expect("a number");
+            (since, Told::NotRecovered { reason: reason.into(), messages })
         }
     };
     Event::Joined { at: place(at), since: Some(place(since)), told }
@@ -93,6 +95,8 @@ fn what_was_told_is_no_violation() {
     fine("1:1=a 1:2=b 2:1=c", &["@1:0 1:1=a away @2:1<1:1!epoch"]);
     // After `lost` it joins with where it was: what came meanwhile comes again.
     fine("1:1=a 1:2=b 1:3=c", &["@1:0 1:1=a lost1 1:3=c @1:3<1:1+2 1:2=b 1:3=c"]);
+    // What this member has heard last was said by a master that was one no more.
+    fine("2:2=c 2:3=d", &["@1:0 1:1=a 1:2=b away @2:3<1:2!tail_lost>2 2:2=c 2:3=d"]);
     // Redis lost what this member has heard; it is said again under the key it had.
     fine("2:1=a", &["@1:0 1:1=a away @2:0<1:1!tail_lost 2:1=a"]);
 }
@@ -115,6 +119,7 @@ fn a_hole_is_refused() {
     refused("told of 1, missed 2", "", &["@1:0 1:1=a lost1 1:4=d"]);
     refused("recovering", "", &["@1:0 away @1:3<1:0+3 1:1=a 1:3=c"]);
     refused("recovering", "", &["@1:0 away @1:3<1:0+3 1:1=a lost1 1:3=c"]);
+    refused("recovering", "", &["@1:0 1:1=a 1:2=b away @2:3<1:2!tail_lost>2 2:3=d"]);
     refused("recovered from", "", &["@1:0 away @1:3<1:0+2"]);
 }
 

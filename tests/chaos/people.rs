@@ -314,9 +314,10 @@ impl Member {
                 Told::Recovered { messages }
             }
             (Value::Bool(false), Some(_)) => {
-                self.places[room] = Some(at);
+                let messages = value["messages"].as_u64().unwrap_or(0);
+                self.places[room] = if messages == 0 { Some(at) } else { asked.since };
                 let reason = value["reason"].as_str().unwrap_or_default().to_owned();
-                Told::NotRecovered { reason }
+                Told::NotRecovered { reason, messages }
             }
             (Value::Null, None) => {
                 self.places[room] = Some(at);

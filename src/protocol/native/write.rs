@@ -8,7 +8,7 @@
 
 use crate::ids::{Position, TopicKind};
 use crate::protocol::json::plain_len;
-use crate::protocol::{Attendee, Event, Here, Recovery, RequestId};
+use crate::protocol::{Attendee, Event, Here, Recovery, RequestId, Unrecovered};
 
 /// The exact number of bytes [`write()`] appends.
 pub fn encoded_len(event: &Event<'_>) -> usize {
@@ -185,6 +185,12 @@ fn ok(
         Recovery::NotRecovered(why) => {
             text_member(br#","recovered":false,"reason":""#, why.as_str(), out);
         }
+        Recovery::Replaced { messages } => {
+            let why = Unrecovered::TailLost.as_str();
+            text_member(br#","recovered":false,"reason":""#, why, out);
+            out.raw(br#","messages":"#);
+            out.number(messages);
+        }
     }
 }
 
@@ -293,7 +299,7 @@ fn id_member(id: Option<&RequestId>, out: &mut impl Sink) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{ErrorCode, Unrecovered};
+    use crate::protocol::ErrorCode;
 
     /// Every event, with and without what it may leave out.
     #[test]
@@ -380,6 +386,10 @@ mod tests {
             (
                 ok(None, Some("r"), position, Recovery::Recovered { messages: 3 }),
                 r#"{"type":"ok","room_id":"r","epoch":"1","offset":2,"recovered":true,"messages":3}"#,
+            ),
+            (
+                ok(None, Some("r"), position, Recovery::Replaced { messages: 3 }),
+                r#"{"type":"ok","room_id":"r","epoch":"1","offset":2,"recovered":false,"reason":"tail_lost","messages":3}"#,
             ),
             (
                 Event::Queue {

@@ -65,7 +65,16 @@ impl Topic {
                 if found == Err(Unrecovered::TailLost) && !is_fresh {
                     return Some(Question::Recover(shard, ask));
                 }
-                recovered(shard, *ask, log.position(), found, local);
+                match found {
+                    Err(Unrecovered::TailLost) => {
+                        let instead = replaced(&ask, log, &self.chain, bytes_max);
+                        if instead == Some(Err(Unrecovered::Trimmed)) && !is_complete {
+                            return Some(Question::Recover(shard, ask));
+                        }
+                        tail_lost(shard, *ask, log.position(), instead, local);
+                    }
+                    found => recovered(shard, *ask, log.position(), found, local),
+                }
             }
             // Whoever was just told where their message stands finds it there: the copy may not have
             // it yet, because that comes on another connection.
@@ -91,6 +100,36 @@ fn translate(since: Position, log: &Log, chain: &[(u64, u64)]) -> Result<Positio
         None => Err(Unrecovered::Epoch),
         Some(cut) if since.offset > cut => Err(Unrecovered::TailLost),
         Some(_) => Ok(Position { epoch, offset: since.offset }),
+    }
+}
+
+/// What was said instead of the last that was heard. `None`: it was of this very history.
+fn replaced(
+    ask: &Recover,
+    log: &mut Log,
+    chain: &[(u64, u64)],
+    bytes_max: usize,
+) -> Option<Result<Missed, Unrecovered>> {
+    let Position { epoch, .. } = log.position();
+    let since = ask.since.filter(|since| since.epoch != epoch)?;
+    let offset = cut_of(chain, since.epoch)?;
+    Some(log.since(Position { epoch, offset }, bytes_max))
+}
+
+/// If what was said instead fits, it follows.
+fn tail_lost(
+    shard: ShardId,
+    ask: Recover,
+    position: Position,
+    instead: Option<Result<Missed, Unrecovered>>,
+    local: &mut Local,
+) {
+    match instead {
+        Some(Ok(Missed { frames, messages })) if messages > 0 => {
+            let recovery = Recovery::Replaced { messages };
+            bring(shard, ask, position, recovery, frames, local);
+        }
+        _ => recovered(shard, ask, position, Err(Unrecovered::TailLost), local),
     }
 }
 

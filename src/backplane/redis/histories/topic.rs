@@ -146,11 +146,16 @@ impl Topic {
         let wanted = |waiting: &Waiting| match &waiting.question {
             Question::Recover(..) if self.is_user() => self.unheard().unwrap_or(u64::MAX),
             Question::Recover(_, ask) => {
-                ask.since.map_or(u64::MAX, |since| since.offset.saturating_add(1))
+                ask.since.map_or(u64::MAX, |since| self.place_of(since).saturating_add(1))
             }
             Question::History(_) => 1,
         };
         self.waiting.iter().map(wanted).fold(next, u64::min).max(1)
+    }
+
+    /// Up to which offset somebody has heard this history who was at a place of an earlier epoch.
+    fn place_of(&self, since: Position) -> u64 {
+        cut_of(&self.chain, since.epoch).map_or(since.offset, |cut| cut.min(since.offset))
     }
 
     /// What Redis has: holes are closed or told, the copy grows at both ends.
