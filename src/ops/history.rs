@@ -14,9 +14,8 @@ use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -35,13 +34,23 @@ pub(super) struct Wanted {
     reverse: bool,
 }
 
+/// What is answered. No [`serde_json::Value`]: there is JSON that it cannot hold (`1e999`), and what
+/// it can hold it writes in its own way.
+#[derive(Serialize)]
+pub(super) struct Told {
+    room_id: String,
+    epoch: String,
+    offset: u64,
+    messages: Vec<Box<RawValue>>,
+}
+
 /// `GET /v1/rooms/{id}/history?limit=&epoch=&offset=&reverse=`: messages behind a position, or from
 /// the oldest; with `reverse=true` before it, or from the newest. 404 where the room keeps none.
 pub(super) async fn history(
     State(ops): State<Arc<Ops>>,
     room: Result<Path<String>, PathRejection>,
     wanted: Result<Query<Wanted>, QueryRejection>,
-) -> Result<Json<Value>, Refused> {
+) -> Result<Json<Told>, Refused> {
     let Path(room) = room.map_err(|error| Refused::bad_request(error.body_text()))?;
     let Query(wanted) = wanted.map_err(|error| Refused::bad_request(error.body_text()))?;
     if !is_name(&room) {
@@ -55,9 +64,8 @@ pub(super) async fn history(
     let page = page(&wanted)?;
     let Said { position, frames } = ask(&ops, TopicName::room(&room), page).await?;
     let Position { epoch, offset } = position;
-    let messages: Vec<Box<RawValue>> = frames.iter().map(|frame| json_of(frame)).collect();
-    let epoch = epoch.to_string();
-    Ok(Json(json!({"room_id": room, "epoch": epoch, "offset": offset, "messages": messages})))
+    let messages = frames.iter().map(|frame| json_of(frame)).collect();
+    Ok(Json(Told { room_id: room, epoch: epoch.to_string(), offset, messages }))
 }
 
 fn page(wanted: &Wanted) -> Result<Page, Refused> {

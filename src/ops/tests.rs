@@ -2,13 +2,15 @@
 
 use super::*;
 use crate::config::{Config, Said};
-use crate::ids::{NodeId, ShardId};
+use crate::ids::{NodeId, Position, ShardId};
+use crate::link::Uplink;
 use crate::link::channel::{BackplaneEnd, ShardEnd, window};
-use crate::link::{Done, Downlink, Inspect, Outcome, Publish, RoomReport, Uplink};
+use crate::link::{Done, Downlink, HistoryTo, Inspect, Outcome, Publish, RoomReport, Said as Kept};
 use crate::metrics::redis::RedisNumbers;
 use crate::metrics::servers::{DeploymentNumbers, OwnNumbers, Picture, ServerNumbers};
 use crate::metrics::{BackplaneCounters, ShardCounters};
 use crate::plan::{Machine, resolve};
+use crate::ws::encode::{Opcode, frame};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -575,4 +577,31 @@ fn more_connections_than_the_limit_wait_and_are_served_when_others_end() {
     let mut answer = String::new();
     waiting.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+/// Anybody may say what is JSON by its grammar and yet no number or text that all readers take.
+#[test]
+fn what_was_said_is_passed_on_byte_for_byte_whatever_it_is() {
+    let node = node(&[("namespaces", "default: history_size=10")]);
+    let deep = format!("{}1{}", "[".repeat(126), "]".repeat(126));
+    for payload in [r#""\ud800""#, "1e999", "1.000", r#"{"b":1,"a":2,"b":3}"#, &deep] {
+        let said = format!(r#"{{"type":"message","room_id":"r","payload":{payload}}}"#);
+        let mut framed = Vec::new();
+        frame(Opcode::Text, said.as_bytes(), &mut framed);
+        let kept = Kept { position: Position { epoch: 7, offset: 9 }, frames: vec![framed.into()] };
+        let (status, body) = std::thread::scope(|scope| {
+            let addr = node.addr;
+            let asking = scope.spawn(move || ask(addr, "GET", "/v1/rooms/r/history", "", ""));
+            match until(|| node.backplane.try_recv_ops()) {
+                Uplink::History(ask) => match ask.to {
+                    HistoryTo::Call(tell) => tell(Ok(kept)),
+                    other => panic!("the API waits for it: {other:?}"),
+                },
+                other => panic!("a history was asked for, not {other:?}"),
+            }
+            asking.join().unwrap()
+        });
+        let whole = format!(r#"{{"room_id":"r","epoch":"7","offset":9,"messages":[{said}]}}"#);
+        assert_eq!((status, body), (200, whole));
+    }
 }
