@@ -20,7 +20,7 @@ use tokio::time::{Instant, Sleep, sleep};
 pub(super) const CONNECTIONS_MAX: usize = 64;
 
 /// Longer than the usual scrape interval, so that a scraper keeps its connection.
-const SILENCE_MAX: Duration = Duration::from_secs(90);
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(90);
 
 /// A listener with a limit.
 pub(super) struct Capped {

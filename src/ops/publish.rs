@@ -5,6 +5,7 @@
 
 use super::Ops;
 use super::answer::Refused;
+use super::listener::SILENCE_MAX;
 use crate::ids::{CONFLATE_KEY_BYTES_MAX, ConflateKey, Position, TopicName, is_name};
 use crate::link::{Done, Outcome, Publish, Uplink};
 use crate::plan::Plan;
@@ -229,8 +230,13 @@ fn send(ops: &Ops, message: Understood) -> Result<oneshot::Receiver<Outcome>, Re
 }
 
 fn deadline(ops: &Ops) -> Instant {
-    let waits = Duration::from_millis(ops.plan.limits.publish_queue_ms_max);
-    Instant::now() + waits + ANSWER_EXTRA
+    Instant::now() + patience(ops.plan.limits.publish_queue_ms_max)
+}
+
+/// How long an outcome is waited for. A message may wait for Redis longer than a connection may be
+/// silent; whoever sent it hears in time that nothing is known yet, instead of nothing at all.
+fn patience(publish_queue_ms_max: u64) -> Duration {
+    (Duration::from_millis(publish_queue_ms_max) + ANSWER_EXTRA).min(SILENCE_MAX - ANSWER_EXTRA)
 }
 
 async fn told(
@@ -248,5 +254,17 @@ async fn told(
             "outcome_unknown",
             "the backplane did not confirm it; it may have been delivered",
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_asks_is_answered_before_the_connection_is_given_up_as_silent() {
+        let second = Duration::from_secs(1);
+        assert_eq!(patience(10_000), 10 * second + ANSWER_EXTRA);
+        assert!(patience(600_000) + second < SILENCE_MAX);
     }
 }
