@@ -66,7 +66,7 @@ struct Asked {
     /// `None`: at once.
     due_at: Option<Instant>,
     /// The last answers, command by command. Numbers are read from these.
-    answers: Vec<Vec<u8>>,
+    answers: Vec<Option<Vec<u8>>>,
     is_refusal_told: bool,
 }
 
@@ -101,18 +101,13 @@ impl Question {
         }
     }
 
-    fn read(self, answers: &[Vec<u8>], numbers: &mut RedisNumbers) {
-        match self {
-            Question::Settings => SETTINGS
-                .iter()
-                .zip(answers)
-                .for_each(|(setting, answer)| info::read_setting(setting, answer, numbers)),
-            Question::Info => SECTIONS
-                .iter()
-                .zip(answers)
-                .for_each(|(section, answer)| info::read(section, answer, numbers)),
-            Question::Own => {
-                answers.iter().for_each(|answer| info::read_client(answer, numbers));
+    fn read(self, answers: &[Option<Vec<u8>>], numbers: &mut RedisNumbers) {
+        for (at, answer) in answers.iter().enumerate() {
+            let Some(answer) = answer else { continue };
+            match self {
+                Question::Settings => info::read_setting(SETTINGS[at], answer, numbers),
+                Question::Info => info::read(&SECTIONS[at], answer, numbers),
+                Question::Own => info::read_client(answer, numbers),
             }
         }
     }
@@ -289,7 +284,8 @@ impl Monitor {
             question.read(&asked.answers, &mut numbers);
         }
         let info = &self.asked[Question::Info as usize].answers;
-        numbers.monitor_up = Some(u64::from(info.iter().any(|answer| !answer.is_empty())));
+        numbers.monitor_up =
+            Some(u64::from(info.iter().flatten().any(|answer| !answer.is_empty())));
         numbers
     }
 
@@ -308,14 +304,15 @@ impl Monitor {
     }
 }
 
-/// The bytes of an answer: of a text, or of the value of the one setting that was asked for.
-/// Nothing, where there is an error instead.
-fn text(answer: Value) -> Vec<u8> {
+/// The bytes of an answer: of a text, or of the value of the one setting that was asked for. `None`,
+/// where there is an error instead, or no such setting: an empty `save` says something, no `save`
+/// says nothing.
+fn text(answer: Value) -> Option<Vec<u8>> {
     match answer {
-        Value::BulkString(bytes) => bytes,
-        Value::SimpleString(text) | Value::VerbatimString { text, .. } => text.into_bytes(),
-        Value::Map(pairs) => pairs.into_iter().next().map_or(Vec::new(), |(_, value)| text(value)),
-        _ => Vec::new(),
+        Value::BulkString(bytes) => Some(bytes),
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => Some(text.into_bytes()),
+        Value::Map(pairs) => pairs.into_iter().next().and_then(|(_, value)| text(value)),
+        _ => None,
     }
 }
 
@@ -328,5 +325,29 @@ async fn ask(
     match tokio::time::timeout(TIMEOUT, answers).await {
         Ok(answers) => answers,
         Err(_) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_that_was_not_told_is_not_known() {
+        let mut numbers = RedisNumbers::default();
+        let text_of = |text: &str| Value::BulkString(text.into());
+        let refused = "-NOPERM this user has no permissions\r\n";
+        let refused = redis::parse_redis_value(refused.as_bytes()).unwrap();
+        let answers = |save: &Value| {
+            let of = |setting: &&str| if *setting == "save" { save.clone() } else { Value::Nil };
+            SETTINGS.iter().map(of).map(text).collect::<Vec<_>>()
+        };
+        for untold in [refused, Value::Map(Vec::new())] {
+            Question::Settings.read(&answers(&untold), &mut numbers);
+            assert_eq!(numbers, RedisNumbers::default(), "{untold:?}");
+        }
+        let empty = Value::Map(vec![(text_of("save"), text_of(""))]);
+        Question::Settings.read(&answers(&empty), &mut numbers);
+        assert_eq!(numbers.is_saving, Some(0));
     }
 }
