@@ -180,9 +180,11 @@ fn is_section(key: &str) -> bool {
 fn text_of(value: &DeValue<'_>) -> Option<String> {
     match value {
         DeValue::String(text) => Some(text.to_string()),
-        DeValue::Integer(number) => {
-            i64::from_str_radix(number.as_str(), number.radix()).ok().map(|n| n.to_string())
-        }
+        // One that is too large is refused as it was written.
+        DeValue::Integer(number) => Some(
+            i64::from_str_radix(number.as_str(), number.radix())
+                .map_or_else(|_| number.to_string(), |n| n.to_string()),
+        ),
         DeValue::Boolean(yes) => Some(yes.to_string()),
         DeValue::Array(items) => {
             let items: Option<Vec<_>> = items.iter().map(|item| text_of(item.get_ref())).collect();

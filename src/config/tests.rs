@@ -285,6 +285,11 @@ fn everything_that_is_wrong_is_told_at_once() {
     let text = ConfigErrors(errors).to_string();
     assert!(text.contains("drain_ms = \"a fraction\" (f.toml:1)"), "{text}");
     assert!(text.contains("CAMPANILE_PAGE"), "{text}");
+    for huge in ["99999999999999999999", "0x99999999999999999"] {
+        let file = format!("drain_ms = {huge}");
+        let text = complaint(&super::tests::said(&[], &[], Some(&file)));
+        assert!(text.contains(&format!("drain_ms = \"{huge}\" (f.toml:1)")), "{text}");
+    }
 }
 
 #[test]
