@@ -198,7 +198,7 @@ knobs! {
         redis_canary_interval_ms: u64, "redis.canary_interval_ms", "1000", ms(50, MINUTE_MS),
             "How often a canary message flies to Redis and back.";
         redis_canary_timeout_ms: u64, "redis.canary_timeout_ms", "2000", ms(100, 10 * MINUTE_MS),
-            "After how long without a canary the connection is given up and the node is not ready.";
+            "After how long without a canary the connection is given up and the node is not ready. At least twice redis.canary_interval_ms.";
         redis_timeout_ms: u64, "redis.timeout_ms", "2000", ms(50, 10 * MINUTE_MS),
             "How long connecting to Redis, and its answer, may take.";
         redis_backoff_ms_max: u64, "redis.backoff_ms_max", "250", ms(10, 10 * MINUTE_MS),
@@ -292,15 +292,19 @@ impl Config {
                 limits.outbox_bytes_max, limits.recovery_bytes_max, limits.outbox_bytes_max
             ),
         );
+        // The last one is already as old as the interval when the next one flies.
+        let needed_ms = 2 * self.redis_canary_interval_ms;
         because(
-            self.redis_canary_timeout_ms < self.redis_canary_interval_ms,
+            self.redis_canary_timeout_ms < needed_ms,
             format!(
-                "redis.canary_timeout_ms = {} is less than redis.canary_interval_ms = {}: no \
-                 canary could be in time. Write at least {} for the former",
-                self.redis_canary_timeout_ms,
-                self.redis_canary_interval_ms,
-                self.redis_canary_interval_ms
+                "redis.canary_timeout_ms = {} is less than twice redis.canary_interval_ms: \
+                 canaries would not be in time. Write at least {needed_ms} for the former",
+                self.redis_canary_timeout_ms
             ),
+        );
+        because(
+            self.ops_api_key.as_deref().is_some_and(|key| !fits_a_header(key)),
+            "ops.api_key: no header can carry it. Write ASCII with nothing blank around it".into(),
         );
         let is_plain =
             matches!(&self.backplane, BackplaneUrl::Redis(servers) if !servers.login.is_tls);
@@ -327,6 +331,11 @@ impl Config {
         );
         found
     }
+}
+
+/// Whether it arrives as it was sent: HTTP takes away what is blank around a value.
+fn fits_a_header(key: &str) -> bool {
+    key.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') && key.trim() == key
 }
 
 /// Without secrets: a configuration may be logged.

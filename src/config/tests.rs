@@ -67,7 +67,11 @@ fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
             vec!["fly", "publish,fly"],
         ),
         ("auth.user_rights", vec!["", "broadcast,publish_unjoined"], vec!["auto", "Publish"]),
-        ("ops.api_key", vec!["", "12345678"], vec!["1234567"]),
+        (
+            "ops.api_key",
+            vec!["", "12345678", "1234 5678"],
+            vec!["1234567", "12345678\n", " 12345678", "1234567é", "1234\t5678"],
+        ),
         ("log.level", vec!["error", "debug"], vec!["", "loud"]),
         ("log.format", vec!["text", "json"], vec!["xml"]),
     ];
@@ -89,8 +93,8 @@ fn table_of_redis() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)>
     vec![
         ("redis.prefix", vec!["campanile", "a.b_c-d:e"], vec!["", "{a}", "a b", "é"]),
         ("redis.linger_ms", vec!["0"], vec!["-1", "99999999999999999999"]),
-        ("redis.canary_interval_ms", vec!["50"], vec!["49", "5000"]),
-        ("redis.canary_timeout_ms", vec!["1000"], vec!["99", "999"]),
+        ("redis.canary_interval_ms", vec!["50", "1000"], vec!["49", "1001"]),
+        ("redis.canary_timeout_ms", vec!["2000"], vec!["99", "1000", "1999"]),
         ("redis.timeout_ms", vec!["50"], vec!["49"]),
         ("redis.backoff_ms_max", vec!["10"], vec!["9"]),
         ("redis.tls_ca_file", vec!["", "/etc/ssl/redis-ca.pem"], vec!["a\nb"]),
