@@ -214,13 +214,26 @@ fn sentinel_login(parts: &Parts<'_>) -> Result<Login, String> {
     Ok(Login { is_tls: parts.is_tls, credentials, ..Login::default() })
 }
 
-/// A URL as it may be shown: whatever stands before an `@` is left out, so is the query.
+/// A URL as it may be shown: whatever stands before an `@` is left out, so is the query. Where it
+/// cannot be told which part is which, as one that is refused may be, no part is shown.
 pub fn redact_url(url: &str) -> String {
-    let url = url.split(['?', '#']).next().unwrap_or("");
-    match (url.split_once("://"), url.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://***@{host}"),
-        (None, Some((_, host))) => format!("***@{host}"),
-        _ => url.to_owned(),
+    let (scheme, rest) = match url.split_once("://") {
+        Some((scheme, rest)) => (format!("{scheme}://"), rest),
+        None => (String::new(), url),
+    };
+    let (hidden, hosts) = match rest.rsplit_once('@') {
+        Some((before, _)) if before.contains(['?', '#']) => return format!("{scheme}***"),
+        Some((_, hosts)) => ("***@", hosts),
+        None => ("", rest),
+    };
+    let hosts = hosts.split(['?', '#']).next().unwrap_or("");
+    let is_port = |text: &str| text.parse::<u16>().is_ok();
+    let is_plain = |host: &str| {
+        host.starts_with('[') || host.split_once(':').is_none_or(|(_, port)| is_port(port))
+    };
+    match hosts.split('/').next().unwrap_or("").split(',').all(is_plain) {
+        true => format!("{scheme}{hidden}{hosts}"),
+        false => format!("{scheme}***"),
     }
 }
 
@@ -295,5 +308,25 @@ mod tests {
         let text = "redis+sentinel://u:hunter2@a/m?sentinel_password=hunter2";
         let shown = format!("{:?} {:?}", RedisServers::read(text).unwrap(), deployment(text));
         assert!(!shown.contains("hunter2"), "{shown}");
+    }
+
+    /// It is shown because it is refused, and it is refused because of the password in it.
+    #[test]
+    fn a_password_that_should_have_been_encoded_is_not_shown_either() {
+        for text in [
+            "redis://:hun#ter2@h",
+            "redis://:hun?ter2@h",
+            "redis://u:hun/ter2@h:1/0",
+            "redis://u:hun@ter2@h",
+            "redis://u:hunter2",
+            "redis://:hunter2,h",
+            "u:hun#ter2@h",
+            "redis+sentinel://a/m?sentinel_password=hun@ter2",
+        ] {
+            let shown = redact_url(text);
+            assert!(!shown.contains("hun") && !shown.contains("ter2"), "{text}: {shown}");
+        }
+        assert_eq!(redact_url("redis://u:p@h:1,[::1]:2/3?x"), "redis://***@h:1,[::1]:2/3");
+        assert_eq!(redact_url("redis://h:1,[::1]/3"), "redis://h:1,[::1]/3");
     }
 }
