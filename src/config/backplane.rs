@@ -13,6 +13,7 @@
 //! Invariant: what [`RedisServers::read`] accepts names at least one host, and none twice.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 
 /// How instances reach each other.
 #[derive(Clone, PartialEq, Eq)]
@@ -97,11 +98,16 @@ struct Parts<'a> {
 impl RedisServers {
     /// Reads a URL. The error says what is wrong with it, and nothing of what stands in it.
     pub fn read(text: &str) -> Result<RedisServers, String> {
+        if text.contains('#') {
+            return Err(
+                "Nothing may stand behind a #; in a password it is written %23. ".to_owned()
+            );
+        }
         let parts = Parts::of(text)?;
         let port = if parts.kind == "sentinel" { 26379 } else { 6379 };
         let addresses: Vec<String> =
             parts.hosts.iter().map(|host| address(host, port)).collect::<Result<_, _>>()?;
-        if addresses.iter().enumerate().any(|(at, host)| addresses[..at].contains(host)) {
+        if has_double(&addresses, |one, other| one.eq_ignore_ascii_case(other)) {
             return Err("The URL names a host twice. ".to_owned());
         }
         let mut login = Login { is_tls: parts.is_tls, ..Login::default() };
@@ -115,6 +121,9 @@ impl RedisServers {
             "cluster" if !parts.path.is_empty() => {
                 return Err("A Cluster has no numbered databases. ".to_owned());
             }
+            "cluster" if !parts.query.is_empty() => {
+                return Err("Behind the hosts of a Cluster nothing is known. ".to_owned());
+            }
             "cluster" => Deployment::Cluster(addresses),
             _ => {
                 let Some((names, path)) = parts.path.split_first() else {
@@ -125,11 +134,14 @@ impl RedisServers {
                 if masters.iter().any(String::is_empty) {
                     return Err("The name of a master is empty. ".to_owned());
                 }
-                let login = sentinel_login(&parts)?;
+                if has_double(&masters, |one, other| one == other) {
+                    return Err("The URL names a master twice. ".to_owned());
+                }
+                let login = understood(sentinel_login(&parts)?)?;
                 Deployment::Sentinel { sentinels: addresses, masters, login }
             }
         };
-        Ok(RedisServers { text: text.to_owned(), deployment, login })
+        Ok(RedisServers { text: text.to_owned(), deployment, login: understood(login)? })
     }
 
     /// As it was written, with its password.
@@ -157,7 +169,6 @@ impl<'a> Parts<'a> {
             return Err(String::new());
         }
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let rest = rest.split('#').next().unwrap_or("");
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (credentials, hosts) = match authority.rsplit_once('@') {
             Some((credentials, hosts)) => (format!("{credentials}@"), hosts),
@@ -171,15 +182,51 @@ impl<'a> Parts<'a> {
 
 /// `host:port`, the port filled in.
 fn address(host: &str, port: u16) -> Result<String, String> {
-    let is_bare = |name: &str| name.starts_with('[') && name.ends_with(']');
-    match host.rsplit_once(':') {
-        _ if host.is_empty() => Err("The URL names no host. ".to_owned()),
-        _ if is_bare(host) => Ok(format!("{host}:{port}")),
-        None => Ok(format!("{host}:{port}")),
-        Some(("", _)) => Err("The URL names no host. ".to_owned()),
-        Some((_, own)) if own.parse::<u16>().is_ok_and(|own| own > 0) => Ok(host.to_owned()),
-        Some(_) => Err("A port is not a number from 1 to 65535. ".to_owned()),
+    let (name, own) = match host.rsplit_once(':') {
+        Some((name, own)) if !host.ends_with(']') => (name, own.parse::<u16>().unwrap_or(0)),
+        _ => (host, port),
+    };
+    match own {
+        _ if name.is_empty() => Err("The URL names no host. ".to_owned()),
+        0 => Err("A port is not a number from 1 to 65535. ".to_owned()),
+        _ if is_host(name) => Ok(format!("{name}:{own}")),
+        _ => Err("A host is no name and no address (IPv6 in brackets, no spaces). ".to_owned()),
     }
+}
+
+fn is_host(name: &str) -> bool {
+    match name.strip_prefix('[').map(|rest| rest.strip_suffix(']')) {
+        Some(address) => address.is_some_and(|it| it.parse::<Ipv6Addr>().is_ok()),
+        None => name.chars().all(|char| char.is_alphanumeric() || "-._".contains(char)),
+    }
+}
+
+fn has_double(names: &[String], is_same: impl Fn(&str, &str) -> bool) -> bool {
+    let is_known = |at: usize, name: &String| names[..at].iter().any(|it| is_same(it, name));
+    names.iter().enumerate().any(|(at, name)| is_known(at, name))
+}
+
+/// Credentials that are no text once they are decoded would be refused at each connect, for ever.
+fn understood(login: Login) -> Result<Login, String> {
+    match is_text(&login.credentials) {
+        true => Ok(login),
+        false => Err("User or password is no UTF-8 behind its percent-encoding. ".to_owned()),
+    }
+}
+
+fn is_text(encoded: &str) -> bool {
+    let mut parts = encoded.split('%');
+    let mut bytes = parts.next().unwrap_or("").as_bytes().to_vec();
+    for part in parts {
+        match part.get(..2).map(|hex| u8::from_str_radix(hex, 16)) {
+            Some(Ok(byte)) => {
+                bytes.push(byte);
+                bytes.extend(&part.as_bytes()[2..]);
+            }
+            _ => bytes.extend(part.as_bytes()), // a % that stands for itself
+        }
+    }
+    std::str::from_utf8(&bytes).is_ok()
 }
 
 fn db(path: &[&str]) -> Result<String, String> {
@@ -295,6 +342,18 @@ mod tests {
             "redis+cluster://h/1",
             "redis+sentinel://h",
             "redis+sentinel://h/m,",
+            "redis+sentinel://h/m,m",
+            "redis://h,H",
+            "redis://h,h:06379",
+            "redis://h1, h2",
+            "redis://::1",
+            "redis://[::1",
+            "redis://[h]",
+            "redis://[::1]x:1",
+            "redis://secret^@h x",
+            "redis://:%ff@h",
+            "redis+cluster://h?secret=1",
+            "rediss://h#insecure",
             "redis+sentinel://h/m/secret",
             "redis+sentinel://h/m?secret=1",
         ] {
