@@ -7,8 +7,8 @@ use super::Ops;
 use super::answer::Refused;
 use crate::ids::{Position, TopicName, is_name};
 use crate::link::{AskHistory, HistoryTo, NoHistory, Said, Uplink};
-use crate::protocol::Page;
 use crate::protocol::native::{LIMIT_DEFAULT, LIMIT_MAX};
+use crate::protocol::{Page, Unrecovered};
 use crate::ws::encode;
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -90,13 +90,17 @@ async fn ask(ops: &Ops, topic: TopicName, page: Page) -> Result<Said, Refused> {
     let question = Uplink::History(Box::new(AskHistory { topic, page, to }));
     ops.end.try_publish(question).map_err(|_full| Refused::overloaded())?;
     let unavailable = || {
-        let message = "the backplane is away";
+        let message = "the backplane is away or does not answer in time";
         Refused::new(StatusCode::SERVICE_UNAVAILABLE, "backplane_unavailable", message)
     };
     match timeout(ANSWER_MAX, answer).await {
         Ok(Ok(Ok(said))) => Ok(said),
         Ok(Ok(Err(NoHistory::Unrecovered(why)))) => {
-            Err(Refused::new(StatusCode::GONE, why.as_str(), "epoch is of another history"))
+            let message = match why {
+                Unrecovered::TailLost => "Redis lost the end of that history, and offset is in it",
+                _ => "epoch is of another history",
+            };
+            Err(Refused::new(StatusCode::GONE, why.as_str(), message))
         }
         _ => Err(unavailable()),
     }

@@ -51,7 +51,7 @@ async fn ask(ops: &Ops, topic: TopicName) -> Result<Arc<Here>, Refused> {
     match timeout(ANSWER_MAX, answer).await {
         Ok(Ok(Some(here))) => Ok(here),
         _ => {
-            let message = "the backplane is away";
+            let message = "the backplane is away or does not answer in time";
             let status = StatusCode::SERVICE_UNAVAILABLE;
             Err(Refused::new(status, "backplane_unavailable", message))
         }

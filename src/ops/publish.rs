@@ -246,9 +246,10 @@ async fn told(
     let unavailable = |code, message| Refused::new(StatusCode::SERVICE_UNAVAILABLE, code, message);
     match timeout_at(deadline, outcome).await {
         Ok(Ok(Outcome::Accepted(position))) => Ok(position),
-        Ok(Ok(Outcome::Unavailable)) => {
-            Err(unavailable("backplane_unavailable", "the backplane is away; it was not sent"))
-        }
+        Ok(Ok(Outcome::Unavailable)) => Err(unavailable(
+            "backplane_unavailable",
+            "the backplane is away or refused it; it was not sent",
+        )),
         // Also when nobody answers, or whoever should have is gone: nothing is known then either.
         Ok(Ok(Outcome::Unknown) | Err(_)) | Err(_) => Err(unavailable(
             "outcome_unknown",

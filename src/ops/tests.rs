@@ -5,11 +5,14 @@ use crate::config::{Config, Said};
 use crate::ids::{NodeId, Position, ShardId};
 use crate::link::Uplink;
 use crate::link::channel::{BackplaneEnd, ShardEnd, window};
-use crate::link::{Done, Downlink, HistoryTo, Inspect, Outcome, Publish, RoomReport, Said as Kept};
+use crate::link::{
+    Done, Downlink, HistoryTo, Inspect, NoHistory, Outcome, Publish, RoomReport, Said as Kept,
+};
 use crate::metrics::redis::RedisNumbers;
 use crate::metrics::servers::{DeploymentNumbers, OwnNumbers, Picture, ServerNumbers};
 use crate::metrics::{BackplaneCounters, ShardCounters};
 use crate::plan::{Machine, resolve};
+use crate::protocol::Unrecovered;
 use crate::ws::encode::{Opcode, frame};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
@@ -104,6 +107,22 @@ impl Node {
                     Downlink::Inspect(question) => answer(shard.id.0, question),
                     _ => panic!("the ops thread only inspects here"),
                 }
+            }
+            asking.join().unwrap()
+        })
+    }
+
+    /// Gets while the backplane has this to say of the history.
+    fn get_history(&self, path: &str, said: Result<Kept, NoHistory>) -> (u16, String) {
+        std::thread::scope(|scope| {
+            let addr = self.addr;
+            let asking = scope.spawn(move || ask(addr, "GET", path, "", ""));
+            match until(|| self.backplane.try_recv_ops()) {
+                Uplink::History(asked) => match asked.to {
+                    HistoryTo::Call(tell) => tell(said),
+                    other => panic!("the API waits for it: {other:?}"),
+                },
+                other => panic!("a history was asked for, not {other:?}"),
             }
             asking.join().unwrap()
         })
@@ -589,19 +608,29 @@ fn what_was_said_is_passed_on_byte_for_byte_whatever_it_is() {
         let mut framed = Vec::new();
         frame(Opcode::Text, said.as_bytes(), &mut framed);
         let kept = Kept { position: Position { epoch: 7, offset: 9 }, frames: vec![framed.into()] };
-        let (status, body) = std::thread::scope(|scope| {
-            let addr = node.addr;
-            let asking = scope.spawn(move || ask(addr, "GET", "/v1/rooms/r/history", "", ""));
-            match until(|| node.backplane.try_recv_ops()) {
-                Uplink::History(ask) => match ask.to {
-                    HistoryTo::Call(tell) => tell(Ok(kept)),
-                    other => panic!("the API waits for it: {other:?}"),
-                },
-                other => panic!("a history was asked for, not {other:?}"),
-            }
-            asking.join().unwrap()
-        });
+        let (status, body) = node.get_history("/v1/rooms/r/history", Ok(kept));
         let whole = format!(r#"{{"room_id":"r","epoch":"7","offset":9,"messages":[{said}]}}"#);
         assert_eq!((status, body), (200, whole));
+    }
+}
+
+/// A message is read by somebody who looks for what is wrong.
+#[test]
+fn a_refusal_says_nothing_that_need_not_be_so() {
+    let node = node(&[("namespaces", "default: history_size=10")]);
+    let body = r#"{"room_id":"r","payload":1}"#;
+    let (_, answer) =
+        node.post_answered("/v1/publish", body, 1, |publish| end(publish, Outcome::Unavailable));
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(message.contains("refused it"), "Redis is there and has no memory: {message}");
+
+    for (said, status, word) in [
+        (NoHistory::Unavailable, 503, "does not answer in time"),
+        (NoHistory::Unrecovered(Unrecovered::TailLost), 410, "lost the end"),
+        (NoHistory::Unrecovered(Unrecovered::Epoch), 410, "another history"),
+    ] {
+        let (told, answer) = node.get_history("/v1/rooms/r/history", Err(said));
+        assert_eq!(told, status);
+        assert!(answer.contains(word), "{said:?}: {answer}");
     }
 }
