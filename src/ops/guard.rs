@@ -16,6 +16,10 @@ use axum::response::{IntoResponse, Response};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+/// Requests of `/v1` that are carried out at a time. Some wait for Redis; the other connections are
+/// left to those who ask how the node is.
+pub(super) const AT_A_TIME_MAX: usize = 48;
+
 /// In front of every route of `/v1`.
 pub(super) async fn guard(
     State(ops): State<Arc<Ops>>,
@@ -27,8 +31,9 @@ pub(super) async fn guard(
     let headers = request.headers();
     let verdict = may_enter(key, peer.ip(), headers)
         .and_then(|()| is_json_where_it_must_be(request.method(), headers));
-    match verdict {
-        Ok(()) => next.run(request).await,
+    let turn = verdict.and_then(|()| ops.turns.try_acquire().map_err(|_| Refused::overloaded()));
+    match turn {
+        Ok(_turn) => next.run(request).await,
         Err(refused) => refused.into_response(),
     }
 }

@@ -1,7 +1,9 @@
 //! The operators' listener: at most so many connections, none silent for long.
 //!
 //! axum sets neither limit. Without them whoever reaches the port could take the descriptors that
-//! the clients' connections need. At the limit, further connections wait in the kernel's backlog.
+//! the clients' connections need. At the limit, further connections wait in the kernel's backlog,
+//! for a moment only where some are open on which nobody asks anything: a client that keeps many
+//! for later must not keep a load balancer from asking whether the node lives.
 
 use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
@@ -21,6 +23,10 @@ pub(super) const CONNECTIONS_MAX: usize = 64;
 
 /// Longer than the usual scrape interval, so that a scraper keeps its connection.
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(90);
+
+/// How often it is looked whether a connection has been silent for too long. One on which nobody
+/// asks has been by then, if others wait.
+const GLANCE: Duration = Duration::from_secs(2);
 
 /// A listener with a limit.
 pub(super) struct Capped {
@@ -43,7 +49,9 @@ impl Listener for Capped {
         let permit = permits.acquire_owned().await.expect("the semaphore is never closed");
         // axum's own accept waits out EMFILE and the like.
         let (stream, addr) = Listener::accept(&mut self.listener).await;
-        (Watched { stream, silence: Box::pin(sleep(SILENCE_MAX)), _permit: permit }, addr)
+        let (glance, moved_at) = (Box::pin(sleep(GLANCE)), Instant::now());
+        let (permits, is_asking) = (self.permits.clone(), false);
+        (Watched { stream, glance, moved_at, is_asking, permits, _permit: permit }, addr)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -61,10 +69,15 @@ impl Connected<IncomingStream<'_, Capped>> for Peer {
     }
 }
 
-/// A connection that fails when nothing has moved on it for [`SILENCE_MAX`].
+/// A connection that fails when nothing has moved on it for [`SILENCE_MAX`], or for [`GLANCE`] if
+/// nobody asks anything on it and there is no room for others.
 pub(super) struct Watched {
     stream: TcpStream,
-    silence: Pin<Box<Sleep>>,
+    glance: Pin<Box<Sleep>>,
+    moved_at: Instant,
+    /// Something came that nothing was answered to yet.
+    is_asking: bool,
+    permits: Arc<Semaphore>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -77,13 +90,18 @@ impl Watched {
     ) -> Poll<io::Result<T>> {
         match moved {
             Poll::Ready(result) => {
-                self.silence.as_mut().reset(Instant::now() + SILENCE_MAX);
+                self.moved_at = Instant::now();
+                self.glance.as_mut().reset(self.moved_at + GLANCE);
                 Poll::Ready(result)
             }
-            Poll::Pending => {
-                ready!(self.silence.as_mut().poll(cx));
-                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-            }
+            Poll::Pending => loop {
+                ready!(self.glance.as_mut().poll(cx));
+                let is_in_the_way = !self.is_asking && self.permits.available_permits() == 0;
+                if is_in_the_way || self.moved_at.elapsed() >= SILENCE_MAX {
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+                self.glance.as_mut().reset(Instant::now() + GLANCE);
+            },
         }
     }
 }
@@ -94,7 +112,9 @@ impl AsyncRead for Watched {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
         let moved = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.is_asking |= buf.filled().len() > before;
         self.watch(cx, moved)
     }
 }
@@ -106,6 +126,7 @@ impl AsyncWrite for Watched {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let moved = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.is_asking &= moved.is_pending();
         self.watch(cx, moved)
     }
 

@@ -34,6 +34,7 @@ use listener::{Capped, Peer};
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::sync::Semaphore;
 
 /// What the ops thread is given.
 pub struct OpsSetup {
@@ -60,6 +61,8 @@ struct Ops {
     health: Arc<Health>,
     registry: prometheus_client::registry::Registry,
     started: Instant,
+    /// Who may carry out a request of `/v1`.
+    turns: Semaphore,
 }
 
 /// Serves the operators' port until the process ends.
@@ -68,7 +71,8 @@ pub fn run(setup: OpsSetup) -> io::Result<()> {
     let OpsSetup { plan, listener, end, shards, backplane, health } = setup;
     let started = Instant::now();
     let registry = metrics::registry(&shards, &backplane, &health, started);
-    let ops = Arc::new(Ops { plan, end, shards, backplane, health, registry, started });
+    let turns = Semaphore::new(guard::AT_A_TIME_MAX);
+    let ops = Arc::new(Ops { plan, end, shards, backplane, health, registry, started, turns });
     runtime.block_on(async move {
         listener.set_nonblocking(true)?;
         let listener = Capped::new(tokio::net::TcpListener::from_std(listener)?);

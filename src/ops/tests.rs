@@ -634,3 +634,44 @@ fn a_refusal_says_nothing_that_need_not_be_so() {
         assert!(answer.contains(word), "{said:?}: {answer}");
     }
 }
+
+/// What a request says that leaves its connection open.
+fn request(method: &str, path: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\n{JSON}Content-Length: {length}\r\n\r\n{body}"
+    )
+}
+
+/// Or an outage of Redis, during which publishers wait, would look like the end of the process.
+#[test]
+fn publishers_who_wait_keep_nobody_from_asking_how_the_node_is() {
+    let node = node(&[("limits.publish_queue_ms_max", "600000")]);
+    let publish = request("POST", "/v1/publish", r#"{"room_id":"r","payload":1}"#);
+    let (mut publishers, mut waiting) = (Vec::new(), Vec::new());
+    for _ in 0..guard::AT_A_TIME_MAX {
+        let mut publisher = TcpStream::connect(node.addr).unwrap();
+        publisher.write_all(publish.as_bytes()).unwrap();
+        publishers.push(publisher);
+        waiting.push(until(|| node.backplane.try_recv_ops()));
+    }
+    let (status, body) = node.post("/v1/publish", r#"{"room_id":"r","payload":1}"#);
+    assert_eq!((status, code(&body)), (503, "overloaded"));
+    assert_eq!(node.get("/healthz").0, 200);
+    drop((publishers, waiting));
+    until(|| (node.get("/v1/stats").0 == 200).then_some(()));
+}
+
+#[test]
+fn connections_on_which_nobody_asks_give_way_when_there_are_too_many() {
+    let node = node(&[]);
+    let idle = |_| {
+        let mut idle = TcpStream::connect(node.addr).unwrap();
+        idle.write_all(request("GET", "/healthz", "").as_bytes()).unwrap();
+        assert_ne!(idle.read(&mut [0; 4096]).unwrap(), 0);
+        idle
+    };
+    let idle: Vec<_> = (0..listener::CONNECTIONS_MAX).map(idle).collect();
+    assert_eq!(node.get("/healthz").0, 200);
+    drop(idle);
+}
