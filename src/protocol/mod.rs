@@ -227,8 +227,8 @@ pub enum Recovery {
     },
     /// It cannot be brought back, or not all of it.
     NotRecovered(Unrecovered),
-    /// Of what the client has heard the last is no longer part of the history ([`Unrecovered::TailLost`]).
-    /// All that was said instead follows.
+    /// The last that the client has heard is no longer part of the history: see
+    /// [`Unrecovered::TailLost`]. All that was said instead follows.
     Replaced {
         /// So many messages, at least one.
         messages: u64,

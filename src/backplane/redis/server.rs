@@ -261,7 +261,7 @@ impl Server {
                 .for_each(|old| live.subscriptions.remove_fixed(old));
             channel.iter().for_each(|new| live.subscriptions.add_fixed(new.clone()));
             live.canary_channel = channel;
-            live.canary = None; // it has to prove itself anew
+            self.missed += live.canary.take().map_or(0, |canary| canary.missed); // anew, then
         }
         if live.hears_ingest != place.hears_ingest {
             live.hears_ingest = place.hears_ingest;
@@ -615,9 +615,9 @@ impl Server {
         ServerNumbers {
             server: self.shown().to_owned(),
             name: (self.address.as_ref() != Some(&self.name)).then(|| self.name.clone()),
-            reason: self.reason.clone(),
+            reason: self.reason().to_owned(),
             counted: OwnNumbers {
-                up: Some(u64::from(self.is_up)),
+                up: Some(u64::from(self.is_whole())),
                 subscriptions: Some(subscriptions as u64),
                 publish_queue_bytes: Some(self.outgoing.waiting_bytes() as u64),
                 in_flight: Some(self.outgoing.under_way() as u64),
