@@ -9,7 +9,8 @@ use campanile::ids::{Position, TopicName};
 use campanile::limits::Limits;
 use campanile::link::{AskHistory, HistoryTo, NoHistory, Outcome, Uplink};
 use campanile::protocol::{Page, Recovery, RequestId, Unrecovered};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 const META: &str = "test:{p32}:h:r:kept:a";
 const STREAM: &str = "test:{p32}:s:r:kept:a";
@@ -304,6 +305,50 @@ fn what_is_on_its_way_is_not_lost_because_a_read_came_first() {
     ask(hearer, &topic(), 1);
     assert_eq!(hear(hearer, 10), numbers(6..=15));
     assert_eq!(told(hearer).map(|(_, said)| said), Ok(numbers(13..=15)));
+}
+
+#[test]
+fn who_asks_in_a_busy_room_whose_messages_are_late_is_answered() {
+    let build = Build { namespaces: "kept: history_size=3", ..one_shard() };
+    let (redis, _wire, world) = through_wire(build, &[]);
+    let hearer = &world.nodes[0].shards[0];
+    let at = enter(hearer);
+    // At any time the server has said more than it keeps that is still on its way.
+    let code = "redis.call('XADD', KEYS[2], 'MAXLEN', 3, ARGV[2] + 20 .. '-0', 'd', ARGV[4]) \
+                redis.call('HSET', KEYS[1], 's', ARGV[2] + 20) \
+                return redis.call('PUBLISH', ARGV[3], ARGV[1] .. ':' .. ARGV[2] .. ':' .. ARGV[4])";
+    let (epoch, is_over) = (at.epoch.to_string(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in (1..=10_000).take_while(|_| !is_over.load(SeqCst)) {
+                let number = number.to_string();
+                let one = "\u{1}\u{0}1";
+                let said = [&epoch, &number, CHANNEL, one];
+                redis.command(&[&["EVAL", code, "2", META, STREAM], &said[..]].concat());
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        std::thread::sleep(Duration::from_millis(200));
+        let began = Instant::now();
+        ask(hearer, &topic(), 1);
+        let said = loop {
+            match hearer.hear() {
+                Heard::Frame { .. } => {}
+                Heard::History { said, .. } => break said,
+                other => panic!("not the answer: {other:?}"),
+            }
+        };
+        let took = began.elapsed();
+        // Nobody waits for anything any more.
+        std::thread::sleep(Duration::from_millis(300));
+        let before = reads(&redis);
+        std::thread::sleep(Duration::from_millis(500));
+        let after = reads(&redis);
+        is_over.store(true, SeqCst);
+        assert_eq!(said.map(|(_, said)| said.len()), Ok(3));
+        assert!(took < Duration::from_secs(2), "{took:?}");
+        assert!(after - before < 5, "it is read {} times for nobody", after - before);
+    });
 }
 
 #[test]

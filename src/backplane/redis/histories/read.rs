@@ -15,6 +15,14 @@ pub(super) struct Read {
     pub(super) entries: Vec<(u64, Vec<u8>)>,
 }
 
+impl Read {
+    /// Without what is behind an offset.
+    pub(super) fn leave_behind(&mut self, known: u64) {
+        self.entries.retain(|(offset, _)| *offset <= known);
+        self.top = self.top.min(known);
+    }
+}
+
 /// The answer to `EXEC`. `None`: there is no history yet.
 pub(super) fn read_of(answer: &Value) -> Option<Read> {
     let Value::Array(parts) = answer else { return None };

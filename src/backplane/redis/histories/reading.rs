@@ -230,13 +230,13 @@ impl Histories {
         self.want(name);
     }
 
-    fn handle_read(&mut self, name: &TopicName, read: Read, now: Instant, local: &mut Local) {
+    fn handle_read(&mut self, name: &TopicName, mut read: Read, now: Instant, local: &mut Local) {
         let Some(topic) = self.topics.get_mut(name) else { return };
         topic.is_reading = false;
         if std::mem::take(&mut topic.is_early) {
             return self.want(name);
         }
-        if topic.has_overtaken(&read, now) {
+        if topic.has_overtaken(&mut read, now) {
             topic.is_reading = true;
             self.read_later(name, Asked::Read, Refusal::NotNow, now);
             return self.answer_all(name, local);

@@ -49,13 +49,23 @@ pub struct Topic {
     pub(super) is_offered: bool,
     /// What it offers begins here: the server has what is before.
     pub(super) offered_from: u64,
-    /// Since when, and behind which message, reads have shown that others are on their way here.
-    pub(super) overtaken: Option<(Instant, u64)>,
+    /// Reads have shown that messages are on their way here.
+    pub(super) overtaken: Option<Overtaken>,
     /// What is being read was asked for before the channel was subscribed: it proves nothing.
     pub(super) is_early: bool,
     pub(super) held: VecDeque<(Position, Vec<u8>)>,
     pub(super) waiting: Vec<Waiting>,
     pub(super) is_used: bool,
+}
+
+/// Messages that reads have shown before they came.
+pub(super) struct Overtaken {
+    /// Since when nothing has come of them.
+    since: Instant,
+    /// What came last.
+    known: u64,
+    /// The last of them.
+    top: u64,
 }
 
 /// What a read led to.
@@ -227,25 +237,30 @@ impl Topic {
 
     /// Whether the stream begins behind what comes next here. Of a topic that is followed what is
     /// between comes on another connection, and may be on its way: it is, as long as anything comes.
-    pub(super) fn has_overtaken(&mut self, read: &Read, now: Instant) -> bool {
+    /// When all has come that was, nothing is missing, and what was said meanwhile is on its way as
+    /// well: in a busy room something always is, and nobody waits for the end of that.
+    pub(super) fn has_overtaken(&mut self, read: &mut Read, now: Instant) -> bool {
+        let overtaken = self.overtaken.take();
         // A user's topic takes nothing new from most reads: see `leave_what_comes`.
         let is_followed = self.is_subscribed && self.is_synced && (!self.is_user() || self.is_look);
         let known = self.log.as_ref().map(Log::position).filter(|_| is_followed);
         let known = known.filter(|known| known.epoch == read.epoch).map(|known| known.offset);
         let mut offsets = read.entries.iter().map(|(offset, _)| *offset);
         let next = offsets.find(|at| Some(*at) > known).unwrap_or(read.top.saturating_add(1));
-        let Some(known) = known.filter(|known| next > known + 1) else {
-            self.overtaken = None;
-            return false;
-        };
+        let Some(known) = known.filter(|known| next > known + 1) else { return false };
         // Whoever asks for something older need not wait.
         self.floor = self.floor.max(next);
-        let (since, at) = *self.overtaken.get_or_insert((now, known));
-        if at != known {
-            self.overtaken = Some((now, known));
-            return true;
+        let before = overtaken.unwrap_or(Overtaken { since: now, known, top: read.top });
+        if known >= before.top {
+            read.leave_behind(known);
+            return false;
         }
-        now.saturating_duration_since(since) < OVERTAKEN_MAX
+        let since = if known == before.known { before.since } else { now };
+        if now.saturating_duration_since(since) >= OVERTAKEN_MAX {
+            return false;
+        }
+        self.overtaken = Some(Overtaken { since, known, top: before.top });
+        true
     }
 
     /// A user's topic that is followed was read for what was acknowledged. Messages that are new in
@@ -254,8 +269,7 @@ impl Topic {
         let is_look = std::mem::take(&mut self.is_look);
         let Some(known) = self.log.as_ref().map(Log::position) else { return };
         if self.is_user() && self.is_synced && !is_look && read.epoch == known.epoch {
-            read.entries.retain(|(offset, _)| *offset <= known.offset);
-            read.top = read.top.min(known.offset);
+            read.leave_behind(known.offset);
         }
     }
 
