@@ -1,5 +1,6 @@
 //! What only a server can do to us: die, stand still, come back, hear from others, say nonsense.
 
+use crate::kept_faults::outcome_of;
 use crate::proxy::{Proxy, Wire};
 use crate::redis::{Redis, wait_until, wait_within};
 use crate::world::{Build, Heard, World, payload};
@@ -339,6 +340,27 @@ fn what_a_server_refuses_for_now_holds_up_nobody_else() {
     other.publish(&room, "1");
     assert_eq!(payload(other.hear(), 1), "1");
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_server_that_has_refused_something_long_ago_lets_others_wait_for_it_again() {
+    let (publish_queue_ms_max, publish_queue_bytes_max) = (1_500, 16 * 1024);
+    let limits = Limits { publish_queue_ms_max, publish_queue_bytes_max, ..Limits::PRODUCTION };
+    let mut world = World::redis(Build { nodes: 1, limits, ..Build::usual() });
+    world.server().command(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    let speaker = &world.nodes[0].shards[0];
+    speaker.publish_as(&TopicName::room("kept:a"), "0", Some(0), None);
+    assert_eq!(outcome_of(speaker, 0), Outcome::Unavailable);
+    let redis = world.redis.as_ref().unwrap();
+    redis.command(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
+    std::thread::sleep(Duration::from_millis(300)); // some turns
+    // More at once than may wait for a server that is away.
+    let (room, text) = (TopicName::room("room"), format!("\"{}\"", "x".repeat(1024)));
+    (1..=100).for_each(|id| speaker.publish_as(&room, &text, Some(id), None));
+    for _ in 1..=100 {
+        let Heard::Ack { outcome, .. } = speaker.hear() else { panic!("not an answer") };
+        assert_eq!(outcome, Outcome::Accepted(None));
+    }
 }
 
 #[test]

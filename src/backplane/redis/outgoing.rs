@@ -238,8 +238,6 @@ impl Outgoing {
     /// Ends what has waited too long.
     pub fn expire(&mut self, now: Instant, local: &mut Local) {
         let time_max = self.time_max;
-        let is_stuck = |since: Instant| now.duration_since(since) >= STUCK;
-        self.is_stuck = self.lanes.iter().any(|lane| lane.refused_since.is_some_and(is_stuck));
         for lane in &mut self.lanes {
             while let Some(late) = pop_late(&mut lane.again, now, time_max) {
                 let failure = late.failure();
@@ -250,7 +248,13 @@ impl Outgoing {
                 let failure = late.failure();
                 local.done(late.publish.done, failure, now);
             }
+            // Nothing is left of it, and perhaps nothing comes that would show that it is over.
+            if lane.is_idle() {
+                lane.refused_since = None;
+            }
         }
+        let is_stuck = |since: Instant| now.duration_since(since) >= STUCK;
+        self.is_stuck = self.lanes.iter().any(|lane| lane.refused_since.is_some_and(is_stuck));
     }
 
     /// Sends what waits, and tells what was answered. Whether there was anything to do.
