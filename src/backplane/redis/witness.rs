@@ -33,6 +33,9 @@ const BYTES_MAX: usize = 16 * 1024 * 1024;
 const MARGIN: Duration = Duration::from_millis(500);
 /// Messages in one pipeline.
 const RECALLED_PER_FLIGHT: usize = 1024;
+/// Bytes after which one is closed while the server refuses: it may for days, and whatever stands
+/// behind, the canary as well, has to wait each time. One message may be longer.
+const REFUSED_BYTES: usize = 64 * 1024;
 /// After how long it is asked again what was not there.
 const PAUSE: Duration = Duration::from_millis(30);
 /// The same for what the server has no room for: it waits for longer when it has.
@@ -67,6 +70,8 @@ pub struct Witness {
     flight: Option<Flight>,
     /// The server does not know the script.
     is_unloaded: bool,
+    /// Something was refused when it was last asked.
+    is_refused: bool,
     bytes: usize,
     envelope: Vec<u8>,
     lost: Seldom,
@@ -89,6 +94,7 @@ impl Witness {
             again_at: None,
             flight: None,
             is_unloaded: false,
+            is_refused: false,
             bytes: 0,
             envelope: Vec::new(),
             lost: Seldom::default(),
@@ -181,14 +187,25 @@ impl Witness {
         if may_ask && !self.doubted.is_empty() && is_time {
             self.again_at = None;
             self.doubted_until.get_or_insert(now + PATIENCE);
-            let some = self.doubted.len().min(RECALLED_PER_FLIGHT);
-            let asked: Vec<Acked> = self.doubted.drain(..some).collect();
+            let asked = self.take_some();
             let pipeline = self.load(&asked, way);
             let reply = send(cx, fly(way.cmd.clone(), pipeline));
             self.flight = Some(Flight { asked, reply });
             is_busy = true;
         }
         Ok(is_busy)
+    }
+
+    /// What is asked at once.
+    fn take_some(&mut self) -> Vec<Acked> {
+        let bytes_max = if self.is_refused { REFUSED_BYTES } else { usize::MAX };
+        let (mut some, mut bytes) = (Vec::new(), 0);
+        while some.len() < RECALLED_PER_FLIGHT && bytes < bytes_max {
+            let Some(acked) = self.doubted.pop_front() else { break };
+            bytes += cost(&acked.publish);
+            some.push(acked);
+        }
+        some
     }
 
     fn load(&mut self, asked: &[Acked], way: &Way<'_>) -> Pipeline {
@@ -222,6 +239,7 @@ impl Witness {
     fn land(&mut self, asked: Vec<Acked>, answers: Vec<Value>, now: Instant) {
         let is_late = self.doubted_until.is_some_and(|until| until <= now);
         let (mut again, mut gone, mut pause) = (Vec::new(), 0, PAUSE);
+        self.is_refused = false;
         for (acked, answer) in asked.into_iter().zip(answers) {
             let refusal = Refusal::of(&answer);
             match answer {
@@ -230,6 +248,7 @@ impl Witness {
                 // memory, has not gone on either: patience begins anew when it does.
                 _ if refusal.is_some() => {
                     self.doubted_until = None;
+                    self.is_refused = true;
                     self.is_unloaded |= refusal == Some(Refusal::Unloaded);
                     let is_short = refusal.is_some_and(Refusal::is_for_now);
                     pause = if is_short { pause } else { REFUSED_PAUSE };
@@ -309,6 +328,31 @@ mod tests {
         assert!(witness.bytes <= BYTES_MAX);
         assert_eq!(witness.acked.back().map(|acked| acked.at.offset), Some(39));
         assert_eq!(witness.acked.len(), 15);
+    }
+
+    #[test]
+    fn little_is_asked_at_once_of_a_server_that_refuses() {
+        let mut witness = Witness::new(Arc::default());
+        for offset in 1..=1030 {
+            let bytes = match offset {
+                1..=2 => REFUSED_BYTES,
+                3..=6 => REFUSED_BYTES / 4,
+                _ => 1,
+            };
+            witness.note(publish("a", bytes), at(offset), Instant::now());
+        }
+        witness.doubted.append(&mut witness.acked);
+        let asked = witness.take_some();
+        assert_eq!(asked.len(), RECALLED_PER_FLIGHT);
+        let oom = redis::parse_redis_value(b"-OOM command not allowed\r\n").unwrap();
+        witness.land(asked, vec![oom; RECALLED_PER_FLIGHT], Instant::now());
+        assert_eq!([1, 2, 3].map(|_| witness.take_some().len()), [1, 1, 4]);
+        let asked = witness.take_some();
+        let one = vec![Value::Int(1); asked.len()];
+        witness.land(asked, one, Instant::now());
+        witness.doubted.append(&mut witness.acked);
+        let rest = witness.doubted.len();
+        assert_eq!(witness.take_some().len(), rest, "it takes them again");
     }
 
     #[test]
