@@ -8,7 +8,7 @@
 //! | `<prefix>:{p637}:node:<node>` | a node's sign of life; it expires |
 //! | `<prefix>:{p637}:nodes` | all nodes that may have users: a set |
 //! | `<prefix>:{p637}:reap:<node>` | somebody is cleaning up; it expires |
-//! | `<prefix>:{p637}:reaped:<node>` | how often somebody has, should the node live; it expires |
+//! | `<prefix>:{p637}:reaped:<node>` | rises when somebody has, should the node live; it expires |
 //!
 //! What a script touches lies in one slot: a room's keys, its channel, and the index of its partition,
 //! which is for whoever cleans up behind the node. What nodes say of themselves lies in the partition

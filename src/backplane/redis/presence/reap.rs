@@ -25,7 +25,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{FromRedisValue, Pipeline, RedisError, RedisResult, Value, pipe};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// For how long a dead node finds the note that it was cleaned up behind.
 const NOTE_S: u64 = 24 * 60 * 60;
@@ -110,9 +110,12 @@ impl Reaper {
         Ok(true)
     }
 
-    /// Another one than before, so that it is found.
+    /// Another one than before, so that it is found; also if those before are forgotten, and it
+    /// would begin from one again.
     async fn leave_note(&self, cmd: &mut MultiplexedConnection) -> RedisResult<()> {
         let (key, mut note) = (self.keys.reaped(&self.node), pipe());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        note.atomic().cmd("SET").arg(&key).arg(now as u64).arg(&["NX", "EX"]).arg(NOTE_S);
         note.cmd("INCR").arg(&key).cmd("EXPIRE").arg(&key).arg(NOTE_S);
         note.exec_async(cmd).await
     }

@@ -440,10 +440,12 @@ fn a_node_that_goes_on_while_it_is_cleaned_up_behind_loses_nobody() {
                 (world.command(0, &["EXISTS", &note]) == "1").then_some(())
             })
             .await;
+        let first: u64 = world.command(0, &["GET", &note]).parse().expect("a number");
         world.nodes.push(still);
         while world.news().await != "-ann" {}
         world.until_keys(0, "test:*:reap:*", 0).await;
-        assert_eq!(world.command(0, &["GET", &note]), "2", "one before the walk, one behind it");
+        let last = (first + 1).to_string();
+        assert_eq!(world.command(0, &["GET", &note]), last, "before the walk, and behind it");
         assert_eq!(world.news().await, "+ann");
         assert_eq!(world.here(0, &topic).await.unwrap(), ["ann"]);
     });
@@ -476,6 +478,23 @@ fn who_left_while_a_server_was_away_is_told_of_however_much_there_is_to_write_an
             .await;
         for _ in &rooms {
             assert_eq!(world.news().await, "-ann");
+        }
+    });
+}
+
+#[test]
+fn a_node_that_is_taken_for_dead_again_is_told_so_though_the_first_note_is_lost() {
+    run(async {
+        let (mut world, _) = two_nodes_and_a_late_room().await;
+        let note = format!("test:{{p637}}:reaped:{}", world.nodes[0].id);
+        for _ in 0..2 {
+            let still = world.nodes.remove(0);
+            // As with a server that remembers too little.
+            world.command(0, &["DEL", &note]);
+            assert_eq!(world.news().await, "-ann");
+            world.until_keys(0, "test:*:reap:*", 0).await;
+            world.nodes.insert(0, still);
+            assert_eq!(world.news().await, "+ann");
         }
     });
 }
