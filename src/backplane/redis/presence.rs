@@ -457,7 +457,11 @@ impl Presences {
                 None => owns,
             };
             self.servers.refuse(&refused, now);
-            users.into_iter().for_each(|(user, dirty)| self.dirt.add(&topic, user, dirty));
+            for (user, dirty) in users {
+                // Until they are written anew nobody's grace ends there.
+                let row = if dirty.tell == Tell::Not { &mut self.anew } else { &mut self.dirt };
+                row.add(&topic, user, dirty);
+            }
         }
     }
 }

@@ -498,3 +498,32 @@ fn a_node_that_is_taken_for_dead_again_is_told_so_though_the_first_note_is_lost(
         }
     });
 }
+
+/// A node with Ann in a room, whose server is away.
+async fn ann_is_there_and_the_server_away() -> (World, TopicName) {
+    let mut world = World::new(vec![Redis::start()], Arc::new([0; PARTITIONS])).await;
+    world.start().await;
+    let room = TopicName::room("x:1");
+    world.come(0, &room, "ann");
+    assert_eq!(world.news().await, "+ann");
+    world.nodes[0].presences.lose_link(0);
+    world.set_route(0, &[]).await;
+    (world, room)
+}
+
+#[test]
+fn who_left_while_a_server_was_away_is_told_of_though_it_takes_nothing_at_first() {
+    run(async {
+        let (mut world, room) = ann_is_there_and_the_server_away().await;
+        world.command(0, &["FLUSHALL"]);
+        world.command(0, &["CONFIG", "SET", "min-replicas-to-write", "1"]);
+        world.go(0, &room, "ann");
+        world.set_route(0, &[0]).await;
+        world.go_up(0, 0);
+        // Longer than it takes until others listen again.
+        let refused_until = Instant::now() + Duration::from_secs(4);
+        world.until("it took nothing", |_| (Instant::now() > refused_until).then_some(())).await;
+        world.command(0, &["CONFIG", "SET", "min-replicas-to-write", "0"]);
+        assert_eq!(world.news().await, "-ann");
+    });
+}
