@@ -163,6 +163,7 @@ impl Presences {
     pub fn lose_link(&mut self, server: usize) {
         let owns = self.servers.owns(server);
         self.forget_watch(owns);
+        self.leftovers.look_for(owns);
         self.dirt.doubt(owns, |topic, user| self.members.member(topic, user).is_none());
         let calls = self.servers.lose_link(server);
         self.put_back(calls);
@@ -287,10 +288,15 @@ impl Presences {
         true
     }
 
-    /// Users whose place in Redis is no longer the truth.
+    /// Users whose place in Redis is no longer the truth. A server that may remember too much does not
+    /// know who is new.
     fn note_changes(&mut self) {
         while let Some(changed) = self.members.poll_event() {
+            let unknown = || self.leftovers.parts().or(self.anew.parts());
             let (tell, by) = match changed.change {
+                Change::Joined(by) if unknown().has(partition(changed.topic.as_str())) => {
+                    (Tell::IfHere, Some(by))
+                }
                 Change::Joined(by) => (Tell::IfNew, Some(by)),
                 Change::Differs => (Tell::Not, None),
                 Change::Left => (Tell::IfNew, None),
@@ -414,8 +420,14 @@ impl Presences {
 
     /// A user as they are now.
     fn user<'a>(&self, topic: &TopicName, user: &'a TopicName, dirty: Dirty) -> scripts::User<'a> {
-        let (name, tell) = (name_of(user), dirty.tell as u8);
-        match self.members.member(topic, user) {
+        let (name, member) = (name_of(user), self.members.member(topic, user));
+        let tell = match dirty.tell {
+            Tell::Not => 0,
+            Tell::IfHere if member.is_some() => 2,
+            Tell::IfNew | Tell::IfHere => 1,
+            Tell::Always => 2,
+        };
+        match member {
             Some(member) => {
                 let info = member.info.as_deref();
                 let value = read::value_written(member.connections, info);

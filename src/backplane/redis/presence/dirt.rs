@@ -23,8 +23,10 @@ pub enum Tell {
     Not = 0,
     /// If it is one: nobody had said so to Redis before.
     IfNew = 1,
+    /// In any case if the user is still here, whatever Redis remembers; if not, as above.
+    IfHere = 2,
     /// In any case: what Redis had before is not known.
-    Always = 2,
+    Always = 3,
 }
 
 /// One user to write.

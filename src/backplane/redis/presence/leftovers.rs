@@ -44,6 +44,11 @@ impl Leftovers {
         self.left = self.left.or(parts);
     }
 
+    /// Partitions that may have something still.
+    pub fn parts(&self) -> Parts {
+        self.under_way.as_ref().map_or(self.left, |(parts, _)| self.left.or(*parts))
+    }
+
     /// Goes on, with what is `up`. What was found, when it has come; an error is for the log.
     pub fn poll(
         &mut self,

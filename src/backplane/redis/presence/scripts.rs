@@ -66,7 +66,7 @@ pub struct User<'a> {
     pub name: &'a str,
     /// What stands there; empty: the user has left.
     pub value: String,
-    /// Whether it is told (`Tell` as a number).
+    /// Whether it is told: 0, no; 1, if it changes anything; 2, in any case.
     pub tell: u8,
     /// What is told.
     pub news: Vec<u8>,

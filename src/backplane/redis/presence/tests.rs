@@ -527,3 +527,25 @@ fn who_left_while_a_server_was_away_is_told_of_though_it_takes_nothing_at_first(
         assert_eq!(world.news().await, "-ann");
     });
 }
+
+#[test]
+fn who_comes_is_told_of_though_a_server_remembers_them_from_before() {
+    run(async {
+        let (mut world, room) = ann_is_there_and_the_server_away().await;
+        // It is another one, which has Bob of before.
+        let (part, room_name) = (partition(room.as_str()), room.as_str());
+        let users = format!("test:{{p{part}}}:pr:{room_name}:{}", world.nodes[0].id);
+        assert_eq!(world.command(0, &["HSET", &users, "bob", "1"]), "1");
+        assert_eq!(world.command(0, &["HLEN", &users]), "2");
+        for user in ["bob", "cid", "dan"] {
+            world.come(0, &room, user);
+        }
+        world.go(0, &room, "dan");
+        world.set_route(0, &[0]).await;
+        world.go_up(0, 0);
+        assert_eq!(world.news().await, "+bob");
+        assert_eq!(world.news().await, "+cid");
+        world.come(0, &room, "eve");
+        assert_eq!(world.news().await, "+eve", "and nothing of Dan, who never was");
+    });
+}
