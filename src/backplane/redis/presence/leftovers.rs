@@ -5,22 +5,29 @@
 //! a server has of this node is read, too, some partitions at a time, and who is not here is written
 //! as gone. Not a word is said of them: their leaving was told when they left.
 //!
-//! Whether somebody is here is asked when they are written, so what was read may be late.
+//! Whether somebody is here is asked when they are written, so what was read may be late. A room is
+//! read page by page: one with a million users would hold up every delivery.
 //!
 //! Invariant: a partition is left until it was read without an error.
 
 use super::keys::Keys;
 use super::parts::Parts;
 use crate::backplane::redis::link::{Reply, poll_reply, send};
+use crate::backplane::redis::names::partition;
 use crate::backplane::redis::route::Route;
 use crate::ids::{TopicName, is_name};
 use redis::aio::MultiplexedConnection;
 use redis::{RedisResult, pipe};
+use std::collections::VecDeque;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-/// Partitions that are read in one step.
+/// Partitions whose rooms are read in one step.
 const PARTS_PER_STEP: usize = 16;
+/// Rooms of which a page is read at once.
+const ROOMS_PER_PAGE: usize = 32;
+/// About so many users of a room are a page.
+const USERS_PER_PAGE: usize = 256;
 /// How long to wait after an error.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -32,11 +39,23 @@ pub type Found = Vec<(TopicName, Vec<TopicName>)>;
 pub struct Leftovers {
     /// What is to be read.
     left: Parts,
-    under_way: Option<(Parts, Reply<Found>)>,
+    /// What is being read.
+    step: Parts,
+    /// Its rooms, and where the next page of each begins.
+    rooms: VecDeque<(TopicName, u64)>,
+    under_way: Option<UnderWay>,
     /// The partition whose turn it is.
     next: u16,
     paused_until: Option<Instant>,
 }
+
+enum UnderWay {
+    Rooms(Reply<Vec<TopicName>>),
+    Users(Reply<Vec<Page>>),
+}
+
+/// Users of a room, and where the next ones begin; 0: there are no more.
+type Page = (TopicName, u64, Vec<TopicName>);
 
 impl Leftovers {
     /// These may have something.
@@ -46,7 +65,7 @@ impl Leftovers {
 
     /// Partitions that may have something still.
     pub fn parts(&self) -> Parts {
-        self.under_way.as_ref().map_or(self.left, |(parts, _)| self.left.or(*parts))
+        self.left.or(self.step)
     }
 
     /// Goes on, with what is `up`. What was found, when it has come; an error is for the log.
@@ -60,45 +79,98 @@ impl Leftovers {
         if self.under_way.is_none() && self.paused_until.is_none_or(|until| until <= now) {
             self.begin(cx, (route, up), keys);
         }
-        let (parts, reply) = self.under_way.as_mut()?;
-        let Poll::Ready(found) = poll_reply(reply, cx) else { return None };
-        if found.is_err() {
-            self.left = self.left.or(*parts);
-            self.paused_until = Some(now + PAUSE);
-        }
+        let landed = match self.under_way.as_mut()? {
+            UnderWay::Rooms(reply) => {
+                let Poll::Ready(rooms) = poll_reply(reply, cx) else { return None };
+                rooms.map(|rooms| self.rooms.extend(rooms.into_iter().map(|room| (room, 0))))
+            }
+            .map(|()| Found::new()),
+            UnderWay::Users(reply) => {
+                let Poll::Ready(pages) = poll_reply(reply, cx) else { return None };
+                pages.map(|pages| self.turn(pages))
+            }
+        };
         self.under_way = None;
-        Some(found)
+        if landed.is_err() {
+            self.give_up();
+            self.paused_until = Some(now + PAUSE);
+        } else if self.rooms.is_empty() {
+            self.step = Parts::default();
+        }
+        Some(landed)
+    }
+
+    /// The next pages are due.
+    fn turn(&mut self, pages: Vec<Page>) -> Found {
+        let mut found = Found::new();
+        for (room, next, users) in pages {
+            if next != 0 {
+                self.rooms.push_back((room.clone(), next));
+            }
+            found.push((room, users));
+        }
+        found
+    }
+
+    /// The step begins anew, another time.
+    fn give_up(&mut self) {
+        self.left = self.left.or(self.step);
+        self.step = Parts::default();
+        self.rooms.clear();
     }
 
     fn begin(&mut self, cx: &mut Context<'_>, (route, up): (&Route, Parts), keys: &Keys) {
+        let Some((room, _)) = self.rooms.front() else {
+            return self.begin_step(cx, (route, up), keys);
+        };
+        let (is_up, server) = (up.has(partition(room.as_str())), route.server_of(room.as_str()));
+        let Some(cmd) = route.cmd(server).filter(|_| is_up) else { return self.give_up() };
+        let some = self.rooms.len().min(ROOMS_PER_PAGE);
+        let some = self.rooms.drain(..some).collect();
+        self.under_way = Some(UnderWay::Users(send(cx, users(cmd.clone(), keys.clone(), some))));
+    }
+
+    fn begin_step(&mut self, cx: &mut Context<'_>, (route, up): (&Route, Parts), keys: &Keys) {
         let Some(first) = self.left.and(up).next_from(self.next) else { return };
         let server = route.server_at(first);
         let Some(cmd) = route.cmd(server) else { return };
         let is_there = |part: &u16| *part >= first && route.server_at(*part) == server;
         let some: Vec<u16> = self.left.iter().filter(is_there).take(PARTS_PER_STEP).collect();
         self.next = some.last().expect("the first is one of them") + 1;
-        let parts: Parts = some.iter().copied().collect();
-        self.left = self.left.without(parts);
-        self.under_way = Some((parts, send(cx, read(cmd.clone(), keys.clone(), some))));
+        self.step = some.iter().copied().collect();
+        self.left = self.left.without(self.step);
+        self.under_way = Some(UnderWay::Rooms(send(cx, rooms(cmd.clone(), keys.clone(), some))));
     }
 }
 
-async fn read(mut cmd: MultiplexedConnection, keys: Keys, parts: Vec<u16>) -> RedisResult<Found> {
+async fn rooms(
+    mut cmd: MultiplexedConnection,
+    keys: Keys,
+    parts: Vec<u16>,
+) -> RedisResult<Vec<TopicName>> {
     let mut rooms = pipe();
     parts.iter().for_each(|part| _ = rooms.cmd("SMEMBERS").arg(keys.index(*part, &keys.me)));
     let rooms: Vec<Vec<String>> = rooms.query_async(&mut cmd).await?;
-    let topics: Vec<TopicName> =
-        rooms.iter().flatten().filter_map(|room| TopicName::parse(room)).collect();
-    if topics.is_empty() {
-        return Ok(Found::new());
+    Ok(rooms.iter().flatten().filter_map(|room| TopicName::parse(room)).collect())
+}
+
+async fn users(
+    mut cmd: MultiplexedConnection,
+    keys: Keys,
+    rooms: Vec<(TopicName, u64)>,
+) -> RedisResult<Vec<Page>> {
+    let mut pages = pipe();
+    for (room, from) in &rooms {
+        let key = keys.users(room.as_str(), &keys.me);
+        pages.cmd("HSCAN").arg(key).arg(from).arg("COUNT").arg(USERS_PER_PAGE);
     }
-    let mut users = pipe();
-    for topic in &topics {
-        users.cmd("HKEYS").arg(keys.users(topic.as_str(), &keys.me));
-    }
-    let users: Vec<Vec<String>> = users.query_async(&mut cmd).await?;
-    let named = |names: Vec<String>| {
-        names.iter().filter(|name| is_name(name)).map(|name| TopicName::user(name)).collect()
+    let pages: Vec<(u64, Vec<Vec<u8>>)> = pages.query_async(&mut cmd).await?;
+    let named = |name: &Vec<u8>| {
+        let name = std::str::from_utf8(name).ok().filter(|name| is_name(name))?;
+        Some(TopicName::user(name))
     };
-    Ok(topics.into_iter().zip(users.into_iter().map(named)).collect())
+    let page = |((room, _), (next, names)): (_, (u64, Vec<Vec<u8>>))| {
+        (room, next, names.iter().step_by(2).filter_map(named).collect())
+    };
+    Ok(rooms.into_iter().zip(pages).map(page).collect())
 }

@@ -549,3 +549,24 @@ fn who_comes_is_told_of_though_a_server_remembers_them_from_before() {
         assert_eq!(world.news().await, "+eve", "and nothing of Dan, who never was");
     });
 }
+
+#[test]
+fn a_room_full_of_users_who_are_gone_is_cleared_page_by_page() {
+    run(async {
+        let (mut world, room) = ann_is_there_and_the_server_away().await;
+        let (part, room_name) = (partition(room.as_str()), room.as_str());
+        let users = format!("test:{{p{part}}}:pr:{room_name}:{}", world.nodes[0].id);
+        let names: Vec<String> = (0..3000).map(|number| format!("gone-{number}")).collect();
+        let mut command = vec!["HSET", &users];
+        names.iter().for_each(|name| command.extend([&name[..], "1"]));
+        assert_eq!(world.command(0, &command), "3000");
+        world.set_route(0, &[0]).await;
+        world.go_up(0, 0);
+        world
+            .until("only Ann is left", |world| {
+                (world.command(0, &["HLEN", &users]) == "1").then_some(())
+            })
+            .await;
+        assert_eq!(world.command(0, &["HKEYS", &users]), "ann");
+    });
+}
