@@ -43,12 +43,15 @@ struct Pending {
     info: Option<Info>,
     /// Whether it acknowledges what it hears.
     ack: bool,
+    /// It is a member already and stays one: it only asks where the history is.
+    stays: bool,
 }
 
 impl Pendings {
-    /// How many rooms a connection is about to be in.
+    /// How many rooms a connection is about to be in, those that it is in already not counted.
     pub(super) fn len(&self, conn: ConnId) -> usize {
-        self.of.get(&conn).map_or(0, Vec::len)
+        let of = self.of.get(&conn).into_iter().flatten();
+        of.filter(|pending| !pending.stays).count()
     }
 
     /// Whether a connection is about to be in a topic.
@@ -67,11 +70,18 @@ impl Pendings {
         self.of.remove(&conn);
     }
 
-    fn add(&mut self, conn: ConnId, topic: TopicId, id: Option<RequestId>, wish: Wish<'_>) -> u64 {
+    fn add(
+        &mut self,
+        conn: ConnId,
+        topic: TopicId,
+        id: Option<RequestId>,
+        wish: Wish<'_>,
+        stays: bool,
+    ) -> u64 {
         self.tickets += 1;
         let (ticket, topic_index) = (self.tickets, topic.0.index);
         let (info, ack) = (wish.info.map(Into::into), wish.ack);
-        let pending = Pending { ticket, topic: topic_index, id, info, ack };
+        let pending = Pending { ticket, topic: topic_index, id, info, ack, stays };
         self.of.entry(conn).or_default().push(pending);
         *self.pins.entry(topic.0.index).or_default() += 1;
         self.tickets
@@ -146,8 +156,9 @@ impl Shard {
         id: Option<RequestId>,
     ) {
         let since = wish.since;
-        let ticket = self.pendings.add(conn, at, id, wish);
         let slot = self.conns.get(conn.0).and_then(|c| c.joined.find(at.0.index));
+        let stays = slot.is_some() && since.is_none();
+        let ticket = self.pendings.add(conn, at, id, wish, stays);
         if let Some(slot) = slot.filter(|_| since.is_some()) {
             self.leave_at(conn, slot); // pinned: the topic stays
             self.counters.leaves += 1;

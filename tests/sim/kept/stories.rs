@@ -213,6 +213,25 @@ fn a_second_join_while_the_first_waits_is_refused_and_the_first_is_answered() {
     check(&mut people);
 }
 
+/// TINY lets a connection be in three rooms.
+#[test]
+fn who_asks_where_a_history_is_may_still_be_in_as_many_rooms_as_others() {
+    let mut people = building();
+    let ann = arrive_in(&mut people, "ann");
+    people.join(ann, "kept:b", None);
+    people.world.run();
+    texts(&mut people, ann);
+    asleep(&mut people, |people| {
+        people.join(ann, ROOM, None);
+        people.join(ann, "kept:c", None);
+        people.join(ann, "kept:d", None);
+    });
+    assert_eq!(texts(&mut people, ann), ["error too_many_rooms"], "the fourth");
+    people.world.run();
+    assert_eq!(texts(&mut people, ann), ["ok kept:a", "ok kept:c"]);
+    check(&mut people);
+}
+
 #[test]
 fn a_publish_behind_a_join_that_waits_is_accepted_and_heard_by_who_said_it() {
     let mut people = building();
