@@ -456,8 +456,11 @@ impl Shard {
 
     /// `conn` gives up the membership at `slot`; tells the backplane about the last.
     pub(super) fn leave_at(&mut self, conn: ConnId, slot: usize) {
-        let c = self.conns.get(conn.0).expect("whoever leaves is here");
+        let c = self.conns.get_mut(conn.0).expect("whoever leaves is here");
         let index = c.joined.get(slot).expect("a slot that was just looked up").topic;
+        if let Some(outbox) = &mut c.outbox {
+            outbox.leave(self.hub.id_at(index));
+        }
         self.unattend(conn, index);
         self.end_acks(conn, index);
         let round = self.hub.at(index).round;

@@ -62,7 +62,8 @@ enum Kind {
 /// A room that has, or had, something loose here.
 #[derive(Debug)]
 struct Room {
-    at: TopicId,
+    /// `None`: the peer has left it, and what else comes of it is for another stay.
+    at: Option<TopicId>,
     name: TopicName,
     slow: SlowConsumer,
     bytes_max: usize,
@@ -127,11 +128,11 @@ impl Outbox {
     /// Where a room stands here, by which [`Outbox::push_loose`] knows it. `name` and `policy` are
     /// looked at when it was not here yet.
     pub fn room(&mut self, at: TopicId, name: &TopicName, policy: &Policy) -> usize {
-        if let Some(place) = self.rooms.iter().position(|room| room.at == at) {
+        if let Some(place) = self.rooms.iter().position(|room| room.at == Some(at)) {
             return place;
         }
         let room = Room {
-            at,
+            at: Some(at),
             name: name.clone(),
             slow: policy.slow_consumer,
             bytes_max: policy.slow_bytes_max,
@@ -154,6 +155,12 @@ impl Outbox {
                 self.rooms.len() - 1
             }
         }
+    }
+
+    /// The peer leaves a room. What gives way of it from here on is told before that: should it come
+    /// back, it has not lost that.
+    pub fn leave(&mut self, at: TopicId) {
+        self.rooms.iter_mut().filter(|room| room.at == Some(at)).for_each(|room| room.at = None);
     }
 
     /// Queues frames of a room. What is too much gives way: older ones of the room, then they

@@ -266,6 +266,28 @@ fn a_member_who_leaves_while_its_messages_wait_hears_them_and_then_that_it_left(
     assert_eq!(heard[1], "lost 8 drop:r");
 }
 
+#[test]
+fn who_comes_back_is_not_told_of_what_was_lost_before_they_left() {
+    let mut world = world();
+    let (ann, bob) =
+        (member(&mut world, "ann", &["drop:r"]), member(&mut world, "bob", &["drop:r"]));
+    stops_reading(&mut world, bob, 100);
+    (0..12).for_each(|_| _ = says(&mut world, ann, "r:drop:r"));
+    world.leave(bob, "drop:r");
+    world.join(bob, "drop:r");
+    (0..12).for_each(|_| _ = says(&mut world, ann, "r:drop:r"));
+    let heard = reads(&mut world, bob);
+    let stays: Vec<_> = heard.split(|text| text == "ok").collect();
+    assert_eq!((stays.len(), stays[1].len()), (3, 0), "{heard:?}");
+    for stay in [stays[0], stays[2]] {
+        let messages = stay.iter().map(|text| match text.strip_prefix("lost ") {
+            Some(lost) => lost.split(' ').next().unwrap().parse().unwrap(),
+            None => 1,
+        });
+        assert_eq!(messages.sum::<u64>(), 12, "{heard:?}");
+    }
+}
+
 /// One random day: rooms of each policy, members of all paces; then everybody reads.
 fn day(seed: u64) -> World {
     // The backplane drops nothing here: it would count what somebody did not want to hear.
