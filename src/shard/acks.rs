@@ -68,6 +68,9 @@ struct Member {
     conn: ConnId,
     /// The last message that it has acknowledged, and all before it.
     offset: u64,
+    /// The epoch of the first message that it had to: what was brought back may be of an earlier one
+    /// than all that was handed out here.
+    began: u64,
     /// Since when it is asked to.
     since_ms: u64,
 }
@@ -132,10 +135,15 @@ impl Room {
         if !is_newer {
             return; // told meanwhile by a newer one
         }
-        if at.epoch != self.top.epoch && before < self.top.offset {
+        let was_unknown = self.top.epoch == 0;
+        if was_unknown || (at.epoch != self.top.epoch && before < self.top.offset) {
             self.began = at.epoch;
             self.marks = Marks::default();
-            self.members.iter_mut().for_each(|member| member.offset = member.offset.min(before));
+            for member in &mut self.members {
+                // Who came when nobody knew where it was has nothing to acknowledge of before.
+                member.offset = if was_unknown { before } else { member.offset.min(before) };
+                member.began = at.epoch;
+            }
         }
         self.top = at;
         self.marks.note(at.offset, now_ms, self.timeout_ms);
@@ -144,7 +152,7 @@ impl Room {
     fn acknowledge(&mut self, conn: ConnId, up_to: UpTo) -> Result<(), Refused> {
         let place = *self.places.get(&conn).ok_or(Refused::NotAsked)? as usize;
         let epoch = up_to.epoch.unwrap_or(self.top.epoch);
-        if epoch < self.began {
+        if epoch < self.began.min(self.members[place].began) {
             return Ok(()); // of a history that is over
         }
         if epoch > self.top.epoch || up_to.offset > self.top.offset {
@@ -184,25 +192,28 @@ impl Acks {
         }
     }
 
-    /// A member acknowledges from here on. `at` is where the history is, `heard` what it has heard of
-    /// it already.
+    /// A member acknowledges from here on. `at` is where the history is, epoch 0 if nobody could tell;
+    /// `heard` what it has heard of it already.
     fn admit(
         &mut self,
         topic: u32,
         conn: ConnId,
         timeout_ms: u64,
         at: Position,
-        heard: u64,
+        heard: Position,
         now_ms: u64,
     ) {
         let room = self.rooms.entry(topic).or_insert_with(|| Room::new(timeout_ms, at));
         room.advance(at, at.offset, now_ms);
-        if room.members.is_empty() && heard < at.offset {
+        // Where it is not known what it has heard, it has nothing to do with what was said before.
+        let heard = if at.epoch == 0 { room.top } else { heard };
+        if room.members.is_empty() && heard.offset < at.offset {
             room.marks.note(at.offset, now_ms, timeout_ms);
         }
         if !room.places.contains_key(&conn) {
             room.places.insert(conn, room.members.len() as u32);
-            room.members.push(Member { conn, offset: heard, since_ms: now_ms });
+            let Position { epoch: began, offset } = heard;
+            room.members.push(Member { conn, offset, began, since_ms: now_ms });
             self.members += 1;
         }
     }
@@ -273,17 +284,24 @@ impl Shard {
         conn: ConnId,
         at: TopicId,
         position: Position,
+        since: Option<Position>,
         recovery: Recovery,
     ) {
         let now_ms = self.life.now_ms;
         let topic = self.hub.get_mut(at).expect("it was just admitted to it");
         topic.has_acks = true;
         let timeout_ms = self.config.namespaces.policy(topic.name().kind()).ack_timeout_ms;
-        let missed = match recovery {
-            Recovery::Recovered { messages } | Recovery::Replaced { messages } => messages,
-            Recovery::NotAsked | Recovery::NotRecovered(_) => 0,
+        let heard = match (recovery, since) {
+            (Recovery::Recovered { messages }, Some(since)) => {
+                let offset = position.offset.saturating_sub(messages);
+                Position { epoch: since.epoch, offset }
+            }
+            // What follows was said in this very epoch.
+            (Recovery::Replaced { messages }, _) => {
+                Position { offset: position.offset.saturating_sub(messages), ..position }
+            }
+            _ => position,
         };
-        let heard = position.offset.saturating_sub(missed);
         self.acks.admit(at.0.index, conn, timeout_ms, position, heard, now_ms);
     }
 
@@ -364,7 +382,7 @@ mod tests {
     /// Room 3, and one member who has heard everything up to offset 10.
     fn acks() -> Acks {
         let mut acks = Acks::default();
-        acks.admit(3, conn(1), TIMEOUT_MS, at(7, 10), 10, 0);
+        acks.admit(3, conn(1), TIMEOUT_MS, at(7, 10), at(7, 10), 0);
         acks
     }
 
@@ -404,11 +422,11 @@ mod tests {
         let mut acks = acks();
         acks.note(3, &frame(at(7, 20)), 100);
         acks.acknowledge(3, conn(1), up_to(20)).unwrap();
-        acks.admit(3, conn(2), TIMEOUT_MS, at(7, 20), 5, 100_000);
+        acks.admit(3, conn(2), TIMEOUT_MS, at(7, 20), at(7, 5), 100_000);
         assert_eq!(report(&mut acks, 100_100), (2, 0, Some(5)), "it has just come");
         assert_eq!(report(&mut acks, 101_600), (2, 1, Some(5)));
         let mut first = Acks::default();
-        first.admit(3, conn(2), TIMEOUT_MS, at(7, 20), 5, 100_000);
+        first.admit(3, conn(2), TIMEOUT_MS, at(7, 20), at(7, 5), 100_000);
         assert_eq!(report(&mut first, 101_700), (1, 1, Some(5)), "also if nothing is said again");
     }
 
@@ -433,7 +451,7 @@ mod tests {
         let mut acks = acks();
         acks.note(3, &frame(at(8, 11)), 0);
         acks.acknowledge(3, conn(1), of(7, 10)).unwrap();
-        acks.admit(3, conn(2), TIMEOUT_MS, at(9, 11), 11, 0);
+        acks.admit(3, conn(2), TIMEOUT_MS, at(9, 11), at(9, 11), 0);
         acks.acknowledge(3, conn(1), of(8, 11)).unwrap();
         assert_eq!(report(&mut acks, 0), (2, 0, Some(11)));
         acks.note(3, &frame(at(10, 1)), 0);
@@ -450,10 +468,10 @@ mod tests {
     fn who_leaves_leaves_nothing_behind() {
         let mut acks = acks();
         for index in 2..100 {
-            acks.admit(3, conn(index), TIMEOUT_MS, at(7, 10), 10, 0);
-            acks.admit(index + 10, conn(index), TIMEOUT_MS, at(7, 10), 0, 0);
+            acks.admit(3, conn(index), TIMEOUT_MS, at(7, 10), at(7, 10), 0);
+            acks.admit(index + 10, conn(index), TIMEOUT_MS, at(7, 10), at(7, 0), 0);
         }
-        acks.admit(3, conn(2), TIMEOUT_MS, at(7, 10), 10, 0);
+        acks.admit(3, conn(2), TIMEOUT_MS, at(7, 10), at(7, 10), 0);
         assert_eq!(acks.members(), 99 + 98, "nobody stands twice");
         acks.look(10_000);
         assert_eq!(acks.lagging(), 98);
@@ -469,7 +487,7 @@ mod tests {
     fn a_million_members_are_looked_at_a_share_at_a_time() {
         let mut acks = Acks::default();
         let all = 3 * LOOKS_PER_TICK as u32;
-        (0..all).for_each(|index| acks.admit(3, conn(index), TIMEOUT_MS, at(7, 10), 0, 0));
+        (0..all).for_each(|index| acks.admit(3, conn(index), TIMEOUT_MS, at(7, 10), at(7, 0), 0));
         acks.look(10_000);
         assert_eq!(acks.lagging(), 0, "not all of them yet");
         (0..4).for_each(|_| acks.look(10_000));

@@ -14,7 +14,7 @@
 
 use super::Shard;
 use super::commands::{No, Wish};
-use crate::ids::{ConnId, TopicId, TopicKind, TopicName};
+use crate::ids::{ConnId, Position, TopicId, TopicKind, TopicName};
 use crate::link::{
     AskHistory, HistoryTo, NoHistory, Recover, Recovered, Said, ToldHistory, Uplink,
 };
@@ -39,6 +39,8 @@ struct Pending {
     /// The topic's index.
     topic: u32,
     id: Option<RequestId>,
+    /// What it has heard already.
+    since: Option<Position>,
     /// What its user says of themselves, where presence is on.
     info: Option<Info>,
     /// Whether it acknowledges what it hears.
@@ -80,8 +82,9 @@ impl Pendings {
     ) -> u64 {
         self.tickets += 1;
         let (ticket, topic_index) = (self.tickets, topic.0.index);
-        let (info, ack) = (wish.info.map(Into::into), wish.ack);
-        let pending = Pending { ticket, topic: topic_index, id, info, ack, stays };
+        let Wish { since, info, ack } = wish;
+        let info = info.map(Into::into);
+        let pending = Pending { ticket, topic: topic_index, id, since, info, ack, stays };
         self.of.entry(conn).or_default().push(pending);
         *self.pins.entry(topic.0.index).or_default() += 1;
         self.tickets
@@ -206,7 +209,7 @@ impl Shard {
             self.attend(conn, &name, pending.info, is_new);
         }
         if pending.ack {
-            self.begin_acks(conn, at, position, recovery);
+            self.begin_acks(conn, at, position, pending.since, recovery);
         }
         let position = Some(position);
         self.say(

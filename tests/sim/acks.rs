@@ -1,10 +1,13 @@
 //! Members who acknowledge what they hear: who lags, and when.
 
+use crate::bare::{Bare, limits};
 use crate::peer::Frame;
 use crate::world::{Say, World};
+use campanile::ids::Position;
 use campanile::limits::Limits;
-use campanile::link::{AckReport, Downlink, Inspect, RoomReport};
+use campanile::link::{AckReport, Downlink, FrameSet, Inspect, Recovered, RoomReport, Uplink};
 use campanile::namespaces::Namespaces;
+use campanile::protocol::{Recovery, Unrecovered};
 use std::sync::{Arc, mpsc};
 
 const SPACES: &str = "kept: history_size=100, acks=true, ack_timeout_ms=1600; mute: history_size=9";
@@ -193,4 +196,115 @@ fn what_is_brought_back_is_to_be_acknowledged_too() {
     let join = format!(r#""type":"join","room_id":"{ROOM}",{since}"#);
     assert_eq!(ask(&mut world, bob, &join), "ok");
     assert_eq!(report(&mut world, 0), (1, 0, Some(5)));
+}
+
+/// One shard, whose backplane says what a story wants it to.
+struct Told {
+    bare: Bare,
+}
+
+impl Told {
+    fn new() -> Told {
+        Told { bare: Bare::with(limits(), Arc::new(Namespaces::read(SPACES).unwrap())) }
+    }
+
+    /// Somebody who acknowledges comes in; the backplane answers so.
+    fn joins(&mut self, user: &str, since: &str, position: Position, recovery: Recovery) -> usize {
+        let wire = self.bare.open(user, &[]);
+        let join = format!(r#"{{"type":"join","room_id":"{ROOM}","ack":true{since}}}"#);
+        self.bare.read(wire, 1, join.as_bytes());
+        while let Some(item) = self.bare.shard.poll_uplink() {
+            if let Uplink::Recover(ask) = item {
+                let (at, conn, ticket) = (ask.at, ask.conn, ask.ticket);
+                let missed = bytes::Bytes::new();
+                let answer = Recovered { at, conn, ticket, position, recovery, missed };
+                self.bare.topics.insert(ROOM.to_owned(), at);
+                let answer = Downlink::Recovered(Box::new(answer));
+                self.bare.shard.handle_downlink(answer, self.bare.now_ms);
+            }
+        }
+        self.bare.settle();
+        wire
+    }
+
+    /// A message, as the backplane hands it out.
+    fn hears(&mut self, Position { epoch, offset }: Position) {
+        let text = format!(
+            r#"{{"type":"message","room_id":"{ROOM}","payload":1,"epoch":"{epoch}","offset":{offset}}}"#
+        );
+        let frames = FrameSet::new([crate::peer::server_frame(&text).into()]);
+        let to = self.bare.topics[ROOM];
+        self.bare.shard.handle_downlink(Downlink::Deliver { to, frames, except: None }, 0);
+        self.bare.settle();
+    }
+
+    fn acks(&mut self, wire: usize, Position { epoch, offset }: Position) {
+        let ack =
+            format!(r#"{{"type":"ack","room_id":"{ROOM}","epoch":"{epoch}","offset":{offset}}}"#);
+        self.bare.read(wire, 1, ack.as_bytes());
+        self.bare.settle();
+    }
+
+    fn passes(&mut self, ms: u64) {
+        self.bare.now_ms += ms;
+        self.bare.shard.handle_timeout(self.bare.now_ms);
+        self.bare.settle();
+    }
+
+    /// How many lag, and what all have acknowledged.
+    fn report(&mut self) -> (usize, Option<u64>) {
+        let (tell, told) = mpsc::channel();
+        let reply: Box<dyn FnOnce(Option<RoomReport>) + Send> =
+            Box::new(move |report| tell.send(report).expect("it is waited for"));
+        let question = Downlink::Inspect(Inspect::Room { room: ROOM.to_owned(), reply });
+        self.bare.shard.handle_downlink(question, self.bare.now_ms);
+        let acks = told.recv().expect("it answers at once").expect("it is there").acks;
+        (acks.lagging, acks.lowest_offset)
+    }
+}
+
+fn at(epoch: u64, offset: u64) -> Position {
+    Position { epoch, offset }
+}
+
+/// After a failover a history goes on under another epoch, and what is brought back of it says the
+/// one under which it was said.
+#[test]
+fn what_was_said_before_a_failover_is_brought_back_after_it_and_can_be_acknowledged() {
+    let mut told = Told::new();
+    let since = r#","since":{"epoch":"7","offset":4}"#;
+    let brought = Recovery::Recovered { messages: 3 };
+    let ann = told.joins("ann", since, at(9, 7), brought);
+    assert_eq!(told.report(), (0, Some(4)));
+    told.acks(ann, at(7, 6));
+    assert_eq!(told.report(), (0, Some(6)));
+    told.acks(ann, at(7, 7));
+    told.passes(1600 + LATE_MS);
+    assert_eq!(told.report(), (0, Some(7)));
+    // Who was brought nothing of the earlier one has nothing of it to acknowledge.
+    let bob = told.joins("bob", "", at(9, 7), Recovery::NotAsked);
+    told.hears(at(9, 8));
+    told.acks(bob, at(7, 8));
+    told.acks(ann, at(9, 8));
+    assert_eq!(told.report(), (0, Some(7)));
+}
+
+#[test]
+fn who_could_not_be_told_where_the_history_is_does_not_lag_behind_what_was_said_before() {
+    let mut told = Told::new();
+    let ann = told.joins("ann", "", at(9, 7), Recovery::NotAsked);
+    told.hears(at(9, 8));
+    told.acks(ann, at(9, 8));
+    told.passes(1600 + LATE_MS);
+    let unknown = Recovery::NotRecovered(Unrecovered::Overload);
+    let since = r#","since":{"epoch":"9","offset":4}"#;
+    let bob = told.joins("bob", since, at(0, 0), unknown);
+    told.passes(1600 + LATE_MS);
+    assert_eq!(told.report(), (0, Some(8)), "bob was handed nothing");
+    told.hears(at(9, 9));
+    told.acks(ann, at(9, 9));
+    told.passes(1600 + LATE_MS);
+    assert_eq!(told.report(), (1, Some(8)));
+    told.acks(bob, at(9, 9));
+    assert_eq!(told.report(), (0, Some(9)));
 }
