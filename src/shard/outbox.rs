@@ -412,7 +412,8 @@ impl Outbox {
         assert_eq!(self.empty, self.queue.iter().filter(|slice| slice.bytes.is_empty()).count());
         for room in &self.rooms {
             assert!(room.gap.is_none(), "what gave way is told");
-            assert_eq!(room.lost > 0, room.notice.is_some());
+            // Of what was lost before it came here it may not be known how much it was: 0.
+            assert!(room.lost == 0 || room.notice.is_some());
         }
     }
 }

@@ -206,6 +206,19 @@ fn what_was_lost_before_it_came_here_is_counted_too() {
     assert_eq!(told.counters.slow_dropped, 2);
 }
 
+/// A history that is another one by now has lost nobody knows how many.
+#[test]
+fn a_loss_of_unknown_size_gives_way_like_any_other_and_is_told() {
+    let mut told = Told::new("d: slow_consumer=drop_oldest, slow_bytes_max=256", 2000);
+    let text = |n: u32| format!("{n:0>110}");
+    told.reply("before");
+    let _queued = told.says("d:x", &lost("d:x", 0), Says::Lost(0));
+    told.message("d:x", &text(0));
+    told.message("d:x", &text(1));
+    assert_eq!(told.heard(), ["before", &lost("d:x", 0), &text(0), &text(1)]);
+    assert_eq!(told.counters.slow_dropped, 0);
+}
+
 #[test]
 fn what_is_loose_gives_way_to_replies_and_only_replies_fill_an_outbox() {
     let mut told = Told::new("default: slow_consumer=drop_oldest", 500);
