@@ -239,9 +239,9 @@ impl Shard {
         None
     }
 
-    /// Whether this shard has ended: drained, and nobody is left.
+    /// Whether this shard has ended: drained, and nobody is left, nor anything to say for them.
     pub fn is_drained(&self) -> bool {
-        self.life.drain.is_some() && self.conns.is_empty()
+        self.life.drain.is_some() && self.conns.is_empty() && self.uplink.is_empty()
     }
 
     /// Begins the end of an open connection, from our side or as an answer. It is out of every

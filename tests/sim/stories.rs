@@ -767,3 +767,22 @@ fn a_drain_tells_everyone_to_reconnect_spread_over_its_time() {
     assert!(world.towers[0].shard.is_drained());
     assert_eq!(world.listened_for(), [""; 0]);
 }
+
+#[test]
+fn a_shard_has_not_ended_while_what_it_was_told_waits_for_room_in_the_window() {
+    let mut world = World::tiny();
+    let ann = world.connect_to(0, "ann", &["a"]);
+    world.backplane_sleeps = true;
+    (0..6).for_each(|_| _ = world.send_message(ann, "r:a", Say::default()));
+    world.send_close(ann);
+    assert!(world.read(ann, 10_000), "all of it at once");
+    world.say_down(0, Downlink::Drain { over_ms: 0 });
+    world.run();
+    assert!(world.clients[ann].gone);
+    assert!(world.towers[0].shard.uplink_waiting() > 0);
+    assert!(!world.towers[0].shard.is_drained(), "it would take all of that with it");
+    world.backplane_sleeps = false;
+    world.run();
+    assert_eq!(world.backplane.said.len(), 6);
+    assert!(world.towers[0].shard.is_drained());
+}
