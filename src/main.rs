@@ -89,7 +89,7 @@ fn build(plan: Arc<Plan>, ports: start::Ports) -> Result<drain::Tower, Failure> 
 
     let (own_plan, mirror, own_health) =
         (plan.clone(), Arc::clone(&backplane_mirror), health.clone());
-    start::thread("backplane".into(), &health, move || {
+    let backplane = start::thread("backplane".into(), &health, move || {
         start::settle_backplane(&own_plan);
         backplane::run(own_plan, backplane_end, mirror, own_health);
         Ok(())
@@ -107,5 +107,6 @@ fn build(plan: Arc<Plan>, ports: start::Ports) -> Result<drain::Tower, Failure> 
         start::settle(setup.plan.scheduling, &setup.plan.other_cores);
         ops::run(setup)
     })?;
-    Ok(drain::Tower { plan, health, ops: ops_end, shards: shard_threads, held: ports.held })
+    let (ops, shards, held) = (ops_end, shard_threads, ports.held);
+    Ok(drain::Tower { plan, health, ops, shards, backplane, held })
 }

@@ -1,7 +1,8 @@
 //! From the first ready moment to the end: signals, the drain, the exit code.
 //!
 //! The first SIGTERM or SIGINT makes the node not ready and tells every shard to send its clients
-//! away, spread over `drain_ms`. The second one ends the process on the spot.
+//! away, spread over `drain_ms`; it ends when the shards have, and the backplane behind them. The
+//! second one ends the process on the spot.
 //!
 //! Invariant: runs on the main thread, which does nothing else; a few wakes a second are all.
 
@@ -30,6 +31,8 @@ pub struct Tower {
     pub ops: OpsEnd,
     /// The shards' threads, in the order of their ids.
     pub shards: Vec<JoinHandle<()>>,
+    /// The backplane's thread. It ends by itself behind the last shard, when no publish waits.
+    pub backplane: JoinHandle<()>,
     /// The public port's number, held for as long as the node lives.
     pub held: Socket,
 }
@@ -89,7 +92,7 @@ fn announce(tower: &Tower, signals: &mut Signals) -> Result<Option<i32>, Stuck> 
 }
 
 fn drain(tower: Tower, signals: &mut Signals) -> ExitCode {
-    let Tower { plan, health, ops, shards, .. } = tower;
+    let Tower { plan, health, ops, shards, backplane, .. } = tower;
     health.set_draining();
     let over_ms = plan.drain_ms;
     let patience = Duration::from_millis(over_ms + 2 * plan.limits.close_timeout_ms);
@@ -98,12 +101,17 @@ fn drain(tower: Tower, signals: &mut Signals) -> ExitCode {
     loop {
         untold.retain(|shard| ops.try_send(*shard, Downlink::Drain { over_ms }).is_err());
         let left = shards.iter().filter(|thread| !thread.is_finished()).count();
-        if left == 0 {
+        let has_sent_all = backplane.is_finished();
+        if left == 0 && has_sent_all {
             tracing::info!("drained");
             return ExitCode::SUCCESS;
         }
         if Instant::now() >= deadline {
-            tracing::warn!(shards = left, "some shards did not finish in time; ending anyway");
+            tracing::warn!(
+                shards = left,
+                has_sent_all,
+                "not everything was finished in time; ending anyway"
+            );
             return ExitCode::SUCCESS;
         }
         if let Some(signal) = signals.pending().next() {
@@ -122,26 +130,31 @@ mod tests {
     use crate::link::channel::{ShardEnd, window};
     use crate::plan::{Machine, resolve};
     use signal_hook::low_level::raise;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicU8, Ordering};
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
-    /// A node of one shard, whose channel holds one item, and which ends when it is let go.
-    fn tower(let_go: &Arc<AtomicBool>, close_timeout_ms: u64) -> (Tower, ShardEnd) {
+    /// A node of one shard, whose channel holds one item. Let go once, the shard ends; twice, and so
+    /// does the backplane.
+    fn tower(let_go: &Arc<AtomicU8>, close_timeout_ms: u64) -> (Tower, ShardEnd) {
         let machine = Machine { node: NodeId(1), cores: vec![0], nofile: 9999, memory_bytes: None };
         let mut plan = resolve(&Config::default(), &machine).unwrap().plan;
         plan.drain_ms = 0;
         plan.limits.close_timeout_ms = close_timeout_ms;
         let (mut shards, _, ops) = window(1, 1, 1).unwrap();
-        let let_go = let_go.clone();
-        let shard = std::thread::spawn(move || {
-            while !let_go.load(Ordering::Relaxed) {
-                std::thread::yield_now();
-            }
-        });
+        let thread = |number: u8| {
+            let let_go = let_go.clone();
+            std::thread::spawn(move || {
+                while let_go.load(Ordering::Relaxed) < number {
+                    std::thread::yield_now();
+                }
+            })
+        };
+        let (shard, backplane) = (thread(1), thread(2));
         let held = Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         let (plan, health) = (Arc::new(plan), Arc::new(Health::default()));
-        (Tower { plan, health, ops, shards: vec![shard], held }, shards.remove(0))
+        let tower = Tower { plan, health, ops, shards: vec![shard], backplane, held };
+        (tower, shards.remove(0))
     }
 
     fn until(mut is_so: impl FnMut() -> bool) {
@@ -156,7 +169,7 @@ mod tests {
     #[test]
     fn the_first_signal_drains_the_second_one_ends_at_once() {
         // A shard that drains: the process ends well when it has.
-        let let_go = Arc::new(AtomicBool::new(false));
+        let let_go = Arc::new(AtomicU8::new(0));
         let (node, end) = tower(&let_go, 600_000);
         let (health, ops) = (node.health.clone(), node.ops.clone());
         health.shard_listens();
@@ -168,12 +181,16 @@ mod tests {
         until(|| health.ready(1) == Err(NotReady::Draining));
         assert!(matches!(end.try_recv(), Some(Downlink::Lost { .. })));
         until(|| matches!(end.try_recv(), Some(Downlink::Drain { over_ms: 0 })));
-        let_go.store(true, Ordering::Relaxed);
+        let_go.store(1, Ordering::Relaxed);
+        // What the shard has said last may still be on its way out of the backplane.
+        std::thread::sleep(10 * GLANCE);
+        assert!(!main.is_finished());
+        let_go.store(2, Ordering::Relaxed);
         assert_eq!(main.join().unwrap(), ExitCode::SUCCESS);
 
         // A shard that does not finish, and an operator who has no time. The first signal comes
         // before the node listens.
-        let let_go = Arc::new(AtomicBool::new(false));
+        let let_go = Arc::new(AtomicU8::new(0));
         let (node, end) = tower(&let_go, 600_000);
         let caught = signals().unwrap();
         let main = std::thread::spawn(move || until_the_end(node, caught));
@@ -181,16 +198,16 @@ mod tests {
         until(|| matches!(end.try_recv(), Some(Downlink::Drain { .. })));
         raise(SIGINT).unwrap();
         assert_eq!(main.join().unwrap(), ExitCode::from(130));
-        let_go.store(true, Ordering::Relaxed);
+        let_go.store(2, Ordering::Relaxed);
 
         // A shard that does not finish, and nobody who asks: patience has an end.
-        let let_go = Arc::new(AtomicBool::new(false));
+        let let_go = Arc::new(AtomicU8::new(0));
         let (node, _end) = tower(&let_go, 1);
         let caught = signals().unwrap();
         let main = std::thread::spawn(move || until_the_end(node, caught));
         raise(SIGINT).unwrap();
         assert_eq!(main.join().unwrap(), ExitCode::SUCCESS);
-        let_go.store(true, Ordering::Relaxed);
+        let_go.store(2, Ordering::Relaxed);
     }
 
     fn no_topic() -> crate::ids::TopicId {
