@@ -416,7 +416,8 @@ impl Shard {
         if !conn.is_open() {
             return;
         }
-        if !std::mem::take(&mut conn.heard) {
+        // What waits to be read may be the answer, or stand before it: that is not its fault.
+        if !std::mem::take(&mut conn.heard) && conn.unread == Unread::No {
             return self.begin_close(id, CloseReason::Silent);
         }
         self.counters.pings += 1;
@@ -525,6 +526,27 @@ mod tests {
         assert!(shard.poll_closed().is_some());
         assert_eq!(shard.begin_reading(conn), None);
         assert!(!shard.handle_readable(conn, true));
+    }
+
+    /// What it says waits behind what it said before, while nobody is read.
+    #[test]
+    fn who_waits_to_be_read_is_not_silent() {
+        let mut shard = shard();
+        let conn = shard.handle_accept(7, 0).unwrap();
+        let identity = Identity { user: Some("ann".into()), rights: crate::auth::Rights::NONE };
+        let response = Bytes::from_static(b"101");
+        shard.handle_open(conn, Opening { identity, response, rooms: Vec::new(), echo: false });
+        assert!(shard.handle_readable(conn, false));
+        let interval_ms = Limits::TINY.ping_interval_ms;
+        let pass = |shard: &mut Shard, from: u64| {
+            (from * interval_ms..(from + 4) * interval_ms)
+                .step_by(100)
+                .for_each(|now_ms| shard.handle_timeout(now_ms));
+            shard.counters.connections
+        };
+        assert_eq!(pass(&mut shard, 0), 1);
+        assert!(shard.begin_reading(conn).is_some());
+        assert_eq!(pass(&mut shard, 4), 0, "and nothing was heard any more");
     }
 
     #[test]
