@@ -245,14 +245,15 @@ impl Shard {
         if !is_member {
             self.counters.joins += 1;
         }
+        if self.hub.get(topic).is_some_and(|topic| topic.ready) {
+            self.say_joined(conn, id.as_ref(), &name, since);
+        } else {
+            self.wait(topic, Waiter { conn, id, since, again: is_member })?;
+        }
         if policy.presence {
             self.attend(conn, &name, wish.info.map(Into::into), !is_member);
         }
-        if self.hub.get(topic).is_some_and(|topic| topic.ready) {
-            self.say_joined(conn, id.as_ref(), &name, since);
-            return Ok(());
-        }
-        self.wait(topic, Waiter { conn, id, since, again: is_member })
+        Ok(())
     }
 
     /// Notes who waits for the backplane to listen. Bounded by the members, however often they come

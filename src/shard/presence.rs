@@ -177,6 +177,20 @@ mod tests {
     }
 
     #[test]
+    fn a_join_that_is_refused_says_nothing_of_its_user() {
+        let mut shard = shard();
+        let conn = open(&mut shard, &["here:a"]);
+        reported(&mut shard);
+        let mut said = 0;
+        for _ in 0..100 {
+            say(&mut shard, conn, r#"{"type":"join","room_id":"here:a","info":7}"#);
+            said += reported(&mut shard).len() as u64;
+        }
+        assert!(shard.counters.requests_rejected > 0, "so often before the first answer");
+        assert_eq!(said, 100 - shard.counters.requests_rejected);
+    }
+
+    #[test]
     fn rooms_without_presence_report_nothing() {
         let mut shard = shard();
         let conn = open(&mut shard, &["plain", "there:a"]);
