@@ -681,11 +681,8 @@ const FOREIGN_FLAGS: &[&str] = &[
     "--minutes",
     "--seed",
     "--count",
+    "--faults",
     "--on",
-    // Of tests/run.sh.
-    "--minutes",
-    "--seed",
-    "--count",
 ];
 
 fn campanile(args: &[&str]) -> String {
