@@ -96,20 +96,25 @@ fn what_only_its_publisher_knows_of_is_asked_for_again_when_a_link_breaks_meanwh
     wait_until("all are put back", || redis.command(&["HGET", META, "s"]) == "3");
 }
 
-#[test]
-fn what_only_its_publisher_knows_of_waits_for_a_master_that_waits_for_its_replicas() {
-    let (redis, _wire, world) = through_wire(one_shard(), &["--enable-debug-command", "yes"]);
-    publish(&world.nodes[0].shards[0], 1..=3);
-    // The next master lacks the third, and takes nothing before a replica has come.
+/// The next master lacks the third message, and refuses for a reason.
+fn replace_master(redis: &Redis, world: &World, refusing: &[&str]) {
     redis.command(&["XDEL", STREAM, "3-0"]);
     redis.command(&["XSETID", STREAM, "2-0"]);
     redis.command(&["HSET", META, "s", "2"]);
-    redis.command(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    redis.command(refusing);
     let before = world.nodes[0].counters().reconnects;
     redis.command(&["DEBUG", "CHANGE-REPL-ID"]);
     redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
     wait_until("the cut is noticed", || world.nodes[0].counters().reconnects > before);
     world.wait_until_up(true);
+}
+
+#[test]
+fn what_only_its_publisher_knows_of_waits_for_a_master_that_waits_for_its_replicas() {
+    let (redis, _wire, world) = through_wire(one_shard(), &["--enable-debug-command", "yes"]);
+    publish(&world.nodes[0].shards[0], 1..=3);
+    // The next master lacks the third, and takes nothing before a replica has come.
+    replace_master(&redis, &world, &["CONFIG", "SET", "min-replicas-to-write", "1"]);
     std::thread::sleep(Duration::from_secs(5));
     redis.command(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
     wait_until("it is put back", || redis.command(&["HGET", META, "s"]) == "3");
@@ -120,15 +125,7 @@ fn what_only_its_publisher_knows_of_waits_for_a_master_without_room() {
     let (redis, _wire, world) = through_wire(one_shard(), &["--enable-debug-command", "yes"]);
     publish(&world.nodes[0].shards[0], 1..=3);
     // The next master lacks the third, and has no room for it yet.
-    redis.command(&["XDEL", STREAM, "3-0"]);
-    redis.command(&["XSETID", STREAM, "2-0"]);
-    redis.command(&["HSET", META, "s", "2"]);
-    redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
-    let before = world.nodes[0].counters().reconnects;
-    redis.command(&["DEBUG", "CHANGE-REPL-ID"]);
-    redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
-    wait_until("the cut is noticed", || world.nodes[0].counters().reconnects > before);
-    world.wait_until_up(true);
+    replace_master(&redis, &world, &["CONFIG", "SET", "maxmemory", "1"]);
     std::thread::sleep(Duration::from_secs(1));
     redis.command(&["SCRIPT", "FLUSH"]);
     redis.command(&["CONFIG", "SET", "maxmemory", "0"]);
