@@ -80,6 +80,11 @@ impl Door {
         answer
     }
 
+    /// Drops the room, and with it the shard's end of the window. Nobody may visit afterwards.
+    pub fn close(&self) {
+        drop(self.room.take().expect("it is closed once, and from outside a visit"));
+    }
+
     /// Looks, without telling the shard anything: no drain.
     pub fn look<R>(&self, look: impl FnOnce(&mut Room) -> R) -> R {
         let mut room = self.room.take().expect("nobody visits from inside a visit");

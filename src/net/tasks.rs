@@ -46,7 +46,10 @@ pub async fn run(
     monoio::spawn(write_loop(door.clone()));
     monoio::spawn(ring_loop(door.clone()));
     health.shard_listens();
-    monoio::spawn(clock(door)).await;
+    monoio::spawn(clock(door.clone())).await;
+    // The runtime keeps its tasks, and with them the door, for as long as the process lives. The
+    // room must go now: the backplane ends once every shard has dropped its end of the window.
+    door.close();
     Ok(())
 }
 

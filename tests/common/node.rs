@@ -29,14 +29,14 @@ pub struct Node {
 impl Node {
     /// Starts an instance on free ports and waits until it listens.
     pub fn start(args: &[&str]) -> Node {
-        Node::spawn(Command::new(env!("CARGO_BIN_EXE_campanile")), args)
+        Node::spawn(Command::new(binary()), args)
     }
 
     /// The same, ready, with a limit on open files. The shell that sets it becomes the node.
     pub fn start_with_files(files: u32, args: &[&str]) -> Node {
         let mut shell = Command::new("sh");
         let script = format!(r#"ulimit -n {files} && exec "$0" "$@""#);
-        shell.args(["-c", &script, env!("CARGO_BIN_EXE_campanile")]);
+        shell.arg("-c").arg(&script).arg(binary());
         let node = Node::spawn(shell, args);
         wait_until("the node is ready", || node.is_ready());
         node
@@ -184,6 +184,17 @@ impl Node {
         }
     }
 
+    /// How long the node took from the signal to its end, by its own clock: between the line that
+    /// says that it drains and its last one, which is answered as well. For a node that has ended.
+    pub fn drained_in_s(&self) -> (f64, String) {
+        let log = self.logged();
+        let line = |text: &str| log.lines().find(|line| line.contains(text));
+        let began = line(" draining;").unwrap_or_else(|| panic!("it never drained:\n{log}"));
+        let last = log.lines().last().expect("it has logged");
+        let took_s = logged_at_s(last) - logged_at_s(began);
+        (took_s.rem_euclid(24.0 * 3600.0), last.to_owned())
+    }
+
     /// What it has logged so far.
     pub fn logged(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
@@ -198,6 +209,21 @@ impl Drop for Node {
         }
         let _ = std::fs::remove_file(&self.log);
     }
+}
+
+/// The binary that is tested: the one of this build, or the one that `TEST_BINARY` names
+/// (`tests/run.sh` tells some of these stories of the release binary as well).
+pub fn binary() -> PathBuf {
+    std::env::var_os("TEST_BINARY")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_campanile")), PathBuf::from)
+}
+
+/// The time of day at which a line was logged, in seconds.
+fn logged_at_s(line: &str) -> f64 {
+    let clock = line.split_once('T').expect("a line begins with its time").1;
+    let mut parts = clock.split(['Z', ' ']).next().expect("a time").split(':');
+    let mut next = || parts.next().expect("h:m:s").parse::<f64>().expect("a number");
+    next() * 3600.0 + next() * 60.0 + next()
 }
 
 /// `campanile: listening on ws://ADDR/ws, ops on http://ADDR`
