@@ -230,7 +230,7 @@ impl Room {
         }
         let _ = self.shard.begin_reading(conn);
         match socket::recv(socket, &mut self.scratch[..CROWDED_TURN_BYTES]) {
-            Ok(0) => self.shard.handle_ended(conn, CloseReason::Gone),
+            Ok(0) => self.shard.handle_eof(conn),
             Ok(n) => self.handle_bytes(conn, n),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => self.shard.handle_ended(conn, CloseReason::Io),
@@ -348,7 +348,7 @@ impl Room {
         let mut turn = 0;
         while turn < turn_max && self.may_read_on() {
             match socket::recv(wire as RawFd, &mut self.scratch[..at_once]) {
-                Ok(0) => return self.shard.handle_ended(conn, CloseReason::Gone),
+                Ok(0) => return self.shard.handle_eof(conn),
                 Ok(n) => {
                     turn += n;
                     self.handle_bytes(conn, n);

@@ -113,7 +113,7 @@ impl Shard {
     fn on_item(&mut self, conn: ConnId, item: Item<'_>) {
         let open = self.conns.get(conn.0).is_some_and(|c| c.is_open());
         match item {
-            Item::Close { .. } => self.on_peer_close(conn),
+            Item::Close { code, .. } => self.on_peer_close(conn, code),
             _ if !open => {}
             Item::Text(text) => self.on_text(conn, text),
             Item::Binary(bytes) => self.on_binary(conn, bytes),

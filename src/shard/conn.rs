@@ -243,15 +243,15 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// The close frame's code; `None` where no close frame is sent.
+    /// The code of our close frame; `None` where it has none (the peer's own is the answer to a peer
+    /// that closes) or none is sent.
     pub fn code(self) -> Option<CloseCode> {
         match self {
-            CloseReason::Client => Some(CloseCode::NORMAL),
             CloseReason::Protocol(error) => Some(error.close_code()),
             CloseReason::Unsupported => Some(CloseCode::UNSUPPORTED),
             CloseReason::Slow | CloseReason::Overloaded => Some(CloseCode::TRY_AGAIN_LATER),
             CloseReason::Silent | CloseReason::Drain => Some(CloseCode::GOING_AWAY),
-            CloseReason::Gone | CloseReason::Io | CloseReason::Http => None,
+            CloseReason::Client | CloseReason::Gone | CloseReason::Io | CloseReason::Http => None,
         }
     }
 

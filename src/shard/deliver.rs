@@ -356,7 +356,8 @@ impl Shard {
         any
     }
 
-    /// Queues a frame for one connection.
+    /// Queues a frame for one connection. Nothing follows the last one, which may be empty: then the
+    /// connection ends behind what waits for it.
     pub(super) fn queue_reply(&mut self, conn: ConnId, bytes: Bytes, last: bool) {
         self.deliveries.replies.push_back(Reply { conn, bytes, last });
     }
@@ -386,6 +387,7 @@ impl Shard {
         let conn = self.conns.get_mut(reply.conn.0)?;
         let bytes = reply.bytes.len() as u64;
         match &mut conn.outbox {
+            _ if reply.bytes.is_empty() => {} // Only the end of what waits.
             None => {
                 let buf = batch.add_buf(reply.bytes.clone());
                 let told = add_write(batch, conn, reply.conn, buf);

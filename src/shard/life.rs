@@ -14,6 +14,7 @@ use super::conn::{CloseReason, Conn, State, Unread};
 use crate::auth::Identity;
 use crate::ids::{ANONYMOUS_PREFIX, ConnId, TopicName};
 use crate::protocol::Event;
+use crate::ws::close::CloseCode;
 use crate::ws::encode::{self, Opcode};
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -164,7 +165,40 @@ impl Shard {
         Some((c.wire, unread == Unread::ToTheEnd))
     }
 
-    /// The peer has closed its half, or the socket failed.
+    /// The peer has closed its half: it says nothing more, and may still listen. What it has said was
+    /// carried out; what waits for it leaves, within `close_timeout_ms`, and then the socket ends.
+    ///
+    /// 1. It has sent its close frame, or answers ours no more: the connection ends when our last byte
+    ///    has left, the answer to a close frame included (RFC 6455 §5.5.1).
+    /// 2. It is open, or its HTTP answer is on its way: likewise, without a close frame.
+    /// 3. Its request is not whole: nothing can be answered.
+    pub fn handle_eof(&mut self, conn: ConnId) {
+        let has_replies = self.has_sends();
+        let Some(c) = self.conns.get_mut(conn.0) else { return };
+        match &mut c.state {
+            State::Closing { peer_done, .. } => {
+                *peer_done = true;
+                self.consider_leaving(conn);
+            }
+            State::Open if has_replies || c.outbox.is_some() => self.end_behind_replies(conn),
+            State::Open | State::Handshaking => self.handle_ended(conn, CloseReason::Gone),
+        }
+    }
+
+    /// Ends a connection whose peer has closed its half, behind what waits for it.
+    fn end_behind_replies(&mut self, conn: ConnId) {
+        let c = self.conns.get_mut(conn.0).expect("its end was just read");
+        c.state = State::Closing { peer_done: true, deaf: true, said_all: false };
+        c.reason = Some(CloseReason::Gone);
+        c.decoder = None;
+        self.counters.connections -= 1;
+        self.counters.closing += 1;
+        self.leave_all(conn);
+        self.expect_end(conn, self.life.now_ms);
+        self.queue_reply(conn, Bytes::new(), true);
+    }
+
+    /// The socket failed, or nobody is left to read it.
     pub fn handle_ended(&mut self, conn: ConnId, reason: CloseReason) {
         let Some(c) = self.conns.get_mut(conn.0) else { return };
         c.reason.get_or_insert(reason);
@@ -247,6 +281,16 @@ impl Shard {
     /// Begins the end of an open connection, from our side or as an answer. It is out of every
     /// topic at once; its close frame is the last thing it hears.
     pub(super) fn begin_close(&mut self, conn: ConnId, reason: CloseReason) {
+        self.begin_close_with(conn, reason, reason.code(), reason.text());
+    }
+
+    fn begin_close_with(
+        &mut self,
+        conn: ConnId,
+        reason: CloseReason,
+        code: Option<CloseCode>,
+        text: &str,
+    ) {
         let Some(c) = self.conns.get_mut(conn.0) else { return };
         if !c.is_open() {
             return;
@@ -269,9 +313,7 @@ impl Shard {
         self.counters.closing += 1;
         self.leave_all(conn);
         self.expect_end(conn, self.life.now_ms);
-        if let Some(code) = reason.code() {
-            self.queue_reply(conn, encode::close(code, reason.text()), true);
-        }
+        self.queue_reply(conn, encode::close(code, text), true);
     }
 
     /// A closing connection ends by itself or at its deadline.
@@ -283,15 +325,16 @@ impl Shard {
 
     /// The peer sent a close frame.
     ///
-    /// 1. It was first: it gets ours, then the connection ends.
+    /// 1. It was first: it gets ours with its own code, or with none if it gave none (RFC 6455
+    ///    §5.5.1, §7.1.5), then the connection ends.
     /// 2. We were first: when our last byte has left, the connection ends.
-    pub(super) fn on_peer_close(&mut self, conn: ConnId) {
+    pub(super) fn on_peer_close(&mut self, conn: ConnId, code: Option<CloseCode>) {
         let Some(c) = self.conns.get_mut(conn.0) else { return };
         if let State::Closing { peer_done, .. } = &mut c.state {
             *peer_done = true;
             self.consider_leaving(conn);
         } else {
-            self.begin_close(conn, CloseReason::Client);
+            self.begin_close_with(conn, CloseReason::Client, code, "");
         }
     }
 

@@ -97,8 +97,12 @@ pub fn frame(opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(payload);
 }
 
-/// A whole close frame. `reason` is cut at a character so that the payload stays within 125 bytes.
-pub fn close(code: CloseCode, reason: &str) -> Bytes {
+/// A whole close frame. Without a code its payload is empty (RFC 6455 §5.5.1: a reason follows a
+/// code). `reason` is cut at a character so that the payload stays within 125 bytes.
+pub fn close(code: Option<CloseCode>, reason: &str) -> Bytes {
+    let Some(code) = code else {
+        return Bytes::from_static(&[0x80 | Opcode::Close as u8, 0]);
+    };
     let mut reason_bytes = reason.len().min(CONTROL_BYTES_MAX - 2);
     while !reason.is_char_boundary(reason_bytes) {
         reason_bytes -= 1;
@@ -162,7 +166,13 @@ mod tests {
     }
 
     #[test]
+    fn a_close_frame_without_a_code_is_empty() {
+        assert_eq!(close(None, "a reason follows a code")[..], *b"\x88\x00");
+    }
+
+    #[test]
     fn a_close_reason_is_cut_at_a_character() {
+        let close = |code, reason: &str| close(Some(code), reason);
         assert_eq!(close(CloseCode::NORMAL, "")[..], *b"\x88\x02\x03\xe8");
         assert_eq!(close(CloseCode::TOO_BIG, "big")[..], *b"\x88\x05\x03\xf1big");
         // 123 bytes are allowed: 41 characters of three bytes fit exactly, a byte before them

@@ -24,6 +24,7 @@ mod bad_frames;
 mod bad_heads;
 mod bad_json;
 mod churn;
+mod closing_handshake;
 mod doors;
 mod echo;
 mod ending;

@@ -437,6 +437,41 @@ fn a_client_that_says_goodbye_hears_it_back_and_is_gone() {
 }
 
 #[test]
+fn a_goodbye_with_the_end_right_behind_it_is_answered_with_its_own_code() {
+    let mut world = World::tiny();
+    for code in [1000, 3000, 4999] {
+        let ann = world.connect("ann");
+        world.join(ann, "r");
+        world.send_text(ann, r#"{"type":"ping"}"#);
+        world.send_frame(ann, true, 8, &u16::to_be_bytes(code));
+        world.end_up(ann);
+        world.run();
+        assert_eq!(world.close_code(ann), Some(code));
+        assert!(types(&mut world, ann).contains(&"pong".to_owned()));
+        assert!(world.clients[ann].gone);
+    }
+    assert_eq!(world.towers[0].shard.counters.closed_normal, 3);
+}
+
+#[test]
+fn what_a_client_asked_before_its_end_is_answered_also_through_a_slow_socket() {
+    let mut world = World::tiny();
+    let ann = world.connect("ann");
+    world.heard(ann);
+    world.clients[ann].down_max = 7;
+    world.clients[ann].pace = 0;
+    world.send_text(ann, r#"{"type":"ping"}"#);
+    world.end_up(ann);
+    world.run();
+    assert!(!world.clients[ann].gone, "the rest of the answer waits");
+    world.clients[ann].pace = 2;
+    world.run();
+    assert_eq!(types(&mut world, ann), ["pong"]);
+    assert!(world.clients[ann].gone);
+    assert_eq!(world.towers[0].shard.counters.closed_gone, 1);
+}
+
+#[test]
 fn a_slow_client_that_says_goodbye_hears_what_was_begun_and_the_goodbye() {
     let mut world = World::tiny();
     let ann = world.connect("ann");

@@ -530,7 +530,7 @@ impl World {
             return true;
         }
         if client.up_ended && !std::mem::replace(&mut client.up_end_read, true) {
-            self.visit(tower, |shard| shard.handle_ended(conn, CloseReason::Gone));
+            self.visit(tower, |shard| shard.handle_eof(conn));
             return true;
         }
         false
