@@ -135,6 +135,69 @@ fn sixty_four_deliveries_in_one_visit_are_still_one_write_a_member() {
     }
 }
 
+/// A masked ping of a client.
+fn ping(payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0x89, 0x80 | payload.len() as u8, 0, 0, 0, 0];
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// Writes everything, but for one socket that takes nothing.
+fn write_but_for(shard: &mut Shard, batch: &mut SendBatch, slow: u32) {
+    while shard.has_sends() {
+        shard.take_batch(batch);
+        let shorts: Vec<_> = batch.ops().iter().copied().filter(|op| op.wire == slow).collect();
+        shorts.iter().for_each(|op| shard.handle_short(batch, op, 0));
+    }
+    batch.finish();
+}
+
+/// Small replies are cut from one buffer: what a slow peer has still to hear must not keep alive what
+/// was said to others.
+#[test]
+fn a_slow_connection_holds_what_waits_for_it_and_not_the_buffers_that_it_came_in() {
+    let mut batch = SendBatch::default();
+    let mut shard = shard();
+    let slow = open(&mut shard, 0, "slow", "r");
+    let quick = open(&mut shard, 1, "quick", "r");
+    settle(&mut shard, &mut batch);
+    let others = ping(&[b'x'; 125]).repeat(200);
+    let mut round = |shard: &mut Shard| {
+        shard.handle_read(slow, &mut ping(b""));
+        shard.handle_read(quick, &mut others.clone());
+        write_but_for(shard, &mut batch, 0);
+    };
+    (0..8).for_each(|_| round(&mut shard));
+    let before = bytes_held();
+    (0..1000).for_each(|_| round(&mut shard));
+    let waits = shard.counters.outbox_bytes as isize;
+    assert_eq!(waits, 2 * 1008, "an empty pong each");
+    let held = bytes_held() - before;
+    assert!(held <= 2 * waits + 1024, "{held} bytes are held for {waits}");
+}
+
+/// A join is shared by all members; who has taken most of it keeps the rest.
+#[test]
+fn what_is_left_of_a_large_write_does_not_keep_all_of_it() {
+    let mut batch = SendBatch::default();
+    let (mut shard, room) = crowd(2, &mut batch);
+    let frame = Bytes::from(vec![7; 100 * 1024]);
+    // The first makes the round, its queue, and the outbox's list.
+    for (round, left) in [1, 1, 5000, 60 * 1024].into_iter().enumerate() {
+        let before = bytes_held();
+        deliver(&mut shard, room, &Bytes::copy_from_slice(&frame));
+        shard.take_batch(&mut batch);
+        let op = batch.ops()[0];
+        shard.handle_short(&batch, &op, frame.len() - left);
+        batch.finish();
+        let held = bytes_held() - before;
+        let most = 2 * left as isize + 1024;
+        assert!(round == 0 || held <= most, "{held} bytes are held for {left}");
+        shard.handle_flushed(op.conn, left);
+        assert_eq!(shard.counters.outbox_bytes, 0);
+    }
+}
+
 #[test]
 fn an_exception_costs_one_join_of_its_own_and_no_write_more() {
     let mut batch = SendBatch::default();

@@ -247,7 +247,8 @@ impl Shard {
             None if to == EVERYBODY => self.everybody.clone(),
             None => return,
         };
-        let bytes = self.frame(&Event::Lost { topic: name.kind(), count });
+        // Not from the arena: in an outbox it would keep all of that alive.
+        let bytes = slow::notice(&name, count);
         self.queue_frame(to, Frame { bytes, except: None, says: Says::Lost(count) });
     }
 

@@ -1,7 +1,8 @@
 //! What one slow peer still has to hear.
 //!
 //! Exists only while a socket has not taken everything: slices wait here of the buffers that were to
-//! be sent, shared with everyone else who had to hear them. One limit guards it, in bytes. A peer over
+//! be sent, shared with everyone else who had to hear them; small ones are copied, because a slice
+//! keeps its whole buffer alive (`outbox/stored.rs`). One limit guards it, in bytes. A peer over
 //! the limit is not a reason to wait; it is a reason to close, because memory spent on one slow phone
 //! is taken from thousands of quick ones.
 //!
@@ -20,12 +21,17 @@
 //! Invariants: this module never sees a socket; `bytes` is the sum of the slices' lengths; what has
 //! begun to leave does not give way; a notice stands where the last message given up stood.
 
+mod stored;
+
 use super::slow::{Piece, Says, notice, notice_bytes_max};
 use crate::ids::{ConflateKey, TopicId, TopicName};
 use crate::metrics::ShardCounters;
 use crate::namespaces::{Policy, SlowConsumer};
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use std::collections::{HashMap, VecDeque};
+use stored::Stored;
+
+pub(super) use stored::rest_of;
 
 /// Empty slices that are kept however few the others are.
 const EMPTY_KEPT: usize = 64;
@@ -44,7 +50,7 @@ pub struct Outbox {
 
 #[derive(Debug)]
 struct Slice {
-    bytes: Bytes,
+    bytes: Stored,
     kind: Kind,
 }
 
@@ -122,7 +128,13 @@ impl Outbox {
     /// Queues whatever the limit says: for the rest of a frame whose beginning has left, and for a
     /// close frame.
     pub fn push_always(&mut self, bytes: Bytes) {
-        self.append(bytes, Kind::Fixed);
+        if let Some(Slice { bytes: last, kind: Kind::Fixed }) = self.queue.back_mut()
+            && last.append(&bytes)
+        {
+            self.bytes += bytes.len();
+            return;
+        }
+        self.append(Stored::new(bytes), Kind::Fixed);
     }
 
     /// Where a room stands here, by which [`Outbox::push_loose`] knows it. `name` and `policy` are
@@ -276,11 +288,11 @@ impl Outbox {
         }
         let number = self.first + self.queue.len() as u64;
         if self.bytes + all > bytes_max {
-            self.append(Bytes::new(), Kind::Fixed);
+            self.append(Stored::default(), Kind::Fixed);
             self.empty += 1;
             return self.rooms[place].note_lost(number, piece.says, counters);
         }
-        self.append(piece.bytes.clone(), Kind::Loose(place as u32));
+        self.append(Stored::Shared(piece.bytes.clone()), Kind::Loose(place as u32));
         let room = &mut self.rooms[place];
         room.bytes += bytes;
         room.loose.push_back(Loose { number, says: piece.says });
@@ -316,7 +328,7 @@ impl Outbox {
         }
         self.bytes += bytes.len();
         self.empty -= 1;
-        *self.at(gap) = Slice { bytes, kind: Kind::Notice(place as u32) };
+        *self.at(gap) = Slice { bytes: Stored::Shared(bytes), kind: Kind::Notice(place as u32) };
     }
 
     /// The first slice begins to leave: nothing happens to it any more.
@@ -340,7 +352,7 @@ impl Outbox {
         }
     }
 
-    fn append(&mut self, bytes: Bytes, kind: Kind) {
+    fn append(&mut self, bytes: Stored, kind: Kind) {
         self.bytes += bytes.len();
         self.queue.push_back(Slice { bytes, kind });
     }

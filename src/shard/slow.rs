@@ -9,7 +9,7 @@
 //! Invariant: nothing here is reached for a member who keeps up.
 
 use super::hub::Hub;
-use super::outbox::{Outbox, Pushed};
+use super::outbox::{Outbox, Pushed, rest_of};
 use crate::ids::{ConflateKey, TopicId, TopicName};
 use crate::metrics::ShardCounters;
 use crate::namespaces::Namespaces;
@@ -62,7 +62,7 @@ impl Waiting<'_> {
         let pushed = match topic {
             Some((source, topic)) => self.keep_pieces(source, topic.name(), taken),
             // Also when the last member has left meanwhile: then it is heard, as before the leave.
-            None => self.keep_rest(buf.slice(taken..)),
+            None => self.keep_rest(rest_of(buf, taken)),
         };
         // What waits may have become less.
         let counters = &mut *self.counters;
@@ -84,7 +84,7 @@ impl Waiting<'_> {
         let (mut left, mut whole) = (taken, &source.pieces[..]);
         while let Some((first, rest)) = whole.split_first().filter(|_| left > 0) {
             if left < first.bytes.len() {
-                self.outbox.push_always(first.bytes.slice(left..));
+                self.outbox.push_always(rest_of(&first.bytes, left));
             }
             left = left.saturating_sub(first.bytes.len());
             whole = rest;

@@ -1,3 +1,4 @@
+use super::stored::CHUNK_BYTES_MAX;
 use super::*;
 use crate::ids::SlotId;
 use crate::namespaces::Namespaces;
@@ -112,11 +113,27 @@ fn what_leaves_is_what_was_queued_in_whatever_pieces() {
 fn a_frame_that_has_begun_is_never_cut_off() {
     let mut outbox = Outbox::default();
     outbox.push_always(Bytes::from_static(b"begun"));
+    outbox.push_always(Bytes::from(vec![b'x'; CHUNK_BYTES_MAX]));
     outbox.push_always(Bytes::from_static(b"later"));
     outbox.advance(2);
     outbox.keep_first();
     assert_eq!(outbox.slices(9).collect::<Vec<_>>(), [b"gun"]);
     assert_eq!(outbox.bytes(), 3);
+}
+
+#[test]
+fn small_pieces_share_a_chunk_and_large_ones_have_a_slice_of_their_own() {
+    let mut outbox = Outbox::default();
+    let mut all = Vec::new();
+    for (n, length) in [10, CHUNK_BYTES_MAX - 10, 1, CHUNK_BYTES_MAX + 1, 3, 4].iter().enumerate() {
+        let piece = vec![n as u8; *length];
+        outbox.push_always(Bytes::from(piece.clone()));
+        all.extend(piece);
+    }
+    let slices: Vec<usize> = outbox.slices(9).map(<[u8]>::len).collect();
+    assert_eq!(slices, [CHUNK_BYTES_MAX, 1, CHUNK_BYTES_MAX + 1, 7]);
+    assert_eq!(outbox.slices(9).flatten().copied().collect::<Vec<_>>(), all);
+    assert_eq!(outbox.bytes(), all.len());
 }
 
 #[test]
