@@ -229,6 +229,8 @@ knobs! {
             "Nesting of arrays and objects in JSON. Beyond: error bad_json.";
         rooms_per_connection_max, count(1, 1024, "rooms"),
             "Rooms one connection may be in; each join looks through them. Beyond: error too_many_rooms.";
+        questions_waiting_max, count(1, 65_536, "questions"),
+            "Questions of one connection (history, presence, a join with since) that wait for the answers to those before them: one is answered at a time, when the client has taken the last answer. Beyond: error overloaded.";
         topics_per_shard_max, count(1, 64_000_000, "topics"),
             "Rooms and users with a member in one shard. Beyond: error overloaded.";
         outbox_bytes_max, bytes(1024, 1024 * MIB),

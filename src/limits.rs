@@ -29,6 +29,9 @@ pub struct Limits {
     /// Rooms one connection may be in. A join looks through them one by one, so the configuration
     /// takes no more than 1024. Beyond: error `too_many_rooms`.
     pub rooms_per_connection_max: usize,
+    /// Questions of one connection that wait for the answers to those before them (`history`,
+    /// `presence`, joins with `since`). Beyond: error `overloaded`.
+    pub questions_waiting_max: usize,
     /// Topics of one shard (rooms and users with a member here). Beyond: error `overloaded`.
     pub topics_per_shard_max: usize,
     /// What one connection still has to hear. Beyond: close 1013.
@@ -84,6 +87,7 @@ impl Limits {
         echo_message_bytes_max: 16 * 1024 * 1024,
         json_depth_max: 64,
         rooms_per_connection_max: 128,
+        questions_waiting_max: 256,
         topics_per_shard_max: 4_000_000,
         outbox_bytes_max: 1024 * 1024,
         close_timeout_ms: 5_000,
@@ -112,6 +116,7 @@ impl Limits {
         echo_message_bytes_max: 4096,
         json_depth_max: 8,
         rooms_per_connection_max: 3,
+        questions_waiting_max: 3,
         topics_per_shard_max: 12,
         outbox_bytes_max: 2048,
         close_timeout_ms: 500,

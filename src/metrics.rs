@@ -142,6 +142,7 @@ counters! {
         closing: Gauge "connections_closing" "Connections that are being closed",
         topics: Gauge "topics" "Topics (rooms and users) with a member on this node",
         members: Gauge "members" "Memberships: connections times the topics they are in",
+        questions_waiting: Gauge "questions_waiting" "Questions of clients that wait for the answers to those before them",
         outbox_bytes: Gauge "outbox_bytes" "Bytes that wait for slow clients",
         acks_members: Gauge "acks_members" "Memberships that acknowledge what they hear",
         acks_lagging: Gauge "acks_lagging" "Of them, those that have not acknowledged a message within ack_timeout_ms",

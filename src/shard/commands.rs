@@ -5,6 +5,7 @@
 //! goes up to the backplane and comes home like everyone's, so every node sees one order per topic.
 
 use super::conn::{CloseReason, State};
+use super::deliver::Follows;
 use super::hub::Edge;
 use super::{ARENA_FRAME_BYTES_MAX, Shard, Waiter};
 use crate::ids::{ConflateKey, ConnId, Position, TopicId, TopicKind, TopicName};
@@ -156,7 +157,7 @@ impl Shard {
             self.arena.extend_from_slice(&self.scratch);
             self.arena.split().freeze()
         };
-        self.queue_reply(conn, frame, false);
+        self.queue_reply(conn, frame, Follows::More);
     }
 
     fn on_request(&mut self, conn: ConnId, request: Request<'_>) {

@@ -66,8 +66,18 @@ pub const EVERYBODY: TopicId = TopicId(SlotId { index: u32::MAX, generation: 0 }
 struct Reply {
     conn: ConnId,
     bytes: Bytes,
-    /// Nothing follows it: the connection may end when it has left.
-    last: bool,
+    follows: Follows,
+}
+
+/// What may follow a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Follows {
+    /// Anything.
+    More,
+    /// The answer to the connection's next question, which may be asked now (`questions.rs`).
+    Question,
+    /// Nothing: the connection may end when it has left.
+    Nothing,
 }
 
 /// A frame for everybody who is in the topic by then, but for one.
@@ -156,14 +166,16 @@ impl Deliveries {
         if first.bytes.len() > REPLY_COPIED_BYTES_MAX {
             return Some(first);
         }
-        let (mut bytes, mut last, mut more) = (first.bytes.len(), first.last, 0);
+        let (mut bytes, mut follows, mut more) = (first.bytes.len(), first.follows, 0);
         for next in self.replies.iter().take_while(|next| next.conn == first.conn) {
             let is_long = next.bytes.len() > REPLY_COPIED_BYTES_MAX
                 || bytes + next.bytes.len() > JOIN_BYTES_MAX;
-            if last || is_long || (next.last && is_slow) {
+            let is_last = next.follows == Follows::Nothing;
+            if follows == Follows::Nothing || is_long || (is_last && is_slow) {
                 break;
             }
-            (bytes, last, more) = (bytes + next.bytes.len(), next.last, more + 1);
+            (bytes, follows, more) =
+                (bytes + next.bytes.len(), follows.max(next.follows), more + 1);
         }
         if more == 0 {
             return Some(first);
@@ -173,7 +185,7 @@ impl Deliveries {
         for next in self.replies.drain(..more) {
             joined.extend_from_slice(&next.bytes);
         }
-        Some(Reply { conn: first.conn, bytes: joined.freeze(), last })
+        Some(Reply { conn: first.conn, bytes: joined.freeze(), follows })
     }
 
     /// Somebody who stands first in a round of which nothing is being written.
@@ -293,6 +305,7 @@ impl Shard {
             c.outbox = None;
             self.consider_leaving(conn);
         }
+        self.ask_next(conn);
     }
 
     /// Queues a frame of a topic for its next round.
@@ -358,8 +371,8 @@ impl Shard {
 
     /// Queues a frame for one connection. Nothing follows the last one, which may be empty: then the
     /// connection ends behind what waits for it.
-    pub(super) fn queue_reply(&mut self, conn: ConnId, bytes: Bytes, last: bool) {
-        self.deliveries.replies.push_back(Reply { conn, bytes, last });
+    pub(super) fn queue_reply(&mut self, conn: ConnId, bytes: Bytes, follows: Follows) {
+        self.deliveries.replies.push_back(Reply { conn, bytes, follows });
     }
 
     /// Puts replies into the batch. `false`: the batch is full, or must end early.
@@ -404,7 +417,7 @@ impl Shard {
                     return Some(reply);
                 }
             }
-            Some(outbox) if reply.last => {
+            Some(outbox) if reply.follows == Follows::Nothing => {
                 self.counters.outbox_bytes += bytes;
                 outbox.push_always(reply.bytes);
             }
@@ -419,11 +432,15 @@ impl Shard {
         }
         self.counters.bytes_out += bytes;
         let conn = self.conns.get_mut(reply.conn.0)?;
-        if reply.last {
-            if let State::Closing { said_all, .. } = &mut conn.state {
-                *said_all = true;
+        match reply.follows {
+            Follows::More => {}
+            Follows::Question => self.questions.note_answered(reply.conn),
+            Follows::Nothing => {
+                if let State::Closing { said_all, .. } = &mut conn.state {
+                    *said_all = true;
+                }
+                self.consider_leaving(reply.conn);
             }
-            self.consider_leaving(reply.conn);
         }
         None
     }

@@ -14,12 +14,14 @@
 
 use super::Shard;
 use super::commands::{No, Wish};
+use super::deliver::Follows;
 use crate::ids::{ConnId, Position, TopicId, TopicKind, TopicName};
 use crate::link::{
     AskHistory, HistoryTo, NoHistory, Recover, Recovered, Said, ToldHistory, Uplink,
 };
 use crate::protocol::{ErrorCode, Event, Info, Page, RequestId};
 use crate::ws::encode;
+use bytes::Bytes;
 use std::collections::HashMap;
 
 /// Who waits for an answer. Empty nearly always.
@@ -65,6 +67,11 @@ impl Pendings {
     /// Whether a topic must stay.
     pub(super) fn is_pinned(&self, topic: u32) -> bool {
         self.pins.contains_key(&topic)
+    }
+
+    /// Whether a join waits for its answer, and was not left meanwhile.
+    pub(super) fn has(&self, conn: ConnId, ticket: u64) -> bool {
+        self.of.get(&conn).into_iter().flatten().any(|pending| pending.ticket == ticket)
     }
 
     /// A connection has gone: nobody is to be admitted for it.
@@ -130,6 +137,9 @@ impl Shard {
                 "this room is being joined already, wait for it",
             ));
         }
+        if wish.since.is_some() {
+            self.may_ask(conn)?;
+        }
         let Some(at) = self.open_kept(name) else {
             return Err(No(ErrorCode::Overloaded, "this server has as many rooms as it may have"));
         };
@@ -167,13 +177,13 @@ impl Shard {
             self.counters.leaves += 1;
         }
         let topic = name.clone();
-        self.uplink.push_back(Uplink::Recover(Box::new(Recover {
-            topic,
-            at,
-            conn,
-            ticket,
-            since,
-        })));
+        let ask = Uplink::Recover(Box::new(Recover { topic, at, conn, ticket, since }));
+        // Without `since` it is answered with a position, but for a user's own topic.
+        if since.is_some() || matches!(name.kind(), TopicKind::User(_)) {
+            self.ask(conn, ask);
+        } else {
+            self.uplink.push_back(ask);
+        }
     }
 
     /// The backplane knows where the history is. What waits for the room came before, and so did what
@@ -190,13 +200,18 @@ impl Shard {
     /// Whoever asked is in the room from here on, unless they have gone or left meanwhile.
     pub(super) fn admit(&mut self, recovered: Recovered) {
         let Recovered { at, conn, ticket, position, recovery, .. } = recovered;
-        self.pendings.unpin(at.0.index);
+        let is_question = self.is_question(conn, ticket);
         let Some(pending) = self.pendings.take(conn, |pending| pending.ticket == ticket) else {
-            return self.close_topic_if_empty(at.0.index);
+            self.unpin(at);
+            if is_question {
+                self.end_question(conn);
+            }
+            return;
         };
+        self.pendings.unpin(at.0.index);
         let name = self.hub.at(at.0.index).name().clone();
         if let TopicKind::User(user) = name.kind() {
-            return self.admit_user(user, recovered);
+            return self.admit_user(user, recovered, is_question);
         }
         let c = self.conns.get_mut(conn.0).expect("who has gone is no longer pending");
         let is_new = c.joined.find(at.0.index).is_none();
@@ -212,13 +227,33 @@ impl Shard {
             self.begin_acks(conn, at, position, pending.since, recovery);
         }
         let position = Some(position);
-        self.say(
-            conn,
-            &Event::Ok { id: pending.id.as_ref(), room: Some(room), position, recovery },
-        );
-        if !recovered.missed.is_empty() {
-            self.queue_reply(conn, recovered.missed, false);
+        let ok = Event::Ok { id: pending.id.as_ref(), room: Some(room), position, recovery };
+        self.answer_recovery(conn, &ok, recovered.missed, is_question);
+    }
+
+    /// Says what came of a join, and brings what was missed.
+    pub(super) fn answer_recovery(
+        &mut self,
+        conn: ConnId,
+        event: &Event<'_>,
+        missed: Bytes,
+        is_question: bool,
+    ) {
+        if !is_question || !missed.is_empty() {
+            self.say(conn, event);
+        } else {
+            self.answer(conn, event);
         }
+        if !missed.is_empty() {
+            let follows = if is_question { Follows::Question } else { Follows::More };
+            self.queue_reply(conn, missed, follows);
+        }
+    }
+
+    /// A topic need not stay any longer for the answer to a join.
+    pub(super) fn unpin(&mut self, at: TopicId) {
+        self.pendings.unpin(at.0.index);
+        self.close_topic_if_empty(at.0.index);
     }
 
     /// `conn` gives up a join that was not answered yet. Whether there was one.
@@ -245,9 +280,10 @@ impl Shard {
         let Some(at) = self.hub.find_room(room).filter(|at| self.is_in(conn, *at)) else {
             return Err(No(ErrorCode::NotJoined, "join the room before you ask for its history"));
         };
+        self.may_ask(conn)?;
         let topic = self.hub.at(at.0.index).name().clone();
         let to = HistoryTo::Conn { shard: self.config.id, conn, id };
-        self.uplink.push_back(Uplink::History(Box::new(AskHistory { topic, page, to })));
+        self.ask(conn, Uplink::History(Box::new(AskHistory { topic, page, to })));
         Ok(())
     }
 
@@ -267,7 +303,7 @@ impl Shard {
                 let messages: Vec<&[u8]> =
                     frames.iter().map(|frame| encode::payload_of(frame)).collect();
                 let messages = &messages[..];
-                self.say(conn, &Event::History { id, room, position, messages });
+                self.answer(conn, &Event::History { id, room, position, messages });
             }
             Err(why) => {
                 let (code, message) = match why {
@@ -280,7 +316,7 @@ impl Shard {
                     ),
                 };
                 self.counters.requests_rejected += 1;
-                self.say(conn, &Event::Error { id, code, message });
+                self.answer(conn, &Event::Error { id, code, message });
             }
         }
     }

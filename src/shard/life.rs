@@ -11,6 +11,7 @@
 
 use super::Shard;
 use super::conn::{CloseReason, Conn, State, Unread};
+use super::deliver::Follows;
 use crate::auth::Identity;
 use crate::ids::{ANONYMOUS_PREFIX, ConnId, TopicName};
 use crate::protocol::Event;
@@ -128,7 +129,7 @@ impl Shard {
         self.counters.handshaking -= 1;
         self.counters.connections += 1;
         self.counters.opened += 1;
-        self.queue_reply(conn, opening.response, false);
+        self.queue_reply(conn, opening.response, Follows::More);
         if !opening.echo {
             self.welcome(conn, opening.identity.user.as_deref(), &opening.rooms);
         }
@@ -143,7 +144,7 @@ impl Shard {
         self.counters.handshaking -= 1;
         self.counters.closing += 1;
         self.expect_end(conn, now_ms);
-        self.queue_reply(conn, response, true);
+        self.queue_reply(conn, response, Follows::Nothing);
     }
 
     /// A socket has something to read, or its end. A sign of life, whenever it will be read.
@@ -195,7 +196,7 @@ impl Shard {
         self.counters.closing += 1;
         self.leave_all(conn);
         self.expect_end(conn, self.life.now_ms);
-        self.queue_reply(conn, Bytes::new(), true);
+        self.queue_reply(conn, Bytes::new(), Follows::Nothing);
     }
 
     /// The socket failed, or nobody is left to read it.
@@ -313,7 +314,7 @@ impl Shard {
         self.counters.closing += 1;
         self.leave_all(conn);
         self.expect_end(conn, self.life.now_ms);
-        self.queue_reply(conn, encode::close(code, text), true);
+        self.queue_reply(conn, encode::close(code, text), Follows::Nothing);
     }
 
     /// A closing connection ends by itself or at its deadline.
@@ -381,6 +382,7 @@ impl Shard {
 
     fn leave_all(&mut self, conn: ConnId) {
         self.pendings.forget(conn);
+        self.forget_questions(conn);
         while let Some(slots) = self.conns.get(conn.0).map(|c| c.joined.len()).filter(|n| *n > 0) {
             if slots > 1 || self.queues.user_of(conn).is_some() {
                 self.counters.leaves += 1;
@@ -464,7 +466,7 @@ impl Shard {
             return self.begin_close(id, CloseReason::Silent);
         }
         self.counters.pings += 1;
-        self.queue_reply(id, Bytes::from_static(PING), false);
+        self.queue_reply(id, Bytes::from_static(PING), Follows::More);
     }
 
     pub(super) fn begin_drain(&mut self, over_ms: u64, now_ms: u64) {

@@ -21,6 +21,7 @@
 //! | `kept.rs` | rooms with a history: joins that wait for their position |
 //! | `presence.rs` | rooms of which it is known who is there |
 //! | `queue.rs` | what is kept for users |
+//! | `questions.rs` | questions with long answers, one at a time |
 //! | `acks.rs` | members who acknowledge what they hear |
 //! | `deliver.rs` | replies and rounds, joined into batches (`batch.rs`) |
 //! | `life.rs` | open, close, sweep, drain |
@@ -39,6 +40,7 @@ mod kept;
 mod life;
 mod outbox;
 mod presence;
+mod questions;
 mod queue;
 mod slow;
 
@@ -56,10 +58,11 @@ use crate::ws::decoder::Decoder;
 use acks::Acks;
 use bytes::{Bytes, BytesMut};
 use conn::Conn;
-use deliver::{Deliveries, Frame};
+use deliver::{Deliveries, Follows, Frame};
 use hub::Hub;
 use kept::Pendings;
 use life::Life;
+use questions::Questions;
 use queue::Queues;
 use slow::Says;
 use std::collections::{HashMap, VecDeque};
@@ -102,6 +105,7 @@ pub struct Shard {
     pendings: Pendings,
     /// Connections that wait for what is kept for their users.
     queues: Queues,
+    questions: Questions,
     acks: Acks,
     deliveries: Deliveries,
     uplink: VecDeque<Uplink>,
@@ -138,6 +142,7 @@ impl Shard {
             waiting: HashMap::new(),
             pendings: Pendings::default(),
             queues: Queues::default(),
+            questions: Questions::default(),
             acks: Acks::default(),
             deliveries: Deliveries::default(),
             uplink: VecDeque::from([join]),
@@ -179,6 +184,9 @@ impl Shard {
 
     /// The next thing to say to the backplane.
     pub fn poll_uplink(&mut self) -> Option<Uplink> {
+        if self.uplink.is_empty() {
+            self.ask_on();
+        }
         self.uplink.pop_front()
     }
 
@@ -217,6 +225,7 @@ impl Shard {
         self.counters.topics = self.hub.topics_len() as u64;
         self.counters.members = self.hub.members_len() as u64;
         self.counters.uplink_waiting = self.uplink.len() as u64;
+        self.counters.questions_waiting = self.questions.waiting() as u64;
         self.counters.acks_members = self.acks.members() as u64;
         self.counters.acks_lagging = self.acks.lagging() as u64;
     }
@@ -295,7 +304,15 @@ impl Shard {
             return;
         }
         let frame = self.frame(event);
-        self.queue_reply(conn, frame, false);
+        self.queue_reply(conn, frame, Follows::More);
+    }
+
+    /// Answers the question of a connection that is under way.
+    fn answer(&mut self, conn: ConnId, event: &Event<'_>) {
+        if self.conns.get(conn.0).is_some_and(Conn::is_open) {
+            let frame = self.frame(event);
+            self.queue_reply(conn, frame, Follows::Question);
+        }
     }
 
     /// An event as a WebSocket text frame, cut from the arena.

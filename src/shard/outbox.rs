@@ -110,6 +110,12 @@ impl Outbox {
         self.bytes
     }
 
+    /// Bytes of them that may not be given up: replies, control frames, messages of rooms that close
+    /// for slow members.
+    pub fn fixed_bytes(&self) -> usize {
+        self.bytes - self.rooms.iter().map(|room| room.bytes).sum::<usize>()
+    }
+
     /// Whether everything has left.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()

@@ -57,9 +57,10 @@ impl Shard {
         let Some(at) = self.hub.find_room(room).filter(|at| self.is_in(conn, *at)) else {
             return Err(No(ErrorCode::NotJoined, "join the room before you ask who is there"));
         };
+        self.may_ask(conn)?;
         let topic = self.hub.at(at.0.index).name().clone();
         let to = PresenceTo::Conn { shard: self.config.id, conn, id };
-        self.uplink.push_back(Uplink::Presence(Box::new(AskPresence { topic, to })));
+        self.ask(conn, Uplink::Presence(Box::new(AskPresence { topic, to })));
         Ok(())
     }
 
@@ -69,12 +70,12 @@ impl Shard {
         let (conn, id) = (*conn, id.as_ref());
         let TopicKind::Room(room) = topic.kind() else { return };
         if let Some(here) = here {
-            return self.say(conn, &Event::Presence { id, room, here });
+            return self.answer(conn, &Event::Presence { id, room, here });
         }
         self.counters.requests_rejected += 1;
         let code = ErrorCode::BackplaneUnavailable;
         let message = "the backplane is away, ask again when it is back";
-        self.say(conn, &Event::Error { id, code, message });
+        self.answer(conn, &Event::Error { id, code, message });
     }
 }
 

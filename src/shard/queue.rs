@@ -46,16 +46,14 @@ impl Shard {
     }
 
     /// A connection is in its user's topic from here on, and that is its first one.
-    pub(super) fn admit_user(&mut self, user: &str, recovered: Recovered) {
+    pub(super) fn admit_user(&mut self, user: &str, recovered: Recovered, is_question: bool) {
         let Recovered { at, conn, position, recovery, missed, .. } = recovered;
         self.queues.forget(conn);
         let c = self.conns.get_mut(conn.0).expect("who has gone is no longer pending");
         self.hub.join(at, conn.0.index, c);
         self.hub.bring_first(&mut self.conns, conn.0.index);
-        self.say(conn, &Event::Queue { user, position, recovery });
-        if !missed.is_empty() {
-            self.queue_reply(conn, missed, false);
-        }
+        let queue = Event::Queue { user, position, recovery };
+        self.answer_recovery(conn, &queue, missed, is_question);
         if recovery == Recovery::NotRecovered(Unrecovered::Epoch) {
             self.mark_told(at, position);
         }

@@ -31,6 +31,7 @@ mod heartbeats;
 mod history;
 mod kept;
 mod peer;
+mod questions;
 mod queue;
 mod rng;
 mod slow;

@@ -1,0 +1,170 @@
+//! Questions whose answers may be long: one answer at a time for a connection.
+//!
+//! `history`, `presence` and a join with `since` are questions of fifty bytes, and each answer may be
+//! most of a megabyte. So the backplane is asked one of a connection's at a time, and the next one
+//! when the answer to the last has left for the socket: what a connection can have made for it is one
+//! answer and its outbox, however much it asks. The other questions wait in their order, at most
+//! `questions_waiting_max` of them.
+//!
+//! A question is *under way* from here to the backplane and back, then *answered* as soon as its
+//! answer was handed to the writes; what of it the socket did not take is in the outbox.
+//!
+//! Invariant: a connection has an entry exactly while a question of it is under way, waits, or has an
+//! answer that was not taken yet. One that is closing asks nothing more.
+
+use super::Shard;
+use super::commands::No;
+use crate::ids::{ConnId, TopicId};
+use crate::link::Uplink;
+use crate::protocol::ErrorCode;
+use std::collections::{HashMap, VecDeque};
+
+/// What an answer that was taken may leave in the outbox: this part of `outbox_bytes_max`. Room
+/// enough stays for the next one.
+const LEFT_OF_ANSWER: usize = 4;
+
+/// Who asks. Empty nearly always.
+#[derive(Debug, Default)]
+pub(super) struct Questions {
+    of: HashMap<ConnId, Asked>,
+    /// Questions that wait, of all connections.
+    waiting: usize,
+    /// Whose answers were handed to the writes since the last look.
+    answered: Vec<ConnId>,
+}
+
+#[derive(Debug)]
+struct Asked {
+    step: Step,
+    /// In the order in which they were asked; each goes up as it is.
+    waiting: VecDeque<Uplink>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// The backplane has a question: which, where it is a join.
+    UnderWay { ticket: Option<u64> },
+    /// The answer was made, and may not have been taken by the socket yet.
+    Answered,
+}
+
+impl Questions {
+    /// Questions that wait for those before them.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// The answer to a connection's question was handed to the writes.
+    pub(super) fn note_answered(&mut self, conn: ConnId) {
+        self.answered.push(conn);
+    }
+
+    /// Whether it is this join that is under way.
+    fn is_under_way(&self, conn: ConnId, ticket: u64) -> bool {
+        let step = Step::UnderWay { ticket: Some(ticket) };
+        self.of.get(&conn).is_some_and(|asked| asked.step == step)
+    }
+
+    /// A connection asks nothing more. Answers the topics of its joins that were still waiting.
+    fn forget(&mut self, conn: ConnId) -> Vec<TopicId> {
+        let waiting = self.of.remove(&conn).map(|asked| asked.waiting).unwrap_or_default();
+        self.waiting -= waiting.len();
+        let joins = waiting.into_iter().filter_map(|question| match question {
+            Uplink::Recover(ask) => Some(ask.at),
+            _ => None,
+        });
+        joins.collect()
+    }
+}
+
+impl Shard {
+    /// Whether a connection may ask one more.
+    pub(super) fn may_ask(&self, conn: ConnId) -> Result<(), No> {
+        let waiting = self.questions.of.get(&conn).map_or(0, |asked| asked.waiting.len());
+        if waiting < self.limits.questions_waiting_max {
+            return Ok(());
+        }
+        Err(No(
+            ErrorCode::Overloaded,
+            "as many questions of this connection wait as may: wait for their answers",
+        ))
+    }
+
+    /// Asks the backplane something, now or when the questions before it are answered.
+    pub(super) fn ask(&mut self, conn: ConnId, question: Uplink) {
+        let asked = self.questions.of.entry(conn).or_insert_with(|| Asked {
+            step: Step::Answered, // nothing was, and nothing is waited for
+            waiting: VecDeque::new(),
+        });
+        asked.waiting.push_back(question);
+        self.questions.waiting += 1;
+        self.ask_next(conn);
+    }
+
+    /// A join that was under way is answered. Whether an answer follows that is long.
+    pub(super) fn is_question(&self, conn: ConnId, ticket: u64) -> bool {
+        self.questions.is_under_way(conn, ticket)
+    }
+
+    /// The question that was under way has no answer that anybody hears.
+    pub(super) fn end_question(&mut self, conn: ConnId) {
+        if let Some(asked) = self.questions.of.get_mut(&conn) {
+            asked.step = Step::Answered;
+            self.ask_next(conn);
+        }
+    }
+
+    /// Goes on with those whose answers were handed to the writes. Comes after these were made.
+    pub(super) fn ask_on(&mut self) {
+        while let Some(conn) = self.questions.answered.pop() {
+            self.end_question(conn);
+        }
+    }
+
+    /// Asks the next question of a connection, if nothing of it is under way or waits for the socket.
+    pub(super) fn ask_next(&mut self, conn: ConnId) {
+        if !self.questions.of.contains_key(&conn) || !self.has_room_for_answer(conn) {
+            return;
+        }
+        loop {
+            let Some(asked) = self.questions.of.get_mut(&conn) else { return };
+            if asked.step != Step::Answered {
+                return;
+            }
+            let Some(question) = asked.waiting.pop_front() else {
+                self.questions.of.remove(&conn);
+                return;
+            };
+            self.questions.waiting -= 1;
+            let ticket = match &question {
+                Uplink::Recover(ask) => Some((ask.ticket, ask.at)),
+                _ => None,
+            };
+            if let Some((ticket, at)) = ticket
+                && !self.pendings.has(conn, ticket)
+            {
+                self.unpin(at); // It was left before its turn came.
+                continue;
+            }
+            let ticket = ticket.map(|(ticket, _)| ticket);
+            asked.step = Step::UnderWay { ticket };
+            self.uplink.push_back(question);
+            return;
+        }
+    }
+
+    /// Whether the last answer has left, as far as it matters. Messages that give way are no
+    /// hindrance: a member of a busy room may always have some.
+    fn has_room_for_answer(&self, conn: ConnId) -> bool {
+        let outbox = self.conns.get(conn.0).and_then(|c| c.outbox.as_deref());
+        let fixed_bytes = outbox.map_or(0, |outbox| outbox.fixed_bytes());
+        fixed_bytes <= self.limits.outbox_bytes_max / LEFT_OF_ANSWER
+    }
+
+    /// A connection asks nothing more.
+    pub(super) fn forget_questions(&mut self, conn: ConnId) {
+        for at in self.questions.forget(conn) {
+            self.unpin(at);
+        }
+    }
+}
