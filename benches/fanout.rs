@@ -27,7 +27,11 @@ fn open(shard: &mut Shard, wire: u32, rooms: &[&str]) -> ConnId {
     let conn = shard.handle_accept(wire, NOW_MS).expect("far from every limit");
     let rights = Rights { publish: true, publish_unjoined: false, send: true, broadcast: true };
     let opening = Opening {
-        identity: Identity { user: Some(format!("user{wire}").into()), rights },
+        identity: Identity {
+            user: Some(format!("user{wire}").into()),
+            rights,
+            expires_unix_s: None,
+        },
         response: Bytes::from_static(b"101"),
         rooms: rooms.iter().map(|room| room.to_string()).collect(),
         echo: false,

@@ -188,6 +188,7 @@ counters! {
         closed_slow: Counter "closes_total"["reason" = "slow"] "Connections ended, by reason",
         closed_silent: Counter "closes_total"["reason" = "silent"] "Connections ended, by reason",
         closed_drain: Counter "closes_total"["reason" = "drain"] "Connections ended, by reason",
+        closed_token_expired: Counter "closes_total"["reason" = "token_expired"] "Connections ended, by reason",
         closed_overloaded: Counter "closes_total"["reason" = "overloaded"] "Connections ended, by reason",
         closed_error: Counter "closes_total"["reason" = "io_error"] "Connections ended, by reason",
         loop_turns: Counter "loop_turns_total" "Turns of the shard's loop",

@@ -43,7 +43,7 @@ fn open(shard: &mut Shard, wire: u32, user: &str, room: &str) -> ConnId {
     let conn = shard.handle_accept(wire, NOW_MS).expect("far from every limit");
     let rights = Rights { publish: true, publish_unjoined: false, send: true, broadcast: true };
     let opening = Opening {
-        identity: Identity { user: Some(user.into()), rights },
+        identity: Identity { user: Some(user.into()), rights, expires_unix_s: None },
         response: Bytes::from_static(b"101"),
         rooms: vec![room.to_owned()],
         echo: false,
@@ -400,7 +400,7 @@ fn what_idle_connections_hold_on_both_threads_adds_up() {
         let conn = shard.handle_accept(wire as u32, NOW_MS).expect("far from every limit");
         let none = Rights { publish: true, publish_unjoined: false, send: true, broadcast: true };
         let opening = Opening {
-            identity: Identity { user: None, rights: none },
+            identity: Identity { user: None, rights: none, expires_unix_s: None },
             response: Bytes::from_static(b"101"),
             rooms: vec![format!("load-{}", wire / ROOM)],
             echo: false,

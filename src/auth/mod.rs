@@ -71,6 +71,9 @@ pub struct Identity {
     pub user: Option<Box<str>>,
     /// What they may do.
     pub rights: Rights,
+    /// When their token is good no longer, in whole seconds since 1970, leeway included. `None`: it
+    /// does not expire.
+    pub expires_unix_s: Option<u64>,
 }
 
 /// Why somebody may not come in. Answered with HTTP 401 before any upgrade.
@@ -82,11 +85,17 @@ pub enum Denied {
     Invalid,
     /// It was one.
     Expired,
+    /// Its `exp` is in milliseconds: it would be good for fifty thousand years.
+    ExpInMilliseconds,
 }
 
 /// How far the clocks of this machine and of the token's maker may differ, in seconds. Applies to
 /// `exp` and `nbf` alike.
 pub const LEEWAY_S: u64 = 2;
+
+/// An `exp` from here on is no number of seconds: it would be in the year 5138. Milliseconds have
+/// been beyond it since 1973.
+const EXP_MAX_S: f64 = 1e11;
 
 /// Tells who may come in, from the token alone. Pure: time is an argument.
 pub struct Gate {
@@ -129,11 +138,12 @@ impl Gate {
     /// 1. None: anonymous, if that is allowed.
     /// 2. A good one: its user, with the rights it names, or the default ones if it names none.
     ///    A token without `exp` does not expire. Rights of unknown names give nothing.
-    /// 3. Anything else is denied, also where anonymous clients are allowed.
+    /// 3. Anything else is denied, an `exp` in milliseconds included, also where anonymous clients
+    ///    are allowed.
     pub fn admit(&self, token: Option<&str>, now_unix_s: u64) -> Result<Identity, Denied> {
         let Some(token) = token else {
             let rights = self.anonymous.ok_or(Denied::Missing)?;
-            return Ok(Identity { user: None, rights });
+            return Ok(Identity { user: None, rights, expires_unix_s: None });
         };
         let key = self.key.as_ref().ok_or(Denied::Invalid)?;
         let claims =
@@ -143,6 +153,9 @@ impl Gate {
         if claims.exp.is_some_and(|exp| now >= exp + leeway) {
             return Err(Denied::Expired);
         }
+        if claims.exp.is_some_and(|exp| exp >= EXP_MAX_S) {
+            return Err(Denied::ExpInMilliseconds);
+        }
         if claims.nbf.is_some_and(|nbf| now + leeway < nbf) {
             return Err(Denied::Invalid);
         }
@@ -150,7 +163,8 @@ impl Gate {
             return Err(Denied::Invalid);
         }
         let rights = claims.rights.map_or(self.user_rights, |names| granted(&names));
-        Ok(Identity { user: Some(claims.sub.into()), rights })
+        let expires_unix_s = claims.exp.map(|exp| exp.ceil() as u64 + LEEWAY_S);
+        Ok(Identity { user: Some(claims.sub.into()), rights, expires_unix_s })
     }
 }
 

@@ -20,12 +20,21 @@ fn signed(algorithm: Algorithm, secret: &str, claims: &Value) -> String {
     encode(&Header::new(algorithm), claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
 }
 
+fn admitted(claims: &Value) -> Result<Identity, Denied> {
+    gate(false, Some(SECRET)).admit(Some(&signed(Algorithm::HS256, SECRET, claims)), NOW)
+}
+
+/// The same identity, whenever it has to go.
+fn forever(identity: Identity) -> Identity {
+    Identity { expires_unix_s: None, ..identity }
+}
+
 fn judge(claims: Value) -> Result<Identity, Denied> {
-    gate(false, Some(SECRET)).admit(Some(&signed(Algorithm::HS256, SECRET, &claims)), NOW)
+    admitted(&claims).map(forever)
 }
 
 fn ann(rights: Rights) -> Result<Identity, Denied> {
-    Ok(Identity { user: Some("ann".into()), rights })
+    Ok(Identity { user: Some("ann".into()), rights, expires_unix_s: None })
 }
 
 #[test]
@@ -44,6 +53,22 @@ fn time_decides_with_a_small_leeway_on_both_sides() {
         (json!({"sub": "ann", "nbf": NOW + LEEWAY_S + 1}), Err(Denied::Invalid)),
     ] {
         assert_eq!(judge(claims.clone()), verdict, "{claims}");
+    }
+}
+
+#[test]
+fn a_token_says_when_its_connection_ends_and_milliseconds_are_no_seconds() {
+    let expires = |claims: Value| admitted(&claims).map(|identity| identity.expires_unix_s);
+    for (claims, verdict) in [
+        (json!({"sub": "ann"}), Ok(None)),
+        (json!({"sub": "ann", "exp": NOW + 60}), Ok(Some(NOW + 60 + LEEWAY_S))),
+        (json!({"sub": "ann", "exp": NOW as f64 + 60.5}), Ok(Some(NOW + 61 + LEEWAY_S))),
+        (json!({"sub": "ann", "exp": 99_999_999_999u64}), Ok(Some(99_999_999_999 + LEEWAY_S))),
+        (json!({"sub": "ann", "exp": (NOW + 60) * 1000}), Err(Denied::ExpInMilliseconds)),
+        (json!({"sub": "ann", "exp": 1e300}), Err(Denied::ExpInMilliseconds)),
+        (json!({"sub": "ann", "exp": u64::MAX}), Err(Denied::ExpInMilliseconds)),
+    ] {
+        assert_eq!(expires(claims.clone()), verdict, "{claims}");
     }
 }
 
@@ -123,7 +148,7 @@ fn only_our_signature_counts() {
 
 #[test]
 fn nobody_comes_in_without_a_token_unless_that_is_allowed() {
-    let anonymous = Ok(Identity { user: None, rights: ANON_RIGHTS });
+    let anonymous = Ok(Identity { user: None, rights: ANON_RIGHTS, expires_unix_s: None });
     assert_eq!(gate(true, None).admit(None, NOW), anonymous);
     assert_eq!(gate(true, Some(SECRET)).admit(None, NOW), anonymous);
     assert_eq!(gate(false, Some(SECRET)).admit(None, NOW), Err(Denied::Missing));
@@ -143,10 +168,11 @@ fn what_is_minted_is_admitted_and_what_would_not_be_is_not_minted() {
         |user: &str, rights| TokenWish { user: user.to_owned(), rights, expires_unix_s: NOW + 60 };
     let gate = gate(false, Some(SECRET));
     let token = mint(&wish("ann", None), SECRET).unwrap();
-    assert_eq!(gate.admit(Some(&token), NOW), ann(USER_RIGHTS));
+    let admit = |token: &str| gate.admit(Some(token), NOW).map(forever);
+    assert_eq!(admit(&token), ann(USER_RIGHTS));
     assert_eq!(gate.admit(Some(&token), NOW + 60 + LEEWAY_S), Err(Denied::Expired));
     let listener = mint(&wish("ann", Some(Rights::NONE)), SECRET).unwrap();
-    assert_eq!(gate.admit(Some(&listener), NOW), ann(Rights::NONE));
+    assert_eq!(admit(&listener), ann(Rights::NONE));
     assert!(mint(&wish("anon-1", None), SECRET).is_err());
     assert!(mint(&wish("", None), SECRET).is_err());
 }

@@ -374,7 +374,12 @@ impl Room {
         match self.heads.handle_read(conn.0.index, input, &self.site, unix_s()) {
             Progress::More => {}
             Progress::Open { opening, mut rest } => {
+                let expires_unix_s = opening.identity.expires_unix_s;
                 self.shard.handle_open(conn, opening);
+                if let Some(expires_unix_s) = expires_unix_s {
+                    let left_ms = 1000 * expires_unix_s.saturating_sub(unix_s());
+                    self.shard.handle_expiry(conn, self.now_ms() + left_ms);
+                }
                 if !rest.is_empty() {
                     self.shard.handle_read(conn, &mut rest);
                 }

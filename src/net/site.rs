@@ -110,6 +110,9 @@ impl Site {
                 Denied::Missing => "a token is needed: ?token=… or Authorization: Bearer …",
                 Denied::Invalid => "this token is not valid here",
                 Denied::Expired => "this token has expired",
+                Denied::ExpInMilliseconds => {
+                    "exp of this token is in milliseconds; it must be in seconds (RFC 7519 §4.1.4)"
+                }
             };
             Refused(401, reason, Cause::Auth)
         })

@@ -170,6 +170,8 @@ pub struct Conn {
     pub echo: bool,
     /// Whether its user has shown a token.
     pub has_token: bool,
+    /// Whether that token expires (`expiry.rs` knows when).
+    pub expires: bool,
     /// Whether its socket waits to be read.
     pub unread: Unread,
     /// Why it ends, once it does.
@@ -201,6 +203,7 @@ impl Conn {
             heard: true,
             echo: false,
             has_token: false,
+            expires: false,
             unread: Unread::No,
             reason: None,
             rights: none,
@@ -236,6 +239,8 @@ pub enum CloseReason {
     Silent,
     /// This node ends.
     Drain,
+    /// The token with which it came has expired.
+    TokenExpired,
     /// The HTTP exchange is over; it never became a WebSocket.
     Http,
     /// This node has as many topics as it may have, and the user's own would be one more.
@@ -251,6 +256,7 @@ impl CloseReason {
             CloseReason::Unsupported => Some(CloseCode::UNSUPPORTED),
             CloseReason::Slow | CloseReason::Overloaded => Some(CloseCode::TRY_AGAIN_LATER),
             CloseReason::Silent | CloseReason::Drain => Some(CloseCode::GOING_AWAY),
+            CloseReason::TokenExpired => Some(CloseCode::TOKEN_EXPIRED),
             CloseReason::Client | CloseReason::Gone | CloseReason::Io | CloseReason::Http => None,
         }
     }
@@ -268,6 +274,7 @@ impl CloseReason {
             CloseReason::Silent => "silent",
             CloseReason::Overloaded => "overloaded",
             CloseReason::Drain => "drain",
+            CloseReason::TokenExpired => "token_expired",
             CloseReason::Http => "http",
         }
     }
@@ -284,6 +291,7 @@ impl CloseReason {
             CloseReason::Silent => "no answer to a ping",
             CloseReason::Overloaded => "this server has as many topics as it may have",
             CloseReason::Drain => "this server goes away, connect again",
+            CloseReason::TokenExpired => "token_expired",
         }
     }
 }

@@ -239,6 +239,7 @@ impl Shard {
         while let Some(conn) = due(&mut self.life.closings, now_ms) {
             self.life.ended.push_back(conn);
         }
+        self.close_expired(now_ms);
         self.sweep(now_ms);
         self.drain(now_ms);
         self.acks.look(now_ms);
@@ -396,6 +397,7 @@ impl Shard {
     fn free(&mut self, conn: ConnId) -> Option<Closed> {
         self.leave_all(conn);
         let c = self.conns.remove(conn.0)?;
+        self.expiries.live -= usize::from(c.expires);
         if let Some(outbox) = &c.outbox {
             self.counters.outbox_bytes -= outbox.bytes() as u64;
         }
@@ -430,6 +432,7 @@ impl Shard {
             CloseReason::Slow => &mut counters.closed_slow,
             CloseReason::Silent => &mut counters.closed_silent,
             CloseReason::Drain => &mut counters.closed_drain,
+            CloseReason::TokenExpired => &mut counters.closed_token_expired,
             CloseReason::Overloaded => &mut counters.closed_overloaded,
             CloseReason::Http => return,
         } += 1;
@@ -578,7 +581,11 @@ mod tests {
     fn who_waits_to_be_read_is_not_silent() {
         let mut shard = shard();
         let conn = shard.handle_accept(7, 0).unwrap();
-        let identity = Identity { user: Some("ann".into()), rights: crate::auth::Rights::NONE };
+        let identity = Identity {
+            user: Some("ann".into()),
+            rights: crate::auth::Rights::NONE,
+            expires_unix_s: None,
+        };
         let response = Bytes::from_static(b"101");
         shard.handle_open(conn, Opening { identity, response, rooms: Vec::new(), echo: false });
         assert!(shard.handle_readable(conn, false));

@@ -25,6 +25,7 @@
 //! | `acks.rs` | members who acknowledge what they hear |
 //! | `deliver.rs` | replies and rounds, joined into batches (`batch.rs`) |
 //! | `life.rs` | open, close, sweep, drain |
+//! | `expiry.rs` | connections whose token expires |
 //! | `outbox.rs` | what a slow peer still has to hear, and what of it gives way |
 //! | `slow.rs` | from a write that was not taken whole to an outbox |
 //!
@@ -35,6 +36,7 @@ pub mod batch;
 mod commands;
 pub mod conn;
 mod deliver;
+mod expiry;
 mod hub;
 mod kept;
 mod life;
@@ -59,6 +61,7 @@ use acks::Acks;
 use bytes::{Bytes, BytesMut};
 use conn::Conn;
 use deliver::{Deliveries, Follows, Frame};
+use expiry::Expiries;
 use hub::Hub;
 use kept::Pendings;
 use life::Life;
@@ -110,6 +113,7 @@ pub struct Shard {
     deliveries: Deliveries,
     uplink: VecDeque<Uplink>,
     life: Life,
+    expiries: Expiries,
     /// Whether any room has presence: the others pay nothing for it.
     has_presence: bool,
     everybody: TopicName,
@@ -147,6 +151,7 @@ impl Shard {
             deliveries: Deliveries::default(),
             uplink: VecDeque::from([join]),
             life: Life::default(),
+            expiries: Expiries::default(),
             has_presence,
             everybody,
             counters: ShardCounters::default(),

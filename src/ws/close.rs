@@ -21,6 +21,8 @@ impl CloseCode {
     pub const TOO_BIG: CloseCode = CloseCode(1009);
     /// The server cannot serve now.
     pub const TRY_AGAIN_LATER: CloseCode = CloseCode(1013);
+    /// The token with which the client came has expired (of the range for private use, §7.4.2).
+    pub const TOKEN_EXPIRED: CloseCode = CloseCode(4401);
 
     /// The code, if it may be sent or received in a frame.
     pub fn new(code: u16) -> Option<CloseCode> {
@@ -62,6 +64,7 @@ mod tests {
             (CloseCode::POLICY, 1008),
             (CloseCode::TOO_BIG, 1009),
             (CloseCode::TRY_AGAIN_LATER, 1013),
+            (CloseCode::TOKEN_EXPIRED, 4401),
         ];
         for (name, number) in named {
             assert_eq!(CloseCode::new(number), Some(name));

@@ -1,7 +1,8 @@
 //! Who may come in, and that nobody is somebody else.
 
-use crate::client::Client;
+use crate::client::{CLOSE, Client, FIN};
 use crate::node::Node;
+use crate::redis::wait_until;
 use campanile::auth::{Rights, TokenWish, mint};
 use serde_json::json;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -32,6 +33,32 @@ fn status(node: &Node, query: &str, headers: &str) -> u16 {
             reply.status
         }
     }
+}
+
+#[test]
+fn a_connection_ends_with_its_token_and_says_so() {
+    let node = node();
+    let mut short = Client::greeted(node.addr, &["tower"], &token("ann", None, 1)).0;
+    let mut long = Client::greeted(node.addr, &["tower"], &token("bob", None, 600)).0;
+    assert_eq!(short.close_frame(), (4401, "token_expired".to_owned()));
+    short.send(FIN | CLOSE, &4401u16.to_be_bytes());
+    assert_eq!(short.next_frame(), None);
+    long.say(r#"{"room_id":"tower","payload":"still here"}"#);
+    assert_eq!(long.hear_payload(), "still here");
+    let closes = || node.metric_where("campanile_closes_total", r#"reason="token_expired""#);
+    wait_until("it is counted", || closes() == 1);
+    node.wait_for("campanile_connections", 1);
+}
+
+#[test]
+fn a_token_whose_exp_is_in_milliseconds_is_refused_with_the_reason() {
+    let node = node();
+    let in_ms = token("ann", None, 1_000_000_000_000);
+    let Err(reply) = Client::try_open(node.addr, &format!("/ws?token={in_ms}"), "") else {
+        panic!("it would be good for ever");
+    };
+    assert_eq!(reply.status, 401);
+    assert!(reply.body.contains("exp of this token is in milliseconds"), "{}", reply.body);
 }
 
 #[test]

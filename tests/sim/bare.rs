@@ -51,7 +51,11 @@ impl Bare {
         let wire = self.conns.len();
         let conn = self.shard.handle_accept(wire as u32, self.now_ms).expect("far from a limit");
         let opening = Opening {
-            identity: Identity { user: Some(user.into()), rights: ALL_RIGHTS },
+            identity: Identity {
+                user: Some(user.into()),
+                rights: ALL_RIGHTS,
+                expires_unix_s: None,
+            },
             response: Bytes::from_static(HEAD),
             rooms: rooms.iter().map(|room| room.to_string()).collect(),
             echo: false,

@@ -235,7 +235,11 @@ impl World {
         self.lives[who].rooms = rooms.iter().map(|room| room.to_string()).collect();
         self.clients[who].peer.is_echo = echo;
         let opening = Opening {
-            identity: Identity { user: user.map(Into::into), rights: ALL_RIGHTS },
+            identity: Identity {
+                user: user.map(Into::into),
+                rights: ALL_RIGHTS,
+                expires_unix_s: None,
+            },
             response: Bytes::from_static(HEAD),
             rooms: self.lives[who].rooms.clone(),
             echo,

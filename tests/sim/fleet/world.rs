@@ -165,7 +165,11 @@ impl Fleet {
         let Some(conn) = client.conn else { return };
         client.rooms.iter_mut().for_each(|(_, id)| *id = 0);
         let opening = Opening {
-            identity: Identity { user: Some(client.user.clone().into()), rights: ALL_RIGHTS },
+            identity: Identity {
+                user: Some(client.user.clone().into()),
+                rights: ALL_RIGHTS,
+                expires_unix_s: None,
+            },
             response: Bytes::from_static(HEAD),
             rooms: client.rooms.iter().map(|(room, _)| room.clone()).collect(),
             echo: false,

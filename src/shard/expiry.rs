@@ -1,0 +1,156 @@
+//! Connections whose right to be here ends at a known time: that of their token (RFC 7519 §4.1.4).
+//!
+//! Expiries are kept in coarse seconds of the shard's clock, sorted, without a timer for each: eight
+//! bytes a connection that has one, nothing for the others. Those that end in the same second are
+//! closed over several ticks, so that a crowd with one expiry stops nobody else.
+//!
+//! A connection that has gone leaves its entry behind. Such entries are dropped once they are more
+//! than half of all: how many there are follows how many are here, not how fast they come and go.
+
+use super::Shard;
+use super::conn::CloseReason;
+use crate::ids::ConnId;
+use std::collections::BTreeMap;
+
+/// Connections closed in one tick of the shard, at most.
+const CLOSED_PER_TICK: usize = 1024;
+/// So many entries may be kept beyond twice those that still mean something.
+const ENTRIES_KEPT: usize = 1024;
+
+/// Who has to go when. Seconds since the shard's clock began.
+#[derive(Debug, Default)]
+pub(super) struct Expiries {
+    by_second: BTreeMap<u64, Vec<ConnId>>,
+    entries: usize,
+    /// Connections that are here and will have to go.
+    pub(super) live: usize,
+}
+
+impl Expiries {
+    fn add(&mut self, conn: ConnId, second: u64) {
+        self.by_second.entry(second).or_default().push(conn);
+        self.entries += 1;
+        self.live += 1;
+    }
+
+    /// One whose time is over.
+    fn pop_due(&mut self, now_s: u64) -> Option<ConnId> {
+        let mut first = self.by_second.first_entry().filter(|first| *first.key() <= now_s)?;
+        let conn = first.get_mut().pop().expect("no second is empty");
+        if first.get().is_empty() {
+            first.remove();
+        }
+        self.entries -= 1;
+        Some(conn)
+    }
+
+    /// Drops the entries of those who have gone, if they are too many.
+    fn tidy(&mut self, is_here: impl Fn(ConnId) -> bool) {
+        if self.entries <= 2 * self.live + ENTRIES_KEPT {
+            return;
+        }
+        self.by_second.retain(|_, conns| {
+            conns.retain(|conn| is_here(*conn));
+            !conns.is_empty()
+        });
+        self.entries = self.by_second.values().map(Vec::len).sum();
+    }
+}
+
+impl Shard {
+    /// The token of a connection that was just opened expires then, in milliseconds of the shard's
+    /// clock: from the next full second on the connection is closed, with 4401.
+    pub fn handle_expiry(&mut self, conn: ConnId, at_ms: u64) {
+        let Some(c) = self.conns.get_mut(conn.0).filter(|c| c.is_open()) else { return };
+        c.expires = true;
+        self.expiries.add(conn, at_ms.div_ceil(1000));
+        self.expiries.tidy(|conn| self.conns.get(conn.0).is_some());
+    }
+
+    /// Closes those whose time is over.
+    pub(super) fn close_expired(&mut self, now_ms: u64) {
+        for _ in 0..CLOSED_PER_TICK {
+            let Some(conn) = self.expiries.pop_due(now_ms / 1000) else { return };
+            self.begin_close(conn, CloseReason::TokenExpired);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Opening, ShardConfig};
+    use super::*;
+    use crate::auth::{Identity, Rights};
+    use crate::ids::{NodeId, ShardId};
+    use crate::limits::Limits;
+    use bytes::Bytes;
+
+    fn shard() -> Shard {
+        let limits = Limits {
+            connections_per_shard_max: 10_000,
+            handshakes_max: 10_000,
+            topics_per_shard_max: 10_000,
+            ping_interval_ms: 3_600_000,
+            ..Limits::TINY
+        };
+        let (id, node) = (ShardId(0), NodeId(1));
+        let (node_name, namespaces) = ("n".into(), Default::default());
+        Shard::new(ShardConfig { id, node, node_name, limits, namespaces })
+    }
+
+    fn open(shard: &mut Shard, user: usize, expires_at_ms: Option<u64>) -> ConnId {
+        let conn = shard.handle_accept(user as u32, 0).unwrap();
+        let user = Some(user.to_string().into());
+        let identity = Identity { user, rights: Rights::NONE, expires_unix_s: None };
+        let response = Bytes::from_static(b"101");
+        shard.handle_open(conn, Opening { identity, response, rooms: Vec::new(), echo: false });
+        if let Some(at_ms) = expires_at_ms {
+            shard.handle_expiry(conn, at_ms);
+        }
+        conn
+    }
+
+    #[test]
+    fn a_connection_is_closed_when_its_token_expires_and_the_others_stay() {
+        let mut shard = shard();
+        open(&mut shard, 1, Some(5_500));
+        open(&mut shard, 2, None);
+        open(&mut shard, 3, Some(9_000));
+        let mut here_at = |now_ms| {
+            shard.handle_timeout(now_ms);
+            shard.counters.connections
+        };
+        let table = [(5_900, 3), (6_000, 2), (8_999, 2), (9_000, 1), (100_000, 1)];
+        table.iter().for_each(|(now_ms, here)| assert_eq!(here_at(*now_ms), *here, "{now_ms}"));
+        assert!(shard.expiries.by_second.is_empty());
+    }
+
+    #[test]
+    fn a_crowd_with_one_expiry_goes_over_several_ticks() {
+        let mut shard = shard();
+        (0..3000).for_each(|user| _ = open(&mut shard, user, Some(5_000)));
+        let mut here_at = |now_ms| {
+            shard.handle_timeout(now_ms);
+            shard.counters.connections as usize
+        };
+        assert_eq!(here_at(5_000), 3000 - CLOSED_PER_TICK);
+        assert_eq!(here_at(5_100), 3000 - 2 * CLOSED_PER_TICK);
+        assert_eq!(here_at(5_200), 0);
+    }
+
+    #[test]
+    fn those_who_come_and_go_leave_few_entries_behind() {
+        let mut shard = shard();
+        let stays = open(&mut shard, 0, Some(1_000_000));
+        for user in 1..20_000 {
+            let conn = open(&mut shard, user, Some(1_000_000 + user as u64 % 7000));
+            shard.handle_broken(conn);
+            while shard.poll_closed().is_some() {}
+            assert!(shard.expiries.entries <= ENTRIES_KEPT + 5);
+        }
+        shard.handle_timeout(999_900);
+        assert!(shard.conns.get(stays.0).is_some_and(|c| c.is_open()));
+        shard.handle_timeout(1_000_000);
+        assert!(!shard.conns.get(stays.0).is_some_and(|c| c.is_open()), "it was not forgotten");
+    }
+}
