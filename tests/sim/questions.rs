@@ -54,7 +54,7 @@ fn say(world: &mut World, who: usize, room: &str, number: u64) {
 }
 
 fn ask(world: &mut World, who: usize, id: u64) {
-    let kind = if id % 2 == 0 { "history" } else { "presence" };
+    let kind = if id.is_multiple_of(2) { "history" } else { "presence" };
     world.send_text(who, &format!(r#"{{"type":"{kind}","room_id":"{ROOM}","id":{id}}}"#));
 }
 
@@ -129,7 +129,7 @@ fn whoever_asks_more_than_may_wait_is_refused_and_hears_the_others_in_order() {
     let refused = heard.iter().filter(|answer| answer.starts_with("overloaded")).count();
     assert_eq!(refused, 11);
     heard.retain(|answer| !answer.starts_with("overloaded"));
-    let kind = |id: u64| if id % 2 == 0 { "history" } else { "presence" };
+    let kind = |id: u64| if id.is_multiple_of(2) { "history" } else { "presence" };
     assert_eq!(heard, (0..9).map(|id| format!("{} {id}", kind(id))).collect::<Vec<_>>());
     ask(&mut world, ann, 98);
     world.run();
