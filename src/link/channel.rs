@@ -7,9 +7,9 @@
 //! touches. The channels' two ends are padded by crossbeam, the flags here; `tests/layout.rs` looks
 //! at the addresses, and at every instruction of a delivery.
 
-use super::bell::Bell;
-use super::{Downlink, Uplink};
 use crate::ids::ShardId;
+use crate::link::bell::Bell;
+use crate::link::{Downlink, Uplink};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use crossbeam_utils::CachePadded;
 use std::cell::Cell;

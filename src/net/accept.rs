@@ -12,9 +12,9 @@
 //! Invariant: the lounge is bounded in number and time, and a refused connection never reaches the
 //! shard.
 
-use super::admission::{Admission, RETRY_S_MAX};
-use super::handshake::come_back;
-use super::socket;
+use crate::net::admission::{Admission, RETRY_S_MAX};
+use crate::net::handshake::come_back;
+use crate::net::socket;
 use crate::plan::Plan;
 use bytes::Bytes;
 use socket2::{Domain, Protocol, Socket, Type};

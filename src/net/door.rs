@@ -9,19 +9,19 @@
 //! Invariant: if a visit panics the room is not put back, and the thread ends: a shard with a broken
 //! invariant serves nobody.
 
-use super::ShardSetup;
-use super::accept::Refusal;
-use super::epoll::{Epoll, Event};
-use super::handshake::{Cause, Heads, Progress, timed_out};
-use super::send::{Sender, Short};
-use super::site::Site;
-use super::socket;
-use super::steering::Steering;
 use crate::ids::ConnId;
 use crate::link::Uplink;
 use crate::link::channel::ShardEnd;
 use crate::link::spread::Count;
 use crate::metrics::ShardMirror;
+use crate::net::ShardSetup;
+use crate::net::accept::Refusal;
+use crate::net::epoll::{Epoll, Event};
+use crate::net::handshake::{Cause, Heads, Progress, timed_out};
+use crate::net::send::{Sender, Short};
+use crate::net::site::Site;
+use crate::net::socket;
+use crate::net::steering::Steering;
 use crate::shard::batch::SendBatch;
 use crate::shard::conn::CloseReason;
 use crate::shard::{Closed, Shard};

@@ -11,9 +11,9 @@
 //!
 //! Invariant: pure; the same head at the same second gives the same answer.
 
-use super::handshake::{Cause, refusal};
 use crate::auth::{Denied, Gate, Identity};
 use crate::ids::is_name;
+use crate::net::handshake::{Cause, refusal};
 use crate::plan::Plan;
 use crate::shard::Opening;
 use crate::ws::handshake::{check, write_accept, write_refusal};

@@ -13,11 +13,11 @@
 //! Invariant: nothing here is reached by a delivery. A shard whose connections neither come nor
 //! go writes nothing that others read.
 
-use super::balance::{self, LOOK_EVERY};
-use super::filter::{self, Program};
-use super::socket;
 use crate::ids::ShardId;
 use crate::link::spread::{Count, Note, Spread};
+use crate::net::balance::{self, LOOK_EVERY};
+use crate::net::filter::{self, Program};
+use crate::net::socket;
 use crate::plan::{Plan, ShardPlan, Steering as Policy};
 use crate::sys;
 use std::io;

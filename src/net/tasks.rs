@@ -4,12 +4,12 @@
 //! has more to do than one turn's worth yields *fairly*: monoio puts a task that wakes itself at the
 //! front of its queue, so it lets a neighbour wake it, which puts it at the end.
 
-use super::accept::{Accepted, Lounge, Refusal, accept};
-use super::door::{Door, RING_EVERY, Room, TICK_MS, TURN};
-use super::epoll::Event;
-use super::socket;
 use crate::link::bell::Bell;
 use crate::link::health::Health;
+use crate::net::accept::{Accepted, Lounge, Refusal, accept};
+use crate::net::door::{Door, RING_EVERY, Room, TICK_MS, TURN};
+use crate::net::epoll::Event;
+use crate::net::socket;
 use monoio::net::TcpStream;
 use std::future::poll_fn;
 use std::io;

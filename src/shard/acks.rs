@@ -16,11 +16,11 @@
 //!
 //! Invariant: whoever stands here is a member of the topic, admitted with a position.
 
-use super::Shard;
-use super::commands::No;
 use crate::ids::{ConnId, Position, TopicId, UpTo};
 use crate::link::AckReport;
 use crate::protocol::{ErrorCode, Event, Recovery, RequestId, native};
+use crate::shard::Shard;
+use crate::shard::commands::No;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 /// Marks in one timeout.

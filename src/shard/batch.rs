@@ -14,8 +14,8 @@
 //! Invariant: a connection stands at most once in what is not written yet. Otherwise a second write
 //! could follow the first half of another one.
 
-use super::slow::Source;
 use crate::ids::ConnId;
+use crate::shard::slow::Source;
 use bytes::Bytes;
 
 /// Buffers of one write, at most: the kernel takes no more than 1024 at once, and a chain of this

@@ -4,15 +4,15 @@
 //! then the connection ends with the code that the RFC names. A publish is not delivered here: it
 //! goes up to the backplane and comes home like everyone's, so every node sees one order per topic.
 
-use super::conn::{CloseReason, State};
-use super::deliver::Follows;
-use super::hub::Edge;
-use super::{ARENA_FRAME_BYTES_MAX, Shard, Waiter};
 use crate::ids::{ConflateKey, ConnId, Position, TopicId, TopicKind, TopicName};
 use crate::link::{Done, Publish, Uplink};
 use crate::protocol::{
     AckOf, Command, ErrorCode, Event, Recovery, Rejected, Request, RequestId, Unrecovered, native,
 };
+use crate::shard::conn::{CloseReason, State};
+use crate::shard::deliver::Follows;
+use crate::shard::hub::Edge;
+use crate::shard::{ARENA_FRAME_BYTES_MAX, Shard, Waiter};
 use crate::ws::decoder::{DecoderLimits, Item, ProtocolError};
 use crate::ws::encode::{self, Opcode};
 use bytes::Bytes;

@@ -11,8 +11,8 @@
 //!
 //! Invariant: a connection that is `Closing` is in no topic.
 
-use super::outbox::Outbox;
 use crate::auth::Rights;
+use crate::shard::outbox::Outbox;
 use crate::ws::close::CloseCode;
 use crate::ws::decoder::{Decoder, ProtocolError};
 

@@ -20,17 +20,17 @@
 //! of cache that they all write to. So it is moved, from the window to the queue to the round to the
 //! batch, and the count is touched once: when the batch lets go of it.
 
-use super::Shard;
-use super::batch::{SendBatch, SendOp};
-use super::conn::{CloseReason, Conn, State};
-use super::hub::{Hub, RoundId, Topic, Walk};
-use super::outbox::Pushed;
-use super::slow::{Piece, Says, Source, Waiting};
 use crate::ids::{ConnId, SlotId, TopicId};
 use crate::limits::Limits;
 use crate::link::Recovered;
 use crate::metrics::ShardCounters;
 use crate::namespaces::{Namespaces, SlowConsumer};
+use crate::shard::Shard;
+use crate::shard::batch::{SendBatch, SendOp};
+use crate::shard::conn::{CloseReason, Conn, State};
+use crate::shard::hub::{Hub, RoundId, Topic, Walk};
+use crate::shard::outbox::Pushed;
+use crate::shard::slow::{Piece, Says, Source, Waiting};
 use crate::slots::Slots;
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;

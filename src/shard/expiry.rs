@@ -7,9 +7,9 @@
 //! A connection that has gone leaves its entry behind. Such entries are dropped once they are more
 //! than half of all: how many there are follows how many are here, not how fast they come and go.
 
-use super::Shard;
-use super::conn::CloseReason;
 use crate::ids::ConnId;
+use crate::shard::Shard;
+use crate::shard::conn::CloseReason;
 use std::collections::BTreeMap;
 
 /// Connections closed in one tick of the shard, at most.

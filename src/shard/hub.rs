@@ -13,9 +13,9 @@
 //! Invariant: every entry of a member list and of a connection's list point at each other. This
 //! module never sees a frame.
 
-use super::conn::{Conn, Membership};
 use crate::ids::{SlotId, TopicId, TopicName};
 use crate::namespaces::SlowConsumer;
+use crate::shard::conn::{Conn, Membership};
 use crate::slots::Slots;
 use hashbrown::{DefaultHashBuilder, HashTable};
 use std::hash::BuildHasher;

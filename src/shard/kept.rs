@@ -12,14 +12,14 @@
 //! Invariant: every question is answered once, and its pin is taken out with the answer, whatever has
 //! become of who asked.
 
-use super::Shard;
-use super::commands::{No, Wish};
-use super::deliver::Follows;
 use crate::ids::{ConnId, Position, TopicId, TopicKind, TopicName};
 use crate::link::{
     AskHistory, HistoryTo, NoHistory, Recover, Recovered, Said, ToldHistory, Uplink,
 };
 use crate::protocol::{ErrorCode, Event, Info, Page, RequestId};
+use crate::shard::Shard;
+use crate::shard::commands::{No, Wish};
+use crate::shard::deliver::Follows;
 use crate::ws::encode;
 use bytes::Bytes;
 use std::collections::HashMap;

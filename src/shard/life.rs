@@ -9,12 +9,12 @@
 //! sorted: no timer per connection. The sweep walks a slice of the slab on each tick, so that every
 //! connection is visited once per ping interval and no moment carries more than its share.
 
-use super::Shard;
-use super::conn::{CloseReason, Conn, State, Unread};
-use super::deliver::Follows;
 use crate::auth::Identity;
 use crate::ids::{ANONYMOUS_PREFIX, ConnId, TopicName};
 use crate::protocol::Event;
+use crate::shard::Shard;
+use crate::shard::conn::{CloseReason, Conn, State, Unread};
+use crate::shard::deliver::Follows;
 use crate::ws::close::CloseCode;
 use crate::ws::encode::{self, Opcode};
 use bytes::Bytes;

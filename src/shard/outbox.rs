@@ -23,10 +23,10 @@
 
 mod stored;
 
-use super::slow::{Piece, Says, notice, notice_bytes_max};
 use crate::ids::{ConflateKey, TopicId, TopicName};
 use crate::metrics::ShardCounters;
 use crate::namespaces::{Policy, SlowConsumer};
+use crate::shard::slow::{Piece, Says, notice, notice_bytes_max};
 use bytes::Bytes;
 use std::collections::{HashMap, VecDeque};
 use stored::Stored;

@@ -6,11 +6,11 @@
 //! Invariant: each coming is followed by one leaving, in the order of the window. For a room without
 //! presence nothing is reported.
 
-use super::Shard;
-use super::commands::No;
 use crate::ids::{ConnId, TopicKind, TopicName};
 use crate::link::{AskPresence, Attend, Deed, PresenceTo, ToldPresence, Uplink};
 use crate::protocol::{ErrorCode, Event, Info, RequestId};
+use crate::shard::Shard;
+use crate::shard::commands::No;
 
 impl Shard {
     /// A connection came into a room with presence, or joins it once more.

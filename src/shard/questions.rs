@@ -12,11 +12,11 @@
 //! Invariant: a connection has an entry exactly while a question of it is under way, waits, or has an
 //! answer that was not taken yet. One that is closing asks nothing more.
 
-use super::Shard;
-use super::commands::No;
 use crate::ids::{ConnId, TopicId};
 use crate::link::Uplink;
 use crate::protocol::ErrorCode;
+use crate::shard::Shard;
+use crate::shard::commands::No;
 use std::collections::{HashMap, VecDeque};
 
 /// What an answer that was taken may leave in the outbox: this part of `outbox_bytes_max`. Room

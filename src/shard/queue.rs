@@ -10,11 +10,11 @@
 //! Invariant: a connection's first topic is its user's, but while it stands in [`Queues`]; then its
 //! user's name is there.
 
-use super::Shard;
-use super::commands::{No, Wish};
 use crate::ids::{ConnId, Position, TopicId, TopicKind, TopicName, UpTo};
 use crate::link::{Recovered, Uplink};
 use crate::protocol::{ErrorCode, Event, Recovery, RequestId, Unrecovered};
+use crate::shard::Shard;
+use crate::shard::commands::{No, Wish};
 use std::collections::HashMap;
 
 /// Connections that wait to be in their user's topic. Empty nearly always.

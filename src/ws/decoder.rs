@@ -17,12 +17,12 @@
 //! Invariant: a decoder that `is_at_rest` is worth nothing. The shard throws it away between two
 //! reads and an idle connection has none; this changes nothing of what is heard.
 
-use super::close::CloseCode;
-use super::encode::Opcode;
-pub use super::error::ProtocolError;
-use super::header::{self, HEADER_BYTES_MAX, Header};
-use super::mask;
-use super::utf8::{self, Utf8};
+use crate::ws::close::CloseCode;
+use crate::ws::encode::Opcode;
+pub use crate::ws::error::ProtocolError;
+use crate::ws::header::{self, HEADER_BYTES_MAX, Header};
+use crate::ws::mask;
+use crate::ws::utf8::{self, Utf8};
 
 /// What a decoder accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@
 //! Invariant: a length is written in its shortest form, and `frame_len` says exactly what `frame`
 //! appends.
 
-use super::close::CloseCode;
+use crate::ws::close::CloseCode;
 use bytes::Bytes;
 
 /// The longest payload of a control frame (RFC 6455 §5.5).

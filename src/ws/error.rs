@@ -5,7 +5,7 @@
 //!
 //! Invariant: every reason fits a close frame (`encode::close` need not cut it).
 
-use super::close::CloseCode;
+use crate::ws::close::CloseCode;
 
 /// How the peer broke the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

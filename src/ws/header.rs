@@ -7,8 +7,8 @@
 //!
 //! Invariant: a parsed header is one that a client may send.
 
-use super::encode::{CONTROL_BYTES_MAX, Opcode};
-use super::error::ProtocolError;
+use crate::ws::encode::{CONTROL_BYTES_MAX, Opcode};
+use crate::ws::error::ProtocolError;
 
 /// The longest header of a client: 2 bytes, 8 of length, 4 of mask.
 pub const HEADER_BYTES_MAX: usize = 14;
