@@ -8,12 +8,13 @@
 #![allow(missing_docs)] // criterion's macros make public items
 
 use bytes::Bytes;
-use campanile::auth::{Identity, Rights};
+use campanile::auth::Identity;
 use campanile::ids::{ConnId, NodeId, ShardId, TopicId};
-use campanile::limits::Limits;
 use campanile::link::{Downlink, FrameSet, Uplink};
-use campanile::namespaces::Namespaces;
-use campanile::shard::batch::SendBatch;
+use campanile::policy::limits::Limits;
+use campanile::policy::namespaces::Namespaces;
+use campanile::policy::rights::Rights;
+use campanile::shard::delivery::batch::SendBatch;
 use campanile::shard::{Opening, Shard, ShardConfig};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;

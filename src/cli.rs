@@ -5,10 +5,11 @@
 //!
 //! Invariant: nothing is started here; the world is read only through [`World`], which tests fake.
 
-use crate::auth::{Rights, TokenWish, mint};
+use crate::auth::{TokenWish, mint};
 use crate::config::{Config, ConfigError, ConfigErrors, FileText, KNOBS, Knob, Said};
 use crate::load::LoadArgs;
 use crate::ops::doctor::Question;
+use crate::policy::rights::Rights;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
 use std::ffi::OsString;
 use std::io;

@@ -2,7 +2,7 @@
 //!
 //! Everything here is small, `Copy` where it can be, and without behaviour. Ids into slabs carry a
 //! generation, so that a message which was under way while its target left finds nobody instead of
-//! a stranger (the ABA guard of `slots.rs`).
+//! a stranger (the ABA guard of `slab.rs`).
 
 use sha2::{Digest, Sha256};
 use std::fmt;

@@ -2,20 +2,18 @@
 
 pub mod auth;
 pub mod backplane;
-pub mod bucket;
 pub mod cli;
 pub mod config;
 pub mod ids;
-pub mod limits;
 pub mod link;
 pub mod load;
 pub mod metrics;
-pub mod namespaces;
 pub mod net;
 pub mod ops;
 pub mod plan;
+pub mod policy;
 pub mod protocol;
 pub mod shard;
-pub mod slots;
+pub mod slab;
 pub mod sys;
 pub mod ws;

@@ -3,7 +3,7 @@
 use campanile::cli::{self, Order, World};
 use campanile::config::Config;
 use campanile::link::channel::window;
-use campanile::link::spread::Spread;
+use campanile::link::load_table::Spread;
 use campanile::ops::start::{self, Failure};
 use campanile::ops::{OpsSetup, doctor, drain};
 use campanile::plan::{Plan, Planned};

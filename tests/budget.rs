@@ -9,16 +9,17 @@
 mod counting;
 
 use bytes::Bytes;
-use campanile::auth::{Identity, Rights};
+use campanile::auth::Identity;
 use campanile::backplane::local::Local;
 use campanile::ids::{ConnId, NodeId, ShardId, TopicId};
-use campanile::limits::Limits;
 use campanile::link::channel::{ShardEnd, window};
 use campanile::link::health::Health;
 use campanile::link::{Downlink, FrameSet, Uplink};
-use campanile::namespaces::Namespaces;
-use campanile::shard::batch::SendBatch;
+use campanile::policy::limits::Limits;
+use campanile::policy::namespaces::Namespaces;
+use campanile::policy::rights::Rights;
 use campanile::shard::conn::{CloseReason, Conn};
+use campanile::shard::delivery::batch::SendBatch;
 use campanile::shard::{Opening, Shard, ShardConfig};
 use counting::{allocations_of, bytes_held};
 use std::sync::Arc;

@@ -172,11 +172,11 @@ fn a_token_is_signed_with_the_secret_of_the_flag_the_environment_or_the_file() {
         all.extend(args);
         let output = campanile(&all, &env);
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-        let gate = campanile::auth::Gate::new(&campanile::plan::AuthPlan {
+        let gate = campanile::auth::Gate::new(&campanile::auth::AuthPlan {
             anonymous: false,
             hmac_secret: Some(secret.to_owned()),
-            anonymous_rights: campanile::auth::Rights::NONE,
-            user_rights: campanile::auth::Rights::NONE,
+            anonymous_rights: campanile::policy::rights::Rights::NONE,
+            user_rights: campanile::policy::rights::Rights::NONE,
         });
         // Judged long before it expires: when it expires is not what is asked here.
         let identity = gate.admit(Some(stdout(&output).trim()), 0).unwrap();

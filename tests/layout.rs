@@ -15,11 +15,11 @@
 #[path = "common/stepper.rs"]
 mod stepper;
 
-use campanile::limits::Limits;
 use campanile::link::bell::Bell;
 use campanile::link::channel::window;
 use campanile::link::health::Health;
 use campanile::metrics::{BackplaneMirror, ShardMirror};
+use campanile::policy::limits::Limits;
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
 
@@ -119,14 +119,15 @@ fn what_threads_share_is_padded() {
 mod delivery {
     use super::stepper::{Seen, see, watched};
     use bytes::Bytes;
-    use campanile::auth::{Identity, Rights};
+    use campanile::auth::Identity;
     use campanile::backplane::local::{Local, Message};
     use campanile::ids::{NodeId, ShardId, TopicName};
-    use campanile::limits::Limits;
     use campanile::link::Uplink;
     use campanile::link::channel::{BackplaneEnd, ShardEnd, window};
     use campanile::link::health::Health;
-    use campanile::shard::batch::SendBatch;
+    use campanile::policy::limits::Limits;
+    use campanile::policy::rights::Rights;
+    use campanile::shard::delivery::batch::SendBatch;
     use campanile::shard::{Opening, Shard, ShardConfig};
     use std::sync::{Arc, Barrier};
     use std::time::Duration;

@@ -3,8 +3,8 @@
 //! The file under test is included as it stands, but built from loom's atomics. A lost wake-up is a
 //! consumer that waits for ever at its eventfd, which loom reports as a deadlock.
 
-#[path = "../src/link/sleeper.rs"]
-mod sleeper;
+#[path = "../src/link/sleep_flag.rs"]
+mod sleep_flag;
 
 /// What the included file is built from.
 mod atomics {
@@ -15,7 +15,7 @@ use atomics::{AtomicBool, Ordering, fence};
 use loom::sync::atomic::AtomicUsize;
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
-use sleeper::Sleeper;
+use sleep_flag::Sleeper;
 
 /// Both halves, so that broken ones can stand in for [`Sleeper`].
 trait Halves: Default + Send + Sync + 'static {

@@ -7,6 +7,7 @@
 //!
 //! Invariant: pure. No clock, no socket; and no secret ever leaves this room, not even by `Debug`.
 
+mod plan;
 mod token;
 
 pub use token::{TokenWish, mint};
@@ -15,54 +16,11 @@ pub use token::{TokenWish, mint};
 /// nobody may be mistaken for one of them.
 pub use crate::ids::ANONYMOUS_PREFIX;
 use crate::ids::is_name;
-use crate::plan::AuthPlan;
+use crate::policy::rights::Rights;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
+pub use plan::AuthPlan;
 use serde::Deserialize;
 use std::fmt;
-
-/// What a user may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rights {
-    /// Publish to rooms.
-    pub publish: bool,
-    /// Publish to rooms this connection is not in.
-    pub publish_unjoined: bool,
-    /// Send to a user.
-    pub send: bool,
-    /// Broadcast to everyone.
-    pub broadcast: bool,
-}
-
-impl Rights {
-    /// Only to listen.
-    pub const NONE: Rights =
-        Rights { publish: false, publish_unjoined: false, send: false, broadcast: false };
-
-    /// How rights are called in configuration and tokens.
-    pub const NAMES: [&'static str; 4] = ["publish", "publish_unjoined", "send", "broadcast"];
-
-    /// These rights and one more; `None` when there is no right of that name.
-    pub fn with(mut self, name: &str) -> Option<Rights> {
-        match name {
-            "publish" => self.publish = true,
-            "publish_unjoined" => self.publish_unjoined = true,
-            "send" => self.send = true,
-            "broadcast" => self.broadcast = true,
-            _ => return None,
-        }
-        Some(self)
-    }
-
-    /// The names of these rights.
-    pub fn names(self) -> Vec<&'static str> {
-        let held = [self.publish, self.publish_unjoined, self.send, self.broadcast];
-        Rights::NAMES
-            .into_iter()
-            .zip(held)
-            .filter_map(|(name, held)| held.then_some(name))
-            .collect()
-    }
-}
 
 /// Who a client is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! Making a token: for `campanile token`, and for tests of whoever checks them.
 
-use super::{ANONYMOUS_PREFIX, Rights};
+use super::ANONYMOUS_PREFIX;
 use crate::ids::is_name;
+use crate::policy::rights::Rights;
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde::Serialize;
 

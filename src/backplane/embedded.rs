@@ -16,11 +16,11 @@ use super::local::{Local, Message};
 use super::logs::Logs;
 use super::presence::Presence;
 use crate::ids::{Position, ShardId, TopicKind, TopicName, UpTo};
-use crate::limits::Limits;
 use crate::link::{
     AskHistory, AskPresence, Attend, NoHistory, Outcome, Publish, Recover, Recovered, Said,
 };
-use crate::namespaces::{Namespaces, Policy};
+use crate::policy::limits::Limits;
+use crate::policy::namespaces::{Namespaces, Policy};
 use crate::protocol::{Recovery, Unrecovered};
 use bytes::Bytes;
 use std::sync::Arc;

@@ -17,7 +17,7 @@
 
 use super::redis::names::{PARTITIONS, partition};
 use crate::ids::{ShardId, SlotId, TopicId, TopicName};
-use crate::slots::Slots;
+use crate::slab::Slots;
 use hashbrown::{DefaultHashBuilder, HashTable};
 use std::collections::VecDeque;
 use std::hash::BuildHasher;

@@ -4,7 +4,7 @@
 
 use super::error::nearest;
 use super::{Config, ConfigError, ConfigErrors, KNOBS, Kind, Knob, Source, knob};
-use crate::namespaces::Namespaces;
+use crate::policy::namespaces::Namespaces;
 use toml::de::{DeTable, DeValue};
 
 /// A file and what it says.

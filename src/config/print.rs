@@ -1,7 +1,7 @@
 //! The table of knobs as a sample file and as a table for the README.
 
 use super::{KNOBS, Kind, Knob};
-use crate::namespaces::{Policy, SETTINGS};
+use crate::policy::namespaces::{Policy, SETTINGS};
 use std::fmt::Write;
 
 /// Every knob with its meaning and default, as a TOML file that says just what is the case anyway.

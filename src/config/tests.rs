@@ -1,5 +1,5 @@
 use super::*;
-use crate::namespaces::Policy;
+use crate::policy::namespaces::Policy;
 
 fn said(flags: &[(&'static str, &str)], env: &[(&str, &str)], file: Option<&str>) -> Said {
     let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());

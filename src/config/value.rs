@@ -4,9 +4,9 @@
 //! there is one parser a kind. [`Kind`] judges ranges, [`Value`] turns text into the field's type.
 
 use super::backplane::{BackplaneUrl, RedisServers};
-use crate::auth::Rights;
 use crate::ids::is_name;
-use crate::namespaces::{Namespaces, SETTINGS};
+use crate::policy::namespaces::{Namespaces, SETTINGS};
+use crate::policy::rights::Rights;
 use std::net::SocketAddr;
 
 /// What values a knob takes.

@@ -11,7 +11,7 @@
 //! no system call.
 #![allow(unsafe_code)] // eventfd(2), read(2) and write(2) on a descriptor that this type owns
 
-pub use crate::link::sleeper::Sleeper;
+pub use crate::link::sleep_flag::Sleeper;
 
 use crossbeam_utils::CachePadded;
 use std::io;

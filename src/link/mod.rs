@@ -10,8 +10,8 @@
 pub mod bell;
 pub mod channel;
 pub mod health;
-pub mod sleeper;
-pub mod spread;
+pub mod load_table;
+pub mod sleep_flag;
 
 /// What `sleeper` is built from here; `tests/loom.rs` builds it from loom's.
 mod atomics {

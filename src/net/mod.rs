@@ -10,37 +10,29 @@
 //! * the clock ticks; and three more tasks read on, write on and ring the backplane when a visit
 //!   leaves somebody unread, more to write than fits one batch, or the bell to be rung later.
 //!
-//! They all reach the shard through [`door`], whose every visit ends with a drain. Writes leave in
-//! batches through a second ring ([`send`]): one system call for up to `send_batch_max` sockets.
+//! They all reach the shard through [`reactor`], whose every visit ends with a drain. Writes leave in
+//! batches through a second ring ([`io::send`]): one system call for up to `send_batch_max` sockets.
 //!
-//! Invariant: only `door.rs` holds a `Shard`; only this room says `monoio`.
+//! Invariant: only `reactor.rs` holds a `Shard`; only this room says `monoio`.
 
 mod accept;
-mod admission;
-mod balance;
-mod door;
-mod epoll;
-mod filter;
-mod handshake;
-mod runtime;
-mod send;
-mod site;
-mod socket;
-mod steering;
+mod io;
+mod reactor;
 mod tasks;
+mod upgrade;
 
 use crate::auth::Gate;
 use crate::link::channel::ShardEnd;
 use crate::link::health::Health;
-use crate::link::spread::Spread;
+use crate::link::load_table::Spread;
 use crate::metrics::ShardMirror;
 use crate::plan::{Plan, ShardPlan};
 use crate::shard::{Shard, ShardConfig};
-use std::io;
+use accept::steering::Steering;
+
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Instant;
-use steering::Steering;
 
 /// What a shard's thread is given.
 pub struct ShardSetup {
@@ -66,9 +58,9 @@ pub struct ShardSetup {
 /// # Errors
 /// What keeps it from starting: a kernel without io_uring, a port that
 /// cannot be bound. The message names the likely cause.
-pub fn run_shard(setup: ShardSetup) -> io::Result<()> {
-    steering::check_core(&setup.plan, &setup.shard)?;
-    let mut runtime = runtime::build()?;
+pub fn run_shard(setup: ShardSetup) -> std::io::Result<()> {
+    accept::steering::check_core(&setup.plan, &setup.shard)?;
+    let mut runtime = io::runtime::build()?;
     // A shard's place in the kernel's group of listeners is its number, whoever is ready first.
     setup.spread.await_turn(setup.shard.id);
     let listener = accept::listen(&setup.plan)?;
@@ -79,9 +71,9 @@ pub fn run_shard(setup: ShardSetup) -> io::Result<()> {
     let lounge = accept::Lounge::new(&setup.plan, Instant::now());
     let (bell, health) = (setup.end.bell().clone(), setup.health.clone());
     let shard = new_shard(&setup);
-    let room = door::Room::new(setup, shard, steering)?;
+    let room = reactor::Room::new(setup, shard, steering)?;
     runtime.block_on(async move {
-        runtime::self_test().await?;
+        io::runtime::self_test().await?;
         tasks::run(room, lounge, listener, bell, &health).await
     })
 }

@@ -7,9 +7,9 @@
 use crate::link::bell::Bell;
 use crate::link::health::Health;
 use crate::net::accept::{Accepted, Lounge, Refusal, accept};
-use crate::net::door::{Door, RING_EVERY, Room, TICK_MS, TURN};
-use crate::net::epoll::Event;
-use crate::net::socket;
+use crate::net::io::epoll::Event;
+use crate::net::io::socket;
+use crate::net::reactor::{Door, RING_EVERY, Room, TICK_MS, TURN};
 use monoio::net::TcpStream;
 use std::future::poll_fn;
 use std::io;

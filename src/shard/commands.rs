@@ -10,7 +10,7 @@ use crate::protocol::{
     AckOf, Command, ErrorCode, Event, Recovery, Rejected, Request, RequestId, Unrecovered, native,
 };
 use crate::shard::conn::{CloseReason, State};
-use crate::shard::deliver::Follows;
+use crate::shard::delivery::Follows;
 use crate::shard::hub::Edge;
 use crate::shard::{ARENA_FRAME_BYTES_MAX, Shard, Waiter};
 use crate::ws::decoder::{DecoderLimits, Item, ProtocolError};

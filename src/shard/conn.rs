@@ -11,8 +11,8 @@
 //!
 //! Invariant: a connection that is `Closing` is in no topic.
 
-use crate::auth::Rights;
-use crate::shard::outbox::Outbox;
+use crate::policy::rights::Rights;
+use crate::shard::slow_consumer::outbox::Outbox;
 use crate::ws::close::CloseCode;
 use crate::ws::decoder::{Decoder, ProtocolError};
 
@@ -178,7 +178,7 @@ pub struct Conn {
     pub reason: Option<CloseReason>,
     /// What its user may do.
     pub rights: Rights,
-    /// Its topics; the first one is its user's (see `queue.rs` for when not yet).
+    /// Its topics; the first one is its user's (see `user_queue.rs` for when not yet).
     pub joined: Joined,
     /// Half a message, if there is one.
     pub decoder: Option<Box<Decoder>>,

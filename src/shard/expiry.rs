@@ -80,9 +80,10 @@ impl Shard {
 mod tests {
     use super::super::{Opening, ShardConfig};
     use super::*;
-    use crate::auth::{Identity, Rights};
+    use crate::auth::Identity;
     use crate::ids::{NodeId, ShardId};
-    use crate::limits::Limits;
+    use crate::policy::limits::Limits;
+    use crate::policy::rights::Rights;
     use bytes::Bytes;
 
     fn shard() -> Shard {

@@ -18,58 +18,56 @@
 //! | `conn.rs` | one connection; why connections end |
 //! | `hub.rs` | topics and members, both ways |
 //! | `commands.rs` | what clients ask for: the match on `Command` lives there and only there |
-//! | `kept.rs` | rooms with a history: joins that wait for their position |
+//! | `recovery.rs` | rooms with a history: joins that wait for their position |
 //! | `presence.rs` | rooms of which it is known who is there |
-//! | `queue.rs` | what is kept for users |
+//! | `user_queue.rs` | what is kept for users |
 //! | `questions.rs` | questions with long answers, one at a time |
 //! | `acks.rs` | members who acknowledge what they hear |
-//! | `deliver.rs` | replies and rounds, joined into batches (`batch.rs`) |
-//! | `life.rs` | open, close, sweep, drain |
+//! | `delivery/` | replies and rounds, joined into batches (`batch.rs`) |
+//! | `lifecycle.rs` | open, close, sweep, drain |
 //! | `expiry.rs` | connections whose token expires |
-//! | `outbox.rs` | what a slow peer still has to hear, and what of it gives way |
-//! | `slow.rs` | from a write that was not taken whole to an outbox |
+//! | `slow_consumer/outbox/` | what a slow peer still has to hear, and what of it gives way |
+//! | `slow_consumer/` | from a write that was not taken whole to an outbox |
 //!
 //! Invariant: everything is owned by [`Shard`] and reached by `&mut`; nothing here is shared.
 
 mod acks;
-pub mod batch;
 mod commands;
 pub mod conn;
-mod deliver;
+pub mod delivery;
 mod expiry;
 mod hub;
-mod kept;
-mod life;
-mod outbox;
+mod lifecycle;
 mod presence;
 mod questions;
-mod queue;
-mod slow;
+mod recovery;
+mod slow_consumer;
+mod user_queue;
 
-pub use deliver::EVERYBODY;
-pub use life::{Closed, Opening};
+pub use delivery::EVERYBODY;
+pub use lifecycle::{Closed, Opening};
 
 use crate::ids::{ConnId, NodeId, ShardId, TopicId, TopicName};
-use crate::limits::Limits;
 use crate::link::{AckReport, Downlink, Inspect, Keyed, Origin, Outcome, RoomReport, Uplink};
 use crate::metrics::ShardCounters;
-use crate::namespaces::Namespaces;
+use crate::policy::limits::Limits;
+use crate::policy::namespaces::Namespaces;
 use crate::protocol::{Dialect, ErrorCode, Event, Recovery, RequestId};
-use crate::slots::Slots;
+use crate::slab::Slots;
 use crate::ws::decoder::Decoder;
 use acks::Acks;
 use bytes::{Bytes, BytesMut};
 use conn::Conn;
-use deliver::{Deliveries, Follows, Frame};
+use delivery::{Deliveries, Follows, Frame};
 use expiry::Expiries;
 use hub::Hub;
-use kept::Pendings;
-use life::Life;
+use lifecycle::Life;
 use questions::Questions;
-use queue::Queues;
-use slow::Says;
+use recovery::Pendings;
+use slow_consumer::Says;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use user_queue::Queues;
 
 /// What a shard is told once.
 #[derive(Clone, Debug)]
@@ -262,7 +260,7 @@ impl Shard {
             None => return,
         };
         // Not from the arena: in an outbox it would keep all of that alive.
-        let bytes = slow::notice(&name, count);
+        let bytes = slow_consumer::notice(&name, count);
         self.queue_frame(to, Frame { bytes, except: None, says: Says::Lost(count) });
     }
 

@@ -83,11 +83,12 @@ impl Shard {
 mod tests {
     use super::super::{Shard, ShardConfig};
     use super::*;
-    use crate::auth::{Identity, Rights};
+    use crate::auth::Identity;
     use crate::ids::{NodeId, ShardId};
-    use crate::limits::Limits;
     use crate::link::{Downlink, Recovered};
-    use crate::namespaces::Namespaces;
+    use crate::policy::limits::Limits;
+    use crate::policy::namespaces::Namespaces;
+    use crate::policy::rights::Rights;
     use crate::protocol::Recovery;
     use crate::shard::Opening;
     use crate::shard::conn::CloseReason;

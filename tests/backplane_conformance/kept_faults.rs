@@ -5,8 +5,8 @@ use crate::proxy::Proxy;
 use crate::redis::{Redis, wait_until};
 use crate::world::{Build, Heard, Shard, World, payload_of};
 use campanile::ids::{Position, TopicName};
-use campanile::limits::Limits;
 use campanile::link::Outcome;
+use campanile::policy::limits::Limits;
 use campanile::protocol::{Recovery, Unrecovered};
 
 const META: &str = "test:{p32}:h:r:kept:a";

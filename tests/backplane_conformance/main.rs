@@ -25,7 +25,7 @@ mod suite;
 mod topology_faults;
 mod world;
 
-use campanile::limits::Limits;
+use campanile::policy::limits::Limits;
 use world::Build;
 
 fn usual() -> Build {

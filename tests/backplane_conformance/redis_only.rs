@@ -5,8 +5,8 @@ use crate::proxy::{Proxy, Wire};
 use crate::redis::{Redis, wait_until, wait_within};
 use crate::world::{Build, Heard, World, payload};
 use campanile::ids::TopicName;
-use campanile::limits::Limits;
 use campanile::link::Outcome;
+use campanile::policy::limits::Limits;
 use std::time::{Duration, Instant};
 
 const CHANNEL_OF_ROOM: &[u8] = b"test:{p34}:m:r:room";

@@ -5,12 +5,11 @@ use crate::cluster::Cluster;
 use crate::redis::{Redis, wait_until};
 use crate::sentinel::{Care, Sentinel};
 use bytes::Bytes;
-use campanile::auth::Rights;
+use campanile::auth::AuthPlan;
 use campanile::backplane;
 use campanile::ids::{
     ConflateKey, ConnId, NodeId, Position, ShardId, SlotId, TopicId, TopicName, UpTo,
 };
-use campanile::limits::Limits;
 use campanile::link::channel::{OpsEnd, ShardEnd, window};
 use campanile::link::health::Health;
 use campanile::link::{
@@ -18,10 +17,12 @@ use campanile::link::{
     Recover, Recovered, Said, Uplink,
 };
 use campanile::metrics::{BackplaneCounters, BackplaneMirror};
-use campanile::namespaces::Namespaces;
 use campanile::plan::{
-    AuthPlan, BackplanePlan, Plan, RedisPlan, RedisServers, Scheduling, ShardPlan, Steering,
+    BackplanePlan, Plan, RedisPlan, RedisServers, Scheduling, ShardPlan, Steering,
 };
+use campanile::policy::limits::Limits;
+use campanile::policy::namespaces::Namespaces;
+use campanile::policy::rights::Rights;
 use campanile::protocol::{Dialect, Here, Recovery, RequestId};
 use campanile::ws::encode;
 use std::cell::Cell;

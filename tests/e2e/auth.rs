@@ -3,7 +3,8 @@
 use crate::client::{CLOSE, Client, FIN};
 use crate::node::Node;
 use crate::redis::wait_until;
-use campanile::auth::{Rights, TokenWish, mint};
+use campanile::auth::{TokenWish, mint};
+use campanile::policy::rights::Rights;
 use serde_json::json;
 use std::time::{SystemTime, UNIX_EPOCH};
 

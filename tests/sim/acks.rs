@@ -4,9 +4,9 @@ use crate::bare::{Bare, limits};
 use crate::peer::Frame;
 use crate::world::{Say, World};
 use campanile::ids::Position;
-use campanile::limits::Limits;
 use campanile::link::{AckReport, Downlink, FrameSet, Inspect, Recovered, RoomReport, Uplink};
-use campanile::namespaces::Namespaces;
+use campanile::policy::limits::Limits;
+use campanile::policy::namespaces::Namespaces;
 use campanile::protocol::{Recovery, Unrecovered};
 use std::sync::{Arc, mpsc};
 

@@ -3,9 +3,9 @@
 use crate::history::{Fate, Heard, History, Life, Said, Sent, Step};
 use crate::rng::Rng;
 use crate::world::{Say, World};
-use campanile::limits::Limits;
 use campanile::link::Downlink;
 use campanile::metrics::ShardCounters;
+use campanile::policy::limits::Limits;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

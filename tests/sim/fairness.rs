@@ -5,8 +5,8 @@
 use crate::bare::{Bare, limits};
 use crate::peer::server_frame;
 use bytes::Bytes;
-use campanile::limits::Limits;
 use campanile::link::{Downlink, FrameSet};
+use campanile::policy::limits::Limits;
 
 /// As many sends as others have to wait for: `send_batch_max` of production.
 const CHUNK: usize = Limits::PRODUCTION.send_batch_max;

@@ -5,7 +5,7 @@
 //! | `rng.rs` | chance, from a seed |
 //! | `peer.rs` | a naive client: its own frame writer and reader |
 //! | `backplane.rs` | a naive backplane: one log, delays, full windows, broken links |
-//! | `world.rs` | everything together, moved one step at a time as `net/door.rs` does |
+//! | `world.rs` | everything together, moved one step at a time as `net/reactor.rs` does |
 //! | `history.rs` | what was said, heard and dropped; and the judge over it |
 //! | `stories.rs` | small days with a title, one behaviour each |
 //! | `queue.rs` | what is kept for users, on a real backplane |

@@ -2,8 +2,8 @@
 
 use crate::peer::Frame;
 use crate::world::World;
-use campanile::limits::Limits;
-use campanile::namespaces::Namespaces;
+use campanile::policy::limits::Limits;
+use campanile::policy::namespaces::Namespaces;
 use serde_json::Value;
 use std::sync::Arc;
 

@@ -3,8 +3,8 @@
 use crate::peer::Frame;
 use crate::rng::Rng;
 use crate::world::World;
-use campanile::limits::Limits;
-use campanile::namespaces::Namespaces;
+use campanile::policy::limits::Limits;
+use campanile::policy::namespaces::Namespaces;
 use std::sync::Arc;
 
 const SPACES: &str = "@users: history_size=1000; kept: history_size=10, presence=true";

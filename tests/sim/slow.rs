@@ -5,8 +5,8 @@ use crate::peer::{Frame, server_frame};
 use crate::world::{Say, World};
 use bytes::Bytes;
 use campanile::ids::{ConflateKey, ConnId};
-use campanile::limits::Limits;
 use campanile::link::{Downlink, FrameSet, Keyed, Uplink};
+use campanile::policy::limits::Limits;
 use std::collections::HashMap;
 
 const POLICIES: &str = "drop: slow_consumer=drop_oldest, slow_bytes_max=1000; \

@@ -4,8 +4,8 @@ use crate::peer::{Frame, server_frame};
 use crate::world::{Say, World};
 use bytes::Bytes;
 use campanile::ids::ConnId;
-use campanile::limits::Limits;
 use campanile::link::{Downlink, FrameSet, Outcome};
+use campanile::policy::limits::Limits;
 use campanile::protocol::RequestId;
 use campanile::shard::EVERYBODY;
 

@@ -1,6 +1,6 @@
 //! Everything together: shards, clients, wires, a clock, and the backplane between the shards.
 //!
-//! A visit to a shard is what `net/door.rs` makes of it: tell, then drain (window, one batch, closed
+//! A visit to a shard is what `net/reactor.rs` makes of it: tell, then drain (window, one batch, closed
 //! sockets, window again). Every visit ends with [`Shard::check`] and a look at the limits. Bytes
 //! travel in pieces of random size; a socket takes what its buffer has room for, or less.
 
@@ -10,13 +10,14 @@ use crate::kept::node::Node;
 use crate::peer::{Frame, HEAD, Peer, client_frame};
 use crate::rng::Rng;
 use bytes::Bytes;
-use campanile::auth::{Identity, Rights};
+use campanile::auth::Identity;
 use campanile::ids::{ConnId, NodeId, ShardId, TopicId};
-use campanile::limits::Limits;
 use campanile::link::{Downlink, Uplink};
-use campanile::namespaces::Namespaces;
-use campanile::shard::batch::SendBatch;
+use campanile::policy::limits::Limits;
+use campanile::policy::namespaces::Namespaces;
+use campanile::policy::rights::Rights;
 use campanile::shard::conn::CloseReason;
+use campanile::shard::delivery::batch::SendBatch;
 use campanile::shard::{Closed, Opening, Shard, ShardConfig};
 use serde_json::Value;
 use std::collections::VecDeque;
@@ -403,7 +404,7 @@ impl World {
 
     // --- the shard's thread ---
 
-    /// Tells a shard something, then drains it as `net/door.rs` does.
+    /// Tells a shard something, then drains it as `net/reactor.rs` does.
     pub fn visit<R>(&mut self, at: usize, tell: impl FnOnce(&mut Shard) -> R) -> R {
         let answer = tell(&mut self.towers[at].shard);
         self.drain_uplink(at);

@@ -18,7 +18,7 @@ use super::route::Route;
 use super::scripts::{self, Which};
 use crate::ids::{Position, TopicName};
 use crate::metrics::BackplaneCounters;
-use crate::namespaces::Namespaces;
+use crate::policy::namespaces::Namespaces;
 use hashbrown::HashMap;
 use redis::{Pipeline, Value};
 use std::collections::VecDeque;

@@ -43,7 +43,7 @@ use crate::backplane::seldom::Seldom;
 use crate::ids::{NodeId, TopicName};
 use crate::link::{AskPresence, Attend};
 use crate::metrics::BackplaneCounters;
-use crate::namespaces::Namespaces;
+use crate::policy::namespaces::Namespaces;
 use dirt::{Dirt, Dirty, Tell};
 use keys::{CONTROL, Keys};
 use leftovers::Leftovers;

@@ -20,7 +20,7 @@ use crate::backplane::logs::KEYS_TIME;
 use crate::backplane::seldom::Seldom;
 use crate::ids::{Position, TopicName};
 use crate::link::Publish;
-use crate::namespaces::Namespaces;
+use crate::policy::namespaces::Namespaces;
 use redis::{Cmd, Pipeline, RedisResult, Value};
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -4,7 +4,7 @@
 
 use super::world::{Build, Fleet};
 use crate::rng::Rng;
-use campanile::limits::Limits;
+use campanile::policy::limits::Limits;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 const DAYS: u64 = 300;

@@ -1,5 +1,5 @@
 //! One node: real shards, a real window, the real state of its backplane thread; the loop around it
-//! is played, as `backplane/mod.rs` and `net/door.rs` make it.
+//! is played, as `backplane/mod.rs` and `net/reactor.rs` make it.
 
 use super::redis::Redis;
 use super::world::Build;
@@ -13,7 +13,7 @@ use campanile::ids::{NodeId, ShardId};
 use campanile::link::channel::{ShardEnd, window};
 use campanile::link::health::Health;
 use campanile::link::{Done, Outcome, Publish, Uplink};
-use campanile::shard::batch::SendBatch;
+use campanile::shard::delivery::batch::SendBatch;
 use campanile::shard::{Shard, ShardConfig};
 use std::collections::VecDeque;
 use std::rc::Rc;

@@ -9,8 +9,8 @@ use crate::world::ALL_RIGHTS;
 use bytes::Bytes;
 use campanile::auth::Identity;
 use campanile::ids::ConnId;
-use campanile::limits::Limits;
 use campanile::link::Downlink;
+use campanile::policy::limits::Limits;
 use campanile::shard::conn::CloseReason;
 use campanile::shard::{Closed, Opening};
 use serde_json::Value;
@@ -250,7 +250,7 @@ impl Fleet {
 
     // --- the threads of a node ---
 
-    /// A visit to a shard, as `net/door.rs` makes it. Answers whether anything moved.
+    /// A visit to a shard, as `net/reactor.rs` makes it. Answers whether anything moved.
     pub fn visit(&mut self, node: usize, tower: usize) -> bool {
         let (now_ms, waiting_max) = (self.now_ms, self.limits.downlink_items_max);
         let it = &mut self.nodes[node].towers[tower];

@@ -6,8 +6,8 @@ use super::checker::{Day, Promise};
 use super::people::{How, People};
 use super::tape::{At, Event, Heard, Recovery};
 use crate::rng::Rng;
-use campanile::limits::Limits;
 use campanile::link::Downlink;
+use campanile::policy::limits::Limits;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -3,8 +3,8 @@
 
 use super::tape::{At, Event, Heard, Name, Recovery, Tape, heard};
 use crate::world::World;
-use campanile::limits::Limits;
-use campanile::namespaces::Namespaces;
+use campanile::policy::limits::Limits;
+use campanile::policy::namespaces::Namespaces;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;

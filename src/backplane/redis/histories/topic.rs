@@ -11,7 +11,7 @@ use crate::backplane::history::{Keep, Log};
 use crate::backplane::local::{Local, Message};
 use crate::ids::{Position, TopicKind, TopicName};
 use crate::link::FrameSet;
-use crate::namespaces::Policy;
+use crate::policy::namespaces::Policy;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 

@@ -19,7 +19,7 @@ use super::watch::Around;
 use crate::backplane::redis::names::{Names, partition};
 use crate::backplane::redis::route::Route;
 use crate::ids::TopicName;
-use crate::namespaces::Namespaces;
+use crate::policy::namespaces::Namespaces;
 use futures_util::future::{Either, join_all, select};
 use redis::aio::MultiplexedConnection;
 use redis::{FromRedisValue, Pipeline, RedisError, RedisResult, Value, pipe};

@@ -1,7 +1,7 @@
 //! What is kept for users: connections that first hear what their user has not acknowledged.
 //!
-//! Such a connection enters its user's topic the way one enters a room with a history (`kept.rs`): it
-//! asks the backplane, and is admitted between what the answer holds and what follows. Until then it
+//! Such a connection enters its user's topic the way one enters a room with a history (`recovery.rs`):
+//! it asks the backplane, and is admitted between what the answer holds and what follows. Until then it
 //! is in no topic of its user, and what it hears of it later it hears once and in order.
 //!
 //! What was acknowledged is kept with the messages, not here: it is the same for all connections of

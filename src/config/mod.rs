@@ -21,9 +21,9 @@ pub use load::{FileText, Said};
 pub use print::{markdown, sample};
 pub use value::{Kind, LogFormat, Scheduling, Steering};
 
-use crate::auth::Rights;
-use crate::limits::Limits;
-use crate::namespaces::Namespaces;
+use crate::policy::limits::Limits;
+use crate::policy::namespaces::Namespaces;
+use crate::policy::rights::Rights;
 use std::fmt;
 use std::net::SocketAddr;
 use value::Value;

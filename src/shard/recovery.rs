@@ -19,7 +19,7 @@ use crate::link::{
 use crate::protocol::{ErrorCode, Event, Info, Page, RequestId};
 use crate::shard::Shard;
 use crate::shard::commands::{No, Wish};
-use crate::shard::deliver::Follows;
+use crate::shard::delivery::Follows;
 use crate::ws::encode;
 use bytes::Bytes;
 use std::collections::HashMap;

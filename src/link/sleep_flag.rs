@@ -8,7 +8,7 @@
 //! Invariant: no item waits while its consumer sleeps and nobody is about to wake it. Loom tries
 //! every interleaving: `tests/loom.rs` includes this very file beside atomics of loom's.
 
-use crate::link::atomics::{AtomicBool, Ordering, fence};
+use super::atomics::{AtomicBool, Ordering, fence};
 
 /// The flag and its fences, without the system calls.
 #[derive(Debug, Default)]

@@ -14,7 +14,7 @@ use crate::ids::{ANONYMOUS_PREFIX, ConnId, TopicName};
 use crate::protocol::Event;
 use crate::shard::Shard;
 use crate::shard::conn::{CloseReason, Conn, State, Unread};
-use crate::shard::deliver::Follows;
+use crate::shard::delivery::Follows;
 use crate::ws::close::CloseCode;
 use crate::ws::encode::{self, Opcode};
 use bytes::Bytes;
@@ -546,7 +546,7 @@ mod tests {
     use super::super::ShardConfig;
     use super::*;
     use crate::ids::{NodeId, ShardId};
-    use crate::limits::Limits;
+    use crate::policy::limits::Limits;
 
     fn shard() -> Shard {
         let (id, node) = (ShardId(0), NodeId(1));
@@ -583,7 +583,7 @@ mod tests {
         let conn = shard.handle_accept(7, 0).unwrap();
         let identity = Identity {
             user: Some("ann".into()),
-            rights: crate::auth::Rights::NONE,
+            rights: crate::policy::rights::Rights::NONE,
             expires_unix_s: None,
         };
         let response = Bytes::from_static(b"101");

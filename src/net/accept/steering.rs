@@ -14,10 +14,10 @@
 //! go writes nothing that others read.
 
 use crate::ids::ShardId;
-use crate::link::spread::{Count, Note, Spread};
-use crate::net::balance::{self, LOOK_EVERY};
-use crate::net::filter::{self, Program};
-use crate::net::socket;
+use crate::link::load_table::{Count, Note, Spread};
+use crate::net::accept::balance::{self, LOOK_EVERY};
+use crate::net::accept::bpf::{self, Program};
+use crate::net::io::socket;
 use crate::plan::{Plan, ShardPlan, Steering as Policy};
 use crate::sys;
 use std::io;
@@ -49,7 +49,7 @@ impl Steering {
         if is_last && shards > 1 {
             let shares = vec![1; shards];
             let first = match plan.steering {
-                Policy::Even => Some(filter::by_share(&shares)),
+                Policy::Even => Some(bpf::by_share(&shares)),
                 Policy::Cpu => Some(by_core(&plan.shards)),
                 Policy::Kernel => None,
             };
@@ -112,10 +112,10 @@ impl Steering {
         let counts = self.spread.counts();
         let look = balance::look(&counts, &note, now);
         if let Some(shares) = look.shares {
-            if !attach(self.listener, &filter::by_share(&shares)) {
+            if !attach(self.listener, &bpf::by_share(&shares)) {
                 // The program it has is of yesterday; this one leaves the choice to the hash. The
                 // note is gone, and nobody steers any more.
-                attach(self.listener, &filter::by_share(&[]));
+                attach(self.listener, &bpf::by_share(&[]));
                 return;
             }
             note.shares = shares;
@@ -149,7 +149,7 @@ pub fn check_core(plan: &Plan, shard: &ShardPlan) -> io::Result<()> {
 fn by_core(shards: &[ShardPlan]) -> Program {
     let cores: Vec<usize> = shards.iter().filter_map(|shard| shard.core).collect();
     assert_eq!(cores.len(), shards.len(), "the plan pins every shard, or does not steer by core");
-    filter::by_core(&cores)
+    bpf::by_core(&cores)
 }
 
 /// Gives the kernel a program; answers whether it took it.
@@ -224,12 +224,12 @@ mod tests {
         for (place, at) in [1, 2, 0].into_iter().enumerate() {
             let mut shares = [0; 3];
             shares[place] = 1;
-            assert!(attach(listeners[0].as_raw_fd(), &filter::by_share(&shares)));
+            assert!(attach(listeners[0].as_raw_fd(), &bpf::by_share(&shares)));
             assert_eq!(reached(&listeners, 8), [at; 8]);
         }
         // Whoever stops gives its place to the last one: then places are not numbers any more.
         socket::stop_listening(listeners[1].as_raw_fd());
-        assert!(attach(listeners[2].as_raw_fd(), &filter::by_share(&[1, 0])));
+        assert!(attach(listeners[2].as_raw_fd(), &bpf::by_share(&[1, 0])));
         assert_eq!(reached(&[listeners[0].try_clone().unwrap()], 8), [0; 8]);
     }
 
@@ -237,9 +237,9 @@ mod tests {
     fn the_longest_program_is_taken_by_this_kernel() {
         let listener = bound(0, true);
         listener.listen(16).unwrap();
-        assert!(attach(listener.as_raw_fd(), &filter::by_share(&[1; 1024])));
+        assert!(attach(listener.as_raw_fd(), &bpf::by_share(&[1; 1024])));
         let cores: Vec<usize> = (0..1024).map(|shard| shard % 7).collect();
-        assert!(attach(listener.as_raw_fd(), &filter::by_core(&cores)));
+        assert!(attach(listener.as_raw_fd(), &bpf::by_core(&cores)));
     }
 
     #[test]

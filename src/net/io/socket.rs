@@ -1,7 +1,7 @@
 //! The system calls on sockets that the shard makes itself, each in a safe wrapper.
 //!
 //! A socket is a plain descriptor number here: its owner is the connection's slot, and it is closed
-//! in one place (`door.rs`), when the shard says that the connection is gone.
+//! in one place (`reactor.rs`), when the shard says that the connection is gone.
 #![allow(unsafe_code)] // recv, sendmsg, accept4, setsockopt, shutdown, close, dup: one libc call a function
 
 use std::io;

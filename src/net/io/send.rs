@@ -9,7 +9,7 @@
 //! Invariant: when [`Sender::send`] returns, no write is in flight.
 #![allow(unsafe_code)] // pushing entries whose buffers the batch keeps alive
 
-use crate::shard::batch::{SendBatch, SendOp};
+use crate::shard::delivery::batch::{SendBatch, SendOp};
 use io_uring::squeue::{Entry, Flags};
 use io_uring::{IoUring, opcode, types::Fd};
 use std::io;

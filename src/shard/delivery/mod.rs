@@ -20,18 +20,20 @@
 //! of cache that they all write to. So it is moved, from the window to the queue to the round to the
 //! batch, and the count is touched once: when the batch lets go of it.
 
+pub mod batch;
+
 use crate::ids::{ConnId, SlotId, TopicId};
-use crate::limits::Limits;
 use crate::link::Recovered;
 use crate::metrics::ShardCounters;
-use crate::namespaces::{Namespaces, SlowConsumer};
+use crate::policy::limits::Limits;
+use crate::policy::namespaces::{Namespaces, SlowConsumer};
 use crate::shard::Shard;
-use crate::shard::batch::{SendBatch, SendOp};
 use crate::shard::conn::{CloseReason, Conn, State};
+use crate::shard::delivery::batch::{SendBatch, SendOp};
 use crate::shard::hub::{Hub, RoundId, Topic, Walk};
-use crate::shard::outbox::Pushed;
-use crate::shard::slow::{Piece, Says, Source, Waiting};
-use crate::slots::Slots;
+use crate::shard::slow_consumer::outbox::Pushed;
+use crate::shard::slow_consumer::{Piece, Says, Source, Waiting};
+use crate::slab::Slots;
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 
@@ -92,7 +94,7 @@ pub(super) struct Frame {
 #[derive(Debug)]
 enum Queued {
     Frame(Frame),
-    /// Somebody who hears what comes behind, and nothing before (`kept.rs`).
+    /// Somebody who hears what comes behind, and nothing before (`recovery.rs`).
     Newcomer(Box<Recovered>),
 }
 

@@ -9,7 +9,7 @@
 //!
 //! Invariant: pure; time is an argument, in nanoseconds since any fixed moment.
 
-use crate::bucket::Bucket;
+use crate::policy::token_bucket::Bucket;
 
 /// The latest that anybody is asked to come back.
 pub const RETRY_S_MAX: usize = 30;

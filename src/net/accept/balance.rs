@@ -12,7 +12,7 @@
 //!
 //! Invariant: pure; counts and times are arguments.
 
-use crate::link::spread::{Count, Note};
+use crate::link::load_table::{Count, Note};
 use std::time::{Duration, Instant};
 
 /// Shares are looked at no more often, however many connections come. The shorter, the less goes
@@ -151,8 +151,8 @@ impl Came {
 
 #[cfg(test)]
 mod tests {
-    use super::super::filter;
     use super::*;
+    use crate::net::accept::bpf;
 
     /// Shards, a kernel that asks the program for every connection, and time.
     struct World {
@@ -162,7 +162,7 @@ mod tests {
         /// Connections that each shard accepts in a turn.
         pace: Vec<u64>,
         note: Note,
-        program: filter::Program,
+        program: bpf::Program,
         now: Instant,
         ms: u64,
         /// How often each shard has its turn.
@@ -183,7 +183,7 @@ mod tests {
             World {
                 backlogs: vec![0; shards],
                 pace: vec![TAKES_PER_MS; shards],
-                program: filter::by_share(&note.shares),
+                program: bpf::by_share(&note.shares),
                 counts,
                 note,
                 now,
@@ -213,7 +213,7 @@ mod tests {
         fn pass_ms(&mut self, come: u64) {
             for _ in 0..come {
                 let random = self.chance();
-                self.backlogs[filter::tests::run(&self.program, random, 0) as usize] += 1;
+                self.backlogs[bpf::tests::run(&self.program, random, 0) as usize] += 1;
             }
             self.now += Duration::from_millis(1);
             self.ms += 1;
@@ -240,7 +240,7 @@ mod tests {
         fn look(&mut self) {
             let Look { shares, hidden } = look(&self.counts, &self.note, self.now);
             let shares = shares.unwrap_or_else(|| self.note.shares.clone());
-            self.program = filter::by_share(&shares);
+            self.program = bpf::by_share(&shares);
             let counts = self.counts.clone();
             self.note = Note { at: self.now, counts, shares, hidden };
         }

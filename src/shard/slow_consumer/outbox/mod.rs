@@ -2,7 +2,7 @@
 //!
 //! Exists only while a socket has not taken everything: slices wait here of the buffers that were to
 //! be sent, shared with everyone else who had to hear them; small ones are copied, because a slice
-//! keeps its whole buffer alive (`outbox/stored.rs`). One limit guards it, in bytes. A peer over
+//! keeps its whole buffer alive (`chunk.rs`). One limit guards it, in bytes. A peer over
 //! the limit is not a reason to wait; it is a reason to close, because memory spent on one slow phone
 //! is taken from thousands of quick ones.
 //!
@@ -21,17 +21,17 @@
 //! Invariants: this module never sees a socket; `bytes` is the sum of the slices' lengths; what has
 //! begun to leave does not give way; a notice stands where the last message given up stood.
 
-mod stored;
+mod chunk;
 
 use crate::ids::{ConflateKey, TopicId, TopicName};
 use crate::metrics::ShardCounters;
-use crate::namespaces::{Policy, SlowConsumer};
-use crate::shard::slow::{Piece, Says, notice, notice_bytes_max};
+use crate::policy::namespaces::{Policy, SlowConsumer};
+use crate::shard::slow_consumer::{Piece, Says, notice, notice_bytes_max};
 use bytes::Bytes;
+use chunk::Stored;
 use std::collections::{HashMap, VecDeque};
-use stored::Stored;
 
-pub(super) use stored::rest_of;
+pub(super) use chunk::rest_of;
 
 /// Empty slices that are kept however few the others are.
 const EMPTY_KEPT: usize = 64;

@@ -14,9 +14,9 @@
 //! module never sees a frame.
 
 use crate::ids::{SlotId, TopicId, TopicName};
-use crate::namespaces::SlowConsumer;
+use crate::policy::namespaces::SlowConsumer;
 use crate::shard::conn::{Conn, Membership};
-use crate::slots::Slots;
+use crate::slab::Slots;
 use hashbrown::{DefaultHashBuilder, HashTable};
 use std::hash::BuildHasher;
 
@@ -47,7 +47,7 @@ pub struct Topic {
     pub slow: SlowConsumer,
     /// Whether some members acknowledge what they hear (see `acks.rs`).
     pub has_acks: bool,
-    /// The round that collects frames for it, if any (see `deliver.rs`).
+    /// The round that collects frames for it, if any (see `delivery/`).
     pub round: Option<RoundId>,
 }
 

@@ -13,7 +13,7 @@
 
 use crate::auth::{Denied, Gate, Identity};
 use crate::ids::is_name;
-use crate::net::handshake::{Cause, refusal};
+use crate::net::upgrade::http_head::{Cause, refusal};
 use crate::plan::Plan;
 use crate::shard::Opening;
 use crate::ws::handshake::{check, write_accept, write_refusal};

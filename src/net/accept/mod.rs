@@ -1,7 +1,7 @@
 //! Taking connections, and turning them away cheaply when there is no room.
 //!
 //! Every shard listens for itself (`SO_REUSEPORT`); which of them gets a connection is the business
-//! of `steering.rs`. A connection for which there is no room, or no time (`admission.rs`), gets `503`
+//! of `steering.rs`. A connection for which there is no room, or no time (`rate.rs`), gets `503`
 //! with `Retry-After`, one of a few answers that are made at the start. Nothing of its request is
 //! looked at, but it has to be read: closing a socket with unread bytes makes the kernel throw our
 //! answer away. So one whose request has not come yet waits a moment in the *lounge*.
@@ -12,9 +12,14 @@
 //! Invariant: the lounge is bounded in number and time, and a refused connection never reaches the
 //! shard.
 
-use crate::net::admission::{Admission, RETRY_S_MAX};
-use crate::net::handshake::come_back;
-use crate::net::socket;
+mod balance;
+mod bpf;
+mod rate;
+pub mod steering;
+
+use crate::net::accept::rate::{Admission, RETRY_S_MAX};
+use crate::net::io::socket;
+use crate::net::upgrade::http_head::come_back;
 use crate::plan::Plan;
 use bytes::Bytes;
 use socket2::{Domain, Protocol, Socket, Type};

@@ -8,7 +8,7 @@
 //! Invariant: a connection that has not finished its head costs at most `head_bytes_max`; one that
 //! has costs nothing here.
 
-use crate::net::site::{Answer, Site};
+use crate::net::upgrade::routes::{Answer, Site};
 use crate::shard::Opening;
 use crate::ws::handshake::write_refusal;
 use bytes::{Bytes, BytesMut};

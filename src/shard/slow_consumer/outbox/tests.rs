@@ -1,7 +1,7 @@
 use super::*;
 use crate::ids::SlotId;
-use crate::namespaces::Namespaces;
-use crate::shard::outbox::stored::CHUNK_BYTES_MAX;
+use crate::policy::namespaces::Namespaces;
+use crate::shard::slow_consumer::outbox::chunk::CHUNK_BYTES_MAX;
 use crate::ws::encode::{Opcode, frame, payload_of};
 
 /// An outbox, what is counted, and what has left it.

@@ -8,12 +8,14 @@
 //!
 //! Invariant: nothing here is reached for a member who keeps up.
 
+pub mod outbox;
+
 use crate::ids::{ConflateKey, TopicId, TopicName};
 use crate::metrics::ShardCounters;
-use crate::namespaces::Namespaces;
+use crate::policy::namespaces::Namespaces;
 use crate::protocol::{Event, native};
 use crate::shard::hub::Hub;
-use crate::shard::outbox::{Outbox, Pushed, rest_of};
+use crate::shard::slow_consumer::outbox::{Outbox, Pushed, rest_of};
 use crate::ws::encode::{self, Opcode};
 use bytes::Bytes;
 use std::sync::Arc;

@@ -7,12 +7,13 @@
 //!
 //! Invariant: nothing is opened, started or asked here, and no `Debug` output holds a secret.
 
-use crate::auth::Rights;
+use crate::auth::AuthPlan;
 use crate::config::{BackplaneUrl, Config, ConfigError, ConfigErrors};
 pub use crate::config::{Deployment, Login, RedisServers, Scheduling, Steering};
 use crate::ids::{NodeId, ShardId};
-use crate::limits::Limits;
-use crate::namespaces::Namespaces;
+use crate::policy::limits::Limits;
+use crate::policy::namespaces::Namespaces;
+use crate::policy::rights::Rights;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -67,19 +68,6 @@ pub struct ShardPlan {
     pub id: ShardId,
     /// The core it is pinned to, if any.
     pub core: Option<usize>,
-}
-
-/// Who may come in.
-#[derive(Clone)]
-pub struct AuthPlan {
-    /// Whether clients without a token may.
-    pub anonymous: bool,
-    /// The HS256 secret, if tokens are accepted.
-    pub hmac_secret: Option<String>,
-    /// What an anonymous client may do.
-    pub anonymous_rights: Rights,
-    /// What a user may do whose token does not say.
-    pub user_rights: Rights,
 }
 
 /// How nodes reach each other.
@@ -489,17 +477,6 @@ impl fmt::Debug for Plan {
             .field("backplane", &self.backplane)
             .field("drain_ms", &self.drain_ms)
             .field("limits", &self.limits)
-            .finish()
-    }
-}
-
-impl fmt::Debug for AuthPlan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AuthPlan")
-            .field("anonymous", &self.anonymous)
-            .field("hmac_secret", &self.hmac_secret.is_some())
-            .field("anonymous_rights", &self.anonymous_rights.names())
-            .field("user_rights", &self.user_rights.names())
             .finish()
     }
 }

@@ -1,0 +1,28 @@
+//! What the configuration says of who may come in.
+
+use crate::policy::rights::Rights;
+use std::fmt;
+
+/// Who may come in.
+#[derive(Clone)]
+pub struct AuthPlan {
+    /// Whether clients without a token may.
+    pub anonymous: bool,
+    /// The HS256 secret, if tokens are accepted.
+    pub hmac_secret: Option<String>,
+    /// What an anonymous client may do.
+    pub anonymous_rights: Rights,
+    /// What a user may do whose token does not say.
+    pub user_rights: Rights,
+}
+
+impl fmt::Debug for AuthPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AuthPlan")
+            .field("anonymous", &self.anonymous)
+            .field("hmac_secret", &self.hmac_secret.is_some())
+            .field("anonymous_rights", &self.anonymous_rights.names())
+            .field("user_rights", &self.user_rights.names())
+            .finish()
+    }
+}

@@ -1,0 +1,8 @@
+//! What holds here: limits, what is configured for which rooms, rates, and who may do what.
+//!
+//! Plain values and pure rules. Configuration makes them, every other room reads them.
+
+pub mod limits;
+pub mod namespaces;
+pub mod rights;
+pub mod token_bucket;
