@@ -21,7 +21,7 @@ fn wait(bell: &Bell) {
     let mut poll = libc::pollfd { fd: bell.fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: one valid pollfd, and no timeout.
     unsafe { libc::poll(&mut poll, 1, -1) };
-    bell.hush();
+    bell.clear();
 }
 
 /// Looks again soon, but lets the other end run where cores are few.

@@ -24,12 +24,12 @@ const NOW_MS: u64 = 1;
 /// A message of 120 bytes, as in every comparison of this project.
 const FRAME: [u8; 122] = [b'x'; 122];
 
-fn open(shard: &mut Shard, wire: u32, rooms: &[&str]) -> ConnId {
-    let conn = shard.handle_accept(wire, NOW_MS).expect("far from every limit");
+fn open(shard: &mut Shard, socket_key: u32, rooms: &[&str]) -> ConnId {
+    let conn = shard.handle_accept(socket_key, NOW_MS).expect("far from every limit");
     let rights = Rights { publish: true, publish_unjoined: false, send: true, broadcast: true };
     let opening = Opening {
         identity: Identity {
-            user: Some(format!("user{wire}").into()),
+            user: Some(format!("user{socket_key}").into()),
             rights,
             expires_unix_s: None,
         },
@@ -82,8 +82,8 @@ fn ruled(members: u32, namespaces: &str, batch: &mut SendBatch) -> (Shard, Topic
     });
     open(&mut shard, 0, &["r"]);
     let room = settle(&mut shard, batch).expect("the room was joined last");
-    for wire in 1..members {
-        open(&mut shard, wire, &["r"]);
+    for socket_key in 1..members {
+        open(&mut shard, socket_key, &["r"]);
         settle(&mut shard, batch);
     }
     (shard, room)

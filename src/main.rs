@@ -3,7 +3,7 @@
 use campanile::cli::{self, Order, World};
 use campanile::config::Config;
 use campanile::link::channel::window;
-use campanile::link::load_table::Spread;
+use campanile::link::load_table::LoadTable;
 use campanile::ops::start::{self, Failure};
 use campanile::ops::{OpsSetup, doctor, drain};
 use campanile::plan::{Plan, Planned};
@@ -60,7 +60,7 @@ fn build(plan: Arc<Plan>, ports: start::Ports) -> Result<drain::Tower, Failure> 
             .map_err(Failure::machine)?;
     let gate = Arc::new(Gate::new(&plan.auth));
     let health = Arc::new(Health::default());
-    let spread = Arc::new(Spread::new(shards));
+    let spread = Arc::new(LoadTable::new(shards));
     let shard_mirrors: Vec<_> = (0..shards).map(|_| Arc::default()).collect();
     let backplane_mirror = Arc::default();
     let tables_split = Arc::new(Barrier::new(usize::from(shards) + 1));

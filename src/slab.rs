@@ -1,4 +1,4 @@
-//! `Slots<T>`: a slab in pages, whose keys know when they are stale.
+//! `Slab<T>`: a slab in pages, whose keys know when they are stale.
 //!
 //! Pages, because a vector of a million connections that doubles copies them all in one visit and
 //! leaves half of its memory unused; a page is allocated once and never moves. A freed place is
@@ -16,7 +16,7 @@ struct Entry<T> {
 }
 
 /// A bounded, paged, generational slab. It never knows what it stores.
-pub struct Slots<T> {
+pub struct Slab<T> {
     pages: Vec<Box<[Entry<T>]>>,
     free: Vec<u32>,
     used: usize,
@@ -25,11 +25,11 @@ pub struct Slots<T> {
     max: usize,
 }
 
-impl<T> Slots<T> {
+impl<T> Slab<T> {
     /// A slab for at most `max` inhabitants. Nothing is allocated yet.
-    pub fn with_max(max: usize) -> Slots<T> {
+    pub fn with_max(max: usize) -> Slab<T> {
         assert!(max <= u32::MAX as usize);
-        Slots { pages: Vec::new(), free: Vec::new(), used: 0, high: 0, max }
+        Slab { pages: Vec::new(), free: Vec::new(), used: 0, high: 0, max }
     }
 
     /// How many live here.
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_key_of_someone_who_left_finds_nobody() {
-        let mut slots = Slots::with_max(2);
+        let mut slots = Slab::with_max(2);
         let ann = slots.insert("ann").unwrap();
         assert_eq!(slots.remove(ann), Some("ann"));
         let bob = slots.insert("bob").unwrap();
@@ -159,14 +159,14 @@ mod tests {
 
     #[test]
     fn a_full_slab_gives_the_value_back() {
-        let mut slots = Slots::with_max(1);
+        let mut slots = Slab::with_max(1);
         slots.insert(1).unwrap();
         assert_eq!(slots.insert(2), Err(2));
     }
 
     #[test]
     fn it_agrees_with_a_map_over_many_operations() {
-        let mut slots = Slots::with_max(3000);
+        let mut slots = Slab::with_max(3000);
         let mut model = std::collections::HashMap::new();
         let mut seed = 7u64;
         for step in 0..50_000u64 {

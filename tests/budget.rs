@@ -40,8 +40,8 @@ fn shard() -> Shard {
 }
 
 /// Opens a connection of `user` in `room`; everything it causes is carried out.
-fn open(shard: &mut Shard, wire: u32, user: &str, room: &str) -> ConnId {
-    let conn = shard.handle_accept(wire, NOW_MS).expect("far from every limit");
+fn open(shard: &mut Shard, socket_key: u32, user: &str, room: &str) -> ConnId {
+    let conn = shard.handle_accept(socket_key, NOW_MS).expect("far from every limit");
     let rights = Rights { publish: true, publish_unjoined: false, send: true, broadcast: true };
     let opening = Opening {
         identity: Identity { user: Some(user.into()), rights, expires_unix_s: None },
@@ -75,8 +75,8 @@ fn crowd(members: u32, batch: &mut SendBatch) -> (Shard, TopicId) {
     let mut shard = shard();
     open(&mut shard, 0, "first", "r");
     let room = settle(&mut shard, batch).expect("the room was joined last");
-    for wire in 1..members {
-        open(&mut shard, wire, &format!("user{wire}"), "r");
+    for socket_key in 1..members {
+        open(&mut shard, socket_key, &format!("user{socket_key}"), "r");
     }
     settle(&mut shard, batch);
     (shard, room)
@@ -147,8 +147,9 @@ fn ping(payload: &[u8]) -> Vec<u8> {
 fn write_but_for(shard: &mut Shard, batch: &mut SendBatch, slow: u32) {
     while shard.has_sends() {
         shard.take_batch(batch);
-        let shorts: Vec<_> = batch.ops().iter().copied().filter(|op| op.wire == slow).collect();
-        shorts.iter().for_each(|op| shard.handle_short(batch, op, 0));
+        let shorts: Vec<_> =
+            batch.ops().iter().copied().filter(|op| op.socket_key == slow).collect();
+        shorts.iter().for_each(|op| shard.handle_short_write(batch, op, 0));
     }
     batch.finish();
 }
@@ -189,7 +190,7 @@ fn what_is_left_of_a_large_write_does_not_keep_all_of_it() {
         deliver(&mut shard, room, &Bytes::copy_from_slice(&frame));
         shard.take_batch(&mut batch);
         let op = batch.ops()[0];
-        shard.handle_short(&batch, &op, frame.len() - left);
+        shard.handle_short_write(&batch, &op, frame.len() - left);
         batch.finish();
         let held = bytes_held() - before;
         let most = 2 * left as isize + 1024;
@@ -289,9 +290,9 @@ const CONNECTIONS: u32 = 20_000;
 
 fn fill(shard: &mut Shard, batch: &mut SendBatch) -> Vec<ConnId> {
     let mut conns = Vec::with_capacity(CONNECTIONS as usize);
-    for wire in 0..CONNECTIONS {
-        let (user, room) = (format!("user{wire:08}"), format!("room{}", wire / 1000));
-        conns.push(open(shard, wire, &user, &room));
+    for socket_key in 0..CONNECTIONS {
+        let (user, room) = (format!("user{socket_key:08}"), format!("room{}", socket_key / 1000));
+        conns.push(open(shard, socket_key, &user, &room));
         settle(shard, batch);
     }
     conns
@@ -299,7 +300,7 @@ fn fill(shard: &mut Shard, batch: &mut SendBatch) -> Vec<ConnId> {
 
 fn empty(shard: &mut Shard, batch: &mut SendBatch, conns: Vec<ConnId>) {
     for conn in conns {
-        shard.handle_ended(conn, CloseReason::Gone);
+        shard.handle_peer_gone(conn, CloseReason::Gone);
         settle(shard, batch);
     }
 }
@@ -397,13 +398,13 @@ fn what_idle_connections_hold_on_both_threads_adds_up() {
     });
     confirm(&mut local, &ends[0], &mut shard, &mut batch);
     let before = bytes_held();
-    for wire in 0..HELD {
-        let conn = shard.handle_accept(wire as u32, NOW_MS).expect("far from every limit");
+    for socket_key in 0..HELD {
+        let conn = shard.handle_accept(socket_key as u32, NOW_MS).expect("far from every limit");
         let none = Rights { publish: true, publish_unjoined: false, send: true, broadcast: true };
         let opening = Opening {
             identity: Identity { user: None, rights: none, expires_unix_s: None },
             response: Bytes::from_static(b"101"),
-            rooms: vec![format!("load-{}", wire / ROOM)],
+            rooms: vec![format!("load-{}", socket_key / ROOM)],
             echo: false,
         };
         shard.handle_open(conn, opening);
@@ -426,14 +427,14 @@ fn connections_that_come_and_go_within_every_deadline_leave_nothing_behind() {
     let mut batch = SendBatch::default();
     let mut shard = shard();
     let mut churn = |times: u32| {
-        for wire in 0..times {
-            let conn = open(&mut shard, wire, "ann", "r");
+        for socket_key in 0..times {
+            let conn = open(&mut shard, socket_key, "ann", "r");
             settle(&mut shard, &mut batch);
             // The half that says goodbye has a deadline for that, too.
-            if wire % 2 == 0 {
+            if socket_key % 2 == 0 {
                 shard.handle_read(conn, &mut [0x88, 0x80, 0, 0, 0, 0]);
             } else {
-                shard.handle_ended(conn, CloseReason::Gone);
+                shard.handle_peer_gone(conn, CloseReason::Gone);
             }
             settle(&mut shard, &mut batch);
         }
@@ -460,8 +461,8 @@ fn a_room_that_lets_messages_give_way_costs_its_quick_members_nothing_more() {
         let mut shard = Shard::new(ShardConfig { id, node, node_name, limits, namespaces });
         open(&mut shard, 0, "first", "r");
         let room = settle(&mut shard, &mut batch).expect("the room was joined last");
-        for wire in 1..members {
-            open(&mut shard, wire, &format!("user{wire}"), "r");
+        for socket_key in 1..members {
+            open(&mut shard, socket_key, &format!("user{socket_key}"), "r");
         }
         settle(&mut shard, &mut batch);
         let frame = Bytes::from_static(&[0x81, 2, b'h', b'i']);

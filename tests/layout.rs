@@ -155,11 +155,11 @@ mod delivery {
             Room { shard: Shard::new(config), end, batch: SendBatch::default(), sends: 0 }
         }
 
-        fn open(&mut self, wire: u32) {
-            let conn = self.shard.handle_accept(wire, 1).expect("far from every limit");
+        fn open(&mut self, socket_key: u32) {
+            let conn = self.shard.handle_accept(socket_key, 1).expect("far from every limit");
             let rights =
                 Rights { publish: true, publish_unjoined: false, send: true, broadcast: true };
-            let user = Some(format!("user{}-{wire}", self.end.id.0).into());
+            let user = Some(format!("user{}-{socket_key}", self.end.id.0).into());
             let opening = Opening {
                 identity: Identity { user, rights, expires_unix_s: None },
                 response: Bytes::from_static(b"101"),
@@ -237,7 +237,7 @@ mod delivery {
 
     fn run_shard(end: ShardEnd, members: u32, limits: Limits, shards: u16, steps: &Barrier) {
         let mut room = Room::new(end, limits);
-        (0..members).for_each(|wire| room.open(wire));
+        (0..members).for_each(|socket_key| room.open(socket_key));
         steps.wait(); // Joins are in the window.
         steps.wait(); // They are answered.
         room.turn();

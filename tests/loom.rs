@@ -15,21 +15,21 @@ use atomics::{AtomicBool, Ordering, fence};
 use loom::sync::atomic::AtomicUsize;
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
-use sleep_flag::Sleeper;
+use sleep_flag::SleepFlag;
 
-/// Both halves, so that broken ones can stand in for [`Sleeper`].
+/// Both halves, so that broken ones can stand in for [`SleepFlag`].
 trait Halves: Default + Send + Sync + 'static {
     fn must_wake(&self) -> bool;
     fn may_sleep(&self, is_empty: impl FnOnce() -> bool) -> bool;
 }
 
-impl Halves for Sleeper {
+impl Halves for SleepFlag {
     fn must_wake(&self) -> bool {
-        Sleeper::must_wake(self)
+        SleepFlag::must_wake(self)
     }
 
     fn may_sleep(&self, is_empty: impl FnOnce() -> bool) -> bool {
-        Sleeper::may_sleep(self, is_empty)
+        SleepFlag::may_sleep(self, is_empty)
     }
 }
 
@@ -113,7 +113,7 @@ fn nobody_sleeps_over_an_item<T: Halves>() {
 /// A consumer takes all that `producers` publish, one item each, and sleeps whenever there is none.
 fn everything_arrives(producers: usize) {
     let items = Arc::new(AtomicUsize::new(0));
-    let sleeper = Arc::new(Sleeper::new());
+    let sleeper = Arc::new(SleepFlag::new());
     let eventfd = Arc::new(EventFd::default());
     let threads: Vec<_> = (0..producers)
         .map(|_| {
@@ -147,7 +147,7 @@ fn model(story: impl Fn() + Send + Sync + 'static) {
 
 #[test]
 fn nobody_sleeps_over_an_item_that_one_producer_published() {
-    model(nobody_sleeps_over_an_item::<Sleeper>);
+    model(nobody_sleeps_over_an_item::<SleepFlag>);
 }
 
 #[test]

@@ -120,7 +120,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "link",
             "ids",
             "protocol::Dialect",
-            "protocol::Here",
+            "protocol::Roster",
             "protocol::Info",
             "protocol::Page",
             "protocol::Recovery",
@@ -435,7 +435,7 @@ fn what_is_banned_is_not_written() {
 
 /// Everyone who may be unsafe, and what for.
 const UNSAFE: &[(&str, &str)] = &[
-    ("src/link/bell.rs", "eventfd: make, ring, hush"),
+    ("src/link/bell.rs", "eventfd: make, ring, clear"),
     ("src/net/io/epoll.rs", "epoll_create1, epoll_ctl, epoll_wait"),
     ("src/net/io/send.rs", "ring entries that point into buffers the batch keeps alive"),
     (

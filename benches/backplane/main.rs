@@ -52,26 +52,26 @@ fn main() {
 }
 
 /// The middle of some numbers, and their ends.
-pub struct Spread {
+pub struct LoadTable {
     least: f64,
     /// The middle one.
     pub median: f64,
     most: f64,
 }
 
-impl Spread {
+impl LoadTable {
     /// Of at least one number.
-    pub fn of(mut values: Vec<f64>) -> Spread {
+    pub fn of(mut values: Vec<f64>) -> LoadTable {
         values.sort_by(f64::total_cmp);
         let last = values.len() - 1;
-        Spread { least: values[0], median: values[values.len() / 2], most: values[last] }
+        LoadTable { least: values[0], median: values[values.len() / 2], most: values[last] }
     }
 }
 
-impl std::fmt::Display for Spread {
+impl std::fmt::Display for LoadTable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let digits = f.precision().unwrap_or(0);
-        let Spread { least, median, most } = self;
+        let LoadTable { least, median, most } = self;
         write!(f, "{median:.digits$} ({least:.digits$} to {most:.digits$})")
     }
 }

@@ -136,7 +136,7 @@ impl MinimalShard {
         let mut poll = libc::pollfd { fd: self.end.bell().fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one valid pollfd, and no timeout.
         unsafe { libc::poll(&mut poll, 1, -1) };
-        self.end.bell().hush();
+        self.end.bell().clear();
     }
 
     /// Publishes to its topics in turn: `payload` is copied as a shard copies it out of its scratch

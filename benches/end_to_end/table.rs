@@ -11,7 +11,7 @@ pub fn print(case: &Case, rounds: &[Vec<Figure>]) {
     println!("{}: {}, {} rounds, median (least to most)", case.name, case.title, rounds.len());
     for (i, contestant) in case.contestants.iter().enumerate() {
         let of = |value: &dyn Fn(&Figure) -> f64| {
-            Spread::of(rounds.iter().map(|round| value(&round[i])).collect())
+            LoadTable::of(rounds.iter().map(|round| value(&round[i])).collect())
         };
         let us = of(&|figure| figure.us);
         let rate = of(&|figure| figure.per_second).median;
@@ -36,7 +36,7 @@ pub fn print(case: &Case, rounds: &[Vec<Figure>]) {
 pub fn summary(rows: &[(&Case, Vec<Vec<Figure>>)]) {
     println!("\n| case | campanile | floor | ratio | target |\n|---|---|---|---|---|");
     for (case, rounds) in rows {
-        let of = |i: usize| Spread::of(rounds.iter().map(|round| round[i].us).collect()).median;
+        let of = |i: usize| LoadTable::of(rounds.iter().map(|round| round[i].us).collect()).median;
         let unit = unit(case.figure);
         for i in 1..case.contestants.len() {
             let contestant = case.contestants[i];
@@ -57,8 +57,8 @@ pub fn summary(rows: &[(&Case, Vec<Vec<Figure>>)]) {
     }
 }
 
-fn ratio(rounds: &[Vec<Figure>], to: usize) -> Spread {
-    Spread::of(rounds.iter().map(|round| round[0].us / round[to].us).collect())
+fn ratio(rounds: &[Vec<Figure>], to: usize) -> LoadTable {
+    LoadTable::of(rounds.iter().map(|round| round[0].us / round[to].us).collect())
 }
 
 fn unit(kind: Kind) -> &'static str {
@@ -70,14 +70,14 @@ fn unit(kind: Kind) -> &'static str {
     }
 }
 
-struct Spread {
+struct LoadTable {
     least: f64,
     median: f64,
     most: f64,
 }
 
-impl Spread {
-    fn of(mut values: Vec<f64>) -> Spread {
+impl LoadTable {
+    fn of(mut values: Vec<f64>) -> LoadTable {
         values.sort_by(f64::total_cmp);
         let (first, last) = (values[0], values[values.len() - 1]);
         let half = values.len() / 2;
@@ -86,14 +86,14 @@ impl Spread {
         } else {
             (values[half - 1] + values[half]) / 2.0
         };
-        Spread { least: first, median, most: last }
+        LoadTable { least: first, median, most: last }
     }
 }
 
-impl std::fmt::Display for Spread {
+impl std::fmt::Display for LoadTable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let digits = f.precision().unwrap_or(2);
-        let Spread { least, median, most } = self;
+        let LoadTable { least, median, most } = self;
         write!(f, "{median:.digits$} ({least:.digits$} to {most:.digits$})")
     }
 }

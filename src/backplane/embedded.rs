@@ -17,7 +17,8 @@ use super::logs::Logs;
 use super::presence::Presence;
 use crate::ids::{Position, ShardId, TopicKind, TopicName, UpTo};
 use crate::link::{
-    AskHistory, AskPresence, Attend, NoHistory, Outcome, Publish, Recover, Recovered, Said,
+    HistoryError, HistoryRequest, PresenceRequest, PresenceUpdate, Publish, PublishOutcome,
+    Recover, Recovered, Said,
 };
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::{Namespaces, Policy};
@@ -45,9 +46,9 @@ enum Asked {
     Subscribe(TopicKey),
     Publish(Publish),
     Recover(ShardId, Box<Recover>),
-    History(Box<AskHistory>),
-    Attend(Attend),
-    Presence(Box<AskPresence>),
+    History(Box<HistoryRequest>),
+    PresenceUpdate(PresenceUpdate),
+    Presence(Box<PresenceRequest>),
     Acknowledge(TopicName, UpTo),
 }
 
@@ -78,7 +79,7 @@ impl Embedded {
                 None
             }
         };
-        local.done(publish.done, Outcome::Accepted(position), now);
+        local.done(publish.done, PublishOutcome::Accepted(position), now);
     }
 
     /// Gives a message its place, and everybody the message; unless it came before.
@@ -142,17 +143,17 @@ impl Embedded {
         local.counters.acks_ignored += u64::from(!is_good);
     }
 
-    fn tell(&mut self, ask: AskHistory, now: Instant, local: &mut Local) {
+    fn tell(&mut self, ask: HistoryRequest, now: Instant, local: &mut Local) {
         let policy = self.policy(&ask.topic);
         let log = self.logs.log(&ask.topic, keep(&policy), now);
         let said = match log.page(ask.page, self.recovery_bytes_max) {
             Ok(frames) => Ok(Said { position: log.position(), frames }),
-            Err(why) => Err(NoHistory::Unrecovered(why)),
+            Err(why) => Err(HistoryError::Unrecovered(why)),
         };
         local.said(ask.topic, ask.to, said);
     }
 
-    fn attend_now(&mut self, attend: Attend, now: Instant) {
+    fn attend_now(&mut self, attend: PresenceUpdate, now: Instant) {
         let grace = Duration::from_millis(self.policy(&attend.topic).presence_grace_ms);
         self.presence.handle(attend, grace, now);
         self.presence.make_room();
@@ -189,15 +190,15 @@ impl Transport for Embedded {
         self.asked.push(Asked::Recover(shard, ask));
     }
 
-    fn history(&mut self, ask: Box<AskHistory>, _now: Instant, _local: &mut Local) {
+    fn history(&mut self, ask: Box<HistoryRequest>, _now: Instant, _local: &mut Local) {
         self.asked.push(Asked::History(ask));
     }
 
-    fn attend(&mut self, attend: Attend, _now: Instant) {
-        self.asked.push(Asked::Attend(attend));
+    fn attend(&mut self, attend: PresenceUpdate, _now: Instant) {
+        self.asked.push(Asked::PresenceUpdate(attend));
     }
 
-    fn presence(&mut self, ask: Box<AskPresence>, _now: Instant) {
+    fn presence(&mut self, ask: Box<PresenceRequest>, _now: Instant) {
         self.asked.push(Asked::Presence(ask));
     }
 
@@ -232,7 +233,7 @@ impl Transport for Embedded {
                 Asked::Publish(publish) => self.publish_now(publish, now, local),
                 Asked::Recover(shard, ask) => self.recover_now(shard, *ask, now, local),
                 Asked::History(ask) => self.tell(*ask, now, local),
-                Asked::Attend(attend) => {
+                Asked::PresenceUpdate(attend) => {
                     self.attend_now(attend, now);
                     self.tell_news(local);
                 }

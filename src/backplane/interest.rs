@@ -1,7 +1,7 @@
 //! Who listens: for each topic with a member on this node, the shards that have one.
 //!
 //! A node with a million users online has a million topics, so an entry is counted in bytes: 48 in
-//! the slab ([`Slots`], with its generation) and 8 in a table that knows only hash and place. The
+//! the slab ([`Slab`], with its generation) and 8 in a table that knows only hash and place. The
 //! table keeps the hash because growing it would otherwise read a million names back from memory,
 //! in one turn. The name itself is shared with the shard. Nearly every topic lives on one shard;
 //! only the others pay for a list.
@@ -17,7 +17,7 @@
 
 use super::redis::names::{PARTITIONS, partition};
 use crate::ids::{ShardId, SlotId, TopicId, TopicName};
-use crate::slab::Slots;
+use crate::slab::Slab;
 use hashbrown::{DefaultHashBuilder, HashTable};
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
@@ -138,7 +138,7 @@ pub enum Joined {
 pub struct Interest {
     places: HashTable<Place>,
     hasher: DefaultHashBuilder,
-    entries: Slots<Entry>,
+    entries: Slab<Entry>,
     lingering: VecDeque<Lingering>,
     linger: Duration,
     servers: Servers,
@@ -192,7 +192,7 @@ impl Interest {
         Interest {
             places: HashTable::new(),
             hasher: DefaultHashBuilder::default(),
-            entries: Slots::with_max(u32::MAX as usize),
+            entries: Slab::with_max(u32::MAX as usize),
             lingering: VecDeque::new(),
             linger,
             servers: Servers::one(),

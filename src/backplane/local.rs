@@ -9,16 +9,16 @@
 use super::fanout::{self, Lane};
 use super::interest::{Interest, Joined, TopicKey};
 use super::presence::News;
-use super::seldom::Seldom;
+use super::seldom::LogThrottle;
 use crate::ids::{ConflateKey, NodeId, Position, ShardId, TopicId, TopicKind, TopicName};
 use crate::link::channel::{BackplaneEnd, ShardPort};
 use crate::link::health::Health;
 use crate::link::{
-    AskPresence, Done, Downlink, FrameSet, HistoryTo, NoHistory, Origin, Outcome, PresenceTo,
-    Recovered, Said, ToldHistory, ToldPresence,
+    Done, Downlink, FrameSet, HistoryError, HistoryReply, HistoryTo, Origin, PresenceReply,
+    PresenceRequest, PresenceTo, PublishOutcome, Recovered, Said,
 };
 use crate::metrics::BackplaneCounters;
-use crate::protocol::{Event, Here, Recovery};
+use crate::protocol::{Event, Recovery, Roster};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -62,7 +62,7 @@ pub struct Local {
     lanes: Vec<Lane>,
     health: Arc<Health>,
     since: Instant,
-    failures: Seldom,
+    failures: LogThrottle,
 }
 
 impl Local {
@@ -83,7 +83,7 @@ impl Local {
             lanes,
             health,
             since: Instant::now(),
-            failures: Seldom::default(),
+            failures: LogThrottle::default(),
         }
     }
 
@@ -197,11 +197,11 @@ impl Local {
     }
 
     /// Messages of a history, for whoever asked.
-    pub fn said(&mut self, topic: TopicName, to: HistoryTo, said: Result<Said, NoHistory>) {
+    pub fn said(&mut self, topic: TopicName, to: HistoryTo, said: Result<Said, HistoryError>) {
         match to {
             HistoryTo::Call(call) => call(said),
             HistoryTo::Conn { shard, conn, id } => {
-                let told = ToldHistory { conn, id, topic, said };
+                let told = HistoryReply { conn, id, topic, said };
                 self.answer(shard, Downlink::History(Box::new(told)));
             }
         }
@@ -223,34 +223,34 @@ impl Local {
     }
 
     /// Who is in a room, for whoever asked. `None`: the backplane is away.
-    pub fn here(&mut self, ask: AskPresence, here: Option<Arc<Here>>) {
-        let AskPresence { topic, to } = ask;
+    pub fn here(&mut self, ask: PresenceRequest, here: Option<Arc<Roster>>) {
+        let PresenceRequest { topic, to } = ask;
         match to {
             PresenceTo::Call(call) => call(here),
             PresenceTo::Conn { shard, conn, id } => {
-                let told = ToldPresence { conn, id, topic, here };
+                let told = PresenceReply { conn, id, topic, here };
                 self.answer(shard, Downlink::Presence(Box::new(told)));
             }
         }
     }
 
     /// A publish ended. Failures are always told; success only to those who asked.
-    pub fn done(&mut self, done: Done, outcome: Outcome, now: Instant) {
+    pub fn done(&mut self, done: Done, outcome: PublishOutcome, now: Instant) {
         match outcome {
-            Outcome::Accepted(_) => {}
-            Outcome::Unavailable => self.counters.publishes_failed += 1,
-            Outcome::Unknown => self.counters.publishes_unknown += 1,
+            PublishOutcome::Accepted(_) => {}
+            PublishOutcome::Unavailable => self.counters.publishes_failed += 1,
+            PublishOutcome::Unknown => self.counters.publishes_unknown += 1,
         }
         match done {
-            Done::Conn { id: None, .. } if matches!(outcome, Outcome::Accepted(_)) => {}
+            Done::Conn { id: None, .. } if matches!(outcome, PublishOutcome::Accepted(_)) => {}
             Done::Conn { shard, conn, id } => {
                 self.answer(shard, Downlink::Ack { conn, id, outcome });
             }
             Done::Call(call) => call(outcome),
-            Done::Nobody if matches!(outcome, Outcome::Accepted(_)) => {}
+            Done::Nobody if matches!(outcome, PublishOutcome::Accepted(_)) => {}
             Done::Nobody => {
-                if let Some(unsaid) = self.failures.is_due(now) {
-                    tracing::warn!(?outcome, unsaid, "a publish that nobody waits for failed");
+                if let Some(suppressed) = self.failures.is_due(now) {
+                    tracing::warn!(?outcome, suppressed, "a publish that nobody waits for failed");
                 }
             }
         }

@@ -28,7 +28,7 @@ use self::redis::RedisTransport;
 use crate::ids::{ShardId, TopicName, UpTo};
 use crate::link::channel::BackplaneEnd;
 use crate::link::health::Health;
-use crate::link::{AskHistory, AskPresence, Attend, Publish, Recover, Uplink};
+use crate::link::{HistoryRequest, PresenceRequest, PresenceUpdate, Publish, Recover, Uplink};
 use crate::metrics::BackplaneMirror;
 use crate::metrics::servers::Picture;
 use crate::plan::{BackplanePlan, Plan};
@@ -72,13 +72,13 @@ pub trait Transport {
     fn recover(&mut self, shard: ShardId, ask: Box<Recover>, now: Instant, local: &mut Local);
 
     /// Answers what was said: exactly one [`Local::said`].
-    fn history(&mut self, ask: Box<AskHistory>, now: Instant, local: &mut Local);
+    fn history(&mut self, ask: Box<HistoryRequest>, now: Instant, local: &mut Local);
 
     /// Notes who came into a room with presence, or left it.
-    fn attend(&mut self, attend: Attend, now: Instant);
+    fn attend(&mut self, attend: PresenceUpdate, now: Instant);
 
     /// Answers who is in a room: exactly one [`Local::here`].
-    fn presence(&mut self, ask: Box<AskPresence>, now: Instant);
+    fn presence(&mut self, ask: Box<PresenceRequest>, now: Instant);
 
     /// Notes how far a user has dealt with what is kept for it. One that is lost means that something
     /// is brought once more.
@@ -120,20 +120,20 @@ pub fn run(plan: Arc<Plan>, end: BackplaneEnd, mirror: Arc<BackplaneMirror>, hea
             BackplanePlan::Memory => {
                 let local = Local::new(plan.node, end, health, Duration::ZERO, backlog);
                 let embedded = embedded::Embedded::new(plan.namespaces.clone(), &plan.limits);
-                Ringer::new(local, embedded, mirror).run().await;
+                BackplaneLoop::new(local, embedded, mirror).run().await;
             }
             BackplanePlan::Redis(redis) => {
                 let linger = Duration::from_millis(redis.linger_ms);
                 let local = Local::new(plan.node, end, health, linger, backlog);
                 let transport =
                     RedisTransport::new(redis.clone(), plan.limits, plan.node, &plan.namespaces);
-                Ringer::new(local, transport, mirror).run().await;
+                BackplaneLoop::new(local, transport, mirror).run().await;
             }
         }
     }));
 }
 
-struct Ringer<T> {
+struct BackplaneLoop<T> {
     local: Local,
     transport: T,
     mirror: Arc<BackplaneMirror>,
@@ -152,8 +152,8 @@ enum Pause {
     End,
 }
 
-impl<T: Transport> Ringer<T> {
-    fn new(local: Local, transport: T, mirror: Arc<BackplaneMirror>) -> Ringer<T> {
+impl<T: Transport> BackplaneLoop<T> {
+    fn new(local: Local, transport: T, mirror: Arc<BackplaneMirror>) -> BackplaneLoop<T> {
         let bell = listen(&local.end);
         let every = |period| {
             let mut interval = interval(period);
@@ -161,7 +161,7 @@ impl<T: Transport> Ringer<T> {
             interval
         };
         let (tick, retry) = (every(TICK), every(RETRY));
-        Ringer { local, transport, mirror, bell, tick, retry, first: 0 }
+        BackplaneLoop { local, transport, mirror, bell, tick, retry, first: 0 }
     }
 
     async fn run(mut self) {
@@ -228,7 +228,7 @@ impl<T: Transport> Ringer<T> {
                 Uplink::Presence(ask) => self.transport.presence(ask, now),
                 // Only shards have members.
                 Uplink::Join { .. } | Uplink::Leave { .. } => {}
-                Uplink::Recover(_) | Uplink::Attend(_) | Uplink::Acknowledge { .. } => {}
+                Uplink::Recover(_) | Uplink::PresenceUpdate(_) | Uplink::Acknowledge { .. } => {}
             }
             taken += 1;
         }
@@ -260,7 +260,7 @@ impl<T: Transport> Ringer<T> {
             Uplink::Publish(publish) => self.publish(publish, now),
             Uplink::Recover(ask) => self.transport.recover(shard, ask, now, &mut self.local),
             Uplink::History(ask) => self.transport.history(ask, now, &mut self.local),
-            Uplink::Attend(attend) => self.transport.attend(*attend, now),
+            Uplink::PresenceUpdate(attend) => self.transport.attend(*attend, now),
             Uplink::Presence(ask) => self.transport.presence(ask, now),
             Uplink::Acknowledge { topic, up_to } => {
                 self.transport.acknowledge(topic, up_to, now, &mut self.local);
@@ -284,7 +284,7 @@ impl<T: Transport> Ringer<T> {
     /// Waits for the bell and, while a shard's channel is full, for a moment.
     fn poll_sleep(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Poll::Ready(ready) = self.bell.poll_read_ready(cx) {
-            self.local.end.bell().hush();
+            self.local.end.bell().clear();
             ready.expect("the event loop lives as long as this loop").clear_ready();
             return Poll::Ready(());
         }

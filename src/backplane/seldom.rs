@@ -4,22 +4,22 @@ use std::time::{Duration, Instant};
 
 /// Lets one line through every five seconds, and knows how many it held back.
 #[derive(Debug, Default)]
-pub struct Seldom {
+pub struct LogThrottle {
     last: Option<Instant>,
-    unsaid: u64,
+    suppressed: u64,
 }
 
-impl Seldom {
+impl LogThrottle {
     const EVERY: Duration = Duration::from_secs(5);
 
     /// `Some`: say it now, and that so many were not said since the last one.
     pub fn is_due(&mut self, now: Instant) -> Option<u64> {
         if self.last.is_some_and(|last| now.duration_since(last) < Self::EVERY) {
-            self.unsaid += 1;
+            self.suppressed += 1;
             return None;
         }
         self.last = Some(now);
-        Some(std::mem::take(&mut self.unsaid))
+        Some(std::mem::take(&mut self.suppressed))
     }
 }
 
@@ -29,7 +29,7 @@ mod tests {
 
     #[test]
     fn one_line_in_five_seconds_tells_how_many_it_stands_for() {
-        let mut seldom = Seldom::default();
+        let mut seldom = LogThrottle::default();
         let now = Instant::now();
         assert_eq!(seldom.is_due(now), Some(0));
         assert_eq!(seldom.is_due(now), None);

@@ -4,24 +4,24 @@
 //! fences, and rings only a sleeper. Either the consumer sees the item or the producer sees the
 //! sleeper; a left-over count is only a spurious wake. One system call per sleep, not per message.
 //!
-//! Both halves of the protocol stand in [`Sleeper`], which names no system call; this file adds the
+//! Both halves of the protocol stand in [`SleepFlag`], which names no system call; this file adds the
 //! descriptor.
 //!
 //! Invariant: the eventfd is readable only after a ring, and a ring that finds nobody asleep costs
 //! no system call.
 #![allow(unsafe_code)] // eventfd(2), read(2) and write(2) on a descriptor that this type owns
 
-pub use crate::link::sleep_flag::Sleeper;
+pub use crate::link::sleep_flag::SleepFlag;
 
 use crossbeam_utils::CachePadded;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// A [`Sleeper`] and the eventfd it sleeps on. The flag has a line of cache to itself: bells of
+/// A [`SleepFlag`] and the eventfd it sleeps on. The flag has a line of cache to itself: bells of
 /// several shards are made one after the other, and must not wake each other's caches.
 #[derive(Debug)]
 pub struct Bell {
-    sleeper: CachePadded<Sleeper>,
+    sleeper: CachePadded<SleepFlag>,
     eventfd: OwnedFd,
 }
 
@@ -36,7 +36,7 @@ impl Bell {
             }
             OwnedFd::from_raw_fd(fd)
         };
-        Ok(Bell { sleeper: CachePadded::new(Sleeper::new()), eventfd })
+        Ok(Bell { sleeper: CachePadded::new(SleepFlag::new()), eventfd })
     }
 
     /// Wakes the consumer if it sleeps. To be called after publishing; once for a whole batch.
@@ -59,7 +59,7 @@ impl Bell {
     }
 
     /// After waking: takes the count, so the descriptor is silent again.
-    pub fn hush(&self) {
+    pub fn clear(&self) {
         let mut count = [0u8; 8];
         // SAFETY: eight writable bytes, and the descriptor is ours. EAGAIN means already silent.
         unsafe { libc::read(self.eventfd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
@@ -96,7 +96,7 @@ mod tests {
         assert!(bell.ring());
         assert!(is_readable(&bell));
         assert!(!bell.ring(), "once is enough");
-        bell.hush();
+        bell.clear();
         assert!(!is_readable(&bell));
     }
 

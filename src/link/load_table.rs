@@ -8,7 +8,7 @@
 //! with what the next one has to know. It is never waited for.
 //!
 //! A shard's number is its listener's place in the kernel's group, which is the order of `listen`.
-//! So shards listen in turn: [`Spread::await_turn`].
+//! So shards listen in turn: [`LoadTable::wait_for_bind_order`].
 
 use crate::ids::ShardId;
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -18,14 +18,14 @@ use std::time::Instant;
 
 /// Shared by all shards of a node.
 #[derive(Debug)]
-pub struct Spread {
-    places: Box<[CachePadded<Place>]>,
+pub struct LoadTable {
+    places: Box<[CachePadded<ShardPlace>]>,
     turns: Box<[Slot<()>]>,
-    note: Slot<Box<Note>>,
+    note: Slot<Box<LoadNote>>,
 }
 
 #[derive(Debug, Default)]
-struct Place {
+struct ShardPlace {
     held: AtomicU64,
     taken: AtomicU64,
 }
@@ -35,7 +35,7 @@ type Slot<T> = (Sender<T>, Receiver<T>);
 
 /// What one shard says of itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Count {
+pub struct ShardLoad {
     /// Connections now, those in their handshake included.
     pub held: u64,
     /// Connections taken since the start.
@@ -44,21 +44,21 @@ pub struct Count {
 
 /// What the last one who steered wrote down for the next.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Note {
+pub struct LoadNote {
     /// When that was.
     pub at: Instant,
     /// What the counts were then, one a shard.
-    pub counts: Vec<Count>,
+    pub counts: Vec<ShardLoad>,
     /// The share that each shard has been promised since; they need not add up to anything.
     pub shares: Vec<u64>,
     /// What each shard was promised and has not taken yet, as far as one can tell.
     pub hidden: Vec<u64>,
 }
 
-impl Spread {
+impl LoadTable {
     /// For so many shards, none of which listens yet.
-    pub fn new(shards: u16) -> Spread {
-        let spread = Spread {
+    pub fn new(shards: u16) -> LoadTable {
+        let spread = LoadTable {
             places: (0..shards).map(|_| CachePadded::default()).collect(),
             turns: (0..shards).map(|_| bounded(1)).collect(),
             note: bounded(1),
@@ -73,13 +73,13 @@ impl Spread {
     }
 
     /// Waits until every shard before this one listens. Once for each shard.
-    pub fn await_turn(&self, shard: ShardId) {
+    pub fn wait_for_bind_order(&self, shard: ShardId) {
         let (_, turn) = &self.turns[usize::from(shard.0)];
         turn.recv().expect("this value holds the other end");
     }
 
     /// This shard listens: it is the next one's turn.
-    pub fn pass_turn(&self, shard: ShardId) {
+    pub fn pass_bind_turn(&self, shard: ShardId) {
         self.give_turn(usize::from(shard.0) + 1);
     }
 
@@ -90,15 +90,15 @@ impl Spread {
     }
 
     /// A shard's numbers have changed. Only that shard says so.
-    pub fn tell(&self, shard: ShardId, count: Count) {
+    pub fn tell(&self, shard: ShardId, count: ShardLoad) {
         let place = &self.places[usize::from(shard.0)];
         place.held.store(count.held, Ordering::Relaxed);
         place.taken.store(count.taken, Ordering::Relaxed);
     }
 
     /// The numbers of all shards, each as it was a moment ago.
-    pub fn counts(&self) -> Vec<Count> {
-        let count = |place: &CachePadded<Place>| Count {
+    pub fn counts(&self) -> Vec<ShardLoad> {
+        let count = |place: &CachePadded<ShardPlace>| ShardLoad {
             held: place.held.load(Ordering::Relaxed),
             taken: place.taken.load(Ordering::Relaxed),
         };
@@ -106,12 +106,12 @@ impl Spread {
     }
 
     /// Takes the note, and with it the right to steer. `None`: somebody else has it.
-    pub fn take_note(&self) -> Option<Box<Note>> {
+    pub fn take_note(&self) -> Option<Box<LoadNote>> {
         self.note.1.try_recv().ok()
     }
 
     /// Leaves a note for the next. Without one nobody steers.
-    pub fn leave_note(&self, note: Box<Note>) {
+    pub fn leave_note(&self, note: Box<LoadNote>) {
         self.note.0.try_send(note).expect("there is one note");
     }
 }
@@ -123,16 +123,16 @@ mod tests {
 
     #[test]
     fn shards_take_their_turns_in_the_order_of_their_numbers() {
-        let spread = Arc::new(Spread::new(8));
+        let spread = Arc::new(LoadTable::new(8));
         let (say, heard) = bounded(8);
         let threads: Vec<_> = (0..8)
             .rev()
             .map(|number| {
                 let (spread, say) = (spread.clone(), say.clone());
                 std::thread::spawn(move || {
-                    spread.await_turn(ShardId(number));
+                    spread.wait_for_bind_order(ShardId(number));
                     say.send(number).unwrap();
-                    spread.pass_turn(ShardId(number));
+                    spread.pass_bind_turn(ShardId(number));
                 })
             })
             .collect();
@@ -142,14 +142,14 @@ mod tests {
 
     #[test]
     fn one_steers_at_a_time() {
-        let spread = Spread::new(2);
+        let spread = LoadTable::new(2);
         assert!(spread.take_note().is_none(), "before the first has left one, nobody");
-        let count = Count { held: 3, taken: 9 };
+        let count = ShardLoad { held: 3, taken: 9 };
         spread.tell(ShardId(1), count);
         let counts = spread.counts();
-        assert_eq!(counts, [Count::default(), count]);
+        assert_eq!(counts, [ShardLoad::default(), count]);
         let (shares, hidden) = (vec![1, 1], vec![0, 0]);
-        spread.leave_note(Box::new(Note { at: Instant::now(), counts, shares, hidden }));
+        spread.leave_note(Box::new(LoadNote { at: Instant::now(), counts, shares, hidden }));
         let note = spread.take_note().unwrap();
         assert!(spread.take_note().is_none());
         spread.leave_note(note);
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn no_two_shards_write_to_one_cache_line() {
-        let spread = Spread::new(2);
+        let spread = LoadTable::new(2);
         let at = |shard: usize| &raw const *spread.places[shard] as usize;
         assert!(at(0).abs_diff(at(1)) >= 64);
     }

@@ -19,7 +19,7 @@ mod atomics {
 }
 
 use crate::ids::{ConflateKey, ConnId, NodeId, Position, ShardId, TopicId, TopicName, UpTo};
-use crate::protocol::{Dialect, Here, Info, Page, Recovery, RequestId, Unrecovered};
+use crate::protocol::{Dialect, Info, Page, Recovery, RequestId, Roster, Unrecovered};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -50,11 +50,11 @@ pub enum Uplink {
     /// ([`Uplink::Join`]); the answer, [`Downlink::Recovered`], comes in the order of deliveries.
     Recover(Box<Recover>),
     /// Somebody asks what was said.
-    History(Box<AskHistory>),
+    History(Box<HistoryRequest>),
     /// A connection came into a room with presence, or left it.
-    Attend(Box<Attend>),
+    PresenceUpdate(Box<PresenceUpdate>),
     /// Somebody asks who is in a room.
-    Presence(Box<AskPresence>),
+    Presence(Box<PresenceRequest>),
     /// A user has dealt with what is kept for it. Nobody is answered: one that is lost means that
     /// something is brought once more.
     Acknowledge {
@@ -65,20 +65,20 @@ pub enum Uplink {
     },
 }
 
-/// Who came, or left. Each [`Deed::Came`] of a connection is followed by one [`Deed::Left`].
+/// Who came, or left. Each [`PresenceChange::Came`] of a connection is followed by one [`PresenceChange::Left`].
 #[derive(Debug)]
-pub struct Attend {
+pub struct PresenceUpdate {
     /// The room's topic.
     pub topic: TopicName,
     /// The topic of the connection's user (`u:<user>`).
     pub user: TopicName,
     /// What happened.
-    pub deed: Deed,
+    pub deed: PresenceChange,
 }
 
 /// What happened to a connection in a room.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Deed {
+pub enum PresenceChange {
     /// It came in.
     Came {
         /// The connection. It is not told of itself.
@@ -94,14 +94,14 @@ pub enum Deed {
 
 /// Who is there?
 #[derive(Debug)]
-pub struct AskPresence {
+pub struct PresenceRequest {
     /// The room's topic.
     pub topic: TopicName,
     /// Who asks.
     pub to: PresenceTo,
 }
 
-/// Where the answer to [`AskPresence`] goes. `None`: the backplane is away.
+/// Where the answer to [`PresenceRequest`] goes. `None`: the backplane is away.
 pub enum PresenceTo {
     /// A connection of a shard: [`Downlink::Presence`].
     Conn {
@@ -113,7 +113,7 @@ pub enum PresenceTo {
         id: Option<RequestId>,
     },
     /// A caller on another thread (the HTTP API). Must not block.
-    Call(Box<dyn FnOnce(Option<Arc<Here>>) + Send>),
+    Call(Box<dyn FnOnce(Option<Arc<Roster>>) + Send>),
 }
 
 impl std::fmt::Debug for PresenceTo {
@@ -127,7 +127,7 @@ impl std::fmt::Debug for PresenceTo {
 
 /// Who is there, for a connection that asked.
 #[derive(Debug)]
-pub struct ToldPresence {
+pub struct PresenceReply {
     /// Who asked; may have left meanwhile.
     pub conn: ConnId,
     /// The client's number for its request.
@@ -135,7 +135,7 @@ pub struct ToldPresence {
     /// The room's topic.
     pub topic: TopicName,
     /// Who is there; shared by all who asked together. `None`: the backplane is away.
-    pub here: Option<Arc<Here>>,
+    pub here: Option<Arc<Roster>>,
 }
 
 /// Where is the history, and what did I miss?
@@ -174,7 +174,7 @@ pub struct Recovered {
 
 /// What was said?
 #[derive(Debug)]
-pub struct AskHistory {
+pub struct HistoryRequest {
     /// The topic.
     pub topic: TopicName,
     /// Which messages of it.
@@ -195,7 +195,7 @@ pub enum HistoryTo {
         id: Option<RequestId>,
     },
     /// A caller on another thread (the HTTP API). Must not block.
-    Call(Box<dyn FnOnce(Result<Said, NoHistory>) + Send>),
+    Call(Box<dyn FnOnce(Result<Said, HistoryError>) + Send>),
 }
 
 impl std::fmt::Debug for HistoryTo {
@@ -218,7 +218,7 @@ pub struct Said {
 
 /// What was said, for a connection that asked.
 #[derive(Debug)]
-pub struct ToldHistory {
+pub struct HistoryReply {
     /// Who asked; may have left meanwhile.
     pub conn: ConnId,
     /// The client's number for its request.
@@ -226,12 +226,12 @@ pub struct ToldHistory {
     /// The topic.
     pub topic: TopicName,
     /// What was said.
-    pub said: Result<Said, NoHistory>,
+    pub said: Result<Said, HistoryError>,
 }
 
 /// Why there is nothing to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoHistory {
+pub enum HistoryError {
     /// `since` is of another history, or the like.
     Unrecovered(Unrecovered),
     /// The backplane is away.
@@ -288,7 +288,7 @@ pub enum Done {
         id: Option<RequestId>,
     },
     /// A caller on another thread (the HTTP API). Must not block.
-    Call(Box<dyn FnOnce(Outcome) + Send>),
+    Call(Box<dyn FnOnce(PublishOutcome) + Send>),
     /// Nobody (`PUBLISH campanile:publish` has no way back; failures are counted and logged).
     Nobody,
 }
@@ -305,7 +305,7 @@ impl std::fmt::Debug for Done {
 
 /// How a publish ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum PublishOutcome {
     /// The backplane has it; every node with members is being told. Where the topic has a history, it
     /// stands there in it (for a retry: where the first one stands).
     Accepted(Option<Position>),
@@ -390,14 +390,14 @@ pub enum Downlink {
         /// The client's number for it. `None`: only a failure is told.
         id: Option<RequestId>,
         /// How it ended.
-        outcome: Outcome,
+        outcome: PublishOutcome,
     },
     /// The answer to [`Uplink::Recover`].
     Recovered(Box<Recovered>),
     /// The answer to a client's [`Uplink::History`].
-    History(Box<ToldHistory>),
+    History(Box<HistoryReply>),
     /// The answer to a client's [`Uplink::Presence`].
-    Presence(Box<ToldPresence>),
+    Presence(Box<PresenceReply>),
     /// An operator's question. The reply must not block.
     Inspect(Inspect),
     /// Stop accepting; tell every client to come back later; close; end.

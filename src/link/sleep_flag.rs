@@ -12,14 +12,14 @@ use super::atomics::{AtomicBool, Ordering, fence};
 
 /// The flag and its fences, without the system calls.
 #[derive(Debug, Default)]
-pub struct Sleeper {
+pub struct SleepFlag {
     asleep: AtomicBool,
 }
 
-impl Sleeper {
+impl SleepFlag {
     /// Awake.
-    pub fn new() -> Sleeper {
-        Sleeper { asleep: AtomicBool::new(false) }
+    pub fn new() -> SleepFlag {
+        SleepFlag { asleep: AtomicBool::new(false) }
     }
 
     /// Producer, after it has published: whether the consumer sleeps and it is on us to wake it.

@@ -24,7 +24,7 @@ mod upgrade;
 use crate::auth::Gate;
 use crate::link::channel::ShardEnd;
 use crate::link::health::Health;
-use crate::link::load_table::Spread;
+use crate::link::load_table::LoadTable;
 use crate::metrics::ShardMirror;
 use crate::plan::{Plan, ShardPlan};
 use crate::shard::{Shard, ShardConfig};
@@ -49,7 +49,7 @@ pub struct ShardSetup {
     /// Where it says that it listens.
     pub health: Arc<Health>,
     /// How many connections each shard has.
-    pub spread: Arc<Spread>,
+    pub spread: Arc<LoadTable>,
 }
 
 /// Runs one shard on the calling thread, until it has been drained. The thread is pinned and has its
@@ -62,16 +62,16 @@ pub fn run_shard(setup: ShardSetup) -> std::io::Result<()> {
     accept::steering::check_core(&setup.plan, &setup.shard)?;
     let mut runtime = io::runtime::build()?;
     // A shard's place in the kernel's group of listeners is its number, whoever is ready first.
-    setup.spread.await_turn(setup.shard.id);
+    setup.spread.wait_for_bind_order(setup.shard.id);
     let listener = accept::listen(&setup.plan)?;
     let spread = setup.spread.clone();
     let steering =
         Steering::begin(&setup.plan, setup.shard.id, spread.clone(), listener.as_raw_fd());
-    spread.pass_turn(setup.shard.id);
-    let lounge = accept::Lounge::new(&setup.plan, Instant::now());
+    spread.pass_bind_turn(setup.shard.id);
+    let lounge = accept::LingeringSockets::new(&setup.plan, Instant::now());
     let (bell, health) = (setup.end.bell().clone(), setup.health.clone());
     let shard = new_shard(&setup);
-    let room = reactor::Room::new(setup, shard, steering)?;
+    let room = reactor::Reactor::new(setup, shard, steering)?;
     runtime.block_on(async move {
         io::runtime::self_test().await?;
         tasks::run(room, lounge, listener, bell, &health).await

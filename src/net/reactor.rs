@@ -12,19 +12,19 @@
 use crate::ids::ConnId;
 use crate::link::Uplink;
 use crate::link::channel::ShardEnd;
-use crate::link::load_table::Count;
+use crate::link::load_table::ShardLoad;
 use crate::metrics::ShardMirror;
 use crate::net::ShardSetup;
 use crate::net::accept::Refusal;
 use crate::net::accept::steering::Steering;
 use crate::net::io::epoll::{Epoll, Event};
-use crate::net::io::send::{Sender, Short};
+use crate::net::io::send::{Sender, ShortWrite};
 use crate::net::io::socket;
-use crate::net::upgrade::http_head::{Cause, Heads, Progress, timed_out};
-use crate::net::upgrade::routes::Site;
+use crate::net::upgrade::http_head::{Cause, Progress, RequestHeads, timed_out};
+use crate::net::upgrade::routes::Routes;
 use crate::shard::conn::CloseReason;
 use crate::shard::delivery::batch::SendBatch;
-use crate::shard::{Closed, Shard};
+use crate::shard::{ClosedSocket, Shard};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
@@ -41,7 +41,7 @@ const OUTBOX_SLICES_MAX: usize = 64;
 
 /// Joins and leaves ring the backplane at once if it has not been rung for so long, else when it is
 /// over: when thousands come in a second it is not woken for every few of them. Messages never wait.
-pub const RING_EVERY: Duration = Duration::from_millis(1);
+pub const RING_INTERVAL: Duration = Duration::from_millis(1);
 
 /// How long the acceptor goes on before others have their turn, about: whoever says something while
 /// thousands come or go waits for a few of these.
@@ -58,18 +58,18 @@ const READS_MAX: usize = 1024;
 const CROWDED_TURN_BYTES: usize = 16 * 1024;
 
 /// Lends the room out, one visit at a time.
-pub struct Door {
-    room: Cell<Option<Box<Room>>>,
+pub struct ReactorCell {
+    room: Cell<Option<Box<Reactor>>>,
 }
 
-impl Door {
+impl ReactorCell {
     /// A door to `room`.
-    pub fn new(room: Room) -> Door {
-        Door { room: Cell::new(Some(Box::new(room))) }
+    pub fn new(room: Reactor) -> ReactorCell {
+        ReactorCell { room: Cell::new(Some(Box::new(room))) }
     }
 
     /// Tells the shard something, then carries out everything it asks for.
-    pub fn visit<R>(&self, tell: impl FnOnce(&mut Room) -> R) -> R {
+    pub fn visit<R>(&self, tell: impl FnOnce(&mut Reactor) -> R) -> R {
         let mut room = self.room.take().expect("nobody visits from inside a visit");
         let began = Instant::now();
         room.tick_if_due(began);
@@ -86,7 +86,7 @@ impl Door {
     }
 
     /// Looks, without telling the shard anything: no drain.
-    pub fn look<R>(&self, look: impl FnOnce(&mut Room) -> R) -> R {
+    pub fn look<R>(&self, look: impl FnOnce(&mut Reactor) -> R) -> R {
         let mut room = self.room.take().expect("nobody visits from inside a visit");
         let answer = look(&mut room);
         self.room.set(Some(room));
@@ -95,15 +95,15 @@ impl Door {
 }
 
 /// Everything one shard thread owns.
-pub struct Room {
+pub struct Reactor {
     shard: Shard,
     end: ShardEnd,
     epoll: Epoll,
     sender: Sender,
     batch: SendBatch,
-    shorts: Vec<Short>,
-    heads: Heads,
-    site: Site,
+    short_writes: Vec<ShortWrite>,
+    heads: RequestHeads,
+    site: Routes,
     steering: Steering,
     mirror: Arc<ShardMirror>,
     scratch: Box<[u8]>,
@@ -120,7 +120,7 @@ pub struct Room {
     /// When the backplane was last rung.
     rung: Instant,
     /// Wakes the ringer, when a visit leaves the bell to it.
-    pub ringer: Option<Waker>,
+    pub ring_waker: Option<Waker>,
     /// Wakes the writer, when a visit leaves something to write.
     pub writer: Option<Waker>,
     /// Wakes the reader, when there is somebody to read from and room for what they ask.
@@ -128,19 +128,19 @@ pub struct Room {
     draining: bool,
 }
 
-impl Room {
+impl Reactor {
     /// The room of a shard that is about to start.
-    pub fn new(setup: ShardSetup, shard: Shard, steering: Steering) -> io::Result<Room> {
+    pub fn new(setup: ShardSetup, shard: Shard, steering: Steering) -> io::Result<Reactor> {
         let limits = setup.plan.limits;
-        Ok(Room {
+        Ok(Reactor {
             shard,
             end: setup.end,
             epoll: Epoll::new()?,
             sender: Sender::new(limits.send_batch_max)?,
             batch: SendBatch::default(),
-            shorts: Vec::new(),
-            heads: Heads::default(),
-            site: Site::new(setup.plan, setup.gate),
+            short_writes: Vec::new(),
+            heads: RequestHeads::default(),
+            site: Routes::new(setup.plan, setup.gate),
             steering,
             mirror: setup.mirror,
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
@@ -152,7 +152,7 @@ impl Room {
             downlink_items_max: limits.downlink_items_max,
             must_ring: false,
             rung: Instant::now(),
-            ringer: None,
+            ring_waker: None,
             born: Instant::now(),
             last_tick_ms: 0,
             writer: None,
@@ -178,7 +178,7 @@ impl Room {
     }
 
     /// Whether a turn of reading may go on. What was read in the same visit may wait a little longer
-    /// than [`Room::may_read`] allows at its start.
+    /// than [`Reactor::may_read`] allows at its start.
     fn may_read_on(&self) -> bool {
         self.shard.uplink_waiting() < self.uplink_items_max && self.has_room_for_replies()
     }
@@ -219,7 +219,7 @@ impl Room {
         self.read_first(conn, socket);
         if let Err(error) = self.epoll.add(socket, conn) {
             tracing::warn!(%error, "a connection could not be watched");
-            self.shard.handle_ended(conn, CloseReason::Io);
+            self.shard.handle_peer_gone(conn, CloseReason::Io);
         }
         Ok(())
     }
@@ -233,7 +233,7 @@ impl Room {
             Ok(0) => self.shard.handle_eof(conn),
             Ok(n) => self.handle_bytes(conn, n),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => self.shard.handle_ended(conn, CloseReason::Io),
+            Err(_) => self.shard.handle_peer_gone(conn, CloseReason::Io),
         }
         // Whatever more there is, the set of sockets tells when this one is added.
     }
@@ -256,7 +256,7 @@ impl Room {
 
     fn tell_spread(&mut self) {
         let held = self.shard.connections() as u64;
-        self.steering.tell(Count { held, taken: self.shard.counters.accepted });
+        self.steering.tell(ShardLoad { held, taken: self.shard.counters.accepted });
     }
 
     /// A connection could not be taken for want of descriptors.
@@ -340,14 +340,14 @@ impl Room {
     }
 
     fn read(&mut self, conn: ConnId) {
-        let Some((wire, to_the_end)) = self.shard.begin_reading(conn) else { return };
+        let Some((socket_key, to_the_end)) = self.shard.begin_reading(conn) else { return };
         // Alone, a connection may talk for long; among many, each says a little in turn.
         let crowded = !self.unread.is_empty();
         let at_once = if crowded { CROWDED_TURN_BYTES } else { self.scratch.len() };
         let turn_max = if crowded { CROWDED_TURN_BYTES } else { self.read_turn_bytes_max };
         let mut turn = 0;
         while turn < turn_max && self.may_read_on() {
-            match socket::recv(wire as RawFd, &mut self.scratch[..at_once]) {
+            match socket::recv(socket_key as RawFd, &mut self.scratch[..at_once]) {
                 Ok(0) => return self.shard.handle_eof(conn),
                 Ok(n) => {
                     turn += n;
@@ -357,7 +357,7 @@ impl Room {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => return self.shard.handle_ended(conn, CloseReason::Io),
+                Err(_) => return self.shard.handle_peer_gone(conn, CloseReason::Io),
             }
         }
         // There may be more, and no edge will say so.
@@ -399,16 +399,16 @@ impl Room {
 
     /// Writes what waits for a slow client, as far as its socket takes it.
     fn flush(&mut self, conn: ConnId) {
-        let Some(wire) = self.shard.wire_of(conn) else { return };
+        let Some(socket_key) = self.shard.socket_key_of(conn) else { return };
         loop {
             let mut slices = self.shard.outbox_slices(conn, OUTBOX_SLICES_MAX).peekable();
             if slices.peek().is_none() {
                 return;
             }
-            match socket::send_slices(wire as RawFd, slices) {
+            match socket::send_slices(socket_key as RawFd, slices) {
                 Ok(taken) => self.shard.handle_flushed(conn, taken),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => return self.shard.handle_ended(conn, CloseReason::Io),
+                Err(_) => return self.shard.handle_peer_gone(conn, CloseReason::Io),
             }
         }
     }
@@ -427,9 +427,9 @@ impl Room {
         // A close found while writing may have emptied a topic.
         self.drain_uplink(now);
         if self.must_ring
-            && let Some(ringer) = self.ringer.take()
+            && let Some(ring_waker) = self.ring_waker.take()
         {
-            ringer.wake();
+            ring_waker.wake();
         }
         if self.shard.has_sends()
             && let Some(writer) = self.writer.take()
@@ -449,13 +449,13 @@ impl Room {
         while let Some(item) = self.shard.poll_uplink() {
             urgent |= matches!(item, Uplink::Publish(_));
             if let Err(item) = self.end.try_send(item) {
-                self.shard.give_back(item);
+                self.shard.return_uplink(item);
                 urgent = true;
                 break;
             }
             self.must_ring = true;
         }
-        if self.must_ring && (urgent || now >= self.rung + RING_EVERY) {
+        if self.must_ring && (urgent || now >= self.rung + RING_INTERVAL) {
             self.ring(now);
         }
     }
@@ -474,28 +474,28 @@ impl Room {
     }
 
     fn write_batch(&mut self) {
-        let sent = self.sender.send(&self.batch, &mut self.shorts);
+        let sent = self.sender.send(&self.batch, &mut self.short_writes);
         sent.expect("the ring takes writes as long as it lives");
-        let mut shorts = std::mem::take(&mut self.shorts);
-        for short in shorts.drain(..) {
+        let mut short_writes = std::mem::take(&mut self.short_writes);
+        for short in short_writes.drain(..) {
             let op = self.batch.ops()[short.op];
             match short.taken {
                 Ok(taken) => {
-                    self.shard.handle_short(&self.batch, &op, taken);
-                    self.watch_room(op.wire, op.conn);
+                    self.shard.handle_short_write(&self.batch, &op, taken);
+                    self.watch_room(op.socket_key, op.conn);
                 }
-                Err(_) => self.shard.handle_broken(op.conn),
+                Err(_) => self.shard.handle_write_error(op.conn),
             }
         }
-        self.shorts = shorts;
+        self.short_writes = short_writes;
         self.batch.finish();
     }
 
     /// From now on this socket's room to write is news. Of most it never is, so it is not asked for
     /// when they come: that would be an event for each.
-    fn watch_room(&mut self, wire: u32, conn: ConnId) {
-        if self.epoll.watch_room(wire as RawFd, conn).is_err() {
-            self.shard.handle_ended(conn, CloseReason::Io);
+    fn watch_room(&mut self, socket_key: u32, conn: ConnId) {
+        if self.epoll.watch_room(socket_key as RawFd, conn).is_err() {
+            self.shard.handle_peer_gone(conn, CloseReason::Io);
         }
     }
 
@@ -505,12 +505,12 @@ impl Room {
         }
     }
 
-    fn close(&mut self, closed: Closed) {
+    fn close(&mut self, closed: ClosedSocket) {
         match closed {
-            Closed::Half { wire } => socket::shutdown_write(wire as RawFd),
-            Closed::Whole { wire, conn, reason } => {
+            ClosedSocket::Half { socket_key } => socket::shutdown_write(socket_key as RawFd),
+            ClosedSocket::Whole { socket_key, conn, reason } => {
                 self.heads.forget(conn.0.index);
-                socket::close(wire as RawFd);
+                socket::close(socket_key as RawFd);
                 let connection = self.shard.origin(conn);
                 let reason = reason.map_or("gone_before_asking", CloseReason::label);
                 tracing::debug!(%connection, reason, "connection ended");

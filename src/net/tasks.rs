@@ -1,15 +1,15 @@
 //! The shard's tasks: who waits for what, and what each tells the shard when it comes.
 //!
-//! Seven for the whole shard, none per connection. They share nothing but the [`Door`]. A task that
+//! Seven for the whole shard, none per connection. They share nothing but the [`ReactorCell`]. A task that
 //! has more to do than one turn's worth yields *fairly*: monoio puts a task that wakes itself at the
 //! front of its queue, so it lets a neighbour wake it, which puts it at the end.
 
 use crate::link::bell::Bell;
 use crate::link::health::Health;
-use crate::net::accept::{Accepted, Lounge, Refusal, accept};
+use crate::net::accept::{Accepted, LingeringSockets, Refusal, accept};
 use crate::net::io::epoll::Event;
 use crate::net::io::socket;
-use crate::net::reactor::{Door, RING_EVERY, Room, TICK_MS, TURN};
+use crate::net::reactor::{RING_INTERVAL, Reactor, ReactorCell, TICK_MS, TURN};
 use monoio::net::TcpStream;
 use std::future::poll_fn;
 use std::io;
@@ -27,8 +27,8 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
 /// Runs the shard until it has been drained.
 pub async fn run(
-    room: Room,
-    lounge: Lounge,
+    room: Reactor,
+    lounge: LingeringSockets,
     listener: TcpListener,
     bell: Arc<Bell>,
     health: &Health,
@@ -36,7 +36,7 @@ pub async fn run(
     let sockets = socket::watch(room.epoll_fd())?;
     let backlog = socket::watch(listener.as_raw_fd())?;
     let rung = socket::watch(bell.fd())?;
-    let door = Rc::new(Door::new(room));
+    let door = Rc::new(ReactorCell::new(room));
     door.visit(|_| ()); // The shard has something to say before anybody comes.
     let listener = Rc::new(listener);
     monoio::spawn(accept_loop(door.clone(), lounge, backlog, listener.clone()));
@@ -54,8 +54,8 @@ pub async fn run(
 }
 
 async fn accept_loop(
-    door: Rc<Door>,
-    mut lounge: Lounge,
+    door: Rc<ReactorCell>,
+    mut lounge: LingeringSockets,
     backlog: TcpStream,
     listener: Rc<TcpListener>,
 ) {
@@ -78,7 +78,7 @@ async fn accept_loop(
 }
 
 /// One turn at the backlog. `false`: nothing more can be taken for now.
-fn take_connections(door: &Door, lounge: &mut Lounge, listener: i32) -> bool {
+fn take_connections(door: &ReactorCell, lounge: &mut LingeringSockets, listener: i32) -> bool {
     door.visit(|room| {
         let now = Instant::now();
         let more = take_batch(room, lounge, listener, now);
@@ -87,7 +87,12 @@ fn take_connections(door: &Door, lounge: &mut Lounge, listener: i32) -> bool {
     })
 }
 
-fn take_batch(room: &mut Room, lounge: &mut Lounge, listener: i32, now: Instant) -> bool {
+fn take_batch(
+    room: &mut Reactor,
+    lounge: &mut LingeringSockets,
+    listener: i32,
+    now: Instant,
+) -> bool {
     for _ in 0..ACCEPT_BATCH {
         if now.elapsed() >= TURN {
             return true;
@@ -114,7 +119,7 @@ fn take_batch(room: &mut Room, lounge: &mut Lounge, listener: i32, now: Instant)
 
 /// Takes what happens to sockets, always: a full window must not keep anybody from hearing what
 /// waits for them, nor from being counted as alive.
-async fn event_loop(door: Rc<Door>, sockets: TcpStream) {
+async fn event_loop(door: Rc<ReactorCell>, sockets: TcpStream) {
     let mut events: Vec<Event> = Vec::new();
     loop {
         if sockets.readable(false).await.is_err() {
@@ -138,7 +143,7 @@ async fn event_loop(door: Rc<Door>, sockets: TcpStream) {
 }
 
 /// Reads on from those who wait, a turn each, whenever there is room for what they ask.
-async fn read_loop(door: Rc<Door>) {
+async fn read_loop(door: Rc<ReactorCell>) {
     loop {
         poll_fn(|cx| {
             door.look(|room| {
@@ -156,7 +161,12 @@ async fn read_loop(door: Rc<Door>) {
 }
 
 /// Takes what the backplane sends, and lets the shard try the window again when it was full.
-async fn bell_loop(door: Rc<Door>, rung: TcpStream, bell: Arc<Bell>, listener: Rc<TcpListener>) {
+async fn bell_loop(
+    door: Rc<ReactorCell>,
+    rung: TcpStream,
+    bell: Arc<Bell>,
+    listener: Rc<TcpListener>,
+) {
     loop {
         let any = door.visit(|room| room.take_downlink());
         if door.look(|room| room.is_draining()) {
@@ -174,12 +184,12 @@ async fn bell_loop(door: Rc<Door>, rung: TcpStream, bell: Arc<Bell>, listener: R
         if rung.readable(false).await.is_err() {
             monoio::time::sleep(EXHAUSTED_PAUSE).await;
         }
-        bell.hush();
+        bell.clear();
     }
 }
 
 /// Writes on, one batch a turn, while visits leave something to write.
-async fn write_loop(door: Rc<Door>) {
+async fn write_loop(door: Rc<ReactorCell>) {
     loop {
         poll_fn(|cx| {
             door.look(|room| {
@@ -197,25 +207,25 @@ async fn write_loop(door: Rc<Door>) {
 }
 
 /// Rings for visits that had little to say to the backplane soon after others had.
-async fn ring_loop(door: Rc<Door>) {
+async fn ring_loop(door: Rc<ReactorCell>) {
     loop {
         poll_fn(|cx| {
             door.look(|room| {
                 if room.must_ring() {
                     return Poll::Ready(());
                 }
-                room.ringer = Some(cx.waker().clone());
+                room.ring_waker = Some(cx.waker().clone());
                 Poll::Pending
             })
         })
         .await;
-        monoio::time::sleep(RING_EVERY).await;
+        monoio::time::sleep(RING_INTERVAL).await;
         door.look(|room| room.ring(Instant::now()));
     }
 }
 
 /// Ticks while nothing else does; returns when the shard has ended.
-async fn clock(door: Rc<Door>) {
+async fn clock(door: Rc<ReactorCell>) {
     let mut interval = monoio::time::interval(Duration::from_millis(TICK_MS));
     loop {
         interval.tick().await;

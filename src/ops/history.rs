@@ -6,7 +6,7 @@
 use super::Ops;
 use super::answer::Refused;
 use crate::ids::{Position, TopicName, is_name};
-use crate::link::{AskHistory, HistoryTo, NoHistory, Said, Uplink};
+use crate::link::{HistoryError, HistoryRequest, HistoryTo, Said, Uplink};
 use crate::protocol::native::{LIMIT_DEFAULT, LIMIT_MAX};
 use crate::protocol::{Page, Unrecovered};
 use crate::ws::encode;
@@ -87,7 +87,7 @@ async fn ask(ops: &Ops, topic: TopicName, page: Page) -> Result<Said, Refused> {
         // A caller who has gone does not mind.
         let _ = tell.send(said);
     }));
-    let question = Uplink::History(Box::new(AskHistory { topic, page, to }));
+    let question = Uplink::History(Box::new(HistoryRequest { topic, page, to }));
     ops.end.try_publish(question).map_err(|_full| Refused::overloaded())?;
     let unavailable = || {
         let message = "the backplane is away or does not answer in time";
@@ -95,7 +95,7 @@ async fn ask(ops: &Ops, topic: TopicName, page: Page) -> Result<Said, Refused> {
     };
     match timeout(ANSWER_MAX, answer).await {
         Ok(Ok(Ok(said))) => Ok(said),
-        Ok(Ok(Err(NoHistory::Unrecovered(why)))) => {
+        Ok(Ok(Err(HistoryError::Unrecovered(why)))) => {
             let message = match why {
                 Unrecovered::TailLost => "Redis lost the end of that history, and offset is in it",
                 _ => "epoch is of another history",

@@ -6,8 +6,8 @@
 use super::Ops;
 use super::answer::Refused;
 use crate::ids::{TopicName, is_name};
-use crate::link::{AskPresence, PresenceTo, Uplink};
-use crate::protocol::{Event, Here, native};
+use crate::link::{PresenceRequest, PresenceTo, Uplink};
+use crate::protocol::{Event, Roster, native};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
@@ -40,13 +40,13 @@ pub(super) async fn presence(
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
-async fn ask(ops: &Ops, topic: TopicName) -> Result<Arc<Here>, Refused> {
+async fn ask(ops: &Ops, topic: TopicName) -> Result<Arc<Roster>, Refused> {
     let (tell, answer) = oneshot::channel();
     let to = PresenceTo::Call(Box::new(move |here| {
         // A caller who has gone does not mind.
         let _ = tell.send(here);
     }));
-    let question = Uplink::Presence(Box::new(AskPresence { topic, to }));
+    let question = Uplink::Presence(Box::new(PresenceRequest { topic, to }));
     ops.end.try_publish(question).map_err(|_full| Refused::overloaded())?;
     match timeout(ANSWER_MAX, answer).await {
         Ok(Ok(Some(here))) => Ok(here),

@@ -7,7 +7,7 @@ use super::Ops;
 use super::answer::Refused;
 use super::listener::SILENCE_MAX;
 use crate::ids::{CONFLATE_KEY_BYTES_MAX, ConflateKey, Position, TopicName, is_name};
-use crate::link::{Done, Outcome, Publish, Uplink};
+use crate::link::{Done, Publish, PublishOutcome, Uplink};
 use crate::plan::Plan;
 use crate::protocol::native::KEY_BYTES_MAX;
 use axum::Json;
@@ -214,7 +214,7 @@ fn depth(json: &[u8]) -> usize {
 }
 
 /// Sends one message up. The outcome comes later.
-fn send(ops: &Ops, message: Understood) -> Result<oneshot::Receiver<Outcome>, Refused> {
+fn send(ops: &Ops, message: Understood) -> Result<oneshot::Receiver<PublishOutcome>, Refused> {
     let Understood { topic, payload, key, conflate_key } = message;
     let (tell, outcome) = oneshot::channel();
     let done = Done::Call(Box::new(move |outcome| {
@@ -240,18 +240,18 @@ fn patience(publish_queue_ms_max: u64) -> Duration {
 }
 
 async fn told(
-    outcome: oneshot::Receiver<Outcome>,
+    outcome: oneshot::Receiver<PublishOutcome>,
     deadline: Instant,
 ) -> Result<Option<Position>, Refused> {
     let unavailable = |code, message| Refused::new(StatusCode::SERVICE_UNAVAILABLE, code, message);
     match timeout_at(deadline, outcome).await {
-        Ok(Ok(Outcome::Accepted(position))) => Ok(position),
-        Ok(Ok(Outcome::Unavailable)) => Err(unavailable(
+        Ok(Ok(PublishOutcome::Accepted(position))) => Ok(position),
+        Ok(Ok(PublishOutcome::Unavailable)) => Err(unavailable(
             "backplane_unavailable",
             "the backplane is away or refused it; it was not sent",
         )),
         // Also when nobody answers, or whoever should have is gone: nothing is known then either.
-        Ok(Ok(Outcome::Unknown) | Err(_)) | Err(_) => Err(unavailable(
+        Ok(Ok(PublishOutcome::Unknown) | Err(_)) | Err(_) => Err(unavailable(
             "outcome_unknown",
             "the backplane did not confirm it; it may have been delivered",
         )),

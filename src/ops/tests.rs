@@ -6,7 +6,8 @@ use crate::ids::{NodeId, Position, ShardId};
 use crate::link::Uplink;
 use crate::link::channel::{BackplaneEnd, ShardEnd, window};
 use crate::link::{
-    Done, Downlink, HistoryTo, Inspect, NoHistory, Outcome, Publish, RoomReport, Said as Kept,
+    Done, Downlink, HistoryError, HistoryTo, Inspect, Publish, PublishOutcome, RoomReport,
+    Said as Kept,
 };
 use crate::metrics::redis::RedisNumbers;
 use crate::metrics::servers::{DeploymentNumbers, OwnNumbers, Picture, ServerNumbers};
@@ -113,7 +114,7 @@ impl Node {
     }
 
     /// Gets while the backplane has this to say of the history.
-    fn get_history(&self, path: &str, said: Result<Kept, NoHistory>) -> (u16, String) {
+    fn get_history(&self, path: &str, said: Result<Kept, HistoryError>) -> (u16, String) {
         std::thread::scope(|scope| {
             let addr = self.addr;
             let asking = scope.spawn(move || ask(addr, "GET", path, "", ""));
@@ -166,7 +167,7 @@ fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-fn end(publish: Publish, outcome: Outcome) {
+fn end(publish: Publish, outcome: PublishOutcome) {
     match publish.done {
         Done::Call(tell) => tell(outcome),
         other => panic!("somebody waits for this: {other:?}"),
@@ -226,7 +227,7 @@ fn a_message_goes_up_byte_for_byte_and_the_answer_waits_for_the_outcome() {
             assert_eq!(publish.payload, payload);
             assert_eq!(publish.from, None);
             assert_eq!(publish.except, None);
-            end(publish, Outcome::Accepted(None));
+            end(publish, PublishOutcome::Accepted(None));
         });
         assert_eq!(answer, (200, json!({"ok": true})), "{body}");
     }
@@ -237,8 +238,8 @@ fn a_publish_that_fails_is_answered_with_what_is_known() {
     let node = node(&[]);
     let body = r#"{"room_id":"r","payload":1}"#;
     for (outcome, expected) in [
-        (Some(Outcome::Unavailable), "backplane_unavailable"),
-        (Some(Outcome::Unknown), "outcome_unknown"),
+        (Some(PublishOutcome::Unavailable), "backplane_unavailable"),
+        (Some(PublishOutcome::Unknown), "outcome_unknown"),
         (None, "outcome_unknown"),
     ] {
         let (status, answer) = node.post_answered("/v1/publish", body, 1, |publish| {
@@ -306,7 +307,7 @@ fn a_message_that_is_not_one_is_refused_before_it_goes_up() {
     // Just within both limits.
     let within = r#"{"room_id":"r","payload":[{"a":[1]},"[[[[[\"[["]}"#;
     let (status, _) =
-        node.post_answered("/v1/publish", within, 1, |p| end(p, Outcome::Accepted(None)));
+        node.post_answered("/v1/publish", within, 1, |p| end(p, PublishOutcome::Accepted(None)));
     assert_eq!(status, 200);
 }
 
@@ -319,7 +320,10 @@ fn a_batch_is_answered_one_by_one_in_its_order() {
     let (status, answer) = node.post_answered("/v1/publish/batch", body, 2, |publish| {
         went_up.push(publish.topic.as_str().to_owned());
         let is_first = went_up.len() == 1;
-        end(publish, if is_first { Outcome::Accepted(None) } else { Outcome::Unavailable });
+        end(
+            publish,
+            if is_first { PublishOutcome::Accepted(None) } else { PublishOutcome::Unavailable },
+        );
     });
     assert_eq!(went_up, ["r:a", "r:c"]);
     assert_eq!(status, 200);
@@ -619,15 +623,15 @@ fn what_was_said_is_passed_on_byte_for_byte_whatever_it_is() {
 fn a_refusal_says_nothing_that_need_not_be_so() {
     let node = node(&[("namespaces", "default: history_size=10")]);
     let body = r#"{"room_id":"r","payload":1}"#;
-    let (_, answer) =
-        node.post_answered("/v1/publish", body, 1, |publish| end(publish, Outcome::Unavailable));
+    let (_, answer) = node
+        .post_answered("/v1/publish", body, 1, |publish| end(publish, PublishOutcome::Unavailable));
     let message = answer["error"]["message"].as_str().unwrap();
     assert!(message.contains("refused it"), "Redis is there and has no memory: {message}");
 
     for (said, status, word) in [
-        (NoHistory::Unavailable, 503, "does not answer in time"),
-        (NoHistory::Unrecovered(Unrecovered::TailLost), 410, "lost the end"),
-        (NoHistory::Unrecovered(Unrecovered::Epoch), 410, "another history"),
+        (HistoryError::Unavailable, 503, "does not answer in time"),
+        (HistoryError::Unrecovered(Unrecovered::TailLost), 410, "lost the end"),
+        (HistoryError::Unrecovered(Unrecovered::Epoch), 410, "another history"),
     ] {
         let (told, answer) = node.get_history("/v1/rooms/r/history", Err(said));
         assert_eq!(told, status);

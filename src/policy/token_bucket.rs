@@ -9,7 +9,7 @@ const SECOND_NS: u64 = 1_000_000_000;
 
 /// See the module.
 #[derive(Debug)]
-pub struct Bucket {
+pub struct TokenBucket {
     interval_ns: u64,
     /// How far ahead of now `full_ns` may be for another token to be there.
     ahead_ns_max: u64,
@@ -17,11 +17,11 @@ pub struct Bucket {
     full_ns: u64,
 }
 
-impl Bucket {
+impl TokenBucket {
     /// A full one: so many tokens a second, so many at once.
-    pub fn new(per_s: u64, burst: u64) -> Bucket {
+    pub fn new(per_s: u64, burst: u64) -> TokenBucket {
         let interval_ns = SECOND_NS / per_s.clamp(1, SECOND_NS);
-        Bucket { interval_ns, ahead_ns_max: interval_ns * (burst.max(1) - 1), full_ns: 0 }
+        TokenBucket { interval_ns, ahead_ns_max: interval_ns * (burst.max(1) - 1), full_ns: 0 }
     }
 
     /// How long a token takes to come, in nanoseconds.
@@ -47,13 +47,13 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    fn taken(bucket: &mut Bucket, now_ns: u64, wanted: u64) -> u64 {
+    fn taken(bucket: &mut TokenBucket, now_ns: u64, wanted: u64) -> u64 {
         (0..wanted).filter(|_| bucket.take(now_ns)).count() as u64
     }
 
     #[test]
     fn a_burst_is_there_at_once_and_then_as_many_as_time_brings() {
-        let mut bucket = Bucket::new(10, 5);
+        let mut bucket = TokenBucket::new(10, 5);
         assert_eq!(taken(&mut bucket, 0, 100), 5);
         assert_eq!(taken(&mut bucket, 99 * MS, 100), 0);
         assert_eq!(taken(&mut bucket, 100 * MS, 100), 1);
@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn over_any_time_no_more_are_taken_than_rate_and_burst_allow() {
         for (per_s, burst) in [(1, 1), (10, 5), (100_000, 100_000), (20_000, 20), (7, 1000)] {
-            let mut bucket = Bucket::new(per_s, burst);
+            let mut bucket = TokenBucket::new(per_s, burst);
             let came: u64 = (0..2000).map(|ms| taken(&mut bucket, ms * MS, 100)).sum();
             let most = burst + per_s * 1999 / 1000 + 1;
             assert!(came <= most, "{came} were taken at {per_s} a second and {burst} at once");

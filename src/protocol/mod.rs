@@ -164,16 +164,16 @@ pub type Info = Arc<str>;
 
 /// Who is in a room.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Here {
+pub struct Roster {
     /// The users by name; not all of them, if that would be too much to send.
-    pub users: Vec<Attendee>,
+    pub users: Vec<RosterEntry>,
     /// How many there are.
     pub count: u64,
 }
 
 /// A user who is in a room.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attendee {
+pub struct RosterEntry {
     /// The user's own topic.
     pub user: TopicName,
     /// How many of their connections are there. 0: they left a moment ago, and nobody was told yet.
@@ -182,24 +182,24 @@ pub struct Attendee {
     pub info: Option<Info>,
 }
 
-impl Here {
+impl Roster {
     /// Users that are listed, at most.
     pub const USERS_MAX: usize = 1000;
     /// What they may take as JSON, in bytes: less than a connection's outbox holds.
     pub const BYTES_MAX: usize = 256 * 1024;
 
     /// Of so many users these are known; those that are too much to send are left out.
-    pub fn new(mut users: Vec<Attendee>, count: u64) -> Here {
+    pub fn new(mut users: Vec<RosterEntry>, count: u64) -> Roster {
         users.sort_unstable_by(|one, other| one.user.cmp(&other.user));
-        users.truncate(Here::USERS_MAX);
+        users.truncate(Roster::USERS_MAX);
         let mut bytes = 0;
-        let fits = |attendee: &Attendee| {
+        let fits = |attendee: &RosterEntry| {
             bytes += attendee.bytes_max();
-            bytes <= Here::BYTES_MAX
+            bytes <= Roster::BYTES_MAX
         };
         let fitting = users.iter().map(fits).take_while(|fits| *fits).count();
         users.truncate(fitting);
-        Here { users, count }
+        Roster { users, count }
     }
 
     /// Whether users were left out.
@@ -208,7 +208,7 @@ impl Here {
     }
 }
 
-impl Attendee {
+impl RosterEntry {
     /// What it takes as JSON, at most: names have no control characters, so an escape is two bytes.
     fn bytes_max(&self) -> usize {
         64 + 2 * self.user.as_str().len() + self.info.as_ref().map_or(0, |info| info.len())
@@ -372,7 +372,7 @@ pub enum Event<'a> {
         /// The room.
         room: &'a str,
         /// Who is there.
-        here: &'a Here,
+        here: &'a Roster,
     },
     /// A user's first connection came into a room.
     Joined {

@@ -6,7 +6,7 @@
 //!
 //! A member is *lagging* when a message was handed out to it longer than `ack_timeout_ms` ago and it
 //! has not acknowledged it. When each message came is not kept: a room marks, a few times in one
-//! timeout, how far it had come by then ([`Marks`]), so what a member lags behind is known a little
+//! timeout, how far it had come by then ([`AgeMarks`]), so what a member lags behind is known a little
 //! late and never early. Nothing has a timer: who lags is counted when somebody asks, and a share of
 //! all members at each tick of the shard, for the gauge.
 //!
@@ -20,7 +20,7 @@ use crate::ids::{ConnId, Position, TopicId, UpTo};
 use crate::link::AckReport;
 use crate::protocol::{ErrorCode, Event, Recovery, RequestId, native};
 use crate::shard::Shard;
-use crate::shard::commands::No;
+use crate::shard::commands::CommandError;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 /// Marks in one timeout.
@@ -31,32 +31,32 @@ const LOOKS_PER_TICK: usize = 16 * 1024;
 
 /// All rooms with members who acknowledge.
 #[derive(Debug, Default)]
-pub(super) struct Acks {
+pub(super) struct AckTracker {
     /// By the topic's index, in an order in which a walk can be taken up again.
-    rooms: BTreeMap<u32, Room>,
+    rooms: BTreeMap<u32, AckedRoom>,
     members: usize,
     /// Members that lagged when each room was last looked through.
     lagging: usize,
-    look: Look,
+    look: AckScan,
 }
 
 /// How far the walk over all members has come.
 #[derive(Debug, Default)]
-struct Look {
+struct AckScan {
     room: u32,
     place: usize,
     found: usize,
 }
 
 #[derive(Debug)]
-struct Room {
+struct AckedRoom {
     timeout_ms: u64,
     /// The first epoch of those whose offsets go on.
     began: u64,
     /// The newest message that was handed out, or where the history was before any.
     top: Position,
-    marks: Marks,
-    members: Vec<Member>,
+    marks: AgeMarks,
+    members: Vec<AckMember>,
     /// Where each stands in `members`.
     places: HashMap<ConnId, u32>,
     /// How many lagged when it was last looked through.
@@ -64,7 +64,7 @@ struct Room {
 }
 
 #[derive(Debug)]
-struct Member {
+struct AckMember {
     conn: ConnId,
     /// The last message that it has acknowledged, and all before it.
     offset: u64,
@@ -77,7 +77,7 @@ struct Member {
 
 /// How far a room had come by when.
 #[derive(Debug, Default)]
-struct Marks {
+struct AgeMarks {
     /// Everything up to this offset is older than the timeout.
     due: u64,
     /// By this time, up to this offset; oldest first.
@@ -86,14 +86,14 @@ struct Marks {
 
 /// Why an acknowledgement is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Refused {
+enum AckError {
     /// It is not one of those who acknowledge.
     NotAsked,
     /// Nothing was handed out there yet.
     Beyond,
 }
 
-impl Marks {
+impl AgeMarks {
     /// Messages up to `offset` are there now.
     fn note(&mut self, offset: u64, now_ms: u64, timeout_ms: u64) {
         let step_ms = timeout_ms.div_ceil(MARKS_PER_TIMEOUT).max(1);
@@ -116,13 +116,13 @@ impl Marks {
     }
 }
 
-impl Room {
-    fn new(timeout_ms: u64, at: Position) -> Room {
-        Room {
+impl AckedRoom {
+    fn new(timeout_ms: u64, at: Position) -> AckedRoom {
+        AckedRoom {
             timeout_ms,
             began: at.epoch,
             top: at,
-            marks: Marks::default(),
+            marks: AgeMarks::default(),
             members: Vec::new(),
             places: HashMap::new(),
             lagging: 0,
@@ -138,7 +138,7 @@ impl Room {
         let was_unknown = self.top.epoch == 0;
         if was_unknown || (at.epoch != self.top.epoch && before < self.top.offset) {
             self.began = at.epoch;
-            self.marks = Marks::default();
+            self.marks = AgeMarks::default();
             for member in &mut self.members {
                 // Who came when nobody knew where it was has nothing to acknowledge of before.
                 member.offset = if was_unknown { before } else { member.offset.min(before) };
@@ -149,14 +149,14 @@ impl Room {
         self.marks.note(at.offset, now_ms, self.timeout_ms);
     }
 
-    fn acknowledge(&mut self, conn: ConnId, up_to: UpTo) -> Result<(), Refused> {
-        let place = *self.places.get(&conn).ok_or(Refused::NotAsked)? as usize;
+    fn acknowledge(&mut self, conn: ConnId, up_to: UpTo) -> Result<(), AckError> {
+        let place = *self.places.get(&conn).ok_or(AckError::NotAsked)? as usize;
         let epoch = up_to.epoch.unwrap_or(self.top.epoch);
         if epoch < self.began.min(self.members[place].began) {
             return Ok(()); // of a history that is over
         }
         if epoch > self.top.epoch || up_to.offset > self.top.offset {
-            return Err(Refused::Beyond);
+            return Err(AckError::Beyond);
         }
         let member = &mut self.members[place];
         member.offset = member.offset.max(up_to.offset);
@@ -166,14 +166,14 @@ impl Room {
     /// Members from `place` on that lag, at most `most` of them looked at.
     fn lagging(&mut self, place: usize, most: usize, now_ms: u64) -> usize {
         let (due, timeout_ms) = (self.marks.due(now_ms, self.timeout_ms), self.timeout_ms);
-        let is_lagging = |member: &&Member| {
+        let is_lagging = |member: &&AckMember| {
             member.offset < due && member.since_ms.saturating_add(timeout_ms) <= now_ms
         };
         self.members.iter().skip(place).take(most).filter(is_lagging).count()
     }
 }
 
-impl Acks {
+impl AckTracker {
     /// How many members acknowledge.
     pub(super) fn members(&self) -> usize {
         self.members
@@ -203,7 +203,7 @@ impl Acks {
         heard: Position,
         now_ms: u64,
     ) {
-        let room = self.rooms.entry(topic).or_insert_with(|| Room::new(timeout_ms, at));
+        let room = self.rooms.entry(topic).or_insert_with(|| AckedRoom::new(timeout_ms, at));
         room.advance(at, at.offset, now_ms);
         // Where it is not known what it has heard, it has nothing to do with what was said before.
         let heard = if at.epoch == 0 { room.top } else { heard };
@@ -213,13 +213,13 @@ impl Acks {
         if !room.places.contains_key(&conn) {
             room.places.insert(conn, room.members.len() as u32);
             let Position { epoch: began, offset } = heard;
-            room.members.push(Member { conn, offset, began, since_ms: now_ms });
+            room.members.push(AckMember { conn, offset, began, since_ms: now_ms });
             self.members += 1;
         }
     }
 
-    fn acknowledge(&mut self, topic: u32, conn: ConnId, up_to: UpTo) -> Result<(), Refused> {
-        let room = self.rooms.get_mut(&topic).ok_or(Refused::NotAsked)?;
+    fn acknowledge(&mut self, topic: u32, conn: ConnId, up_to: UpTo) -> Result<(), AckError> {
+        let room = self.rooms.get_mut(&topic).ok_or(AckError::NotAsked)?;
         room.acknowledge(conn, up_to)
     }
 
@@ -256,11 +256,11 @@ impl Acks {
         let mut rooms_left = self.rooms.len();
         while left > 0 && rooms_left > 0 {
             let Some((&index, room)) = self.rooms.range_mut(self.look.room..).next() else {
-                self.look = Look::default();
+                self.look = AckScan::default();
                 continue;
             };
             if index != self.look.room {
-                self.look = Look { room: index, ..Look::default() };
+                self.look = AckScan { room: index, ..AckScan::default() };
             }
             self.look.found += room.lagging(self.look.place, left, now_ms);
             self.look.place += left;
@@ -270,7 +270,7 @@ impl Acks {
                 let found = self.look.found.min(room.members.len());
                 self.lagging = self.lagging + found - room.lagging;
                 room.lagging = found;
-                self.look = Look { room: index.wrapping_add(1), ..Look::default() };
+                self.look = AckScan { room: index.wrapping_add(1), ..AckScan::default() };
                 rooms_left -= 1;
             }
         }
@@ -320,23 +320,23 @@ impl Shard {
         room: &str,
         up_to: UpTo,
         id: Option<&RequestId>,
-    ) -> Result<(), No> {
+    ) -> Result<(), CommandError> {
         if !self.config.namespaces.policy_of_room(room).has_acks() {
-            return Err(No(ErrorCode::NotEnabled, "this room takes no acknowledgements"));
+            return Err(CommandError(ErrorCode::NotEnabled, "this room takes no acknowledgements"));
         }
         let acknowledged = match self.hub.find_room(room) {
             Some(at) => self.acks.acknowledge(at.0.index, conn, up_to),
-            None => Err(Refused::NotAsked),
+            None => Err(AckError::NotAsked),
         };
         match acknowledged {
             Ok(()) => self.counters.acks += 1,
-            Err(Refused::NotAsked) => {
+            Err(AckError::NotAsked) => {
                 let message = "join the room with \"ack\":true before you acknowledge";
-                return Err(No(ErrorCode::NotJoined, message));
+                return Err(CommandError(ErrorCode::NotJoined, message));
             }
-            Err(Refused::Beyond) => {
+            Err(AckError::Beyond) => {
                 let message = "offset: nothing was sent to this room so far on";
-                return Err(No(ErrorCode::BadRequest, message));
+                return Err(CommandError(ErrorCode::BadRequest, message));
             }
         }
         if id.is_some() {
@@ -380,13 +380,13 @@ mod tests {
     }
 
     /// Room 3, and one member who has heard everything up to offset 10.
-    fn acks() -> Acks {
-        let mut acks = Acks::default();
+    fn acks() -> AckTracker {
+        let mut acks = AckTracker::default();
         acks.admit(3, conn(1), TIMEOUT_MS, at(7, 10), at(7, 10), 0);
         acks
     }
 
-    fn report(acks: &mut Acks, now_ms: u64) -> (usize, usize, Option<u64>) {
+    fn report(acks: &mut AckTracker, now_ms: u64) -> (usize, usize, Option<u64>) {
         let AckReport { members, lagging, lowest_offset } = acks.report(3, now_ms);
         acks.look(now_ms);
         assert_eq!((acks.members(), acks.lagging()), (members, lagging), "at {now_ms}");
@@ -425,7 +425,7 @@ mod tests {
         acks.admit(3, conn(2), TIMEOUT_MS, at(7, 20), at(7, 5), 100_000);
         assert_eq!(report(&mut acks, 100_100), (2, 0, Some(5)), "it has just come");
         assert_eq!(report(&mut acks, 101_600), (2, 1, Some(5)));
-        let mut first = Acks::default();
+        let mut first = AckTracker::default();
         first.admit(3, conn(2), TIMEOUT_MS, at(7, 20), at(7, 5), 100_000);
         assert_eq!(report(&mut first, 101_700), (1, 1, Some(5)), "also if nothing is said again");
     }
@@ -434,10 +434,10 @@ mod tests {
     fn only_what_was_handed_out_can_be_acknowledged() {
         let mut acks = acks();
         let of = |epoch, offset| UpTo { epoch: Some(epoch), offset };
-        assert_eq!(acks.acknowledge(3, conn(1), up_to(11)), Err(Refused::Beyond));
-        assert_eq!(acks.acknowledge(3, conn(1), of(8, 1)), Err(Refused::Beyond));
-        assert_eq!(acks.acknowledge(3, conn(2), up_to(1)), Err(Refused::NotAsked));
-        assert_eq!(acks.acknowledge(4, conn(1), up_to(1)), Err(Refused::NotAsked));
+        assert_eq!(acks.acknowledge(3, conn(1), up_to(11)), Err(AckError::Beyond));
+        assert_eq!(acks.acknowledge(3, conn(1), of(8, 1)), Err(AckError::Beyond));
+        assert_eq!(acks.acknowledge(3, conn(2), up_to(1)), Err(AckError::NotAsked));
+        assert_eq!(acks.acknowledge(4, conn(1), up_to(1)), Err(AckError::NotAsked));
         acks.note(3, &frame(at(7, 11)), 0);
         for (up_to, lowest) in [(of(7, 11), 11), (up_to(3), 11), (of(6, 99), 11), (of(0, 1), 11)] {
             assert_eq!(acks.acknowledge(3, conn(1), up_to), Ok(()), "{up_to:?}");
@@ -485,7 +485,7 @@ mod tests {
 
     #[test]
     fn a_million_members_are_looked_at_a_share_at_a_time() {
-        let mut acks = Acks::default();
+        let mut acks = AckTracker::default();
         let all = 3 * LOOKS_PER_TICK as u32;
         (0..all).for_each(|index| acks.admit(3, conn(index), TIMEOUT_MS, at(7, 10), at(7, 0), 0));
         acks.look(10_000);

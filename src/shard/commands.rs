@@ -9,10 +9,10 @@ use crate::link::{Done, Publish, Uplink};
 use crate::protocol::{
     AckOf, Command, ErrorCode, Event, Recovery, Rejected, Request, RequestId, Unrecovered, native,
 };
-use crate::shard::conn::{CloseReason, State};
+use crate::shard::conn::{CloseReason, ConnState};
 use crate::shard::delivery::Follows;
-use crate::shard::hub::Edge;
-use crate::shard::{ARENA_FRAME_BYTES_MAX, Shard, Waiter};
+use crate::shard::hub::TopicEdge;
+use crate::shard::{ARENA_FRAME_BYTES_MAX, JoinWaiter, Shard};
 use crate::ws::decoder::{DecoderLimits, Item, ProtocolError};
 use crate::ws::encode::{self, Opcode};
 use bytes::Bytes;
@@ -24,7 +24,7 @@ const JOINS_AGAIN_MAX: usize = 16;
 
 /// What a message may be known by.
 #[derive(Default)]
-struct Keys {
+struct MessageKeys {
     /// A retry has the same.
     key: Option<Box<str>>,
     /// A newer message about the same thing has the same.
@@ -32,11 +32,11 @@ struct Keys {
 }
 
 /// An answer that is an error.
-pub(super) struct No(pub(super) ErrorCode, pub(super) &'static str);
+pub(super) struct CommandError(pub(super) ErrorCode, pub(super) &'static str);
 
 /// What a client wants of a join beside being in the room.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Wish<'a> {
+pub(super) struct JoinOptions<'a> {
     /// What it has heard already.
     pub(super) since: Option<Position>,
     /// What it says of its user.
@@ -58,7 +58,8 @@ impl Shard {
         c.heard = true;
         if matches!(
             c.state,
-            State::Closing { deaf: true, .. } | State::Closing { peer_done: true, .. }
+            ConnState::Closing { ignore_input: true, .. }
+                | ConnState::Closing { peer_closed: true, .. }
         ) {
             return;
         }
@@ -87,8 +88,8 @@ impl Shard {
     fn on_violation(&mut self, conn: ConnId, error: ProtocolError) {
         self.begin_close(conn, CloseReason::Protocol(error));
         let Some(c) = self.conns.get_mut(conn.0) else { return };
-        if let State::Closing { deaf, .. } = &mut c.state {
-            *deaf = true;
+        if let ConnState::Closing { ignore_input, .. } = &mut c.state {
+            *ignore_input = true;
             self.consider_leaving(conn);
         }
     }
@@ -96,9 +97,9 @@ impl Shard {
     /// Whether what the peer says matters: until its close frame, or until it breaks the protocol.
     fn listens(&self, conn: ConnId) -> bool {
         self.conns.get(conn.0).is_some_and(|c| match c.state {
-            State::Open => true,
-            State::Closing { peer_done, deaf, .. } => !peer_done && !deaf,
-            State::Handshaking => false,
+            ConnState::Open => true,
+            ConnState::Closing { peer_closed, ignore_input, .. } => !peer_closed && !ignore_input,
+            ConnState::Handshaking => false,
         })
     }
 
@@ -164,14 +165,14 @@ impl Shard {
         let id = request.id;
         let done = match request.command {
             Command::Join { room, since, info, ack } => {
-                self.on_join(conn, room, Wish { since, info, ack }, id.clone())
+                self.on_join(conn, room, JoinOptions { since, info, ack }, id.clone())
             }
             Command::Leave { room } => self.on_leave(conn, room, id.as_ref()),
             Command::Broadcast { key: Some(_), .. } => {
-                Err(No(ErrorCode::NotEnabled, "key: what is broadcast is not kept"))
+                Err(CommandError(ErrorCode::NotEnabled, "key: what is broadcast is not kept"))
             }
             Command::Publish { room, payload, echo, key, conflate_key } => {
-                let keys = Keys { key, conflate_key };
+                let keys = MessageKeys { key, conflate_key };
                 self.on_publish(conn, room, payload, echo, keys, id.clone())
             }
             Command::Send { user, payload, key } => {
@@ -191,7 +192,7 @@ impl Shard {
                 Ok(())
             }
         };
-        if let Err(No(code, message)) = done {
+        if let Err(CommandError(code, message)) = done {
             self.counters.requests_rejected += 1;
             self.say(conn, &Event::Error { id: id.as_ref(), code, message });
         }
@@ -201,7 +202,9 @@ impl Shard {
     /// the topic already, otherwise when the backplane says so.
     pub(super) fn on_join_room(&mut self, conn: ConnId, room: &str) {
         // A room in the URL is joined like any other; what stands in its way is told like any other.
-        if let Err(No(code, message)) = self.on_join(conn, room, Wish::default(), None) {
+        if let Err(CommandError(code, message)) =
+            self.on_join(conn, room, JoinOptions::default(), None)
+        {
             self.counters.requests_rejected += 1;
             self.say(conn, &Event::Error { id: None, code, message });
         }
@@ -211,23 +214,23 @@ impl Shard {
         &mut self,
         conn: ConnId,
         room: &str,
-        wish: Wish<'_>,
+        wish: JoinOptions<'_>,
         id: Option<RequestId>,
-    ) -> Result<(), No> {
+    ) -> Result<(), CommandError> {
         let policy = *self.config.namespaces.policy_of_room(room);
         let found = self.hub.find_room(room);
         let c = self.conns.get(conn.0).expect("it just spoke");
         if !policy.join.includes(c.has_token) {
-            return Err(No(ErrorCode::Forbidden, "this user may not join this room"));
+            return Err(CommandError(ErrorCode::Forbidden, "this user may not join this room"));
         }
         if wish.ack && !policy.has_acks() {
-            return Err(No(ErrorCode::NotEnabled, "this room takes no acknowledgements"));
+            return Err(CommandError(ErrorCode::NotEnabled, "this room takes no acknowledgements"));
         }
         let is_member = found.is_some_and(|at| c.joined.find(at.0.index).is_some());
         // One topic of a connection is its user's, or is about to be.
         let rooms = c.joined.len() + self.pendings.len(conn);
         if !is_member && rooms > self.limits.rooms_per_connection_max {
-            return Err(No(
+            return Err(CommandError(
                 ErrorCode::TooManyRooms,
                 "this connection is in as many rooms as it may be",
             ));
@@ -241,7 +244,10 @@ impl Shard {
         }
         let since = wish.since.is_some();
         let Some(topic) = self.enter(conn, &name) else {
-            return Err(No(ErrorCode::Overloaded, "this server has as many rooms as it may have"));
+            return Err(CommandError(
+                ErrorCode::Overloaded,
+                "this server has as many rooms as it may have",
+            ));
         };
         if !is_member {
             self.counters.joins += 1;
@@ -249,7 +255,7 @@ impl Shard {
         if self.hub.get(topic).is_some_and(|topic| topic.ready) {
             self.say_joined(conn, id.as_ref(), &name, since);
         } else {
-            self.wait(topic, Waiter { conn, id, since, again: is_member })?;
+            self.wait(topic, JoinWaiter { conn, id, since, again: is_member })?;
         }
         if policy.presence {
             self.attend(conn, &name, wish.info.map(Into::into), !is_member);
@@ -260,11 +266,11 @@ impl Shard {
     /// Notes who waits for the backplane to listen. Bounded by the members, however often they come
     /// and go meanwhile: those who left are answered early, and who is in it already may ask again
     /// only so often.
-    fn wait(&mut self, at: TopicId, waiter: Waiter) -> Result<(), No> {
+    fn wait(&mut self, at: TopicId, waiter: JoinWaiter) -> Result<(), CommandError> {
         let members = self.hub.at(at.0.index).members().len();
         let waiters = self.waiting.entry(at.0.index).or_default();
         if waiter.again && waiters.len() >= 2 * members + JOINS_AGAIN_MAX {
-            return Err(No(
+            return Err(CommandError(
                 ErrorCode::Overloaded,
                 "this room is being joined already, wait for it",
             ));
@@ -288,7 +294,7 @@ impl Shard {
 
     /// Answers those who left before their join was done, and gives the others back. An `ok` would
     /// come after that of their leave, and say the opposite of what is true.
-    fn say_left(&mut self, at: TopicId, waiters: Vec<Waiter>) -> Vec<Waiter> {
+    fn say_left(&mut self, at: TopicId, waiters: Vec<JoinWaiter>) -> Vec<JoinWaiter> {
         let is_member = |conn: ConnId| {
             self.conns.get(conn.0).is_some_and(|c| c.joined.find(at.0.index).is_some())
         };
@@ -303,7 +309,7 @@ impl Shard {
             if stays { stay.push(waiter) } else { left.push(waiter) }
         }
         let (code, message) = (ErrorCode::NotJoined, "the room was left before it was joined");
-        for Waiter { conn, id, .. } in left.into_iter().rev() {
+        for JoinWaiter { conn, id, .. } in left.into_iter().rev() {
             self.say(conn, &Event::Error { id: id.as_ref(), code, message });
         }
         stay.reverse();
@@ -325,13 +331,18 @@ impl Shard {
         self.say(conn, &Event::Ok { id, room: Some(room), position: None, recovery });
     }
 
-    fn on_leave(&mut self, conn: ConnId, room: &str, id: Option<&RequestId>) -> Result<(), No> {
+    fn on_leave(
+        &mut self,
+        conn: ConnId,
+        room: &str,
+        id: Option<&RequestId>,
+    ) -> Result<(), CommandError> {
         let found = self.hub.find_room(room);
         let was_pending = found.is_some_and(|at| self.leave_pending(conn, at));
         let c = self.conns.get(conn.0).expect("it just spoke");
         let slot = found.and_then(|at| c.joined.find(at.0.index));
         if slot.is_none() && !was_pending {
-            return Err(No(ErrorCode::NotJoined, "this connection is not in that room"));
+            return Err(CommandError(ErrorCode::NotJoined, "this connection is not in that room"));
         }
         if let Some(slot) = slot {
             self.leave_at(conn, slot);
@@ -348,24 +359,33 @@ impl Shard {
         room: &str,
         payload: &[u8],
         echo: bool,
-        mut keys: Keys,
+        mut keys: MessageKeys,
         id: Option<RequestId>,
-    ) -> Result<(), No> {
+    ) -> Result<(), CommandError> {
         let policy = self.config.namespaces.policy_of_room(room);
         let c = self.conns.get(conn.0).expect("it just spoke");
         if !c.rights.publish || !policy.publish.includes(c.has_token) {
-            return Err(No(ErrorCode::Forbidden, "this user may not publish to this room"));
+            return Err(CommandError(
+                ErrorCode::Forbidden,
+                "this user may not publish to this room",
+            ));
         }
         if !policy.conflates() {
             keys.conflate_key = None; // It is no more than a hint.
         }
         if keys.key.is_some() && !policy.has_history() {
-            return Err(No(ErrorCode::NotEnabled, "key: only rooms that keep a history know keys"));
+            return Err(CommandError(
+                ErrorCode::NotEnabled,
+                "key: only rooms that keep a history know keys",
+            ));
         }
         let found = self.hub.find_room(room);
         let is_member = found.is_some_and(|at| self.is_in(conn, at));
         if !is_member && !c.rights.publish_unjoined {
-            return Err(No(ErrorCode::NotJoined, "join the room before you publish to it"));
+            return Err(CommandError(
+                ErrorCode::NotJoined,
+                "join the room before you publish to it",
+            ));
         }
         let topic = match found {
             Some(at) => self.hub.at(at.0.index).name().clone(),
@@ -382,14 +402,17 @@ impl Shard {
         payload: &[u8],
         key: Option<Box<str>>,
         id: Option<RequestId>,
-    ) -> Result<(), No> {
+    ) -> Result<(), CommandError> {
         if !self.conns.get(conn.0).expect("it just spoke").rights.send {
-            return Err(No(ErrorCode::Forbidden, "this user may not send to users"));
+            return Err(CommandError(ErrorCode::Forbidden, "this user may not send to users"));
         }
         if key.is_some() && !self.config.namespaces.policy(TopicKind::User(user)).has_history() {
-            return Err(No(ErrorCode::NotEnabled, "key: messages to this user are not kept"));
+            return Err(CommandError(
+                ErrorCode::NotEnabled,
+                "key: messages to this user are not kept",
+            ));
         }
-        let keys = Keys { key, conflate_key: None };
+        let keys = MessageKeys { key, conflate_key: None };
         self.publish(conn, TopicName::user(user), payload, true, keys, id);
         Ok(())
     }
@@ -399,11 +422,11 @@ impl Shard {
         conn: ConnId,
         payload: &[u8],
         id: Option<RequestId>,
-    ) -> Result<(), No> {
+    ) -> Result<(), CommandError> {
         if !self.conns.get(conn.0).expect("it just spoke").rights.broadcast {
-            return Err(No(ErrorCode::Forbidden, "this user may not broadcast"));
+            return Err(CommandError(ErrorCode::Forbidden, "this user may not broadcast"));
         }
-        self.publish(conn, self.everybody.clone(), payload, true, Keys::default(), id);
+        self.publish(conn, self.everybody.clone(), payload, true, MessageKeys::default(), id);
         Ok(())
     }
 
@@ -414,7 +437,7 @@ impl Shard {
         topic: TopicName,
         payload: &[u8],
         echo: bool,
-        keys: Keys,
+        keys: MessageKeys,
         id: Option<RequestId>,
     ) {
         let from = self.user_of(conn);
@@ -450,7 +473,7 @@ impl Shard {
         if c.joined.find(at.0.index).is_some() {
             return Some(at);
         }
-        if self.hub.join(at, conn.0.index, c) == Edge::First {
+        if self.hub.join(at, conn.0.index, c) == TopicEdge::First {
             self.uplink.push_back(Uplink::Join { topic: name.clone(), at });
         }
         Some(at)
@@ -467,7 +490,7 @@ impl Shard {
         self.end_acks(conn, index);
         let round = self.hub.at(index).round;
         let walk = round.and_then(|round| self.deliveries.walk_of(round));
-        if self.hub.leave(&mut self.conns, conn.0.index, slot, walk) == Edge::Last {
+        if self.hub.leave(&mut self.conns, conn.0.index, slot, walk) == TopicEdge::Last {
             self.close_topic_if_empty(index);
         }
     }

@@ -7,7 +7,7 @@
 //!
 //! Everything that an idle connection costs stands in [`Conn`]: what only busy, slow or talkative
 //! connections need is behind a pointer that is null for the others. A connection does not know its
-//! socket: `wire` is the caller's number for it, handed back with each send.
+//! socket: `socket_key` is the caller's number for it, handed back with each send.
 //!
 //! Invariant: a connection that is `Closing` is in no topic.
 
@@ -18,7 +18,7 @@ use crate::ws::decoder::{Decoder, ProtocolError};
 
 /// Where a connection is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum ConnState {
     /// The HTTP request has not been answered yet.
     Handshaking,
     /// A WebSocket.
@@ -26,20 +26,20 @@ pub enum State {
     /// A last answer or close frame is on its way; nothing the peer says matters but its close.
     Closing {
         /// The peer has nothing more to say: when our last byte has left, so has the connection.
-        peer_done: bool,
+        peer_closed: bool,
         /// Nothing the peer says matters any more, because it never was a WebSocket or has broken the
         /// protocol: our half is closed after the last byte, and the peer's end is waited for.
-        deaf: bool,
+        ignore_input: bool,
         /// Our last byte has been queued: nothing follows what is in the outbox.
-        said_all: bool,
+        close_queued: bool,
     },
 }
 
 /// Whether a socket waits to be read, for want of a turn or of room in the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unread {
+pub enum ReadState {
     /// It does not.
-    No,
+    CommandError,
     /// It does; what comes after a short read has an edge of its own.
     Queued,
     /// It does, and edges have been seen meanwhile: it must be read until nothing is left.
@@ -57,7 +57,7 @@ pub struct Membership {
 
 /// The topics of one connection. The first two (a user and a room) stand inline.
 #[derive(Debug)]
-pub struct Joined {
+pub struct Memberships {
     first: [Membership; 2],
     #[allow(clippy::box_collection)] // 8 bytes for everyone instead of 24
     more: Option<Box<Vec<Membership>>>,
@@ -66,13 +66,13 @@ pub struct Joined {
 /// Stands in an inline place that is not used.
 const NOWHERE: Membership = Membership { topic: u32::MAX, place: 0 };
 
-impl Default for Joined {
-    fn default() -> Joined {
-        Joined { first: [NOWHERE; 2], more: None }
+impl Default for Memberships {
+    fn default() -> Memberships {
+        Memberships { first: [NOWHERE; 2], more: None }
     }
 }
 
-impl Joined {
+impl Memberships {
     /// How many topics.
     pub fn len(&self) -> usize {
         let inline = self.first.iter().take_while(|membership| **membership != NOWHERE).count();
@@ -158,12 +158,12 @@ impl Joined {
 #[derive(Debug)]
 pub struct Conn {
     /// The caller's number for the socket.
-    pub wire: u32,
+    pub socket_key: u32,
     /// Where its write stood in the last batch that had one: one write per batch, so nothing
     /// overtakes a partial one. A hint, worth what `SendBatch::is_at` says.
     pub place: u32,
     /// Where it is in its life.
-    pub state: State,
+    pub state: ConnState,
     /// Whether it was heard since the last sweep.
     pub heard: bool,
     /// Whether it is a plain echo.
@@ -173,13 +173,13 @@ pub struct Conn {
     /// Whether that token expires (`expiry.rs` knows when).
     pub expires: bool,
     /// Whether its socket waits to be read.
-    pub unread: Unread,
+    pub unread: ReadState,
     /// Why it ends, once it does.
     pub reason: Option<CloseReason>,
     /// What its user may do.
     pub rights: Rights,
     /// Its topics; the first one is its user's (see `user_queue.rs` for when not yet).
-    pub joined: Joined,
+    pub joined: Memberships,
     /// Half a message, if there is one.
     pub decoder: Option<Box<Decoder>>,
     /// What it still has to hear, if the socket did not take it at once.
@@ -189,25 +189,25 @@ pub struct Conn {
 // What an idle connection costs in its slab, the generation beside it included.
 const _: () = assert!(size_of::<Option<Conn>>() + 8 <= 72);
 // Of it: both memberships, and one pointer for whoever is in more topics.
-const _: () = assert!(size_of::<Joined>() == 24);
+const _: () = assert!(size_of::<Memberships>() == 24);
 
 impl Conn {
     /// A connection that was just accepted.
-    pub fn new(wire: u32) -> Conn {
+    pub fn new(socket_key: u32) -> Conn {
         let none =
             Rights { publish: false, publish_unjoined: false, send: false, broadcast: false };
         Conn {
-            wire,
+            socket_key,
             place: 0,
-            state: State::Handshaking,
+            state: ConnState::Handshaking,
             heard: true,
             echo: false,
             has_token: false,
             expires: false,
-            unread: Unread::No,
+            unread: ReadState::CommandError,
             reason: None,
             rights: none,
-            joined: Joined::default(),
+            joined: Memberships::default(),
             decoder: None,
             outbox: None,
         }
@@ -216,7 +216,7 @@ impl Conn {
     /// Whether it is a WebSocket that is not being closed.
     #[inline]
     pub fn is_open(&self) -> bool {
-        self.state == State::Open
+        self.state == ConnState::Open
     }
 }
 
@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn topics_of_a_connection_agree_with_a_plain_list() {
-        let mut joined = Joined::default();
+        let mut joined = Memberships::default();
         let mut model: Vec<u32> = Vec::new();
         let mut seed = 3u64;
         for step in 0..20_000u32 {

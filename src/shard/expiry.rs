@@ -145,7 +145,7 @@ mod tests {
         let stays = open(&mut shard, 0, Some(1_000_000));
         for user in 1..20_000 {
             let conn = open(&mut shard, user, Some(1_000_000 + user as u64 % 7000));
-            shard.handle_broken(conn);
+            shard.handle_write_error(conn);
             while shard.poll_closed().is_some() {}
             assert!(shard.expiries.entries <= ENTRIES_KEPT + 5);
         }

@@ -13,7 +13,7 @@ use crate::auth::Identity;
 use crate::ids::{ANONYMOUS_PREFIX, ConnId, TopicName};
 use crate::protocol::Event;
 use crate::shard::Shard;
-use crate::shard::conn::{CloseReason, Conn, State, Unread};
+use crate::shard::conn::{CloseReason, Conn, ConnState, ReadState};
 use crate::shard::delivery::Follows;
 use crate::ws::close::CloseCode;
 use crate::ws::encode::{self, Opcode};
@@ -51,16 +51,16 @@ const DEADLINES_KEPT: usize = 1024;
 
 /// What is to be done with a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Closed {
+pub enum ClosedSocket {
     /// Our half is to be closed; the peer is expected to close the other.
     Half {
         /// The caller's number for the socket.
-        wire: u32,
+        socket_key: u32,
     },
     /// The connection is gone from here; the socket is to be closed.
     Whole {
         /// The caller's number for the socket.
-        wire: u32,
+        socket_key: u32,
         /// The connection that it was.
         conn: ConnId,
         /// Why it ended; `None`: it vanished before it had asked for anything.
@@ -70,7 +70,7 @@ pub enum Closed {
 
 /// What the living and dying of connections needs to remember.
 #[derive(Debug, Default)]
-pub(super) struct Life {
+pub(super) struct Lifecycle {
     handshakes: VecDeque<(u64, ConnId)>,
     closings: VecDeque<(u64, ConnId)>,
     /// Said all, and the peer too (or it is time to close our half).
@@ -102,17 +102,17 @@ struct Drain {
 impl Shard {
     /// A socket was accepted. `None`: there are as many connections as there may be, or this node
     /// is ending; the caller refuses it.
-    pub fn handle_accept(&mut self, wire: u32, now_ms: u64) -> Option<ConnId> {
+    pub fn handle_accept(&mut self, socket_key: u32, now_ms: u64) -> Option<ConnId> {
         let handshaking = self.counters.handshaking as usize;
         if self.life.drain.is_some() || handshaking >= self.limits.handshakes_max {
             return None;
         }
-        let conn = ConnId(self.conns.insert(Conn::new(wire)).ok()?);
+        let conn = ConnId(self.conns.insert(Conn::new(socket_key)).ok()?);
         self.counters.accepted += 1;
         self.counters.handshaking += 1;
         // Past its handshake, a connection's deadline for it means nothing.
         forget_settled(&mut self.life.handshakes, handshaking, |conn| {
-            self.conns.get(conn.0).is_some_and(|c| c.state == State::Handshaking)
+            self.conns.get(conn.0).is_some_and(|c| c.state == ConnState::Handshaking)
         });
         self.life.handshakes.push_back((now_ms + self.limits.handshake_timeout_ms, conn));
         Some(conn)
@@ -121,8 +121,8 @@ impl Shard {
     /// The handshake succeeded: the connection is a WebSocket from here on.
     pub fn handle_open(&mut self, conn: ConnId, opening: Opening) {
         let Some(c) = self.conns.get_mut(conn.0) else { return };
-        assert_eq!(c.state, State::Handshaking);
-        c.state = State::Open;
+        assert_eq!(c.state, ConnState::Handshaking);
+        c.state = ConnState::Open;
         c.echo = opening.echo;
         c.rights = opening.identity.rights;
         c.has_token = opening.identity.user.is_some();
@@ -138,8 +138,9 @@ impl Shard {
     /// The handshake failed: `response` is a complete HTTP answer, then the connection ends.
     pub fn handle_http(&mut self, conn: ConnId, response: Bytes, now_ms: u64) {
         let Some(c) = self.conns.get_mut(conn.0) else { return };
-        assert_eq!(c.state, State::Handshaking);
-        c.state = State::Closing { peer_done: false, deaf: true, said_all: false };
+        assert_eq!(c.state, ConnState::Handshaking);
+        c.state =
+            ConnState::Closing { peer_closed: false, ignore_input: true, close_queued: false };
         c.reason = Some(CloseReason::Http);
         self.counters.handshaking -= 1;
         self.counters.closing += 1;
@@ -153,8 +154,8 @@ impl Shard {
     pub fn handle_readable(&mut self, conn: ConnId, to_the_end: bool) -> bool {
         let Some(c) = self.conns.get_mut(conn.0) else { return false };
         c.heard = true;
-        let is_new = c.unread == Unread::No;
-        c.unread = if is_new && !to_the_end { Unread::Queued } else { Unread::ToTheEnd };
+        let is_new = c.unread == ReadState::CommandError;
+        c.unread = if is_new && !to_the_end { ReadState::Queued } else { ReadState::ToTheEnd };
         is_new
     }
 
@@ -162,8 +163,8 @@ impl Shard {
     /// whether it must be read until nothing is left. `None`: it has gone.
     pub fn begin_reading(&mut self, conn: ConnId) -> Option<(u32, bool)> {
         let c = self.conns.get_mut(conn.0)?;
-        let unread = std::mem::replace(&mut c.unread, Unread::No);
-        Some((c.wire, unread == Unread::ToTheEnd))
+        let unread = std::mem::replace(&mut c.unread, ReadState::CommandError);
+        Some((c.socket_key, unread == ReadState::ToTheEnd))
     }
 
     /// The peer has closed its half: it says nothing more, and may still listen. What it has said was
@@ -177,19 +178,21 @@ impl Shard {
         let has_replies = self.has_sends();
         let Some(c) = self.conns.get_mut(conn.0) else { return };
         match &mut c.state {
-            State::Closing { peer_done, .. } => {
-                *peer_done = true;
+            ConnState::Closing { peer_closed, .. } => {
+                *peer_closed = true;
                 self.consider_leaving(conn);
             }
-            State::Open if has_replies || c.outbox.is_some() => self.end_behind_replies(conn),
-            State::Open | State::Handshaking => self.handle_ended(conn, CloseReason::Gone),
+            ConnState::Open if has_replies || c.outbox.is_some() => self.end_behind_replies(conn),
+            ConnState::Open | ConnState::Handshaking => {
+                self.handle_peer_gone(conn, CloseReason::Gone)
+            }
         }
     }
 
     /// Ends a connection whose peer has closed its half, behind what waits for it.
     fn end_behind_replies(&mut self, conn: ConnId) {
         let c = self.conns.get_mut(conn.0).expect("its end was just read");
-        c.state = State::Closing { peer_done: true, deaf: true, said_all: false };
+        c.state = ConnState::Closing { peer_closed: true, ignore_input: true, close_queued: false };
         c.reason = Some(CloseReason::Gone);
         c.decoder = None;
         self.counters.connections -= 1;
@@ -200,12 +203,13 @@ impl Shard {
     }
 
     /// The socket failed, or nobody is left to read it.
-    pub fn handle_ended(&mut self, conn: ConnId, reason: CloseReason) {
+    pub fn handle_peer_gone(&mut self, conn: ConnId, reason: CloseReason) {
         let Some(c) = self.conns.get_mut(conn.0) else { return };
         c.reason.get_or_insert(reason);
         if c.is_open() {
             // The same visit may still bring bytes of it: they are nobody's.
-            c.state = State::Closing { peer_done: true, deaf: true, said_all: false };
+            c.state =
+                ConnState::Closing { peer_closed: true, ignore_input: true, close_queued: false };
             self.counters.connections -= 1;
             self.counters.closing += 1;
         }
@@ -214,8 +218,8 @@ impl Shard {
     }
 
     /// A write failed: the connection's socket is dead.
-    pub fn handle_broken(&mut self, conn: ConnId) {
-        self.handle_ended(conn, CloseReason::Io);
+    pub fn handle_write_error(&mut self, conn: ConnId) {
+        self.handle_peer_gone(conn, CloseReason::Io);
     }
 
     /// Time passes. On a tick of any length; the shorter, the more evenly pings are spread.
@@ -224,10 +228,10 @@ impl Shard {
         let mut later = Vec::new();
         while let Some(conn) = due(&mut self.life.handshakes, now_ms) {
             let Some(c) = self.conns.get(conn.0) else { continue };
-            if c.state != State::Handshaking {
+            if c.state != ConnState::Handshaking {
                 continue;
             }
-            if c.unread == Unread::No {
+            if c.unread == ReadState::CommandError {
                 self.counters.refused_timeout += 1;
                 self.life.timed_out.push_back(conn);
             } else {
@@ -252,7 +256,7 @@ impl Shard {
     }
 
     /// The next socket whose time has come. The only place where connections are freed.
-    pub fn poll_closed(&mut self) -> Option<Closed> {
+    pub fn poll_closed(&mut self) -> Option<ClosedSocket> {
         while let Some(conn) = self.life.ended.pop_front() {
             if let Some(closed) = self.free(conn) {
                 return Some(closed);
@@ -263,12 +267,14 @@ impl Shard {
             if c.outbox.is_some() {
                 continue; // It comes again when the outbox is empty.
             }
-            let wire = c.wire;
+            let socket_key = c.socket_key;
             match c.state {
-                State::Closing { peer_done: true, .. } => {
+                ConnState::Closing { peer_closed: true, .. } => {
                     return self.free(conn);
                 }
-                State::Closing { deaf: true, .. } => return Some(Closed::Half { wire }),
+                ConnState::Closing { ignore_input: true, .. } => {
+                    return Some(ClosedSocket::Half { socket_key });
+                }
                 _ => {}
             }
         }
@@ -297,11 +303,11 @@ impl Shard {
         if !c.is_open() {
             return;
         }
-        let peer_done = reason == CloseReason::Client;
-        let deaf = matches!(reason, CloseReason::Protocol(_));
-        c.state = State::Closing { peer_done, deaf, said_all: false };
+        let peer_closed = reason == CloseReason::Client;
+        let ignore_input = matches!(reason, CloseReason::Protocol(_));
+        c.state = ConnState::Closing { peer_closed, ignore_input, close_queued: false };
         c.reason = Some(reason);
-        if peer_done || deaf {
+        if peer_closed || ignore_input {
             // Otherwise the peer's goodbye is waited for, and it may stand in the middle of a
             // message.
             c.decoder = None;
@@ -332,8 +338,8 @@ impl Shard {
     /// 2. We were first: when our last byte has left, the connection ends.
     pub(super) fn on_peer_close(&mut self, conn: ConnId, code: Option<CloseCode>) {
         let Some(c) = self.conns.get_mut(conn.0) else { return };
-        if let State::Closing { peer_done, .. } = &mut c.state {
-            *peer_done = true;
+        if let ConnState::Closing { peer_closed, .. } = &mut c.state {
+            *peer_closed = true;
             self.consider_leaving(conn);
         } else {
             self.begin_close_with(conn, CloseReason::Client, code, "");
@@ -343,8 +349,8 @@ impl Shard {
     /// If our last byte has left and nothing more is expected, the connection may go.
     pub(super) fn consider_leaving(&mut self, conn: ConnId) {
         let Some(c) = self.conns.get(conn.0) else { return };
-        if let State::Closing { peer_done, deaf, said_all: true } = c.state
-            && (peer_done || deaf)
+        if let ConnState::Closing { peer_closed, ignore_input, close_queued: true } = c.state
+            && (peer_closed || ignore_input)
             && c.outbox.is_none()
         {
             self.life.leaving.push_back(conn);
@@ -394,7 +400,7 @@ impl Shard {
     }
 
     /// Frees a connection, counts why it ended, and answers its socket.
-    fn free(&mut self, conn: ConnId) -> Option<Closed> {
+    fn free(&mut self, conn: ConnId) -> Option<ClosedSocket> {
         self.leave_all(conn);
         let c = self.conns.remove(conn.0)?;
         self.expiries.live -= usize::from(c.expires);
@@ -402,17 +408,17 @@ impl Shard {
             self.counters.outbox_bytes -= outbox.bytes() as u64;
         }
         match c.state {
-            State::Handshaking => {
+            ConnState::Handshaking => {
                 self.counters.handshaking -= 1;
                 self.counters.refused_gone += 1;
             }
-            State::Open => self.counters.connections -= 1,
-            State::Closing { .. } => self.counters.closing -= 1,
+            ConnState::Open => self.counters.connections -= 1,
+            ConnState::Closing { .. } => self.counters.closing -= 1,
         }
-        if !matches!(c.state, State::Handshaking) {
+        if !matches!(c.state, ConnState::Handshaking) {
             self.count_close(c.reason.unwrap_or(CloseReason::Gone));
         }
-        Some(Closed::Whole { wire: c.wire, conn, reason: c.reason })
+        Some(ClosedSocket::Whole { socket_key: c.socket_key, conn, reason: c.reason })
     }
 
     fn count_close(&mut self, reason: CloseReason) {
@@ -465,7 +471,7 @@ impl Shard {
             return;
         }
         // What waits to be read may be the answer, or stand before it: that is not its fault.
-        if !std::mem::take(&mut conn.heard) && conn.unread == Unread::No {
+        if !std::mem::take(&mut conn.heard) && conn.unread == ReadState::CommandError {
             return self.begin_close(id, CloseReason::Silent);
         }
         self.counters.pings += 1;
@@ -498,9 +504,9 @@ impl Shard {
     fn send_away(&mut self, conn: ConnId) {
         let Some(c) = self.conns.get(conn.0) else { return };
         match c.state {
-            State::Handshaking => self.life.ended.push_back(conn),
-            State::Closing { .. } => {}
-            State::Open => {
+            ConnState::Handshaking => self.life.ended.push_back(conn),
+            ConnState::Closing { .. } => {}
+            ConnState::Open => {
                 if !c.echo {
                     // Spread by the connection's place: neighbours do not come back together.
                     let after_ms =
@@ -570,7 +576,7 @@ mod tests {
         assert_eq!(shard.begin_reading(conn), Some((7, true)), "but is not forgotten");
         assert!(shard.handle_readable(conn, true), "a hang-up has no second edge");
         assert_eq!(shard.begin_reading(conn), Some((7, true)));
-        shard.handle_ended(conn, CloseReason::Gone);
+        shard.handle_peer_gone(conn, CloseReason::Gone);
         assert!(shard.poll_closed().is_some());
         assert_eq!(shard.begin_reading(conn), None);
         assert!(!shard.handle_readable(conn, true));

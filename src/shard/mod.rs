@@ -7,7 +7,7 @@
 //!
 //! After any `handle_*` the caller drains, in this order:
 //! 1. [`Shard::poll_uplink`] into the window, until it is empty or the window is full
-//!    ([`Shard::give_back`]); while it is full the caller reads from no client.
+//!    ([`Shard::return_uplink`]); while it is full the caller reads from no client.
 //! 2. [`Shard::take_batch`] until [`Shard::has_sends`] is false, others taking turns in between;
 //!    while [`Shard::frames_waiting`] is at its limit the caller takes from the backplane no more,
 //!    and reads from no client.
@@ -45,29 +45,31 @@ mod slow_consumer;
 mod user_queue;
 
 pub use delivery::EVERYBODY;
-pub use lifecycle::{Closed, Opening};
+pub use lifecycle::{ClosedSocket, Opening};
 
 use crate::ids::{ConnId, NodeId, ShardId, TopicId, TopicName};
-use crate::link::{AckReport, Downlink, Inspect, Keyed, Origin, Outcome, RoomReport, Uplink};
+use crate::link::{
+    AckReport, Downlink, Inspect, Keyed, Origin, PublishOutcome, RoomReport, Uplink,
+};
 use crate::metrics::ShardCounters;
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::Namespaces;
 use crate::protocol::{Dialect, ErrorCode, Event, Recovery, RequestId};
-use crate::slab::Slots;
+use crate::slab::Slab;
 use crate::ws::decoder::Decoder;
-use acks::Acks;
+use acks::AckTracker;
 use bytes::{Bytes, BytesMut};
 use conn::Conn;
-use delivery::{Deliveries, Follows, Frame};
+use delivery::{Deliveries, Follows, RoundFrame};
 use expiry::Expiries;
 use hub::Hub;
-use lifecycle::Life;
+use lifecycle::Lifecycle;
 use questions::Questions;
-use recovery::Pendings;
-use slow_consumer::Says;
+use recovery::PendingJoins;
+use slow_consumer::FrameKind;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use user_queue::Queues;
+use user_queue::PendingUserQueues;
 
 /// What a shard is told once.
 #[derive(Clone, Debug)]
@@ -85,7 +87,7 @@ pub struct ShardConfig {
 }
 
 /// Somebody who waits until the backplane listens for a topic.
-struct Waiter {
+struct JoinWaiter {
     conn: ConnId,
     id: Option<RequestId>,
     /// It asked for what it missed, where nothing is kept.
@@ -98,19 +100,19 @@ struct Waiter {
 pub struct Shard {
     config: ShardConfig,
     limits: Limits,
-    conns: Slots<Conn>,
+    conns: Slab<Conn>,
     hub: Hub,
     /// Joins that wait for the backplane, by the topic's index.
-    waiting: HashMap<u32, Vec<Waiter>>,
+    waiting: HashMap<u32, Vec<JoinWaiter>>,
     /// Joins that wait for a position.
-    pendings: Pendings,
+    pendings: PendingJoins,
     /// Connections that wait for what is kept for their users.
-    queues: Queues,
+    queues: PendingUserQueues,
     questions: Questions,
-    acks: Acks,
+    acks: AckTracker,
     deliveries: Deliveries,
     uplink: VecDeque<Uplink>,
-    life: Life,
+    life: Lifecycle,
     expiries: Expiries,
     /// Whether any room has presence: the others pay nothing for it.
     has_presence: bool,
@@ -119,7 +121,7 @@ pub struct Shard {
     pub counters: ShardCounters,
     spare_decoder: Option<Box<Decoder>>,
     scratch: Vec<u8>,
-    scratch_frames: Vec<Frame>,
+    scratch_frames: Vec<RoundFrame>,
     /// Small frames are cut from here: one allocation for many.
     arena: BytesMut,
 }
@@ -139,16 +141,16 @@ impl Shard {
         Shard {
             config,
             limits,
-            conns: Slots::with_max(limits.connections_per_shard_max),
+            conns: Slab::with_max(limits.connections_per_shard_max),
             hub: Hub::with_max(limits.topics_per_shard_max),
             waiting: HashMap::new(),
-            pendings: Pendings::default(),
-            queues: Queues::default(),
+            pendings: PendingJoins::default(),
+            queues: PendingUserQueues::default(),
             questions: Questions::default(),
-            acks: Acks::default(),
+            acks: AckTracker::default(),
             deliveries: Deliveries::default(),
             uplink: VecDeque::from([join]),
-            life: Life::default(),
+            life: Lifecycle::default(),
             expiries: Expiries::default(),
             has_presence,
             everybody,
@@ -166,13 +168,16 @@ impl Shard {
             Downlink::Deliver { to, frames, except } => {
                 self.counters.frames_in += 1;
                 let bytes = frames.into_frame(Dialect::Native);
-                self.queue_frame(to, Frame { bytes, except, says: Says::Message(None) });
+                self.queue_frame(to, RoundFrame { bytes, except, says: FrameKind::Message(None) });
             }
             Downlink::Keyed(keyed) => {
                 self.counters.frames_in += 1;
                 let Keyed { to, frames, except, key } = *keyed;
                 let bytes = frames.into_frame(Dialect::Native);
-                self.queue_frame(to, Frame { bytes, except, says: Says::Message(Some(key)) });
+                self.queue_frame(
+                    to,
+                    RoundFrame { bytes, except, says: FrameKind::Message(Some(key)) },
+                );
             }
             Downlink::Joined { at } => self.on_joined(at),
             Downlink::Lost { to, count } => self.on_lost(to, count),
@@ -194,7 +199,7 @@ impl Shard {
     }
 
     /// The window was full: the item stays the next one. Until it is gone, no client may be read.
-    pub fn give_back(&mut self, item: Uplink) {
+    pub fn return_uplink(&mut self, item: Uplink) {
         self.uplink.push_front(item);
     }
 
@@ -209,8 +214,8 @@ impl Shard {
     }
 
     /// The caller's number for a connection's socket; `None` when the connection has gone.
-    pub fn wire_of(&self, conn: ConnId) -> Option<u32> {
-        Some(self.conns.get(conn.0)?.wire)
+    pub fn socket_key_of(&self, conn: ConnId) -> Option<u32> {
+        Some(self.conns.get(conn.0)?.socket_key)
     }
 
     /// A connection of this shard, named for everybody.
@@ -220,7 +225,7 @@ impl Shard {
 
     /// Whether the connection still waits for its HTTP request.
     pub fn is_handshaking(&self, conn: ConnId) -> bool {
-        self.conns.get(conn.0).is_some_and(|conn| conn.state == conn::State::Handshaking)
+        self.conns.get(conn.0).is_some_and(|conn| conn.state == conn::ConnState::Handshaking)
     }
 
     /// Brings the gauges up to date. On the caller's tick.
@@ -261,22 +266,22 @@ impl Shard {
         };
         // Not from the arena: in an outbox it would keep all of that alive.
         let bytes = slow_consumer::notice(&name, count);
-        self.queue_frame(to, Frame { bytes, except: None, says: Says::Lost(count) });
+        self.queue_frame(to, RoundFrame { bytes, except: None, says: FrameKind::Lost(count) });
     }
 
-    fn on_ack(&mut self, conn: ConnId, id: Option<RequestId>, outcome: Outcome) {
+    fn on_ack(&mut self, conn: ConnId, id: Option<RequestId>, outcome: PublishOutcome) {
         let (code, message) = match outcome {
-            Outcome::Accepted(position) => {
+            PublishOutcome::Accepted(position) => {
                 if id.is_some() {
                     let (id, recovery) = (id.as_ref(), Recovery::NotAsked);
                     self.say(conn, &Event::Ok { id, room: None, position, recovery });
                 }
                 return;
             }
-            Outcome::Unavailable => {
+            PublishOutcome::Unavailable => {
                 (ErrorCode::BackplaneUnavailable, "the backplane is away, the message was not sent")
             }
-            Outcome::Unknown => (
+            PublishOutcome::Unknown => (
                 ErrorCode::OutcomeUnknown,
                 "the backplane broke while it had the message: it may or may not have been sent",
             ),

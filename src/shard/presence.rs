@@ -7,10 +7,12 @@
 //! presence nothing is reported.
 
 use crate::ids::{ConnId, TopicKind, TopicName};
-use crate::link::{AskPresence, Attend, Deed, PresenceTo, ToldPresence, Uplink};
+use crate::link::{
+    PresenceChange, PresenceReply, PresenceRequest, PresenceTo, PresenceUpdate, Uplink,
+};
 use crate::protocol::{ErrorCode, Event, Info, RequestId};
 use crate::shard::Shard;
-use crate::shard::commands::No;
+use crate::shard::commands::CommandError;
 
 impl Shard {
     /// A connection came into a room with presence, or joins it once more.
@@ -22,12 +24,16 @@ impl Shard {
         is_new: bool,
     ) {
         let deed = match (is_new, info) {
-            (true, info) => Deed::Came { by: self.origin(conn), info },
-            (false, Some(info)) => Deed::Said(info),
+            (true, info) => PresenceChange::Came { by: self.origin(conn), info },
+            (false, Some(info)) => PresenceChange::Said(info),
             (false, None) => return,
         };
         let (topic, user) = (topic.clone(), self.user_of(conn));
-        self.uplink.push_back(Uplink::Attend(Box::new(Attend { topic, user, deed })));
+        self.uplink.push_back(Uplink::PresenceUpdate(Box::new(PresenceUpdate {
+            topic,
+            user,
+            deed,
+        })));
     }
 
     /// A connection is about to leave a topic; it is still in its user's, which is the last one that
@@ -39,8 +45,12 @@ impl Shard {
         let topic = self.hub.at(index).name();
         if self.config.namespaces.policy(topic.kind()).presence {
             let (topic, user) = (topic.clone(), self.user_of(conn));
-            let deed = Deed::Left;
-            self.uplink.push_back(Uplink::Attend(Box::new(Attend { topic, user, deed })));
+            let deed = PresenceChange::Left;
+            self.uplink.push_back(Uplink::PresenceUpdate(Box::new(PresenceUpdate {
+                topic,
+                user,
+                deed,
+            })));
         }
     }
 
@@ -50,23 +60,29 @@ impl Shard {
         conn: ConnId,
         room: &str,
         id: Option<RequestId>,
-    ) -> Result<(), No> {
+    ) -> Result<(), CommandError> {
         if !self.config.namespaces.policy_of_room(room).presence {
-            return Err(No(ErrorCode::NotEnabled, "presence is not enabled for this room"));
+            return Err(CommandError(
+                ErrorCode::NotEnabled,
+                "presence is not enabled for this room",
+            ));
         }
         let Some(at) = self.hub.find_room(room).filter(|at| self.is_in(conn, *at)) else {
-            return Err(No(ErrorCode::NotJoined, "join the room before you ask who is there"));
+            return Err(CommandError(
+                ErrorCode::NotJoined,
+                "join the room before you ask who is there",
+            ));
         };
         self.may_ask(conn)?;
         let topic = self.hub.at(at.0.index).name().clone();
         let to = PresenceTo::Conn { shard: self.config.id, conn, id };
-        self.ask(conn, Uplink::Presence(Box::new(AskPresence { topic, to })));
+        self.ask(conn, Uplink::Presence(Box::new(PresenceRequest { topic, to })));
         Ok(())
     }
 
     /// Who is there, for whoever asked.
-    pub(super) fn on_told_presence(&mut self, told: &ToldPresence) {
-        let ToldPresence { conn, id, topic, here } = told;
+    pub(super) fn on_told_presence(&mut self, told: &PresenceReply) {
+        let PresenceReply { conn, id, topic, here } = told;
         let (conn, id) = (*conn, id.as_ref());
         let TopicKind::Room(room) = topic.kind() else { return };
         if let Some(here) = here {
@@ -135,11 +151,11 @@ mod tests {
                     let recovered = Recovered { at, conn, ticket, position, recovery, missed };
                     shard.handle_downlink(Downlink::Recovered(Box::new(recovered)), 0);
                 }
-                Uplink::Attend(attend) => {
+                Uplink::PresenceUpdate(attend) => {
                     let deed = match attend.deed {
-                        Deed::Came { info, .. } => format!("came {info:?}"),
-                        Deed::Said(info) => format!("said {info:?}"),
-                        Deed::Left => "left".into(),
+                        PresenceChange::Came { info, .. } => format!("came {info:?}"),
+                        PresenceChange::Said(info) => format!("said {info:?}"),
+                        PresenceChange::Left => "left".into(),
                     };
                     reported.push(format!("{:?} {:?} {deed}", attend.topic, attend.user));
                 }
@@ -164,7 +180,7 @@ mod tests {
         assert_eq!(reported(&mut shard), joined);
         say(&mut shard, conn, r#"{"type":"leave","room_id":"here:a"}"#);
         assert_eq!(reported(&mut shard), ["r:here:a u:ann left", "leave r:here:a"]);
-        shard.handle_ended(conn, CloseReason::Gone);
+        shard.handle_peer_gone(conn, CloseReason::Gone);
         let ended = ["r:kept:a u:ann left", "leave r:kept:a", "leave u:ann"];
         assert_eq!(reported(&mut shard), ended);
     }
@@ -198,7 +214,7 @@ mod tests {
         let mut shard = shard();
         let conn = open(&mut shard, &["plain", "there:a"]);
         say(&mut shard, conn, r#"{"type":"join","room_id":"plain","info":1}"#);
-        shard.handle_ended(conn, CloseReason::Gone);
+        shard.handle_peer_gone(conn, CloseReason::Gone);
         assert!(reported(&mut shard).iter().all(|item| item.starts_with(['j', 'l'])));
     }
 }

@@ -16,7 +16,7 @@ use crate::ids::{ConnId, TopicId};
 use crate::link::Uplink;
 use crate::protocol::ErrorCode;
 use crate::shard::Shard;
-use crate::shard::commands::No;
+use crate::shard::commands::CommandError;
 use std::collections::{HashMap, VecDeque};
 
 /// What an answer that was taken may leave in the outbox: this part of `outbox_bytes_max`. Room
@@ -35,13 +35,13 @@ pub(super) struct Questions {
 
 #[derive(Debug)]
 struct Asked {
-    step: Step,
+    step: QuestionStep,
     /// In the order in which they were asked; each goes up as it is.
     waiting: VecDeque<Uplink>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum QuestionStep {
     /// The backplane has a question: which, where it is a join.
     UnderWay { ticket: Option<u64> },
     /// The answer was made, and may not have been taken by the socket yet.
@@ -61,7 +61,7 @@ impl Questions {
 
     /// Whether it is this join that is under way.
     fn is_under_way(&self, conn: ConnId, ticket: u64) -> bool {
-        let step = Step::UnderWay { ticket: Some(ticket) };
+        let step = QuestionStep::UnderWay { ticket: Some(ticket) };
         self.of.get(&conn).is_some_and(|asked| asked.step == step)
     }
 
@@ -79,12 +79,12 @@ impl Questions {
 
 impl Shard {
     /// Whether a connection may ask one more.
-    pub(super) fn may_ask(&self, conn: ConnId) -> Result<(), No> {
+    pub(super) fn may_ask(&self, conn: ConnId) -> Result<(), CommandError> {
         let waiting = self.questions.of.get(&conn).map_or(0, |asked| asked.waiting.len());
         if waiting < self.limits.questions_waiting_max {
             return Ok(());
         }
-        Err(No(
+        Err(CommandError(
             ErrorCode::Overloaded,
             "as many questions of this connection wait as may: wait for their answers",
         ))
@@ -93,7 +93,7 @@ impl Shard {
     /// Asks the backplane something, now or when the questions before it are answered.
     pub(super) fn ask(&mut self, conn: ConnId, question: Uplink) {
         let asked = self.questions.of.entry(conn).or_insert_with(|| Asked {
-            step: Step::Answered, // nothing was, and nothing is waited for
+            step: QuestionStep::Answered, // nothing was, and nothing is waited for
             waiting: VecDeque::new(),
         });
         asked.waiting.push_back(question);
@@ -109,7 +109,7 @@ impl Shard {
     /// The question that was under way has no answer that anybody hears.
     pub(super) fn end_question(&mut self, conn: ConnId) {
         if let Some(asked) = self.questions.of.get_mut(&conn) {
-            asked.step = Step::Answered;
+            asked.step = QuestionStep::Answered;
             self.ask_next(conn);
         }
     }
@@ -128,7 +128,7 @@ impl Shard {
         }
         loop {
             let Some(asked) = self.questions.of.get_mut(&conn) else { return };
-            if asked.step != Step::Answered {
+            if asked.step != QuestionStep::Answered {
                 return;
             }
             let Some(question) = asked.waiting.pop_front() else {
@@ -147,7 +147,7 @@ impl Shard {
                 continue;
             }
             let ticket = ticket.map(|(ticket, _)| ticket);
-            asked.step = Step::UnderWay { ticket };
+            asked.step = QuestionStep::UnderWay { ticket };
             self.uplink.push_back(question);
             return;
         }

@@ -14,11 +14,11 @@
 
 use crate::ids::{ConnId, Position, TopicId, TopicKind, TopicName};
 use crate::link::{
-    AskHistory, HistoryTo, NoHistory, Recover, Recovered, Said, ToldHistory, Uplink,
+    HistoryError, HistoryReply, HistoryRequest, HistoryTo, Recover, Recovered, Said, Uplink,
 };
 use crate::protocol::{ErrorCode, Event, Info, Page, RequestId};
 use crate::shard::Shard;
-use crate::shard::commands::{No, Wish};
+use crate::shard::commands::{CommandError, JoinOptions};
 use crate::shard::delivery::Follows;
 use crate::ws::encode;
 use bytes::Bytes;
@@ -26,17 +26,17 @@ use std::collections::HashMap;
 
 /// Who waits for an answer. Empty nearly always.
 #[derive(Debug, Default)]
-pub(super) struct Pendings {
+pub(super) struct PendingJoins {
     tickets: u64,
     /// By the connection, not by its place: that may be another's by the time the first one is
     /// forgotten.
-    of: HashMap<ConnId, Vec<Pending>>,
+    of: HashMap<ConnId, Vec<PendingJoin>>,
     /// Answers that are on their way, by the topic's index.
     pins: HashMap<u32, usize>,
 }
 
 #[derive(Debug)]
-struct Pending {
+struct PendingJoin {
     ticket: u64,
     /// The topic's index.
     topic: u32,
@@ -51,7 +51,7 @@ struct Pending {
     stays: bool,
 }
 
-impl Pendings {
+impl PendingJoins {
     /// How many rooms a connection is about to be in, those that it is in already not counted.
     pub(super) fn len(&self, conn: ConnId) -> usize {
         let of = self.of.get(&conn).into_iter().flatten();
@@ -84,20 +84,20 @@ impl Pendings {
         conn: ConnId,
         topic: TopicId,
         id: Option<RequestId>,
-        wish: Wish<'_>,
+        wish: JoinOptions<'_>,
         stays: bool,
     ) -> u64 {
         self.tickets += 1;
         let (ticket, topic_index) = (self.tickets, topic.0.index);
-        let Wish { since, info, ack } = wish;
+        let JoinOptions { since, info, ack } = wish;
         let info = info.map(Into::into);
-        let pending = Pending { ticket, topic: topic_index, id, since, info, ack, stays };
+        let pending = PendingJoin { ticket, topic: topic_index, id, since, info, ack, stays };
         self.of.entry(conn).or_default().push(pending);
         *self.pins.entry(topic.0.index).or_default() += 1;
         self.tickets
     }
 
-    fn take(&mut self, conn: ConnId, wanted: impl Fn(&Pending) -> bool) -> Option<Pending> {
+    fn take(&mut self, conn: ConnId, wanted: impl Fn(&PendingJoin) -> bool) -> Option<PendingJoin> {
         let of = self.of.get_mut(&conn)?;
         let place = of.iter().position(wanted)?;
         let pending = of.swap_remove(place);
@@ -127,12 +127,12 @@ impl Shard {
         &mut self,
         conn: ConnId,
         name: &TopicName,
-        wish: Wish<'_>,
+        wish: JoinOptions<'_>,
         id: Option<RequestId>,
-    ) -> Result<(), No> {
+    ) -> Result<(), CommandError> {
         let found = self.hub.find(name);
         if found.is_some_and(|at| self.pendings.is_pending(conn, at)) {
-            return Err(No(
+            return Err(CommandError(
                 ErrorCode::Overloaded,
                 "this room is being joined already, wait for it",
             ));
@@ -141,7 +141,10 @@ impl Shard {
             self.may_ask(conn)?;
         }
         let Some(at) = self.open_kept(name) else {
-            return Err(No(ErrorCode::Overloaded, "this server has as many rooms as it may have"));
+            return Err(CommandError(
+                ErrorCode::Overloaded,
+                "this server has as many rooms as it may have",
+            ));
         };
         self.ask_position(conn, at, name, wish, id);
         Ok(())
@@ -165,7 +168,7 @@ impl Shard {
         conn: ConnId,
         at: TopicId,
         name: &TopicName,
-        wish: Wish<'_>,
+        wish: JoinOptions<'_>,
         id: Option<RequestId>,
     ) {
         let since = wish.since;
@@ -273,17 +276,20 @@ impl Shard {
         room: &str,
         page: Page,
         id: Option<RequestId>,
-    ) -> Result<(), No> {
+    ) -> Result<(), CommandError> {
         if !self.config.namespaces.policy_of_room(room).has_history() {
-            return Err(No(ErrorCode::NotEnabled, "this room keeps no history"));
+            return Err(CommandError(ErrorCode::NotEnabled, "this room keeps no history"));
         }
         let Some(at) = self.hub.find_room(room).filter(|at| self.is_in(conn, *at)) else {
-            return Err(No(ErrorCode::NotJoined, "join the room before you ask for its history"));
+            return Err(CommandError(
+                ErrorCode::NotJoined,
+                "join the room before you ask for its history",
+            ));
         };
         self.may_ask(conn)?;
         let topic = self.hub.at(at.0.index).name().clone();
         let to = HistoryTo::Conn { shard: self.config.id, conn, id };
-        self.ask(conn, Uplink::History(Box::new(AskHistory { topic, page, to })));
+        self.ask(conn, Uplink::History(Box::new(HistoryRequest { topic, page, to })));
         Ok(())
     }
 
@@ -294,8 +300,8 @@ impl Shard {
     }
 
     /// What was said, for whoever asked.
-    pub(super) fn on_told(&mut self, told: ToldHistory) {
-        let ToldHistory { conn, id, topic, said } = told;
+    pub(super) fn on_told(&mut self, told: HistoryReply) {
+        let HistoryReply { conn, id, topic, said } = told;
         let TopicKind::Room(room) = topic.kind() else { return };
         let id = id.as_ref();
         match said {
@@ -307,10 +313,10 @@ impl Shard {
             }
             Err(why) => {
                 let (code, message) = match why {
-                    NoHistory::Unrecovered(_) => {
+                    HistoryError::Unrecovered(_) => {
                         (ErrorCode::BadRequest, "since is of another history of this room")
                     }
-                    NoHistory::Unavailable => (
+                    HistoryError::Unavailable => (
                         ErrorCode::BackplaneUnavailable,
                         "the backplane is away, ask again when it is back",
                     ),

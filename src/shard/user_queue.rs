@@ -7,23 +7,23 @@
 //! What was acknowledged is kept with the messages, not here: it is the same for all connections of
 //! the user, on any node. An acknowledgement only passes through.
 //!
-//! Invariant: a connection's first topic is its user's, but while it stands in [`Queues`]; then its
+//! Invariant: a connection's first topic is its user's, but while it stands in [`PendingUserQueues`]; then its
 //! user's name is there.
 
 use crate::ids::{ConnId, Position, TopicId, TopicKind, TopicName, UpTo};
 use crate::link::{Recovered, Uplink};
 use crate::protocol::{ErrorCode, Event, Recovery, RequestId, Unrecovered};
 use crate::shard::Shard;
-use crate::shard::commands::{No, Wish};
+use crate::shard::commands::{CommandError, JoinOptions};
 use std::collections::HashMap;
 
 /// Connections that wait to be in their user's topic. Empty nearly always.
 #[derive(Debug, Default)]
-pub(super) struct Queues {
+pub(super) struct PendingUserQueues {
     users: HashMap<ConnId, TopicName>,
 }
 
-impl Queues {
+impl PendingUserQueues {
     /// The user's topic of a connection that waits for it.
     pub(super) fn user_of(&self, conn: ConnId) -> Option<&TopicName> {
         self.users.get(&conn)
@@ -40,7 +40,7 @@ impl Shard {
     /// there may be.
     pub(super) fn open_queue(&mut self, conn: ConnId, name: TopicName) -> bool {
         let Some(at) = self.open_kept(&name) else { return false };
-        self.ask_position(conn, at, &name, Wish::default(), None);
+        self.ask_position(conn, at, &name, JoinOptions::default(), None);
         self.queues.users.insert(conn, name);
         true
     }
@@ -73,15 +73,15 @@ impl Shard {
         named: Option<&str>,
         up_to: UpTo,
         id: Option<&RequestId>,
-    ) -> Result<(), No> {
+    ) -> Result<(), CommandError> {
         let topic = self.user_of(conn);
         if named.is_some_and(|named| TopicKind::User(named) != topic.kind()) {
             let message = "only messages to oneself can be acknowledged";
-            return Err(No(ErrorCode::Forbidden, message));
+            return Err(CommandError(ErrorCode::Forbidden, message));
         }
         if !self.config.namespaces.policy(topic.kind()).has_history() {
             let message = "messages to this user are not kept: there is nothing to acknowledge";
-            return Err(No(ErrorCode::NotEnabled, message));
+            return Err(CommandError(ErrorCode::NotEnabled, message));
         }
         self.counters.acks_of_users += 1;
         self.uplink.push_back(Uplink::Acknowledge { topic, up_to });

@@ -3,7 +3,7 @@
 use crate::redis::wait_until;
 use crate::world::{Heard, Shard, World, conn_id, payload_of};
 use campanile::ids::{Position, TopicName};
-use campanile::link::{AskHistory, HistoryTo, NoHistory, Outcome, Uplink};
+use campanile::link::{HistoryError, HistoryRequest, HistoryTo, PublishOutcome, Uplink};
 use campanile::protocol::{Page, Recovery, RequestId, Unrecovered};
 
 fn room(name: &str) -> TopicName {
@@ -28,7 +28,9 @@ fn publish_numbers(
 fn accepted(shard: &Shard, wanted: u64) -> Option<Position> {
     loop {
         match shard.hear() {
-            Heard::Ack { id, outcome: Outcome::Accepted(position), .. } if id == Some(wanted) => {
+            Heard::Ack { id, outcome: PublishOutcome::Accepted(position), .. }
+                if id == Some(wanted) =>
+            {
                 return Some(position.expect("the topic keeps a history"));
             }
             Heard::Frame { .. } => {}
@@ -150,7 +152,7 @@ pub fn a_history_is_read_page_by_page_by_clients_and_operators(world: World) {
             conn: conn_id(7),
             id: Some(RequestId::Number(3)),
         };
-        hearer.send(Uplink::History(Box::new(AskHistory { topic: topic.clone(), page, to })));
+        hearer.send(Uplink::History(Box::new(HistoryRequest { topic: topic.clone(), page, to })));
         let Heard::History { id: Some(3), said } = hearer.hear() else { panic!("not the answer") };
         said.map(|(position, texts)| {
             assert_eq!(position, at);
@@ -164,13 +166,13 @@ pub fn a_history_is_read_page_by_page_by_clients_and_operators(world: World) {
     assert_eq!(read(page(five, 2, true)), Ok(vec!["4".into(), "3".into()]));
     assert_eq!(read(page(None, 0, false)), Ok(vec![]));
     let foreign = Some(Position { epoch: 7, offset: 1 });
-    let refused = Err(NoHistory::Unrecovered(Unrecovered::Epoch));
+    let refused = Err(HistoryError::Unrecovered(Unrecovered::Epoch));
     assert_eq!(read(page(foreign, 2, false)), refused);
 
     let (tell, told) = std::sync::mpsc::channel();
     let to = HistoryTo::Call(Box::new(move |said| tell.send(said).unwrap()));
     let page = page(None, 100, false);
-    let ask = Uplink::History(Box::new(AskHistory { topic: topic.clone(), page, to }));
+    let ask = Uplink::History(Box::new(HistoryRequest { topic: topic.clone(), page, to }));
     world.nodes[0].ops.try_publish(ask).expect("there is room");
     let mut said = None;
     wait_until("the operator is answered", || {

@@ -5,7 +5,7 @@ use crate::proxy::Proxy;
 use crate::redis::{Redis, wait_until};
 use crate::world::{Build, Heard, Shard, World, payload_of};
 use campanile::ids::{Position, TopicName};
-use campanile::link::Outcome;
+use campanile::link::PublishOutcome;
 use campanile::policy::limits::Limits;
 use campanile::protocol::{Recovery, Unrecovered};
 
@@ -28,12 +28,12 @@ pub fn publish(shard: &Shard, numbers: std::ops::RangeInclusive<u64>) -> Positio
         last = Some(outcome_of(shard, number));
     }
     match last.expect("at least one") {
-        Outcome::Accepted(Some(at)) => at,
+        PublishOutcome::Accepted(Some(at)) => at,
         other => panic!("it was not accepted: {other:?}"),
     }
 }
 
-pub fn outcome_of(shard: &Shard, wanted: u64) -> Outcome {
+pub fn outcome_of(shard: &Shard, wanted: u64) -> PublishOutcome {
     loop {
         match shard.hear() {
             Heard::Ack { id, outcome, .. } if id == Some(wanted) => return outcome,
@@ -193,7 +193,10 @@ fn a_server_that_forgets_its_scripts_is_taught_them_again() {
         speaker.publish_keyed(&topic(), &number.to_string(), number, None);
     }
     for number in 1..=50 {
-        assert!(matches!(outcome_of(speaker, number), Outcome::Accepted(Some(_))), "{number}");
+        assert!(
+            matches!(outcome_of(speaker, number), PublishOutcome::Accepted(Some(_))),
+            "{number}"
+        );
     }
     let mut heard = hear(hearer, 50);
     heard.sort_unstable();
@@ -215,7 +218,10 @@ fn what_was_under_way_when_the_server_froze_is_said_once() {
     world.wait_until_up(false);
     redis.thaw();
     for number in 2..=20 {
-        assert!(matches!(outcome_of(speaker, number), Outcome::Accepted(Some(_))), "{number}");
+        assert!(
+            matches!(outcome_of(speaker, number), PublishOutcome::Accepted(Some(_))),
+            "{number}"
+        );
     }
     let heard = hear(hearer, 20);
     let distinct: std::collections::HashSet<_> = heard.iter().collect();
@@ -288,16 +294,16 @@ fn what_was_said_instead_of_what_a_dead_master_still_said_is_heard() {
 #[test]
 fn who_asks_while_less_is_being_read_is_answered_from_what_is_read_next() {
     let redis = Redis::start();
-    let wire = Proxy::start(redis.port);
+    let socket_key = Proxy::start(redis.port);
     let world = World::over(
         Build { nodes: 2, shards: 1, ..Build::usual() },
-        &format!("redis://127.0.0.1:{}", wire.port),
+        &format!("redis://127.0.0.1:{}", socket_key.port),
         "test",
     );
     let (speaker, hearer) = world.two_shards();
     let at = publish(speaker, 1..=10);
     // The channel is there, and its history on the way: of that only the end was asked for.
-    wire.delay(50);
+    socket_key.delay(50);
     hearer.join_and_hear(&topic(), 5);
     let answer = hearer.recover_and_hear(&topic(), 5, Some(Position { offset: 4, ..at }));
     let missed: Vec<String> = (5..=10).map(|number| number.to_string()).collect();
@@ -358,7 +364,9 @@ fn what_is_put_back_has_its_keys_again_and_a_retry_is_said_once() {
     let (speaker, hearer) = world.two_shards();
     // Its publisher never heard the answer, and asks again.
     speaker.publish_keyed(&topic(), "3", 30, Some("3"));
-    let Outcome::Accepted(Some(at)) = outcome_of(speaker, 30) else { panic!("it was said before") };
+    let PublishOutcome::Accepted(Some(at)) = outcome_of(speaker, 30) else {
+        panic!("it was said before")
+    };
     assert_eq!(at.offset, 3, "where it stood");
     assert_eq!(publish(speaker, 4..=4).offset, 4);
     assert_eq!(hear(hearer, 1), [4], "and not 3 once more");

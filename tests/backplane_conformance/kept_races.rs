@@ -6,7 +6,7 @@ use crate::proxy::{Proxy, Wire};
 use crate::redis::{Redis, wait_until};
 use crate::world::{Build, Heard, Shard, World, conn_id, payload_of};
 use campanile::ids::{Position, TopicName};
-use campanile::link::{AskHistory, HistoryTo, NoHistory, Outcome, Uplink};
+use campanile::link::{HistoryError, HistoryRequest, HistoryTo, PublishOutcome, Uplink};
 use campanile::policy::limits::Limits;
 use campanile::protocol::{Page, Recovery, RequestId, Unrecovered};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -19,9 +19,9 @@ const CHANNEL: &str = "test:{p32}:m:r:kept:a";
 /// A node over a wire that a test slows down.
 fn through_wire(build: Build, settings: &[&str]) -> (Redis, Proxy, World) {
     let redis = Redis::start_with(settings);
-    let wire = Proxy::start(redis.port);
-    let world = World::over(build, &format!("redis://127.0.0.1:{}", wire.port), "test");
-    (redis, wire, world)
+    let socket_key = Proxy::start(redis.port);
+    let world = World::over(build, &format!("redis://127.0.0.1:{}", socket_key.port), "test");
+    (redis, socket_key, world)
 }
 
 fn one_shard() -> Build {
@@ -39,11 +39,11 @@ fn ask(shard: &Shard, topic: &TopicName, id: u64) {
     let id = Some(RequestId::Number(id));
     let to = HistoryTo::Conn { shard: shard.end.id, conn: conn_id(7), id };
     let page = Page { since: None, limit: 100, reverse: false };
-    shard.send(Uplink::History(Box::new(AskHistory { topic: topic.clone(), page, to })));
+    shard.send(Uplink::History(Box::new(HistoryRequest { topic: topic.clone(), page, to })));
 }
 
 /// The answer to that, which must come next.
-fn told(shard: &Shard) -> Result<(Position, Vec<u64>), NoHistory> {
+fn told(shard: &Shard) -> Result<(Position, Vec<u64>), HistoryError> {
     let Heard::History { said, .. } = shard.hear() else { panic!("not the answer") };
     let number = |json: &String| payload_of(json).parse().expect("a number");
     said.map(|(at, texts)| (at, texts.iter().map(number).collect()))
@@ -72,7 +72,7 @@ fn say(redis: &Redis, epoch: u64, numbers: std::ops::RangeInclusive<u64>, kept: 
 
 #[test]
 fn what_only_its_publisher_knows_of_is_asked_for_again_when_a_link_breaks_meanwhile() {
-    let (redis, wire, world) = through_wire(one_shard(), &["--enable-debug-command", "yes"]);
+    let (redis, socket_key, world) = through_wire(one_shard(), &["--enable-debug-command", "yes"]);
     let speaker = &world.nodes[0].shards[0];
     let at = publish(speaker, 1..=3);
     // Another server, without any of it: what was first is to come back, and does not.
@@ -82,12 +82,12 @@ fn what_only_its_publisher_knows_of_is_asked_for_again_when_a_link_breaks_meanwh
         let before = world.nodes[0].counters().reconnects;
         redis.command(&["CLIENT", "KILL", "TYPE", which]);
         wait_until("the cut is noticed", || world.nodes[0].counters().reconnects > before);
-        wire.delay(0);
+        socket_key.delay(0);
         world.wait_until_up(true);
     };
     cut("pubsub");
     for _ in 0..4 {
-        wire.delay(60);
+        socket_key.delay(60);
         std::thread::sleep(Duration::from_millis(150));
         cut("normal");
     }
@@ -167,11 +167,11 @@ fn a_server_that_forgets_its_scripts_begins_a_history_all_the_same() {
 #[test]
 fn who_asked_for_a_history_is_answered_though_the_last_member_has_gone() {
     let build = Build { linger_ms: 0, ..one_shard() };
-    let (_redis, wire, world) = through_wire(build, &[]);
+    let (_redis, socket_key, world) = through_wire(build, &[]);
     let speaker = &world.nodes[0].shards[0];
     let at = publish(speaker, 1..=3);
     enter(speaker);
-    wire.delay(50);
+    socket_key.delay(50);
     ask(speaker, &topic(), 1);
     speaker.leave(&topic(), 5);
     assert_eq!(told(speaker), Ok((at, numbers(1..=3))));
@@ -188,7 +188,7 @@ fn a_history_that_was_read_too_late_for_who_asked_is_followed_no_more() {
     for room in 1..=76 {
         ask(asker, &TopicName::room(&format!("kept:{room}")), room);
     }
-    let late = (1..=76).filter(|_| told(asker) == Err(NoHistory::Unavailable)).count();
+    let late = (1..=76).filter(|_| told(asker) == Err(HistoryError::Unavailable)).count();
     assert!(late > 0);
     // As long as it takes to read what they asked for.
     std::thread::sleep(Duration::from_millis(2_500));
@@ -219,7 +219,7 @@ fn a_room_that_is_left_and_joined_again_and_again_takes_nobodys_turn() {
 #[test]
 fn more_than_is_kept_while_a_hole_is_read_is_read_too_though_nothing_follows() {
     let build = Build { namespaces: "kept: history_size=1000", ..one_shard() };
-    let (redis, wire, world) = through_wire(build, &[]);
+    let (redis, socket_key, world) = through_wire(build, &[]);
     let hearer = &world.nodes[0].shards[0];
     let at = enter(hearer);
     // Every topic is looked at again in its turn. Here that is a minute away.
@@ -227,29 +227,29 @@ fn more_than_is_kept_while_a_hole_is_read_is_read_too_though_nothing_follows() {
     std::thread::sleep(Duration::from_millis(1_500));
     let before = reads(&redis);
     redis.command_bytes(&[b"XADD", STREAM.as_bytes(), b"1-0", b"d", &envelope(1)]);
-    wire.delay(200);
+    socket_key.delay(200);
     say(&redis, at.epoch, 2..=2, 1000);
     wait_until("the hole is read", || reads(&redis) > before);
     // What was read is on the wire; what comes now overtakes it.
     std::thread::sleep(Duration::from_millis(50));
-    wire.delay(0);
+    socket_key.delay(0);
     say(&redis, at.epoch, 3..=600, 1000);
     assert_eq!(hear(hearer, 600), numbers(1..=600));
 }
 
 #[test]
 fn what_came_while_a_history_was_read_is_not_offered_to_a_server_that_has_it() {
-    let (redis, wire, world) = through_wire(one_shard(), &[]);
+    let (redis, socket_key, world) = through_wire(one_shard(), &[]);
     let hearer = &world.nodes[0].shards[0];
     let at = enter(hearer);
     say(&redis, at.epoch, 1..=1, 100);
     assert_eq!(hear(hearer, 1), [1]);
     let before = reads(&redis);
-    wire.delay(200);
+    socket_key.delay(200);
     ask(hearer, &topic(), 1);
     wait_until("it is read", || reads(&redis) > before);
     std::thread::sleep(Duration::from_millis(50));
-    wire.delay(0);
+    socket_key.delay(0);
     say(&redis, at.epoch, 2..=2, 100);
     assert_eq!(hear(hearer, 1), [2]);
     assert_eq!(told(hearer), Ok((Position { offset: 2, ..at }, numbers(1..=2))));
@@ -262,39 +262,39 @@ fn what_came_while_a_history_was_read_is_not_offered_to_a_server_that_has_it() {
 #[test]
 fn a_busy_room_that_keeps_little_is_read_once_for_who_asks() {
     let build = Build { namespaces: "kept: history_size=3", ..one_shard() };
-    let (redis, wire, world) = through_wire(build, &[]);
+    let (redis, socket_key, world) = through_wire(build, &[]);
     let hearer = &world.nodes[0].shards[0];
     let at = enter(hearer);
     say(&redis, at.epoch, 1..=5, 3);
     assert_eq!(hear(hearer, 5), numbers(1..=5));
     let before = reads(&redis);
-    wire.delay(200);
+    socket_key.delay(200);
     hearer.recover(&topic(), 5, 9, Some(at));
     wait_until("it is read", || reads(&redis) > before);
     std::thread::sleep(Duration::from_millis(50));
-    wire.delay(0);
+    socket_key.delay(0);
     say(&redis, at.epoch, 6..=15, 3);
     assert_eq!(hear(hearer, 10), numbers(6..=15));
     // Whatever is asked from now on is not answered.
-    wire.set(Wire::DeadUp);
+    socket_key.set(Wire::DeadUp);
     let Heard::Recovered { recovery, .. } = hearer.hear() else { panic!("not the answer") };
     assert_eq!(recovery, Recovery::NotRecovered(Unrecovered::Trimmed));
-    wire.heal();
+    socket_key.heal();
 }
 
 #[test]
 fn what_is_on_its_way_is_not_lost_because_a_read_came_first() {
     let build = Build { namespaces: "kept: history_size=3", ..one_shard() };
-    let (redis, wire, world) = through_wire(build, &[]);
+    let (redis, socket_key, world) = through_wire(build, &[]);
     let hearer = &world.nodes[0].shards[0];
     let at = enter(hearer);
     say(&redis, at.epoch, 1..=5, 3);
     assert_eq!(hear(hearer, 5), numbers(1..=5));
     // Messages are long on their way, and an answer is not.
-    wire.delay(300);
+    socket_key.delay(300);
     say(&redis, at.epoch, 6..=15, 3);
     std::thread::sleep(Duration::from_millis(50));
-    wire.delay(0);
+    socket_key.delay(0);
     // What is gone for sure is not waited for.
     let (position, recovery, _) = hearer.recover_and_hear(&topic(), 5, Some(at));
     assert_eq!(position.offset, 5);
@@ -382,5 +382,5 @@ fn what_was_under_way_when_the_link_broke_is_never_told_as_not_sent() {
     // Longer than it may wait. When the server goes on, it does what it was told.
     let outcome = outcome_of(speaker, 2);
     redis.thaw();
-    assert_eq!(outcome, Outcome::Unknown);
+    assert_eq!(outcome, PublishOutcome::Unknown);
 }

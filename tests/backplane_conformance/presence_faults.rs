@@ -5,7 +5,7 @@ use crate::proxy::{Proxy, Wire};
 use crate::redis::{Redis, wait_until};
 use crate::world::{Build, Heard, World};
 use campanile::backplane::redis::names::partition;
-use campanile::link::{AskPresence, PresenceTo, Uplink};
+use campanile::link::{PresenceRequest, PresenceTo, Uplink};
 use std::time::Duration;
 
 /// Ann at the door (the first node), and the hall (the last node) has heard of it.
@@ -193,18 +193,18 @@ fn a_leave_that_waited_for_a_server_that_then_forgot_everybody_is_told() {
 #[test]
 fn a_node_that_was_taken_for_dead_hears_of_it_again_if_the_answer_was_lost() {
     let redis = Redis::start();
-    let wire = Proxy::start(redis.port);
-    let url = format!("redis://127.0.0.1:{}", wire.port);
+    let socket_key = Proxy::start(redis.port);
+    let url = format!("redis://127.0.0.1:{}", socket_key.port);
     let world = World::over(Build::usual(), &url, "test");
     let topic = room("here:a");
     ann_is_there(&world, "here:a");
     let (node, part) = (world.nodes[0].shards[0].node, partition("r:here:a"));
-    wire.set(Wire::DeadDown);
+    socket_key.set(Wire::DeadDown);
     redis.command(&["SET", &format!("test:{{p637}}:reaped:{node}"), "1"]);
     redis.command(&["DEL", &format!("test:{{p{part}}}:pr:r:here:a:{node}")]);
     redis.command(&["DEL", &format!("test:{{p{part}}}:prn:r:here:a")]);
     world.wait_until_up(false);
-    wire.heal();
+    socket_key.heal();
     world.wait_until_up(true);
     let (_, hall) = world.two_shards();
     assert_eq!(news(hall), joined("here:a", "ann"));
@@ -216,8 +216,8 @@ fn a_node_that_was_taken_for_dead_hears_of_it_again_if_the_answer_was_lost() {
 #[test]
 fn who_asks_while_a_room_is_being_read_for_somebody_else_is_answered_from_the_next_read() {
     let redis = Redis::start();
-    let wire = Proxy::start(redis.port);
-    let url = format!("redis://127.0.0.1:{}", wire.port);
+    let socket_key = Proxy::start(redis.port);
+    let url = format!("redis://127.0.0.1:{}", socket_key.port);
     let world = World::over(Build { nodes: 1, shards: 1, ..Build::usual() }, &url, "test");
     let (topic, part) = (room("here:a"), partition("r:here:a"));
     // Another node, which lives and has Ann.
@@ -225,10 +225,10 @@ fn who_asks_while_a_room_is_being_read_for_somebody_else_is_answered_from_the_ne
     redis.command(&["SET", "test:{p637}:node:00000000000000ff", "1"]);
     redis.command(&["HSET", &users, "ann", "1"]);
     redis.command(&["SADD", &format!("test:{{p{part}}}:prn:r:here:a"), "00000000000000ff"]);
-    wire.delay(150);
+    socket_key.delay(150);
     let (tell, told) = std::sync::mpsc::channel();
     let to = PresenceTo::Call(Box::new(move |here| tell.send(here).expect("it is awaited")));
-    let ask = Uplink::Presence(Box::new(AskPresence { topic: topic.clone(), to }));
+    let ask = Uplink::Presence(Box::new(PresenceRequest { topic: topic.clone(), to }));
     world.nodes[0].ops.try_publish(ask).expect("there is room");
     let all_are_named =
         || redis.command(&["INFO", "commandstats"]).contains("cmdstat_hkeys:calls=1,");
@@ -246,12 +246,12 @@ fn who_asks_while_a_room_is_being_read_for_somebody_else_is_answered_from_the_ne
 #[test]
 fn who_asks_before_this_node_listens_is_answered_when_it_does() {
     let redis = Redis::start();
-    let wire = Proxy::start(redis.port);
-    let url = format!("redis://127.0.0.1:{}", wire.port);
+    let socket_key = Proxy::start(redis.port);
+    let url = format!("redis://127.0.0.1:{}", socket_key.port);
     let world = World::over(Build { shards: 1, ..Build::usual() }, &url, "test");
     let topic = room("here:a");
     let (door, hall) = world.two_shards();
-    wire.delay(100);
+    socket_key.delay(100);
     // So much to subscribe that the room's turn comes long after its list could be read.
     let crowd = 6_000;
     for number in 0..crowd {

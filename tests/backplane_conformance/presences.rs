@@ -6,7 +6,7 @@
 use crate::redis::wait_until;
 use crate::world::{Heard, Listed, Shard, World};
 use campanile::ids::{ConflateKey, TopicName};
-use campanile::link::{AskPresence, PresenceTo, Uplink};
+use campanile::link::{PresenceRequest, PresenceTo, Uplink};
 
 pub fn room(name: &str) -> TopicName {
     TopicName::room(name)
@@ -150,7 +150,7 @@ pub fn an_operator_learns_who_is_there(world: World) {
     wait_until("the operator sees Ann", || {
         let (tell, told) = std::sync::mpsc::channel();
         let to = PresenceTo::Call(Box::new(move |here| tell.send(here).expect("it is awaited")));
-        let ask = Uplink::Presence(Box::new(AskPresence { topic: topic.clone(), to }));
+        let ask = Uplink::Presence(Box::new(PresenceRequest { topic: topic.clone(), to }));
         ops.try_publish(ask).expect("there is room");
         let here = told.recv().expect("an answer").expect("the backplane is up");
         here.count == 1 && here.users[0].user == TopicName::user("ann")

@@ -4,7 +4,7 @@
 use crate::redis::wait_until;
 use crate::world::{Build, Heard, Shard, World, payload_of};
 use campanile::ids::{Position, TopicName};
-use campanile::link::Outcome;
+use campanile::link::PublishOutcome;
 use campanile::protocol::{Recovery, Unrecovered};
 
 const META: &str = "test:{p821}:h:u:ann";
@@ -27,7 +27,9 @@ fn send(shard: &Shard, numbers: std::ops::RangeInclusive<u64>) -> Position {
 fn accepted(shard: &Shard, wanted: u64) -> Position {
     loop {
         match shard.hear() {
-            Heard::Ack { id, outcome: Outcome::Accepted(Some(at)), .. } if id == Some(wanted) => {
+            Heard::Ack { id, outcome: PublishOutcome::Accepted(Some(at)), .. }
+                if id == Some(wanted) =>
+            {
                 return at;
             }
             Heard::Frame { .. } => {}

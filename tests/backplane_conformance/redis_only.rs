@@ -5,7 +5,7 @@ use crate::proxy::{Proxy, Wire};
 use crate::redis::{Redis, wait_until, wait_within};
 use crate::world::{Build, Heard, World, payload};
 use campanile::ids::TopicName;
-use campanile::link::Outcome;
+use campanile::link::PublishOutcome;
 use campanile::policy::limits::Limits;
 use std::time::{Duration, Instant};
 
@@ -95,7 +95,7 @@ fn a_publish_caught_by_the_frost_has_an_unknown_outcome() {
     let shard = &world.nodes[0].shards[0];
     shard.publish_as(&room, "1", None, None);
     shard.publish_as(&room, "2", Some(5), None);
-    let ack = |id| Heard::Ack { conn: 7, id, outcome: Outcome::Unknown };
+    let ack = |id| Heard::Ack { conn: 7, id, outcome: PublishOutcome::Unknown };
     assert_eq!(shard.hear(), ack(None), "a failure is told to those who did not ask, too");
     assert_eq!(shard.hear(), ack(Some(5)));
     world.redis.as_ref().unwrap().thaw();
@@ -151,7 +151,8 @@ fn a_queue_that_is_full_or_too_old_answers_unavailable() {
     }
     let mut ids = Vec::new();
     for _ in 0..8 {
-        let Heard::Ack { id: Some(id), outcome: Outcome::Unavailable, .. } = shard.hear() else {
+        let Heard::Ack { id: Some(id), outcome: PublishOutcome::Unavailable, .. } = shard.hear()
+        else {
             panic!("some other end");
         };
         ids.push((id, published.elapsed()));
@@ -313,16 +314,16 @@ fn who_may_not_ask_for_numbers_notices_a_demotion_all_the_same() {
 #[test]
 fn a_wire_that_takes_no_more_subscriptions_and_still_brings_messages_is_given_up() {
     let redis = Redis::start();
-    let wire = Proxy::start(redis.port);
-    let url = format!("redis://127.0.0.1:{}", wire.port);
+    let socket_key = Proxy::start(redis.port);
+    let url = format!("redis://127.0.0.1:{}", socket_key.port);
     let world = World::over(Build { nodes: 1, ..Build::usual() }, &url, "test");
     let (node, shard) = (&world.nodes[0], &world.nodes[0].shards[0]);
     shard.join_and_hear(&TopicName::room("room"), 1);
-    wire.set(Wire::DeadUpOfSubscribers);
+    socket_key.set(Wire::DeadUpOfSubscribers);
     // The canary goes on: it flies out on the other connection, and comes back on this one.
     shard.join(&TopicName::room("new"), 2);
     wait_within(Duration::from_secs(3), "it is noticed", || node.health.ready(0).is_err());
-    wire.heal();
+    socket_key.heal();
     world.wait_until_up(true);
     let mut heard = vec![shard.hear(), shard.hear(), shard.hear()];
     heard.retain(|heard| ![outage(1), outage(2)].contains(heard));
@@ -350,7 +351,7 @@ fn a_server_that_has_refused_something_long_ago_lets_others_wait_for_it_again() 
     world.server().command(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
     let speaker = &world.nodes[0].shards[0];
     speaker.publish_as(&TopicName::room("kept:a"), "0", Some(0), None);
-    assert_eq!(outcome_of(speaker, 0), Outcome::Unavailable);
+    assert_eq!(outcome_of(speaker, 0), PublishOutcome::Unavailable);
     let redis = world.redis.as_ref().unwrap();
     redis.command(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
     std::thread::sleep(Duration::from_millis(300)); // some turns
@@ -359,7 +360,7 @@ fn a_server_that_has_refused_something_long_ago_lets_others_wait_for_it_again() 
     (1..=100).for_each(|id| speaker.publish_as(&room, &text, Some(id), None));
     for _ in 1..=100 {
         let Heard::Ack { outcome, .. } = speaker.hear() else { panic!("not an answer") };
-        assert_eq!(outcome, Outcome::Accepted(None));
+        assert_eq!(outcome, PublishOutcome::Accepted(None));
     }
 }
 

@@ -7,7 +7,7 @@ use crate::world::{Heard, World, join, payload};
 use bytes::Bytes;
 use campanile::backplane::redis::names::partition;
 use campanile::ids::{ConflateKey, TopicName};
-use campanile::link::{Done, Outcome, Publish, Uplink};
+use campanile::link::{Done, Publish, PublishOutcome, Uplink};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -239,7 +239,7 @@ pub fn success_is_told_to_those_who_asked_and_only_to_them(world: World) {
     for id in [5, 6] {
         assert_eq!(
             shard.hear(),
-            Heard::Ack { conn: 7, id: Some(id), outcome: Outcome::Accepted(None) }
+            Heard::Ack { conn: 7, id: Some(id), outcome: PublishOutcome::Accepted(None) }
         );
     }
 }
@@ -260,7 +260,7 @@ pub fn the_ops_thread_publishes_and_is_called_back(world: World) {
         done: Done::Call(Box::new(move |outcome| tell.send(outcome).unwrap())),
     };
     assert!(world.nodes[0].ops.try_publish(Uplink::Publish(publish)).is_ok());
-    assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok(Outcome::Accepted(None)));
+    assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok(PublishOutcome::Accepted(None)));
     for shard in world.shards() {
         let Heard::Frame { json, .. } = shard.hear() else { panic!() };
         assert_eq!(json, r#"{"type":"message","room_id":"room","payload":[true]}"#);

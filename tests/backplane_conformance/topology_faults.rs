@@ -12,7 +12,7 @@ use crate::world::{Build, Heard, Shard, World, payload_of};
 use campanile::backplane::redis::names::partition;
 use campanile::backplane::redis::subscriptions::BATCHES_MAX;
 use campanile::ids::TopicName;
-use campanile::link::Outcome;
+use campanile::link::PublishOutcome;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
@@ -69,7 +69,7 @@ impl<'a> Talk<'a> {
         self.speaker.publish_keyed(&kept(room), &count.to_string(), id, Some(key));
         match self.speaker.hear() {
             Heard::Ack { id: Some(of), outcome, .. } if of == id => {
-                matches!(outcome, Outcome::Accepted(Some(_)))
+                matches!(outcome, PublishOutcome::Accepted(Some(_)))
             }
             other => panic!("not the answer: {other:?}"),
         }
@@ -417,8 +417,8 @@ fn a_master_that_only_we_still_reach_is_left_for_its_heir_within_three_seconds()
 fn a_slot_that_goes_away_and_comes_back_behind_its_subscription_is_heard() {
     // A Cluster of one behind a slow wire: a batch of subscriptions arrives in parts.
     let port = free_port();
-    let wire = Proxy::start(port);
-    let announced = wire.port.to_string();
+    let socket_key = Proxy::start(port);
+    let announced = socket_key.port.to_string();
     let settings = [
         ["--cluster-enabled", "yes"],
         ["--cluster-config-file", "nodes.conf"],
@@ -430,13 +430,13 @@ fn a_slot_that_goes_away_and_comes_back_behind_its_subscription_is_heard() {
     let redis = Redis::start_on(port, &settings.concat());
     redis.command(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
     wait_until("it serves", || redis.command(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
-    let url = format!("redis+cluster://127.0.0.1:{}", wire.port);
+    let url = format!("redis+cluster://127.0.0.1:{}", socket_key.port);
     let world = World::over(Build { nodes: 1, shards: 1, ..build() }, &url, "test");
     let (node, shard) = (&world.nodes[0], &world.nodes[0].shards[0]);
     let room = |n: u32| TopicName::room(&format!("{n}-{}", "x".repeat(240)));
     let channel = |n| format!("test:{{p{}}}:m:{}", partition(room(n).as_str()), room(n).as_str());
     let is_there = |n| redis.command(&["PUBSUB", "SHARDNUMSUB", &channel(n)]).ends_with(" 1");
-    wire.delay(200);
+    socket_key.delay(200);
     let count = 500;
     // As many batches as may be under way, of one room each; what comes then is gathered.
     for n in 0..BATCHES_MAX as u32 {
@@ -460,7 +460,7 @@ fn a_slot_that_goes_away_and_comes_back_behind_its_subscription_is_heard() {
         }
         joined.len() == count as usize
     });
-    wire.delay(0);
+    socket_key.delay(0);
     assert!(is_there(one), "who was told so is in");
     assert_eq!(node.counters().reconnects, 0);
 }
@@ -550,15 +550,15 @@ fn what_must_be_on_a_replica_is_acknowledged_when_it_is_there_and_nobody_else_wa
         }
     };
     // There is no replica: it is said, and whether it will stay nobody knows.
-    assert_eq!(outcome(1, "a"), Outcome::Unknown);
+    assert_eq!(outcome(1, "a"), PublishOutcome::Unknown);
     assert_eq!(hearer.hear_payloads(1, 1), ["1"]);
     wait_until("it is counted", || world.nodes[0].counters().publishes_unreplicated == 1);
     // Meanwhile others are answered as always.
     speaker.publish_keyed(&sure, "2", 2, Some("b"));
     speaker.publish_keyed(&kept(0), "3", 3, None);
     let Heard::Ack { id, outcome: of_the_other, .. } = speaker.hear() else { panic!() };
-    assert_eq!((id, matches!(of_the_other, Outcome::Accepted(Some(_)))), (Some(3), true));
-    let Heard::Ack { id: Some(2), outcome: Outcome::Unknown, .. } = speaker.hear() else {
+    assert_eq!((id, matches!(of_the_other, PublishOutcome::Accepted(Some(_)))), (Some(3), true));
+    let Heard::Ack { id: Some(2), outcome: PublishOutcome::Unknown, .. } = speaker.hear() else {
         panic!()
     };
     let replica = Redis::start_with(&["--replicaof", &format!("127.0.0.1 {}", master.port)]);
@@ -568,7 +568,7 @@ fn what_must_be_on_a_replica_is_acknowledged_when_it_is_there_and_nobody_else_wa
         let mut place = None;
         wait_until("the replica has it", || {
             id += 1;
-            if let Outcome::Accepted(at) = outcome(id, key) {
+            if let PublishOutcome::Accepted(at) = outcome(id, key) {
                 place = at;
             }
             place.is_some()

@@ -13,8 +13,8 @@ use campanile::ids::{
 use campanile::link::channel::{OpsEnd, ShardEnd, window};
 use campanile::link::health::Health;
 use campanile::link::{
-    AskPresence, Attend, Deed, Done, Downlink, NoHistory, Origin, Outcome, PresenceTo, Publish,
-    Recover, Recovered, Said, Uplink,
+    Done, Downlink, HistoryError, Origin, PresenceChange, PresenceRequest, PresenceTo,
+    PresenceUpdate, Publish, PublishOutcome, Recover, Recovered, Said, Uplink,
 };
 use campanile::metrics::{BackplaneCounters, BackplaneMirror};
 use campanile::plan::{
@@ -23,7 +23,7 @@ use campanile::plan::{
 use campanile::policy::limits::Limits;
 use campanile::policy::namespaces::Namespaces;
 use campanile::policy::rights::Rights;
-use campanile::protocol::{Dialect, Here, Recovery, RequestId};
+use campanile::protocol::{Dialect, Recovery, RequestId, Roster};
 use campanile::ws::encode;
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -39,9 +39,9 @@ pub enum Heard {
     Frame { to: u32, json: String, except: Option<u32> },
     Keyed { to: u32, json: String, key: ConflateKey, except: Option<u32> },
     Lost { to: u32, count: u64 },
-    Ack { conn: u32, id: Option<u64>, outcome: Outcome },
+    Ack { conn: u32, id: Option<u64>, outcome: PublishOutcome },
     Recovered { to: u32, ticket: u64, position: Position, recovery: Recovery, missed: Vec<String> },
-    History { id: Option<u64>, said: Result<(Position, Vec<String>), NoHistory> },
+    History { id: Option<u64>, said: Result<(Position, Vec<String>), HistoryError> },
     Presence { id: Option<u64>, here: Option<(Vec<Listed>, u64)> },
 }
 
@@ -355,29 +355,29 @@ impl Shard {
     /// A connection of a user came into a room with presence.
     pub fn come(&self, topic: &TopicName, user: &str, conn: u32, info: Option<&str>) {
         let by = Origin { node: self.node, shard: self.end.id, conn: conn_id(conn) };
-        self.attend(topic, user, Deed::Came { by, info: info.map(Into::into) });
+        self.attend(topic, user, PresenceChange::Came { by, info: info.map(Into::into) });
     }
 
     /// One left.
     pub fn go(&self, topic: &TopicName, user: &str) {
-        self.attend(topic, user, Deed::Left);
+        self.attend(topic, user, PresenceChange::Left);
     }
 
     /// One says something else of its user.
     pub fn say_of(&self, topic: &TopicName, user: &str, info: &str) {
-        self.attend(topic, user, Deed::Said(info.into()));
+        self.attend(topic, user, PresenceChange::Said(info.into()));
     }
 
-    fn attend(&self, topic: &TopicName, user: &str, deed: Deed) {
+    fn attend(&self, topic: &TopicName, user: &str, deed: PresenceChange) {
         let (topic, user) = (topic.clone(), TopicName::user(user));
-        self.send(Uplink::Attend(Box::new(Attend { topic, user, deed })));
+        self.send(Uplink::PresenceUpdate(Box::new(PresenceUpdate { topic, user, deed })));
     }
 
     /// Asks who is in a room; the answer must come next.
     pub fn who_is_there(&self, topic: &TopicName) -> Option<(Vec<Listed>, u64)> {
         let id = Some(RequestId::Number(4));
         let to = PresenceTo::Conn { shard: self.end.id, conn: conn_id(7), id };
-        self.send(Uplink::Presence(Box::new(AskPresence { topic: topic.clone(), to })));
+        self.send(Uplink::Presence(Box::new(PresenceRequest { topic: topic.clone(), to })));
         let mut aside = self.aside.take();
         let here = loop {
             match self.hear_new() {
@@ -445,7 +445,7 @@ impl Shard {
                 Heard::History { id: number(told.id), said: told.said.map(texts) }
             }
             Downlink::Presence(told) => {
-                let listed = |here: &Here| {
+                let listed = |here: &Roster| {
                     let users = here.users.iter().map(|attendee| {
                         let user = attendee.user.as_str().strip_prefix("u:").expect("a user");
                         let info = attendee.info.as_deref().map(str::to_owned);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering:
 use std::time::{Duration, Instant};
 
 /// What a thread tells the director.
-pub enum Note {
+pub enum LoadNote {
     Member {
         who: usize,
         entry: Entry,

@@ -91,8 +91,8 @@ fn a_replica_of_a_cluster_takes_over_and_slots_move_with_their_keys() {
 #[test]
 fn a_wire_can_be_dead_in_one_direction_and_come_back_whole() {
     let server = Redis::start();
-    let wire = Proxy::start(server.port);
-    let mut stream = TcpStream::connect(("127.0.0.1", wire.port)).expect("it accepts");
+    let socket_key = Proxy::start(server.port);
+    let mut stream = TcpStream::connect(("127.0.0.1", socket_key.port)).expect("it accepts");
     stream.set_read_timeout(Some(Duration::from_millis(100))).expect("not zero");
     let mut ask = |answer: Option<&[u8]>| {
         stream.write_all(b"PING\r\n").expect("it takes bytes");
@@ -110,21 +110,22 @@ fn a_wire_can_be_dead_in_one_direction_and_come_back_whole() {
         line.split(['=', ',']).nth(1).expect("calls").parse::<u64>().expect("a number")
     };
     let before = commands();
-    wire.set(Wire::DeadDown);
+    socket_key.set(Wire::DeadDown);
     ask(None);
     wait_until("the question arrives all the same", || commands() == before + 1);
-    wire.set(Wire::Dead);
+    socket_key.set(Wire::Dead);
     ask(None);
     assert_eq!(commands(), before + 1, "this one does not");
-    wire.set(Wire::Good);
-    wait_until("it arrives when the wire is good again", || commands() == before + 2);
+    socket_key.set(Wire::Good);
+    wait_until("it arrives when the socket_key is good again", || commands() == before + 2);
     let mut answers = [0; 14];
     stream.set_read_timeout(Some(Duration::from_secs(10))).expect("not zero");
     stream.read_exact(&mut answers).expect("what was held back comes");
     assert_eq!(&answers, b"+PONG\r\n+PONG\r\n");
-    wire.reset();
+    socket_key.reset();
     assert!(stream.read(&mut answers).is_err(), "a reset, and no polite end");
-    wire.set(Wire::Refusing);
-    let refused = TcpStream::connect(("127.0.0.1", wire.port)).and_then(|mut s| s.read(&mut [0]));
+    socket_key.set(Wire::Refusing);
+    let refused =
+        TcpStream::connect(("127.0.0.1", socket_key.port)).and_then(|mut s| s.read(&mut [0]));
     assert!(!matches!(refused, Ok(1..)));
 }

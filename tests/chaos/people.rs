@@ -1,7 +1,7 @@
 //! Who uses the system: publishers who repeat themselves until they are answered, and members who come
 //! and go and always say where they were.
 
-use crate::board::{Board, Note};
+use crate::board::{Board, LoadNote};
 use crate::checker::{Acked, Entry, Event, Id, Place, Told};
 use crate::line::{Gone, Line};
 use crate::rng::Rng;
@@ -37,7 +37,7 @@ pub struct Publisher {
     pub who: u64,
     pub board: Arc<Board>,
     pub rng: Rng,
-    pub notes: Sender<Note>,
+    pub notes: Sender<LoadNote>,
     /// When it gives up. `None`: at the end of the run.
     pub deadline: Option<Instant>,
     line: Option<Line>,
@@ -52,7 +52,7 @@ struct Pending {
 }
 
 impl Publisher {
-    pub fn new(who: u64, board: Arc<Board>, rng: Rng, notes: Sender<Note>) -> Publisher {
+    pub fn new(who: u64, board: Arc<Board>, rng: Rng, notes: Sender<LoadNote>) -> Publisher {
         Publisher { who, board, rng, notes, deadline: None, line: None, said: 0 }
     }
 
@@ -154,7 +154,7 @@ impl Publisher {
         };
         let Pending { room, sent_us, .. } = publish;
         self.board.acked_sent_us[room].fetch_max(sent_us, SeqCst);
-        let _ = self.notes.send(Note::Acked(Acked { room, id, at, sent_us }));
+        let _ = self.notes.send(LoadNote::Acked(Acked { room, id, at, sent_us }));
     }
 
     fn on_error(&self, value: &Value) {
@@ -165,7 +165,7 @@ impl Publisher {
     }
 
     fn trouble(&self, what: String) {
-        let _ = self.notes.send(Note::Trouble(format!("publisher {}: {what}", self.who)));
+        let _ = self.notes.send(LoadNote::Trouble(format!("publisher {}: {what}", self.who)));
     }
 }
 
@@ -175,7 +175,7 @@ pub struct Member {
     pub who: usize,
     pub board: Arc<Board>,
     pub rng: Rng,
-    pub notes: Sender<Note>,
+    pub notes: Sender<LoadNote>,
     /// By room: where it is.
     places: Vec<Option<Place>>,
     /// By room: what the join under way asked for.
@@ -190,7 +190,7 @@ struct Asked {
 }
 
 impl Member {
-    pub fn new(who: usize, board: Arc<Board>, rng: Rng, notes: Sender<Note>) -> Member {
+    pub fn new(who: usize, board: Arc<Board>, rng: Rng, notes: Sender<LoadNote>) -> Member {
         let rooms = board.acked_sent_us.len();
         let (places, asked) = (vec![None; rooms], (0..rooms).map(|_| None).collect());
         Member { who, board, rng, notes, places, asked, came: vec![false; rooms] }
@@ -340,10 +340,10 @@ impl Member {
 
     fn log(&self, room: usize, event: Event) {
         let entry = Entry { at_us: self.board.now_us(), room, event };
-        let _ = self.notes.send(Note::Member { who: self.who, entry });
+        let _ = self.notes.send(LoadNote::Member { who: self.who, entry });
     }
 
     fn trouble(&self, what: String) {
-        let _ = self.notes.send(Note::Trouble(format!("member {}: {what}", self.who)));
+        let _ = self.notes.send(LoadNote::Trouble(format!("member {}: {what}", self.who)));
     }
 }

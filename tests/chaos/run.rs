@@ -1,7 +1,7 @@
 //! One run: faults out of a hat, pauses in which everybody comes to the end and the checker looks, and
 //! a line that says how it was.
 
-use crate::board::{Board, Note};
+use crate::board::{Board, LoadNote};
 use crate::checker::{self, Entry, Event, Notices, Record, Told, Violation};
 use crate::people::{Member, Publisher, room_name};
 use crate::redis::wait_until;
@@ -90,7 +90,7 @@ struct Run {
     watch: Arc<Watch>,
     stage: Stage,
     rng: Rng,
-    notes: Receiver<Note>,
+    notes: Receiver<LoadNote>,
     last_word: Publisher,
     record: Record,
     threads: Vec<JoinHandle<()>>,
@@ -162,7 +162,7 @@ impl Run {
         run
     }
 
-    fn send_people(&mut self, told: &Sender<Note>, rng: impl Fn(u64) -> Rng) {
+    fn send_people(&mut self, told: &Sender<LoadNote>, rng: impl Fn(u64) -> Rng) {
         for node in 0..NODES {
             let (ask, probe) = (self.watch.clone(), self.watch.clone());
             self.threads.push(std::thread::spawn(move || ask.ask(node)));
@@ -311,9 +311,9 @@ impl Run {
     fn collect(&mut self) {
         while let Ok(note) = self.notes.try_recv() {
             match note {
-                Note::Member { who, entry } => self.record.members[who].push(entry),
-                Note::Acked(acked) => self.record.acked.push(acked),
-                Note::Trouble(what) => self.troubles.push(what),
+                LoadNote::Member { who, entry } => self.record.members[who].push(entry),
+                LoadNote::Acked(acked) => self.record.acked.push(acked),
+                LoadNote::Trouble(what) => self.troubles.push(what),
             }
         }
     }

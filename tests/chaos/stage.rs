@@ -195,8 +195,10 @@ impl Stage {
             Servers::Cluster(all) => all.url(),
             Servers::Alone(_) => {
                 let wires = &self.wires[node % self.wires.len()];
-                let hosts: Vec<_> =
-                    wires.iter().map(|wire| format!("127.0.0.1:{}", wire.port)).collect();
+                let hosts: Vec<_> = wires
+                    .iter()
+                    .map(|socket_key| format!("127.0.0.1:{}", socket_key.port))
+                    .collect();
                 format!("redis://{}", hosts.join(","))
             }
         }
@@ -340,16 +342,16 @@ impl Stage {
 
     fn spoil_wire(&mut self, fault: Fault, target: usize, rng: &mut Rng) {
         let wires = &self.wires[target];
-        let wire = &wires[rng.below(wires.len())];
+        let socket_key = &wires[rng.below(wires.len())];
         match fault {
-            Fault::BlackholeUp => wire.set(Wire::DeadUp),
-            Fault::BlackholeDown => wire.set(Wire::DeadDown),
-            Fault::Blackhole => wire.set(Wire::Dead),
-            Fault::Delay => wire.delay(20 + rng.below(400) as u64),
-            Fault::Reset => wire.reset(),
+            Fault::BlackholeUp => socket_key.set(Wire::DeadUp),
+            Fault::BlackholeDown => socket_key.set(Wire::DeadDown),
+            Fault::Blackhole => socket_key.set(Wire::Dead),
+            Fault::Delay => socket_key.delay(20 + rng.below(400) as u64),
+            Fault::Reset => socket_key.reset(),
             _ => {
-                wire.set(Wire::Refusing);
-                wire.reset();
+                socket_key.set(Wire::Refusing);
+                socket_key.reset();
             }
         }
     }

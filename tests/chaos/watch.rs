@@ -4,7 +4,7 @@
 //! A node is *deaf* towards another while nothing that is spoken there arrives. While both say that
 //! they are ready, that may last three seconds, and what the machine kept us waiting meanwhile.
 
-use crate::board::{Board, Note};
+use crate::board::{Board, LoadNote};
 use crate::line::{Gone, Line};
 use serde_json::json;
 use std::io::{Read, Write};
@@ -143,7 +143,7 @@ impl Watch {
     }
 
     /// Looks at everybody, and complains of those who are deaf and ready.
-    pub fn judge(&self, notes: &Sender<Note>) {
+    pub fn judge(&self, notes: &Sender<LoadNote>) {
         let nodes = self.board.seats.len();
         let mut up_since = vec![None; nodes];
         let mut ready_since = vec![None; nodes];
@@ -175,7 +175,7 @@ impl Watch {
                 if us > DEAF_AND_READY_MAX_US && !episode.2 {
                     episode.2 = true;
                     let ago = |node: usize| now.saturating_sub(self.spoke_us[node].load(SeqCst));
-                    let _ = notes.send(Note::Trouble(format!(
+                    let _ = notes.send(LoadNote::Trouble(format!(
                         "at {now} µs: node {to} is deaf and ready: it has not heard node {from} in \
                          probe-{room} for {us} µs (spoken there {} µs ago, here {} µs ago)",
                         ago(from),

@@ -42,7 +42,7 @@ const WIRES: [Wire; 6] = [
 ];
 
 struct Shared {
-    wire: AtomicU8,
+    socket_key: AtomicU8,
     delay_ms: AtomicU64,
     /// Connections of an earlier generation are reset.
     generation: AtomicU32,
@@ -51,8 +51,8 @@ struct Shared {
 }
 
 impl Shared {
-    fn wire(&self) -> Wire {
-        WIRES[usize::from(self.wire.load(SeqCst))]
+    fn socket_key(&self) -> Wire {
+        WIRES[usize::from(self.socket_key.load(SeqCst))]
     }
 }
 
@@ -69,7 +69,7 @@ impl Proxy {
         let port = listener.local_addr().expect("it is bound").port();
         listener.set_nonblocking(true).expect("a live socket");
         let shared = Arc::new(Shared {
-            wire: AtomicU8::new(Wire::Good as u8),
+            socket_key: AtomicU8::new(Wire::Good as u8),
             delay_ms: AtomicU64::new(0),
             generation: AtomicU32::new(0),
             connections: AtomicU32::new(0),
@@ -80,8 +80,8 @@ impl Proxy {
         Proxy { port, shared }
     }
 
-    pub fn set(&self, wire: Wire) {
-        self.shared.wire.store(wire as u8, SeqCst);
+    pub fn set(&self, socket_key: Wire) {
+        self.shared.socket_key.store(socket_key as u8, SeqCst);
     }
 
     /// Everything takes so much longer, each way. 0: as usual.
@@ -114,7 +114,7 @@ fn accept(listener: &TcpListener, upstream: u16, shared: &Arc<Shared>) {
             continue;
         };
         let is_full = shared.connections.load(SeqCst) >= CONNECTIONS_MAX;
-        let server = match is_full || shared.wire() == Wire::Refusing {
+        let server = match is_full || shared.socket_key() == Wire::Refusing {
             true => None,
             false => TcpStream::connect((Ipv4Addr::LOCALHOST, upstream)).ok(),
         };
@@ -223,7 +223,7 @@ impl Pump {
     }
 
     fn is_held(&self) -> bool {
-        match self.shared.wire() {
+        match self.shared.socket_key() {
             Wire::Good | Wire::Refusing => false,
             Wire::DeadUp => self.is_up,
             Wire::DeadUpOfSubscribers => self.is_up && self.subscribes,

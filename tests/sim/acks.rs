@@ -210,9 +210,9 @@ impl Told {
 
     /// Somebody who acknowledges comes in; the backplane answers so.
     fn joins(&mut self, user: &str, since: &str, position: Position, recovery: Recovery) -> usize {
-        let wire = self.bare.open(user, &[]);
+        let socket_key = self.bare.open(user, &[]);
         let join = format!(r#"{{"type":"join","room_id":"{ROOM}","ack":true{since}}}"#);
-        self.bare.read(wire, 1, join.as_bytes());
+        self.bare.read(socket_key, 1, join.as_bytes());
         while let Some(item) = self.bare.shard.poll_uplink() {
             if let Uplink::Recover(ask) = item {
                 let (at, conn, ticket) = (ask.at, ask.conn, ask.ticket);
@@ -224,7 +224,7 @@ impl Told {
             }
         }
         self.bare.settle();
-        wire
+        socket_key
     }
 
     /// A message, as the backplane hands it out.
@@ -238,10 +238,10 @@ impl Told {
         self.bare.settle();
     }
 
-    fn acks(&mut self, wire: usize, Position { epoch, offset }: Position) {
+    fn acks(&mut self, socket_key: usize, Position { epoch, offset }: Position) {
         let ack =
             format!(r#"{{"type":"ack","room_id":"{ROOM}","epoch":"{epoch}","offset":{offset}}}"#);
-        self.bare.read(wire, 1, ack.as_bytes());
+        self.bare.read(socket_key, 1, ack.as_bytes());
         self.bare.settle();
     }
 

@@ -7,7 +7,7 @@ use crate::history::{Fate, Said, Step};
 use crate::peer::server_frame;
 use bytes::Bytes;
 use campanile::ids::{TopicId, TopicKind};
-use campanile::link::{Done, Downlink, FrameSet, Origin, Outcome, Publish, Uplink};
+use campanile::link::{Done, Downlink, FrameSet, Origin, Publish, PublishOutcome, Uplink};
 use serde_json::Value;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -108,22 +108,22 @@ impl Backplane {
             Uplink::Publish(publish) => self.publish(windows, at, publish, luck, step),
             Uplink::Recover(_) | Uplink::History(_) => panic!("nothing is kept here"),
             Uplink::Acknowledge { .. } => panic!("nothing is kept here"),
-            Uplink::Attend(_) | Uplink::Presence(_) => panic!("no room has presence here"),
+            Uplink::PresenceUpdate(_) | Uplink::Presence(_) => panic!("no room has presence here"),
         }
         true
     }
 
     fn publish(&mut self, windows: &mut [Window], at: usize, it: Publish, luck: u64, step: Step) {
         let outcome = match (self.down[windows[at].node], luck % 3) {
-            (false, _) => Outcome::Accepted(None),
-            (true, 0) => Outcome::Unavailable,
-            (true, _) => Outcome::Unknown,
+            (false, _) => PublishOutcome::Accepted(None),
+            (true, 0) => PublishOutcome::Unavailable,
+            (true, _) => PublishOutcome::Unknown,
         };
-        if outcome == Outcome::Accepted(None) || luck % 3 == 1 {
+        if outcome == PublishOutcome::Accepted(None) || luck % 3 == 1 {
             self.log(&it, step);
         }
         let Done::Conn { conn, id, .. } = it.done else { panic!("a shard publishes for clients") };
-        if id.is_some() || outcome != Outcome::Accepted(None) {
+        if id.is_some() || outcome != PublishOutcome::Accepted(None) {
             windows[at].answers.push_back(Downlink::Ack { conn, id, outcome });
         }
         for node in 0..self.down.len() {

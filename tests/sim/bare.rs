@@ -48,8 +48,9 @@ impl Bare {
 
     /// A client comes in. Nothing is written yet.
     pub fn open(&mut self, user: &str, rooms: &[&str]) -> usize {
-        let wire = self.conns.len();
-        let conn = self.shard.handle_accept(wire as u32, self.now_ms).expect("far from a limit");
+        let socket_key = self.conns.len();
+        let conn =
+            self.shard.handle_accept(socket_key as u32, self.now_ms).expect("far from a limit");
         let opening = Opening {
             identity: Identity {
                 user: Some(user.into()),
@@ -62,19 +63,19 @@ impl Bare {
         };
         self.shard.handle_open(conn, opening);
         self.conns.push(conn);
-        wire
+        socket_key
     }
 
     /// Its socket is gone.
-    pub fn cut(&mut self, wire: usize) {
-        self.shard.handle_ended(self.conns[wire], CloseReason::Gone);
+    pub fn cut(&mut self, socket_key: usize) {
+        self.shard.handle_peer_gone(self.conns[socket_key], CloseReason::Gone);
         while self.shard.poll_closed().is_some() {}
     }
 
     /// A whole masked frame of a client.
-    pub fn read(&mut self, wire: usize, opcode: u8, payload: &[u8]) {
+    pub fn read(&mut self, socket_key: usize, opcode: u8, payload: &[u8]) {
         let mut frame = crate::peer::client_frame(true, opcode, payload, [0; 4]);
-        self.shard.handle_read(self.conns[wire], &mut frame);
+        self.shard.handle_read(self.conns[socket_key], &mut frame);
     }
 
     /// Every join is confirmed at once, and everything is written.
@@ -103,7 +104,7 @@ impl Bare {
         let writes = self.batch.ops().len();
         for op in self.batch.ops() {
             for buf in self.batch.bufs(op) {
-                told(op.wire as usize, buf);
+                told(op.socket_key as usize, buf);
             }
         }
         self.batch.finish();

@@ -40,8 +40,8 @@ fn says(buf: &Bytes, text: &str) -> bool {
 fn writes_until(bare: &mut Bare, who: usize, text: &str) -> usize {
     let (mut writes, mut at) = (0, None);
     while at.is_none() {
-        let made = bare.write(|wire, buf| {
-            if wire == who && says(buf, text) {
+        let made = bare.write(|socket_key, buf| {
+            if socket_key == who && says(buf, text) {
                 at = Some(writes + 1);
             }
         });
@@ -126,7 +126,7 @@ fn large_rooms_take_turns_chunk_by_chunk() {
         deliver(&mut bare, &format!("r:r{room}"), &format!("\"for r{room}\""));
     }
     let mut told = vec![0; count];
-    while bare.write(|wire, _| told[wire % count] += 1) > 0 {
+    while bare.write(|socket_key, _| told[socket_key % count] += 1) > 0 {
         let (least, most) = (told.iter().min().unwrap(), told.iter().max().unwrap());
         assert!(most - least <= CHUNK, "{told:?}");
     }

@@ -29,7 +29,7 @@ fn storm(conns: usize) -> Bare {
     }
     bare.settle();
     // Some were pinged already while others still came.
-    (0..conns).for_each(|wire| bare.read(wire, 10, b""));
+    (0..conns).for_each(|socket_key| bare.read(socket_key, 10, b""));
     bare
 }
 
@@ -45,14 +45,14 @@ fn second(bare: &mut Bare, pinged: &mut Vec<usize>) -> usize {
     for _ in 0..1000 / TICK_MS {
         bare.now_ms += TICK_MS;
         bare.shard.handle_timeout(bare.now_ms);
-        while bare.write(|wire, buf| {
+        while bare.write(|socket_key, buf| {
             assert_eq!(&buf[..], PING, "nothing else happens here");
-            pinged.push(wire);
+            pinged.push(socket_key);
         }) > 0
         {}
         pings += pinged.len();
-        for wire in pinged.drain(..) {
-            bare.read(wire, 10, b"");
+        for socket_key in pinged.drain(..) {
+            bare.read(socket_key, 10, b"");
         }
     }
     pings
@@ -76,9 +76,9 @@ fn a_million_who_came_within_a_second_are_pinged_evenly_also_when_half_of_them_h
     is_even(&mut bare, MILLION, "after a storm");
     let mut rng = Rng::new(1);
     let mut here = MILLION;
-    for wire in 0..MILLION {
+    for socket_key in 0..MILLION {
         if rng.chance(50) {
-            bare.cut(wire);
+            bare.cut(socket_key);
             here -= 1;
         }
     }

@@ -4,7 +4,7 @@ use crate::peer::{Frame, server_frame};
 use crate::world::{Say, World};
 use bytes::Bytes;
 use campanile::ids::ConnId;
-use campanile::link::{Downlink, FrameSet, Outcome};
+use campanile::link::{Downlink, FrameSet, PublishOutcome};
 use campanile::policy::limits::Limits;
 use campanile::protocol::RequestId;
 use campanile::shard::EVERYBODY;
@@ -588,7 +588,7 @@ fn a_socket_that_failed_is_not_listened_to_even_if_bytes_of_it_are_left() {
     let mut bytes = crate::peer::client_frame(true, 1, text, [0; 4]);
     // One event says that a socket is writable and readable; the write fails, the read does not.
     world.visit(0, |shard| {
-        shard.handle_ended(conn, CloseReason::Io);
+        shard.handle_peer_gone(conn, CloseReason::Io);
         shard.handle_read(conn, &mut bytes);
     });
     world.run();
@@ -641,7 +641,8 @@ fn a_failed_publish_is_told_even_to_those_who_did_not_ask() {
     let ann = world.connect("ann");
     world.heard(ann);
     let conn = world.clients[ann].conn.unwrap();
-    let outcomes = [Outcome::Accepted(None), Outcome::Unavailable, Outcome::Unknown];
+    let outcomes =
+        [PublishOutcome::Accepted(None), PublishOutcome::Unavailable, PublishOutcome::Unknown];
     for outcome in outcomes {
         world.say_down(0, Downlink::Ack { conn, id: None, outcome });
         world.say_down(0, Downlink::Ack { conn, id: Some(RequestId::Number(7)), outcome });

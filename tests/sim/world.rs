@@ -18,7 +18,7 @@ use campanile::policy::namespaces::Namespaces;
 use campanile::policy::rights::Rights;
 use campanile::shard::conn::CloseReason;
 use campanile::shard::delivery::batch::SendBatch;
-use campanile::shard::{Closed, Opening, Shard, ShardConfig};
+use campanile::shard::{ClosedSocket, Opening, Shard, ShardConfig};
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -164,7 +164,7 @@ impl World {
     pub fn restart(&mut self, spaces: Arc<Namespaces>) {
         for who in 0..self.clients.len() {
             if self.clients[who].conn.take().is_some() {
-                self.end_of_wire(who);
+                self.end_of_socket(who);
             }
         }
         let (shards, limits) = (self.towers.len(), self.limits);
@@ -221,7 +221,7 @@ impl World {
         let conn = self.visit(tower, |shard| shard.handle_accept(who as u32, now_ms));
         self.clients[who].conn = conn;
         if conn.is_none() {
-            self.end_of_wire(who);
+            self.end_of_socket(who);
         }
         who
     }
@@ -431,12 +431,12 @@ impl World {
         while let Some(item) = shard.poll_uplink() {
             if let Some(node) = &self.node {
                 if let Err(item) = node.ends[at].try_send(item) {
-                    return shard.give_back(item);
+                    return shard.return_uplink(item);
                 }
                 continue;
             }
             if window.up.len() >= window.up_max {
-                return shard.give_back(item);
+                return shard.return_uplink(item);
             }
             window.up.push_back(item);
         }
@@ -445,44 +445,44 @@ impl World {
     fn write(&mut self, at: usize, batch: &SendBatch) {
         let mut seen = std::collections::HashSet::new();
         for op in batch.ops() {
-            assert!(seen.insert(op.wire), "a connection stands twice in a batch");
+            assert!(seen.insert(op.socket_key), "a connection stands twice in a batch");
             let bytes: Vec<u8> = batch.bufs(op).flatten().copied().collect();
             let biggest = batch.bufs(op).map(|buf| buf.len()).max().unwrap_or(0);
-            let client = &mut self.clients[op.wire as usize];
+            let client = &mut self.clients[op.socket_key as usize];
             assert!(!client.gone && !client.half_closed, "a write after the end");
             assert_eq!((client.tower, client.conn), (at, Some(op.conn)));
             let tower = &mut self.towers[at];
             tower.biggest_write_bytes = tower.biggest_write_bytes.max(biggest);
             if client.broken {
-                tower.shard.handle_broken(op.conn);
+                tower.shard.handle_write_error(op.conn);
                 continue;
             }
             let taken = bytes.len().min(client.room());
             client.down.extend(&bytes[..taken]);
             if taken < bytes.len() {
-                tower.shard.handle_short(batch, op, taken);
+                tower.shard.handle_short_write(batch, op, taken);
             }
         }
     }
 
-    fn close(&mut self, closed: Closed) {
+    fn close(&mut self, closed: ClosedSocket) {
         match closed {
-            Closed::Half { wire } => {
-                let client = &mut self.clients[wire as usize];
+            ClosedSocket::Half { socket_key } => {
+                let client = &mut self.clients[socket_key as usize];
                 assert!(!client.half_closed && !client.gone, "closed once");
                 client.half_closed = true;
             }
-            Closed::Whole { wire, conn, .. } => {
-                let client = &mut self.clients[wire as usize];
+            ClosedSocket::Whole { socket_key, conn, .. } => {
+                let client = &mut self.clients[socket_key as usize];
                 assert_eq!(client.conn.map(|conn| conn.0.index), Some(conn.0.index));
                 assert!(!client.gone, "gone once");
                 client.conn = None;
-                self.end_of_wire(wire as usize);
+                self.end_of_socket(socket_key as usize);
             }
         }
     }
 
-    fn end_of_wire(&mut self, who: usize) {
+    fn end_of_socket(&mut self, who: usize) {
         self.clients[who].gone = true;
         self.clients[who].up.clear();
     }
@@ -549,7 +549,7 @@ impl World {
         let bytes: Vec<u8> = slices.flatten().copied().collect();
         let taken = bytes.len().min(client.room());
         if client.broken && !bytes.is_empty() {
-            self.visit(tower, |shard| shard.handle_ended(conn, CloseReason::Io));
+            self.visit(tower, |shard| shard.handle_peer_gone(conn, CloseReason::Io));
             return true;
         }
         if taken > 0 {
@@ -758,7 +758,7 @@ impl World {
             Uplink::Publish(publish) => format!("publish {:?}", publish.topic),
             Uplink::Recover(ask) => format!("recover {:?}", ask.topic),
             Uplink::History(ask) => format!("history {:?}", ask.topic),
-            Uplink::Attend(attend) => format!("attend {:?}", attend.topic),
+            Uplink::PresenceUpdate(attend) => format!("attend {:?}", attend.topic),
             Uplink::Presence(ask) => format!("presence {:?}", ask.topic),
             Uplink::Acknowledge { topic, .. } => format!("acknowledge {topic:?}"),
         };

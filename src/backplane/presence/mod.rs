@@ -13,8 +13,8 @@
 //! the truth.
 
 use crate::ids::{TopicKind, TopicName};
-use crate::link::{Attend, Deed, Origin};
-use crate::protocol::{Attendee, Event, Here, Info};
+use crate::link::{Origin, PresenceChange, PresenceUpdate};
+use crate::protocol::{Event, Info, Roster, RosterEntry};
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
@@ -138,16 +138,16 @@ impl Presence {
     /// 1. The user's first one came: they have joined, unless their grace runs.
     /// 2. One of several came or left, or somebody says something new: the room's list differs.
     /// 3. The last one left: its user has left when the grace is over ([`Presence::handle_timeout`]).
-    pub fn handle(&mut self, attend: Attend, grace: Duration, now: Instant) {
-        let Attend { topic, user, deed } = attend;
+    pub fn handle(&mut self, attend: PresenceUpdate, grace: Duration, now: Instant) {
+        let PresenceUpdate { topic, user, deed } = attend;
         match deed {
-            Deed::Came { by, info } => self.on_came(topic, user, by, info),
-            Deed::Said(info) => {
+            PresenceChange::Came { by, info } => self.on_came(topic, user, by, info),
+            PresenceChange::Said(info) => {
                 let member = self.member_mut(&topic, &user);
                 member.info = Some(info);
                 self.tell(topic, user, Change::Differs);
             }
-            Deed::Left => {
+            PresenceChange::Left => {
                 self.lines += 1;
                 let line = self.lines;
                 let member = self.member_mut(&topic, &user);
@@ -230,10 +230,10 @@ impl Presence {
     }
 
     /// Who is in a room.
-    pub fn here(&self, topic: &TopicName) -> Here {
+    pub fn here(&self, topic: &TopicName) -> Roster {
         let attendee = |(user, member): (&TopicName, &Member)| member.attendee(user.clone());
-        let users = self.members(topic).take(Here::USERS_MAX).map(attendee).collect();
-        Here::new(users, self.count(topic) as u64)
+        let users = self.members(topic).take(Roster::USERS_MAX).map(attendee).collect();
+        Roster::new(users, self.count(topic) as u64)
     }
 
     fn on_came(&mut self, topic: TopicName, user: TopicName, by: Origin, info: Option<Info>) {
@@ -286,9 +286,9 @@ impl Presence {
 
 impl Member {
     /// As those see it who ask.
-    pub fn attendee(&self, user: TopicName) -> Attendee {
+    pub fn attendee(&self, user: TopicName) -> RosterEntry {
         let connections = u64::from(self.connections);
-        Attendee { user, connections, info: self.info.clone() }
+        RosterEntry { user, connections, info: self.info.clone() }
     }
 }
 

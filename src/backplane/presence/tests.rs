@@ -12,12 +12,12 @@ fn by(number: u32) -> Origin {
     Origin { node: NodeId(1), shard: ShardId(0), conn }
 }
 
-fn attend(room: &str, user: &str, deed: Deed) -> Attend {
-    Attend { topic: TopicName::room(room), user: TopicName::user(user), deed }
+fn attend(room: &str, user: &str, deed: PresenceChange) -> PresenceUpdate {
+    PresenceUpdate { topic: TopicName::room(room), user: TopicName::user(user), deed }
 }
 
-fn came(info: Option<&str>) -> Deed {
-    Deed::Came { by: by(7), info: info.map(Into::into) }
+fn came(info: Option<&str>) -> PresenceChange {
+    PresenceChange::Came { by: by(7), info: info.map(Into::into) }
 }
 
 /// Joined and left as `+user` and `-user`, in the order in which they came.
@@ -57,7 +57,7 @@ fn a_user_is_told_once_however_many_connections_they_have() {
     assert_eq!(told(&mut presence), ["+ann", "+bob"]);
     assert_eq!(listed(&presence, "r"), [("ann".into(), 3, None), ("bob".into(), 1, None)]);
     for _ in 0..3 {
-        presence.handle(attend("r", "ann", Deed::Left), GRACE, now);
+        presence.handle(attend("r", "ann", PresenceChange::Left), GRACE, now);
     }
     presence.handle_timeout(now + GRACE - Duration::from_millis(1));
     assert_eq!(told(&mut presence), Vec::<String>::new(), "the grace runs");
@@ -72,10 +72,10 @@ fn who_comes_back_within_the_grace_was_never_away() {
     let (mut presence, start) = (Presence::default(), Instant::now());
     let at = |s| start + Duration::from_secs(s);
     presence.handle(attend("r", "ann", came(Some("1"))), GRACE, at(0));
-    presence.handle(attend("r", "ann", Deed::Left), GRACE, at(10));
+    presence.handle(attend("r", "ann", PresenceChange::Left), GRACE, at(10));
     presence.handle(attend("r", "ann", came(None)), GRACE, at(12));
     presence.handle_timeout(at(16));
-    presence.handle(attend("r", "ann", Deed::Left), GRACE, at(17));
+    presence.handle(attend("r", "ann", PresenceChange::Left), GRACE, at(17));
     presence.handle_timeout(at(21));
     assert_eq!(told(&mut presence), ["+ann"]);
     assert_eq!(listed(&presence, "r"), [("ann".into(), 0, Some("1".into()))], "and is the same");
@@ -90,10 +90,10 @@ fn a_room_that_is_held_keeps_everybody_and_lets_them_go_in_order() {
     let at = |s| start + Duration::from_secs(s);
     for (second, user) in [(0, "ann"), (1, "bob"), (2, "cid")] {
         presence.handle(attend("held", user, came(None)), GRACE, at(0));
-        presence.handle(attend("held", user, Deed::Left), GRACE, at(second));
+        presence.handle(attend("held", user, PresenceChange::Left), GRACE, at(second));
     }
     presence.handle(attend("free", "dan", came(None)), GRACE, at(0));
-    presence.handle(attend("free", "dan", Deed::Left), GRACE, at(0));
+    presence.handle(attend("free", "dan", PresenceChange::Left), GRACE, at(0));
     let held = TopicName::room("held");
     let mut pass = |second| {
         let until = |topic: &TopicName| (*topic == held).then(|| at(second + 1));
@@ -111,9 +111,9 @@ fn the_last_word_counts_and_no_word_takes_none_back() {
     for (deed, info) in [
         (came(Some("1")), "1"),
         (came(None), "1"),
-        (Deed::Said("2".into()), "2"),
+        (PresenceChange::Said("2".into()), "2"),
         (came(Some("3")), "3"),
-        (Deed::Left, "3"),
+        (PresenceChange::Left, "3"),
     ] {
         presence.handle(attend("r", "ann", deed), GRACE, now);
         assert_eq!(listed(&presence, "r")[0].2.as_deref(), Some(info));
@@ -123,11 +123,11 @@ fn the_last_word_counts_and_no_word_takes_none_back() {
 #[test]
 fn a_large_room_is_listed_in_part_and_counted_whole() {
     let (mut presence, now) = (Presence::default(), Instant::now());
-    for user in 0..Here::USERS_MAX + 5 {
+    for user in 0..Roster::USERS_MAX + 5 {
         presence.handle(attend("r", &user.to_string(), came(None)), GRACE, now);
     }
     let here = presence.here(&TopicName::room("r"));
-    assert_eq!((here.users.len(), here.count), (Here::USERS_MAX, Here::USERS_MAX as u64 + 5));
+    assert_eq!((here.users.len(), here.count), (Roster::USERS_MAX, Roster::USERS_MAX as u64 + 5));
     assert!(here.is_truncated());
 }
 
@@ -137,7 +137,7 @@ fn those_whose_grace_runs_are_bounded() {
     for user in 0..=LEAVING_MAX {
         let user = user.to_string();
         presence.handle(attend("r", &user, came(None)), GRACE, now);
-        presence.handle(attend("r", &user, Deed::Left), GRACE, now);
+        presence.handle(attend("r", &user, PresenceChange::Left), GRACE, now);
         presence.events.clear();
         presence.make_room();
     }
@@ -152,7 +152,7 @@ fn a_room_with_more_users_than_are_told_is_told_nothing() {
         presence.handle(attend("r", user, came(Some("1"))), Duration::ZERO, now);
     }
     for user in ["cid", "bob"] {
-        presence.handle(attend("r", user, Deed::Left), Duration::ZERO, now);
+        presence.handle(attend("r", user, PresenceChange::Left), Duration::ZERO, now);
         presence.handle_timeout(now);
     }
     while let Some(changed) = presence.poll_event() {
@@ -206,7 +206,7 @@ proptest! {
                     };
                     *known = (known.0 - 1, now);
                     let (room, user) = (room.to_string(), user.to_string());
-                    presence.handle(attend(&room, &user, Deed::Left), GRACE, now);
+                    presence.handle(attend(&room, &user, PresenceChange::Left), GRACE, now);
                 }
                 Op::Wait { ms } => {
                     now += Duration::from_millis(ms);

@@ -13,7 +13,7 @@
 use super::link;
 use super::names::PARTITIONS;
 use super::topology::Map;
-use crate::backplane::seldom::Seldom;
+use crate::backplane::seldom::LogThrottle;
 use crate::metrics::servers;
 use crate::plan::{Login, RedisPlan};
 use futures_util::future::join_all;
@@ -57,7 +57,7 @@ pub struct Cluster {
     map: Option<Map>,
     /// What went wrong when it was last asked.
     trouble: Option<String>,
-    failures: Seldom,
+    failures: LogThrottle,
 }
 
 impl Cluster {
@@ -73,7 +73,7 @@ impl Cluster {
             is_hurried: false,
             map: None,
             trouble: None,
-            failures: Seldom::default(),
+            failures: LogThrottle::default(),
         }
     }
 
@@ -105,8 +105,12 @@ impl Cluster {
             }
             Err(error) => {
                 self.is_hurried = true;
-                if let Some(unsaid) = self.failures.is_due(now) {
-                    tracing::warn!(error, unsaid, "the Redis Cluster does not say who has what");
+                if let Some(suppressed) = self.failures.is_due(now) {
+                    tracing::warn!(
+                        error,
+                        suppressed,
+                        "the Redis Cluster does not say who has what"
+                    );
                 }
                 self.trouble = Some(error);
                 None

@@ -17,7 +17,7 @@ use super::subscriptions::Subscriptions;
 use crate::backplane::envelope;
 use crate::backplane::interest::TopicKey;
 use crate::backplane::local::{Local, Message};
-use crate::backplane::seldom::Seldom;
+use crate::backplane::seldom::LogThrottle;
 use crate::ids::Position;
 use hashbrown::HashSet;
 use std::time::Instant;
@@ -43,7 +43,7 @@ pub struct Ear<'a> {
     /// This node's side.
     pub local: &'a mut Local,
     /// Lines of the log about what was not understood.
-    pub malformed: &'a mut Seldom,
+    pub malformed: &'a mut LogThrottle,
     /// Topics whose members hear that something may be missing when they are subscribed.
     pub moved: &'a mut HashSet<TopicKey>,
     /// When a canary last came back.
@@ -183,8 +183,8 @@ impl Ear<'_> {
 
     fn on_malformed(&mut self, why: &str, channel: &str) {
         self.local.counters.publishes_malformed += 1;
-        if let Some(unsaid) = self.malformed.is_due(self.now) {
-            tracing::warn!(why, channel, unsaid, "a message from Redis was not understood");
+        if let Some(suppressed) = self.malformed.is_due(self.now) {
+            tracing::warn!(why, channel, suppressed, "a message from Redis was not understood");
         }
     }
 }

@@ -35,12 +35,12 @@ pub use topic::Topic;
 use super::link::Reply;
 use crate::backplane::history::Log;
 use crate::backplane::local::Local;
-use crate::backplane::seldom::Seldom;
+use crate::backplane::seldom::LogThrottle;
 use crate::ids::{Position, ShardId, TopicName, UpTo};
-use crate::link::{AskHistory, NoHistory, Recover};
+use crate::link::{HistoryError, HistoryRequest, Recover};
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::{Namespaces, Policy};
-use crate::policy::token_bucket::Bucket;
+use crate::policy::token_bucket::TokenBucket;
 use hashbrown::HashMap;
 use questions::{Question, Waiting, overload};
 use reading::{Flight, READS_PER_FLIGHT};
@@ -84,11 +84,11 @@ pub struct Histories {
     bytes: usize,
     bytes_max: usize,
     recovery_bytes_max: usize,
-    bucket: Bucket,
+    bucket: TokenBucket,
     /// What the bucket's time counts from.
     born: Instant,
     expired: Option<Instant>,
-    refusals: Seldom,
+    refusals: LogThrottle,
     /// The server does not know the scripts.
     is_unloaded: bool,
     /// They are being loaded.
@@ -132,13 +132,13 @@ impl Histories {
             bytes_max: limits.history_bytes_max,
             recovery_bytes_max: limits.recovery_bytes_max,
             // A tenth of a second's reads at once: no more than a server does in one breath.
-            bucket: Bucket::new(
+            bucket: TokenBucket::new(
                 limits.history_reads_per_s_max,
                 (limits.history_reads_per_s_max / 10).max(READS_PER_FLIGHT as u64),
             ),
             born: Instant::now(),
             expired: None,
-            refusals: Seldom::default(),
+            refusals: LogThrottle::default(),
             is_unloaded: false,
             loading: None,
             numbers: Numbers::default(),
@@ -270,7 +270,7 @@ impl Histories {
     }
 
     /// Somebody asks what was said.
-    pub fn history(&mut self, ask: Box<AskHistory>, now: Instant, local: &mut Local) {
+    pub fn history(&mut self, ask: Box<HistoryRequest>, now: Instant, local: &mut Local) {
         let name = ask.topic.clone();
         self.ask(&name, Question::History(ask), now, local);
     }
@@ -371,7 +371,7 @@ impl Histories {
         for Waiting { question, .. } in waiting.into_iter().flatten() {
             match question {
                 Question::History(ask) => {
-                    local.said(ask.topic, ask.to, Err(NoHistory::Unavailable))
+                    local.said(ask.topic, ask.to, Err(HistoryError::Unavailable))
                 }
                 Question::Recover(shard, ask) => overload(shard, *ask, None, local),
             }
@@ -395,7 +395,7 @@ impl Histories {
             for Waiting { question, .. } in topic.waiting.extract_if(.., is_late) {
                 match question {
                     Question::History(ask) => {
-                        local.said(ask.topic, ask.to, Err(NoHistory::Unavailable));
+                        local.said(ask.topic, ask.to, Err(HistoryError::Unavailable));
                     }
                     Question::Recover(shard, ask) => overload(shard, *ask, position, local),
                 }

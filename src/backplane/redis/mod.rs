@@ -40,7 +40,9 @@ use super::Transport;
 use super::interest::TopicKey;
 use super::local::Local;
 use crate::ids::{NodeId, ShardId, TopicName, UpTo};
-use crate::link::{AskHistory, AskPresence, Attend, NoHistory, Publish, Recover};
+use crate::link::{
+    HistoryError, HistoryRequest, PresenceRequest, PresenceUpdate, Publish, Recover,
+};
 use crate::metrics::servers::Picture;
 use crate::plan::{Deployment, RedisPlan};
 use crate::policy::limits::Limits;
@@ -279,20 +281,20 @@ impl Transport for RedisTransport {
         self.server_of(&ask.topic).histories().recover(shard, ask, now, local);
     }
 
-    fn history(&mut self, ask: Box<AskHistory>, now: Instant, local: &mut Local) {
+    fn history(&mut self, ask: Box<HistoryRequest>, now: Instant, local: &mut Local) {
         let server = self.server_of(&ask.topic);
         if !server.is_up() {
-            return local.said(ask.topic, ask.to, Err(NoHistory::Unavailable));
+            return local.said(ask.topic, ask.to, Err(HistoryError::Unavailable));
         }
         server.histories().history(ask, now, local);
     }
 
     /// While down, everything is taken: what does not fit is answered, and the shards go on.
-    fn attend(&mut self, attend: Attend, now: Instant) {
+    fn attend(&mut self, attend: PresenceUpdate, now: Instant) {
         self.presences.handle(attend, now);
     }
 
-    fn presence(&mut self, ask: Box<AskPresence>, _now: Instant) {
+    fn presence(&mut self, ask: Box<PresenceRequest>, _now: Instant) {
         self.presences.ask(*ask);
     }
 

@@ -26,9 +26,9 @@ use crate::backplane::embedded::message;
 use crate::backplane::envelope;
 use crate::backplane::local::Local;
 use crate::backplane::logs::KEYS_TIME;
-use crate::backplane::seldom::Seldom;
+use crate::backplane::seldom::LogThrottle;
 use crate::ids::{Position, TopicName};
-use crate::link::{Done, Outcome, Publish};
+use crate::link::{Done, Publish, PublishOutcome};
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::{Namespaces, Policy};
 use redis::aio::MultiplexedConnection;
@@ -70,8 +70,8 @@ impl Waiting {
     }
 
     /// How it ends if it is not sent, or not again.
-    fn failure(&self) -> Outcome {
-        if self.is_doubtful { Outcome::Unknown } else { Outcome::Unavailable }
+    fn failure(&self) -> PublishOutcome {
+        if self.is_doubtful { PublishOutcome::Unknown } else { PublishOutcome::Unavailable }
     }
 }
 
@@ -117,7 +117,7 @@ pub struct Outgoing {
     bytes_max: usize,
     time_max: Duration,
     envelope: Vec<u8>,
-    refusals: Seldom,
+    refusals: LogThrottle,
     namespaces: Arc<Namespaces>,
     /// Nothing is sent while topics are about to move.
     is_held: bool,
@@ -139,7 +139,7 @@ impl Outgoing {
             bytes_max: limits.publish_queue_bytes_max,
             time_max: Duration::from_millis(limits.publish_queue_ms_max),
             envelope: Vec::new(),
-            refusals: Seldom::default(),
+            refusals: LogThrottle::default(),
             witness: Witness::new(namespaces.clone()),
             namespaces,
             is_held: false,
@@ -153,7 +153,7 @@ impl Outgoing {
     pub fn push(&mut self, publish: Publish, is_up: bool, now: Instant, local: &mut Local) {
         let bytes = cost(&publish);
         if (!is_up || self.is_stuck) && self.waiting_bytes + bytes > self.bytes_max {
-            local.done(publish.done, Outcome::Unavailable, now);
+            local.done(publish.done, PublishOutcome::Unavailable, now);
             return;
         }
         self.push_back(Waiting { publish, since: now, is_doubtful: false });
@@ -392,12 +392,12 @@ impl Outgoing {
             let refusal = Refusal::of(&answer);
             if let Value::ServerError(error) = &answer
                 && refusal != Some(Refusal::Unloaded)
-                && let Some(unsaid) = self.refusals.is_due(now)
+                && let Some(suppressed) = self.refusals.is_due(now)
             {
-                tracing::warn!(%error, unsaid, "Redis refused a publish");
+                tracing::warn!(%error, suppressed, "Redis refused a publish");
             }
             match (refusal, sent) {
-                (None, Sent::Once(done)) => local.done(done, Outcome::Accepted(None), now),
+                (None, Sent::Once(done)) => local.done(done, PublishOutcome::Accepted(None), now),
                 (None, Sent::Held(waiting)) => {
                     lane.land(*waiting, &answer, is_sure, now, local, witness);
                 }
@@ -489,16 +489,16 @@ impl Lane {
         let done = std::mem::replace(&mut publish.done, Done::Nobody);
         let Some((_, epoch, offset)) = status.filter(|_| self.kind != Kind::Plain) else {
             let is_said = self.kind == Kind::Plain;
-            let outcome = if is_said { Outcome::Accepted(None) } else { failure };
+            let outcome = if is_said { PublishOutcome::Accepted(None) } else { failure };
             return local.done(done, outcome, now);
         };
         let at = Position { epoch, offset };
         witness.note(publish, at, now);
         if is_sure {
-            local.done(done, Outcome::Accepted(Some(at)), now);
+            local.done(done, PublishOutcome::Accepted(Some(at)), now);
         } else {
             local.counters.publishes_unreplicated += 1;
-            local.done(done, Outcome::Unknown, now);
+            local.done(done, PublishOutcome::Unknown, now);
         }
     }
 
@@ -512,7 +512,7 @@ impl Lane {
                     waiting.is_doubtful = true;
                     self.again.push_back(*waiting);
                 }
-                sent => local.done(sent.into_done(), Outcome::Unknown, now),
+                sent => local.done(sent.into_done(), PublishOutcome::Unknown, now),
             }
         }
     }
@@ -520,9 +520,9 @@ impl Lane {
 
 impl Sent {
     /// See [`Waiting::failure`].
-    fn failure(&self) -> Outcome {
+    fn failure(&self) -> PublishOutcome {
         match self {
-            Sent::Once(_) => Outcome::Unavailable,
+            Sent::Once(_) => PublishOutcome::Unavailable,
             Sent::Held(waiting) => waiting.failure(),
         }
     }

@@ -39,9 +39,9 @@ use super::names::{Names, partition};
 use super::route::Route;
 use crate::backplane::local::Local;
 use crate::backplane::presence::{Change, News, Presence, name_of};
-use crate::backplane::seldom::Seldom;
+use crate::backplane::seldom::LogThrottle;
 use crate::ids::{NodeId, TopicName};
-use crate::link::{AskPresence, Attend};
+use crate::link::{PresenceRequest, PresenceUpdate};
 use crate::metrics::BackplaneCounters;
 use crate::policy::namespaces::Namespaces;
 use dirt::{Dirt, Dirty, Tell};
@@ -90,7 +90,7 @@ pub struct Presences {
     noted: Noted,
     reads: Reads,
     written_at: Option<Instant>,
-    failures: Seldom,
+    failures: LogThrottle,
 }
 
 impl Presences {
@@ -109,12 +109,12 @@ impl Presences {
             noted: Noted::default(),
             reads: Reads::default(),
             written_at: None,
-            failures: Seldom::default(),
+            failures: LogThrottle::default(),
         }
     }
 
     /// A connection came into a room, or left it.
-    pub fn handle(&mut self, attend: Attend, now: Instant) {
+    pub fn handle(&mut self, attend: PresenceUpdate, now: Instant) {
         let policy = self.rules.namespaces.policy(attend.topic.kind());
         let grace = Duration::from_millis(policy.presence_grace_ms);
         self.members.handle(attend, grace, now);
@@ -123,7 +123,7 @@ impl Presences {
     }
 
     /// Somebody asks who is there.
-    pub fn ask(&mut self, ask: AskPresence) {
+    pub fn ask(&mut self, ask: PresenceRequest) {
         self.reads.ask(ask);
     }
 
@@ -488,11 +488,11 @@ fn is_of(error: &RedisError, kinds: &[ServerErrorKind]) -> bool {
     matches!(error.kind(), ErrorKind::Server(kind) if kinds.contains(&kind))
 }
 
-impl Seldom {
+impl LogThrottle {
     /// Says that Redis refused something of presence, if it is time to.
     fn warn(&mut self, error: &dyn std::fmt::Display, now: Instant) {
-        if let Some(unsaid) = self.is_due(now) {
-            tracing::warn!(%error, unsaid, "presence could not be written to Redis or read from it");
+        if let Some(suppressed) = self.is_due(now) {
+            tracing::warn!(%error, suppressed, "presence could not be written to Redis or read from it");
         }
     }
 }

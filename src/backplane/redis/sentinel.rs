@@ -9,7 +9,7 @@
 //! Invariant: nobody's silence changes where a master is.
 
 use super::link;
-use crate::backplane::seldom::Seldom;
+use crate::backplane::seldom::LogThrottle;
 use crate::metrics::servers::Picture;
 use crate::plan::{Login, RedisPlan};
 use redis::aio::MultiplexedConnection;
@@ -60,7 +60,7 @@ struct Watched {
     heard_at: Option<Instant>,
     /// What went wrong last.
     error: Option<String>,
-    failures: Seldom,
+    failures: LogThrottle,
 }
 
 impl Watched {
@@ -100,7 +100,7 @@ impl Sentinels {
             address: address.clone(),
             heard_at: None,
             error: None,
-            failures: Seldom::default(),
+            failures: LogThrottle::default(),
         };
         Sentinels {
             watched: addresses.iter().map(watched).collect(),
@@ -136,10 +136,10 @@ impl Sentinels {
                     }
                 }
                 Err(error) => {
-                    if let Some(unsaid) = watched.failures.is_due(now) {
+                    if let Some(suppressed) = watched.failures.is_due(now) {
                         let sentinel = &watched.address;
                         let what = "a sentinel does not say who is master";
-                        tracing::warn!(sentinel, error, unsaid, "{what}");
+                        tracing::warn!(sentinel, error, suppressed, "{what}");
                     }
                     watched.error = Some(error);
                 }

@@ -26,7 +26,7 @@ use super::presence::Presences;
 use super::subscriptions::Subscriptions;
 use crate::backplane::interest::TopicKey;
 use crate::backplane::local::Local;
-use crate::backplane::seldom::Seldom;
+use crate::backplane::seldom::LogThrottle;
 use crate::ids::TopicName;
 use crate::link::Publish;
 use crate::metrics::BackplaneCounters;
@@ -91,8 +91,8 @@ pub struct Server {
     histories: Histories,
     monitor: Monitor,
     backoff: Backoff,
-    malformed: Seldom,
-    refused: Seldom,
+    malformed: LogThrottle,
+    refused: LogThrottle,
     /// Canaries missed on earlier links.
     missed: u64,
     /// Links that were lost or given up.
@@ -154,8 +154,8 @@ impl Server {
                 common.seed ^ (name.len() as u64) << 32,
             ),
             name,
-            malformed: Seldom::default(),
-            refused: Seldom::default(),
+            malformed: LogThrottle::default(),
+            refused: LogThrottle::default(),
             missed: 0,
             reconnects: 0,
             canary_back_at: Instant::now(),
@@ -370,8 +370,8 @@ impl Server {
         reason.clone_into(&mut self.reason);
         if self.is_up {
             tracing::info!(server = self.shown(), reason, "a server is down");
-        } else if let Some(unsaid) = self.refused.is_due(now) {
-            tracing::warn!(server = self.shown(), reason, unsaid, "no connection to Redis");
+        } else if let Some(suppressed) = self.refused.is_due(now) {
+            tracing::warn!(server = self.shown(), reason, suppressed, "no connection to Redis");
         }
     }
 

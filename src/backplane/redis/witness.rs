@@ -17,7 +17,7 @@ use super::scripts::{self, REPAIR_MS, Which};
 use crate::backplane::embedded::message;
 use crate::backplane::envelope;
 use crate::backplane::logs::KEYS_TIME;
-use crate::backplane::seldom::Seldom;
+use crate::backplane::seldom::LogThrottle;
 use crate::ids::{Position, TopicName};
 use crate::link::Publish;
 use crate::policy::namespaces::Namespaces;
@@ -74,7 +74,7 @@ pub struct Witness {
     is_refused: bool,
     bytes: usize,
     envelope: Vec<u8>,
-    lost: Seldom,
+    lost: LogThrottle,
 }
 
 struct Flight {
@@ -97,7 +97,7 @@ impl Witness {
             is_refused: false,
             bytes: 0,
             envelope: Vec::new(),
-            lost: Seldom::default(),
+            lost: LogThrottle::default(),
         }
     }
 
@@ -266,11 +266,11 @@ impl Witness {
             again.into_iter().rev().for_each(|acked| self.doubted.push_front(acked));
         }
         if gone > 0
-            && let Some(unsaid) = self.lost.is_due(now)
+            && let Some(suppressed) = self.lost.is_due(now)
         {
             tracing::warn!(
                 messages = gone,
-                unsaid,
+                suppressed,
                 "a new server went on without acknowledged messages"
             );
         }

@@ -6,13 +6,13 @@
 //! level. What a shard would get of that is its share of the next ones.
 //!
 //! What is counted lags behind what the kernel has given out, because arrived is not yet accepted. So
-//! each shard is thought to have also what it was promised and has not taken ([`Note::hidden`]); as
+//! each shard is thought to have also what it was promised and has not taken ([`LoadNote::hidden`]); as
 //! promises are only kept on average, that is forgotten within some looks. And a shard that takes
 //! nothing for long is promised no more than an even share: it is short of time, not of connections.
 //!
 //! Invariant: pure; counts and times are arguments.
 
-use crate::link::load_table::{Count, Note};
+use crate::link::load_table::{LoadNote, ShardLoad};
 use std::time::{Duration, Instant};
 
 /// Shares are looked at no more often, however many connections come. The shorter, the less goes
@@ -38,7 +38,7 @@ const EVIDENCE: u64 = 64;
 
 /// What to tell the kernel and the next one who looks.
 #[derive(Debug)]
-pub struct Look {
+pub struct BalanceStep {
     /// The shares from now on; `None`: as they are.
     pub shares: Option<Vec<u64>>,
     /// What is thought to be on its way to each shard.
@@ -46,9 +46,9 @@ pub struct Look {
 }
 
 /// Looks at what the shards hold now, `note` being of the last look.
-pub fn look(counts: &[Count], note: &Note, now: Instant) -> Look {
+pub fn look(counts: &[ShardLoad], note: &LoadNote, now: Instant) -> BalanceStep {
     let shards = counts.len() as u64;
-    let came = Came::since(note, counts);
+    let came = Arrivals::since(note, counts);
     let hidden = came.hidden(note);
     let held: Vec<u64> =
         counts.iter().zip(&hidden).map(|(count, hidden)| count.held + hidden / PARTS).collect();
@@ -56,7 +56,7 @@ pub fn look(counts: &[Count], note: &Note, now: Instant) -> Look {
     let tolerance = (mean / TOLERANCE.0).max(TOLERANCE.1);
     if held.iter().all(|held| held.abs_diff(mean) <= tolerance) {
         let even = vec![1; counts.len()];
-        return Look { shares: (note.shares != even).then_some(even), hidden };
+        return BalanceStep { shares: (note.shares != even).then_some(even), hidden };
     }
     let ahead = came.all.max(shards / 2).max(4);
     let passed_ms = (now.saturating_duration_since(note.at).as_millis() as u64).max(1);
@@ -73,7 +73,7 @@ pub fn look(counts: &[Count], note: &Note, now: Instant) -> Look {
     let trickle = (ahead / shards).max(1);
     let poured = pour(&held, &mosts, ahead);
     let shares = poured.iter().map(|share| TRICKLE * share + trickle).collect();
-    Look { shares: Some(shares), hidden }
+    BalanceStep { shares: Some(shares), hidden }
 }
 
 /// Pours `ahead` connections over what the shards hold, no more on each than it may get: what does not
@@ -115,22 +115,22 @@ fn level(mut steps: Vec<u64>, ahead: u64) -> u64 {
 }
 
 /// Connections taken since the note was written.
-struct Came {
+struct Arrivals {
     each: Vec<u64>,
     all: u64,
     promised: u64,
 }
 
-impl Came {
-    fn since(note: &Note, counts: &[Count]) -> Came {
+impl Arrivals {
+    fn since(note: &LoadNote, counts: &[ShardLoad]) -> Arrivals {
         let before = note.counts.iter();
         let each: Vec<u64> =
             counts.iter().zip(before).map(|(now, then)| now.taken - then.taken).collect();
-        Came { all: each.iter().sum(), each, promised: note.shares.iter().sum() }
+        Arrivals { all: each.iter().sum(), each, promised: note.shares.iter().sum() }
     }
 
     /// What was promised and not taken yet, in `PARTS` of a connection.
-    fn hidden(&self, note: &Note) -> Vec<u64> {
+    fn hidden(&self, note: &LoadNote) -> Vec<u64> {
         let each = self.each.iter().zip(&note.shares).zip(&note.hidden);
         each.map(|((took, share), hidden)| {
             let promised = (PARTS * self.all * share).checked_div(self.promised).unwrap_or(0);
@@ -140,7 +140,7 @@ impl Came {
     }
 
     /// Whether a shard has taken much less than the others' numbers say that it should have.
-    fn is_stuck(&self, shard: usize, note: &Note) -> bool {
+    fn is_stuck(&self, shard: usize, note: &LoadNote) -> bool {
         let took = self.each[shard];
         let others = self.all - took;
         let share = note.shares[shard];
@@ -155,13 +155,13 @@ mod tests {
     use crate::net::accept::bpf;
 
     /// Shards, a kernel that asks the program for every connection, and time.
-    struct World {
-        counts: Vec<Count>,
+    struct Group {
+        counts: Vec<ShardLoad>,
         /// Given out and not accepted yet.
         backlogs: Vec<u64>,
         /// Connections that each shard accepts in a turn.
         pace: Vec<u64>,
-        note: Note,
+        note: LoadNote,
         program: bpf::Program,
         now: Instant,
         ms: u64,
@@ -170,17 +170,17 @@ mod tests {
         random: u64,
     }
 
-    impl World {
-        fn new(shards: usize) -> World {
+    impl Group {
+        fn new(shards: usize) -> Group {
             let now = Instant::now();
-            let counts = vec![Count::default(); shards];
-            let note = Note {
+            let counts = vec![ShardLoad::default(); shards];
+            let note = LoadNote {
                 at: now,
                 counts: counts.clone(),
                 shares: vec![1; shards],
                 hidden: vec![0; shards],
             };
-            World {
+            Group {
                 backlogs: vec![0; shards],
                 pace: vec![TAKES_PER_MS; shards],
                 program: bpf::by_share(&note.shares),
@@ -238,11 +238,11 @@ mod tests {
         }
 
         fn look(&mut self) {
-            let Look { shares, hidden } = look(&self.counts, &self.note, self.now);
+            let BalanceStep { shares, hidden } = look(&self.counts, &self.note, self.now);
             let shares = shares.unwrap_or_else(|| self.note.shares.clone());
             self.program = bpf::by_share(&shares);
             let counts = self.counts.clone();
-            self.note = Note { at: self.now, counts, shares, hidden };
+            self.note = LoadNote { at: self.now, counts, shares, hidden };
         }
 
         /// How far the worst is off the mean, in thousandths of it.
@@ -258,7 +258,7 @@ mod tests {
     fn a_hundred_thousand_spread_evenly_over_any_number_of_shards() {
         for shards in [2, 3, 16, 60] {
             for per_ms in [5, 30, 50] {
-                let mut world = World::new(shards);
+                let mut world = Group::new(shards);
                 world.come(100_000, per_ms);
                 assert!(world.imbalance() <= 15, "{shards}, {per_ms}: {}", world.imbalance());
             }
@@ -268,7 +268,7 @@ mod tests {
     #[test]
     fn what_is_counted_late_does_not_make_it_swing() {
         for cycle_ms in [5, 15, 40] {
-            let mut world = World::new(60);
+            let mut world = Group::new(60);
             world.cycle_ms = cycle_ms;
             world.pace = vec![1000; 60];
             world.come(100_000, 30);
@@ -279,7 +279,7 @@ mod tests {
     #[test]
     fn where_one_shards_clients_leave_as_many_new_ones_go_there() {
         for shards in [2, 4, 60] {
-            let mut world = World::new(shards);
+            let mut world = Group::new(shards);
             world.come(100_000, 30);
             let left = std::mem::take(&mut world.counts[1].held);
             world.now += LOOK_EVERY;
@@ -291,7 +291,7 @@ mod tests {
 
     #[test]
     fn a_shard_that_stands_still_is_not_sent_everybody() {
-        let mut world = World::new(4);
+        let mut world = Group::new(4);
         world.come(40_000, 30);
         // It has lost all its clients, and has no time for new ones.
         world.counts[2].held = 0;
@@ -303,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_slow_shard_does_not_draw_those_whom_it_cannot_take() {
-        let mut world = World::new(4);
+        let mut world = Group::new(4);
         world.pace[0] = 2;
         (0..2000).for_each(|_| world.pass_ms(40));
         let sent = world.counts[0].taken + world.backlogs[0];
@@ -313,11 +313,11 @@ mod tests {
     #[test]
     fn what_is_even_is_left_alone() {
         let now = Instant::now();
-        let counts = vec![Count { held: 1000, taken: 1000 }; 4];
+        let counts = vec![ShardLoad { held: 1000, taken: 1000 }; 4];
         let (shares, hidden) = (vec![1; 4], vec![0; 4]);
-        let even = Note { at: now, counts: counts.clone(), shares, hidden };
+        let even = LoadNote { at: now, counts: counts.clone(), shares, hidden };
         assert_eq!(look(&counts, &even, now).shares, None);
-        let uneven = Note { shares: vec![1, 2, 1, 1], ..even };
+        let uneven = LoadNote { shares: vec![1, 2, 1, 1], ..even };
         assert_eq!(look(&counts, &uneven, now).shares, Some(vec![1; 4]), "no more than before");
     }
 

@@ -108,7 +108,7 @@ impl Answers {
 }
 
 /// Who decides who comes in, and sees the others out.
-pub struct Lounge {
+pub struct LingeringSockets {
     admission: Admission,
     born: Instant,
     guests: VecDeque<(Instant, RawFd)>,
@@ -117,11 +117,11 @@ pub struct Lounge {
     spare: Option<File>,
 }
 
-impl Lounge {
+impl LingeringSockets {
     /// Empty, with a descriptor to spare.
-    pub fn new(plan: &Plan, now: Instant) -> Lounge {
+    pub fn new(plan: &Plan, now: Instant) -> LingeringSockets {
         let limits = &plan.limits;
-        Lounge {
+        LingeringSockets {
             admission: Admission::new(limits.accepts_per_s_max, limits.accepts_burst_max),
             born: now,
             guests: VecDeque::new(),

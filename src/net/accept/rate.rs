@@ -1,6 +1,6 @@
 //! How fast connections may come in, and when those who may not should come back.
 //!
-//! A [`Bucket`] of tokens, one an accept, that fills at `accepts_per_s_max` and holds
+//! A [`TokenBucket`] of tokens, one an accept, that fills at `accepts_per_s_max` and holds
 //! `accepts_burst_max`.
 //!
 //! Whoever is refused is told a second to come back in, and the seconds go round: a herd that comes
@@ -9,7 +9,7 @@
 //!
 //! Invariant: pure; time is an argument, in nanoseconds since any fixed moment.
 
-use crate::policy::token_bucket::Bucket;
+use crate::policy::token_bucket::TokenBucket;
 
 /// The latest that anybody is asked to come back.
 pub const RETRY_S_MAX: usize = 30;
@@ -20,7 +20,7 @@ const SECOND_NS: u64 = 1_000_000_000;
 /// One shard's gate.
 #[derive(Debug)]
 pub struct Admission {
-    bucket: Bucket,
+    bucket: TokenBucket,
     /// When everybody who was refused could have come in, one an interval.
     served_ns: u64,
     refused: u64,
@@ -29,7 +29,7 @@ pub struct Admission {
 impl Admission {
     /// A full bucket: so many connections a second, so many at once.
     pub fn new(per_s_max: u64, burst_max: u64) -> Admission {
-        Admission { bucket: Bucket::new(per_s_max, burst_max), served_ns: 0, refused: 0 }
+        Admission { bucket: TokenBucket::new(per_s_max, burst_max), served_ns: 0, refused: 0 }
     }
 
     /// Somebody has come: may they come in?

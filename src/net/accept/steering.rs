@@ -14,7 +14,7 @@
 //! go writes nothing that others read.
 
 use crate::ids::ShardId;
-use crate::link::load_table::{Count, Note, Spread};
+use crate::link::load_table::{LoadNote, LoadTable, ShardLoad};
 use crate::net::accept::balance::{self, LOOK_EVERY};
 use crate::net::accept::bpf::{self, Program};
 use crate::net::io::socket;
@@ -27,12 +27,12 @@ use std::time::Instant;
 
 /// One shard's hand at the wheel.
 pub struct Steering {
-    spread: Arc<Spread>,
+    spread: Arc<LoadTable>,
     shard: ShardId,
     listener: RawFd,
-    told: Count,
+    told: ShardLoad,
     /// What it told when it last looked.
-    looked_at: Count,
+    looked_at: ShardLoad,
     /// The core whose connections this shard should get, if that is the rule.
     core: Option<usize>,
     /// When to look again whether somebody looks. `None`: never.
@@ -41,7 +41,7 @@ pub struct Steering {
 
 impl Steering {
     /// This shard listens, all before it do. The last one gives the kernel the first program.
-    pub fn begin(plan: &Plan, shard: ShardId, spread: Arc<Spread>, listener: RawFd) -> Steering {
+    pub fn begin(plan: &Plan, shard: ShardId, spread: Arc<LoadTable>, listener: RawFd) -> Steering {
         let shards = spread.shards();
         let is_last = usize::from(shard.0) + 1 == shards;
         let is_even = plan.steering == Policy::Even && shards > 1;
@@ -57,7 +57,7 @@ impl Steering {
             if is_even && taken {
                 let counts = spread.counts();
                 let hidden = vec![0; shards];
-                spread.leave_note(Box::new(Note { at: now, counts, shares, hidden }));
+                spread.leave_note(Box::new(LoadNote { at: now, counts, shares, hidden }));
             }
         }
         let next_look = is_even.then_some(now);
@@ -67,8 +67,8 @@ impl Steering {
             spread,
             shard,
             listener,
-            told: Count::default(),
-            looked_at: Count::default(),
+            told: ShardLoad::default(),
+            looked_at: ShardLoad::default(),
             core,
             next_look,
         }
@@ -80,7 +80,7 @@ impl Steering {
     }
 
     /// This shard's numbers, as they are now.
-    pub fn tell(&mut self, count: Count) {
+    pub fn tell(&mut self, count: ShardLoad) {
         if self.told != count {
             self.told = count;
             self.spread.tell(self.shard, count);
@@ -106,7 +106,7 @@ impl Steering {
         let due = note.at + LOOK_EVERY;
         if now < due {
             self.next_look = Some(due);
-            self.looked_at = Count::default();
+            self.looked_at = ShardLoad::default();
             return self.spread.leave_note(note);
         }
         let counts = self.spread.counts();
@@ -120,7 +120,7 @@ impl Steering {
             }
             note.shares = shares;
         }
-        *note = Note { at: now, counts, hidden: look.hidden, shares: note.shares };
+        *note = LoadNote { at: now, counts, hidden: look.hidden, shares: note.shares };
         self.spread.leave_note(note);
     }
 
@@ -246,7 +246,7 @@ mod tests {
     fn the_next_ones_go_to_whoever_has_fewer() {
         let first = bound(0, true);
         let listeners = [first.try_clone().unwrap(), bound(port(&first), true)];
-        let (plan, spread) = (plan(Policy::Even, 2), Arc::new(Spread::new(2)));
+        let (plan, spread) = (plan(Policy::Even, 2), Arc::new(LoadTable::new(2)));
         let mut hands: Vec<Steering> = (0..2)
             .map(|shard| {
                 let listener = &listeners[usize::from(shard)];
@@ -255,20 +255,20 @@ mod tests {
             })
             .collect();
         let later = Instant::now() + 2 * LOOK_EVERY;
-        hands[0].tell(Count { held: 1000, taken: 0 });
+        hands[0].tell(ShardLoad { held: 1000, taken: 0 });
         hands[1].look_if_changed(later);
         hands[0].look_if_changed(later);
         let to_the_second = reached(&listeners, 100).into_iter().sum::<usize>();
         assert!(to_the_second > 90, "{to_the_second} of 100 went to the one who had none");
         // Too early to look again.
-        hands[0].tell(Count { held: 0, taken: 0 });
-        hands[1].tell(Count { held: 1000, taken: 0 });
+        hands[0].tell(ShardLoad { held: 0, taken: 0 });
+        hands[1].tell(ShardLoad { held: 1000, taken: 0 });
         hands[0].look(later + LOOK_EVERY / 2);
         assert!(reached(&listeners, 100).into_iter().sum::<usize>() > 90);
         hands[0].look(later + LOOK_EVERY);
         assert!(reached(&listeners, 100).into_iter().sum::<usize>() < 10);
         // A shard that is ending lets go.
-        hands[0].tell(Count { held: 2000, taken: 0 });
+        hands[0].tell(ShardLoad { held: 2000, taken: 0 });
         hands.iter_mut().for_each(Steering::end);
         hands[0].look(later + Duration::from_secs(9));
         assert!(reached(&listeners, 100).into_iter().sum::<usize>() < 10);
@@ -278,11 +278,11 @@ mod tests {
     fn where_the_kernel_takes_no_program_nobody_steers() {
         let lonely = bound(0, false);
         lonely.listen(16).unwrap();
-        let spread = Arc::new(Spread::new(2));
+        let spread = Arc::new(LoadTable::new(2));
         let plan = plan(Policy::Even, 2);
         let mut hand = Steering::begin(&plan, ShardId(1), spread.clone(), lonely.as_raw_fd());
         assert!(spread.take_note().is_none());
-        hand.tell(Count { held: 100, taken: 100 });
+        hand.tell(ShardLoad { held: 100, taken: 100 });
         hand.look(Instant::now() + 2 * LOOK_EVERY);
         assert!(spread.take_note().is_none());
     }

@@ -18,10 +18,10 @@ const ENTRIES: u32 = 1024;
 const COMPLETIONS: u32 = 8192;
 
 /// What is asked of the kernel for a ring with so many completions.
-type Rung = fn(&mut io_uring::Builder, u32);
+type FlagSet = fn(&mut io_uring::Builder, u32);
 
 /// Each rung asks less of the kernel: all flags (6.0), without `SINGLE_ISSUER` (5.19), none (5.11).
-const LADDER: [Rung; 3] = [
+const LADDER: [FlagSet; 3] = [
     |b, completions| {
         b.setup_coop_taskrun().setup_single_issuer().setup_submit_all();
         b.setup_cqsize(completions).setup_clamp();
@@ -54,7 +54,7 @@ pub fn bare_ring(entries: u32) -> io::Result<IoUring> {
 
 /// Tries rung after rung; the last refusal is the one that is told.
 fn climb_down<R>(
-    ladder: &[Rung],
+    ladder: &[FlagSet],
     completions: u32,
     build: impl Fn(io_uring::Builder) -> io::Result<R>,
 ) -> io::Result<R> {
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_kernel_that_refuses_a_flag_gets_the_next_rung() {
-        let impossible: Rung = |b, _| {
+        let impossible: FlagSet = |b, _| {
             b.setup_sqpoll_cpu(1 << 30); // a core that no machine has
             b.setup_sqpoll(1);
         };

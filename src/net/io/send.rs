@@ -19,7 +19,7 @@ const FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
 
 /// A write that was not taken whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Short {
+pub struct ShortWrite {
     /// Which of the batch's writes.
     pub op: usize,
     /// Bytes taken (0: the socket is full), or the error number.
@@ -50,12 +50,16 @@ impl Sender {
         Ok(Sender::Ring(RingSender { ring: Box::new(ring), chains: Chains::default() }))
     }
 
-    /// Makes all writes of a batch, in order; appends those that were not taken whole to `shorts`.
-    pub fn send(&mut self, batch: &SendBatch, shorts: &mut Vec<Short>) -> io::Result<()> {
+    /// Makes all writes of a batch, in order; appends those that were not taken whole to `short_writes`.
+    pub fn send(
+        &mut self,
+        batch: &SendBatch,
+        short_writes: &mut Vec<ShortWrite>,
+    ) -> io::Result<()> {
         match self {
-            Sender::Ring(ring) => ring.send(batch, shorts),
+            Sender::Ring(ring) => ring.send(batch, short_writes),
             Sender::Plain => {
-                send_plain(batch, shorts);
+                send_plain(batch, short_writes);
                 Ok(())
             }
         }
@@ -63,7 +67,7 @@ impl Sender {
 }
 
 impl RingSender {
-    fn send(&mut self, batch: &SendBatch, shorts: &mut Vec<Short>) -> io::Result<()> {
+    fn send(&mut self, batch: &SendBatch, short_writes: &mut Vec<ShortWrite>) -> io::Result<()> {
         let room = self.ring.params().sq_entries() as usize;
         self.chains.clear_for(batch);
         let mut rest = batch.ops();
@@ -80,7 +84,7 @@ impl RingSender {
                 pushed.expect("the queue was empty and no more than its size are pushed");
             }
             drop(queue);
-            submit(&mut self.ring, now.len(), shorts)?;
+            submit(&mut self.ring, now.len(), short_writes)?;
             first += now.len();
             rest = later;
         }
@@ -123,7 +127,7 @@ impl Chains {
 }
 
 fn entry(batch: &SendBatch, op: &SendOp, chains: &mut Chains) -> Entry {
-    let socket = Fd(op.wire as RawFd);
+    let socket = Fd(op.socket_key as RawFd);
     let entry = match batch.only_buf(op) {
         Some(buf) => opcode::Send::new(socket, buf.as_ptr(), buf.len() as u32).flags(FLAGS).build(),
         None => {
@@ -134,7 +138,11 @@ fn entry(batch: &SendBatch, op: &SendOp, chains: &mut Chains) -> Entry {
     entry.flags(Flags::SKIP_SUCCESS)
 }
 
-fn submit(ring: &mut IoUring, entries: usize, shorts: &mut Vec<Short>) -> io::Result<()> {
+fn submit(
+    ring: &mut IoUring,
+    entries: usize,
+    short_writes: &mut Vec<ShortWrite>,
+) -> io::Result<()> {
     let mut left = entries;
     while left > 0 {
         match ring.submit() {
@@ -144,7 +152,7 @@ fn submit(ring: &mut IoUring, entries: usize, shorts: &mut Vec<Short>) -> io::Re
                 _ => return Err(error),
             },
         }
-        shorts.extend(ring.completion().map(|completion| Short {
+        short_writes.extend(ring.completion().map(|completion| ShortWrite {
             op: completion.user_data() as usize,
             taken: taken(completion.result()),
         }));
@@ -160,15 +168,15 @@ fn taken(result: i32) -> Result<usize, i32> {
     }
 }
 
-fn send_plain(batch: &SendBatch, shorts: &mut Vec<Short>) {
+fn send_plain(batch: &SendBatch, short_writes: &mut Vec<ShortWrite>) {
     for (number, op) in batch.ops().iter().enumerate() {
         let bytes: usize = batch.bufs(op).map(|buf| buf.len()).sum();
         let slices = batch.bufs(op).map(|buf| &buf[..]);
-        let taken = match super::socket::send_slices(op.wire as RawFd, slices) {
+        let taken = match super::socket::send_slices(op.socket_key as RawFd, slices) {
             Ok(taken) if taken == bytes => continue,
             Ok(taken) => Ok(taken),
             Err(error) => taken(-error.raw_os_error().unwrap_or(libc::EIO)),
         };
-        shorts.push(Short { op: number, taken });
+        short_writes.push(ShortWrite { op: number, taken });
     }
 }

@@ -8,7 +8,7 @@
 //! Invariant: a connection that has not finished its head costs at most `head_bytes_max`; one that
 //! has costs nothing here.
 
-use crate::net::upgrade::routes::{Answer, Site};
+use crate::net::upgrade::routes::{RouteOutcome, Routes};
 use crate::shard::Opening;
 use crate::ws::handshake::write_refusal;
 use bytes::{Bytes, BytesMut};
@@ -18,7 +18,7 @@ use std::collections::HashMap;
 
 /// The heads that have begun, by the index of their connection.
 #[derive(Default)]
-pub struct Heads {
+pub struct RequestHeads {
     begun: HashMap<u32, BytesMut>,
 }
 
@@ -53,13 +53,13 @@ pub enum Cause {
     Auth,
 }
 
-impl Heads {
+impl RequestHeads {
     /// More bytes of the head of the connection at `index`.
     pub fn handle_read(
         &mut self,
         index: u32,
         input: &[u8],
-        site: &Site,
+        site: &Routes,
         now_unix_s: u64,
     ) -> Progress {
         let mut head = self.begun.remove(&index).unwrap_or_default();
@@ -101,14 +101,14 @@ pub fn come_back(reason: &str, after_s: usize) -> Bytes {
     Bytes::from(response)
 }
 
-fn answer(mut head: BytesMut, site: &Site, now_unix_s: u64) -> Progress {
+fn answer(mut head: BytesMut, site: &Routes, now_unix_s: u64) -> Progress {
     let parts = match RequestHeadDecoder.decode(&mut head) {
         Ok(Decoded::Some(parts)) => parts,
         Ok(_) | Err(_) => return bad_request(400, "the request head is not HTTP/1.1"),
     };
     match site.answer(&parts, now_unix_s) {
-        Answer::Open(opening) => Progress::Open { opening, rest: head },
-        Answer::Http { response, cause } => Progress::Http { response, cause },
+        RouteOutcome::Open(opening) => Progress::Open { opening, rest: head },
+        RouteOutcome::Http { response, cause } => Progress::Http { response, cause },
     }
 }
 

@@ -26,13 +26,13 @@ const PAGE: &str = include_str!("page.html");
 const PROTOCOL: &str = "campanile.v1";
 
 /// The public port's paths.
-pub struct Site {
+pub struct Routes {
     plan: Arc<Plan>,
     gate: Arc<Gate>,
 }
 
 /// The answer to a request head.
-pub enum Answer {
+pub enum RouteOutcome {
     /// It becomes a WebSocket.
     Open(Opening),
     /// It does not.
@@ -46,10 +46,10 @@ pub enum Answer {
 
 struct Refused(u16, &'static str, Cause);
 
-impl Site {
+impl Routes {
     /// The paths that `plan` asks for.
-    pub fn new(plan: Arc<Plan>, gate: Arc<Gate>) -> Site {
-        Site { plan, gate }
+    pub fn new(plan: Arc<Plan>, gate: Arc<Gate>) -> Routes {
+        Routes { plan, gate }
     }
 
     /// The longest request head.
@@ -58,16 +58,16 @@ impl Site {
     }
 
     /// Judges one request head.
-    pub fn answer(&self, head: &Parts, now_unix_s: u64) -> Answer {
+    pub fn answer(&self, head: &Parts, now_unix_s: u64) -> RouteOutcome {
         let path = head.uri.path();
         let echo = self.plan.echo_path.as_deref() == Some(path);
         if !echo && path != "/ws" {
             return self.page(head, path);
         }
         match self.open(head, echo, now_unix_s) {
-            Ok(opening) => Answer::Open(opening),
+            Ok(opening) => RouteOutcome::Open(opening),
             Err(Refused(status, reason, cause)) => {
-                Answer::Http { response: refusal(status, reason), cause }
+                RouteOutcome::Http { response: refusal(status, reason), cause }
             }
         }
     }
@@ -129,10 +129,10 @@ impl Site {
         Ok(query.rooms)
     }
 
-    fn page(&self, head: &Parts, path: &str) -> Answer {
+    fn page(&self, head: &Parts, path: &str) -> RouteOutcome {
         if path != "/" || !self.plan.page {
             let reason = "nothing is here; the WebSocket endpoint is /ws";
-            return Answer::Http { response: refusal(404, reason), cause: Cause::Page };
+            return RouteOutcome::Http { response: refusal(404, reason), cause: Cause::Page };
         }
         let body = match head.method {
             Method::GET => PAGE,
@@ -141,7 +141,10 @@ impl Site {
                 let mut response = Vec::new();
                 let allow = [("Allow", "GET, HEAD")];
                 write_refusal(405, "this page can only be read", &allow, &mut response);
-                return Answer::Http { response: Bytes::from(response), cause: Cause::BadRequest };
+                return RouteOutcome::Http {
+                    response: Bytes::from(response),
+                    cause: Cause::BadRequest,
+                };
             }
         };
         let head = format!(
@@ -149,7 +152,7 @@ impl Site {
              Cache-Control: no-cache\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n",
             PAGE.len()
         );
-        Answer::Http {
+        RouteOutcome::Http {
             response: Bytes::from([head.as_bytes(), body.as_bytes()].concat()),
             cause: Cause::Page,
         }

@@ -8,7 +8,7 @@
 
 use crate::ids::{Position, TopicKind};
 use crate::protocol::json::plain_len;
-use crate::protocol::{Attendee, Event, Here, Recovery, RequestId, Unrecovered};
+use crate::protocol::{Event, Recovery, RequestId, Roster, RosterEntry, Unrecovered};
 
 /// The exact number of bytes [`write()`] appends.
 pub fn encoded_len(event: &Event<'_>) -> usize {
@@ -215,12 +215,12 @@ fn history(
     out.raw(b"]");
 }
 
-fn presence(id: Option<&RequestId>, room: &str, here: &Here, out: &mut impl Sink) {
+fn presence(id: Option<&RequestId>, room: &str, here: &Roster, out: &mut impl Sink) {
     out.raw(br#"{"type":"presence""#);
     id_member(id, out);
     text_member(br#","room_id":""#, room, out);
     out.raw(br#","users":["#);
-    for (number, Attendee { user, connections, info }) in here.users.iter().enumerate() {
+    for (number, RosterEntry { user, connections, info }) in here.users.iter().enumerate() {
         if number > 0 {
             out.raw(b",");
         }
@@ -443,11 +443,11 @@ mod tests {
         let number = RequestId::Number(7);
         let attendee = |user: &str, connections, info: Option<&str>| {
             let user = crate::ids::TopicName::user(user);
-            Attendee { user, connections, info: info.map(Into::into) }
+            RosterEntry { user, connections, info: info.map(Into::into) }
         };
         let (bob, ann) = (attendee("bob", 1, None), attendee("a\"n", 2, Some(r#"{"a": 1.0}"#)));
-        let all = Here::new(vec![bob.clone(), ann.clone()], 2);
-        let some = Here::new(vec![bob], 3);
+        let all = Roster::new(vec![bob.clone(), ann.clone()], 2);
+        let some = Roster::new(vec![bob], 3);
         are_written(vec![
             (
                 Event::Presence { id: Some(&number), room: "r", here: &all },
@@ -458,7 +458,7 @@ mod tests {
                 r#"{"type":"presence","room_id":"r","users":[{"user_id":"bob","connections":1}],"count":3,"truncated":true}"#,
             ),
             (
-                Event::Presence { id: None, room: "r", here: &Here::default() },
+                Event::Presence { id: None, room: "r", here: &Roster::default() },
                 r#"{"type":"presence","room_id":"r","users":[],"count":0}"#,
             ),
             (
@@ -478,21 +478,24 @@ mod tests {
 
     #[test]
     fn who_is_there_is_listed_as_far_as_it_may_be_sent() {
-        let attendee = |number: usize| Attendee {
+        let attendee = |number: usize| RosterEntry {
             user: crate::ids::TopicName::user(&format!("{number:0>200}")),
             connections: 1,
             info: Some(format!("{number:?}").into()),
         };
-        let many = Here::new((0..2000).map(attendee).collect(), 2000);
+        let many = Roster::new((0..2000).map(attendee).collect(), 2000);
         assert!(many.is_truncated() && many.count == 2000);
         let mut out = Vec::new();
         write(&Event::Presence { id: None, room: "r", here: &many }, &mut out);
-        assert!(many.users.len() > 400 && out.len() < Here::BYTES_MAX, "{}", many.users.len());
-        let short = |number: usize| Attendee {
+        assert!(many.users.len() > 400 && out.len() < Roster::BYTES_MAX, "{}", many.users.len());
+        let short = |number: usize| RosterEntry {
             user: crate::ids::TopicName::user(&number.to_string()),
             ..attendee(number)
         };
-        assert_eq!(Here::new((0..2000).map(short).collect(), 2000).users.len(), Here::USERS_MAX);
+        assert_eq!(
+            Roster::new((0..2000).map(short).collect(), 2000).users.len(),
+            Roster::USERS_MAX
+        );
     }
 
     fn are_written(cases: Vec<(Event<'_>, &str)>) {

@@ -9,13 +9,13 @@
 //! chained to it: a thousand small rooms that speak at once cost their members one write each, and
 //! nobody has waited for that. The caller makes all writes of a portion before it enters the shard
 //! again and reports only those that the socket did not take whole
-//! ([`crate::shard::Shard::handle_short`]).
+//! ([`crate::shard::Shard::handle_short_write`]).
 //!
 //! Invariant: a connection stands at most once in what is not written yet. Otherwise a second write
 //! could follow the first half of another one.
 
 use crate::ids::ConnId;
-use crate::shard::slow_consumer::Source;
+use crate::shard::slow_consumer::BatchSource;
 use bytes::Bytes;
 
 /// Buffers of one write, at most: the kernel takes no more than 1024 at once, and a chain of this
@@ -26,7 +26,7 @@ const BUFS_MAX: u32 = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SendOp {
     /// The caller's number for the socket.
-    pub wire: u32,
+    pub socket_key: u32,
     /// The connection.
     pub conn: ConnId,
     /// The first of its buffers.
@@ -41,7 +41,7 @@ const _: () = assert!(size_of::<SendOp>() == 24, "one for each member of a round
 
 /// A further buffer of a write.
 #[derive(Clone, Copy, Debug)]
-struct Link {
+struct ChainLink {
     buf: u32,
     next: u32,
 }
@@ -52,8 +52,8 @@ pub struct SendBatch {
     ops: Vec<SendOp>,
     bufs: Vec<Bytes>,
     /// What those buffers are made from whose rooms let messages give way; by the buffer, ascending.
-    sources: Vec<(u32, Source)>,
-    links: Vec<Link>,
+    sources: Vec<(u32, BatchSource)>,
+    links: Vec<ChainLink>,
     /// The buffers' lengths added up.
     held_bytes: usize,
     /// The portion; what lies before it is done.
@@ -87,7 +87,7 @@ impl SendBatch {
     pub(super) fn sourced_bufs(
         &self,
         op: &SendOp,
-    ) -> impl Iterator<Item = (&Bytes, Option<&Source>)> {
+    ) -> impl Iterator<Item = (&Bytes, Option<&BatchSource>)> {
         self.numbers(op).map(|buf| (&self.bufs[buf as usize], self.source(buf)))
     }
 
@@ -190,14 +190,14 @@ impl SendBatch {
     }
 
     /// The same for a buffer whose frames may have to give way.
-    pub(super) fn add_sourced(&mut self, bytes: Bytes, source: Option<Source>) -> u32 {
+    pub(super) fn add_sourced(&mut self, bytes: Bytes, source: Option<BatchSource>) -> u32 {
         let buf = self.add_buf(bytes);
         self.sources.extend(source.map(|source| (buf, source)));
         buf
     }
 
     /// What a buffer is made from, if its frames may have to give way.
-    pub(super) fn source(&self, buf: u32) -> Option<&Source> {
+    pub(super) fn source(&self, buf: u32) -> Option<&BatchSource> {
         let place = self.sources.binary_search_by_key(&buf, |(buf, _)| *buf).ok()?;
         Some(&self.sources[place].1)
     }
@@ -210,8 +210,8 @@ impl SendBatch {
 
     /// A write of one buffer; answers its place, by which the connection finds it again.
     #[inline]
-    pub(super) fn push(&mut self, wire: u32, conn: ConnId, buf: u32) -> u32 {
-        self.ops.push(SendOp { wire, conn, buf, bufs: 1, last: 0 });
+    pub(super) fn push(&mut self, socket_key: u32, conn: ConnId, buf: u32) -> u32 {
+        self.ops.push(SendOp { socket_key, conn, buf, bufs: 1, last: 0 });
         self.ops.len() as u32 - 1
     }
 
@@ -237,7 +237,7 @@ impl SendBatch {
         } else {
             std::mem::replace(&mut self.links[op.last as usize].next, new)
         };
-        self.links.push(Link { buf, next });
+        self.links.push(ChainLink { buf, next });
         op.last = new;
         op.bufs += 1;
         true
@@ -302,7 +302,7 @@ mod tests {
             let op = batch.pop_waiting().expect("four wait");
             batch.put(op);
         }
-        let wires: Vec<u32> = batch.ops().iter().map(|op| op.wire).collect();
+        let wires: Vec<u32> = batch.ops().iter().map(|op| op.socket_key).collect();
         assert_eq!(wires, [3, 1]);
         assert!(!batch.is_at(0, 3), "what is being written is not added to");
         assert!(batch.is_at(3, 0) && batch.is_at(2, 2));

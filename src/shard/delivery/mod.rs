@@ -28,12 +28,12 @@ use crate::metrics::ShardCounters;
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::{Namespaces, SlowConsumer};
 use crate::shard::Shard;
-use crate::shard::conn::{CloseReason, Conn, State};
+use crate::shard::conn::{CloseReason, Conn, ConnState};
 use crate::shard::delivery::batch::{SendBatch, SendOp};
 use crate::shard::hub::{Hub, RoundId, Topic, Walk};
 use crate::shard::slow_consumer::outbox::Pushed;
-use crate::shard::slow_consumer::{Piece, Says, Source, Waiting};
-use crate::slab::Slots;
+use crate::shard::slow_consumer::{BatchSource, FrameKind, FramePart, OutboxWriter};
+use crate::slab::Slab;
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 
@@ -65,7 +65,7 @@ pub const EVERYBODY: TopicId = TopicId(SlotId { index: u32::MAX, generation: 0 }
 
 /// A frame for one connection only.
 #[derive(Debug)]
-struct Reply {
+struct QueuedReply {
     conn: ConnId,
     bytes: Bytes,
     follows: Follows,
@@ -84,53 +84,53 @@ pub(super) enum Follows {
 
 /// A frame for everybody who is in the topic by then, but for one.
 #[derive(Debug)]
-pub(super) struct Frame {
+pub(super) struct RoundFrame {
     pub(super) bytes: Bytes,
     pub(super) except: Option<ConnId>,
-    pub(super) says: Says,
+    pub(super) says: FrameKind,
 }
 
 /// What waits in a round.
 #[derive(Debug)]
-enum Queued {
-    Frame(Frame),
+enum RoundItem {
+    RoundFrame(RoundFrame),
     /// Somebody who hears what comes behind, and nothing before (`recovery.rs`).
-    Newcomer(Box<Recovered>),
+    Joiner(Box<Recovered>),
 }
 
 /// Frames of one topic that wait for their turn, and those that are being written.
 #[derive(Debug)]
 struct Round {
     to: TopicId,
-    frames: VecDeque<Queued>,
-    current: Option<Current>,
+    frames: VecDeque<RoundItem>,
+    current: Option<RoundWrite>,
 }
 
 /// What of a round is being written, and how far it has come.
 #[derive(Debug)]
-struct Current {
+struct RoundWrite {
     walk: Walk,
-    join: Join,
+    join: JoinedFrames,
     /// How many frames were taken out of the round for it. They wait until all of it is written.
     taken: usize,
     /// Members who must not hear all of it, and what they hear instead.
-    own: Vec<(ConnId, Join)>,
+    own: Vec<(ConnId, JoinedFrames)>,
     /// The bytes of those.
     own_bytes: usize,
 }
 
 /// So many frames in one buffer; and what they are, where they may have to give way.
 #[derive(Debug)]
-struct Join {
+struct JoinedFrames {
     bytes: Bytes,
     frames: u64,
-    source: Option<Source>,
+    source: Option<BatchSource>,
 }
 
 /// Everything that waits to be written, and the rounds' pool.
 #[derive(Debug, Default)]
 pub(super) struct Deliveries {
-    replies: VecDeque<Reply>,
+    replies: VecDeque<QueuedReply>,
     rounds: Vec<Round>,
     free: Vec<RoundId>,
     queue: VecDeque<RoundId>,
@@ -163,7 +163,7 @@ impl Deliveries {
     /// The first reply, joined with those to the same connection right behind it: one read may hold
     /// ten thousand pings, and a write has few buffers. What comes last is not joined
     /// with what a slow peer may be refused.
-    fn pop_replies(&mut self, is_slow: bool) -> Option<Reply> {
+    fn pop_replies(&mut self, is_slow: bool) -> Option<QueuedReply> {
         let first = self.replies.pop_front()?;
         if first.bytes.len() > REPLY_COPIED_BYTES_MAX {
             return Some(first);
@@ -187,16 +187,16 @@ impl Deliveries {
         for next in self.replies.drain(..more) {
             joined.extend_from_slice(&next.bytes);
         }
-        Some(Reply { conn: first.conn, bytes: joined.freeze(), follows })
+        Some(QueuedReply { conn: first.conn, bytes: joined.freeze(), follows })
     }
 
     /// Somebody who stands first in a round of which nothing is being written.
     fn pop_newcomer(&mut self, id: RoundId) -> Option<Box<Recovered>> {
         let round = self.round(id);
-        if round.current.is_some() || !matches!(round.frames.front(), Some(Queued::Newcomer(_))) {
+        if round.current.is_some() || !matches!(round.frames.front(), Some(RoundItem::Joiner(_))) {
             return None;
         }
-        let Some(Queued::Newcomer(newcomer)) = round.frames.pop_front() else { return None };
+        let Some(RoundItem::Joiner(newcomer)) = round.frames.pop_front() else { return None };
         self.frames_waiting -= 1;
         Some(newcomer)
     }
@@ -207,7 +207,7 @@ impl Deliveries {
     }
 
     /// What was being written is done, or nobody is left to hear it.
-    fn end_walk(&mut self, current: &Current) {
+    fn end_walk(&mut self, current: &RoundWrite) {
         self.frames_waiting -= current.taken;
         self.own_bytes -= current.own_bytes;
     }
@@ -227,7 +227,7 @@ impl Shard {
     }
 
     /// Fills `batch` with what is to be written next. The caller makes all the writes, reports the
-    /// short ones ([`Shard::handle_short`]) and only then enters the shard again.
+    /// short ones ([`Shard::handle_short_write`]) and only then enters the shard again.
     pub fn take_batch(&mut self, batch: &mut SendBatch) {
         batch.finish();
         batch.begin_front();
@@ -264,11 +264,11 @@ impl Shard {
     }
 
     /// The socket took `sent` bytes of a write, not all. The rest waits in the outbox.
-    pub fn handle_short(&mut self, batch: &SendBatch, op: &SendOp, sent: usize) {
+    pub fn handle_short_write(&mut self, batch: &SendBatch, op: &SendOp, sent: usize) {
         self.counters.sends_short += 1;
         let bytes_max = self.outbox_bytes_max(op.conn);
         let Some(conn) = self.conns.get_mut(op.conn.0) else { return };
-        let mut waiting = Waiting {
+        let mut waiting = OutboxWriter {
             outbox: conn.outbox.get_or_insert_default(),
             bytes_max,
             hub: &self.hub,
@@ -311,7 +311,7 @@ impl Shard {
     }
 
     /// Queues a frame of a topic for its next round.
-    pub(super) fn queue_frame(&mut self, to: TopicId, frame: Frame) {
+    pub(super) fn queue_frame(&mut self, to: TopicId, frame: RoundFrame) {
         let d = &mut self.deliveries;
         let round = if to == EVERYBODY {
             &mut d.everybody
@@ -338,7 +338,7 @@ impl Shard {
             }
         };
         d.frames_waiting += 1;
-        d.round(id).frames.push_back(Queued::Frame(frame));
+        d.round(id).frames.push_back(RoundItem::RoundFrame(frame));
     }
 
     /// Whether frames of a round wait that are not being written yet.
@@ -355,7 +355,7 @@ impl Shard {
     /// Admits somebody behind the frames that wait.
     pub(super) fn queue_newcomer(&mut self, round: RoundId, newcomer: Box<Recovered>) {
         self.deliveries.frames_waiting += 1;
-        self.deliveries.round(round).frames.push_back(Queued::Newcomer(newcomer));
+        self.deliveries.round(round).frames.push_back(RoundItem::Joiner(newcomer));
     }
 
     /// Admits those who stand first in the round whose turn it is. What they are told goes before
@@ -374,7 +374,7 @@ impl Shard {
     /// Queues a frame for one connection. Nothing follows the last one, which may be empty: then the
     /// connection ends behind what waits for it.
     pub(super) fn queue_reply(&mut self, conn: ConnId, bytes: Bytes, follows: Follows) {
-        self.deliveries.replies.push_back(Reply { conn, bytes, follows });
+        self.deliveries.replies.push_back(QueuedReply { conn, bytes, follows });
     }
 
     /// Puts replies into the batch. `false`: the batch is full, or must end early.
@@ -397,7 +397,7 @@ impl Shard {
     }
 
     /// Puts one reply where it belongs, or gives it back: the connection's write is full.
-    fn take_reply(&mut self, reply: Reply, batch: &mut SendBatch) -> Option<Reply> {
+    fn take_reply(&mut self, reply: QueuedReply, batch: &mut SendBatch) -> Option<QueuedReply> {
         let outbox_bytes_max = self.outbox_bytes_max(reply.conn);
         let conn = self.conns.get_mut(reply.conn.0)?;
         let bytes = reply.bytes.len() as u64;
@@ -426,7 +426,7 @@ impl Shard {
             Some(outbox) => {
                 let (hub, namespaces) = (&self.hub, &*self.config.namespaces);
                 let (bytes_max, counters) = (outbox_bytes_max, &mut self.counters);
-                let mut waiting = Waiting { outbox, bytes_max, hub, namespaces, counters };
+                let mut waiting = OutboxWriter { outbox, bytes_max, hub, namespaces, counters };
                 if waiting.keep(&reply.bytes, None, 0) == Pushed::Full {
                     self.deliveries.slow.push(reply.conn.0.index);
                 }
@@ -438,8 +438,8 @@ impl Shard {
             Follows::More => {}
             Follows::Question => self.questions.note_answered(reply.conn),
             Follows::Nothing => {
-                if let State::Closing { said_all, .. } = &mut conn.state {
-                    *said_all = true;
+                if let ConnState::Closing { close_queued, .. } = &mut conn.state {
+                    *close_queued = true;
                 }
                 self.consider_leaving(reply.conn);
             }
@@ -449,7 +449,7 @@ impl Shard {
 
     /// The round whose turn it is, out of the queue, with what of it is to be written. `None`:
     /// nothing is waiting.
-    fn next_round(&mut self) -> Option<(RoundId, Current)> {
+    fn next_round(&mut self) -> Option<(RoundId, RoundWrite)> {
         loop {
             let id = self.deliveries.queue.pop_front()?;
             let round = self.deliveries.round(id);
@@ -466,7 +466,7 @@ impl Shard {
     }
 
     /// Joins what may be joined of a round. `None`: there is nobody to hear it, or no more of it.
-    fn begin_walk(&mut self, id: RoundId, to: TopicId) -> Option<Current> {
+    fn begin_walk(&mut self, id: RoundId, to: TopicId) -> Option<RoundWrite> {
         let (end, slow) = if to == EVERYBODY {
             (self.conns.high(), SlowConsumer::Close)
         } else {
@@ -474,7 +474,7 @@ impl Shard {
             self.hub.get(to).map_or((0, SlowConsumer::Close), of)
         };
         let at = (slow != SlowConsumer::Close).then_some(to);
-        while matches!(self.deliveries.round(id).frames.front(), Some(Queued::Frame(_))) {
+        while matches!(self.deliveries.round(id).frames.front(), Some(RoundItem::RoundFrame(_))) {
             if end == 0 {
                 self.deliveries.round(id).frames.pop_front();
                 self.deliveries.frames_waiting -= 1;
@@ -501,23 +501,23 @@ impl Shard {
 
     /// Takes frames out of a round, up to [`JOIN_BYTES_MAX`] but at least one, and joins them. `at`:
     /// its topic, if that lets messages give way.
-    fn join_frames(&mut self, id: RoundId, at: Option<TopicId>) -> Current {
+    fn join_frames(&mut self, id: RoundId, at: Option<TopicId>) -> RoundWrite {
         let mut taken = std::mem::take(&mut self.scratch_frames);
         let own_bytes_max = OWN_JOINS_BYTES_MAX.saturating_sub(self.deliveries.own_bytes);
         let frames = &mut self.deliveries.round(id).frames;
         let (mut bytes, mut excepted) = (0, 0);
-        while let Some(Queued::Frame(next)) = frames.front() {
+        while let Some(RoundItem::RoundFrame(next)) = frames.front() {
             bytes += next.bytes.len();
             excepted += usize::from(next.except.is_some());
             let is_too_much = bytes > JOIN_BYTES_MAX || excepted * bytes > own_bytes_max;
             if is_too_much && !taken.is_empty() {
                 break;
             }
-            if let Some(Queued::Frame(frame)) = frames.pop_front() {
+            if let Some(RoundItem::RoundFrame(frame)) = frames.pop_front() {
                 taken.push(frame);
             }
         }
-        let mut own: Vec<(ConnId, Join)> = Vec::new();
+        let mut own: Vec<(ConnId, JoinedFrames)> = Vec::new();
         for except in taken.iter().filter_map(|frame| frame.except) {
             if own.iter().all(|(conn, _)| *conn != except) {
                 own.push((except, join(&taken, at, |other| other != Some(except))));
@@ -530,18 +530,18 @@ impl Shard {
             // Moved, not cloned: see the module.
             [_] if at.is_none() => {
                 let alone = taken.pop().expect("there is one");
-                Join { bytes: alone.bytes, frames: 1, source: None }
+                JoinedFrames { bytes: alone.bytes, frames: 1, source: None }
             }
             _ => join(&taken, at, |_| true),
         };
         taken.clear();
         self.scratch_frames = taken;
-        Current { walk: Walk::default(), join, taken: count, own, own_bytes }
+        RoundWrite { walk: Walk::default(), join, taken: count, own, own_bytes }
     }
 
     /// Puts as much of a round into the batch as fits. What is left goes behind all other rounds.
     /// `false`: the batch must end.
-    fn take_round(&mut self, id: RoundId, mut current: Current, batch: &mut SendBatch) -> bool {
+    fn take_round(&mut self, id: RoundId, mut current: RoundWrite, batch: &mut SendBatch) -> bool {
         let to = self.deliveries.round(id).to;
         if batch.waiting() >= writes_max(&self.limits, current.walk) {
             // It is the next to have room.
@@ -581,13 +581,13 @@ impl Shard {
     fn walk_members(
         &mut self,
         to: TopicId,
-        current: &mut Current,
+        current: &mut RoundWrite,
         buf: u32,
         batch: &mut SendBatch,
     ) -> bool {
         let topic = self.hub.get(to).expect("a topic that goes stops its walk");
         let mut special = places_of(&self.conns, to, current);
-        let mut sink = Sink {
+        let mut sink = MemberWriter {
             batch,
             conns: &mut self.conns,
             counters: &mut self.counters,
@@ -624,9 +624,14 @@ impl Shard {
         true
     }
 
-    fn walk_everybody(&mut self, current: &mut Current, buf: u32, batch: &mut SendBatch) -> bool {
+    fn walk_everybody(
+        &mut self,
+        current: &mut RoundWrite,
+        buf: u32,
+        batch: &mut SendBatch,
+    ) -> bool {
         let stop = current.walk.end.min(current.walk.at + EMPTY_SLOTS_MAX);
-        let mut sink = Sink {
+        let mut sink = MemberWriter {
             batch,
             conns: &mut self.conns,
             counters: &mut self.counters,
@@ -680,9 +685,9 @@ impl Shard {
 }
 
 /// Where a walk over members writes to.
-struct Sink<'a> {
+struct MemberWriter<'a> {
     batch: &'a mut SendBatch,
-    conns: &'a mut Slots<Conn>,
+    conns: &'a mut Slab<Conn>,
     counters: &'a mut ShardCounters,
     slow: &'a mut Vec<u32>,
     outbox_bytes_max: usize,
@@ -690,7 +695,7 @@ struct Sink<'a> {
     namespaces: &'a Namespaces,
 }
 
-impl Sink<'_> {
+impl MemberWriter<'_> {
     /// Offers one buffer of so many frames to connections in order; answers how many were served.
     /// Fewer than all: the next one's write is full.
     fn offer_all(
@@ -716,7 +721,7 @@ impl Sink<'_> {
     }
 
     /// Offers a member the join of its own, which may be empty. `false`: its write is full.
-    fn offer_own(&mut self, member: u32, own: &Join) -> bool {
+    fn offer_own(&mut self, member: u32, own: &JoinedFrames) -> bool {
         if own.bytes.is_empty() {
             return true;
         }
@@ -727,7 +732,7 @@ impl Sink<'_> {
     #[cold]
     fn wait(&mut self, index: u32, buf: u32) {
         let conn = self.conns.at_mut(index).expect("a member is a connection");
-        let mut waiting = Waiting {
+        let mut waiting = OutboxWriter {
             outbox: conn.outbox.get_or_insert_default(),
             bytes_max: self.outbox_bytes_max,
             hub: self.hub,
@@ -746,7 +751,7 @@ fn add_write(batch: &mut SendBatch, conn: &mut Conn, id: ConnId, buf: u32) -> bo
     if batch.is_at(conn.place, id.0.index) {
         return batch.chain(conn.place, buf);
     }
-    conn.place = batch.push(conn.wire, id, buf);
+    conn.place = batch.push(conn.socket_key, id, buf);
     true
 }
 
@@ -758,7 +763,7 @@ fn writes_max(limits: &Limits, walk: Walk) -> usize {
 }
 
 /// Where the members with a join of their own stand, last one first.
-fn places_of(conns: &Slots<Conn>, to: TopicId, current: &Current) -> Vec<(usize, usize)> {
+fn places_of(conns: &Slab<Conn>, to: TopicId, current: &RoundWrite) -> Vec<(usize, usize)> {
     let mut places = Vec::new();
     for (own, (conn, _)) in current.own.iter().enumerate() {
         let Some(conn) = conns.get(conn.0) else { continue };
@@ -774,7 +779,11 @@ fn places_of(conns: &Slots<Conn>, to: TopicId, current: &Current) -> Vec<(usize,
 
 /// The frames that `wanted` lets through, in one buffer. One frame alone is not copied. `at`: their
 /// topic, if that lets messages give way.
-fn join(frames: &[Frame], at: Option<TopicId>, wanted: impl Fn(Option<ConnId>) -> bool) -> Join {
+fn join(
+    frames: &[RoundFrame],
+    at: Option<TopicId>,
+    wanted: impl Fn(Option<ConnId>) -> bool,
+) -> JoinedFrames {
     let chosen = || frames.iter().filter(|frame| wanted(frame.except));
     let (mut count, mut bytes) = (0, 0);
     for frame in chosen() {
@@ -788,7 +797,7 @@ fn join(frames: &[Frame], at: Option<TopicId>, wanted: impl Fn(Option<ConnId>) -
             joined.freeze()
         }
     };
-    let piece = |frame: &Frame| Piece { bytes: frame.bytes.clone(), says: frame.says };
-    let source = at.map(|at| Source { at, pieces: chosen().map(piece).collect() });
-    Join { bytes: joined, frames: count, source }
+    let piece = |frame: &RoundFrame| FramePart { bytes: frame.bytes.clone(), says: frame.says };
+    let source = at.map(|at| BatchSource { at, pieces: chosen().map(piece).collect() });
+    JoinedFrames { bytes: joined, frames: count, source }
 }

@@ -16,7 +16,7 @@
 use crate::ids::{SlotId, TopicId, TopicName};
 use crate::policy::namespaces::SlowConsumer;
 use crate::shard::conn::{Conn, Membership};
-use crate::slab::Slots;
+use crate::slab::Slab;
 use hashbrown::{DefaultHashBuilder, HashTable};
 use std::hash::BuildHasher;
 
@@ -68,7 +68,7 @@ pub struct Walk {
 
 /// What a join or a leave changed for the backplane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Edge {
+pub enum TopicEdge {
     /// Nothing: others were, or are, here.
     None,
     /// The first member came.
@@ -79,7 +79,7 @@ pub enum Edge {
 
 /// All topics of one shard.
 pub struct Hub {
-    topics: Slots<Topic>,
+    topics: Slab<Topic>,
     /// Index and hash of each topic by name. The hash stands beside the index, so that growing the
     /// table does not touch a million topics.
     by_name: HashTable<(u32, u32)>,
@@ -141,7 +141,7 @@ impl Hub {
     /// No topics, and room for `topics_max`.
     pub fn with_max(topics_max: usize) -> Hub {
         Hub {
-            topics: Slots::with_max(topics_max),
+            topics: Slab::with_max(topics_max),
             by_name: HashTable::new(),
             hasher: DefaultHashBuilder::default(),
             members: 0,
@@ -223,25 +223,25 @@ impl Hub {
     }
 
     /// `conn` comes in. It must not be in yet.
-    pub fn join(&mut self, id: TopicId, index: u32, conn: &mut Conn) -> Edge {
+    pub fn join(&mut self, id: TopicId, index: u32, conn: &mut Conn) -> TopicEdge {
         let topic = self.topics.get_mut(id.0).expect("opened just before");
         debug_assert!(conn.joined.find(id.0.index).is_none());
         let place = topic.members().len();
         let slot = conn.joined.push(Membership { topic: id.0.index, place: place as u32 });
         topic.members.push(Member { conn: index, slot: slot as u32 });
         self.members += 1;
-        if place == 0 { Edge::First } else { Edge::None }
+        if place == 0 { TopicEdge::First } else { TopicEdge::None }
     }
 
     /// The connection at `index` gives up its membership at `slot`. `walk` is how far the topic is
     /// being walked, if it is: told members stay told, and nobody still to be told is skipped.
     pub fn leave(
         &mut self,
-        conns: &mut Slots<Conn>,
+        conns: &mut Slab<Conn>,
         index: u32,
         slot: usize,
         walk: Option<&mut Walk>,
-    ) -> Edge {
+    ) -> TopicEdge {
         let conn = conns.at_mut(index).expect("whoever leaves is still here");
         let membership = conn.joined.get(slot).expect("a slot that was just looked up");
         let moved = conn.joined.swap_remove(slot);
@@ -253,13 +253,13 @@ impl Hub {
         take_out(topic, conns, membership.place as usize, walk);
         self.members -= 1;
         if !topic.members().is_empty() {
-            return Edge::None;
+            return TopicEdge::None;
         }
-        Edge::Last
+        TopicEdge::Last
     }
 
     /// The connection's last membership becomes its first one.
-    pub fn bring_first(&mut self, conns: &mut Slots<Conn>, index: u32) {
+    pub fn bring_first(&mut self, conns: &mut Slab<Conn>, index: u32) {
         let conn = conns.at_mut(index).expect("whoever has just joined is here");
         let last = conn.joined.len() - 1;
         conn.joined.swap(0, last);
@@ -283,7 +283,7 @@ impl Hub {
 
     /// Walks everything; for tests.
     #[cfg(any(test, debug_assertions))]
-    pub fn check(&self, conns: &Slots<Conn>) {
+    pub fn check(&self, conns: &Slab<Conn>) {
         let mut members = 0;
         for (id, topic) in self.topics.iter() {
             assert_eq!(self.find(&topic.name), Some(TopicId(id)));
@@ -318,7 +318,7 @@ fn spread(hash: u32) -> u64 {
 
 /// Removes the member at `place`, closing the gap from the zone it is in, then that gap from the
 /// next zone, and the last one from the end.
-fn take_out(topic: &mut Topic, conns: &mut Slots<Conn>, place: usize, walk: Option<&mut Walk>) {
+fn take_out(topic: &mut Topic, conns: &mut Slab<Conn>, place: usize, walk: Option<&mut Walk>) {
     let mut gap = place;
     if let Some(walk) = walk {
         if gap < walk.at {
@@ -336,7 +336,7 @@ fn take_out(topic: &mut Topic, conns: &mut Slots<Conn>, place: usize, walk: Opti
 }
 
 /// The member at `from` fills the gap and leaves one behind.
-fn shift(topic: &mut Topic, conns: &mut Slots<Conn>, from: usize, gap: &mut usize) {
+fn shift(topic: &mut Topic, conns: &mut Slab<Conn>, from: usize, gap: &mut usize) {
     if from == *gap {
         return;
     }

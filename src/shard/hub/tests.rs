@@ -51,33 +51,33 @@ struct Model {
 
 struct Subject {
     hub: Hub,
-    conns: Slots<Conn>,
+    conns: Slab<Conn>,
     ids: Vec<SlotId>,
     walk: Option<(TopicId, Walk)>,
 }
 
 impl Subject {
     fn new() -> Subject {
-        let mut conns = Slots::with_max(CONNS);
-        let put = |wire| conns.insert(Conn::new(wire)).expect("there is room for all");
+        let mut conns = Slab::with_max(CONNS);
+        let put = |socket_key| conns.insert(Conn::new(socket_key)).expect("there is room for all");
         let ids = (0..CONNS as u32).map(put).collect();
         Subject { hub: Hub::with_max(TOPICS), conns, ids, walk: None }
     }
 
-    fn join(&mut self, conn: usize, topic: usize) -> Edge {
+    fn join(&mut self, conn: usize, topic: usize) -> TopicEdge {
         let id = self.hub.open(&name(topic), SlowConsumer::Close).expect("there is room for all");
         let conn = self.conns.get_mut(self.ids[conn]).expect("nobody is removed");
-        self.hub.join(id, conn.wire, conn)
+        self.hub.join(id, conn.socket_key, conn)
     }
 
-    fn leave(&mut self, conn: usize, topic: usize) -> Edge {
+    fn leave(&mut self, conn: usize, topic: usize) -> TopicEdge {
         let id = self.hub.find(&name(topic)).expect("it has a member");
         let index = self.ids[conn].index;
         let joined = &self.conns.at(index).expect("nobody is removed").joined;
         let slot = joined.find(id.0.index).expect("it is a member");
         let walk = self.walk.as_mut().filter(|(walked, _)| *walked == id).map(|(_, walk)| walk);
         let edge = self.hub.leave(&mut self.conns, index, slot, walk);
-        if edge == Edge::Last {
+        if edge == TopicEdge::Last {
             self.walk = self.walk.take().filter(|(walked, _)| *walked != id);
             self.hub.close(id).expect("it lived a moment ago");
         }
@@ -117,7 +117,7 @@ proptest! {
                     let is_first = !model.topics.contains_key(&topic);
                     model.topics.entry(topic).or_default().insert(conn);
                     let edge = subject.join(conn, topic);
-                    prop_assert_eq!(edge, if is_first { Edge::First } else { Edge::None });
+                    prop_assert_eq!(edge, if is_first { TopicEdge::First } else { TopicEdge::None });
                 }
                 Op::Leave { conn, topic } => {
                     let Some(set) = model.topics.get_mut(&topic) else { continue };
@@ -130,7 +130,7 @@ proptest! {
                         model.to_tell.remove(&conn);
                     }
                     let edge = subject.leave(conn, topic);
-                    prop_assert_eq!(edge, if is_last { Edge::Last } else { Edge::None });
+                    prop_assert_eq!(edge, if is_last { TopicEdge::Last } else { TopicEdge::None });
                 }
                 Op::Walk { topic } => {
                     model.walked = Some(topic);

@@ -1,7 +1,7 @@
 //! From a write that a socket did not take to what waits in its outbox.
 //!
 //! Quick members of a room share one buffer, whatever its policy is. What that buffer is made from, a
-//! [`Source`], is noted beside it in the batch, once for each round, and only where the room's policy
+//! [`BatchSource`], is noted beside it in the batch, once for each round, and only where the room's policy
 //! lets messages give way: in all other rooms a round carries nothing more than it did. A slow
 //! member's outbox takes the frames one by one, as they came, so that each can go by itself and none
 //! keeps the joined buffer in memory.
@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 /// What a frame of a room says, as far as it matters when it gives way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Says {
+pub enum FrameKind {
     /// A message, and what it is about.
     Message(Option<ConflateKey>),
     /// So many messages were lost before they came here.
@@ -31,24 +31,24 @@ pub enum Says {
 
 /// A whole frame.
 #[derive(Clone, Debug)]
-pub struct Piece {
+pub struct FramePart {
     /// The frame.
     pub bytes: Bytes,
     /// What it says.
-    pub says: Says,
+    pub says: FrameKind,
 }
 
 /// What a buffer is made from, in its order.
 #[derive(Clone, Debug)]
-pub struct Source {
+pub struct BatchSource {
     /// Whose frames.
     pub at: TopicId,
     /// The frames.
-    pub pieces: Arc<[Piece]>,
+    pub pieces: Arc<[FramePart]>,
 }
 
 /// One slow member, and what is needed to let something wait for it.
-pub(super) struct Waiting<'a> {
+pub(super) struct OutboxWriter<'a> {
     pub(super) outbox: &'a mut Outbox,
     pub(super) bytes_max: usize,
     pub(super) hub: &'a Hub,
@@ -56,9 +56,14 @@ pub(super) struct Waiting<'a> {
     pub(super) counters: &'a mut ShardCounters,
 }
 
-impl Waiting<'_> {
+impl OutboxWriter<'_> {
     /// A buffer of which the socket took the first `taken` bytes, not all.
-    pub(super) fn keep(&mut self, buf: &Bytes, source: Option<&Source>, taken: usize) -> Pushed {
+    pub(super) fn keep(
+        &mut self,
+        buf: &Bytes,
+        source: Option<&BatchSource>,
+        taken: usize,
+    ) -> Pushed {
         let before = self.outbox.bytes();
         let topic = source.and_then(|source| Some((source, self.hub.get(source.at)?)));
         let pushed = match topic {
@@ -82,7 +87,7 @@ impl Waiting<'_> {
     }
 
     /// A frame that has begun is completed; the others are loose.
-    fn keep_pieces(&mut self, source: &Source, name: &TopicName, taken: usize) -> Pushed {
+    fn keep_pieces(&mut self, source: &BatchSource, name: &TopicName, taken: usize) -> Pushed {
         let (mut left, mut whole) = (taken, &source.pieces[..]);
         while let Some((first, rest)) = whole.split_first().filter(|_| left > 0) {
             if left < first.bytes.len() {

@@ -12,7 +12,7 @@ use campanile::backplane::redis::subscriptions::{BATCHES_MAX, Subscriptions};
 use campanile::ids::{NodeId, ShardId};
 use campanile::link::channel::{ShardEnd, window};
 use campanile::link::health::Health;
-use campanile::link::{Done, Outcome, Publish, Uplink};
+use campanile::link::{Done, Publish, PublishOutcome, Uplink};
 use campanile::shard::delivery::batch::SendBatch;
 use campanile::shard::{Shard, ShardConfig};
 use std::collections::VecDeque;
@@ -109,7 +109,7 @@ impl Node {
         self.local.interest.lose_link(0);
         self.local.set_up(false, "played", now);
         for done in link.done {
-            self.local.done(done, Outcome::Unknown, now);
+            self.local.done(done, PublishOutcome::Unknown, now);
         }
         let number = |push| match push {
             Push::Message { number, .. } => Some(number),
@@ -164,7 +164,7 @@ impl Node {
             Uplink::Publish(publish) => self.waiting.push_back(publish),
             Uplink::Recover(_) | Uplink::History(_) => panic!("nothing is kept here"),
             Uplink::Acknowledge { .. } => panic!("nothing is kept here"),
-            Uplink::Attend(_) | Uplink::Presence(_) => panic!("no room has presence here"),
+            Uplink::PresenceUpdate(_) | Uplink::Presence(_) => panic!("no room has presence here"),
         }
     }
 
@@ -189,7 +189,7 @@ impl Node {
         }
         while let Some(done) = link.done.pop_front() {
             moved = true;
-            self.local.done(done, Outcome::Accepted(None), now);
+            self.local.done(done, PublishOutcome::Accepted(None), now);
         }
         if link.subscriptions.is_complete() {
             self.local.set_up(true, "played", now);

@@ -12,7 +12,7 @@ use campanile::ids::ConnId;
 use campanile::link::Downlink;
 use campanile::policy::limits::Limits;
 use campanile::shard::conn::CloseReason;
-use campanile::shard::{Closed, Opening};
+use campanile::shard::{ClosedSocket, Opening};
 use serde_json::Value;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -191,7 +191,7 @@ impl Fleet {
         let client = &mut self.clients[who];
         let Some(conn) = client.conn else { return };
         let (node, tower) = (client.node, client.tower);
-        self.nodes[node].towers[tower].shard.handle_ended(conn, CloseReason::Gone);
+        self.nodes[node].towers[tower].shard.handle_peer_gone(conn, CloseReason::Gone);
         self.visit(node, tower);
         assert!(self.clients[who].conn.is_none());
     }
@@ -264,8 +264,8 @@ impl Fleet {
         moved |= self.write(node, tower);
         while let Some(closed) = self.nodes[node].towers[tower].shard.poll_closed() {
             moved = true;
-            if let Closed::Whole { wire, conn, .. } = closed {
-                let client = &mut self.clients[wire as usize];
+            if let ClosedSocket::Whole { socket_key, conn, .. } = closed {
+                let client = &mut self.clients[socket_key as usize];
                 assert_eq!(client.conn, Some(conn));
                 client.conn = None;
             }
@@ -278,7 +278,7 @@ impl Fleet {
         let mut moved = false;
         while let Some(item) = it.shard.poll_uplink() {
             if let Err(item) = it.end.try_send(item) {
-                it.shard.give_back(item);
+                it.shard.return_uplink(item);
                 break;
             }
             moved = true;
@@ -296,7 +296,7 @@ impl Fleet {
         it.shard.take_batch(&mut batch);
         let mut read: HashMap<*const u8, Rc<Vec<Heard>>> = HashMap::new();
         for op in batch.ops() {
-            let who = op.wire as usize;
+            let who = op.socket_key as usize;
             assert_eq!(self.clients[who].conn, Some(op.conn));
             for buf in batch.bufs(op) {
                 let heard = read.entry(buf.as_ptr()).or_insert_with(|| Rc::new(parse(buf))).clone();

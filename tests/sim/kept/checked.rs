@@ -193,8 +193,8 @@ fn a_recovery_that_is_denied_without_need_is_seen() {
         bob[6].1 = in_room(3, Some(at(3)), Some(Recovery::Recovered { messages: 1 }));
     });
     assert!(counted_wrong.contains("1 from"), "{counted_wrong}");
-    let unsaid = refused(|_, bob| bob[6].1 = in_room(3, Some(at(3)), None));
-    assert!(unsaid.contains("answered None"), "{unsaid}");
+    let suppressed = refused(|_, bob| bob[6].1 = in_room(3, Some(at(3)), None));
+    assert!(suppressed.contains("answered None"), "{suppressed}");
 }
 
 #[test]

@@ -65,7 +65,7 @@ impl Node {
                 Uplink::Publish(publish) => self.embedded.publish(publish, now, &mut self.local),
                 Uplink::Recover(ask) => self.embedded.recover(shard, ask, now, &mut self.local),
                 Uplink::History(ask) => self.embedded.history(ask, now, &mut self.local),
-                Uplink::Attend(attend) => self.embedded.attend(*attend, now),
+                Uplink::PresenceUpdate(attend) => self.embedded.attend(*attend, now),
                 Uplink::Presence(ask) => self.embedded.presence(ask, now),
                 Uplink::Acknowledge { topic, up_to } => {
                     self.embedded.acknowledge(topic, up_to, now, &mut self.local);

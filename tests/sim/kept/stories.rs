@@ -324,10 +324,10 @@ fn a_thousand_newcomers_who_missed_the_same_share_one_buffer() {
     }
     let since = Position { epoch: 7, offset: 10 };
     for n in 0..1000 {
-        let wire = bare.open(&format!("user{n}"), &[]);
+        let socket_key = bare.open(&format!("user{n}"), &[]);
         let join =
             format!(r#"{{"type":"join","room_id":"{ROOM}","since":{{"epoch":"7","offset":10}}}}"#);
-        bare.read(wire, 1, join.as_bytes());
+        bare.read(socket_key, 1, join.as_bytes());
     }
     let mut asked = Vec::new();
     while let Some(item) = bare.shard.poll_uplink() {

@@ -6,7 +6,7 @@ use super::topic::{Topic, cut_of};
 use crate::backplane::history::{Log, Missed};
 use crate::backplane::local::Local;
 use crate::ids::{Position, ShardId, TopicKind};
-use crate::link::{AskHistory, NoHistory, Recover, Recovered, Said};
+use crate::link::{HistoryError, HistoryRequest, Recover, Recovered, Said};
 use crate::protocol::{Page, Recovery, Unrecovered};
 use bytes::Bytes;
 use std::time::Instant;
@@ -20,7 +20,7 @@ pub(super) struct Waiting {
 
 pub(super) enum Question {
     Recover(ShardId, Box<Recover>),
-    History(Box<AskHistory>),
+    History(Box<HistoryRequest>),
 }
 
 impl Topic {
@@ -172,11 +172,16 @@ pub(super) fn overload(
     recovered(shard, ask, position, Err(Unrecovered::Overload), local);
 }
 
-fn said(page: &Page, log: &Log, chain: &[(u64, u64)], bytes_max: usize) -> Result<Said, NoHistory> {
+fn said(
+    page: &Page,
+    log: &Log,
+    chain: &[(u64, u64)],
+    bytes_max: usize,
+) -> Result<Said, HistoryError> {
     let since = page.since.map(|since| translate(since, log, chain)).transpose();
     let frames = since.and_then(|since| log.page(Page { since, ..*page }, bytes_max));
     match frames {
         Ok(frames) => Ok(Said { position: log.position(), frames }),
-        Err(why) => Err(NoHistory::Unrecovered(why)),
+        Err(why) => Err(HistoryError::Unrecovered(why)),
     }
 }

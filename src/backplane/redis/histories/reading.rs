@@ -217,9 +217,9 @@ impl Histories {
     fn warn_of(&mut self, answer: Option<&Value>, refusal: Refusal, now: Instant) {
         if let Some(Value::ServerError(error)) = answer
             && refusal == Refusal::ForGood
-            && let Some(unsaid) = self.refusals.is_due(now)
+            && let Some(suppressed) = self.refusals.is_due(now)
         {
-            tracing::warn!(%error, unsaid, "Redis refused to say where a history is");
+            tracing::warn!(%error, suppressed, "Redis refused to say where a history is");
         }
     }
 

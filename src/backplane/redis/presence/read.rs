@@ -24,8 +24,8 @@ use crate::backplane::redis::link::{Reply, poll_reply, send};
 use crate::backplane::redis::names::partition;
 use crate::backplane::redis::route::Route;
 use crate::ids::{TopicName, is_name};
-use crate::link::AskPresence;
-use crate::protocol::{Attendee, Here, Info};
+use crate::link::PresenceRequest;
+use crate::protocol::{Info, Roster, RosterEntry};
 use hashbrown::{HashMap, HashSet};
 use redis::aio::MultiplexedConnection;
 use redis::{RedisError, RedisResult, pipe};
@@ -50,7 +50,7 @@ pub struct Reads {
     /// Those that were moving, in the order in which they are read again.
     again: VecDeque<(Instant, Waiting)>,
     /// Who waits for a read that has not begun.
-    asks: HashMap<TopicName, Vec<AskPresence>>,
+    asks: HashMap<TopicName, Vec<PresenceRequest>>,
     under_way: Vec<Read>,
 }
 
@@ -75,7 +75,7 @@ pub struct Source<'a> {
 
 struct Read {
     topic: TopicName,
-    asks: Vec<AskPresence>,
+    asks: Vec<PresenceRequest>,
     tried: Instant,
     reply: Reply<Others>,
     since: Vec<Since>,
@@ -98,16 +98,16 @@ struct Others {
 /// An answer, and for whom.
 pub struct Answer {
     /// Those who asked.
-    pub asks: Vec<AskPresence>,
+    pub asks: Vec<PresenceRequest>,
     /// Who is there, unless it could not be read.
-    pub here: RedisResult<Arc<Here>>,
+    pub here: RedisResult<Arc<Roster>>,
     /// The other nodes that have users there.
     pub nodes: Vec<String>,
 }
 
 impl Reads {
     /// Somebody wants to know.
-    pub fn ask(&mut self, ask: AskPresence) {
+    pub fn ask(&mut self, ask: PresenceRequest) {
         let is_under_way = self.under_way.iter().any(|read| read.topic == ask.topic);
         if !is_under_way && !self.asks.contains_key(&ask.topic) {
             self.line.push_back(Waiting { topic: ask.topic.clone(), tried: None });
@@ -152,7 +152,7 @@ impl Reads {
             }
             let cmd = from.route.cmd(from.route.server_of(topic.as_str()));
             let cmd = cmd.expect("what has no server is refused before").clone();
-            let wanted = members.members(&topic).take(Here::USERS_MAX);
+            let wanted = members.members(&topic).take(Roster::USERS_MAX);
             let wanted: Vec<TopicName> = wanted.map(|(user, _)| user.clone()).collect();
             let (keys, dead) = (from.keys.clone(), from.dead.clone());
             let reply = send(cx, read(cmd, keys, topic.clone(), dead, wanted));
@@ -196,7 +196,7 @@ impl Reads {
     }
 
     /// Gives up those whose server is not `up`: all who asked.
-    pub fn take_lost(&mut self, up: Parts) -> Vec<AskPresence> {
+    pub fn take_lost(&mut self, up: Parts) -> Vec<PresenceRequest> {
         if up == Parts::ALL {
             return Vec::new();
         }
@@ -213,7 +213,7 @@ impl Reads {
 impl Answer {
     fn new(
         topic: TopicName,
-        asks: Vec<AskPresence>,
+        asks: Vec<PresenceRequest>,
         since: Vec<Since>,
         others: RedisResult<Others>,
         members: &Presence,
@@ -256,22 +256,22 @@ impl Others {
     }
 
     /// Everybody, this node's own included.
-    fn with(mut self, topic: &TopicName, members: &Presence) -> Here {
+    fn with(mut self, topic: &TopicName, members: &Presence) -> Roster {
         let both = self.users.iter().filter(|user| members.member(topic, user).is_some()).count();
         let count = members.count(topic) + self.users.len() - both;
         let mut listed = Vec::new();
-        for (user, member) in members.members(topic).take(Here::USERS_MAX) {
+        for (user, member) in members.members(topic).take(Roster::USERS_MAX) {
             let (there, their_info) = self.known.remove(user).unwrap_or_default();
             let here = (u64::from(member.connections), member.info.clone());
             let (connections, info) = together(here, (there, their_info));
-            listed.push(Attendee { user: user.clone(), connections, info });
+            listed.push(RosterEntry { user: user.clone(), connections, info });
         }
         for (user, (connections, info)) in self.known {
             if members.member(topic, &user).is_none() {
-                listed.push(Attendee { user, connections, info });
+                listed.push(RosterEntry { user, connections, info });
             }
         }
-        Here::new(listed, count as u64)
+        Roster::new(listed, count as u64)
     }
 }
 
@@ -297,7 +297,7 @@ async fn read(
     let names = all.into_iter().flatten().filter(|name| is_name(name));
     let users: HashSet<TopicName> = names.map(|name| TopicName::user(&name)).collect();
     let mine: HashSet<TopicName> = wanted.iter().cloned().collect();
-    let more = Here::USERS_MAX - wanted.len();
+    let more = Roster::USERS_MAX - wanted.len();
     wanted.extend(users.difference(&mine).take(more).cloned());
     if users.is_empty() {
         return Ok(Others { nodes, ..Others::default() });
@@ -343,7 +343,7 @@ fn value_read(value: &str) -> Option<(u64, Option<Info>)> {
 mod tests {
     use super::*;
     use crate::ids::{ConnId, NodeId, ShardId, SlotId};
-    use crate::link::{Attend, Deed, Origin, PresenceTo};
+    use crate::link::{Origin, PresenceChange, PresenceTo, PresenceUpdate};
     use redis::ServerErrorKind::{Ask, ClusterDown, Moved, TryAgain};
 
     fn user(name: &str) -> TopicName {
@@ -355,8 +355,8 @@ mod tests {
         let conn = ConnId(SlotId { index: 0, generation: 0 });
         let by = Origin { node: NodeId(1), shard: ShardId(0), conn };
         for name in names {
-            let deed = Deed::Came { by, info: None };
-            let attend = Attend { topic: TopicName::room("r"), user: user(name), deed };
+            let deed = PresenceChange::Came { by, info: None };
+            let attend = PresenceUpdate { topic: TopicName::room("r"), user: user(name), deed };
             members.handle(attend, Duration::ZERO, Instant::now());
         }
         members
@@ -407,7 +407,7 @@ mod tests {
         let mut reads = Reads::default();
         for name in ["a", "b", "a"] {
             let to = PresenceTo::Call(Box::new(|_| {}));
-            reads.ask(AskPresence { topic: TopicName::room(name), to });
+            reads.ask(PresenceRequest { topic: TopicName::room(name), to });
         }
         assert!(reads.take_lost(Parts::ALL).is_empty());
         let up = [partition("r:b")].into_iter().collect();

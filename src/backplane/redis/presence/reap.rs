@@ -85,9 +85,9 @@ impl Reaper {
             end.cmd("DEL").arg(self.keys.reap(&self.node));
             end.exec_async(&mut cmd).await?;
         } else {
-            let mut give_back = redis::cmd("SET");
-            give_back.arg(self.keys.reap(&self.node)).arg(NOBODY);
-            give_back.arg("PX").arg(BROKEN_OFF.as_millis() as u64).exec_async(&mut cmd).await?;
+            let mut return_uplink = redis::cmd("SET");
+            return_uplink.arg(self.keys.reap(&self.node)).arg(NOBODY);
+            return_uplink.arg("PX").arg(BROKEN_OFF.as_millis() as u64).exec_async(&mut cmd).await?;
         }
         walked
     }

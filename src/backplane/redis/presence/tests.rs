@@ -6,7 +6,7 @@ use crate::backplane::redis::names::PARTITIONS;
 use crate::ids::{ConnId, ShardId, SlotId};
 use crate::link::channel::{OpsEnd, ShardEnd, window};
 use crate::link::health::Health;
-use crate::link::{Deed, Origin, PresenceTo};
+use crate::link::{Origin, PresenceChange, PresenceTo};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, PushInfo};
 use redis_server::Redis;
@@ -112,19 +112,19 @@ impl World {
         self.nodes[node].presences.go_up(server, Instant::now());
     }
 
-    fn attend(&mut self, node: usize, topic: &TopicName, user: &str, deed: Deed) {
+    fn attend(&mut self, node: usize, topic: &TopicName, user: &str, deed: PresenceChange) {
         let (topic, user) = (topic.clone(), TopicName::user(user));
-        self.nodes[node].presences.handle(Attend { topic, user, deed }, Instant::now());
+        self.nodes[node].presences.handle(PresenceUpdate { topic, user, deed }, Instant::now());
     }
 
     fn come(&mut self, node: usize, topic: &TopicName, user: &str) {
         let conn = ConnId(SlotId { index: 1, generation: 0 });
         let by = Origin { node: self.nodes[node].id, shard: ShardId(0), conn };
-        self.attend(node, topic, user, Deed::Came { by, info: None });
+        self.attend(node, topic, user, PresenceChange::Came { by, info: None });
     }
 
     fn go(&mut self, node: usize, topic: &TopicName, user: &str) {
-        self.attend(node, topic, user, Deed::Left);
+        self.attend(node, topic, user, PresenceChange::Left);
     }
 
     /// Goes on until something is so; at most 20 seconds.
@@ -163,7 +163,7 @@ impl World {
     async fn here(&mut self, node: usize, topic: &TopicName) -> Option<Vec<String>> {
         let (tell, told) = mpsc::channel();
         let to = PresenceTo::Call(Box::new(move |here| tell.send(here).expect("it is awaited")));
-        self.nodes[node].presences.ask(AskPresence { topic: topic.clone(), to });
+        self.nodes[node].presences.ask(PresenceRequest { topic: topic.clone(), to });
         let here = self.until("there is an answer", |_| told.try_recv().ok()).await?;
         Some(here.users.iter().map(|attendee| name_of(&attendee.user).to_owned()).collect())
     }

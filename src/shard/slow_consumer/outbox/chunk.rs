@@ -12,26 +12,26 @@ pub(super) const CHUNK_BYTES_MAX: usize = 4 * 1024;
 
 /// Bytes that wait.
 #[derive(Debug)]
-pub(super) enum Stored {
+pub(super) enum Chunk {
     /// A part of a buffer that others may have as well; at least half of it.
     Shared(Bytes),
     /// Copied, one frame or many.
     Own(BytesMut),
 }
 
-impl Default for Stored {
-    fn default() -> Stored {
-        Stored::Shared(Bytes::new())
+impl Default for Chunk {
+    fn default() -> Chunk {
+        Chunk::Shared(Bytes::new())
     }
 }
 
-impl Stored {
+impl Chunk {
     /// Bytes for a slice of their own.
-    pub(super) fn new(bytes: Bytes) -> Stored {
+    pub(super) fn new(bytes: Bytes) -> Chunk {
         match bytes.len() {
-            0 => Stored::default(),
-            1..=CHUNK_BYTES_MAX => Stored::Own(BytesMut::from(&bytes[..])),
-            _ => Stored::Shared(bytes),
+            0 => Chunk::default(),
+            1..=CHUNK_BYTES_MAX => Chunk::Own(BytesMut::from(&bytes[..])),
+            _ => Chunk::Shared(bytes),
         }
     }
 
@@ -39,30 +39,30 @@ impl Stored {
     #[must_use]
     pub(super) fn append(&mut self, bytes: &[u8]) -> bool {
         match self {
-            Stored::Own(chunk) if chunk.len() + bytes.len() <= CHUNK_BYTES_MAX => {
+            Chunk::Own(chunk) if chunk.len() + bytes.len() <= CHUNK_BYTES_MAX => {
                 chunk.extend_from_slice(bytes);
                 true
             }
-            Stored::Own(_) | Stored::Shared(_) => false,
+            Chunk::Own(_) | Chunk::Shared(_) => false,
         }
     }
 
     /// The first `taken` bytes have left.
     pub(super) fn advance(&mut self, taken: usize) {
         match self {
-            Stored::Shared(bytes) => bytes.advance(taken),
-            Stored::Own(chunk) => chunk.advance(taken),
+            Chunk::Shared(bytes) => bytes.advance(taken),
+            Chunk::Own(chunk) => chunk.advance(taken),
         }
     }
 }
 
-impl std::ops::Deref for Stored {
+impl std::ops::Deref for Chunk {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
         match self {
-            Stored::Shared(bytes) => bytes,
-            Stored::Own(chunk) => chunk,
+            Chunk::Shared(bytes) => bytes,
+            Chunk::Own(chunk) => chunk,
         }
     }
 }

@@ -26,9 +26,9 @@ mod chunk;
 use crate::ids::{ConflateKey, TopicId, TopicName};
 use crate::metrics::ShardCounters;
 use crate::policy::namespaces::{Policy, SlowConsumer};
-use crate::shard::slow_consumer::{Piece, Says, notice, notice_bytes_max};
+use crate::shard::slow_consumer::{FrameKind, FramePart, notice, notice_bytes_max};
 use bytes::Bytes;
-use chunk::Stored;
+use chunk::Chunk;
 use std::collections::{HashMap, VecDeque};
 
 pub(super) use chunk::rest_of;
@@ -45,29 +45,29 @@ pub struct Outbox {
     bytes: usize,
     /// Slices that hold nothing any more.
     empty: usize,
-    rooms: Vec<Room>,
+    rooms: Vec<RoomQueue>,
 }
 
 #[derive(Debug)]
 struct Slice {
-    bytes: Stored,
-    kind: Kind,
+    bytes: Chunk,
+    kind: SliceKind,
 }
 
 /// What may become of a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum SliceKind {
     /// It leaves.
     Fixed,
     /// It may give way: a message of a room, by the room's place.
-    Loose(u32),
+    Droppable(u32),
     /// It says what of that room gave way, and how much may be added.
     Notice(u32),
 }
 
 /// A room that has, or had, something loose here.
 #[derive(Debug)]
-struct Room {
+struct RoomQueue {
     /// `None`: the peer has left it, and what else comes of it is for another stay.
     at: Option<TopicId>,
     name: TopicName,
@@ -77,7 +77,7 @@ struct Room {
     /// Bytes of its loose slices.
     bytes: usize,
     /// Its loose slices, oldest first; conflated ones are still named.
-    loose: VecDeque<Loose>,
+    loose: VecDeque<Droppable>,
     /// Where the newest message of each key stands.
     newest: HashMap<Option<ConflateKey>, u64>,
     /// Where its notice stands.
@@ -89,9 +89,9 @@ struct Room {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Loose {
+struct Droppable {
     number: u64,
-    says: Says,
+    says: FrameKind,
 }
 
 /// Whether there was room.
@@ -134,13 +134,13 @@ impl Outbox {
     /// Queues whatever the limit says: for the rest of a frame whose beginning has left, and for a
     /// close frame.
     pub fn push_always(&mut self, bytes: Bytes) {
-        if let Some(Slice { bytes: last, kind: Kind::Fixed }) = self.queue.back_mut()
+        if let Some(Slice { bytes: last, kind: SliceKind::Fixed }) = self.queue.back_mut()
             && last.append(&bytes)
         {
             self.bytes += bytes.len();
             return;
         }
-        self.append(Stored::new(bytes), Kind::Fixed);
+        self.append(Chunk::new(bytes), SliceKind::Fixed);
     }
 
     /// Where a room stands here, by which [`Outbox::push_loose`] knows it. `name` and `policy` are
@@ -149,7 +149,7 @@ impl Outbox {
         if let Some(place) = self.rooms.iter().position(|room| room.at == Some(at)) {
             return place;
         }
-        let room = Room {
+        let room = RoomQueue {
             at: Some(at),
             name: name.clone(),
             slow: policy.slow_consumer,
@@ -163,7 +163,7 @@ impl Outbox {
             gap: None,
         };
         // Who comes and goes while nothing is read leaves nothing behind.
-        match self.rooms.iter().position(Room::is_idle) {
+        match self.rooms.iter().position(RoomQueue::is_idle) {
             Some(place) => {
                 self.rooms[place] = room;
                 place
@@ -186,7 +186,7 @@ impl Outbox {
     pub fn push_loose(
         &mut self,
         room: usize,
-        pieces: &[Piece],
+        pieces: &[FramePart],
         bytes_max: usize,
         counters: &mut ShardCounters,
     ) -> Pushed {
@@ -209,7 +209,7 @@ impl Outbox {
         self.empty = 0;
         self.bytes = 0;
         if let Some(first) = self.queue.front_mut() {
-            first.kind = Kind::Fixed;
+            first.kind = SliceKind::Fixed;
             self.bytes = first.bytes.len();
         }
     }
@@ -249,7 +249,7 @@ impl Outbox {
             return Pushed::Queued;
         }
         while self.bytes + bytes > bytes_max {
-            let oldest = |room: &Room| room.loose.front().map(|loose| loose.number);
+            let oldest = |room: &RoomQueue| room.loose.front().map(|loose| loose.number);
             let rooms = self.rooms.iter().enumerate();
             let next = rooms.filter_map(|(place, room)| Some((oldest(room)?, place))).min();
             let Some((_, room)) = next else {
@@ -265,9 +265,9 @@ impl Outbox {
     }
 
     /// A newer message is there: what the older one had to say is worth nothing.
-    fn conflate(&mut self, place: usize, says: Says, counters: &mut ShardCounters) {
+    fn conflate(&mut self, place: usize, says: FrameKind, counters: &mut ShardCounters) {
         let room = &mut self.rooms[place];
-        let Says::Message(key) = says else { return };
+        let FrameKind::Message(key) = says else { return };
         if room.slow != SlowConsumer::Conflate {
             return;
         }
@@ -280,7 +280,7 @@ impl Outbox {
     fn push_piece(
         &mut self,
         place: usize,
-        piece: &Piece,
+        piece: &FramePart,
         bytes_max: usize,
         counters: &mut ShardCounters,
     ) {
@@ -294,22 +294,22 @@ impl Outbox {
         }
         let number = self.first + self.queue.len() as u64;
         if self.bytes + all > bytes_max {
-            self.append(Stored::default(), Kind::Fixed);
+            self.append(Chunk::default(), SliceKind::Fixed);
             self.empty += 1;
             return self.rooms[place].note_lost(number, piece.says, counters);
         }
-        self.append(Stored::Shared(piece.bytes.clone()), Kind::Loose(place as u32));
+        self.append(Chunk::Shared(piece.bytes.clone()), SliceKind::Droppable(place as u32));
         let room = &mut self.rooms[place];
         room.bytes += bytes;
-        room.loose.push_back(Loose { number, says: piece.says });
-        if let (SlowConsumer::Conflate, Says::Message(key)) = (room.slow, piece.says) {
+        room.loose.push_back(Droppable { number, says: piece.says });
+        if let (SlowConsumer::Conflate, FrameKind::Message(key)) = (room.slow, piece.says) {
             room.newest.insert(key, number);
         }
     }
 
     /// The oldest of a room gives way. `false`: nothing of it is loose.
     fn give_way(&mut self, place: usize, counters: &mut ShardCounters) -> bool {
-        while let Some(Loose { number, says }) = self.rooms[place].loose.pop_front() {
+        while let Some(Droppable { number, says }) = self.rooms[place].loose.pop_front() {
             let bytes = self.take_out(number);
             if bytes == 0 {
                 continue; // It was conflated.
@@ -334,22 +334,23 @@ impl Outbox {
         }
         self.bytes += bytes.len();
         self.empty -= 1;
-        *self.at(gap) = Slice { bytes: Stored::Shared(bytes), kind: Kind::Notice(place as u32) };
+        *self.at(gap) =
+            Slice { bytes: Chunk::Shared(bytes), kind: SliceKind::Notice(place as u32) };
     }
 
     /// The first slice begins to leave: nothing happens to it any more.
     fn begin_first(&mut self) {
         let Some(first) = self.queue.front_mut() else { return };
-        match std::mem::replace(&mut first.kind, Kind::Fixed) {
-            Kind::Fixed => {}
-            Kind::Notice(place) => {
+        match std::mem::replace(&mut first.kind, SliceKind::Fixed) {
+            SliceKind::Fixed => {}
+            SliceKind::Notice(place) => {
                 let room = &mut self.rooms[place as usize];
                 (room.notice, room.lost) = (None, 0);
             }
-            Kind::Loose(place) => {
+            SliceKind::Droppable(place) => {
                 let room = &mut self.rooms[place as usize];
                 room.bytes -= first.bytes.len();
-                while let Some(Loose { number, says }) = room.loose.pop_front() {
+                while let Some(Droppable { number, says }) = room.loose.pop_front() {
                     if number == self.first {
                         return room.forget_newest(number, says);
                     }
@@ -358,7 +359,7 @@ impl Outbox {
         }
     }
 
-    fn append(&mut self, bytes: Stored, kind: Kind) {
+    fn append(&mut self, bytes: Chunk, kind: SliceKind) {
         self.bytes += bytes.len();
         self.queue.push_back(Slice { bytes, kind });
     }
@@ -375,7 +376,7 @@ impl Outbox {
         }
         let slice = self.at(number);
         let bytes = std::mem::take(&mut slice.bytes).len();
-        slice.kind = Kind::Fixed;
+        slice.kind = SliceKind::Fixed;
         self.bytes -= bytes;
         self.empty += usize::from(bytes > 0);
         bytes
@@ -420,13 +421,13 @@ impl Outbox {
     /// Walks everything; for tests.
     #[cfg(any(test, debug_assertions))]
     fn check(&self) {
-        let lens = |kind: fn(Kind) -> bool| {
+        let lens = |kind: fn(SliceKind) -> bool| {
             let those = self.queue.iter().filter(move |slice| kind(slice.kind));
             those.map(|slice| slice.bytes.len()).sum::<usize>()
         };
         assert_eq!(self.bytes, lens(|_| true));
         let loose = self.rooms.iter().map(|room| room.bytes).sum::<usize>();
-        assert_eq!(loose, lens(|kind| matches!(kind, Kind::Loose(_))));
+        assert_eq!(loose, lens(|kind| matches!(kind, SliceKind::Droppable(_))));
         assert_eq!(self.empty, self.queue.iter().filter(|slice| slice.bytes.is_empty()).count());
         for room in &self.rooms {
             assert!(room.gap.is_none(), "what gave way is told");
@@ -436,7 +437,7 @@ impl Outbox {
     }
 }
 
-impl Room {
+impl RoomQueue {
     /// Nothing of it waits.
     fn is_idle(&self) -> bool {
         self.bytes == 0 && self.notice.is_none()
@@ -448,14 +449,14 @@ impl Room {
     }
 
     /// The message that stood at `number` will not be heard.
-    fn note_lost(&mut self, number: u64, says: Says, counters: &mut ShardCounters) {
+    fn note_lost(&mut self, number: u64, says: FrameKind, counters: &mut ShardCounters) {
         let messages = match says {
-            Says::Message(_) => 1,
-            Says::Lost(count) => count,
+            FrameKind::Message(_) => 1,
+            FrameKind::Lost(count) => count,
         };
         self.lost += messages;
         self.gap = Some(number);
-        if let Says::Message(_) = says {
+        if let FrameKind::Message(_) = says {
             *match self.slow {
                 SlowConsumer::Conflate => &mut counters.slow_conflate_dropped,
                 SlowConsumer::Close | SlowConsumer::DropOldest => &mut counters.slow_dropped,
@@ -470,8 +471,8 @@ impl Room {
         }
     }
 
-    fn forget_newest(&mut self, number: u64, says: Says) {
-        if let Says::Message(key) = says
+    fn forget_newest(&mut self, number: u64, says: FrameKind) {
+        if let FrameKind::Message(key) = says
             && self.newest.get(&key) == Some(&number)
         {
             self.newest.remove(&key);
@@ -479,7 +480,7 @@ impl Room {
     }
 
     fn renumber(&mut self, new: impl Fn(u64) -> Option<u64>) {
-        let moved = |loose: Loose| Some(Loose { number: new(loose.number)?, ..loose });
+        let moved = |loose: Droppable| Some(Droppable { number: new(loose.number)?, ..loose });
         self.loose = self.loose.drain(..).filter_map(moved).collect();
         self.newest = self.newest.drain().filter_map(|(key, at)| Some((key, new(at)?))).collect();
         self.notice = self.notice.and_then(new);
