@@ -220,6 +220,72 @@ fn every_line_of_the_settings_has_its_reason_and_how_its_lack_shows() {
     assert!(settings >= 9, "{settings}");
 }
 
+fn service() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tuning/campanile.service");
+    fs::read_to_string(path).unwrap()
+}
+
+/// What a unit says of a setting. Of one that stands there twice systemd takes the last.
+fn setting<'a>(unit: &'a str, key: &str) -> Option<&'a str> {
+    let lines = unit.lines().filter(|line| !line.starts_with('#'));
+    lines.filter_map(|line| line.split_once('=')).rfind(|(found, _)| *found == key).map(|(_, v)| v)
+}
+
+/// What in a unit would make a bad minute worse.
+fn complaints(unit: &str) -> Vec<&'static str> {
+    let number = |key: &str, suffix: &str| -> Option<u64> {
+        setting(unit, key)?.trim_end_matches(suffix).parse().ok()
+    };
+    let config = campanile::config::Config::default();
+    // And a second for the last line of the log.
+    let ending_ms = config.drain_ms + 2 * config.limits.close_timeout_ms + 1000;
+    let (high, max) = (number("MemoryHigh", "%"), number("MemoryMax", "%"));
+    let oom_score = setting(unit, "OOMScoreAdjust").map_or(Ok(0), str::parse::<i32>);
+    let checks = [
+        (
+            "it is given up after some failed starts",
+            number("StartLimitIntervalSec", "s") == Some(0),
+        ),
+        (
+            "it starts again too often or too late",
+            (1..=10).contains(&number("RestartSec", "s").unwrap_or(0)),
+        ),
+        ("a crash is its end", setting(unit, "Restart") == Some("on-failure")),
+        (
+            "a wrong configuration is tried again and again",
+            number("RestartPreventExitStatus", "") == Some(2),
+        ),
+        ("a drain is cut short", number("TimeoutStopSec", "s") > Some(ending_ms / 1000)),
+        ("others are killed in its place", oom_score.is_ok_and(|score| score >= 0)),
+        ("nothing bounds its memory", high < max && max < Some(100) && high.is_some()),
+    ];
+    checks.into_iter().filter(|(_, is_good)| !is_good).map(|(complaint, _)| complaint).collect()
+}
+
+#[test]
+fn the_unit_outlives_a_bad_minute_and_costs_no_other_service_its_memory() {
+    let unit = service();
+    assert_eq!(complaints(&unit), [""; 0]);
+    let mut wrong = Command::new(env!("CARGO_BIN_EXE_campanile"));
+    wrong.args(["serve", "--shards", "x"]);
+    assert_eq!(wrong.output().unwrap().status.code(), Some(2), "RestartPreventExitStatus");
+    // Each of them can complain.
+    for bad in [
+        "StartLimitIntervalSec=60",
+        "RestartSec=0",
+        "Restart=no",
+        "RestartPreventExitStatus=1",
+        "TimeoutStopSec=20",
+        "OOMScoreAdjust=-500",
+        "MemoryMax=infinity",
+        "MemoryHigh=95%",
+    ] {
+        assert_eq!(complaints(&format!("{unit}\n{bad}\n")).len(), 1, "{bad}");
+    }
+    let old = unit.replace("StartLimitIntervalSec=0\n", "").replace("MemoryHigh=80%\n", "");
+    assert_eq!(complaints(&old).len(), 2, "what is not written is not good");
+}
+
 /// A card with two queues, a virtio one's names, four cores.
 const CARD: &[(&str, &str)] = &[
     ("sys/devices/system/cpu/online", "0-3"),
