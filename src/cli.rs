@@ -10,9 +10,11 @@ use crate::config::{Config, ConfigError, ConfigErrors, FileText, KNOBS, Knob, Sa
 use crate::load::LoadArgs;
 use crate::ops::doctor::Question;
 use crate::policy::rights::Rights;
+use crate::terminal;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
 use std::sync::LazyLock;
 
 /// What to do.
@@ -247,21 +249,28 @@ fn print_config(matches: &ArgMatches, world: &World<'_>) -> Result<String, Refus
 
 impl Refusal {
     /// Tells whoever typed it; answers the exit code.
-    pub fn tell(&self) -> u8 {
+    pub fn tell(&self) -> ExitCode {
         match self {
-            Refusal::Usage(error) => {
-                // Nowhere to say it is no reason for another error.
-                let _ = error.print();
-                error.exit_code() as u8
-            }
-            Refusal::Config(errors) => {
-                eprint!("{errors}");
-                2
-            }
-            Refusal::Other(message) => {
-                eprintln!("campanile: {message}.");
-                2
-            }
+            Refusal::Usage(error) => usage(error),
+            Refusal::Config(errors) => refused(&errors.to_string()),
+            Refusal::Other(message) => refused(&format!("campanile: {message}.\n")),
         }
     }
+}
+
+/// Help that was asked for goes to standard output, what was typed wrong to standard error.
+fn usage(text: &clap::Error) -> ExitCode {
+    let is_help = !text.use_stderr();
+    let shows_colours =
+        if is_help { io::stdout().is_terminal() } else { io::stderr().is_terminal() };
+    match is_help {
+        _ if shows_colours && text.print().is_ok() => ExitCode::from(text.exit_code() as u8),
+        true => terminal::print(&text.to_string()),
+        false => refused(&text.to_string()),
+    }
+}
+
+fn refused(why: &str) -> ExitCode {
+    terminal::tell(why);
+    ExitCode::from(2)
 }

@@ -16,4 +16,5 @@ pub mod protocol;
 pub mod shard;
 pub mod slab;
 pub mod sys;
+pub mod terminal;
 pub mod ws;

@@ -8,7 +8,7 @@ use campanile::ops::start::{self, Failure};
 use campanile::ops::{OpsSetup, doctor, drain};
 use campanile::plan::{Plan, Planned};
 use campanile::{auth::Gate, link::health::Health, net::ShardSetup};
-use campanile::{backplane, load, net, ops, plan, sys};
+use campanile::{backplane, load, net, ops, plan, sys, terminal};
 use std::process::ExitCode;
 use std::sync::{Arc, Barrier};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -26,13 +26,15 @@ fn main() -> ExitCode {
         read_file: &|path| std::fs::read_to_string(path),
         now_unix_s: now,
     };
-    match cli::order(std::env::args_os(), &world) {
+    let code = match cli::order(std::env::args_os(), &world) {
         Ok(Order::Serve(config)) => serve(&config).unwrap_or_else(|failure| failure.tell()),
         Ok(Order::Load(args)) => load::run(*args),
         Ok(Order::Doctor(question)) => doctor::run(&question),
-        Ok(Order::Print(text)) => start::print(&text),
-        Err(refusal) => ExitCode::from(refusal.tell()),
-    }
+        Ok(Order::Print(text)) => terminal::print(&text),
+        Err(refusal) => refusal.tell(),
+    };
+    terminal::flush();
+    code
 }
 
 /// Serves until a signal. Everything that can be refused is refused before the first thread.

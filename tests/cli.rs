@@ -219,6 +219,61 @@ fn no_secret_is_printed_however_the_start_fails() {
     assert!(!stderr(&output).contains("hunter2"), "{}", stderr(&output));
 }
 
+/// Standard output or error of which nobody has the other end.
+fn unheard() -> std::io::PipeWriter {
+    std::io::pipe().unwrap().1
+}
+
+/// `… | head -1`, and worse: the reader of `campanile` has gone before the first word.
+#[test]
+fn a_reader_who_has_had_enough_is_no_error() {
+    for (args, code) in [
+        (vec!["--help"], 0),
+        (vec!["serve", "--help"], 0),
+        (vec!["--version"], 0),
+        (vec!["config"], 0),
+        (vec!["config", "--markdown"], 0),
+        (vec!["token", "--user", "ann", "--secret", "0123456789"], 0),
+        (vec!["doctor", "--connections", "100000000"], 1),
+    ] {
+        let output = bare().args(&args).stdout(unheard()).output().unwrap();
+        assert_eq!((output.status.code(), stderr(&output)), (Some(code), ""), "{args:?}");
+    }
+}
+
+#[test]
+fn what_is_asked_for_and_cannot_be_written_is_an_error() {
+    for args in [vec!["--help"], vec!["config"], vec!["doctor", "--connections", "1"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = bare().args(&args).stdout(full).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(stderr(&output).contains("cannot write to standard output"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn an_error_that_nobody_hears_keeps_its_exit_code() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap().to_string();
+    let idle = ["load", "idle", "--conns", "1", "--retries", "0", "--url", "ws://127.0.0.1:1/ws"];
+    for (args, code) in [
+        (vec!["serve", "--shards", "many"], 2),
+        (vec!["serve", "--no-such-flag"], 2),
+        (vec!["serve", "--cores", "4000"], 2),
+        (vec!["serve", "--listen", &addr], 1),
+        (vec!["config", "--check", "/nonexistent"], 2),
+        (vec!["token", "--user", "ann"], 2),
+        (vec!["load", "idle", "--url", "nowhere"], 2),
+        (idle.to_vec(), 1),
+    ] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        for stderr in [Stdio::from(unheard()), Stdio::from(full)] {
+            let status = bare().args(&args).stdout(unheard()).stderr(stderr).status().unwrap();
+            assert_eq!(status.code(), Some(code), "{args:?}: {status}");
+        }
+    }
+}
+
 /// A running node; killed with the test that started it.
 struct Node {
     child: Child,

@@ -11,6 +11,7 @@ pub mod bell;
 pub mod channel;
 pub mod health;
 pub mod load_table;
+pub mod log_queue;
 pub mod sleep_flag;
 
 /// What `sleeper` is built from here; `tests/loom.rs` builds it from loom's.

@@ -37,6 +37,7 @@ mod template;
 mod token;
 mod worker;
 
+use crate::terminal;
 pub use args::LoadArgs;
 use args::Scenario;
 use report::Report;
@@ -83,16 +84,15 @@ pub fn run(args: LoadArgs) -> ExitCode {
     };
     match measure(args) {
         Ok(report) => {
-            if json {
-                let text = serde_json::to_string(&report).expect("a report has only string keys");
-                println!("{text}");
-            } else {
-                print!("{}", report.table());
-            }
-            ExitCode::from(u8::from(!report.ok))
+            let text = match json {
+                true => serde_json::to_string(&report).expect("a report has only string keys"),
+                false => report.table(),
+            };
+            let printed = terminal::print(&text);
+            if report.ok { printed } else { ExitCode::FAILURE }
         }
         Err(error) => {
-            eprintln!("campanile load: {error}");
+            terminal::tell(&format!("campanile load: {error}\n"));
             ExitCode::from(2)
         }
     }

@@ -249,6 +249,15 @@ counters! {
     }
 }
 
+numbers! {
+    /// What is counted of the log, by whoever logs and by the thread that writes it.
+    LogCounters of u64 {
+        queue_bytes: Gauge "log_queue_bytes" "Bytes of log lines that wait to be written to stderr",
+        dropped_full: Counter "log_lines_dropped_total"["reason" = "queue_full"] "Log lines that were dropped",
+        dropped_failed: Counter "log_lines_dropped_total"["reason" = "write_failed"] "Log lines that were dropped",
+    }
+}
+
 /// What the ops thread reads of the backplane. Redis servers come and go, so what is known of them
 /// is exchanged as a whole, and only when something about them is new.
 #[derive(Debug, Default)]

@@ -12,10 +12,10 @@ use crate::link::Downlink;
 use crate::link::channel::OpsEnd;
 use crate::link::health::{Health, NotReady};
 use crate::plan::Plan;
+use crate::terminal;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use socket2::Socket;
-use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -84,10 +84,7 @@ fn announce(tower: &Tower, signals: &mut Signals) -> Result<Option<i32>, Stuck> 
     }
     let (listen, ops) = (tower.plan.listen, tower.plan.ops_listen);
     tracing::info!(%listen, ops_listen = %ops, shards, "listening");
-    // Nobody reading stdout is no reason to stop.
-    let mut out = std::io::stdout();
-    let _ = writeln!(out, "campanile: listening on ws://{listen}/ws, ops on http://{ops}");
-    let _ = out.flush();
+    terminal::announce(format!("campanile: listening on ws://{listen}/ws, ops on http://{ops}"));
     Ok(None)
 }
 

@@ -7,7 +7,7 @@
 use super::Ops;
 use crate::link::health::Health;
 use crate::metrics::{BackplaneMirror, Described, Kind, ShardMirror};
-use crate::sys;
+use crate::{sys, terminal};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -71,6 +71,9 @@ impl Mirrors {
             }
         }
         for described in self.backplane.read().describe() {
+            add(&mut families, described, vec![]);
+        }
+        for described in terminal::log_counters().describe() {
             add(&mut families, described, vec![]);
         }
         let (picture, now) = (self.backplane.redis(), Instant::now());

@@ -8,10 +8,11 @@ use crate::config::{Config, ConfigErrors, LogFormat};
 use crate::ids::NodeId;
 use crate::link::health::{Health, NotReady};
 use crate::plan::{BackplanePlan, Machine, Notice, Plan, Scheduling, ShardPlan};
-use crate::sys;
+use crate::{sys, terminal};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use socket2::{Domain, Protocol, Socket, Type};
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
@@ -37,11 +38,11 @@ impl Failure {
     pub fn tell(self) -> ExitCode {
         match self {
             Failure::Config(errors) => {
-                eprint!("{errors}");
+                terminal::tell(&errors.to_string());
                 ExitCode::from(2)
             }
             Failure::Machine(message) => {
-                eprintln!("campanile: {message}.");
+                terminal::tell(&format!("campanile: {message}.\n"));
                 ExitCode::FAILURE
             }
         }
@@ -54,31 +55,52 @@ impl From<ConfigErrors> for Failure {
     }
 }
 
-/// Prints what was asked for. A reader who has gone (`… | head`) is no error.
-pub fn print(text: &str) -> ExitCode {
-    let _ = writeln!(io::stdout(), "{}", text.trim_end());
-    ExitCode::SUCCESS
-}
-
-/// Starts the log, on stderr. Libraries are heard from warnings on, whatever our own level is: the
-/// debug lines of an HTTP library are of no use to an operator.
+/// Starts the log, on stderr, best effort ([`terminal`]). Libraries are heard from warnings on,
+/// whatever our own level is: the debug lines of an HTTP library are of no use to an operator.
 pub fn log(config: &Config) {
     let ours = &config.log_level;
     let theirs = if ours == "error" { "error" } else { "warn" };
     let filter = tracing_subscriber::EnvFilter::new(format!("{theirs},campanile={ours}"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // It reports a line that it cannot write with `eprintln!`, which panics.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(|| LogWriter)
+        .log_internal_errors(false);
     match config.log_format {
         LogFormat::Text => builder.with_ansi(false).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
 }
 
-/// A panic anywhere ends the process, in every build, after the message and with a core dump.
+/// One event of the log, which is written as a whole.
+struct LogWriter;
+
+impl Write for LogWriter {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        terminal::log_line(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A panic anywhere ends the process, in every build, after the message and with a core dump. std's
+/// own hook would block for ever on a standard error that is a full pipe; this one waits a second.
 pub fn abort_on_panic() {
-    let print = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        print(panic);
-        eprintln!("campanile: this is a bug; the process ends, so that no half of it looks alive");
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("without a name");
+        let trace = Backtrace::capture();
+        let trace = match trace.status() {
+            BacktraceStatus::Captured => trace.to_string(),
+            _ => "RUST_BACKTRACE=1 shows how it came there\n".to_owned(),
+        };
+        terminal::tell(&format!(
+            "\nthread '{name}' {panic}\n{trace}campanile: this is a bug; the process ends, so that no \
+             half of it looks alive\n"
+        ));
         std::process::abort();
     }));
 }
@@ -159,7 +181,8 @@ pub fn ports(plan: &mut Plan) -> Result<Ports, Failure> {
 }
 
 /// Binds the operators' port. A second node on one machine that says nothing of it gets the next
-/// free one after the default, and the log says which; an address that is not the default is kept to.
+/// free one after the default, and the log says which; an address that is not the default is kept
+/// to.
 fn ops_port(asked: SocketAddr) -> io::Result<TcpListener> {
     let first = TcpListener::bind(asked);
     let is_taken = matches!(&first, Err(error) if error.kind() == io::ErrorKind::AddrInUse);
@@ -225,8 +248,8 @@ pub fn settle(scheduling: Scheduling, cores: &[usize]) {
     }
 }
 
-/// What the backplane's thread does first: the same, and goes before the shards. Where there are fewer
-/// cores than threads, those many are not to keep the one waiting that all of them wait for.
+/// What the backplane's thread does first: the same, and goes before the shards. Where there are
+/// fewer cores than threads, those many are not to keep the one waiting that all of them wait for.
 pub fn settle_backplane(plan: &Plan) {
     settle(plan.scheduling, &plan.other_cores);
     if plan.backplane_priority > 0
@@ -257,7 +280,7 @@ pub fn thread(
 
 fn end_loudly(thread: &str, why: &str) {
     tracing::error!(thread, why, "a thread has failed; the process ends");
-    eprintln!("campanile: {thread}: {why}");
+    terminal::tell(&format!("campanile: {thread}: {why}\n"));
     std::process::exit(1);
 }
 

@@ -5,14 +5,18 @@
 #![allow(dead_code)] // each test binary uses its part
 
 use super::http::{self, Reply};
-use super::redis::wait_until;
+use super::redis::{free_port, wait_until};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
+
+/// How long a node may take to say that it listens.
+const START_MAX: Duration = Duration::from_secs(60);
 
 /// The end of a log that a failed test shows.
 const LOG_LINES_SHOWN: usize = 60;
@@ -32,6 +36,28 @@ impl Node {
         Node::spawn(Command::new(binary()), args)
     }
 
+    /// The same, ready, with another standard error than a file.
+    pub fn start_with_stderr(stderr: impl Into<Stdio>, args: &[&str]) -> Node {
+        let command = command(args, stderr);
+        let node = Node::spawn_saying(command, log_file(), args);
+        wait_until("the node is ready", || node.is_ready());
+        node
+    }
+
+    /// The same, ready, with another standard output than a pipe that is read.
+    pub fn start_with_stdout(stdout: impl Into<Stdio>, args: &[&str]) -> Node {
+        let [addr, ops] = [(); 2].map(|()| SocketAddr::from(([127, 0, 0, 1], free_port())));
+        let log = log_file();
+        let mut command = command(args, File::create(&log).expect("a log file"));
+        command.env("CAMPANILE_LISTEN", addr.to_string());
+        command.env("CAMPANILE_OPS_LISTEN", ops.to_string());
+        let child = command.stdout(stdout).spawn().expect("our own binary starts");
+        let node = Node { addr, ops, child, log };
+        wait_until("its operators' port is open", || TcpStream::connect(ops).is_ok());
+        wait_until("the node is ready", || node.is_ready());
+        node
+    }
+
     /// The same, ready, with a limit on open files. The shell that sets it becomes the node.
     pub fn start_with_files(files: u32, args: &[&str]) -> Node {
         let mut shell = Command::new("sh");
@@ -43,26 +69,18 @@ impl Node {
     }
 
     fn spawn(mut command: Command, args: &[&str]) -> Node {
-        static STARTED: AtomicU32 = AtomicU32::new(0);
-        let number = STARTED.fetch_add(1, Ordering::Relaxed);
-        let log = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
-            .join(format!("node-{}-{number}.log", std::process::id()));
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CAMPANILE_")) {
-            command.env_remove(name);
-        }
-        let mut child = command
-            .arg("serve")
-            .args(["--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"])
-            .args(args)
-            .env("RUST_BACKTRACE", "1")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(File::create(&log).expect("a log file"))
-            .spawn()
-            .expect("our own binary starts");
-        let mut said = String::new();
-        let stdout = child.stdout.take().expect("it is piped");
-        BufReader::new(stdout).read_line(&mut said).expect("it speaks or ends");
+        let log = log_file();
+        prepare(&mut command, args, File::create(&log).expect("a log file"));
+        Node::spawn_saying(command, log, args)
+    }
+
+    /// Starts it, and waits until it says on standard output where it listens.
+    fn spawn_saying(mut command: Command, log: PathBuf, args: &[&str]) -> Node {
+        command.args(["--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"]);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("our own binary starts");
+        // Ours of whatever the node writes to would keep it open.
+        drop(command);
+        let said = first_line(child.stdout.take().expect("it is piped"));
         let Some((addr, ops)) = addresses(&said) else {
             let _ = child.kill();
             let _ = child.wait();
@@ -206,6 +224,10 @@ impl Node {
 
     /// What it has logged so far.
     pub fn logged(&self) -> String {
+        // A thread of its own writes the log. One that has ended has waited for it.
+        if TcpStream::connect(self.ops).is_ok() {
+            self.wait_for("campanile_log_queue_bytes", 0);
+        }
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
@@ -233,6 +255,40 @@ fn logged_at_s(line: &str) -> f64 {
     let mut parts = clock.split(['Z', ' ']).next().expect("a time").split(':');
     let mut next = || parts.next().expect("h:m:s").parse::<f64>().expect("a number");
     next() * 3600.0 + next() * 60.0 + next()
+}
+
+/// A file for what a node logs.
+fn log_file() -> PathBuf {
+    static STARTED: AtomicU32 = AtomicU32::new(0);
+    let number = STARTED.fetch_add(1, Ordering::Relaxed);
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+        .join(format!("node-{}-{number}.log", std::process::id()))
+}
+
+/// `campanile serve`, in an environment that says nothing to it.
+fn command(args: &[&str], stderr: impl Into<Stdio>) -> Command {
+    let mut command = Command::new(binary());
+    prepare(&mut command, args, stderr);
+    command
+}
+
+fn prepare(command: &mut Command, args: &[&str], stderr: impl Into<Stdio>) {
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CAMPANILE_")) {
+        command.env_remove(name);
+    }
+    command.arg("serve").args(args).env("RUST_BACKTRACE", "1");
+    command.stdin(Stdio::null()).stderr(stderr);
+}
+
+/// The first line that comes; nothing if the process ends before, or takes too long.
+fn first_line(stdout: ChildStdout) -> String {
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let _ = BufReader::new(stdout).read_line(&mut line);
+        let _ = tell.send(line);
+    });
+    told.recv_timeout(START_MAX).unwrap_or_default()
 }
 
 /// `campanile: listening on ws://ADDR/ws, ops on http://ADDR`

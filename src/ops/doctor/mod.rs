@@ -9,6 +9,7 @@ mod facts;
 mod judge;
 
 use crate::config::Config;
+use crate::terminal;
 use facts::{Host, Tried};
 use judge::{Finding, Verdict, judge};
 use std::fmt::Write as _;
@@ -27,9 +28,9 @@ pub struct Question {
 pub fn run(question: &Question) -> ExitCode {
     let facts = Host::below("/").facts(Tried::here(&question.config));
     let findings = judge(&facts, question);
-    super::start::print(&report(&findings, question.connections));
+    let printed = terminal::print(&report(&findings, question.connections));
     match missing(&findings) {
-        0 => ExitCode::SUCCESS,
+        0 => printed,
         _ => ExitCode::FAILURE,
     }
 }
