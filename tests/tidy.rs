@@ -274,6 +274,7 @@ const BELONGS: &[Belongs] = &[
     Belongs { word: "monoio", to: &["src/net/"], because: "the shard names no runtime" },
     Belongs { word: "monoio_http", to: &["src/net/"], because: "the shard names no runtime" },
     Belongs { word: "axum", to: &["src/ops/"], because: "HTTP for operators is made in one room" },
+    Belongs { word: "hyper", to: &["src/ops/"], because: "HTTP for operators is made in one room" },
 ];
 
 fn belongings(sources: &[Source]) -> Vec<String> {

@@ -258,6 +258,16 @@ numbers! {
     }
 }
 
+counters! {
+    /// What is counted of the operators' port.
+    OpsCounters, OpsMirror {
+        connections: Gauge "ops_connections" "Open connections of the operators' port",
+        evicted: Counter "ops_closes_total"["reason" = "evicted"] "Connections of the operators' port that the node ended",
+        slow_head: Counter "ops_closes_total"["reason" = "slow_head"] "Connections of the operators' port that the node ended",
+        silent: Counter "ops_closes_total"["reason" = "silent"] "Connections of the operators' port that the node ended",
+    }
+}
+
 /// What the ops thread reads of the backplane. Redis servers come and go, so what is known of them
 /// is exchanged as a whole, and only when something about them is new.
 #[derive(Debug, Default)]

@@ -31,7 +31,12 @@ pub(super) async fn guard(
     let headers = request.headers();
     let verdict = may_enter(key, peer.ip(), headers)
         .and_then(|()| is_json_where_it_must_be(request.method(), headers));
-    let turn = verdict.and_then(|()| ops.turns.try_acquire().map_err(|_| Refused::overloaded()));
+    let turn = verdict.and_then(|()| {
+        ops.turns.try_acquire().map_err(|_| {
+            tracing::debug!(%peer, "a request is refused: {AT_A_TIME_MAX} are being carried out");
+            Refused::overloaded()
+        })
+    });
     match turn {
         Ok(_turn) => next.run(request).await,
         Err(refused) => refused.into_response(),

@@ -6,7 +6,7 @@
 
 use super::Ops;
 use crate::link::health::Health;
-use crate::metrics::{BackplaneMirror, Described, Kind, ShardMirror};
+use crate::metrics::{BackplaneMirror, Described, Kind, OpsMirror, ShardMirror};
 use crate::{sys, terminal};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -24,12 +24,14 @@ use std::time::Instant;
 pub(super) fn registry(
     shards: &[Arc<ShardMirror>],
     backplane: &Arc<BackplaneMirror>,
+    own: &Arc<OpsMirror>,
     health: &Arc<Health>,
     started: Instant,
 ) -> Registry {
     let mut registry = Registry::with_prefix("campanile");
     let (shards, backplane, health) = (shards.to_vec(), backplane.clone(), health.clone());
-    registry.register_collector(Box::new(Mirrors { shards, backplane, health, started }));
+    let own = own.clone();
+    registry.register_collector(Box::new(Mirrors { shards, backplane, own, health, started }));
     registry
 }
 
@@ -49,6 +51,7 @@ pub(super) async fn metrics(State(ops): State<Arc<Ops>>) -> Response {
 struct Mirrors {
     shards: Vec<Arc<ShardMirror>>,
     backplane: Arc<BackplaneMirror>,
+    own: Arc<OpsMirror>,
     health: Arc<Health>,
     started: Instant,
 }
@@ -73,7 +76,8 @@ impl Mirrors {
         for described in self.backplane.read().describe() {
             add(&mut families, described, vec![]);
         }
-        for described in terminal::log_counters().describe() {
+        let of_process = [self.own.read().describe(), terminal::log_counters().describe()];
+        for described in of_process.into_iter().flatten() {
             add(&mut families, described, vec![]);
         }
         let (picture, now) = (self.backplane.redis(), Instant::now());

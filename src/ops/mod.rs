@@ -22,7 +22,7 @@ mod stats;
 
 use crate::link::channel::OpsEnd;
 use crate::link::health::Health;
-use crate::metrics::{BackplaneMirror, ShardMirror};
+use crate::metrics::{BackplaneMirror, OpsMirror, ShardMirror};
 use crate::plan::Plan;
 use answer::Refused;
 use axum::Router;
@@ -30,11 +30,12 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
-use listener::{Capped, Peer};
+use socket2::SockRef;
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::Semaphore;
+use tokio::task::LocalSet;
 
 /// What the ops thread is given.
 pub struct OpsSetup {
@@ -70,15 +71,16 @@ pub fn run(setup: OpsSetup) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let OpsSetup { plan, listener, end, shards, backplane, health } = setup;
     let started = Instant::now();
-    let registry = metrics::registry(&shards, &backplane, &health, started);
+    let own = Arc::<OpsMirror>::default();
+    let registry = metrics::registry(&shards, &backplane, &own, &health, started);
     let turns = Semaphore::new(guard::AT_A_TIME_MAX);
     let ops = Arc::new(Ops { plan, end, shards, backplane, health, registry, started, turns });
-    runtime.block_on(async move {
-        listener.set_nonblocking(true)?;
-        let listener = Capped::new(tokio::net::TcpListener::from_std(listener)?);
-        let service = router(ops).into_make_service_with_connect_info::<Peer>();
-        axum::serve(listener, service).await
-    })
+    listener.set_nonblocking(true)?;
+    SockRef::from(&listener).listen(listener::BACKLOG)?;
+    runtime.block_on(LocalSet::new().run_until(async move {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        listener::serve(listener, router(ops), own).await
+    }))
 }
 
 fn router(ops: Arc<Ops>) -> Router {

@@ -12,8 +12,8 @@ use crate::plan::Plan;
 use crate::protocol::native::KEY_BYTES_MAX;
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest, Request, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -22,7 +22,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// What may stand around one payload.
 pub(super) const AROUND_BYTES_MAX: usize = 4096;
@@ -30,6 +30,8 @@ pub(super) const AROUND_BYTES_MAX: usize = 4096;
 pub(super) const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Messages of one batch.
 const BATCH_MESSAGES_MAX: usize = 1000;
+/// How long a body may take. The largest one needs 9 Mbit/s.
+const BODY_MAX: Duration = Duration::from_secs(15);
 /// Beyond the time a publish may wait for Redis: for Redis's own answer, with room to spare.
 const ANSWER_EXTRA: Duration = Duration::from_secs(5);
 
@@ -71,9 +73,8 @@ struct Batch<'a> {
 /// `POST /v1/publish`
 pub(super) async fn one(
     State(ops): State<Arc<Ops>>,
-    body: Result<Bytes, BytesRejection>,
+    Whole(body): Whole,
 ) -> Result<Json<Value>, Refused> {
-    let body = whole(body)?;
     let outcome = send(&ops, understand(&body, &ops.plan)?)?;
     let position = told(outcome, deadline(&ops)).await?;
     Ok(Json(sent(position)))
@@ -83,9 +84,8 @@ pub(super) async fn one(
 /// are sent in their order too.
 pub(super) async fn batch(
     State(ops): State<Arc<Ops>>,
-    body: Result<Bytes, BytesRejection>,
+    Whole(body): Whole,
 ) -> Result<Json<Value>, Refused> {
-    let body = whole(body)?;
     let Batch { messages } =
         serde_json::from_slice(&body).map_err(|error| Refused::bad_request(error.to_string()))?;
     if messages.len() > BATCH_MESSAGES_MAX {
@@ -108,14 +108,31 @@ pub(super) async fn batch(
     Ok(Json(json!({"results": results})))
 }
 
-fn whole(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Refused> {
-    body.map_err(|rejection| {
-        let code = match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => "too_large",
-            _ => "bad_request",
-        };
-        Refused::new(rejection.status(), code, rejection.body_text())
-    })
+/// A whole body. Its deadline bounds how long a request holds its turn (`guard::AT_A_TIME_MAX`).
+pub(super) struct Whole(Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Whole {
+    type Rejection = Refused;
+
+    async fn from_request(request: Request, state: &S) -> Result<Whole, Refused> {
+        match timeout(BODY_MAX, Bytes::from_request(request, state)).await {
+            Ok(Ok(body)) => Ok(Whole(body)),
+            Ok(Err(rejection)) => Err(unreadable(&rejection)),
+            Err(_) => {
+                tracing::debug!("the body of a request did not come in time");
+                let message = format!("the body did not come within {} s", BODY_MAX.as_secs());
+                Err(Refused::new(StatusCode::REQUEST_TIMEOUT, "timeout", message))
+            }
+        }
+    }
+}
+
+fn unreadable(rejection: &BytesRejection) -> Refused {
+    let code = match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => "too_large",
+        _ => "bad_request",
+    };
+    Refused::new(rejection.status(), code, rejection.body_text())
 }
 
 /// Where the message stands, if its room keeps a history.

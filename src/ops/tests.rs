@@ -585,21 +585,21 @@ fn what_does_not_exist_is_said_in_json_too() {
 }
 
 #[test]
-fn more_connections_than_the_limit_wait_and_are_served_when_others_end() {
+fn who_comes_when_there_is_no_place_gets_that_of_the_one_who_has_waited_longest() {
     let node = node(&[]);
-    let idle: Vec<_> =
+    let mut idle: Vec<_> =
         (0..listener::CONNECTIONS_MAX).map(|_| TcpStream::connect(node.addr).unwrap()).collect();
-    // All of them are taken, so this one waits.
-    let mut waiting = TcpStream::connect(node.addr).unwrap();
-    waiting.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-    waiting.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-    let mut first = [0u8; 1];
-    assert!(waiting.read(&mut first).is_err(), "served beyond the limit");
-    drop(idle);
-    waiting.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut answer = String::new();
-    waiting.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(node.get("/healthz"), (200, "ok".to_owned()));
+    let text = node.get("/metrics").1;
+    let evicted = "\ncampanile_ops_closes_total{reason=\"evicted\"} ";
+    let (_, evicted) = text.split_once(evicted).expect("it is counted");
+    let evicted: usize = evicted.lines().next().unwrap().parse().unwrap();
+    assert!((1..=2).contains(&evicted), "{evicted}");
+    idle[0].set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(idle[0].read(&mut [0; 1]).unwrap(), 0, "the first one has gone");
+    idle[63].set_nonblocking(true).unwrap();
+    let last = idle[63].read(&mut [0; 1]).unwrap_err();
+    assert_eq!(last.kind(), std::io::ErrorKind::WouldBlock, "the last one is still there");
 }
 
 /// Anybody may say what is JSON by its grammar and yet no number or text that all readers take.
@@ -664,6 +664,46 @@ fn publishers_who_wait_keep_nobody_from_asking_how_the_node_is() {
     assert_eq!(node.get("/healthz").0, 200);
     drop((publishers, waiting));
     until(|| (node.get("/v1/stats").0 == 200).then_some(()));
+}
+
+#[test]
+fn a_request_that_is_carried_out_keeps_its_place_however_many_come() {
+    let node = node(&[("limits.publish_queue_ms_max", "600000")]);
+    let publish = request("POST", "/v1/publish", r#"{"room_id":"r","payload":1}"#);
+    let (mut publishers, mut waiting) = (Vec::new(), Vec::new());
+    for _ in 0..guard::AT_A_TIME_MAX {
+        let mut publisher = TcpStream::connect(node.addr).unwrap();
+        publisher.write_all(publish.as_bytes()).unwrap();
+        publishers.push(publisher);
+        waiting.push(until(|| node.backplane.try_recv_ops()));
+    }
+    let crowd = |_| {
+        let mut stream = TcpStream::connect(node.addr).unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\n").unwrap();
+        stream
+    };
+    let crowd: Vec<_> = (0..4 * listener::CONNECTIONS_MAX).map(crowd).collect();
+    assert_eq!(node.get("/healthz").0, 200);
+    for uplink in waiting {
+        match uplink {
+            Uplink::Publish(publish) => end(publish, Outcome::Accepted(None)),
+            other => panic!("the ops thread only publishes, not {other:?}"),
+        }
+    }
+    for publisher in &mut publishers {
+        publisher.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut first = [0; 12];
+        publisher.read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200");
+    }
+    drop(crowd);
+}
+
+#[test]
+fn a_head_of_too_many_bytes_is_refused() {
+    let node = node(&[]);
+    let long = format!("X-Long: {}\r\n", "x".repeat(200_000));
+    assert_eq!(node.ask("GET", "/healthz", &long, "").0, 431);
 }
 
 #[test]

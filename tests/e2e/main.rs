@@ -38,6 +38,7 @@ mod log;
 mod monitor;
 mod no_files;
 mod one_instance;
+mod ops_port;
 mod other_clients;
 mod outage;
 mod page;
