@@ -66,7 +66,8 @@ pub enum Uplink {
     },
 }
 
-/// Who came, or left. Each [`PresenceChange::Came`] of a connection is followed by one [`PresenceChange::Left`].
+/// Who came, or left. Each [`PresenceChange::Joined`] of a connection is followed by one
+/// [`PresenceChange::Left`].
 #[derive(Debug)]
 pub struct PresenceUpdate {
     /// The room's topic.

@@ -1,8 +1,8 @@
 //! The shard's tasks: who waits for what, and what each tells the shard when it comes.
 //!
-//! Seven for the whole shard, none per connection. They share nothing but the [`ReactorCell`]. A task that
-//! has more to do than one turn's worth yields *fairly*: monoio puts a task that wakes itself at the
-//! front of its queue, so it lets a neighbour wake it, which puts it at the end.
+//! Seven for the whole shard, none per connection. They share nothing but the [`ReactorCell`]. A
+//! task that has more to do than one turn's worth yields *fairly*: monoio puts a task that wakes
+//! itself at the front of its queue, so it lets a neighbour wake it, which puts it at the end.
 
 use crate::link::bell::Bell;
 use crate::link::health::Health;

@@ -1,14 +1,15 @@
 //! What is kept for users: connections that first hear what their user has not acknowledged.
 //!
-//! Such a connection enters its user's topic the way one enters a room with a history (`recovery.rs`):
-//! it asks the backplane, and is admitted between what the answer holds and what follows. Until then it
-//! is in no topic of its user, and what it hears of it later it hears once and in order.
+//! Such a connection enters its user's topic the way one enters a room with a history
+//! (`recovery.rs`): it asks the backplane, and is admitted between what the answer holds and what
+//! follows. Until then it is in no topic of its user, and what it hears of it later it hears once
+//! and in order.
 //!
 //! What was acknowledged is kept with the messages, not here: it is the same for all connections of
 //! the user, on any node. An acknowledgement only passes through.
 //!
-//! Invariant: a connection's first topic is its user's, but while it stands in [`PendingUserQueues`]; then its
-//! user's name is there.
+//! Invariant: a connection's first topic is its user's, but while it stands in
+//! [`PendingUserQueues`]; then its user's name is there.
 
 use crate::ids::{ConnId, Position, TopicId, TopicKind, TopicName, UpTo};
 use crate::link::{Recovered, Uplink};

@@ -1,10 +1,10 @@
 //! One suite for all backplanes: what holds in process must hold through Redis, however that is
 //! deployed, and the other way.
 //!
-//! `suite`, `histories` and `presences` tell each story once; here it is run in every world: in process,
-//! through one server, through three that share the topics, through a master that sentinels name, and
-//! through a Cluster. `redis_only` has what only a
-//! server can do to us: die, stand still, come back, say nonsense.
+//! `suite`, `histories` and `presences` tell each story once; here it is run in every world: in
+//! process, through one server, through three that share the topics, through a master that
+//! sentinels name, and through a Cluster. `redis_only` has what only a server can do to us: die,
+//! stand still, come back, say nonsense.
 
 #[path = "../common/cluster.rs"]
 mod cluster;

@@ -17,7 +17,8 @@ fn place(text: &str) -> Place {
     Place { epoch: epoch.parse().expect("a number"), offset: offset.parse().expect("a number") }
 }
 
-/// `@at`, `@at<since+messages`, `@at<since!reason`, `@at<since!reason>messages`, `lost3`, `away`, `at=id`.
+/// `@at`, `@at<since+messages`, `@at<since!reason`, `@at<since!reason>messages`, `lost3`, `away`,
+/// `at=id`.
 fn event(word: &str) -> Event {
     if word == "away" {
         return Event::Away;

@@ -1,17 +1,17 @@
 //! Chaos: real Redis processes, real nodes, people who come and go, and faults out of a hat. A checker
 //! that knows nothing of the server says whether anything was lost without a word (`checker.rs`).
 //!
-//! `cargo test --test chaos` plays a short run on each deployment. `tests/run.sh chaos` plays a long
-//! one. The environment chooses: `CHAOS_SEED`, `CHAOS_SECONDS`, `CHAOS_ON=sentinel`,
+//! `cargo test --test chaos` plays a short run on each deployment. `tests/run.sh chaos` plays a
+//! long one. The environment chooses: `CHAOS_SEED`, `CHAOS_SECONDS`, `CHAOS_ON=sentinel`,
 //! `CHAOS_FAULTS=kill,freeze`, `CHAOS_COUNT=100` (so many faults, one after the other),
-//! `CHAOS_DURABILITY=replicated`, `CHAOS_MIN_REPLICAS=0`, `CHAOS_HASTY=1` (Sentinels that demote an old
-//! master at once, for many failovers), and `CHAOS_STRICT=1` (what was acknowledged and told as lost is a
-//! violation, too).
+//! `CHAOS_DURABILITY=replicated`, `CHAOS_MIN_REPLICAS=0`, `CHAOS_HASTY=1` (Sentinels that demote an
+//! old master at once, for many failovers), and `CHAOS_STRICT=1` (what was acknowledged and told as
+//! lost is a violation, too).
 //!
-//! A seed says which faults come and who does what next, and whether nodes let go at once of rooms that
-//! nobody on them is in (even ones); when it happens is the machine's affair, so
-//! the same seed is not the same run. Nothing here waits by sleeping for a state, and the one limit in
-//! time is the contract of `/readyz`, to which the machine's own delays are added.
+//! A seed says which faults come and who does what next, and whether nodes let go at once of rooms
+//! that nobody on them is in (even ones); when it happens is the machine's affair, so the same seed
+//! is not the same run. Nothing here waits by sleeping for a state, and the one limit in time is
+//! the contract of `/readyz`, to which the machine's own delays are added.
 
 #[path = "../common/client.rs"]
 mod client;

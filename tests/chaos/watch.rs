@@ -1,5 +1,5 @@
-//! Who watches: for each node somebody who asks `/readyz` all the time, and somebody who speaks on it in
-//! rooms without history and listens to what is spoken on the others.
+//! Who watches: for each node somebody who asks `/readyz` all the time, and somebody who speaks on
+//! it in rooms without history and listens to what is spoken on the others.
 //!
 //! A node is *deaf* towards another while nothing that is spoken there arrives. While both say that
 //! they are ready, that may last three seconds, and what the machine kept us waiting meanwhile.

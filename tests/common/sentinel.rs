@@ -20,8 +20,8 @@ pub struct Care {
     /// `min-replicas-to-write`; with 0 a master that nobody follows takes writes that are lost.
     pub min_replicas: u32,
     pub down_after_ms: u32,
-    /// Whether an old master that is well is demoted within a second or two. Usually that takes eleven,
-    /// in which it goes on as if nothing had happened.
+    /// Whether an old master that is well is demoted within a second or two. Usually that takes
+    /// eleven, in which it goes on as if nothing had happened.
     pub is_hasty: bool,
 }
 

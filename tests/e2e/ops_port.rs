@@ -1,7 +1,8 @@
-//! Whoever reaches the operators' port may be anybody; who asks there whether the node lives is answered.
+//! Whoever reaches the operators' port may be anybody; who asks there whether the node lives is
+//! answered.
 //!
-//! A load balancer that is not answered takes the node for dead. "In time" is here far less than the 90
-//! seconds for which a connection may be silent, and no measurement.
+//! A load balancer that is not answered takes the node for dead. "In time" is here far less than
+//! the 90 seconds for which a connection may be silent, and no measurement.
 
 use crate::http;
 use crate::node::Node;

@@ -1,8 +1,8 @@
 //! Everything together: shards, clients, wires, a clock, and the backplane between the shards.
 //!
-//! A visit to a shard is what `net/reactor.rs` makes of it: tell, then drain (window, one batch, closed
-//! sockets, window again). Every visit ends with [`Shard::check`] and a look at the limits. Bytes
-//! travel in pieces of random size; a socket takes what its buffer has room for, or less.
+//! A visit to a shard is what `net/reactor.rs` makes of it: tell, then drain (window, one batch,
+//! closed sockets, window again). Every visit ends with [`Shard::check`] and a look at the limits.
+//! Bytes travel in pieces of random size; a socket takes what its buffer has room for, or less.
 
 use crate::backplane::{Backplane, Window};
 use crate::history::{Fate, Heard, History, Life, Sent, Step};

@@ -5,10 +5,11 @@
 //! connections as came since the last look are thought of as poured over all shards up to one common
 //! level. What a shard would get of that is its share of the next ones.
 //!
-//! What is counted lags behind what the kernel has given out, because arrived is not yet accepted. So
-//! each shard is thought to have also what it was promised and has not taken ([`LoadNote::hidden`]); as
-//! promises are only kept on average, that is forgotten within some looks. And a shard that takes
-//! nothing for long is promised no more than an even share: it is short of time, not of connections.
+//! What is counted lags behind what the kernel has given out, because arrived is not yet accepted.
+//! So each shard is thought to have also what it was promised and has not taken
+//! ([`LoadNote::hidden`]); as promises are only kept on average, that is forgotten within some
+//! looks. And a shard that takes nothing for long is promised no more than an even share: it is
+//! short of time, not of connections.
 //!
 //! Invariant: pure; counts and times are arguments.
 

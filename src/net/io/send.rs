@@ -50,7 +50,8 @@ impl Sender {
         Ok(Sender::Ring(RingSender { ring: Box::new(ring), chains: Chains::default() }))
     }
 
-    /// Makes all writes of a batch, in order; appends those that were not taken whole to `short_writes`.
+    /// Makes all writes of a batch, in order; appends those that were not taken whole to
+    /// `short_writes`.
     pub fn send(
         &mut self,
         batch: &SendBatch,

@@ -1,10 +1,10 @@
 //! From a write that a socket did not take to what waits in its outbox.
 //!
-//! Quick members of a room share one buffer, whatever its policy is. What that buffer is made from, a
-//! [`BatchSource`], is noted beside it in the batch, once for each round, and only where the room's policy
-//! lets messages give way: in all other rooms a round carries nothing more than it did. A slow
-//! member's outbox takes the frames one by one, as they came, so that each can go by itself and none
-//! keeps the joined buffer in memory.
+//! Quick members of a room share one buffer, whatever its policy is. What that buffer is made from,
+//! a [`BatchSource`], is noted beside it in the batch, once for each round, and only where the
+//! room's policy lets messages give way: in all other rooms a round carries nothing more than it
+//! did. A slow member's outbox takes the frames one by one, as they came, so that each can go by
+//! itself and none keeps the joined buffer in memory.
 //!
 //! Invariant: nothing here is reached for a member who keeps up.
 
