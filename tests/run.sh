@@ -108,6 +108,10 @@ step "installing the independent clients" bash tests/clients/install.sh
 step "checking the format" cargo fmt --check
 step "linting" cargo clippy --locked --all-targets -- -D warnings
 step "testing" cargo test --locked
+step "building the release binary" cargo build --release --locked
+# How a node lives and ends differs there: a panic aborts, and code takes other times.
+step "testing the release binary" env TEST_BINARY="$PWD/target/release/campanile" \
+  cargo test --locked --test e2e -- ending:: closing_handshake:: log:: asking:: ops_port:: auth::
 # In the profile of the tests: this asks whether every benchmark runs, not how fast. `cargo bench`
 # measures.
 step "running every benchmark once" cargo test --locked --bench '*'
