@@ -686,7 +686,7 @@ fn a_request_that_is_carried_out_keeps_its_place_however_many_come() {
     assert_eq!(node.get("/healthz").0, 200);
     for uplink in waiting {
         match uplink {
-            Uplink::Publish(publish) => end(publish, Outcome::Accepted(None)),
+            Uplink::Publish(publish) => end(publish, PublishOutcome::Accepted(None)),
             other => panic!("the ops thread only publishes, not {other:?}"),
         }
     }
