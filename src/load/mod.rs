@@ -4,71 +4,37 @@
 //! does a delivery cost and how late is it (`fanout`), what does it cost to listen to many who talk
 //! (`talk`), and how long does it take when everybody comes back at once (`storm`). It speaks to any
 //! WebSocket server: path, first messages and publishes are templates, and a server that speaks
-//! first is answered by rules ([`answer`]).
+//! first is answered by rules ([`client::reply_rules`]).
 //!
 //! It shares no code with the server it measures. Threads are epoll loops over their own
-//! connections ([`worker`], [`conns`]); a coordinator gives orders and adds up what they say
-//! ([`fleet`]). Each thread has a file table of its own, so the limit of open files counts per
+//! connections ([`run::worker`], [`client::conns`]); a coordinator gives orders and adds up what they say
+//! ([`run::fleet`]). Each thread has a file table of its own, so the limit of open files counts per
 //! thread and not per process.
 //!
 //! Invariant: nothing is shared between threads but two channels and a bell; and a number that was
 //! not measured is not printed.
 
-mod answer;
-pub mod args;
-mod brief;
-mod conns;
-mod fanout;
-mod fleet;
-mod frame;
-mod handshake;
-mod idle;
-pub mod procfs;
-mod progress;
-mod publish;
+mod client;
+mod error;
 pub mod report;
-mod rooms;
-mod stamp;
-mod storm;
+mod run;
+mod scenario;
 mod sys;
-mod talk;
-mod tally;
-mod template;
-mod token;
-mod worker;
 
 use crate::terminal;
-pub use args::LoadArgs;
-use args::Scenario;
+pub use error::LoadError;
 use report::Report;
-use std::fmt;
+pub use scenario::args::LoadArgs;
+use scenario::args::Scenario;
+use scenario::{fanout, idle, ingest, storm};
 use std::process::ExitCode;
-
-/// Why a run could not be carried out at all.
-#[derive(Debug)]
-pub enum LoadError {
-    /// The arguments make no sense together.
-    Usage(String),
-    /// This host does not give what is needed.
-    Host(String),
-}
-
-impl fmt::Display for LoadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            LoadError::Usage(why) | LoadError::Host(why) => f.write_str(why),
-        }
-    }
-}
-
-impl std::error::Error for LoadError {}
 
 /// Carries out a run and says what it found.
 pub fn measure(args: LoadArgs) -> Result<Report, LoadError> {
     match args.scenario {
         Scenario::Idle(args) => idle::run(&args),
         Scenario::Fanout(args) => fanout::run(&args),
-        Scenario::Talk(args) => talk::run(&args),
+        Scenario::Talk(args) => ingest::run(&args),
         Scenario::Storm(args) => storm::run(&args),
     }
 }

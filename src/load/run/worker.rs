@@ -7,12 +7,12 @@
 //! Invariant: everything a worker touches is its own; orders and reports are the only way in and
 //! out.
 
-use super::brief::Brief;
-use super::conns::Conns;
+use super::plan::Brief;
 use super::publish::{Pace, Publishing, Shot};
-use super::stamp::Stamp;
-use super::sys::{self, Epoll, Events};
-use super::tally::{self, Tally};
+use crate::load::client::conns::Conns;
+use crate::load::client::stamp::Stamp;
+use crate::load::report::tally::{self, Tally};
+use crate::load::sys::{self, Epoll, Events};
 use hdrhistogram::Histogram;
 use std::collections::HashMap;
 use std::fs::File;

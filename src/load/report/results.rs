@@ -2,7 +2,7 @@
 //!
 //! Invariant: a run that did not reach its purpose says so in `ok`, and why in `shortfalls`.
 
-use super::procfs::Memory;
+use crate::load::run::procfs::Memory;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::collections::BTreeMap;

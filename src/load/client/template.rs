@@ -8,7 +8,7 @@
 //!
 //! Invariant: what a template cannot fill is said when it is parsed, not at the first message.
 
-use super::answer::{self, Signer};
+use super::reply_rules::{self, Signer};
 use super::rooms::Rooms;
 use super::stamp::Stamp;
 use super::token;
@@ -144,7 +144,9 @@ impl Template {
                     }
                 }
                 Part::Seq => put_decimal(out, with.message.map_or(0, |(stamp, _)| stamp.seq)),
-                Part::Said(name) => out.extend_from_slice(answer::word_behind(with.said, name)),
+                Part::Said(name) => {
+                    out.extend_from_slice(reply_rules::word_behind(with.said, name))
+                }
                 Part::Signature => {
                     if let Some(signer) = with.signer {
                         signer.sign(with, out);

@@ -6,15 +6,15 @@
 //!
 //! Invariant: rates, latencies and costs are of the measured window only; loss is of everything.
 
-use super::LoadError;
 use super::args::{FanoutArgs, Layout};
-use super::fleet::Fleet;
 use super::idle::{self, MemoryBefore};
-use super::procfs;
-use super::progress::Progress;
-use super::report::{Fanout, Latency, Report};
-use super::tally::Tally;
-use super::worker::Order;
+use crate::load::error::LoadError;
+use crate::load::report::progress::Progress;
+use crate::load::report::tally::Tally;
+use crate::load::report::{Fanout, Latency, Report};
+use crate::load::run::fleet::Fleet;
+use crate::load::run::procfs;
+use crate::load::run::worker::Order;
 use std::time::{Duration, Instant};
 
 /// How long nothing must have come before the missing copies are called lost.

@@ -2,16 +2,16 @@
 //!
 //! Invariant: connections are counted when the server has said that they joined.
 
-use super::LoadError;
 use super::args::{Common, IdleArgs, Layout};
 use super::fanout::Cpu;
-use super::fleet::Fleet;
-use super::procfs;
-use super::progress::Progress;
-use super::report::{Broadcast, Connect, Hold, Latency, MemoryReport, Report};
-use super::rooms::Rooms;
-use super::tally::{self, Tally};
-use super::worker::Order;
+use crate::load::client::rooms::Rooms;
+use crate::load::error::LoadError;
+use crate::load::report::progress::Progress;
+use crate::load::report::tally::{self, Tally};
+use crate::load::report::{Broadcast, Connect, Hold, Latency, MemoryReport, Report};
+use crate::load::run::fleet::Fleet;
+use crate::load::run::procfs;
+use crate::load::run::worker::Order;
 use std::time::{Duration, Instant};
 
 /// Carries it out.

@@ -6,18 +6,18 @@
 //!
 //! Invariant: a message counts when the answer behind it has come.
 
-use super::LoadError;
 use super::args::{Layout, TalkArgs};
 use super::fanout::{Cpu, watch};
-use super::fleet::Fleet;
-use super::frame::{self, opcode};
 use super::idle::{self, MemoryBefore};
-use super::progress::Progress;
-use super::report::{Report, Talk};
-use super::rooms::Rooms;
-use super::stamp::Stamp;
-use super::template::{Filling, Template};
-use super::worker::Order;
+use crate::load::client::frame::{self, opcode};
+use crate::load::client::rooms::Rooms;
+use crate::load::client::stamp::Stamp;
+use crate::load::client::template::{Filling, Template};
+use crate::load::error::LoadError;
+use crate::load::report::progress::Progress;
+use crate::load::report::{Report, Talk};
+use crate::load::run::fleet::Fleet;
+use crate::load::run::worker::Order;
 use std::time::{Duration, Instant};
 
 /// What each connection says.

@@ -7,14 +7,14 @@
 //! Invariant: a slot is in exactly one of `Life`'s states, and `tally.joined` counts those in
 //! `Life::Joined`.
 
-use super::brief::Brief;
 use super::frame::{self, Next, opcode};
 use super::handshake::Answer;
 use super::stamp::{Finder, Stamp};
-use super::sys::{self, Epoll, Ready};
-use super::tally::{Reason, Tally};
 use super::template::Filling;
-use super::worker::EVERYBODY;
+use crate::load::report::tally::{Reason, Tally};
+use crate::load::run::plan::Brief;
+use crate::load::run::worker::EVERYBODY;
+use crate::load::sys::{self, Epoll, Ready};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a number that could not be read is absent, never zero.
 
-use super::sys;
+use crate::load::sys;
 use serde::Serialize;
 use std::fs;
 

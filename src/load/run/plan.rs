@@ -2,11 +2,11 @@
 //!
 //! Invariant: nothing here changes after the workers have begun.
 
-use super::answer::{Answers, Signer};
-use super::handshake::Greeting;
-use super::rooms::Rooms;
-use super::talk::Speech;
-use super::template::{Names, Template};
+use crate::load::client::handshake::Greeting;
+use crate::load::client::reply_rules::{Answers, Signer};
+use crate::load::client::rooms::Rooms;
+use crate::load::client::template::{Names, Template};
+use crate::load::scenario::ingest::Speech;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 

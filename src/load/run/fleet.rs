@@ -6,11 +6,11 @@
 //! Invariant: when a fleet has begun, every worker has its own file table where it needs one; so
 //! descriptors opened later are nobody else's.
 
-use super::LoadError;
-use super::brief::Brief;
-use super::sys;
-use super::tally::{self, Tally};
+use super::plan::Brief;
 use super::worker::{self, Handle, Order, Report, Seat};
+use crate::load::error::LoadError;
+use crate::load::report::tally::{self, Tally};
+use crate::load::sys;
 use hdrhistogram::Histogram;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};

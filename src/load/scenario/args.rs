@@ -2,16 +2,16 @@
 //!
 //! Invariant: a wrong argument is said before the first connection, with what to write instead.
 
-use super::LoadError;
-use super::answer::{Answers, Signer};
-use super::brief::{self, Brief, Sources, Target};
-use super::handshake::Greeting;
-use super::procfs;
-use super::publish::Pace;
-use super::rooms::Rooms;
-use super::stamp::STAMP_BYTES;
-use super::sys;
-use super::template::{Names, Template};
+use crate::load::client::handshake::Greeting;
+use crate::load::client::reply_rules::{Answers, Signer};
+use crate::load::client::rooms::Rooms;
+use crate::load::client::stamp::STAMP_BYTES;
+use crate::load::client::template::{Names, Template};
+use crate::load::error::LoadError;
+use crate::load::run::plan::{self, Brief, Sources, Target};
+use crate::load::run::procfs;
+use crate::load::run::publish::Pace;
+use crate::load::sys;
 use clap::{Args, Subcommand};
 use std::net::{IpAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
@@ -337,7 +337,7 @@ impl Common {
         if layout.rooms.layers() > 1 && workers > 1 {
             return usage("--rooms-per-member above 1 needs all connections in one thread");
         }
-        let bounds = brief::cut(conns, workers, &layout.rooms, layout.publishers);
+        let bounds = plan::cut(conns, workers, &layout.rooms, layout.publishers);
         let sources = self.sources(conns, &targets, run);
         let ready = (!self.ready.is_empty()).then(|| self.ready.clone());
         let brief = Brief {

@@ -6,17 +6,17 @@
 //!
 //! Invariant: the clock runs from the order to cut until the last join.
 
-use super::LoadError;
 use super::args::{Layout, StormArgs};
 use super::fanout;
-use super::fleet::Fleet;
 use super::idle;
-use super::progress::Progress;
-use super::publish::Pace;
-use super::report::{Connect, Latency, Report, Storm};
-use super::rooms::Rooms;
-use super::tally::{self, Tally};
-use super::worker::Order;
+use crate::load::client::rooms::Rooms;
+use crate::load::error::LoadError;
+use crate::load::report::progress::Progress;
+use crate::load::report::tally::{self, Tally};
+use crate::load::report::{Connect, Latency, Report, Storm};
+use crate::load::run::fleet::Fleet;
+use crate::load::run::publish::Pace;
+use crate::load::run::worker::Order;
 use std::time::{Duration, Instant};
 
 /// Carries it out.

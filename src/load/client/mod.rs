@@ -1,0 +1,10 @@
+//! One client of the measured server: its connections, its half of the protocols, its messages.
+
+pub mod conns;
+pub mod frame;
+pub mod handshake;
+pub mod reply_rules;
+pub mod rooms;
+pub mod stamp;
+pub mod template;
+pub mod token;

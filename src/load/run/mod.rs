@@ -1,0 +1,7 @@
+//! The worker threads of a run, their plan and their coordinator.
+
+pub mod fleet;
+pub mod plan;
+pub mod procfs;
+pub mod publish;
+pub mod worker;

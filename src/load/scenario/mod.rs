@@ -1,0 +1,7 @@
+//! What can be measured: one file for each scenario, and the arguments of all.
+
+pub mod args;
+pub mod fanout;
+pub mod idle;
+pub mod ingest;
+pub mod storm;
