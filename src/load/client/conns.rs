@@ -9,11 +9,10 @@
 
 use super::frame::{self, Next, opcode};
 use super::handshake::Answer;
-use super::stamp::{Finder, Stamp};
+use super::stamp::{EVERYBODY, Finder, Stamp};
 use super::template::Filling;
 use crate::load::report::tally::{Reason, Tally};
 use crate::load::run::plan::Brief;
-use crate::load::run::worker::EVERYBODY;
 use crate::load::sys::{self, Epoll, Ready};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};

@@ -1,5 +1,6 @@
 //! One client of the measured server: its connections, its half of the protocols, its messages.
 
+pub mod burst;
 pub mod conns;
 pub mod frame;
 pub mod handshake;

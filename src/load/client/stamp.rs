@@ -10,6 +10,9 @@
 /// Characters of a stamp.
 pub const STAMP_BYTES: usize = MARK.len() + 8 + 8 + 8 + 16;
 
+/// The room of the one message that goes to everybody.
+pub const EVERYBODY: u32 = u32::MAX;
+
 const MARK: &[u8; 4] = b"~CL~";
 
 /// One message's identity and time.

@@ -8,10 +8,11 @@
 //!
 //! Invariant: what a template cannot fill is said when it is parsed, not at the first message.
 
-use super::reply_rules::{self, Signer};
 use super::rooms::Rooms;
 use super::stamp::Stamp;
 use super::token;
+use hmac::{Hmac, Mac};
+use sha2::Sha256;
 
 /// A parsed template.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,9 +145,7 @@ impl Template {
                     }
                 }
                 Part::Seq => put_decimal(out, with.message.map_or(0, |(stamp, _)| stamp.seq)),
-                Part::Said(name) => {
-                    out.extend_from_slice(reply_rules::word_behind(with.said, name))
-                }
+                Part::Said(name) => out.extend_from_slice(word_behind(with.said, name)),
                 Part::Signature => {
                     if let Some(signer) = with.signer {
                         signer.sign(with, out);
@@ -178,6 +177,45 @@ fn find_said(text: &str) -> Option<(usize, usize, Part)> {
 
 fn put_decimal(out: &mut Vec<u8>, value: u32) {
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+}
+
+/// Fills `{signature}`: HMAC-SHA256 in hex, what Pusher's private channels ask for.
+#[derive(Debug)]
+pub struct Signer {
+    key: Vec<u8>,
+    text: Template,
+}
+
+impl Signer {
+    /// From `KEY=TEXT`, cut at the first `=`. A text that would sign itself makes none.
+    pub fn parse(text: &str) -> Option<Signer> {
+        let (key, text) = text.split_once('=')?;
+        let text = Template::parse(text);
+        (!text.has_signature()).then(|| Signer { key: key.into(), text })
+    }
+
+    /// Appends the signature of the filled text.
+    pub fn sign(&self, with: &Filling<'_>, out: &mut Vec<u8>) {
+        let mut text = Vec::new();
+        self.text.fill(with, &mut text);
+        let mac = Hmac::<Sha256>::new_from_slice(&self.key).expect("HMAC takes keys of any length");
+        for byte in mac.chain_update(&text).finalize().into_bytes() {
+            out.extend([byte >> 4, byte & 15].map(|digit| b"0123456789abcdef"[digit as usize]));
+        }
+    }
+}
+
+/// The word or number that stands behind `name` in a JSON text, also where that text is a string in
+/// another one (`\"name\":\"word\"`); empty where there is none. Escapes within a word are not
+/// undone: the word ends there.
+pub fn word_behind<'a>(frame: &'a [u8], name: &str) -> &'a [u8] {
+    let Some(at) = frame.windows(name.len()).position(|window| window == name.as_bytes()) else {
+        return &[];
+    };
+    let rest = &frame[at + name.len()..];
+    let start = rest.iter().position(|byte| !b"\\\": ".contains(byte)).unwrap_or(rest.len());
+    let word = rest[start..].split(|byte| b"\\\",}]".contains(byte));
+    word.into_iter().next().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -227,5 +265,53 @@ mod tests {
         assert!(filled("[{payload}]").starts_with("[~CL~00000001"));
         assert!(Template::parse("a{payload}b").has_payload());
         assert!(!Template::parse("{room}{seq}{n}").has_payload());
+    }
+
+    fn names() -> Names {
+        Names { room_prefix: "foo".into(), rooms: Rooms::of_size(10, 1), token_secret: None }
+    }
+
+    fn filling<'a>(names: &'a Names, said: &'a [u8], signer: Option<&'a Signer>) -> Filling<'a> {
+        Filling { names, room: 7, number: 0, message: None, said, signer }
+    }
+
+    #[test]
+    fn a_word_is_found_in_json_and_in_json_within_json() {
+        let inner =
+            br#"{"event":"e","data":"{\"socket_id\":\"123.456\",\"activity_timeout\":120}"}"#;
+        assert_eq!(word_behind(inner, "socket_id"), b"123.456");
+        assert_eq!(word_behind(inner, "activity_timeout"), b"120");
+        assert_eq!(word_behind(br#"0{"sid": "ab-c" }"#, "sid"), b"ab-c");
+        assert_eq!(word_behind(b"{\"sid\":", "sid"), b"");
+        assert_eq!(word_behind(b"{}", "sid"), b"");
+    }
+
+    #[test]
+    fn a_pusher_channel_is_signed_as_its_documentation_shows() {
+        let signer = Signer::parse("7ad3773142a6692b25b8={said:socket_id}:private-{room}bar")
+            .expect("a signer");
+        let said = br#"{"socket_id":"1234.1234"}"#;
+        let mut out = Vec::new();
+        let template = Template::parse("278d425bdf160c739803:{signature}");
+        // The documented channel is private-foobar, so the room must have no number.
+        let nameless = Signer::parse("7ad3773142a6692b25b8={said:socket_id}:private-foobar")
+            .expect("a signer");
+        template.fill(&filling(&names(), said, Some(&nameless)), &mut out);
+        assert_eq!(
+            String::from_utf8(out).expect("ASCII"),
+            "278d425bdf160c739803:\
+             58df8b0c36d6982b82c3ecf6b4662e34fe8c25bba48f5369f135bf843651c3a4"
+        );
+        let (mut one, mut other) = (Vec::new(), Vec::new());
+        template.fill(&filling(&names(), said, Some(&signer)), &mut one);
+        template
+            .fill(&filling(&names(), br#"{"socket_id":"1234.1235"}"#, Some(&signer)), &mut other);
+        assert_ne!(one, other, "the signature depends on what the server said");
+    }
+
+    #[test]
+    fn a_signature_that_signs_itself_is_refused() {
+        assert!(Signer::parse("key=a{signature}").is_none());
+        assert!(Signer::parse("no equals sign").is_none());
     }
 }

@@ -4,4 +4,6 @@ pub mod progress;
 mod results;
 pub mod tally;
 
-pub use results::{Broadcast, Connect, Fanout, Hold, Latency, MemoryReport, Report, Storm, Talk};
+pub use results::{
+    Broadcast, Connect, Fanout, Hold, Latency, Memory, MemoryReport, Report, Storm, Talk,
+};

@@ -2,7 +2,6 @@
 //!
 //! Invariant: a run that did not reach its purpose says so in `ok`, and why in `shortfalls`.
 
-use crate::load::run::procfs::Memory;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -63,6 +62,15 @@ pub struct Connect {
     pub per_second: f64,
     /// Threads of the generator.
     pub threads: usize,
+}
+
+/// Memory of a process, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// Resident: VmRSS.
+    pub rss: u64,
+    /// The anonymous part of it: heap and stacks, without the program's own pages.
+    pub anon: u64,
 }
 
 /// The server's memory before the first and after the last connection, in bytes.

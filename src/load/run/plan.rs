@@ -2,11 +2,11 @@
 //!
 //! Invariant: nothing here changes after the workers have begun.
 
+use crate::load::client::burst::Speech;
 use crate::load::client::handshake::Greeting;
-use crate::load::client::reply_rules::{Answers, Signer};
+use crate::load::client::reply_rules::Answers;
 use crate::load::client::rooms::Rooms;
-use crate::load::client::template::{Names, Template};
-use crate::load::scenario::ingest::Speech;
+use crate::load::client::template::{Names, Signer, Template};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 

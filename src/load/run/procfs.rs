@@ -2,8 +2,8 @@
 //!
 //! Invariant: a number that could not be read is absent, never zero.
 
+use crate::load::report::Memory;
 use crate::load::sys;
-use serde::Serialize;
 use std::fs;
 
 /// Processor time of a process so far, user and system, all threads, in microseconds. The kernel
@@ -20,15 +20,6 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
     let user: u64 = fields.next()?.parse().ok()?;
     let system: u64 = fields.next()?.parse().ok()?;
     Some(user + system)
-}
-
-/// Memory of a process, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Memory {
-    /// Resident: VmRSS.
-    pub rss: u64,
-    /// The anonymous part of it: heap and stacks, without the program's own pages.
-    pub anon: u64,
 }
 
 /// Memory of all of `pids` together.

@@ -10,7 +10,7 @@
 use super::plan::Brief;
 use super::publish::{Pace, Publishing, Shot};
 use crate::load::client::conns::Conns;
-use crate::load::client::stamp::Stamp;
+use crate::load::client::stamp::{EVERYBODY, Stamp};
 use crate::load::report::tally::{self, Tally};
 use crate::load::sys::{self, Epoll, Events};
 use hdrhistogram::Histogram;
@@ -21,8 +21,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
-/// The room of the one message that goes to everybody.
-pub const EVERYBODY: u32 = u32::MAX;
 /// The bell's key: no connection has it.
 const BELL: u64 = u64::MAX;
 const REPORT_EVERY: Duration = Duration::from_millis(100);

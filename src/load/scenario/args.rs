@@ -3,10 +3,10 @@
 //! Invariant: a wrong argument is said before the first connection, with what to write instead.
 
 use crate::load::client::handshake::Greeting;
-use crate::load::client::reply_rules::{Answers, Signer};
+use crate::load::client::reply_rules::Answers;
 use crate::load::client::rooms::Rooms;
 use crate::load::client::stamp::STAMP_BYTES;
-use crate::load::client::template::{Names, Template};
+use crate::load::client::template::{Names, Signer, Template};
 use crate::load::error::LoadError;
 use crate::load::run::plan::{self, Brief, Sources, Target};
 use crate::load::run::procfs;

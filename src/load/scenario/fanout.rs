@@ -7,18 +7,15 @@
 //! Invariant: rates, latencies and costs are of the measured window only; loss is of everything.
 
 use super::args::{FanoutArgs, Layout};
-use super::idle::{self, MemoryBefore};
+use super::phases::{self, watch};
 use crate::load::error::LoadError;
 use crate::load::report::progress::Progress;
 use crate::load::report::tally::Tally;
 use crate::load::report::{Fanout, Latency, Report};
 use crate::load::run::fleet::Fleet;
-use crate::load::run::procfs;
+use crate::load::run::measure::{Cpu, MemoryBefore};
 use crate::load::run::worker::Order;
-use std::time::{Duration, Instant};
-
-/// How long nothing must have come before the missing copies are called lost.
-const SILENCE: Duration = Duration::from_secs(5);
+use std::time::Instant;
 
 /// Carries it out.
 pub fn run(args: &FanoutArgs) -> Result<Report, LoadError> {
@@ -39,12 +36,12 @@ pub fn run(args: &FanoutArgs) -> Result<Report, LoadError> {
     let mut progress = Progress::new();
     let mut report = Report { scenario: "fanout", ..Report::default() };
 
-    let memory = MemoryBefore::take(&args.common);
-    report.connect = idle::connect(&mut fleet, &args.common, deadline, &mut progress)?;
+    let memory = MemoryBefore::take(&args.common.pid);
+    report.connect = phases::connect(&mut fleet, &args.common, deadline, &mut progress)?;
     let (joined, conns) = (report.connect.joined, report.connect.conns);
     report.must(joined == conns, || format!("{joined} of {conns} connections joined"));
     if !report.ok {
-        idle::conclude(fleet, &mut report)?;
+        phases::conclude(fleet, &mut report)?;
         return Ok(report);
     }
     let start_ns = fleet.brief().now_ns() + 1_000_000;
@@ -52,27 +49,12 @@ pub fn run(args: &FanoutArgs) -> Result<Report, LoadError> {
     watch(&mut fleet, args.warmup_s, deadline, &mut progress)?;
     let mut fanout = measure(&mut fleet, args, deadline, &mut progress)?;
     fleet.tell_all(|| Order::Hush);
-    await_stragglers(&mut fleet, deadline)?;
-    report.memory = memory.and_then(|before| before.compare(&args.common, joined));
-    let last = idle::conclude(fleet, &mut report)?;
+    phases::await_stragglers(&mut fleet, deadline)?;
+    report.memory = memory.and_then(|before| before.compare(&args.common.pid, joined));
+    let last = phases::conclude(fleet, &mut report)?;
     judge(&mut fanout, &last, &mut report);
     report.fanout = Some(fanout);
     Ok(report)
-}
-
-/// Listens for so long, or until a connection is lost: a room that is not whole measures nothing.
-pub fn watch(
-    fleet: &mut Fleet,
-    seconds: f64,
-    deadline: Instant,
-    progress: &mut Progress,
-) -> Result<(), LoadError> {
-    let until = deadline.min(Instant::now() + Duration::from_secs_f64(seconds));
-    fleet.listen(until, |now| {
-        progress.show(|| format!("{} messages, {} deliveries", now.sent, now.received));
-        now.lost > 0
-    })?;
-    Ok(())
 }
 
 fn measure(
@@ -116,18 +98,6 @@ fn measure(
     })
 }
 
-/// Waits until every copy is there, or none has come for a while.
-pub fn await_stragglers(fleet: &mut Fleet, deadline: Instant) -> Result<(), LoadError> {
-    let (mut seen, mut silent_since) = (fleet.mark()?.0.received, Instant::now());
-    fleet.listen(deadline, |now| {
-        if now.received != seen {
-            (seen, silent_since) = (now.received, Instant::now());
-        }
-        now.received >= now.expected || silent_since.elapsed() >= SILENCE
-    })?;
-    Ok(())
-}
-
 fn judge(fanout: &mut Fanout, last: &Tally, report: &mut Report) {
     fanout.expected = last.expected;
     fanout.received = last.received;
@@ -143,23 +113,4 @@ fn judge(fanout: &mut Fanout, last: &Tally, report: &mut Report) {
     report.must(received <= expected, || format!("{} copies too many", received - expected));
     report.must(disordered == 0, || format!("{disordered} copies out of order"));
     report.must(unsent == 0, || format!("{unsent} messages could not be published"));
-}
-
-/// Processor time so far, in microseconds.
-pub struct Cpu {
-    /// Of the server, if its process is known.
-    pub server_us: Option<u64>,
-    /// Of the generator.
-    pub own_us: u64,
-}
-
-impl Cpu {
-    /// Of these processes and of this one.
-    pub fn now(pids: &[u32]) -> Cpu {
-        let server: Option<u64> = pids.iter().map(|&pid| procfs::cpu_us(pid)).sum();
-        Cpu {
-            server_us: server.filter(|_| !pids.is_empty()),
-            own_us: procfs::cpu_us(std::process::id()).unwrap_or(0),
-        }
-    }
 }

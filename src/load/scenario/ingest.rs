@@ -7,49 +7,17 @@
 //! Invariant: a message counts when the answer behind it has come.
 
 use super::args::{Layout, TalkArgs};
-use super::fanout::{Cpu, watch};
-use super::idle::{self, MemoryBefore};
-use crate::load::client::frame::{self, opcode};
+use super::phases::{self, watch};
+use crate::load::client::burst::Speech;
 use crate::load::client::rooms::Rooms;
-use crate::load::client::stamp::Stamp;
-use crate::load::client::template::{Filling, Template};
+use crate::load::client::template::Template;
 use crate::load::error::LoadError;
 use crate::load::report::progress::Progress;
 use crate::load::report::{Report, Talk};
 use crate::load::run::fleet::Fleet;
+use crate::load::run::measure::{Cpu, MemoryBefore};
 use crate::load::run::worker::Order;
 use std::time::{Duration, Instant};
-
-/// What each connection says.
-#[derive(Clone, Debug)]
-pub struct Speech {
-    /// One message.
-    pub message: Template,
-    /// Characters of its payload.
-    pub payload_bytes: usize,
-    /// How many before the question.
-    pub burst: u32,
-    /// The question.
-    pub question: String,
-    /// Text in the frame that answers it.
-    pub answer: String,
-}
-
-impl Speech {
-    /// A whole burst as it goes on the wire. `random` gives the masks.
-    pub fn burst(&self, filling: Filling<'_>, mut random: impl FnMut() -> u32) -> Box<[u8]> {
-        let stamp = Stamp { run: 0, room: filling.room, seq: 0, intended_ns: 0 };
-        let filling = Filling { message: Some((stamp, self.payload_bytes)), ..filling };
-        let (mut text, mut burst) = (Vec::new(), Vec::new());
-        for _ in 0..self.burst {
-            text.clear();
-            self.message.fill(&filling, &mut text);
-            frame::put_frame(&mut burst, opcode::TEXT, &text, random());
-        }
-        frame::put_frame(&mut burst, opcode::TEXT, self.question.as_bytes(), random());
-        burst.into_boxed_slice()
-    }
-}
 
 /// Carries it out.
 pub fn run(args: &TalkArgs) -> Result<Report, LoadError> {
@@ -81,8 +49,8 @@ pub fn run(args: &TalkArgs) -> Result<Report, LoadError> {
     let mut fleet = Fleet::begin(brief, needs_own_files)?;
     let mut progress = Progress::new();
     let mut report = Report { scenario: "talk", ..Report::default() };
-    let memory = MemoryBefore::take(&args.common);
-    report.connect = idle::connect(&mut fleet, &args.common, deadline, &mut progress)?;
+    let memory = MemoryBefore::take(&args.common.pid);
+    report.connect = phases::connect(&mut fleet, &args.common, deadline, &mut progress)?;
     let (joined, conns) = (report.connect.joined, report.connect.conns);
     report.must(joined == conns, || format!("{joined} of {conns} connections joined"));
     if report.ok {
@@ -93,9 +61,9 @@ pub fn run(args: &TalkArgs) -> Result<Report, LoadError> {
         let until = deadline.min(Instant::now() + Duration::from_secs(5));
         let all = fleet.listen(until, |now| now.answered >= now.asked)?;
         report.must(all, || "some questions were never answered".into());
-        report.memory = memory.and_then(|before| before.compare(&args.common, joined));
+        report.memory = memory.and_then(|before| before.compare(&args.common.pid, joined));
     }
-    idle::conclude(fleet, &mut report)?;
+    phases::conclude(fleet, &mut report)?;
     Ok(report)
 }
 

@@ -4,4 +4,5 @@ pub mod args;
 pub mod fanout;
 pub mod idle;
 pub mod ingest;
+mod phases;
 pub mod storm;

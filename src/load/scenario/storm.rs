@@ -7,8 +7,7 @@
 //! Invariant: the clock runs from the order to cut until the last join.
 
 use super::args::{Layout, StormArgs};
-use super::fanout;
-use super::idle;
+use super::phases;
 use crate::load::client::rooms::Rooms;
 use crate::load::error::LoadError;
 use crate::load::report::progress::Progress;
@@ -29,17 +28,17 @@ pub fn run(args: &StormArgs) -> Result<Report, LoadError> {
     let mut progress = Progress::new();
     let mut report = Report { scenario: "storm", ..Report::default() };
 
-    let few = idle::connect(&mut bystanders, &args.common, deadline, &mut progress)?;
+    let few = phases::connect(&mut bystanders, &args.common, deadline, &mut progress)?;
     report.must(few.joined == few.conns, || {
         format!("{} of {} bystanders joined", few.joined, few.conns)
     });
     if !report.ok {
         report.connect = few;
-        idle::conclude(bystanders, &mut report)?;
+        phases::conclude(bystanders, &mut report)?;
         crowd.finish()?;
         return Ok(report);
     }
-    report.connect = idle::connect(&mut crowd, &args.common, deadline, &mut progress)?;
+    report.connect = phases::connect(&mut crowd, &args.common, deadline, &mut progress)?;
     let Connect { joined, conns, .. } = report.connect;
     report.must(joined == conns, || format!("{joined} of {conns} connections joined"));
     let storm = if report.ok {
@@ -47,7 +46,7 @@ pub fn run(args: &StormArgs) -> Result<Report, LoadError> {
     } else {
         None
     };
-    let few = idle::conclude(bystanders, &mut report)?;
+    let few = phases::conclude(bystanders, &mut report)?;
     let many = crowd.finish()?;
     judge(report, storm, &few, many)
 }
@@ -99,7 +98,7 @@ fn cut(
     let (now, _) = crowd.mark()?;
     let (_, during) = bystanders.mark()?;
     bystanders.tell_all(|| Order::Hush);
-    fanout::await_stragglers(bystanders, deadline)?;
+    phases::await_stragglers(bystanders, deadline)?;
     let few = bystanders.tally();
     let mut retried = now.retried;
     retried.iter_mut().zip(&retried_before).for_each(|(now, before)| *now -= before);

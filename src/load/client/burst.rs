@@ -1,0 +1,38 @@
+//! Messages and a question behind them, as one write.
+//!
+//! Invariant: the question is the last frame of a burst.
+
+use super::frame::{self, opcode};
+use super::stamp::Stamp;
+use super::template::{Filling, Template};
+
+/// What each connection says.
+#[derive(Clone, Debug)]
+pub struct Speech {
+    /// One message.
+    pub message: Template,
+    /// Characters of its payload.
+    pub payload_bytes: usize,
+    /// How many before the question.
+    pub burst: u32,
+    /// The question.
+    pub question: String,
+    /// Text in the frame that answers it.
+    pub answer: String,
+}
+
+impl Speech {
+    /// A whole burst as it goes on the wire. `random` gives the masks.
+    pub fn burst(&self, filling: Filling<'_>, mut random: impl FnMut() -> u32) -> Box<[u8]> {
+        let stamp = Stamp { run: 0, room: filling.room, seq: 0, intended_ns: 0 };
+        let filling = Filling { message: Some((stamp, self.payload_bytes)), ..filling };
+        let (mut text, mut burst) = (Vec::new(), Vec::new());
+        for _ in 0..self.burst {
+            text.clear();
+            self.message.fill(&filling, &mut text);
+            frame::put_frame(&mut burst, opcode::TEXT, &text, random());
+        }
+        frame::put_frame(&mut burst, opcode::TEXT, self.question.as_bytes(), random());
+        burst.into_boxed_slice()
+    }
+}

@@ -1,0 +1,85 @@
+//! The steps that several scenarios share: connect, watch, wait for the last copies, conclude.
+//!
+//! Invariant: connections are counted when the server has said that they joined.
+
+use super::args::Common;
+use crate::load::error::LoadError;
+use crate::load::report::progress::Progress;
+use crate::load::report::tally::{self, Tally};
+use crate::load::report::{Connect, Report};
+use crate::load::run::fleet::Fleet;
+use crate::load::run::worker::Order;
+use std::time::{Duration, Instant};
+
+/// How long nothing must have come before the missing copies are called lost.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// Connects a fleet and waits until everybody has joined or failed.
+pub fn connect(
+    fleet: &mut Fleet,
+    common: &Common,
+    deadline: Instant,
+    progress: &mut Progress,
+) -> Result<Connect, LoadError> {
+    let conns = u64::from(fleet.brief().rooms().conns());
+    let begun_ns = fleet.brief().now_ns();
+    let begun = Instant::now();
+    // Where nobody ever gets in, waiting for the others is of no use.
+    let hopeless_after = Duration::from_secs(common.handshake_timeout_s + 5);
+    fleet.tell_all(|| Order::Connect);
+    fleet.listen(deadline, |now| {
+        progress.show(|| format!("{} of {conns} joined, {} failed", now.joined, now.failures()));
+        let nobody = now.joined == 0;
+        now.joined + now.failures() + now.lost >= conns
+            || nobody && (now.failures() >= 64 || begun.elapsed() >= hopeless_after)
+    })?;
+    let now = fleet.tally();
+    let seconds = now.last_joined_ns.saturating_sub(begun_ns) as f64 / 1e9;
+    Ok(Connect {
+        conns,
+        joined: now.joined,
+        failed: tally::by_name(&now.failed),
+        retried: tally::by_name(&now.retried),
+        seconds,
+        per_second: if seconds > 0.0 { now.joined as f64 / seconds } else { 0.0 },
+        threads: fleet.brief().workers(),
+    })
+}
+
+/// Listens for so long, or until a connection is lost: a room that is not whole measures nothing.
+pub fn watch(
+    fleet: &mut Fleet,
+    seconds: f64,
+    deadline: Instant,
+    progress: &mut Progress,
+) -> Result<(), LoadError> {
+    let until = deadline.min(Instant::now() + Duration::from_secs_f64(seconds));
+    fleet.listen(until, |now| {
+        progress.show(|| format!("{} messages, {} deliveries", now.sent, now.received));
+        now.lost > 0
+    })?;
+    Ok(())
+}
+
+/// Waits until every copy is there, or none has come for a while.
+pub fn await_stragglers(fleet: &mut Fleet, deadline: Instant) -> Result<(), LoadError> {
+    let (mut seen, mut silent_since) = (fleet.mark()?.0.received, Instant::now());
+    fleet.listen(deadline, |now| {
+        if now.received != seen {
+            (seen, silent_since) = (now.received, Instant::now());
+        }
+        now.received >= now.expected || silent_since.elapsed() >= SILENCE
+    })?;
+    Ok(())
+}
+
+/// Ends the fleet and notes what it lost on the way.
+pub fn conclude(fleet: Fleet, report: &mut Report) -> Result<Tally, LoadError> {
+    let last = fleet.finish()?;
+    report.lost_connections = last.lost;
+    report.errors = last.errors;
+    report.first_trouble = last.first_trouble.clone();
+    report.must(last.lost == 0, || format!("{} joined connections were lost", last.lost));
+    report.must(last.errors == 0, || format!("the server sent {} error frames", last.errors));
+    Ok(last)
+}
