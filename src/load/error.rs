@@ -11,6 +11,13 @@ pub enum LoadError {
     Host(String),
 }
 
+impl LoadError {
+    /// A wrong argument, with what to write instead.
+    pub fn usage<T>(why: &str) -> Result<T, LoadError> {
+        Err(LoadError::Usage(why.to_owned()))
+    }
+}
+
 impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

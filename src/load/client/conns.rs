@@ -9,10 +9,10 @@
 
 use super::frame::{self, Next, opcode};
 use super::handshake::Answer;
+use super::plan::ClientPlan;
 use super::stamp::{EVERYBODY, Finder, Stamp};
 use super::template::Filling;
 use crate::load::report::tally::{Reason, Tally};
-use crate::load::run::plan::Brief;
 use crate::load::sys::{self, Epoll, Ready};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -79,7 +79,7 @@ pub struct Arrival {
 
 /// All connections of one worker.
 pub struct Conns {
-    brief: Arc<Brief>,
+    plan: Arc<ClientPlan>,
     /// Number of the first one.
     lo: u32,
     conns: Vec<Conn>,
@@ -110,7 +110,7 @@ pub struct Conns {
 
 impl Conns {
     /// Connections `lo..hi`, none of them begun, watched by `epoll`.
-    pub fn new(brief: Arc<Brief>, lo: u32, hi: u32, epoll: Epoll, seed: u64) -> Conns {
+    pub fn new(plan: Arc<ClientPlan>, lo: u32, hi: u32, epoll: Epoll, seed: u64) -> Conns {
         let fresh = || Conn {
             stream: None,
             life: Life::Waiting,
@@ -121,7 +121,7 @@ impl Conns {
             extra: None,
         };
         Conns {
-            brief,
+            plan,
             lo,
             conns: (lo..hi).map(|_| fresh()).collect(),
             epoll,
@@ -150,14 +150,14 @@ impl Conns {
 
     /// Begins to connect all that wait.
     pub fn connect_all(&mut self) {
-        self.connecting_since_ns = self.brief.now_ns();
+        self.connecting_since_ns = self.plan.now_ns();
         self.connects_begun = 0;
         self.queue = (0..self.conns.len() as u32).collect();
     }
 
     /// Begins as many connects as concurrency and rate allow, a bounded number at a time.
     pub fn begin_connects(&mut self) {
-        let now_ns = self.brief.now_ns();
+        let now_ns = self.plan.now_ns();
         while let Some(&Reverse((due_ns, slot))) = self.again.peek() {
             if due_ns > now_ns {
                 break;
@@ -166,7 +166,7 @@ impl Conns {
             self.queue.push_back(slot);
         }
         for _ in 0..64 {
-            if self.handshaking >= self.brief.connect_concurrency || self.rate_due_ns() > now_ns {
+            if self.handshaking >= self.plan.connect_concurrency || self.rate_due_ns() > now_ns {
                 return;
             }
             let Some(slot) = self.queue.pop_front() else { return };
@@ -177,7 +177,7 @@ impl Conns {
 
     /// When the next connect can begin, `None` while nothing can but by an event.
     pub fn next_connect_ns(&self) -> Option<u64> {
-        if self.handshaking >= self.brief.connect_concurrency {
+        if self.handshaking >= self.plan.connect_concurrency {
             return None;
         }
         if self.queue.is_empty() {
@@ -188,7 +188,7 @@ impl Conns {
 
     /// Gives up handshakes that have taken too long.
     pub fn expire_handshakes(&mut self) {
-        let now_ns = self.brief.now_ns();
+        let now_ns = self.plan.now_ns();
         while let Some(&(deadline_ns, slot, generation)) = self.deadlines.front() {
             let conn = &self.conns[slot as usize];
             // One that waits for its next try has ended already: it must not be tried twice at once.
@@ -239,23 +239,23 @@ impl Conns {
         if state.life != Life::Joined || unsent > UNSENT_BYTES_MAX {
             return false;
         }
-        let brief = Arc::clone(&self.brief);
-        let message = Some((stamp, brief.payload_bytes));
-        let room = if stamp.room == EVERYBODY { brief.rooms().room_of(conn) } else { stamp.room };
-        let filling = Filling { room, message, ..self.filling(&brief, conn) };
+        let plan = Arc::clone(&self.plan);
+        let message = Some((stamp, plan.payload_bytes));
+        let room = if stamp.room == EVERYBODY { plan.rooms().room_of(conn) } else { stamp.room };
+        let filling = Filling { room, message, ..self.filling(&plan, conn) };
         self.scratch.clear();
-        brief.message.fill(&filling, &mut self.scratch);
+        plan.message.fill(&filling, &mut self.scratch);
         self.queue_scratch(slot, opcode::TEXT);
         true
     }
 
     /// Every connection begins to talk.
     pub fn start_talking(&mut self) {
-        let brief = Arc::clone(&self.brief);
-        let Some(speech) = &brief.speech else { return };
+        let plan = Arc::clone(&self.plan);
+        let Some(speech) = &plan.speech else { return };
         self.bursts = (0..self.conns.len() as u32)
             .map(|slot| {
-                let filling = self.filling(&brief, self.lo + slot);
+                let filling = self.filling(&plan, self.lo + slot);
                 speech.burst(filling, || self.next_random() as u32)
             })
             .collect();
@@ -288,7 +288,7 @@ impl Conns {
 
     /// Whether this is the answer to the question behind a burst.
     fn take_answer(&mut self, slot: u32, payload: &[u8]) -> bool {
-        let Some(speech) = &self.brief.speech else { return false };
+        let Some(speech) = &self.plan.speech else { return false };
         let answer = speech.answer.as_bytes();
         let head = &payload[..payload.len().min(READY_WITHIN_BYTES)];
         if self.bursts.is_empty() || !head.windows(answer.len()).any(|window| window == answer) {
@@ -346,11 +346,11 @@ impl Conns {
         let conn = &mut self.conns[slot as usize];
         conn.life = Life::Connecting;
         conn.generation = conn.generation.wrapping_add(1);
-        let timeout_ns = self.brief.handshake_timeout.as_nanos() as u64;
-        self.deadlines.push_back((self.brief.now_ns() + timeout_ns, slot, conn.generation));
+        let timeout_ns = self.plan.handshake_timeout.as_nanos() as u64;
+        self.deadlines.push_back((self.plan.now_ns() + timeout_ns, slot, conn.generation));
         let key = u64::from(conn.generation) << 32 | u64::from(slot);
-        let to = self.brief.target(number).addr;
-        let begun = sys::begin_connect(to, self.brief.source(number))
+        let to = self.plan.target(number).addr;
+        let begun = sys::begin_connect(to, self.plan.source(number))
             .and_then(|stream| self.epoll.add(&stream, key).map(|()| stream));
         match begun {
             Ok(stream) => conn.stream = Some(stream),
@@ -360,7 +360,7 @@ impl Conns {
 
     fn handle_connected(&mut self, slot: u32) {
         let number = self.lo + slot;
-        let to = self.brief.target(number).addr;
+        let to = self.plan.target(number).addr;
         let conn = &mut self.conns[slot as usize];
         let stream = conn.stream.as_ref().expect("a connecting connection has a socket");
         match stream.take_error() {
@@ -370,27 +370,27 @@ impl Conns {
             }
         }
         conn.life = Life::Greeted;
-        let brief = Arc::clone(&self.brief);
+        let plan = Arc::clone(&self.plan);
         self.scratch.clear();
         let mut path = Vec::new();
-        brief.path.fill(&self.filling(&brief, number), &mut path);
+        plan.path.fill(&self.filling(&plan, number), &mut path);
         let path = String::from_utf8_lossy(&path);
-        brief.target(number).greeting.write(&path, &mut self.scratch);
+        plan.target(number).greeting.write(&path, &mut self.scratch);
         let request = std::mem::take(&mut self.scratch);
         self.extra(slot).unsent.extend_from_slice(&request);
         self.scratch = request;
         self.flush(slot);
     }
 
-    fn filling<'a>(&self, brief: &'a Brief, number: u32) -> Filling<'a> {
-        let room = brief.rooms().room_of(number);
+    fn filling<'a>(&self, plan: &'a ClientPlan, number: u32) -> Filling<'a> {
+        let room = plan.rooms().room_of(number);
         Filling {
-            names: &brief.names,
+            names: &plan.names,
             room,
             number,
             message: None,
             said: &[],
-            signer: brief.signer.as_ref(),
+            signer: plan.signer.as_ref(),
         }
     }
 
@@ -424,7 +424,7 @@ impl Conns {
     /// Whether what comes for a connection stays where it is. Such a one may lose its connection:
     /// that is what servers do with it.
     fn is_silent(&self, slot: u32) -> bool {
-        self.conns[slot as usize].life == Life::Joined && self.brief.is_silent(self.lo + slot)
+        self.conns[slot as usize].life == Life::Joined && self.plan.is_silent(self.lo + slot)
     }
 
     /// Bytes have come: alone, or behind the beginning of a frame that came before.
@@ -460,8 +460,8 @@ impl Conns {
     fn parse(&mut self, slot: u32, bytes: &[u8]) -> usize {
         let mut used = 0;
         if self.conns[slot as usize].life == Life::Greeted {
-            let brief = Arc::clone(&self.brief);
-            match brief.target(self.lo + slot).greeting.judge(bytes) {
+            let plan = Arc::clone(&self.plan);
+            match plan.target(self.lo + slot).greeting.judge(bytes) {
                 Answer::More => return 0,
                 Answer::Open { bytes } => {
                     used = bytes;
@@ -478,7 +478,7 @@ impl Conns {
                 }
             }
         }
-        let at_ns = self.brief.now_ns();
+        let at_ns = self.plan.now_ns();
         self.tally.bytes_in += (bytes.len() - used) as u64;
         while self.conns[slot as usize].stream.is_some() {
             match frame::next_frame(&bytes[used..]) {
@@ -498,17 +498,17 @@ impl Conns {
 
     fn handle_open(&mut self, slot: u32) {
         self.handshaking -= 1;
-        let brief = Arc::clone(&self.brief);
+        let plan = Arc::clone(&self.plan);
         let conn = &mut self.conns[slot as usize];
         conn.life = Life::Open;
-        conn.rooms_missing = brief.rooms().layers() as u8;
-        for template in &brief.init {
+        conn.rooms_missing = plan.rooms().layers() as u8;
+        for template in &plan.init {
             self.scratch.clear();
-            let filling = self.filling(&brief, self.lo + slot);
+            let filling = self.filling(&plan, self.lo + slot);
             template.fill(&filling, &mut self.scratch);
             self.queue_scratch(slot, opcode::TEXT);
         }
-        if brief.ready.is_none() {
+        if plan.ready.is_none() {
             self.handle_joined(slot);
         }
     }
@@ -519,7 +519,7 @@ impl Conns {
         conn.tries = 0;
         conn.last_seq = 0;
         self.tally.joined += 1;
-        self.tally.last_joined_ns = self.brief.now_ns();
+        self.tally.last_joined_ns = self.plan.now_ns();
     }
 
     fn handle_frame(&mut self, slot: u32, code: u8, payload: &[u8], bytes: usize, at_ns: u64) {
@@ -545,7 +545,7 @@ impl Conns {
 
     fn handle_message(&mut self, slot: u32, payload: &[u8], bytes: usize, at_ns: u64) {
         if let Some(stamp) = self.finder.find(payload) {
-            if stamp.run == self.brief.run {
+            if stamp.run == self.plan.run {
                 self.handle_arrival(slot, stamp, payload, bytes, at_ns);
             }
             return;
@@ -561,8 +561,8 @@ impl Conns {
                 format!("the server answered: {text}")
             });
         } else if self.conns[slot as usize].life == Life::Open {
-            let brief = Arc::clone(&self.brief);
-            let ready = brief.ready.as_ref().expect("open without --ready is joined at once");
+            let plan = Arc::clone(&self.plan);
+            let ready = plan.ready.as_ref().expect("open without --ready is joined at once");
             let head = &payload[..payload.len().min(READY_WITHIN_BYTES)];
             if head.windows(ready.len()).any(|window| window == ready.as_bytes()) {
                 let conn = &mut self.conns[slot as usize];
@@ -576,10 +576,10 @@ impl Conns {
 
     /// Says what the rules have to say to a frame of the server's.
     fn answer(&mut self, slot: u32, said: &[u8]) {
-        let brief = Arc::clone(&self.brief);
-        let Some(reply) = brief.answers.to(said) else { return };
+        let plan = Arc::clone(&self.plan);
+        let Some(reply) = plan.answers.to(said) else { return };
         self.scratch.clear();
-        let filling = Filling { said, ..self.filling(&brief, self.lo + slot) };
+        let filling = Filling { said, ..self.filling(&plan, self.lo + slot) };
         reply.fill(&filling, &mut self.scratch);
         self.queue_scratch(slot, opcode::TEXT);
     }
@@ -593,7 +593,7 @@ impl Conns {
         at_ns: u64,
     ) {
         let conn = &mut self.conns[slot as usize];
-        if self.brief.publishers == 1 && self.brief.rooms().layers() == 1 {
+        if self.plan.is_ordered {
             if stamp.seq <= conn.last_seq {
                 self.tally.disordered += 1;
             }
@@ -628,7 +628,7 @@ impl Conns {
                 Some(error) => format!("a joined connection was lost: {error}"),
                 None => "a joined connection was closed by the server".into(),
             });
-            let retries = self.brief.retries;
+            let retries = self.plan.retries;
             let conn = &mut self.conns[slot as usize];
             conn.stream = None;
             conn.extra = None;
@@ -669,7 +669,7 @@ impl Conns {
         conn.extra = None;
         // A page that is not there will not be there in a second either.
         let hopeless = matches!(reason, Reason::Status | Reason::NoFile);
-        let may_retry = self.brief.retries.is_none_or(|retries| conn.tries < retries);
+        let may_retry = self.plan.retries.is_none_or(|retries| conn.tries < retries);
         if hopeless || !may_retry {
             conn.life = Life::Failed;
             self.tally.failed[reason as usize] += 1;
@@ -694,11 +694,11 @@ impl Conns {
             }
         };
         let chance = self.next_random() % (spread.as_nanos() as u64).max(1);
-        self.brief.now_ns() + least.as_nanos() as u64 + chance
+        self.plan.now_ns() + least.as_nanos() as u64 + chance
     }
 
     fn rate_due_ns(&self) -> u64 {
-        match self.brief.connect_rate {
+        match self.plan.connect_rate {
             None => 0,
             Some(rate) => {
                 self.connecting_since_ns + (self.connects_begun as f64 * 1e9 / rate) as u64
@@ -728,7 +728,7 @@ impl Conns {
         };
         let mut sent = 0;
         while sent < extra.unsent.len() {
-            let end = extra.unsent.len().min(sent.saturating_add(self.brief.write_bytes_max));
+            let end = extra.unsent.len().min(sent.saturating_add(self.plan.write_bytes_max));
             match (&mut &*stream).write(&extra.unsent[sent..end]) {
                 Ok(n) => sent += n,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,

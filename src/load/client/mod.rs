@@ -4,6 +4,7 @@ pub mod burst;
 pub mod conns;
 pub mod frame;
 pub mod handshake;
+pub mod plan;
 pub mod reply_rules;
 pub mod rooms;
 pub mod stamp;

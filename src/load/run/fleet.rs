@@ -29,7 +29,7 @@ pub struct Fleet {
 
 impl Fleet {
     /// Starts the workers; none of them connects yet.
-    pub fn begin(brief: Brief, needs_own_files: bool) -> Result<Fleet, LoadError> {
+    pub fn begin(brief: Brief) -> Result<Fleet, LoadError> {
         let brief = Arc::new(brief);
         let workers = brief.workers();
         let (report, reports) = mpsc::channel();
@@ -48,8 +48,7 @@ impl Fleet {
                 bell: Arc::clone(&handles[number].bell),
                 reports: report.clone(),
                 peers: handles.clone(),
-                needs_own_files,
-                seed: (u64::from(brief.run) << 32) | (number as u64 + 1),
+                seed: (u64::from(brief.client.run) << 32) | (number as u64 + 1),
             };
             let brief = Arc::clone(&brief);
             let thread = thread::Builder::new()

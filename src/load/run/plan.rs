@@ -2,84 +2,28 @@
 //!
 //! Invariant: nothing here changes after the workers have begun.
 
-use crate::load::client::burst::Speech;
-use crate::load::client::handshake::Greeting;
-use crate::load::client::reply_rules::Answers;
+use crate::load::client::plan::ClientPlan;
 use crate::load::client::rooms::Rooms;
-use crate::load::client::template::{Names, Signer, Template};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::{Duration, Instant};
-
-/// One server to connect to.
-#[derive(Debug)]
-pub struct Target {
-    /// Where it listens.
-    pub addr: SocketAddr,
-    /// What is said to it first.
-    pub greeting: Greeting,
-}
-
-/// Where connections come from. One source address carries only as many connections to one
-/// destination as there are local ports.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Sources {
-    /// The kernel chooses.
-    Kernel,
-    /// Taken in turn.
-    These(Vec<IpAddr>),
-}
+use std::sync::Arc;
+use std::time::Duration;
 
 /// A fleet's orders for its whole life.
 #[derive(Debug)]
 pub struct Brief {
-    /// Servers; connection `n` goes to target `n mod targets`.
-    pub targets: Vec<Target>,
-    /// The path of the request.
-    pub path: Template,
-    /// Messages sent as soon as a connection is open.
-    pub init: Vec<Template>,
-    /// What is said back to frames.
-    pub answers: Answers,
-    /// Who signs answers.
-    pub signer: Option<Signer>,
-    /// What is published.
-    pub message: Template,
-    /// How rooms are called, and who is where.
-    pub names: Names,
-    /// Members of each room, the last ones, that read nothing once they have joined.
-    pub silent: u32,
-    /// Text in the frame that says that a connection has joined; `None`: open is joined.
-    pub ready: Option<String>,
+    /// What each connection does.
+    pub client: Arc<ClientPlan>,
     /// Whether a publisher hears its own message.
     pub echo: bool,
     /// Publishers a room: its first so many members, in turn.
     pub publishers: u32,
-    /// Characters of a payload.
-    pub payload_bytes: usize,
-    /// Random per run.
-    pub run: u32,
-    /// Time zero.
-    pub epoch: Instant,
-    /// Source addresses.
-    pub sources: Sources,
-    /// Handshakes outstanding per worker.
-    pub connect_concurrency: u32,
-    /// Connects a second per worker, if limited.
-    pub connect_rate: Option<f64>,
-    /// From connect until joined.
-    pub handshake_timeout: Duration,
-    /// Attempts after the first one; `None`: until it works.
-    pub retries: Option<u8>,
     /// Worker `w` has connections `bounds[w]..bounds[w + 1]`.
     pub bounds: Vec<u32>,
     /// Worker `w` is pinned to core `cores[w mod cores]`, if there are any.
     pub cores: Vec<usize>,
+    /// Whether each worker must have a file table of its own.
+    pub needs_own_files: bool,
     /// A message whose last copies have not come by then is given up.
     pub stall: Duration,
-    /// Bytes of one write.
-    pub write_bytes_max: usize,
-    /// What each connection says, where connections talk.
-    pub speech: Option<Speech>,
 }
 
 impl Brief {
@@ -90,25 +34,12 @@ impl Brief {
 
     /// Who is where.
     pub fn rooms(&self) -> &Rooms {
-        &self.names.rooms
-    }
-
-    /// Members of a room that read what comes.
-    pub fn readers(&self, room: u32) -> u32 {
-        self.rooms().members(room).saturating_sub(self.silent)
-    }
-
-    /// Whether a connection reads nothing once it has joined.
-    pub fn is_silent(&self, conn: u32) -> bool {
-        self.silent > 0 && {
-            let room = self.rooms().room_of(conn);
-            conn - self.rooms().member(room, 0) >= self.readers(room)
-        }
+        self.client.rooms()
     }
 
     /// Nanoseconds since time zero.
     pub fn now_ns(&self) -> u64 {
-        self.epoch.elapsed().as_nanos() as u64
+        self.client.now_ns()
     }
 
     /// The worker that publishes to a room: the one that has its first member.
@@ -119,34 +50,7 @@ impl Brief {
 
     /// How many members of a room hear what one of them publishes.
     pub fn hearers(&self, room: u32) -> u32 {
-        self.readers(room) - u32::from(!self.echo)
-    }
-
-    /// Where a connection goes.
-    pub fn target(&self, conn: u32) -> &Target {
-        &self.targets[conn as usize % self.targets.len()]
-    }
-
-    /// Where a connection comes from.
-    pub fn source(&self, conn: u32) -> Option<IpAddr> {
-        match &self.sources {
-            Sources::Kernel => None,
-            Sources::These(all) => Some(all[conn as usize / self.targets.len() % all.len()]),
-        }
-    }
-}
-
-impl Sources {
-    /// So many loopback addresses that no pair of addresses uses more than a tenth of its ports:
-    /// there is no lack of addresses, and the kernel looks at half of all ports before it tries
-    /// the other half, one by one (measured: 4,200 connects a second at two thirds of the ports,
-    /// nearly all of it in that search). `salt` moves the block, so runs after each other do not
-    /// meet each other's closing sockets.
-    pub fn loopback(conns: u32, targets: u32, local_ports: u32, salt: u32) -> Sources {
-        let per_address = (local_ports / 10).max(1) * targets.max(1);
-        let base = 0x7f00_0000 | (1 + salt % 250) << 16 | (salt >> 8 & 0x7f) << 8;
-        let count = conns.div_ceil(per_address).max(1);
-        Sources::These((0..count).map(|i| IpAddr::V4(Ipv4Addr::from_bits(base + 1 + i))).collect())
+        self.client.readers(room) - u32::from(!self.echo)
     }
 }
 
@@ -176,17 +80,5 @@ mod tests {
         assert_eq!(cut(1000, 4, &rooms, 1), [0, 250, 500, 750, 1000]);
         assert_eq!(cut(1000, 4, &rooms, 60), [0, 260, 500, 760, 1000]);
         assert_eq!(cut(3, 3, &Rooms::of_size(3, 3), 3), [0, 3]);
-    }
-
-    #[test]
-    fn loopback_sources_are_enough_and_distinct() {
-        let Sources::These(all) = Sources::loopback(2_000_000, 1, 28_231, 77) else {
-            unreachable!("loopback always names addresses")
-        };
-        assert!(all.len() * 28_231 / 10 >= 2_000_000);
-        let mut distinct = all.clone();
-        distinct.dedup();
-        assert_eq!(distinct.len(), all.len());
-        assert!(all.iter().all(IpAddr::is_loopback));
     }
 }

@@ -100,8 +100,6 @@ pub struct Seat {
     pub reports: Sender<(usize, Report)>,
     /// All workers, itself included.
     pub peers: Vec<Handle>,
-    /// Whether it must have a file table of its own.
-    pub needs_own_files: bool,
     /// For masks and jitter.
     pub seed: u64,
 }
@@ -141,7 +139,7 @@ impl Worker {
             sys::pin_to(core).map_err(|error| format!("cannot pin to core {core}: {error}"))?;
         }
         match sys::own_file_table() {
-            Err(error) if seat.needs_own_files => {
+            Err(error) if brief.needs_own_files => {
                 return Err(format!(
                     "a thread cannot have a file table of its own (unshare: {error}), and the \
                      limit of open files is too low for one table. Likely cause: a container's \
@@ -153,7 +151,7 @@ impl Worker {
         let epoll = Epoll::new().map_err(|error| format!("epoll: {error}"))?;
         epoll.add(&*seat.bell, BELL).map_err(|error| format!("epoll: {error}"))?;
         let (lo, hi) = (brief.bounds[seat.number], brief.bounds[seat.number + 1]);
-        let conns = Conns::new(Arc::clone(&brief), lo, hi, epoll, seat.seed);
+        let conns = Conns::new(Arc::clone(&brief.client), lo, hi, epoll, seat.seed);
         Ok(Worker {
             number: seat.number,
             brief,
@@ -247,7 +245,7 @@ impl Worker {
     fn shout(&mut self) {
         let Some(conn) = self.conns.any_joined() else { return };
         let intended_ns = self.brief.now_ns();
-        let stamp = Stamp { run: self.brief.run, room: EVERYBODY, seq: 1, intended_ns };
+        let stamp = Stamp { run: self.brief.client.run, room: EVERYBODY, seq: 1, intended_ns };
         if self.conns.publish(conn, stamp) {
             self.conns.tally.sent += 1;
         }
@@ -258,11 +256,11 @@ impl Worker {
         let mut due = std::mem::take(&mut self.due);
         publishing.take_due(self.brief.now_ns(), &mut due);
         for shot in due.drain(..) {
-            let readers = self.brief.readers(shot.room);
+            let readers = self.brief.client.readers(shot.room);
             let publisher = shot.turn % self.brief.publishers.min(readers);
             let conn = self.brief.rooms().member(shot.room, publisher);
             let stamp = Stamp {
-                run: self.brief.run,
+                run: self.brief.client.run,
                 room: shot.room,
                 seq: shot.seq,
                 intended_ns: shot.intended_ns,

@@ -2,18 +2,11 @@
 //!
 //! Invariant: a wrong argument is said before the first connection, with what to write instead.
 
-use crate::load::client::handshake::Greeting;
-use crate::load::client::reply_rules::Answers;
 use crate::load::client::rooms::Rooms;
-use crate::load::client::stamp::STAMP_BYTES;
-use crate::load::client::template::{Names, Signer, Template};
 use crate::load::error::LoadError;
-use crate::load::run::plan::{self, Brief, Sources, Target};
-use crate::load::run::procfs;
 use crate::load::run::publish::Pace;
-use crate::load::sys;
 use clap::{Args, Subcommand};
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// `{n}` in a help text. clap makes a line break of these three characters, so a style that changes
@@ -289,173 +282,7 @@ pub struct StormArgs {
     pub before_s: f64,
 }
 
-/// How the connections of a fleet are laid out.
-pub struct Layout {
-    /// Who is where.
-    pub rooms: Rooms,
-    /// Publishers a room.
-    pub publishers: u32,
-    /// What is published.
-    pub message: String,
-    /// Characters of a payload.
-    pub payload_bytes: u32,
-    /// What room names begin with.
-    pub room_prefix: String,
-    /// Members of each room that read nothing once they have joined.
-    pub silent: u32,
-    /// Attempts after the first; `None`: until it works.
-    pub retries: Option<u8>,
-    /// Threads that are wanted.
-    pub threads: u32,
-}
-
 impl Common {
-    /// The fleet's orders, and whether its threads must have file tables of their own.
-    pub fn brief(&self, layout: Layout) -> Result<(Brief, bool), LoadError> {
-        let conns = layout.rooms.conns();
-        let message = Template::parse(&layout.message);
-        if !message.has_payload() {
-            return usage("the message template has no {payload}, so nothing could be counted");
-        }
-        if (layout.payload_bytes as usize) < STAMP_BYTES {
-            return usage(&format!(
-                "--payload-bytes {} is too small: number and time need {STAMP_BYTES}",
-                layout.payload_bytes
-            ));
-        }
-        let init: Vec<_> = self.init.iter().map(|text| Template::parse(text)).collect();
-        let (answers, signer) = self.answers()?;
-        let random = random_bytes()?;
-        let run = u32::from_le_bytes([random[0], random[1], random[2], random[3]]);
-        let (targets, path) = self.targets(random)?;
-        let path = self.path(&path, &layout.rooms)?;
-        if init.iter().chain([&message, &path]).any(Template::needs_a_frame) {
-            return usage("{said:…} and {signature} can be filled in an --answer only");
-        }
-        let (workers, needs_own_files) =
-            workers(conns, self.threads.max(layout.threads), layout.publishers)?;
-        if layout.rooms.layers() > 1 && workers > 1 {
-            return usage("--rooms-per-member above 1 needs all connections in one thread");
-        }
-        let bounds = plan::cut(conns, workers, &layout.rooms, layout.publishers);
-        let sources = self.sources(conns, &targets, run);
-        let ready = (!self.ready.is_empty()).then(|| self.ready.clone());
-        let brief = Brief {
-            targets,
-            path,
-            init,
-            answers,
-            signer,
-            message,
-            names: Names {
-                room_prefix: layout.room_prefix,
-                rooms: layout.rooms,
-                token_secret: self.token_secret.clone(),
-            },
-            silent: layout.silent,
-            ready,
-            echo: !self.no_echo,
-            publishers: layout.publishers,
-            payload_bytes: layout.payload_bytes as usize,
-            run,
-            epoch: Instant::now(),
-            sources,
-            connect_concurrency: self.connect_concurrency,
-            connect_rate: match self.connect_rate {
-                Some(rate) if rate.is_nan() || rate <= 0.0 => {
-                    return usage("--connect-rate must be above zero");
-                }
-                rate => rate.map(|rate| rate / f64::from(workers)),
-            },
-            handshake_timeout: Duration::from_secs(self.handshake_timeout_s.max(1)),
-            retries: layout.retries,
-            bounds,
-            cores: self.cores.as_deref().map_or(Ok(Vec::new()), parse_cores)?,
-            stall: Duration::from_secs(5),
-            write_bytes_max: usize::MAX,
-            speech: None,
-        };
-        Ok((brief, needs_own_files))
-    }
-
-    /// The path, if it says all that it must.
-    fn path(&self, text: &str, rooms: &Rooms) -> Result<Template, LoadError> {
-        let path = Template::parse(text);
-        if rooms.layers() > 1 && !path.has_all_rooms() {
-            return usage("--path has no {room_ids}, so nobody would be in several rooms");
-        }
-        if path.has_token() && self.token_secret.is_none() {
-            return usage("--path has a {token}, and there is no --token-secret to sign it");
-        }
-        Ok(path)
-    }
-
-    /// What is said to a server that speaks first, and how it is signed.
-    fn answers(&self) -> Result<(Answers, Option<Signer>), LoadError> {
-        let mut answers = Answers::default();
-        for rule in &self.answer {
-            if !answers.add(rule) {
-                return usage(&format!("--answer {rule:?}: write it as 'BEGINNING=MESSAGE'"));
-            }
-        }
-        let signer = match &self.sign {
-            None => None,
-            Some(text) => match Signer::parse(text) {
-                None => return usage(&format!("--sign {text:?}: write it as 'KEY=TEXT'")),
-                signer => signer,
-            },
-        };
-        if signer.is_none() && answers.replies().any(Template::has_signature) {
-            return usage("an --answer has a {signature}, so say with --sign what is signed");
-        }
-        Ok((answers, signer))
-    }
-
-    /// The servers, and the path template.
-    fn targets(&self, key: [u8; 16]) -> Result<(Vec<Target>, String), LoadError> {
-        for header in &self.header {
-            if !header.contains(':') || header.contains(['\r', '\n']) {
-                return usage(&format!("--header {header:?}: write it as 'Name: value'"));
-            }
-        }
-        let (mut targets, mut path) = (Vec::new(), String::new());
-        for url in &self.url {
-            let (host, own_path) = parse_url(url)?;
-            let mut addrs = host
-                .to_socket_addrs()
-                .map_err(|error| LoadError::Usage(format!("--url {url}: {error}")))?;
-            let Some(addr) = addrs.next() else {
-                return usage(&format!("--url {url}: the name has no address"));
-            };
-            targets.push(Target { addr, greeting: Greeting::new(&host, &self.header, key) });
-            if path.is_empty() {
-                path = own_path;
-            }
-        }
-        match &self.path {
-            Some(given) if !given.starts_with('/') => usage("--path must begin with /"),
-            Some(given) if given.contains([' ', '\r', '\n']) => usage("--path has a blank in it"),
-            Some(given) => Ok((targets, given.clone())),
-            None if !(self.init.is_empty() && self.answer.is_empty()) => Ok((targets, path)),
-            None => {
-                path.push(if path.contains('?') { '&' } else { '?' });
-                path.push_str("{room_ids}");
-                Ok((targets, path))
-            }
-        }
-    }
-
-    fn sources(&self, conns: u32, targets: &[Target], salt: u32) -> Sources {
-        if !self.source.is_empty() {
-            return Sources::These(self.source.clone());
-        }
-        let loopback = |target: &Target| target.addr.is_ipv4() && target.addr.ip().is_loopback();
-        if targets.iter().all(loopback) {
-            return Sources::loopback(conns, targets.len() as u32, procfs::local_ports(), salt);
-        }
-        Sources::Kernel
-    }
-
     /// When everything ends.
     pub fn deadline(&self) -> Instant {
         Instant::now() + Duration::from_secs(self.timeout_s.max(1))
@@ -472,190 +299,40 @@ impl FanoutArgs {
     /// How messages are spaced, once the arguments make sense together.
     pub fn pace(&self) -> Result<Pace, LoadError> {
         if self.publishers > self.members {
-            return usage("--publishers are members: there cannot be more of them than --members");
+            return LoadError::usage(
+                "--publishers are members: there cannot be more of them than --members",
+            );
         }
         if !self.rooms.is_multiple_of(self.rooms_per_member) {
-            return usage("--rooms must be a multiple of --rooms-per-member");
+            return LoadError::usage("--rooms must be a multiple of --rooms-per-member");
         }
         if self.silent > 0 && self.rooms_per_member > 1 {
-            return usage("--silent and --rooms-per-member do not go together");
+            return LoadError::usage("--silent and --rooms-per-member do not go together");
         }
         let all = u64::from(self.members) + u64::from(self.silent);
         if all * u64::from(self.rooms) > u64::from(u32::MAX / 2) {
-            return usage("--members times --rooms is more connections than can be numbered");
+            return LoadError::usage(
+                "--members times --rooms is more connections than can be numbered",
+            );
         }
         if self.common.no_echo && self.members < 2 {
-            return usage("with --no-echo a room of one hears nothing: --members must be above 1");
+            return LoadError::usage(
+                "with --no-echo a room of one hears nothing: --members must be above 1",
+            );
         }
         let measured = self.warmup_s + self.duration_s;
         let sane = self.duration_s > 0.0 && self.warmup_s >= 0.0;
         if !sane || measured >= self.common.timeout_s as f64 {
-            return usage("--duration-s must be above zero, and with --warmup-s below --timeout-s");
+            return LoadError::usage(
+                "--duration-s must be above zero, and with --warmup-s below --timeout-s",
+            );
         }
         match self.rate {
-            Some(rate) if rate.is_nan() || rate <= 0.0 => usage("--rate must be above zero"),
+            Some(rate) if rate.is_nan() || rate <= 0.0 => {
+                LoadError::usage("--rate must be above zero")
+            }
             Some(rate) => Ok(Pace::Rate(rate)),
             None => Ok(Pace::Window(self.window)),
         }
-    }
-}
-
-fn usage<T>(why: &str) -> Result<T, LoadError> {
-    Err(LoadError::Usage(why.to_owned()))
-}
-
-/// How many workers, and whether each must have a file table of its own.
-fn workers(conns: u32, wanted: u32, publishers: u32) -> Result<(u32, bool), LoadError> {
-    let files = sys::raise_open_files().map_err(|error| {
-        LoadError::Host(format!("cannot read the limit of open files: {error}"))
-    })?;
-    // A tenth is left for what else is open, and for cuts that move to keep publishers together.
-    let capacity = u32::try_from(files / 10 * 9).unwrap_or(u32::MAX).saturating_sub(publishers);
-    if capacity < 16 {
-        return Err(LoadError::Host(format!(
-            "{files} open files are too few for {publishers} publishers in one thread. \
-             Raise the limit: ulimit -n"
-        )));
-    }
-    let needed = conns.div_ceil(capacity);
-    Ok((needed.max(wanted).min(conns), needed > 1))
-}
-
-/// `host:port` and path of a `ws://` URL.
-fn parse_url(url: &str) -> Result<(String, String), LoadError> {
-    let wrong = |why: &str| LoadError::Usage(format!("--url {url}: {why}"));
-    let uri: http::Uri = url.parse().map_err(|error| wrong(&format!("{error}")))?;
-    match uri.scheme_str() {
-        Some("ws" | "http") => {}
-        Some("wss" | "https") => {
-            return Err(wrong("TLS is not spoken here; measure behind the TLS terminator"));
-        }
-        _ => return Err(wrong("write it as ws://host:port/path")),
-    }
-    let host = uri.host().ok_or_else(|| wrong("no host"))?;
-    let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    Ok((format!("{host}:{}", uri.port_u16().unwrap_or(80)), path.to_owned()))
-}
-
-/// `1`, `2-5`, `0,2-3`
-fn parse_cores(text: &str) -> Result<Vec<usize>, LoadError> {
-    let wrong = || LoadError::Usage(format!("--cores {text}: write it as 1 or 0,2-3"));
-    let mut cores = Vec::new();
-    for part in text.split(',') {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let first: usize = first.trim().parse().map_err(|_| wrong())?;
-        let last: usize = last.trim().parse().map_err(|_| wrong())?;
-        if first > last || last >= 1024 {
-            return Err(wrong());
-        }
-        cores.extend(first..=last);
-    }
-    Ok(cores)
-}
-
-fn random_bytes() -> Result<[u8; 16], LoadError> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| LoadError::Host(format!("no random bytes: {error}")))?;
-    Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        load: LoadArgs,
-    }
-
-    fn parse(line: &str) -> Result<LoadArgs, clap::Error> {
-        Cli::try_parse_from(line.split(' ')).map(|cli| cli.load)
-    }
-
-    fn idle(line: &str) -> Result<Brief, LoadError> {
-        let Scenario::Idle(args) = parse(line).expect("clap takes it").scenario else {
-            panic!("{line} is not idle")
-        };
-        let layout = Layout {
-            rooms: Rooms::of_size(args.conns, args.room_size),
-            publishers: 1,
-            message: args.broadcast_message,
-            payload_bytes: 120,
-            room_prefix: args.common.room_prefix.clone(),
-            silent: 0,
-            retries: Some(args.common.retries),
-            threads: 1,
-        };
-        args.common.brief(layout).map(|(brief, _)| brief)
-    }
-
-    fn said(line: &str) -> String {
-        idle(line).expect_err("a wrong argument").to_string()
-    }
-
-    #[test]
-    fn our_own_server_is_the_default() {
-        let brief = idle("load idle").expect("defaults are valid");
-        assert_eq!(brief.path, Template::parse("/ws?{room_ids}"));
-        assert_eq!(brief.ready.as_deref(), Some(r#""type":"ok""#));
-        assert_eq!(brief.targets[0].addr.port(), 8080);
-    }
-
-    #[test]
-    fn another_server_gets_its_own_path_and_messages() {
-        let brief =
-            idle("load idle --url ws://127.0.0.1:9/app/x --init [{room}] --ready ").expect("valid");
-        assert_eq!(brief.path, Template::parse("/app/x"));
-        assert_eq!(brief.init.len(), 1);
-        assert_eq!(brief.ready, None);
-        let brief = idle("load idle --url ws://127.0.0.1:9/x --answer 0=40").expect("valid");
-        assert_eq!(brief.path, Template::parse("/x"));
-        let brief = idle("load idle --url ws://127.0.0.1:9/x?a=b").expect("valid");
-        assert_eq!(brief.path, Template::parse("/x?a=b&{room_ids}"));
-    }
-
-    #[test]
-    fn a_wrong_argument_says_what_to_write_instead() {
-        assert!(said("load idle --url wss://127.0.0.1/").contains("TLS"));
-        assert!(said("load idle --url 127.0.0.1:80").contains("ws://"));
-        assert!(said("load idle --path ws").contains("begin with /"));
-        assert!(said("load idle --cores 3-1").contains("0,2-3"));
-        assert!(said("load idle --header X").contains("Name: value"));
-        assert!(said("load idle --broadcast-message hello").contains("{payload}"));
-        assert!(said("load idle --connect-rate 0").contains("above zero"));
-        assert!(said("load idle --answer ping").contains("BEGINNING=MESSAGE"));
-        assert!(said("load idle --answer a={signature}").contains("--sign"));
-        assert!(said("load idle --sign key").contains("KEY=TEXT"));
-        assert!(said("load idle --init {said:id}").contains("--answer only"));
-        assert!(parse("load fanout --rate 5 --window 2").is_err());
-        assert!(parse("load idle --conns 0").is_err());
-        assert!(parse("load").is_err());
-    }
-
-    #[test]
-    fn a_fanout_whose_numbers_contradict_each_other_is_refused() {
-        let pace = |line: &str| match parse(line).expect("clap takes it").scenario {
-            Scenario::Fanout(args) => args.pace().map_err(|error| error.to_string()),
-            _ => panic!("{line} is not a fanout"),
-        };
-        assert!(matches!(pace("load fanout"), Ok(Pace::Window(1))));
-        assert!(matches!(pace("load fanout --rate 0.5"), Ok(Pace::Rate(_))));
-        assert!(pace("load fanout --members 2 --publishers 3").is_err());
-        assert!(pace("load fanout --duration-s 700").is_err());
-        assert!(pace("load fanout --no-echo --members 1").is_err());
-        assert!(pace("load fanout --rate=-1").is_err());
-        assert!(pace("load fanout --rate=nan").is_err());
-    }
-
-    #[test]
-    fn more_connections_than_descriptors_take_more_threads() {
-        let files = sys::raise_open_files().expect("the limit is readable");
-        let capacity = (files / 10 * 9) as u32 - 1;
-        assert_eq!(workers(capacity, 1, 1).expect("fits"), (1, false));
-        assert_eq!(workers(capacity + 1, 1, 1).expect("fits"), (2, true));
-        assert_eq!(workers(3, 64, 1).expect("fits"), (3, false));
     }
 }

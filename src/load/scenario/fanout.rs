@@ -6,8 +6,9 @@
 //!
 //! Invariant: rates, latencies and costs are of the measured window only; loss is of everything.
 
-use super::args::{FanoutArgs, Layout};
+use super::args::{FanoutArgs, MessageArgs};
 use super::phases::{self, watch};
+use super::plan::Layout;
 use crate::load::error::LoadError;
 use crate::load::report::progress::Progress;
 use crate::load::report::tally::Tally;
@@ -20,19 +21,15 @@ use std::time::Instant;
 /// Carries it out.
 pub fn run(args: &FanoutArgs) -> Result<Report, LoadError> {
     let pace = args.pace()?;
+    let MessageArgs { message, payload_bytes } = &args.message;
     let layout = Layout {
-        rooms: args.rooms(),
         publishers: args.publishers,
-        message: args.message.message.clone(),
-        payload_bytes: args.message.payload_bytes,
-        room_prefix: args.common.room_prefix.clone(),
         silent: args.silent,
-        retries: Some(args.common.retries),
-        threads: args.common.threads,
+        ..Layout::new(&args.common, args.rooms(), message, *payload_bytes)
     };
     let deadline = args.common.deadline();
-    let (brief, needs_own_files) = args.common.brief(layout)?;
-    let mut fleet = Fleet::begin(brief, needs_own_files)?;
+    let brief = args.common.brief(layout)?;
+    let mut fleet = Fleet::begin(brief)?;
     let mut progress = Progress::new();
     let mut report = Report { scenario: "fanout", ..Report::default() };
 

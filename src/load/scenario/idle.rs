@@ -2,8 +2,9 @@
 //!
 //! Invariant: connections are counted when the server has said that they joined.
 
-use super::args::{IdleArgs, Layout};
+use super::args::IdleArgs;
 use super::phases::{conclude, connect};
+use super::plan::Layout;
 use crate::load::client::rooms::Rooms;
 use crate::load::error::LoadError;
 use crate::load::report::progress::Progress;
@@ -20,19 +21,10 @@ pub fn run(args: &IdleArgs) -> Result<Report, LoadError> {
     } else {
         Rooms::of_size(args.conns, args.room_size)
     };
-    let layout = Layout {
-        rooms,
-        publishers: 1,
-        message: args.broadcast_message.clone(),
-        payload_bytes: 120,
-        room_prefix: args.common.room_prefix.clone(),
-        silent: 0,
-        retries: Some(args.common.retries),
-        threads: args.common.threads,
-    };
+    let layout = Layout::new(&args.common, rooms, &args.broadcast_message, 120);
     let deadline = args.common.deadline();
-    let (brief, needs_own_files) = args.common.brief(layout)?;
-    let mut fleet = Fleet::begin(brief, needs_own_files)?;
+    let brief = args.common.brief(layout)?;
+    let mut fleet = Fleet::begin(brief)?;
     let mut progress = Progress::new();
     let mut report = Report { scenario: "idle", ..Report::default() };
 

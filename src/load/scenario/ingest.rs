@@ -6,8 +6,9 @@
 //!
 //! Invariant: a message counts when the answer behind it has come.
 
-use super::args::{Layout, TalkArgs};
+use super::args::TalkArgs;
 use super::phases::{self, watch};
+use super::plan::Layout;
 use crate::load::client::burst::Speech;
 use crate::load::client::rooms::Rooms;
 use crate::load::client::template::Template;
@@ -21,32 +22,25 @@ use std::time::{Duration, Instant};
 
 /// Carries it out.
 pub fn run(args: &TalkArgs) -> Result<Report, LoadError> {
-    let layout = Layout {
-        rooms: Rooms::of_size(args.conns, 1),
-        publishers: 1,
-        message: args.message.clone(),
-        payload_bytes: args.payload_bytes,
-        room_prefix: args.common.room_prefix.clone(),
-        silent: 0,
-        retries: Some(args.common.retries),
-        threads: args.common.threads,
-    };
     let sane = args.duration_s > 0.0 && args.warmup_s >= 0.0;
     if !sane || args.duration_s + args.warmup_s >= args.common.timeout_s as f64 {
         let why = "--duration-s must be above zero, and with --warmup-s below --timeout-s";
         return Err(LoadError::Usage(why.into()));
     }
     let deadline = args.common.deadline();
-    let (mut brief, needs_own_files) = args.common.brief(layout)?;
-    brief.write_bytes_max = args.cut_bytes.map_or(usize::MAX, |bytes| bytes as usize);
-    brief.speech = Some(Speech {
-        message: Template::parse(&args.message),
-        payload_bytes: args.payload_bytes as usize,
-        burst: args.burst,
-        question: args.question.clone(),
-        answer: args.answered_by.clone(),
-    });
-    let mut fleet = Fleet::begin(brief, needs_own_files)?;
+    let rooms = Rooms::of_size(args.conns, 1);
+    let layout = Layout {
+        write_bytes_max: args.cut_bytes.map_or(usize::MAX, |bytes| bytes as usize),
+        speech: Some(Speech {
+            message: Template::parse(&args.message),
+            payload_bytes: args.payload_bytes as usize,
+            burst: args.burst,
+            question: args.question.clone(),
+            answer: args.answered_by.clone(),
+        }),
+        ..Layout::new(&args.common, rooms, &args.message, args.payload_bytes)
+    };
+    let mut fleet = Fleet::begin(args.common.brief(layout)?)?;
     let mut progress = Progress::new();
     let mut report = Report { scenario: "talk", ..Report::default() };
     let memory = MemoryBefore::take(&args.common.pid);

@@ -5,4 +5,5 @@ pub mod fanout;
 pub mod idle;
 pub mod ingest;
 mod phases;
+pub mod plan;
 pub mod storm;

@@ -6,8 +6,9 @@
 //!
 //! Invariant: the clock runs from the order to cut until the last join.
 
-use super::args::{Layout, StormArgs};
+use super::args::{MessageArgs, StormArgs};
 use super::phases;
+use super::plan::Layout;
 use crate::load::client::rooms::Rooms;
 use crate::load::error::LoadError;
 use crate::load::report::progress::Progress;
@@ -52,22 +53,15 @@ pub fn run(args: &StormArgs) -> Result<Report, LoadError> {
 }
 
 fn begin(args: &StormArgs) -> Result<(Fleet, Fleet), LoadError> {
-    let layout = |rooms, kind: &str, retries, threads| Layout {
-        rooms,
-        publishers: 1,
-        message: args.message.message.clone(),
-        payload_bytes: args.message.payload_bytes,
-        room_prefix: format!("{}{kind}", args.common.room_prefix),
-        silent: 0,
-        retries,
-        threads,
+    let MessageArgs { message, payload_bytes } = &args.message;
+    let layout = |rooms| Layout::new(&args.common, rooms, message, *payload_bytes);
+    let few = Layout {
+        room_prefix: format!("{}bystanders-", args.common.room_prefix),
+        ..layout(Rooms::of_size(args.bystanders, args.bystanders))
     };
-    let crowd = Rooms::of_size(args.conns, args.room_size);
-    let few = Rooms::of_size(args.bystanders, args.bystanders);
-    let (few, own) = args.common.brief(layout(few, "bystanders-", Some(args.common.retries), 1))?;
-    let bystanders = Fleet::begin(few, own)?;
-    let (many, own) = args.common.brief(layout(crowd, "", None, args.common.threads))?;
-    Ok((Fleet::begin(many, own)?, bystanders))
+    let bystanders = Fleet::begin(args.common.brief(few)?)?;
+    let many = Layout { retries: None, ..layout(Rooms::of_size(args.conns, args.room_size)) };
+    Ok((Fleet::begin(args.common.brief(many)?)?, bystanders))
 }
 
 fn cut(
