@@ -240,7 +240,7 @@ fn rooms_name_only_those_they_may_know() {
             ("src/shard/mod.rs", "use crate::{ids::ConnId, net::{socket, door}};"),
             ("src/shard/mod.rs", "use crate::{\n    ids::ConnId,\n    backplane,\n};"),
             ("src/backplane/fanout.rs", "use crate::ws::decoder::Decoder;"),
-            ("src/load/client/conns.rs", "use crate::ws::encode;"),
+            ("src/load/client/connections/receive.rs", "use crate::ws::encode;"),
             ("src/ids.rs", "use crate::policy::limits::Limits;"),
         ],
         &[

@@ -1,18 +1,19 @@
 //! The load generator behind `campanile load`.
 //!
-//! It asks the four questions that size a host: what does an idle connection cost (`idle`), what
-//! does a delivery cost and how late is it (`fanout`), what does it cost to listen to many who talk
-//! (`talk`), and how long does it take when everybody comes back at once (`storm`). It speaks to any
-//! WebSocket server: path, first messages and publishes are templates, and a server that speaks
-//! first is answered by rules ([`client::reply_rules`]).
+//! It measures what sizes a host: what an idle connection costs (`idle`), what a delivery costs and
+//! how late it is (`fanout`), what receiving a message costs (`talk`), and how long it takes until
+//! everybody is back after a cut (`storm`). It works against any WebSocket server: path, first
+//! messages and publishes are templates, and a server that speaks first is answered by rules.
 //!
-//! It shares no code with the server it measures. Threads are epoll loops over their own
-//! connections ([`run::worker`], [`client::conns`]); a coordinator gives orders and adds up what they say
-//! ([`run::fleet`]). Each thread has a file table of its own, so the limit of open files counts per
-//! thread and not per process.
+//! It shares no code with the server that it measures: a common mistake would hide itself.
 //!
-//! Invariant: nothing is shared between threads but two channels and a bell; and a number that was
-//! not measured is not printed.
+//! Four groups, each of which imports only those after it: `scenario` (one file for each question),
+//! `run` (threads and their coordinator), `client` (connections), `report` (counts and results).
+//! `sys` has the system calls of all. Each thread is an epoll loop over its own connections and has
+//! a file table of its own, so the limit of open files counts per thread and not per process.
+//!
+//! Invariant: threads share two channels and an eventfd, nothing else; a number that was not
+//! measured is not printed.
 
 mod client;
 mod error;

@@ -9,7 +9,7 @@
 
 use super::plan::Brief;
 use super::publish::{Pace, Publishing, Shot};
-use crate::load::client::conns::Conns;
+use crate::load::client::connections::ClientConnections;
 use crate::load::client::stamp::{EVERYBODY, Stamp};
 use crate::load::report::tally::{self, Tally};
 use crate::load::sys::{self, Epoll, Events};
@@ -123,7 +123,7 @@ fn say(seat: &Seat, report: Report) {
 struct Worker {
     number: usize,
     brief: Arc<Brief>,
-    conns: Conns,
+    conns: ClientConnections,
     publishing: Option<Publishing>,
     latencies: Histogram<u64>,
     /// Copies of other workers' messages in this turn, by worker, room and number.
@@ -151,7 +151,7 @@ impl Worker {
         let epoll = Epoll::new().map_err(|error| format!("epoll: {error}"))?;
         epoll.add(&*seat.bell, BELL).map_err(|error| format!("epoll: {error}"))?;
         let (lo, hi) = (brief.bounds[seat.number], brief.bounds[seat.number + 1]);
-        let conns = Conns::new(Arc::clone(&brief.client), lo, hi, epoll, seat.seed);
+        let conns = ClientConnections::new(Arc::clone(&brief.client), lo, hi, epoll, seat.seed);
         Ok(Worker {
             number: seat.number,
             brief,
@@ -207,7 +207,7 @@ impl Worker {
             match order {
                 Order::Connect => self.conns.connect_all(),
                 Order::Publish { pace, start_ns } => self.start_publishing(seat, pace, start_ns),
-                Order::Talk => self.conns.start_talking(),
+                Order::Talk => self.conns.start_bursts(),
                 Order::Hush => self.hush(),
                 Order::Mark => self.mark(seat),
                 Order::Shout => self.shout(),
@@ -229,7 +229,7 @@ impl Worker {
     }
 
     fn hush(&mut self) {
-        self.conns.stop_talking();
+        self.conns.stop_bursts();
         if let Some(publishing) = self.publishing.take() {
             self.conns.tally.given_up += publishing.given_up();
         }

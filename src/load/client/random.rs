@@ -1,0 +1,28 @@
+//! Random numbers for masks and jitter, where quality matters less than speed.
+
+/// The generator xorshift64*.
+#[derive(Debug)]
+pub struct XorShift {
+    state: u64,
+}
+
+impl XorShift {
+    /// A generator whose numbers depend on `seed` only.
+    pub fn new(seed: u64) -> XorShift {
+        // The state zero would give only zeros.
+        XorShift { state: seed | 1 }
+    }
+
+    /// The next number, of 48 bits.
+    pub fn next_u48(&mut self) -> u64 {
+        self.state ^= self.state >> 12;
+        self.state ^= self.state << 25;
+        self.state ^= self.state >> 27;
+        self.state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+    }
+
+    /// The key of the next masked frame.
+    pub fn next_mask(&mut self) -> u32 {
+        self.next_u48() as u32
+    }
+}
