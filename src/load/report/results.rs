@@ -2,10 +2,9 @@
 //!
 //! Invariant: a run that did not reach its purpose says so in `ok`, and why in `shortfalls`.
 
-use hdrhistogram::Histogram;
+use super::latency::Latency;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::fmt::{self, Write};
 
 /// Everything a run found. Times are in the unit that their name ends with.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -225,54 +224,6 @@ pub struct Storm {
     pub bystanders_lost: u64,
 }
 
-/// Quantiles in microseconds.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct Latency {
-    /// How many were measured.
-    pub count: u64,
-    /// Median.
-    pub p50_us: f64,
-    /// 90 %.
-    pub p90_us: f64,
-    /// 99 %.
-    pub p99_us: f64,
-    /// 99.9 %.
-    pub p999_us: f64,
-    /// The worst.
-    pub max_us: f64,
-}
-
-impl Latency {
-    /// From nanoseconds.
-    pub fn of(histogram: &Histogram<u64>) -> Latency {
-        let us = |quantile: f64| histogram.value_at_quantile(quantile) as f64 / 1e3;
-        if histogram.is_empty() {
-            return Latency::default();
-        }
-        Latency {
-            count: histogram.len(),
-            p50_us: us(0.5),
-            p90_us: us(0.9),
-            p99_us: us(0.99),
-            p999_us: us(0.999),
-            max_us: histogram.max() as f64 / 1e3,
-        }
-    }
-}
-
-impl fmt::Display for Latency {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.count == 0 {
-            return f.write_str("none measured");
-        }
-        let Latency { p50_us, p90_us, p99_us, p999_us, max_us, .. } = self;
-        write!(
-            f,
-            "p50 {p50_us:.0}  p90 {p90_us:.0}  p99 {p99_us:.0}  p99.9 {p999_us:.0}  max {max_us:.0} µs"
-        )
-    }
-}
-
 impl Report {
     /// Notes a shortfall if there is one.
     pub fn must(&mut self, holds: bool, otherwise: impl FnOnce() -> String) {
@@ -281,166 +232,6 @@ impl Report {
         }
         self.ok = self.shortfalls.is_empty();
     }
-
-    /// For people.
-    pub fn table(&self) -> String {
-        let mut rows = Vec::new();
-        self.connect.rows(&mut rows);
-        if let Some(broadcast) = &self.broadcast {
-            let Broadcast { expected, received, latency } = broadcast;
-            rows.push(("one message to all", format!("{received} of {expected} received it")));
-            rows.push(("  latency", latency.to_string()));
-        }
-        if let Some(hold) = &self.hold {
-            hold.rows(&mut rows);
-        }
-        if let Some(fanout) = &self.fanout {
-            fanout.rows(&mut rows);
-        }
-        if let Some(talk) = &self.talk {
-            talk.rows(&mut rows);
-        }
-        if let Some(storm) = &self.storm {
-            storm.rows(&mut rows);
-        }
-        if let Some(memory) = &self.memory {
-            memory.rows(&mut rows);
-        }
-        if self.lost_connections > 0 {
-            rows.push(("lost connections", self.lost_connections.to_string()));
-        }
-        if self.errors > 0 {
-            rows.push(("error frames", self.errors.to_string()));
-        }
-        if let Some(trouble) = &self.first_trouble {
-            rows.push(("first trouble", trouble.clone()));
-        }
-        let verdict = if self.ok { "ok".into() } else { self.shortfalls.join("; ") };
-        rows.push(("result", verdict));
-        render(self.scenario, &rows)
-    }
-}
-
-type Rows = Vec<(&'static str, String)>;
-
-impl Connect {
-    fn rows(&self, rows: &mut Rows) {
-        let Connect { conns, joined, seconds, per_second, threads, .. } = self;
-        rows.push(("connections", format!("{joined} of {conns} joined")));
-        rows.push(("  time", format!("{seconds:.2} s, {per_second:.0}/s, {threads} threads")));
-        rows.extend(counts("  failed", &self.failed));
-        rows.extend(counts("  tried again", &self.retried));
-    }
-}
-
-impl MemoryReport {
-    fn rows(&self, rows: &mut Rows) {
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        let (before, after) = (mib(self.before.rss), mib(self.after.rss));
-        rows.push(("server memory", format!("{before:.1} MiB before, {after:.1} MiB after")));
-        rows.push((
-            "  by connection",
-            format!(
-                "{:.0} B resident, {:.0} B of it anonymous; {:.0} B of the machine, both ends",
-                self.rss_per_conn, self.anon_per_conn, self.machine_per_conn
-            ),
-        ));
-    }
-}
-
-impl Fanout {
-    fn rows(&self, rows: &mut Rows) {
-        let mode = match (self.window, self.rate) {
-            (Some(window), _) => format!("{window} outstanding a room"),
-            (None, rate) => format!("{} messages/s", rate.unwrap_or_default()),
-        };
-        let Fanout { members, rooms, publishers, .. } = self;
-        rows.push((
-            "rooms",
-            format!("{rooms} of {members} members, {publishers} publishing; {mode}"),
-        ));
-        if self.rooms_per_member > 1 {
-            rows.push(("  each member in", format!("{} rooms", self.rooms_per_member)));
-        }
-        if self.silent > 0 {
-            let Fanout { silent, silent_ended, .. } = self;
-            let text = format!("{silent} more a room; the server ended {silent_ended} in all");
-            rows.push(("  reading nothing", text));
-        }
-        let per_second = |n: u64, rate: f64| format!("{n} in {:.2} s, {rate:.0}/s", self.seconds);
-        rows.push(("messages", per_second(self.messages, self.messages_per_second)));
-        rows.push(("deliveries", per_second(self.deliveries, self.deliveries_per_second)));
-        rows.push(("  each", format!("{:.1} B on the wire", self.bytes_per_delivery)));
-        rows.push(("  latency", self.latency.to_string()));
-        if let (Some(us), Some(cores)) = (self.server_cpu_us_per_delivery, self.server_cores) {
-            rows.push(("server cpu", format!("{us:.3} µs a delivery, {cores:.2} cores")));
-        }
-        rows.push(("generator cpu", format!("{:.2} cores", self.generator_cores)));
-        let Fanout { lost, expected, disordered, unsent, given_up, .. } = self;
-        rows.push(("lost", format!("{lost} of {expected}")));
-        if disordered + unsent + given_up > 0 {
-            let text = format!("{disordered} out of order, {unsent} unsent, {given_up} given up");
-            rows.push(("  also", text));
-        }
-    }
-}
-
-impl Hold {
-    fn rows(&self, rows: &mut Rows) {
-        let Hold { seconds, pings, generator_cores, .. } = self;
-        rows.push(("held for", format!("{seconds:.1} s, {pings} pings")));
-        if let Some(cores) = self.server_cores {
-            let each = self.server_cpu_us_per_ping;
-            let each = each.map(|us| format!(", {us:.2} µs a ping and pong")).unwrap_or_default();
-            rows.push(("  server cpu", format!("{cores:.3} cores{each}")));
-        }
-        rows.push(("  generator cpu", format!("{generator_cores:.3} cores")));
-    }
-}
-
-impl Talk {
-    fn rows(&self, rows: &mut Rows) {
-        let Talk { burst, payload_bytes, messages, seconds, messages_per_second, .. } = self;
-        rows.push(("bursts", format!("{burst} messages of {payload_bytes} characters")));
-        if let Some(bytes) = self.cut_bytes {
-            rows.push(("  cut into", format!("{bytes} B")));
-        }
-        let text = format!("{messages} in {seconds:.2} s, {messages_per_second:.0}/s");
-        rows.push(("messages", text));
-        if let (Some(us), Some(cores)) = (self.server_cpu_us_per_message, self.server_cores) {
-            rows.push(("server cpu", format!("{us:.3} µs a message, {cores:.2} cores")));
-        }
-        rows.push(("generator cpu", format!("{:.2} cores", self.generator_cores)));
-    }
-}
-
-impl Storm {
-    fn rows(&self, rows: &mut Rows) {
-        let Storm { cut, rejoined, seconds, per_second, .. } = self;
-        rows.push(("back after the cut", format!("{rejoined} of {cut}")));
-        rows.push(("  time", format!("{seconds:.2} s, {per_second:.0}/s")));
-        rows.extend(counts("  tried again", &self.retried));
-        rows.push(("bystanders before", self.bystanders_before.to_string()));
-        rows.push(("bystanders during", self.bystanders_during.to_string()));
-        rows.push(("  lost", self.bystanders_lost.to_string()));
-    }
-}
-
-fn counts(
-    label: &'static str,
-    by_reason: &BTreeMap<&'static str, u64>,
-) -> Option<(&'static str, String)> {
-    let text: Vec<String> = by_reason.iter().map(|(name, n)| format!("{name} {n}")).collect();
-    (!text.is_empty()).then(|| (label, text.join(", ")))
-}
-
-fn render(title: &str, rows: &Rows) -> String {
-    let width = rows.iter().map(|(label, _)| label.len()).max().unwrap_or(0);
-    let mut table = format!("campanile load {title}\n");
-    for (label, value) in rows {
-        writeln!(table, "  {label:width$}  {value}").expect("a String takes everything");
-    }
-    table
 }
 
 #[cfg(test)]
@@ -456,16 +247,5 @@ mod tests {
         report.must(true, || unreachable!("it holds"));
         assert!(!report.ok);
         assert!(report.table().contains("3 of 4 joined"));
-    }
-
-    #[test]
-    fn latencies_are_told_in_microseconds() {
-        let mut histogram = super::super::tally::new_histogram();
-        (1..=1000u64).for_each(|us| histogram.record(us * 1000).expect("within bounds"));
-        let latency = Latency::of(&histogram);
-        assert_eq!(latency.count, 1000);
-        assert!((latency.p50_us - 500.0).abs() < 2.0, "{latency}");
-        assert!((latency.p99_us - 990.0).abs() < 2.0, "{latency}");
-        assert_eq!(Latency::of(&super::super::tally::new_histogram()).count, 0);
     }
 }

@@ -9,7 +9,8 @@
 use super::plan::Brief;
 use super::worker::{self, Handle, Order, Report, Seat};
 use crate::load::error::LoadError;
-use crate::load::report::tally::{self, Tally};
+use crate::load::report::latency;
+use crate::load::report::tally::Tally;
 use crate::load::sys;
 use hdrhistogram::Histogram;
 use std::sync::Arc;
@@ -119,7 +120,7 @@ impl Fleet {
     /// Counts and latencies of all workers as of now; latencies begin anew.
     pub fn mark(&mut self) -> Result<(Tally, Histogram<u64>), LoadError> {
         self.tell_all(|| Order::Mark);
-        let mut latencies = tally::new_histogram();
+        let mut latencies = latency::new_histogram();
         let mut missing = self.handles.len();
         while missing > 0 {
             match self.reports.recv_timeout(Duration::from_secs(30)) {

@@ -11,7 +11,8 @@ use super::plan::Brief;
 use super::publish::{Pace, Publishing, Shot};
 use crate::load::client::connections::ClientConnections;
 use crate::load::client::stamp::{EVERYBODY, Stamp};
-use crate::load::report::tally::{self, Tally};
+use crate::load::report::latency;
+use crate::load::report::tally::Tally;
 use crate::load::sys::{self, Epoll, Events};
 use hdrhistogram::Histogram;
 use std::collections::HashMap;
@@ -157,7 +158,7 @@ impl Worker {
             brief,
             conns,
             publishing: None,
-            latencies: tally::new_histogram(),
+            latencies: latency::new_histogram(),
             abroad: HashMap::new(),
             due: Vec::new(),
             next_report_ns: 0,
@@ -238,7 +239,7 @@ impl Worker {
     fn mark(&mut self, seat: &Seat) {
         // What has arrived in this turn belongs to the time before the mark.
         self.settle_arrivals();
-        let latencies = std::mem::replace(&mut self.latencies, tally::new_histogram());
+        let latencies = std::mem::replace(&mut self.latencies, latency::new_histogram());
         say(seat, Report::Marked(self.tally(), latencies));
     }
 
@@ -280,7 +281,7 @@ impl Worker {
         let mut arrivals = std::mem::take(&mut self.conns.arrivals);
         for arrival in arrivals.drain(..) {
             let Stamp { room, seq, intended_ns, .. } = arrival.stamp;
-            tally::record(&mut self.latencies, arrival.at_ns.saturating_sub(intended_ns));
+            latency::record(&mut self.latencies, arrival.at_ns.saturating_sub(intended_ns));
             let Some(publishing) = self.publishing.as_mut().filter(|p| p.counts_copies()) else {
                 continue;
             };

@@ -1,0 +1,90 @@
+//! Latencies: recorded in a histogram, reported as quantiles.
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use std::fmt;
+
+/// Latencies in nanoseconds, from 0.1 µs to an hour, to three digits.
+pub fn new_histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(100, 3_600_000_000_000, 3).expect("constant and valid bounds")
+}
+
+/// Records one latency; what is outside the bounds counts at the bound.
+pub fn record(histogram: &mut Histogram<u64>, latency_ns: u64) {
+    histogram.saturating_record(latency_ns);
+}
+
+/// Quantiles in microseconds.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Latency {
+    /// How many were measured.
+    pub count: u64,
+    /// Median.
+    pub p50_us: f64,
+    /// 90 %.
+    pub p90_us: f64,
+    /// 99 %.
+    pub p99_us: f64,
+    /// 99.9 %.
+    pub p999_us: f64,
+    /// The worst.
+    pub max_us: f64,
+}
+
+impl Latency {
+    /// From nanoseconds.
+    pub fn of(histogram: &Histogram<u64>) -> Latency {
+        let us = |quantile: f64| histogram.value_at_quantile(quantile) as f64 / 1e3;
+        if histogram.is_empty() {
+            return Latency::default();
+        }
+        Latency {
+            count: histogram.len(),
+            p50_us: us(0.5),
+            p90_us: us(0.9),
+            p99_us: us(0.99),
+            p999_us: us(0.999),
+            max_us: histogram.max() as f64 / 1e3,
+        }
+    }
+}
+
+impl fmt::Display for Latency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.count == 0 {
+            return f.write_str("none measured");
+        }
+        let Latency { p50_us, p90_us, p99_us, p999_us, max_us, .. } = self;
+        write!(
+            f,
+            "p50 {p50_us:.0}  p90 {p90_us:.0}  p99 {p99_us:.0}  p99.9 {p999_us:.0}  max {max_us:.0} µs"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_recorded_latency_is_in_the_histogram_even_an_absurd_one() {
+        let mut histogram = new_histogram();
+        for latency_ns in [0, 1_500, 2_000_000, u64::MAX] {
+            record(&mut histogram, latency_ns);
+        }
+        assert_eq!(histogram.len(), 4);
+        let median = histogram.value_at_quantile(0.5);
+        assert!((1_436..=1_564).contains(&median), "{median}");
+    }
+
+    #[test]
+    fn latencies_are_told_in_microseconds() {
+        let mut histogram = new_histogram();
+        (1..=1000u64).for_each(|us| histogram.record(us * 1000).expect("within bounds"));
+        let latency = Latency::of(&histogram);
+        assert_eq!(latency.count, 1000);
+        assert!((latency.p50_us - 500.0).abs() < 2.0, "{latency}");
+        assert!((latency.p99_us - 990.0).abs() < 2.0, "{latency}");
+        assert_eq!(Latency::of(&new_histogram()).count, 0);
+    }
+}
