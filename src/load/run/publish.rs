@@ -155,7 +155,7 @@ impl Publishing {
     fn paced_at(&self, rate: f64) -> u64 {
         let room = u64::from(self.first_room) + self.next as u64;
         let number = self.round * u64::from(self.rooms_total) + room;
-        self.start_ns + (number as f64 * 1e9 / rate) as u64
+        self.start_ns.saturating_add((number as f64 * 1e9 / rate) as u64)
     }
 
     fn take_paced(&mut self, rate: f64, now_ns: u64, due: &mut Vec<Shot>) {
@@ -241,6 +241,13 @@ mod tests {
         two.take_due(2_450_000_000, &mut shots);
         let intended: Vec<u64> = shots.iter().map(|shot| shot.intended_ns / 1_000_000).collect();
         assert_eq!(intended, [1400, 1500, 2400], "late ones keep the time they were meant for");
+    }
+
+    #[test]
+    fn a_rate_close_to_zero_puts_the_next_message_at_the_end_of_time() {
+        let mut slow = Publishing::new(Pace::Rate(1e-300), 0, [3].into_iter(), 1, 7, 1);
+        assert_eq!(due(&mut slow, 7), [(0, 1)]);
+        assert_eq!(slow.next_due_ns(), Some(u64::MAX));
     }
 
     #[test]

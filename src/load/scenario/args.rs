@@ -13,6 +13,11 @@ use std::time::{Duration, Instant};
 /// nothing stands between them: a terminal does not show it, and clap takes it out everywhere else.
 const NUMBER_HOLE: &str = "{\u{1b}[0mn}";
 
+/// Seconds of a timeout: at most a year, so that every sum with the clock is a time.
+fn timeout_seconds() -> clap::builder::RangedU64ValueParser<u64> {
+    clap::value_parser!(u64).range(0..=31_536_000)
+}
+
 /// `campanile load`: load for this or any other WebSocket server.
 #[derive(Args, Clone, Debug)]
 pub struct LoadArgs {
@@ -111,13 +116,13 @@ pub struct Common {
     #[arg(long, value_name = "PER_SECOND")]
     pub connect_rate: Option<f64>,
     /// Seconds from a connect until it must have joined
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = timeout_seconds())]
     pub handshake_timeout_s: u64,
     /// Attempts after a failed first one (a storm tries until the end)
     #[arg(long, default_value_t = 5)]
     pub retries: u8,
     /// Seconds after which everything ends
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = timeout_seconds())]
     pub timeout_s: u64,
     /// Process of the server, for its memory and processor time; repeatable
     #[arg(long)]
@@ -153,10 +158,10 @@ pub struct IdleArgs {
     )]
     pub broadcast_message: String,
     /// Seconds that the message may take
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = timeout_seconds())]
     pub broadcast_timeout_s: u64,
     /// Seconds to hold all connections before the last look
-    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = timeout_seconds())]
     pub hold_s: u64,
 }
 
@@ -289,6 +294,19 @@ impl Common {
     }
 }
 
+impl Common {
+    /// Refuses a measured window that is empty or does not end before the run.
+    fn check_window(&self, warmup_s: f64, duration_s: f64) -> Result<(), LoadError> {
+        let is_sane = duration_s > 0.0 && warmup_s >= 0.0;
+        if !is_sane || warmup_s + duration_s >= self.timeout_s as f64 {
+            return LoadError::usage(
+                "--duration-s must be above zero, and with --warmup-s below --timeout-s",
+            );
+        }
+        Ok(())
+    }
+}
+
 impl FanoutArgs {
     /// Who is where.
     pub fn rooms(&self) -> Rooms {
@@ -320,19 +338,40 @@ impl FanoutArgs {
                 "with --no-echo a room of one hears nothing: --members must be above 1",
             );
         }
-        let measured = self.warmup_s + self.duration_s;
-        let sane = self.duration_s > 0.0 && self.warmup_s >= 0.0;
-        if !sane || measured >= self.common.timeout_s as f64 {
-            return LoadError::usage(
-                "--duration-s must be above zero, and with --warmup-s below --timeout-s",
-            );
-        }
+        self.common.check_window(self.warmup_s, self.duration_s)?;
         match self.rate {
-            Some(rate) if rate.is_nan() || rate <= 0.0 => {
-                LoadError::usage("--rate must be above zero")
-            }
-            Some(rate) => Ok(Pace::Rate(rate)),
+            Some(rate) => check_rate(rate).map(Pace::Rate),
             None => Ok(Pace::Window(self.window)),
         }
     }
+}
+
+impl TalkArgs {
+    /// Refuses arguments that make no sense together.
+    pub fn check(&self) -> Result<(), LoadError> {
+        if self.answered_by.is_empty() {
+            return LoadError::usage("--answered-by must not be empty: every frame would fit");
+        }
+        self.common.check_window(self.warmup_s, self.duration_s)
+    }
+}
+
+impl StormArgs {
+    /// Refuses arguments that make no sense together.
+    pub fn check(&self) -> Result<(), LoadError> {
+        if !(0.0..self.common.timeout_s as f64).contains(&self.before_s) {
+            return LoadError::usage("--before-s must be zero or above, and below --timeout-s");
+        }
+        check_rate(self.rate).map(|_| ())
+    }
+}
+
+/// A generator that is asked for more than this fills its memory with messages that are due.
+const RATE_MAX: f64 = 10_000_000.0;
+
+fn check_rate(rate: f64) -> Result<f64, LoadError> {
+    if rate > 0.0 && rate <= RATE_MAX {
+        return Ok(rate);
+    }
+    LoadError::usage("--rate must be above zero, and at most 10000000 a second")
 }

@@ -22,11 +22,7 @@ use std::time::{Duration, Instant};
 
 /// Carries it out.
 pub fn run(args: &TalkArgs) -> Result<Report, LoadError> {
-    let sane = args.duration_s > 0.0 && args.warmup_s >= 0.0;
-    if !sane || args.duration_s + args.warmup_s >= args.common.timeout_s as f64 {
-        let why = "--duration-s must be above zero, and with --warmup-s below --timeout-s";
-        return Err(LoadError::Usage(why.into()));
-    }
+    args.check()?;
     let deadline = args.common.deadline();
     let rooms = Rooms::of_size(args.conns, 1);
     let layout = Layout {

@@ -374,6 +374,24 @@ mod tests {
         assert!(pace("load fanout --no-echo --members 1").is_err());
         assert!(pace("load fanout --rate=-1").is_err());
         assert!(pace("load fanout --rate=nan").is_err());
+        assert!(pace("load fanout --rate=inf").expect_err("no end").contains("10000000"));
+    }
+
+    #[test]
+    fn a_time_or_a_text_that_would_end_the_generator_is_refused() {
+        let check = |line: &str| match parse(line).expect("clap takes it").scenario {
+            Scenario::Talk(args) => args.check().map_err(|error| error.to_string()),
+            Scenario::Storm(args) => args.check().map_err(|error| error.to_string()),
+            _ => panic!("{line} has no check"),
+        };
+        assert_eq!(check("load talk"), Ok(()));
+        assert_eq!(check("load storm --before-s 0"), Ok(()));
+        assert!(check("load talk --answered-by ").expect_err("empty").contains("--answered-by"));
+        assert!(check("load storm --before-s 1e300").expect_err("no time").contains("--timeout-s"));
+        assert!(check("load storm --rate inf").expect_err("no rate").contains("--rate"));
+        for flag in ["timeout-s", "handshake-timeout-s", "hold-s", "broadcast-timeout-s"] {
+            assert!(parse(&format!("load idle --{flag} 18446744073709551615")).is_err(), "{flag}");
+        }
     }
 
     #[test]

@@ -21,9 +21,7 @@ use std::time::{Duration, Instant};
 
 /// Carries it out.
 pub fn run(args: &StormArgs) -> Result<Report, LoadError> {
-    if !args.before_s.is_finite() || args.before_s < 0.0 || args.rate.is_nan() || args.rate <= 0.0 {
-        return Err(LoadError::Usage("--before-s and --rate must be above zero".into()));
-    }
+    args.check()?;
     let deadline = args.common.deadline();
     let (mut crowd, mut bystanders) = begin(args)?;
     let mut progress = Progress::new();

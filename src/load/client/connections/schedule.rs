@@ -130,7 +130,9 @@ impl ConnectSchedule {
     fn rate_due_ns(&self) -> u64 {
         match self.rate {
             None => 0,
-            Some(rate) => self.rate_since_ns + (self.begun as f64 * 1e9 / rate) as u64,
+            Some(rate) => {
+                self.rate_since_ns.saturating_add((self.begun as f64 * 1e9 / rate) as u64)
+            }
         }
     }
 }
