@@ -14,7 +14,7 @@
 #[path = "floor/floor.rs"]
 mod floor;
 
-use campanile::load::{self, LoadArgs, report::Fanout};
+use campanile::load::{self, LoadArgs, report::FanoutReport};
 use clap::Parser;
 use std::env;
 use std::ffi::OsString;
@@ -102,7 +102,7 @@ impl Contestant {
 
 /// What one run found.
 struct Run {
-    fanout: Fanout,
+    fanout: FanoutReport,
     /// What the server counted while messages flowed; the floor counts nothing.
     counted: Option<Counted>,
 }

@@ -7,7 +7,7 @@
 mod floor;
 
 use base64::Engine;
-use campanile::load::{self, LoadArgs, report::Report};
+use campanile::load::{self, LoadArgs, report::LoadReport};
 use clap::Parser;
 use sha1::{Digest, Sha1};
 use std::io::{Read, Write};
@@ -35,7 +35,7 @@ fn floor(mode: &str) -> SocketAddr {
 static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 /// `campanile load` with `line` against `addr`.
-fn measure(addr: SocketAddr, line: &str) -> Report {
+fn measure(addr: SocketAddr, line: &str) -> LoadReport {
     // A run that failed its test has had its turn.
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let url = format!("ws://{addr}/ws");
@@ -44,7 +44,7 @@ fn measure(addr: SocketAddr, line: &str) -> Report {
     load::measure(cli.load).expect("a run that can be carried out")
 }
 
-fn json(report: &Report) -> serde_json::Value {
+fn json(report: &LoadReport) -> serde_json::Value {
     serde_json::to_value(report).expect("a report is JSON")
 }
 

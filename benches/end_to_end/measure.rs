@@ -5,7 +5,7 @@
 use crate::Size;
 use crate::cases::{Case, Kind};
 use crate::server::{Contestant, Server};
-use campanile::load::{self, LoadArgs, report::Report};
+use campanile::load::{self, LoadArgs, report::LoadReport};
 use clap::Parser;
 
 /// What a run found.
@@ -129,7 +129,7 @@ impl Measure<'_> {
         words.chain(case.templates().into_iter().map(str::to_owned)).collect()
     }
 
-    fn figure(&self, report: Report) -> Option<Figure> {
+    fn figure(&self, report: LoadReport) -> Option<Figure> {
         let nan = f64::NAN;
         let empty = Figure {
             us: nan,

@@ -24,14 +24,14 @@ mod sys;
 
 use crate::terminal;
 pub use error::LoadError;
-use report::Report;
+use report::LoadReport;
 pub use scenario::args::LoadArgs;
 use scenario::args::Scenario;
 use scenario::{fanout, idle, ingest, storm};
 use std::process::ExitCode;
 
 /// Carries out a run and says what it found.
-pub fn measure(args: LoadArgs) -> Result<Report, LoadError> {
+pub fn measure(args: LoadArgs) -> Result<LoadReport, LoadError> {
     match args.scenario {
         Scenario::Idle(args) => idle::run(&args),
         Scenario::Fanout(args) => fanout::run(&args),

@@ -15,13 +15,13 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 /// An epoll set. Everything is edge-triggered: one registration per life of a connection.
-pub struct Epoll {
+pub struct ClientEpoll {
     fd: OwnedFd,
 }
 
 /// What an epoll wait said about one descriptor.
 #[derive(Clone, Copy)]
-pub struct Ready {
+pub struct SocketEvent {
     /// The key it was added with.
     pub key: u64,
     /// Something can be read, or the peer is gone.
@@ -33,14 +33,14 @@ pub struct Ready {
 }
 
 /// Room for the answers of one wait.
-pub struct Events {
+pub struct SocketEvents {
     raw: Vec<libc::epoll_event>,
 }
 
-impl Events {
+impl SocketEvents {
     /// Room for `n` answers.
-    pub fn with_capacity(n: usize) -> Events {
-        Events { raw: Vec::with_capacity(n) }
+    pub fn with_capacity(n: usize) -> SocketEvents {
+        SocketEvents { raw: Vec::with_capacity(n) }
     }
 
     /// How many answers the last wait gave.
@@ -49,11 +49,11 @@ impl Events {
     }
 
     /// Answer number `i`.
-    pub fn get(&self, i: usize) -> Ready {
+    pub fn get(&self, i: usize) -> SocketEvent {
         let event = self.raw[i];
         let has = |flag: i32| event.events & flag as u32 != 0;
         let hung_up = has(libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR);
-        Ready {
+        SocketEvent {
             key: event.u64,
             readable: hung_up || has(libc::EPOLLIN),
             writable: has(libc::EPOLLOUT),
@@ -62,16 +62,16 @@ impl Events {
     }
 }
 
-impl Epoll {
+impl ClientEpoll {
     /// A new, empty set.
-    pub fn new() -> io::Result<Epoll> {
+    pub fn new() -> io::Result<ClientEpoll> {
         // SAFETY: no pointers; the descriptor is checked and then owned.
         let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: just created, and nobody else has it.
-        Ok(Epoll { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
+        Ok(ClientEpoll { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
     }
 
     /// Watches `fd` for both directions, edge-triggered, until it is closed.
@@ -87,7 +87,7 @@ impl Epoll {
 
     /// Waits until something is ready or `timeout` has passed, to the nanosecond where the kernel
     /// can (5.11 and later) and to the millisecond, rounded down, where it cannot.
-    pub fn wait(&self, events: &mut Events, timeout: Duration) -> io::Result<()> {
+    pub fn wait(&self, events: &mut SocketEvents, timeout: Duration) -> io::Result<()> {
         events.raw.clear();
         let timespec = libc::timespec {
             tv_sec: timeout.as_secs().min(3600) as i64,

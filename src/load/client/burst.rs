@@ -4,11 +4,11 @@
 
 use super::frame::{self, opcode};
 use super::stamp::Stamp;
-use super::template::{Filling, Template};
+use super::template::{Template, TemplateValues};
 
 /// What each connection says.
 #[derive(Clone, Debug)]
-pub struct Speech {
+pub struct BurstTemplate {
     /// One message.
     pub message: Template,
     /// Characters of its payload.
@@ -21,11 +21,11 @@ pub struct Speech {
     pub answer: String,
 }
 
-impl Speech {
+impl BurstTemplate {
     /// A whole burst as it goes on the wire. `random` gives the masks.
-    pub fn burst(&self, filling: Filling<'_>, mut random: impl FnMut() -> u32) -> Box<[u8]> {
+    pub fn burst(&self, filling: TemplateValues<'_>, mut random: impl FnMut() -> u32) -> Box<[u8]> {
         let stamp = Stamp { run: 0, room: filling.room, seq: 0, intended_ns: 0 };
-        let filling = Filling { message: Some((stamp, self.payload_bytes)), ..filling };
+        let filling = TemplateValues { message: Some((stamp, self.payload_bytes)), ..filling };
         let (mut text, mut burst) = (Vec::new(), Vec::new());
         for _ in 0..self.burst {
             text.clear();

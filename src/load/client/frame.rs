@@ -27,9 +27,9 @@ pub mod opcode {
 
 /// The first frame of a slice.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Next<'a> {
+pub enum NextFrame<'a> {
     /// A whole one.
-    Frame {
+    Whole {
         /// See [`opcode`].
         opcode: u8,
         /// Its payload.
@@ -38,38 +38,38 @@ pub enum Next<'a> {
         bytes: usize,
     },
     /// The slice ends before the frame does.
-    More,
+    Incomplete,
     /// Not a frame that a server may send here.
-    Bad(&'static str),
+    Invalid(&'static str),
 }
 
 /// Reads the first frame of `bytes`.
-pub fn next_frame(bytes: &[u8]) -> Next<'_> {
-    let &[first, second, ..] = bytes else { return Next::More };
+pub fn next_frame(bytes: &[u8]) -> NextFrame<'_> {
+    let &[first, second, ..] = bytes else { return NextFrame::Incomplete };
     if first & 0x70 != 0 {
-        return Next::Bad("reserved bits set though no extension was agreed on");
+        return NextFrame::Invalid("reserved bits set though no extension was agreed on");
     }
     if second & 0x80 != 0 {
-        return Next::Bad("a masked frame from the server");
+        return NextFrame::Invalid("a masked frame from the server");
     }
     let (length, header) = match second {
         126 => match bytes.get(2..4) {
             Some(b) => (u64::from(u16::from_be_bytes([b[0], b[1]])), 4),
-            None => return Next::More,
+            None => return NextFrame::Incomplete,
         },
         127 => match bytes.get(2..10) {
             Some(b) => (u64::from_be_bytes(b.try_into().expect("eight bytes were asked for")), 10),
-            None => return Next::More,
+            None => return NextFrame::Incomplete,
         },
         short => (u64::from(short), 2),
     };
     if length > FRAME_BYTES_MAX {
-        return Next::Bad("a frame longer than 64 MiB");
+        return NextFrame::Invalid("a frame longer than 64 MiB");
     }
     let end = header + length as usize;
     match bytes.get(header..end) {
-        Some(payload) => Next::Frame { opcode: first & 0x0f, payload, bytes: end },
-        None => Next::More,
+        Some(payload) => NextFrame::Whole { opcode: first & 0x0f, payload, bytes: end },
+        None => NextFrame::Incomplete,
     }
 }
 
@@ -121,10 +121,14 @@ mod tests {
             let whole = server_frame(opcode::TEXT, &payload);
             let cuts = (0..whole.len().min(20)).chain([whole.len() - 1]);
             for cut in cuts {
-                assert_eq!(next_frame(&whole[..cut]), Next::More, "length {length}, cut {cut}");
+                assert_eq!(
+                    next_frame(&whole[..cut]),
+                    NextFrame::Incomplete,
+                    "length {length}, cut {cut}"
+                );
             }
             let bytes = whole.len();
-            let expected = Next::Frame { opcode: opcode::TEXT, payload: &payload, bytes };
+            let expected = NextFrame::Whole { opcode: opcode::TEXT, payload: &payload, bytes };
             assert_eq!(next_frame(&whole), expected);
         }
     }
@@ -135,7 +139,7 @@ mod tests {
         wire.extend(server_frame(opcode::PING, b""));
         wire.extend(server_frame(opcode::BINARY, &[7; 300]));
         let (mut seen, mut rest) = (Vec::new(), wire.as_slice());
-        while let Next::Frame { opcode, payload, bytes } = next_frame(rest) {
+        while let NextFrame::Whole { opcode, payload, bytes } = next_frame(rest) {
             seen.push((opcode, payload.len()));
             rest = &rest[bytes..];
         }
@@ -145,10 +149,14 @@ mod tests {
 
     #[test]
     fn what_a_server_may_not_send_is_named() {
-        assert!(matches!(next_frame(&[0x81, 0x80]), Next::Bad(why) if why.contains("masked")));
-        assert!(matches!(next_frame(&[0xc1, 0x00]), Next::Bad(why) if why.contains("reserved")));
+        assert!(
+            matches!(next_frame(&[0x81, 0x80]), NextFrame::Invalid(why) if why.contains("masked"))
+        );
+        assert!(
+            matches!(next_frame(&[0xc1, 0x00]), NextFrame::Invalid(why) if why.contains("reserved"))
+        );
         let endless = [0x82, 127, 0, 0, 0, 0xff, 0, 0, 0, 0];
-        assert!(matches!(next_frame(&endless), Next::Bad(why) if why.contains("longer")));
+        assert!(matches!(next_frame(&endless), NextFrame::Invalid(why) if why.contains("longer")));
     }
 
     #[test]

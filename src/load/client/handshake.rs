@@ -13,16 +13,16 @@ pub const HEAD_BYTES_MAX: usize = 16 << 10;
 
 /// What every handshake of a run says.
 #[derive(Debug)]
-pub struct Greeting {
+pub struct ClientHandshake {
     tail: String,
     accept: String,
 }
 
 /// What became of a handshake.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum HandshakeOutcome {
     /// The head is not complete.
-    More,
+    Incomplete,
     /// A WebSocket now; frames begin after `bytes`.
     Open {
         /// Length of the head.
@@ -39,9 +39,9 @@ pub enum Answer {
     },
 }
 
-impl Greeting {
+impl ClientHandshake {
     /// The part of the request that is the same for all connections.
-    pub fn new(host: &str, headers: &[String], key: [u8; 16]) -> Greeting {
+    pub fn new(host: &str, headers: &[String], key: [u8; 16]) -> ClientHandshake {
         let key = base64::engine::general_purpose::STANDARD.encode(key);
         let digest = Sha1::new()
             .chain_update(key.as_bytes())
@@ -57,7 +57,7 @@ impl Greeting {
             tail.push_str("\r\n");
         }
         tail.push_str("\r\n");
-        Greeting { tail, accept }
+        ClientHandshake { tail, accept }
     }
 
     /// Writes the request for `path`.
@@ -68,12 +68,12 @@ impl Greeting {
     }
 
     /// Judges what the server has said so far.
-    pub fn judge(&self, bytes: &[u8]) -> Answer {
+    pub fn judge(&self, bytes: &[u8]) -> HandshakeOutcome {
         let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
             if bytes.len() > HEAD_BYTES_MAX {
                 return refused(0, "an endless response head", None);
             }
-            return Answer::More;
+            return HandshakeOutcome::Incomplete;
         };
         let head = String::from_utf8_lossy(&bytes[..end]);
         let mut lines = head.split("\r\n");
@@ -96,13 +96,13 @@ impl Greeting {
         if header("sec-websocket-accept").as_deref() != Some(self.accept.as_str()) {
             return refused(101, "101 with a wrong Sec-WebSocket-Accept", None);
         }
-        Answer::Open { bytes: end + 4 }
+        HandshakeOutcome::Open { bytes: end + 4 }
     }
 }
 
-fn refused(status: u16, line: &str, retry_after_s: Option<u64>) -> Answer {
+fn refused(status: u16, line: &str, retry_after_s: Option<u64>) -> HandshakeOutcome {
     let line = line.chars().filter(|c| !c.is_control()).take(120).collect();
-    Answer::Refused { status, line, retry_after_s }
+    HandshakeOutcome::Refused { status, line, retry_after_s }
 }
 
 #[cfg(test)]
@@ -110,8 +110,8 @@ mod tests {
     use super::*;
 
     /// RFC 6455 §1.3's own example.
-    fn rfc_greeting() -> Greeting {
-        Greeting::new("example.com", &["X-A: b".into()], *b"the sample nonce")
+    fn rfc_greeting() -> ClientHandshake {
+        ClientHandshake::new("example.com", &["X-A: b".into()], *b"the sample nonce")
     }
 
     #[test]
@@ -133,24 +133,27 @@ mod tests {
         let greeting = rfc_greeting();
         let good = b"HTTP/1.1 101 Switching Protocols\r\n\
             sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n\x81\x00";
-        assert_eq!(greeting.judge(good), Answer::Open { bytes: good.len() - 2 });
+        assert_eq!(greeting.judge(good), HandshakeOutcome::Open { bytes: good.len() - 2 });
         for cut in 0..good.len() - 2 {
-            assert_eq!(greeting.judge(&good[..cut]), Answer::More);
+            assert_eq!(greeting.judge(&good[..cut]), HandshakeOutcome::Incomplete);
         }
         let wrong = b"HTTP/1.1 101 OK\r\nSec-WebSocket-Accept: no\r\n\r\n";
-        assert!(matches!(greeting.judge(wrong), Answer::Refused { status: 101, .. }));
+        assert!(matches!(greeting.judge(wrong), HandshakeOutcome::Refused { status: 101, .. }));
     }
 
     #[test]
     fn a_refusal_shows_the_status_line_and_when_to_come_back() {
         let greeting = rfc_greeting();
         let answer = greeting.judge(b"HTTP/1.1 503 Busy\r\nRetry-After: 7\r\n\r\n");
-        let expected = Answer::Refused {
+        let expected = HandshakeOutcome::Refused {
             status: 503,
             line: "HTTP/1.1 503 Busy".into(),
             retry_after_s: Some(7),
         };
         assert_eq!(answer, expected);
-        assert!(matches!(greeting.judge(b"SSH-2.0-x\r\n\r\n"), Answer::Refused { status: 0, .. }));
+        assert!(matches!(
+            greeting.judge(b"SSH-2.0-x\r\n\r\n"),
+            HandshakeOutcome::Refused { status: 0, .. }
+        ));
     }
 }

@@ -2,50 +2,50 @@
 //!
 //! Invariant: nothing here changes after the first connect.
 
-use super::burst::Speech;
-use super::handshake::Greeting;
-use super::reply_rules::Answers;
-use super::rooms::Rooms;
-use super::template::{Names, Signer, Template};
+use super::burst::BurstTemplate;
+use super::handshake::ClientHandshake;
+use super::reply_rules::ReplyRules;
+use super::rooms::RoomAssignment;
+use super::template::{ReplySigner, Template, TemplateContext};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 /// One server to connect to.
 #[derive(Debug)]
-pub struct Target {
+pub struct LoadTarget {
     /// Where it listens.
     pub addr: SocketAddr,
     /// What is said to it first.
-    pub greeting: Greeting,
+    pub greeting: ClientHandshake,
 }
 
 /// Where connections come from. One source address carries only as many connections to one
 /// destination as there are local ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Sources {
+pub enum SourceAddresses {
     /// The kernel chooses.
-    Kernel,
+    KernelChoice,
     /// Taken in turn.
-    These(Vec<IpAddr>),
+    Listed(Vec<IpAddr>),
 }
 
 /// What all connections of a fleet do.
 #[derive(Debug)]
 pub struct ClientPlan {
     /// Servers; connection `n` goes to target `n mod targets`.
-    pub targets: Vec<Target>,
+    pub targets: Vec<LoadTarget>,
     /// The path of the request.
     pub path: Template,
     /// Messages sent as soon as a connection is open.
     pub init: Vec<Template>,
     /// What is said back to frames.
-    pub answers: Answers,
+    pub answers: ReplyRules,
     /// Who signs answers.
-    pub signer: Option<Signer>,
+    pub signer: Option<ReplySigner>,
     /// What is published.
     pub message: Template,
     /// How rooms are called, and who is where.
-    pub names: Names,
+    pub names: TemplateContext,
     /// Members of each room, the last ones, that read nothing once they have joined.
     pub silent: u32,
     /// Text in the frame that says that a connection has joined; `None`: open is joined.
@@ -60,7 +60,7 @@ pub struct ClientPlan {
     /// Time zero.
     pub epoch: Instant,
     /// Source addresses.
-    pub sources: Sources,
+    pub sources: SourceAddresses,
     /// Handshakes outstanding per worker.
     pub connect_concurrency: u32,
     /// Connects a second per worker, if limited.
@@ -72,12 +72,12 @@ pub struct ClientPlan {
     /// Bytes of one write.
     pub write_bytes_max: usize,
     /// What each connection says, where connections talk.
-    pub speech: Option<Speech>,
+    pub speech: Option<BurstTemplate>,
 }
 
 impl ClientPlan {
     /// Who is where.
-    pub fn rooms(&self) -> &Rooms {
+    pub fn rooms(&self) -> &RoomAssignment {
         &self.names.rooms
     }
 
@@ -100,30 +100,34 @@ impl ClientPlan {
     }
 
     /// Where a connection goes.
-    pub fn target(&self, conn: u32) -> &Target {
+    pub fn target(&self, conn: u32) -> &LoadTarget {
         &self.targets[conn as usize % self.targets.len()]
     }
 
     /// Where a connection comes from.
     pub fn source(&self, conn: u32) -> Option<IpAddr> {
         match &self.sources {
-            Sources::Kernel => None,
-            Sources::These(all) => Some(all[conn as usize / self.targets.len() % all.len()]),
+            SourceAddresses::KernelChoice => None,
+            SourceAddresses::Listed(all) => {
+                Some(all[conn as usize / self.targets.len() % all.len()])
+            }
         }
     }
 }
 
-impl Sources {
+impl SourceAddresses {
     /// So many loopback addresses that no pair of addresses uses more than a tenth of its ports:
     /// there is no lack of addresses, and the kernel looks at half of all ports before it tries
     /// the other half, one by one (measured: 4,200 connects a second at two thirds of the ports,
     /// nearly all of it in that search). `salt` moves the block, so runs after each other do not
     /// meet each other's closing sockets.
-    pub fn loopback(conns: u32, targets: u32, local_ports: u32, salt: u32) -> Sources {
+    pub fn loopback(conns: u32, targets: u32, local_ports: u32, salt: u32) -> SourceAddresses {
         let per_address = (local_ports / 10).max(1) * targets.max(1);
         let base = 0x7f00_0000 | (1 + salt % 250) << 16 | (salt >> 8 & 0x7f) << 8;
         let count = conns.div_ceil(per_address).max(1);
-        Sources::These((0..count).map(|i| IpAddr::V4(Ipv4Addr::from_bits(base + 1 + i))).collect())
+        SourceAddresses::Listed(
+            (0..count).map(|i| IpAddr::V4(Ipv4Addr::from_bits(base + 1 + i))).collect(),
+        )
     }
 }
 
@@ -133,7 +137,8 @@ mod tests {
 
     #[test]
     fn loopback_sources_are_enough_and_distinct() {
-        let Sources::These(all) = Sources::loopback(2_000_000, 1, 28_231, 77) else {
+        let SourceAddresses::Listed(all) = SourceAddresses::loopback(2_000_000, 1, 28_231, 77)
+        else {
             unreachable!("loopback always names addresses")
         };
         assert!(all.len() * 28_231 / 10 >= 2_000_000);

@@ -12,17 +12,17 @@ use super::template::Template;
 
 /// The rules of a run, in the order they were given.
 #[derive(Debug, Default)]
-pub struct Answers {
-    rules: Vec<Rule>,
+pub struct ReplyRules {
+    rules: Vec<ReplyRule>,
 }
 
 #[derive(Debug)]
-struct Rule {
+struct ReplyRule {
     beginning: Vec<u8>,
     reply: Template,
 }
 
-impl Answers {
+impl ReplyRules {
     /// Adds `BEGINNING=MESSAGE`, cut at the first `=`; `false` where that makes no rule: a frame
     /// that begins with nothing is every frame.
     #[must_use]
@@ -32,7 +32,7 @@ impl Answers {
             return false;
         };
         let (beginning, reply) = (beginning.into(), Template::parse(reply));
-        self.rules.push(Rule { beginning, reply });
+        self.rules.push(ReplyRule { beginning, reply });
         true
     }
 
@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn the_first_rule_whose_beginning_fits_answers() {
-        let mut answers = Answers::default();
+        let mut answers = ReplyRules::default();
         assert!(answers.add("2=3"));
         assert!(answers.add(r#"40{=42["join","{room}"]"#));
         assert!(answers.add("40=never"));

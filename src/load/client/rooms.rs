@@ -10,37 +10,37 @@
 
 /// Rooms as runs of connection numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rooms {
+pub struct RoomAssignment {
     /// Room `r` of the first layer holds connections `starts[r]..starts[r + 1]`.
     starts: Vec<u32>,
     /// The further layers.
-    shuffles: Vec<Shuffle>,
+    shuffles: Vec<LayerShuffle>,
 }
 
 /// Place of connection `c`: `c * by mod conns`; and the way back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Shuffle {
+struct LayerShuffle {
     by: u32,
     back: u32,
 }
 
-impl Rooms {
+impl RoomAssignment {
     /// Rooms of `size` members; the last one may be smaller.
-    pub fn of_size(conns: u32, size: u32) -> Rooms {
+    pub fn of_size(conns: u32, size: u32) -> RoomAssignment {
         assert!(size > 0);
         let mut starts: Vec<u32> = (0..conns).step_by(size as usize).collect();
         starts.push(conns);
-        Rooms { starts, shuffles: Vec::new() }
+        RoomAssignment { starts, shuffles: Vec::new() }
     }
 
     /// Rooms of `size` members, every connection in `layers` of them.
-    pub fn layered(conns: u32, size: u32, layers: u32) -> Rooms {
+    pub fn layered(conns: u32, size: u32, layers: u32) -> RoomAssignment {
         let shuffles = factors(conns).take(layers.saturating_sub(1) as usize).collect();
-        Rooms { shuffles, ..Rooms::of_size(conns, size) }
+        RoomAssignment { shuffles, ..RoomAssignment::of_size(conns, size) }
     }
 
     /// A tenth alone, eight tenths in rooms of 10, 30, 100, 300 and 1000, a tenth in one huge room.
-    pub fn mixed(conns: u32) -> Rooms {
+    pub fn mixed(conns: u32) -> RoomAssignment {
         let (alone, huge) = (conns / 10, conns / 10);
         let mut starts: Vec<u32> = (0..alone).collect();
         let (mut at, mut sizes) = (alone, [10, 30, 100, 300, 1000].iter().cycle());
@@ -52,7 +52,7 @@ impl Rooms {
             starts.push(conns - huge);
         }
         starts.push(conns);
-        Rooms { starts, shuffles: Vec::new() }
+        RoomAssignment { starts, shuffles: Vec::new() }
     }
 
     /// How many rooms there are.
@@ -117,13 +117,13 @@ impl Rooms {
 }
 
 /// Factors that move every number to a place of its own, far apart and in no order.
-fn factors(conns: u32) -> impl Iterator<Item = Shuffle> {
+fn factors(conns: u32) -> impl Iterator<Item = LayerShuffle> {
     let modulus = u64::from(conns.max(1));
     let golden = (modulus as f64 * 0.618) as u64 | 1;
     let candidates = (0..).map(move |step: u64| (golden + step * 7919) % modulus.max(2));
     candidates.filter(move |&by| by > 1 || modulus <= 2).filter_map(move |by| {
         let back = inverse(by, modulus)?;
-        Some(Shuffle { by: by as u32, back: back as u32 })
+        Some(LayerShuffle { by: by as u32, back: back as u32 })
     })
 }
 
@@ -149,7 +149,11 @@ mod tests {
 
     #[test]
     fn every_connection_is_in_exactly_one_room() {
-        for rooms in [Rooms::of_size(250, 100), Rooms::mixed(5_003), Rooms::mixed(7)] {
+        for rooms in [
+            RoomAssignment::of_size(250, 100),
+            RoomAssignment::mixed(5_003),
+            RoomAssignment::mixed(7),
+        ] {
             let members: u32 = (0..rooms.count()).map(|room| rooms.members(room)).sum();
             assert_eq!(members, rooms.conns());
             for conn in 0..rooms.conns() {
@@ -163,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_mix_is_a_tenth_alone_and_a_tenth_together() {
-        let rooms = Rooms::mixed(10_000);
+        let rooms = RoomAssignment::mixed(10_000);
         assert!((0..1000).all(|room| rooms.members(room) == 1));
         assert_eq!(rooms.members(rooms.count() - 1), 1000);
         assert_eq!(rooms.members(1000), 10);
@@ -171,7 +175,7 @@ mod tests {
 
     #[test]
     fn rooms_are_owned_where_they_begin() {
-        let rooms = Rooms::of_size(250, 100);
+        let rooms = RoomAssignment::of_size(250, 100);
         assert_eq!(rooms.beginning_in(0, 100), 0..1);
         assert_eq!(rooms.beginning_in(100, 101), 1..2);
         assert_eq!(rooms.beginning_in(101, 250), 2..3);
@@ -180,7 +184,7 @@ mod tests {
     #[test]
     fn in_layers_everybody_is_in_one_room_each_and_with_other_people() {
         for (conns, size, layers) in [(2000, 10, 5), (24, 5, 3), (1, 1, 2), (2, 2, 2)] {
-            let rooms = Rooms::layered(conns, size, layers);
+            let rooms = RoomAssignment::layered(conns, size, layers);
             assert_eq!(rooms.count(), layers * conns.div_ceil(size));
             let mut seen = vec![Vec::new(); conns as usize];
             for room in 0..rooms.count() {
@@ -193,7 +197,7 @@ mod tests {
                 assert_eq!(seen.len() as u32, layers);
             }
         }
-        let rooms = Rooms::layered(2000, 10, 5);
+        let rooms = RoomAssignment::layered(2000, 10, 5);
         let room: Vec<u32> = (0..10).map(|number| rooms.member(3, number)).collect();
         let elsewhere: std::collections::HashSet<u32> =
             room.iter().map(|&conn| rooms.rooms_of(conn).nth(1).expect("five layers")).collect();

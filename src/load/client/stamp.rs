@@ -11,7 +11,7 @@
 pub const STAMP_BYTES: usize = MARK.len() + 8 + 8 + 8 + 16;
 
 /// The room of the one message that goes to everybody.
-pub const EVERYBODY: u32 = u32::MAX;
+pub const BROADCAST_ROOM: u32 = u32::MAX;
 
 const MARK: &[u8; 4] = b"~CL~";
 
@@ -54,11 +54,11 @@ impl Stamp {
 
 /// Finds stamps, and remembers where the last one stood.
 #[derive(Debug, Default)]
-pub struct Finder {
+pub struct StampFinder {
     from_end: usize,
 }
 
-impl Finder {
+impl StampFinder {
     /// The stamp in `payload`, if there is one.
     pub fn find(&mut self, payload: &[u8]) -> Option<Stamp> {
         if payload.len() < STAMP_BYTES {
@@ -106,7 +106,7 @@ mod tests {
         let mut payload = Vec::new();
         STAMP.write(120, &mut payload);
         assert_eq!(payload.len(), 120);
-        let mut finder = Finder::default();
+        let mut finder = StampFinder::default();
         for (before, after) in [("{\"payload\":\"", "\"}"), ("", "\",\"offset\":12}"), ("42[", "")]
         {
             for _ in 0..2 {
@@ -120,7 +120,7 @@ mod tests {
     fn a_frame_without_a_stamp_has_none_even_after_one_with() {
         let mut payload = Vec::new();
         STAMP.write(STAMP_BYTES, &mut payload);
-        let mut finder = Finder::default();
+        let mut finder = StampFinder::default();
         assert_eq!(finder.find(&payload), Some(STAMP));
         assert_eq!(finder.find(b"{\"type\":\"ok\"}"), None);
         assert_eq!(finder.find(&[b'~'; 200]), None);

@@ -8,7 +8,7 @@
 //!
 //! Invariant: what a template cannot fill is said when it is parsed, not at the first message.
 
-use super::rooms::Rooms;
+use super::rooms::RoomAssignment;
 use super::stamp::Stamp;
 use super::token;
 use hmac::{Hmac, Mac};
@@ -17,11 +17,11 @@ use sha2::Sha256;
 /// A parsed template.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
-    parts: Vec<Part>,
+    parts: Vec<TemplatePart>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Part {
+enum TemplatePart {
     Text(String),
     Room,
     RoomIds,
@@ -33,33 +33,33 @@ enum Part {
     Signature,
 }
 
-const HOLES: [(&str, Part); 7] = [
-    ("{room}", Part::Room),
-    ("{room_ids}", Part::RoomIds),
-    ("{token}", Part::Token),
-    ("{n}", Part::Number),
-    ("{payload}", Part::Payload),
-    ("{seq}", Part::Seq),
-    ("{signature}", Part::Signature),
+const HOLES: [(&str, TemplatePart); 7] = [
+    ("{room}", TemplatePart::Room),
+    ("{room_ids}", TemplatePart::RoomIds),
+    ("{token}", TemplatePart::Token),
+    ("{n}", TemplatePart::Number),
+    ("{payload}", TemplatePart::Payload),
+    ("{seq}", TemplatePart::Seq),
+    ("{signature}", TemplatePart::Signature),
 ];
 const SAID: &str = "{said:";
 
 /// Names, for a whole run.
 #[derive(Clone, Debug)]
-pub struct Names {
+pub struct TemplateContext {
     /// What room names begin with.
     pub room_prefix: String,
     /// Who is where.
-    pub rooms: Rooms,
+    pub rooms: RoomAssignment,
     /// Signs tokens.
     pub token_secret: Option<String>,
 }
 
 /// What fills the holes.
 #[derive(Clone, Copy, Debug)]
-pub struct Filling<'a> {
+pub struct TemplateValues<'a> {
     /// How things are called.
-    pub names: &'a Names,
+    pub names: &'a TemplateContext,
     /// The room's index.
     pub room: u32,
     /// The connection's index.
@@ -69,7 +69,7 @@ pub struct Filling<'a> {
     /// The frame that is answered; empty where nothing is.
     pub said: &'a [u8],
     /// Who signs answers.
-    pub signer: Option<&'a Signer>,
+    pub signer: Option<&'a ReplySigner>,
 }
 
 impl Template {
@@ -78,7 +78,7 @@ impl Template {
         let mut parts = Vec::new();
         let mut rest = text;
         let fixed = |rest: &str| {
-            let found = |(hole, part): &(&str, Part)| {
+            let found = |(hole, part): &(&str, TemplatePart)| {
                 rest.find(hole).map(|at| (at, hole.len(), part.clone()))
             };
             HOLES.iter().filter_map(found).min_by_key(|(at, ..)| *at)
@@ -86,67 +86,71 @@ impl Template {
         while let Some((at, length, part)) =
             fixed(rest).into_iter().chain(find_said(rest)).min_by_key(|(at, ..)| *at)
         {
-            parts.push(Part::Text(rest[..at].to_owned()));
+            parts.push(TemplatePart::Text(rest[..at].to_owned()));
             parts.push(part);
             rest = &rest[at + length..];
         }
-        parts.push(Part::Text(rest.to_owned()));
-        parts.retain(|part| !matches!(part, Part::Text(text) if text.is_empty()));
+        parts.push(TemplatePart::Text(rest.to_owned()));
+        parts.retain(|part| !matches!(part, TemplatePart::Text(text) if text.is_empty()));
         Template { parts }
     }
 
     /// Whether the message's payload has a place in it.
     pub fn has_payload(&self) -> bool {
-        self.parts.contains(&Part::Payload)
+        self.parts.contains(&TemplatePart::Payload)
     }
 
     /// Whether all rooms of a connection have a place in it.
     pub fn has_all_rooms(&self) -> bool {
-        self.parts.contains(&Part::RoomIds)
+        self.parts.contains(&TemplatePart::RoomIds)
     }
 
     /// Whether a token has a place in it.
     pub fn has_token(&self) -> bool {
-        self.parts.contains(&Part::Token)
+        self.parts.contains(&TemplatePart::Token)
     }
 
     /// Whether it has a signature in it.
     pub fn has_signature(&self) -> bool {
-        self.parts.contains(&Part::Signature)
+        self.parts.contains(&TemplatePart::Signature)
     }
 
     /// Whether only the answer to a frame can fill it.
     pub fn needs_a_frame(&self) -> bool {
-        self.parts.iter().any(|part| matches!(part, Part::Said(_) | Part::Signature))
+        self.parts
+            .iter()
+            .any(|part| matches!(part, TemplatePart::Said(_) | TemplatePart::Signature))
     }
 
     /// Appends the filled text.
-    pub fn fill(&self, with: &Filling<'_>, out: &mut Vec<u8>) {
+    pub fn fill(&self, with: &TemplateValues<'_>, out: &mut Vec<u8>) {
         for part in &self.parts {
             match part {
-                Part::Text(text) => out.extend_from_slice(text.as_bytes()),
-                Part::Room => put_room(out, with.names, with.room),
-                Part::RoomIds => {
+                TemplatePart::Text(text) => out.extend_from_slice(text.as_bytes()),
+                TemplatePart::Room => put_room(out, with.names, with.room),
+                TemplatePart::RoomIds => {
                     for (i, room) in with.names.rooms.rooms_of(with.number).enumerate() {
                         out.extend_from_slice(if i == 0 { b"room_id=" } else { b"&room_id=" });
                         put_room(out, with.names, room);
                     }
                 }
-                Part::Token => {
+                TemplatePart::Token => {
                     let mut user = Vec::new();
                     put_room(&mut user, with.names, with.room);
                     let secret = with.names.token_secret.as_deref().unwrap_or_default();
                     out.extend_from_slice(token::sign(&user, secret).as_bytes());
                 }
-                Part::Number => put_decimal(out, with.number),
-                Part::Payload => {
+                TemplatePart::Number => put_decimal(out, with.number),
+                TemplatePart::Payload => {
                     if let Some((stamp, payload_bytes)) = with.message {
                         stamp.write(payload_bytes, out);
                     }
                 }
-                Part::Seq => put_decimal(out, with.message.map_or(0, |(stamp, _)| stamp.seq)),
-                Part::Said(name) => out.extend_from_slice(word_behind(with.said, name)),
-                Part::Signature => {
+                TemplatePart::Seq => {
+                    put_decimal(out, with.message.map_or(0, |(stamp, _)| stamp.seq))
+                }
+                TemplatePart::Said(name) => out.extend_from_slice(word_behind(with.said, name)),
+                TemplatePart::Signature => {
                     if let Some(signer) = with.signer {
                         signer.sign(with, out);
                     }
@@ -156,19 +160,19 @@ impl Template {
     }
 }
 
-fn put_room(out: &mut Vec<u8>, names: &Names, room: u32) {
+fn put_room(out: &mut Vec<u8>, names: &TemplateContext, room: u32) {
     out.extend_from_slice(names.room_prefix.as_bytes());
     put_decimal(out, room);
 }
 
 /// Where the first `{said:NAME}` is and how long; a name has at least one character.
-fn find_said(text: &str) -> Option<(usize, usize, Part)> {
+fn find_said(text: &str) -> Option<(usize, usize, TemplatePart)> {
     let mut from = 0;
     while let Some(at) = text[from..].find(SAID).map(|at| from + at) {
         let name = text[at + SAID.len()..].split('}').next().unwrap_or_default();
         let end = at + SAID.len() + name.len() + 1;
         if !name.is_empty() && end <= text.len() {
-            return Some((at, end - at, Part::Said(name.to_owned())));
+            return Some((at, end - at, TemplatePart::Said(name.to_owned())));
         }
         from = at + SAID.len();
     }
@@ -181,21 +185,21 @@ fn put_decimal(out: &mut Vec<u8>, value: u32) {
 
 /// Fills `{signature}`: HMAC-SHA256 in hex, what Pusher's private channels ask for.
 #[derive(Debug)]
-pub struct Signer {
+pub struct ReplySigner {
     key: Vec<u8>,
     text: Template,
 }
 
-impl Signer {
+impl ReplySigner {
     /// From `KEY=TEXT`, cut at the first `=`. A text that would sign itself makes none.
-    pub fn parse(text: &str) -> Option<Signer> {
+    pub fn parse(text: &str) -> Option<ReplySigner> {
         let (key, text) = text.split_once('=')?;
         let text = Template::parse(text);
-        (!text.has_signature()).then(|| Signer { key: key.into(), text })
+        (!text.has_signature()).then(|| ReplySigner { key: key.into(), text })
     }
 
     /// Appends the signature of the filled text.
-    pub fn sign(&self, with: &Filling<'_>, out: &mut Vec<u8>) {
+    pub fn sign(&self, with: &TemplateValues<'_>, out: &mut Vec<u8>) {
         let mut text = Vec::new();
         self.text.fill(with, &mut text);
         let mac = Hmac::<Sha256>::new_from_slice(&self.key).expect("HMAC takes keys of any length");
@@ -224,12 +228,12 @@ mod tests {
 
     fn filled(text: &str) -> String {
         let stamp = Stamp { run: 1, room: 3, seq: 9, intended_ns: 0 };
-        let names = Names {
+        let names = TemplateContext {
             room_prefix: "load-".into(),
-            rooms: Rooms::of_size(100, 10),
+            rooms: RoomAssignment::of_size(100, 10),
             token_secret: None,
         };
-        let with = Filling {
+        let with = TemplateValues {
             names: &names,
             room: 3,
             number: 41,
@@ -267,12 +271,20 @@ mod tests {
         assert!(!Template::parse("{room}{seq}{n}").has_payload());
     }
 
-    fn names() -> Names {
-        Names { room_prefix: "foo".into(), rooms: Rooms::of_size(10, 1), token_secret: None }
+    fn names() -> TemplateContext {
+        TemplateContext {
+            room_prefix: "foo".into(),
+            rooms: RoomAssignment::of_size(10, 1),
+            token_secret: None,
+        }
     }
 
-    fn filling<'a>(names: &'a Names, said: &'a [u8], signer: Option<&'a Signer>) -> Filling<'a> {
-        Filling { names, room: 7, number: 0, message: None, said, signer }
+    fn filling<'a>(
+        names: &'a TemplateContext,
+        said: &'a [u8],
+        signer: Option<&'a ReplySigner>,
+    ) -> TemplateValues<'a> {
+        TemplateValues { names, room: 7, number: 0, message: None, said, signer }
     }
 
     #[test]
@@ -288,13 +300,13 @@ mod tests {
 
     #[test]
     fn a_pusher_channel_is_signed_as_its_documentation_shows() {
-        let signer = Signer::parse("7ad3773142a6692b25b8={said:socket_id}:private-{room}bar")
+        let signer = ReplySigner::parse("7ad3773142a6692b25b8={said:socket_id}:private-{room}bar")
             .expect("a signer");
         let said = br#"{"socket_id":"1234.1234"}"#;
         let mut out = Vec::new();
         let template = Template::parse("278d425bdf160c739803:{signature}");
         // The documented channel is private-foobar, so the room must have no number.
-        let nameless = Signer::parse("7ad3773142a6692b25b8={said:socket_id}:private-foobar")
+        let nameless = ReplySigner::parse("7ad3773142a6692b25b8={said:socket_id}:private-foobar")
             .expect("a signer");
         template.fill(&filling(&names(), said, Some(&nameless)), &mut out);
         assert_eq!(
@@ -311,7 +323,7 @@ mod tests {
 
     #[test]
     fn a_signature_that_signs_itself_is_refused() {
-        assert!(Signer::parse("key=a{signature}").is_none());
-        assert!(Signer::parse("no equals sign").is_none());
+        assert!(ReplySigner::parse("key=a{signature}").is_none());
+        assert!(ReplySigner::parse("no equals sign").is_none());
     }
 }

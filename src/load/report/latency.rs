@@ -16,7 +16,7 @@ pub fn record(histogram: &mut Histogram<u64>, latency_ns: u64) {
 
 /// Quantiles in microseconds.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct Latency {
+pub struct LatencySummary {
     /// How many were measured.
     pub count: u64,
     /// Median.
@@ -31,14 +31,14 @@ pub struct Latency {
     pub max_us: f64,
 }
 
-impl Latency {
+impl LatencySummary {
     /// From nanoseconds.
-    pub fn of(histogram: &Histogram<u64>) -> Latency {
+    pub fn of(histogram: &Histogram<u64>) -> LatencySummary {
         let us = |quantile: f64| histogram.value_at_quantile(quantile) as f64 / 1e3;
         if histogram.is_empty() {
-            return Latency::default();
+            return LatencySummary::default();
         }
-        Latency {
+        LatencySummary {
             count: histogram.len(),
             p50_us: us(0.5),
             p90_us: us(0.9),
@@ -49,12 +49,12 @@ impl Latency {
     }
 }
 
-impl fmt::Display for Latency {
+impl fmt::Display for LatencySummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.count == 0 {
             return f.write_str("none measured");
         }
-        let Latency { p50_us, p90_us, p99_us, p999_us, max_us, .. } = self;
+        let LatencySummary { p50_us, p90_us, p99_us, p999_us, max_us, .. } = self;
         write!(
             f,
             "p50 {p50_us:.0}  p90 {p90_us:.0}  p99 {p99_us:.0}  p99.9 {p999_us:.0}  max {max_us:.0} µs"
@@ -81,10 +81,10 @@ mod tests {
     fn latencies_are_told_in_microseconds() {
         let mut histogram = new_histogram();
         (1..=1000u64).for_each(|us| histogram.record(us * 1000).expect("within bounds"));
-        let latency = Latency::of(&histogram);
+        let latency = LatencySummary::of(&histogram);
         assert_eq!(latency.count, 1000);
         assert!((latency.p50_us - 500.0).abs() < 2.0, "{latency}");
         assert!((latency.p99_us - 990.0).abs() < 2.0, "{latency}");
-        assert_eq!(Latency::of(&new_histogram()).count, 0);
+        assert_eq!(LatencySummary::of(&new_histogram()).count, 0);
     }
 }

@@ -6,5 +6,8 @@ mod results;
 mod table;
 pub mod tally;
 
-pub use latency::Latency;
-pub use results::{Broadcast, Connect, Fanout, Hold, Memory, MemoryReport, Report, Storm, Talk};
+pub use latency::LatencySummary;
+pub use results::{
+    BroadcastReport, ConnectReport, FanoutReport, HoldReport, IngestReport, LoadReport,
+    MemoryReport, ProcessMemory, StormReport,
+};

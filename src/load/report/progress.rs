@@ -6,17 +6,17 @@ use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 /// The line.
-pub struct Progress {
+pub struct ProgressLine {
     shown: bool,
     terminal: bool,
     last: Instant,
 }
 
-impl Progress {
+impl ProgressLine {
     /// Nothing shown yet.
-    pub fn new() -> Progress {
+    pub fn new() -> ProgressLine {
         let last = Instant::now();
-        Progress { shown: false, terminal: std::io::stderr().is_terminal(), last }
+        ProgressLine { shown: false, terminal: std::io::stderr().is_terminal(), last }
     }
 
     /// Rewrites the line, at most ten times a second.
@@ -32,7 +32,7 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+impl Drop for ProgressLine {
     fn drop(&mut self) {
         if self.shown {
             let _ = write!(std::io::stderr(), "\r\x1b[K");

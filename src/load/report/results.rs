@@ -2,13 +2,13 @@
 //!
 //! Invariant: a run that did not reach its purpose says so in `ok`, and why in `shortfalls`.
 
-use super::latency::Latency;
+use super::latency::LatencySummary;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// Everything a run found. Times are in the unit that their name ends with.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Report {
+pub struct LoadReport {
     /// `idle`, `fanout`, `talk` or `storm`.
     pub scenario: &'static str,
     /// Whether the run reached its purpose.
@@ -21,32 +21,32 @@ pub struct Report {
     /// Error frames of the server.
     pub errors: u64,
     /// Getting in.
-    pub connect: Connect,
+    pub connect: ConnectReport,
     /// The server's memory, where its process is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryReport>,
     /// One message to everybody.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub broadcast: Option<Broadcast>,
+    pub broadcast: Option<BroadcastReport>,
     /// Holding them.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub hold: Option<Hold>,
+    pub hold: Option<HoldReport>,
     /// Joined connections lost while they were held.
     pub lost_connections: u64,
     /// Messages to rooms.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub fanout: Option<Fanout>,
+    pub fanout: Option<FanoutReport>,
     /// Messages to nobody.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub talk: Option<Talk>,
+    pub talk: Option<IngestReport>,
     /// Everybody at once.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub storm: Option<Storm>,
+    pub storm: Option<StormReport>,
 }
 
 /// Getting in.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Connect {
+pub struct ConnectReport {
     /// Connections wanted.
     pub conns: u64,
     /// Connections that joined.
@@ -65,7 +65,7 @@ pub struct Connect {
 
 /// Memory of a process, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Memory {
+pub struct ProcessMemory {
     /// Resident: VmRSS.
     pub rss: u64,
     /// The anonymous part of it: heap and stacks, without the program's own pages.
@@ -76,9 +76,9 @@ pub struct Memory {
 #[derive(Clone, Debug, Serialize)]
 pub struct MemoryReport {
     /// Before.
-    pub before: Memory,
+    pub before: ProcessMemory,
     /// After everything else.
-    pub after: Memory,
+    pub after: ProcessMemory,
     /// Growth of RSS by connection.
     pub rss_per_conn: f64,
     /// Growth of its anonymous part by connection.
@@ -89,18 +89,18 @@ pub struct MemoryReport {
 
 /// One message to everybody.
 #[derive(Clone, Debug, Serialize)]
-pub struct Broadcast {
+pub struct BroadcastReport {
     /// Connections that should hear it.
     pub expected: u64,
     /// Connections that heard it.
     pub received: u64,
     /// How late.
-    pub latency: Latency,
+    pub latency: LatencySummary,
 }
 
 /// Doing nothing with many connections.
 #[derive(Clone, Debug, Serialize)]
-pub struct Hold {
+pub struct HoldReport {
     /// Measured time.
     pub seconds: f64,
     /// Pings that came in it, each of which was answered.
@@ -117,7 +117,7 @@ pub struct Hold {
 
 /// Messages to rooms.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Fanout {
+pub struct FanoutReport {
     /// Members of each room.
     pub members: u32,
     /// Rooms.
@@ -151,7 +151,7 @@ pub struct Fanout {
     /// Bytes of a delivered frame, header included.
     pub bytes_per_delivery: f64,
     /// From when a message was due to each copy's arrival.
-    pub latency: Latency,
+    pub latency: LatencySummary,
     /// The server's processor time by delivery.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_cpu_us_per_delivery: Option<f64>,
@@ -179,7 +179,7 @@ pub struct Fanout {
 
 /// Messages to nobody.
 #[derive(Clone, Debug, Serialize)]
-pub struct Talk {
+pub struct IngestReport {
     /// Messages before each question.
     pub burst: u32,
     /// Characters of a payload.
@@ -205,7 +205,7 @@ pub struct Talk {
 
 /// Everybody at once.
 #[derive(Clone, Debug, Serialize)]
-pub struct Storm {
+pub struct StormReport {
     /// Connections cut.
     pub cut: u64,
     /// Connections back in.
@@ -217,14 +217,14 @@ pub struct Storm {
     /// Attempts that failed and were tried again, by reason.
     pub retried: BTreeMap<&'static str, u64>,
     /// The bystanders' latency before.
-    pub bystanders_before: Latency,
+    pub bystanders_before: LatencySummary,
     /// The bystanders' latency from the cut until all were back.
-    pub bystanders_during: Latency,
+    pub bystanders_during: LatencySummary,
     /// Copies that bystanders never got.
     pub bystanders_lost: u64,
 }
 
-impl Report {
+impl LoadReport {
     /// Notes a shortfall if there is one.
     pub fn must(&mut self, holds: bool, otherwise: impl FnOnce() -> String) {
         if !holds {
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_shortfall_makes_a_report_not_ok_and_is_in_the_table() {
-        let mut report = Report { scenario: "idle", ..Report::default() };
+        let mut report = LoadReport { scenario: "idle", ..LoadReport::default() };
         report.must(true, || unreachable!("it holds"));
         assert!(report.ok);
         report.must(false, || "3 of 4 joined".into());

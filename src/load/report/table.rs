@@ -1,19 +1,21 @@
 //! The report as a table for a terminal.
 
-use super::results::Broadcast;
-use super::results::{Connect, Fanout, Hold, MemoryReport, Report, Storm, Talk};
+use super::results::BroadcastReport;
+use super::results::{
+    ConnectReport, FanoutReport, HoldReport, IngestReport, LoadReport, MemoryReport, StormReport,
+};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
 type Rows = Vec<(&'static str, String)>;
 
-impl Report {
+impl LoadReport {
     /// For people.
     pub fn table(&self) -> String {
         let mut rows = Vec::new();
         self.connect.rows(&mut rows);
         if let Some(broadcast) = &self.broadcast {
-            let Broadcast { expected, received, latency } = broadcast;
+            let BroadcastReport { expected, received, latency } = broadcast;
             rows.push(("one message to all", format!("{received} of {expected} received it")));
             rows.push(("  latency", latency.to_string()));
         }
@@ -47,9 +49,9 @@ impl Report {
     }
 }
 
-impl Connect {
+impl ConnectReport {
     fn rows(&self, rows: &mut Rows) {
-        let Connect { conns, joined, seconds, per_second, threads, .. } = self;
+        let ConnectReport { conns, joined, seconds, per_second, threads, .. } = self;
         rows.push(("connections", format!("{joined} of {conns} joined")));
         rows.push(("  time", format!("{seconds:.2} s, {per_second:.0}/s, {threads} threads")));
         rows.extend(counts("  failed", &self.failed));
@@ -72,13 +74,13 @@ impl MemoryReport {
     }
 }
 
-impl Fanout {
+impl FanoutReport {
     fn rows(&self, rows: &mut Rows) {
         let mode = match (self.window, self.rate) {
             (Some(window), _) => format!("{window} outstanding a room"),
             (None, rate) => format!("{} messages/s", rate.unwrap_or_default()),
         };
-        let Fanout { members, rooms, publishers, .. } = self;
+        let FanoutReport { members, rooms, publishers, .. } = self;
         rows.push((
             "rooms",
             format!("{rooms} of {members} members, {publishers} publishing; {mode}"),
@@ -87,7 +89,7 @@ impl Fanout {
             rows.push(("  each member in", format!("{} rooms", self.rooms_per_member)));
         }
         if self.silent > 0 {
-            let Fanout { silent, silent_ended, .. } = self;
+            let FanoutReport { silent, silent_ended, .. } = self;
             let text = format!("{silent} more a room; the server ended {silent_ended} in all");
             rows.push(("  reading nothing", text));
         }
@@ -100,7 +102,7 @@ impl Fanout {
             rows.push(("server cpu", format!("{us:.3} µs a delivery, {cores:.2} cores")));
         }
         rows.push(("generator cpu", format!("{:.2} cores", self.generator_cores)));
-        let Fanout { lost, expected, disordered, unsent, given_up, .. } = self;
+        let FanoutReport { lost, expected, disordered, unsent, given_up, .. } = self;
         rows.push(("lost", format!("{lost} of {expected}")));
         if disordered + unsent + given_up > 0 {
             let text = format!("{disordered} out of order, {unsent} unsent, {given_up} given up");
@@ -109,9 +111,9 @@ impl Fanout {
     }
 }
 
-impl Hold {
+impl HoldReport {
     fn rows(&self, rows: &mut Rows) {
-        let Hold { seconds, pings, generator_cores, .. } = self;
+        let HoldReport { seconds, pings, generator_cores, .. } = self;
         rows.push(("held for", format!("{seconds:.1} s, {pings} pings")));
         if let Some(cores) = self.server_cores {
             let each = self.server_cpu_us_per_ping;
@@ -122,9 +124,10 @@ impl Hold {
     }
 }
 
-impl Talk {
+impl IngestReport {
     fn rows(&self, rows: &mut Rows) {
-        let Talk { burst, payload_bytes, messages, seconds, messages_per_second, .. } = self;
+        let IngestReport { burst, payload_bytes, messages, seconds, messages_per_second, .. } =
+            self;
         rows.push(("bursts", format!("{burst} messages of {payload_bytes} characters")));
         if let Some(bytes) = self.cut_bytes {
             rows.push(("  cut into", format!("{bytes} B")));
@@ -138,9 +141,9 @@ impl Talk {
     }
 }
 
-impl Storm {
+impl StormReport {
     fn rows(&self, rows: &mut Rows) {
-        let Storm { cut, rejoined, seconds, per_second, .. } = self;
+        let StormReport { cut, rejoined, seconds, per_second, .. } = self;
         rows.push(("back after the cut", format!("{rejoined} of {cut}")));
         rows.push(("  time", format!("{seconds:.2} s, {per_second:.0}/s")));
         rows.extend(counts("  tried again", &self.retried));

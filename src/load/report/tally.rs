@@ -8,7 +8,7 @@ use std::io;
 
 /// Why an attempt to connect failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub enum ConnectFailure {
     /// Nobody listens there.
     Refused,
     /// The peer cut the connection before it was open.
@@ -31,12 +31,12 @@ pub enum Reason {
     Other,
 }
 
-impl Reason {
+impl ConnectFailure {
     /// How many there are.
     pub const COUNT: usize = 10;
 
     /// Each with its name in reports.
-    pub const NAMES: [&'static str; Reason::COUNT] = [
+    pub const NAMES: [&'static str; ConnectFailure::COUNT] = [
         "connection_refused",
         "connection_reset",
         "handshake_timeout",
@@ -50,14 +50,14 @@ impl Reason {
     ];
 
     /// The reason behind an error of the socket.
-    pub fn of(error: &io::Error) -> Reason {
+    pub fn of(error: &io::Error) -> ConnectFailure {
         match error.raw_os_error() {
-            Some(libc::ECONNREFUSED) => Reason::Refused,
-            Some(libc::ECONNRESET | libc::EPIPE) => Reason::Reset,
-            Some(libc::ETIMEDOUT) => Reason::Timeout,
-            Some(libc::EADDRNOTAVAIL | libc::EADDRINUSE) => Reason::NoPort,
-            Some(libc::EMFILE | libc::ENFILE) => Reason::NoFile,
-            _ => Reason::Other,
+            Some(libc::ECONNREFUSED) => ConnectFailure::Refused,
+            Some(libc::ECONNRESET | libc::EPIPE) => ConnectFailure::Reset,
+            Some(libc::ETIMEDOUT) => ConnectFailure::Timeout,
+            Some(libc::EADDRNOTAVAIL | libc::EADDRINUSE) => ConnectFailure::NoPort,
+            Some(libc::EMFILE | libc::ENFILE) => ConnectFailure::NoFile,
+            _ => ConnectFailure::Other,
         }
     }
 }
@@ -69,10 +69,10 @@ pub struct Tally {
     pub attempts: u64,
     /// Connections that are joined now.
     pub joined: u64,
-    /// Connections given up, by [`Reason`].
-    pub failed: [u64; Reason::COUNT],
-    /// Attempts that failed and were or will be tried again, by [`Reason`].
-    pub retried: [u64; Reason::COUNT],
+    /// Connections given up, by [`ConnectFailure`].
+    pub failed: [u64; ConnectFailure::COUNT],
+    /// Attempts that failed and were or will be tried again, by [`ConnectFailure`].
+    pub retried: [u64; ConnectFailure::COUNT],
     /// Joined connections that were lost without our doing.
     pub lost: u64,
     /// When the last connection joined, since time zero.
@@ -156,8 +156,8 @@ impl Tally {
 }
 
 /// Counts by reason under their names, without the zeros.
-pub fn by_name(counts: &[u64; Reason::COUNT]) -> BTreeMap<&'static str, u64> {
-    Reason::NAMES.iter().copied().zip(*counts).filter(|&(_, count)| count > 0).collect()
+pub fn by_name(counts: &[u64; ConnectFailure::COUNT]) -> BTreeMap<&'static str, u64> {
+    ConnectFailure::NAMES.iter().copied().zip(*counts).filter(|&(_, count)| count > 0).collect()
 }
 
 #[cfg(test)]
@@ -168,7 +168,7 @@ mod tests {
     fn tallies_add_up_and_keep_the_first_trouble() {
         let mut one = Tally { joined: 2, last_joined_ns: 5, ..Tally::default() };
         let mut two = Tally { joined: 3, last_joined_ns: 4, ..Tally::default() };
-        two.failed[Reason::Busy as usize] = 7;
+        two.failed[ConnectFailure::Busy as usize] = 7;
         two.trouble(|| "first".into());
         two.trouble(|| "second".into());
         one.add(&two);

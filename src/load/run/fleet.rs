@@ -6,8 +6,8 @@
 //! Invariant: when a fleet has begun, every worker has its own file table where it needs one; so
 //! descriptors opened later are nobody else's.
 
-use super::plan::Brief;
-use super::worker::{self, Handle, Order, Report, Seat};
+use super::plan::RunPlan;
+use super::worker::{self, WorkerCommand, WorkerConfig, WorkerHandle, WorkerReport};
 use crate::load::error::LoadError;
 use crate::load::report::latency;
 use crate::load::report::tally::Tally;
@@ -20,17 +20,17 @@ use std::time::{Duration, Instant};
 
 /// Threads that hold connections.
 pub struct Fleet {
-    brief: Arc<Brief>,
-    handles: Vec<Handle>,
+    brief: Arc<RunPlan>,
+    handles: Vec<WorkerHandle>,
     threads: Vec<JoinHandle<()>>,
-    reports: Receiver<(usize, Report)>,
+    reports: Receiver<(usize, WorkerReport)>,
     tallies: Vec<Tally>,
     done: usize,
 }
 
 impl Fleet {
     /// Starts the workers; none of them connects yet.
-    pub fn begin(brief: Brief) -> Result<Fleet, LoadError> {
+    pub fn begin(brief: RunPlan) -> Result<Fleet, LoadError> {
         let brief = Arc::new(brief);
         let workers = brief.workers();
         let (report, reports) = mpsc::channel();
@@ -38,12 +38,12 @@ impl Fleet {
         for _ in 0..workers {
             let (orders, inbox) = mpsc::channel();
             let bell = sys::eventfd().map_err(|e| LoadError::Host(format!("eventfd: {e}")))?;
-            handles.push(Handle { orders, bell: Arc::new(bell) });
+            handles.push(WorkerHandle { orders, bell: Arc::new(bell) });
             inboxes.push(inbox);
         }
         let mut threads = Vec::new();
         for (number, orders) in inboxes.into_iter().enumerate() {
-            let seat = Seat {
+            let seat = WorkerConfig {
                 number,
                 orders,
                 bell: Arc::clone(&handles[number].bell),
@@ -63,8 +63,8 @@ impl Fleet {
         let mut missing = workers;
         while missing > 0 {
             match fleet.reports.recv() {
-                Ok((_, Report::Ready(Ok(())))) => missing -= 1,
-                Ok((_, Report::Ready(Err(why)))) => return Err(LoadError::Host(why)),
+                Ok((_, WorkerReport::Ready(Ok(())))) => missing -= 1,
+                Ok((_, WorkerReport::Ready(Err(why)))) => return Err(LoadError::Host(why)),
                 // The quick ones report while others are still getting ready.
                 Ok(_) => {}
                 Err(_) => return Err(LoadError::Host("a worker ended before it began".into())),
@@ -74,19 +74,19 @@ impl Fleet {
     }
 
     /// What the workers know.
-    pub fn brief(&self) -> &Brief {
+    pub fn brief(&self) -> &RunPlan {
         &self.brief
     }
 
     /// Tells every worker.
-    pub fn tell_all(&self, mut order: impl FnMut() -> Order) {
+    pub fn tell_all(&self, mut order: impl FnMut() -> WorkerCommand) {
         for handle in &self.handles {
             handle.tell(order());
         }
     }
 
     /// Tells the first worker that has a joined connection, if there is one.
-    pub fn tell_one_joined(&self, order: Order) -> bool {
+    pub fn tell_one_joined(&self, order: WorkerCommand) -> bool {
         let found = self.tallies.iter().position(|tally| tally.joined > 0);
         found.inspect(|&worker| self.handles[worker].tell(order)).is_some()
     }
@@ -119,12 +119,12 @@ impl Fleet {
 
     /// Counts and latencies of all workers as of now; latencies begin anew.
     pub fn mark(&mut self) -> Result<(Tally, Histogram<u64>), LoadError> {
-        self.tell_all(|| Order::Mark);
+        self.tell_all(|| WorkerCommand::Mark);
         let mut latencies = latency::new_histogram();
         let mut missing = self.handles.len();
         while missing > 0 {
             match self.reports.recv_timeout(Duration::from_secs(30)) {
-                Ok((worker, Report::Marked(tally, theirs))) => {
+                Ok((worker, WorkerReport::Marked(tally, theirs))) => {
                     self.tallies[worker] = tally;
                     latencies.add(&theirs).expect("all histograms have the same bounds");
                     missing -= 1;
@@ -138,7 +138,7 @@ impl Fleet {
 
     /// Ends all connections and threads; the last word of all.
     pub fn finish(mut self) -> Result<Tally, LoadError> {
-        self.tell_all(|| Order::Finish);
+        self.tell_all(|| WorkerCommand::Finish);
         let deadline = Instant::now() + Duration::from_secs(60);
         while self.done < self.handles.len() && Instant::now() < deadline {
             self.hear(deadline)?;
@@ -160,15 +160,17 @@ impl Fleet {
         }
     }
 
-    fn take(&mut self, worker: usize, report: Report) -> Result<(), LoadError> {
+    fn take(&mut self, worker: usize, report: WorkerReport) -> Result<(), LoadError> {
         match report {
-            Report::Progress(tally) | Report::Marked(tally, _) => self.tallies[worker] = tally,
-            Report::Done(tally) => {
+            WorkerReport::Progress(tally) | WorkerReport::Marked(tally, _) => {
+                self.tallies[worker] = tally
+            }
+            WorkerReport::Done(tally) => {
                 self.tallies[worker] = tally;
                 self.done += 1;
             }
-            Report::Ready(Err(why)) => return Err(LoadError::Host(why)),
-            Report::Ready(Ok(())) => {}
+            WorkerReport::Ready(Err(why)) => return Err(LoadError::Host(why)),
+            WorkerReport::Ready(Ok(())) => {}
         }
         Ok(())
     }

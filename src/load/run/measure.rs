@@ -3,21 +3,21 @@
 //! Invariant: a cost of which one reading is missing is absent, never zero.
 
 use super::procfs;
-use crate::load::report::{Memory, MemoryReport};
+use crate::load::report::{MemoryReport, ProcessMemory};
 
 /// Processor time so far, in microseconds.
-pub struct Cpu {
+pub struct CpuSample {
     /// Of the server, if its process is known.
     pub server_us: Option<u64>,
     /// Of the generator.
     pub own_us: u64,
 }
 
-impl Cpu {
+impl CpuSample {
     /// Of these processes and of this one.
-    pub fn now(pids: &[u32]) -> Cpu {
+    pub fn now(pids: &[u32]) -> CpuSample {
         let server: Option<u64> = pids.iter().map(|&pid| procfs::cpu_us(pid)).sum();
-        Cpu {
+        CpuSample {
             server_us: server.filter(|_| !pids.is_empty()),
             own_us: procfs::cpu_us(std::process::id()).unwrap_or(0),
         }
@@ -25,16 +25,16 @@ impl Cpu {
 }
 
 /// Memory before the first connection.
-pub struct MemoryBefore {
-    server: Memory,
+pub struct MemoryBaseline {
+    server: ProcessMemory,
     available: Option<u64>,
 }
 
-impl MemoryBefore {
+impl MemoryBaseline {
     /// If there is a process to look at.
-    pub fn take(pids: &[u32]) -> Option<MemoryBefore> {
+    pub fn take(pids: &[u32]) -> Option<MemoryBaseline> {
         let server = procfs::memory(pids)?;
-        Some(MemoryBefore { server, available: procfs::memory_available() })
+        Some(MemoryBaseline { server, available: procfs::memory_available() })
     }
 
     /// What has been added for each of `conns`.

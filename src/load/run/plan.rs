@@ -3,13 +3,13 @@
 //! Invariant: nothing here changes after the workers have begun.
 
 use crate::load::client::plan::ClientPlan;
-use crate::load::client::rooms::Rooms;
+use crate::load::client::rooms::RoomAssignment;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// A fleet's orders for its whole life.
 #[derive(Debug)]
-pub struct Brief {
+pub struct RunPlan {
     /// What each connection does.
     pub client: Arc<ClientPlan>,
     /// Whether a publisher hears its own message.
@@ -26,14 +26,14 @@ pub struct Brief {
     pub stall: Duration,
 }
 
-impl Brief {
+impl RunPlan {
     /// How many workers.
     pub fn workers(&self) -> usize {
         self.bounds.len() - 1
     }
 
     /// Who is where.
-    pub fn rooms(&self) -> &Rooms {
+    pub fn rooms(&self) -> &RoomAssignment {
         self.client.rooms()
     }
 
@@ -56,7 +56,7 @@ impl Brief {
 
 /// Cuts `conns` connections into as many ranges as `workers`, as equal as can be, but never between
 /// the first `publishers` members of a room: its publishers are all with one worker.
-pub fn cut(conns: u32, workers: u32, rooms: &Rooms, publishers: u32) -> Vec<u32> {
+pub fn cut(conns: u32, workers: u32, rooms: &RoomAssignment, publishers: u32) -> Vec<u32> {
     let mut bounds = vec![0];
     for worker in 1..workers {
         let even = (u64::from(conns) * u64::from(worker) / u64::from(workers)) as u32;
@@ -76,9 +76,9 @@ mod tests {
 
     #[test]
     fn cuts_are_even_and_keep_a_rooms_publishers_together() {
-        let rooms = Rooms::of_size(1000, 100);
+        let rooms = RoomAssignment::of_size(1000, 100);
         assert_eq!(cut(1000, 4, &rooms, 1), [0, 250, 500, 750, 1000]);
         assert_eq!(cut(1000, 4, &rooms, 60), [0, 260, 500, 760, 1000]);
-        assert_eq!(cut(3, 3, &Rooms::of_size(3, 3), 3), [0, 3]);
+        assert_eq!(cut(3, 3, &RoomAssignment::of_size(3, 3), 3), [0, 3]);
     }
 }

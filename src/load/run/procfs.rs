@@ -2,7 +2,7 @@
 //!
 //! Invariant: a number that could not be read is absent, never zero.
 
-use crate::load::report::Memory;
+use crate::load::report::ProcessMemory;
 use crate::load::sys;
 use std::fs;
 
@@ -23,8 +23,8 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
 }
 
 /// Memory of all of `pids` together.
-pub fn memory(pids: &[u32]) -> Option<Memory> {
-    let mut sum = Memory::default();
+pub fn memory(pids: &[u32]) -> Option<ProcessMemory> {
+    let mut sum = ProcessMemory::default();
     for pid in pids {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         sum.rss += kib_line(&status, "VmRSS:")? * 1024;

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 
 /// How messages are spaced.
 #[derive(Clone, Copy, Debug)]
-pub enum Pace {
+pub enum PublishPace {
     /// So many a second, over all rooms of the run.
     Rate(f64),
     /// So many outstanding in each room.
@@ -23,7 +23,7 @@ pub enum Pace {
 
 /// One message to send now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shot {
+pub struct PublishSlot {
     /// The room.
     pub room: u32,
     /// The room's publishers take turns; this is the number of the turn.
@@ -36,12 +36,12 @@ pub struct Shot {
 
 /// The publishing of the rooms that one worker owns.
 #[derive(Debug)]
-pub struct Publishing {
-    pace: Pace,
+pub struct PublishSchedule {
+    pace: PublishPace,
     start_ns: u64,
     stall_ns: u64,
     rooms_total: u32,
-    rooms: Vec<Room>,
+    rooms: Vec<RoomSchedule>,
     first_room: u32,
     /// Paced: rounds over all rooms that are complete, and the next room of this one.
     round: u64,
@@ -53,33 +53,33 @@ pub struct Publishing {
 }
 
 #[derive(Debug)]
-struct Room {
+struct RoomSchedule {
     members: u32,
     sent: u32,
     /// Number of the message at the front of `waiting`.
     front: u32,
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<OutstandingMessage>,
     outstanding: u32,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct OutstandingMessage {
     copies_left: u32,
     sent_ns: u64,
 }
 
-impl Publishing {
+impl PublishSchedule {
     /// For rooms `first_room..` with so many `members` each, out of `rooms_total` in the run.
     pub fn new(
-        pace: Pace,
+        pace: PublishPace,
         first_room: u32,
         members: impl Iterator<Item = u32>,
         rooms_total: u32,
         start_ns: u64,
         stall_ns: u64,
-    ) -> Publishing {
-        let rooms: Vec<Room> = members
-            .map(|members| Room {
+    ) -> PublishSchedule {
+        let rooms: Vec<RoomSchedule> = members
+            .map(|members| RoomSchedule {
                 members,
                 sent: 0,
                 front: 1,
@@ -88,7 +88,7 @@ impl Publishing {
             })
             .collect();
         let dirty = (0..rooms.len() as u32).collect();
-        Publishing {
+        PublishSchedule {
             pace,
             start_ns,
             stall_ns,
@@ -104,13 +104,13 @@ impl Publishing {
     }
 
     /// Everything that is due at `now_ns`.
-    pub fn take_due(&mut self, now_ns: u64, due: &mut Vec<Shot>) {
+    pub fn take_due(&mut self, now_ns: u64, due: &mut Vec<PublishSlot>) {
         if now_ns < self.start_ns || self.rooms.is_empty() {
             return;
         }
         match self.pace {
-            Pace::Rate(rate) => self.take_paced(rate, now_ns, due),
-            Pace::Window(window) => self.take_window(window, now_ns, due),
+            PublishPace::Rate(rate) => self.take_paced(rate, now_ns, due),
+            PublishPace::Window(window) => self.take_window(window, now_ns, due),
         }
     }
 
@@ -118,15 +118,15 @@ impl Publishing {
     pub fn next_due_ns(&self) -> Option<u64> {
         match self.pace {
             _ if self.rooms.is_empty() => None,
-            Pace::Rate(rate) => Some(self.paced_at(rate)),
-            Pace::Window(_) if self.dirty.is_empty() => Some(self.stall_check_ns),
-            Pace::Window(_) => Some(self.start_ns),
+            PublishPace::Rate(rate) => Some(self.paced_at(rate)),
+            PublishPace::Window(_) if self.dirty.is_empty() => Some(self.stall_check_ns),
+            PublishPace::Window(_) => Some(self.start_ns),
         }
     }
 
     /// So many copies of a message have arrived.
     pub fn handle_arrived(&mut self, room: u32, seq: u32, copies: u32) {
-        let Pace::Window(_) = self.pace else { return };
+        let PublishPace::Window(_) = self.pace else { return };
         let index = room.wrapping_sub(self.first_room);
         let Some(state) = self.rooms.get_mut(index as usize) else { return };
         // A message that was given up may still arrive; its place is taken by then.
@@ -141,9 +141,9 @@ impl Publishing {
         }
     }
 
-    /// Whether copies must be told to [`Publishing::handle_arrived`].
+    /// Whether copies must be told to [`PublishSchedule::handle_arrived`].
     pub fn counts_copies(&self) -> bool {
-        matches!(self.pace, Pace::Window(_))
+        matches!(self.pace, PublishPace::Window(_))
     }
 
     /// Messages whose last copies never came within the stall time.
@@ -158,7 +158,7 @@ impl Publishing {
         self.start_ns.saturating_add((number as f64 * 1e9 / rate) as u64)
     }
 
-    fn take_paced(&mut self, rate: f64, now_ns: u64, due: &mut Vec<Shot>) {
+    fn take_paced(&mut self, rate: f64, now_ns: u64, due: &mut Vec<PublishSlot>) {
         loop {
             let intended_ns = self.paced_at(rate);
             if intended_ns > now_ns {
@@ -175,7 +175,7 @@ impl Publishing {
         }
     }
 
-    fn take_window(&mut self, window: u32, now_ns: u64, due: &mut Vec<Shot>) {
+    fn take_window(&mut self, window: u32, now_ns: u64, due: &mut Vec<PublishSlot>) {
         if now_ns >= self.stall_check_ns {
             self.give_up_stalled(now_ns);
         }
@@ -183,7 +183,7 @@ impl Publishing {
             let room = &mut self.rooms[index as usize];
             while room.outstanding < window {
                 let copies_left = room.members;
-                room.waiting.push_back(Waiting { copies_left, sent_ns: now_ns });
+                room.waiting.push_back(OutstandingMessage { copies_left, sent_ns: now_ns });
                 room.outstanding += 1;
                 due.push(room.shoot(self.first_room + index, now_ns));
             }
@@ -206,11 +206,11 @@ impl Publishing {
     }
 }
 
-impl Room {
-    fn shoot(&mut self, room: u32, intended_ns: u64) -> Shot {
+impl RoomSchedule {
+    fn shoot(&mut self, room: u32, intended_ns: u64) -> PublishSlot {
         let turn = self.sent;
         self.sent += 1;
-        Shot { room, turn, seq: self.sent, intended_ns }
+        PublishSlot { room, turn, seq: self.sent, intended_ns }
     }
 
     fn drop_finished(&mut self) {
@@ -225,7 +225,7 @@ impl Room {
 mod tests {
     use super::*;
 
-    fn due(publishing: &mut Publishing, now_ns: u64) -> Vec<(u32, u32)> {
+    fn due(publishing: &mut PublishSchedule, now_ns: u64) -> Vec<(u32, u32)> {
         let mut shots = Vec::new();
         publishing.take_due(now_ns, &mut shots);
         shots.iter().map(|shot| (shot.room, shot.seq)).collect()
@@ -233,7 +233,8 @@ mod tests {
 
     #[test]
     fn paced_messages_are_due_by_the_clock_even_after_a_stall() {
-        let mut two = Publishing::new(Pace::Rate(10.0), 4, [3, 3].into_iter(), 10, 0, 1);
+        let mut two =
+            PublishSchedule::new(PublishPace::Rate(10.0), 4, [3, 3].into_iter(), 10, 0, 1);
         assert_eq!(two.next_due_ns(), Some(400_000_000));
         assert_eq!(due(&mut two, 399_999_999), []);
         assert_eq!(due(&mut two, 500_000_000), [(4, 1), (5, 1)]);
@@ -245,14 +246,15 @@ mod tests {
 
     #[test]
     fn a_rate_close_to_zero_puts_the_next_message_at_the_end_of_time() {
-        let mut slow = Publishing::new(Pace::Rate(1e-300), 0, [3].into_iter(), 1, 7, 1);
+        let mut slow = PublishSchedule::new(PublishPace::Rate(1e-300), 0, [3].into_iter(), 1, 7, 1);
         assert_eq!(due(&mut slow, 7), [(0, 1)]);
         assert_eq!(slow.next_due_ns(), Some(u64::MAX));
     }
 
     #[test]
     fn a_window_opens_when_the_last_copy_arrives_in_any_order() {
-        let mut room = Publishing::new(Pace::Window(2), 0, [3].into_iter(), 1, 0, 1_000);
+        let mut room =
+            PublishSchedule::new(PublishPace::Window(2), 0, [3].into_iter(), 1, 0, 1_000);
         assert_eq!(due(&mut room, 1), [(0, 1), (0, 2)]);
         room.handle_arrived(0, 2, 2);
         room.handle_arrived(0, 1, 2);
@@ -267,7 +269,8 @@ mod tests {
 
     #[test]
     fn a_message_that_never_arrives_is_given_up_and_counted_once() {
-        let mut room = Publishing::new(Pace::Window(1), 0, [2].into_iter(), 1, 0, 1_000);
+        let mut room =
+            PublishSchedule::new(PublishPace::Window(1), 0, [2].into_iter(), 1, 0, 1_000);
         assert_eq!(due(&mut room, 0), [(0, 1)]);
         room.handle_arrived(0, 1, 1);
         assert_eq!(due(&mut room, 999), []);

@@ -7,13 +7,13 @@
 //! Invariant: everything a worker touches is its own; orders and reports are the only way in and
 //! out.
 
-use super::plan::Brief;
-use super::publish::{Pace, Publishing, Shot};
+use super::plan::RunPlan;
+use super::publish::{PublishPace, PublishSchedule, PublishSlot};
 use crate::load::client::connections::ClientConnections;
-use crate::load::client::stamp::{EVERYBODY, Stamp};
+use crate::load::client::stamp::{BROADCAST_ROOM, Stamp};
 use crate::load::report::latency;
 use crate::load::report::tally::Tally;
-use crate::load::sys::{self, Epoll, Events};
+use crate::load::sys::{self, ClientEpoll, SocketEvents};
 use hdrhistogram::Histogram;
 use std::collections::HashMap;
 use std::fs::File;
@@ -29,13 +29,13 @@ const REPORT_EVERY: Duration = Duration::from_millis(100);
 const EVENTS_PER_TURN: usize = 512;
 
 /// What a worker is told.
-pub enum Order {
+pub enum WorkerCommand {
     /// Connect all.
     Connect,
     /// Publish from `start_ns` since time zero on.
     Publish {
         /// How.
-        pace: Pace,
+        pace: PublishPace,
         /// From when.
         start_ns: u64,
     },
@@ -59,7 +59,7 @@ pub enum Order {
 }
 
 /// What a worker says.
-pub enum Report {
+pub enum WorkerReport {
     /// It has its file table and its epoll set, or it cannot run.
     Ready(Result<(), String>),
     /// Where it is.
@@ -72,16 +72,16 @@ pub enum Report {
 
 /// How to give a worker an order.
 #[derive(Clone)]
-pub struct Handle {
+pub struct WorkerHandle {
     /// The way in.
-    pub orders: Sender<Order>,
+    pub orders: Sender<WorkerCommand>,
     /// Wakes it.
     pub bell: Arc<File>,
 }
 
-impl Handle {
+impl WorkerHandle {
     /// Gives the order, and wakes the worker. One that is gone has reported why.
-    pub fn tell(&self, order: Order) {
+    pub fn tell(&self, order: WorkerCommand) {
         if self.orders.send(order).is_ok() {
             // Full means rung already.
             let _ = (&*self.bell).write(&1u64.to_ne_bytes());
@@ -90,52 +90,52 @@ impl Handle {
 }
 
 /// One worker's half of its channels, and its number.
-pub struct Seat {
+pub struct WorkerConfig {
     /// Which worker.
     pub number: usize,
     /// Its orders.
-    pub orders: Receiver<Order>,
+    pub orders: Receiver<WorkerCommand>,
     /// Its bell.
     pub bell: Arc<File>,
     /// To the coordinator, with the worker's number.
-    pub reports: Sender<(usize, Report)>,
+    pub reports: Sender<(usize, WorkerReport)>,
     /// All workers, itself included.
-    pub peers: Vec<Handle>,
+    pub peers: Vec<WorkerHandle>,
     /// For masks and jitter.
     pub seed: u64,
 }
 
 /// A worker's whole life.
-pub fn run(brief: Arc<Brief>, seat: Seat) {
+pub fn run(brief: Arc<RunPlan>, seat: WorkerConfig) {
     match Worker::begin(brief, &seat) {
         Ok(mut worker) => {
-            say(&seat, Report::Ready(Ok(())));
+            say(&seat, WorkerReport::Ready(Ok(())));
             worker.work(&seat);
         }
-        Err(error) => say(&seat, Report::Ready(Err(error))),
+        Err(error) => say(&seat, WorkerReport::Ready(Err(error))),
     }
 }
 
 /// A coordinator that has gone away has no use for the report.
-fn say(seat: &Seat, report: Report) {
+fn say(seat: &WorkerConfig, report: WorkerReport) {
     let _ = seat.reports.send((seat.number, report));
 }
 
 struct Worker {
     number: usize,
-    brief: Arc<Brief>,
+    brief: Arc<RunPlan>,
     conns: ClientConnections,
-    publishing: Option<Publishing>,
+    publishing: Option<PublishSchedule>,
     latencies: Histogram<u64>,
     /// Copies of other workers' messages in this turn, by worker, room and number.
     abroad: HashMap<(usize, u32, u32), u32>,
-    due: Vec<Shot>,
+    due: Vec<PublishSlot>,
     next_report_ns: u64,
     finished: bool,
 }
 
 impl Worker {
-    fn begin(brief: Arc<Brief>, seat: &Seat) -> Result<Worker, String> {
+    fn begin(brief: Arc<RunPlan>, seat: &WorkerConfig) -> Result<Worker, String> {
         if let Some(&core) = brief.cores.get(seat.number % brief.cores.len().max(1)) {
             sys::pin_to(core).map_err(|error| format!("cannot pin to core {core}: {error}"))?;
         }
@@ -149,7 +149,7 @@ impl Worker {
             }
             Ok(()) | Err(_) => {}
         }
-        let epoll = Epoll::new().map_err(|error| format!("epoll: {error}"))?;
+        let epoll = ClientEpoll::new().map_err(|error| format!("epoll: {error}"))?;
         epoll.add(&*seat.bell, BELL).map_err(|error| format!("epoll: {error}"))?;
         let (lo, hi) = (brief.bounds[seat.number], brief.bounds[seat.number + 1]);
         let conns = ClientConnections::new(Arc::clone(&brief.client), lo, hi, epoll, seat.seed);
@@ -166,12 +166,12 @@ impl Worker {
         })
     }
 
-    fn work(&mut self, seat: &Seat) {
-        let mut events = Events::with_capacity(EVENTS_PER_TURN);
+    fn work(&mut self, seat: &WorkerConfig) {
+        let mut events = SocketEvents::with_capacity(EVENTS_PER_TURN);
         while !self.finished {
             let timeout = Duration::from_nanos(self.next_wake_ns());
             if let Err(error) = self.conns.epoll().wait(&mut events, timeout) {
-                return say(seat, Report::Ready(Err(format!("epoll_pwait2: {error}"))));
+                return say(seat, WorkerReport::Ready(Err(format!("epoll_pwait2: {error}"))));
             }
             for i in 0..events.len() {
                 let ready = events.get(i);
@@ -189,44 +189,46 @@ impl Worker {
             self.report_progress(seat);
         }
         self.conns.end_all();
-        say(seat, Report::Done(self.tally()));
+        say(seat, WorkerReport::Done(self.tally()));
     }
 
     /// Nanoseconds until something must be done without an event.
     fn next_wake_ns(&self) -> u64 {
-        let publish = self.publishing.as_ref().and_then(Publishing::next_due_ns);
+        let publish = self.publishing.as_ref().and_then(PublishSchedule::next_due_ns);
         let connect = self.conns.next_connect_ns();
         let next = [publish, connect].into_iter().flatten().fold(self.next_report_ns, u64::min);
         next.saturating_sub(self.brief.now_ns())
     }
 
-    fn take_orders(&mut self, seat: &Seat) {
+    fn take_orders(&mut self, seat: &WorkerConfig) {
         let mut count = [0; 8];
         // Empty means that an earlier turn has read it with the orders behind it.
         let _ = (&*seat.bell).read(&mut count);
         while let Ok(order) = seat.orders.try_recv() {
             match order {
-                Order::Connect => self.conns.connect_all(),
-                Order::Publish { pace, start_ns } => self.start_publishing(seat, pace, start_ns),
-                Order::Talk => self.conns.start_bursts(),
-                Order::Hush => self.hush(),
-                Order::Mark => self.mark(seat),
-                Order::Shout => self.shout(),
-                Order::Cut { reset } => self.conns.cut_all(reset),
-                Order::Arrived(arrived) => self.handle_abroad(&arrived),
-                Order::Finish => self.finished = true,
+                WorkerCommand::Connect => self.conns.connect_all(),
+                WorkerCommand::Publish { pace, start_ns } => {
+                    self.start_publishing(seat, pace, start_ns)
+                }
+                WorkerCommand::Talk => self.conns.start_bursts(),
+                WorkerCommand::Hush => self.hush(),
+                WorkerCommand::Mark => self.mark(seat),
+                WorkerCommand::Shout => self.shout(),
+                WorkerCommand::Cut { reset } => self.conns.cut_all(reset),
+                WorkerCommand::Arrived(arrived) => self.handle_abroad(&arrived),
+                WorkerCommand::Finish => self.finished = true,
             }
         }
     }
 
-    fn start_publishing(&mut self, seat: &Seat, pace: Pace, start_ns: u64) {
+    fn start_publishing(&mut self, seat: &WorkerConfig, pace: PublishPace, start_ns: u64) {
         let (lo, hi) = (self.brief.bounds[seat.number], self.brief.bounds[seat.number + 1]);
         let owned = self.brief.rooms().beginning_in(lo, hi);
         let members = owned.clone().map(|room| self.brief.hearers(room));
         let total = self.brief.rooms().count();
         let stall_ns = self.brief.stall.as_nanos() as u64;
         self.publishing =
-            Some(Publishing::new(pace, owned.start, members, total, start_ns, stall_ns));
+            Some(PublishSchedule::new(pace, owned.start, members, total, start_ns, stall_ns));
     }
 
     fn hush(&mut self) {
@@ -236,17 +238,17 @@ impl Worker {
         }
     }
 
-    fn mark(&mut self, seat: &Seat) {
+    fn mark(&mut self, seat: &WorkerConfig) {
         // What has arrived in this turn belongs to the time before the mark.
         self.settle_arrivals();
         let latencies = std::mem::replace(&mut self.latencies, latency::new_histogram());
-        say(seat, Report::Marked(self.tally(), latencies));
+        say(seat, WorkerReport::Marked(self.tally(), latencies));
     }
 
     fn shout(&mut self) {
         let Some(conn) = self.conns.any_joined() else { return };
         let intended_ns = self.brief.now_ns();
-        let stamp = Stamp { run: self.brief.client.run, room: EVERYBODY, seq: 1, intended_ns };
+        let stamp = Stamp { run: self.brief.client.run, room: BROADCAST_ROOM, seq: 1, intended_ns };
         if self.conns.publish(conn, stamp) {
             self.conns.tally.sent += 1;
         }
@@ -285,7 +287,7 @@ impl Worker {
             let Some(publishing) = self.publishing.as_mut().filter(|p| p.counts_copies()) else {
                 continue;
             };
-            if room == EVERYBODY {
+            if room == BROADCAST_ROOM {
                 continue;
             }
             match self.brief.owner(room) {
@@ -296,7 +298,7 @@ impl Worker {
         self.conns.arrivals = arrivals;
     }
 
-    fn tell_abroad(&mut self, seat: &Seat) {
+    fn tell_abroad(&mut self, seat: &WorkerConfig) {
         if self.abroad.is_empty() {
             return;
         }
@@ -305,7 +307,7 @@ impl Worker {
             letters.entry(owner).or_default().push((room, seq, copies));
         }
         for (owner, arrived) in letters {
-            seat.peers[owner].tell(Order::Arrived(arrived));
+            seat.peers[owner].tell(WorkerCommand::Arrived(arrived));
         }
     }
 
@@ -316,19 +318,19 @@ impl Worker {
         }
     }
 
-    fn report_progress(&mut self, seat: &Seat) {
+    fn report_progress(&mut self, seat: &WorkerConfig) {
         let now_ns = self.brief.now_ns();
         if now_ns < self.next_report_ns {
             return;
         }
         self.next_report_ns = now_ns + REPORT_EVERY.as_nanos() as u64;
         self.conns.expire_handshakes();
-        say(seat, Report::Progress(self.tally()));
+        say(seat, WorkerReport::Progress(self.tally()));
     }
 
     fn tally(&self) -> Tally {
         let mut tally = self.conns.tally.clone();
-        tally.given_up += self.publishing.as_ref().map_or(0, Publishing::given_up);
+        tally.given_up += self.publishing.as_ref().map_or(0, PublishSchedule::given_up);
         tally
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! Invariant: a wrong argument is said before the first connection, with what to write instead.
 
-use crate::load::client::rooms::Rooms;
+use crate::load::client::rooms::RoomAssignment;
 use crate::load::error::LoadError;
-use crate::load::run::publish::Pace;
+use crate::load::run::publish::PublishPace;
 use clap::{Args, Subcommand};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -34,14 +34,14 @@ pub enum Scenario {
     /// Publish to rooms: how many deliveries, how late, and at what cost?
     Fanout(FanoutArgs),
     /// Only talk: what does receiving a message cost?
-    Talk(TalkArgs),
+    Talk(IngestArgs),
     /// Cut all connections at once: how long until everybody is back, and what do others notice?
     Storm(StormArgs),
 }
 
 /// What all scenarios share.
 #[derive(Args, Clone, Debug)]
-pub struct Common {
+pub struct CommonArgs {
     /// Where to connect; given several times, connections are spread over all of them
     #[arg(long, default_value = "ws://127.0.0.1:8080/ws")]
     pub url: Vec<String>,
@@ -137,7 +137,7 @@ pub struct Common {
 pub struct IdleArgs {
     /// Everything common.
     #[command(flatten)]
-    pub common: Common,
+    pub common: CommonArgs,
     /// Connections
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     pub conns: u32,
@@ -185,7 +185,7 @@ pub struct MessageArgs {
 pub struct FanoutArgs {
     /// Everything common.
     #[command(flatten)]
-    pub common: Common,
+    pub common: CommonArgs,
     /// What is published.
     #[command(flatten)]
     pub message: MessageArgs,
@@ -221,10 +221,10 @@ pub struct FanoutArgs {
 
 /// `campanile load talk`
 #[derive(Args, Clone, Debug)]
-pub struct TalkArgs {
+pub struct IngestArgs {
     /// Everything common.
     #[command(flatten)]
-    pub common: Common,
+    pub common: CommonArgs,
     /// Connections, each alone in its room
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     pub conns: u32,
@@ -263,7 +263,7 @@ pub struct TalkArgs {
 pub struct StormArgs {
     /// Everything common.
     #[command(flatten)]
-    pub common: Common,
+    pub common: CommonArgs,
     /// What the bystanders publish.
     #[command(flatten)]
     pub message: MessageArgs,
@@ -287,14 +287,14 @@ pub struct StormArgs {
     pub before_s: f64,
 }
 
-impl Common {
+impl CommonArgs {
     /// When everything ends.
     pub fn deadline(&self) -> Instant {
         Instant::now() + Duration::from_secs(self.timeout_s.max(1))
     }
 }
 
-impl Common {
+impl CommonArgs {
     /// Refuses a measured window that is empty or does not end before the run.
     fn check_window(&self, warmup_s: f64, duration_s: f64) -> Result<(), LoadError> {
         let is_sane = duration_s > 0.0 && warmup_s >= 0.0;
@@ -309,13 +309,17 @@ impl Common {
 
 impl FanoutArgs {
     /// Who is where.
-    pub fn rooms(&self) -> Rooms {
+    pub fn rooms(&self) -> RoomAssignment {
         let size = self.members + self.silent;
-        Rooms::layered(size * (self.rooms / self.rooms_per_member), size, self.rooms_per_member)
+        RoomAssignment::layered(
+            size * (self.rooms / self.rooms_per_member),
+            size,
+            self.rooms_per_member,
+        )
     }
 
     /// How messages are spaced, once the arguments make sense together.
-    pub fn pace(&self) -> Result<Pace, LoadError> {
+    pub fn pace(&self) -> Result<PublishPace, LoadError> {
         if self.publishers > self.members {
             return LoadError::usage(
                 "--publishers are members: there cannot be more of them than --members",
@@ -340,13 +344,13 @@ impl FanoutArgs {
         }
         self.common.check_window(self.warmup_s, self.duration_s)?;
         match self.rate {
-            Some(rate) => check_rate(rate).map(Pace::Rate),
-            None => Ok(Pace::Window(self.window)),
+            Some(rate) => check_rate(rate).map(PublishPace::Rate),
+            None => Ok(PublishPace::Window(self.window)),
         }
     }
 }
 
-impl TalkArgs {
+impl IngestArgs {
     /// Refuses arguments that make no sense together.
     pub fn check(&self) -> Result<(), LoadError> {
         if self.answered_by.is_empty() {

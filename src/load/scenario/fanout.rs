@@ -8,32 +8,32 @@
 
 use super::args::{FanoutArgs, MessageArgs};
 use super::phases::{self, watch};
-use super::plan::Layout;
+use super::plan::FleetLayout;
 use crate::load::error::LoadError;
-use crate::load::report::progress::Progress;
+use crate::load::report::progress::ProgressLine;
 use crate::load::report::tally::Tally;
-use crate::load::report::{Fanout, Latency, Report};
+use crate::load::report::{FanoutReport, LatencySummary, LoadReport};
 use crate::load::run::fleet::Fleet;
-use crate::load::run::measure::{Cpu, MemoryBefore};
-use crate::load::run::worker::Order;
+use crate::load::run::measure::{CpuSample, MemoryBaseline};
+use crate::load::run::worker::WorkerCommand;
 use std::time::Instant;
 
 /// Carries it out.
-pub fn run(args: &FanoutArgs) -> Result<Report, LoadError> {
+pub fn run(args: &FanoutArgs) -> Result<LoadReport, LoadError> {
     let pace = args.pace()?;
     let MessageArgs { message, payload_bytes } = &args.message;
-    let layout = Layout {
+    let layout = FleetLayout {
         publishers: args.publishers,
         silent: args.silent,
-        ..Layout::new(&args.common, args.rooms(), message, *payload_bytes)
+        ..FleetLayout::new(&args.common, args.rooms(), message, *payload_bytes)
     };
     let deadline = args.common.deadline();
     let brief = args.common.brief(layout)?;
     let mut fleet = Fleet::begin(brief)?;
-    let mut progress = Progress::new();
-    let mut report = Report { scenario: "fanout", ..Report::default() };
+    let mut progress = ProgressLine::new();
+    let mut report = LoadReport { scenario: "fanout", ..LoadReport::default() };
 
-    let memory = MemoryBefore::take(&args.common.pid);
+    let memory = MemoryBaseline::take(&args.common.pid);
     report.connect = phases::connect(&mut fleet, &args.common, deadline, &mut progress)?;
     let (joined, conns) = (report.connect.joined, report.connect.conns);
     report.must(joined == conns, || format!("{joined} of {conns} connections joined"));
@@ -42,10 +42,10 @@ pub fn run(args: &FanoutArgs) -> Result<Report, LoadError> {
         return Ok(report);
     }
     let start_ns = fleet.brief().now_ns() + 1_000_000;
-    fleet.tell_all(|| Order::Publish { pace, start_ns });
+    fleet.tell_all(|| WorkerCommand::Publish { pace, start_ns });
     watch(&mut fleet, args.warmup_s, deadline, &mut progress)?;
     let mut fanout = measure(&mut fleet, args, deadline, &mut progress)?;
-    fleet.tell_all(|| Order::Hush);
+    fleet.tell_all(|| WorkerCommand::Hush);
     phases::await_stragglers(&mut fleet, deadline)?;
     report.memory = memory.and_then(|before| before.compare(&args.common.pid, joined));
     let last = phases::conclude(fleet, &mut report)?;
@@ -58,13 +58,13 @@ fn measure(
     fleet: &mut Fleet,
     args: &FanoutArgs,
     deadline: Instant,
-    progress: &mut Progress,
-) -> Result<Fanout, LoadError> {
+    progress: &mut ProgressLine,
+) -> Result<FanoutReport, LoadError> {
     let (before, _) = fleet.mark()?;
-    let (begun, cpu_before) = (Instant::now(), Cpu::now(&args.common.pid));
+    let (begun, cpu_before) = (Instant::now(), CpuSample::now(&args.common.pid));
     watch(fleet, args.duration_s, deadline, progress)?;
     let (after, latencies) = fleet.mark()?;
-    let (seconds, cpu_after) = (begun.elapsed().as_secs_f64(), Cpu::now(&args.common.pid));
+    let (seconds, cpu_after) = (begun.elapsed().as_secs_f64(), CpuSample::now(&args.common.pid));
 
     let messages = after.sent - before.sent;
     let deliveries = after.received - before.received;
@@ -72,7 +72,7 @@ fn measure(
     let server_us = cpu_after.server_us.zip(cpu_before.server_us).map(|(a, b)| (a - b) as f64);
     let generator_us = cpu_after.own_us.saturating_sub(cpu_before.own_us) as f64;
     let each = deliveries.max(1) as f64;
-    Ok(Fanout {
+    Ok(FanoutReport {
         members: args.members,
         rooms: args.rooms,
         rooms_per_member: args.rooms_per_member,
@@ -87,15 +87,15 @@ fn measure(
         deliveries,
         deliveries_per_second: deliveries as f64 / seconds,
         bytes_per_delivery: bytes as f64 / each,
-        latency: Latency::of(&latencies),
+        latency: LatencySummary::of(&latencies),
         server_cpu_us_per_delivery: server_us.filter(|_| deliveries > 0).map(|us| us / each),
         server_cores: server_us.map(|us| us / 1e6 / seconds),
         generator_cores: generator_us / 1e6 / seconds,
-        ..Fanout::default()
+        ..FanoutReport::default()
     })
 }
 
-fn judge(fanout: &mut Fanout, last: &Tally, report: &mut Report) {
+fn judge(fanout: &mut FanoutReport, last: &Tally, report: &mut LoadReport) {
     fanout.expected = last.expected;
     fanout.received = last.received;
     fanout.lost = last.expected.saturating_sub(last.received);
@@ -104,7 +104,7 @@ fn judge(fanout: &mut Fanout, last: &Tally, report: &mut Report) {
     fanout.given_up = last.given_up;
     fanout.silent_ended = last.silent_ended;
     fanout.sample = last.sample.clone();
-    let Fanout { lost, expected, disordered, unsent, deliveries, received, .. } = *fanout;
+    let FanoutReport { lost, expected, disordered, unsent, deliveries, received, .. } = *fanout;
     report.must(deliveries > 0, || "nothing was delivered while measuring".into());
     report.must(lost == 0, || format!("{lost} of {expected} copies were lost"));
     report.must(received <= expected, || format!("{} copies too many", received - expected));

@@ -4,33 +4,33 @@
 
 use super::args::IdleArgs;
 use super::phases::{conclude, connect};
-use super::plan::Layout;
-use crate::load::client::rooms::Rooms;
+use super::plan::FleetLayout;
+use crate::load::client::rooms::RoomAssignment;
 use crate::load::error::LoadError;
-use crate::load::report::progress::Progress;
-use crate::load::report::{Broadcast, Connect, Hold, Latency, Report};
+use crate::load::report::progress::ProgressLine;
+use crate::load::report::{BroadcastReport, ConnectReport, HoldReport, LatencySummary, LoadReport};
 use crate::load::run::fleet::Fleet;
-use crate::load::run::measure::{Cpu, MemoryBefore};
-use crate::load::run::worker::Order;
+use crate::load::run::measure::{CpuSample, MemoryBaseline};
+use crate::load::run::worker::WorkerCommand;
 use std::time::{Duration, Instant};
 
 /// Carries it out.
-pub fn run(args: &IdleArgs) -> Result<Report, LoadError> {
+pub fn run(args: &IdleArgs) -> Result<LoadReport, LoadError> {
     let rooms = if args.room_mix {
-        Rooms::mixed(args.conns)
+        RoomAssignment::mixed(args.conns)
     } else {
-        Rooms::of_size(args.conns, args.room_size)
+        RoomAssignment::of_size(args.conns, args.room_size)
     };
-    let layout = Layout::new(&args.common, rooms, &args.broadcast_message, 120);
+    let layout = FleetLayout::new(&args.common, rooms, &args.broadcast_message, 120);
     let deadline = args.common.deadline();
     let brief = args.common.brief(layout)?;
     let mut fleet = Fleet::begin(brief)?;
-    let mut progress = Progress::new();
-    let mut report = Report { scenario: "idle", ..Report::default() };
+    let mut progress = ProgressLine::new();
+    let mut report = LoadReport { scenario: "idle", ..LoadReport::default() };
 
-    let memory = MemoryBefore::take(&args.common.pid);
+    let memory = MemoryBaseline::take(&args.common.pid);
     report.connect = connect(&mut fleet, &args.common, deadline, &mut progress)?;
-    let Connect { conns, joined, .. } = report.connect;
+    let ConnectReport { conns, joined, .. } = report.connect;
     report.must(joined == conns, || format!("{joined} of {conns} connections joined"));
     if args.broadcast && joined > 0 {
         broadcast(&mut fleet, args, deadline, &mut report)?;
@@ -48,19 +48,19 @@ fn hold(
     fleet: &mut Fleet,
     args: &IdleArgs,
     deadline: Instant,
-    progress: &mut Progress,
-) -> Result<Hold, LoadError> {
+    progress: &mut ProgressLine,
+) -> Result<HoldReport, LoadError> {
     let (before, _) = fleet.mark()?;
-    let (begun, cpu_before) = (Instant::now(), Cpu::now(&args.common.pid));
+    let (begun, cpu_before) = (Instant::now(), CpuSample::now(&args.common.pid));
     fleet.listen(deadline.min(begun + Duration::from_secs(args.hold_s)), |now| {
         progress.show(|| format!("holding {} connections", now.joined));
         now.joined == 0
     })?;
     let (after, _) = fleet.mark()?;
-    let (seconds, cpu) = (begun.elapsed().as_secs_f64(), Cpu::now(&args.common.pid));
+    let (seconds, cpu) = (begun.elapsed().as_secs_f64(), CpuSample::now(&args.common.pid));
     let server_us = cpu.server_us.zip(cpu_before.server_us).map(|(a, b)| (a - b) as f64);
     let pings = after.pings - before.pings;
-    Ok(Hold {
+    Ok(HoldReport {
         seconds,
         pings,
         server_cores: server_us.map(|us| us / 1e6 / seconds),
@@ -73,11 +73,11 @@ fn broadcast(
     fleet: &mut Fleet,
     args: &IdleArgs,
     deadline: Instant,
-    report: &mut Report,
+    report: &mut LoadReport,
 ) -> Result<(), LoadError> {
     let (before, _) = fleet.mark()?;
     let expected = before.joined - u64::from(!fleet.brief().echo);
-    fleet.tell_one_joined(Order::Shout);
+    fleet.tell_one_joined(WorkerCommand::Shout);
     let until = deadline.min(Instant::now() + Duration::from_secs(args.broadcast_timeout_s));
     fleet.listen(until, |now| now.received - before.received >= expected)?;
     let (after, latencies) = fleet.mark()?;
@@ -85,6 +85,7 @@ fn broadcast(
     report.must(received == expected, || {
         format!("the message to everybody reached {received} of {expected}")
     });
-    report.broadcast = Some(Broadcast { expected, received, latency: Latency::of(&latencies) });
+    report.broadcast =
+        Some(BroadcastReport { expected, received, latency: LatencySummary::of(&latencies) });
     Ok(())
 }

@@ -2,13 +2,13 @@
 //!
 //! Invariant: connections are counted when the server has said that they joined.
 
-use super::args::Common;
+use super::args::CommonArgs;
 use crate::load::error::LoadError;
-use crate::load::report::progress::Progress;
+use crate::load::report::progress::ProgressLine;
 use crate::load::report::tally::{self, Tally};
-use crate::load::report::{Connect, Report};
+use crate::load::report::{ConnectReport, LoadReport};
 use crate::load::run::fleet::Fleet;
-use crate::load::run::worker::Order;
+use crate::load::run::worker::WorkerCommand;
 use std::time::{Duration, Instant};
 
 /// How long nothing must have come before the missing copies are called lost.
@@ -17,16 +17,16 @@ const SILENCE: Duration = Duration::from_secs(5);
 /// Connects a fleet and waits until everybody has joined or failed.
 pub fn connect(
     fleet: &mut Fleet,
-    common: &Common,
+    common: &CommonArgs,
     deadline: Instant,
-    progress: &mut Progress,
-) -> Result<Connect, LoadError> {
+    progress: &mut ProgressLine,
+) -> Result<ConnectReport, LoadError> {
     let conns = u64::from(fleet.brief().rooms().conns());
     let begun_ns = fleet.brief().now_ns();
     let begun = Instant::now();
     // Where nobody ever gets in, waiting for the others is of no use.
     let hopeless_after = Duration::from_secs(common.handshake_timeout_s + 5);
-    fleet.tell_all(|| Order::Connect);
+    fleet.tell_all(|| WorkerCommand::Connect);
     fleet.listen(deadline, |now| {
         progress.show(|| format!("{} of {conns} joined, {} failed", now.joined, now.failures()));
         let nobody = now.joined == 0;
@@ -35,7 +35,7 @@ pub fn connect(
     })?;
     let now = fleet.tally();
     let seconds = now.last_joined_ns.saturating_sub(begun_ns) as f64 / 1e9;
-    Ok(Connect {
+    Ok(ConnectReport {
         conns,
         joined: now.joined,
         failed: tally::by_name(&now.failed),
@@ -51,7 +51,7 @@ pub fn watch(
     fleet: &mut Fleet,
     seconds: f64,
     deadline: Instant,
-    progress: &mut Progress,
+    progress: &mut ProgressLine,
 ) -> Result<(), LoadError> {
     let until = deadline.min(Instant::now() + Duration::from_secs_f64(seconds));
     fleet.listen(until, |now| {
@@ -74,7 +74,7 @@ pub fn await_stragglers(fleet: &mut Fleet, deadline: Instant) -> Result<(), Load
 }
 
 /// Ends the fleet and notes what it lost on the way.
-pub fn conclude(fleet: Fleet, report: &mut Report) -> Result<Tally, LoadError> {
+pub fn conclude(fleet: Fleet, report: &mut LoadReport) -> Result<Tally, LoadError> {
     let last = fleet.finish()?;
     report.lost_connections = last.lost;
     report.errors = last.errors;

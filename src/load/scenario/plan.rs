@@ -2,16 +2,16 @@
 //!
 //! Invariant: a wrong argument is said before the first connection, with what to write instead.
 
-use super::args::Common;
-use crate::load::client::burst::Speech;
-use crate::load::client::handshake::Greeting;
-use crate::load::client::plan::{ClientPlan, Sources, Target};
-use crate::load::client::reply_rules::Answers;
-use crate::load::client::rooms::Rooms;
+use super::args::CommonArgs;
+use crate::load::client::burst::BurstTemplate;
+use crate::load::client::handshake::ClientHandshake;
+use crate::load::client::plan::{ClientPlan, LoadTarget, SourceAddresses};
+use crate::load::client::reply_rules::ReplyRules;
+use crate::load::client::rooms::RoomAssignment;
 use crate::load::client::stamp::STAMP_BYTES;
-use crate::load::client::template::{Names, Signer, Template};
+use crate::load::client::template::{ReplySigner, Template, TemplateContext};
 use crate::load::error::LoadError;
-use crate::load::run::plan::{self, Brief};
+use crate::load::run::plan::{self, RunPlan};
 use crate::load::run::procfs;
 use crate::load::sys;
 use std::net::ToSocketAddrs;
@@ -19,9 +19,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How the connections of a fleet are laid out.
-pub struct Layout {
+pub struct FleetLayout {
     /// Who is where.
-    pub rooms: Rooms,
+    pub rooms: RoomAssignment,
     /// Publishers a room.
     pub publishers: u32,
     /// What is published.
@@ -37,13 +37,18 @@ pub struct Layout {
     /// Bytes of one write.
     pub write_bytes_max: usize,
     /// What each connection says, where connections talk.
-    pub speech: Option<Speech>,
+    pub speech: Option<BurstTemplate>,
 }
 
-impl Layout {
+impl FleetLayout {
     /// One publisher a room, everybody reads, and the rest as the arguments say.
-    pub fn new(common: &Common, rooms: Rooms, message: &str, payload_bytes: u32) -> Layout {
-        Layout {
+    pub fn new(
+        common: &CommonArgs,
+        rooms: RoomAssignment,
+        message: &str,
+        payload_bytes: u32,
+    ) -> FleetLayout {
+        FleetLayout {
             rooms,
             publishers: 1,
             message: message.to_owned(),
@@ -57,9 +62,9 @@ impl Layout {
     }
 }
 
-impl Common {
+impl CommonArgs {
     /// The fleet's orders.
-    pub fn brief(&self, layout: Layout) -> Result<Brief, LoadError> {
+    pub fn brief(&self, layout: FleetLayout) -> Result<RunPlan, LoadError> {
         let publishers = layout.publishers;
         let mut client = self.client(layout)?;
         let conns = client.rooms().conns();
@@ -70,7 +75,7 @@ impl Common {
             );
         }
         client.connect_rate = self.connect_rate_of_one(workers)?;
-        Ok(Brief {
+        Ok(RunPlan {
             echo: !self.no_echo,
             publishers,
             bounds: plan::cut(conns, workers, client.rooms(), publishers),
@@ -82,7 +87,7 @@ impl Common {
     }
 
     /// What each connection does, but for the connect rate: it depends on the number of workers.
-    fn client(&self, layout: Layout) -> Result<ClientPlan, LoadError> {
+    fn client(&self, layout: FleetLayout) -> Result<ClientPlan, LoadError> {
         let message = Template::parse(&layout.message);
         if !message.has_payload() {
             return LoadError::usage(
@@ -113,7 +118,7 @@ impl Common {
             signer,
             message,
             is_ordered: layout.publishers == 1 && layout.rooms.layers() == 1,
-            names: Names {
+            names: TemplateContext {
                 room_prefix: layout.room_prefix,
                 rooms: layout.rooms,
                 token_secret: self.token_secret.clone(),
@@ -144,7 +149,7 @@ impl Common {
     }
 
     /// The path, if it says all that it must.
-    fn path(&self, text: &str, rooms: &Rooms) -> Result<Template, LoadError> {
+    fn path(&self, text: &str, rooms: &RoomAssignment) -> Result<Template, LoadError> {
         let path = Template::parse(text);
         if rooms.layers() > 1 && !path.has_all_rooms() {
             return LoadError::usage(
@@ -160,8 +165,8 @@ impl Common {
     }
 
     /// What is said to a server that speaks first, and how it is signed.
-    fn answers(&self) -> Result<(Answers, Option<Signer>), LoadError> {
-        let mut answers = Answers::default();
+    fn answers(&self) -> Result<(ReplyRules, Option<ReplySigner>), LoadError> {
+        let mut answers = ReplyRules::default();
         for rule in &self.answer {
             if !answers.add(rule) {
                 return LoadError::usage(&format!(
@@ -171,7 +176,7 @@ impl Common {
         }
         let signer = match &self.sign {
             None => None,
-            Some(text) => match Signer::parse(text) {
+            Some(text) => match ReplySigner::parse(text) {
                 None => {
                     return LoadError::usage(&format!("--sign {text:?}: write it as 'KEY=TEXT'"));
                 }
@@ -187,7 +192,7 @@ impl Common {
     }
 
     /// The servers, and the path template.
-    fn targets(&self, key: [u8; 16]) -> Result<(Vec<Target>, String), LoadError> {
+    fn targets(&self, key: [u8; 16]) -> Result<(Vec<LoadTarget>, String), LoadError> {
         for header in &self.header {
             if !header.contains(':') || header.contains(['\r', '\n']) {
                 return LoadError::usage(&format!(
@@ -204,7 +209,10 @@ impl Common {
             let Some(addr) = addrs.next() else {
                 return LoadError::usage(&format!("--url {url}: the name has no address"));
             };
-            targets.push(Target { addr, greeting: Greeting::new(&host, &self.header, key) });
+            targets.push(LoadTarget {
+                addr,
+                greeting: ClientHandshake::new(&host, &self.header, key),
+            });
             if path.is_empty() {
                 path = own_path;
             }
@@ -224,15 +232,21 @@ impl Common {
         }
     }
 
-    fn sources(&self, conns: u32, targets: &[Target], salt: u32) -> Sources {
+    fn sources(&self, conns: u32, targets: &[LoadTarget], salt: u32) -> SourceAddresses {
         if !self.source.is_empty() {
-            return Sources::These(self.source.clone());
+            return SourceAddresses::Listed(self.source.clone());
         }
-        let loopback = |target: &Target| target.addr.is_ipv4() && target.addr.ip().is_loopback();
+        let loopback =
+            |target: &LoadTarget| target.addr.is_ipv4() && target.addr.ip().is_loopback();
         if targets.iter().all(loopback) {
-            return Sources::loopback(conns, targets.len() as u32, procfs::local_ports(), salt);
+            return SourceAddresses::loopback(
+                conns,
+                targets.len() as u32,
+                procfs::local_ports(),
+                salt,
+            );
         }
-        Sources::Kernel
+        SourceAddresses::KernelChoice
     }
 }
 
@@ -295,7 +309,7 @@ fn random_bytes() -> Result<[u8; 16], LoadError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::run::publish::Pace;
+    use crate::load::run::publish::PublishPace;
     use crate::load::scenario::args::{LoadArgs, Scenario};
     use clap::Parser;
 
@@ -309,12 +323,12 @@ mod tests {
         Cli::try_parse_from(line.split(' ')).map(|cli| cli.load)
     }
 
-    fn idle(line: &str) -> Result<Brief, LoadError> {
+    fn idle(line: &str) -> Result<RunPlan, LoadError> {
         let Scenario::Idle(args) = parse(line).expect("clap takes it").scenario else {
             panic!("{line} is not idle")
         };
-        let rooms = Rooms::of_size(args.conns, args.room_size);
-        let layout = Layout::new(&args.common, rooms, &args.broadcast_message, 120);
+        let rooms = RoomAssignment::of_size(args.conns, args.room_size);
+        let layout = FleetLayout::new(&args.common, rooms, &args.broadcast_message, 120);
         args.common.brief(layout)
     }
 
@@ -367,8 +381,8 @@ mod tests {
             Scenario::Fanout(args) => args.pace().map_err(|error| error.to_string()),
             _ => panic!("{line} is not a fanout"),
         };
-        assert!(matches!(pace("load fanout"), Ok(Pace::Window(1))));
-        assert!(matches!(pace("load fanout --rate 0.5"), Ok(Pace::Rate(_))));
+        assert!(matches!(pace("load fanout"), Ok(PublishPace::Window(1))));
+        assert!(matches!(pace("load fanout --rate 0.5"), Ok(PublishPace::Rate(_))));
         assert!(pace("load fanout --members 2 --publishers 3").is_err());
         assert!(pace("load fanout --duration-s 700").is_err());
         assert!(pace("load fanout --no-echo --members 1").is_err());

@@ -8,24 +8,24 @@
 
 use super::args::{MessageArgs, StormArgs};
 use super::phases;
-use super::plan::Layout;
-use crate::load::client::rooms::Rooms;
+use super::plan::FleetLayout;
+use crate::load::client::rooms::RoomAssignment;
 use crate::load::error::LoadError;
-use crate::load::report::progress::Progress;
+use crate::load::report::progress::ProgressLine;
 use crate::load::report::tally::{self, Tally};
-use crate::load::report::{Connect, Latency, Report, Storm};
+use crate::load::report::{ConnectReport, LatencySummary, LoadReport, StormReport};
 use crate::load::run::fleet::Fleet;
-use crate::load::run::publish::Pace;
-use crate::load::run::worker::Order;
+use crate::load::run::publish::PublishPace;
+use crate::load::run::worker::WorkerCommand;
 use std::time::{Duration, Instant};
 
 /// Carries it out.
-pub fn run(args: &StormArgs) -> Result<Report, LoadError> {
+pub fn run(args: &StormArgs) -> Result<LoadReport, LoadError> {
     args.check()?;
     let deadline = args.common.deadline();
     let (mut crowd, mut bystanders) = begin(args)?;
-    let mut progress = Progress::new();
-    let mut report = Report { scenario: "storm", ..Report::default() };
+    let mut progress = ProgressLine::new();
+    let mut report = LoadReport { scenario: "storm", ..LoadReport::default() };
 
     let few = phases::connect(&mut bystanders, &args.common, deadline, &mut progress)?;
     report.must(few.joined == few.conns, || {
@@ -38,7 +38,7 @@ pub fn run(args: &StormArgs) -> Result<Report, LoadError> {
         return Ok(report);
     }
     report.connect = phases::connect(&mut crowd, &args.common, deadline, &mut progress)?;
-    let Connect { joined, conns, .. } = report.connect;
+    let ConnectReport { joined, conns, .. } = report.connect;
     report.must(joined == conns, || format!("{joined} of {conns} connections joined"));
     let storm = if report.ok {
         Some(cut(&mut crowd, &mut bystanders, args, deadline, &mut progress)?)
@@ -52,13 +52,16 @@ pub fn run(args: &StormArgs) -> Result<Report, LoadError> {
 
 fn begin(args: &StormArgs) -> Result<(Fleet, Fleet), LoadError> {
     let MessageArgs { message, payload_bytes } = &args.message;
-    let layout = |rooms| Layout::new(&args.common, rooms, message, *payload_bytes);
-    let few = Layout {
+    let layout = |rooms| FleetLayout::new(&args.common, rooms, message, *payload_bytes);
+    let few = FleetLayout {
         room_prefix: format!("{}bystanders-", args.common.room_prefix),
-        ..layout(Rooms::of_size(args.bystanders, args.bystanders))
+        ..layout(RoomAssignment::of_size(args.bystanders, args.bystanders))
     };
     let bystanders = Fleet::begin(args.common.brief(few)?)?;
-    let many = Layout { retries: None, ..layout(Rooms::of_size(args.conns, args.room_size)) };
+    let many = FleetLayout {
+        retries: None,
+        ..layout(RoomAssignment::of_size(args.conns, args.room_size))
+    };
     Ok((Fleet::begin(args.common.brief(many)?)?, bystanders))
 }
 
@@ -67,10 +70,10 @@ fn cut(
     bystanders: &mut Fleet,
     args: &StormArgs,
     deadline: Instant,
-    progress: &mut Progress,
-) -> Result<Storm, LoadError> {
+    progress: &mut ProgressLine,
+) -> Result<StormReport, LoadError> {
     let start_ns = bystanders.brief().now_ns();
-    bystanders.tell_all(|| Order::Publish { pace: Pace::Rate(args.rate), start_ns });
+    bystanders.tell_all(|| WorkerCommand::Publish { pace: PublishPace::Rate(args.rate), start_ns });
     let until = deadline.min(Instant::now() + Duration::from_secs_f64(args.before_s));
     bystanders.listen(until, |now| {
         progress.show(|| format!("calm: {} messages to the bystanders", now.sent));
@@ -80,7 +83,7 @@ fn cut(
     let all = u64::from(crowd.brief().rooms().conns());
     let retried_before = crowd.tally().retried;
     let cut_ns = crowd.brief().now_ns();
-    crowd.tell_all(|| Order::Cut { reset: !args.plain_close });
+    crowd.tell_all(|| WorkerCommand::Cut { reset: !args.plain_close });
     // The answers come behind the cut, so nobody is counted who has not come back.
     crowd.mark()?;
     crowd.listen(deadline, |now| {
@@ -89,30 +92,30 @@ fn cut(
     })?;
     let (now, _) = crowd.mark()?;
     let (_, during) = bystanders.mark()?;
-    bystanders.tell_all(|| Order::Hush);
+    bystanders.tell_all(|| WorkerCommand::Hush);
     phases::await_stragglers(bystanders, deadline)?;
     let few = bystanders.tally();
     let mut retried = now.retried;
     retried.iter_mut().zip(&retried_before).for_each(|(now, before)| *now -= before);
     let seconds = now.last_joined_ns.saturating_sub(cut_ns) as f64 / 1e9;
-    Ok(Storm {
+    Ok(StormReport {
         cut: all,
         rejoined: now.joined,
         seconds,
         per_second: if seconds > 0.0 { now.joined as f64 / seconds } else { 0.0 },
         retried: tally::by_name(&retried),
-        bystanders_before: Latency::of(&before),
-        bystanders_during: Latency::of(&during),
+        bystanders_before: LatencySummary::of(&before),
+        bystanders_during: LatencySummary::of(&during),
         bystanders_lost: few.expected.saturating_sub(few.received),
     })
 }
 
 fn judge(
-    mut report: Report,
-    storm: Option<Storm>,
+    mut report: LoadReport,
+    storm: Option<StormReport>,
     few: &Tally,
     many: Tally,
-) -> Result<Report, LoadError> {
+) -> Result<LoadReport, LoadError> {
     report.errors += many.errors;
     report.first_trouble = report.first_trouble.or(many.first_trouble);
     if let Some(storm) = &storm {

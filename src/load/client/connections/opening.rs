@@ -6,7 +6,7 @@ use super::conn::ClientState;
 use super::schedule::{HandshakeDeadline, retry_delay_ns};
 use super::state::ClientConnections;
 use crate::load::client::frame::opcode;
-use crate::load::report::tally::Reason;
+use crate::load::report::tally::ConnectFailure;
 use crate::load::sys;
 use std::io;
 use std::sync::Arc;
@@ -43,7 +43,9 @@ impl ClientConnections {
             }
             self.schedule.drop_first_deadline();
             if is_pending {
-                self.fail(deadline.slot, Reason::Timeout, None, || timeout_text(state).into());
+                self.fail(deadline.slot, ConnectFailure::Timeout, None, || {
+                    timeout_text(state).into()
+                });
             }
         }
     }
@@ -141,7 +143,7 @@ impl ClientConnections {
         }
         match error {
             Some(error) => self.fail_io(slot, "the connection was lost before it joined", error),
-            None => self.fail(slot, Reason::ClosedEarly, None, || {
+            None => self.fail(slot, ConnectFailure::ClosedEarly, None, || {
                 "the server closed the connection before it had joined".into()
             }),
         }
@@ -163,14 +165,14 @@ impl ClientConnections {
     }
 
     fn fail_io(&mut self, slot: u32, what: &str, error: &io::Error) {
-        self.fail(slot, Reason::of(error), None, || format!("{what}: {error}"));
+        self.fail(slot, ConnectFailure::of(error), None, || format!("{what}: {error}"));
     }
 
     /// An attempt has failed: it is retried, or was the last.
     pub(super) fn fail(
         &mut self,
         slot: u32,
-        reason: Reason,
+        reason: ConnectFailure,
         retry_after_s: Option<u64>,
         what: impl FnOnce() -> String,
     ) {
@@ -182,7 +184,7 @@ impl ClientConnections {
         }
         conn.close(false);
         // A wrong path stays wrong, and descriptors do not become more.
-        let is_permanent = matches!(reason, Reason::Status | Reason::NoFile);
+        let is_permanent = matches!(reason, ConnectFailure::Status | ConnectFailure::NoFile);
         let may_retry = retries.is_none_or(|retries| conn.tries < retries);
         if is_permanent || !may_retry {
             conn.state = ClientState::Failed;

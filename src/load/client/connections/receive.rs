@@ -6,12 +6,12 @@
 //! Invariant: bytes that do not make a whole frame are kept for the next read of that connection.
 
 use super::conn::ClientState;
-use super::state::{Arrival, ClientConnections};
-use crate::load::client::frame::{self, Next, opcode};
-use crate::load::client::handshake::Answer;
+use super::state::{ClientConnections, ReceivedDelivery};
+use crate::load::client::frame::{self, NextFrame, opcode};
+use crate::load::client::handshake::HandshakeOutcome;
 use crate::load::client::stamp::Stamp;
-use crate::load::client::template::Filling;
-use crate::load::report::tally::Reason;
+use crate::load::client::template::TemplateValues;
+use crate::load::report::tally::ConnectFailure;
 use std::io::{ErrorKind, Read};
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ const ERROR_BYTES_MAX: usize = 300;
 const SEARCH_BYTES: usize = 512;
 
 /// One data message as it arrived.
-struct Incoming<'a> {
+struct IncomingMessage<'a> {
     payload: &'a [u8],
     /// Bytes of its frame, header included.
     frame_bytes: usize,
@@ -83,14 +83,14 @@ impl ClientConnections {
         self.tally.bytes_in += (bytes.len() - used) as u64;
         while self.conn(slot).stream.is_some() {
             match frame::next_frame(&bytes[used..]) {
-                Next::More => break,
-                Next::Bad(why) => {
+                NextFrame::Incomplete => break,
+                NextFrame::Invalid(why) => {
                     self.tally.trouble(|| format!("the server sent {why}"));
                     self.handle_ended(slot, None);
                 }
-                Next::Frame { opcode, payload, bytes } => {
+                NextFrame::Whole { opcode, payload, bytes } => {
                     used += bytes;
-                    let incoming = Incoming { payload, frame_bytes: bytes, at_ns };
+                    let incoming = IncomingMessage { payload, frame_bytes: bytes, at_ns };
                     self.handle_frame(slot, opcode, &incoming);
                 }
             }
@@ -101,16 +101,16 @@ impl ClientConnections {
     /// The length of the response head, if it is complete and a 101.
     fn parse_head(&mut self, slot: u32, bytes: &[u8]) -> Option<usize> {
         match self.plan.target(self.first + slot).greeting.judge(bytes) {
-            Answer::More => None,
-            Answer::Open { bytes } => {
+            HandshakeOutcome::Incomplete => None,
+            HandshakeOutcome::Open { bytes } => {
                 self.handle_open(slot);
                 Some(bytes)
             }
-            Answer::Refused { status, line, retry_after_s } => {
+            HandshakeOutcome::Refused { status, line, retry_after_s } => {
                 let reason = match status {
-                    503 => Reason::Busy,
-                    408 | 429 | 500..=599 => Reason::Overloaded,
-                    _ => Reason::Status,
+                    503 => ConnectFailure::Busy,
+                    408 | 429 | 500..=599 => ConnectFailure::Overloaded,
+                    _ => ConnectFailure::Status,
                 };
                 self.fail(slot, reason, retry_after_s, || format!("the server said: {line}"));
                 None
@@ -118,7 +118,7 @@ impl ClientConnections {
         }
     }
 
-    fn handle_frame(&mut self, slot: u32, code: u8, incoming: &Incoming<'_>) {
+    fn handle_frame(&mut self, slot: u32, code: u8, incoming: &IncomingMessage<'_>) {
         let payload = incoming.payload;
         match code {
             opcode::TEXT | opcode::BINARY | opcode::CONTINUATION => {
@@ -142,7 +142,7 @@ impl ClientConnections {
 
     /// A data message is the first of these that fits: a delivery, the answer to a burst, an error,
     /// the confirmation of a join. What is neither of the first two may be replied to by a rule.
-    fn handle_message(&mut self, slot: u32, incoming: &Incoming<'_>) {
+    fn handle_message(&mut self, slot: u32, incoming: &IncomingMessage<'_>) {
         let payload = incoming.payload;
         if let Some(stamp) = self.finder.find(payload) {
             if stamp.run == self.plan.run {
@@ -186,13 +186,13 @@ impl ClientConnections {
         let plan = Arc::clone(&self.plan);
         let Some(reply) = plan.answers.to(said) else { return };
         self.scratch.clear();
-        let filling = Filling { said, ..self.filling(&plan, slot) };
+        let filling = TemplateValues { said, ..self.filling(&plan, slot) };
         reply.fill(&filling, &mut self.scratch);
         self.queue_scratch(slot, opcode::TEXT);
     }
 
-    fn handle_delivery(&mut self, slot: u32, stamp: Stamp, incoming: &Incoming<'_>) {
-        let &Incoming { payload, frame_bytes, at_ns } = incoming;
+    fn handle_delivery(&mut self, slot: u32, stamp: Stamp, incoming: &IncomingMessage<'_>) {
+        let &IncomingMessage { payload, frame_bytes, at_ns } = incoming;
         if self.plan.is_ordered {
             let conn = &mut self.conns[slot as usize];
             if stamp.seq <= conn.last_seq {
@@ -207,7 +207,7 @@ impl ClientConnections {
             let head = &payload[..payload.len().min(SAMPLE_BYTES_MAX)];
             self.tally.sample = Some(String::from_utf8_lossy(head).into_owned());
         }
-        self.arrivals.push(Arrival { stamp, at_ns });
+        self.arrivals.push(ReceivedDelivery { stamp, at_ns });
     }
 }
 

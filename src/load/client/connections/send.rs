@@ -5,8 +5,8 @@
 use super::conn::ClientState;
 use super::state::ClientConnections;
 use crate::load::client::frame::{self, opcode};
-use crate::load::client::stamp::{EVERYBODY, Stamp};
-use crate::load::client::template::Filling;
+use crate::load::client::stamp::{BROADCAST_ROOM, Stamp};
+use crate::load::client::template::TemplateValues;
 use std::sync::Arc;
 
 /// A socket with more than this unsent takes no more messages.
@@ -25,8 +25,8 @@ impl ClientConnections {
         let plan = Arc::clone(&self.plan);
         let message = Some((stamp, plan.payload_bytes));
         let filling = self.filling(&plan, slot);
-        let room = if stamp.room == EVERYBODY { filling.room } else { stamp.room };
-        let filling = Filling { room, message, ..filling };
+        let room = if stamp.room == BROADCAST_ROOM { filling.room } else { stamp.room };
+        let filling = TemplateValues { room, message, ..filling };
         self.scratch.clear();
         plan.message.fill(&filling, &mut self.scratch);
         self.queue_scratch(slot, opcode::TEXT);

@@ -6,17 +6,17 @@ use super::conn::{ClientConn, ClientState};
 use super::schedule::ConnectSchedule;
 use crate::load::client::plan::ClientPlan;
 use crate::load::client::random::XorShift;
-use crate::load::client::stamp::{Finder, Stamp};
-use crate::load::client::template::Filling;
+use crate::load::client::stamp::{Stamp, StampFinder};
+use crate::load::client::template::TemplateValues;
 use crate::load::report::tally::Tally;
-use crate::load::sys::Epoll;
+use crate::load::sys::ClientEpoll;
 use std::sync::Arc;
 
 /// Bytes of the shared receive buffer.
 const RECEIVE_BYTES: usize = 256 << 10;
 
 /// A delivery of one of the run's messages has arrived.
-pub struct Arrival {
+pub struct ReceivedDelivery {
     /// Which message.
     pub stamp: Stamp,
     /// When, in nanoseconds since the run began.
@@ -31,10 +31,10 @@ pub struct ClientConnections {
     pub(super) first: u32,
     pub(super) conns: Vec<ClientConn>,
     pub(super) schedule: ConnectSchedule,
-    pub(super) epoll: Epoll,
+    pub(super) epoll: ClientEpoll,
     /// Every read goes here first.
     pub(super) buffer: Box<[u8]>,
-    pub(super) finder: Finder,
+    pub(super) finder: StampFinder,
     pub(super) random: XorShift,
     /// The message that is being written.
     pub(super) scratch: Vec<u8>,
@@ -47,7 +47,7 @@ pub struct ClientConnections {
     /// What has been counted.
     pub tally: Tally,
     /// Deliveries that the worker has not counted yet.
-    pub arrivals: Vec<Arrival>,
+    pub arrivals: Vec<ReceivedDelivery>,
 }
 
 impl ClientConnections {
@@ -56,7 +56,7 @@ impl ClientConnections {
         plan: Arc<ClientPlan>,
         first: u32,
         end: u32,
-        epoll: Epoll,
+        epoll: ClientEpoll,
         seed: u64,
     ) -> ClientConnections {
         ClientConnections {
@@ -65,7 +65,7 @@ impl ClientConnections {
             schedule: ConnectSchedule::new(plan.connect_concurrency, plan.connect_rate),
             epoll,
             buffer: vec![0; RECEIVE_BYTES].into_boxed_slice(),
-            finder: Finder::default(),
+            finder: StampFinder::default(),
             random: XorShift::new(seed),
             scratch: Vec::new(),
             to_flush: Vec::new(),
@@ -78,7 +78,7 @@ impl ClientConnections {
     }
 
     /// The set that watches them.
-    pub fn epoll(&self) -> &Epoll {
+    pub fn epoll(&self) -> &ClientEpoll {
         &self.epoll
     }
 
@@ -102,9 +102,9 @@ impl ClientConnections {
     }
 
     /// What fills the templates of a connection.
-    pub(super) fn filling<'a>(&self, plan: &'a ClientPlan, slot: u32) -> Filling<'a> {
+    pub(super) fn filling<'a>(&self, plan: &'a ClientPlan, slot: u32) -> TemplateValues<'a> {
         let number = self.first + slot;
-        Filling {
+        TemplateValues {
             names: &plan.names,
             room: plan.rooms().room_of(number),
             number,
