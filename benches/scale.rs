@@ -344,7 +344,7 @@ fn measure(contestant: Contestant, work: &Work, size: &Size) -> Result<Run, Stri
     });
     let report = report.map_err(|error| error.to_string())?;
     if !report.ok {
-        let trouble = report.first_trouble.unwrap_or_default();
+        let trouble = report.first_failure.unwrap_or_default();
         let why = report.shortfalls.join("; ");
         return Err(format!("{}, window {window}: {why}. {trouble}", contestant.name()));
     }

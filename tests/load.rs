@@ -70,7 +70,7 @@ fn a_window_of_messages_reaches_every_member_in_order() {
         let fanout = &json["fanout"];
         assert_eq!(fanout["expected"], fanout["received"]);
         assert!(fanout["deliveries"].as_u64() > Some(0));
-        assert_eq!(fanout["disordered"], 0);
+        assert_eq!(fanout["out_of_order"], 0);
         assert_eq!(fanout["given_up"], 0);
         // 120 characters in quotes, inside the envelope, behind a header of four bytes.
         let envelope = r#"{"type":"message","room_id":"load-0","from":"floor","payload":}"#.len();
@@ -117,7 +117,7 @@ fn who_is_in_several_rooms_hears_each_of_them() {
 #[test]
 fn silent_members_are_not_waited_for() {
     // So few messages that the kernel keeps them for those who do not read.
-    let line = "fanout --members 5 --silent 2 --rate 50 --duration-s 0.3 --warmup-s 0";
+    let line = "fanout --members 5 --non-reading 2 --rate 50 --duration-s 0.3 --warmup-s 0";
     let json = json(&measure(floor("each"), line));
     assert_eq!(json["ok"], true, "{json}");
     assert_eq!(json["connect"]["joined"], 7);
@@ -128,14 +128,14 @@ fn silent_members_are_not_waited_for() {
 #[test]
 fn what_is_only_talk_counts_once_the_question_behind_it_is_answered() {
     for how in ["--burst 1", "--burst 16", "--burst 3 --cut-bytes 11"] {
-        let line = format!("talk --conns 20 {how} --duration-s 0.3 --warmup-s 0.05");
+        let line = format!("ingest --conns 20 {how} --duration-s 0.3 --warmup-s 0.05");
         let json = json(&measure(floor("receive"), &line));
         assert_eq!(json["ok"], true, "{how}: {json}");
-        let messages = json["talk"]["messages"].as_u64().expect("a number");
-        let burst = json["talk"]["burst"].as_u64().expect("a number");
+        let messages = json["ingest"]["messages"].as_u64().expect("a number");
+        let burst = json["ingest"]["burst"].as_u64().expect("a number");
         assert!(messages > 0 && messages.is_multiple_of(burst), "{how}: {messages}");
     }
-    let mute = measure(floor("accept"), "talk --conns 1 --duration-s 0.1 --warmup-s 0");
+    let mute = measure(floor("accept"), "ingest --conns 1 --duration-s 0.1 --warmup-s 0");
     assert!(!mute.ok, "a server that answers nothing has taken nothing");
 }
 
@@ -181,7 +181,7 @@ fn nobody_listening_is_said_clearly() {
     assert!(!report.ok);
     assert_eq!(report.connect.failed["connection_refused"], 3);
     assert_eq!(report.connect.retried["connection_refused"], 3);
-    assert!(report.first_trouble.expect("a reason").contains("refused"));
+    assert!(report.first_failure.expect("a reason").contains("refused"));
 }
 
 /// A server that reads a head and answers `reply`, again and again.
@@ -205,7 +205,7 @@ fn a_wrong_path_shows_the_servers_status_line_and_is_not_tried_again() {
     let report = measure(addr, "idle --conns 2");
     assert_eq!(report.connect.failed["http_status"], 2);
     assert!(report.connect.retried.is_empty());
-    assert!(report.first_trouble.expect("a reason").contains("404 Not Found"));
+    assert!(report.first_failure.expect("a reason").contains("404 Not Found"));
 }
 
 #[test]
@@ -229,7 +229,7 @@ fn a_server_that_never_says_joined_is_a_timeout_that_names_the_flag() {
     let line = "idle --conns 2 --ready never --handshake-timeout-s 1 --retries 0";
     let report = measure(floor("each"), line);
     assert_eq!(report.connect.failed["handshake_timeout"], 2);
-    assert!(report.first_trouble.expect("a reason").contains("--ready"));
+    assert!(report.first_failure.expect("a reason").contains("--ready"));
 }
 
 /// The 101 to the head that a client sends first.
@@ -301,7 +301,7 @@ fn speaking_first() -> SocketAddr {
 fn a_server_that_speaks_first_and_never_echoes_is_answered_and_counted_right() {
     let line = "fanout --members 3 --window 2 --duration-s 0.3 --warmup-s 0 --no-echo \
                 --answer hello={signature}-{n} --answer 2=3 --ready welcome --message {payload} \
-                --sign 7ad3773142a6692b25b8={said:socket_id}:private-foobar";
+                --sign 7ad3773142a6692b25b8={field:socket_id}:private-foobar";
     let json = json(&measure(speaking_first(), line));
     assert_eq!(json["ok"], true, "{json}");
     assert_eq!(json["fanout"]["lost"], 0);

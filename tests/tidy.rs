@@ -733,7 +733,16 @@ fn the_table_of_knobs_in_the_readme_is_the_one_the_program_prints() {
 #[test]
 fn every_flag_in_the_readme_exists() {
     let mut help = campanile(&["--help"]);
-    let commands = ["serve", "load idle", "load fanout", "load storm", "doctor", "token", "config"];
+    let commands = [
+        "serve",
+        "load idle",
+        "load fanout",
+        "load ingest",
+        "load storm",
+        "doctor",
+        "token",
+        "config",
+    ];
     for command in commands {
         let words: Vec<&str> = command.split(' ').chain(["--help"]).collect();
         help += &campanile(&words);

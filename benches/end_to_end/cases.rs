@@ -153,7 +153,7 @@ pub const CASES: &[Case] = &[
         title: "one room of 990 and 10 who do not read, one message outstanding",
         load: "fanout --members 990 --window 1",
         load_smoke: "fanout --members 20 --window 1",
-        load_ours_only: "--silent 10",
+        load_ours_only: "--non-reading 10",
         ..ONE_BY_ONE
     },
     Case {
@@ -161,7 +161,7 @@ pub const CASES: &[Case] = &[
         title: "one room of 990 and 10 who do not read, 64 messages outstanding",
         load: "fanout --members 990 --window 64",
         load_smoke: "fanout --members 20 --window 8",
-        load_ours_only: "--silent 10",
+        load_ours_only: "--non-reading 10",
         ..ROOM
     },
     Case {
@@ -179,8 +179,8 @@ pub const CASES: &[Case] = &[
         title: "1000 talk, each message in a segment with a ping behind it",
         contestants: &[Campanile, Receive],
         figure: Kind::Receive,
-        load: "talk --conns 1000 --burst 1",
-        load_smoke: "talk --conns 20 --burst 1",
+        load: "ingest --conns 1000 --burst 1",
+        load_smoke: "ingest --conns 20 --burst 1",
         target: None,
         ..ROOM
     },
@@ -189,8 +189,8 @@ pub const CASES: &[Case] = &[
         title: "1000 talk, 16 messages in a segment",
         contestants: &[Campanile, Receive],
         figure: Kind::Receive,
-        load: "talk --conns 1000 --burst 16",
-        load_smoke: "talk --conns 20 --burst 16",
+        load: "ingest --conns 1000 --burst 16",
+        load_smoke: "ingest --conns 20 --burst 16",
         target: None,
         ..ROOM
     },
@@ -199,8 +199,8 @@ pub const CASES: &[Case] = &[
         title: "1000 talk, 16 messages at a time, cut every 500 bytes",
         contestants: &[Campanile, Receive],
         figure: Kind::Receive,
-        load: "talk --conns 1000 --burst 16 --cut-bytes 500",
-        load_smoke: "talk --conns 20 --burst 4 --cut-bytes 50",
+        load: "ingest --conns 1000 --burst 16 --cut-bytes 500",
+        load_smoke: "ingest --conns 20 --burst 4 --cut-bytes 50",
         target: None,
         ..ROOM
     },

@@ -103,7 +103,7 @@ impl Measure<'_> {
             .map_err(|error| error.to_string())?;
         let report = load::measure(args.load).map_err(|error| error.to_string())?;
         if !report.ok {
-            let trouble = report.first_trouble.unwrap_or_default();
+            let trouble = report.first_failure.unwrap_or_default();
             return Err(format!("{}. {trouble}", report.shortfalls.join("; ")));
         }
         self.figure(report).ok_or_else(|| "a run without a result".into())
@@ -158,12 +158,12 @@ impl Measure<'_> {
                 })
             }
             Kind::Receive => {
-                let talk = report.talk?;
+                let ingest = report.ingest?;
                 Some(Figure {
-                    us: talk.server_cpu_us_per_message?,
-                    per_second: talk.messages_per_second,
-                    server_cores: talk.server_cores?,
-                    generator_cores: talk.generator_cores,
+                    us: ingest.server_cpu_us_per_message?,
+                    per_second: ingest.messages_per_second,
+                    server_cores: ingest.server_cores?,
+                    generator_cores: ingest.generator_cores,
                     ..empty
                 })
             }

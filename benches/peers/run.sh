@@ -230,7 +230,7 @@ start_sockudo() {
   joining=(
     --answer '{"event":"pusher:connection_established={"event":"pusher:subscribe","data":{"channel":"private-{room}","auth":"peer-key:{signature}"}}'
     --answer '{"event":"pusher:ping={"event":"pusher:pong","data":{}}'
-    --sign 'peer-secret={said:socket_id}:private-{room}'
+    --sign 'peer-secret={field:socket_id}:private-{room}'
     --ready subscription_succeeded --no-echo
   )
   message=(--message '{"event":"client-message","channel":"private-{room}","data":"{payload}"}')

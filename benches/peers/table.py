@@ -103,7 +103,7 @@ class Reports:
         found = [f"{what}: no report" for what in runs if (name, what) not in self.all]
         for (who, what), rounds in self.all.items():
             for report in rounds.values() if who == name else ():
-                troubles = report["shortfalls"] + [report.get("first_trouble")]
+                troubles = report["shortfalls"] + [report.get("first_failure")]
                 if not report["ok"]:
                     found.append(f"{what}: {'; '.join(filter(None, troubles))}")
         return list(dict.fromkeys(found))

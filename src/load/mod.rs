@@ -35,7 +35,7 @@ pub fn measure(args: LoadArgs) -> Result<LoadReport, LoadError> {
     match args.scenario {
         Scenario::Idle(args) => idle::run(&args),
         Scenario::Fanout(args) => fanout::run(&args),
-        Scenario::Talk(args) => ingest::run(&args),
+        Scenario::Ingest(args) => ingest::run(&args),
         Scenario::Storm(args) => storm::run(&args),
     }
 }
@@ -46,7 +46,7 @@ pub fn run(args: LoadArgs) -> ExitCode {
     let json = match &args.scenario {
         Scenario::Idle(args) => args.common.json,
         Scenario::Fanout(args) => args.common.json,
-        Scenario::Talk(args) => args.common.json,
+        Scenario::Ingest(args) => args.common.json,
         Scenario::Storm(args) => args.common.json,
     };
     match measure(args) {

@@ -128,14 +128,14 @@ pub fn eventfd() -> io::Result<File> {
 
 /// Gives the calling thread a file table of its own, so that the limit of open files counts per
 /// thread. Descriptors that exist already stay valid under their numbers.
-pub fn own_file_table() -> io::Result<()> {
+pub fn unshare_file_table() -> io::Result<()> {
     // SAFETY: no pointers; descriptors are copied, so every owner keeps what it owns.
     let done = unsafe { libc::unshare(libc::CLONE_FILES) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Pins the calling thread to one core.
-pub fn pin_to(core: usize) -> io::Result<()> {
+pub fn pin_to_core(core: usize) -> io::Result<()> {
     if core >= libc::CPU_SETSIZE as usize {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
@@ -149,7 +149,7 @@ pub fn pin_to(core: usize) -> io::Result<()> {
 }
 
 /// Raises the soft limit of open files to the hard one, and returns it.
-pub fn raise_open_files() -> io::Result<u64> {
+pub fn raise_open_file_limit() -> io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` outlives both calls.
     unsafe {

@@ -14,7 +14,7 @@ pub struct BurstTemplate {
     /// Characters of its payload.
     pub payload_bytes: usize,
     /// How many before the question.
-    pub burst: u32,
+    pub messages: u32,
     /// The question.
     pub question: String,
     /// Text in the frame that answers it.
@@ -23,13 +23,13 @@ pub struct BurstTemplate {
 
 impl BurstTemplate {
     /// A whole burst as it goes on the wire. `random` gives the masks.
-    pub fn burst(&self, filling: TemplateValues<'_>, mut random: impl FnMut() -> u32) -> Box<[u8]> {
-        let stamp = Stamp { run: 0, room: filling.room, seq: 0, intended_ns: 0 };
-        let filling = TemplateValues { message: Some((stamp, self.payload_bytes)), ..filling };
+    pub fn encode(&self, values: TemplateValues<'_>, mut random: impl FnMut() -> u32) -> Box<[u8]> {
+        let stamp = Stamp { run_id: 0, room: values.room, seq: 0, intended_ns: 0 };
+        let values = TemplateValues { message: Some((stamp, self.payload_bytes)), ..values };
         let (mut text, mut burst) = (Vec::new(), Vec::new());
-        for _ in 0..self.burst {
+        for _ in 0..self.messages {
             text.clear();
-            self.message.fill(&filling, &mut text);
+            self.message.fill(&values, &mut text);
             frame::put_frame(&mut burst, opcode::TEXT, &text, random());
         }
         frame::put_frame(&mut burst, opcode::TEXT, self.question.as_bytes(), random());

@@ -61,14 +61,14 @@ impl ClientHandshake {
     }
 
     /// Writes the request for `path`.
-    pub fn write(&self, path: &str, out: &mut Vec<u8>) {
+    pub fn write_request(&self, path: &str, out: &mut Vec<u8>) {
         out.extend_from_slice(b"GET ");
         out.extend_from_slice(path.as_bytes());
         out.extend_from_slice(self.tail.as_bytes());
     }
 
     /// Judges what the server has said so far.
-    pub fn judge(&self, bytes: &[u8]) -> HandshakeOutcome {
+    pub fn read_response(&self, bytes: &[u8]) -> HandshakeOutcome {
         let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
             if bytes.len() > HEAD_BYTES_MAX {
                 return refused(0, "an endless response head", None);
@@ -110,19 +110,19 @@ mod tests {
     use super::*;
 
     /// RFC 6455 §1.3's own example.
-    fn rfc_greeting() -> ClientHandshake {
+    fn rfc_handshake() -> ClientHandshake {
         ClientHandshake::new("example.com", &["X-A: b".into()], *b"the sample nonce")
     }
 
     #[test]
     fn the_accept_value_is_the_one_of_the_rfc() {
-        assert_eq!(rfc_greeting().accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_eq!(rfc_handshake().accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     }
 
     #[test]
     fn a_request_carries_the_path_and_the_headers() {
         let mut out = Vec::new();
-        rfc_greeting().write("/ws?room_id=a", &mut out);
+        rfc_handshake().write_request("/ws?room_id=a", &mut out);
         let text = String::from_utf8(out).expect("ASCII");
         assert!(text.starts_with("GET /ws?room_id=a HTTP/1.1\r\nHost: example.com\r\n"));
         assert!(text.contains("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nX-A: b\r\n\r\n"));
@@ -130,21 +130,24 @@ mod tests {
 
     #[test]
     fn only_a_101_with_the_right_accept_opens() {
-        let greeting = rfc_greeting();
+        let handshake = rfc_handshake();
         let good = b"HTTP/1.1 101 Switching Protocols\r\n\
             sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n\x81\x00";
-        assert_eq!(greeting.judge(good), HandshakeOutcome::Open { bytes: good.len() - 2 });
+        assert_eq!(handshake.read_response(good), HandshakeOutcome::Open { bytes: good.len() - 2 });
         for cut in 0..good.len() - 2 {
-            assert_eq!(greeting.judge(&good[..cut]), HandshakeOutcome::Incomplete);
+            assert_eq!(handshake.read_response(&good[..cut]), HandshakeOutcome::Incomplete);
         }
         let wrong = b"HTTP/1.1 101 OK\r\nSec-WebSocket-Accept: no\r\n\r\n";
-        assert!(matches!(greeting.judge(wrong), HandshakeOutcome::Refused { status: 101, .. }));
+        assert!(matches!(
+            handshake.read_response(wrong),
+            HandshakeOutcome::Refused { status: 101, .. }
+        ));
     }
 
     #[test]
     fn a_refusal_shows_the_status_line_and_when_to_come_back() {
-        let greeting = rfc_greeting();
-        let answer = greeting.judge(b"HTTP/1.1 503 Busy\r\nRetry-After: 7\r\n\r\n");
+        let handshake = rfc_handshake();
+        let answer = handshake.read_response(b"HTTP/1.1 503 Busy\r\nRetry-After: 7\r\n\r\n");
         let expected = HandshakeOutcome::Refused {
             status: 503,
             line: "HTTP/1.1 503 Busy".into(),
@@ -152,7 +155,7 @@ mod tests {
         };
         assert_eq!(answer, expected);
         assert!(matches!(
-            greeting.judge(b"SSH-2.0-x\r\n\r\n"),
+            handshake.read_response(b"SSH-2.0-x\r\n\r\n"),
             HandshakeOutcome::Refused { status: 0, .. }
         ));
     }

@@ -16,7 +16,7 @@ pub struct LoadTarget {
     /// Where it listens.
     pub addr: SocketAddr,
     /// What is said to it first.
-    pub greeting: ClientHandshake,
+    pub handshake: ClientHandshake,
 }
 
 /// Where connections come from. One source address carries only as many connections to one
@@ -39,15 +39,15 @@ pub struct ClientPlan {
     /// Messages sent as soon as a connection is open.
     pub init: Vec<Template>,
     /// What is said back to frames.
-    pub answers: ReplyRules,
+    pub reply_rules: ReplyRules,
     /// Who signs answers.
     pub signer: Option<ReplySigner>,
     /// What is published.
     pub message: Template,
     /// How rooms are called, and who is where.
-    pub names: TemplateContext,
+    pub context: TemplateContext,
     /// Members of each room, the last ones, that read nothing once they have joined.
-    pub silent: u32,
+    pub non_reading: u32,
     /// Text in the frame that says that a connection has joined; `None`: open is joined.
     pub ready: Option<String>,
     /// Whether a room has one publisher and a connection one room, so that the numbers of the
@@ -56,7 +56,7 @@ pub struct ClientPlan {
     /// Characters of a payload.
     pub payload_bytes: usize,
     /// Random per run.
-    pub run: u32,
+    pub run_id: u32,
     /// Time zero.
     pub epoch: Instant,
     /// Source addresses.
@@ -72,25 +72,25 @@ pub struct ClientPlan {
     /// Bytes of one write.
     pub write_bytes_max: usize,
     /// What each connection says, where connections talk.
-    pub speech: Option<BurstTemplate>,
+    pub burst: Option<BurstTemplate>,
 }
 
 impl ClientPlan {
     /// Who is where.
     pub fn rooms(&self) -> &RoomAssignment {
-        &self.names.rooms
+        &self.context.rooms
     }
 
     /// Members of a room that read what comes.
-    pub fn readers(&self, room: u32) -> u32 {
-        self.rooms().members(room).saturating_sub(self.silent)
+    pub fn reading_members(&self, room: u32) -> u32 {
+        self.rooms().members(room).saturating_sub(self.non_reading)
     }
 
     /// Whether a connection reads nothing once it has joined.
-    pub fn is_silent(&self, conn: u32) -> bool {
-        self.silent > 0 && {
+    pub fn is_non_reading(&self, conn: u32) -> bool {
+        self.non_reading > 0 && {
             let room = self.rooms().room_of(conn);
-            conn - self.rooms().member(room, 0) >= self.readers(room)
+            conn - self.rooms().member(room, 0) >= self.reading_members(room)
         }
     }
 

@@ -37,7 +37,7 @@ impl ReplyRules {
     }
 
     /// What is to be said to `frame`.
-    pub fn to(&self, frame: &[u8]) -> Option<&Template> {
+    pub fn reply_to(&self, frame: &[u8]) -> Option<&Template> {
         let rule = self.rules.iter().find(|rule| frame.starts_with(&rule.beginning))?;
         Some(&rule.reply)
     }
@@ -54,14 +54,17 @@ mod tests {
 
     #[test]
     fn the_first_rule_whose_beginning_fits_answers() {
-        let mut answers = ReplyRules::default();
-        assert!(answers.add("2=3"));
-        assert!(answers.add(r#"40{=42["join","{room}"]"#));
-        assert!(answers.add("40=never"));
-        assert!(!answers.add("no equals sign"));
-        assert!(!answers.add("=to everything"));
-        assert_eq!(answers.to(b"2"), Some(&Template::parse("3")));
-        assert_eq!(answers.to(br#"40{"sid"}"#), Some(&Template::parse(r#"42["join","{room}"]"#)));
-        assert_eq!(answers.to(b"4"), None);
+        let mut rules = ReplyRules::default();
+        assert!(rules.add("2=3"));
+        assert!(rules.add(r#"40{=42["join","{room}"]"#));
+        assert!(rules.add("40=never"));
+        assert!(!rules.add("no equals sign"));
+        assert!(!rules.add("=to everything"));
+        assert_eq!(rules.reply_to(b"2"), Some(&Template::parse("3")));
+        assert_eq!(
+            rules.reply_to(br#"40{"sid"}"#),
+            Some(&Template::parse(r#"42["join","{room}"]"#))
+        );
+        assert_eq!(rules.reply_to(b"4"), None);
     }
 }

@@ -8,18 +8,18 @@
 //! Invariant: messages of another run are never counted.
 
 /// Characters of a stamp.
-pub const STAMP_BYTES: usize = MARK.len() + 8 + 8 + 8 + 16;
+pub const STAMP_BYTES: usize = MAGIC.len() + 8 + 8 + 8 + 16;
 
 /// The room of the one message that goes to everybody.
 pub const BROADCAST_ROOM: u32 = u32::MAX;
 
-const MARK: &[u8; 4] = b"~CL~";
+const MAGIC: &[u8; 4] = b"~CL~";
 
 /// One message's identity and time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     /// Random per run.
-    pub run: u32,
+    pub run_id: u32,
     /// The room's index.
     pub room: u32,
     /// The message's number in its room, from 1.
@@ -33,21 +33,21 @@ impl Stamp {
     pub fn write(&self, payload_bytes: usize, out: &mut Vec<u8>) {
         let filler = payload_bytes.saturating_sub(STAMP_BYTES);
         out.resize(out.len() + filler, b'x');
-        out.extend_from_slice(MARK);
-        put_hex(out, u64::from(self.run), 8);
-        put_hex(out, u64::from(self.room), 8);
-        put_hex(out, u64::from(self.seq), 8);
-        put_hex(out, self.intended_ns, 16);
+        out.extend_from_slice(MAGIC);
+        write_hex(out, u64::from(self.run_id), 8);
+        write_hex(out, u64::from(self.room), 8);
+        write_hex(out, u64::from(self.seq), 8);
+        write_hex(out, self.intended_ns, 16);
     }
 
     /// Reads the stamp that begins at `at` in `frame`, if one does.
     fn read(frame: &[u8], at: usize) -> Option<Stamp> {
-        let text = frame.get(at..at + STAMP_BYTES)?.strip_prefix(MARK)?;
+        let text = frame.get(at..at + STAMP_BYTES)?.strip_prefix(MAGIC)?;
         Some(Stamp {
-            run: take_hex(&text[..8])? as u32,
-            room: take_hex(&text[8..16])? as u32,
-            seq: take_hex(&text[16..24])? as u32,
-            intended_ns: take_hex(&text[24..40])?,
+            run_id: read_hex(&text[..8])? as u32,
+            room: read_hex(&text[8..16])? as u32,
+            seq: read_hex(&text[16..24])? as u32,
+            intended_ns: read_hex(&text[24..40])?,
         })
     }
 }
@@ -70,19 +70,19 @@ impl StampFinder {
                 return found;
             }
         }
-        let at = payload.windows(MARK.len()).rposition(|four| four == MARK)?;
+        let at = payload.windows(MAGIC.len()).rposition(|four| four == MAGIC)?;
         self.from_end = payload.len() - at;
         Stamp::read(payload, at)
     }
 }
 
-fn put_hex(out: &mut Vec<u8>, value: u64, digits: u32) {
+fn write_hex(out: &mut Vec<u8>, value: u64, digits: u32) {
     for digit in (0..digits).rev() {
         out.push(b"0123456789abcdef"[(value >> (4 * digit)) as usize & 15]);
     }
 }
 
-fn take_hex(digits: &[u8]) -> Option<u64> {
+fn read_hex(digits: &[u8]) -> Option<u64> {
     let mut value = 0;
     for &digit in digits {
         let nibble = match digit {
@@ -99,7 +99,8 @@ fn take_hex(digits: &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
 
-    const STAMP: Stamp = Stamp { run: 0xdead_beef, room: 7, seq: 4_000_000_001, intended_ns: 123 };
+    const STAMP: Stamp =
+        Stamp { run_id: 0xdead_beef, room: 7, seq: 4_000_000_001, intended_ns: 123 };
 
     #[test]
     fn a_stamp_is_found_wherever_a_server_puts_the_payload() {

@@ -2,7 +2,7 @@
 //!
 //! `{room}` is the room's name, `{room_ids}` all rooms of the connection as a query, `{n}` the
 //! connection's number, `{token}` a token for the user who is called like the room, `{payload}` the
-//! stamped filler and `{seq}` the message's number in its room. In an answer, `{said:NAME}` is what
+//! stamped filler and `{seq}` the message's number in its room. In an answer, `{field:NAME}` is what
 //! stands behind NAME in the frame that is answered, and `{signature}` the answer's signature. Any
 //! other brace is only a brace, so JSON needs no escaping.
 //!
@@ -29,7 +29,7 @@ enum TemplatePart {
     Token,
     Payload,
     Seq,
-    Said(String),
+    Field(String),
     Signature,
 }
 
@@ -42,12 +42,13 @@ const HOLES: [(&str, TemplatePart); 7] = [
     ("{seq}", TemplatePart::Seq),
     ("{signature}", TemplatePart::Signature),
 ];
-const SAID: &str = "{said:";
+/// The second is the old name of the first.
+const FIELD_HOLES: [&str; 2] = ["{field:", "{said:"];
 
 /// Names, for a whole run.
 #[derive(Clone, Debug)]
 pub struct TemplateContext {
-    /// What room names begin with.
+    /// What room names begin values.
     pub room_prefix: String,
     /// Who is where.
     pub rooms: RoomAssignment,
@@ -59,7 +60,7 @@ pub struct TemplateContext {
 #[derive(Clone, Copy, Debug)]
 pub struct TemplateValues<'a> {
     /// How things are called.
-    pub names: &'a TemplateContext,
+    pub context: &'a TemplateContext,
     /// The room's index.
     pub room: u32,
     /// The connection's index.
@@ -67,7 +68,7 @@ pub struct TemplateValues<'a> {
     /// The message and the length of its payload, where a message is meant.
     pub message: Option<(Stamp, usize)>,
     /// The frame that is answered; empty where nothing is.
-    pub said: &'a [u8],
+    pub received: &'a [u8],
     /// Who signs answers.
     pub signer: Option<&'a ReplySigner>,
 }
@@ -84,7 +85,7 @@ impl Template {
             HOLES.iter().filter_map(found).min_by_key(|(at, ..)| *at)
         };
         while let Some((at, length, part)) =
-            fixed(rest).into_iter().chain(find_said(rest)).min_by_key(|(at, ..)| *at)
+            fixed(rest).into_iter().chain(find_field(rest)).min_by_key(|(at, ..)| *at)
         {
             parts.push(TemplatePart::Text(rest[..at].to_owned()));
             parts.push(part);
@@ -101,7 +102,7 @@ impl Template {
     }
 
     /// Whether all rooms of a connection have a place in it.
-    pub fn has_all_rooms(&self) -> bool {
+    pub fn has_room_ids(&self) -> bool {
         self.parts.contains(&TemplatePart::RoomIds)
     }
 
@@ -116,43 +117,45 @@ impl Template {
     }
 
     /// Whether only the answer to a frame can fill it.
-    pub fn needs_a_frame(&self) -> bool {
+    pub fn needs_received_frame(&self) -> bool {
         self.parts
             .iter()
-            .any(|part| matches!(part, TemplatePart::Said(_) | TemplatePart::Signature))
+            .any(|part| matches!(part, TemplatePart::Field(_) | TemplatePart::Signature))
     }
 
     /// Appends the filled text.
-    pub fn fill(&self, with: &TemplateValues<'_>, out: &mut Vec<u8>) {
+    pub fn fill(&self, values: &TemplateValues<'_>, out: &mut Vec<u8>) {
         for part in &self.parts {
             match part {
                 TemplatePart::Text(text) => out.extend_from_slice(text.as_bytes()),
-                TemplatePart::Room => put_room(out, with.names, with.room),
+                TemplatePart::Room => put_room(out, values.context, values.room),
                 TemplatePart::RoomIds => {
-                    for (i, room) in with.names.rooms.rooms_of(with.number).enumerate() {
+                    for (i, room) in values.context.rooms.rooms_of(values.number).enumerate() {
                         out.extend_from_slice(if i == 0 { b"room_id=" } else { b"&room_id=" });
-                        put_room(out, with.names, room);
+                        put_room(out, values.context, room);
                     }
                 }
                 TemplatePart::Token => {
                     let mut user = Vec::new();
-                    put_room(&mut user, with.names, with.room);
-                    let secret = with.names.token_secret.as_deref().unwrap_or_default();
+                    put_room(&mut user, values.context, values.room);
+                    let secret = values.context.token_secret.as_deref().unwrap_or_default();
                     out.extend_from_slice(token::sign(&user, secret).as_bytes());
                 }
-                TemplatePart::Number => put_decimal(out, with.number),
+                TemplatePart::Number => put_decimal(out, values.number),
                 TemplatePart::Payload => {
-                    if let Some((stamp, payload_bytes)) = with.message {
+                    if let Some((stamp, payload_bytes)) = values.message {
                         stamp.write(payload_bytes, out);
                     }
                 }
                 TemplatePart::Seq => {
-                    put_decimal(out, with.message.map_or(0, |(stamp, _)| stamp.seq))
+                    put_decimal(out, values.message.map_or(0, |(stamp, _)| stamp.seq))
                 }
-                TemplatePart::Said(name) => out.extend_from_slice(word_behind(with.said, name)),
+                TemplatePart::Field(name) => {
+                    out.extend_from_slice(json_value(values.received, name))
+                }
                 TemplatePart::Signature => {
-                    if let Some(signer) = with.signer {
-                        signer.sign(with, out);
+                    if let Some(signer) = values.signer {
+                        signer.sign(values, out);
                     }
                 }
             }
@@ -160,21 +163,25 @@ impl Template {
     }
 }
 
-fn put_room(out: &mut Vec<u8>, names: &TemplateContext, room: u32) {
-    out.extend_from_slice(names.room_prefix.as_bytes());
+fn put_room(out: &mut Vec<u8>, context: &TemplateContext, room: u32) {
+    out.extend_from_slice(context.room_prefix.as_bytes());
     put_decimal(out, room);
 }
 
-/// Where the first `{said:NAME}` is and how long; a name has at least one character.
-fn find_said(text: &str) -> Option<(usize, usize, TemplatePart)> {
+/// Where the first `{field:NAME}` is and how long; a name has at least one character.
+fn find_field(text: &str) -> Option<(usize, usize, TemplatePart)> {
+    FIELD_HOLES.iter().filter_map(|hole| find_field_after(text, hole)).min_by_key(|(at, ..)| *at)
+}
+
+fn find_field_after(text: &str, hole: &str) -> Option<(usize, usize, TemplatePart)> {
     let mut from = 0;
-    while let Some(at) = text[from..].find(SAID).map(|at| from + at) {
-        let name = text[at + SAID.len()..].split('}').next().unwrap_or_default();
-        let end = at + SAID.len() + name.len() + 1;
+    while let Some(at) = text[from..].find(hole).map(|at| from + at) {
+        let name = text[at + hole.len()..].split('}').next().unwrap_or_default();
+        let end = at + hole.len() + name.len() + 1;
         if !name.is_empty() && end <= text.len() {
-            return Some((at, end - at, TemplatePart::Said(name.to_owned())));
+            return Some((at, end - at, TemplatePart::Field(name.to_owned())));
         }
-        from = at + SAID.len();
+        from = at + hole.len();
     }
     None
 }
@@ -199,9 +206,9 @@ impl ReplySigner {
     }
 
     /// Appends the signature of the filled text.
-    pub fn sign(&self, with: &TemplateValues<'_>, out: &mut Vec<u8>) {
+    pub fn sign(&self, values: &TemplateValues<'_>, out: &mut Vec<u8>) {
         let mut text = Vec::new();
-        self.text.fill(with, &mut text);
+        self.text.fill(values, &mut text);
         let mac = Hmac::<Sha256>::new_from_slice(&self.key).expect("HMAC takes keys of any length");
         for byte in mac.chain_update(&text).finalize().into_bytes() {
             out.extend([byte >> 4, byte & 15].map(|digit| b"0123456789abcdef"[digit as usize]));
@@ -212,7 +219,7 @@ impl ReplySigner {
 /// The word or number that stands behind `name` in a JSON text, also where that text is a string in
 /// another one (`\"name\":\"word\"`); empty where there is none. Escapes within a word are not
 /// undone: the word ends there.
-pub fn word_behind<'a>(frame: &'a [u8], name: &str) -> &'a [u8] {
+pub fn json_value<'a>(frame: &'a [u8], name: &str) -> &'a [u8] {
     let Some(at) = frame.windows(name.len()).position(|window| window == name.as_bytes()) else {
         return &[];
     };
@@ -227,22 +234,22 @@ mod tests {
     use super::*;
 
     fn filled(text: &str) -> String {
-        let stamp = Stamp { run: 1, room: 3, seq: 9, intended_ns: 0 };
-        let names = TemplateContext {
+        let stamp = Stamp { run_id: 1, room: 3, seq: 9, intended_ns: 0 };
+        let context = TemplateContext {
             room_prefix: "load-".into(),
             rooms: RoomAssignment::of_size(100, 10),
             token_secret: None,
         };
-        let with = TemplateValues {
-            names: &names,
+        let values = TemplateValues {
+            context: &context,
             room: 3,
             number: 41,
             message: Some((stamp, super::super::stamp::STAMP_BYTES)),
-            said: br#"{"socket_id":"1.2"}"#,
+            received: br#"{"socket_id":"1.2"}"#,
             signer: None,
         };
         let mut out = Vec::new();
-        Template::parse(text).fill(&with, &mut out);
+        Template::parse(text).fill(&values, &mut out);
         String::from_utf8(out).expect("ASCII")
     }
 
@@ -257,11 +264,13 @@ mod tests {
 
     #[test]
     fn what_the_server_said_fills_a_hole_with_a_name() {
-        assert_eq!(filled("{room}:{said:socket_id}:{n}"), "load-3:1.2:41");
-        assert_eq!(filled("{said:sid}{said:}{said:"), "{said:}{said:");
-        assert!(Template::parse("a{said:b}").needs_a_frame());
-        assert!(Template::parse("{signature}").needs_a_frame());
-        assert!(!Template::parse("{said:}{payload}").needs_a_frame());
+        assert_eq!(filled("{room}:{field:socket_id}:{n}"), "load-3:1.2:41");
+        assert_eq!(filled("{field:sid}{field:}{field:"), "{field:}{field:");
+        let both = "{said:a}{field:b}{said:c}";
+        assert_eq!(Template::parse(both), Template::parse("{field:a}{field:b}{field:c}"));
+        assert!(Template::parse("a{field:b}").needs_received_frame());
+        assert!(Template::parse("{signature}").needs_received_frame());
+        assert!(!Template::parse("{field:}{payload}").needs_received_frame());
     }
 
     #[test]
@@ -271,7 +280,7 @@ mod tests {
         assert!(!Template::parse("{room}{seq}{n}").has_payload());
     }
 
-    fn names() -> TemplateContext {
+    fn context() -> TemplateContext {
         TemplateContext {
             room_prefix: "foo".into(),
             rooms: RoomAssignment::of_size(10, 1),
@@ -279,45 +288,45 @@ mod tests {
         }
     }
 
-    fn filling<'a>(
-        names: &'a TemplateContext,
-        said: &'a [u8],
+    fn values<'a>(
+        context: &'a TemplateContext,
+        received: &'a [u8],
         signer: Option<&'a ReplySigner>,
     ) -> TemplateValues<'a> {
-        TemplateValues { names, room: 7, number: 0, message: None, said, signer }
+        TemplateValues { context, room: 7, number: 0, message: None, received, signer }
     }
 
     #[test]
     fn a_word_is_found_in_json_and_in_json_within_json() {
         let inner =
             br#"{"event":"e","data":"{\"socket_id\":\"123.456\",\"activity_timeout\":120}"}"#;
-        assert_eq!(word_behind(inner, "socket_id"), b"123.456");
-        assert_eq!(word_behind(inner, "activity_timeout"), b"120");
-        assert_eq!(word_behind(br#"0{"sid": "ab-c" }"#, "sid"), b"ab-c");
-        assert_eq!(word_behind(b"{\"sid\":", "sid"), b"");
-        assert_eq!(word_behind(b"{}", "sid"), b"");
+        assert_eq!(json_value(inner, "socket_id"), b"123.456");
+        assert_eq!(json_value(inner, "activity_timeout"), b"120");
+        assert_eq!(json_value(br#"0{"sid": "ab-c" }"#, "sid"), b"ab-c");
+        assert_eq!(json_value(b"{\"sid\":", "sid"), b"");
+        assert_eq!(json_value(b"{}", "sid"), b"");
     }
 
     #[test]
     fn a_pusher_channel_is_signed_as_its_documentation_shows() {
-        let signer = ReplySigner::parse("7ad3773142a6692b25b8={said:socket_id}:private-{room}bar")
+        let signer = ReplySigner::parse("7ad3773142a6692b25b8={field:socket_id}:private-{room}bar")
             .expect("a signer");
-        let said = br#"{"socket_id":"1234.1234"}"#;
+        let received = br#"{"socket_id":"1234.1234"}"#;
         let mut out = Vec::new();
         let template = Template::parse("278d425bdf160c739803:{signature}");
         // The documented channel is private-foobar, so the room must have no number.
-        let nameless = ReplySigner::parse("7ad3773142a6692b25b8={said:socket_id}:private-foobar")
+        let nameless = ReplySigner::parse("7ad3773142a6692b25b8={field:socket_id}:private-foobar")
             .expect("a signer");
-        template.fill(&filling(&names(), said, Some(&nameless)), &mut out);
+        template.fill(&values(&context(), received, Some(&nameless)), &mut out);
         assert_eq!(
             String::from_utf8(out).expect("ASCII"),
             "278d425bdf160c739803:\
              58df8b0c36d6982b82c3ecf6b4662e34fe8c25bba48f5369f135bf843651c3a4"
         );
         let (mut one, mut other) = (Vec::new(), Vec::new());
-        template.fill(&filling(&names(), said, Some(&signer)), &mut one);
+        template.fill(&values(&context(), received, Some(&signer)), &mut one);
         template
-            .fill(&filling(&names(), br#"{"socket_id":"1234.1235"}"#, Some(&signer)), &mut other);
+            .fill(&values(&context(), br#"{"socket_id":"1234.1235"}"#, Some(&signer)), &mut other);
         assert_ne!(one, other, "the signature depends on what the server said");
     }
 

@@ -17,7 +17,7 @@ pub struct LoadReport {
     pub shortfalls: Vec<String>,
     /// The first thing that went wrong, in the server's or the kernel's words.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub first_trouble: Option<String>,
+    pub first_failure: Option<String>,
     /// Error frames of the server.
     pub errors: u64,
     /// Getting in.
@@ -38,7 +38,7 @@ pub struct LoadReport {
     pub fanout: Option<FanoutReport>,
     /// Messages to nobody.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub talk: Option<IngestReport>,
+    pub ingest: Option<IngestReport>,
     /// Everybody at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storm: Option<StormReport>,
@@ -125,9 +125,9 @@ pub struct FanoutReport {
     /// Rooms that each member is in.
     pub rooms_per_member: u32,
     /// Further members of each room that read nothing.
-    pub silent: u32,
+    pub non_reading: u32,
     /// How many of those the server has ended, over all rooms.
-    pub silent_ended: u64,
+    pub non_reading_closed: u64,
     /// Publishers of each room.
     pub publishers: u32,
     /// Characters of a payload.
@@ -167,7 +167,7 @@ pub struct FanoutReport {
     /// Copies that never came.
     pub lost: u64,
     /// Copies that came twice or too late (rooms with one publisher).
-    pub disordered: u64,
+    pub out_of_order: u64,
     /// Messages that could not be published.
     pub unsent: u64,
     /// Messages given up by a closed loop.
@@ -226,7 +226,7 @@ pub struct StormReport {
 
 impl LoadReport {
     /// Notes a shortfall if there is one.
-    pub fn must(&mut self, holds: bool, otherwise: impl FnOnce() -> String) {
+    pub fn require(&mut self, holds: bool, otherwise: impl FnOnce() -> String) {
         if !holds {
             self.shortfalls.push(otherwise());
         }
@@ -241,10 +241,10 @@ mod tests {
     #[test]
     fn a_shortfall_makes_a_report_not_ok_and_is_in_the_table() {
         let mut report = LoadReport { scenario: "idle", ..LoadReport::default() };
-        report.must(true, || unreachable!("it holds"));
+        report.require(true, || unreachable!("it holds"));
         assert!(report.ok);
-        report.must(false, || "3 of 4 joined".into());
-        report.must(true, || unreachable!("it holds"));
+        report.require(false, || "3 of 4 joined".into());
+        report.require(true, || unreachable!("it holds"));
         assert!(!report.ok);
         assert!(report.table().contains("3 of 4 joined"));
     }

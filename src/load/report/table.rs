@@ -25,8 +25,8 @@ impl LoadReport {
         if let Some(fanout) = &self.fanout {
             fanout.rows(&mut rows);
         }
-        if let Some(talk) = &self.talk {
-            talk.rows(&mut rows);
+        if let Some(ingest) = &self.ingest {
+            ingest.rows(&mut rows);
         }
         if let Some(storm) = &self.storm {
             storm.rows(&mut rows);
@@ -40,8 +40,8 @@ impl LoadReport {
         if self.errors > 0 {
             rows.push(("error frames", self.errors.to_string()));
         }
-        if let Some(trouble) = &self.first_trouble {
-            rows.push(("first trouble", trouble.clone()));
+        if let Some(note_failure) = &self.first_failure {
+            rows.push(("first trouble", note_failure.clone()));
         }
         let verdict = if self.ok { "ok".into() } else { self.shortfalls.join("; ") };
         rows.push(("result", verdict));
@@ -88,9 +88,10 @@ impl FanoutReport {
         if self.rooms_per_member > 1 {
             rows.push(("  each member in", format!("{} rooms", self.rooms_per_member)));
         }
-        if self.silent > 0 {
-            let FanoutReport { silent, silent_ended, .. } = self;
-            let text = format!("{silent} more a room; the server ended {silent_ended} in all");
+        if self.non_reading > 0 {
+            let FanoutReport { non_reading, non_reading_closed, .. } = self;
+            let text =
+                format!("{non_reading} more a room; the server ended {non_reading_closed} in all");
             rows.push(("  reading nothing", text));
         }
         let per_second = |n: u64, rate: f64| format!("{n} in {:.2} s, {rate:.0}/s", self.seconds);
@@ -102,10 +103,10 @@ impl FanoutReport {
             rows.push(("server cpu", format!("{us:.3} µs a delivery, {cores:.2} cores")));
         }
         rows.push(("generator cpu", format!("{:.2} cores", self.generator_cores)));
-        let FanoutReport { lost, expected, disordered, unsent, given_up, .. } = self;
+        let FanoutReport { lost, expected, out_of_order, unsent, given_up, .. } = self;
         rows.push(("lost", format!("{lost} of {expected}")));
-        if disordered + unsent + given_up > 0 {
-            let text = format!("{disordered} out of order, {unsent} unsent, {given_up} given up");
+        if out_of_order + unsent + given_up > 0 {
+            let text = format!("{out_of_order} out of order, {unsent} unsent, {given_up} given up");
             rows.push(("  also", text));
         }
     }

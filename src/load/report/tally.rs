@@ -80,7 +80,7 @@ pub struct Tally {
     /// Bytes read after the handshake.
     pub bytes_in: u64,
     /// Messages published.
-    pub sent: u64,
+    pub published: u64,
     /// Copies that these messages should make.
     pub expected: u64,
     /// Copies received.
@@ -90,7 +90,7 @@ pub struct Tally {
     /// When the last copy was received, since time zero.
     pub last_received_ns: u64,
     /// Copies that came twice or after a later one, in rooms with one publisher.
-    pub disordered: u64,
+    pub out_of_order: u64,
     /// Messages that could not be published: the publisher was gone, or its socket full.
     pub unsent: u64,
     /// Messages given up in a closed loop.
@@ -98,15 +98,15 @@ pub struct Tally {
     /// Pings of the server.
     pub pings: u64,
     /// Questions behind bursts of messages.
-    pub asked: u64,
+    pub questions_sent: u64,
     /// Those that were answered.
-    pub answered: u64,
+    pub questions_answered: u64,
     /// Connections that read nothing and were ended by the server.
-    pub silent_ended: u64,
+    pub non_reading_closed: u64,
     /// Error frames of the server.
     pub errors: u64,
     /// The first thing that went wrong, for people.
-    pub first_trouble: Option<String>,
+    pub first_failure: Option<String>,
     /// The beginning of the first delivery, as it came.
     pub sample: Option<String>,
 }
@@ -130,27 +130,27 @@ impl Tally {
         self.lost += other.lost;
         self.last_joined_ns = self.last_joined_ns.max(other.last_joined_ns);
         self.bytes_in += other.bytes_in;
-        self.sent += other.sent;
+        self.published += other.published;
         self.expected += other.expected;
         self.received += other.received;
         self.received_bytes += other.received_bytes;
         self.last_received_ns = self.last_received_ns.max(other.last_received_ns);
-        self.disordered += other.disordered;
+        self.out_of_order += other.out_of_order;
         self.unsent += other.unsent;
         self.given_up += other.given_up;
         self.pings += other.pings;
-        self.asked += other.asked;
-        self.answered += other.answered;
-        self.silent_ended += other.silent_ended;
+        self.questions_sent += other.questions_sent;
+        self.questions_answered += other.questions_answered;
+        self.non_reading_closed += other.non_reading_closed;
         self.errors += other.errors;
-        self.first_trouble = self.first_trouble.take().or_else(|| other.first_trouble.clone());
+        self.first_failure = self.first_failure.take().or_else(|| other.first_failure.clone());
         self.sample = self.sample.take().or_else(|| other.sample.clone());
     }
 
     /// Keeps `what` if it is the first trouble.
-    pub fn trouble(&mut self, what: impl FnOnce() -> String) {
-        if self.first_trouble.is_none() {
-            self.first_trouble = Some(what());
+    pub fn note_failure(&mut self, what: impl FnOnce() -> String) {
+        if self.first_failure.is_none() {
+            self.first_failure = Some(what());
         }
     }
 }
@@ -165,15 +165,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tallies_add_up_and_keep_the_first_trouble() {
+    fn tallies_add_up_and_keep_the_first_failure() {
         let mut one = Tally { joined: 2, last_joined_ns: 5, ..Tally::default() };
         let mut two = Tally { joined: 3, last_joined_ns: 4, ..Tally::default() };
         two.failed[ConnectFailure::Busy as usize] = 7;
-        two.trouble(|| "first".into());
-        two.trouble(|| "second".into());
+        two.note_failure(|| "first".into());
+        two.note_failure(|| "second".into());
         one.add(&two);
         assert_eq!((one.joined, one.last_joined_ns, one.failures()), (5, 5, 7));
-        assert_eq!(one.first_trouble.as_deref(), Some("first"));
+        assert_eq!(one.first_failure.as_deref(), Some("first"));
         assert_eq!(by_name(&one.failed).into_iter().collect::<Vec<_>>(), [("http_503", 7)]);
     }
 }

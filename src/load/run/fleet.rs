@@ -20,46 +20,46 @@ use std::time::{Duration, Instant};
 
 /// Threads that hold connections.
 pub struct Fleet {
-    brief: Arc<RunPlan>,
+    plan: Arc<RunPlan>,
     handles: Vec<WorkerHandle>,
     threads: Vec<JoinHandle<()>>,
     reports: Receiver<(usize, WorkerReport)>,
     tallies: Vec<Tally>,
-    done: usize,
+    finished: usize,
 }
 
 impl Fleet {
     /// Starts the workers; none of them connects yet.
-    pub fn begin(brief: RunPlan) -> Result<Fleet, LoadError> {
-        let brief = Arc::new(brief);
-        let workers = brief.workers();
+    pub fn start(plan: RunPlan) -> Result<Fleet, LoadError> {
+        let plan = Arc::new(plan);
+        let workers = plan.workers();
         let (report, reports) = mpsc::channel();
-        let (mut handles, mut inboxes) = (Vec::new(), Vec::new());
+        let (mut handles, mut receivers) = (Vec::new(), Vec::new());
         for _ in 0..workers {
-            let (orders, inbox) = mpsc::channel();
+            let (commands, receiver) = mpsc::channel();
             let bell = sys::eventfd().map_err(|e| LoadError::Host(format!("eventfd: {e}")))?;
-            handles.push(WorkerHandle { orders, bell: Arc::new(bell) });
-            inboxes.push(inbox);
+            handles.push(WorkerHandle { commands, bell: Arc::new(bell) });
+            receivers.push(receiver);
         }
         let mut threads = Vec::new();
-        for (number, orders) in inboxes.into_iter().enumerate() {
-            let seat = WorkerConfig {
+        for (number, commands) in receivers.into_iter().enumerate() {
+            let config = WorkerConfig {
                 number,
-                orders,
+                commands,
                 bell: Arc::clone(&handles[number].bell),
                 reports: report.clone(),
                 peers: handles.clone(),
-                seed: (u64::from(brief.client.run) << 32) | (number as u64 + 1),
+                seed: (u64::from(plan.client.run_id) << 32) | (number as u64 + 1),
             };
-            let brief = Arc::clone(&brief);
+            let plan = Arc::clone(&plan);
             let thread = thread::Builder::new()
                 .name(format!("load-{number}"))
-                .spawn(move || worker::run(brief, seat))
+                .spawn(move || worker::run(plan, config))
                 .map_err(|e| LoadError::Host(format!("cannot start a thread: {e}")))?;
             threads.push(thread);
         }
         let tallies = vec![Tally::default(); workers];
-        let fleet = Fleet { brief, handles, threads, reports, tallies, done: 0 };
+        let fleet = Fleet { plan, handles, threads, reports, tallies, finished: 0 };
         let mut missing = workers;
         while missing > 0 {
             match fleet.reports.recv() {
@@ -74,21 +74,21 @@ impl Fleet {
     }
 
     /// What the workers know.
-    pub fn brief(&self) -> &RunPlan {
-        &self.brief
+    pub fn plan(&self) -> &RunPlan {
+        &self.plan
     }
 
     /// Tells every worker.
-    pub fn tell_all(&self, mut order: impl FnMut() -> WorkerCommand) {
+    pub fn send_all(&self, mut command: impl FnMut() -> WorkerCommand) {
         for handle in &self.handles {
-            handle.tell(order());
+            handle.send(command());
         }
     }
 
     /// Tells the first worker that has a joined connection, if there is one.
-    pub fn tell_one_joined(&self, order: WorkerCommand) -> bool {
+    pub fn send_to_one_joined(&self, command: WorkerCommand) -> bool {
         let found = self.tallies.iter().position(|tally| tally.joined > 0);
-        found.inspect(|&worker| self.handles[worker].tell(order)).is_some()
+        found.inspect(|&worker| self.handles[worker].send(command)).is_some()
     }
 
     /// The sum of what the workers said last.
@@ -99,7 +99,7 @@ impl Fleet {
     }
 
     /// Listens until `enough` says so or the deadline is there; true if it said so.
-    pub fn listen(
+    pub fn wait_until(
         &mut self,
         deadline: Instant,
         mut enough: impl FnMut(&Tally) -> bool,
@@ -109,27 +109,27 @@ impl Fleet {
                 return Ok(true);
             }
             let until = deadline.min(Instant::now() + Duration::from_millis(50));
-            if !self.hear(until)? && Instant::now() >= deadline {
+            if !self.receive(until)? && Instant::now() >= deadline {
                 return Ok(enough(&self.tally()));
             }
             // Many workers: take all that has been said before adding it up again.
-            while self.hear(Instant::now())? {}
+            while self.receive(Instant::now())? {}
         }
     }
 
     /// Counts and latencies of all workers as of now; latencies begin anew.
-    pub fn mark(&mut self) -> Result<(Tally, Histogram<u64>), LoadError> {
-        self.tell_all(|| WorkerCommand::Mark);
+    pub fn snapshot(&mut self) -> Result<(Tally, Histogram<u64>), LoadError> {
+        self.send_all(|| WorkerCommand::Snapshot);
         let mut latencies = latency::new_histogram();
         let mut missing = self.handles.len();
         while missing > 0 {
             match self.reports.recv_timeout(Duration::from_secs(30)) {
-                Ok((worker, WorkerReport::Marked(tally, theirs))) => {
+                Ok((worker, WorkerReport::Snapshot(tally, theirs))) => {
                     self.tallies[worker] = tally;
                     latencies.add(&theirs).expect("all histograms have the same bounds");
                     missing -= 1;
                 }
-                Ok((worker, other)) => self.take(worker, other)?,
+                Ok((worker, other)) => self.handle_report(worker, other)?,
                 Err(_) => return Err(LoadError::Host("a worker does not answer".into())),
             }
         }
@@ -138,10 +138,10 @@ impl Fleet {
 
     /// Ends all connections and threads; the last word of all.
     pub fn finish(mut self) -> Result<Tally, LoadError> {
-        self.tell_all(|| WorkerCommand::Finish);
+        self.send_all(|| WorkerCommand::Finish);
         let deadline = Instant::now() + Duration::from_secs(60);
-        while self.done < self.handles.len() && Instant::now() < deadline {
-            self.hear(deadline)?;
+        while self.finished < self.handles.len() && Instant::now() < deadline {
+            self.receive(deadline)?;
         }
         for thread in self.threads.drain(..) {
             thread.join().map_err(|_| LoadError::Host("a worker panicked".into()))?;
@@ -150,9 +150,9 @@ impl Fleet {
     }
 
     /// Takes one report, if one comes in time.
-    fn hear(&mut self, until: Instant) -> Result<bool, LoadError> {
+    fn receive(&mut self, until: Instant) -> Result<bool, LoadError> {
         match self.reports.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok((worker, report)) => self.take(worker, report).map(|()| true),
+            Ok((worker, report)) => self.handle_report(worker, report).map(|()| true),
             Err(RecvTimeoutError::Timeout) => Ok(false),
             Err(RecvTimeoutError::Disconnected) => {
                 Err(LoadError::Host("all workers have ended".into()))
@@ -160,14 +160,14 @@ impl Fleet {
         }
     }
 
-    fn take(&mut self, worker: usize, report: WorkerReport) -> Result<(), LoadError> {
+    fn handle_report(&mut self, worker: usize, report: WorkerReport) -> Result<(), LoadError> {
         match report {
-            WorkerReport::Progress(tally) | WorkerReport::Marked(tally, _) => {
+            WorkerReport::Progress(tally) | WorkerReport::Snapshot(tally, _) => {
                 self.tallies[worker] = tally
             }
             WorkerReport::Done(tally) => {
                 self.tallies[worker] = tally;
-                self.done += 1;
+                self.finished += 1;
             }
             WorkerReport::Ready(Err(why)) => return Err(LoadError::Host(why)),
             WorkerReport::Ready(Ok(())) => {}

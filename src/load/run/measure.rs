@@ -10,16 +10,16 @@ pub struct CpuSample {
     /// Of the server, if its process is known.
     pub server_us: Option<u64>,
     /// Of the generator.
-    pub own_us: u64,
+    pub generator_us: u64,
 }
 
 impl CpuSample {
     /// Of these processes and of this one.
-    pub fn now(pids: &[u32]) -> CpuSample {
+    pub fn take(pids: &[u32]) -> CpuSample {
         let server: Option<u64> = pids.iter().map(|&pid| procfs::cpu_us(pid)).sum();
         CpuSample {
             server_us: server.filter(|_| !pids.is_empty()),
-            own_us: procfs::cpu_us(std::process::id()).unwrap_or(0),
+            generator_us: procfs::cpu_us(std::process::id()).unwrap_or(0),
         }
     }
 }

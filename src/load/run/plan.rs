@@ -21,9 +21,9 @@ pub struct RunPlan {
     /// Worker `w` is pinned to core `cores[w mod cores]`, if there are any.
     pub cores: Vec<usize>,
     /// Whether each worker must have a file table of its own.
-    pub needs_own_files: bool,
+    pub needs_own_file_table: bool,
     /// A message whose last copies have not come by then is given up.
-    pub stall: Duration,
+    pub delivery_timeout: Duration,
 }
 
 impl RunPlan {
@@ -43,20 +43,25 @@ impl RunPlan {
     }
 
     /// The worker that publishes to a room: the one that has its first member.
-    pub fn owner(&self, room: u32) -> usize {
+    pub fn publishing_worker(&self, room: u32) -> usize {
         let first = self.rooms().member(room, 0);
         self.bounds.partition_point(|&bound| bound <= first) - 1
     }
 
     /// How many members of a room hear what one of them publishes.
-    pub fn hearers(&self, room: u32) -> u32 {
-        self.client.readers(room) - u32::from(!self.echo)
+    pub fn receivers(&self, room: u32) -> u32 {
+        self.client.reading_members(room) - u32::from(!self.echo)
     }
 }
 
 /// Cuts `conns` connections into as many ranges as `workers`, as equal as can be, but never between
 /// the first `publishers` members of a room: its publishers are all with one worker.
-pub fn cut(conns: u32, workers: u32, rooms: &RoomAssignment, publishers: u32) -> Vec<u32> {
+pub fn split_connections(
+    conns: u32,
+    workers: u32,
+    rooms: &RoomAssignment,
+    publishers: u32,
+) -> Vec<u32> {
     let mut bounds = vec![0];
     for worker in 1..workers {
         let even = (u64::from(conns) * u64::from(worker) / u64::from(workers)) as u32;
@@ -77,8 +82,8 @@ mod tests {
     #[test]
     fn cuts_are_even_and_keep_a_rooms_publishers_together() {
         let rooms = RoomAssignment::of_size(1000, 100);
-        assert_eq!(cut(1000, 4, &rooms, 1), [0, 250, 500, 750, 1000]);
-        assert_eq!(cut(1000, 4, &rooms, 60), [0, 260, 500, 760, 1000]);
-        assert_eq!(cut(3, 3, &RoomAssignment::of_size(3, 3), 3), [0, 3]);
+        assert_eq!(split_connections(1000, 4, &rooms, 1), [0, 250, 500, 750, 1000]);
+        assert_eq!(split_connections(1000, 4, &rooms, 60), [0, 260, 500, 760, 1000]);
+        assert_eq!(split_connections(3, 3, &RoomAssignment::of_size(3, 3), 3), [0, 3]);
     }
 }

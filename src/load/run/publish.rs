@@ -39,7 +39,7 @@ pub struct PublishSlot {
 pub struct PublishSchedule {
     pace: PublishPace,
     start_ns: u64,
-    stall_ns: u64,
+    timeout_ns: u64,
     rooms_total: u32,
     rooms: Vec<RoomSchedule>,
     first_room: u32,
@@ -47,8 +47,8 @@ pub struct PublishSchedule {
     round: u64,
     next: usize,
     /// Window: rooms that may have a place free.
-    dirty: Vec<u32>,
-    stall_check_ns: u64,
+    rooms_to_fill: Vec<u32>,
+    timeout_check_ns: u64,
     given_up: u64,
 }
 
@@ -56,15 +56,15 @@ pub struct PublishSchedule {
 struct RoomSchedule {
     members: u32,
     sent: u32,
-    /// Number of the message at the front of `waiting`.
-    front: u32,
-    waiting: VecDeque<OutstandingMessage>,
+    /// Number of the message at the front of `message`.
+    first_seq: u32,
+    messages: VecDeque<OutstandingMessage>,
     outstanding: u32,
 }
 
 #[derive(Debug)]
 struct OutstandingMessage {
-    copies_left: u32,
+    deliveries_left: u32,
     sent_ns: u64,
 }
 
@@ -76,29 +76,29 @@ impl PublishSchedule {
         members: impl Iterator<Item = u32>,
         rooms_total: u32,
         start_ns: u64,
-        stall_ns: u64,
+        timeout_ns: u64,
     ) -> PublishSchedule {
         let rooms: Vec<RoomSchedule> = members
             .map(|members| RoomSchedule {
                 members,
                 sent: 0,
-                front: 1,
-                waiting: VecDeque::new(),
+                first_seq: 1,
+                messages: VecDeque::new(),
                 outstanding: 0,
             })
             .collect();
-        let dirty = (0..rooms.len() as u32).collect();
+        let rooms_to_fill = (0..rooms.len() as u32).collect();
         PublishSchedule {
             pace,
             start_ns,
-            stall_ns,
+            timeout_ns,
             rooms_total,
             rooms,
             first_room,
             round: 0,
             next: 0,
-            dirty,
-            stall_check_ns: start_ns + stall_ns,
+            rooms_to_fill,
+            timeout_check_ns: start_ns + timeout_ns,
             given_up: 0,
         }
     }
@@ -119,30 +119,30 @@ impl PublishSchedule {
         match self.pace {
             _ if self.rooms.is_empty() => None,
             PublishPace::Rate(rate) => Some(self.paced_at(rate)),
-            PublishPace::Window(_) if self.dirty.is_empty() => Some(self.stall_check_ns),
+            PublishPace::Window(_) if self.rooms_to_fill.is_empty() => Some(self.timeout_check_ns),
             PublishPace::Window(_) => Some(self.start_ns),
         }
     }
 
     /// So many copies of a message have arrived.
-    pub fn handle_arrived(&mut self, room: u32, seq: u32, copies: u32) {
+    pub fn handle_delivered(&mut self, room: u32, seq: u32, copies: u32) {
         let PublishPace::Window(_) = self.pace else { return };
         let index = room.wrapping_sub(self.first_room);
         let Some(state) = self.rooms.get_mut(index as usize) else { return };
         // A message that was given up may still arrive; its place is taken by then.
-        let Some(back) = seq.checked_sub(state.front) else { return };
-        let Some(waiting) = state.waiting.get_mut(back as usize) else { return };
-        let before = waiting.copies_left;
-        waiting.copies_left = before.saturating_sub(copies);
-        if before > 0 && waiting.copies_left == 0 {
+        let Some(back) = seq.checked_sub(state.first_seq) else { return };
+        let Some(message) = state.messages.get_mut(back as usize) else { return };
+        let before = message.deliveries_left;
+        message.deliveries_left = before.saturating_sub(copies);
+        if before > 0 && message.deliveries_left == 0 {
             state.outstanding -= 1;
             state.drop_finished();
-            self.dirty.push(index);
+            self.rooms_to_fill.push(index);
         }
     }
 
     /// Whether copies must be told to [`PublishSchedule::handle_arrived`].
-    pub fn counts_copies(&self) -> bool {
+    pub fn needs_delivery_counts(&self) -> bool {
         matches!(self.pace, PublishPace::Window(_))
     }
 
@@ -165,8 +165,8 @@ impl PublishSchedule {
                 return;
             }
             let room = self.first_room + self.next as u32;
-            let shot = self.rooms[self.next].shoot(room, intended_ns);
-            due.push(shot);
+            let publish = self.rooms[self.next].next_publish(room, intended_ns);
+            due.push(publish);
             self.next += 1;
             if self.next == self.rooms.len() {
                 self.next = 0;
@@ -176,47 +176,47 @@ impl PublishSchedule {
     }
 
     fn take_window(&mut self, window: u32, now_ns: u64, due: &mut Vec<PublishSlot>) {
-        if now_ns >= self.stall_check_ns {
-            self.give_up_stalled(now_ns);
+        if now_ns >= self.timeout_check_ns {
+            self.give_up_overdue(now_ns);
         }
-        while let Some(index) = self.dirty.pop() {
+        while let Some(index) = self.rooms_to_fill.pop() {
             let room = &mut self.rooms[index as usize];
             while room.outstanding < window {
-                let copies_left = room.members;
-                room.waiting.push_back(OutstandingMessage { copies_left, sent_ns: now_ns });
+                let deliveries_left = room.members;
+                room.messages.push_back(OutstandingMessage { deliveries_left, sent_ns: now_ns });
                 room.outstanding += 1;
-                due.push(room.shoot(self.first_room + index, now_ns));
+                due.push(room.next_publish(self.first_room + index, now_ns));
             }
         }
     }
 
-    fn give_up_stalled(&mut self, now_ns: u64) {
-        self.stall_check_ns = now_ns + self.stall_ns / 4;
+    fn give_up_overdue(&mut self, now_ns: u64) {
+        self.timeout_check_ns = now_ns + self.timeout_ns / 4;
         for (index, room) in self.rooms.iter_mut().enumerate() {
-            for waiting in &mut room.waiting {
-                if waiting.copies_left > 0 && now_ns - waiting.sent_ns >= self.stall_ns {
-                    waiting.copies_left = 0;
+            for message in &mut room.messages {
+                if message.deliveries_left > 0 && now_ns - message.sent_ns >= self.timeout_ns {
+                    message.deliveries_left = 0;
                     room.outstanding -= 1;
                     self.given_up += 1;
                 }
             }
             room.drop_finished();
-            self.dirty.push(index as u32);
+            self.rooms_to_fill.push(index as u32);
         }
     }
 }
 
 impl RoomSchedule {
-    fn shoot(&mut self, room: u32, intended_ns: u64) -> PublishSlot {
+    fn next_publish(&mut self, room: u32, intended_ns: u64) -> PublishSlot {
         let turn = self.sent;
         self.sent += 1;
         PublishSlot { room, turn, seq: self.sent, intended_ns }
     }
 
     fn drop_finished(&mut self) {
-        while self.waiting.front().is_some_and(|waiting| waiting.copies_left == 0) {
-            self.waiting.pop_front();
-            self.front += 1;
+        while self.messages.front().is_some_and(|message| message.deliveries_left == 0) {
+            self.messages.pop_front();
+            self.first_seq += 1;
         }
     }
 }
@@ -226,9 +226,9 @@ mod tests {
     use super::*;
 
     fn due(publishing: &mut PublishSchedule, now_ns: u64) -> Vec<(u32, u32)> {
-        let mut shots = Vec::new();
-        publishing.take_due(now_ns, &mut shots);
-        shots.iter().map(|shot| (shot.room, shot.seq)).collect()
+        let mut slots = Vec::new();
+        publishing.take_due(now_ns, &mut slots);
+        slots.iter().map(|publish| (publish.room, publish.seq)).collect()
     }
 
     #[test]
@@ -238,9 +238,10 @@ mod tests {
         assert_eq!(two.next_due_ns(), Some(400_000_000));
         assert_eq!(due(&mut two, 399_999_999), []);
         assert_eq!(due(&mut two, 500_000_000), [(4, 1), (5, 1)]);
-        let mut shots = Vec::new();
-        two.take_due(2_450_000_000, &mut shots);
-        let intended: Vec<u64> = shots.iter().map(|shot| shot.intended_ns / 1_000_000).collect();
+        let mut slots = Vec::new();
+        two.take_due(2_450_000_000, &mut slots);
+        let intended: Vec<u64> =
+            slots.iter().map(|publish| publish.intended_ns / 1_000_000).collect();
         assert_eq!(intended, [1400, 1500, 2400], "late ones keep the time they were meant for");
     }
 
@@ -256,14 +257,14 @@ mod tests {
         let mut room =
             PublishSchedule::new(PublishPace::Window(2), 0, [3].into_iter(), 1, 0, 1_000);
         assert_eq!(due(&mut room, 1), [(0, 1), (0, 2)]);
-        room.handle_arrived(0, 2, 2);
-        room.handle_arrived(0, 1, 2);
+        room.handle_delivered(0, 2, 2);
+        room.handle_delivered(0, 1, 2);
         assert_eq!(due(&mut room, 2), []);
-        room.handle_arrived(0, 2, 1);
+        room.handle_delivered(0, 2, 1);
         assert_eq!(due(&mut room, 3), [(0, 3)]);
-        room.handle_arrived(0, 1, 1);
+        room.handle_delivered(0, 1, 1);
         assert_eq!(due(&mut room, 4), [(0, 4)]);
-        room.handle_arrived(0, 1, 1);
+        room.handle_delivered(0, 1, 1);
         assert_eq!(due(&mut room, 5), [], "a doubled copy frees nothing");
     }
 
@@ -272,11 +273,11 @@ mod tests {
         let mut room =
             PublishSchedule::new(PublishPace::Window(1), 0, [2].into_iter(), 1, 0, 1_000);
         assert_eq!(due(&mut room, 0), [(0, 1)]);
-        room.handle_arrived(0, 1, 1);
+        room.handle_delivered(0, 1, 1);
         assert_eq!(due(&mut room, 999), []);
         assert_eq!(due(&mut room, 1_000), [(0, 2)]);
         assert_eq!(room.given_up(), 1);
-        room.handle_arrived(0, 1, 1);
+        room.handle_delivered(0, 1, 1);
         assert_eq!(due(&mut room, 1_001), [], "its late copy is not the next message's");
     }
 }

@@ -40,15 +40,15 @@ pub enum WorkerCommand {
         start_ns: u64,
     },
     /// Talk, as the brief says.
-    Talk,
+    StartBursts,
     /// Publish and talk no more.
-    Hush,
+    StopPublishing,
     /// Report counts and latencies, and begin new latencies.
-    Mark,
+    Snapshot,
     /// Send one message to everybody from one joined connection.
-    Shout,
+    Broadcast,
     /// Cut all connections and connect them again.
-    Cut {
+    Reconnect {
         /// With a reset instead of a plain close.
         reset: bool,
     },
@@ -65,7 +65,7 @@ pub enum WorkerReport {
     /// Where it is.
     Progress(Tally),
     /// The answer to `Mark`.
-    Marked(Tally, Histogram<u64>),
+    Snapshot(Tally, Histogram<u64>),
     /// The last word.
     Done(Tally),
 }
@@ -74,15 +74,15 @@ pub enum WorkerReport {
 #[derive(Clone)]
 pub struct WorkerHandle {
     /// The way in.
-    pub orders: Sender<WorkerCommand>,
+    pub commands: Sender<WorkerCommand>,
     /// Wakes it.
     pub bell: Arc<File>,
 }
 
 impl WorkerHandle {
-    /// Gives the order, and wakes the worker. One that is gone has reported why.
-    pub fn tell(&self, order: WorkerCommand) {
-        if self.orders.send(order).is_ok() {
+    /// Gives the command, and wakes the worker. One that is gone has reported why.
+    pub fn send(&self, command: WorkerCommand) {
+        if self.commands.send(command).is_ok() {
             // Full means rung already.
             let _ = (&*self.bell).write(&1u64.to_ne_bytes());
         }
@@ -93,8 +93,8 @@ impl WorkerHandle {
 pub struct WorkerConfig {
     /// Which worker.
     pub number: usize,
-    /// Its orders.
-    pub orders: Receiver<WorkerCommand>,
+    /// Its commands.
+    pub commands: Receiver<WorkerCommand>,
     /// Its bell.
     pub bell: Arc<File>,
     /// To the coordinator, with the worker's number.
@@ -106,41 +106,42 @@ pub struct WorkerConfig {
 }
 
 /// A worker's whole life.
-pub fn run(brief: Arc<RunPlan>, seat: WorkerConfig) {
-    match Worker::begin(brief, &seat) {
+pub fn run(plan: Arc<RunPlan>, config: WorkerConfig) {
+    match Worker::start(plan, &config) {
         Ok(mut worker) => {
-            say(&seat, WorkerReport::Ready(Ok(())));
-            worker.work(&seat);
+            report(&config, WorkerReport::Ready(Ok(())));
+            worker.run_loop(&config);
         }
-        Err(error) => say(&seat, WorkerReport::Ready(Err(error))),
+        Err(error) => report(&config, WorkerReport::Ready(Err(error))),
     }
 }
 
 /// A coordinator that has gone away has no use for the report.
-fn say(seat: &WorkerConfig, report: WorkerReport) {
-    let _ = seat.reports.send((seat.number, report));
+fn report(config: &WorkerConfig, report: WorkerReport) {
+    let _ = config.reports.send((config.number, report));
 }
 
 struct Worker {
     number: usize,
-    brief: Arc<RunPlan>,
-    conns: ClientConnections,
+    plan: Arc<RunPlan>,
+    connections: ClientConnections,
     publishing: Option<PublishSchedule>,
     latencies: Histogram<u64>,
     /// Copies of other workers' messages in this turn, by worker, room and number.
-    abroad: HashMap<(usize, u32, u32), u32>,
+    remote_deliveries: HashMap<(usize, u32, u32), u32>,
     due: Vec<PublishSlot>,
     next_report_ns: u64,
     finished: bool,
 }
 
 impl Worker {
-    fn begin(brief: Arc<RunPlan>, seat: &WorkerConfig) -> Result<Worker, String> {
-        if let Some(&core) = brief.cores.get(seat.number % brief.cores.len().max(1)) {
-            sys::pin_to(core).map_err(|error| format!("cannot pin to core {core}: {error}"))?;
+    fn start(plan: Arc<RunPlan>, config: &WorkerConfig) -> Result<Worker, String> {
+        if let Some(&core) = plan.cores.get(config.number % plan.cores.len().max(1)) {
+            sys::pin_to_core(core)
+                .map_err(|error| format!("cannot pin to core {core}: {error}"))?;
         }
-        match sys::own_file_table() {
-            Err(error) if brief.needs_own_files => {
+        match sys::unshare_file_table() {
+            Err(error) if plan.needs_own_file_table => {
                 return Err(format!(
                     "a thread cannot have a file table of its own (unshare: {error}), and the \
                      limit of open files is too low for one table. Likely cause: a container's \
@@ -150,186 +151,193 @@ impl Worker {
             Ok(()) | Err(_) => {}
         }
         let epoll = ClientEpoll::new().map_err(|error| format!("epoll: {error}"))?;
-        epoll.add(&*seat.bell, BELL).map_err(|error| format!("epoll: {error}"))?;
-        let (lo, hi) = (brief.bounds[seat.number], brief.bounds[seat.number + 1]);
-        let conns = ClientConnections::new(Arc::clone(&brief.client), lo, hi, epoll, seat.seed);
+        epoll.add(&*config.bell, BELL).map_err(|error| format!("epoll: {error}"))?;
+        let (lo, hi) = (plan.bounds[config.number], plan.bounds[config.number + 1]);
+        let connections =
+            ClientConnections::new(Arc::clone(&plan.client), lo, hi, epoll, config.seed);
         Ok(Worker {
-            number: seat.number,
-            brief,
-            conns,
+            number: config.number,
+            plan,
+            connections,
             publishing: None,
             latencies: latency::new_histogram(),
-            abroad: HashMap::new(),
+            remote_deliveries: HashMap::new(),
             due: Vec::new(),
             next_report_ns: 0,
             finished: false,
         })
     }
 
-    fn work(&mut self, seat: &WorkerConfig) {
+    fn run_loop(&mut self, config: &WorkerConfig) {
         let mut events = SocketEvents::with_capacity(EVENTS_PER_TURN);
         while !self.finished {
             let timeout = Duration::from_nanos(self.next_wake_ns());
-            if let Err(error) = self.conns.epoll().wait(&mut events, timeout) {
-                return say(seat, WorkerReport::Ready(Err(format!("epoll_pwait2: {error}"))));
+            if let Err(error) = self.connections.epoll().wait(&mut events, timeout) {
+                return report(config, WorkerReport::Ready(Err(format!("epoll_pwait2: {error}"))));
             }
             for i in 0..events.len() {
                 let ready = events.get(i);
                 if ready.key == BELL {
-                    self.take_orders(seat);
+                    self.handle_commands(config);
                 } else {
-                    self.conns.handle_ready(ready);
+                    self.connections.handle_ready(ready);
                 }
             }
-            self.settle_arrivals();
+            self.count_arrivals();
             self.publish_due();
-            self.conns.begin_connects();
-            self.conns.flush_all();
-            self.tell_abroad(seat);
-            self.report_progress(seat);
+            self.connections.begin_connects();
+            self.connections.flush_all();
+            self.forward_remote(config);
+            self.report_progress(config);
         }
-        self.conns.end_all();
-        say(seat, WorkerReport::Done(self.tally()));
+        self.connections.close_all();
+        report(config, WorkerReport::Done(self.tally()));
     }
 
     /// Nanoseconds until something must be done without an event.
     fn next_wake_ns(&self) -> u64 {
         let publish = self.publishing.as_ref().and_then(PublishSchedule::next_due_ns);
-        let connect = self.conns.next_connect_ns();
+        let connect = self.connections.next_connect_ns();
         let next = [publish, connect].into_iter().flatten().fold(self.next_report_ns, u64::min);
-        next.saturating_sub(self.brief.now_ns())
+        next.saturating_sub(self.plan.now_ns())
     }
 
-    fn take_orders(&mut self, seat: &WorkerConfig) {
+    fn handle_commands(&mut self, config: &WorkerConfig) {
         let mut count = [0; 8];
         // Empty means that an earlier turn has read it with the orders behind it.
-        let _ = (&*seat.bell).read(&mut count);
-        while let Ok(order) = seat.orders.try_recv() {
-            match order {
-                WorkerCommand::Connect => self.conns.connect_all(),
+        let _ = (&*config.bell).read(&mut count);
+        while let Ok(command) = config.commands.try_recv() {
+            match command {
+                WorkerCommand::Connect => self.connections.connect_all(),
                 WorkerCommand::Publish { pace, start_ns } => {
-                    self.start_publishing(seat, pace, start_ns)
+                    self.start_publishing(config, pace, start_ns)
                 }
-                WorkerCommand::Talk => self.conns.start_bursts(),
-                WorkerCommand::Hush => self.hush(),
-                WorkerCommand::Mark => self.mark(seat),
-                WorkerCommand::Shout => self.shout(),
-                WorkerCommand::Cut { reset } => self.conns.cut_all(reset),
-                WorkerCommand::Arrived(arrived) => self.handle_abroad(&arrived),
+                WorkerCommand::StartBursts => self.connections.start_bursts(),
+                WorkerCommand::StopPublishing => self.stop_publishing(),
+                WorkerCommand::Snapshot => self.send_snapshot(config),
+                WorkerCommand::Broadcast => self.broadcast(),
+                WorkerCommand::Reconnect { reset } => self.connections.reconnect_all(reset),
+                WorkerCommand::Arrived(arrived) => self.handle_remote(&arrived),
                 WorkerCommand::Finish => self.finished = true,
             }
         }
     }
 
-    fn start_publishing(&mut self, seat: &WorkerConfig, pace: PublishPace, start_ns: u64) {
-        let (lo, hi) = (self.brief.bounds[seat.number], self.brief.bounds[seat.number + 1]);
-        let owned = self.brief.rooms().beginning_in(lo, hi);
-        let members = owned.clone().map(|room| self.brief.hearers(room));
-        let total = self.brief.rooms().count();
-        let stall_ns = self.brief.stall.as_nanos() as u64;
+    fn start_publishing(&mut self, config: &WorkerConfig, pace: PublishPace, start_ns: u64) {
+        let (lo, hi) = (self.plan.bounds[config.number], self.plan.bounds[config.number + 1]);
+        let owned = self.plan.rooms().beginning_in(lo, hi);
+        let members = owned.clone().map(|room| self.plan.receivers(room));
+        let total = self.plan.rooms().count();
+        let timeout_ns = self.plan.delivery_timeout.as_nanos() as u64;
         self.publishing =
-            Some(PublishSchedule::new(pace, owned.start, members, total, start_ns, stall_ns));
+            Some(PublishSchedule::new(pace, owned.start, members, total, start_ns, timeout_ns));
     }
 
-    fn hush(&mut self) {
-        self.conns.stop_bursts();
+    fn stop_publishing(&mut self) {
+        self.connections.stop_bursts();
         if let Some(publishing) = self.publishing.take() {
-            self.conns.tally.given_up += publishing.given_up();
+            self.connections.tally.given_up += publishing.given_up();
         }
     }
 
-    fn mark(&mut self, seat: &WorkerConfig) {
+    fn send_snapshot(&mut self, config: &WorkerConfig) {
         // What has arrived in this turn belongs to the time before the mark.
-        self.settle_arrivals();
+        self.count_arrivals();
         let latencies = std::mem::replace(&mut self.latencies, latency::new_histogram());
-        say(seat, WorkerReport::Marked(self.tally(), latencies));
+        report(config, WorkerReport::Snapshot(self.tally(), latencies));
     }
 
-    fn shout(&mut self) {
-        let Some(conn) = self.conns.any_joined() else { return };
-        let intended_ns = self.brief.now_ns();
-        let stamp = Stamp { run: self.brief.client.run, room: BROADCAST_ROOM, seq: 1, intended_ns };
-        if self.conns.publish(conn, stamp) {
-            self.conns.tally.sent += 1;
+    fn broadcast(&mut self) {
+        let Some(conn) = self.connections.any_joined() else { return };
+        let intended_ns = self.plan.now_ns();
+        let stamp =
+            Stamp { run_id: self.plan.client.run_id, room: BROADCAST_ROOM, seq: 1, intended_ns };
+        if self.connections.publish(conn, stamp) {
+            self.connections.tally.published += 1;
         }
     }
 
     fn publish_due(&mut self) {
         let Some(publishing) = self.publishing.as_mut() else { return };
         let mut due = std::mem::take(&mut self.due);
-        publishing.take_due(self.brief.now_ns(), &mut due);
-        for shot in due.drain(..) {
-            let readers = self.brief.client.readers(shot.room);
-            let publisher = shot.turn % self.brief.publishers.min(readers);
-            let conn = self.brief.rooms().member(shot.room, publisher);
+        publishing.take_due(self.plan.now_ns(), &mut due);
+        for publish in due.drain(..) {
+            let readers = self.plan.client.reading_members(publish.room);
+            let publisher = publish.turn % self.plan.publishers.min(readers);
+            let conn = self.plan.rooms().member(publish.room, publisher);
             let stamp = Stamp {
-                run: self.brief.client.run,
-                room: shot.room,
-                seq: shot.seq,
-                intended_ns: shot.intended_ns,
+                run_id: self.plan.client.run_id,
+                room: publish.room,
+                seq: publish.seq,
+                intended_ns: publish.intended_ns,
             };
-            if self.conns.publish(conn, stamp) {
-                self.conns.tally.sent += 1;
-                self.conns.tally.expected += u64::from(self.brief.hearers(shot.room));
+            if self.connections.publish(conn, stamp) {
+                self.connections.tally.published += 1;
+                self.connections.tally.expected += u64::from(self.plan.receivers(publish.room));
             } else {
-                self.conns.tally.unsent += 1;
+                self.connections.tally.unsent += 1;
             }
         }
         self.due = due;
     }
 
     /// Times what has arrived, and tells the room's publisher.
-    fn settle_arrivals(&mut self) {
-        let mut arrivals = std::mem::take(&mut self.conns.arrivals);
+    fn count_arrivals(&mut self) {
+        let mut arrivals = std::mem::take(&mut self.connections.arrivals);
         for arrival in arrivals.drain(..) {
             let Stamp { room, seq, intended_ns, .. } = arrival.stamp;
             latency::record(&mut self.latencies, arrival.at_ns.saturating_sub(intended_ns));
-            let Some(publishing) = self.publishing.as_mut().filter(|p| p.counts_copies()) else {
+            let Some(publishing) = self.publishing.as_mut().filter(|p| p.needs_delivery_counts())
+            else {
                 continue;
             };
             if room == BROADCAST_ROOM {
                 continue;
             }
-            match self.brief.owner(room) {
-                owner if owner == self.number => publishing.handle_arrived(room, seq, 1),
-                owner => *self.abroad.entry((owner, room, seq)).or_insert(0) += 1,
+            match self.plan.publishing_worker(room) {
+                publishing_worker if publishing_worker == self.number => {
+                    publishing.handle_delivered(room, seq, 1)
+                }
+                publishing_worker => {
+                    *self.remote_deliveries.entry((publishing_worker, room, seq)).or_insert(0) += 1
+                }
             }
         }
-        self.conns.arrivals = arrivals;
+        self.connections.arrivals = arrivals;
     }
 
-    fn tell_abroad(&mut self, seat: &WorkerConfig) {
-        if self.abroad.is_empty() {
+    fn forward_remote(&mut self, config: &WorkerConfig) {
+        if self.remote_deliveries.is_empty() {
             return;
         }
-        let mut letters: HashMap<usize, Vec<(u32, u32, u32)>> = HashMap::new();
-        for ((owner, room, seq), copies) in self.abroad.drain() {
-            letters.entry(owner).or_default().push((room, seq, copies));
+        let mut by_worker: HashMap<usize, Vec<(u32, u32, u32)>> = HashMap::new();
+        for ((publishing_worker, room, seq), copies) in self.remote_deliveries.drain() {
+            by_worker.entry(publishing_worker).or_default().push((room, seq, copies));
         }
-        for (owner, arrived) in letters {
-            seat.peers[owner].tell(WorkerCommand::Arrived(arrived));
+        for (publishing_worker, arrived) in by_worker {
+            config.peers[publishing_worker].send(WorkerCommand::Arrived(arrived));
         }
     }
 
-    fn handle_abroad(&mut self, arrived: &[(u32, u32, u32)]) {
+    fn handle_remote(&mut self, arrived: &[(u32, u32, u32)]) {
         let Some(publishing) = &mut self.publishing else { return };
         for &(room, seq, copies) in arrived {
-            publishing.handle_arrived(room, seq, copies);
+            publishing.handle_delivered(room, seq, copies);
         }
     }
 
-    fn report_progress(&mut self, seat: &WorkerConfig) {
-        let now_ns = self.brief.now_ns();
+    fn report_progress(&mut self, config: &WorkerConfig) {
+        let now_ns = self.plan.now_ns();
         if now_ns < self.next_report_ns {
             return;
         }
         self.next_report_ns = now_ns + REPORT_EVERY.as_nanos() as u64;
-        self.conns.expire_handshakes();
-        say(seat, WorkerReport::Progress(self.tally()));
+        self.connections.expire_handshakes();
+        report(config, WorkerReport::Progress(self.tally()));
     }
 
     fn tally(&self) -> Tally {
-        let mut tally = self.conns.tally.clone();
+        let mut tally = self.connections.tally.clone();
         tally.given_up += self.publishing.as_ref().map_or(0, PublishSchedule::given_up);
         tally
     }

@@ -33,8 +33,9 @@ pub enum Scenario {
     Idle(IdleArgs),
     /// Publish to rooms: how many deliveries, how late, and at what cost?
     Fanout(FanoutArgs),
-    /// Only talk: what does receiving a message cost?
-    Talk(IngestArgs),
+    /// Publish where nobody receives: what does taking a message in cost?
+    #[command(alias = "talk")]
+    Ingest(IngestArgs),
     /// Cut all connections at once: how long until everybody is back, and what do others notice?
     Storm(StormArgs),
 }
@@ -69,21 +70,21 @@ pub struct CommonArgs {
     )]
     pub init: Vec<String>,
     /// 'BEGINNING=MESSAGE', repeatable: a text frame that begins so is answered so; also how to
-    /// wait for the server's word before speaking. In MESSAGE: {room}, {n}, {said:NAME} (what
+    /// wait for the server's word before speaking. In MESSAGE: {room}, {n}, {field:NAME} (what
     /// stands behind NAME in that frame) and {signature}. Engine.io's pings: '2=3'
     #[arg(
         long,
         value_name = "RULE",
         help = format!(
-            "'BEGINNING=MESSAGE', repeatable: a text frame that begins so is answered so; also how \
+            "'BEGINNING=MESSAGE', repeatable: a text frame that begins so is questions_answered so; also how \
              to wait for the server's word before speaking. In MESSAGE: {{room}}, {NUMBER_HOLE}, \
-             {{said:NAME}} (what stands behind NAME in that frame) and {{signature}}. Engine.io's \
+             {{field:NAME}} (what stands behind NAME in that frame) and {{signature}}. Engine.io's \
              pings: '2=3'"
         )
     )]
     pub answer: Vec<String>,
     /// 'KEY=TEXT': {signature} in an --answer is the HMAC-SHA256 of TEXT under KEY, in hex. Pusher's
-    /// private channels: 'secret={said:socket_id}:private-{room}'
+    /// private channels: 'secret={field:socket_id}:private-{room}'
     #[arg(long, value_name = "RULE")]
     pub sign: Option<String>,
     /// The server does not send a message back to the connection that published it
@@ -199,8 +200,8 @@ pub struct FanoutArgs {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub rooms_per_member: u32,
     /// Members of each room, beside the --members, that read nothing once they have joined
-    #[arg(long, default_value_t = 0)]
-    pub silent: u32,
+    #[arg(long, alias = "silent", default_value_t = 0)]
+    pub non_reading: u32,
     /// Publishers of each room, members themselves, in turn
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub publishers: u32,
@@ -219,7 +220,7 @@ pub struct FanoutArgs {
     pub warmup_s: f64,
 }
 
-/// `campanile load talk`
+/// `campanile load ingest`
 #[derive(Args, Clone, Debug)]
 pub struct IngestArgs {
     /// Everything common.
@@ -310,7 +311,7 @@ impl CommonArgs {
 impl FanoutArgs {
     /// Who is where.
     pub fn rooms(&self) -> RoomAssignment {
-        let size = self.members + self.silent;
+        let size = self.members + self.non_reading;
         RoomAssignment::layered(
             size * (self.rooms / self.rooms_per_member),
             size,
@@ -328,10 +329,10 @@ impl FanoutArgs {
         if !self.rooms.is_multiple_of(self.rooms_per_member) {
             return LoadError::usage("--rooms must be a multiple of --rooms-per-member");
         }
-        if self.silent > 0 && self.rooms_per_member > 1 {
-            return LoadError::usage("--silent and --rooms-per-member do not go together");
+        if self.non_reading > 0 && self.rooms_per_member > 1 {
+            return LoadError::usage("--non-reading and --rooms-per-member do not go together");
         }
-        let all = u64::from(self.members) + u64::from(self.silent);
+        let all = u64::from(self.members) + u64::from(self.non_reading);
         if all * u64::from(self.rooms) > u64::from(u32::MAX / 2) {
             return LoadError::usage(
                 "--members times --rooms is more connections than can be numbered",

@@ -7,7 +7,7 @@
 //! Invariant: rates, latencies and costs are of the measured window only; loss is of everything.
 
 use super::args::{FanoutArgs, MessageArgs};
-use super::phases::{self, watch};
+use super::phases::{self, run_for};
 use super::plan::FleetLayout;
 use crate::load::error::LoadError;
 use crate::load::report::progress::ProgressLine;
@@ -24,32 +24,32 @@ pub fn run(args: &FanoutArgs) -> Result<LoadReport, LoadError> {
     let MessageArgs { message, payload_bytes } = &args.message;
     let layout = FleetLayout {
         publishers: args.publishers,
-        silent: args.silent,
+        non_reading: args.non_reading,
         ..FleetLayout::new(&args.common, args.rooms(), message, *payload_bytes)
     };
     let deadline = args.common.deadline();
-    let brief = args.common.brief(layout)?;
-    let mut fleet = Fleet::begin(brief)?;
+    let plan = args.common.run_plan(layout)?;
+    let mut fleet = Fleet::start(plan)?;
     let mut progress = ProgressLine::new();
     let mut report = LoadReport { scenario: "fanout", ..LoadReport::default() };
 
     let memory = MemoryBaseline::take(&args.common.pid);
     report.connect = phases::connect(&mut fleet, &args.common, deadline, &mut progress)?;
     let (joined, conns) = (report.connect.joined, report.connect.conns);
-    report.must(joined == conns, || format!("{joined} of {conns} connections joined"));
+    report.require(joined == conns, || format!("{joined} of {conns} connections joined"));
     if !report.ok {
-        phases::conclude(fleet, &mut report)?;
+        phases::finish(fleet, &mut report)?;
         return Ok(report);
     }
-    let start_ns = fleet.brief().now_ns() + 1_000_000;
-    fleet.tell_all(|| WorkerCommand::Publish { pace, start_ns });
-    watch(&mut fleet, args.warmup_s, deadline, &mut progress)?;
+    let start_ns = fleet.plan().now_ns() + 1_000_000;
+    fleet.send_all(|| WorkerCommand::Publish { pace, start_ns });
+    run_for(&mut fleet, args.warmup_s, deadline, &mut progress)?;
     let mut fanout = measure(&mut fleet, args, deadline, &mut progress)?;
-    fleet.tell_all(|| WorkerCommand::Hush);
-    phases::await_stragglers(&mut fleet, deadline)?;
+    fleet.send_all(|| WorkerCommand::StopPublishing);
+    phases::wait_for_deliveries(&mut fleet, deadline)?;
     report.memory = memory.and_then(|before| before.compare(&args.common.pid, joined));
-    let last = phases::conclude(fleet, &mut report)?;
-    judge(&mut fanout, &last, &mut report);
+    let last = phases::finish(fleet, &mut report)?;
+    check(&mut fanout, &last, &mut report);
     report.fanout = Some(fanout);
     Ok(report)
 }
@@ -60,23 +60,23 @@ fn measure(
     deadline: Instant,
     progress: &mut ProgressLine,
 ) -> Result<FanoutReport, LoadError> {
-    let (before, _) = fleet.mark()?;
-    let (begun, cpu_before) = (Instant::now(), CpuSample::now(&args.common.pid));
-    watch(fleet, args.duration_s, deadline, progress)?;
-    let (after, latencies) = fleet.mark()?;
-    let (seconds, cpu_after) = (begun.elapsed().as_secs_f64(), CpuSample::now(&args.common.pid));
+    let (before, _) = fleet.snapshot()?;
+    let (begun, cpu_before) = (Instant::now(), CpuSample::take(&args.common.pid));
+    run_for(fleet, args.duration_s, deadline, progress)?;
+    let (after, latencies) = fleet.snapshot()?;
+    let (seconds, cpu_after) = (begun.elapsed().as_secs_f64(), CpuSample::take(&args.common.pid));
 
-    let messages = after.sent - before.sent;
+    let messages = after.published - before.published;
     let deliveries = after.received - before.received;
     let bytes = after.received_bytes - before.received_bytes;
     let server_us = cpu_after.server_us.zip(cpu_before.server_us).map(|(a, b)| (a - b) as f64);
-    let generator_us = cpu_after.own_us.saturating_sub(cpu_before.own_us) as f64;
+    let generator_us = cpu_after.generator_us.saturating_sub(cpu_before.generator_us) as f64;
     let each = deliveries.max(1) as f64;
     Ok(FanoutReport {
         members: args.members,
         rooms: args.rooms,
         rooms_per_member: args.rooms_per_member,
-        silent: args.silent,
+        non_reading: args.non_reading,
         publishers: args.publishers,
         payload_bytes: args.message.payload_bytes,
         window: args.rate.is_none().then_some(args.window),
@@ -95,19 +95,19 @@ fn measure(
     })
 }
 
-fn judge(fanout: &mut FanoutReport, last: &Tally, report: &mut LoadReport) {
+fn check(fanout: &mut FanoutReport, last: &Tally, report: &mut LoadReport) {
     fanout.expected = last.expected;
     fanout.received = last.received;
     fanout.lost = last.expected.saturating_sub(last.received);
-    fanout.disordered = last.disordered;
+    fanout.out_of_order = last.out_of_order;
     fanout.unsent = last.unsent;
     fanout.given_up = last.given_up;
-    fanout.silent_ended = last.silent_ended;
+    fanout.non_reading_closed = last.non_reading_closed;
     fanout.sample = last.sample.clone();
-    let FanoutReport { lost, expected, disordered, unsent, deliveries, received, .. } = *fanout;
-    report.must(deliveries > 0, || "nothing was delivered while measuring".into());
-    report.must(lost == 0, || format!("{lost} of {expected} copies were lost"));
-    report.must(received <= expected, || format!("{} copies too many", received - expected));
-    report.must(disordered == 0, || format!("{disordered} copies out of order"));
-    report.must(unsent == 0, || format!("{unsent} messages could not be published"));
+    let FanoutReport { lost, expected, out_of_order, unsent, deliveries, received, .. } = *fanout;
+    report.require(deliveries > 0, || "nothing was delivered while measuring".into());
+    report.require(lost == 0, || format!("{lost} of {expected} copies were lost"));
+    report.require(received <= expected, || format!("{} copies too many", received - expected));
+    report.require(out_of_order == 0, || format!("{out_of_order} copies out of order"));
+    report.require(unsent == 0, || format!("{unsent} messages could not be published"));
 }

@@ -3,7 +3,7 @@
 //! Invariant: connections are counted when the server has said that they joined.
 
 use super::args::IdleArgs;
-use super::phases::{conclude, connect};
+use super::phases::{connect, finish};
 use super::plan::FleetLayout;
 use crate::load::client::rooms::RoomAssignment;
 use crate::load::error::LoadError;
@@ -23,15 +23,15 @@ pub fn run(args: &IdleArgs) -> Result<LoadReport, LoadError> {
     };
     let layout = FleetLayout::new(&args.common, rooms, &args.broadcast_message, 120);
     let deadline = args.common.deadline();
-    let brief = args.common.brief(layout)?;
-    let mut fleet = Fleet::begin(brief)?;
+    let plan = args.common.run_plan(layout)?;
+    let mut fleet = Fleet::start(plan)?;
     let mut progress = ProgressLine::new();
     let mut report = LoadReport { scenario: "idle", ..LoadReport::default() };
 
     let memory = MemoryBaseline::take(&args.common.pid);
     report.connect = connect(&mut fleet, &args.common, deadline, &mut progress)?;
     let ConnectReport { conns, joined, .. } = report.connect;
-    report.must(joined == conns, || format!("{joined} of {conns} connections joined"));
+    report.require(joined == conns, || format!("{joined} of {conns} connections joined"));
     if args.broadcast && joined > 0 {
         broadcast(&mut fleet, args, deadline, &mut report)?;
     }
@@ -39,7 +39,7 @@ pub fn run(args: &IdleArgs) -> Result<LoadReport, LoadError> {
         report.hold = Some(hold(&mut fleet, args, deadline, &mut progress)?);
     }
     report.memory = memory.and_then(|before| before.compare(&args.common.pid, joined));
-    conclude(fleet, &mut report)?;
+    finish(fleet, &mut report)?;
     Ok(report)
 }
 
@@ -50,14 +50,14 @@ fn hold(
     deadline: Instant,
     progress: &mut ProgressLine,
 ) -> Result<HoldReport, LoadError> {
-    let (before, _) = fleet.mark()?;
-    let (begun, cpu_before) = (Instant::now(), CpuSample::now(&args.common.pid));
-    fleet.listen(deadline.min(begun + Duration::from_secs(args.hold_s)), |now| {
+    let (before, _) = fleet.snapshot()?;
+    let (begun, cpu_before) = (Instant::now(), CpuSample::take(&args.common.pid));
+    fleet.wait_until(deadline.min(begun + Duration::from_secs(args.hold_s)), |now| {
         progress.show(|| format!("holding {} connections", now.joined));
         now.joined == 0
     })?;
-    let (after, _) = fleet.mark()?;
-    let (seconds, cpu) = (begun.elapsed().as_secs_f64(), CpuSample::now(&args.common.pid));
+    let (after, _) = fleet.snapshot()?;
+    let (seconds, cpu) = (begun.elapsed().as_secs_f64(), CpuSample::take(&args.common.pid));
     let server_us = cpu.server_us.zip(cpu_before.server_us).map(|(a, b)| (a - b) as f64);
     let pings = after.pings - before.pings;
     Ok(HoldReport {
@@ -65,7 +65,9 @@ fn hold(
         pings,
         server_cores: server_us.map(|us| us / 1e6 / seconds),
         server_cpu_us_per_ping: server_us.filter(|_| pings > 0).map(|us| us / pings as f64),
-        generator_cores: cpu.own_us.saturating_sub(cpu_before.own_us) as f64 / 1e6 / seconds,
+        generator_cores: cpu.generator_us.saturating_sub(cpu_before.generator_us) as f64
+            / 1e6
+            / seconds,
     })
 }
 
@@ -75,14 +77,14 @@ fn broadcast(
     deadline: Instant,
     report: &mut LoadReport,
 ) -> Result<(), LoadError> {
-    let (before, _) = fleet.mark()?;
-    let expected = before.joined - u64::from(!fleet.brief().echo);
-    fleet.tell_one_joined(WorkerCommand::Shout);
+    let (before, _) = fleet.snapshot()?;
+    let expected = before.joined - u64::from(!fleet.plan().echo);
+    fleet.send_to_one_joined(WorkerCommand::Broadcast);
     let until = deadline.min(Instant::now() + Duration::from_secs(args.broadcast_timeout_s));
-    fleet.listen(until, |now| now.received - before.received >= expected)?;
-    let (after, latencies) = fleet.mark()?;
+    fleet.wait_until(until, |now| now.received - before.received >= expected)?;
+    let (after, latencies) = fleet.snapshot()?;
     let received = after.received - before.received;
-    report.must(received == expected, || {
+    report.require(received == expected, || {
         format!("the message to everybody reached {received} of {expected}")
     });
     report.broadcast =

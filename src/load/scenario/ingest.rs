@@ -1,4 +1,4 @@
-//! `campanile load talk`: many talk, and nobody is told. What does receiving cost?
+//! `campanile load ingest`: many talk, and nobody is told. What does receiving cost?
 //!
 //! Each connection, alone in its room, sends so many messages and a question behind them in one
 //! write; when the question is answered, the server has taken the messages, and the next burst
@@ -7,7 +7,7 @@
 //! Invariant: a message counts when the answer behind it has come.
 
 use super::args::IngestArgs;
-use super::phases::{self, watch};
+use super::phases::{self, run_for};
 use super::plan::FleetLayout;
 use crate::load::client::burst::BurstTemplate;
 use crate::load::client::rooms::RoomAssignment;
@@ -27,33 +27,33 @@ pub fn run(args: &IngestArgs) -> Result<LoadReport, LoadError> {
     let rooms = RoomAssignment::of_size(args.conns, 1);
     let layout = FleetLayout {
         write_bytes_max: args.cut_bytes.map_or(usize::MAX, |bytes| bytes as usize),
-        speech: Some(BurstTemplate {
+        burst: Some(BurstTemplate {
             message: Template::parse(&args.message),
             payload_bytes: args.payload_bytes as usize,
-            burst: args.burst,
+            messages: args.burst,
             question: args.question.clone(),
             answer: args.answered_by.clone(),
         }),
         ..FleetLayout::new(&args.common, rooms, &args.message, args.payload_bytes)
     };
-    let mut fleet = Fleet::begin(args.common.brief(layout)?)?;
+    let mut fleet = Fleet::start(args.common.run_plan(layout)?)?;
     let mut progress = ProgressLine::new();
-    let mut report = LoadReport { scenario: "talk", ..LoadReport::default() };
+    let mut report = LoadReport { scenario: "ingest", ..LoadReport::default() };
     let memory = MemoryBaseline::take(&args.common.pid);
     report.connect = phases::connect(&mut fleet, &args.common, deadline, &mut progress)?;
     let (joined, conns) = (report.connect.joined, report.connect.conns);
-    report.must(joined == conns, || format!("{joined} of {conns} connections joined"));
+    report.require(joined == conns, || format!("{joined} of {conns} connections joined"));
     if report.ok {
-        fleet.tell_all(|| WorkerCommand::Talk);
-        watch(&mut fleet, args.warmup_s, deadline, &mut progress)?;
-        report.talk = Some(measure(&mut fleet, args, deadline, &mut progress)?);
-        fleet.tell_all(|| WorkerCommand::Hush);
+        fleet.send_all(|| WorkerCommand::StartBursts);
+        run_for(&mut fleet, args.warmup_s, deadline, &mut progress)?;
+        report.ingest = Some(measure(&mut fleet, args, deadline, &mut progress)?);
+        fleet.send_all(|| WorkerCommand::StopPublishing);
         let until = deadline.min(Instant::now() + Duration::from_secs(5));
-        let all = fleet.listen(until, |now| now.answered >= now.asked)?;
-        report.must(all, || "some questions were never answered".into());
+        let all = fleet.wait_until(until, |now| now.questions_answered >= now.questions_sent)?;
+        report.require(all, || "some questions were never answered".into());
         report.memory = memory.and_then(|before| before.compare(&args.common.pid, joined));
     }
-    phases::conclude(fleet, &mut report)?;
+    phases::finish(fleet, &mut report)?;
     Ok(report)
 }
 
@@ -63,15 +63,15 @@ fn measure(
     deadline: Instant,
     progress: &mut ProgressLine,
 ) -> Result<IngestReport, LoadError> {
-    let (before, _) = fleet.mark()?;
-    let (begun, cpu_before) = (Instant::now(), CpuSample::now(&args.common.pid));
-    watch(fleet, args.duration_s, deadline, progress)?;
-    let (after, _) = fleet.mark()?;
-    let (seconds, cpu) = (begun.elapsed().as_secs_f64(), CpuSample::now(&args.common.pid));
-    let answers = after.answered - before.answered;
+    let (before, _) = fleet.snapshot()?;
+    let (begun, cpu_before) = (Instant::now(), CpuSample::take(&args.common.pid));
+    run_for(fleet, args.duration_s, deadline, progress)?;
+    let (after, _) = fleet.snapshot()?;
+    let (seconds, cpu) = (begun.elapsed().as_secs_f64(), CpuSample::take(&args.common.pid));
+    let answers = after.questions_answered - before.questions_answered;
     let messages = answers * u64::from(args.burst);
     let server_us = cpu.server_us.zip(cpu_before.server_us).map(|(a, b)| (a - b) as f64);
-    let generator_us = cpu.own_us.saturating_sub(cpu_before.own_us) as f64;
+    let generator_us = cpu.generator_us.saturating_sub(cpu_before.generator_us) as f64;
     Ok(IngestReport {
         burst: args.burst,
         payload_bytes: args.payload_bytes,

@@ -31,13 +31,13 @@ pub struct FleetLayout {
     /// What room names begin with.
     pub room_prefix: String,
     /// Members of each room that read nothing once they have joined.
-    pub silent: u32,
+    pub non_reading: u32,
     /// Attempts after the first; `None`: until it works.
     pub retries: Option<u8>,
     /// Bytes of one write.
     pub write_bytes_max: usize,
     /// What each connection says, where connections talk.
-    pub speech: Option<BurstTemplate>,
+    pub burst: Option<BurstTemplate>,
 }
 
 impl FleetLayout {
@@ -54,40 +54,40 @@ impl FleetLayout {
             message: message.to_owned(),
             payload_bytes,
             room_prefix: common.room_prefix.clone(),
-            silent: 0,
+            non_reading: 0,
             retries: Some(common.retries),
             write_bytes_max: usize::MAX,
-            speech: None,
+            burst: None,
         }
     }
 }
 
 impl CommonArgs {
     /// The fleet's orders.
-    pub fn brief(&self, layout: FleetLayout) -> Result<RunPlan, LoadError> {
+    pub fn run_plan(&self, layout: FleetLayout) -> Result<RunPlan, LoadError> {
         let publishers = layout.publishers;
-        let mut client = self.client(layout)?;
+        let mut client = self.client_plan(layout)?;
         let conns = client.rooms().conns();
-        let (workers, needs_own_files) = workers(conns, self.threads, publishers)?;
+        let (workers, needs_own_file_table) = workers(conns, self.threads, publishers)?;
         if client.rooms().layers() > 1 && workers > 1 {
             return LoadError::usage(
                 "--rooms-per-member above 1 needs all connections in one thread",
             );
         }
-        client.connect_rate = self.connect_rate_of_one(workers)?;
+        client.connect_rate = self.connect_rate_per_worker(workers)?;
         Ok(RunPlan {
             echo: !self.no_echo,
             publishers,
-            bounds: plan::cut(conns, workers, client.rooms(), publishers),
+            bounds: plan::split_connections(conns, workers, client.rooms(), publishers),
             cores: self.cores.as_deref().map_or(Ok(Vec::new()), parse_cores)?,
-            needs_own_files,
-            stall: Duration::from_secs(5),
+            needs_own_file_table,
+            delivery_timeout: Duration::from_secs(5),
             client: Arc::new(client),
         })
     }
 
     /// What each connection does, but for the connect rate: it depends on the number of workers.
-    fn client(&self, layout: FleetLayout) -> Result<ClientPlan, LoadError> {
+    fn client_plan(&self, layout: FleetLayout) -> Result<ClientPlan, LoadError> {
         let message = Template::parse(&layout.message);
         if !message.has_payload() {
             return LoadError::usage(
@@ -101,32 +101,32 @@ impl CommonArgs {
             ));
         }
         let init: Vec<_> = self.init.iter().map(|text| Template::parse(text)).collect();
-        let (answers, signer) = self.answers()?;
+        let (reply_rules, signer) = self.reply_rules()?;
         let random = random_bytes()?;
-        let run = u32::from_le_bytes([random[0], random[1], random[2], random[3]]);
+        let run_id = u32::from_le_bytes([random[0], random[1], random[2], random[3]]);
         let (targets, path) = self.targets(random)?;
         let path = self.path(&path, &layout.rooms)?;
-        if init.iter().chain([&message, &path]).any(Template::needs_a_frame) {
-            return LoadError::usage("{said:…} and {signature} can be filled in an --answer only");
+        if init.iter().chain([&message, &path]).any(Template::needs_received_frame) {
+            return LoadError::usage("{field:…} and {signature} can be filled in an --answer only");
         }
-        let sources = self.sources(layout.rooms.conns(), &targets, run);
+        let sources = self.sources(layout.rooms.conns(), &targets, run_id);
         Ok(ClientPlan {
             targets,
             path,
             init,
-            answers,
+            reply_rules,
             signer,
             message,
             is_ordered: layout.publishers == 1 && layout.rooms.layers() == 1,
-            names: TemplateContext {
+            context: TemplateContext {
                 room_prefix: layout.room_prefix,
                 rooms: layout.rooms,
                 token_secret: self.token_secret.clone(),
             },
-            silent: layout.silent,
+            non_reading: layout.non_reading,
             ready: (!self.ready.is_empty()).then(|| self.ready.clone()),
             payload_bytes: layout.payload_bytes as usize,
-            run,
+            run_id,
             epoch: Instant::now(),
             sources,
             connect_concurrency: self.connect_concurrency,
@@ -134,12 +134,12 @@ impl CommonArgs {
             handshake_timeout: Duration::from_secs(self.handshake_timeout_s.max(1)),
             retries: layout.retries,
             write_bytes_max: layout.write_bytes_max,
-            speech: layout.speech,
+            burst: layout.burst,
         })
     }
 
     /// Connects a second of one worker.
-    fn connect_rate_of_one(&self, workers: u32) -> Result<Option<f64>, LoadError> {
+    fn connect_rate_per_worker(&self, workers: u32) -> Result<Option<f64>, LoadError> {
         match self.connect_rate {
             Some(rate) if rate.is_nan() || rate <= 0.0 => {
                 LoadError::usage("--connect-rate must be above zero")
@@ -151,7 +151,7 @@ impl CommonArgs {
     /// The path, if it says all that it must.
     fn path(&self, text: &str, rooms: &RoomAssignment) -> Result<Template, LoadError> {
         let path = Template::parse(text);
-        if rooms.layers() > 1 && !path.has_all_rooms() {
+        if rooms.layers() > 1 && !path.has_room_ids() {
             return LoadError::usage(
                 "--path has no {room_ids}, so nobody would be in several rooms",
             );
@@ -165,10 +165,10 @@ impl CommonArgs {
     }
 
     /// What is said to a server that speaks first, and how it is signed.
-    fn answers(&self) -> Result<(ReplyRules, Option<ReplySigner>), LoadError> {
-        let mut answers = ReplyRules::default();
+    fn reply_rules(&self) -> Result<(ReplyRules, Option<ReplySigner>), LoadError> {
+        let mut rules = ReplyRules::default();
         for rule in &self.answer {
-            if !answers.add(rule) {
+            if !rules.add(rule) {
                 return LoadError::usage(&format!(
                     "--answer {rule:?}: write it as 'BEGINNING=MESSAGE'"
                 ));
@@ -183,12 +183,12 @@ impl CommonArgs {
                 signer => signer,
             },
         };
-        if signer.is_none() && answers.replies().any(Template::has_signature) {
+        if signer.is_none() && rules.replies().any(Template::has_signature) {
             return LoadError::usage(
                 "an --answer has a {signature}, so say with --sign what is signed",
             );
         }
-        Ok((answers, signer))
+        Ok((rules, signer))
     }
 
     /// The servers, and the path template.
@@ -211,7 +211,7 @@ impl CommonArgs {
             };
             targets.push(LoadTarget {
                 addr,
-                greeting: ClientHandshake::new(&host, &self.header, key),
+                handshake: ClientHandshake::new(&host, &self.header, key),
             });
             if path.is_empty() {
                 path = own_path;
@@ -252,7 +252,7 @@ impl CommonArgs {
 
 /// How many workers, and whether each must have a file table of its own.
 fn workers(conns: u32, wanted: u32, publishers: u32) -> Result<(u32, bool), LoadError> {
-    let files = sys::raise_open_files().map_err(|error| {
+    let files = sys::raise_open_file_limit().map_err(|error| {
         LoadError::Host(format!("cannot read the limit of open files: {error}"))
     })?;
     // A tenth is left for what else is open, and for cuts that move to keep publishers together.
@@ -329,47 +329,47 @@ mod tests {
         };
         let rooms = RoomAssignment::of_size(args.conns, args.room_size);
         let layout = FleetLayout::new(&args.common, rooms, &args.broadcast_message, 120);
-        args.common.brief(layout)
+        args.common.run_plan(layout)
     }
 
-    fn said(line: &str) -> String {
+    fn refusal(line: &str) -> String {
         idle(line).expect_err("a wrong argument").to_string()
     }
 
     #[test]
     fn our_own_server_is_the_default() {
-        let brief = idle("load idle").expect("defaults are valid");
-        assert_eq!(brief.client.path, Template::parse("/ws?{room_ids}"));
-        assert_eq!(brief.client.ready.as_deref(), Some(r#""type":"ok""#));
-        assert_eq!(brief.client.targets[0].addr.port(), 8080);
+        let plan = idle("load idle").expect("defaults are valid");
+        assert_eq!(plan.client.path, Template::parse("/ws?{room_ids}"));
+        assert_eq!(plan.client.ready.as_deref(), Some(r#""type":"ok""#));
+        assert_eq!(plan.client.targets[0].addr.port(), 8080);
     }
 
     #[test]
     fn another_server_gets_its_own_path_and_messages() {
-        let brief =
+        let plan =
             idle("load idle --url ws://127.0.0.1:9/app/x --init [{room}] --ready ").expect("valid");
-        assert_eq!(brief.client.path, Template::parse("/app/x"));
-        assert_eq!(brief.client.init.len(), 1);
-        assert_eq!(brief.client.ready, None);
-        let brief = idle("load idle --url ws://127.0.0.1:9/x --answer 0=40").expect("valid");
-        assert_eq!(brief.client.path, Template::parse("/x"));
-        let brief = idle("load idle --url ws://127.0.0.1:9/x?a=b").expect("valid");
-        assert_eq!(brief.client.path, Template::parse("/x?a=b&{room_ids}"));
+        assert_eq!(plan.client.path, Template::parse("/app/x"));
+        assert_eq!(plan.client.init.len(), 1);
+        assert_eq!(plan.client.ready, None);
+        let plan = idle("load idle --url ws://127.0.0.1:9/x --answer 0=40").expect("valid");
+        assert_eq!(plan.client.path, Template::parse("/x"));
+        let plan = idle("load idle --url ws://127.0.0.1:9/x?a=b").expect("valid");
+        assert_eq!(plan.client.path, Template::parse("/x?a=b&{room_ids}"));
     }
 
     #[test]
     fn a_wrong_argument_says_what_to_write_instead() {
-        assert!(said("load idle --url wss://127.0.0.1/").contains("TLS"));
-        assert!(said("load idle --url 127.0.0.1:80").contains("ws://"));
-        assert!(said("load idle --path ws").contains("begin with /"));
-        assert!(said("load idle --cores 3-1").contains("0,2-3"));
-        assert!(said("load idle --header X").contains("Name: value"));
-        assert!(said("load idle --broadcast-message hello").contains("{payload}"));
-        assert!(said("load idle --connect-rate 0").contains("above zero"));
-        assert!(said("load idle --answer ping").contains("BEGINNING=MESSAGE"));
-        assert!(said("load idle --answer a={signature}").contains("--sign"));
-        assert!(said("load idle --sign key").contains("KEY=TEXT"));
-        assert!(said("load idle --init {said:id}").contains("--answer only"));
+        assert!(refusal("load idle --url wss://127.0.0.1/").contains("TLS"));
+        assert!(refusal("load idle --url 127.0.0.1:80").contains("ws://"));
+        assert!(refusal("load idle --path ws").contains("begin with /"));
+        assert!(refusal("load idle --cores 3-1").contains("0,2-3"));
+        assert!(refusal("load idle --header X").contains("Name: value"));
+        assert!(refusal("load idle --broadcast-message hello").contains("{payload}"));
+        assert!(refusal("load idle --connect-rate 0").contains("above zero"));
+        assert!(refusal("load idle --answer ping").contains("BEGINNING=MESSAGE"));
+        assert!(refusal("load idle --answer a={signature}").contains("--sign"));
+        assert!(refusal("load idle --sign key").contains("KEY=TEXT"));
+        assert!(refusal("load idle --init {field:id}").contains("--answer only"));
         assert!(parse("load fanout --rate 5 --window 2").is_err());
         assert!(parse("load idle --conns 0").is_err());
         assert!(parse("load").is_err());
@@ -392,15 +392,29 @@ mod tests {
     }
 
     #[test]
+    fn old_names_of_commands_and_flags_work_and_are_hidden() {
+        assert!(matches!(parse("load talk").expect("an alias").scenario, Scenario::Ingest(_)));
+        let Scenario::Fanout(args) = parse("load fanout --silent 3").expect("an alias").scenario
+        else {
+            panic!("that is a fanout")
+        };
+        assert_eq!(args.non_reading, 3);
+        let mut command = <Cli as clap::CommandFactory>::command();
+        assert!(!command.render_long_help().to_string().contains("talk"));
+        let fanout = command.find_subcommand_mut("fanout").expect("a scenario");
+        assert!(!fanout.render_long_help().to_string().contains("--silent"));
+    }
+
+    #[test]
     fn a_time_or_a_text_that_would_end_the_generator_is_refused() {
         let check = |line: &str| match parse(line).expect("clap takes it").scenario {
-            Scenario::Talk(args) => args.check().map_err(|error| error.to_string()),
+            Scenario::Ingest(args) => args.check().map_err(|error| error.to_string()),
             Scenario::Storm(args) => args.check().map_err(|error| error.to_string()),
             _ => panic!("{line} has no check"),
         };
-        assert_eq!(check("load talk"), Ok(()));
+        assert_eq!(check("load ingest"), Ok(()));
         assert_eq!(check("load storm --before-s 0"), Ok(()));
-        assert!(check("load talk --answered-by ").expect_err("empty").contains("--answered-by"));
+        assert!(check("load ingest --answered-by ").expect_err("empty").contains("--answered-by"));
         assert!(check("load storm --before-s 1e300").expect_err("no time").contains("--timeout-s"));
         assert!(check("load storm --rate inf").expect_err("no rate").contains("--rate"));
         for flag in ["timeout-s", "handshake-timeout-s", "hold-s", "broadcast-timeout-s"] {
@@ -410,7 +424,7 @@ mod tests {
 
     #[test]
     fn more_connections_than_descriptors_take_more_threads() {
-        let files = sys::raise_open_files().expect("the limit is readable");
+        let files = sys::raise_open_file_limit().expect("the limit is readable");
         let capacity = (files / 10 * 9) as u32 - 1;
         assert_eq!(workers(capacity, 1, 1).expect("fits"), (1, false));
         assert_eq!(workers(capacity + 1, 1, 1).expect("fits"), (2, true));

@@ -28,26 +28,26 @@ pub fn run(args: &StormArgs) -> Result<LoadReport, LoadError> {
     let mut report = LoadReport { scenario: "storm", ..LoadReport::default() };
 
     let few = phases::connect(&mut bystanders, &args.common, deadline, &mut progress)?;
-    report.must(few.joined == few.conns, || {
+    report.require(few.joined == few.conns, || {
         format!("{} of {} bystanders joined", few.joined, few.conns)
     });
     if !report.ok {
         report.connect = few;
-        phases::conclude(bystanders, &mut report)?;
+        phases::finish(bystanders, &mut report)?;
         crowd.finish()?;
         return Ok(report);
     }
     report.connect = phases::connect(&mut crowd, &args.common, deadline, &mut progress)?;
     let ConnectReport { joined, conns, .. } = report.connect;
-    report.must(joined == conns, || format!("{joined} of {conns} connections joined"));
+    report.require(joined == conns, || format!("{joined} of {conns} connections joined"));
     let storm = if report.ok {
         Some(cut(&mut crowd, &mut bystanders, args, deadline, &mut progress)?)
     } else {
         None
     };
-    let few = phases::conclude(bystanders, &mut report)?;
+    let few = phases::finish(bystanders, &mut report)?;
     let many = crowd.finish()?;
-    judge(report, storm, &few, many)
+    check(report, storm, &few, many)
 }
 
 fn begin(args: &StormArgs) -> Result<(Fleet, Fleet), LoadError> {
@@ -57,12 +57,12 @@ fn begin(args: &StormArgs) -> Result<(Fleet, Fleet), LoadError> {
         room_prefix: format!("{}bystanders-", args.common.room_prefix),
         ..layout(RoomAssignment::of_size(args.bystanders, args.bystanders))
     };
-    let bystanders = Fleet::begin(args.common.brief(few)?)?;
+    let bystanders = Fleet::start(args.common.run_plan(few)?)?;
     let many = FleetLayout {
         retries: None,
         ..layout(RoomAssignment::of_size(args.conns, args.room_size))
     };
-    Ok((Fleet::begin(args.common.brief(many)?)?, bystanders))
+    Ok((Fleet::start(args.common.run_plan(many)?)?, bystanders))
 }
 
 fn cut(
@@ -72,28 +72,28 @@ fn cut(
     deadline: Instant,
     progress: &mut ProgressLine,
 ) -> Result<StormReport, LoadError> {
-    let start_ns = bystanders.brief().now_ns();
-    bystanders.tell_all(|| WorkerCommand::Publish { pace: PublishPace::Rate(args.rate), start_ns });
+    let start_ns = bystanders.plan().now_ns();
+    bystanders.send_all(|| WorkerCommand::Publish { pace: PublishPace::Rate(args.rate), start_ns });
     let until = deadline.min(Instant::now() + Duration::from_secs_f64(args.before_s));
-    bystanders.listen(until, |now| {
-        progress.show(|| format!("calm: {} messages to the bystanders", now.sent));
+    bystanders.wait_until(until, |now| {
+        progress.show(|| format!("calm: {} messages to the bystanders", now.published));
         false
     })?;
-    let (_, before) = bystanders.mark()?;
-    let all = u64::from(crowd.brief().rooms().conns());
+    let (_, before) = bystanders.snapshot()?;
+    let all = u64::from(crowd.plan().rooms().conns());
     let retried_before = crowd.tally().retried;
-    let cut_ns = crowd.brief().now_ns();
-    crowd.tell_all(|| WorkerCommand::Cut { reset: !args.plain_close });
+    let cut_ns = crowd.plan().now_ns();
+    crowd.send_all(|| WorkerCommand::Reconnect { reset: !args.plain_close });
     // The answers come behind the cut, so nobody is counted who has not come back.
-    crowd.mark()?;
-    crowd.listen(deadline, |now| {
+    crowd.snapshot()?;
+    crowd.wait_until(deadline, |now| {
         progress.show(|| format!("{} of {all} are back", now.joined));
         now.joined >= all
     })?;
-    let (now, _) = crowd.mark()?;
-    let (_, during) = bystanders.mark()?;
-    bystanders.tell_all(|| WorkerCommand::Hush);
-    phases::await_stragglers(bystanders, deadline)?;
+    let (now, _) = crowd.snapshot()?;
+    let (_, during) = bystanders.snapshot()?;
+    bystanders.send_all(|| WorkerCommand::StopPublishing);
+    phases::wait_for_deliveries(bystanders, deadline)?;
     let few = bystanders.tally();
     let mut retried = now.retried;
     retried.iter_mut().zip(&retried_before).for_each(|(now, before)| *now -= before);
@@ -110,20 +110,21 @@ fn cut(
     })
 }
 
-fn judge(
+fn check(
     mut report: LoadReport,
     storm: Option<StormReport>,
     few: &Tally,
     many: Tally,
 ) -> Result<LoadReport, LoadError> {
     report.errors += many.errors;
-    report.first_trouble = report.first_trouble.or(many.first_trouble);
+    report.first_failure = report.first_failure.or(many.first_failure);
     if let Some(storm) = &storm {
         let (rejoined, all) = (storm.rejoined, storm.cut);
-        report.must(rejoined == all, || format!("{rejoined} of {all} came back"));
+        report.require(rejoined == all, || format!("{rejoined} of {all} came back"));
         let lost = storm.bystanders_lost;
-        report.must(lost == 0, || format!("bystanders lost {lost} copies"));
-        report.must(few.unsent == 0, || format!("{} messages could not be published", few.unsent));
+        report.require(lost == 0, || format!("bystanders lost {lost} copies"));
+        report
+            .require(few.unsent == 0, || format!("{} messages could not be published", few.unsent));
     }
     report.storm = storm;
     Ok(report)

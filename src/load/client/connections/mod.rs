@@ -46,7 +46,7 @@ impl ClientConnections {
     }
 
     /// Closes every connection, with a reset or plainly, and connects it again.
-    pub fn cut_all(&mut self, reset: bool) {
+    pub fn reconnect_all(&mut self, reset: bool) {
         for conn in &mut self.conns {
             conn.close(reset);
             conn.generation = conn.generation.wrapping_add(1);
@@ -58,7 +58,7 @@ impl ClientConnections {
     }
 
     /// Closes every connection with a reset, which leaves no sockets in TIME_WAIT on this machine.
-    pub fn end_all(&mut self) {
+    pub fn close_all(&mut self) {
         for conn in &mut self.conns {
             conn.close(true);
         }

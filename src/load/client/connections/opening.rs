@@ -84,9 +84,9 @@ impl ClientConnections {
         }
         conn.state = ClientState::Requested;
         let mut path = Vec::new();
-        plan.path.fill(&self.filling(&plan, slot), &mut path);
+        plan.path.fill(&self.values(&plan, slot), &mut path);
         let path = String::from_utf8_lossy(&path);
-        target.greeting.write(&path, self.conn_mut(slot).unsent());
+        target.handshake.write_request(&path, self.conn_mut(slot).unsent());
         self.flush(slot);
     }
 
@@ -99,8 +99,8 @@ impl ClientConnections {
         conn.rooms_missing = plan.rooms().layers() as u8;
         for template in &plan.init {
             self.scratch.clear();
-            let filling = self.filling(&plan, slot);
-            template.fill(&filling, &mut self.scratch);
+            let values = self.values(&plan, slot);
+            template.fill(&values, &mut self.scratch);
             self.queue_scratch(slot, opcode::TEXT);
         }
         if plan.ready.is_none() {
@@ -131,8 +131,8 @@ impl ClientConnections {
     /// 1. Not joined: the attempt has failed.
     /// 2. Joined: the connection is lost, and retried only where retries have no end.
     pub(super) fn handle_ended(&mut self, slot: u32, error: Option<&io::Error>) {
-        if self.is_silent(slot) {
-            self.tally.silent_ended += 1;
+        if self.is_non_reading(slot) {
+            self.tally.non_reading_closed += 1;
             let conn = self.conn_mut(slot);
             conn.close(true);
             conn.state = ClientState::Failed;
@@ -152,7 +152,7 @@ impl ClientConnections {
     fn handle_lost(&mut self, slot: u32, error: Option<&io::Error>) {
         self.tally.joined -= 1;
         self.tally.lost += 1;
-        self.tally.trouble(|| match error {
+        self.tally.note_failure(|| match error {
             Some(error) => format!("a joined connection was lost: {error}"),
             None => "a joined connection was closed by the server".into(),
         });
@@ -176,7 +176,7 @@ impl ClientConnections {
         retry_after_s: Option<u64>,
         what: impl FnOnce() -> String,
     ) {
-        self.tally.trouble(what);
+        self.tally.note_failure(what);
         let retries = self.plan.retries;
         let conn = &mut self.conns[slot as usize];
         if matches!(conn.state, ClientState::Connecting | ClientState::Requested) {

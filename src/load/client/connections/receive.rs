@@ -34,7 +34,7 @@ struct IncomingMessage<'a> {
 impl ClientConnections {
     /// Reads all that a connection's socket has.
     pub(super) fn read(&mut self, slot: u32, hung_up: bool) {
-        if self.is_silent(slot) {
+        if self.is_non_reading(slot) {
             if hung_up {
                 self.handle_ended(slot, None);
             }
@@ -85,7 +85,7 @@ impl ClientConnections {
             match frame::next_frame(&bytes[used..]) {
                 NextFrame::Incomplete => break,
                 NextFrame::Invalid(why) => {
-                    self.tally.trouble(|| format!("the server sent {why}"));
+                    self.tally.note_failure(|| format!("the server sent {why}"));
                     self.handle_ended(slot, None);
                 }
                 NextFrame::Whole { opcode, payload, bytes } => {
@@ -100,7 +100,7 @@ impl ClientConnections {
 
     /// The length of the response head, if it is complete and a 101.
     fn parse_head(&mut self, slot: u32, bytes: &[u8]) -> Option<usize> {
-        match self.plan.target(self.first + slot).greeting.judge(bytes) {
+        match self.plan.target(self.first + slot).handshake.read_response(bytes) {
             HandshakeOutcome::Incomplete => None,
             HandshakeOutcome::Open { bytes } => {
                 self.handle_open(slot);
@@ -133,7 +133,7 @@ impl ClientConnections {
             opcode::CLOSE => {
                 let code = payload.get(..2).map_or(1005, |b| u16::from_be_bytes([b[0], b[1]]));
                 let text = String::from_utf8_lossy(payload.get(2..).unwrap_or_default());
-                self.tally.trouble(|| format!("the server closed: {code} {text}"));
+                self.tally.note_failure(|| format!("the server closed: {code} {text}"));
                 self.handle_ended(slot, None);
             }
             _ => {}
@@ -145,7 +145,7 @@ impl ClientConnections {
     fn handle_message(&mut self, slot: u32, incoming: &IncomingMessage<'_>) {
         let payload = incoming.payload;
         if let Some(stamp) = self.finder.find(payload) {
-            if stamp.run == self.plan.run {
+            if stamp.run_id == self.plan.run_id {
                 self.handle_delivery(slot, stamp, incoming);
             }
             return;
@@ -156,7 +156,7 @@ impl ClientConnections {
         self.reply_by_rule(slot, payload);
         if payload.starts_with(br#"{"type":"error""#) {
             self.tally.errors += 1;
-            self.tally.trouble(|| {
+            self.tally.note_failure(|| {
                 let text = String::from_utf8_lossy(&payload[..payload.len().min(ERROR_BYTES_MAX)]);
                 format!("the server answered: {text}")
             });
@@ -170,11 +170,11 @@ impl ClientConnections {
 
     /// Whether this is the answer to the question at the end of a burst.
     fn take_burst_answer(&mut self, slot: u32, payload: &[u8]) -> bool {
-        let Some(speech) = &self.plan.speech else { return false };
-        if self.bursts.is_empty() || !has_text(payload, &speech.answer) {
+        let Some(burst) = &self.plan.burst else { return false };
+        if self.bursts.is_empty() || !has_text(payload, &burst.answer) {
             return false;
         }
-        self.tally.answered += 1;
+        self.tally.questions_answered += 1;
         if self.is_bursting {
             self.send_burst(slot);
         }
@@ -182,12 +182,12 @@ impl ClientConnections {
     }
 
     /// Sends the reply that a rule has for this message, if one has.
-    fn reply_by_rule(&mut self, slot: u32, said: &[u8]) {
+    fn reply_by_rule(&mut self, slot: u32, received: &[u8]) {
         let plan = Arc::clone(&self.plan);
-        let Some(reply) = plan.answers.to(said) else { return };
+        let Some(reply) = plan.reply_rules.reply_to(received) else { return };
         self.scratch.clear();
-        let filling = TemplateValues { said, ..self.filling(&plan, slot) };
-        reply.fill(&filling, &mut self.scratch);
+        let values = TemplateValues { received, ..self.values(&plan, slot) };
+        reply.fill(&values, &mut self.scratch);
         self.queue_scratch(slot, opcode::TEXT);
     }
 
@@ -196,7 +196,7 @@ impl ClientConnections {
         if self.plan.is_ordered {
             let conn = &mut self.conns[slot as usize];
             if stamp.seq <= conn.last_seq {
-                self.tally.disordered += 1;
+                self.tally.out_of_order += 1;
             }
             conn.last_seq = stamp.seq;
         }

@@ -24,11 +24,11 @@ impl ClientConnections {
         }
         let plan = Arc::clone(&self.plan);
         let message = Some((stamp, plan.payload_bytes));
-        let filling = self.filling(&plan, slot);
-        let room = if stamp.room == BROADCAST_ROOM { filling.room } else { stamp.room };
-        let filling = TemplateValues { room, message, ..filling };
+        let values = self.values(&plan, slot);
+        let room = if stamp.room == BROADCAST_ROOM { values.room } else { stamp.room };
+        let values = TemplateValues { room, message, ..values };
         self.scratch.clear();
-        plan.message.fill(&filling, &mut self.scratch);
+        plan.message.fill(&values, &mut self.scratch);
         self.queue_scratch(slot, opcode::TEXT);
         true
     }
@@ -36,11 +36,11 @@ impl ClientConnections {
     /// Sends a burst on every joined connection, and another one whenever the last is answered.
     pub fn start_bursts(&mut self) {
         let plan = Arc::clone(&self.plan);
-        let Some(speech) = &plan.speech else { return };
+        let Some(burst) = &plan.burst else { return };
         self.bursts = (0..self.conns.len() as u32)
             .map(|slot| {
-                let filling = self.filling(&plan, slot);
-                speech.burst(filling, || self.random.next_mask())
+                let values = self.values(&plan, slot);
+                burst.encode(values, || self.random.next_mask())
             })
             .collect();
         self.is_bursting = true;
@@ -58,7 +58,7 @@ impl ClientConnections {
 
     /// Queues the burst of a connection.
     pub(super) fn send_burst(&mut self, slot: u32) {
-        self.tally.asked += 1;
+        self.tally.questions_sent += 1;
         self.mark_to_flush(slot);
         let burst = &self.bursts[slot as usize];
         self.conns[slot as usize].unsent().extend_from_slice(burst);

@@ -97,19 +97,19 @@ impl ClientConnections {
     }
 
     /// Whether what arrives for a connection stays unread. The server may close such a connection.
-    pub(super) fn is_silent(&self, slot: u32) -> bool {
-        self.conn(slot).state == ClientState::Joined && self.plan.is_silent(self.first + slot)
+    pub(super) fn is_non_reading(&self, slot: u32) -> bool {
+        self.conn(slot).state == ClientState::Joined && self.plan.is_non_reading(self.first + slot)
     }
 
     /// What fills the templates of a connection.
-    pub(super) fn filling<'a>(&self, plan: &'a ClientPlan, slot: u32) -> TemplateValues<'a> {
+    pub(super) fn values<'a>(&self, plan: &'a ClientPlan, slot: u32) -> TemplateValues<'a> {
         let number = self.first + slot;
         TemplateValues {
-            names: &plan.names,
+            context: &plan.context,
             room: plan.rooms().room_of(number),
             number,
             message: None,
-            said: &[],
+            received: &[],
             signer: plan.signer.as_ref(),
         }
     }
