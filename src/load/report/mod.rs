@@ -1,10 +1,12 @@
-//! What a run counts and reports.
+//! What a run counts, and the report it makes of the counts.
+//!
+//! `tally` and `latency` are filled by workers, `results` by scenarios; `table` and JSON print it.
 
-pub mod latency;
-pub mod progress;
+pub(super) mod latency;
+pub(super) mod progress;
 mod results;
 mod table;
-pub mod tally;
+pub(super) mod tally;
 
 pub use latency::LatencySummary;
 pub use results::{
