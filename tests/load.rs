@@ -1,6 +1,7 @@
-//! The load generator against the floor: an independent server that shares no code with either.
+//! `campanile load` against the floor, a server that shares no code with the generator or with
+//! Campanile.
 //!
-//! The floor runs on a thread of this process; its connections live in its ring's own table.
+//! The floor runs on a thread of this process; its connections are in the table of its ring.
 
 #[allow(dead_code)] // its command line belongs to the example
 #[path = "../benches/floor/floor.rs"]
@@ -29,14 +30,13 @@ fn floor(mode: &str) -> SocketAddr {
     addr
 }
 
-/// One run at a time: each takes what the machine has, and beside nine others a run of a third of a
-/// second may get nothing at all.
+/// One run at a time: with nine others at once, a run of a third of a second may get no CPU time.
 #[allow(clippy::disallowed_types)] // the law is about deliveries; these are tests taking turns
 static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
-/// `campanile load` with `line` against `addr`.
+/// Runs `campanile load` with the arguments in `line` against `addr`.
 fn measure(addr: SocketAddr, line: &str) -> LoadReport {
-    // A run that failed its test has had its turn.
+    // A test that failed has ended its run.
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let url = format!("ws://{addr}/ws");
     let words = ["load"].into_iter().chain(line.split(' ')).chain(["--url", &url]);
@@ -49,7 +49,7 @@ fn json(report: &LoadReport) -> serde_json::Value {
 }
 
 #[test]
-fn idle_connections_all_join_and_hear_one_message() {
+fn all_idle_connections_join_and_receive_a_broadcast() {
     let json = json(&measure(floor("each"), "idle --conns 700 --threads 3 --broadcast"));
     assert_eq!(json["ok"], true, "{json}");
     assert_eq!(json["connect"]["joined"], 700);
@@ -72,14 +72,14 @@ fn a_window_of_messages_reaches_every_member_in_order() {
         assert!(fanout["deliveries"].as_u64() > Some(0));
         assert_eq!(fanout["out_of_order"], 0);
         assert_eq!(fanout["given_up"], 0);
-        // 120 characters in quotes, inside the envelope, behind a header of four bytes.
+        // A header of four bytes, the envelope, and in it 120 characters in quotes.
         let envelope = r#"{"type":"message","room_id":"load-0","from":"floor","payload":}"#.len();
         assert_eq!(fanout["bytes_per_delivery"], (122 + envelope + 4) as f64);
     }
 }
 
 #[test]
-fn paced_messages_go_out_at_their_rate_from_several_publishers() {
+fn several_publishers_together_keep_the_rate() {
     let line = "fanout --members 20 --publishers 4 --rate 200 --duration-s 0.5 --warmup-s 0";
     let json = json(&measure(floor("each"), line));
     assert_eq!(json["ok"], true, "{json}");
@@ -90,7 +90,7 @@ fn paced_messages_go_out_at_their_rate_from_several_publishers() {
 }
 
 #[test]
-fn big_payloads_that_fill_sockets_lose_nothing() {
+fn no_delivery_is_lost_when_large_payloads_fill_sockets() {
     for mode in ["each", "joined"] {
         let line = "fanout --members 8 --window 32 --payload-bytes 300000 --duration-s 0.5 \
                     --warmup-s 0";
@@ -101,7 +101,7 @@ fn big_payloads_that_fill_sockets_lose_nothing() {
 }
 
 #[test]
-fn who_is_in_several_rooms_hears_each_of_them() {
+fn a_member_of_several_rooms_receives_the_messages_of_each() {
     for mode in ["each", "joined"] {
         let line = "fanout --rooms 20 --members 4 --rooms-per-member 5 --window 3 --duration-s 0.3 \
                     --warmup-s 0";
@@ -109,14 +109,17 @@ fn who_is_in_several_rooms_hears_each_of_them() {
         assert_eq!(json["ok"], true, "{mode}: {json}");
         assert_eq!(json["connect"]["joined"], 16, "four rooms of four, five times over");
         assert_eq!(json["fanout"]["rooms_per_member"], 5);
-        let copies = json["fanout"]["received"].as_u64().expect("a number");
-        assert!(copies > 0 && copies.is_multiple_of(4), "every message has four copies: {copies}");
+        let deliveries = json["fanout"]["received"].as_u64().expect("a number");
+        assert!(
+            deliveries > 0 && deliveries.is_multiple_of(4),
+            "four for each message: {deliveries}"
+        );
     }
 }
 
 #[test]
-fn silent_members_are_not_waited_for() {
-    // So few messages that the kernel keeps them for those who do not read.
+fn deliveries_to_non_reading_members_are_not_expected() {
+    // Few enough messages to fit into the socket buffers of members that do not read.
     let line = "fanout --members 5 --non-reading 2 --rate 50 --duration-s 0.3 --warmup-s 0";
     let json = json(&measure(floor("each"), line));
     assert_eq!(json["ok"], true, "{json}");
@@ -126,7 +129,7 @@ fn silent_members_are_not_waited_for() {
 }
 
 #[test]
-fn what_is_only_talk_counts_once_the_question_behind_it_is_answered() {
+fn ingested_messages_count_when_the_question_after_them_is_answered() {
     for how in ["--burst 1", "--burst 16", "--burst 3 --cut-bytes 11"] {
         let line = format!("ingest --conns 20 {how} --duration-s 0.3 --warmup-s 0.05");
         let json = json(&measure(floor("receive"), &line));
@@ -135,12 +138,12 @@ fn what_is_only_talk_counts_once_the_question_behind_it_is_answered() {
         let burst = json["ingest"]["burst"].as_u64().expect("a number");
         assert!(messages > 0 && messages.is_multiple_of(burst), "{how}: {messages}");
     }
-    let mute = measure(floor("accept"), "ingest --conns 1 --duration-s 0.1 --warmup-s 0");
-    assert!(!mute.ok, "a server that answers nothing has taken nothing");
+    let unanswered = measure(floor("accept"), "ingest --conns 1 --duration-s 0.1 --warmup-s 0");
+    assert!(!unanswered.ok, "without answers no message is known to be taken in");
 }
 
 #[test]
-fn pings_while_nothing_happens_are_counted_and_answered() {
+fn pings_to_held_connections_are_counted_and_answered() {
     let json = json(&measure(floor("heartbeat"), "idle --conns 30 --hold-s 1"));
     assert_eq!(json["ok"], true, "{json}");
     assert!(json["hold"]["seconds"].as_f64() >= Some(1.0));
@@ -149,9 +152,9 @@ fn pings_while_nothing_happens_are_counted_and_answered() {
 }
 
 #[test]
-fn after_a_storm_everybody_is_back_and_bystanders_lost_nothing() {
-    // The floor knows rooms by their number, so some of the crowd hear the bystanders' messages
-    // too; they count only their own.
+fn after_a_storm_all_have_joined_again_and_bystanders_lost_nothing() {
+    // The floor knows rooms by their number only, so some of those that were cut receive the
+    // bystanders' messages too; they count only messages of their own run.
     for how in ["", " --plain-close"] {
         let line = format!("storm --conns 300 --bystanders 5 --before-s 0.2{how}");
         let json = json(&measure(floor("each"), &line));
@@ -164,7 +167,7 @@ fn after_a_storm_everybody_is_back_and_bystanders_lost_nothing() {
 }
 
 #[test]
-fn the_cost_of_a_process_is_in_the_report() {
+fn cpu_time_and_memory_of_a_process_are_in_the_report() {
     let pid = std::process::id();
     let line = format!("fanout --members 10 --window 1 --duration-s 0.3 --warmup-s 0 --pid {pid}");
     let json = json(&measure(floor("each"), &line));
@@ -173,7 +176,7 @@ fn the_cost_of_a_process_is_in_the_report() {
 }
 
 #[test]
-fn nobody_listening_is_said_clearly() {
+fn a_refused_connect_is_reported_as_refused() {
     let port = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let addr = port.local_addr().expect("it is bound");
     drop(port);
@@ -184,7 +187,7 @@ fn nobody_listening_is_said_clearly() {
     assert!(report.first_failure.expect("a reason").contains("refused"));
 }
 
-/// A server that reads a head and answers `reply`, again and again.
+/// A server that answers `reply` to every request.
 fn answering(reply: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let addr = listener.local_addr().expect("it is bound");
@@ -192,7 +195,7 @@ fn answering(reply: &'static str) -> SocketAddr {
         for stream in listener.incoming() {
             let mut stream = stream.expect("accepted");
             let mut head = [0; 4096];
-            // A client that has gone away meanwhile is no concern of this server.
+            // A client that has closed its connection needs no answer.
             let _ = stream.read(&mut head).and_then(|_| stream.write_all(reply.as_bytes()));
         }
     });
@@ -200,7 +203,7 @@ fn answering(reply: &'static str) -> SocketAddr {
 }
 
 #[test]
-fn a_wrong_path_shows_the_servers_status_line_and_is_not_tried_again() {
+fn a_wrong_path_is_reported_with_the_status_line_and_not_retried() {
     let addr = answering("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
     let report = measure(addr, "idle --conns 2");
     assert_eq!(report.connect.failed["http_status"], 2);
@@ -209,7 +212,7 @@ fn a_wrong_path_shows_the_servers_status_line_and_is_not_tried_again() {
 }
 
 #[test]
-fn a_busy_server_is_tried_again_when_it_says() {
+fn a_busy_server_is_retried_after_the_time_in_retry_after() {
     let addr = answering("HTTP/1.1 503 Busy\r\nRetry-After: 0\r\n\r\n");
     let report = measure(addr, "idle --conns 2 --retries 2");
     assert_eq!(report.connect.retried["http_503"], 4);
@@ -217,7 +220,7 @@ fn a_busy_server_is_tried_again_when_it_says() {
 }
 
 #[test]
-fn a_connection_that_waits_for_its_next_try_does_not_time_out_as_well() {
+fn a_connection_that_waits_for_a_retry_does_not_time_out_as_well() {
     let addr = answering("HTTP/1.1 503 Busy\r\nRetry-After: 2\r\n\r\n");
     let report = measure(addr, "idle --conns 1 --retries 1 --handshake-timeout-s 1");
     assert_eq!(report.connect.retried.into_iter().collect::<Vec<_>>(), [("http_503", 1)]);
@@ -225,15 +228,15 @@ fn a_connection_that_waits_for_its_next_try_does_not_time_out_as_well() {
 }
 
 #[test]
-fn a_server_that_never_says_joined_is_a_timeout_that_names_the_flag() {
+fn a_join_without_confirmation_is_a_timeout_that_names_the_flag() {
     let line = "idle --conns 2 --ready never --handshake-timeout-s 1 --retries 0";
     let report = measure(floor("each"), line);
     assert_eq!(report.connect.failed["handshake_timeout"], 2);
     assert!(report.first_failure.expect("a reason").contains("--ready"));
 }
 
-/// The 101 to the head that a client sends first.
-fn welcome(stream: &mut TcpStream) {
+/// Reads a request and answers 101.
+fn upgrade(stream: &mut TcpStream) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -246,19 +249,19 @@ fn welcome(stream: &mut TcpStream) {
     let digest = Sha1::digest(format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11"));
     let accept = base64::engine::general_purpose::STANDARD.encode(digest);
     let reply = format!("HTTP/1.1 101 Yes\r\nSec-WebSocket-Accept: {accept}\r\n\r\n");
-    stream.write_all(reply.as_bytes()).expect("the client is there");
+    stream.write_all(reply.as_bytes()).expect("the client is connected");
 }
 
 /// Sends a text of at most 125 bytes.
-fn tell(stream: &mut TcpStream, text: &str) {
+fn send_text(stream: &mut TcpStream, text: &str) {
     let length = u8::try_from(text.len()).expect("short");
     assert!(length < 126);
     let frame = [&[0x81, length], text.as_bytes()].concat();
-    stream.write_all(&frame).expect("the client is there");
+    stream.write_all(&frame).expect("the client is connected");
 }
 
-/// The next text of a client, of at most 125 bytes; `None` once it has gone.
-fn hear(stream: &mut TcpStream) -> Option<String> {
+/// The next text of a client, of at most 125 bytes; `None` if it has closed the connection.
+fn read_text(stream: &mut TcpStream) -> Option<String> {
     let mut header = [0; 6];
     stream.read_exact(&mut header).ok()?;
     let [first, second, mask @ ..] = header;
@@ -270,41 +273,45 @@ fn hear(stream: &mut TcpStream) -> Option<String> {
     Some(String::from_utf8(payload).expect("text"))
 }
 
-/// A server for three that speaks first, wants an answer to every step, and sends what the
+/// A server for three clients. It speaks first, checks the reply to every step, and delivers what
 /// connection 0 publishes to the two others.
-fn speaking_first() -> SocketAddr {
+fn server_that_speaks_first() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let addr = listener.local_addr().expect("it is bound");
     std::thread::spawn(move || {
         let mut members = Vec::new();
         for _ in 0..3 {
             let mut stream = listener.accept().expect("a client").0;
-            welcome(&mut stream);
-            tell(&mut stream, r#"hello {\"socket_id\":\"1234.1234\"}"#);
-            let answer = hear(&mut stream).expect("an answer");
+            upgrade(&mut stream);
+            send_text(&mut stream, r#"hello {\"socket_id\":\"1234.1234\"}"#);
+            let answer = read_text(&mut stream).expect("an answer");
             let signed = "58df8b0c36d6982b82c3ecf6b4662e34fe8c25bba48f5369f135bf843651c3a4";
             let number = answer.strip_prefix(signed).expect("the right signature").to_owned();
-            tell(&mut stream, "2");
-            assert_eq!(hear(&mut stream).as_deref(), Some("3"));
-            tell(&mut stream, "welcome to load-0");
+            send_text(&mut stream, "2");
+            assert_eq!(read_text(&mut stream).as_deref(), Some("3"));
+            send_text(&mut stream, "welcome to load-0");
             members.push((number, stream));
         }
         members.sort_by(|(one, _), (other, _)| one.cmp(other));
-        while let Some(message) = hear(&mut members[0].1) {
-            members[1..].iter_mut().for_each(|(_, stream)| tell(stream, &message));
+        while let Some(message) = read_text(&mut members[0].1) {
+            members[1..].iter_mut().for_each(|(_, stream)| send_text(stream, &message));
         }
     });
     addr
 }
 
 #[test]
-fn a_server_that_speaks_first_and_never_echoes_is_answered_and_counted_right() {
+fn a_server_that_speaks_first_and_does_not_echo_is_replied_to_and_counted_right() {
     let line = "fanout --members 3 --window 2 --duration-s 0.3 --warmup-s 0 --no-echo \
                 --answer hello={signature}-{n} --answer 2=3 --ready welcome --message {payload} \
                 --sign 7ad3773142a6692b25b8={field:socket_id}:private-foobar";
-    let json = json(&measure(speaking_first(), line));
+    let json = json(&measure(server_that_speaks_first(), line));
     assert_eq!(json["ok"], true, "{json}");
     assert_eq!(json["fanout"]["lost"], 0);
     assert!(json["fanout"]["deliveries"].as_u64() > Some(0));
-    assert_eq!(json["fanout"]["expected"].as_u64().expect("a count") % 2, 0, "two hear each");
+    assert_eq!(
+        json["fanout"]["expected"].as_u64().expect("a count") % 2,
+        0,
+        "two deliveries for each message"
+    );
 }
