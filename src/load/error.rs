@@ -1,18 +1,18 @@
-//! Why a run of the load generator could not be carried out at all.
+//! The error that ends `campanile load` before it has a report.
 
 use std::fmt;
 
-/// Why a run could not be carried out at all.
+/// Why a run could not be carried out. The text names the cause and what to change.
 #[derive(Debug)]
 pub enum LoadError {
-    /// The arguments make no sense together.
+    /// An argument is wrong, or two of them contradict each other.
     Usage(String),
-    /// This host does not give what is needed.
+    /// This host lacks what the run needs, or a worker thread failed.
     Host(String),
 }
 
 impl LoadError {
-    /// A wrong argument, with what to write instead.
+    /// A wrong argument; `why` includes what to write instead.
     pub fn usage<T>(why: &str) -> Result<T, LoadError> {
         Err(LoadError::Usage(why.to_owned()))
     }

@@ -1,19 +1,21 @@
-//! The load generator behind `campanile load`.
+//! The load generator: `campanile load`.
 //!
-//! It measures what sizes a host: what an idle connection costs (`idle`), what a delivery costs and
-//! how late it is (`fanout`), what receiving a message costs (`talk`), and how long it takes until
-//! everybody is back after a cut (`storm`). It works against any WebSocket server: path, first
-//! messages and publishes are templates, and a server that speaks first is answered by rules.
+//! It measures what sizes a host: the cost of an idle connection (`idle`), the cost and latency of
+//! a delivery (`fanout`), the cost of an incoming message (`ingest`), and the time until all
+//! clients are connected again after all of them were cut (`storm`). It works with any WebSocket
+//! server: path, first messages and publishes are templates, and rules reply to a server that
+//! speaks first.
 //!
-//! It shares no code with the server that it measures: a common mistake would hide itself.
+//! It shares no code with the server that it measures, so a mistake of the server's codec cannot
+//! cancel itself out.
 //!
-//! Four groups, each of which imports only those after it: `scenario` (one file for each question),
-//! `run` (threads and their coordinator), `client` (connections), `report` (counts and results).
-//! `sys` has the system calls of all. Each thread is an epoll loop over its own connections and has
-//! a file table of its own, so the limit of open files counts per thread and not per process.
+//! Four groups, each of which imports only those after it: `scenario` (what is measured), `run`
+//! (worker threads and their coordinator), `client` (connections), `report` (counts and results).
+//! `sys` has the system calls for all of them. Each worker is an epoll loop over its own
+//! connections and has a file table of its own, so the limit of open files counts per thread.
 //!
-//! Invariant: threads share two channels and an eventfd, nothing else; a number that was not
-//! measured is not printed.
+//! Invariant: worker threads share channels and eventfds, nothing else. A number that was not
+//! measured is absent from the report.
 
 mod client;
 mod error;
@@ -30,7 +32,7 @@ use scenario::args::Scenario;
 use scenario::{fanout, idle, ingest, storm};
 use std::process::ExitCode;
 
-/// Carries out a run and says what it found.
+/// Carries out a run.
 pub fn measure(args: LoadArgs) -> Result<LoadReport, LoadError> {
     match args.scenario {
         Scenario::Idle(args) => idle::run(&args),
@@ -40,8 +42,9 @@ pub fn measure(args: LoadArgs) -> Result<LoadReport, LoadError> {
     }
 }
 
-/// `campanile load`: 0 when the run reached its purpose, 1 when it did not (somebody could not
-/// join, something was lost), 2 when it could not be carried out.
+/// `campanile load`. Prints the report, as a table or as one JSON object, and returns the exit
+/// code: 0 if the run reached its purpose, 1 if not (a connection did not join, a message was
+/// lost), 2 if it could not be carried out.
 pub fn run(args: LoadArgs) -> ExitCode {
     let json = match &args.scenario {
         Scenario::Idle(args) => args.common.json,

@@ -1,8 +1,7 @@
-//! The few calls into the kernel that the standard library and socket2 do not offer.
+//! System calls of the load generator that the standard library and socket2 do not offer.
 //!
-//! Thin and safe: each function is one call, owns or borrows its descriptors by type, and turns
-//! `-1` into an `io::Error`. Everything else of the load generator is safe code over
-//! `std::net::TcpStream`.
+//! Each function is one call, owns or borrows its descriptors by type, and turns `-1` into an
+//! `io::Error`. Everything else in the load generator is safe code over `std::net::TcpStream`.
 //!
 //! Invariant: no policy here, and nothing that the server uses.
 
@@ -14,41 +13,41 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-/// An epoll set. Everything is edge-triggered: one registration per life of a connection.
+/// An epoll set, owned by one worker. Edge-triggered: a socket is registered once.
 pub struct ClientEpoll {
     fd: OwnedFd,
 }
 
-/// What an epoll wait said about one descriptor.
+/// An event of one descriptor.
 #[derive(Clone, Copy)]
 pub struct SocketEvent {
-    /// The key it was added with.
+    /// The key that the descriptor was added with.
     pub key: u64,
-    /// Something can be read, or the peer is gone.
+    /// It can be read, or the peer has closed.
     pub readable: bool,
-    /// Something can be written, or a connect has ended.
+    /// It can be written, or a connect has ended.
     pub writable: bool,
-    /// The peer has finished, or the socket is broken: read until the end.
+    /// The peer has closed, or the socket has an error: read until the end.
     pub hung_up: bool,
 }
 
-/// Room for the answers of one wait.
+/// The events of one wait.
 pub struct SocketEvents {
     raw: Vec<libc::epoll_event>,
 }
 
 impl SocketEvents {
-    /// Room for `n` answers.
+    /// Space for `n` events.
     pub fn with_capacity(n: usize) -> SocketEvents {
         SocketEvents { raw: Vec::with_capacity(n) }
     }
 
-    /// How many answers the last wait gave.
+    /// Number of events of the last wait.
     pub fn len(&self) -> usize {
         self.raw.len()
     }
 
-    /// Answer number `i`.
+    /// Event number `i`.
     pub fn get(&self, i: usize) -> SocketEvent {
         let event = self.raw[i];
         let has = |flag: i32| event.events & flag as u32 != 0;
@@ -63,18 +62,18 @@ impl SocketEvents {
 }
 
 impl ClientEpoll {
-    /// A new, empty set.
+    /// An empty set.
     pub fn new() -> io::Result<ClientEpoll> {
         // SAFETY: no pointers; the descriptor is checked and then owned.
         let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: just created, and nobody else has it.
+        // SAFETY: just created, so this is its only owner.
         Ok(ClientEpoll { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
     }
 
-    /// Watches `fd` for both directions, edge-triggered, until it is closed.
+    /// Watches `fd` for reading and writing until it is closed.
     pub fn add(&self, fd: &impl AsRawFd, key: u64) -> io::Result<()> {
         let flags = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
         let mut event = libc::epoll_event { events: flags as u32, u64: key };
@@ -93,17 +92,18 @@ impl ClientEpoll {
             tv_sec: timeout.as_secs().min(3600) as i64,
             tv_nsec: i64::from(timeout.subsec_nanos()),
         };
-        let (fd, room) = (self.fd.as_raw_fd(), events.raw.capacity().min(4096) as i32);
-        // SAFETY: `raw` has room for `room` events, `timespec` lives through the call, no signal mask.
+        let (fd, space) = (self.fd.as_raw_fd(), events.raw.capacity().min(4096) as i32);
+        // SAFETY: `raw` has space for `space` events, `timespec` lives through the call, no signal
+        // mask.
         let mut n = unsafe {
             let no_mask = std::ptr::null::<libc::sigset_t>();
             let raw = events.raw.as_mut_ptr();
-            libc::syscall(libc::SYS_epoll_pwait2, fd, raw, room, &timespec, no_mask, 8usize) as i32
+            libc::syscall(libc::SYS_epoll_pwait2, fd, raw, space, &timespec, no_mask, 8usize) as i32
         };
         if n < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ENOSYS) {
             let timeout_ms = timeout.as_millis().min(3_600_000) as i32;
             // SAFETY: as above.
-            n = unsafe { libc::epoll_wait(fd, events.raw.as_mut_ptr(), room, timeout_ms) };
+            n = unsafe { libc::epoll_wait(fd, events.raw.as_mut_ptr(), space, timeout_ms) };
         }
         if n < 0 {
             let error = io::Error::last_os_error();
@@ -115,14 +115,14 @@ impl ClientEpoll {
     }
 }
 
-/// A bell: writing eight bytes wakes the epoll set that watches it.
+/// An eventfd: writing eight bytes to it wakes the epoll set that watches it.
 pub fn eventfd() -> io::Result<File> {
     // SAFETY: no pointers; the descriptor is checked and then owned.
     let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: just created, and nobody else has it.
+    // SAFETY: just created, so this is its only owner.
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 
@@ -139,7 +139,8 @@ pub fn pin_to_core(core: usize) -> io::Result<()> {
     if core >= libc::CPU_SETSIZE as usize {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
-    // SAFETY: an all-zero cpu_set_t is the empty set; `core` is inside it; the set outlives the call.
+    // SAFETY: an all-zero cpu_set_t is the empty set; `core` is inside it; the set outlives the
+    // call.
     let done = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(core, &mut set);
@@ -172,8 +173,8 @@ pub fn ticks_per_second() -> u64 {
     u64::try_from(ticks).unwrap_or(100).max(1)
 }
 
-/// Begins a connect that ends when the socket becomes writable. With `from`, the port is chosen
-/// only at connect, so one source address carries as many connections per destination as there
+/// Begins a connect; it has ended when the socket is writable. With `from`, the kernel chooses the
+/// port at the connect, so one source address has as many connections to each destination as there
 /// are ports (IP_BIND_ADDRESS_NO_PORT).
 pub fn begin_connect(to: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpStream> {
     use socket2::{Domain, Protocol, Socket, Type};

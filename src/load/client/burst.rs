@@ -1,4 +1,7 @@
-//! Messages and a question behind them, as one write.
+//! Bursts of `campanile load ingest`: messages, and a question at the end that the server answers.
+//!
+//! One connection sends a burst in one write. The answer shows that the server has taken the
+//! messages in, so none is counted that is still in a socket buffer.
 //!
 //! Invariant: the question is the last frame of a burst.
 
@@ -6,23 +9,23 @@ use super::frame::{self, opcode};
 use super::stamp::Stamp;
 use super::template::{Template, TemplateValues};
 
-/// What each connection says.
+/// The burst of every connection; only the room name differs.
 #[derive(Clone, Debug)]
 pub struct BurstTemplate {
-    /// One message.
+    /// A message.
     pub message: Template,
-    /// Characters of its payload.
+    /// Length of its payload, in bytes.
     pub payload_bytes: usize,
-    /// How many before the question.
+    /// Messages before the question, at least 1.
     pub messages: u32,
-    /// The question.
+    /// The payload of the last frame.
     pub question: String,
-    /// Text in the frame that answers it.
+    /// Text in the frame that answers it; not empty.
     pub answer: String,
 }
 
 impl BurstTemplate {
-    /// A whole burst as it goes on the wire. `random` gives the masks.
+    /// The masked frames of one burst. `random` gives the mask of each.
     pub fn encode(&self, values: TemplateValues<'_>, mut random: impl FnMut() -> u32) -> Box<[u8]> {
         let stamp = Stamp { run_id: 0, room: values.room, seq: 0, intended_ns: 0 };
         let values = TemplateValues { message: Some((stamp, self.payload_bytes)), ..values };

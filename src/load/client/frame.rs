@@ -1,25 +1,24 @@
-//! The client's own half of RFC 6455 framing: read what a server sends, write masked frames.
+//! The client's half of RFC 6455 framing: reads frames of a server, writes masked frames.
 //!
-//! Deliberately naive and deliberately not `crate::ws`: a generator that shared the server's codec
-//! would agree with its mistakes. It looks at a slice, says what the first frame in it is, and
-//! copies nothing; who cut the slice keeps the rest.
+//! Written apart from `crate::ws` on purpose: a generator with the server's codec would agree with
+//! its mistakes. Reading copies nothing; the caller keeps what follows the first frame.
 //!
-//! Invariant: a frame is handed out whole or not at all.
+//! Invariant: a frame is returned whole or not at all.
 
-/// The longest frame that is read; a longer one ends the connection.
+/// Longest payload that is read, in bytes; a longer one ends the connection.
 pub const FRAME_BYTES_MAX: u64 = 64 << 20;
 
-/// RFC 6455 §5.2 opcodes that a client meets.
+/// The opcodes of RFC 6455 §5.2.
 pub mod opcode {
-    /// More of a fragmented message.
+    /// A further frame of a fragmented message.
     pub const CONTINUATION: u8 = 0;
-    /// Text.
+    /// A text message.
     pub const TEXT: u8 = 1;
-    /// Binary.
+    /// A binary message.
     pub const BINARY: u8 = 2;
-    /// The peer wants to close.
+    /// The peer closes the connection.
     pub const CLOSE: u8 = 8;
-    /// To be answered with a pong of the same payload.
+    /// Wants a pong with the same payload.
     pub const PING: u8 = 9;
     /// The answer to a ping.
     pub const PONG: u8 = 10;
@@ -28,18 +27,18 @@ pub mod opcode {
 /// The first frame of a slice.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NextFrame<'a> {
-    /// A whole one.
+    /// The frame is complete.
     Whole {
-        /// See [`opcode`].
+        /// One of [`opcode`], or one that RFC 6455 reserves.
         opcode: u8,
-        /// Its payload.
+        /// Not masked.
         payload: &'a [u8],
-        /// Bytes it took, header and all.
+        /// Length of the frame, header included.
         bytes: usize,
     },
-    /// The slice ends before the frame does.
+    /// The slice ends before the frame.
     Incomplete,
-    /// Not a frame that a server may send here.
+    /// A server must not send this; with the reason.
     Invalid(&'static str),
 }
 
@@ -47,7 +46,7 @@ pub enum NextFrame<'a> {
 pub fn next_frame(bytes: &[u8]) -> NextFrame<'_> {
     let &[first, second, ..] = bytes else { return NextFrame::Incomplete };
     if first & 0x70 != 0 {
-        return NextFrame::Invalid("reserved bits set though no extension was agreed on");
+        return NextFrame::Invalid("a reserved bit, though no extension is negotiated");
     }
     if second & 0x80 != 0 {
         return NextFrame::Invalid("a masked frame from the server");
@@ -58,7 +57,7 @@ pub fn next_frame(bytes: &[u8]) -> NextFrame<'_> {
             None => return NextFrame::Incomplete,
         },
         127 => match bytes.get(2..10) {
-            Some(b) => (u64::from_be_bytes(b.try_into().expect("eight bytes were asked for")), 10),
+            Some(b) => (u64::from_be_bytes(b.try_into().expect("a slice of eight bytes")), 10),
             None => return NextFrame::Incomplete,
         },
         short => (u64::from(short), 2),
@@ -73,7 +72,7 @@ pub fn next_frame(bytes: &[u8]) -> NextFrame<'_> {
     }
 }
 
-/// Appends one final, masked frame (RFC 6455 §5.3).
+/// Appends one masked frame with FIN set (RFC 6455 §5.3).
 pub fn put_frame(out: &mut Vec<u8>, opcode: u8, payload: &[u8], mask: u32) {
     let mask = mask.to_le_bytes();
     out.push(0x80 | opcode);
@@ -115,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_cut_anywhere_is_asked_for_again() {
+    fn a_frame_cut_anywhere_is_incomplete() {
         for length in [0, 1, 125, 126, 127, 65_535, 65_536] {
             let payload = vec![b'x'; length];
             let whole = server_frame(opcode::TEXT, &payload);
@@ -134,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_in_one_slice_come_out_one_by_one() {
+    fn frames_in_one_slice_are_read_one_by_one() {
         let mut wire = server_frame(opcode::TEXT, b"one");
         wire.extend(server_frame(opcode::PING, b""));
         wire.extend(server_frame(opcode::BINARY, &[7; 300]));
@@ -148,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_may_not_send_is_named() {
+    fn a_frame_that_a_server_must_not_send_is_invalid_with_its_reason() {
         assert!(
             matches!(next_frame(&[0x81, 0x80]), NextFrame::Invalid(why) if why.contains("masked"))
         );
@@ -160,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_written_frame_is_masked_and_unmasks_to_what_was_said() {
+    fn a_written_frame_is_masked_and_unmasks_to_its_payload() {
         for length in [0usize, 1, 5, 125, 126, 65_535, 65_536] {
             let payload: Vec<u8> = (0..length).map(|i| i as u8).collect();
             let mut out = Vec::new();

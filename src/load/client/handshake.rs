@@ -1,38 +1,40 @@
-//! The HTTP half: what a client asks for, and whether the server agreed.
+//! The client's opening handshake: the HTTP request, and the check of the response (RFC 6455 §4.1).
 //!
-//! One random key serves a whole run, so the right `Sec-WebSocket-Accept` is computed once and
-//! then compared (RFC 6455 §4.1); a million handshakes cost no hash here.
+//! All handshakes of a run share one random key, so `Sec-WebSocket-Accept` is computed once and a
+//! million handshakes cost no hash.
 //!
-//! Invariant: nothing but a 101 with the right accept value is an open connection.
+//! Invariant: only a 101 with the right `Sec-WebSocket-Accept` opens a connection.
 
 use base64::Engine;
 use sha1::{Digest, Sha1};
 
-/// The longest response head that is waited for.
+/// A longer response head is refused.
 pub const HEAD_BYTES_MAX: usize = 16 << 10;
 
-/// What every handshake of a run says.
+/// The parts of the handshake that are the same for all connections to one server.
 #[derive(Debug)]
 pub struct ClientHandshake {
+    /// The request after the path.
     tail: String,
+    /// The value of `Sec-WebSocket-Accept` that answers our key.
     accept: String,
 }
 
-/// What became of a handshake.
+/// What the response bytes so far mean.
 #[derive(Debug, PartialEq, Eq)]
 pub enum HandshakeOutcome {
     /// The head is not complete.
     Incomplete,
-    /// A WebSocket now; frames begin after `bytes`.
+    /// The connection is open; frames begin after `bytes`.
     Open {
         /// Length of the head.
         bytes: usize,
     },
-    /// Another status than 101.
+    /// The server refused, or is no WebSocket server.
     Refused {
-        /// The status, 0 where the answer was no HTTP at all.
+        /// The HTTP status; 0 if the response is not HTTP or has no end.
         status: u16,
-        /// The status line, for people.
+        /// The status line, or what is wrong with the response.
         line: String,
         /// `Retry-After`, in seconds.
         retry_after_s: Option<u64>,
@@ -40,7 +42,7 @@ pub enum HandshakeOutcome {
 }
 
 impl ClientHandshake {
-    /// The part of the request that is the same for all connections.
+    /// For the server `host`, with these additional `Name: value` headers.
     pub fn new(host: &str, headers: &[String], key: [u8; 16]) -> ClientHandshake {
         let key = base64::engine::general_purpose::STANDARD.encode(key);
         let digest = Sha1::new()
@@ -60,14 +62,14 @@ impl ClientHandshake {
         ClientHandshake { tail, accept }
     }
 
-    /// Writes the request for `path`.
+    /// Appends the request for `path`.
     pub fn write_request(&self, path: &str, out: &mut Vec<u8>) {
         out.extend_from_slice(b"GET ");
         out.extend_from_slice(path.as_bytes());
         out.extend_from_slice(self.tail.as_bytes());
     }
 
-    /// Judges what the server has said so far.
+    /// Reads the response, as far as it has arrived.
     pub fn read_response(&self, bytes: &[u8]) -> HandshakeOutcome {
         let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
             if bytes.len() > HEAD_BYTES_MAX {

@@ -1,4 +1,7 @@
-//! One client of the measured server: its connections, its half of the protocols, its messages.
+//! The clients: connections, their half of HTTP and WebSocket, and what they send.
+//!
+//! `connections` is the top and uses all others; `plan` is what a connection does. Nothing here
+//! knows threads.
 
 pub mod burst;
 pub mod connections;

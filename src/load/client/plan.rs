@@ -1,6 +1,6 @@
-//! What every connection of a fleet must know, resolved once.
+//! What every connection of a fleet does: arguments resolved once, before the first connect.
 //!
-//! Invariant: nothing here changes after the first connect.
+//! Invariant: nothing here changes while a run lasts.
 
 use super::burst::BurstTemplate;
 use super::handshake::ClientHandshake;
@@ -13,80 +13,80 @@ use std::time::{Duration, Instant};
 /// One server to connect to.
 #[derive(Debug)]
 pub struct LoadTarget {
-    /// Where it listens.
+    /// Address of the listener.
     pub addr: SocketAddr,
-    /// What is said to it first.
+    /// The request that opens a connection, with this server's `Host`.
     pub handshake: ClientHandshake,
 }
 
-/// Where connections come from. One source address carries only as many connections to one
+/// Source addresses of connections. One source address has only as many connections to one
 /// destination as there are local ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceAddresses {
-    /// The kernel chooses.
+    /// The kernel chooses the address.
     KernelChoice,
-    /// Taken in turn.
+    /// Connection `n` takes entry `n`, modulo their number.
     Listed(Vec<IpAddr>),
 }
 
-/// What all connections of a fleet do.
+/// What every connection of a fleet does. The scenario makes it; connections only read it.
 #[derive(Debug)]
 pub struct ClientPlan {
     /// Servers; connection `n` goes to target `n mod targets`.
     pub targets: Vec<LoadTarget>,
-    /// The path of the request.
+    /// Path and query of the request.
     pub path: Template,
     /// Messages sent as soon as a connection is open.
     pub init: Vec<Template>,
-    /// What is said back to frames.
+    /// Replies to frames of a server that speaks first.
     pub reply_rules: ReplyRules,
-    /// Who signs answers.
+    /// Fills `{signature}` in replies.
     pub signer: Option<ReplySigner>,
-    /// What is published.
+    /// A publish.
     pub message: Template,
-    /// How rooms are called, and who is where.
+    /// Room names, and which connection is in which room.
     pub context: TemplateContext,
-    /// Members of each room, the last ones, that read nothing once they have joined.
+    /// The last so many members of each room read nothing after they have joined.
     pub non_reading: u32,
-    /// Text in the frame that says that a connection has joined; `None`: open is joined.
+    /// Text in the frame that confirms a join; `None`: a 101 is a join.
     pub ready: Option<String>,
-    /// Whether a room has one publisher and a connection one room, so that the numbers of the
-    /// messages that a connection receives only ever grow.
+    /// Whether a room has one publisher and a connection one room: then the sequence numbers that a
+    /// connection receives must grow.
     pub is_ordered: bool,
-    /// Characters of a payload.
+    /// Length of a published payload, in bytes.
     pub payload_bytes: usize,
-    /// Random per run.
+    /// Random; tells this run's messages from those of others.
     pub run_id: u32,
-    /// Time zero.
+    /// When the run began: zero of all times in nanoseconds.
     pub epoch: Instant,
-    /// Source addresses.
+    /// Where connections come from.
     pub sources: SourceAddresses,
-    /// Handshakes outstanding per worker.
+    /// Handshakes that one worker has outstanding at most.
     pub connect_concurrency: u32,
-    /// Connects a second per worker, if limited.
+    /// Connects a second of one worker, if limited.
     pub connect_rate: Option<f64>,
-    /// From connect until joined.
+    /// Longest time from a connect to the join.
     pub handshake_timeout: Duration,
-    /// Attempts after the first one; `None`: until it works.
+    /// Attempts after the first; `None`: no limit, and a lost connection is retried too.
     pub retries: Option<u8>,
-    /// Bytes of one write.
+    /// Longest write, in bytes.
     pub write_bytes_max: usize,
-    /// What each connection says, where connections talk.
+    /// The burst of each connection, where the scenario sends bursts.
     pub burst: Option<BurstTemplate>,
 }
 
 impl ClientPlan {
-    /// Who is where.
+    /// Which connection is in which rooms.
     pub fn rooms(&self) -> &RoomAssignment {
         &self.context.rooms
     }
 
-    /// Members of a room that read what comes.
+    /// Members of a room that read what they receive.
     pub fn reading_members(&self, room: u32) -> u32 {
         self.rooms().members(room).saturating_sub(self.non_reading)
     }
 
-    /// Whether a connection reads nothing once it has joined.
+    /// Whether a connection reads nothing after it has joined.
     pub fn is_non_reading(&self, conn: u32) -> bool {
         self.non_reading > 0 && {
             let room = self.rooms().room_of(conn);
@@ -94,17 +94,17 @@ impl ClientPlan {
         }
     }
 
-    /// Nanoseconds since time zero.
+    /// Nanoseconds since the run began.
     pub fn now_ns(&self) -> u64 {
         self.epoch.elapsed().as_nanos() as u64
     }
 
-    /// Where a connection goes.
+    /// The server of a connection.
     pub fn target(&self, conn: u32) -> &LoadTarget {
         &self.targets[conn as usize % self.targets.len()]
     }
 
-    /// Where a connection comes from.
+    /// The source address of a connection; `None` if the kernel chooses it.
     pub fn source(&self, conn: u32) -> Option<IpAddr> {
         match &self.sources {
             SourceAddresses::KernelChoice => None,
@@ -116,11 +116,11 @@ impl ClientPlan {
 }
 
 impl SourceAddresses {
-    /// So many loopback addresses that no pair of addresses uses more than a tenth of its ports:
-    /// there is no lack of addresses, and the kernel looks at half of all ports before it tries
-    /// the other half, one by one (measured: 4,200 connects a second at two thirds of the ports,
-    /// nearly all of it in that search). `salt` moves the block, so runs after each other do not
-    /// meet each other's closing sockets.
+    /// As many loopback addresses as keep each pair of addresses below a tenth of its ports. The
+    /// kernel searches half of all ports, one by one, before it tries the other half: at two thirds
+    /// of the ports 4,200 connects a second were measured, nearly all of the time in that search.
+    /// `salt` moves the block of addresses, so a run does not collide with sockets in TIME_WAIT of
+    /// the run before.
     pub fn loopback(conns: u32, targets: u32, local_ports: u32, salt: u32) -> SourceAddresses {
         let per_address = (local_ports / 10).max(1) * targets.max(1);
         let base = 0x7f00_0000 | (1 + salt % 250) << 16 | (salt >> 8 & 0x7f) << 8;

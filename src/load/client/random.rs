@@ -1,4 +1,4 @@
-//! Random numbers for masks and jitter, where quality matters less than speed.
+//! Random numbers for masks and retry delays. Not for secrets.
 
 /// The generator xorshift64*.
 #[derive(Debug)]

@@ -1,16 +1,16 @@
-//! What is said back to a server that speaks first.
+//! Replies to a server that speaks first.
 //!
-//! Many protocols begin with a word of the server's: an id that the client must sign, a session
-//! that it must open, a ping in a text frame. One rule covers them: a frame that begins so is
-//! answered so. A rule keeps no state, so a dialogue of several steps is several rules.
+//! Many protocols begin with a frame of the server: an id that the client must sign, a session that
+//! it must open, a ping in a text frame. A rule maps the beginning of a frame to a reply. Rules
+//! have no state: an exchange of several steps takes several rules.
 //!
-//! Only frames that carry no stamp are looked at, so a delivery costs nothing more.
+//! Deliveries are recognized by their stamp before any rule is tried, so rules cost them nothing.
 //!
-//! Invariant: the first rule whose beginning fits answers, and no other.
+//! Invariant: of all rules whose beginning fits, only the first one replies.
 
 use super::template::Template;
 
-/// The rules of a run, in the order they were given.
+/// The rules of a run, in the order of the command line.
 #[derive(Debug, Default)]
 pub struct ReplyRules {
     rules: Vec<ReplyRule>,
@@ -23,8 +23,8 @@ struct ReplyRule {
 }
 
 impl ReplyRules {
-    /// Adds `BEGINNING=MESSAGE`, cut at the first `=`; `false` where that makes no rule: a frame
-    /// that begins with nothing is every frame.
+    /// Adds `BEGINNING=MESSAGE`, split at the first `=`. Returns `false`, and adds nothing, if
+    /// there is no `=` or if BEGINNING is empty, which would fit every frame.
     #[must_use]
     pub fn add(&mut self, text: &str) -> bool {
         let Some((beginning, reply)) = text.split_once('=').filter(|(begin, _)| !begin.is_empty())
@@ -36,13 +36,13 @@ impl ReplyRules {
         true
     }
 
-    /// What is to be said to `frame`.
+    /// The reply to `frame`, if a rule fits.
     pub fn reply_to(&self, frame: &[u8]) -> Option<&Template> {
         let rule = self.rules.iter().find(|rule| frame.starts_with(&rule.beginning))?;
         Some(&rule.reply)
     }
 
-    /// All replies.
+    /// All replies, for checks.
     pub fn replies(&self) -> impl Iterator<Item = &Template> {
         self.rules.iter().map(|rule| &rule.reply)
     }
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_rule_whose_beginning_fits_answers() {
+    fn the_first_rule_whose_beginning_fits_replies() {
         let mut rules = ReplyRules::default();
         assert!(rules.add("2=3"));
         assert!(rules.add(r#"40{=42["join","{room}"]"#));

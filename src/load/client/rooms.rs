@@ -1,23 +1,23 @@
 //! Which connection is in which rooms.
 //!
-//! Connections are numbered, and rooms are runs of neighbouring numbers, so one boundary per room
-//! says everything and a connection needs no memory of its own for it. Where connections are in
-//! several rooms, there are several *layers* of rooms of one size: each is a run of neighbours too,
-//! after the numbers have been shuffled by a multiplication of the layer's own. So who is together
-//! in one layer is apart in the others.
+//! Connections are numbered, and a room is a range of numbers: one boundary for each room is
+//! enough, and a connection needs no memory for its rooms. Where connections are in several rooms,
+//! there are several *layers* of rooms of one size. In each further layer a room is a range too,
+//! after the numbers were permuted by a multiplication modulo their count; the factor differs by
+//! layer, so members of one room in one layer are in different rooms in the others.
 //!
 //! Invariant: every connection is in exactly one room of each layer, and no room is empty.
 
-/// Rooms as runs of connection numbers.
+/// The rooms of a run, as ranges of connection numbers. The plan owns it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoomAssignment {
     /// Room `r` of the first layer holds connections `starts[r]..starts[r + 1]`.
     starts: Vec<u32>,
-    /// The further layers.
+    /// One for each layer after the first.
     shuffles: Vec<LayerShuffle>,
 }
 
-/// Place of connection `c`: `c * by mod conns`; and the way back.
+/// A permutation: connection `c` is at place `c * by mod conns`, and `back` is the inverse of `by`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct LayerShuffle {
     by: u32,
@@ -25,7 +25,7 @@ struct LayerShuffle {
 }
 
 impl RoomAssignment {
-    /// Rooms of `size` members; the last one may be smaller.
+    /// Rooms of `size` members, in one layer; the last room may be smaller.
     pub fn of_size(conns: u32, size: u32) -> RoomAssignment {
         assert!(size > 0);
         let mut starts: Vec<u32> = (0..conns).step_by(size as usize).collect();
@@ -39,7 +39,8 @@ impl RoomAssignment {
         RoomAssignment { shuffles, ..RoomAssignment::of_size(conns, size) }
     }
 
-    /// A tenth alone, eight tenths in rooms of 10, 30, 100, 300 and 1000, a tenth in one huge room.
+    /// A tenth of the connections alone, eight tenths in rooms of 10, 30, 100, 300 and 1000
+    /// members, a tenth in one room.
     pub fn mixed(conns: u32) -> RoomAssignment {
         let (alone, huge) = (conns / 10, conns / 10);
         let mut starts: Vec<u32> = (0..alone).collect();
@@ -55,17 +56,17 @@ impl RoomAssignment {
         RoomAssignment { starts, shuffles: Vec::new() }
     }
 
-    /// How many rooms there are.
+    /// Number of rooms, in all layers.
     pub fn count(&self) -> u32 {
         self.layer_rooms() * self.layers()
     }
 
-    /// How many rooms each connection is in.
+    /// Number of rooms that each connection is in.
     pub fn layers(&self) -> u32 {
         1 + self.shuffles.len() as u32
     }
 
-    /// How many connections there are.
+    /// Number of connections.
     pub fn conns(&self) -> u32 {
         *self.starts.last().expect("the end is always there")
     }
@@ -84,7 +85,7 @@ impl RoomAssignment {
         std::iter::once(self.room_of(conn)).chain(further)
     }
 
-    /// One member of a room.
+    /// The connection that is member `number` of a room.
     pub fn member(&self, room: u32, number: u32) -> u32 {
         let place = self.starts[(room % self.layer_rooms()) as usize] + number;
         match (room / self.layer_rooms()).checked_sub(1) {
@@ -93,14 +94,14 @@ impl RoomAssignment {
         }
     }
 
-    /// How many are in a room.
+    /// Number of members of a room.
     pub fn members(&self, room: u32) -> u32 {
         let room = (room % self.layer_rooms()) as usize;
         self.starts[room + 1] - self.starts[room]
     }
 
-    /// The rooms whose first connection is in `lo..hi`. Layered rooms are not cut into ranges: all
-    /// of them belong to who has the first connection.
+    /// The rooms whose first connection is in `lo..hi`. With several layers, all rooms are those of
+    /// the range that has connection 0.
     pub fn beginning_in(&self, lo: u32, hi: u32) -> std::ops::Range<u32> {
         if !self.shuffles.is_empty() {
             return if lo == 0 { 0..self.count() } else { 0..0 };
@@ -116,7 +117,7 @@ impl RoomAssignment {
     }
 }
 
-/// Factors that move every number to a place of its own, far apart and in no order.
+/// Permutations that put neighbours far apart.
 fn factors(conns: u32) -> impl Iterator<Item = LayerShuffle> {
     let modulus = u64::from(conns.max(1));
     let golden = (modulus as f64 * 0.618) as u64 | 1;
@@ -127,7 +128,7 @@ fn factors(conns: u32) -> impl Iterator<Item = LayerShuffle> {
     })
 }
 
-/// The number that undoes a multiplication, if there is one (extended Euclid).
+/// The inverse of `number` modulo `modulus`, if there is one (extended Euclid).
 fn inverse(number: u64, modulus: u64) -> Option<u64> {
     let (mut old, mut new) = ((number % modulus) as i64, modulus as i64);
     let (mut x, mut next) = (1i64, 0i64);
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn rooms_are_owned_where_they_begin() {
+    fn a_room_belongs_to_the_range_of_its_first_member() {
         let rooms = RoomAssignment::of_size(250, 100);
         assert_eq!(rooms.beginning_in(0, 100), 0..1);
         assert_eq!(rooms.beginning_in(100, 101), 1..2);
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn in_layers_everybody_is_in_one_room_each_and_with_other_people() {
+    fn a_connection_is_in_one_room_of_each_layer_with_different_members() {
         for (conns, size, layers) in [(2000, 10, 5), (24, 5, 3), (1, 1, 2), (2, 2, 2)] {
             let rooms = RoomAssignment::layered(conns, size, layers);
             assert_eq!(rooms.count(), layers * conns.div_ceil(size));
@@ -199,8 +200,8 @@ mod tests {
         }
         let rooms = RoomAssignment::layered(2000, 10, 5);
         let room: Vec<u32> = (0..10).map(|number| rooms.member(3, number)).collect();
-        let elsewhere: std::collections::HashSet<u32> =
+        let in_the_next_layer: std::collections::HashSet<u32> =
             room.iter().map(|&conn| rooms.rooms_of(conn).nth(1).expect("five layers")).collect();
-        assert!(elsewhere.len() > 5, "neighbours of one layer are apart in the next");
+        assert!(in_the_next_layer.len() > 5, "members of one room are apart in the next layer");
     }
 }

@@ -1,35 +1,35 @@
-//! What a published message carries so that every receiver can count and time it.
+//! The stamp in a published message, by which a receiver counts and times it.
 //!
-//! A stamp is 44 characters that survive any JSON writer: a mark, the run, the room, the number of
-//! the message in its room, and the moment it was meant to be sent. It stands at the end of the
-//! payload, so in a delivery it has a fixed distance from the end of the frame: the first one is
-//! searched for, all others are looked up.
+//! A stamp is 44 characters that any JSON writer leaves as they are: a magic word, the run, the
+//! room, the sequence number in the room, and the time at which the message was due. It is the end
+//! of the payload, so its distance from the end of the frame is the same in all deliveries: the
+//! first stamp is searched for, the others are read at that distance.
 //!
-//! Invariant: messages of another run are never counted.
+//! Invariant: a stamp names its run, so messages of another run are not counted.
 
-/// Characters of a stamp.
+/// Length of a stamp.
 pub const STAMP_BYTES: usize = MAGIC.len() + 8 + 8 + 8 + 16;
 
-/// The room of the one message that goes to everybody.
+/// The room in the stamp of a message that goes to all connections.
 pub const BROADCAST_ROOM: u32 = u32::MAX;
 
 const MAGIC: &[u8; 4] = b"~CL~";
 
-/// One message's identity and time.
+/// Which message it is, and when it was due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
-    /// Random per run.
+    /// Of the plan.
     pub run_id: u32,
     /// The room's index.
     pub room: u32,
-    /// The message's number in its room, from 1.
+    /// The message's sequence number in its room, from 1.
     pub seq: u32,
-    /// When it was meant to be sent, in nanoseconds since the run began.
+    /// When it was due, in nanoseconds since the run began. Latency counts from here.
     pub intended_ns: u64,
 }
 
 impl Stamp {
-    /// Appends the stamp behind so much filler that both have `payload_bytes` characters.
+    /// Appends a payload of `payload_bytes` bytes: filler, then the stamp.
     pub fn write(&self, payload_bytes: usize, out: &mut Vec<u8>) {
         let filler = payload_bytes.saturating_sub(STAMP_BYTES);
         out.resize(out.len() + filler, b'x');
@@ -52,9 +52,10 @@ impl Stamp {
     }
 }
 
-/// Finds stamps, and remembers where the last one stood.
+/// Finds stamps. One for each worker, because it remembers the distance of the last search.
 #[derive(Debug, Default)]
 pub struct StampFinder {
+    /// Distance of the last stamp from the end of its frame; 0: none found yet.
     from_end: usize,
 }
 

@@ -1,12 +1,19 @@
-//! Texts with holes: paths, first messages and publishes for any server's protocol.
+//! Templates for paths, first messages, publishes and replies, in any server's protocol.
 //!
-//! `{room}` is the room's name, `{room_ids}` all rooms of the connection as a query, `{n}` the
-//! connection's number, `{token}` a token for the user who is called like the room, `{payload}` the
-//! stamped filler and `{seq}` the message's number in its room. In an answer, `{field:NAME}` is what
-//! stands behind NAME in the frame that is answered, and `{signature}` the answer's signature. Any
-//! other brace is only a brace, so JSON needs no escaping.
+//! | placeholder | value |
+//! |---|---|
+//! | `{room}` | name of the room |
+//! | `{room_ids}` | all rooms of the connection, as a query: `room_id=a&room_id=b` |
+//! | `{n}` | number of the connection |
+//! | `{token}` | token for a user with the name of the room |
+//! | `{payload}` | filler and stamp |
+//! | `{seq}` | sequence number of the message in its room |
+//! | `{field:NAME}` | in replies: value of NAME in the frame that is replied to |
+//! | `{signature}` | in replies: signature made with `--sign` |
 //!
-//! Invariant: what a template cannot fill is said when it is parsed, not at the first message.
+//! Other braces stay as they are, so JSON needs no escaping.
+//!
+//! Invariant: a placeholder that a template cannot fill is refused before the first connect.
 
 use super::rooms::RoomAssignment;
 use super::stamp::Stamp;
@@ -14,7 +21,7 @@ use super::token;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
-/// A parsed template.
+/// A text, split at its placeholders.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     parts: Vec<TemplatePart>,
@@ -33,7 +40,7 @@ enum TemplatePart {
     Signature,
 }
 
-const HOLES: [(&str, TemplatePart); 7] = [
+const PLACEHOLDERS: [(&str, TemplatePart); 7] = [
     ("{room}", TemplatePart::Room),
     ("{room_ids}", TemplatePart::RoomIds),
     ("{token}", TemplatePart::Token),
@@ -42,47 +49,47 @@ const HOLES: [(&str, TemplatePart); 7] = [
     ("{seq}", TemplatePart::Seq),
     ("{signature}", TemplatePart::Signature),
 ];
-/// The second is the old name of the first.
-const FIELD_HOLES: [&str; 2] = ["{field:", "{said:"];
+/// The second is deprecated.
+const FIELD_STARTS: [&str; 2] = ["{field:", "{said:"];
 
-/// Names, for a whole run.
+/// What fills placeholders and is the same for a whole run.
 #[derive(Clone, Debug)]
 pub struct TemplateContext {
-    /// What room names begin values.
+    /// Beginning of a room name; the room's index follows.
     pub room_prefix: String,
-    /// Who is where.
+    /// Which connection is in which rooms.
     pub rooms: RoomAssignment,
-    /// Signs tokens.
+    /// Signs tokens; without it no template has a `{token}`.
     pub token_secret: Option<String>,
 }
 
-/// What fills the holes.
+/// The values of one message.
 #[derive(Clone, Copy, Debug)]
 pub struct TemplateValues<'a> {
-    /// How things are called.
+    /// The values of the run.
     pub context: &'a TemplateContext,
     /// The room's index.
     pub room: u32,
     /// The connection's index.
     pub number: u32,
-    /// The message and the length of its payload, where a message is meant.
+    /// Stamp and payload length, in publishes.
     pub message: Option<(Stamp, usize)>,
-    /// The frame that is answered; empty where nothing is.
+    /// The frame that is replied to; empty elsewhere.
     pub received: &'a [u8],
-    /// Who signs answers.
+    /// Makes `{signature}`.
     pub signer: Option<&'a ReplySigner>,
 }
 
 impl Template {
-    /// Cuts `text` at its holes.
+    /// Splits `text` at its placeholders. Every text is a template.
     pub fn parse(text: &str) -> Template {
         let mut parts = Vec::new();
         let mut rest = text;
         let fixed = |rest: &str| {
-            let found = |(hole, part): &(&str, TemplatePart)| {
-                rest.find(hole).map(|at| (at, hole.len(), part.clone()))
+            let found = |(name, part): &(&str, TemplatePart)| {
+                rest.find(name).map(|at| (at, name.len(), part.clone()))
             };
-            HOLES.iter().filter_map(found).min_by_key(|(at, ..)| *at)
+            PLACEHOLDERS.iter().filter_map(found).min_by_key(|(at, ..)| *at)
         };
         while let Some((at, length, part)) =
             fixed(rest).into_iter().chain(find_field(rest)).min_by_key(|(at, ..)| *at)
@@ -96,27 +103,27 @@ impl Template {
         Template { parts }
     }
 
-    /// Whether the message's payload has a place in it.
+    /// Whether it has a `{payload}`.
     pub fn has_payload(&self) -> bool {
         self.parts.contains(&TemplatePart::Payload)
     }
 
-    /// Whether all rooms of a connection have a place in it.
+    /// Whether it has `{room_ids}`.
     pub fn has_room_ids(&self) -> bool {
         self.parts.contains(&TemplatePart::RoomIds)
     }
 
-    /// Whether a token has a place in it.
+    /// Whether it has a `{token}`.
     pub fn has_token(&self) -> bool {
         self.parts.contains(&TemplatePart::Token)
     }
 
-    /// Whether it has a signature in it.
+    /// Whether it has a `{signature}`.
     pub fn has_signature(&self) -> bool {
         self.parts.contains(&TemplatePart::Signature)
     }
 
-    /// Whether only the answer to a frame can fill it.
+    /// Whether it has placeholders that only a reply can fill.
     pub fn needs_received_frame(&self) -> bool {
         self.parts
             .iter()
@@ -168,20 +175,20 @@ fn put_room(out: &mut Vec<u8>, context: &TemplateContext, room: u32) {
     put_decimal(out, room);
 }
 
-/// Where the first `{field:NAME}` is and how long; a name has at least one character.
+/// Position and length of the first `{field:NAME}`; NAME is not empty.
 fn find_field(text: &str) -> Option<(usize, usize, TemplatePart)> {
-    FIELD_HOLES.iter().filter_map(|hole| find_field_after(text, hole)).min_by_key(|(at, ..)| *at)
+    FIELD_STARTS.iter().filter_map(|start| find_field_named(text, start)).min_by_key(|(at, ..)| *at)
 }
 
-fn find_field_after(text: &str, hole: &str) -> Option<(usize, usize, TemplatePart)> {
+fn find_field_named(text: &str, start: &str) -> Option<(usize, usize, TemplatePart)> {
     let mut from = 0;
-    while let Some(at) = text[from..].find(hole).map(|at| from + at) {
-        let name = text[at + hole.len()..].split('}').next().unwrap_or_default();
-        let end = at + hole.len() + name.len() + 1;
+    while let Some(at) = text[from..].find(start).map(|at| from + at) {
+        let name = text[at + start.len()..].split('}').next().unwrap_or_default();
+        let end = at + start.len() + name.len() + 1;
         if !name.is_empty() && end <= text.len() {
             return Some((at, end - at, TemplatePart::Field(name.to_owned())));
         }
-        from = at + hole.len();
+        from = at + start.len();
     }
     None
 }
@@ -190,7 +197,7 @@ fn put_decimal(out: &mut Vec<u8>, value: u32) {
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
-/// Fills `{signature}`: HMAC-SHA256 in hex, what Pusher's private channels ask for.
+/// Makes `{signature}`: HMAC-SHA256 in hex, as Pusher's private channels want it.
 #[derive(Debug)]
 pub struct ReplySigner {
     key: Vec<u8>,
@@ -198,7 +205,8 @@ pub struct ReplySigner {
 }
 
 impl ReplySigner {
-    /// From `KEY=TEXT`, cut at the first `=`. A text that would sign itself makes none.
+    /// From `KEY=TEXT`, split at the first `=`. `None` without a `=`, and if TEXT has a
+    /// `{signature}`.
     pub fn parse(text: &str) -> Option<ReplySigner> {
         let (key, text) = text.split_once('=')?;
         let text = Template::parse(text);
@@ -216,9 +224,8 @@ impl ReplySigner {
     }
 }
 
-/// The word or number that stands behind `name` in a JSON text, also where that text is a string in
-/// another one (`\"name\":\"word\"`); empty where there is none. Escapes within a word are not
-/// undone: the word ends there.
+/// The string or number after `name` in a JSON text, also if that text is a string in another one
+/// (`\"name\":\"value\"`); empty if there is none. A string ends at its first escape.
 pub fn json_value<'a>(frame: &'a [u8], name: &str) -> &'a [u8] {
     let Some(at) = frame.windows(name.len()).position(|window| window == name.as_bytes()) else {
         return &[];
@@ -254,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn holes_are_filled_and_other_braces_stay() {
+    fn placeholders_are_filled_and_other_braces_stay() {
         assert_eq!(filled(r#"{"join":"{room}","n":{n}}"#), r#"{"join":"load-3","n":41}"#);
         assert_eq!(filled("{room}{seq}"), "load-39");
         assert_eq!(filled("/ws?{room_ids}"), "/ws?room_id=load-4");
@@ -263,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_said_fills_a_hole_with_a_name() {
+    fn a_field_of_the_received_frame_fills_its_placeholder() {
         assert_eq!(filled("{room}:{field:socket_id}:{n}"), "load-3:1.2:41");
         assert_eq!(filled("{field:sid}{field:}{field:"), "{field:}{field:");
         let both = "{said:a}{field:b}{said:c}";
@@ -274,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn the_payload_is_the_stamp_and_its_absence_is_noticed() {
+    fn a_template_without_a_payload_is_recognized() {
         assert!(filled("[{payload}]").starts_with("[~CL~00000001"));
         assert!(Template::parse("a{payload}b").has_payload());
         assert!(!Template::parse("{room}{seq}{n}").has_payload());
@@ -297,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_is_found_in_json_and_in_json_within_json() {
+    fn a_value_is_found_in_json_and_in_json_within_json() {
         let inner =
             br#"{"event":"e","data":"{\"socket_id\":\"123.456\",\"activity_timeout\":120}"}"#;
         assert_eq!(json_value(inner, "socket_id"), b"123.456");
@@ -327,11 +334,11 @@ mod tests {
         template.fill(&values(&context(), received, Some(&signer)), &mut one);
         template
             .fill(&values(&context(), br#"{"socket_id":"1234.1235"}"#, Some(&signer)), &mut other);
-        assert_ne!(one, other, "the signature depends on what the server said");
+        assert_ne!(one, other, "the signature depends on the received frame");
     }
 
     #[test]
-    fn a_signature_that_signs_itself_is_refused() {
+    fn a_signature_in_the_text_that_is_signed_is_refused() {
         assert!(ReplySigner::parse("key=a{signature}").is_none());
         assert!(ReplySigner::parse("no equals sign").is_none());
     }

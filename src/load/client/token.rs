@@ -1,6 +1,6 @@
-//! Tokens for servers that take JSON Web Tokens signed with a shared secret (HS256, RFC 7519).
+//! Tokens for servers that accept JSON Web Tokens signed with a shared secret (HS256, RFC 7519).
 //!
-//! Invariant: made here from the standard's words, not by the code that the server checks them with.
+//! Invariant: written from the RFC, not with the code by which the server checks tokens.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -8,10 +8,10 @@ use jsonwebtoken::{Algorithm, EncodingKey, crypto};
 
 /// `{"alg":"HS256","typ":"JWT"}`
 const HEADER: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9";
-/// Far enough: the year 2100.
+/// In the year 2100.
 const EXPIRES_UNIX_S: u64 = 4_102_444_800;
 
-/// A token for `user`, who has all rights that the server gives to users.
+/// A token for `user`. It names no rights, so the server grants its defaults.
 pub fn sign(user: &[u8], secret: &str) -> String {
     let user = String::from_utf8_lossy(user);
     let claims = serde_json::json!({ "sub": user, "exp": EXPIRES_UNIX_S }).to_string();

@@ -4,20 +4,20 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::fmt;
 
-/// Latencies in nanoseconds, from 0.1 µs to an hour, to three digits.
+/// An empty histogram of latencies in nanoseconds: 0.1 µs to 1 h, to three digits.
 pub fn new_histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(100, 3_600_000_000_000, 3).expect("constant and valid bounds")
 }
 
-/// Records one latency; what is outside the bounds counts at the bound.
+/// Records a latency. One outside the bounds counts at the nearer bound.
 pub fn record(histogram: &mut Histogram<u64>, latency_ns: u64) {
     histogram.saturating_record(latency_ns);
 }
 
-/// Quantiles in microseconds.
+/// Quantiles of latencies, in microseconds.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct LatencySummary {
-    /// How many were measured.
+    /// Number of latencies.
     pub count: u64,
     /// Median.
     pub p50_us: f64,
@@ -27,12 +27,12 @@ pub struct LatencySummary {
     pub p99_us: f64,
     /// 99.9 %.
     pub p999_us: f64,
-    /// The worst.
+    /// Maximum.
     pub max_us: f64,
 }
 
 impl LatencySummary {
-    /// From nanoseconds.
+    /// Quantiles of a histogram in nanoseconds; all zero if it is empty.
     pub fn of(histogram: &Histogram<u64>) -> LatencySummary {
         let us = |quantile: f64| histogram.value_at_quantile(quantile) as f64 / 1e3;
         if histogram.is_empty() {
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_recorded_latency_is_in_the_histogram_even_an_absurd_one() {
+    fn a_latency_outside_the_bounds_is_recorded_at_the_bound() {
         let mut histogram = new_histogram();
         for latency_ns in [0, 1_500, 2_000_000, u64::MAX] {
             record(&mut histogram, latency_ns);
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn latencies_are_told_in_microseconds() {
+    fn latencies_are_reported_in_microseconds() {
         let mut histogram = new_histogram();
         (1..=1000u64).for_each(|us| histogram.record(us * 1000).expect("within bounds"));
         let latency = LatencySummary::of(&histogram);

@@ -1,11 +1,11 @@
-//! One line on a terminal that says where a run is.
+//! A line on the terminal that shows how far a run is.
 //!
-//! Invariant: nothing is written where standard error is not a terminal.
+//! Invariant: nothing is written if standard error is not a terminal.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-/// The line.
+/// The line. It is erased when this is dropped.
 pub struct ProgressLine {
     shown: bool,
     terminal: bool,
@@ -13,7 +13,7 @@ pub struct ProgressLine {
 }
 
 impl ProgressLine {
-    /// Nothing shown yet.
+    /// A line that is not shown yet.
     pub fn new() -> ProgressLine {
         let last = Instant::now();
         ProgressLine { shown: false, terminal: std::io::stderr().is_terminal(), last }
@@ -26,7 +26,7 @@ impl ProgressLine {
         }
         (self.shown, self.last) = (true, Instant::now());
         let mut stderr = std::io::stderr().lock();
-        // A terminal that is gone needs no progress.
+        // Progress that cannot be written is not an error.
         let _ = write!(stderr, "\r\x1b[K{}", text());
         let _ = stderr.flush();
     }

@@ -1,121 +1,121 @@
-//! What a run found: one structure for machines, one table for people.
+//! The results of a run, as JSON prints them.
 //!
-//! Invariant: a run that did not reach its purpose says so in `ok`, and why in `shortfalls`.
+//! Invariant: `ok` is false if and only if `shortfalls` has an entry.
 
 use super::latency::LatencySummary;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// Everything a run found. Times are in the unit that their name ends with.
+/// The result of a run. A scenario fills its own part; a part that was not measured is absent.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct LoadReport {
-    /// `idle`, `fanout`, `talk` or `storm`.
+    /// `idle`, `fanout`, `ingest` or `storm`.
     pub scenario: &'static str,
     /// Whether the run reached its purpose.
     pub ok: bool,
-    /// Why not.
+    /// What the run did not reach, in words.
     pub shortfalls: Vec<String>,
-    /// The first thing that went wrong, in the server's or the kernel's words.
+    /// The first failure, with the server's or the kernel's text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_failure: Option<String>,
-    /// Error frames of the server.
+    /// Error frames received.
     pub errors: u64,
-    /// Getting in.
+    /// Connecting and joining.
     pub connect: ConnectReport,
-    /// The server's memory, where its process is known.
+    /// The server's memory, if `--pid` was given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryReport>,
-    /// One message to everybody.
+    /// `idle --broadcast`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub broadcast: Option<BroadcastReport>,
-    /// Holding them.
+    /// `idle --hold-s`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hold: Option<HoldReport>,
-    /// Joined connections lost while they were held.
+    /// Joined connections that the server or the network ended.
     pub lost_connections: u64,
-    /// Messages to rooms.
+    /// The result of `fanout`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fanout: Option<FanoutReport>,
-    /// Messages to nobody.
+    /// The result of `ingest`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ingest: Option<IngestReport>,
-    /// Everybody at once.
+    /// The result of `storm`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storm: Option<StormReport>,
 }
 
-/// Getting in.
+/// Connecting and joining.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ConnectReport {
     /// Connections wanted.
     pub conns: u64,
     /// Connections that joined.
     pub joined: u64,
-    /// Given up, by reason.
+    /// Connections whose last attempt failed, by reason.
     pub failed: BTreeMap<&'static str, u64>,
-    /// Failed and tried again, by reason.
+    /// Attempts that failed and were retried, by reason.
     pub retried: BTreeMap<&'static str, u64>,
-    /// From the first connect to the last join.
+    /// From the first connect to the last join, in seconds.
     pub seconds: f64,
     /// Joins a second.
     pub per_second: f64,
-    /// Threads of the generator.
+    /// Worker threads of the generator.
     pub threads: usize,
 }
 
 /// Memory of a process, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ProcessMemory {
-    /// Resident: VmRSS.
+    /// Resident memory: VmRSS.
     pub rss: u64,
-    /// The anonymous part of it: heap and stacks, without the program's own pages.
+    /// Its anonymous part, RssAnon: heap and stacks, without the program's own pages.
     pub anon: u64,
 }
 
 /// The server's memory before the first and after the last connection, in bytes.
 #[derive(Clone, Debug, Serialize)]
 pub struct MemoryReport {
-    /// Before.
+    /// Before the first connect.
     pub before: ProcessMemory,
-    /// After everything else.
+    /// At the end of the run.
     pub after: ProcessMemory,
-    /// Growth of RSS by connection.
+    /// Growth of RSS for each connection.
     pub rss_per_conn: f64,
-    /// Growth of its anonymous part by connection.
+    /// Growth of the anonymous part for each connection.
     pub anon_per_conn: f64,
-    /// What the machine lost by connection: kernel, server and generator together.
+    /// Loss of MemAvailable for each connection: kernel, server and generator together.
     pub machine_per_conn: f64,
 }
 
-/// One message to everybody.
+/// One message to all connections.
 #[derive(Clone, Debug, Serialize)]
 pub struct BroadcastReport {
-    /// Connections that should hear it.
+    /// Connections that must receive it.
     pub expected: u64,
-    /// Connections that heard it.
+    /// Connections that received it.
     pub received: u64,
-    /// How late.
+    /// From the publish to each delivery.
     pub latency: LatencySummary,
 }
 
-/// Doing nothing with many connections.
+/// Connections that do nothing but answer pings.
 #[derive(Clone, Debug, Serialize)]
 pub struct HoldReport {
-    /// Measured time.
+    /// Length of the measured window.
     pub seconds: f64,
-    /// Pings that came in it, each of which was answered.
+    /// Pings received and answered in it.
     pub pings: u64,
-    /// Cores the server used.
+    /// Cores that the server used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_cores: Option<f64>,
-    /// The server's processor time by ping and pong, where nothing else was to be done.
+    /// The server's CPU time for each ping and pong, if there were any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_cpu_us_per_ping: Option<f64>,
-    /// Cores the generator used.
+    /// Cores that the generator used.
     pub generator_cores: f64,
 }
 
-/// Messages to rooms.
+/// Publishes to rooms. The window is measured; `expected` and what follows count the whole run.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct FanoutReport {
     /// Members of each room.
@@ -124,111 +124,112 @@ pub struct FanoutReport {
     pub rooms: u32,
     /// Rooms that each member is in.
     pub rooms_per_member: u32,
-    /// Further members of each room that read nothing.
+    /// Additional members of each room that read nothing.
     pub non_reading: u32,
-    /// How many of those the server has ended, over all rooms.
+    /// Non-reading connections that the server closed, in all rooms.
     pub non_reading_closed: u64,
     /// Publishers of each room.
     pub publishers: u32,
-    /// Characters of a payload.
+    /// Length of a payload.
     pub payload_bytes: u32,
-    /// Messages outstanding in each room, in a closed loop.
+    /// Messages outstanding in each room, with `--window`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<u32>,
-    /// Messages a second, where they are paced.
+    /// Messages a second in all rooms, with `--rate`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<f64>,
-    /// Measured time.
+    /// Length of the measured window.
     pub seconds: f64,
-    /// Messages published in it.
+    /// Messages published in the window.
     pub messages: u64,
-    /// The same a second.
+    /// Messages a second in the window.
     pub messages_per_second: f64,
-    /// Copies received in it.
+    /// Deliveries received in the window.
     pub deliveries: u64,
-    /// The same a second.
+    /// Deliveries a second in the window.
     pub deliveries_per_second: f64,
-    /// Bytes of a delivered frame, header included.
+    /// Mean length of a delivered frame, header included.
     pub bytes_per_delivery: f64,
-    /// From when a message was due to each copy's arrival.
+    /// From the time a message was due to each of its deliveries.
     pub latency: LatencySummary,
-    /// The server's processor time by delivery.
+    /// The server's CPU time for each delivery.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_cpu_us_per_delivery: Option<f64>,
-    /// Cores the server used.
+    /// Cores that the server used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_cores: Option<f64>,
-    /// Cores the generator used.
+    /// Cores that the generator used.
     pub generator_cores: f64,
-    /// Copies that all messages of the run, warm-up included, should have made.
+    /// Deliveries that all messages of the run must cause, warm-up included.
     pub expected: u64,
-    /// Copies that came.
+    /// Deliveries received in the run.
     pub received: u64,
-    /// Copies that never came.
+    /// Deliveries that did not come.
     pub lost: u64,
-    /// Copies that came twice or too late (rooms with one publisher).
+    /// Deliveries that came twice or after a later one (only with one publisher and one room a
+    /// member).
     pub out_of_order: u64,
     /// Messages that could not be published.
     pub unsent: u64,
-    /// Messages given up by a closed loop.
+    /// Messages of a window whose last delivery did not come in time.
     pub given_up: u64,
-    /// The beginning of the first delivery, as it came.
+    /// The beginning of the first delivery, as received.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sample: Option<String>,
 }
 
-/// Messages to nobody.
+/// Publishes that nobody receives.
 #[derive(Clone, Debug, Serialize)]
 pub struct IngestReport {
     /// Messages before each question.
     pub burst: u32,
-    /// Characters of a payload.
+    /// Length of a payload.
     pub payload_bytes: u32,
-    /// Bytes of a write, where everything was cut.
+    /// Length of a write, with `--cut-bytes`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cut_bytes: Option<u32>,
-    /// Measured time.
+    /// Length of the measured window.
     pub seconds: f64,
-    /// Messages in it, the questions not counted.
+    /// Messages in the window, without the questions.
     pub messages: u64,
-    /// The same a second.
+    /// Messages a second in the window.
     pub messages_per_second: f64,
-    /// The server's processor time by message, the questions' included.
+    /// The server's CPU time for each message; the questions' time is included.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_cpu_us_per_message: Option<f64>,
-    /// Cores the server used.
+    /// Cores that the server used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_cores: Option<f64>,
-    /// Cores the generator used.
+    /// Cores that the generator used.
     pub generator_cores: f64,
 }
 
-/// Everybody at once.
+/// All connections cut and connected again.
 #[derive(Clone, Debug, Serialize)]
 pub struct StormReport {
     /// Connections cut.
     pub cut: u64,
-    /// Connections back in.
+    /// Connections that have joined again.
     pub rejoined: u64,
-    /// From the cut to the last join.
+    /// From the cut to the last join, in seconds.
     pub seconds: f64,
     /// Joins a second.
     pub per_second: f64,
-    /// Attempts that failed and were tried again, by reason.
+    /// Attempts that failed and were retried, by reason.
     pub retried: BTreeMap<&'static str, u64>,
-    /// The bystanders' latency before.
+    /// Latency in the bystanders' room before the cut.
     pub bystanders_before: LatencySummary,
-    /// The bystanders' latency from the cut until all were back.
+    /// Latency in the bystanders' room from the cut to the last join.
     pub bystanders_during: LatencySummary,
-    /// Copies that bystanders never got.
+    /// Deliveries that bystanders did not receive.
     pub bystanders_lost: u64,
 }
 
 impl LoadReport {
-    /// Notes a shortfall if there is one.
-    pub fn require(&mut self, holds: bool, otherwise: impl FnOnce() -> String) {
+    /// Adds a shortfall if `holds` is false, and sets `ok`.
+    pub fn require(&mut self, holds: bool, shortfall: impl FnOnce() -> String) {
         if !holds {
-            self.shortfalls.push(otherwise());
+            self.shortfalls.push(shortfall());
         }
         self.ok = self.shortfalls.is_empty();
     }

@@ -1,8 +1,8 @@
 //! The report as a table for a terminal.
 
-use super::results::BroadcastReport;
 use super::results::{
-    ConnectReport, FanoutReport, HoldReport, IngestReport, LoadReport, MemoryReport, StormReport,
+    BroadcastReport, ConnectReport, FanoutReport, HoldReport, IngestReport, LoadReport,
+    MemoryReport, StormReport,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -10,13 +10,13 @@ use std::fmt::Write;
 type Rows = Vec<(&'static str, String)>;
 
 impl LoadReport {
-    /// For people.
+    /// The report as an aligned table, one value on each line.
     pub fn table(&self) -> String {
         let mut rows = Vec::new();
         self.connect.rows(&mut rows);
         if let Some(broadcast) = &self.broadcast {
             let BroadcastReport { expected, received, latency } = broadcast;
-            rows.push(("one message to all", format!("{received} of {expected} received it")));
+            rows.push(("message to all", format!("{received} of {expected} received it")));
             rows.push(("  latency", latency.to_string()));
         }
         if let Some(hold) = &self.hold {
@@ -40,8 +40,8 @@ impl LoadReport {
         if self.errors > 0 {
             rows.push(("error frames", self.errors.to_string()));
         }
-        if let Some(note_failure) = &self.first_failure {
-            rows.push(("first trouble", note_failure.clone()));
+        if let Some(failure) = &self.first_failure {
+            rows.push(("first failure", failure.clone()));
         }
         let verdict = if self.ok { "ok".into() } else { self.shortfalls.join("; ") };
         rows.push(("result", verdict));
@@ -55,7 +55,7 @@ impl ConnectReport {
         rows.push(("connections", format!("{joined} of {conns} joined")));
         rows.push(("  time", format!("{seconds:.2} s, {per_second:.0}/s, {threads} threads")));
         rows.extend(counts("  failed", &self.failed));
-        rows.extend(counts("  tried again", &self.retried));
+        rows.extend(counts("  retried", &self.retried));
     }
 }
 
@@ -65,7 +65,7 @@ impl MemoryReport {
         let (before, after) = (mib(self.before.rss), mib(self.after.rss));
         rows.push(("server memory", format!("{before:.1} MiB before, {after:.1} MiB after")));
         rows.push((
-            "  by connection",
+            "  per connection",
             format!(
                 "{:.0} B resident, {:.0} B of it anonymous; {:.0} B of the machine, both ends",
                 self.rss_per_conn, self.anon_per_conn, self.machine_per_conn
@@ -86,13 +86,13 @@ impl FanoutReport {
             format!("{rooms} of {members} members, {publishers} publishing; {mode}"),
         ));
         if self.rooms_per_member > 1 {
-            rows.push(("  each member in", format!("{} rooms", self.rooms_per_member)));
+            rows.push(("  per member", format!("{} rooms", self.rooms_per_member)));
         }
         if self.non_reading > 0 {
             let FanoutReport { non_reading, non_reading_closed, .. } = self;
             let text =
-                format!("{non_reading} more a room; the server ended {non_reading_closed} in all");
-            rows.push(("  reading nothing", text));
+                format!("{non_reading} more a room; the server closed {non_reading_closed} in all");
+            rows.push(("  not reading", text));
         }
         let per_second = |n: u64, rate: f64| format!("{n} in {:.2} s, {rate:.0}/s", self.seconds);
         rows.push(("messages", per_second(self.messages, self.messages_per_second)));
@@ -145,9 +145,9 @@ impl IngestReport {
 impl StormReport {
     fn rows(&self, rows: &mut Rows) {
         let StormReport { cut, rejoined, seconds, per_second, .. } = self;
-        rows.push(("back after the cut", format!("{rejoined} of {cut}")));
+        rows.push(("joined again", format!("{rejoined} of {cut}")));
         rows.push(("  time", format!("{seconds:.2} s, {per_second:.0}/s")));
-        rows.extend(counts("  tried again", &self.retried));
+        rows.extend(counts("  retried", &self.retried));
         rows.push(("bystanders before", self.bystanders_before.to_string()));
         rows.push(("bystanders during", self.bystanders_during.to_string()));
         rows.push(("  lost", self.bystanders_lost.to_string()));

@@ -1,7 +1,7 @@
-//! What a worker has counted. Copied whole to the coordinator, ten times a second; nothing is
-//! shared.
+//! The counters of a worker. It sends a copy to the coordinator ten times a second, so no counter
+//! is shared between threads.
 //!
-//! Invariant: adding the tallies of all workers gives the tally of the run.
+//! Invariant: the sum of all workers' tallies is the tally of the run.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,33 +9,33 @@ use std::io;
 /// Why an attempt to connect failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectFailure {
-    /// Nobody listens there.
+    /// Connection refused: no listener.
     Refused,
-    /// The peer cut the connection before it was open.
+    /// The peer reset the connection before it had joined.
     Reset,
     /// Not joined within the handshake timeout.
     Timeout,
-    /// HTTP 503: come back later.
+    /// HTTP 503.
     Busy,
-    /// HTTP 408, 429, or 5xx other than 503: may work another time.
+    /// HTTP 408, 429, or 5xx other than 503: a retry may succeed.
     Overloaded,
-    /// Another HTTP status than 101, or no HTTP.
+    /// Any other HTTP status, a wrong accept value, or no HTTP at all: not retried.
     Status,
-    /// Open, but closed before it had joined.
+    /// The server closed the connection before it had joined.
     ClosedEarly,
     /// No local port is left for this pair of addresses.
     NoPort,
-    /// No descriptor is left.
+    /// No file descriptor is left: not retried.
     NoFile,
     /// Anything else.
     Other,
 }
 
 impl ConnectFailure {
-    /// How many there are.
+    /// Number of variants.
     pub const COUNT: usize = 10;
 
-    /// Each with its name in reports.
+    /// Names in the report, in the order of the variants.
     pub const NAMES: [&'static str; ConnectFailure::COUNT] = [
         "connection_refused",
         "connection_reset",
@@ -49,7 +49,7 @@ impl ConnectFailure {
         "other",
     ];
 
-    /// The reason behind an error of the socket.
+    /// What an error of the socket means.
     pub fn of(error: &io::Error) -> ConnectFailure {
         match error.raw_os_error() {
             Some(libc::ECONNREFUSED) => ConnectFailure::Refused,
@@ -62,62 +62,62 @@ impl ConnectFailure {
     }
 }
 
-/// Counts of one worker, or of all.
+/// The counters of one worker, or their sum.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     /// Connects begun.
     pub attempts: u64,
     /// Connections that are joined now.
     pub joined: u64,
-    /// Connections given up, by [`ConnectFailure`].
+    /// Connections whose last attempt failed, by [`ConnectFailure`].
     pub failed: [u64; ConnectFailure::COUNT],
-    /// Attempts that failed and were or will be tried again, by [`ConnectFailure`].
+    /// Attempts that failed and are retried, by [`ConnectFailure`].
     pub retried: [u64; ConnectFailure::COUNT],
-    /// Joined connections that were lost without our doing.
+    /// Joined connections that the server or the network ended.
     pub lost: u64,
-    /// When the last connection joined, since time zero.
+    /// When the last connection joined, in nanoseconds since the run began.
     pub last_joined_ns: u64,
     /// Bytes read after the handshake.
     pub bytes_in: u64,
     /// Messages published.
     pub published: u64,
-    /// Copies that these messages should make.
+    /// Deliveries that these messages must cause.
     pub expected: u64,
-    /// Copies received.
+    /// Deliveries received.
     pub received: u64,
-    /// Bytes of the frames that carried them, headers included.
+    /// Bytes of their frames, headers included.
     pub received_bytes: u64,
-    /// When the last copy was received, since time zero.
+    /// When the last delivery was received, in nanoseconds since the run began.
     pub last_received_ns: u64,
-    /// Copies that came twice or after a later one, in rooms with one publisher.
+    /// Deliveries that came twice or after a later one, where messages are ordered.
     pub out_of_order: u64,
-    /// Messages that could not be published: the publisher was gone, or its socket full.
+    /// Messages that could not be published: the publisher was not joined, or its socket full.
     pub unsent: u64,
-    /// Messages given up in a closed loop.
+    /// Messages of a window whose last delivery did not come in time.
     pub given_up: u64,
-    /// Pings of the server.
+    /// WebSocket pings received; each is answered.
     pub pings: u64,
-    /// Questions behind bursts of messages.
+    /// Questions sent at the end of bursts.
     pub questions_sent: u64,
-    /// Those that were answered.
+    /// Questions answered.
     pub questions_answered: u64,
-    /// Connections that read nothing and were ended by the server.
+    /// Non-reading connections that the server closed.
     pub non_reading_closed: u64,
-    /// Error frames of the server.
+    /// Error frames received.
     pub errors: u64,
-    /// The first thing that went wrong, for people.
+    /// The first failure, as text.
     pub first_failure: Option<String>,
-    /// The beginning of the first delivery, as it came.
+    /// The beginning of the first delivery, as received.
     pub sample: Option<String>,
 }
 
 impl Tally {
-    /// Connections given up.
+    /// Connections whose last attempt failed.
     pub fn failures(&self) -> u64 {
         self.failed.iter().sum()
     }
 
-    /// Adds another worker's.
+    /// Adds the tally of another worker.
     pub fn add(&mut self, other: &Tally) {
         self.attempts += other.attempts;
         self.joined += other.joined;
@@ -147,7 +147,7 @@ impl Tally {
         self.sample = self.sample.take().or_else(|| other.sample.clone());
     }
 
-    /// Keeps `what` if it is the first trouble.
+    /// Records `what` if nothing has failed before.
     pub fn note_failure(&mut self, what: impl FnOnce() -> String) {
         if self.first_failure.is_none() {
             self.first_failure = Some(what());
@@ -155,7 +155,7 @@ impl Tally {
     }
 }
 
-/// Counts by reason under their names, without the zeros.
+/// Counts by name, without zeros.
 pub fn by_name(counts: &[u64; ConnectFailure::COUNT]) -> BTreeMap<&'static str, u64> {
     ConnectFailure::NAMES.iter().copied().zip(*counts).filter(|&(_, count)| count > 0).collect()
 }

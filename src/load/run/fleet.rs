@@ -1,10 +1,10 @@
-//! The workers of a run, seen from the coordinator.
+//! The coordinator of a run and its workers.
 //!
-//! The coordinator never touches a connection: it tells all workers what to do, and listens until
-//! the sum of what they say is what it waits for, or until a deadline.
+//! The coordinator has no connection: it sends commands to workers, and reads their reports until
+//! their sum is what it waits for, or until a deadline.
 //!
-//! Invariant: when a fleet has begun, every worker has its own file table where it needs one; so
-//! descriptors opened later are nobody else's.
+//! Invariant: when [`Fleet::start`] returns, every worker that needs a file table of its own has
+//! it, so descriptors opened later belong to one worker.
 
 use super::plan::RunPlan;
 use super::worker::{self, WorkerCommand, WorkerConfig, WorkerHandle, WorkerReport};
@@ -18,18 +18,20 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Threads that hold connections.
+/// The worker threads of a run, owned by the scenario.
 pub struct Fleet {
     plan: Arc<RunPlan>,
     handles: Vec<WorkerHandle>,
     threads: Vec<JoinHandle<()>>,
     reports: Receiver<(usize, WorkerReport)>,
+    /// The last tally of each worker.
     tallies: Vec<Tally>,
+    /// Workers that have ended.
     finished: usize,
 }
 
 impl Fleet {
-    /// Starts the workers; none of them connects yet.
+    /// Starts the workers. They wait for commands.
     pub fn start(plan: RunPlan) -> Result<Fleet, LoadError> {
         let plan = Arc::new(plan);
         let workers = plan.workers();
@@ -65,59 +67,61 @@ impl Fleet {
             match fleet.reports.recv() {
                 Ok((_, WorkerReport::Ready(Ok(())))) => missing -= 1,
                 Ok((_, WorkerReport::Ready(Err(why)))) => return Err(LoadError::Host(why)),
-                // The quick ones report while others are still getting ready.
+                // Some report progress while others still start.
                 Ok(_) => {}
-                Err(_) => return Err(LoadError::Host("a worker ended before it began".into())),
+                Err(_) => {
+                    return Err(LoadError::Host("a worker ended before it had started".into()));
+                }
             }
         }
         Ok(fleet)
     }
 
-    /// What the workers know.
+    /// The plan of the run.
     pub fn plan(&self) -> &RunPlan {
         &self.plan
     }
 
-    /// Tells every worker.
+    /// Sends a command to every worker.
     pub fn send_all(&self, mut command: impl FnMut() -> WorkerCommand) {
         for handle in &self.handles {
             handle.send(command());
         }
     }
 
-    /// Tells the first worker that has a joined connection, if there is one.
+    /// Sends a command to the first worker with a joined connection; `false` if there is none.
     pub fn send_to_one_joined(&self, command: WorkerCommand) -> bool {
         let found = self.tallies.iter().position(|tally| tally.joined > 0);
         found.inspect(|&worker| self.handles[worker].send(command)).is_some()
     }
 
-    /// The sum of what the workers said last.
+    /// The sum of the last reports.
     pub fn tally(&self) -> Tally {
         let mut sum = Tally::default();
         self.tallies.iter().for_each(|tally| sum.add(tally));
         sum
     }
 
-    /// Listens until `enough` says so or the deadline is there; true if it said so.
+    /// Reads reports until `is_enough` returns true or the deadline has passed; returns the former.
     pub fn wait_until(
         &mut self,
         deadline: Instant,
-        mut enough: impl FnMut(&Tally) -> bool,
+        mut is_enough: impl FnMut(&Tally) -> bool,
     ) -> Result<bool, LoadError> {
         loop {
-            if enough(&self.tally()) {
+            if is_enough(&self.tally()) {
                 return Ok(true);
             }
             let until = deadline.min(Instant::now() + Duration::from_millis(50));
             if !self.receive(until)? && Instant::now() >= deadline {
-                return Ok(enough(&self.tally()));
+                return Ok(is_enough(&self.tally()));
             }
-            // Many workers: take all that has been said before adding it up again.
+            // With many workers: take all reports before the next sum.
             while self.receive(Instant::now())? {}
         }
     }
 
-    /// Counts and latencies of all workers as of now; latencies begin anew.
+    /// The counts of all workers now, and the latencies since the last snapshot.
     pub fn snapshot(&mut self) -> Result<(Tally, Histogram<u64>), LoadError> {
         self.send_all(|| WorkerCommand::Snapshot);
         let mut latencies = latency::new_histogram();
@@ -136,7 +140,7 @@ impl Fleet {
         Ok((self.tally(), latencies))
     }
 
-    /// Ends all connections and threads; the last word of all.
+    /// Closes all connections and ends all threads. Returns the final counts.
     pub fn finish(mut self) -> Result<Tally, LoadError> {
         self.send_all(|| WorkerCommand::Finish);
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -149,7 +153,7 @@ impl Fleet {
         Ok(self.tally())
     }
 
-    /// Takes one report, if one comes in time.
+    /// Handles one report; `false` if none comes before `until`.
     fn receive(&mut self, until: Instant) -> Result<bool, LoadError> {
         match self.reports.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok((worker, report)) => self.handle_report(worker, report).map(|()| true),

@@ -1,20 +1,20 @@
-//! What a run costs: processor time and memory, read before and after.
+//! The cost of a run: CPU time and memory, sampled before and after.
 //!
-//! Invariant: a cost of which one reading is missing is absent, never zero.
+//! Invariant: a cost without both samples is absent, never zero.
 
 use super::procfs;
 use crate::load::report::{MemoryReport, ProcessMemory};
 
-/// Processor time so far, in microseconds.
+/// CPU time so far, in microseconds.
 pub struct CpuSample {
-    /// Of the server, if its process is known.
+    /// Of the server's processes, if `--pid` names them.
     pub server_us: Option<u64>,
-    /// Of the generator.
+    /// Of this process.
     pub generator_us: u64,
 }
 
 impl CpuSample {
-    /// Of these processes and of this one.
+    /// Samples `pids`, the server's processes, and this process.
     pub fn take(pids: &[u32]) -> CpuSample {
         let server: Option<u64> = pids.iter().map(|&pid| procfs::cpu_us(pid)).sum();
         CpuSample {
@@ -24,20 +24,20 @@ impl CpuSample {
     }
 }
 
-/// Memory before the first connection.
+/// Memory before the first connect.
 pub struct MemoryBaseline {
     server: ProcessMemory,
     available: Option<u64>,
 }
 
 impl MemoryBaseline {
-    /// If there is a process to look at.
+    /// Samples the server's processes; `None` if `--pid` names none.
     pub fn take(pids: &[u32]) -> Option<MemoryBaseline> {
         let server = procfs::memory(pids)?;
         Some(MemoryBaseline { server, available: procfs::memory_available() })
     }
 
-    /// What has been added for each of `conns`.
+    /// Growth since then for each of `conns` connections; `None` without a connection or a sample.
     pub fn compare(&self, pids: &[u32], conns: u64) -> Option<MemoryReport> {
         let after = procfs::memory(pids)?;
         let available = procfs::memory_available();

@@ -1,4 +1,7 @@
 //! The worker threads of a run, their plan and their coordinator.
+//!
+//! `fleet` (the coordinator) uses `worker` (one thread), which uses `publish` (what is due) and
+//! `plan`. `measure` and `procfs` read what the server and the generator cost.
 
 pub mod fleet;
 pub mod measure;

@@ -1,20 +1,20 @@
-//! What every worker of a fleet must know, resolved once.
+//! The plan of a run: its connections, threads and publishers.
 //!
-//! Invariant: nothing here changes after the workers have begun.
+//! Invariant: nothing here changes after the workers have started.
 
 use crate::load::client::plan::ClientPlan;
 use crate::load::client::rooms::RoomAssignment;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A fleet's orders for its whole life.
+/// The plan of a run. The scenario makes it; the fleet and its workers read it.
 #[derive(Debug)]
 pub struct RunPlan {
     /// What each connection does.
     pub client: Arc<ClientPlan>,
-    /// Whether a publisher hears its own message.
+    /// Whether a publisher receives its own messages.
     pub echo: bool,
-    /// Publishers a room: its first so many members, in turn.
+    /// The first so many members of each room publish, in turn.
     pub publishers: u32,
     /// Worker `w` has connections `bounds[w]..bounds[w + 1]`.
     pub bounds: Vec<u32>,
@@ -22,22 +22,22 @@ pub struct RunPlan {
     pub cores: Vec<usize>,
     /// Whether each worker must have a file table of its own.
     pub needs_own_file_table: bool,
-    /// A message whose last copies have not come by then is given up.
+    /// A message of a window whose last delivery has not come by then is given up.
     pub delivery_timeout: Duration,
 }
 
 impl RunPlan {
-    /// How many workers.
+    /// Number of workers.
     pub fn workers(&self) -> usize {
         self.bounds.len() - 1
     }
 
-    /// Who is where.
+    /// Which connection is in which rooms.
     pub fn rooms(&self) -> &RoomAssignment {
         self.client.rooms()
     }
 
-    /// Nanoseconds since time zero.
+    /// Nanoseconds since the run began.
     pub fn now_ns(&self) -> u64 {
         self.client.now_ns()
     }
@@ -48,14 +48,15 @@ impl RunPlan {
         self.bounds.partition_point(|&bound| bound <= first) - 1
     }
 
-    /// How many members of a room hear what one of them publishes.
+    /// Members of a room that receive what one of them publishes.
     pub fn receivers(&self, room: u32) -> u32 {
         self.client.reading_members(room) - u32::from(!self.echo)
     }
 }
 
-/// Cuts `conns` connections into as many ranges as `workers`, as equal as can be, but never between
-/// the first `publishers` members of a room: its publishers are all with one worker.
+/// Splits `conns` connections into a range for each worker, as equal as possible, and never between
+/// the first `publishers` members of a room: one worker has all publishers of a room. Returns the
+/// bounds; there may be fewer ranges than `workers`.
 pub fn split_connections(
     conns: u32,
     workers: u32,
@@ -67,8 +68,8 @@ pub fn split_connections(
         let even = (u64::from(conns) * u64::from(worker) / u64::from(workers)) as u32;
         let first = rooms.member(rooms.room_of(even), 0);
         let inside = even - first;
-        let cut = if inside > 0 && inside < publishers { first + publishers } else { even };
-        bounds.push(cut.min(conns));
+        let bound = if inside > 0 && inside < publishers { first + publishers } else { even };
+        bounds.push(bound.min(conns));
     }
     bounds.push(conns);
     bounds.dedup();
@@ -80,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cuts_are_even_and_keep_a_rooms_publishers_together() {
+    fn ranges_are_even_and_keep_the_publishers_of_a_room_together() {
         let rooms = RoomAssignment::of_size(1000, 100);
         assert_eq!(split_connections(1000, 4, &rooms, 1), [0, 250, 500, 750, 1000]);
         assert_eq!(split_connections(1000, 4, &rooms, 60), [0, 260, 500, 760, 1000]);

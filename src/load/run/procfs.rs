@@ -1,4 +1,4 @@
-//! What a process costs, as `/proc` tells it.
+//! CPU time and memory of processes, read from `/proc`.
 //!
 //! Invariant: a number that could not be read is absent, never zero.
 
@@ -6,15 +6,15 @@ use crate::load::report::ProcessMemory;
 use crate::load::sys;
 use std::fs;
 
-/// Processor time of a process so far, user and system, all threads, in microseconds. The kernel
-/// counts in ticks of usually 10 ms, so windows under a second say little.
+/// CPU time of a process so far, user and system, all threads, in microseconds. The kernel counts
+/// in ticks of usually 10 ms, so windows shorter than a second are inaccurate.
 pub fn cpu_us(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let ticks = cpu_ticks(&stat)?;
     Some(ticks * 1_000_000 / sys::ticks_per_second())
 }
 
-/// Fields 14 and 15 of `/proc/PID/stat`. The name in field 2 may hold blanks and brackets.
+/// Fields 14 and 15 of `/proc/PID/stat`. The name in field 2 may have blanks and brackets.
 fn cpu_ticks(stat: &str) -> Option<u64> {
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
     let user: u64 = fields.next()?.parse().ok()?;
@@ -22,7 +22,7 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
     Some(user + system)
 }
 
-/// Memory of all of `pids` together.
+/// Memory of all of `pids` together; `None` if there are none or one has ended.
 pub fn memory(pids: &[u32]) -> Option<ProcessMemory> {
     let mut sum = ProcessMemory::default();
     for pid in pids {
@@ -33,7 +33,7 @@ pub fn memory(pids: &[u32]) -> Option<ProcessMemory> {
     (!pids.is_empty()).then_some(sum)
 }
 
-/// What the whole machine could still give, in bytes.
+/// `MemAvailable` of the machine, in bytes.
 pub fn memory_available() -> Option<u64> {
     kib_line(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:").map(|kib| kib * 1024)
 }
@@ -43,7 +43,7 @@ fn kib_line(text: &str, key: &str) -> Option<u64> {
     line.trim().trim_end_matches("kB").trim().parse().ok()
 }
 
-/// How many local ports the kernel gives out, per pair of addresses.
+/// Number of ephemeral ports for each pair of addresses; 28,000 if it cannot be read.
 pub fn local_ports() -> u32 {
     let read = || {
         let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
@@ -59,14 +59,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cpu_time_is_read_behind_a_name_with_brackets() {
+    fn cpu_time_is_read_after_a_name_with_brackets() {
         let stat = "7 (a ) b) R 1 2 3 4 5 6 7 8 9 10 250 50 0 0 20 0";
         assert_eq!(cpu_ticks(stat), Some(300));
         assert_eq!(cpu_ticks("garbage"), None);
     }
 
     #[test]
-    fn this_process_has_memory_and_one_that_is_not_there_has_none() {
+    fn this_process_has_memory_and_a_missing_one_has_none() {
         let own = memory(&[std::process::id()]).expect("our own /proc entry");
         assert!(own.rss >= own.anon);
         assert!(own.anon > 0);

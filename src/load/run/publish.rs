@@ -1,40 +1,41 @@
-//! Which message is due next, and which are still on their way.
+//! Which message is due next, and which are outstanding.
 //!
-//! Two ways to publish. *Paced*: message number `g` of the whole run is due at `g / rate` and goes
-//! to room `g mod rooms`, whether or not earlier ones have arrived; its latency counts from then,
-//! so a server that stalls cannot hide it (no coordinated omission). *Window*: each room has at
-//! most so many messages outstanding, and one that has reached every member lets the next go.
+//! Two ways to publish. *Rate* (open loop): message number `g` of the whole run is due at `g /
+//! rate` and goes to room `g mod rooms`, whether or not earlier ones have arrived. Latency counts
+//! from that time, so a server that stalls cannot hide it (no coordinated omission). *Window*
+//! (closed loop): each room has at most so many messages outstanding; one that has reached every
+//! member allows the next.
 //!
 //! Time is an argument; nothing here knows a socket.
 //!
-//! Invariant: a room's messages are numbered from 1 without gaps, and each is finished once: by its
-//! last copy, or given up after the stall time.
+//! Invariant: the messages of a room are numbered from 1 without gaps, and each is completed once:
+//! by its last delivery, or given up after the timeout.
 
 use std::collections::VecDeque;
 
-/// How messages are spaced.
+/// When messages are published.
 #[derive(Clone, Copy, Debug)]
 pub enum PublishPace {
-    /// So many a second, over all rooms of the run.
+    /// So many messages a second, in all rooms of the run together.
     Rate(f64),
-    /// So many outstanding in each room.
+    /// So many messages outstanding in each room.
     Window(u32),
 }
 
-/// One message to send now.
+/// One message that is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PublishSlot {
-    /// The room.
+    /// Index of the room.
     pub room: u32,
-    /// The room's publishers take turns; this is the number of the turn.
+    /// Number of the turn; the publishers of a room take turns.
     pub turn: u32,
-    /// The message's number in its room.
+    /// Sequence number in the room, from 1.
     pub seq: u32,
-    /// When it was meant to go.
+    /// When it was due, in nanoseconds since the run began.
     pub intended_ns: u64,
 }
 
-/// The publishing of the rooms that one worker owns.
+/// The publishes of the rooms whose publishers one worker has. That worker owns it.
 #[derive(Debug)]
 pub struct PublishSchedule {
     pace: PublishPace,
@@ -43,11 +44,13 @@ pub struct PublishSchedule {
     rooms_total: u32,
     rooms: Vec<RoomSchedule>,
     first_room: u32,
-    /// Paced: rounds over all rooms that are complete, and the next room of this one.
+    /// Rate: complete rounds over all rooms.
     round: u64,
+    /// Rate: the room whose turn it is in this round.
     next: usize,
-    /// Window: rooms that may have a place free.
+    /// Window: rooms that may have fewer messages outstanding than the window allows.
     rooms_to_fill: Vec<u32>,
+    /// Window: when to look for overdue messages again.
     timeout_check_ns: u64,
     given_up: u64,
 }
@@ -56,9 +59,11 @@ pub struct PublishSchedule {
 struct RoomSchedule {
     members: u32,
     sent: u32,
-    /// Number of the message at the front of `message`.
+    /// Sequence number of the first of `messages`.
     first_seq: u32,
+    /// From the oldest outstanding message on; some may be complete.
     messages: VecDeque<OutstandingMessage>,
+    /// Messages that are not complete.
     outstanding: u32,
 }
 
@@ -69,7 +74,8 @@ struct OutstandingMessage {
 }
 
 impl PublishSchedule {
-    /// For rooms `first_room..` with so many `members` each, out of `rooms_total` in the run.
+    /// For the rooms from `first_room` on, each with so many receiving `members`, out of
+    /// `rooms_total` in the run.
     pub fn new(
         pace: PublishPace,
         first_room: u32,
@@ -103,37 +109,37 @@ impl PublishSchedule {
         }
     }
 
-    /// Everything that is due at `now_ns`.
+    /// Appends everything that is due at `now_ns` to `due`.
     pub fn take_due(&mut self, now_ns: u64, due: &mut Vec<PublishSlot>) {
         if now_ns < self.start_ns || self.rooms.is_empty() {
             return;
         }
         match self.pace {
-            PublishPace::Rate(rate) => self.take_paced(rate, now_ns, due),
+            PublishPace::Rate(rate) => self.take_rate(rate, now_ns, due),
             PublishPace::Window(window) => self.take_window(window, now_ns, due),
         }
     }
 
-    /// When something is due next, if that is known: a window has no clock but its stall time.
+    /// When a message is due next, if ever. A full window is due when its messages may time out.
     pub fn next_due_ns(&self) -> Option<u64> {
         match self.pace {
             _ if self.rooms.is_empty() => None,
-            PublishPace::Rate(rate) => Some(self.paced_at(rate)),
+            PublishPace::Rate(rate) => Some(self.rate_due_ns(rate)),
             PublishPace::Window(_) if self.rooms_to_fill.is_empty() => Some(self.timeout_check_ns),
             PublishPace::Window(_) => Some(self.start_ns),
         }
     }
 
-    /// So many copies of a message have arrived.
-    pub fn handle_delivered(&mut self, room: u32, seq: u32, copies: u32) {
+    /// Further deliveries of a message have arrived.
+    pub fn handle_delivered(&mut self, room: u32, seq: u32, deliveries: u32) {
         let PublishPace::Window(_) = self.pace else { return };
         let index = room.wrapping_sub(self.first_room);
         let Some(state) = self.rooms.get_mut(index as usize) else { return };
-        // A message that was given up may still arrive; its place is taken by then.
-        let Some(back) = seq.checked_sub(state.first_seq) else { return };
-        let Some(message) = state.messages.get_mut(back as usize) else { return };
+        // A message that was given up may still arrive; the next one has its place then.
+        let Some(index_in_room) = seq.checked_sub(state.first_seq) else { return };
+        let Some(message) = state.messages.get_mut(index_in_room as usize) else { return };
         let before = message.deliveries_left;
-        message.deliveries_left = before.saturating_sub(copies);
+        message.deliveries_left = before.saturating_sub(deliveries);
         if before > 0 && message.deliveries_left == 0 {
             state.outstanding -= 1;
             state.drop_finished();
@@ -141,26 +147,26 @@ impl PublishSchedule {
         }
     }
 
-    /// Whether copies must be told to [`PublishSchedule::handle_arrived`].
+    /// Whether it needs calls of [`PublishSchedule::handle_delivered`].
     pub fn needs_delivery_counts(&self) -> bool {
         matches!(self.pace, PublishPace::Window(_))
     }
 
-    /// Messages whose last copies never came within the stall time.
+    /// Messages whose last delivery did not come before the timeout.
     pub fn given_up(&self) -> u64 {
         self.given_up
     }
 
-    /// When the next paced message is due: its number in the whole run over the rate.
-    fn paced_at(&self, rate: f64) -> u64 {
+    /// When the next message is due: its number in the whole run divided by the rate.
+    fn rate_due_ns(&self, rate: f64) -> u64 {
         let room = u64::from(self.first_room) + self.next as u64;
         let number = self.round * u64::from(self.rooms_total) + room;
         self.start_ns.saturating_add((number as f64 * 1e9 / rate) as u64)
     }
 
-    fn take_paced(&mut self, rate: f64, now_ns: u64, due: &mut Vec<PublishSlot>) {
+    fn take_rate(&mut self, rate: f64, now_ns: u64, due: &mut Vec<PublishSlot>) {
         loop {
-            let intended_ns = self.paced_at(rate);
+            let intended_ns = self.rate_due_ns(rate);
             if intended_ns > now_ns {
                 return;
             }
@@ -232,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn paced_messages_are_due_by_the_clock_even_after_a_stall() {
+    fn messages_at_a_rate_are_due_by_the_clock_even_after_a_stall() {
         let mut two =
             PublishSchedule::new(PublishPace::Rate(10.0), 4, [3, 3].into_iter(), 10, 0, 1);
         assert_eq!(two.next_due_ns(), Some(400_000_000));
@@ -242,7 +248,7 @@ mod tests {
         two.take_due(2_450_000_000, &mut slots);
         let intended: Vec<u64> =
             slots.iter().map(|publish| publish.intended_ns / 1_000_000).collect();
-        assert_eq!(intended, [1400, 1500, 2400], "late ones keep the time they were meant for");
+        assert_eq!(intended, [1400, 1500, 2400], "late ones keep the time at which they were due");
     }
 
     #[test]
@@ -253,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_opens_when_the_last_copy_arrives_in_any_order() {
+    fn a_window_opens_at_the_last_delivery_in_any_order() {
         let mut room =
             PublishSchedule::new(PublishPace::Window(2), 0, [3].into_iter(), 1, 0, 1_000);
         assert_eq!(due(&mut room, 1), [(0, 1), (0, 2)]);
@@ -265,7 +271,7 @@ mod tests {
         room.handle_delivered(0, 1, 1);
         assert_eq!(due(&mut room, 4), [(0, 4)]);
         room.handle_delivered(0, 1, 1);
-        assert_eq!(due(&mut room, 5), [], "a doubled copy frees nothing");
+        assert_eq!(due(&mut room, 5), [], "a duplicate frees nothing");
     }
 
     #[test]
@@ -278,6 +284,10 @@ mod tests {
         assert_eq!(due(&mut room, 1_000), [(0, 2)]);
         assert_eq!(room.given_up(), 1);
         room.handle_delivered(0, 1, 1);
-        assert_eq!(due(&mut room, 1_001), [], "its late copy is not the next message's");
+        assert_eq!(
+            due(&mut room, 1_001),
+            [],
+            "its late delivery does not count for the next message"
+        );
     }
 }

@@ -1,11 +1,11 @@
 //! One thread of the generator: an epoll loop over its own connections.
 //!
-//! It takes orders from the coordinator and reports to it, both over channels; workers tell each
-//! other only about copies that arrived for a room somebody else publishes to. A turn is: wait,
-//! read everything that is ready, publish what is due, write once per connection.
+//! It receives commands from the coordinator and sends reports to it, both over channels. Workers
+//! send each other only counts of deliveries, to the worker that has the publishers of the room. A
+//! turn of the loop: wait, read everything that is ready, publish what is due, write once for each
+//! connection.
 //!
-//! Invariant: everything a worker touches is its own; orders and reports are the only way in and
-//! out.
+//! Invariant: a worker shares no state; commands and reports are the only way in and out.
 
 use super::plan::RunPlan;
 use super::publish::{PublishPace, PublishSchedule, PublishSlot};
@@ -22,90 +22,101 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
-/// The bell's key: no connection has it.
+/// The bell's key in epoll; no connection has it.
 const BELL: u64 = u64::MAX;
-const REPORT_EVERY: Duration = Duration::from_millis(100);
+/// How often a worker reports its counts.
+const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 /// Few enough that a turn stays short, many enough that a thousand members need few waits.
 const EVENTS_PER_TURN: usize = 512;
 
-/// What a worker is told.
+/// A command to a worker.
 pub enum WorkerCommand {
-    /// Connect all.
+    /// Connect all connections.
     Connect,
-    /// Publish from `start_ns` since time zero on.
+    /// Publish, to the rooms whose publishers are here.
     Publish {
-        /// How.
+        /// At which rate, or with which window.
         pace: PublishPace,
-        /// From when.
+        /// From this time on, in nanoseconds since the run began.
         start_ns: u64,
     },
-    /// Talk, as the brief says.
+    /// Send bursts on all connections.
     StartBursts,
-    /// Publish and talk no more.
+    /// Begin no further publish and no further burst.
     StopPublishing,
-    /// Report counts and latencies, and begin new latencies.
+    /// Report counts and latencies, and start a new histogram.
     Snapshot,
-    /// Send one message to everybody from one joined connection.
+    /// Publish one message to all connections, from one that has joined.
     Broadcast,
-    /// Cut all connections and connect them again.
+    /// Close all connections and connect them again.
     Reconnect {
         /// With a reset instead of a plain close.
         reset: bool,
     },
-    /// Copies of messages of your rooms have arrived at another worker: room, number, how many.
-    Arrived(Vec<(u32, u32, u32)>),
-    /// End all connections, report and return.
+    /// Deliveries that another worker has received, of messages published here.
+    CountDeliveries(Vec<DeliveryCount>),
+    /// Close all connections, report and end.
     Finish,
 }
 
-/// What a worker says.
+/// Deliveries of one message.
+pub struct DeliveryCount {
+    /// Index of the room.
+    pub room: u32,
+    /// Sequence number of the message.
+    pub seq: u32,
+    /// How many deliveries.
+    pub deliveries: u32,
+}
+
+/// A report of a worker.
 pub enum WorkerReport {
-    /// It has its file table and its epoll set, or it cannot run.
+    /// The worker has started, or cannot run: why.
     Ready(Result<(), String>),
-    /// Where it is.
+    /// Its counts, every [`REPORT_INTERVAL`].
     Progress(Tally),
-    /// The answer to `Mark`.
+    /// The reply to [`WorkerCommand::Snapshot`].
     Snapshot(Tally, Histogram<u64>),
-    /// The last word.
+    /// Its final counts; it has ended.
     Done(Tally),
 }
 
-/// How to give a worker an order.
+/// The sending side of a worker's commands.
 #[derive(Clone)]
 pub struct WorkerHandle {
-    /// The way in.
+    /// Read by the worker in its next turn.
     pub commands: Sender<WorkerCommand>,
-    /// Wakes it.
+    /// Eventfd that wakes the worker.
     pub bell: Arc<File>,
 }
 
 impl WorkerHandle {
-    /// Gives the command, and wakes the worker. One that is gone has reported why.
+    /// Sends a command and wakes the worker. A worker that has ended has reported why.
     pub fn send(&self, command: WorkerCommand) {
         if self.commands.send(command).is_ok() {
-            // Full means rung already.
+            // A full eventfd wakes the worker too.
             let _ = (&*self.bell).write(&1u64.to_ne_bytes());
         }
     }
 }
 
-/// One worker's half of its channels, and its number.
+/// What one worker gets when it starts, besides the plan.
 pub struct WorkerConfig {
-    /// Which worker.
+    /// Index of the worker.
     pub number: usize,
-    /// Its commands.
+    /// Commands of the coordinator and of other workers.
     pub commands: Receiver<WorkerCommand>,
-    /// Its bell.
+    /// Eventfd that wakes this worker.
     pub bell: Arc<File>,
-    /// To the coordinator, with the worker's number.
+    /// Reports to the coordinator, with the index of the worker.
     pub reports: Sender<(usize, WorkerReport)>,
-    /// All workers, itself included.
+    /// All workers, this one included.
     pub peers: Vec<WorkerHandle>,
-    /// For masks and jitter.
+    /// For masks and retry delays.
     pub seed: u64,
 }
 
-/// A worker's whole life.
+/// Runs a worker until [`WorkerCommand::Finish`]: the body of its thread.
 pub fn run(plan: Arc<RunPlan>, config: WorkerConfig) {
     match Worker::start(plan, &config) {
         Ok(mut worker) => {
@@ -116,7 +127,7 @@ pub fn run(plan: Arc<RunPlan>, config: WorkerConfig) {
     }
 }
 
-/// A coordinator that has gone away has no use for the report.
+/// If the coordinator has ended, nobody needs the report.
 fn report(config: &WorkerConfig, report: WorkerReport) {
     let _ = config.reports.send((config.number, report));
 }
@@ -127,8 +138,9 @@ struct Worker {
     connections: ClientConnections,
     publishing: Option<PublishSchedule>,
     latencies: Histogram<u64>,
-    /// Copies of other workers' messages in this turn, by worker, room and number.
+    /// Deliveries of other workers' messages in this turn, by worker, room and sequence number.
     remote_deliveries: HashMap<(usize, u32, u32), u32>,
+    /// Empty between turns; kept for its memory.
     due: Vec<PublishSlot>,
     next_report_ns: u64,
     finished: bool,
@@ -204,7 +216,7 @@ impl Worker {
 
     fn handle_commands(&mut self, config: &WorkerConfig) {
         let mut count = [0; 8];
-        // Empty means that an earlier turn has read it with the orders behind it.
+        // Empty if an earlier turn has read it, with all commands up to then.
         let _ = (&*config.bell).read(&mut count);
         while let Ok(command) = config.commands.try_recv() {
             match command {
@@ -217,7 +229,7 @@ impl Worker {
                 WorkerCommand::Snapshot => self.send_snapshot(config),
                 WorkerCommand::Broadcast => self.broadcast(),
                 WorkerCommand::Reconnect { reset } => self.connections.reconnect_all(reset),
-                WorkerCommand::Arrived(arrived) => self.handle_remote(&arrived),
+                WorkerCommand::CountDeliveries(counts) => self.handle_remote(&counts),
                 WorkerCommand::Finish => self.finished = true,
             }
         }
@@ -241,7 +253,7 @@ impl Worker {
     }
 
     fn send_snapshot(&mut self, config: &WorkerConfig) {
-        // What has arrived in this turn belongs to the time before the mark.
+        // What has arrived in this turn belongs to this snapshot.
         self.count_arrivals();
         let latencies = std::mem::replace(&mut self.latencies, latency::new_histogram());
         report(config, WorkerReport::Snapshot(self.tally(), latencies));
@@ -281,7 +293,7 @@ impl Worker {
         self.due = due;
     }
 
-    /// Times what has arrived, and tells the room's publisher.
+    /// Records the latency of what has arrived, and counts it for the publisher of the room.
     fn count_arrivals(&mut self) {
         let mut arrivals = std::mem::take(&mut self.connections.arrivals);
         for arrival in arrivals.drain(..) {
@@ -295,34 +307,31 @@ impl Worker {
                 continue;
             }
             match self.plan.publishing_worker(room) {
-                publishing_worker if publishing_worker == self.number => {
-                    publishing.handle_delivered(room, seq, 1)
-                }
-                publishing_worker => {
-                    *self.remote_deliveries.entry((publishing_worker, room, seq)).or_insert(0) += 1
-                }
+                own if own == self.number => publishing.handle_delivered(room, seq, 1),
+                other => *self.remote_deliveries.entry((other, room, seq)).or_insert(0) += 1,
             }
         }
         self.connections.arrivals = arrivals;
     }
 
+    /// Sends the deliveries of other workers' messages to those workers.
     fn forward_remote(&mut self, config: &WorkerConfig) {
         if self.remote_deliveries.is_empty() {
             return;
         }
-        let mut by_worker: HashMap<usize, Vec<(u32, u32, u32)>> = HashMap::new();
-        for ((publishing_worker, room, seq), copies) in self.remote_deliveries.drain() {
-            by_worker.entry(publishing_worker).or_default().push((room, seq, copies));
+        let mut by_worker: HashMap<usize, Vec<DeliveryCount>> = HashMap::new();
+        for ((worker, room, seq), deliveries) in self.remote_deliveries.drain() {
+            by_worker.entry(worker).or_default().push(DeliveryCount { room, seq, deliveries });
         }
-        for (publishing_worker, arrived) in by_worker {
-            config.peers[publishing_worker].send(WorkerCommand::Arrived(arrived));
+        for (worker, counts) in by_worker {
+            config.peers[worker].send(WorkerCommand::CountDeliveries(counts));
         }
     }
 
-    fn handle_remote(&mut self, arrived: &[(u32, u32, u32)]) {
+    fn handle_remote(&mut self, counts: &[DeliveryCount]) {
         let Some(publishing) = &mut self.publishing else { return };
-        for &(room, seq, copies) in arrived {
-            publishing.handle_delivered(room, seq, copies);
+        for &DeliveryCount { room, seq, deliveries } in counts {
+            publishing.handle_delivered(room, seq, deliveries);
         }
     }
 
@@ -331,7 +340,7 @@ impl Worker {
         if now_ns < self.next_report_ns {
             return;
         }
-        self.next_report_ns = now_ns + REPORT_EVERY.as_nanos() as u64;
+        self.next_report_ns = now_ns + REPORT_INTERVAL.as_nanos() as u64;
         self.connections.expire_handshakes();
         report(config, WorkerReport::Progress(self.tally()));
     }

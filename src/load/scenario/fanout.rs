@@ -1,10 +1,10 @@
-//! `campanile load fanout`: publish to rooms and count every copy.
+//! `campanile load fanout`: what does a delivery cost, and how late is it?
 //!
-//! A message is complete when every member of its room has it, the publisher included. Loss is
-//! counted over the whole run, warm-up and end included: after the last publish the run waits
-//! until all copies are there or nothing has come for a while.
+//! Publishes to rooms and counts every delivery. A message is complete when every member of its
+//! room has it, the publisher included. After the last publish the run waits until all deliveries
+//! have come, or none has come for a while; what is missing then is lost.
 //!
-//! Invariant: rates, latencies and costs are of the measured window only; loss is of everything.
+//! Invariant: rates, latencies and costs are of the measured window; loss is of the whole run.
 
 use super::args::{FanoutArgs, MessageArgs};
 use super::phases::{self, run_for};
@@ -18,7 +18,7 @@ use crate::load::run::measure::{CpuSample, MemoryBaseline};
 use crate::load::run::worker::WorkerCommand;
 use std::time::Instant;
 
-/// Carries it out.
+/// Runs the scenario.
 pub fn run(args: &FanoutArgs) -> Result<LoadReport, LoadError> {
     let pace = args.pace()?;
     let MessageArgs { message, payload_bytes } = &args.message;
@@ -95,6 +95,7 @@ fn measure(
     })
 }
 
+/// Fills in the counts of the whole run, and reports what they must not be.
 fn check(fanout: &mut FanoutReport, last: &Tally, report: &mut LoadReport) {
     fanout.expected = last.expected;
     fanout.received = last.received;
@@ -105,9 +106,9 @@ fn check(fanout: &mut FanoutReport, last: &Tally, report: &mut LoadReport) {
     fanout.non_reading_closed = last.non_reading_closed;
     fanout.sample = last.sample.clone();
     let FanoutReport { lost, expected, out_of_order, unsent, deliveries, received, .. } = *fanout;
-    report.require(deliveries > 0, || "nothing was delivered while measuring".into());
-    report.require(lost == 0, || format!("{lost} of {expected} copies were lost"));
-    report.require(received <= expected, || format!("{} copies too many", received - expected));
-    report.require(out_of_order == 0, || format!("{out_of_order} copies out of order"));
+    report.require(deliveries > 0, || "nothing was delivered in the measured window".into());
+    report.require(lost == 0, || format!("{lost} of {expected} deliveries were lost"));
+    report.require(received <= expected, || format!("{} deliveries too many", received - expected));
+    report.require(out_of_order == 0, || format!("{out_of_order} deliveries out of order"));
     report.require(unsent == 0, || format!("{unsent} messages could not be published"));
 }

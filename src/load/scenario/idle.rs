@@ -1,6 +1,9 @@
-//! `campanile load idle`: hold connections.
+//! `campanile load idle`: what does an idle connection cost?
 //!
-//! Invariant: connections are counted when the server has said that they joined.
+//! Connects all, sends one message to all if asked, holds them if asked, and compares the server's
+//! memory with that before the first connect.
+//!
+//! Invariant: memory is divided by the connections that have joined, not by those wanted.
 
 use super::args::IdleArgs;
 use super::phases::{connect, finish};
@@ -14,7 +17,7 @@ use crate::load::run::measure::{CpuSample, MemoryBaseline};
 use crate::load::run::worker::WorkerCommand;
 use std::time::{Duration, Instant};
 
-/// Carries it out.
+/// Runs the scenario.
 pub fn run(args: &IdleArgs) -> Result<LoadReport, LoadError> {
     let rooms = if args.room_mix {
         RoomAssignment::mixed(args.conns)
@@ -43,7 +46,7 @@ pub fn run(args: &IdleArgs) -> Result<LoadReport, LoadError> {
     Ok(report)
 }
 
-/// Holds them, and counts what that costs.
+/// Holds all connections, and measures what that costs.
 fn hold(
     fleet: &mut Fleet,
     args: &IdleArgs,
@@ -85,7 +88,7 @@ fn broadcast(
     let (after, latencies) = fleet.snapshot()?;
     let received = after.received - before.received;
     report.require(received == expected, || {
-        format!("the message to everybody reached {received} of {expected}")
+        format!("the message to all reached {received} of {expected}")
     });
     report.broadcast =
         Some(BroadcastReport { expected, received, latency: LatencySummary::of(&latencies) });

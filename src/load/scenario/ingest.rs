@@ -1,10 +1,9 @@
-//! `campanile load ingest`: many talk, and nobody is told. What does receiving cost?
+//! `campanile load ingest`: what does an incoming message cost?
 //!
-//! Each connection, alone in its room, sends so many messages and a question behind them in one
-//! write; when the question is answered, the server has taken the messages, and the next burst
-//! goes. So nothing is counted that is still in a socket's buffer.
+//! Each connection is alone in its room, and sends bursts of messages with a question at the end.
+//! The answer shows that the server has taken the messages in; then the next burst follows.
 //!
-//! Invariant: a message counts when the answer behind it has come.
+//! Invariant: a message counts when the answer to its burst has come.
 
 use super::args::IngestArgs;
 use super::phases::{self, run_for};
@@ -20,7 +19,7 @@ use crate::load::run::measure::{CpuSample, MemoryBaseline};
 use crate::load::run::worker::WorkerCommand;
 use std::time::{Duration, Instant};
 
-/// Carries it out.
+/// Runs the scenario.
 pub fn run(args: &IngestArgs) -> Result<LoadReport, LoadError> {
     args.check()?;
     let deadline = args.common.deadline();
@@ -50,7 +49,7 @@ pub fn run(args: &IngestArgs) -> Result<LoadReport, LoadError> {
         fleet.send_all(|| WorkerCommand::StopPublishing);
         let until = deadline.min(Instant::now() + Duration::from_secs(5));
         let all = fleet.wait_until(until, |now| now.questions_answered >= now.questions_sent)?;
-        report.require(all, || "some questions were never answered".into());
+        report.require(all, || "some questions were not answered".into());
         report.memory = memory.and_then(|before| before.compare(&args.common.pid, joined));
     }
     phases::finish(fleet, &mut report)?;

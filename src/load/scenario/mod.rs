@@ -1,4 +1,7 @@
-//! What can be measured: one file for each scenario, and the arguments of all.
+//! What can be measured: one file for each scenario.
+//!
+//! `args` has the flags, `plan` resolves them to the plan of a run, `phases` has the steps that
+//! scenarios share.
 
 pub mod args;
 pub mod fanout;
@@ -7,3 +10,5 @@ pub mod ingest;
 mod phases;
 pub mod plan;
 pub mod storm;
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
-//! The steps that several scenarios share: connect, run_for, wait for the last copies, conclude.
+//! The steps that scenarios share: connect, run for a time, wait for the last deliveries, finish.
 //!
-//! Invariant: connections are counted when the server has said that they joined.
+//! Invariant: a connection counts as joined only after the server has confirmed it.
 
 use super::args::CommonArgs;
 use crate::load::error::LoadError;
@@ -11,10 +11,10 @@ use crate::load::run::fleet::Fleet;
 use crate::load::run::worker::WorkerCommand;
 use std::time::{Duration, Instant};
 
-/// How long nothing must have come before the missing copies are called lost.
+/// Missing deliveries are lost if none has come for this time.
 const QUIET_PERIOD: Duration = Duration::from_secs(5);
 
-/// Connects a fleet and waits until everybody has joined or failed.
+/// Connects a fleet and waits until every connection has joined or failed.
 pub fn connect(
     fleet: &mut Fleet,
     common: &CommonArgs,
@@ -24,14 +24,14 @@ pub fn connect(
     let conns = u64::from(fleet.plan().rooms().conns());
     let begun_ns = fleet.plan().now_ns();
     let begun = Instant::now();
-    // Where nobody ever gets in, waiting for the others is of no use.
+    // If none of many joins, the others will not either.
     let hopeless_after = Duration::from_secs(common.handshake_timeout_s + 5);
     fleet.send_all(|| WorkerCommand::Connect);
     fleet.wait_until(deadline, |now| {
         progress.show(|| format!("{} of {conns} joined, {} failed", now.joined, now.failures()));
-        let nobody = now.joined == 0;
+        let none = now.joined == 0;
         now.joined + now.failures() + now.lost >= conns
-            || nobody && (now.failures() >= 64 || begun.elapsed() >= hopeless_after)
+            || none && (now.failures() >= 64 || begun.elapsed() >= hopeless_after)
     })?;
     let now = fleet.tally();
     let seconds = now.last_joined_ns.saturating_sub(begun_ns) as f64 / 1e9;
@@ -46,7 +46,8 @@ pub fn connect(
     })
 }
 
-/// Listens for so long, or until a connection is lost: a room that is not whole measures nothing.
+/// Runs for so many seconds, or until a connection is lost: a room with a member less is another
+/// measurement.
 pub fn run_for(
     fleet: &mut Fleet,
     seconds: f64,
@@ -61,7 +62,7 @@ pub fn run_for(
     Ok(())
 }
 
-/// Waits until every copy is there, or none has come for a while.
+/// Waits until every delivery has come, or none has come for [`QUIET_PERIOD`].
 pub fn wait_for_deliveries(fleet: &mut Fleet, deadline: Instant) -> Result<(), LoadError> {
     let (mut seen, mut quiet_since) = (fleet.snapshot()?.0.received, Instant::now());
     fleet.wait_until(deadline, |now| {
@@ -73,7 +74,7 @@ pub fn wait_for_deliveries(fleet: &mut Fleet, deadline: Instant) -> Result<(), L
     Ok(())
 }
 
-/// Ends the fleet and notes what it lost on the way.
+/// Ends the fleet, and reports lost connections, error frames and the first failure.
 pub fn finish(fleet: Fleet, report: &mut LoadReport) -> Result<Tally, LoadError> {
     let last = fleet.finish()?;
     report.lost_connections = last.lost;

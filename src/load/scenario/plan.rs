@@ -1,6 +1,9 @@
 //! From arguments to the plan of a run: what they mean on this host.
 //!
-//! Invariant: a wrong argument is said before the first connection, with what to write instead.
+//! Names are resolved, templates parsed, source addresses chosen, and connections split over as
+//! many threads as the limit of open files demands.
+//!
+//! Invariant: a wrong argument is refused before the first connect, with what to write instead.
 
 use super::args::CommonArgs;
 use crate::load::client::burst::BurstTemplate;
@@ -18,30 +21,31 @@ use std::net::ToSocketAddrs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How the connections of a fleet are laid out.
+/// What a scenario adds to the common arguments. Made by the scenario, used up by
+/// [`CommonArgs::run_plan`].
 pub struct FleetLayout {
-    /// Who is where.
+    /// Which connection is in which rooms.
     pub rooms: RoomAssignment,
-    /// Publishers a room.
+    /// Publishers of each room.
     pub publishers: u32,
-    /// What is published.
+    /// Template of a publish.
     pub message: String,
-    /// Characters of a payload.
+    /// Length of a payload.
     pub payload_bytes: u32,
-    /// What room names begin with.
+    /// Beginning of room names.
     pub room_prefix: String,
-    /// Members of each room that read nothing once they have joined.
+    /// The last so many members of each room read nothing after they have joined.
     pub non_reading: u32,
-    /// Attempts after the first; `None`: until it works.
+    /// Attempts after the first; `None`: no limit.
     pub retries: Option<u8>,
-    /// Bytes of one write.
+    /// Longest write, in bytes.
     pub write_bytes_max: usize,
-    /// What each connection says, where connections talk.
+    /// The burst of each connection, if the scenario sends bursts.
     pub burst: Option<BurstTemplate>,
 }
 
 impl FleetLayout {
-    /// One publisher a room, everybody reads, and the rest as the arguments say.
+    /// One publisher in each room, all members read, no bursts.
     pub fn new(
         common: &CommonArgs,
         rooms: RoomAssignment,
@@ -63,7 +67,7 @@ impl FleetLayout {
 }
 
 impl CommonArgs {
-    /// The fleet's orders.
+    /// The plan of a run.
     pub fn run_plan(&self, layout: FleetLayout) -> Result<RunPlan, LoadError> {
         let publishers = layout.publishers;
         let mut client = self.client_plan(layout)?;
@@ -86,17 +90,17 @@ impl CommonArgs {
         })
     }
 
-    /// What each connection does, but for the connect rate: it depends on the number of workers.
+    /// The plan of the connections, without the connect rate: it depends on the number of workers.
     fn client_plan(&self, layout: FleetLayout) -> Result<ClientPlan, LoadError> {
         let message = Template::parse(&layout.message);
         if !message.has_payload() {
             return LoadError::usage(
-                "the message template has no {payload}, so nothing could be counted",
+                "the message template has no {payload}, so its deliveries could not be counted",
             );
         }
         if (layout.payload_bytes as usize) < STAMP_BYTES {
             return LoadError::usage(&format!(
-                "--payload-bytes {} is too small: number and time need {STAMP_BYTES}",
+                "--payload-bytes {} is too small: the stamp needs {STAMP_BYTES}",
                 layout.payload_bytes
             ));
         }
@@ -107,7 +111,7 @@ impl CommonArgs {
         let (targets, path) = self.targets(random)?;
         let path = self.path(&path, &layout.rooms)?;
         if init.iter().chain([&message, &path]).any(Template::needs_received_frame) {
-            return LoadError::usage("{field:…} and {signature} can be filled in an --answer only");
+            return LoadError::usage("{field:…} and {signature} have a value in an --answer only");
         }
         let sources = self.sources(layout.rooms.conns(), &targets, run_id);
         Ok(ClientPlan {
@@ -148,12 +152,12 @@ impl CommonArgs {
         }
     }
 
-    /// The path, if it says all that it must.
+    /// The path, if it has the placeholders that the other arguments need.
     fn path(&self, text: &str, rooms: &RoomAssignment) -> Result<Template, LoadError> {
         let path = Template::parse(text);
         if rooms.layers() > 1 && !path.has_room_ids() {
             return LoadError::usage(
-                "--path has no {room_ids}, so nobody would be in several rooms",
+                "--path has no {room_ids}, so no connection would be in several rooms",
             );
         }
         if path.has_token() && self.token_secret.is_none() {
@@ -164,7 +168,7 @@ impl CommonArgs {
         Ok(path)
     }
 
-    /// What is said to a server that speaks first, and how it is signed.
+    /// The reply rules, and the signer if there is one.
     fn reply_rules(&self) -> Result<(ReplyRules, Option<ReplySigner>), LoadError> {
         let mut rules = ReplyRules::default();
         for rule in &self.answer {
@@ -185,13 +189,13 @@ impl CommonArgs {
         };
         if signer.is_none() && rules.replies().any(Template::has_signature) {
             return LoadError::usage(
-                "an --answer has a {signature}, so say with --sign what is signed",
+                "an --answer has a {signature}: give --sign, which says what is signed",
             );
         }
         Ok((rules, signer))
     }
 
-    /// The servers, and the path template.
+    /// The servers, and the text of the path template.
     fn targets(&self, key: [u8; 16]) -> Result<(Vec<LoadTarget>, String), LoadError> {
         for header in &self.header {
             if !header.contains(':') || header.contains(['\r', '\n']) {
@@ -220,7 +224,7 @@ impl CommonArgs {
         match &self.path {
             Some(given) if !given.starts_with('/') => LoadError::usage("--path must begin with /"),
             Some(given) if given.contains([' ', '\r', '\n']) => {
-                LoadError::usage("--path has a blank in it")
+                LoadError::usage("--path must not have a blank")
             }
             Some(given) => Ok((targets, given.clone())),
             None if !(self.init.is_empty() && self.answer.is_empty()) => Ok((targets, path)),
@@ -250,12 +254,12 @@ impl CommonArgs {
     }
 }
 
-/// How many workers, and whether each must have a file table of its own.
-fn workers(conns: u32, wanted: u32, publishers: u32) -> Result<(u32, bool), LoadError> {
+/// Number of workers, and whether each must have a file table of its own.
+pub(super) fn workers(conns: u32, wanted: u32, publishers: u32) -> Result<(u32, bool), LoadError> {
     let files = sys::raise_open_file_limit().map_err(|error| {
         LoadError::Host(format!("cannot read the limit of open files: {error}"))
     })?;
-    // A tenth is left for what else is open, and for cuts that move to keep publishers together.
+    // A tenth is left for other files, and for bounds that move to keep publishers together.
     let capacity = u32::try_from(files / 10 * 9).unwrap_or(u32::MAX).saturating_sub(publishers);
     if capacity < 16 {
         return Err(LoadError::Host(format!(
@@ -274,7 +278,9 @@ fn parse_url(url: &str) -> Result<(String, String), LoadError> {
     match uri.scheme_str() {
         Some("ws" | "http") => {}
         Some("wss" | "https") => {
-            return Err(wrong("TLS is not spoken here; measure behind the TLS terminator"));
+            return Err(wrong(
+                "the generator has no TLS; give it the address behind the TLS terminator",
+            ));
         }
         _ => return Err(wrong("write it as ws://host:port/path")),
     }
@@ -304,130 +310,4 @@ fn random_bytes() -> Result<[u8; 16], LoadError> {
     getrandom::fill(&mut bytes)
         .map_err(|error| LoadError::Host(format!("no random bytes: {error}")))?;
     Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::load::run::publish::PublishPace;
-    use crate::load::scenario::args::{LoadArgs, Scenario};
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        load: LoadArgs,
-    }
-
-    fn parse(line: &str) -> Result<LoadArgs, clap::Error> {
-        Cli::try_parse_from(line.split(' ')).map(|cli| cli.load)
-    }
-
-    fn idle(line: &str) -> Result<RunPlan, LoadError> {
-        let Scenario::Idle(args) = parse(line).expect("clap takes it").scenario else {
-            panic!("{line} is not idle")
-        };
-        let rooms = RoomAssignment::of_size(args.conns, args.room_size);
-        let layout = FleetLayout::new(&args.common, rooms, &args.broadcast_message, 120);
-        args.common.run_plan(layout)
-    }
-
-    fn refusal(line: &str) -> String {
-        idle(line).expect_err("a wrong argument").to_string()
-    }
-
-    #[test]
-    fn our_own_server_is_the_default() {
-        let plan = idle("load idle").expect("defaults are valid");
-        assert_eq!(plan.client.path, Template::parse("/ws?{room_ids}"));
-        assert_eq!(plan.client.ready.as_deref(), Some(r#""type":"ok""#));
-        assert_eq!(plan.client.targets[0].addr.port(), 8080);
-    }
-
-    #[test]
-    fn another_server_gets_its_own_path_and_messages() {
-        let plan =
-            idle("load idle --url ws://127.0.0.1:9/app/x --init [{room}] --ready ").expect("valid");
-        assert_eq!(plan.client.path, Template::parse("/app/x"));
-        assert_eq!(plan.client.init.len(), 1);
-        assert_eq!(plan.client.ready, None);
-        let plan = idle("load idle --url ws://127.0.0.1:9/x --answer 0=40").expect("valid");
-        assert_eq!(plan.client.path, Template::parse("/x"));
-        let plan = idle("load idle --url ws://127.0.0.1:9/x?a=b").expect("valid");
-        assert_eq!(plan.client.path, Template::parse("/x?a=b&{room_ids}"));
-    }
-
-    #[test]
-    fn a_wrong_argument_says_what_to_write_instead() {
-        assert!(refusal("load idle --url wss://127.0.0.1/").contains("TLS"));
-        assert!(refusal("load idle --url 127.0.0.1:80").contains("ws://"));
-        assert!(refusal("load idle --path ws").contains("begin with /"));
-        assert!(refusal("load idle --cores 3-1").contains("0,2-3"));
-        assert!(refusal("load idle --header X").contains("Name: value"));
-        assert!(refusal("load idle --broadcast-message hello").contains("{payload}"));
-        assert!(refusal("load idle --connect-rate 0").contains("above zero"));
-        assert!(refusal("load idle --answer ping").contains("BEGINNING=MESSAGE"));
-        assert!(refusal("load idle --answer a={signature}").contains("--sign"));
-        assert!(refusal("load idle --sign key").contains("KEY=TEXT"));
-        assert!(refusal("load idle --init {field:id}").contains("--answer only"));
-        assert!(parse("load fanout --rate 5 --window 2").is_err());
-        assert!(parse("load idle --conns 0").is_err());
-        assert!(parse("load").is_err());
-    }
-
-    #[test]
-    fn a_fanout_whose_numbers_contradict_each_other_is_refused() {
-        let pace = |line: &str| match parse(line).expect("clap takes it").scenario {
-            Scenario::Fanout(args) => args.pace().map_err(|error| error.to_string()),
-            _ => panic!("{line} is not a fanout"),
-        };
-        assert!(matches!(pace("load fanout"), Ok(PublishPace::Window(1))));
-        assert!(matches!(pace("load fanout --rate 0.5"), Ok(PublishPace::Rate(_))));
-        assert!(pace("load fanout --members 2 --publishers 3").is_err());
-        assert!(pace("load fanout --duration-s 700").is_err());
-        assert!(pace("load fanout --no-echo --members 1").is_err());
-        assert!(pace("load fanout --rate=-1").is_err());
-        assert!(pace("load fanout --rate=nan").is_err());
-        assert!(pace("load fanout --rate=inf").expect_err("no end").contains("10000000"));
-    }
-
-    #[test]
-    fn old_names_of_commands_and_flags_work_and_are_hidden() {
-        assert!(matches!(parse("load talk").expect("an alias").scenario, Scenario::Ingest(_)));
-        let Scenario::Fanout(args) = parse("load fanout --silent 3").expect("an alias").scenario
-        else {
-            panic!("that is a fanout")
-        };
-        assert_eq!(args.non_reading, 3);
-        let mut command = <Cli as clap::CommandFactory>::command();
-        assert!(!command.render_long_help().to_string().contains("talk"));
-        let fanout = command.find_subcommand_mut("fanout").expect("a scenario");
-        assert!(!fanout.render_long_help().to_string().contains("--silent"));
-    }
-
-    #[test]
-    fn a_time_or_a_text_that_would_end_the_generator_is_refused() {
-        let check = |line: &str| match parse(line).expect("clap takes it").scenario {
-            Scenario::Ingest(args) => args.check().map_err(|error| error.to_string()),
-            Scenario::Storm(args) => args.check().map_err(|error| error.to_string()),
-            _ => panic!("{line} has no check"),
-        };
-        assert_eq!(check("load ingest"), Ok(()));
-        assert_eq!(check("load storm --before-s 0"), Ok(()));
-        assert!(check("load ingest --answered-by ").expect_err("empty").contains("--answered-by"));
-        assert!(check("load storm --before-s 1e300").expect_err("no time").contains("--timeout-s"));
-        assert!(check("load storm --rate inf").expect_err("no rate").contains("--rate"));
-        for flag in ["timeout-s", "handshake-timeout-s", "hold-s", "broadcast-timeout-s"] {
-            assert!(parse(&format!("load idle --{flag} 18446744073709551615")).is_err(), "{flag}");
-        }
-    }
-
-    #[test]
-    fn more_connections_than_descriptors_take_more_threads() {
-        let files = sys::raise_open_file_limit().expect("the limit is readable");
-        let capacity = (files / 10 * 9) as u32 - 1;
-        assert_eq!(workers(capacity, 1, 1).expect("fits"), (1, false));
-        assert_eq!(workers(capacity + 1, 1, 1).expect("fits"), (2, true));
-        assert_eq!(workers(3, 64, 1).expect("fits"), (3, false));
-    }
 }

@@ -1,10 +1,11 @@
-//! `campanile load storm`: everybody is cut at once and comes back.
+//! `campanile load storm`: how long does a reconnect of all clients take, and what do others
+//! notice?
 //!
-//! Two fleets: a crowd that is cut, and a few bystanders on a thread of their own whose messages
-//! tell what the others notice. The crowd tries until it is in: it honours `Retry-After` and
-//! spreads itself by chance, as good clients do.
+//! Two fleets, each with threads of its own: one is cut and connects again, the other, the
+//! bystanders, publishes in a room of its own and measures latency there. The first retries without
+//! limit; like a good client it honours `Retry-After` and waits a random time.
 //!
-//! Invariant: the clock runs from the order to cut until the last join.
+//! Invariant: time is measured from the command to cut to the last join.
 
 use super::args::{MessageArgs, StormArgs};
 use super::phases;
@@ -19,54 +20,56 @@ use crate::load::run::publish::PublishPace;
 use crate::load::run::worker::WorkerCommand;
 use std::time::{Duration, Instant};
 
-/// Carries it out.
+/// Runs the scenario.
 pub fn run(args: &StormArgs) -> Result<LoadReport, LoadError> {
     args.check()?;
     let deadline = args.common.deadline();
-    let (mut crowd, mut bystanders) = begin(args)?;
+    let (mut fleet, mut bystanders) = start(args)?;
     let mut progress = ProgressLine::new();
     let mut report = LoadReport { scenario: "storm", ..LoadReport::default() };
 
-    let few = phases::connect(&mut bystanders, &args.common, deadline, &mut progress)?;
-    report.require(few.joined == few.conns, || {
-        format!("{} of {} bystanders joined", few.joined, few.conns)
+    let bystanders_connect =
+        phases::connect(&mut bystanders, &args.common, deadline, &mut progress)?;
+    report.require(bystanders_connect.joined == bystanders_connect.conns, || {
+        format!("{} of {} bystanders joined", bystanders_connect.joined, bystanders_connect.conns)
     });
     if !report.ok {
-        report.connect = few;
+        report.connect = bystanders_connect;
         phases::finish(bystanders, &mut report)?;
-        crowd.finish()?;
+        fleet.finish()?;
         return Ok(report);
     }
-    report.connect = phases::connect(&mut crowd, &args.common, deadline, &mut progress)?;
+    report.connect = phases::connect(&mut fleet, &args.common, deadline, &mut progress)?;
     let ConnectReport { joined, conns, .. } = report.connect;
     report.require(joined == conns, || format!("{joined} of {conns} connections joined"));
     let storm = if report.ok {
-        Some(cut(&mut crowd, &mut bystanders, args, deadline, &mut progress)?)
+        Some(cut(&mut fleet, &mut bystanders, args, deadline, &mut progress)?)
     } else {
         None
     };
-    let few = phases::finish(bystanders, &mut report)?;
-    let many = crowd.finish()?;
-    check(report, storm, &few, many)
+    let bystanders_tally = phases::finish(bystanders, &mut report)?;
+    let fleet_tally = fleet.finish()?;
+    check(report, storm, &bystanders_tally, fleet_tally)
 }
 
-fn begin(args: &StormArgs) -> Result<(Fleet, Fleet), LoadError> {
+/// The fleet that is cut, and the bystanders.
+fn start(args: &StormArgs) -> Result<(Fleet, Fleet), LoadError> {
     let MessageArgs { message, payload_bytes } = &args.message;
     let layout = |rooms| FleetLayout::new(&args.common, rooms, message, *payload_bytes);
-    let few = FleetLayout {
+    let bystanders = FleetLayout {
         room_prefix: format!("{}bystanders-", args.common.room_prefix),
         ..layout(RoomAssignment::of_size(args.bystanders, args.bystanders))
     };
-    let bystanders = Fleet::start(args.common.run_plan(few)?)?;
-    let many = FleetLayout {
+    let bystanders = Fleet::start(args.common.run_plan(bystanders)?)?;
+    let fleet = FleetLayout {
         retries: None,
         ..layout(RoomAssignment::of_size(args.conns, args.room_size))
     };
-    Ok((Fleet::start(args.common.run_plan(many)?)?, bystanders))
+    Ok((Fleet::start(args.common.run_plan(fleet)?)?, bystanders))
 }
 
 fn cut(
-    crowd: &mut Fleet,
+    fleet: &mut Fleet,
     bystanders: &mut Fleet,
     args: &StormArgs,
     deadline: Instant,
@@ -76,25 +79,25 @@ fn cut(
     bystanders.send_all(|| WorkerCommand::Publish { pace: PublishPace::Rate(args.rate), start_ns });
     let until = deadline.min(Instant::now() + Duration::from_secs_f64(args.before_s));
     bystanders.wait_until(until, |now| {
-        progress.show(|| format!("calm: {} messages to the bystanders", now.published));
+        progress.show(|| format!("before the cut: {} messages to the bystanders", now.published));
         false
     })?;
     let (_, before) = bystanders.snapshot()?;
-    let all = u64::from(crowd.plan().rooms().conns());
-    let retried_before = crowd.tally().retried;
-    let cut_ns = crowd.plan().now_ns();
-    crowd.send_all(|| WorkerCommand::Reconnect { reset: !args.plain_close });
-    // The answers come behind the cut, so nobody is counted who has not come back.
-    crowd.snapshot()?;
-    crowd.wait_until(deadline, |now| {
-        progress.show(|| format!("{} of {all} are back", now.joined));
+    let all = u64::from(fleet.plan().rooms().conns());
+    let retried_before = fleet.tally().retried;
+    let cut_ns = fleet.plan().now_ns();
+    fleet.send_all(|| WorkerCommand::Reconnect { reset: !args.plain_close });
+    // These reports are later than the cut, so no connection of before is counted as joined.
+    fleet.snapshot()?;
+    fleet.wait_until(deadline, |now| {
+        progress.show(|| format!("{} of {all} joined again", now.joined));
         now.joined >= all
     })?;
-    let (now, _) = crowd.snapshot()?;
+    let (now, _) = fleet.snapshot()?;
     let (_, during) = bystanders.snapshot()?;
     bystanders.send_all(|| WorkerCommand::StopPublishing);
     phases::wait_for_deliveries(bystanders, deadline)?;
-    let few = bystanders.tally();
+    let tally = bystanders.tally();
     let mut retried = now.retried;
     retried.iter_mut().zip(&retried_before).for_each(|(now, before)| *now -= before);
     let seconds = now.last_joined_ns.saturating_sub(cut_ns) as f64 / 1e9;
@@ -106,25 +109,26 @@ fn cut(
         retried: tally::by_name(&retried),
         bystanders_before: LatencySummary::of(&before),
         bystanders_during: LatencySummary::of(&during),
-        bystanders_lost: few.expected.saturating_sub(few.received),
+        bystanders_lost: tally.expected.saturating_sub(tally.received),
     })
 }
 
 fn check(
     mut report: LoadReport,
     storm: Option<StormReport>,
-    few: &Tally,
-    many: Tally,
+    bystanders: &Tally,
+    fleet: Tally,
 ) -> Result<LoadReport, LoadError> {
-    report.errors += many.errors;
-    report.first_failure = report.first_failure.or(many.first_failure);
+    report.errors += fleet.errors;
+    report.first_failure = report.first_failure.or(fleet.first_failure);
     if let Some(storm) = &storm {
         let (rejoined, all) = (storm.rejoined, storm.cut);
-        report.require(rejoined == all, || format!("{rejoined} of {all} came back"));
+        report.require(rejoined == all, || format!("{rejoined} of {all} joined again"));
         let lost = storm.bystanders_lost;
-        report.require(lost == 0, || format!("bystanders lost {lost} copies"));
-        report
-            .require(few.unsent == 0, || format!("{} messages could not be published", few.unsent));
+        report.require(lost == 0, || format!("bystanders lost {lost} deliveries"));
+        report.require(bystanders.unsent == 0, || {
+            format!("{} messages could not be published", bystanders.unsent)
+        });
     }
     report.storm = storm;
     Ok(report)

@@ -1,8 +1,8 @@
 //! All connections of one worker: opening, joined, lost, retried.
 //!
-//! Built so that two million fit: a connection is 24 bytes and a socket. All connections of a worker
-//! share one receive buffer; only an incomplete frame or a full socket gives one connection memory of
-//! its own, and it is freed afterwards.
+//! Built so that two million fit: a connection is 24 bytes and a socket. All connections of a
+//! worker share one receive buffer; only an incomplete frame or a full socket gives one connection
+//! memory of its own, and it is freed afterwards.
 //!
 //! The files build on each other in this order: `conn` (one connection), `schedule` (when to
 //! connect), `state` (the fields), `send`, `opening`, `receive`. This file is the top: it

@@ -211,6 +211,6 @@ fn timeout_text(state: ClientState) -> &'static str {
     match state {
         ClientState::Connecting => "no answer to the connect",
         ClientState::Requested => "no answer to the handshake",
-        _ => "the connection is open, but the server never said that it has joined (see --ready)",
+        _ => "the connection is open, but the server did not confirm the join (see --ready)",
     }
 }

@@ -70,7 +70,8 @@ impl ClientConnections {
         }
     }
 
-    /// Handles the response head and the whole frames at the front of `bytes`; returns their length.
+    /// Handles the response head and the whole frames at the front of `bytes`; returns their
+    /// length.
     fn parse(&mut self, slot: u32, bytes: &[u8]) -> usize {
         let mut used = 0;
         if self.conn(slot).state == ClientState::Requested {
@@ -112,7 +113,7 @@ impl ClientConnections {
                     408 | 429 | 500..=599 => ConnectFailure::Overloaded,
                     _ => ConnectFailure::Status,
                 };
-                self.fail(slot, reason, retry_after_s, || format!("the server said: {line}"));
+                self.fail(slot, reason, retry_after_s, || format!("the server answered: {line}"));
                 None
             }
         }

@@ -1,6 +1,7 @@
 //! Sending: publishes, bursts and replies, each queued now and written at the end of the turn.
 //!
-//! Invariant: a connection with unsent bytes is in `to_flush`, or waits until its socket is writable.
+//! Invariant: a connection with unsent bytes is in `to_flush`, or waits until its socket is
+//! writable.
 
 use super::conn::ClientState;
 use super::state::ClientConnections;
