@@ -11,6 +11,7 @@ use campanile::ids::{SlotId, TopicId, TopicName};
 use campanile::link::bell::Bell;
 use campanile::link::channel::{BackplaneEnd, ShardEnd, window};
 use campanile::link::{Downlink, Uplink};
+use campanile::protocol::dialect::Encoding;
 use criterion::{Criterion, criterion_group, criterion_main};
 use std::hint::black_box;
 use std::thread::JoinHandle;
@@ -53,7 +54,11 @@ fn echo(end: BackplaneEnd, sleeps: bool) -> JoinHandle<()> {
 }
 
 fn cross_and_return(shard: &ShardEnd, topic: &TopicName, sleeps: bool) {
-    assert!(shard.try_send(Uplink::Join { topic: topic.clone(), at: AT }).is_ok());
+    assert!(
+        shard
+            .try_send(Uplink::Join { topic: topic.clone(), at: AT, encoding: Encoding::NATIVE })
+            .is_ok()
+    );
     shard.ring();
     while shard.try_recv().is_none() {
         match sleeps {

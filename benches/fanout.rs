@@ -10,10 +10,11 @@
 use bytes::Bytes;
 use campanile::auth::Identity;
 use campanile::ids::{ConnId, NodeId, ShardId, TopicId};
-use campanile::link::{Downlink, FrameSet, Uplink};
+use campanile::link::{Downlink, Uplink};
 use campanile::policy::limits::Limits;
 use campanile::policy::namespaces::Namespaces;
 use campanile::policy::rights::Rights;
+use campanile::protocol::dialect::Encoding;
 use campanile::shard::delivery::batch::SendBatch;
 use campanile::shard::{Opening, Shard, ShardConfig};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -35,7 +36,7 @@ fn open(shard: &mut Shard, socket_key: u32, rooms: &[&str]) -> ConnId {
         },
         response: Bytes::from_static(b"101"),
         rooms: rooms.iter().map(|room| room.to_string()).collect(),
-        echo: false,
+        encoding: Encoding::NATIVE,
     };
     shard.handle_open(conn, opening);
     conn
@@ -91,8 +92,8 @@ fn ruled(members: u32, namespaces: &str, batch: &mut SendBatch) -> (Shard, Topic
 
 fn visit(shard: &mut Shard, room: TopicId, frame: &Bytes, messages: u64, batch: &mut SendBatch) {
     for _ in 0..messages {
-        let frames = FrameSet::new([frame.clone()]);
-        shard.handle_downlink(Downlink::Deliver { to: room, frames, except: None }, NOW_MS);
+        let frame = frame.clone();
+        shard.handle_downlink(Downlink::Deliver { to: room, frame, except: None }, NOW_MS);
     }
     black_box(drain(shard, batch));
 }

@@ -150,9 +150,12 @@ impl TopicName {
         TopicName::with_prefix("u:", user)
     }
 
+    /// The whole name of the topic of everybody.
+    pub const ALL: &str = "*";
+
     /// The topic of everybody.
     pub fn all() -> TopicName {
-        TopicName(Arc::from("*"))
+        TopicName(Arc::from(TopicName::ALL))
     }
 
     /// Reads a name as it stands in a Redis channel; `None` when it is not a topic.

@@ -4,6 +4,7 @@ pub mod auth;
 pub mod backplane;
 pub mod cli;
 pub mod config;
+pub mod framing;
 pub mod ids;
 pub mod link;
 pub mod load;

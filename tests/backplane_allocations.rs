@@ -7,12 +7,14 @@ mod counting;
 use bytes::Bytes;
 use campanile::backplane::Transport;
 use campanile::backplane::embedded::Embedded;
-use campanile::backplane::local::{Local, Message};
+use campanile::backplane::local::Local;
+use campanile::backplane::message::Message;
 use campanile::ids::{ConnId, NodeId, ShardId, SlotId, TopicId, TopicName};
 use campanile::link::channel::{ShardEnd, window};
 use campanile::link::health::Health;
 use campanile::link::{Done, Downlink, Publish};
 use campanile::policy::limits::Limits;
+use campanile::protocol::dialect::Encoding;
 use counting::allocations_of;
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -38,7 +40,7 @@ fn node(shards: u16, members: Members) -> (Vec<ShardEnd>, Local) {
     for number in 0..ROOMS {
         for shard in (0..shards).filter(|shard| members(number, *shard, shards)).map(ShardId) {
             let at = TopicId(SlotId { index: number as u32, generation: 0 });
-            if let Some(key) = local.join(room(number), shard, at) {
+            if let Some(key) = local.join(room(number), shard, Encoding::NATIVE, at) {
                 local.subscribed(key, 0);
             }
         }

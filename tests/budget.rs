@@ -14,10 +14,11 @@ use campanile::backplane::local::Local;
 use campanile::ids::{ConnId, NodeId, ShardId, TopicId};
 use campanile::link::channel::{ShardEnd, window};
 use campanile::link::health::Health;
-use campanile::link::{Downlink, FrameSet, Uplink};
+use campanile::link::{Downlink, Uplink};
 use campanile::policy::limits::Limits;
 use campanile::policy::namespaces::Namespaces;
 use campanile::policy::rights::Rights;
+use campanile::protocol::dialect::Encoding;
 use campanile::shard::conn::{CloseReason, Conn};
 use campanile::shard::delivery::batch::SendBatch;
 use campanile::shard::{Opening, Shard, ShardConfig};
@@ -47,7 +48,7 @@ fn open(shard: &mut Shard, socket_key: u32, user: &str, room: &str) -> ConnId {
         identity: Identity { user: Some(user.into()), rights, expires_unix_s: None },
         response: Bytes::from_static(b"101"),
         rooms: vec![room.to_owned()],
-        echo: false,
+        encoding: Encoding::NATIVE,
     };
     shard.handle_open(conn, opening);
     conn
@@ -83,8 +84,8 @@ fn crowd(members: u32, batch: &mut SendBatch) -> (Shard, TopicId) {
 }
 
 fn deliver(shard: &mut Shard, to: TopicId, frame: &Bytes) {
-    let frames = FrameSet::new([frame.clone()]);
-    shard.handle_downlink(Downlink::Deliver { to, frames, except: None }, NOW_MS);
+    let frame = frame.clone();
+    shard.handle_downlink(Downlink::Deliver { to, frame, except: None }, NOW_MS);
 }
 
 #[test]
@@ -209,8 +210,8 @@ fn an_exception_costs_one_join_of_its_own_and_no_write_more() {
     for round in 0..3 {
         let (allocations, ()) = allocations_of(|| {
             for except in [None, Some(excepted), None] {
-                let frames = FrameSet::new([frame.clone()]);
-                shard.handle_downlink(Downlink::Deliver { to: room, frames, except }, NOW_MS);
+                let frame = frame.clone();
+                shard.handle_downlink(Downlink::Deliver { to: room, frame, except }, NOW_MS);
             }
             shard.take_batch(&mut batch);
         });
@@ -235,9 +236,9 @@ fn many_exceptions_in_one_visit_do_not_multiply() {
     settle(&mut shard, &mut batch);
     let frame = Bytes::from(vec![b'x'; 122]);
     for conn in &talkers {
-        let frames = FrameSet::new([frame.clone()]);
+        let frame = frame.clone();
         let except = Some(*conn);
-        shard.handle_downlink(Downlink::Deliver { to: room, frames, except }, NOW_MS);
+        shard.handle_downlink(Downlink::Deliver { to: room, frame, except }, NOW_MS);
     }
     let before = bytes_held();
     let (mut writes, mut bytes, mut held_max) = (0, 0, 0);
@@ -367,8 +368,10 @@ fn ledger() -> Vec<(&'static str, usize)> {
 /// Lets the backplane confirm every join.
 fn confirm(local: &mut Local, end: &ShardEnd, shard: &mut Shard, batch: &mut SendBatch) {
     while let Some(item) = shard.poll_uplink() {
-        let Uplink::Join { topic, at } = item else { panic!("nobody leaves or publishes") };
-        if let Some(key) = local.join(topic, ShardId(0), at) {
+        let Uplink::Join { topic, at, encoding } = item else {
+            panic!("nobody leaves or publishes")
+        };
+        if let Some(key) = local.join(topic, ShardId(0), encoding, at) {
             local.subscribed(key, 0);
         }
     }
@@ -405,7 +408,7 @@ fn what_idle_connections_hold_on_both_threads_adds_up() {
             identity: Identity { user: None, rights: none, expires_unix_s: None },
             response: Bytes::from_static(b"101"),
             rooms: vec![format!("load-{}", socket_key / ROOM)],
-            echo: false,
+            encoding: Encoding::NATIVE,
         };
         shard.handle_open(conn, opening);
         confirm(&mut local, &ends[0], &mut shard, &mut batch);

@@ -120,13 +120,15 @@ mod delivery {
     use super::stepper::{Seen, see, watched};
     use bytes::Bytes;
     use campanile::auth::Identity;
-    use campanile::backplane::local::{Local, Message};
+    use campanile::backplane::local::Local;
+    use campanile::backplane::message::Message;
     use campanile::ids::{NodeId, ShardId, TopicName};
     use campanile::link::Uplink;
     use campanile::link::channel::{BackplaneEnd, ShardEnd, window};
     use campanile::link::health::Health;
     use campanile::policy::limits::Limits;
     use campanile::policy::rights::Rights;
+    use campanile::protocol::dialect::Encoding;
     use campanile::shard::delivery::batch::SendBatch;
     use campanile::shard::{Opening, Shard, ShardConfig};
     use std::sync::{Arc, Barrier};
@@ -164,7 +166,7 @@ mod delivery {
                 identity: Identity { user, rights, expires_unix_s: None },
                 response: Bytes::from_static(b"101"),
                 rooms: vec!["tower".to_owned()],
-                echo: false,
+                encoding: Encoding::NATIVE,
             };
             self.shard.handle_open(conn, opening);
             self.turn();
@@ -190,8 +192,10 @@ mod delivery {
     fn take_joins(local: &mut Local) {
         for index in 0..local.end.shards.len() {
             while let Some(item) = local.end.shards[index].try_recv() {
-                let Uplink::Join { topic, at } = item else { panic!("nobody leaves or publishes") };
-                if let Some(key) = local.join(topic, ShardId(index as u16), at) {
+                let Uplink::Join { topic, at, encoding } = item else {
+                    panic!("nobody leaves or publishes")
+                };
+                if let Some(key) = local.join(topic, ShardId(index as u16), encoding, at) {
                     local.subscribed(key, 0);
                 }
             }

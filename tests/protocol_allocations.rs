@@ -68,7 +68,7 @@ fn an_event_is_written_without_an_allocation_where_there_is_room() {
     let recovery = Recovery::NotRecovered(Unrecovered::Trimmed);
     let events = [
         Event::Message { topic, from, payload, position },
-        Event::Ok { id: Some(&id), room: Some("r"), position, recovery },
+        Event::Ok { id: Some(&id), room: Some("r"), position, recovery, missed: None },
         Event::Lost { topic: TopicKind::All, count: 12 },
     ];
     let mut out = Vec::with_capacity(1024);

@@ -365,24 +365,6 @@ proptest! {
     }
 
     #[test]
-    fn a_positions_frame_says_where_it_stands_and_nothing_else_does(
-        which in any::<u8>(),
-        who in name(),
-        payload in value(),
-        (epoch, offset) in any::<(u64, u64)>(),
-    ) {
-        let (topic, from) = (topic_kind(which, &who), None);
-        let at = Some(Position { epoch, offset });
-        for position in [None, at] {
-            let payload = payload.as_bytes();
-            let text = written_event(&Event::Message { topic, from, payload, position });
-            prop_assert_eq!(native::position_at_end(text.as_bytes()), position);
-        }
-        let text = written_event(&Event::Joined { room: &who, user: &who, info: Some(&payload) });
-        prop_assert_eq!(native::position_at_end(text.as_bytes()), None);
-    }
-
-    #[test]
     fn a_name_is_what_serde_json_reads(json in string()) {
         let expected: Option<String> = serde_json::from_str(&json).ok();
         let expected = expected.filter(|name| campanile::ids::is_name(name));
@@ -438,9 +420,9 @@ proptest! {
         };
         let position = Position { epoch: u64::MAX, offset };
         let answers = [
-            (Event::Ok { id, room: Some(&who), position: None, recovery }, "ok"),
+            (Event::Ok { id, room: Some(&who), position: None, recovery, missed: None }, "ok"),
             (Event::Error { id, code: ErrorCode::Forbidden, message: &text }, "error"),
-            (Event::Queue { user: &who, position, recovery }, "ok"),
+            (Event::Queue { user: &who, position, recovery, missed: None }, "ok"),
             (Event::Pong { id }, "pong"),
         ];
         for (event, kind) in &answers {

@@ -8,10 +8,11 @@ use campanile::config::Config;
 use campanile::ids::{ConnId, NodeId, ShardId, SlotId, TopicId, TopicName};
 use campanile::link::channel::{OpsEnd, ShardEnd, window};
 use campanile::link::health::Health;
-use campanile::link::{Done, Downlink, FrameSet, Publish, Uplink};
+use campanile::link::{Done, Downlink, Publish, Uplink};
 use campanile::metrics::BackplaneMirror;
 use campanile::plan::{BackplanePlan, Machine, Plan, resolve};
 use campanile::policy::limits::Limits;
+use campanile::protocol::dialect::Encoding;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -108,7 +109,11 @@ impl MinimalShard {
         let shard = MinimalShard { end, topics, user, next: 0 };
         let mut joined = 0;
         for (index, topic) in shard.topics.iter().enumerate() {
-            let mut item = Uplink::Join { topic: topic.clone(), at: topic_id(index) };
+            let mut item = Uplink::Join {
+                topic: topic.clone(),
+                at: topic_id(index),
+                encoding: Encoding::NATIVE,
+            };
             while let Err(back) = shard.end.try_send(item) {
                 item = back;
                 joined += shard.take_joined();
@@ -163,13 +168,13 @@ impl MinimalShard {
     }
 
     /// Takes all that has come. `None`: it is time to end.
-    pub fn drain(&self, mut hear: impl FnMut(&FrameSet)) -> Option<u64> {
+    pub fn drain(&self, mut hear: impl FnMut(&Bytes)) -> Option<u64> {
         let mut heard = 0;
         while let Some(item) = self.end.try_recv() {
             match item {
-                Downlink::Deliver { frames, .. } => {
+                Downlink::Deliver { frame, .. } => {
                     heard += 1;
-                    hear(&frames);
+                    hear(&frame);
                 }
                 Downlink::Drain { .. } => return None,
                 Downlink::Lost { count, .. } => panic!("{count} messages were lost"),

@@ -5,25 +5,27 @@
 //! turn, in the order it was asked.
 //!
 //! Who is where is known here ([`Presence`]), because all connections are this node's own. Histories
-//! are kept here ([`Logs`]), and are as old as this process; so is what users have acknowledged.
+//! are stored here ([`MemoryHistories`]), and are as old as this process; so is what users have
+//! acknowledged.
 //!
 //! Invariant: nothing waits here between turns, so nothing but the histories needs a limit.
 
-use super::Transport;
-use super::history::{Keep, Missed};
-use super::interest::TopicKey;
-use super::local::{Local, Message};
-use super::logs::Logs;
-use super::presence::Presence;
+use crate::backplane::Transport;
+use crate::backplane::history::log::{Keep, Reader};
+use crate::backplane::history::store::MemoryHistories;
+use crate::backplane::interest::TopicKey;
+use crate::backplane::local::Local;
+use crate::backplane::message::Message;
+use crate::backplane::presence::Presence;
 use crate::ids::{Position, ShardId, TopicKind, TopicName, UpTo};
 use crate::link::{
-    HistoryError, HistoryRequest, PresenceRequest, PresenceUpdate, Publish, PublishOutcome,
-    Recover, Recovered, Said,
+    HistoryError, HistoryPage, HistoryRequest, PresenceRequest, PresenceUpdate, Publish,
+    PublishOutcome, RecoveryReply, RecoveryRequest,
 };
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::{Namespaces, Policy};
+use crate::protocol::run::Run;
 use crate::protocol::{Recovery, Unrecovered};
-use bytes::Bytes;
 use std::sync::Arc;
 use std::task::Context;
 use std::time::{Duration, Instant};
@@ -36,7 +38,7 @@ pub struct Embedded {
     asked: Vec<Asked>,
     is_up: bool,
     namespaces: Arc<Namespaces>,
-    logs: Logs,
+    logs: MemoryHistories,
     presence: Presence,
     recovery_bytes_max: usize,
     ticked: Option<Instant>,
@@ -45,7 +47,7 @@ pub struct Embedded {
 enum Asked {
     Subscribe(TopicKey),
     Publish(Publish),
-    Recover(ShardId, Box<Recover>),
+    Recover(ShardId, Box<RecoveryRequest>),
     History(Box<HistoryRequest>),
     PresenceUpdate(PresenceUpdate),
     Presence(Box<PresenceRequest>),
@@ -59,7 +61,7 @@ impl Embedded {
             asked: Vec::new(),
             is_up: false,
             namespaces,
-            logs: Logs::new(limits.history_bytes_max),
+            logs: MemoryHistories::new(limits.history_bytes_max),
             presence: Presence::default(),
             recovery_bytes_max: limits.recovery_bytes_max,
             ticked: None,
@@ -75,7 +77,7 @@ impl Embedded {
         let position = match policy.has_history() {
             true => Some(self.keep(&publish, keep(&policy), now, local)),
             false => {
-                local.message(&message(&publish));
+                local.message(&Message::of(&publish));
                 None
             }
         };
@@ -89,52 +91,42 @@ impl Embedded {
             return known;
         }
         let at = self.logs.log(topic, keep, now).next();
-        let message = message(publish);
-        let frames = local.frames(&message, topic, at);
-        self.logs.push(topic, frames.clone(), keep, now);
+        let message = Message::of(publish);
+        self.logs.push(topic, message.stored(), keep, now);
         if let Some(key) = &publish.key {
             self.logs.keep_key(topic, key.clone(), at, now);
         }
-        local.message_at(&message, frames);
+        local.message_at(&message, at);
         at
     }
 
-    fn recover_now(&mut self, shard: ShardId, ask: Recover, now: Instant, local: &mut Local) {
-        let policy = self.policy(&ask.topic);
-        if let TopicKind::User(_) = ask.topic.kind() {
-            return self.bring_now(shard, ask, &policy, now, local);
-        }
-        let log = self.logs.log(&ask.topic, keep(&policy), now);
-        let found = match ask.since {
-            None => Ok(None),
-            Some(_) if !policy.recovery => Err(Unrecovered::NotEnabled),
-            Some(since) => log.since(since, self.recovery_bytes_max).map(Some),
-        };
-        let (recovery, missed) = match found {
-            Ok(None) => (Recovery::NotAsked, Bytes::new()),
-            Ok(Some(Missed { frames, messages })) => (Recovery::Recovered { messages }, frames),
-            Err(why) => (Recovery::NotRecovered(why), Bytes::new()),
-        };
-        let Recover { at, conn, ticket, .. } = ask;
-        let position = log.position();
-        local.recovered(shard, Recovered { at, conn, ticket, position, recovery, missed });
-    }
-
-    /// A connection of a user hears what the user has not acknowledged.
-    fn bring_now(
+    fn recover_now(
         &mut self,
         shard: ShardId,
-        ask: Recover,
-        policy: &Policy,
+        ask: RecoveryRequest,
         now: Instant,
         local: &mut Local,
     ) {
-        let Recover { topic, at, conn, ticket, .. } = ask;
-        let acked = self.logs.acked(&topic);
-        let log = self.logs.log(&topic, keep(policy), now);
-        let (recovery, missed) = log.unacknowledged(acked, self.recovery_bytes_max);
+        let policy = self.policy(&ask.topic);
+        let acked = self.logs.acked(&ask.topic);
+        let bytes_max = self.recovery_bytes_max;
+        let log = self.logs.log(&ask.topic, keep(&policy), now);
+        let reader = Reader { topic: &ask.topic, encoding: ask.encoding, bytes_max };
+        let (recovery, missed) = match (ask.topic.kind(), ask.since) {
+            // A connection of a user gets what the user has not acknowledged.
+            (TopicKind::User(_), _) => log.unacknowledged(acked, reader),
+            (_, None) => (Recovery::NotAsked, Run::default()),
+            (_, Some(_)) if !policy.recovery => {
+                (Recovery::NotRecovered(Unrecovered::NotEnabled), Run::default())
+            }
+            (_, Some(since)) => match log.since(since, reader) {
+                Ok(run) => (Recovery::Recovered { messages: run.messages }, run),
+                Err(why) => (Recovery::NotRecovered(why), Run::default()),
+            },
+        };
+        let RecoveryRequest { at, conn, ticket, .. } = ask;
         let position = log.position();
-        local.recovered(shard, Recovered { at, conn, ticket, position, recovery, missed });
+        local.recovered(shard, RecoveryReply { at, conn, ticket, position, recovery, missed });
     }
 
     fn acknowledge_now(&mut self, topic: &TopicName, up_to: UpTo, local: &mut Local) {
@@ -146,8 +138,9 @@ impl Embedded {
     fn tell(&mut self, ask: HistoryRequest, now: Instant, local: &mut Local) {
         let policy = self.policy(&ask.topic);
         let log = self.logs.log(&ask.topic, keep(&policy), now);
-        let said = match log.page(ask.page, self.recovery_bytes_max) {
-            Ok(frames) => Ok(Said { position: log.position(), frames }),
+        let (encoding, bytes_max) = (ask.encoding, self.recovery_bytes_max);
+        let said = match log.page(ask.page, Reader { topic: &ask.topic, encoding, bytes_max }) {
+            Ok(messages) => Ok(HistoryPage { position: log.position(), messages }),
             Err(why) => Err(HistoryError::Unrecovered(why)),
         };
         local.said(ask.topic, ask.to, said);
@@ -186,7 +179,13 @@ impl Transport for Embedded {
         self.asked.push(Asked::Publish(publish));
     }
 
-    fn recover(&mut self, shard: ShardId, ask: Box<Recover>, _now: Instant, _local: &mut Local) {
+    fn recover(
+        &mut self,
+        shard: ShardId,
+        ask: Box<RecoveryRequest>,
+        _now: Instant,
+        _local: &mut Local,
+    ) {
         self.asked.push(Asked::Recover(shard, ask));
     }
 
@@ -254,25 +253,5 @@ impl Transport for Embedded {
         counters.histories_bytes = self.logs.bytes() as u64;
         counters.histories_given_up = self.logs.given_up;
         counters.presences = self.presence.users() as u64;
-    }
-}
-
-/// A publish as those who hear it see it.
-pub fn message(publish: &Publish) -> Message<'_> {
-    Message {
-        topic: publish.topic.as_str(),
-        from: publish.from.as_ref().and_then(user),
-        payload: &publish.payload,
-        except: publish.except,
-        conflate_key: publish.conflate_key,
-        key: publish.key.as_deref(),
-    }
-}
-
-/// The user of a `u:<user>` topic.
-fn user(topic: &TopicName) -> Option<&str> {
-    match topic.kind() {
-        TopicKind::User(user) => Some(user),
-        TopicKind::Room(_) | TopicKind::All => None,
     }
 }

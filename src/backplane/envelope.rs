@@ -13,7 +13,7 @@
 //! Invariant: whatever bytes come, [`read`] answers. Nodes of two versions may share a Redis during
 //! a deploy, so an unknown version or flag is refused as a whole, never read halfway.
 
-use super::local::Message;
+use crate::backplane::message::Message;
 use crate::ids::{ConflateKey, ConnId, NodeId, ShardId, is_name};
 use crate::link::Origin;
 

@@ -15,8 +15,9 @@
 //! takes all confirmations with it, by one number, without a walk over a million entries; and so
 //! does a topic that moves to another server.
 
-use super::redis::names::{PARTITIONS, partition};
+use crate::backplane::redis::names::{PARTITIONS, partition};
 use crate::ids::{ShardId, SlotId, TopicId, TopicName};
+use crate::protocol::dialect::Encoding;
 use crate::slab::Slab;
 use hashbrown::{DefaultHashBuilder, HashTable};
 use std::collections::VecDeque;
@@ -38,8 +39,17 @@ pub struct Member {
     pub at: TopicId,
     /// Which shard.
     pub shard: ShardId,
+    /// In which encoding its members receive the topic. One shard may have several.
+    pub encoding: Encoding,
     /// Whether its `Join` was answered.
     answered: bool,
+}
+
+impl Member {
+    /// A shard that listens for a topic without having joined it.
+    pub fn unjoined(shard: ShardId, encoding: Encoding, at: TopicId) -> Member {
+        Member { at, shard, encoding, answered: true }
+    }
 }
 
 #[derive(Debug)]
@@ -69,18 +79,20 @@ impl Members {
         }
     }
 
-    /// A second `Join` of a shard replaces its first: the shard knows best which key it uses.
+    /// A second `Join` of a shard in one encoding replaces its first: the shard knows best which key
+    /// it uses. Those of one encoding stand together, so that a message is written once for each.
     fn put(&mut self, member: Member) {
-        if let Some(known) = self.as_mut_slice().iter_mut().find(|m| m.shard == member.shard) {
-            *known = member;
-            return;
-        }
-        match self {
-            Members::Few(place @ None) => *place = Some(member),
-            Members::Few(Some(first)) => {
-                *self = Members::Many(Box::new(Crowd { members: vec![*first, member] }));
+        let key = |m: &Member| (m.encoding, m.shard);
+        let place = self.as_slice().binary_search_by_key(&key(&member), key);
+        match (&mut *self, place) {
+            (_, Ok(known)) => self.as_mut_slice()[known] = member,
+            (Members::Few(few @ None), Err(_)) => *few = Some(member),
+            (Members::Few(Some(first)), Err(place)) => {
+                let mut members = vec![*first];
+                members.insert(place, member);
+                *self = Members::Many(Box::new(Crowd { members }));
             }
-            Members::Many(crowd) => crowd.members.push(member),
+            (Members::Many(crowd), Err(place)) => crowd.members.insert(place, member),
         }
     }
 
@@ -225,24 +237,39 @@ impl Interest {
         u32::try_from(self.entries.high()).expect("the slab is bounded by u32")
     }
 
-    /// A shard has its first member of a topic.
-    pub fn join(&mut self, topic: TopicName, shard: ShardId, at: TopicId) -> Joined {
+    /// Listens for a topic that has no member list, for as long as the node lives. Answers under which
+    /// key to subscribe.
+    pub fn pin(&mut self, topic: TopicName) -> TopicKey {
+        self.insert(self.hash(topic.as_str()), topic, Members::Few(None))
+    }
+
+    /// A shard has its first member of a topic in an encoding.
+    pub fn join(
+        &mut self,
+        topic: TopicName,
+        shard: ShardId,
+        encoding: Encoding,
+        at: TopicId,
+    ) -> Joined {
         let hash = self.hash(topic.as_str());
         if let Some(index) = self.index_of(hash, topic.as_str()) {
             let link = self.servers.links[self.servers.of(topic.as_str())].number;
             let entry = self.entries.at_mut(index).expect("the table names living entries only");
             let confirmed = entry.link == link;
-            entry.members.put(Member { shard, at, answered: confirmed });
+            entry.members.put(Member { shard, at, encoding, answered: confirmed });
             return if confirmed { Joined::Now } else { Joined::Later };
         }
-        let members = Members::Few(Some(Member { shard, at, answered: false }));
-        let key = self
-            .entries
-            .insert(Entry { name: topic, members, link: 0, left: 0 })
-            .expect("shards × their limit of topics stays below u32::MAX");
+        let members = Members::Few(Some(Member { shard, at, encoding, answered: false }));
+        Joined::Subscribe(self.insert(hash, topic, members))
+    }
+
+    fn insert(&mut self, hash: u32, name: TopicName, members: Members) -> TopicKey {
+        let entry = Entry { name, members, link: 0, left: 0 };
+        let inserted = self.entries.insert(entry);
+        let key = inserted.expect("shards × their limit of topics stays below u32::MAX");
         let place = Place { hash, index: key.index };
         self.places.insert_unique(spread(hash), place, |place| spread(place.hash));
-        Joined::Subscribe(key)
+        key
     }
 
     /// The last member left a shard. The topic lingers if this was the last shard.
@@ -415,7 +442,7 @@ mod tests {
     }
 
     fn subscribe(interest: &mut Interest, name: &str, shard: ShardId, id: u32) -> TopicKey {
-        match interest.join(room(name), shard, at(id)) {
+        match interest.join(room(name), shard, Encoding::NATIVE, at(id)) {
             Joined::Subscribe(key) => key,
             other => panic!("{name} was there already: {other:?}"),
         }
@@ -426,11 +453,11 @@ mod tests {
         let mut interest = Interest::new(Duration::ZERO);
         let now = Instant::now();
         let key = subscribe(&mut interest, "a", ONE, 10);
-        assert_eq!(interest.join(room("a"), TWO, at(20)), Joined::Later);
+        assert_eq!(interest.join(room("a"), TWO, Encoding::NATIVE, at(20)), Joined::Later);
         let mut answered = Vec::new();
         interest.confirm(key, 0, |shard, at| answered.push((shard.0, at.0.index)));
         assert_eq!(answered, [(1, 10), (2, 20)]);
-        assert_eq!(interest.join(room("a"), ShardId(3), at(30)), Joined::Now);
+        assert_eq!(interest.join(room("a"), ShardId(3), Encoding::NATIVE, at(30)), Joined::Now);
         assert_eq!(shards(&interest, "r:a"), [(1, 10), (2, 20), (3, 30)]);
         for (shard, id) in [(TWO, 20), (ShardId(3), 30), (ONE, 11)] {
             interest.leave(&room("a"), shard, at(id), now);
@@ -450,7 +477,7 @@ mod tests {
         interest.confirm(key, 0, |_, _| {});
         interest.leave(&room("a"), ONE, at(1), now);
         assert_eq!(shards(&interest, "r:a"), []);
-        assert_eq!(interest.join(room("a"), TWO, at(2)), Joined::Now);
+        assert_eq!(interest.join(room("a"), TWO, Encoding::NATIVE, at(2)), Joined::Now);
         assert_eq!(interest.take_expired(now + Duration::from_secs(16)), None, "it came back");
         interest.leave(&room("a"), TWO, at(2), now + Duration::from_secs(10));
         assert_eq!(interest.take_expired(now + Duration::from_secs(24)), None);
@@ -463,7 +490,7 @@ mod tests {
         let key = subscribe(&mut interest, "a", ONE, 1);
         interest.confirm(key, 0, |_, _| {});
         interest.lose_link(0);
-        assert_eq!(interest.join(room("a"), TWO, at(2)), Joined::Later);
+        assert_eq!(interest.join(room("a"), TWO, Encoding::NATIVE, at(2)), Joined::Later);
         let mut answered = Vec::new();
         assert_eq!(interest.confirmed(), 0);
         interest.confirm(key, 0, |shard, _| answered.push(shard));
@@ -487,7 +514,7 @@ mod tests {
         let stayed = (0..64).filter(|n| partition(&name(*n)) != moved).count();
         assert_eq!((interest.confirmed_by(0), interest.confirmed_by(1)), (0, stayed));
         assert!(!interest.confirm(keys[7], 1, |_, _| panic!("answered already")));
-        assert_eq!(interest.join(room("7"), TWO, at(99)), Joined::Later);
+        assert_eq!(interest.join(room("7"), TWO, Encoding::NATIVE, at(99)), Joined::Later);
         assert!(interest.confirm(keys[7], 0, |shard, _| assert_eq!(shard, TWO)));
         assert_eq!(interest.take_back(&name(7), 1), None, "it is not there");
         assert_eq!(interest.take_back(&name(7), 0), Some(keys[7]));
@@ -505,7 +532,7 @@ mod tests {
         assert_eq!(interest.take_expired(now), Some(room("a")));
         let _fresh = subscribe(&mut interest, "a", ONE, 2);
         interest.confirm(stale, 0, |_, _| panic!("nobody asked under this key"));
-        assert_eq!(interest.join(room("a"), TWO, at(3)), Joined::Later);
+        assert_eq!(interest.join(room("a"), TWO, Encoding::NATIVE, at(3)), Joined::Later);
     }
 
     #[test]

@@ -6,47 +6,70 @@
 //! Invariant: nothing here waits. A message costs one hash, one frame set, and one `try_send` for
 //! each shard with members.
 
-use super::fanout::{self, Lane};
-use super::interest::{Interest, Joined, TopicKey};
-use super::presence::News;
-use super::seldom::LogThrottle;
+use crate::backplane::interest::{Interest, Joined, Member, TopicKey};
+use crate::backplane::log_throttle::LogThrottle;
+use crate::backplane::message::Message;
+use crate::backplane::presence::News;
+use crate::backplane::shard_queue::ShardQueue;
+use crate::framing;
 use crate::ids::{ConflateKey, NodeId, Position, ShardId, TopicId, TopicKind, TopicName};
 use crate::link::channel::{BackplaneEnd, ShardPort};
+use crate::link::connections::everybody;
 use crate::link::health::Health;
 use crate::link::{
-    Done, Downlink, FrameSet, HistoryError, HistoryReply, HistoryTo, Origin, PresenceReply,
-    PresenceRequest, PresenceTo, PublishOutcome, Recovered, Said,
+    Delivery, Done, Downlink, HistoryError, HistoryPage, HistoryReply, HistoryTo, Origin,
+    PresenceReply, PresenceRequest, PresenceTo, PublishOutcome, RecoveryReply,
 };
 use crate::metrics::BackplaneCounters;
+use crate::protocol::dialect::Encoding;
 use crate::protocol::{Event, Recovery, Roster};
+use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A message that came from the backplane, still in the bytes it came in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Message<'a> {
-    /// The topic's whole name.
-    pub topic: &'a str,
-    /// The authenticated user who sent it, if one did.
-    pub from: Option<&'a str>,
-    /// The payload, byte for byte.
-    pub payload: &'a [u8],
-    /// A connection that must not hear it.
-    pub except: Option<Origin>,
-    /// What it is about, in a room that conflates for slow members.
-    pub conflate_key: Option<ConflateKey>,
-    /// What makes a retry of it harmless, where it is kept.
-    pub key: Option<&'a str>,
+/// What is handed out to the members of a topic.
+enum Outgoing<'a> {
+    /// A message, and where it stands in the topic's history.
+    Message(&'a Message<'a>, Option<Position>),
+    /// A user came or left.
+    News(&'a News<'a>),
+    /// The message at a position of the history cannot be read.
+    Unreadable(Position),
 }
 
-impl<'a> Message<'a> {
-    /// As those hear it who are in the topic.
-    fn event<'b>(&self, topic: TopicKind<'b>, position: Option<Position>) -> Event<'b>
-    where
-        'a: 'b,
-    {
-        Event::Message { topic, from: self.from, payload: self.payload, position }
+impl Outgoing<'_> {
+    /// As the members of a topic receive it.
+    fn event<'b>(&'b self, topic: TopicKind<'b>) -> Event<'b> {
+        match (self, topic) {
+            (Outgoing::Message(message, position), _) => message.event(topic, *position),
+            (Outgoing::News(news), TopicKind::Room(room)) => news.event(room),
+            (Outgoing::News(_) | Outgoing::Unreadable(_), _) => Event::Lost { topic, count: 1 },
+        }
     }
+
+    /// As one shard receives it. Another node's numbers mean nothing here.
+    fn delivery(&self, to: &Member, frame: Bytes, node: NodeId) -> Delivery {
+        let (except, position, conflate_key) = match self {
+            Outgoing::Message(message, position) => {
+                (message.except, *position, message.conflate_key)
+            }
+            Outgoing::News(news) => (news.except(), None, Some(ConflateKey::of_news(news.user()))),
+            Outgoing::Unreadable(at) => (None, Some(*at), None),
+        };
+        let is_here = |origin: &Origin| origin.node == node && origin.shard == to.shard;
+        let except = except.filter(is_here).map(|origin| origin.conn);
+        Delivery { to: to.at, frame, except, position, conflate_key }
+    }
+}
+
+/// Who a broadcast is for: those of one encoding together.
+fn gather_everybody<'a>(into: &'a mut Vec<Member>, ports: &[ShardPort]) -> &'a [Member] {
+    into.clear();
+    for encoding in Encoding::ALL {
+        let ports = ports.iter().filter(|port| port.connections.has(encoding));
+        into.extend(ports.map(|port| Member::unjoined(port.id, encoding, everybody(encoding))));
+    }
+    into
 }
 
 /// See the module.
@@ -59,7 +82,9 @@ pub struct Local {
     pub interest: Interest,
     /// What is counted.
     pub counters: BackplaneCounters,
-    lanes: Vec<Lane>,
+    queues: Vec<ShardQueue>,
+    /// Who the last broadcast was for; its memory is used again.
+    everybody: Vec<Member>,
     health: Arc<Health>,
     since: Instant,
     failures: LogThrottle,
@@ -74,13 +99,14 @@ impl Local {
         linger: Duration,
         backlog_bytes_max: usize,
     ) -> Local {
-        let lanes = end.shards.iter().map(|_| Lane::new(backlog_bytes_max)).collect();
+        let queues = end.shards.iter().map(|_| ShardQueue::new(backlog_bytes_max)).collect();
         Local {
             node,
             end,
             interest: Interest::new(linger),
             counters: BackplaneCounters::default(),
-            lanes,
+            queues,
+            everybody: Vec::new(),
             health,
             since: Instant::now(),
             failures: LogThrottle::default(),
@@ -90,72 +116,79 @@ impl Local {
     /// A message came. Hands it to each shard with members; [`Local::flush`] rings them.
     pub fn message(&mut self, message: &Message<'_>) {
         self.counters.received += 1;
-        let Some((name, members)) = self.interest.members(message.topic) else {
-            self.counters.unwanted += 1;
-            return;
-        };
-        if members.is_empty() {
-            self.counters.unwanted += 1; // it lingers
-            return;
+        if !self.deliver(message.topic, &Outgoing::Message(message, None)) {
+            self.counters.unwanted += 1; // nobody listens any more, or the topic lingers
         }
-        let frames = fanout::frames(&message.event(name.kind(), None));
-        self.deliver(message.topic, message.except, message.conflate_key, frames);
-    }
-
-    /// The frames of a message that stands in a history.
-    pub fn frames(&self, message: &Message<'_>, topic: &TopicName, at: Position) -> FrameSet {
-        fanout::frames(&message.event(topic.kind(), Some(at)))
     }
 
     /// A message of a topic that has a history came, or was found there.
-    pub fn message_at(&mut self, message: &Message<'_>, frames: FrameSet) {
+    pub fn message_at(&mut self, message: &Message<'_>, at: Position) {
         self.counters.received += 1;
-        self.deliver(message.topic, message.except, message.conflate_key, frames);
+        self.deliver(message.topic, &Outgoing::Message(message, Some(at)));
     }
 
-    /// What stands in the place of messages that cannot be brought back.
-    pub fn lost_frames(&self, topic: &TopicName, count: u64) -> FrameSet {
-        fanout::frames(&Event::Lost { topic: topic.kind(), count })
+    /// A message of a history cannot be read: one is lost in its place.
+    pub fn unreadable_at(&mut self, topic: &TopicName, at: Position) {
+        self.counters.received += 1;
+        self.deliver(topic.as_str(), &Outgoing::Unreadable(at));
     }
 
     /// Everybody in a topic hears that something was missed, behind what was delivered before.
     pub fn lost(&mut self, topic: &TopicName, count: u64) {
-        let members = self.interest.members(topic.as_str()).map_or(&[][..], |(_, members)| members);
+        let members = if topic.kind() == TopicKind::All {
+            gather_everybody(&mut self.everybody, &self.end.shards)
+        } else {
+            self.interest.members(topic.as_str()).map_or(&[][..], |(_, members)| members)
+        };
         for member in members {
             let index = usize::from(member.shard.0);
             let item = Downlink::Lost { to: member.at, count };
-            self.lanes[index].answer_behind(&self.end.shards[index], item);
+            self.queues[index].answer_behind(&self.end.shards[index], item);
         }
     }
 
-    fn deliver(
-        &mut self,
-        topic: &str,
-        except: Option<Origin>,
-        key: Option<ConflateKey>,
-        frames: FrameSet,
-    ) {
-        let members = self.interest.members(topic).map_or(&[][..], |(_, members)| members);
-        let Some((last, others)) = members.split_last() else { return };
-        // Another node's numbers mean nothing here.
-        let except = except.filter(|origin| origin.node == self.node);
-        let mut deliver = |shard: ShardId, to: TopicId, frames: FrameSet| {
-            let except = except.filter(|origin| origin.shard == shard).map(|origin| origin.conn);
-            let index = usize::from(shard.0);
-            let delivered =
-                self.lanes[index].deliver(&self.end.shards[index], to, frames, except, key);
-            self.counters.delivered += u64::from(delivered);
-            self.counters.dropped += u64::from(!delivered);
+    /// Hands an event to each shard with members, written once for each encoding that they have.
+    /// Whether there are any.
+    fn deliver(&mut self, topic: &str, what: &Outgoing<'_>) -> bool {
+        let (kind, members) = if topic == TopicName::ALL {
+            (TopicKind::All, gather_everybody(&mut self.everybody, &self.end.shards))
+        } else {
+            let Some((name, members)) = self.interest.members(topic) else { return false };
+            (name.kind(), members)
         };
-        for member in others {
-            deliver(member.shard, member.at, frames.clone());
+        let mut hand_out = |to: &Member, frame: Bytes| {
+            let index = usize::from(to.shard.0);
+            let delivery = what.delivery(to, frame, self.node);
+            let is_delivered = self.queues[index].deliver(&self.end.shards[index], delivery);
+            self.counters.delivered += u64::from(is_delivered);
+            self.counters.dropped += u64::from(!is_delivered);
+        };
+        for group in members.chunk_by(|one, next| one.encoding == next.encoding) {
+            let (last, others) = group.split_last().expect("no group is empty");
+            let frame = framing::frame(&what.event(kind), last.encoding);
+            self.counters.frames_made += 1;
+            others.iter().for_each(|to| hand_out(to, frame.clone()));
+            hand_out(last, frame);
         }
-        deliver(last.shard, last.at, frames);
+        !members.is_empty()
     }
 
-    /// A shard has its first member of a topic. Answers under which key to subscribe, if so.
-    pub fn join(&mut self, topic: TopicName, shard: ShardId, at: TopicId) -> Option<TopicKey> {
-        match self.interest.join(topic, shard, at) {
+    /// Listens for what is said to everybody, from the start to the end. Answers under which key to
+    /// subscribe.
+    pub fn listen_for_everybody(&mut self) -> TopicKey {
+        self.interest.pin(TopicName::all())
+    }
+
+    /// A shard has its first member of a topic in an encoding. Answers under which key to subscribe, if
+    /// so.
+    pub fn join(
+        &mut self,
+        topic: TopicName,
+        shard: ShardId,
+        encoding: Encoding,
+        at: TopicId,
+    ) -> Option<TopicKey> {
+        match self.interest.join(topic, shard, encoding, at) {
             Joined::Now => {
                 self.answer(shard, Downlink::Joined { at });
                 None
@@ -167,23 +200,23 @@ impl Local {
 
     /// The last member of a topic left a shard.
     pub fn leave(&mut self, topic: &TopicName, shard: ShardId, at: TopicId, now: Instant) {
-        self.lanes[usize::from(shard.0)].forget(at);
+        self.queues[usize::from(shard.0)].forget(at);
         self.interest.leave(topic, shard, at, now);
     }
 
     /// A server of the transport listens for a topic now: whoever waits for that is told. Whether the
     /// topic is still wanted from it.
     pub fn subscribed(&mut self, key: TopicKey, server: usize) -> bool {
-        let (lanes, ports) = (&mut self.lanes, &self.end.shards);
+        let (queues, ports) = (&mut self.queues, &self.end.shards);
         self.interest.confirm(key, server, |shard, at| {
             let index = usize::from(shard.0);
-            lanes[index].answer(&ports[index], Downlink::Joined { at });
+            queues[index].answer(&ports[index], Downlink::Joined { at });
         })
     }
 
     /// Whoever wants to be in a topic with a history hears where it is, behind all deliveries that
     /// were made before.
-    pub fn recovered(&mut self, shard: ShardId, recovered: Recovered) {
+    pub fn recovered(&mut self, shard: ShardId, recovered: RecoveryReply) {
         match recovered.recovery {
             Recovery::NotAsked => {}
             Recovery::Recovered { .. } => self.counters.recovered += 1,
@@ -192,12 +225,17 @@ impl Local {
             }
         }
         let index = usize::from(shard.0);
-        self.lanes[index]
+        self.queues[index]
             .answer_behind(&self.end.shards[index], Downlink::Recovered(Box::new(recovered)));
     }
 
     /// Messages of a history, for whoever asked.
-    pub fn said(&mut self, topic: TopicName, to: HistoryTo, said: Result<Said, HistoryError>) {
+    pub fn said(
+        &mut self,
+        topic: TopicName,
+        to: HistoryTo,
+        said: Result<HistoryPage, HistoryError>,
+    ) {
         match to {
             HistoryTo::Call(call) => call(said),
             HistoryTo::Conn { shard, conn, id } => {
@@ -213,13 +251,7 @@ impl Local {
             News::Joined { .. } => self.counters.presence_joined += 1,
             News::Left { .. } => self.counters.presence_left += 1,
         }
-        let Some((name, members)) = self.interest.members(topic) else { return };
-        let TopicKind::Room(room) = name.kind() else { return };
-        if !members.is_empty() {
-            let frames = fanout::frames(&news.event(room));
-            let key = ConflateKey::of_news(news.user());
-            self.deliver(topic, news.except(), Some(key), frames);
-        }
+        self.deliver(topic, &Outgoing::News(news));
     }
 
     /// Who is in a room, for whoever asked. `None`: the backplane is away.
@@ -279,25 +311,25 @@ impl Local {
 
     /// Whether items of a shard are taken now: not while an answer waits for room in its channel.
     pub fn takes(&self, shard: ShardId) -> bool {
-        !self.lanes[usize::from(shard.0)].is_held()
+        !self.queues[usize::from(shard.0)].is_held()
     }
 
     /// Bytes of deliveries that wait for shards whose channels are full.
     pub fn backlog_bytes(&self) -> u64 {
-        self.lanes.iter().map(|lane| lane.backlog_bytes() as u64).sum()
+        self.queues.iter().map(|queue| queue.backlog_bytes() as u64).sum()
     }
 
     /// Whether something waits for room in a shard's channel, so that this thread must look again
     /// by itself.
     pub fn is_waiting(&self) -> bool {
-        self.lanes.iter().any(Lane::is_waiting)
+        self.queues.iter().any(ShardQueue::is_waiting)
     }
 
     /// Ends a turn: what waited is tried again, and each shard that was sent something is rung once.
     pub fn flush(&mut self) {
-        for (lane, port) in self.lanes.iter_mut().zip(&self.end.shards) {
-            lane.retry(port);
-            lane.ring(port);
+        for (queue, port) in self.queues.iter_mut().zip(&self.end.shards) {
+            queue.retry(port);
+            queue.ring(port);
         }
     }
 
@@ -309,6 +341,6 @@ impl Local {
 
     fn answer(&mut self, shard: ShardId, item: Downlink) {
         let index = usize::from(shard.0);
-        self.lanes[index].answer(&self.end.shards[index], item);
+        self.queues[index].answer(&self.end.shards[index], item);
     }
 }

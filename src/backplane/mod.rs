@@ -3,7 +3,7 @@
 //! One loop takes what the shards and the ops thread sent ([`crate::link::Uplink`]), keeps in
 //! [`interest`] who listens here, and hands publishes to a [`Transport`]: [`embedded`] for a node
 //! that is alone, [`redis`] for many. What comes back, its own messages included, is written once
-//! ([`fanout`]) and handed to the shards that have members ([`local`]). A turn takes all that is
+//! for each encoding and handed to the shards that have members ([`local`]). A turn takes all that is
 //! ready, within bounds, and then rings each touched shard once.
 //!
 //! Pressure: a full channel to a shard costs deliveries (told as `Lost`), never an answer; while an
@@ -15,20 +15,22 @@
 
 pub mod embedded;
 pub mod envelope;
-pub mod fanout;
 pub mod history;
 pub mod interest;
 pub mod local;
-pub mod logs;
+mod log_throttle;
+pub mod message;
 pub mod presence;
 pub mod redis;
-mod seldom;
+pub mod shard_queue;
 
 use self::redis::RedisTransport;
 use crate::ids::{ShardId, TopicName, UpTo};
 use crate::link::channel::BackplaneEnd;
 use crate::link::health::Health;
-use crate::link::{HistoryRequest, PresenceRequest, PresenceUpdate, Publish, Recover, Uplink};
+use crate::link::{
+    HistoryRequest, PresenceRequest, PresenceUpdate, Publish, RecoveryRequest, Uplink,
+};
 use crate::metrics::BackplaneMirror;
 use crate::metrics::servers::Picture;
 use crate::plan::{BackplanePlan, Plan};
@@ -69,7 +71,13 @@ pub trait Transport {
 
     /// Answers where a topic's history is and what somebody missed of it, behind all deliveries of
     /// that topic that were made before: exactly one [`Local::recovered`].
-    fn recover(&mut self, shard: ShardId, ask: Box<Recover>, now: Instant, local: &mut Local);
+    fn recover(
+        &mut self,
+        shard: ShardId,
+        ask: Box<RecoveryRequest>,
+        now: Instant,
+        local: &mut Local,
+    );
 
     /// Answers what was said: exactly one [`Local::said`].
     fn history(&mut self, ask: Box<HistoryRequest>, now: Instant, local: &mut Local);
@@ -165,6 +173,8 @@ impl<T: Transport> BackplaneLoop<T> {
     }
 
     async fn run(mut self) {
+        let everybody = self.local.listen_for_everybody();
+        self.transport.subscribe(everybody, &TopicName::all());
         while let Pause::Yield = poll_fn(|cx| self.poll_turns(cx)).await {
             tokio::task::yield_now().await;
         }
@@ -251,8 +261,8 @@ impl<T: Transport> BackplaneLoop<T> {
 
     fn handle_uplink(&mut self, shard: ShardId, item: Uplink, now: Instant) {
         match item {
-            Uplink::Join { topic, at } => {
-                if let Some(key) = self.local.join(topic.clone(), shard, at) {
+            Uplink::Join { topic, at, encoding } => {
+                if let Some(key) = self.local.join(topic.clone(), shard, encoding, at) {
                     self.transport.subscribe(key, &topic);
                 }
             }

@@ -9,6 +9,7 @@
 
 use crate::ids::ShardId;
 use crate::link::bell::Bell;
+use crate::link::connections::ConnectionCounts;
 use crate::link::{Downlink, Uplink};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use crossbeam_utils::CachePadded;
@@ -24,6 +25,8 @@ type Flag = CachePadded<AtomicBool>;
 pub struct ShardEnd {
     /// Which shard.
     pub id: ShardId,
+    /// Where it says who a broadcast is for.
+    pub connections: ConnectionCounts,
     uplink: Sender<Uplink>,
     downlink: Receiver<Downlink>,
     bell: Arc<Bell>,
@@ -94,6 +97,8 @@ impl ShardEnd {
 pub struct ShardPort {
     /// Which shard.
     pub id: ShardId,
+    /// Who a broadcast is for.
+    pub connections: ConnectionCounts,
     uplink: Receiver<Uplink>,
     downlink: Sender<Downlink>,
     bell: Arc<Bell>,
@@ -248,9 +253,11 @@ pub fn window(
         let (down_tx, down_rx) = bounded(downlink_items_max);
         let bell = Arc::new(Bell::new()?);
         let stalled = Arc::new(Flag::default());
+        let connections = ConnectionCounts::default();
         ops.push((down_tx.clone(), bell.clone()));
         ends.push(ShardEnd {
             id,
+            connections: connections.clone(),
             uplink: up_tx,
             downlink: down_rx,
             bell: bell.clone(),
@@ -258,7 +265,7 @@ pub fn window(
             stalled: stalled.clone(),
             waits: Cell::new(false),
         });
-        ports.push(ShardPort { id, uplink: up_rx, downlink: down_tx, bell, stalled });
+        ports.push(ShardPort { id, connections, uplink: up_rx, downlink: down_tx, bell, stalled });
     }
     let bell = backplane.clone();
     let end = BackplaneEnd { shards: ports, ops: ops_rx, bell, stop: stop.clone() };

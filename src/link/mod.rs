@@ -9,6 +9,7 @@
 
 pub mod bell;
 pub mod channel;
+pub mod connections;
 pub mod health;
 pub mod load_table;
 pub mod log_queue;
@@ -20,7 +21,9 @@ mod atomics {
 }
 
 use crate::ids::{ConflateKey, ConnId, NodeId, Position, ShardId, TopicId, TopicName, UpTo};
-use crate::protocol::{Dialect, Info, Page, Recovery, RequestId, Roster, Unrecovered};
+use crate::protocol::dialect::Encoding;
+use crate::protocol::run::Run;
+use crate::protocol::{Info, Page, Recovery, RequestId, Roster, Unrecovered};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -37,6 +40,8 @@ pub enum Uplink {
         topic: TopicName,
         /// The shard's own key for it, to be handed back with each delivery.
         at: TopicId,
+        /// In which encoding its members receive it.
+        encoding: Encoding,
     },
     /// The last member of a topic left this shard.
     Leave {
@@ -49,7 +54,7 @@ pub enum Uplink {
     Publish(Publish),
     /// A connection wants to be in a topic that has a history. The shard has asked for the topic
     /// ([`Uplink::Join`]); the answer, [`Downlink::Recovered`], comes in the order of deliveries.
-    Recover(Box<Recover>),
+    Recover(Box<RecoveryRequest>),
     /// Somebody asks what was said.
     History(Box<HistoryRequest>),
     /// A connection came into a room with presence, or left it.
@@ -82,14 +87,14 @@ pub struct PresenceUpdate {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PresenceChange {
     /// It came in.
-    Came {
+    Joined {
         /// The connection. It is not told of itself.
         by: Origin,
         /// What its user says of themselves; `None`: nothing new.
         info: Option<Info>,
     },
     /// It was there already, and its user says this of themselves now.
-    Said(Info),
+    InfoChanged(Info),
     /// It left.
     Left,
 }
@@ -142,7 +147,7 @@ pub struct PresenceReply {
 
 /// Where is the history, and what did I miss?
 #[derive(Debug)]
-pub struct Recover {
+pub struct RecoveryRequest {
     /// The topic.
     pub topic: TopicName,
     /// The shard's own key for it.
@@ -151,15 +156,17 @@ pub struct Recover {
     pub conn: ConnId,
     /// The shard's own number for the question.
     pub ticket: u64,
+    /// In which encoding the answer is wanted.
+    pub encoding: Encoding,
     /// What they have heard already. Of a user's own topic that is known where it is kept: what the
     /// user has acknowledged.
     pub since: Option<Position>,
 }
 
-/// The answer to [`Recover`]: deliveries of the topic before it are up to `position`, those after it
+/// The answer to [`RecoveryRequest`]: deliveries of the topic before it are up to `position`, those after it
 /// follow.
 #[derive(Debug)]
-pub struct Recovered {
+pub struct RecoveryReply {
     /// The shard's own key.
     pub at: TopicId,
     /// Who asked.
@@ -170,8 +177,8 @@ pub struct Recovered {
     pub position: Position,
     /// What came of `since`.
     pub recovery: Recovery,
-    /// The frames that were missed, one behind the other.
-    pub missed: Bytes,
+    /// The messages that were missed, in the encoding that was asked for.
+    pub missed: Run,
 }
 
 /// What was said?
@@ -181,6 +188,8 @@ pub struct HistoryRequest {
     pub topic: TopicName,
     /// Which messages of it.
     pub page: Page,
+    /// In which encoding the answer is wanted.
+    pub encoding: Encoding,
     /// Who asks.
     pub to: HistoryTo,
 }
@@ -197,7 +206,7 @@ pub enum HistoryTo {
         id: Option<RequestId>,
     },
     /// A caller on another thread (the HTTP API). Must not block.
-    Call(Box<dyn FnOnce(Result<Said, HistoryError>) + Send>),
+    Call(Box<dyn FnOnce(Result<HistoryPage, HistoryError>) + Send>),
 }
 
 impl std::fmt::Debug for HistoryTo {
@@ -211,11 +220,11 @@ impl std::fmt::Debug for HistoryTo {
 
 /// What was said.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Said {
+pub struct HistoryPage {
     /// Where the history is now.
     pub position: Position,
-    /// Native frames, header and all, in the order in which they were asked for.
-    pub frames: Vec<Bytes>,
+    /// Its messages in the order in which they were asked for, in the encoding that was asked for.
+    pub messages: Run,
 }
 
 /// What was said, for a connection that asked.
@@ -228,7 +237,7 @@ pub struct HistoryReply {
     /// The topic.
     pub topic: TopicName,
     /// What was said.
-    pub said: Result<Said, HistoryError>,
+    pub said: Result<HistoryPage, HistoryError>,
 }
 
 /// Why there is nothing to tell.
@@ -317,67 +326,41 @@ pub enum PublishOutcome {
     Unknown,
 }
 
-/// One message written once per dialect: finished WebSocket frames, header and all.
-#[derive(Clone, Debug)]
-pub struct FrameSet {
-    frames: [Bytes; Dialect::COUNT],
-}
-
-impl FrameSet {
-    /// One frame per dialect, in the order of [`Dialect`].
-    pub fn new(frames: [Bytes; Dialect::COUNT]) -> FrameSet {
-        FrameSet { frames }
-    }
-
-    /// The bytes of all of them.
-    pub fn bytes(&self) -> usize {
-        self.frames.iter().map(Bytes::len).sum()
-    }
-
-    /// The frame in one dialect, taken out: the count of its owners is not touched.
-    pub fn into_frame(self, dialect: Dialect) -> Bytes {
-        let frame = self.frames.into_iter().nth(dialect as usize);
-        frame.expect("there is one for each dialect")
-    }
-
-    /// The frame in one dialect.
-    pub fn get(&self, dialect: Dialect) -> &Bytes {
-        &self.frames[dialect as usize]
-    }
-}
-
-/// A frame for all members of a topic, and what it is about.
-pub struct Keyed {
+/// A frame for all members of a topic, with what else a shard has to know of it.
+#[derive(Debug)]
+pub struct Delivery {
     /// The shard's own key.
     pub to: TopicId,
-    /// The finished frames.
-    pub frames: FrameSet,
-    /// One member of this shard who must not hear it.
+    /// The finished frame, in the encoding of the topic's members.
+    pub frame: Bytes,
+    /// One member of this shard who must not receive it.
     pub except: Option<ConnId>,
+    /// Where the message stands in the topic's history, if it has one.
+    pub position: Option<Position>,
     /// A newer frame of the topic with the same key makes this one worthless.
-    pub key: ConflateKey,
+    pub conflate_key: Option<ConflateKey>,
 }
 
-/// To a shard. Order per topic is kept. Only `Deliver` and `Keyed` may be dropped, and then `Lost`
-/// says so.
+/// To a shard. Order per topic is kept. Only `Deliver` and `DeliverWith` may be dropped, and then
+/// `Lost` says so.
 pub enum Downlink {
     /// The backplane listens for this topic now: from here on a miss is announced.
     Joined {
         /// The key of the `Join` this answers. May be stale: the members may have left meanwhile.
         at: TopicId,
     },
-    /// A frame for all members of a topic.
+    /// A frame for all members of a topic: the whole message, where there is no history.
     Deliver {
         /// The shard's own key.
         to: TopicId,
-        /// The finished frames.
-        frames: FrameSet,
-        /// One member of this shard who must not hear it.
+        /// The finished frame, in the encoding of the topic's members.
+        frame: Bytes,
+        /// One member of this shard who must not receive it.
         except: Option<ConnId>,
     },
-    /// The same for a message with a `conflate_key`. Boxed, so that every other one stays within its
-    /// line of cache.
-    Keyed(Box<Keyed>),
+    /// The same with more to know of it. Boxed, so that every other one stays within its line of
+    /// cache: one allocation for a shard and message, none for a member.
+    DeliverWith(Box<Delivery>),
     /// Deliveries to this topic were dropped: its members must be told.
     Lost {
         /// The shard's own key.
@@ -395,7 +378,7 @@ pub enum Downlink {
         outcome: PublishOutcome,
     },
     /// The answer to [`Uplink::Recover`].
-    Recovered(Box<Recovered>),
+    Recovered(Box<RecoveryReply>),
     /// The answer to a client's [`Uplink::History`].
     History(Box<HistoryReply>),
     /// The answer to a client's [`Uplink::Presence`].
@@ -439,6 +422,21 @@ pub struct RoomReport {
     pub members: usize,
     /// Those of them that acknowledge; told when one room is asked for.
     pub acks: AckReport,
+}
+
+impl RoomReport {
+    /// The same room as others see it as well.
+    #[must_use]
+    pub fn with(self, other: &RoomReport) -> RoomReport {
+        let (one, other_acks) = (self.acks, other.acks);
+        let lowest = [one.lowest_offset, other_acks.lowest_offset];
+        let acks = AckReport {
+            members: one.members + other_acks.members,
+            lagging: one.lagging + other_acks.lagging,
+            lowest_offset: lowest.into_iter().flatten().min(),
+        };
+        RoomReport { members: self.members + other.members, acks, ..self }
+    }
 }
 
 /// Members of a room that acknowledge what they hear, as one shard sees them.

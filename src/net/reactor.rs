@@ -22,6 +22,7 @@ use crate::net::io::send::{Sender, ShortWrite};
 use crate::net::io::socket;
 use crate::net::upgrade::http_head::{Cause, Progress, RequestHeads, timed_out};
 use crate::net::upgrade::routes::Routes;
+use crate::protocol::dialect::Encoding;
 use crate::shard::conn::CloseReason;
 use crate::shard::delivery::batch::SendBatch;
 use crate::shard::{ClosedSocket, Shard};
@@ -114,6 +115,8 @@ pub struct Reactor {
     read_turn_bytes_max: usize,
     uplink_items_max: usize,
     downlink_items_max: usize,
+    /// What others were told of [`Shard::connections_in`].
+    told_connections: [u32; Encoding::COUNT],
     born: Instant,
     last_tick_ms: u64,
     must_ring: bool,
@@ -153,6 +156,7 @@ impl Reactor {
             must_ring: false,
             rung: Instant::now(),
             ring_waker: None,
+            told_connections: [0; Encoding::COUNT],
             born: Instant::now(),
             last_tick_ms: 0,
             writer: None,
@@ -416,6 +420,8 @@ impl Reactor {
     /// Carries out what the shard wants: see the order in `shard/mod.rs`.
     fn drain(&mut self, now: Instant) {
         self.drain_uplink(now);
+        // Before a client is greeted: it must not miss a broadcast that was published after that.
+        self.tell_connections();
         // What has come by now leaves in the same writes.
         self.take_downlink();
         self.shard.take_batch(&mut self.batch);
@@ -441,6 +447,18 @@ impl Reactor {
             && let Some(reader) = self.reader.take()
         {
             reader.wake();
+        }
+    }
+
+    /// Says who a broadcast is for, if that has changed.
+    fn tell_connections(&mut self) {
+        for encoding in Encoding::ALL {
+            let open = self.shard.connections_in(encoding);
+            let told = &mut self.told_connections[encoding.place()];
+            if *told != open {
+                *told = open;
+                self.end.connections.set(encoding, open);
+            }
         }
     }
 

@@ -1,21 +1,20 @@
 //! `GET /v1/rooms/{id}/history`: what was said in a room that keeps a history.
 //!
-//! The question goes to the backplane, which has the history or knows where it is. What comes back are
-//! the frames that clients heard; their JSON is passed on as it is.
+//! The question goes to the backplane, which has the history or knows where it is. Its messages
+//! come back as the elements that clients receive, and are passed on as they are.
 
 use super::Ops;
 use super::answer::Refused;
 use crate::ids::{Position, TopicName, is_name};
-use crate::link::{HistoryError, HistoryRequest, HistoryTo, Said, Uplink};
+use crate::link::{HistoryError, HistoryPage, HistoryRequest, HistoryTo, Uplink};
+use crate::protocol::dialect::Encoding;
 use crate::protocol::native::{LIMIT_DEFAULT, LIMIT_MAX};
 use crate::protocol::{Page, Unrecovered};
-use crate::ws::encode;
-use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -34,23 +33,13 @@ pub(super) struct Wanted {
     reverse: bool,
 }
 
-/// What is answered. No [`serde_json::Value`]: there is JSON that it cannot hold (`1e999`), and what
-/// it can hold it writes in its own way.
-#[derive(Serialize)]
-pub(super) struct Told {
-    room_id: String,
-    epoch: String,
-    offset: u64,
-    messages: Vec<Box<RawValue>>,
-}
-
 /// `GET /v1/rooms/{id}/history?limit=&epoch=&offset=&reverse=`: messages behind a position, or from
 /// the oldest; with `reverse=true` before it, or from the newest. 404 where the room keeps none.
 pub(super) async fn history(
     State(ops): State<Arc<Ops>>,
     room: Result<Path<String>, PathRejection>,
     wanted: Result<Query<Wanted>, QueryRejection>,
-) -> Result<Json<Told>, Refused> {
+) -> Result<Response, Refused> {
     let Path(room) = room.map_err(|error| Refused::bad_request(error.body_text()))?;
     let Query(wanted) = wanted.map_err(|error| Refused::bad_request(error.body_text()))?;
     if !is_name(&room) {
@@ -62,10 +51,14 @@ pub(super) async fn history(
         return Err(Refused::new(StatusCode::NOT_FOUND, "not_enabled", message));
     }
     let page = page(&wanted)?;
-    let Said { position, frames } = ask(&ops, TopicName::room(&room), page).await?;
+    let HistoryPage { position, messages } = ask(&ops, TopicName::room(&room), page).await?;
     let Position { epoch, offset } = position;
-    let messages = frames.iter().map(|frame| json_of(frame)).collect();
-    Ok(Json(Told { room_id: room, epoch: epoch.to_string(), offset, messages }))
+    let room = serde_json::to_string(&room).expect("a text has a JSON form");
+    // The elements of a page are JSON that we wrote around JSON that we checked: they are passed on
+    // byte for byte, and not read again.
+    let head = format!(r#"{{"room_id":{room},"epoch":"{epoch}","offset":{offset},"messages":["#);
+    let body = [head.as_bytes(), &messages.bytes, b"]}"].concat();
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
 fn page(wanted: &Wanted) -> Result<Page, Refused> {
@@ -81,13 +74,14 @@ fn page(wanted: &Wanted) -> Result<Page, Refused> {
     Ok(Page { since, limit, reverse: wanted.reverse })
 }
 
-async fn ask(ops: &Ops, topic: TopicName, page: Page) -> Result<Said, Refused> {
+async fn ask(ops: &Ops, topic: TopicName, page: Page) -> Result<HistoryPage, Refused> {
     let (tell, answer) = oneshot::channel();
     let to = HistoryTo::Call(Box::new(move |said| {
         // A caller who has gone does not mind.
         let _ = tell.send(said);
     }));
-    let question = Uplink::History(Box::new(HistoryRequest { topic, page, to }));
+    let encoding = Encoding::NATIVE; // Its elements are the API's as well.
+    let question = Uplink::History(Box::new(HistoryRequest { topic, page, encoding, to }));
     ops.end.try_publish(question).map_err(|_full| Refused::overloaded())?;
     let unavailable = || {
         let message = "the backplane is away or does not answer in time";
@@ -104,9 +98,4 @@ async fn ask(ops: &Ops, topic: TopicName, page: Page) -> Result<Said, Refused> {
         }
         _ => Err(unavailable()),
     }
-}
-
-/// Frames hold JSON that we wrote around JSON that we checked.
-fn json_of(frame: &[u8]) -> Box<RawValue> {
-    serde_json::from_slice(encode::payload_of(frame)).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }

@@ -7,7 +7,8 @@ use super::Ops;
 use super::answer::Refused;
 use crate::ids::{TopicName, is_name};
 use crate::link::{PresenceRequest, PresenceTo, Uplink};
-use crate::protocol::{Event, Roster, native};
+use crate::protocol::dialect::Dialect;
+use crate::protocol::{Event, Roster};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
@@ -36,7 +37,7 @@ pub(super) async fn presence(
     }
     let here = ask(&ops, TopicName::room(&room)).await?;
     let mut body = Vec::new();
-    native::write(&Event::Presence { id: None, room: &room, here: &here }, &mut body);
+    Dialect::Native.write(&Event::Presence { id: None, room: &room, here: &here }, &mut body);
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 

@@ -6,15 +6,15 @@ use crate::ids::{NodeId, Position, ShardId};
 use crate::link::Uplink;
 use crate::link::channel::{BackplaneEnd, ShardEnd, window};
 use crate::link::{
-    Done, Downlink, HistoryError, HistoryTo, Inspect, Publish, PublishOutcome, RoomReport,
-    Said as Kept,
+    Done, Downlink, HistoryError, HistoryPage as Kept, HistoryTo, Inspect, Publish, PublishOutcome,
+    RoomReport,
 };
 use crate::metrics::redis::RedisNumbers;
 use crate::metrics::servers::{DeploymentNumbers, OwnNumbers, Picture, ServerNumbers};
 use crate::metrics::{BackplaneCounters, ShardCounters};
 use crate::plan::{Machine, resolve};
 use crate::protocol::Unrecovered;
-use crate::ws::encode::{Opcode, frame};
+use crate::protocol::run::Run;
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -609,9 +609,8 @@ fn what_was_said_is_passed_on_byte_for_byte_whatever_it_is() {
     let deep = format!("{}1{}", "[".repeat(126), "]".repeat(126));
     for payload in [r#""\ud800""#, "1e999", "1.000", r#"{"b":1,"a":2,"b":3}"#, &deep] {
         let said = format!(r#"{{"type":"message","room_id":"r","payload":{payload}}}"#);
-        let mut framed = Vec::new();
-        frame(Opcode::Text, said.as_bytes(), &mut framed);
-        let kept = Kept { position: Position { epoch: 7, offset: 9 }, frames: vec![framed.into()] };
+        let messages = Run { bytes: said.clone().into(), messages: 1 };
+        let kept = Kept { position: Position { epoch: 7, offset: 9 }, messages };
         let (status, body) = node.get_history("/v1/rooms/r/history", Ok(kept));
         let whole = format!(r#"{{"room_id":"r","epoch":"7","offset":9,"messages":[{said}]}}"#);
         assert_eq!((status, body), (200, whole));

@@ -5,24 +5,13 @@
 //! they ask for: it only says what was asked.
 
 use crate::ids::{ConflateKey, Position, TopicName, UpTo};
+use run::Run;
 use std::sync::Arc;
 
+pub mod dialect;
 pub mod json;
 pub mod native;
-
-/// A client protocol. One message is written once per dialect that has members.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Dialect {
-    /// `campanile.v1`, DESIGN §7.
-    Native = 0,
-}
-
-impl Dialect {
-    /// How many there are.
-    pub const COUNT: usize = 1;
-    /// All of them.
-    pub const ALL: [Dialect; Dialect::COUNT] = [Dialect::Native];
-}
+pub mod run;
 
 /// The client's own number for a request: any JSON number or string of at most
 /// [`RequestId::BYTES_MAX`] bytes as written, echoed byte for byte.
@@ -320,6 +309,13 @@ impl ErrorCode {
     }
 }
 
+impl<'a> Event<'a> {
+    /// A request was carried out, and there is nothing more to say of it.
+    pub fn done(id: Option<&'a RequestId>, room: Option<&'a str>) -> Event<'a> {
+        Event::Ok { id, room, position: None, recovery: Recovery::NotAsked, missed: None }
+    }
+}
+
 /// What clients hear.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
@@ -344,8 +340,10 @@ pub enum Event<'a> {
         position: Option<Position>,
         /// What came of a join's `since`.
         recovery: Recovery,
+        /// What was missed, where the dialect wants it inside the reply.
+        missed: Option<&'a Run>,
     },
-    /// Where what is kept for a user stands. What it has not acknowledged follows.
+    /// Where what is stored for a user stands. What it has not acknowledged follows.
     Queue {
         /// The user.
         user: &'a str,
@@ -353,6 +351,8 @@ pub enum Event<'a> {
         position: Position,
         /// Whether all of it follows.
         recovery: Recovery,
+        /// What was missed, where the dialect wants it inside the reply.
+        missed: Option<&'a Run>,
     },
     /// Messages of a room's history.
     History {
@@ -362,8 +362,8 @@ pub enum Event<'a> {
         room: &'a str,
         /// Where its history is now.
         position: Position,
-        /// [`Event::Message`]s as they were written.
-        messages: &'a [&'a [u8]],
+        /// Its messages, as elements.
+        messages: &'a Run,
     },
     /// Who is in a room.
     Presence {
@@ -416,6 +416,11 @@ pub enum Event<'a> {
         topic: crate::ids::TopicKind<'a>,
         /// How many, as far as we know.
         count: u64,
+    },
+    /// This connection was taken out of a topic because messages of it were lost.
+    Unsubscribed {
+        /// Which one.
+        topic: crate::ids::TopicKind<'a>,
     },
     /// The server is about to close the connection.
     Reconnect {

@@ -2,7 +2,7 @@
 //!
 //! A side table: a room stands here while it has such members, and nobody else pays for it but by a
 //! bit in its topic ([`super::hub::Topic::has_acks`]), looked at once for each frame, not for each
-//! member. The position of a message is read from the end of its frame, where it was written.
+//! member. The position of a message comes with it.
 //!
 //! A member is *lagging* when a message was handed out to it longer than `ack_timeout_ms` ago and it
 //! has not acknowledged it. When each message came is not kept: a room marks, a few times in one
@@ -18,7 +18,7 @@
 
 use crate::ids::{ConnId, Position, TopicId, UpTo};
 use crate::link::AckReport;
-use crate::protocol::{ErrorCode, Event, Recovery, RequestId, native};
+use crate::protocol::{ErrorCode, Event, Recovery, RequestId};
 use crate::shard::Shard;
 use crate::shard::commands::CommandError;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -184,10 +184,9 @@ impl AckTracker {
         self.lagging
     }
 
-    /// A frame of a topic that stands here is handed out.
-    pub(super) fn note(&mut self, topic: u32, frame: &[u8], now_ms: u64) {
-        let Some(room) = self.rooms.get_mut(&topic) else { return };
-        if let Some(at) = native::position_at_end(frame) {
+    /// The message at a position of a topic that stands here is handed out.
+    pub(super) fn note(&mut self, topic: u32, at: Position, now_ms: u64) {
+        if let Some(room) = self.rooms.get_mut(&topic) {
             room.advance(at, at.offset.saturating_sub(1), now_ms);
         }
     }
@@ -324,7 +323,7 @@ impl Shard {
         if !self.config.namespaces.policy_of_room(room).has_acks() {
             return Err(CommandError(ErrorCode::NotEnabled, "this room takes no acknowledgements"));
         }
-        let acknowledged = match self.hub.find_room(room) {
+        let acknowledged = match self.find_room(conn, room) {
             Some(at) => self.acks.acknowledge(at.0.index, conn, up_to),
             None => Err(AckError::NotAsked),
         };
@@ -340,8 +339,7 @@ impl Shard {
             }
         }
         if id.is_some() {
-            let (position, recovery) = (None, Recovery::NotAsked);
-            self.say(conn, &Event::Ok { id, room: Some(room), position, recovery });
+            self.say(conn, &Event::done(id, Some(room)));
         }
         Ok(())
     }
@@ -371,14 +369,6 @@ mod tests {
         UpTo { epoch: None, offset }
     }
 
-    fn frame(at: Position) -> Vec<u8> {
-        let mut frame = Vec::new();
-        let topic = crate::ids::TopicKind::Room("r");
-        let message = Event::Message { topic, from: None, payload: b"1", position: Some(at) };
-        native::write(&message, &mut frame);
-        frame
-    }
-
     /// Room 3, and one member who has heard everything up to offset 10.
     fn acks() -> AckTracker {
         let mut acks = AckTracker::default();
@@ -397,7 +387,7 @@ mod tests {
     fn who_has_not_acknowledged_a_message_in_time_is_lagging() {
         let mut acks = acks();
         assert_eq!(report(&mut acks, 1_000_000), (1, 0, Some(10)), "nothing was said");
-        acks.note(3, &frame(at(7, 11)), 1_000_050);
+        acks.note(3, at(7, 11), 1_000_050);
         assert_eq!(report(&mut acks, 1_001_650), (1, 0, Some(10)), "never early");
         assert_eq!(report(&mut acks, 1_001_700), (1, 1, Some(10)), "at most a step late");
         assert_eq!(acks.acknowledge(3, conn(1), up_to(11)), Ok(()));
@@ -409,7 +399,7 @@ mod tests {
         let mut acks = acks();
         for offset in 11..1000 {
             let now_ms = offset * 100;
-            acks.note(3, &frame(at(7, offset)), now_ms);
+            acks.note(3, at(7, offset), now_ms);
             acks.acknowledge(3, conn(1), up_to(offset - 1)).unwrap();
             assert_eq!(report(&mut acks, now_ms), (1, 0, Some(offset - 1)));
         }
@@ -420,7 +410,7 @@ mod tests {
     #[test]
     fn what_was_brought_back_is_to_be_acknowledged_too() {
         let mut acks = acks();
-        acks.note(3, &frame(at(7, 20)), 100);
+        acks.note(3, at(7, 20), 100);
         acks.acknowledge(3, conn(1), up_to(20)).unwrap();
         acks.admit(3, conn(2), TIMEOUT_MS, at(7, 20), at(7, 5), 100_000);
         assert_eq!(report(&mut acks, 100_100), (2, 0, Some(5)), "it has just come");
@@ -438,7 +428,7 @@ mod tests {
         assert_eq!(acks.acknowledge(3, conn(1), of(8, 1)), Err(AckError::Beyond));
         assert_eq!(acks.acknowledge(3, conn(2), up_to(1)), Err(AckError::NotAsked));
         assert_eq!(acks.acknowledge(4, conn(1), up_to(1)), Err(AckError::NotAsked));
-        acks.note(3, &frame(at(7, 11)), 0);
+        acks.note(3, at(7, 11), 0);
         for (up_to, lowest) in [(of(7, 11), 11), (up_to(3), 11), (of(6, 99), 11), (of(0, 1), 11)] {
             assert_eq!(acks.acknowledge(3, conn(1), up_to), Ok(()), "{up_to:?}");
             assert_eq!(report(&mut acks, 0), (1, 0, Some(lowest)));
@@ -449,18 +439,18 @@ mod tests {
     fn an_epoch_that_goes_on_is_the_same_history_and_one_that_begins_is_another() {
         let of = |epoch, offset| UpTo { epoch: Some(epoch), offset };
         let mut acks = acks();
-        acks.note(3, &frame(at(8, 11)), 0);
+        acks.note(3, at(8, 11), 0);
         acks.acknowledge(3, conn(1), of(7, 10)).unwrap();
         acks.admit(3, conn(2), TIMEOUT_MS, at(9, 11), at(9, 11), 0);
         acks.acknowledge(3, conn(1), of(8, 11)).unwrap();
         assert_eq!(report(&mut acks, 0), (2, 0, Some(11)));
-        acks.note(3, &frame(at(10, 1)), 0);
+        acks.note(3, at(10, 1), 0);
         assert_eq!(report(&mut acks, 0), (2, 0, Some(0)), "it has begun anew");
         acks.acknowledge(3, conn(1), of(9, 11)).unwrap();
         assert_eq!(report(&mut acks, 5_000), (2, 2, Some(0)), "that was the other one");
         acks.acknowledge(3, conn(1), of(10, 1)).unwrap();
         assert_eq!(report(&mut acks, 5_000), (2, 1, Some(0)));
-        acks.note(3, &frame(at(9, 12)), 0);
+        acks.note(3, at(9, 12), 0);
         assert_eq!(acks.rooms[&3].top, at(10, 1), "late news change nothing");
     }
 

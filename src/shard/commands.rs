@@ -6,8 +6,9 @@
 
 use crate::ids::{ConflateKey, ConnId, Position, TopicId, TopicKind, TopicName};
 use crate::link::{Done, Publish, Uplink};
+use crate::protocol::dialect::{Encoding, Incoming, Parsed};
 use crate::protocol::{
-    AckOf, Command, ErrorCode, Event, Recovery, Rejected, Request, RequestId, Unrecovered, native,
+    AckOf, Command, ErrorCode, Event, Recovery, Rejected, Request, RequestId, Unrecovered,
 };
 use crate::shard::conn::{CloseReason, ConnState};
 use crate::shard::delivery::Follows;
@@ -63,8 +64,10 @@ impl Shard {
         ) {
             return;
         }
-        let message_bytes_max =
-            if c.echo { self.limits.echo_message_bytes_max } else { self.limits.message_bytes_max };
+        let message_bytes_max = match c.encoding.dialect().has_topics() {
+            true => self.limits.message_bytes_max,
+            false => self.limits.echo_message_bytes_max,
+        };
         let limits = DecoderLimits { message_bytes_max };
         let own = c.decoder.take();
         let mut decoder = own.or_else(|| self.spare_decoder.take()).unwrap_or_default();
@@ -117,32 +120,34 @@ impl Shard {
         match item {
             Item::Close { code, .. } => self.on_peer_close(conn, code),
             _ if !open => {}
-            Item::Text(text) => self.on_text(conn, text),
-            Item::Binary(bytes) => self.on_binary(conn, bytes),
+            Item::Text(text) => self.on_message(conn, Incoming::Text(text)),
+            Item::Binary(bytes) => self.on_message(conn, Incoming::Binary(bytes)),
             Item::Ping(payload) => self.echo(conn, Opcode::Pong, payload),
             Item::Pong(_) => {}
         }
     }
 
-    fn on_text(&mut self, conn: ConnId, text: &mut [u8]) {
+    /// One message of a client: whatever its dialect makes of it, in its order.
+    fn on_message(&mut self, conn: ConnId, message: Incoming<'_>) {
         self.counters.messages_in += 1;
-        if self.conns.get(conn.0).is_some_and(|c| c.echo) {
-            return self.echo(conn, Opcode::Text, text);
-        }
-        match native::parse(text, self.limits.json_depth_max) {
-            Ok(request) => self.on_request(conn, request),
-            Err(Rejected { id, code, message }) => {
+        let dialect = self.encoding_of(conn).dialect();
+        dialect.parse(message, self.limits.json_depth_max, |parsed| {
+            if self.conns.get(conn.0).is_some_and(|c| c.is_open()) {
+                self.on_parsed(conn, parsed);
+            }
+        });
+    }
+
+    fn on_parsed(&mut self, conn: ConnId, parsed: Parsed<'_>) {
+        match parsed {
+            Parsed::Request(request) => self.on_request(conn, request),
+            Parsed::Rejected(Rejected { id, code, message }) => {
                 self.counters.requests_rejected += 1;
                 self.say(conn, &Event::Error { id: id.as_ref(), code, message: &message });
             }
-        }
-    }
-
-    fn on_binary(&mut self, conn: ConnId, bytes: &[u8]) {
-        self.counters.messages_in += 1;
-        match self.conns.get(conn.0) {
-            Some(c) if c.echo => self.echo(conn, Opcode::Binary, bytes),
-            _ => self.begin_close(conn, CloseReason::Unsupported),
+            Parsed::Echo { is_text: true, payload } => self.echo(conn, Opcode::Text, payload),
+            Parsed::Echo { is_text: false, payload } => self.echo(conn, Opcode::Binary, payload),
+            Parsed::Unsupported => self.begin_close(conn, CloseReason::Unsupported),
         }
     }
 
@@ -218,7 +223,7 @@ impl Shard {
         id: Option<RequestId>,
     ) -> Result<(), CommandError> {
         let policy = *self.config.namespaces.policy_of_room(room);
-        let found = self.hub.find_room(room);
+        let found = self.find_room(conn, room);
         let c = self.conns.get(conn.0).expect("it just spoke");
         if !policy.join.includes(c.has_token) {
             return Err(CommandError(ErrorCode::Forbidden, "this user may not join this room"));
@@ -328,7 +333,8 @@ impl Shard {
             true => Recovery::NotRecovered(Unrecovered::NotEnabled),
             false => Recovery::NotAsked,
         };
-        self.say(conn, &Event::Ok { id, room: Some(room), position: None, recovery });
+        let (room, position, missed) = (Some(room), None, None);
+        self.say(conn, &Event::Ok { id, room, position, recovery, missed });
     }
 
     fn on_leave(
@@ -337,7 +343,7 @@ impl Shard {
         room: &str,
         id: Option<&RequestId>,
     ) -> Result<(), CommandError> {
-        let found = self.hub.find_room(room);
+        let found = self.find_room(conn, room);
         let was_pending = found.is_some_and(|at| self.leave_pending(conn, at));
         let c = self.conns.get(conn.0).expect("it just spoke");
         let slot = found.and_then(|at| c.joined.find(at.0.index));
@@ -348,8 +354,7 @@ impl Shard {
             self.leave_at(conn, slot);
             self.counters.leaves += 1;
         }
-        let recovery = Recovery::NotAsked;
-        self.say(conn, &Event::Ok { id, room: Some(room), position: None, recovery });
+        self.say(conn, &Event::done(id, Some(room)));
         Ok(())
     }
 
@@ -379,7 +384,7 @@ impl Shard {
                 "key: only rooms that keep a history know keys",
             ));
         }
-        let found = self.hub.find_room(room);
+        let found = self.find_room(conn, room);
         let is_member = found.is_some_and(|at| self.is_in(conn, at));
         if !is_member && !c.rights.publish_unjoined {
             return Err(CommandError(
@@ -454,6 +459,16 @@ impl Shard {
         }));
     }
 
+    /// In which encoding a connection receives what it hears.
+    pub(super) fn encoding_of(&self, conn: ConnId) -> Encoding {
+        self.conns.get(conn.0).expect("only those who are here have done something").encoding
+    }
+
+    /// The topic of a room as a connection receives it, if it has members here.
+    pub(super) fn find_room(&self, conn: ConnId, room: &str) -> Option<TopicId> {
+        self.hub.find_room(room, self.encoding_of(conn))
+    }
+
     /// The topic of a connection's user.
     pub(super) fn user_of(&self, conn: ConnId) -> TopicName {
         if let Some(topic) = self.queues.user_of(conn) {
@@ -468,13 +483,14 @@ impl Shard {
     /// are as many topics as there may be.
     pub(super) fn enter(&mut self, conn: ConnId, name: &TopicName) -> Option<TopicId> {
         let slow = self.config.namespaces.policy(name.kind()).slow_consumer;
-        let at = self.hub.open(name, slow)?;
+        let at = self.hub.open(name, self.encoding_of(conn), slow)?;
         let c = self.conns.get_mut(conn.0).expect("whoever enters is here");
         if c.joined.find(at.0.index).is_some() {
             return Some(at);
         }
         if self.hub.join(at, conn.0.index, c) == TopicEdge::First {
-            self.uplink.push_back(Uplink::Join { topic: name.clone(), at });
+            let encoding = self.hub.at(at.0.index).encoding();
+            self.uplink.push_back(Uplink::Join { topic: name.clone(), at, encoding });
         }
         Some(at)
     }

@@ -12,6 +12,7 @@
 //! Invariant: a connection that is `Closing` is in no topic.
 
 use crate::policy::rights::Rights;
+use crate::protocol::dialect::{Dialect, Encoding, Farewell};
 use crate::shard::slow_consumer::outbox::Outbox;
 use crate::ws::close::CloseCode;
 use crate::ws::decoder::{Decoder, ProtocolError};
@@ -166,8 +167,8 @@ pub struct Conn {
     pub state: ConnState,
     /// Whether it was heard since the last sweep.
     pub heard: bool,
-    /// Whether it is a plain echo.
-    pub echo: bool,
+    /// What its client speaks, and in which form it receives what it hears.
+    pub encoding: Encoding,
     /// Whether its user has shown a token.
     pub has_token: bool,
     /// Whether that token expires (`expiry.rs` knows when).
@@ -201,7 +202,7 @@ impl Conn {
             place: 0,
             state: ConnState::Handshaking,
             heard: true,
-            echo: false,
+            encoding: Encoding::NATIVE,
             has_token: false,
             expires: false,
             unread: ReadState::CommandError,
@@ -241,6 +242,8 @@ pub enum CloseReason {
     Drain,
     /// The token with which it came has expired.
     TokenExpired,
+    /// Messages of a topic were lost, and the dialect asks its clients to come back for them.
+    Lost,
     /// The HTTP exchange is over; it never became a WebSocket.
     Http,
     /// This node has as many topics as it may have, and the user's own would be one more.
@@ -248,17 +251,25 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// The code of our close frame; `None` where it has none (the peer's own is the answer to a peer
-    /// that closes) or none is sent.
-    pub fn code(self) -> Option<CloseCode> {
-        match self {
-            CloseReason::Protocol(error) => Some(error.close_code()),
-            CloseReason::Unsupported => Some(CloseCode::UNSUPPORTED),
-            CloseReason::Slow | CloseReason::Overloaded => Some(CloseCode::TRY_AGAIN_LATER),
-            CloseReason::Silent | CloseReason::Drain => Some(CloseCode::GOING_AWAY),
-            CloseReason::TokenExpired => Some(CloseCode::TOKEN_EXPIRED),
-            CloseReason::Client | CloseReason::Gone | CloseReason::Io | CloseReason::Http => None,
-        }
+    /// What our close frame says: the code of RFC 6455 where the peer broke it, and otherwise what the
+    /// dialect says. `None` where it has no code (the peer's own is the answer to a peer that closes)
+    /// or none is sent.
+    pub fn close(self, dialect: Dialect) -> Option<(CloseCode, &'static str)> {
+        let farewell = match self {
+            CloseReason::Protocol(error) => return Some((error.close_code(), error.reason())),
+            CloseReason::Client | CloseReason::Gone | CloseReason::Io | CloseReason::Http => {
+                return None;
+            }
+            CloseReason::Unsupported => Farewell::Unsupported,
+            CloseReason::Slow => Farewell::Slow,
+            CloseReason::Overloaded => Farewell::Overloaded,
+            CloseReason::Silent => Farewell::Silent,
+            CloseReason::Drain => Farewell::Drain,
+            CloseReason::TokenExpired => Farewell::TokenExpired,
+            CloseReason::Lost => Farewell::Lost,
+        };
+        let (code, text) = dialect.close(farewell);
+        Some((CloseCode::new(code).expect("a dialect closes with codes that may be sent"), text))
     }
 
     /// The reason as it stands in the metrics and the log.
@@ -275,23 +286,8 @@ impl CloseReason {
             CloseReason::Overloaded => "overloaded",
             CloseReason::Drain => "drain",
             CloseReason::TokenExpired => "token_expired",
+            CloseReason::Lost => "lost",
             CloseReason::Http => "http",
-        }
-    }
-
-    /// The close frame's text.
-    pub fn text(self) -> &'static str {
-        match self {
-            CloseReason::Client | CloseReason::Http => "",
-            CloseReason::Gone => "gone",
-            CloseReason::Io => "the socket failed",
-            CloseReason::Protocol(error) => error.reason(),
-            CloseReason::Unsupported => "binary messages are not spoken here, send text",
-            CloseReason::Slow => "too slow: more is waiting for this connection than may wait",
-            CloseReason::Silent => "no answer to a ping",
-            CloseReason::Overloaded => "this server has as many topics as it may have",
-            CloseReason::Drain => "this server goes away, connect again",
-            CloseReason::TokenExpired => "token_expired",
         }
     }
 }

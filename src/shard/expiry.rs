@@ -84,6 +84,7 @@ mod tests {
     use crate::ids::{NodeId, ShardId};
     use crate::policy::limits::Limits;
     use crate::policy::rights::Rights;
+    use crate::protocol::dialect::Encoding;
     use bytes::Bytes;
 
     fn shard() -> Shard {
@@ -104,7 +105,10 @@ mod tests {
         let user = Some(user.to_string().into());
         let identity = Identity { user, rights: Rights::NONE, expires_unix_s: None };
         let response = Bytes::from_static(b"101");
-        shard.handle_open(conn, Opening { identity, response, rooms: Vec::new(), echo: false });
+        shard.handle_open(
+            conn,
+            Opening { identity, response, rooms: Vec::new(), encoding: Encoding::NATIVE },
+        );
         if let Some(at_ms) = expires_at_ms {
             shard.handle_expiry(conn, at_ms);
         }

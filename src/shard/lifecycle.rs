@@ -12,6 +12,7 @@
 use crate::auth::Identity;
 use crate::ids::{ANONYMOUS_PREFIX, ConnId, TopicName};
 use crate::protocol::Event;
+use crate::protocol::dialect::Encoding;
 use crate::shard::Shard;
 use crate::shard::conn::{CloseReason, Conn, ConnState, ReadState};
 use crate::shard::delivery::Follows;
@@ -42,8 +43,8 @@ pub struct Opening {
     pub response: Bytes,
     /// Rooms to join at once; valid names, at most `rooms_per_connection_max`.
     pub rooms: Vec<String>,
-    /// Whether it is a plain echo.
-    pub echo: bool,
+    /// What the client speaks, and in which form it receives what it hears.
+    pub encoding: Encoding,
 }
 
 /// So many deadlines may be kept beyond twice those that still mean something.
@@ -123,14 +124,14 @@ impl Shard {
         let Some(c) = self.conns.get_mut(conn.0) else { return };
         assert_eq!(c.state, ConnState::Handshaking);
         c.state = ConnState::Open;
-        c.echo = opening.echo;
+        c.encoding = opening.encoding;
         c.rights = opening.identity.rights;
         c.has_token = opening.identity.user.is_some();
         self.counters.handshaking -= 1;
-        self.counters.connections += 1;
+        self.count_open(opening.encoding, true);
         self.counters.opened += 1;
         self.queue_reply(conn, opening.response, Follows::More);
-        if !opening.echo {
+        if opening.encoding.dialect().has_topics() {
             self.welcome(conn, opening.identity.user.as_deref(), &opening.rooms);
         }
     }
@@ -195,7 +196,8 @@ impl Shard {
         c.state = ConnState::Closing { peer_closed: true, ignore_input: true, close_queued: false };
         c.reason = Some(CloseReason::Gone);
         c.decoder = None;
-        self.counters.connections -= 1;
+        let encoding = c.encoding;
+        self.count_open(encoding, false);
         self.counters.closing += 1;
         self.leave_all(conn);
         self.expect_end(conn, self.life.now_ms);
@@ -210,7 +212,8 @@ impl Shard {
             // The same visit may still bring bytes of it: they are nobody's.
             c.state =
                 ConnState::Closing { peer_closed: true, ignore_input: true, close_queued: false };
-            self.counters.connections -= 1;
+            let encoding = c.encoding;
+            self.count_open(encoding, false);
             self.counters.closing += 1;
         }
         self.leave_all(conn);
@@ -289,7 +292,9 @@ impl Shard {
     /// Begins the end of an open connection, from our side or as an answer. It is out of every
     /// topic at once; its close frame is the last thing it hears.
     pub(super) fn begin_close(&mut self, conn: ConnId, reason: CloseReason) {
-        self.begin_close_with(conn, reason, reason.code(), reason.text());
+        let Some(c) = self.conns.get(conn.0) else { return };
+        let (code, text) = reason.close(c.encoding.dialect()).unzip();
+        self.begin_close_with(conn, reason, code, text.unwrap_or(""));
     }
 
     fn begin_close_with(
@@ -317,7 +322,8 @@ impl Shard {
             outbox.keep_first();
             self.counters.outbox_bytes -= (before - outbox.bytes()) as u64;
         }
-        self.counters.connections -= 1;
+        let encoding = self.encoding_of(conn);
+        self.count_open(encoding, false);
         self.counters.closing += 1;
         self.leave_all(conn);
         self.expect_end(conn, self.life.now_ms);
@@ -412,7 +418,7 @@ impl Shard {
                 self.counters.handshaking -= 1;
                 self.counters.refused_gone += 1;
             }
-            ConnState::Open => self.counters.connections -= 1,
+            ConnState::Open => self.count_open(c.encoding, false),
             ConnState::Closing { .. } => self.counters.closing -= 1,
         }
         if !matches!(c.state, ConnState::Handshaking) {
@@ -439,6 +445,7 @@ impl Shard {
             CloseReason::Silent => &mut counters.closed_silent,
             CloseReason::Drain => &mut counters.closed_drain,
             CloseReason::TokenExpired => &mut counters.closed_token_expired,
+            CloseReason::Lost => &mut counters.closed_lost,
             CloseReason::Overloaded => &mut counters.closed_overloaded,
             CloseReason::Http => return,
         } += 1;
@@ -507,7 +514,7 @@ impl Shard {
             ConnState::Handshaking => self.life.ended.push_back(conn),
             ConnState::Closing { .. } => {}
             ConnState::Open => {
-                if !c.echo {
+                if c.encoding.dialect().has_topics() {
                     // Spread by the connection's place: neighbours do not come back together.
                     let after_ms =
                         u64::from(conn.0.index).wrapping_mul(2_654_435_761) % RECONNECT_SPREAD_MS;
@@ -593,7 +600,10 @@ mod tests {
             expires_unix_s: None,
         };
         let response = Bytes::from_static(b"101");
-        shard.handle_open(conn, Opening { identity, response, rooms: Vec::new(), echo: false });
+        shard.handle_open(
+            conn,
+            Opening { identity, response, rooms: Vec::new(), encoding: Encoding::NATIVE },
+        );
         assert!(shard.handle_readable(conn, false));
         let interval_ms = Limits::TINY.ping_interval_ms;
         let pass = |shard: &mut Shard, from: u64| {

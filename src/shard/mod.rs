@@ -38,23 +38,25 @@ pub mod delivery;
 mod expiry;
 mod hub;
 mod lifecycle;
+mod losses;
 mod presence;
 mod questions;
 mod recovery;
 mod slow_consumer;
 mod user_queue;
 
-pub use delivery::EVERYBODY;
 pub use lifecycle::{ClosedSocket, Opening};
 
+use crate::framing;
 use crate::ids::{ConnId, NodeId, ShardId, TopicId, TopicName};
 use crate::link::{
-    AckReport, Downlink, Inspect, Keyed, Origin, PublishOutcome, RoomReport, Uplink,
+    AckReport, Delivery, Downlink, Inspect, Origin, PublishOutcome, RoomReport, Uplink,
 };
 use crate::metrics::ShardCounters;
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::Namespaces;
-use crate::protocol::{Dialect, ErrorCode, Event, Recovery, RequestId};
+use crate::protocol::dialect::Encoding;
+use crate::protocol::{ErrorCode, Event, Recovery, RequestId};
 use crate::slab::Slab;
 use crate::ws::decoder::Decoder;
 use acks::AckTracker;
@@ -117,6 +119,8 @@ pub struct Shard {
     /// Whether any room has presence: the others pay nothing for it.
     has_presence: bool,
     everybody: TopicName,
+    /// Open connections by [`Encoding::place`].
+    open_in: [u32; Encoding::COUNT],
     /// What is counted. The caller may add what only it can see.
     pub counters: ShardCounters,
     spare_decoder: Option<Box<Decoder>>,
@@ -132,11 +136,10 @@ const ARENA_BYTES: usize = 16 * 1024;
 const ARENA_FRAME_BYTES_MAX: usize = 4 * 1024;
 
 impl Shard {
-    /// A shard without connections. It asks the backplane for broadcasts at once.
+    /// A shard without connections.
     pub fn new(config: ShardConfig) -> Shard {
         let limits = config.limits;
         let everybody = TopicName::all();
-        let join = Uplink::Join { topic: everybody.clone(), at: EVERYBODY };
         let has_presence = config.namespaces.have_presence();
         Shard {
             config,
@@ -149,11 +152,12 @@ impl Shard {
             questions: Questions::default(),
             acks: AckTracker::default(),
             deliveries: Deliveries::default(),
-            uplink: VecDeque::from([join]),
+            uplink: VecDeque::new(),
             life: Lifecycle::default(),
             expiries: Expiries::default(),
             has_presence,
             everybody,
+            open_in: [0; Encoding::COUNT],
             counters: ShardCounters::default(),
             spare_decoder: None,
             scratch: Vec::new(),
@@ -165,20 +169,12 @@ impl Shard {
     /// What the backplane or an operator says.
     pub fn handle_downlink(&mut self, item: Downlink, now_ms: u64) {
         match item {
-            Downlink::Deliver { to, frames, except } => {
+            Downlink::Deliver { to, frame: bytes, except } => {
                 self.counters.frames_in += 1;
-                let bytes = frames.into_frame(Dialect::Native);
-                self.queue_frame(to, RoundFrame { bytes, except, says: FrameKind::Message(None) });
+                let kind = FrameKind::Message(None);
+                self.queue_frame(to, RoundFrame { bytes, except, kind });
             }
-            Downlink::Keyed(keyed) => {
-                self.counters.frames_in += 1;
-                let Keyed { to, frames, except, key } = *keyed;
-                let bytes = frames.into_frame(Dialect::Native);
-                self.queue_frame(
-                    to,
-                    RoundFrame { bytes, except, says: FrameKind::Message(Some(key)) },
-                );
-            }
+            Downlink::DeliverWith(delivery) => self.on_delivery(*delivery),
             Downlink::Joined { at } => self.on_joined(at),
             Downlink::Lost { to, count } => self.on_lost(to, count),
             Downlink::Ack { conn, id, outcome } => self.on_ack(conn, id, outcome),
@@ -249,6 +245,18 @@ impl Shard {
         }
     }
 
+    fn on_delivery(&mut self, delivery: Delivery) {
+        self.counters.frames_in += 1;
+        let Delivery { to, frame: bytes, except, position, conflate_key } = delivery;
+        if let (Some(position), Some(topic)) = (position, self.hub.get(to))
+            && topic.has_acks
+        {
+            self.acks.note(to.0.index, position, self.life.now_ms);
+        }
+        let kind = FrameKind::Message(conflate_key);
+        self.queue_frame(to, RoundFrame { bytes, except, kind });
+    }
+
     /// A topic has deliveries coming: whoever waited for that hears it.
     fn on_joined(&mut self, at: TopicId) {
         let Some(topic) = self.hub.get_mut(at) else { return };
@@ -257,24 +265,13 @@ impl Shard {
         self.answer_waiters(at, &name);
     }
 
-    fn on_lost(&mut self, to: TopicId, count: u64) {
-        self.counters.lost += count;
-        let name = match self.hub.get(to) {
-            Some(topic) => topic.name().clone(),
-            None if to == EVERYBODY => self.everybody.clone(),
-            None => return,
-        };
-        // Not from the arena: in an outbox it would keep all of that alive.
-        let bytes = slow_consumer::notice(&name, count);
-        self.queue_frame(to, RoundFrame { bytes, except: None, says: FrameKind::Lost(count) });
-    }
-
     fn on_ack(&mut self, conn: ConnId, id: Option<RequestId>, outcome: PublishOutcome) {
         let (code, message) = match outcome {
             PublishOutcome::Accepted(position) => {
                 if id.is_some() {
-                    let (id, recovery) = (id.as_ref(), Recovery::NotAsked);
-                    self.say(conn, &Event::Ok { id, room: None, position, recovery });
+                    let (id, room, recovery, missed) =
+                        (id.as_ref(), None, Recovery::NotAsked, None);
+                    self.say(conn, &Event::Ok { id, room, position, recovery, missed });
                 }
                 return;
             }
@@ -297,46 +294,68 @@ impl Shard {
                 reply(rooms.filter(|room| room.room.starts_with(&prefix)).take(max).collect());
             }
             Inspect::Room { room, reply } => {
-                let id = self.hub.find_room(&room);
-                let acks = id.map(|id| self.ack_report(id)).unwrap_or_default();
-                let report = id.and_then(|id| report(self.hub.get(id)?));
-                reply(report.map(|report| RoomReport { acks, ..report }));
+                reply(self.report_room(&room));
             }
         }
     }
 
-    /// Says something to one connection, unless it has been said goodbye to: nothing may follow a
-    /// close frame (RFC 6455 §5.5.1), an answer that was still on its way included.
-    fn say(&mut self, conn: ConnId, event: &Event<'_>) {
-        if !self.conns.get(conn.0).is_some_and(Conn::is_open) {
-            return;
+    /// A room over all encodings in which it has members here.
+    fn report_room(&mut self, room: &str) -> Option<RoomReport> {
+        let mut all: Option<RoomReport> = None;
+        for encoding in Encoding::ALL {
+            let Some(id) = self.hub.find_room(room, encoding) else { continue };
+            let Some(found) = self.hub.get(id).and_then(report) else { continue };
+            let found = RoomReport { acks: self.ack_report(id), ..found };
+            all = Some(match all {
+                None => found,
+                Some(all) => all.with(&found),
+            });
         }
-        let frame = self.frame(event);
-        self.queue_reply(conn, frame, Follows::More);
+        all
+    }
+
+    /// Open connections in an encoding: who a broadcast is for.
+    pub fn connections_in(&self, encoding: Encoding) -> u32 {
+        self.open_in[encoding.place()]
+    }
+
+    /// A connection was opened, or is open no longer.
+    fn count_open(&mut self, encoding: Encoding, is_open: bool) {
+        let open = &mut self.open_in[encoding.place()];
+        match is_open {
+            true => *open += 1,
+            false => *open -= 1,
+        }
+        match is_open {
+            true => self.counters.connections += 1,
+            false => self.counters.connections -= 1,
+        }
+    }
+
+    /// Sends an event to one connection, unless it is closing: nothing may follow a close frame
+    /// (RFC 6455 §5.5.1), an answer that was still on its way included.
+    fn say(&mut self, conn: ConnId, event: &Event<'_>) {
+        self.send(conn, event, Follows::More);
     }
 
     /// Answers the question of a connection that is under way.
     fn answer(&mut self, conn: ConnId, event: &Event<'_>) {
-        if self.conns.get(conn.0).is_some_and(Conn::is_open) {
-            let frame = self.frame(event);
-            self.queue_reply(conn, frame, Follows::Question);
-        }
+        self.send(conn, event, Follows::Question);
     }
 
-    /// An event as a WebSocket text frame, cut from the arena.
-    fn frame(&mut self, event: &Event<'_>) -> Bytes {
-        use crate::protocol::native;
-        use crate::ws::encode;
-        let bytes = native::encoded_len(event);
-        if bytes > ARENA_FRAME_BYTES_MAX {
-            let mut frame = Vec::with_capacity(encode::frame_len(bytes));
-            encode::header(encode::Opcode::Text, bytes, &mut frame);
-            native::write(event, &mut frame);
-            return Bytes::from(frame);
+    fn send(&mut self, conn: ConnId, event: &Event<'_>, follows: Follows) {
+        let Some(c) = self.conns.get(conn.0).filter(|c| c.is_open()) else { return };
+        let frame = self.frame(event, c.encoding);
+        self.queue_reply(conn, frame, follows);
+    }
+
+    /// An event as a frame for one connection, cut from the arena.
+    fn frame(&mut self, event: &Event<'_>, encoding: Encoding) -> Bytes {
+        if framing::frame_len(event, encoding) > ARENA_FRAME_BYTES_MAX {
+            return framing::frame(event, encoding);
         }
         self.scratch.clear();
-        encode::header(encode::Opcode::Text, bytes, &mut self.scratch);
-        native::write(event, &mut self.scratch);
+        framing::write(event, encoding, &mut self.scratch);
         self.arena.extend_from_slice(&self.scratch);
         self.arena.split().freeze()
     }

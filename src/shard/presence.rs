@@ -24,8 +24,8 @@ impl Shard {
         is_new: bool,
     ) {
         let deed = match (is_new, info) {
-            (true, info) => PresenceChange::Came { by: self.origin(conn), info },
-            (false, Some(info)) => PresenceChange::Said(info),
+            (true, info) => PresenceChange::Joined { by: self.origin(conn), info },
+            (false, Some(info)) => PresenceChange::InfoChanged(info),
             (false, None) => return,
         };
         let (topic, user) = (topic.clone(), self.user_of(conn));
@@ -67,7 +67,7 @@ impl Shard {
                 "presence is not enabled for this room",
             ));
         }
-        let Some(at) = self.hub.find_room(room).filter(|at| self.is_in(conn, *at)) else {
+        let Some(at) = self.find_room(conn, room).filter(|at| self.is_in(conn, *at)) else {
             return Err(CommandError(
                 ErrorCode::NotJoined,
                 "join the room before you ask who is there",
@@ -101,11 +101,13 @@ mod tests {
     use super::*;
     use crate::auth::Identity;
     use crate::ids::{NodeId, ShardId};
-    use crate::link::{Downlink, Recovered};
+    use crate::link::{Downlink, RecoveryReply};
     use crate::policy::limits::Limits;
     use crate::policy::namespaces::Namespaces;
     use crate::policy::rights::Rights;
     use crate::protocol::Recovery;
+    use crate::protocol::dialect::Encoding;
+    use crate::protocol::run::Run;
     use crate::shard::Opening;
     use crate::shard::conn::CloseReason;
     use std::sync::Arc;
@@ -127,7 +129,7 @@ mod tests {
             Identity { user: Some("ann".into()), rights: Rights::NONE, expires_unix_s: None };
         let rooms = rooms.iter().map(|room| room.to_string()).collect();
         let response = bytes::Bytes::from_static(b"101");
-        shard.handle_open(conn, Opening { identity, response, rooms, echo: false });
+        shard.handle_open(conn, Opening { identity, response, rooms, encoding: Encoding::NATIVE });
         conn
     }
 
@@ -147,14 +149,14 @@ mod tests {
                 Uplink::Recover(ask) => {
                     let position = crate::ids::Position { epoch: 1, offset: 0 };
                     let (at, conn, ticket) = (ask.at, ask.conn, ask.ticket);
-                    let (recovery, missed) = (Recovery::NotAsked, bytes::Bytes::new());
-                    let recovered = Recovered { at, conn, ticket, position, recovery, missed };
+                    let (recovery, missed) = (Recovery::NotAsked, Run::default());
+                    let recovered = RecoveryReply { at, conn, ticket, position, recovery, missed };
                     shard.handle_downlink(Downlink::Recovered(Box::new(recovered)), 0);
                 }
                 Uplink::PresenceUpdate(attend) => {
                     let deed = match attend.deed {
-                        PresenceChange::Came { info, .. } => format!("came {info:?}"),
-                        PresenceChange::Said(info) => format!("said {info:?}"),
+                        PresenceChange::Joined { info, .. } => format!("came {info:?}"),
+                        PresenceChange::InfoChanged(info) => format!("said {info:?}"),
                         PresenceChange::Left => "left".into(),
                     };
                     reported.push(format!("{:?} {:?} {deed}", attend.topic, attend.user));
@@ -169,7 +171,7 @@ mod tests {
     fn each_coming_is_reported_once_and_so_is_each_leaving() {
         let mut shard = shard();
         let conn = open(&mut shard, &["here:a"]);
-        let opened = ["join *", "join u:ann", "join r:here:a", "r:here:a u:ann came None"];
+        let opened = ["join u:ann", "join r:here:a", "r:here:a u:ann came None"];
         assert_eq!(reported(&mut shard), opened);
         say(&mut shard, conn, r#"{"type":"join","room_id":"here:a"}"#);
         assert_eq!(reported(&mut shard), [""; 0], "it is there already, and says nothing new");
@@ -191,7 +193,7 @@ mod tests {
         let conn = open(&mut shard, &[]);
         say(&mut shard, conn, r#"{"type":"join","room_id":"kept:a"}"#);
         say(&mut shard, conn, r#"{"type":"leave","room_id":"kept:a"}"#);
-        let all = ["join *", "join u:ann", "join r:kept:a", "leave r:kept:a"];
+        let all = ["join u:ann", "join r:kept:a", "leave r:kept:a"];
         assert_eq!(reported(&mut shard), all);
     }
 

@@ -14,14 +14,15 @@
 
 use crate::ids::{ConnId, Position, TopicId, TopicKind, TopicName};
 use crate::link::{
-    HistoryError, HistoryReply, HistoryRequest, HistoryTo, Recover, Recovered, Said, Uplink,
+    HistoryError, HistoryPage, HistoryReply, HistoryRequest, HistoryTo, RecoveryReply,
+    RecoveryRequest, Uplink,
 };
+use crate::protocol::dialect::Encoding;
+use crate::protocol::run::{Run, RunKind, RunStyle};
 use crate::protocol::{ErrorCode, Event, Info, Page, RequestId};
 use crate::shard::Shard;
 use crate::shard::commands::{CommandError, JoinOptions};
 use crate::shard::delivery::Follows;
-use crate::ws::encode;
-use bytes::Bytes;
 use std::collections::HashMap;
 
 /// Who waits for an answer. Empty nearly always.
@@ -130,7 +131,8 @@ impl Shard {
         wish: JoinOptions<'_>,
         id: Option<RequestId>,
     ) -> Result<(), CommandError> {
-        let found = self.hub.find(name);
+        let encoding = self.encoding_of(conn);
+        let found = self.hub.find(name, encoding);
         if found.is_some_and(|at| self.pendings.is_pending(conn, at)) {
             return Err(CommandError(
                 ErrorCode::Overloaded,
@@ -140,7 +142,7 @@ impl Shard {
         if wish.since.is_some() {
             self.may_ask(conn)?;
         }
-        let Some(at) = self.open_kept(name) else {
+        let Some(at) = self.open_kept(name, encoding) else {
             return Err(CommandError(
                 ErrorCode::Overloaded,
                 "this server has as many rooms as it may have",
@@ -152,12 +154,12 @@ impl Shard {
 
     /// Makes sure that a topic exists in which somebody wants to be: until then it must be pinned.
     /// `None`: there are as many topics as there may be.
-    pub(super) fn open_kept(&mut self, name: &TopicName) -> Option<TopicId> {
-        let is_new = self.hub.find(name).is_none();
+    pub(super) fn open_kept(&mut self, name: &TopicName, encoding: Encoding) -> Option<TopicId> {
+        let is_new = self.hub.find(name, encoding).is_none();
         let slow = self.config.namespaces.policy(name.kind()).slow_consumer;
-        let at = self.hub.open(name, slow)?;
+        let at = self.hub.open(name, encoding, slow)?;
         if is_new {
-            self.uplink.push_back(Uplink::Join { topic: name.clone(), at });
+            self.uplink.push_back(Uplink::Join { topic: name.clone(), at, encoding });
         }
         Some(at)
     }
@@ -180,7 +182,9 @@ impl Shard {
             self.counters.leaves += 1;
         }
         let topic = name.clone();
-        let ask = Uplink::Recover(Box::new(Recover { topic, at, conn, ticket, since }));
+        let encoding = self.encoding_of(conn);
+        let ask = RecoveryRequest { topic, at, conn, ticket, encoding, since };
+        let ask = Uplink::Recover(Box::new(ask));
         // Without `since` it is answered with a position, but for a user's own topic.
         if since.is_some() || matches!(name.kind(), TopicKind::User(_)) {
             self.ask(conn, ask);
@@ -191,18 +195,18 @@ impl Shard {
 
     /// The backplane knows where the history is. What waits for the room came before, and so did what
     /// is being written: a member who only asks must have heard that first.
-    pub(super) fn on_recovered(&mut self, recovered: Box<Recovered>) {
+    pub(super) fn on_recovered(&mut self, recovered: Box<RecoveryReply>) {
         let round = self.hub.get(recovered.at).and_then(|topic| topic.round);
         let waits = !cfg!(feature = "break-admission");
         match round {
-            Some(round) if waits && self.is_busy(round) => self.queue_newcomer(round, recovered),
+            Some(round) if waits && self.is_busy(round) => self.queue_joiner(round, recovered),
             _ => self.admit(*recovered),
         }
     }
 
     /// Whoever asked is in the room from here on, unless they have gone or left meanwhile.
-    pub(super) fn admit(&mut self, recovered: Recovered) {
-        let Recovered { at, conn, ticket, position, recovery, .. } = recovered;
+    pub(super) fn admit(&mut self, recovered: RecoveryReply) {
+        let RecoveryReply { at, conn, ticket, position, recovery, .. } = recovered;
         let is_question = self.is_question(conn, ticket);
         let Some(pending) = self.pendings.take(conn, |pending| pending.ticket == ticket) else {
             self.unpin(at);
@@ -229,27 +233,33 @@ impl Shard {
         if pending.ack {
             self.begin_acks(conn, at, position, pending.since, recovery);
         }
-        let position = Some(position);
-        let ok = Event::Ok { id: pending.id.as_ref(), room: Some(room), position, recovery };
-        self.answer_recovery(conn, &ok, recovered.missed, is_question);
+        let (id, room, position) = (pending.id.as_ref(), Some(room), Some(position));
+        let missed = &recovered.missed;
+        self.answer_recovery(conn, missed, is_question, |missed| Event::Ok {
+            id,
+            room,
+            position,
+            recovery,
+            missed,
+        });
     }
 
-    /// Says what came of a join, and brings what was missed.
-    pub(super) fn answer_recovery(
+    /// Answers a join with what was missed: inside the answer, or after it, as the dialect wants it.
+    pub(super) fn answer_recovery<'a>(
         &mut self,
         conn: ConnId,
-        event: &Event<'_>,
-        missed: Bytes,
+        missed: &'a Run,
         is_question: bool,
+        event: impl FnOnce(Option<&'a Run>) -> Event<'a>,
     ) {
-        if !is_question || !missed.is_empty() {
-            self.say(conn, event);
-        } else {
-            self.answer(conn, event);
-        }
-        if !missed.is_empty() {
-            let follows = if is_question { Follows::Question } else { Follows::More };
-            self.queue_reply(conn, missed, follows);
+        let follows = if is_question { Follows::Question } else { Follows::More };
+        match self.encoding_of(conn).dialect().run_style(RunKind::Missed) {
+            RunStyle::Elements { .. } => self.send(conn, &event(Some(missed)), follows),
+            RunStyle::Frames if missed.bytes.is_empty() => self.send(conn, &event(None), follows),
+            RunStyle::Frames => {
+                self.say(conn, &event(None));
+                self.queue_reply(conn, missed.bytes.clone(), follows);
+            }
         }
     }
 
@@ -280,7 +290,7 @@ impl Shard {
         if !self.config.namespaces.policy_of_room(room).has_history() {
             return Err(CommandError(ErrorCode::NotEnabled, "this room keeps no history"));
         }
-        let Some(at) = self.hub.find_room(room).filter(|at| self.is_in(conn, *at)) else {
+        let Some(at) = self.find_room(conn, room).filter(|at| self.is_in(conn, *at)) else {
             return Err(CommandError(
                 ErrorCode::NotJoined,
                 "join the room before you ask for its history",
@@ -289,7 +299,9 @@ impl Shard {
         self.may_ask(conn)?;
         let topic = self.hub.at(at.0.index).name().clone();
         let to = HistoryTo::Conn { shard: self.config.id, conn, id };
-        self.ask(conn, Uplink::History(Box::new(HistoryRequest { topic, page, to })));
+        let encoding = self.encoding_of(conn);
+        let ask = HistoryRequest { topic, page, encoding, to };
+        self.ask(conn, Uplink::History(Box::new(ask)));
         Ok(())
     }
 
@@ -305,10 +317,8 @@ impl Shard {
         let TopicKind::Room(room) = topic.kind() else { return };
         let id = id.as_ref();
         match said {
-            Ok(Said { position, frames }) => {
-                let messages: Vec<&[u8]> =
-                    frames.iter().map(|frame| encode::payload_of(frame)).collect();
-                let messages = &messages[..];
+            Ok(HistoryPage { position, messages }) => {
+                let messages = &messages;
                 self.answer(conn, &Event::History { id, room, position, messages });
             }
             Err(why) => {

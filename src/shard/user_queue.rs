@@ -12,7 +12,7 @@
 //! [`PendingUserQueues`]; then its user's name is there.
 
 use crate::ids::{ConnId, Position, TopicId, TopicKind, TopicName, UpTo};
-use crate::link::{Recovered, Uplink};
+use crate::link::{RecoveryReply, Uplink};
 use crate::protocol::{ErrorCode, Event, Recovery, RequestId, Unrecovered};
 use crate::shard::Shard;
 use crate::shard::commands::{CommandError, JoinOptions};
@@ -40,21 +40,25 @@ impl Shard {
     /// A connection has come whose user's messages are kept. `false`: there are as many topics as
     /// there may be.
     pub(super) fn open_queue(&mut self, conn: ConnId, name: TopicName) -> bool {
-        let Some(at) = self.open_kept(&name) else { return false };
+        let Some(at) = self.open_kept(&name, self.encoding_of(conn)) else { return false };
         self.ask_position(conn, at, &name, JoinOptions::default(), None);
         self.queues.users.insert(conn, name);
         true
     }
 
     /// A connection is in its user's topic from here on, and that is its first one.
-    pub(super) fn admit_user(&mut self, user: &str, recovered: Recovered, is_question: bool) {
-        let Recovered { at, conn, position, recovery, missed, .. } = recovered;
+    pub(super) fn admit_user(&mut self, user: &str, recovered: RecoveryReply, is_question: bool) {
+        let RecoveryReply { at, conn, position, recovery, missed, .. } = recovered;
         self.queues.forget(conn);
         let c = self.conns.get_mut(conn.0).expect("who has gone is no longer pending");
         self.hub.join(at, conn.0.index, c);
         self.hub.bring_first(&mut self.conns, conn.0.index);
-        let queue = Event::Queue { user, position, recovery };
-        self.answer_recovery(conn, &queue, missed, is_question);
+        self.answer_recovery(conn, &missed, is_question, |missed| Event::Queue {
+            user,
+            position,
+            recovery,
+            missed,
+        });
         if recovery == Recovery::NotRecovered(Unrecovered::Epoch) {
             self.mark_told(at, position);
         }
@@ -87,8 +91,7 @@ impl Shard {
         self.counters.acks_of_users += 1;
         self.uplink.push_back(Uplink::Acknowledge { topic, up_to });
         if id.is_some() {
-            let (room, position, recovery) = (None, None, Recovery::NotAsked);
-            self.say(conn, &Event::Ok { id, room, position, recovery });
+            self.say(conn, &Event::done(id, None));
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use crate::redis::wait_until;
 use crate::world::{Heard, Shard, World, conn_id, payload_of};
 use campanile::ids::{Position, TopicName};
 use campanile::link::{HistoryError, HistoryRequest, HistoryTo, PublishOutcome, Uplink};
+use campanile::protocol::dialect::Encoding;
 use campanile::protocol::{Page, Recovery, RequestId, Unrecovered};
 
 fn room(name: &str) -> TopicName {
@@ -152,7 +153,12 @@ pub fn a_history_is_read_page_by_page_by_clients_and_operators(world: World) {
             conn: conn_id(7),
             id: Some(RequestId::Number(3)),
         };
-        hearer.send(Uplink::History(Box::new(HistoryRequest { topic: topic.clone(), page, to })));
+        hearer.send(Uplink::History(Box::new(HistoryRequest {
+            topic: topic.clone(),
+            page,
+            encoding: Encoding::NATIVE,
+            to,
+        })));
         let Heard::History { id: Some(3), said } = hearer.hear() else { panic!("not the answer") };
         said.map(|(position, texts)| {
             assert_eq!(position, at);
@@ -172,12 +178,17 @@ pub fn a_history_is_read_page_by_page_by_clients_and_operators(world: World) {
     let (tell, told) = std::sync::mpsc::channel();
     let to = HistoryTo::Call(Box::new(move |said| tell.send(said).unwrap()));
     let page = page(None, 100, false);
-    let ask = Uplink::History(Box::new(HistoryRequest { topic: topic.clone(), page, to }));
+    let ask = Uplink::History(Box::new(HistoryRequest {
+        topic: topic.clone(),
+        page,
+        encoding: Encoding::NATIVE,
+        to,
+    }));
     world.nodes[0].ops.try_publish(ask).expect("there is room");
     let mut said = None;
     wait_until("the operator is answered", || {
         said = said.take().or_else(|| told.try_recv().ok());
         said.is_some()
     });
-    assert_eq!(said.unwrap().unwrap().frames.len(), 10);
+    assert_eq!(said.unwrap().unwrap().messages.messages, 10);
 }

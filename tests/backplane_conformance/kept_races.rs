@@ -8,6 +8,7 @@ use crate::world::{Build, Heard, Shard, World, conn_id, payload_of};
 use campanile::ids::{Position, TopicName};
 use campanile::link::{HistoryError, HistoryRequest, HistoryTo, PublishOutcome, Uplink};
 use campanile::policy::limits::Limits;
+use campanile::protocol::dialect::Encoding;
 use campanile::protocol::{Page, Recovery, RequestId, Unrecovered};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -39,7 +40,12 @@ fn ask(shard: &Shard, topic: &TopicName, id: u64) {
     let id = Some(RequestId::Number(id));
     let to = HistoryTo::Conn { shard: shard.end.id, conn: conn_id(7), id };
     let page = Page { since: None, limit: 100, reverse: false };
-    shard.send(Uplink::History(Box::new(HistoryRequest { topic: topic.clone(), page, to })));
+    shard.send(Uplink::History(Box::new(HistoryRequest {
+        topic: topic.clone(),
+        page,
+        encoding: Encoding::NATIVE,
+        to,
+    })));
 }
 
 /// The answer to that, which must come next.

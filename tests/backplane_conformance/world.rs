@@ -11,10 +11,11 @@ use campanile::ids::{
     ConflateKey, ConnId, NodeId, Position, ShardId, SlotId, TopicId, TopicName, UpTo,
 };
 use campanile::link::channel::{OpsEnd, ShardEnd, window};
+use campanile::link::connections::everybody;
 use campanile::link::health::Health;
 use campanile::link::{
-    Done, Downlink, HistoryError, Origin, PresenceChange, PresenceRequest, PresenceTo,
-    PresenceUpdate, Publish, PublishOutcome, Recover, Recovered, Said, Uplink,
+    Delivery, Done, Downlink, HistoryError, HistoryPage, Origin, PresenceChange, PresenceRequest,
+    PresenceTo, PresenceUpdate, Publish, PublishOutcome, RecoveryReply, RecoveryRequest, Uplink,
 };
 use campanile::metrics::{BackplaneCounters, BackplaneMirror};
 use campanile::plan::{
@@ -23,7 +24,8 @@ use campanile::plan::{
 use campanile::policy::limits::Limits;
 use campanile::policy::namespaces::Namespaces;
 use campanile::policy::rights::Rights;
-use campanile::protocol::{Dialect, Recovery, RequestId, Roster};
+use campanile::protocol::dialect::Encoding;
+use campanile::protocol::{Recovery, RequestId, Roster};
 use campanile::ws::encode;
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -31,6 +33,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+/// Under which key a shard hears what is said to everybody.
+pub const EVERYBODY: u32 = everybody(Encoding::NATIVE).0.index;
 
 /// What a shard heard, small enough to compare.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -268,6 +273,11 @@ impl Shard {
     }
 
     /// Joins and waits for the answer.
+    /// Some client of the shard is here: broadcasts are for it.
+    pub fn has_connections(&self) {
+        self.end.connections.set(Encoding::NATIVE, 1);
+    }
+
     pub fn join_and_hear(&self, topic: &TopicName, at: u32) {
         self.join(topic, at);
         assert_eq!(self.hear(), Heard::Joined(at));
@@ -327,7 +337,9 @@ impl Shard {
     /// Asks where a history is, and what was missed since.
     pub fn recover(&self, topic: &TopicName, at: u32, ticket: u64, since: Option<Position>) {
         let (topic, at, conn) = (topic.clone(), topic_id(at), conn_id(7));
-        self.send(Uplink::Recover(Box::new(Recover { topic, at, conn, ticket, since })));
+        let encoding = Encoding::NATIVE;
+        let ask = RecoveryRequest { topic, at, conn, ticket, encoding, since };
+        self.send(Uplink::Recover(Box::new(ask)));
     }
 
     /// The same; the answer.
@@ -355,7 +367,7 @@ impl Shard {
     /// A connection of a user came into a room with presence.
     pub fn come(&self, topic: &TopicName, user: &str, conn: u32, info: Option<&str>) {
         let by = Origin { node: self.node, shard: self.end.id, conn: conn_id(conn) };
-        self.attend(topic, user, PresenceChange::Came { by, info: info.map(Into::into) });
+        self.attend(topic, user, PresenceChange::Joined { by, info: info.map(Into::into) });
     }
 
     /// One left.
@@ -365,7 +377,7 @@ impl Shard {
 
     /// One says something else of its user.
     pub fn say_of(&self, topic: &TopicName, user: &str, info: &str) {
-        self.attend(topic, user, PresenceChange::Said(info.into()));
+        self.attend(topic, user, PresenceChange::InfoChanged(info.into()));
     }
 
     fn attend(&self, topic: &TopicName, user: &str, deed: PresenceChange) {
@@ -418,29 +430,39 @@ impl Shard {
     pub fn try_hear(&self) -> Option<Heard> {
         Some(match self.end.try_recv()? {
             Downlink::Joined { at } => Heard::Joined(at.0.index),
-            Downlink::Deliver { to, frames, except } => Heard::Frame {
+            Downlink::Deliver { to, frame, except } => Heard::Frame {
                 to: to.0.index,
-                json: unframed(frames.get(Dialect::Native)),
+                json: unframed(&frame),
                 except: except.map(|conn| conn.0.index),
             },
-            Downlink::Keyed(keyed) => Heard::Keyed {
-                to: keyed.to.0.index,
-                json: unframed(keyed.frames.get(Dialect::Native)),
-                key: keyed.key,
-                except: keyed.except.map(|conn| conn.0.index),
-            },
+            Downlink::DeliverWith(delivery) => {
+                let Delivery { to, frame, except, position, conflate_key } = *delivery;
+                let (to, except) = (to.0.index, except.map(|conn| conn.0.index));
+                let json = unframed(&frame);
+                if let Some(Position { epoch, offset }) = position {
+                    let place = format!(r#","epoch":"{epoch}","offset":{offset}}}"#);
+                    assert!(json.ends_with(&place), "{json} is not at {epoch}:{offset}");
+                }
+                match conflate_key {
+                    Some(key) => Heard::Keyed { to, json, key, except },
+                    None => Heard::Frame { to, json, except },
+                }
+            }
             Downlink::Lost { to, count } => Heard::Lost { to: to.0.index, count },
             Downlink::Ack { conn, id, outcome } => {
                 Heard::Ack { conn: conn.0.index, id: number(id), outcome }
             }
             Downlink::Recovered(recovered) => {
-                let Recovered { at, ticket, position, recovery, missed, .. } = *recovered;
-                let missed = all_unframed(&missed);
+                let RecoveryReply { at, ticket, position, recovery, missed, .. } = *recovered;
+                let missed = all_unframed(&missed.bytes);
                 Heard::Recovered { to: at.0.index, ticket, position, recovery, missed }
             }
             Downlink::History(told) => {
-                let texts = |said: Said| {
-                    (said.position, said.frames.iter().map(|frame| unframed(frame)).collect())
+                let texts = |page: HistoryPage| {
+                    let array = [b"[", &page.messages.bytes[..], b"]"].concat();
+                    let array: Vec<&serde_json::value::RawValue> =
+                        serde_json::from_slice(&array).expect("elements are JSON");
+                    (page.position, array.iter().map(|json| json.get().to_owned()).collect())
                 };
                 Heard::History { id: number(told.id), said: told.said.map(texts) }
             }
@@ -527,7 +549,7 @@ fn unframed(frame: &[u8]) -> String {
 }
 
 pub fn join(topic: &TopicName, at: u32) -> Uplink {
-    Uplink::Join { topic: topic.clone(), at: topic_id(at) }
+    Uplink::Join { topic: topic.clone(), at: topic_id(at), encoding: Encoding::NATIVE }
 }
 
 fn topic_id(index: u32) -> TopicId {

@@ -4,9 +4,10 @@ use crate::bare::{Bare, limits};
 use crate::peer::Frame;
 use crate::world::{Say, World};
 use campanile::ids::Position;
-use campanile::link::{AckReport, Downlink, FrameSet, Inspect, Recovered, RoomReport, Uplink};
+use campanile::link::{AckReport, Delivery, Downlink, Inspect, RecoveryReply, RoomReport, Uplink};
 use campanile::policy::limits::Limits;
 use campanile::policy::namespaces::Namespaces;
+use campanile::protocol::run::Run;
 use campanile::protocol::{Recovery, Unrecovered};
 use std::sync::{Arc, mpsc};
 
@@ -216,8 +217,8 @@ impl Told {
         while let Some(item) = self.bare.shard.poll_uplink() {
             if let Uplink::Recover(ask) = item {
                 let (at, conn, ticket) = (ask.at, ask.conn, ask.ticket);
-                let missed = bytes::Bytes::new();
-                let answer = Recovered { at, conn, ticket, position, recovery, missed };
+                let missed = Run::default();
+                let answer = RecoveryReply { at, conn, ticket, position, recovery, missed };
                 self.bare.topics.insert(ROOM.to_owned(), at);
                 let answer = Downlink::Recovered(Box::new(answer));
                 self.bare.shard.handle_downlink(answer, self.bare.now_ms);
@@ -232,9 +233,10 @@ impl Told {
         let text = format!(
             r#"{{"type":"message","room_id":"{ROOM}","payload":1,"epoch":"{epoch}","offset":{offset}}}"#
         );
-        let frames = FrameSet::new([crate::peer::server_frame(&text).into()]);
-        let to = self.bare.topics[ROOM];
-        self.bare.shard.handle_downlink(Downlink::Deliver { to, frames, except: None }, 0);
+        let frame = crate::peer::server_frame(&text).into();
+        let (to, position) = (self.bare.topics[ROOM], Some(Position { epoch, offset }));
+        let delivery = Delivery { to, frame, except: None, position, conflate_key: None };
+        self.bare.shard.handle_downlink(Downlink::DeliverWith(Box::new(delivery)), 0);
         self.bare.settle();
     }
 

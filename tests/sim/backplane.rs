@@ -6,8 +6,10 @@
 use crate::history::{Fate, Said, Step};
 use crate::peer::server_frame;
 use bytes::Bytes;
-use campanile::ids::{TopicId, TopicKind};
-use campanile::link::{Done, Downlink, FrameSet, Origin, Publish, PublishOutcome, Uplink};
+use campanile::ids::{TopicId, TopicKind, TopicName};
+use campanile::link::connections::everybody;
+use campanile::link::{Done, Downlink, Origin, Publish, PublishOutcome, Uplink};
+use campanile::protocol::dialect::Encoding;
 use serde_json::Value;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -19,6 +21,8 @@ pub struct Window {
     pub down: VecDeque<(Downlink, Option<usize>)>,
     pub up_max: usize,
     pub down_max: usize,
+    /// Whether its shard has connections that a broadcast is for.
+    pub hears_broadcasts: bool,
     answers: VecDeque<Downlink>,
     lost: VecDeque<(TopicId, u64)>,
     unconfirmed: VecDeque<TopicId>,
@@ -32,6 +36,7 @@ impl Window {
             down: VecDeque::new(),
             up_max,
             down_max,
+            hears_broadcasts: false,
             answers: VecDeque::new(),
             lost: VecDeque::new(),
             unconfirmed: VecDeque::new(),
@@ -92,7 +97,7 @@ impl Backplane {
         }
         let Some(item) = windows[at].up.pop_front() else { return false };
         match item {
-            Uplink::Join { topic, at: id } => {
+            Uplink::Join { topic, at: id, .. } => {
                 self.interest.entry(topic.as_str().to_owned()).or_default().push((at, id));
                 windows[at].unconfirmed.push_back(id);
             }
@@ -169,7 +174,7 @@ impl Backplane {
         }
         let Some(number) = self.to_node[node].pop_front() else { return false };
         let (said, message) = (&mut self.said[number], &self.messages[number]);
-        for (at, to) in self.interest.get(&said.topic).into_iter().flatten() {
+        for (at, to) in &listeners(&self.interest, windows, &said.topic) {
             let window = &mut windows[*at];
             if window.node != node {
                 continue;
@@ -184,9 +189,9 @@ impl Backplane {
             let origin = message.except.filter(|origin| {
                 origin.node.0 == node as u64 && usize::from(origin.shard.0) == *at
             });
-            let frames = FrameSet::new([message.frame.clone()]);
+            let frame = message.frame.clone();
             let except = origin.map(|origin| origin.conn);
-            window.down.push_back((Downlink::Deliver { to: *to, frames, except }, Some(number)));
+            window.down.push_back((Downlink::Deliver { to: *to, frame, except }, Some(number)));
             said.fates.insert(*at, Fate::OnItsWay);
         }
         true
@@ -205,7 +210,7 @@ impl Backplane {
     fn drop_all(&mut self, windows: &mut [Window], node: usize, step: Step) {
         while let Some(number) = self.to_node[node].pop_front() {
             let said = &mut self.said[number];
-            for (at, to) in self.interest.get(&said.topic).into_iter().flatten() {
+            for (at, to) in &listeners(&self.interest, windows, &said.topic) {
                 if windows[*at].node == node {
                     windows[*at].lose(*to);
                     said.fates.insert(*at, Fate::Dropped(step));
@@ -223,4 +228,17 @@ impl Backplane {
         windows[at].answers.push_back(Downlink::Joined { at: id });
         true
     }
+}
+
+/// Who listens for a topic: window and the shard's key. Nobody joins to hear what is said to everybody.
+fn listeners(
+    interest: &BTreeMap<String, Vec<(usize, TopicId)>>,
+    windows: &[Window],
+    topic: &str,
+) -> Vec<(usize, TopicId)> {
+    if topic != TopicName::ALL {
+        return interest.get(topic).cloned().unwrap_or_default();
+    }
+    let those = windows.iter().enumerate().filter(|(_, window)| window.hears_broadcasts);
+    those.map(|(at, _)| (at, everybody(Encoding::NATIVE))).collect()
 }

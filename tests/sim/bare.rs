@@ -11,6 +11,7 @@ use campanile::ids::{ConnId, NodeId, ShardId, TopicId};
 use campanile::link::{Downlink, Uplink};
 use campanile::policy::limits::Limits;
 use campanile::policy::namespaces::Namespaces;
+use campanile::protocol::dialect::Encoding;
 use campanile::shard::conn::CloseReason;
 use campanile::shard::delivery::batch::SendBatch;
 use campanile::shard::{Opening, Shard, ShardConfig};
@@ -59,7 +60,7 @@ impl Bare {
             },
             response: Bytes::from_static(HEAD),
             rooms: rooms.iter().map(|room| room.to_string()).collect(),
-            echo: false,
+            encoding: Encoding::NATIVE,
         };
         self.shard.handle_open(conn, opening);
         self.conns.push(conn);
@@ -91,7 +92,7 @@ impl Bare {
     /// Joins are confirmed; nothing is written.
     pub fn confirm(&mut self) {
         while let Some(item) = self.shard.poll_uplink() {
-            if let Uplink::Join { topic, at } = item {
+            if let Uplink::Join { topic, at, .. } = item {
                 self.topics.insert(topic.as_str().to_owned(), at);
                 self.shard.handle_downlink(Downlink::Joined { at }, self.now_ms);
             }

@@ -6,6 +6,7 @@ use crate::world::{Say, World};
 use campanile::link::Downlink;
 use campanile::metrics::ShardCounters;
 use campanile::policy::limits::Limits;
+use campanile::protocol::dialect::{Dialect, Encoding};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -153,7 +154,12 @@ impl Day {
         let user = *self.rng.pick(&USERS);
         let rooms = if self.rng.chance(30) { vec![*self.rng.pick(&ROOMS)] } else { Vec::new() };
         let echo = self.rng.chance(5);
-        self.world.open(who, (!user.is_empty()).then_some(user), &rooms, echo);
+        self.world.open(
+            who,
+            (!user.is_empty()).then_some(user),
+            &rooms,
+            Encoding::of(if echo { Dialect::Echo } else { Dialect::Native }),
+        );
         let client = &mut self.world.clients[who];
         if self.rng.chance(25) {
             client.down_max = 200 + self.rng.below(1500);

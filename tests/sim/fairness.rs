@@ -5,8 +5,10 @@
 use crate::bare::{Bare, limits};
 use crate::peer::server_frame;
 use bytes::Bytes;
-use campanile::link::{Downlink, FrameSet};
+use campanile::link::Downlink;
+use campanile::link::connections::everybody;
 use campanile::policy::limits::Limits;
+use campanile::protocol::dialect::Encoding;
 
 /// As many sends as others have to wait for: `send_batch_max` of production.
 const CHUNK: usize = Limits::PRODUCTION.send_batch_max;
@@ -26,9 +28,9 @@ fn rooms(rooms: usize, members: usize) -> Bare {
 
 fn deliver(bare: &mut Bare, topic: &str, text: &str) {
     let to = bare.topics[topic];
-    let frames = FrameSet::new([Bytes::from(server_frame(text))]);
+    let frame = Bytes::from(server_frame(text));
     let now_ms = bare.now_ms;
-    bare.shard.handle_downlink(Downlink::Deliver { to, frames, except: None }, now_ms);
+    bare.shard.handle_downlink(Downlink::Deliver { to, frame, except: None }, now_ms);
 }
 
 /// Whether a write holds a text.
@@ -84,9 +86,9 @@ fn a_ping_behind_several_large_deliveries_waits_no_longer_than_behind_one() {
     for room in 0..5 {
         deliver(&mut bare, &format!("r:r{room}"), "\"large\"");
     }
-    let frames = FrameSet::new([Bytes::from(server_frame("\"everybody\""))]);
-    let to = campanile::shard::EVERYBODY;
-    bare.shard.handle_downlink(Downlink::Deliver { to, frames, except: None }, 0);
+    let frame = Bytes::from(server_frame("\"everybody\""));
+    let to = everybody(Encoding::NATIVE);
+    bare.shard.handle_downlink(Downlink::Deliver { to, frame, except: None }, 0);
     let mut pings = 0;
     while bare.shard.has_sends() {
         bare.read(pings, 1, br#"{"type":"ping"}"#);
@@ -110,9 +112,9 @@ fn a_small_room_behind_several_large_ones_waits_for_one_batch_of_each() {
         let writes = writes_until(&mut bare, small, "little");
         assert!(writes <= 6 * CHUNK, "{writes} writes until it was heard");
     }
-    let to = campanile::shard::EVERYBODY;
-    let frames = FrameSet::new([Bytes::from(server_frame("\"everybody\""))]);
-    bare.shard.handle_downlink(Downlink::Deliver { to, frames, except: None }, 0);
+    let to = everybody(Encoding::NATIVE);
+    let frame = Bytes::from(server_frame("\"everybody\""));
+    bare.shard.handle_downlink(Downlink::Deliver { to, frame, except: None }, 0);
     bare.write(|_, _| ());
     deliver(&mut bare, "r:small", "\"little\"");
     assert!(writes_until(&mut bare, small, "little") <= 7 * CHUNK, "everybody is one more");

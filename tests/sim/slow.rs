@@ -5,7 +5,7 @@ use crate::peer::{Frame, server_frame};
 use crate::world::{Say, World};
 use bytes::Bytes;
 use campanile::ids::{ConflateKey, ConnId};
-use campanile::link::{Downlink, FrameSet, Keyed, Uplink};
+use campanile::link::{Delivery, Downlink, Uplink};
 use campanile::policy::limits::Limits;
 use std::collections::HashMap;
 
@@ -55,8 +55,8 @@ fn says(world: &mut World, who: usize, room: &str) -> u64 {
     number
 }
 
-fn frames(text: &str) -> FrameSet {
-    FrameSet::new([Bytes::from(server_frame(text))])
+fn frame(text: &str) -> Bytes {
+    Bytes::from(server_frame(text))
 }
 
 fn server_json(room: &str, n: u32) -> String {
@@ -70,10 +70,14 @@ fn server_json(room: &str, n: u32) -> String {
 fn delivers(world: &mut World, room: &str, n: u32, about: Option<&str>, except: Option<ConnId>) {
     let to = world.topic_id(0, &format!("r:{room}"));
     let json = server_json(room, n);
-    let frames = frames(&json);
+    let frame = frame(&json);
     let item = match about.map(|about| ConflateKey::of(about).expect("a short key")) {
-        None => Downlink::Deliver { to, frames, except },
-        Some(key) => Downlink::Keyed(Box::new(Keyed { to, frames, except, key })),
+        None => Downlink::Deliver { to, frame, except },
+        conflate_key => {
+            let position = None;
+            let delivery = Delivery { to, frame, except, position, conflate_key };
+            Downlink::DeliverWith(Box::new(delivery))
+        }
     };
     world.say_down(0, item);
 }

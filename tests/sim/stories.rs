@@ -4,19 +4,20 @@ use crate::peer::{Frame, server_frame};
 use crate::world::{Say, World};
 use bytes::Bytes;
 use campanile::ids::ConnId;
-use campanile::link::{Downlink, FrameSet, PublishOutcome};
+use campanile::link::connections::everybody;
+use campanile::link::{Downlink, PublishOutcome};
 use campanile::policy::limits::Limits;
 use campanile::protocol::RequestId;
-use campanile::shard::EVERYBODY;
+use campanile::protocol::dialect::Encoding;
 
-fn frames(text: &str) -> FrameSet {
-    FrameSet::new([Bytes::from(server_frame(text))])
+fn frame(text: &str) -> Bytes {
+    Bytes::from(server_frame(text))
 }
 
 /// A delivery to a room of the first shard, straight into its window.
 fn deliver(world: &mut World, room: &str, text: &str, except: Option<ConnId>) {
     let to = world.topic_id(0, &format!("r:{room}"));
-    world.say_down(0, Downlink::Deliver { to, frames: frames(text), except });
+    world.say_down(0, Downlink::Deliver { to, frame: frame(text), except });
 }
 
 fn types(world: &mut World, who: usize) -> Vec<String> {
@@ -267,7 +268,7 @@ fn who_comes_in_the_middle_of_a_round_takes_the_place_of_nobody_who_leaves() {
         world.take_downlinks(0);
         world.write_on(0);
         let late = world.knock(0);
-        world.open(late, Some("late"), &["r"], false);
+        world.open(late, Some("late"), &["r"], Encoding::NATIVE);
         for leaver in leavers {
             let frame = br#"{"type":"leave","room_id":"r"}"#;
             world.send_frame(crowd[leaver], true, 1, frame);
@@ -309,7 +310,7 @@ fn a_broadcast_reaches_everyone_but_echo_connections() {
     assert_eq!(world.heard_numbers(ann), [number]);
     assert_eq!(world.heard_numbers(bob), [number]);
     assert_eq!(world.heard(echo), []);
-    world.say_down(0, Downlink::Lost { to: EVERYBODY, count: 2 });
+    world.say_down(0, Downlink::Lost { to: everybody(Encoding::NATIVE), count: 2 });
     world.run();
     assert_eq!(types(&mut world, bob), ["lost 2"]);
     assert_eq!(world.heard(echo), []);
@@ -682,7 +683,7 @@ fn a_room_joined_again_has_a_new_key_and_frames_for_the_old_one_are_dropped() {
     world.join(ann, "r");
     assert_ne!(world.topic_id(0, "r:r"), old);
     world.heard(ann);
-    world.say_down(0, Downlink::Deliver { to: old, frames: frames("{}"), except: None });
+    world.say_down(0, Downlink::Deliver { to: old, frame: frame("{}"), except: None });
     world.say_down(0, Downlink::Lost { to: old, count: 1 });
     world.run();
     assert_eq!(world.heard(ann), []);

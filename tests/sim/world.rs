@@ -16,6 +16,7 @@ use campanile::link::{Downlink, Uplink};
 use campanile::policy::limits::Limits;
 use campanile::policy::namespaces::Namespaces;
 use campanile::policy::rights::Rights;
+use campanile::protocol::dialect::{Dialect, Encoding};
 use campanile::shard::conn::CloseReason;
 use campanile::shard::delivery::batch::SendBatch;
 use campanile::shard::{ClosedSocket, Opening, Shard, ShardConfig};
@@ -227,14 +228,14 @@ impl World {
     }
 
     /// The handshake of a client that knocked succeeds.
-    pub fn open(&mut self, who: usize, user: Option<&str>, rooms: &[&str], echo: bool) {
+    pub fn open(&mut self, who: usize, user: Option<&str>, rooms: &[&str], encoding: Encoding) {
         let Some(conn) = self.clients[who].conn else { return };
         let tower = self.clients[who].tower;
         if !self.towers[tower].shard.is_handshaking(conn) {
             return;
         }
         self.lives[who].rooms = rooms.iter().map(|room| room.to_string()).collect();
-        self.clients[who].peer.is_echo = echo;
+        self.clients[who].peer.is_echo = encoding.dialect() == Dialect::Echo;
         let opening = Opening {
             identity: Identity {
                 user: user.map(Into::into),
@@ -243,7 +244,7 @@ impl World {
             },
             response: Bytes::from_static(HEAD),
             rooms: self.lives[who].rooms.clone(),
-            echo,
+            encoding,
         };
         self.visit(tower, |shard| shard.handle_open(conn, opening));
     }
@@ -255,14 +256,14 @@ impl World {
 
     pub fn connect_to(&mut self, tower: usize, user: &str, rooms: &[&str]) -> usize {
         let who = self.knock(tower);
-        self.open(who, (!user.is_empty()).then_some(user), rooms, false);
+        self.open(who, (!user.is_empty()).then_some(user), rooms, Encoding::NATIVE);
         self.run();
         who
     }
 
     pub fn connect_echo(&mut self) -> usize {
         let who = self.knock(0);
-        self.open(who, None, &[], true);
+        self.open(who, None, &[], Encoding::of(Dialect::Echo));
         self.run();
         who
     }
@@ -407,6 +408,7 @@ impl World {
     /// Tells a shard something, then drains it as `net/reactor.rs` does.
     pub fn visit<R>(&mut self, at: usize, tell: impl FnOnce(&mut Shard) -> R) -> R {
         let answer = tell(&mut self.towers[at].shard);
+        self.tell_connections(at);
         self.drain_uplink(at);
         let tower = &mut self.towers[at];
         let mut batch = std::mem::take(&mut tower.batch);
@@ -424,6 +426,20 @@ impl World {
         self.drain_uplink(at);
         self.after_visit(at);
         answer
+    }
+
+    /// Who a broadcast is for.
+    fn tell_connections(&mut self, at: usize) {
+        let shard = &self.towers[at].shard;
+        match &self.node {
+            Some(node) => {
+                for encoding in Encoding::ALL {
+                    let open = shard.connections_in(encoding);
+                    node.ends[at].connections.set(encoding, open);
+                }
+            }
+            None => self.windows[at].hears_broadcasts = shard.connections_in(Encoding::NATIVE) > 0,
+        }
     }
 
     fn drain_uplink(&mut self, at: usize) {

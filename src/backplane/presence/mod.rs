@@ -141,8 +141,8 @@ impl Presence {
     pub fn handle(&mut self, attend: PresenceUpdate, grace: Duration, now: Instant) {
         let PresenceUpdate { topic, user, deed } = attend;
         match deed {
-            PresenceChange::Came { by, info } => self.on_came(topic, user, by, info),
-            PresenceChange::Said(info) => {
+            PresenceChange::Joined { by, info } => self.on_came(topic, user, by, info),
+            PresenceChange::InfoChanged(info) => {
                 let member = self.member_mut(&topic, &user);
                 member.info = Some(info);
                 self.tell(topic, user, Change::Differs);

@@ -17,7 +17,7 @@ fn attend(room: &str, user: &str, deed: PresenceChange) -> PresenceUpdate {
 }
 
 fn came(info: Option<&str>) -> PresenceChange {
-    PresenceChange::Came { by: by(7), info: info.map(Into::into) }
+    PresenceChange::Joined { by: by(7), info: info.map(Into::into) }
 }
 
 /// Joined and left as `+user` and `-user`, in the order in which they came.
@@ -111,7 +111,7 @@ fn the_last_word_counts_and_no_word_takes_none_back() {
     for (deed, info) in [
         (came(Some("1")), "1"),
         (came(None), "1"),
-        (PresenceChange::Said("2".into()), "2"),
+        (PresenceChange::InfoChanged("2".into()), "2"),
         (came(Some("3")), "3"),
         (PresenceChange::Left, "3"),
     ] {

@@ -13,7 +13,7 @@
 use super::link;
 use super::names::PARTITIONS;
 use super::topology::Map;
-use crate::backplane::seldom::LogThrottle;
+use crate::backplane::log_throttle::LogThrottle;
 use crate::metrics::servers;
 use crate::plan::{Login, RedisPlan};
 use futures_util::future::join_all;

@@ -33,11 +33,11 @@ mod topic;
 pub use topic::Topic;
 
 use super::link::Reply;
-use crate::backplane::history::Log;
+use crate::backplane::history::log::Log;
 use crate::backplane::local::Local;
-use crate::backplane::seldom::LogThrottle;
+use crate::backplane::log_throttle::LogThrottle;
 use crate::ids::{Position, ShardId, TopicName, UpTo};
-use crate::link::{HistoryError, HistoryRequest, Recover};
+use crate::link::{HistoryError, HistoryRequest, RecoveryRequest};
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::{Namespaces, Policy};
 use crate::policy::token_bucket::TokenBucket;
@@ -264,7 +264,13 @@ impl Histories {
     }
 
     /// Somebody asks where a history is, and what they missed.
-    pub fn recover(&mut self, shard: ShardId, ask: Box<Recover>, now: Instant, local: &mut Local) {
+    pub fn recover(
+        &mut self,
+        shard: ShardId,
+        ask: Box<RecoveryRequest>,
+        now: Instant,
+        local: &mut Local,
+    ) {
         let name = ask.topic.clone();
         self.ask(&name, Question::Recover(shard, ask), now, local);
     }

@@ -41,7 +41,7 @@ use super::interest::TopicKey;
 use super::local::Local;
 use crate::ids::{NodeId, ShardId, TopicName, UpTo};
 use crate::link::{
-    HistoryError, HistoryRequest, PresenceRequest, PresenceUpdate, Publish, Recover,
+    HistoryError, HistoryRequest, PresenceRequest, PresenceUpdate, Publish, RecoveryRequest,
 };
 use crate::metrics::servers::Picture;
 use crate::plan::{Deployment, RedisPlan};
@@ -277,7 +277,13 @@ impl Transport for RedisTransport {
         self.server_of(&publish.topic).publish(publish, now, local);
     }
 
-    fn recover(&mut self, shard: ShardId, ask: Box<Recover>, now: Instant, local: &mut Local) {
+    fn recover(
+        &mut self,
+        shard: ShardId,
+        ask: Box<RecoveryRequest>,
+        now: Instant,
+        local: &mut Local,
+    ) {
         self.server_of(&ask.topic).histories().recover(shard, ask, now, local);
     }
 

@@ -22,11 +22,11 @@ use super::link::{Reply, Way, fly, poll_reply, send};
 use super::refusal::Refusal;
 use super::scripts::{self, REPAIR_MS, Which};
 use super::witness::Witness;
-use crate::backplane::embedded::message;
 use crate::backplane::envelope;
+use crate::backplane::history::store::KEYS_TIME;
 use crate::backplane::local::Local;
-use crate::backplane::logs::KEYS_TIME;
-use crate::backplane::seldom::LogThrottle;
+use crate::backplane::log_throttle::LogThrottle;
+use crate::backplane::message::Message;
 use crate::ids::{Position, TopicName};
 use crate::link::{Done, Publish, PublishOutcome};
 use crate::policy::limits::Limits;
@@ -354,7 +354,7 @@ impl Outgoing {
             let Some(waiting) = lane.waiting.pop_front() else { break };
             self.waiting_bytes -= cost(&waiting.publish);
             self.envelope.clear();
-            envelope::write(&message(&waiting.publish), &mut self.envelope);
+            envelope::write(&Message::of(&waiting.publish), &mut self.envelope);
             bytes += self.envelope.len();
             if lane.kind == Kind::Plain {
                 let channel = way.names.channel(waiting.publish.topic.as_str());

@@ -9,7 +9,7 @@
 //! Invariant: nobody's silence changes where a master is.
 
 use super::link;
-use crate::backplane::seldom::LogThrottle;
+use crate::backplane::log_throttle::LogThrottle;
 use crate::metrics::servers::Picture;
 use crate::plan::{Login, RedisPlan};
 use redis::aio::MultiplexedConnection;

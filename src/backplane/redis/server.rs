@@ -26,7 +26,7 @@ use super::presence::Presences;
 use super::subscriptions::Subscriptions;
 use crate::backplane::interest::TopicKey;
 use crate::backplane::local::Local;
-use crate::backplane::seldom::LogThrottle;
+use crate::backplane::log_throttle::LogThrottle;
 use crate::ids::TopicName;
 use crate::link::Publish;
 use crate::metrics::BackplaneCounters;

@@ -379,6 +379,7 @@ mod tests {
     use crate::backplane::interest::Joined;
     use crate::backplane::redis::names::PARTITIONS;
     use crate::ids::{NodeId, ShardId, SlotId, TopicId};
+    use crate::protocol::dialect::Encoding;
     use std::sync::Arc;
     use std::time::{Duration, Instant};
 
@@ -388,7 +389,7 @@ mod tests {
 
     fn wanted(interest: &mut Interest, room: &str) -> TopicKey {
         let at = TopicId(SlotId { index: 0, generation: 0 });
-        match interest.join(TopicName::room(room), ShardId(0), at) {
+        match interest.join(TopicName::room(room), ShardId(0), Encoding::NATIVE, at) {
             Joined::Subscribe(key) => key,
             other => panic!("{other:?}"),
         }

@@ -14,10 +14,10 @@ use super::histories::meta_ttl_s;
 use super::link::{Reply, Way, fly, poll_reply, send};
 use super::refusal::Refusal;
 use super::scripts::{self, REPAIR_MS, Which};
-use crate::backplane::embedded::message;
 use crate::backplane::envelope;
-use crate::backplane::logs::KEYS_TIME;
-use crate::backplane::seldom::LogThrottle;
+use crate::backplane::history::store::KEYS_TIME;
+use crate::backplane::log_throttle::LogThrottle;
+use crate::backplane::message::Message;
 use crate::ids::{Position, TopicName};
 use crate::link::Publish;
 use crate::policy::namespaces::Namespaces;
@@ -212,7 +212,7 @@ impl Witness {
         let mut pipeline = Pipeline::with_capacity(asked.len());
         for acked in asked {
             self.envelope.clear();
-            envelope::write(&message(&acked.publish), &mut self.envelope);
+            envelope::write(&Message::of(&acked.publish), &mut self.envelope);
             pipeline.add_command(self.recall(acked, way));
         }
         pipeline

@@ -15,6 +15,7 @@ use crate::auth::{Denied, Gate, Identity};
 use crate::ids::is_name;
 use crate::net::upgrade::http_head::{Cause, refusal};
 use crate::plan::Plan;
+use crate::protocol::dialect::{Dialect, Encoding};
 use crate::shard::Opening;
 use crate::ws::handshake::{check, write_accept, write_refusal};
 use bytes::Bytes;
@@ -82,7 +83,9 @@ impl Routes {
         let protocol = (!echo && upgrade.protocols.contains(&PROTOCOL)).then_some(PROTOCOL);
         let mut response = Vec::new();
         write_accept(&upgrade, protocol, &mut response);
-        Ok(Opening { identity, response: Bytes::from(response), rooms, echo })
+        let dialect = if echo { Dialect::Echo } else { Dialect::Native };
+        let (response, encoding) = (Bytes::from(response), Encoding::of(dialect));
+        Ok(Opening { identity, response, rooms, encoding })
     }
 
     fn check_origin(&self, head: &Parts) -> Result<(), Refused> {

@@ -8,4 +8,4 @@ mod parse;
 mod write;
 
 pub use parse::{INFO_BYTES_MAX, KEY_BYTES_MAX, LIMIT_DEFAULT, LIMIT_MAX, parse};
-pub use write::{encoded_len, position_at_end, write};
+pub use write::{encoded_len, write};

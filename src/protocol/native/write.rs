@@ -8,6 +8,7 @@
 
 use crate::ids::{Position, TopicKind};
 use crate::protocol::json::plain_len;
+use crate::protocol::run::Run;
 use crate::protocol::{Event, Recovery, RequestId, Roster, RosterEntry, Unrecovered};
 
 /// The exact number of bytes [`write()`] appends.
@@ -91,10 +92,10 @@ fn emit(event: &Event<'_>, out: &mut impl Sink) {
         Event::Message { topic, from, payload, position } => {
             message(*topic, *from, payload, *position, out);
         }
-        Event::Ok { id, room, position, recovery } => {
+        Event::Ok { id, room, position, recovery, .. } => {
             ok(*id, room.map(TopicKind::Room), *position, *recovery, out);
         }
-        Event::Queue { user, position, recovery } => {
+        Event::Queue { user, position, recovery, .. } => {
             ok(None, Some(TopicKind::User(user)), Some(*position), *recovery, out);
         }
         Event::History { id, room, position, messages } => {
@@ -128,6 +129,10 @@ fn emit(event: &Event<'_>, out: &mut impl Sink) {
             topic_member(*topic, out);
             out.raw(br#","count":"#);
             out.number(*count);
+        }
+        Event::Unsubscribed { topic } => {
+            out.raw(br#"{"type":"unsubscribed""#);
+            topic_member(*topic, out);
         }
         Event::Reconnect { after_ms } => {
             out.raw(br#"{"type":"reconnect","after_ms":"#);
@@ -198,7 +203,7 @@ fn history(
     id: Option<&RequestId>,
     room: &str,
     position: Position,
-    messages: &[&[u8]],
+    messages: &Run,
     out: &mut impl Sink,
 ) {
     out.raw(br#"{"type":"history""#);
@@ -206,12 +211,7 @@ fn history(
     text_member(br#","room_id":""#, room, out);
     position_members(position, out);
     out.raw(br#","messages":["#);
-    for (number, message) in messages.iter().enumerate() {
-        if number > 0 {
-            out.raw(b",");
-        }
-        out.raw(message);
-    }
+    out.raw(&messages.bytes);
     out.raw(b"]");
 }
 
@@ -253,23 +253,6 @@ fn position_members(position: Position, out: &mut impl Sink) {
     out.number(position.offset);
 }
 
-/// The position at the end of a message in a history: what [`write()`] has put there last. `None` for
-/// whatever else is said. May be asked of a whole WebSocket frame: only its end is looked at.
-pub fn position_at_end(message: &[u8]) -> Option<Position> {
-    let rest = message.strip_suffix(b"}")?;
-    let (rest, offset) = number_at_end(rest)?;
-    let rest = rest.strip_suffix(br#"","offset":"#)?;
-    let (rest, epoch) = number_at_end(rest)?;
-    rest.ends_with(br#","epoch":""#).then_some(Position { epoch, offset })
-}
-
-/// A number's digits, and what stands before them.
-fn number_at_end(text: &[u8]) -> Option<(&[u8], u64)> {
-    let digits = text.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
-    let (rest, digits) = text.split_at(text.len() - digits);
-    Some((rest, std::str::from_utf8(digits).ok()?.parse().ok()?))
-}
-
 /// `opening` is everything up to and with the value's first quote.
 #[inline]
 fn text_member(opening: &[u8], text: &str, out: &mut impl Sink) {
@@ -308,7 +291,8 @@ mod tests {
         let text = RequestId::from(r#""a\u0062""#);
         let (room, user, all) = (TopicKind::Room("r"), TopicKind::User("u"), TopicKind::All);
         let payload = br#"{"a": 1.0}"#.as_slice();
-        let ok = |id, room, position, recovery| Event::Ok { id, room, position, recovery };
+        let ok =
+            |id, room, position, recovery| Event::Ok { id, room, position, recovery, missed: None };
         let (none, asked_not) = (None, Recovery::NotAsked);
         let not_enabled = Recovery::NotRecovered(Unrecovered::NotEnabled);
         let cases: Vec<(Event<'_>, &str)> = vec![
@@ -375,7 +359,8 @@ mod tests {
     fn what_stands_in_a_history_says_where() {
         let number = RequestId::Number(7);
         let (room, payload) = (TopicKind::Room("r"), br#"{"a": 1.0}"#.as_slice());
-        let ok = |id, room, position, recovery| Event::Ok { id, room, position, recovery };
+        let ok =
+            |id, room, position, recovery| Event::Ok { id, room, position, recovery, missed: None };
         let asked_not = Recovery::NotAsked;
         let position = Some(Position { epoch: 1, offset: 2 });
         are_written(vec![
@@ -396,6 +381,7 @@ mod tests {
                     user: "u",
                     position: Position { epoch: 1, offset: 2 },
                     recovery: Recovery::NotRecovered(Unrecovered::Trimmed),
+                    missed: None,
                 },
                 r#"{"type":"ok","target_user_id":"u","epoch":"1","offset":2,"recovered":false,"reason":"trimmed"}"#,
             ),
@@ -404,7 +390,7 @@ mod tests {
                     id: Some(&number),
                     room: "r",
                     position: Position { epoch: 1, offset: 2 },
-                    messages: &[br#"{"a":1}"#, br#"{"a":2}"#],
+                    messages: &Run { bytes: (&br#"{"a":1},{"a":2}"#[..]).into(), messages: 2 },
                 },
                 r#"{"type":"history","id":7,"room_id":"r","epoch":"1","offset":2,"messages":[{"a":1},{"a":2}]}"#,
             ),
@@ -413,29 +399,6 @@ mod tests {
                 r#"{"type":"message","room_id":"r","payload":{"a": 1.0},"epoch":"1","offset":2}"#,
             ),
         ]);
-    }
-
-    #[test]
-    fn the_position_of_a_message_is_read_from_its_end_and_from_nothing_else() {
-        let ends = |event: Event<'_>| {
-            let mut out = Vec::new();
-            write(&event, &mut out);
-            position_at_end(&out)
-        };
-        let at = Position { epoch: u64::MAX, offset: 12 };
-        let topic = TopicKind::Room("r");
-        let message =
-            |payload, position| ends(Event::Message { topic, from: None, payload, position });
-        assert_eq!(message(b"1", Some(at)), Some(at));
-        let looks_like_one = br#"{"a":1,"epoch":"7","offset":8}"#;
-        assert_eq!(message(looks_like_one, Some(at)), Some(at));
-        assert_eq!(message(looks_like_one, None), None);
-        assert_eq!(ends(Event::Lost { topic, count: 3 }), None);
-        let info = Some(r#"{"a":1,"epoch":"7","offset":8}"#);
-        assert_eq!(ends(Event::Joined { room: "r", user: "u", info }), None);
-        for bad in ["", "}", "1}", r#","offset":1}"#, r#","epoch":"","offset":1}"#] {
-            assert_eq!(position_at_end(bad.as_bytes()), None, "{bad}");
-        }
     }
 
     #[test]

@@ -15,6 +15,7 @@
 
 use crate::ids::{SlotId, TopicId, TopicName};
 use crate::policy::namespaces::SlowConsumer;
+use crate::protocol::dialect::Encoding;
 use crate::shard::conn::{Conn, Membership};
 use crate::slab::Slab;
 use hashbrown::{DefaultHashBuilder, HashTable};
@@ -41,6 +42,8 @@ enum Members {
 pub struct Topic {
     name: TopicName,
     members: Members,
+    /// In which encoding its members receive it: a room with two encodings is two topics here.
+    encoding: Encoding,
     /// Whether the backplane has confirmed that it listens.
     pub ready: bool,
     /// What becomes of its messages for a slow member.
@@ -131,6 +134,11 @@ impl Topic {
         &self.name
     }
 
+    /// In which encoding its members receive it.
+    pub fn encoding(&self) -> Encoding {
+        self.encoding
+    }
+
     /// Everyone in it, in an order that only leaving changes.
     pub fn members(&self) -> &[Member] {
         self.members.as_slice()
@@ -158,23 +166,24 @@ impl Hub {
         self.members
     }
 
-    /// The topic of that name, if it has members here.
-    pub fn find(&self, name: &TopicName) -> Option<TopicId> {
+    /// The topic of that name, if it has members here in that encoding.
+    pub fn find(&self, name: &TopicName, encoding: Encoding) -> Option<TopicId> {
         let (prefix, rest) = name.as_str().split_at(name.as_str().len().min(2));
-        self.find_parts(prefix, rest)
+        self.find_parts(prefix, rest, encoding)
     }
 
-    /// The topic of that room, if it has members here. Makes no name to look for.
-    pub fn find_room(&self, room: &str) -> Option<TopicId> {
-        self.find_parts("r:", room)
+    /// The topic of that room, if it has members here in that encoding. Makes no name to look for.
+    pub fn find_room(&self, room: &str, encoding: Encoding) -> Option<TopicId> {
+        self.find_parts("r:", room, encoding)
     }
 
-    fn find_parts(&self, prefix: &str, rest: &str) -> Option<TopicId> {
-        let hash = self.hash(prefix, rest);
+    fn find_parts(&self, prefix: &str, rest: &str, encoding: Encoding) -> Option<TopicId> {
+        let hash = self.hash(prefix, rest, encoding);
         let is_it = |entry: &(u32, u32)| {
             entry.1 == hash
                 && self.topics.at(entry.0).is_some_and(|topic| {
-                    topic.name.as_str().strip_prefix(prefix).is_some_and(|name| name == rest)
+                    topic.encoding == encoding
+                        && topic.name.as_str().strip_prefix(prefix).is_some_and(|name| name == rest)
                 })
         };
         let (index, _) = self.by_name.find(spread(hash), is_it)?;
@@ -208,16 +217,26 @@ impl Hub {
 
     /// Makes sure that the topic exists. `None`: there are as many topics as there may be.
     /// A topic that is made here has no member yet: a [`Hub::join`] must follow.
-    pub fn open(&mut self, name: &TopicName, slow: SlowConsumer) -> Option<TopicId> {
-        if let Some(id) = self.find(name) {
+    pub fn open(
+        &mut self,
+        name: &TopicName,
+        encoding: Encoding,
+        slow: SlowConsumer,
+    ) -> Option<TopicId> {
+        if let Some(id) = self.find(name, encoding) {
             return Some(id);
         }
-        let members = Members::One(None);
-        let name_kept = name.clone();
-        let topic =
-            Topic { name: name_kept, members, ready: false, slow, has_acks: false, round: None };
+        let topic = Topic {
+            name: name.clone(),
+            members: Members::One(None),
+            encoding,
+            ready: false,
+            slow,
+            has_acks: false,
+            round: None,
+        };
+        let hash = self.hash_of(&topic);
         let SlotId { index, generation } = self.topics.insert(topic).ok()?;
-        let hash = self.hash_of(name);
         self.by_name.insert_unique(spread(hash), (index, hash), |entry| spread(entry.1));
         Some(TopicId(SlotId { index, generation }))
     }
@@ -274,7 +293,7 @@ impl Hub {
     pub fn close(&mut self, id: TopicId) -> Option<Topic> {
         let topic = self.topics.remove(id.0)?;
         debug_assert!(topic.members().is_empty());
-        let hash = self.hash_of(&topic.name);
+        let hash = self.hash_of(&topic);
         if let Ok(entry) = self.by_name.find_entry(spread(hash), |e| e.0 == id.0.index) {
             entry.remove();
         }
@@ -286,7 +305,7 @@ impl Hub {
     pub fn check(&self, conns: &Slab<Conn>) {
         let mut members = 0;
         for (id, topic) in self.topics.iter() {
-            assert_eq!(self.find(&topic.name), Some(TopicId(id)));
+            assert_eq!(self.find(&topic.name, topic.encoding), Some(TopicId(id)));
             for (place, member) in topic.members().iter().enumerate() {
                 let conn = conns.at(member.conn).expect("a member is a connection");
                 let back = conn.joined.get(member.slot as usize).expect("a member points back");
@@ -300,13 +319,14 @@ impl Hub {
         assert_eq!(self.by_name.len(), self.topics.len());
     }
 
-    fn hash_of(&self, name: &TopicName) -> u32 {
-        let (prefix, rest) = name.as_str().split_at(name.as_str().len().min(2));
-        self.hash(prefix, rest)
+    fn hash_of(&self, topic: &Topic) -> u32 {
+        let name = topic.name.as_str();
+        let (prefix, rest) = name.split_at(name.len().min(2));
+        self.hash(prefix, rest, topic.encoding)
     }
 
-    fn hash(&self, prefix: &str, rest: &str) -> u32 {
-        (self.hasher.hash_one((prefix, rest)) >> 16) as u32
+    fn hash(&self, prefix: &str, rest: &str, encoding: Encoding) -> u32 {
+        (self.hasher.hash_one((prefix, rest, encoding)) >> 16) as u32
     }
 }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::protocol::dialect::Encoding;
 use crate::shard::conn::Conn;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -65,13 +66,16 @@ impl Subject {
     }
 
     fn join(&mut self, conn: usize, topic: usize) -> TopicEdge {
-        let id = self.hub.open(&name(topic), SlowConsumer::Close).expect("there is room for all");
+        let id = self
+            .hub
+            .open(&name(topic), Encoding::NATIVE, SlowConsumer::Close)
+            .expect("there is room for all");
         let conn = self.conns.get_mut(self.ids[conn]).expect("nobody is removed");
         self.hub.join(id, conn.socket_key, conn)
     }
 
     fn leave(&mut self, conn: usize, topic: usize) -> TopicEdge {
-        let id = self.hub.find(&name(topic)).expect("it has a member");
+        let id = self.hub.find(&name(topic), Encoding::NATIVE).expect("it has a member");
         let index = self.ids[conn].index;
         let joined = &self.conns.at(index).expect("nobody is removed").joined;
         let slot = joined.find(id.0.index).expect("it is a member");
@@ -85,7 +89,7 @@ impl Subject {
     }
 
     fn begin_walk(&mut self, topic: usize) {
-        let id = self.hub.find(&name(topic));
+        let id = self.hub.find(&name(topic), Encoding::NATIVE);
         let walk =
             |id| (id, Walk { at: 0, end: self.hub.get(id).map_or(0, |t| t.members().len()) });
         self.walk = id.map(walk);
@@ -149,7 +153,7 @@ proptest! {
             subject.hub.check(&subject.conns);
             prop_assert_eq!(subject.hub.topics_len(), model.topics.len());
             for (topic, set) in &model.topics {
-                let id = subject.hub.find(&name(*topic)).expect("it has members");
+                let id = subject.hub.find(&name(*topic), Encoding::NATIVE).expect("it has members");
                 let members = subject.hub.get(id).expect("just found").members();
                 let members: BTreeSet<usize> = members.iter().map(|m| m.conn as usize).collect();
                 prop_assert_eq!(&members, set);

@@ -10,13 +10,14 @@
 
 pub mod outbox;
 
+use crate::framing;
 use crate::ids::{ConflateKey, TopicId, TopicName};
 use crate::metrics::ShardCounters;
 use crate::policy::namespaces::Namespaces;
-use crate::protocol::{Event, native};
-use crate::shard::hub::Hub;
+use crate::protocol::Event;
+use crate::protocol::dialect::Encoding;
+use crate::shard::hub::{Hub, Topic};
 use crate::shard::slow_consumer::outbox::{Outbox, Pushed, rest_of};
-use crate::ws::encode::{self, Opcode};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -35,7 +36,7 @@ pub struct FramePart {
     /// The frame.
     pub bytes: Bytes,
     /// What it says.
-    pub says: FrameKind,
+    pub kind: FrameKind,
 }
 
 /// What a buffer is made from, in its order.
@@ -54,6 +55,10 @@ pub(super) struct OutboxWriter<'a> {
     pub(super) hub: &'a Hub,
     pub(super) namespaces: &'a Namespaces,
     pub(super) counters: &'a mut ShardCounters,
+    /// Topics of which something was dropped, and whose members must leave for that.
+    pub(super) losers: &'a mut Vec<(u32, TopicId)>,
+    /// The connection's place.
+    pub(super) index: u32,
 }
 
 impl OutboxWriter<'_> {
@@ -67,13 +72,16 @@ impl OutboxWriter<'_> {
         let before = self.outbox.bytes();
         let topic = source.and_then(|source| Some((source, self.hub.get(source.at)?)));
         let pushed = match topic {
-            Some((source, topic)) => self.keep_pieces(source, topic.name(), taken),
+            Some((source, topic)) => self.keep_pieces(source, topic, taken),
             // Also when the last member has left meanwhile: then it is heard, as before the leave.
             None => self.keep_rest(rest_of(buf, taken)),
         };
         // What waits may have become less.
         let counters = &mut *self.counters;
         counters.outbox_bytes = counters.outbox_bytes + self.outbox.bytes() as u64 - before as u64;
+        while let Some(topic) = self.outbox.take_loser() {
+            self.losers.push((self.index, topic));
+        }
         pushed
     }
 
@@ -87,7 +95,7 @@ impl OutboxWriter<'_> {
     }
 
     /// A frame that has begun is completed; the others are loose.
-    fn keep_pieces(&mut self, source: &BatchSource, name: &TopicName, taken: usize) -> Pushed {
+    fn keep_pieces(&mut self, source: &BatchSource, topic: &Topic, taken: usize) -> Pushed {
         let (mut left, mut whole) = (taken, &source.pieces[..]);
         while let Some((first, rest)) = whole.split_first().filter(|_| left > 0) {
             if left < first.bytes.len() {
@@ -96,22 +104,19 @@ impl OutboxWriter<'_> {
             left = left.saturating_sub(first.bytes.len());
             whole = rest;
         }
-        let room = self.outbox.room(source.at, name, self.namespaces.policy(name.kind()));
+        let (name, encoding) = (topic.name(), topic.encoding());
+        let policy = self.namespaces.policy(name.kind());
+        let room = self.outbox.room(source.at, name, encoding, policy);
         self.outbox.push_loose(room, whole, self.bytes_max, self.counters)
     }
 }
 
-/// The frame that says how many messages of a room gave way.
-pub(super) fn notice(topic: &TopicName, count: u64) -> Bytes {
-    let event = Event::Lost { topic: topic.kind(), count };
-    let bytes = native::encoded_len(&event);
-    let mut frame = Vec::with_capacity(encode::frame_len(bytes));
-    encode::header(Opcode::Text, bytes, &mut frame);
-    native::write(&event, &mut frame);
-    Bytes::from(frame)
+/// The frame that says how many messages of a room were dropped.
+fn loss_marker(topic: &TopicName, encoding: Encoding, count: u64) -> Bytes {
+    framing::frame(&Event::Lost { topic: topic.kind(), count }, encoding)
 }
 
 /// The longest such frame.
-pub(super) fn notice_bytes_max(topic: &TopicName) -> usize {
-    encode::frame_len(native::encoded_len(&Event::Lost { topic: topic.kind(), count: u64::MAX }))
+fn loss_marker_bytes_max(topic: &TopicName, encoding: Encoding) -> usize {
+    framing::frame_len(&Event::Lost { topic: topic.kind(), count: u64::MAX }, encoding)
 }

@@ -4,9 +4,9 @@
 use super::redis::Redis;
 use super::world::Build;
 use bytes::Bytes;
-use campanile::backplane::embedded::message;
 use campanile::backplane::envelope;
 use campanile::backplane::local::Local;
+use campanile::backplane::message::Message;
 use campanile::backplane::redis::names::Names;
 use campanile::backplane::redis::subscriptions::{BATCHES_MAX, Subscriptions};
 use campanile::ids::{NodeId, ShardId};
@@ -80,10 +80,12 @@ impl Node {
         };
         let linger = Duration::from_millis(linger_ms);
         let backlog = limits.downlink_backlog_bytes_max;
+        let mut local = Local::new(id, end, Arc::new(Health::default()), linger, backlog);
+        local.listen_for_everybody();
         Node {
             at,
             towers: ends.into_iter().map(tower).collect(),
-            local: Local::new(id, end, Arc::new(Health::default()), linger, backlog),
+            local,
             link: None,
             names: Names::new("campanile", id),
             waiting: VecDeque::new(),
@@ -154,8 +156,8 @@ impl Node {
 
     fn handle_uplink(&mut self, shard: ShardId, item: Uplink, now: Instant) {
         match item {
-            Uplink::Join { topic, at } => {
-                let key = self.local.join(topic.clone(), shard, at);
+            Uplink::Join { topic, at, encoding } => {
+                let key = self.local.join(topic.clone(), shard, encoding, at);
                 if let (Some(key), Some(link)) = (key, &mut self.link) {
                     link.subscriptions.add(key, &topic);
                 }
@@ -222,7 +224,7 @@ impl Node {
         let names = &self.names;
         let sent = self.waiting.drain(..some).map(|publish| {
             let mut body = Vec::new();
-            envelope::write(&message(&publish), &mut body);
+            envelope::write(&Message::of(&publish), &mut body);
             Sent {
                 channel: names.channel(publish.topic.as_str()),
                 topic: publish.topic.as_str().to_owned(),

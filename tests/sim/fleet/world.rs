@@ -11,6 +11,7 @@ use campanile::auth::Identity;
 use campanile::ids::ConnId;
 use campanile::link::Downlink;
 use campanile::policy::limits::Limits;
+use campanile::protocol::dialect::Encoding;
 use campanile::shard::conn::CloseReason;
 use campanile::shard::{ClosedSocket, Opening};
 use serde_json::Value;
@@ -172,7 +173,7 @@ impl Fleet {
             },
             response: Bytes::from_static(HEAD),
             rooms: client.rooms.iter().map(|(room, _)| room.clone()).collect(),
-            echo: false,
+            encoding: Encoding::NATIVE,
         };
         let (node, tower) = (client.node, client.tower);
         self.nodes[node].towers[tower].shard.handle_open(conn, opening);
@@ -254,6 +255,9 @@ impl Fleet {
     pub fn visit(&mut self, node: usize, tower: usize) -> bool {
         let (now_ms, waiting_max) = (self.now_ms, self.limits.downlink_items_max);
         let it = &mut self.nodes[node].towers[tower];
+        for encoding in Encoding::ALL {
+            it.end.connections.set(encoding, it.shard.connections_in(encoding));
+        }
         let mut moved = false;
         while it.shard.frames_waiting() < waiting_max {
             let Some(item) = it.end.try_recv() else { break };

@@ -4,7 +4,7 @@
 use campanile::backplane::Transport;
 use campanile::backplane::embedded::Embedded;
 use campanile::backplane::local::Local;
-use campanile::ids::NodeId;
+use campanile::ids::{NodeId, TopicName};
 use campanile::link::Uplink;
 use campanile::link::channel::{OpsEnd, ShardEnd, window};
 use campanile::link::health::Health;
@@ -35,13 +35,10 @@ impl Node {
         while born.elapsed() < Duration::from_millis(1) {
             std::hint::spin_loop();
         }
-        Node {
-            ends,
-            local: Local::new(NodeId(0), end, health, Duration::ZERO, backlog),
-            embedded: Embedded::new(spaces, &limits),
-            born,
-            _ops: ops,
-        }
+        let mut local = Local::new(NodeId(0), end, health, Duration::ZERO, backlog);
+        let mut embedded = Embedded::new(spaces, &limits);
+        embedded.subscribe(local.listen_for_everybody(), &TopicName::all());
+        Node { ends, local, embedded, born, _ops: ops }
     }
 
     fn now(&self, now_ms: u64) -> Instant {
@@ -56,8 +53,8 @@ impl Node {
             let Some(item) = self.local.end.shards[at].try_recv() else { break };
             taken += 1;
             match item {
-                Uplink::Join { topic, at } => {
-                    if let Some(key) = self.local.join(topic.clone(), shard, at) {
+                Uplink::Join { topic, at, encoding } => {
+                    if let Some(key) = self.local.join(topic.clone(), shard, encoding, at) {
                         self.embedded.subscribe(key, &topic);
                     }
                 }

@@ -5,6 +5,7 @@ use super::tape::{At, Event, Heard, Name, Recovery, Tape, heard};
 use crate::world::World;
 use campanile::policy::limits::Limits;
 use campanile::policy::namespaces::Namespaces;
+use campanile::protocol::dialect::Encoding;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -71,7 +72,7 @@ impl People {
         let who = self.world.knock(tower);
         let rooms: Vec<&str> = url_room.into_iter().collect();
         let user = self.people[person].user.clone();
-        self.world.open(who, Some(&user), &rooms, false);
+        self.world.open(who, Some(&user), &rooms, Encoding::NATIVE);
         assert_eq!(who, self.tapes.len());
         self.tapes.push(Tape { user, ..Tape::default() });
         self.whose.push(person);

@@ -4,12 +4,14 @@ use super::checker::{Day, Promise};
 use super::people::{How, People};
 use super::tape::At;
 use crate::bare::{Bare, limits};
-use campanile::backplane::history::{Keep, Log};
-use campanile::ids::Position;
-use campanile::link::{Downlink, FrameSet, Recovered, Uplink};
+use campanile::backplane::history::log::{Keep, Log, Reader};
+use campanile::backplane::message::Message;
+use campanile::ids::{Position, TopicName};
+use campanile::link::{Downlink, RecoveryReply, Uplink};
 use campanile::policy::limits::Limits;
 use campanile::policy::namespaces::Namespaces;
 use campanile::protocol::Recovery;
+use campanile::protocol::dialect::Encoding;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -319,8 +321,13 @@ fn a_thousand_newcomers_who_missed_the_same_share_one_buffer() {
     let mut bare = Bare::with(limits(), spaces);
     let keep = Keep { messages: 100, time: Duration::from_secs(60) };
     let (mut log, now) = (Log::new(7, 0), Instant::now());
+    let (from, except, conflate_key, key) = (None, None, None, None);
+    let message = Message { topic: "r:kept:a", from, payload: b"1", except, conflate_key, key };
+    let body = message.stored();
+    let topic = TopicName::room(ROOM);
+    let reader = Reader { topic: &topic, encoding: Encoding::NATIVE, bytes_max: 1 << 20 };
     for _ in 0..100 {
-        log.push(FrameSet::new([vec![b'x'; 120].into()]), keep, now);
+        log.push(body.clone(), keep, now);
     }
     let since = Position { epoch: 7, offset: 10 };
     for n in 0..1000 {
@@ -341,15 +348,15 @@ fn a_thousand_newcomers_who_missed_the_same_share_one_buffer() {
     while bare.write(|_, _| ()) > 0 {}
     for ask in asked {
         assert_eq!(ask.since, Some(since));
-        let missed = log.since(since, 1 << 20).expect("all of it is kept");
+        let missed = log.since(since, reader).expect("all of it is stored");
         let recovery = Recovery::Recovered { messages: missed.messages };
         let (at, conn, ticket) = (ask.at, ask.conn, ask.ticket);
-        let (position, missed) = (log.position(), missed.frames);
-        let answer = Recovered { at, conn, ticket, position, recovery, missed };
+        let position = log.position();
+        let answer = RecoveryReply { at, conn, ticket, position, recovery, missed };
         bare.shard.handle_downlink(Downlink::Recovered(Box::new(answer)), 0);
     }
     let mut buffers: HashMap<*const u8, usize> = HashMap::new();
-    let wanted = log.since(since, 1 << 20).expect("all of it is kept").frames;
+    let wanted = log.since(since, reader).expect("all of it is stored").bytes;
     bare_writes(&mut bare, |buf| {
         if buf.len() == wanted.len() {
             *buffers.entry(buf.as_ptr()).or_default() += 1;

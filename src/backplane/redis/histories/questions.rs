@@ -3,12 +3,12 @@
 //! Invariant: each question is answered once, or given back.
 
 use super::topic::{Topic, cut_of};
-use crate::backplane::history::{Log, Missed};
+use crate::backplane::history::log::{Log, Reader};
 use crate::backplane::local::Local;
 use crate::ids::{Position, ShardId, TopicKind};
-use crate::link::{HistoryError, HistoryRequest, Recover, Recovered, Said};
+use crate::link::{HistoryError, HistoryPage, HistoryRequest, RecoveryReply, RecoveryRequest};
+use crate::protocol::run::Run;
 use crate::protocol::{Page, Recovery, Unrecovered};
-use bytes::Bytes;
 use std::time::Instant;
 
 pub(super) struct Waiting {
@@ -19,7 +19,7 @@ pub(super) struct Waiting {
 }
 
 pub(super) enum Question {
-    Recover(ShardId, Box<Recover>),
+    Recover(ShardId, Box<RecoveryRequest>),
     History(Box<HistoryRequest>),
 }
 
@@ -46,15 +46,17 @@ impl Topic {
                 if is_short {
                     return Some(Question::Recover(shard, ask));
                 }
-                let (recovery, missed) = log.unacknowledged(self.acked, bytes_max);
+                let reader = Reader { topic: &self.name, encoding: ask.encoding, bytes_max };
+                let (recovery, missed) = log.unacknowledged(self.acked, reader);
                 bring(shard, *ask, log.position(), recovery, missed, local);
             }
             Question::Recover(shard, ask) => {
+                let reader = Reader { topic: &self.name, encoding: ask.encoding, bytes_max };
                 let found = match ask.since {
                     None => Ok(None),
                     Some(_) if !self.recovery => Err(Unrecovered::NotEnabled),
                     Some(since) => translate(since, log, &self.chain)
-                        .and_then(|since| log.since(since, bytes_max))
+                        .and_then(|since| log.since(since, reader))
                         .map(Some),
                 };
                 if found == Err(Unrecovered::Trimmed) && !is_complete {
@@ -67,7 +69,7 @@ impl Topic {
                 }
                 match found {
                     Err(Unrecovered::TailLost) => {
-                        let instead = replaced(&ask, log, &self.chain, bytes_max);
+                        let instead = replaced(&ask, log, &self.chain, reader);
                         if instead == Some(Err(Unrecovered::Trimmed)) && !is_complete {
                             return Some(Question::Recover(shard, ask));
                         }
@@ -82,7 +84,8 @@ impl Topic {
                 return Some(Question::History(ask));
             }
             Question::History(ask) => {
-                let said = said(&ask.page, log, &self.chain, bytes_max);
+                let reader = Reader { topic: &self.name, encoding: ask.encoding, bytes_max };
+                let said = page(&ask, log, &self.chain, reader);
                 local.said(ask.topic, ask.to, said);
             }
         }
@@ -105,29 +108,29 @@ fn translate(since: Position, log: &Log, chain: &[(u64, u64)]) -> Result<Positio
 
 /// What was said instead of the last that was heard. `None`: it was of this very history.
 fn replaced(
-    ask: &Recover,
+    ask: &RecoveryRequest,
     log: &mut Log,
     chain: &[(u64, u64)],
-    bytes_max: usize,
-) -> Option<Result<Missed, Unrecovered>> {
+    reader: Reader<'_>,
+) -> Option<Result<Run, Unrecovered>> {
     let Position { epoch, .. } = log.position();
     let since = ask.since.filter(|since| since.epoch != epoch)?;
     let offset = cut_of(chain, since.epoch)?;
-    Some(log.since(Position { epoch, offset }, bytes_max))
+    Some(log.since(Position { epoch, offset }, reader))
 }
 
 /// If what was said instead fits, it follows.
 fn tail_lost(
     shard: ShardId,
-    ask: Recover,
+    ask: RecoveryRequest,
     position: Position,
-    instead: Option<Result<Missed, Unrecovered>>,
+    instead: Option<Result<Run, Unrecovered>>,
     local: &mut Local,
 ) {
     match instead {
-        Some(Ok(Missed { frames, messages })) if messages > 0 => {
-            let recovery = Recovery::Replaced { messages };
-            bring(shard, ask, position, recovery, frames, local);
+        Some(Ok(run)) if run.messages > 0 => {
+            let recovery = Recovery::Replaced { messages: run.messages };
+            bring(shard, ask, position, recovery, run, local);
         }
         _ => recovered(shard, ask, position, Err(Unrecovered::TailLost), local),
     }
@@ -135,36 +138,36 @@ fn tail_lost(
 
 fn recovered(
     shard: ShardId,
-    ask: Recover,
+    ask: RecoveryRequest,
     position: Position,
-    found: Result<Option<Missed>, Unrecovered>,
+    found: Result<Option<Run>, Unrecovered>,
     local: &mut Local,
 ) {
     let (recovery, missed) = match found {
-        Ok(None) => (Recovery::NotAsked, Bytes::new()),
-        Ok(Some(Missed { frames, messages })) => (Recovery::Recovered { messages }, frames),
-        Err(why) => (Recovery::NotRecovered(why), Bytes::new()),
+        Ok(None) => (Recovery::NotAsked, Run::default()),
+        Ok(Some(run)) => (Recovery::Recovered { messages: run.messages }, run),
+        Err(why) => (Recovery::NotRecovered(why), Run::default()),
     };
     bring(shard, ask, position, recovery, missed, local);
 }
 
 fn bring(
     shard: ShardId,
-    ask: Recover,
+    ask: RecoveryRequest,
     position: Position,
     recovery: Recovery,
-    missed: Bytes,
+    missed: Run,
     local: &mut Local,
 ) {
-    let Recover { at, conn, ticket, .. } = ask;
-    local.recovered(shard, Recovered { at, conn, ticket, position, recovery, missed });
+    let RecoveryRequest { at, conn, ticket, .. } = ask;
+    local.recovered(shard, RecoveryReply { at, conn, ticket, position, recovery, missed });
 }
 
 /// Too many ask, or Redis does not answer: better to be in the room without what was missed. Where
 /// even the position is not known, there is nothing to come back to from here.
 pub(super) fn overload(
     shard: ShardId,
-    ask: Recover,
+    ask: RecoveryRequest,
     position: Option<Position>,
     local: &mut Local,
 ) {
@@ -172,16 +175,16 @@ pub(super) fn overload(
     recovered(shard, ask, position, Err(Unrecovered::Overload), local);
 }
 
-fn said(
-    page: &Page,
+fn page(
+    ask: &HistoryRequest,
     log: &Log,
     chain: &[(u64, u64)],
-    bytes_max: usize,
-) -> Result<Said, HistoryError> {
-    let since = page.since.map(|since| translate(since, log, chain)).transpose();
-    let frames = since.and_then(|since| log.page(Page { since, ..*page }, bytes_max));
-    match frames {
-        Ok(frames) => Ok(Said { position: log.position(), frames }),
+    reader: Reader<'_>,
+) -> Result<HistoryPage, HistoryError> {
+    let since = ask.page.since.map(|since| translate(since, log, chain)).transpose();
+    let messages = since.and_then(|since| log.page(Page { since, ..ask.page }, reader));
+    match messages {
+        Ok(messages) => Ok(HistoryPage { position: log.position(), messages }),
         Err(why) => Err(HistoryError::Unrecovered(why)),
     }
 }

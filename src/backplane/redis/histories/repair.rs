@@ -7,15 +7,11 @@ use super::read::{Read, chain_text};
 use super::topic::cut_of;
 use super::{Histories, Place, meta_ttl_s};
 use crate::backplane::envelope;
-use crate::backplane::local::Message;
-use crate::backplane::logs::KEYS_TIME;
+use crate::backplane::history::store::KEYS_TIME;
 use crate::backplane::redis::link::Way;
 use crate::backplane::redis::scripts::{self, Which};
 use crate::ids::TopicName;
-use crate::ws::encode;
 use redis::Pipeline;
-use serde_json::value::RawValue;
-use std::borrow::Cow;
 
 impl Histories {
     /// Whether this node has heard more of a topic than the server knows, and may put it back. Once
@@ -46,8 +42,10 @@ impl Histories {
             let keys = way.names.history_keys(name.as_str());
             let of_retry = |key: &str| format!("{}:{key}", keys.retry);
             let first = topic.offered_from.max(log.first());
-            let offered = || log.keyed_frames().skip((first - log.first()) as usize);
-            let retries: Vec<String> = offered().filter_map(|(_, key)| key.map(of_retry)).collect();
+            let offered = || log.bodies().skip((first - log.first()) as usize);
+            let key_of = |body| envelope::read(name.as_str(), body).ok().and_then(|it| it.key);
+            let retries: Vec<String> =
+                offered().filter_map(|body| key_of(body).map(of_retry)).collect();
             let mut all = vec![&keys.meta[..], &keys.stream];
             all.extend(retries.iter().map(|key| &key[..]));
             let mut repair = scripts::call(Which::Repair, &all);
@@ -58,36 +56,13 @@ impl Histories {
             repair.arg(chain_text(&topic.chain));
             repair.arg(topic.acked.map_or(String::new(), |acked| acked.to_string()));
             let mut number = 2;
-            for (frame, key) in offered() {
-                number += usize::from(key.is_some());
-                repair.arg(body_of(frame, key)).arg(key.map_or(0, |_| number));
+            for body in offered() {
+                let has_key = key_of(body).is_some();
+                number += usize::from(has_key);
+                repair.arg(&body[..]).arg(if has_key { number } else { 0 });
             }
             pipeline.add_command(repair);
         }
         pipeline
     }
-}
-
-pub(super) fn nothing(topic: &str) -> Message<'_> {
-    Message { topic, from: None, payload: b"", except: None, conflate_key: None, key: None }
-}
-
-/// A message as it stood in the stream, from what was made of it: its JSON has all of it but whom it
-/// excepted, who has not missed it either, and under which key it gives way to newer ones.
-fn body_of(frame: &[u8], key: Option<&str>) -> Vec<u8> {
-    #[derive(serde::Deserialize)]
-    struct Said<'a> {
-        #[serde(borrow)]
-        from: Option<Cow<'a, str>>,
-        #[serde(borrow)]
-        payload: Option<&'a RawValue>,
-    }
-    let mut body = Vec::new();
-    let said: Result<Said<'_>, _> = serde_json::from_slice(encode::payload_of(frame));
-    if let Ok(Said { from, payload: Some(payload) }) = said {
-        let payload = payload.get().as_bytes();
-        let message = Message { from: from.as_deref(), payload, key, ..nothing("") };
-        envelope::write(&message, &mut body);
-    }
-    body
 }

@@ -5,13 +5,12 @@
 
 use super::questions::{Question, Waiting};
 use super::read::Read;
-use super::repair::nothing;
 use crate::backplane::envelope;
-use crate::backplane::history::{Keep, Log};
-use crate::backplane::local::{Local, Message};
+use crate::backplane::history::log::{Keep, Log};
+use crate::backplane::local::Local;
 use crate::ids::{Position, TopicKind, TopicName};
-use crate::link::FrameSet;
 use crate::policy::namespaces::Policy;
+use bytes::Bytes;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -145,9 +144,12 @@ impl Topic {
     /// Adds a message at the next place and hands it out.
     pub(super) fn deliver(&mut self, body: &[u8], now: Instant, local: &mut Local) {
         let log = self.log.as_mut().expect("what is delivered has a place");
-        let (message, frames) = framed(&self.name, body, log.next(), local);
-        log.push_keyed(frames.clone(), message.key.map(Into::into), self.keep, now);
-        local.message_at(&message, frames);
+        let at = log.next();
+        log.push(Bytes::copy_from_slice(body), self.keep, now);
+        match envelope::read(self.name.as_str(), body) {
+            Ok(message) => local.message_at(&message, at),
+            Err(_) => local.unreadable_at(&self.name, at),
+        }
     }
 
     /// The lowest offset that is wanted from the stream.
@@ -208,7 +210,7 @@ impl Topic {
         }
         let is_joined = self.first_offset() <= behind;
         for (offset, body) in read.entries.iter().rev() {
-            self.push_front_if_next(*offset, body, now, local);
+            self.push_front_if_next(*offset, body, now);
         }
         for (offset, body) in &read.entries {
             if *offset > known && *offset == self.next_offset() {
@@ -287,33 +289,10 @@ impl Topic {
         self.log.as_ref().map_or(u64::MAX, |log| log.next().offset)
     }
 
-    pub(super) fn push_front_if_next(
-        &mut self,
-        offset: u64,
-        body: &[u8],
-        now: Instant,
-        local: &Local,
-    ) {
-        let Some(log) = self.log.as_mut().filter(|log| log.first() == offset + 1) else { return };
-        let at = Position { epoch: log.position().epoch, offset };
-        let (message, frames) = framed(&self.name, body, at, local);
-        log.push_front(frames, message.key.map(Into::into), now);
-    }
-}
-
-/// A message as it is delivered at a place. One that this version of us cannot read is told as lost.
-pub(super) fn framed<'a>(
-    name: &'a TopicName,
-    body: &'a [u8],
-    at: Position,
-    local: &Local,
-) -> (Message<'a>, FrameSet) {
-    match envelope::read(name.as_str(), body) {
-        Ok(message) => {
-            let frames = local.frames(&message, name, at);
-            (message, frames)
-        }
-        Err(_) => (nothing(name.as_str()), local.lost_frames(name, 1)),
+    pub(super) fn push_front_if_next(&mut self, offset: u64, body: &[u8], now: Instant) {
+        let next = offset.checked_add(1);
+        let Some(log) = self.log.as_mut().filter(|log| next == Some(log.first())) else { return };
+        log.push_front(Bytes::copy_from_slice(body), now);
     }
 }
 

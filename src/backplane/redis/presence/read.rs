@@ -355,7 +355,7 @@ mod tests {
         let conn = ConnId(SlotId { index: 0, generation: 0 });
         let by = Origin { node: NodeId(1), shard: ShardId(0), conn };
         for name in names {
-            let deed = PresenceChange::Came { by, info: None };
+            let deed = PresenceChange::Joined { by, info: None };
             let attend = PresenceUpdate { topic: TopicName::room("r"), user: user(name), deed };
             members.handle(attend, Duration::ZERO, Instant::now());
         }

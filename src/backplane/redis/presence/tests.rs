@@ -120,7 +120,7 @@ impl World {
     fn come(&mut self, node: usize, topic: &TopicName, user: &str) {
         let conn = ConnId(SlotId { index: 1, generation: 0 });
         let by = Origin { node: self.nodes[node].id, shard: ShardId(0), conn };
-        self.attend(node, topic, user, PresenceChange::Came { by, info: None });
+        self.attend(node, topic, user, PresenceChange::Joined { by, info: None });
     }
 
     fn go(&mut self, node: usize, topic: &TopicName, user: &str) {

@@ -26,7 +26,8 @@ mod chunk;
 use crate::ids::{ConflateKey, TopicId, TopicName};
 use crate::metrics::ShardCounters;
 use crate::policy::namespaces::{Policy, SlowConsumer};
-use crate::shard::slow_consumer::{FrameKind, FramePart, notice, notice_bytes_max};
+use crate::protocol::dialect::{Encoding, LossVerdict};
+use crate::shard::slow_consumer::{FrameKind, FramePart, loss_marker, loss_marker_bytes_max};
 use bytes::Bytes;
 use chunk::Chunk;
 use std::collections::{HashMap, VecDeque};
@@ -46,6 +47,8 @@ pub struct Outbox {
     /// Slices that hold nothing any more.
     empty: usize,
     rooms: Vec<RoomQueue>,
+    /// Rooms of which something was dropped that no marker may tell of: the peer must leave them.
+    losers: Vec<TopicId>,
 }
 
 #[derive(Debug)]
@@ -71,6 +74,9 @@ struct RoomQueue {
     /// `None`: the peer has left it, and what else comes of it is for another stay.
     at: Option<TopicId>,
     name: TopicName,
+    encoding: Encoding,
+    /// Whether a marker in the place of dropped messages says how many; otherwise the peer leaves.
+    has_markers: bool,
     slow: SlowConsumer,
     bytes_max: usize,
     notice_bytes_max: usize,
@@ -91,7 +97,7 @@ struct RoomQueue {
 #[derive(Clone, Copy, Debug)]
 struct Droppable {
     number: u64,
-    says: FrameKind,
+    kind: FrameKind,
 }
 
 /// Whether there was room.
@@ -145,16 +151,25 @@ impl Outbox {
 
     /// Where a room stands here, by which [`Outbox::push_loose`] knows it. `name` and `policy` are
     /// looked at when it was not here yet.
-    pub fn room(&mut self, at: TopicId, name: &TopicName, policy: &Policy) -> usize {
+    pub fn room(
+        &mut self,
+        at: TopicId,
+        name: &TopicName,
+        encoding: Encoding,
+        policy: &Policy,
+    ) -> usize {
         if let Some(place) = self.rooms.iter().position(|room| room.at == Some(at)) {
             return place;
         }
+        let has_markers = encoding.dialect().on_loss(name.kind()) == LossVerdict::Event;
         let room = RoomQueue {
             at: Some(at),
             name: name.clone(),
+            encoding,
+            has_markers,
             slow: policy.slow_consumer,
             bytes_max: policy.slow_bytes_max,
-            notice_bytes_max: notice_bytes_max(name),
+            notice_bytes_max: if has_markers { loss_marker_bytes_max(name, encoding) } else { 0 },
             bytes: 0,
             loose: VecDeque::new(),
             newest: HashMap::new(),
@@ -181,6 +196,11 @@ impl Outbox {
         self.rooms.iter_mut().filter(|room| room.at == Some(at)).for_each(|room| room.at = None);
     }
 
+    /// A room that the peer must leave, because something of it was dropped without a marker.
+    pub fn take_loser(&mut self) -> Option<TopicId> {
+        self.losers.pop()
+    }
+
     /// Queues frames of a room. What is too much gives way: older ones of the room, then they
     /// themselves. `Full`: there is not even room to say so.
     pub fn push_loose(
@@ -191,7 +211,7 @@ impl Outbox {
         counters: &mut ShardCounters,
     ) -> Pushed {
         for piece in pieces {
-            self.conflate(room, piece.says, counters);
+            self.conflate(room, piece.kind, counters);
             self.push_piece(room, piece, bytes_max, counters);
         }
         self.tell(room, counters);
@@ -265,15 +285,18 @@ impl Outbox {
     }
 
     /// A newer message is there: what the older one had to say is worth nothing.
-    fn conflate(&mut self, place: usize, says: FrameKind, counters: &mut ShardCounters) {
+    fn conflate(&mut self, place: usize, kind: FrameKind, counters: &mut ShardCounters) {
         let room = &mut self.rooms[place];
-        let FrameKind::Message(key) = says else { return };
+        let FrameKind::Message(key) = kind else { return };
         if room.slow != SlowConsumer::Conflate {
             return;
         }
         if let Some(older) = room.newest.remove(&key) {
             self.rooms[place].bytes -= self.take_out(older);
             counters.slow_conflated += 1;
+            if !self.rooms[place].has_markers {
+                self.rooms[place].gap = Some(older);
+            }
         }
     }
 
@@ -296,28 +319,28 @@ impl Outbox {
         if self.bytes + all > bytes_max {
             self.append(Chunk::default(), SliceKind::Fixed);
             self.empty += 1;
-            return self.rooms[place].note_lost(number, piece.says, counters);
+            return self.rooms[place].note_lost(number, piece.kind, counters);
         }
         self.append(Chunk::Shared(piece.bytes.clone()), SliceKind::Droppable(place as u32));
         let room = &mut self.rooms[place];
         room.bytes += bytes;
-        room.loose.push_back(Droppable { number, says: piece.says });
-        if let (SlowConsumer::Conflate, FrameKind::Message(key)) = (room.slow, piece.says) {
+        room.loose.push_back(Droppable { number, kind: piece.kind });
+        if let (SlowConsumer::Conflate, FrameKind::Message(key)) = (room.slow, piece.kind) {
             room.newest.insert(key, number);
         }
     }
 
     /// The oldest of a room gives way. `false`: nothing of it is loose.
     fn give_way(&mut self, place: usize, counters: &mut ShardCounters) -> bool {
-        while let Some(Droppable { number, says }) = self.rooms[place].loose.pop_front() {
+        while let Some(Droppable { number, kind }) = self.rooms[place].loose.pop_front() {
             let bytes = self.take_out(number);
             if bytes == 0 {
                 continue; // It was conflated.
             }
             let room = &mut self.rooms[place];
             room.bytes -= bytes;
-            room.forget_newest(number, says);
-            room.note_lost(number, says, counters);
+            room.forget_newest(number, kind);
+            room.note_lost(number, kind, counters);
             return true;
         }
         false
@@ -327,7 +350,10 @@ impl Outbox {
     fn tell(&mut self, place: usize, counters: &mut ShardCounters) {
         let room = &mut self.rooms[place];
         let Some(gap) = room.gap.take() else { return };
-        let bytes = notice(&room.name, room.lost);
+        if !room.has_markers {
+            return self.give_up(place);
+        }
+        let bytes = loss_marker(&room.name, room.encoding, room.lost);
         match room.notice.replace(gap) {
             Some(older) => _ = self.take_out(older),
             None => counters.slow_notices += 1,
@@ -336,6 +362,18 @@ impl Outbox {
         self.empty -= 1;
         *self.at(gap) =
             Slice { bytes: Chunk::Shared(bytes), kind: SliceKind::Notice(place as u32) };
+    }
+
+    /// Drops all of a room that waits, and lets the peer leave it: what is gone cannot be told, so
+    /// nothing that comes after it may arrive.
+    fn give_up(&mut self, place: usize) {
+        while let Some(Droppable { number, .. }) = self.rooms[place].loose.pop_front() {
+            self.rooms[place].bytes -= self.take_out(number);
+        }
+        let room = &mut self.rooms[place];
+        room.newest.clear();
+        room.lost = 0;
+        self.losers.extend(room.at.take());
     }
 
     /// The first slice begins to leave: nothing happens to it any more.
@@ -350,9 +388,9 @@ impl Outbox {
             SliceKind::Droppable(place) => {
                 let room = &mut self.rooms[place as usize];
                 room.bytes -= first.bytes.len();
-                while let Some(Droppable { number, says }) = room.loose.pop_front() {
+                while let Some(Droppable { number, kind }) = room.loose.pop_front() {
                     if number == self.first {
-                        return room.forget_newest(number, says);
+                        return room.forget_newest(number, kind);
                     }
                 }
             }
@@ -449,14 +487,14 @@ impl RoomQueue {
     }
 
     /// The message that stood at `number` will not be heard.
-    fn note_lost(&mut self, number: u64, says: FrameKind, counters: &mut ShardCounters) {
-        let messages = match says {
+    fn note_lost(&mut self, number: u64, kind: FrameKind, counters: &mut ShardCounters) {
+        let messages = match kind {
             FrameKind::Message(_) => 1,
             FrameKind::Lost(count) => count,
         };
         self.lost += messages;
         self.gap = Some(number);
-        if let FrameKind::Message(_) = says {
+        if let FrameKind::Message(_) = kind {
             *match self.slow {
                 SlowConsumer::Conflate => &mut counters.slow_conflate_dropped,
                 SlowConsumer::Close | SlowConsumer::DropOldest => &mut counters.slow_dropped,
@@ -471,8 +509,8 @@ impl RoomQueue {
         }
     }
 
-    fn forget_newest(&mut self, number: u64, says: FrameKind) {
-        if let FrameKind::Message(key) = says
+    fn forget_newest(&mut self, number: u64, kind: FrameKind) {
+        if let FrameKind::Message(key) = kind
             && self.newest.get(&key) == Some(&number)
         {
             self.newest.remove(&key);

@@ -46,20 +46,21 @@ impl Told {
         let name = TopicName::room(room);
         let index = room.bytes().map(u32::from).sum();
         let at = TopicId(SlotId { index, generation: 0 });
-        let place = self.outbox.room(at, &name, self.namespaces.policy_of_room(room));
+        let place =
+            self.outbox.room(at, &name, Encoding::NATIVE, self.namespaces.policy_of_room(room));
         self.outbox.push_loose(place, pieces, self.bytes_max, &mut self.counters)
     }
 
-    fn says(&mut self, room: &str, text: &str, says: FrameKind) -> Pushed {
-        self.pieces(room, &[FramePart { bytes: framed(text), says }])
+    fn kind(&mut self, room: &str, text: &str, kind: FrameKind) -> Pushed {
+        self.pieces(room, &[FramePart { bytes: framed(text), kind }])
     }
 
     fn message(&mut self, room: &str, text: &str) {
-        assert_eq!(self.says(room, text, FrameKind::Message(None)), Pushed::Queued);
+        assert_eq!(self.kind(room, text, FrameKind::Message(None)), Pushed::Queued);
     }
 
     fn about(&mut self, room: &str, text: &str, about: &str) {
-        assert_eq!(self.says(room, text, FrameKind::Message(key(about))), Pushed::Queued);
+        assert_eq!(self.kind(room, text, FrameKind::Message(key(about))), Pushed::Queued);
     }
 
     /// The socket takes so many bytes, or all.
@@ -215,7 +216,7 @@ fn what_was_lost_before_it_came_here_is_counted_too() {
     let mut told = Told::new("d: slow_consumer=drop_oldest, slow_bytes_max=256", 2000);
     let text = |n: u32| format!("{n:0>98}");
     told.message("d:x", &text(0));
-    let _queued = told.says("d:x", &lost("d:x", 10), FrameKind::Lost(10));
+    let _queued = told.kind("d:x", &lost("d:x", 10), FrameKind::Lost(10));
     for n in 1..4 {
         told.message("d:x", &text(n));
     }
@@ -229,7 +230,7 @@ fn a_loss_of_unknown_size_gives_way_like_any_other_and_is_told() {
     let mut told = Told::new("d: slow_consumer=drop_oldest, slow_bytes_max=256", 2000);
     let text = |n: u32| format!("{n:0>110}");
     told.reply("before");
-    let _queued = told.says("d:x", &lost("d:x", 0), FrameKind::Lost(0));
+    let _queued = told.kind("d:x", &lost("d:x", 0), FrameKind::Lost(0));
     told.message("d:x", &text(0));
     told.message("d:x", &text(1));
     assert_eq!(told.heard(), ["before", &lost("d:x", 0), &text(0), &text(1)]);
@@ -315,13 +316,13 @@ fn random_step(told: &mut Told, random: &mut Random, sent: &mut [Sent; 3]) -> Pu
                 let Sent { numbers, .. } = &mut sent[which];
                 let pad = " ".repeat(random.below(60) as usize);
                 let about = key(&random.below(4).to_string()).filter(|_| which == 2);
-                let (mut text, mut says) =
+                let (mut text, mut kind) =
                     (format!("{} {numbers} {pad}", rooms[which]), FrameKind::Message(about));
                 if random.below(12) == 0 {
-                    (text, says) = (lost(rooms[which], 3), FrameKind::Lost(3));
+                    (text, kind) = (lost(rooms[which], 3), FrameKind::Lost(3));
                 }
-                *numbers += if let FrameKind::Lost(count) = says { count } else { 1 };
-                pieces.push(FramePart { bytes: framed(&text), says });
+                *numbers += if let FrameKind::Lost(count) = kind { count } else { 1 };
+                pieces.push(FramePart { bytes: framed(&text), kind });
             }
             told.pieces(rooms[which], &pieces)
         }

@@ -10,9 +10,9 @@
 //! Invariant: an epoch is never given twice, neither to a topic that comes back nor after a restart
 //! of this process: it is a time, and every one is later than the one before.
 
-use super::history::{Keep, Log};
+use crate::backplane::history::log::{Keep, Log};
 use crate::ids::{Position, TopicName, UpTo};
-use crate::link::FrameSet;
+use bytes::Bytes;
 use hashbrown::HashMap;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -30,7 +30,7 @@ const LOG_BYTES: usize = 256;
 const SWEPT_PER_TICK: usize = 256;
 
 /// See the module.
-pub struct Logs {
+pub struct MemoryHistories {
     logs: HashMap<TopicName, Kept>,
     /// Every topic once. Whoever stands in front is looked at next, by the sweep and when room is
     /// wanted: then who has spoken since goes behind the others once more.
@@ -58,10 +58,10 @@ struct Kept {
     is_used: bool,
 }
 
-impl Logs {
+impl MemoryHistories {
     /// No histories, and room for so many bytes of them.
-    pub fn new(bytes_max: usize) -> Logs {
-        Logs {
+    pub fn new(bytes_max: usize) -> MemoryHistories {
+        MemoryHistories {
             logs: HashMap::new(),
             round: VecDeque::new(),
             bytes: 0,
@@ -106,9 +106,9 @@ impl Logs {
         is_good
     }
 
-    /// Keeps the frames of the message at [`Log::next`].
-    pub fn push(&mut self, topic: &TopicName, frames: FrameSet, keep: Keep, now: Instant) {
-        self.change(topic, keep, now, |log| log.push(frames, keep, now));
+    /// Stores the message at [`Log::next`].
+    pub fn push(&mut self, topic: &TopicName, body: Bytes, keep: Keep, now: Instant) {
+        self.change(topic, keep, now, |log| log.push(body, keep, now));
         self.make_room(topic);
     }
 
@@ -210,13 +210,11 @@ impl Logs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::Dialect;
-    use bytes::Bytes;
 
     const KEEP: Keep = Keep { messages: 100, time: Duration::from_secs(60) };
 
-    fn frames() -> FrameSet {
-        FrameSet::new(Dialect::ALL.map(|_| Bytes::from(vec![b'x'; 1000])))
+    fn body() -> Bytes {
+        Bytes::from(vec![b'x'; 1000])
     }
 
     fn room(number: usize) -> TopicName {
@@ -226,16 +224,16 @@ mod tests {
     #[test]
     fn whoever_has_been_silent_longest_gives_way_and_is_another_history_when_it_returns() {
         let now = Instant::now();
-        let mut logs = Logs::new(10 * (1000 + LOG_BYTES));
-        (0..10).for_each(|number| logs.push(&room(number), frames(), KEEP, now));
+        let mut logs = MemoryHistories::new(10 * (1000 + LOG_BYTES));
+        (0..10).for_each(|number| logs.push(&room(number), body(), KEEP, now));
         let epochs: Vec<_> =
             (0..10).map(|n| logs.log(&room(n), KEEP, now).position().epoch).collect();
         assert!(epochs.is_sorted_by(|a, b| a < b), "no epoch is given twice");
         // All were just asked for; the next ones take everybody's mark and then the first place.
-        logs.push(&room(10), frames(), KEEP, now);
+        logs.push(&room(10), body(), KEEP, now);
         assert_eq!((logs.topics(), logs.given_up), (10, 1));
         assert!(!logs.logs.contains_key(&room(0)));
-        logs.push(&room(1), frames(), KEEP, now);
+        logs.push(&room(1), body(), KEEP, now);
         assert!(logs.logs.contains_key(&room(1)), "it has just spoken");
         assert!(logs.bytes() <= logs.bytes_max);
         let again = logs.log(&room(0), KEEP, now).position();
@@ -245,20 +243,20 @@ mod tests {
     #[test]
     fn one_topic_may_fill_all_there_is_and_then_loses_its_oldest_messages() {
         let now = Instant::now();
-        let mut logs = Logs::new(LOG_BYTES + 3500);
-        (0..10).for_each(|_| logs.push(&room(0), frames(), KEEP, now));
+        let mut logs = MemoryHistories::new(LOG_BYTES + 3500);
+        (0..10).for_each(|_| logs.push(&room(0), body(), KEEP, now));
         let log = logs.log(&room(0), KEEP, now);
         assert_eq!((log.first(), log.position().offset), (8, 10));
         assert_eq!(logs.given_up, 0);
-        let mut none = Logs::new(10);
-        none.push(&room(0), frames(), KEEP, now);
+        let mut none = MemoryHistories::new(10);
+        none.push(&room(0), body(), KEEP, now);
         assert_eq!(none.log(&room(0), KEEP, now).first(), 2, "nothing fits, and nothing hangs");
     }
 
     #[test]
     fn rooms_in_which_nothing_is_ever_said_give_way_too() {
         let now = Instant::now();
-        let mut logs = Logs::new(10 * LOG_BYTES);
+        let mut logs = MemoryHistories::new(10 * LOG_BYTES);
         for number in 0..100 {
             assert_eq!(logs.log(&room(number), KEEP, now).position().offset, 0);
             assert!(logs.bytes() <= logs.bytes_max);
@@ -269,8 +267,8 @@ mod tests {
     #[test]
     fn time_takes_messages_first_and_a_day_later_the_history() {
         let began = Instant::now();
-        let mut logs = Logs::new(1 << 20);
-        logs.push(&room(0), frames(), KEEP, began);
+        let mut logs = MemoryHistories::new(1 << 20);
+        logs.push(&room(0), body(), KEEP, began);
         let before = logs.log(&room(0), KEEP, began).position();
         logs.tick(began + Duration::from_secs(61));
         assert_eq!((logs.bytes(), logs.topics()), (LOG_BYTES, 1));
@@ -282,11 +280,11 @@ mod tests {
     #[test]
     fn what_is_acknowledged_only_rises_and_ends_with_its_history() {
         let now = Instant::now();
-        let mut logs = Logs::new(1 << 20);
+        let mut logs = MemoryHistories::new(1 << 20);
         let ann = TopicName::user("ann");
         let up_to = |epoch, offset| UpTo { epoch, offset };
         assert!(!logs.acknowledge(&ann, up_to(None, 0)), "there is none");
-        (0..3).for_each(|_| logs.push(&ann, frames(), KEEP, now));
+        (0..3).for_each(|_| logs.push(&ann, body(), KEEP, now));
         let epoch = logs.log(&ann, KEEP, now).position().epoch;
         assert_eq!(logs.acked(&ann), None);
         for (up_to, is_good, acked) in [
@@ -305,7 +303,7 @@ mod tests {
     #[test]
     fn a_key_is_remembered_for_its_time_and_in_its_topic() {
         let began = Instant::now();
-        let mut logs = Logs::new(1 << 20);
+        let mut logs = MemoryHistories::new(1 << 20);
         let at = Position { epoch: 1, offset: 2 };
         logs.keep_key(&room(0), "k".into(), at, began);
         assert_eq!(logs.find_key(&room(0), "k"), Some(at));

@@ -1,7 +1,7 @@
-//! From one message to the shards that have members: frames made once, channels that may be full.
+//! What waits for a shard whose channel is full.
 //!
 //! A full channel must not stop the others, so a delivery that finds no room waits in the shard's
-//! [`Lane`]: a burst is longer than any channel. While it waits, nothing more is taken from that
+//! [`ShardQueue`]: a burst is longer than any channel. While it waits, nothing more is taken from that
 //! shard's clients. Beyond `downlink_backlog_bytes_max` a delivery is dropped, counted under its
 //! topic, and told as `Lost` as soon as there is room again. What must not be dropped (answers, and
 //! `Lost` itself) waits in the lane without that limit.
@@ -9,33 +9,11 @@
 //! Invariant: deliveries and `Lost` never overtake each other. While a loss has not been told, a
 //! delivery is dropped rather than sent past it.
 
-use crate::ids::{ConflateKey, ConnId, TopicId};
+use crate::ids::TopicId;
 use crate::link::channel::ShardPort;
-use crate::link::{Downlink, FrameSet, Keyed};
-use crate::protocol::{Dialect, Event, native};
-use crate::ws::encode::{self, Opcode};
-use bytes::Bytes;
+use crate::link::{Delivery, Downlink};
 use hashbrown::HashMap;
 use std::collections::VecDeque;
-
-/// Writes an event once per dialect: whole WebSocket frames, one allocation of the exact size each.
-pub fn frames(event: &Event<'_>) -> FrameSet {
-    FrameSet::new(Dialect::ALL.map(|dialect| frame(event, dialect)))
-}
-
-fn frame(event: &Event<'_>, dialect: Dialect) -> Bytes {
-    let payload_bytes = match dialect {
-        Dialect::Native => native::encoded_len(event),
-    };
-    let frame_bytes = encode::frame_len(payload_bytes);
-    let mut frame = Vec::with_capacity(frame_bytes);
-    encode::header(Opcode::Text, payload_bytes, &mut frame);
-    match dialect {
-        Dialect::Native => native::write(event, &mut frame),
-    }
-    debug_assert_eq!(frame.len(), frame_bytes, "the length was computed, not guessed");
-    Bytes::from(frame)
-}
 
 /// Room for so many waiting deliveries is kept after a burst.
 const BACKLOG_ITEMS_KEPT: usize = 256;
@@ -44,7 +22,7 @@ const BACKLOG_ITEMS_KEPT: usize = 256;
 const WAITING_BYTES: usize = size_of::<Downlink>();
 
 /// What waits for one shard, and whether it has to be rung.
-pub struct Lane {
+pub struct ShardQueue {
     answers: VecDeque<Downlink>,
     /// Deliveries in their order, each with what it counts for.
     backlog: VecDeque<(Downlink, usize)>,
@@ -56,10 +34,10 @@ pub struct Lane {
     is_touched: bool,
 }
 
-impl Lane {
+impl ShardQueue {
     /// Nothing waits. At most `backlog_bytes_max` bytes of deliveries ever will.
-    pub fn new(backlog_bytes_max: usize) -> Lane {
-        Lane {
+    pub fn new(backlog_bytes_max: usize) -> ShardQueue {
+        ShardQueue {
             answers: VecDeque::new(),
             backlog: VecDeque::new(),
             backlog_bytes: 0,
@@ -94,21 +72,10 @@ impl Lane {
     /// Sends a delivery, now or when there is room. `false`: too much waits already; it is dropped,
     /// and will be told as lost.
     #[must_use]
-    pub fn deliver(
-        &mut self,
-        port: &ShardPort,
-        to: TopicId,
-        frames: FrameSet,
-        except: Option<ConnId>,
-        key: Option<ConflateKey>,
-    ) -> bool {
+    pub fn deliver(&mut self, port: &ShardPort, delivery: Delivery) -> bool {
         self.retry(port);
-        let boxed = key.map_or(0, |_| size_of::<Keyed>());
-        let bytes = WAITING_BYTES + boxed + frames.bytes();
-        let mut item = match key {
-            None => Downlink::Deliver { to, frames, except },
-            Some(key) => Downlink::Keyed(Box::new(Keyed { to, frames, except, key })),
-        };
+        let to = delivery.to;
+        let (mut item, bytes) = item_of(delivery);
         if !self.is_waiting() {
             match self.send(port, item) {
                 Ok(()) => return true,
@@ -186,7 +153,7 @@ impl Lane {
     /// A shard that has ended will never make room, and has nobody left to be told.
     fn clear_if_gone(&mut self, port: &ShardPort) {
         if port.is_gone() {
-            *self = Lane::new(self.backlog_bytes_max);
+            *self = ShardQueue::new(self.backlog_bytes_max);
         }
     }
 
@@ -198,18 +165,33 @@ impl Lane {
     }
 }
 
+/// A delivery as it crosses, boxed only if it has to be, and what it counts for while it waits.
+fn item_of(delivery: Delivery) -> (Downlink, usize) {
+    let bytes = WAITING_BYTES + delivery.frame.len();
+    match delivery {
+        Delivery { to, frame, except, position: None, conflate_key: None } => {
+            (Downlink::Deliver { to, frame, except }, bytes)
+        }
+        more => (Downlink::DeliverWith(Box::new(more)), bytes + size_of::<Delivery>()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ids::SlotId;
     use crate::link::channel::{ShardEnd, window};
+    use bytes::Bytes;
 
     fn topic(index: u32) -> TopicId {
         TopicId(SlotId { index, generation: 0 })
     }
 
-    fn some_frames() -> FrameSet {
-        FrameSet::new(Dialect::ALL.map(|_| Bytes::from_static(b"frame")))
+    const FRAME: &[u8] = b"frame";
+
+    fn delivery(to: u32) -> Delivery {
+        let (to, frame) = (topic(to), Bytes::from_static(FRAME));
+        Delivery { to, frame, except: None, position: None, conflate_key: None }
     }
 
     fn heard(shard: &ShardEnd) -> Vec<String> {
@@ -226,17 +208,17 @@ mod tests {
     #[test]
     fn a_full_channel_drops_deliveries_and_says_so_before_the_next_one() {
         let (shards, end, _ops) = window(1, 4, 2).unwrap();
-        let (shard, port, mut lane) = (&shards[0], &end.shards[0], Lane::new(0));
+        let (shard, port, mut lane) = (&shards[0], &end.shards[0], ShardQueue::new(0));
         let mut delivered = 0;
         for to in [1, 1, 1, 2, 1] {
-            delivered += usize::from(lane.deliver(port, topic(to), some_frames(), None, None));
+            delivered += usize::from(lane.deliver(port, delivery(to)));
         }
         assert_eq!(delivered, 2);
         assert_eq!(heard(shard), ["frame 1", "frame 1"]);
-        assert!(!lane.deliver(port, topic(3), some_frames(), None, None), "both losses go first");
+        assert!(!lane.deliver(port, delivery(3)), "both losses go first");
         assert_eq!(heard(shard), ["lost 2 of 1", "lost 1 of 2"]);
         lane.retry(port);
-        assert!(lane.deliver(port, topic(1), some_frames(), None, None));
+        assert!(lane.deliver(port, delivery(1)));
         assert_eq!(heard(shard), ["lost 1 of 3", "frame 1"]);
         assert!(!lane.is_waiting());
     }
@@ -244,13 +226,13 @@ mod tests {
     #[test]
     fn a_burst_waits_in_its_order_and_only_what_is_too_much_is_lost() {
         let (shards, end, _ops) = window(1, 4, 1).unwrap();
-        let each = WAITING_BYTES + some_frames().bytes();
-        let (shard, port, mut lane) = (&shards[0], &end.shards[0], Lane::new(2 * each));
+        let each = WAITING_BYTES + FRAME.len();
+        let (shard, port, mut lane) = (&shards[0], &end.shards[0], ShardQueue::new(2 * each));
         for to in [1, 2, 3] {
-            assert!(lane.deliver(port, topic(to), some_frames(), None, None));
+            assert!(lane.deliver(port, delivery(to)));
         }
         assert!(lane.is_held(), "and so is the shard");
-        assert!(!lane.deliver(port, topic(4), some_frames(), None, None), "one more than may wait");
+        assert!(!lane.deliver(port, delivery(4)), "one more than may wait");
         let mut all = Vec::new();
         while lane.is_waiting() {
             all.extend(heard(shard));
@@ -259,18 +241,18 @@ mod tests {
         all.extend(heard(shard));
         assert_eq!(all, ["frame 1", "frame 2", "frame 3", "lost 1 of 4"]);
         assert_eq!(lane.backlog_bytes, 0);
-        assert!(lane.deliver(port, topic(5), some_frames(), None, None));
+        assert!(lane.deliver(port, delivery(5)));
         assert_eq!(heard(shard), ["frame 5"]);
     }
 
     #[test]
     fn an_answer_waits_for_room_and_nothing_overtakes_it() {
         let (shards, end, _ops) = window(1, 4, 1).unwrap();
-        let (shard, port, mut lane) = (&shards[0], &end.shards[0], Lane::new(0));
+        let (shard, port, mut lane) = (&shards[0], &end.shards[0], ShardQueue::new(0));
         lane.answer(port, Downlink::Joined { at: topic(1) });
         lane.answer(port, Downlink::Joined { at: topic(2) });
         assert!(lane.is_held());
-        assert!(!lane.deliver(port, topic(2), some_frames(), None, None));
+        assert!(!lane.deliver(port, delivery(2)));
         assert_eq!(heard(shard), ["joined 1"]);
         lane.retry(port);
         assert_eq!(heard(shard), ["joined 2"]);
@@ -282,9 +264,9 @@ mod tests {
     #[test]
     fn a_topic_that_left_is_told_of_no_loss() {
         let (shards, end, _ops) = window(1, 4, 1).unwrap();
-        let (shard, port, mut lane) = (&shards[0], &end.shards[0], Lane::new(0));
-        let _sent = lane.deliver(port, topic(1), some_frames(), None, None);
-        let _dropped = lane.deliver(port, topic(1), some_frames(), None, None);
+        let (shard, port, mut lane) = (&shards[0], &end.shards[0], ShardQueue::new(0));
+        let _sent = lane.deliver(port, delivery(1));
+        let _dropped = lane.deliver(port, delivery(1));
         lane.forget(topic(1));
         assert_eq!(heard(shard), ["frame 1"]);
         lane.retry(port);
@@ -295,10 +277,10 @@ mod tests {
     #[test]
     fn nothing_waits_for_a_shard_that_has_ended() {
         let (shards, end, _ops) = window(1, 4, 1).unwrap();
-        let (port, mut lane) = (&end.shards[0], Lane::new(0));
+        let (port, mut lane) = (&end.shards[0], ShardQueue::new(0));
         lane.answer(port, Downlink::Joined { at: topic(1) });
         lane.answer(port, Downlink::Joined { at: topic(2) });
-        assert!(!lane.deliver(port, topic(1), some_frames(), None, None));
+        assert!(!lane.deliver(port, delivery(1)));
         assert!(lane.is_held() && lane.is_waiting());
         drop(shards);
         lane.retry(port);
@@ -308,7 +290,7 @@ mod tests {
     #[test]
     fn only_a_lane_that_sent_something_rings() {
         let (shards, end, _ops) = window(1, 4, 8).unwrap();
-        let (shard, port, mut lane) = (&shards[0], &end.shards[0], Lane::new(0));
+        let (shard, port, mut lane) = (&shards[0], &end.shards[0], ShardQueue::new(0));
         assert!(shard.may_sleep());
         lane.ring(port);
         assert!(shard.bell().ring(), "nothing was sent, so it still sleeps");

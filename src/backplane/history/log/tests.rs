@@ -1,0 +1,181 @@
+use super::*;
+use crate::backplane::message::Message;
+use serde_json::Value;
+
+const KEEP: Keep = Keep { messages: 5, time: Duration::from_secs(60) };
+
+/// What one message is as a native frame, and as an element of a page.
+const FRAME_BYTES: usize = 2 + ELEMENT_BYTES;
+const ELEMENT_BYTES: usize =
+    r#"{"type":"message","room_id":"t","payload":1,"epoch":"7","offset":1}"#.len();
+
+fn body(number: u64) -> Bytes {
+    let payload = number.to_string();
+    let message = Message {
+        topic: "r:t",
+        from: None,
+        payload: payload.as_bytes(),
+        except: None,
+        conflate_key: None,
+        key: None,
+    };
+    message.stored()
+}
+
+/// Messages `1..=top`, of which five are stored.
+fn log(top: u64) -> Log {
+    let mut log = Log::new(7, 0);
+    let now = Instant::now();
+    (1..=top).for_each(|number| log.push(body(number), KEEP, now));
+    log
+}
+
+fn at(offset: u64) -> Position {
+    Position { epoch: 7, offset }
+}
+
+/// Calls `ask` for a native reader of so many bytes.
+fn read<T>(bytes_max: usize, ask: impl FnOnce(Reader<'_>) -> T) -> T {
+    let topic = TopicName::room("t");
+    ask(Reader { topic: &topic, encoding: Encoding::NATIVE, bytes_max })
+}
+
+/// `<7><8>`: each message of a run; its payload must be its offset.
+fn shown(json: &str) -> String {
+    let message: Value = serde_json::from_str(json).unwrap();
+    assert_eq!((&message["type"], &message["payload"]), (&"message".into(), &message["offset"]));
+    format!("<{}>", message["offset"])
+}
+
+fn frames(run: &Run) -> String {
+    let (mut rest, mut all) = (&run.bytes[..], String::new());
+    while let [first, length, after @ ..] = rest {
+        assert_eq!(*first, 0x81);
+        let (json, after) = after.split_at(usize::from(*length));
+        all += &shown(std::str::from_utf8(json).unwrap());
+        rest = after;
+    }
+    all
+}
+
+fn text(run: Run) -> String {
+    format!("{}: {}", run.messages, frames(&run))
+}
+
+fn since(log: &mut Log, offset: u64, bytes_max: usize) -> Result<String, Unrecovered> {
+    read(bytes_max, |reader| log.since(at(offset), reader)).map(text)
+}
+
+#[test]
+fn a_client_that_was_away_gets_what_it_missed_and_no_more() {
+    let mut log = log(8);
+    let all = 10 * FRAME_BYTES;
+    assert_eq!(since(&mut log, 8, all), Ok("0: ".into()));
+    assert_eq!(since(&mut log, 6, all), Ok("2: <7><8>".into()));
+    assert_eq!(since(&mut log, 3, all), Ok("5: <4><5><6><7><8>".into()));
+    assert_eq!(since(&mut log, 2, all), Err(Unrecovered::Trimmed));
+    assert_eq!(since(&mut log, 9, all), Err(Unrecovered::TailLost));
+    let foreign = Position { epoch: 8, offset: 8 };
+    assert_eq!(read(all, |reader| log.since(foreign, reader)), Err(Unrecovered::Epoch));
+    assert_eq!(since(&mut self::log(8), 6, 2 * FRAME_BYTES - 1), Err(Unrecovered::TooMuch));
+}
+
+#[test]
+fn a_user_gets_what_it_has_not_acknowledged_and_is_told_what_is_gone() {
+    use Recovery::{NotRecovered, Recovered};
+    let brought = |acked, bytes_max| {
+        let (recovery, run) = read(bytes_max, |reader| log(8).unacknowledged(acked, reader));
+        (recovery, frames(&run))
+    };
+    let all_bytes = 10 * FRAME_BYTES;
+    assert_eq!(brought(Some(6), all_bytes), (Recovered { messages: 2 }, "<7><8>".into()));
+    assert_eq!(brought(Some(8), all_bytes), (Recovered { messages: 0 }, "".into()));
+    assert_eq!(brought(Some(99), all_bytes), (Recovered { messages: 0 }, "".into()));
+    assert_eq!(brought(Some(3), all_bytes).0, Recovered { messages: 5 });
+    let all = "<4><5><6><7><8>".to_owned();
+    assert_eq!(brought(Some(2), all_bytes), (NotRecovered(Unrecovered::Trimmed), all.clone()));
+    assert_eq!(brought(None, all_bytes), (NotRecovered(Unrecovered::Epoch), all));
+    let newest = (NotRecovered(Unrecovered::TooMuch), "<7><8>".to_owned());
+    assert_eq!(brought(Some(4), 3 * FRAME_BYTES - 1), newest);
+    assert_eq!(brought(Some(4), FRAME_BYTES - 1).1, "", "not even one");
+    let none = read(10, |reader| Log::new(7, 0).unacknowledged(Some(0), reader));
+    assert_eq!(none, (Recovered { messages: 0 }, Run::default()));
+}
+
+#[test]
+fn thousands_at_the_same_position_share_one_run_until_the_next_message() {
+    let mut log = log(8);
+    let run = |log: &mut Log, offset| read(1000, |reader| log.since(at(offset), reader)).unwrap();
+    let (one, two) = (run(&mut log, 6), run(&mut log, 6));
+    assert_eq!(one.bytes.as_ptr(), two.bytes.as_ptr());
+    log.push(body(9), KEEP, Instant::now());
+    assert_eq!(since(&mut log, 6, 1000), Ok("3: <7><8><9>".into()));
+    run(&mut log, 4);
+    log.drop_oldest();
+    assert_eq!(since(&mut log, 4, 1000), Err(Unrecovered::Trimmed));
+    run(&mut log, 7);
+    log.adopt(8);
+    let later = read(1000, |reader| log.since(Position { epoch: 8, offset: 7 }, reader)).unwrap();
+    assert!(String::from_utf8_lossy(&later.bytes).contains(r#""epoch":"8""#));
+}
+
+#[test]
+fn what_is_too_much_or_too_old_goes() {
+    let mut log = Log::new(7, 0);
+    let began = Instant::now();
+    for number in 1..=3 {
+        log.push(body(number), KEEP, began + Duration::from_secs(number * 20));
+    }
+    let each = body(1).len();
+    assert_eq!((log.first(), log.bytes()), (1, 3 * each));
+    log.trim(KEEP, began + Duration::from_secs(80));
+    assert_eq!((log.first(), log.bytes()), (2, 2 * each));
+    log.trim(KEEP, began + Duration::from_secs(1000));
+    assert!(log.is_empty());
+    assert_eq!((log.position(), log.first(), log.bytes()), (at(3), 4, 0));
+    assert_eq!(since(&mut log, 3, 0), Ok("0: ".into()));
+}
+
+#[test]
+fn pages_go_forward_from_the_oldest_and_backward_from_the_newest() {
+    let log = log(8);
+    let of = |page: Page, bytes_max| {
+        let run = read(bytes_max, |reader| log.page(page, reader)).unwrap();
+        let array: Vec<Value> =
+            serde_json::from_slice(&[b"[", &run.bytes[..], b"]"].concat()).unwrap();
+        assert_eq!(array.len() as u64, run.messages);
+        array.iter().map(|message| shown(&message.to_string())).collect::<String>()
+    };
+    let page = |since: Option<u64>, limit, reverse| {
+        of(Page { since: since.map(at), limit, reverse }, 1000)
+    };
+    assert_eq!(page(None, 2, false), "<4><5>");
+    assert_eq!(page(None, 2, true), "<8><7>");
+    assert_eq!(page(None, 100, false), "<4><5><6><7><8>");
+    assert_eq!(page(Some(5), 2, false), "<6><7>");
+    assert_eq!(page(Some(7), 2, true), "<6><5>");
+    assert_eq!(page(Some(1), 1, false), "<4>");
+    assert_eq!(page(Some(u64::MAX), 1, false), "");
+    assert_eq!(page(Some(4), 9, true), "");
+    assert_eq!(page(None, 0, true), "");
+    let all = Page { since: None, limit: 100, reverse: false };
+    assert_eq!(of(all, 3 * ELEMENT_BYTES), "<4><5>", "as many as fit");
+    assert_eq!(of(all, 0), "<4>", "one always does");
+    let since = Some(Position { epoch: 1, offset: 1 });
+    let foreign = Page { since, limit: 1, reverse: false };
+    assert_eq!(read(1000, |reader| log.page(foreign, reader)), Err(Unrecovered::Epoch));
+}
+
+#[test]
+fn a_message_that_cannot_be_read_is_one_lost_message_in_its_place() {
+    let mut log = Log::new(7, 0);
+    for bytes in [body(1), Bytes::from_static(b"\x63 of another version"), body(3)] {
+        log.push(bytes, KEEP, Instant::now());
+    }
+    let run = read(1000, |reader| log.since(at(0), reader)).unwrap();
+    let text = String::from_utf8_lossy(&run.bytes);
+    let [one, lost, three] =
+        ["\"offset\":1}", r#"{"type":"lost","room_id":"t","count":1}"#, "\"offset\":3}"]
+            .map(|what| text.find(what).unwrap_or_else(|| panic!("{what} is not in {text}")));
+    assert!(one < lost && lost < three && run.messages == 3);
+}

@@ -1,0 +1,247 @@
+//! The client protocols, and the only `match` on which one a connection speaks.
+//!
+//! Everything that differs between them is answered here: how a message becomes requests, how an
+//! event is written, whether a connection is greeted, how it is kept alive, which close code says
+//! what, and what becomes of a topic of which something was lost. A shard asks and does not know.
+//!
+//! An [`Encoding`] is one form of finished bytes. What one message costs is one encoding for each
+//! that has members on a node, so it is kept in one byte and compared, never looked into, on a
+//! delivery's way.
+
+use super::run::{RunKind, RunStyle};
+use super::{Event, Rejected, Request, native};
+use crate::ids::TopicKind;
+
+/// A client protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// `campanile.v1`: JSON in text messages.
+    Native,
+    /// A plain echo of text and binary messages, for conformance suites. It has no topics.
+    Echo,
+}
+
+/// One form of finished bytes: dialect × format × framing × compression × delta.
+///
+/// ```text
+/// bit   7      6           5       4 3     2 1 0
+///       delta  compressed  framing format  dialect
+/// ```
+///
+/// Bits 3 to 7 are zero until a dialect has more than one form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Encoding(u8);
+
+/// How finished bytes travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// One text message of RFC 6455 for each event.
+    WebSocketText,
+}
+
+/// One message of a client.
+#[derive(Debug)]
+pub enum Incoming<'a> {
+    /// A text message: UTF-8. It is parsed in place.
+    Text(&'a mut [u8]),
+    /// A binary message.
+    Binary(&'a [u8]),
+}
+
+/// What one message of a client asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Parsed<'a> {
+    /// One of its requests.
+    Request(Request<'a>),
+    /// A request that was not understood. It is answered, and the connection stays.
+    Rejected(Rejected),
+    /// These bytes go back as they came.
+    Echo {
+        /// As a text message; otherwise as a binary one.
+        is_text: bool,
+        /// The bytes.
+        payload: &'a [u8],
+    },
+    /// A kind of message that this dialect does not have: the connection is closed.
+    Unsupported,
+}
+
+/// How a connection is kept alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heartbeat {
+    /// By a ping of RFC 6455 §5.5.2, which every client's library answers by itself.
+    WebSocketPing,
+}
+
+/// Why the server closes a connection that has done nothing wrong in RFC 6455's eyes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Farewell {
+    /// A kind of message that the dialect does not have.
+    Unsupported,
+    /// More waits for it than may wait.
+    Slow,
+    /// This node has as many topics as it may have.
+    Overloaded,
+    /// No answer to a heartbeat.
+    Silent,
+    /// This node drains.
+    Drain,
+    /// Its token has expired.
+    TokenExpired,
+    /// Messages of a topic were lost, and its client has to come back to recover them.
+    Lost,
+}
+
+/// What becomes of a member of a topic of which messages were lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LossVerdict {
+    /// It receives an event in the place of what was lost, and stays.
+    Event,
+    /// It leaves the topic, and an event says so. From its user's own topic nobody can leave: there it
+    /// is closed.
+    Leave,
+    /// Its connection is closed.
+    Close,
+}
+
+impl Dialect {
+    /// Whether its connections have a user, join rooms and receive broadcasts. Those of a dialect
+    /// without topics only get back what they send, and may send more of it.
+    pub fn has_topics(self) -> bool {
+        match self {
+            Dialect::Native => true,
+            Dialect::Echo => false,
+        }
+    }
+
+    /// Reads one message of a client: any number of requests, in their order.
+    pub fn parse<'a>(
+        self,
+        message: Incoming<'a>,
+        json_depth_max: usize,
+        mut each: impl FnMut(Parsed<'a>),
+    ) {
+        match (self, message) {
+            (Dialect::Native, Incoming::Text(text)) => each(
+                native::parse(text, json_depth_max).map_or_else(Parsed::Rejected, Parsed::Request),
+            ),
+            (Dialect::Native, Incoming::Binary(_)) => each(Parsed::Unsupported),
+            (Dialect::Echo, Incoming::Text(payload)) => {
+                each(Parsed::Echo { is_text: true, payload })
+            }
+            (Dialect::Echo, Incoming::Binary(payload)) => {
+                each(Parsed::Echo { is_text: false, payload })
+            }
+        }
+    }
+
+    /// The exact number of bytes that [`Dialect::write`] appends.
+    pub fn encoded_len(self, event: &Event<'_>) -> usize {
+        match self {
+            Dialect::Native => native::encoded_len(event),
+            Dialect::Echo => 0,
+        }
+    }
+
+    /// Appends an event, without framing. Nothing, where the dialect has no such event.
+    pub fn write(self, event: &Event<'_>, out: &mut Vec<u8>) {
+        match self {
+            Dialect::Native => native::write(event, out),
+            Dialect::Echo => {}
+        }
+    }
+
+    /// What a run of stored messages looks like.
+    pub fn run_style(self, kind: RunKind) -> RunStyle {
+        match (self, kind) {
+            (Dialect::Native | Dialect::Echo, RunKind::Missed) => RunStyle::Frames,
+            (Dialect::Native | Dialect::Echo, RunKind::Page) => {
+                RunStyle::Elements { separator: b',' }
+            }
+        }
+    }
+
+    /// How its connections are kept alive.
+    pub fn heartbeat(self) -> Heartbeat {
+        match self {
+            Dialect::Native | Dialect::Echo => Heartbeat::WebSocketPing,
+        }
+    }
+
+    /// The close code (RFC 6455 §7.4) and the reason that stands beside it.
+    pub fn close(self, why: Farewell) -> (u16, &'static str) {
+        match self {
+            Dialect::Native | Dialect::Echo => match why {
+                Farewell::Unsupported => (1003, "binary messages are not spoken here, send text"),
+                Farewell::Slow => {
+                    (1013, "too slow: more is waiting for this connection than may wait")
+                }
+                Farewell::Overloaded => (1013, "this server has as many topics as it may have"),
+                Farewell::Silent => (1001, "no answer to a ping"),
+                Farewell::Drain => (1001, "this server goes away, connect again"),
+                Farewell::TokenExpired => (4401, "token_expired"),
+                Farewell::Lost => (1013, "messages were lost, connect again"),
+            },
+        }
+    }
+
+    /// What becomes of a member of `topic` when messages of it were lost.
+    pub fn on_loss(self, _topic: TopicKind<'_>) -> LossVerdict {
+        match self {
+            Dialect::Native | Dialect::Echo => LossVerdict::Event,
+        }
+    }
+
+    fn framing(self) -> Framing {
+        match self {
+            Dialect::Native | Dialect::Echo => Framing::WebSocketText,
+        }
+    }
+
+    const fn number(self) -> u8 {
+        match self {
+            Dialect::Native => 0,
+            Dialect::Echo => 1,
+        }
+    }
+}
+
+impl Encoding {
+    /// JSON in text messages.
+    pub const NATIVE: Encoding = Encoding::of(Dialect::Native);
+
+    /// All that a connection may have.
+    pub const ALL: [Encoding; Encoding::COUNT] =
+        [Encoding::of(Dialect::Native), Encoding::of(Dialect::Echo)];
+
+    /// How many there are.
+    pub const COUNT: usize = 2;
+
+    /// Where it stands in [`Encoding::ALL`].
+    pub const fn place(self) -> usize {
+        (self.0 & 0b111) as usize
+    }
+
+    /// The plain form of a dialect.
+    pub const fn of(dialect: Dialect) -> Encoding {
+        Encoding(dialect.number())
+    }
+
+    /// Which protocol.
+    pub fn dialect(self) -> Dialect {
+        match self.0 & 0b111 {
+            0 => Dialect::Native,
+            _ => Dialect::Echo,
+        }
+    }
+
+    /// How its bytes travel.
+    pub fn framing(self) -> Framing {
+        self.dialect().framing()
+    }
+
+    /// The byte, for tables.
+    pub const fn get(self) -> u8 {
+        self.0
+    }
+}
