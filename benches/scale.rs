@@ -153,10 +153,10 @@ fn print(work: &Work, contestants: &[Contestant], runs: &[Vec<Run>]) {
     let rooms = if *rooms == 1 { "1 room".into() } else { format!("{rooms} rooms") };
     println!("{rooms} of {members}, {window} outstanding each; median (least to most)");
     for (contestant, own) in contestants.iter().zip(runs) {
-        let of = |value: fn(&Run) -> f64| LoadTable::of(own.iter().map(value).collect());
+        let of = |value: fn(&Run) -> f64| Spread::of(own.iter().map(value).collect());
         let against = |other: &[Run]| {
             let pairs = own.iter().zip(other);
-            LoadTable::of(pairs.map(|(own, other)| own.cost_us() / other.cost_us()).collect())
+            Spread::of(pairs.map(|(own, other)| own.cost_us() / other.cost_us()).collect())
         };
         print!(
             "  {:12}  {:.3} µs a delivery, {:.2} × 1 shard; {:.0} deliveries/s",
@@ -351,24 +351,24 @@ fn measure(contestant: Contestant, work: &Work, size: &Size) -> Result<Run, Stri
     Ok(Run { fanout: report.fanout.ok_or("a fanout without a result")?, counted })
 }
 
-struct LoadTable {
+struct Spread {
     least: f64,
     median: f64,
     most: f64,
 }
 
-impl LoadTable {
-    fn of(mut values: Vec<f64>) -> LoadTable {
+impl Spread {
+    fn of(mut values: Vec<f64>) -> Spread {
         values.sort_by(f64::total_cmp);
         let last = values.len() - 1;
-        LoadTable { least: values[0], median: values[values.len() / 2], most: values[last] }
+        Spread { least: values[0], median: values[values.len() / 2], most: values[last] }
     }
 }
 
-impl std::fmt::Display for LoadTable {
+impl std::fmt::Display for Spread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let digits = f.precision().unwrap_or(2);
-        let LoadTable { least, median, most } = self;
+        let Spread { least, median, most } = self;
         write!(f, "{median:.digits$} ({least:.digits$} to {most:.digits$})")
     }
 }

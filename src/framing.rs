@@ -3,16 +3,44 @@
 //! Invariant: the length is computed, not guessed, so a frame is one allocation of the exact size.
 
 use crate::protocol::Event;
-use crate::protocol::dialect::{Encoding, Framing};
+use crate::protocol::dialect::{Encoding, Framing, Heartbeat};
 use crate::protocol::run::{Run, RunKind, RunStyle};
 use crate::ws::encode::{self, Opcode};
 use bytes::Bytes;
 
 /// The exact number of bytes that [`write()`] appends.
 pub fn frame_len(event: &Event<'_>, encoding: Encoding) -> usize {
-    let payload_bytes = encoding.dialect().encoded_len(event);
+    payload_frame_len(encoding.dialect().encoded_len(event), encoding)
+}
+
+fn payload_frame_len(payload_bytes: usize, encoding: Encoding) -> usize {
     match encoding.framing() {
         Framing::WebSocketText => encode::frame_len(payload_bytes),
+        #[cfg(feature = "test-dialect")]
+        Framing::WebSocketBinary => encode::frame_len(payload_bytes),
+    }
+}
+
+/// What stands before a payload of so many bytes.
+fn header(payload_bytes: usize, encoding: Encoding, out: &mut Vec<u8>) {
+    match encoding.framing() {
+        Framing::WebSocketText => encode::header(Opcode::Text, payload_bytes, out),
+        #[cfg(feature = "test-dialect")]
+        Framing::WebSocketBinary => encode::header(Opcode::Binary, payload_bytes, out),
+    }
+}
+
+/// What a connection is kept alive with.
+pub fn heartbeat(encoding: Encoding) -> Bytes {
+    match encoding.dialect().heartbeat() {
+        Heartbeat::WebSocketPing => Bytes::from_static(&[0x80 | Opcode::Ping as u8, 0]),
+        #[cfg(feature = "test-dialect")]
+        Heartbeat::Message(payload) => {
+            let mut frame = Vec::with_capacity(payload_frame_len(payload.len(), encoding));
+            header(payload.len(), encoding, &mut frame);
+            frame.extend_from_slice(payload);
+            Bytes::from(frame)
+        }
     }
 }
 
@@ -21,9 +49,7 @@ pub fn write(event: &Event<'_>, encoding: Encoding, out: &mut Vec<u8>) {
     let dialect = encoding.dialect();
     let before = out.len();
     let payload_bytes = dialect.encoded_len(event);
-    match encoding.framing() {
-        Framing::WebSocketText => encode::header(Opcode::Text, payload_bytes, out),
-    }
+    header(payload_bytes, encoding, out);
     dialect.write(event, out);
     debug_assert_eq!(out.len() - before, frame_len(event, encoding), "computed, not guessed");
 }

@@ -115,7 +115,7 @@ pub struct Reactor {
     read_turn_bytes_max: usize,
     uplink_items_max: usize,
     downlink_items_max: usize,
-    /// What others were told of [`Shard::connections_in`].
+    /// What others were told of [`Shard::broadcast_receivers`].
     told_connections: [u32; Encoding::COUNT],
     born: Instant,
     last_tick_ms: u64,
@@ -453,7 +453,7 @@ impl Reactor {
     /// Says who a broadcast is for, if that has changed.
     fn tell_connections(&mut self) {
         for encoding in Encoding::ALL {
-            let open = self.shard.connections_in(encoding);
+            let open = self.shard.broadcast_receivers(encoding);
             let told = &mut self.told_connections[encoding.place()];
             if *told != open {
                 *told = open;

@@ -8,6 +8,8 @@
 //! that has members on a node, so it is kept in one byte and compared, never looked into, on a
 //! delivery's way.
 
+#[cfg(feature = "test-dialect")]
+use super::lines;
 use super::run::{RunKind, RunStyle};
 use super::{Event, Rejected, Request, native};
 use crate::ids::TopicKind;
@@ -19,6 +21,9 @@ pub enum Dialect {
     Native,
     /// A plain echo of text and binary messages, for conformance suites. It has no topics.
     Echo,
+    /// For tests: see [`super::lines`].
+    #[cfg(feature = "test-dialect")]
+    Lines,
 }
 
 /// One form of finished bytes: dialect × format × framing × compression × delta.
@@ -37,6 +42,9 @@ pub struct Encoding(u8);
 pub enum Framing {
     /// One text message of RFC 6455 for each event.
     WebSocketText,
+    /// One binary message of RFC 6455 for each event.
+    #[cfg(feature = "test-dialect")]
+    WebSocketBinary,
 }
 
 /// One message of a client.
@@ -71,6 +79,9 @@ pub enum Parsed<'a> {
 pub enum Heartbeat {
     /// By a ping of RFC 6455 §5.5.2, which every client's library answers by itself.
     WebSocketPing,
+    /// By a message of the dialect: this payload, which its clients answer.
+    #[cfg(feature = "test-dialect")]
+    Message(&'static [u8]),
 }
 
 /// Why the server closes a connection that has done nothing wrong in RFC 6455's eyes.
@@ -111,6 +122,8 @@ impl Dialect {
         match self {
             Dialect::Native => true,
             Dialect::Echo => false,
+            #[cfg(feature = "test-dialect")]
+            Dialect::Lines => true,
         }
     }
 
@@ -132,6 +145,10 @@ impl Dialect {
             (Dialect::Echo, Incoming::Binary(payload)) => {
                 each(Parsed::Echo { is_text: false, payload })
             }
+            #[cfg(feature = "test-dialect")]
+            (Dialect::Lines, Incoming::Binary(message)) => lines::parse(message, each),
+            #[cfg(feature = "test-dialect")]
+            (Dialect::Lines, Incoming::Text(_)) => each(Parsed::Unsupported),
         }
     }
 
@@ -140,6 +157,12 @@ impl Dialect {
         match self {
             Dialect::Native => native::encoded_len(event),
             Dialect::Echo => 0,
+            #[cfg(feature = "test-dialect")]
+            Dialect::Lines => {
+                let mut line = Vec::new();
+                lines::write(event, &mut line);
+                line.len()
+            }
         }
     }
 
@@ -148,6 +171,8 @@ impl Dialect {
         match self {
             Dialect::Native => native::write(event, out),
             Dialect::Echo => {}
+            #[cfg(feature = "test-dialect")]
+            Dialect::Lines => lines::write(event, out),
         }
     }
 
@@ -158,6 +183,8 @@ impl Dialect {
             (Dialect::Native | Dialect::Echo, RunKind::Page) => {
                 RunStyle::Elements { separator: b',' }
             }
+            #[cfg(feature = "test-dialect")]
+            (Dialect::Lines, _) => RunStyle::Elements { separator: b'\n' },
         }
     }
 
@@ -165,36 +192,34 @@ impl Dialect {
     pub fn heartbeat(self) -> Heartbeat {
         match self {
             Dialect::Native | Dialect::Echo => Heartbeat::WebSocketPing,
+            #[cfg(feature = "test-dialect")]
+            Dialect::Lines => Heartbeat::Message(lines::HEARTBEAT),
         }
     }
 
     /// The close code (RFC 6455 §7.4) and the reason that stands beside it.
     pub fn close(self, why: Farewell) -> (u16, &'static str) {
         match self {
-            Dialect::Native | Dialect::Echo => match why {
-                Farewell::Unsupported => (1003, "binary messages are not spoken here, send text"),
-                Farewell::Slow => {
-                    (1013, "too slow: more is waiting for this connection than may wait")
-                }
-                Farewell::Overloaded => (1013, "this server has as many topics as it may have"),
-                Farewell::Silent => (1001, "no answer to a ping"),
-                Farewell::Drain => (1001, "this server goes away, connect again"),
-                Farewell::TokenExpired => (4401, "token_expired"),
-                Farewell::Lost => (1013, "messages were lost, connect again"),
-            },
+            Dialect::Native | Dialect::Echo => native_close(why),
+            #[cfg(feature = "test-dialect")]
+            Dialect::Lines => (4000 + why as u16, "by the dialect for tests"),
         }
     }
 
     /// What becomes of a member of `topic` when messages of it were lost.
-    pub fn on_loss(self, _topic: TopicKind<'_>) -> LossVerdict {
-        match self {
-            Dialect::Native | Dialect::Echo => LossVerdict::Event,
+    pub fn on_loss(self, topic: TopicKind<'_>) -> LossVerdict {
+        match (self, topic) {
+            (Dialect::Native | Dialect::Echo, _) => LossVerdict::Event,
+            #[cfg(feature = "test-dialect")]
+            (Dialect::Lines, topic) => lines::on_loss(topic),
         }
     }
 
     fn framing(self) -> Framing {
         match self {
             Dialect::Native | Dialect::Echo => Framing::WebSocketText,
+            #[cfg(feature = "test-dialect")]
+            Dialect::Lines => Framing::WebSocketBinary,
         }
     }
 
@@ -202,7 +227,22 @@ impl Dialect {
         match self {
             Dialect::Native => 0,
             Dialect::Echo => 1,
+            #[cfg(feature = "test-dialect")]
+            Dialect::Lines => 2,
         }
+    }
+}
+
+/// The close codes of `campanile.v1`.
+fn native_close(why: Farewell) -> (u16, &'static str) {
+    match why {
+        Farewell::Unsupported => (1003, "binary messages are not spoken here, send text"),
+        Farewell::Slow => (1013, "too slow: more is waiting for this connection than may wait"),
+        Farewell::Overloaded => (1013, "this server has as many topics as it may have"),
+        Farewell::Silent => (1001, "no answer to a ping"),
+        Farewell::Drain => (1001, "this server goes away, connect again"),
+        Farewell::TokenExpired => (4401, "token_expired"),
+        Farewell::Lost => (1013, "messages were lost, connect again"),
     }
 }
 
@@ -211,11 +251,15 @@ impl Encoding {
     pub const NATIVE: Encoding = Encoding::of(Dialect::Native);
 
     /// All that a connection may have.
-    pub const ALL: [Encoding; Encoding::COUNT] =
-        [Encoding::of(Dialect::Native), Encoding::of(Dialect::Echo)];
+    pub const ALL: [Encoding; Encoding::COUNT] = [
+        Encoding::of(Dialect::Native),
+        Encoding::of(Dialect::Echo),
+        #[cfg(feature = "test-dialect")]
+        Encoding::of(Dialect::Lines),
+    ];
 
     /// How many there are.
-    pub const COUNT: usize = 2;
+    pub const COUNT: usize = if cfg!(feature = "test-dialect") { 3 } else { 2 };
 
     /// Where it stands in [`Encoding::ALL`].
     pub const fn place(self) -> usize {
@@ -231,6 +275,8 @@ impl Encoding {
     pub fn dialect(self) -> Dialect {
         match self.0 & 0b111 {
             0 => Dialect::Native,
+            #[cfg(feature = "test-dialect")]
+            2 => Dialect::Lines,
             _ => Dialect::Echo,
         }
     }

@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 pub mod dialect;
 pub mod json;
+#[cfg(feature = "test-dialect")]
+pub mod lines;
 pub mod native;
 pub mod run;
 

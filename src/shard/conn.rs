@@ -40,7 +40,7 @@ pub enum ConnState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadState {
     /// It does not.
-    CommandError,
+    Idle,
     /// It does; what comes after a short read has an edge of its own.
     Queued,
     /// It does, and edges have been seen meanwhile: it must be read until nothing is left.
@@ -205,7 +205,7 @@ impl Conn {
             encoding: Encoding::NATIVE,
             has_token: false,
             expires: false,
-            unread: ReadState::CommandError,
+            unread: ReadState::Idle,
             reason: None,
             rights: none,
             joined: Memberships::default(),

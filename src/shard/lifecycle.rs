@@ -10,6 +10,7 @@
 //! connection is visited once per ping interval and no moment carries more than its share.
 
 use crate::auth::Identity;
+use crate::framing;
 use crate::ids::{ANONYMOUS_PREFIX, ConnId, TopicName};
 use crate::protocol::Event;
 use crate::protocol::dialect::Encoding;
@@ -17,12 +18,9 @@ use crate::shard::Shard;
 use crate::shard::conn::{CloseReason, Conn, ConnState, ReadState};
 use crate::shard::delivery::Follows;
 use crate::ws::close::CloseCode;
-use crate::ws::encode::{self, Opcode};
+use crate::ws::encode;
 use bytes::Bytes;
 use std::collections::VecDeque;
-
-/// An empty ping.
-const PING: &[u8] = &[0x80 | Opcode::Ping as u8, 0];
 
 /// Longest time over which clients are asked to spread their return after a drain.
 const RECONNECT_SPREAD_MS: u64 = 5_000;
@@ -155,7 +153,7 @@ impl Shard {
     pub fn handle_readable(&mut self, conn: ConnId, to_the_end: bool) -> bool {
         let Some(c) = self.conns.get_mut(conn.0) else { return false };
         c.heard = true;
-        let is_new = c.unread == ReadState::CommandError;
+        let is_new = c.unread == ReadState::Idle;
         c.unread = if is_new && !to_the_end { ReadState::Queued } else { ReadState::ToTheEnd };
         is_new
     }
@@ -164,7 +162,7 @@ impl Shard {
     /// whether it must be read until nothing is left. `None`: it has gone.
     pub fn begin_reading(&mut self, conn: ConnId) -> Option<(u32, bool)> {
         let c = self.conns.get_mut(conn.0)?;
-        let unread = std::mem::replace(&mut c.unread, ReadState::CommandError);
+        let unread = std::mem::replace(&mut c.unread, ReadState::Idle);
         Some((c.socket_key, unread == ReadState::ToTheEnd))
     }
 
@@ -234,7 +232,7 @@ impl Shard {
             if c.state != ConnState::Handshaking {
                 continue;
             }
-            if c.unread == ReadState::CommandError {
+            if c.unread == ReadState::Idle {
                 self.counters.refused_timeout += 1;
                 self.life.timed_out.push_back(conn);
             } else {
@@ -478,11 +476,12 @@ impl Shard {
             return;
         }
         // What waits to be read may be the answer, or stand before it: that is not its fault.
-        if !std::mem::take(&mut conn.heard) && conn.unread == ReadState::CommandError {
+        if !std::mem::take(&mut conn.heard) && conn.unread == ReadState::Idle {
             return self.begin_close(id, CloseReason::Silent);
         }
+        let encoding = conn.encoding;
         self.counters.pings += 1;
-        self.queue_reply(id, Bytes::from_static(PING), Follows::More);
+        self.queue_reply(id, framing::heartbeat(encoding), Follows::More);
     }
 
     pub(super) fn begin_drain(&mut self, over_ms: u64, now_ms: u64) {

@@ -120,7 +120,7 @@ pub struct Shard {
     has_presence: bool,
     everybody: TopicName,
     /// Open connections by [`Encoding::place`].
-    open_in: [u32; Encoding::COUNT],
+    broadcast_receivers: [u32; Encoding::COUNT],
     /// What is counted. The caller may add what only it can see.
     pub counters: ShardCounters,
     spare_decoder: Option<Box<Decoder>>,
@@ -157,7 +157,7 @@ impl Shard {
             expiries: Expiries::default(),
             has_presence,
             everybody,
-            open_in: [0; Encoding::COUNT],
+            broadcast_receivers: [0; Encoding::COUNT],
             counters: ShardCounters::default(),
             spare_decoder: None,
             scratch: Vec::new(),
@@ -314,21 +314,19 @@ impl Shard {
         all
     }
 
-    /// Open connections in an encoding: who a broadcast is for.
-    pub fn connections_in(&self, encoding: Encoding) -> u32 {
-        self.open_in[encoding.place()]
+    /// Open connections in an encoding of a dialect with topics: who a broadcast is for.
+    pub fn broadcast_receivers(&self, encoding: Encoding) -> u32 {
+        self.broadcast_receivers[encoding.place()]
     }
 
     /// A connection was opened, or is open no longer.
     fn count_open(&mut self, encoding: Encoding, is_open: bool) {
-        let open = &mut self.open_in[encoding.place()];
-        match is_open {
-            true => *open += 1,
-            false => *open -= 1,
-        }
-        match is_open {
-            true => self.counters.connections += 1,
-            false => self.counters.connections -= 1,
+        let difference: i32 = if is_open { 1 } else { -1 };
+        let connections = &mut self.counters.connections;
+        *connections = connections.wrapping_add_signed(difference.into());
+        if encoding.dialect().has_topics() {
+            let open = &mut self.broadcast_receivers[encoding.place()];
+            *open = open.wrapping_add_signed(difference);
         }
     }
 

@@ -15,6 +15,7 @@
 //! | `bare.rs` | one shard with nothing around it, for what takes a million connections |
 //! | `heartbeats.rs` | how even a million pings are |
 //! | `fairness.rs` | who waits for whom on one shard |
+//! | `dialects.rs` | clients of two dialects in the same rooms |
 //! | `kept/` | rooms with a history on a real backplane, and a checker that knows only what people say |
 //! | `fleet/` | two hundred nodes with the real backplane, counted beside the capacity model |
 //!
@@ -25,6 +26,7 @@ mod acks;
 mod backplane;
 mod bare;
 mod days;
+mod dialects;
 mod fairness;
 mod fleet;
 mod heartbeats;

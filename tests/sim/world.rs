@@ -434,11 +434,13 @@ impl World {
         match &self.node {
             Some(node) => {
                 for encoding in Encoding::ALL {
-                    let open = shard.connections_in(encoding);
+                    let open = shard.broadcast_receivers(encoding);
                     node.ends[at].connections.set(encoding, open);
                 }
             }
-            None => self.windows[at].hears_broadcasts = shard.connections_in(Encoding::NATIVE) > 0,
+            None => {
+                self.windows[at].hears_broadcasts = shard.broadcast_receivers(Encoding::NATIVE) > 0
+            }
         }
     }
 
@@ -850,6 +852,8 @@ fn heard(frame: &Frame) -> Option<Heard> {
         "error" => Heard::Error { id, code: text("code").expect("an error has a code") },
         "lost" => Heard::Lost { topic: topic(), count: number(&json["count"]) },
         "reconnect" => Heard::Reconnect,
+        // A story's own payload is not for the judge.
+        "message" if json["payload"]["n"].is_null() => return None,
         "message" => Heard::Message {
             topic: topic(),
             from: text("from").expect("a client sent it"),

@@ -256,7 +256,7 @@ impl Fleet {
         let (now_ms, waiting_max) = (self.now_ms, self.limits.downlink_items_max);
         let it = &mut self.nodes[node].towers[tower];
         for encoding in Encoding::ALL {
-            it.end.connections.set(encoding, it.shard.connections_in(encoding));
+            it.end.connections.set(encoding, it.shard.broadcast_receivers(encoding));
         }
         let mut moved = false;
         while it.shard.frames_waiting() < waiting_max {
