@@ -1,5 +1,5 @@
-//! Delivery: replies to one connection (`replies.rs`), and rounds of a topic's frames (`round.rs`) that
-//! are handed out to its members (`walk.rs`), joined into batches of writes (`batch.rs`).
+//! Delivery: replies to one connection (`replies.rs`), and rounds of a topic's frames (`round.rs`)
+//! that are handed out to its members (`walk.rs`), joined into batches of writes (`batch.rs`).
 //!
 //! A *round* is everything the backplane handed over for one topic since the last round began. When
 //! its turn comes, all its frames are joined into **one** buffer, shared by all members: a member
