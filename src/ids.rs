@@ -35,10 +35,28 @@ pub struct TopicId(pub SlotId);
 /// does, and a position of another epoch says nothing about this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Position {
-    /// Which history: the microsecond since 1970 in which it began.
+    /// Which history: the millisecond (over Redis) or microsecond since 1970 in which it began. 0: it
+    /// is not known where the history is.
     pub epoch: u64,
     /// How many messages it has had; 0: none yet.
     pub offset: u64,
+}
+
+impl Position {
+    /// The largest epoch and the largest offset. Up to here each whole number is one of its own for
+    /// Lua (the scripts in Redis) and JavaScript (clients), too; beyond, two offsets would be one. A
+    /// million messages a second reach it after 285 years. `backplane/redis/lua/number.lua` has the
+    /// same limit.
+    pub const NUMBER_MAX: u64 = (1 << 53) - 1;
+
+    /// A place that another program names. `None`: no history has such a place.
+    ///
+    /// Whatever has come through here can be counted from: `offset + 1` and `epoch + 1` are numbers.
+    pub fn checked(epoch: u64, offset: u64) -> Option<Position> {
+        let is_place =
+            (1..=Position::NUMBER_MAX).contains(&epoch) && offset <= Position::NUMBER_MAX;
+        is_place.then_some(Position { epoch, offset })
+    }
 }
 
 /// How far a client has dealt with what it heard of one topic.
@@ -237,6 +255,22 @@ mod tests {
         assert_eq!(bits("AAPL").and_then(ConflateKey::from_bits), ConflateKey::of("AAPL"));
         assert_eq!((bits(""), ConflateKey::from_bits(0)), (None, None));
         assert!(bits(&"k".repeat(128)).is_some() && bits(&"k".repeat(129)).is_none());
+    }
+
+    #[test]
+    fn only_what_can_be_counted_from_is_a_position() {
+        const MAX: u64 = Position::NUMBER_MAX;
+        assert_eq!(MAX as f64 as u64, MAX, "a number of Lua and JavaScript");
+        assert_eq!((MAX + 2) as f64 as u64, MAX + 1, "the first that is not");
+        for (epoch, offset) in [(1, 0), (1, 1), (MAX, MAX), (1, MAX), (MAX, 0)] {
+            assert_eq!(Position::checked(epoch, offset), Some(Position { epoch, offset }));
+        }
+        for wrong in [0, MAX + 1, 1 << 63, u64::MAX] {
+            assert_eq!(Position::checked(wrong, 1), None, "epoch {wrong}");
+        }
+        for wrong in [MAX + 1, (1 << 63) - 1, 1 << 63, u64::MAX] {
+            assert_eq!(Position::checked(1, wrong), None, "offset {wrong}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::link::connections::everybody;
 use crate::link::health::Health;
 use crate::link::{
     Delivery, Done, Downlink, HistoryError, HistoryPage, HistoryReply, HistoryTo, Origin,
-    PresenceReply, PresenceRequest, PresenceTo, PublishOutcome, RecoveryReply,
+    PresenceReply, PresenceRequest, PresenceTo, PublishOutcome, RecoveryReply, Unrecoverable,
 };
 use crate::metrics::BackplaneCounters;
 use crate::protocol::dialect::Encoding;
@@ -179,8 +179,8 @@ impl Local {
         self.interest.pin(TopicName::all())
     }
 
-    /// A shard has its first member of a topic in an encoding. Answers under which key to subscribe, if
-    /// so.
+    /// A shard has its first member of a topic in an encoding. Answers under which key to
+    /// subscribe, if so.
     pub fn join(
         &mut self,
         topic: TopicName,
@@ -227,6 +227,12 @@ impl Local {
         let index = usize::from(shard.0);
         self.queues[index]
             .answer_behind(&self.end.shards[index], Downlink::Recovered(Box::new(recovered)));
+    }
+
+    /// Whoever wants to be in a topic with a history hears that nothing can be said of it.
+    pub fn unrecoverable(&mut self, shard: ShardId, unrecoverable: Unrecoverable) {
+        self.counters.unrecovered += 1;
+        self.answer(shard, Downlink::Unrecoverable(unrecoverable));
     }
 
     /// Messages of a history, for whoever asked.

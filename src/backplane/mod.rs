@@ -70,7 +70,8 @@ pub trait Transport {
     fn publish(&mut self, publish: Publish, now: Instant, local: &mut Local);
 
     /// Answers where a topic's history is and what somebody missed of it, behind all deliveries of
-    /// that topic that were made before: exactly one [`Local::recovered`].
+    /// that topic that were made before: exactly one [`Local::recovered`], or where nothing can be
+    /// said of it [`Local::unrecoverable`].
     fn recover(
         &mut self,
         shard: ShardId,

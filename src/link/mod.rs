@@ -163,8 +163,8 @@ pub struct RecoveryRequest {
     pub since: Option<Position>,
 }
 
-/// The answer to [`RecoveryRequest`]: deliveries of the topic before it are up to `position`, those after it
-/// follow.
+/// The answer to [`RecoveryRequest`]: deliveries of the topic before it are up to `position`, those
+/// after it follow.
 #[derive(Debug)]
 pub struct RecoveryReply {
     /// The shard's own key.
@@ -179,6 +179,18 @@ pub struct RecoveryReply {
     pub recovery: Recovery,
     /// The messages that were missed, in the encoding that was asked for.
     pub missed: Run,
+}
+
+/// The other answer to [`RecoveryRequest`]: what is kept of the history cannot be used, and nobody
+/// can say where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unrecoverable {
+    /// The shard's own key.
+    pub at: TopicId,
+    /// Who asked.
+    pub conn: ConnId,
+    /// The shard's own number for the question.
+    pub ticket: u64,
 }
 
 /// What was said?
@@ -247,6 +259,8 @@ pub enum HistoryError {
     Unrecovered(Unrecovered),
     /// The backplane is away.
     Unavailable,
+    /// What is kept of the history is nothing that this server wrote.
+    Unreadable,
 }
 
 /// A message on its way up.
@@ -379,6 +393,8 @@ pub enum Downlink {
     },
     /// The answer to [`Uplink::Recover`].
     Recovered(Box<RecoveryReply>),
+    /// The other answer to [`Uplink::Recover`].
+    Unrecoverable(Unrecoverable),
     /// The answer to a client's [`Uplink::History`].
     History(Box<HistoryReply>),
     /// The answer to a client's [`Uplink::Presence`].

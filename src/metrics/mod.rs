@@ -214,6 +214,8 @@ counters! {
         histories: Gauge "histories" "Topics whose messages are kept on this node",
         histories_bytes: Gauge "histories_bytes" "Bytes that they take",
         histories_given_up: Counter "histories_given_up_total" "Histories that were given up because limits.history_bytes_max was reached",
+        histories_unreadable: Counter "unreadable_total"["of" = "histories"] "Answers of Redis that this server cannot have written",
+        presence_unreadable: Counter "unreadable_total"["of" = "presence"] "Answers of Redis that this server cannot have written",
         history_reads: Counter "history_reads_total" "Reads of histories from Redis",
         history_reads_waiting: Gauge "history_reads_waiting" "Reads of histories that wait for their turn (limits.history_reads_per_s_max)",
         recoveries_waited: Counter "recoveries_waited_total" "Joins that were not answered from this node's copy but waited for a read from Redis",

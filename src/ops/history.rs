@@ -83,10 +83,8 @@ async fn ask(ops: &Ops, topic: TopicName, page: Page) -> Result<HistoryPage, Ref
     let encoding = Encoding::NATIVE; // Its elements are the API's as well.
     let question = Uplink::History(Box::new(HistoryRequest { topic, page, encoding, to }));
     ops.end.try_publish(question).map_err(|_full| Refused::overloaded())?;
-    let unavailable = || {
-        let message = "the backplane is away or does not answer in time";
-        Refused::new(StatusCode::SERVICE_UNAVAILABLE, "backplane_unavailable", message)
-    };
+    let unavailable =
+        |message| Refused::new(StatusCode::SERVICE_UNAVAILABLE, "backplane_unavailable", message);
     match timeout(ANSWER_MAX, answer).await {
         Ok(Ok(Ok(said))) => Ok(said),
         Ok(Ok(Err(HistoryError::Unrecovered(why)))) => {
@@ -96,6 +94,9 @@ async fn ask(ops: &Ops, topic: TopicName, page: Page) -> Result<HistoryPage, Ref
             };
             Err(Refused::new(StatusCode::GONE, why.as_str(), message))
         }
-        _ => Err(unavailable()),
+        Ok(Ok(Err(HistoryError::Unreadable))) => Err(unavailable(
+            "this history in Redis is not as this server writes it; the log says what to do",
+        )),
+        _ => Err(unavailable("the backplane is away or does not answer in time")),
     }
 }

@@ -20,7 +20,8 @@ use crate::protocol::dialect::LossVerdict;
 impl Shard {
     /// Deliveries to a topic were lost on their way here.
     pub(super) fn on_lost(&mut self, to: TopicId, count: u64) {
-        self.counters.lost += count;
+        // Of a history that was set far ahead more is lost than was ever published.
+        self.counters.lost = self.counters.lost.saturating_add(count);
         let topic = self.hub.get(to).map(|topic| (topic.name().clone(), topic.encoding()));
         let known = topic.as_ref().map(|(name, encoding)| (name.kind(), *encoding));
         let everybody = encoding_of_everybody(to).map(|encoding| (TopicKind::All, encoding));

@@ -179,6 +179,7 @@ impl Shard {
             Downlink::Lost { to, count } => self.on_lost(to, count),
             Downlink::Ack { conn, id, outcome } => self.on_ack(conn, id, outcome),
             Downlink::Recovered(recovered) => self.on_recovered(recovered),
+            Downlink::Unrecoverable(unrecoverable) => self.on_unrecoverable(unrecoverable),
             Downlink::History(told) => self.on_told(*told),
             Downlink::Presence(told) => self.on_told_presence(&told),
             Downlink::Inspect(question) => self.on_inspect(question),

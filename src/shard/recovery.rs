@@ -15,7 +15,7 @@
 use crate::ids::{ConnId, Position, TopicId, TopicKind, TopicName};
 use crate::link::{
     HistoryError, HistoryPage, HistoryReply, HistoryRequest, HistoryTo, RecoveryReply,
-    RecoveryRequest, Uplink,
+    RecoveryRequest, Unrecoverable, Uplink,
 };
 use crate::protocol::dialect::Encoding;
 use crate::protocol::run::{Run, RunKind, RunStyle};
@@ -269,6 +269,34 @@ impl Shard {
         self.close_topic_if_empty(at.0.index);
     }
 
+    /// Nobody can say where the history is. Who wants to be in the room is refused; who was in it
+    /// stays only if it was not to come back from somewhere. A user's own topic takes its connection
+    /// in all the same: what is sent to it once that is mended is heard.
+    pub(super) fn on_unrecoverable(&mut self, unrecoverable: Unrecoverable) {
+        let Unrecoverable { at, conn, ticket } = unrecoverable;
+        let is_question = self.is_question(conn, ticket);
+        let Some(pending) = self.pendings.take(conn, |pending| pending.ticket == ticket) else {
+            self.unpin(at);
+            if is_question {
+                self.end_question(conn);
+            }
+            return;
+        };
+        self.counters.requests_rejected += 1;
+        let message = match self.hub.at(at.0.index).name().kind() {
+            TopicKind::User(_) => {
+                self.enter_user(conn, at);
+                "what is kept for this user cannot be read: connect again later"
+            }
+            _ if pending.stays => "the history of this room cannot be read: ask again later",
+            _ => "the history of this room cannot be read, and it was not joined: try again later",
+        };
+        self.unpin(at);
+        let (id, code) = (pending.id.as_ref(), ErrorCode::BackplaneUnavailable);
+        let follows = if is_question { Follows::Question } else { Follows::More };
+        self.send(conn, &Event::Error { id, code, message }, follows);
+    }
+
     /// `conn` gives up a join that was not answered yet. Whether there was one.
     pub(super) fn leave_pending(&mut self, conn: ConnId, at: TopicId) -> bool {
         let Some(pending) = self.pendings.take(conn, |pending| pending.topic == at.0.index) else {
@@ -329,6 +357,10 @@ impl Shard {
                     HistoryError::Unavailable => (
                         ErrorCode::BackplaneUnavailable,
                         "the backplane is away, ask again when it is back",
+                    ),
+                    HistoryError::Unreadable => (
+                        ErrorCode::BackplaneUnavailable,
+                        "the history of this room cannot be read: ask again later",
                     ),
                 };
                 self.counters.requests_rejected += 1;

@@ -46,13 +46,10 @@ impl Shard {
         true
     }
 
-    /// A connection is in its user's topic from here on, and that is its first one.
+    /// A connection is in its user's topic from here on, and receives what it has not acknowledged.
     pub(super) fn admit_user(&mut self, user: &str, recovered: RecoveryReply, is_question: bool) {
         let RecoveryReply { at, conn, position, recovery, missed, .. } = recovered;
-        self.queues.forget(conn);
-        let c = self.conns.get_mut(conn.0).expect("who has gone is no longer pending");
-        self.hub.join(at, conn.0.index, c);
-        self.hub.bring_first(&mut self.conns, conn.0.index);
+        self.enter_user(conn, at);
         self.answer_recovery(conn, &missed, is_question, |missed| Event::Queue {
             user,
             position,
@@ -62,6 +59,14 @@ impl Shard {
         if recovery == Recovery::NotRecovered(Unrecovered::Epoch) {
             self.mark_told(at, position);
         }
+    }
+
+    /// A connection is in its user's topic from here on, and that is its first one.
+    pub(super) fn enter_user(&mut self, conn: ConnId, at: TopicId) {
+        self.queues.forget(conn);
+        let c = self.conns.get_mut(conn.0).expect("who has gone is no longer pending");
+        self.hub.join(at, conn.0.index, c);
+        self.hub.bring_first(&mut self.conns, conn.0.index);
     }
 
     /// Somebody was told that nothing is known of before this history: from now on something is.

@@ -8,6 +8,8 @@
 
 #[path = "../common/cluster.rs"]
 mod cluster;
+mod foreign;
+mod foreign_presence;
 mod histories;
 mod kept_faults;
 mod kept_races;

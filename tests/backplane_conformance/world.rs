@@ -46,6 +46,7 @@ pub enum Heard {
     Lost { to: u32, count: u64 },
     Ack { conn: u32, id: Option<u64>, outcome: PublishOutcome },
     Recovered { to: u32, ticket: u64, position: Position, recovery: Recovery, missed: Vec<String> },
+    Unrecoverable { to: u32, ticket: u64 },
     History { id: Option<u64>, said: Result<(Position, Vec<String>), HistoryError> },
     Presence { id: Option<u64>, here: Option<(Vec<Listed>, u64)> },
 }
@@ -456,6 +457,9 @@ impl Shard {
                 let RecoveryReply { at, ticket, position, recovery, missed, .. } = *recovered;
                 let missed = all_unframed(&missed.bytes);
                 Heard::Recovered { to: at.0.index, ticket, position, recovery, missed }
+            }
+            Downlink::Unrecoverable(told) => {
+                Heard::Unrecoverable { to: told.at.0.index, ticket: told.ticket }
             }
             Downlink::History(told) => {
                 let texts = |page: HistoryPage| {

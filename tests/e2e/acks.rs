@@ -185,3 +185,30 @@ fn what_a_node_had_when_it_was_killed_is_there_on_another_one() {
     assert_eq!(second.post("/v1/publish", &body).json()["offset"], 6);
     assert_eq!(hears(&mut ann, 1), [7], "from whichever instance it is sent");
 }
+
+#[test]
+fn a_user_whose_queue_cannot_be_read_is_told_so_and_hears_what_comes_once_it_is_mended() {
+    let redis = Redis::start();
+    let node = node_with_users(&["--backplane", &redis.url()]);
+    let send = |number: u64| {
+        let body = json!({"target_user_id": "ann", "payload": number});
+        node.post("/v1/publish", &body.to_string()).status
+    };
+    assert_eq!(send(1), 200);
+    let meta = redis.command(&["KEYS", "campanile:*:h:u:ann"]);
+    redis.command(&["HSET", &meta, "s", "18446744073709551615"]);
+    let (mut ann, _) = Client::greeted(node.addr, &[], &token("ann"));
+    let told = ann.hear();
+    assert_eq!((&told["code"], &told["offset"]), (&json!("backplane_unavailable"), &Value::Null));
+    ann.say(r#"{"type":"join","room_id":"lobby","id":2}"#);
+    assert_eq!(ann.hear_type("ok")["room_id"], "lobby", "everything else goes on");
+    assert_eq!(send(2), 503);
+    redis.command(&["HSET", &meta, "s", "1"]);
+    assert_eq!(send(3), 200);
+    // Before anything it may hear that something may be missing.
+    assert_eq!(ann.hear_type("message")["payload"], 3);
+    wait_until("what is kept is brought", || {
+        let (mut ann, _) = Client::greeted(node.addr, &[], &token("ann"));
+        ann.hear()["offset"] == 2
+    });
+}

@@ -32,6 +32,7 @@ mod ending;
 mod failover;
 mod flat;
 mod flood;
+mod foreign;
 mod history;
 mod instances;
 mod log;

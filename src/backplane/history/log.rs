@@ -9,7 +9,8 @@
 //! of each encoding is kept and shared.
 //!
 //! Invariant: offsets of one epoch have no hole: what is stored is `first..=top`. Offsets go up to
-//! [`u64::MAX`], and no sum here overflows.
+//! [`Position::NUMBER_MAX`], which is checked where one comes from outside; and no sum here overflows,
+//! whatever a log is made with.
 
 use crate::backplane::message::stored_event;
 use crate::framing;

@@ -6,7 +6,8 @@
 //!
 //! What was under way when a connection broke, or was refused, is sent again: to hear the same one
 //! twice changes nothing (`lua/ack.lua`). One that has waited for [`WAIT_MAX`], or has no room
-//! ([`WAITING_MAX`]), is given up: then its messages are brought once more.
+//! ([`WAITING_MAX`]), or whose history is nothing that we wrote ([`super::unreadable`]), is given up:
+//! then its messages are brought once more.
 //!
 //! Invariant: a user stands in a line once, and while it does, in `newest`.
 
@@ -16,6 +17,7 @@ use super::names::Names;
 use super::refusal::Refusal;
 use super::route::Route;
 use super::scripts::{self, Which};
+use super::unreadable::Warnings;
 use crate::ids::{Position, TopicName};
 use crate::metrics::BackplaneCounters;
 use crate::policy::namespaces::Namespaces;
@@ -44,6 +46,7 @@ pub struct Acks {
     /// One for each server of the route.
     lines: Vec<Line>,
     numbers: Numbers,
+    unreadable: Warnings,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +83,8 @@ struct Numbers {
     stored: u64,
     ignored: u64,
     given_up: u64,
+    /// Answers about histories that we did not write, until they are told.
+    unreadable: u64,
 }
 
 impl Acks {
@@ -87,7 +92,8 @@ impl Acks {
     pub fn new(namespaces: Arc<Namespaces>, names: Names, route: Route) -> Acks {
         let lines = (0..route.servers()).map(|_| Line::default()).collect();
         let (newest, numbers) = (HashMap::new(), Numbers::default());
-        Acks { namespaces, names, route, newest, lines, numbers }
+        let unreadable = Warnings::default();
+        Acks { namespaces, names, route, newest, lines, numbers, unreadable }
     }
 
     /// Servers have come up or gone down, or topics have moved. What is under way ends by itself.
@@ -144,7 +150,8 @@ impl Acks {
     }
 
     /// Copies its numbers out.
-    pub fn measure(&self, counters: &mut BackplaneCounters) {
+    pub fn measure(&mut self, counters: &mut BackplaneCounters) {
+        counters.histories_unreadable += std::mem::take(&mut self.numbers.unreadable);
         counters.acks_waiting = self.newest.len() as u64;
         counters.acks_stored = self.numbers.stored;
         counters.acks_ignored = self.numbers.ignored;
@@ -212,6 +219,12 @@ impl Acks {
             match answers.next() {
                 Some(Value::Int(1)) => self.numbers.stored += 1,
                 Some(Value::Int(_)) => self.numbers.ignored += 1,
+                Some(Value::ServerError(error)) if is_unreadable(&error) => {
+                    self.numbers.given_up += 1;
+                    self.numbers.unreadable += 1;
+                    let error = redis::RedisError::from(error);
+                    self.unreadable.warn(user.as_str(), &error, &self.names, now);
+                }
                 other => {
                     let line = &mut self.lines[number];
                     line.is_unloaded |=
@@ -224,6 +237,10 @@ impl Acks {
         }
         true
     }
+}
+
+fn is_unreadable(error: &redis::ServerError) -> bool {
+    Refusal::by_words(error.code(), error.details()) == Refusal::Unreadable
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 
 use super::link::{Reply, is_text, poll_reply, send};
 use super::refusal::Refusal;
+use super::unreadable::number;
 use redis::aio::MultiplexedConnection;
 use redis::{RedisResult, Value};
 use std::task::{Context, Poll};
@@ -95,8 +96,9 @@ impl Canary {
 
     /// One came back, or something else was said on its channel. Whether it was one.
     pub fn hear(&mut self, body: &[u8], now: Instant) -> bool {
-        let number = std::str::from_utf8(body).ok().and_then(|text| text.parse::<u64>().ok());
-        let (Some(number), Some((newest, flown_at))) = (number, self.flown) else { return false };
+        let (Some(number), Some((newest, flown_at))) = (number(body), self.flown) else {
+            return false;
+        };
         if !(1..=newest).contains(&number) {
             return false;
         }
@@ -168,6 +170,7 @@ async fn fly(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backplane::redis::hostile;
 
     #[test]
     fn only_a_canary_that_was_sent_is_a_sign_of_life() {
@@ -192,5 +195,20 @@ mod tests {
         assert_eq!(canary.missed, 1);
         assert!(canary.hear(b"2", at(2010)));
         assert_eq!(canary.age(at(2010)), Duration::ZERO, "late, but back");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_comes_on_its_channel_or_is_answered_is_taken(
+            body in hostile::text(),
+            answers in proptest::collection::vec(hostile::value(), 0..5),
+        ) {
+            let start = Instant::now();
+            let mut canary = Canary::new(Duration::from_secs(1), Duration::from_secs(3), start);
+            canary.number(start);
+            let is_ours = body == b"1";
+            proptest::prop_assert_eq!(canary.hear(&body, start), is_ours);
+            let _ = canary.check(answers);
+        }
     }
 }

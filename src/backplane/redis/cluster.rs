@@ -33,6 +33,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const TIMEOUT: Duration = Duration::from_millis(500);
 /// Servers asked at once.
 const ASKED_MAX: usize = 16;
+/// Nodes of a Cluster that are known, at most: as many as Redis can have.
+const NODES_MAX: usize = 1_000;
 
 type Asking = Pin<Box<dyn Future<Output = Result<Picture, String>>>>;
 
@@ -128,7 +130,7 @@ impl Cluster {
 
     fn know(&mut self, addresses: Vec<String>) {
         for address in addresses.into_iter().chain(self.seeds.iter().cloned()) {
-            if !self.known.contains(&address) {
+            if self.known.len() < NODES_MAX && !self.known.contains(&address) {
                 self.known.push(address);
             }
         }
@@ -186,12 +188,14 @@ struct Master {
     slots: Vec<(u16, u16)>,
 }
 
-/// Reads `CLUSTER NODES`. A line that is not understood is left out: others will know better.
+/// Reads `CLUSTER NODES`. A line that is not understood is left out: others will know better. So is
+/// what comes behind more nodes than a Cluster has, or behind more slots: each has one master.
 ///
 /// `<id> <ip:port@bus[,name…]> <flags> <master> <ping> <pong> <epoch> <link> <slots…>`
 fn read(text: &str, asked: &str) -> View {
     let mut view = View::default();
-    for line in text.lines() {
+    let mut slots_left = SLOTS;
+    for line in text.lines().take(NODES_MAX) {
         let words: Vec<&str> = line.split_whitespace().collect();
         let [id, place, flags, _, _, _, epoch, _, slots @ ..] = &words[..] else { continue };
         let has = |flag: &str| flags.split(',').any(|word| word == flag);
@@ -202,7 +206,12 @@ fn read(text: &str, asked: &str) -> View {
         let (Some(address), Ok(epoch)) = (address, epoch.parse()) else { continue };
         view.addresses.push(address.clone());
         if has("master") {
-            let slots = slots.iter().filter_map(|word| range(word)).collect();
+            let fits = |(first, last): &(u16, u16)| {
+                let left = slots_left.checked_sub(usize::from(last - first) + 1);
+                slots_left = left.unwrap_or(slots_left);
+                left.is_some()
+            };
+            let slots = slots.iter().filter_map(|word| range(word)).take_while(fits).collect();
             view.masters.push(Master { epoch, id: (*id).to_owned(), address, slots });
         }
     }
@@ -269,6 +278,8 @@ pub fn slot_of(partition: usize) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backplane::redis::hostile;
+    use proptest::prelude::*;
 
     const NODES: &str = "\
 a 127.0.0.1:1@10001,,tls-port=0,shard-id=x myself,master - 0 0 3 connected 0-8191 [5->-b]
@@ -312,6 +323,39 @@ nonsense
     fn a_slot_without_a_master_is_no_map() {
         let view = read("a h:1@1 master - 0 0 1 connected 0-16000", "x");
         assert!(merge(&[view]).unwrap_err().contains("has no master"));
+    }
+
+    #[test]
+    fn a_text_without_end_costs_no_more_than_a_cluster_has() {
+        let all = "0-16383 ".repeat(1000);
+        let line =
+            |number| format!("m{number} h:{number}@1 master - 0 0 {number} connected {all}\n");
+        let view = read(&(0..2 * NODES_MAX).map(line).collect::<String>(), "x");
+        assert_eq!((view.masters.len(), view.addresses.len()), (NODES_MAX, NODES_MAX));
+        let slots: usize = view.masters.iter().map(|master| master.slots.len()).sum();
+        assert_eq!(slots, 1, "the first has them all");
+        assert_eq!(merge(&[view]).unwrap().servers, ["h:0"]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_words_are_read(
+            words in prop::collection::vec(
+                prop_oneof![
+                    "[a-z,:@\\[\\]-]{0,12}",
+                    "[0-9]{1,5}(-[0-9]{1,5})?",
+                    hostile::edge().prop_map(|number| number.to_string()),
+                    Just("master".to_owned()),
+                    Just("myself,master".to_owned()),
+                    Just("127.0.0.1:1@2".to_owned()),
+                    Just("\n".to_owned()),
+                ],
+                0..60,
+            ),
+        ) {
+            let view = read(&words.join(" "), "asked:1");
+            let _ = merge(&[view]);
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::refusal::Refusal;
 use super::server::Common;
 use super::subscriber::{Event, Reply};
 use super::subscriptions::Subscriptions;
+use super::unreadable::position;
 use crate::backplane::envelope;
 use crate::backplane::interest::TopicKey;
 use crate::backplane::local::Local;
@@ -191,13 +192,41 @@ impl Ear<'_> {
 }
 
 /// A message of a topic that has a history: `<epoch>:<offset>:` stands before its envelope, which
-/// never begins with a digit.
+/// never begins with a digit. `None`: there is no such place before it, or none that can be.
 fn positioned(body: &[u8]) -> Option<(Position, &[u8])> {
     if !body.first()?.is_ascii_digit() {
         return None;
     }
     let mut parts = body.splitn(3, |byte| *byte == b':');
-    let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse().ok();
-    let (epoch, offset) = (number()?, number()?);
-    Some((Position { epoch, offset }, parts.next()?))
+    let at = position(parts.next()?, parts.next()?)?;
+    Some((at, parts.next()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backplane::redis::hostile;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_message_with_a_place_that_cannot_be_is_none() {
+        let at = Position { epoch: 7, offset: 3 };
+        assert_eq!(positioned(b"7:3:\x01\x001"), Some((at, &b"\x01\x001"[..])));
+        assert_eq!(positioned(b"7:3:"), Some((at, &b""[..])));
+        for wrong in
+            ["", "7", "7:3", "0:3:x", "07:3:x", "7:-3:x", "7:18446744073709551615:x", ":3:x"]
+        {
+            assert_eq!(positioned(wrong.as_bytes()), None, "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_is_read_or_not(epoch in hostile::text(), offset in hostile::text()) {
+            let body = [&epoch[..], b":", &offset, b":x"].concat();
+            if let Some((at, _)) = positioned(&body) {
+                prop_assert_eq!(Position::checked(at.epoch, at.offset), Some(at));
+            }
+        }
+    }
 }

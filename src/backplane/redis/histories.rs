@@ -21,6 +21,9 @@
 //! Of a user's topic what the user has acknowledged is read anew for each connection that comes: it
 //! may have said so on another node.
 //!
+//! What Redis has of a history and we did not write ([`super::unreadable`]) is not made up for:
+//! nobody is let into such a topic or told anything of it until it is mended, and all others go on.
+//!
 //! Invariant: what was delivered of a topic since somebody was told a position has every offset
 //! behind it, in order, once; or `lost` stands between.
 
@@ -28,11 +31,14 @@ mod questions;
 mod read;
 mod reading;
 mod repair;
+#[cfg(test)]
+mod tests;
 mod topic;
 
 pub use topic::Topic;
 
 use super::link::Reply;
+use super::unreadable::Warnings;
 use crate::backplane::history::log::Log;
 use crate::backplane::local::Local;
 use crate::backplane::log_throttle::LogThrottle;
@@ -42,7 +48,7 @@ use crate::policy::limits::Limits;
 use crate::policy::namespaces::{Namespaces, Policy};
 use crate::policy::token_bucket::TokenBucket;
 use hashbrown::HashMap;
-use questions::{Question, Waiting, overload};
+use questions::{Question, Waiting, overload, refuse};
 use reading::{Flight, READS_PER_FLIGHT};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -89,6 +95,8 @@ pub struct Histories {
     born: Instant,
     expired: Option<Instant>,
     refusals: LogThrottle,
+    lies: LogThrottle,
+    unreadable: Warnings,
     /// The server does not know the scripts.
     is_unloaded: bool,
     /// They are being loaded.
@@ -139,6 +147,8 @@ impl Histories {
             born: Instant::now(),
             expired: None,
             refusals: LogThrottle::default(),
+            lies: LogThrottle::default(),
+            unreadable: Warnings::default(),
             is_unloaded: false,
             loading: None,
             numbers: Numbers::default(),
@@ -243,7 +253,9 @@ impl Histories {
             // Said in an epoch that is over, as when somebody put it back a moment ago: what of it
             // belongs to this history is known, and nothing that is read would ever explain it.
             Some(known) if at.epoch < known.epoch => {}
-            Some(known) if at.epoch == known.epoch && at.offset == known.offset + 1 => {
+            Some(known)
+                if at.epoch == known.epoch && at.offset == known.offset.saturating_add(1) =>
+            {
                 let before = topic.bytes();
                 topic.deliver(body, now, local);
                 self.bytes = self.bytes + topic.bytes() - before;
@@ -286,6 +298,9 @@ impl Histories {
         // If nobody here listens for it, it is followed for this one question.
         let topic = self.follow(name);
         topic.is_used = true;
+        if topic.unreadable > 0 {
+            return refuse(question, local);
+        }
         // What is being read already may be older than what is asked for.
         let after = topic.reads + 1 + u64::from(topic.is_reading);
         // Only this one: thousands may wait already, and nothing has changed for them.
@@ -396,6 +411,7 @@ impl Histories {
         let mut unheard = Vec::new();
         for topic in self.topics.values_mut().filter(|topic| !topic.waiting.is_empty()) {
             let position = topic.log.as_ref().map(Log::position).filter(|_| topic.is_synced);
+            topic.is_entered_blind |= position.is_none();
             let is_late =
                 |waiting: &mut Waiting| now.saturating_duration_since(waiting.since) >= WAIT_MAX;
             for Waiting { question, .. } in topic.waiting.extract_if(.., is_late) {

@@ -146,4 +146,16 @@ mod tests {
         let deep = format!(r#"{{"room_id":"r","payload":{}}}"#, "[".repeat(900));
         assert!(read_usual(&deep).is_err());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_published_there_is_read_or_refused(
+            text in "[\\[\\]{}\":,a-z0-9_\\\\ ]{0,80}",
+            any in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
+        ) {
+            let _ = read(&any, 100, 3).is_ok();
+            let json = format!(r#"{{"room_id":"r","payload":{text}}}"#);
+            let _ = read(json.as_bytes(), 1000, 3).is_ok();
+        }
+    }
 }

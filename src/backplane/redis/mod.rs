@@ -19,6 +19,8 @@ mod cluster;
 mod dial;
 mod ear;
 mod histories;
+#[cfg(test)]
+mod hostile;
 mod ingest;
 mod link;
 mod monitor;
@@ -34,6 +36,7 @@ mod server;
 pub mod subscriber;
 pub mod subscriptions;
 mod topology;
+mod unreadable;
 mod witness;
 
 use super::Transport;

@@ -19,15 +19,17 @@
 
 use super::histories::meta_ttl_s;
 use super::link::{Reply, Way, fly, poll_reply, send};
+use super::names::Names;
 use super::refusal::Refusal;
-use super::scripts::{self, REPAIR_MS, Which};
+use super::scripts::{self, REPAIR_MS, Said, Which};
+use super::unreadable::{Warnings, number_of};
 use super::witness::Witness;
 use crate::backplane::envelope;
 use crate::backplane::history::store::KEYS_TIME;
 use crate::backplane::local::Local;
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::message::Message;
-use crate::ids::{Position, TopicName};
+use crate::ids::TopicName;
 use crate::link::{Done, Publish, PublishOutcome};
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::{Namespaces, Policy};
@@ -118,6 +120,7 @@ pub struct Outgoing {
     time_max: Duration,
     envelope: Vec<u8>,
     refusals: LogThrottle,
+    unreadable: Warnings,
     namespaces: Arc<Namespaces>,
     /// Nothing is sent while topics are about to move.
     is_held: bool,
@@ -140,6 +143,7 @@ impl Outgoing {
             time_max: Duration::from_millis(limits.publish_queue_ms_max),
             envelope: Vec::new(),
             refusals: LogThrottle::default(),
+            unreadable: Warnings::default(),
             witness: Witness::new(namespaces.clone()),
             namespaces,
             is_held: false,
@@ -307,8 +311,9 @@ impl Outgoing {
             let extra = usize::from(self.lanes[lane].kind == Kind::Sure);
             match answers {
                 Ok(answers) if answers.len() == flight.sent.len() + extra => {
-                    if self.land(lane, flight.sent, answers, now, local)? && self.loading.is_none()
-                    {
+                    let is_unloaded =
+                        self.land(lane, flight.sent, answers, way.names, now, local)?;
+                    if is_unloaded && self.loading.is_none() {
                         self.loading = Some(send(cx, scripts::load(way.cmd.clone())));
                     }
                 }
@@ -382,6 +387,7 @@ impl Outgoing {
         lane: usize,
         sent: Vec<Sent>,
         mut answers: Vec<Value>,
+        names: &Names,
         now: Instant,
         local: &mut Local,
     ) -> RedisResult<bool> {
@@ -390,11 +396,17 @@ impl Outgoing {
         let (mut is_unloaded, mut demoted) = (false, None);
         for (sent, answer) in sent.into_iter().zip(answers) {
             let refusal = Refusal::of(&answer);
-            if let Value::ServerError(error) = &answer
-                && refusal != Some(Refusal::Unloaded)
-                && let Some(suppressed) = self.refusals.is_due(now)
-            {
-                tracing::warn!(%error, suppressed, "Redis refused a publish");
+            if let (Some(refusal), Value::ServerError(error)) = (refusal, &answer) {
+                let topic = sent.topic();
+                if let (Refusal::Unreadable, Some(topic)) = (refusal, topic) {
+                    local.counters.histories_unreadable += 1;
+                    let error = redis::RedisError::from(error.clone());
+                    self.unreadable.warn(topic.as_str(), &error, names, now);
+                } else if refusal != Refusal::Unloaded
+                    && let Some(suppressed) = self.refusals.is_due(now)
+                {
+                    tracing::warn!(?topic, %error, suppressed, "Redis refused a publish");
+                }
             }
             match (refusal, sent) {
                 (None, Sent::Once(done)) => local.done(done, PublishOutcome::Accepted(None), now),
@@ -479,20 +491,20 @@ impl Lane {
         local: &mut Local,
         witness: &mut Witness,
     ) {
-        let status = scripts::status(answer);
-        if let (Kind::Kept | Kind::Sure, Some((0, _, after_ms))) = (self.kind, status) {
+        let said = if self.kind == Kind::Plain { None } else { scripts::said(answer) };
+        if let Some(Said::Later(after_ms)) = said {
             self.again.push_back(waiting);
             return self.wait(now + Duration::from_millis(after_ms));
         }
-        let failure = waiting.failure();
         let mut publish = waiting.publish;
         let done = std::mem::replace(&mut publish.done, Done::Nobody);
-        let Some((_, epoch, offset)) = status.filter(|_| self.kind != Kind::Plain) else {
+        let Some(Said::At(at)) = said else {
+            // What is not answered as the script does says nothing of what has become of it.
             let is_said = self.kind == Kind::Plain;
-            let outcome = if is_said { PublishOutcome::Accepted(None) } else { failure };
+            let outcome =
+                if is_said { PublishOutcome::Accepted(None) } else { PublishOutcome::Unknown };
             return local.done(done, outcome, now);
         };
-        let at = Position { epoch, offset };
         witness.note(publish, at, now);
         if is_sure {
             local.done(done, PublishOutcome::Accepted(Some(at)), now);
@@ -527,6 +539,14 @@ impl Sent {
         }
     }
 
+    /// Where it goes, if that is remembered.
+    fn topic(&self) -> Option<&TopicName> {
+        match self {
+            Sent::Once(_) => None,
+            Sent::Held(waiting) => Some(waiting.topic()),
+        }
+    }
+
     fn into_done(self) -> Done {
         match self {
             Sent::Once(done) => done,
@@ -558,7 +578,7 @@ fn extract(
 
 /// What `WAIT` answered.
 fn has_replica(answer: Option<Value>) -> bool {
-    answer.as_ref().and_then(scripts::integer).is_some_and(|replicas| replicas > 0)
+    answer.as_ref().and_then(number_of).is_some_and(|replicas| replicas > 0)
 }
 
 /// The command that gives a message its place and says it (`lua/publish.lua`).

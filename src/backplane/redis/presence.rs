@@ -45,7 +45,7 @@ use crate::link::{PresenceRequest, PresenceUpdate};
 use crate::metrics::BackplaneCounters;
 use crate::policy::namespaces::Namespaces;
 use dirt::{Dirt, Dirty, Tell};
-use keys::{CONTROL, Keys};
+use keys::{CONTROL, Keys, node_name};
 use leftovers::Leftovers;
 use parts::Parts;
 use read::{Answer, Reads, Source};
@@ -90,7 +90,14 @@ pub struct Presences {
     noted: Noted,
     reads: Reads,
     written_at: Option<Instant>,
-    failures: LogThrottle,
+    failures: Failures,
+}
+
+/// What Redis refused, for the log and for who counts.
+#[derive(Default)]
+struct Failures {
+    warnings: LogThrottle,
+    unreadable: u64,
 }
 
 impl Presences {
@@ -109,7 +116,7 @@ impl Presences {
             noted: Noted::default(),
             reads: Reads::default(),
             written_at: None,
-            failures: LogThrottle::default(),
+            failures: Failures::default(),
         }
     }
 
@@ -206,6 +213,7 @@ impl Presences {
     /// Copies the gauges out.
     pub fn measure(&self, counters: &mut BackplaneCounters) {
         counters.presences = self.members.users() as u64;
+        counters.presence_unreadable = self.failures.unreadable;
     }
 
     /// A grace ends where the others can hear it, and lasts where they cannot: until the very moment
@@ -246,7 +254,7 @@ impl Presences {
                 is_busy
             }
             Err(error) => {
-                self.failures.warn(&error, now);
+                self.failures.warn("the signs of life of nodes", &error, now);
                 true
             }
         }
@@ -266,7 +274,8 @@ impl Presences {
         while let Some(Answer { asks, here, nodes }) = self.reads.poll(cx, now, &self.members) {
             is_busy = true;
             self.meet(nodes);
-            let here = here.inspect_err(|error| self.failures.warn(error, now)).ok();
+            let room = asks.first().map_or("", |ask| ask.topic.as_str());
+            let here = here.inspect_err(|error| self.failures.warn(room, error, now)).ok();
             asks.into_iter().for_each(|ask| local.here(ask, here.clone()));
         }
         is_busy
@@ -278,7 +287,8 @@ impl Presences {
         let Some(found) = self.leftovers.poll(cx, now, (route, up), &self.keys) else {
             return false;
         };
-        let found = found.inspect_err(|error| self.failures.warn(error, now));
+        let what = "whom the server has of this node";
+        let found = found.inspect_err(|error| self.failures.warn(what, error, now));
         for (topic, users) in found.unwrap_or_default() {
             let gone = users.into_iter().filter(|user| self.members.member(&topic, user).is_none());
             for user in gone {
@@ -333,7 +343,7 @@ impl Presences {
         }
     }
 
-    fn meet(&mut self, nodes: Vec<String>) {
+    fn meet(&mut self, nodes: impl IntoIterator<Item = String>) {
         if let Some(watch) = &mut self.watch {
             watch.meet(nodes, &self.keys.me);
         }
@@ -443,7 +453,8 @@ impl Presences {
 
     /// A batch is answered: what Redis refused is put back.
     ///
-    /// 1. A room is on its way to another server: it waits, and so does its partition.
+    /// 1. A room is on its way to another server, or its keys are nothing that we wrote: it waits, and
+    ///    so does its partition.
     /// 2. Anything else, or no answer at all: the whole server gets a pause.
     fn land(
         &mut self,
@@ -453,18 +464,20 @@ impl Presences {
         now: Instant,
     ) {
         let owns = self.servers.owns(server);
-        let answers = answers.inspect_err(|error| self.failures.warn(error, now));
+        let answers = answers.inspect_err(|error| self.failures.warn("rooms", error, now));
         let mut answers = answers.unwrap_or_default().into_iter().skip(flight.replies_before);
         for Call { topic, users } in flight.calls {
             let refused = match answers.next().map(Value::extract_error) {
                 Some(Ok(others)) => {
-                    self.meet(Vec::from_redis_value(others).unwrap_or_default());
+                    let others = Vec::<Vec<u8>>::from_redis_value(others).unwrap_or_default();
+                    self.meet(others.iter().filter_map(|name| node_name(name)));
                     continue;
                 }
                 Some(Err(error)) => {
-                    self.failures.warn(&error, now);
+                    self.failures.warn(topic.as_str(), &error, now);
                     self.servers.at(server).is_script_loaded &= !is_of(&error, NO_SCRIPT);
-                    if is_of(&error, MOVING) { Parts::of(&topic) } else { owns }
+                    let is_of_room = is_of(&error, MOVING) || is_unreadable(&error);
+                    if is_of_room { Parts::of(&topic) } else { owns }
                 }
                 None => owns,
             };
@@ -488,11 +501,30 @@ fn is_of(error: &RedisError, kinds: &[ServerErrorKind]) -> bool {
     matches!(error.kind(), ErrorKind::Server(kind) if kinds.contains(&kind))
 }
 
-impl LogThrottle {
-    /// Says that Redis refused something of presence, if it is time to.
-    fn warn(&mut self, error: &dyn std::fmt::Display, now: Instant) {
-        if let Some(suppressed) = self.is_due(now) {
-            tracing::warn!(%error, suppressed, "presence could not be written to Redis or read from it");
+/// Somebody else has written there. Of a pipeline only the text says so.
+fn is_unreadable(error: &RedisError) -> bool {
+    error.to_string().contains("WRONGTYPE")
+}
+
+impl Failures {
+    /// Redis refused something of presence: says so, if it is time to. `of` is the room, or what else.
+    fn warn(&mut self, of: &str, error: &RedisError, now: Instant) {
+        let is_unreadable = is_unreadable(error);
+        self.unreadable += u64::from(is_unreadable);
+        let Some(suppressed) = self.warnings.is_due(now) else { return };
+        let what = "presence could not be written to Redis or read from it";
+        if is_unreadable {
+            let part = partition(of);
+            tracing::warn!(
+                of,
+                %error,
+                suppressed,
+                "{what}: there is something that this server did not write. Of a room \
+                 …:{{p{part}}}:prn:{of} must be a set, and …:{{p{part}}}:pr:{of}:<node> a hash. DEL \
+                 what is something else, and it goes on by itself"
+            );
+        } else {
+            tracing::warn!(of, %error, suppressed, "{what}");
         }
     }
 }

@@ -6,6 +6,8 @@
 //! Invariant: each script names all keys it touches in KEYS, and they lie in one slot.
 
 use super::names::{Names, PARTITIONS};
+use super::unreadable::number_of;
+use crate::ids::Position;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline, RedisResult, Script, Value};
 use std::sync::LazyLock;
@@ -17,19 +19,30 @@ macro_rules! fenced {
     };
 }
 
+/// With what `lua/number.lua` has for those that need it.
+macro_rules! checked {
+    ($($code:expr),+) => {
+        concat!(include_str!("lua/number.lua"), $($code),+)
+    };
+}
+
+const PUBLISH_CODE: &str = checked!(include_str!("lua/fence.lua"), include_str!("lua/publish.lua"));
+const RECALL_CODE: &str = checked!(include_str!("lua/recall.lua"));
+const REPAIR_CODE: &str = checked!(include_str!("lua/repair.lua"));
+
 static BEGIN: LazyLock<Script> = LazyLock::new(|| Script::new(fenced!("lua/begin.lua")));
-static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(fenced!("lua/publish.lua")));
+static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(PUBLISH_CODE));
 static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(fenced!("lua/open.lua")));
-static RECALL: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/recall.lua")));
+static RECALL: LazyLock<Script> = LazyLock::new(|| Script::new(RECALL_CODE));
 static ACKNOWLEDGE: LazyLock<Script> = LazyLock::new(|| Script::new(ACK));
-static REPAIR: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/repair.lua")));
+static REPAIR: LazyLock<Script> = LazyLock::new(|| Script::new(REPAIR_CODE));
 
 /// How long a server that is another one than before waits for what nodes can put back: as long as
 /// the slowest of them may take to come back, which pauses for `redis.backoff_ms_max` at most.
 pub const REPAIR_MS: u64 = 600;
 
 /// The code of [`Which::Ack`], for who has to teach it to a server.
-pub const ACK: &str = include_str!("lua/ack.lua");
+pub const ACK: &str = checked!(include_str!("lua/ack.lua"));
 
 /// One of ours.
 #[derive(Clone, Copy, Debug)]
@@ -67,10 +80,10 @@ pub fn call(which: Which, keys: &[&str]) -> Cmd {
 pub async fn load(mut cmd: MultiplexedConnection) -> RedisResult<()> {
     for code in [
         fenced!("lua/begin.lua"),
-        fenced!("lua/publish.lua"),
+        PUBLISH_CODE,
         fenced!("lua/open.lua"),
-        include_str!("lua/repair.lua"),
-        include_str!("lua/recall.lua"),
+        REPAIR_CODE,
+        RECALL_CODE,
         ACK,
     ] {
         redis::cmd("SCRIPT").arg("LOAD").arg(code).exec_async(&mut cmd).await?;
@@ -95,19 +108,59 @@ pub async fn begin(
     cmd.send_packed_commands(&pipeline, 0, PARTITIONS).await.map(|_| ())
 }
 
-/// What `publish` and `repair` answer: a status, an epoch and a number.
-pub fn status(answer: &Value) -> Option<(i64, u64, u64)> {
-    let Value::Array(parts) = answer else { return None };
-    let [Value::Int(status), epoch, number] = &parts[..] else { return None };
-    Some((*status, integer(epoch)?, integer(number)?))
+/// What `lua/publish.lua` answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// The message stands there.
+    At(Position),
+    /// To come again after so many milliseconds.
+    Later(u64),
 }
 
-/// A whole number, however it is written.
-pub fn integer(value: &Value) -> Option<u64> {
-    match value {
-        Value::Int(number) => u64::try_from(*number).ok(),
-        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok()?.parse().ok(),
-        Value::SimpleString(text) => text.parse().ok(),
+/// Reads it. `None`: the script does not answer so, and what has become of the message is not known.
+pub fn said(answer: &Value) -> Option<Said> {
+    let Value::Array(parts) = answer else { return None };
+    let [Value::Int(status), epoch, number] = &parts[..] else { return None };
+    match status {
+        // No server waits for longer, whatever it says.
+        0 => Some(Said::Later(number_of(number)?.min(REPAIR_MS))),
+        1 | 2 => Position::checked(number_of(epoch)?, number_of(number)?).map(Said::At),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backplane::redis::hostile;
+    use proptest::prelude::*;
+
+    fn answer(status: i64, epoch: &str, number: &str) -> Value {
+        let text = |text: &str| Value::BulkString(text.into());
+        Value::Array(vec![Value::Int(status), text(epoch), text(number)])
+    }
+
+    #[test]
+    fn no_answer_makes_anybody_wait_for_longer_than_a_server_does() {
+        assert_eq!(said(&answer(0, "0", "70")), Some(Said::Later(70)));
+        assert_eq!(said(&answer(0, "0", "9007199254740991")), Some(Said::Later(REPAIR_MS)));
+        assert_eq!(said(&answer(0, "0", "18446744073709551615")), None);
+    }
+
+    #[test]
+    fn only_a_place_that_can_be_is_told() {
+        let at = Position { epoch: 7, offset: 3 };
+        assert_eq!([1, 2].map(|status| said(&answer(status, "7", "3"))), [Some(Said::At(at)); 2]);
+        for (epoch, offset) in [("0", "3"), ("7", "18446744073709551615"), ("x", "3"), ("7", "-1")]
+        {
+            assert_eq!(said(&answer(1, epoch, offset)), None, "{epoch}:{offset}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_answered_is_understood_or_not(value in hostile::value()) {
+            let _ = said(&value);
+        }
     }
 }

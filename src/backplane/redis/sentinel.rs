@@ -278,6 +278,7 @@ fn place(answer: &Value) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backplane::redis::hostile;
 
     fn said(epoch: u64, address: &str) -> Said {
         Said { master: 0, epoch, address: address.to_owned() }
@@ -311,5 +312,19 @@ mod tests {
         assert_eq!(place(&Value::Array(vec![text("::1"), text("7")])), Ok("[::1]:7".into()));
         assert_eq!(place(&Value::Array(vec![text("h"), text("7")])), Ok("h:7".into()));
         assert!(place(&Value::Nil).is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_a_sentinel_answers_is_read_or_not(
+            answer in hostile::value(),
+            epochs in proptest::collection::vec(hostile::edge(), 0..8),
+        ) {
+            let _ = (epoch(&answer), place(&answer));
+            let mut master = Master::default();
+            for (sentinel, epoch) in epochs.into_iter().enumerate() {
+                let _ = master.hear(sentinel % 3, said(epoch, "h:1"), Instant::now());
+            }
+        }
     }
 }

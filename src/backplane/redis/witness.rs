@@ -235,7 +235,8 @@ impl Witness {
         command
     }
 
-    /// 1: there. 0, or refused: asked again, those of one topic in their order. Else it is gone.
+    /// 1: there. 0, or refused: asked again, those of one topic in their order. Else it is gone, also
+    /// where somebody has written over the history: nobody else waits for that to be mended.
     fn land(&mut self, asked: Vec<Acked>, answers: Vec<Value>, now: Instant) {
         let is_late = self.doubted_until.is_some_and(|until| until <= now);
         let (mut again, mut gone, mut pause) = (Vec::new(), 0, PAUSE);
@@ -246,7 +247,7 @@ impl Witness {
                 Value::Int(1) => self.acked.push_back(Acked { since: now, ..acked }),
                 // A server that takes nothing yet, as a master without its replicas or without
                 // memory, has not gone on either: patience begins anew when it does.
-                _ if refusal.is_some() => {
+                _ if refusal.is_some_and(|refusal| refusal != Refusal::Unreadable) => {
                     self.doubted_until = None;
                     self.is_refused = true;
                     self.is_unloaded |= refusal == Some(Refusal::Unloaded);

@@ -7,11 +7,12 @@ use crate::bare::{Bare, limits};
 use campanile::backplane::history::log::{Keep, Log, Reader};
 use campanile::backplane::message::Message;
 use campanile::ids::{Position, TopicName};
-use campanile::link::{Downlink, RecoveryReply, Uplink};
+use campanile::link::{Downlink, RecoveryReply, Unrecoverable, Uplink};
 use campanile::policy::limits::Limits;
 use campanile::policy::namespaces::Namespaces;
 use campanile::protocol::Recovery;
 use campanile::protocol::dialect::Encoding;
+use campanile::protocol::run::Run;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -368,4 +369,67 @@ fn a_thousand_newcomers_who_missed_the_same_share_one_buffer() {
 /// Every buffer that is written until nothing waits.
 fn bare_writes(bare: &mut Bare, mut told: impl FnMut(&bytes::Bytes)) {
     while bare.write(|_, buf| told(buf)) > 0 {}
+}
+
+/// Answers all that is asked of histories, and what `wire` hears then.
+fn answered(bare: &mut Bare, wire: usize, at: Option<Position>) -> String {
+    let mut heard = String::new();
+    loop {
+        while let Some(item) = bare.shard.poll_uplink() {
+            match item {
+                Uplink::Join { at, .. } => bare.shard.handle_downlink(Downlink::Joined { at }, 0),
+                Uplink::Recover(ask) => {
+                    let (conn, ticket, missed) = (ask.conn, ask.ticket, Run::default());
+                    let recovery = Recovery::NotAsked;
+                    let answer = |position| {
+                        let at = ask.at;
+                        let told = RecoveryReply { at, conn, ticket, position, recovery, missed };
+                        Downlink::Recovered(Box::new(told))
+                    };
+                    let no = Unrecoverable { at: ask.at, conn, ticket };
+                    let no = Downlink::Unrecoverable(no);
+                    bare.shard.handle_downlink(at.map_or(no, answer), 0);
+                }
+                _ => {}
+            }
+        }
+        let hear = |to, buf: &bytes::Bytes| {
+            if to == wire {
+                heard.push_str(&String::from_utf8_lossy(buf));
+            }
+        };
+        if bare.write(hear) == 0 {
+            bare.shard.check();
+            return heard;
+        }
+    }
+}
+
+/// Something else stands where a history was, and nobody can say where it is.
+#[test]
+fn nobody_is_let_into_a_room_whose_history_cannot_be_read_and_nobody_is_put_out() {
+    const NO: &str = r#""code":"backplane_unavailable""#;
+    let spaces = Arc::new(Namespaces::read(SPACES).expect("it is well written"));
+    let mut bare = Bare::with(limits(), spaces);
+    let [ann, bob] = ["ann", "bob"].map(|user| bare.open(user, &[]));
+    let join = format!(r#"{{"type":"join","room_id":"{ROOM}","id":1}}"#);
+    let since = join.replace("\"id\":1", r#""id":1,"since":{"epoch":"7","offset":1}"#);
+    let leave = join.replace("join", "leave");
+    let mut does = |wire: usize, what: &str, at| {
+        bare.read(wire, 1, what.as_bytes());
+        answered(&mut bare, wire, at)
+    };
+    let here = Some(Position { epoch: 7, offset: 2 });
+    assert!(does(ann, &join, here).contains(r#""offset":2"#));
+    let refused = does(bob, &join, None);
+    assert!(refused.contains(NO) && refused.contains(r#""id":1"#), "{refused}");
+    assert!(does(bob, &leave, None).contains("not_joined"));
+    assert!(does(ann, &join, None).contains(NO), "she only asks");
+    assert!(does(ann, &leave, None).contains(r#""type":"ok""#), "and was in it all the time");
+    assert!(does(bob, &join, here).contains(r#""offset":2"#), "mended");
+    assert!(does(bob, &since, None).contains(NO), "as if he had left and came back");
+    assert!(does(bob, &leave, None).contains("not_joined"));
+    bare.cut(bob);
+    bare.cut(ann);
+    bare.shard.check();
 }

@@ -179,3 +179,59 @@ fn a_message_that_cannot_be_read_is_one_lost_message_in_its_place() {
             .map(|what| text.find(what).unwrap_or_else(|| panic!("{what} is not in {text}")));
     assert!(one < lost && lost < three && run.messages == 3);
 }
+
+/// Positions at which arithmetic could overflow.
+const EDGES: [u64; 12] = [
+    0,
+    1,
+    2,
+    5,
+    Position::NUMBER_MAX - 1,
+    Position::NUMBER_MAX,
+    Position::NUMBER_MAX + 1,
+    (1 << 63) - 1,
+    1 << 63,
+    (1 << 63) + 1,
+    u64::MAX - 1,
+    u64::MAX,
+];
+
+#[test]
+fn no_position_is_too_high_to_be_asked_for() {
+    for (top, messages) in EDGES.into_iter().flat_map(|top| (0..4).map(move |n| (top, n))) {
+        let mut log = Log::new(7, top);
+        (0..messages).for_each(|number| log.push(body(number), KEEP, Instant::now()));
+        assert!(log.first() <= log.next().offset, "{top} + {messages}");
+        for offset in EDGES {
+            let run = read(1000, |reader| log.since(at(offset), reader)).unwrap_or_default();
+            assert!(run.messages <= messages);
+            for bytes_max in [1000, 4] {
+                let acked = Some(offset);
+                let (_, run) = read(bytes_max, |reader| log.unacknowledged(acked, reader));
+                assert!(run.messages <= messages);
+            }
+            for (limit, reverse) in [(0, false), (u32::MAX, false), (2, true)] {
+                let page = Page { since: Some(at(offset)), limit, reverse };
+                let run = read(1000, |reader| log.page(page, reader)).unwrap();
+                assert!(run.messages <= messages);
+            }
+        }
+    }
+}
+
+#[test]
+fn at_the_last_offsets_that_there_are_a_history_is_what_it_is_elsewhere() {
+    for top in [0, 7, Position::NUMBER_MAX - 3] {
+        let mut log = Log::new(7, top);
+        (1..=3).for_each(|number| log.push(body(top + number), KEEP, Instant::now()));
+        assert_eq!((log.first(), log.position().offset), (top + 1, top + 3));
+        assert_eq!(
+            since(&mut log, top, 1000),
+            Ok(format!("3: <{}><{}><{}>", top + 1, top + 2, top + 3))
+        );
+        assert_eq!(since(&mut log, top + 2, 1000), Ok(format!("1: <{}>", top + 3)));
+        assert_eq!(since(&mut log, top + 3, 1000), Ok("0: ".into()));
+        assert_eq!(since(&mut log, top + 4, 1000), Err(Unrecovered::TailLost));
+        assert_eq!(since(&mut log, u64::MAX, 1000), Err(Unrecovered::TailLost));
+    }
+}

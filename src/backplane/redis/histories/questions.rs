@@ -6,7 +6,9 @@ use super::topic::{Topic, cut_of};
 use crate::backplane::history::log::{Log, Reader};
 use crate::backplane::local::Local;
 use crate::ids::{Position, ShardId, TopicKind};
-use crate::link::{HistoryError, HistoryPage, HistoryRequest, RecoveryReply, RecoveryRequest};
+use crate::link::{
+    HistoryError, HistoryPage, HistoryRequest, RecoveryReply, RecoveryRequest, Unrecoverable,
+};
 use crate::protocol::run::Run;
 use crate::protocol::{Page, Recovery, Unrecovered};
 use std::time::Instant;
@@ -173,6 +175,17 @@ pub(super) fn overload(
 ) {
     let position = position.unwrap_or(Position { epoch: 0, offset: 0 });
     recovered(shard, ask, position, Err(Unrecovered::Overload), local);
+}
+
+/// What Redis has of the history is nothing that we wrote.
+pub(super) fn refuse(question: Question, local: &mut Local) {
+    match question {
+        Question::History(ask) => local.said(ask.topic, ask.to, Err(HistoryError::Unreadable)),
+        Question::Recover(shard, ask) => {
+            let RecoveryRequest { at, conn, ticket, .. } = *ask;
+            local.unrecoverable(shard, Unrecoverable { at, conn, ticket });
+        }
+    }
 }
 
 fn page(

@@ -1,9 +1,21 @@
 //! What Redis answers when it is asked for a history.
 //!
-//! Whatever is not as we wrote it is left out: what it stood for is told as lost.
+//! Where it is must be as we wrote it, or nothing is read of it ([`Unreadable`]): a place that was
+//! made up would be told to clients, and counted from. Of its messages and of the epochs before it,
+//! what is not as we wrote it is left out, and what it stood for is told as lost.
+//!
+//! Invariant: what is read has `1 <= offset <= top` for each message, and epochs that fall and cuts of
+//! at most `top` in its chain.
 
-use crate::backplane::redis::scripts::integer;
+use crate::backplane::redis::unreadable::{Unreadable, number, number_of};
+use crate::ids::Position;
 use redis::Value;
+
+/// What is asked of the hash, in this order.
+pub(super) const FIELDS: [&str; 5] = ["e", "s", "l", "a", "g"];
+
+/// Links that are read of a chain: as many as `lua/publish.lua` keeps.
+const LINKS_MAX: usize = 4;
 
 /// What was read of a topic.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -12,6 +24,8 @@ pub(super) struct Read {
     pub(super) top: u64,
     pub(super) chain: Vec<(u64, u64)>,
     pub(super) acked: Option<u64>,
+    /// The generation of the server that said the last message.
+    pub(super) generation: Vec<u8>,
     pub(super) entries: Vec<(u64, Vec<u8>)>,
 }
 
@@ -21,30 +35,51 @@ impl Read {
         self.entries.retain(|(offset, _)| *offset <= known);
         self.top = self.top.min(known);
     }
+
+    /// Whether the history has come to a place.
+    pub(super) fn has(&self, at: Position) -> bool {
+        at.epoch < self.epoch || (at.epoch == self.epoch && at.offset <= self.top)
+    }
 }
 
 /// The answer to `EXEC`. `None`: there is no history yet.
-pub(super) fn read_of(answer: &Value) -> Option<Read> {
-    let Value::Array(parts) = answer else { return None };
-    let [meta, entries] = &parts[..] else { return None };
-    let read = position_of(meta)?;
-    let Value::Array(entries) = entries else { return Some(read) };
-    let mut entries: Vec<_> = entries.iter().filter_map(entry_of).collect();
-    entries.reverse();
-    Some(Read { entries, ..read })
+pub(super) fn read_of(answer: &Value) -> Result<Option<Read>, Unreadable> {
+    let Value::Array(parts) = answer else { return Err(Unreadable::new("the answer", answer)) };
+    let [meta, entries] = &parts[..] else { return Err(Unreadable::new("the answer", answer)) };
+    let Some(read) = position_of(meta)? else { return Ok(None) };
+    let entries = entries_of(entries, read.top)?;
+    Ok(Some(Read { entries, ..read }))
 }
 
-/// Epoch, last offset and chain, as `HMGET` and `lua/open.lua` answer them.
-pub(super) fn position_of(meta: &Value) -> Option<Read> {
-    let Value::Array(fields) = meta else { return None };
-    let epoch = integer(fields.first()?)?;
-    let top = fields.get(1).and_then(integer).unwrap_or(0);
-    let chain = match fields.get(2) {
-        Some(Value::BulkString(text)) => chain_of(std::str::from_utf8(text).unwrap_or("")),
+/// Epoch, last offset, chain and the like, as `HMGET` and `lua/open.lua` answer them ([`FIELDS`]).
+pub(super) fn position_of(meta: &Value) -> Result<Option<Read>, Unreadable> {
+    let fields = match meta {
+        Value::Array(fields) => fields.as_slice(),
+        _ => &[],
+    };
+    let [e, s, l, a, g] = fields else { return Err(Unreadable::new("the hash", meta)) };
+    if *e == Value::Nil {
+        return Ok(None);
+    }
+    let epoch = number_of(e).ok_or_else(|| Unreadable::new("e", e))?;
+    let top = number_of(s).ok_or_else(|| Unreadable::new("s", s))?;
+    let Position { epoch, offset: top } =
+        Position::checked(epoch, top).ok_or_else(|| Unreadable::new("e", e))?;
+    let chain = match l {
+        Value::Nil => Vec::new(),
+        Value::BulkString(text) => chain_of(text, epoch, top),
+        _ => return Err(Unreadable::new("l", l)),
+    };
+    let acked = match number_of(a) {
+        None if *a == Value::Nil => None,
+        Some(acked) if acked <= top => Some(acked),
+        _ => return Err(Unreadable::new("a", a)),
+    };
+    let generation = match g {
+        Value::BulkString(text) => text.clone(),
         _ => Vec::new(),
     };
-    let acked = fields.get(3).and_then(integer);
-    Some(Read { epoch, top, chain, acked, entries: Vec::new() })
+    Ok(Some(Read { epoch, top, chain, acked, generation, entries: Vec::new() }))
 }
 
 /// As [`chain_of`] reads it.
@@ -53,79 +88,192 @@ pub(super) fn chain_text(chain: &[(u64, u64)]) -> String {
     links.collect()
 }
 
-fn chain_of(text: &str) -> Vec<(u64, u64)> {
-    let links = text.split_whitespace().filter_map(|link| link.split_once(':'));
-    links.filter_map(|(epoch, cut)| Some((epoch.parse().ok()?, cut.parse().ok()?))).collect()
+/// Nothing is known of what stands behind a link that is not as we wrote it.
+fn chain_of(text: &[u8], epoch: u64, top: u64) -> Vec<(u64, u64)> {
+    let mut later = epoch;
+    let links = text.split(u8::is_ascii_whitespace).filter(|link| !link.is_empty());
+    let link = |link: &[u8]| {
+        let colon = link.iter().position(|byte| *byte == b':')?;
+        let (epoch, cut) = (number(&link[..colon])?, number(&link[colon + 1..])?);
+        let is_before = (1..std::mem::replace(&mut later, epoch)).contains(&epoch);
+        is_before.then_some((epoch, cut.min(top)))
+    };
+    links.take(LINKS_MAX).map_while(link).collect()
 }
 
-/// `["<offset>-0", ["d", message]]`
-fn entry_of(entry: &Value) -> Option<(u64, Vec<u8>)> {
-    let Value::Array(parts) = entry else { return None };
-    let [Value::BulkString(id), Value::Array(fields)] = &parts[..] else { return None };
-    let [_, Value::BulkString(body)] = &fields[..] else { return None };
-    let offset = std::str::from_utf8(id).ok()?.strip_suffix("-0")?.parse().ok()?;
-    Some((offset, body.clone()))
+/// What `XREVRANGE` answers, oldest first.
+fn entries_of(answer: &Value, top: u64) -> Result<Vec<(u64, Vec<u8>)>, Unreadable> {
+    let wrong = || Unreadable::new("the stream", answer);
+    let entries = match answer {
+        Value::Array(entries) => entries,
+        Value::Nil => return Ok(Vec::new()),
+        _ => return Err(wrong()),
+    };
+    let mut read = Vec::with_capacity(entries.len());
+    for entry in entries.iter().rev() {
+        let Value::Array(parts) = entry else { return Err(wrong()) };
+        let [Value::BulkString(id), body] = &parts[..] else { return Err(wrong()) };
+        match offset_of(id) {
+            Some(offset) if offset <= top => read.push((offset, body_of(body))),
+            // Behind the last message of the history none may be: the next one finds no place.
+            _ if is_behind(id, top) => return Err(Unreadable::new("the last message", &parts[0])),
+            _ => {}
+        }
+    }
+    Ok(read)
+}
+
+/// `<offset>-0`
+fn offset_of(id: &[u8]) -> Option<u64> {
+    number(id.strip_suffix(b"-0")?).filter(|offset| *offset > 0)
+}
+
+/// Whether an id is higher than those of a history that ends at `top`. One whose first number is none
+/// of ours is.
+fn is_behind(id: &[u8], top: u64) -> bool {
+    let first = id.split(|byte| *byte == b'-').next().and_then(number);
+    first.is_none_or(|first| first > top)
+}
+
+/// `["d", message]`. What is something else is no message, and is told as one that is lost.
+fn body_of(fields: &Value) -> Vec<u8> {
+    match fields {
+        Value::Array(fields) => match &fields[..] {
+            [_, Value::BulkString(body)] => body.clone(),
+            _ => Vec::new(),
+        },
+        _ => Vec::new(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backplane::redis::hostile;
     use proptest::prelude::*;
 
     fn text(text: &str) -> Value {
         Value::BulkString(text.into())
     }
 
+    fn meta(fields: [&str; 5]) -> Value {
+        let field = |field: &&str| if field.is_empty() { Value::Nil } else { text(field) };
+        Value::Array(fields.iter().map(field).collect())
+    }
+
     fn entry(id: &str, body: &str) -> Value {
         Value::Array(vec![text(id), Value::Array(vec![text("d"), text(body)])])
     }
 
+    fn answer(fields: [&str; 5], entries: Vec<Value>) -> Value {
+        Value::Array(vec![meta(fields), Value::Array(entries)])
+    }
+
     #[test]
     fn a_history_is_read_from_its_oldest_message_on() {
-        let meta = ["7", "12", "5:9 3:4 ", "11"].map(text).to_vec();
+        let fields = ["7", "12", "5:9 3:4 ", "11", "g"];
         let entries = vec![entry("12-0", "b"), entry("11-0", "a")];
-        let read = read_of(&Value::Array(vec![Value::Array(meta), Value::Array(entries)]));
+        let read = read_of(&answer(fields, entries)).unwrap();
         let entries = vec![(11, b"a".to_vec()), (12, b"b".to_vec())];
-        let chain = vec![(5, 9), (3, 4)];
-        assert_eq!(read, Some(Read { epoch: 7, top: 12, chain, acked: Some(11), entries }));
+        let (chain, generation) = (vec![(5, 9), (3, 4)], b"g".to_vec());
+        let (epoch, top, acked) = (7, 12, Some(11));
+        assert_eq!(read, Some(Read { epoch, top, chain, acked, generation, entries }));
     }
 
     #[test]
     fn where_there_is_none_nothing_is_read() {
-        let meta = Value::Array(vec![Value::Nil, Value::Nil, Value::Nil, Value::Nil]);
-        assert_eq!(read_of(&Value::Array(vec![meta, Value::Array(vec![])])), None);
+        assert_eq!(read_of(&answer([""; 5], vec![])), Ok(None));
+        assert_eq!(read_of(&answer(["", "18446744073709551615", "x", "y", "z"], vec![])), Ok(None));
     }
 
     #[test]
-    fn what_is_not_as_we_wrote_it_is_left_out() {
-        let meta = ["7", "12", "x 5:9 6 :", "no"].map(text).to_vec();
-        let entries = vec![entry("12-1", "b"), entry("x", "b"), text("11-0"), entry("10-0", "c")];
-        let read = read_of(&Value::Array(vec![Value::Array(meta), Value::Array(entries)])).unwrap();
-        assert_eq!((read.chain, read.acked), (vec![(5, 9)], None));
-        assert_eq!(read.entries, [(10, b"c".to_vec())]);
+    fn a_message_that_is_not_as_we_wrote_it_is_left_out_or_lost_in_its_place() {
+        let odd = Value::Array(vec![text("11-0"), Value::Array(vec![text("d")])]);
+        let entries = vec![entry("12-0", "c"), odd, entry("10-1", "b"), entry("9-0", "a")];
+        let read = read_of(&answer(["7", "12", "", "", ""], entries)).unwrap().unwrap();
+        assert_eq!(read.entries, [(9, b"a".to_vec()), (11, vec![]), (12, b"c".to_vec())]);
     }
 
-    fn anything() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![
-            Just(Value::Nil),
-            any::<i64>().prop_map(Value::Int),
-            "[0-9:. -]{0,24}".prop_map(|some| text(&some)),
-            any::<Vec<u8>>().prop_map(Value::BulkString),
-        ];
-        leaf.prop_recursive(4, 64, 5, |inner| {
-            prop::collection::vec(inner, 0..5).prop_map(Value::Array)
-        })
+    #[test]
+    fn a_history_whose_place_is_not_as_we_wrote_it_is_not_read() {
+        let what = |fields: [&str; 5], entries| {
+            read_of(&answer(fields, entries)).map_err(|why| why.to_string())
+        };
+        for wrong in hostile::TEXTS {
+            let wrong = String::from_utf8_lossy(wrong).into_owned();
+            // An empty one stands for none here.
+            if wrong.is_empty() || number(wrong.as_bytes()).is_some() {
+                continue;
+            }
+            let told = |field: &str| Err(format!("{field} is {wrong:?}"));
+            assert_eq!(what([&wrong, "12", "", "", ""], vec![]), told("e"));
+            assert_eq!(what(["7", &wrong, "", "", ""], vec![]), told("s"));
+            assert_eq!(what(["7", "12", "", &wrong, ""], vec![]), told("a"));
+        }
+        assert_eq!(what(["0", "12", "", "", ""], vec![]), Err("e is \"0\"".into()));
+        assert_eq!(what(["7", "", "", "", ""], vec![]), Err("s is nothing".into()));
+        assert_eq!(what(["7", "12", "", "13", ""], vec![]), Err("a is \"13\"".into()));
+        for id in ["13-0", "12-1-0", "18446744073709551615-0", "18446744073709551615-1", "x"] {
+            let told = what(["7", "12", "", "", ""], vec![entry(id, "b")]);
+            match id {
+                "12-1-0" => assert!(told.is_ok(), "{told:?}"),
+                _ => assert_eq!(told, Err(format!("the last message is {id:?}"))),
+            }
+        }
+        let error = redis::parse_redis_value(b"-WRONGTYPE Operation\r\n").unwrap();
+        let of = |meta: Value, stream: Value| read_of(&Value::Array(vec![meta, stream]));
+        assert!(of(error.clone(), Value::Array(vec![])).is_err(), "no hash");
+        assert!(of(meta(["7", "12", "", "", ""]), error).is_err(), "no stream");
+        assert!(of(meta(["7", "12", "", "", ""]), Value::Nil).is_ok());
+    }
+
+    #[test]
+    fn a_chain_is_believed_up_to_its_first_link_that_cannot_be() {
+        let of = |text: &str| chain_of(text.as_bytes(), 7, 12);
+        assert_eq!(of("5:9 3:4 "), [(5, 9), (3, 4)]);
+        assert_eq!(of("5:99"), [(5, 12)], "no further than the history itself");
+        assert_eq!(of("6:1 5:1 4:1 3:1 2:1"), [(6, 1), (5, 1), (4, 1), (3, 1)]);
+        for wrong in
+            ["x", "5:", ":9", "5", "5:9:1", "7:1", "8:1", "0:1", "5:-1", "5:9007199254740992"]
+        {
+            assert_eq!(of(&format!("6:2 {wrong} 1:1")), [(6, 2)], "{wrong}");
+        }
+        assert_eq!(of("5:1 5:1"), [(5, 1)], "an epoch stands there once");
+        assert_eq!(of(&"x ".repeat(100_000)), []);
+    }
+
+    fn fields() -> impl Strategy<Value = Value> {
+        let field = prop_oneof![Just(Value::Nil), hostile::text().prop_map(Value::BulkString)];
+        prop::collection::vec(field, 5).prop_map(Value::Array)
     }
 
     proptest! {
         #[test]
-        fn whatever_is_answered_is_read_or_not(answer in anything()) {
-            let _ = (read_of(&answer), position_of(&answer), entry_of(&answer));
+        fn whatever_is_answered_is_read_or_not(answer in hostile::value()) {
+            let _ = (read_of(&answer), position_of(&answer), entries_of(&answer, 7));
         }
 
         #[test]
-        fn a_chain_comes_apart_as_it_was_put_together(chain: Vec<(u64, u64)>) {
-            prop_assert_eq!(chain_of(&chain_text(&chain)), chain);
+        fn what_is_read_can_be_counted_from(
+            meta in fields(),
+            ids in prop::collection::vec(hostile::edge(), 0..5),
+        ) {
+            let entries = ids.iter().map(|id| entry(&format!("{id}-0"), "b")).collect();
+            if let Ok(Some(read)) = read_of(&Value::Array(vec![meta, Value::Array(entries)])) {
+                prop_assert!(Position::checked(read.epoch, read.top).is_some());
+                prop_assert!(read.acked <= Some(read.top));
+                prop_assert!(read.entries.iter().all(|(at, _)| (1..=read.top).contains(at)));
+                prop_assert!(read.chain.iter().all(|(of, cut)| *of < read.epoch && *cut <= read.top));
+            }
+        }
+
+        #[test]
+        fn a_chain_comes_apart_as_it_was_put_together(
+            epochs in prop::collection::btree_set(1..1000u64, 0..=LINKS_MAX),
+            cut in 0..1000u64,
+        ) {
+            let chain: Vec<_> = epochs.into_iter().rev().map(|epoch| (epoch, cut)).collect();
+            prop_assert_eq!(chain_of(chain_text(&chain).as_bytes(), 1000, 1000), chain);
         }
     }
 }

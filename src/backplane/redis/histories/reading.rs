@@ -5,10 +5,15 @@
 //! more often than the operator allows. What a server refuses is asked again later, and costs no
 //! other topic anything.
 //!
+//! What a server has of a topic and we did not write makes that topic *unreadable*: whoever waits for
+//! it is refused at once, and so is who asks until a later read finds it mended. Reads of it become
+//! rarer each time, so that many such topics leave room for the others.
+//!
 //! Invariant: a topic that is being read stands once in the line, or waits to be asked again, or is
 //! under way.
 
-use super::read::{Read, position_of, read_of};
+use super::questions::refuse;
+use super::read::{FIELDS, Read, position_of, read_of};
 use super::topic::Found;
 use super::{HELD_MAX, Histories, META_TTL_S, Place};
 use crate::backplane::local::Local;
@@ -16,6 +21,7 @@ use crate::backplane::redis::link::{Reply, Way, fly, poll_reply, send};
 use crate::backplane::redis::names::Names;
 use crate::backplane::redis::refusal::Refusal;
 use crate::backplane::redis::scripts::{self, REPAIR_MS, Which};
+use crate::backplane::redis::unreadable::Unreadable;
 use crate::ids::TopicName;
 use redis::{Pipeline, RedisResult, Value};
 use std::task::{Context, Poll};
@@ -32,6 +38,11 @@ const READ_PAUSE: Duration = Duration::from_millis(20);
 /// The same for one that will not say before somebody has given it room, or rights. Once it has, it
 /// waits for longer before anything new is said.
 const REFUSED_PAUSE: Duration = Duration::from_millis(REPAIR_MS / 2);
+
+/// After how long a topic is read again that was unreadable: the first time, and at most. Half a
+/// million of them take less than a fifth of the reads that are allowed by default.
+const UNREADABLE_PAUSE_MIN: Duration = Duration::from_millis(250);
+const UNREADABLE_PAUSE_MAX: Duration = Duration::from_secs(30);
 
 pub(super) struct Flight {
     pub(super) topics: Vec<Place>,
@@ -80,10 +91,10 @@ impl Histories {
             let Poll::Ready(answers) = poll_reply(&mut front.reply, cx) else { break };
             let flight = self.flights.pop_front().expect("it was just looked at");
             is_busy = true;
-            let next = self.land(&flight, answers?, now, local)?;
+            let next = self.land(&flight, answers?, (way.names, way.generation), now, local)?;
             for (what, topics) in next {
                 let pipeline = match what {
-                    Asked::Repair => self.repairing(&topics, way),
+                    Asked::Repair => self.repairing(&topics, way.names, way.generation),
                     _ => opening(&topics, way),
                 };
                 let reply = send(cx, fly(way.cmd.clone(), pipeline));
@@ -104,7 +115,7 @@ impl Histories {
         loaded.map(|()| true)
     }
 
-    fn load(&mut self, names: &Names, now: Instant) -> (Pipeline, Vec<Place>) {
+    pub(super) fn load(&mut self, names: &Names, now: Instant) -> (Pipeline, Vec<Place>) {
         let now_ns = now.saturating_duration_since(self.born).as_nanos() as u64;
         let mut pipeline = Pipeline::new();
         let mut topics = Vec::new();
@@ -119,10 +130,11 @@ impl Histories {
                 break;
             }
             (topic.asked_from, topic.asked_next) = (topic.read_from(), topic.next_offset());
+            topic.held_before = topic.held.len();
             let keys = names.history_keys(name.as_str());
             // Both of one moment: an offset means nothing without its epoch.
             pipeline.cmd("MULTI");
-            pipeline.cmd("HMGET").arg(&keys.meta).arg(&["e", "s", "l", "a"]);
+            pipeline.cmd("HMGET").arg(&keys.meta).arg(&FIELDS);
             let range = pipeline.cmd("XREVRANGE").arg(&keys.stream).arg("+").arg(topic.asked_from);
             range.arg("COUNT").arg(topic.keep.messages + STREAM_SLACK);
             pipeline.cmd("EXEC");
@@ -132,10 +144,11 @@ impl Histories {
     }
 
     /// Takes what a pipeline answered. Answers what has to be asked next.
-    fn land(
+    pub(super) fn land(
         &mut self,
         flight: &Flight,
         answers: Vec<Value>,
+        (names, generation): (&Names, &str),
         now: Instant,
         local: &mut Local,
     ) -> RedisResult<Vec<(Asked, Vec<Place>)>> {
@@ -150,19 +163,8 @@ impl Histories {
                 continue; // forgotten, and perhaps followed anew
             }
             let answer = answers.last().expect("a chunk is not empty");
-            if let Value::ServerError(error) = answer {
-                // Why a transaction was not carried out stands in the answers before.
-                let refused = answers.iter().find(|answer| Refusal::of(answer).is_some());
-                match refused.and_then(Refusal::of) {
-                    // Another link leads to a master.
-                    None | Some(Refusal::Demoted) => return Err(error.clone().into()),
-                    Some(refusal) => {
-                        self.is_unloaded |= refusal == Refusal::Unloaded;
-                        local.counters.astray += u64::from(refusal == Refusal::Elsewhere);
-                        self.warn_of(refused, refusal, now);
-                        self.read_later(name, flight.what, refusal, now);
-                    }
-                }
+            if let Value::ServerError(_) = answer {
+                self.on_refused(name, flight.what, answers, names, now, local)?;
                 continue;
             }
             if let (Asked::Open, Value::Int(_)) = (flight.what, answer) {
@@ -172,24 +174,85 @@ impl Histories {
             }
             let read = match flight.what {
                 Asked::Read => read_of(answer),
-                Asked::Open => position_of(answer),
+                // One that was just begun is there.
+                Asked::Open => position_of(answer)
+                    .and_then(|read| read.ok_or_else(|| Unreadable::new("e", &Value::Nil)))
+                    .map(Some),
                 Asked::Repair => {
                     self.read_again(name);
                     continue;
                 }
             };
-            let is_offer = self.offers(name, read.as_ref());
             match read {
-                _ if is_offer => unrepaired.push(place.clone()),
-                Some(read) => self.handle_read(name, read, now, local),
-                None => {
+                Ok(read) if self.offers(name, read.as_ref()) => unrepaired.push(place.clone()),
+                Ok(Some(read)) => self.handle_read(name, read, generation, now, local),
+                Ok(None) => {
                     self.open(name);
                     unopened.push(place.clone());
                 }
+                Err(why) => self.on_unreadable(name, &why, names, now, local),
             }
         }
         let next = [(Asked::Open, unopened), (Asked::Repair, unrepaired)];
         Ok(next.into_iter().filter(|(_, topics)| !topics.is_empty()).collect())
+    }
+
+    /// A server has refused what was asked of a topic. `Err`: another link is needed, which leads to a
+    /// master.
+    fn on_refused(
+        &mut self,
+        name: &TopicName,
+        what: Asked,
+        answers: &[Value],
+        names: &Names,
+        now: Instant,
+        local: &mut Local,
+    ) -> RedisResult<()> {
+        // Why a transaction was not carried out stands in the answers before.
+        let refused = answers.iter().find_map(|answer| match answer {
+            Value::ServerError(error) => Some((Refusal::of(answer)?, error)),
+            _ => None,
+        });
+        let Some((refusal, error)) = refused else { return Ok(()) };
+        let error = redis::RedisError::from(error.clone());
+        match refusal {
+            Refusal::Demoted => return Err(error),
+            Refusal::Unreadable => self.on_unreadable(name, &error, names, now, local),
+            Refusal::Unloaded | Refusal::Elsewhere | Refusal::NotNow | Refusal::ForGood => {
+                self.is_unloaded |= refusal == Refusal::Unloaded;
+                local.counters.astray += u64::from(refusal == Refusal::Elsewhere);
+                self.warn_of(name, &error, refusal, now);
+                self.read_later(name, what, refusal, now);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the server has of a topic is nothing that we wrote: nobody is told a place in it. What
+    /// this node knows of it is kept, in case it is mended.
+    fn on_unreadable(
+        &mut self,
+        name: &TopicName,
+        why: &dyn std::fmt::Display,
+        names: &Names,
+        now: Instant,
+        local: &mut Local,
+    ) {
+        local.counters.histories_unreadable += 1;
+        self.unreadable.warn(name.as_str(), why, names, now);
+        let Some(topic) = self.topics.get_mut(name) else { return };
+        topic.is_synced = false;
+        topic.is_entered_blind |= topic.is_user();
+        for waiting in std::mem::take(&mut topic.waiting) {
+            refuse(waiting.question, local);
+        }
+        if local.interest.members(name.as_str()).is_none() {
+            return self.forget(name);
+        }
+        let pause = UNREADABLE_PAUSE_MIN * (1 << topic.unreadable.min(7));
+        topic.unreadable = topic.unreadable.saturating_add(1);
+        let line = topic.line;
+        self.ask_later((name.clone(), line), now + pause.min(UNREADABLE_PAUSE_MAX));
     }
 
     /// A history is to begin, unless another node begins it first: then nothing was read of it.
@@ -207,19 +270,27 @@ impl Histories {
             topic.is_offered &= what != Asked::Repair;
             let place = (name.clone(), topic.line);
             let is_for_good = refusal == Refusal::ForGood;
-            let until = now + if is_for_good { REFUSED_PAUSE } else { READ_PAUSE };
-            let behind = self.later.partition_point(|(earlier, _)| *earlier <= until);
-            self.later.insert(behind, (until, place));
+            self.ask_later(place, now + if is_for_good { REFUSED_PAUSE } else { READ_PAUSE });
         }
     }
 
+    fn ask_later(&mut self, place: Place, until: Instant) {
+        let behind = self.later.partition_point(|(earlier, _)| *earlier <= until);
+        self.later.insert(behind, (until, place));
+    }
+
     /// One topic is refused: all others have their histories, and this one may have it again.
-    fn warn_of(&mut self, answer: Option<&Value>, refusal: Refusal, now: Instant) {
-        if let Some(Value::ServerError(error)) = answer
-            && refusal == Refusal::ForGood
+    fn warn_of(
+        &mut self,
+        topic: &TopicName,
+        error: &redis::RedisError,
+        refusal: Refusal,
+        now: Instant,
+    ) {
+        if refusal == Refusal::ForGood
             && let Some(suppressed) = self.refusals.is_due(now)
         {
-            tracing::warn!(%error, suppressed, "Redis refused to say where a history is");
+            tracing::warn!(?topic, %error, suppressed, "Redis refused to say where a history is");
         }
     }
 
@@ -230,19 +301,28 @@ impl Histories {
         self.want(name);
     }
 
-    fn handle_read(&mut self, name: &TopicName, mut read: Read, now: Instant, local: &mut Local) {
+    fn handle_read(
+        &mut self,
+        name: &TopicName,
+        mut read: Read,
+        generation: &str,
+        now: Instant,
+        local: &mut Local,
+    ) {
         let Some(topic) = self.topics.get_mut(name) else { return };
-        topic.is_reading = false;
+        (topic.is_reading, topic.unreadable) = (false, 0);
         if std::mem::take(&mut topic.is_early) {
             return self.want(name);
         }
+        self.drop_lies(name, &read, now, local);
+        let Some(topic) = self.topics.get_mut(name) else { return };
         if topic.has_overtaken(&mut read, now) {
             topic.is_reading = true;
             self.read_later(name, Asked::Read, Refusal::NotNow, now);
             return self.answer_all(name, local);
         }
         let before = topic.bytes();
-        let found = topic.take_read(read, now, local);
+        let found = topic.take_read(read, generation, now, local);
         self.bytes = self.bytes + topic.bytes() - before;
         self.numbers.repaired += u64::from(found == Found::Repaired);
         self.numbers.lost += u64::from(matches!(found, Found::Lost | Found::Fork));
@@ -252,6 +332,26 @@ impl Histories {
         self.release_held(name, now, local);
         self.answer_all(name, local);
         self.make_room();
+    }
+
+    /// A message is told after it has its place, so what came before a read was asked for is in what
+    /// was read. What is not was never said in this history: it would be waited for without end.
+    fn drop_lies(&mut self, name: &TopicName, read: &Read, now: Instant, local: &mut Local) {
+        let Some(topic) = self.topics.get_mut(name) else { return };
+        let (before, held) = (std::mem::take(&mut topic.held_before), topic.held.len());
+        let mut place = 0;
+        topic.held.retain(|(at, _)| {
+            place += 1;
+            place > before || read.has(*at)
+        });
+        let lies = (held - topic.held.len()) as u64;
+        local.counters.publishes_malformed += lies;
+        if lies > 0
+            && let Some(suppressed) = self.lies.is_due(now)
+        {
+            let why = "messages came for places that the history does not have, and were dropped";
+            tracing::warn!(topic = ?name, messages = lies, suppressed, "{why}");
+        }
     }
 
     /// What came while the topic was being read: in order, or it is read once more.

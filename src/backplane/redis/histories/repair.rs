@@ -8,7 +8,7 @@ use super::topic::cut_of;
 use super::{Histories, Place, meta_ttl_s};
 use crate::backplane::envelope;
 use crate::backplane::history::store::KEYS_TIME;
-use crate::backplane::redis::link::Way;
+use crate::backplane::redis::names::Names;
 use crate::backplane::redis::scripts::{self, Which};
 use crate::ids::TopicName;
 use redis::Pipeline;
@@ -29,28 +29,29 @@ impl Histories {
             // Or it has only what this history came from.
             Some(read) => cut_of(&topic.chain, read.epoch).is_some_and(|cut| read.top <= cut),
         };
-        let next = read.map_or(0, |read| read.top + 1);
+        let next = read.map_or(0, |read| read.top.saturating_add(1));
         topic.offered_from = next.max(log.first());
         is_behind && !std::mem::replace(&mut topic.is_offered, true)
     }
 
-    pub(super) fn repairing(&self, topics: &[Place], way: &Way<'_>) -> Pipeline {
+    pub(super) fn repairing(&self, topics: &[Place], names: &Names, generation: &str) -> Pipeline {
         let mut pipeline = Pipeline::new();
         for (name, _) in topics {
             let topic = self.topics.get(name).expect("it was just looked at");
             let log = topic.log.as_ref().expect("whoever offers has something");
-            let keys = way.names.history_keys(name.as_str());
+            let keys = names.history_keys(name.as_str());
             let of_retry = |key: &str| format!("{}:{key}", keys.retry);
             let first = topic.offered_from.max(log.first());
-            let offered = || log.bodies().skip((first - log.first()) as usize);
+            let skipped = first.saturating_sub(log.first()) as usize;
+            let offered = || log.bodies().skip(skipped);
             let key_of = |body| envelope::read(name.as_str(), body).ok().and_then(|it| it.key);
             let retries: Vec<String> =
                 offered().filter_map(|body| key_of(body).map(of_retry)).collect();
             let mut all = vec![&keys.meta[..], &keys.stream];
             all.extend(retries.iter().map(|key| &key[..]));
             let mut repair = scripts::call(Which::Repair, &all);
-            repair.arg(log.position().epoch).arg(first).arg(way.generation);
-            repair.arg(way.names.channel(name.as_str())).arg(way.publish);
+            repair.arg(log.position().epoch).arg(first).arg(generation);
+            repair.arg(names.channel(name.as_str())).arg(names.publish());
             let ttl_s = self.policy(name).history_ttl_s;
             repair.arg(ttl_s).arg(meta_ttl_s(self.policy(name))).arg(KEYS_TIME.as_secs());
             repair.arg(chain_text(&topic.chain));

@@ -53,6 +53,12 @@ pub struct Topic {
     /// What is being read was asked for before the channel was subscribed: it proves nothing.
     pub(super) is_early: bool,
     pub(super) held: VecDeque<(Position, Vec<u8>)>,
+    /// So many of them had come when what is being read was asked for.
+    pub(super) held_before: usize,
+    /// How often in a row what Redis has of it could not be used.
+    pub(super) unreadable: u32,
+    /// Somebody may be in it who was told no place: for them what comes before the first read is new.
+    pub(super) is_entered_blind: bool,
     pub(super) waiting: Vec<Waiting>,
     pub(super) is_used: bool,
 }
@@ -109,6 +115,9 @@ impl Topic {
             overtaken: None,
             is_early: false,
             held: VecDeque::new(),
+            held_before: 0,
+            unreadable: 0,
+            is_entered_blind: false,
             waiting: Vec::new(),
             is_used: true,
         }
@@ -139,6 +148,7 @@ impl Topic {
         self.is_early = false;
         self.overtaken = None;
         self.held.clear();
+        (self.held_before, self.unreadable) = (0, 0);
     }
 
     /// Adds a message at the next place and hands it out.
@@ -154,7 +164,8 @@ impl Topic {
 
     /// The lowest offset that is wanted from the stream.
     pub(super) fn read_from(&self) -> u64 {
-        let next = self.log.as_ref().map_or(u64::MAX, |log| log.next().offset);
+        let held = || self.blind_from().map_or(u64::MAX, |at| at.offset);
+        let next = self.log.as_ref().map_or_else(held, |log| log.next().offset);
         let wanted = |waiting: &Waiting| match &waiting.question {
             Question::Recover(..) if self.is_user() => self.unheard().unwrap_or(u64::MAX),
             Question::Recover(_, ask) => {
@@ -165,23 +176,38 @@ impl Topic {
         self.waiting.iter().map(wanted).fold(next, u64::min).max(1)
     }
 
+    /// The first message that came for those who were told no place.
+    fn blind_from(&self) -> Option<Position> {
+        let (at, _) = self.held.front().filter(|_| self.is_entered_blind)?;
+        Some(*at)
+    }
+
     /// Up to which offset somebody has heard this history who was at a place of an earlier epoch.
     fn place_of(&self, since: Position) -> u64 {
         cut_of(&self.chain, since.epoch).map_or(since.offset, |cut| cut.min(since.offset))
     }
 
-    /// What Redis has: holes are closed or told, the copy grows at both ends.
-    pub(super) fn take_read(&mut self, mut read: Read, now: Instant, local: &mut Local) -> Found {
+    /// What Redis has: holes are closed or told, the copy grows at both ends. `generation` is that of
+    /// the server.
+    pub(super) fn take_read(
+        &mut self,
+        mut read: Read,
+        generation: &str,
+        now: Instant,
+        local: &mut Local,
+    ) -> Found {
         let from = self.asked_from;
         let behind = self.asked_next.max(read.top.saturating_add(1));
+        let is_reset = self.is_reset(&read, generation);
         self.leave_what_comes(&mut read);
         self.is_synced = true;
         self.chain = read.chain;
         let known = self.log.as_ref().map(Log::position);
-        let goes_on = known.is_none_or(|known| {
-            known.epoch == read.epoch
-                || cut_of(&self.chain, known.epoch).is_some_and(|cut| known.offset <= cut)
-        });
+        let goes_on = !is_reset
+            && known.is_none_or(|known| {
+                known.epoch == read.epoch
+                    || cut_of(&self.chain, known.epoch).is_some_and(|cut| known.offset <= cut)
+            });
         let mut found = Found::Nothing;
         let fork = known.and_then(|known| cut_of(&self.chain, known.epoch));
         if let (false, Some(cut)) = (goes_on, fork) {
@@ -196,14 +222,17 @@ impl Topic {
         }
         self.acked = self.acked.max(read.acked);
         self.reads += 1;
-        let log = self.log.get_or_insert_with(|| Log::new(read.epoch, read.top));
+        let blind = self.blind_from().filter(|at| at.epoch == read.epoch);
+        let heard = blind.map_or(read.top, |at| read.top.min(at.offset.saturating_sub(1)));
+        self.is_entered_blind = false;
+        let log = self.log.get_or_insert_with(|| Log::new(read.epoch, heard));
         log.adopt(read.epoch);
         let known = log.position().offset;
         let first_new = read.entries.iter().map(|(offset, _)| *offset).find(|at| *at > known);
-        let goes_on_at = first_new.unwrap_or(read.top.max(known).saturating_add(1));
-        if goes_on_at > known + 1 {
-            local.lost(&self.name, goes_on_at - known - 1);
-            (*log, found) = (Log::new(read.epoch, goes_on_at - 1), Found::Lost);
+        let last_before = first_new.map_or(read.top.max(known), |first| first.saturating_sub(1));
+        if last_before > known {
+            local.lost(&self.name, last_before - known);
+            (*log, found) = (Log::new(read.epoch, last_before), Found::Lost);
         }
         if let Some((lowest, _)) = read.entries.first().filter(|(lowest, _)| *lowest > from) {
             self.floor = self.floor.max(*lowest);
@@ -225,6 +254,15 @@ impl Topic {
             self.floor = self.floor.max(self.first_offset());
         }
         found
+    }
+
+    /// Whether the history has fewer messages than were heard of it when it was asked for, and no
+    /// fault can be the reason: the server has said the last of them itself, as it runs now. Somebody
+    /// has set it back, or has said something in its place.
+    fn is_reset(&self, read: &Read, generation: &str) -> bool {
+        let is_same = self.log.as_ref().is_some_and(|log| log.position().epoch == read.epoch);
+        let is_settled = read.generation == generation.as_bytes();
+        is_same && is_settled && read.top.saturating_add(1) < self.asked_next
     }
 
     /// The history has gone on from before the last that was delivered here, as when a master that
@@ -249,7 +287,9 @@ impl Topic {
         let known = known.filter(|known| known.epoch == read.epoch).map(|known| known.offset);
         let mut offsets = read.entries.iter().map(|(offset, _)| *offset);
         let next = offsets.find(|at| Some(*at) > known).unwrap_or(read.top.saturating_add(1));
-        let Some(known) = known.filter(|known| next > known + 1) else { return false };
+        let Some(known) = known.filter(|known| next > known.saturating_add(1)) else {
+            return false;
+        };
         // Whoever asks for something older need not wait.
         self.floor = self.floor.max(next);
         let before = overtaken.unwrap_or(Overtaken { since: now, known, top: read.top });
@@ -278,7 +318,8 @@ impl Topic {
     /// Whether all that is kept of the topic is here.
     pub(super) fn is_full(&self) -> bool {
         let messages = self.keep.messages as u64;
-        self.log.as_ref().is_some_and(|log| log.position().offset + 1 >= log.first() + messages)
+        let is_full = |log: &Log| log.next().offset >= log.first().saturating_add(messages);
+        self.log.as_ref().is_some_and(is_full)
     }
 
     pub(super) fn first_offset(&self) -> u64 {

@@ -5,9 +5,17 @@
 -- ARGV 1 epoch  2 offset  3 seconds the meta lives
 -- answers 1 noted, or known already; 0 not of this history
 local m = redis.call('HMGET', KEYS[1], 'e', 's', 'l', 'a')
-local offset, top = tonumber(ARGV[2]), tonumber(m[2] or '0')
 if not m[1] then
   return 0
+end
+local is_bad = wrong(m[1], m[2])
+if is_bad then
+  return is_bad
+end
+local offset, top = number(ARGV[2], 0), tonumber(m[2])
+local acked = m[4] and number(m[4], 0)
+if m[4] and (not acked or acked > top) then
+  return unreadable('a')
 end
 if m[1] ~= ARGV[1] then
   local is_link = false
@@ -22,10 +30,10 @@ if m[1] ~= ARGV[1] then
     return 0
   end
 end
-if offset > top then
+if not offset or offset > top then
   return 0
 end
-if not m[4] or offset > tonumber(m[4]) then
+if not acked or offset > acked then
   redis.call('HSET', KEYS[1], 'a', ARGV[2])
   redis.call('EXPIRE', KEYS[1], ARGV[3])
 end

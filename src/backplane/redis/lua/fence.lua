@@ -15,11 +15,13 @@ local function pause(partition, generation, grace_ms)
   end
   local now = now_ms()
   local of, till = string.match(p[2] or '', '^(%S+) (%d+)$')
-  if of ~= generation then
+  till = tonumber(till)
+  -- An end that is further away than a pause is long was not written here, or the clock went back.
+  if of ~= generation or till > now + grace_ms then
     till = now + grace_ms
     redis.call('HSET', partition, 'w', generation .. ' ' .. string.format('%.0f', till))
   end
-  if now < tonumber(till) then
+  if now < till then
     return string.format('%.0f', till - now)
   end
   redis.call('HSET', partition, 'g', generation)

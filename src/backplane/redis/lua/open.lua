@@ -11,8 +11,8 @@ if not e then
     return tonumber(wait)
   end
   e = string.format('%.0f', now_ms())
-  redis.call('DEL', KEYS[2])
+  redis.call('DEL', KEYS[1], KEYS[2])
   redis.call('HSET', KEYS[1], 'e', e, 's', 0, 'g', ARGV[1])
   redis.call('EXPIRE', KEYS[1], ARGV[2])
 end
-return redis.call('HMGET', KEYS[1], 'e', 's', 'l', 'a')
+return redis.call('HMGET', KEYS[1], 'e', 's', 'l', 'a', 'g')

@@ -13,38 +13,59 @@ if ARGV[8] ~= '0' then
   local said = redis.call('GET', KEYS[4])
   if said then
     local e, o = string.match(said, '^(%d+):(%d+)$')
+    if wrong(e, o) then
+      return unreadable('what stands under the key of a retry')
+    end
     -- A write, so that whoever waits for a replica waits for one that knows of it.
     redis.call('EXPIRE', KEYS[4], ARGV[8])
     return {2, e, o}
   end
 end
-local m = redis.call('HMGET', KEYS[1], 'e', 'g')
+local m = redis.call('HMGET', KEYS[1], 'e', 'g', 's')
 local e = m[1]
-if m[2] ~= ARGV[6] then
+local is_bad = e and wrong(e, m[3])
+if is_bad then
+  return is_bad
+end
+local top = e and tonumber(m[3]) or 0
+if top >= NUMBER_MAX then
+  return unreadable('s is the last there is, and s')
+end
+local is_new, links = not e, nil
+if m[2] ~= ARGV[6] or not e then
   local wait = pause(KEYS[3], ARGV[6], ARGV[9])
   if wait then
     return {0, e or '0', wait}
   end
   if e then
-    local top = redis.call('HGET', KEYS[1], 's') or '0'
-    local links = e .. ':' .. top .. ' ' .. (redis.call('HGET', KEYS[1], 'l') or '')
+    links = e .. ':' .. m[3] .. ' ' .. (redis.call('HGET', KEYS[1], 'l') or '')
     local n, kept = 0, ''
     for link in string.gmatch(links, '%S+') do
       n = n + 1
       if n <= 4 then kept = kept .. link .. ' ' end
     end
-    e = string.format('%.0f', math.max(now_ms(), tonumber(e) + 1))
-    redis.call('HSET', KEYS[1], 'e', e, 'g', ARGV[6], 'l', kept)
+    links = kept
+    local next_epoch = math.max(now_ms(), tonumber(e) + 1)
+    if next_epoch > NUMBER_MAX then
+      return unreadable('e is the last there is, and e')
+    end
+    e = string.format('%.0f', next_epoch)
   else
     e = string.format('%.0f', now_ms())
-    redis.call('DEL', KEYS[2])
-    redis.call('HSET', KEYS[1], 'e', e, 's', 0, 'g', ARGV[6])
+    redis.call('DEL', KEYS[1], KEYS[2])
   end
 end
-local o = string.format('%.0f', redis.call('HINCRBY', KEYS[1], 's', 1))
+local o = string.format('%.0f', top + 1)
 -- Trimming to the entry is dearer the longer a stream is, and matters the less.
 local how = tonumber(ARGV[3]) < 1000 and '=' or '~'
 redis.call('XADD', KEYS[2], 'MAXLEN', how, ARGV[3], o .. '-0', 'd', ARGV[2])
+if links then
+  redis.call('HSET', KEYS[1], 'e', e, 's', o, 'g', ARGV[6], 'l', links)
+elseif is_new then
+  redis.call('HSET', KEYS[1], 'e', e, 's', o, 'g', ARGV[6])
+else
+  redis.call('HSET', KEYS[1], 's', o)
+end
 redis.call('EXPIRE', KEYS[2], ARGV[4])
 redis.call('EXPIRE', KEYS[1], ARGV[5])
 redis.call(ARGV[7], ARGV[1], e .. ':' .. o .. ':' .. ARGV[2])

@@ -12,6 +12,10 @@ local offset = tonumber(ARGV[2])
 if not m[1] then
   return 0
 end
+local is_bad = wrong(m[1], m[2])
+if is_bad then
+  return is_bad
+end
 if m[1] ~= ARGV[1] then
   for epoch, cut in string.gmatch(m[3] or '', '(%d+):(%d+)') do
     if epoch == ARGV[1] and offset <= tonumber(cut) then
@@ -22,7 +26,7 @@ if m[1] ~= ARGV[1] then
   local may_come = m[4] ~= ARGV[3] and tonumber(m[1]) < tonumber(ARGV[1])
   return may_come and 0 or -1
 end
-local top = tonumber(m[2] or '0')
+local top = tonumber(m[2])
 if offset <= top then
   return 1
 end

@@ -10,15 +10,23 @@
 --      11… for each message from the first offset on: the message, and which of KEYS is its own, or 0
 -- answers {1, epoch, last offset} all of them are there; {-1, …} too late, or another history;
 --         {-2, …} the first offset is not low enough
-local m = redis.call('HMGET', KEYS[1], 'e', 's', 'g')
+local m = redis.call('HMGET', KEYS[1], 'e', 's', 'g', 'a')
 local e, first = m[1], tonumber(ARGV[2])
 if not e then
   e = ARGV[1]
-  redis.call('DEL', KEYS[2])
-  redis.call('HSET', KEYS[1], 'e', e, 's', first - 1, 'g', 'restored', 'l', ARGV[9])
-  m = {e, first - 1, 'restored'}
+  local before = string.format('%.0f', first - 1)
+  redis.call('DEL', KEYS[1], KEYS[2])
+  redis.call('HSET', KEYS[1], 'e', e, 's', before, 'g', 'restored', 'l', ARGV[9])
+  m = {e, before, 'restored'}
 end
-local top = tonumber(m[2] or '0')
+local is_bad = wrong(e, m[2])
+if is_bad then
+  return is_bad
+end
+if m[4] and not number(m[4], 0) then
+  return unreadable('a')
+end
+local top = tonumber(m[2])
 if m[3] == ARGV[3] then
   return {-1, e, string.format('%.0f', top)}
 end
@@ -39,14 +47,13 @@ end
 if first > top + 1 then
   return {-2, e, string.format('%.0f', top)}
 end
-if e ~= ARGV[1] then
-  e = ARGV[1]
-  redis.call('HSET', KEYS[1], 'e', e, 'l', ARGV[9])
-end
+local is_renamed = e ~= ARGV[1]
+e = ARGV[1]
 for o = top + 1, first + (#ARGV - 10) / 2 - 1 do
   local at = 11 + 2 * (o - first)
   local message, key = ARGV[at], tonumber(ARGV[at + 1])
   local offset = string.format('%.0f', o)
+  -- The stream takes all of them or not even the first.
   redis.call('XADD', KEYS[2], offset .. '-0', 'd', message)
   redis.call(ARGV[5], ARGV[4], e .. ':' .. offset .. ':' .. message)
   if key > 0 then
@@ -55,8 +62,11 @@ for o = top + 1, first + (#ARGV - 10) / 2 - 1 do
   top = o
 end
 redis.call('HSET', KEYS[1], 's', string.format('%.0f', top))
+if is_renamed then
+  redis.call('HSET', KEYS[1], 'e', e, 'l', ARGV[9])
+end
 local acked = tonumber(ARGV[10])
-if acked and acked > tonumber(redis.call('HGET', KEYS[1], 'a') or '-1') then
+if acked and acked > tonumber(m[4] or '-1') then
   redis.call('HSET', KEYS[1], 'a', ARGV[10])
 end
 redis.call('EXPIRE', KEYS[2], ARGV[6])

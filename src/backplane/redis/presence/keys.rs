@@ -74,6 +74,13 @@ impl Keys {
     }
 }
 
+/// A node's name, if it is one: sixteen digits as every node writes its own. Others may write what
+/// they like into a set of nodes.
+pub fn node_name(text: &[u8]) -> Option<String> {
+    let is_name = text.len() == 16 && text.iter().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'));
+    is_name.then(|| String::from_utf8_lossy(text).into_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,6 +92,15 @@ mod tests {
         assert_eq!(keys.nodes_of("r:room"), "c:{p34}:prn:r:room");
         assert_eq!(keys.index(34, &keys.me), "c:{p34}:npx:000000000000000a");
         assert_eq!(keys.me.len(), 16, "the script cuts so much off");
+    }
+
+    #[test]
+    fn only_what_a_node_is_called_is_the_name_of_one() {
+        let me = Keys::new("c", NodeId(0xABCD_EF01)).me;
+        assert_eq!(node_name(me.as_bytes()), Some(me));
+        for wrong in [&b""[..], b"node", b"00000000ABCDEF01", b"00000000abcdef011", &[0xFF; 16]] {
+            assert_eq!(node_name(wrong), None, "{wrong:?}");
+        }
     }
 
     #[test]

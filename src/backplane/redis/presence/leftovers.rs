@@ -12,12 +12,14 @@
 
 use super::keys::Keys;
 use super::parts::Parts;
+use super::reap::{all, topic_in};
 use crate::backplane::redis::link::{Reply, poll_reply, send};
 use crate::backplane::redis::names::partition;
+use crate::backplane::redis::refusal::Refusal;
 use crate::backplane::redis::route::Route;
 use crate::ids::{TopicName, is_name};
 use redis::aio::MultiplexedConnection;
-use redis::{RedisResult, pipe};
+use redis::{FromRedisValue, RedisResult, Value, pipe};
 use std::collections::VecDeque;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -150,8 +152,10 @@ async fn rooms(
 ) -> RedisResult<Vec<TopicName>> {
     let mut rooms = pipe();
     parts.iter().for_each(|part| _ = rooms.cmd("SMEMBERS").arg(keys.index(*part, &keys.me)));
-    let rooms: Vec<Vec<String>> = rooms.query_async(&mut cmd).await?;
-    Ok(rooms.iter().flatten().filter_map(|room| TopicName::parse(room)).collect())
+    let rooms: Vec<Vec<Vec<u8>>> = rooms.query_async(&mut cmd).await?;
+    let each = parts.iter().zip(&rooms);
+    let rooms = each.flat_map(|(part, rooms)| rooms.iter().filter_map(|it| topic_in(*part, it)));
+    Ok(rooms.filter_map(|room| TopicName::parse(&room)).collect())
 }
 
 async fn users(
@@ -164,7 +168,9 @@ async fn users(
         let key = keys.users(room.as_str(), &keys.me);
         pages.cmd("HSCAN").arg(key).arg(from).arg("COUNT").arg(USERS_PER_PAGE);
     }
-    let pages: Vec<(u64, Vec<Vec<u8>>)> = pages.query_async(&mut cmd).await?;
+    let answers = all(&mut cmd, &pages).await?;
+    let pages: Vec<(u64, Vec<Vec<u8>>)> =
+        answers.into_iter().map(page_of).collect::<RedisResult<_>>()?;
     let named = |name: &Vec<u8>| {
         let name = std::str::from_utf8(name).ok().filter(|name| is_name(name))?;
         Some(TopicName::user(name))
@@ -173,4 +179,12 @@ async fn users(
         (room, next, names.iter().step_by(2).filter_map(named).collect())
     };
     Ok(rooms.into_iter().zip(pages).map(page).collect())
+}
+
+/// What `HSCAN` answers. Where there is no hash there are no users either.
+fn page_of(answer: Value) -> RedisResult<(u64, Vec<Vec<u8>>)> {
+    if Refusal::of(&answer) == Some(Refusal::Unreadable) {
+        return Ok((0, Vec::new()));
+    }
+    Ok(FromRedisValue::from_redis_value(answer.extract_error()?)?)
 }

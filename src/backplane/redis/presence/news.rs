@@ -12,6 +12,8 @@
 use crate::backplane::presence::News;
 use crate::ids::{ConnId, NodeId, ShardId, is_name};
 use crate::link::Origin;
+use crate::protocol::native::INFO_BYTES_MAX;
+use serde::de::IgnoredAny;
 
 /// The first byte.
 const MARK: u8 = b'P';
@@ -47,6 +49,14 @@ pub fn write(news: &News<'_>) -> Vec<u8> {
     out
 }
 
+/// What a user says of themselves, if it is as a client may say it: it goes into frames as it is, and
+/// what is no JSON there no client could read.
+pub fn info(text: &[u8]) -> Option<&str> {
+    let is_short = text.len() <= INFO_BYTES_MAX;
+    let text = std::str::from_utf8(text).ok().filter(|_| is_short)?;
+    serde_json::from_str::<IgnoredAny>(text).ok().map(|_| text)
+}
+
 /// Reads news; `None`: they are not written like this.
 pub fn read(body: &[u8]) -> Option<News<'_>> {
     let [MARK, flags, rest @ ..] = body else { return None };
@@ -62,13 +72,13 @@ pub fn read(body: &[u8]) -> Option<News<'_>> {
         by = Some(Origin { node, shard, conn });
     }
     let [length] = take(&mut rest)?;
-    let (user, info) = rest.split_at_checked(usize::from(length))?;
+    let (user, said) = rest.split_at_checked(usize::from(length))?;
     let user = std::str::from_utf8(user).ok().filter(|user| is_name(user))?;
-    let info = std::str::from_utf8(info).ok()?;
     if flags & JOINED == 0 {
-        return info.is_empty().then_some(News::Left { user });
+        return said.is_empty().then_some(News::Left { user });
     }
-    Some(News::Joined { user, info: Some(info).filter(|info| !info.is_empty()), by })
+    let info = if said.is_empty() { None } else { Some(self::info(said)?) };
+    Some(News::Joined { user, info, by })
 }
 
 fn take<const BYTES: usize>(rest: &mut &[u8]) -> Option<[u8; BYTES]> {
@@ -86,7 +96,7 @@ mod tests {
         #[test]
         fn what_is_written_is_read(
             user in "[a-zé]{1,100}",
-            info in proptest::option::of("[0-9]{1,300}"),
+            info in proptest::option::of("[1-9][0-9]{0,300}"),
             by in proptest::option::of((any::<u64>(), any::<u16>(), any::<u64>())),
         ) {
             let by = by.map(|(node, shard, conn)| Origin {
@@ -125,6 +135,11 @@ mod tests {
         assert_eq!(read(&[MARK, 4, 1, b'a']), None, "a flag of the future");
         assert_eq!(read(&[MARK, 0, 1, b'a', b'1']), None, "who left says nothing");
         assert_eq!(read(&[MARK, 1, 1, b'a', 0xFF]), None, "not UTF-8");
+        for wrong in ["{", "1 2", "nan", "\"", "[1,]", &"[".repeat(300), &"7".repeat(513)] {
+            assert_eq!(info(wrong.as_bytes()), None, "{wrong}");
+            assert_eq!(read(&[&[MARK, 1, 1, b'a'], wrong.as_bytes()].concat()), None, "{wrong}");
+        }
+        assert_eq!(info(br#"{"a" : 1e999}"#), Some(r#"{"a" : 1e999}"#));
         assert!(!is_news(&[1, 0, b'1']));
     }
 }

@@ -16,13 +16,15 @@
 //!
 //! Invariant: every question is answered once, the last time when its server is not up.
 
-use super::keys::Keys;
+use super::keys::{Keys, node_name};
+use super::news;
 use super::parts::Parts;
 use crate::backplane::interest::Interest;
 use crate::backplane::presence::{News, Presence};
 use crate::backplane::redis::link::{Reply, poll_reply, send};
 use crate::backplane::redis::names::partition;
 use crate::backplane::redis::route::Route;
+use crate::backplane::redis::unreadable::number;
 use crate::ids::{TopicName, is_name};
 use crate::link::PresenceRequest;
 use crate::protocol::{Info, Roster, RosterEntry};
@@ -283,8 +285,9 @@ async fn read(
     dead: Arc<[String]>,
     mut wanted: Vec<TopicName>,
 ) -> RedisResult<Others> {
-    let mut nodes: Vec<String> =
+    let nodes: Vec<Vec<u8>> =
         redis::cmd("SMEMBERS").arg(keys.nodes_of(topic.as_str())).query_async(&mut cmd).await?;
+    let mut nodes: Vec<String> = nodes.iter().filter_map(|name| node_name(name)).collect();
     nodes.retain(|node| *node != keys.me && !dead.contains(node));
     if nodes.is_empty() {
         return Ok(Others::default());
@@ -293,9 +296,10 @@ async fn read(
     for node in &nodes {
         all.cmd("HKEYS").arg(keys.users(topic.as_str(), node));
     }
-    let all: Vec<Vec<String>> = all.query_async(&mut cmd).await?;
-    let names = all.into_iter().flatten().filter(|name| is_name(name));
-    let users: HashSet<TopicName> = names.map(|name| TopicName::user(&name)).collect();
+    let all: Vec<Vec<Vec<u8>>> = all.query_async(&mut cmd).await?;
+    let names = all.iter().flatten().filter_map(|name| std::str::from_utf8(name).ok());
+    let users: HashSet<TopicName> =
+        names.filter(|name| is_name(name)).map(TopicName::user).collect();
     let mine: HashSet<TopicName> = wanted.iter().cloned().collect();
     let more = Roster::USERS_MAX - wanted.len();
     wanted.extend(users.difference(&mine).take(more).cloned());
@@ -307,7 +311,7 @@ async fn read(
         some.cmd("HMGET").arg(keys.users(topic.as_str(), node));
         wanted.iter().for_each(|user| _ = some.arg(&user.as_str()[2..]));
     }
-    let values: Vec<Vec<Option<String>>> = some.query_async(&mut cmd).await?;
+    let values: Vec<Vec<Option<Vec<u8>>>> = some.query_async(&mut cmd).await?;
     let mut known = HashMap::new();
     for (user, value) in values.iter().flat_map(|values| wanted.iter().zip(values)) {
         let Some((connections, info)) = value.as_deref().and_then(value_read) else { continue };
@@ -319,7 +323,7 @@ async fn read(
 
 /// A user on two nodes. What they said where they are still connected counts, if it is only one.
 fn together(one: (u64, Option<Info>), other: (u64, Option<Info>)) -> (u64, Option<Info>) {
-    let connections = one.0 + other.0;
+    let connections = one.0.saturating_add(other.0);
     let info = if one.0 == 0 { other.1.or(one.1) } else { one.1.or(other.1) };
     (connections, info)
 }
@@ -332,16 +336,19 @@ pub fn value_written(connections: u32, info: Option<&str>) -> String {
     }
 }
 
-fn value_read(value: &str) -> Option<(u64, Option<Info>)> {
-    match value.split_once('|') {
-        Some((connections, info)) => Some((connections.parse().ok()?, Some(info.into()))),
-        None => Some((value.parse().ok()?, None)),
-    }
+/// `None`: no node has written this. What such a one says of itself and no client may say is left out.
+fn value_read(value: &[u8]) -> Option<(u64, Option<Info>)> {
+    let bar = value.iter().position(|byte| *byte == b'|');
+    let (connections, info) = value.split_at(bar.unwrap_or(value.len()));
+    let connections = number(connections).filter(|it| *it <= u64::from(u32::MAX))?;
+    let info = info.split_first().and_then(|(_bar, info)| news::info(info));
+    Some((connections, info.map(Into::into)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backplane::redis::hostile;
     use crate::ids::{ConnId, NodeId, ShardId, SlotId};
     use crate::link::{Origin, PresenceChange, PresenceTo, PresenceUpdate};
     use redis::ServerErrorKind::{Ask, ClusterDown, Moved, TryAgain};
@@ -385,10 +392,31 @@ mod tests {
     fn a_value_comes_apart_as_it_was_put_together() {
         for info in [None, Some(r#""a|b""#)] {
             let value = value_written(3, info);
-            assert_eq!(value_read(&value), Some((3, info.map(Into::into))), "{value}");
+            let read = value_read(value.as_bytes());
+            assert_eq!(read, Some((3, info.map(Into::into))), "{value}");
         }
-        assert_eq!(value_read("x"), None);
     }
+
+    #[test]
+    fn what_no_node_has_written_is_nobody_and_what_no_client_may_say_is_left_out() {
+        for wrong in ["", "|", "x", "-1", "+1", "1.5", "4294967296", "18446744073709551615", "1 "] {
+            assert_eq!(value_read(wrong.as_bytes()), None, "{wrong:?}");
+        }
+        for silent in ["3|", "3|{", "3|1 2", &format!("3|{}", "7".repeat(100_000))] {
+            assert_eq!(value_read(silent.as_bytes()), Some((3, None)), "{silent:.9}");
+        }
+        assert_eq!(together((u64::MAX, None), (7, None)), (u64::MAX, None));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_stands_beside_a_name_is_read_or_not(value in hostile::text()) {
+            let _ = value_read(&value);
+            let _ = value_read(&[b"3|", &value[..]].concat());
+            let _ = (node_name(&value), news::info(&value));
+        }
+    }
+
     #[test]
     fn a_room_that_is_moving_is_read_again_for_some_seconds() {
         let start = Instant::now();

@@ -2,7 +2,8 @@
 -- the rest of ARGV is how such news begin.
 if is_told() then
   for _, user in ipairs(redis.call('HKEYS', own)) do
-    if not is_elsewhere(user) then
+    -- A longer one is no user's.
+    if #user < 256 and not is_elsewhere(user) then
       redis.call(publish, channel, ARGV[first] .. string.char(#user) .. user)
     end
   end

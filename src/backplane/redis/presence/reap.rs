@@ -100,8 +100,8 @@ impl Reaper {
         claim.arg(&key).arg(me).arg("NX").arg("PX").arg(CLAIM.as_millis() as u64);
         let claimed: Option<String> = claim.query_async(cmd).await?;
         if claimed.is_none() {
-            let by: Option<String> = redis::cmd("GET").arg(&key).query_async(cmd).await?;
-            if by.as_ref() != Some(me) {
+            let by: Option<Vec<u8>> = redis::cmd("GET").arg(&key).query_async(cmd).await?;
+            if by.as_deref() != Some(me.as_bytes()) {
                 return Ok(false);
             }
             self.renew(cmd).await?;
@@ -112,7 +112,18 @@ impl Reaper {
 
     /// Another one than before, so that it is found; also if those before are forgotten, and it
     /// would begin from one again.
+    ///
+    /// Where something stands that cannot be counted up it goes: a number that is too high, or no
+    /// number.
     async fn leave_note(&self, cmd: &mut MultiplexedConnection) -> RedisResult<()> {
+        if self.count_note(cmd).await.is_ok() {
+            return Ok(());
+        }
+        redis::cmd("DEL").arg(self.keys.reaped(&self.node)).exec_async(cmd).await?;
+        self.count_note(cmd).await
+    }
+
+    async fn count_note(&self, cmd: &mut MultiplexedConnection) -> RedisResult<()> {
         let (key, mut note) = (self.keys.reaped(&self.node), pipe());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         note.atomic().cmd("SET").arg(&key).arg(now as u64).arg(&["NX", "EX"]).arg(NOTE_S);
@@ -179,18 +190,32 @@ impl Reaper {
             looks.cmd("SRANDMEMBER").arg(self.keys.index(part, &self.node)).arg(ROOMS_PER_LOOK);
         }
         let answers = all(cmd, &looks).await?;
-        let mut topics = Vec::new();
+        let (mut topics, mut foreign) = (Vec::new(), pipe());
         for (part, answer) in std::mem::take(left).iter().zip(answers) {
-            let read = |answer| Ok(Vec::<String>::from_redis_value(answer)?);
+            let read = |answer| Ok(Vec::<Vec<u8>>::from_redis_value(answer)?);
             match answer.extract_error().and_then(read) {
                 Ok(some) => {
                     if some.len() >= ROOMS_PER_LOOK {
                         left.insert(part);
                     }
-                    topics.extend(some);
+                    for member in some {
+                        match topic_in(part, &member) {
+                            Some(topic) => topics.push(topic),
+                            None => {
+                                _ = foreign
+                                    .cmd("SREM")
+                                    .arg(self.keys.index(part, &self.node))
+                                    .arg(member)
+                            }
+                        }
+                    }
                 }
                 Err(error) => *refusal = Some(error),
             }
+        }
+        // What is no room of the partition is not removed with one, and would be looked at for ever.
+        if !foreign.is_empty() {
+            foreign.exec_async(cmd).await?;
         }
         Ok(topics)
     }
@@ -220,6 +245,12 @@ impl Reaper {
         }
         Ok(())
     }
+}
+
+/// The topic that a member of a partition's index is, if it can be.
+pub fn topic_in(part: u16, member: &[u8]) -> Option<String> {
+    let topic = TopicName::parse(std::str::from_utf8(member).ok()?)?;
+    (partition(topic.as_str()) == part).then(|| topic.as_str().to_owned())
 }
 
 /// The answers to a pipeline one by one: that one of them is an error says nothing of the others.

@@ -10,10 +10,11 @@ for i = 7, first - 1 do
   dead[ARGV[i]] = true
 end
 
--- The keys of a room's nodes differ in their last 16 characters, and share their slot.
+-- The keys of a room's nodes differ in their last 16 characters, and share their slot. What is no node's
+-- name stands for nobody.
 local names, others = {}, {}
 for _, other in ipairs(redis.call('SMEMBERS', nodes)) do
-  if other ~= node and not dead[other] then
+  if other ~= node and not dead[other] and #other == 16 then
     names[#names + 1] = other
     others[#others + 1] = string.sub(own, 1, -17) .. other
   end

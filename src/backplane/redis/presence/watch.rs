@@ -18,17 +18,20 @@
 //! have not, or the node wrote on after it was cleaned up behind. Whoever meets such a *stranger* in a
 //! room writes it down among the nodes; then it gives a sign of life, or is cleaned up behind.
 //!
+//! Others may write what they like into these keys. What is no node's name is no node, and a note may
+//! say anything: it only has to be another one than before.
+//!
 //! Invariant: nobody is dead while this node has just come back to that server: after an outage the
 //! others need a moment, too.
 
-use super::keys::{CONTROL, Keys};
+use super::keys::{CONTROL, Keys, node_name};
 use super::parts::Parts;
 use super::reap::{self, Rules};
 use crate::backplane::redis::link::{Reply, poll_reply, send};
 use crate::backplane::redis::route::Route;
 use hashbrown::{HashMap, HashSet};
 use redis::aio::MultiplexedConnection;
-use redis::{RedisResult, pipe};
+use redis::{FromRedisValue, RedisResult, Value, pipe};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -47,7 +50,7 @@ const MISSING_MAX: u32 = 2;
 /// What one look brought.
 struct Seen {
     /// The note of those who took this node for dead and cleaned up behind it.
-    note: Option<u64>,
+    note: Option<Vec<u8>>,
     /// All other nodes.
     nodes: Vec<String>,
     /// Those of them without a sign of life.
@@ -57,7 +60,7 @@ struct Seen {
 /// The last note that was found, and how often in a row. It outlives a watch.
 #[derive(Default)]
 pub struct Noted {
-    note: Option<u64>,
+    note: Option<Vec<u8>>,
     times: u32,
 }
 
@@ -191,10 +194,10 @@ impl Watch {
 
 impl Noted {
     /// What a look found. Whether it is time to deal with it.
-    fn is_due(&mut self, note: Option<u64>) -> bool {
+    fn is_due(&mut self, note: Option<Vec<u8>>) -> bool {
         let times = if note == self.note { self.times.saturating_add(1) } else { 1 };
         *self = Noted { note, times };
-        note.is_some() && times == NOTED
+        self.note.is_some() && times == NOTED
     }
 }
 
@@ -205,11 +208,20 @@ async fn look(
 ) -> RedisResult<Seen> {
     let mut first = pipe();
     let life_ms = LIFE.as_millis() as u64;
-    first.cmd("SET").arg(keys.life(&keys.me)).arg(1).arg("PX").arg(life_ms).ignore();
+    first.cmd("SET").arg(keys.life(&keys.me)).arg(1).arg("PX").arg(life_ms);
     first.cmd("GET").arg(keys.reaped(&keys.me));
-    first.cmd("SADD").arg(keys.nodes()).arg(&keys.me).arg(strangers).ignore();
+    first.cmd("SADD").arg(keys.nodes()).arg(&keys.me).arg(strangers);
     first.cmd("SMEMBERS").arg(keys.nodes());
-    let (note, mut nodes): (Option<u64>, Vec<String>) = first.query_async(&mut cmd).await?;
+    let answers = reap::all(&mut cmd, &first).await?;
+    let [life, note, listed, nodes] = <[Value; 4]>::try_from(answers).unwrap_or_default();
+    life.extract_error()?;
+    listed.extract_error()?;
+    let note = match note {
+        Value::BulkString(note) => Some(note),
+        _ => None,
+    };
+    let nodes = Vec::<Vec<u8>>::from_redis_value(nodes.extract_error()?)?;
+    let mut nodes: Vec<String> = nodes.iter().filter_map(|name| node_name(name)).collect();
     nodes.retain(|node| *node != keys.me);
     let mut signs = pipe();
     for node in &nodes {
@@ -248,7 +260,10 @@ mod tests {
     #[test]
     fn each_note_is_dealt_with_once_and_not_at_once() {
         let mut noted = Noted::default();
-        let mut due = |note, looks| (0..looks).map(|_| noted.is_due(note)).collect::<Vec<_>>();
+        let mut due = |note: Option<u8>, looks| {
+            let note = note.map(|note| vec![note]);
+            (0..looks).map(|_| noted.is_due(note.clone())).collect::<Vec<_>>()
+        };
         assert_eq!(due(None, 4), [false; 4]);
         assert_eq!(due(Some(1), 5), [false, false, true, false, false]);
         assert_eq!(due(Some(2), 2), [false; 2]);

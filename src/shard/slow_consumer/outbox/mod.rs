@@ -492,7 +492,7 @@ impl RoomQueue {
             FrameKind::Message(_) => 1,
             FrameKind::Lost(count) => count,
         };
-        self.lost += messages;
+        self.lost = self.lost.saturating_add(messages);
         self.gap = Some(number);
         if let FrameKind::Message(_) = kind {
             *match self.slow {

@@ -1,0 +1,158 @@
+//! What Redis has where this server expects its own, and cannot have written: checked where it is
+//! read.
+//!
+//! Other programs, operators and faults can write under our prefix. So a number or a position that
+//! came from Redis is made by [`number`] or [`position`] and by nothing else, and what they refuse is
+//! [`Unreadable`]: the topic cannot be used until somebody has mended it, and no place in it is made
+//! up. The scripts check the same before they write (`lua/number.lua`) and answer `-UNREADABLE`.
+//!
+//! Invariant: whatever the bytes are, they are answered, and an answer is short.
+
+use super::names::Names;
+use crate::backplane::log_throttle::LogThrottle;
+use crate::ids::Position;
+use redis::Value;
+use std::fmt;
+use std::time::Instant;
+
+/// Of what was found so many bytes are shown.
+const SHOWN_BYTES_MAX: usize = 48;
+
+/// Something that this server cannot have written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Which part of it.
+    what: &'static str,
+    /// What stands there, as far as it is worth showing.
+    found: String,
+}
+
+impl Unreadable {
+    /// `what` is not as we write it.
+    pub fn new(what: &'static str, found: &Value) -> Unreadable {
+        let found = match found {
+            Value::Nil => "nothing".to_owned(),
+            Value::Int(number) => number.to_string(),
+            Value::BulkString(bytes) => shown(bytes),
+            Value::SimpleString(text) => shown(text.as_bytes()),
+            Value::ServerError(error) => shown(format!("{error:?}").as_bytes()),
+            _ => "something else".to_owned(),
+        };
+        Unreadable { what, found }
+    }
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is {}", self.what, self.found)
+    }
+}
+
+fn shown(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN_BYTES_MAX)]);
+    match bytes.len() {
+        0..=SHOWN_BYTES_MAX => format!("{text:?}"),
+        all => format!("{text:?}… ({all} bytes)"),
+    }
+}
+
+/// A whole number from 0 to [`Position::NUMBER_MAX`] in the digits that we write: no sign, no blank,
+/// no leading zero.
+pub fn number(text: &[u8]) -> Option<u64> {
+    let is_written = matches!(text, [b'0'] | [b'1'..=b'9', ..]) && text.len() <= 16;
+    if !is_written || !text.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number = text.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0'));
+    (number <= Position::NUMBER_MAX).then_some(number)
+}
+
+/// The same from an answer.
+pub fn number_of(value: &Value) -> Option<u64> {
+    match value {
+        Value::Int(number) => u64::try_from(*number).ok().filter(|it| *it <= Position::NUMBER_MAX),
+        Value::BulkString(bytes) => number(bytes),
+        Value::SimpleString(text) => number(text.as_bytes()),
+        _ => None,
+    }
+}
+
+/// A place, from its two numbers.
+pub fn position(epoch: &[u8], offset: &[u8]) -> Option<Position> {
+    Position::checked(number(epoch)?, number(offset)?)
+}
+
+/// Says in the log which topics cannot be used, and how to mend them.
+#[derive(Default)]
+pub struct Warnings(LogThrottle);
+
+impl Warnings {
+    /// `topic` cannot be used, because of `why`.
+    pub fn warn(&mut self, topic: &str, why: &dyn fmt::Display, names: &Names, now: Instant) {
+        let Some(suppressed) = self.0.is_due(now) else { return };
+        let keys = names.history_keys(topic);
+        let (meta, stream, partition) = (&keys.meta, &keys.stream, &keys.partition);
+        tracing::warn!(
+            topic,
+            %why,
+            suppressed,
+            "the history of {topic} in Redis is not as this server writes it: it cannot be joined, \
+             read or published to; all others can. Correct the value (HGETALL {meta}), or begin a \
+             new history: DEL {meta} {stream}, and DEL {partition} if that is no hash. It is read \
+             again by itself"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backplane::redis::hostile;
+    use proptest::prelude::*;
+
+    #[test]
+    fn only_digits_as_we_write_them_are_a_number() {
+        for good in [0, 1, 9, 10, 1 << 32, Position::NUMBER_MAX] {
+            assert_eq!(number(good.to_string().as_bytes()), Some(good));
+            assert_eq!(number_of(&Value::Int(good as i64)), Some(good));
+        }
+        for wrong in hostile::TEXTS {
+            let is_good = [&b"0"[..], b"9007199254740991"].contains(wrong);
+            assert_eq!(number(wrong).is_some(), is_good, "{:?}", String::from_utf8_lossy(wrong));
+        }
+        for wrong in [-1, i64::MIN, i64::MAX, 1 << 53] {
+            assert_eq!(number_of(&Value::Int(wrong)), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_shown_is_short_and_says_what_it_is() {
+        let long = Value::BulkString(vec![b'7'; 100_000]);
+        let text = Unreadable::new("s", &long).to_string();
+        assert!(text.starts_with("s is \"777") && text.ends_with("(100000 bytes)"), "{text}");
+        assert!(text.len() < 100, "{text}");
+        assert_eq!(Unreadable::new("s", &Value::Nil).to_string(), "s is nothing");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_stands_there_is_answered(value in hostile::value()) {
+            let _ = number_of(&value);
+            prop_assert!(Unreadable::new("x", &value).to_string().len() < 1000);
+        }
+
+        #[test]
+        fn what_is_a_number_is_written_so(text in hostile::text()) {
+            if let Some(number) = number(&text) {
+                prop_assert_eq!(number.to_string().into_bytes(), text);
+            }
+        }
+
+        #[test]
+        fn a_position_can_be_counted_from(epoch in hostile::text(), offset in hostile::text()) {
+            if let Some(at) = position(&epoch, &offset) {
+                prop_assert!(at.epoch > 0 && at.epoch.max(at.offset) <= Position::NUMBER_MAX);
+            }
+        }
+    }
+}

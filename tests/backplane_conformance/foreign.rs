@@ -1,0 +1,368 @@
+//! What other programs, operators and faults may write into Redis under our prefix: one topic cannot be
+//! used until it is mended, no place in it is made up, and everything else goes on.
+
+use crate::redis::{Redis, wait_until};
+use crate::world::{Build, Heard, Shard, World, conn_id, payload_of};
+use campanile::backplane::redis::names::{HistoryKeys, Names};
+use campanile::ids::{NodeId, Position, TopicName};
+use campanile::link::{HistoryError, HistoryRequest, HistoryTo, PublishOutcome, Uplink};
+use campanile::protocol::dialect::Encoding;
+use campanile::protocol::{Page, Recovery, RequestId, Unrecovered};
+use std::time::Duration;
+
+/// Behind the last offset and epoch that there may be.
+const TOO_HIGH: [&str; 4] =
+    ["9007199254740992", "9223372036854775807", "9223372036854775808", "18446744073709551615"];
+
+fn world(namespaces: &'static str) -> World {
+    World::redis(Build { nodes: 1, shards: 2, namespaces, ..Build::usual() })
+}
+
+fn kept() -> World {
+    world("kept: history_size=100")
+}
+
+fn room(name: &str) -> TopicName {
+    TopicName::room(&format!("kept:{name}"))
+}
+
+fn keys(topic: &TopicName) -> HistoryKeys {
+    Names::new("test", NodeId(1)).history_keys(topic.as_str())
+}
+
+fn redis(world: &World) -> &Redis {
+    world.redis.as_ref().expect("a world with Redis")
+}
+
+/// Publishes a number: how that ended.
+fn publish(shard: &Shard, topic: &TopicName, number: u64, key: Option<&str>) -> PublishOutcome {
+    shard.publish_keyed(topic, &number.to_string(), number, key);
+    loop {
+        match shard.hear() {
+            Heard::Ack { id, outcome, .. } if id == Some(number) => return outcome,
+            Heard::Frame { .. } | Heard::Lost { .. } => {}
+            other => panic!("not the answer: {other:?}"),
+        }
+    }
+}
+
+fn accepted(outcome: PublishOutcome) -> Position {
+    let PublishOutcome::Accepted(Some(at)) = outcome else { panic!("not accepted: {outcome:?}") };
+    at
+}
+
+/// Asks for all of a history; the answer must come next.
+fn history(shard: &Shard, topic: &TopicName) -> Result<(Position, Vec<u64>), HistoryError> {
+    let id = Some(RequestId::Number(1));
+    let to = HistoryTo::Conn { shard: shard.end.id, conn: conn_id(7), id };
+    let page = Page { since: None, limit: 100, reverse: false };
+    shard.send(Uplink::History(Box::new(HistoryRequest {
+        topic: topic.clone(),
+        page,
+        to,
+        encoding: Encoding::NATIVE,
+    })));
+    loop {
+        match shard.hear() {
+            Heard::History { said, .. } => {
+                let number = |json: &String| payload_of(json).parse().expect("a number");
+                return said.map(|(at, texts)| (at, texts.iter().map(number).collect()));
+            }
+            Heard::Frame { .. } | Heard::Lost { .. } => {}
+            other => panic!("not the answer: {other:?}"),
+        }
+    }
+}
+
+/// Joins as a member does; `None`: nobody can say where the history is.
+fn recover(shard: &Shard, topic: &TopicName, since: Option<Position>) -> Option<Position> {
+    shard.recover(topic, 5, 9, since);
+    loop {
+        match shard.hear() {
+            Heard::Recovered { ticket: 9, position, recovery, .. } => {
+                let overload = Recovery::NotRecovered(Unrecovered::Overload);
+                assert_ne!(recovery, overload, "nobody waits for what may take for ever");
+                return Some(position);
+            }
+            Heard::Unrecoverable { to: 5, ticket: 9 } => return None,
+            Heard::Frame { .. } | Heard::Lost { .. } => {}
+            other => panic!("not the answer: {other:?}"),
+        }
+    }
+}
+
+/// A room with two messages; somebody is in it.
+fn room_with_two(world: &World, topic: &TopicName) -> Position {
+    let (speaker, hearer) = world.two_shards();
+    publish(speaker, topic, 1, None);
+    let at = accepted(publish(speaker, topic, 2, None));
+    hearer.join_and_hear(topic, 5);
+    assert_eq!(recover(hearer, topic, None), Some(at));
+    at
+}
+
+/// Nobody is let in, told anything of it, or able to add to it.
+fn cannot_be_used(world: &World, topic: &TopicName, why: &str) {
+    let (speaker, hearer) = world.two_shards();
+    assert_eq!(history(hearer, topic), Err(HistoryError::Unreadable), "{why}");
+    let since = Some(Position { epoch: 1, offset: 1 });
+    assert_eq!([None, since].map(|since| recover(hearer, topic, since)), [None; 2], "{why}");
+    assert_eq!(publish(speaker, topic, 3, None), PublishOutcome::Unavailable, "{why}");
+}
+
+/// Mended as it was, it goes on as if nothing had been.
+fn goes_on(world: &World, topic: &TopicName, at: Position, why: &str) {
+    let (speaker, hearer) = world.two_shards();
+    wait_until("it is noticed", || recover(hearer, topic, None) == Some(at));
+    let next = accepted(publish(speaker, topic, 4, None));
+    assert_eq!(next, Position { offset: 3, ..at }, "nothing was counted meanwhile: {why}");
+    let Heard::Frame { json, .. } = hearer.hear() else { panic!("no message: {why}") };
+    assert_eq!(payload_of(&json), "4");
+    assert_eq!(history(hearer, topic), Ok((next, vec![1, 2, 4])), "{why}");
+}
+
+#[test]
+fn a_history_with_a_field_that_we_cannot_have_written_is_left_until_it_is_mended() {
+    let world = kept();
+    let (good, redis) = (room("good"), redis(&world));
+    for (row, (field, value)) in [("s", "-1"), ("s", "1.5"), ("s", "abc"), ("s", ""), ("s", "02")]
+        .into_iter()
+        .chain([("e", "-1"), ("e", "0"), ("e", "abc"), ("e", ""), ("e", "1e15")])
+        .chain(TOO_HIGH.into_iter().flat_map(|high| [("s", high), ("e", high)]))
+        .enumerate()
+    {
+        let (topic, why) = (room(&row.to_string()), format!("{field} = {value:?}"));
+        let at = room_with_two(&world, &topic);
+        let meta = keys(&topic).meta;
+        let before = redis.command(&["HGET", &meta, field]);
+        redis.command(&["HSET", &meta, field, value]);
+        cannot_be_used(&world, &topic, &why);
+        let there = redis.command(&["XLEN", &keys(&topic).stream]);
+        assert_eq!(there, "2", "what is refused is not kept: {why}");
+        assert_eq!(redis.command(&["HGET", &meta, field]), value, "nobody counts on: {why}");
+        accepted(publish(world.two_shards().0, &good, 1, None));
+        redis.command(&["HSET", &meta, field, &before]);
+        goes_on(&world, &topic, at, &why);
+        world.two_shards().1.leave(&topic, 5);
+    }
+    wait_until("it is counted", || world.nodes[0].counters().histories_unreadable >= 36);
+    assert_eq!(world.nodes[0].counters().reconnects, 0);
+    assert!(world.nodes[0].health.ready(0).is_ok());
+}
+
+/// How somebody spoils a history, and how it is mended.
+type Spoilt = (&'static str, fn(&Redis, &HistoryKeys), fn(&Redis, &HistoryKeys));
+
+const SPOILT: [Spoilt; 6] = [
+    (
+        "bytes and 100 KB of digits",
+        |redis, keys| {
+            redis.command_bytes(&[b"HSET", keys.meta.as_bytes(), b"s", &[0xFF, 0xFE]]);
+            redis.command_bytes(&[b"HSET", keys.meta.as_bytes(), b"l", &[b'7'; 100_000]]);
+        },
+        |redis, keys| {
+            redis.command(&["HSET", &keys.meta, "s", "2"]);
+        },
+    ),
+    (
+        "no last offset",
+        |redis, keys| _ = redis.command(&["HDEL", &keys.meta, "s"]),
+        |redis, keys| _ = redis.command(&["HSET", &keys.meta, "s", "2"]),
+    ),
+    (
+        "the hash is a list",
+        |redis, keys| {
+            redis.command(&["RENAME", &keys.meta, "aside"]);
+            redis.command(&["RPUSH", &keys.meta, "1"]);
+        },
+        |redis, keys| _ = redis.command(&["RENAME", "aside", &keys.meta]),
+    ),
+    (
+        "the stream is a string",
+        |redis, keys| {
+            redis.command(&["RENAME", &keys.stream, "aside"]);
+            redis.command(&["SET", &keys.stream, "1"]);
+        },
+        |redis, keys| _ = redis.command(&["RENAME", "aside", &keys.stream]),
+    ),
+    (
+        "somebody has added to the stream",
+        |redis, keys| _ = redis.command(&["XADD", &keys.stream, "1796026177423-0", "d", "x"]),
+        |redis, keys| {
+            redis.command(&["XDEL", &keys.stream, "1796026177423-0"]);
+            redis.command(&["XSETID", &keys.stream, "2-0"]);
+        },
+    ),
+    (
+        "the stream has the last id that there is",
+        |redis, keys| {
+            let last = "18446744073709551615-18446744073709551615";
+            redis.command(&["XADD", &keys.stream, last, "d", "x"]);
+        },
+        |redis, keys| {
+            redis.command(&["XDEL", &keys.stream, "18446744073709551615-18446744073709551615"]);
+            redis.command(&["XSETID", &keys.stream, "2-0"]);
+        },
+    ),
+];
+
+#[test]
+fn a_history_of_another_shape_is_left_until_it_is_mended() {
+    let world = kept();
+    for (row, (what, spoil, mend)) in SPOILT.into_iter().enumerate() {
+        let topic = room(&row.to_string());
+        let at = room_with_two(&world, &topic);
+        spoil(redis(&world), &keys(&topic));
+        cannot_be_used(&world, &topic, what);
+        mend(redis(&world), &keys(&topic));
+        goes_on(&world, &topic, at, what);
+        world.two_shards().1.leave(&topic, 5);
+    }
+}
+
+#[test]
+fn what_the_warning_says_to_do_begins_a_new_history() {
+    let world = kept();
+    let (topic, (_, hearer)) = (room("a"), world.two_shards());
+    let before = room_with_two(&world, &topic);
+    let HistoryKeys { meta, stream, .. } = keys(&topic);
+    redis(&world).command(&["HSET", &meta, "s", TOO_HIGH[3], "a", "7", "l", "1:2 "]);
+    cannot_be_used(&world, &topic, "too high");
+    redis(&world).command(&["DEL", &meta, &stream]);
+    wait_until("it is noticed", || recover(hearer, &topic, None).is_some());
+    let after = recover(hearer, &topic, None).expect("it was there a moment ago");
+    assert!(after.offset == 0 || after == before, "empty, or put back by who had heard it");
+    let next = accepted(publish(world.two_shards().0, &topic, 3, None));
+    assert_eq!(next.offset, after.offset + 1);
+}
+
+#[test]
+fn the_last_offset_that_there_is_is_told_and_nothing_comes_behind_it() {
+    let world = kept();
+    let (topic, (speaker, hearer)) = (room("a"), world.two_shards());
+    let at = room_with_two(&world, &topic);
+    let (meta, last) = (keys(&topic).meta, Position::NUMBER_MAX);
+    redis(&world).command(&["HSET", &meta, "s", &(last - 1).to_string()]);
+    redis(&world).command(&["XSETID", &keys(&topic).stream, &format!("{}-0", last - 1)]);
+    assert_eq!(accepted(publish(speaker, &topic, 3, None)).offset, last, "exactly");
+    assert_eq!(publish(speaker, &topic, 4, None), PublishOutcome::Unavailable);
+    assert_eq!(redis(&world).command(&["HGET", &meta, "s"]), last.to_string());
+    // What is between is lost, and that is told once.
+    let mut lost = Vec::new();
+    wait_until("the end is reached", || {
+        hearer.recover(&topic, 5, 9, None);
+        loop {
+            match hearer.hear() {
+                Heard::Recovered { position, .. } => return position.offset == last,
+                Heard::Lost { count, .. } => lost.push(count),
+                Heard::Frame { .. } => {}
+                other => panic!("not the answer: {other:?}"),
+            }
+        }
+    });
+    assert_eq!(lost, [last - 1 - at.offset]);
+    let (told, messages) = history(hearer, &topic).expect("it can be read");
+    assert_eq!((told.offset, messages), (last, vec![3]));
+}
+
+#[test]
+fn a_message_for_a_place_that_nobody_gave_it_holds_up_nobody() {
+    let world = kept();
+    let (topic, (speaker, hearer)) = (room("a"), world.two_shards());
+    let at = room_with_two(&world, &topic);
+    let channel = Names::new("test", NodeId(1)).channel(topic.as_str());
+    let channel = channel.as_bytes();
+    let places = ["9", "9007199254740991", "18446744073709551615", "-1", ""]
+        .map(|offset| format!("{}:{offset}:", at.epoch));
+    let epochs = ["9007199254740991:1:", "0:3:", "18446744073709551615:1:"].map(str::to_owned);
+    for place in places.iter().chain(&epochs) {
+        let said = [place.as_bytes(), &[1, 0], b"66"].concat();
+        redis(&world).command_bytes(&[b"PUBLISH", channel, &said]);
+        assert_eq!(recover(hearer, &topic, None), Some(at), "{place}");
+    }
+    let malformed = || world.nodes[0].counters().publishes_malformed;
+    wait_until("all of them are counted", || malformed() == 8);
+    let before = world.nodes[0].counters().history_reads;
+    assert!(hearer.hears_nothing_for(Duration::from_millis(300)));
+    accepted(publish(speaker, &topic, 3, None));
+    assert!(matches!(hearer.hear(), Heard::Frame { .. }), "what is said is heard");
+    wait_until("a tick has come", || world.nodes[0].counters().publishes == 3);
+    let reads = world.nodes[0].counters().history_reads - before;
+    assert!(reads < 10, "it is not read again and again: {reads}");
+}
+
+#[test]
+fn a_history_that_was_set_back_is_told_as_lost_and_goes_on_from_there() {
+    let world = kept();
+    let (topic, (speaker, hearer)) = (room("a"), world.two_shards());
+    let at = room_with_two(&world, &topic);
+    redis(&world).command(&["DEL", &keys(&topic).stream]);
+    redis(&world).command(&["HSET", &keys(&topic).meta, "s", "0"]);
+    hearer.recover(&topic, 5, 9, Some(Position { offset: 99, ..at })); // makes this node look
+    assert_eq!(hearer.hear(), Heard::Lost { to: 5, count: 0 });
+    assert!(matches!(hearer.hear(), Heard::Recovered { .. }));
+    assert_eq!(accepted(publish(speaker, &topic, 3, None)), Position { offset: 1, ..at });
+    assert!(matches!(hearer.hear(), Heard::Frame { .. }));
+}
+
+#[test]
+fn what_stands_under_the_key_of_a_retry_is_a_place_or_refused() {
+    let world = kept();
+    let (topic, (speaker, _)) = (room("a"), world.two_shards());
+    let at = room_with_two(&world, &topic);
+    let retry = format!("{}:k", keys(&topic).retry);
+    for wrong in ["", "x", "1", "0:1", "7:18446744073709551615", "9007199254740992:1", "7:-1"] {
+        redis(&world).command(&["SET", &retry, wrong]);
+        assert_eq!(
+            publish(speaker, &topic, 3, Some("k")),
+            PublishOutcome::Unavailable,
+            "{wrong:?}"
+        );
+    }
+    redis(&world).command(&["DEL", &retry]);
+    redis(&world).command(&["RPUSH", &retry, "1"]);
+    assert_eq!(publish(speaker, &topic, 3, Some("k")), PublishOutcome::Unavailable, "a list");
+    redis(&world).command(&["DEL", &retry]);
+    assert_eq!(accepted(publish(speaker, &topic, 3, Some("k"))).offset, at.offset + 1);
+    assert_eq!(accepted(publish(speaker, &topic, 3, Some("k"))).offset, at.offset + 1);
+}
+
+#[test]
+fn a_pause_that_ends_in_a_thousand_years_holds_up_nobody() {
+    let world = kept();
+    let (topic, (speaker, _)) = (room("a"), world.two_shards());
+    let at = room_with_two(&world, &topic);
+    let HistoryKeys { meta, partition, .. } = keys(&topic);
+    let generation = redis(&world).command(&["HGET", &partition, "g"]);
+    for till in ["33000000000000", "9007199254740993", &"9".repeat(400), "x", "-1", ""] {
+        // As when the server were another one than last time.
+        redis(&world).command(&["HSET", &meta, "g", "another"]);
+        redis(&world).command(&["HSET", &partition, "g", "another"]);
+        redis(&world).command(&["HSET", &partition, "w", &format!("{generation} {till}")]);
+        let next = accepted(publish(speaker, &topic, 3, None));
+        assert!(next.epoch > at.epoch, "{till}");
+    }
+}
+
+#[test]
+fn an_acknowledgement_that_cannot_be_makes_one_user_wait_and_no_other() {
+    let world = world("@users: history_size=10");
+    let (speaker, hearer) = world.two_shards();
+    let [ann, bob] = ["ann", "bob"].map(TopicName::user);
+    let at = room_with_two(&world, &ann);
+    accepted(publish(speaker, &bob, 1, None));
+    let counters = || world.nodes[0].counters();
+    for wrong in ["3", "18446744073709551615", "-1", "abc", "", "01"] {
+        redis(&world).command(&["HSET", &keys(&ann).meta, "a", wrong]);
+        assert_eq!(recover(hearer, &ann, None), None, "{wrong:?}: it would hide messages");
+        let (given_up, stored) = (counters().acks_given_up, counters().acks_stored);
+        hearer.acknowledge(&ann, Some(at.epoch), 1);
+        hearer.acknowledge(&bob, None, 1);
+        speaker.acknowledge(&bob, Some(at.epoch), u64::MAX);
+        wait_until("it is given up", || counters().acks_given_up == given_up + 1);
+        redis(&world).command(&["HDEL", &keys(&ann).meta, "a"]);
+        wait_until("it is mended", || recover(hearer, &ann, None) == Some(at));
+        hearer.acknowledge(&ann, Some(at.epoch), 1);
+        wait_until("it is stored", || counters().acks_stored > stored);
+    }
+}

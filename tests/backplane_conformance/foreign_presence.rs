@@ -1,0 +1,167 @@
+//! What other programs may write where it stands who is there: it concerns one room at most.
+
+use crate::presences::{joined, left, news, room, user, wait_for_list};
+use crate::redis::{Redis, wait_until};
+use crate::world::{Build, World};
+use campanile::backplane::redis::names::partition;
+
+/// Another node, which lives.
+const OTHER: &str = "00000000000000ff";
+
+fn redis(world: &World) -> &Redis {
+    world.redis.as_ref().expect("a world with Redis")
+}
+
+/// A key of a room.
+fn key(kind: &str, room: &str) -> String {
+    format!("test:{{p{}}}:{kind}:r:{room}", partition(&format!("r:{room}")))
+}
+
+fn key_of_node(room: &str, node: &str) -> String {
+    format!("{}:{node}", key("pr", room))
+}
+
+/// Some nodes that live have users in a room, as they say.
+fn others_have(redis: &Redis, room: &str, users: &[(&str, &[u8])]) {
+    for node in [OTHER, "00000000000000fe"] {
+        redis.command(&["SET", &format!("test:{{p637}}:node:{node}"), "1"]);
+        redis.command(&["SADD", &key("prn", room), node]);
+        for (name, value) in users {
+            let of_node = key_of_node(room, node);
+            redis.command_bytes(&[b"HSET", of_node.as_bytes(), name.as_bytes(), value]);
+        }
+    }
+}
+
+#[test]
+fn connections_that_nobody_can_count_and_words_that_nobody_can_read_are_left_out() {
+    let world = World::redis(Build { nodes: 1, ..Build::usual() });
+    let topic = room("here:a");
+    let long = [b"1|", &[b'7'; 100_000][..]].concat();
+    let users: [(&str, &[u8]); 9] = [
+        ("ann", b"18446744073709551615"),
+        ("bob", b"9223372036854775808"),
+        ("cid", b"-1"),
+        ("dan", b"1|{"),
+        ("eve", b"\xFF\xFE"),
+        ("fay", b""),
+        ("gus", b"1|\xFF"),
+        ("hal", &long),
+        ("ida", b"2|7"),
+    ];
+    others_have(redis(&world), "here:a", &users);
+    redis(&world).command_bytes(&[
+        b"HSET",
+        key_of_node("here:a", OTHER).as_bytes(),
+        b"\xFF\xFE",
+        b"1",
+        &[b'x'; 300],
+        b"1",
+    ]);
+    let shard = &world.nodes[0].shards[0];
+    shard.join_and_hear(&topic, 5);
+    let (list, count) = shard.who_is_there(&topic).expect("the room can be read");
+    assert_eq!(count, 9, "who stands there is there");
+    let seven = ("ida".to_owned(), 4, Some("7".to_owned()));
+    assert_eq!(list, [user("dan", 2), user("gus", 2), user("hal", 2), seven]);
+}
+
+#[test]
+fn what_is_no_node_and_no_room_is_nobody() {
+    let world = World::redis(Build::usual());
+    let (topic, (door, hall)) = (room("here:a"), world.two_shards());
+    let index = |part: u16, node: &str| format!("test:{{p{part}}}:npx:{node}");
+    let part = partition("r:here:a");
+    for garbage in [&b"x"[..], b"", b"\xFF\xFE", &[b'f'; 17], &[0xFF; 16], &[b'7'; 100_000]] {
+        redis(&world).command_bytes(&[b"SADD", key("prn", "here:a").as_bytes(), garbage]);
+        redis(&world).command_bytes(&[b"SADD", b"test:{p637}:nodes", garbage]);
+        for node in ["0000000000000001", "0000000000000002"] {
+            redis(&world).command_bytes(&[b"SADD", index(part, node).as_bytes(), garbage]);
+        }
+    }
+    hall.join_and_hear(&topic, 5);
+    door.come(&topic, "ann", 1, None);
+    assert_eq!(news(hall), joined("here:a", "ann"));
+    wait_for_list(hall, &topic, &[user("ann", 1)]);
+    door.go(&topic, "ann");
+    assert_eq!(news(hall), left("here:a", "ann"));
+}
+
+#[test]
+fn a_room_whose_users_are_no_hash_waits_until_that_is_mended_and_others_do_not() {
+    let world = World::redis(Build::usual());
+    let (topic, other, (door, hall)) = (room("here:a"), room("here:b"), world.two_shards());
+    let own = key_of_node("here:a", "0000000000000001");
+    redis(&world).command(&["SET", &own, "1"]);
+    hall.join_and_hear(&topic, 5);
+    hall.join_and_hear(&other, 5);
+    door.come(&topic, "ann", 1, None);
+    let is_counted = || world.nodes.iter().any(|node| node.counters().presence_unreadable > 0);
+    wait_until("it is counted", is_counted);
+    for number in 0..20 {
+        let name = number.to_string();
+        door.come(&other, &name, number + 10, None);
+        assert_eq!(news(hall), joined("here:b", &name));
+    }
+    redis(&world).command(&["DEL", &own]);
+    assert_eq!(news(hall), joined("here:a", "ann"), "by itself");
+    // And where it cannot be read, that is said.
+    redis(&world).command(&["RENAME", &key("prn", "here:a"), "aside"]);
+    redis(&world).command(&["SET", &key("prn", "here:a"), "1"]);
+    assert_eq!(hall.who_is_there(&topic), None);
+    assert_eq!(hall.who_is_there(&other).expect("the backplane is up").1, 20);
+    redis(&world).command(&["RENAME", "aside", &key("prn", "here:a")]);
+    wait_for_list(hall, &topic, &[user("ann", 1)]);
+}
+
+#[test]
+fn a_dead_node_is_cleaned_up_behind_whatever_stands_under_its_name() {
+    let mut world = World::redis(Build::usual());
+    let topic = room("long:a");
+    let (dead, part) = ("0000000000000001", partition("r:long:a"));
+    {
+        let (door, hall) = world.two_shards();
+        hall.join_and_hear(&topic, 5);
+        door.come(&topic, "ann", 1, None);
+        assert_eq!(news(hall), joined("long:a", "ann"));
+    }
+    // More rooms of other partitions than one look finds, and users whose names nobody can have.
+    let index = format!("test:{{p{part}}}:npx:{dead}");
+    for number in 0..200 {
+        let stray = room(&format!("here:{number}"));
+        if partition(stray.as_str()) != part {
+            redis(&world).command(&["SADD", &index, stray.as_str()]);
+        }
+    }
+    redis(&world).command_bytes(&[b"SADD", index.as_bytes(), b"\xFF\xFE"]);
+    let users = key_of_node("long:a", dead);
+    redis(&world).command_bytes(&[b"HSET", users.as_bytes(), &[b'x'; 300], b"1"]);
+    redis(&world).command(&["SET", &format!("test:{{p637}}:reaped:{dead}"), "9223372036854775807"]);
+    drop(world.nodes.remove(0));
+    let hall = &world.nodes[0].shards[1];
+    assert_eq!(news(hall), left("long:a", "ann"));
+    wait_until("nothing of it is left", || {
+        redis(&world).command(&["SCARD", "test:{p637}:nodes"]) == "1"
+            && redis(&world).command(&["EXISTS", &index, &users]) == "0"
+    });
+    wait_until("it is counted", || world.nodes[0].counters().presence_reaped == 1);
+}
+
+#[test]
+fn a_note_that_says_anything_is_a_note_and_no_end_of_the_watch() {
+    let world = World::redis(Build::usual());
+    let (topic, (door, hall)) = (room("here:a"), world.two_shards());
+    hall.join_and_hear(&topic, 5);
+    door.come(&topic, "ann", 1, None);
+    assert_eq!(news(hall), joined("here:a", "ann"));
+    let [users, note] = [
+        key_of_node("here:a", "0000000000000001"),
+        "test:{p637}:reaped:0000000000000001".to_owned(),
+    ];
+    for text in ["abc", "18446744073709551615", "-1"] {
+        // As somebody cleans up who takes it for dead.
+        redis(&world).command(&["DEL", &users]);
+        redis(&world).command(&["SET", &note, text]);
+        assert_eq!(news(hall), joined("here:a", "ann"), "it writes its users again: {text}");
+    }
+}
