@@ -7,8 +7,8 @@
 
 use crate::auth::{TokenWish, mint};
 use crate::config::{Config, ConfigError, ConfigErrors, FileText, KNOBS, Knob, Said};
+use crate::doctor::Question;
 use crate::load::LoadArgs;
-use crate::ops::doctor::Question;
 use crate::policy::rights::Rights;
 use crate::terminal;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};

@@ -1,16 +1,18 @@
 //! Campanile: a WebSocket server whose instances act as one.
 
+pub mod api;
 pub mod auth;
 pub mod backplane;
 pub mod cli;
 pub mod config;
+pub mod doctor;
 pub mod framing;
 pub mod ids;
 pub mod link;
 pub mod load;
 pub mod metrics;
 pub mod net;
-pub mod ops;
+pub mod node;
 pub mod plan;
 pub mod policy;
 pub mod protocol;

@@ -1,14 +1,15 @@
 //! The tower, from the ground up: parse, plan, window, threads, signals, the end.
 
+use campanile::api::OpsSetup;
 use campanile::cli::{self, Order, World};
 use campanile::config::Config;
 use campanile::link::channel::window;
 use campanile::link::load_table::LoadTable;
-use campanile::ops::start::{self, Failure};
-use campanile::ops::{OpsSetup, doctor, drain};
+use campanile::node::shutdown;
+use campanile::node::startup::{self, Failure};
 use campanile::plan::{Plan, Planned};
+use campanile::{api, backplane, doctor, load, net, plan, sys, terminal};
 use campanile::{auth::Gate, link::health::Health, net::ShardSetup};
-use campanile::{backplane, load, net, ops, plan, sys, terminal};
 use std::process::ExitCode;
 use std::sync::{Arc, Barrier};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -39,22 +40,22 @@ fn main() -> ExitCode {
 
 /// Serves until a signal. Everything that can be refused is refused before the first thread.
 fn serve(config: &Config) -> Result<ExitCode, Failure> {
-    start::log(config);
-    start::abort_on_panic();
-    let signals = drain::signals()?;
-    let machine = start::machine()?;
+    startup::log(config);
+    startup::abort_on_panic();
+    let signals = shutdown::signals()?;
+    let machine = startup::machine()?;
     let Planned { mut plan, notices } = plan::resolve(config, &machine)?;
-    start::say(&notices);
-    start::files(&plan)?;
+    startup::say(&notices);
+    startup::files(&plan)?;
     sys::probe_io_uring().map_err(Failure::machine)?;
-    let ports = start::ports(&mut plan)?;
+    let ports = startup::ports(&mut plan)?;
     let tower = build(Arc::new(plan), ports)?;
-    Ok(drain::until_the_end(tower, signals))
+    Ok(shutdown::until_the_end(tower, signals))
 }
 
 /// Starts every thread. All bells exist before the first one, and every file table is split before
 /// anything is opened that would have to be closed: a copy in another table keeps a socket alive.
-fn build(plan: Arc<Plan>, ports: start::Ports) -> Result<drain::Tower, Failure> {
+fn build(plan: Arc<Plan>, ports: startup::Ports) -> Result<shutdown::Tower, Failure> {
     let shards = plan.shards.len() as u16;
     let limits = &plan.limits;
     let (ends, backplane_end, ops_end) =
@@ -81,18 +82,18 @@ fn build(plan: Arc<Plan>, ports: start::Ports) -> Result<drain::Tower, Failure> 
         };
         let tables_split = tables_split.clone();
         let run = move || {
-            start::settle_shard(&setup.plan, &setup.shard)?;
+            startup::settle_shard(&setup.plan, &setup.shard)?;
             tables_split.wait();
             net::run_shard(setup)
         };
-        shard_threads.push(start::thread(format!("shard-{}", shard.id.0), &health, run)?);
+        shard_threads.push(startup::thread(format!("shard-{}", shard.id.0), &health, run)?);
     }
     tables_split.wait();
 
     let (own_plan, mirror, own_health) =
         (plan.clone(), Arc::clone(&backplane_mirror), health.clone());
-    let backplane = start::thread("backplane".into(), &health, move || {
-        start::settle_backplane(&own_plan);
+    let backplane = startup::thread("backplane".into(), &health, move || {
+        startup::settle_backplane(&own_plan);
         backplane::run(own_plan, backplane_end, mirror, own_health);
         Ok(())
     })?;
@@ -105,10 +106,10 @@ fn build(plan: Arc<Plan>, ports: start::Ports) -> Result<drain::Tower, Failure> 
         backplane: backplane_mirror,
         health: health.clone(),
     };
-    start::thread("ops".into(), &health, move || {
-        start::settle(setup.plan.scheduling, &setup.plan.other_cores);
-        ops::run(setup)
+    startup::thread("ops".into(), &health, move || {
+        startup::settle(setup.plan.scheduling, &setup.plan.other_cores);
+        api::run(setup)
     })?;
     let (ops, shards, held) = (ops_end, shard_threads, ports.held);
-    Ok(drain::Tower { plan, health, ops, shards, backplane, held })
+    Ok(shutdown::Tower { plan, health, ops, shards, backplane, held })
 }

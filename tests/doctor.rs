@@ -189,7 +189,7 @@ fn after_applying_the_doctor_misses_none_of_what_apply_sets() {
     // The doctor's fixes that begin with sysctl name keys; each of them must be in sysctl.conf.
     let conf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tuning/sysctl.conf");
     let conf = fs::read_to_string(conf).unwrap();
-    let judge = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops/doctor/judge.rs");
+    let judge = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/doctor/checks.rs");
     let judge = fs::read_to_string(judge).unwrap();
     let mut keys: Vec<&str> = judge
         .split("sysctl -w ")

@@ -154,22 +154,9 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         "backplane",
         &["backplane", "framing", "link", "protocol", "ids", "slab", "metrics", "policy", "plan"],
     ),
-    (
-        "ops",
-        &[
-            "ops",
-            "link",
-            "protocol",
-            "ws::encode",
-            "ids",
-            "metrics",
-            "policy",
-            "plan",
-            "config",
-            "sys",
-            "terminal",
-        ],
-    ),
+    ("api", &["api", "link", "protocol", "ids", "metrics", "policy", "plan", "sys", "terminal"]),
+    ("node", &["node", "link", "ids", "plan", "config", "sys", "terminal"]),
+    ("doctor", &["doctor", "plan", "config", "sys", "terminal"]),
     ("config", &["config", "ids", "policy"]),
     ("plan", &["plan", "config", "auth::AuthPlan", "ids", "policy"]),
     ("terminal", &["link::log_queue", "metrics"]),
@@ -273,7 +260,7 @@ struct Belongs {
 const BELONGS: &[Belongs] = &[
     Belongs {
         word: "tokio",
-        to: &["src/backplane/", "src/ops/"],
+        to: &["src/backplane/", "src/api/"],
         because: "a shard's runtime is monoio",
     },
     Belongs {
@@ -283,8 +270,8 @@ const BELONGS: &[Belongs] = &[
     },
     Belongs { word: "monoio", to: &["src/net/"], because: "the shard names no runtime" },
     Belongs { word: "monoio_http", to: &["src/net/"], because: "the shard names no runtime" },
-    Belongs { word: "axum", to: &["src/ops/"], because: "HTTP for operators is made in one room" },
-    Belongs { word: "hyper", to: &["src/ops/"], because: "HTTP for operators is made in one room" },
+    Belongs { word: "axum", to: &["src/api/"], because: "HTTP for operators is made in one room" },
+    Belongs { word: "hyper", to: &["src/api/"], because: "HTTP for operators is made in one room" },
 ];
 
 fn belongings(sources: &[Source]) -> Vec<String> {
@@ -319,7 +306,7 @@ fn each_foreign_crate_stays_in_its_room() {
         &[
             ("src/shard/mod.rs", "use monoio::time::sleep;"),
             ("src/net/tasks.rs", "tokio::spawn(task);"),
-            ("src/ops/mod.rs", "use redis::AsyncCommands;"),
+            ("src/api/mod.rs", "use redis::AsyncCommands;"),
             ("src/net/upgrade/routes.rs", "use axum::Json;"),
         ],
         &[
@@ -427,7 +414,7 @@ fn what_is_banned_is_not_written() {
         &[
             ("src/ws/mask.rs", "let x = y.unwrap();"),
             ("src/shard/hub.rs", "use std::cell::RefCell;"),
-            ("src/ops/mod.rs", "static LOCK: std::sync::Mutex<()> = …"),
+            ("src/api/mod.rs", "static LOCK: std::sync::Mutex<()> = …"),
             ("src/net/reactor.rs", "use std::sync::atomic::AtomicU64;"),
             ("src/net/reactor.rs", "println!(\"here\");"),
             ("src/net/reactor.rs", "dbg!(x);"),

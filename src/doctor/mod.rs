@@ -1,17 +1,17 @@
 //! `campanile doctor`: what this host lacks for so many connections, and the line that fixes it.
 //!
-//! First all facts are read (`facts.rs`), then judged by a pure function (`judge.rs`), then printed.
+//! First all facts are read (`facts.rs`), then judged by a pure function (`checks.rs`), then printed.
 //! A fact that cannot be read is a finding too, but not a lack: nobody can fix what may be in order.
 //!
 //! Invariant: the doctor looks and tries, and changes nothing.
 
+mod checks;
 mod facts;
-mod judge;
 
 use crate::config::Config;
 use crate::terminal;
+use checks::{Finding, Verdict, judge};
 use facts::{Host, Tried};
-use judge::{Finding, Verdict, judge};
 use std::fmt::Write as _;
 use std::process::ExitCode;
 

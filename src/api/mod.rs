@@ -1,4 +1,4 @@
-//! What operators and other services use: API, metrics, health; and how a node starts and ends.
+//! What operators and other services use over HTTP: API, metrics, health.
 //!
 //! One thread, one tokio runtime, axum. It reads mirrors and asks shards through the window, so an
 //! operator's question costs a shard one item of its channel and never stops it.
@@ -6,9 +6,7 @@
 //! Invariant: nothing here is on a delivery's way, and whatever a client of this port does, it
 //! holds a bounded number of descriptors and bytes (`listener.rs`, the body limits below).
 
-mod answer;
-pub mod doctor;
-pub mod drain;
+mod error;
 mod guard;
 mod history;
 mod listener;
@@ -17,19 +15,18 @@ mod presence;
 mod publish;
 mod redis_stats;
 mod rooms;
-pub mod start;
 mod stats;
 
 use crate::link::channel::OpsEnd;
 use crate::link::health::Health;
 use crate::metrics::{BackplaneMirror, OpsMirror, ShardMirror};
 use crate::plan::Plan;
-use answer::Refused;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
+use error::Refused;
 use socket2::SockRef;
 use std::io;
 use std::sync::Arc;

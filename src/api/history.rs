@@ -4,7 +4,7 @@
 //! come back as the elements that clients receive, and are passed on as they are.
 
 use super::Ops;
-use super::answer::Refused;
+use super::error::Refused;
 use crate::ids::{Position, TopicName, is_name};
 use crate::link::{HistoryError, HistoryPage, HistoryRequest, HistoryTo, Uplink};
 use crate::protocol::dialect::Encoding;

@@ -7,7 +7,7 @@
 //! forwarded request is not of this machine, whatever its peer address says.
 
 use super::Ops;
-use super::answer::Refused;
+use super::error::Refused;
 use super::listener::Peer;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};

@@ -4,7 +4,7 @@
 //! that does not come in time fails the request: half a sum would look like a whole one.
 
 use super::Ops;
-use super::answer::Refused;
+use super::error::Refused;
 use crate::ids::{ShardId, is_name};
 use crate::link::{AckReport, Downlink, Inspect, RoomReport};
 use axum::Json;

@@ -4,7 +4,7 @@
 //! gets, so it is written by the same code.
 
 use super::Ops;
-use super::answer::Refused;
+use super::error::Refused;
 use crate::ids::{TopicName, is_name};
 use crate::link::{PresenceRequest, PresenceTo, Uplink};
 use crate::protocol::dialect::Dialect;

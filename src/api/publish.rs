@@ -4,7 +4,7 @@
 //! The answer comes when the backplane has it. `payload` travels byte for byte.
 
 use super::Ops;
-use super::answer::Refused;
+use super::error::Refused;
 use super::listener::SILENCE_MAX;
 use crate::ids::{CONFLATE_KEY_BYTES_MAX, ConflateKey, Position, TopicName, is_name};
 use crate::link::{Done, Publish, PublishOutcome, Uplink};
