@@ -15,7 +15,7 @@ const SIGABRT: i32 = 6;
 #[test]
 fn the_child() {
     if std::env::var_os(MARK).is_some() {
-        campanile::node::startup::abort_on_panic();
+        campanile::node::threads::abort_on_panic();
         panic!("the bell has fallen");
     }
 }

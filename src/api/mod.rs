@@ -15,18 +15,13 @@ mod presence;
 mod publish;
 mod redis_stats;
 mod rooms;
+mod router;
 mod stats;
 
 use crate::link::channel::OpsEnd;
 use crate::link::health::Health;
 use crate::metrics::{BackplaneMirror, OpsMirror, ShardMirror};
 use crate::plan::Plan;
-use axum::Router;
-use axum::extract::DefaultBodyLimit;
-use axum::http::StatusCode;
-use axum::middleware::from_fn_with_state;
-use axum::routing::{get, post};
-use error::Refused;
 use socket2::SockRef;
 use std::io;
 use std::sync::Arc;
@@ -76,36 +71,8 @@ pub fn run(setup: OpsSetup) -> io::Result<()> {
     SockRef::from(&listener).listen(listener::BACKLOG)?;
     runtime.block_on(LocalSet::new().run_until(async move {
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        listener::serve(listener, router(ops), own).await
+        listener::serve(listener, router::router(ops), own).await
     }))
-}
-
-fn router(ops: Arc<Ops>) -> Router {
-    // What stands around a payload is small; escapes in names may take six bytes for one.
-    let one = DefaultBodyLimit::max(ops.plan.limits.message_bytes_max + publish::AROUND_BYTES_MAX);
-    let many = DefaultBodyLimit::max(publish::BATCH_BYTES_MAX);
-    let guarded = Router::new()
-        .route("/v1/publish", post(publish::one).layer(one))
-        .route("/v1/publish/batch", post(publish::batch).layer(many))
-        .route("/v1/stats", get(stats::stats))
-        .route("/v1/rooms", get(rooms::list))
-        .route("/v1/rooms/{id}", get(rooms::room))
-        .route("/v1/rooms/{id}/history", get(history::history))
-        .route("/v1/rooms/{id}/presence", get(presence::presence))
-        .route_layer(from_fn_with_state(ops.clone(), guard::guard));
-    Router::new()
-        .route("/healthz", get(|| async { "ok" }))
-        .route("/readyz", get(stats::readyz))
-        .route("/metrics", get(metrics::metrics))
-        .merge(guarded)
-        .fallback(|| async {
-            Refused::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
-        })
-        .method_not_allowed_fallback(|| async {
-            let status = StatusCode::METHOD_NOT_ALLOWED;
-            Refused::new(status, "method_not_allowed", "this path takes another method")
-        })
-        .with_state(ops)
 }
 
 #[cfg(test)]

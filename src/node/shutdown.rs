@@ -6,7 +6,7 @@
 //!
 //! Invariant: runs on the main thread, which does nothing else; a few wakes a second are all.
 
-use super::startup::Failure;
+use super::error::Failure;
 use crate::ids::ShardId;
 use crate::link::Downlink;
 use crate::link::channel::OpsEnd;

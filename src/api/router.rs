@@ -1,0 +1,38 @@
+//! Every path of the operators' port, with the bound on its body.
+
+use super::error::Refused;
+use super::{Ops, guard, history, metrics, presence, publish, rooms, stats};
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
+use std::sync::Arc;
+
+pub(super) fn router(ops: Arc<Ops>) -> Router {
+    // What stands around a payload is small; escapes in names may take six bytes for one.
+    let one = DefaultBodyLimit::max(ops.plan.limits.message_bytes_max + publish::AROUND_BYTES_MAX);
+    let many = DefaultBodyLimit::max(publish::BATCH_BYTES_MAX);
+    let guarded = Router::new()
+        .route("/v1/publish", post(publish::one).layer(one))
+        .route("/v1/publish/batch", post(publish::batch).layer(many))
+        .route("/v1/stats", get(stats::stats))
+        .route("/v1/rooms", get(rooms::list))
+        .route("/v1/rooms/{id}", get(rooms::room))
+        .route("/v1/rooms/{id}/history", get(history::history))
+        .route("/v1/rooms/{id}/presence", get(presence::presence))
+        .route_layer(from_fn_with_state(ops.clone(), guard::guard));
+    Router::new()
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/readyz", get(stats::readyz))
+        .route("/metrics", get(metrics::metrics))
+        .merge(guarded)
+        .fallback(|| async {
+            Refused::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
+        })
+        .method_not_allowed_fallback(|| async {
+            let status = StatusCode::METHOD_NOT_ALLOWED;
+            Refused::new(status, "method_not_allowed", "this path takes another method")
+        })
+        .with_state(ops)
+}

@@ -1,0 +1,42 @@
+//! Why a start failed, and how that is reported.
+
+use crate::config::ConfigErrors;
+use crate::terminal;
+use std::io;
+use std::process::ExitCode;
+
+/// Why a start came to nothing.
+#[derive(Debug)]
+pub enum Failure {
+    /// The configuration does not fit this machine. Exit code 2.
+    Config(ConfigErrors),
+    /// The machine does not give what is needed. Exit code 1.
+    Machine(String),
+}
+
+impl Failure {
+    /// The machine does not give what is needed.
+    pub fn machine(error: io::Error) -> Failure {
+        Failure::Machine(error.to_string())
+    }
+
+    /// Tells the operator; answers the exit code.
+    pub fn tell(self) -> ExitCode {
+        match self {
+            Failure::Config(errors) => {
+                terminal::tell(&errors.to_string());
+                ExitCode::from(2)
+            }
+            Failure::Machine(message) => {
+                terminal::tell(&format!("campanile: {message}.\n"));
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+impl From<ConfigErrors> for Failure {
+    fn from(errors: ConfigErrors) -> Failure {
+        Failure::Config(errors)
+    }
+}

@@ -1,0 +1,147 @@
+//! Binds the two ports before the first thread starts.
+
+use super::error::Failure;
+use crate::config::Config;
+use crate::plan::Plan;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+
+/// Ports tried after the default of `ops.listen`.
+const OPS_PORTS_TRIED: usize = 32;
+
+/// The ports, once they are certain.
+pub struct Ports {
+    /// The operators' port, listening.
+    pub ops: TcpListener,
+    /// The public port, bound and not listening: it holds the number until the end, and the kernel
+    /// hands no connection to it. The shards bind theirs beside it (SO_REUSEPORT).
+    pub held: Socket,
+}
+
+/// Makes sure of both ports, and writes the numbers into the plan where it says 0.
+///
+/// A port that another process listens on shows only to a socket without SO_REUSEPORT, because two
+/// processes of one user may share a port, silently, each getting half of the clients. So one such
+/// socket goes first.
+pub fn ports(plan: &mut Plan) -> Result<Ports, Failure> {
+    let asked = plan.listen;
+    let refused = |key: &str, addr: SocketAddr, error: io::Error| {
+        Failure::Machine(format!("{key} = {addr}: {}", bind_advice(&error)))
+    };
+    bound(asked, false).map_err(|error| refused("listen", asked, error))?;
+    let held = bound(asked, true).map_err(|error| refused("listen", asked, error))?;
+    plan.listen = held.local_addr().map_err(Failure::machine)?.as_socket().unwrap_or(asked);
+
+    let asked = plan.ops_listen;
+    let ops = ops_port(asked).map_err(|error| refused("ops.listen", asked, error))?;
+    plan.ops_listen = ops.local_addr().map_err(Failure::machine)?;
+    Ok(Ports { ops, held })
+}
+
+/// Binds the operators' port. A second node on one machine that says nothing of it gets the next
+/// free one after the default, and the log says which; an address that is not the default is kept
+/// to.
+fn ops_port(asked: SocketAddr) -> io::Result<TcpListener> {
+    let first = TcpListener::bind(asked);
+    let is_taken = matches!(&first, Err(error) if error.kind() == io::ErrorKind::AddrInUse);
+    if !is_taken || asked != Config::default().ops_listen {
+        return first;
+    }
+    for port in (asked.port() + 1..).take(OPS_PORTS_TRIED) {
+        if let Ok(listener) = TcpListener::bind(SocketAddr::new(asked.ip(), port)) {
+            tracing::warn!(
+                "ops.listen is {}:{port}: another process listens on its default, {asked}",
+                asked.ip()
+            );
+            return Ok(listener);
+        }
+    }
+    first
+}
+
+fn bound(addr: SocketAddr, reuse_port: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    // Connections of a former run that linger in TIME_WAIT are no hindrance.
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(reuse_port)?;
+    socket.bind(&addr.into())?;
+    Ok(socket)
+}
+
+fn bind_advice(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "another process listens there (`ss -ltnp` tells which). Write another port".into()
+        }
+        io::ErrorKind::PermissionDenied => {
+            "not permitted. Write a port from 1024 on, or grant CAP_NET_BIND_SERVICE".into()
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "this machine does not have that address. Write one that `ip addr` shows, or 0.0.0.0"
+                .into()
+        }
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::NodeId;
+    use crate::plan::Machine;
+    use std::io::Read;
+    use std::net::TcpStream;
+
+    fn plan() -> Plan {
+        let machine = Machine { node: NodeId(1), cores: vec![0], nofile: 9999, memory_bytes: None };
+        let mut plan = crate::plan::resolve(&Config::default(), &machine).unwrap().plan;
+        plan.listen = "127.0.0.1:0".parse().unwrap();
+        plan.ops_listen = "127.0.0.1:0".parse().unwrap();
+        plan
+    }
+
+    #[test]
+    fn shards_listen_beside_the_held_port_and_every_client_reaches_one_of_them() {
+        let mut plan = plan();
+        let ports = ports(&mut plan).unwrap();
+        assert_ne!(plan.listen.port(), 0);
+        assert_eq!(plan.ops_listen, ports.ops.local_addr().unwrap());
+        let shard = bound(plan.listen, true).unwrap();
+        shard.listen(16).unwrap();
+        for _ in 0..16 {
+            let mut client = TcpStream::connect(plan.listen).unwrap();
+            drop(shard.accept().unwrap());
+            assert_eq!(client.read(&mut [0u8; 1]).unwrap(), 0, "it was this shard's");
+        }
+    }
+
+    #[test]
+    fn a_second_node_on_a_port_that_is_listened_on_is_refused() {
+        let mut first = plan();
+        let _held = ports(&mut first).unwrap();
+        let shard = bound(first.listen, true).unwrap();
+        shard.listen(16).unwrap();
+        let mut second = plan();
+        second.listen = first.listen;
+        match ports(&mut second) {
+            Err(Failure::Machine(message)) => {
+                assert!(message.starts_with(&format!("listen = {}", first.listen)), "{message}");
+            }
+            _ => panic!("two nodes would share the clients of one port, silently"),
+        }
+    }
+
+    #[test]
+    fn only_the_default_of_the_operators_port_gives_way() {
+        let default = Config::default().ops_listen;
+        // Ours or, if somebody else has it, theirs: taken in any case.
+        let _taken = TcpListener::bind(default);
+        let next = ops_port(default).unwrap().local_addr().unwrap();
+        assert_eq!(next.ip(), default.ip());
+        assert!(next.port() > default.port());
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let asked = other.local_addr().unwrap();
+        assert_eq!(ops_port(asked).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+}
