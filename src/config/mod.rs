@@ -230,7 +230,7 @@ knobs! {
         rooms_per_connection_max, count(1, 1024, "rooms"),
             "Rooms one connection may be in; each join looks through them. Beyond: error too_many_rooms.";
         questions_waiting_max, count(1, 65_536, "questions"),
-            "Questions of one connection (history, presence, a join with since) that wait for the answers to those before them: one is answered at a time, when the client has taken the last answer. Beyond: error overloaded.";
+            "Questions of one connection (history, presence, a join with since) that wait for the answers to those before them: one is answered at a time, when the client has taken the last answer. At so many the connection is not read until half of them are asked; beyond, in one message: error overloaded.";
         topics_per_shard_max, count(1, 64_000_000, "topics"),
             "Rooms and users with a member in one shard. Beyond: error overloaded.";
         outbox_bytes_max, bytes(1024, 1024 * MIB),

@@ -25,7 +25,7 @@ use crate::net::upgrade::routes::Routes;
 use crate::protocol::dialect::Encoding;
 use crate::shard::conn::CloseReason;
 use crate::shard::delivery::batch::SendBatch;
-use crate::shard::{ClosedSocket, Shard};
+use crate::shard::{ClosedSocket, ReadOutcome, Shard};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
@@ -235,7 +235,7 @@ impl Reactor {
         let _ = self.shard.begin_reading(conn);
         match socket::recv(socket, &mut self.scratch[..CROWDED_TURN_BYTES]) {
             Ok(0) => self.shard.handle_eof(conn),
-            Ok(n) => self.handle_bytes(conn, n),
+            Ok(n) => _ = self.handle_bytes(conn, n),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => self.shard.handle_peer_gone(conn, CloseReason::Io),
         }
@@ -273,6 +273,10 @@ impl Reactor {
     pub fn handle_event(&mut self, event: Event) {
         if event.writable {
             self.flush(event.conn);
+        }
+        if event.failed && self.shard.is_paused(event.conn) {
+            // Nobody is left to wait for us, nor to take what waits for it.
+            return self.shard.handle_peer_gone(event.conn, CloseReason::Gone);
         }
         if event.readable && self.shard.handle_readable(event.conn, event.hung_up) {
             self.unread.push_back(event.conn);
@@ -350,12 +354,17 @@ impl Reactor {
         let at_once = if crowded { CROWDED_TURN_BYTES } else { self.scratch.len() };
         let turn_max = if crowded { CROWDED_TURN_BYTES } else { self.read_turn_bytes_max };
         let mut turn = 0;
+        if self.shard.handle_rest(conn).is_paused {
+            return;
+        }
         while turn < turn_max && self.may_read_on() {
             match socket::recv(socket_key as RawFd, &mut self.scratch[..at_once]) {
                 Ok(0) => return self.shard.handle_eof(conn),
                 Ok(n) => {
                     turn += n;
-                    self.handle_bytes(conn, n);
+                    if self.handle_bytes(conn, n).is_paused {
+                        return;
+                    }
                     if n < at_once && !to_the_end {
                         return; // What comes later has an edge of its own.
                     }
@@ -370,10 +379,11 @@ impl Reactor {
         }
     }
 
-    fn handle_bytes(&mut self, conn: ConnId, n: usize) {
+    fn handle_bytes(&mut self, conn: ConnId, n: usize) -> ReadOutcome {
         if !self.shard.is_handshaking(conn) {
             return self.shard.handle_read(conn, &mut self.scratch[..n]);
         }
+        let mut outcome = ReadOutcome { used_bytes: n, is_paused: false };
         let input = &self.scratch[..n];
         match self.heads.handle_read(conn.0.index, input, &self.site, unix_s()) {
             Progress::More => {}
@@ -385,7 +395,7 @@ impl Reactor {
                     self.shard.handle_expiry(conn, self.now_ms() + left_ms);
                 }
                 if !rest.is_empty() {
-                    self.shard.handle_read(conn, &mut rest);
+                    outcome = self.shard.handle_read(conn, &mut rest);
                 }
             }
             Progress::Http { response, cause } => {
@@ -399,6 +409,7 @@ impl Reactor {
                 self.shard.handle_http(conn, response, now_ms);
             }
         }
+        outcome
     }
 
     /// Writes what waits for a slow client, as far as its socket takes it.
@@ -432,6 +443,7 @@ impl Reactor {
         self.tell_spread();
         // A close found while writing may have emptied a topic.
         self.drain_uplink(now);
+        self.queue_resumed();
         if self.must_ring
             && let Some(ring_waker) = self.ring_waker.take()
         {
@@ -447,6 +459,13 @@ impl Reactor {
             && let Some(reader) = self.reader.take()
         {
             reader.wake();
+        }
+    }
+
+    /// Queues those who were paused and are to be read again.
+    fn queue_resumed(&mut self) {
+        while let Some(conn) = self.shard.poll_resumed() {
+            self.unread.push_back(conn);
         }
     }
 

@@ -30,7 +30,8 @@ pub struct Limits {
     /// takes no more than 1024. Beyond: error `too_many_rooms`.
     pub rooms_per_connection_max: usize,
     /// Questions of one connection that wait for the answers to those before them (`history`,
-    /// `presence`, joins with `since`). Beyond: error `overloaded`.
+    /// `presence`, joins with `since`). At so many the connection is not read until half of them are
+    /// asked. Beyond, in one message: error `overloaded`.
     pub questions_waiting_max: usize,
     /// Topics of one shard (rooms and users with a member here). Beyond: error `overloaded`.
     pub topics_per_shard_max: usize,
@@ -87,7 +88,7 @@ impl Limits {
         echo_message_bytes_max: 16 * 1024 * 1024,
         json_depth_max: 64,
         rooms_per_connection_max: 128,
-        questions_waiting_max: 256,
+        questions_waiting_max: 16,
         topics_per_shard_max: 4_000_000,
         outbox_bytes_max: 1024 * 1024,
         close_timeout_ms: 5_000,

@@ -10,10 +10,10 @@ use crate::protocol::dialect::{Encoding, Incoming, Parsed};
 use crate::protocol::{
     AckOf, Command, ErrorCode, Event, Recovery, Rejected, Request, RequestId, Unrecovered,
 };
-use crate::shard::conn::{CloseReason, ConnState};
+use crate::shard::conn::{CloseReason, ConnState, ReadState};
 use crate::shard::delivery::Follows;
 use crate::shard::hub::TopicEdge;
-use crate::shard::{ARENA_FRAME_BYTES_MAX, JoinWaiter, Shard};
+use crate::shard::{ARENA_FRAME_BYTES_MAX, JoinWaiter, ReadOutcome, Shard};
 use crate::ws::decoder::{DecoderLimits, Item, ProtocolError};
 use crate::ws::encode::{self, Opcode};
 use bytes::Bytes;
@@ -32,6 +32,16 @@ struct MessageKeys {
     conflate_key: Option<ConflateKey>,
 }
 
+/// What becomes of the rest of what was read.
+enum Listening {
+    /// It is used.
+    On,
+    /// It is kept.
+    Paused,
+    /// It is dropped.
+    No,
+}
+
 /// An answer that is an error.
 pub(super) struct CommandError(pub(super) ErrorCode, pub(super) &'static str);
 
@@ -47,22 +57,29 @@ pub(super) struct JoinOptions<'a> {
 }
 
 impl Shard {
-    /// Bytes came from a connection that is past its handshake. All of `input` is used: half a
-    /// message waits in the connection's decoder.
+    /// Bytes came from a connection that is past its handshake. All of `input` is used, half a message
+    /// waits in the connection's decoder; unless the connection is paused, then the rest is kept until
+    /// it is resumed.
     ///
     /// 1. Open: messages are carried out, control frames answered.
     /// 2. Closing, and we were first: only the peer's close frame matters.
     /// 3. Gone meanwhile: nothing.
-    pub fn handle_read(&mut self, conn: ConnId, input: &mut [u8]) {
-        let Some(c) = self.conns.get_mut(conn.0) else { return };
+    pub fn handle_read(&mut self, conn: ConnId, input: &mut [u8]) -> ReadOutcome {
         self.counters.bytes_in += input.len() as u64;
+        self.use_bytes(conn, input)
+    }
+
+    /// The same for bytes that were counted.
+    pub(super) fn use_bytes(&mut self, conn: ConnId, input: &mut [u8]) -> ReadOutcome {
+        let all = ReadOutcome { used_bytes: input.len(), is_paused: false };
+        let Some(c) = self.conns.get_mut(conn.0) else { return all };
         c.heard = true;
         if matches!(
             c.state,
             ConnState::Closing { ignore_input: true, .. }
                 | ConnState::Closing { peer_closed: true, .. }
         ) {
-            return;
+            return all;
         }
         let message_bytes_max = match c.encoding.dialect().has_topics() {
             true => self.limits.message_bytes_max,
@@ -77,13 +94,23 @@ impl Shard {
                 Ok(item) => self.on_item(conn, item),
                 Err(error) => self.on_violation(conn, error),
             }
-            if !self.listens(conn) {
-                // Whatever else it said, nobody listens; and half a message is no longer needed.
-                *decoder = Default::default();
-                break;
+            match self.listening(conn) {
+                Listening::On => {}
+                Listening::Paused => break,
+                Listening::No => {
+                    // Whatever else it said, nobody listens; and half a message is no longer needed.
+                    *decoder = Default::default();
+                    rest = &mut [];
+                    break;
+                }
             }
         }
         self.keep_decoder(conn, decoder);
+        let is_paused = self.is_paused(conn);
+        if is_paused {
+            self.keep_rest(conn, rest);
+        }
+        ReadOutcome { used_bytes: all.used_bytes - rest.len(), is_paused }
     }
 
     /// 1. Open: closed with the code that RFC 6455 names.
@@ -98,12 +125,15 @@ impl Shard {
     }
 
     /// Whether what the peer says matters: until its close frame, or until it breaks the protocol.
-    fn listens(&self, conn: ConnId) -> bool {
-        self.conns.get(conn.0).is_some_and(|c| match c.state {
-            ConnState::Open => true,
-            ConnState::Closing { peer_closed, ignore_input, .. } => !peer_closed && !ignore_input,
-            ConnState::Handshaking => false,
-        })
+    fn listening(&self, conn: ConnId) -> Listening {
+        match self.conns.get(conn.0).map(|c| (c.state, c.unread)) {
+            Some((ConnState::Open, ReadState::Paused)) => Listening::Paused,
+            Some((ConnState::Open, _)) => Listening::On,
+            Some((ConnState::Closing { peer_closed: false, ignore_input: false, .. }, _)) => {
+                Listening::On
+            }
+            _ => Listening::No,
+        }
     }
 
     /// A decoder at rest is nobody's: the next read of any connection uses it.

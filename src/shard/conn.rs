@@ -36,7 +36,7 @@ pub enum ConnState {
     },
 }
 
-/// Whether a socket waits to be read, for want of a turn or of room in the window.
+/// Whether a socket waits to be read, for want of a turn or of room in the window, or may not be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadState {
     /// It does not.
@@ -45,6 +45,9 @@ pub enum ReadState {
     Queued,
     /// It does, and edges have been seen meanwhile: it must be read until nothing is left.
     ToTheEnd,
+    /// It is not to be read, whatever comes (see `pause.rs`). Resumed, it is read until nothing is
+    /// left.
+    Paused,
 }
 
 /// A membership, from the connection's side: which topic, and where in its list of members.

@@ -153,6 +153,9 @@ impl Shard {
     pub fn handle_readable(&mut self, conn: ConnId, to_the_end: bool) -> bool {
         let Some(c) = self.conns.get_mut(conn.0) else { return false };
         c.heard = true;
+        if c.unread == ReadState::Paused {
+            return false; // Resumed, it is read to the end.
+        }
         let is_new = c.unread == ReadState::Idle;
         c.unread = if is_new && !to_the_end { ReadState::Queued } else { ReadState::ToTheEnd };
         is_new
@@ -324,6 +327,7 @@ impl Shard {
         self.count_open(encoding, false);
         self.counters.closing += 1;
         self.leave_all(conn);
+        self.resume(conn); // The peer's close frame is waited for.
         self.expect_end(conn, self.life.now_ms);
         self.queue_reply(conn, encode::close(code, text), Follows::Nothing);
     }
@@ -406,6 +410,7 @@ impl Shard {
     /// Frees a connection, counts why it ended, and answers its socket.
     fn free(&mut self, conn: ConnId) -> Option<ClosedSocket> {
         self.leave_all(conn);
+        self.forget_pause(conn);
         let c = self.conns.remove(conn.0)?;
         self.expiries.live -= usize::from(c.expires);
         if let Some(outbox) = &c.outbox {
@@ -475,11 +480,16 @@ impl Shard {
         if !conn.is_open() {
             return;
         }
+        let (heard, encoding) = (std::mem::take(&mut conn.heard), conn.encoding);
         // What waits to be read may be the answer, or stand before it: that is not its fault.
-        if !std::mem::take(&mut conn.heard) && conn.unread == ReadState::Idle {
+        let may_be_unread = match conn.unread {
+            ReadState::Idle => false,
+            ReadState::Queued | ReadState::ToTheEnd => true,
+            ReadState::Paused => self.waits_for_us(id),
+        };
+        if !heard && !may_be_unread {
             return self.begin_close(id, CloseReason::Silent);
         }
-        let encoding = conn.encoding;
         self.counters.pings += 1;
         self.queue_reply(id, framing::heartbeat(encoding), Follows::More);
     }

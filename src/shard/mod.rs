@@ -12,6 +12,7 @@
 //!    while [`Shard::frames_waiting`] is at its limit the caller takes from the backplane no more,
 //!    and reads from no client.
 //! 3. [`Shard::poll_closed`]: sockets whose time has come.
+//! 4. [`Shard::poll_resumed`]: connections to be read again, which go behind the others that wait.
 //!
 //! | file | what |
 //! |---|---|
@@ -22,6 +23,7 @@
 //! | `presence.rs` | rooms of which it is known who is there |
 //! | `user_queue.rs` | what is kept for users |
 //! | `questions.rs` | questions with long answers, one at a time |
+//! | `pause.rs` | connections that are not read for a while |
 //! | `acks.rs` | members who acknowledge what they hear |
 //! | `delivery/` | replies and rounds, joined into batches (`batch.rs`) |
 //! | `lifecycle.rs` | open, close, sweep, drain |
@@ -39,6 +41,7 @@ mod expiry;
 mod hub;
 mod lifecycle;
 mod losses;
+mod pause;
 mod presence;
 mod questions;
 mod recovery;
@@ -46,6 +49,7 @@ mod slow_consumer;
 mod user_queue;
 
 pub use lifecycle::{ClosedSocket, Opening};
+pub use pause::ReadOutcome;
 
 use crate::framing;
 use crate::ids::{ConnId, NodeId, ShardId, TopicId, TopicName};
@@ -66,6 +70,7 @@ use delivery::{Deliveries, Follows, RoundFrame};
 use expiry::Expiries;
 use hub::Hub;
 use lifecycle::Lifecycle;
+use pause::PausedReads;
 use questions::Questions;
 use recovery::PendingJoins;
 use slow_consumer::FrameKind;
@@ -111,6 +116,7 @@ pub struct Shard {
     /// Connections that wait for what is kept for their users.
     queues: PendingUserQueues,
     questions: Questions,
+    pauses: PausedReads,
     acks: AckTracker,
     deliveries: Deliveries,
     uplink: VecDeque<Uplink>,
@@ -150,6 +156,7 @@ impl Shard {
             pendings: PendingJoins::default(),
             queues: PendingUserQueues::default(),
             questions: Questions::default(),
+            pauses: PausedReads::default(),
             acks: AckTracker::default(),
             deliveries: Deliveries::default(),
             uplink: VecDeque::new(),
@@ -231,6 +238,8 @@ impl Shard {
         self.counters.members = self.hub.members_len() as u64;
         self.counters.uplink_waiting = self.uplink.len() as u64;
         self.counters.questions_waiting = self.questions.waiting() as u64;
+        self.counters.connections_paused = self.pauses.len() as u64;
+        self.counters.input_paused_bytes = self.pauses.rest_bytes() as u64;
         self.counters.acks_members = self.acks.members() as u64;
         self.counters.acks_lagging = self.acks.lagging() as u64;
     }

@@ -3,8 +3,9 @@
 //! `history`, `presence` and a join with `since` are questions of fifty bytes, and each answer may be
 //! most of a megabyte. So the backplane is asked one of a connection's at a time, and the next one
 //! when the answer to the last has left for the socket: what a connection can have made for it is one
-//! answer and its outbox, however much it asks. The other questions wait in their order, at most
-//! `questions_waiting_max` of them.
+//! answer and its outbox, however much it asks. The other questions wait in their order. A connection
+//! of which `questions_waiting_max` wait is paused (`pause.rs`) until half of them are asked; what
+//! more the same message asks is refused.
 //!
 //! A question is *under way* from here to the backplane and back, then *answered* as soon as its
 //! answer was handed to the writes; what of it the socket did not take is in the outbox.
@@ -86,7 +87,7 @@ impl Shard {
         }
         Err(CommandError(
             ErrorCode::Overloaded,
-            "as many questions of this connection wait as may: wait for their answers",
+            "one message asks more than may wait: wait for the answers",
         ))
     }
 
@@ -99,6 +100,10 @@ impl Shard {
         asked.waiting.push_back(question);
         self.questions.waiting += 1;
         self.ask_next(conn);
+        let waiting = self.questions.of.get(&conn).map_or(0, |asked| asked.waiting.len());
+        if waiting >= self.limits.questions_waiting_max {
+            self.pause(conn);
+        }
     }
 
     /// A join that was under way is answered. Whether an answer follows that is long.
@@ -133,9 +138,10 @@ impl Shard {
             }
             let Some(question) = asked.waiting.pop_front() else {
                 self.questions.of.remove(&conn);
-                return;
+                return self.resume(conn);
             };
             self.questions.waiting -= 1;
+            let is_half_asked = asked.waiting.len() <= self.limits.questions_waiting_max / 2;
             let ticket = match &question {
                 Uplink::Recover(ask) => Some((ask.ticket, ask.at)),
                 _ => None,
@@ -149,8 +155,17 @@ impl Shard {
             let ticket = ticket.map(|(ticket, _)| ticket);
             asked.step = QuestionStep::UnderWay { ticket };
             self.uplink.push_back(question);
+            if is_half_asked {
+                self.resume(conn);
+            }
             return;
         }
+    }
+
+    /// Whether a paused connection waits for an answer that is made here, and not for its own socket.
+    pub(super) fn waits_for_us(&self, conn: ConnId) -> bool {
+        let step = self.questions.of.get(&conn).map(|asked| asked.step);
+        matches!(step, Some(QuestionStep::UnderWay { .. }))
     }
 
     /// Whether the last answer has left, as far as it matters. Messages that give way are no

@@ -85,3 +85,40 @@ fn questions_with_long_answers_do_not_fill_the_memory_over_redis_either() {
     let redis = Redis::start();
     nobody_makes_the_node_hold_more_than_it_may(&redis.url());
 }
+
+/// It is paused most of the time: no more than sixteen wait.
+#[test]
+fn a_thousand_questions_in_one_go_are_all_answered_in_order_to_a_client_that_reads() {
+    let node = node("memory");
+    fill(&node, "chat:a", 10, 100);
+    let mut client = Client::join(node.addr, &["chat:a"]);
+    let asked: Vec<u8> = (0..1000).flat_map(|id| question(id, 10)).collect();
+    client.stream.write_all(&asked).unwrap();
+    for id in 0..1000 {
+        let answer = client.hear_type("history");
+        assert_eq!((&answer["id"], answer["messages"].as_array().unwrap().len()), (&json!(id), 10));
+    }
+    assert!(node.metric("campanile_reads_paused_total") > 0);
+    node.wait_for("campanile_connections_paused", 0);
+}
+
+fn question(id: usize, limit: usize) -> Vec<u8> {
+    let text = json!({"type": "history", "room_id": "chat:a", "limit": limit, "id": id});
+    frame(FIN | TEXT, text.to_string().as_bytes())
+}
+
+#[test]
+fn a_paused_connection_that_is_reset_is_gone_at_once_and_so_is_what_it_took() {
+    let node = node("memory");
+    fill(&node, "chat:a", 100, 7000);
+    let mut client = Client::join(node.addr, &["chat:a"]);
+    let asked: Vec<u8> = (0..1000).flat_map(|id| question(id, 100)).collect();
+    client.stream.write_all(&asked).unwrap();
+    node.wait_for("campanile_connections_paused", 1);
+    drop(client); // With bytes unread in its socket: a reset.
+    node.wait_for("campanile_connections", 0);
+    for gauge in ["campanile_connections_paused", "campanile_input_paused_bytes"] {
+        node.wait_for(gauge, 0);
+    }
+    node.wait_for("campanile_questions_waiting", 0);
+}

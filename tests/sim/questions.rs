@@ -2,8 +2,10 @@
 
 use crate::peer::Frame;
 use crate::world::World;
+use campanile::link::Downlink;
 use campanile::policy::limits::Limits;
 use campanile::policy::namespaces::Namespaces;
+use campanile::protocol::dialect::{Dialect, Encoding};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -113,27 +115,149 @@ fn one_answer_is_made_at_a_time_and_the_next_when_the_socket_has_taken_it() {
 }
 
 #[test]
-fn whoever_asks_more_than_may_wait_is_refused_and_hears_the_others_in_order() {
+fn a_connection_that_asks_more_than_may_wait_is_not_read_until_half_of_it_is_asked() {
     let (mut world, ann, bob) = filled();
     stall(&mut world, ann, 100);
-    ask(&mut world, ann, 0);
+    (0..20).for_each(|id| ask(&mut world, ann, id));
+    publish_from(&mut world, ann);
     world.run();
-    (1..20).for_each(|id| ask(&mut world, ann, id));
-    world.run();
-    assert_eq!(waiting(&mut world), 8);
+    assert_eq!((waiting(&mut world), paused(&mut world)), (8, 1));
+    let unused = world.clients[ann].up.len() + paused_bytes(&mut world);
+    assert!(unused > 10 * 40, "{unused} bytes of it are not used");
     ask(&mut world, bob, 50);
     world.run();
     assert_eq!(answers(&mut world, bob), ["history 50"], "others ask as before");
     go_on(&mut world, ann);
-    let mut heard = answers(&mut world, ann);
-    let refused = heard.iter().filter(|answer| answer.starts_with("overloaded")).count();
-    assert_eq!(refused, 11);
-    heard.retain(|answer| !answer.starts_with("overloaded"));
     let kind = |id: u64| if id.is_multiple_of(2) { "history" } else { "presence" };
-    assert_eq!(heard, (0..9).map(|id| format!("{} {id}", kind(id))).collect::<Vec<_>>());
-    ask(&mut world, ann, 98);
+    let all = (0..20).map(|id| format!("{} {id}", kind(id))).chain(["ok 99".to_owned()]);
+    let mut wanted: Vec<String> = all.collect();
+    let mut heard = answers(&mut world, ann);
+    assert_eq!(heard.iter().filter(|answer| answer.starts_with("ok")).count(), 1);
+    heard.retain(|answer| !answer.starts_with("ok"));
+    wanted.pop();
+    assert_eq!(heard, wanted, "in their order, and none is refused");
+    assert_eq!((waiting(&mut world), paused(&mut world), paused_bytes(&mut world)), (0, 0, 0));
+}
+
+fn publish_from(world: &mut World, who: usize) {
+    let payload = format!(r#"{{"by":{who},"n":1000}}"#);
+    world.send_text(who, &format!(r#"{{"room_id":"{ROOM}","payload":{payload},"id":99}}"#));
+}
+
+fn paused(world: &mut World) -> u64 {
+    let shard = &mut world.towers[0].shard;
+    shard.measure();
+    shard.counters.connections_paused
+}
+
+fn paused_bytes(world: &mut World) -> usize {
+    let shard = &mut world.towers[0].shard;
+    shard.measure();
+    shard.counters.input_paused_bytes as usize
+}
+
+/// Ann is paused: nine questions of hers wait, and she takes nothing.
+fn with_ann_paused() -> (World, usize, usize) {
+    let (mut world, ann, bob) = filled();
+    stall(&mut world, ann, 100);
+    (0..12).for_each(|id| ask(&mut world, ann, 2 * id));
     world.run();
-    assert_eq!(answers(&mut world, ann), ["history 98"], "and may ask again");
+    assert_eq!(paused(&mut world), 1);
+    (world, ann, bob)
+}
+
+#[test]
+fn a_paused_connection_that_takes_nothing_ends_as_a_silent_one_does() {
+    let (mut world, ann, bob) = with_ann_paused();
+    world.pass(2 * LIMITS.ping_interval_ms + 1000);
+    assert!(!world.clients[bob].gone, "it answers its pings");
+    assert!(world.clients[ann].gone);
+    assert_eq!(world.towers[0].shard.counters.closed_silent, 1);
+    assert_eq!((waiting(&mut world), paused(&mut world), paused_bytes(&mut world)), (0, 0, 0));
+}
+
+#[test]
+fn a_paused_connection_that_takes_a_little_now_and_then_is_not_silent() {
+    let (mut world, ann, _) = with_ann_paused();
+    for _ in 0..8 {
+        world.clients[ann].down_max += 10;
+        world.pass(LIMITS.ping_interval_ms / 2);
+    }
+    assert!(!world.clients[ann].gone);
+    assert_eq!(paused(&mut world), 1);
+}
+
+#[test]
+fn a_connection_that_is_paused_for_an_answer_of_ours_is_not_silent() {
+    let (mut world, ann, _) = filled();
+    world.backplane_sleeps = true;
+    (0..12).for_each(|id| ask(&mut world, ann, 2 * id));
+    world.run();
+    assert_eq!(paused(&mut world), 1);
+    world.clients[ann].answers_pings = false;
+    world.pass(4 * LIMITS.ping_interval_ms);
+    assert!(!world.clients[ann].gone, "its pongs could not have been read");
+    world.clients[ann].answers_pings = true;
+    world.backplane_sleeps = false;
+    world.run();
+    assert_eq!(answers(&mut world, ann).len(), 12);
+}
+
+#[test]
+fn a_paused_connection_whose_socket_fails_is_gone_at_once() {
+    let (mut world, ann, _) = with_ann_paused();
+    world.vanish(ann);
+    world.run();
+    assert!(world.clients[ann].gone);
+    assert_eq!((waiting(&mut world), paused(&mut world), paused_bytes(&mut world)), (0, 0, 0));
+}
+
+#[test]
+fn what_a_paused_connection_said_before_it_ended_is_carried_out() {
+    let (mut world, ann, bob) = with_ann_paused();
+    publish_from(&mut world, ann);
+    world.end_up(ann);
+    world.run();
+    assert!(!world.clients[ann].gone);
+    go_on(&mut world, ann);
+    assert!(world.clients[ann].gone);
+    let heard = world.heard(bob);
+    let is_it = |frame: &Frame| matches!(frame, Frame::Text(json) if json["payload"]["n"] == 1000);
+    assert_eq!(heard.iter().filter(|frame| is_it(frame)).count(), 1);
+}
+
+#[test]
+fn a_paused_connection_that_is_closed_hears_the_close_and_answers_it() {
+    let (mut world, ann, _) = with_ann_paused();
+    world.visit(0, |shard| shard.handle_downlink(Downlink::Drain { over_ms: 0 }, 0));
+    go_on(&mut world, ann);
+    world.run();
+    assert_eq!(world.close_code(ann), Some(1001));
+    assert!(world.clients[ann].gone && world.clients[ann].said_goodbye);
+    assert_eq!((paused(&mut world), paused_bytes(&mut world)), (0, 0));
+}
+
+#[test]
+fn one_message_that_asks_more_than_may_wait_is_answered_for_what_may() {
+    let (mut world, ann, _) = filled();
+    let who = world.knock(0);
+    world.open(who, Some("lin"), &[ROOM], Encoding::of(Dialect::Lines));
+    world.run();
+    world.heard(who);
+    let lines: Vec<String> = (0..20).map(|id| format!("#{id} history {ROOM} 1")).collect();
+    world.send_frame(who, true, 2, lines.join("\n").as_bytes());
+    world.run();
+    let heard = world.heard(who);
+    let kind = |frame: &Frame| match frame {
+        Frame::Binary(bytes) => String::from_utf8_lossy(bytes).split(' ').next().map(str::to_owned),
+        _ => None,
+    };
+    let kinds: Vec<String> = heard.iter().filter_map(kind).collect();
+    let count = |wanted: &str| kinds.iter().filter(|kind| *kind == wanted).count();
+    assert_eq!((count("history"), count("error")), (9, 11), "{kinds:?}");
+    ask(&mut world, ann, 2);
+    world.run();
+    assert_eq!(answers(&mut world, ann), ["history 2"]);
 }
 
 #[test]

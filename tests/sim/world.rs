@@ -43,7 +43,7 @@ pub struct Client {
     pub tower: usize,
     pub conn: Option<ConnId>,
     peer: Peer,
-    up: VecDeque<u8>,
+    pub up: VecDeque<u8>,
     down: VecDeque<u8>,
     /// What its socket buffers.
     pub down_max: usize,
@@ -64,7 +64,7 @@ pub struct Client {
     pub texts: Vec<(Step, Value)>,
     /// When it heard each ping.
     pub pings_ms: Vec<u64>,
-    said_goodbye: bool,
+    pub said_goodbye: bool,
     next_id: u64,
 }
 
@@ -424,6 +424,10 @@ impl World {
             self.close(closed);
         }
         self.drain_uplink(at);
+        // Whoever may be read is asked by [`World::read`].
+        while let Some(conn) = self.towers[at].shard.poll_resumed() {
+            let _ = self.towers[at].shard.begin_reading(conn);
+        }
         self.after_visit(at);
         answer
     }
@@ -544,10 +548,23 @@ impl World {
         if shard.uplink_waiting() > 0 || !has_room {
             return false;
         }
+        if shard.is_paused(conn) {
+            if client.broken {
+                self.visit(tower, |shard| shard.handle_peer_gone(conn, CloseReason::Gone));
+                return true;
+            }
+            return false;
+        }
+        let used = self.towers[tower].shard.handle_rest(conn);
+        if used.used_bytes > 0 || used.is_paused {
+            self.visit(tower, |_| ());
+            return true;
+        }
+        let client = &mut self.clients[who];
         let taken = client.up.len().min(max.max(1));
         if taken > 0 {
             let mut bytes: Vec<u8> = client.up.drain(..taken).collect();
-            if !shard.is_handshaking(conn) {
+            if !self.towers[tower].shard.is_handshaking(conn) {
                 self.visit(tower, |shard| shard.handle_read(conn, &mut bytes));
             }
             return true;

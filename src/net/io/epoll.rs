@@ -23,6 +23,8 @@ pub struct Event {
     pub readable: bool,
     /// The peer has closed its half, or the socket failed: read to the end, there is no second edge.
     pub hung_up: bool,
+    /// The socket failed, or both halves are closed: nothing can be written to it any more.
+    pub failed: bool,
     /// There is room to write again.
     pub writable: bool,
 }
@@ -85,6 +87,7 @@ impl Epoll {
             Event {
                 conn: ConnId::from_bits(event.u64),
                 readable: is(libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR),
+                failed: is(libc::EPOLLHUP | libc::EPOLLERR),
                 hung_up: is(libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR),
                 writable: is(libc::EPOLLOUT),
             }

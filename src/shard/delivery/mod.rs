@@ -31,7 +31,7 @@ pub(super) use round::{Deliveries, RoundFrame};
 
 use crate::ids::ConnId;
 use crate::shard::Shard;
-use crate::shard::conn::CloseReason;
+use crate::shard::conn::{CloseReason, ReadState};
 use crate::shard::delivery::batch::{SendBatch, SendOp};
 use crate::shard::delivery::round::Special;
 use crate::shard::slow_consumer::OutboxWriter;
@@ -133,6 +133,8 @@ impl Shard {
         let Some(outbox) = &mut c.outbox else { return };
         outbox.advance(taken);
         self.counters.outbox_bytes -= taken as u64;
+        // A paused connection cannot be heard; that it takes something is its sign of life.
+        c.heard |= c.unread == ReadState::Paused;
         if outbox.is_empty() {
             c.outbox = None;
             self.consider_leaving(conn);

@@ -274,6 +274,11 @@ impl Fleet {
                 client.conn = None;
             }
         }
+        // Whoever may be read is asked by [`World::read`].
+        let shard = &mut self.nodes[node].towers[tower].shard;
+        while let Some(conn) = shard.poll_resumed() {
+            let _ = shard.begin_reading(conn);
+        }
         self.drain_uplink(node, tower) | moved
     }
 
@@ -343,11 +348,16 @@ impl Fleet {
         let (node, tower) = (client.node, client.tower);
         let shard = &mut self.nodes[node].towers[tower].shard;
         let is_full = shard.frames_waiting() >= self.limits.downlink_items_max;
-        if shard.uplink_waiting() > 0 || is_full || shard.is_handshaking(conn) {
+        let is_not_read = shard.is_handshaking(conn) || shard.is_paused(conn);
+        if shard.uplink_waiting() > 0 || is_full || is_not_read {
             self.talkers.push_back(who);
             return false;
         }
-        if let Some(mut frame) = client.up.pop_front() {
+        let rest = shard.handle_rest(conn);
+        if rest.used_bytes > 0 || rest.is_paused {
+            self.talkers.push_back(who);
+            self.visit(node, tower);
+        } else if let Some(mut frame) = client.up.pop_front() {
             shard.handle_read(conn, &mut frame);
             self.visit(node, tower);
         }

@@ -1,0 +1,116 @@
+//! Connections that are not read for a while.
+//!
+//! What one connection asks for may have to wait: for the answer to its last question, for its rate,
+//! for an answer that its protocol wants in order. Then it is *paused*: its socket is not read, so the
+//! kernel lets the client wait (RFC 9293 §3.8.6), and what was read already and not used, at most one
+//! read turn, is kept here. Resumed, it takes its place among those who wait to be read; what is kept
+//! is used first, and then the socket is read until nothing is left, because no edge says again what
+//! came meanwhile.
+//!
+//! A paused connection is not silent: the answer to a heartbeat may stand in what is not read. But one
+//! that neither waits for us nor takes what waits for it is. A socket that failed ends it at once.
+//!
+//! Invariant: a connection has an entry here from its pause until what is kept of it was used.
+
+use crate::ids::ConnId;
+use crate::shard::Shard;
+use crate::shard::conn::ReadState;
+use std::collections::{HashMap, VecDeque};
+
+/// What one call used of a connection's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadOutcome {
+    /// So many bytes. The others, at most one read turn, are kept until the connection is resumed.
+    pub used_bytes: usize,
+    /// The connection is not to be read until [`Shard::poll_resumed`] names it.
+    pub is_paused: bool,
+}
+
+/// Who is paused. Empty nearly always.
+#[derive(Debug, Default)]
+pub(super) struct PausedReads {
+    /// What was read of each and not used.
+    rests: HashMap<ConnId, Vec<u8>>,
+    rest_bytes: usize,
+    resumed: VecDeque<ConnId>,
+}
+
+impl PausedReads {
+    /// Connections that are paused, or have something kept.
+    pub(super) fn len(&self) -> usize {
+        self.rests.len()
+    }
+
+    /// Bytes that are kept of all of them.
+    pub(super) fn rest_bytes(&self) -> usize {
+        self.rest_bytes
+    }
+
+    /// Keeps what was not used.
+    fn keep(&mut self, conn: ConnId, rest: &[u8]) {
+        self.rest_bytes += rest.len();
+        self.rests.entry(conn).or_default().extend_from_slice(rest);
+    }
+
+    /// What is kept of a connection, which has no entry from here on.
+    pub(super) fn take(&mut self, conn: ConnId) -> Option<Vec<u8>> {
+        let rest = self.rests.remove(&conn)?;
+        self.rest_bytes -= rest.len();
+        Some(rest)
+    }
+}
+
+impl Shard {
+    /// A paused connection that is to be read again: the caller puts it into its queue.
+    pub fn poll_resumed(&mut self) -> Option<ConnId> {
+        while let Some(conn) = self.pauses.resumed.pop_front() {
+            if self.conns.get(conn.0).is_some_and(|c| c.unread == ReadState::ToTheEnd) {
+                return Some(conn);
+            }
+        }
+        None
+    }
+
+    /// The caller's turn to read a connection begins: what is kept of it comes before what its socket
+    /// has.
+    pub fn handle_rest(&mut self, conn: ConnId) -> ReadOutcome {
+        match self.pauses.take(conn) {
+            Some(mut rest) if !rest.is_empty() => self.use_bytes(conn, &mut rest),
+            _ => ReadOutcome { used_bytes: 0, is_paused: false },
+        }
+    }
+
+    /// Whether a connection is not to be read.
+    pub fn is_paused(&self, conn: ConnId) -> bool {
+        self.conns.get(conn.0).is_some_and(|c| c.unread == ReadState::Paused)
+    }
+
+    /// Reads a connection no more until it is resumed. Called while it is read.
+    pub(super) fn pause(&mut self, conn: ConnId) {
+        let Some(c) = self.conns.get_mut(conn.0).filter(|c| c.is_open()) else { return };
+        if c.unread != ReadState::Paused {
+            c.unread = ReadState::Paused;
+            self.counters.reads_paused += 1;
+            self.pauses.keep(conn, &[]);
+        }
+    }
+
+    /// What a connection waited for is there.
+    pub(super) fn resume(&mut self, conn: ConnId) {
+        let Some(c) = self.conns.get_mut(conn.0) else { return };
+        if c.unread == ReadState::Paused {
+            c.unread = ReadState::ToTheEnd;
+            self.pauses.resumed.push_back(conn);
+        }
+    }
+
+    /// What was read of a connection and cannot be used yet.
+    pub(super) fn keep_rest(&mut self, conn: ConnId, rest: &[u8]) {
+        self.pauses.keep(conn, rest);
+    }
+
+    /// A connection is read no more.
+    pub(super) fn forget_pause(&mut self, conn: ConnId) {
+        self.pauses.take(conn);
+    }
+}
