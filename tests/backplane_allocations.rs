@@ -105,7 +105,8 @@ fn a_publish_on_a_node_alone_allocates_its_frame_only() {
         let mut cx = Context::from_waker(Waker::noop());
         let mut turn = |publishes: Vec<Publish>| {
             let (allocated, ()) = allocations_of(|| {
-                for publish in publishes {
+                for mut publish in publishes {
+                    local.begin_publish(&mut publish);
                     embedded.publish(publish, now, &mut local);
                 }
                 while embedded.poll(&mut cx, now, &mut local) {}
@@ -129,6 +130,6 @@ fn publish(number: usize) -> Publish {
         except: None,
         key: None,
         conflate_key: None,
-        done: Done::Conn { shard: ShardId(0), conn, id: None },
+        done: Done::Conn { shard: ShardId(0), conn, id: None, turn: false },
     }
 }

@@ -162,7 +162,7 @@ impl MinimalShard {
             except: None,
             key: None,
             conflate_key: None,
-            done: Done::Conn { shard: self.end.id, conn, id: None },
+            done: Done::Conn { shard: self.end.id, conn, id: None, turn: false },
         };
         self.end.try_send(Uplink::Publish(publish)).is_ok()
     }

@@ -10,6 +10,7 @@ use crate::backplane::interest::{Interest, Joined, Member, TopicKey};
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::message::Message;
 use crate::backplane::presence::News;
+use crate::backplane::publishes_under_way::PublishesUnderWay;
 use crate::backplane::shard_queue::ShardQueue;
 use crate::framing;
 use crate::ids::{ConflateKey, NodeId, Position, ShardId, TopicId, TopicKind, TopicName};
@@ -18,7 +19,8 @@ use crate::link::connections::everybody;
 use crate::link::health::Health;
 use crate::link::{
     Delivery, Done, Downlink, HistoryError, HistoryPage, HistoryReply, HistoryTo, Origin,
-    PresenceReply, PresenceRequest, PresenceTo, PublishOutcome, RecoveryReply, Unrecoverable,
+    PresenceReply, PresenceRequest, PresenceTo, Publish, PublishOutcome, RecoveryReply,
+    Unrecoverable,
 };
 use crate::metrics::BackplaneCounters;
 use crate::protocol::dialect::Encoding;
@@ -83,6 +85,7 @@ pub struct Local {
     /// What is counted.
     pub counters: BackplaneCounters,
     queues: Vec<ShardQueue>,
+    publishes: Vec<PublishesUnderWay>,
     /// Who the last broadcast was for; its memory is used again.
     everybody: Vec<Member>,
     health: Arc<Health>,
@@ -99,13 +102,16 @@ impl Local {
         linger: Duration,
         backlog_bytes_max: usize,
     ) -> Local {
-        let queues = end.shards.iter().map(|_| ShardQueue::new(backlog_bytes_max)).collect();
+        let queues: Vec<ShardQueue> =
+            end.shards.iter().map(|_| ShardQueue::new(backlog_bytes_max)).collect();
+        let publishes = queues.iter().map(|_| PublishesUnderWay::default()).collect();
         Local {
             node,
             end,
             interest: Interest::new(linger),
             counters: BackplaneCounters::default(),
             queues,
+            publishes,
             everybody: Vec::new(),
             health,
             since: Instant::now(),
@@ -272,8 +278,36 @@ impl Local {
         }
     }
 
+    /// A publish was taken from a shard: it ends with one [`Local::done`].
+    pub fn begin_publish(&mut self, publish: &mut Publish) {
+        self.counters.publishes += 1;
+        if let Done::Conn { shard, turn, .. } = &mut publish.done {
+            *turn = self.publishes[usize::from(shard.0)].begin();
+        }
+    }
+
+    /// A shard wants to know when its publishes up to here have ended.
+    pub fn settle(&mut self, shard: ShardId) {
+        if self.publishes[usize::from(shard.0)].ask() {
+            self.answer(shard, Downlink::Settled);
+        }
+    }
+
     /// A publish ended. Failures are always told; success only to those who asked.
     pub fn done(&mut self, done: Done, outcome: PublishOutcome, now: Instant) {
+        let turn = match done {
+            Done::Conn { shard, turn, .. } => Some((shard, turn)),
+            Done::Call(_) | Done::Nobody => None,
+        };
+        self.answer_done(done, outcome, now);
+        if let Some((shard, turn)) = turn
+            && self.publishes[usize::from(shard.0)].end(turn)
+        {
+            self.answer(shard, Downlink::Settled);
+        }
+    }
+
+    fn answer_done(&mut self, done: Done, outcome: PublishOutcome, now: Instant) {
         match outcome {
             PublishOutcome::Accepted(_) => {}
             PublishOutcome::Unavailable => self.counters.publishes_failed += 1,
@@ -281,7 +315,7 @@ impl Local {
         }
         match done {
             Done::Conn { id: None, .. } if matches!(outcome, PublishOutcome::Accepted(_)) => {}
-            Done::Conn { shard, conn, id } => {
+            Done::Conn { shard, conn, id, .. } => {
                 self.answer(shard, Downlink::Ack { conn, id, outcome });
             }
             Done::Call(call) => call(outcome),

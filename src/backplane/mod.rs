@@ -21,6 +21,7 @@ pub mod local;
 mod log_throttle;
 pub mod message;
 pub mod presence;
+mod publishes_under_way;
 pub mod redis;
 pub mod shard_queue;
 
@@ -238,7 +239,7 @@ impl<T: Transport> BackplaneLoop<T> {
                 Uplink::History(ask) => self.transport.history(ask, now, &mut self.local),
                 Uplink::Presence(ask) => self.transport.presence(ask, now),
                 // Only shards have members.
-                Uplink::Join { .. } | Uplink::Leave { .. } => {}
+                Uplink::Join { .. } | Uplink::Leave { .. } | Uplink::Settle => {}
                 Uplink::Recover(_) | Uplink::PresenceUpdate(_) | Uplink::Acknowledge { .. } => {}
             }
             taken += 1;
@@ -273,14 +274,15 @@ impl<T: Transport> BackplaneLoop<T> {
             Uplink::History(ask) => self.transport.history(ask, now, &mut self.local),
             Uplink::PresenceUpdate(attend) => self.transport.attend(*attend, now),
             Uplink::Presence(ask) => self.transport.presence(ask, now),
+            Uplink::Settle => self.local.settle(shard),
             Uplink::Acknowledge { topic, up_to } => {
                 self.transport.acknowledge(topic, up_to, now, &mut self.local);
             }
         }
     }
 
-    fn publish(&mut self, publish: Publish, now: Instant) {
-        self.local.counters.publishes += 1;
+    fn publish(&mut self, mut publish: Publish, now: Instant) {
+        self.local.begin_publish(&mut publish);
         self.transport.publish(publish, now, &mut self.local);
     }
 

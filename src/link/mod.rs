@@ -61,6 +61,9 @@ pub enum Uplink {
     PresenceUpdate(Box<PresenceUpdate>),
     /// Somebody asks who is in a room.
     Presence(Box<PresenceRequest>),
+    /// The shard wants to know when all that it has published before has ended. One at a time; answered
+    /// by [`Downlink::Settled`], behind the answers to those publishes.
+    Settle,
     /// A user has dealt with what is kept for it. Nobody is answered: one that is lost means that
     /// something is brought once more.
     Acknowledge {
@@ -311,6 +314,8 @@ pub enum Done {
         conn: ConnId,
         /// The client's own number for its request. `None`: only a failure is told.
         id: Option<RequestId>,
+        /// The backplane's own note of when it took the publish; a shard writes `false`.
+        turn: bool,
     },
     /// A caller on another thread (the HTTP API). Must not block.
     Call(Box<dyn FnOnce(PublishOutcome) + Send>),
@@ -321,7 +326,7 @@ pub enum Done {
 impl std::fmt::Debug for Done {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Done::Conn { shard, conn, id } => write!(f, "Conn({shard:?}, {conn:?}, {id:?})"),
+            Done::Conn { shard, conn, id, .. } => write!(f, "Conn({shard:?}, {conn:?}, {id:?})"),
             Done::Call(_) => f.write_str("Call"),
             Done::Nobody => f.write_str("Nobody"),
         }
@@ -391,6 +396,8 @@ pub enum Downlink {
         /// How it ended.
         outcome: PublishOutcome,
     },
+    /// The answer to [`Uplink::Settle`].
+    Settled,
     /// The answer to [`Uplink::Recover`].
     Recovered(Box<RecoveryReply>),
     /// The other answer to [`Uplink::Recover`].

@@ -75,6 +75,16 @@ struct AckMember {
     since_ms: u64,
 }
 
+/// How far a member has come, wherever it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AckMark {
+    /// The last message that it has acknowledged, and all before it; with the epoch of the first one
+    /// that it had to.
+    pub acked: Position,
+    /// For how long it has been asked to.
+    pub age_ms: u64,
+}
+
 /// How far a room had come by when.
 #[derive(Debug, Default)]
 struct AgeMarks {
@@ -217,13 +227,37 @@ impl AckTracker {
         }
     }
 
+    /// How far a member of a topic has come, if it acknowledges.
+    pub(super) fn mark_of(&self, topic: u32, conn: ConnId, now_ms: u64) -> Option<AckMark> {
+        let room = self.rooms.get(&topic)?;
+        let member = &room.members[*room.places.get(&conn)? as usize];
+        let AckMember { offset, began, since_ms, .. } = *member;
+        Some(AckMark { acked: Position { epoch: began, offset }, age_ms: now_ms - since_ms })
+    }
+
+    /// A member comes with its mark. `at`: where the history is, if that is known.
+    pub(super) fn put(
+        &mut self,
+        topic: u32,
+        conn: ConnId,
+        timeout_ms: u64,
+        (at, mark): (Position, AckMark),
+        now_ms: u64,
+    ) {
+        self.admit(topic, conn, timeout_ms, at, mark.acked, now_ms);
+        let room = self.rooms.get_mut(&topic).expect("it was just admitted");
+        let member = &mut room.members[room.places[&conn] as usize];
+        (member.offset, member.began) = (mark.acked.offset, mark.acked.epoch);
+        member.since_ms = now_ms.saturating_sub(mark.age_ms);
+    }
+
     fn acknowledge(&mut self, topic: u32, conn: ConnId, up_to: UpTo) -> Result<(), AckError> {
         let room = self.rooms.get_mut(&topic).ok_or(AckError::NotAsked)?;
         room.acknowledge(conn, up_to)
     }
 
     /// A member leaves, or has never stood here. Whether the room has none left.
-    fn forget(&mut self, topic: u32, conn: ConnId) -> bool {
+    pub(super) fn forget(&mut self, topic: u32, conn: ConnId) -> bool {
         let Some(room) = self.rooms.get_mut(&topic) else { return true };
         let Some(place) = room.places.remove(&conn) else { return false };
         room.members.swap_remove(place as usize);

@@ -12,7 +12,6 @@ use crate::protocol::{
 };
 use crate::shard::conn::{CloseReason, ConnState, ReadState};
 use crate::shard::delivery::Follows;
-use crate::shard::hub::TopicEdge;
 use crate::shard::{ARENA_FRAME_BYTES_MAX, JoinWaiter, ReadOutcome, Shard};
 use crate::ws::decoder::{DecoderLimits, Item, ProtocolError};
 use crate::ws::encode::{self, Opcode};
@@ -327,6 +326,20 @@ impl Shard {
         }
     }
 
+    /// Answers joins of rooms that were left since, where a connection has some.
+    pub(super) fn answer_those_who_left(&mut self, conn: ConnId) {
+        let rooms: Vec<u32> = self.waiting.keys().copied().collect();
+        for room in rooms {
+            let of_room = self.waiting.get_mut(&room).expect("it was just listed");
+            if of_room.iter().all(|waiter| waiter.conn != conn) {
+                continue;
+            }
+            let all = std::mem::take(of_room);
+            let stay = self.say_left(self.hub.id_at(room), all);
+            self.waiting.insert(room, stay);
+        }
+    }
+
     /// Answers those who left before their join was done, and gives the others back. An `ok` would
     /// come after that of their leave, and say the opposite of what is true.
     fn say_left(&mut self, at: TopicId, waiters: Vec<JoinWaiter>) -> Vec<JoinWaiter> {
@@ -478,6 +491,8 @@ impl Shard {
         let from = self.user_of(conn);
         let origin = self.origin(conn);
         self.counters.publishes += 1;
+        let published = self.moves.next_settle();
+        self.conns.get_mut(conn.0).expect("it just spoke").published = published;
         self.uplink.push_back(Uplink::Publish(Publish {
             topic,
             payload: Bytes::copy_from_slice(payload),
@@ -485,7 +500,7 @@ impl Shard {
             except: (!echo).then_some(origin),
             key: keys.key,
             conflate_key: keys.conflate_key,
-            done: Done::Conn { shard: self.config.id, conn, id },
+            done: Done::Conn { shard: self.config.id, conn, id, turn: false },
         }));
     }
 
@@ -512,15 +527,10 @@ impl Shard {
     /// Makes `conn` a member, if it is not one; tells the backplane about the first. `None`: there
     /// are as many topics as there may be.
     pub(super) fn enter(&mut self, conn: ConnId, name: &TopicName) -> Option<TopicId> {
-        let slow = self.config.namespaces.policy(name.kind()).slow_consumer;
-        let at = self.hub.open(name, self.encoding_of(conn), slow)?;
+        let at = self.open_kept(name, self.encoding_of(conn))?;
         let c = self.conns.get_mut(conn.0).expect("whoever enters is here");
-        if c.joined.find(at.0.index).is_some() {
-            return Some(at);
-        }
-        if self.hub.join(at, conn.0.index, c) == TopicEdge::First {
-            let encoding = self.hub.at(at.0.index).encoding();
-            self.uplink.push_back(Uplink::Join { topic: name.clone(), at, encoding });
+        if c.joined.find(at.0.index).is_none() {
+            self.hub.join(at, conn.0.index, c);
         }
         Some(at)
     }
@@ -536,7 +546,7 @@ impl Shard {
         self.end_acks(conn, index);
         let round = self.hub.at(index).round;
         let walk = round.and_then(|round| self.deliveries.walk_of(round));
-        if self.hub.leave(&mut self.conns, conn.0.index, slot, walk) == TopicEdge::Last {
+        if self.hub.leave(&mut self.conns, conn.0.index, slot, walk) {
             self.close_topic_if_empty(index);
         }
     }
@@ -553,6 +563,7 @@ impl Shard {
             self.stop_walk(round);
         }
         let topic = self.hub.close(at).expect("it lived a moment ago");
+        self.positions.remove(&index);
         self.answer_waiters(at, topic.name());
         self.uplink.push_back(Uplink::Leave { topic: topic.name().clone(), at });
     }

@@ -178,6 +178,8 @@ pub struct Conn {
     pub expires: bool,
     /// Whether its socket waits to be read.
     pub unread: ReadState,
+    /// Which question about the publishes of this shard comes after its last one (`session/`).
+    pub published: u32,
     /// Why it ends, once it does.
     pub reason: Option<CloseReason>,
     /// What its user may do.
@@ -191,7 +193,7 @@ pub struct Conn {
 }
 
 // What an idle connection costs in its slab, the generation beside it included.
-const _: () = assert!(size_of::<Option<Conn>>() + 8 <= 72);
+const _: () = assert!(size_of::<Option<Conn>>() + 8 <= 80);
 // Of it: both memberships, and one pointer for whoever is in more topics.
 const _: () = assert!(size_of::<Memberships>() == 24);
 
@@ -202,13 +204,14 @@ impl Conn {
             Rights { publish: false, publish_unjoined: false, send: false, broadcast: false };
         Conn {
             socket_key,
-            place: 0,
+            place: u32::MAX,
             state: ConnState::Handshaking,
             heard: true,
             encoding: Encoding::NATIVE,
             has_token: false,
             expires: false,
             unread: ReadState::Idle,
+            published: 0,
             reason: None,
             rights: none,
             joined: Memberships::default(),

@@ -10,7 +10,7 @@
 use crate::ids::ConnId;
 use crate::shard::Shard;
 use crate::shard::conn::CloseReason;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Connections closed in one tick of the shard, at most.
 const CLOSED_PER_TICK: usize = 1024;
@@ -22,15 +22,28 @@ const ENTRIES_KEPT: usize = 1024;
 pub(super) struct Expiries {
     by_second: BTreeMap<u64, Vec<ConnId>>,
     entries: usize,
+    /// The same by connection, made for [`Expiries::second_of`].
+    of_conn: Option<HashMap<ConnId, u64>>,
     /// Connections that are here and will have to go.
     pub(super) live: usize,
 }
 
 impl Expiries {
     fn add(&mut self, conn: ConnId, second: u64) {
+        self.of_conn = None;
         self.by_second.entry(second).or_default().push(conn);
         self.entries += 1;
         self.live += 1;
+    }
+
+    /// The second in which a connection has to go. Looks through all of them, once for as many
+    /// connections as are asked for before another one is added.
+    pub(super) fn second_of(&mut self, conn: ConnId) -> Option<u64> {
+        let of_conn = self.of_conn.get_or_insert_with(|| {
+            let seconds = self.by_second.iter();
+            seconds.flat_map(|(at, conns)| conns.iter().map(|conn| (*conn, *at))).collect()
+        });
+        of_conn.get(&conn).copied()
     }
 
     /// One whose time is over.
@@ -69,6 +82,7 @@ impl Shard {
 
     /// Closes those whose time is over.
     pub(super) fn close_expired(&mut self, now_ms: u64) {
+        self.expiries.of_conn = None;
         for _ in 0..CLOSED_PER_TICK {
             let Some(conn) = self.expiries.pop_due(now_ms / 1000) else { return };
             self.begin_close(conn, CloseReason::TokenExpired);

@@ -79,7 +79,7 @@ pub(super) struct Lifecycle {
     /// Their HTTP request did not come in time: to be answered.
     timed_out: VecDeque<ConnId>,
     sweep: Sweep,
-    drain: Option<Drain>,
+    pub(super) drain: Option<Drain>,
     /// When time was last said.
     pub(super) now_ms: u64,
 }
@@ -92,7 +92,7 @@ struct Sweep {
 }
 
 #[derive(Debug)]
-struct Drain {
+pub(super) struct Drain {
     began_ms: u64,
     over_ms: u64,
     at: usize,

@@ -28,6 +28,7 @@
 //! | `delivery/` | replies and rounds, joined into batches (`batch.rs`) |
 //! | `lifecycle.rs` | open, close, sweep, drain |
 //! | `expiry.rs` | connections whose token expires |
+//! | `session/` | one connection as a value: taken out here, put in there |
 //! | `slow_consumer/outbox/` | what a slow peer still has to hear, and what of it gives way |
 //! | `slow_consumer/` | from a write that was not taken whole to an outbox |
 //!
@@ -45,14 +46,16 @@ mod pause;
 mod presence;
 mod questions;
 mod recovery;
+mod session;
 mod slow_consumer;
 mod user_queue;
 
 pub use lifecycle::{ClosedSocket, Opening};
 pub use pause::ReadOutcome;
+pub use session::{NotNow, Session};
 
 use crate::framing;
-use crate::ids::{ConnId, NodeId, ShardId, TopicId, TopicName};
+use crate::ids::{ConnId, NodeId, Position, ShardId, TopicId, TopicName};
 use crate::link::{
     AckReport, Delivery, Downlink, Inspect, Origin, PublishOutcome, RoomReport, Uplink,
 };
@@ -71,8 +74,10 @@ use expiry::Expiries;
 use hub::Hub;
 use lifecycle::Lifecycle;
 use pause::PausedReads;
+use presence::PresenceInfos;
 use questions::Questions;
 use recovery::PendingJoins;
+use session::Moves;
 use slow_consumer::FrameKind;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -117,6 +122,10 @@ pub struct Shard {
     queues: PendingUserQueues,
     questions: Questions,
     pauses: PausedReads,
+    moves: Moves,
+    /// Where the histories of topics are, as far as their members were brought; by the topic's index.
+    positions: HashMap<u32, Position>,
+    infos: PresenceInfos,
     acks: AckTracker,
     deliveries: Deliveries,
     uplink: VecDeque<Uplink>,
@@ -157,6 +166,9 @@ impl Shard {
             queues: PendingUserQueues::default(),
             questions: Questions::default(),
             pauses: PausedReads::default(),
+            moves: Moves::default(),
+            positions: HashMap::new(),
+            infos: PresenceInfos::default(),
             acks: AckTracker::default(),
             deliveries: Deliveries::default(),
             uplink: VecDeque::new(),
@@ -185,6 +197,7 @@ impl Shard {
             Downlink::Joined { at } => self.on_joined(at),
             Downlink::Lost { to, count } => self.on_lost(to, count),
             Downlink::Ack { conn, id, outcome } => self.on_ack(conn, id, outcome),
+            Downlink::Settled => self.moves.on_settled(),
             Downlink::Recovered(recovered) => self.on_recovered(recovered),
             Downlink::Unrecoverable(unrecoverable) => self.on_unrecoverable(unrecoverable),
             Downlink::History(told) => self.on_told(*told),
@@ -258,10 +271,11 @@ impl Shard {
     fn on_delivery(&mut self, delivery: Delivery) {
         self.counters.frames_in += 1;
         let Delivery { to, frame: bytes, except, position, conflate_key } = delivery;
-        if let (Some(position), Some(topic)) = (position, self.hub.get(to))
-            && topic.has_acks
-        {
-            self.acks.note(to.0.index, position, self.life.now_ms);
+        if let (Some(position), Some(topic)) = (position, self.hub.get(to)) {
+            self.positions.insert(to.0.index, position);
+            if topic.has_acks {
+                self.acks.note(to.0.index, position, self.life.now_ms);
+            }
         }
         let kind = FrameKind::Message(conflate_key);
         self.queue_frame(to, RoundFrame { bytes, except, kind });

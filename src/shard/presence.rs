@@ -1,7 +1,8 @@
 //! Rooms of which it is known who is there: the shard only reports who came and who left.
 //!
 //! What it adds up to is the backplane's business, because a user may have connections on several
-//! shards and nodes. So nothing is kept here: a connection is there exactly while it is a member.
+//! shards and nodes. So who is there is not kept here: a connection is there exactly while it is a
+//! member. What a connection said of its user is, because it belongs to the connection's session.
 //!
 //! Invariant: each coming is followed by one leaving, in the order of the window. For a room without
 //! presence nothing is reported.
@@ -13,6 +14,28 @@ use crate::link::{
 use crate::protocol::{ErrorCode, Event, Info, RequestId};
 use crate::shard::Shard;
 use crate::shard::commands::CommandError;
+use std::collections::HashMap;
+
+/// What connections said of their users, where they did. The backplane has the same bytes.
+#[derive(Debug, Default)]
+pub(super) struct PresenceInfos {
+    of: HashMap<(ConnId, u32), Info>,
+}
+
+impl PresenceInfos {
+    /// What a connection said of its user in a topic that stands here.
+    pub(super) fn get(&self, conn: ConnId, topic: u32) -> Option<Info> {
+        self.of.get(&(conn, topic)).cloned()
+    }
+
+    pub(super) fn set(&mut self, conn: ConnId, topic: u32, info: Info) {
+        self.of.insert((conn, topic), info);
+    }
+
+    pub(super) fn forget(&mut self, conn: ConnId, topic: u32) {
+        self.of.remove(&(conn, topic));
+    }
+}
 
 impl Shard {
     /// A connection came into a room with presence, or joins it once more.
@@ -23,6 +46,11 @@ impl Shard {
         info: Option<Info>,
         is_new: bool,
     ) {
+        if let Some(info) = &info
+            && let Some(at) = self.hub.find(topic, self.encoding_of(conn))
+        {
+            self.infos.set(conn, at.0.index, info.clone());
+        }
         let deed = match (is_new, info) {
             (true, info) => PresenceChange::Joined { by: self.origin(conn), info },
             (false, Some(info)) => PresenceChange::InfoChanged(info),
@@ -42,6 +70,7 @@ impl Shard {
         if !self.has_presence {
             return;
         }
+        self.infos.forget(conn, index);
         let topic = self.hub.at(index).name();
         if self.config.namespaces.policy(topic.kind()).presence {
             let (topic, user) = (topic.clone(), self.user_of(conn));

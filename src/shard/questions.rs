@@ -162,6 +162,14 @@ impl Shard {
         }
     }
 
+    /// Whether something that a connection asked is not answered, joins not counted.
+    pub(super) fn has_open_question(&self, conn: ConnId) -> bool {
+        let Some(asked) = self.questions.of.get(&conn) else { return false };
+        let is_join = |question: &Uplink| matches!(question, Uplink::Recover(_));
+        let is_under_way = matches!(asked.step, QuestionStep::UnderWay { ticket: None });
+        !asked.waiting.iter().all(is_join) || is_under_way && !self.has_answer_waiting(conn)
+    }
+
     /// Whether a paused connection waits for an answer that is made here, and not for its own socket.
     pub(super) fn waits_for_us(&self, conn: ConnId) -> bool {
         let step = self.questions.of.get(&conn).map(|asked| asked.step);

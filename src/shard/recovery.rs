@@ -37,17 +37,17 @@ pub(super) struct PendingJoins {
 }
 
 #[derive(Debug)]
-struct PendingJoin {
-    ticket: u64,
+pub(super) struct PendingJoin {
+    pub(super) ticket: u64,
     /// The topic's index.
-    topic: u32,
-    id: Option<RequestId>,
+    pub(super) topic: u32,
+    pub(super) id: Option<RequestId>,
     /// What it has heard already.
-    since: Option<Position>,
+    pub(super) since: Option<Position>,
     /// What its user says of themselves, where presence is on.
-    info: Option<Info>,
+    pub(super) info: Option<Info>,
     /// Whether it acknowledges what it hears.
-    ack: bool,
+    pub(super) ack: bool,
     /// It is a member already and stays one: it only asks where the history is.
     stays: bool,
 }
@@ -94,7 +94,7 @@ impl PendingJoins {
         let info = info.map(Into::into);
         let pending = PendingJoin { ticket, topic: topic_index, id, since, info, ack, stays };
         self.of.entry(conn).or_default().push(pending);
-        *self.pins.entry(topic.0.index).or_default() += 1;
+        self.pin(topic.0.index);
         self.tickets
     }
 
@@ -106,6 +106,19 @@ impl PendingJoins {
             self.of.remove(&conn);
         }
         Some(pending)
+    }
+
+    /// A topic has to stay, whoever leaves it, until [`Shard::unpin`].
+    pub(super) fn pin(&mut self, topic: u32) {
+        *self.pins.entry(topic).or_default() += 1;
+    }
+
+    /// Takes the joins of a connection that wait, in the order in which they were asked. Their answers
+    /// are nobody's.
+    pub(super) fn take_all(&mut self, conn: ConnId) -> Vec<PendingJoin> {
+        let mut of = self.of.remove(&conn).unwrap_or_default();
+        of.sort_unstable_by_key(|pending| pending.ticket);
+        of
     }
 
     fn unpin(&mut self, topic: u32) {
@@ -155,10 +168,10 @@ impl Shard {
     /// Makes sure that a topic exists in which somebody wants to be: until then it must be pinned.
     /// `None`: there are as many topics as there may be.
     pub(super) fn open_kept(&mut self, name: &TopicName, encoding: Encoding) -> Option<TopicId> {
-        let is_new = self.hub.find(name, encoding).is_none();
+        let before = self.hub.topics_len();
         let slow = self.config.namespaces.policy(name.kind()).slow_consumer;
         let at = self.hub.open(name, encoding, slow)?;
-        if is_new {
+        if self.hub.topics_len() > before {
             self.uplink.push_back(Uplink::Join { topic: name.clone(), at, encoding });
         }
         Some(at)
@@ -216,6 +229,7 @@ impl Shard {
             return;
         };
         self.pendings.unpin(at.0.index);
+        self.positions.insert(at.0.index, position);
         let name = self.hub.at(at.0.index).name().clone();
         if let TopicKind::User(user) = name.kind() {
             return self.admit_user(user, recovered, is_question);

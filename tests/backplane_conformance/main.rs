@@ -109,6 +109,7 @@ in_every_world! {
     backed: a_burst_that_fits_the_backlog_arrives_whole_and_in_order,
     cramped: answers_wait_for_a_full_shard_instead_of_being_dropped,
     usual: success_is_told_to_those_who_asked_and_only_to_them,
+    usual: a_shard_learns_when_all_that_it_published_has_ended,
     usual: a_conflate_key_comes_with_its_message_and_with_no_other,
     usual: the_ops_thread_publishes_and_is_called_back,
     usual: payloads_travel_byte_for_byte,

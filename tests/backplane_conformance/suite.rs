@@ -210,6 +210,28 @@ pub fn answers_wait_for_a_full_shard_instead_of_being_dropped(world: World) {
     }
 }
 
+pub fn a_shard_learns_when_all_that_it_published_has_ended(world: World) {
+    let shard = world.shards().next().unwrap();
+    for turn in 0..3u64 {
+        for n in 0..20 {
+            let id = (n % 3 == 0).then_some(100 * turn + n);
+            let room = TopicName::room(&format!("room-{n}"));
+            shard.publish_as(&room, "1", id, None);
+        }
+        shard.send(Uplink::Settle);
+        let mut asked: Vec<u64> = (0..20).step_by(3).map(|n| 100 * turn + n).collect();
+        loop {
+            match shard.hear() {
+                Heard::Ack { id, outcome: PublishOutcome::Accepted(_), .. } => {
+                    asked.retain(|asked| Some(*asked) != id);
+                }
+                Heard::Settled => break assert!(asked.is_empty(), "{asked:?} are not answered"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
 pub fn a_conflate_key_comes_with_its_message_and_with_no_other(world: World) {
     let room = TopicName::room("room");
     for shard in world.shards() {

@@ -40,6 +40,7 @@ pub const EVERYBODY: u32 = everybody(Encoding::NATIVE).0.index;
 /// What a shard heard, small enough to compare.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
+    Settled,
     Joined(u32),
     Frame { to: u32, json: String, except: Option<u32> },
     Keyed { to: u32, json: String, key: ConflateKey, except: Option<u32> },
@@ -304,7 +305,7 @@ impl Shard {
             except: except.map(origin),
             key: None,
             conflate_key: None,
-            done: Done::Conn { shard: self.end.id, conn: conn_id(7), id },
+            done: Done::Conn { shard: self.end.id, conn: conn_id(7), id, turn: false },
         }));
     }
 
@@ -318,7 +319,7 @@ impl Shard {
             except: None,
             key: key.map(Into::into),
             conflate_key: None,
-            done: Done::Conn { shard: self.end.id, conn: conn_id(7), id },
+            done: Done::Conn { shard: self.end.id, conn: conn_id(7), id, turn: false },
         }));
     }
 
@@ -453,6 +454,7 @@ impl Shard {
             Downlink::Ack { conn, id, outcome } => {
                 Heard::Ack { conn: conn.0.index, id: number(id), outcome }
             }
+            Downlink::Settled => Heard::Settled,
             Downlink::Recovered(recovered) => {
                 let RecoveryReply { at, ticket, position, recovery, missed, .. } = *recovered;
                 let missed = all_unframed(&missed.bytes);

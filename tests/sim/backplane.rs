@@ -112,6 +112,8 @@ impl Backplane {
             }
             Uplink::Publish(publish) => self.publish(windows, at, publish, luck, step),
             Uplink::Recover(_) | Uplink::History(_) => panic!("nothing is kept here"),
+            // A publish ends when it is taken.
+            Uplink::Settle => windows[at].answers.push_back(Downlink::Settled),
             Uplink::Acknowledge { .. } => panic!("nothing is kept here"),
             Uplink::PresenceUpdate(_) | Uplink::Presence(_) => panic!("no room has presence here"),
         }

@@ -795,6 +795,7 @@ impl World {
             Uplink::History(ask) => format!("history {:?}", ask.topic),
             Uplink::PresenceUpdate(attend) => format!("attend {:?}", attend.topic),
             Uplink::Presence(ask) => format!("presence {:?}", ask.topic),
+            Uplink::Settle => "settle".to_owned(),
             Uplink::Acknowledge { topic, .. } => format!("acknowledge {topic:?}"),
         };
         self.windows[at].up.iter().map(name).collect()

@@ -223,6 +223,11 @@ impl SendBatch {
         op.is_some_and(|op| op.conn.0.index == conn) && place as usize >= self.rest
     }
 
+    /// The write at a place of which [`SendBatch::is_at`] was true.
+    pub(super) fn at(&self, place: u32) -> &SendOp {
+        &self.ops[place as usize]
+    }
+
     /// Appends a buffer to the write at `place`. `false`: it has as many as it may have.
     #[must_use]
     pub(super) fn chain(&mut self, place: u32, buf: u32) -> bool {

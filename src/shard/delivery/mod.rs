@@ -24,10 +24,12 @@
 pub mod batch;
 mod replies;
 mod round;
+mod unsent;
 mod walk;
 
 pub(super) use replies::Follows;
 pub(super) use round::{Deliveries, RoundFrame};
+pub(super) use unsent::UnsentFrames;
 
 use crate::ids::ConnId;
 use crate::shard::Shard;
@@ -164,7 +166,7 @@ impl Shard {
     }
 
     /// Closes those that were found too slow, and lets those leave who lost something.
-    fn close_slow(&mut self) {
+    pub(super) fn close_slow(&mut self) {
         while let Some(index) = self.deliveries.slow.pop() {
             if let Some(id) = self.conns.id_at(index) {
                 self.begin_close(ConnId(id), CloseReason::Slow);

@@ -19,9 +19,9 @@ const REPLY_COPIED_BYTES_MAX: usize = 4 * 1024;
 /// A frame for one connection only.
 #[derive(Debug)]
 pub(super) struct QueuedReply {
-    conn: ConnId,
-    bytes: Bytes,
-    follows: Follows,
+    pub(super) conn: ConnId,
+    pub(super) bytes: Bytes,
+    pub(super) follows: Follows,
 }
 
 /// What may follow a reply.

@@ -34,7 +34,7 @@ pub(in crate::shard) struct RoundFrame {
 
 /// What waits in a round.
 #[derive(Debug)]
-enum RoundItem {
+pub(super) enum RoundItem {
     Frame(RoundFrame),
     /// A frame for those of everybody whose encoding it is in.
     ForEverybody(RoundFrame, Encoding),
@@ -48,7 +48,7 @@ enum RoundItem {
 #[derive(Debug)]
 pub(super) struct Round {
     pub(super) to: TopicId,
-    items: VecDeque<RoundItem>,
+    pub(super) items: VecDeque<RoundItem>,
     pub(super) current: Option<RoundWrite>,
 }
 
@@ -94,9 +94,9 @@ pub(in crate::shard) struct Deliveries {
     /// What the joins of excepted members add up to now.
     own_bytes: usize,
     /// Connections found too slow while a list was being walked: closed after it.
-    pub(super) slow: Vec<u32>,
+    pub(in crate::shard) slow: Vec<u32>,
     /// Members that must leave a topic because something of it was dropped for them: after the walk.
-    pub(super) losers: Vec<(u32, TopicId)>,
+    pub(in crate::shard) losers: Vec<(u32, TopicId)>,
     pub(super) items_waiting: usize,
     /// Writes of the batch that are in no portion yet.
     pub(super) writes_waiting: usize,
@@ -151,6 +151,11 @@ impl Deliveries {
         let first = self.round(id).items.pop_front();
         debug_assert!(matches!(first, Some(RoundItem::Loss)), "it was just looked at");
         self.items_waiting -= 1;
+    }
+
+    /// Whether the members of a round's topic have to leave it for a loss.
+    pub(super) fn has_loss(&mut self, id: RoundId) -> bool {
+        self.round(id).items.iter().any(|item| matches!(item, RoundItem::Loss))
     }
 
     /// Whether a round's next item is a frame.
@@ -295,6 +300,11 @@ impl Shard {
             None => {}
         }
         d.push(id, item);
+    }
+
+    /// Whether something for everybody waits or is being written.
+    pub(in crate::shard) fn is_everybody_busy(&self) -> bool {
+        self.deliveries.everybody.is_some()
     }
 
     /// Whether items of a round wait or are being written.

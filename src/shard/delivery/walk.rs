@@ -14,7 +14,7 @@ use crate::shard::conn::Conn;
 use crate::shard::delivery::PORTIONS_MAX;
 use crate::shard::delivery::batch::SendBatch;
 use crate::shard::delivery::round::{JoinedFrames, RoundWrite};
-use crate::shard::hub::{Hub, RoundId, Topic, Walk};
+use crate::shard::hub::{Hub, RoundId, Walk};
 use crate::shard::slow_consumer::OutboxWriter;
 use crate::shard::slow_consumer::outbox::Pushed;
 use crate::slab::Slab;
@@ -45,13 +45,11 @@ impl Shard {
     /// Joins what may be joined of a round. `None`: there is nobody to receive it, or no more of it.
     fn begin_walk(&mut self, id: RoundId, to: TopicId) -> Option<RoundWrite> {
         let is_everybody = encoding_of_everybody(to).is_some();
-        let (end, slow) = if is_everybody {
-            (self.conns.high(), SlowConsumer::Close)
-        } else {
-            let of = |topic: &Topic| (topic.members().len(), topic.slow);
-            self.hub.get(to).map_or((0, SlowConsumer::Close), of)
+        let end = match is_everybody {
+            true => self.conns.high(),
+            false => self.hub.get(to).map_or(0, |topic| topic.members().len()),
         };
-        let at = (slow != SlowConsumer::Close).then_some(to);
+        let at = self.droppable(to);
         while self.deliveries.has_frame_first(id) {
             if end == 0 {
                 self.deliveries.drop_first(id);
@@ -68,6 +66,12 @@ impl Shard {
             self.deliveries.end_walk(&current);
         }
         None
+    }
+
+    /// The topic, if its messages may be dropped for slow members.
+    pub(super) fn droppable(&self, to: TopicId) -> Option<TopicId> {
+        let topic = self.hub.get(to)?;
+        (topic.slow != SlowConsumer::Close).then_some(to)
     }
 
     /// Puts as much of a round into the batch as fits. What is left goes behind all other rounds.

@@ -69,17 +69,6 @@ pub struct Walk {
     pub end: usize,
 }
 
-/// What a join or a leave changed for the backplane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TopicEdge {
-    /// Nothing: others were, or are, here.
-    None,
-    /// The first member came.
-    First,
-    /// The last member left; the topic is gone from here.
-    Last,
-}
-
 /// All topics of one shard.
 pub struct Hub {
     topics: Slab<Topic>,
@@ -242,25 +231,25 @@ impl Hub {
     }
 
     /// `conn` comes in. It must not be in yet.
-    pub fn join(&mut self, id: TopicId, index: u32, conn: &mut Conn) -> TopicEdge {
+    pub fn join(&mut self, id: TopicId, index: u32, conn: &mut Conn) {
         let topic = self.topics.get_mut(id.0).expect("opened just before");
         debug_assert!(conn.joined.find(id.0.index).is_none());
         let place = topic.members().len();
         let slot = conn.joined.push(Membership { topic: id.0.index, place: place as u32 });
         topic.members.push(Member { conn: index, slot: slot as u32 });
         self.members += 1;
-        if place == 0 { TopicEdge::First } else { TopicEdge::None }
     }
 
     /// The connection at `index` gives up its membership at `slot`. `walk` is how far the topic is
     /// being walked, if it is: told members stay told, and nobody still to be told is skipped.
+    /// Whether the topic has no member left.
     pub fn leave(
         &mut self,
         conns: &mut Slab<Conn>,
         index: u32,
         slot: usize,
         walk: Option<&mut Walk>,
-    ) -> TopicEdge {
+    ) -> bool {
         let conn = conns.at_mut(index).expect("whoever leaves is still here");
         let membership = conn.joined.get(slot).expect("a slot that was just looked up");
         let moved = conn.joined.swap_remove(slot);
@@ -271,10 +260,7 @@ impl Hub {
         let topic = self.topics.at_mut(membership.topic).expect("a membership names a topic");
         take_out(topic, conns, membership.place as usize, walk);
         self.members -= 1;
-        if !topic.members().is_empty() {
-            return TopicEdge::None;
-        }
-        TopicEdge::Last
+        topic.members().is_empty()
     }
 
     /// The connection's last membership becomes its first one.

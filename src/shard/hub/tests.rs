@@ -65,27 +65,27 @@ impl Subject {
         Subject { hub: Hub::with_max(TOPICS), conns, ids, walk: None }
     }
 
-    fn join(&mut self, conn: usize, topic: usize) -> TopicEdge {
+    fn join(&mut self, conn: usize, topic: usize) {
         let id = self
             .hub
             .open(&name(topic), Encoding::NATIVE, SlowConsumer::Close)
             .expect("there is room for all");
         let conn = self.conns.get_mut(self.ids[conn]).expect("nobody is removed");
-        self.hub.join(id, conn.socket_key, conn)
+        self.hub.join(id, conn.socket_key, conn);
     }
 
-    fn leave(&mut self, conn: usize, topic: usize) -> TopicEdge {
+    fn leave(&mut self, conn: usize, topic: usize) -> bool {
         let id = self.hub.find(&name(topic), Encoding::NATIVE).expect("it has a member");
         let index = self.ids[conn].index;
         let joined = &self.conns.at(index).expect("nobody is removed").joined;
         let slot = joined.find(id.0.index).expect("it is a member");
         let walk = self.walk.as_mut().filter(|(walked, _)| *walked == id).map(|(_, walk)| walk);
-        let edge = self.hub.leave(&mut self.conns, index, slot, walk);
-        if edge == TopicEdge::Last {
+        let is_last = self.hub.leave(&mut self.conns, index, slot, walk);
+        if is_last {
             self.walk = self.walk.take().filter(|(walked, _)| *walked != id);
             self.hub.close(id).expect("it lived a moment ago");
         }
-        edge
+        is_last
     }
 
     fn begin_walk(&mut self, topic: usize) {
@@ -118,10 +118,8 @@ proptest! {
                     if model.topics.get(&topic).is_some_and(|set| set.contains(&conn)) {
                         continue;
                     }
-                    let is_first = !model.topics.contains_key(&topic);
                     model.topics.entry(topic).or_default().insert(conn);
-                    let edge = subject.join(conn, topic);
-                    prop_assert_eq!(edge, if is_first { TopicEdge::First } else { TopicEdge::None });
+                    subject.join(conn, topic);
                 }
                 Op::Leave { conn, topic } => {
                     let Some(set) = model.topics.get_mut(&topic) else { continue };
@@ -133,8 +131,7 @@ proptest! {
                     if model.walked == Some(topic) {
                         model.to_tell.remove(&conn);
                     }
-                    let edge = subject.leave(conn, topic);
-                    prop_assert_eq!(edge, if is_last { TopicEdge::Last } else { TopicEdge::None });
+                    prop_assert_eq!(subject.leave(conn, topic), is_last);
                 }
                 Op::Walk { topic } => {
                     model.walked = Some(topic);

@@ -165,6 +165,7 @@ impl Node {
             Uplink::Leave { topic, at } => self.local.leave(&topic, shard, at, now),
             Uplink::Publish(publish) => self.waiting.push_back(publish),
             Uplink::Recover(_) | Uplink::History(_) => panic!("nothing is kept here"),
+            Uplink::Settle => panic!("nobody moves here"),
             Uplink::Acknowledge { .. } => panic!("nothing is kept here"),
             Uplink::PresenceUpdate(_) | Uplink::Presence(_) => panic!("no room has presence here"),
         }

@@ -59,7 +59,11 @@ impl Node {
                     }
                 }
                 Uplink::Leave { topic, at } => self.local.leave(&topic, shard, at, now),
-                Uplink::Publish(publish) => self.embedded.publish(publish, now, &mut self.local),
+                Uplink::Publish(mut publish) => {
+                    self.local.begin_publish(&mut publish);
+                    self.embedded.publish(publish, now, &mut self.local);
+                }
+                Uplink::Settle => self.local.settle(shard),
                 Uplink::Recover(ask) => self.embedded.recover(shard, ask, now, &mut self.local),
                 Uplink::History(ask) => self.embedded.history(ask, now, &mut self.local),
                 Uplink::PresenceUpdate(attend) => self.embedded.attend(*attend, now),

@@ -196,6 +196,13 @@ impl Outbox {
         self.rooms.iter_mut().filter(|room| room.at == Some(at)).for_each(|room| room.at = None);
     }
 
+    /// Its rooms get other keys: those of the shard into which it is put.
+    pub fn rebind(&mut self, key_of: impl Fn(&TopicName) -> Option<TopicId>) {
+        for room in self.rooms.iter_mut().filter(|room| room.at.is_some()) {
+            room.at = key_of(&room.name);
+        }
+    }
+
     /// A room that the peer must leave, because something of it was dropped without a marker.
     pub fn take_loser(&mut self) -> Option<TopicId> {
         self.losers.pop()

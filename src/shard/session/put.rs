@@ -1,0 +1,152 @@
+//! Putting a session into a shard.
+
+use crate::ids::TopicKind;
+use crate::ids::{ConnId, Position, TopicId};
+use crate::shard::commands::JoinOptions;
+use crate::shard::conn::{Conn, ConnState, ReadState};
+use crate::shard::delivery::Follows;
+use crate::shard::session::{NotNow, Session, SessionFrames, SessionJoin, SessionTopic};
+use crate::shard::slow_consumer::BatchSource;
+use crate::shard::slow_consumer::OutboxWriter;
+use crate::shard::slow_consumer::outbox::Pushed;
+use crate::shard::{JoinWaiter, Shard};
+
+impl Shard {
+    /// Puts a session in; its socket is the caller's number `socket_key`. The caller watches the
+    /// socket, for room to write too if something waits for it ([`Shard::outbox_slices`]), and reads it
+    /// when [`Shard::poll_resumed`] names it.
+    pub fn put_session(
+        &mut self,
+        session: Box<Session>,
+        socket_key: u32,
+        now_ms: u64,
+    ) -> Result<ConnId, (Box<Session>, NotNow)> {
+        if let Err(why) = self.may_put(&session) {
+            return Err((session, why));
+        }
+        let Session { encoding, .. } = *session;
+        let mut conn = Conn::new(socket_key);
+        (conn.state, conn.encoding) = (ConnState::Open, encoding);
+        (conn.has_token, conn.rights) = (session.has_token, session.rights);
+        conn.decoder = session.decoder;
+        let conn = ConnId(self.conns.insert(conn).expect("there is room"));
+        self.count_open(encoding, true);
+        let keys: Vec<TopicId> =
+            session.topics.into_iter().map(|topic| self.put_topic(conn, topic, now_ms)).collect();
+        if let Some(left_ms) = session.expires_in_ms {
+            self.handle_expiry(conn, now_ms + left_ms);
+        }
+        if let Some(mut outbox) = session.outbox {
+            outbox.rebind(|name| self.hub.find(name, encoding));
+            self.counters.outbox_bytes += outbox.bytes() as u64;
+            self.conns.get_mut(conn.0).expect("it was just put").outbox = Some(outbox);
+        }
+        session.unsent.into_iter().for_each(|frames| self.put_unsent(conn, frames, &keys));
+        if let Some(user) = session.user.filter(|_| !session.is_in_user_topic) {
+            let is_open = self.open_queue(conn, user);
+            debug_assert!(is_open, "there is room for every topic");
+        }
+        let joins = session.joins.into_iter();
+        let of_rooms = joins.filter(|join| matches!(join.name.kind(), TopicKind::Room(_)));
+        of_rooms.for_each(|join| self.put_join(conn, join));
+        if session.is_unread {
+            self.conns.get_mut(conn.0).expect("it was just put").unread = ReadState::Paused;
+            self.keep_rest(conn, &session.input);
+            self.resume(conn);
+        }
+        self.close_slow();
+        Ok(conn)
+    }
+
+    fn may_put(&mut self, session: &Session) -> Result<(), NotNow> {
+        if self.life.drain.is_some() {
+            return Err(NotNow::Draining);
+        }
+        let topics = session.topics.iter().map(|topic| &topic.name);
+        let joins = session.joins.iter().map(|join| &join.name);
+        let is_new =
+            |name: &&crate::ids::TopicName| self.hub.find(name, session.encoding).is_none();
+        let new =
+            topics.chain(joins).filter(is_new).count() + usize::from(!session.is_in_user_topic);
+        let has_room = self.hub.topics_len() + new <= self.limits.topics_per_shard_max;
+        if !has_room || self.conns.len() >= self.limits.connections_per_shard_max {
+            return Err(NotNow::Full);
+        }
+        if self.is_everybody_busy() {
+            return Err(NotNow::RoundUnderWay);
+        }
+        session.topics.iter().try_for_each(|topic| self.may_put_topic(session, topic))
+    }
+
+    fn may_put_topic(&mut self, session: &Session, topic: &SessionTopic) -> Result<(), NotNow> {
+        let Some(at) = self.hub.find(&topic.name, session.encoding) else {
+            return if topic.is_ready { Err(NotNow::NotHeld) } else { Ok(()) };
+        };
+        let here = self.hub.get(at).expect("it was just found");
+        if topic.is_ready && !here.ready {
+            return Err(NotNow::NotHeld);
+        }
+        if let Some(round) = here.round
+            && self.is_busy(round)
+        {
+            return Err(NotNow::RoundUnderWay);
+        }
+        match (topic.position, self.positions.get(&at.0.index)) {
+            (Some(there), Some(here)) if there != *here => Err(NotNow::OtherPosition),
+            _ => Ok(()),
+        }
+    }
+
+    fn put_topic(&mut self, conn: ConnId, topic: SessionTopic, now_ms: u64) -> TopicId {
+        let at = self.enter(conn, &topic.name).expect("there is room for every topic");
+        let index = at.0.index;
+        if let Some(position) = topic.position {
+            self.positions.insert(index, position);
+        }
+        if let Some(mark) = topic.ack {
+            let policy = self.config.namespaces.policy(topic.name.kind());
+            let position = topic.position.unwrap_or(Position { epoch: 0, offset: 0 });
+            self.acks.put(index, conn, policy.ack_timeout_ms, (position, mark), now_ms);
+            self.hub.get_mut(at).expect("it was just entered").has_acks = true;
+        }
+        if let Some(info) = topic.info {
+            self.infos.set(conn, index, info);
+        }
+        let is_ready = self.is_topic_ready(at);
+        for waiting in topic.waiting {
+            if is_ready {
+                self.say_joined(conn, waiting.id.as_ref(), &topic.name, waiting.has_since);
+            } else {
+                let (id, since, again) = (waiting.id, waiting.has_since, waiting.is_again);
+                self.waiting.entry(index).or_default().push(JoinWaiter { conn, id, since, again });
+            }
+        }
+        at
+    }
+
+    /// Asks again for a join that was not answered.
+    fn put_join(&mut self, conn: ConnId, join: SessionJoin) {
+        let at = self.open_kept(&join.name, self.encoding_of(conn));
+        let at = at.expect("there is room for every topic");
+        let wish = JoinOptions { since: join.since, info: join.info.as_deref(), ack: join.ack };
+        self.ask_position(conn, at, &join.name, wish, join.id);
+    }
+
+    /// Behind what waits already; or to be written next, if nothing does.
+    fn put_unsent(&mut self, conn: ConnId, frames: SessionFrames, keys: &[TopicId]) {
+        let bytes_max = self.outbox_bytes_max(conn);
+        let c = self.conns.get_mut(conn.0).expect("it was just put");
+        let Some(outbox) = &mut c.outbox else {
+            return self.queue_reply(conn, frames.bytes, Follows::More);
+        };
+        let (hub, namespaces) = (&self.hub, &*self.config.namespaces);
+        let (counters, losers) = (&mut self.counters, &mut self.deliveries.losers);
+        let index = conn.0.index;
+        let mut writer =
+            OutboxWriter { outbox, bytes_max, hub, namespaces, counters, losers, index };
+        let source = frames.pieces.map(|(place, pieces)| BatchSource { at: keys[place], pieces });
+        if writer.keep(&frames.bytes, source.as_ref(), 0) == Pushed::Full {
+            self.deliveries.slow.push(index);
+        }
+    }
+}

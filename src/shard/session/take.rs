@@ -1,0 +1,140 @@
+//! Taking a connection out of its shard.
+
+use crate::ids::{ConnId, TopicId};
+use crate::shard::Shard;
+use crate::shard::conn::{ConnState, ReadState};
+use crate::shard::delivery::UnsentFrames;
+use crate::shard::delivery::batch::SendBatch;
+use crate::shard::session::{
+    NotNow, Session, SessionFrames, SessionJoin, SessionTopic, WaitingJoin,
+};
+
+impl Shard {
+    /// Takes a connection out: from here on this shard knows nothing of it. `batch` is the caller's,
+    /// between two portions; what waits there for the connection goes with it.
+    pub fn take_session(&mut self, conn: ConnId, batch: &SendBatch) -> Result<Session, NotNow> {
+        self.may_take(conn)?;
+        let has_topics = self.encoding_of(conn).dialect().has_topics();
+        let user = has_topics.then(|| self.user_of(conn));
+        let is_in_user_topic = self.queues.user_of(conn).is_none();
+        self.answer_those_who_left(conn);
+        let unsent = self.take_unsent(conn, batch);
+        let joins = self.take_joins(conn);
+        let topics = self.take_topics(conn);
+        let unsent = unsent.into_iter().map(|unsent| self.portable(unsent, &topics)).collect();
+        self.queues.forget(conn);
+        self.forget_questions(conn);
+        let now_ms = self.life.now_ms;
+        let expires_s = self.expiries.second_of(conn);
+        let input = self.pauses.take(conn).unwrap_or_default();
+        let c = self.conns.remove(conn.0).expect("it was looked at");
+        self.count_open(c.encoding, false);
+        self.expiries.live -= usize::from(c.expires);
+        if let Some(outbox) = &c.outbox {
+            self.counters.outbox_bytes -= outbox.bytes() as u64;
+        }
+        Ok(Session {
+            user,
+            is_in_user_topic,
+            has_token: c.has_token,
+            rights: c.rights,
+            expires_in_ms: expires_s.map(|at_s| (1000 * at_s).saturating_sub(now_ms)),
+            encoding: c.encoding,
+            topics,
+            joins,
+            decoder: c.decoder,
+            is_unread: c.unread != ReadState::Idle || !input.is_empty(),
+            input,
+            outbox: c.outbox,
+            unsent,
+        })
+    }
+
+    fn may_take(&mut self, conn: ConnId) -> Result<(), NotNow> {
+        let c = self.conns.get(conn.0).ok_or(NotNow::Gone)?;
+        match c.state {
+            ConnState::Handshaking => return Err(NotNow::Handshaking),
+            ConnState::Closing { .. } => return Err(NotNow::Closing),
+            ConnState::Open => {}
+        }
+        if self.life.drain.is_some() {
+            return Err(NotNow::Draining);
+        }
+        if !self.moves.is_settled(c.published) {
+            return Err(NotNow::PublishUnderWay);
+        }
+        if self.has_open_question(conn) {
+            return Err(NotNow::QuestionUnderWay);
+        }
+        let topics: Vec<TopicId> = c.joined.iter().map(|it| self.hub.id_at(it.topic)).collect();
+        if self.has_loss_waiting(&topics) {
+            return Err(NotNow::LossUnderWay);
+        }
+        Ok(())
+    }
+
+    fn take_joins(&mut self, conn: ConnId) -> Vec<SessionJoin> {
+        let pending = self.pendings.take_all(conn).into_iter();
+        let of = |pending: crate::shard::recovery::PendingJoin| SessionJoin {
+            name: self.hub.at(pending.topic).name().clone(),
+            id: pending.id,
+            since: pending.since,
+            info: pending.info,
+            ack: pending.ack,
+        };
+        pending.map(of).collect()
+    }
+
+    /// Lets the connection leave its topics, unheard.
+    fn take_topics(&mut self, conn: ConnId) -> Vec<SessionTopic> {
+        let c = self.conns.get(conn.0).expect("it was looked at");
+        let indices: Vec<u32> = c.joined.iter().map(|membership| membership.topic).collect();
+        let topics = indices.iter().map(|index| self.take_topic(conn, *index)).collect();
+        for index in indices.iter().rev() {
+            self.leave_unheard(conn, *index);
+        }
+        topics
+    }
+
+    fn take_topic(&mut self, conn: ConnId, index: u32) -> SessionTopic {
+        let topic = self.hub.at(index);
+        let waiting = self.waiting.get_mut(&index).map(|waiters| {
+            let mine = waiters.extract_if(.., |waiter| waiter.conn == conn);
+            let of = |waiter: crate::shard::JoinWaiter| WaitingJoin {
+                id: waiter.id,
+                has_since: waiter.since,
+                is_again: waiter.again,
+            };
+            mine.map(of).collect()
+        });
+        SessionTopic {
+            name: topic.name().clone(),
+            is_ready: topic.ready,
+            position: self.positions.get(&index).copied(),
+            ack: self.acks.mark_of(index, conn, self.life.now_ms),
+            info: self.infos.get(conn, index),
+            waiting: waiting.unwrap_or_default(),
+        }
+    }
+
+    fn leave_unheard(&mut self, conn: ConnId, index: u32) {
+        self.infos.forget(conn, index);
+        self.end_acks(conn, index);
+        let c = self.conns.get(conn.0).expect("it was looked at");
+        let slot = c.joined.find(index).expect("it is one of its topics");
+        let round = self.hub.at(index).round;
+        let walk = round.and_then(|round| self.deliveries.walk_of(round));
+        if self.hub.leave(&mut self.conns, conn.0.index, slot, walk) {
+            self.hold(self.hub.id_at(index));
+        }
+    }
+
+    fn portable(&self, unsent: UnsentFrames, topics: &[SessionTopic]) -> SessionFrames {
+        let pieces = unsent.source.and_then(|source| {
+            let name = self.hub.get(source.at)?.name();
+            let place = topics.iter().position(|topic| topic.name == *name)?;
+            Some((place, source.pieces))
+        });
+        SessionFrames { bytes: unsent.bytes, pieces }
+    }
+}
