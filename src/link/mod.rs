@@ -61,8 +61,9 @@ pub enum Uplink {
     PresenceUpdate(Box<PresenceUpdate>),
     /// Somebody asks who is in a room.
     Presence(Box<PresenceRequest>),
-    /// The shard wants to know when all that it has published before has ended. One at a time; answered
-    /// by [`Downlink::Settled`], behind the answers to those publishes.
+    /// The shard wants to know when all that it has published before has ended, and has been delivered
+    /// here if it is. One at a time; answered by [`Downlink::Settled`], behind the answers to those
+    /// publishes.
     Settle,
     /// A user has dealt with what is kept for it. Nobody is answered: one that is lost means that
     /// something is brought once more.

@@ -491,8 +491,7 @@ impl Shard {
         let from = self.user_of(conn);
         let origin = self.origin(conn);
         self.counters.publishes += 1;
-        let published = self.moves.next_settle();
-        self.conns.get_mut(conn.0).expect("it just spoke").published = published;
+        self.unsettle(conn);
         self.uplink.push_back(Uplink::Publish(Publish {
             topic,
             payload: Bytes::copy_from_slice(payload),

@@ -178,8 +178,8 @@ pub struct Conn {
     pub expires: bool,
     /// Whether its socket waits to be read.
     pub unread: ReadState,
-    /// Which question about the publishes of this shard comes after its last one (`session/`).
-    pub published: u32,
+    /// Which question to the backplane comes after the last publish or presence of it (`session/`).
+    pub settled_by: u32,
     /// Why it ends, once it does.
     pub reason: Option<CloseReason>,
     /// What its user may do.
@@ -211,7 +211,7 @@ impl Conn {
             has_token: false,
             expires: false,
             unread: ReadState::Idle,
-            published: 0,
+            settled_by: 0,
             reason: None,
             rights: none,
             joined: Memberships::default(),

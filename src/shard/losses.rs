@@ -22,6 +22,11 @@ impl Shard {
     pub(super) fn on_lost(&mut self, to: TopicId, count: u64) {
         // Of a history that was set far ahead more is lost than was ever published.
         self.counters.lost = self.counters.lost.saturating_add(count);
+        if let Some(position) = self.positions.get_mut(&to.0.index)
+            && self.hub.get(to).is_some()
+        {
+            position.offset = position.offset.saturating_add(count);
+        }
         let topic = self.hub.get(to).map(|topic| (topic.name().clone(), topic.encoding()));
         let known = topic.as_ref().map(|(name, encoding)| (name.kind(), *encoding));
         let everybody = encoding_of_everybody(to).map(|encoding| (TopicKind::All, encoding));

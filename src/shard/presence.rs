@@ -56,12 +56,14 @@ impl Shard {
             (false, Some(info)) => PresenceChange::InfoChanged(info),
             (false, None) => return,
         };
-        let (topic, user) = (topic.clone(), self.user_of(conn));
-        self.uplink.push_back(Uplink::PresenceUpdate(Box::new(PresenceUpdate {
-            topic,
-            user,
-            deed,
-        })));
+        self.report(conn, topic.clone(), deed);
+    }
+
+    fn report(&mut self, conn: ConnId, topic: TopicName, deed: PresenceChange) {
+        self.unsettle(conn);
+        let user = self.user_of(conn);
+        let update = PresenceUpdate { topic, user, deed };
+        self.uplink.push_back(Uplink::PresenceUpdate(Box::new(update)));
     }
 
     /// A connection is about to leave a topic; it is still in its user's, which is the last one that
@@ -73,13 +75,7 @@ impl Shard {
         self.infos.forget(conn, index);
         let topic = self.hub.at(index).name();
         if self.config.namespaces.policy(topic.kind()).presence {
-            let (topic, user) = (topic.clone(), self.user_of(conn));
-            let deed = PresenceChange::Left;
-            self.uplink.push_back(Uplink::PresenceUpdate(Box::new(PresenceUpdate {
-                topic,
-                user,
-                deed,
-            })));
+            self.report(conn, topic.clone(), PresenceChange::Left);
         }
     }
 

@@ -82,12 +82,26 @@ pub struct Backplane {
     /// Messages on their way to each node.
     to_node: Vec<VecDeque<usize>>,
     down: Vec<bool>,
+    /// Windows that want to know when the messages before this one have come.
+    settling: Vec<(usize, usize)>,
 }
 
 impl Backplane {
     pub fn new(nodes: usize) -> Backplane {
         let to_node = vec![VecDeque::new(); nodes];
         Backplane { to_node, down: vec![false; nodes], ..Backplane::default() }
+    }
+
+    fn settle(&mut self, windows: &mut [Window]) {
+        let to_node = &self.to_node;
+        self.settling.retain(|(at, before)| {
+            let next = to_node[windows[*at].node].front();
+            let waits = next.is_some_and(|number| number < before);
+            if !waits {
+                windows[*at].answers.push_back(Downlink::Settled);
+            }
+            waits
+        });
     }
 
     /// Takes one item from a window. `luck` decides how a publish to a broken link ends.
@@ -112,8 +126,10 @@ impl Backplane {
             }
             Uplink::Publish(publish) => self.publish(windows, at, publish, luck, step),
             Uplink::Recover(_) | Uplink::History(_) => panic!("nothing is kept here"),
-            // A publish ends when it is taken.
-            Uplink::Settle => windows[at].answers.push_back(Downlink::Settled),
+            Uplink::Settle => {
+                self.settling.push((at, self.said.len()));
+                self.settle(windows);
+            }
             Uplink::Acknowledge { .. } => panic!("nothing is kept here"),
             Uplink::PresenceUpdate(_) | Uplink::Presence(_) => panic!("no room has presence here"),
         }
@@ -196,6 +212,7 @@ impl Backplane {
             window.down.push_back((Downlink::Deliver { to: *to, frame, except }, Some(number)));
             said.fates.insert(*at, Fate::OnItsWay);
         }
+        self.settle(windows);
         true
     }
 
@@ -219,6 +236,7 @@ impl Backplane {
                 }
             }
         }
+        self.settle(windows);
     }
 
     /// Confirms the oldest join of a window.

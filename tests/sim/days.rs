@@ -7,6 +7,7 @@ use campanile::link::Downlink;
 use campanile::metrics::ShardCounters;
 use campanile::policy::limits::Limits;
 use campanile::protocol::dialect::{Dialect, Encoding};
+use campanile::shard::NotNow;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -85,6 +86,9 @@ struct Day {
     rng: Rng,
     nodes: usize,
     calm: bool,
+    /// Connections that moved, and why others did not.
+    moved: u64,
+    not_moved: BTreeMap<NotNow, u64>,
 }
 
 impl Day {
@@ -102,7 +106,8 @@ impl Day {
             let cramped = rng.chance(30);
             Limits { topics_per_shard_max: if cramped { 5 } else { 12 }, ..Limits::TINY }
         };
-        Day { world: World::new(seed, nodes, shards, limits), rng, nodes, calm }
+        let world = World::new(seed, nodes, shards, limits);
+        Day { world, rng, nodes, calm, moved: 0, not_moved: BTreeMap::new() }
     }
 
     fn work(&mut self, steps: usize) {
@@ -125,7 +130,8 @@ impl Day {
             50..58 => self.with(who, |world, who| world.flush(who)),
             58..70 => drop(self.world.take_downlink(at)),
             70..80 => drop(self.world.write_on(at)),
-            80..98 => self.backplane_moves(at),
+            80..97 => self.backplane_moves(at),
+            97 => self.somebody_moves(),
             _ => {
                 self.world.now_ms += self.rng.below(40) as u64;
                 self.world.tick();
@@ -138,6 +144,16 @@ impl Day {
         let clients = self.world.clients.iter().enumerate();
         let here: Vec<usize> = clients.filter(|(_, c)| c.is_here()).map(|(who, _)| who).collect();
         (!here.is_empty()).then(|| *self.rng.pick(&here))
+    }
+
+    /// Into another slot of its shard: which shard dropped what is written down.
+    fn somebody_moves(&mut self) {
+        let Some(who) = self.anyone() else { return };
+        let tower = self.world.clients[who].tower;
+        match self.world.move_session(who, tower) {
+            Ok(()) => self.moved += 1,
+            Err(why) => *self.not_moved.entry(why).or_default() += 1,
+        }
     }
 
     fn with(&mut self, who: Option<usize>, act: impl FnOnce(&mut World, usize) -> bool) {

@@ -15,6 +15,7 @@
 //! | `bare.rs` | one shard with nothing around it, for what takes a million connections |
 //! | `heartbeats.rs` | how even a million pings are |
 //! | `fairness.rs` | who waits for whom on one shard |
+//! | `moves.rs` | connections that move to another slot or shard, and what may keep them from it |
 //! | `dialects.rs` | clients of two dialects in the same rooms |
 //! | `kept/` | rooms with a history on a real backplane, and a checker that knows only what people say |
 //! | `fleet/` | two hundred nodes with the real backplane, counted beside the capacity model |
@@ -32,6 +33,7 @@ mod fleet;
 mod heartbeats;
 mod history;
 mod kept;
+mod moves;
 mod peer;
 mod questions;
 mod queue;

@@ -30,7 +30,7 @@ pub const ALL_RIGHTS: Rights =
 /// One shard and what its thread keeps beside it.
 pub struct Tower {
     pub shard: Shard,
-    batch: SendBatch,
+    pub batch: SendBatch,
     /// Deliveries taken whose writes are not all made.
     pending: Vec<usize>,
     /// How many writes each visit made, since somebody last asked.
@@ -613,7 +613,7 @@ impl World {
         true
     }
 
-    fn pop_downlink(&mut self, at: usize) -> Option<(Downlink, Option<usize>)> {
+    pub fn pop_downlink(&mut self, at: usize) -> Option<(Downlink, Option<usize>)> {
         match &self.node {
             Some(node) => node.ends[at].try_recv().map(|item| (item, None)),
             None => self.windows[at].down.pop_front(),

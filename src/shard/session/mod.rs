@@ -7,13 +7,14 @@
 //!
 //! ```text
 //!   source                              target
-//!   settle_publishes() ──► Settled      hold_topic() for each topic ──► is_topic_ready()
+//!   settle() ──► Settled      hold_topic() for each topic ──► is_topic_ready()
 //!   both have handled all that the backplane has sent
 //!   take_session() ────────────────────► put_session()
 //!   release_held()                      release_held()
 //! ```
 //!
-//! 1. Its publishes must have ended, or their answers would come to nobody ([`Shard::settle_publishes`]).
+//! 1. Its publishes must have ended, or their answers would come to nobody, and what it says of itself
+//!    in rooms with presence must have arrived, or it would be overtaken ([`Shard::settle`]).
 //! 2. The target listens for its topics before the source forgets it ([`Shard::hold_topic`]).
 //! 3. Both must be at the same place of every topic's stream: the caller takes all that the backplane
 //!    has sent, on both sides, and then moves the session before more of it is handled.
@@ -125,7 +126,7 @@ pub struct SessionFrames {
 }
 
 /// Why a connection cannot be taken, or a session cannot be put, as things are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NotNow {
     /// It has gone.
     Gone,
@@ -135,8 +136,9 @@ pub enum NotNow {
     Closing,
     /// This shard is ending.
     Draining,
-    /// A publish of it may not have ended: [`Shard::settle_publishes`], and wait.
-    PublishUnderWay,
+    /// A publish of it may not have ended, or the backplane may not know yet which rooms it is in:
+    /// [`Shard::settle`], and wait.
+    NotSettled,
     /// Something else that it asked was not answered.
     QuestionUnderWay,
     /// It is about to leave a topic because something of that was lost.
@@ -162,24 +164,28 @@ pub(super) struct Moves {
 }
 
 impl Moves {
-    /// The question that will cover what is published now.
-    pub(super) fn next_settle(&self) -> u32 {
-        self.asked.wrapping_add(1)
-    }
-
     pub(super) fn on_settled(&mut self) {
         self.answered = self.asked;
     }
 
-    /// Whether a connection whose last publish that question covers has none under way.
-    fn is_settled(&self, published: u32) -> bool {
-        published == 0 || self.answered.wrapping_sub(published) < u32::MAX / 2
+    /// Whether all has ended that this question covers; 0: there is nothing.
+    fn is_settled(&self, settled_by: u32) -> bool {
+        settled_by == 0 || self.answered.wrapping_sub(settled_by) < u32::MAX / 2
     }
 }
 
 impl Shard {
-    /// Asks the backplane to say when all that was published here up to now has ended.
-    pub fn settle_publishes(&mut self) {
+    /// Notes that the backplane is told something for a connection that has to arrive, and end, before
+    /// the connection moves.
+    pub(super) fn unsettle(&mut self, conn: crate::ids::ConnId) {
+        let settled_by = self.moves.asked.wrapping_add(1);
+        if let Some(c) = self.conns.get_mut(conn.0) {
+            c.settled_by = settled_by;
+        }
+    }
+
+    /// Asks the backplane to say when all that it was told here up to now has ended.
+    pub fn settle(&mut self) {
         if self.moves.asked == self.moves.answered {
             self.moves.asked = self.moves.asked.wrapping_add(1);
             self.uplink.push_back(crate::link::Uplink::Settle);

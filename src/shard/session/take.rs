@@ -60,8 +60,8 @@ impl Shard {
         if self.life.drain.is_some() {
             return Err(NotNow::Draining);
         }
-        if !self.moves.is_settled(c.published) {
-            return Err(NotNow::PublishUnderWay);
+        if !self.moves.is_settled(c.settled_by) {
+            return Err(NotNow::NotSettled);
         }
         if self.has_open_question(conn) {
             return Err(NotNow::QuestionUnderWay);
@@ -124,9 +124,9 @@ impl Shard {
         let slot = c.joined.find(index).expect("it is one of its topics");
         let round = self.hub.at(index).round;
         let walk = round.and_then(|round| self.deliveries.walk_of(round));
-        if self.hub.leave(&mut self.conns, conn.0.index, slot, walk) {
-            self.hold(self.hub.id_at(index));
-        }
+        self.hub.leave(&mut self.conns, conn.0.index, slot, walk);
+        // Also where others are in it: they may go before the session is put somewhere.
+        self.hold(self.hub.id_at(index));
     }
 
     fn portable(&self, unsent: UnsentFrames, topics: &[SessionTopic]) -> SessionFrames {

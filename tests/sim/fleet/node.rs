@@ -163,7 +163,10 @@ impl Node {
                 }
             }
             Uplink::Leave { topic, at } => self.local.leave(&topic, shard, at, now),
-            Uplink::Publish(publish) => self.waiting.push_back(publish),
+            Uplink::Publish(mut publish) => {
+                self.local.begin_publish(&mut publish);
+                self.waiting.push_back(publish);
+            }
             Uplink::Recover(_) | Uplink::History(_) => panic!("nothing is kept here"),
             Uplink::Settle => panic!("nobody moves here"),
             Uplink::Acknowledge { .. } => panic!("nothing is kept here"),

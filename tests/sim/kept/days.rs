@@ -11,7 +11,7 @@ use campanile::policy::limits::Limits;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-const DAYS: u64 = 300;
+const DAYS: u64 = 400;
 const STEPS: usize = 3_000;
 const USERS: [&str; 5] = ["ann", "bob", "cat", "dan", "eve"];
 const KEPT: [&str; 4] = ["kept:a", "kept:b", "few:a", "deaf:a"];
@@ -64,6 +64,10 @@ const WORTH_SEEING: &[&str] = &[
     "another epoch while in",
     "alive",
     "dead",
+    "moved",
+    "not moved: NotSettled",
+    "not moved: QuestionUnderWay",
+    "not moved: NotHeld",
 ];
 
 struct Today {
@@ -71,6 +75,8 @@ struct Today {
     rng: Rng,
     is_ample: bool,
     restarts: bool,
+    /// Connections that moved, and that did not.
+    moved: Seen,
 }
 
 fn live(seed: u64) -> Seen {
@@ -84,7 +90,9 @@ fn live(seed: u64) -> Seen {
         panic!("{why}");
     }
     today.night();
-    seen(&day)
+    let mut seen = seen(&day);
+    seen.append(&mut today.moved);
+    seen
 }
 
 impl Today {
@@ -118,7 +126,7 @@ impl Today {
             people.person(USERS[n % USERS.len()]);
         }
         let restarts = rng.chance(30);
-        Today { people, rng, is_ample, restarts }
+        Today { people, rng, is_ample, restarts, moved: Seen::new() }
     }
 
     fn step(&mut self) {
@@ -135,7 +143,8 @@ impl Today {
             690..800 => drop(world.write_on(at)),
             800..970 => self.backplane_moves(at),
             970..973 => world.run(), // a quiet moment
-            973..998 => {
+            973..978 => drop(who.map(|who| self.moves(who, at))),
+            978..998 => {
                 world.now_ms += self.rng.below(60) as u64;
                 world.tick();
             }
@@ -151,6 +160,16 @@ impl Today {
         let clients = self.people.world.clients.iter().enumerate();
         let here: Vec<usize> = clients.filter(|(_, c)| c.is_here()).map(|(who, _)| who).collect();
         (!here.is_empty()).then(|| *self.rng.pick(&here))
+    }
+
+    /// Into another slot, of its shard or of another one.
+    fn moves(&mut self, who: usize, to: usize) {
+        let world = &mut self.people.world;
+        let what = match world.move_session(who, to) {
+            Ok(()) => "moved".to_owned(),
+            Err(why) => format!("not moved: {why:?}"),
+        };
+        *self.moved.entry(what).or_default() += 1;
     }
 
     fn backplane_moves(&mut self, at: usize) {
@@ -319,16 +338,20 @@ impl Today {
         }
         for at in 0..world.towers.len() {
             world.visit(at, |shard| shard.handle_downlink(Downlink::Drain { over_ms: 700 }, 0));
+            // Nobody who could not move then moves now.
+            world.visit(at, |shard| shard.release_held());
         }
         world.pass(3_000);
+        let (mut joins, mut leaves) = (0, 0);
         for tower in &mut world.towers {
             tower.shard.measure();
             let counters = &tower.shard.counters;
             assert_eq!((counters.connections, counters.closing, counters.handshaking), (0, 0, 0));
             assert_eq!((counters.topics, counters.members, counters.outbox_bytes), (0, 0, 0));
             assert_eq!(tower.shard.frames_waiting(), 0);
-            assert_eq!(counters.joins, counters.leaves, "who came in went out");
+            (joins, leaves) = (joins + counters.joins, leaves + counters.leaves);
         }
+        assert_eq!(joins, leaves, "who came in went out");
         let node = world.node.as_mut().expect("it is real here");
         assert_eq!(node.local.interest.count(), 1, "only everybody is listened for");
         assert_eq!(node.local.backlog_bytes(), 0);
