@@ -9,7 +9,7 @@ use campanile::backplane::Transport;
 use campanile::backplane::embedded::Embedded;
 use campanile::backplane::local::Local;
 use campanile::backplane::message::Message;
-use campanile::ids::{ConnId, NodeId, ShardId, SlotId, TopicId, TopicName};
+use campanile::ids::{ConflateKey, ConnId, NodeId, ShardId, SlotId, TopicId, TopicName};
 use campanile::link::channel::{ShardEnd, window};
 use campanile::link::health::Health;
 use campanile::link::{Done, Downlink, Publish};
@@ -51,11 +51,13 @@ fn node(shards: u16, members: Members) -> (Vec<ShardEnd>, Local) {
 
 fn take_frames(ends: &[ShardEnd]) -> usize {
     let items = ends.iter().flat_map(|end| std::iter::from_fn(|| end.try_recv()));
-    items.filter(|item| matches!(item, Downlink::Deliver { .. })).count()
+    let is_frame =
+        |item: &Downlink| matches!(item, Downlink::Deliver { .. } | Downlink::DeliverWith(_));
+    items.filter(is_frame).count()
 }
 
 /// What [`MESSAGES`] messages allocate between the envelope and the channels of `shards` shards.
-fn allocations(shards: u16, members: Members) -> usize {
+fn allocations(shards: u16, members: Members, conflate_key: Option<ConflateKey>) -> usize {
     let (ends, mut local) = node(shards, members);
     let copies = MESSAGES * (0..shards).filter(|shard| members(0, *shard, shards)).count();
     let topics: Vec<TopicName> = (0..MESSAGES).map(room).collect();
@@ -67,7 +69,7 @@ fn allocations(shards: u16, members: Members) -> usize {
                 from: Some("ann"),
                 payload,
                 except: None,
-                conflate_key: None,
+                conflate_key,
                 key: None,
             });
         }
@@ -83,7 +85,7 @@ fn allocations(shards: u16, members: Members) -> usize {
 #[test]
 fn a_message_for_one_of_many_shards_allocates_its_frame_only() {
     for shards in [1, 2, 60] {
-        assert_eq!(allocations(shards, ON_ONE), MESSAGES, "{shards} shards");
+        assert_eq!(allocations(shards, ON_ONE, None), MESSAGES, "{shards} shards");
     }
 }
 
@@ -91,7 +93,18 @@ fn a_message_for_one_of_many_shards_allocates_its_frame_only() {
 #[test]
 fn a_message_for_many_shards_allocates_one_frame_and_one_counter() {
     for shards in [2, 16, 60] {
-        assert_eq!(allocations(shards, ON_ALL), 2 * MESSAGES, "{shards} shards");
+        assert_eq!(allocations(shards, ON_ALL, None), 2 * MESSAGES, "{shards} shards");
+    }
+}
+
+/// What only some deliveries need travels in one box for each shard.
+#[test]
+fn a_message_that_may_be_replaced_allocates_one_box_more_for_each_shard() {
+    let about = ConflateKey::of("EURUSD");
+    for shards in [2, 16, 60] {
+        assert_eq!(allocations(shards, ON_ONE, about), 2 * MESSAGES, "{shards} shards");
+        let all = (2 + usize::from(shards)) * MESSAGES;
+        assert_eq!(allocations(shards, ON_ALL, about), all, "{shards} shards");
     }
 }
 

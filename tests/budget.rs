@@ -11,10 +11,10 @@ mod counting;
 use bytes::Bytes;
 use campanile::auth::Identity;
 use campanile::backplane::local::Local;
-use campanile::ids::{ConnId, NodeId, ShardId, TopicId};
+use campanile::ids::{ConflateKey, ConnId, NodeId, Position, ShardId, TopicId};
 use campanile::link::channel::{ShardEnd, window};
 use campanile::link::health::Health;
-use campanile::link::{Downlink, Uplink};
+use campanile::link::{Delivery, Downlink, Uplink};
 use campanile::policy::limits::Limits;
 use campanile::policy::namespaces::Namespaces;
 use campanile::policy::rights::Rights;
@@ -485,4 +485,33 @@ fn a_room_that_lets_messages_give_way_costs_its_quick_members_nothing_more() {
     }
     assert_eq!(allocations_of_rounds[0], allocations_of_rounds[1]);
     assert!(allocations_of_rounds[1] <= 2, "{allocations_of_rounds:?}");
+}
+
+/// A place in a history and a key by which it may be replaced travel in one box for the whole room.
+#[test]
+fn what_only_some_deliveries_need_costs_a_room_the_same_whatever_its_size() {
+    let mut batch = SendBatch::default();
+    let mut allocations_of_rooms = Vec::new();
+    for members in [10, 1000] {
+        let (mut shard, room) = crowd(members, &mut batch);
+        let frame = Bytes::from_static(&[0x81, 2, b'h', b'i']);
+        let delivery = |offset| {
+            let (frame, position) = (frame.clone(), Some(Position { epoch: 1, offset }));
+            let conflate_key = ConflateKey::of("EURUSD");
+            let delivery = Delivery { to: room, frame, except: None, position, conflate_key };
+            Downlink::DeliverWith(Box::new(delivery))
+        };
+        for offset in 1..4 {
+            shard.handle_downlink(delivery(offset), NOW_MS);
+            settle(&mut shard, &mut batch);
+        }
+        let (allocations, ()) = allocations_of(|| {
+            shard.handle_downlink(delivery(4), NOW_MS);
+            shard.take_batch(&mut batch);
+        });
+        assert_eq!(batch.ops().len(), members as usize);
+        batch.finish();
+        allocations_of_rooms.push(allocations);
+    }
+    assert_eq!(allocations_of_rooms, [1, 1], "the box");
 }

@@ -1,9 +1,11 @@
-//! Which of a shard's publishes have ended: so that it may know when all those before some moment have.
+//! Which of a shard's publishes have ended: so that it may know when all those before some moment
+//! have.
 //!
 //! A connection that moves must not miss the answer to a publish of its own. The shard asks
-//! ([`crate::link::Uplink::Settle`]) and is answered when all that it had published before has ended and
-//! been answered. Publishes belong to one of two turns; a question ends the turn, and is answered when
-//! that turn has none left. What is published meanwhile belongs to the other turn and delays nothing.
+//! ([`crate::link::Uplink::Settle`]) and is answered when all that it had published before has
+//! ended and been answered. Publishes belong to one of two turns; a question ends the turn, and is
+//! answered when that turn has none left. What is published meanwhile belongs to the other turn and
+//! delays nothing.
 //!
 //! Invariant: one question of a shard is under way at a time, so the turn that begins has none left.
 

@@ -1,6 +1,6 @@
 //! What is on its way to one connection and has not reached its outbox: in the caller's batch, as
-//! replies, and in rounds of its topics that have not come to it. For a connection that is taken out of
-//! the shard as a whole.
+//! replies, and in rounds of its topics that have not come to it. For a connection that is taken
+//! out of the shard as a whole.
 
 use crate::ids::{ConnId, TopicId};
 use crate::link::connections::encoding_of_everybody;
@@ -112,8 +112,8 @@ impl Shard {
         })
     }
 
-    /// Takes what is on its way to a connection that is about to go. Frames of its topics stay in their
-    /// rounds for the others.
+    /// Takes what is on its way to a connection that is about to go. Frames of its topics stay in
+    /// their rounds for the others.
     pub(in crate::shard) fn take_unsent(
         &mut self,
         conn: ConnId,

@@ -45,7 +45,8 @@ use std::sync::Arc;
 /// Everything that one open connection is.
 #[derive(Debug)]
 pub struct Session {
-    /// Its user's topic (`u:<user>`), also that of an anonymous one. `None` in a dialect without topics.
+    /// Its user's topic (`u:<user>`), also that of an anonymous one. `None` in a dialect without
+    /// topics.
     pub user: Option<TopicName>,
     /// Whether it is in that topic. Otherwise it waits for what is stored for its user.
     pub is_in_user_topic: bool,
@@ -198,8 +199,8 @@ impl Shard {
         c.joined.iter().map(|membership| self.hub.at(membership.topic).name().clone()).collect()
     }
 
-    /// Listens for a topic in an encoding until [`Shard::release_held`], whoever is in it. `None`: there
-    /// are as many topics as there may be.
+    /// Listens for a topic in an encoding until [`Shard::release_held`], whoever is in it. `None`:
+    /// there are as many topics as there may be.
     pub fn hold_topic(&mut self, name: &TopicName, encoding: Encoding) -> Option<TopicId> {
         let at = self.open_kept(name, encoding)?;
         self.hold(at);

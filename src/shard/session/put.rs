@@ -13,8 +13,8 @@ use crate::shard::{JoinWaiter, Shard};
 
 impl Shard {
     /// Puts a session in; its socket is the caller's number `socket_key`. The caller watches the
-    /// socket, for room to write too if something waits for it ([`Shard::outbox_slices`]), and reads it
-    /// when [`Shard::poll_resumed`] names it.
+    /// socket, for room to write too if something waits for it ([`Shard::outbox_slices`]), and
+    /// reads it when [`Shard::poll_resumed`] names it.
     pub fn put_session(
         &mut self,
         session: Box<Session>,
