@@ -1,6 +1,7 @@
 //! How the API says no: always `{"error":{"code":…,"message":…}}`, code for programs, message for
 //! people.
 
+use crate::policy::rights::Denied;
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -33,6 +34,17 @@ impl Refused {
     pub(super) fn overloaded() -> Refused {
         let message = "this node has too much to do; try again later";
         Refused::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message)
+    }
+
+    /// What [`crate::policy::rights::may`] says; `not_enabled`: the status where the topic has no
+    /// such thing.
+    pub(super) fn denied(denied: Denied, not_enabled: StatusCode) -> Refused {
+        match denied {
+            Denied::NotEnabled(message) => Refused::new(not_enabled, "not_enabled", message),
+            Denied::Forbidden(message) | Denied::NotJoined(message) => {
+                Refused::new(StatusCode::FORBIDDEN, "forbidden", message)
+            }
+        }
     }
 
     /// The body, also as one item of a batch.

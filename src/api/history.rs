@@ -5,8 +5,10 @@
 
 use super::Ops;
 use super::error::Refused;
+use super::rooms::may_read;
 use crate::ids::{Position, TopicName, is_name};
 use crate::link::{HistoryError, HistoryPage, HistoryRequest, HistoryTo, Uplink};
+use crate::policy::rights::Action;
 use crate::protocol::dialect::Encoding;
 use crate::protocol::native::{LIMIT_DEFAULT, LIMIT_MAX};
 use crate::protocol::{Page, Unrecovered};
@@ -46,10 +48,7 @@ pub(super) async fn history(
         let message = "a room is 1 to 255 bytes without control characters";
         return Err(Refused::bad_request(message));
     }
-    if !ops.plan.namespaces.policy_of_room(&room).has_history() {
-        let message = "this room keeps no history";
-        return Err(Refused::new(StatusCode::NOT_FOUND, "not_enabled", message));
-    }
+    may_read(&ops.plan, Action::ReadHistory, &room)?;
     let page = page(&wanted)?;
     let HistoryPage { position, messages } = ask(&ops, TopicName::room(&room), page).await?;
     let Position { epoch, offset } = position;

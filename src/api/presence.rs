@@ -5,8 +5,10 @@
 
 use super::Ops;
 use super::error::Refused;
+use super::rooms::may_read;
 use crate::ids::{TopicName, is_name};
 use crate::link::{PresenceRequest, PresenceTo, Uplink};
+use crate::policy::rights::Action;
 use crate::protocol::dialect::Dialect;
 use crate::protocol::{Event, Roster};
 use axum::extract::rejection::PathRejection;
@@ -31,10 +33,7 @@ pub(super) async fn presence(
         let message = "a room is 1 to 255 bytes without control characters";
         return Err(Refused::bad_request(message));
     }
-    if !ops.plan.namespaces.policy_of_room(&room).presence {
-        let message = "presence is not enabled for this room";
-        return Err(Refused::new(StatusCode::NOT_FOUND, "not_enabled", message));
-    }
+    may_read(&ops.plan, Action::ReadPresence, &room)?;
     let here = ask(&ops, TopicName::room(&room)).await?;
     let mut body = Vec::new();
     Dialect::Native.write(&Event::Presence { id: None, room: &room, here: &here }, &mut body);

@@ -9,6 +9,7 @@ use super::listener::SILENCE_MAX;
 use crate::ids::{CONFLATE_KEY_BYTES_MAX, ConflateKey, Position, TopicName, is_name};
 use crate::link::{Done, Publish, PublishOutcome, Uplink};
 use crate::plan::Plan;
+use crate::policy::rights::{Action, Asker, may};
 use crate::protocol::native::KEY_BYTES_MAX;
 use axum::Json;
 use axum::body::Bytes;
@@ -166,8 +167,11 @@ fn understand(text: &[u8], plan: &Plan) -> Result<Understood, Refused> {
     }
     let topic = topic(&message)?;
     if let Some(key) = &message.key {
-        check_key(key, &topic, plan)?;
+        check_key(key)?;
     }
+    let action = Action::Publish { has_key: message.key.is_some() };
+    may(&plan.namespaces, Asker::Service, action, topic.kind())
+        .map_err(|denied| Refused::denied(denied, StatusCode::BAD_REQUEST))?;
     let conflate_key = message.conflate_key.as_deref().map(conflate_key).transpose()?;
     let conflate_key = conflate_key.filter(|_| plan.namespaces.policy(topic.kind()).conflates());
     let payload = bytes::Bytes::copy_from_slice(payload);
@@ -181,14 +185,10 @@ fn conflate_key(key: &str) -> Result<ConflateKey, Refused> {
     })
 }
 
-fn check_key(key: &str, topic: &TopicName, plan: &Plan) -> Result<(), Refused> {
+fn check_key(key: &str) -> Result<(), Refused> {
     if !(1..=KEY_BYTES_MAX).contains(&key.len()) {
         let message = format!("key must be a string of 1 to {KEY_BYTES_MAX} bytes");
         return Err(Refused::bad_request(message));
-    }
-    if !plan.namespaces.policy(topic.kind()).has_history() {
-        let message = "key: nothing that is sent there is kept";
-        return Err(Refused::new(StatusCode::BAD_REQUEST, "not_enabled", message));
     }
     Ok(())
 }

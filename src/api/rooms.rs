@@ -5,8 +5,10 @@
 
 use super::Ops;
 use super::error::Refused;
-use crate::ids::{ShardId, is_name};
+use crate::ids::{ShardId, TopicKind, is_name};
 use crate::link::{AckReport, Downlink, Inspect, RoomReport};
+use crate::plan::Plan;
+use crate::policy::rights::{Action, Asker, may};
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
@@ -123,4 +125,10 @@ async fn ask_all<T: Send + 'static>(
     };
     let all = timeout(ANSWER_MAX, join_all(answers)).await.map_err(|_| silent())?;
     all.into_iter().map(|answer| answer.map_err(|_| silent())).collect()
+}
+
+/// Whether a service may ask a room for what only some rooms have; 404 where this one has it not.
+pub(super) fn may_read(plan: &Plan, action: Action, room: &str) -> Result<(), Refused> {
+    may(&plan.namespaces, Asker::Service, action, TopicKind::Room(room))
+        .map_err(|denied| Refused::denied(denied, StatusCode::NOT_FOUND))
 }

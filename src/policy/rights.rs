@@ -1,6 +1,11 @@
-//! What a connection may do.
+//! What a client may do: its rights, what holds for the topic, and whether it is a member, weighed in
+//! one place.
 //!
-//! Four yes-or-no rights, named in configuration and tokens alike.
+//! Four yes-or-no rights, named in configuration and tokens alike. [`may`] is the only check: every
+//! dialect and the HTTP API ask it, so none of them can forget a part of it.
+
+use crate::ids::TopicKind;
+use crate::policy::namespaces::{Namespaces, Policy};
 
 /// What a user may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,5 +48,238 @@ impl Rights {
             .zip(held)
             .filter_map(|(name, held)| held.then_some(name))
             .collect()
+    }
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asker {
+    /// A connection of a client.
+    Client {
+        /// What its user may do.
+        rights: Rights,
+        /// Whether its user has shown a token.
+        has_token: bool,
+        /// Whether it is in the topic, or about to be.
+        is_member: bool,
+    },
+    /// A service that uses the HTTP API, for which the key of the API stands in.
+    Service,
+}
+
+/// What somebody wants to do with a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// To be a member.
+    Join {
+        /// It wants to acknowledge what it receives.
+        acks: bool,
+    },
+    /// To publish to it: to a room, to a user, or to everybody.
+    Publish {
+        /// The message has a key by which a second one is known.
+        has_key: bool,
+    },
+    /// To ask for messages of its history.
+    ReadHistory,
+    /// To ask who is there.
+    ReadPresence,
+    /// To acknowledge what was received.
+    Acknowledge,
+}
+
+/// Why somebody may not. Each has a text for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// Its rights, or the topic's rules, do not allow it.
+    Forbidden(&'static str),
+    /// The topic has no such thing.
+    NotEnabled(&'static str),
+    /// Only members may.
+    NotJoined(&'static str),
+}
+
+/// Whether somebody may do something with a topic.
+pub fn may(
+    namespaces: &Namespaces,
+    asker: Asker,
+    action: Action,
+    topic: TopicKind<'_>,
+) -> Result<(), Denied> {
+    let policy = namespaces.policy(topic);
+    match action {
+        Action::Join { acks } => may_join(policy, asker, acks),
+        Action::Publish { has_key } => may_publish(policy, asker, has_key, topic),
+        Action::ReadHistory => {
+            is_enabled(policy.has_history(), "this room keeps no history")?;
+            is_member(asker, "join the room before you ask for its history")
+        }
+        Action::ReadPresence => {
+            is_enabled(policy.presence, "presence is not enabled for this room")?;
+            is_member(asker, "join the room before you ask who is there")
+        }
+        Action::Acknowledge => may_acknowledge(policy, topic),
+    }
+}
+
+fn may_join(policy: &Policy, asker: Asker, acks: bool) -> Result<(), Denied> {
+    if let Asker::Client { has_token, .. } = asker
+        && !policy.join.includes(has_token)
+    {
+        return Err(Denied::Forbidden("this user may not join this room"));
+    }
+    is_enabled(!acks || policy.has_acks(), "this room takes no acknowledgements")
+}
+
+fn may_publish(
+    policy: &Policy,
+    asker: Asker,
+    has_key: bool,
+    topic: TopicKind<'_>,
+) -> Result<(), Denied> {
+    if let Asker::Client { rights, has_token, .. } = asker {
+        let (is_allowed, why) = match topic {
+            TopicKind::Room(_) => (
+                rights.publish && policy.publish.includes(has_token),
+                "this user may not publish to this room",
+            ),
+            TopicKind::User(_) => (rights.send, "this user may not send to users"),
+            TopicKind::All => (rights.broadcast, "this user may not broadcast"),
+        };
+        if !is_allowed {
+            return Err(Denied::Forbidden(why));
+        }
+    }
+    let without_key = match topic {
+        TopicKind::Room(_) => "key: only rooms that keep a history know keys",
+        TopicKind::User(_) => "key: messages to this user are not kept",
+        TopicKind::All => "key: what is broadcast is not kept",
+    };
+    is_enabled(!has_key || policy.has_history(), without_key)?;
+    match (asker, topic) {
+        (Asker::Client { rights, .. }, TopicKind::Room(_)) if !rights.publish_unjoined => {
+            is_member(asker, "join the room before you publish to it")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn may_acknowledge(policy: &Policy, topic: TopicKind<'_>) -> Result<(), Denied> {
+    match topic {
+        TopicKind::User(_) => is_enabled(
+            policy.has_history(),
+            "messages to this user are not kept: there is nothing to acknowledge",
+        ),
+        TopicKind::Room(_) | TopicKind::All => {
+            is_enabled(policy.has_acks(), "this room takes no acknowledgements")
+        }
+    }
+}
+
+fn is_enabled(is_enabled: bool, why: &'static str) -> Result<(), Denied> {
+    if is_enabled { Ok(()) } else { Err(Denied::NotEnabled(why)) }
+}
+
+fn is_member(asker: Asker, why: &'static str) -> Result<(), Denied> {
+    match asker {
+        Asker::Client { is_member: false, .. } => Err(Denied::NotJoined(why)),
+        Asker::Client { .. } | Asker::Service => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: Rights =
+        Rights { publish: true, publish_unjoined: true, send: true, broadcast: true };
+    const ROOM: TopicKind<'_> = TopicKind::Room("kept:a");
+    const PLAIN: TopicKind<'_> = TopicKind::Room("plain");
+    const SPACES: &str = "kept: history_size=9, presence=true, acks=true; \
+                          ours: join=nobody, publish=nobody; theirs: join=users, publish=users";
+
+    fn client(rights: Rights, has_token: bool, is_member: bool) -> Asker {
+        Asker::Client { rights, has_token, is_member }
+    }
+
+    /// `ok`, or the kind of the refusal.
+    fn verdict(asker: Asker, action: Action, topic: TopicKind<'_>) -> &'static str {
+        let namespaces = Namespaces::read(SPACES).expect("it is well written");
+        match may(&namespaces, asker, action, topic) {
+            Ok(()) => "ok",
+            Err(Denied::Forbidden(_)) => "forbidden",
+            Err(Denied::NotEnabled(_)) => "not_enabled",
+            Err(Denied::NotJoined(_)) => "not_joined",
+        }
+    }
+
+    #[test]
+    fn a_service_may_do_whatever_the_topic_has() {
+        let publish = Action::Publish { has_key: false };
+        for topic in [ROOM, PLAIN, TopicKind::Room("ours:a"), TopicKind::User("u"), TopicKind::All]
+        {
+            assert_eq!(verdict(Asker::Service, publish, topic), "ok", "{topic:?}");
+        }
+        for action in [Action::ReadHistory, Action::ReadPresence] {
+            assert_eq!(verdict(Asker::Service, action, ROOM), "ok");
+            assert_eq!(verdict(Asker::Service, action, PLAIN), "not_enabled");
+        }
+        let with_key = Action::Publish { has_key: true };
+        assert_eq!(verdict(Asker::Service, with_key, ROOM), "ok");
+        assert_eq!(verdict(Asker::Service, with_key, PLAIN), "not_enabled");
+    }
+
+    #[test]
+    fn each_kind_of_topic_asks_for_its_own_right_to_publish() {
+        let publish = Action::Publish { has_key: false };
+        let topics = [PLAIN, TopicKind::User("u"), TopicKind::All];
+        for (right, allowed) in [("publish", 0), ("send", 1), ("broadcast", 2)] {
+            let rights = Rights::NONE.with(right).expect("a right");
+            let verdicts = topics.map(|topic| verdict(client(rights, true, true), publish, topic));
+            let mut wanted = ["forbidden"; 3];
+            wanted[allowed] = "ok";
+            assert_eq!(verdicts, wanted, "{right}");
+        }
+    }
+
+    #[test]
+    fn only_members_publish_read_and_ask_unless_their_rights_say_more() {
+        let rights = Rights::NONE.with("publish").expect("a right");
+        let (inside, outside) = (client(rights, true, true), client(rights, true, false));
+        let asks = [Action::Publish { has_key: false }, Action::ReadHistory, Action::ReadPresence];
+        for action in asks {
+            assert_eq!(verdict(inside, action, ROOM), "ok", "{action:?}");
+            assert_eq!(verdict(outside, action, ROOM), "not_joined", "{action:?}");
+        }
+        assert_eq!(verdict(client(ALL, true, false), asks[0], ROOM), "ok");
+        assert_eq!(verdict(client(ALL, true, false), asks[1], ROOM), "not_joined");
+    }
+
+    #[test]
+    fn a_namespace_says_who_may_join_and_publish_whatever_their_rights() {
+        let actions = [Action::Join { acks: false }, Action::Publish { has_key: false }];
+        for action in actions {
+            let verdict_in = |room, has_token| {
+                verdict(client(ALL, has_token, true), action, TopicKind::Room(room))
+            };
+            assert_eq!(verdict_in("ours:a", true), "forbidden");
+            assert_eq!(verdict_in("theirs:a", false), "forbidden");
+            assert_eq!(verdict_in("theirs:a", true), "ok");
+            assert_eq!(verdict_in("plain", false), "ok");
+        }
+    }
+
+    #[test]
+    fn what_a_topic_does_not_have_is_refused_as_such() {
+        let asker = client(ALL, true, true);
+        assert_eq!(verdict(asker, Action::Join { acks: true }, ROOM), "ok");
+        assert_eq!(verdict(asker, Action::Join { acks: true }, PLAIN), "not_enabled");
+        assert_eq!(verdict(asker, Action::Acknowledge, ROOM), "ok");
+        assert_eq!(verdict(asker, Action::Acknowledge, PLAIN), "not_enabled");
+        assert_eq!(verdict(asker, Action::Acknowledge, TopicKind::User("u")), "not_enabled");
+        let with_key = Action::Publish { has_key: true };
+        for topic in [PLAIN, TopicKind::User("u"), TopicKind::All] {
+            assert_eq!(verdict(asker, with_key, topic), "not_enabled");
+        }
     }
 }

@@ -16,8 +16,9 @@
 //!
 //! Invariant: whoever stands here is a member of the topic, admitted with a position.
 
-use crate::ids::{ConnId, Position, TopicId, UpTo};
+use crate::ids::{ConnId, Position, TopicId, TopicKind, UpTo};
 use crate::link::AckReport;
+use crate::policy::rights::Action;
 use crate::protocol::{ErrorCode, Event, Recovery, RequestId};
 use crate::shard::Shard;
 use crate::shard::commands::CommandError;
@@ -354,10 +355,7 @@ impl Shard {
         up_to: UpTo,
         id: Option<&RequestId>,
     ) -> Result<(), CommandError> {
-        if !self.config.namespaces.policy_of_room(room).has_acks() {
-            return Err(CommandError(ErrorCode::NotEnabled, "this room takes no acknowledgements"));
-        }
-        let acknowledged = match self.find_room(conn, room) {
+        let acknowledged = match self.may(conn, Action::Acknowledge, TopicKind::Room(room))? {
             Some(at) => self.acks.acknowledge(at.0.index, conn, up_to),
             None => Err(AckError::NotAsked),
         };

@@ -6,6 +6,7 @@
 
 use crate::ids::{ConflateKey, ConnId, Position, TopicId, TopicKind, TopicName};
 use crate::link::{Done, Publish, Uplink};
+use crate::policy::rights::{Action, Asker, Denied, may};
 use crate::protocol::dialect::{Encoding, Incoming, Parsed};
 use crate::protocol::{
     AckOf, Command, ErrorCode, Event, Recovery, Rejected, Request, RequestId, Unrecovered,
@@ -43,6 +44,16 @@ enum Listening {
 
 /// An answer that is an error.
 pub(super) struct CommandError(pub(super) ErrorCode, pub(super) &'static str);
+
+impl From<Denied> for CommandError {
+    fn from(denied: Denied) -> CommandError {
+        match denied {
+            Denied::Forbidden(why) => CommandError(ErrorCode::Forbidden, why),
+            Denied::NotEnabled(why) => CommandError(ErrorCode::NotEnabled, why),
+            Denied::NotJoined(why) => CommandError(ErrorCode::NotJoined, why),
+        }
+    }
+}
 
 /// What a client wants of a join beside being in the room.
 #[derive(Clone, Copy, Default)]
@@ -202,9 +213,6 @@ impl Shard {
                 self.on_join(conn, room, JoinOptions { since, info, ack }, id.clone())
             }
             Command::Leave { room } => self.on_leave(conn, room, id.as_ref()),
-            Command::Broadcast { key: Some(_), .. } => {
-                Err(CommandError(ErrorCode::NotEnabled, "key: what is broadcast is not kept"))
-            }
             Command::Publish { room, payload, echo, key, conflate_key } => {
                 let keys = MessageKeys { key, conflate_key };
                 self.on_publish(conn, room, payload, echo, keys, id.clone())
@@ -212,7 +220,9 @@ impl Shard {
             Command::Send { user, payload, key } => {
                 self.on_send(conn, user, payload, key, id.clone())
             }
-            Command::Broadcast { payload, .. } => self.on_broadcast(conn, payload, id.clone()),
+            Command::Broadcast { payload, key } => {
+                self.on_broadcast(conn, payload, key, id.clone())
+            }
             Command::Presence { room } => self.on_presence(conn, room, id.clone()),
             Command::History { room, page } => self.on_history(conn, room, page, id.clone()),
             Command::Ack { of: AckOf::Room(room), up_to } => {
@@ -230,6 +240,25 @@ impl Shard {
             self.counters.requests_rejected += 1;
             self.say(conn, &Event::Error { id: id.as_ref(), code, message });
         }
+    }
+
+    /// Whether a connection may do something with a topic. Answers a room's place here, if it has one.
+    pub(super) fn may(
+        &self,
+        conn: ConnId,
+        action: Action,
+        topic: TopicKind<'_>,
+    ) -> Result<Option<TopicId>, CommandError> {
+        let found = match topic {
+            TopicKind::Room(room) => self.find_room(conn, room),
+            TopicKind::User(_) | TopicKind::All => None,
+        };
+        let c = self.conns.get(conn.0).expect("it just spoke");
+        let (rights, has_token) = (c.rights, c.has_token);
+        let is_member = found.is_some_and(|at| self.is_in(conn, at));
+        let asker = Asker::Client { rights, has_token, is_member };
+        may(&self.config.namespaces, asker, action, topic).map_err(CommandError::from)?;
+        Ok(found)
     }
 
     /// Joins a room. Answered once deliveries are certain to arrive: at once when the shard is in
@@ -253,13 +282,8 @@ impl Shard {
     ) -> Result<(), CommandError> {
         let policy = *self.config.namespaces.policy_of_room(room);
         let found = self.find_room(conn, room);
+        self.may(conn, Action::Join { acks: wish.ack }, TopicKind::Room(room))?;
         let c = self.conns.get(conn.0).expect("it just spoke");
-        if !policy.join.includes(c.has_token) {
-            return Err(CommandError(ErrorCode::Forbidden, "this user may not join this room"));
-        }
-        if wish.ack && !policy.has_acks() {
-            return Err(CommandError(ErrorCode::NotEnabled, "this room takes no acknowledgements"));
-        }
         let is_member = found.is_some_and(|at| c.joined.find(at.0.index).is_some());
         // One topic of a connection is its user's, or is about to be.
         let rooms = c.joined.len() + self.pendings.len(conn);
@@ -410,30 +434,10 @@ impl Shard {
         mut keys: MessageKeys,
         id: Option<RequestId>,
     ) -> Result<(), CommandError> {
-        let policy = self.config.namespaces.policy_of_room(room);
-        let c = self.conns.get(conn.0).expect("it just spoke");
-        if !c.rights.publish || !policy.publish.includes(c.has_token) {
-            return Err(CommandError(
-                ErrorCode::Forbidden,
-                "this user may not publish to this room",
-            ));
-        }
-        if !policy.conflates() {
+        let has_key = keys.key.is_some();
+        let found = self.may(conn, Action::Publish { has_key }, TopicKind::Room(room))?;
+        if !self.config.namespaces.policy_of_room(room).conflates() {
             keys.conflate_key = None; // It is no more than a hint.
-        }
-        if keys.key.is_some() && !policy.has_history() {
-            return Err(CommandError(
-                ErrorCode::NotEnabled,
-                "key: only rooms that keep a history know keys",
-            ));
-        }
-        let found = self.find_room(conn, room);
-        let is_member = found.is_some_and(|at| self.is_in(conn, at));
-        if !is_member && !c.rights.publish_unjoined {
-            return Err(CommandError(
-                ErrorCode::NotJoined,
-                "join the room before you publish to it",
-            ));
         }
         let topic = match found {
             Some(at) => self.hub.at(at.0.index).name().clone(),
@@ -451,15 +455,7 @@ impl Shard {
         key: Option<Box<str>>,
         id: Option<RequestId>,
     ) -> Result<(), CommandError> {
-        if !self.conns.get(conn.0).expect("it just spoke").rights.send {
-            return Err(CommandError(ErrorCode::Forbidden, "this user may not send to users"));
-        }
-        if key.is_some() && !self.config.namespaces.policy(TopicKind::User(user)).has_history() {
-            return Err(CommandError(
-                ErrorCode::NotEnabled,
-                "key: messages to this user are not kept",
-            ));
-        }
+        self.may(conn, Action::Publish { has_key: key.is_some() }, TopicKind::User(user))?;
         let keys = MessageKeys { key, conflate_key: None };
         self.publish(conn, TopicName::user(user), payload, true, keys, id);
         Ok(())
@@ -469,11 +465,10 @@ impl Shard {
         &mut self,
         conn: ConnId,
         payload: &[u8],
+        key: Option<Box<str>>,
         id: Option<RequestId>,
     ) -> Result<(), CommandError> {
-        if !self.conns.get(conn.0).expect("it just spoke").rights.broadcast {
-            return Err(CommandError(ErrorCode::Forbidden, "this user may not broadcast"));
-        }
+        self.may(conn, Action::Publish { has_key: key.is_some() }, TopicKind::All)?;
         self.publish(conn, self.everybody.clone(), payload, true, MessageKeys::default(), id);
         Ok(())
     }

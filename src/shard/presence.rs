@@ -11,6 +11,7 @@ use crate::ids::{ConnId, TopicKind, TopicName};
 use crate::link::{
     PresenceChange, PresenceReply, PresenceRequest, PresenceTo, PresenceUpdate, Uplink,
 };
+use crate::policy::rights::Action;
 use crate::protocol::{ErrorCode, Event, Info, RequestId};
 use crate::shard::Shard;
 use crate::shard::commands::CommandError;
@@ -86,18 +87,8 @@ impl Shard {
         room: &str,
         id: Option<RequestId>,
     ) -> Result<(), CommandError> {
-        if !self.config.namespaces.policy_of_room(room).presence {
-            return Err(CommandError(
-                ErrorCode::NotEnabled,
-                "presence is not enabled for this room",
-            ));
-        }
-        let Some(at) = self.find_room(conn, room).filter(|at| self.is_in(conn, *at)) else {
-            return Err(CommandError(
-                ErrorCode::NotJoined,
-                "join the room before you ask who is there",
-            ));
-        };
+        let at = self.may(conn, Action::ReadPresence, TopicKind::Room(room))?;
+        let at = at.expect("a member is in a topic");
         self.may_ask(conn)?;
         let topic = self.hub.at(at.0.index).name().clone();
         let to = PresenceTo::Conn { shard: self.config.id, conn, id };

@@ -17,6 +17,7 @@ use crate::link::{
     HistoryError, HistoryPage, HistoryReply, HistoryRequest, HistoryTo, RecoveryReply,
     RecoveryRequest, Unrecoverable, Uplink,
 };
+use crate::policy::rights::Action;
 use crate::protocol::dialect::Encoding;
 use crate::protocol::run::{Run, RunKind, RunStyle};
 use crate::protocol::{ErrorCode, Event, Info, Page, RequestId};
@@ -329,15 +330,8 @@ impl Shard {
         page: Page,
         id: Option<RequestId>,
     ) -> Result<(), CommandError> {
-        if !self.config.namespaces.policy_of_room(room).has_history() {
-            return Err(CommandError(ErrorCode::NotEnabled, "this room keeps no history"));
-        }
-        let Some(at) = self.find_room(conn, room).filter(|at| self.is_in(conn, *at)) else {
-            return Err(CommandError(
-                ErrorCode::NotJoined,
-                "join the room before you ask for its history",
-            ));
-        };
+        let at = self.may(conn, Action::ReadHistory, TopicKind::Room(room))?;
+        let at = at.expect("a member is in a topic");
         self.may_ask(conn)?;
         let topic = self.hub.at(at.0.index).name().clone();
         let to = HistoryTo::Conn { shard: self.config.id, conn, id };

@@ -13,6 +13,7 @@
 
 use crate::ids::{ConnId, Position, TopicId, TopicKind, TopicName, UpTo};
 use crate::link::{RecoveryReply, Uplink};
+use crate::policy::rights::Action;
 use crate::protocol::{ErrorCode, Event, Recovery, RequestId, Unrecovered};
 use crate::shard::Shard;
 use crate::shard::commands::{CommandError, JoinOptions};
@@ -89,10 +90,7 @@ impl Shard {
             let message = "only messages to oneself can be acknowledged";
             return Err(CommandError(ErrorCode::Forbidden, message));
         }
-        if !self.config.namespaces.policy(topic.kind()).has_history() {
-            let message = "messages to this user are not kept: there is nothing to acknowledge";
-            return Err(CommandError(ErrorCode::NotEnabled, message));
-        }
+        self.may(conn, Action::Acknowledge, topic.kind())?;
         self.counters.acks_of_users += 1;
         self.uplink.push_back(Uplink::Acknowledge { topic, up_to });
         if id.is_some() {

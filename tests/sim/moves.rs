@@ -61,6 +61,10 @@ impl World {
             }
         };
         let client = &mut self.clients[who];
+        // A write that was begun there is kept whole here.
+        let biggest = self.towers[client.tower].biggest_write_bytes;
+        let here = &mut self.towers[to].biggest_write_bytes;
+        *here = biggest.max(*here);
         (client.tower, client.conn) = (to, Some(conn));
         self.lives[who].tower = to;
         Ok(())

@@ -35,7 +35,7 @@ pub struct Tower {
     pending: Vec<usize>,
     /// How many writes each visit made, since somebody last asked.
     pub writes: Vec<usize>,
-    biggest_write_bytes: usize,
+    pub biggest_write_bytes: usize,
 }
 
 /// A client and its socket, both ends.
@@ -744,24 +744,33 @@ impl World {
         if self.backplane_sleeps {
             return false;
         }
+        let taken = self.take_uplink(at);
         if let Some(node) = &mut self.node {
-            let moved = node.take(at, usize::MAX, self.now_ms) | node.poll(self.now_ms);
-            if moved && self.towers[at].shard.uplink_waiting() > 0 {
-                self.visit(at, |_| ()); // The window has room again.
-            }
-            return moved;
+            return node.poll(self.now_ms) | taken;
         }
-        let (luck, step) = (self.rng.next(), self.tick_step());
+        let step = self.tick_step();
         let windows = &mut self.windows;
         let node = windows[at].node;
-        let taken = self.backplane.take(windows, at, luck, step);
-        if taken && self.towers[at].shard.uplink_waiting() > 0 {
-            self.visit(at, |_| ()); // The window has room again.
-        }
-        let windows = &mut self.windows;
         let confirmed = self.backplane.confirm(windows, at);
         let delivered = self.backplane.deliver(windows, node, step);
         windows[at].push_waiting() | taken | confirmed | delivered
+    }
+
+    /// The backplane takes something from a shard, which then has room for what waits in the shard.
+    fn take_uplink(&mut self, at: usize) -> bool {
+        let now_ms = self.now_ms;
+        let taken = match &mut self.node {
+            Some(node) => node.take(at, usize::MAX, now_ms),
+            None => {
+                let (luck, step) = (self.rng.next(), self.tick_step());
+                self.backplane.take(&mut self.windows, at, luck, step)
+            }
+        };
+        let waiting = self.towers[at].shard.uplink_waiting();
+        if waiting > 0 {
+            self.visit(at, |_| ());
+        }
+        taken || self.towers[at].shard.uplink_waiting() < waiting
     }
 
     /// Puts something into the window of a shard from outside.
