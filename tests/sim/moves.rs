@@ -88,6 +88,7 @@ impl World {
     fn bring_level(&mut self, shards: &[usize]) {
         loop {
             let mut moved = false;
+            self.node.as_mut().expect("it is real here").local.flush();
             for at in shards {
                 let items: Vec<_> = std::iter::from_fn(|| self.pop_downlink(*at)).collect();
                 moved |= !items.is_empty();
@@ -96,7 +97,6 @@ impl World {
                     items.into_iter().for_each(|(item, _)| shard.handle_downlink(item, now_ms));
                 });
             }
-            self.node.as_mut().expect("it is real here").local.flush();
             if !moved {
                 return;
             }
