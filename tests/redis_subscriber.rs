@@ -13,7 +13,7 @@ mod redis;
 
 use crate::redis::{Redis, free_port, wait_until};
 use ::redis::{ConnectionInfo, IntoConnectionInfo};
-use campanile::backplane::redis::subscriber::{BUFFER_BYTES, Event, Reply, Subscriber};
+use campanile::backplane::redis::connection::subscriber::{BUFFER_BYTES, Event, Reply, Subscriber};
 use counting::allocations_of;
 use guarded::{Guarded, USER};
 use std::future::poll_fn;

@@ -12,36 +12,26 @@
 //! Invariant: every topic has one server, and its publishes, subscription and history are that
 //! server's.
 
-mod acks;
-mod canary;
-mod census;
-mod cluster;
-mod dial;
-mod ear;
-mod histories;
+pub mod connection;
+mod error_reply;
+mod health;
+mod history;
 #[cfg(test)]
 mod hostile;
+mod inbound;
 mod ingest;
-mod link;
-mod monitor;
 pub mod names;
-mod outgoing;
 mod presence;
-mod refusal;
-pub mod resp;
-pub mod route;
+mod publish;
 mod scripts;
-mod sentinel;
 mod server;
-pub mod subscriber;
-pub mod subscriptions;
 mod topology;
 mod unreadable;
-mod witness;
+mod user_acks;
 
-use super::Transport;
-use super::interest::TopicKey;
-use super::local::Local;
+use crate::backplane::Transport;
+use crate::backplane::interest::TopicKey;
+use crate::backplane::local::Local;
 use crate::ids::{NodeId, ShardId, TopicName, UpTo};
 use crate::link::{
     HistoryError, HistoryRequest, PresenceRequest, PresenceUpdate, Publish, RecoveryRequest,
@@ -50,16 +40,16 @@ use crate::metrics::servers::Picture;
 use crate::plan::{Deployment, RedisPlan};
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::Namespaces;
-use acks::Acks;
-use census::{Census, Sums};
+use health::snapshot::{Census, Sums};
 use names::{Names, PARTITIONS, partition};
 use presence::Presences;
-use route::Route;
 use server::{Common, PARTING, Place, Server};
 use std::sync::Arc;
 use std::task::Context;
 use std::time::Instant;
+use topology::routes::Route;
 use topology::{Known, Map, Topology};
+use user_acks::Acks;
 
 /// See the module.
 pub struct RedisTransport {

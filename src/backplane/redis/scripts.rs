@@ -5,8 +5,8 @@
 //!
 //! Invariant: each script names all keys it touches in KEYS, and they lie in one slot.
 
-use super::names::{Names, PARTITIONS};
-use super::unreadable::number_of;
+use crate::backplane::redis::names::{Names, PARTITIONS};
+use crate::backplane::redis::unreadable::number_of;
 use crate::ids::Position;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline, RedisResult, Script, Value};

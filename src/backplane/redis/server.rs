@@ -6,27 +6,27 @@
 //! wrappers are not used, because they give up or lose subscriptions without a word.
 //!
 //! After an outage, messages that other nodes published meanwhile may be missed. Topics with a
-//! history get them back ([`super::histories`]); everybody in the others hears `lost`.
+//! history get them back ([`crate::backplane::redis::history`]); everybody in the others hears `lost`.
 //!
-//! Where it is, and which topics it has, is decided by others ([`super::topology`]); it only says
+//! Where it is, and which topics it has, is decided by others ([`crate::backplane::redis::topology`]); it only says
 //! when the server denies it ([`Server::take_astray`]).
 //!
 //! Invariant: up means that everything wanted is subscribed on this link and that a message went
 //! through its connections within the canary's timeout.
 
-use super::canary::Canary;
-use super::census::Sums;
-use super::ear::Ear;
-use super::histories::Histories;
-use super::link::{self, Link, Needs, Way};
-use super::monitor::Monitor;
-use super::names::Names;
-use super::outgoing::Outgoing;
-use super::presence::Presences;
-use super::subscriptions::Subscriptions;
 use crate::backplane::interest::TopicKey;
 use crate::backplane::local::Local;
 use crate::backplane::log_throttle::LogThrottle;
+use crate::backplane::redis::connection::subscriptions::Subscriptions;
+use crate::backplane::redis::connection::{self, Link, Needs, Way};
+use crate::backplane::redis::health::canary::Canary;
+use crate::backplane::redis::health::monitor::Monitor;
+use crate::backplane::redis::health::snapshot::Sums;
+use crate::backplane::redis::history::Histories;
+use crate::backplane::redis::inbound::Ear;
+use crate::backplane::redis::names::Names;
+use crate::backplane::redis::presence::Presences;
+use crate::backplane::redis::publish::queue::Outgoing;
 use crate::ids::TopicName;
 use crate::link::Publish;
 use crate::metrics::BackplaneCounters;
@@ -307,7 +307,7 @@ impl Server {
         let plan = &common.plan;
         let needs =
             Needs { history: self.histories.is_any(), replicas: common.namespaces.want_replicas() };
-        Some(State::Connecting(Box::pin(link::connect(
+        Some(State::Connecting(Box::pin(connection::connect(
             plan.servers.login.url(address),
             plan.tls_ca_file.clone(),
             common.names.clone(),

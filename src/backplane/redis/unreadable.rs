@@ -8,8 +8,8 @@
 //!
 //! Invariant: whatever the bytes are, they are answered, and an answer is short.
 
-use super::names::Names;
 use crate::backplane::log_throttle::LogThrottle;
+use crate::backplane::redis::names::Names;
 use crate::ids::Position;
 use redis::Value;
 use std::fmt;

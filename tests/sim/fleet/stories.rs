@@ -8,7 +8,7 @@
 use super::model;
 use super::world::{Build, Fleet, TICK_MS};
 use crate::rng::Rng;
-use campanile::backplane::redis::subscriptions::CHANNELS_PER_BATCH;
+use campanile::backplane::redis::connection::subscriptions::CHANNELS_PER_BATCH;
 use campanile::metrics::{BackplaneCounters, ShardCounters};
 use std::collections::{BTreeMap, HashMap, HashSet};
 

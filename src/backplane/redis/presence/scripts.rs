@@ -8,9 +8,9 @@
 //! index says at any time where a node has users. Costs of [`Script::Put`]: one call for up to
 //! hundreds of users of a room, a few microseconds each.
 
-use super::keys::Keys;
-use super::news;
 use crate::backplane::redis::names::{Names, partition};
+use crate::backplane::redis::presence::event;
+use crate::backplane::redis::presence::keys::Keys;
 use redis::Pipeline;
 use std::sync::LazyLock;
 
@@ -56,7 +56,7 @@ pub struct Room<'a> {
     pub dead: &'a [String],
     /// How it is told ([`Route::publish`]).
     ///
-    /// [`Route::publish`]: crate::backplane::redis::route::Route::publish
+    /// [`Route::publish`]: crate::backplane::redis::topology::routes::Route::publish
     pub publish: &'static str,
 }
 
@@ -89,7 +89,7 @@ pub fn put(
 /// Adds a call that removes all users of a dead node.
 pub fn reap(pipeline: &mut Pipeline, keys: &Keys, names: &Names, room: Room<'_>, node: &str) {
     begin(pipeline, Script::Reap, keys, names, room, node);
-    pipeline.arg(&news::LEFT[..]);
+    pipeline.arg(&event::LEFT[..]);
 }
 
 fn begin(

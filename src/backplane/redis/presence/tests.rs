@@ -151,7 +151,7 @@ impl World {
         self.until("there are news", |world| {
             let push = world.told.try_recv().ok()?;
             let Value::BulkString(body) = push.data.last()? else { return None };
-            Some(match news::read(body)? {
+            Some(match event::read(body)? {
                 News::Joined { user, .. } => format!("+{user}"),
                 News::Left { user } => format!("-{user}"),
             })

@@ -1,0 +1,257 @@
+//! The connections to one server: `sub` only subscribes, `cmd` does everything else.
+//!
+//! Two, because Redis treats a connection with subscriptions differently (it cuts a slow one at 32
+//! MB of waiting messages), and that must not take the publishes with it. `cmd` is the redis
+//! crate's plain multiplexed connection: it never reconnects by itself, so what it lost is known.
+//! `sub` is our own ([`crate::backplane::redis::connection::subscriber`]). Where some namespace wants its messages on a replica
+//! before they are acknowledged there is a third, `sure`, because `WAIT` holds up what comes behind
+//! it.
+//!
+//! Invariant: a link that [`connect`] hands out speaks RESP3 to one master, on all its connections.
+
+pub mod dial;
+pub mod resp;
+pub mod subscriber;
+pub mod subscriptions;
+
+use crate::backplane::redis::connection::subscriber::Subscriber;
+use crate::backplane::redis::names::Names;
+use crate::backplane::redis::scripts;
+use redis::aio::MultiplexedConnection;
+use redis::io::tcp::TcpSettings;
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, Pipeline, ProtocolVersion,
+    RedisResult, TlsCertificates, Value,
+};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// Pipelines that the crate queues by itself. More than are ever in flight, so that handing one
+/// over never waits, and the order of handing over is the order on the wire.
+const PIPELINES_MAX: usize = 64;
+
+/// A reply under way. All of them are polled by the loop itself.
+pub type Reply<T> = futures_util::future::MaybeDone<Pin<Box<dyn Future<Output = RedisResult<T>>>>>;
+
+/// Sends: the future is polled once, which hands its command to the driver. The reply comes later.
+pub fn send<T>(
+    cx: &mut Context<'_>,
+    reply: impl Future<Output = RedisResult<T>> + 'static,
+) -> Reply<T> {
+    let boxed: Pin<Box<dyn Future<Output = RedisResult<T>>>> = Box::pin(reply);
+    let mut reply = futures_util::future::maybe_done(boxed);
+    let _ = Pin::new(&mut reply).poll(cx);
+    reply
+}
+
+/// All commands of a pipeline, and what was answered to each, errors of the server included.
+pub async fn fly(mut cmd: MultiplexedConnection, pipeline: Pipeline) -> RedisResult<Vec<Value>> {
+    let commands = pipeline.len();
+    cmd.send_packed_commands(&pipeline, 0, commands).await
+}
+
+/// Takes the reply out, if it has come.
+pub fn poll_reply<T>(reply: &mut Reply<T>, cx: &mut Context<'_>) -> Poll<RedisResult<T>> {
+    Pin::new(&mut *reply)
+        .poll(cx)
+        .map(|()| Pin::new(reply).take_output().expect("a reply is taken out once"))
+}
+
+/// The way to a server that is up, as those who send something see it.
+pub struct Way<'a> {
+    /// For everything.
+    pub cmd: &'a MultiplexedConnection,
+    /// For what must be on a replica.
+    pub sure: Option<&'a MultiplexedConnection>,
+    /// What channels and keys are called.
+    pub names: &'a Names,
+    /// See [`Link::generation`].
+    pub generation: &'a str,
+    /// How a message is said: `PUBLISH`, or in a Cluster `SPUBLISH`.
+    pub publish: &'static str,
+}
+
+impl Way<'_> {
+    /// Whether the server is one of a Cluster, where topics move.
+    pub fn is_sharded(&self) -> bool {
+        self.publish == "SPUBLISH"
+    }
+}
+
+/// See the module.
+pub struct Link {
+    /// Subscribes.
+    pub sub: Subscriber,
+    /// The number of `sub` in `CLIENT LIST`, where this user may ask for it.
+    pub sub_id: Result<i64, String>,
+    /// Everything else.
+    pub cmd: MultiplexedConnection,
+    /// For what must be on a replica, where anything must.
+    pub sure: Option<MultiplexedConnection>,
+    /// Which server this is, and which of its histories: changes when it restarts, and when it has
+    /// been a replica in between. Empty where no history is kept.
+    pub generation: String,
+}
+
+/// What a link is for, beside publishing and hearing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Needs {
+    /// Histories are kept.
+    pub history: bool,
+    /// Some of them also by a replica.
+    pub replicas: bool,
+}
+
+/// Connects all, and makes sure that they reach a master, within twice `timeout`. `tls_ca_file`: who
+/// may have signed the server's certificate. It is read each time, so that it can be exchanged while
+/// the node runs.
+pub async fn connect(
+    url: String,
+    tls_ca_file: Option<String>,
+    names: Names,
+    timeout: Duration,
+    needs: Needs,
+) -> Result<Link, String> {
+    let info = connection_info(&url)?;
+    let client = client(info.clone(), tls_ca_file.as_deref())?;
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(timeout))
+        .set_response_timeout(Some(timeout))
+        .set_pipeline_buffer_size(PIPELINES_MAX);
+    let sub_name = format!("{}-sub", names.client);
+    let sub = Subscriber::connect(&info, tls_ca_file.as_deref(), &sub_name, timeout);
+    let cmd = open(&client, &config, format!("{}-cmd", names.client));
+    let sure = async {
+        match needs.replicas {
+            true => open(&client, &config, format!("{}-sure", names.client)).await.map(Some),
+            false => Ok(None),
+        }
+    };
+    // Together at most as long as one: a fault is noticed and healed within seconds.
+    let all = async { tokio::try_join!(sub, cmd, sure) };
+    let known = async {
+        let (mut sub, mut cmd, mut sure) = all.await?;
+        let generation = match needs.history {
+            true => known_generation(&mut sub, &mut cmd, sure.as_mut(), &names).await?,
+            false => String::new(),
+        };
+        let sub_id = sub.ask(&[b"CLIENT", b"ID"]).await;
+        let sub_id = sub_id.and_then(|id| id.parse().map_err(|_| "no id".to_owned()));
+        Ok(Link { sub, sub_id, cmd, sure, generation })
+    };
+    tokio::time::timeout(timeout * 2, known)
+        .await
+        .map_err(|_| "the server does not answer".to_owned())?
+}
+
+/// What a history needs: to know whose it is, and the scripts.
+async fn known_generation(
+    sub: &mut Subscriber,
+    cmd: &mut MultiplexedConnection,
+    sure: Option<&mut MultiplexedConnection>,
+    names: &Names,
+) -> Result<String, String> {
+    let mut all = vec![
+        generation_of(async |section: &str| sub.ask(&[b"INFO", section.as_bytes()]).await).await?,
+    ];
+    for connection in std::iter::once(cmd.clone()).chain(sure.map(|sure| sure.clone())) {
+        let generation = generation_of(async |section: &str| {
+            let info = redis::cmd("INFO").arg(section).query_async(&mut connection.clone()).await;
+            info.map_err(|error: redis::RedisError| error.to_string())
+        });
+        all.push(generation.await?);
+    }
+    if all.windows(2).any(|pair| pair[0] != pair[1]) {
+        return Err("the connections reach different servers".to_owned());
+    }
+    scripts::load(cmd.clone()).await.map_err(|error| format!("SCRIPT LOAD: {error}"))?;
+    let generation = all.swap_remove(0);
+    let begun = scripts::begin(cmd.clone(), names, &generation).await;
+    begun.map_err(|error| error.to_string())?;
+    Ok(generation)
+}
+
+/// The run and the replication of a server, as `INFO` tells them.
+async fn generation_of(
+    mut info: impl AsyncFnMut(&str) -> Result<String, String>,
+) -> Result<String, String> {
+    let mut halves = String::new();
+    for (section, field) in [("server", "run_id:"), ("replication", "master_replid:")] {
+        let said = info(section).await;
+        let said = said.map_err(|error| format!("INFO, which histories need: {error}"))?;
+        let value = said.lines().find_map(|line| line.strip_prefix(field));
+        let half = value.and_then(|value| value.trim().get(..16));
+        halves.push_str(half.ok_or_else(|| format!("INFO {section} says no {field}"))?);
+    }
+    Ok(halves)
+}
+
+fn connection_info(url: &str) -> Result<ConnectionInfo, String> {
+    let info = url.into_connection_info().map_err(|error| error.to_string())?;
+    let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+    let tcp = TcpSettings::default().set_nodelay(true);
+    Ok(info.set_redis_settings(settings).set_tcp_settings(tcp))
+}
+
+/// A client of the redis crate, as all its users here configure it.
+pub fn client_of(url: &str, tls_ca_file: Option<&str>) -> Result<Client, String> {
+    client(connection_info(url)?, tls_ca_file)
+}
+
+fn client(info: ConnectionInfo, tls_ca_file: Option<&str>) -> Result<Client, String> {
+    let said = |error: redis::RedisError| error.to_string();
+    let Some(path) = tls_ca_file else { return Client::open(info).map_err(said) };
+    let trouble = |error: String| format!("redis.tls_ca_file = {path}: {error}");
+    let root_cert = std::fs::read(path).map_err(|error| trouble(error.to_string()))?;
+    let certificates = TlsCertificates { client_tls: None, root_cert: Some(root_cert) };
+    Client::build_with_tls(info, certificates).map_err(|error| trouble(error.to_string()))
+}
+
+async fn open(
+    client: &Client,
+    config: &AsyncConnectionConfig,
+    name: String,
+) -> Result<MultiplexedConnection, String> {
+    let said = |error: redis::RedisError| error.to_string();
+    let mut connection =
+        client.get_multiplexed_async_connection_with_config(config).await.map_err(said)?;
+    redis::cmd("CLIENT")
+        .arg("SETNAME")
+        .arg(name)
+        .exec_async(&mut connection)
+        .await
+        .map_err(said)?;
+    let role: Value = redis::cmd("ROLE").query_async(&mut connection).await.map_err(said)?;
+    match &role {
+        Value::Array(parts) if is_text(parts.first(), b"master") => Ok(connection),
+        // A replica takes subscriptions and publishes, but the rest of the system does not see them.
+        _ => Err("the server is not a master".into()),
+    }
+}
+
+/// Whether an answer is this text.
+pub fn is_text(value: Option<&Value>, text: &[u8]) -> bool {
+    match value {
+        Some(Value::BulkString(bytes)) => bytes == text,
+        Some(Value::SimpleString(string)) => string.as_bytes() == text,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_with_tls_finds_its_cryptography() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("rediss://{}", listener.local_addr().unwrap());
+        let names = Names::new("test", crate::ids::NodeId(1));
+        let usual = Duration::from_millis(200);
+        // Nobody answers; but without a provider the crate panics before it waits.
+        let refused = runtime.block_on(connect(url, None, names, usual, Needs::default()));
+        assert!(refused.is_err());
+    }
+}

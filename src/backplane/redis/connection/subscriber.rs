@@ -1,0 +1,449 @@
+//! A connection that only subscribes, polled by the loop that uses it: no task, no channel, no copy.
+//!
+//! Channels and bodies are handed out where they lie in the read buffer, so a message costs no
+//! allocation. Redis says three kinds of things here, and they are told apart by what they are, never
+//! by what was asked: messages; confirmations, which may also come unasked, as when a Cluster's slot
+//! moves away (`sunsubscribe`); and replies, which come in the order of their commands. A SUBSCRIBE
+//! is confirmed, or refused by an error among the replies. So a `PING token` behind it is a barrier:
+//! when its token comes back, everything before it has been answered.
+//!
+//! # How to poll it
+//!
+//! [`Subscriber::poll`] writes, then reads until there is nothing more. `Ok(false)`: nothing was
+//! handed out, and the task is woken when bytes come, or when a socket that was full takes more.
+//! `Ok(true)`: something was handed out, or one turn's share of bytes was read; poll again before
+//! sleeping, because bytes that lie in the buffer already wake nobody. Whoever calls
+//! [`Subscriber::write`] polls afterwards: what is queued goes out then and not before.
+//!
+//! # What bounds it
+//!
+//! No queue of messages is here. One that is not polled leaves them in the kernel, whose buffers fill,
+//! and then in the server, which cuts the connection at its `client-output-buffer-limit pubsub`;
+//! that is a lost link, which everyone sees. The read buffer is [`BUFFER_BYTES`], grows with the bytes
+//! of a bigger message as they come (to twice of what is there, and no further than the message), and
+//! shrinks as soon as it is empty. What is queued to be written is bounded by the caller, who asks
+//! [`Subscriber::unsent`].
+//!
+//! Invariant: nothing is handed out twice, out of order, or in part; after an error nothing more.
+
+use crate::backplane::redis::connection::dial::{Stream, dial};
+use crate::backplane::redis::connection::resp::{Item, Malformed, Parsed, Parts, parse};
+use redis::{ConnectionInfo, RedisConnectionInfo};
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// What each of the two buffers keeps when it is empty.
+pub const BUFFER_BYTES: usize = 128 * 1024;
+/// With less room than this behind what is there, it is moved to the front before the next read.
+const ROOM_BYTES_MIN: usize = 16 * 1024;
+/// Read in one turn, so that one big message does not keep the loop from everything else.
+const BYTES_PER_POLL: usize = 1024 * 1024;
+
+/// Something the server said. What it names lies in the read buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// Somebody published (`message`, `smessage`).
+    Message {
+        /// Where.
+        channel: &'a [u8],
+        /// What.
+        body: &'a [u8],
+    },
+    /// From now on messages of this channel come (`subscribe`, `ssubscribe`).
+    Subscribed {
+        /// Which.
+        channel: &'a [u8],
+    },
+    /// They come no more, whether that was asked or not (`unsubscribe`, `sunsubscribe`).
+    Unsubscribed {
+        /// Which. Empty: all were to be unsubscribed, and there were none.
+        channel: &'a [u8],
+    },
+    /// To a command that is not confirmed in another way, or refused. In the order of the commands.
+    Reply(Reply<'a>),
+}
+
+/// See [`Event::Reply`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply<'a> {
+    /// Of `PING`, say.
+    Text(&'a [u8]),
+    /// Of `CLIENT ID`, say.
+    Number(i64),
+    /// As the server says it: `MOVED 1234 host:port`, `NOPERM …`.
+    Error(&'a [u8]),
+    /// Anything that none of our commands is answered with.
+    Other,
+}
+
+/// See the module.
+pub struct Subscriber {
+    stream: Stream,
+    inbox: Inbox,
+    outbox: Outbox,
+    /// For each [`Subscriber::ask`].
+    timeout: Duration,
+    /// Why it is lost.
+    lost: Option<String>,
+}
+
+impl Subscriber {
+    /// Connects to a master and introduces itself as `name`, in RESP3, all of it within `timeout`.
+    /// `info` is what a URL says, `tls_ca_file` who may have signed the server's certificate.
+    pub async fn connect(
+        info: &ConnectionInfo,
+        tls_ca_file: Option<&str>,
+        name: &str,
+        timeout: Duration,
+    ) -> Result<Subscriber, String> {
+        let connected = async {
+            let stream = dial(info.addr(), tls_ca_file).await?;
+            let (inbox, outbox) = (Inbox::new(), Outbox::default());
+            let mut subscriber = Subscriber { stream, inbox, outbox, timeout, lost: None };
+            subscriber.introduce(info.redis_settings(), name).await?;
+            Ok(subscriber)
+        };
+        tokio::time::timeout(timeout, connected)
+            .await
+            .map_err(|_| "the server does not answer".to_owned())?
+    }
+
+    /// Says one command and waits for its reply as text, each part of it on a line of its own. Only
+    /// before anything is subscribed: messages that come meanwhile are lost.
+    pub async fn ask(&mut self, words: &[&[u8]]) -> Result<String, String> {
+        let timeout = self.timeout;
+        tokio::time::timeout(timeout, self.ask_in_time(words))
+            .await
+            .map_err(|_| "the server does not answer".to_owned())?
+    }
+
+    /// Queues a command. It goes out with the next [`Subscriber::poll`].
+    pub fn write<'a>(&mut self, words: impl ExactSizeIterator<Item = &'a [u8]>) {
+        self.outbox.push(words);
+    }
+
+    /// Bytes that are queued and that the kernel (or TLS, which keeps a few of its own) has not taken.
+    pub fn unsent(&self) -> usize {
+        self.outbox.len()
+    }
+
+    /// What both buffers occupy now.
+    pub fn heap_bytes(&self) -> usize {
+        self.inbox.bytes.capacity() + self.outbox.bytes.capacity()
+    }
+
+    /// Writes what is queued, reads what has come, and hands out at most `events_max` events.
+    ///
+    /// See the module for what the answer means. `Err`: the connection is lost, and why; what had come
+    /// before in whole was handed out.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        events_max: usize,
+        mut on_event: impl FnMut(Event<'_>),
+    ) -> Result<bool, String> {
+        if let Some(why) = &self.lost {
+            return Err(why.clone());
+        }
+        let polled = self.poll_items(cx, events_max, |item| {
+            event(item).map(|event| event.into_iter().for_each(&mut on_event))
+        });
+        polled.map_err(|why| {
+            self.lost.insert(format!("the subscribing connection was lost: {why}")).clone()
+        })
+    }
+
+    /// The same with items as they come. What is no event counts as well: it also takes time.
+    fn poll_items(
+        &mut self,
+        cx: &mut Context<'_>,
+        items_max: usize,
+        mut on_item: impl FnMut(Item<'_>) -> Result<(), Malformed>,
+    ) -> Result<bool, String> {
+        assert!(items_max > 0, "nothing would ever come");
+        self.outbox.poll_flush(&mut self.stream, cx).map_err(said)?;
+        let (mut items, mut bytes) = (0, 0);
+        loop {
+            while let Some(item) = self.inbox.next().map_err(|error| error.to_string())? {
+                on_item(item).map_err(|error| error.to_string())?;
+                items += 1;
+                if items == items_max {
+                    return Ok(true);
+                }
+            }
+            if bytes >= BYTES_PER_POLL {
+                return Ok(true);
+            }
+            // Until it is pending, or the waker would not be registered: bytes that TLS has already
+            // taken from the socket wake nobody.
+            match self.inbox.poll_fill(&mut self.stream, cx, BYTES_PER_POLL - bytes) {
+                Poll::Pending => return Ok(items > 0),
+                Poll::Ready(read) => bytes += read.map_err(said)?,
+            }
+        }
+    }
+
+    /// Within the time that the caller allows.
+    async fn ask_in_time(&mut self, words: &[&[u8]]) -> Result<String, String> {
+        self.write(words.iter().copied());
+        self.reply().await.map_err(|error| {
+            let command = words.first().expect("a command");
+            format!("{}: {error}", String::from_utf8_lossy(command))
+        })
+    }
+
+    async fn introduce(&mut self, who: &RedisConnectionInfo, name: &str) -> Result<(), String> {
+        let mut hello: Vec<&[u8]> = vec![b"HELLO", b"3"];
+        if let Some(password) = who.password() {
+            let user = who.username().unwrap_or("default");
+            hello.extend([&b"AUTH"[..], user.as_bytes(), password.as_bytes()]);
+        }
+        hello.extend([&b"SETNAME"[..], name.as_bytes()]);
+        self.ask_in_time(&hello).await.map_err(|error| without_secret(&error, who.password()))?;
+        if who.db() != 0 {
+            self.ask_in_time(&[b"SELECT", itoa::Buffer::new().format(who.db()).as_bytes()]).await?;
+        }
+        match self.ask_in_time(&[b"ROLE"]).await?.lines().next() {
+            Some("master") => Ok(()),
+            // A replica takes subscriptions and publishes, but the rest of the system does not see
+            // them.
+            _ => Err("the server is not a master".to_owned()),
+        }
+    }
+
+    /// Waits for the next reply.
+    async fn reply(&mut self) -> Result<String, String> {
+        let mut reply = None;
+        poll_fn(|cx| {
+            loop {
+                let polled = self.poll_items(cx, 1, |item| {
+                    if !matches!(item, Item::Push(_)) {
+                        reply = Some(text(item));
+                    }
+                    Ok(())
+                });
+                match (polled, reply.take()) {
+                    (Err(error), _) => return Poll::Ready(Err(error)),
+                    (Ok(_), Some(reply)) => return Poll::Ready(reply),
+                    (Ok(true), None) => {}
+                    (Ok(false), None) => return Poll::Pending,
+                }
+            }
+        })
+        .await
+    }
+}
+
+/// Nothing for kinds of pushes that none of our commands brings about.
+fn event(item: Item<'_>) -> Result<Option<Event<'_>>, Malformed> {
+    let reply = match item {
+        Item::Push(parts) => return pushed(parts),
+        Item::Simple(text) | Item::Bulk(text) | Item::Verbatim(text) => Reply::Text(text),
+        Item::Int(number) => Reply::Number(number),
+        Item::Error(text) => Reply::Error(text),
+        _ => Reply::Other,
+    };
+    Ok(Some(Event::Reply(reply)))
+}
+
+fn pushed(mut parts: Parts<'_>) -> Result<Option<Event<'_>>, Malformed> {
+    let Some(Item::Bulk(kind)) = parts.next() else {
+        return Err(Malformed("a push has no kind"));
+    };
+    let event = match (kind, parts.next(), parts.next()) {
+        (b"message" | b"smessage", Some(Item::Bulk(channel)), Some(Item::Bulk(body))) => {
+            Event::Message { channel, body }
+        }
+        (b"subscribe" | b"ssubscribe", Some(Item::Bulk(channel)), _) => {
+            Event::Subscribed { channel }
+        }
+        (b"unsubscribe" | b"sunsubscribe", Some(Item::Bulk(channel)), _) => {
+            Event::Unsubscribed { channel }
+        }
+        (b"unsubscribe" | b"sunsubscribe", Some(Item::Null), _) => {
+            Event::Unsubscribed { channel: b"" }
+        }
+        (b"message" | b"smessage", ..)
+        | (b"subscribe" | b"ssubscribe", ..)
+        | (b"unsubscribe" | b"sunsubscribe", ..) => {
+            return Err(Malformed("a push lacks what its kind says"));
+        }
+        _ => return Ok(None),
+    };
+    Ok(Some(event))
+}
+
+/// A reply for [`Subscriber::ask`]; at most [`crate::backplane::redis::connection::resp::DEPTH_MAX`] levels deep.
+fn text(item: Item<'_>) -> Result<String, String> {
+    let lossy = |text: &[u8]| String::from_utf8_lossy(text).into_owned();
+    Ok(match item {
+        Item::Error(error) => return Err(lossy(error)),
+        Item::Simple(text) | Item::Bulk(text) | Item::Verbatim(text) | Item::BigNumber(text) => {
+            lossy(text)
+        }
+        Item::Int(number) => number.to_string(),
+        Item::Double(number) => number.to_string(),
+        Item::Bool(yes) => yes.to_string(),
+        Item::Null => String::new(),
+        Item::Array(parts) | Item::Set(parts) | Item::Map(parts) | Item::Push(parts) => {
+            let lines: Result<Vec<String>, String> = parts.map(text).collect();
+            lines?.join("\n")
+        }
+    })
+}
+
+/// Servers before 6.0 and proxies answer an unknown command with its arguments, and one of those of
+/// HELLO is the password, maybe cut short.
+fn without_secret(error: &str, password: Option<&str>) -> String {
+    let error = error.split(", with args").next().expect("split gives at least one");
+    match password {
+        Some(password) if !password.is_empty() => error.replace(password, "(the password)"),
+        _ => error.to_owned(),
+    }
+}
+
+fn said(error: io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => "the server closed it".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// Bytes that came and were not handed out yet.
+struct Inbox {
+    /// All of them may be written to: nothing is zeroed before a read.
+    bytes: Vec<u8>,
+    /// What is there is between these two.
+    begin: usize,
+    end: usize,
+    /// As many must be there before it is worth looking at them.
+    needs: usize,
+}
+
+impl Inbox {
+    fn new() -> Inbox {
+        Inbox { bytes: vec![0; BUFFER_BYTES], begin: 0, end: 0, needs: 0 }
+    }
+
+    /// Takes the next item out, if it is there in whole.
+    fn next(&mut self) -> Result<Option<Item<'_>>, Malformed> {
+        if self.end - self.begin < self.needs {
+            return Ok(None);
+        }
+        match parse(&self.bytes[self.begin..self.end])? {
+            Parsed::Item(item, len) => {
+                self.begin += len;
+                self.needs = 0;
+                Ok(Some(item))
+            }
+            Parsed::Needs(len) => {
+                self.needs = len;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Reads once: at least one byte, or an error.
+    fn poll_fill(
+        &mut self,
+        stream: &mut Stream,
+        cx: &mut Context<'_>,
+        bytes_max: usize,
+    ) -> Poll<io::Result<usize>> {
+        self.make_room();
+        let room = &mut self.bytes[self.end..];
+        let room_max = room.len().min(bytes_max);
+        let mut into = ReadBuf::new(&mut room[..room_max]);
+        ready!(Pin::new(stream).poll_read(cx, &mut into))?;
+        let len = into.filled().len();
+        self.end += len;
+        Poll::Ready(match len {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            len => Ok(len),
+        })
+    }
+
+    /// Moving is not done again and again: once moved, a part of an item stays in front until it is
+    /// whole.
+    fn make_room(&mut self) {
+        if self.begin == self.end {
+            (self.begin, self.end) = (0, 0);
+            if self.bytes.len() > BUFFER_BYTES {
+                self.bytes.truncate(BUFFER_BYTES);
+                self.bytes.shrink_to_fit();
+            }
+        }
+        if self.bytes.len() - self.end < ROOM_BYTES_MIN && self.begin > 0 {
+            self.bytes.copy_within(self.begin..self.end, 0);
+            self.end -= self.begin;
+            self.begin = 0;
+        }
+        if self.end == self.bytes.len() {
+            // No more than was filled: a length alone, right or wrong, costs no memory.
+            let len = self.needs.max(self.end + ROOM_BYTES_MIN).min(2 * self.end);
+            self.bytes.reserve_exact(len - self.end);
+            self.bytes.resize(len, 0);
+        }
+    }
+}
+
+/// Commands that are not written yet.
+#[derive(Default)]
+struct Outbox {
+    bytes: Vec<u8>,
+    /// What was written is before this.
+    begin: usize,
+    /// TLS may keep a part of what it took.
+    is_unflushed: bool,
+}
+
+impl Outbox {
+    fn len(&self) -> usize {
+        self.bytes.len() - self.begin
+    }
+
+    fn push<'a>(&mut self, words: impl ExactSizeIterator<Item = &'a [u8]>) {
+        if self.begin > self.bytes.len() / 2 {
+            self.bytes.drain(..self.begin);
+            self.begin = 0;
+        }
+        self.push_length(b'*', words.len());
+        for word in words {
+            self.push_length(b'$', word.len());
+            self.bytes.extend_from_slice(word);
+            self.bytes.extend_from_slice(b"\r\n");
+        }
+    }
+
+    fn push_length(&mut self, kind: u8, length: usize) {
+        self.bytes.push(kind);
+        self.bytes.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
+        self.bytes.extend_from_slice(b"\r\n");
+    }
+
+    /// Writes until all is written, or the waker is registered.
+    fn poll_flush(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> io::Result<()> {
+        while self.begin < self.bytes.len() {
+            match Pin::new(&mut *stream).poll_write(cx, &self.bytes[self.begin..]) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(written) => self.begin += written?,
+            }
+            self.is_unflushed = true;
+        }
+        self.bytes.clear();
+        self.begin = 0;
+        self.bytes.shrink_to(BUFFER_BYTES);
+        if self.is_unflushed
+            && let Poll::Ready(flushed) = Pin::new(stream).poll_flush(cx)
+        {
+            flushed?;
+            self.is_unflushed = false;
+        }
+        Ok(())
+    }
+}

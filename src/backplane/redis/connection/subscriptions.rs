@@ -1,0 +1,517 @@
+//! Which channels are subscribed on one link: changes in batches, and everything anew at its start.
+//!
+//! Changes are sent in the order they were asked, neighbours of one kind together, at most 512 in a
+//! batch and a few batches under way. Each batch is followed by a PING with its number: the answer
+//! proves that whatever the server had to say to the batch was said before. In a Cluster it may
+//! have said that some channels are elsewhere, or have taken one back that it had just given: those
+//! are asked for again a moment later, unless they are known to be on another server by then. The
+//! others of the batch are subscribed: a slot that nobody has holds up no other.
+//!
+//! A new link subscribes everything wanted by walking over all topics, while changes go on. A
+//! change is always sent before the walk's next batch, so that no unsubscription that was asked
+//! early can follow a subscription of the same topic that the walk made late.
+//!
+//! Invariant: a topic is told as subscribed only after the server has confirmed it on this link.
+
+use crate::backplane::interest::{Interest, TopicKey};
+use crate::backplane::redis::connection::subscriber::Subscriber;
+use crate::backplane::redis::names::Names;
+use crate::ids::TopicName;
+use hashbrown::HashMap;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+/// Channels in one batch.
+pub const CHANNELS_PER_BATCH: usize = 512;
+/// Batches under way.
+pub const BATCHES_MAX: usize = 4;
+/// After how long topics are asked for again that the server did not have.
+const STALLED: Duration = Duration::from_millis(200);
+
+enum Change {
+    Add(TopicKey, TopicName),
+    Remove(TopicName),
+    /// A channel that is no topic.
+    AddFixed(String),
+    RemoveFixed(String),
+}
+
+impl Change {
+    fn is_addition(&self) -> bool {
+        matches!(self, Change::Add(..) | Change::AddFixed(_))
+    }
+}
+
+/// One batch under way, and whom to tell when it is confirmed.
+struct Batch {
+    number: u64,
+    is_addition: bool,
+    is_of_walk: bool,
+    /// Of an addition: for each channel its topic, unless it is none or was refused.
+    keys: Vec<Option<TopicKey>>,
+    /// How many of its channels the server has answered, which it does in their order.
+    answered: usize,
+    /// Topics that the server does not have, or has no more.
+    refused: Vec<TopicKey>,
+}
+
+/// What became of a batch.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Answered {
+    /// Topics that are subscribed by it.
+    pub confirmed: Vec<TopicKey>,
+    /// Topics that an earlier link may have heard, and that this one does not hear yet: when it
+    /// does, something may be missing.
+    pub missed: Vec<TopicKey>,
+}
+
+/// One batch: what it changes.
+pub struct Command {
+    /// Whether channels are subscribed or unsubscribed.
+    pub is_addition: bool,
+    /// Their names.
+    pub channels: Vec<String>,
+    /// What the PING behind it says.
+    number: u64,
+}
+
+/// What one batch changes, and whom to tell.
+#[derive(Default)]
+struct Cut {
+    is_addition: bool,
+    is_of_walk: bool,
+    /// As in [`Batch`].
+    keys: Vec<Option<TopicKey>>,
+    channels: Vec<String>,
+}
+
+/// See the module. One for each link.
+pub struct Subscriptions {
+    /// Which server of the [`Interest`]'s it is.
+    server: usize,
+    changes: VecDeque<Change>,
+    /// In the order in which they were sent, which is that of their replies.
+    under_way: VecDeque<Batch>,
+    batches: u64,
+    /// Names that are no topics and come first: our own channels.
+    fixed: Option<Vec<String>>,
+    /// The places where the walk has not been. Topics that come later come as changes.
+    walk: Range<u32>,
+    walk_under_way: usize,
+    /// Topics that the server did not have, and when they are asked for again.
+    stalled: Vec<TopicKey>,
+    stalled_until: Option<Instant>,
+    /// Since when the server does not have them, until it does.
+    unheard: HashMap<TopicKey, Instant>,
+    /// The same in the order of time, with some that are over.
+    unheard_order: VecDeque<(TopicKey, Instant)>,
+}
+
+impl Subscriptions {
+    /// For a new link to a server: nothing is subscribed yet. `fixed` are channels that are no
+    /// topics, `places` is where the topics are that exist already ([`Interest::high`]).
+    pub fn new(server: usize, fixed: Vec<String>, places: u32) -> Subscriptions {
+        Subscriptions {
+            server,
+            changes: VecDeque::new(),
+            under_way: VecDeque::new(),
+            batches: 0,
+            fixed: Some(fixed),
+            walk: 0..places,
+            walk_under_way: 0,
+            stalled: Vec::new(),
+            stalled_until: None,
+            unheard: HashMap::new(),
+            unheard_order: VecDeque::new(),
+        }
+    }
+
+    /// Servers were counted anew.
+    pub fn set_server(&mut self, server: usize) {
+        self.server = server;
+    }
+
+    /// Wants a topic.
+    pub fn add(&mut self, key: TopicKey, topic: &TopicName) {
+        self.changes.push_back(Change::Add(key, topic.clone()));
+    }
+
+    /// Wants it no more.
+    pub fn remove(&mut self, topic: TopicName) {
+        self.changes.push_back(Change::Remove(topic));
+    }
+
+    /// Wants a channel that is no topic.
+    pub fn add_fixed(&mut self, channel: String) {
+        self.changes.push_back(Change::AddFixed(channel));
+    }
+
+    /// Wants it no more.
+    pub fn remove_fixed(&mut self, channel: String) {
+        self.changes.push_back(Change::RemoveFixed(channel));
+    }
+
+    /// Whether everything that was wanted when the link began is confirmed.
+    pub fn is_complete(&self) -> bool {
+        self.fixed.is_none() && self.walk.is_empty() && self.walk_under_way == 0
+    }
+
+    /// Whether the server has something to answer.
+    pub fn is_waiting(&self) -> bool {
+        !self.under_way.is_empty()
+    }
+
+    /// The number of the batch that the server is to answer next.
+    pub fn oldest(&self) -> Option<u64> {
+        self.under_way.front().map(|batch| batch.number)
+    }
+
+    /// The server has taken a subscription away, or did not have the topic: it is asked again in a
+    /// moment.
+    pub fn stall(&mut self, key: TopicKey, now: Instant) {
+        self.stalled.push(key);
+        self.stalled_until.get_or_insert(now + STALLED);
+        if self.unheard.try_insert(key, now).is_ok() {
+            self.unheard_order.push_back((key, now));
+        }
+    }
+
+    /// Since when there is a topic that the server should have and does not.
+    pub fn unheard_since(&mut self) -> Option<Instant> {
+        while let Some((key, since)) = self.unheard_order.front() {
+            if self.unheard.get(key) == Some(since) {
+                return Some(*since);
+            }
+            self.unheard_order.pop_front();
+        }
+        None
+    }
+
+    /// Writes batches, as many as may be under way. Whether there was any.
+    pub fn poll(
+        &mut self,
+        now: Instant,
+        sub: &mut Subscriber,
+        names: &Names,
+        interest: &Interest,
+    ) -> bool {
+        self.ask_again(now, interest);
+        let mut is_busy = false;
+        while let Some(command) = self.next_command(names, interest) {
+            write(&command, sub, names);
+            is_busy = true;
+        }
+        is_busy
+    }
+
+    /// The next batch to send; it is under way from now on. `None`: as many are under way as may
+    /// be, or nothing waits.
+    pub fn next_command(&mut self, names: &Names, interest: &Interest) -> Option<Command> {
+        if self.under_way.len() >= BATCHES_MAX {
+            return None;
+        }
+        let Cut { is_addition, is_of_walk, keys, channels } = self.cut(names, interest)?;
+        self.walk_under_way += usize::from(is_of_walk);
+        self.batches += 1;
+        let number = self.batches;
+        let (answered, refused) = (0, Vec::new());
+        let batch = Batch { number, is_addition, is_of_walk, keys, answered, refused };
+        self.under_way.push_back(batch);
+        Some(Command { is_addition, channels, number })
+    }
+
+    /// The server has answered a PING: what became of the oldest batch. `None`: that was not its
+    /// number.
+    pub fn handle_ping(&mut self, text: &[u8], now: Instant) -> Option<Answered> {
+        let number: u64 = std::str::from_utf8(text).ok()?.parse().ok()?;
+        if self.under_way.front()?.number != number {
+            return None;
+        }
+        let batch = self.take_oldest();
+        let confirmed: Vec<TopicKey> = batch.keys.into_iter().flatten().collect();
+        if !self.unheard.is_empty() {
+            confirmed.iter().for_each(|key| _ = self.unheard.remove(key));
+        }
+        batch.refused.iter().for_each(|key| self.stall(*key, now));
+        let missed = if batch.is_of_walk { batch.refused } else { Vec::new() };
+        Some(Answered { confirmed, missed })
+    }
+
+    /// The oldest batch under way is answered, and nothing of it refused: the topics that are
+    /// subscribed by it.
+    pub fn confirmed(&mut self) -> Vec<TopicKey> {
+        self.take_oldest().keys.into_iter().flatten().collect()
+    }
+
+    /// The server has subscribed the next channel.
+    pub fn handle_subscribed(&mut self) {
+        if let Some(front) = self.under_way.front_mut().filter(|front| front.is_addition) {
+            front.answered += 1;
+        }
+    }
+
+    /// The server does not have the next channel.
+    pub fn handle_refusal(&mut self) {
+        if let Some(front) = self.under_way.front_mut().filter(|front| front.is_addition) {
+            let refused = front.keys.get_mut(front.answered).and_then(Option::take);
+            front.refused.extend(refused);
+            front.answered += 1;
+        }
+    }
+
+    /// The server has taken a subscription away that it has made in the oldest batch, before it has
+    /// answered all of that. Whether it is so.
+    pub fn take_back(&mut self, key: TopicKey) -> bool {
+        let Some(front) = self.under_way.front_mut() else { return false };
+        let place = front.keys.iter_mut().find(|place| **place == Some(key));
+        let Some(key) = place.and_then(Option::take) else { return false };
+        front.refused.push(key);
+        true
+    }
+
+    fn take_oldest(&mut self) -> Batch {
+        let batch = self.under_way.pop_front().expect("only what was sent is answered");
+        self.walk_under_way -= usize::from(batch.is_of_walk);
+        batch
+    }
+
+    fn ask_again(&mut self, now: Instant, interest: &Interest) {
+        if self.stalled_until.is_none_or(|until| now < until) {
+            return;
+        }
+        self.stalled_until = None;
+        for key in std::mem::take(&mut self.stalled) {
+            let topic = interest.name_at(key.index).filter(|(there, _)| *there == key);
+            match topic {
+                Some((_, topic)) => self.changes.push_back(Change::Add(key, topic.clone())),
+                None => _ = self.unheard.remove(&key),
+            }
+        }
+    }
+
+    fn cut(&mut self, names: &Names, interest: &Interest) -> Option<Cut> {
+        if let Some(channels) = self.fixed.take() {
+            let keys = vec![None; channels.len()];
+            return Some(Cut { is_addition: true, is_of_walk: true, keys, channels });
+        }
+        self.cut_changes(names, interest).or_else(|| self.cut_walk(names, interest))
+    }
+
+    /// Neighbours of one kind: that keeps the order. What has moved meanwhile is another server's.
+    fn cut_changes(&mut self, names: &Names, interest: &Interest) -> Option<Cut> {
+        let mut cut = Cut::default();
+        while cut.channels.len() < CHANNELS_PER_BATCH
+            && let Some(is_addition) = self.changes.front().map(Change::is_addition)
+        {
+            if cut.channels.is_empty() {
+                cut.is_addition = is_addition;
+            } else if cut.is_addition != is_addition {
+                break;
+            }
+            match self.changes.pop_front().expect("it was just looked at") {
+                Change::Add(key, topic) => {
+                    if interest.server_of(topic.as_str()) == self.server {
+                        cut.keys.push(Some(key));
+                        cut.channels.push(names.channel(topic.as_str()));
+                    } else {
+                        self.unheard.remove(&key);
+                    }
+                }
+                Change::Remove(topic) => {
+                    if interest.server_of(topic.as_str()) == self.server {
+                        cut.channels.push(names.channel(topic.as_str()));
+                    }
+                }
+                Change::AddFixed(channel) => {
+                    cut.keys.push(None);
+                    cut.channels.push(channel);
+                }
+                Change::RemoveFixed(channel) => cut.channels.push(channel),
+            }
+        }
+        (!cut.channels.is_empty()).then_some(cut)
+    }
+
+    fn cut_walk(&mut self, names: &Names, interest: &Interest) -> Option<Cut> {
+        let mut cut = Cut { is_addition: true, is_of_walk: true, ..Cut::default() };
+        while cut.channels.len() < CHANNELS_PER_BATCH {
+            let Some(place) = self.walk.next() else { break };
+            if let Some((key, topic)) = interest.name_at(place)
+                && interest.server_of(topic.as_str()) == self.server
+            {
+                cut.keys.push(Some(key));
+                cut.channels.push(names.channel(topic.as_str()));
+            }
+        }
+        (!cut.channels.is_empty()).then_some(cut)
+    }
+}
+
+/// One command for all channels, or in a Cluster, where a command may name channels of one slot only,
+/// one for each.
+fn write(command: &Command, sub: &mut Subscriber, names: &Names) {
+    let Command { is_addition, channels, number } = command;
+    if names.is_sharded() {
+        for channel in channels {
+            let verb: &[u8] = match (names.is_of_a_slot(channel), is_addition) {
+                (true, true) => b"SSUBSCRIBE",
+                (true, false) => b"SUNSUBSCRIBE",
+                (false, true) => b"SUBSCRIBE",
+                (false, false) => b"UNSUBSCRIBE",
+            };
+            sub.write([verb, channel.as_bytes()].into_iter());
+        }
+    } else {
+        let verb = if *is_addition { &b"SUBSCRIBE"[..] } else { b"UNSUBSCRIBE" };
+        let words: Vec<&[u8]> =
+            std::iter::once(verb).chain(channels.iter().map(|name| name.as_bytes())).collect();
+        sub.write(words.into_iter());
+    }
+    let mut digits = itoa::Buffer::new();
+    let number = digits.format(*number).as_bytes();
+    sub.write([&b"PING"[..], number].into_iter());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backplane::interest::Joined;
+    use crate::backplane::redis::names::PARTITIONS;
+    use crate::ids::{NodeId, ShardId, SlotId, TopicId};
+    use crate::protocol::dialect::Encoding;
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    fn names() -> Names {
+        Names::new("t", NodeId(1))
+    }
+
+    fn wanted(interest: &mut Interest, room: &str) -> TopicKey {
+        let at = TopicId(SlotId { index: 0, generation: 0 });
+        match interest.join(TopicName::room(room), ShardId(0), Encoding::NATIVE, at) {
+            Joined::Subscribe(key) => key,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn rooms(cut: &Cut) -> Vec<&str> {
+        cut.channels.iter().map(|channel| channel.split_once(":r:").unwrap().1).collect()
+    }
+
+    #[test]
+    fn changes_keep_their_order_and_neighbours_of_a_kind_go_together() {
+        let mut interest = Interest::new(Duration::ZERO);
+        let mut subscriptions = Subscriptions::new(0, vec!["fixed".into()], 0);
+        assert_eq!(subscriptions.cut(&names(), &interest).unwrap().channels, ["fixed"]);
+        let room = TopicName::room;
+        let (a, b) = (wanted(&mut interest, "a"), wanted(&mut interest, "b"));
+        subscriptions.add(a, &room("a"));
+        subscriptions.add(b, &room("b"));
+        subscriptions.remove(room("a"));
+        subscriptions.add(a, &room("a"));
+        let mut cuts = Vec::new();
+        while let Some(cut) = subscriptions.cut(&names(), &Interest::new(Duration::ZERO)) {
+            cuts.push((cut.is_addition, rooms(&cut).join(",")));
+        }
+        assert_eq!(cuts, [(true, "a,b".into()), (false, "a".into()), (true, "a".into())]);
+    }
+
+    #[test]
+    fn a_walk_finds_every_topic_once_and_lets_changes_go_first() {
+        let mut interest = Interest::new(Duration::ZERO);
+        let keys: Vec<_> = (0..1300).map(|n| wanted(&mut interest, &n.to_string())).collect();
+        let now = Instant::now();
+        interest.leave(&TopicName::room("7"), ShardId(0), TopicId(keys[0]), now);
+        let at = TopicId(SlotId { index: 0, generation: 0 });
+        interest.leave(&TopicName::room("7"), ShardId(0), at, now);
+        assert!(interest.take_expired(now).is_some());
+        let mut subscriptions = Subscriptions::new(0, Vec::new(), interest.high());
+        let _fixed = subscriptions.cut(&names(), &interest);
+        let first = subscriptions.cut(&names(), &interest).unwrap();
+        let _late = wanted(&mut interest, "late");
+        subscriptions.remove(TopicName::room("7"));
+        let change = subscriptions.cut(&names(), &interest).unwrap();
+        assert_eq!((change.is_addition, rooms(&change)), (false, vec!["7"]));
+        let second = subscriptions.cut(&names(), &interest).unwrap();
+        let third = subscriptions.cut(&names(), &interest).unwrap();
+        assert!(subscriptions.cut(&names(), &interest).is_none());
+        let cuts = [&first, &second, &third];
+        assert_eq!(cuts.map(|cut| cut.keys.len()), [512, 512, 1299 - 1024]);
+        let mut found: Vec<u32> =
+            cuts.iter().flat_map(|cut| rooms(cut)).map(|room| room.parse().unwrap()).collect();
+        found.sort_unstable();
+        assert!(found.into_iter().eq((0..1300).filter(|n| *n != 7)));
+    }
+    /// A link whose first batch, of its own channels, is answered.
+    fn begun(interest: &Interest) -> Subscriptions {
+        let mut subscriptions = Subscriptions::new(0, vec!["fixed".into()], 0);
+        assert!(subscriptions.next_command(&names(), interest).is_some());
+        subscriptions.handle_subscribed();
+        assert_eq!(subscriptions.handle_ping(b"1", Instant::now()), Some(Answered::default()));
+        subscriptions
+    }
+
+    #[test]
+    fn what_a_server_does_not_have_is_asked_again_and_holds_up_no_other() {
+        let mut interest = Interest::new(Duration::ZERO);
+        let (start, mut subscriptions) = (Instant::now(), begun(&interest));
+        let keys = ["a", "b", "c"].map(|room| wanted(&mut interest, room));
+        let rooms = ["a", "b", "c"].map(TopicName::room);
+        keys.iter().zip(&rooms).for_each(|(key, room)| subscriptions.add(*key, room));
+        assert!(subscriptions.next_command(&names(), &interest).is_some());
+        subscriptions.handle_subscribed();
+        subscriptions.handle_refusal();
+        subscriptions.handle_subscribed();
+        let answered = subscriptions.handle_ping(b"2", start).unwrap();
+        assert_eq!(answered.confirmed, [keys[0], keys[2]]);
+        assert_eq!(subscriptions.unheard_since(), Some(start));
+        subscriptions.ask_again(start + STALLED, &interest);
+        let again = subscriptions.next_command(&names(), &interest).unwrap();
+        assert_eq!(again.channels, [names().channel("r:b")]);
+        subscriptions.handle_subscribed();
+        let answered = subscriptions.handle_ping(b"3", start).unwrap();
+        assert_eq!((answered.confirmed, answered.missed), (vec![keys[1]], vec![]));
+        assert_eq!(subscriptions.unheard_since(), None);
+    }
+
+    #[test]
+    fn what_is_taken_back_before_its_batch_is_answered_is_not_subscribed() {
+        let mut interest = Interest::new(Duration::ZERO);
+        let mut subscriptions = begun(&interest);
+        let (key, room) = (wanted(&mut interest, "a"), TopicName::room("a"));
+        assert!(!subscriptions.take_back(key), "it was not asked yet");
+        subscriptions.add(key, &room);
+        assert!(subscriptions.next_command(&names(), &interest).is_some());
+        subscriptions.handle_subscribed();
+        assert!(subscriptions.take_back(key));
+        let now = Instant::now();
+        assert_eq!(subscriptions.handle_ping(b"2", now), Some(Answered::default()));
+        subscriptions.ask_again(now + STALLED, &interest);
+        assert!(subscriptions.next_command(&names(), &interest).is_some());
+        // What we have unsubscribed ourselves is nobody's loss.
+        subscriptions.handle_subscribed();
+        assert_eq!(subscriptions.handle_ping(b"3", now).unwrap().confirmed, [key]);
+        subscriptions.remove(room.clone());
+        subscriptions.add(key, &room);
+        assert!(subscriptions.next_command(&names(), &interest).is_some());
+        assert!(subscriptions.next_command(&names(), &interest).is_some());
+        assert!(!subscriptions.take_back(key));
+        assert_eq!(subscriptions.handle_ping(b"4", now), Some(Answered::default()));
+        subscriptions.handle_subscribed();
+        assert_eq!(subscriptions.handle_ping(b"5", now).unwrap().confirmed, [key]);
+    }
+
+    #[test]
+    fn changes_of_topics_that_have_moved_are_passed_over_however_many_they_are() {
+        let mut interest = Interest::new(Duration::ZERO);
+        let (key, room) = (wanted(&mut interest, "a"), TopicName::room("a"));
+        let mut subscriptions = begun(&interest);
+        for _ in 0..200_000 {
+            subscriptions.add(key, &room);
+            subscriptions.remove(room.clone());
+        }
+        interest.set_servers(Arc::new([1; PARTITIONS]), &[Some(0), None]);
+        assert!(subscriptions.next_command(&names(), &interest).is_none());
+    }
+}

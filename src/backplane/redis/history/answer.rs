@@ -1,0 +1,203 @@
+//! What is asked of a topic, and the answers.
+//!
+//! Invariant: each question is answered once, or given back.
+
+use crate::backplane::history::log::{Log, Reader};
+use crate::backplane::local::Local;
+use crate::backplane::redis::history::follower::{Topic, cut_of};
+use crate::ids::{Position, ShardId, TopicKind};
+use crate::link::{
+    HistoryError, HistoryPage, HistoryRequest, RecoveryReply, RecoveryRequest, Unrecoverable,
+};
+use crate::protocol::run::Run;
+use crate::protocol::{Page, Recovery, Unrecovered};
+use std::time::Instant;
+
+pub(super) struct Waiting {
+    pub(super) since: Instant,
+    pub(super) question: Question,
+    /// It is not answered before so many reads of its topic.
+    pub(super) after: u64,
+}
+
+pub(super) enum Question {
+    Recover(ShardId, Box<RecoveryRequest>),
+    History(Box<HistoryRequest>),
+}
+
+impl Topic {
+    /// Answers from the copy, or gives the question back.
+    pub(super) fn answer(
+        &mut self,
+        question: Question,
+        after: u64,
+        bytes_max: usize,
+        local: &mut Local,
+    ) -> Option<Question> {
+        let is_recover = matches!(question, Question::Recover(..));
+        let must_hear = is_recover && !self.is_subscribed;
+        let is_fresh = self.reads >= after;
+        // What a user has acknowledged may have been said on another node, and is read anew.
+        let must_read = is_recover && self.is_user() && !is_fresh;
+        let is_known = self.is_synced && !must_hear && !must_read;
+        let is_short = self.unheard().is_some();
+        let Some(log) = self.log.as_mut().filter(|_| is_known) else { return Some(question) };
+        let is_complete = log.first() <= self.floor;
+        match question {
+            Question::Recover(shard, ask) if matches!(self.name.kind(), TopicKind::User(_)) => {
+                if is_short {
+                    return Some(Question::Recover(shard, ask));
+                }
+                let reader = Reader { topic: &self.name, encoding: ask.encoding, bytes_max };
+                let (recovery, missed) = log.unacknowledged(self.acked, reader);
+                bring(shard, *ask, log.position(), recovery, missed, local);
+            }
+            Question::Recover(shard, ask) => {
+                let reader = Reader { topic: &self.name, encoding: ask.encoding, bytes_max };
+                let found = match ask.since {
+                    None => Ok(None),
+                    Some(_) if !self.recovery => Err(Unrecovered::NotEnabled),
+                    Some(since) => translate(since, log, &self.chain)
+                        .and_then(|since| log.since(since, reader))
+                        .map(Some),
+                };
+                if found == Err(Unrecovered::Trimmed) && !is_complete {
+                    return Some(Question::Recover(shard, ask));
+                }
+                // Who has heard more than this node knows makes it look again before it denies it:
+                // its wire may be dead, and nobody has noticed yet.
+                if found == Err(Unrecovered::TailLost) && !is_fresh {
+                    return Some(Question::Recover(shard, ask));
+                }
+                match found {
+                    Err(Unrecovered::TailLost) => {
+                        let instead = replaced(&ask, log, &self.chain, reader);
+                        if instead == Some(Err(Unrecovered::Trimmed)) && !is_complete {
+                            return Some(Question::Recover(shard, ask));
+                        }
+                        tail_lost(shard, *ask, log.position(), instead, local);
+                    }
+                    found => recovered(shard, *ask, log.position(), found, local),
+                }
+            }
+            // Whoever was just told where their message stands finds it there: the copy may not have
+            // it yet, because that comes on another connection.
+            Question::History(ask) if !is_complete || !is_fresh => {
+                return Some(Question::History(ask));
+            }
+            Question::History(ask) => {
+                let reader = Reader { topic: &self.name, encoding: ask.encoding, bytes_max };
+                let said = page(&ask, log, &self.chain, reader);
+                local.said(ask.topic, ask.to, said);
+            }
+        }
+        None
+    }
+}
+
+/// A position of an earlier epoch as one of this one.
+fn translate(since: Position, log: &Log, chain: &[(u64, u64)]) -> Result<Position, Unrecovered> {
+    let epoch = log.position().epoch;
+    if since.epoch == epoch {
+        return Ok(since);
+    }
+    match cut_of(chain, since.epoch) {
+        None => Err(Unrecovered::Epoch),
+        Some(cut) if since.offset > cut => Err(Unrecovered::TailLost),
+        Some(_) => Ok(Position { epoch, offset: since.offset }),
+    }
+}
+
+/// What was said instead of the last that was heard. `None`: it was of this very history.
+fn replaced(
+    ask: &RecoveryRequest,
+    log: &mut Log,
+    chain: &[(u64, u64)],
+    reader: Reader<'_>,
+) -> Option<Result<Run, Unrecovered>> {
+    let Position { epoch, .. } = log.position();
+    let since = ask.since.filter(|since| since.epoch != epoch)?;
+    let offset = cut_of(chain, since.epoch)?;
+    Some(log.since(Position { epoch, offset }, reader))
+}
+
+/// If what was said instead fits, it follows.
+fn tail_lost(
+    shard: ShardId,
+    ask: RecoveryRequest,
+    position: Position,
+    instead: Option<Result<Run, Unrecovered>>,
+    local: &mut Local,
+) {
+    match instead {
+        Some(Ok(run)) if run.messages > 0 => {
+            let recovery = Recovery::Replaced { messages: run.messages };
+            bring(shard, ask, position, recovery, run, local);
+        }
+        _ => recovered(shard, ask, position, Err(Unrecovered::TailLost), local),
+    }
+}
+
+fn recovered(
+    shard: ShardId,
+    ask: RecoveryRequest,
+    position: Position,
+    found: Result<Option<Run>, Unrecovered>,
+    local: &mut Local,
+) {
+    let (recovery, missed) = match found {
+        Ok(None) => (Recovery::NotAsked, Run::default()),
+        Ok(Some(run)) => (Recovery::Recovered { messages: run.messages }, run),
+        Err(why) => (Recovery::NotRecovered(why), Run::default()),
+    };
+    bring(shard, ask, position, recovery, missed, local);
+}
+
+fn bring(
+    shard: ShardId,
+    ask: RecoveryRequest,
+    position: Position,
+    recovery: Recovery,
+    missed: Run,
+    local: &mut Local,
+) {
+    let RecoveryRequest { at, conn, ticket, .. } = ask;
+    local.recovered(shard, RecoveryReply { at, conn, ticket, position, recovery, missed });
+}
+
+/// Too many ask, or Redis does not answer: better to be in the room without what was missed. Where
+/// even the position is not known, there is nothing to come back to from here.
+pub(super) fn overload(
+    shard: ShardId,
+    ask: RecoveryRequest,
+    position: Option<Position>,
+    local: &mut Local,
+) {
+    let position = position.unwrap_or(Position { epoch: 0, offset: 0 });
+    recovered(shard, ask, position, Err(Unrecovered::Overload), local);
+}
+
+/// What Redis has of the history is nothing that we wrote.
+pub(super) fn refuse(question: Question, local: &mut Local) {
+    match question {
+        Question::History(ask) => local.said(ask.topic, ask.to, Err(HistoryError::Unreadable)),
+        Question::Recover(shard, ask) => {
+            let RecoveryRequest { at, conn, ticket, .. } = *ask;
+            local.unrecoverable(shard, Unrecoverable { at, conn, ticket });
+        }
+    }
+}
+
+fn page(
+    ask: &HistoryRequest,
+    log: &Log,
+    chain: &[(u64, u64)],
+    reader: Reader<'_>,
+) -> Result<HistoryPage, HistoryError> {
+    let since = ask.page.since.map(|since| translate(since, log, chain)).transpose();
+    let messages = since.and_then(|since| log.page(Page { since, ..ask.page }, reader));
+    match messages {
+        Ok(messages) => Ok(HistoryPage { position: log.position(), messages }),
+        Err(why) => Err(HistoryError::Unrecovered(why)),
+    }
+}

@@ -1,0 +1,344 @@
+//! One topic as this node follows it: the copy of its end, and what a read of it leads to.
+//!
+//! Invariant: what is in the copy is whole from its first message to its last, and all of it was
+//! delivered here or was there before anybody here listened.
+
+use crate::backplane::envelope;
+use crate::backplane::history::log::{Keep, Log};
+use crate::backplane::local::Local;
+use crate::backplane::redis::history::answer::{Question, Waiting};
+use crate::backplane::redis::history::reply::Read;
+use crate::ids::{Position, TopicKind, TopicName};
+use crate::policy::namespaces::Policy;
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// For how long nothing may come of messages that a read has overtaken. Then they are lost.
+const OVERTAKEN_MAX: Duration = Duration::from_secs(1);
+
+/// A topic with a history, as this node follows it.
+pub struct Topic {
+    pub(super) name: TopicName,
+    /// Its place in the round, as long as it lives.
+    pub(super) line: u64,
+    pub(super) keep: Keep,
+    pub(super) recovery: bool,
+    pub(super) log: Option<Log>,
+    /// Epochs that came before, and how far they went; newest first.
+    pub(super) chain: Vec<(u64, u64)>,
+    /// Nothing before this offset is in Redis either.
+    pub(super) floor: u64,
+    /// What its user has acknowledged, as far as is known here; `None`: nobody was told of it yet.
+    pub(super) acked: Option<u64>,
+    /// Reads that have told something.
+    pub(super) reads: u64,
+    /// What is being read begins here. Whoever asks meanwhile may want more.
+    pub(super) asked_from: u64,
+    /// What came next when it was asked for.
+    pub(super) asked_next: u64,
+    /// What is being read is to show what was lost without a trace, too.
+    pub(super) is_look: bool,
+    /// Whether its channel is subscribed on this link.
+    pub(super) is_subscribed: bool,
+    /// Whether the position was read on this link.
+    pub(super) is_synced: bool,
+    pub(super) is_reading: bool,
+    /// Whether this node has offered to put back what the server lacks, on this link.
+    pub(super) is_offered: bool,
+    /// What it offers begins here: the server has what is before.
+    pub(super) offered_from: u64,
+    /// Reads have shown that messages are on their way here.
+    pub(super) overtaken: Option<Overtaken>,
+    /// What is being read was asked for before the channel was subscribed: it proves nothing.
+    pub(super) is_early: bool,
+    pub(super) held: VecDeque<(Position, Vec<u8>)>,
+    /// So many of them had come when what is being read was asked for.
+    pub(super) held_before: usize,
+    /// How often in a row what Redis has of it could not be used.
+    pub(super) unreadable: u32,
+    /// Somebody may be in it who was told no place: for them what comes before the first read is new.
+    pub(super) is_entered_blind: bool,
+    pub(super) waiting: Vec<Waiting>,
+    pub(super) is_used: bool,
+}
+
+/// Messages that reads have shown before they came.
+pub(super) struct Overtaken {
+    /// Since when nothing has come of them.
+    since: Instant,
+    /// What came last.
+    known: u64,
+    /// The last of them.
+    top: u64,
+}
+
+/// What a read led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Nothing was missing.
+    Nothing,
+    /// What was missing was delivered.
+    Repaired,
+    /// Something was missed for good, and told.
+    Lost,
+    /// Something that was heard is no longer part of the history, and that was told. What is instead
+    /// has to be read.
+    Fork,
+}
+
+impl Topic {
+    /// Which one.
+    pub fn name(&self) -> &TopicName {
+        &self.name
+    }
+
+    pub(super) fn new(name: &TopicName, policy: &Policy, line: u64) -> Topic {
+        Topic {
+            name: name.clone(),
+            line,
+            keep: Keep { messages: policy.history_size, time: Duration::MAX },
+            recovery: policy.recovery,
+            log: None,
+            chain: Vec::new(),
+            floor: 1,
+            acked: None,
+            reads: 0,
+            asked_from: u64::MAX,
+            asked_next: u64::MAX,
+            is_look: false,
+            is_subscribed: false,
+            is_synced: false,
+            is_reading: false,
+            is_offered: false,
+            offered_from: 1,
+            overtaken: None,
+            is_early: false,
+            held: VecDeque::new(),
+            held_before: 0,
+            unreadable: 0,
+            is_entered_blind: false,
+            waiting: Vec::new(),
+            is_used: true,
+        }
+    }
+
+    /// Whether it is a user's, and what is in it is acknowledged.
+    pub(super) fn is_user(&self) -> bool {
+        matches!(self.name.kind(), TopicKind::User(_))
+    }
+
+    /// The first message that its user has not acknowledged, if it may be in Redis and is not here.
+    pub(super) fn unheard(&self) -> Option<u64> {
+        let log = self.log.as_ref().filter(|log| self.is_user() && log.first() > self.floor)?;
+        let first = self.acked.map_or(1, |acked| acked.saturating_add(1));
+        (first < log.first()).then_some(first)
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.log.as_ref().map_or(0, Log::bytes)
+    }
+
+    /// Nothing that holds for one link holds for the next.
+    pub(super) fn lose_link(&mut self) {
+        self.is_subscribed = false;
+        self.is_synced = false;
+        self.is_reading = false;
+        self.is_offered = false;
+        self.is_early = false;
+        self.overtaken = None;
+        self.held.clear();
+        (self.held_before, self.unreadable) = (0, 0);
+    }
+
+    /// Adds a message at the next place and hands it out.
+    pub(super) fn deliver(&mut self, body: &[u8], now: Instant, local: &mut Local) {
+        let log = self.log.as_mut().expect("what is delivered has a place");
+        let at = log.next();
+        log.push(Bytes::copy_from_slice(body), self.keep, now);
+        match envelope::read(self.name.as_str(), body) {
+            Ok(message) => local.message_at(&message, at),
+            Err(_) => local.unreadable_at(&self.name, at),
+        }
+    }
+
+    /// The lowest offset that is wanted from the stream.
+    pub(super) fn read_from(&self) -> u64 {
+        let held = || self.blind_from().map_or(u64::MAX, |at| at.offset);
+        let next = self.log.as_ref().map_or_else(held, |log| log.next().offset);
+        let wanted = |waiting: &Waiting| match &waiting.question {
+            Question::Recover(..) if self.is_user() => self.unheard().unwrap_or(u64::MAX),
+            Question::Recover(_, ask) => {
+                ask.since.map_or(u64::MAX, |since| self.place_of(since).saturating_add(1))
+            }
+            Question::History(_) => 1,
+        };
+        self.waiting.iter().map(wanted).fold(next, u64::min).max(1)
+    }
+
+    /// The first message that came for those who were told no place.
+    fn blind_from(&self) -> Option<Position> {
+        let (at, _) = self.held.front().filter(|_| self.is_entered_blind)?;
+        Some(*at)
+    }
+
+    /// Up to which offset somebody has heard this history who was at a place of an earlier epoch.
+    fn place_of(&self, since: Position) -> u64 {
+        cut_of(&self.chain, since.epoch).map_or(since.offset, |cut| cut.min(since.offset))
+    }
+
+    /// What Redis has: holes are closed or told, the copy grows at both ends. `generation` is that of
+    /// the server.
+    pub(super) fn take_read(
+        &mut self,
+        mut read: Read,
+        generation: &str,
+        now: Instant,
+        local: &mut Local,
+    ) -> Found {
+        let from = self.asked_from;
+        let behind = self.asked_next.max(read.top.saturating_add(1));
+        let is_reset = self.is_reset(&read, generation);
+        self.leave_what_comes(&mut read);
+        self.is_synced = true;
+        self.chain = read.chain;
+        let known = self.log.as_ref().map(Log::position);
+        let goes_on = !is_reset
+            && known.is_none_or(|known| {
+                known.epoch == read.epoch
+                    || cut_of(&self.chain, known.epoch).is_some_and(|cut| known.offset <= cut)
+            });
+        let mut found = Found::Nothing;
+        let fork = known.and_then(|known| cut_of(&self.chain, known.epoch));
+        if let (false, Some(cut)) = (goes_on, fork) {
+            self.go_back(Position { epoch: read.epoch, offset: cut }, local);
+            return Found::Fork;
+        }
+        if !goes_on {
+            local.lost(&self.name, 0);
+            // Nothing that was known of the one holds for the other.
+            (self.log, self.floor, found) = (None, 1, Found::Lost);
+            self.acked = None;
+        }
+        self.acked = self.acked.max(read.acked);
+        self.reads += 1;
+        let blind = self.blind_from().filter(|at| at.epoch == read.epoch);
+        let heard = blind.map_or(read.top, |at| read.top.min(at.offset.saturating_sub(1)));
+        self.is_entered_blind = false;
+        let log = self.log.get_or_insert_with(|| Log::new(read.epoch, heard));
+        log.adopt(read.epoch);
+        let known = log.position().offset;
+        let first_new = read.entries.iter().map(|(offset, _)| *offset).find(|at| *at > known);
+        let last_before = first_new.map_or(read.top.max(known), |first| first.saturating_sub(1));
+        if last_before > known {
+            local.lost(&self.name, last_before - known);
+            (*log, found) = (Log::new(read.epoch, last_before), Found::Lost);
+        }
+        if let Some((lowest, _)) = read.entries.first().filter(|(lowest, _)| *lowest > from) {
+            self.floor = self.floor.max(*lowest);
+        }
+        let is_joined = self.first_offset() <= behind;
+        for (offset, body) in read.entries.iter().rev() {
+            self.push_front_if_next(*offset, body, now);
+        }
+        for (offset, body) in &read.entries {
+            if *offset > known && *offset == self.next_offset() {
+                self.deliver(body, now, local);
+                found = if found == Found::Lost { found } else { Found::Repaired };
+            }
+        }
+        // Whatever was asked for and is not here now does not exist, unless messages came and were
+        // let go of meanwhile: then the copy begins behind all that was read. If as many came as are
+        // kept, whatever was before them is let go of in Redis too.
+        if (is_joined || self.is_full()) && from < self.first_offset() {
+            self.floor = self.floor.max(self.first_offset());
+        }
+        found
+    }
+
+    /// Whether the history has fewer messages than were heard of it when it was asked for, and no
+    /// fault can be the reason: the server has said the last of them itself, as it runs now. Somebody
+    /// has set it back, or has said something in its place.
+    fn is_reset(&self, read: &Read, generation: &str) -> bool {
+        let is_same = self.log.as_ref().is_some_and(|log| log.position().epoch == read.epoch);
+        let is_settled = read.generation == generation.as_bytes();
+        is_same && is_settled && read.top.saturating_add(1) < self.asked_next
+    }
+
+    /// The history has gone on from before the last that was delivered here, as when a master that
+    /// had been replaced said one more thing. That is told as lost, and what was said instead is read
+    /// from there and delivered.
+    fn go_back(&mut self, to: Position, local: &mut Local) {
+        local.lost(&self.name, 0);
+        (self.log, self.floor) = (Some(Log::new(to.epoch, to.offset)), 1);
+        self.acked = self.acked.map(|acked| acked.min(to.offset));
+        self.is_synced = false;
+    }
+
+    /// Whether the stream begins behind what comes next here. Of a topic that is followed what is
+    /// between comes on another connection, and may be on its way: it is, as long as anything comes.
+    /// When all has come that was, nothing is missing, and what was said meanwhile is on its way as
+    /// well: in a busy room something always is, and nobody waits for the end of that.
+    pub(super) fn has_overtaken(&mut self, read: &mut Read, now: Instant) -> bool {
+        let overtaken = self.overtaken.take();
+        // A user's topic takes nothing new from most reads: see `leave_what_comes`.
+        let is_followed = self.is_subscribed && self.is_synced && (!self.is_user() || self.is_look);
+        let known = self.log.as_ref().map(Log::position).filter(|_| is_followed);
+        let known = known.filter(|known| known.epoch == read.epoch).map(|known| known.offset);
+        let mut offsets = read.entries.iter().map(|(offset, _)| *offset);
+        let next = offsets.find(|at| Some(*at) > known).unwrap_or(read.top.saturating_add(1));
+        let Some(known) = known.filter(|known| next > known.saturating_add(1)) else {
+            return false;
+        };
+        // Whoever asks for something older need not wait.
+        self.floor = self.floor.max(next);
+        let before = overtaken.unwrap_or(Overtaken { since: now, known, top: read.top });
+        if known >= before.top {
+            read.leave_behind(known);
+            return false;
+        }
+        let since = if known == before.known { before.since } else { now };
+        if now.saturating_duration_since(since) >= OVERTAKEN_MAX {
+            return false;
+        }
+        self.overtaken = Some(Overtaken { since, known, top: before.top });
+        true
+    }
+
+    /// A user's topic that is followed was read for what was acknowledged. Messages that are new in
+    /// it are on their way here, and may be more than the stream still has: they are not missing.
+    pub(super) fn leave_what_comes(&mut self, read: &mut Read) {
+        let is_look = std::mem::take(&mut self.is_look);
+        let Some(known) = self.log.as_ref().map(Log::position) else { return };
+        if self.is_user() && self.is_synced && !is_look && read.epoch == known.epoch {
+            read.leave_behind(known.offset);
+        }
+    }
+
+    /// Whether all that is kept of the topic is here.
+    pub(super) fn is_full(&self) -> bool {
+        let messages = self.keep.messages as u64;
+        let is_full = |log: &Log| log.next().offset >= log.first().saturating_add(messages);
+        self.log.as_ref().is_some_and(is_full)
+    }
+
+    pub(super) fn first_offset(&self) -> u64 {
+        self.log.as_ref().map_or(u64::MAX, Log::first)
+    }
+
+    pub(super) fn next_offset(&self) -> u64 {
+        self.log.as_ref().map_or(u64::MAX, |log| log.next().offset)
+    }
+
+    pub(super) fn push_front_if_next(&mut self, offset: u64, body: &[u8], now: Instant) {
+        let next = offset.checked_add(1);
+        let Some(log) = self.log.as_mut().filter(|log| next == Some(log.first())) else { return };
+        log.push_front(Bytes::copy_from_slice(body), now);
+    }
+}
+
+/// How far an earlier epoch went, as far as all later ones knew it.
+pub(super) fn cut_of(chain: &[(u64, u64)], epoch: u64) -> Option<u64> {
+    let place = chain.iter().position(|(earlier, _)| *earlier == epoch)?;
+    chain[..=place].iter().map(|(_, cut)| *cut).min()
+}

@@ -1,0 +1,69 @@
+//! A server that has lost the end of a history gets it back from who has heard it.
+//!
+//! Whoever offers first puts back what it has; the script takes no more than what is missing, and
+//! nothing once the server has gone on (`lua/repair.lua`).
+
+use crate::backplane::envelope;
+use crate::backplane::history::store::KEYS_TIME;
+use crate::backplane::redis::history::follower::cut_of;
+use crate::backplane::redis::history::reply::{Read, chain_text};
+use crate::backplane::redis::history::{Histories, Place, meta_ttl_s};
+use crate::backplane::redis::names::Names;
+use crate::backplane::redis::scripts::{self, Which};
+use crate::ids::TopicName;
+use redis::Pipeline;
+
+impl Histories {
+    /// Whether this node has heard more of a topic than the server knows, and may put it back. Once
+    /// on each link: if that does not help, it is not to be helped.
+    pub(super) fn offers(&mut self, name: &TopicName, read: Option<&Read>) -> bool {
+        let Some(topic) = self.topics.get_mut(name) else { return false };
+        let Some(log) = topic.log.as_ref().filter(|log| !log.is_empty()) else { return false };
+        let known = log.position();
+        let is_behind = match read {
+            None => true,
+            // What came after it was asked for, the server has: it said it.
+            Some(read) if read.epoch == known.epoch => {
+                read.top < known.offset && read.top.saturating_add(1) < topic.asked_next
+            }
+            // Or it has only what this history came from.
+            Some(read) => cut_of(&topic.chain, read.epoch).is_some_and(|cut| read.top <= cut),
+        };
+        let next = read.map_or(0, |read| read.top.saturating_add(1));
+        topic.offered_from = next.max(log.first());
+        is_behind && !std::mem::replace(&mut topic.is_offered, true)
+    }
+
+    pub(super) fn repairing(&self, topics: &[Place], names: &Names, generation: &str) -> Pipeline {
+        let mut pipeline = Pipeline::new();
+        for (name, _) in topics {
+            let topic = self.topics.get(name).expect("it was just looked at");
+            let log = topic.log.as_ref().expect("whoever offers has something");
+            let keys = names.history_keys(name.as_str());
+            let of_retry = |key: &str| format!("{}:{key}", keys.retry);
+            let first = topic.offered_from.max(log.first());
+            let skipped = first.saturating_sub(log.first()) as usize;
+            let offered = || log.bodies().skip(skipped);
+            let key_of = |body| envelope::read(name.as_str(), body).ok().and_then(|it| it.key);
+            let retries: Vec<String> =
+                offered().filter_map(|body| key_of(body).map(of_retry)).collect();
+            let mut all = vec![&keys.meta[..], &keys.stream];
+            all.extend(retries.iter().map(|key| &key[..]));
+            let mut repair = scripts::call(Which::Repair, &all);
+            repair.arg(log.position().epoch).arg(first).arg(generation);
+            repair.arg(names.channel(name.as_str())).arg(names.publish());
+            let ttl_s = self.policy(name).history_ttl_s;
+            repair.arg(ttl_s).arg(meta_ttl_s(self.policy(name))).arg(KEYS_TIME.as_secs());
+            repair.arg(chain_text(&topic.chain));
+            repair.arg(topic.acked.map_or(String::new(), |acked| acked.to_string()));
+            let mut number = 2;
+            for body in offered() {
+                let has_key = key_of(body).is_some();
+                number += usize::from(has_key);
+                repair.arg(&body[..]).arg(if has_key { number } else { 0 });
+            }
+            pipeline.add_command(repair);
+        }
+        pipeline
+    }
+}

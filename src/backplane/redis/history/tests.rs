@@ -1,0 +1,384 @@
+//! Histories of one node between clients who ask anything and a server that answers anything.
+
+use super::*;
+use crate::backplane::redis::connection::send;
+use crate::backplane::redis::history::fetch::Asked;
+use crate::backplane::redis::hostile;
+use crate::backplane::redis::names::Names;
+use crate::ids::{ConnId, NodeId, SlotId, TopicId};
+use crate::link::channel::{OpsEnd, ShardEnd, window};
+use crate::link::health::Health;
+use crate::link::{Downlink, HistoryTo};
+use crate::protocol::dialect::Encoding;
+use crate::protocol::{Page, RequestId};
+use proptest::prelude::*;
+use redis::Value;
+use std::task::{Context, Waker};
+
+const AT: TopicId = TopicId(SlotId { index: 5, generation: 0 });
+const CONN: ConnId = ConnId(SlotId { index: 7, generation: 0 });
+const GENERATION: &str = "run";
+
+/// A room with a member here, or a user.
+struct Story {
+    histories: Histories,
+    local: Local,
+    names: Names,
+    topic: TopicName,
+    now: Instant,
+    asked: u64,
+    shard: ShardEnd,
+    _ops: OpsEnd,
+    heard: Vec<Downlink>,
+}
+
+impl Story {
+    fn begin(topic: TopicName) -> Story {
+        let (mut shards, end, ops) = window(1, 64, 4096).unwrap();
+        let text = "kept: history_size=5; @users: history_size=5";
+        let namespaces = Arc::new(Namespaces::read(text).unwrap());
+        let node = NodeId(1);
+        let local = Local::new(node, end, Arc::new(Health::default()), Duration::ZERO, 0);
+        let mut story = Story {
+            histories: Histories::new(namespaces, &Limits::TINY),
+            local,
+            names: Names::new("t", node),
+            topic,
+            now: Instant::now(),
+            asked: 0,
+            shard: shards.remove(0),
+            _ops: ops,
+            heard: Vec::new(),
+        };
+        let key = story.local.join(story.topic.clone(), ShardId(0), Encoding::NATIVE, AT).unwrap();
+        assert!(story.local.subscribed(key, 0));
+        story.histories.subscribed(&story.topic);
+        assert!(matches!(story.hear(), [Downlink::Joined { .. }]));
+        story.heard.clear();
+        story
+    }
+
+    fn recover(&mut self, since: Option<Position>) {
+        self.asked += 1;
+        let (topic, ticket) = (self.topic.clone(), self.asked);
+        let ask = Box::new(RecoveryRequest {
+            topic,
+            at: AT,
+            conn: CONN,
+            ticket,
+            since,
+            encoding: Encoding::NATIVE,
+        });
+        self.histories.recover(ShardId(0), ask, self.now, &mut self.local);
+    }
+
+    fn history(&mut self, page: Page) {
+        self.asked += 1;
+        let id = Some(RequestId::Number(self.asked));
+        let to = HistoryTo::Conn { shard: ShardId(0), conn: CONN, id };
+        let ask = Box::new(HistoryRequest {
+            topic: self.topic.clone(),
+            page,
+            to,
+            encoding: Encoding::NATIVE,
+        });
+        self.histories.history(ask, self.now, &mut self.local);
+    }
+
+    fn message(&mut self, at: Position, body: &[u8]) {
+        let name = self.topic.as_str();
+        self.histories.handle_message(name, at, body, self.now, &mut self.local);
+    }
+
+    /// The server answers the reads that are due, each with the same.
+    fn read(&mut self, answer: &Value) {
+        while let Some((at, _)) = self.histories.later.front()
+            && *at <= self.now
+        {
+            let (_, place) = self.histories.later.pop_front().unwrap();
+            self.histories.wanted.push_back(place);
+        }
+        let (_, topics) = self.histories.load(&self.names, self.now);
+        self.land(topics, Asked::Read, answer, 3);
+    }
+
+    fn land(&mut self, topics: Vec<Place>, what: Asked, answer: &Value, rounds: u32) {
+        let each = if what == Asked::Read { 4 } else { 1 };
+        let answers = vec![answer.clone(); topics.len() * each];
+        let mut cx = Context::from_waker(Waker::noop());
+        let reply = send(&mut cx, std::future::pending());
+        let flight = Flight { topics, reply, what };
+        let whose = (&self.names, GENERATION);
+        let next = self.histories.land(&flight, answers, whose, self.now, &mut self.local);
+        for (what, topics) in next.into_iter().flatten() {
+            if what == Asked::Repair {
+                let _ = self.histories.repairing(&topics, &self.names, GENERATION);
+            }
+            // What begins a history answers the hash alone.
+            let answer = match (what, answer) {
+                (Asked::Open, Value::Array(parts)) => parts.first().unwrap_or(&Value::Nil),
+                _ => answer,
+            };
+            if rounds > 0 {
+                self.land(topics, what, &answer.clone(), rounds - 1);
+            }
+        }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.histories.expire(self.now, &mut self.local);
+    }
+
+    fn hear(&mut self) -> &[Downlink] {
+        self.local.flush();
+        self.heard.extend(std::iter::from_fn(|| self.shard.try_recv()));
+        &self.heard
+    }
+}
+
+/// `HMGET` and `XREVRANGE` as they answer for such a history.
+fn answer(e: u64, s: u64, l: &str, a: Option<u64>, offsets: &[u64]) -> Value {
+    let text = |text: String| Value::BulkString(text.into_bytes());
+    let number = |number: u64| text(number.to_string());
+    let chain = if l.is_empty() { Value::Nil } else { text(l.to_owned()) };
+    let acked = a.map_or(Value::Nil, number);
+    let meta = vec![number(e), number(s), chain, acked, text(GENERATION.to_owned())];
+    let body = || Value::Array(vec![text("d".into()), Value::BulkString(b"\x01\x001".to_vec())]);
+    let entry = |offset: &u64| Value::Array(vec![text(format!("{offset}-0")), body()]);
+    let entries = offsets.iter().rev().map(entry).collect();
+    Value::Array(vec![Value::Array(meta), Value::Array(entries)])
+}
+
+#[derive(Clone, Debug)]
+enum Deed {
+    Recover(Option<(u64, u64)>),
+    History(Option<(u64, u64)>, u32, bool),
+    Message(u64, u64, bool),
+    Acknowledge(Option<u64>, u64),
+    /// The server answers so.
+    Read(u64, u64, Option<(u64, u64)>, Option<u64>, Vec<u64>),
+    ReadAnything(Value),
+    LoseLink,
+    Pass(u64),
+}
+
+fn deed() -> impl Strategy<Value = Deed> {
+    let number = || prop_oneof![3 => 0..8u64, 1 => hostile::edge()];
+    let epoch = || prop_oneof![3 => 1..4u64, 1 => hostile::edge()];
+    let place = move || prop::option::of((epoch(), number()));
+    prop_oneof![
+        place().prop_map(Deed::Recover),
+        (place(), 0..9u32, any::<bool>())
+            .prop_map(|(at, limit, back)| Deed::History(at, limit, back)),
+        (epoch(), number(), any::<bool>()).prop_map(|(e, o, good)| Deed::Message(e, o, good)),
+        (prop::option::of(epoch()), number()).prop_map(|(e, o)| Deed::Acknowledge(e, o)),
+        (
+            epoch(),
+            number(),
+            place(),
+            prop::option::of(number()),
+            prop::collection::btree_set(number(), 0..6),
+        )
+            .prop_map(|(e, s, l, a, all)| Deed::Read(
+                e,
+                s,
+                l,
+                a,
+                all.into_iter().collect()
+            )),
+        (hostile::value(), hostile::value())
+            .prop_map(|(one, two)| Deed::ReadAnything(Value::Array(vec![one, two]))),
+        hostile::error().prop_map(Deed::ReadAnything),
+        Just(Deed::LoseLink),
+        (0..70_000u64).prop_map(Deed::Pass),
+    ]
+}
+
+fn at((epoch, offset): (u64, u64)) -> Position {
+    Position { epoch, offset }
+}
+
+fn act(story: &mut Story, deed: Deed) {
+    match deed {
+        Deed::Recover(since) => story.recover(since.map(at)),
+        Deed::History(since, limit, reverse) => {
+            story.history(Page { since: since.map(at), limit, reverse });
+        }
+        // What comes on a channel is checked before.
+        Deed::Message(epoch, offset, is_good) => {
+            if let Some(at) = Position::checked(epoch, offset) {
+                story.message(at, if is_good { b"\x01\x001" } else { b"\xFF" });
+            }
+        }
+        Deed::Acknowledge(epoch, offset) => {
+            story.histories.acknowledge(&story.topic, UpTo { epoch, offset });
+        }
+        Deed::Read(e, s, l, a, offsets) => {
+            let l = l.map_or(String::new(), |(epoch, cut)| format!("{epoch}:{cut} "));
+            story.read(&answer(e, s, &l, a, &offsets));
+        }
+        Deed::ReadAnything(answer) => story.read(&answer),
+        Deed::LoseLink => {
+            story.histories.lose_link(&mut story.local);
+            story.histories.subscribed(&story.topic);
+        }
+        Deed::Pass(ms) => story.pass(Duration::from_millis(ms)),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_a_server_has_everybody_is_answered_once_and_told_no_place_that_cannot_be(
+        is_user: bool,
+        deeds in prop::collection::vec(deed(), 1..40),
+    ) {
+        let topic = if is_user { TopicName::user("ann") } else { TopicName::room("kept:a") };
+        let mut story = Story::begin(topic);
+        deeds.into_iter().for_each(|deed| act(&mut story, deed));
+        story.pass(WAIT_MAX + Duration::from_secs(1));
+        let (asked, mut answered) = (story.asked, 0);
+        for heard in story.hear() {
+            let told = match heard {
+                Downlink::Recovered(recovered) => Some(recovered.position),
+                Downlink::Unrecoverable(_) => None,
+                Downlink::History(told) => told.said.as_ref().ok().map(|said| said.position),
+                _ => continue,
+            };
+            answered += 1;
+            // Who waits too long where nothing is known is told of no history: epoch 0.
+            let is_place = |at: Position| at == Position { epoch: 0, offset: 0 }
+                || Position::checked(at.epoch, at.offset) == Some(at);
+            prop_assert!(told.is_none_or(is_place), "{told:?}");
+        }
+        prop_assert_eq!(asked, answered);
+        let kept: usize = story.histories.topics.values().map(Topic::bytes).sum();
+        prop_assert_eq!(story.histories.bytes(), kept);
+    }
+}
+
+#[test]
+fn who_asks_where_something_else_stands_is_refused_until_it_is_mended() {
+    let mut story = Story::begin(TopicName::room("kept:a"));
+    story.read(&answer(7, 3, "", None, &[1, 2, 3]));
+    story.recover(None);
+    assert!(matches!(story.hear()[..], [Downlink::Recovered(_)]));
+    story.pass(Duration::from_secs(61));
+    story.read(&answer(7, u64::MAX, "", None, &[1, 2, 3]));
+    for _ in 0..3 {
+        story.recover(Some(at((7, 1))));
+        story.history(Page { since: None, limit: 1, reverse: false });
+    }
+    let refused = |heard: &Downlink| match heard {
+        Downlink::Unrecoverable(_) => true,
+        Downlink::History(told) => told.said == Err(HistoryError::Unreadable),
+        _ => false,
+    };
+    assert_eq!(story.hear()[1..].iter().filter(|heard| refused(heard)).count(), 6);
+    assert_eq!(story.local.counters.histories_unreadable, 1, "nobody reads it for each who asks");
+    story.pass(Duration::from_secs(1));
+    story.read(&answer(7, 4, "", None, &[1, 2, 3, 4]));
+    story.recover(Some(at((7, 1))));
+    let last = story.hear().last();
+    let Some(Downlink::Recovered(told)) = last else { panic!("not answered") };
+    assert_eq!((told.position, told.recovery), (at((7, 4)), recovered(3)));
+}
+
+fn recovered(messages: u64) -> crate::protocol::Recovery {
+    crate::protocol::Recovery::Recovered { messages }
+}
+
+#[test]
+fn reads_of_what_cannot_be_used_become_rare() {
+    let mut story = Story::begin(TopicName::room("kept:a"));
+    let mut reads = 0;
+    for _ in 0..1200 {
+        story.pass(Duration::from_millis(100));
+        let before = story.local.counters.histories_unreadable;
+        story.read(&answer(7, 1 << 53, "", None, &[]));
+        reads += story.local.counters.histories_unreadable - before;
+    }
+    // In two minutes: 250 ms, 500 ms, … 16 s, and then each 30 s.
+    assert!((8..=12).contains(&reads), "{reads}");
+}
+
+#[test]
+fn a_message_for_a_place_that_the_history_does_not_have_is_not_waited_for() {
+    let mut story = Story::begin(TopicName::room("kept:a"));
+    story.read(&answer(7, 3, "", None, &[1, 2, 3]));
+    for lie in [at((7, 9)), at((7, Position::NUMBER_MAX)), at((8, 1))] {
+        story.message(lie, b"\x01\x001");
+        story.read(&answer(7, 3, "", None, &[1, 2, 3]));
+        assert_eq!(story.histories.wanted(), 0, "it is read once for {lie:?}");
+        story.recover(None);
+    }
+    assert_eq!(story.local.counters.publishes_malformed, 3);
+    let answered = story.hear().iter().filter(|it| matches!(it, Downlink::Recovered(_))).count();
+    assert_eq!(answered, 3, "and everybody is answered");
+    story.message(at((7, 4)), b"\x01\x001");
+    assert!(matches!(story.hear().last(), Some(Downlink::DeliverWith(_))));
+}
+
+#[test]
+fn what_comes_while_a_read_is_under_way_is_not_a_lie() {
+    let mut story = Story::begin(TopicName::room("kept:a"));
+    story.read(&answer(7, 3, "", None, &[1, 2, 3]));
+    story.message(at((7, 5)), b"\x01\x001");
+    let (_, topics) = story.histories.load(&story.names, story.now);
+    // Said after the read was asked for, and the answer says nothing of it.
+    story.message(at((7, 6)), b"\x01\x001");
+    story.land(topics, Asked::Read, &answer(7, 5, "", None, &[4, 5]), 0);
+    assert_eq!(story.local.counters.publishes_malformed, 0);
+    let frames = |story: &mut Story| {
+        story.hear().iter().filter(|it| matches!(it, Downlink::DeliverWith(_))).count()
+    };
+    assert_eq!(frames(&mut story), 3);
+}
+
+#[test]
+fn a_history_that_was_set_back_is_told_as_lost_and_goes_on_from_there() {
+    let mut story = Story::begin(TopicName::room("kept:a"));
+    story.read(&answer(7, 5, "", None, &[4, 5]));
+    story.pass(Duration::from_secs(61));
+    story.read(&answer(7, 2, "", None, &[1, 2]));
+    story.read(&answer(7, 2, "", None, &[1, 2])); // this node has offered what it knows
+    let lost = story.hear().iter().filter(|it| matches!(it, Downlink::Lost { .. })).count();
+    assert_eq!(lost, 1);
+    story.message(at((7, 3)), b"\x01\x001");
+    assert!(matches!(story.hear().last(), Some(Downlink::DeliverWith(_))), "and it is heard");
+    story.recover(Some(at((7, 5))));
+    story.read(&answer(7, 3, "", None, &[1, 2, 3]));
+    let Some(Downlink::Recovered(told)) = story.hear().last() else { panic!("not answered") };
+    let lost = crate::protocol::Unrecovered::TailLost;
+    assert_eq!(told.recovery, crate::protocol::Recovery::NotRecovered(lost));
+}
+
+#[test]
+fn who_was_let_in_without_a_place_hears_what_comes_once_it_is_mended() {
+    let mut story = Story::begin(TopicName::user("ann"));
+    story.recover(None);
+    story.read(&answer(7, 1 << 63, "", None, &[]));
+    assert!(matches!(story.hear(), [Downlink::Unrecoverable(_)]));
+    story.message(at((7, 2)), b"\x01\x001");
+    story.pass(Duration::from_secs(1));
+    story.read(&answer(7, 2, "", None, &[1, 2]));
+    assert!(matches!(story.hear()[1..], [Downlink::DeliverWith(_)]), "and nothing of before");
+}
+
+#[test]
+fn a_recovery_has_one_epoch_that_of_its_position() {
+    let mut story = Story::begin(TopicName::room("kept:a"));
+    story.read(&answer(7, 3, "6:2 ", None, &[]));
+    story.message(at((7, 4)), b"\x01\x001");
+    story.pass(Duration::from_secs(61));
+    story.read(&answer(8, 4, "7:4 6:2 ", None, &[4]));
+    story.recover(Some(at((6, 1))));
+    story.read(&answer(8, 4, "7:4 6:2 ", None, &[1, 2, 3, 4]));
+    let Some(Downlink::Recovered(told)) = story.hear().last() else { panic!("not answered") };
+    assert_eq!((told.position, told.recovery), (at((8, 4)), recovered(3)));
+    let missed = String::from_utf8_lossy(&told.missed.bytes).into_owned();
+    let epochs: Vec<&str> = missed.split("\"epoch\":\"").skip(1).map(|rest| &rest[..1]).collect();
+    assert_eq!(epochs, ["8", "8", "8"], "no epoch comes back after a later one");
+}

@@ -1,0 +1,232 @@
+//! What is heard on the subscribing connection of one server, and what comes of it.
+//!
+//! Messages, news of who came and went, our own canary, what other services publish; and what the
+//! server says of subscriptions: that it has made them, that it has not, or that it has taken one
+//! back, because the topic has moved to another server of the Cluster.
+//!
+//! Invariant: nothing that is heard is lost silently: what is not understood is counted and logged.
+
+use crate::backplane::envelope;
+use crate::backplane::interest::TopicKey;
+use crate::backplane::local::Local;
+use crate::backplane::log_throttle::LogThrottle;
+use crate::backplane::message::Message;
+use crate::backplane::redis::connection::subscriber::{Event, Reply};
+use crate::backplane::redis::connection::subscriptions::Subscriptions;
+use crate::backplane::redis::error_reply::Refusal;
+use crate::backplane::redis::health::canary::Canary;
+use crate::backplane::redis::history::Histories;
+use crate::backplane::redis::ingest;
+use crate::backplane::redis::presence::{self, Presences};
+use crate::backplane::redis::server::Common;
+use crate::backplane::redis::unreadable::position;
+use crate::ids::Position;
+use hashbrown::HashSet;
+use std::time::Instant;
+
+/// See the module. It is put together anew for each turn.
+pub struct Ear<'a> {
+    /// The time of the turn.
+    pub now: Instant,
+    /// The server's number.
+    pub server: usize,
+    /// What holds for all servers.
+    pub common: &'a Common,
+    /// The link's subscriptions.
+    pub subscriptions: &'a mut Subscriptions,
+    /// The link's canary, if it flies already.
+    pub canary: Option<&'a mut Canary>,
+    /// Where it flies.
+    pub canary_channel: Option<&'a str>,
+    /// The server's histories.
+    pub histories: &'a mut Histories,
+    /// Who is in which room.
+    pub presences: &'a mut Presences,
+    /// This node's side.
+    pub local: &'a mut Local,
+    /// Lines of the log about what was not understood.
+    pub malformed: &'a mut LogThrottle,
+    /// Topics whose members hear that something may be missing when they are subscribed.
+    pub moved: &'a mut HashSet<TopicKey>,
+    /// When a canary last came back.
+    pub canary_back_at: &'a mut Instant,
+    /// Set when the server says that topics are elsewhere.
+    pub is_astray: &'a mut bool,
+    /// Why the link has to be given up, if it has.
+    pub failure: Option<String>,
+}
+
+impl Ear<'_> {
+    /// The next thing that was heard.
+    pub fn hear(&mut self, event: Event<'_>) {
+        match event {
+            Event::Message { channel, body } => self.on_message(channel, body),
+            // It is believed when the PING behind its batch is answered.
+            Event::Subscribed { .. } => self.subscriptions.handle_subscribed(),
+            Event::Unsubscribed { channel } => self.on_unsubscribed(channel),
+            Event::Reply(Reply::Text(text)) => self.on_ping(text),
+            Event::Reply(Reply::Error(error)) => self.on_error(error),
+            Event::Reply(Reply::Number(_) | Reply::Other) => self.fail("an answer to no question"),
+        }
+    }
+
+    fn fail(&mut self, why: &str) {
+        self.failure.get_or_insert_with(|| why.to_owned());
+    }
+
+    fn on_ping(&mut self, text: &[u8]) {
+        let Some(answered) = self.subscriptions.handle_ping(text, self.now) else {
+            return self.fail("replies are out of step");
+        };
+        self.moved.extend(answered.missed);
+        for key in answered.confirmed {
+            if !self.local.subscribed(key, self.server) {
+                continue;
+            }
+            let has_moved = self.moved.remove(&key);
+            if !self.histories.is_any() && !has_moved {
+                continue;
+            }
+            let Some((_, topic)) = self.local.interest.name_at(key.index) else { continue };
+            if self.histories.policy(topic).has_history() {
+                self.histories.subscribed(topic);
+            } else if has_moved {
+                let topic = topic.clone();
+                self.local.lost(&topic, 0);
+            }
+        }
+    }
+
+    fn on_error(&mut self, error: &[u8]) {
+        let text = String::from_utf8_lossy(error);
+        match Refusal::by_code(text.split_whitespace().next().unwrap_or("")) {
+            Refusal::Elsewhere => {
+                *self.is_astray = true;
+                self.local.counters.astray += 1;
+                self.subscriptions.handle_refusal();
+            }
+            _ => self.fail(&format!("the server refused a subscription: {text}")),
+        }
+    }
+
+    /// 1. We asked for it: the topic is not wanted here, or asked for again behind that.
+    /// 2. We did not: the topic has moved, or is about to; even before it was confirmed.
+    fn on_unsubscribed(&mut self, channel: &[u8]) {
+        if Some(channel) == self.canary_channel.map(str::as_bytes) {
+            *self.is_astray = true;
+        }
+        let Some(topic) = self.common.names.topic(channel) else { return };
+        let interest = &mut self.local.interest;
+        let Some(key) = interest.take_back(topic, self.server) else {
+            let key = interest.key_of(topic);
+            *self.is_astray |= key.is_some_and(|key| self.subscriptions.take_back(key));
+            return;
+        };
+        *self.is_astray = true;
+        self.moved.insert(key);
+        self.histories.unsubscribed(topic);
+        self.subscriptions.stall(key, self.now);
+    }
+
+    fn on_message(&mut self, channel: &[u8], body: &[u8]) {
+        if let Some(topic) = self.common.names.topic(channel) {
+            self.on_topic(topic, body);
+        } else if channel == self.common.names.ingest.as_bytes() {
+            self.on_ingest(body);
+        } else if let Some(canary) = &mut self.canary
+            && canary.hear(body, self.now)
+        {
+            *self.canary_back_at = self.now;
+        }
+    }
+
+    fn on_topic(&mut self, topic: &str, body: &[u8]) {
+        if presence::is_news(body) {
+            if let Err(why) = self.presences.hear(topic, body, self.local) {
+                self.on_malformed(why, topic);
+            }
+            return;
+        }
+        let (histories, now) = (&mut *self.histories, self.now);
+        match positioned(body) {
+            Some((at, body)) if histories.handle_message(topic, at, body, now, self.local) => {}
+            Some((_, body)) => self.hand_out(topic, body),
+            None => self.hand_out(topic, body),
+        }
+    }
+
+    fn on_ingest(&mut self, body: &[u8]) {
+        let limits = &self.common.limits;
+        self.local.counters.publishes_ingested += 1;
+        match ingest::read(body, limits.message_bytes_max, limits.json_depth_max) {
+            // Every node hears it, and only one may give it its place.
+            Ok(said) if self.histories.policy(&said.topic).has_history() => {
+                let why = "the room keeps a history: publish by HTTP, which gives it its place";
+                self.on_malformed(why, said.topic.as_str());
+            }
+            Ok(said) => self.local.message(&Message {
+                topic: said.topic.as_str(),
+                from: None,
+                payload: said.payload,
+                except: None,
+                conflate_key: said.conflate_key,
+                key: None,
+            }),
+            Err(why) => self.on_malformed(&why, "publish"),
+        }
+    }
+
+    fn hand_out(&mut self, topic: &str, body: &[u8]) {
+        match envelope::read(topic, body) {
+            Ok(message) => self.local.message(&message),
+            Err(why) => self.on_malformed(&format!("{why:?}"), topic),
+        }
+    }
+
+    fn on_malformed(&mut self, why: &str, channel: &str) {
+        self.local.counters.publishes_malformed += 1;
+        if let Some(suppressed) = self.malformed.is_due(self.now) {
+            tracing::warn!(why, channel, suppressed, "a message from Redis was not understood");
+        }
+    }
+}
+
+/// A message of a topic that has a history: `<epoch>:<offset>:` stands before its envelope, which
+/// never begins with a digit. `None`: there is no such place before it, or none that can be.
+fn positioned(body: &[u8]) -> Option<(Position, &[u8])> {
+    if !body.first()?.is_ascii_digit() {
+        return None;
+    }
+    let mut parts = body.splitn(3, |byte| *byte == b':');
+    let at = position(parts.next()?, parts.next()?)?;
+    Some((at, parts.next()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backplane::redis::hostile;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_message_with_a_place_that_cannot_be_is_none() {
+        let at = Position { epoch: 7, offset: 3 };
+        assert_eq!(positioned(b"7:3:\x01\x001"), Some((at, &b"\x01\x001"[..])));
+        assert_eq!(positioned(b"7:3:"), Some((at, &b""[..])));
+        for wrong in
+            ["", "7", "7:3", "0:3:x", "07:3:x", "7:-3:x", "7:18446744073709551615:x", ":3:x"]
+        {
+            assert_eq!(positioned(wrong.as_bytes()), None, "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_is_read_or_not(epoch in hostile::text(), offset in hostile::text()) {
+            let body = [&epoch[..], b":", &offset, b":x"].concat();
+            if let Some((at, _)) = positioned(&body) {
+                prop_assert_eq!(Position::checked(at.epoch, at.offset), Some(at));
+            }
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Cleaning up behind a node that has died.
+//!
+//! One node at a time does it, whoever claims it first. It walks all partitions, a part of them at a
+//! time and all servers at once, reads in each which rooms the dead node has there, and lets the
+//! script remove them and tell. Each step is whole in itself: a walk that is broken off has left
+//! nothing half done, and the list of what is left to do lies with the rooms.
+//!
+//! Partitions whose server is not up, or has just come up, are left out. Then, and after any error,
+//! the claim becomes nobody's and ends within a moment: the next one may reach what this one could
+//! not. A claim that could not be given back (the server of the claims is away) is its node's still.
+//!
+//! Invariant: a node is taken from the list of nodes when every partition was walked without an error,
+//! and not before.
+
+use crate::backplane::redis::names::{Names, partition};
+use crate::backplane::redis::presence::keys::{CONTROL, Keys};
+use crate::backplane::redis::presence::liveness::Around;
+use crate::backplane::redis::presence::partition_set::Parts;
+use crate::backplane::redis::presence::scripts::{self, Script};
+use crate::backplane::redis::topology::routes::Route;
+use crate::ids::TopicName;
+use crate::policy::namespaces::Namespaces;
+use futures_util::future::{Either, join_all, select};
+use redis::aio::MultiplexedConnection;
+use redis::{FromRedisValue, Pipeline, RedisError, RedisResult, Value, pipe};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// For how long a dead node finds the note that it was cleaned up behind.
+const NOTE_S: u64 = 24 * 60 * 60;
+/// How long somebody who began to clean up goes without a word before somebody else may.
+const CLAIM: Duration = Duration::from_millis(30_000);
+/// The same after it was broken off. Short, and not none: many nodes would all walk in one second.
+const BROKEN_OFF: Duration = Duration::from_millis(1_000);
+/// Whose claim that is.
+const NOBODY: &str = "nobody";
+/// Partitions looked at in one step.
+const PARTS_PER_STEP: usize = 64;
+/// Rooms of a partition that one look answers.
+const ROOMS_PER_LOOK: usize = 64;
+/// Rooms cleaned up in one step.
+const ROOMS_PER_STEP: usize = 64;
+
+/// What the members of rooms are told.
+#[derive(Clone)]
+pub struct Rules {
+    /// How channels are called.
+    pub names: Names,
+    /// How many users a room may have that is told of them.
+    pub namespaces: Arc<Namespaces>,
+}
+
+struct Reaper {
+    route: Route,
+    parts: Parts,
+    keys: Keys,
+    rules: Rules,
+    node: String,
+}
+
+/// Cleans up behind a dead node. Answers whether it was us who did, and nothing is left.
+pub fn begin(
+    around: &Around<'_>,
+    node: String,
+) -> impl Future<Output = RedisResult<bool>> + 'static {
+    let (route, parts) = (around.route.clone(), around.settled);
+    let (keys, rules) = (around.keys.clone(), around.rules.clone());
+    Reaper { route, parts, keys, rules, node }.run()
+}
+
+impl Reaper {
+    async fn run(self) -> RedisResult<bool> {
+        let control = self.route.cmd(self.route.server_of(CONTROL)).cloned();
+        let Some(mut cmd) = control else { return Ok(false) };
+        if !self.claim(&mut cmd).await? {
+            return Ok(false);
+        }
+        let walked = self.walk_all(&mut cmd).await;
+        // Should the node have gone on meanwhile, it found the first note before we were through.
+        self.leave_note(&mut cmd).await?;
+        if walked.as_ref().is_ok_and(|is_whole| *is_whole) {
+            let mut end = pipe();
+            end.cmd("SREM").arg(self.keys.nodes()).arg(&self.node);
+            end.cmd("DEL").arg(self.keys.reap(&self.node));
+            end.exec_async(&mut cmd).await?;
+        } else {
+            let mut return_uplink = redis::cmd("SET");
+            return_uplink.arg(self.keys.reap(&self.node)).arg(NOBODY);
+            return_uplink.arg("PX").arg(BROKEN_OFF.as_millis() as u64).exec_async(&mut cmd).await?;
+        }
+        walked
+    }
+
+    /// Whether it is ours, now or still. The note goes first: should the node live and write while we
+    /// remove, it finds the note afterwards and writes once more.
+    async fn claim(&self, cmd: &mut MultiplexedConnection) -> RedisResult<bool> {
+        let (key, me) = (self.keys.reap(&self.node), &self.keys.me);
+        let mut claim = redis::cmd("SET");
+        claim.arg(&key).arg(me).arg("NX").arg("PX").arg(CLAIM.as_millis() as u64);
+        let claimed: Option<String> = claim.query_async(cmd).await?;
+        if claimed.is_none() {
+            let by: Option<Vec<u8>> = redis::cmd("GET").arg(&key).query_async(cmd).await?;
+            if by.as_deref() != Some(me.as_bytes()) {
+                return Ok(false);
+            }
+            self.renew(cmd).await?;
+        }
+        self.leave_note(cmd).await?;
+        Ok(true)
+    }
+
+    /// Another one than before, so that it is found; also if those before are forgotten, and it
+    /// would begin from one again.
+    ///
+    /// Where something stands that cannot be counted up it goes: a number that is too high, or no
+    /// number.
+    async fn leave_note(&self, cmd: &mut MultiplexedConnection) -> RedisResult<()> {
+        if self.count_note(cmd).await.is_ok() {
+            return Ok(());
+        }
+        redis::cmd("DEL").arg(self.keys.reaped(&self.node)).exec_async(cmd).await?;
+        self.count_note(cmd).await
+    }
+
+    async fn count_note(&self, cmd: &mut MultiplexedConnection) -> RedisResult<()> {
+        let (key, mut note) = (self.keys.reaped(&self.node), pipe());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        note.atomic().cmd("SET").arg(&key).arg(now as u64).arg(&["NX", "EX"]).arg(NOTE_S);
+        note.cmd("INCR").arg(&key).cmd("EXPIRE").arg(&key).arg(NOTE_S);
+        note.exec_async(cmd).await
+    }
+
+    async fn renew(&self, cmd: &mut MultiplexedConnection) -> RedisResult<()> {
+        let mut renew = redis::cmd("PEXPIRE");
+        renew.arg(self.keys.reap(&self.node)).arg(CLAIM.as_millis() as u64);
+        renew.exec_async(cmd).await
+    }
+
+    /// All servers at once, and the claim is renewed meanwhile. Whether nothing is left.
+    async fn walk_all(&self, cmd: &mut MultiplexedConnection) -> RedisResult<bool> {
+        let walks = join_all((0..self.route.servers()).map(|server| self.walk(server)));
+        let renewal = async {
+            loop {
+                tokio::time::sleep(CLAIM / 3).await;
+                // Not heard: somebody else may begin, too, and does no harm.
+                let _ = self.renew(cmd).await;
+            }
+        };
+        match select(pin!(walks), pin!(renewal)).await {
+            Either::Left((walked, _)) => {
+                let walked: Vec<bool> = walked.into_iter().collect::<RedisResult<_>>()?;
+                Ok(self.parts == Parts::ALL && walked.into_iter().all(|is_whole| is_whole))
+            }
+            Either::Right((never, _)) => never,
+        }
+    }
+
+    /// All that is on one server. Whether nothing is left there.
+    async fn walk(&self, server: usize) -> RedisResult<bool> {
+        let is_here = |part: &u16| self.route.server_at(*part) == server;
+        let parts: Vec<u16> = self.parts.iter().filter(is_here).collect();
+        if parts.is_empty() {
+            return Ok(true);
+        }
+        let Some(mut cmd) = self.route.cmd(server).cloned() else { return Ok(false) };
+        redis::cmd("SCRIPT").arg("LOAD").arg(Script::Reap.text()).exec_async(&mut cmd).await?;
+        let mut refusal = None;
+        for some in parts.chunks(PARTS_PER_STEP) {
+            let mut left: Parts = some.iter().copied().collect();
+            while !left.is_empty() {
+                let topics = self.look(&mut cmd, &mut left, &mut refusal).await?;
+                for topics in topics.chunks(ROOMS_PER_STEP) {
+                    self.remove(&mut cmd, topics, &mut left, &mut refusal).await?;
+                }
+            }
+        }
+        refusal.map_or(Ok(true), Err)
+    }
+
+    /// Some rooms of each of these partitions. `left` are then those that may have more.
+    async fn look(
+        &self,
+        cmd: &mut MultiplexedConnection,
+        left: &mut Parts,
+        refusal: &mut Option<RedisError>,
+    ) -> RedisResult<Vec<String>> {
+        let mut looks = pipe();
+        for part in left.iter() {
+            looks.cmd("SRANDMEMBER").arg(self.keys.index(part, &self.node)).arg(ROOMS_PER_LOOK);
+        }
+        let answers = all(cmd, &looks).await?;
+        let (mut topics, mut foreign) = (Vec::new(), pipe());
+        for (part, answer) in std::mem::take(left).iter().zip(answers) {
+            let read = |answer| Ok(Vec::<Vec<u8>>::from_redis_value(answer)?);
+            match answer.extract_error().and_then(read) {
+                Ok(some) => {
+                    if some.len() >= ROOMS_PER_LOOK {
+                        left.insert(part);
+                    }
+                    for member in some {
+                        match topic_in(part, &member) {
+                            Some(topic) => topics.push(topic),
+                            None => {
+                                _ = foreign
+                                    .cmd("SREM")
+                                    .arg(self.keys.index(part, &self.node))
+                                    .arg(member)
+                            }
+                        }
+                    }
+                }
+                Err(error) => *refusal = Some(error),
+            }
+        }
+        // What is no room of the partition is not removed with one, and would be looked at for ever.
+        if !foreign.is_empty() {
+            foreign.exec_async(cmd).await?;
+        }
+        Ok(topics)
+    }
+
+    /// Removes the node's users of these rooms. Where that is refused nothing is `left` to do now.
+    async fn remove(
+        &self,
+        cmd: &mut MultiplexedConnection,
+        topics: &[String],
+        left: &mut Parts,
+        refusal: &mut Option<RedisError>,
+    ) -> RedisResult<()> {
+        let mut step = pipe();
+        for topic in topics {
+            let name = TopicName::parse(topic);
+            let policy = name.as_ref().map(|name| self.rules.namespaces.policy(name.kind()));
+            let users_max = policy.map_or(0, |policy| policy.presence_events_users_max);
+            let publish = self.route.publish();
+            let room = scripts::Room { topic, users_max, dead: &[], publish };
+            scripts::reap(&mut step, &self.keys, &self.rules.names, room, &self.node);
+        }
+        for (topic, answer) in topics.iter().zip(all(cmd, &step).await?) {
+            if let Err(error) = answer.extract_error() {
+                left.remove(partition(topic));
+                *refusal = Some(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The topic that a member of a partition's index is, if it can be.
+pub fn topic_in(part: u16, member: &[u8]) -> Option<String> {
+    let topic = TopicName::parse(std::str::from_utf8(member).ok()?)?;
+    (partition(topic.as_str()) == part).then(|| topic.as_str().to_owned())
+}
+
+/// The answers to a pipeline one by one: that one of them is an error says nothing of the others.
+pub async fn all(cmd: &mut MultiplexedConnection, pipeline: &Pipeline) -> RedisResult<Vec<Value>> {
+    cmd.send_packed_commands(pipeline, 0, pipeline.len()).await
+}

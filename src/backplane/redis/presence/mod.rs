@@ -1,0 +1,530 @@
+//! Who is in which room, on all nodes that share a Redis.
+//!
+//! A node owns what it writes: a hash of each room's users on this node, and no other node changes
+//! it while this one lives. So a join costs Redis one short script, and nothing is refreshed client by
+//! client: the node's sign of life stands for all of them ([`liveness`]). Redis decides who is told
+//! ([`scripts`]), because a user may be on two nodes.
+//!
+//! [`Presence`] has the truth of this node; [`write_queue`] says what of it Redis does not know yet. For each
+//! server one batch at a time is under way ([`server_state`]), so that none waits for another. When a link
+//! comes up everything there is written anew, without a word: a Redis that restarted empty is filled
+//! again, and who was there was told of before. What moves to another server is written anew there.
+//! What a server has and should not, because it remembers too much, is removed ([`stale_entries`]).
+//!
+//! While there is no link, and for a moment after, nobody in the rooms of that server is told and
+//! nobody's grace ends: the others have to listen again first, and to write theirs, or somebody would
+//! be told as new or gone who is on another node all the time.
+//!
+//! Errors here never give a link up: that is the canary's business. What failed is tried again; a
+//! Cluster that moves a partition just now refuses it, and nothing else waits for that.
+//!
+//! Invariant: what is written is what is true at that time. Nothing but the change of a user's
+//! first and last connection is told.
+
+mod cleanup;
+mod event;
+mod keys;
+mod liveness;
+mod partition_set;
+mod query;
+mod scripts;
+mod server_state;
+mod stale_entries;
+#[cfg(test)]
+mod tests;
+mod write_queue;
+
+use crate::backplane::local::Local;
+use crate::backplane::log_throttle::LogThrottle;
+use crate::backplane::presence::{Change, News, Presence, name_of};
+use crate::backplane::redis::connection::{fly, poll_reply, send};
+use crate::backplane::redis::names::{Names, partition};
+use crate::backplane::redis::topology::routes::Route;
+use crate::ids::{NodeId, TopicName};
+use crate::link::{PresenceRequest, PresenceUpdate};
+use crate::metrics::BackplaneCounters;
+use crate::policy::namespaces::Namespaces;
+use cleanup::Rules;
+use keys::{CONTROL, Keys, node_name};
+use liveness::{Around, Noted, Watch, Watched};
+use partition_set::Parts;
+use query::{Answer, Reads, Source};
+use redis::{ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
+use scripts::Script;
+use server_state::{Call, Flight, May, Servers};
+use stale_entries::Leftovers;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use write_queue::{Dirt, Dirty, Tell};
+
+pub use event::is_news;
+
+/// Users in one call of the script.
+const USERS_PER_CALL: usize = 256;
+/// Calls in one batch.
+const CALLS_PER_FLIGHT: usize = 128;
+/// Users after which a batch is closed.
+const USERS_PER_FLIGHT: usize = 2048;
+/// How often everything is written anew, in case somebody else removed it, or added something.
+const ANEW: Duration = Duration::from_secs(600);
+/// How soon it is looked at again whether the grace of users may end whose server is not up. Less
+/// than it takes a server to settle.
+const GRACE_AGAIN: Duration = Duration::from_millis(500);
+
+/// See the module. It outlives links.
+pub struct Presences {
+    rules: Rules,
+    keys: Keys,
+    is_on: bool,
+    members: Presence,
+    /// What changed. Waits until a server has settled: nobody is told while others cannot hear it.
+    dirt: Dirt,
+    /// What was written before, and is written anew.
+    anew: Dirt,
+    leftovers: Leftovers,
+    servers: Servers,
+    /// While the server of the signs of life is up.
+    watch: Option<Watch>,
+    /// The last note that others left because they took this node for dead.
+    noted: Noted,
+    reads: Reads,
+    written_at: Option<Instant>,
+    failures: Failures,
+}
+
+/// What Redis refused, for the log and for who counts.
+#[derive(Default)]
+struct Failures {
+    warnings: LogThrottle,
+    unreadable: u64,
+}
+
+impl Presences {
+    /// Nobody is anywhere.
+    pub fn new(namespaces: Arc<Namespaces>, prefix: &str, names: Names, node: NodeId) -> Presences {
+        Presences {
+            is_on: namespaces.have_presence(),
+            rules: Rules { names, namespaces },
+            keys: Keys::new(prefix, node),
+            members: Presence::default(),
+            dirt: Dirt::default(),
+            anew: Dirt::default(),
+            leftovers: Leftovers::default(),
+            servers: Servers::default(),
+            watch: None,
+            noted: Noted::default(),
+            reads: Reads::default(),
+            written_at: None,
+            failures: Failures::default(),
+        }
+    }
+
+    /// A connection came into a room, or left it.
+    pub fn handle(&mut self, attend: PresenceUpdate, now: Instant) {
+        let policy = self.rules.namespaces.policy(attend.topic.kind());
+        let grace = Duration::from_millis(policy.presence_grace_ms);
+        self.members.handle(attend, grace, now);
+        self.members.make_room();
+        self.note_changes();
+    }
+
+    /// Somebody asks who is there.
+    pub fn ask(&mut self, ask: PresenceRequest) {
+        self.reads.ask(ask);
+    }
+
+    /// News came on a room's channel.
+    pub fn hear(
+        &mut self,
+        topic: &str,
+        body: &[u8],
+        local: &mut Local,
+    ) -> Result<(), &'static str> {
+        let news = event::read(body).ok_or("not the news of this version")?;
+        self.reads.hear(topic, &news);
+        local.news(topic, &news);
+        Ok(())
+    }
+
+    /// The route is another one: a server came up or went down, some were added or removed, or
+    /// partitions moved. Comes before [`Presences::go_up`] of a server that is new in it.
+    ///
+    /// What moved is written anew on its new server, and what was under way is put back.
+    pub fn set_route(&mut self, route: &Route, now: Instant) {
+        let changes = self.servers.set_route(route, now);
+        self.forget_watch(changes.anew);
+        self.put_back(changes.calls);
+        self.write_anew(changes.anew, Tell::Not);
+    }
+
+    /// Messages flow through a server: everything there is written anew.
+    pub fn go_up(&mut self, server: usize, now: Instant) {
+        let owns = self.servers.go_up(server, now);
+        self.forget_watch(owns);
+        self.write_anew(owns, Tell::Not);
+    }
+
+    /// The link to a server is lost: what was under way may or may not have arrived. Who has left
+    /// and waited behind that is told of even if the server comes back and knows nothing of them.
+    pub fn lose_link(&mut self, server: usize) {
+        let owns = self.servers.owns(server);
+        self.forget_watch(owns);
+        self.leftovers.look_for(owns);
+        self.dirt.doubt(owns, |topic, user| self.members.member(topic, user).is_none());
+        let calls = self.servers.lose_link(server);
+        self.put_back(calls);
+    }
+
+    /// Nobody can say who else is in the rooms of servers that are not up.
+    pub fn refuse(&mut self, route: &Route, local: &mut Local) {
+        let lost = self.reads.take_lost(self.servers.up(route));
+        lost.into_iter().for_each(|ask| local.here(ask, None));
+    }
+
+    /// Goes on with everything, also while no server is up. `route` is the one that
+    /// [`Presences::set_route`] was told last. Whether there was anything to do.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        route: &Route,
+        local: &mut Local,
+    ) -> bool {
+        if !self.is_on {
+            return false;
+        }
+        self.refuse(route, local);
+        self.servers.handle_timeout(now);
+        self.end_graces(now, route);
+        if now.duration_since(*self.written_at.get_or_insert(now)) >= ANEW {
+            self.written_at = Some(now);
+            self.write_anew(Parts::ALL, Tell::Not);
+        }
+        self.note_changes();
+        let mut is_busy = self.poll_watch(cx, now, route, local);
+        is_busy |= self.poll_leftovers(cx, now, route);
+        for server in 0..self.servers.count() {
+            is_busy |= self.poll_flight(cx, now, server, route);
+        }
+        is_busy | self.poll_reads(cx, now, route, local)
+    }
+
+    /// Copies the gauges out.
+    pub fn measure(&self, counters: &mut BackplaneCounters) {
+        counters.presences = self.members.users() as u64;
+        counters.presence_unreadable = self.failures.unreadable;
+    }
+
+    /// A grace ends where the others can hear it, and lasts where they cannot: until the very moment
+    /// in which the room has settled, so that nobody is told of who came and went meanwhile. And until
+    /// everybody is written there anew: who is gone before is removed from nowhere, and not told.
+    fn end_graces(&mut self, now: Instant, route: &Route) {
+        let settled = self.servers.settled(route).without(self.anew.parts());
+        self.members.handle_timeout_unless(now, |topic| {
+            let part = partition(topic.as_str());
+            let held_until = || self.servers.settles_at(part).unwrap_or(now + GRACE_AGAIN);
+            (!settled.has(part)).then(held_until)
+        });
+    }
+
+    fn poll_watch(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        route: &Route,
+        local: &mut Local,
+    ) -> bool {
+        if !self.servers.up(route).has(partition(CONTROL)) {
+            self.watch = None;
+            return false;
+        }
+        let settled = self.servers.settled(route);
+        let around = Around { route, settled, keys: &self.keys, rules: &self.rules };
+        let watch = self.watch.get_or_insert_with(|| Watch::new(now));
+        match watch.poll(cx, now, &around, &mut self.noted) {
+            Ok(Watched { was_reaped, reaped, is_busy }) => {
+                local.counters.presence_reaped += reaped;
+                if was_reaped {
+                    tracing::warn!(
+                        "other nodes took this one for dead; its users are written anew"
+                    );
+                    self.write_anew(Parts::ALL, Tell::Always);
+                }
+                is_busy
+            }
+            Err(error) => {
+                self.failures.warn("the signs of life of nodes", &error, now);
+                true
+            }
+        }
+    }
+
+    fn poll_reads(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        route: &Route,
+        local: &mut Local,
+    ) -> bool {
+        let nobody = Arc::default();
+        let dead = self.watch.as_ref().map_or(&nobody, Watch::dead);
+        let from = Source { route, keys: &self.keys, dead, interest: &local.interest };
+        let mut is_busy = self.reads.begin(cx, now, &from, &self.members);
+        while let Some(Answer { asks, here, nodes }) = self.reads.poll(cx, now, &self.members) {
+            is_busy = true;
+            self.meet(nodes);
+            let room = asks.first().map_or("", |ask| ask.topic.as_str());
+            let here = here.inspect_err(|error| self.failures.warn(room, error, now)).ok();
+            asks.into_iter().for_each(|ask| local.here(ask, here.clone()));
+        }
+        is_busy
+    }
+
+    /// Whom a server has here and who is not: they are written as they are.
+    fn poll_leftovers(&mut self, cx: &mut Context<'_>, now: Instant, route: &Route) -> bool {
+        let up = self.servers.up(route);
+        let Some(found) = self.leftovers.poll(cx, now, (route, up), &self.keys) else {
+            return false;
+        };
+        let what = "whom the server has of this node";
+        let found = found.inspect_err(|error| self.failures.warn(what, error, now));
+        for (topic, users) in found.unwrap_or_default() {
+            let gone = users.into_iter().filter(|user| self.members.member(&topic, user).is_none());
+            for user in gone {
+                self.anew.add(&topic, user, Dirty { tell: Tell::Not, by: None });
+            }
+        }
+        true
+    }
+
+    /// Users whose place in Redis is no longer the truth. A server that may remember too much does not
+    /// know who is new.
+    fn note_changes(&mut self) {
+        while let Some(changed) = self.members.poll_event() {
+            let unknown = || self.leftovers.parts().or(self.anew.parts());
+            let (tell, by) = match changed.change {
+                Change::Joined(by) if unknown().has(partition(changed.topic.as_str())) => {
+                    (Tell::IfHere, Some(by))
+                }
+                Change::Joined(by) => (Tell::IfNew, Some(by)),
+                Change::Differs => (Tell::Not, None),
+                Change::Left => (Tell::IfNew, None),
+            };
+            self.dirt.add(&changed.topic, changed.user, Dirty { tell, by });
+        }
+    }
+
+    fn write_anew(&mut self, parts: Parts, tell: Tell) {
+        if parts.is_empty() {
+            return;
+        }
+        self.leftovers.look_for(parts);
+        let rooms = self.members.rooms().filter(|topic| parts.has(partition(topic.as_str())));
+        rooms.for_each(|topic| self.anew.add_whole(topic, tell));
+    }
+
+    /// These may or may not have arrived.
+    fn put_back(&mut self, calls: Vec<Call>) {
+        for Call { topic, users } in calls {
+            for (user, dirty) in users {
+                // Who left may be gone from there already, and was told or not: told twice is better.
+                let is_gone = self.members.member(&topic, &user).is_none();
+                let is_told = dirty.tell > Tell::Not;
+                let tell = if is_gone && is_told { Tell::Always } else { dirty.tell };
+                self.dirt.add(&topic, user, Dirty { tell, ..dirty });
+            }
+        }
+    }
+
+    fn forget_watch(&mut self, parts: Parts) {
+        if parts.has(partition(CONTROL)) {
+            self.watch = None;
+        }
+    }
+
+    fn meet(&mut self, nodes: impl IntoIterator<Item = String>) {
+        if let Some(watch) = &mut self.watch {
+            watch.meet(nodes, &self.keys.me);
+        }
+    }
+
+    fn poll_flight(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        server: usize,
+        route: &Route,
+    ) -> bool {
+        let mut is_busy = false;
+        let flight = &mut self.servers.at(server).flight;
+        if let Some(under_way) = flight
+            && let Poll::Ready(answers) = poll_reply(&mut under_way.reply, cx)
+            && let Some(flight) = flight.take()
+        {
+            self.land(server, flight, answers, now);
+            is_busy = true;
+        }
+        if let Some(may) = self.servers.may(server, route)
+            && (self.anew.is_any_of(may.write) || self.dirt.is_any_of(may.tell))
+            && let Some(cmd) = route.cmd(server)
+        {
+            let (pipeline, replies_before, calls) = self.load(server, may, route.publish());
+            let reply = send(cx, fly(cmd.clone(), pipeline));
+            self.servers.at(server).flight = Some(Flight { replies_before, calls, reply });
+            is_busy = true;
+        }
+        is_busy
+    }
+
+    fn load(
+        &mut self,
+        server: usize,
+        may: May,
+        publish: &'static str,
+    ) -> (Pipeline, usize, Vec<Call>) {
+        let (mut pipeline, mut calls, mut users) = (Pipeline::new(), Vec::new(), 0);
+        if !std::mem::replace(&mut self.servers.at(server).is_script_loaded, true) {
+            pipeline.cmd("SCRIPT").arg("LOAD").arg(Script::Put.text());
+        }
+        let replies_before = pipeline.len();
+        while calls.len() < CALLS_PER_FLIGHT && users < USERS_PER_FLIGHT {
+            let Some((topic, some)) = self.take_dirt(may) else { break };
+            if some.is_empty() {
+                continue;
+            }
+            users += some.len();
+            self.call(&mut pipeline, &topic, &some, publish);
+            calls.push(Call { topic, users: some });
+        }
+        (pipeline, replies_before, calls)
+    }
+
+    /// Some users of a room, those first who are only written anew.
+    fn take_dirt(&mut self, may: May) -> Option<(TopicName, Vec<(TopicName, Dirty)>)> {
+        let members = &self.members;
+        let everybody =
+            |topic: &TopicName| members.members(topic).map(|(user, _)| user.clone()).collect();
+        if let Some((topic, mut some)) = self.anew.take(may.write, USERS_PER_CALL, everybody) {
+            // Who came or left is not written without a word.
+            some.retain(|(user, _)| !self.dirt.tells(&topic, user));
+            return Some((topic, some));
+        }
+        self.dirt.take(may.tell, USERS_PER_CALL, |_| Vec::new())
+    }
+
+    fn call(
+        &self,
+        pipeline: &mut Pipeline,
+        topic: &TopicName,
+        some: &[(TopicName, Dirty)],
+        publish: &'static str,
+    ) {
+        let users: Vec<_> =
+            some.iter().map(|(user, dirty)| self.user(topic, user, *dirty)).collect();
+        let users_max = self.rules.namespaces.policy(topic.kind()).presence_events_users_max;
+        let dead = self.watch.as_ref().map_or(&[][..], |watch| watch.dead());
+        let room = scripts::Room { topic: topic.as_str(), users_max, dead, publish };
+        scripts::put(pipeline, &self.keys, &self.rules.names, room, &users);
+    }
+
+    /// A user as they are now.
+    fn user<'a>(&self, topic: &TopicName, user: &'a TopicName, dirty: Dirty) -> scripts::User<'a> {
+        let (name, member) = (name_of(user), self.members.member(topic, user));
+        let tell = match dirty.tell {
+            Tell::Not => 0,
+            Tell::IfHere if member.is_some() => 2,
+            Tell::IfNew | Tell::IfHere => 1,
+            Tell::Always => 2,
+        };
+        match member {
+            Some(member) => {
+                let info = member.info.as_deref();
+                let value = query::value_written(member.connections, info);
+                let news = event::write(&News::Joined { user: name, info, by: dirty.by });
+                scripts::User { name, value, tell, news }
+            }
+            None => {
+                let (value, news) = (String::new(), event::write(&News::Left { user: name }));
+                scripts::User { name, value, tell, news }
+            }
+        }
+    }
+
+    /// A batch is answered: what Redis refused is put back.
+    ///
+    /// 1. A room is on its way to another server, or its keys are nothing that we wrote: it waits, and
+    ///    so does its partition.
+    /// 2. Anything else, or no answer at all: the whole server gets a pause.
+    fn land(
+        &mut self,
+        server: usize,
+        flight: Flight,
+        answers: RedisResult<Vec<Value>>,
+        now: Instant,
+    ) {
+        let owns = self.servers.owns(server);
+        let answers = answers.inspect_err(|error| self.failures.warn("rooms", error, now));
+        let mut answers = answers.unwrap_or_default().into_iter().skip(flight.replies_before);
+        for Call { topic, users } in flight.calls {
+            let refused = match answers.next().map(Value::extract_error) {
+                Some(Ok(others)) => {
+                    let others = Vec::<Vec<u8>>::from_redis_value(others).unwrap_or_default();
+                    self.meet(others.iter().filter_map(|name| node_name(name)));
+                    continue;
+                }
+                Some(Err(error)) => {
+                    self.failures.warn(topic.as_str(), &error, now);
+                    self.servers.at(server).is_script_loaded &= !is_of(&error, NO_SCRIPT);
+                    let is_of_room = is_of(&error, MOVING) || is_unreadable(&error);
+                    if is_of_room { Parts::of(&topic) } else { owns }
+                }
+                None => owns,
+            };
+            self.servers.refuse(&refused, now);
+            for (user, dirty) in users {
+                // Until they are written anew nobody's grace ends there.
+                let row = if dirty.tell == Tell::Not { &mut self.anew } else { &mut self.dirt };
+                row.add(&topic, user, dirty);
+            }
+        }
+    }
+}
+
+/// The server has forgotten the script.
+const NO_SCRIPT: &[ServerErrorKind] = &[ServerErrorKind::NoScript];
+/// A partition is on its way to another server, or there already.
+const MOVING: &[ServerErrorKind] =
+    &[ServerErrorKind::Moved, ServerErrorKind::Ask, ServerErrorKind::TryAgain];
+
+fn is_of(error: &RedisError, kinds: &[ServerErrorKind]) -> bool {
+    matches!(error.kind(), ErrorKind::Server(kind) if kinds.contains(&kind))
+}
+
+/// Somebody else has written there. Of a pipeline only the text says so.
+fn is_unreadable(error: &RedisError) -> bool {
+    error.to_string().contains("WRONGTYPE")
+}
+
+impl Failures {
+    /// Redis refused something of presence: says so, if it is time to. `of` is the room, or what else.
+    fn warn(&mut self, of: &str, error: &RedisError, now: Instant) {
+        let is_unreadable = is_unreadable(error);
+        self.unreadable += u64::from(is_unreadable);
+        let Some(suppressed) = self.warnings.is_due(now) else { return };
+        let what = "presence could not be written to Redis or read from it";
+        if is_unreadable {
+            let part = partition(of);
+            tracing::warn!(
+                of,
+                %error,
+                suppressed,
+                "{what}: there is something that this server did not write. Of a room \
+                 …:{{p{part}}}:prn:{of} must be a set, and …:{{p{part}}}:pr:{of}:<node> a hash. DEL \
+                 what is something else, and it goes on by itself"
+            );
+        } else {
+            tracing::warn!(of, %error, suppressed, "{what}");
+        }
+    }
+}

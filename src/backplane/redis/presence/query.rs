@@ -1,0 +1,448 @@
+//! Who else is there: the users that other nodes have in a room.
+//!
+//! This node's own users are known here, so a room that no other node has costs one look at its set
+//! of nodes. All who ask for a room before it is read share one answer. Who asks while it is being
+//! read is answered from the next one: this one may have begun before the node listened to the
+//! room, and then knows nothing of those who came between.
+//!
+//! For the same reason a room that the node is about to listen to is not read before it does: its
+//! members may have asked before they were told that they are in.
+//!
+//! What happens in a room while it is read is put on top of what was read: news and answers come over
+//! different connections, and news that came before the answer must not be undone by it.
+//!
+//! In a Cluster, a room may be moving from one server to another just now, and neither answers. Then
+//! it is tried again for some seconds, while the route is made anew.
+//!
+//! Invariant: every question is answered once, the last time when its server is not up.
+
+use crate::backplane::interest::Interest;
+use crate::backplane::presence::{News, Presence};
+use crate::backplane::redis::connection::{Reply, poll_reply, send};
+use crate::backplane::redis::names::partition;
+use crate::backplane::redis::presence::event;
+use crate::backplane::redis::presence::keys::{Keys, node_name};
+use crate::backplane::redis::presence::partition_set::Parts;
+use crate::backplane::redis::topology::routes::Route;
+use crate::backplane::redis::unreadable::number;
+use crate::ids::{TopicName, is_name};
+use crate::link::PresenceRequest;
+use crate::protocol::{Info, Roster, RosterEntry};
+use hashbrown::{HashMap, HashSet};
+use redis::aio::MultiplexedConnection;
+use redis::{RedisError, RedisResult, pipe};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+/// Rooms that are read at the same time.
+const READS_MAX: usize = 16;
+/// Rooms in the line that are looked at in one turn.
+const LOOKS_MAX: usize = 256;
+/// How long to wait before a room is read again that was moving.
+const AGAIN: Duration = Duration::from_millis(200);
+/// And for how long it is tried, or waited until this node listens to it.
+const TRIED_MAX: Duration = Duration::from_millis(5_000);
+
+/// See the module.
+#[derive(Default)]
+pub struct Reads {
+    line: VecDeque<Waiting>,
+    /// Those that were moving, in the order in which they are read again.
+    again: VecDeque<(Instant, Waiting)>,
+    /// Who waits for a read that has not begun.
+    asks: HashMap<TopicName, Vec<PresenceRequest>>,
+    under_way: Vec<Read>,
+}
+
+/// A room to read. It is in the line, or waits to be read again, and is not under way.
+struct Waiting {
+    topic: TopicName,
+    /// When it was first tried, or had to wait.
+    tried: Option<Instant>,
+}
+
+/// From where to read.
+pub struct Source<'a> {
+    /// The ways to all servers.
+    pub route: &'a Route,
+    /// How keys are called.
+    pub keys: &'a Keys,
+    /// Nodes that do not count.
+    pub dead: &'a Arc<[String]>,
+    /// What this node listens to.
+    pub interest: &'a Interest,
+}
+
+struct Read {
+    topic: TopicName,
+    asks: Vec<PresenceRequest>,
+    tried: Instant,
+    reply: Reply<Others>,
+    since: Vec<Since>,
+}
+
+/// Who has come or gone since a read began; without the info of who has gone.
+type Since = (TopicName, Option<Option<Info>>);
+
+/// The users of other nodes.
+#[derive(Default)]
+struct Others {
+    /// Those nodes.
+    nodes: Vec<String>,
+    /// All of them.
+    users: HashSet<TopicName>,
+    /// Connections and info of those that may be listed.
+    known: HashMap<TopicName, (u64, Option<Info>)>,
+}
+
+/// An answer, and for whom.
+pub struct Answer {
+    /// Those who asked.
+    pub asks: Vec<PresenceRequest>,
+    /// Who is there, unless it could not be read.
+    pub here: RedisResult<Arc<Roster>>,
+    /// The other nodes that have users there.
+    pub nodes: Vec<String>,
+}
+
+impl Reads {
+    /// Somebody wants to know.
+    pub fn ask(&mut self, ask: PresenceRequest) {
+        let is_under_way = self.under_way.iter().any(|read| read.topic == ask.topic);
+        if !is_under_way && !self.asks.contains_key(&ask.topic) {
+            self.line.push_back(Waiting { topic: ask.topic.clone(), tried: None });
+        }
+        self.asks.entry(ask.topic.clone()).or_default().push(ask);
+    }
+
+    /// Somebody came to a room, or left it.
+    pub fn hear(&mut self, topic: &str, news: &News<'_>) {
+        for read in self.under_way.iter_mut().filter(|read| read.topic.as_str() == topic) {
+            read.since.push(match news {
+                News::Joined { user, info, .. } => {
+                    (TopicName::user(user), Some(info.map(Into::into)))
+                }
+                News::Left { user } => (TopicName::user(user), None),
+            });
+        }
+    }
+
+    /// Begins reads, within bounds. Whether any was begun.
+    pub fn begin(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        from: &Source<'_>,
+        members: &Presence,
+    ) -> bool {
+        while self.again.front().is_some_and(|(at, _)| *at <= now) {
+            self.line.extend(self.again.pop_front().map(|(_, waiting)| waiting));
+        }
+        let mut is_busy = false;
+        for _ in 0..self.line.len().min(LOOKS_MAX) {
+            if self.under_way.len() >= READS_MAX {
+                break;
+            }
+            let Some(Waiting { topic, tried }) = self.line.pop_front() else { break };
+            let tried = tried.unwrap_or(now);
+            let is_patient = now.duration_since(tried) < TRIED_MAX;
+            if is_patient && from.interest.is_awaited(topic.as_str()) {
+                self.line.push_back(Waiting { topic, tried: Some(tried) });
+                continue;
+            }
+            let cmd = from.route.cmd(from.route.server_of(topic.as_str()));
+            let cmd = cmd.expect("what has no server is refused before").clone();
+            let wanted = members.members(&topic).take(Roster::USERS_MAX);
+            let wanted: Vec<TopicName> = wanted.map(|(user, _)| user.clone()).collect();
+            let (keys, dead) = (from.keys.clone(), from.dead.clone());
+            let reply = send(cx, read(cmd, keys, topic.clone(), dead, wanted));
+            let asks = self.asks.remove(&topic).unwrap_or_default();
+            self.under_way.push(Read { topic, asks, tried, reply, since: Vec::new() });
+            is_busy = true;
+        }
+        is_busy
+    }
+
+    /// The next answer that is there.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        members: &Presence,
+    ) -> Option<Answer> {
+        let mut at = 0;
+        while at < self.under_way.len() {
+            let Poll::Ready(others) = poll_reply(&mut self.under_way[at].reply, cx) else {
+                at += 1;
+                continue;
+            };
+            let Read { topic, mut asks, tried, since, .. } = self.under_way.swap_remove(at);
+            match others {
+                Err(error) if is_tried_again(&error, tried, now) => {
+                    asks.append(self.asks.entry(topic.clone()).or_default());
+                    self.asks.insert(topic.clone(), asks);
+                    let waiting = Waiting { topic, tried: Some(tried) };
+                    self.again.push_back((now + AGAIN, waiting));
+                }
+                others => {
+                    if self.asks.contains_key(&topic) {
+                        self.line.push_back(Waiting { topic: topic.clone(), tried: None });
+                    }
+                    return Some(Answer::new(topic, asks, since, others, members));
+                }
+            }
+        }
+        None
+    }
+
+    /// Gives up those whose server is not `up`: all who asked.
+    pub fn take_lost(&mut self, up: Parts) -> Vec<PresenceRequest> {
+        if up == Parts::ALL {
+            return Vec::new();
+        }
+        let is_up = |topic: &TopicName| up.has(partition(topic.as_str()));
+        self.line.retain(|waiting| is_up(&waiting.topic));
+        self.again.retain(|(_, waiting)| is_up(&waiting.topic));
+        let begun = self.under_way.extract_if(.., |read| !is_up(&read.topic));
+        let begun = begun.flat_map(|read| read.asks);
+        let waiting = self.asks.extract_if(|topic, _| !is_up(topic));
+        begun.chain(waiting.flat_map(|(_, asks)| asks)).collect()
+    }
+}
+
+impl Answer {
+    fn new(
+        topic: TopicName,
+        asks: Vec<PresenceRequest>,
+        since: Vec<Since>,
+        others: RedisResult<Others>,
+        members: &Presence,
+    ) -> Answer {
+        let mut nodes = Vec::new();
+        let here = others.map(|mut others| {
+            nodes = std::mem::take(&mut others.nodes);
+            since.into_iter().for_each(|(user, is)| others.change(user, is, &topic, members));
+            Arc::new(others.with(&topic, members))
+        });
+        Answer { asks, here, nodes }
+    }
+}
+
+/// Whether it is worth it: the room was moving, or its servers had to agree first.
+fn is_tried_again(error: &RedisError, tried: Instant, now: Instant) -> bool {
+    error.is_cluster_error() && now.duration_since(tried) < TRIED_MAX
+}
+
+impl Others {
+    /// Somebody came or left after the question was sent. This node's own users are known better.
+    fn change(
+        &mut self,
+        user: TopicName,
+        is: Option<Option<Info>>,
+        topic: &TopicName,
+        members: &Presence,
+    ) {
+        match is {
+            _ if members.member(topic, &user).is_some() => {}
+            Some(info) => {
+                self.known.entry(user.clone()).or_insert((1, info));
+                self.users.insert(user);
+            }
+            None => {
+                self.users.remove(&user);
+                self.known.remove(&user);
+            }
+        }
+    }
+
+    /// Everybody, this node's own included.
+    fn with(mut self, topic: &TopicName, members: &Presence) -> Roster {
+        let both = self.users.iter().filter(|user| members.member(topic, user).is_some()).count();
+        let count = members.count(topic) + self.users.len() - both;
+        let mut listed = Vec::new();
+        for (user, member) in members.members(topic).take(Roster::USERS_MAX) {
+            let (there, their_info) = self.known.remove(user).unwrap_or_default();
+            let here = (u64::from(member.connections), member.info.clone());
+            let (connections, info) = together(here, (there, their_info));
+            listed.push(RosterEntry { user: user.clone(), connections, info });
+        }
+        for (user, (connections, info)) in self.known {
+            if members.member(topic, &user).is_none() {
+                listed.push(RosterEntry { user, connections, info });
+            }
+        }
+        Roster::new(listed, count as u64)
+    }
+}
+
+/// Reads a room: its nodes, all names there, and then no more of them than are listed.
+async fn read(
+    mut cmd: MultiplexedConnection,
+    keys: Keys,
+    topic: TopicName,
+    dead: Arc<[String]>,
+    mut wanted: Vec<TopicName>,
+) -> RedisResult<Others> {
+    let nodes: Vec<Vec<u8>> =
+        redis::cmd("SMEMBERS").arg(keys.nodes_of(topic.as_str())).query_async(&mut cmd).await?;
+    let mut nodes: Vec<String> = nodes.iter().filter_map(|name| node_name(name)).collect();
+    nodes.retain(|node| *node != keys.me && !dead.contains(node));
+    if nodes.is_empty() {
+        return Ok(Others::default());
+    }
+    let mut all = pipe();
+    for node in &nodes {
+        all.cmd("HKEYS").arg(keys.users(topic.as_str(), node));
+    }
+    let all: Vec<Vec<Vec<u8>>> = all.query_async(&mut cmd).await?;
+    let names = all.iter().flatten().filter_map(|name| std::str::from_utf8(name).ok());
+    let users: HashSet<TopicName> =
+        names.filter(|name| is_name(name)).map(TopicName::user).collect();
+    let mine: HashSet<TopicName> = wanted.iter().cloned().collect();
+    let more = Roster::USERS_MAX - wanted.len();
+    wanted.extend(users.difference(&mine).take(more).cloned());
+    if users.is_empty() {
+        return Ok(Others { nodes, ..Others::default() });
+    }
+    let mut some = pipe();
+    for node in &nodes {
+        some.cmd("HMGET").arg(keys.users(topic.as_str(), node));
+        wanted.iter().for_each(|user| _ = some.arg(&user.as_str()[2..]));
+    }
+    let values: Vec<Vec<Option<Vec<u8>>>> = some.query_async(&mut cmd).await?;
+    let mut known = HashMap::new();
+    for (user, value) in values.iter().flat_map(|values| wanted.iter().zip(values)) {
+        let Some((connections, info)) = value.as_deref().and_then(value_read) else { continue };
+        let place = known.entry(user.clone()).or_insert((0, None));
+        *place = together(std::mem::take(place), (connections, info));
+    }
+    Ok(Others { nodes, users, known })
+}
+
+/// A user on two nodes. What they said where they are still connected counts, if it is only one.
+fn together(one: (u64, Option<Info>), other: (u64, Option<Info>)) -> (u64, Option<Info>) {
+    let connections = one.0.saturating_add(other.0);
+    let info = if one.0 == 0 { other.1.or(one.1) } else { one.1.or(other.1) };
+    (connections, info)
+}
+
+/// What stands beside a user's name: `connections` or `connections|info`.
+pub fn value_written(connections: u32, info: Option<&str>) -> String {
+    match info {
+        Some(info) => format!("{connections}|{info}"),
+        None => connections.to_string(),
+    }
+}
+
+/// `None`: no node has written this. What such a one says of itself and no client may say is left out.
+fn value_read(value: &[u8]) -> Option<(u64, Option<Info>)> {
+    let bar = value.iter().position(|byte| *byte == b'|');
+    let (connections, info) = value.split_at(bar.unwrap_or(value.len()));
+    let connections = number(connections).filter(|it| *it <= u64::from(u32::MAX))?;
+    let info = info.split_first().and_then(|(_bar, info)| event::info(info));
+    Some((connections, info.map(Into::into)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backplane::redis::hostile;
+    use crate::ids::{ConnId, NodeId, ShardId, SlotId};
+    use crate::link::{Origin, PresenceChange, PresenceTo, PresenceUpdate};
+    use redis::ServerErrorKind::{Ask, ClusterDown, Moved, TryAgain};
+
+    fn user(name: &str) -> TopicName {
+        TopicName::user(name)
+    }
+
+    fn members(names: &[&str]) -> Presence {
+        let mut members = Presence::default();
+        let conn = ConnId(SlotId { index: 0, generation: 0 });
+        let by = Origin { node: NodeId(1), shard: ShardId(0), conn };
+        for name in names {
+            let deed = PresenceChange::Joined { by, info: None };
+            let attend = PresenceUpdate { topic: TopicName::room("r"), user: user(name), deed };
+            members.handle(attend, Duration::ZERO, Instant::now());
+        }
+        members
+    }
+
+    #[test]
+    fn users_here_and_there_are_added_up_and_news_put_on_top() {
+        let (topic, members) = (TopicName::room("r"), members(&["ann", "bob"]));
+        let mut others = Others::default();
+        for (name, connections) in [("bob", 2), ("cid", 1), ("eve", 1)] {
+            others.users.insert(user(name));
+            others.known.insert(user(name), (connections, None));
+        }
+        others.change(user("dan"), Some(Some("7".into())), &topic, &members);
+        others.change(user("cid"), None, &topic, &members);
+        others.change(user("bob"), None, &topic, &members); // is here, whatever was said
+        let here = others.with(&topic, &members);
+        let list: Vec<_> =
+            here.users.iter().map(|a| (&a.user.as_str()[2..], a.connections)).collect();
+        assert_eq!(list, [("ann", 1), ("bob", 3), ("dan", 1), ("eve", 1)]);
+        assert_eq!(here.count, 4);
+        assert_eq!(here.users[2].info.as_deref(), Some("7"));
+    }
+
+    #[test]
+    fn a_value_comes_apart_as_it_was_put_together() {
+        for info in [None, Some(r#""a|b""#)] {
+            let value = value_written(3, info);
+            let read = value_read(value.as_bytes());
+            assert_eq!(read, Some((3, info.map(Into::into))), "{value}");
+        }
+    }
+
+    #[test]
+    fn what_no_node_has_written_is_nobody_and_what_no_client_may_say_is_left_out() {
+        for wrong in ["", "|", "x", "-1", "+1", "1.5", "4294967296", "18446744073709551615", "1 "] {
+            assert_eq!(value_read(wrong.as_bytes()), None, "{wrong:?}");
+        }
+        for silent in ["3|", "3|{", "3|1 2", &format!("3|{}", "7".repeat(100_000))] {
+            assert_eq!(value_read(silent.as_bytes()), Some((3, None)), "{silent:.9}");
+        }
+        assert_eq!(together((u64::MAX, None), (7, None)), (u64::MAX, None));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_stands_beside_a_name_is_read_or_not(value in hostile::text()) {
+            let _ = value_read(&value);
+            let _ = value_read(&[b"3|", &value[..]].concat());
+            let _ = (node_name(&value), event::info(&value));
+        }
+    }
+
+    #[test]
+    fn a_room_that_is_moving_is_read_again_for_some_seconds() {
+        let start = Instant::now();
+        let is_again =
+            |error: &RedisError, s| is_tried_again(error, start, start + Duration::from_secs(s));
+        for kind in [Moved, Ask, TryAgain, ClusterDown] {
+            let error = RedisError::from((redis::ErrorKind::Server(kind), "as told"));
+            assert!(is_again(&error, 0) && is_again(&error, 4) && !is_again(&error, 5), "{kind:?}");
+        }
+        let error = RedisError::from((redis::ErrorKind::Io, "no server"));
+        assert!(!is_again(&error, 0));
+    }
+
+    #[test]
+    fn who_asks_of_a_room_whose_server_is_away_is_given_up_and_nobody_else() {
+        let mut reads = Reads::default();
+        for name in ["a", "b", "a"] {
+            let to = PresenceTo::Call(Box::new(|_| {}));
+            reads.ask(PresenceRequest { topic: TopicName::room(name), to });
+        }
+        assert!(reads.take_lost(Parts::ALL).is_empty());
+        let up = [partition("r:b")].into_iter().collect();
+        let lost = reads.take_lost(up);
+        assert!(lost.iter().map(|ask| ask.topic.as_str()).eq(["r:a", "r:a"]));
+        assert!(reads.line.iter().map(|waiting| waiting.topic.as_str()).eq(["r:b"]));
+        assert_eq!(reads.take_lost(Parts::default()).len(), 1);
+        assert!(reads.line.is_empty() && reads.asks.is_empty());
+    }
+}

@@ -1,0 +1,190 @@
+//! What a server says of this node and is true no more.
+//!
+//! A replica that was behind when it took over, or a file from before a restart, brings users back
+//! that have left, and rooms that nobody is in. Writing anew who is here removes nobody. So all that
+//! a server has of this node is read, too, some partitions at a time, and who is not here is written
+//! as gone. Not a word is said of them: their leaving was told when they left.
+//!
+//! Whether somebody is here is asked when they are written, so what was read may be late. A room is
+//! read page by page: one with a million users would hold up every delivery.
+//!
+//! Invariant: a partition is left until it was read without an error.
+
+use crate::backplane::redis::connection::{Reply, poll_reply, send};
+use crate::backplane::redis::error_reply::Refusal;
+use crate::backplane::redis::names::partition;
+use crate::backplane::redis::presence::cleanup::{all, topic_in};
+use crate::backplane::redis::presence::keys::Keys;
+use crate::backplane::redis::presence::partition_set::Parts;
+use crate::backplane::redis::topology::routes::Route;
+use crate::ids::{TopicName, is_name};
+use redis::aio::MultiplexedConnection;
+use redis::{FromRedisValue, RedisResult, Value, pipe};
+use std::collections::VecDeque;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+/// Partitions whose rooms are read in one step.
+const PARTS_PER_STEP: usize = 16;
+/// Rooms of which a page is read at once.
+const ROOMS_PER_PAGE: usize = 32;
+/// About so many users of a room are a page.
+const USERS_PER_PAGE: usize = 256;
+/// How long to wait after an error.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Users that a server has of this node, by room.
+pub type Found = Vec<(TopicName, Vec<TopicName>)>;
+
+/// See the module.
+#[derive(Default)]
+pub struct Leftovers {
+    /// What is to be read.
+    left: Parts,
+    /// What is being read.
+    step: Parts,
+    /// Its rooms, and where the next page of each begins.
+    rooms: VecDeque<(TopicName, u64)>,
+    under_way: Option<UnderWay>,
+    /// The partition whose turn it is.
+    next: u16,
+    paused_until: Option<Instant>,
+}
+
+enum UnderWay {
+    Rooms(Reply<Vec<TopicName>>),
+    Users(Reply<Vec<Page>>),
+}
+
+/// Users of a room, and where the next ones begin; 0: there are no more.
+type Page = (TopicName, u64, Vec<TopicName>);
+
+impl Leftovers {
+    /// These may have something.
+    pub fn look_for(&mut self, parts: Parts) {
+        self.left = self.left.or(parts);
+    }
+
+    /// Partitions that may have something still.
+    pub fn parts(&self) -> Parts {
+        self.left.or(self.step)
+    }
+
+    /// Goes on, with what is `up`. What was found, when it has come; an error is for the log.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        (route, up): (&Route, Parts),
+        keys: &Keys,
+    ) -> Option<RedisResult<Found>> {
+        if self.under_way.is_none() && self.paused_until.is_none_or(|until| until <= now) {
+            self.begin(cx, (route, up), keys);
+        }
+        let landed = match self.under_way.as_mut()? {
+            UnderWay::Rooms(reply) => {
+                let Poll::Ready(rooms) = poll_reply(reply, cx) else { return None };
+                rooms.map(|rooms| self.rooms.extend(rooms.into_iter().map(|room| (room, 0))))
+            }
+            .map(|()| Found::new()),
+            UnderWay::Users(reply) => {
+                let Poll::Ready(pages) = poll_reply(reply, cx) else { return None };
+                pages.map(|pages| self.turn(pages))
+            }
+        };
+        self.under_way = None;
+        if landed.is_err() {
+            self.give_up();
+            self.paused_until = Some(now + PAUSE);
+        } else if self.rooms.is_empty() {
+            self.step = Parts::default();
+        }
+        Some(landed)
+    }
+
+    /// The next pages are due.
+    fn turn(&mut self, pages: Vec<Page>) -> Found {
+        let mut found = Found::new();
+        for (room, next, users) in pages {
+            if next != 0 {
+                self.rooms.push_back((room.clone(), next));
+            }
+            found.push((room, users));
+        }
+        found
+    }
+
+    /// The step begins anew, another time.
+    fn give_up(&mut self) {
+        self.left = self.left.or(self.step);
+        self.step = Parts::default();
+        self.rooms.clear();
+    }
+
+    fn begin(&mut self, cx: &mut Context<'_>, (route, up): (&Route, Parts), keys: &Keys) {
+        let Some((room, _)) = self.rooms.front() else {
+            return self.begin_step(cx, (route, up), keys);
+        };
+        let (is_up, server) = (up.has(partition(room.as_str())), route.server_of(room.as_str()));
+        let Some(cmd) = route.cmd(server).filter(|_| is_up) else { return self.give_up() };
+        let some = self.rooms.len().min(ROOMS_PER_PAGE);
+        let some = self.rooms.drain(..some).collect();
+        self.under_way = Some(UnderWay::Users(send(cx, users(cmd.clone(), keys.clone(), some))));
+    }
+
+    fn begin_step(&mut self, cx: &mut Context<'_>, (route, up): (&Route, Parts), keys: &Keys) {
+        let Some(first) = self.left.and(up).next_from(self.next) else { return };
+        let server = route.server_at(first);
+        let Some(cmd) = route.cmd(server) else { return };
+        let is_there = |part: &u16| *part >= first && route.server_at(*part) == server;
+        let some: Vec<u16> = self.left.iter().filter(is_there).take(PARTS_PER_STEP).collect();
+        self.next = some.last().expect("the first is one of them") + 1;
+        self.step = some.iter().copied().collect();
+        self.left = self.left.without(self.step);
+        self.under_way = Some(UnderWay::Rooms(send(cx, rooms(cmd.clone(), keys.clone(), some))));
+    }
+}
+
+async fn rooms(
+    mut cmd: MultiplexedConnection,
+    keys: Keys,
+    parts: Vec<u16>,
+) -> RedisResult<Vec<TopicName>> {
+    let mut rooms = pipe();
+    parts.iter().for_each(|part| _ = rooms.cmd("SMEMBERS").arg(keys.index(*part, &keys.me)));
+    let rooms: Vec<Vec<Vec<u8>>> = rooms.query_async(&mut cmd).await?;
+    let each = parts.iter().zip(&rooms);
+    let rooms = each.flat_map(|(part, rooms)| rooms.iter().filter_map(|it| topic_in(*part, it)));
+    Ok(rooms.filter_map(|room| TopicName::parse(&room)).collect())
+}
+
+async fn users(
+    mut cmd: MultiplexedConnection,
+    keys: Keys,
+    rooms: Vec<(TopicName, u64)>,
+) -> RedisResult<Vec<Page>> {
+    let mut pages = pipe();
+    for (room, from) in &rooms {
+        let key = keys.users(room.as_str(), &keys.me);
+        pages.cmd("HSCAN").arg(key).arg(from).arg("COUNT").arg(USERS_PER_PAGE);
+    }
+    let answers = all(&mut cmd, &pages).await?;
+    let pages: Vec<(u64, Vec<Vec<u8>>)> =
+        answers.into_iter().map(page_of).collect::<RedisResult<_>>()?;
+    let named = |name: &Vec<u8>| {
+        let name = std::str::from_utf8(name).ok().filter(|name| is_name(name))?;
+        Some(TopicName::user(name))
+    };
+    let page = |((room, _), (next, names)): (_, (u64, Vec<Vec<u8>>))| {
+        (room, next, names.iter().step_by(2).filter_map(named).collect())
+    };
+    Ok(rooms.into_iter().zip(pages).map(page).collect())
+}
+
+/// What `HSCAN` answers. Where there is no hash there are no users either.
+fn page_of(answer: Value) -> RedisResult<(u64, Vec<Vec<u8>>)> {
+    if Refusal::of(&answer) == Some(Refusal::Unreadable) {
+        return Ok((0, Vec::new()));
+    }
+    Ok(FromRedisValue::from_redis_value(answer.extract_error()?)?)
+}

@@ -1,0 +1,57 @@
+//! Which server has which topics, and the way to each of them.
+//!
+//! Topics are in 1024 partitions ([`crate::backplane::redis::names::partition`]), and each partition is on one server:
+//! always the only one, or one of several by their order in the configuration, or in a Cluster the
+//! master of the partition's slot. A route is a picture of one moment: it is made anew when a server
+//! comes up, goes down, or a partition moves.
+//!
+//! Invariant: every partition has a server, whether that is up or not.
+
+use crate::backplane::redis::names::{PARTITIONS, partition};
+use redis::aio::MultiplexedConnection;
+use std::sync::Arc;
+
+/// See the module. Cheap to clone.
+#[derive(Clone)]
+pub struct Route {
+    owners: Arc<[u16; PARTITIONS]>,
+    servers: Arc<[Option<MultiplexedConnection>]>,
+    publish: &'static str,
+}
+
+impl Route {
+    /// `owners`: the server of each partition. `servers`: the connection to each that is up.
+    pub fn new(
+        owners: Arc<[u16; PARTITIONS]>,
+        servers: Vec<Option<MultiplexedConnection>>,
+        publish: &'static str,
+    ) -> Route {
+        assert!(owners.iter().all(|owner| usize::from(*owner) < servers.len()));
+        Route { owners, servers: servers.into(), publish }
+    }
+
+    /// How many servers there are, up or not.
+    pub fn servers(&self) -> usize {
+        self.servers.len()
+    }
+
+    /// The server of a topic.
+    pub fn server_of(&self, topic: &str) -> usize {
+        self.server_at(partition(topic))
+    }
+
+    /// The server of a partition.
+    pub fn server_at(&self, partition: u16) -> usize {
+        usize::from(self.owners[usize::from(partition)])
+    }
+
+    /// The connection to a server, if it is up.
+    pub fn cmd(&self, server: usize) -> Option<&MultiplexedConnection> {
+        self.servers.get(server)?.as_ref()
+    }
+
+    /// How a message is said on a topic's channel: `PUBLISH`, or in a Cluster `SPUBLISH`.
+    pub fn publish(&self) -> &'static str {
+        self.publish
+    }
+}

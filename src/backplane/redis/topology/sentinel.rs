@@ -1,0 +1,330 @@
+//! Where the masters are, as sentinels say.
+//!
+//! Each sentinel has a task of its own: it listens for `+switch-master`, and asks for every master
+//! when it hears one and once a second. Of all that they say, the highest configuration epoch of a
+//! master is right: Sentinel gives a new one to whom a majority has voted for, so one that is cut
+//! off can only tell of the past. What a sentinel said that has not been reached for a while counts
+//! no more, so that a system of sentinels that was set up anew, from epoch zero, is believed.
+//!
+//! Invariant: nobody's silence changes where a master is.
+
+use crate::backplane::log_throttle::LogThrottle;
+use crate::backplane::redis::connection;
+use crate::metrics::servers::Picture;
+use crate::plan::{Login, RedisPlan};
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, PushKind, Value};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+
+/// How often a sentinel is asked.
+const EVERY: Duration = Duration::from_secs(1);
+/// How long it may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// For how long what a sentinel said counts.
+const FRESH: Duration = Duration::from_secs(5);
+/// Words that wait to be taken. A task that finds no room waits.
+const WORDS_MAX: usize = 64;
+
+/// What a sentinel says.
+struct Word {
+    sentinel: usize,
+    what: Result<Said, String>,
+}
+
+/// Where a master is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Said {
+    master: usize,
+    epoch: u64,
+    address: String,
+}
+
+/// What is believed of a master.
+#[derive(Default)]
+struct Master {
+    name: String,
+    /// What each sentinel said last, and when.
+    said: HashMap<usize, (Instant, Said)>,
+    address: Option<String>,
+}
+
+/// What is known of a sentinel.
+struct Watched {
+    address: String,
+    /// When it last said where a master is.
+    heard_at: Option<Instant>,
+    /// What went wrong last.
+    error: Option<String>,
+    failures: LogThrottle,
+}
+
+impl Watched {
+    fn is_answering(&self, now: Instant) -> bool {
+        self.heard_at.is_some_and(|at| now.duration_since(at) < FRESH)
+    }
+}
+
+/// See the module.
+pub struct Sentinels {
+    watched: Vec<Watched>,
+    login: Login,
+    tls_ca_file: Option<String>,
+    masters: Vec<Master>,
+    /// Begun at the first poll: they need a runtime.
+    tasks: Vec<JoinHandle<()>>,
+    words: Option<mpsc::Receiver<Word>>,
+}
+
+impl Drop for Sentinels {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Sentinels {
+    /// Nobody is asked yet. `login`: how to come in to the sentinels; `masters`: what they are
+    /// called.
+    pub fn new(
+        addresses: &[String],
+        login: &Login,
+        masters: Vec<String>,
+        plan: &RedisPlan,
+    ) -> Sentinels {
+        let master = |name| Master { name, ..Master::default() };
+        let watched = |address: &String| Watched {
+            address: address.clone(),
+            heard_at: None,
+            error: None,
+            failures: LogThrottle::default(),
+        };
+        Sentinels {
+            watched: addresses.iter().map(watched).collect(),
+            login: login.clone(),
+            tls_ca_file: plan.tls_ca_file.clone(),
+            masters: masters.into_iter().map(master).collect(),
+            tasks: Vec::new(),
+            words: None,
+        }
+    }
+
+    /// A master, by its number, and where it is: if that is not where it was.
+    pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<(usize, String)> {
+        let words = self.words.get_or_insert_with(|| {
+            let (sender, receiver) = mpsc::channel(WORDS_MAX);
+            let names: Arc<[String]> = self.masters.iter().map(|it| it.name.clone()).collect();
+            for (number, watched) in self.watched.iter().enumerate() {
+                let url = self.login.url(&watched.address);
+                let (ca, names) = (self.tls_ca_file.clone(), names.clone());
+                self.tasks.push(tokio::spawn(watch(number, url, ca, names, sender.clone())));
+            }
+            receiver
+        });
+        while let Poll::Ready(Some(Word { sentinel, what })) = words.poll_recv(cx) {
+            let watched = &mut self.watched[sentinel];
+            match what {
+                Ok(said) => {
+                    watched.heard_at = Some(now);
+                    let number = said.master;
+                    let master = &mut self.masters[number];
+                    if let Some(address) = master.hear(sentinel, said, now) {
+                        return Some((number, address));
+                    }
+                }
+                Err(error) => {
+                    if let Some(suppressed) = watched.failures.is_due(now) {
+                        let sentinel = &watched.address;
+                        let what = "a sentinel does not say who is master";
+                        tracing::warn!(sentinel, error, suppressed, "{what}");
+                    }
+                    watched.error = Some(error);
+                }
+            }
+        }
+        None
+    }
+
+    /// Who of them has answered lately.
+    pub fn describe(&self, now: Instant, picture: &mut Picture) {
+        let silent = self.watched.iter().filter(|watched| !watched.is_answering(now));
+        let silent = silent.map(|watched| (watched.address.clone(), watched.error.clone()));
+        picture.silent_sentinels = silent.collect();
+        let answering = self.watched.len() - picture.silent_sentinels.len();
+        picture.deployment.sentinels_configured = Some(self.watched.len() as u64);
+        picture.deployment.sentinels_answering = Some(answering as u64);
+    }
+}
+
+impl Master {
+    /// Answers where the master is, if that is news.
+    fn hear(&mut self, sentinel: usize, said: Said, now: Instant) -> Option<String> {
+        self.said.insert(sentinel, (now, said));
+        self.said.retain(|_, (at, _)| now.duration_since(*at) < FRESH);
+        // Of several with the same epoch the one that is believed already: they are about to agree.
+        let believed = |said: &Said| Some(&said.address) == self.address.as_ref();
+        let all = self.said.values().map(|(_, said)| said);
+        let best = all.max_by_key(|said| (said.epoch, believed(said)))?;
+        if believed(best) {
+            return None;
+        }
+        let address = best.address.clone();
+        tracing::info!(master = self.name, address, epoch = best.epoch, "sentinels name a master");
+        self.address = Some(address.clone());
+        Some(address)
+    }
+}
+
+/// One sentinel, for as long as the node lives.
+async fn watch(
+    sentinel: usize,
+    url: String,
+    tls_ca_file: Option<String>,
+    masters: Arc<[String]>,
+    words: mpsc::Sender<Word>,
+) {
+    loop {
+        let Err(error) = hear(sentinel, &url, tls_ca_file.as_deref(), &masters, &words).await;
+        if words.send(Word { sentinel, what: Err(error) }).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(EVERY / 2).await;
+    }
+}
+
+/// Never ends but by an error.
+async fn hear(
+    sentinel: usize,
+    url: &str,
+    tls_ca_file: Option<&str>,
+    masters: &[String],
+    words: &mpsc::Sender<Word>,
+) -> Result<std::convert::Infallible, String> {
+    let said = |error: redis::RedisError| error.to_string();
+    let switched = Arc::new(Notify::new());
+    let lost = Arc::new(Notify::new());
+    let (on_switch, on_loss) = (switched.clone(), lost.clone());
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(TIMEOUT))
+        .set_response_timeout(Some(TIMEOUT))
+        .set_push_sender(move |push: redis::PushInfo| {
+            match push.kind {
+                PushKind::Message => on_switch.notify_one(),
+                PushKind::Disconnection => on_loss.notify_one(),
+                _ => {}
+            }
+            Ok::<(), redis::aio::SendError>(())
+        });
+    let client = connection::client_of(url, tls_ca_file)?;
+    let mut connection =
+        client.get_multiplexed_async_connection_with_config(&config).await.map_err(said)?;
+    connection.subscribe("+switch-master").await.map_err(said)?;
+    loop {
+        // One that it does not know hides no other.
+        let mut unknown = None;
+        for (master, name) in masters.iter().enumerate() {
+            match ask(&mut connection, name).await {
+                Ok((epoch, address)) => {
+                    let word = Word { sentinel, what: Ok(Said { master, epoch, address }) };
+                    words.send(word).await.map_err(|_| "the node is about to end".to_owned())?;
+                }
+                Err(error) => unknown = Some(format!("{name}: {error}")),
+            }
+        }
+        if let Some(error) = unknown {
+            return Err(error);
+        }
+        tokio::select! {
+            () = switched.notified() => {}
+            () = lost.notified() => return Err("the connection was lost".to_owned()),
+            () = tokio::time::sleep(EVERY) => {}
+        }
+    }
+}
+
+/// Under which epoch a master is where.
+///
+/// `SENTINEL MASTER` of the sentinel that leads a failover has the new epoch and still the old
+/// address, until every replica follows the new master; `GET-MASTER-ADDR-BY-NAME` says the new one
+/// from the moment it is master. The epoch is asked for first: an address may be newer than it,
+/// never older.
+async fn ask(connection: &mut MultiplexedConnection, name: &str) -> Result<(u64, String), String> {
+    let said = |error: redis::RedisError| error.to_string();
+    let mut both = redis::pipe();
+    both.cmd("SENTINEL").arg("MASTER").arg(name);
+    both.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(name);
+    let (fields, address): (Value, Value) = both.query_async(connection).await.map_err(said)?;
+    Ok((epoch(&fields)?, place(&address)?))
+}
+
+/// What `SENTINEL MASTER` answers: a map, or names and values in turn.
+fn epoch(answer: &Value) -> Result<u64, String> {
+    let fields: HashMap<String, String> =
+        redis::from_redis_value_ref(answer).map_err(|error| error.to_string())?;
+    let epoch = fields.get("config-epoch").and_then(|epoch| epoch.parse().ok());
+    epoch.ok_or_else(|| "the sentinel does not say its config-epoch".to_owned())
+}
+
+/// What `SENTINEL GET-MASTER-ADDR-BY-NAME` answers.
+fn place(answer: &Value) -> Result<String, String> {
+    let (ip, port): (String, String) = redis::from_redis_value_ref(answer)
+        .map_err(|_| "the sentinel does not say where it is".to_owned())?;
+    Ok(if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backplane::redis::hostile;
+
+    fn said(epoch: u64, address: &str) -> Said {
+        Said { master: 0, epoch, address: address.to_owned() }
+    }
+
+    #[test]
+    fn the_highest_epoch_is_right_until_nobody_says_it_any_more() {
+        let mut master = Master::default();
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!(master.hear(0, said(3, "a"), at(0)), Some("a".into()));
+        assert_eq!(master.hear(1, said(3, "a"), at(1)), None);
+        assert_eq!(master.hear(2, said(2, "old"), at(2)), None, "it was cut off");
+        assert_eq!(master.hear(1, said(4, "b"), at(3)), Some("b".into()), "one is enough");
+        assert_eq!(master.hear(0, said(3, "a"), at(4)), None, "it has not heard of that yet");
+        assert_eq!(master.hear(0, said(4, "other"), at(5)), None, "they are about to agree");
+        assert_eq!(master.hear(0, said(0, "new"), at(6)), None);
+        assert_eq!(master.hear(0, said(0, "new"), at(5004)), Some("new".into()), "set up anew");
+    }
+
+    #[test]
+    fn both_forms_of_an_answer_are_read() {
+        let pairs = [("name", "m"), ("ip", "::1"), ("port", "7"), ("config-epoch", "12")];
+        let text = |text: &str| Value::BulkString(text.into());
+        let map = pairs.map(|(name, value)| (text(name), text(value))).to_vec();
+        let row = pairs.iter().flat_map(|(name, value)| [text(name), text(value)]).collect();
+        for answer in [Value::Map(map), Value::Array(row)] {
+            assert_eq!(epoch(&answer), Ok(12));
+        }
+        assert!(epoch(&Value::Array(Vec::new())).is_err());
+        assert_eq!(place(&Value::Array(vec![text("::1"), text("7")])), Ok("[::1]:7".into()));
+        assert_eq!(place(&Value::Array(vec![text("h"), text("7")])), Ok("h:7".into()));
+        assert!(place(&Value::Nil).is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_a_sentinel_answers_is_read_or_not(
+            answer in hostile::value(),
+            epochs in proptest::collection::vec(hostile::edge(), 0..8),
+        ) {
+            let _ = (epoch(&answer), place(&answer));
+            let mut master = Master::default();
+            for (sentinel, epoch) in epochs.into_iter().enumerate() {
+                let _ = master.hear(sentinel % 3, said(epoch, "h:1"), Instant::now());
+            }
+        }
+    }
+}
