@@ -41,7 +41,7 @@ fn node(shards: u16, members: Members) -> (Vec<ShardEnd>, Local) {
         for shard in (0..shards).filter(|shard| members(number, *shard, shards)).map(ShardId) {
             let at = TopicId(SlotId { index: number as u32, generation: 0 });
             if let Some(key) = local.join(room(number), shard, Encoding::NATIVE, at) {
-                local.subscribed(key, 0);
+                local.confirm_subscription(key, 0);
             }
         }
     }

@@ -372,7 +372,7 @@ fn confirm(local: &mut Local, end: &ShardEnd, shard: &mut Shard, batch: &mut Sen
             panic!("nobody leaves or publishes")
         };
         if let Some(key) = local.join(topic, ShardId(0), encoding, at) {
-            local.subscribed(key, 0);
+            local.confirm_subscription(key, 0);
         }
     }
     local.flush();

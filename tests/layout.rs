@@ -196,7 +196,7 @@ mod delivery {
                     panic!("nobody leaves or publishes")
                 };
                 if let Some(key) = local.join(topic, ShardId(index as u16), encoding, at) {
-                    local.subscribed(key, 0);
+                    local.confirm_subscription(key, 0);
                 }
             }
         }

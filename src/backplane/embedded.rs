@@ -11,7 +11,7 @@
 //! Invariant: nothing waits here between turns, so nothing but the histories needs a limit.
 
 use crate::backplane::Transport;
-use crate::backplane::history::log::{Keep, Reader};
+use crate::backplane::history::log::{Retention, RunRequest};
 use crate::backplane::history::store::MemoryHistories;
 use crate::backplane::interest::TopicKey;
 use crate::backplane::local::Local;
@@ -35,16 +35,16 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// See the module.
 pub struct Embedded {
-    asked: Vec<Asked>,
+    requests: Vec<EmbeddedRequest>,
     is_up: bool,
     namespaces: Arc<Namespaces>,
-    logs: MemoryHistories,
+    histories: MemoryHistories,
     presence: Presence,
     recovery_bytes_max: usize,
-    ticked: Option<Instant>,
+    last_tick: Option<Instant>,
 }
 
-enum Asked {
+enum EmbeddedRequest {
     Subscribe(TopicKey),
     Publish(Publish),
     Recover(ShardId, Box<RecoveryRequest>),
@@ -58,13 +58,13 @@ impl Embedded {
     /// Nothing was said yet.
     pub fn new(namespaces: Arc<Namespaces>, limits: &Limits) -> Embedded {
         Embedded {
-            asked: Vec::new(),
+            requests: Vec::new(),
             is_up: false,
             namespaces,
-            logs: MemoryHistories::new(limits.history_bytes_max),
+            histories: MemoryHistories::new(limits.history_bytes_max),
             presence: Presence::default(),
             recovery_bytes_max: limits.recovery_bytes_max,
-            ticked: None,
+            last_tick: None,
         }
     }
 
@@ -75,26 +75,34 @@ impl Embedded {
     fn publish_now(&mut self, publish: Publish, now: Instant, local: &mut Local) {
         let policy = self.policy(&publish.topic);
         let position = match policy.has_history() {
-            true => Some(self.keep(&publish, keep(&policy), now, local)),
+            true => Some(self.store(&publish, retention(&policy), now, local)),
             false => {
                 local.message(&Message::of(&publish));
                 None
             }
         };
-        local.done(publish.done, PublishOutcome::Accepted(position), now);
+        local.end_publish(publish.done, PublishOutcome::Accepted(position), now);
     }
 
     /// Gives a message its place, and everybody the message; unless it came before.
-    fn keep(&mut self, publish: &Publish, keep: Keep, now: Instant, local: &mut Local) -> Position {
+    fn store(
+        &mut self,
+        publish: &Publish,
+        retention: Retention,
+        now: Instant,
+        local: &mut Local,
+    ) -> Position {
         let topic = &publish.topic;
-        if let Some(known) = publish.key.as_ref().and_then(|key| self.logs.find_key(topic, key)) {
+        if let Some(known) =
+            publish.key.as_ref().and_then(|key| self.histories.find_key(topic, key))
+        {
             return known;
         }
-        let at = self.logs.log(topic, keep, now).next();
+        let at = self.histories.log(topic, retention, now).next();
         let message = Message::of(publish);
-        self.logs.push(topic, message.stored(), keep, now);
+        self.histories.push(topic, message.stored(), retention, now);
         if let Some(key) = &publish.key {
-            self.logs.keep_key(topic, key.clone(), at, now);
+            self.histories.remember_key(topic, key.clone(), at, now);
         }
         local.message_at(&message, at);
         at
@@ -108,10 +116,10 @@ impl Embedded {
         local: &mut Local,
     ) {
         let policy = self.policy(&ask.topic);
-        let acked = self.logs.acked(&ask.topic);
+        let acked = self.histories.acknowledged(&ask.topic);
         let bytes_max = self.recovery_bytes_max;
-        let log = self.logs.log(&ask.topic, keep(&policy), now);
-        let reader = Reader { topic: &ask.topic, encoding: ask.encoding, bytes_max };
+        let log = self.histories.log(&ask.topic, retention(&policy), now);
+        let reader = RunRequest { topic: &ask.topic, encoding: ask.encoding, bytes_max };
         let (recovery, missed) = match (ask.topic.kind(), ask.since) {
             // A connection of a user gets what the user has not acknowledged.
             (TopicKind::User(_), _) => log.unacknowledged(acked, reader),
@@ -126,57 +134,60 @@ impl Embedded {
         };
         let RecoveryRequest { at, conn, ticket, .. } = ask;
         let position = log.position();
-        local.recovered(shard, RecoveryReply { at, conn, ticket, position, recovery, missed });
+        local.reply_recovery(shard, RecoveryReply { at, conn, ticket, position, recovery, missed });
     }
 
     fn acknowledge_now(&mut self, topic: &TopicName, up_to: UpTo, local: &mut Local) {
-        let is_good = self.logs.acknowledge(topic, up_to);
+        let is_good = self.histories.acknowledge(topic, up_to);
         local.counters.acks_stored += u64::from(is_good);
         local.counters.acks_ignored += u64::from(!is_good);
     }
 
-    fn tell(&mut self, ask: HistoryRequest, now: Instant, local: &mut Local) {
+    fn answer_history(&mut self, ask: HistoryRequest, now: Instant, local: &mut Local) {
         let policy = self.policy(&ask.topic);
-        let log = self.logs.log(&ask.topic, keep(&policy), now);
+        let log = self.histories.log(&ask.topic, retention(&policy), now);
         let (encoding, bytes_max) = (ask.encoding, self.recovery_bytes_max);
-        let said = match log.page(ask.page, Reader { topic: &ask.topic, encoding, bytes_max }) {
+        let said = match log.page(ask.page, RunRequest { topic: &ask.topic, encoding, bytes_max }) {
             Ok(messages) => Ok(HistoryPage { position: log.position(), messages }),
             Err(why) => Err(HistoryError::Unrecovered(why)),
         };
-        local.said(ask.topic, ask.to, said);
+        local.reply_history(ask.topic, ask.to, said);
     }
 
-    fn attend_now(&mut self, attend: PresenceUpdate, now: Instant) {
+    fn update_presence_now(&mut self, attend: PresenceUpdate, now: Instant) {
         let grace = Duration::from_millis(self.policy(&attend.topic).presence_grace_ms);
         self.presence.handle(attend, grace, now);
         self.presence.make_room();
     }
 
     /// Tells the members of rooms who came and who left.
-    fn tell_news(&mut self, local: &mut Local) {
+    fn deliver_presence_events(&mut self, local: &mut Local) {
         while let Some(changed) = self.presence.poll_event() {
             let users_max = self.policy(&changed.topic).presence_events_users_max;
             let member = self.presence.member(&changed.topic, &changed.user);
-            if let Some(news) = changed.news(member, users_max) {
-                local.news(changed.topic.as_str(), &news);
+            if let Some(event) = changed.event(member, users_max) {
+                local.presence_event(changed.topic.as_str(), &event);
             }
         }
     }
 }
 
-fn keep(policy: &Policy) -> Keep {
-    Keep { messages: policy.history_size, time: Duration::from_secs(policy.history_ttl_s) }
+fn retention(policy: &Policy) -> Retention {
+    Retention {
+        messages_max: policy.history_size,
+        age_max: Duration::from_secs(policy.history_ttl_s),
+    }
 }
 
 impl Transport for Embedded {
     fn subscribe(&mut self, key: TopicKey, _topic: &TopicName) {
-        self.asked.push(Asked::Subscribe(key));
+        self.requests.push(EmbeddedRequest::Subscribe(key));
     }
 
     fn unsubscribe(&mut self, _topic: TopicName) {}
 
     fn publish(&mut self, publish: Publish, _now: Instant, _local: &mut Local) {
-        self.asked.push(Asked::Publish(publish));
+        self.requests.push(EmbeddedRequest::Publish(publish));
     }
 
     fn recover(
@@ -186,23 +197,23 @@ impl Transport for Embedded {
         _now: Instant,
         _local: &mut Local,
     ) {
-        self.asked.push(Asked::Recover(shard, ask));
+        self.requests.push(EmbeddedRequest::Recover(shard, ask));
     }
 
     fn history(&mut self, ask: Box<HistoryRequest>, _now: Instant, _local: &mut Local) {
-        self.asked.push(Asked::History(ask));
+        self.requests.push(EmbeddedRequest::History(ask));
     }
 
-    fn attend(&mut self, attend: PresenceUpdate, _now: Instant) {
-        self.asked.push(Asked::PresenceUpdate(attend));
+    fn update_presence(&mut self, attend: PresenceUpdate, _now: Instant) {
+        self.requests.push(EmbeddedRequest::PresenceUpdate(attend));
     }
 
     fn presence(&mut self, ask: Box<PresenceRequest>, _now: Instant) {
-        self.asked.push(Asked::Presence(ask));
+        self.requests.push(EmbeddedRequest::Presence(ask));
     }
 
     fn acknowledge(&mut self, topic: TopicName, up_to: UpTo, _: Instant, _: &mut Local) {
-        self.asked.push(Asked::Acknowledge(topic, up_to));
+        self.requests.push(EmbeddedRequest::Acknowledge(topic, up_to));
     }
 
     fn has_room(&self) -> bool {
@@ -210,7 +221,7 @@ impl Transport for Embedded {
     }
 
     fn is_idle(&self) -> bool {
-        self.asked.is_empty()
+        self.requests.is_empty()
     }
 
     fn poll(&mut self, _cx: &mut Context<'_>, now: Instant, local: &mut Local) -> bool {
@@ -218,40 +229,42 @@ impl Transport for Embedded {
             self.is_up = true;
             local.set_up(true, "nothing to connect to", now);
         }
-        if self.ticked.is_none_or(|ticked| now.saturating_duration_since(ticked) >= TICK) {
-            self.ticked = Some(now);
-            self.logs.tick(now);
+        if self.last_tick.is_none_or(|last_tick| now.saturating_duration_since(last_tick) >= TICK) {
+            self.last_tick = Some(now);
+            self.histories.tick(now);
         }
         self.presence.handle_timeout(now);
-        self.tell_news(local);
-        let is_busy = !self.asked.is_empty();
-        let mut asked = std::mem::take(&mut self.asked);
-        for asked in asked.drain(..) {
-            match asked {
-                Asked::Subscribe(key) => _ = local.subscribed(key, 0),
-                Asked::Publish(publish) => self.publish_now(publish, now, local),
-                Asked::Recover(shard, ask) => self.recover_now(shard, *ask, now, local),
-                Asked::History(ask) => self.tell(*ask, now, local),
-                Asked::PresenceUpdate(attend) => {
-                    self.attend_now(attend, now);
-                    self.tell_news(local);
+        self.deliver_presence_events(local);
+        let is_busy = !self.requests.is_empty();
+        let mut requests = std::mem::take(&mut self.requests);
+        for request in requests.drain(..) {
+            match request {
+                EmbeddedRequest::Subscribe(key) => _ = local.confirm_subscription(key, 0),
+                EmbeddedRequest::Publish(publish) => self.publish_now(publish, now, local),
+                EmbeddedRequest::Recover(shard, ask) => self.recover_now(shard, *ask, now, local),
+                EmbeddedRequest::History(ask) => self.answer_history(*ask, now, local),
+                EmbeddedRequest::PresenceUpdate(attend) => {
+                    self.update_presence_now(attend, now);
+                    self.deliver_presence_events(local);
                 }
-                Asked::Acknowledge(topic, up_to) => self.acknowledge_now(&topic, up_to, local),
-                Asked::Presence(ask) => {
-                    let here = self.presence.here(&ask.topic);
-                    local.here(*ask, Some(Arc::new(here)));
+                EmbeddedRequest::Acknowledge(topic, up_to) => {
+                    self.acknowledge_now(&topic, up_to, local)
+                }
+                EmbeddedRequest::Presence(ask) => {
+                    let here = self.presence.roster(&ask.topic);
+                    local.reply_presence(*ask, Some(Arc::new(here)));
                 }
             }
         }
-        self.asked = asked; // its memory is used again
+        self.requests = requests; // its memory is used again
         is_busy
     }
 
     fn measure(&mut self, _now: Instant, local: &mut Local) {
         let counters = &mut local.counters;
-        counters.histories = self.logs.topics() as u64;
-        counters.histories_bytes = self.logs.bytes() as u64;
-        counters.histories_given_up = self.logs.given_up;
+        counters.histories = self.histories.topics() as u64;
+        counters.histories_bytes = self.histories.bytes() as u64;
+        counters.histories_given_up = self.histories.evicted;
         counters.presences = self.presence.users() as u64;
     }
 }

@@ -25,9 +25,9 @@ const KEY: u8 = 8;
 
 /// Why bytes are not a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unreadable {
+pub enum EnvelopeError {
     /// Another version of this envelope, or none at all.
-    Version,
+    UnknownVersion,
     /// This version, but not as it is written.
     Malformed,
 }
@@ -62,12 +62,12 @@ pub fn write(message: &Message<'_>, out: &mut Vec<u8>) {
 }
 
 /// Reads an envelope that came on the channel of `topic`.
-pub fn read<'a>(topic: &'a str, bytes: &'a [u8]) -> Result<Message<'a>, Unreadable> {
+pub fn read<'a>(topic: &'a str, bytes: &'a [u8]) -> Result<Message<'a>, EnvelopeError> {
     match bytes {
         [VERSION, flags, rest @ ..] if flags & !(EXCEPT | FROM | CONFLATE | KEY) == 0 => {
-            read_rest(topic, *flags, rest).ok_or(Unreadable::Malformed)
+            read_rest(topic, *flags, rest).ok_or(EnvelopeError::Malformed)
         }
-        _ => Err(Unreadable::Version),
+        _ => Err(EnvelopeError::UnknownVersion),
     }
 }
 
@@ -167,18 +167,26 @@ mod tests {
         };
         let whole = written(&message);
         for bytes in 2..whole.len() {
-            assert_eq!(read("r:x", &whole[..bytes]), Err(Unreadable::Malformed), "{bytes} bytes");
+            assert_eq!(
+                read("r:x", &whole[..bytes]),
+                Err(EnvelopeError::Malformed),
+                "{bytes} bytes"
+            );
         }
-        assert_eq!(read("r:x", &[]), Err(Unreadable::Version));
-        assert_eq!(read("r:x", &[2, 0, b'1']), Err(Unreadable::Version));
-        assert_eq!(read("r:x", &[1, 16, b'1']), Err(Unreadable::Version), "a flag of the future");
-        assert_eq!(read("r:x", &[1, 0, 0xFF]), Err(Unreadable::Malformed), "not UTF-8");
+        assert_eq!(read("r:x", &[]), Err(EnvelopeError::UnknownVersion));
+        assert_eq!(read("r:x", &[2, 0, b'1']), Err(EnvelopeError::UnknownVersion));
+        assert_eq!(
+            read("r:x", &[1, 16, b'1']),
+            Err(EnvelopeError::UnknownVersion),
+            "a flag of the future"
+        );
+        assert_eq!(read("r:x", &[1, 0, 0xFF]), Err(EnvelopeError::Malformed), "not UTF-8");
         assert_eq!(
             read("r:x", &[1, 2, 0, b'1']),
-            Err(Unreadable::Malformed),
+            Err(EnvelopeError::Malformed),
             "a user without name"
         );
         let zero = [1, CONFLATE, 0, 0, 0, 0, 0, 0, 0, 0, b'1'];
-        assert_eq!(read("r:x", &zero), Err(Unreadable::Malformed), "no key");
+        assert_eq!(read("r:x", &zero), Err(EnvelopeError::Malformed), "no key");
     }
 }

@@ -34,7 +34,7 @@ const LINGERING_MAX: usize = 256 * 1024;
 
 /// One shard with members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Member {
+pub struct ShardMember {
     /// The shard's own key.
     pub at: TopicId,
     /// Which shard.
@@ -45,68 +45,68 @@ pub struct Member {
     answered: bool,
 }
 
-impl Member {
+impl ShardMember {
     /// A shard that listens for a topic without having joined it.
-    pub fn unjoined(shard: ShardId, encoding: Encoding, at: TopicId) -> Member {
-        Member { at, shard, encoding, answered: true }
+    pub fn unjoined(shard: ShardId, encoding: Encoding, at: TopicId) -> ShardMember {
+        ShardMember { at, shard, encoding, answered: true }
     }
 }
 
 #[derive(Debug)]
-enum Members {
-    Few(Option<Member>),
-    Many(Box<Crowd>),
+enum TopicMembers {
+    AtMostOne(Option<ShardMember>),
+    Many(Box<ManyMembers>),
 }
 
 /// Behind a box, so that the many entries without it stay small.
 #[derive(Debug)]
-struct Crowd {
-    members: Vec<Member>,
+struct ManyMembers {
+    members: Vec<ShardMember>,
 }
 
-impl Members {
-    fn as_slice(&self) -> &[Member] {
+impl TopicMembers {
+    fn as_slice(&self) -> &[ShardMember] {
         match self {
-            Members::Few(member) => member.as_slice(),
-            Members::Many(crowd) => &crowd.members,
+            TopicMembers::AtMostOne(member) => member.as_slice(),
+            TopicMembers::Many(crowd) => &crowd.members,
         }
     }
 
-    fn as_mut_slice(&mut self) -> &mut [Member] {
+    fn as_mut_slice(&mut self) -> &mut [ShardMember] {
         match self {
-            Members::Few(member) => member.as_mut_slice(),
-            Members::Many(crowd) => &mut crowd.members,
+            TopicMembers::AtMostOne(member) => member.as_mut_slice(),
+            TopicMembers::Many(crowd) => &mut crowd.members,
         }
     }
 
     /// A second `Join` of a shard in one encoding replaces its first: the shard knows best which key
     /// it uses. Those of one encoding stand together, so that a message is written once for each.
-    fn put(&mut self, member: Member) {
-        let key = |m: &Member| (m.encoding, m.shard);
+    fn put(&mut self, member: ShardMember) {
+        let key = |m: &ShardMember| (m.encoding, m.shard);
         let place = self.as_slice().binary_search_by_key(&key(&member), key);
         match (&mut *self, place) {
             (_, Ok(known)) => self.as_mut_slice()[known] = member,
-            (Members::Few(few @ None), Err(_)) => *few = Some(member),
-            (Members::Few(Some(first)), Err(place)) => {
+            (TopicMembers::AtMostOne(few @ None), Err(_)) => *few = Some(member),
+            (TopicMembers::AtMostOne(Some(first)), Err(place)) => {
                 let mut members = vec![*first];
                 members.insert(place, member);
-                *self = Members::Many(Box::new(Crowd { members }));
+                *self = TopicMembers::Many(Box::new(ManyMembers { members }));
             }
-            (Members::Many(crowd), Err(place)) => crowd.members.insert(place, member),
+            (TopicMembers::Many(crowd), Err(place)) => crowd.members.insert(place, member),
         }
     }
 
     /// Answers whether there was such a member.
     fn remove(&mut self, shard: ShardId, at: TopicId) -> bool {
-        let is_it = |m: &Member| m.shard == shard && m.at == at;
+        let is_it = |m: &ShardMember| m.shard == shard && m.at == at;
         match self {
-            Members::Few(place) => place.take_if(|m| is_it(m)).is_some(),
-            Members::Many(crowd) => {
+            TopicMembers::AtMostOne(place) => place.take_if(|m| is_it(m)).is_some(),
+            TopicMembers::Many(crowd) => {
                 let before = crowd.members.len();
                 crowd.members.retain(|m| !is_it(m));
                 let removed = crowd.members.len() < before;
                 if let [last] = crowd.members[..] {
-                    *self = Members::Few(Some(last));
+                    *self = TopicMembers::AtMostOne(Some(last));
                 }
                 removed
             }
@@ -117,11 +117,11 @@ impl Members {
 #[derive(Debug)]
 struct Entry {
     name: TopicName,
-    members: Members,
+    members: TopicMembers,
     /// The link that confirmed it; 0: none yet.
     link: u32,
     /// Which of all leaves was its last; tells a stale line in `lingering` from a current one.
-    left: u32,
+    last_leave: u32,
 }
 
 const _: () =
@@ -129,7 +129,7 @@ const _: () =
 
 /// What the table keeps of a topic.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct TableSlot {
     hash: u32,
     index: u32,
 }
@@ -137,45 +137,45 @@ struct Place {
 /// What a `Join` leads to.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Joined {
+pub enum JoinOutcome {
     /// The topic is confirmed: answer at once.
-    Now,
+    Confirmed,
     /// Somebody else has asked already: the answer comes with the confirmation.
-    Later,
+    Pending,
     /// The first to ask: subscribe under this key.
     Subscribe(TopicKey),
 }
 
 /// All topics this node listens for.
 pub struct Interest {
-    places: HashTable<Place>,
+    places: HashTable<TableSlot>,
     hasher: DefaultHashBuilder,
     entries: Slab<Entry>,
     lingering: VecDeque<Lingering>,
     linger: Duration,
-    servers: Servers,
+    servers: ServerTable,
     leaves: u32,
 }
 
 /// Which server has which topics, and the number of the link to each.
-struct Servers {
+struct ServerTable {
     owners: Arc<[u16; PARTITIONS]>,
-    links: Vec<Link>,
+    links: Vec<LinkState>,
     /// Numbers given so far.
     numbers: u32,
 }
 
 #[derive(Clone, Copy)]
-struct Link {
+struct LinkState {
     number: u32,
     confirmed: usize,
 }
 
-impl Servers {
+impl ServerTable {
     /// One, which has everything.
-    fn one() -> Servers {
-        let links = vec![Link { number: 1, confirmed: 0 }];
-        Servers { owners: Arc::new([0; PARTITIONS]), links, numbers: 1 }
+    fn one() -> ServerTable {
+        let links = vec![LinkState { number: 1, confirmed: 0 }];
+        ServerTable { owners: Arc::new([0; PARTITIONS]), links, numbers: 1 }
     }
 
     fn of(&self, topic: &str) -> usize {
@@ -194,7 +194,7 @@ impl Servers {
 
 struct Lingering {
     key: TopicKey,
-    left: u32,
+    last_leave: u32,
     until: Instant,
 }
 
@@ -207,7 +207,7 @@ impl Interest {
             entries: Slab::with_max(u32::MAX as usize),
             lingering: VecDeque::new(),
             linger,
-            servers: Servers::one(),
+            servers: ServerTable::one(),
             leaves: 0,
         }
     }
@@ -233,14 +233,14 @@ impl Interest {
     }
 
     /// One past the highest place: the range that [`Interest::name_at`] knows.
-    pub fn high(&self) -> u32 {
+    pub fn slots_end(&self) -> u32 {
         u32::try_from(self.entries.high()).expect("the slab is bounded by u32")
     }
 
     /// Listens for a topic that has no member list, for as long as the node lives. Answers under which
     /// key to subscribe.
     pub fn pin(&mut self, topic: TopicName) -> TopicKey {
-        self.insert(self.hash(topic.as_str()), topic, Members::Few(None))
+        self.insert(self.hash(topic.as_str()), topic, TopicMembers::AtMostOne(None))
     }
 
     /// A shard has its first member of a topic in an encoding.
@@ -250,24 +250,25 @@ impl Interest {
         shard: ShardId,
         encoding: Encoding,
         at: TopicId,
-    ) -> Joined {
+    ) -> JoinOutcome {
         let hash = self.hash(topic.as_str());
         if let Some(index) = self.index_of(hash, topic.as_str()) {
             let link = self.servers.links[self.servers.of(topic.as_str())].number;
             let entry = self.entries.at_mut(index).expect("the table names living entries only");
             let confirmed = entry.link == link;
-            entry.members.put(Member { shard, at, encoding, answered: confirmed });
-            return if confirmed { Joined::Now } else { Joined::Later };
+            entry.members.put(ShardMember { shard, at, encoding, answered: confirmed });
+            return if confirmed { JoinOutcome::Confirmed } else { JoinOutcome::Pending };
         }
-        let members = Members::Few(Some(Member { shard, at, encoding, answered: false }));
-        Joined::Subscribe(self.insert(hash, topic, members))
+        let members =
+            TopicMembers::AtMostOne(Some(ShardMember { shard, at, encoding, answered: false }));
+        JoinOutcome::Subscribe(self.insert(hash, topic, members))
     }
 
-    fn insert(&mut self, hash: u32, name: TopicName, members: Members) -> TopicKey {
-        let entry = Entry { name, members, link: 0, left: 0 };
+    fn insert(&mut self, hash: u32, name: TopicName, members: TopicMembers) -> TopicKey {
+        let entry = Entry { name, members, link: 0, last_leave: 0 };
         let inserted = self.entries.insert(entry);
         let key = inserted.expect("shards × their limit of topics stays below u32::MAX");
-        let place = Place { hash, index: key.index };
+        let place = TableSlot { hash, index: key.index };
         self.places.insert_unique(spread(hash), place, |place| spread(place.hash));
         key
     }
@@ -281,9 +282,9 @@ impl Interest {
             return;
         }
         self.leaves = self.leaves.wrapping_add(1);
-        entry.left = self.leaves;
+        entry.last_leave = self.leaves;
         let until = now + self.linger;
-        self.lingering.push_back(Lingering { key, left: self.leaves, until });
+        self.lingering.push_back(Lingering { key, last_leave: self.leaves, until });
     }
 
     /// The next topic whose linger is over; it is forgotten, and has to be unsubscribed.
@@ -296,7 +297,7 @@ impl Interest {
             let gone = self.lingering.pop_front().expect("there is a front");
             let Some(entry) = self.entries.get(gone.key) else { continue };
             // Came back meanwhile, and perhaps left again: then another line tells when.
-            if entry.left == gone.left && entry.members.as_slice().is_empty() {
+            if entry.last_leave == gone.last_leave && entry.members.as_slice().is_empty() {
                 return Some(self.forget(gone.key));
             }
         }
@@ -304,14 +305,14 @@ impl Interest {
 
     /// The shards with members of a topic, by its whole name.
     #[inline]
-    pub fn members(&self, topic: &str) -> Option<(&TopicName, &[Member])> {
+    pub fn members(&self, topic: &str) -> Option<(&TopicName, &[ShardMember])> {
         let index = self.index_of(self.hash(topic), topic)?;
         let entry = self.entries.at(index)?;
         Some((&entry.name, entry.members.as_slice()))
     }
 
     /// Whether somebody has joined a topic and has not been answered: nobody hears anything yet.
-    pub fn is_awaited(&self, topic: &str) -> bool {
+    pub fn has_unanswered_join(&self, topic: &str) -> bool {
         self.members(topic).is_some_and(|(_, members)| members.iter().any(|m| !m.answered))
     }
 
@@ -349,7 +350,7 @@ impl Interest {
 
     /// A server has taken a subscription away that it had confirmed. Answers under which key, if it
     /// had, and the topic is still wanted from it.
-    pub fn take_back(&mut self, topic: &str, server: usize) -> Option<TopicKey> {
+    pub fn revoke(&mut self, topic: &str, server: usize) -> Option<TopicKey> {
         let index = self.index_of(self.hash(topic), topic)?;
         let entry = self.entries.at_mut(index).expect("the table names living entries only");
         let is_there = self.servers.of(topic) == server;
@@ -365,7 +366,7 @@ impl Interest {
     /// The link to a server is lost, and every confirmation with it.
     pub fn lose_link(&mut self, server: usize) {
         let number = self.servers.next_number();
-        self.servers.links[server] = Link { number, confirmed: 0 };
+        self.servers.links[server] = LinkState { number, confirmed: 0 };
     }
 
     /// Topics are on these servers from now on. `from`: for each server, which one it was before;
@@ -377,11 +378,11 @@ impl Interest {
                 Some(before) => self.servers.links[*before].number,
                 None => self.servers.next_number(),
             };
-            links.push(Link { number, confirmed: 0 });
+            links.push(LinkState { number, confirmed: 0 });
         }
         self.servers.links = links;
         self.servers.owners = owners;
-        for index in 0..self.high() {
+        for index in 0..self.slots_end() {
             let Some(entry) = self.entries.at(index) else { continue };
             let server = self.servers.of(entry.name.as_str());
             let link = &mut self.servers.links[server];
@@ -404,7 +405,7 @@ impl Interest {
 
     #[inline]
     fn index_of(&self, hash: u32, topic: &str) -> Option<u32> {
-        let is_it = |place: &Place| {
+        let is_it = |place: &TableSlot| {
             place.hash == hash
                 && self.entries.at(place.index).is_some_and(|entry| entry.name.as_str() == topic)
         };
@@ -443,7 +444,7 @@ mod tests {
 
     fn subscribe(interest: &mut Interest, name: &str, shard: ShardId, id: u32) -> TopicKey {
         match interest.join(room(name), shard, Encoding::NATIVE, at(id)) {
-            Joined::Subscribe(key) => key,
+            JoinOutcome::Subscribe(key) => key,
             other => panic!("{name} was there already: {other:?}"),
         }
     }
@@ -453,11 +454,14 @@ mod tests {
         let mut interest = Interest::new(Duration::ZERO);
         let now = Instant::now();
         let key = subscribe(&mut interest, "a", ONE, 10);
-        assert_eq!(interest.join(room("a"), TWO, Encoding::NATIVE, at(20)), Joined::Later);
+        assert_eq!(interest.join(room("a"), TWO, Encoding::NATIVE, at(20)), JoinOutcome::Pending);
         let mut answered = Vec::new();
         interest.confirm(key, 0, |shard, at| answered.push((shard.0, at.0.index)));
         assert_eq!(answered, [(1, 10), (2, 20)]);
-        assert_eq!(interest.join(room("a"), ShardId(3), Encoding::NATIVE, at(30)), Joined::Now);
+        assert_eq!(
+            interest.join(room("a"), ShardId(3), Encoding::NATIVE, at(30)),
+            JoinOutcome::Confirmed
+        );
         assert_eq!(shards(&interest, "r:a"), [(1, 10), (2, 20), (3, 30)]);
         for (shard, id) in [(TWO, 20), (ShardId(3), 30), (ONE, 11)] {
             interest.leave(&room("a"), shard, at(id), now);
@@ -477,7 +481,7 @@ mod tests {
         interest.confirm(key, 0, |_, _| {});
         interest.leave(&room("a"), ONE, at(1), now);
         assert_eq!(shards(&interest, "r:a"), []);
-        assert_eq!(interest.join(room("a"), TWO, Encoding::NATIVE, at(2)), Joined::Now);
+        assert_eq!(interest.join(room("a"), TWO, Encoding::NATIVE, at(2)), JoinOutcome::Confirmed);
         assert_eq!(interest.take_expired(now + Duration::from_secs(16)), None, "it came back");
         interest.leave(&room("a"), TWO, at(2), now + Duration::from_secs(10));
         assert_eq!(interest.take_expired(now + Duration::from_secs(24)), None);
@@ -490,7 +494,7 @@ mod tests {
         let key = subscribe(&mut interest, "a", ONE, 1);
         interest.confirm(key, 0, |_, _| {});
         interest.lose_link(0);
-        assert_eq!(interest.join(room("a"), TWO, Encoding::NATIVE, at(2)), Joined::Later);
+        assert_eq!(interest.join(room("a"), TWO, Encoding::NATIVE, at(2)), JoinOutcome::Pending);
         let mut answered = Vec::new();
         assert_eq!(interest.confirmed(), 0);
         interest.confirm(key, 0, |shard, _| answered.push(shard));
@@ -514,11 +518,11 @@ mod tests {
         let stayed = (0..64).filter(|n| partition(&name(*n)) != moved).count();
         assert_eq!((interest.confirmed_by(0), interest.confirmed_by(1)), (0, stayed));
         assert!(!interest.confirm(keys[7], 1, |_, _| panic!("answered already")));
-        assert_eq!(interest.join(room("7"), TWO, Encoding::NATIVE, at(99)), Joined::Later);
+        assert_eq!(interest.join(room("7"), TWO, Encoding::NATIVE, at(99)), JoinOutcome::Pending);
         assert!(interest.confirm(keys[7], 0, |shard, _| assert_eq!(shard, TWO)));
-        assert_eq!(interest.take_back(&name(7), 1), None, "it is not there");
-        assert_eq!(interest.take_back(&name(7), 0), Some(keys[7]));
-        assert_eq!(interest.take_back(&name(7), 0), None, "it was taken back already");
+        assert_eq!(interest.revoke(&name(7), 1), None, "it is not there");
+        assert_eq!(interest.revoke(&name(7), 0), Some(keys[7]));
+        assert_eq!(interest.revoke(&name(7), 0), None, "it was taken back already");
         interest.lose_link(1);
         assert_eq!(interest.confirmed(), 0);
     }
@@ -532,7 +536,7 @@ mod tests {
         assert_eq!(interest.take_expired(now), Some(room("a")));
         let _fresh = subscribe(&mut interest, "a", ONE, 2);
         interest.confirm(stale, 0, |_, _| panic!("nobody asked under this key"));
-        assert_eq!(interest.join(room("a"), TWO, Encoding::NATIVE, at(3)), Joined::Later);
+        assert_eq!(interest.join(room("a"), TWO, Encoding::NATIVE, at(3)), JoinOutcome::Pending);
     }
 
     #[test]

@@ -6,11 +6,11 @@
 //! Invariant: nothing here waits. A message costs one hash, one frame set, and one `try_send` for
 //! each shard with members.
 
-use crate::backplane::interest::{Interest, Joined, Member, TopicKey};
+use crate::backplane::interest::{Interest, JoinOutcome, ShardMember, TopicKey};
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::message::Message;
-use crate::backplane::presence::News;
-use crate::backplane::publishes_under_way::PublishesUnderWay;
+use crate::backplane::pending_publishes::PendingPublishes;
+use crate::backplane::presence::PresenceEvent;
 use crate::backplane::shard_queue::ShardQueue;
 use crate::framing;
 use crate::ids::{ConflateKey, NodeId, Position, ShardId, TopicId, TopicKind, TopicName};
@@ -30,33 +30,37 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What is handed out to the members of a topic.
-enum Outgoing<'a> {
+enum RoomEvent<'a> {
     /// A message, and where it stands in the topic's history.
     Message(&'a Message<'a>, Option<Position>),
     /// A user came or left.
-    News(&'a News<'a>),
+    PresenceEvent(&'a PresenceEvent<'a>),
     /// The message at a position of the history cannot be read.
     Unreadable(Position),
 }
 
-impl Outgoing<'_> {
+impl RoomEvent<'_> {
     /// As the members of a topic receive it.
     fn event<'b>(&'b self, topic: TopicKind<'b>) -> Event<'b> {
         match (self, topic) {
-            (Outgoing::Message(message, position), _) => message.event(topic, *position),
-            (Outgoing::News(news), TopicKind::Room(room)) => news.event(room),
-            (Outgoing::News(_) | Outgoing::Unreadable(_), _) => Event::Lost { topic, count: 1 },
+            (RoomEvent::Message(message, position), _) => message.event(topic, *position),
+            (RoomEvent::PresenceEvent(news), TopicKind::Room(room)) => news.event(room),
+            (RoomEvent::PresenceEvent(_) | RoomEvent::Unreadable(_), _) => {
+                Event::Lost { topic, count: 1 }
+            }
         }
     }
 
     /// As one shard receives it. Another node's numbers mean nothing here.
-    fn delivery(&self, to: &Member, frame: Bytes, node: NodeId) -> Delivery {
+    fn delivery(&self, to: &ShardMember, frame: Bytes, node: NodeId) -> Delivery {
         let (except, position, conflate_key) = match self {
-            Outgoing::Message(message, position) => {
+            RoomEvent::Message(message, position) => {
                 (message.except, *position, message.conflate_key)
             }
-            Outgoing::News(news) => (news.except(), None, Some(ConflateKey::of_news(news.user()))),
-            Outgoing::Unreadable(at) => (None, Some(*at), None),
+            RoomEvent::PresenceEvent(news) => {
+                (news.except(), None, Some(ConflateKey::of_news(news.user())))
+            }
+            RoomEvent::Unreadable(at) => (None, Some(*at), None),
         };
         let is_here = |origin: &Origin| origin.node == node && origin.shard == to.shard;
         let except = except.filter(is_here).map(|origin| origin.conn);
@@ -65,11 +69,13 @@ impl Outgoing<'_> {
 }
 
 /// Who a broadcast is for: those of one encoding together.
-fn gather_everybody<'a>(into: &'a mut Vec<Member>, ports: &[ShardPort]) -> &'a [Member] {
+fn gather_everybody<'a>(into: &'a mut Vec<ShardMember>, ports: &[ShardPort]) -> &'a [ShardMember] {
     into.clear();
     for encoding in Encoding::ALL {
         let ports = ports.iter().filter(|port| port.connections.has(encoding));
-        into.extend(ports.map(|port| Member::unjoined(port.id, encoding, everybody(encoding))));
+        into.extend(
+            ports.map(|port| ShardMember::unjoined(port.id, encoding, everybody(encoding))),
+        );
     }
     into
 }
@@ -85,12 +91,12 @@ pub struct Local {
     /// What is counted.
     pub counters: BackplaneCounters,
     queues: Vec<ShardQueue>,
-    publishes: Vec<PublishesUnderWay>,
+    publishes: Vec<PendingPublishes>,
     /// Who the last broadcast was for; its memory is used again.
-    everybody: Vec<Member>,
+    everybody: Vec<ShardMember>,
     health: Arc<Health>,
     since: Instant,
-    failures: LogThrottle,
+    failure_log: LogThrottle,
 }
 
 impl Local {
@@ -104,7 +110,7 @@ impl Local {
     ) -> Local {
         let queues: Vec<ShardQueue> =
             end.shards.iter().map(|_| ShardQueue::new(backlog_bytes_max)).collect();
-        let publishes = queues.iter().map(|_| PublishesUnderWay::default()).collect();
+        let publishes = queues.iter().map(|_| PendingPublishes::default()).collect();
         Local {
             node,
             end,
@@ -115,14 +121,14 @@ impl Local {
             everybody: Vec::new(),
             health,
             since: Instant::now(),
-            failures: LogThrottle::default(),
+            failure_log: LogThrottle::default(),
         }
     }
 
     /// A message came. Hands it to each shard with members; [`Local::flush`] rings them.
     pub fn message(&mut self, message: &Message<'_>) {
         self.counters.received += 1;
-        if !self.deliver(message.topic, &Outgoing::Message(message, None)) {
+        if !self.deliver(message.topic, &RoomEvent::Message(message, None)) {
             self.counters.unwanted += 1; // nobody listens any more, or the topic lingers
         }
     }
@@ -130,17 +136,17 @@ impl Local {
     /// A message of a topic that has a history came, or was found there.
     pub fn message_at(&mut self, message: &Message<'_>, at: Position) {
         self.counters.received += 1;
-        self.deliver(message.topic, &Outgoing::Message(message, Some(at)));
+        self.deliver(message.topic, &RoomEvent::Message(message, Some(at)));
     }
 
     /// A message of a history cannot be read: one is lost in its place.
     pub fn unreadable_at(&mut self, topic: &TopicName, at: Position) {
         self.counters.received += 1;
-        self.deliver(topic.as_str(), &Outgoing::Unreadable(at));
+        self.deliver(topic.as_str(), &RoomEvent::Unreadable(at));
     }
 
     /// Everybody in a topic hears that something was missed, behind what was delivered before.
-    pub fn lost(&mut self, topic: &TopicName, count: u64) {
+    pub fn notify_lost(&mut self, topic: &TopicName, count: u64) {
         let members = if topic.kind() == TopicKind::All {
             gather_everybody(&mut self.everybody, &self.end.shards)
         } else {
@@ -155,14 +161,14 @@ impl Local {
 
     /// Hands an event to each shard with members, written once for each encoding that they have.
     /// Whether there are any.
-    fn deliver(&mut self, topic: &str, what: &Outgoing<'_>) -> bool {
+    fn deliver(&mut self, topic: &str, what: &RoomEvent<'_>) -> bool {
         let (kind, members) = if topic == TopicName::ALL {
             (TopicKind::All, gather_everybody(&mut self.everybody, &self.end.shards))
         } else {
             let Some((name, members)) = self.interest.members(topic) else { return false };
             (name.kind(), members)
         };
-        let mut hand_out = |to: &Member, frame: Bytes| {
+        let mut hand_out = |to: &ShardMember, frame: Bytes| {
             let index = usize::from(to.shard.0);
             let delivery = what.delivery(to, frame, self.node);
             let is_delivered = self.queues[index].deliver(&self.end.shards[index], delivery);
@@ -195,12 +201,12 @@ impl Local {
         at: TopicId,
     ) -> Option<TopicKey> {
         match self.interest.join(topic, shard, encoding, at) {
-            Joined::Now => {
+            JoinOutcome::Confirmed => {
                 self.answer(shard, Downlink::Joined { at });
                 None
             }
-            Joined::Later => None,
-            Joined::Subscribe(key) => Some(key),
+            JoinOutcome::Pending => None,
+            JoinOutcome::Subscribe(key) => Some(key),
         }
     }
 
@@ -212,7 +218,7 @@ impl Local {
 
     /// A server of the transport listens for a topic now: whoever waits for that is told. Whether the
     /// topic is still wanted from it.
-    pub fn subscribed(&mut self, key: TopicKey, server: usize) -> bool {
+    pub fn confirm_subscription(&mut self, key: TopicKey, server: usize) -> bool {
         let (queues, ports) = (&mut self.queues, &self.end.shards);
         self.interest.confirm(key, server, |shard, at| {
             let index = usize::from(shard.0);
@@ -222,7 +228,7 @@ impl Local {
 
     /// Whoever wants to be in a topic with a history hears where it is, behind all deliveries that
     /// were made before.
-    pub fn recovered(&mut self, shard: ShardId, recovered: RecoveryReply) {
+    pub fn reply_recovery(&mut self, shard: ShardId, recovered: RecoveryReply) {
         match recovered.recovery {
             Recovery::NotAsked => {}
             Recovery::Recovered { .. } => self.counters.recovered += 1,
@@ -236,13 +242,13 @@ impl Local {
     }
 
     /// Whoever wants to be in a topic with a history hears that nothing can be said of it.
-    pub fn unrecoverable(&mut self, shard: ShardId, unrecoverable: Unrecoverable) {
+    pub fn refuse_recovery(&mut self, shard: ShardId, unrecoverable: Unrecoverable) {
         self.counters.unrecovered += 1;
         self.answer(shard, Downlink::Unrecoverable(unrecoverable));
     }
 
     /// Messages of a history, for whoever asked.
-    pub fn said(
+    pub fn reply_history(
         &mut self,
         topic: TopicName,
         to: HistoryTo,
@@ -258,16 +264,16 @@ impl Local {
     }
 
     /// Somebody came into a room, or left it. Nothing to count as a message, and nobody's loss.
-    pub fn news(&mut self, topic: &str, news: &News<'_>) {
+    pub fn presence_event(&mut self, topic: &str, news: &PresenceEvent<'_>) {
         match news {
-            News::Joined { .. } => self.counters.presence_joined += 1,
-            News::Left { .. } => self.counters.presence_left += 1,
+            PresenceEvent::Joined { .. } => self.counters.presence_joined += 1,
+            PresenceEvent::Left { .. } => self.counters.presence_left += 1,
         }
-        self.deliver(topic, &Outgoing::News(news));
+        self.deliver(topic, &RoomEvent::PresenceEvent(news));
     }
 
     /// Who is in a room, for whoever asked. `None`: the backplane is away.
-    pub fn here(&mut self, ask: PresenceRequest, here: Option<Arc<Roster>>) {
+    pub fn reply_presence(&mut self, ask: PresenceRequest, here: Option<Arc<Roster>>) {
         let PresenceRequest { topic, to } = ask;
         match to {
             PresenceTo::Call(call) => call(here),
@@ -278,7 +284,7 @@ impl Local {
         }
     }
 
-    /// A publish was taken from a shard: it ends with one [`Local::done`].
+    /// A publish was taken from a shard: it ends with one [`Local::end_publish`].
     pub fn begin_publish(&mut self, publish: &mut Publish) {
         self.counters.publishes += 1;
         if let Done::Conn { shard, turn, .. } = &mut publish.done {
@@ -294,7 +300,7 @@ impl Local {
     }
 
     /// A publish ended. Failures are always told; success only to those who asked.
-    pub fn done(&mut self, done: Done, outcome: PublishOutcome, now: Instant) {
+    pub fn end_publish(&mut self, done: Done, outcome: PublishOutcome, now: Instant) {
         let turn = match done {
             Done::Conn { shard, turn, .. } => Some((shard, turn)),
             Done::Call(_) | Done::Nobody => None,
@@ -321,7 +327,7 @@ impl Local {
             Done::Call(call) => call(outcome),
             Done::Nobody if matches!(outcome, PublishOutcome::Accepted(_)) => {}
             Done::Nobody => {
-                if let Some(suppressed) = self.failures.is_due(now) {
+                if let Some(suppressed) = self.failure_log.is_due(now) {
                     tracing::warn!(?outcome, suppressed, "a publish that nobody waits for failed");
                 }
             }
@@ -350,7 +356,7 @@ impl Local {
     }
 
     /// Whether items of a shard are taken now: not while an answer waits for room in its channel.
-    pub fn takes(&self, shard: ShardId) -> bool {
+    pub fn accepts_from(&self, shard: ShardId) -> bool {
         !self.queues[usize::from(shard.0)].is_held()
     }
 
@@ -374,7 +380,7 @@ impl Local {
     }
 
     /// Whether every shard has ended and left nothing behind.
-    pub fn is_deserted(&self) -> bool {
+    pub fn are_shards_gone(&self) -> bool {
         let left_nothing = |port: &ShardPort| port.is_gone() && port.waiting() == 0;
         self.end.shards.iter().all(left_nothing)
     }

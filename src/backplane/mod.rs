@@ -20,8 +20,8 @@ pub mod interest;
 pub mod local;
 mod log_throttle;
 pub mod message;
+mod pending_publishes;
 pub mod presence;
-mod publishes_under_way;
 pub mod redis;
 pub mod shard_queue;
 
@@ -59,9 +59,9 @@ const RETRY: Duration = Duration::from_millis(2);
 /// How messages reach other nodes, and come back from there.
 ///
 /// What is asked takes effect in the order it was asked. A transport loses nothing silently: a
-/// publish ends in exactly one [`Local::done`], a lost link in [`Local::set_up`].
+/// publish ends in exactly one [`Local::end_publish`], a lost link in [`Local::set_up`].
 pub trait Transport {
-    /// Wants to hear a topic. Confirmed by [`Local::subscribed`], again after each lost link.
+    /// Wants to hear a topic. Confirmed by [`Local::confirm_subscription`], again after each lost link.
     fn subscribe(&mut self, key: TopicKey, topic: &TopicName);
 
     /// Wants to hear it no more.
@@ -71,8 +71,8 @@ pub trait Transport {
     fn publish(&mut self, publish: Publish, now: Instant, local: &mut Local);
 
     /// Answers where a topic's history is and what somebody missed of it, behind all deliveries of
-    /// that topic that were made before: exactly one [`Local::recovered`], or where nothing can be
-    /// said of it [`Local::unrecoverable`].
+    /// that topic that were made before: exactly one [`Local::reply_recovery`], or where nothing can be
+    /// said of it [`Local::refuse_recovery`].
     fn recover(
         &mut self,
         shard: ShardId,
@@ -81,13 +81,13 @@ pub trait Transport {
         local: &mut Local,
     );
 
-    /// Answers what was said: exactly one [`Local::said`].
+    /// Answers what was said: exactly one [`Local::reply_history`].
     fn history(&mut self, ask: Box<HistoryRequest>, now: Instant, local: &mut Local);
 
     /// Notes who came into a room with presence, or left it.
-    fn attend(&mut self, attend: PresenceUpdate, now: Instant);
+    fn update_presence(&mut self, attend: PresenceUpdate, now: Instant);
 
-    /// Answers who is in a room: exactly one [`Local::here`].
+    /// Answers who is in a room: exactly one [`Local::reply_presence`].
     fn presence(&mut self, ask: Box<PresenceRequest>, now: Instant);
 
     /// Notes how far a user has dealt with what is kept for it. One that is lost means that something
@@ -108,7 +108,7 @@ pub trait Transport {
     fn measure(&mut self, _now: Instant, _local: &mut Local) {}
 
     /// What is known of its servers, if anything about them was new when it was last measured.
-    fn take_picture(&mut self) -> Option<Arc<Picture>> {
+    fn take_snapshot(&mut self) -> Option<Arc<Picture>> {
         None
     }
 }
@@ -191,7 +191,8 @@ impl<T: Transport> BackplaneLoop<T> {
             let has_ticked = self.tick.poll_tick(cx).is_ready();
             if has_ticked {
                 self.publish_numbers(now);
-                if self.local.is_deserted() && (self.transport.is_idle() || !self.local.is_up()) {
+                if self.local.are_shards_gone() && (self.transport.is_idle() || !self.local.is_up())
+                {
                     return Poll::Ready(Pause::End);
                 }
             }
@@ -272,7 +273,7 @@ impl<T: Transport> BackplaneLoop<T> {
             Uplink::Publish(publish) => self.publish(publish, now),
             Uplink::Recover(ask) => self.transport.recover(shard, ask, now, &mut self.local),
             Uplink::History(ask) => self.transport.history(ask, now, &mut self.local),
-            Uplink::PresenceUpdate(attend) => self.transport.attend(*attend, now),
+            Uplink::PresenceUpdate(attend) => self.transport.update_presence(*attend, now),
             Uplink::Presence(ask) => self.transport.presence(ask, now),
             Uplink::Settle => self.local.settle(shard),
             Uplink::Acknowledge { topic, up_to } => {
@@ -287,7 +288,7 @@ impl<T: Transport> BackplaneLoop<T> {
     }
 
     fn takes(&self, shard: ShardId) -> bool {
-        self.transport.has_room() && self.local.takes(shard)
+        self.transport.has_room() && self.local.accepts_from(shard)
     }
 
     fn may_sleep(&self) -> bool {
@@ -315,7 +316,7 @@ impl<T: Transport> BackplaneLoop<T> {
         counters.subscriptions = self.local.interest.confirmed() as u64;
         self.transport.measure(now, &mut self.local);
         self.mirror.publish(&self.local.counters);
-        if let Some(picture) = self.transport.take_picture() {
+        if let Some(picture) = self.transport.take_snapshot() {
             self.mirror.show(picture);
         }
     }

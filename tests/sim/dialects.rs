@@ -244,7 +244,7 @@ fn a_room_is_one_room_for_whoever_counts_its_members() {
 fn lose(world: &mut World, room: &str, count: u64) {
     let topic = campanile::ids::TopicName::room(room);
     let node = world.node.as_mut().expect("it is real here");
-    node.local.lost(&topic, count);
+    node.local.notify_lost(&topic, count);
     node.local.flush();
     world.run();
 }

@@ -26,7 +26,7 @@ const LEAVING_MAX: usize = 256 * 1024;
 
 /// What is told to the members of a room, and to other nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum News<'a> {
+pub enum PresenceEvent<'a> {
     /// A user's first connection came.
     Joined {
         /// The user.
@@ -43,93 +43,97 @@ pub enum News<'a> {
     },
 }
 
-impl<'a> News<'a> {
+impl<'a> PresenceEvent<'a> {
     /// As the members of a room hear it.
     pub fn event(&self, room: &'a str) -> Event<'a> {
         match *self {
-            News::Joined { user, info, .. } => Event::Joined { room, user, info },
-            News::Left { user } => Event::Left { room, user },
+            PresenceEvent::Joined { user, info, .. } => Event::Joined { room, user, info },
+            PresenceEvent::Left { user } => Event::Left { room, user },
         }
     }
 
     /// Who came, or left.
     pub fn user(&self) -> &str {
         match self {
-            News::Joined { user, .. } | News::Left { user } => user,
+            PresenceEvent::Joined { user, .. } | PresenceEvent::Left { user } => user,
         }
     }
 
     /// The connection that does not hear it.
     pub fn except(&self) -> Option<Origin> {
         match self {
-            News::Joined { by, .. } => *by,
-            News::Left { .. } => None,
+            PresenceEvent::Joined { by, .. } => *by,
+            PresenceEvent::Left { .. } => None,
         }
     }
 }
 
 /// What became of a user in a room.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Changed {
+pub struct UserTransition {
     /// The room's topic.
     pub topic: TopicName,
     /// The user's topic.
     pub user: TopicName,
     /// What happened.
-    pub change: Change,
+    pub change: Transition,
     /// How many users the room has, this one included.
     pub users: usize,
 }
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum Transition {
     /// The first connection came, and this was it.
     Joined(Origin),
     /// Another number of connections, or other words.
-    Differs,
+    Updated,
     /// The last connection left, and the grace is over.
     Left,
 }
 
-impl Changed {
+impl UserTransition {
     /// What there is to tell, in a room of at most `users_max` users. `member` is who the user is now.
-    pub fn news<'a>(&'a self, member: Option<&'a Member>, users_max: usize) -> Option<News<'a>> {
-        let user = name_of(&self.user);
+    pub fn event<'a>(
+        &'a self,
+        member: Option<&'a PresentUser>,
+        users_max: usize,
+    ) -> Option<PresenceEvent<'a>> {
+        let user = user_name(&self.user);
         match self.change {
             _ if self.users > users_max => None,
-            Change::Joined(by) => {
+            Transition::Joined(by) => {
                 let info = member.and_then(|member| member.info.as_deref());
-                Some(News::Joined { user, info, by: Some(by) })
+                Some(PresenceEvent::Joined { user, info, by: Some(by) })
             }
-            Change::Differs => None,
-            Change::Left => Some(News::Left { user }),
+            Transition::Updated => None,
+            Transition::Left => Some(PresenceEvent::Left { user }),
         }
     }
 }
 
 /// A user in a room.
 #[derive(Clone, Debug, Default)]
-pub struct Member {
+pub struct PresentUser {
     /// How many of their connections are there.
     pub connections: u32,
     /// What they last said of themselves.
     pub info: Option<Info>,
-    /// Which line of `leaving` tells when their grace is over; 0: none.
-    leaving: u64,
+    /// Which line of `graces` tells when their grace is over; 0: none.
+    grace: u64,
 }
 
-type Room = HashMap<TopicName, Member>;
+type Room = HashMap<TopicName, PresentUser>;
 
 /// See the module.
 #[derive(Default)]
 pub struct Presence {
     rooms: HashMap<TopicName, Room>,
     /// When whose grace is over. A line whose number is not the member's is out of date.
-    leaving: BTreeMap<(Instant, u64), (TopicName, TopicName)>,
-    lines: u64,
+    graces: BTreeMap<(Instant, u64), (TopicName, TopicName)>,
+    graces_begun: u64,
     users: usize,
-    events: VecDeque<Changed>,
+    events: VecDeque<UserTransition>,
 }
 
 impl Presence {
@@ -141,23 +145,23 @@ impl Presence {
     pub fn handle(&mut self, attend: PresenceUpdate, grace: Duration, now: Instant) {
         let PresenceUpdate { topic, user, deed } = attend;
         match deed {
-            PresenceChange::Joined { by, info } => self.on_came(topic, user, by, info),
+            PresenceChange::Joined { by, info } => self.on_joined(topic, user, by, info),
             PresenceChange::InfoChanged(info) => {
                 let member = self.member_mut(&topic, &user);
                 member.info = Some(info);
-                self.tell(topic, user, Change::Differs);
+                self.push_transition(topic, user, Transition::Updated);
             }
             PresenceChange::Left => {
-                self.lines += 1;
-                let line = self.lines;
+                self.graces_begun += 1;
+                let number = self.graces_begun;
                 let member = self.member_mut(&topic, &user);
                 assert!(member.connections > 0, "only who came leaves");
                 member.connections -= 1;
                 if member.connections == 0 {
-                    member.leaving = line;
-                    self.leaving.insert((now + grace, line), (topic.clone(), user.clone()));
+                    member.grace = number;
+                    self.graces.insert((now + grace, number), (topic.clone(), user.clone()));
                 }
-                self.tell(topic, user, Change::Differs);
+                self.push_transition(topic, user, Transition::Updated);
             }
         }
     }
@@ -173,17 +177,17 @@ impl Presence {
         now: Instant,
         held_until: impl Fn(&TopicName) -> Option<Instant>,
     ) {
-        while let Some(first) = self.leaving.first_entry() {
-            let &(due, line) = first.key();
+        while let Some(first) = self.graces.first_entry() {
+            let &(due, number) = first.key();
             if due > now {
                 return;
             }
             let (topic, user) = first.remove();
             match held_until(&topic) {
-                None => self.end_grace(topic, user, line),
+                None => self.end_grace(topic, user, number),
                 Some(until) => {
                     assert!(until > now);
-                    self.leaving.insert((until, line), (topic, user));
+                    self.graces.insert((until, number), (topic, user));
                 }
             }
         }
@@ -192,25 +196,25 @@ impl Presence {
     /// Lets the first ones go whose grace runs, while they are too many. For those who do not call
     /// [`Presence::handle_timeout`] for a while.
     pub fn make_room(&mut self) {
-        while self.leaving.len() > LEAVING_MAX
-            && let Some(((_, line), (topic, user))) = self.leaving.pop_first()
+        while self.graces.len() > LEAVING_MAX
+            && let Some(((_, number), (topic, user))) = self.graces.pop_first()
         {
-            self.end_grace(topic, user, line);
+            self.end_grace(topic, user, number);
         }
     }
 
     /// What changed, in its order.
-    pub fn poll_event(&mut self) -> Option<Changed> {
+    pub fn poll_event(&mut self) -> Option<UserTransition> {
         self.events.pop_front()
     }
 
     /// A user in a room, if they are there.
-    pub fn member(&self, topic: &TopicName, user: &TopicName) -> Option<&Member> {
+    pub fn member(&self, topic: &TopicName, user: &TopicName) -> Option<&PresentUser> {
         self.rooms.get(topic)?.get(user)
     }
 
     /// Everybody in a room.
-    pub fn members(&self, topic: &TopicName) -> impl Iterator<Item = (&TopicName, &Member)> {
+    pub fn members(&self, topic: &TopicName) -> impl Iterator<Item = (&TopicName, &PresentUser)> {
         self.rooms.get(topic).into_iter().flatten()
     }
 
@@ -230,38 +234,39 @@ impl Presence {
     }
 
     /// Who is in a room.
-    pub fn here(&self, topic: &TopicName) -> Roster {
-        let attendee = |(user, member): (&TopicName, &Member)| member.attendee(user.clone());
-        let users = self.members(topic).take(Roster::USERS_MAX).map(attendee).collect();
+    pub fn roster(&self, topic: &TopicName) -> Roster {
+        let roster_entry =
+            |(user, member): (&TopicName, &PresentUser)| member.roster_entry(user.clone());
+        let users = self.members(topic).take(Roster::USERS_MAX).map(roster_entry).collect();
         Roster::new(users, self.count(topic) as u64)
     }
 
-    fn on_came(&mut self, topic: TopicName, user: TopicName, by: Origin, info: Option<Info>) {
+    fn on_joined(&mut self, topic: TopicName, user: TopicName, by: Origin, info: Option<Info>) {
         let room = self.rooms.entry(topic.clone()).or_default();
         let change = match room.entry(user.clone()) {
             Entry::Occupied(known) => {
                 let member = known.into_mut();
                 member.connections += 1;
-                member.leaving = 0;
+                member.grace = 0;
                 member.info = info.or_else(|| member.info.take());
-                Change::Differs
+                Transition::Updated
             }
             Entry::Vacant(place) => {
-                place.insert(Member { connections: 1, info, leaving: 0 });
+                place.insert(PresentUser { connections: 1, info, grace: 0 });
                 self.users += 1;
-                Change::Joined(by)
+                Transition::Joined(by)
             }
         };
-        self.tell(topic, user, change);
+        self.push_transition(topic, user, change);
     }
 
-    fn end_grace(&mut self, topic: TopicName, user: TopicName, line: u64) {
+    fn end_grace(&mut self, topic: TopicName, user: TopicName, number: u64) {
         let Some(room) = self.rooms.get_mut(&topic) else { return };
         // Came back meanwhile, and perhaps left again: then another line tells when.
-        if room.get(&user).is_none_or(|member| member.leaving != line) {
+        if room.get(&user).is_none_or(|member| member.grace != number) {
             return;
         }
-        self.tell(topic.clone(), user.clone(), Change::Left);
+        self.push_transition(topic.clone(), user.clone(), Transition::Left);
         let room = self.rooms.get_mut(&topic).expect("it was there a moment ago");
         room.remove(&user);
         self.users -= 1;
@@ -273,27 +278,27 @@ impl Presence {
         }
     }
 
-    fn tell(&mut self, topic: TopicName, user: TopicName, change: Change) {
+    fn push_transition(&mut self, topic: TopicName, user: TopicName, change: Transition) {
         let users = self.count(&topic);
-        self.events.push_back(Changed { topic, user, change, users });
+        self.events.push_back(UserTransition { topic, user, change, users });
     }
 
-    fn member_mut(&mut self, topic: &TopicName, user: &TopicName) -> &mut Member {
+    fn member_mut(&mut self, topic: &TopicName, user: &TopicName) -> &mut PresentUser {
         let member = self.rooms.get_mut(topic).and_then(|room| room.get_mut(user));
         member.expect("a shard tells who came before it tells more of them")
     }
 }
 
-impl Member {
+impl PresentUser {
     /// As those see it who ask.
-    pub fn attendee(&self, user: TopicName) -> RosterEntry {
+    pub fn roster_entry(&self, user: TopicName) -> RosterEntry {
         let connections = u64::from(self.connections);
         RosterEntry { user, connections, info: self.info.clone() }
     }
 }
 
 /// The user's name, without what makes it a topic.
-pub fn name_of(user: &TopicName) -> &str {
+pub fn user_name(user: &TopicName) -> &str {
     match user.kind() {
         TopicKind::User(name) => name,
         TopicKind::Room(_) | TopicKind::All => unreachable!("only users attend"),

@@ -24,25 +24,25 @@ fn came(info: Option<&str>) -> PresenceChange {
 fn told(presence: &mut Presence) -> Vec<String> {
     let mut told = Vec::new();
     while let Some(changed) = presence.poll_event() {
-        let user = name_of(&changed.user);
+        let user = user_name(&changed.user);
         match changed.change {
-            Change::Joined(origin) => {
+            Transition::Joined(origin) => {
                 assert_eq!(origin, by(7));
                 told.push(format!("+{user}"));
             }
-            Change::Differs => {}
-            Change::Left => told.push(format!("-{user}")),
+            Transition::Updated => {}
+            Transition::Left => told.push(format!("-{user}")),
         }
     }
     told
 }
 
 fn listed(presence: &Presence, room: &str) -> Vec<(String, u64, Option<String>)> {
-    let here = presence.here(&TopicName::room(room));
-    assert_eq!(here.count, here.users.len() as u64);
-    let list = here.users.iter().map(|attendee| {
-        let info = attendee.info.as_deref().map(str::to_owned);
-        (name_of(&attendee.user).to_owned(), attendee.connections, info)
+    let roster = presence.roster(&TopicName::room(room));
+    assert_eq!(roster.count, roster.users.len() as u64);
+    let list = roster.users.iter().map(|roster_entry| {
+        let info = roster_entry.info.as_deref().map(str::to_owned);
+        (user_name(&roster_entry.user).to_owned(), roster_entry.connections, info)
     });
     list.collect()
 }
@@ -126,9 +126,12 @@ fn a_large_room_is_listed_in_part_and_counted_whole() {
     for user in 0..Roster::USERS_MAX + 5 {
         presence.handle(attend("r", &user.to_string(), came(None)), GRACE, now);
     }
-    let here = presence.here(&TopicName::room("r"));
-    assert_eq!((here.users.len(), here.count), (Roster::USERS_MAX, Roster::USERS_MAX as u64 + 5));
-    assert!(here.is_truncated());
+    let roster = presence.roster(&TopicName::room("r"));
+    assert_eq!(
+        (roster.users.len(), roster.count),
+        (Roster::USERS_MAX, Roster::USERS_MAX as u64 + 5)
+    );
+    assert!(roster.is_truncated());
 }
 
 #[test]
@@ -147,7 +150,7 @@ fn those_whose_grace_runs_are_bounded() {
 #[test]
 fn a_room_with_more_users_than_are_told_is_told_nothing() {
     let (mut presence, now) = (Presence::default(), Instant::now());
-    let mut news = Vec::new();
+    let mut event = Vec::new();
     for user in ["ann", "bob", "cid"] {
         presence.handle(attend("r", user, came(Some("1"))), Duration::ZERO, now);
     }
@@ -156,11 +159,12 @@ fn a_room_with_more_users_than_are_told_is_told_nothing() {
         presence.handle_timeout(now);
     }
     while let Some(changed) = presence.poll_event() {
-        let member = Member { info: Some("1".into()), ..Member::default() };
-        news.extend(changed.news(Some(&member), 2).map(|news| format!("{:?}", news.event("r"))));
+        let member = PresentUser { info: Some("1".into()), ..PresentUser::default() };
+        event
+            .extend(changed.event(Some(&member), 2).map(|event| format!("{:?}", event.event("r"))));
     }
     assert_eq!(
-        news,
+        event,
         [
             r#"Joined { room: "r", user: "ann", info: Some("1") }"#,
             r#"Joined { room: "r", user: "bob", info: Some("1") }"#,
@@ -218,9 +222,9 @@ proptest! {
                 let key = (changed.topic.as_str().to_owned(), changed.user.as_str().to_owned());
                 let sum = told.entry(key).or_default();
                 *sum += match changed.change {
-                    Change::Joined(_) => 1,
-                    Change::Differs => 0,
-                    Change::Left => -1,
+                    Transition::Joined(_) => 1,
+                    Transition::Updated => 0,
+                    Transition::Left => -1,
                 };
                 prop_assert!((0..=1).contains(sum), "joined and left come in turns");
             }

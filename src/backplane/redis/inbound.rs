@@ -80,7 +80,7 @@ impl Ear<'_> {
         };
         self.moved.extend(answered.missed);
         for key in answered.confirmed {
-            if !self.local.subscribed(key, self.server) {
+            if !self.local.confirm_subscription(key, self.server) {
                 continue;
             }
             let has_moved = self.moved.remove(&key);
@@ -92,7 +92,7 @@ impl Ear<'_> {
                 self.histories.subscribed(topic);
             } else if has_moved {
                 let topic = topic.clone();
-                self.local.lost(&topic, 0);
+                self.local.notify_lost(&topic, 0);
             }
         }
     }
@@ -117,9 +117,9 @@ impl Ear<'_> {
         }
         let Some(topic) = self.common.names.topic(channel) else { return };
         let interest = &mut self.local.interest;
-        let Some(key) = interest.take_back(topic, self.server) else {
+        let Some(key) = interest.revoke(topic, self.server) else {
             let key = interest.key_of(topic);
-            *self.is_astray |= key.is_some_and(|key| self.subscriptions.take_back(key));
+            *self.is_astray |= key.is_some_and(|key| self.subscriptions.revoke(key));
             return;
         };
         *self.is_astray = true;

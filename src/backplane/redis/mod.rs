@@ -215,7 +215,7 @@ impl RedisTransport {
 
     /// Topics that have moved are heard from their new servers.
     fn hand_over(&mut self, has_moved: impl Fn(&TopicName) -> bool, local: &Local) {
-        for place in 0..local.interest.high() {
+        for place in 0..local.interest.slots_end() {
             if let Some((key, topic)) = local.interest.name_at(place)
                 && has_moved(topic)
             {
@@ -283,13 +283,13 @@ impl Transport for RedisTransport {
     fn history(&mut self, ask: Box<HistoryRequest>, now: Instant, local: &mut Local) {
         let server = self.server_of(&ask.topic);
         if !server.is_up() {
-            return local.said(ask.topic, ask.to, Err(HistoryError::Unavailable));
+            return local.reply_history(ask.topic, ask.to, Err(HistoryError::Unavailable));
         }
         server.histories().history(ask, now, local);
     }
 
     /// While down, everything is taken: what does not fit is answered, and the shards go on.
-    fn attend(&mut self, attend: PresenceUpdate, now: Instant) {
+    fn update_presence(&mut self, attend: PresenceUpdate, now: Instant) {
         self.presences.handle(attend, now);
     }
 
@@ -351,7 +351,7 @@ impl Transport for RedisTransport {
         self.acks.measure(counters);
     }
 
-    fn take_picture(&mut self) -> Option<Arc<Picture>> {
-        self.census.take_picture()
+    fn take_snapshot(&mut self) -> Option<Arc<Picture>> {
+        self.census.take_snapshot()
     }
 }

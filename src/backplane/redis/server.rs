@@ -322,7 +322,7 @@ impl Server {
         let ingest = hears_ingest.then(|| names.ingest.clone());
         let fixed = canary_channel.iter().cloned().chain(ingest).collect();
         let is_skipped = cfg!(feature = "break-resubscribe") && self.is_relied_on;
-        let places = if is_skipped { 0 } else { local.interest.high() };
+        let places = if is_skipped { 0 } else { local.interest.slots_end() };
         let subscriptions = Subscriptions::new(number, fixed, places);
         let (canary, since, heard_at) = (None, now, now);
         self.state = State::Live(Box::new(Live {
@@ -560,7 +560,7 @@ impl Server {
         tracing::info!(server = self.shown(), topics, took_ms, "everything is subscribed");
         self.reason = "the canary came back".to_owned();
         if std::mem::replace(&mut self.is_relied_on, true) {
-            self.untold = 0..local.interest.high();
+            self.untold = 0..local.interest.slots_end();
         }
     }
 
@@ -578,7 +578,7 @@ impl Server {
                 hears_others || local.interest.server_of(topic.as_str()) == self.place.number;
             if is_here && !self.histories.policy(topic).has_history() {
                 let topic = topic.clone();
-                local.lost(&topic, 0);
+                local.notify_lost(&topic, 0);
             }
         }
         true

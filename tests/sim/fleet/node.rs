@@ -100,7 +100,7 @@ impl Node {
     /// A connection is made: everything wanted is subscribed on it.
     pub fn connect(&mut self) {
         let fixed = vec![self.names.ingest.clone(), self.names.canary(0)];
-        let subscriptions = Subscriptions::new(0, fixed, self.local.interest.high());
+        let subscriptions = Subscriptions::new(0, fixed, self.local.interest.slots_end());
         let (pushes, done) = (VecDeque::new(), VecDeque::new());
         self.link = Some(Link { subscriptions, pushes, done, under_way: 0 });
     }
@@ -111,7 +111,7 @@ impl Node {
         self.local.interest.lose_link(0);
         self.local.set_up(false, "played", now);
         for done in link.done {
-            self.local.done(done, PublishOutcome::Unknown, now);
+            self.local.end_publish(done, PublishOutcome::Unknown, now);
         }
         let number = |push| match push {
             Push::Message { number, .. } => Some(number),
@@ -142,7 +142,7 @@ impl Node {
         for index in 0..self.towers.len() {
             let shard = self.local.end.shards[index].id;
             for _ in 0..self.per_turn {
-                if !self.local.takes(shard) {
+                if !self.local.accepts_from(shard) {
                     break;
                 }
                 let Some(item) = self.local.end.shards[index].try_recv() else { break };
@@ -184,7 +184,7 @@ impl Node {
                 Push::Confirmed => {
                     link.under_way -= 1;
                     let keys = link.subscriptions.confirmed();
-                    keys.into_iter().for_each(|key| _ = self.local.subscribed(key, 0));
+                    keys.into_iter().for_each(|key| _ = self.local.confirm_subscription(key, 0));
                 }
                 Push::Message { channel, body, .. } => {
                     let Some(topic) = self.names.topic(channel.as_bytes()) else { continue };
@@ -195,7 +195,7 @@ impl Node {
         }
         while let Some(done) = link.done.pop_front() {
             moved = true;
-            self.local.done(done, PublishOutcome::Accepted(None), now);
+            self.local.end_publish(done, PublishOutcome::Accepted(None), now);
         }
         if link.subscriptions.is_complete() {
             self.local.set_up(true, "played", now);

@@ -49,7 +49,7 @@ impl Node {
     pub fn take(&mut self, at: usize, items_max: usize, now_ms: u64) -> bool {
         let (now, shard) = (self.now(now_ms), self.local.end.shards[at].id);
         let mut taken = 0;
-        while taken < items_max && self.local.takes(shard) {
+        while taken < items_max && self.local.accepts_from(shard) {
             let Some(item) = self.local.end.shards[at].try_recv() else { break };
             taken += 1;
             match item {
@@ -66,7 +66,7 @@ impl Node {
                 Uplink::Settle => self.local.settle(shard),
                 Uplink::Recover(ask) => self.embedded.recover(shard, ask, now, &mut self.local),
                 Uplink::History(ask) => self.embedded.history(ask, now, &mut self.local),
-                Uplink::PresenceUpdate(attend) => self.embedded.attend(*attend, now),
+                Uplink::PresenceUpdate(attend) => self.embedded.update_presence(*attend, now),
                 Uplink::Presence(ask) => self.embedded.presence(ask, now),
                 Uplink::Acknowledge { topic, up_to } => {
                     self.embedded.acknowledge(topic, up_to, now, &mut self.local);

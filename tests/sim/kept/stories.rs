@@ -4,7 +4,7 @@ use super::checker::{Day, Promise};
 use super::people::{How, People};
 use super::tape::At;
 use crate::bare::{Bare, limits};
-use campanile::backplane::history::log::{Keep, Log, Reader};
+use campanile::backplane::history::log::{MessageLog, Retention, RunRequest};
 use campanile::backplane::message::Message;
 use campanile::ids::{Position, TopicName};
 use campanile::link::{Downlink, RecoveryReply, Unrecoverable, Uplink};
@@ -320,13 +320,13 @@ fn turn(people: &mut People) {
 fn a_thousand_newcomers_who_missed_the_same_share_one_buffer() {
     let spaces = Arc::new(Namespaces::read(SPACES).expect("it is well written"));
     let mut bare = Bare::with(limits(), spaces);
-    let keep = Keep { messages: 100, time: Duration::from_secs(60) };
-    let (mut log, now) = (Log::new(7, 0), Instant::now());
+    let keep = Retention { messages_max: 100, age_max: Duration::from_secs(60) };
+    let (mut log, now) = (MessageLog::new(7, 0), Instant::now());
     let (from, except, conflate_key, key) = (None, None, None, None);
     let message = Message { topic: "r:kept:a", from, payload: b"1", except, conflate_key, key };
     let body = message.stored();
     let topic = TopicName::room(ROOM);
-    let reader = Reader { topic: &topic, encoding: Encoding::NATIVE, bytes_max: 1 << 20 };
+    let reader = RunRequest { topic: &topic, encoding: Encoding::NATIVE, bytes_max: 1 << 20 };
     for _ in 0..100 {
         log.push(body.clone(), keep, now);
     }

@@ -2,7 +2,7 @@ use super::*;
 use crate::backplane::message::Message;
 use serde_json::Value;
 
-const KEEP: Keep = Keep { messages: 5, time: Duration::from_secs(60) };
+const RETENTION: Retention = Retention { messages_max: 5, age_max: Duration::from_secs(60) };
 
 /// What one message is as a native frame, and as an element of a page.
 const FRAME_BYTES: usize = 2 + ELEMENT_BYTES;
@@ -23,10 +23,10 @@ fn body(number: u64) -> Bytes {
 }
 
 /// Messages `1..=top`, of which five are stored.
-fn log(top: u64) -> Log {
-    let mut log = Log::new(7, 0);
+fn log(top: u64) -> MessageLog {
+    let mut log = MessageLog::new(7, 0);
     let now = Instant::now();
-    (1..=top).for_each(|number| log.push(body(number), KEEP, now));
+    (1..=top).for_each(|number| log.push(body(number), RETENTION, now));
     log
 }
 
@@ -35,9 +35,9 @@ fn at(offset: u64) -> Position {
 }
 
 /// Calls `ask` for a native reader of so many bytes.
-fn read<T>(bytes_max: usize, ask: impl FnOnce(Reader<'_>) -> T) -> T {
+fn read<T>(bytes_max: usize, ask: impl FnOnce(RunRequest<'_>) -> T) -> T {
     let topic = TopicName::room("t");
-    ask(Reader { topic: &topic, encoding: Encoding::NATIVE, bytes_max })
+    ask(RunRequest { topic: &topic, encoding: Encoding::NATIVE, bytes_max })
 }
 
 /// `<7><8>`: each message of a run; its payload must be its offset.
@@ -62,8 +62,8 @@ fn text(run: Run) -> String {
     format!("{}: {}", run.messages, frames(&run))
 }
 
-fn since(log: &mut Log, offset: u64, bytes_max: usize) -> Result<String, Unrecovered> {
-    read(bytes_max, |reader| log.since(at(offset), reader)).map(text)
+fn since(log: &mut MessageLog, offset: u64, bytes_max: usize) -> Result<String, Unrecovered> {
+    read(bytes_max, |request| log.since(at(offset), request)).map(text)
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn a_client_that_was_away_gets_what_it_missed_and_no_more() {
     assert_eq!(since(&mut log, 2, all), Err(Unrecovered::Trimmed));
     assert_eq!(since(&mut log, 9, all), Err(Unrecovered::TailLost));
     let foreign = Position { epoch: 8, offset: 8 };
-    assert_eq!(read(all, |reader| log.since(foreign, reader)), Err(Unrecovered::Epoch));
+    assert_eq!(read(all, |request| log.since(foreign, request)), Err(Unrecovered::Epoch));
     assert_eq!(since(&mut self::log(8), 6, 2 * FRAME_BYTES - 1), Err(Unrecovered::TooMuch));
 }
 
@@ -84,7 +84,7 @@ fn a_client_that_was_away_gets_what_it_missed_and_no_more() {
 fn a_user_gets_what_it_has_not_acknowledged_and_is_told_what_is_gone() {
     use Recovery::{NotRecovered, Recovered};
     let brought = |acked, bytes_max| {
-        let (recovery, run) = read(bytes_max, |reader| log(8).unacknowledged(acked, reader));
+        let (recovery, run) = read(bytes_max, |request| log(8).unacknowledged(acked, request));
         (recovery, frames(&run))
     };
     let all_bytes = 10 * FRAME_BYTES;
@@ -98,39 +98,41 @@ fn a_user_gets_what_it_has_not_acknowledged_and_is_told_what_is_gone() {
     let newest = (NotRecovered(Unrecovered::TooMuch), "<7><8>".to_owned());
     assert_eq!(brought(Some(4), 3 * FRAME_BYTES - 1), newest);
     assert_eq!(brought(Some(4), FRAME_BYTES - 1).1, "", "not even one");
-    let none = read(10, |reader| Log::new(7, 0).unacknowledged(Some(0), reader));
+    let none = read(10, |request| MessageLog::new(7, 0).unacknowledged(Some(0), request));
     assert_eq!(none, (Recovered { messages: 0 }, Run::default()));
 }
 
 #[test]
 fn thousands_at_the_same_position_share_one_run_until_the_next_message() {
     let mut log = log(8);
-    let run = |log: &mut Log, offset| read(1000, |reader| log.since(at(offset), reader)).unwrap();
+    let run = |log: &mut MessageLog, offset| {
+        read(1000, |request| log.since(at(offset), request)).unwrap()
+    };
     let (one, two) = (run(&mut log, 6), run(&mut log, 6));
     assert_eq!(one.bytes.as_ptr(), two.bytes.as_ptr());
-    log.push(body(9), KEEP, Instant::now());
+    log.push(body(9), RETENTION, Instant::now());
     assert_eq!(since(&mut log, 6, 1000), Ok("3: <7><8><9>".into()));
     run(&mut log, 4);
     log.drop_oldest();
     assert_eq!(since(&mut log, 4, 1000), Err(Unrecovered::Trimmed));
     run(&mut log, 7);
     log.adopt(8);
-    let later = read(1000, |reader| log.since(Position { epoch: 8, offset: 7 }, reader)).unwrap();
+    let later = read(1000, |request| log.since(Position { epoch: 8, offset: 7 }, request)).unwrap();
     assert!(String::from_utf8_lossy(&later.bytes).contains(r#""epoch":"8""#));
 }
 
 #[test]
 fn what_is_too_much_or_too_old_goes() {
-    let mut log = Log::new(7, 0);
+    let mut log = MessageLog::new(7, 0);
     let began = Instant::now();
     for number in 1..=3 {
-        log.push(body(number), KEEP, began + Duration::from_secs(number * 20));
+        log.push(body(number), RETENTION, began + Duration::from_secs(number * 20));
     }
     let each = body(1).len();
     assert_eq!((log.first(), log.bytes()), (1, 3 * each));
-    log.trim(KEEP, began + Duration::from_secs(80));
+    log.trim(RETENTION, began + Duration::from_secs(80));
     assert_eq!((log.first(), log.bytes()), (2, 2 * each));
-    log.trim(KEEP, began + Duration::from_secs(1000));
+    log.trim(RETENTION, began + Duration::from_secs(1000));
     assert!(log.is_empty());
     assert_eq!((log.position(), log.first(), log.bytes()), (at(3), 4, 0));
     assert_eq!(since(&mut log, 3, 0), Ok("0: ".into()));
@@ -140,7 +142,7 @@ fn what_is_too_much_or_too_old_goes() {
 fn pages_go_forward_from_the_oldest_and_backward_from_the_newest() {
     let log = log(8);
     let of = |page: Page, bytes_max| {
-        let run = read(bytes_max, |reader| log.page(page, reader)).unwrap();
+        let run = read(bytes_max, |request| log.page(page, request)).unwrap();
         let array: Vec<Value> =
             serde_json::from_slice(&[b"[", &run.bytes[..], b"]"].concat()).unwrap();
         assert_eq!(array.len() as u64, run.messages);
@@ -163,16 +165,16 @@ fn pages_go_forward_from_the_oldest_and_backward_from_the_newest() {
     assert_eq!(of(all, 0), "<4>", "one always does");
     let since = Some(Position { epoch: 1, offset: 1 });
     let foreign = Page { since, limit: 1, reverse: false };
-    assert_eq!(read(1000, |reader| log.page(foreign, reader)), Err(Unrecovered::Epoch));
+    assert_eq!(read(1000, |request| log.page(foreign, request)), Err(Unrecovered::Epoch));
 }
 
 #[test]
 fn a_message_that_cannot_be_read_is_one_lost_message_in_its_place() {
-    let mut log = Log::new(7, 0);
+    let mut log = MessageLog::new(7, 0);
     for bytes in [body(1), Bytes::from_static(b"\x63 of another version"), body(3)] {
-        log.push(bytes, KEEP, Instant::now());
+        log.push(bytes, RETENTION, Instant::now());
     }
-    let run = read(1000, |reader| log.since(at(0), reader)).unwrap();
+    let run = read(1000, |request| log.since(at(0), request)).unwrap();
     let text = String::from_utf8_lossy(&run.bytes);
     let [one, lost, three] =
         ["\"offset\":1}", r#"{"type":"lost","room_id":"t","count":1}"#, "\"offset\":3}"]
@@ -199,20 +201,20 @@ const EDGES: [u64; 12] = [
 #[test]
 fn no_position_is_too_high_to_be_asked_for() {
     for (top, messages) in EDGES.into_iter().flat_map(|top| (0..4).map(move |n| (top, n))) {
-        let mut log = Log::new(7, top);
-        (0..messages).for_each(|number| log.push(body(number), KEEP, Instant::now()));
+        let mut log = MessageLog::new(7, top);
+        (0..messages).for_each(|number| log.push(body(number), RETENTION, Instant::now()));
         assert!(log.first() <= log.next().offset, "{top} + {messages}");
         for offset in EDGES {
-            let run = read(1000, |reader| log.since(at(offset), reader)).unwrap_or_default();
+            let run = read(1000, |request| log.since(at(offset), request)).unwrap_or_default();
             assert!(run.messages <= messages);
             for bytes_max in [1000, 4] {
                 let acked = Some(offset);
-                let (_, run) = read(bytes_max, |reader| log.unacknowledged(acked, reader));
+                let (_, run) = read(bytes_max, |request| log.unacknowledged(acked, request));
                 assert!(run.messages <= messages);
             }
             for (limit, reverse) in [(0, false), (u32::MAX, false), (2, true)] {
                 let page = Page { since: Some(at(offset)), limit, reverse };
-                let run = read(1000, |reader| log.page(page, reader)).unwrap();
+                let run = read(1000, |request| log.page(page, request)).unwrap();
                 assert!(run.messages <= messages);
             }
         }
@@ -222,8 +224,8 @@ fn no_position_is_too_high_to_be_asked_for() {
 #[test]
 fn at_the_last_offsets_that_there_are_a_history_is_what_it_is_elsewhere() {
     for top in [0, 7, Position::NUMBER_MAX - 3] {
-        let mut log = Log::new(7, top);
-        (1..=3).for_each(|number| log.push(body(top + number), KEEP, Instant::now()));
+        let mut log = MessageLog::new(7, top);
+        (1..=3).for_each(|number| log.push(body(top + number), RETENTION, Instant::now()));
         assert_eq!((log.first(), log.position().offset), (top + 1, top + 3));
         assert_eq!(
             since(&mut log, top, 1000),

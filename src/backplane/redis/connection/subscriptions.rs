@@ -110,7 +110,7 @@ pub struct Subscriptions {
 
 impl Subscriptions {
     /// For a new link to a server: nothing is subscribed yet. `fixed` are channels that are no
-    /// topics, `places` is where the topics are that exist already ([`Interest::high`]).
+    /// topics, `places` is where the topics are that exist already ([`Interest::slots_end`]).
     pub fn new(server: usize, fixed: Vec<String>, places: u32) -> Subscriptions {
         Subscriptions {
             server,
@@ -262,7 +262,7 @@ impl Subscriptions {
 
     /// The server has taken a subscription away that it has made in the oldest batch, before it has
     /// answered all of that. Whether it is so.
-    pub fn take_back(&mut self, key: TopicKey) -> bool {
+    pub fn revoke(&mut self, key: TopicKey) -> bool {
         let Some(front) = self.under_way.front_mut() else { return false };
         let place = front.keys.iter_mut().find(|place| **place == Some(key));
         let Some(key) = place.and_then(Option::take) else { return false };
@@ -376,7 +376,7 @@ fn write(command: &Command, sub: &mut Subscriber, names: &Names) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backplane::interest::Joined;
+    use crate::backplane::interest::JoinOutcome;
     use crate::backplane::redis::names::PARTITIONS;
     use crate::ids::{NodeId, ShardId, SlotId, TopicId};
     use crate::protocol::dialect::Encoding;
@@ -390,7 +390,7 @@ mod tests {
     fn wanted(interest: &mut Interest, room: &str) -> TopicKey {
         let at = TopicId(SlotId { index: 0, generation: 0 });
         match interest.join(TopicName::room(room), ShardId(0), Encoding::NATIVE, at) {
-            Joined::Subscribe(key) => key,
+            JoinOutcome::Subscribe(key) => key,
             other => panic!("{other:?}"),
         }
     }
@@ -426,7 +426,7 @@ mod tests {
         let at = TopicId(SlotId { index: 0, generation: 0 });
         interest.leave(&TopicName::room("7"), ShardId(0), at, now);
         assert!(interest.take_expired(now).is_some());
-        let mut subscriptions = Subscriptions::new(0, Vec::new(), interest.high());
+        let mut subscriptions = Subscriptions::new(0, Vec::new(), interest.slots_end());
         let _fixed = subscriptions.cut(&names(), &interest);
         let first = subscriptions.cut(&names(), &interest).unwrap();
         let _late = wanted(&mut interest, "late");
@@ -480,11 +480,11 @@ mod tests {
         let mut interest = Interest::new(Duration::ZERO);
         let mut subscriptions = begun(&interest);
         let (key, room) = (wanted(&mut interest, "a"), TopicName::room("a"));
-        assert!(!subscriptions.take_back(key), "it was not asked yet");
+        assert!(!subscriptions.revoke(key), "it was not asked yet");
         subscriptions.add(key, &room);
         assert!(subscriptions.next_command(&names(), &interest).is_some());
         subscriptions.handle_subscribed();
-        assert!(subscriptions.take_back(key));
+        assert!(subscriptions.revoke(key));
         let now = Instant::now();
         assert_eq!(subscriptions.handle_ping(b"2", now), Some(Answered::default()));
         subscriptions.ask_again(now + STALLED, &interest);
@@ -496,7 +496,7 @@ mod tests {
         subscriptions.add(key, &room);
         assert!(subscriptions.next_command(&names(), &interest).is_some());
         assert!(subscriptions.next_command(&names(), &interest).is_some());
-        assert!(!subscriptions.take_back(key));
+        assert!(!subscriptions.revoke(key));
         assert_eq!(subscriptions.handle_ping(b"4", now), Some(Answered::default()));
         subscriptions.handle_subscribed();
         assert_eq!(subscriptions.handle_ping(b"5", now).unwrap().confirmed, [key]);

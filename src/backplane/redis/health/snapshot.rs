@@ -80,7 +80,7 @@ impl Census {
     }
 
     /// The picture, if it is another one than was taken last.
-    pub fn take_picture(&mut self) -> Option<Arc<Picture>> {
+    pub fn take_snapshot(&mut self) -> Option<Arc<Picture>> {
         std::mem::take(&mut self.is_new).then(|| self.picture.clone())
     }
 }
@@ -104,21 +104,21 @@ mod tests {
     #[test]
     fn a_picture_is_new_only_if_something_in_it_is() {
         let mut census = Census::default();
-        assert!(census.take_picture().is_none(), "of nothing there is none");
+        assert!(census.take_snapshot().is_none(), "of nothing there is none");
         census.take(Picture::default(), [server("a:1", 1), server("b:2", 1)].into_iter());
-        let first = census.take_picture().expect("two servers");
+        let first = census.take_snapshot().expect("two servers");
         census.take(Picture::default(), [server("a:1", 1), server("b:2", 1)].into_iter());
-        assert!(census.take_picture().is_none(), "all is as it was");
+        assert!(census.take_snapshot().is_none(), "all is as it was");
         census.take(Picture::default(), [server("a:1", 1), server("b:2", 0)].into_iter());
-        let second = census.take_picture().expect("one is down");
+        let second = census.take_snapshot().expect("one is down");
         assert!(Arc::ptr_eq(&first.servers[0], &second.servers[0]), "the other is as it was");
         assert!(!second.servers[1].is_up());
         let silent = vec![("s:1".to_owned(), None)];
         let alone = Picture { silent_sentinels: silent, ..Picture::default() };
         census.take(alone, second.servers.iter().map(|server| (**server).clone()));
-        assert!(census.take_picture().is_some(), "a sentinel is silent");
+        assert!(census.take_snapshot().is_some(), "a sentinel is silent");
         census.take(Picture::default(), [server("b:2", 0)].into_iter());
-        assert_eq!(census.take_picture().expect("one has left").servers.len(), 1);
+        assert_eq!(census.take_snapshot().expect("one has left").servers.len(), 1);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Invariant: each question is answered once, or given back.
 
-use crate::backplane::history::log::{Log, Reader};
+use crate::backplane::history::log::{MessageLog, RunRequest};
 use crate::backplane::local::Local;
 use crate::backplane::redis::history::follower::{Topic, cut_of};
 use crate::ids::{Position, ShardId, TopicKind};
@@ -48,12 +48,12 @@ impl Topic {
                 if is_short {
                     return Some(Question::Recover(shard, ask));
                 }
-                let reader = Reader { topic: &self.name, encoding: ask.encoding, bytes_max };
+                let reader = RunRequest { topic: &self.name, encoding: ask.encoding, bytes_max };
                 let (recovery, missed) = log.unacknowledged(self.acked, reader);
                 bring(shard, *ask, log.position(), recovery, missed, local);
             }
             Question::Recover(shard, ask) => {
-                let reader = Reader { topic: &self.name, encoding: ask.encoding, bytes_max };
+                let reader = RunRequest { topic: &self.name, encoding: ask.encoding, bytes_max };
                 let found = match ask.since {
                     None => Ok(None),
                     Some(_) if !self.recovery => Err(Unrecovered::NotEnabled),
@@ -86,9 +86,9 @@ impl Topic {
                 return Some(Question::History(ask));
             }
             Question::History(ask) => {
-                let reader = Reader { topic: &self.name, encoding: ask.encoding, bytes_max };
+                let reader = RunRequest { topic: &self.name, encoding: ask.encoding, bytes_max };
                 let said = page(&ask, log, &self.chain, reader);
-                local.said(ask.topic, ask.to, said);
+                local.reply_history(ask.topic, ask.to, said);
             }
         }
         None
@@ -96,7 +96,11 @@ impl Topic {
 }
 
 /// A position of an earlier epoch as one of this one.
-fn translate(since: Position, log: &Log, chain: &[(u64, u64)]) -> Result<Position, Unrecovered> {
+fn translate(
+    since: Position,
+    log: &MessageLog,
+    chain: &[(u64, u64)],
+) -> Result<Position, Unrecovered> {
     let epoch = log.position().epoch;
     if since.epoch == epoch {
         return Ok(since);
@@ -111,9 +115,9 @@ fn translate(since: Position, log: &Log, chain: &[(u64, u64)]) -> Result<Positio
 /// What was said instead of the last that was heard. `None`: it was of this very history.
 fn replaced(
     ask: &RecoveryRequest,
-    log: &mut Log,
+    log: &mut MessageLog,
     chain: &[(u64, u64)],
-    reader: Reader<'_>,
+    reader: RunRequest<'_>,
 ) -> Option<Result<Run, Unrecovered>> {
     let Position { epoch, .. } = log.position();
     let since = ask.since.filter(|since| since.epoch != epoch)?;
@@ -162,7 +166,7 @@ fn bring(
     local: &mut Local,
 ) {
     let RecoveryRequest { at, conn, ticket, .. } = ask;
-    local.recovered(shard, RecoveryReply { at, conn, ticket, position, recovery, missed });
+    local.reply_recovery(shard, RecoveryReply { at, conn, ticket, position, recovery, missed });
 }
 
 /// Too many ask, or Redis does not answer: better to be in the room without what was missed. Where
@@ -180,19 +184,21 @@ pub(super) fn overload(
 /// What Redis has of the history is nothing that we wrote.
 pub(super) fn refuse(question: Question, local: &mut Local) {
     match question {
-        Question::History(ask) => local.said(ask.topic, ask.to, Err(HistoryError::Unreadable)),
+        Question::History(ask) => {
+            local.reply_history(ask.topic, ask.to, Err(HistoryError::Unreadable))
+        }
         Question::Recover(shard, ask) => {
             let RecoveryRequest { at, conn, ticket, .. } = *ask;
-            local.unrecoverable(shard, Unrecoverable { at, conn, ticket });
+            local.refuse_recovery(shard, Unrecoverable { at, conn, ticket });
         }
     }
 }
 
 fn page(
     ask: &HistoryRequest,
-    log: &Log,
+    log: &MessageLog,
     chain: &[(u64, u64)],
-    reader: Reader<'_>,
+    reader: RunRequest<'_>,
 ) -> Result<HistoryPage, HistoryError> {
     let since = ask.page.since.map(|since| translate(since, log, chain)).transpose();
     let messages = since.and_then(|since| log.page(Page { since, ..ask.page }, reader));

@@ -136,7 +136,7 @@ impl Histories {
             pipeline.cmd("MULTI");
             pipeline.cmd("HMGET").arg(&keys.meta).arg(&FIELDS);
             let range = pipeline.cmd("XREVRANGE").arg(&keys.stream).arg("+").arg(topic.asked_from);
-            range.arg("COUNT").arg(topic.keep.messages + STREAM_SLACK);
+            range.arg("COUNT").arg(topic.keep.messages_max + STREAM_SLACK);
             pipeline.cmd("EXEC");
             topics.push(place);
         }

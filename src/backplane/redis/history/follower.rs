@@ -4,7 +4,7 @@
 //! delivered here or was there before anybody here listened.
 
 use crate::backplane::envelope;
-use crate::backplane::history::log::{Keep, Log};
+use crate::backplane::history::log::{MessageLog, Retention};
 use crate::backplane::local::Local;
 use crate::backplane::redis::history::answer::{Question, Waiting};
 use crate::backplane::redis::history::reply::Read;
@@ -22,9 +22,9 @@ pub struct Topic {
     pub(super) name: TopicName,
     /// Its place in the round, as long as it lives.
     pub(super) line: u64,
-    pub(super) keep: Keep,
+    pub(super) keep: Retention,
     pub(super) recovery: bool,
-    pub(super) log: Option<Log>,
+    pub(super) log: Option<MessageLog>,
     /// Epochs that came before, and how far they went; newest first.
     pub(super) chain: Vec<(u64, u64)>,
     /// Nothing before this offset is in Redis either.
@@ -97,7 +97,7 @@ impl Topic {
         Topic {
             name: name.clone(),
             line,
-            keep: Keep { messages: policy.history_size, time: Duration::MAX },
+            keep: Retention { messages_max: policy.history_size, age_max: Duration::MAX },
             recovery: policy.recovery,
             log: None,
             chain: Vec::new(),
@@ -136,7 +136,7 @@ impl Topic {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.log.as_ref().map_or(0, Log::bytes)
+        self.log.as_ref().map_or(0, MessageLog::bytes)
     }
 
     /// Nothing that holds for one link holds for the next.
@@ -202,7 +202,7 @@ impl Topic {
         self.leave_what_comes(&mut read);
         self.is_synced = true;
         self.chain = read.chain;
-        let known = self.log.as_ref().map(Log::position);
+        let known = self.log.as_ref().map(MessageLog::position);
         let goes_on = !is_reset
             && known.is_none_or(|known| {
                 known.epoch == read.epoch
@@ -215,7 +215,7 @@ impl Topic {
             return Found::Fork;
         }
         if !goes_on {
-            local.lost(&self.name, 0);
+            local.notify_lost(&self.name, 0);
             // Nothing that was known of the one holds for the other.
             (self.log, self.floor, found) = (None, 1, Found::Lost);
             self.acked = None;
@@ -225,14 +225,14 @@ impl Topic {
         let blind = self.blind_from().filter(|at| at.epoch == read.epoch);
         let heard = blind.map_or(read.top, |at| read.top.min(at.offset.saturating_sub(1)));
         self.is_entered_blind = false;
-        let log = self.log.get_or_insert_with(|| Log::new(read.epoch, heard));
+        let log = self.log.get_or_insert_with(|| MessageLog::new(read.epoch, heard));
         log.adopt(read.epoch);
         let known = log.position().offset;
         let first_new = read.entries.iter().map(|(offset, _)| *offset).find(|at| *at > known);
         let last_before = first_new.map_or(read.top.max(known), |first| first.saturating_sub(1));
         if last_before > known {
-            local.lost(&self.name, last_before - known);
-            (*log, found) = (Log::new(read.epoch, last_before), Found::Lost);
+            local.notify_lost(&self.name, last_before - known);
+            (*log, found) = (MessageLog::new(read.epoch, last_before), Found::Lost);
         }
         if let Some((lowest, _)) = read.entries.first().filter(|(lowest, _)| *lowest > from) {
             self.floor = self.floor.max(*lowest);
@@ -269,8 +269,8 @@ impl Topic {
     /// had been replaced said one more thing. That is told as lost, and what was said instead is read
     /// from there and delivered.
     fn go_back(&mut self, to: Position, local: &mut Local) {
-        local.lost(&self.name, 0);
-        (self.log, self.floor) = (Some(Log::new(to.epoch, to.offset)), 1);
+        local.notify_lost(&self.name, 0);
+        (self.log, self.floor) = (Some(MessageLog::new(to.epoch, to.offset)), 1);
         self.acked = self.acked.map(|acked| acked.min(to.offset));
         self.is_synced = false;
     }
@@ -283,7 +283,7 @@ impl Topic {
         let overtaken = self.overtaken.take();
         // A user's topic takes nothing new from most reads: see `leave_what_comes`.
         let is_followed = self.is_subscribed && self.is_synced && (!self.is_user() || self.is_look);
-        let known = self.log.as_ref().map(Log::position).filter(|_| is_followed);
+        let known = self.log.as_ref().map(MessageLog::position).filter(|_| is_followed);
         let known = known.filter(|known| known.epoch == read.epoch).map(|known| known.offset);
         let mut offsets = read.entries.iter().map(|(offset, _)| *offset);
         let next = offsets.find(|at| Some(*at) > known).unwrap_or(read.top.saturating_add(1));
@@ -309,7 +309,7 @@ impl Topic {
     /// it are on their way here, and may be more than the stream still has: they are not missing.
     pub(super) fn leave_what_comes(&mut self, read: &mut Read) {
         let is_look = std::mem::take(&mut self.is_look);
-        let Some(known) = self.log.as_ref().map(Log::position) else { return };
+        let Some(known) = self.log.as_ref().map(MessageLog::position) else { return };
         if self.is_user() && self.is_synced && !is_look && read.epoch == known.epoch {
             read.leave_behind(known.offset);
         }
@@ -317,13 +317,13 @@ impl Topic {
 
     /// Whether all that is kept of the topic is here.
     pub(super) fn is_full(&self) -> bool {
-        let messages = self.keep.messages as u64;
-        let is_full = |log: &Log| log.next().offset >= log.first().saturating_add(messages);
+        let messages = self.keep.messages_max as u64;
+        let is_full = |log: &MessageLog| log.next().offset >= log.first().saturating_add(messages);
         self.log.as_ref().is_some_and(is_full)
     }
 
     pub(super) fn first_offset(&self) -> u64 {
-        self.log.as_ref().map_or(u64::MAX, Log::first)
+        self.log.as_ref().map_or(u64::MAX, MessageLog::first)
     }
 
     pub(super) fn next_offset(&self) -> u64 {

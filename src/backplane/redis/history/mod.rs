@@ -1,6 +1,6 @@
 //! Histories that Redis keeps, as far as this node follows them.
 //!
-//! For each topic with a history that this node listens for there is a copy of its end (a [`Log`])
+//! For each topic with a history that this node listens for there is a copy of its end (a [`MessageLog`])
 //! and the position up to which everything was delivered here. A message that comes with the next
 //! offset is delivered; one that is known is dropped; one that comes too early shows a hole, and
 //! the hole is read from the stream before anything else is delivered. On every new link the
@@ -37,7 +37,7 @@ mod tests;
 
 pub use follower::Topic;
 
-use crate::backplane::history::log::Log;
+use crate::backplane::history::log::MessageLog;
 use crate::backplane::local::Local;
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::redis::connection::Reply;
@@ -247,7 +247,7 @@ impl Histories {
         local: &mut Local,
     ) -> bool {
         let Some(topic) = self.topics.get_mut(name) else { return false };
-        let known = topic.log.as_ref().map(Log::position).filter(|_| topic.is_synced);
+        let known = topic.log.as_ref().map(MessageLog::position).filter(|_| topic.is_synced);
         match known {
             Some(known) if at.epoch == known.epoch && at.offset <= known.offset => {}
             // Said in an epoch that is over, as when somebody put it back a moment ago: what of it
@@ -315,7 +315,7 @@ impl Histories {
     /// A user has dealt with messages. Answers which; `None`: nothing is known of them here.
     pub fn acknowledge(&mut self, name: &TopicName, up_to: UpTo) -> Option<Position> {
         let topic = self.topics.get_mut(name);
-        let known = topic.as_ref().and_then(|topic| topic.log.as_ref()).map(Log::position);
+        let known = topic.as_ref().and_then(|topic| topic.log.as_ref()).map(MessageLog::position);
         let epoch = up_to.epoch.or(known.map(|known| known.epoch))?;
         if let (Some(topic), Some(known)) = (topic, known)
             && epoch == known.epoch
@@ -392,7 +392,7 @@ impl Histories {
         for Waiting { question, .. } in waiting.into_iter().flatten() {
             match question {
                 Question::History(ask) => {
-                    local.said(ask.topic, ask.to, Err(HistoryError::Unavailable))
+                    local.reply_history(ask.topic, ask.to, Err(HistoryError::Unavailable))
                 }
                 Question::Recover(shard, ask) => overload(shard, *ask, None, local),
             }
@@ -410,14 +410,14 @@ impl Histories {
         self.look_again();
         let mut unheard = Vec::new();
         for topic in self.topics.values_mut().filter(|topic| !topic.waiting.is_empty()) {
-            let position = topic.log.as_ref().map(Log::position).filter(|_| topic.is_synced);
+            let position = topic.log.as_ref().map(MessageLog::position).filter(|_| topic.is_synced);
             topic.is_entered_blind |= position.is_none();
             let is_late =
                 |waiting: &mut Waiting| now.saturating_duration_since(waiting.since) >= WAIT_MAX;
             for Waiting { question, .. } in topic.waiting.extract_if(.., is_late) {
                 match question {
                     Question::History(ask) => {
-                        local.said(ask.topic, ask.to, Err(HistoryError::Unavailable));
+                        local.reply_history(ask.topic, ask.to, Err(HistoryError::Unavailable));
                     }
                     Question::Recover(shard, ask) => overload(shard, *ask, position, local),
                 }
@@ -496,7 +496,7 @@ impl Histories {
             }
             let Some(topic) = self.next_in_round() else { return };
             if !std::mem::take(&mut topic.is_used) {
-                let forgotten = topic.log.as_mut().map_or(0, Log::forget_messages);
+                let forgotten = topic.log.as_mut().map_or(0, MessageLog::forget_messages);
                 self.bytes -= forgotten;
             }
         }

@@ -4,7 +4,7 @@
 //! nothing once the server has gone on (`lua/repair.lua`).
 
 use crate::backplane::envelope;
-use crate::backplane::history::store::KEYS_TIME;
+use crate::backplane::history::store::IDEMPOTENCY_TTL;
 use crate::backplane::redis::history::follower::cut_of;
 use crate::backplane::redis::history::reply::{Read, chain_text};
 use crate::backplane::redis::history::{Histories, Place, meta_ttl_s};
@@ -53,7 +53,7 @@ impl Histories {
             repair.arg(log.position().epoch).arg(first).arg(generation);
             repair.arg(names.channel(name.as_str())).arg(names.publish());
             let ttl_s = self.policy(name).history_ttl_s;
-            repair.arg(ttl_s).arg(meta_ttl_s(self.policy(name))).arg(KEYS_TIME.as_secs());
+            repair.arg(ttl_s).arg(meta_ttl_s(self.policy(name))).arg(IDEMPOTENCY_TTL.as_secs());
             repair.arg(chain_text(&topic.chain));
             repair.arg(topic.acked.map_or(String::new(), |acked| acked.to_string()));
             let mut number = 2;

@@ -51,7 +51,7 @@ impl Story {
             heard: Vec::new(),
         };
         let key = story.local.join(story.topic.clone(), ShardId(0), Encoding::NATIVE, AT).unwrap();
-        assert!(story.local.subscribed(key, 0));
+        assert!(story.local.confirm_subscription(key, 0));
         story.histories.subscribed(&story.topic);
         assert!(matches!(story.hear(), [Downlink::Joined { .. }]));
         story.heard.clear();

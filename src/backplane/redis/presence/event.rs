@@ -9,7 +9,7 @@
 //!
 //! Invariant: whatever bytes come, [`read`] answers.
 
-use crate::backplane::presence::News;
+use crate::backplane::presence::PresenceEvent;
 use crate::ids::{ConnId, NodeId, ShardId, is_name};
 use crate::link::Origin;
 use crate::protocol::native::INFO_BYTES_MAX;
@@ -29,12 +29,12 @@ pub fn is_news(body: &[u8]) -> bool {
 }
 
 /// News as bytes.
-pub fn write(news: &News<'_>) -> Vec<u8> {
+pub fn write(news: &PresenceEvent<'_>) -> Vec<u8> {
     let (flags, user, info, by) = match *news {
-        News::Joined { user, info, by } => {
+        PresenceEvent::Joined { user, info, by } => {
             (JOINED | by.map_or(0, |_| BY), user, info.unwrap_or(""), by)
         }
-        News::Left { user } => (0, user, "", None),
+        PresenceEvent::Left { user } => (0, user, "", None),
     };
     let mut out = Vec::with_capacity(21 + user.len() + info.len());
     out.extend_from_slice(&[MARK, flags]);
@@ -58,7 +58,7 @@ pub fn info(text: &[u8]) -> Option<&str> {
 }
 
 /// Reads news; `None`: they are not written like this.
-pub fn read(body: &[u8]) -> Option<News<'_>> {
+pub fn read(body: &[u8]) -> Option<PresenceEvent<'_>> {
     let [MARK, flags, rest @ ..] = body else { return None };
     if flags & !(JOINED | BY) != 0 {
         return None;
@@ -75,10 +75,10 @@ pub fn read(body: &[u8]) -> Option<News<'_>> {
     let (user, said) = rest.split_at_checked(usize::from(length))?;
     let user = std::str::from_utf8(user).ok().filter(|user| is_name(user))?;
     if flags & JOINED == 0 {
-        return said.is_empty().then_some(News::Left { user });
+        return said.is_empty().then_some(PresenceEvent::Left { user });
     }
     let info = if said.is_empty() { None } else { Some(self::info(said)?) };
-    Some(News::Joined { user, info, by })
+    Some(PresenceEvent::Joined { user, info, by })
 }
 
 fn take<const BYTES: usize>(rest: &mut &[u8]) -> Option<[u8; BYTES]> {
@@ -105,8 +105,8 @@ mod tests {
                 conn: ConnId::from_bits(conn),
             });
             for news in [
-                News::Joined { user: &user, info: info.as_deref(), by },
-                News::Left { user: &user },
+                PresenceEvent::Joined { user: &user, info: info.as_deref(), by },
+                PresenceEvent::Left { user: &user },
             ] {
                 let bytes = write(&news);
                 prop_assert!(is_news(&bytes));
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn what_is_cut_or_unknown_is_refused() {
-        let news = write(&News::Left { user: "ann" });
+        let news = write(&PresenceEvent::Left { user: "ann" });
         assert_eq!(news, [&LEFT[..], &[3], b"ann"].concat(), "as the script puts it together");
         for bytes in 0..news.len() {
             assert_eq!(read(&news[..bytes]), None, "{bytes} bytes");

@@ -36,7 +36,7 @@ mod write_queue;
 
 use crate::backplane::local::Local;
 use crate::backplane::log_throttle::LogThrottle;
-use crate::backplane::presence::{Change, News, Presence, name_of};
+use crate::backplane::presence::{Presence, PresenceEvent, Transition, user_name};
 use crate::backplane::redis::connection::{fly, poll_reply, send};
 use crate::backplane::redis::names::{Names, partition};
 use crate::backplane::redis::topology::routes::Route;
@@ -143,7 +143,7 @@ impl Presences {
     ) -> Result<(), &'static str> {
         let news = event::read(body).ok_or("not the news of this version")?;
         self.reads.hear(topic, &news);
-        local.news(topic, &news);
+        local.presence_event(topic, &news);
         Ok(())
     }
 
@@ -179,7 +179,7 @@ impl Presences {
     /// Nobody can say who else is in the rooms of servers that are not up.
     pub fn refuse(&mut self, route: &Route, local: &mut Local) {
         let lost = self.reads.take_lost(self.servers.up(route));
-        lost.into_iter().for_each(|ask| local.here(ask, None));
+        lost.into_iter().for_each(|ask| local.reply_presence(ask, None));
     }
 
     /// Goes on with everything, also while no server is up. `route` is the one that
@@ -276,7 +276,7 @@ impl Presences {
             self.meet(nodes);
             let room = asks.first().map_or("", |ask| ask.topic.as_str());
             let here = here.inspect_err(|error| self.failures.warn(room, error, now)).ok();
-            asks.into_iter().for_each(|ask| local.here(ask, here.clone()));
+            asks.into_iter().for_each(|ask| local.reply_presence(ask, here.clone()));
         }
         is_busy
     }
@@ -304,12 +304,12 @@ impl Presences {
         while let Some(changed) = self.members.poll_event() {
             let unknown = || self.leftovers.parts().or(self.anew.parts());
             let (tell, by) = match changed.change {
-                Change::Joined(by) if unknown().has(partition(changed.topic.as_str())) => {
+                Transition::Joined(by) if unknown().has(partition(changed.topic.as_str())) => {
                     (Tell::IfHere, Some(by))
                 }
-                Change::Joined(by) => (Tell::IfNew, Some(by)),
-                Change::Differs => (Tell::Not, None),
-                Change::Left => (Tell::IfNew, None),
+                Transition::Joined(by) => (Tell::IfNew, Some(by)),
+                Transition::Updated => (Tell::Not, None),
+                Transition::Left => (Tell::IfNew, None),
             };
             self.dirt.add(&changed.topic, changed.user, Dirty { tell, by });
         }
@@ -430,7 +430,7 @@ impl Presences {
 
     /// A user as they are now.
     fn user<'a>(&self, topic: &TopicName, user: &'a TopicName, dirty: Dirty) -> scripts::User<'a> {
-        let (name, member) = (name_of(user), self.members.member(topic, user));
+        let (name, member) = (user_name(user), self.members.member(topic, user));
         let tell = match dirty.tell {
             Tell::Not => 0,
             Tell::IfHere if member.is_some() => 2,
@@ -441,11 +441,12 @@ impl Presences {
             Some(member) => {
                 let info = member.info.as_deref();
                 let value = query::value_written(member.connections, info);
-                let news = event::write(&News::Joined { user: name, info, by: dirty.by });
+                let news = event::write(&PresenceEvent::Joined { user: name, info, by: dirty.by });
                 scripts::User { name, value, tell, news }
             }
             None => {
-                let (value, news) = (String::new(), event::write(&News::Left { user: name }));
+                let (value, news) =
+                    (String::new(), event::write(&PresenceEvent::Left { user: name }));
                 scripts::User { name, value, tell, news }
             }
         }

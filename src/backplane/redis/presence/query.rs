@@ -17,7 +17,7 @@
 //! Invariant: every question is answered once, the last time when its server is not up.
 
 use crate::backplane::interest::Interest;
-use crate::backplane::presence::{News, Presence};
+use crate::backplane::presence::{Presence, PresenceEvent};
 use crate::backplane::redis::connection::{Reply, poll_reply, send};
 use crate::backplane::redis::names::partition;
 use crate::backplane::redis::presence::event;
@@ -118,13 +118,13 @@ impl Reads {
     }
 
     /// Somebody came to a room, or left it.
-    pub fn hear(&mut self, topic: &str, news: &News<'_>) {
+    pub fn hear(&mut self, topic: &str, news: &PresenceEvent<'_>) {
         for read in self.under_way.iter_mut().filter(|read| read.topic.as_str() == topic) {
             read.since.push(match news {
-                News::Joined { user, info, .. } => {
+                PresenceEvent::Joined { user, info, .. } => {
                     (TopicName::user(user), Some(info.map(Into::into)))
                 }
-                News::Left { user } => (TopicName::user(user), None),
+                PresenceEvent::Left { user } => (TopicName::user(user), None),
             });
         }
     }
@@ -148,7 +148,7 @@ impl Reads {
             let Some(Waiting { topic, tried }) = self.line.pop_front() else { break };
             let tried = tried.unwrap_or(now);
             let is_patient = now.duration_since(tried) < TRIED_MAX;
-            if is_patient && from.interest.is_awaited(topic.as_str()) {
+            if is_patient && from.interest.has_unanswered_join(topic.as_str()) {
                 self.line.push_back(Waiting { topic, tried: Some(tried) });
                 continue;
             }

@@ -152,8 +152,8 @@ impl World {
             let push = world.told.try_recv().ok()?;
             let Value::BulkString(body) = push.data.last()? else { return None };
             Some(match event::read(body)? {
-                News::Joined { user, .. } => format!("+{user}"),
-                News::Left { user } => format!("-{user}"),
+                PresenceEvent::Joined { user, .. } => format!("+{user}"),
+                PresenceEvent::Left { user } => format!("-{user}"),
             })
         })
         .await
@@ -165,7 +165,12 @@ impl World {
         let to = PresenceTo::Call(Box::new(move |here| tell.send(here).expect("it is awaited")));
         self.nodes[node].presences.ask(PresenceRequest { topic: topic.clone(), to });
         let here = self.until("there is an answer", |_| told.try_recv().ok()).await?;
-        Some(here.users.iter().map(|attendee| name_of(&attendee.user).to_owned()).collect())
+        Some(
+            here.users
+                .iter()
+                .map(|roster_entry| user_name(&roster_entry.user).to_owned())
+                .collect(),
+        )
     }
 
     fn command(&self, server: usize, words: &[&str]) -> String {

@@ -18,7 +18,7 @@
 //! Invariant: every publish ends exactly once.
 
 use crate::backplane::envelope;
-use crate::backplane::history::store::KEYS_TIME;
+use crate::backplane::history::store::IDEMPOTENCY_TTL;
 use crate::backplane::local::Local;
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::message::Message;
@@ -157,7 +157,7 @@ impl Outgoing {
     pub fn push(&mut self, publish: Publish, is_up: bool, now: Instant, local: &mut Local) {
         let bytes = cost(&publish);
         if (!is_up || self.is_stuck) && self.waiting_bytes + bytes > self.bytes_max {
-            local.done(publish.done, PublishOutcome::Unavailable, now);
+            local.end_publish(publish.done, PublishOutcome::Unavailable, now);
             return;
         }
         self.push_back(Waiting { publish, since: now, is_doubtful: false });
@@ -245,12 +245,12 @@ impl Outgoing {
         for lane in &mut self.lanes {
             while let Some(late) = pop_late(&mut lane.again, now, time_max) {
                 let failure = late.failure();
-                local.done(late.publish.done, failure, now);
+                local.end_publish(late.publish.done, failure, now);
             }
             while let Some(late) = pop_late(&mut lane.waiting, now, time_max) {
                 self.waiting_bytes -= cost(&late.publish);
                 let failure = late.failure();
-                local.done(late.publish.done, failure, now);
+                local.end_publish(late.publish.done, failure, now);
             }
             // Nothing is left of it, and perhaps nothing comes that would show that it is over.
             if lane.is_idle() {
@@ -409,7 +409,9 @@ impl Outgoing {
                 }
             }
             match (refusal, sent) {
-                (None, Sent::Once(done)) => local.done(done, PublishOutcome::Accepted(None), now),
+                (None, Sent::Once(done)) => {
+                    local.end_publish(done, PublishOutcome::Accepted(None), now)
+                }
                 (None, Sent::Held(waiting)) => {
                     lane.land(*waiting, &answer, is_sure, now, local, witness);
                 }
@@ -425,7 +427,7 @@ impl Outgoing {
                 }
                 (Some(_), sent) => {
                     let failure = sent.failure();
-                    local.done(sent.into_done(), failure, now);
+                    local.end_publish(sent.into_done(), failure, now);
                 }
             }
         }
@@ -503,14 +505,14 @@ impl Lane {
             let is_said = self.kind == Kind::Plain;
             let outcome =
                 if is_said { PublishOutcome::Accepted(None) } else { PublishOutcome::Unknown };
-            return local.done(done, outcome, now);
+            return local.end_publish(done, outcome, now);
         };
         witness.note(publish, at, now);
         if is_sure {
-            local.done(done, PublishOutcome::Accepted(Some(at)), now);
+            local.end_publish(done, PublishOutcome::Accepted(Some(at)), now);
         } else {
             local.counters.publishes_unreplicated += 1;
-            local.done(done, PublishOutcome::Unknown, now);
+            local.end_publish(done, PublishOutcome::Unknown, now);
         }
     }
 
@@ -524,7 +526,7 @@ impl Lane {
                     waiting.is_doubtful = true;
                     self.again.push_back(*waiting);
                 }
-                sent => local.done(sent.into_done(), PublishOutcome::Unknown, now),
+                sent => local.end_publish(sent.into_done(), PublishOutcome::Unknown, now),
             }
         }
     }
@@ -586,7 +588,7 @@ fn keep(publish: &Publish, envelope: &[u8], policy: &Policy, way: &Way<'_>) -> C
     let topic = publish.topic.as_str();
     let keys = way.names.history_keys(topic);
     let retry = publish.key.as_ref().map(|key| format!("{}:{key}", keys.retry));
-    let key_ttl_s = retry.as_ref().map_or(0, |_| KEYS_TIME.as_secs());
+    let key_ttl_s = retry.as_ref().map_or(0, |_| IDEMPOTENCY_TTL.as_secs());
     let mut names = vec![&keys.meta[..], &keys.stream, &keys.partition];
     names.extend(retry.as_deref());
     let mut command = scripts::call(Which::Publish, &names);

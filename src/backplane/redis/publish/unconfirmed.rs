@@ -11,7 +11,7 @@
 //! Invariant: what is remembered is in the order of its positions, topic by topic.
 
 use crate::backplane::envelope;
-use crate::backplane::history::store::KEYS_TIME;
+use crate::backplane::history::store::IDEMPOTENCY_TTL;
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::message::Message;
 use crate::backplane::redis::connection::{Reply, Way, fly, poll_reply, send};
@@ -224,7 +224,7 @@ impl Witness {
         let policy = self.namespaces.policy(publish.topic.kind());
         let keys = way.names.history_keys(topic);
         let retry = publish.key.as_ref().map(|key| format!("{}:{key}", keys.retry));
-        let key_ttl_s = retry.as_ref().map_or(0, |_| KEYS_TIME.as_secs());
+        let key_ttl_s = retry.as_ref().map_or(0, |_| IDEMPOTENCY_TTL.as_secs());
         let mut names = vec![&keys.meta[..], &keys.stream];
         names.extend(retry.as_deref());
         let mut command = scripts::call(Which::Recall, &names);

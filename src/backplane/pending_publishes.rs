@@ -11,13 +11,13 @@
 
 /// Publishes of one shard that have not ended.
 #[derive(Debug, Default)]
-pub(super) struct PublishesUnderWay {
+pub(super) struct PendingPublishes {
     of_turn: [u64; 2],
     turn: bool,
     is_asked: bool,
 }
 
-impl PublishesUnderWay {
+impl PendingPublishes {
     /// A publish was taken from the shard. Answers the turn, to be named at its end.
     pub(super) fn begin(&mut self) -> bool {
         self.of_turn[usize::from(self.turn)] += 1;
@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn a_question_is_answered_when_all_that_was_published_before_it_has_ended() {
-        let mut publishes = PublishesUnderWay::default();
+        let mut publishes = PendingPublishes::default();
         assert!(publishes.ask(), "nothing was");
         let before = [publishes.begin(), publishes.begin()];
         assert!(!publishes.ask());
