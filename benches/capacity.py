@@ -286,7 +286,7 @@ def message_costs(rows, redis):
 
 
 def partition(topic):
-    """As src/backplane/redis/names.rs has it: FNV-1a, 64 bits, modulo 1024."""
+    """As src/backplane/partition.rs has it: FNV-1a, 64 bits, modulo 1024."""
     value = 0xCBF29CE484222325
     for byte in topic.encode():
         value = (value ^ byte) * 0x100000001B3 % (1 << 64)

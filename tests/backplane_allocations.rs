@@ -5,10 +5,10 @@
 mod counting;
 
 use bytes::Bytes;
-use campanile::backplane::Transport;
 use campanile::backplane::embedded::Embedded;
 use campanile::backplane::local::Local;
 use campanile::backplane::message::Message;
+use campanile::backplane::transport::Transport;
 use campanile::ids::{ConflateKey, ConnId, NodeId, ShardId, SlotId, TopicId, TopicName};
 use campanile::link::channel::{ShardEnd, window};
 use campanile::link::health::Health;

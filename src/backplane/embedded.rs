@@ -10,13 +10,13 @@
 //!
 //! Invariant: nothing waits here between turns, so nothing but the histories needs a limit.
 
-use crate::backplane::Transport;
 use crate::backplane::history::log::{Retention, RunRequest};
 use crate::backplane::history::store::MemoryHistories;
 use crate::backplane::interest::TopicKey;
 use crate::backplane::local::Local;
 use crate::backplane::message::Message;
 use crate::backplane::presence::Presence;
+use crate::backplane::transport::Transport;
 use crate::ids::{Position, ShardId, TopicKind, TopicName, UpTo};
 use crate::link::{
     HistoryError, HistoryPage, HistoryRequest, PresenceRequest, PresenceUpdate, Publish,

@@ -15,7 +15,7 @@
 //! takes all confirmations with it, by one number, without a walk over a million entries; and so
 //! does a topic that moves to another server.
 
-use crate::backplane::redis::names::{PARTITIONS, partition};
+use crate::backplane::partition::{PARTITIONS, partition};
 use crate::ids::{ShardId, SlotId, TopicId, TopicName};
 use crate::protocol::dialect::Encoding;
 use crate::slab::Slab;

@@ -3,7 +3,7 @@
 use crate::presences::{joined, left, news, room, user, wait_for_list};
 use crate::redis::{Redis, wait_until};
 use crate::world::{Build, World};
-use campanile::backplane::redis::names::partition;
+use campanile::backplane::partition::partition;
 
 /// Another node, which lives.
 const OTHER: &str = "00000000000000ff";

@@ -4,7 +4,7 @@ use crate::presences::{joined, left, news, room, user, wait_for_list};
 use crate::proxy::{Proxy, Wire};
 use crate::redis::{Redis, wait_until};
 use crate::world::{Build, Heard, World};
-use campanile::backplane::redis::names::partition;
+use campanile::backplane::partition::partition;
 use campanile::link::{PresenceRequest, PresenceTo, Uplink};
 use std::time::Duration;
 

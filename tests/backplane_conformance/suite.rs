@@ -5,7 +5,7 @@
 
 use crate::world::{EVERYBODY, Heard, World, join, payload};
 use bytes::Bytes;
-use campanile::backplane::redis::names::partition;
+use campanile::backplane::partition::partition;
 use campanile::ids::{ConflateKey, TopicName};
 use campanile::link::{Done, Publish, PublishOutcome, Uplink};
 use std::sync::mpsc;

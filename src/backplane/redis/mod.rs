@@ -29,9 +29,10 @@ mod topology;
 mod unreadable;
 mod user_acks;
 
-use crate::backplane::Transport;
 use crate::backplane::interest::TopicKey;
 use crate::backplane::local::Local;
+use crate::backplane::partition::{PARTITIONS, partition};
+use crate::backplane::transport::Transport;
 use crate::ids::{NodeId, ShardId, TopicName, UpTo};
 use crate::link::{
     HistoryError, HistoryRequest, PresenceRequest, PresenceUpdate, Publish, RecoveryRequest,
@@ -41,7 +42,7 @@ use crate::plan::{Deployment, RedisPlan};
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::Namespaces;
 use health::snapshot::{Census, Sums};
-use names::{Names, PARTITIONS, partition};
+use names::Names;
 use presence::Presences;
 use server::{Common, PARTING, Place, Server};
 use std::sync::Arc;

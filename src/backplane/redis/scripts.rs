@@ -5,7 +5,8 @@
 //!
 //! Invariant: each script names all keys it touches in KEYS, and they lie in one slot.
 
-use crate::backplane::redis::names::{Names, PARTITIONS};
+use crate::backplane::partition::PARTITIONS;
+use crate::backplane::redis::names::Names;
 use crate::backplane::redis::unreadable::number_of;
 use crate::ids::Position;
 use redis::aio::MultiplexedConnection;

@@ -246,7 +246,7 @@ fn is_unreadable(error: &redis::ServerError) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backplane::redis::names::PARTITIONS;
+    use crate::backplane::partition::PARTITIONS;
     use crate::ids::NodeId;
 
     fn acks(servers: usize) -> Acks {

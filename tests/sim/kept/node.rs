@@ -1,9 +1,9 @@
 //! The backplane of a node that is alone: all of it real but the loop, which `backplane/mod.rs` turns
 //! and here the world.
 
-use campanile::backplane::Transport;
 use campanile::backplane::embedded::Embedded;
 use campanile::backplane::local::Local;
+use campanile::backplane::transport::Transport;
 use campanile::ids::{NodeId, TopicName};
 use campanile::link::Uplink;
 use campanile::link::channel::{OpsEnd, ShardEnd, window};

@@ -377,7 +377,7 @@ fn write(command: &Command, sub: &mut Subscriber, names: &Names) {
 mod tests {
     use super::*;
     use crate::backplane::interest::JoinOutcome;
-    use crate::backplane::redis::names::PARTITIONS;
+    use crate::backplane::partition::PARTITIONS;
     use crate::ids::{NodeId, ShardId, SlotId, TopicId};
     use crate::protocol::dialect::Encoding;
     use std::sync::Arc;

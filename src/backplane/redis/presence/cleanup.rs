@@ -12,7 +12,8 @@
 //! Invariant: a node is taken from the list of nodes when every partition was walked without an error,
 //! and not before.
 
-use crate::backplane::redis::names::{Names, partition};
+use crate::backplane::partition::partition;
+use crate::backplane::redis::names::Names;
 use crate::backplane::redis::presence::keys::{CONTROL, Keys};
 use crate::backplane::redis::presence::liveness::Around;
 use crate::backplane::redis::presence::partition_set::Parts;

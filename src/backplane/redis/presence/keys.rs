@@ -14,7 +14,7 @@
 //! which is for whoever cleans up behind the node. What nodes say of themselves lies in the partition
 //! of the topic `*`, on one server.
 
-use crate::backplane::redis::names::partition;
+use crate::backplane::partition::partition;
 use crate::ids::NodeId;
 
 /// The topic whose partition has what nodes say of themselves.

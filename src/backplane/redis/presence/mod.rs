@@ -36,9 +36,10 @@ mod write_queue;
 
 use crate::backplane::local::Local;
 use crate::backplane::log_throttle::LogThrottle;
+use crate::backplane::partition::partition;
 use crate::backplane::presence::{Presence, PresenceEvent, Transition, user_name};
 use crate::backplane::redis::connection::{fly, poll_reply, send};
-use crate::backplane::redis::names::{Names, partition};
+use crate::backplane::redis::names::Names;
 use crate::backplane::redis::topology::routes::Route;
 use crate::ids::{NodeId, TopicName};
 use crate::link::{PresenceRequest, PresenceUpdate};

@@ -5,7 +5,7 @@
 //!
 //! Invariant: a set has no member beyond [`PARTITIONS`].
 
-use crate::backplane::redis::names::{PARTITIONS, partition};
+use crate::backplane::partition::{PARTITIONS, partition};
 use crate::ids::TopicName;
 use hashbrown::HashMap;
 use std::time::Instant;

@@ -17,9 +17,9 @@
 //! Invariant: every question is answered once, the last time when its server is not up.
 
 use crate::backplane::interest::Interest;
+use crate::backplane::partition::partition;
 use crate::backplane::presence::{Presence, PresenceEvent};
 use crate::backplane::redis::connection::{Reply, poll_reply, send};
-use crate::backplane::redis::names::partition;
 use crate::backplane::redis::presence::event;
 use crate::backplane::redis::presence::keys::{Keys, node_name};
 use crate::backplane::redis::presence::partition_set::Parts;

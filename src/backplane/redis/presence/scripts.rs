@@ -8,7 +8,8 @@
 //! index says at any time where a node has users. Costs of [`Script::Put`]: one call for up to
 //! hundreds of users of a room, a few microseconds each.
 
-use crate::backplane::redis::names::{Names, partition};
+use crate::backplane::partition::partition;
+use crate::backplane::redis::names::Names;
 use crate::backplane::redis::presence::event;
 use crate::backplane::redis::presence::keys::Keys;
 use redis::Pipeline;

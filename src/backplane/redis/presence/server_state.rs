@@ -10,8 +10,8 @@
 //!
 //! Invariant: every partition has one owner here as soon as there was a route.
 
+use crate::backplane::partition::PARTITIONS;
 use crate::backplane::redis::connection::Reply;
-use crate::backplane::redis::names::PARTITIONS;
 use crate::backplane::redis::presence::partition_set::{Parts, Waits};
 use crate::backplane::redis::presence::write_queue::Dirty;
 use crate::backplane::redis::topology::routes::Route;

@@ -10,9 +10,9 @@
 //!
 //! Invariant: a partition is left until it was read without an error.
 
+use crate::backplane::partition::partition;
 use crate::backplane::redis::connection::{Reply, poll_reply, send};
 use crate::backplane::redis::error_reply::Refusal;
-use crate::backplane::redis::names::partition;
 use crate::backplane::redis::presence::cleanup::{all, topic_in};
 use crate::backplane::redis::presence::keys::Keys;
 use crate::backplane::redis::presence::partition_set::Parts;

@@ -2,7 +2,7 @@
 //! a supervisor, whose routes the test changes as one would.
 
 use super::*;
-use crate::backplane::redis::names::PARTITIONS;
+use crate::backplane::partition::PARTITIONS;
 use crate::ids::{ConnId, ShardId, SlotId};
 use crate::link::channel::{OpsEnd, ShardEnd, window};
 use crate::link::health::Health;

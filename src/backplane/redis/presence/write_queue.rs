@@ -9,7 +9,7 @@
 //! Invariant: a room stands in its line exactly while something of it is to be written, and there are
 //! no empty lines.
 
-use crate::backplane::redis::names::partition;
+use crate::backplane::partition::partition;
 use crate::backplane::redis::presence::partition_set::Parts;
 use crate::ids::TopicName;
 use crate::link::Origin;

@@ -11,8 +11,8 @@
 //! Invariant: a map is handed out only if each partition's slot has a master.
 
 use crate::backplane::log_throttle::LogThrottle;
+use crate::backplane::partition::PARTITIONS;
 use crate::backplane::redis::connection;
-use crate::backplane::redis::names::PARTITIONS;
 use crate::backplane::redis::topology::Map;
 use crate::metrics::servers;
 use crate::plan::{Login, RedisPlan};

@@ -10,7 +10,7 @@ pub mod cluster;
 pub mod routes;
 pub mod sentinel;
 
-use crate::backplane::redis::names::PARTITIONS;
+use crate::backplane::partition::PARTITIONS;
 use crate::backplane::redis::topology::cluster::Cluster;
 use crate::backplane::redis::topology::sentinel::Sentinels;
 use crate::metrics::servers::Picture;

@@ -1,13 +1,13 @@
 //! Which server has which topics, and the way to each of them.
 //!
-//! Topics are in 1024 partitions ([`crate::backplane::redis::names::partition`]), and each partition is on one server:
+//! Topics are in 1024 partitions ([`crate::backplane::partition::partition`]), and each partition is on one server:
 //! always the only one, or one of several by their order in the configuration, or in a Cluster the
 //! master of the partition's slot. A route is a picture of one moment: it is made anew when a server
 //! comes up, goes down, or a partition moves.
 //!
 //! Invariant: every partition has a server, whether that is up or not.
 
-use crate::backplane::redis::names::{PARTITIONS, partition};
+use crate::backplane::partition::{PARTITIONS, partition};
 use redis::aio::MultiplexedConnection;
 use std::sync::Arc;
 
