@@ -1,14 +1,13 @@
-//! The backplane of a node that is alone: the same road, without Redis at its end.
+//! The backplane of a single node: the same path as with Redis, without other nodes at its end.
 //!
-//! A publish still goes up to this thread and comes down again, so that a topic has one order and a
-//! client cannot tell the two backplanes apart. Whatever was asked in one turn happens in the same
-//! turn, in the order it was asked.
+//! A publish still goes up to this thread and comes down again, so that each topic has one order and a
+//! client cannot tell the two backplanes apart. Requests of a turn are carried out in the same turn, in
+//! their order.
 //!
-//! Who is where is known here ([`Presence`]), because all connections are this node's own. Histories
-//! are stored here ([`MemoryHistories`]), and are as old as this process; so is what users have
-//! acknowledged.
+//! Presence ([`Presence`]) is complete here, because all connections are this node's own. Histories
+//! ([`MemoryHistories`]) and acknowledgements live as long as the process.
 //!
-//! Invariant: nothing waits here between turns, so nothing but the histories needs a limit.
+//! Invariant: nothing waits here between turns, so only the histories need a bound.
 
 use crate::backplane::history::log::{Retention, RunRequest};
 use crate::backplane::history::store::MemoryHistories;
@@ -30,10 +29,10 @@ use std::sync::Arc;
 use std::task::Context;
 use std::time::{Duration, Instant};
 
-/// How often old messages are looked for.
+/// How often expired messages are trimmed.
 const TICK: Duration = Duration::from_millis(100);
 
-/// See the module.
+/// The in-process transport. Owned by the backplane loop.
 pub struct Embedded {
     requests: Vec<EmbeddedRequest>,
     is_up: bool,
@@ -55,7 +54,7 @@ enum EmbeddedRequest {
 }
 
 impl Embedded {
-    /// Nothing was said yet.
+    /// No histories and no users yet.
     pub fn new(namespaces: Arc<Namespaces>, limits: &Limits) -> Embedded {
         Embedded {
             requests: Vec::new(),
@@ -84,7 +83,7 @@ impl Embedded {
         local.end_publish(publish.done, PublishOutcome::Accepted(position), now);
     }
 
-    /// Gives a message its place, and everybody the message; unless it came before.
+    /// Stores and delivers a message, unless one with its idempotency key is stored already.
     fn store(
         &mut self,
         publish: &Publish,
@@ -121,7 +120,7 @@ impl Embedded {
         let log = self.histories.log(&ask.topic, retention(&policy), now);
         let reader = RunRequest { topic: &ask.topic, encoding: ask.encoding, bytes_max };
         let (recovery, missed) = match (ask.topic.kind(), ask.since) {
-            // A connection of a user gets what the user has not acknowledged.
+            // A user's connection receives what the user has not acknowledged, whatever it asks for.
             (TopicKind::User(_), _) => log.unacknowledged(acked, reader),
             (_, None) => (Recovery::NotAsked, Run::default()),
             (_, Some(_)) if !policy.recovery => {
@@ -160,7 +159,7 @@ impl Embedded {
         self.presence.make_room();
     }
 
-    /// Tells the members of rooms who came and who left.
+    /// Delivers joins and leaves to the members of their rooms.
     fn deliver_presence_events(&mut self, local: &mut Local) {
         while let Some(changed) = self.presence.poll_event() {
             let users_max = self.policy(&changed.topic).presence_events_users_max;
@@ -256,7 +255,7 @@ impl Transport for Embedded {
                 }
             }
         }
-        self.requests = requests; // its memory is used again
+        self.requests = requests; // keeps its allocation
         is_busy
     }
 

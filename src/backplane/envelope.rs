@@ -1,17 +1,17 @@
-//! What one node says to another: a message as it travels in a Redis channel.
+//! The envelope: the form of a message in a Redis channel, in a stream, and in a stored history.
 //!
 //! ```text
 //! version 1 │ flags │ [node u64, shard u16, conn u32 + u32] │ [length u8, user] │ [conflate key u64]
 //!           │ [length u8, key] │ …
 //! ```
 //!
-//! Numbers are little-endian. Flag 1: somebody is excepted (the first bracket). Flag 2: a user sent
-//! it (the second). Flag 4: it has a conflate key (the third). Flag 8: it is kept, and has a key
-//! that makes a retry harmless (the fourth): whoever puts it back into a Redis that lost it puts
-//! that back, too. The topic is not in it: it is the channel's name. The payload is the rest.
+//! Numbers are little-endian. Flag 1: the publisher is excepted (the first bracket). Flag 2: a user
+//! published it (the second). Flag 4: it has a conflate key (the third). Flag 8: it is stored and has an
+//! idempotency key (the fourth), which a repair of the history restores, too. The topic is not in it: it
+//! is the channel's name. The payload is the rest.
 //!
-//! Invariant: whatever bytes come, [`read`] answers. Nodes of two versions may share a Redis during
-//! a deploy, so an unknown version or flag is refused as a whole, never read halfway.
+//! Invariant: [`read`] returns for any bytes. Nodes of two versions may share a Redis during a deploy, so
+//! an unknown version or flag is refused as a whole, never read in part.
 
 use crate::backplane::message::Message;
 use crate::ids::{ConflateKey, ConnId, NodeId, ShardId, is_name};
@@ -23,12 +23,12 @@ const FROM: u8 = 2;
 const CONFLATE: u8 = 4;
 const KEY: u8 = 8;
 
-/// Why bytes are not a message.
+/// Why bytes are not an envelope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EnvelopeError {
-    /// Another version of this envelope, or none at all.
+    /// An unknown version or flag.
     UnknownVersion,
-    /// This version, but not as it is written.
+    /// Version 1, but truncated, not UTF-8, or with an invalid name or key.
     Malformed,
 }
 
@@ -61,7 +61,7 @@ pub fn write(message: &Message<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(message.payload);
 }
 
-/// Reads an envelope that came on the channel of `topic`.
+/// Reads an envelope that arrived on the channel of `topic`.
 pub fn read<'a>(topic: &'a str, bytes: &'a [u8]) -> Result<Message<'a>, EnvelopeError> {
     match bytes {
         [VERSION, flags, rest @ ..] if flags & !(EXCEPT | FROM | CONFLATE | KEY) == 0 => {
@@ -97,8 +97,8 @@ fn read_rest<'a>(topic: &'a str, flags: u8, mut rest: &'a [u8]) -> Option<Messag
         key = Some(std::str::from_utf8(text).ok().filter(|key| !key.is_empty())?);
         rest = after;
     }
-    // A frame that is not UTF-8 would make every client close (RFC 6455 §8.1). Its JSON was checked
-    // by the node that sent it.
+    // A frame that is not UTF-8 would make every client close (RFC 6455 §8.1). The JSON was checked
+    // by the node that published it.
     simdutf8::basic::from_utf8(rest).ok().filter(|payload| !payload.is_empty())?;
     Some(Message { topic, from, payload: rest, except, conflate_key, key })
 }
@@ -144,19 +144,19 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_are_too_wild_to_be_answered(
+        fn any_bytes_are_read_or_refused(
             mut bytes in proptest::collection::vec(any::<u8>(), 0..64),
             flags in 0u8..16,
         ) {
             let _ = read("r:x", &bytes);
-            // Deeper, too: most random bytes fail at the version.
+            // With a valid beginning, too: most random bytes fail at the version.
             bytes.splice(0..0, [VERSION, flags]);
             let _ = read("r:x", &bytes);
         }
     }
 
     #[test]
-    fn an_envelope_cut_anywhere_before_its_payload_is_refused() {
+    fn an_envelope_truncated_before_its_payload_is_refused() {
         let message = Message {
             topic: "r:x",
             from: Some("ann"),

@@ -1,18 +1,18 @@
-//! Who listens: for each topic with a member on this node, the shards that have one.
+//! Interest: for each topic with a member on this node, the shards that have one.
 //!
 //! A node with a million users online has a million topics, so an entry is counted in bytes: 48 in
-//! the slab ([`Slab`], with its generation) and 8 in a table that knows only hash and place. The
-//! table keeps the hash because growing it would otherwise read a million names back from memory,
-//! in one turn. The name itself is shared with the shard. Nearly every topic lives on one shard;
-//! only the others pay for a list.
+//! the slab ([`Slab`], with its generation) and 8 in a table of hash and slab index. The table
+//! keeps the hash because growing it would otherwise read a million names from memory in one turn.
+//! The name is shared with the shard. Nearly every topic has members on one shard; only the others
+//! pay for a list.
 //!
-//! A topic whose last member left stays for a while (*lingers*): a page that reloads comes back to
-//! a subscription that is still there.
+//! A topic whose last member left stays subscribed for a while (it *lingers*), so that a page
+//! reload finds its subscription.
 //!
-//! Behind a backplane of several servers every topic is on one of them, by its partition.
+//! With a backplane of several servers each topic is on one of them, by its partition.
 //!
-//! Invariant: a topic is *confirmed* only for the link it was confirmed on. A link that is lost
-//! takes all confirmations with it, by one number, without a walk over a million entries; and so
+//! Invariant: a topic is *confirmed* only for the link on which it was confirmed. Links are
+//! numbered, so a lost link revokes all its confirmations without a walk over a million entries; so
 //! does a topic that moves to another server.
 
 use crate::backplane::partition::{PARTITIONS, partition};
@@ -25,28 +25,28 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A topic as this thread numbers it.
+/// A topic as this thread numbers it: slab index and generation.
 pub type TopicKey = SlotId;
 
-/// Topics that linger at most; beyond, the oldest is given up early. At 15 s of linger it takes
-/// 17,000 last members leaving each second to get here.
+/// Topics that linger at most; beyond, the oldest expires early. At 15 s of linger it takes 17,000
+/// last members leaving each second to get here.
 const LINGERING_MAX: usize = 256 * 1024;
 
-/// One shard with members.
+/// A shard with members of a topic in one encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShardMember {
-    /// The shard's own key.
+    /// The shard's own key of the topic.
     pub at: TopicId,
-    /// Which shard.
+    /// The shard.
     pub shard: ShardId,
-    /// In which encoding its members receive the topic. One shard may have several.
+    /// The encoding in which these members receive the topic. A shard may have several.
     pub encoding: Encoding,
-    /// Whether its `Join` was answered.
+    /// Whether its `Join` has been answered.
     answered: bool,
 }
 
 impl ShardMember {
-    /// A shard that listens for a topic without having joined it.
+    /// A shard that receives a topic without having joined it (a broadcast).
     pub fn unjoined(shard: ShardId, encoding: Encoding, at: TopicId) -> ShardMember {
         ShardMember { at, shard, encoding, answered: true }
     }
@@ -58,7 +58,7 @@ enum TopicMembers {
     Many(Box<ManyMembers>),
 }
 
-/// Behind a box, so that the many entries without it stay small.
+/// Boxed, so that the many entries without a list stay small.
 #[derive(Debug)]
 struct ManyMembers {
     members: Vec<ShardMember>,
@@ -79,8 +79,8 @@ impl TopicMembers {
         }
     }
 
-    /// A second `Join` of a shard in one encoding replaces its first: the shard knows best which key
-    /// it uses. Those of one encoding stand together, so that a message is written once for each.
+    /// A second `Join` of a shard in one encoding replaces its first: the shard knows which key it
+    /// uses. Members are sorted by encoding, so that a message is encoded once for each.
     fn put(&mut self, member: ShardMember) {
         let key = |m: &ShardMember| (m.encoding, m.shard);
         let place = self.as_slice().binary_search_by_key(&key(&member), key);
@@ -96,7 +96,7 @@ impl TopicMembers {
         }
     }
 
-    /// Answers whether there was such a member.
+    /// Returns whether there was such a member.
     fn remove(&mut self, shard: ShardId, at: TopicId) -> bool {
         let is_it = |m: &ShardMember| m.shard == shard && m.at == at;
         match self {
@@ -118,14 +118,14 @@ impl TopicMembers {
 struct Entry {
     name: TopicName,
     members: TopicMembers,
-    /// The link that confirmed it; 0: none yet.
+    /// Number of the link that confirmed it; 0: not confirmed.
     link: u32,
-    /// Which of all leaves was its last; tells a stale line in `lingering` from a current one.
+    /// Number of its latest leave; tells a stale entry of `lingering` from a current one.
     last_leave: u32,
 }
 
 const _: () =
-    assert!(size_of::<Option<Entry>>() == 40, "a million of these: see the module's sketch");
+    assert!(size_of::<Option<Entry>>() == 40, "there may be a million of these: see the module");
 
 /// What the table keeps of a topic.
 #[derive(Clone, Copy, Debug)]
@@ -134,19 +134,20 @@ struct TableSlot {
     index: u32,
 }
 
-/// What a `Join` leads to.
+/// The result of a `Join`.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JoinOutcome {
     /// The topic is confirmed: answer at once.
     Confirmed,
-    /// Somebody else has asked already: the answer comes with the confirmation.
+    /// The subscription is pending: the answer comes with its confirmation.
     Pending,
-    /// The first to ask: subscribe under this key.
+    /// The first join: subscribe under this key.
     Subscribe(TopicKey),
 }
 
-/// All topics this node listens for.
+/// All topics with members on this node, and those that linger. Owned by
+/// [`crate::backplane::local::Local`].
 pub struct Interest {
     places: HashTable<TableSlot>,
     hasher: DefaultHashBuilder,
@@ -157,11 +158,11 @@ pub struct Interest {
     leaves: u32,
 }
 
-/// Which server has which topics, and the number of the link to each.
+/// The server of each partition, and the current link to each server.
 struct ServerTable {
     owners: Arc<[u16; PARTITIONS]>,
     links: Vec<LinkState>,
-    /// Numbers given so far.
+    /// The last link number given.
     numbers: u32,
 }
 
@@ -172,7 +173,7 @@ struct LinkState {
 }
 
 impl ServerTable {
-    /// One, which has everything.
+    /// A single server that has all partitions.
     fn one() -> ServerTable {
         let links = vec![LinkState { number: 1, confirmed: 0 }];
         ServerTable { owners: Arc::new([0; PARTITIONS]), links, numbers: 1 }
@@ -185,7 +186,7 @@ impl ServerTable {
         }
     }
 
-    /// No other link has ever had this number. 0 is none.
+    /// A link number that was never given before. 0 means none.
     fn next_number(&mut self) -> u32 {
         self.numbers = self.numbers.wrapping_add(1).max(1);
         self.numbers
@@ -199,7 +200,7 @@ struct Lingering {
 }
 
 impl Interest {
-    /// Nobody listens. Topics without members stay for `linger`.
+    /// No topics. Topics without members linger for `linger`.
     pub fn new(linger: Duration) -> Interest {
         Interest {
             places: HashTable::new(),
@@ -212,17 +213,17 @@ impl Interest {
         }
     }
 
-    /// How many topics there are, lingering ones included.
+    /// Number of topics, lingering ones included.
     pub fn count(&self) -> usize {
         self.entries.len()
     }
 
-    /// How many of them are confirmed.
+    /// Number of confirmed topics.
     pub fn confirmed(&self) -> usize {
         self.servers.links.iter().map(|link| link.confirmed).sum()
     }
 
-    /// How many are confirmed on the link to one server.
+    /// Number of topics confirmed on the link to one server.
     pub fn confirmed_by(&self, server: usize) -> usize {
         self.servers.links[server].confirmed
     }
@@ -232,13 +233,12 @@ impl Interest {
         self.servers.of(topic)
     }
 
-    /// One past the highest place: the range that [`Interest::name_at`] knows.
+    /// One past the highest slab index: the range for [`Interest::name_at`].
     pub fn slots_end(&self) -> u32 {
         u32::try_from(self.entries.high()).expect("the slab is bounded by u32")
     }
 
-    /// Listens for a topic that has no member list, for as long as the node lives. Answers under which
-    /// key to subscribe.
+    /// Adds a topic without members that never expires. Returns the key to subscribe under.
     pub fn pin(&mut self, topic: TopicName) -> TopicKey {
         self.insert(self.hash(topic.as_str()), topic, TopicMembers::AtMostOne(None))
     }
@@ -273,7 +273,7 @@ impl Interest {
         key
     }
 
-    /// The last member left a shard. The topic lingers if this was the last shard.
+    /// The last member of a topic left a shard. The topic lingers if this was the last shard.
     pub fn leave(&mut self, topic: &TopicName, shard: ShardId, at: TopicId, now: Instant) {
         let Some(index) = self.index_of(self.hash(topic.as_str()), topic.as_str()) else { return };
         let key = self.entries.id_at(index).expect("the table names living entries only");
@@ -287,7 +287,7 @@ impl Interest {
         self.lingering.push_back(Lingering { key, last_leave: self.leaves, until });
     }
 
-    /// The next topic whose linger is over; it is forgotten, and has to be unsubscribed.
+    /// Takes the next topic whose linger is over out of the table; the caller unsubscribes it.
     pub fn take_expired(&mut self, now: Instant) -> Option<TopicName> {
         loop {
             let front = self.lingering.front()?;
@@ -296,14 +296,14 @@ impl Interest {
             }
             let gone = self.lingering.pop_front().expect("there is a front");
             let Some(entry) = self.entries.get(gone.key) else { continue };
-            // Came back meanwhile, and perhaps left again: then another line tells when.
+            // Joined again since, and perhaps left again: then a later entry has its deadline.
             if entry.last_leave == gone.last_leave && entry.members.as_slice().is_empty() {
                 return Some(self.forget(gone.key));
             }
         }
     }
 
-    /// The shards with members of a topic, by its whole name.
+    /// The shards with members of a topic, by its name.
     #[inline]
     pub fn members(&self, topic: &str) -> Option<(&TopicName, &[ShardMember])> {
         let index = self.index_of(self.hash(topic), topic)?;
@@ -311,23 +311,23 @@ impl Interest {
         Some((&entry.name, entry.members.as_slice()))
     }
 
-    /// Whether somebody has joined a topic and has not been answered: nobody hears anything yet.
+    /// Whether a join of a topic has not been answered yet.
     pub fn has_unanswered_join(&self, topic: &str) -> bool {
         self.members(topic).is_some_and(|(_, members)| members.iter().any(|m| !m.answered))
     }
 
-    /// Under which key a topic is known, by its whole name.
+    /// The key of a topic, by its name.
     pub fn key_of(&self, topic: &str) -> Option<TopicKey> {
         self.entries.id_at(self.index_of(self.hash(topic), topic)?)
     }
 
-    /// The topic at a place, and its key. For those who walk over all of them.
+    /// The key and name of the topic at a slab index, for walks over all topics.
     pub fn name_at(&self, index: u32) -> Option<(TopicKey, &TopicName)> {
         Some((self.entries.id_at(index)?, &self.entries.at(index)?.name))
     }
 
-    /// A server has confirmed a topic. Calls `answer` for each `Join` that still waits. The topic may
-    /// have left meanwhile, or moved to another server: then nothing is true. Whether it is.
+    /// A server has confirmed a topic. Calls `answer` for each `Join` that is unanswered. Returns
+    /// `false`, and does nothing, if the topic has left since or has moved to another server.
     pub fn confirm(
         &mut self,
         key: TopicKey,
@@ -348,8 +348,8 @@ impl Interest {
         true
     }
 
-    /// A server has taken a subscription away that it had confirmed. Answers under which key, if it
-    /// had, and the topic is still wanted from it.
+    /// A server has revoked a subscription that it had confirmed. Returns the key if it had, and
+    /// the topic is still assigned to that server.
     pub fn revoke(&mut self, topic: &str, server: usize) -> Option<TopicKey> {
         let index = self.index_of(self.hash(topic), topic)?;
         let entry = self.entries.at_mut(index).expect("the table names living entries only");
@@ -363,14 +363,14 @@ impl Interest {
         self.entries.id_at(index)
     }
 
-    /// The link to a server is lost, and every confirmation with it.
+    /// The link to a server is lost, and with it every confirmation.
     pub fn lose_link(&mut self, server: usize) {
         let number = self.servers.next_number();
         self.servers.links[server] = LinkState { number, confirmed: 0 };
     }
 
-    /// Topics are on these servers from now on. `from`: for each server, which one it was before;
-    /// `None`: it is new, and has no link yet. What moved is not confirmed any more.
+    /// Assigns partitions to servers. `from`: for each server its previous number; `None`: new,
+    /// without a link yet. Topics that move to another server are no longer confirmed.
     pub fn set_servers(&mut self, owners: Arc<[u16; PARTITIONS]>, from: &[Option<usize>]) {
         let mut links = Vec::with_capacity(from.len());
         for from in from {
@@ -417,7 +417,7 @@ impl Interest {
     }
 }
 
-/// Thirty-two bits are kept; the table wants good bits at both ends of sixty-four.
+/// The table wants good bits at both ends of 64; the hash keeps 32.
 fn spread(hash: u32) -> u64 {
     u64::from(hash).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn shards_come_and_go_and_only_the_first_subscribes() {
+    fn only_the_first_join_of_a_topic_subscribes_and_only_the_last_leave_ends_it() {
         let mut interest = Interest::new(Duration::ZERO);
         let now = Instant::now();
         let key = subscribe(&mut interest, "a", ONE, 10);
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_back_while_it_lingers_finds_it_confirmed() {
+    fn a_join_while_the_topic_lingers_finds_it_confirmed() {
         let mut interest = Interest::new(Duration::from_secs(15));
         let now = Instant::now();
         let key = subscribe(&mut interest, "a", ONE, 1);
@@ -489,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_link_takes_all_confirmations_but_no_second_answer_follows() {
+    fn a_lost_link_revokes_all_confirmations_but_no_join_is_answered_twice() {
         let mut interest = Interest::new(Duration::ZERO);
         let key = subscribe(&mut interest, "a", ONE, 1);
         interest.confirm(key, 0, |_, _| {});
@@ -513,7 +513,7 @@ mod tests {
         let moved = partition(&name(7));
         let mut owners = [1; PARTITIONS];
         owners[usize::from(moved)] = 0;
-        // What was the only server is the second one now.
+        // The only server becomes the second.
         interest.set_servers(Arc::new(owners), &[None, Some(0)]);
         let stayed = (0..64).filter(|n| partition(&name(*n)) != moved).count();
         assert_eq!((interest.confirmed_by(0), interest.confirmed_by(1)), (0, stayed));
@@ -522,13 +522,13 @@ mod tests {
         assert!(interest.confirm(keys[7], 0, |shard, _| assert_eq!(shard, TWO)));
         assert_eq!(interest.revoke(&name(7), 1), None, "it is not there");
         assert_eq!(interest.revoke(&name(7), 0), Some(keys[7]));
-        assert_eq!(interest.revoke(&name(7), 0), None, "it was taken back already");
+        assert_eq!(interest.revoke(&name(7), 0), None, "it was revoked already");
         interest.lose_link(1);
         assert_eq!(interest.confirmed(), 0);
     }
 
     #[test]
-    fn a_confirmation_for_a_topic_that_left_reaches_nobody() {
+    fn a_confirmation_of_a_topic_that_left_answers_nobody() {
         let mut interest = Interest::new(Duration::ZERO);
         let now = Instant::now();
         let stale = subscribe(&mut interest, "a", ONE, 1);
@@ -540,14 +540,14 @@ mod tests {
     }
 
     #[test]
-    fn the_lingering_are_bounded() {
+    fn lingering_topics_are_bounded() {
         let mut interest = Interest::new(Duration::from_secs(3600));
         let now = Instant::now();
         for id in 0..=LINGERING_MAX as u32 {
             let _key = subscribe(&mut interest, &id.to_string(), ONE, id);
             interest.leave(&room(&id.to_string()), ONE, at(id), now);
         }
-        assert_eq!(interest.take_expired(now), Some(room("0")), "the oldest goes early");
+        assert_eq!(interest.take_expired(now), Some(room("0")), "the oldest expires early");
         assert_eq!(interest.take_expired(now), None);
     }
 

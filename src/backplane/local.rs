@@ -1,10 +1,11 @@
-//! This node's side of the backplane: who listens here, and the way to them.
+//! This node's side of the backplane: which shards have members, and delivery to them.
 //!
-//! A [`super::Transport`] knows other nodes and nothing of shards; it tells this side what happened
-//! (a message came, a topic is confirmed, a publish ended), and this side finds the shards.
+//! A [`crate::backplane::transport::Transport`] knows other nodes and not the shards. It reports what
+//! happened (a message arrived, a subscription is confirmed, a publish ended), and [`Local`] finds the
+//! shards.
 //!
-//! Invariant: nothing here waits. A message costs one hash, one frame set, and one `try_send` for
-//! each shard with members.
+//! Invariant: nothing here waits. A message costs one hash of its topic, one frame for each encoding,
+//! and one `try_send` for each shard with members.
 
 use crate::backplane::interest::{Interest, JoinOutcome, ShardMember, TopicKey};
 use crate::backplane::log_throttle::LogThrottle;
@@ -29,13 +30,13 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What is handed out to the members of a topic.
+/// What is delivered to the members of a topic.
 enum RoomEvent<'a> {
-    /// A message, and where it stands in the topic's history.
+    /// A message, with its position if the topic has a history.
     Message(&'a Message<'a>, Option<Position>),
-    /// A user came or left.
+    /// A user joined or left the room.
     PresenceEvent(&'a PresenceEvent<'a>),
-    /// The message at a position of the history cannot be read.
+    /// The message at this position of the history is unreadable.
     Unreadable(Position),
 }
 
@@ -51,7 +52,7 @@ impl RoomEvent<'_> {
         }
     }
 
-    /// As one shard receives it. Another node's numbers mean nothing here.
+    /// The delivery for one shard. `except` of another node is dropped: its numbers mean nothing here.
     fn delivery(&self, to: &ShardMember, frame: Bytes, node: NodeId) -> Delivery {
         let (except, position, conflate_key) = match self {
             RoomEvent::Message(message, position) => {
@@ -68,7 +69,7 @@ impl RoomEvent<'_> {
     }
 }
 
-/// Who a broadcast is for: those of one encoding together.
+/// The recipients of a broadcast, grouped by encoding.
 fn gather_everybody<'a>(into: &'a mut Vec<ShardMember>, ports: &[ShardPort]) -> &'a [ShardMember] {
     into.clear();
     for encoding in Encoding::ALL {
@@ -80,19 +81,19 @@ fn gather_everybody<'a>(into: &'a mut Vec<ShardMember>, ports: &[ShardPort]) -> 
     into
 }
 
-/// See the module.
+/// The shards' members and channels, as the backplane thread sees them. Owned by the backplane loop.
 pub struct Local {
-    /// This node.
+    /// This node's id.
     pub node: NodeId,
-    /// The window's end.
+    /// The backplane's end of the window to all shards.
     pub end: BackplaneEnd,
-    /// Which topics this node listens for.
+    /// The topics that this node is subscribed to.
     pub interest: Interest,
-    /// What is counted.
+    /// Counters and gauges of this thread.
     pub counters: BackplaneCounters,
     queues: Vec<ShardQueue>,
     publishes: Vec<PendingPublishes>,
-    /// Who the last broadcast was for; its memory is used again.
+    /// The recipients of the last broadcast; kept for its allocation.
     everybody: Vec<ShardMember>,
     health: Arc<Health>,
     since: Instant,
@@ -100,7 +101,8 @@ pub struct Local {
 }
 
 impl Local {
-    /// Nobody listens yet, and nothing is up.
+    /// No topic is subscribed, and the transport is down. `linger`: how long a topic stays subscribed
+    /// after its last member left. `backlog_bytes_max`: bytes that may wait for one full shard channel.
     pub fn new(
         node: NodeId,
         end: BackplaneEnd,
@@ -125,27 +127,27 @@ impl Local {
         }
     }
 
-    /// A message came. Hands it to each shard with members; [`Local::flush`] rings them.
+    /// Delivers a message to each shard with members; [`Local::flush`] rings them.
     pub fn message(&mut self, message: &Message<'_>) {
         self.counters.received += 1;
         if !self.deliver(message.topic, &RoomEvent::Message(message, None)) {
-            self.counters.unwanted += 1; // nobody listens any more, or the topic lingers
+            self.counters.unwanted += 1; // the last member has left; the topic lingers
         }
     }
 
-    /// A message of a topic that has a history came, or was found there.
+    /// The same for a message with a position in its topic's history.
     pub fn message_at(&mut self, message: &Message<'_>, at: Position) {
         self.counters.received += 1;
         self.deliver(message.topic, &RoomEvent::Message(message, Some(at)));
     }
 
-    /// A message of a history cannot be read: one is lost in its place.
+    /// The message at this position is unreadable: members receive a loss in its place.
     pub fn unreadable_at(&mut self, topic: &TopicName, at: Position) {
         self.counters.received += 1;
         self.deliver(topic.as_str(), &RoomEvent::Unreadable(at));
     }
 
-    /// Everybody in a topic hears that something was missed, behind what was delivered before.
+    /// Reports a loss to all members of a topic, after earlier deliveries. `count` 0: number unknown.
     pub fn notify_lost(&mut self, topic: &TopicName, count: u64) {
         let members = if topic.kind() == TopicKind::All {
             gather_everybody(&mut self.everybody, &self.end.shards)
@@ -159,8 +161,8 @@ impl Local {
         }
     }
 
-    /// Hands an event to each shard with members, written once for each encoding that they have.
-    /// Whether there are any.
+    /// Delivers an event to each shard with members, encoded once for each encoding among them. Returns
+    /// whether there are any.
     fn deliver(&mut self, topic: &str, what: &RoomEvent<'_>) -> bool {
         let (kind, members) = if topic == TopicName::ALL {
             (TopicKind::All, gather_everybody(&mut self.everybody, &self.end.shards))
@@ -185,14 +187,13 @@ impl Local {
         !members.is_empty()
     }
 
-    /// Listens for what is said to everybody, from the start to the end. Answers under which key to
-    /// subscribe.
+    /// Subscribes the broadcast topic for the life of the node. Returns the key to subscribe under.
     pub fn listen_for_everybody(&mut self) -> TopicKey {
         self.interest.pin(TopicName::all())
     }
 
-    /// A shard has its first member of a topic in an encoding. Answers under which key to
-    /// subscribe, if so.
+    /// A shard has its first member of a topic in an encoding. Returns the key if the topic has to be
+    /// subscribed; the shard is told `Joined` once it is.
     pub fn join(
         &mut self,
         topic: TopicName,
@@ -216,8 +217,8 @@ impl Local {
         self.interest.leave(topic, shard, at, now);
     }
 
-    /// A server of the transport listens for a topic now: whoever waits for that is told. Whether the
-    /// topic is still wanted from it.
+    /// A server of the transport has subscribed a topic: pending joins are answered. Returns whether the
+    /// topic is still wanted from that server.
     pub fn confirm_subscription(&mut self, key: TopicKey, server: usize) -> bool {
         let (queues, ports) = (&mut self.queues, &self.end.shards);
         self.interest.confirm(key, server, |shard, at| {
@@ -226,8 +227,8 @@ impl Local {
         })
     }
 
-    /// Whoever wants to be in a topic with a history hears where it is, behind all deliveries that
-    /// were made before.
+    /// Answers a join of a topic with a history: its position and the missed messages, after all earlier
+    /// deliveries.
     pub fn reply_recovery(&mut self, shard: ShardId, recovered: RecoveryReply) {
         match recovered.recovery {
             Recovery::NotAsked => {}
@@ -241,13 +242,13 @@ impl Local {
             .answer_behind(&self.end.shards[index], Downlink::Recovered(Box::new(recovered)));
     }
 
-    /// Whoever wants to be in a topic with a history hears that nothing can be said of it.
+    /// Refuses a join of a topic whose stored history is unreadable.
     pub fn refuse_recovery(&mut self, shard: ShardId, unrecoverable: Unrecoverable) {
         self.counters.unrecovered += 1;
         self.answer(shard, Downlink::Unrecoverable(unrecoverable));
     }
 
-    /// Messages of a history, for whoever asked.
+    /// Answers a request for a page of history.
     pub fn reply_history(
         &mut self,
         topic: TopicName,
@@ -263,7 +264,7 @@ impl Local {
         }
     }
 
-    /// Somebody came into a room, or left it. Nothing to count as a message, and nobody's loss.
+    /// Delivers a presence event. It does not count as a message.
     pub fn presence_event(&mut self, topic: &str, news: &PresenceEvent<'_>) {
         match news {
             PresenceEvent::Joined { .. } => self.counters.presence_joined += 1,
@@ -272,7 +273,7 @@ impl Local {
         self.deliver(topic, &RoomEvent::PresenceEvent(news));
     }
 
-    /// Who is in a room, for whoever asked. `None`: the backplane is away.
+    /// Answers a request for the users of a room. `None`: the backplane is unavailable.
     pub fn reply_presence(&mut self, ask: PresenceRequest, here: Option<Arc<Roster>>) {
         let PresenceRequest { topic, to } = ask;
         match to {
@@ -284,7 +285,7 @@ impl Local {
         }
     }
 
-    /// A publish was taken from a shard: it ends with one [`Local::end_publish`].
+    /// Registers a publish; it ends with exactly one [`Local::end_publish`].
     pub fn begin_publish(&mut self, publish: &mut Publish) {
         self.counters.publishes += 1;
         if let Done::Conn { shard, turn, .. } = &mut publish.done {
@@ -292,14 +293,14 @@ impl Local {
         }
     }
 
-    /// A shard wants to know when its publishes up to here have ended.
+    /// A shard asks to be told when all its publishes up to now have ended (`Settled`).
     pub fn settle(&mut self, shard: ShardId) {
         if self.publishes[usize::from(shard.0)].ask() {
             self.answer(shard, Downlink::Settled);
         }
     }
 
-    /// A publish ended. Failures are always told; success only to those who asked.
+    /// A publish has ended. Failures are always reported; success only if the publisher asked for it.
     pub fn end_publish(&mut self, done: Done, outcome: PublishOutcome, now: Instant) {
         let turn = match done {
             Done::Conn { shard, turn, .. } => Some((shard, turn)),
@@ -328,13 +329,13 @@ impl Local {
             Done::Nobody if matches!(outcome, PublishOutcome::Accepted(_)) => {}
             Done::Nobody => {
                 if let Some(suppressed) = self.failure_log.is_due(now) {
-                    tracing::warn!(?outcome, suppressed, "a publish that nobody waits for failed");
+                    tracing::warn!(?outcome, suppressed, "publish without reply channel failed");
                 }
             }
         }
     }
 
-    /// The transport delivers from now on, or does not. Written to health at once.
+    /// The transport is up or down from now on. Written to readiness at once, and logged.
     pub fn set_up(&mut self, up: bool, reason: &str, now: Instant) {
         if up == (self.counters.up == 1) {
             return;
@@ -350,28 +351,29 @@ impl Local {
         self.health.set_backplane_up(up);
     }
 
-    /// Whether the transport delivers.
+    /// Whether the transport is up.
     pub fn is_up(&self) -> bool {
         self.counters.up == 1
     }
 
-    /// Whether items of a shard are taken now: not while an answer waits for room in its channel.
+    /// Whether items are taken from a shard now: not while replies or deliveries wait for room in its
+    /// channel.
     pub fn accepts_from(&self, shard: ShardId) -> bool {
         !self.queues[usize::from(shard.0)].is_held()
     }
 
-    /// Bytes of deliveries that wait for shards whose channels are full.
+    /// Bytes of deliveries that wait for room in shard channels.
     pub fn backlog_bytes(&self) -> u64 {
         self.queues.iter().map(|queue| queue.backlog_bytes() as u64).sum()
     }
 
-    /// Whether something waits for room in a shard's channel, so that this thread must look again
-    /// by itself.
+    /// Whether anything waits for room in a shard channel. Shards do not ring when they have made room,
+    /// so this thread retries on a timer.
     pub fn is_waiting(&self) -> bool {
         self.queues.iter().any(ShardQueue::is_waiting)
     }
 
-    /// Ends a turn: what waited is tried again, and each shard that was sent something is rung once.
+    /// Ends a turn: waiting items are retried, and each shard that was sent something is rung once.
     pub fn flush(&mut self) {
         for (queue, port) in self.queues.iter_mut().zip(&self.end.shards) {
             queue.retry(port);
@@ -379,7 +381,7 @@ impl Local {
         }
     }
 
-    /// Whether every shard has ended and left nothing behind.
+    /// Whether every shard has ended and its channel is empty.
     pub fn are_shards_gone(&self) -> bool {
         let left_nothing = |port: &ShardPort| port.is_gone() && port.waiting() == 0;
         self.end.shards.iter().all(left_nothing)

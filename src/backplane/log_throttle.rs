@@ -1,8 +1,8 @@
-//! Log lines that must not become a flood.
+//! Rate limit for log lines that a fault could repeat without end.
 
 use std::time::{Duration, Instant};
 
-/// Lets one line through every five seconds, and knows how many it held back.
+/// Lets one line through every five seconds, and counts those it suppressed.
 #[derive(Debug, Default)]
 pub struct LogThrottle {
     last: Option<Instant>,
@@ -12,7 +12,7 @@ pub struct LogThrottle {
 impl LogThrottle {
     const EVERY: Duration = Duration::from_secs(5);
 
-    /// `Some`: say it now, and that so many were not said since the last one.
+    /// `Some`: log now, with the number of lines suppressed since the last one.
     pub fn is_due(&mut self, now: Instant) -> Option<u64> {
         if self.last.is_some_and(|last| now.duration_since(last) < Self::EVERY) {
             self.suppressed += 1;
@@ -28,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_in_five_seconds_tells_how_many_it_stands_for() {
+    fn one_line_in_five_seconds_has_the_number_of_those_suppressed() {
         let mut seldom = LogThrottle::default();
         let now = Instant::now();
         assert_eq!(seldom.is_due(now), Some(0));

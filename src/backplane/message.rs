@@ -1,4 +1,4 @@
-//! A message between the nodes: what a publish becomes, and what an event for members is made from.
+//! A message between nodes: what a publish becomes, and what members' events are made from.
 
 use crate::backplane::envelope;
 use crate::ids::{ConflateKey, Position, TopicKind, TopicName};
@@ -6,25 +6,25 @@ use crate::link::{Origin, Publish};
 use crate::protocol::Event;
 use bytes::Bytes;
 
-/// A message of a topic, still in the bytes it came in.
+/// A message of a topic, borrowed from the bytes it arrived in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message<'a> {
-    /// The topic's whole name.
+    /// The topic's name with its prefix (`r:`, `u:`), or `*`.
     pub topic: &'a str,
-    /// The authenticated user who sent it, if one did.
+    /// The authenticated user who published it, if any.
     pub from: Option<&'a str>,
     /// The payload, byte for byte.
     pub payload: &'a [u8],
-    /// A connection that must not receive it.
+    /// The publishing connection, if it asked not to receive its own message.
     pub except: Option<Origin>,
-    /// What it is about, in a room that conflates for slow members.
+    /// Key under which a newer message replaces it for slow consumers.
     pub conflate_key: Option<ConflateKey>,
-    /// What makes a retry of it harmless, where it is stored.
+    /// Idempotency key: a retry with the same key is stored once.
     pub key: Option<&'a str>,
 }
 
 impl<'a> Message<'a> {
-    /// A publish as its receivers see it.
+    /// The message of a publish.
     pub fn of(publish: &'a Publish) -> Message<'a> {
         Message {
             topic: publish.topic.as_str(),
@@ -36,7 +36,7 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// As the members of the topic receive it.
+    /// The event that members receive.
     pub fn event<'b>(&self, topic: TopicKind<'b>, position: Option<Position>) -> Event<'b>
     where
         'a: 'b,
@@ -44,7 +44,7 @@ impl<'a> Message<'a> {
         Event::Message { topic, from: self.from, payload: self.payload, position }
     }
 
-    /// As it is stored, and as it travels between nodes.
+    /// Its envelope: the form in which it is stored and travels between nodes.
     pub fn stored(&self) -> Bytes {
         let mut body = Vec::new();
         envelope::write(self, &mut body);
@@ -52,8 +52,8 @@ impl<'a> Message<'a> {
     }
 }
 
-/// A stored message as the members of its topic receive it. One that this version of us cannot read
-/// is one lost message.
+/// The event of a stored message. An envelope that this version cannot read counts as one lost
+/// message.
 pub fn stored_event<'a>(topic: &'a TopicName, body: &'a [u8], at: Position) -> Event<'a> {
     match envelope::read(topic.as_str(), body) {
         Ok(message) => message.event(topic.kind(), Some(at)),

@@ -1,17 +1,21 @@
-//! The ringer: one thread between the shards of this node and all other nodes.
+//! The backplane: one thread between the shards of this node and all other nodes.
 //!
 //! One loop takes what the shards and the ops thread sent ([`crate::link::Uplink`]), keeps in
-//! [`interest`] who listens here, and hands publishes to a [`Transport`]: [`embedded`] for a node
-//! that is alone, [`redis`] for many. What comes back, its own messages included, is written once
-//! for each encoding and handed to the shards that have members ([`local`]). A turn takes all that is
-//! ready, within bounds, and then rings each touched shard once.
+//! [`interest`] which shards have members of which topics, and hands publishes to a
+//! [`transport::Transport`]: [`embedded`] for a single node, [`redis`] for several. Messages that come
+//! back, this node's own included, are encoded once for each encoding and delivered to the shards that
+//! have members ([`local`]). A turn takes all that is ready, within bounds, and then rings the bell of
+//! each shard that was sent something.
 //!
-//! Pressure: a full channel to a shard costs deliveries (told as `Lost`), never an answer; while an
-//! answer waits, nothing more is taken from that shard. A transport that has enough to do stops
-//! the taking altogether, and the shards stop reading from their clients.
+//! Back-pressure: a full channel to a shard costs deliveries (reported as `Lost`), never a reply; while
+//! a reply waits, nothing more is taken from that shard. A transport with a full queue stops the taking
+//! altogether, and the shards stop reading from their clients.
 //!
-//! Invariant: everything here runs on one thread, and one turn never waits for anything. Only the
-//! sleep between two turns does.
+//! Rooms below: `transport`, `interest`, `message`, `local`, `history` and `presence` are general and
+//! name neither `embedded` nor `redis`, which implement the transport.
+//!
+//! Invariant: everything here runs on one thread, and a turn never waits. Only the sleep between two
+//! turns does.
 
 pub mod embedded;
 pub mod envelope;
@@ -48,11 +52,11 @@ use transport::Transport;
 const ITEMS_PER_SHARD_AND_TURN: usize = 256;
 /// Topics unsubscribed in one turn.
 const EXPIRED_PER_TURN: usize = 1024;
-/// Turns without a look at sockets and timers, when each of them had something to do.
+/// Turns in a row without polling sockets and timers, while each of them was busy.
 const TURNS_MAX: usize = 8;
-/// How often numbers are published and deadlines looked at.
+/// How often gauges are published and deadlines checked.
 const TICK: Duration = Duration::from_millis(100);
-/// How soon a full channel is tried again: its shard does not ring when it has made room.
+/// How soon a full channel is retried: its shard does not ring when it has made room.
 const RETRY: Duration = Duration::from_millis(2);
 
 /// Runs the backplane on this thread until it is stopped or every shard has ended.
@@ -92,15 +96,15 @@ struct BackplaneLoop<T> {
     bell: AsyncFd<OwnedFd>,
     tick: Interval,
     retry: Interval,
-    /// The shard that is asked first in the next turn.
+    /// Index of the shard that is polled first in the next turn, so that none is favoured.
     first: usize,
 }
 
-/// Why the loop came up for air.
+/// Why the loop returns from [`BackplaneLoop::poll_turns`].
 enum Pause {
-    /// Others on this thread (the drivers of connections) have their turn.
+    /// Other tasks of this thread (the drivers of connections) run next.
     Yield,
-    /// No shard is left, or somebody asked for it.
+    /// Every shard has ended, or the window was stopped.
     End,
 }
 
@@ -125,11 +129,11 @@ impl<T: Transport> BackplaneLoop<T> {
         self.publish_numbers(Instant::now());
     }
 
-    /// Turns until there is nothing to do (then it sleeps: `Pending`) or others must have theirs.
+    /// Runs turns until there is nothing to do (`Pending`), or other tasks must run.
     fn poll_turns(&mut self, cx: &mut Context<'_>) -> Poll<Pause> {
         for _ in 0..TURNS_MAX {
             let now = Instant::now();
-            // A tick that has come must be polled once more, or nobody wakes us for the next.
+            // An interval that is ready registers no waker: it has to be polled once more.
             let has_ticked = self.tick.poll_tick(cx).is_ready();
             if has_ticked {
                 self.publish_numbers(now);
@@ -149,7 +153,7 @@ impl<T: Transport> BackplaneLoop<T> {
         Poll::Ready(Pause::Yield)
     }
 
-    /// Takes what is ready, goes on with the transport, rings the shards. Whether there was anything.
+    /// Takes what is ready, polls the transport, rings the shards. Returns whether there was work.
     fn turn(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut is_busy = self.take_uplinks(now);
         for _ in 0..EXPIRED_PER_TURN {
@@ -160,7 +164,7 @@ impl<T: Transport> BackplaneLoop<T> {
         is_busy |= self.transport.poll(cx, now, &mut self.local);
         self.local.flush();
         if self.local.is_up() != was_up {
-            self.publish_numbers(now); // whoever sees that it is down may ask why
+            self.publish_numbers(now); // readiness and its reason change together
         }
         is_busy
     }
@@ -237,7 +241,7 @@ impl<T: Transport> BackplaneLoop<T> {
         self.local.end.may_sleep(|shard| self.takes(shard), self.transport.has_room())
     }
 
-    /// Waits for the bell and, while a shard's channel is full, for a moment.
+    /// Waits for the bell and, while a shard's channel is full, for the retry interval.
     fn poll_sleep(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Poll::Ready(ready) = self.bell.poll_read_ready(cx) {
             self.local.end.bell().clear();
@@ -264,8 +268,8 @@ impl<T: Transport> BackplaneLoop<T> {
     }
 }
 
-/// The bell as tokio waits for it: a descriptor of its own for the same eventfd.
-#[allow(deprecated)] // its danger is a descriptor that closes too early; this one is owned
+/// The bell as tokio waits for it: a duplicate descriptor of the same eventfd.
+#[allow(deprecated)] // deprecated for descriptors that close too early; this one is owned
 fn listen(end: &BackplaneEnd) -> AsyncFd<OwnedFd> {
     let own = end.bell().as_fd().try_clone_to_owned();
     let own = own.expect("a thread that has just started gets a descriptor");

@@ -1,15 +1,15 @@
-//! Which of a shard's publishes have ended: so that it may know when all those before some moment
-//! have.
+//! Publishes of one shard that have not ended, so that the shard can learn when all before a given
+//! moment have.
 //!
-//! A connection that moves must not miss the answer to a publish of its own. The shard asks
-//! ([`crate::link::Uplink::Settle`]) and is answered when all that it had published before has
-//! ended and been answered. Publishes belong to one of two turns; a question ends the turn, and is
-//! answered when that turn has none left. What is published meanwhile belongs to the other turn and
-//! delays nothing.
+//! A connection that is handed over must not miss the reply to a publish of its own. The shard asks
+//! ([`crate::link::Uplink::Settle`]) and is answered when all its earlier publishes have ended and
+//! been answered. Each publish belongs to one of two turns; a question ends the turn, and is
+//! answered when that turn has none left. Publishes made after it belong to the other turn and
+//! delay nothing.
 //!
-//! Invariant: one question of a shard is under way at a time, so the turn that begins has none left.
+//! Invariant: a shard has one question at a time, so the turn that begins has no publishes left.
 
-/// Publishes of one shard that have not ended.
+/// Counts of unended publishes by turn. One for each shard.
 #[derive(Debug, Default)]
 pub(super) struct PendingPublishes {
     of_turn: [u64; 2],
@@ -18,13 +18,13 @@ pub(super) struct PendingPublishes {
 }
 
 impl PendingPublishes {
-    /// A publish was taken from the shard. Answers the turn, to be named at its end.
+    /// A publish was taken from the shard. Returns its turn, which [`PendingPublishes::end`] takes.
     pub(super) fn begin(&mut self) -> bool {
         self.of_turn[usize::from(self.turn)] += 1;
         self.turn
     }
 
-    /// A publish of that turn has ended. Whether the shard's question is answered by that.
+    /// A publish of that turn has ended. Returns whether this answers the shard's question.
     pub(super) fn end(&mut self, turn: bool) -> bool {
         let left = &mut self.of_turn[usize::from(turn)];
         debug_assert!(*left > 0, "a publish ends once");
@@ -32,7 +32,7 @@ impl PendingPublishes {
         self.is_settled()
     }
 
-    /// The shard asks. Whether it is answered at once.
+    /// The shard asks. Returns whether it is answered at once.
     pub(super) fn ask(&mut self) -> bool {
         debug_assert!(!self.is_asked, "one question at a time");
         (self.is_asked, self.turn) = (true, !self.turn);
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_question_is_answered_when_all_that_was_published_before_it_has_ended() {
+    fn a_question_is_answered_when_all_publishes_before_it_have_ended() {
         let mut publishes = PendingPublishes::default();
         assert!(publishes.ask(), "nothing was");
         let before = [publishes.begin(), publishes.begin()];

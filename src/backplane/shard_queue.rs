@@ -1,13 +1,14 @@
-//! What waits for a shard whose channel is full.
+//! The queue for a shard whose channel is full.
 //!
-//! A full channel must not stop the others, so a delivery that finds no room waits in the shard's
-//! [`ShardQueue`]: a burst is longer than any channel. While it waits, nothing more is taken from that
-//! shard's clients. Beyond `downlink_backlog_bytes_max` a delivery is dropped, counted under its
-//! topic, and told as `Lost` as soon as there is room again. What must not be dropped (answers, and
-//! `Lost` itself) waits in the lane without that limit.
+//! One full channel must not stop the other shards, so a delivery that finds no room waits in the
+//! shard's [`ShardQueue`]; a burst is longer than any channel. While it waits, nothing more is
+//! taken from that shard's clients. Beyond `downlink_backlog_bytes_max` a delivery is dropped,
+//! counted under its topic, and reported as `Lost` as soon as there is room. What must not be
+//! dropped (replies, and `Lost` itself) waits without that limit; it is bounded because a blocked
+//! shard is not asked for more.
 //!
-//! Invariant: deliveries and `Lost` never overtake each other. While a loss has not been told, a
-//! delivery is dropped rather than sent past it.
+//! Invariant: deliveries and `Lost` never overtake each other. While a loss is unreported, further
+//! deliveries are dropped rather than sent past it.
 
 use crate::ids::TopicId;
 use crate::link::channel::ShardPort;
@@ -15,27 +16,28 @@ use crate::link::{Delivery, Downlink};
 use hashbrown::HashMap;
 use std::collections::VecDeque;
 
-/// Room for so many waiting deliveries is kept after a burst.
+/// Capacity for waiting deliveries that is kept after a burst.
 const BACKLOG_ITEMS_KEPT: usize = 256;
 
-/// What a waiting delivery takes beside its bytes.
+/// Bytes of a waiting delivery beside its frame.
 const WAITING_BYTES: usize = size_of::<Downlink>();
 
-/// What waits for one shard, and whether it has to be rung.
+/// What waits for one shard, and whether the shard has to be rung. One for each shard, owned by
+/// [`crate::backplane::local::Local`].
 pub struct ShardQueue {
     answers: VecDeque<Downlink>,
-    /// Deliveries in their order, each with what it counts for.
+    /// Deliveries in order, each with the bytes that it counts for.
     backlog: VecDeque<(Downlink, usize)>,
     backlog_bytes: usize,
     backlog_bytes_max: usize,
-    /// Drops not told yet, by topic, and in which order they began.
+    /// Unreported drops by topic, and the order in which they began.
     lost: HashMap<TopicId, u64>,
     lost_order: VecDeque<TopicId>,
     is_touched: bool,
 }
 
 impl ShardQueue {
-    /// Nothing waits. At most `backlog_bytes_max` bytes of deliveries ever will.
+    /// An empty queue. `backlog_bytes_max` bounds the bytes of waiting deliveries.
     pub fn new(backlog_bytes_max: usize) -> ShardQueue {
         ShardQueue {
             answers: VecDeque::new(),
@@ -48,13 +50,13 @@ impl ShardQueue {
         }
     }
 
-    /// Sends something that must arrive, now or as soon as there is room.
+    /// Sends a reply, now or as soon as there is room. It is never dropped.
     pub fn answer(&mut self, port: &ShardPort, item: Downlink) {
         self.answers.push_back(item);
         self.retry(port);
     }
 
-    /// The same for an answer that must stay behind the deliveries before it.
+    /// The same for a reply that must stay behind earlier deliveries.
     pub fn answer_behind(&mut self, port: &ShardPort, mut item: Downlink) {
         self.retry(port);
         if !self.is_waiting() {
@@ -63,14 +65,14 @@ impl ShardQueue {
                 Err(back) => item = back,
             }
         }
-        // Losses are told behind the backlog. This is behind what came before them, which is what its
-        // position says, and so the loss still covers everything up to it.
+        // Losses are reported after the backlog. This reply follows the deliveries before the loss,
+        // as its position says, so the loss still covers everything up to it.
         self.backlog.push_back((item, 0));
         self.clear_if_gone(port);
     }
 
-    /// Sends a delivery, now or when there is room. `false`: too much waits already; it is dropped,
-    /// and will be told as lost.
+    /// Sends a delivery, now or when there is room. `false`: the backlog is full; the delivery is
+    /// dropped, and will be reported as lost.
     #[must_use]
     pub fn deliver(&mut self, port: &ShardPort, delivery: Delivery) -> bool {
         self.retry(port);
@@ -95,13 +97,12 @@ impl ShardQueue {
         false
     }
 
-    /// The topic has no members on this shard any more: nobody is left to be told.
+    /// The topic has no members on this shard any more: its loss is not reported.
     pub fn forget(&mut self, at: TopicId) {
         self.lost.remove(&at);
     }
 
-    /// Sends what waits, as far as there is room: answers, then deliveries, then what was lost after
-    /// them.
+    /// Sends what waits, as far as there is room: replies, then deliveries, then losses.
     pub fn retry(&mut self, port: &ShardPort) {
         while let Some(item) = self.answers.pop_front() {
             if let Err(item) = self.send(port, item) {
@@ -118,7 +119,7 @@ impl ShardQueue {
         }
         self.backlog.shrink_to(BACKLOG_ITEMS_KEPT);
         while let Some(to) = self.lost_order.pop_front() {
-            let Some(count) = self.lost.remove(&to) else { continue }; // forgotten meanwhile
+            let Some(count) = self.lost.remove(&to) else { continue }; // forgotten since
             if self.send(port, Downlink::Lost { to, count }).is_err() {
                 self.lost.insert(to, count);
                 self.lost_order.push_front(to);
@@ -127,37 +128,37 @@ impl ShardQueue {
         }
     }
 
-    /// Whether answers or deliveries wait for room. Until they have gone, the shard is not asked for
-    /// more: what its clients say would only add to what they have to hear.
+    /// Whether replies or deliveries wait for room. Meanwhile nothing is taken from the shard: what
+    /// its clients publish would only add to its deliveries.
     pub fn is_held(&self) -> bool {
         !self.answers.is_empty() || !self.backlog.is_empty()
     }
 
-    /// Whether anything waits for room. The shard does not ring when there is some.
+    /// Whether anything waits for room. The shard does not ring when it has made some.
     pub fn is_waiting(&self) -> bool {
         self.is_held() || !self.lost_order.is_empty()
     }
 
-    /// Bytes of deliveries that wait.
+    /// Bytes of waiting deliveries.
     pub fn backlog_bytes(&self) -> usize {
         self.backlog_bytes
     }
 
-    /// Rings the shard if anything was sent since the last time.
+    /// Rings the shard if anything was sent since the last call.
     pub fn ring(&mut self, port: &ShardPort) {
         if std::mem::take(&mut self.is_touched) {
             port.ring();
         }
     }
 
-    /// A shard that has ended will never make room, and has nobody left to be told.
+    /// A shard that has ended never makes room.
     fn clear_if_gone(&mut self, port: &ShardPort) {
         if port.is_gone() {
             *self = ShardQueue::new(self.backlog_bytes_max);
         }
     }
 
-    #[allow(clippy::result_large_err)] // the item goes back to its place
+    #[allow(clippy::result_large_err)] // the item is put back
     fn send(&mut self, port: &ShardPort, item: Downlink) -> Result<(), Downlink> {
         port.try_send(item)?;
         self.is_touched = true;
@@ -165,7 +166,8 @@ impl ShardQueue {
     }
 }
 
-/// A delivery as it crosses, boxed only if it has to be, and what it counts for while it waits.
+/// A delivery as it crosses the channel, boxed only if it has to be, and the bytes that it counts
+/// for.
 fn item_of(delivery: Delivery) -> (Downlink, usize) {
     let bytes = WAITING_BYTES + delivery.frame.len();
     match delivery {
@@ -206,97 +208,97 @@ mod tests {
     }
 
     #[test]
-    fn a_full_channel_drops_deliveries_and_says_so_before_the_next_one() {
+    fn a_full_channel_drops_deliveries_and_reports_it_before_the_next_one() {
         let (shards, end, _ops) = window(1, 4, 2).unwrap();
-        let (shard, port, mut lane) = (&shards[0], &end.shards[0], ShardQueue::new(0));
+        let (shard, port, mut queue) = (&shards[0], &end.shards[0], ShardQueue::new(0));
         let mut delivered = 0;
         for to in [1, 1, 1, 2, 1] {
-            delivered += usize::from(lane.deliver(port, delivery(to)));
+            delivered += usize::from(queue.deliver(port, delivery(to)));
         }
         assert_eq!(delivered, 2);
         assert_eq!(heard(shard), ["frame 1", "frame 1"]);
-        assert!(!lane.deliver(port, delivery(3)), "both losses go first");
+        assert!(!queue.deliver(port, delivery(3)), "both losses are reported first");
         assert_eq!(heard(shard), ["lost 2 of 1", "lost 1 of 2"]);
-        lane.retry(port);
-        assert!(lane.deliver(port, delivery(1)));
+        queue.retry(port);
+        assert!(queue.deliver(port, delivery(1)));
         assert_eq!(heard(shard), ["lost 1 of 3", "frame 1"]);
-        assert!(!lane.is_waiting());
+        assert!(!queue.is_waiting());
     }
 
     #[test]
-    fn a_burst_waits_in_its_order_and_only_what_is_too_much_is_lost() {
+    fn a_burst_waits_in_order_and_only_what_exceeds_the_bound_is_lost() {
         let (shards, end, _ops) = window(1, 4, 1).unwrap();
         let each = WAITING_BYTES + FRAME.len();
-        let (shard, port, mut lane) = (&shards[0], &end.shards[0], ShardQueue::new(2 * each));
+        let (shard, port, mut queue) = (&shards[0], &end.shards[0], ShardQueue::new(2 * each));
         for to in [1, 2, 3] {
-            assert!(lane.deliver(port, delivery(to)));
+            assert!(queue.deliver(port, delivery(to)));
         }
-        assert!(lane.is_held(), "and so is the shard");
-        assert!(!lane.deliver(port, delivery(4)), "one more than may wait");
+        assert!(queue.is_held(), "nothing more is taken from the shard");
+        assert!(!queue.deliver(port, delivery(4)), "the backlog is full");
         let mut all = Vec::new();
-        while lane.is_waiting() {
+        while queue.is_waiting() {
             all.extend(heard(shard));
-            lane.retry(port);
+            queue.retry(port);
         }
         all.extend(heard(shard));
         assert_eq!(all, ["frame 1", "frame 2", "frame 3", "lost 1 of 4"]);
-        assert_eq!(lane.backlog_bytes, 0);
-        assert!(lane.deliver(port, delivery(5)));
+        assert_eq!(queue.backlog_bytes, 0);
+        assert!(queue.deliver(port, delivery(5)));
         assert_eq!(heard(shard), ["frame 5"]);
     }
 
     #[test]
-    fn an_answer_waits_for_room_and_nothing_overtakes_it() {
+    fn a_reply_waits_for_room_and_nothing_overtakes_it() {
         let (shards, end, _ops) = window(1, 4, 1).unwrap();
-        let (shard, port, mut lane) = (&shards[0], &end.shards[0], ShardQueue::new(0));
-        lane.answer(port, Downlink::Joined { at: topic(1) });
-        lane.answer(port, Downlink::Joined { at: topic(2) });
-        assert!(lane.is_held());
-        assert!(!lane.deliver(port, delivery(2)));
+        let (shard, port, mut queue) = (&shards[0], &end.shards[0], ShardQueue::new(0));
+        queue.answer(port, Downlink::Joined { at: topic(1) });
+        queue.answer(port, Downlink::Joined { at: topic(2) });
+        assert!(queue.is_held());
+        assert!(!queue.deliver(port, delivery(2)));
         assert_eq!(heard(shard), ["joined 1"]);
-        lane.retry(port);
+        queue.retry(port);
         assert_eq!(heard(shard), ["joined 2"]);
-        assert!(!lane.is_held());
-        lane.retry(port);
+        assert!(!queue.is_held());
+        queue.retry(port);
         assert_eq!(heard(shard), ["lost 1 of 2"]);
     }
 
     #[test]
-    fn a_topic_that_left_is_told_of_no_loss() {
+    fn a_topic_that_left_is_sent_no_loss() {
         let (shards, end, _ops) = window(1, 4, 1).unwrap();
-        let (shard, port, mut lane) = (&shards[0], &end.shards[0], ShardQueue::new(0));
-        let _sent = lane.deliver(port, delivery(1));
-        let _dropped = lane.deliver(port, delivery(1));
-        lane.forget(topic(1));
+        let (shard, port, mut queue) = (&shards[0], &end.shards[0], ShardQueue::new(0));
+        let _sent = queue.deliver(port, delivery(1));
+        let _dropped = queue.deliver(port, delivery(1));
+        queue.forget(topic(1));
         assert_eq!(heard(shard), ["frame 1"]);
-        lane.retry(port);
+        queue.retry(port);
         assert_eq!(heard(shard), Vec::<String>::new());
-        assert!(!lane.is_waiting());
+        assert!(!queue.is_waiting());
     }
 
     #[test]
     fn nothing_waits_for_a_shard_that_has_ended() {
         let (shards, end, _ops) = window(1, 4, 1).unwrap();
-        let (port, mut lane) = (&end.shards[0], ShardQueue::new(0));
-        lane.answer(port, Downlink::Joined { at: topic(1) });
-        lane.answer(port, Downlink::Joined { at: topic(2) });
-        assert!(!lane.deliver(port, delivery(1)));
-        assert!(lane.is_held() && lane.is_waiting());
+        let (port, mut queue) = (&end.shards[0], ShardQueue::new(0));
+        queue.answer(port, Downlink::Joined { at: topic(1) });
+        queue.answer(port, Downlink::Joined { at: topic(2) });
+        assert!(!queue.deliver(port, delivery(1)));
+        assert!(queue.is_held() && queue.is_waiting());
         drop(shards);
-        lane.retry(port);
-        assert!(!lane.is_held() && !lane.is_waiting());
+        queue.retry(port);
+        assert!(!queue.is_held() && !queue.is_waiting());
     }
 
     #[test]
-    fn only_a_lane_that_sent_something_rings() {
+    fn only_a_queue_that_sent_something_rings() {
         let (shards, end, _ops) = window(1, 4, 8).unwrap();
-        let (shard, port, mut lane) = (&shards[0], &end.shards[0], ShardQueue::new(0));
+        let (shard, port, mut queue) = (&shards[0], &end.shards[0], ShardQueue::new(0));
         assert!(shard.may_sleep());
-        lane.ring(port);
+        queue.ring(port);
         assert!(shard.bell().ring(), "nothing was sent, so it still sleeps");
         assert!(shard.may_sleep());
-        lane.answer(port, Downlink::Joined { at: topic(1) });
-        lane.ring(port);
+        queue.answer(port, Downlink::Joined { at: topic(1) });
+        queue.ring(port);
         assert!(!shard.bell().ring(), "it was woken");
     }
 }

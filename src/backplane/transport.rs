@@ -1,4 +1,6 @@
-//! What a backplane is to the rest of this room: [`Transport`], which `embedded` and `redis` implement.
+//! The contract of a backplane: [`Transport`], which [`crate::backplane::embedded`] and
+//! [`crate::backplane::redis`] implement, and one conformance suite tests
+//! (`tests/backplane_conformance`).
 
 use crate::backplane::interest::TopicKey;
 use crate::backplane::local::Local;
@@ -9,23 +11,25 @@ use std::sync::Arc;
 use std::task::Context;
 use std::time::Instant;
 
-/// How messages reach other nodes, and come back from there.
+/// How messages reach other nodes and come back.
 ///
-/// What is asked takes effect in the order it was asked. A transport loses nothing silently: a
-/// publish ends in exactly one [`Local::end_publish`], a lost link in [`Local::set_up`].
+/// Calls take effect in the order in which they are made. Nothing is lost silently: each publish ends
+/// in exactly one [`Local::end_publish`], a lost link in [`Local::set_up`].
 pub trait Transport {
-    /// Wants to hear a topic. Confirmed by [`Local::confirm_subscription`], again after each lost link.
+    /// Subscribes a topic. Confirmed by [`Local::confirm_subscription`], and confirmed again after each
+    /// lost link.
     fn subscribe(&mut self, key: TopicKey, topic: &TopicName);
 
-    /// Wants to hear it no more.
+    /// Unsubscribes a topic.
     fn unsubscribe(&mut self, topic: TopicName);
 
-    /// Sends a message to everyone in a topic, on any node, this one included.
+    /// Sends a message to all members of a topic on all nodes, this one included. Ends in exactly one
+    /// [`Local::end_publish`].
     fn publish(&mut self, publish: Publish, now: Instant, local: &mut Local);
 
-    /// Answers where a topic's history is and what somebody missed of it, behind all deliveries of
-    /// that topic that were made before: exactly one [`Local::reply_recovery`], or where nothing can be
-    /// said of it [`Local::refuse_recovery`].
+    /// Replies with the position of a topic's history and the messages missed since a given position,
+    /// queued after all earlier deliveries of that topic. Ends in exactly one
+    /// [`Local::reply_recovery`], or [`Local::refuse_recovery`] if the stored history is unreadable.
     fn recover(
         &mut self,
         shard: ShardId,
@@ -34,33 +38,33 @@ pub trait Transport {
         local: &mut Local,
     );
 
-    /// Answers what was said: exactly one [`Local::reply_history`].
+    /// Replies with a page of a topic's history: exactly one [`Local::reply_history`].
     fn history(&mut self, ask: Box<HistoryRequest>, now: Instant, local: &mut Local);
 
-    /// Notes who came into a room with presence, or left it.
+    /// Records a join, a leave or new info in a room with presence.
     fn update_presence(&mut self, attend: PresenceUpdate, now: Instant);
 
-    /// Answers who is in a room: exactly one [`Local::reply_presence`].
+    /// Replies with the users in a room: exactly one [`Local::reply_presence`].
     fn presence(&mut self, ask: Box<PresenceRequest>, now: Instant);
 
-    /// Notes how far a user has dealt with what is kept for it. One that is lost means that something
-    /// is brought once more.
+    /// Records the offset up to which a user has acknowledged its queue. An acknowledgement that is lost
+    /// causes redelivery, nothing worse.
     fn acknowledge(&mut self, topic: TopicName, up_to: UpTo, now: Instant, local: &mut Local);
 
-    /// Whether it takes more publishes now. While not, nothing is taken from the shards.
+    /// Whether it accepts more publishes now. While it does not, nothing is taken from the shards.
     fn has_room(&self) -> bool;
 
-    /// Whether no publish waits for its end.
+    /// Whether every publish has ended.
     fn is_idle(&self) -> bool;
 
-    /// Goes on with what was asked and tells `local` what happened, within bounds. Answers whether
-    /// there was anything to do; if not, `cx` is woken when there is.
+    /// Makes progress and reports results to `local`, within bounds. Returns whether there was work; if
+    /// not, `cx` is woken when there is.
     fn poll(&mut self, cx: &mut Context<'_>, now: Instant, local: &mut Local) -> bool;
 
-    /// Puts its own gauges among the counters of `local`.
+    /// Writes its gauges into the counters of `local`.
     fn measure(&mut self, _now: Instant, _local: &mut Local) {}
 
-    /// What is known of its servers, if anything about them was new when it was last measured.
+    /// The state of its servers, if it has changed since the last call. Written by `measure`.
     fn take_snapshot(&mut self) -> Option<Arc<Picture>> {
         None
     }

@@ -1,14 +1,14 @@
-//! The histories of a node that is alone: all of them, within one bound.
+//! All histories of a single node, within one bound.
 //!
-//! Here the logs are the history itself, so the bound is told: beyond `limits.history_bytes_max` the
-//! topic that has been silent longest loses its messages first, and whoever was there before hears
-//! `trimmed`, or `epoch` once nothing of it is left. Nothing is forgotten in between.
+//! Here the logs are the history itself, so reaching the bound is visible: beyond
+//! `limits.history_bytes_max` the least recently used topic loses its messages first, and a client
+//! that returns to it receives `trimmed`, or `epoch` once the history is gone.
 //!
-//! Keys of publishes that may come again are remembered for [`IDEMPOTENCY_TTL`], so that a retry finds the
-//! message that it has made already.
+//! Idempotency keys are remembered for [`IDEMPOTENCY_TTL`], so that a retry finds the message that
+//! it has stored already.
 //!
-//! Invariant: an epoch is never given twice, neither to a topic that comes back nor after a restart
-//! of this process: it is a time, and every one is later than the one before.
+//! Invariant: an epoch is never given twice, neither to a topic that returns nor after a restart of
+//! this process: it is a time, and each is later than the one before.
 
 use crate::backplane::history::log::{MessageLog, Retention};
 use crate::ids::{Position, TopicName, UpTo};
@@ -17,49 +17,49 @@ use hashbrown::HashMap;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// How long the key of a publish is remembered.
+/// How long an idempotency key is remembered.
 pub const IDEMPOTENCY_TTL: Duration = Duration::from_secs(300);
-/// Keys that are remembered, at most: the oldest goes early.
+/// Idempotency keys that are remembered, at most: beyond, the oldest is forgotten early.
 const IDEMPOTENCY_KEYS_MAX: usize = 256 * 1024;
-/// A topic without messages is remembered so long: who comes back hears that they missed nothing.
+/// How long a history without messages is kept: a client that returns to it has missed nothing.
 const EMPTY_TTL: Duration = Duration::from_secs(24 * 60 * 60);
-/// What a log takes beside its frames: itself, its name, its place in the tables.
+/// Bytes of a history beside its messages: itself, its name, its table entries.
 const LOG_BYTES: usize = 256;
 
-/// Topics looked at in one tick.
+/// Topics swept in one tick.
 const SWEPT_PER_TICK: usize = 256;
 
-/// See the module.
+/// The histories of the embedded backplane, which owns it.
 pub struct MemoryHistories {
     histories: HashMap<TopicName, StoredHistory>,
-    /// Every topic once. Whoever stands in front is looked at next, by the sweep and when room is
-    /// wanted: then who has spoken since goes behind the others once more.
+    /// Every topic once. The front is next, both for the sweep and for eviction; a topic used since
+    /// its last turn goes to the back once more.
     eviction_queue: VecDeque<TopicName>,
     bytes: usize,
     bytes_max: usize,
     last_epoch: u64,
     keys: HashMap<IdempotencyKey, Position>,
     keys_by_age: VecDeque<(Instant, IdempotencyKey)>,
-    /// Histories that were given up for want of room.
+    /// Histories evicted to stay within the bound, since the start.
     pub evicted: u64,
 }
 
-/// A publish's key, within its topic.
+/// A publish's idempotency key, within its topic.
 type IdempotencyKey = (TopicName, Box<str>);
 
 struct StoredHistory {
     log: MessageLog,
     retention: Retention,
-    /// What its user has acknowledged; `None`: nobody was told of it yet.
+    /// The offset that its user has acknowledged; `None`: no position was given to the user yet.
     acknowledged: Option<u64>,
-    /// When it last had something to say, or was asked for.
+    /// When it was last published to or asked for.
     last_used: Instant,
-    /// Whether that was since it last stood in front.
+    /// Whether it was used since its last turn at the front.
     was_used: bool,
 }
 
 impl MemoryHistories {
-    /// No histories, and room for so many bytes of them.
+    /// No histories, and room for `bytes_max` bytes of them.
     pub fn new(bytes_max: usize) -> MemoryHistories {
         MemoryHistories {
             histories: HashMap::new(),
@@ -73,17 +73,17 @@ impl MemoryHistories {
         }
     }
 
-    /// What all of them take.
+    /// Bytes of all histories.
     pub fn bytes(&self) -> usize {
         self.bytes + self.histories.len() * LOG_BYTES
     }
 
-    /// How many topics.
+    /// Number of topics with a history.
     pub fn topics(&self) -> usize {
         self.histories.len()
     }
 
-    /// The history of a topic; it begins now, if it has none.
+    /// The log of a topic, which begins now if it has none.
     pub fn log(
         &mut self,
         topic: &TopicName,
@@ -91,16 +91,16 @@ impl MemoryHistories {
         now: Instant,
     ) -> &mut MessageLog {
         self.update(topic, retention, now, |log| log.trim(retention, now));
-        self.make_room(topic); // one that begins takes some, whether anything is ever said in it
+        self.make_room(topic); // a new history takes room even without messages
         &mut self.histories.get_mut(topic).expect("it was just used").log
     }
 
-    /// What the user has acknowledged whose topic this is.
+    /// The offset that the user of this topic has acknowledged.
     pub fn acknowledged(&self, topic: &TopicName) -> Option<u64> {
         self.histories.get(topic)?.acknowledged
     }
 
-    /// A user has dealt with messages. `false`: they are not of this history.
+    /// Records an acknowledgement. `false`: it is not of this history.
     pub fn acknowledge(&mut self, topic: &TopicName, up_to: UpTo) -> bool {
         let Some(history) = self.histories.get_mut(topic) else { return false };
         let Position { epoch, offset } = history.log.position();
@@ -111,25 +111,25 @@ impl MemoryHistories {
         is_good
     }
 
-    /// Stores the message at [`MessageLog::next`].
+    /// Stores a message at [`MessageLog::next`].
     pub fn push(&mut self, topic: &TopicName, body: Bytes, retention: Retention, now: Instant) {
         self.update(topic, retention, now, |log| log.push(body, retention, now));
         self.make_room(topic);
     }
 
-    /// Where the message stands that came with this key, if one did.
+    /// Position of the message that was stored with this key, if any.
     pub fn find_key(&self, topic: &TopicName, key: &str) -> Option<Position> {
         self.keys.get(&(topic.clone(), key.into())).copied()
     }
 
-    /// Remembers where the message stands that came with this key.
+    /// Remembers the position of the message that was stored with this key.
     pub fn remember_key(&mut self, topic: &TopicName, key: Box<str>, at: Position, now: Instant) {
         let key = (topic.clone(), key);
         self.keys.insert(key.clone(), at);
         self.keys_by_age.push_back((now, key));
     }
 
-    /// Lets go of what is too old, a little at a time.
+    /// Drops expired messages, histories and keys, a bounded number at a time.
     pub fn tick(&mut self, now: Instant) {
         while let Some((since, _)) = self.keys_by_age.front()
             && (now.saturating_duration_since(*since) >= IDEMPOTENCY_TTL
@@ -173,7 +173,8 @@ impl MemoryHistories {
 
     fn sweep_next(&mut self, now: Instant) {
         let Some(topic) = self.eviction_queue.pop_front() else { return };
-        let history = self.histories.get_mut(&topic).expect("who stands in the round is there");
+        let history =
+            self.histories.get_mut(&topic).expect("every topic of the queue has a history");
         let before = history.log.bytes();
         history.log.trim(history.retention, now);
         self.bytes -= before - history.log.bytes();
@@ -185,18 +186,19 @@ impl MemoryHistories {
         }
     }
 
-    /// Gives histories up until all fits, the one that just spoke last of all.
+    /// Evicts histories until all fit; `spared`, which has just been used, last.
     fn make_room(&mut self, spared: &TopicName) {
         while self.bytes() > self.bytes_max {
             let Some(topic) = self.eviction_queue.pop_front() else { return };
-            let history = self.histories.get_mut(&topic).expect("who stands in the round is there");
+            let history =
+                self.histories.get_mut(&topic).expect("every topic of the queue has a history");
             let is_alone = self.eviction_queue.is_empty();
             if std::mem::take(&mut history.was_used) || (topic == *spared && !is_alone) {
                 self.eviction_queue.push_back(topic);
                 continue;
             }
             if is_alone {
-                // One topic fills all there is: its oldest messages go.
+                // One topic fills all the room: its oldest messages are dropped.
                 self.bytes -= history.log.drop_oldest();
                 let is_empty = history.log.is_empty();
                 self.eviction_queue.push_back(topic);
@@ -211,8 +213,8 @@ impl MemoryHistories {
         }
     }
 
-    /// In microseconds: a million rooms that begin in one second must not run ahead of the time, or a
-    /// process that starts soon after gives the same epochs again.
+    /// In microseconds: a million topics that begin in one second must not run ahead of the clock,
+    /// or a process started soon after would give the same epochs again.
     fn next_epoch(&mut self) -> u64 {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.last_epoch = (since_1970.as_micros() as u64).max(self.last_epoch + 1);
@@ -235,26 +237,26 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_been_silent_longest_gives_way_and_is_another_history_when_it_returns() {
+    fn the_least_recently_used_history_is_evicted_and_returns_under_another_epoch() {
         let now = Instant::now();
         let mut histories = MemoryHistories::new(10 * (1000 + LOG_BYTES));
         (0..10).for_each(|number| histories.push(&room(number), body(), RETENTION, now));
         let epochs: Vec<_> =
             (0..10).map(|n| histories.log(&room(n), RETENTION, now).position().epoch).collect();
         assert!(epochs.is_sorted_by(|a, b| a < b), "no epoch is given twice");
-        // All were just asked for; the next ones take everybody's mark and then the first place.
+        // All were just used; the next push clears every mark and then evicts the front.
         histories.push(&room(10), body(), RETENTION, now);
         assert_eq!((histories.topics(), histories.evicted), (10, 1));
         assert!(!histories.histories.contains_key(&room(0)));
         histories.push(&room(1), body(), RETENTION, now);
-        assert!(histories.histories.contains_key(&room(1)), "it has just spoken");
+        assert!(histories.histories.contains_key(&room(1)), "it was just used");
         assert!(histories.bytes() <= histories.bytes_max);
         let again = histories.log(&room(0), RETENTION, now).position();
         assert!(again.epoch > epochs[9] && again.offset == 0);
     }
 
     #[test]
-    fn one_topic_may_fill_all_there_is_and_then_loses_its_oldest_messages() {
+    fn one_topic_may_fill_all_the_room_and_then_loses_its_oldest_messages() {
         let now = Instant::now();
         let mut histories = MemoryHistories::new(LOG_BYTES + 3500);
         (0..10).for_each(|_| histories.push(&room(0), body(), RETENTION, now));
@@ -271,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn rooms_in_which_nothing_is_ever_said_give_way_too() {
+    fn histories_without_messages_are_evicted_too() {
         let now = Instant::now();
         let mut histories = MemoryHistories::new(10 * LOG_BYTES);
         for number in 0..100 {
@@ -282,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn time_takes_messages_first_and_a_day_later_the_history() {
+    fn messages_expire_first_and_a_day_later_the_history() {
         let began = Instant::now();
         let mut histories = MemoryHistories::new(1 << 20);
         histories.push(&room(0), body(), RETENTION, began);
@@ -298,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_acknowledged_only_rises_and_ends_with_its_history() {
+    fn an_acknowledgement_only_rises_and_ends_with_its_history() {
         let now = Instant::now();
         let mut histories = MemoryHistories::new(1 << 20);
         let ann = TopicName::user("ann");
@@ -324,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_remembered_for_its_time_and_in_its_topic() {
+    fn an_idempotency_key_is_remembered_for_its_time_and_in_its_topic() {
         let began = Instant::now();
         let mut histories = MemoryHistories::new(1 << 20);
         let at = Position { epoch: 1, offset: 2 };

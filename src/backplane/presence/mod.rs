@@ -1,16 +1,16 @@
-//! Who is in which room, as far as this node's own connections say.
+//! Presence: the users in each room, as far as this node's own connections are concerned.
 //!
-//! A user is in a room from their first connection on until the last one has left and has not come
-//! back for a while, the *grace*. So a page that is reloaded is no news, and whoever listens hears of
-//! people, not of connections. Somebody whose grace runs is still there: they are listed, with no
-//! connection, until their leaving is told. So a list and what is told behind it always add up.
+//! A user is in a room from their first connection until the last one has left and a *grace* has
+//! passed without another. So a page reload causes no event, and members receive events of users,
+//! not of connections. A user in their grace is still listed, with no connection, until the leave
+//! event. So a roster and the events after it always add up.
 //!
-//! Pure: time is an argument, and what changed comes out by [`Presence::poll_event`]. The embedded
-//! backplane tells it to the members; the one over Redis writes it there first, because the user may
-//! be on other nodes too.
+//! Pure: time is an argument, and transitions are taken with [`Presence::poll_event`]. The embedded
+//! backplane delivers them to members; the Redis backplane writes them to Redis first, because the
+//! user may be on other nodes, too.
 //!
-//! Invariant: a user's `Joined` and `Left` come in turns, the first one first; between them stands
-//! the truth.
+//! Invariant: a user's `Joined` and `Left` alternate, `Joined` first; between them the user is
+//! listed.
 
 use crate::ids::{TopicKind, TopicName};
 use crate::link::{Origin, PresenceChange, PresenceUpdate};
@@ -20,31 +20,31 @@ use hashbrown::hash_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// Users whose grace runs, at most; beyond, the first of them has left. At 5 s of grace it takes
+/// Users in their grace, at most; beyond, the earliest leaves at once. At 5 s of grace it takes
 /// 50,000 last connections leaving each second to get here.
 const LEAVING_MAX: usize = 256 * 1024;
 
-/// What is told to the members of a room, and to other nodes.
+/// An event for the members of a room, and for other nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PresenceEvent<'a> {
-    /// A user's first connection came.
+    /// The user's first connection joined.
     Joined {
-        /// The user.
+        /// The user's name.
         user: &'a str,
-        /// What they say of themselves.
+        /// The JSON that the client gave with its join.
         info: Option<&'a str>,
-        /// That connection, which is not told of itself.
+        /// The joining connection, which does not receive the event.
         by: Option<Origin>,
     },
-    /// A user has left.
+    /// The user has left: the last connection has, and the grace is over.
     Left {
-        /// The user.
+        /// The user's name.
         user: &'a str,
     },
 }
 
 impl<'a> PresenceEvent<'a> {
-    /// As the members of a room hear it.
+    /// The event that members receive.
     pub fn event(&self, room: &'a str) -> Event<'a> {
         match *self {
             PresenceEvent::Joined { user, info, .. } => Event::Joined { room, user, info },
@@ -52,14 +52,14 @@ impl<'a> PresenceEvent<'a> {
         }
     }
 
-    /// Who came, or left.
+    /// The name of the user who joined or left.
     pub fn user(&self) -> &str {
         match self {
             PresenceEvent::Joined { user, .. } | PresenceEvent::Left { user } => user,
         }
     }
 
-    /// The connection that does not hear it.
+    /// The connection that does not receive the event.
     pub fn except(&self) -> Option<Origin> {
         match self {
             PresenceEvent::Joined { by, .. } => *by,
@@ -68,32 +68,33 @@ impl<'a> PresenceEvent<'a> {
     }
 }
 
-/// What became of a user in a room.
+/// A change of a user in a room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserTransition {
     /// The room's topic.
     pub topic: TopicName,
-    /// The user's topic.
+    /// The user's topic (`u:<name>`).
     pub user: TopicName,
-    /// What happened.
+    /// The change.
     pub change: Transition,
-    /// How many users the room has, this one included.
+    /// Number of users in the room, this one included.
     pub users: usize,
 }
 
-/// What happened.
+/// How a user in a room has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Transition {
-    /// The first connection came, and this was it.
+    /// The first connection joined: this one.
     Joined(Origin),
-    /// Another number of connections, or other words.
+    /// The number of connections or the info has changed.
     Updated,
     /// The last connection left, and the grace is over.
     Left,
 }
 
 impl UserTransition {
-    /// What there is to tell, in a room of at most `users_max` users. `member` is who the user is now.
+    /// The event of this change, if there is one: none in a room of more than `users_max` users.
+    /// `member`: the user's current state.
     pub fn event<'a>(
         &'a self,
         member: Option<&'a PresentUser>,
@@ -115,21 +116,21 @@ impl UserTransition {
 /// A user in a room.
 #[derive(Clone, Debug, Default)]
 pub struct PresentUser {
-    /// How many of their connections are there.
+    /// Number of their connections on this node.
     pub connections: u32,
-    /// What they last said of themselves.
+    /// The info given last.
     pub info: Option<Info>,
-    /// Which line of `graces` tells when their grace is over; 0: none.
+    /// The number of their grace among `graces`; 0: none.
     grace: u64,
 }
 
 type Room = HashMap<TopicName, PresentUser>;
 
-/// See the module.
+/// All users of this node's connections, by room.
 #[derive(Default)]
 pub struct Presence {
     rooms: HashMap<TopicName, Room>,
-    /// When whose grace is over. A line whose number is not the member's is out of date.
+    /// Deadlines of graces. An entry whose number is not the user's own is out of date.
     graces: BTreeMap<(Instant, u64), (TopicName, TopicName)>,
     graces_begun: u64,
     users: usize,
@@ -137,11 +138,11 @@ pub struct Presence {
 }
 
 impl Presence {
-    /// Something happened to a connection.
+    /// A connection joined, left, or changed its info.
     ///
-    /// 1. The user's first one came: they have joined, unless their grace runs.
-    /// 2. One of several came or left, or somebody says something new: the room's list differs.
-    /// 3. The last one left: its user has left when the grace is over ([`Presence::handle_timeout`]).
+    /// 1. The user's first one joined: `Joined`, unless the user is in their grace.
+    /// 2. One of several joined or left, or the info changed: `Updated`.
+    /// 3. The last one left: `Left` when the grace is over ([`Presence::handle_timeout`]).
     pub fn handle(&mut self, attend: PresenceUpdate, grace: Duration, now: Instant) {
         let PresenceUpdate { topic, user, deed } = attend;
         match deed {
@@ -155,7 +156,7 @@ impl Presence {
                 self.graces_begun += 1;
                 let number = self.graces_begun;
                 let member = self.member_mut(&topic, &user);
-                assert!(member.connections > 0, "only who came leaves");
+                assert!(member.connections > 0, "a user who leaves has joined");
                 member.connections -= 1;
                 if member.connections == 0 {
                     member.grace = number;
@@ -166,12 +167,13 @@ impl Presence {
         }
     }
 
-    /// Time passes: whose grace is over has left.
+    /// Ends the graces that are due.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.handle_timeout_unless(now, |_| None);
     }
 
-    /// The same, but a room may hold everybody: then their graces last until the time it answers.
+    /// The same, but `held_until` may hold a room: then its graces last until the time that it
+    /// returns.
     pub fn handle_timeout_unless(
         &mut self,
         now: Instant,
@@ -193,7 +195,7 @@ impl Presence {
         }
     }
 
-    /// Lets the first ones go whose grace runs, while they are too many. For those who do not call
+    /// Ends the earliest graces while there are too many. For callers that may not call
     /// [`Presence::handle_timeout`] for a while.
     pub fn make_room(&mut self) {
         while self.graces.len() > LEAVING_MAX
@@ -203,37 +205,37 @@ impl Presence {
         }
     }
 
-    /// What changed, in its order.
+    /// The next change, in order.
     pub fn poll_event(&mut self) -> Option<UserTransition> {
         self.events.pop_front()
     }
 
-    /// A user in a room, if they are there.
+    /// The state of a user in a room, if they are there.
     pub fn member(&self, topic: &TopicName, user: &TopicName) -> Option<&PresentUser> {
         self.rooms.get(topic)?.get(user)
     }
 
-    /// Everybody in a room.
+    /// All users in a room.
     pub fn members(&self, topic: &TopicName) -> impl Iterator<Item = (&TopicName, &PresentUser)> {
         self.rooms.get(topic).into_iter().flatten()
     }
 
-    /// How many users a room has.
+    /// Number of users in a room.
     pub fn count(&self, topic: &TopicName) -> usize {
         self.rooms.get(topic).map_or(0, HashMap::len)
     }
 
-    /// All rooms that have users.
+    /// All rooms with users.
     pub fn rooms(&self) -> impl Iterator<Item = &TopicName> {
         self.rooms.keys()
     }
 
-    /// How many users there are, each counted in each of their rooms.
+    /// Number of users, each counted once for each of their rooms.
     pub fn users(&self) -> usize {
         self.users
     }
 
-    /// Who is in a room.
+    /// The users in a room: at most [`Roster::USERS_MAX`] listed, all counted.
     pub fn roster(&self, topic: &TopicName) -> Roster {
         let roster_entry =
             |(user, member): (&TopicName, &PresentUser)| member.roster_entry(user.clone());
@@ -262,7 +264,7 @@ impl Presence {
 
     fn end_grace(&mut self, topic: TopicName, user: TopicName, number: u64) {
         let Some(room) = self.rooms.get_mut(&topic) else { return };
-        // Came back meanwhile, and perhaps left again: then another line tells when.
+        // Joined again since, and perhaps left again: then a later entry has the deadline.
         if room.get(&user).is_none_or(|member| member.grace != number) {
             return;
         }
@@ -272,7 +274,7 @@ impl Presence {
         self.users -= 1;
         match room.len() {
             0 => _ = self.rooms.remove(&topic),
-            // A room that has emptied keeps no memory for the crowd it once held.
+            // A room that has emptied does not keep its memory.
             left if left * 4 < room.capacity() => room.shrink_to(left * 2),
             _ => {}
         }
@@ -285,19 +287,19 @@ impl Presence {
 
     fn member_mut(&mut self, topic: &TopicName, user: &TopicName) -> &mut PresentUser {
         let member = self.rooms.get_mut(topic).and_then(|room| room.get_mut(user));
-        member.expect("a shard tells who came before it tells more of them")
+        member.expect("a shard reports a join before anything else of a user")
     }
 }
 
 impl PresentUser {
-    /// As those see it who ask.
+    /// This user as listed in a roster.
     pub fn roster_entry(&self, user: TopicName) -> RosterEntry {
         let connections = u64::from(self.connections);
         RosterEntry { user, connections, info: self.info.clone() }
     }
 }
 
-/// The user's name, without what makes it a topic.
+/// The user's name, without the topic's prefix.
 pub fn user_name(user: &TopicName) -> &str {
     match user.kind() {
         TopicKind::User(name) => name,

@@ -1,4 +1,4 @@
-//! Who joined and who left, against a model that knows nothing of graces and lines.
+//! Joins and leaves against a model that knows nothing of graces.
 
 use super::*;
 use crate::ids::{ConnId, NodeId, ShardId, SlotId};
@@ -20,7 +20,7 @@ fn came(info: Option<&str>) -> PresenceChange {
     PresenceChange::Joined { by: by(7), info: info.map(Into::into) }
 }
 
-/// Joined and left as `+user` and `-user`, in the order in which they came.
+/// Joins and leaves as `+user` and `-user`, in order.
 fn told(presence: &mut Presence) -> Vec<String> {
     let mut told = Vec::new();
     while let Some(changed) = presence.poll_event() {
@@ -48,7 +48,7 @@ fn listed(presence: &Presence, room: &str) -> Vec<(String, u64, Option<String>)>
 }
 
 #[test]
-fn a_user_is_told_once_however_many_connections_they_have() {
+fn a_user_joins_once_however_many_connections_they_have() {
     let (mut presence, now) = (Presence::default(), Instant::now());
     for _ in 0..3 {
         presence.handle(attend("r", "ann", came(None)), GRACE, now);
@@ -68,7 +68,7 @@ fn a_user_is_told_once_however_many_connections_they_have() {
 }
 
 #[test]
-fn who_comes_back_within_the_grace_was_never_away() {
+fn a_user_who_returns_within_the_grace_has_not_left() {
     let (mut presence, start) = (Presence::default(), Instant::now());
     let at = |s| start + Duration::from_secs(s);
     presence.handle(attend("r", "ann", came(Some("1"))), GRACE, at(0));
@@ -85,7 +85,7 @@ fn who_comes_back_within_the_grace_was_never_away() {
 }
 
 #[test]
-fn a_room_that_is_held_keeps_everybody_and_lets_them_go_in_order() {
+fn a_held_room_keeps_all_users_and_releases_them_in_order() {
     let (mut presence, start) = (Presence::default(), Instant::now());
     let at = |s| start + Duration::from_secs(s);
     for (second, user) in [(0, "ann"), (1, "bob"), (2, "cid")] {
@@ -106,7 +106,7 @@ fn a_room_that_is_held_keeps_everybody_and_lets_them_go_in_order() {
 }
 
 #[test]
-fn the_last_word_counts_and_no_word_takes_none_back() {
+fn the_latest_info_counts_and_a_join_without_info_keeps_it() {
     let (mut presence, now) = (Presence::default(), Instant::now());
     for (deed, info) in [
         (came(Some("1")), "1"),
@@ -135,7 +135,7 @@ fn a_large_room_is_listed_in_part_and_counted_whole() {
 }
 
 #[test]
-fn those_whose_grace_runs_are_bounded() {
+fn users_in_their_grace_are_bounded() {
     let (mut presence, now) = (Presence::default(), Instant::now());
     for user in 0..=LEAVING_MAX {
         let user = user.to_string();
@@ -148,7 +148,7 @@ fn those_whose_grace_runs_are_bounded() {
 }
 
 #[test]
-fn a_room_with_more_users_than_are_told_is_told_nothing() {
+fn a_room_with_more_users_than_the_limit_has_no_events() {
     let (mut presence, now) = (Presence::default(), Instant::now());
     let mut event = Vec::new();
     for user in ["ann", "bob", "cid"] {
@@ -190,10 +190,10 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 }
 
 proptest! {
-    /// The model: connections of each, and since when there is none. Somebody is there while they have
-    /// one or their grace runs; and what was told of each adds up to exactly that, at any time.
+    /// The model: each user's connections, and since when there is none. A user is present while
+    /// they have one or are in their grace; the events add up to exactly that at any time.
     #[test]
-    fn what_was_told_adds_up_to_who_is_there(ops in ops()) {
+    fn the_events_add_up_to_the_users_present(ops in ops()) {
         let (mut presence, mut now) = (Presence::default(), Instant::now());
         let mut model: BTreeMap<(u8, u8), (u32, Instant)> = BTreeMap::new();
         let mut told: BTreeMap<(String, String), i32> = BTreeMap::new();

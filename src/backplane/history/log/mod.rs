@@ -1,16 +1,15 @@
-//! What was published in one topic, as far as it is stored: messages with their positions.
+//! The stored messages of one topic, with their positions.
 //!
-//! A [`MessageLog`] is the history itself where a node is alone, and a copy of its end where Redis has the
-//! history. It keeps messages in one form, that in which they travel between nodes, and not what any
-//! dialect makes of them.
+//! A [`MessageLog`] is the history itself on a single node, and a copy of its end where Redis has
+//! the history. It keeps messages as envelopes, independent of dialects.
 //!
-//! A client that comes back gives its position; [`MessageLog::since`] answers with everything after it, as
-//! one run in the client's encoding. In a storm thousands were at the same position, so the last run
-//! of each encoding is kept and shared.
+//! A client that returns names its position; [`MessageLog::since`] returns everything after it as
+//! one run in the client's encoding. After a mass disconnect thousands have the same position, so
+//! the last run of each encoding is kept and shared.
 //!
-//! Invariant: offsets of one epoch have no hole: what is stored is `first..=top`. Offsets go up to
-//! [`Position::NUMBER_MAX`], which is checked where one comes from outside; and no sum here overflows,
-//! whatever a log is made with.
+//! Invariant: offsets of one epoch have no gap: the log stores `first..=top`. Offsets go up to
+//! [`Position::NUMBER_MAX`], which is checked where a position comes from outside; no sum here
+//! overflows, whatever a log is made with.
 
 use crate::backplane::message::stored_event;
 use crate::framing;
@@ -23,7 +22,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-/// The stored end of one topic's history.
+/// The end of one topic's history.
 #[derive(Debug)]
 pub struct MessageLog {
     epoch: u64,
@@ -40,7 +39,7 @@ struct StoredMessage {
     at: Instant,
 }
 
-/// The run after `offset`, as it was last asked for in one encoding.
+/// The run after `offset` in one encoding, as it was last asked for.
 #[derive(Debug)]
 struct SharedRun {
     offset: u64,
@@ -48,44 +47,44 @@ struct SharedRun {
     run: Run,
 }
 
-/// For whom a run is made.
+/// What a run is made for.
 #[derive(Clone, Copy, Debug)]
 pub struct RunRequest<'a> {
-    /// The topic whose log it is.
+    /// The topic of the log.
     pub topic: &'a TopicName,
-    /// The encoding in which the run is wanted.
+    /// The encoding of the run.
     pub encoding: Encoding,
-    /// At most so many bytes of it.
+    /// Bytes of the run, at most.
     pub bytes_max: usize,
 }
 
 /// How much is stored.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
-    /// Messages, at most.
+    /// Number of messages, at most.
     pub messages_max: usize,
-    /// For how long.
+    /// Age of a message, at most.
     pub age_max: Duration,
 }
 
 impl MessageLog {
-    /// A history that begins now, or one whose beginning was not seen: its last offset was `top`.
+    /// An empty log whose last offset was `top`: 0 for a history that begins now.
     pub fn new(epoch: u64, top: u64) -> MessageLog {
         MessageLog { epoch, top, messages: VecDeque::new(), bytes: 0, shared_runs: Vec::new() }
     }
 
-    /// Where its end is.
+    /// Position of the last message.
     pub fn position(&self) -> Position {
         Position { epoch: self.epoch, offset: self.top }
     }
 
-    /// Where the next message will stand.
+    /// Position of the next message.
     pub fn next(&self) -> Position {
         let is_reused = cfg!(feature = "break-offset-reuse") && self.top % 8 == 7;
         Position { epoch: self.epoch, offset: self.top.saturating_add(u64::from(!is_reused)) }
     }
 
-    /// The offset of the oldest message that is stored; one after the last if none is.
+    /// Offset of the oldest stored message; one after the last offset if none is stored.
     pub fn first(&self) -> u64 {
         self.next_offset().saturating_sub(self.messages.len() as u64)
     }
@@ -95,17 +94,17 @@ impl MessageLog {
         self.top.saturating_add(1)
     }
 
-    /// Bytes of messages that it stores.
+    /// Bytes of the stored envelopes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Whether it stores no message.
+    /// Whether no message is stored.
     pub fn is_empty(&self) -> bool {
         self.messages.is_empty()
     }
 
-    /// Stores the message at [`MessageLog::next`].
+    /// Stores a message at [`MessageLog::next`], and trims.
     pub fn push(&mut self, body: Bytes, retention: Retention, now: Instant) {
         self.top = self.next_offset();
         self.bytes += body.len();
@@ -114,34 +113,34 @@ impl MessageLog {
         self.trim(retention, now);
     }
 
-    /// Stores the message before [`MessageLog::first`], which was found later.
+    /// Stores the message before [`MessageLog::first`], which was read later.
     pub fn push_front(&mut self, body: Bytes, now: Instant) {
         self.bytes += body.len();
         self.messages.push_front(StoredMessage { body, at: now });
         self.shared_runs.clear();
     }
 
-    /// The same history goes on under another epoch.
+    /// The same history continues under another epoch.
     pub fn adopt(&mut self, epoch: u64) {
         if self.epoch != epoch {
             self.epoch = epoch;
-            self.shared_runs.clear(); // They name the epoch.
+            self.shared_runs.clear(); // runs name the epoch
         }
     }
 
-    /// Drops all messages, and stays where it is. Answers the bytes that were freed.
+    /// Drops all messages and keeps the position. Returns the bytes freed.
     pub fn forget_messages(&mut self) -> usize {
         self.messages.clear();
         self.shared_runs.clear();
         std::mem::take(&mut self.bytes)
     }
 
-    /// All stored messages, as they travel between nodes.
+    /// The envelopes of all stored messages, oldest first.
     pub fn bodies(&self) -> impl Iterator<Item = &Bytes> {
         self.messages.iter().map(|entry| &entry.body)
     }
 
-    /// Drops what is too much or too old.
+    /// Drops messages beyond the retention.
     pub fn trim(&mut self, retention: Retention, now: Instant) {
         while let Some(oldest) = self.messages.front() {
             let is_old = now.saturating_duration_since(oldest.at) >= retention.age_max;
@@ -152,16 +151,17 @@ impl MessageLog {
         }
     }
 
-    /// Drops the oldest message. Answers the bytes that were freed.
+    /// Drops the oldest message. Returns the bytes freed.
     pub fn drop_oldest(&mut self) -> usize {
         let Some(oldest) = self.messages.pop_front() else { return 0 };
         self.bytes -= oldest.body.len();
-        // What is shared may reach further back than what is stored, and then it must not be given.
+        // A shared run may reach further back than what is stored.
         self.shared_runs.clear();
         oldest.body.len()
     }
 
-    /// Everything after `since`.
+    /// The run of all messages after `since`. Fails if `since` is of another epoch, beyond the end,
+    /// before the oldest stored message, or if the run is larger than `bytes_max`.
     pub fn since(&mut self, since: Position, request: RunRequest<'_>) -> Result<Run, Unrecovered> {
         if since.epoch != self.epoch {
             return Err(Unrecovered::Epoch);
@@ -200,9 +200,9 @@ impl MessageLog {
         Some(Run { messages: all, ..run })
     }
 
-    /// What a user has not acknowledged, as far as it is stored and may be sent at once: the newest
-    /// of it. `acked` is `None` where nobody was told of this history yet: what was before it is not
-    /// known.
+    /// The run of a user's unacknowledged messages, or of the newest of them that fit. `acked`: the
+    /// acknowledged offset; `None`: the user was never given a position here, so whether anything
+    /// is missing is not known.
     pub fn unacknowledged(
         &mut self,
         acked: Option<u64>,
@@ -220,7 +220,7 @@ impl MessageLog {
         (recovery, whole.unwrap_or_else(|_| self.newest(request)))
     }
 
-    /// The newest messages, as many as fit.
+    /// The newest messages that fit.
     fn newest(&self, request: RunRequest<'_>) -> Run {
         let mut bytes = 0;
         let newest_first = (0..self.messages.len()).rev();
@@ -233,8 +233,8 @@ impl MessageLog {
         self.run_after(self.top.saturating_sub(fitting), request).unwrap_or_default()
     }
 
-    /// A page of the history, in the order in which it was asked for; fewer messages than that when
-    /// they would be too many bytes, but at least one.
+    /// A page of the history in the requested order; cut at `bytes_max`, but with at least one
+    /// message.
     pub fn page(&self, page: Page, request: RunRequest<'_>) -> Result<Run, Unrecovered> {
         let (first, next_offset) = (self.first(), self.next_offset());
         let edge = match page.since {
@@ -267,7 +267,7 @@ impl MessageLog {
         Ok(framing::run(events(), kind, encoding, bytes))
     }
 
-    /// Where the messages of a range of offsets stand, as far as they are stored.
+    /// Indices of the stored messages in a range of offsets.
     fn indices(&self, offsets: Range<u64>) -> Range<usize> {
         let first = self.first();
         let index = |offset: u64| {

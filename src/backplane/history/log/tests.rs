@@ -4,7 +4,7 @@ use serde_json::Value;
 
 const RETENTION: Retention = Retention { messages_max: 5, age_max: Duration::from_secs(60) };
 
-/// What one message is as a native frame, and as an element of a page.
+/// Bytes of one message as a native frame, and as an element of a page.
 const FRAME_BYTES: usize = 2 + ELEMENT_BYTES;
 const ELEMENT_BYTES: usize =
     r#"{"type":"message","room_id":"t","payload":1,"epoch":"7","offset":1}"#.len();
@@ -34,7 +34,7 @@ fn at(offset: u64) -> Position {
     Position { epoch: 7, offset }
 }
 
-/// Calls `ask` for a native reader of so many bytes.
+/// Calls `ask` for a native run of at most so many bytes.
 fn read<T>(bytes_max: usize, ask: impl FnOnce(RunRequest<'_>) -> T) -> T {
     let topic = TopicName::room("t");
     ask(RunRequest { topic: &topic, encoding: Encoding::NATIVE, bytes_max })
@@ -67,7 +67,7 @@ fn since(log: &mut MessageLog, offset: u64, bytes_max: usize) -> Result<String, 
 }
 
 #[test]
-fn a_client_that_was_away_gets_what_it_missed_and_no_more() {
+fn a_client_that_was_away_receives_what_it_missed_and_no_more() {
     let mut log = log(8);
     let all = 10 * FRAME_BYTES;
     assert_eq!(since(&mut log, 8, all), Ok("0: ".into()));
@@ -81,7 +81,7 @@ fn a_client_that_was_away_gets_what_it_missed_and_no_more() {
 }
 
 #[test]
-fn a_user_gets_what_it_has_not_acknowledged_and_is_told_what_is_gone() {
+fn a_user_receives_what_it_has_not_acknowledged_and_learns_what_is_trimmed() {
     use Recovery::{NotRecovered, Recovered};
     let brought = |acked, bytes_max| {
         let (recovery, run) = read(bytes_max, |request| log(8).unacknowledged(acked, request));
@@ -122,7 +122,7 @@ fn thousands_at_the_same_position_share_one_run_until_the_next_message() {
 }
 
 #[test]
-fn what_is_too_much_or_too_old_goes() {
+fn messages_beyond_the_retention_are_trimmed() {
     let mut log = MessageLog::new(7, 0);
     let began = Instant::now();
     for number in 1..=3 {
@@ -169,7 +169,7 @@ fn pages_go_forward_from_the_oldest_and_backward_from_the_newest() {
 }
 
 #[test]
-fn a_message_that_cannot_be_read_is_one_lost_message_in_its_place() {
+fn an_unreadable_message_is_one_lost_message_in_its_place() {
     let mut log = MessageLog::new(7, 0);
     for bytes in [body(1), Bytes::from_static(b"\x63 of another version"), body(3)] {
         log.push(bytes, RETENTION, Instant::now());
@@ -182,7 +182,7 @@ fn a_message_that_cannot_be_read_is_one_lost_message_in_its_place() {
     assert!(one < lost && lost < three && run.messages == 3);
 }
 
-/// Positions at which arithmetic could overflow.
+/// Offsets at which arithmetic could overflow.
 const EDGES: [u64; 12] = [
     0,
     1,
@@ -199,7 +199,7 @@ const EDGES: [u64; 12] = [
 ];
 
 #[test]
-fn no_position_is_too_high_to_be_asked_for() {
+fn no_offset_is_too_high_to_be_asked_for() {
     for (top, messages) in EDGES.into_iter().flat_map(|top| (0..4).map(move |n| (top, n))) {
         let mut log = MessageLog::new(7, top);
         (0..messages).for_each(|number| log.push(body(number), RETENTION, Instant::now()));
@@ -222,7 +222,7 @@ fn no_position_is_too_high_to_be_asked_for() {
 }
 
 #[test]
-fn at_the_last_offsets_that_there_are_a_history_is_what_it_is_elsewhere() {
+fn a_history_at_the_last_possible_offsets_works_as_elsewhere() {
     for top in [0, 7, Position::NUMBER_MAX - 3] {
         let mut log = MessageLog::new(7, top);
         (1..=3).for_each(|number| log.push(body(top + number), RETENTION, Instant::now()));
