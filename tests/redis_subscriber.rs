@@ -13,7 +13,9 @@ mod redis;
 
 use crate::redis::{Redis, free_port, wait_until};
 use ::redis::{ConnectionInfo, IntoConnectionInfo};
-use campanile::backplane::redis::connection::subscriber::{BUFFER_BYTES, Event, Reply, Subscriber};
+use campanile::backplane::redis::connection::subscriber::{
+    BUFFER_BYTES, CommandReply, Subscriber, SubscriberEvent,
+};
 use counting::allocations_of;
 use guarded::{Guarded, USER};
 use std::future::poll_fn;
@@ -36,17 +38,17 @@ enum Heard {
     Other,
 }
 
-impl From<Event<'_>> for Heard {
-    fn from(event: Event<'_>) -> Heard {
+impl From<SubscriberEvent<'_>> for Heard {
+    fn from(event: SubscriberEvent<'_>) -> Heard {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         match event {
-            Event::Message { channel, body } => Heard::Message(text(channel), text(body)),
-            Event::Subscribed { channel } => Heard::Subscribed(text(channel)),
-            Event::Unsubscribed { channel } => Heard::Unsubscribed(text(channel)),
-            Event::Reply(Reply::Text(reply)) => Heard::Text(text(reply)),
-            Event::Reply(Reply::Number(number)) => Heard::Number(number),
-            Event::Reply(Reply::Error(error)) => Heard::Error(text(error)),
-            Event::Reply(Reply::Other) => Heard::Other,
+            SubscriberEvent::Message { channel, body } => Heard::Message(text(channel), text(body)),
+            SubscriberEvent::Subscribed { channel } => Heard::Subscribed(text(channel)),
+            SubscriberEvent::Unsubscribed { channel } => Heard::Unsubscribed(text(channel)),
+            SubscriberEvent::Reply(CommandReply::Text(reply)) => Heard::Text(text(reply)),
+            SubscriberEvent::Reply(CommandReply::Number(number)) => Heard::Number(number),
+            SubscriberEvent::Reply(CommandReply::Error(error)) => Heard::Error(text(error)),
+            SubscriberEvent::Reply(CommandReply::Other) => Heard::Other,
         }
     }
 }
@@ -194,8 +196,10 @@ async fn ten_thousand_messages_come_in_order_and_cost_no_allocation() {
         let (mut last, mut allocated) = (0, 0);
         let all = poll_fn(|cx| {
             while last < MESSAGES {
-                let on_event = |event: Event<'_>| {
-                    let Event::Message { channel: b"numbers", body } = event else { panic!() };
+                let on_event = |event: SubscriberEvent<'_>| {
+                    let SubscriberEvent::Message { channel: b"numbers", body } = event else {
+                        panic!()
+                    };
                     let text = std::str::from_utf8(body).expect("text");
                     assert_eq!(text.parse(), Ok(last + 1));
                     last += 1;
@@ -229,7 +233,7 @@ async fn a_message_of_twenty_megabytes_comes_in_whole_and_leaves_no_memory_behin
             while sizes.len() < 2 {
                 turns += 1;
                 let more = sub.poll(cx, 100, |event| {
-                    let Event::Message { body: heard, .. } = event else { panic!() };
+                    let SubscriberEvent::Message { body: heard, .. } = event else { panic!() };
                     assert!(heard == body || heard == b"small");
                     sizes.push(heard.len());
                 });

@@ -15,62 +15,62 @@ const FOREIGN: [&str; 3] =
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum ErrorReply {
     /// It does not know the script.
-    Unloaded,
+    ScriptMissing,
     /// The topic is on another server of the Cluster, or on its way there.
-    Elsewhere,
+    Moved,
     /// It is a replica now.
     Demoted,
     /// It cannot at the moment: it has too few replicas, or reads its data.
-    NotNow,
+    NotYet,
     /// What it has there is nothing that we wrote ([`crate::backplane::redis::unreadable`]).
     Unreadable,
     /// It will not: no memory, no permission, or something that this version does not know.
-    ForGood,
+    Permanent,
 }
 
-impl Refusal {
+impl ErrorReply {
     /// What an answer refuses.
-    pub fn of(answer: &Value) -> Option<Refusal> {
+    pub fn of(answer: &Value) -> Option<ErrorReply> {
         let Value::ServerError(error) = answer else { return None };
-        Some(Refusal::by_words(error.code(), error.details()))
+        Some(ErrorReply::from_words(error.code(), error.details()))
     }
 
     /// By the first word of an error, and the others. A stream says only there that its last message
     /// is none of ours; before Redis 7 whatever goes wrong in a script stands there.
-    pub fn by_words(code: &str, others: Option<&str>) -> Refusal {
-        let says = |text: &&str| others.is_some_and(|others| others.contains(text));
-        match Refusal::by_code(code) {
-            Refusal::ForGood if FOREIGN.iter().any(says) => Refusal::Unreadable,
+    pub fn from_words(code: &str, others: Option<&str>) -> ErrorReply {
+        let contains = |text: &&str| others.is_some_and(|others| others.contains(text));
+        match ErrorReply::from_code(code) {
+            ErrorReply::Permanent if FOREIGN.iter().any(contains) => ErrorReply::Unreadable,
             refusal => refusal,
         }
     }
 
     /// By the first word of an error.
-    pub fn by_code(code: &str) -> Refusal {
+    pub fn from_code(code: &str) -> ErrorReply {
         match code {
-            "NOSCRIPT" => Refusal::Unloaded,
-            "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN" | "CROSSSLOT" => Refusal::Elsewhere,
-            "READONLY" => Refusal::Demoted,
-            "NOREPLICAS" | "LOADING" | "MASTERDOWN" | "BUSY" => Refusal::NotNow,
-            "UNREADABLE" | "WRONGTYPE" => Refusal::Unreadable,
-            _ => Refusal::ForGood,
+            "NOSCRIPT" => ErrorReply::ScriptMissing,
+            "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN" | "CROSSSLOT" => ErrorReply::Moved,
+            "READONLY" => ErrorReply::Demoted,
+            "NOREPLICAS" | "LOADING" | "MASTERDOWN" | "BUSY" => ErrorReply::NotYet,
+            "UNREADABLE" | "WRONGTYPE" => ErrorReply::Unreadable,
+            _ => ErrorReply::Permanent,
         }
     }
 
     /// Whether the same may be asked again.
-    pub fn is_for_now(self) -> bool {
-        !matches!(self, Refusal::Unreadable | Refusal::ForGood)
+    pub fn is_transient(self) -> bool {
+        !matches!(self, ErrorReply::Unreadable | ErrorReply::Permanent)
     }
 
     /// After how long.
-    pub fn pause(self) -> Duration {
+    pub fn retry_after(self) -> Duration {
         match self {
-            Refusal::Unloaded | Refusal::Demoted => Duration::ZERO,
-            Refusal::Unreadable | Refusal::ForGood => Duration::ZERO,
-            Refusal::Elsewhere => Duration::from_millis(20),
-            Refusal::NotNow => Duration::from_millis(100),
+            ErrorReply::ScriptMissing | ErrorReply::Demoted => Duration::ZERO,
+            ErrorReply::Unreadable | ErrorReply::Permanent => Duration::ZERO,
+            ErrorReply::Moved => Duration::from_millis(20),
+            ErrorReply::NotYet => Duration::from_millis(100),
         }
     }
 }
@@ -79,8 +79,8 @@ impl Refusal {
 mod tests {
     use super::*;
 
-    fn answered(line: &str) -> Option<Refusal> {
-        Refusal::of(&redis::parse_redis_value(format!("{line}\r\n").as_bytes()).unwrap())
+    fn answered(line: &str) -> Option<ErrorReply> {
+        ErrorReply::of(&redis::parse_redis_value(format!("{line}\r\n").as_bytes()).unwrap())
     }
 
     #[test]
@@ -88,27 +88,27 @@ mod tests {
         for (line, refusal) in [
             ("+OK", None),
             (":1", None),
-            ("-NOSCRIPT No matching script.", Some(Refusal::Unloaded)),
-            ("-MOVED 1 127.0.0.1:1", Some(Refusal::Elsewhere)),
-            ("-ASK 1 127.0.0.1:1", Some(Refusal::Elsewhere)),
-            ("-TRYAGAIN Multiple keys request during rehashing of slot", Some(Refusal::Elsewhere)),
-            ("-CLUSTERDOWN Hash slot not served", Some(Refusal::Elsewhere)),
-            ("-READONLY You can't write against a read only replica.", Some(Refusal::Demoted)),
-            ("-NOREPLICAS Not enough good replicas to write.", Some(Refusal::NotNow)),
-            ("-OOM command not allowed", Some(Refusal::ForGood)),
-            ("-UNREADABLE s is not as it was written", Some(Refusal::Unreadable)),
-            ("-WRONGTYPE Operation against a key", Some(Refusal::Unreadable)),
+            ("-NOSCRIPT No matching script.", Some(ErrorReply::ScriptMissing)),
+            ("-MOVED 1 127.0.0.1:1", Some(ErrorReply::Moved)),
+            ("-ASK 1 127.0.0.1:1", Some(ErrorReply::Moved)),
+            ("-TRYAGAIN Multiple keys request during rehashing of slot", Some(ErrorReply::Moved)),
+            ("-CLUSTERDOWN Hash slot not served", Some(ErrorReply::Moved)),
+            ("-READONLY You can't write against a read only replica.", Some(ErrorReply::Demoted)),
+            ("-NOREPLICAS Not enough good replicas to write.", Some(ErrorReply::NotYet)),
+            ("-OOM command not allowed", Some(ErrorReply::Permanent)),
+            ("-UNREADABLE s is not as it was written", Some(ErrorReply::Unreadable)),
+            ("-WRONGTYPE Operation against a key", Some(ErrorReply::Unreadable)),
             (
                 "-ERR Error running script (call to f_1): @user_script:3: WRONGTYPE Operation",
-                Some(Refusal::Unreadable),
+                Some(ErrorReply::Unreadable),
             ),
             (
                 "-ERR The ID specified in XADD is equal or smaller than the target stream top item \
                  script: 1, on @user_script:3.",
-                Some(Refusal::Unreadable),
+                Some(ErrorReply::Unreadable),
             ),
-            ("-ERR value is not an integer", Some(Refusal::ForGood)),
-            ("-NOPERM this user has no permissions", Some(Refusal::ForGood)),
+            ("-ERR value is not an integer", Some(ErrorReply::Permanent)),
+            ("-NOPERM this user has no permissions", Some(ErrorReply::Permanent)),
         ] {
             assert_eq!(answered(line), refusal, "{line}");
         }

@@ -11,27 +11,27 @@ use crate::backplane::interest::TopicKey;
 use crate::backplane::local::Local;
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::message::Message;
-use crate::backplane::redis::connection::subscriber::{Event, Reply};
+use crate::backplane::redis::connection::subscriber::{CommandReply, SubscriberEvent};
 use crate::backplane::redis::connection::subscriptions::Subscriptions;
-use crate::backplane::redis::error_reply::Refusal;
+use crate::backplane::redis::error_reply::ErrorReply;
 use crate::backplane::redis::health::canary::Canary;
 use crate::backplane::redis::history::Histories;
 use crate::backplane::redis::ingest;
-use crate::backplane::redis::presence::{self, Presences};
-use crate::backplane::redis::server::Common;
+use crate::backplane::redis::presence::{self, RedisPresence};
+use crate::backplane::redis::server::SharedContext;
 use crate::backplane::redis::unreadable::position;
 use crate::ids::Position;
 use hashbrown::HashSet;
 use std::time::Instant;
 
 /// See the module. It is put together anew for each turn.
-pub struct Ear<'a> {
+pub struct InboundHandler<'a> {
     /// The time of the turn.
     pub now: Instant,
     /// The server's number.
     pub server: usize,
     /// What holds for all servers.
-    pub common: &'a Common,
+    pub shared: &'a SharedContext,
     /// The link's subscriptions.
     pub subscriptions: &'a mut Subscriptions,
     /// The link's canary, if it flies already.
@@ -41,7 +41,7 @@ pub struct Ear<'a> {
     /// The server's histories.
     pub histories: &'a mut Histories,
     /// Who is in which room.
-    pub presences: &'a mut Presences,
+    pub presence: &'a mut RedisPresence,
     /// This node's side.
     pub local: &'a mut Local,
     /// Lines of the log about what was not understood.
@@ -51,22 +51,24 @@ pub struct Ear<'a> {
     /// When a canary last came back.
     pub canary_back_at: &'a mut Instant,
     /// Set when the server says that topics are elsewhere.
-    pub is_astray: &'a mut bool,
+    pub is_redirected: &'a mut bool,
     /// Why the link has to be given up, if it has.
     pub failure: Option<String>,
 }
 
-impl Ear<'_> {
+impl InboundHandler<'_> {
     /// The next thing that was heard.
-    pub fn hear(&mut self, event: Event<'_>) {
+    pub fn handle_event(&mut self, event: SubscriberEvent<'_>) {
         match event {
-            Event::Message { channel, body } => self.on_message(channel, body),
+            SubscriberEvent::Message { channel, body } => self.on_message(channel, body),
             // It is believed when the PING behind its batch is answered.
-            Event::Subscribed { .. } => self.subscriptions.handle_subscribed(),
-            Event::Unsubscribed { channel } => self.on_unsubscribed(channel),
-            Event::Reply(Reply::Text(text)) => self.on_ping(text),
-            Event::Reply(Reply::Error(error)) => self.on_error(error),
-            Event::Reply(Reply::Number(_) | Reply::Other) => self.fail("an answer to no question"),
+            SubscriberEvent::Subscribed { .. } => self.subscriptions.handle_subscribed(),
+            SubscriberEvent::Unsubscribed { channel } => self.on_unsubscribed(channel),
+            SubscriberEvent::Reply(CommandReply::Text(text)) => self.on_ping(text),
+            SubscriberEvent::Reply(CommandReply::Error(error)) => self.on_error(error),
+            SubscriberEvent::Reply(CommandReply::Number(_) | CommandReply::Other) => {
+                self.fail("an answer to no question")
+            }
         }
     }
 
@@ -84,12 +86,12 @@ impl Ear<'_> {
                 continue;
             }
             let has_moved = self.moved.remove(&key);
-            if !self.histories.is_any() && !has_moved {
+            if !self.histories.is_enabled() && !has_moved {
                 continue;
             }
             let Some((_, topic)) = self.local.interest.name_at(key.index) else { continue };
             if self.histories.policy(topic).has_history() {
-                self.histories.subscribed(topic);
+                self.histories.on_subscribed(topic);
             } else if has_moved {
                 let topic = topic.clone();
                 self.local.notify_lost(&topic, 0);
@@ -99,11 +101,11 @@ impl Ear<'_> {
 
     fn on_error(&mut self, error: &[u8]) {
         let text = String::from_utf8_lossy(error);
-        match Refusal::by_code(text.split_whitespace().next().unwrap_or("")) {
-            Refusal::Elsewhere => {
-                *self.is_astray = true;
+        match ErrorReply::from_code(text.split_whitespace().next().unwrap_or("")) {
+            ErrorReply::Moved => {
+                *self.is_redirected = true;
                 self.local.counters.astray += 1;
-                self.subscriptions.handle_refusal();
+                self.subscriptions.handle_rejected();
             }
             _ => self.fail(&format!("the server refused a subscription: {text}")),
         }
@@ -113,50 +115,50 @@ impl Ear<'_> {
     /// 2. We did not: the topic has moved, or is about to; even before it was confirmed.
     fn on_unsubscribed(&mut self, channel: &[u8]) {
         if Some(channel) == self.canary_channel.map(str::as_bytes) {
-            *self.is_astray = true;
+            *self.is_redirected = true;
         }
-        let Some(topic) = self.common.names.topic(channel) else { return };
+        let Some(topic) = self.shared.names.topic(channel) else { return };
         let interest = &mut self.local.interest;
         let Some(key) = interest.revoke(topic, self.server) else {
             let key = interest.key_of(topic);
-            *self.is_astray |= key.is_some_and(|key| self.subscriptions.revoke(key));
+            *self.is_redirected |= key.is_some_and(|key| self.subscriptions.revoke(key));
             return;
         };
-        *self.is_astray = true;
+        *self.is_redirected = true;
         self.moved.insert(key);
-        self.histories.unsubscribed(topic);
+        self.histories.on_unsubscribed(topic);
         self.subscriptions.stall(key, self.now);
     }
 
     fn on_message(&mut self, channel: &[u8], body: &[u8]) {
-        if let Some(topic) = self.common.names.topic(channel) {
+        if let Some(topic) = self.shared.names.topic(channel) {
             self.on_topic(topic, body);
-        } else if channel == self.common.names.ingest.as_bytes() {
+        } else if channel == self.shared.names.ingest.as_bytes() {
             self.on_ingest(body);
         } else if let Some(canary) = &mut self.canary
-            && canary.hear(body, self.now)
+            && canary.handle_message(body, self.now)
         {
             *self.canary_back_at = self.now;
         }
     }
 
     fn on_topic(&mut self, topic: &str, body: &[u8]) {
-        if presence::is_news(body) {
-            if let Err(why) = self.presences.hear(topic, body, self.local) {
+        if presence::is_presence_event(body) {
+            if let Err(why) = self.presence.handle_event(topic, body, self.local) {
                 self.on_malformed(why, topic);
             }
             return;
         }
         let (histories, now) = (&mut *self.histories, self.now);
-        match positioned(body) {
+        match split_position(body) {
             Some((at, body)) if histories.handle_message(topic, at, body, now, self.local) => {}
-            Some((_, body)) => self.hand_out(topic, body),
-            None => self.hand_out(topic, body),
+            Some((_, body)) => self.deliver(topic, body),
+            None => self.deliver(topic, body),
         }
     }
 
     fn on_ingest(&mut self, body: &[u8]) {
-        let limits = &self.common.limits;
+        let limits = &self.shared.limits;
         self.local.counters.publishes_ingested += 1;
         match ingest::read(body, limits.message_bytes_max, limits.json_depth_max) {
             // Every node hears it, and only one may give it its place.
@@ -176,7 +178,7 @@ impl Ear<'_> {
         }
     }
 
-    fn hand_out(&mut self, topic: &str, body: &[u8]) {
+    fn deliver(&mut self, topic: &str, body: &[u8]) {
         match envelope::read(topic, body) {
             Ok(message) => self.local.message(&message),
             Err(why) => self.on_malformed(&format!("{why:?}"), topic),
@@ -193,7 +195,7 @@ impl Ear<'_> {
 
 /// A message of a topic that has a history: `<epoch>:<offset>:` stands before its envelope, which
 /// never begins with a digit. `None`: there is no such place before it, or none that can be.
-fn positioned(body: &[u8]) -> Option<(Position, &[u8])> {
+fn split_position(body: &[u8]) -> Option<(Position, &[u8])> {
     if !body.first()?.is_ascii_digit() {
         return None;
     }
@@ -211,12 +213,12 @@ mod tests {
     #[test]
     fn a_message_with_a_place_that_cannot_be_is_none() {
         let at = Position { epoch: 7, offset: 3 };
-        assert_eq!(positioned(b"7:3:\x01\x001"), Some((at, &b"\x01\x001"[..])));
-        assert_eq!(positioned(b"7:3:"), Some((at, &b""[..])));
+        assert_eq!(split_position(b"7:3:\x01\x001"), Some((at, &b"\x01\x001"[..])));
+        assert_eq!(split_position(b"7:3:"), Some((at, &b""[..])));
         for wrong in
             ["", "7", "7:3", "0:3:x", "07:3:x", "7:-3:x", "7:18446744073709551615:x", ":3:x"]
         {
-            assert_eq!(positioned(wrong.as_bytes()), None, "{wrong}");
+            assert_eq!(split_position(wrong.as_bytes()), None, "{wrong}");
         }
     }
 
@@ -224,7 +226,7 @@ mod tests {
         #[test]
         fn whatever_comes_is_read_or_not(epoch in hostile::text(), offset in hostile::text()) {
             let body = [&epoch[..], b":", &offset, b":x"].concat();
-            if let Some((at, _)) = positioned(&body) {
+            if let Some((at, _)) = split_position(&body) {
                 prop_assert_eq!(Position::checked(at.epoch, at.offset), Some(at));
             }
         }

@@ -21,7 +21,7 @@ pub struct Ingest<'a> {
 }
 
 #[derive(Deserialize)]
-struct Said<'a> {
+struct IngestJson<'a> {
     #[serde(borrow)]
     room_id: Option<Cow<'a, str>>,
     #[serde(borrow)]
@@ -38,18 +38,19 @@ pub fn read(json: &[u8], bytes_max: usize, depth_max: usize) -> Result<Ingest<'_
     if json.len() > bytes_max {
         return Err(format!("{} bytes; at most {bytes_max} are allowed", json.len()));
     }
-    let said: Said<'_> = serde_json::from_slice(json).map_err(|error| error.to_string())?;
-    let payload = said.payload.get().as_bytes();
+    let json_fields: IngestJson<'_> =
+        serde_json::from_slice(json).map_err(|error| error.to_string())?;
+    let payload = json_fields.payload.get().as_bytes();
     if depth(payload) > depth_max {
         return Err(format!("the payload is nested deeper than {depth_max}"));
     }
-    let topic = match (said.room_id, said.target_user_id, said.broadcast) {
+    let topic = match (json_fields.room_id, json_fields.target_user_id, json_fields.broadcast) {
         (Some(room), None, None | Some(false)) => TopicName::room(checked(&room)?),
         (None, Some(user), None | Some(false)) => TopicName::user(checked(&user)?),
         (None, None, Some(true)) => TopicName::all(),
         _ => return Err("wants one of room_id, target_user_id and \"broadcast\":true".into()),
     };
-    let conflate_key = match said.conflate_key {
+    let conflate_key = match json_fields.conflate_key {
         None => None,
         Some(key) => Some(ConflateKey::of(&key).ok_or("a conflate_key has 1 to 128 bytes")?),
     };

@@ -41,35 +41,35 @@ use crate::metrics::servers::Picture;
 use crate::plan::{Deployment, RedisPlan};
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::Namespaces;
-use health::snapshot::{Census, Sums};
+use health::snapshot::{ServerTotals, SnapshotBuilder};
 use names::Names;
-use presence::Presences;
-use server::{Common, PARTING, Place, Server};
+use presence::RedisPresence;
+use server::{SWITCH_GRACE, Server, ServerAssignment, SharedContext};
 use std::sync::Arc;
 use std::task::Context;
 use std::time::Instant;
-use topology::routes::Route;
-use topology::{Known, Map, Topology};
-use user_acks::Acks;
+use topology::routes::ServerRoutes;
+use topology::{PartitionMap, Topology, TopologyChange};
+use user_acks::UserAcks;
 
 /// See the module.
 pub struct RedisTransport {
-    common: Common,
+    shared: SharedContext,
     topology: Topology,
     /// In the order of the map. There is always one: until anything is known, one that nobody can
     /// find.
     servers: Vec<Server>,
-    map: Map,
+    map: PartitionMap,
     /// What the map is to be, and since when that is known.
-    next: Option<(Map, Instant)>,
-    presences: Presences,
-    acks: Acks,
-    route: Route,
+    next: Option<(PartitionMap, Instant)>,
+    presence: RedisPresence,
+    acks: UserAcks,
+    route: ServerRoutes,
     /// Which servers were up when everybody else last learned of it.
     were_up: Vec<bool>,
-    census: Census,
+    snapshot: SnapshotBuilder,
     /// What servers counted that are in the map no longer.
-    departed: Sums,
+    departed: ServerTotals,
 }
 
 impl RedisTransport {
@@ -85,26 +85,26 @@ impl RedisTransport {
             Deployment::Cluster(_) => names.sharded(),
             Deployment::Fixed(_) | Deployment::Sentinel { .. } => names,
         };
-        let presences = Presences::new(namespaces.clone(), &plan.prefix, names.clone(), node);
+        let presence = RedisPresence::new(namespaces.clone(), &plan.prefix, names.clone(), node);
         let topology = Topology::new(&plan);
-        let map = Map { servers: vec![String::new()], owners: Arc::new([0; PARTITIONS]) };
-        let route = Route::new(map.owners.clone(), vec![None], names.publish());
-        let acks = Acks::new(namespaces.clone(), names.clone(), route.clone());
+        let map = PartitionMap { servers: vec![String::new()], owners: Arc::new([0; PARTITIONS]) };
+        let route = ServerRoutes::new(map.owners.clone(), vec![None], names.publish());
+        let acks = UserAcks::new(namespaces.clone(), names.clone(), route.clone());
         let namespaces = namespaces.clone();
-        let common = Common { plan, limits, names, namespaces, seed: node.0 };
-        let servers = vec![Server::new(&common, String::new(), None, false)];
+        let shared = SharedContext { plan, limits, names, namespaces, seed: node.0 };
+        let servers = vec![Server::new(&shared, String::new(), None, false)];
         RedisTransport {
-            common,
+            shared,
             topology,
             servers,
             map,
             next: None,
-            presences,
+            presence,
             acks,
             route,
             were_up: vec![false],
-            census: Census::default(),
-            departed: Sums::default(),
+            snapshot: SnapshotBuilder::default(),
+            departed: ServerTotals::default(),
         }
     }
 
@@ -119,12 +119,12 @@ impl RedisTransport {
         while let Some(known) = self.topology.poll(cx, now) {
             is_busy = true;
             match known {
-                Known::Map(map) => {
+                TopologyChange::Map(map) => {
                     let since = self.next.take().map_or(now, |(_, since)| since);
                     self.next = Some((map, since));
-                    self.servers.iter_mut().for_each(|server| server.hold(true));
+                    self.servers.iter_mut().for_each(|server| server.set_paused(true));
                 }
-                Known::Master { server, address } => {
+                TopologyChange::Master { server, address } => {
                     let server = &mut self.servers[server];
                     local.counters.switches += u64::from(server.is_elsewhere(&address));
                     server.move_to(address, now);
@@ -140,8 +140,8 @@ impl RedisTransport {
     /// Moves topics when nothing is under way. A server that is in the map no longer need not answer.
     fn poll_move(&mut self, now: Instant, local: &mut Local) -> bool {
         let Some((map, since)) = &self.next else { return false };
-        let is_late = now.duration_since(*since) >= PARTING;
-        for server in self.servers.iter_mut().filter(|server| !server.is_quiet()) {
+        let is_late = now.duration_since(*since) >= SWITCH_GRACE;
+        for server in self.servers.iter_mut().filter(|server| !server.has_none_in_flight()) {
             let is_gone = !map.servers.contains(&server.name);
             if !is_gone || !is_late {
                 return false;
@@ -153,10 +153,10 @@ impl RedisTransport {
         true
     }
 
-    fn apply(&mut self, map: Map, local: &mut Local) {
+    fn apply(&mut self, map: PartitionMap, local: &mut Local) {
         let before = std::mem::replace(&mut self.map, map);
         let is_first = before.servers == [""];
-        let name = |map: &Map, partition: usize| -> String {
+        let name = |map: &PartitionMap, partition: usize| -> String {
             map.servers[usize::from(map.owners[partition])].clone()
         };
         let moved: Vec<bool> =
@@ -164,16 +164,16 @@ impl RedisTransport {
         let has_moved = |topic: &TopicName| moved[usize::from(partition(topic.as_str()))];
         let (mut publishes, mut acked, mut histories) = (Vec::new(), Vec::new(), Vec::new());
         for server in &mut self.servers {
-            publishes.append(&mut server.outgoing().take_moved(has_moved));
-            acked.append(&mut server.outgoing().witness().take_moved(has_moved));
+            publishes.append(&mut server.publishes().take_moved(has_moved));
+            acked.append(&mut server.publishes().unconfirmed().take_moved(has_moved));
             histories.append(&mut server.histories().take_moved(has_moved));
         }
         self.replace_servers(&before, is_first, local);
         for one in acked {
-            self.server_of(&one.topic().clone()).outgoing().witness().adopt(one);
+            self.server_of(&one.topic().clone()).publishes().unconfirmed().adopt(one);
         }
         for waiting in publishes {
-            self.server_of(&waiting.topic().clone()).outgoing().push_back(waiting);
+            self.server_of(&waiting.topic().clone()).publishes().push_back(waiting);
         }
         for history in histories {
             self.server_of(&history.name().clone()).histories().adopt(history, local);
@@ -188,30 +188,33 @@ impl RedisTransport {
     }
 
     /// Servers of the new map: those that there were, and new ones.
-    fn replace_servers(&mut self, before: &Map, is_first: bool, local: &mut Local) {
+    fn replace_servers(&mut self, before: &PartitionMap, is_first: bool, local: &mut Local) {
         let place_before = |name: &String| before.servers.iter().position(|it| it == name);
         let from: Vec<Option<usize>> = self.map.servers.iter().map(place_before).collect();
         local.interest.set_servers(self.map.owners.clone(), &from);
         let mut old: Vec<Option<Server>> =
             std::mem::take(&mut self.servers).into_iter().map(Some).collect();
-        let share = self.common.limits.history_bytes_max / self.map.servers.len();
+        let share = self.shared.limits.history_bytes_max / self.map.servers.len();
         let control = self.map.owners[usize::from(partition("*"))];
         for (number, (name, from)) in self.map.servers.iter().zip(from).enumerate() {
             let known = from.and_then(|from| old[from].take());
             let address = self.topology.names_addresses().then(|| name.clone());
             let mut server = known
-                .unwrap_or_else(|| Server::new(&self.common, name.clone(), address, !is_first));
+                .unwrap_or_else(|| Server::new(&self.shared, name.clone(), address, !is_first));
             let mut partitions = (0..).zip(self.map.owners.iter());
             let first = partitions.find(|(_, owner)| usize::from(**owner) == number);
             // A message to a whole Cluster is heard on each of its servers.
-            let hears_ingest = !self.common.names.is_sharded() || usize::from(control) == number;
+            let hears_ingest = !self.shared.names.is_sharded() || usize::from(control) == number;
             let first = first.map(|(partition, _)| partition);
-            server.set_place(Place { number, first, hears_ingest }, &self.common.names);
+            server.set_assignment(
+                ServerAssignment { number, first, hears_ingest },
+                &self.shared.names,
+            );
             server.histories().set_bytes_max(share);
-            server.hold(false);
+            server.set_paused(false);
             self.servers.push(server);
         }
-        old.iter().flatten().for_each(|gone| self.departed += gone.sums());
+        old.iter().flatten().for_each(|gone| self.departed += gone.totals());
     }
 
     /// Topics that have moved are heard from their new servers.
@@ -231,10 +234,10 @@ impl RedisTransport {
         if has_moved || !are_up.eq(self.were_up.iter().copied()) {
             self.on_changes(has_moved, now);
         }
-        let down = self.servers.iter().find(|server| !server.is_whole());
+        let down = self.servers.iter().find(|server| !server.is_ready());
         if down.is_none() != local.is_up() {
             let server = down.unwrap_or(&self.servers[0]);
-            let reason = format!("{}: {}", server.shown(), server.reason());
+            let reason = format!("{}: {}", server.display_name(), server.reason());
             local.set_up(down.is_none(), &reason, now);
         }
     }
@@ -242,15 +245,15 @@ impl RedisTransport {
     fn on_changes(&mut self, has_moved: bool, now: Instant) {
         let are_up: Vec<bool> = self.servers.iter().map(Server::is_up).collect();
         let servers = self.servers.iter().map(|server| server.cmd().cloned()).collect();
-        let publish = self.common.names.publish();
-        self.route = Route::new(self.map.owners.clone(), servers, publish);
-        self.presences.set_route(&self.route, now);
+        let publish = self.shared.names.publish();
+        self.route = ServerRoutes::new(self.map.owners.clone(), servers, publish);
+        self.presence.set_route(&self.route, now);
         self.acks.set_route(&self.route);
         for (number, is_up) in are_up.iter().enumerate() {
             let was_up = !has_moved && self.were_up[number];
             match (was_up, is_up) {
-                (false, true) => self.presences.go_up(number, now),
-                (true, false) => self.presences.lose_link(number),
+                (false, true) => self.presence.go_up(number, now),
+                (true, false) => self.presence.lose_link(number),
                 _ => {}
             }
         }
@@ -291,11 +294,11 @@ impl Transport for RedisTransport {
 
     /// While down, everything is taken: what does not fit is answered, and the shards go on.
     fn update_presence(&mut self, attend: PresenceUpdate, now: Instant) {
-        self.presences.handle(attend, now);
+        self.presence.handle(attend, now);
     }
 
     fn presence(&mut self, ask: Box<PresenceRequest>, _now: Instant) {
-        self.presences.ask(*ask);
+        self.presence.ask(*ask);
     }
 
     fn acknowledge(&mut self, topic: TopicName, up_to: UpTo, now: Instant, _: &mut Local) {
@@ -315,23 +318,23 @@ impl Transport for RedisTransport {
     fn poll(&mut self, cx: &mut Context<'_>, now: Instant, local: &mut Local) -> bool {
         let mut is_busy = self.poll_topology(cx, now, local);
         for server in &mut self.servers {
-            is_busy |= server.poll(cx, now, &self.common, &mut self.presences, local);
-            if server.take_astray() {
+            is_busy |= server.poll(cx, now, &self.shared, &mut self.presence, local);
+            if server.take_redirected() {
                 self.topology.hurry();
             }
         }
         let has_moved = self.poll_move(now, local);
         is_busy |= has_moved;
         self.note_changes(has_moved, now, local);
-        self.presences.refuse(&self.route, local);
-        is_busy |= self.presences.poll(cx, now, &self.route, local);
+        self.presence.refuse(&self.route, local);
+        is_busy |= self.presence.poll(cx, now, &self.route, local);
         is_busy | self.acks.poll(cx, now)
     }
 
     fn measure(&mut self, now: Instant, local: &mut Local) {
-        self.census.look(&self.servers, &self.topology, &local.interest, now);
-        let mut sums = self.departed;
-        self.servers.iter().for_each(|server| sums += server.sums());
+        self.snapshot.update(&self.servers, &self.topology, &local.interest, now);
+        let mut totals = self.departed;
+        self.servers.iter().for_each(|server| totals += server.totals());
         let waiting = self.next.as_ref().map(|(_, since)| now.duration_since(*since));
         let counters = &mut local.counters;
         counters.publish_queue_bytes = 0;
@@ -342,17 +345,17 @@ impl Transport for RedisTransport {
         counters.canary_age_ms = 0;
         counters.canary_rtt_us = 0;
         self.servers.iter().for_each(|server| server.measure(now, counters));
-        counters.history_reads = sums.history_reads;
-        counters.recoveries_waited = sums.recoveries_waited;
-        counters.holes_repaired = sums.holes_repaired;
-        counters.holes_lost = sums.holes_lost;
-        counters.canaries_missed = sums.canaries_missed;
+        counters.history_reads = totals.history_reads;
+        counters.recoveries_waited = totals.recoveries_waited;
+        counters.holes_repaired = totals.holes_repaired;
+        counters.holes_lost = totals.holes_lost;
+        counters.canaries_missed = totals.canaries_missed;
         counters.move_waiting_ms = waiting.map_or(0, |waiting| waiting.as_millis() as u64);
-        self.presences.measure(counters);
+        self.presence.measure(counters);
         self.acks.measure(counters);
     }
 
     fn take_snapshot(&mut self) -> Option<Arc<Picture>> {
-        self.census.take_snapshot()
+        self.snapshot.take_snapshot()
     }
 }

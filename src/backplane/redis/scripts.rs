@@ -28,13 +28,14 @@ macro_rules! checked {
 }
 
 const PUBLISH_CODE: &str = checked!(include_str!("lua/fence.lua"), include_str!("lua/publish.lua"));
-const RECALL_CODE: &str = checked!(include_str!("lua/recall.lua"));
+const VERIFY_CODE: &str = checked!(include_str!("lua/verify.lua"));
 const REPAIR_CODE: &str = checked!(include_str!("lua/repair.lua"));
 
-static BEGIN: LazyLock<Script> = LazyLock::new(|| Script::new(fenced!("lua/begin.lua")));
+static BEGIN_FENCE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(fenced!("lua/begin_fence.lua")));
 static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(PUBLISH_CODE));
-static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(fenced!("lua/open.lua")));
-static RECALL: LazyLock<Script> = LazyLock::new(|| Script::new(RECALL_CODE));
+static CREATE: LazyLock<Script> = LazyLock::new(|| Script::new(fenced!("lua/create.lua")));
+static VERIFY: LazyLock<Script> = LazyLock::new(|| Script::new(VERIFY_CODE));
 static ACKNOWLEDGE: LazyLock<Script> = LazyLock::new(|| Script::new(ACK));
 static REPAIR: LazyLock<Script> = LazyLock::new(|| Script::new(REPAIR_CODE));
 
@@ -42,35 +43,35 @@ static REPAIR: LazyLock<Script> = LazyLock::new(|| Script::new(REPAIR_CODE));
 /// the slowest of them may take to come back, which pauses for `redis.backoff_ms_max` at most.
 pub const REPAIR_MS: u64 = 600;
 
-/// The code of [`Which::Ack`], for who has to teach it to a server.
+/// The code of [`HistoryScript::Ack`], for who has to teach it to a server.
 pub const ACK: &str = checked!(include_str!("lua/ack.lua"));
 
 /// One of ours.
 #[derive(Clone, Copy, Debug)]
-pub enum Which {
-    /// `lua/begin.lua`
-    Begin,
+pub enum HistoryScript {
+    /// `lua/begin_fences.lua`
+    BeginFence,
     /// `lua/publish.lua`
     Publish,
-    /// `lua/open.lua`
-    Open,
+    /// `lua/create.lua`
+    Create,
     /// `lua/repair.lua`
     Repair,
-    /// `lua/recall.lua`
-    Recall,
+    /// `lua/verify.lua`
+    Verify,
     /// `lua/ack.lua`
     Ack,
 }
 
 /// `EVALSHA` of a script; the arguments are to be added behind the keys.
-pub fn call(which: Which, keys: &[&str]) -> Cmd {
-    let script = match which {
-        Which::Begin => &BEGIN,
-        Which::Publish => &PUBLISH,
-        Which::Open => &OPEN,
-        Which::Repair => &REPAIR,
-        Which::Recall => &RECALL,
-        Which::Ack => &ACKNOWLEDGE,
+pub fn call(script: HistoryScript, keys: &[&str]) -> Cmd {
+    let script = match script {
+        HistoryScript::BeginFence => &BEGIN_FENCE,
+        HistoryScript::Publish => &PUBLISH,
+        HistoryScript::Create => &CREATE,
+        HistoryScript::Repair => &REPAIR,
+        HistoryScript::Verify => &VERIFY,
+        HistoryScript::Ack => &ACKNOWLEDGE,
     };
     let mut call = redis::cmd("EVALSHA");
     call.arg(script.get_hash()).arg(keys.len()).arg(keys);
@@ -80,11 +81,11 @@ pub fn call(which: Which, keys: &[&str]) -> Cmd {
 /// Loads all of them.
 pub async fn load(mut cmd: MultiplexedConnection) -> RedisResult<()> {
     for code in [
-        fenced!("lua/begin.lua"),
+        fenced!("lua/begin_fence.lua"),
         PUBLISH_CODE,
-        fenced!("lua/open.lua"),
+        fenced!("lua/create.lua"),
         REPAIR_CODE,
-        RECALL_CODE,
+        VERIFY_CODE,
         ACK,
     ] {
         redis::cmd("SCRIPT").arg("LOAD").arg(code).exec_async(&mut cmd).await?;
@@ -94,7 +95,7 @@ pub async fn load(mut cmd: MultiplexedConnection) -> RedisResult<()> {
 
 /// Begins the pause of every partition that a server has, if it is another one than before. Where
 /// it has none, or cannot write yet, the first message begins it.
-pub async fn begin(
+pub async fn begin_fences(
     mut cmd: MultiplexedConnection,
     names: &Names,
     generation: &str,
@@ -102,7 +103,7 @@ pub async fn begin(
     let mut pipeline = Pipeline::new();
     for partition in 0..PARTITIONS {
         let key = names.partition_key(partition as u16);
-        let mut begin = call(Which::Begin, &[&key]);
+        let mut begin = call(HistoryScript::BeginFence, &[&key]);
         begin.arg(generation).arg(REPAIR_MS);
         pipeline.add_command(begin);
     }
@@ -111,21 +112,23 @@ pub async fn begin(
 
 /// What `lua/publish.lua` answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Said {
+pub enum PublishReply {
     /// The message stands there.
-    At(Position),
+    StoredAt(Position),
     /// To come again after so many milliseconds.
-    Later(u64),
+    RetryAfterMs(u64),
 }
 
 /// Reads it. `None`: the script does not answer so, and what has become of the message is not known.
-pub fn said(answer: &Value) -> Option<Said> {
+pub fn parse_publish_reply(answer: &Value) -> Option<PublishReply> {
     let Value::Array(parts) = answer else { return None };
     let [Value::Int(status), epoch, number] = &parts[..] else { return None };
     match status {
         // No server waits for longer, whatever it says.
-        0 => Some(Said::Later(number_of(number)?.min(REPAIR_MS))),
-        1 | 2 => Position::checked(number_of(epoch)?, number_of(number)?).map(Said::At),
+        0 => Some(PublishReply::RetryAfterMs(number_of(number)?.min(REPAIR_MS))),
+        1 | 2 => {
+            Position::checked(number_of(epoch)?, number_of(number)?).map(PublishReply::StoredAt)
+        }
         _ => None,
     }
 }
@@ -143,25 +146,34 @@ mod tests {
 
     #[test]
     fn no_answer_makes_anybody_wait_for_longer_than_a_server_does() {
-        assert_eq!(said(&answer(0, "0", "70")), Some(Said::Later(70)));
-        assert_eq!(said(&answer(0, "0", "9007199254740991")), Some(Said::Later(REPAIR_MS)));
-        assert_eq!(said(&answer(0, "0", "18446744073709551615")), None);
+        assert_eq!(
+            parse_publish_reply(&answer(0, "0", "70")),
+            Some(PublishReply::RetryAfterMs(70))
+        );
+        assert_eq!(
+            parse_publish_reply(&answer(0, "0", "9007199254740991")),
+            Some(PublishReply::RetryAfterMs(REPAIR_MS))
+        );
+        assert_eq!(parse_publish_reply(&answer(0, "0", "18446744073709551615")), None);
     }
 
     #[test]
     fn only_a_place_that_can_be_is_told() {
         let at = Position { epoch: 7, offset: 3 };
-        assert_eq!([1, 2].map(|status| said(&answer(status, "7", "3"))), [Some(Said::At(at)); 2]);
+        assert_eq!(
+            [1, 2].map(|status| parse_publish_reply(&answer(status, "7", "3"))),
+            [Some(PublishReply::StoredAt(at)); 2]
+        );
         for (epoch, offset) in [("0", "3"), ("7", "18446744073709551615"), ("x", "3"), ("7", "-1")]
         {
-            assert_eq!(said(&answer(1, epoch, offset)), None, "{epoch}:{offset}");
+            assert_eq!(parse_publish_reply(&answer(1, epoch, offset)), None, "{epoch}:{offset}");
         }
     }
 
     proptest! {
         #[test]
         fn whatever_is_answered_is_understood_or_not(value in hostile::value()) {
-            let _ = said(&value);
+            let _ = parse_publish_reply(&value);
         }
     }
 }

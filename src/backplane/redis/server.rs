@@ -9,7 +9,7 @@
 //! history get them back ([`crate::backplane::redis::history`]); everybody in the others hears `lost`.
 //!
 //! Where it is, and which topics it has, is decided by others ([`crate::backplane::redis::topology`]); it only says
-//! when the server denies it ([`Server::take_astray`]).
+//! when the server denies it ([`Server::take_redirected`]).
 //!
 //! Invariant: up means that everything wanted is subscribed on this link and that a message went
 //! through its connections within the canary's timeout.
@@ -18,15 +18,15 @@ use crate::backplane::interest::TopicKey;
 use crate::backplane::local::Local;
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::redis::connection::subscriptions::Subscriptions;
-use crate::backplane::redis::connection::{self, Link, Needs, Way};
+use crate::backplane::redis::connection::{self, CommandContext, LinkOptions, ServerLink};
 use crate::backplane::redis::health::canary::Canary;
 use crate::backplane::redis::health::monitor::Monitor;
-use crate::backplane::redis::health::snapshot::Sums;
+use crate::backplane::redis::health::snapshot::ServerTotals;
 use crate::backplane::redis::history::Histories;
-use crate::backplane::redis::inbound::Ear;
+use crate::backplane::redis::inbound::InboundHandler;
 use crate::backplane::redis::names::Names;
-use crate::backplane::redis::presence::Presences;
-use crate::backplane::redis::publish::queue::Outgoing;
+use crate::backplane::redis::presence::RedisPresence;
+use crate::backplane::redis::publish::queue::PublishQueue;
 use crate::ids::TopicName;
 use crate::link::Publish;
 use crate::metrics::BackplaneCounters;
@@ -46,14 +46,14 @@ use tokio::time::{Sleep, sleep};
 /// Messages taken in one turn.
 const PUSHES_PER_TURN: usize = 4096;
 /// Topics whose members are told of an outage in one turn.
-const TOLD_PER_TURN: usize = 1024;
+const NOTIFIED_PER_TURN: usize = 1024;
 /// The first pause between two attempts to connect; each one is twice as long as the last.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// How long what is under way may take when the server is about to be left for another one.
-pub const PARTING: Duration = Duration::from_millis(300);
+pub const SWITCH_GRACE: Duration = Duration::from_millis(300);
 
 /// What holds for all servers.
-pub struct Common {
+pub struct SharedContext {
     /// How to deal with them.
     pub plan: RedisPlan,
     /// Every limit.
@@ -68,7 +68,7 @@ pub struct Common {
 
 /// A server's place among all.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
+pub struct ServerAssignment {
     /// Its number.
     pub number: usize,
     /// The first partition that it has; `None`: it has none.
@@ -81,49 +81,49 @@ pub struct Place {
 pub struct Server {
     /// What it is called in the map.
     pub name: String,
-    place: Place,
+    assignment: ServerAssignment,
     /// Where it is; `None`: nobody knows yet.
     address: Option<String>,
     /// Where it is instead, and since when that is known.
     successor: Option<(String, Instant)>,
     state: State,
-    outgoing: Outgoing,
+    publishes: PublishQueue,
     histories: Histories,
     monitor: Monitor,
     backoff: Backoff,
-    malformed: LogThrottle,
-    refused: LogThrottle,
+    malformed_log: LogThrottle,
+    refusal_log: LogThrottle,
     /// Canaries missed on earlier links.
-    missed: u64,
+    canaries_missed_before: u64,
     /// Links that were lost or given up.
     reconnects: u64,
     /// When one last came back, on whichever link.
     canary_back_at: Instant,
     is_up: bool,
     /// It should have topics that it does not have, and neither has any other, for too long.
-    is_deaf: bool,
+    is_unsubscribed: bool,
     /// Somebody was told that a topic is heard from here, or from who had it before: what is missed
     /// has to be told.
-    is_relied_on: bool,
+    had_members: bool,
     /// Why it is not up, or is.
     reason: String,
     /// Places of topics whose members have not been told yet that something may be missing.
-    untold: Range<u32>,
+    to_notify: Range<u32>,
     /// Topics that were on another server a moment ago: when they are subscribed here, their members
     /// hear that something may be missing.
     moved: HashSet<TopicKey>,
-    is_astray: bool,
+    is_redirected: bool,
 }
 
 enum State {
     Pausing(Pin<Box<Sleep>>),
-    Connecting(Pin<Box<dyn Future<Output = Result<Link, String>>>>),
-    Live(Box<Live>),
+    Connecting(Pin<Box<dyn Future<Output = Result<ServerLink, String>>>>),
+    Live(Box<LiveLink>),
 }
 
 /// A link and what belongs to it alone.
-struct Live {
-    link: Link,
+struct LiveLink {
+    link: ServerLink,
     subscriptions: Subscriptions,
     /// Flies as soon as everything is subscribed.
     canary: Option<Canary>,
@@ -133,39 +133,44 @@ struct Live {
     hears_ingest: bool,
     since: Instant,
     /// When the server last answered while it was asked something.
-    heard_at: Instant,
+    replied_at: Instant,
 }
 
 impl Server {
-    /// Not connected yet; the first [`Server::poll`] begins, if it is known where it is. `is_heir`:
+    /// Not connected yet; the first [`Server::poll`] begins, if it is known where it is. `inherits_topics`:
     /// its topics were on another server before.
-    pub fn new(common: &Common, name: String, address: Option<String>, is_heir: bool) -> Server {
-        let place = Place { number: 0, first: None, hears_ingest: false };
+    pub fn new(
+        shared: &SharedContext,
+        name: String,
+        address: Option<String>,
+        inherits_topics: bool,
+    ) -> Server {
+        let assignment = ServerAssignment { number: 0, first: None, hears_ingest: false };
         Server {
-            place,
+            assignment,
             address,
             successor: None,
             state: State::Pausing(Box::pin(sleep(Duration::ZERO))),
-            outgoing: Outgoing::new(&common.limits, common.namespaces.clone()),
-            histories: Histories::new(common.namespaces.clone(), &common.limits),
-            monitor: Monitor::new(&common.plan),
+            publishes: PublishQueue::new(&shared.limits, shared.namespaces.clone()),
+            histories: Histories::new(shared.namespaces.clone(), &shared.limits),
+            monitor: Monitor::new(&shared.plan),
             backoff: Backoff::new(
-                Duration::from_millis(common.plan.backoff_ms_max),
-                common.seed ^ (name.len() as u64) << 32,
+                Duration::from_millis(shared.plan.backoff_ms_max),
+                shared.seed ^ (name.len() as u64) << 32,
             ),
             name,
-            malformed: LogThrottle::default(),
-            refused: LogThrottle::default(),
-            missed: 0,
+            malformed_log: LogThrottle::default(),
+            refusal_log: LogThrottle::default(),
+            canaries_missed_before: 0,
             reconnects: 0,
             canary_back_at: Instant::now(),
             is_up: false,
-            is_deaf: false,
-            is_relied_on: is_heir,
+            is_unsubscribed: false,
+            had_members: inherits_topics,
             reason: "not connected yet".to_owned(),
-            untold: 0..0,
+            to_notify: 0..0,
             moved: HashSet::new(),
-            is_astray: false,
+            is_redirected: false,
         }
     }
 
@@ -175,13 +180,13 @@ impl Server {
     }
 
     /// Whether they flow for each of its topics.
-    pub fn is_whole(&self) -> bool {
-        self.is_up && !self.is_deaf
+    pub fn is_ready(&self) -> bool {
+        self.is_up && !self.is_unsubscribed
     }
 
     /// Why, or why not.
     pub fn reason(&self) -> &str {
-        if self.is_deaf { "some of its topics are on no server" } else { &self.reason }
+        if self.is_unsubscribed { "some of its topics are on no server" } else { &self.reason }
     }
 
     /// The connection for everything but subscriptions, while messages flow.
@@ -193,8 +198,8 @@ impl Server {
     }
 
     /// What waits to be sent, and is under way.
-    pub fn outgoing(&mut self) -> &mut Outgoing {
-        &mut self.outgoing
+    pub fn publishes(&mut self) -> &mut PublishQueue {
+        &mut self.publishes
     }
 
     /// The histories that it keeps.
@@ -204,40 +209,40 @@ impl Server {
 
     /// Whether it takes more publishes.
     pub fn has_room(&self) -> bool {
-        !self.is_up || self.outgoing.has_room()
+        !self.is_up || self.publishes.has_room()
     }
 
     /// Whether no publish waits for its end.
     pub fn is_idle(&self) -> bool {
-        self.outgoing.is_idle()
+        self.publishes.is_idle()
     }
 
     /// Whether nothing is under way that belongs to a topic.
-    pub fn is_quiet(&self) -> bool {
-        self.outgoing.is_quiet() && self.histories.is_quiet()
+    pub fn has_none_in_flight(&self) -> bool {
+        self.publishes.has_none_in_flight() && self.histories.has_none_in_flight()
     }
 
     /// From now on nothing new is sent, or everything again.
-    pub fn hold(&mut self, is_held: bool) {
-        self.outgoing.hold(is_held);
-        self.histories.hold(is_held);
+    pub fn set_paused(&mut self, is_paused: bool) {
+        self.publishes.set_paused(is_paused);
+        self.histories.set_paused(is_paused);
     }
 
     /// Whether the server has said, since this was last asked, that topics are elsewhere.
-    pub fn take_astray(&mut self) -> bool {
-        let said = [self.outgoing.take_astray(), self.histories.take_astray()];
-        std::mem::take(&mut self.is_astray) | said.contains(&true)
+    pub fn take_redirected(&mut self) -> bool {
+        let error_text = [self.publishes.take_redirected(), self.histories.take_redirected()];
+        std::mem::take(&mut self.is_redirected) | error_text.contains(&true)
     }
 
     /// Where it is. If it was elsewhere, that one is left when what is under way has come to an end.
     pub fn move_to(&mut self, address: String, now: Instant) {
         if self.address.as_ref() == Some(&address) {
             self.successor = None;
-            return self.hold(false);
+            return self.set_paused(false);
         }
         match &self.state {
             State::Live(_) => {
-                self.hold(true);
+                self.set_paused(true);
                 self.successor = Some((address, now));
             }
             State::Pausing(_) | State::Connecting(_) => {
@@ -249,11 +254,11 @@ impl Server {
     }
 
     /// Servers were counted anew, partitions may have moved.
-    pub fn set_place(&mut self, place: Place, names: &Names) {
-        self.place = place;
+    pub fn set_assignment(&mut self, assignment: ServerAssignment, names: &Names) {
+        self.assignment = assignment;
         let State::Live(live) = &mut self.state else { return };
-        live.subscriptions.set_server(place.number);
-        let channel = place.first.map(|partition| names.canary(partition));
+        live.subscriptions.set_server(assignment.number);
+        let channel = assignment.first.map(|partition| names.canary(partition));
         if live.canary_channel != channel {
             live.canary_channel
                 .take()
@@ -261,11 +266,11 @@ impl Server {
                 .for_each(|old| live.subscriptions.remove_fixed(old));
             channel.iter().for_each(|new| live.subscriptions.add_fixed(new.clone()));
             live.canary_channel = channel;
-            self.missed += live.canary.take().map_or(0, |canary| canary.missed); // anew, then
+            self.canaries_missed_before += live.canary.take().map_or(0, |canary| canary.missed); // anew, then
         }
-        if live.hears_ingest != place.hears_ingest {
-            live.hears_ingest = place.hears_ingest;
-            match place.hears_ingest {
+        if live.hears_ingest != assignment.hears_ingest {
+            live.hears_ingest = assignment.hears_ingest;
+            match assignment.hears_ingest {
                 true => live.subscriptions.add_fixed(names.ingest.clone()),
                 false => live.subscriptions.remove_fixed(names.ingest.clone()),
             }
@@ -274,7 +279,7 @@ impl Server {
 
     /// A topic that another server had.
     pub fn take_over(&mut self, key: TopicKey, topic: &TopicName) {
-        self.is_relied_on = true;
+        self.had_members = true;
         if let State::Live(live) = &mut self.state {
             live.subscriptions.add(key, topic);
             self.moved.insert(key);
@@ -299,40 +304,42 @@ impl Server {
 
     /// Takes a publish.
     pub fn publish(&mut self, publish: Publish, now: Instant, local: &mut Local) {
-        self.outgoing.push(publish, self.is_up, now, local);
+        self.publishes.push(publish, self.is_up, now, local);
     }
 
-    fn connect(&self, common: &Common) -> Option<State> {
+    fn connect(&self, shared: &SharedContext) -> Option<State> {
         let address = self.address.as_ref()?;
-        let plan = &common.plan;
-        let needs =
-            Needs { history: self.histories.is_any(), replicas: common.namespaces.want_replicas() };
+        let plan = &shared.plan;
+        let needs = LinkOptions {
+            history: self.histories.is_enabled(),
+            replicas: shared.namespaces.want_replicas(),
+        };
         Some(State::Connecting(Box::pin(connection::connect(
             plan.servers.login.url(address),
             plan.tls_ca_file.clone(),
-            common.names.clone(),
+            shared.names.clone(),
             Duration::from_millis(plan.timeout_ms),
             needs,
         ))))
     }
 
-    fn go_live(&mut self, link: Link, names: &Names, now: Instant, local: &Local) {
-        let Place { number, first, hears_ingest } = self.place;
+    fn go_live(&mut self, link: ServerLink, names: &Names, now: Instant, local: &Local) {
+        let ServerAssignment { number, first, hears_ingest } = self.assignment;
         let canary_channel = first.map(|partition| names.canary(partition));
         let ingest = hears_ingest.then(|| names.ingest.clone());
         let fixed = canary_channel.iter().cloned().chain(ingest).collect();
-        let is_skipped = cfg!(feature = "break-resubscribe") && self.is_relied_on;
+        let is_skipped = cfg!(feature = "break-resubscribe") && self.had_members;
         let places = if is_skipped { 0 } else { local.interest.slots_end() };
         let subscriptions = Subscriptions::new(number, fixed, places);
-        let (canary, since, heard_at) = (None, now, now);
-        self.state = State::Live(Box::new(Live {
+        let (canary, since, replied_at) = (None, now, now);
+        self.state = State::Live(Box::new(LiveLink {
             link,
             subscriptions,
             canary,
             canary_channel,
             hears_ingest,
             since,
-            heard_at,
+            replied_at,
         }));
     }
 
@@ -344,8 +351,8 @@ impl Server {
     pub fn go_down(&mut self, reason: &str, now: Instant, local: &mut Local) {
         if let State::Live(live) = &self.state {
             // Joins are answered before the first canary is back.
-            self.is_relied_on |= local.interest.confirmed_by(self.place.number) > 0;
-            self.missed += live.canary.as_ref().map_or(0, |canary| canary.missed);
+            self.had_members |= local.interest.confirmed_by(self.assignment.number) > 0;
+            self.canaries_missed_before += live.canary.as_ref().map_or(0, |canary| canary.missed);
             local.counters.reconnects += 1;
             self.reconnects += 1;
         }
@@ -355,29 +362,34 @@ impl Server {
             self.address = Some(address);
             self.backoff.reset();
             self.state = State::Pausing(Box::pin(sleep(Duration::ZERO)));
-            self.hold(false);
+            self.set_paused(false);
         }
-        (self.is_up, self.is_deaf) = (false, false);
-        self.is_astray = true;
+        (self.is_up, self.is_unsubscribed) = (false, false);
+        self.is_redirected = true;
         self.moved.clear();
-        local.interest.lose_link(self.place.number);
+        local.interest.lose_link(self.assignment.number);
         self.monitor.lose_link();
-        self.outgoing.lose_link(now, local);
+        self.publishes.lose_link(now, local);
         self.histories.lose_link(local);
     }
 
     fn on_refused(&mut self, reason: &str, now: Instant) {
         reason.clone_into(&mut self.reason);
         if self.is_up {
-            tracing::info!(server = self.shown(), reason, "a server is down");
-        } else if let Some(suppressed) = self.refused.is_due(now) {
-            tracing::warn!(server = self.shown(), reason, suppressed, "no connection to Redis");
+            tracing::info!(server = self.display_name(), reason, "a server is down");
+        } else if let Some(suppressed) = self.refusal_log.is_due(now) {
+            tracing::warn!(
+                server = self.display_name(),
+                reason,
+                suppressed,
+                "no connection to Redis"
+            );
         }
     }
 
     /// For people: where it is, or else what it is called.
-    pub fn shown(&self) -> &str {
-        shown(self.address.as_deref(), &self.name)
+    pub fn display_name(&self) -> &str {
+        display_name(self.address.as_deref(), &self.name)
     }
 
     /// Whether it is known to be somewhere, and not there.
@@ -391,18 +403,18 @@ impl Server {
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        common: &Common,
-        presences: &mut Presences,
+        shared: &SharedContext,
+        presence: &mut RedisPresence,
         local: &mut Local,
     ) -> bool {
-        self.outgoing.expire(now, local);
+        self.publishes.expire(now, local);
         self.histories.expire(now, local);
         match &mut self.state {
             State::Pausing(pause) => {
                 if pause.as_mut().poll(cx).is_pending() {
                     return false;
                 }
-                match self.connect(common) {
+                match self.connect(shared) {
                     Some(connecting) => self.state = connecting,
                     None => {
                         self.on_refused("nobody knows yet where it is", now);
@@ -412,14 +424,14 @@ impl Server {
             }
             State::Connecting(connecting) => match connecting.as_mut().poll(cx) {
                 Poll::Pending => return false,
-                Poll::Ready(Ok(link)) => self.go_live(link, &common.names, now, local),
+                Poll::Ready(Ok(link)) => self.go_live(link, &shared.names, now, local),
                 Poll::Ready(Err(reason)) => {
-                    self.is_astray = true;
+                    self.is_redirected = true;
                     self.on_refused(&reason, now);
                     self.pause();
                 }
             },
-            State::Live(_) => match self.poll_live(cx, now, common, presences, local) {
+            State::Live(_) => match self.poll_live(cx, now, shared, presence, local) {
                 Ok(is_busy) => return is_busy,
                 Err(reason) => self.go_down(&reason, now, local),
             },
@@ -432,36 +444,40 @@ impl Server {
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        common: &Common,
-        presences: &mut Presences,
+        shared: &SharedContext,
+        presence: &mut RedisPresence,
         local: &mut Local,
     ) -> Result<bool, String> {
-        let said = |error: redis::RedisError| error.to_string();
-        self.part(now)?;
-        let mut is_busy = self.poll_sub(cx, now, common, presences, local)?;
-        self.poll_canary(cx, now, common, local)?;
+        let error_text = |error: redis::RedisError| error.to_string();
+        self.finish_switch(now)?;
+        let mut is_busy = self.poll_sub(cx, now, shared, presence, local)?;
+        self.poll_canary(cx, now, shared, local)?;
         let State::Live(live) = &mut self.state else { return Ok(is_busy) };
-        let patience = Duration::from_millis(common.plan.canary_timeout_ms);
-        let unheard_since = live.subscriptions.unheard_since();
-        self.is_deaf = unheard_since.is_some_and(|since| now.duration_since(since) > patience);
-        let Link { cmd, sure, generation, .. } = &live.link;
-        let (names, publish) = (&common.names, common.names.publish());
-        let way = Way { cmd, sure: sure.as_ref(), names, generation, publish };
-        is_busy |= self.histories.poll(cx, now, &way, local).map_err(said)?;
+        let timeout = Duration::from_millis(shared.plan.canary_timeout_ms);
+        let unsubscribed_since = live.subscriptions.unsubscribed_since();
+        self.is_unsubscribed =
+            unsubscribed_since.is_some_and(|since| now.duration_since(since) > timeout);
+        let ServerLink { cmd, replicated, generation, .. } = &live.link;
+        let (names, publish) = (&shared.names, shared.names.publish());
+        let context =
+            CommandContext { cmd, replicated: replicated.as_ref(), names, generation, publish };
+        is_busy |= self.histories.poll(cx, now, &context, local).map_err(error_text)?;
         if self.is_up {
-            self.outgoing.witness().forget_before(self.canary_back_at);
-            is_busy |= self.outgoing.poll(cx, now, &way, local).map_err(said)?;
-            let server = shown(self.address.as_deref(), &self.name);
+            self.publishes.unconfirmed().forget_before(self.canary_back_at);
+            is_busy |= self.publishes.poll(cx, now, &context, local).map_err(error_text)?;
+            let server = display_name(self.address.as_deref(), &self.name);
             self.monitor.poll(cx, now, &live.link, server);
         }
-        is_busy |= self.tell_of_outage(local);
+        is_busy |= self.notify_outage(local);
         Ok(is_busy)
     }
 
     /// Leaves for another address when nothing is under way any more, or it takes too long.
-    fn part(&self, now: Instant) -> Result<(), String> {
+    fn finish_switch(&self, now: Instant) -> Result<(), String> {
         match &self.successor {
-            Some((address, since)) if self.is_quiet() || now.duration_since(*since) >= PARTING => {
+            Some((address, since))
+                if self.has_none_in_flight() || now.duration_since(*since) >= SWITCH_GRACE =>
+            {
                 Err(format!("the master is at {address} now"))
             }
             _ => Ok(()),
@@ -473,45 +489,46 @@ impl Server {
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        common: &Common,
-        presences: &mut Presences,
+        shared: &SharedContext,
+        presence: &mut RedisPresence,
         local: &mut Local,
     ) -> Result<bool, String> {
         let State::Live(live) = &mut self.state else { return Ok(false) };
-        let Live { link, subscriptions, canary, canary_channel, heard_at, .. } = &mut **live;
+        let LiveLink { link, subscriptions, canary, canary_channel, replied_at, .. } = &mut **live;
         if !subscriptions.is_waiting() {
-            *heard_at = now;
+            *replied_at = now;
         }
         let oldest = subscriptions.oldest();
-        let mut is_busy = subscriptions.poll(now, &mut link.sub, &common.names, &local.interest);
-        let mut ear = Ear {
+        let mut is_busy = subscriptions.poll(now, &mut link.sub, &shared.names, &local.interest);
+        let mut handler = InboundHandler {
             now,
-            server: self.place.number,
-            common,
+            server: self.assignment.number,
+            shared,
             subscriptions,
             canary: canary.as_mut(),
             canary_channel: canary_channel.as_deref(),
             histories: &mut self.histories,
-            presences,
+            presence,
             local,
-            malformed: &mut self.malformed,
+            malformed: &mut self.malformed_log,
             moved: &mut self.moved,
             canary_back_at: &mut self.canary_back_at,
-            is_astray: &mut self.is_astray,
+            is_redirected: &mut self.is_redirected,
             failure: None,
         };
-        let has_heard = link.sub.poll(cx, PUSHES_PER_TURN, |event| ear.hear(event))?;
-        if let Some(failure) = ear.failure {
+        let has_received =
+            link.sub.poll(cx, PUSHES_PER_TURN, |event| handler.handle_event(event))?;
+        if let Some(failure) = handler.failure {
             return Err(failure);
         }
         // While everything is subscribed anew an answer may stand behind megabytes of messages. Later
         // the canary would, too: messages alone do not prove that the server hears us.
-        if has_heard && (!self.is_up || subscriptions.oldest() != oldest) {
-            *heard_at = now;
+        if has_received && (!self.is_up || subscriptions.oldest() != oldest) {
+            *replied_at = now;
         }
-        is_busy |= has_heard;
-        let patience = common.plan.timeout_ms.max(common.plan.canary_timeout_ms);
-        if now.duration_since(*heard_at) > Duration::from_millis(patience) {
+        is_busy |= has_received;
+        let timeout = shared.plan.timeout_ms.max(shared.plan.canary_timeout_ms);
+        if now.duration_since(*replied_at) > Duration::from_millis(timeout) {
             return Err("the server does not answer on the subscribing connection".to_owned());
         }
         Ok(is_busy)
@@ -523,12 +540,12 @@ impl Server {
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        common: &Common,
+        shared: &SharedContext,
         local: &mut Local,
     ) -> Result<(), String> {
         let fresh = Canary::new(
-            Duration::from_millis(common.plan.canary_interval_ms),
-            Duration::from_millis(common.plan.canary_timeout_ms),
+            Duration::from_millis(shared.plan.canary_interval_ms),
+            Duration::from_millis(shared.plan.canary_timeout_ms),
             now,
         );
         let State::Live(live) = &mut self.state else { return Ok(()) };
@@ -537,10 +554,10 @@ impl Server {
         }
         if let Some(channel) = &live.canary_channel {
             let canary = live.canary.get_or_insert(fresh);
-            canary.poll(cx, now, &live.link.cmd, common.names.publish(), channel)?;
-            let is_astray = canary.take_astray();
-            local.counters.astray += u64::from(is_astray);
-            self.is_astray |= is_astray;
+            canary.poll(cx, now, &live.link.cmd, shared.names.publish(), channel)?;
+            let is_redirected = canary.take_redirected();
+            local.counters.astray += u64::from(is_redirected);
+            self.is_redirected |= is_redirected;
             if !canary.has_come_back() {
                 return Ok(());
             }
@@ -555,27 +572,27 @@ impl Server {
     fn go_up(&mut self, since: Instant, now: Instant, local: &mut Local) {
         self.is_up = true;
         self.backoff.reset();
-        let topics = local.interest.confirmed_by(self.place.number);
+        let topics = local.interest.confirmed_by(self.assignment.number);
         let took_ms = now.duration_since(since).as_millis() as u64;
-        tracing::info!(server = self.shown(), topics, took_ms, "everything is subscribed");
+        tracing::info!(server = self.display_name(), topics, took_ms, "everything is subscribed");
         self.reason = "the canary came back".to_owned();
-        if std::mem::replace(&mut self.is_relied_on, true) {
-            self.untold = 0..local.interest.slots_end();
+        if std::mem::replace(&mut self.had_members, true) {
+            self.to_notify = 0..local.interest.slots_end();
         }
     }
 
     /// What other nodes said while this one was cut off is gone where no history is kept. A part of
     /// the topics at a time, and none while shards have too much to do already.
-    fn tell_of_outage(&mut self, local: &mut Local) -> bool {
-        if self.untold.is_empty() || local.is_waiting() {
+    fn notify_outage(&mut self, local: &mut Local) -> bool {
+        if self.to_notify.is_empty() || local.is_waiting() {
             return false;
         }
         // What other services publish is for any topic; and if any ever did, it may have again.
-        let hears_others = self.place.hears_ingest && local.counters.publishes_ingested > 0;
-        for place in self.untold.by_ref().take(TOLD_PER_TURN) {
-            let Some((_, topic)) = local.interest.name_at(place) else { continue };
+        let hears_others = self.assignment.hears_ingest && local.counters.publishes_ingested > 0;
+        for index in self.to_notify.by_ref().take(NOTIFIED_PER_TURN) {
+            let Some((_, topic)) = local.interest.name_at(index) else { continue };
             let is_here =
-                hears_others || local.interest.server_of(topic.as_str()) == self.place.number;
+                hears_others || local.interest.server_of(topic.as_str()) == self.assignment.number;
             if is_here && !self.histories.policy(topic).has_history() {
                 let topic = topic.clone();
                 local.notify_lost(&topic, 0);
@@ -586,11 +603,11 @@ impl Server {
 
     /// Adds its own gauges to those of the others.
     pub fn measure(&self, now: Instant, counters: &mut BackplaneCounters) {
-        counters.publish_queue_bytes += self.outgoing.waiting_bytes() as u64;
+        counters.publish_queue_bytes += self.publishes.waiting_bytes() as u64;
         counters.histories += self.histories.topics() as u64;
         counters.histories_bytes += self.histories.bytes() as u64;
-        counters.history_reads_waiting += self.histories.wanted() as u64;
-        counters.in_flight += self.outgoing.under_way() as u64;
+        counters.history_reads_waiting += self.histories.to_read() as u64;
+        counters.in_flight += self.publishes.in_flight() as u64;
         let age_ms = now.duration_since(self.canary_back_at).as_millis() as u64;
         counters.canary_age_ms = counters.canary_age_ms.max(age_ms);
         let rtt_us = self.canary().map_or(0, |canary| canary.rtt.as_micros() as u64);
@@ -598,29 +615,29 @@ impl Server {
     }
 
     /// What it has counted since it is there.
-    pub fn sums(&self) -> Sums {
-        let numbers = self.histories.numbers;
-        Sums {
-            history_reads: numbers.reads,
-            recoveries_waited: numbers.waited,
-            holes_repaired: numbers.repaired,
-            holes_lost: numbers.lost,
+    pub fn totals(&self) -> ServerTotals {
+        let state = self.histories.numbers;
+        ServerTotals {
+            history_reads: state.reads,
+            recoveries_waited: state.waited,
+            holes_repaired: state.repaired,
+            holes_lost: state.lost,
             canaries_missed: self.canaries_missed(),
         }
     }
 
     /// What is known of it, with as many topics confirmed.
-    pub fn numbers(&self, subscriptions: usize) -> ServerNumbers {
-        let has_topics = self.place.first.is_some();
+    pub fn state(&self, subscriptions: usize) -> ServerNumbers {
+        let has_topics = self.assignment.first.is_some();
         ServerNumbers {
-            server: self.shown().to_owned(),
+            server: self.display_name().to_owned(),
             name: (self.address.as_ref() != Some(&self.name)).then(|| self.name.clone()),
             reason: self.reason().to_owned(),
             counted: OwnNumbers {
-                up: Some(u64::from(self.is_whole())),
+                up: Some(u64::from(self.is_ready())),
                 subscriptions: Some(subscriptions as u64),
-                publish_queue_bytes: Some(self.outgoing.waiting_bytes() as u64),
-                in_flight: Some(self.outgoing.under_way() as u64),
+                publish_queue_bytes: Some(self.publishes.waiting_bytes() as u64),
+                in_flight: Some(self.publishes.in_flight() as u64),
                 canary_rtt_us: self
                     .canary()
                     .filter(|canary| canary.has_come_back())
@@ -642,11 +659,11 @@ impl Server {
     }
 
     fn canaries_missed(&self) -> u64 {
-        self.missed + self.canary().map_or(0, |canary| canary.missed)
+        self.canaries_missed_before + self.canary().map_or(0, |canary| canary.missed)
     }
 }
 
-fn shown<'a>(address: Option<&'a str>, name: &'a str) -> &'a str {
+fn display_name<'a>(address: Option<&'a str>, name: &'a str) -> &'a str {
     address.unwrap_or(name)
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Other programs, operators and faults can write under our prefix. So a number or a position that
 //! came from Redis is made by [`number`] or [`position`] and by nothing else, and what they refuse is
-//! [`Unreadable`]: the topic cannot be used until somebody has mended it, and no place in it is made
+//! [`UnreadableValue`]: the topic cannot be used until somebody has mended it, and no place in it is made
 //! up. The scripts check the same before they write (`lua/number.lua`) and answer `-UNREADABLE`.
 //!
 //! Invariant: whatever the bytes are, they are answered, and an answer is short.
@@ -20,16 +20,16 @@ const SHOWN_BYTES_MAX: usize = 48;
 
 /// Something that this server cannot have written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unreadable {
+pub struct UnreadableValue {
     /// Which part of it.
     what: &'static str,
     /// What stands there, as far as it is worth showing.
     found: String,
 }
 
-impl Unreadable {
+impl UnreadableValue {
     /// `what` is not as we write it.
-    pub fn new(what: &'static str, found: &Value) -> Unreadable {
+    pub fn new(what: &'static str, found: &Value) -> UnreadableValue {
         let found = match found {
             Value::Nil => "nothing".to_owned(),
             Value::Int(number) => number.to_string(),
@@ -38,11 +38,11 @@ impl Unreadable {
             Value::ServerError(error) => shown(format!("{error:?}").as_bytes()),
             _ => "something else".to_owned(),
         };
-        Unreadable { what, found }
+        UnreadableValue { what, found }
     }
 }
 
-impl fmt::Display for Unreadable {
+impl fmt::Display for UnreadableValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} is {}", self.what, self.found)
     }
@@ -84,9 +84,9 @@ pub fn position(epoch: &[u8], offset: &[u8]) -> Option<Position> {
 
 /// Says in the log which topics cannot be used, and how to mend them.
 #[derive(Default)]
-pub struct Warnings(LogThrottle);
+pub struct UnreadableWarnings(LogThrottle);
 
-impl Warnings {
+impl UnreadableWarnings {
     /// `topic` cannot be used, because of `why`.
     pub fn warn(&mut self, topic: &str, why: &dyn fmt::Display, names: &Names, now: Instant) {
         let Some(suppressed) = self.0.is_due(now) else { return };
@@ -128,17 +128,17 @@ mod tests {
     #[test]
     fn what_is_shown_is_short_and_says_what_it_is() {
         let long = Value::BulkString(vec![b'7'; 100_000]);
-        let text = Unreadable::new("s", &long).to_string();
+        let text = UnreadableValue::new("s", &long).to_string();
         assert!(text.starts_with("s is \"777") && text.ends_with("(100000 bytes)"), "{text}");
         assert!(text.len() < 100, "{text}");
-        assert_eq!(Unreadable::new("s", &Value::Nil).to_string(), "s is nothing");
+        assert_eq!(UnreadableValue::new("s", &Value::Nil).to_string(), "s is nothing");
     }
 
     proptest! {
         #[test]
         fn whatever_stands_there_is_answered(value in hostile::value()) {
             let _ = number_of(&value);
-            prop_assert!(Unreadable::new("x", &value).to_string().len() < 1000);
+            prop_assert!(UnreadableValue::new("x", &value).to_string().len() < 1000);
         }
 
         #[test]

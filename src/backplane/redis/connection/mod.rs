@@ -4,7 +4,7 @@
 //! MB of waiting messages), and that must not take the publishes with it. `cmd` is the redis
 //! crate's plain multiplexed connection: it never reconnects by itself, so what it lost is known.
 //! `sub` is our own ([`crate::backplane::redis::connection::subscriber`]). Where some namespace wants its messages on a replica
-//! before they are acknowledged there is a third, `sure`, because `WAIT` holds up what comes behind
+//! before they are acknowledged there is a third, `replicated`, because `WAIT` holds up what comes behind
 //! it.
 //!
 //! Invariant: a link that [`connect`] hands out speaks RESP3 to one master, on all its connections.
@@ -46,7 +46,10 @@ pub fn send<T>(
 }
 
 /// All commands of a pipeline, and what was answered to each, errors of the server included.
-pub async fn fly(mut cmd: MultiplexedConnection, pipeline: Pipeline) -> RedisResult<Vec<Value>> {
+pub async fn execute(
+    mut cmd: MultiplexedConnection,
+    pipeline: Pipeline,
+) -> RedisResult<Vec<Value>> {
     let commands = pipeline.len();
     cmd.send_packed_commands(&pipeline, 0, commands).await
 }
@@ -59,20 +62,20 @@ pub fn poll_reply<T>(reply: &mut Reply<T>, cx: &mut Context<'_>) -> Poll<RedisRe
 }
 
 /// The way to a server that is up, as those who send something see it.
-pub struct Way<'a> {
+pub struct CommandContext<'a> {
     /// For everything.
     pub cmd: &'a MultiplexedConnection,
     /// For what must be on a replica.
-    pub sure: Option<&'a MultiplexedConnection>,
+    pub replicated: Option<&'a MultiplexedConnection>,
     /// What channels and keys are called.
     pub names: &'a Names,
-    /// See [`Link::generation`].
+    /// See [`ServerLink::generation`].
     pub generation: &'a str,
     /// How a message is said: `PUBLISH`, or in a Cluster `SPUBLISH`.
     pub publish: &'static str,
 }
 
-impl Way<'_> {
+impl CommandContext<'_> {
     /// Whether the server is one of a Cluster, where topics move.
     pub fn is_sharded(&self) -> bool {
         self.publish == "SPUBLISH"
@@ -80,7 +83,7 @@ impl Way<'_> {
 }
 
 /// See the module.
-pub struct Link {
+pub struct ServerLink {
     /// Subscribes.
     pub sub: Subscriber,
     /// The number of `sub` in `CLIENT LIST`, where this user may ask for it.
@@ -88,7 +91,7 @@ pub struct Link {
     /// Everything else.
     pub cmd: MultiplexedConnection,
     /// For what must be on a replica, where anything must.
-    pub sure: Option<MultiplexedConnection>,
+    pub replicated: Option<MultiplexedConnection>,
     /// Which server this is, and which of its histories: changes when it restarts, and when it has
     /// been a replica in between. Empty where no history is kept.
     pub generation: String,
@@ -96,7 +99,7 @@ pub struct Link {
 
 /// What a link is for, beside publishing and hearing.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Needs {
+pub struct LinkOptions {
     /// Histories are kept.
     pub history: bool,
     /// Some of them also by a replica.
@@ -111,8 +114,8 @@ pub async fn connect(
     tls_ca_file: Option<String>,
     names: Names,
     timeout: Duration,
-    needs: Needs,
-) -> Result<Link, String> {
+    needs: LinkOptions,
+) -> Result<ServerLink, String> {
     let info = connection_info(&url)?;
     let client = client(info.clone(), tls_ca_file.as_deref())?;
     let config = AsyncConnectionConfig::new()
@@ -122,23 +125,23 @@ pub async fn connect(
     let sub_name = format!("{}-sub", names.client);
     let sub = Subscriber::connect(&info, tls_ca_file.as_deref(), &sub_name, timeout);
     let cmd = open(&client, &config, format!("{}-cmd", names.client));
-    let sure = async {
+    let replicated = async {
         match needs.replicas {
             true => open(&client, &config, format!("{}-sure", names.client)).await.map(Some),
             false => Ok(None),
         }
     };
     // Together at most as long as one: a fault is noticed and healed within seconds.
-    let all = async { tokio::try_join!(sub, cmd, sure) };
+    let all = async { tokio::try_join!(sub, cmd, replicated) };
     let known = async {
-        let (mut sub, mut cmd, mut sure) = all.await?;
+        let (mut sub, mut cmd, mut replicated) = all.await?;
         let generation = match needs.history {
-            true => known_generation(&mut sub, &mut cmd, sure.as_mut(), &names).await?,
+            true => known_generation(&mut sub, &mut cmd, replicated.as_mut(), &names).await?,
             false => String::new(),
         };
         let sub_id = sub.ask(&[b"CLIENT", b"ID"]).await;
         let sub_id = sub_id.and_then(|id| id.parse().map_err(|_| "no id".to_owned()));
-        Ok(Link { sub, sub_id, cmd, sure, generation })
+        Ok(ServerLink { sub, sub_id, cmd, replicated, generation })
     };
     tokio::time::timeout(timeout * 2, known)
         .await
@@ -149,13 +152,15 @@ pub async fn connect(
 async fn known_generation(
     sub: &mut Subscriber,
     cmd: &mut MultiplexedConnection,
-    sure: Option<&mut MultiplexedConnection>,
+    replicated: Option<&mut MultiplexedConnection>,
     names: &Names,
 ) -> Result<String, String> {
     let mut all = vec![
         generation_of(async |section: &str| sub.ask(&[b"INFO", section.as_bytes()]).await).await?,
     ];
-    for connection in std::iter::once(cmd.clone()).chain(sure.map(|sure| sure.clone())) {
+    for connection in
+        std::iter::once(cmd.clone()).chain(replicated.map(|replicated| replicated.clone()))
+    {
         let generation = generation_of(async |section: &str| {
             let info = redis::cmd("INFO").arg(section).query_async(&mut connection.clone()).await;
             info.map_err(|error: redis::RedisError| error.to_string())
@@ -167,7 +172,7 @@ async fn known_generation(
     }
     scripts::load(cmd.clone()).await.map_err(|error| format!("SCRIPT LOAD: {error}"))?;
     let generation = all.swap_remove(0);
-    let begun = scripts::begin(cmd.clone(), names, &generation).await;
+    let begun = scripts::begin_fences(cmd.clone(), names, &generation).await;
     begun.map_err(|error| error.to_string())?;
     Ok(generation)
 }
@@ -251,7 +256,7 @@ mod tests {
         let names = Names::new("test", crate::ids::NodeId(1));
         let usual = Duration::from_millis(200);
         // Nobody answers; but without a provider the crate panics before it waits.
-        let refused = runtime.block_on(connect(url, None, names, usual, Needs::default()));
+        let refused = runtime.block_on(connect(url, None, names, usual, LinkOptions::default()));
         assert!(refused.is_err());
     }
 }

@@ -27,7 +27,9 @@
 //! Invariant: nothing is handed out twice, out of order, or in part; after an error nothing more.
 
 use crate::backplane::redis::connection::dial::{Stream, dial};
-use crate::backplane::redis::connection::resp::{Item, Malformed, Parsed, Parts, parse};
+use crate::backplane::redis::connection::resp::{
+    MalformedResp, ParseProgress, RespItems, RespValue, parse,
+};
 use redis::{ConnectionInfo, RedisConnectionInfo};
 use std::future::poll_fn;
 use std::io;
@@ -45,7 +47,7 @@ const BYTES_PER_POLL: usize = 1024 * 1024;
 
 /// Something the server said. What it names lies in the read buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event<'a> {
+pub enum SubscriberEvent<'a> {
     /// Somebody published (`message`, `smessage`).
     Message {
         /// Where.
@@ -64,12 +66,12 @@ pub enum Event<'a> {
         channel: &'a [u8],
     },
     /// To a command that is not confirmed in another way, or refused. In the order of the commands.
-    Reply(Reply<'a>),
+    Reply(CommandReply<'a>),
 }
 
-/// See [`Event::Reply`].
+/// See [`SubscriberEvent::Reply`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reply<'a> {
+pub enum CommandReply<'a> {
     /// Of `PING`, say.
     Text(&'a [u8]),
     /// Of `CLIENT ID`, say.
@@ -83,8 +85,8 @@ pub enum Reply<'a> {
 /// See the module.
 pub struct Subscriber {
     stream: Stream,
-    inbox: Inbox,
-    outbox: Outbox,
+    read_buffer: ReadBuffer,
+    write_buffer: WriteBuffer,
     /// For each [`Subscriber::ask`].
     timeout: Duration,
     /// Why it is lost.
@@ -102,9 +104,10 @@ impl Subscriber {
     ) -> Result<Subscriber, String> {
         let connected = async {
             let stream = dial(info.addr(), tls_ca_file).await?;
-            let (inbox, outbox) = (Inbox::new(), Outbox::default());
-            let mut subscriber = Subscriber { stream, inbox, outbox, timeout, lost: None };
-            subscriber.introduce(info.redis_settings(), name).await?;
+            let (read_buffer, write_buffer) = (ReadBuffer::new(), WriteBuffer::default());
+            let mut subscriber =
+                Subscriber { stream, read_buffer, write_buffer, timeout, lost: None };
+            subscriber.authenticate(info.redis_settings(), name).await?;
             Ok(subscriber)
         };
         tokio::time::timeout(timeout, connected)
@@ -123,17 +126,17 @@ impl Subscriber {
 
     /// Queues a command. It goes out with the next [`Subscriber::poll`].
     pub fn write<'a>(&mut self, words: impl ExactSizeIterator<Item = &'a [u8]>) {
-        self.outbox.push(words);
+        self.write_buffer.push(words);
     }
 
     /// Bytes that are queued and that the kernel (or TLS, which keeps a few of its own) has not taken.
     pub fn unsent(&self) -> usize {
-        self.outbox.len()
+        self.write_buffer.len()
     }
 
     /// What both buffers occupy now.
     pub fn heap_bytes(&self) -> usize {
-        self.inbox.bytes.capacity() + self.outbox.bytes.capacity()
+        self.read_buffer.bytes.capacity() + self.write_buffer.bytes.capacity()
     }
 
     /// Writes what is queued, reads what has come, and hands out at most `events_max` events.
@@ -144,13 +147,13 @@ impl Subscriber {
         &mut self,
         cx: &mut Context<'_>,
         events_max: usize,
-        mut on_event: impl FnMut(Event<'_>),
+        mut on_event: impl FnMut(SubscriberEvent<'_>),
     ) -> Result<bool, String> {
         if let Some(why) = &self.lost {
             return Err(why.clone());
         }
         let polled = self.poll_items(cx, events_max, |item| {
-            event(item).map(|event| event.into_iter().for_each(&mut on_event))
+            event_of(item).map(|event_of| event_of.into_iter().for_each(&mut on_event))
         });
         polled.map_err(|why| {
             self.lost.insert(format!("the subscribing connection was lost: {why}")).clone()
@@ -162,13 +165,13 @@ impl Subscriber {
         &mut self,
         cx: &mut Context<'_>,
         items_max: usize,
-        mut on_item: impl FnMut(Item<'_>) -> Result<(), Malformed>,
+        mut on_item: impl FnMut(RespValue<'_>) -> Result<(), MalformedResp>,
     ) -> Result<bool, String> {
         assert!(items_max > 0, "nothing would ever come");
-        self.outbox.poll_flush(&mut self.stream, cx).map_err(said)?;
+        self.write_buffer.poll_flush(&mut self.stream, cx).map_err(io_error_text)?;
         let (mut items, mut bytes) = (0, 0);
         loop {
-            while let Some(item) = self.inbox.next().map_err(|error| error.to_string())? {
+            while let Some(item) = self.read_buffer.next().map_err(|error| error.to_string())? {
                 on_item(item).map_err(|error| error.to_string())?;
                 items += 1;
                 if items == items_max {
@@ -180,9 +183,9 @@ impl Subscriber {
             }
             // Until it is pending, or the waker would not be registered: bytes that TLS has already
             // taken from the socket wake nobody.
-            match self.inbox.poll_fill(&mut self.stream, cx, BYTES_PER_POLL - bytes) {
+            match self.read_buffer.poll_fill(&mut self.stream, cx, BYTES_PER_POLL - bytes) {
                 Poll::Pending => return Ok(items > 0),
-                Poll::Ready(read) => bytes += read.map_err(said)?,
+                Poll::Ready(read) => bytes += read.map_err(io_error_text)?,
             }
         }
     }
@@ -196,7 +199,7 @@ impl Subscriber {
         })
     }
 
-    async fn introduce(&mut self, who: &RedisConnectionInfo, name: &str) -> Result<(), String> {
+    async fn authenticate(&mut self, who: &RedisConnectionInfo, name: &str) -> Result<(), String> {
         let mut hello: Vec<&[u8]> = vec![b"HELLO", b"3"];
         if let Some(password) = who.password() {
             let user = who.username().unwrap_or("default");
@@ -221,7 +224,7 @@ impl Subscriber {
         poll_fn(|cx| {
             loop {
                 let polled = self.poll_items(cx, 1, |item| {
-                    if !matches!(item, Item::Push(_)) {
+                    if !matches!(item, RespValue::Push(_)) {
                         reply = Some(text(item));
                     }
                     Ok(())
@@ -239,57 +242,63 @@ impl Subscriber {
 }
 
 /// Nothing for kinds of pushes that none of our commands brings about.
-fn event(item: Item<'_>) -> Result<Option<Event<'_>>, Malformed> {
+fn event_of(item: RespValue<'_>) -> Result<Option<SubscriberEvent<'_>>, MalformedResp> {
     let reply = match item {
-        Item::Push(parts) => return pushed(parts),
-        Item::Simple(text) | Item::Bulk(text) | Item::Verbatim(text) => Reply::Text(text),
-        Item::Int(number) => Reply::Number(number),
-        Item::Error(text) => Reply::Error(text),
-        _ => Reply::Other,
+        RespValue::Push(parts) => return push_event(parts),
+        RespValue::Simple(text) | RespValue::Bulk(text) | RespValue::Verbatim(text) => {
+            CommandReply::Text(text)
+        }
+        RespValue::Int(number) => CommandReply::Number(number),
+        RespValue::Error(text) => CommandReply::Error(text),
+        _ => CommandReply::Other,
     };
-    Ok(Some(Event::Reply(reply)))
+    Ok(Some(SubscriberEvent::Reply(reply)))
 }
 
-fn pushed(mut parts: Parts<'_>) -> Result<Option<Event<'_>>, Malformed> {
-    let Some(Item::Bulk(kind)) = parts.next() else {
-        return Err(Malformed("a push has no kind"));
+fn push_event(mut parts: RespItems<'_>) -> Result<Option<SubscriberEvent<'_>>, MalformedResp> {
+    let Some(RespValue::Bulk(kind)) = parts.next() else {
+        return Err(MalformedResp("a push has no kind"));
     };
-    let event = match (kind, parts.next(), parts.next()) {
-        (b"message" | b"smessage", Some(Item::Bulk(channel)), Some(Item::Bulk(body))) => {
-            Event::Message { channel, body }
+    let event_of = match (kind, parts.next(), parts.next()) {
+        (b"message" | b"smessage", Some(RespValue::Bulk(channel)), Some(RespValue::Bulk(body))) => {
+            SubscriberEvent::Message { channel, body }
         }
-        (b"subscribe" | b"ssubscribe", Some(Item::Bulk(channel)), _) => {
-            Event::Subscribed { channel }
+        (b"subscribe" | b"ssubscribe", Some(RespValue::Bulk(channel)), _) => {
+            SubscriberEvent::Subscribed { channel }
         }
-        (b"unsubscribe" | b"sunsubscribe", Some(Item::Bulk(channel)), _) => {
-            Event::Unsubscribed { channel }
+        (b"unsubscribe" | b"sunsubscribe", Some(RespValue::Bulk(channel)), _) => {
+            SubscriberEvent::Unsubscribed { channel }
         }
-        (b"unsubscribe" | b"sunsubscribe", Some(Item::Null), _) => {
-            Event::Unsubscribed { channel: b"" }
+        (b"unsubscribe" | b"sunsubscribe", Some(RespValue::Null), _) => {
+            SubscriberEvent::Unsubscribed { channel: b"" }
         }
         (b"message" | b"smessage", ..)
         | (b"subscribe" | b"ssubscribe", ..)
         | (b"unsubscribe" | b"sunsubscribe", ..) => {
-            return Err(Malformed("a push lacks what its kind says"));
+            return Err(MalformedResp("a push lacks what its kind says"));
         }
         _ => return Ok(None),
     };
-    Ok(Some(event))
+    Ok(Some(event_of))
 }
 
 /// A reply for [`Subscriber::ask`]; at most [`crate::backplane::redis::connection::resp::DEPTH_MAX`] levels deep.
-fn text(item: Item<'_>) -> Result<String, String> {
+fn text(item: RespValue<'_>) -> Result<String, String> {
     let lossy = |text: &[u8]| String::from_utf8_lossy(text).into_owned();
     Ok(match item {
-        Item::Error(error) => return Err(lossy(error)),
-        Item::Simple(text) | Item::Bulk(text) | Item::Verbatim(text) | Item::BigNumber(text) => {
-            lossy(text)
-        }
-        Item::Int(number) => number.to_string(),
-        Item::Double(number) => number.to_string(),
-        Item::Bool(yes) => yes.to_string(),
-        Item::Null => String::new(),
-        Item::Array(parts) | Item::Set(parts) | Item::Map(parts) | Item::Push(parts) => {
+        RespValue::Error(error) => return Err(lossy(error)),
+        RespValue::Simple(text)
+        | RespValue::Bulk(text)
+        | RespValue::Verbatim(text)
+        | RespValue::BigNumber(text) => lossy(text),
+        RespValue::Int(number) => number.to_string(),
+        RespValue::Double(number) => number.to_string(),
+        RespValue::Bool(yes) => yes.to_string(),
+        RespValue::Null => String::new(),
+        RespValue::Array(parts)
+        | RespValue::Set(parts)
+        | RespValue::Map(parts)
+        | RespValue::Push(parts) => {
             let lines: Result<Vec<String>, String> = parts.map(text).collect();
             lines?.join("\n")
         }
@@ -306,7 +315,7 @@ fn without_secret(error: &str, password: Option<&str>) -> String {
     }
 }
 
-fn said(error: io::Error) -> String {
+fn io_error_text(error: io::Error) -> String {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => "the server closed it".to_owned(),
         _ => error.to_string(),
@@ -314,7 +323,7 @@ fn said(error: io::Error) -> String {
 }
 
 /// Bytes that came and were not handed out yet.
-struct Inbox {
+struct ReadBuffer {
     /// All of them may be written to: nothing is zeroed before a read.
     bytes: Vec<u8>,
     /// What is there is between these two.
@@ -324,23 +333,23 @@ struct Inbox {
     needs: usize,
 }
 
-impl Inbox {
-    fn new() -> Inbox {
-        Inbox { bytes: vec![0; BUFFER_BYTES], begin: 0, end: 0, needs: 0 }
+impl ReadBuffer {
+    fn new() -> ReadBuffer {
+        ReadBuffer { bytes: vec![0; BUFFER_BYTES], begin: 0, end: 0, needs: 0 }
     }
 
     /// Takes the next item out, if it is there in whole.
-    fn next(&mut self) -> Result<Option<Item<'_>>, Malformed> {
+    fn next(&mut self) -> Result<Option<RespValue<'_>>, MalformedResp> {
         if self.end - self.begin < self.needs {
             return Ok(None);
         }
         match parse(&self.bytes[self.begin..self.end])? {
-            Parsed::Item(item, len) => {
+            ParseProgress::Value(item, len) => {
                 self.begin += len;
                 self.needs = 0;
                 Ok(Some(item))
             }
-            Parsed::Needs(len) => {
+            ParseProgress::LinkOptions(len) => {
                 self.needs = len;
                 Ok(None)
             }
@@ -393,7 +402,7 @@ impl Inbox {
 
 /// Commands that are not written yet.
 #[derive(Default)]
-struct Outbox {
+struct WriteBuffer {
     bytes: Vec<u8>,
     /// What was written is before this.
     begin: usize,
@@ -401,7 +410,7 @@ struct Outbox {
     is_unflushed: bool,
 }
 
-impl Outbox {
+impl WriteBuffer {
     fn len(&self) -> usize {
         self.bytes.len() - self.begin
     }

@@ -29,7 +29,7 @@ pub const BATCHES_MAX: usize = 4;
 /// After how long topics are asked for again that the server did not have.
 const STALLED: Duration = Duration::from_millis(200);
 
-enum Change {
+enum SubscriptionChange {
     Add(TopicKey, TopicName),
     Remove(TopicName),
     /// A channel that is no topic.
@@ -37,9 +37,9 @@ enum Change {
     RemoveFixed(String),
 }
 
-impl Change {
+impl SubscriptionChange {
     fn is_addition(&self) -> bool {
-        matches!(self, Change::Add(..) | Change::AddFixed(_))
+        matches!(self, SubscriptionChange::Add(..) | SubscriptionChange::AddFixed(_))
     }
 }
 
@@ -58,7 +58,7 @@ struct Batch {
 
 /// What became of a batch.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Answered {
+pub struct BatchOutcome {
     /// Topics that are subscribed by it.
     pub confirmed: Vec<TopicKey>,
     /// Topics that an earlier link may have heard, and that this one does not hear yet: when it
@@ -67,7 +67,7 @@ pub struct Answered {
 }
 
 /// One batch: what it changes.
-pub struct Command {
+pub struct SubscribeBatch {
     /// Whether channels are subscribed or unsubscribed.
     pub is_addition: bool,
     /// Their names.
@@ -78,7 +78,7 @@ pub struct Command {
 
 /// What one batch changes, and whom to tell.
 #[derive(Default)]
-struct Cut {
+struct BatchContent {
     is_addition: bool,
     is_of_walk: bool,
     /// As in [`Batch`].
@@ -90,9 +90,9 @@ struct Cut {
 pub struct Subscriptions {
     /// Which server of the [`Interest`]'s it is.
     server: usize,
-    changes: VecDeque<Change>,
+    changes: VecDeque<SubscriptionChange>,
     /// In the order in which they were sent, which is that of their replies.
-    under_way: VecDeque<Batch>,
+    in_flight: VecDeque<Batch>,
     batches: u64,
     /// Names that are no topics and come first: our own channels.
     fixed: Option<Vec<String>>,
@@ -103,9 +103,9 @@ pub struct Subscriptions {
     stalled: Vec<TopicKey>,
     stalled_until: Option<Instant>,
     /// Since when the server does not have them, until it does.
-    unheard: HashMap<TopicKey, Instant>,
+    unsubscribed: HashMap<TopicKey, Instant>,
     /// The same in the order of time, with some that are over.
-    unheard_order: VecDeque<(TopicKey, Instant)>,
+    unsubscribed_order: VecDeque<(TopicKey, Instant)>,
 }
 
 impl Subscriptions {
@@ -115,15 +115,15 @@ impl Subscriptions {
         Subscriptions {
             server,
             changes: VecDeque::new(),
-            under_way: VecDeque::new(),
+            in_flight: VecDeque::new(),
             batches: 0,
             fixed: Some(fixed),
             walk: 0..places,
             walk_under_way: 0,
             stalled: Vec::new(),
             stalled_until: None,
-            unheard: HashMap::new(),
-            unheard_order: VecDeque::new(),
+            unsubscribed: HashMap::new(),
+            unsubscribed_order: VecDeque::new(),
         }
     }
 
@@ -134,22 +134,22 @@ impl Subscriptions {
 
     /// Wants a topic.
     pub fn add(&mut self, key: TopicKey, topic: &TopicName) {
-        self.changes.push_back(Change::Add(key, topic.clone()));
+        self.changes.push_back(SubscriptionChange::Add(key, topic.clone()));
     }
 
     /// Wants it no more.
     pub fn remove(&mut self, topic: TopicName) {
-        self.changes.push_back(Change::Remove(topic));
+        self.changes.push_back(SubscriptionChange::Remove(topic));
     }
 
     /// Wants a channel that is no topic.
     pub fn add_fixed(&mut self, channel: String) {
-        self.changes.push_back(Change::AddFixed(channel));
+        self.changes.push_back(SubscriptionChange::AddFixed(channel));
     }
 
     /// Wants it no more.
     pub fn remove_fixed(&mut self, channel: String) {
-        self.changes.push_back(Change::RemoveFixed(channel));
+        self.changes.push_back(SubscriptionChange::RemoveFixed(channel));
     }
 
     /// Whether everything that was wanted when the link began is confirmed.
@@ -159,12 +159,12 @@ impl Subscriptions {
 
     /// Whether the server has something to answer.
     pub fn is_waiting(&self) -> bool {
-        !self.under_way.is_empty()
+        !self.in_flight.is_empty()
     }
 
     /// The number of the batch that the server is to answer next.
     pub fn oldest(&self) -> Option<u64> {
-        self.under_way.front().map(|batch| batch.number)
+        self.in_flight.front().map(|batch| batch.number)
     }
 
     /// The server has taken a subscription away, or did not have the topic: it is asked again in a
@@ -172,18 +172,18 @@ impl Subscriptions {
     pub fn stall(&mut self, key: TopicKey, now: Instant) {
         self.stalled.push(key);
         self.stalled_until.get_or_insert(now + STALLED);
-        if self.unheard.try_insert(key, now).is_ok() {
-            self.unheard_order.push_back((key, now));
+        if self.unsubscribed.try_insert(key, now).is_ok() {
+            self.unsubscribed_order.push_back((key, now));
         }
     }
 
     /// Since when there is a topic that the server should have and does not.
-    pub fn unheard_since(&mut self) -> Option<Instant> {
-        while let Some((key, since)) = self.unheard_order.front() {
-            if self.unheard.get(key) == Some(since) {
+    pub fn unsubscribed_since(&mut self) -> Option<Instant> {
+        while let Some((key, since)) = self.unsubscribed_order.front() {
+            if self.unsubscribed.get(key) == Some(since) {
                 return Some(*since);
             }
-            self.unheard_order.pop_front();
+            self.unsubscribed_order.pop_front();
         }
         None
     }
@@ -196,7 +196,7 @@ impl Subscriptions {
         names: &Names,
         interest: &Interest,
     ) -> bool {
-        self.ask_again(now, interest);
+        self.retry_stalled(now, interest);
         let mut is_busy = false;
         while let Some(command) = self.next_command(names, interest) {
             write(&command, sub, names);
@@ -207,35 +207,36 @@ impl Subscriptions {
 
     /// The next batch to send; it is under way from now on. `None`: as many are under way as may
     /// be, or nothing waits.
-    pub fn next_command(&mut self, names: &Names, interest: &Interest) -> Option<Command> {
-        if self.under_way.len() >= BATCHES_MAX {
+    pub fn next_command(&mut self, names: &Names, interest: &Interest) -> Option<SubscribeBatch> {
+        if self.in_flight.len() >= BATCHES_MAX {
             return None;
         }
-        let Cut { is_addition, is_of_walk, keys, channels } = self.cut(names, interest)?;
+        let BatchContent { is_addition, is_of_walk, keys, channels } =
+            self.next_batch(names, interest)?;
         self.walk_under_way += usize::from(is_of_walk);
         self.batches += 1;
         let number = self.batches;
         let (answered, refused) = (0, Vec::new());
         let batch = Batch { number, is_addition, is_of_walk, keys, answered, refused };
-        self.under_way.push_back(batch);
-        Some(Command { is_addition, channels, number })
+        self.in_flight.push_back(batch);
+        Some(SubscribeBatch { is_addition, channels, number })
     }
 
     /// The server has answered a PING: what became of the oldest batch. `None`: that was not its
     /// number.
-    pub fn handle_ping(&mut self, text: &[u8], now: Instant) -> Option<Answered> {
+    pub fn handle_ping(&mut self, text: &[u8], now: Instant) -> Option<BatchOutcome> {
         let number: u64 = std::str::from_utf8(text).ok()?.parse().ok()?;
-        if self.under_way.front()?.number != number {
+        if self.in_flight.front()?.number != number {
             return None;
         }
         let batch = self.take_oldest();
         let confirmed: Vec<TopicKey> = batch.keys.into_iter().flatten().collect();
-        if !self.unheard.is_empty() {
-            confirmed.iter().for_each(|key| _ = self.unheard.remove(key));
+        if !self.unsubscribed.is_empty() {
+            confirmed.iter().for_each(|key| _ = self.unsubscribed.remove(key));
         }
         batch.refused.iter().for_each(|key| self.stall(*key, now));
         let missed = if batch.is_of_walk { batch.refused } else { Vec::new() };
-        Some(Answered { confirmed, missed })
+        Some(BatchOutcome { confirmed, missed })
     }
 
     /// The oldest batch under way is answered, and nothing of it refused: the topics that are
@@ -246,14 +247,14 @@ impl Subscriptions {
 
     /// The server has subscribed the next channel.
     pub fn handle_subscribed(&mut self) {
-        if let Some(front) = self.under_way.front_mut().filter(|front| front.is_addition) {
+        if let Some(front) = self.in_flight.front_mut().filter(|front| front.is_addition) {
             front.answered += 1;
         }
     }
 
     /// The server does not have the next channel.
-    pub fn handle_refusal(&mut self) {
-        if let Some(front) = self.under_way.front_mut().filter(|front| front.is_addition) {
+    pub fn handle_rejected(&mut self) {
+        if let Some(front) = self.in_flight.front_mut().filter(|front| front.is_addition) {
             let refused = front.keys.get_mut(front.answered).and_then(Option::take);
             front.refused.extend(refused);
             front.answered += 1;
@@ -263,7 +264,7 @@ impl Subscriptions {
     /// The server has taken a subscription away that it has made in the oldest batch, before it has
     /// answered all of that. Whether it is so.
     pub fn revoke(&mut self, key: TopicKey) -> bool {
-        let Some(front) = self.under_way.front_mut() else { return false };
+        let Some(front) = self.in_flight.front_mut() else { return false };
         let place = front.keys.iter_mut().find(|place| **place == Some(key));
         let Some(key) = place.and_then(Option::take) else { return false };
         front.refused.push(key);
@@ -271,12 +272,12 @@ impl Subscriptions {
     }
 
     fn take_oldest(&mut self) -> Batch {
-        let batch = self.under_way.pop_front().expect("only what was sent is answered");
+        let batch = self.in_flight.pop_front().expect("only what was sent is answered");
         self.walk_under_way -= usize::from(batch.is_of_walk);
         batch
     }
 
-    fn ask_again(&mut self, now: Instant, interest: &Interest) {
+    fn retry_stalled(&mut self, now: Instant, interest: &Interest) {
         if self.stalled_until.is_none_or(|until| now < until) {
             return;
         }
@@ -284,74 +285,77 @@ impl Subscriptions {
         for key in std::mem::take(&mut self.stalled) {
             let topic = interest.name_at(key.index).filter(|(there, _)| *there == key);
             match topic {
-                Some((_, topic)) => self.changes.push_back(Change::Add(key, topic.clone())),
-                None => _ = self.unheard.remove(&key),
+                Some((_, topic)) => {
+                    self.changes.push_back(SubscriptionChange::Add(key, topic.clone()))
+                }
+                None => _ = self.unsubscribed.remove(&key),
             }
         }
     }
 
-    fn cut(&mut self, names: &Names, interest: &Interest) -> Option<Cut> {
+    fn next_batch(&mut self, names: &Names, interest: &Interest) -> Option<BatchContent> {
         if let Some(channels) = self.fixed.take() {
             let keys = vec![None; channels.len()];
-            return Some(Cut { is_addition: true, is_of_walk: true, keys, channels });
+            return Some(BatchContent { is_addition: true, is_of_walk: true, keys, channels });
         }
-        self.cut_changes(names, interest).or_else(|| self.cut_walk(names, interest))
+        self.next_changes(names, interest).or_else(|| self.next_of_walk(names, interest))
     }
 
     /// Neighbours of one kind: that keeps the order. What has moved meanwhile is another server's.
-    fn cut_changes(&mut self, names: &Names, interest: &Interest) -> Option<Cut> {
-        let mut cut = Cut::default();
-        while cut.channels.len() < CHANNELS_PER_BATCH
-            && let Some(is_addition) = self.changes.front().map(Change::is_addition)
+    fn next_changes(&mut self, names: &Names, interest: &Interest) -> Option<BatchContent> {
+        let mut next_batch = BatchContent::default();
+        while next_batch.channels.len() < CHANNELS_PER_BATCH
+            && let Some(is_addition) = self.changes.front().map(SubscriptionChange::is_addition)
         {
-            if cut.channels.is_empty() {
-                cut.is_addition = is_addition;
-            } else if cut.is_addition != is_addition {
+            if next_batch.channels.is_empty() {
+                next_batch.is_addition = is_addition;
+            } else if next_batch.is_addition != is_addition {
                 break;
             }
             match self.changes.pop_front().expect("it was just looked at") {
-                Change::Add(key, topic) => {
+                SubscriptionChange::Add(key, topic) => {
                     if interest.server_of(topic.as_str()) == self.server {
-                        cut.keys.push(Some(key));
-                        cut.channels.push(names.channel(topic.as_str()));
+                        next_batch.keys.push(Some(key));
+                        next_batch.channels.push(names.channel(topic.as_str()));
                     } else {
-                        self.unheard.remove(&key);
+                        self.unsubscribed.remove(&key);
                     }
                 }
-                Change::Remove(topic) => {
+                SubscriptionChange::Remove(topic) => {
                     if interest.server_of(topic.as_str()) == self.server {
-                        cut.channels.push(names.channel(topic.as_str()));
+                        next_batch.channels.push(names.channel(topic.as_str()));
                     }
                 }
-                Change::AddFixed(channel) => {
-                    cut.keys.push(None);
-                    cut.channels.push(channel);
+                SubscriptionChange::AddFixed(channel) => {
+                    next_batch.keys.push(None);
+                    next_batch.channels.push(channel);
                 }
-                Change::RemoveFixed(channel) => cut.channels.push(channel),
+                SubscriptionChange::RemoveFixed(channel) => next_batch.channels.push(channel),
             }
         }
-        (!cut.channels.is_empty()).then_some(cut)
+        (!next_batch.channels.is_empty()).then_some(next_batch)
     }
 
-    fn cut_walk(&mut self, names: &Names, interest: &Interest) -> Option<Cut> {
-        let mut cut = Cut { is_addition: true, is_of_walk: true, ..Cut::default() };
-        while cut.channels.len() < CHANNELS_PER_BATCH {
+    fn next_of_walk(&mut self, names: &Names, interest: &Interest) -> Option<BatchContent> {
+        let mut next_batch =
+            BatchContent { is_addition: true, is_of_walk: true, ..BatchContent::default() };
+        while next_batch.channels.len() < CHANNELS_PER_BATCH {
             let Some(place) = self.walk.next() else { break };
             if let Some((key, topic)) = interest.name_at(place)
                 && interest.server_of(topic.as_str()) == self.server
             {
-                cut.keys.push(Some(key));
-                cut.channels.push(names.channel(topic.as_str()));
+                next_batch.keys.push(Some(key));
+                next_batch.channels.push(names.channel(topic.as_str()));
             }
         }
-        (!cut.channels.is_empty()).then_some(cut)
+        (!next_batch.channels.is_empty()).then_some(next_batch)
     }
 }
 
 /// One command for all channels, or in a Cluster, where a command may name channels of one slot only,
 /// one for each.
-fn write(command: &Command, sub: &mut Subscriber, names: &Names) {
-    let Command { is_addition, channels, number } = command;
+fn write(command: &SubscribeBatch, sub: &mut Subscriber, names: &Names) {
+    let SubscribeBatch { is_addition, channels, number } = command;
     if names.is_sharded() {
         for channel in channels {
             let verb: &[u8] = match (names.is_of_a_slot(channel), is_addition) {
@@ -395,15 +399,15 @@ mod tests {
         }
     }
 
-    fn rooms(cut: &Cut) -> Vec<&str> {
-        cut.channels.iter().map(|channel| channel.split_once(":r:").unwrap().1).collect()
+    fn rooms(next_batch: &BatchContent) -> Vec<&str> {
+        next_batch.channels.iter().map(|channel| channel.split_once(":r:").unwrap().1).collect()
     }
 
     #[test]
     fn changes_keep_their_order_and_neighbours_of_a_kind_go_together() {
         let mut interest = Interest::new(Duration::ZERO);
         let mut subscriptions = Subscriptions::new(0, vec!["fixed".into()], 0);
-        assert_eq!(subscriptions.cut(&names(), &interest).unwrap().channels, ["fixed"]);
+        assert_eq!(subscriptions.next_batch(&names(), &interest).unwrap().channels, ["fixed"]);
         let room = TopicName::room;
         let (a, b) = (wanted(&mut interest, "a"), wanted(&mut interest, "b"));
         subscriptions.add(a, &room("a"));
@@ -411,8 +415,10 @@ mod tests {
         subscriptions.remove(room("a"));
         subscriptions.add(a, &room("a"));
         let mut cuts = Vec::new();
-        while let Some(cut) = subscriptions.cut(&names(), &Interest::new(Duration::ZERO)) {
-            cuts.push((cut.is_addition, rooms(&cut).join(",")));
+        while let Some(next_batch) =
+            subscriptions.next_batch(&names(), &Interest::new(Duration::ZERO))
+        {
+            cuts.push((next_batch.is_addition, rooms(&next_batch).join(",")));
         }
         assert_eq!(cuts, [(true, "a,b".into()), (false, "a".into()), (true, "a".into())]);
     }
@@ -427,19 +433,22 @@ mod tests {
         interest.leave(&TopicName::room("7"), ShardId(0), at, now);
         assert!(interest.take_expired(now).is_some());
         let mut subscriptions = Subscriptions::new(0, Vec::new(), interest.slots_end());
-        let _fixed = subscriptions.cut(&names(), &interest);
-        let first = subscriptions.cut(&names(), &interest).unwrap();
+        let _fixed = subscriptions.next_batch(&names(), &interest);
+        let first = subscriptions.next_batch(&names(), &interest).unwrap();
         let _late = wanted(&mut interest, "late");
         subscriptions.remove(TopicName::room("7"));
-        let change = subscriptions.cut(&names(), &interest).unwrap();
+        let change = subscriptions.next_batch(&names(), &interest).unwrap();
         assert_eq!((change.is_addition, rooms(&change)), (false, vec!["7"]));
-        let second = subscriptions.cut(&names(), &interest).unwrap();
-        let third = subscriptions.cut(&names(), &interest).unwrap();
-        assert!(subscriptions.cut(&names(), &interest).is_none());
+        let second = subscriptions.next_batch(&names(), &interest).unwrap();
+        let third = subscriptions.next_batch(&names(), &interest).unwrap();
+        assert!(subscriptions.next_batch(&names(), &interest).is_none());
         let cuts = [&first, &second, &third];
-        assert_eq!(cuts.map(|cut| cut.keys.len()), [512, 512, 1299 - 1024]);
-        let mut found: Vec<u32> =
-            cuts.iter().flat_map(|cut| rooms(cut)).map(|room| room.parse().unwrap()).collect();
+        assert_eq!(cuts.map(|next_batch| next_batch.keys.len()), [512, 512, 1299 - 1024]);
+        let mut found: Vec<u32> = cuts
+            .iter()
+            .flat_map(|next_batch| rooms(next_batch))
+            .map(|room| room.parse().unwrap())
+            .collect();
         found.sort_unstable();
         assert!(found.into_iter().eq((0..1300).filter(|n| *n != 7)));
     }
@@ -448,7 +457,7 @@ mod tests {
         let mut subscriptions = Subscriptions::new(0, vec!["fixed".into()], 0);
         assert!(subscriptions.next_command(&names(), interest).is_some());
         subscriptions.handle_subscribed();
-        assert_eq!(subscriptions.handle_ping(b"1", Instant::now()), Some(Answered::default()));
+        assert_eq!(subscriptions.handle_ping(b"1", Instant::now()), Some(BatchOutcome::default()));
         subscriptions
     }
 
@@ -461,18 +470,18 @@ mod tests {
         keys.iter().zip(&rooms).for_each(|(key, room)| subscriptions.add(*key, room));
         assert!(subscriptions.next_command(&names(), &interest).is_some());
         subscriptions.handle_subscribed();
-        subscriptions.handle_refusal();
+        subscriptions.handle_rejected();
         subscriptions.handle_subscribed();
         let answered = subscriptions.handle_ping(b"2", start).unwrap();
         assert_eq!(answered.confirmed, [keys[0], keys[2]]);
-        assert_eq!(subscriptions.unheard_since(), Some(start));
-        subscriptions.ask_again(start + STALLED, &interest);
+        assert_eq!(subscriptions.unsubscribed_since(), Some(start));
+        subscriptions.retry_stalled(start + STALLED, &interest);
         let again = subscriptions.next_command(&names(), &interest).unwrap();
         assert_eq!(again.channels, [names().channel("r:b")]);
         subscriptions.handle_subscribed();
         let answered = subscriptions.handle_ping(b"3", start).unwrap();
         assert_eq!((answered.confirmed, answered.missed), (vec![keys[1]], vec![]));
-        assert_eq!(subscriptions.unheard_since(), None);
+        assert_eq!(subscriptions.unsubscribed_since(), None);
     }
 
     #[test]
@@ -486,8 +495,8 @@ mod tests {
         subscriptions.handle_subscribed();
         assert!(subscriptions.revoke(key));
         let now = Instant::now();
-        assert_eq!(subscriptions.handle_ping(b"2", now), Some(Answered::default()));
-        subscriptions.ask_again(now + STALLED, &interest);
+        assert_eq!(subscriptions.handle_ping(b"2", now), Some(BatchOutcome::default()));
+        subscriptions.retry_stalled(now + STALLED, &interest);
         assert!(subscriptions.next_command(&names(), &interest).is_some());
         // What we have unsubscribed ourselves is nobody's loss.
         subscriptions.handle_subscribed();
@@ -497,7 +506,7 @@ mod tests {
         assert!(subscriptions.next_command(&names(), &interest).is_some());
         assert!(subscriptions.next_command(&names(), &interest).is_some());
         assert!(!subscriptions.revoke(key));
-        assert_eq!(subscriptions.handle_ping(b"4", now), Some(Answered::default()));
+        assert_eq!(subscriptions.handle_ping(b"4", now), Some(BatchOutcome::default()));
         subscriptions.handle_subscribed();
         assert_eq!(subscriptions.handle_ping(b"5", now).unwrap().confirmed, [key]);
     }

@@ -7,7 +7,7 @@
 //! Invariant: the age of the last canary that came back is the whole verdict.
 
 use crate::backplane::redis::connection::{Reply, is_text, poll_reply, send};
-use crate::backplane::redis::error_reply::Refusal;
+use crate::backplane::redis::error_reply::ErrorReply;
 use crate::backplane::redis::unreadable::number;
 use redis::aio::MultiplexedConnection;
 use redis::{RedisResult, Value};
@@ -19,7 +19,7 @@ pub struct Canary {
     interval: Duration,
     timeout: Duration,
     /// The newest that was sent, and when.
-    flown: Option<(u64, Instant)>,
+    last_sent: Option<(u64, Instant)>,
     /// When the last one came back, or the link began.
     back_at: Instant,
     has_come_back: bool,
@@ -27,7 +27,7 @@ pub struct Canary {
     /// The replication that the server was part of when the link began.
     replication: Option<String>,
     /// The server said that the channel is elsewhere.
-    is_astray: bool,
+    is_redirected: bool,
     /// How long the last one took.
     pub rtt: Duration,
     /// How many were not back when the next one flew.
@@ -40,12 +40,12 @@ impl Canary {
         Canary {
             interval,
             timeout,
-            flown: None,
+            last_sent: None,
             back_at: now,
             has_come_back: false,
             reply: None,
             replication: None,
-            is_astray: false,
+            is_redirected: false,
             rtt: Duration::ZERO,
             missed: 0,
         }
@@ -62,8 +62,8 @@ impl Canary {
     }
 
     /// Whether the server has said, since this was last asked, that the channel is elsewhere.
-    pub fn take_astray(&mut self) -> bool {
-        std::mem::take(&mut self.is_astray)
+    pub fn take_redirected(&mut self) -> bool {
+        std::mem::take(&mut self.is_redirected)
     }
 
     /// Lets one fly when it is time, by `publish` (`PUBLISH` or `SPUBLISH`). `Err`: none came back
@@ -89,14 +89,15 @@ impl Canary {
         }
         if self.reply.is_none() && self.is_due(now) {
             let number = self.number(now);
-            self.reply = Some(send(cx, fly(cmd.clone(), publish, channel.to_owned(), number)));
+            self.reply =
+                Some(send(cx, send_probe(cmd.clone(), publish, channel.to_owned(), number)));
         }
         Ok(())
     }
 
     /// One came back, or something else was said on its channel. Whether it was one.
-    pub fn hear(&mut self, body: &[u8], now: Instant) -> bool {
-        let (Some(number), Some((newest, flown_at))) = (number(body), self.flown) else {
+    pub fn handle_message(&mut self, body: &[u8], now: Instant) -> bool {
+        let (Some(number), Some((newest, sent_at))) = (number(body), self.last_sent) else {
             return false;
         };
         if !(1..=newest).contains(&number) {
@@ -106,7 +107,7 @@ impl Canary {
         self.back_at = now;
         self.has_come_back = true;
         if number == newest {
-            self.rtt = now.duration_since(flown_at);
+            self.rtt = now.duration_since(sent_at);
         }
         true
     }
@@ -118,8 +119,8 @@ impl Canary {
         let [published, role, info] = <[Value; 3]>::try_from(answers).unwrap_or(nothing);
         // Where the channel went is found out by whoever knows the Cluster; until then none comes
         // back.
-        self.is_astray |= Refusal::of(&published) == Some(Refusal::Elsewhere);
-        if !self.is_astray {
+        self.is_redirected |= ErrorReply::of(&published) == Some(ErrorReply::Moved);
+        if !self.is_redirected {
             published.extract_error().map_err(|error| format!("canary: {error}"))?;
         }
         // Asked for by itself: whoever has a link may ask for it, and not everyone for `INFO`.
@@ -141,20 +142,20 @@ impl Canary {
     }
 
     fn is_due(&self, now: Instant) -> bool {
-        self.flown.is_none_or(|(_, at)| now.duration_since(at) >= self.interval)
+        self.last_sent.is_none_or(|(_, at)| now.duration_since(at) >= self.interval)
     }
 
     fn number(&mut self, now: Instant) -> u64 {
-        let number = self.flown.map_or(1, |(number, _)| number + 1);
-        if self.flown.is_some_and(|(_, at)| self.back_at < at) {
+        let number = self.last_sent.map_or(1, |(number, _)| number + 1);
+        if self.last_sent.is_some_and(|(_, at)| self.back_at < at) {
             self.missed += 1;
         }
-        self.flown = Some((number, now));
+        self.last_sent = Some((number, now));
         number
     }
 }
 
-async fn fly(
+async fn send_probe(
     mut cmd: MultiplexedConnection,
     publish: &'static str,
     channel: String,
@@ -177,14 +178,14 @@ mod tests {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let mut canary = Canary::new(Duration::from_secs(1), Duration::from_secs(3), start);
-        assert!(!canary.hear(b"1", at(1)), "none was sent");
+        assert!(!canary.handle_message(b"1", at(1)), "none was sent");
         assert!(canary.is_due(start));
         assert_eq!(canary.number(at(2)), 1);
         assert!(!canary.is_due(at(3)));
-        assert!(!canary.hear(b"nonsense", at(3)));
-        assert!(!canary.hear(b"7", at(3)));
+        assert!(!canary.handle_message(b"nonsense", at(3)));
+        assert!(!canary.handle_message(b"7", at(3)));
         assert!(!canary.has_come_back());
-        assert!(canary.hear(b"1", at(5)));
+        assert!(canary.handle_message(b"1", at(5)));
         assert!(canary.has_come_back());
         assert_eq!(
             (canary.rtt, canary.age(at(9))),
@@ -193,7 +194,7 @@ mod tests {
         assert_eq!(canary.missed, 0);
         assert_eq!((canary.number(at(1002)), canary.number(at(2002))), (2, 3));
         assert_eq!(canary.missed, 1);
-        assert!(canary.hear(b"2", at(2010)));
+        assert!(canary.handle_message(b"2", at(2010)));
         assert_eq!(canary.age(at(2010)), Duration::ZERO, "late, but back");
     }
 
@@ -207,7 +208,7 @@ mod tests {
             let mut canary = Canary::new(Duration::from_secs(1), Duration::from_secs(3), start);
             canary.number(start);
             let is_ours = body == b"1";
-            proptest::prop_assert_eq!(canary.hear(&body, start), is_ours);
+            proptest::prop_assert_eq!(canary.handle_message(&body, start), is_ours);
             let _ = canary.check(answers);
         }
     }

@@ -14,7 +14,7 @@
 //!
 //! Invariant: whatever is answered, or not answered, no link is given up for it.
 
-use crate::backplane::redis::connection::{Link, Reply, poll_reply, send};
+use crate::backplane::redis::connection::{Reply, ServerLink, poll_reply, send};
 use crate::backplane::redis::health::info::{self, SECTIONS, SETTINGS};
 use crate::metrics::redis::{RedisNumbers, advice};
 use crate::plan::RedisPlan;
@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 /// How long an answer may take, whatever else may take longer: older numbers are of no use.
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// How often settings are looked at, and whether a refused question is allowed by now.
-const SELDOM: Duration = Duration::from_secs(60);
+const SETTINGS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// See the module. It outlives links, so that nothing is said twice.
 pub struct Monitor {
@@ -36,65 +36,66 @@ pub struct Monitor {
     keeps_history: bool,
     /// Where the server is, for the log.
     server: String,
-    own: Own,
-    under_way: Option<(Vec<Question>, Reply<Vec<Value>>)>,
-    asked: [Asked; QUESTIONS.len()],
+    subscriber_id: SubscriberId,
+    in_flight: Option<(Vec<MonitorQuery>, Reply<Vec<Value>>)>,
+    states: [QueryState; QUERIES.len()],
     numbers: Arc<RedisNumbers>,
     /// What was advised and still holds.
-    told: BTreeSet<&'static str>,
-    is_silence_told: bool,
+    advised: BTreeSet<&'static str>,
+    is_silence_logged: bool,
 }
 
 /// What is asked, and by which commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Question {
+enum MonitorQuery {
     /// `CONFIG GET`, setting by setting: several in one command need Redis 7.
     Settings,
     /// `INFO`, section by section.
     Info,
     /// `CLIENT LIST ID`: what waits for this node.
-    Own,
+    SubscriberId,
 }
 
-const QUESTIONS: [Question; 3] = [Question::Settings, Question::Info, Question::Own];
+const QUERIES: [MonitorQuery; 3] =
+    [MonitorQuery::Settings, MonitorQuery::Info, MonitorQuery::SubscriberId];
 
 /// What became of a question.
 #[derive(Default)]
-struct Asked {
+struct QueryState {
     /// `None`: at once.
     due_at: Option<Instant>,
     /// The last answers, command by command. Numbers are read from these.
     answers: Vec<Option<Vec<u8>>>,
-    is_refusal_told: bool,
+    is_refusal_logged: bool,
 }
 
 /// The id of the connection that subscribes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Own {
+enum SubscriberId {
     Unasked,
-    Known(i64),
+    TopologyChange(i64),
     Refused,
 }
 
-impl Question {
+impl MonitorQuery {
     fn commands(self) -> usize {
         match self {
-            Question::Settings => SETTINGS.len(),
-            Question::Info => SECTIONS.len(),
-            Question::Own => 1,
+            MonitorQuery::Settings => SETTINGS.len(),
+            MonitorQuery::Info => SECTIONS.len(),
+            MonitorQuery::SubscriberId => 1,
         }
     }
 
-    fn write(self, own: i64, pipeline: &mut Pipeline) {
+    fn write(self, subscriber_id: i64, pipeline: &mut Pipeline) {
         match self {
-            Question::Settings => SETTINGS.iter().for_each(|setting| {
+            MonitorQuery::Settings => SETTINGS.iter().for_each(|setting| {
                 pipeline.cmd("CONFIG").arg("GET").arg(setting);
             }),
-            Question::Info => SECTIONS.iter().for_each(|section| {
+            MonitorQuery::Info => SECTIONS.iter().for_each(|section| {
                 pipeline.cmd("INFO").arg(section.name);
             }),
-            Question::Own => {
-                pipeline.cmd("CLIENT").arg("LIST").arg("ID").arg(own);
+            MonitorQuery::SubscriberId => {
+                pipeline.cmd("CLIENT").arg("LIST").arg("ID").arg(subscriber_id);
             }
         }
     }
@@ -103,18 +104,18 @@ impl Question {
         for (at, answer) in answers.iter().enumerate() {
             let Some(answer) = answer else { continue };
             match self {
-                Question::Settings => info::read_setting(SETTINGS[at], answer, numbers),
-                Question::Info => info::read(&SECTIONS[at], answer, numbers),
-                Question::Own => info::read_client(answer, numbers),
+                MonitorQuery::Settings => info::read_setting(SETTINGS[at], answer, numbers),
+                MonitorQuery::Info => info::read(&SECTIONS[at], answer, numbers),
+                MonitorQuery::SubscriberId => info::read_client(answer, numbers),
             }
         }
     }
 
-    fn tell_refusal(self, server: &str, error: &str) {
+    fn log_refusal(self, server: &str, error: &str) {
         let (allow, missing) = match self {
-            Question::Settings => ("+config|get", "its settings cannot be judged"),
-            Question::Info => ("+info", "the numbers of the server are missing"),
-            Question::Own => {
+            MonitorQuery::Settings => ("+config|get", "its settings cannot be judged"),
+            MonitorQuery::Info => ("+info", "the numbers of the server are missing"),
+            MonitorQuery::SubscriberId => {
                 ("+client|id +client|list", "what waits in Redis for this node is not known")
             }
         };
@@ -134,12 +135,12 @@ impl Monitor {
             interval: Duration::from_millis(plan.monitor_interval_ms),
             keeps_history: plan.keeps_history,
             server: String::new(),
-            own: Own::Unasked,
-            under_way: None,
-            asked: Default::default(),
+            subscriber_id: SubscriberId::Unasked,
+            in_flight: None,
+            states: Default::default(),
             numbers: Arc::default(),
-            told: BTreeSet::new(),
-            is_silence_told: false,
+            advised: BTreeSet::new(),
+            is_silence_logged: false,
         };
         monitor.forget();
         monitor
@@ -151,122 +152,125 @@ impl Monitor {
     }
 
     /// Asks what is due on a link that is up, and takes what was answered. `server`: where it goes.
-    pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant, link: &Link, server: &str) {
+    pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant, link: &ServerLink, server: &str) {
         if self.interval.is_zero() {
             return;
         }
         if self.server != server {
-            self.meet(server);
+            self.set_server(server);
         }
-        self.learn_own(link);
-        if let Some((_, reply)) = &mut self.under_way {
+        self.learn_subscriber_id(link);
+        if let Some((_, reply)) = &mut self.in_flight {
             let Poll::Ready(answers) = poll_reply(reply, cx) else { return };
-            let (questions, _) = self.under_way.take().expect("it was just looked at");
+            let (queries, _) = self.in_flight.take().expect("it was just looked at");
             match answers {
-                Ok(answers) => self.handle_answers(&questions, answers, now),
-                Err(error) => self.handle_silence(&questions, &error.to_string(), now),
+                Ok(answers) => self.handle_answers(&queries, answers, now),
+                Err(error) => self.handle_silence(&queries, &error.to_string(), now),
             }
         }
         let due = self.due(now);
         if !due.is_empty() {
             let pipeline = self.write(&due);
-            let commands = due.iter().map(|question| question.commands()).sum();
-            self.under_way = Some((due, send(cx, ask(link.cmd.clone(), pipeline, commands))));
+            let commands = due.iter().map(|query| query.commands()).sum();
+            self.in_flight = Some((due, send(cx, ask(link.cmd.clone(), pipeline, commands))));
         }
     }
 
     /// The link is lost, and with it the right to say anything of the server.
     pub fn lose_link(&mut self) {
-        self.own = Own::Unasked;
-        self.under_way = None;
-        for asked in &mut self.asked {
-            asked.due_at = None;
-            asked.answers.clear();
+        self.subscriber_id = SubscriberId::Unasked;
+        self.in_flight = None;
+        for states in &mut self.states {
+            states.due_at = None;
+            states.answers.clear();
         }
         self.forget();
     }
 
     /// What was said of another server says nothing of this one.
-    fn meet(&mut self, server: &str) {
+    fn set_server(&mut self, server: &str) {
         server.clone_into(&mut self.server);
-        self.told.clear();
-        self.is_silence_told = false;
-        self.asked.iter_mut().for_each(|asked| asked.is_refusal_told = false);
+        self.advised.clear();
+        self.is_silence_logged = false;
+        self.states.iter_mut().for_each(|states| states.is_refusal_logged = false);
     }
 
     /// The id of the connection that subscribes, which the link asked for.
-    fn learn_own(&mut self, link: &Link) {
-        if self.own == Own::Unasked {
-            self.own = match &link.sub_id {
-                Ok(id) => Own::Known(*id),
+    fn learn_subscriber_id(&mut self, link: &ServerLink) {
+        if self.subscriber_id == SubscriberId::Unasked {
+            self.subscriber_id = match &link.sub_id {
+                Ok(id) => SubscriberId::TopologyChange(*id),
                 Err(error) => {
-                    self.refuse(Question::Own, error);
-                    Own::Refused
+                    self.refuse(MonitorQuery::SubscriberId, error);
+                    SubscriberId::Refused
                 }
             };
         }
     }
 
-    fn due(&self, now: Instant) -> Vec<Question> {
-        let is_due = |question: &Question| {
-            let may_ask = *question != Question::Own || matches!(self.own, Own::Known(_));
-            may_ask && self.asked[*question as usize].due_at.is_none_or(|due_at| due_at <= now)
+    fn due(&self, now: Instant) -> Vec<MonitorQuery> {
+        let is_due = |query: &MonitorQuery| {
+            let may_ask = *query != MonitorQuery::SubscriberId
+                || matches!(self.subscriber_id, SubscriberId::TopologyChange(_));
+            may_ask && self.states[*query as usize].due_at.is_none_or(|due_at| due_at <= now)
         };
-        QUESTIONS.into_iter().filter(is_due).collect()
+        QUERIES.into_iter().filter(is_due).collect()
     }
 
-    fn write(&self, questions: &[Question]) -> Pipeline {
-        let own = if let Own::Known(id) = self.own { id } else { 0 };
+    fn write(&self, queries: &[MonitorQuery]) -> Pipeline {
+        let subscriber_id =
+            if let SubscriberId::TopologyChange(id) = self.subscriber_id { id } else { 0 };
         let mut pipeline = Pipeline::new();
-        questions.iter().for_each(|question| question.write(own, &mut pipeline));
+        queries.iter().for_each(|query| query.write(subscriber_id, &mut pipeline));
         pipeline
     }
 
-    fn handle_answers(&mut self, questions: &[Question], answers: Vec<Value>, now: Instant) {
+    fn handle_answers(&mut self, queries: &[MonitorQuery], answers: Vec<Value>, now: Instant) {
         let mut answers = answers.into_iter();
-        for question in questions {
-            let own = answers.by_ref().take(question.commands()).collect();
-            self.handle_answer(*question, own, now);
+        for query in queries {
+            let subscriber_id = answers.by_ref().take(query.commands()).collect();
+            self.handle_answer(*query, subscriber_id, now);
         }
-        self.is_silence_told = false;
+        self.is_silence_logged = false;
         let numbers = self.read();
-        let warnings = self.tell(&numbers);
+        let warnings = self.log_advice(&numbers);
         let warnings = numbers.monitor_up.map(|_| warnings);
         self.numbers = Arc::new(RedisNumbers { warnings, ..numbers });
     }
 
     /// Answers to one question. Those that are errors bring nothing, the others what they have.
-    fn handle_answer(&mut self, question: Question, answers: Vec<Value>, now: Instant) {
+    fn handle_answer(&mut self, query: MonitorQuery, answers: Vec<Value>, now: Instant) {
         let refused = answers.iter().find_map(|answer| match answer {
             Value::ServerError(error) => Some(error.to_string()),
             _ => None,
         });
-        let seldom = refused.is_some() || question == Question::Settings;
-        let asked = &mut self.asked[question as usize];
-        asked.due_at = Some(now + if seldom { self.interval.max(SELDOM) } else { self.interval });
-        asked.answers = answers.into_iter().map(text).collect();
+        let seldom = refused.is_some() || query == MonitorQuery::Settings;
+        let states = &mut self.states[query as usize];
+        states.due_at =
+            Some(now + if seldom { self.interval.max(SETTINGS_INTERVAL) } else { self.interval });
+        states.answers = answers.into_iter().map(text).collect();
         match refused {
-            Some(error) => self.refuse(question, &error),
-            None => asked.is_refusal_told = false,
+            Some(error) => self.refuse(query, &error),
+            None => states.is_refusal_logged = false,
         }
     }
 
     /// There was no answer, to none of them. Whether the link still lives is the canary's business.
-    fn handle_silence(&mut self, questions: &[Question], error: &str, now: Instant) {
-        for question in questions {
-            self.asked[*question as usize].due_at = Some(now + self.interval);
+    fn handle_silence(&mut self, queries: &[MonitorQuery], error: &str, now: Instant) {
+        for query in queries {
+            self.states[*query as usize].due_at = Some(now + self.interval);
         }
-        if !std::mem::replace(&mut self.is_silence_told, true) {
+        if !std::mem::replace(&mut self.is_silence_logged, true) {
             let server = &self.server;
             tracing::warn!(server, error, "Redis does not say how it is; its numbers are missing");
         }
         self.forget();
     }
 
-    fn refuse(&mut self, question: Question, error: &str) {
-        let asked = &mut self.asked[question as usize];
-        if !std::mem::replace(&mut asked.is_refusal_told, true) {
-            question.tell_refusal(&self.server, error);
+    fn refuse(&mut self, query: MonitorQuery, error: &str) {
+        let states = &mut self.states[query as usize];
+        if !std::mem::replace(&mut states.is_refusal_logged, true) {
+            query.log_refusal(&self.server, error);
         }
     }
 
@@ -278,26 +282,26 @@ impl Monitor {
     /// Everything that is known, from the last answers.
     fn read(&self) -> RedisNumbers {
         let mut numbers = RedisNumbers::default();
-        for (question, asked) in QUESTIONS.iter().zip(&self.asked) {
-            question.read(&asked.answers, &mut numbers);
+        for (query, states) in QUERIES.iter().zip(&self.states) {
+            query.read(&states.answers, &mut numbers);
         }
-        let info = &self.asked[Question::Info as usize].answers;
+        let info = &self.states[MonitorQuery::Info as usize].answers;
         numbers.monitor_up =
             Some(u64::from(info.iter().flatten().any(|answer| !answer.is_empty())));
         numbers
     }
 
     /// Says what is unsafe, each thing once for as long as it is so. How many warnings there are.
-    fn tell(&mut self, numbers: &RedisNumbers) -> u64 {
+    fn log_advice(&mut self, numbers: &RedisNumbers) -> u64 {
         let found = advice(numbers, self.keeps_history);
         let server = &self.server;
-        for advice in found.iter().filter(|advice| !self.told.contains(advice.about)) {
+        for advice in found.iter().filter(|advice| !self.advised.contains(advice.about)) {
             match advice.is_warning {
                 true => tracing::warn!(server, "{}. Write {}", advice.text, advice.write),
                 false => tracing::info!(server, "{}. Write {}", advice.text, advice.write),
             }
         }
-        self.told = found.iter().map(|advice| advice.about).collect();
+        self.advised = found.iter().map(|advice| advice.about).collect();
         found.iter().filter(|advice| advice.is_warning).count() as u64
     }
 }
@@ -341,11 +345,11 @@ mod tests {
             SETTINGS.iter().map(of).map(text).collect::<Vec<_>>()
         };
         for untold in [refused, Value::Map(Vec::new())] {
-            Question::Settings.read(&answers(&untold), &mut numbers);
+            MonitorQuery::Settings.read(&answers(&untold), &mut numbers);
             assert_eq!(numbers, RedisNumbers::default(), "{untold:?}");
         }
         let empty = Value::Map(vec![(text_of("save"), text_of(""))]);
-        Question::Settings.read(&answers(&empty), &mut numbers);
+        MonitorQuery::Settings.read(&answers(&empty), &mut numbers);
         assert_eq!(numbers.is_saving, Some(0));
     }
 }

@@ -16,7 +16,7 @@ use std::time::Instant;
 /// What servers count, and the node tells as sums over all that ever were: a sum does not become
 /// smaller because a server leaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sums {
+pub struct ServerTotals {
     /// Reads of histories.
     pub history_reads: u64,
     /// Joins that had to wait for one.
@@ -29,10 +29,10 @@ pub struct Sums {
     pub canaries_missed: u64,
 }
 
-impl AddAssign for Sums {
-    fn add_assign(&mut self, more: Sums) {
+impl AddAssign for ServerTotals {
+    fn add_assign(&mut self, more: ServerTotals) {
         // Field by field, so that none is forgotten.
-        *self = Sums {
+        *self = ServerTotals {
             history_reads: self.history_reads + more.history_reads,
             recoveries_waited: self.recoveries_waited + more.recoveries_waited,
             holes_repaired: self.holes_repaired + more.holes_repaired,
@@ -44,14 +44,14 @@ impl AddAssign for Sums {
 
 /// See the module.
 #[derive(Default)]
-pub struct Census {
+pub struct SnapshotBuilder {
     picture: Arc<Picture>,
     is_new: bool,
 }
 
-impl Census {
+impl SnapshotBuilder {
     /// Looks at everybody.
-    pub fn look(
+    pub fn update(
         &mut self,
         servers: &[Server],
         topology: &Topology,
@@ -62,7 +62,7 @@ impl Census {
         let known = servers.iter().enumerate().filter(|(_, server)| !server.name.is_empty());
         let mut picture = Picture::default();
         topology.describe(now, &mut picture);
-        let numbers = known.map(|(at, server)| server.numbers(interest.confirmed_by(at)));
+        let numbers = known.map(|(at, server)| server.state(interest.confirmed_by(at)));
         self.take(picture, numbers);
     }
 
@@ -103,37 +103,37 @@ mod tests {
 
     #[test]
     fn a_picture_is_new_only_if_something_in_it_is() {
-        let mut census = Census::default();
-        assert!(census.take_snapshot().is_none(), "of nothing there is none");
-        census.take(Picture::default(), [server("a:1", 1), server("b:2", 1)].into_iter());
-        let first = census.take_snapshot().expect("two servers");
-        census.take(Picture::default(), [server("a:1", 1), server("b:2", 1)].into_iter());
-        assert!(census.take_snapshot().is_none(), "all is as it was");
-        census.take(Picture::default(), [server("a:1", 1), server("b:2", 0)].into_iter());
-        let second = census.take_snapshot().expect("one is down");
+        let mut snapshot = SnapshotBuilder::default();
+        assert!(snapshot.take_snapshot().is_none(), "of nothing there is none");
+        snapshot.take(Picture::default(), [server("a:1", 1), server("b:2", 1)].into_iter());
+        let first = snapshot.take_snapshot().expect("two servers");
+        snapshot.take(Picture::default(), [server("a:1", 1), server("b:2", 1)].into_iter());
+        assert!(snapshot.take_snapshot().is_none(), "all is as it was");
+        snapshot.take(Picture::default(), [server("a:1", 1), server("b:2", 0)].into_iter());
+        let second = snapshot.take_snapshot().expect("one is down");
         assert!(Arc::ptr_eq(&first.servers[0], &second.servers[0]), "the other is as it was");
         assert!(!second.servers[1].is_up());
         let silent = vec![("s:1".to_owned(), None)];
         let alone = Picture { silent_sentinels: silent, ..Picture::default() };
-        census.take(alone, second.servers.iter().map(|server| (**server).clone()));
-        assert!(census.take_snapshot().is_some(), "a sentinel is silent");
-        census.take(Picture::default(), [server("b:2", 0)].into_iter());
-        assert_eq!(census.take_snapshot().expect("one has left").servers.len(), 1);
+        snapshot.take(alone, second.servers.iter().map(|server| (**server).clone()));
+        assert!(snapshot.take_snapshot().is_some(), "a sentinel is silent");
+        snapshot.take(Picture::default(), [server("b:2", 0)].into_iter());
+        assert_eq!(snapshot.take_snapshot().expect("one has left").servers.len(), 1);
     }
 
     #[test]
     fn what_the_departed_counted_stays_in_the_sum() {
-        let some = Sums {
+        let some = ServerTotals {
             history_reads: 1,
             recoveries_waited: 2,
             holes_repaired: 3,
             holes_lost: 4,
             canaries_missed: 5,
         };
-        let mut departed = Sums::default();
+        let mut departed = ServerTotals::default();
         departed += some;
         departed += some;
-        let twice = Sums {
+        let twice = ServerTotals {
             history_reads: 2,
             recoveries_waited: 4,
             holes_repaired: 6,

@@ -4,7 +4,7 @@
 
 use crate::backplane::history::log::{MessageLog, RunRequest};
 use crate::backplane::local::Local;
-use crate::backplane::redis::history::follower::{Topic, cut_of};
+use crate::backplane::redis::history::follower::{FollowedTopic, fork_offset_of};
 use crate::ids::{Position, ShardId, TopicKind};
 use crate::link::{
     HistoryError, HistoryPage, HistoryRequest, RecoveryReply, RecoveryRequest, Unrecoverable,
@@ -13,81 +13,84 @@ use crate::protocol::run::Run;
 use crate::protocol::{Page, Recovery, Unrecovered};
 use std::time::Instant;
 
-pub(super) struct Waiting {
+pub(super) struct PendingRequest {
     pub(super) since: Instant,
-    pub(super) question: Question,
+    pub(super) request: TopicRequest,
     /// It is not answered before so many reads of its topic.
     pub(super) after: u64,
 }
 
-pub(super) enum Question {
+pub(super) enum TopicRequest {
     Recover(ShardId, Box<RecoveryRequest>),
     History(Box<HistoryRequest>),
 }
 
-impl Topic {
+impl FollowedTopic {
     /// Answers from the copy, or gives the question back.
     pub(super) fn answer(
         &mut self,
-        question: Question,
+        request: TopicRequest,
         after: u64,
         bytes_max: usize,
         local: &mut Local,
-    ) -> Option<Question> {
-        let is_recover = matches!(question, Question::Recover(..));
+    ) -> Option<TopicRequest> {
+        let is_recover = matches!(request, TopicRequest::Recover(..));
         let must_hear = is_recover && !self.is_subscribed;
         let is_fresh = self.reads >= after;
         // What a user has acknowledged may have been said on another node, and is read anew.
         let must_read = is_recover && self.is_user() && !is_fresh;
         let is_known = self.is_synced && !must_hear && !must_read;
-        let is_short = self.unheard().is_some();
-        let Some(log) = self.log.as_mut().filter(|_| is_known) else { return Some(question) };
-        let is_complete = log.first() <= self.floor;
-        match question {
-            Question::Recover(shard, ask) if matches!(self.name.kind(), TopicKind::User(_)) => {
+        let is_short = self.first_missing_unacknowledged().is_some();
+        let Some(log) = self.log.as_mut().filter(|_| is_known) else { return Some(request) };
+        let is_complete = log.first() <= self.oldest_available;
+        match request {
+            TopicRequest::Recover(shard, ask) if matches!(self.name.kind(), TopicKind::User(_)) => {
                 if is_short {
-                    return Some(Question::Recover(shard, ask));
+                    return Some(TopicRequest::Recover(shard, ask));
                 }
-                let reader = RunRequest { topic: &self.name, encoding: ask.encoding, bytes_max };
-                let (recovery, missed) = log.unacknowledged(self.acked, reader);
-                bring(shard, *ask, log.position(), recovery, missed, local);
+                let run_request =
+                    RunRequest { topic: &self.name, encoding: ask.encoding, bytes_max };
+                let (recovery, missed) = log.unacknowledged(self.acked, run_request);
+                send_reply(shard, *ask, log.position(), recovery, missed, local);
             }
-            Question::Recover(shard, ask) => {
-                let reader = RunRequest { topic: &self.name, encoding: ask.encoding, bytes_max };
+            TopicRequest::Recover(shard, ask) => {
+                let run_request =
+                    RunRequest { topic: &self.name, encoding: ask.encoding, bytes_max };
                 let found = match ask.since {
                     None => Ok(None),
                     Some(_) if !self.recovery => Err(Unrecovered::NotEnabled),
-                    Some(since) => translate(since, log, &self.chain)
-                        .and_then(|since| log.since(since, reader))
+                    Some(since) => translate(since, log, &self.lineage)
+                        .and_then(|since| log.since(since, run_request))
                         .map(Some),
                 };
                 if found == Err(Unrecovered::Trimmed) && !is_complete {
-                    return Some(Question::Recover(shard, ask));
+                    return Some(TopicRequest::Recover(shard, ask));
                 }
                 // Who has heard more than this node knows makes it look again before it denies it:
                 // its wire may be dead, and nobody has noticed yet.
                 if found == Err(Unrecovered::TailLost) && !is_fresh {
-                    return Some(Question::Recover(shard, ask));
+                    return Some(TopicRequest::Recover(shard, ask));
                 }
                 match found {
                     Err(Unrecovered::TailLost) => {
-                        let instead = replaced(&ask, log, &self.chain, reader);
+                        let instead = superseding_run(&ask, log, &self.lineage, run_request);
                         if instead == Some(Err(Unrecovered::Trimmed)) && !is_complete {
-                            return Some(Question::Recover(shard, ask));
+                            return Some(TopicRequest::Recover(shard, ask));
                         }
                         tail_lost(shard, *ask, log.position(), instead, local);
                     }
-                    found => recovered(shard, *ask, log.position(), found, local),
+                    found => reply_recovery(shard, *ask, log.position(), found, local),
                 }
             }
             // Whoever was just told where their message stands finds it there: the copy may not have
             // it yet, because that comes on another connection.
-            Question::History(ask) if !is_complete || !is_fresh => {
-                return Some(Question::History(ask));
+            TopicRequest::History(ask) if !is_complete || !is_fresh => {
+                return Some(TopicRequest::History(ask));
             }
-            Question::History(ask) => {
-                let reader = RunRequest { topic: &self.name, encoding: ask.encoding, bytes_max };
-                let said = page(&ask, log, &self.chain, reader);
+            TopicRequest::History(ask) => {
+                let run_request =
+                    RunRequest { topic: &self.name, encoding: ask.encoding, bytes_max };
+                let said = page(&ask, log, &self.lineage, run_request);
                 local.reply_history(ask.topic, ask.to, said);
             }
         }
@@ -99,30 +102,30 @@ impl Topic {
 fn translate(
     since: Position,
     log: &MessageLog,
-    chain: &[(u64, u64)],
+    lineage: &[(u64, u64)],
 ) -> Result<Position, Unrecovered> {
     let epoch = log.position().epoch;
     if since.epoch == epoch {
         return Ok(since);
     }
-    match cut_of(chain, since.epoch) {
+    match fork_offset_of(lineage, since.epoch) {
         None => Err(Unrecovered::Epoch),
-        Some(cut) if since.offset > cut => Err(Unrecovered::TailLost),
+        Some(fork_offset) if since.offset > fork_offset => Err(Unrecovered::TailLost),
         Some(_) => Ok(Position { epoch, offset: since.offset }),
     }
 }
 
 /// What was said instead of the last that was heard. `None`: it was of this very history.
-fn replaced(
+fn superseding_run(
     ask: &RecoveryRequest,
     log: &mut MessageLog,
-    chain: &[(u64, u64)],
-    reader: RunRequest<'_>,
+    lineage: &[(u64, u64)],
+    run_request: RunRequest<'_>,
 ) -> Option<Result<Run, Unrecovered>> {
     let Position { epoch, .. } = log.position();
     let since = ask.since.filter(|since| since.epoch != epoch)?;
-    let offset = cut_of(chain, since.epoch)?;
-    Some(log.since(Position { epoch, offset }, reader))
+    let offset = fork_offset_of(lineage, since.epoch)?;
+    Some(log.since(Position { epoch, offset }, run_request))
 }
 
 /// If what was said instead fits, it follows.
@@ -136,13 +139,13 @@ fn tail_lost(
     match instead {
         Some(Ok(run)) if run.messages > 0 => {
             let recovery = Recovery::Replaced { messages: run.messages };
-            bring(shard, ask, position, recovery, run, local);
+            send_reply(shard, ask, position, recovery, run, local);
         }
-        _ => recovered(shard, ask, position, Err(Unrecovered::TailLost), local),
+        _ => reply_recovery(shard, ask, position, Err(Unrecovered::TailLost), local),
     }
 }
 
-fn recovered(
+fn reply_recovery(
     shard: ShardId,
     ask: RecoveryRequest,
     position: Position,
@@ -154,10 +157,10 @@ fn recovered(
         Ok(Some(run)) => (Recovery::Recovered { messages: run.messages }, run),
         Err(why) => (Recovery::NotRecovered(why), Run::default()),
     };
-    bring(shard, ask, position, recovery, missed, local);
+    send_reply(shard, ask, position, recovery, missed, local);
 }
 
-fn bring(
+fn send_reply(
     shard: ShardId,
     ask: RecoveryRequest,
     position: Position,
@@ -171,23 +174,23 @@ fn bring(
 
 /// Too many ask, or Redis does not answer: better to be in the room without what was missed. Where
 /// even the position is not known, there is nothing to come back to from here.
-pub(super) fn overload(
+pub(super) fn reply_overload(
     shard: ShardId,
     ask: RecoveryRequest,
     position: Option<Position>,
     local: &mut Local,
 ) {
     let position = position.unwrap_or(Position { epoch: 0, offset: 0 });
-    recovered(shard, ask, position, Err(Unrecovered::Overload), local);
+    reply_recovery(shard, ask, position, Err(Unrecovered::Overload), local);
 }
 
 /// What Redis has of the history is nothing that we wrote.
-pub(super) fn refuse(question: Question, local: &mut Local) {
-    match question {
-        Question::History(ask) => {
+pub(super) fn reply_unreadable(request: TopicRequest, local: &mut Local) {
+    match request {
+        TopicRequest::History(ask) => {
             local.reply_history(ask.topic, ask.to, Err(HistoryError::Unreadable))
         }
-        Question::Recover(shard, ask) => {
+        TopicRequest::Recover(shard, ask) => {
             let RecoveryRequest { at, conn, ticket, .. } = *ask;
             local.refuse_recovery(shard, Unrecoverable { at, conn, ticket });
         }
@@ -197,11 +200,11 @@ pub(super) fn refuse(question: Question, local: &mut Local) {
 fn page(
     ask: &HistoryRequest,
     log: &MessageLog,
-    chain: &[(u64, u64)],
-    reader: RunRequest<'_>,
+    lineage: &[(u64, u64)],
+    run_request: RunRequest<'_>,
 ) -> Result<HistoryPage, HistoryError> {
-    let since = ask.page.since.map(|since| translate(since, log, chain)).transpose();
-    let messages = since.and_then(|since| log.page(Page { since, ..ask.page }, reader));
+    let since = ask.page.since.map(|since| translate(since, log, lineage)).transpose();
+    let messages = since.and_then(|since| log.page(Page { since, ..ask.page }, run_request));
     match messages {
         Ok(messages) => Ok(HistoryPage { position: log.position(), messages }),
         Err(why) => Err(HistoryError::Unrecovered(why)),

@@ -13,24 +13,24 @@
 //! under way.
 
 use crate::backplane::local::Local;
-use crate::backplane::redis::connection::{Reply, Way, fly, poll_reply, send};
-use crate::backplane::redis::error_reply::Refusal;
-use crate::backplane::redis::history::answer::refuse;
-use crate::backplane::redis::history::follower::Found;
-use crate::backplane::redis::history::reply::{FIELDS, Read, position_of, read_of};
-use crate::backplane::redis::history::{HELD_MAX, Histories, META_TTL_S, Place};
+use crate::backplane::redis::connection::{CommandContext, Reply, execute, poll_reply, send};
+use crate::backplane::redis::error_reply::ErrorReply;
+use crate::backplane::redis::history::answer::reply_unreadable;
+use crate::backplane::redis::history::follower::ReadOutcome;
+use crate::backplane::redis::history::reply::{FIELDS, FetchedHistory, parse_history, parse_meta};
+use crate::backplane::redis::history::{HELD_MAX, Histories, META_TTL_S, TopicRef};
 use crate::backplane::redis::names::Names;
-use crate::backplane::redis::scripts::{self, REPAIR_MS, Which};
-use crate::backplane::redis::unreadable::Unreadable;
+use crate::backplane::redis::scripts::{self, HistoryScript, REPAIR_MS};
+use crate::backplane::redis::unreadable::UnreadableValue;
 use crate::ids::TopicName;
 use redis::{Pipeline, RedisResult, Value};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 /// Topics read in one pipeline.
-pub(super) const READS_PER_FLIGHT: usize = 64;
+pub(super) const READS_PER_BATCH: usize = 64;
 /// Pipelines under way.
-const FLIGHTS_MAX: usize = 4;
+const BATCHES_MAX: usize = 4;
 /// A stream may be longer than was asked for by so much: Redis trims it by whole nodes.
 const STREAM_SLACK: usize = 256;
 /// After how long a server that would not say is asked again.
@@ -44,19 +44,19 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(REPAIR_MS / 2);
 const UNREADABLE_PAUSE_MIN: Duration = Duration::from_millis(250);
 const UNREADABLE_PAUSE_MAX: Duration = Duration::from_secs(30);
 
-pub(super) struct Flight {
-    pub(super) topics: Vec<Place>,
+pub(super) struct FetchBatch {
+    pub(super) topics: Vec<TopicRef>,
     pub(super) reply: Reply<Vec<Value>>,
-    pub(super) what: Asked,
+    pub(super) what: BatchKind,
 }
 
 /// What a pipeline asks of each of its topics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum BatchKind {
     /// Position and messages.
     Read,
     /// To begin where there is no history.
-    Open,
+    Create,
     /// To take back what it has lost.
     Repair,
 }
@@ -67,70 +67,86 @@ impl Histories {
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        way: &Way<'_>,
+        context: &CommandContext<'_>,
         local: &mut Local,
     ) -> RedisResult<bool> {
-        let mut is_busy = self.poll_loading(cx, way)?;
-        while let Some((at, _)) = self.later.front()
+        let mut is_busy = self.poll_script_load(cx, context)?;
+        while let Some((at, _)) = self.to_retry.front()
             && *at <= now
         {
-            let (_, place) = self.later.pop_front().expect("it was just looked at");
-            self.wanted.push_back(place);
+            let (_, topic_ref) = self.to_retry.pop_front().expect("it was just looked at");
+            self.to_read.push_back(topic_ref);
         }
-        while !self.is_held && self.flights.len() < FLIGHTS_MAX && !self.wanted.is_empty() {
-            let (pipeline, topics) = self.load(way.names, now);
+        while !self.is_paused && self.batches.len() < BATCHES_MAX && !self.to_read.is_empty() {
+            let (pipeline, topics) = self.build_read_batch(context.names, now);
             if topics.is_empty() {
                 break; // the next tick brings more
             }
             self.numbers.reads += topics.len() as u64;
-            let reply = send(cx, fly(way.cmd.clone(), pipeline));
-            self.flights.push_back(Flight { topics, reply, what: Asked::Read });
+            let reply = send(cx, execute(context.cmd.clone(), pipeline));
+            self.batches.push_back(FetchBatch { topics, reply, what: BatchKind::Read });
             is_busy = true;
         }
-        while let Some(front) = self.flights.front_mut() {
+        while let Some(front) = self.batches.front_mut() {
             let Poll::Ready(answers) = poll_reply(&mut front.reply, cx) else { break };
-            let flight = self.flights.pop_front().expect("it was just looked at");
+            let batch = self.batches.pop_front().expect("it was just looked at");
             is_busy = true;
-            let next = self.land(&flight, answers?, (way.names, way.generation), now, local)?;
+            let next = self.handle_replies(
+                &batch,
+                answers?,
+                (context.names, context.generation),
+                now,
+                local,
+            )?;
             for (what, topics) in next {
                 let pipeline = match what {
-                    Asked::Repair => self.repairing(&topics, way.names, way.generation),
-                    _ => opening(&topics, way),
+                    BatchKind::Repair => {
+                        self.repair_pipeline(&topics, context.names, context.generation)
+                    }
+                    _ => create_pipeline(&topics, context),
                 };
-                let reply = send(cx, fly(way.cmd.clone(), pipeline));
-                self.flights.push_back(Flight { topics, reply, what });
+                let reply = send(cx, execute(context.cmd.clone(), pipeline));
+                self.batches.push_back(FetchBatch { topics, reply, what });
             }
         }
         Ok(is_busy)
     }
 
     /// A server that has forgotten the scripts is taught them again.
-    fn poll_loading(&mut self, cx: &mut Context<'_>, way: &Way<'_>) -> RedisResult<bool> {
-        if std::mem::take(&mut self.is_unloaded) && self.loading.is_none() {
-            self.loading = Some(send(cx, scripts::load(way.cmd.clone())));
+    fn poll_script_load(
+        &mut self,
+        cx: &mut Context<'_>,
+        context: &CommandContext<'_>,
+    ) -> RedisResult<bool> {
+        if std::mem::take(&mut self.is_script_missing) && self.script_load.is_none() {
+            self.script_load = Some(send(cx, scripts::load(context.cmd.clone())));
         }
-        let Some(loading) = &mut self.loading else { return Ok(false) };
-        let Poll::Ready(loaded) = poll_reply(loading, cx) else { return Ok(false) };
-        self.loading = None;
+        let Some(script_load) = &mut self.script_load else { return Ok(false) };
+        let Poll::Ready(loaded) = poll_reply(script_load, cx) else { return Ok(false) };
+        self.script_load = None;
         loaded.map(|()| true)
     }
 
-    pub(super) fn load(&mut self, names: &Names, now: Instant) -> (Pipeline, Vec<Place>) {
-        let now_ns = now.saturating_duration_since(self.born).as_nanos() as u64;
+    pub(super) fn build_read_batch(
+        &mut self,
+        names: &Names,
+        now: Instant,
+    ) -> (Pipeline, Vec<TopicRef>) {
+        let now_ns = now.saturating_duration_since(self.started).as_nanos() as u64;
         let mut pipeline = Pipeline::new();
         let mut topics = Vec::new();
-        while topics.len() < READS_PER_FLIGHT
-            && let Some(place) = self.wanted.pop_front()
+        while topics.len() < READS_PER_BATCH
+            && let Some(topic_ref) = self.to_read.pop_front()
         {
-            let (name, line) = &place;
-            let topic = self.topics.get_mut(name).filter(|topic| topic.line == *line);
+            let (name, incarnation) = &topic_ref;
+            let topic = self.topics.get_mut(name).filter(|topic| topic.incarnation == *incarnation);
             let Some(topic) = topic else { continue };
             if !self.bucket.take(now_ns) {
-                self.wanted.push_front(place);
+                self.to_read.push_front(topic_ref);
                 break;
             }
             (topic.asked_from, topic.asked_next) = (topic.read_from(), topic.next_offset());
-            topic.held_before = topic.held.len();
+            topic.held_when_asked = topic.held_messages.len();
             let keys = names.history_keys(name.as_str());
             // Both of one moment: an offset means nothing without its epoch.
             pipeline.cmd("MULTI");
@@ -138,71 +154,73 @@ impl Histories {
             let range = pipeline.cmd("XREVRANGE").arg(&keys.stream).arg("+").arg(topic.asked_from);
             range.arg("COUNT").arg(topic.keep.messages_max + STREAM_SLACK);
             pipeline.cmd("EXEC");
-            topics.push(place);
+            topics.push(topic_ref);
         }
         (pipeline, topics)
     }
 
     /// Takes what a pipeline answered. Answers what has to be asked next.
-    pub(super) fn land(
+    pub(super) fn handle_replies(
         &mut self,
-        flight: &Flight,
+        batch: &FetchBatch,
         answers: Vec<Value>,
         (names, generation): (&Names, &str),
         now: Instant,
         local: &mut Local,
-    ) -> RedisResult<Vec<(Asked, Vec<Place>)>> {
-        let (mut unopened, mut unrepaired) = (Vec::new(), Vec::new());
-        let each = if flight.what == Asked::Read { 4 } else { 1 };
-        if answers.len() != each * flight.topics.len() {
+    ) -> RedisResult<Vec<(BatchKind, Vec<TopicRef>)>> {
+        let (mut to_create, mut to_repair) = (Vec::new(), Vec::new());
+        let each = if batch.what == BatchKind::Read { 4 } else { 1 };
+        if answers.len() != each * batch.topics.len() {
             return Err((redis::ErrorKind::Client, "replies are out of step").into());
         }
-        for (place, answers) in flight.topics.iter().zip(answers.chunks_exact(each)) {
-            let (name, line) = place;
-            if self.topics.get(name).is_none_or(|topic| topic.line != *line) {
+        for (topic_ref, answers) in batch.topics.iter().zip(answers.chunks_exact(each)) {
+            let (name, incarnation) = topic_ref;
+            if self.topics.get(name).is_none_or(|topic| topic.incarnation != *incarnation) {
                 continue; // forgotten, and perhaps followed anew
             }
             let answer = answers.last().expect("a chunk is not empty");
             if let Value::ServerError(_) = answer {
-                self.on_refused(name, flight.what, answers, names, now, local)?;
+                self.on_error_reply(name, batch.what, answers, names, now, local)?;
                 continue;
             }
-            if let (Asked::Open, Value::Int(_)) = (flight.what, answer) {
+            if let (BatchKind::Create, Value::Int(_)) = (batch.what, answer) {
                 // The server is another one than before, and waits for what others may have heard.
-                self.read_later(name, flight.what, Refusal::NotNow, now);
+                self.retry_read(name, batch.what, ErrorReply::NotYet, now);
                 continue;
             }
-            let read = match flight.what {
-                Asked::Read => read_of(answer),
+            let read = match batch.what {
+                BatchKind::Read => parse_history(answer),
                 // One that was just begun is there.
-                Asked::Open => position_of(answer)
-                    .and_then(|read| read.ok_or_else(|| Unreadable::new("e", &Value::Nil)))
+                BatchKind::Create => parse_meta(answer)
+                    .and_then(|read| read.ok_or_else(|| UnreadableValue::new("e", &Value::Nil)))
                     .map(Some),
-                Asked::Repair => {
+                BatchKind::Repair => {
                     self.read_again(name);
                     continue;
                 }
             };
             match read {
-                Ok(read) if self.offers(name, read.as_ref()) => unrepaired.push(place.clone()),
+                Ok(read) if self.may_repair(name, read.as_ref()) => {
+                    to_repair.push(topic_ref.clone())
+                }
                 Ok(Some(read)) => self.handle_read(name, read, generation, now, local),
                 Ok(None) => {
-                    self.open(name);
-                    unopened.push(place.clone());
+                    self.note_creation(name);
+                    to_create.push(topic_ref.clone());
                 }
                 Err(why) => self.on_unreadable(name, &why, names, now, local),
             }
         }
-        let next = [(Asked::Open, unopened), (Asked::Repair, unrepaired)];
+        let next = [(BatchKind::Create, to_create), (BatchKind::Repair, to_repair)];
         Ok(next.into_iter().filter(|(_, topics)| !topics.is_empty()).collect())
     }
 
     /// A server has refused what was asked of a topic. `Err`: another link is needed, which leads to a
     /// master.
-    fn on_refused(
+    fn on_error_reply(
         &mut self,
         name: &TopicName,
-        what: Asked,
+        what: BatchKind,
         answers: &[Value],
         names: &Names,
         now: Instant,
@@ -210,19 +228,22 @@ impl Histories {
     ) -> RedisResult<()> {
         // Why a transaction was not carried out stands in the answers before.
         let refused = answers.iter().find_map(|answer| match answer {
-            Value::ServerError(error) => Some((Refusal::of(answer)?, error)),
+            Value::ServerError(error) => Some((ErrorReply::of(answer)?, error)),
             _ => None,
         });
         let Some((refusal, error)) = refused else { return Ok(()) };
         let error = redis::RedisError::from(error.clone());
         match refusal {
-            Refusal::Demoted => return Err(error),
-            Refusal::Unreadable => self.on_unreadable(name, &error, names, now, local),
-            Refusal::Unloaded | Refusal::Elsewhere | Refusal::NotNow | Refusal::ForGood => {
-                self.is_unloaded |= refusal == Refusal::Unloaded;
-                local.counters.astray += u64::from(refusal == Refusal::Elsewhere);
+            ErrorReply::Demoted => return Err(error),
+            ErrorReply::Unreadable => self.on_unreadable(name, &error, names, now, local),
+            ErrorReply::ScriptMissing
+            | ErrorReply::Moved
+            | ErrorReply::NotYet
+            | ErrorReply::Permanent => {
+                self.is_script_missing |= refusal == ErrorReply::ScriptMissing;
+                local.counters.astray += u64::from(refusal == ErrorReply::Moved);
                 self.warn_of(name, &error, refusal, now);
-                self.read_later(name, what, refusal, now);
+                self.retry_read(name, what, refusal, now);
             }
         }
         Ok(())
@@ -242,41 +263,41 @@ impl Histories {
         self.unreadable.warn(name.as_str(), why, names, now);
         let Some(topic) = self.topics.get_mut(name) else { return };
         topic.is_synced = false;
-        topic.is_entered_blind |= topic.is_user();
-        for waiting in std::mem::take(&mut topic.waiting) {
-            refuse(waiting.question, local);
+        topic.is_joined_without_position |= topic.is_user();
+        for pending in std::mem::take(&mut topic.pending) {
+            reply_unreadable(pending.request, local);
         }
         if local.interest.members(name.as_str()).is_none() {
             return self.forget(name);
         }
         let pause = UNREADABLE_PAUSE_MIN * (1 << topic.unreadable.min(7));
         topic.unreadable = topic.unreadable.saturating_add(1);
-        let line = topic.line;
-        self.ask_later((name.clone(), line), now + pause.min(UNREADABLE_PAUSE_MAX));
+        let incarnation = topic.incarnation;
+        self.retry_at((name.clone(), incarnation), now + pause.min(UNREADABLE_PAUSE_MAX));
     }
 
     /// A history is to begin, unless another node begins it first: then nothing was read of it.
-    fn open(&mut self, name: &TopicName) {
+    fn note_creation(&mut self, name: &TopicName) {
         if let Some(topic) = self.topics.get_mut(name) {
             topic.asked_from = u64::MAX;
         }
     }
 
     /// The server would not say; it is asked again, unless the topic has moved by then.
-    fn read_later(&mut self, name: &TopicName, what: Asked, refusal: Refusal, now: Instant) {
-        self.is_astray |= refusal == Refusal::Elsewhere;
+    fn retry_read(&mut self, name: &TopicName, what: BatchKind, refusal: ErrorReply, now: Instant) {
+        self.is_redirected |= refusal == ErrorReply::Moved;
         if let Some(topic) = self.topics.get_mut(name) {
             // A master that was just made waits for its replicas, and takes nothing back until then.
-            topic.is_offered &= what != Asked::Repair;
-            let place = (name.clone(), topic.line);
-            let is_for_good = refusal == Refusal::ForGood;
-            self.ask_later(place, now + if is_for_good { REFUSED_PAUSE } else { READ_PAUSE });
+            topic.is_repair_attempted &= what != BatchKind::Repair;
+            let topic_ref = (name.clone(), topic.incarnation);
+            let is_for_good = refusal == ErrorReply::Permanent;
+            self.retry_at(topic_ref, now + if is_for_good { REFUSED_PAUSE } else { READ_PAUSE });
         }
     }
 
-    fn ask_later(&mut self, place: Place, until: Instant) {
-        let behind = self.later.partition_point(|(earlier, _)| *earlier <= until);
-        self.later.insert(behind, (until, place));
+    fn retry_at(&mut self, topic_ref: TopicRef, until: Instant) {
+        let behind = self.to_retry.partition_point(|(earlier, _)| *earlier <= until);
+        self.to_retry.insert(behind, (until, topic_ref));
     }
 
     /// One topic is refused: all others have their histories, and this one may have it again.
@@ -284,11 +305,11 @@ impl Histories {
         &mut self,
         topic: &TopicName,
         error: &redis::RedisError,
-        refusal: Refusal,
+        refusal: ErrorReply,
         now: Instant,
     ) {
-        if refusal == Refusal::ForGood
-            && let Some(suppressed) = self.refusals.is_due(now)
+        if refusal == ErrorReply::Permanent
+            && let Some(suppressed) = self.refusal_log.is_due(now)
         {
             tracing::warn!(?topic, %error, suppressed, "Redis refused to say where a history is");
         }
@@ -298,36 +319,36 @@ impl Histories {
         if let Some(topic) = self.topics.get_mut(name) {
             topic.is_reading = false;
         }
-        self.want(name);
+        self.schedule_read(name);
     }
 
     fn handle_read(
         &mut self,
         name: &TopicName,
-        mut read: Read,
+        mut read: FetchedHistory,
         generation: &str,
         now: Instant,
         local: &mut Local,
     ) {
         let Some(topic) = self.topics.get_mut(name) else { return };
         (topic.is_reading, topic.unreadable) = (false, 0);
-        if std::mem::take(&mut topic.is_early) {
-            return self.want(name);
+        if std::mem::take(&mut topic.is_read_before_subscribe) {
+            return self.schedule_read(name);
         }
-        self.drop_lies(name, &read, now, local);
+        self.drop_impossible(name, &read, now, local);
         let Some(topic) = self.topics.get_mut(name) else { return };
-        if topic.has_overtaken(&mut read, now) {
+        if topic.is_ahead_of_delivery(&mut read, now) {
             topic.is_reading = true;
-            self.read_later(name, Asked::Read, Refusal::NotNow, now);
+            self.retry_read(name, BatchKind::Read, ErrorReply::NotYet, now);
             return self.answer_all(name, local);
         }
         let before = topic.bytes();
         let found = topic.take_read(read, generation, now, local);
         self.bytes = self.bytes + topic.bytes() - before;
-        self.numbers.repaired += u64::from(found == Found::Repaired);
-        self.numbers.lost += u64::from(matches!(found, Found::Lost | Found::Fork));
-        if found == Found::Fork {
-            return self.want(name);
+        self.numbers.repaired += u64::from(found == ReadOutcome::Repaired);
+        self.numbers.lost += u64::from(matches!(found, ReadOutcome::Lost | ReadOutcome::Fork));
+        if found == ReadOutcome::Fork {
+            return self.schedule_read(name);
         }
         self.release_held(name, now, local);
         self.answer_all(name, local);
@@ -336,47 +357,55 @@ impl Histories {
 
     /// A message is told after it has its place, so what came before a read was asked for is in what
     /// was read. What is not was never said in this history: it would be waited for without end.
-    fn drop_lies(&mut self, name: &TopicName, read: &Read, now: Instant, local: &mut Local) {
+    fn drop_impossible(
+        &mut self,
+        name: &TopicName,
+        read: &FetchedHistory,
+        now: Instant,
+        local: &mut Local,
+    ) {
         let Some(topic) = self.topics.get_mut(name) else { return };
-        let (before, held) = (std::mem::take(&mut topic.held_before), topic.held.len());
-        let mut place = 0;
-        topic.held.retain(|(at, _)| {
-            place += 1;
-            place > before || read.has(*at)
+        let (before, held_messages) =
+            (std::mem::take(&mut topic.held_when_asked), topic.held_messages.len());
+        let mut topic_ref = 0;
+        topic.held_messages.retain(|(at, _)| {
+            topic_ref += 1;
+            topic_ref > before || read.has(*at)
         });
-        let lies = (held - topic.held.len()) as u64;
-        local.counters.publishes_malformed += lies;
-        if lies > 0
-            && let Some(suppressed) = self.lies.is_due(now)
+        let impossible = (held_messages - topic.held_messages.len()) as u64;
+        local.counters.publishes_malformed += impossible;
+        if impossible > 0
+            && let Some(suppressed) = self.impossible.is_due(now)
         {
             let why = "messages came for places that the history does not have, and were dropped";
-            tracing::warn!(topic = ?name, messages = lies, suppressed, "{why}");
+            tracing::warn!(topic = ?name, messages = impossible, suppressed, "{why}");
         }
     }
 
     /// What came while the topic was being read: in order, or it is read once more.
     fn release_held(&mut self, name: &TopicName, now: Instant, local: &mut Local) {
         let Some(topic) = self.topics.get_mut(name) else { return };
-        let held = std::mem::take(&mut topic.held);
-        let is_full = held.len() >= HELD_MAX;
+        let held_messages = std::mem::take(&mut topic.held_messages);
+        let is_full = held_messages.len() >= HELD_MAX;
         // What was not kept may have been the last for long: nothing else would tell of it soon.
-        topic.is_look |= is_full;
-        for (at, body) in held {
+        topic.is_audit |= is_full;
+        for (at, body) in held_messages {
             self.handle_message(name.as_str(), at, &body, now, local);
         }
         if is_full {
-            self.want(name);
+            self.schedule_read(name);
         }
     }
 }
 
-fn opening(topics: &[Place], way: &Way<'_>) -> Pipeline {
+fn create_pipeline(topics: &[TopicRef], context: &CommandContext<'_>) -> Pipeline {
     let mut pipeline = Pipeline::new();
     for (topic, _) in topics {
-        let keys = way.names.history_keys(topic.as_str());
-        let mut open = scripts::call(Which::Open, &[&keys.meta, &keys.stream, &keys.partition]);
-        open.arg(way.generation).arg(META_TTL_S).arg(REPAIR_MS);
-        pipeline.add_command(open);
+        let keys = context.names.history_keys(topic.as_str());
+        let mut create =
+            scripts::call(HistoryScript::Create, &[&keys.meta, &keys.stream, &keys.partition]);
+        create.arg(context.generation).arg(META_TTL_S).arg(REPAIR_MS);
+        pipeline.add_command(create);
     }
     pipeline
 }

@@ -6,8 +6,8 @@
 use crate::backplane::envelope;
 use crate::backplane::history::log::{MessageLog, Retention};
 use crate::backplane::local::Local;
-use crate::backplane::redis::history::answer::{Question, Waiting};
-use crate::backplane::redis::history::reply::Read;
+use crate::backplane::redis::history::answer::{PendingRequest, TopicRequest};
+use crate::backplane::redis::history::reply::FetchedHistory;
 use crate::ids::{Position, TopicKind, TopicName};
 use crate::policy::namespaces::Policy;
 use bytes::Bytes;
@@ -18,17 +18,17 @@ use std::time::{Duration, Instant};
 const OVERTAKEN_MAX: Duration = Duration::from_secs(1);
 
 /// A topic with a history, as this node follows it.
-pub struct Topic {
+pub struct FollowedTopic {
     pub(super) name: TopicName,
     /// Its place in the round, as long as it lives.
-    pub(super) line: u64,
+    pub(super) incarnation: u64,
     pub(super) keep: Retention,
     pub(super) recovery: bool,
     pub(super) log: Option<MessageLog>,
     /// Epochs that came before, and how far they went; newest first.
-    pub(super) chain: Vec<(u64, u64)>,
+    pub(super) lineage: Vec<(u64, u64)>,
     /// Nothing before this offset is in Redis either.
-    pub(super) floor: u64,
+    pub(super) oldest_available: u64,
     /// What its user has acknowledged, as far as is known here; `None`: nobody was told of it yet.
     pub(super) acked: Option<u64>,
     /// Reads that have told something.
@@ -38,33 +38,33 @@ pub struct Topic {
     /// What came next when it was asked for.
     pub(super) asked_next: u64,
     /// What is being read is to show what was lost without a trace, too.
-    pub(super) is_look: bool,
+    pub(super) is_audit: bool,
     /// Whether its channel is subscribed on this link.
     pub(super) is_subscribed: bool,
     /// Whether the position was read on this link.
     pub(super) is_synced: bool,
     pub(super) is_reading: bool,
     /// Whether this node has offered to put back what the server lacks, on this link.
-    pub(super) is_offered: bool,
+    pub(super) is_repair_attempted: bool,
     /// What it offers begins here: the server has what is before.
-    pub(super) offered_from: u64,
+    pub(super) repair_from: u64,
     /// Reads have shown that messages are on their way here.
-    pub(super) overtaken: Option<Overtaken>,
+    pub(super) read_ahead_gap: Option<ReadAheadGap>,
     /// What is being read was asked for before the channel was subscribed: it proves nothing.
-    pub(super) is_early: bool,
-    pub(super) held: VecDeque<(Position, Vec<u8>)>,
+    pub(super) is_read_before_subscribe: bool,
+    pub(super) held_messages: VecDeque<(Position, Vec<u8>)>,
     /// So many of them had come when what is being read was asked for.
-    pub(super) held_before: usize,
+    pub(super) held_when_asked: usize,
     /// How often in a row what Redis has of it could not be used.
     pub(super) unreadable: u32,
     /// Somebody may be in it who was told no place: for them what comes before the first read is new.
-    pub(super) is_entered_blind: bool,
-    pub(super) waiting: Vec<Waiting>,
-    pub(super) is_used: bool,
+    pub(super) is_joined_without_position: bool,
+    pub(super) pending: Vec<PendingRequest>,
+    pub(super) was_used: bool,
 }
 
 /// Messages that reads have shown before they came.
-pub(super) struct Overtaken {
+pub(super) struct ReadAheadGap {
     /// Since when nothing has come of them.
     since: Instant,
     /// What came last.
@@ -75,9 +75,9 @@ pub(super) struct Overtaken {
 
 /// What a read led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum ReadOutcome {
     /// Nothing was missing.
-    Nothing,
+    Unchanged,
     /// What was missing was delivered.
     Repaired,
     /// Something was missed for good, and told.
@@ -87,39 +87,39 @@ pub(super) enum Found {
     Fork,
 }
 
-impl Topic {
+impl FollowedTopic {
     /// Which one.
     pub fn name(&self) -> &TopicName {
         &self.name
     }
 
-    pub(super) fn new(name: &TopicName, policy: &Policy, line: u64) -> Topic {
-        Topic {
+    pub(super) fn new(name: &TopicName, policy: &Policy, incarnation: u64) -> FollowedTopic {
+        FollowedTopic {
             name: name.clone(),
-            line,
+            incarnation,
             keep: Retention { messages_max: policy.history_size, age_max: Duration::MAX },
             recovery: policy.recovery,
             log: None,
-            chain: Vec::new(),
-            floor: 1,
+            lineage: Vec::new(),
+            oldest_available: 1,
             acked: None,
             reads: 0,
             asked_from: u64::MAX,
             asked_next: u64::MAX,
-            is_look: false,
+            is_audit: false,
             is_subscribed: false,
             is_synced: false,
             is_reading: false,
-            is_offered: false,
-            offered_from: 1,
-            overtaken: None,
-            is_early: false,
-            held: VecDeque::new(),
-            held_before: 0,
+            is_repair_attempted: false,
+            repair_from: 1,
+            read_ahead_gap: None,
+            is_read_before_subscribe: false,
+            held_messages: VecDeque::new(),
+            held_when_asked: 0,
             unreadable: 0,
-            is_entered_blind: false,
-            waiting: Vec::new(),
-            is_used: true,
+            is_joined_without_position: false,
+            pending: Vec::new(),
+            was_used: true,
         }
     }
 
@@ -129,8 +129,11 @@ impl Topic {
     }
 
     /// The first message that its user has not acknowledged, if it may be in Redis and is not here.
-    pub(super) fn unheard(&self) -> Option<u64> {
-        let log = self.log.as_ref().filter(|log| self.is_user() && log.first() > self.floor)?;
+    pub(super) fn first_missing_unacknowledged(&self) -> Option<u64> {
+        let log = self
+            .log
+            .as_ref()
+            .filter(|log| self.is_user() && log.first() > self.oldest_available)?;
         let first = self.acked.map_or(1, |acked| acked.saturating_add(1));
         (first < log.first()).then_some(first)
     }
@@ -144,11 +147,11 @@ impl Topic {
         self.is_subscribed = false;
         self.is_synced = false;
         self.is_reading = false;
-        self.is_offered = false;
-        self.is_early = false;
-        self.overtaken = None;
-        self.held.clear();
-        (self.held_before, self.unreadable) = (0, 0);
+        self.is_repair_attempted = false;
+        self.is_read_before_subscribe = false;
+        self.read_ahead_gap = None;
+        self.held_messages.clear();
+        (self.held_when_asked, self.unreadable) = (0, 0);
     }
 
     /// Adds a message at the next place and hands it out.
@@ -164,67 +167,71 @@ impl Topic {
 
     /// The lowest offset that is wanted from the stream.
     pub(super) fn read_from(&self) -> u64 {
-        let held = || self.blind_from().map_or(u64::MAX, |at| at.offset);
-        let next = self.log.as_ref().map_or_else(held, |log| log.next().offset);
-        let wanted = |waiting: &Waiting| match &waiting.question {
-            Question::Recover(..) if self.is_user() => self.unheard().unwrap_or(u64::MAX),
-            Question::Recover(_, ask) => {
+        let held_messages = || self.first_without_position().map_or(u64::MAX, |at| at.offset);
+        let next = self.log.as_ref().map_or_else(held_messages, |log| log.next().offset);
+        let to_read = |pending: &PendingRequest| match &pending.request {
+            TopicRequest::Recover(..) if self.is_user() => {
+                self.first_missing_unacknowledged().unwrap_or(u64::MAX)
+            }
+            TopicRequest::Recover(_, ask) => {
                 ask.since.map_or(u64::MAX, |since| self.place_of(since).saturating_add(1))
             }
-            Question::History(_) => 1,
+            TopicRequest::History(_) => 1,
         };
-        self.waiting.iter().map(wanted).fold(next, u64::min).max(1)
+        self.pending.iter().map(to_read).fold(next, u64::min).max(1)
     }
 
     /// The first message that came for those who were told no place.
-    fn blind_from(&self) -> Option<Position> {
-        let (at, _) = self.held.front().filter(|_| self.is_entered_blind)?;
+    fn first_without_position(&self) -> Option<Position> {
+        let (at, _) = self.held_messages.front().filter(|_| self.is_joined_without_position)?;
         Some(*at)
     }
 
     /// Up to which offset somebody has heard this history who was at a place of an earlier epoch.
     fn place_of(&self, since: Position) -> u64 {
-        cut_of(&self.chain, since.epoch).map_or(since.offset, |cut| cut.min(since.offset))
+        fork_offset_of(&self.lineage, since.epoch)
+            .map_or(since.offset, |fork_offset| fork_offset.min(since.offset))
     }
 
     /// What Redis has: holes are closed or told, the copy grows at both ends. `generation` is that of
     /// the server.
     pub(super) fn take_read(
         &mut self,
-        mut read: Read,
+        mut read: FetchedHistory,
         generation: &str,
         now: Instant,
         local: &mut Local,
-    ) -> Found {
+    ) -> ReadOutcome {
         let from = self.asked_from;
         let behind = self.asked_next.max(read.top.saturating_add(1));
         let is_reset = self.is_reset(&read, generation);
-        self.leave_what_comes(&mut read);
+        self.ignore_undelivered(&mut read);
         self.is_synced = true;
-        self.chain = read.chain;
+        self.lineage = read.lineage;
         let known = self.log.as_ref().map(MessageLog::position);
         let goes_on = !is_reset
             && known.is_none_or(|known| {
                 known.epoch == read.epoch
-                    || cut_of(&self.chain, known.epoch).is_some_and(|cut| known.offset <= cut)
+                    || fork_offset_of(&self.lineage, known.epoch)
+                        .is_some_and(|fork_offset| known.offset <= fork_offset)
             });
-        let mut found = Found::Nothing;
-        let fork = known.and_then(|known| cut_of(&self.chain, known.epoch));
-        if let (false, Some(cut)) = (goes_on, fork) {
-            self.go_back(Position { epoch: read.epoch, offset: cut }, local);
-            return Found::Fork;
+        let mut found = ReadOutcome::Unchanged;
+        let fork = known.and_then(|known| fork_offset_of(&self.lineage, known.epoch));
+        if let (false, Some(fork_offset)) = (goes_on, fork) {
+            self.rewind(Position { epoch: read.epoch, offset: fork_offset }, local);
+            return ReadOutcome::Fork;
         }
         if !goes_on {
             local.notify_lost(&self.name, 0);
             // Nothing that was known of the one holds for the other.
-            (self.log, self.floor, found) = (None, 1, Found::Lost);
+            (self.log, self.oldest_available, found) = (None, 1, ReadOutcome::Lost);
             self.acked = None;
         }
         self.acked = self.acked.max(read.acked);
         self.reads += 1;
-        let blind = self.blind_from().filter(|at| at.epoch == read.epoch);
+        let blind = self.first_without_position().filter(|at| at.epoch == read.epoch);
         let heard = blind.map_or(read.top, |at| read.top.min(at.offset.saturating_sub(1)));
-        self.is_entered_blind = false;
+        self.is_joined_without_position = false;
         let log = self.log.get_or_insert_with(|| MessageLog::new(read.epoch, heard));
         log.adopt(read.epoch);
         let known = log.position().offset;
@@ -232,10 +239,10 @@ impl Topic {
         let last_before = first_new.map_or(read.top.max(known), |first| first.saturating_sub(1));
         if last_before > known {
             local.notify_lost(&self.name, last_before - known);
-            (*log, found) = (MessageLog::new(read.epoch, last_before), Found::Lost);
+            (*log, found) = (MessageLog::new(read.epoch, last_before), ReadOutcome::Lost);
         }
         if let Some((lowest, _)) = read.entries.first().filter(|(lowest, _)| *lowest > from) {
-            self.floor = self.floor.max(*lowest);
+            self.oldest_available = self.oldest_available.max(*lowest);
         }
         let is_joined = self.first_offset() <= behind;
         for (offset, body) in read.entries.iter().rev() {
@@ -244,14 +251,14 @@ impl Topic {
         for (offset, body) in &read.entries {
             if *offset > known && *offset == self.next_offset() {
                 self.deliver(body, now, local);
-                found = if found == Found::Lost { found } else { Found::Repaired };
+                found = if found == ReadOutcome::Lost { found } else { ReadOutcome::Repaired };
             }
         }
         // Whatever was asked for and is not here now does not exist, unless messages came and were
         // let go of meanwhile: then the copy begins behind all that was read. If as many came as are
         // kept, whatever was before them is let go of in Redis too.
         if (is_joined || self.is_full()) && from < self.first_offset() {
-            self.floor = self.floor.max(self.first_offset());
+            self.oldest_available = self.oldest_available.max(self.first_offset());
         }
         found
     }
@@ -259,7 +266,7 @@ impl Topic {
     /// Whether the history has fewer messages than were heard of it when it was asked for, and no
     /// fault can be the reason: the server has said the last of them itself, as it runs now. Somebody
     /// has set it back, or has said something in its place.
-    fn is_reset(&self, read: &Read, generation: &str) -> bool {
+    fn is_reset(&self, read: &FetchedHistory, generation: &str) -> bool {
         let is_same = self.log.as_ref().is_some_and(|log| log.position().epoch == read.epoch);
         let is_settled = read.generation == generation.as_bytes();
         is_same && is_settled && read.top.saturating_add(1) < self.asked_next
@@ -268,9 +275,9 @@ impl Topic {
     /// The history has gone on from before the last that was delivered here, as when a master that
     /// had been replaced said one more thing. That is told as lost, and what was said instead is read
     /// from there and delivered.
-    fn go_back(&mut self, to: Position, local: &mut Local) {
+    fn rewind(&mut self, to: Position, local: &mut Local) {
         local.notify_lost(&self.name, 0);
-        (self.log, self.floor) = (Some(MessageLog::new(to.epoch, to.offset)), 1);
+        (self.log, self.oldest_available) = (Some(MessageLog::new(to.epoch, to.offset)), 1);
         self.acked = self.acked.map(|acked| acked.min(to.offset));
         self.is_synced = false;
     }
@@ -279,10 +286,11 @@ impl Topic {
     /// between comes on another connection, and may be on its way: it is, as long as anything comes.
     /// When all has come that was, nothing is missing, and what was said meanwhile is on its way as
     /// well: in a busy room something always is, and nobody waits for the end of that.
-    pub(super) fn has_overtaken(&mut self, read: &mut Read, now: Instant) -> bool {
-        let overtaken = self.overtaken.take();
-        // A user's topic takes nothing new from most reads: see `leave_what_comes`.
-        let is_followed = self.is_subscribed && self.is_synced && (!self.is_user() || self.is_look);
+    pub(super) fn is_ahead_of_delivery(&mut self, read: &mut FetchedHistory, now: Instant) -> bool {
+        let read_ahead_gap = self.read_ahead_gap.take();
+        // A user's topic takes nothing new from most reads: see `ignore_undelivered`.
+        let is_followed =
+            self.is_subscribed && self.is_synced && (!self.is_user() || self.is_audit);
         let known = self.log.as_ref().map(MessageLog::position).filter(|_| is_followed);
         let known = known.filter(|known| known.epoch == read.epoch).map(|known| known.offset);
         let mut offsets = read.entries.iter().map(|(offset, _)| *offset);
@@ -291,8 +299,8 @@ impl Topic {
             return false;
         };
         // Whoever asks for something older need not wait.
-        self.floor = self.floor.max(next);
-        let before = overtaken.unwrap_or(Overtaken { since: now, known, top: read.top });
+        self.oldest_available = self.oldest_available.max(next);
+        let before = read_ahead_gap.unwrap_or(ReadAheadGap { since: now, known, top: read.top });
         if known >= before.top {
             read.leave_behind(known);
             return false;
@@ -301,16 +309,16 @@ impl Topic {
         if now.saturating_duration_since(since) >= OVERTAKEN_MAX {
             return false;
         }
-        self.overtaken = Some(Overtaken { since, known, top: before.top });
+        self.read_ahead_gap = Some(ReadAheadGap { since, known, top: before.top });
         true
     }
 
     /// A user's topic that is followed was read for what was acknowledged. Messages that are new in
     /// it are on their way here, and may be more than the stream still has: they are not missing.
-    pub(super) fn leave_what_comes(&mut self, read: &mut Read) {
-        let is_look = std::mem::take(&mut self.is_look);
+    pub(super) fn ignore_undelivered(&mut self, read: &mut FetchedHistory) {
+        let is_audit = std::mem::take(&mut self.is_audit);
         let Some(known) = self.log.as_ref().map(MessageLog::position) else { return };
-        if self.is_user() && self.is_synced && !is_look && read.epoch == known.epoch {
+        if self.is_user() && self.is_synced && !is_audit && read.epoch == known.epoch {
             read.leave_behind(known.offset);
         }
     }
@@ -338,7 +346,7 @@ impl Topic {
 }
 
 /// How far an earlier epoch went, as far as all later ones knew it.
-pub(super) fn cut_of(chain: &[(u64, u64)], epoch: u64) -> Option<u64> {
-    let place = chain.iter().position(|(earlier, _)| *earlier == epoch)?;
-    chain[..=place].iter().map(|(_, cut)| *cut).min()
+pub(super) fn fork_offset_of(lineage: &[(u64, u64)], epoch: u64) -> Option<u64> {
+    let topic_ref = lineage.iter().position(|(earlier, _)| *earlier == epoch)?;
+    lineage[..=topic_ref].iter().map(|(_, fork_offset)| *fork_offset).min()
 }

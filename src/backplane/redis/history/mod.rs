@@ -35,20 +35,20 @@ mod reply;
 #[cfg(test)]
 mod tests;
 
-pub use follower::Topic;
+pub use follower::FollowedTopic;
 
 use crate::backplane::history::log::MessageLog;
 use crate::backplane::local::Local;
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::redis::connection::Reply;
-use crate::backplane::redis::unreadable::Warnings;
+use crate::backplane::redis::unreadable::UnreadableWarnings;
 use crate::ids::{Position, ShardId, TopicName, UpTo};
 use crate::link::{HistoryError, HistoryRequest, RecoveryRequest};
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::{Namespaces, Policy};
 use crate::policy::token_bucket::TokenBucket;
-use answer::{Question, Waiting, overload, refuse};
-use fetch::{Flight, READS_PER_FLIGHT};
+use answer::{PendingRequest, TopicRequest, reply_overload, reply_unreadable};
+use fetch::{FetchBatch, READS_PER_BATCH};
 use hashbrown::HashMap;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -57,9 +57,9 @@ use std::time::{Duration, Instant};
 /// Messages that are kept of a topic while a hole before them is being read. More are read again.
 const HELD_MAX: usize = 256;
 /// Every topic is looked at again once in so many seconds.
-const LOOKS_PER_LAP: usize = 60;
-/// How long somebody waits for what they missed. Then: `overload`.
-const WAIT_MAX: Duration = Duration::from_secs(10);
+const SECONDS_PER_AUDIT_LAP: usize = 60;
+/// How long somebody waits for what they missed. Then: `reply_overload`.
+const PENDING_TIME_MAX: Duration = Duration::from_secs(10);
 /// For how long the position of a topic outlives its messages.
 pub const META_TTL_S: u64 = 24 * 60 * 60;
 
@@ -71,47 +71,47 @@ pub fn meta_ttl_s(policy: &Policy) -> u64 {
 /// See the module.
 pub struct Histories {
     namespaces: Arc<Namespaces>,
-    is_any: bool,
+    is_enabled: bool,
     /// Nothing is asked while topics are about to move.
-    is_held: bool,
+    is_paused: bool,
     /// The server said that topics are elsewhere.
-    is_astray: bool,
-    topics: HashMap<TopicName, Topic>,
+    is_redirected: bool,
+    topics: HashMap<TopicName, FollowedTopic>,
     /// Topics that the server would not say anything of, and when to ask again.
-    later: VecDeque<(Instant, Place)>,
+    to_retry: VecDeque<(Instant, TopicRef)>,
     /// Topics that want a read, each once. Those that were forgotten stand here until they come to
     /// the front.
-    wanted: VecDeque<Place>,
-    flights: VecDeque<Flight>,
+    to_read: VecDeque<TopicRef>,
+    batches: VecDeque<FetchBatch>,
     /// Every topic once, by its line, for whoever looks for messages to let go of. Those of topics
     /// that were forgotten stand here until they come to the front.
-    round: VecDeque<Place>,
-    lines: u64,
+    eviction_queue: VecDeque<TopicRef>,
+    incarnations: u64,
     bytes: usize,
     bytes_max: usize,
     recovery_bytes_max: usize,
     bucket: TokenBucket,
     /// What the bucket's time counts from.
-    born: Instant,
-    expired: Option<Instant>,
-    refusals: LogThrottle,
-    lies: LogThrottle,
-    unreadable: Warnings,
+    started: Instant,
+    last_expiry: Option<Instant>,
+    refusal_log: LogThrottle,
+    impossible: LogThrottle,
+    unreadable: UnreadableWarnings,
     /// The server does not know the scripts.
-    is_unloaded: bool,
+    is_script_missing: bool,
     /// They are being loaded.
-    loading: Option<Reply<()>>,
+    script_load: Option<Reply<()>>,
     /// Reads of streams, holes found, and what became of them.
-    pub numbers: Numbers,
+    pub numbers: HistoryCounters,
 }
 
 /// A topic by its line. If it is forgotten and followed anew it has another one, and what was asked
 /// for the one says nothing of the other.
-type Place = (TopicName, u64);
+type TopicRef = (TopicName, u64);
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Numbers {
+pub struct HistoryCounters {
     /// Reads of a topic's history.
     pub reads: u64,
     /// Joins that had to wait for one.
@@ -126,38 +126,38 @@ impl Histories {
     /// Nothing is followed yet.
     pub fn new(namespaces: Arc<Namespaces>, limits: &Limits) -> Histories {
         Histories {
-            is_any: namespaces.have_history(),
-            is_held: false,
-            is_astray: false,
-            later: VecDeque::new(),
+            is_enabled: namespaces.have_history(),
+            is_paused: false,
+            is_redirected: false,
+            to_retry: VecDeque::new(),
             namespaces,
             topics: HashMap::new(),
-            wanted: VecDeque::new(),
-            flights: VecDeque::new(),
-            round: VecDeque::new(),
-            lines: 0,
+            to_read: VecDeque::new(),
+            batches: VecDeque::new(),
+            eviction_queue: VecDeque::new(),
+            incarnations: 0,
             bytes: 0,
             bytes_max: limits.history_bytes_max,
             recovery_bytes_max: limits.recovery_bytes_max,
             // A tenth of a second's reads at once: no more than a server does in one breath.
             bucket: TokenBucket::new(
                 limits.history_reads_per_s_max,
-                (limits.history_reads_per_s_max / 10).max(READS_PER_FLIGHT as u64),
+                (limits.history_reads_per_s_max / 10).max(READS_PER_BATCH as u64),
             ),
-            born: Instant::now(),
-            expired: None,
-            refusals: LogThrottle::default(),
-            lies: LogThrottle::default(),
-            unreadable: Warnings::default(),
-            is_unloaded: false,
-            loading: None,
-            numbers: Numbers::default(),
+            started: Instant::now(),
+            last_expiry: None,
+            refusal_log: LogThrottle::default(),
+            impossible: LogThrottle::default(),
+            unreadable: UnreadableWarnings::default(),
+            is_script_missing: false,
+            script_load: None,
+            numbers: HistoryCounters::default(),
         }
     }
 
     /// Whether any topic has a history.
-    pub fn is_any(&self) -> bool {
-        self.is_any
+    pub fn is_enabled(&self) -> bool {
+        self.is_enabled
     }
 
     /// What holds for a topic.
@@ -171,8 +171,8 @@ impl Histories {
     }
 
     /// Topics that wait to be read.
-    pub fn wanted(&self) -> usize {
-        self.wanted.len() + self.later.len()
+    pub fn to_read(&self) -> usize {
+        self.to_read.len() + self.to_retry.len()
     }
 
     /// Bytes of messages that are kept here.
@@ -182,32 +182,32 @@ impl Histories {
 
     /// The server has taken a topic's subscription away: nothing is certain until it is subscribed
     /// again.
-    pub fn unsubscribed(&mut self, topic: &str) {
+    pub fn on_unsubscribed(&mut self, topic: &str) {
         if let Some(topic) = self.topics.get_mut(topic) {
             (topic.is_subscribed, topic.is_synced) = (false, false);
         }
     }
 
     /// A topic's channel is subscribed on this link: where is its history?
-    pub fn subscribed(&mut self, topic: &TopicName) {
+    pub fn on_subscribed(&mut self, topic: &TopicName) {
         if !self.policy(topic).has_history() {
             return;
         }
         let state = self.follow(topic);
         (state.is_subscribed, state.is_synced) = (true, false);
-        state.is_early = state.is_reading;
-        self.want(topic);
+        state.is_read_before_subscribe = state.is_reading;
+        self.schedule_read(topic);
     }
 
     /// Nobody here listens for a topic any more. Whoever has asked what was said is answered before
     /// it is forgotten.
     pub fn leave(&mut self, name: &TopicName) {
         let Some(topic) = self.topics.get_mut(name) else { return };
-        if topic.waiting.is_empty() {
+        if topic.pending.is_empty() {
             return self.forget(name);
         }
         (topic.is_subscribed, topic.is_synced) = (false, false);
-        self.want(name);
+        self.schedule_read(name);
     }
 
     fn forget(&mut self, topic: &TopicName) {
@@ -216,22 +216,22 @@ impl Histories {
         }
     }
 
-    fn follow(&mut self, name: &TopicName) -> &mut Topic {
+    fn follow(&mut self, name: &TopicName) -> &mut FollowedTopic {
         if !self.topics.contains_key(name) {
-            self.lines += 1;
-            let topic = Topic::new(name, self.policy(name), self.lines);
+            self.incarnations += 1;
+            let topic = FollowedTopic::new(name, self.policy(name), self.incarnations);
             self.topics.insert(name.clone(), topic);
-            self.round.push_back((name.clone(), self.lines));
+            self.eviction_queue.push_back((name.clone(), self.incarnations));
         }
         self.topics.get_mut(name).expect("it is there by now")
     }
 
     /// The next topic of the round, which goes behind all others.
-    fn next_in_round(&mut self) -> Option<&mut Topic> {
+    fn next_for_eviction(&mut self) -> Option<&mut FollowedTopic> {
         loop {
-            let (name, line) = self.round.pop_front()?;
-            if self.topics.get(&name).is_some_and(|topic| topic.line == line) {
-                self.round.push_back((name.clone(), line));
+            let (name, incarnation) = self.eviction_queue.pop_front()?;
+            if self.topics.get(&name).is_some_and(|topic| topic.incarnation == incarnation) {
+                self.eviction_queue.push_back((name.clone(), incarnation));
                 return self.topics.get_mut(&name);
             }
         }
@@ -262,13 +262,13 @@ impl Histories {
                 self.make_room();
             }
             _ => {
-                if topic.held.len() < HELD_MAX {
-                    topic.held.push_back((at, body.to_vec()));
+                if topic.held_messages.len() < HELD_MAX {
+                    topic.held_messages.push_back((at, body.to_vec()));
                 }
                 if topic.is_synced {
                     topic.is_synced = false;
                     let name = topic.name.clone();
-                    self.want(&name);
+                    self.schedule_read(&name);
                 }
             }
         }
@@ -284,29 +284,29 @@ impl Histories {
         local: &mut Local,
     ) {
         let name = ask.topic.clone();
-        self.ask(&name, Question::Recover(shard, ask), now, local);
+        self.ask(&name, TopicRequest::Recover(shard, ask), now, local);
     }
 
     /// Somebody asks what was said.
     pub fn history(&mut self, ask: Box<HistoryRequest>, now: Instant, local: &mut Local) {
         let name = ask.topic.clone();
-        self.ask(&name, Question::History(ask), now, local);
+        self.ask(&name, TopicRequest::History(ask), now, local);
     }
 
-    fn ask(&mut self, name: &TopicName, question: Question, now: Instant, local: &mut Local) {
+    fn ask(&mut self, name: &TopicName, request: TopicRequest, now: Instant, local: &mut Local) {
         let bytes_max = self.recovery_bytes_max;
         // If nobody here listens for it, it is followed for this one question.
         let topic = self.follow(name);
-        topic.is_used = true;
+        topic.was_used = true;
         if topic.unreadable > 0 {
-            return refuse(question, local);
+            return reply_unreadable(request, local);
         }
         // What is being read already may be older than what is asked for.
         let after = topic.reads + 1 + u64::from(topic.is_reading);
         // Only this one: thousands may wait already, and nothing has changed for them.
-        if let Some(question) = topic.answer(question, after, bytes_max, local) {
-            let is_recovery = matches!(question, Question::Recover(..));
-            topic.waiting.push(Waiting { since: now, question, after });
+        if let Some(request) = topic.answer(request, after, bytes_max, local) {
+            let is_recovery = matches!(request, TopicRequest::Recover(..));
+            topic.pending.push(PendingRequest { since: now, request, after });
             self.numbers.waited += u64::from(is_recovery);
         }
         self.read_or_forget(name, local);
@@ -330,13 +330,13 @@ impl Histories {
     fn answer_all(&mut self, name: &TopicName, local: &mut Local) {
         let bytes_max = self.recovery_bytes_max;
         let Some(topic) = self.topics.get_mut(name) else { return };
-        if topic.waiting.is_empty() {
+        if topic.pending.is_empty() {
             return;
         }
-        let waiting = std::mem::take(&mut topic.waiting);
-        for Waiting { since, question, after } in waiting {
-            if let Some(question) = topic.answer(question, after, bytes_max, local) {
-                topic.waiting.push(Waiting { since, question, after });
+        let pending = std::mem::take(&mut topic.pending);
+        for PendingRequest { since, request, after } in pending {
+            if let Some(request) = topic.answer(request, after, bytes_max, local) {
+                topic.pending.push(PendingRequest { since, request, after });
             }
         }
         self.read_or_forget(name, local);
@@ -346,55 +346,55 @@ impl Histories {
     fn read_or_forget(&mut self, name: &TopicName, local: &Local) {
         let Some(topic) = self.topics.get(name) else { return };
         // Who wants to be in a topic waits for its channel first, and is answered then.
-        let may_read = |waiting: &Waiting| match waiting.question {
-            Question::Recover(..) => topic.is_subscribed,
-            Question::History(_) => true,
+        let may_read = |pending: &PendingRequest| match pending.request {
+            TopicRequest::Recover(..) => topic.is_subscribed,
+            TopicRequest::History(_) => true,
         };
         if topic.is_reading {
             return;
         }
-        if topic.waiting.iter().any(may_read) {
-            self.want(name);
-        } else if topic.waiting.is_empty() && local.interest.members(name.as_str()).is_none() {
+        if topic.pending.iter().any(may_read) {
+            self.schedule_read(name);
+        } else if topic.pending.is_empty() && local.interest.members(name.as_str()).is_none() {
             self.forget(name);
         }
     }
 
     /// The topic is to be read, unless that is under way already.
-    fn want(&mut self, name: &TopicName) {
+    fn schedule_read(&mut self, name: &TopicName) {
         let Some(topic) = self.topics.get_mut(name) else { return };
         if !std::mem::replace(&mut topic.is_reading, true) {
-            self.wanted.push_back((name.clone(), topic.line));
+            self.to_read.push_back((name.clone(), topic.incarnation));
         }
     }
 
     /// The link is lost: positions have to be read again on the next one.
     pub fn lose_link(&mut self, local: &mut Local) {
-        self.wanted.clear();
-        self.later.clear();
-        self.flights.clear();
-        (self.is_unloaded, self.loading) = (false, None);
-        let mut unheard = Vec::new();
+        self.to_read.clear();
+        self.to_retry.clear();
+        self.batches.clear();
+        (self.is_script_missing, self.script_load) = (false, None);
+        let mut first_missing_unacknowledged = Vec::new();
         for (name, topic) in &mut self.topics {
             topic.lose_link();
             if local.interest.members(name.as_str()).is_none() {
-                unheard.push(name.clone());
+                first_missing_unacknowledged.push(name.clone());
             }
         }
-        for name in unheard {
-            self.give_up(&name, local);
+        for name in first_missing_unacknowledged {
+            self.abandon(&name, local);
         }
     }
 
     /// Whoever waits for a topic that nobody here listens for is told that Redis is away.
-    fn give_up(&mut self, name: &TopicName, local: &mut Local) {
-        let waiting = self.topics.get_mut(name).map(|topic| std::mem::take(&mut topic.waiting));
-        for Waiting { question, .. } in waiting.into_iter().flatten() {
-            match question {
-                Question::History(ask) => {
+    fn abandon(&mut self, name: &TopicName, local: &mut Local) {
+        let pending = self.topics.get_mut(name).map(|topic| std::mem::take(&mut topic.pending));
+        for PendingRequest { request, .. } in pending.into_iter().flatten() {
+            match request {
+                TopicRequest::History(ask) => {
                     local.reply_history(ask.topic, ask.to, Err(HistoryError::Unavailable))
                 }
-                Question::Recover(shard, ask) => overload(shard, *ask, None, local),
+                TopicRequest::Recover(shard, ask) => reply_overload(shard, *ask, None, local),
             }
         }
         self.forget(name);
@@ -403,55 +403,58 @@ impl Histories {
     /// Those who have waited too long are told so; at most every second.
     pub fn expire(&mut self, now: Instant, local: &mut Local) {
         let is_due = |at: Instant| now.saturating_duration_since(at) >= Duration::from_secs(1);
-        if !self.is_any || !self.expired.is_none_or(is_due) {
+        if !self.is_enabled || !self.last_expiry.is_none_or(is_due) {
             return;
         }
-        self.expired = Some(now);
-        self.look_again();
-        let mut unheard = Vec::new();
-        for topic in self.topics.values_mut().filter(|topic| !topic.waiting.is_empty()) {
+        self.last_expiry = Some(now);
+        self.schedule_audits();
+        let mut first_missing_unacknowledged = Vec::new();
+        for topic in self.topics.values_mut().filter(|topic| !topic.pending.is_empty()) {
             let position = topic.log.as_ref().map(MessageLog::position).filter(|_| topic.is_synced);
-            topic.is_entered_blind |= position.is_none();
-            let is_late =
-                |waiting: &mut Waiting| now.saturating_duration_since(waiting.since) >= WAIT_MAX;
-            for Waiting { question, .. } in topic.waiting.extract_if(.., is_late) {
-                match question {
-                    Question::History(ask) => {
+            topic.is_joined_without_position |= position.is_none();
+            let is_late = |pending: &mut PendingRequest| {
+                now.saturating_duration_since(pending.since) >= PENDING_TIME_MAX
+            };
+            for PendingRequest { request, .. } in topic.pending.extract_if(.., is_late) {
+                match request {
+                    TopicRequest::History(ask) => {
                         local.reply_history(ask.topic, ask.to, Err(HistoryError::Unavailable));
                     }
-                    Question::Recover(shard, ask) => overload(shard, *ask, position, local),
+                    TopicRequest::Recover(shard, ask) => {
+                        reply_overload(shard, *ask, position, local)
+                    }
                 }
             }
             let is_heard = local.interest.members(topic.name.as_str()).is_some();
-            if topic.waiting.is_empty() && !is_heard {
-                unheard.push(topic.name.clone());
+            if topic.pending.is_empty() && !is_heard {
+                first_missing_unacknowledged.push(topic.name.clone());
             }
         }
         // They were followed for those questions only.
-        unheard.iter().for_each(|name| self.forget(name));
+        first_missing_unacknowledged.iter().for_each(|name| self.forget(name));
     }
 
     /// Reads a share of all positions again. A message that was lost without a trace at the end of a
     /// topic that has fallen silent shows in no other way.
-    fn look_again(&mut self) {
-        for _ in 0..self.round.len().div_ceil(LOOKS_PER_LAP) {
-            let Some(topic) = self.next_in_round() else { return };
+    fn schedule_audits(&mut self) {
+        for _ in 0..self.eviction_queue.len().div_ceil(SECONDS_PER_AUDIT_LAP) {
+            let Some(topic) = self.next_for_eviction() else { return };
             if topic.is_synced {
-                topic.is_look = true;
+                topic.is_audit = true;
                 let name = topic.name.clone();
-                self.want(&name);
+                self.schedule_read(&name);
             }
         }
     }
 
     /// Whether nothing is under way.
-    pub fn is_quiet(&self) -> bool {
-        self.flights.is_empty()
+    pub fn has_none_in_flight(&self) -> bool {
+        self.batches.is_empty()
     }
 
     /// From now on nothing is asked, or everything again.
-    pub fn hold(&mut self, is_held: bool) {
-        self.is_held = is_held;
+    pub fn set_paused(&mut self, is_paused: bool) {
+        self.is_paused = is_paused;
     }
 
     /// How many bytes of messages may be kept here: a share of what the node may keep.
@@ -460,42 +463,42 @@ impl Histories {
     }
 
     /// Whether the server has said, since this was last asked, that topics are elsewhere.
-    pub fn take_astray(&mut self) -> bool {
-        std::mem::take(&mut self.is_astray)
+    pub fn take_redirected(&mut self) -> bool {
+        std::mem::take(&mut self.is_redirected)
     }
 
     /// Gives away the topics that another server has now, with all who wait for something.
-    pub fn take_moved(&mut self, has_moved: impl Fn(&TopicName) -> bool) -> Vec<Topic> {
-        assert!(self.flights.is_empty(), "topics move while nothing is under way");
-        let moved: Vec<Topic> =
+    pub fn take_moved(&mut self, has_moved: impl Fn(&TopicName) -> bool) -> Vec<FollowedTopic> {
+        assert!(self.batches.is_empty(), "topics move while nothing is under way");
+        let moved: Vec<FollowedTopic> =
             self.topics.extract_if(|name, _| has_moved(name)).map(|(_, topic)| topic).collect();
-        self.bytes -= moved.iter().map(Topic::bytes).sum::<usize>();
-        self.wanted.retain(|(name, _)| self.topics.contains_key(name));
-        self.later.retain(|(_, (name, _))| self.topics.contains_key(name));
+        self.bytes -= moved.iter().map(FollowedTopic::bytes).sum::<usize>();
+        self.to_read.retain(|(name, _)| self.topics.contains_key(name));
+        self.to_retry.retain(|(_, (name, _))| self.topics.contains_key(name));
         moved
     }
 
     /// Takes a topic that another server had. Whoever asked, without listening, is answered from
     /// here.
-    pub fn adopt(&mut self, mut topic: Topic, local: &Local) {
+    pub fn adopt(&mut self, mut topic: FollowedTopic, local: &Local) {
         topic.lose_link();
-        self.lines += 1;
-        topic.line = self.lines;
+        self.incarnations += 1;
+        topic.incarnation = self.incarnations;
         self.bytes += topic.bytes();
         let name = topic.name.clone();
-        self.round.push_back((name.clone(), topic.line));
+        self.eviction_queue.push_back((name.clone(), topic.incarnation));
         self.topics.insert(name.clone(), topic);
         self.read_or_forget(&name, local);
     }
 
     /// Lets go of copies until they fit: they can be read again.
     fn make_room(&mut self) {
-        for _ in 0..2 * self.round.len() {
+        for _ in 0..2 * self.eviction_queue.len() {
             if self.bytes <= self.bytes_max {
                 return;
             }
-            let Some(topic) = self.next_in_round() else { return };
-            if !std::mem::take(&mut topic.is_used) {
+            let Some(topic) = self.next_for_eviction() else { return };
+            if !std::mem::take(&mut topic.was_used) {
                 let forgotten = topic.log.as_mut().map_or(0, MessageLog::forget_messages);
                 self.bytes -= forgotten;
             }

@@ -5,18 +5,18 @@
 
 use crate::backplane::envelope;
 use crate::backplane::history::store::IDEMPOTENCY_TTL;
-use crate::backplane::redis::history::follower::cut_of;
-use crate::backplane::redis::history::reply::{Read, chain_text};
-use crate::backplane::redis::history::{Histories, Place, meta_ttl_s};
+use crate::backplane::redis::history::follower::fork_offset_of;
+use crate::backplane::redis::history::reply::{FetchedHistory, lineage_text};
+use crate::backplane::redis::history::{Histories, TopicRef, meta_ttl_s};
 use crate::backplane::redis::names::Names;
-use crate::backplane::redis::scripts::{self, Which};
+use crate::backplane::redis::scripts::{self, HistoryScript};
 use crate::ids::TopicName;
 use redis::Pipeline;
 
 impl Histories {
     /// Whether this node has heard more of a topic than the server knows, and may put it back. Once
     /// on each link: if that does not help, it is not to be helped.
-    pub(super) fn offers(&mut self, name: &TopicName, read: Option<&Read>) -> bool {
+    pub(super) fn may_repair(&mut self, name: &TopicName, read: Option<&FetchedHistory>) -> bool {
         let Some(topic) = self.topics.get_mut(name) else { return false };
         let Some(log) = topic.log.as_ref().filter(|log| !log.is_empty()) else { return false };
         let known = log.position();
@@ -27,37 +27,43 @@ impl Histories {
                 read.top < known.offset && read.top.saturating_add(1) < topic.asked_next
             }
             // Or it has only what this history came from.
-            Some(read) => cut_of(&topic.chain, read.epoch).is_some_and(|cut| read.top <= cut),
+            Some(read) => fork_offset_of(&topic.lineage, read.epoch)
+                .is_some_and(|fork_offset| read.top <= fork_offset),
         };
         let next = read.map_or(0, |read| read.top.saturating_add(1));
-        topic.offered_from = next.max(log.first());
-        is_behind && !std::mem::replace(&mut topic.is_offered, true)
+        topic.repair_from = next.max(log.first());
+        is_behind && !std::mem::replace(&mut topic.is_repair_attempted, true)
     }
 
-    pub(super) fn repairing(&self, topics: &[Place], names: &Names, generation: &str) -> Pipeline {
+    pub(super) fn repair_pipeline(
+        &self,
+        topics: &[TopicRef],
+        names: &Names,
+        generation: &str,
+    ) -> Pipeline {
         let mut pipeline = Pipeline::new();
         for (name, _) in topics {
             let topic = self.topics.get(name).expect("it was just looked at");
             let log = topic.log.as_ref().expect("whoever offers has something");
             let keys = names.history_keys(name.as_str());
             let of_retry = |key: &str| format!("{}:{key}", keys.retry);
-            let first = topic.offered_from.max(log.first());
+            let first = topic.repair_from.max(log.first());
             let skipped = first.saturating_sub(log.first()) as usize;
-            let offered = || log.bodies().skip(skipped);
+            let repaired = || log.bodies().skip(skipped);
             let key_of = |body| envelope::read(name.as_str(), body).ok().and_then(|it| it.key);
             let retries: Vec<String> =
-                offered().filter_map(|body| key_of(body).map(of_retry)).collect();
+                repaired().filter_map(|body| key_of(body).map(of_retry)).collect();
             let mut all = vec![&keys.meta[..], &keys.stream];
             all.extend(retries.iter().map(|key| &key[..]));
-            let mut repair = scripts::call(Which::Repair, &all);
+            let mut repair = scripts::call(HistoryScript::Repair, &all);
             repair.arg(log.position().epoch).arg(first).arg(generation);
             repair.arg(names.channel(name.as_str())).arg(names.publish());
             let ttl_s = self.policy(name).history_ttl_s;
             repair.arg(ttl_s).arg(meta_ttl_s(self.policy(name))).arg(IDEMPOTENCY_TTL.as_secs());
-            repair.arg(chain_text(&topic.chain));
+            repair.arg(lineage_text(&topic.lineage));
             repair.arg(topic.acked.map_or(String::new(), |acked| acked.to_string()));
             let mut number = 2;
-            for body in offered() {
+            for body in repaired() {
                 let has_key = key_of(body).is_some();
                 number += usize::from(has_key);
                 repair.arg(&body[..]).arg(if has_key { number } else { 0 });

@@ -1,13 +1,13 @@
 //! What Redis answers when it is asked for a history.
 //!
-//! Where it is must be as we wrote it, or nothing is read of it ([`Unreadable`]): a place that was
+//! Where it is must be as we wrote it, or nothing is read of it ([`UnreadableValue`]): a place that was
 //! made up would be told to clients, and counted from. Of its messages and of the epochs before it,
 //! what is not as we wrote it is left out, and what it stood for is told as lost.
 //!
 //! Invariant: what is read has `1 <= offset <= top` for each message, and epochs that fall and cuts of
 //! at most `top` in its chain.
 
-use crate::backplane::redis::unreadable::{Unreadable, number, number_of};
+use crate::backplane::redis::unreadable::{UnreadableValue, number, number_of};
 use crate::ids::Position;
 use redis::Value;
 
@@ -19,17 +19,17 @@ const LINKS_MAX: usize = 4;
 
 /// What was read of a topic.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Read {
+pub(super) struct FetchedHistory {
     pub(super) epoch: u64,
     pub(super) top: u64,
-    pub(super) chain: Vec<(u64, u64)>,
+    pub(super) lineage: Vec<(u64, u64)>,
     pub(super) acked: Option<u64>,
     /// The generation of the server that said the last message.
     pub(super) generation: Vec<u8>,
     pub(super) entries: Vec<(u64, Vec<u8>)>,
 }
 
-impl Read {
+impl FetchedHistory {
     /// Without what is behind an offset.
     pub(super) fn leave_behind(&mut self, known: u64) {
         self.entries.retain(|(offset, _)| *offset <= known);
@@ -43,67 +43,71 @@ impl Read {
 }
 
 /// The answer to `EXEC`. `None`: there is no history yet.
-pub(super) fn read_of(answer: &Value) -> Result<Option<Read>, Unreadable> {
-    let Value::Array(parts) = answer else { return Err(Unreadable::new("the answer", answer)) };
-    let [meta, entries] = &parts[..] else { return Err(Unreadable::new("the answer", answer)) };
-    let Some(read) = position_of(meta)? else { return Ok(None) };
+pub(super) fn parse_history(answer: &Value) -> Result<Option<FetchedHistory>, UnreadableValue> {
+    let Value::Array(parts) = answer else {
+        return Err(UnreadableValue::new("the answer", answer));
+    };
+    let [meta, entries] = &parts[..] else {
+        return Err(UnreadableValue::new("the answer", answer));
+    };
+    let Some(read) = parse_meta(meta)? else { return Ok(None) };
     let entries = entries_of(entries, read.top)?;
-    Ok(Some(Read { entries, ..read }))
+    Ok(Some(FetchedHistory { entries, ..read }))
 }
 
-/// Epoch, last offset, chain and the like, as `HMGET` and `lua/open.lua` answer them ([`FIELDS`]).
-pub(super) fn position_of(meta: &Value) -> Result<Option<Read>, Unreadable> {
+/// Epoch, last offset, chain and the like, as `HMGET` and `lua/create.lua` answer them ([`FIELDS`]).
+pub(super) fn parse_meta(meta: &Value) -> Result<Option<FetchedHistory>, UnreadableValue> {
     let fields = match meta {
         Value::Array(fields) => fields.as_slice(),
         _ => &[],
     };
-    let [e, s, l, a, g] = fields else { return Err(Unreadable::new("the hash", meta)) };
+    let [e, s, l, a, g] = fields else { return Err(UnreadableValue::new("the hash", meta)) };
     if *e == Value::Nil {
         return Ok(None);
     }
-    let epoch = number_of(e).ok_or_else(|| Unreadable::new("e", e))?;
-    let top = number_of(s).ok_or_else(|| Unreadable::new("s", s))?;
+    let epoch = number_of(e).ok_or_else(|| UnreadableValue::new("e", e))?;
+    let top = number_of(s).ok_or_else(|| UnreadableValue::new("s", s))?;
     let Position { epoch, offset: top } =
-        Position::checked(epoch, top).ok_or_else(|| Unreadable::new("e", e))?;
-    let chain = match l {
+        Position::checked(epoch, top).ok_or_else(|| UnreadableValue::new("e", e))?;
+    let lineage = match l {
         Value::Nil => Vec::new(),
-        Value::BulkString(text) => chain_of(text, epoch, top),
-        _ => return Err(Unreadable::new("l", l)),
+        Value::BulkString(text) => parse_lineage(text, epoch, top),
+        _ => return Err(UnreadableValue::new("l", l)),
     };
     let acked = match number_of(a) {
         None if *a == Value::Nil => None,
         Some(acked) if acked <= top => Some(acked),
-        _ => return Err(Unreadable::new("a", a)),
+        _ => return Err(UnreadableValue::new("a", a)),
     };
     let generation = match g {
         Value::BulkString(text) => text.clone(),
         _ => Vec::new(),
     };
-    Ok(Some(Read { epoch, top, chain, acked, generation, entries: Vec::new() }))
+    Ok(Some(FetchedHistory { epoch, top, lineage, acked, generation, entries: Vec::new() }))
 }
 
-/// As [`chain_of`] reads it.
-pub(super) fn chain_text(chain: &[(u64, u64)]) -> String {
-    let links = chain.iter().map(|(epoch, cut)| format!("{epoch}:{cut} "));
+/// As [`parse_lineage`] reads it.
+pub(super) fn lineage_text(lineage: &[(u64, u64)]) -> String {
+    let links = lineage.iter().map(|(epoch, fork_offset)| format!("{epoch}:{fork_offset} "));
     links.collect()
 }
 
 /// Nothing is known of what stands behind a link that is not as we wrote it.
-fn chain_of(text: &[u8], epoch: u64, top: u64) -> Vec<(u64, u64)> {
-    let mut later = epoch;
+fn parse_lineage(text: &[u8], epoch: u64, top: u64) -> Vec<(u64, u64)> {
+    let mut to_retry = epoch;
     let links = text.split(u8::is_ascii_whitespace).filter(|link| !link.is_empty());
     let link = |link: &[u8]| {
         let colon = link.iter().position(|byte| *byte == b':')?;
-        let (epoch, cut) = (number(&link[..colon])?, number(&link[colon + 1..])?);
-        let is_before = (1..std::mem::replace(&mut later, epoch)).contains(&epoch);
-        is_before.then_some((epoch, cut.min(top)))
+        let (epoch, fork_offset) = (number(&link[..colon])?, number(&link[colon + 1..])?);
+        let is_before = (1..std::mem::replace(&mut to_retry, epoch)).contains(&epoch);
+        is_before.then_some((epoch, fork_offset.min(top)))
     };
     links.take(LINKS_MAX).map_while(link).collect()
 }
 
 /// What `XREVRANGE` answers, oldest first.
-fn entries_of(answer: &Value, top: u64) -> Result<Vec<(u64, Vec<u8>)>, Unreadable> {
-    let wrong = || Unreadable::new("the stream", answer);
+fn entries_of(answer: &Value, top: u64) -> Result<Vec<(u64, Vec<u8>)>, UnreadableValue> {
+    let wrong = || UnreadableValue::new("the stream", answer);
     let entries = match answer {
         Value::Array(entries) => entries,
         Value::Nil => return Ok(Vec::new()),
@@ -116,7 +120,9 @@ fn entries_of(answer: &Value, top: u64) -> Result<Vec<(u64, Vec<u8>)>, Unreadabl
         match offset_of(id) {
             Some(offset) if offset <= top => read.push((offset, body_of(body))),
             // Behind the last message of the history none may be: the next one finds no place.
-            _ if is_behind(id, top) => return Err(Unreadable::new("the last message", &parts[0])),
+            _ if is_behind(id, top) => {
+                return Err(UnreadableValue::new("the last message", &parts[0]));
+            }
             _ => {}
         }
     }
@@ -173,31 +179,34 @@ mod tests {
     fn a_history_is_read_from_its_oldest_message_on() {
         let fields = ["7", "12", "5:9 3:4 ", "11", "g"];
         let entries = vec![entry("12-0", "b"), entry("11-0", "a")];
-        let read = read_of(&answer(fields, entries)).unwrap();
+        let read = parse_history(&answer(fields, entries)).unwrap();
         let entries = vec![(11, b"a".to_vec()), (12, b"b".to_vec())];
-        let (chain, generation) = (vec![(5, 9), (3, 4)], b"g".to_vec());
+        let (lineage, generation) = (vec![(5, 9), (3, 4)], b"g".to_vec());
         let (epoch, top, acked) = (7, 12, Some(11));
-        assert_eq!(read, Some(Read { epoch, top, chain, acked, generation, entries }));
+        assert_eq!(read, Some(FetchedHistory { epoch, top, lineage, acked, generation, entries }));
     }
 
     #[test]
     fn where_there_is_none_nothing_is_read() {
-        assert_eq!(read_of(&answer([""; 5], vec![])), Ok(None));
-        assert_eq!(read_of(&answer(["", "18446744073709551615", "x", "y", "z"], vec![])), Ok(None));
+        assert_eq!(parse_history(&answer([""; 5], vec![])), Ok(None));
+        assert_eq!(
+            parse_history(&answer(["", "18446744073709551615", "x", "y", "z"], vec![])),
+            Ok(None)
+        );
     }
 
     #[test]
     fn a_message_that_is_not_as_we_wrote_it_is_left_out_or_lost_in_its_place() {
         let odd = Value::Array(vec![text("11-0"), Value::Array(vec![text("d")])]);
         let entries = vec![entry("12-0", "c"), odd, entry("10-1", "b"), entry("9-0", "a")];
-        let read = read_of(&answer(["7", "12", "", "", ""], entries)).unwrap().unwrap();
+        let read = parse_history(&answer(["7", "12", "", "", ""], entries)).unwrap().unwrap();
         assert_eq!(read.entries, [(9, b"a".to_vec()), (11, vec![]), (12, b"c".to_vec())]);
     }
 
     #[test]
     fn a_history_whose_place_is_not_as_we_wrote_it_is_not_read() {
         let what = |fields: [&str; 5], entries| {
-            read_of(&answer(fields, entries)).map_err(|why| why.to_string())
+            parse_history(&answer(fields, entries)).map_err(|why| why.to_string())
         };
         for wrong in hostile::TEXTS {
             let wrong = String::from_utf8_lossy(wrong).into_owned();
@@ -221,7 +230,7 @@ mod tests {
             }
         }
         let error = redis::parse_redis_value(b"-WRONGTYPE Operation\r\n").unwrap();
-        let of = |meta: Value, stream: Value| read_of(&Value::Array(vec![meta, stream]));
+        let of = |meta: Value, stream: Value| parse_history(&Value::Array(vec![meta, stream]));
         assert!(of(error.clone(), Value::Array(vec![])).is_err(), "no hash");
         assert!(of(meta(["7", "12", "", "", ""]), error).is_err(), "no stream");
         assert!(of(meta(["7", "12", "", "", ""]), Value::Nil).is_ok());
@@ -229,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_chain_is_believed_up_to_its_first_link_that_cannot_be() {
-        let of = |text: &str| chain_of(text.as_bytes(), 7, 12);
+        let of = |text: &str| parse_lineage(text.as_bytes(), 7, 12);
         assert_eq!(of("5:9 3:4 "), [(5, 9), (3, 4)]);
         assert_eq!(of("5:99"), [(5, 12)], "no further than the history itself");
         assert_eq!(of("6:1 5:1 4:1 3:1 2:1"), [(6, 1), (5, 1), (4, 1), (3, 1)]);
@@ -250,7 +259,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_is_answered_is_read_or_not(answer in hostile::value()) {
-            let _ = (read_of(&answer), position_of(&answer), entries_of(&answer, 7));
+            let _ = (parse_history(&answer), parse_meta(&answer), entries_of(&answer, 7));
         }
 
         #[test]
@@ -259,21 +268,21 @@ mod tests {
             ids in prop::collection::vec(hostile::edge(), 0..5),
         ) {
             let entries = ids.iter().map(|id| entry(&format!("{id}-0"), "b")).collect();
-            if let Ok(Some(read)) = read_of(&Value::Array(vec![meta, Value::Array(entries)])) {
+            if let Ok(Some(read)) = parse_history(&Value::Array(vec![meta, Value::Array(entries)])) {
                 prop_assert!(Position::checked(read.epoch, read.top).is_some());
                 prop_assert!(read.acked <= Some(read.top));
                 prop_assert!(read.entries.iter().all(|(at, _)| (1..=read.top).contains(at)));
-                prop_assert!(read.chain.iter().all(|(of, cut)| *of < read.epoch && *cut <= read.top));
+                prop_assert!(read.lineage.iter().all(|(of, fork_offset)| *of < read.epoch && *fork_offset <= read.top));
             }
         }
 
         #[test]
         fn a_chain_comes_apart_as_it_was_put_together(
             epochs in prop::collection::btree_set(1..1000u64, 0..=LINKS_MAX),
-            cut in 0..1000u64,
+            fork_offset in 0..1000u64,
         ) {
-            let chain: Vec<_> = epochs.into_iter().rev().map(|epoch| (epoch, cut)).collect();
-            prop_assert_eq!(chain_of(chain_text(&chain).as_bytes(), 1000, 1000), chain);
+            let lineage: Vec<_> = epochs.into_iter().rev().map(|epoch| (epoch, fork_offset)).collect();
+            prop_assert_eq!(parse_lineage(lineage_text(&lineage).as_bytes(), 1000, 1000), lineage);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::backplane::redis::connection::send;
-use crate::backplane::redis::history::fetch::Asked;
+use crate::backplane::redis::history::fetch::BatchKind;
 use crate::backplane::redis::hostile;
 use crate::backplane::redis::names::Names;
 use crate::ids::{ConnId, NodeId, SlotId, TopicId};
@@ -52,7 +52,7 @@ impl Story {
         };
         let key = story.local.join(story.topic.clone(), ShardId(0), Encoding::NATIVE, AT).unwrap();
         assert!(story.local.confirm_subscription(key, 0));
-        story.histories.subscribed(&story.topic);
+        story.histories.on_subscribed(&story.topic);
         assert!(matches!(story.hear(), [Downlink::Joined { .. }]));
         story.heard.clear();
         story
@@ -92,35 +92,41 @@ impl Story {
 
     /// The server answers the reads that are due, each with the same.
     fn read(&mut self, answer: &Value) {
-        while let Some((at, _)) = self.histories.later.front()
+        while let Some((at, _)) = self.histories.to_retry.front()
             && *at <= self.now
         {
-            let (_, place) = self.histories.later.pop_front().unwrap();
-            self.histories.wanted.push_back(place);
+            let (_, topic_ref) = self.histories.to_retry.pop_front().unwrap();
+            self.histories.to_read.push_back(topic_ref);
         }
-        let (_, topics) = self.histories.load(&self.names, self.now);
-        self.land(topics, Asked::Read, answer, 3);
+        let (_, topics) = self.histories.build_read_batch(&self.names, self.now);
+        self.handle_replies(topics, BatchKind::Read, answer, 3);
     }
 
-    fn land(&mut self, topics: Vec<Place>, what: Asked, answer: &Value, rounds: u32) {
-        let each = if what == Asked::Read { 4 } else { 1 };
+    fn handle_replies(
+        &mut self,
+        topics: Vec<TopicRef>,
+        what: BatchKind,
+        answer: &Value,
+        rounds: u32,
+    ) {
+        let each = if what == BatchKind::Read { 4 } else { 1 };
         let answers = vec![answer.clone(); topics.len() * each];
         let mut cx = Context::from_waker(Waker::noop());
         let reply = send(&mut cx, std::future::pending());
-        let flight = Flight { topics, reply, what };
+        let batch = FetchBatch { topics, reply, what };
         let whose = (&self.names, GENERATION);
-        let next = self.histories.land(&flight, answers, whose, self.now, &mut self.local);
+        let next = self.histories.handle_replies(&batch, answers, whose, self.now, &mut self.local);
         for (what, topics) in next.into_iter().flatten() {
-            if what == Asked::Repair {
-                let _ = self.histories.repairing(&topics, &self.names, GENERATION);
+            if what == BatchKind::Repair {
+                let _ = self.histories.repair_pipeline(&topics, &self.names, GENERATION);
             }
             // What begins a history answers the hash alone.
             let answer = match (what, answer) {
-                (Asked::Open, Value::Array(parts)) => parts.first().unwrap_or(&Value::Nil),
+                (BatchKind::Create, Value::Array(parts)) => parts.first().unwrap_or(&Value::Nil),
                 _ => answer,
             };
             if rounds > 0 {
-                self.land(topics, what, &answer.clone(), rounds - 1);
+                self.handle_replies(topics, what, &answer.clone(), rounds - 1);
             }
         }
     }
@@ -141,9 +147,9 @@ impl Story {
 fn answer(e: u64, s: u64, l: &str, a: Option<u64>, offsets: &[u64]) -> Value {
     let text = |text: String| Value::BulkString(text.into_bytes());
     let number = |number: u64| text(number.to_string());
-    let chain = if l.is_empty() { Value::Nil } else { text(l.to_owned()) };
+    let lineage = if l.is_empty() { Value::Nil } else { text(l.to_owned()) };
     let acked = a.map_or(Value::Nil, number);
-    let meta = vec![number(e), number(s), chain, acked, text(GENERATION.to_owned())];
+    let meta = vec![number(e), number(s), lineage, acked, text(GENERATION.to_owned())];
     let body = || Value::Array(vec![text("d".into()), Value::BulkString(b"\x01\x001".to_vec())]);
     let entry = |offset: &u64| Value::Array(vec![text(format!("{offset}-0")), body()]);
     let entries = offsets.iter().rev().map(entry).collect();
@@ -157,7 +163,7 @@ enum Deed {
     Message(u64, u64, bool),
     Acknowledge(Option<u64>, u64),
     /// The server answers so.
-    Read(u64, u64, Option<(u64, u64)>, Option<u64>, Vec<u64>),
+    FetchedHistory(u64, u64, Option<(u64, u64)>, Option<u64>, Vec<u64>),
     ReadAnything(Value),
     LoseLink,
     Pass(u64),
@@ -166,21 +172,21 @@ enum Deed {
 fn deed() -> impl Strategy<Value = Deed> {
     let number = || prop_oneof![3 => 0..8u64, 1 => hostile::edge()];
     let epoch = || prop_oneof![3 => 1..4u64, 1 => hostile::edge()];
-    let place = move || prop::option::of((epoch(), number()));
+    let topic_ref = move || prop::option::of((epoch(), number()));
     prop_oneof![
-        place().prop_map(Deed::Recover),
-        (place(), 0..9u32, any::<bool>())
+        topic_ref().prop_map(Deed::Recover),
+        (topic_ref(), 0..9u32, any::<bool>())
             .prop_map(|(at, limit, back)| Deed::History(at, limit, back)),
         (epoch(), number(), any::<bool>()).prop_map(|(e, o, good)| Deed::Message(e, o, good)),
         (prop::option::of(epoch()), number()).prop_map(|(e, o)| Deed::Acknowledge(e, o)),
         (
             epoch(),
             number(),
-            place(),
+            topic_ref(),
             prop::option::of(number()),
             prop::collection::btree_set(number(), 0..6),
         )
-            .prop_map(|(e, s, l, a, all)| Deed::Read(
+            .prop_map(|(e, s, l, a, all)| Deed::FetchedHistory(
                 e,
                 s,
                 l,
@@ -214,14 +220,15 @@ fn act(story: &mut Story, deed: Deed) {
         Deed::Acknowledge(epoch, offset) => {
             story.histories.acknowledge(&story.topic, UpTo { epoch, offset });
         }
-        Deed::Read(e, s, l, a, offsets) => {
-            let l = l.map_or(String::new(), |(epoch, cut)| format!("{epoch}:{cut} "));
+        Deed::FetchedHistory(e, s, l, a, offsets) => {
+            let l =
+                l.map_or(String::new(), |(epoch, fork_offset)| format!("{epoch}:{fork_offset} "));
             story.read(&answer(e, s, &l, a, &offsets));
         }
         Deed::ReadAnything(answer) => story.read(&answer),
         Deed::LoseLink => {
             story.histories.lose_link(&mut story.local);
-            story.histories.subscribed(&story.topic);
+            story.histories.on_subscribed(&story.topic);
         }
         Deed::Pass(ms) => story.pass(Duration::from_millis(ms)),
     }
@@ -238,11 +245,11 @@ proptest! {
         let topic = if is_user { TopicName::user("ann") } else { TopicName::room("kept:a") };
         let mut story = Story::begin(topic);
         deeds.into_iter().for_each(|deed| act(&mut story, deed));
-        story.pass(WAIT_MAX + Duration::from_secs(1));
+        story.pass(PENDING_TIME_MAX + Duration::from_secs(1));
         let (asked, mut answered) = (story.asked, 0);
         for heard in story.hear() {
             let told = match heard {
-                Downlink::Recovered(recovered) => Some(recovered.position),
+                Downlink::Recovered(reply_recovery) => Some(reply_recovery.position),
                 Downlink::Unrecoverable(_) => None,
                 Downlink::History(told) => told.said.as_ref().ok().map(|said| said.position),
                 _ => continue,
@@ -254,7 +261,7 @@ proptest! {
             prop_assert!(told.is_none_or(is_place), "{told:?}");
         }
         prop_assert_eq!(asked, answered);
-        let kept: usize = story.histories.topics.values().map(Topic::bytes).sum();
+        let kept: usize = story.histories.topics.values().map(FollowedTopic::bytes).sum();
         prop_assert_eq!(story.histories.bytes(), kept);
     }
 }
@@ -311,7 +318,7 @@ fn a_message_for_a_place_that_the_history_does_not_have_is_not_waited_for() {
     for lie in [at((7, 9)), at((7, Position::NUMBER_MAX)), at((8, 1))] {
         story.message(lie, b"\x01\x001");
         story.read(&answer(7, 3, "", None, &[1, 2, 3]));
-        assert_eq!(story.histories.wanted(), 0, "it is read once for {lie:?}");
+        assert_eq!(story.histories.to_read(), 0, "it is read once for {lie:?}");
         story.recover(None);
     }
     assert_eq!(story.local.counters.publishes_malformed, 3);
@@ -326,10 +333,10 @@ fn what_comes_while_a_read_is_under_way_is_not_a_lie() {
     let mut story = Story::begin(TopicName::room("kept:a"));
     story.read(&answer(7, 3, "", None, &[1, 2, 3]));
     story.message(at((7, 5)), b"\x01\x001");
-    let (_, topics) = story.histories.load(&story.names, story.now);
+    let (_, topics) = story.histories.build_read_batch(&story.names, story.now);
     // Said after the read was asked for, and the answer says nothing of it.
     story.message(at((7, 6)), b"\x01\x001");
-    story.land(topics, Asked::Read, &answer(7, 5, "", None, &[4, 5]), 0);
+    story.handle_replies(topics, BatchKind::Read, &answer(7, 5, "", None, &[4, 5]), 0);
     assert_eq!(story.local.counters.publishes_malformed, 0);
     let frames = |story: &mut Story| {
         story.hear().iter().filter(|it| matches!(it, Downlink::DeliverWith(_))).count()

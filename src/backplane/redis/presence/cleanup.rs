@@ -15,10 +15,10 @@
 use crate::backplane::partition::partition;
 use crate::backplane::redis::names::Names;
 use crate::backplane::redis::presence::keys::{CONTROL, Keys};
-use crate::backplane::redis::presence::liveness::Around;
-use crate::backplane::redis::presence::partition_set::Parts;
-use crate::backplane::redis::presence::scripts::{self, Script};
-use crate::backplane::redis::topology::routes::Route;
+use crate::backplane::redis::presence::liveness::LivenessContext;
+use crate::backplane::redis::presence::partition_set::PartitionSet;
+use crate::backplane::redis::presence::scripts::{self, PresenceScript};
+use crate::backplane::redis::topology::routes::ServerRoutes;
 use crate::ids::TopicName;
 use crate::policy::namespaces::Namespaces;
 use futures_util::future::{Either, join_all, select};
@@ -29,11 +29,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// For how long a dead node finds the note that it was cleaned up behind.
-const NOTE_S: u64 = 24 * 60 * 60;
+const NOTICE_TTL_S: u64 = 24 * 60 * 60;
 /// How long somebody who began to clean up goes without a word before somebody else may.
-const CLAIM: Duration = Duration::from_millis(30_000);
+const CLAIM_TTL: Duration = Duration::from_millis(30_000);
 /// The same after it was broken off. Short, and not none: many nodes would all walk in one second.
-const BROKEN_OFF: Duration = Duration::from_millis(1_000);
+const RETRY_AFTER_ABORT: Duration = Duration::from_millis(1_000);
 /// Whose claim that is.
 const NOBODY: &str = "nobody";
 /// Partitions looked at in one step.
@@ -45,32 +45,32 @@ const ROOMS_PER_STEP: usize = 64;
 
 /// What the members of rooms are told.
 #[derive(Clone)]
-pub struct Rules {
+pub struct PresenceRules {
     /// How channels are called.
     pub names: Names,
     /// How many users a room may have that is told of them.
     pub namespaces: Arc<Namespaces>,
 }
 
-struct Reaper {
-    route: Route,
-    parts: Parts,
+struct NodeCleanup {
+    route: ServerRoutes,
+    parts: PartitionSet,
     keys: Keys,
-    rules: Rules,
+    rules: PresenceRules,
     node: String,
 }
 
 /// Cleans up behind a dead node. Answers whether it was us who did, and nothing is left.
 pub fn begin(
-    around: &Around<'_>,
+    context: &LivenessContext<'_>,
     node: String,
 ) -> impl Future<Output = RedisResult<bool>> + 'static {
-    let (route, parts) = (around.route.clone(), around.settled);
-    let (keys, rules) = (around.keys.clone(), around.rules.clone());
-    Reaper { route, parts, keys, rules, node }.run()
+    let (route, parts) = (context.route.clone(), context.settled);
+    let (keys, rules) = (context.keys.clone(), context.rules.clone());
+    NodeCleanup { route, parts, keys, rules, node }.run()
 }
 
-impl Reaper {
+impl NodeCleanup {
     async fn run(self) -> RedisResult<bool> {
         let control = self.route.cmd(self.route.server_of(CONTROL)).cloned();
         let Some(mut cmd) = control else { return Ok(false) };
@@ -79,16 +79,20 @@ impl Reaper {
         }
         let walked = self.walk_all(&mut cmd).await;
         // Should the node have gone on meanwhile, it found the first note before we were through.
-        self.leave_note(&mut cmd).await?;
+        self.leave_notice(&mut cmd).await?;
         if walked.as_ref().is_ok_and(|is_whole| *is_whole) {
             let mut end = pipe();
             end.cmd("SREM").arg(self.keys.nodes()).arg(&self.node);
-            end.cmd("DEL").arg(self.keys.reap(&self.node));
+            end.cmd("DEL").arg(self.keys.cleanup_of(&self.node));
             end.exec_async(&mut cmd).await?;
         } else {
-            let mut return_uplink = redis::cmd("SET");
-            return_uplink.arg(self.keys.reap(&self.node)).arg(NOBODY);
-            return_uplink.arg("PX").arg(BROKEN_OFF.as_millis() as u64).exec_async(&mut cmd).await?;
+            let mut release = redis::cmd("SET");
+            release.arg(self.keys.cleanup_of(&self.node)).arg(NOBODY);
+            release
+                .arg("PX")
+                .arg(RETRY_AFTER_ABORT.as_millis() as u64)
+                .exec_async(&mut cmd)
+                .await?;
         }
         walked
     }
@@ -96,9 +100,9 @@ impl Reaper {
     /// Whether it is ours, now or still. The note goes first: should the node live and write while we
     /// remove, it finds the note afterwards and writes once more.
     async fn claim(&self, cmd: &mut MultiplexedConnection) -> RedisResult<bool> {
-        let (key, me) = (self.keys.reap(&self.node), &self.keys.me);
+        let (key, me) = (self.keys.cleanup_of(&self.node), &self.keys.me);
         let mut claim = redis::cmd("SET");
-        claim.arg(&key).arg(me).arg("NX").arg("PX").arg(CLAIM.as_millis() as u64);
+        claim.arg(&key).arg(me).arg("NX").arg("PX").arg(CLAIM_TTL.as_millis() as u64);
         let claimed: Option<String> = claim.query_async(cmd).await?;
         if claimed.is_none() {
             let by: Option<Vec<u8>> = redis::cmd("GET").arg(&key).query_async(cmd).await?;
@@ -107,7 +111,7 @@ impl Reaper {
             }
             self.renew(cmd).await?;
         }
-        self.leave_note(cmd).await?;
+        self.leave_notice(cmd).await?;
         Ok(true)
     }
 
@@ -116,25 +120,25 @@ impl Reaper {
     ///
     /// Where something stands that cannot be counted up it goes: a number that is too high, or no
     /// number.
-    async fn leave_note(&self, cmd: &mut MultiplexedConnection) -> RedisResult<()> {
-        if self.count_note(cmd).await.is_ok() {
+    async fn leave_notice(&self, cmd: &mut MultiplexedConnection) -> RedisResult<()> {
+        if self.count_notice(cmd).await.is_ok() {
             return Ok(());
         }
-        redis::cmd("DEL").arg(self.keys.reaped(&self.node)).exec_async(cmd).await?;
-        self.count_note(cmd).await
+        redis::cmd("DEL").arg(self.keys.removed(&self.node)).exec_async(cmd).await?;
+        self.count_notice(cmd).await
     }
 
-    async fn count_note(&self, cmd: &mut MultiplexedConnection) -> RedisResult<()> {
-        let (key, mut note) = (self.keys.reaped(&self.node), pipe());
+    async fn count_notice(&self, cmd: &mut MultiplexedConnection) -> RedisResult<()> {
+        let (key, mut notice) = (self.keys.removed(&self.node), pipe());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        note.atomic().cmd("SET").arg(&key).arg(now as u64).arg(&["NX", "EX"]).arg(NOTE_S);
-        note.cmd("INCR").arg(&key).cmd("EXPIRE").arg(&key).arg(NOTE_S);
-        note.exec_async(cmd).await
+        notice.atomic().cmd("SET").arg(&key).arg(now as u64).arg(&["NX", "EX"]).arg(NOTICE_TTL_S);
+        notice.cmd("INCR").arg(&key).cmd("EXPIRE").arg(&key).arg(NOTICE_TTL_S);
+        notice.exec_async(cmd).await
     }
 
     async fn renew(&self, cmd: &mut MultiplexedConnection) -> RedisResult<()> {
         let mut renew = redis::cmd("PEXPIRE");
-        renew.arg(self.keys.reap(&self.node)).arg(CLAIM.as_millis() as u64);
+        renew.arg(self.keys.cleanup_of(&self.node)).arg(CLAIM_TTL.as_millis() as u64);
         renew.exec_async(cmd).await
     }
 
@@ -143,7 +147,7 @@ impl Reaper {
         let walks = join_all((0..self.route.servers()).map(|server| self.walk(server)));
         let renewal = async {
             loop {
-                tokio::time::sleep(CLAIM / 3).await;
+                tokio::time::sleep(CLAIM_TTL / 3).await;
                 // Not heard: somebody else may begin, too, and does no harm.
                 let _ = self.renew(cmd).await;
             }
@@ -151,7 +155,7 @@ impl Reaper {
         match select(pin!(walks), pin!(renewal)).await {
             Either::Left((walked, _)) => {
                 let walked: Vec<bool> = walked.into_iter().collect::<RedisResult<_>>()?;
-                Ok(self.parts == Parts::ALL && walked.into_iter().all(|is_whole| is_whole))
+                Ok(self.parts == PartitionSet::ALL && walked.into_iter().all(|is_whole| is_whole))
             }
             Either::Right((never, _)) => never,
         }
@@ -165,12 +169,16 @@ impl Reaper {
             return Ok(true);
         }
         let Some(mut cmd) = self.route.cmd(server).cloned() else { return Ok(false) };
-        redis::cmd("SCRIPT").arg("LOAD").arg(Script::Reap.text()).exec_async(&mut cmd).await?;
+        redis::cmd("SCRIPT")
+            .arg("LOAD")
+            .arg(PresenceScript::RemoveNode.text())
+            .exec_async(&mut cmd)
+            .await?;
         let mut refusal = None;
         for some in parts.chunks(PARTS_PER_STEP) {
-            let mut left: Parts = some.iter().copied().collect();
+            let mut left: PartitionSet = some.iter().copied().collect();
             while !left.is_empty() {
-                let topics = self.look(&mut cmd, &mut left, &mut refusal).await?;
+                let topics = self.read_nodes(&mut cmd, &mut left, &mut refusal).await?;
                 for topics in topics.chunks(ROOMS_PER_STEP) {
                     self.remove(&mut cmd, topics, &mut left, &mut refusal).await?;
                 }
@@ -180,10 +188,10 @@ impl Reaper {
     }
 
     /// Some rooms of each of these partitions. `left` are then those that may have more.
-    async fn look(
+    async fn read_nodes(
         &self,
         cmd: &mut MultiplexedConnection,
-        left: &mut Parts,
+        left: &mut PartitionSet,
         refusal: &mut Option<RedisError>,
     ) -> RedisResult<Vec<String>> {
         let mut looks = pipe();
@@ -226,7 +234,7 @@ impl Reaper {
         &self,
         cmd: &mut MultiplexedConnection,
         topics: &[String],
-        left: &mut Parts,
+        left: &mut PartitionSet,
         refusal: &mut Option<RedisError>,
     ) -> RedisResult<()> {
         let mut step = pipe();
@@ -235,8 +243,8 @@ impl Reaper {
             let policy = name.as_ref().map(|name| self.rules.namespaces.policy(name.kind()));
             let users_max = policy.map_or(0, |policy| policy.presence_events_users_max);
             let publish = self.route.publish();
-            let room = scripts::Room { topic, users_max, dead: &[], publish };
-            scripts::reap(&mut step, &self.keys, &self.rules.names, room, &self.node);
+            let room = scripts::RoomArgs { topic, users_max, dead: &[], publish };
+            scripts::remove_node(&mut step, &self.keys, &self.rules.names, room, &self.node);
         }
         for (topic, answer) in topics.iter().zip(all(cmd, &step).await?) {
             if let Err(error) = answer.extract_error() {

@@ -24,13 +24,13 @@ const BY: u8 = 2;
 pub const LEFT: [u8; 2] = [MARK, 0];
 
 /// Whether a body of a room's channel is news.
-pub fn is_news(body: &[u8]) -> bool {
+pub fn is_presence_event(body: &[u8]) -> bool {
     body.first() == Some(&MARK)
 }
 
 /// News as bytes.
-pub fn write(news: &PresenceEvent<'_>) -> Vec<u8> {
-    let (flags, user, info, by) = match *news {
+pub fn write(event: &PresenceEvent<'_>) -> Vec<u8> {
+    let (flags, user, info, by) = match *event {
         PresenceEvent::Joined { user, info, by } => {
             (JOINED | by.map_or(0, |_| BY), user, info.unwrap_or(""), by)
         }
@@ -104,13 +104,13 @@ mod tests {
                 shard: ShardId(shard),
                 conn: ConnId::from_bits(conn),
             });
-            for news in [
+            for event in [
                 PresenceEvent::Joined { user: &user, info: info.as_deref(), by },
                 PresenceEvent::Left { user: &user },
             ] {
-                let bytes = write(&news);
-                prop_assert!(is_news(&bytes));
-                prop_assert_eq!(read(&bytes), Some(news));
+                let bytes = write(&event);
+                prop_assert!(is_presence_event(&bytes));
+                prop_assert_eq!(read(&bytes), Some(event));
             }
         }
 
@@ -127,10 +127,10 @@ mod tests {
 
     #[test]
     fn what_is_cut_or_unknown_is_refused() {
-        let news = write(&PresenceEvent::Left { user: "ann" });
-        assert_eq!(news, [&LEFT[..], &[3], b"ann"].concat(), "as the script puts it together");
-        for bytes in 0..news.len() {
-            assert_eq!(read(&news[..bytes]), None, "{bytes} bytes");
+        let event = write(&PresenceEvent::Left { user: "ann" });
+        assert_eq!(event, [&LEFT[..], &[3], b"ann"].concat(), "as the script puts it together");
+        for bytes in 0..event.len() {
+            assert_eq!(read(&event[..bytes]), None, "{bytes} bytes");
         }
         assert_eq!(read(&[MARK, 4, 1, b'a']), None, "a flag of the future");
         assert_eq!(read(&[MARK, 0, 1, b'a', b'1']), None, "who left says nothing");
@@ -140,6 +140,6 @@ mod tests {
             assert_eq!(read(&[&[MARK, 1, 1, b'a'], wrong.as_bytes()].concat()), None, "{wrong}");
         }
         assert_eq!(info(br#"{"a" : 1e999}"#), Some(r#"{"a" : 1e999}"#));
-        assert!(!is_news(&[1, 0, b'1']));
+        assert!(!is_presence_event(&[1, 0, b'1']));
     }
 }

@@ -7,8 +7,8 @@
 //! | `<prefix>:{p…}:npx:<node>` | the topics of a node's hashes in this partition: a set |
 //! | `<prefix>:{p637}:node:<node>` | a node's sign of life; it expires |
 //! | `<prefix>:{p637}:nodes` | all nodes that may have users: a set |
-//! | `<prefix>:{p637}:reap:<node>` | somebody is cleaning up; it expires |
-//! | `<prefix>:{p637}:reaped:<node>` | rises when somebody has, should the node live; it expires |
+//! | `<prefix>:{p637}:cleanup_of:<node>` | somebody is cleaning up; it expires |
+//! | `<prefix>:{p637}:removed:<node>` | rises when somebody has, should the node live; it expires |
 //!
 //! What a script touches lies in one slot: a room's keys, its channel, and the index of its partition,
 //! which is for whoever cleans up behind the node. What nodes say of themselves lies in the partition
@@ -60,12 +60,12 @@ impl Keys {
     }
 
     /// Who cleans up behind a node.
-    pub fn reap(&self, node: &str) -> String {
+    pub fn cleanup_of(&self, node: &str) -> String {
         self.control(&format!("reap:{node}"))
     }
 
     /// That somebody did.
-    pub fn reaped(&self, node: &str) -> String {
+    pub fn removed(&self, node: &str) -> String {
         self.control(&format!("reaped:{node}"))
     }
 
@@ -107,7 +107,7 @@ mod tests {
     fn what_nodes_say_of_themselves_shares_a_slot() {
         let keys = Keys::new("c", NodeId(10));
         assert_eq!(keys.nodes(), "c:{p637}:nodes");
-        for key in [keys.life("n"), keys.reap("n"), keys.reaped("n")] {
+        for key in [keys.life("n"), keys.cleanup_of("n"), keys.removed("n")] {
             assert!(key.starts_with("c:{p637}:"), "{key}");
         }
     }

@@ -3,7 +3,7 @@
 //! Every second this node says that it lives, and looks whose sign is missing. Who is missing twice in
 //! a row is *dead*: readers leave it out, and one of the others (whoever is first to say so) tells the
 //! members of its rooms who has left, and removes its keys ([`cleanup`]). A node is dead at most
-//! [`LIFE`] + 2 × [`EVERY`] after its last sign, which is the grace of its users: who has
+//! [`LIFE_SIGN_TTL`] + 2 × [`LIFE_SIGN_INTERVAL`] after its last sign, which is the grace of its users: who has
 //! come back elsewhere meanwhile has not left.
 //!
 //! All signs are on one server. While that is not up, there is no watch, and nobody is dead.
@@ -25,10 +25,10 @@
 //! others need a moment, too.
 
 use crate::backplane::redis::connection::{Reply, poll_reply, send};
-use crate::backplane::redis::presence::cleanup::{self, Rules};
+use crate::backplane::redis::presence::cleanup::{self, PresenceRules};
 use crate::backplane::redis::presence::keys::{CONTROL, Keys, node_name};
-use crate::backplane::redis::presence::partition_set::Parts;
-use crate::backplane::redis::topology::routes::Route;
+use crate::backplane::redis::presence::partition_set::PartitionSet;
+use crate::backplane::redis::topology::routes::ServerRoutes;
 use hashbrown::{HashMap, HashSet};
 use redis::aio::MultiplexedConnection;
 use redis::{FromRedisValue, RedisResult, Value, pipe};
@@ -37,20 +37,20 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 /// How long a sign of life lasts.
-const LIFE: Duration = Duration::from_millis(5_000);
+const LIFE_SIGN_TTL: Duration = Duration::from_millis(5_000);
 /// How often one is given.
-const EVERY: Duration = Duration::from_millis(1_000);
+const LIFE_SIGN_INTERVAL: Duration = Duration::from_millis(1_000);
 /// After a link came up, for how long nobody is dead.
 const SETTLING: Duration = Duration::from_millis(5_000);
 /// In how many looks a note is seen before anything is done.
-const NOTED: u32 = 3;
+const NOTICE_READS: u32 = 3;
 /// How often somebody must be missing.
-const MISSING_MAX: u32 = 2;
+const MISSING_READS: u32 = 2;
 
 /// What one look brought.
-struct Seen {
+struct NodesSeen {
     /// The note of those who took this node for dead and cleaned up behind it.
-    note: Option<Vec<u8>>,
+    notice: Option<Vec<u8>>,
     /// All other nodes.
     nodes: Vec<String>,
     /// Those of them without a sign of life.
@@ -59,64 +59,64 @@ struct Seen {
 
 /// The last note that was found, and how often in a row. It outlives a watch.
 #[derive(Default)]
-pub struct Noted {
-    note: Option<Vec<u8>>,
+pub struct RemovalNotice {
+    notice: Option<Vec<u8>>,
     times: u32,
 }
 
 /// What came of a turn.
 #[derive(Default)]
-pub struct Watched {
+pub struct LivenessOutcome {
     /// Others took this node for dead and cleaned up behind it.
-    pub was_reaped: bool,
+    pub was_removed: bool,
     /// Nodes that this one has cleaned up behind.
-    pub reaped: u64,
+    pub removed: u64,
     /// Whether anything happened.
     pub is_busy: bool,
 }
 
 /// What it needs to know of the rest.
-pub struct Around<'a> {
+pub struct LivenessContext<'a> {
     /// The ways to all servers.
-    pub route: &'a Route,
+    pub route: &'a ServerRoutes,
     /// Partitions in which it may be cleaned up and told now.
-    pub settled: Parts,
+    pub settled: PartitionSet,
     /// How keys are called.
     pub keys: &'a Keys,
     /// What members are told.
-    pub rules: &'a Rules,
+    pub rules: &'a PresenceRules,
 }
 
 /// See the module. One for each time that the server of the signs is up.
-pub struct Watch {
+pub struct Liveness {
     began: Instant,
-    looked: Option<Instant>,
-    look: Option<Reply<Seen>>,
+    last_read: Option<Instant>,
+    read_nodes: Option<Reply<NodesSeen>>,
     /// All other nodes, as last seen.
     nodes: HashSet<String>,
     /// Nodes that were met in rooms, and are not among those.
-    strangers: HashSet<String>,
+    unknown_nodes: HashSet<String>,
     /// How often in a row each was missing.
     missing: HashMap<String, u32>,
     dead: Arc<[String]>,
     /// Whose turn it is to be cleaned up behind: nobody waits for one that takes long.
     turn: usize,
-    reap: Option<Reply<bool>>,
+    cleanup_of: Option<Reply<bool>>,
 }
 
-impl Watch {
+impl Liveness {
     /// For a link that has just come up.
-    pub fn new(now: Instant) -> Watch {
-        Watch {
+    pub fn new(now: Instant) -> Liveness {
+        Liveness {
             began: now,
-            looked: None,
-            look: None,
+            last_read: None,
+            read_nodes: None,
             nodes: HashSet::new(),
-            strangers: HashSet::new(),
+            unknown_nodes: HashSet::new(),
             missing: HashMap::new(),
             dead: Arc::default(),
             turn: 0,
-            reap: None,
+            cleanup_of: None,
         }
     }
 
@@ -126,9 +126,9 @@ impl Watch {
     }
 
     /// These nodes have users in a room.
-    pub fn meet(&mut self, nodes: impl IntoIterator<Item = String>, me: &str) {
-        let is_strange = |node: &String| node != me && !self.nodes.contains(node);
-        self.strangers.extend(nodes.into_iter().filter(is_strange));
+    pub fn observe(&mut self, nodes: impl IntoIterator<Item = String>, me: &str) {
+        let is_unknown = |node: &String| node != me && !self.nodes.contains(node);
+        self.unknown_nodes.extend(nodes.into_iter().filter(is_unknown));
     }
 
     /// Looks when it is time, and cleans up where it must. An error is for the log: the next look
@@ -137,38 +137,40 @@ impl Watch {
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        around: &Around<'_>,
-        noted: &mut Noted,
-    ) -> RedisResult<Watched> {
-        let mut watched = Watched::default();
-        if self.look.is_none()
-            && self.looked.is_none_or(|at| now.duration_since(at) >= EVERY)
-            && let Some(cmd) = around.route.cmd(around.route.server_of(CONTROL))
+        context: &LivenessContext<'_>,
+        removal_notice: &mut RemovalNotice,
+    ) -> RedisResult<LivenessOutcome> {
+        let mut watched = LivenessOutcome::default();
+        if self.read_nodes.is_none()
+            && self.last_read.is_none_or(|at| now.duration_since(at) >= LIFE_SIGN_INTERVAL)
+            && let Some(cmd) = context.route.cmd(context.route.server_of(CONTROL))
         {
-            self.looked = Some(now);
-            let strangers = self.strangers.drain().collect();
-            self.look = Some(send(cx, look(cmd.clone(), around.keys.clone(), strangers)));
+            self.last_read = Some(now);
+            let unknown_nodes = self.unknown_nodes.drain().collect();
+            self.read_nodes =
+                Some(send(cx, read_nodes(cmd.clone(), context.keys.clone(), unknown_nodes)));
             watched.is_busy = true;
         }
-        if let Some(reply) = &mut self.look
+        if let Some(reply) = &mut self.read_nodes
             && let Poll::Ready(seen) = poll_reply(reply, cx)
         {
-            self.look = None;
+            self.read_nodes = None;
             watched.is_busy = true;
-            let Seen { note, nodes, missing } = seen?;
-            watched.was_reaped = noted.is_due(note);
+            let NodesSeen { notice, nodes, missing } = seen?;
+            watched.was_removed = removal_notice.is_due(notice);
             self.nodes = nodes.into_iter().collect();
             self.note_missing(missing, now);
-            if self.reap.is_none() {
-                self.reap = self.next_dead().map(|node| send(cx, cleanup::begin(around, node)));
+            if self.cleanup_of.is_none() {
+                self.cleanup_of =
+                    self.next_dead().map(|node| send(cx, cleanup::begin(context, node)));
             }
         }
-        if let Some(reply) = &mut self.reap
-            && let Poll::Ready(reaped) = poll_reply(reply, cx)
+        if let Some(reply) = &mut self.cleanup_of
+            && let Poll::Ready(removed) = poll_reply(reply, cx)
         {
-            self.reap = None;
+            self.cleanup_of = None;
             watched.is_busy = true;
-            watched.reaped = u64::from(reaped?);
+            watched.removed = u64::from(removed?);
         }
         Ok(watched)
     }
@@ -187,37 +189,37 @@ impl Watch {
             let times = before.remove(&node).unwrap_or(0) + 1;
             self.missing.insert(node, times);
         }
-        let dead = self.missing.iter().filter(|(_, times)| **times >= MISSING_MAX);
+        let dead = self.missing.iter().filter(|(_, times)| **times >= MISSING_READS);
         self.dead = dead.map(|(node, _)| node.clone()).collect();
     }
 }
 
-impl Noted {
+impl RemovalNotice {
     /// What a look found. Whether it is time to deal with it.
-    fn is_due(&mut self, note: Option<Vec<u8>>) -> bool {
-        let times = if note == self.note { self.times.saturating_add(1) } else { 1 };
-        *self = Noted { note, times };
-        self.note.is_some() && times == NOTED
+    fn is_due(&mut self, notice: Option<Vec<u8>>) -> bool {
+        let times = if notice == self.notice { self.times.saturating_add(1) } else { 1 };
+        *self = RemovalNotice { notice, times };
+        self.notice.is_some() && times == NOTICE_READS
     }
 }
 
-async fn look(
+async fn read_nodes(
     mut cmd: MultiplexedConnection,
     keys: Keys,
-    strangers: Vec<String>,
-) -> RedisResult<Seen> {
+    unknown_nodes: Vec<String>,
+) -> RedisResult<NodesSeen> {
     let mut first = pipe();
-    let life_ms = LIFE.as_millis() as u64;
+    let life_ms = LIFE_SIGN_TTL.as_millis() as u64;
     first.cmd("SET").arg(keys.life(&keys.me)).arg(1).arg("PX").arg(life_ms);
-    first.cmd("GET").arg(keys.reaped(&keys.me));
-    first.cmd("SADD").arg(keys.nodes()).arg(&keys.me).arg(strangers);
+    first.cmd("GET").arg(keys.removed(&keys.me));
+    first.cmd("SADD").arg(keys.nodes()).arg(&keys.me).arg(unknown_nodes);
     first.cmd("SMEMBERS").arg(keys.nodes());
     let answers = cleanup::all(&mut cmd, &first).await?;
-    let [life, note, listed, nodes] = <[Value; 4]>::try_from(answers).unwrap_or_default();
+    let [life, notice, listed, nodes] = <[Value; 4]>::try_from(answers).unwrap_or_default();
     life.extract_error()?;
     listed.extract_error()?;
-    let note = match note {
-        Value::BulkString(note) => Some(note),
+    let notice = match notice {
+        Value::BulkString(notice) => Some(notice),
         _ => None,
     };
     let nodes = Vec::<Vec<u8>>::from_redis_value(nodes.extract_error()?)?;
@@ -233,7 +235,7 @@ async fn look(
     };
     let missing = nodes.iter().zip(alive).filter(|(_, alive)| !alive);
     let missing = missing.map(|(node, _)| node.clone()).collect();
-    Ok(Seen { note, nodes, missing })
+    Ok(NodesSeen { notice, nodes, missing })
 }
 
 #[cfg(test)]
@@ -243,11 +245,11 @@ mod tests {
     #[test]
     fn who_is_missing_twice_in_a_row_is_dead_but_not_right_after_an_outage() {
         let start = Instant::now();
-        let mut watch = Watch::new(start);
+        let mut liveness = Liveness::new(start);
         let mut dead = |ms: u64, missing: &[&str]| {
             let missing = missing.iter().map(|node| node.to_string()).collect();
-            watch.note_missing(missing, start + Duration::from_millis(ms));
-            watch.dead().to_vec()
+            liveness.note_missing(missing, start + Duration::from_millis(ms));
+            liveness.dead().to_vec()
         };
         for ms in [0, 1000, 2000, 3000, 4000] {
             assert_eq!(dead(ms, &["a"]), [""; 0], "after {ms} ms");
@@ -259,10 +261,10 @@ mod tests {
     }
     #[test]
     fn each_note_is_dealt_with_once_and_not_at_once() {
-        let mut noted = Noted::default();
-        let mut due = |note: Option<u8>, looks| {
-            let note = note.map(|note| vec![note]);
-            (0..looks).map(|_| noted.is_due(note.clone())).collect::<Vec<_>>()
+        let mut removal_notice = RemovalNotice::default();
+        let mut due = |notice: Option<u8>, looks| {
+            let notice = notice.map(|notice| vec![notice]);
+            (0..looks).map(|_| removal_notice.is_due(notice.clone())).collect::<Vec<_>>()
         };
         assert_eq!(due(None, 4), [false; 4]);
         assert_eq!(due(Some(1), 5), [false, false, true, false, false]);
@@ -274,18 +276,19 @@ mod tests {
 
     #[test]
     fn who_is_dead_is_cleaned_up_behind_in_turns() {
-        let mut watch = Watch::new(Instant::now());
-        assert_eq!(watch.next_dead(), None);
-        watch.dead = Arc::new(["a".to_owned(), "b".to_owned()]);
-        let turns = [watch.next_dead(), watch.next_dead(), watch.next_dead()].map(Option::unwrap);
+        let mut liveness = Liveness::new(Instant::now());
+        assert_eq!(liveness.next_dead(), None);
+        liveness.dead = Arc::new(["a".to_owned(), "b".to_owned()]);
+        let turns =
+            [liveness.next_dead(), liveness.next_dead(), liveness.next_dead()].map(Option::unwrap);
         assert!(turns == ["a", "b", "a"] || turns == ["b", "a", "b"], "{turns:?}");
     }
 
     #[test]
     fn whoever_is_met_and_not_known_is_a_stranger() {
-        let mut watch = Watch::new(Instant::now());
-        watch.nodes.insert("known".to_owned());
-        watch.meet(["known", "me", "new", "new"].map(str::to_owned), "me");
-        assert!(watch.strangers.iter().eq(["new"]), "{:?}", watch.strangers);
+        let mut liveness = Liveness::new(Instant::now());
+        liveness.nodes.insert("known".to_owned());
+        liveness.observe(["known", "me", "new", "new"].map(str::to_owned), "me");
+        assert!(liveness.unknown_nodes.iter().eq(["new"]), "{:?}", liveness.unknown_nodes);
     }
 }

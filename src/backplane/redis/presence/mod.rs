@@ -38,58 +38,58 @@ use crate::backplane::local::Local;
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::partition::partition;
 use crate::backplane::presence::{Presence, PresenceEvent, Transition, user_name};
-use crate::backplane::redis::connection::{fly, poll_reply, send};
+use crate::backplane::redis::connection::{execute, poll_reply, send};
 use crate::backplane::redis::names::Names;
-use crate::backplane::redis::topology::routes::Route;
+use crate::backplane::redis::topology::routes::ServerRoutes;
 use crate::ids::{NodeId, TopicName};
 use crate::link::{PresenceRequest, PresenceUpdate};
 use crate::metrics::BackplaneCounters;
 use crate::policy::namespaces::Namespaces;
-use cleanup::Rules;
+use cleanup::PresenceRules;
 use keys::{CONTROL, Keys, node_name};
-use liveness::{Around, Noted, Watch, Watched};
-use partition_set::Parts;
-use query::{Answer, Reads, Source};
+use liveness::{Liveness, LivenessContext, LivenessOutcome, RemovalNotice};
+use partition_set::PartitionSet;
+use query::{MemberQueries, QueryAnswer, QueryContext};
 use redis::{ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
-use scripts::Script;
-use server_state::{Call, Flight, May, Servers};
-use stale_entries::Leftovers;
+use scripts::PresenceScript;
+use server_state::{RoomWrite, ServerStates, Writable, WriteBatch};
+use stale_entries::StaleEntries;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-use write_queue::{Dirt, Dirty, Tell};
+use write_queue::{Notify, PendingWrite, WriteQueue};
 
-pub use event::is_news;
+pub use event::is_presence_event;
 
 /// Users in one call of the script.
 const USERS_PER_CALL: usize = 256;
 /// Calls in one batch.
-const CALLS_PER_FLIGHT: usize = 128;
+const ROOMS_PER_BATCH: usize = 128;
 /// Users after which a batch is closed.
-const USERS_PER_FLIGHT: usize = 2048;
+const USERS_PER_BATCH: usize = 2048;
 /// How often everything is written anew, in case somebody else removed it, or added something.
-const ANEW: Duration = Duration::from_secs(600);
+const REWRITE_INTERVAL: Duration = Duration::from_secs(600);
 /// How soon it is looked at again whether the grace of users may end whose server is not up. Less
 /// than it takes a server to settle.
-const GRACE_AGAIN: Duration = Duration::from_millis(500);
+const GRACE_RETRY: Duration = Duration::from_millis(500);
 
 /// See the module. It outlives links.
-pub struct Presences {
-    rules: Rules,
+pub struct RedisPresence {
+    rules: PresenceRules,
     keys: Keys,
     is_on: bool,
     members: Presence,
     /// What changed. Waits until a server has settled: nobody is told while others cannot hear it.
-    dirt: Dirt,
+    writes: WriteQueue,
     /// What was written before, and is written anew.
-    anew: Dirt,
-    leftovers: Leftovers,
-    servers: Servers,
+    rewrites: WriteQueue,
+    stale_entries: StaleEntries,
+    servers: ServerStates,
     /// While the server of the signs of life is up.
-    watch: Option<Watch>,
+    liveness: Option<Liveness>,
     /// The last note that others left because they took this node for dead.
-    noted: Noted,
-    reads: Reads,
+    removal_notice: RemovalNotice,
+    queries: MemberQueries,
     written_at: Option<Instant>,
     failures: Failures,
 }
@@ -101,21 +101,26 @@ struct Failures {
     unreadable: u64,
 }
 
-impl Presences {
+impl RedisPresence {
     /// Nobody is anywhere.
-    pub fn new(namespaces: Arc<Namespaces>, prefix: &str, names: Names, node: NodeId) -> Presences {
-        Presences {
+    pub fn new(
+        namespaces: Arc<Namespaces>,
+        prefix: &str,
+        names: Names,
+        node: NodeId,
+    ) -> RedisPresence {
+        RedisPresence {
             is_on: namespaces.have_presence(),
-            rules: Rules { names, namespaces },
+            rules: PresenceRules { names, namespaces },
             keys: Keys::new(prefix, node),
             members: Presence::default(),
-            dirt: Dirt::default(),
-            anew: Dirt::default(),
-            leftovers: Leftovers::default(),
-            servers: Servers::default(),
-            watch: None,
-            noted: Noted::default(),
-            reads: Reads::default(),
+            writes: WriteQueue::default(),
+            rewrites: WriteQueue::default(),
+            stale_entries: StaleEntries::default(),
+            servers: ServerStates::default(),
+            liveness: None,
+            removal_notice: RemovalNotice::default(),
+            queries: MemberQueries::default(),
             written_at: None,
             failures: Failures::default(),
         }
@@ -127,69 +132,69 @@ impl Presences {
         let grace = Duration::from_millis(policy.presence_grace_ms);
         self.members.handle(attend, grace, now);
         self.members.make_room();
-        self.note_changes();
+        self.take_transitions();
     }
 
     /// Somebody asks who is there.
     pub fn ask(&mut self, ask: PresenceRequest) {
-        self.reads.ask(ask);
+        self.queries.ask(ask);
     }
 
     /// News came on a room's channel.
-    pub fn hear(
+    pub fn handle_event(
         &mut self,
         topic: &str,
         body: &[u8],
         local: &mut Local,
     ) -> Result<(), &'static str> {
-        let news = event::read(body).ok_or("not the news of this version")?;
-        self.reads.hear(topic, &news);
-        local.presence_event(topic, &news);
+        let event = event::read(body).ok_or("not the news of this version")?;
+        self.queries.handle_event(topic, &event);
+        local.presence_event(topic, &event);
         Ok(())
     }
 
     /// The route is another one: a server came up or went down, some were added or removed, or
-    /// partitions moved. Comes before [`Presences::go_up`] of a server that is new in it.
+    /// partitions moved. Comes before [`RedisPresence::go_up`] of a server that is new in it.
     ///
     /// What moved is written anew on its new server, and what was under way is put back.
-    pub fn set_route(&mut self, route: &Route, now: Instant) {
+    pub fn set_route(&mut self, route: &ServerRoutes, now: Instant) {
         let changes = self.servers.set_route(route, now);
-        self.forget_watch(changes.anew);
-        self.put_back(changes.calls);
-        self.write_anew(changes.anew, Tell::Not);
+        self.reset_liveness(changes.rewrites);
+        self.put_back(changes.room_writes);
+        self.rewrite(changes.rewrites, Notify::Not);
     }
 
     /// Messages flow through a server: everything there is written anew.
     pub fn go_up(&mut self, server: usize, now: Instant) {
         let owns = self.servers.go_up(server, now);
-        self.forget_watch(owns);
-        self.write_anew(owns, Tell::Not);
+        self.reset_liveness(owns);
+        self.rewrite(owns, Notify::Not);
     }
 
     /// The link to a server is lost: what was under way may or may not have arrived. Who has left
     /// and waited behind that is told of even if the server comes back and knows nothing of them.
     pub fn lose_link(&mut self, server: usize) {
         let owns = self.servers.owns(server);
-        self.forget_watch(owns);
-        self.leftovers.look_for(owns);
-        self.dirt.doubt(owns, |topic, user| self.members.member(topic, user).is_none());
-        let calls = self.servers.lose_link(server);
-        self.put_back(calls);
+        self.reset_liveness(owns);
+        self.stale_entries.look_for(owns);
+        self.writes.notify_always(owns, |topic, user| self.members.member(topic, user).is_none());
+        let room_writes = self.servers.lose_link(server);
+        self.put_back(room_writes);
     }
 
     /// Nobody can say who else is in the rooms of servers that are not up.
-    pub fn refuse(&mut self, route: &Route, local: &mut Local) {
-        let lost = self.reads.take_lost(self.servers.up(route));
+    pub fn refuse(&mut self, route: &ServerRoutes, local: &mut Local) {
+        let lost = self.queries.take_unavailable(self.servers.up(route));
         lost.into_iter().for_each(|ask| local.reply_presence(ask, None));
     }
 
     /// Goes on with everything, also while no server is up. `route` is the one that
-    /// [`Presences::set_route`] was told last. Whether there was anything to do.
+    /// [`RedisPresence::set_route`] was told last. Whether there was anything to do.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        route: &Route,
+        route: &ServerRoutes,
         local: &mut Local,
     ) -> bool {
         if !self.is_on {
@@ -198,15 +203,15 @@ impl Presences {
         self.refuse(route, local);
         self.servers.handle_timeout(now);
         self.end_graces(now, route);
-        if now.duration_since(*self.written_at.get_or_insert(now)) >= ANEW {
+        if now.duration_since(*self.written_at.get_or_insert(now)) >= REWRITE_INTERVAL {
             self.written_at = Some(now);
-            self.write_anew(Parts::ALL, Tell::Not);
+            self.rewrite(PartitionSet::ALL, Notify::Not);
         }
-        self.note_changes();
-        let mut is_busy = self.poll_watch(cx, now, route, local);
-        is_busy |= self.poll_leftovers(cx, now, route);
+        self.take_transitions();
+        let mut is_busy = self.poll_liveness(cx, now, route, local);
+        is_busy |= self.poll_stale_entries(cx, now, route);
         for server in 0..self.servers.count() {
-            is_busy |= self.poll_flight(cx, now, server, route);
+            is_busy |= self.poll_batch(cx, now, server, route);
         }
         is_busy | self.poll_reads(cx, now, route, local)
     }
@@ -220,37 +225,37 @@ impl Presences {
     /// A grace ends where the others can hear it, and lasts where they cannot: until the very moment
     /// in which the room has settled, so that nobody is told of who came and went meanwhile. And until
     /// everybody is written there anew: who is gone before is removed from nowhere, and not told.
-    fn end_graces(&mut self, now: Instant, route: &Route) {
-        let settled = self.servers.settled(route).without(self.anew.parts());
+    fn end_graces(&mut self, now: Instant, route: &ServerRoutes) {
+        let settled = self.servers.settled(route).without(self.rewrites.parts());
         self.members.handle_timeout_unless(now, |topic| {
             let part = partition(topic.as_str());
-            let held_until = || self.servers.settles_at(part).unwrap_or(now + GRACE_AGAIN);
+            let held_until = || self.servers.settles_at(part).unwrap_or(now + GRACE_RETRY);
             (!settled.has(part)).then(held_until)
         });
     }
 
-    fn poll_watch(
+    fn poll_liveness(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        route: &Route,
+        route: &ServerRoutes,
         local: &mut Local,
     ) -> bool {
         if !self.servers.up(route).has(partition(CONTROL)) {
-            self.watch = None;
+            self.liveness = None;
             return false;
         }
         let settled = self.servers.settled(route);
-        let around = Around { route, settled, keys: &self.keys, rules: &self.rules };
-        let watch = self.watch.get_or_insert_with(|| Watch::new(now));
-        match watch.poll(cx, now, &around, &mut self.noted) {
-            Ok(Watched { was_reaped, reaped, is_busy }) => {
-                local.counters.presence_reaped += reaped;
-                if was_reaped {
+        let context = LivenessContext { route, settled, keys: &self.keys, rules: &self.rules };
+        let liveness = self.liveness.get_or_insert_with(|| Liveness::new(now));
+        match liveness.poll(cx, now, &context, &mut self.removal_notice) {
+            Ok(LivenessOutcome { was_removed, removed, is_busy }) => {
+                local.counters.presence_reaped += removed;
+                if was_removed {
                     tracing::warn!(
                         "other nodes took this one for dead; its users are written anew"
                     );
-                    self.write_anew(Parts::ALL, Tell::Always);
+                    self.rewrite(PartitionSet::ALL, Notify::Always);
                 }
                 is_busy
             }
@@ -265,16 +270,18 @@ impl Presences {
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        route: &Route,
+        route: &ServerRoutes,
         local: &mut Local,
     ) -> bool {
         let nobody = Arc::default();
-        let dead = self.watch.as_ref().map_or(&nobody, Watch::dead);
-        let from = Source { route, keys: &self.keys, dead, interest: &local.interest };
-        let mut is_busy = self.reads.begin(cx, now, &from, &self.members);
-        while let Some(Answer { asks, here, nodes }) = self.reads.poll(cx, now, &self.members) {
+        let dead = self.liveness.as_ref().map_or(&nobody, Liveness::dead);
+        let from = QueryContext { route, keys: &self.keys, dead, interest: &local.interest };
+        let mut is_busy = self.queries.begin(cx, now, &from, &self.members);
+        while let Some(QueryAnswer { asks, here, nodes }) =
+            self.queries.poll(cx, now, &self.members)
+        {
             is_busy = true;
-            self.meet(nodes);
+            self.observe(nodes);
             let room = asks.first().map_or("", |ask| ask.topic.as_str());
             let here = here.inspect_err(|error| self.failures.warn(room, error, now)).ok();
             asks.into_iter().for_each(|ask| local.reply_presence(ask, here.clone()));
@@ -283,9 +290,14 @@ impl Presences {
     }
 
     /// Whom a server has here and who is not: they are written as they are.
-    fn poll_leftovers(&mut self, cx: &mut Context<'_>, now: Instant, route: &Route) -> bool {
+    fn poll_stale_entries(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        route: &ServerRoutes,
+    ) -> bool {
         let up = self.servers.up(route);
-        let Some(found) = self.leftovers.poll(cx, now, (route, up), &self.keys) else {
+        let Some(found) = self.stale_entries.poll(cx, now, (route, up), &self.keys) else {
             return false;
         };
         let what = "whom the server has of this node";
@@ -293,7 +305,7 @@ impl Presences {
         for (topic, users) in found.unwrap_or_default() {
             let gone = users.into_iter().filter(|user| self.members.member(&topic, user).is_none());
             for user in gone {
-                self.anew.add(&topic, user, Dirty { tell: Tell::Not, by: None });
+                self.rewrites.add(&topic, user, PendingWrite { notify: Notify::Not, by: None });
             }
         }
         true
@@ -301,154 +313,165 @@ impl Presences {
 
     /// Users whose place in Redis is no longer the truth. A server that may remember too much does not
     /// know who is new.
-    fn note_changes(&mut self) {
+    fn take_transitions(&mut self) {
         while let Some(changed) = self.members.poll_event() {
-            let unknown = || self.leftovers.parts().or(self.anew.parts());
-            let (tell, by) = match changed.change {
+            let unknown = || self.stale_entries.parts().or(self.rewrites.parts());
+            let (notify, by) = match changed.change {
                 Transition::Joined(by) if unknown().has(partition(changed.topic.as_str())) => {
-                    (Tell::IfHere, Some(by))
+                    (Notify::IfHere, Some(by))
                 }
-                Transition::Joined(by) => (Tell::IfNew, Some(by)),
-                Transition::Updated => (Tell::Not, None),
-                Transition::Left => (Tell::IfNew, None),
+                Transition::Joined(by) => (Notify::IfNew, Some(by)),
+                Transition::Updated => (Notify::Not, None),
+                Transition::Left => (Notify::IfNew, None),
             };
-            self.dirt.add(&changed.topic, changed.user, Dirty { tell, by });
+            self.writes.add(&changed.topic, changed.user, PendingWrite { notify, by });
         }
     }
 
-    fn write_anew(&mut self, parts: Parts, tell: Tell) {
+    fn rewrite(&mut self, parts: PartitionSet, notify: Notify) {
         if parts.is_empty() {
             return;
         }
-        self.leftovers.look_for(parts);
+        self.stale_entries.look_for(parts);
         let rooms = self.members.rooms().filter(|topic| parts.has(partition(topic.as_str())));
-        rooms.for_each(|topic| self.anew.add_whole(topic, tell));
+        rooms.for_each(|topic| self.rewrites.add_whole(topic, notify));
     }
 
     /// These may or may not have arrived.
-    fn put_back(&mut self, calls: Vec<Call>) {
-        for Call { topic, users } in calls {
-            for (user, dirty) in users {
+    fn put_back(&mut self, room_writes: Vec<RoomWrite>) {
+        for RoomWrite { topic, users } in room_writes {
+            for (user, write) in users {
                 // Who left may be gone from there already, and was told or not: told twice is better.
                 let is_gone = self.members.member(&topic, &user).is_none();
-                let is_told = dirty.tell > Tell::Not;
-                let tell = if is_gone && is_told { Tell::Always } else { dirty.tell };
-                self.dirt.add(&topic, user, Dirty { tell, ..dirty });
+                let is_told = write.notify > Notify::Not;
+                let notify = if is_gone && is_told { Notify::Always } else { write.notify };
+                self.writes.add(&topic, user, PendingWrite { notify, ..write });
             }
         }
     }
 
-    fn forget_watch(&mut self, parts: Parts) {
+    fn reset_liveness(&mut self, parts: PartitionSet) {
         if parts.has(partition(CONTROL)) {
-            self.watch = None;
+            self.liveness = None;
         }
     }
 
-    fn meet(&mut self, nodes: impl IntoIterator<Item = String>) {
-        if let Some(watch) = &mut self.watch {
-            watch.meet(nodes, &self.keys.me);
+    fn observe(&mut self, nodes: impl IntoIterator<Item = String>) {
+        if let Some(liveness) = &mut self.liveness {
+            liveness.observe(nodes, &self.keys.me);
         }
     }
 
-    fn poll_flight(
+    fn poll_batch(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
         server: usize,
-        route: &Route,
+        route: &ServerRoutes,
     ) -> bool {
         let mut is_busy = false;
-        let flight = &mut self.servers.at(server).flight;
-        if let Some(under_way) = flight
-            && let Poll::Ready(answers) = poll_reply(&mut under_way.reply, cx)
-            && let Some(flight) = flight.take()
+        let batch = &mut self.servers.at(server).batch;
+        if let Some(in_flight) = batch
+            && let Poll::Ready(answers) = poll_reply(&mut in_flight.reply, cx)
+            && let Some(batch) = batch.take()
         {
-            self.land(server, flight, answers, now);
+            self.handle_replies(server, batch, answers, now);
             is_busy = true;
         }
-        if let Some(may) = self.servers.may(server, route)
-            && (self.anew.is_any_of(may.write) || self.dirt.is_any_of(may.tell))
+        if let Some(writable) = self.servers.writable(server, route)
+            && (self.rewrites.has_any_of(writable.write) || self.writes.has_any_of(writable.notify))
             && let Some(cmd) = route.cmd(server)
         {
-            let (pipeline, replies_before, calls) = self.load(server, may, route.publish());
-            let reply = send(cx, fly(cmd.clone(), pipeline));
-            self.servers.at(server).flight = Some(Flight { replies_before, calls, reply });
+            let (pipeline, replies_before, room_writes) =
+                self.build_batch(server, writable, route.publish());
+            let reply = send(cx, execute(cmd.clone(), pipeline));
+            self.servers.at(server).batch = Some(WriteBatch { replies_before, room_writes, reply });
             is_busy = true;
         }
         is_busy
     }
 
-    fn load(
+    fn build_batch(
         &mut self,
         server: usize,
-        may: May,
+        writable: Writable,
         publish: &'static str,
-    ) -> (Pipeline, usize, Vec<Call>) {
-        let (mut pipeline, mut calls, mut users) = (Pipeline::new(), Vec::new(), 0);
+    ) -> (Pipeline, usize, Vec<RoomWrite>) {
+        let (mut pipeline, mut room_writes, mut users) = (Pipeline::new(), Vec::new(), 0);
         if !std::mem::replace(&mut self.servers.at(server).is_script_loaded, true) {
-            pipeline.cmd("SCRIPT").arg("LOAD").arg(Script::Put.text());
+            pipeline.cmd("SCRIPT").arg("LOAD").arg(PresenceScript::Write.text());
         }
         let replies_before = pipeline.len();
-        while calls.len() < CALLS_PER_FLIGHT && users < USERS_PER_FLIGHT {
-            let Some((topic, some)) = self.take_dirt(may) else { break };
+        while room_writes.len() < ROOMS_PER_BATCH && users < USERS_PER_BATCH {
+            let Some((topic, some)) = self.take_writes(writable) else { break };
             if some.is_empty() {
                 continue;
             }
             users += some.len();
-            self.call(&mut pipeline, &topic, &some, publish);
-            calls.push(Call { topic, users: some });
+            self.write_room(&mut pipeline, &topic, &some, publish);
+            room_writes.push(RoomWrite { topic, users: some });
         }
-        (pipeline, replies_before, calls)
+        (pipeline, replies_before, room_writes)
     }
 
     /// Some users of a room, those first who are only written anew.
-    fn take_dirt(&mut self, may: May) -> Option<(TopicName, Vec<(TopicName, Dirty)>)> {
+    fn take_writes(
+        &mut self,
+        writable: Writable,
+    ) -> Option<(TopicName, Vec<(TopicName, PendingWrite)>)> {
         let members = &self.members;
         let everybody =
             |topic: &TopicName| members.members(topic).map(|(user, _)| user.clone()).collect();
-        if let Some((topic, mut some)) = self.anew.take(may.write, USERS_PER_CALL, everybody) {
+        if let Some((topic, mut some)) =
+            self.rewrites.take(writable.write, USERS_PER_CALL, everybody)
+        {
             // Who came or left is not written without a word.
-            some.retain(|(user, _)| !self.dirt.tells(&topic, user));
+            some.retain(|(user, _)| !self.writes.notifies(&topic, user));
             return Some((topic, some));
         }
-        self.dirt.take(may.tell, USERS_PER_CALL, |_| Vec::new())
+        self.writes.take(writable.notify, USERS_PER_CALL, |_| Vec::new())
     }
 
-    fn call(
+    fn write_room(
         &self,
         pipeline: &mut Pipeline,
         topic: &TopicName,
-        some: &[(TopicName, Dirty)],
+        some: &[(TopicName, PendingWrite)],
         publish: &'static str,
     ) {
         let users: Vec<_> =
-            some.iter().map(|(user, dirty)| self.user(topic, user, *dirty)).collect();
+            some.iter().map(|(user, write)| self.user(topic, user, *write)).collect();
         let users_max = self.rules.namespaces.policy(topic.kind()).presence_events_users_max;
-        let dead = self.watch.as_ref().map_or(&[][..], |watch| watch.dead());
-        let room = scripts::Room { topic: topic.as_str(), users_max, dead, publish };
-        scripts::put(pipeline, &self.keys, &self.rules.names, room, &users);
+        let dead = self.liveness.as_ref().map_or(&[][..], |liveness| liveness.dead());
+        let room = scripts::RoomArgs { topic: topic.as_str(), users_max, dead, publish };
+        scripts::write(pipeline, &self.keys, &self.rules.names, room, &users);
     }
 
     /// A user as they are now.
-    fn user<'a>(&self, topic: &TopicName, user: &'a TopicName, dirty: Dirty) -> scripts::User<'a> {
+    fn user<'a>(
+        &self,
+        topic: &TopicName,
+        user: &'a TopicName,
+        write: PendingWrite,
+    ) -> scripts::UserArgs<'a> {
         let (name, member) = (user_name(user), self.members.member(topic, user));
-        let tell = match dirty.tell {
-            Tell::Not => 0,
-            Tell::IfHere if member.is_some() => 2,
-            Tell::IfNew | Tell::IfHere => 1,
-            Tell::Always => 2,
+        let notify = match write.notify {
+            Notify::Not => 0,
+            Notify::IfHere if member.is_some() => 2,
+            Notify::IfNew | Notify::IfHere => 1,
+            Notify::Always => 2,
         };
         match member {
             Some(member) => {
                 let info = member.info.as_deref();
                 let value = query::value_written(member.connections, info);
-                let news = event::write(&PresenceEvent::Joined { user: name, info, by: dirty.by });
-                scripts::User { name, value, tell, news }
+                let event = event::write(&PresenceEvent::Joined { user: name, info, by: write.by });
+                scripts::UserArgs { name, value, notify, event }
             }
             None => {
-                let (value, news) =
+                let (value, event) =
                     (String::new(), event::write(&PresenceEvent::Left { user: name }));
-                scripts::User { name, value, tell, news }
+                scripts::UserArgs { name, value, notify, event }
             }
         }
     }
@@ -458,36 +481,37 @@ impl Presences {
     /// 1. A room is on its way to another server, or its keys are nothing that we wrote: it waits, and
     ///    so does its partition.
     /// 2. Anything else, or no answer at all: the whole server gets a pause.
-    fn land(
+    fn handle_replies(
         &mut self,
         server: usize,
-        flight: Flight,
+        batch: WriteBatch,
         answers: RedisResult<Vec<Value>>,
         now: Instant,
     ) {
         let owns = self.servers.owns(server);
         let answers = answers.inspect_err(|error| self.failures.warn("rooms", error, now));
-        let mut answers = answers.unwrap_or_default().into_iter().skip(flight.replies_before);
-        for Call { topic, users } in flight.calls {
+        let mut answers = answers.unwrap_or_default().into_iter().skip(batch.replies_before);
+        for RoomWrite { topic, users } in batch.room_writes {
             let refused = match answers.next().map(Value::extract_error) {
                 Some(Ok(others)) => {
                     let others = Vec::<Vec<u8>>::from_redis_value(others).unwrap_or_default();
-                    self.meet(others.iter().filter_map(|name| node_name(name)));
+                    self.observe(others.iter().filter_map(|name| node_name(name)));
                     continue;
                 }
                 Some(Err(error)) => {
                     self.failures.warn(topic.as_str(), &error, now);
                     self.servers.at(server).is_script_loaded &= !is_of(&error, NO_SCRIPT);
                     let is_of_room = is_of(&error, MOVING) || is_unreadable(&error);
-                    if is_of_room { Parts::of(&topic) } else { owns }
+                    if is_of_room { PartitionSet::of(&topic) } else { owns }
                 }
                 None => owns,
             };
             self.servers.refuse(&refused, now);
-            for (user, dirty) in users {
+            for (user, write) in users {
                 // Until they are written anew nobody's grace ends there.
-                let row = if dirty.tell == Tell::Not { &mut self.anew } else { &mut self.dirt };
-                row.add(&topic, user, dirty);
+                let row =
+                    if write.notify == Notify::Not { &mut self.rewrites } else { &mut self.writes };
+                row.add(&topic, user, write);
             }
         }
     }

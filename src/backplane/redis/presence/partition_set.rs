@@ -15,14 +15,14 @@ const _: () = assert!(PARTITIONS.is_multiple_of(64));
 
 /// See the module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Parts([u64; WORDS]);
+pub struct PartitionSet([u64; WORDS]);
 
-impl Parts {
+impl PartitionSet {
     /// All partitions.
-    pub const ALL: Parts = Parts([u64::MAX; WORDS]);
+    pub const ALL: PartitionSet = PartitionSet([u64::MAX; WORDS]);
 
     /// The one of a topic.
-    pub fn of(topic: &TopicName) -> Parts {
+    pub fn of(topic: &TopicName) -> PartitionSet {
         [partition(topic.as_str())].into_iter().collect()
     }
 
@@ -47,17 +47,17 @@ impl Parts {
     }
 
     /// Those of both.
-    pub fn and(self, other: Parts) -> Parts {
+    pub fn and(self, other: PartitionSet) -> PartitionSet {
         self.by_words(other, |a, b| a & b)
     }
 
     /// Those of either.
-    pub fn or(self, other: Parts) -> Parts {
+    pub fn or(self, other: PartitionSet) -> PartitionSet {
         self.by_words(other, |a, b| a | b)
     }
 
     /// Those that are not of the other.
-    pub fn without(self, other: Parts) -> Parts {
+    pub fn without(self, other: PartitionSet) -> PartitionSet {
         self.by_words(other, |a, b| a & !b)
     }
 
@@ -82,7 +82,7 @@ impl Parts {
         })
     }
 
-    fn by_words(mut self, other: Parts, join: impl Fn(u64, u64) -> u64) -> Parts {
+    fn by_words(mut self, other: PartitionSet, join: impl Fn(u64, u64) -> u64) -> PartitionSet {
         for (word, others) in self.0.iter_mut().zip(other.0) {
             *word = join(*word, others);
         }
@@ -90,9 +90,9 @@ impl Parts {
     }
 }
 
-impl FromIterator<u16> for Parts {
-    fn from_iter<I: IntoIterator<Item = u16>>(parts: I) -> Parts {
-        let mut set = Parts::default();
+impl FromIterator<u16> for PartitionSet {
+    fn from_iter<I: IntoIterator<Item = u16>>(parts: I) -> PartitionSet {
+        let mut set = PartitionSet::default();
         parts.into_iter().for_each(|part| set.insert(part));
         set
     }
@@ -100,14 +100,14 @@ impl FromIterator<u16> for Parts {
 
 /// Partitions that wait, each until its own time.
 #[derive(Debug, Default)]
-pub struct Waits {
+pub struct PartitionDelays {
     until: HashMap<u16, Instant>,
-    parts: Parts,
+    parts: PartitionSet,
 }
 
-impl Waits {
+impl PartitionDelays {
     /// These wait from now on, or longer than they did.
-    pub fn begin(&mut self, parts: &Parts, until: Instant) {
+    pub fn begin(&mut self, parts: &PartitionSet, until: Instant) {
         for part in parts.iter() {
             let known = self.until.entry(part).or_insert(until);
             *known = until.max(*known);
@@ -133,7 +133,7 @@ impl Waits {
     }
 
     /// Those that wait.
-    pub fn parts(&self) -> Parts {
+    pub fn parts(&self) -> PartitionSet {
         self.parts
     }
 }
@@ -152,13 +152,13 @@ mod tests {
             b in proptest::collection::btree_set(0..PARTITIONS as u16, 0..40),
             start in 0..=PARTITIONS as u16,
         ) {
-            let [x, y]: [Parts; 2] = [&a, &b].map(|set| set.iter().copied().collect());
-            let same = |parts: Parts, set: BTreeSet<u16>| parts.iter().eq(set);
+            let [x, y]: [PartitionSet; 2] = [&a, &b].map(|set| set.iter().copied().collect());
+            let same = |parts: PartitionSet, set: BTreeSet<u16>| parts.iter().eq(set);
             prop_assert!(same(x, a.clone()));
             prop_assert!(same(x.and(y), &a & &b));
             prop_assert!(same(x.or(y), &a | &b));
             prop_assert!(same(x.without(y), &a - &b));
-            prop_assert!(same(Parts::ALL.without(x).and(x), BTreeSet::new()));
+            prop_assert!(same(PartitionSet::ALL.without(x).and(x), BTreeSet::new()));
             prop_assert_eq!(x.is_empty(), a.is_empty());
             let start_there = start % PARTITIONS as u16;
             let next = a.range(start_there..).chain(a.range(..start_there)).next().copied();
@@ -173,8 +173,8 @@ mod tests {
     fn each_waits_until_the_latest_time_it_was_told() {
         let start = Instant::now();
         let at = |s| start + Duration::from_secs(s);
-        let [one, two]: [Parts; 2] = [[1].into_iter().collect(), [2].into_iter().collect()];
-        let mut waits = Waits::default();
+        let [one, two]: [PartitionSet; 2] = [[1].into_iter().collect(), [2].into_iter().collect()];
+        let mut waits = PartitionDelays::default();
         waits.begin(&one.or(two), at(3));
         waits.begin(&one, at(5));
         waits.begin(&two, at(1));
@@ -184,6 +184,6 @@ mod tests {
         waits.handle_timeout(at(3));
         assert_eq!(waits.parts(), one);
         waits.handle_timeout(at(5));
-        assert_eq!(waits.parts(), Parts::default());
+        assert_eq!(waits.parts(), PartitionSet::default());
     }
 }

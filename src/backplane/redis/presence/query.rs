@@ -22,8 +22,8 @@ use crate::backplane::presence::{Presence, PresenceEvent};
 use crate::backplane::redis::connection::{Reply, poll_reply, send};
 use crate::backplane::redis::presence::event;
 use crate::backplane::redis::presence::keys::{Keys, node_name};
-use crate::backplane::redis::presence::partition_set::Parts;
-use crate::backplane::redis::topology::routes::Route;
+use crate::backplane::redis::presence::partition_set::PartitionSet;
+use crate::backplane::redis::topology::routes::ServerRoutes;
 use crate::backplane::redis::unreadable::number;
 use crate::ids::{TopicName, is_name};
 use crate::link::PresenceRequest;
@@ -41,32 +41,32 @@ const READS_MAX: usize = 16;
 /// Rooms in the line that are looked at in one turn.
 const LOOKS_MAX: usize = 256;
 /// How long to wait before a room is read again that was moving.
-const AGAIN: Duration = Duration::from_millis(200);
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// And for how long it is tried, or waited until this node listens to it.
-const TRIED_MAX: Duration = Duration::from_millis(5_000);
+const RETRY_TIME_MAX: Duration = Duration::from_millis(5_000);
 
 /// See the module.
 #[derive(Default)]
-pub struct Reads {
-    line: VecDeque<Waiting>,
+pub struct MemberQueries {
+    queue: VecDeque<QueuedQuery>,
     /// Those that were moving, in the order in which they are read again.
-    again: VecDeque<(Instant, Waiting)>,
+    retries: VecDeque<(Instant, QueuedQuery)>,
     /// Who waits for a read that has not begun.
     asks: HashMap<TopicName, Vec<PresenceRequest>>,
-    under_way: Vec<Read>,
+    in_flight: Vec<RunningQuery>,
 }
 
 /// A room to read. It is in the line, or waits to be read again, and is not under way.
-struct Waiting {
+struct QueuedQuery {
     topic: TopicName,
     /// When it was first tried, or had to wait.
     tried: Option<Instant>,
 }
 
 /// From where to read.
-pub struct Source<'a> {
+pub struct QueryContext<'a> {
     /// The ways to all servers.
-    pub route: &'a Route,
+    pub route: &'a ServerRoutes,
     /// How keys are called.
     pub keys: &'a Keys,
     /// Nodes that do not count.
@@ -75,11 +75,11 @@ pub struct Source<'a> {
     pub interest: &'a Interest,
 }
 
-struct Read {
+struct RunningQuery {
     topic: TopicName,
     asks: Vec<PresenceRequest>,
     tried: Instant,
-    reply: Reply<Others>,
+    reply: Reply<RemoteUsers>,
     since: Vec<Since>,
 }
 
@@ -88,7 +88,7 @@ type Since = (TopicName, Option<Option<Info>>);
 
 /// The users of other nodes.
 #[derive(Default)]
-struct Others {
+struct RemoteUsers {
     /// Those nodes.
     nodes: Vec<String>,
     /// All of them.
@@ -98,7 +98,7 @@ struct Others {
 }
 
 /// An answer, and for whom.
-pub struct Answer {
+pub struct QueryAnswer {
     /// Those who asked.
     pub asks: Vec<PresenceRequest>,
     /// Who is there, unless it could not be read.
@@ -107,20 +107,20 @@ pub struct Answer {
     pub nodes: Vec<String>,
 }
 
-impl Reads {
+impl MemberQueries {
     /// Somebody wants to know.
     pub fn ask(&mut self, ask: PresenceRequest) {
-        let is_under_way = self.under_way.iter().any(|read| read.topic == ask.topic);
+        let is_under_way = self.in_flight.iter().any(|read| read.topic == ask.topic);
         if !is_under_way && !self.asks.contains_key(&ask.topic) {
-            self.line.push_back(Waiting { topic: ask.topic.clone(), tried: None });
+            self.queue.push_back(QueuedQuery { topic: ask.topic.clone(), tried: None });
         }
         self.asks.entry(ask.topic.clone()).or_default().push(ask);
     }
 
     /// Somebody came to a room, or left it.
-    pub fn hear(&mut self, topic: &str, news: &PresenceEvent<'_>) {
-        for read in self.under_way.iter_mut().filter(|read| read.topic.as_str() == topic) {
-            read.since.push(match news {
+    pub fn handle_event(&mut self, topic: &str, event: &PresenceEvent<'_>) {
+        for read in self.in_flight.iter_mut().filter(|read| read.topic.as_str() == topic) {
+            read.since.push(match event {
                 PresenceEvent::Joined { user, info, .. } => {
                     (TopicName::user(user), Some(info.map(Into::into)))
                 }
@@ -134,22 +134,22 @@ impl Reads {
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        from: &Source<'_>,
+        from: &QueryContext<'_>,
         members: &Presence,
     ) -> bool {
-        while self.again.front().is_some_and(|(at, _)| *at <= now) {
-            self.line.extend(self.again.pop_front().map(|(_, waiting)| waiting));
+        while self.retries.front().is_some_and(|(at, _)| *at <= now) {
+            self.queue.extend(self.retries.pop_front().map(|(_, waiting)| waiting));
         }
         let mut is_busy = false;
-        for _ in 0..self.line.len().min(LOOKS_MAX) {
-            if self.under_way.len() >= READS_MAX {
+        for _ in 0..self.queue.len().min(LOOKS_MAX) {
+            if self.in_flight.len() >= READS_MAX {
                 break;
             }
-            let Some(Waiting { topic, tried }) = self.line.pop_front() else { break };
+            let Some(QueuedQuery { topic, tried }) = self.queue.pop_front() else { break };
             let tried = tried.unwrap_or(now);
-            let is_patient = now.duration_since(tried) < TRIED_MAX;
+            let is_patient = now.duration_since(tried) < RETRY_TIME_MAX;
             if is_patient && from.interest.has_unanswered_join(topic.as_str()) {
-                self.line.push_back(Waiting { topic, tried: Some(tried) });
+                self.queue.push_back(QueuedQuery { topic, tried: Some(tried) });
                 continue;
             }
             let cmd = from.route.cmd(from.route.server_of(topic.as_str()));
@@ -159,7 +159,7 @@ impl Reads {
             let (keys, dead) = (from.keys.clone(), from.dead.clone());
             let reply = send(cx, read(cmd, keys, topic.clone(), dead, wanted));
             let asks = self.asks.remove(&topic).unwrap_or_default();
-            self.under_way.push(Read { topic, asks, tried, reply, since: Vec::new() });
+            self.in_flight.push(RunningQuery { topic, asks, tried, reply, since: Vec::new() });
             is_busy = true;
         }
         is_busy
@@ -171,26 +171,26 @@ impl Reads {
         cx: &mut Context<'_>,
         now: Instant,
         members: &Presence,
-    ) -> Option<Answer> {
+    ) -> Option<QueryAnswer> {
         let mut at = 0;
-        while at < self.under_way.len() {
-            let Poll::Ready(others) = poll_reply(&mut self.under_way[at].reply, cx) else {
+        while at < self.in_flight.len() {
+            let Poll::Ready(others) = poll_reply(&mut self.in_flight[at].reply, cx) else {
                 at += 1;
                 continue;
             };
-            let Read { topic, mut asks, tried, since, .. } = self.under_way.swap_remove(at);
+            let RunningQuery { topic, mut asks, tried, since, .. } = self.in_flight.swap_remove(at);
             match others {
                 Err(error) if is_tried_again(&error, tried, now) => {
                     asks.append(self.asks.entry(topic.clone()).or_default());
                     self.asks.insert(topic.clone(), asks);
-                    let waiting = Waiting { topic, tried: Some(tried) };
-                    self.again.push_back((now + AGAIN, waiting));
+                    let waiting = QueuedQuery { topic, tried: Some(tried) };
+                    self.retries.push_back((now + RETRY_PAUSE, waiting));
                 }
                 others => {
                     if self.asks.contains_key(&topic) {
-                        self.line.push_back(Waiting { topic: topic.clone(), tried: None });
+                        self.queue.push_back(QueuedQuery { topic: topic.clone(), tried: None });
                     }
-                    return Some(Answer::new(topic, asks, since, others, members));
+                    return Some(QueryAnswer::new(topic, asks, since, others, members));
                 }
             }
         }
@@ -198,44 +198,44 @@ impl Reads {
     }
 
     /// Gives up those whose server is not `up`: all who asked.
-    pub fn take_lost(&mut self, up: Parts) -> Vec<PresenceRequest> {
-        if up == Parts::ALL {
+    pub fn take_unavailable(&mut self, up: PartitionSet) -> Vec<PresenceRequest> {
+        if up == PartitionSet::ALL {
             return Vec::new();
         }
         let is_up = |topic: &TopicName| up.has(partition(topic.as_str()));
-        self.line.retain(|waiting| is_up(&waiting.topic));
-        self.again.retain(|(_, waiting)| is_up(&waiting.topic));
-        let begun = self.under_way.extract_if(.., |read| !is_up(&read.topic));
+        self.queue.retain(|waiting| is_up(&waiting.topic));
+        self.retries.retain(|(_, waiting)| is_up(&waiting.topic));
+        let begun = self.in_flight.extract_if(.., |read| !is_up(&read.topic));
         let begun = begun.flat_map(|read| read.asks);
         let waiting = self.asks.extract_if(|topic, _| !is_up(topic));
         begun.chain(waiting.flat_map(|(_, asks)| asks)).collect()
     }
 }
 
-impl Answer {
+impl QueryAnswer {
     fn new(
         topic: TopicName,
         asks: Vec<PresenceRequest>,
         since: Vec<Since>,
-        others: RedisResult<Others>,
+        others: RedisResult<RemoteUsers>,
         members: &Presence,
-    ) -> Answer {
+    ) -> QueryAnswer {
         let mut nodes = Vec::new();
         let here = others.map(|mut others| {
             nodes = std::mem::take(&mut others.nodes);
             since.into_iter().for_each(|(user, is)| others.change(user, is, &topic, members));
             Arc::new(others.with(&topic, members))
         });
-        Answer { asks, here, nodes }
+        QueryAnswer { asks, here, nodes }
     }
 }
 
 /// Whether it is worth it: the room was moving, or its servers had to agree first.
 fn is_tried_again(error: &RedisError, tried: Instant, now: Instant) -> bool {
-    error.is_cluster_error() && now.duration_since(tried) < TRIED_MAX
+    error.is_cluster_error() && now.duration_since(tried) < RETRY_TIME_MAX
 }
 
-impl Others {
+impl RemoteUsers {
     /// Somebody came or left after the question was sent. This node's own users are known better.
     fn change(
         &mut self,
@@ -265,7 +265,7 @@ impl Others {
         for (user, member) in members.members(topic).take(Roster::USERS_MAX) {
             let (there, their_info) = self.known.remove(user).unwrap_or_default();
             let here = (u64::from(member.connections), member.info.clone());
-            let (connections, info) = together(here, (there, their_info));
+            let (connections, info) = merge_connections(here, (there, their_info));
             listed.push(RosterEntry { user: user.clone(), connections, info });
         }
         for (user, (connections, info)) in self.known {
@@ -284,13 +284,13 @@ async fn read(
     topic: TopicName,
     dead: Arc<[String]>,
     mut wanted: Vec<TopicName>,
-) -> RedisResult<Others> {
+) -> RedisResult<RemoteUsers> {
     let nodes: Vec<Vec<u8>> =
         redis::cmd("SMEMBERS").arg(keys.nodes_of(topic.as_str())).query_async(&mut cmd).await?;
     let mut nodes: Vec<String> = nodes.iter().filter_map(|name| node_name(name)).collect();
     nodes.retain(|node| *node != keys.me && !dead.contains(node));
     if nodes.is_empty() {
-        return Ok(Others::default());
+        return Ok(RemoteUsers::default());
     }
     let mut all = pipe();
     for node in &nodes {
@@ -304,7 +304,7 @@ async fn read(
     let more = Roster::USERS_MAX - wanted.len();
     wanted.extend(users.difference(&mine).take(more).cloned());
     if users.is_empty() {
-        return Ok(Others { nodes, ..Others::default() });
+        return Ok(RemoteUsers { nodes, ..RemoteUsers::default() });
     }
     let mut some = pipe();
     for node in &nodes {
@@ -316,13 +316,13 @@ async fn read(
     for (user, value) in values.iter().flat_map(|values| wanted.iter().zip(values)) {
         let Some((connections, info)) = value.as_deref().and_then(value_read) else { continue };
         let place = known.entry(user.clone()).or_insert((0, None));
-        *place = together(std::mem::take(place), (connections, info));
+        *place = merge_connections(std::mem::take(place), (connections, info));
     }
-    Ok(Others { nodes, users, known })
+    Ok(RemoteUsers { nodes, users, known })
 }
 
 /// A user on two nodes. What they said where they are still connected counts, if it is only one.
-fn together(one: (u64, Option<Info>), other: (u64, Option<Info>)) -> (u64, Option<Info>) {
+fn merge_connections(one: (u64, Option<Info>), other: (u64, Option<Info>)) -> (u64, Option<Info>) {
     let connections = one.0.saturating_add(other.0);
     let info = if one.0 == 0 { other.1.or(one.1) } else { one.1.or(other.1) };
     (connections, info)
@@ -372,7 +372,7 @@ mod tests {
     #[test]
     fn users_here_and_there_are_added_up_and_news_put_on_top() {
         let (topic, members) = (TopicName::room("r"), members(&["ann", "bob"]));
-        let mut others = Others::default();
+        let mut others = RemoteUsers::default();
         for (name, connections) in [("bob", 2), ("cid", 1), ("eve", 1)] {
             others.users.insert(user(name));
             others.known.insert(user(name), (connections, None));
@@ -405,7 +405,7 @@ mod tests {
         for silent in ["3|", "3|{", "3|1 2", &format!("3|{}", "7".repeat(100_000))] {
             assert_eq!(value_read(silent.as_bytes()), Some((3, None)), "{silent:.9}");
         }
-        assert_eq!(together((u64::MAX, None), (7, None)), (u64::MAX, None));
+        assert_eq!(merge_connections((u64::MAX, None), (7, None)), (u64::MAX, None));
     }
 
     proptest::proptest! {
@@ -432,17 +432,17 @@ mod tests {
 
     #[test]
     fn who_asks_of_a_room_whose_server_is_away_is_given_up_and_nobody_else() {
-        let mut reads = Reads::default();
+        let mut queries = MemberQueries::default();
         for name in ["a", "b", "a"] {
             let to = PresenceTo::Call(Box::new(|_| {}));
-            reads.ask(PresenceRequest { topic: TopicName::room(name), to });
+            queries.ask(PresenceRequest { topic: TopicName::room(name), to });
         }
-        assert!(reads.take_lost(Parts::ALL).is_empty());
+        assert!(queries.take_unavailable(PartitionSet::ALL).is_empty());
         let up = [partition("r:b")].into_iter().collect();
-        let lost = reads.take_lost(up);
+        let lost = queries.take_unavailable(up);
         assert!(lost.iter().map(|ask| ask.topic.as_str()).eq(["r:a", "r:a"]));
-        assert!(reads.line.iter().map(|waiting| waiting.topic.as_str()).eq(["r:b"]));
-        assert_eq!(reads.take_lost(Parts::default()).len(), 1);
-        assert!(reads.line.is_empty() && reads.asks.is_empty());
+        assert!(queries.queue.iter().map(|waiting| waiting.topic.as_str()).eq(["r:b"]));
+        assert_eq!(queries.take_unavailable(PartitionSet::default()).len(), 1);
+        assert!(queries.queue.is_empty() && queries.asks.is_empty());
     }
 }

@@ -6,15 +6,15 @@
 //!
 //! The numbers of servers mean something between two changes of owners only. After such a change a
 //! server counts as up if the route has a connection to it: better written a moment too early, and
-//! once more when [`Servers::go_up`] follows, than not at all.
+//! once more when [`ServerStates::go_up`] follows, than not at all.
 //!
 //! Invariant: every partition has one owner here as soon as there was a route.
 
 use crate::backplane::partition::PARTITIONS;
 use crate::backplane::redis::connection::Reply;
-use crate::backplane::redis::presence::partition_set::{Parts, Waits};
-use crate::backplane::redis::presence::write_queue::Dirty;
-use crate::backplane::redis::topology::routes::Route;
+use crate::backplane::redis::presence::partition_set::{PartitionDelays, PartitionSet};
+use crate::backplane::redis::presence::write_queue::PendingWrite;
+use crate::backplane::redis::topology::routes::ServerRoutes;
 use crate::ids::TopicName;
 use redis::Value;
 use std::time::{Duration, Instant};
@@ -26,97 +26,98 @@ const SETTLING: Duration = Duration::from_millis(3_000);
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// One batch, to one server.
-pub struct Flight {
+pub struct WriteBatch {
     /// Replies before those of the calls.
     pub replies_before: usize,
     /// What is under way; a reply to each.
-    pub calls: Vec<Call>,
+    pub room_writes: Vec<RoomWrite>,
     /// All replies.
     pub reply: Reply<Vec<Value>>,
 }
 
 /// Some users of a room.
-pub struct Call {
+pub struct RoomWrite {
     /// The room's topic.
     pub topic: TopicName,
     /// Whom to write.
-    pub users: Vec<(TopicName, Dirty)>,
+    pub users: Vec<(TopicName, PendingWrite)>,
 }
 
 /// One server.
 #[derive(Default)]
-pub struct Server {
-    owns: Parts,
+pub struct PresenceServer {
+    owns: PartitionSet,
     is_up: bool,
     /// One at a time.
-    pub flight: Option<Flight>,
+    pub batch: Option<WriteBatch>,
     /// It knows the script, as far as we know.
     pub is_script_loaded: bool,
 }
 
 /// What a new route changes.
 #[derive(Default)]
-pub struct Changes {
+pub struct RouteChanges {
     /// What was under way and may not have arrived.
-    pub calls: Vec<Call>,
+    pub room_writes: Vec<RoomWrite>,
     /// What is written anew.
-    pub anew: Parts,
+    pub rewrites: PartitionSet,
 }
 
 /// What may be written to a server now.
 #[derive(Clone, Copy)]
-pub struct May {
+pub struct Writable {
     /// Without a word.
-    pub write: Parts,
+    pub write: PartitionSet,
     /// And told of.
-    pub tell: Parts,
+    pub notify: PartitionSet,
 }
 
 /// See the module.
 #[derive(Default)]
-pub struct Servers {
-    all: Vec<Server>,
+pub struct ServerStates {
+    all: Vec<PresenceServer>,
     /// What was on a server that was up, at any time.
-    served: Parts,
-    settling: Waits,
-    refused: Waits,
+    served: PartitionSet,
+    settling: PartitionDelays,
+    refused: PartitionDelays,
 }
 
-impl Servers {
+impl ServerStates {
     /// Another picture of the servers.
     ///
     /// 1. The same owners: who has lost its connection is down; who has got one comes up later.
     /// 2. Partitions moved: what is under way is handed back, and they settle at their new owner.
     /// 3. The number of servers differs, too: numbers may have shifted unseen, so nothing is taken
     ///    for unmoved.
-    pub fn set_route(&mut self, route: &Route, now: Instant) -> Changes {
-        let mut owns = vec![Parts::default(); route.servers()];
+    pub fn set_route(&mut self, route: &ServerRoutes, now: Instant) -> RouteChanges {
+        let mut owns = vec![PartitionSet::default(); route.servers()];
         (0..PARTITIONS as u16).for_each(|part| owns[route.server_at(part)].insert(part));
         if self.all.iter().map(|server| &server.owns).eq(&owns) {
             let is_lost = |at: &usize| self.all[*at].is_up && route.cmd(*at).is_none();
             let lost: Vec<usize> = (0..owns.len()).filter(is_lost).collect();
-            let calls = lost.into_iter().flat_map(|at| self.lose_link(at)).collect();
-            return Changes { calls, ..Changes::default() };
+            let room_writes = lost.into_iter().flat_map(|at| self.lose_link(at)).collect();
+            return RouteChanges { room_writes, ..RouteChanges::default() };
         }
         let is_first = self.all.is_empty();
-        let calls = (0..self.all.len()).flat_map(|at| self.lose_link(at)).collect();
+        let room_writes = (0..self.all.len()).flat_map(|at| self.lose_link(at)).collect();
         let unmoved = self.all.iter().zip(&owns).map(|(before, owns)| before.owns.and(*owns));
-        let moved = Parts::ALL.without(unmoved.fold(Parts::default(), Parts::or));
+        let moved =
+            PartitionSet::ALL.without(unmoved.fold(PartitionSet::default(), PartitionSet::or));
         self.settling.begin(&moved.and(self.served), now + SETTLING);
-        self.refused = Waits::default();
-        let anew = if self.all.len() == owns.len() { moved } else { Parts::ALL };
+        self.refused = PartitionDelays::default();
+        let rewrites = if self.all.len() == owns.len() { moved } else { PartitionSet::ALL };
         let server = |(at, owns)| {
             let is_up = !is_first && route.cmd(at).is_some();
-            Server { owns, is_up, ..Server::default() }
+            PresenceServer { owns, is_up, ..PresenceServer::default() }
         };
         self.all = owns.into_iter().enumerate().map(server).collect();
         self.served = self.served.or(self.up(route));
-        Changes { calls, anew }
+        RouteChanges { room_writes, rewrites }
     }
 
     /// A server is up: what it has. At the start there is nobody whose leaving could be told too
     /// early.
-    pub fn go_up(&mut self, at: usize, now: Instant) -> Parts {
+    pub fn go_up(&mut self, at: usize, now: Instant) -> PartitionSet {
         let server = self.all.get_mut(at).expect("a server is in the route before it is up");
         server.is_up = true;
         let owns = server.owns;
@@ -126,11 +127,11 @@ impl Servers {
     }
 
     /// A server is not up any more: what was under way may or may not have arrived.
-    pub fn lose_link(&mut self, at: usize) -> Vec<Call> {
+    pub fn lose_link(&mut self, at: usize) -> Vec<RoomWrite> {
         let Some(server) = self.all.get_mut(at) else { return Vec::new() };
         server.is_up = false;
         server.is_script_loaded = false;
-        server.flight.take().map_or_else(Vec::new, |flight| flight.calls)
+        server.batch.take().map_or_else(Vec::new, |batch| batch.room_writes)
     }
 
     /// Time passes: what waited long enough may be written.
@@ -140,7 +141,7 @@ impl Servers {
     }
 
     /// A server refused these, or all that it has: they wait.
-    pub fn refuse(&mut self, parts: &Parts, now: Instant) {
+    pub fn refuse(&mut self, parts: &PartitionSet, now: Instant) {
         self.refused.begin(parts, now + PAUSE);
     }
 
@@ -150,23 +151,23 @@ impl Servers {
     }
 
     /// One of them.
-    pub fn at(&mut self, at: usize) -> &mut Server {
+    pub fn at(&mut self, at: usize) -> &mut PresenceServer {
         &mut self.all[at]
     }
 
     /// What a server has.
-    pub fn owns(&self, at: usize) -> Parts {
-        self.all.get(at).map_or_else(Parts::default, |server| server.owns)
+    pub fn owns(&self, at: usize) -> PartitionSet {
+        self.all.get(at).map_or_else(PartitionSet::default, |server| server.owns)
     }
 
     /// Everything whose server is up.
-    pub fn up(&self, route: &Route) -> Parts {
+    pub fn up(&self, route: &ServerRoutes) -> PartitionSet {
         let up = self.all.iter().enumerate().filter(|(at, _)| self.is_up(*at, route));
-        up.fold(Parts::default(), |parts, (_, server)| parts.or(server.owns))
+        up.fold(PartitionSet::default(), |parts, (_, server)| parts.or(server.owns))
     }
 
     /// Everything that is up and of which others are told.
-    pub fn settled(&self, route: &Route) -> Parts {
+    pub fn settled(&self, route: &ServerRoutes) -> PartitionSet {
         self.up(route).without(self.settling.parts())
     }
 
@@ -176,16 +177,16 @@ impl Servers {
     }
 
     /// What may be written to a server; `None`: nothing, it is not up, or has something to do.
-    pub fn may(&self, at: usize, route: &Route) -> Option<May> {
+    pub fn writable(&self, at: usize, route: &ServerRoutes) -> Option<Writable> {
         let server = &self.all[at];
-        if !self.is_up(at, route) || server.flight.is_some() {
+        if !self.is_up(at, route) || server.batch.is_some() {
             return None;
         }
         let write = server.owns.without(self.refused.parts());
-        Some(May { write, tell: write.without(self.settling.parts()) })
+        Some(Writable { write, notify: write.without(self.settling.parts()) })
     }
 
-    fn is_up(&self, at: usize, route: &Route) -> bool {
+    fn is_up(&self, at: usize, route: &ServerRoutes) -> bool {
         self.all[at].is_up && route.cmd(at).is_some()
     }
 }
@@ -198,65 +199,65 @@ mod tests {
     use std::task::{Context, Waker};
 
     /// Nobody has a connection, and the partitions go round.
-    fn route(servers: u16) -> Route {
+    fn route(servers: u16) -> ServerRoutes {
         let owners = std::array::from_fn(|part| part as u16 % servers);
         let connections = (0..servers).map(|_| None).collect();
-        Route::new(Arc::new(owners), connections, "PUBLISH")
+        ServerRoutes::new(Arc::new(owners), connections, "PUBLISH")
     }
 
     /// Something for a room is under way to a server.
-    fn fly(servers: &mut Servers, at: usize, room: &str) {
+    fn execute(servers: &mut ServerStates, at: usize, room: &str) {
         let reply = send(&mut Context::from_waker(Waker::noop()), std::future::pending());
-        let calls = vec![Call { topic: TopicName::room(room), users: Vec::new() }];
-        servers.at(at).flight = Some(Flight { replies_before: 0, calls, reply });
+        let room_writes = vec![RoomWrite { topic: TopicName::room(room), users: Vec::new() }];
+        servers.at(at).batch = Some(WriteBatch { replies_before: 0, room_writes, reply });
     }
 
-    fn topics(calls: &[Call]) -> Vec<&str> {
-        calls.iter().map(|call| call.topic.as_str()).collect()
+    fn topics(room_writes: &[RoomWrite]) -> Vec<&str> {
+        room_writes.iter().map(|write_room| write_room.topic.as_str()).collect()
     }
 
     #[test]
     fn what_was_under_way_is_handed_back_whoever_moved() {
-        let (mut servers, now) = (Servers::default(), Instant::now());
-        assert_eq!(servers.set_route(&route(2), now).anew, Parts::ALL);
-        let evens: Parts = (0..1024).step_by(2).collect();
-        assert_eq!([servers.owns(0), servers.owns(1)], [evens, Parts::ALL.without(evens)]);
-        fly(&mut servers, 0, "a");
-        fly(&mut servers, 1, "b");
-        let again = servers.set_route(&route(2), now);
-        assert!(again.calls.is_empty() && again.anew.is_empty());
+        let (mut servers, now) = (ServerStates::default(), Instant::now());
+        assert_eq!(servers.set_route(&route(2), now).rewrites, PartitionSet::ALL);
+        let evens: PartitionSet = (0..1024).step_by(2).collect();
+        assert_eq!([servers.owns(0), servers.owns(1)], [evens, PartitionSet::ALL.without(evens)]);
+        execute(&mut servers, 0, "a");
+        execute(&mut servers, 1, "b");
+        let retries = servers.set_route(&route(2), now);
+        assert!(retries.room_writes.is_empty() && retries.rewrites.is_empty());
         let changes = servers.set_route(&route(3), now);
-        assert_eq!(topics(&changes.calls), ["r:a", "r:b"]);
-        assert_eq!(changes.anew, Parts::ALL, "numbers may have shifted");
+        assert_eq!(topics(&changes.room_writes), ["r:a", "r:b"]);
+        assert_eq!(changes.rewrites, PartitionSet::ALL, "numbers may have shifted");
         assert_eq!(servers.count(), 3);
     }
 
     #[test]
     fn only_what_moves_is_written_anew_while_the_servers_stay() {
-        let (mut servers, now) = (Servers::default(), Instant::now());
+        let (mut servers, now) = (ServerStates::default(), Instant::now());
         let mut owners = [0; PARTITIONS];
-        let all = |owners| Route::new(Arc::new(owners), vec![None, None], "SPUBLISH");
+        let all = |owners| ServerRoutes::new(Arc::new(owners), vec![None, None], "SPUBLISH");
         servers.set_route(&all(owners), now);
         owners[7] = 1;
-        assert!(servers.set_route(&all(owners), now).anew.iter().eq([7]));
+        assert!(servers.set_route(&all(owners), now).rewrites.iter().eq([7]));
         assert_eq!(servers.settles_at(7), None, "it was never up");
         servers.go_up(1, now);
         owners[7] = 0;
         owners[8] = 1;
-        assert!(servers.set_route(&all(owners), now).anew.iter().eq([7, 8]));
+        assert!(servers.set_route(&all(owners), now).rewrites.iter().eq([7, 8]));
         assert_eq!(servers.settles_at(7), Some(now + SETTLING), "others have to listen again");
         assert_eq!(servers.settles_at(8), None);
     }
 
     #[test]
     fn a_server_without_a_connection_is_down_whatever_was_said() {
-        let (mut servers, now) = (Servers::default(), Instant::now());
+        let (mut servers, now) = (ServerStates::default(), Instant::now());
         servers.set_route(&route(2), now);
         let owns = servers.go_up(0, now);
         assert_eq!(servers.settles_at(0), None, "the first time");
-        assert!(servers.up(&route(2)).is_empty() && servers.may(0, &route(2)).is_none());
-        fly(&mut servers, 0, "a");
-        assert_eq!(topics(&servers.set_route(&route(2), now).calls), ["r:a"]);
+        assert!(servers.up(&route(2)).is_empty() && servers.writable(0, &route(2)).is_none());
+        execute(&mut servers, 0, "a");
+        assert_eq!(topics(&servers.set_route(&route(2), now).room_writes), ["r:a"]);
         assert_eq!(servers.go_up(0, now), owns);
         assert_eq!(servers.settles_at(0), Some(now + SETTLING));
         servers.handle_timeout(now + SETTLING);

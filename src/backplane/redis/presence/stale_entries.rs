@@ -12,11 +12,11 @@
 
 use crate::backplane::partition::partition;
 use crate::backplane::redis::connection::{Reply, poll_reply, send};
-use crate::backplane::redis::error_reply::Refusal;
+use crate::backplane::redis::error_reply::ErrorReply;
 use crate::backplane::redis::presence::cleanup::{all, topic_in};
 use crate::backplane::redis::presence::keys::Keys;
-use crate::backplane::redis::presence::partition_set::Parts;
-use crate::backplane::redis::topology::routes::Route;
+use crate::backplane::redis::presence::partition_set::PartitionSet;
+use crate::backplane::redis::topology::routes::ServerRoutes;
 use crate::ids::{TopicName, is_name};
 use redis::aio::MultiplexedConnection;
 use redis::{FromRedisValue, RedisResult, Value, pipe};
@@ -34,24 +34,24 @@ const USERS_PER_PAGE: usize = 256;
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Users that a server has of this node, by room.
-pub type Found = Vec<(TopicName, Vec<TopicName>)>;
+pub type StaleUsers = Vec<(TopicName, Vec<TopicName>)>;
 
 /// See the module.
 #[derive(Default)]
-pub struct Leftovers {
+pub struct StaleEntries {
     /// What is to be read.
-    left: Parts,
+    left: PartitionSet,
     /// What is being read.
-    step: Parts,
+    step: PartitionSet,
     /// Its rooms, and where the next page of each begins.
     rooms: VecDeque<(TopicName, u64)>,
-    under_way: Option<UnderWay>,
+    in_flight: Option<StaleRead>,
     /// The partition whose turn it is.
     next: u16,
     paused_until: Option<Instant>,
 }
 
-enum UnderWay {
+enum StaleRead {
     Rooms(Reply<Vec<TopicName>>),
     Users(Reply<Vec<Page>>),
 }
@@ -59,14 +59,14 @@ enum UnderWay {
 /// Users of a room, and where the next ones begin; 0: there are no more.
 type Page = (TopicName, u64, Vec<TopicName>);
 
-impl Leftovers {
+impl StaleEntries {
     /// These may have something.
-    pub fn look_for(&mut self, parts: Parts) {
+    pub fn look_for(&mut self, parts: PartitionSet) {
         self.left = self.left.or(parts);
     }
 
     /// Partitions that may have something still.
-    pub fn parts(&self) -> Parts {
+    pub fn parts(&self) -> PartitionSet {
         self.left.or(self.step)
     }
 
@@ -75,36 +75,36 @@ impl Leftovers {
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        (route, up): (&Route, Parts),
+        (route, up): (&ServerRoutes, PartitionSet),
         keys: &Keys,
-    ) -> Option<RedisResult<Found>> {
-        if self.under_way.is_none() && self.paused_until.is_none_or(|until| until <= now) {
+    ) -> Option<RedisResult<StaleUsers>> {
+        if self.in_flight.is_none() && self.paused_until.is_none_or(|until| until <= now) {
             self.begin(cx, (route, up), keys);
         }
-        let landed = match self.under_way.as_mut()? {
-            UnderWay::Rooms(reply) => {
+        let landed = match self.in_flight.as_mut()? {
+            StaleRead::Rooms(reply) => {
                 let Poll::Ready(rooms) = poll_reply(reply, cx) else { return None };
                 rooms.map(|rooms| self.rooms.extend(rooms.into_iter().map(|room| (room, 0))))
             }
-            .map(|()| Found::new()),
-            UnderWay::Users(reply) => {
+            .map(|()| StaleUsers::new()),
+            StaleRead::Users(reply) => {
                 let Poll::Ready(pages) = poll_reply(reply, cx) else { return None };
                 pages.map(|pages| self.turn(pages))
             }
         };
-        self.under_way = None;
+        self.in_flight = None;
         if landed.is_err() {
             self.give_up();
             self.paused_until = Some(now + PAUSE);
         } else if self.rooms.is_empty() {
-            self.step = Parts::default();
+            self.step = PartitionSet::default();
         }
         Some(landed)
     }
 
     /// The next pages are due.
-    fn turn(&mut self, pages: Vec<Page>) -> Found {
-        let mut found = Found::new();
+    fn turn(&mut self, pages: Vec<Page>) -> StaleUsers {
+        let mut found = StaleUsers::new();
         for (room, next, users) in pages {
             if next != 0 {
                 self.rooms.push_back((room.clone(), next));
@@ -117,11 +117,16 @@ impl Leftovers {
     /// The step begins anew, another time.
     fn give_up(&mut self) {
         self.left = self.left.or(self.step);
-        self.step = Parts::default();
+        self.step = PartitionSet::default();
         self.rooms.clear();
     }
 
-    fn begin(&mut self, cx: &mut Context<'_>, (route, up): (&Route, Parts), keys: &Keys) {
+    fn begin(
+        &mut self,
+        cx: &mut Context<'_>,
+        (route, up): (&ServerRoutes, PartitionSet),
+        keys: &Keys,
+    ) {
         let Some((room, _)) = self.rooms.front() else {
             return self.begin_step(cx, (route, up), keys);
         };
@@ -129,10 +134,15 @@ impl Leftovers {
         let Some(cmd) = route.cmd(server).filter(|_| is_up) else { return self.give_up() };
         let some = self.rooms.len().min(ROOMS_PER_PAGE);
         let some = self.rooms.drain(..some).collect();
-        self.under_way = Some(UnderWay::Users(send(cx, users(cmd.clone(), keys.clone(), some))));
+        self.in_flight = Some(StaleRead::Users(send(cx, users(cmd.clone(), keys.clone(), some))));
     }
 
-    fn begin_step(&mut self, cx: &mut Context<'_>, (route, up): (&Route, Parts), keys: &Keys) {
+    fn begin_step(
+        &mut self,
+        cx: &mut Context<'_>,
+        (route, up): (&ServerRoutes, PartitionSet),
+        keys: &Keys,
+    ) {
         let Some(first) = self.left.and(up).next_from(self.next) else { return };
         let server = route.server_at(first);
         let Some(cmd) = route.cmd(server) else { return };
@@ -141,7 +151,7 @@ impl Leftovers {
         self.next = some.last().expect("the first is one of them") + 1;
         self.step = some.iter().copied().collect();
         self.left = self.left.without(self.step);
-        self.under_way = Some(UnderWay::Rooms(send(cx, rooms(cmd.clone(), keys.clone(), some))));
+        self.in_flight = Some(StaleRead::Rooms(send(cx, rooms(cmd.clone(), keys.clone(), some))));
     }
 }
 
@@ -183,7 +193,7 @@ async fn users(
 
 /// What `HSCAN` answers. Where there is no hash there are no users either.
 fn page_of(answer: Value) -> RedisResult<(u64, Vec<Vec<u8>>)> {
-    if Refusal::of(&answer) == Some(Refusal::Unreadable) {
+    if ErrorReply::of(&answer) == Some(ErrorReply::Unreadable) {
         return Ok((0, Vec::new()));
     }
     Ok(FromRedisValue::from_redis_value(answer.extract_error()?)?)

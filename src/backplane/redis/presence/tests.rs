@@ -22,8 +22,8 @@ const SIGNS: usize = 1;
 
 struct Node {
     id: NodeId,
-    presences: Presences,
-    route: Route,
+    presence: RedisPresence,
+    route: ServerRoutes,
     local: Local,
     _ends: (Vec<ShardEnd>, OpsEnd),
 }
@@ -35,7 +35,7 @@ struct World {
     owners: Arc<[u16; PARTITIONS]>,
     publish: &'static str,
     told: UnboundedReceiver<PushInfo>,
-    tells: UnboundedSender<PushInfo>,
+    notifies: UnboundedSender<PushInfo>,
     ears: Vec<MultiplexedConnection>,
 }
 
@@ -59,9 +59,9 @@ async fn connect(server: &Redis, config: &AsyncConnectionConfig) -> MultiplexedC
 
 impl World {
     async fn new(servers: Vec<Redis>, owners: Arc<[u16; PARTITIONS]>) -> World {
-        let (tells, told) = unbounded_channel();
+        let (notifies, told) = unbounded_channel();
         let (nodes, ears) = (Vec::new(), Vec::new());
-        let mut world = World { servers, nodes, owners, publish: "PUBLISH", told, tells, ears };
+        let mut world = World { servers, nodes, owners, publish: "PUBLISH", told, notifies, ears };
         for server in 0..world.servers.len() {
             world.listen(server, "PSUBSCRIBE", "*").await;
         }
@@ -69,7 +69,7 @@ impl World {
     }
 
     async fn listen(&mut self, server: usize, how: &str, channel: &str) {
-        let config = AsyncConnectionConfig::new().set_push_sender(self.tells.clone());
+        let config = AsyncConnectionConfig::new().set_push_sender(self.notifies.clone());
         let mut ear = connect(&self.servers[server], &config).await;
         redis::cmd(how).arg(channel).exec_async(&mut ear).await.expect("it is heard");
         self.ears.push(ear);
@@ -79,19 +79,19 @@ impl World {
     async fn start(&mut self) {
         let id = NodeId(self.nodes.len() as u64 + 1);
         let (shards, end, ops) = window(1, 64, 64).expect("a window");
-        let local = Local::new(id, end, Arc::new(Health::default()), ANEW, 0);
+        let local = Local::new(id, end, Arc::new(Health::default()), REWRITE_INTERVAL, 0);
         let text = "x: presence=true, presence_grace_ms=0";
         let namespaces = Arc::new(Namespaces::read(text).expect("a good text"));
-        let presences = Presences::new(namespaces, "test", Names::new("test", id), id);
+        let presence = RedisPresence::new(namespaces, "test", Names::new("test", id), id);
         let route = self.route(&[]).await;
-        self.nodes.push(Node { id, presences, route, local, _ends: (shards, ops) });
+        self.nodes.push(Node { id, presence, route, local, _ends: (shards, ops) });
         let last = self.nodes.len() - 1;
         let all: Vec<usize> = (0..self.servers.len()).collect();
         self.set_route(last, &all).await;
         all.into_iter().for_each(|server| self.go_up(last, server));
     }
 
-    async fn route(&self, up: &[usize]) -> Route {
+    async fn route(&self, up: &[usize]) -> ServerRoutes {
         let mut connections = Vec::new();
         for (at, server) in self.servers.iter().enumerate() {
             connections.push(match up.contains(&at) {
@@ -99,22 +99,22 @@ impl World {
                 false => None,
             });
         }
-        Route::new(self.owners.clone(), connections, self.publish)
+        ServerRoutes::new(self.owners.clone(), connections, self.publish)
     }
 
     async fn set_route(&mut self, node: usize, up: &[usize]) {
         self.nodes[node].route = self.route(up).await;
-        let Node { presences, route, .. } = &mut self.nodes[node];
-        presences.set_route(route, Instant::now());
+        let Node { presence, route, .. } = &mut self.nodes[node];
+        presence.set_route(route, Instant::now());
     }
 
     fn go_up(&mut self, node: usize, server: usize) {
-        self.nodes[node].presences.go_up(server, Instant::now());
+        self.nodes[node].presence.go_up(server, Instant::now());
     }
 
     fn attend(&mut self, node: usize, topic: &TopicName, user: &str, deed: PresenceChange) {
         let (topic, user) = (topic.clone(), TopicName::user(user));
-        self.nodes[node].presences.handle(PresenceUpdate { topic, user, deed }, Instant::now());
+        self.nodes[node].presence.handle(PresenceUpdate { topic, user, deed }, Instant::now());
     }
 
     fn come(&mut self, node: usize, topic: &TopicName, user: &str) {
@@ -131,9 +131,9 @@ impl World {
     async fn until<T>(&mut self, state: &str, mut is: impl FnMut(&mut World) -> Option<T>) -> T {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            for Node { presences, route, local, .. } in &mut self.nodes {
+            for Node { presence, route, local, .. } in &mut self.nodes {
                 std::future::poll_fn(|cx| {
-                    presences.poll(cx, Instant::now(), route, local);
+                    presence.poll(cx, Instant::now(), route, local);
                     Poll::Ready(())
                 })
                 .await;
@@ -147,7 +147,7 @@ impl World {
     }
 
     /// The next news on any server: `+user` or `-user`.
-    async fn news(&mut self) -> String {
+    async fn event(&mut self) -> String {
         self.until("there are news", |world| {
             let push = world.told.try_recv().ok()?;
             let Value::BulkString(body) = push.data.last()? else { return None };
@@ -161,9 +161,9 @@ impl World {
 
     /// Who is in a room; `None`: nobody can say.
     async fn here(&mut self, node: usize, topic: &TopicName) -> Option<Vec<String>> {
-        let (tell, told) = mpsc::channel();
-        let to = PresenceTo::Call(Box::new(move |here| tell.send(here).expect("it is awaited")));
-        self.nodes[node].presences.ask(PresenceRequest { topic: topic.clone(), to });
+        let (notify, told) = mpsc::channel();
+        let to = PresenceTo::Call(Box::new(move |here| notify.send(here).expect("it is awaited")));
+        self.nodes[node].presence.ask(PresenceRequest { topic: topic.clone(), to });
         let here = self.until("there is an answer", |_| told.try_recv().ok()).await?;
         Some(
             here.users
@@ -206,21 +206,21 @@ fn a_server_that_is_away_holds_up_its_own_rooms_and_no_others() {
         let mut world = two_nodes_and_two_servers().await;
         let [first, second] = [0, 1].map(room_on);
         world.come(0, &first, "ann");
-        assert_eq!(world.news().await, "+ann");
+        assert_eq!(world.event().await, "+ann");
         world.servers[0].kill();
         for node in [0, 1] {
-            world.nodes[node].presences.lose_link(0);
+            world.nodes[node].presence.lose_link(0);
             world.set_route(node, &[1]).await;
         }
         world.come(0, &first, "bob");
         world.come(0, &first, "gus");
         world.go(0, &first, "gus");
         world.come(0, &second, "cid");
-        assert_eq!(world.news().await, "+cid");
+        assert_eq!(world.event().await, "+cid");
         world.go(0, &second, "cid");
-        assert_eq!(world.news().await, "-cid");
+        assert_eq!(world.event().await, "-cid");
         world.come(0, &second, "dan");
-        assert_eq!(world.news().await, "+dan");
+        assert_eq!(world.event().await, "+dan");
         assert_eq!(world.here(1, &first).await, None);
         assert_eq!(world.here(1, &second).await.unwrap(), ["dan"]);
         world.servers[0].restart();
@@ -229,7 +229,7 @@ fn a_server_that_is_away_holds_up_its_own_rooms_and_no_others() {
             world.set_route(node, &[0, 1]).await;
             world.go_up(node, 0);
         }
-        assert_eq!(world.news().await, "+bob", "and nothing of Ann and Gus");
+        assert_eq!(world.event().await, "+bob", "and nothing of Ann and Gus");
         assert_eq!(world.here(1, &first).await.unwrap(), ["ann", "bob"]);
     });
 }
@@ -244,7 +244,7 @@ fn what_moves_is_written_anew_at_its_new_owner() {
         let [stays, moves] = [0, 1].map(room_on);
         world.come(0, &stays, "ann");
         world.come(0, &moves, "bob");
-        let mut both = [world.news().await, world.news().await];
+        let mut both = [world.event().await, world.event().await];
         both.sort();
         assert_eq!(both, ["+ann", "+bob"]);
         world.owners = even_and_odd();
@@ -252,7 +252,7 @@ fn what_moves_is_written_anew_at_its_new_owner() {
         for node in [0, 1] {
             world.set_route(node, &[0, 1]).await;
         }
-        assert_eq!(world.news().await, "+cid");
+        assert_eq!(world.event().await, "+cid");
         assert_eq!(world.here(1, &moves).await.unwrap(), ["bob", "cid"]);
         assert_eq!(world.keys(1, "test:*:pr:*"), 1);
         assert_eq!(world.here(1, &stays).await.unwrap(), ["ann"]);
@@ -272,9 +272,9 @@ fn a_dead_node_is_cleaned_up_behind_where_a_server_was_away_too() {
         let mut world = two_nodes_and_two_servers().await;
         let [first, second] = [0, 1].map(room_on);
         world.come(0, &first, "ann");
-        assert_eq!(world.news().await, "+ann");
+        assert_eq!(world.event().await, "+ann");
         world.come(0, &second, "bob");
-        assert_eq!(world.news().await, "+bob");
+        assert_eq!(world.event().await, "+bob");
         world
             .until("both nodes are known", |world| {
                 (world.command(SIGNS, &["SCARD", "test:{p637}:nodes"]) == "2").then_some(())
@@ -282,9 +282,9 @@ fn a_dead_node_is_cleaned_up_behind_where_a_server_was_away_too() {
             .await;
         world.nodes.remove(0);
         let died = Instant::now();
-        world.nodes[0].presences.lose_link(0);
+        world.nodes[0].presence.lose_link(0);
         world.set_route(0, &[1]).await;
-        assert_eq!(world.news().await, "-bob");
+        assert_eq!(world.event().await, "-bob");
         assert!(died.elapsed() < Duration::from_secs(10), "{:?}", died.elapsed());
         assert_eq!(world.here(0, &second).await.unwrap(), [""; 0]);
         assert_eq!(world.keys(0, "test:*:pr:*"), 1);
@@ -292,7 +292,7 @@ fn a_dead_node_is_cleaned_up_behind_where_a_server_was_away_too() {
         assert_eq!(world.nodes[0].local.counters.presence_reaped, 0);
         world.set_route(0, &[0, 1]).await;
         world.go_up(0, 0);
-        assert_eq!(world.news().await, "-ann");
+        assert_eq!(world.event().await, "-ann");
         world.until_keys(0, "test:*", 0).await;
         world
             .until("it is forgotten", |world| {
@@ -310,13 +310,13 @@ fn a_dead_node_that_no_list_knows_is_met_in_its_rooms() {
         let mut world = two_nodes_and_two_servers().await;
         let first = room_on(0);
         world.come(0, &first, "ann");
-        assert_eq!(world.news().await, "+ann");
+        assert_eq!(world.event().await, "+ann");
         world.nodes.remove(0);
         // The server of the signs has restarted empty, and the other has not.
         world.command(SIGNS, &["FLUSHALL"]);
         world.come(0, &first, "bob");
-        assert_eq!(world.news().await, "+bob");
-        assert_eq!(world.news().await, "-ann");
+        assert_eq!(world.event().await, "+bob");
+        assert_eq!(world.event().await, "-ann");
         assert_eq!(world.here(0, &first).await.unwrap(), ["bob"]);
     });
 }
@@ -376,9 +376,9 @@ fn in_a_cluster_a_room_that_has_moved_unnoticed_waits_and_no_other() {
         // The nodes think that the first server has everything.
         world.come(0, &moved, "ann");
         world.come(0, &stays, "bob");
-        assert_eq!(world.news().await, "+bob");
+        assert_eq!(world.event().await, "+bob");
         world.come(0, &stays, "cid");
-        assert_eq!(world.news().await, "+cid");
+        assert_eq!(world.event().await, "+cid");
         assert_eq!(world.here(1, &stays).await.unwrap(), ["bob", "cid"]);
         let asked = Instant::now();
         assert_eq!(world.here(1, &moved).await, None);
@@ -387,11 +387,11 @@ fn in_a_cluster_a_room_that_has_moved_unnoticed_waits_and_no_other() {
         for node in [0, 1] {
             world.set_route(node, &[0, 1]).await;
         }
-        assert_eq!(world.news().await, "+ann");
+        assert_eq!(world.event().await, "+ann");
         assert_eq!(world.here(1, &moved).await.unwrap(), ["ann"]);
         // Signs of life flow, and a node that dies is cleaned up behind on both.
         world.nodes.remove(0);
-        let mut gone = [world.news().await, world.news().await, world.news().await];
+        let mut gone = [world.event().await, world.event().await, world.event().await];
         gone.sort();
         assert_eq!(gone, ["-ann", "-bob", "-cid"]);
         for server in [0, 1] {
@@ -410,7 +410,7 @@ async fn two_nodes_and_a_late_room() -> (World, TopicName) {
     let is_late = |topic: &TopicName| partition(topic.as_str()) >= 1000;
     let late = rooms.find(is_late).expect("there are many");
     world.come(0, &late, "ann");
-    assert_eq!(world.news().await, "+ann");
+    assert_eq!(world.event().await, "+ann");
     world
         .until("both nodes are known", |world| {
             (world.command(0, &["SCARD", "test:{p637}:nodes"]) == "2").then_some(())
@@ -424,13 +424,13 @@ fn a_node_that_stood_still_and_goes_on_is_told_of_once() {
     run(async {
         let (mut world, topic) = two_nodes_and_a_late_room().await;
         let still = world.nodes.remove(0);
-        assert_eq!(world.news().await, "-ann");
+        assert_eq!(world.event().await, "-ann");
         world.until_keys(0, "test:*:reap:*", 0).await;
         world.nodes.push(still);
-        assert_eq!(world.news().await, "+ann");
+        assert_eq!(world.event().await, "+ann");
         assert_eq!(world.here(0, &topic).await.unwrap(), ["ann"]);
         world.come(1, &topic, "bob");
-        assert_eq!(world.news().await, "+bob", "and nothing of Ann before");
+        assert_eq!(world.event().await, "+bob", "and nothing of Ann before");
     });
 }
 
@@ -439,19 +439,19 @@ fn a_node_that_goes_on_while_it_is_cleaned_up_behind_loses_nobody() {
     run(async {
         let (mut world, topic) = two_nodes_and_a_late_room().await;
         let still = world.nodes.remove(0);
-        let note = format!("test:{{p637}}:reaped:{}", still.id);
+        let notice = format!("test:{{p637}}:reaped:{}", still.id);
         world
             .until("somebody cleans up", |world| {
-                (world.command(0, &["EXISTS", &note]) == "1").then_some(())
+                (world.command(0, &["EXISTS", &notice]) == "1").then_some(())
             })
             .await;
-        let first: u64 = world.command(0, &["GET", &note]).parse().expect("a number");
+        let first: u64 = world.command(0, &["GET", &notice]).parse().expect("a number");
         world.nodes.push(still);
-        while world.news().await != "-ann" {}
+        while world.event().await != "-ann" {}
         world.until_keys(0, "test:*:reap:*", 0).await;
         let last = (first + 1).to_string();
-        assert_eq!(world.command(0, &["GET", &note]), last, "before the walk, and behind it");
-        assert_eq!(world.news().await, "+ann");
+        assert_eq!(world.command(0, &["GET", &notice]), last, "before the walk, and behind it");
+        assert_eq!(world.event().await, "+ann");
         assert_eq!(world.here(0, &topic).await.unwrap(), ["ann"]);
     });
 }
@@ -465,9 +465,9 @@ fn who_left_while_a_server_was_away_is_told_of_however_much_there_is_to_write_an
             (0..12_000).map(|number| TopicName::room(&format!("x:{number}"))).collect();
         rooms.iter().for_each(|room| world.come(0, room, "ann"));
         for _ in &rooms {
-            assert_eq!(world.news().await, "+ann");
+            assert_eq!(world.event().await, "+ann");
         }
-        world.nodes[0].presences.lose_link(0);
+        world.nodes[0].presence.lose_link(0);
         world.set_route(0, &[]).await;
         world.command(0, &["FLUSHALL"]);
         rooms.iter().for_each(|room| world.go(0, room, "ann"));
@@ -482,7 +482,7 @@ fn who_left_while_a_server_was_away_is_told_of_however_much_there_is_to_write_an
             })
             .await;
         for _ in &rooms {
-            assert_eq!(world.news().await, "-ann");
+            assert_eq!(world.event().await, "-ann");
         }
     });
 }
@@ -491,15 +491,15 @@ fn who_left_while_a_server_was_away_is_told_of_however_much_there_is_to_write_an
 fn a_node_that_is_taken_for_dead_again_is_told_so_though_the_first_note_is_lost() {
     run(async {
         let (mut world, _) = two_nodes_and_a_late_room().await;
-        let note = format!("test:{{p637}}:reaped:{}", world.nodes[0].id);
+        let notice = format!("test:{{p637}}:reaped:{}", world.nodes[0].id);
         for _ in 0..2 {
             let still = world.nodes.remove(0);
             // As with a server that remembers too little.
-            world.command(0, &["DEL", &note]);
-            assert_eq!(world.news().await, "-ann");
+            world.command(0, &["DEL", &notice]);
+            assert_eq!(world.event().await, "-ann");
             world.until_keys(0, "test:*:reap:*", 0).await;
             world.nodes.insert(0, still);
-            assert_eq!(world.news().await, "+ann");
+            assert_eq!(world.event().await, "+ann");
         }
     });
 }
@@ -510,8 +510,8 @@ async fn ann_is_there_and_the_server_away() -> (World, TopicName) {
     world.start().await;
     let room = TopicName::room("x:1");
     world.come(0, &room, "ann");
-    assert_eq!(world.news().await, "+ann");
-    world.nodes[0].presences.lose_link(0);
+    assert_eq!(world.event().await, "+ann");
+    world.nodes[0].presence.lose_link(0);
     world.set_route(0, &[]).await;
     (world, room)
 }
@@ -529,7 +529,7 @@ fn who_left_while_a_server_was_away_is_told_of_though_it_takes_nothing_at_first(
         let refused_until = Instant::now() + Duration::from_secs(4);
         world.until("it took nothing", |_| (Instant::now() > refused_until).then_some(())).await;
         world.command(0, &["CONFIG", "SET", "min-replicas-to-write", "0"]);
-        assert_eq!(world.news().await, "-ann");
+        assert_eq!(world.event().await, "-ann");
     });
 }
 
@@ -548,10 +548,10 @@ fn who_comes_is_told_of_though_a_server_remembers_them_from_before() {
         world.go(0, &room, "dan");
         world.set_route(0, &[0]).await;
         world.go_up(0, 0);
-        assert_eq!(world.news().await, "+bob");
-        assert_eq!(world.news().await, "+cid");
+        assert_eq!(world.event().await, "+bob");
+        assert_eq!(world.event().await, "+cid");
         world.come(0, &room, "eve");
-        assert_eq!(world.news().await, "+eve", "and nothing of Dan, who never was");
+        assert_eq!(world.event().await, "+eve", "and nothing of Dan, who never was");
     });
 }
 

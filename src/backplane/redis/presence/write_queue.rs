@@ -10,7 +10,7 @@
 //! no empty lines.
 
 use crate::backplane::partition::partition;
-use crate::backplane::redis::presence::partition_set::Parts;
+use crate::backplane::redis::presence::partition_set::PartitionSet;
 use crate::ids::TopicName;
 use crate::link::Origin;
 use hashbrown::HashMap;
@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 
 /// Whether a change is told to the room's members, once it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Tell {
+pub enum Notify {
     /// No: they know.
     Not = 0,
     /// If it is one: nobody had said so to Redis before.
@@ -31,73 +31,77 @@ pub enum Tell {
 
 /// One user to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Dirty {
+pub struct PendingWrite {
     /// Whom to tell.
-    pub tell: Tell,
+    pub notify: Notify,
     /// The connection that came, which is not told.
     pub by: Option<Origin>,
 }
 
 #[derive(Debug, Default)]
-struct Room {
+struct RoomArgs {
     /// Users in the order in which they became dirty, each once.
     order: VecDeque<TopicName>,
-    users: HashMap<TopicName, Dirty>,
+    users: HashMap<TopicName, PendingWrite>,
     /// All others are to be written, too.
-    whole: Option<Tell>,
+    whole: Option<Notify>,
 }
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Dirt {
-    rooms: HashMap<TopicName, Room>,
-    lines: HashMap<u16, VecDeque<TopicName>>,
+pub struct WriteQueue {
+    rooms: HashMap<TopicName, RoomArgs>,
+    queues: HashMap<u16, VecDeque<TopicName>>,
     /// The partitions that have a line.
-    parts: Parts,
+    parts: PartitionSet,
     /// The one whose turn it is.
     next: u16,
 }
 
-impl Dirt {
+impl WriteQueue {
     /// A user is to be written.
-    pub fn add(&mut self, topic: &TopicName, user: TopicName, dirty: Dirty) {
+    pub fn add(&mut self, topic: &TopicName, user: TopicName, write: PendingWrite) {
         let room = self.room(topic);
-        room.add(user, dirty);
+        room.add(user, write);
     }
 
     /// All users of a room are to be written.
-    pub fn add_whole(&mut self, topic: &TopicName, tell: Tell) {
+    pub fn add_whole(&mut self, topic: &TopicName, notify: Notify) {
         let room = self.room(topic);
-        room.whole = room.whole.max(Some(tell));
+        room.whole = room.whole.max(Some(notify));
     }
 
     /// What a server has is not known any more: who is gone is told of in any case.
-    pub fn doubt(&mut self, parts: Parts, is_gone: impl Fn(&TopicName, &TopicName) -> bool) {
+    pub fn notify_always(
+        &mut self,
+        parts: PartitionSet,
+        is_gone: impl Fn(&TopicName, &TopicName) -> bool,
+    ) {
         for (topic, room) in &mut self.rooms {
             if !parts.has(partition(topic.as_str())) {
                 continue;
             }
-            for (user, dirty) in &mut room.users {
-                if dirty.tell == Tell::IfNew && is_gone(topic, user) {
-                    dirty.tell = Tell::Always;
+            for (user, write) in &mut room.users {
+                if write.notify == Notify::IfNew && is_gone(topic, user) {
+                    write.notify = Notify::Always;
                 }
             }
         }
     }
 
     /// Whether a user is to be written, and told of.
-    pub fn tells(&self, topic: &TopicName, user: &TopicName) -> bool {
-        let dirty = self.rooms.get(topic).and_then(|room| room.users.get(user));
-        dirty.is_some_and(|dirty| dirty.tell > Tell::Not)
+    pub fn notifies(&self, topic: &TopicName, user: &TopicName) -> bool {
+        let write = self.rooms.get(topic).and_then(|room| room.users.get(user));
+        write.is_some_and(|write| write.notify > Notify::Not)
     }
 
     /// The partitions of which anything is to be written.
-    pub fn parts(&self) -> Parts {
+    pub fn parts(&self) -> PartitionSet {
         self.parts
     }
 
     /// Whether anything of these partitions is to be written.
-    pub fn is_any_of(&self, parts: Parts) -> bool {
+    pub fn has_any_of(&self, parts: PartitionSet) -> bool {
         !self.parts.and(parts).is_empty()
     }
 
@@ -105,56 +109,56 @@ impl Dirt {
     /// answers all of a room.
     pub fn take(
         &mut self,
-        parts: Parts,
+        parts: PartitionSet,
         users_max: usize,
         everybody: impl FnOnce(&TopicName) -> Vec<TopicName>,
-    ) -> Option<(TopicName, Vec<(TopicName, Dirty)>)> {
+    ) -> Option<(TopicName, Vec<(TopicName, PendingWrite)>)> {
         let part = self.parts.and(parts).next_from(self.next)?;
         self.next = part + 1;
-        let line = self.lines.get_mut(&part).expect("a partition of the set has a line");
-        let topic = line.pop_front().expect("no line is empty");
+        let queue = self.queues.get_mut(&part).expect("a partition of the set has a line");
+        let topic = queue.pop_front().expect("no line is empty");
         let room = self.rooms.get_mut(&topic).expect("a room in the line is dirty");
-        if let Some(tell) = room.whole.take() {
+        if let Some(notify) = room.whole.take() {
             for user in everybody(&topic) {
-                room.add(user, Dirty { tell, by: None });
+                room.add(user, PendingWrite { notify, by: None });
             }
         }
         let some = room.order.len().min(users_max);
         let mut taken = Vec::with_capacity(some);
         for user in room.order.drain(..some) {
-            let dirty = room.users.remove(&user).expect("whoever stands in the order is dirty");
-            taken.push((user, dirty));
+            let write = room.users.remove(&user).expect("whoever stands in the order is dirty");
+            taken.push((user, write));
         }
         match room.order.is_empty() {
             true => _ = self.rooms.remove(&topic),
-            false => line.push_back(topic.clone()),
+            false => queue.push_back(topic.clone()),
         }
-        if line.is_empty() {
-            self.lines.remove(&part);
+        if queue.is_empty() {
+            self.queues.remove(&part);
             self.parts.remove(part);
         }
         Some((topic, taken))
     }
 
-    fn room(&mut self, topic: &TopicName) -> &mut Room {
+    fn room(&mut self, topic: &TopicName) -> &mut RoomArgs {
         if !self.rooms.contains_key(topic) {
             let part = partition(topic.as_str());
-            self.lines.entry(part).or_default().push_back(topic.clone());
+            self.queues.entry(part).or_default().push_back(topic.clone());
             self.parts.insert(part);
         }
         self.rooms.entry(topic.clone()).or_default()
     }
 }
 
-impl Room {
-    fn add(&mut self, user: TopicName, dirty: Dirty) {
+impl RoomArgs {
+    fn add(&mut self, user: TopicName, write: PendingWrite) {
         match self.users.get_mut(&user) {
             Some(known) => {
-                known.tell = known.tell.max(dirty.tell);
-                known.by = dirty.by.or(known.by);
+                known.notify = known.notify.max(write.notify);
+                known.by = write.by.or(known.by);
             }
             None => {
-                self.users.insert(user.clone(), dirty);
+                self.users.insert(user.clone(), write);
                 self.order.push_back(user);
             }
         }
@@ -165,50 +169,56 @@ impl Room {
 mod tests {
     use super::*;
 
-    fn names(taken: &[(TopicName, Dirty)]) -> Vec<(&str, Tell)> {
-        taken.iter().map(|(user, dirty)| (&user.as_str()[2..], dirty.tell)).collect()
+    fn names(taken: &[(TopicName, PendingWrite)]) -> Vec<(&str, Notify)> {
+        taken.iter().map(|(user, write)| (&user.as_str()[2..], write.notify)).collect()
     }
 
     #[test]
     fn whoever_is_dirty_is_taken_once_in_order_and_with_the_loudest_wish() {
-        let (mut dirt, a, b) = (Dirt::default(), TopicName::room("a"), TopicName::room("b"));
+        let (mut writes, a, b) =
+            (WriteQueue::default(), TopicName::room("a"), TopicName::room("b"));
         let user = TopicName::user;
-        for (name, tell) in
-            [("x", Tell::IfNew), ("y", Tell::Not), ("x", Tell::Not), ("y", Tell::IfNew)]
+        for (name, notify) in
+            [("x", Notify::IfNew), ("y", Notify::Not), ("x", Notify::Not), ("y", Notify::IfNew)]
         {
-            dirt.add(&a, user(name), Dirty { tell, by: None });
+            writes.add(&a, user(name), PendingWrite { notify, by: None });
         }
-        dirt.add_whole(&b, Tell::Not);
-        dirt.add(&b, user("gone"), Dirty { tell: Tell::Always, by: None });
+        writes.add_whole(&b, Notify::Not);
+        writes.add(&b, user("gone"), PendingWrite { notify: Notify::Always, by: None });
         let everybody = |topic: &TopicName| {
             assert_eq!(topic, &TopicName::room("b"));
             vec![user("p"), user("gone"), user("q")]
         };
-        let (topic, taken) = dirt.take(Parts::of(&a), 1, everybody).unwrap();
-        assert_eq!((topic, names(&taken)), (a.clone(), vec![("x", Tell::IfNew)]));
-        let (topic, taken) = dirt.take(Parts::of(&b), 10, everybody).unwrap();
-        let all = vec![("gone", Tell::Always), ("p", Tell::Not), ("q", Tell::Not)];
+        let (topic, taken) = writes.take(PartitionSet::of(&a), 1, everybody).unwrap();
+        assert_eq!((topic, names(&taken)), (a.clone(), vec![("x", Notify::IfNew)]));
+        let (topic, taken) = writes.take(PartitionSet::of(&b), 10, everybody).unwrap();
+        let all = vec![("gone", Notify::Always), ("p", Notify::Not), ("q", Notify::Not)];
         assert_eq!((topic, names(&taken)), (b.clone(), all));
-        assert!(dirt.is_any_of(Parts::of(&a)) && !dirt.is_any_of(Parts::of(&b)));
-        assert!(dirt.take(Parts::of(&b), 10, everybody).is_none());
-        let (topic, taken) = dirt.take(Parts::ALL, 10, everybody).unwrap();
-        assert_eq!((topic, names(&taken)), (a.clone(), vec![("y", Tell::IfNew)]));
-        dirt.add(&a, user("z"), Dirty { tell: Tell::IfNew, by: None });
-        assert!(dirt.tells(&a, &user("z")) && !dirt.tells(&a, &user("y")));
-        assert!(dirt.take(Parts::ALL, 10, everybody).is_some());
-        assert!(!dirt.is_any_of(Parts::ALL) && dirt.take(Parts::ALL, 10, everybody).is_none());
+        assert!(
+            writes.has_any_of(PartitionSet::of(&a)) && !writes.has_any_of(PartitionSet::of(&b))
+        );
+        assert!(writes.take(PartitionSet::of(&b), 10, everybody).is_none());
+        let (topic, taken) = writes.take(PartitionSet::ALL, 10, everybody).unwrap();
+        assert_eq!((topic, names(&taken)), (a.clone(), vec![("y", Notify::IfNew)]));
+        writes.add(&a, user("z"), PendingWrite { notify: Notify::IfNew, by: None });
+        assert!(writes.notifies(&a, &user("z")) && !writes.notifies(&a, &user("y")));
+        assert!(writes.take(PartitionSet::ALL, 10, everybody).is_some());
+        assert!(
+            !writes.has_any_of(PartitionSet::ALL)
+                && writes.take(PartitionSet::ALL, 10, everybody).is_none()
+        );
     }
 
     #[test]
     fn a_partition_with_much_to_write_lets_the_others_have_their_turns() {
-        let (mut dirt, crowd, small) =
-            (Dirt::default(), TopicName::room("a"), TopicName::room("b"));
+        let (mut writes, crowd, small) =
+            (WriteQueue::default(), TopicName::room("a"), TopicName::room("b"));
         for number in 0..100 {
-            let dirty = Dirty { tell: Tell::IfNew, by: None };
-            dirt.add(&crowd, TopicName::user(&number.to_string()), dirty);
+            let write = PendingWrite { notify: Notify::IfNew, by: None };
+            writes.add(&crowd, TopicName::user(&number.to_string()), write);
         }
-        dirt.add(&small, TopicName::user("x"), Dirty { tell: Tell::IfNew, by: None });
-        let mut next = || dirt.take(Parts::ALL, 10, |_| Vec::new()).unwrap().0;
+        writes.add(&small, TopicName::user("x"), PendingWrite { notify: Notify::IfNew, by: None });
+        let mut next = || writes.take(PartitionSet::ALL, 10, |_| Vec::new()).unwrap().0;
         assert!([next(), next()].contains(&small));
     }
 }

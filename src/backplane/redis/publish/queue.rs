@@ -22,13 +22,13 @@ use crate::backplane::history::store::IDEMPOTENCY_TTL;
 use crate::backplane::local::Local;
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::message::Message;
-use crate::backplane::redis::connection::{Reply, Way, fly, poll_reply, send};
-use crate::backplane::redis::error_reply::Refusal;
+use crate::backplane::redis::connection::{CommandContext, Reply, execute, poll_reply, send};
+use crate::backplane::redis::error_reply::ErrorReply;
 use crate::backplane::redis::history::meta_ttl_s;
 use crate::backplane::redis::names::Names;
-use crate::backplane::redis::publish::unconfirmed::Witness;
-use crate::backplane::redis::scripts::{self, REPAIR_MS, Said, Which};
-use crate::backplane::redis::unreadable::{Warnings, number_of};
+use crate::backplane::redis::publish::unconfirmed::UnconfirmedLog;
+use crate::backplane::redis::scripts::{self, HistoryScript, PublishReply, REPAIR_MS};
+use crate::backplane::redis::unreadable::{UnreadableWarnings, number_of};
 use crate::ids::TopicName;
 use crate::link::{Done, Publish, PublishOutcome};
 use crate::policy::limits::Limits;
@@ -41,31 +41,31 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 /// Commands in one pipeline.
-const COMMANDS_PER_FLIGHT: usize = 256;
+const COMMANDS_PER_BATCH: usize = 256;
 /// Bytes after which a pipeline is closed. One message may be longer.
-const FLIGHT_BYTES: usize = 256 * 1024;
+const BATCH_BYTES: usize = 256 * 1024;
 /// Pipelines under way in one lane.
-const FLIGHTS_MAX: usize = 8;
+const BATCHES_MAX: usize = 8;
 /// Beyond this, while the link is up, the shards are not asked for more. Twice what is under way
 /// at most, so the link never idles for want of them.
-const WAITING_MAX: usize = 2 * FLIGHTS_MAX * COMMANDS_PER_FLIGHT;
-const WAITING_BYTES_MAX: usize = 2 * FLIGHTS_MAX * FLIGHT_BYTES;
+const WAITING_MAX: usize = 2 * BATCHES_MAX * COMMANDS_PER_BATCH;
+const WAITING_BYTES_MAX: usize = 2 * BATCHES_MAX * BATCH_BYTES;
 
 /// When a server has refused something for so long, nobody is held up for it any more.
-const STUCK: Duration = Duration::from_secs(1);
+const STUCK_AFTER: Duration = Duration::from_secs(1);
 
 /// How long a replica has to say that it has a message. Then nobody knows whether it will survive.
 const REPLICA_MS_MAX: u64 = 500;
 
 /// A publish that has not ended.
-pub struct Waiting {
+pub struct QueuedPublish {
     publish: Publish,
     since: Instant,
     /// It was under way when a link broke, and may have been delivered.
-    is_doubtful: bool,
+    may_have_arrived: bool,
 }
 
-impl Waiting {
+impl QueuedPublish {
     /// Where it goes.
     pub fn topic(&self) -> &TopicName {
         &self.publish.topic
@@ -73,11 +73,11 @@ impl Waiting {
 
     /// How it ends if it is not sent, or not again.
     fn failure(&self) -> PublishOutcome {
-        if self.is_doubtful { PublishOutcome::Unknown } else { PublishOutcome::Unavailable }
+        if self.may_have_arrived { PublishOutcome::Unknown } else { PublishOutcome::Unavailable }
     }
 }
 
-struct Flight {
+struct PublishBatch {
     sent: Vec<Sent>,
     reply: Reply<Vec<Value>>,
 }
@@ -85,92 +85,92 @@ struct Flight {
 /// What is remembered of a publish that is under way.
 enum Sent {
     /// Nothing more than who is told: it is not sent again, whatever is answered.
-    Once(Done),
+    DoneOnly(Done),
     /// All of it: it may have to be sent again.
-    Held(Box<Waiting>),
+    Retriable(Box<QueuedPublish>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum LaneKind {
     /// Said, and forgotten.
-    Plain,
+    Transient,
     /// Kept in a history.
-    Kept,
+    Stored,
     /// Kept, also by a replica.
-    Sure,
+    Replicated,
 }
 
 struct Lane {
-    kind: Kind,
-    waiting: VecDeque<Waiting>,
-    flights: VecDeque<Flight>,
-    under_way: usize,
+    kind: LaneKind,
+    waiting: VecDeque<QueuedPublish>,
+    batches: VecDeque<PublishBatch>,
+    in_flight: usize,
     /// Refused for now.
-    again: VecDeque<Waiting>,
-    again_at: Option<Instant>,
+    retries: VecDeque<QueuedPublish>,
+    retry_at: Option<Instant>,
     /// Since when there has always been any such thing.
     refused_since: Option<Instant>,
 }
 
 /// See the module. One for each server; it outlives links.
-pub struct Outgoing {
+pub struct PublishQueue {
     lanes: [Lane; 3],
     waiting_bytes: usize,
     bytes_max: usize,
     time_max: Duration,
     envelope: Vec<u8>,
-    refusals: LogThrottle,
-    unreadable: Warnings,
+    refusal_log: LogThrottle,
+    unreadable: UnreadableWarnings,
     namespaces: Arc<Namespaces>,
     /// Nothing is sent while topics are about to move.
-    is_held: bool,
+    is_paused: bool,
     /// Something has been refused for too long: what comes waits as if the link was down.
     is_stuck: bool,
     /// A server said that topics are elsewhere.
-    is_astray: bool,
+    is_redirected: bool,
     /// The scripts are being loaded.
-    loading: Option<Reply<()>>,
-    witness: Witness,
+    script_load: Option<Reply<()>>,
+    unconfirmed: UnconfirmedLog,
 }
 
-impl Outgoing {
+impl PublishQueue {
     /// Nothing waits.
-    pub fn new(limits: &Limits, namespaces: Arc<Namespaces>) -> Outgoing {
-        Outgoing {
-            lanes: [Kind::Plain, Kind::Kept, Kind::Sure].map(Lane::new),
+    pub fn new(limits: &Limits, namespaces: Arc<Namespaces>) -> PublishQueue {
+        PublishQueue {
+            lanes: [LaneKind::Transient, LaneKind::Stored, LaneKind::Replicated].map(Lane::new),
             waiting_bytes: 0,
             bytes_max: limits.publish_queue_bytes_max,
             time_max: Duration::from_millis(limits.publish_queue_ms_max),
             envelope: Vec::new(),
-            refusals: LogThrottle::default(),
-            unreadable: Warnings::default(),
-            witness: Witness::new(namespaces.clone()),
+            refusal_log: LogThrottle::default(),
+            unreadable: UnreadableWarnings::default(),
+            unconfirmed: UnconfirmedLog::new(namespaces.clone()),
             namespaces,
-            is_held: false,
+            is_paused: false,
             is_stuck: false,
-            is_astray: false,
-            loading: None,
+            is_redirected: false,
+            script_load: None,
         }
     }
 
     /// Takes a publish; while the link is down or stuck only as far as there is room for it.
     pub fn push(&mut self, publish: Publish, is_up: bool, now: Instant, local: &mut Local) {
-        let bytes = cost(&publish);
+        let bytes = queue_bytes(&publish);
         if (!is_up || self.is_stuck) && self.waiting_bytes + bytes > self.bytes_max {
             local.end_publish(publish.done, PublishOutcome::Unavailable, now);
             return;
         }
-        self.push_back(Waiting { publish, since: now, is_doubtful: false });
+        self.push_back(QueuedPublish { publish, since: now, may_have_arrived: false });
     }
 
     /// Takes what waited for another server.
-    pub fn push_back(&mut self, waiting: Waiting) {
-        self.waiting_bytes += cost(&waiting.publish);
+    pub fn push_back(&mut self, waiting: QueuedPublish) {
+        self.waiting_bytes += queue_bytes(&waiting.publish);
         let policy = self.namespaces.policy(waiting.publish.topic.kind());
         let kind = match policy.has_history() {
-            false => Kind::Plain,
-            true if policy.is_replicated() => Kind::Sure,
-            true => Kind::Kept,
+            false => LaneKind::Transient,
+            true if policy.is_replicated() => LaneKind::Replicated,
+            true => LaneKind::Stored,
         };
         self.lanes[kind as usize].waiting.push_back(waiting);
     }
@@ -192,38 +192,39 @@ impl Outgoing {
     }
 
     /// Whether nothing is under way.
-    pub fn is_quiet(&self) -> bool {
-        self.witness.is_quiet() && self.lanes.iter().all(|lane| lane.flights.is_empty())
+    pub fn has_none_in_flight(&self) -> bool {
+        self.unconfirmed.has_none_in_flight()
+            && self.lanes.iter().all(|lane| lane.batches.is_empty())
     }
 
     /// Who remembers what was acknowledged.
-    pub fn witness(&mut self) -> &mut Witness {
-        &mut self.witness
+    pub fn unconfirmed(&mut self) -> &mut UnconfirmedLog {
+        &mut self.unconfirmed
     }
 
     /// From now on nothing is sent, or everything again.
-    pub fn hold(&mut self, is_held: bool) {
-        self.is_held = is_held;
+    pub fn set_paused(&mut self, is_paused: bool) {
+        self.is_paused = is_paused;
     }
 
     /// Whether a server has said, since this was last asked, that topics are elsewhere.
-    pub fn take_astray(&mut self) -> bool {
-        std::mem::take(&mut self.is_astray)
+    pub fn take_redirected(&mut self) -> bool {
+        std::mem::take(&mut self.is_redirected)
     }
 
     /// Gives away what waits for topics that another server has now, in its order.
-    pub fn take_moved(&mut self, has_moved: impl Fn(&TopicName) -> bool) -> Vec<Waiting> {
+    pub fn take_moved(&mut self, has_moved: impl Fn(&TopicName) -> bool) -> Vec<QueuedPublish> {
         let mut moved = Vec::new();
         for lane in &mut self.lanes {
-            assert!(lane.flights.is_empty(), "topics move while nothing is under way");
-            let is_gone = |waiting: &mut Waiting| has_moved(&waiting.publish.topic);
-            let again = extract(&mut lane.again, is_gone);
+            assert!(lane.batches.is_empty(), "topics move while nothing is under way");
+            let is_gone = |waiting: &mut QueuedPublish| has_moved(&waiting.publish.topic);
+            let retries = extract(&mut lane.retries, is_gone);
             let waiting = extract(&mut lane.waiting, is_gone);
-            let bytes: usize = waiting.iter().map(|waiting| cost(&waiting.publish)).sum();
+            let bytes: usize = waiting.iter().map(|waiting| queue_bytes(&waiting.publish)).sum();
             self.waiting_bytes -= bytes;
-            moved.extend(again.into_iter().chain(waiting));
-            if lane.again.is_empty() {
-                (lane.again_at, lane.refused_since) = (None, None);
+            moved.extend(retries.into_iter().chain(waiting));
+            if lane.retries.is_empty() {
+                (lane.retry_at, lane.refused_since) = (None, None);
             }
         }
         moved
@@ -235,29 +236,29 @@ impl Outgoing {
     }
 
     /// Publishes sent and not answered.
-    pub fn under_way(&self) -> usize {
-        self.lanes.iter().map(|lane| lane.under_way).sum()
+    pub fn in_flight(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.in_flight).sum()
     }
 
     /// Ends what has waited too long.
     pub fn expire(&mut self, now: Instant, local: &mut Local) {
         let time_max = self.time_max;
         for lane in &mut self.lanes {
-            while let Some(late) = pop_late(&mut lane.again, now, time_max) {
-                let failure = late.failure();
-                local.end_publish(late.publish.done, failure, now);
+            while let Some(expired) = pop_expired(&mut lane.retries, now, time_max) {
+                let failure = expired.failure();
+                local.end_publish(expired.publish.done, failure, now);
             }
-            while let Some(late) = pop_late(&mut lane.waiting, now, time_max) {
-                self.waiting_bytes -= cost(&late.publish);
-                let failure = late.failure();
-                local.end_publish(late.publish.done, failure, now);
+            while let Some(expired) = pop_expired(&mut lane.waiting, now, time_max) {
+                self.waiting_bytes -= queue_bytes(&expired.publish);
+                let failure = expired.failure();
+                local.end_publish(expired.publish.done, failure, now);
             }
             // Nothing is left of it, and perhaps nothing comes that would show that it is over.
             if lane.is_idle() {
                 lane.refused_since = None;
             }
         }
-        let is_stuck = |since: Instant| now.duration_since(since) >= STUCK;
+        let is_stuck = |since: Instant| now.duration_since(since) >= STUCK_AFTER;
         self.is_stuck = self.lanes.iter().any(|lane| lane.refused_since.is_some_and(is_stuck));
     }
 
@@ -266,18 +267,19 @@ impl Outgoing {
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        way: &Way<'_>,
+        context: &CommandContext<'_>,
         local: &mut Local,
     ) -> RedisResult<bool> {
-        let mut is_busy = self.poll_loading(cx)?;
-        is_busy |= self.witness.poll(cx, now, way, !self.is_held)?;
-        if self.witness.take_unloaded() && self.loading.is_none() {
-            self.loading = Some(send(cx, scripts::load(way.cmd.clone())));
+        let mut is_busy = self.poll_script_load(cx)?;
+        is_busy |= self.unconfirmed.poll(cx, now, context, !self.is_paused)?;
+        if self.unconfirmed.take_script_missing() && self.script_load.is_none() {
+            self.script_load = Some(send(cx, scripts::load(context.cmd.clone())));
         }
-        for kind in [Kind::Plain, Kind::Kept, Kind::Sure] {
-            let cmd = if kind == Kind::Sure { way.sure } else { Some(way.cmd) };
+        for kind in [LaneKind::Transient, LaneKind::Stored, LaneKind::Replicated] {
+            let cmd =
+                if kind == LaneKind::Replicated { context.replicated } else { Some(context.cmd) };
             let Some(cmd) = cmd else { continue };
-            is_busy |= self.poll_lane(kind as usize, cx, now, way, cmd, local)?;
+            is_busy |= self.poll_lane(kind as usize, cx, now, context, cmd, local)?;
         }
         Ok(is_busy)
     }
@@ -287,38 +289,38 @@ impl Outgoing {
         lane: usize,
         cx: &mut Context<'_>,
         now: Instant,
-        way: &Way<'_>,
+        context: &CommandContext<'_>,
         cmd: &MultiplexedConnection,
         local: &mut Local,
     ) -> RedisResult<bool> {
         let mut is_busy = false;
-        if self.loading.is_none() {
-            self.waiting_bytes += self.lanes[lane].send_again(now);
+        if self.script_load.is_none() {
+            self.waiting_bytes += self.lanes[lane].requeue_retries(now);
         }
-        while !self.is_held && self.lanes[lane].may_send() {
-            let (pipeline, sent) = self.load(lane, way);
+        while !self.is_paused && self.lanes[lane].may_send() {
+            let (pipeline, sent) = self.build_batch(lane, context);
             let lane = &mut self.lanes[lane];
-            lane.under_way += sent.len();
-            let reply = send(cx, fly(cmd.clone(), pipeline));
-            lane.flights.push_back(Flight { sent, reply });
+            lane.in_flight += sent.len();
+            let reply = send(cx, execute(cmd.clone(), pipeline));
+            lane.batches.push_back(PublishBatch { sent, reply });
             is_busy = true;
         }
-        while let Some(front) = self.lanes[lane].flights.front_mut() {
+        while let Some(front) = self.lanes[lane].batches.front_mut() {
             let Poll::Ready(answers) = poll_reply(&mut front.reply, cx) else { break };
-            let flight = self.lanes[lane].flights.pop_front().expect("it was just looked at");
-            self.lanes[lane].under_way -= flight.sent.len();
+            let batch = self.lanes[lane].batches.pop_front().expect("it was just looked at");
+            self.lanes[lane].in_flight -= batch.sent.len();
             is_busy = true;
-            let extra = usize::from(self.lanes[lane].kind == Kind::Sure);
+            let extra = usize::from(self.lanes[lane].kind == LaneKind::Replicated);
             match answers {
-                Ok(answers) if answers.len() == flight.sent.len() + extra => {
-                    let is_unloaded =
-                        self.land(lane, flight.sent, answers, way.names, now, local)?;
-                    if is_unloaded && self.loading.is_none() {
-                        self.loading = Some(send(cx, scripts::load(way.cmd.clone())));
+                Ok(answers) if answers.len() == batch.sent.len() + extra => {
+                    let is_script_missing =
+                        self.handle_replies(lane, batch.sent, answers, context.names, now, local)?;
+                    if is_script_missing && self.script_load.is_none() {
+                        self.script_load = Some(send(cx, scripts::load(context.cmd.clone())));
                     }
                 }
                 other => {
-                    self.lanes[lane].break_off(flight.sent, now, local);
+                    self.lanes[lane].abandon(batch.sent, now, local);
                     other?;
                     return Err((redis::ErrorKind::Client, "replies are out of step").into());
                 }
@@ -327,54 +329,59 @@ impl Outgoing {
         Ok(is_busy)
     }
 
-    fn poll_loading(&mut self, cx: &mut Context<'_>) -> RedisResult<bool> {
-        let Some(loading) = &mut self.loading else { return Ok(false) };
-        let Poll::Ready(loaded) = poll_reply(loading, cx) else { return Ok(false) };
-        self.loading = None;
+    fn poll_script_load(&mut self, cx: &mut Context<'_>) -> RedisResult<bool> {
+        let Some(script_load) = &mut self.script_load else { return Ok(false) };
+        let Poll::Ready(loaded) = poll_reply(script_load, cx) else { return Ok(false) };
+        self.script_load = None;
         loaded.map(|()| true)
     }
 
     /// The link is lost: what was under way may or may not have arrived. What has a key is sent again
     /// on the next one.
     pub fn lose_link(&mut self, now: Instant, local: &mut Local) {
-        self.loading = None;
-        self.witness.lose_link();
+        self.script_load = None;
+        self.unconfirmed.lose_link();
         for lane in &mut self.lanes {
-            lane.under_way = 0;
-            (lane.again_at, lane.refused_since) = (None, None);
+            lane.in_flight = 0;
+            (lane.retry_at, lane.refused_since) = (None, None);
             // What was refused already was sent before what is under way.
-            for flight in std::mem::take(&mut lane.flights) {
-                lane.break_off(flight.sent, now, local);
+            for batch in std::mem::take(&mut lane.batches) {
+                lane.abandon(batch.sent, now, local);
             }
         }
     }
 
-    fn load(&mut self, lane: usize, way: &Way<'_>) -> (Pipeline, Vec<Sent>) {
+    fn build_batch(&mut self, lane: usize, context: &CommandContext<'_>) -> (Pipeline, Vec<Sent>) {
         let lane = &mut self.lanes[lane];
-        let commands = lane.waiting.len().min(COMMANDS_PER_FLIGHT);
+        let commands = lane.waiting.len().min(COMMANDS_PER_BATCH);
         let mut pipeline = Pipeline::with_capacity(commands + 1);
         let mut sent = Vec::with_capacity(commands);
         let mut bytes = 0;
-        while sent.len() < commands && bytes < FLIGHT_BYTES {
+        while sent.len() < commands && bytes < BATCH_BYTES {
             let Some(waiting) = lane.waiting.pop_front() else { break };
-            self.waiting_bytes -= cost(&waiting.publish);
+            self.waiting_bytes -= queue_bytes(&waiting.publish);
             self.envelope.clear();
             envelope::write(&Message::of(&waiting.publish), &mut self.envelope);
             bytes += self.envelope.len();
-            if lane.kind == Kind::Plain {
-                let channel = way.names.channel(waiting.publish.topic.as_str());
-                pipeline.cmd(way.publish).arg(channel).arg(&self.envelope[..]);
+            if lane.kind == LaneKind::Transient {
+                let channel = context.names.channel(waiting.publish.topic.as_str());
+                pipeline.cmd(context.publish).arg(channel).arg(&self.envelope[..]);
             } else {
                 let policy = self.namespaces.policy(waiting.publish.topic.kind());
-                pipeline.add_command(keep(&waiting.publish, &self.envelope, policy, way));
+                pipeline.add_command(publish_command(
+                    &waiting.publish,
+                    &self.envelope,
+                    policy,
+                    context,
+                ));
             }
             // Where topics do not move, a plain one is either said or not.
-            sent.push(match lane.kind == Kind::Plain && !way.is_sharded() {
-                true => Sent::Once(waiting.publish.done),
-                false => Sent::Held(Box::new(waiting)),
+            sent.push(match lane.kind == LaneKind::Transient && !context.is_sharded() {
+                true => Sent::DoneOnly(waiting.publish.done),
+                false => Sent::Retriable(Box::new(waiting)),
             });
         }
-        if lane.kind == Kind::Sure {
+        if lane.kind == LaneKind::Replicated {
             pipeline.cmd("WAIT").arg(1).arg(REPLICA_MS_MAX);
         }
         (pipeline, sent)
@@ -382,7 +389,7 @@ impl Outgoing {
 
     /// Tells what was answered. Whether the server has forgotten the scripts. `Err`: it is no master
     /// any more.
-    fn land(
+    fn handle_replies(
         &mut self,
         lane: usize,
         sent: Vec<Sent>,
@@ -391,37 +398,37 @@ impl Outgoing {
         now: Instant,
         local: &mut Local,
     ) -> RedisResult<bool> {
-        let (lane, witness) = (&mut self.lanes[lane], &mut self.witness);
-        let is_sure = lane.kind != Kind::Sure || has_replica(answers.pop());
-        let (mut is_unloaded, mut demoted) = (false, None);
+        let (lane, unconfirmed) = (&mut self.lanes[lane], &mut self.unconfirmed);
+        let is_replicated = lane.kind != LaneKind::Replicated || has_replica(answers.pop());
+        let (mut is_script_missing, mut demoted) = (false, None);
         for (sent, answer) in sent.into_iter().zip(answers) {
-            let refusal = Refusal::of(&answer);
+            let refusal = ErrorReply::of(&answer);
             if let (Some(refusal), Value::ServerError(error)) = (refusal, &answer) {
                 let topic = sent.topic();
-                if let (Refusal::Unreadable, Some(topic)) = (refusal, topic) {
+                if let (ErrorReply::Unreadable, Some(topic)) = (refusal, topic) {
                     local.counters.histories_unreadable += 1;
                     let error = redis::RedisError::from(error.clone());
                     self.unreadable.warn(topic.as_str(), &error, names, now);
-                } else if refusal != Refusal::Unloaded
-                    && let Some(suppressed) = self.refusals.is_due(now)
+                } else if refusal != ErrorReply::ScriptMissing
+                    && let Some(suppressed) = self.refusal_log.is_due(now)
                 {
                     tracing::warn!(?topic, %error, suppressed, "Redis refused a publish");
                 }
             }
             match (refusal, sent) {
-                (None, Sent::Once(done)) => {
+                (None, Sent::DoneOnly(done)) => {
                     local.end_publish(done, PublishOutcome::Accepted(None), now)
                 }
-                (None, Sent::Held(waiting)) => {
-                    lane.land(*waiting, &answer, is_sure, now, local, witness);
+                (None, Sent::Retriable(waiting)) => {
+                    lane.handle_replies(*waiting, &answer, is_replicated, now, local, unconfirmed);
                 }
-                (Some(refusal), Sent::Held(waiting)) if refusal.is_for_now() => {
-                    is_unloaded |= refusal == Refusal::Unloaded;
-                    self.is_astray |= refusal == Refusal::Elsewhere;
-                    local.counters.astray += u64::from(refusal == Refusal::Elsewhere);
-                    lane.again.push_back(*waiting);
-                    lane.wait(now + refusal.pause());
-                    if refusal == Refusal::Demoted {
+                (Some(refusal), Sent::Retriable(waiting)) if refusal.is_transient() => {
+                    is_script_missing |= refusal == ErrorReply::ScriptMissing;
+                    self.is_redirected |= refusal == ErrorReply::Moved;
+                    local.counters.astray += u64::from(refusal == ErrorReply::Moved);
+                    lane.retries.push_back(*waiting);
+                    lane.delay_until(now + refusal.retry_after());
+                    if refusal == ErrorReply::Demoted {
                         demoted = Some(answer);
                     }
                 }
@@ -431,84 +438,88 @@ impl Outgoing {
                 }
             }
         }
-        lane.refused_since = match lane.again.is_empty() {
+        lane.refused_since = match lane.retries.is_empty() {
             true => None,
             false => lane.refused_since.or(Some(now)),
         };
         match demoted {
-            Some(answer) => answer.extract_error().map(|_| is_unloaded),
-            None => Ok(is_unloaded),
+            Some(answer) => answer.extract_error().map(|_| is_script_missing),
+            None => Ok(is_script_missing),
         }
     }
 }
 
 impl Lane {
-    fn new(kind: Kind) -> Lane {
+    fn new(kind: LaneKind) -> Lane {
         Lane {
             kind,
             waiting: VecDeque::new(),
-            flights: VecDeque::new(),
-            under_way: 0,
-            again: VecDeque::new(),
-            again_at: None,
+            batches: VecDeque::new(),
+            in_flight: 0,
+            retries: VecDeque::new(),
+            retry_at: None,
             refused_since: None,
         }
     }
 
     fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.flights.is_empty() && self.again.is_empty()
+        self.waiting.is_empty() && self.batches.is_empty() && self.retries.is_empty()
     }
 
     fn may_send(&self) -> bool {
-        self.flights.len() < FLIGHTS_MAX && !self.waiting.is_empty() && self.again.is_empty()
+        self.batches.len() < BATCHES_MAX && !self.waiting.is_empty() && self.retries.is_empty()
     }
 
-    fn wait(&mut self, until: Instant) {
-        self.again_at = Some(self.again_at.map_or(until, |other| other.max(until)));
+    fn delay_until(&mut self, until: Instant) {
+        self.retry_at = Some(self.retry_at.map_or(until, |other| other.max(until)));
     }
 
     /// What was refused goes first again, once nothing is under way that could overtake it. Answers
     /// its bytes.
-    fn send_again(&mut self, now: Instant) -> usize {
-        let is_time = self.again_at.is_none_or(|at| at <= now);
-        if self.again.is_empty() || !self.flights.is_empty() || !is_time {
+    fn requeue_retries(&mut self, now: Instant) -> usize {
+        let is_time = self.retry_at.is_none_or(|at| at <= now);
+        if self.retries.is_empty() || !self.batches.is_empty() || !is_time {
             return 0;
         }
-        self.again_at = None;
+        self.retry_at = None;
         let mut bytes = 0;
-        while let Some(waiting) = self.again.pop_back() {
-            bytes += cost(&waiting.publish);
+        while let Some(waiting) = self.retries.pop_back() {
+            bytes += queue_bytes(&waiting.publish);
             self.waiting.push_front(waiting);
         }
         bytes
     }
 
     /// One was answered, and not by an error.
-    fn land(
+    fn handle_replies(
         &mut self,
-        waiting: Waiting,
+        waiting: QueuedPublish,
         answer: &Value,
-        is_sure: bool,
+        is_replicated: bool,
         now: Instant,
         local: &mut Local,
-        witness: &mut Witness,
+        unconfirmed: &mut UnconfirmedLog,
     ) {
-        let said = if self.kind == Kind::Plain { None } else { scripts::said(answer) };
-        if let Some(Said::Later(after_ms)) = said {
-            self.again.push_back(waiting);
-            return self.wait(now + Duration::from_millis(after_ms));
+        let parsed = if self.kind == LaneKind::Transient {
+            None
+        } else {
+            scripts::parse_publish_reply(answer)
+        };
+        if let Some(PublishReply::RetryAfterMs(after_ms)) = parsed {
+            self.retries.push_back(waiting);
+            return self.delay_until(now + Duration::from_millis(after_ms));
         }
         let mut publish = waiting.publish;
         let done = std::mem::replace(&mut publish.done, Done::Nobody);
-        let Some(Said::At(at)) = said else {
+        let Some(PublishReply::StoredAt(at)) = parsed else {
             // What is not answered as the script does says nothing of what has become of it.
-            let is_said = self.kind == Kind::Plain;
+            let is_said = self.kind == LaneKind::Transient;
             let outcome =
                 if is_said { PublishOutcome::Accepted(None) } else { PublishOutcome::Unknown };
             return local.end_publish(done, outcome, now);
         };
-        witness.note(publish, at, now);
-        if is_sure {
+        unconfirmed.record(publish, at, now);
+        if is_replicated {
             local.end_publish(done, PublishOutcome::Accepted(Some(at)), now);
         } else {
             local.counters.publishes_unreplicated += 1;
@@ -517,14 +528,14 @@ impl Lane {
     }
 
     /// Nobody knows what has become of these. Those with a key are sent again.
-    fn break_off(&mut self, sent: Vec<Sent>, now: Instant, local: &mut Local) {
+    fn abandon(&mut self, sent: Vec<Sent>, now: Instant, local: &mut Local) {
         for sent in sent {
             match sent {
-                Sent::Held(mut waiting)
-                    if self.kind != Kind::Plain && waiting.publish.key.is_some() =>
+                Sent::Retriable(mut waiting)
+                    if self.kind != LaneKind::Transient && waiting.publish.key.is_some() =>
                 {
-                    waiting.is_doubtful = true;
-                    self.again.push_back(*waiting);
+                    waiting.may_have_arrived = true;
+                    self.retries.push_back(*waiting);
                 }
                 sent => local.end_publish(sent.into_done(), PublishOutcome::Unknown, now),
             }
@@ -533,48 +544,52 @@ impl Lane {
 }
 
 impl Sent {
-    /// See [`Waiting::failure`].
+    /// See [`QueuedPublish::failure`].
     fn failure(&self) -> PublishOutcome {
         match self {
-            Sent::Once(_) => PublishOutcome::Unavailable,
-            Sent::Held(waiting) => waiting.failure(),
+            Sent::DoneOnly(_) => PublishOutcome::Unavailable,
+            Sent::Retriable(waiting) => waiting.failure(),
         }
     }
 
     /// Where it goes, if that is remembered.
     fn topic(&self) -> Option<&TopicName> {
         match self {
-            Sent::Once(_) => None,
-            Sent::Held(waiting) => Some(waiting.topic()),
+            Sent::DoneOnly(_) => None,
+            Sent::Retriable(waiting) => Some(waiting.topic()),
         }
     }
 
     fn into_done(self) -> Done {
         match self {
-            Sent::Once(done) => done,
-            Sent::Held(waiting) => waiting.publish.done,
+            Sent::DoneOnly(done) => done,
+            Sent::Retriable(waiting) => waiting.publish.done,
         }
     }
 }
 
-fn pop_late(row: &mut VecDeque<Waiting>, now: Instant, time_max: Duration) -> Option<Waiting> {
-    let is_late = now.duration_since(row.front()?.since) >= time_max;
-    if is_late { row.pop_front() } else { None }
+fn pop_expired(
+    queue: &mut VecDeque<QueuedPublish>,
+    now: Instant,
+    time_max: Duration,
+) -> Option<QueuedPublish> {
+    let is_late = now.duration_since(queue.front()?.since) >= time_max;
+    if is_late { queue.pop_front() } else { None }
 }
 
 /// Takes some out of a row; both keep their order.
 fn extract(
-    row: &mut VecDeque<Waiting>,
-    mut is_wanted: impl FnMut(&mut Waiting) -> bool,
-) -> Vec<Waiting> {
+    queue: &mut VecDeque<QueuedPublish>,
+    mut is_wanted: impl FnMut(&mut QueuedPublish) -> bool,
+) -> Vec<QueuedPublish> {
     let (mut taken, mut stay) = (Vec::new(), VecDeque::new());
-    for mut waiting in std::mem::take(row) {
+    for mut waiting in std::mem::take(queue) {
         match is_wanted(&mut waiting) {
             true => taken.push(waiting),
             false => stay.push_back(waiting),
         }
     }
-    *row = stay;
+    *queue = stay;
     taken
 }
 
@@ -584,21 +599,26 @@ fn has_replica(answer: Option<Value>) -> bool {
 }
 
 /// The command that gives a message its place and says it (`lua/publish.lua`).
-fn keep(publish: &Publish, envelope: &[u8], policy: &Policy, way: &Way<'_>) -> Cmd {
+fn publish_command(
+    publish: &Publish,
+    envelope: &[u8],
+    policy: &Policy,
+    context: &CommandContext<'_>,
+) -> Cmd {
     let topic = publish.topic.as_str();
-    let keys = way.names.history_keys(topic);
+    let keys = context.names.history_keys(topic);
     let retry = publish.key.as_ref().map(|key| format!("{}:{key}", keys.retry));
     let key_ttl_s = retry.as_ref().map_or(0, |_| IDEMPOTENCY_TTL.as_secs());
     let mut names = vec![&keys.meta[..], &keys.stream, &keys.partition];
     names.extend(retry.as_deref());
-    let mut command = scripts::call(Which::Publish, &names);
-    command.arg(way.names.channel(topic)).arg(envelope).arg(policy.history_size);
+    let mut command = scripts::call(HistoryScript::Publish, &names);
+    command.arg(context.names.channel(topic)).arg(envelope).arg(policy.history_size);
     command.arg(policy.history_ttl_s).arg(meta_ttl_s(policy));
-    command.arg(way.generation).arg(way.publish).arg(key_ttl_s).arg(REPAIR_MS);
+    command.arg(context.generation).arg(context.publish).arg(key_ttl_s).arg(REPAIR_MS);
     command
 }
 
 /// What a waiting publish is counted as: its bytes, and about what it takes to keep them.
-fn cost(publish: &Publish) -> usize {
-    size_of::<Waiting>() + publish.topic.as_str().len() + publish.payload.len()
+fn queue_bytes(publish: &Publish) -> usize {
+    size_of::<QueuedPublish>() + publish.topic.as_str().len() + publish.payload.len()
 }

@@ -13,7 +13,7 @@
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::partition::PARTITIONS;
 use crate::backplane::redis::connection;
-use crate::backplane::redis::topology::Map;
+use crate::backplane::redis::topology::PartitionMap;
 use crate::metrics::servers;
 use crate::plan::{Login, RedisPlan};
 use futures_util::future::join_all;
@@ -26,21 +26,21 @@ use std::time::{Duration, Instant};
 /// Slots of a Cluster.
 const SLOTS: usize = 16_384;
 /// How often the Cluster is asked while nothing seems to change.
-const EVERY: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// How long at least between two times.
-const PAUSE: Duration = Duration::from_millis(100);
+const POLL_INTERVAL_MIN: Duration = Duration::from_millis(100);
 /// How long one server may take to answer. Longer, and another one's answer is worth more.
 const TIMEOUT: Duration = Duration::from_millis(500);
 /// Servers asked at once.
-const ASKED_MAX: usize = 16;
+const ASKED_AT_ONCE_MAX: usize = 16;
 /// Nodes of a Cluster that are known, at most: as many as Redis can have.
 const NODES_MAX: usize = 1_000;
 
-type Asking = Pin<Box<dyn Future<Output = Result<Picture, String>>>>;
+type Asking = Pin<Box<dyn Future<Output = Result<ClusterView, String>>>>;
 
 /// What the servers said together.
-struct Picture {
-    map: Map,
+struct ClusterView {
+    map: PartitionMap,
     /// Everybody of whom the Cluster knows, replicas included.
     addresses: Vec<String>,
 }
@@ -56,9 +56,9 @@ pub struct Cluster {
     /// `None`: at once.
     asked_at: Option<Instant>,
     is_hurried: bool,
-    map: Option<Map>,
+    map: Option<PartitionMap>,
     /// What went wrong when it was last asked.
-    trouble: Option<String>,
+    last_error: Option<String>,
     failures: LogThrottle,
 }
 
@@ -74,7 +74,7 @@ impl Cluster {
             asked_at: None,
             is_hurried: false,
             map: None,
-            trouble: None,
+            last_error: None,
             failures: LogThrottle::default(),
         }
     }
@@ -85,20 +85,21 @@ impl Cluster {
     }
 
     /// The map, if it is another one than before.
-    pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<Map> {
-        let every = if self.is_hurried || self.map.is_none() { PAUSE } else { EVERY };
+    pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<PartitionMap> {
+        let every =
+            if self.is_hurried || self.map.is_none() { POLL_INTERVAL_MIN } else { POLL_INTERVAL };
         if self.asking.is_none() && self.asked_at.is_none_or(|at| now.duration_since(at) >= every) {
             self.is_hurried = false;
             self.asked_at = Some(now);
-            let asked = self.known.iter().take(ASKED_MAX).cloned().collect();
+            let asked = self.known.iter().take(ASKED_AT_ONCE_MAX).cloned().collect();
             self.asking =
                 Some(Box::pin(ask_all(asked, self.login.clone(), self.tls_ca_file.clone())));
         }
-        let Poll::Ready(picture) = self.asking.as_mut()?.as_mut().poll(cx) else { return None };
+        let Poll::Ready(view) = self.asking.as_mut()?.as_mut().poll(cx) else { return None };
         self.asking = None;
-        match picture {
-            Ok(Picture { map, addresses }) => {
-                self.trouble = None;
+        match view {
+            Ok(ClusterView { map, addresses }) => {
+                self.last_error = None;
                 self.known.clone_from(&map.servers);
                 self.know(addresses);
                 let is_new = self.map.as_ref() != Some(&map);
@@ -114,18 +115,18 @@ impl Cluster {
                         "the Redis Cluster does not say who has what"
                     );
                 }
-                self.trouble = Some(error);
+                self.last_error = Some(error);
                 None
             }
         }
     }
 
     /// What is known of the map.
-    pub fn describe(&self, picture: &mut servers::Picture) {
+    pub fn describe(&self, view: &mut servers::Picture) {
         let masters = self.map.as_ref().map(|map| map.servers.len() as u64);
-        picture.deployment.cluster_masters = masters;
-        picture.deployment.cluster_map_failed = Some(u64::from(self.trouble.is_some()));
-        picture.cluster_trouble.clone_from(&self.trouble);
+        view.deployment.cluster_masters = masters;
+        view.deployment.cluster_map_failed = Some(u64::from(self.last_error.is_some()));
+        view.cluster_trouble.clone_from(&self.last_error);
     }
 
     fn know(&mut self, addresses: Vec<String>) {
@@ -142,7 +143,7 @@ async fn ask_all(
     addresses: Vec<String>,
     login: Login,
     tls_ca_file: Option<String>,
-) -> Result<Picture, String> {
+) -> Result<ClusterView, String> {
     let (login, tls_ca_file) = (&login, &tls_ca_file);
     let answers = join_all(addresses.iter().map(|address| async move {
         let asked = ask(login.url(address), tls_ca_file.clone());
@@ -163,19 +164,19 @@ async fn ask_all(
         return Err(errors.join("; "));
     }
     let addresses = views.iter().flat_map(|view| &view.addresses).cloned().collect();
-    Ok(Picture { map: merge(&views)?, addresses })
+    Ok(ClusterView { map: merge(&views)?, addresses })
 }
 
 async fn ask(url: String, tls_ca_file: Option<String>) -> Result<String, String> {
     let client = connection::client_of(&url, tls_ca_file.as_deref())?;
-    let said = |error: redis::RedisError| error.to_string();
-    let mut connection = client.get_multiplexed_async_connection().await.map_err(said)?;
-    redis::cmd("CLUSTER").arg("NODES").query_async(&mut connection).await.map_err(said)
+    let error_text = |error: redis::RedisError| error.to_string();
+    let mut connection = client.get_multiplexed_async_connection().await.map_err(error_text)?;
+    redis::cmd("CLUSTER").arg("NODES").query_async(&mut connection).await.map_err(error_text)
 }
 
 /// What one server says.
 #[derive(Debug, Default)]
-struct View {
+struct NodeView {
     masters: Vec<Master>,
     addresses: Vec<String>,
 }
@@ -192,8 +193,8 @@ struct Master {
 /// what comes behind more nodes than a Cluster has, or behind more slots: each has one master.
 ///
 /// `<id> <ip:port@bus[,name…]> <flags> <master> <ping> <pong> <epoch> <link> <slots…>`
-fn read(text: &str, asked: &str) -> View {
-    let mut view = View::default();
+fn read(text: &str, asked: &str) -> NodeView {
+    let mut view = NodeView::default();
     let mut slots_left = SLOTS;
     for line in text.lines().take(NODES_MAX) {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -242,7 +243,7 @@ fn range(word: &str) -> Option<(u16, u16)> {
 }
 
 /// All views together.
-fn merge(views: &[View]) -> Result<Map, String> {
+fn merge(views: &[NodeView]) -> Result<PartitionMap, String> {
     let mut owners: Vec<Option<(u64, &Master)>> = vec![None; SLOTS];
     for master in views.iter().flat_map(|view| &view.masters) {
         for slot in master.slots.iter().flat_map(|(first, last)| *first..=*last) {
@@ -262,7 +263,7 @@ fn merge(views: &[View]) -> Result<Map, String> {
     let mut servers: BTreeMap<&String, u16> = addresses.iter().map(|it| (*it, 0)).collect();
     servers.values_mut().zip(0..).for_each(|(number, at)| *number = at);
     let owners = std::array::from_fn(|partition| servers[addresses[partition]]);
-    Ok(Map { servers: servers.into_keys().cloned().collect(), owners: Arc::new(owners) })
+    Ok(PartitionMap { servers: servers.into_keys().cloned().collect(), owners: Arc::new(owners) })
 }
 
 /// The slot of all names of a partition: CRC16 (XMODEM) of their hash tag, `p<number>`.

@@ -4,7 +4,7 @@
 //! each master is; or a Cluster says which master has which slots. Each is a picture that may be
 //! made anew at any time, and whoever uses it compares it with what it has.
 //!
-//! Invariant: a [`Map`] gives every partition to a server that it names.
+//! Invariant: a [`PartitionMap`] gives every partition to a server that it names.
 
 pub mod cluster;
 pub mod routes;
@@ -21,7 +21,7 @@ use std::time::Instant;
 
 /// Which server has which partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Map {
+pub struct PartitionMap {
     /// The servers. What they are called depends on the deployment: an address, or the name under
     /// which sentinels know a master.
     pub servers: Vec<String>,
@@ -29,13 +29,13 @@ pub struct Map {
     pub owners: Arc<[u16; PARTITIONS]>,
 }
 
-impl Map {
+impl PartitionMap {
     /// Servers that share all partitions, by jump consistent hashing: if one more is written behind
     /// the others, only its own share moves.
-    pub fn shared(servers: Vec<String>) -> Map {
+    pub fn shared(servers: Vec<String>) -> PartitionMap {
         let count = servers.len();
         let owners = std::array::from_fn(|partition| jump(partition as u64, count));
-        Map { servers, owners: Arc::new(owners) }
+        PartitionMap { servers, owners: Arc::new(owners) }
     }
 }
 
@@ -53,9 +53,9 @@ fn jump(partition: u64, servers: usize) -> u16 {
 
 /// What became known.
 #[derive(Debug)]
-pub enum Known {
+pub enum TopologyChange {
     /// Partitions are where this says.
-    Map(Map),
+    Map(PartitionMap),
     /// A server of the map is at this address now.
     Master {
         /// Which server of the map.
@@ -68,9 +68,9 @@ pub enum Known {
 /// See the module.
 pub enum Topology {
     /// As configured: the map, once.
-    Fixed(Option<Map>),
+    Fixed(Option<PartitionMap>),
     /// The map once, and then where its masters are.
-    Sentinel(Option<Map>, Sentinels),
+    Sentinel(Option<PartitionMap>, Sentinels),
     /// The map, as often as it changes.
     Cluster(Cluster),
 }
@@ -79,9 +79,11 @@ impl Topology {
     /// Nothing is asked yet.
     pub fn new(plan: &RedisPlan) -> Topology {
         match &plan.servers.deployment {
-            Deployment::Fixed(addresses) => Topology::Fixed(Some(Map::shared(addresses.clone()))),
+            Deployment::Fixed(addresses) => {
+                Topology::Fixed(Some(PartitionMap::shared(addresses.clone())))
+            }
             Deployment::Sentinel { sentinels, masters, login } => {
-                let map = Map::shared(masters.clone());
+                let map = PartitionMap::shared(masters.clone());
                 let sentinels = Sentinels::new(sentinels, login, masters.clone(), plan);
                 Topology::Sentinel(Some(map), sentinels)
             }
@@ -111,14 +113,16 @@ impl Topology {
     }
 
     /// The next thing that became known; `None`: `cx` is woken when there is something.
-    pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<Known> {
+    pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<TopologyChange> {
         match self {
-            Topology::Fixed(map) => map.take().map(Known::Map),
-            Topology::Sentinel(map, sentinels) => map.take().map(Known::Map).or_else(|| {
-                let (server, address) = sentinels.poll(cx, now)?;
-                Some(Known::Master { server, address })
-            }),
-            Topology::Cluster(cluster) => cluster.poll(cx, now).map(Known::Map),
+            Topology::Fixed(map) => map.take().map(TopologyChange::Map),
+            Topology::Sentinel(map, sentinels) => {
+                map.take().map(TopologyChange::Map).or_else(|| {
+                    let (server, address) = sentinels.poll(cx, now)?;
+                    Some(TopologyChange::Master { server, address })
+                })
+            }
+            Topology::Cluster(cluster) => cluster.poll(cx, now).map(TopologyChange::Map),
         }
     }
 }
@@ -128,7 +132,7 @@ mod tests {
     use super::*;
 
     fn shares(servers: usize) -> Vec<u16> {
-        Map::shared(vec![String::new(); servers]).owners.to_vec()
+        PartitionMap::shared(vec![String::new(); servers]).owners.to_vec()
     }
 
     #[test]

@@ -13,21 +13,21 @@ use std::sync::Arc;
 
 /// See the module. Cheap to clone.
 #[derive(Clone)]
-pub struct Route {
+pub struct ServerRoutes {
     owners: Arc<[u16; PARTITIONS]>,
     servers: Arc<[Option<MultiplexedConnection>]>,
     publish: &'static str,
 }
 
-impl Route {
+impl ServerRoutes {
     /// `owners`: the server of each partition. `servers`: the connection to each that is up.
     pub fn new(
         owners: Arc<[u16; PARTITIONS]>,
         servers: Vec<Option<MultiplexedConnection>>,
         publish: &'static str,
-    ) -> Route {
+    ) -> ServerRoutes {
         assert!(owners.iter().all(|owner| usize::from(*owner) < servers.len()));
-        Route { owners, servers: servers.into(), publish }
+        ServerRoutes { owners, servers: servers.into(), publish }
     }
 
     /// How many servers there are, up or not.

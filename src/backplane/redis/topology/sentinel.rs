@@ -22,23 +22,23 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 /// How often a sentinel is asked.
-const EVERY: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How long it may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// For how long what a sentinel said counts.
-const FRESH: Duration = Duration::from_secs(5);
+const REPORT_TTL: Duration = Duration::from_secs(5);
 /// Words that wait to be taken. A task that finds no room waits.
-const WORDS_MAX: usize = 64;
+const REPORTS_MAX: usize = 64;
 
 /// What a sentinel says.
-struct Word {
+struct SentinelReport {
     sentinel: usize,
-    what: Result<Said, String>,
+    what: Result<MasterReport, String>,
 }
 
 /// Where a master is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Said {
+struct MasterReport {
     master: usize,
     epoch: u64,
     address: String,
@@ -49,12 +49,12 @@ struct Said {
 struct Master {
     name: String,
     /// What each sentinel said last, and when.
-    said: HashMap<usize, (Instant, Said)>,
+    last_reports: HashMap<usize, (Instant, MasterReport)>,
     address: Option<String>,
 }
 
 /// What is known of a sentinel.
-struct Watched {
+struct SentinelState {
     address: String,
     /// When it last said where a master is.
     heard_at: Option<Instant>,
@@ -63,21 +63,21 @@ struct Watched {
     failures: LogThrottle,
 }
 
-impl Watched {
+impl SentinelState {
     fn is_answering(&self, now: Instant) -> bool {
-        self.heard_at.is_some_and(|at| now.duration_since(at) < FRESH)
+        self.heard_at.is_some_and(|at| now.duration_since(at) < REPORT_TTL)
     }
 }
 
 /// See the module.
 pub struct Sentinels {
-    watched: Vec<Watched>,
+    sentinels: Vec<SentinelState>,
     login: Login,
     tls_ca_file: Option<String>,
     masters: Vec<Master>,
     /// Begun at the first poll: they need a runtime.
     tasks: Vec<JoinHandle<()>>,
-    words: Option<mpsc::Receiver<Word>>,
+    reports: Option<mpsc::Receiver<SentinelReport>>,
 }
 
 impl Drop for Sentinels {
@@ -96,52 +96,52 @@ impl Sentinels {
         plan: &RedisPlan,
     ) -> Sentinels {
         let master = |name| Master { name, ..Master::default() };
-        let watched = |address: &String| Watched {
+        let sentinels = |address: &String| SentinelState {
             address: address.clone(),
             heard_at: None,
             error: None,
             failures: LogThrottle::default(),
         };
         Sentinels {
-            watched: addresses.iter().map(watched).collect(),
+            sentinels: addresses.iter().map(sentinels).collect(),
             login: login.clone(),
             tls_ca_file: plan.tls_ca_file.clone(),
             masters: masters.into_iter().map(master).collect(),
             tasks: Vec::new(),
-            words: None,
+            reports: None,
         }
     }
 
     /// A master, by its number, and where it is: if that is not where it was.
     pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<(usize, String)> {
-        let words = self.words.get_or_insert_with(|| {
-            let (sender, receiver) = mpsc::channel(WORDS_MAX);
+        let reports = self.reports.get_or_insert_with(|| {
+            let (sender, receiver) = mpsc::channel(REPORTS_MAX);
             let names: Arc<[String]> = self.masters.iter().map(|it| it.name.clone()).collect();
-            for (number, watched) in self.watched.iter().enumerate() {
-                let url = self.login.url(&watched.address);
+            for (number, sentinels) in self.sentinels.iter().enumerate() {
+                let url = self.login.url(&sentinels.address);
                 let (ca, names) = (self.tls_ca_file.clone(), names.clone());
                 self.tasks.push(tokio::spawn(watch(number, url, ca, names, sender.clone())));
             }
             receiver
         });
-        while let Poll::Ready(Some(Word { sentinel, what })) = words.poll_recv(cx) {
-            let watched = &mut self.watched[sentinel];
+        while let Poll::Ready(Some(SentinelReport { sentinel, what })) = reports.poll_recv(cx) {
+            let sentinels = &mut self.sentinels[sentinel];
             match what {
-                Ok(said) => {
-                    watched.heard_at = Some(now);
-                    let number = said.master;
+                Ok(last_reports) => {
+                    sentinels.heard_at = Some(now);
+                    let number = last_reports.master;
                     let master = &mut self.masters[number];
-                    if let Some(address) = master.hear(sentinel, said, now) {
+                    if let Some(address) = master.listen(sentinel, last_reports, now) {
                         return Some((number, address));
                     }
                 }
                 Err(error) => {
-                    if let Some(suppressed) = watched.failures.is_due(now) {
-                        let sentinel = &watched.address;
+                    if let Some(suppressed) = sentinels.failures.is_due(now) {
+                        let sentinel = &sentinels.address;
                         let what = "a sentinel does not say who is master";
                         tracing::warn!(sentinel, error, suppressed, "{what}");
                     }
-                    watched.error = Some(error);
+                    sentinels.error = Some(error);
                 }
             }
         }
@@ -150,24 +150,30 @@ impl Sentinels {
 
     /// Who of them has answered lately.
     pub fn describe(&self, now: Instant, picture: &mut Picture) {
-        let silent = self.watched.iter().filter(|watched| !watched.is_answering(now));
-        let silent = silent.map(|watched| (watched.address.clone(), watched.error.clone()));
+        let silent = self.sentinels.iter().filter(|sentinels| !sentinels.is_answering(now));
+        let silent = silent.map(|sentinels| (sentinels.address.clone(), sentinels.error.clone()));
         picture.silent_sentinels = silent.collect();
-        let answering = self.watched.len() - picture.silent_sentinels.len();
-        picture.deployment.sentinels_configured = Some(self.watched.len() as u64);
+        let answering = self.sentinels.len() - picture.silent_sentinels.len();
+        picture.deployment.sentinels_configured = Some(self.sentinels.len() as u64);
         picture.deployment.sentinels_answering = Some(answering as u64);
     }
 }
 
 impl Master {
     /// Answers where the master is, if that is news.
-    fn hear(&mut self, sentinel: usize, said: Said, now: Instant) -> Option<String> {
-        self.said.insert(sentinel, (now, said));
-        self.said.retain(|_, (at, _)| now.duration_since(*at) < FRESH);
+    fn listen(
+        &mut self,
+        sentinel: usize,
+        last_reports: MasterReport,
+        now: Instant,
+    ) -> Option<String> {
+        self.last_reports.insert(sentinel, (now, last_reports));
+        self.last_reports.retain(|_, (at, _)| now.duration_since(*at) < REPORT_TTL);
         // Of several with the same epoch the one that is believed already: they are about to agree.
-        let believed = |said: &Said| Some(&said.address) == self.address.as_ref();
-        let all = self.said.values().map(|(_, said)| said);
-        let best = all.max_by_key(|said| (said.epoch, believed(said)))?;
+        let believed =
+            |last_reports: &MasterReport| Some(&last_reports.address) == self.address.as_ref();
+        let all = self.last_reports.values().map(|(_, last_reports)| last_reports);
+        let best = all.max_by_key(|last_reports| (last_reports.epoch, believed(last_reports)))?;
         if believed(best) {
             return None;
         }
@@ -184,26 +190,26 @@ async fn watch(
     url: String,
     tls_ca_file: Option<String>,
     masters: Arc<[String]>,
-    words: mpsc::Sender<Word>,
+    reports: mpsc::Sender<SentinelReport>,
 ) {
     loop {
-        let Err(error) = hear(sentinel, &url, tls_ca_file.as_deref(), &masters, &words).await;
-        if words.send(Word { sentinel, what: Err(error) }).await.is_err() {
+        let Err(error) = listen(sentinel, &url, tls_ca_file.as_deref(), &masters, &reports).await;
+        if reports.send(SentinelReport { sentinel, what: Err(error) }).await.is_err() {
             return;
         }
-        tokio::time::sleep(EVERY / 2).await;
+        tokio::time::sleep(POLL_INTERVAL / 2).await;
     }
 }
 
 /// Never ends but by an error.
-async fn hear(
+async fn listen(
     sentinel: usize,
     url: &str,
     tls_ca_file: Option<&str>,
     masters: &[String],
-    words: &mpsc::Sender<Word>,
+    reports: &mpsc::Sender<SentinelReport>,
 ) -> Result<std::convert::Infallible, String> {
-    let said = |error: redis::RedisError| error.to_string();
+    let last_reports = |error: redis::RedisError| error.to_string();
     let switched = Arc::new(Notify::new());
     let lost = Arc::new(Notify::new());
     let (on_switch, on_loss) = (switched.clone(), lost.clone());
@@ -220,16 +226,22 @@ async fn hear(
         });
     let client = connection::client_of(url, tls_ca_file)?;
     let mut connection =
-        client.get_multiplexed_async_connection_with_config(&config).await.map_err(said)?;
-    connection.subscribe("+switch-master").await.map_err(said)?;
+        client.get_multiplexed_async_connection_with_config(&config).await.map_err(last_reports)?;
+    connection.subscribe("+switch-master").await.map_err(last_reports)?;
     loop {
         // One that it does not know hides no other.
         let mut unknown = None;
         for (master, name) in masters.iter().enumerate() {
             match ask(&mut connection, name).await {
                 Ok((epoch, address)) => {
-                    let word = Word { sentinel, what: Ok(Said { master, epoch, address }) };
-                    words.send(word).await.map_err(|_| "the node is about to end".to_owned())?;
+                    let report = SentinelReport {
+                        sentinel,
+                        what: Ok(MasterReport { master, epoch, address }),
+                    };
+                    reports
+                        .send(report)
+                        .await
+                        .map_err(|_| "the node is about to end".to_owned())?;
                 }
                 Err(error) => unknown = Some(format!("{name}: {error}")),
             }
@@ -240,7 +252,7 @@ async fn hear(
         tokio::select! {
             () = switched.notified() => {}
             () = lost.notified() => return Err("the connection was lost".to_owned()),
-            () = tokio::time::sleep(EVERY) => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
     }
 }
@@ -252,12 +264,13 @@ async fn hear(
 /// from the moment it is master. The epoch is asked for first: an address may be newer than it,
 /// never older.
 async fn ask(connection: &mut MultiplexedConnection, name: &str) -> Result<(u64, String), String> {
-    let said = |error: redis::RedisError| error.to_string();
+    let last_reports = |error: redis::RedisError| error.to_string();
     let mut both = redis::pipe();
     both.cmd("SENTINEL").arg("MASTER").arg(name);
     both.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(name);
-    let (fields, address): (Value, Value) = both.query_async(connection).await.map_err(said)?;
-    Ok((epoch(&fields)?, place(&address)?))
+    let (fields, address): (Value, Value) =
+        both.query_async(connection).await.map_err(last_reports)?;
+    Ok((epoch(&fields)?, address_of(&address)?))
 }
 
 /// What `SENTINEL MASTER` answers: a map, or names and values in turn.
@@ -269,7 +282,7 @@ fn epoch(answer: &Value) -> Result<u64, String> {
 }
 
 /// What `SENTINEL GET-MASTER-ADDR-BY-NAME` answers.
-fn place(answer: &Value) -> Result<String, String> {
+fn address_of(answer: &Value) -> Result<String, String> {
     let (ip, port): (String, String) = redis::from_redis_value_ref(answer)
         .map_err(|_| "the sentinel does not say where it is".to_owned())?;
     Ok(if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") })
@@ -280,8 +293,8 @@ mod tests {
     use super::*;
     use crate::backplane::redis::hostile;
 
-    fn said(epoch: u64, address: &str) -> Said {
-        Said { master: 0, epoch, address: address.to_owned() }
+    fn last_reports(epoch: u64, address: &str) -> MasterReport {
+        MasterReport { master: 0, epoch, address: address.to_owned() }
     }
 
     #[test]
@@ -289,14 +302,30 @@ mod tests {
         let mut master = Master::default();
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        assert_eq!(master.hear(0, said(3, "a"), at(0)), Some("a".into()));
-        assert_eq!(master.hear(1, said(3, "a"), at(1)), None);
-        assert_eq!(master.hear(2, said(2, "old"), at(2)), None, "it was cut off");
-        assert_eq!(master.hear(1, said(4, "b"), at(3)), Some("b".into()), "one is enough");
-        assert_eq!(master.hear(0, said(3, "a"), at(4)), None, "it has not heard of that yet");
-        assert_eq!(master.hear(0, said(4, "other"), at(5)), None, "they are about to agree");
-        assert_eq!(master.hear(0, said(0, "new"), at(6)), None);
-        assert_eq!(master.hear(0, said(0, "new"), at(5004)), Some("new".into()), "set up anew");
+        assert_eq!(master.listen(0, last_reports(3, "a"), at(0)), Some("a".into()));
+        assert_eq!(master.listen(1, last_reports(3, "a"), at(1)), None);
+        assert_eq!(master.listen(2, last_reports(2, "old"), at(2)), None, "it was cut off");
+        assert_eq!(
+            master.listen(1, last_reports(4, "b"), at(3)),
+            Some("b".into()),
+            "one is enough"
+        );
+        assert_eq!(
+            master.listen(0, last_reports(3, "a"), at(4)),
+            None,
+            "it has not heard of that yet"
+        );
+        assert_eq!(
+            master.listen(0, last_reports(4, "other"), at(5)),
+            None,
+            "they are about to agree"
+        );
+        assert_eq!(master.listen(0, last_reports(0, "new"), at(6)), None);
+        assert_eq!(
+            master.listen(0, last_reports(0, "new"), at(5004)),
+            Some("new".into()),
+            "set up anew"
+        );
     }
 
     #[test]
@@ -309,9 +338,9 @@ mod tests {
             assert_eq!(epoch(&answer), Ok(12));
         }
         assert!(epoch(&Value::Array(Vec::new())).is_err());
-        assert_eq!(place(&Value::Array(vec![text("::1"), text("7")])), Ok("[::1]:7".into()));
-        assert_eq!(place(&Value::Array(vec![text("h"), text("7")])), Ok("h:7".into()));
-        assert!(place(&Value::Nil).is_err());
+        assert_eq!(address_of(&Value::Array(vec![text("::1"), text("7")])), Ok("[::1]:7".into()));
+        assert_eq!(address_of(&Value::Array(vec![text("h"), text("7")])), Ok("h:7".into()));
+        assert!(address_of(&Value::Nil).is_err());
     }
 
     proptest::proptest! {
@@ -320,10 +349,10 @@ mod tests {
             answer in hostile::value(),
             epochs in proptest::collection::vec(hostile::edge(), 0..8),
         ) {
-            let _ = (epoch(&answer), place(&answer));
+            let _ = (epoch(&answer), address_of(&answer));
             let mut master = Master::default();
             for (sentinel, epoch) in epochs.into_iter().enumerate() {
-                let _ = master.hear(sentinel % 3, said(epoch, "h:1"), Instant::now());
+                let _ = master.listen(sentinel % 3, last_reports(epoch, "h:1"), Instant::now());
             }
         }
     }

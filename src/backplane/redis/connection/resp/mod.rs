@@ -28,7 +28,7 @@ const KINDS: &[u8] = b">$+:-*%_#,~=!(|";
 
 /// One item; what it says lies in the buffer.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Item<'a> {
+pub enum RespValue<'a> {
     /// `+OK`
     Simple(&'a [u8]),
     /// `-MOVED 1 host:port`, or `!` with a length.
@@ -48,27 +48,27 @@ pub enum Item<'a> {
     /// `(1`, as it was written.
     BigNumber(&'a [u8]),
     /// `*`
-    Array(Parts<'a>),
+    Array(RespItems<'a>),
     /// `~`
-    Set(Parts<'a>),
+    Set(RespItems<'a>),
     /// `%`: keys and values in turn.
-    Map(Parts<'a>),
+    Map(RespItems<'a>),
     /// `>`: what nobody asked for at this moment.
-    Push(Parts<'a>),
+    Push(RespItems<'a>),
 }
 
 /// The items in an item.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Parts<'a> {
+pub struct RespItems<'a> {
     left: usize,
     /// They, and nothing before.
     bytes: &'a [u8],
 }
 
-impl<'a> Iterator for Parts<'a> {
-    type Item = Item<'a>;
+impl<'a> Iterator for RespItems<'a> {
+    type Item = RespValue<'a>;
 
-    fn next(&mut self) -> Option<Item<'a>> {
+    fn next(&mut self) -> Option<RespValue<'a>> {
         self.left = self.left.checked_sub(1)?;
         let (item, len) = first(self.bytes).ok().expect("what is handed out was walked over");
         self.bytes = &self.bytes[len..];
@@ -80,38 +80,38 @@ impl<'a> Iterator for Parts<'a> {
     }
 }
 
-impl ExactSizeIterator for Parts<'_> {}
+impl ExactSizeIterator for RespItems<'_> {}
 
 /// What stands at the beginning of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Parsed<'a> {
+pub enum ParseProgress<'a> {
     /// An item, and the number of its bytes.
-    Item(Item<'a>, usize),
+    Value(RespValue<'a>, usize),
     /// A part of one. It has at least as many bytes as this, which is more than there are.
-    Needs(usize),
+    LinkOptions(usize),
 }
 
 /// This is no Redis server, or we are out of step with it. There is no way to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Malformed(pub &'static str);
+pub struct MalformedResp(pub &'static str);
 
-impl fmt::Display for Malformed {
+impl fmt::Display for MalformedResp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "what came is not RESP: {}", self.0)
     }
 }
 
 /// Reads the item at the beginning of `bytes`.
-pub fn parse(bytes: &[u8]) -> Result<Parsed<'_>, Malformed> {
+pub fn parse(bytes: &[u8]) -> Result<ParseProgress<'_>, MalformedResp> {
     match first(bytes) {
-        Ok((item, len)) => Ok(Parsed::Item(item, len)),
-        Err(Stop::Needs(len)) => Ok(Parsed::Needs(len)),
-        Err(Stop::Malformed(why)) => Err(Malformed(why)),
+        Ok((item, len)) => Ok(ParseProgress::Value(item, len)),
+        Err(Stop::LinkOptions(len)) => Ok(ParseProgress::LinkOptions(len)),
+        Err(Stop::Malformed(why)) => Err(MalformedResp(why)),
     }
 }
 
 /// The item at the beginning of `bytes`, and its length.
-fn first(bytes: &[u8]) -> Result<(Item<'_>, usize), Stop> {
+fn first(bytes: &[u8]) -> Result<(RespValue<'_>, usize), Stop> {
     let mut reader = Reader { bytes, at: 0, overhead: 0 };
     loop {
         let (kind, parts) = match reader.token()? {
@@ -125,26 +125,26 @@ fn first(bytes: &[u8]) -> Result<(Item<'_>, usize), Stop> {
         };
         let inside = reader.at;
         reader.skip(parts)?;
-        let parts = Parts { left: parts, bytes: &bytes[inside..reader.at] };
+        let parts = RespItems { left: parts, bytes: &bytes[inside..reader.at] };
         return Ok((kind(parts), reader.at));
     }
 }
 
 /// Why there is no item.
 enum Stop {
-    Needs(usize),
+    LinkOptions(usize),
     Malformed(&'static str),
 }
 
 /// A leaf, or the beginning of an aggregate.
 enum Token<'a> {
-    Leaf(Item<'a>),
+    Leaf(RespValue<'a>),
     /// With so many items in it.
     Open(Kind<'a>, usize),
 }
 
 enum Kind<'a> {
-    Of(fn(Parts<'a>) -> Item<'a>),
+    Of(fn(RespItems<'a>) -> RespValue<'a>),
     /// Not an item: names and values in turn, and then the item that they are about.
     Attribute,
 }
@@ -185,32 +185,32 @@ impl<'a> Reader<'a> {
     }
 
     fn token(&mut self) -> Result<Token<'a>, Stop> {
-        let kind = *self.bytes.get(self.at).ok_or(Stop::Needs(self.at + ITEM_BYTES_MIN))?;
+        let kind = *self.bytes.get(self.at).ok_or(Stop::LinkOptions(self.at + ITEM_BYTES_MIN))?;
         if !KINDS.contains(&kind) {
             // At once: it may never end a line.
             return Err(Stop::Malformed("no item begins like that"));
         }
         let line = self.line()?;
         Ok(Token::Leaf(match kind {
-            b'+' => Item::Simple(line),
-            b'-' => Item::Error(line),
-            b':' => Item::Int(number(line)?),
-            b'$' | b'*' if line == b"-1" => Item::Null,
-            b'$' => Item::Bulk(self.body(line)?),
-            b'!' => Item::Error(self.body(line)?),
+            b'+' => RespValue::Simple(line),
+            b'-' => RespValue::Error(line),
+            b':' => RespValue::Int(number(line)?),
+            b'$' | b'*' if line == b"-1" => RespValue::Null,
+            b'$' => RespValue::Bulk(self.body(line)?),
+            b'!' => RespValue::Error(self.body(line)?),
             b'=' => match self.body(line)? {
-                [_, _, _, b':', text @ ..] => Item::Verbatim(text),
+                [_, _, _, b':', text @ ..] => RespValue::Verbatim(text),
                 _ => return Err(Stop::Malformed("a verbatim string has no format")),
             },
-            b'_' if line.is_empty() => Item::Null,
-            b'#' if line == b"t" => Item::Bool(true),
-            b'#' if line == b"f" => Item::Bool(false),
-            b',' => Item::Double(number(line)?),
-            b'(' => Item::BigNumber(line),
-            b'*' => return Ok(Token::Open(Kind::Of(Item::Array), count(line)?)),
-            b'~' => return Ok(Token::Open(Kind::Of(Item::Set), count(line)?)),
-            b'>' => return Ok(Token::Open(Kind::Of(Item::Push), count(line)?)),
-            b'%' => return Ok(Token::Open(Kind::Of(Item::Map), 2 * count(line)?)),
+            b'_' if line.is_empty() => RespValue::Null,
+            b'#' if line == b"t" => RespValue::Bool(true),
+            b'#' if line == b"f" => RespValue::Bool(false),
+            b',' => RespValue::Double(number(line)?),
+            b'(' => RespValue::BigNumber(line),
+            b'*' => return Ok(Token::Open(Kind::Of(RespValue::Array), count(line)?)),
+            b'~' => return Ok(Token::Open(Kind::Of(RespValue::Set), count(line)?)),
+            b'>' => return Ok(Token::Open(Kind::Of(RespValue::Push), count(line)?)),
+            b'%' => return Ok(Token::Open(Kind::Of(RespValue::Map), 2 * count(line)?)),
             b'|' => return Ok(Token::Open(Kind::Attribute, 2 * count(line)? + 1)),
             _ => return Err(Stop::Malformed("an item says something that it cannot say")),
         }))
@@ -224,12 +224,12 @@ impl<'a> Reader<'a> {
         let Some(len) = allowed.iter().position(|byte| matches!(byte, b'\r' | b'\n')) else {
             return Err(match allowed.len() < rest.len() {
                 true => Stop::Malformed("too many parts, or a line without end"),
-                false => Stop::Needs(self.bytes.len() + 2),
+                false => Stop::LinkOptions(self.bytes.len() + 2),
             });
         };
         match rest[len..] {
             [b'\r', b'\n', ..] => {}
-            [b'\r'] => return Err(Stop::Needs(self.bytes.len() + 1)),
+            [b'\r'] => return Err(Stop::LinkOptions(self.bytes.len() + 1)),
             _ => return Err(Stop::Malformed("a line ends with half of its end")),
         }
         self.at = begin + len + 2;
@@ -244,10 +244,10 @@ impl<'a> Reader<'a> {
             return Err(Stop::Malformed("a string is too long"));
         }
         let end = self.at + len;
-        let body = self.bytes.get(self.at..end).ok_or(Stop::Needs(end + 2))?;
+        let body = self.bytes.get(self.at..end).ok_or(Stop::LinkOptions(end + 2))?;
         match self.bytes[end..] {
             [b'\r', b'\n', ..] => {}
-            [] | [b'\r'] => return Err(Stop::Needs(end + 2)),
+            [] | [b'\r'] => return Err(Stop::LinkOptions(end + 2)),
             _ => return Err(Stop::Malformed("a string is longer than it said")),
         }
         self.at = end + 2;

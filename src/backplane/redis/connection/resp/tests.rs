@@ -124,38 +124,40 @@ fn tree() -> impl Strategy<Value = Tree> {
 }
 
 /// Whether the redis crate says the same.
-fn agrees(item: Item<'_>, value: &Value) -> bool {
-    let all = |mut parts: Parts<'_>, values: &[Value]| {
+fn agrees(item: RespValue<'_>, value: &Value) -> bool {
+    let all = |mut parts: RespItems<'_>, values: &[Value]| {
         parts.len() == values.len()
             && values.iter().all(|value| agrees(parts.next().expect("it said so"), value))
     };
     match (item, value) {
         (item, Value::Attribute { data, .. }) => agrees(item, data),
-        (Item::Simple(text), Value::Okay) => text == b"OK",
-        (Item::Simple(text), Value::SimpleString(same)) => text == same.as_bytes(),
-        (Item::Error(text), Value::ServerError(same)) => {
+        (RespValue::Simple(text), Value::Okay) => text == b"OK",
+        (RespValue::Simple(text), Value::SimpleString(same)) => text == same.as_bytes(),
+        (RespValue::Error(text), Value::ServerError(same)) => {
             let same = match same.details() {
                 Some(details) => format!("{} {details}", same.code()),
                 None => same.code().to_owned(),
             };
             text == same.as_bytes()
         }
-        (Item::Int(number), Value::Int(same)) => number == *same,
-        (Item::Bulk(bytes), Value::BulkString(same)) => bytes == same,
-        (Item::Verbatim(text), Value::VerbatimString { text: same, .. }) => text == same.as_bytes(),
-        (Item::Null, Value::Nil) => true,
-        (Item::Bool(yes), Value::Boolean(same)) => yes == *same,
-        (Item::Double(number), Value::Double(same)) => number == *same,
-        (Item::BigNumber(text), Value::BigNumber(same)) => text == same,
-        (Item::Array(parts), Value::Array(same)) => all(parts, same),
-        (Item::Set(parts), Value::Set(same)) => all(parts, same),
-        (Item::Map(parts), Value::Map(same)) => {
+        (RespValue::Int(number), Value::Int(same)) => number == *same,
+        (RespValue::Bulk(bytes), Value::BulkString(same)) => bytes == same,
+        (RespValue::Verbatim(text), Value::VerbatimString { text: same, .. }) => {
+            text == same.as_bytes()
+        }
+        (RespValue::Null, Value::Nil) => true,
+        (RespValue::Bool(yes), Value::Boolean(same)) => yes == *same,
+        (RespValue::Double(number), Value::Double(same)) => number == *same,
+        (RespValue::BigNumber(text), Value::BigNumber(same)) => text == same,
+        (RespValue::Array(parts), Value::Array(same)) => all(parts, same),
+        (RespValue::Set(parts), Value::Set(same)) => all(parts, same),
+        (RespValue::Map(parts), Value::Map(same)) => {
             let same: Vec<Value> =
                 same.iter().flat_map(|(key, value)| [key.clone(), value.clone()]).collect();
             all(parts, &same)
         }
-        (Item::Push(mut parts), Value::Push { data, .. }) => {
-            parts.next() == Some(Item::Simple(b"kind")) && all(parts, data)
+        (RespValue::Push(mut parts), Value::Push { data, .. }) => {
+            parts.next() == Some(RespValue::Simple(b"kind")) && all(parts, data)
         }
         _ => false,
     }
@@ -163,17 +165,17 @@ fn agrees(item: Item<'_>, value: &Value) -> bool {
 
 /// Feeds the stream in pieces, as a connection would, and tells every item as text. Asks only when
 /// there is as much as was said to be needed; `Err` at the first thing that is malformed.
-fn heard(stream: &[u8], mut pieces: impl FnMut() -> usize) -> Result<Vec<String>, Malformed> {
+fn heard(stream: &[u8], mut pieces: impl FnMut() -> usize) -> Result<Vec<String>, MalformedResp> {
     let (mut heard, mut begin, mut end, mut needs) = (Vec::new(), 0, 0, 0);
     loop {
         while end - begin >= needs {
             match parse(&stream[begin..end])? {
-                Parsed::Item(item, len) => {
+                ParseProgress::Value(item, len) => {
                     heard.push(all_of(item));
                     begin += len;
                     needs = 0;
                 }
-                Parsed::Needs(len) => {
+                ParseProgress::LinkOptions(len) => {
                     assert!(len > end - begin, "it is all there already");
                     needs = len;
                 }
@@ -187,9 +189,12 @@ fn heard(stream: &[u8], mut pieces: impl FnMut() -> usize) -> Result<Vec<String>
 }
 
 /// Walks all parts, so that none of them can be malformed unnoticed.
-fn all_of(item: Item<'_>) -> String {
+fn all_of(item: RespValue<'_>) -> String {
     match item {
-        Item::Array(parts) | Item::Set(parts) | Item::Map(parts) | Item::Push(parts) => {
+        RespValue::Array(parts)
+        | RespValue::Set(parts)
+        | RespValue::Map(parts)
+        | RespValue::Push(parts) => {
             let said = parts.len();
             let all: Vec<String> = parts.map(all_of).collect();
             assert_eq!(all.len(), said);
@@ -209,11 +214,11 @@ proptest! {
         let bytes = tree.bytes();
         let value = redis::parse_redis_value(&bytes).unwrap();
         match parse(&bytes) {
-            Ok(Parsed::Item(item, len)) => {
+            Ok(ParseProgress::Value(item, len)) => {
                 prop_assert_eq!(len, bytes.len());
                 prop_assert!(agrees(item, &value), "{:?}\n{:?}", all_of(item), value);
             }
-            Err(Malformed("too many levels")) => prop_assert!(tree.levels() > DEPTH_MAX),
+            Err(MalformedResp("too many levels")) => prop_assert!(tree.levels() > DEPTH_MAX),
             other => prop_assert!(false, "{other:?}"),
         }
     }
@@ -241,7 +246,7 @@ proptest! {
     fn what_is_needed_is_never_more_than_the_item_has(tree in tree()) {
         let bytes = tree.bytes();
         for len in 0..bytes.len() {
-            if let Ok(Parsed::Needs(needs)) = parse(&bytes[..len]) {
+            if let Ok(ParseProgress::LinkOptions(needs)) = parse(&bytes[..len]) {
                 prop_assert!(needs > len && needs <= bytes.len(), "{needs} of {}", bytes.len());
             } else {
                 prop_assert!(parse(&bytes).is_err(), "{len} of {}", bytes.len());
@@ -298,7 +303,7 @@ proptest! {
 
 fn malformed(bytes: &[u8]) -> &'static str {
     match parse(bytes) {
-        Err(Malformed(why)) => why,
+        Err(MalformedResp(why)) => why,
         other => panic!("{}: {other:?}", String::from_utf8_lossy(bytes)),
     }
 }
@@ -306,34 +311,37 @@ fn malformed(bytes: &[u8]) -> &'static str {
 #[test]
 fn a_message_is_three_strings_in_a_push() {
     let bytes = b">3\r\n$7\r\nmessage\r\n$4\r\nroom\r\n$5\r\nhel\r\n\r\n+PONG\r\n";
-    let Ok(Parsed::Item(Item::Push(parts), 38)) = parse(bytes) else {
+    let Ok(ParseProgress::Value(RespValue::Push(parts), 38)) = parse(bytes) else {
         panic!("{:?}", parse(bytes))
     };
     let parts: Vec<_> = parts.collect();
-    assert_eq!(parts, [Item::Bulk(b"message"), Item::Bulk(b"room"), Item::Bulk(b"hel\r\n")]);
-    assert_eq!(parse(&bytes[38..]), Ok(Parsed::Item(Item::Simple(b"PONG"), 7)));
+    assert_eq!(
+        parts,
+        [RespValue::Bulk(b"message"), RespValue::Bulk(b"room"), RespValue::Bulk(b"hel\r\n")]
+    );
+    assert_eq!(parse(&bytes[38..]), Ok(ParseProgress::Value(RespValue::Simple(b"PONG"), 7)));
 }
 
 #[test]
 fn the_length_of_a_body_says_how_much_is_needed() {
-    assert_eq!(parse(b""), Ok(Parsed::Needs(3)));
-    assert_eq!(parse(b">3\r\n"), Ok(Parsed::Needs(7)));
-    assert_eq!(parse(b"$1000000\r\n"), Ok(Parsed::Needs(1_000_012)));
-    assert_eq!(parse(b">2\r\n+a\r\n$70\r\nabc"), Ok(Parsed::Needs(8 + 5 + 72)));
-    assert_eq!(parse(b"$1073741824\r\n"), Ok(Parsed::Needs(13 + (1 << 30) + 2)));
+    assert_eq!(parse(b""), Ok(ParseProgress::LinkOptions(3)));
+    assert_eq!(parse(b">3\r\n"), Ok(ParseProgress::LinkOptions(7)));
+    assert_eq!(parse(b"$1000000\r\n"), Ok(ParseProgress::LinkOptions(1_000_012)));
+    assert_eq!(parse(b">2\r\n+a\r\n$70\r\nabc"), Ok(ParseProgress::LinkOptions(8 + 5 + 72)));
+    assert_eq!(parse(b"$1073741824\r\n"), Ok(ParseProgress::LinkOptions(13 + (1 << 30) + 2)));
 }
 
 #[test]
 fn limits_are_kept() {
     assert_eq!(malformed(b"$1073741825\r\n"), "a string is too long");
     let [fits, deep] = [DEPTH_MAX, DEPTH_MAX + 1].map(|levels| b"*1\r\n".repeat(levels));
-    assert!(matches!(parse(&[&fits[..], b":1\r\n"].concat()), Ok(Parsed::Item(..))));
+    assert!(matches!(parse(&[&fits[..], b":1\r\n"].concat()), Ok(ParseProgress::Value(..))));
     assert_eq!(malformed(&[&deep[..], b":1\r\n"].concat()), "too many levels");
     assert_eq!(malformed(&[b"*2\r\n", &deep[..]].concat()), "too many levels");
     assert_eq!(malformed(b"*21846\r\n"), "too many parts");
     assert_eq!(malformed(b"%18446744073709551615\r\n"), "too many parts");
     let many = |parts: usize| format!("*{parts}\r\n{}", "+a\r\n".repeat(parts)).into_bytes();
-    assert!(matches!(parse(&many(16_000)), Ok(Parsed::Item(..))));
+    assert!(matches!(parse(&many(16_000)), Ok(ParseProgress::Value(..))));
     assert_eq!(malformed(&many(17_000)), "too many parts, or a line without end");
     let endless = [b"+", &[b'a'; OVERHEAD_BYTES_MAX + 1][..]].concat();
     assert_eq!(malformed(&endless), "too many parts, or a line without end");
@@ -376,8 +384,11 @@ fn what_no_server_says_is_malformed() {
 #[test]
 fn attributes_are_walked_over_wherever_they_stand() {
     let bytes = b"*2\r\n|1\r\n+ttl\r\n*2\r\n:1\r\n:2\r\n|0\r\n:7\r\n:8\r\n";
-    let Ok(Parsed::Item(Item::Array(parts), len)) = parse(bytes) else { panic!() };
+    let Ok(ParseProgress::Value(RespValue::Array(parts), len)) = parse(bytes) else { panic!() };
     assert_eq!(len, bytes.len());
-    assert_eq!(parts.collect::<Vec<_>>(), [Item::Int(7), Item::Int(8)]);
-    assert_eq!(parse(b"|1\r\n+a\r\n+b\r\n+OK\r\n"), Ok(Parsed::Item(Item::Simple(b"OK"), 17)));
+    assert_eq!(parts.collect::<Vec<_>>(), [RespValue::Int(7), RespValue::Int(8)]);
+    assert_eq!(
+        parse(b"|1\r\n+a\r\n+b\r\n+OK\r\n"),
+        Ok(ParseProgress::Value(RespValue::Simple(b"OK"), 17))
+    );
 }
