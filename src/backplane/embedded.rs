@@ -9,6 +9,7 @@
 //!
 //! Invariant: nothing waits here between turns, so only the histories need a bound.
 
+use crate::backplane::envelope;
 use crate::backplane::history::log::{Retention, RunRequest};
 use crate::backplane::history::store::MemoryHistories;
 use crate::backplane::interest::TopicKey;
@@ -99,7 +100,7 @@ impl Embedded {
         }
         let at = self.histories.log(topic, retention, now).next();
         let message = Message::of(publish);
-        self.histories.push(topic, message.stored(), retention, now);
+        self.histories.push(topic, envelope::to_bytes(&message), retention, now);
         if let Some(key) = &publish.key {
             self.histories.remember_key(topic, key.clone(), at, now);
         }

@@ -14,8 +14,10 @@
 //! an unknown version or flag is refused as a whole, never read in part.
 
 use crate::backplane::message::Message;
-use crate::ids::{ConflateKey, ConnId, NodeId, ShardId, is_name};
+use crate::ids::{ConflateKey, ConnId, NodeId, Position, ShardId, TopicName, is_name};
 use crate::link::Origin;
+use crate::protocol::Event;
+use bytes::Bytes;
 
 const VERSION: u8 = 1;
 const EXCEPT: u8 = 1;
@@ -61,6 +63,13 @@ pub fn write(message: &Message<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(message.payload);
 }
 
+/// The envelope of a message, as it is stored.
+pub fn to_bytes(message: &Message<'_>) -> Bytes {
+    let mut envelope = Vec::new();
+    write(message, &mut envelope);
+    Bytes::from(envelope)
+}
+
 /// Reads an envelope that arrived on the channel of `topic`.
 pub fn read<'a>(topic: &'a str, bytes: &'a [u8]) -> Result<Message<'a>, EnvelopeError> {
     match bytes {
@@ -68,6 +77,15 @@ pub fn read<'a>(topic: &'a str, bytes: &'a [u8]) -> Result<Message<'a>, Envelope
             read_rest(topic, *flags, rest).ok_or(EnvelopeError::Malformed)
         }
         _ => Err(EnvelopeError::UnknownVersion),
+    }
+}
+
+/// The event of a stored message. An envelope that this version cannot read counts as one lost
+/// message.
+pub fn stored_event<'a>(topic: &'a TopicName, body: &'a [u8], at: Position) -> Event<'a> {
+    match read(topic.as_str(), body) {
+        Ok(message) => message.event(topic.kind(), Some(at)),
+        Err(_) => Event::Lost { topic: topic.kind(), count: 1 },
     }
 }
 

@@ -1,10 +1,12 @@
 //! A message between nodes: what a publish becomes, and what members' events are made from.
 
-use crate::backplane::envelope;
 use crate::ids::{ConflateKey, Position, TopicKind, TopicName};
 use crate::link::{Origin, Publish};
 use crate::protocol::Event;
-use bytes::Bytes;
+use std::time::Duration;
+
+/// How long an idempotency key is remembered.
+pub const IDEMPOTENCY_TTL: Duration = Duration::from_secs(300);
 
 /// A message of a topic, borrowed from the bytes it arrived in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,22 +44,6 @@ impl<'a> Message<'a> {
         'a: 'b,
     {
         Event::Message { topic, from: self.from, payload: self.payload, position }
-    }
-
-    /// Its envelope: the form in which it is stored and travels between nodes.
-    pub fn stored(&self) -> Bytes {
-        let mut body = Vec::new();
-        envelope::write(self, &mut body);
-        Bytes::from(body)
-    }
-}
-
-/// The event of a stored message. An envelope that this version cannot read counts as one lost
-/// message.
-pub fn stored_event<'a>(topic: &'a TopicName, body: &'a [u8], at: Position) -> Event<'a> {
-    match envelope::read(topic.as_str(), body) {
-        Ok(message) => message.event(topic.kind(), Some(at)),
-        Err(_) => Event::Lost { topic: topic.kind(), count: 1 },
     }
 }
 

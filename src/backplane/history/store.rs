@@ -11,14 +11,13 @@
 //! this process: it is a time, and each is later than the one before.
 
 use crate::backplane::history::log::{MessageLog, Retention};
+use crate::backplane::message::IDEMPOTENCY_TTL;
 use crate::ids::{Position, TopicName, UpTo};
 use bytes::Bytes;
 use hashbrown::HashMap;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// How long an idempotency key is remembered.
-pub const IDEMPOTENCY_TTL: Duration = Duration::from_secs(300);
 /// Idempotency keys that are remembered, at most: beyond, the oldest is forgotten early.
 const IDEMPOTENCY_KEYS_MAX: usize = 256 * 1024;
 /// How long a history without messages is kept: a client that returns to it has missed nothing.

@@ -18,7 +18,7 @@ use crate::backplane::redis::health::canary::Canary;
 use crate::backplane::redis::history::Histories;
 use crate::backplane::redis::ingest;
 use crate::backplane::redis::presence::{self, RedisPresence};
-use crate::backplane::redis::server::SharedContext;
+use crate::backplane::redis::shared::SharedContext;
 use crate::backplane::redis::unreadable::position;
 use crate::ids::Position;
 use hashbrown::HashSet;

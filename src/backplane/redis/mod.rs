@@ -12,6 +12,7 @@
 //! Invariant: every topic has one server, and its publishes, subscription and history are that
 //! server's.
 
+mod backoff;
 pub mod connection;
 mod error_reply;
 mod health;
@@ -21,15 +22,17 @@ mod hostile;
 mod inbound;
 mod ingest;
 pub mod names;
+mod pipeline;
 mod presence;
 mod publish;
 mod scripts;
 mod server;
+mod shared;
 mod topology;
 mod unreadable;
 mod user_acks;
 
-use crate::backplane::interest::TopicKey;
+use crate::backplane::interest::{Interest, TopicKey};
 use crate::backplane::local::Local;
 use crate::backplane::partition::{PARTITIONS, partition};
 use crate::backplane::transport::Transport;
@@ -41,15 +44,18 @@ use crate::metrics::servers::Picture;
 use crate::plan::{Deployment, RedisPlan};
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::Namespaces;
-use health::snapshot::{ServerTotals, SnapshotBuilder};
+use health::snapshot::SnapshotBuilder;
+use health::totals::ServerTotals;
 use names::Names;
 use presence::RedisPresence;
-use server::{SWITCH_GRACE, Server, ServerAssignment, SharedContext};
+use server::{SWITCH_GRACE, Server};
+use shared::{ServerAssignment, SharedContext};
 use std::sync::Arc;
 use std::task::Context;
 use std::time::Instant;
+use topology::map::PartitionMap;
 use topology::routes::ServerRoutes;
-use topology::{PartitionMap, Topology, TopologyChange};
+use topology::{Topology, TopologyChange};
 use user_acks::UserAcks;
 
 /// See the module.
@@ -259,6 +265,15 @@ impl RedisTransport {
         }
         self.were_up = are_up;
     }
+
+    fn update_snapshot(&mut self, interest: &Interest, now: Instant) {
+        // Before anything is known there is a server without a name.
+        let known = self.servers.iter().enumerate().filter(|(_, server)| !server.name.is_empty());
+        let mut picture = Picture::default();
+        self.topology.describe(now, &mut picture);
+        let servers = known.map(|(at, server)| server.state(interest.confirmed_by(at)));
+        self.snapshot.update(picture, servers);
+    }
 }
 
 impl Transport for RedisTransport {
@@ -332,7 +347,7 @@ impl Transport for RedisTransport {
     }
 
     fn measure(&mut self, now: Instant, local: &mut Local) {
-        self.snapshot.update(&self.servers, &self.topology, &local.interest, now);
+        self.update_snapshot(&local.interest, now);
         let mut totals = self.departed;
         self.servers.iter().for_each(|server| totals += server.totals());
         let waiting = self.next.as_ref().map(|(_, since)| now.duration_since(*since));

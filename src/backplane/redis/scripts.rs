@@ -9,6 +9,7 @@ use crate::backplane::partition::PARTITIONS;
 use crate::backplane::redis::names::Names;
 use crate::backplane::redis::unreadable::number_of;
 use crate::ids::Position;
+use crate::policy::namespaces::Policy;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline, RedisResult, Script, Value};
 use std::sync::LazyLock;
@@ -42,6 +43,14 @@ static REPAIR: LazyLock<Script> = LazyLock::new(|| Script::new(REPAIR_CODE));
 /// How long a server that is another one than before waits for what nodes can put back: as long as
 /// the slowest of them may take to come back, which pauses for `redis.backoff_ms_max` at most.
 pub const REPAIR_MS: u64 = 600;
+
+/// For how long the position of a topic outlives its messages.
+pub const META_TTL_S: u64 = 24 * 60 * 60;
+
+/// For how long what is known of a history is kept without a message or an acknowledgement.
+pub fn meta_ttl_s(policy: &Policy) -> u64 {
+    policy.history_ttl_s + META_TTL_S
+}
 
 /// The code of [`HistoryScript::Ack`], for who has to teach it to a server.
 pub const ACK: &str = checked!(include_str!("lua/ack.lua"));

@@ -17,28 +17,27 @@
 use crate::backplane::interest::TopicKey;
 use crate::backplane::local::Local;
 use crate::backplane::log_throttle::LogThrottle;
+use crate::backplane::redis::backoff::Backoff;
 use crate::backplane::redis::connection::subscriptions::Subscriptions;
-use crate::backplane::redis::connection::{self, CommandContext, LinkOptions, ServerLink};
+use crate::backplane::redis::connection::{self, LinkOptions, ServerLink};
 use crate::backplane::redis::health::canary::Canary;
 use crate::backplane::redis::health::monitor::Monitor;
-use crate::backplane::redis::health::snapshot::ServerTotals;
+use crate::backplane::redis::health::totals::ServerTotals;
 use crate::backplane::redis::history::Histories;
 use crate::backplane::redis::inbound::InboundHandler;
 use crate::backplane::redis::names::Names;
+use crate::backplane::redis::pipeline::CommandContext;
 use crate::backplane::redis::presence::RedisPresence;
 use crate::backplane::redis::publish::queue::PublishQueue;
+use crate::backplane::redis::shared::{ServerAssignment, SharedContext};
 use crate::ids::TopicName;
 use crate::link::Publish;
 use crate::metrics::BackplaneCounters;
 use crate::metrics::servers::{OwnNumbers, ServerNumbers};
-use crate::plan::RedisPlan;
-use crate::policy::limits::Limits;
-use crate::policy::namespaces::Namespaces;
 use hashbrown::HashSet;
 use redis::aio::MultiplexedConnection;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::time::{Sleep, sleep};
@@ -47,35 +46,8 @@ use tokio::time::{Sleep, sleep};
 const PUSHES_PER_TURN: usize = 4096;
 /// Topics whose members are told of an outage in one turn.
 const NOTIFIED_PER_TURN: usize = 1024;
-/// The first pause between two attempts to connect; each one is twice as long as the last.
-const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// How long what is under way may take when the server is about to be left for another one.
 pub const SWITCH_GRACE: Duration = Duration::from_millis(300);
-
-/// What holds for all servers.
-pub struct SharedContext {
-    /// How to deal with them.
-    pub plan: RedisPlan,
-    /// Every limit.
-    pub limits: Limits,
-    /// What channels and keys are called.
-    pub names: Names,
-    /// What holds for which rooms.
-    pub namespaces: Arc<Namespaces>,
-    /// What seeds the pauses between attempts, so that nodes spread.
-    pub seed: u64,
-}
-
-/// A server's place among all.
-#[derive(Clone, Copy, Debug)]
-pub struct ServerAssignment {
-    /// Its number.
-    pub number: usize,
-    /// The first partition that it has; `None`: it has none.
-    pub first: Option<u16>,
-    /// Whether what other services publish is heard from here.
-    pub hears_ingest: bool,
-}
 
 /// See the module.
 pub struct Server {
@@ -665,49 +637,4 @@ impl Server {
 
 fn display_name<'a>(address: Option<&'a str>, name: &'a str) -> &'a str {
     address.unwrap_or(name)
-}
-
-/// How long to wait before the next attempt: twice as long each time, up to a limit, and somewhere
-/// in the upper half of that, so that a hundred nodes do not come back in the same millisecond.
-struct Backoff {
-    next: Duration,
-    max: Duration,
-    random: u64,
-}
-
-impl Backoff {
-    fn new(max: Duration, seed: u64) -> Backoff {
-        Backoff { next: BACKOFF_MIN.min(max), max, random: seed | 1 }
-    }
-
-    fn next(&mut self) -> Duration {
-        let whole = self.next;
-        self.next = (whole * 2).min(self.max);
-        // xorshift64: plenty for spreading nodes over half a second.
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        whole / 2 + (whole / 2).mul_f64((self.random >> 11) as f64 / (1u64 << 53) as f64)
-    }
-
-    fn reset(&mut self) {
-        self.next = BACKOFF_MIN.min(self.max);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_to_their_limit_and_spread_over_its_upper_half() {
-        let mut backoff = Backoff::new(Duration::from_millis(1000), 7);
-        let pauses: Vec<u128> = (0..10).map(|_| backoff.next().as_millis()).collect();
-        for (pause, whole) in pauses.iter().zip([50, 100, 200, 400, 800, 1000, 1000, 1000]) {
-            assert!((whole / 2..=whole).contains(pause), "{pause} of {whole}");
-        }
-        assert_ne!(pauses[6], pauses[7]);
-        backoff.reset();
-        assert!(backoff.next() <= BACKOFF_MIN);
-    }
 }

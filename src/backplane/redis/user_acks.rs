@@ -11,10 +11,9 @@
 //!
 //! Invariant: a user stands in a line once, and while it does, in `pending`.
 
-use crate::backplane::redis::connection::{Reply, execute, poll_reply, send};
 use crate::backplane::redis::error_reply::ErrorReply;
-use crate::backplane::redis::history::meta_ttl_s;
 use crate::backplane::redis::names::Names;
+use crate::backplane::redis::pipeline::{PendingReply, execute, poll_reply, send};
 use crate::backplane::redis::scripts::{self, HistoryScript};
 use crate::backplane::redis::topology::routes::ServerRoutes;
 use crate::backplane::redis::unreadable::UnreadableWarnings;
@@ -68,7 +67,7 @@ struct AckQueue {
 
 struct AckBatch {
     content: BatchContent,
-    reply: Reply<Vec<Value>>,
+    reply: PendingReply<Vec<Value>>,
 }
 
 /// What one pipeline says.
@@ -204,7 +203,7 @@ impl UserAcks {
             let keys = self.names.history_keys(user.as_str());
             let mut command = scripts::call(HistoryScript::Ack, &[&keys.meta]);
             command.arg(ack.at.epoch).arg(ack.at.offset);
-            command.arg(meta_ttl_s(self.namespaces.policy(user.kind())));
+            command.arg(scripts::meta_ttl_s(self.namespaces.policy(user.kind())));
             pipeline.add_command(command);
             sent.push((user, ack));
         }

@@ -4,6 +4,7 @@ use super::checker::{Day, Promise};
 use super::people::{How, People};
 use super::tape::At;
 use crate::bare::{Bare, limits};
+use campanile::backplane::envelope;
 use campanile::backplane::history::log::{MessageLog, Retention, RunRequest};
 use campanile::backplane::message::Message;
 use campanile::ids::{Position, TopicName};
@@ -324,7 +325,7 @@ fn a_thousand_newcomers_who_missed_the_same_share_one_buffer() {
     let (mut log, now) = (MessageLog::new(7, 0), Instant::now());
     let (from, except, conflate_key, key) = (None, None, None, None);
     let message = Message { topic: "r:kept:a", from, payload: b"1", except, conflate_key, key };
-    let body = message.stored();
+    let body = envelope::to_bytes(&message);
     let topic = TopicName::room(ROOM);
     let reader = RunRequest { topic: &topic, encoding: Encoding::NATIVE, bytes_max: 1 << 20 };
     for _ in 0..100 {

@@ -11,7 +11,7 @@
 //! [`Position::NUMBER_MAX`], which is checked where a position comes from outside; no sum here
 //! overflows, whatever a log is made with.
 
-use crate::backplane::message::stored_event;
+use crate::backplane::envelope::stored_event;
 use crate::framing;
 use crate::ids::{Position, TopicName};
 use crate::protocol::dialect::Encoding;

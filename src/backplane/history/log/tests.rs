@@ -1,4 +1,5 @@
 use super::*;
+use crate::backplane::envelope;
 use crate::backplane::message::Message;
 use serde_json::Value;
 
@@ -19,7 +20,7 @@ fn body(number: u64) -> Bytes {
         conflate_key: None,
         key: None,
     };
-    message.stored()
+    envelope::to_bytes(&message)
 }
 
 /// Messages `1..=top`, of which five are stored.

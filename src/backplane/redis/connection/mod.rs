@@ -20,67 +20,14 @@ use crate::backplane::redis::scripts;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, Pipeline, ProtocolVersion,
-    RedisResult, TlsCertificates, Value,
+    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, ProtocolVersion,
+    TlsCertificates, Value,
 };
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// Pipelines that the crate queues by itself. More than are ever in flight, so that handing one
 /// over never waits, and the order of handing over is the order on the wire.
 const PIPELINES_MAX: usize = 64;
-
-/// A reply under way. All of them are polled by the loop itself.
-pub type Reply<T> = futures_util::future::MaybeDone<Pin<Box<dyn Future<Output = RedisResult<T>>>>>;
-
-/// Sends: the future is polled once, which hands its command to the driver. The reply comes later.
-pub fn send<T>(
-    cx: &mut Context<'_>,
-    reply: impl Future<Output = RedisResult<T>> + 'static,
-) -> Reply<T> {
-    let boxed: Pin<Box<dyn Future<Output = RedisResult<T>>>> = Box::pin(reply);
-    let mut reply = futures_util::future::maybe_done(boxed);
-    let _ = Pin::new(&mut reply).poll(cx);
-    reply
-}
-
-/// All commands of a pipeline, and what was answered to each, errors of the server included.
-pub async fn execute(
-    mut cmd: MultiplexedConnection,
-    pipeline: Pipeline,
-) -> RedisResult<Vec<Value>> {
-    let commands = pipeline.len();
-    cmd.send_packed_commands(&pipeline, 0, commands).await
-}
-
-/// Takes the reply out, if it has come.
-pub fn poll_reply<T>(reply: &mut Reply<T>, cx: &mut Context<'_>) -> Poll<RedisResult<T>> {
-    Pin::new(&mut *reply)
-        .poll(cx)
-        .map(|()| Pin::new(reply).take_output().expect("a reply is taken out once"))
-}
-
-/// The way to a server that is up, as those who send something see it.
-pub struct CommandContext<'a> {
-    /// For everything.
-    pub cmd: &'a MultiplexedConnection,
-    /// For what must be on a replica.
-    pub replicated: Option<&'a MultiplexedConnection>,
-    /// What channels and keys are called.
-    pub names: &'a Names,
-    /// See [`ServerLink::generation`].
-    pub generation: &'a str,
-    /// How a message is said: `PUBLISH`, or in a Cluster `SPUBLISH`.
-    pub publish: &'static str,
-}
-
-impl CommandContext<'_> {
-    /// Whether the server is one of a Cluster, where topics move.
-    pub fn is_sharded(&self) -> bool {
-        self.publish == "SPUBLISH"
-    }
-}
 
 /// See the module.
 pub struct ServerLink {

@@ -6,8 +6,9 @@
 //!
 //! Invariant: the age of the last canary that came back is the whole verdict.
 
-use crate::backplane::redis::connection::{Reply, is_text, poll_reply, send};
+use crate::backplane::redis::connection::is_text;
 use crate::backplane::redis::error_reply::ErrorReply;
+use crate::backplane::redis::pipeline::{PendingReply, poll_reply, send};
 use crate::backplane::redis::unreadable::number;
 use redis::aio::MultiplexedConnection;
 use redis::{RedisResult, Value};
@@ -23,7 +24,7 @@ pub struct Canary {
     /// When the last one came back, or the link began.
     back_at: Instant,
     has_come_back: bool,
-    reply: Option<Reply<Vec<Value>>>,
+    reply: Option<PendingReply<Vec<Value>>>,
     /// The replication that the server was part of when the link began.
     replication: Option<String>,
     /// The server said that the channel is elsewhere.

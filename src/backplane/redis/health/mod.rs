@@ -5,3 +5,4 @@ pub mod canary;
 pub mod info;
 pub mod monitor;
 pub mod snapshot;
+pub mod totals;

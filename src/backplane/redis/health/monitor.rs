@@ -14,8 +14,9 @@
 //!
 //! Invariant: whatever is answered, or not answered, no link is given up for it.
 
-use crate::backplane::redis::connection::{Reply, ServerLink, poll_reply, send};
+use crate::backplane::redis::connection::ServerLink;
 use crate::backplane::redis::health::info::{self, SECTIONS, SETTINGS};
+use crate::backplane::redis::pipeline::{PendingReply, poll_reply, send};
 use crate::metrics::redis::{RedisNumbers, advice};
 use crate::plan::RedisPlan;
 use redis::aio::MultiplexedConnection;
@@ -37,7 +38,7 @@ pub struct Monitor {
     /// Where the server is, for the log.
     server: String,
     subscriber_id: SubscriberId,
-    in_flight: Option<(Vec<MonitorQuery>, Reply<Vec<Value>>)>,
+    in_flight: Option<(Vec<MonitorQuery>, PendingReply<Vec<Value>>)>,
     states: [QueryState; QUERIES.len()],
     numbers: Arc<RedisNumbers>,
     /// What was advised and still holds.

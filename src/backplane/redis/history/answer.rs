@@ -4,26 +4,15 @@
 
 use crate::backplane::history::log::{MessageLog, RunRequest};
 use crate::backplane::local::Local;
-use crate::backplane::redis::history::follower::{FollowedTopic, fork_offset_of};
+use crate::backplane::redis::history::follower::FollowedTopic;
+use crate::backplane::redis::history::lineage::fork_offset_of;
+use crate::backplane::redis::history::request::TopicRequest;
 use crate::ids::{Position, ShardId, TopicKind};
 use crate::link::{
     HistoryError, HistoryPage, HistoryRequest, RecoveryReply, RecoveryRequest, Unrecoverable,
 };
 use crate::protocol::run::Run;
 use crate::protocol::{Page, Recovery, Unrecovered};
-use std::time::Instant;
-
-pub(super) struct PendingRequest {
-    pub(super) since: Instant,
-    pub(super) request: TopicRequest,
-    /// It is not answered before so many reads of its topic.
-    pub(super) after: u64,
-}
-
-pub(super) enum TopicRequest {
-    Recover(ShardId, Box<RecoveryRequest>),
-    History(Box<HistoryRequest>),
-}
 
 impl FollowedTopic {
     /// Answers from the copy, or gives the question back.

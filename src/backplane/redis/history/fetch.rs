@@ -13,13 +13,15 @@
 //! under way.
 
 use crate::backplane::local::Local;
-use crate::backplane::redis::connection::{CommandContext, Reply, execute, poll_reply, send};
 use crate::backplane::redis::error_reply::ErrorReply;
 use crate::backplane::redis::history::answer::reply_unreadable;
+use crate::backplane::redis::history::batch::{BatchKind, FetchBatch, READS_PER_BATCH};
 use crate::backplane::redis::history::follower::ReadOutcome;
+use crate::backplane::redis::history::histories::{HELD_MAX, Histories};
 use crate::backplane::redis::history::reply::{FIELDS, FetchedHistory, parse_history, parse_meta};
-use crate::backplane::redis::history::{HELD_MAX, Histories, META_TTL_S, TopicRef};
+use crate::backplane::redis::history::request::TopicRef;
 use crate::backplane::redis::names::Names;
+use crate::backplane::redis::pipeline::{CommandContext, execute, poll_reply, send};
 use crate::backplane::redis::scripts::{self, HistoryScript, REPAIR_MS};
 use crate::backplane::redis::unreadable::UnreadableValue;
 use crate::ids::TopicName;
@@ -27,8 +29,6 @@ use redis::{Pipeline, RedisResult, Value};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-/// Topics read in one pipeline.
-pub(super) const READS_PER_BATCH: usize = 64;
 /// Pipelines under way.
 const BATCHES_MAX: usize = 4;
 /// A stream may be longer than was asked for by so much: Redis trims it by whole nodes.
@@ -43,23 +43,6 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(REPAIR_MS / 2);
 /// million of them take less than a fifth of the reads that are allowed by default.
 const UNREADABLE_PAUSE_MIN: Duration = Duration::from_millis(250);
 const UNREADABLE_PAUSE_MAX: Duration = Duration::from_secs(30);
-
-pub(super) struct FetchBatch {
-    pub(super) topics: Vec<TopicRef>,
-    pub(super) reply: Reply<Vec<Value>>,
-    pub(super) what: BatchKind,
-}
-
-/// What a pipeline asks of each of its topics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BatchKind {
-    /// Position and messages.
-    Read,
-    /// To begin where there is no history.
-    Create,
-    /// To take back what it has lost.
-    Repair,
-}
 
 impl Histories {
     /// Sends reads, takes what was read. Whether there was anything to do.
@@ -404,7 +387,7 @@ fn create_pipeline(topics: &[TopicRef], context: &CommandContext<'_>) -> Pipelin
         let keys = context.names.history_keys(topic.as_str());
         let mut create =
             scripts::call(HistoryScript::Create, &[&keys.meta, &keys.stream, &keys.partition]);
-        create.arg(context.generation).arg(META_TTL_S).arg(REPAIR_MS);
+        create.arg(context.generation).arg(scripts::META_TTL_S).arg(REPAIR_MS);
         pipeline.add_command(create);
     }
     pipeline

@@ -6,8 +6,9 @@
 use crate::backplane::envelope;
 use crate::backplane::history::log::{MessageLog, Retention};
 use crate::backplane::local::Local;
-use crate::backplane::redis::history::answer::{PendingRequest, TopicRequest};
+use crate::backplane::redis::history::lineage::fork_offset_of;
 use crate::backplane::redis::history::reply::FetchedHistory;
+use crate::backplane::redis::history::request::{PendingRequest, TopicRequest};
 use crate::ids::{Position, TopicKind, TopicName};
 use crate::policy::namespaces::Policy;
 use bytes::Bytes;
@@ -343,10 +344,4 @@ impl FollowedTopic {
         let Some(log) = self.log.as_mut().filter(|log| next == Some(log.first())) else { return };
         log.push_front(Bytes::copy_from_slice(body), now);
     }
-}
-
-/// How far an earlier epoch went, as far as all later ones knew it.
-pub(super) fn fork_offset_of(lineage: &[(u64, u64)], epoch: u64) -> Option<u64> {
-    let topic_ref = lineage.iter().position(|(earlier, _)| *earlier == epoch)?;
-    lineage[..=topic_ref].iter().map(|(_, fork_offset)| *fork_offset).min()
 }

@@ -4,10 +4,11 @@
 //! nothing once the server has gone on (`lua/repair.lua`).
 
 use crate::backplane::envelope;
-use crate::backplane::history::store::IDEMPOTENCY_TTL;
-use crate::backplane::redis::history::follower::fork_offset_of;
+use crate::backplane::message::IDEMPOTENCY_TTL;
+use crate::backplane::redis::history::histories::Histories;
+use crate::backplane::redis::history::lineage::fork_offset_of;
 use crate::backplane::redis::history::reply::{FetchedHistory, lineage_text};
-use crate::backplane::redis::history::{Histories, TopicRef, meta_ttl_s};
+use crate::backplane::redis::history::request::TopicRef;
 use crate::backplane::redis::names::Names;
 use crate::backplane::redis::scripts::{self, HistoryScript};
 use crate::ids::TopicName;
@@ -59,7 +60,10 @@ impl Histories {
             repair.arg(log.position().epoch).arg(first).arg(generation);
             repair.arg(names.channel(name.as_str())).arg(names.publish());
             let ttl_s = self.policy(name).history_ttl_s;
-            repair.arg(ttl_s).arg(meta_ttl_s(self.policy(name))).arg(IDEMPOTENCY_TTL.as_secs());
+            repair
+                .arg(ttl_s)
+                .arg(scripts::meta_ttl_s(self.policy(name)))
+                .arg(IDEMPOTENCY_TTL.as_secs());
             repair.arg(lineage_text(&topic.lineage));
             repair.arg(topic.acked.map_or(String::new(), |acked| acked.to_string()));
             let mut number = 2;

@@ -1,19 +1,29 @@
 //! Histories of one node between clients who ask anything and a server that answers anything.
 
 use super::*;
-use crate::backplane::redis::connection::send;
-use crate::backplane::redis::history::fetch::BatchKind;
+use crate::backplane::local::Local;
+use crate::backplane::redis::history::batch::{BatchKind, FetchBatch};
+use crate::backplane::redis::history::follower::FollowedTopic;
+use crate::backplane::redis::history::histories::PENDING_TIME_MAX;
+use crate::backplane::redis::history::request::TopicRef;
 use crate::backplane::redis::hostile;
 use crate::backplane::redis::names::Names;
+use crate::backplane::redis::pipeline::send;
 use crate::ids::{ConnId, NodeId, SlotId, TopicId};
+use crate::ids::{Position, ShardId, TopicName, UpTo};
 use crate::link::channel::{OpsEnd, ShardEnd, window};
 use crate::link::health::Health;
 use crate::link::{Downlink, HistoryTo};
+use crate::link::{HistoryError, HistoryRequest, RecoveryRequest};
+use crate::policy::limits::Limits;
+use crate::policy::namespaces::Namespaces;
 use crate::protocol::dialect::Encoding;
 use crate::protocol::{Page, RequestId};
 use proptest::prelude::*;
 use redis::Value;
+use std::sync::Arc;
 use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
 
 const AT: TopicId = TopicId(SlotId { index: 5, generation: 0 });
 const CONN: ConnId = ConnId(SlotId { index: 7, generation: 0 });

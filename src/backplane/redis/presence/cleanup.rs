@@ -13,19 +13,17 @@
 //! and not before.
 
 use crate::backplane::partition::partition;
-use crate::backplane::redis::names::Names;
-use crate::backplane::redis::presence::keys::{CONTROL, Keys};
-use crate::backplane::redis::presence::liveness::LivenessContext;
+use crate::backplane::redis::pipeline::execute_on;
+use crate::backplane::redis::presence::context::{LivenessContext, PresenceRules};
+use crate::backplane::redis::presence::keys::{CONTROL, Keys, topic_in};
 use crate::backplane::redis::presence::partition_set::PartitionSet;
 use crate::backplane::redis::presence::scripts::{self, PresenceScript};
 use crate::backplane::redis::topology::routes::ServerRoutes;
 use crate::ids::TopicName;
-use crate::policy::namespaces::Namespaces;
 use futures_util::future::{Either, join_all, select};
 use redis::aio::MultiplexedConnection;
-use redis::{FromRedisValue, Pipeline, RedisError, RedisResult, Value, pipe};
+use redis::{FromRedisValue, RedisError, RedisResult, pipe};
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// For how long a dead node finds the note that it was cleaned up behind.
@@ -42,15 +40,6 @@ const PARTS_PER_STEP: usize = 64;
 const ROOMS_PER_LOOK: usize = 64;
 /// Rooms cleaned up in one step.
 const ROOMS_PER_STEP: usize = 64;
-
-/// What the members of rooms are told.
-#[derive(Clone)]
-pub struct PresenceRules {
-    /// How channels are called.
-    pub names: Names,
-    /// How many users a room may have that is told of them.
-    pub namespaces: Arc<Namespaces>,
-}
 
 struct NodeCleanup {
     route: ServerRoutes,
@@ -198,7 +187,7 @@ impl NodeCleanup {
         for part in left.iter() {
             looks.cmd("SRANDMEMBER").arg(self.keys.index(part, &self.node)).arg(ROOMS_PER_LOOK);
         }
-        let answers = all(cmd, &looks).await?;
+        let answers = execute_on(cmd, &looks).await?;
         let (mut topics, mut foreign) = (Vec::new(), pipe());
         for (part, answer) in std::mem::take(left).iter().zip(answers) {
             let read = |answer| Ok(Vec::<Vec<u8>>::from_redis_value(answer)?);
@@ -246,7 +235,7 @@ impl NodeCleanup {
             let room = scripts::RoomArgs { topic, users_max, dead: &[], publish };
             scripts::remove_node(&mut step, &self.keys, &self.rules.names, room, &self.node);
         }
-        for (topic, answer) in topics.iter().zip(all(cmd, &step).await?) {
+        for (topic, answer) in topics.iter().zip(execute_on(cmd, &step).await?) {
             if let Err(error) = answer.extract_error() {
                 left.remove(partition(topic));
                 *refusal = Some(error);
@@ -254,15 +243,4 @@ impl NodeCleanup {
         }
         Ok(())
     }
-}
-
-/// The topic that a member of a partition's index is, if it can be.
-pub fn topic_in(part: u16, member: &[u8]) -> Option<String> {
-    let topic = TopicName::parse(std::str::from_utf8(member).ok()?)?;
-    (partition(topic.as_str()) == part).then(|| topic.as_str().to_owned())
-}
-
-/// The answers to a pipeline one by one: that one of them is an error says nothing of the others.
-pub async fn all(cmd: &mut MultiplexedConnection, pipeline: &Pipeline) -> RedisResult<Vec<Value>> {
-    cmd.send_packed_commands(pipeline, 0, pipeline.len()).await
 }

@@ -15,7 +15,7 @@
 //! of the topic `*`, on one server.
 
 use crate::backplane::partition::partition;
-use crate::ids::NodeId;
+use crate::ids::{NodeId, TopicName};
 
 /// The topic whose partition has what nodes say of themselves.
 pub const CONTROL: &str = "*";
@@ -79,6 +79,12 @@ impl Keys {
 pub fn node_name(text: &[u8]) -> Option<String> {
     let is_name = text.len() == 16 && text.iter().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'));
     is_name.then(|| String::from_utf8_lossy(text).into_owned())
+}
+
+/// The topic that a member of a partition's index is, if it can be.
+pub fn topic_in(part: u16, member: &[u8]) -> Option<String> {
+    let topic = TopicName::parse(std::str::from_utf8(member).ok()?)?;
+    (partition(topic.as_str()) == part).then(|| topic.as_str().to_owned())
 }
 
 #[cfg(test)]

@@ -24,11 +24,10 @@
 //! Invariant: nobody is dead while this node has just come back to that server: after an outage the
 //! others need a moment, too.
 
-use crate::backplane::redis::connection::{Reply, poll_reply, send};
-use crate::backplane::redis::presence::cleanup::{self, PresenceRules};
+use crate::backplane::redis::pipeline::{PendingReply, execute_on, poll_reply, send};
+use crate::backplane::redis::presence::cleanup;
+use crate::backplane::redis::presence::context::LivenessContext;
 use crate::backplane::redis::presence::keys::{CONTROL, Keys, node_name};
-use crate::backplane::redis::presence::partition_set::PartitionSet;
-use crate::backplane::redis::topology::routes::ServerRoutes;
 use hashbrown::{HashMap, HashSet};
 use redis::aio::MultiplexedConnection;
 use redis::{FromRedisValue, RedisResult, Value, pipe};
@@ -75,23 +74,11 @@ pub struct LivenessOutcome {
     pub is_busy: bool,
 }
 
-/// What it needs to know of the rest.
-pub struct LivenessContext<'a> {
-    /// The ways to all servers.
-    pub route: &'a ServerRoutes,
-    /// Partitions in which it may be cleaned up and told now.
-    pub settled: PartitionSet,
-    /// How keys are called.
-    pub keys: &'a Keys,
-    /// What members are told.
-    pub rules: &'a PresenceRules,
-}
-
 /// See the module. One for each time that the server of the signs is up.
 pub struct Liveness {
     began: Instant,
     last_read: Option<Instant>,
-    read_nodes: Option<Reply<NodesSeen>>,
+    read_nodes: Option<PendingReply<NodesSeen>>,
     /// All other nodes, as last seen.
     nodes: HashSet<String>,
     /// Nodes that were met in rooms, and are not among those.
@@ -101,7 +88,7 @@ pub struct Liveness {
     dead: Arc<[String]>,
     /// Whose turn it is to be cleaned up behind: nobody waits for one that takes long.
     turn: usize,
-    cleanup_of: Option<Reply<bool>>,
+    cleanup_of: Option<PendingReply<bool>>,
 }
 
 impl Liveness {
@@ -214,7 +201,7 @@ async fn read_nodes(
     first.cmd("GET").arg(keys.removed(&keys.me));
     first.cmd("SADD").arg(keys.nodes()).arg(&keys.me).arg(unknown_nodes);
     first.cmd("SMEMBERS").arg(keys.nodes());
-    let answers = cleanup::all(&mut cmd, &first).await?;
+    let answers = execute_on(&mut cmd, &first).await?;
     let [life, notice, listed, nodes] = <[Value; 4]>::try_from(answers).unwrap_or_default();
     life.extract_error()?;
     listed.extract_error()?;

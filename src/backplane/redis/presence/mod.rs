@@ -22,6 +22,7 @@
 //! first and last connection is told.
 
 mod cleanup;
+mod context;
 mod event;
 mod keys;
 mod liveness;
@@ -38,16 +39,16 @@ use crate::backplane::local::Local;
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::partition::partition;
 use crate::backplane::presence::{Presence, PresenceEvent, Transition, user_name};
-use crate::backplane::redis::connection::{execute, poll_reply, send};
 use crate::backplane::redis::names::Names;
+use crate::backplane::redis::pipeline::{execute, poll_reply, send};
 use crate::backplane::redis::topology::routes::ServerRoutes;
 use crate::ids::{NodeId, TopicName};
 use crate::link::{PresenceRequest, PresenceUpdate};
 use crate::metrics::BackplaneCounters;
 use crate::policy::namespaces::Namespaces;
-use cleanup::PresenceRules;
+use context::{LivenessContext, PresenceRules};
 use keys::{CONTROL, Keys, node_name};
-use liveness::{Liveness, LivenessContext, LivenessOutcome, RemovalNotice};
+use liveness::{Liveness, LivenessOutcome, RemovalNotice};
 use partition_set::PartitionSet;
 use query::{MemberQueries, QueryAnswer, QueryContext};
 use redis::{ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};

@@ -19,7 +19,7 @@
 use crate::backplane::interest::Interest;
 use crate::backplane::partition::partition;
 use crate::backplane::presence::{Presence, PresenceEvent};
-use crate::backplane::redis::connection::{Reply, poll_reply, send};
+use crate::backplane::redis::pipeline::{PendingReply, poll_reply, send};
 use crate::backplane::redis::presence::event;
 use crate::backplane::redis::presence::keys::{Keys, node_name};
 use crate::backplane::redis::presence::partition_set::PartitionSet;
@@ -79,7 +79,7 @@ struct RunningQuery {
     topic: TopicName,
     asks: Vec<PresenceRequest>,
     tried: Instant,
-    reply: Reply<RemoteUsers>,
+    reply: PendingReply<RemoteUsers>,
     since: Vec<Since>,
 }
 

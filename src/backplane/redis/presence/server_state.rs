@@ -11,7 +11,7 @@
 //! Invariant: every partition has one owner here as soon as there was a route.
 
 use crate::backplane::partition::PARTITIONS;
-use crate::backplane::redis::connection::Reply;
+use crate::backplane::redis::pipeline::PendingReply;
 use crate::backplane::redis::presence::partition_set::{PartitionDelays, PartitionSet};
 use crate::backplane::redis::presence::write_queue::PendingWrite;
 use crate::backplane::redis::topology::routes::ServerRoutes;
@@ -32,7 +32,7 @@ pub struct WriteBatch {
     /// What is under way; a reply to each.
     pub room_writes: Vec<RoomWrite>,
     /// All replies.
-    pub reply: Reply<Vec<Value>>,
+    pub reply: PendingReply<Vec<Value>>,
 }
 
 /// Some users of a room.
@@ -194,7 +194,7 @@ impl ServerStates {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backplane::redis::connection::send;
+    use crate::backplane::redis::pipeline::send;
     use std::sync::Arc;
     use std::task::{Context, Waker};
 

@@ -11,10 +11,9 @@
 //! Invariant: a partition is left until it was read without an error.
 
 use crate::backplane::partition::partition;
-use crate::backplane::redis::connection::{Reply, poll_reply, send};
 use crate::backplane::redis::error_reply::ErrorReply;
-use crate::backplane::redis::presence::cleanup::{all, topic_in};
-use crate::backplane::redis::presence::keys::Keys;
+use crate::backplane::redis::pipeline::{PendingReply, execute_on, poll_reply, send};
+use crate::backplane::redis::presence::keys::{Keys, topic_in};
 use crate::backplane::redis::presence::partition_set::PartitionSet;
 use crate::backplane::redis::topology::routes::ServerRoutes;
 use crate::ids::{TopicName, is_name};
@@ -52,8 +51,8 @@ pub struct StaleEntries {
 }
 
 enum StaleRead {
-    Rooms(Reply<Vec<TopicName>>),
-    Users(Reply<Vec<Page>>),
+    Rooms(PendingReply<Vec<TopicName>>),
+    Users(PendingReply<Vec<Page>>),
 }
 
 /// Users of a room, and where the next ones begin; 0: there are no more.
@@ -178,7 +177,7 @@ async fn users(
         let key = keys.users(room.as_str(), &keys.me);
         pages.cmd("HSCAN").arg(key).arg(from).arg("COUNT").arg(USERS_PER_PAGE);
     }
-    let answers = all(&mut cmd, &pages).await?;
+    let answers = execute_on(&mut cmd, &pages).await?;
     let pages: Vec<(u64, Vec<Vec<u8>>)> =
         answers.into_iter().map(page_of).collect::<RedisResult<_>>()?;
     let named = |name: &Vec<u8>| {

@@ -18,14 +18,13 @@
 //! Invariant: every publish ends exactly once.
 
 use crate::backplane::envelope;
-use crate::backplane::history::store::IDEMPOTENCY_TTL;
 use crate::backplane::local::Local;
 use crate::backplane::log_throttle::LogThrottle;
+use crate::backplane::message::IDEMPOTENCY_TTL;
 use crate::backplane::message::Message;
-use crate::backplane::redis::connection::{CommandContext, Reply, execute, poll_reply, send};
 use crate::backplane::redis::error_reply::ErrorReply;
-use crate::backplane::redis::history::meta_ttl_s;
 use crate::backplane::redis::names::Names;
+use crate::backplane::redis::pipeline::{CommandContext, PendingReply, execute, poll_reply, send};
 use crate::backplane::redis::publish::unconfirmed::UnconfirmedLog;
 use crate::backplane::redis::scripts::{self, HistoryScript, PublishReply, REPAIR_MS};
 use crate::backplane::redis::unreadable::{UnreadableWarnings, number_of};
@@ -79,7 +78,7 @@ impl QueuedPublish {
 
 struct PublishBatch {
     sent: Vec<Sent>,
-    reply: Reply<Vec<Value>>,
+    reply: PendingReply<Vec<Value>>,
 }
 
 /// What is remembered of a publish that is under way.
@@ -129,7 +128,7 @@ pub struct PublishQueue {
     /// A server said that topics are elsewhere.
     is_redirected: bool,
     /// The scripts are being loaded.
-    script_load: Option<Reply<()>>,
+    script_load: Option<PendingReply<()>>,
     unconfirmed: UnconfirmedLog,
 }
 
@@ -613,7 +612,7 @@ fn publish_command(
     names.extend(retry.as_deref());
     let mut command = scripts::call(HistoryScript::Publish, &names);
     command.arg(context.names.channel(topic)).arg(envelope).arg(policy.history_size);
-    command.arg(policy.history_ttl_s).arg(meta_ttl_s(policy));
+    command.arg(policy.history_ttl_s).arg(scripts::meta_ttl_s(policy));
     command.arg(context.generation).arg(context.publish).arg(key_ttl_s).arg(REPAIR_MS);
     command
 }

@@ -11,12 +11,11 @@
 //! Invariant: what is remembered is in the order of its positions, topic by topic.
 
 use crate::backplane::envelope;
-use crate::backplane::history::store::IDEMPOTENCY_TTL;
 use crate::backplane::log_throttle::LogThrottle;
+use crate::backplane::message::IDEMPOTENCY_TTL;
 use crate::backplane::message::Message;
-use crate::backplane::redis::connection::{CommandContext, Reply, execute, poll_reply, send};
 use crate::backplane::redis::error_reply::ErrorReply;
-use crate::backplane::redis::history::meta_ttl_s;
+use crate::backplane::redis::pipeline::{CommandContext, PendingReply, execute, poll_reply, send};
 use crate::backplane::redis::scripts::{self, HistoryScript, REPAIR_MS};
 use crate::ids::{Position, TopicName};
 use crate::link::Publish;
@@ -79,7 +78,7 @@ pub struct UnconfirmedLog {
 
 struct VerifyBatch {
     asked: Vec<AckedPublish>,
-    reply: Reply<Vec<Value>>,
+    reply: PendingReply<Vec<Value>>,
 }
 
 impl UnconfirmedLog {
@@ -232,7 +231,7 @@ impl UnconfirmedLog {
         let mut command = scripts::call(HistoryScript::Verify, &names);
         command.arg(at.epoch).arg(at.offset).arg(context.generation);
         command.arg(context.names.channel(topic)).arg(context.publish);
-        command.arg(policy.history_ttl_s).arg(meta_ttl_s(policy)).arg(key_ttl_s);
+        command.arg(policy.history_ttl_s).arg(scripts::meta_ttl_s(policy)).arg(key_ttl_s);
         command.arg(&self.envelope[..]);
         command
     }

@@ -13,7 +13,7 @@
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::partition::PARTITIONS;
 use crate::backplane::redis::connection;
-use crate::backplane::redis::topology::PartitionMap;
+use crate::backplane::redis::topology::map::PartitionMap;
 use crate::metrics::servers;
 use crate::plan::{Login, RedisPlan};
 use futures_util::future::join_all;

@@ -1,0 +1,461 @@
+//! All histories of one server that this node follows: what is asked of them, and their bounds. Reads
+//! and repairs are in `fetch` and `repair`.
+
+use crate::backplane::history::log::MessageLog;
+use crate::backplane::local::Local;
+use crate::backplane::log_throttle::LogThrottle;
+use crate::backplane::redis::history::answer::{reply_overload, reply_unreadable};
+use crate::backplane::redis::history::batch::{FetchBatch, READS_PER_BATCH};
+use crate::backplane::redis::history::follower::FollowedTopic;
+use crate::backplane::redis::history::request::{PendingRequest, TopicRef, TopicRequest};
+use crate::backplane::redis::pipeline::PendingReply;
+use crate::backplane::redis::unreadable::UnreadableWarnings;
+use crate::ids::{Position, ShardId, TopicName, UpTo};
+use crate::link::{HistoryError, HistoryRequest, RecoveryRequest};
+use crate::policy::limits::Limits;
+use crate::policy::namespaces::{Namespaces, Policy};
+use crate::policy::token_bucket::TokenBucket;
+use hashbrown::HashMap;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Messages that are kept of a topic while a hole before them is being read. More are read again.
+pub(super) const HELD_MAX: usize = 256;
+/// Every topic is looked at again once in so many seconds.
+const SECONDS_PER_AUDIT_LAP: usize = 60;
+/// How long somebody waits for what they missed. Then: `reply_overload`.
+pub(super) const PENDING_TIME_MAX: Duration = Duration::from_secs(10);
+/// See the module.
+pub struct Histories {
+    pub(super) namespaces: Arc<Namespaces>,
+    pub(super) is_enabled: bool,
+    /// Nothing is asked while topics are about to move.
+    pub(super) is_paused: bool,
+    /// The server said that topics are elsewhere.
+    pub(super) is_redirected: bool,
+    pub(super) topics: HashMap<TopicName, FollowedTopic>,
+    /// Topics that the server would not say anything of, and when to ask again.
+    pub(super) to_retry: VecDeque<(Instant, TopicRef)>,
+    /// Topics that want a read, each once. Those that were forgotten stand here until they come to
+    /// the front.
+    pub(super) to_read: VecDeque<TopicRef>,
+    pub(super) batches: VecDeque<FetchBatch>,
+    /// Every topic once, by its line, for whoever looks for messages to let go of. Those of topics
+    /// that were forgotten stand here until they come to the front.
+    pub(super) eviction_queue: VecDeque<TopicRef>,
+    pub(super) incarnations: u64,
+    pub(super) bytes: usize,
+    pub(super) bytes_max: usize,
+    pub(super) recovery_bytes_max: usize,
+    pub(super) bucket: TokenBucket,
+    /// What the bucket's time counts from.
+    pub(super) started: Instant,
+    pub(super) last_expiry: Option<Instant>,
+    pub(super) refusal_log: LogThrottle,
+    pub(super) impossible: LogThrottle,
+    pub(super) unreadable: UnreadableWarnings,
+    /// The server does not know the scripts.
+    pub(super) is_script_missing: bool,
+    /// They are being loaded.
+    pub(super) script_load: Option<PendingReply<()>>,
+    /// Reads of streams, holes found, and what became of them.
+    pub numbers: HistoryCounters,
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HistoryCounters {
+    /// Reads of a topic's history.
+    pub reads: u64,
+    /// Joins that had to wait for one.
+    pub waited: u64,
+    /// Holes that were closed.
+    pub repaired: u64,
+    /// Holes that were told.
+    pub lost: u64,
+}
+
+impl Histories {
+    /// Nothing is followed yet.
+    pub fn new(namespaces: Arc<Namespaces>, limits: &Limits) -> Histories {
+        Histories {
+            is_enabled: namespaces.have_history(),
+            is_paused: false,
+            is_redirected: false,
+            to_retry: VecDeque::new(),
+            namespaces,
+            topics: HashMap::new(),
+            to_read: VecDeque::new(),
+            batches: VecDeque::new(),
+            eviction_queue: VecDeque::new(),
+            incarnations: 0,
+            bytes: 0,
+            bytes_max: limits.history_bytes_max,
+            recovery_bytes_max: limits.recovery_bytes_max,
+            // A tenth of a second's reads at once: no more than a server does in one breath.
+            bucket: TokenBucket::new(
+                limits.history_reads_per_s_max,
+                (limits.history_reads_per_s_max / 10).max(READS_PER_BATCH as u64),
+            ),
+            started: Instant::now(),
+            last_expiry: None,
+            refusal_log: LogThrottle::default(),
+            impossible: LogThrottle::default(),
+            unreadable: UnreadableWarnings::default(),
+            is_script_missing: false,
+            script_load: None,
+            numbers: HistoryCounters::default(),
+        }
+    }
+
+    /// Whether any topic has a history.
+    pub fn is_enabled(&self) -> bool {
+        self.is_enabled
+    }
+
+    /// What holds for a topic.
+    pub fn policy(&self, topic: &TopicName) -> &Policy {
+        self.namespaces.policy(topic.kind())
+    }
+
+    /// Topics that are followed.
+    pub fn topics(&self) -> usize {
+        self.topics.len()
+    }
+
+    /// Topics that wait to be read.
+    pub fn to_read(&self) -> usize {
+        self.to_read.len() + self.to_retry.len()
+    }
+
+    /// Bytes of messages that are kept here.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The server has taken a topic's subscription away: nothing is certain until it is subscribed
+    /// again.
+    pub fn on_unsubscribed(&mut self, topic: &str) {
+        if let Some(topic) = self.topics.get_mut(topic) {
+            (topic.is_subscribed, topic.is_synced) = (false, false);
+        }
+    }
+
+    /// A topic's channel is subscribed on this link: where is its history?
+    pub fn on_subscribed(&mut self, topic: &TopicName) {
+        if !self.policy(topic).has_history() {
+            return;
+        }
+        let state = self.follow(topic);
+        (state.is_subscribed, state.is_synced) = (true, false);
+        state.is_read_before_subscribe = state.is_reading;
+        self.schedule_read(topic);
+    }
+
+    /// Nobody here listens for a topic any more. Whoever has asked what was said is answered before
+    /// it is forgotten.
+    pub fn leave(&mut self, name: &TopicName) {
+        let Some(topic) = self.topics.get_mut(name) else { return };
+        if topic.pending.is_empty() {
+            return self.forget(name);
+        }
+        (topic.is_subscribed, topic.is_synced) = (false, false);
+        self.schedule_read(name);
+    }
+
+    pub(super) fn forget(&mut self, topic: &TopicName) {
+        if let Some(gone) = self.topics.remove(topic) {
+            self.bytes -= gone.bytes();
+        }
+    }
+
+    fn follow(&mut self, name: &TopicName) -> &mut FollowedTopic {
+        if !self.topics.contains_key(name) {
+            self.incarnations += 1;
+            let topic = FollowedTopic::new(name, self.policy(name), self.incarnations);
+            self.topics.insert(name.clone(), topic);
+            self.eviction_queue.push_back((name.clone(), self.incarnations));
+        }
+        self.topics.get_mut(name).expect("it is there by now")
+    }
+
+    /// The next topic of the round, which goes behind all others.
+    fn next_for_eviction(&mut self) -> Option<&mut FollowedTopic> {
+        loop {
+            let (name, incarnation) = self.eviction_queue.pop_front()?;
+            if self.topics.get(&name).is_some_and(|topic| topic.incarnation == incarnation) {
+                self.eviction_queue.push_back((name.clone(), incarnation));
+                return self.topics.get_mut(&name);
+            }
+        }
+    }
+
+    /// A message came, with the position that its channel names. `false`: nobody here follows it.
+    pub fn handle_message(
+        &mut self,
+        name: &str,
+        at: Position,
+        body: &[u8],
+        now: Instant,
+        local: &mut Local,
+    ) -> bool {
+        let Some(topic) = self.topics.get_mut(name) else { return false };
+        let known = topic.log.as_ref().map(MessageLog::position).filter(|_| topic.is_synced);
+        match known {
+            Some(known) if at.epoch == known.epoch && at.offset <= known.offset => {}
+            // Said in an epoch that is over, as when somebody put it back a moment ago: what of it
+            // belongs to this history is known, and nothing that is read would ever explain it.
+            Some(known) if at.epoch < known.epoch => {}
+            Some(known)
+                if at.epoch == known.epoch && at.offset == known.offset.saturating_add(1) =>
+            {
+                let before = topic.bytes();
+                topic.deliver(body, now, local);
+                self.bytes = self.bytes + topic.bytes() - before;
+                self.make_room();
+            }
+            _ => {
+                if topic.held_messages.len() < HELD_MAX {
+                    topic.held_messages.push_back((at, body.to_vec()));
+                }
+                if topic.is_synced {
+                    topic.is_synced = false;
+                    let name = topic.name.clone();
+                    self.schedule_read(&name);
+                }
+            }
+        }
+        true
+    }
+
+    /// Somebody asks where a history is, and what they missed.
+    pub fn recover(
+        &mut self,
+        shard: ShardId,
+        ask: Box<RecoveryRequest>,
+        now: Instant,
+        local: &mut Local,
+    ) {
+        let name = ask.topic.clone();
+        self.ask(&name, TopicRequest::Recover(shard, ask), now, local);
+    }
+
+    /// Somebody asks what was said.
+    pub fn history(&mut self, ask: Box<HistoryRequest>, now: Instant, local: &mut Local) {
+        let name = ask.topic.clone();
+        self.ask(&name, TopicRequest::History(ask), now, local);
+    }
+
+    fn ask(&mut self, name: &TopicName, request: TopicRequest, now: Instant, local: &mut Local) {
+        let bytes_max = self.recovery_bytes_max;
+        // If nobody here listens for it, it is followed for this one question.
+        let topic = self.follow(name);
+        topic.was_used = true;
+        if topic.unreadable > 0 {
+            return reply_unreadable(request, local);
+        }
+        // What is being read already may be older than what is asked for.
+        let after = topic.reads + 1 + u64::from(topic.is_reading);
+        // Only this one: thousands may wait already, and nothing has changed for them.
+        if let Some(request) = topic.answer(request, after, bytes_max, local) {
+            let is_recovery = matches!(request, TopicRequest::Recover(..));
+            topic.pending.push(PendingRequest { since: now, request, after });
+            self.numbers.waited += u64::from(is_recovery);
+        }
+        self.read_or_forget(name, local);
+    }
+
+    /// A user has dealt with messages. Answers which; `None`: nothing is known of them here.
+    pub fn acknowledge(&mut self, name: &TopicName, up_to: UpTo) -> Option<Position> {
+        let topic = self.topics.get_mut(name);
+        let known = topic.as_ref().and_then(|topic| topic.log.as_ref()).map(MessageLog::position);
+        let epoch = up_to.epoch.or(known.map(|known| known.epoch))?;
+        if let (Some(topic), Some(known)) = (topic, known)
+            && epoch == known.epoch
+            && up_to.offset <= known.offset
+        {
+            topic.acked = topic.acked.max(Some(up_to.offset));
+        }
+        Some(Position { epoch, offset: up_to.offset })
+    }
+
+    /// Answers whoever can be answered from the copy now.
+    pub(super) fn answer_all(&mut self, name: &TopicName, local: &mut Local) {
+        let bytes_max = self.recovery_bytes_max;
+        let Some(topic) = self.topics.get_mut(name) else { return };
+        if topic.pending.is_empty() {
+            return;
+        }
+        let pending = std::mem::take(&mut topic.pending);
+        for PendingRequest { since, request, after } in pending {
+            if let Some(request) = topic.answer(request, after, bytes_max, local) {
+                topic.pending.push(PendingRequest { since, request, after });
+            }
+        }
+        self.read_or_forget(name, local);
+    }
+
+    /// Whoever waits, waits for a read; where nobody does and nobody listens, nothing is followed.
+    fn read_or_forget(&mut self, name: &TopicName, local: &Local) {
+        let Some(topic) = self.topics.get(name) else { return };
+        // Who wants to be in a topic waits for its channel first, and is answered then.
+        let may_read = |pending: &PendingRequest| match pending.request {
+            TopicRequest::Recover(..) => topic.is_subscribed,
+            TopicRequest::History(_) => true,
+        };
+        if topic.is_reading {
+            return;
+        }
+        if topic.pending.iter().any(may_read) {
+            self.schedule_read(name);
+        } else if topic.pending.is_empty() && local.interest.members(name.as_str()).is_none() {
+            self.forget(name);
+        }
+    }
+
+    /// The topic is to be read, unless that is under way already.
+    pub(super) fn schedule_read(&mut self, name: &TopicName) {
+        let Some(topic) = self.topics.get_mut(name) else { return };
+        if !std::mem::replace(&mut topic.is_reading, true) {
+            self.to_read.push_back((name.clone(), topic.incarnation));
+        }
+    }
+
+    /// The link is lost: positions have to be read again on the next one.
+    pub fn lose_link(&mut self, local: &mut Local) {
+        self.to_read.clear();
+        self.to_retry.clear();
+        self.batches.clear();
+        (self.is_script_missing, self.script_load) = (false, None);
+        let mut first_missing_unacknowledged = Vec::new();
+        for (name, topic) in &mut self.topics {
+            topic.lose_link();
+            if local.interest.members(name.as_str()).is_none() {
+                first_missing_unacknowledged.push(name.clone());
+            }
+        }
+        for name in first_missing_unacknowledged {
+            self.abandon(&name, local);
+        }
+    }
+
+    /// Whoever waits for a topic that nobody here listens for is told that Redis is away.
+    fn abandon(&mut self, name: &TopicName, local: &mut Local) {
+        let pending = self.topics.get_mut(name).map(|topic| std::mem::take(&mut topic.pending));
+        for PendingRequest { request, .. } in pending.into_iter().flatten() {
+            match request {
+                TopicRequest::History(ask) => {
+                    local.reply_history(ask.topic, ask.to, Err(HistoryError::Unavailable))
+                }
+                TopicRequest::Recover(shard, ask) => reply_overload(shard, *ask, None, local),
+            }
+        }
+        self.forget(name);
+    }
+
+    /// Those who have waited too long are told so; at most every second.
+    pub fn expire(&mut self, now: Instant, local: &mut Local) {
+        let is_due = |at: Instant| now.saturating_duration_since(at) >= Duration::from_secs(1);
+        if !self.is_enabled || !self.last_expiry.is_none_or(is_due) {
+            return;
+        }
+        self.last_expiry = Some(now);
+        self.schedule_audits();
+        let mut first_missing_unacknowledged = Vec::new();
+        for topic in self.topics.values_mut().filter(|topic| !topic.pending.is_empty()) {
+            let position = topic.log.as_ref().map(MessageLog::position).filter(|_| topic.is_synced);
+            topic.is_joined_without_position |= position.is_none();
+            let is_late = |pending: &mut PendingRequest| {
+                now.saturating_duration_since(pending.since) >= PENDING_TIME_MAX
+            };
+            for PendingRequest { request, .. } in topic.pending.extract_if(.., is_late) {
+                match request {
+                    TopicRequest::History(ask) => {
+                        local.reply_history(ask.topic, ask.to, Err(HistoryError::Unavailable));
+                    }
+                    TopicRequest::Recover(shard, ask) => {
+                        reply_overload(shard, *ask, position, local)
+                    }
+                }
+            }
+            let is_heard = local.interest.members(topic.name.as_str()).is_some();
+            if topic.pending.is_empty() && !is_heard {
+                first_missing_unacknowledged.push(topic.name.clone());
+            }
+        }
+        // They were followed for those questions only.
+        first_missing_unacknowledged.iter().for_each(|name| self.forget(name));
+    }
+
+    /// Reads a share of all positions again. A message that was lost without a trace at the end of a
+    /// topic that has fallen silent shows in no other way.
+    fn schedule_audits(&mut self) {
+        for _ in 0..self.eviction_queue.len().div_ceil(SECONDS_PER_AUDIT_LAP) {
+            let Some(topic) = self.next_for_eviction() else { return };
+            if topic.is_synced {
+                topic.is_audit = true;
+                let name = topic.name.clone();
+                self.schedule_read(&name);
+            }
+        }
+    }
+
+    /// Whether nothing is under way.
+    pub fn has_none_in_flight(&self) -> bool {
+        self.batches.is_empty()
+    }
+
+    /// From now on nothing is asked, or everything again.
+    pub fn set_paused(&mut self, is_paused: bool) {
+        self.is_paused = is_paused;
+    }
+
+    /// How many bytes of messages may be kept here: a share of what the node may keep.
+    pub fn set_bytes_max(&mut self, bytes_max: usize) {
+        self.bytes_max = bytes_max;
+    }
+
+    /// Whether the server has said, since this was last asked, that topics are elsewhere.
+    pub fn take_redirected(&mut self) -> bool {
+        std::mem::take(&mut self.is_redirected)
+    }
+
+    /// Gives away the topics that another server has now, with all who wait for something.
+    pub fn take_moved(&mut self, has_moved: impl Fn(&TopicName) -> bool) -> Vec<FollowedTopic> {
+        assert!(self.batches.is_empty(), "topics move while nothing is under way");
+        let moved: Vec<FollowedTopic> =
+            self.topics.extract_if(|name, _| has_moved(name)).map(|(_, topic)| topic).collect();
+        self.bytes -= moved.iter().map(FollowedTopic::bytes).sum::<usize>();
+        self.to_read.retain(|(name, _)| self.topics.contains_key(name));
+        self.to_retry.retain(|(_, (name, _))| self.topics.contains_key(name));
+        moved
+    }
+
+    /// Takes a topic that another server had. Whoever asked, without listening, is answered from
+    /// here.
+    pub fn adopt(&mut self, mut topic: FollowedTopic, local: &Local) {
+        topic.lose_link();
+        self.incarnations += 1;
+        topic.incarnation = self.incarnations;
+        self.bytes += topic.bytes();
+        let name = topic.name.clone();
+        self.eviction_queue.push_back((name.clone(), topic.incarnation));
+        self.topics.insert(name.clone(), topic);
+        self.read_or_forget(&name, local);
+    }
+
+    /// Lets go of copies until they fit: they can be read again.
+    pub(super) fn make_room(&mut self) {
+        for _ in 0..2 * self.eviction_queue.len() {
+            if self.bytes <= self.bytes_max {
+                return;
+            }
+            let Some(topic) = self.next_for_eviction() else { return };
+            if !std::mem::take(&mut topic.was_used) {
+                let forgotten = topic.log.as_mut().map_or(0, MessageLog::forget_messages);
+                self.bytes -= forgotten;
+            }
+        }
+    }
+}
