@@ -16,6 +16,7 @@ use crate::backplane::interest::TopicKey;
 use crate::backplane::local::Local;
 use crate::backplane::message::Message;
 use crate::backplane::presence::Presence;
+use crate::backplane::topic_table::HashedTopic;
 use crate::backplane::transport::Transport;
 use crate::ids::{Position, ShardId, TopicKind, TopicName, UpTo};
 use crate::link::{
@@ -74,10 +75,11 @@ impl Embedded {
 
     fn publish_now(&mut self, publish: Publish, now: Instant, local: &mut Local) {
         let policy = self.policy(&publish.topic);
+        let topic = HashedTopic::from(&publish.topic);
         let position = match policy.has_history() {
-            true => Some(self.store(&publish, retention(&policy), now, local)),
+            true => Some(self.store(topic, &publish, retention(&policy), now, local)),
             false => {
-                local.message(&Message::of(&publish));
+                local.message_to(topic, &Message::of(&publish));
                 None
             }
         };
@@ -87,24 +89,23 @@ impl Embedded {
     /// Stores and delivers a message, unless one with its idempotency key is stored already.
     fn store(
         &mut self,
+        topic: HashedTopic<'_>,
         publish: &Publish,
         retention: Retention,
         now: Instant,
         local: &mut Local,
     ) -> Position {
-        let topic = &publish.topic;
-        if let Some(known) =
-            publish.key.as_ref().and_then(|key| self.histories.find_key(topic, key))
-        {
+        let key = publish.key.as_deref();
+        if let Some(known) = key.and_then(|key| self.histories.find_key(topic, key)) {
             return known;
         }
-        let at = self.histories.log(topic, retention, now).next();
-        let message = Message::of(publish);
-        self.histories.push(topic, envelope::to_bytes(&message), retention, now);
+        let (name, message) = (&publish.topic, Message::of(publish));
+        let body = envelope::to_bytes(&message);
+        let at = self.histories.append(name, topic.hash(), body, retention, now);
         if let Some(key) = &publish.key {
-            self.histories.remember_key(topic, key.clone(), at, now);
+            self.histories.remember_key(name, topic.hash(), key.clone(), at, now);
         }
-        local.message_at(&message, at);
+        local.message_at(topic, &message, at);
         at
     }
 
@@ -266,5 +267,66 @@ impl Transport for Embedded {
         counters.histories_bytes = self.histories.bytes() as u64;
         counters.histories_given_up = self.histories.evicted;
         counters.presences = self.presence.users() as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backplane::topic_table::counting::hashes_of;
+    use crate::ids::{NodeId, SlotId, TopicId};
+    use crate::link::Done;
+    use crate::link::channel::window;
+    use crate::link::health::Health;
+    use crate::protocol::dialect::Encoding;
+    use bytes::Bytes;
+    use std::task::Waker;
+
+    fn publish(topic: &TopicName, key: Option<&str>) -> Publish {
+        Publish {
+            topic: topic.clone(),
+            payload: Bytes::from_static(b"1"),
+            from: None,
+            except: None,
+            key: key.map(Into::into),
+            conflate_key: None,
+            done: Done::Nobody,
+        }
+    }
+
+    /// How many names are hashed for each of three publishes, the first of which begins the history.
+    fn hashes(room: &str, history_bytes_max: usize, key: Option<&str>) -> [u64; 3] {
+        let (shards, end, _ops) = window(1, 4, 64).unwrap();
+        let health = Arc::new(Health::default());
+        let mut local = Local::new(NodeId(1), end, health, Duration::ZERO, 0);
+        let namespaces = Arc::new(Namespaces::read("kept: history_size=5").unwrap());
+        let limits = Limits { history_bytes_max, ..Limits::PRODUCTION };
+        let mut embedded = Embedded::new(namespaces, &limits);
+        let (topic, now) = (TopicName::room(room), Instant::now());
+        let at = TopicId(SlotId { index: 0, generation: 0 });
+        let key_of_topic = local.join(topic.clone(), ShardId(0), Encoding::NATIVE, at);
+        local.confirm_subscription(key_of_topic.expect("the first join"), 0);
+        let other = TopicName::room("kept:other");
+        let mut cx = Context::from_waker(Waker::noop());
+        embedded.publish(publish(&other, None), now, &mut local);
+        embedded.poll(&mut cx, now, &mut local);
+        while shards[0].try_recv().is_some() {}
+        let costs = [0, 1, 2].map(|number| {
+            let key = key.map(|key| format!("{key}{number}"));
+            embedded.publish(publish(&topic, key.as_deref()), now, &mut local);
+            hashes_of(|| _ = embedded.poll(&mut cx, now, &mut local))
+        });
+        local.flush();
+        assert_eq!(std::iter::from_fn(|| shards[0].try_recv()).count(), 3, "all are delivered");
+        costs
+    }
+
+    #[test]
+    fn a_message_costs_one_hash_with_and_without_a_history() {
+        let room_for_all = 1 << 20;
+        assert_eq!(hashes("plain", room_for_all, None), [1; 3]);
+        assert_eq!(hashes("kept:a", room_for_all, None), [1; 3]);
+        assert_eq!(hashes("kept:a", room_for_all, Some("key")), [1; 3]);
+        assert_eq!(hashes("kept:a", 300, None), [1; 3], "another history is evicted for it");
     }
 }

@@ -16,12 +16,12 @@
 //! does a topic that moves to another server.
 
 use crate::backplane::partition::{PARTITIONS, partition};
+use crate::backplane::topic_table::{HashedTopic, TopicHash};
 use crate::ids::{ShardId, SlotId, TopicId, TopicName};
 use crate::protocol::dialect::Encoding;
 use crate::slab::Slab;
-use hashbrown::{DefaultHashBuilder, HashTable};
+use hashbrown::HashTable;
 use std::collections::VecDeque;
-use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -130,7 +130,7 @@ const _: () =
 /// What the table keeps of a topic.
 #[derive(Clone, Copy, Debug)]
 struct TableSlot {
-    hash: u32,
+    hash: TopicHash,
     index: u32,
 }
 
@@ -150,7 +150,6 @@ pub enum JoinOutcome {
 /// [`crate::backplane::local::Local`].
 pub struct Interest {
     places: HashTable<TableSlot>,
-    hasher: DefaultHashBuilder,
     entries: Slab<Entry>,
     lingering: VecDeque<Lingering>,
     linger: Duration,
@@ -204,7 +203,6 @@ impl Interest {
     pub fn new(linger: Duration) -> Interest {
         Interest {
             places: HashTable::new(),
-            hasher: DefaultHashBuilder::default(),
             entries: Slab::with_max(u32::MAX as usize),
             lingering: VecDeque::new(),
             linger,
@@ -240,7 +238,7 @@ impl Interest {
 
     /// Adds a topic without members that never expires. Returns the key to subscribe under.
     pub fn pin(&mut self, topic: TopicName) -> TopicKey {
-        self.insert(self.hash(topic.as_str()), topic, TopicMembers::AtMostOne(None))
+        self.insert(HashedTopic::from(&topic).hash(), topic, TopicMembers::AtMostOne(None))
     }
 
     /// A shard has its first member of a topic in an encoding.
@@ -251,8 +249,8 @@ impl Interest {
         encoding: Encoding,
         at: TopicId,
     ) -> JoinOutcome {
-        let hash = self.hash(topic.as_str());
-        if let Some(index) = self.index_of(hash, topic.as_str()) {
+        let hash = HashedTopic::from(&topic).hash();
+        if let Some(index) = self.index_of(HashedTopic::known(topic.as_str(), hash)) {
             let link = self.servers.links[self.servers.of(topic.as_str())].number;
             let entry = self.entries.at_mut(index).expect("the table names living entries only");
             let confirmed = entry.link == link;
@@ -264,18 +262,18 @@ impl Interest {
         JoinOutcome::Subscribe(self.insert(hash, topic, members))
     }
 
-    fn insert(&mut self, hash: u32, name: TopicName, members: TopicMembers) -> TopicKey {
+    fn insert(&mut self, hash: TopicHash, name: TopicName, members: TopicMembers) -> TopicKey {
         let entry = Entry { name, members, link: 0, last_leave: 0 };
         let inserted = self.entries.insert(entry);
         let key = inserted.expect("shards × their limit of topics stays below u32::MAX");
         let place = TableSlot { hash, index: key.index };
-        self.places.insert_unique(spread(hash), place, |place| spread(place.hash));
+        self.places.insert_unique(hash.spread(), place, |place| place.hash.spread());
         key
     }
 
     /// The last member of a topic left a shard. The topic lingers if this was the last shard.
     pub fn leave(&mut self, topic: &TopicName, shard: ShardId, at: TopicId, now: Instant) {
-        let Some(index) = self.index_of(self.hash(topic.as_str()), topic.as_str()) else { return };
+        let Some(index) = self.index_of(topic.into()) else { return };
         let key = self.entries.id_at(index).expect("the table names living entries only");
         let entry = self.entries.at_mut(index).expect("as above");
         if !entry.members.remove(shard, at) || !entry.members.as_slice().is_empty() {
@@ -305,8 +303,11 @@ impl Interest {
 
     /// The shards with members of a topic, by its name.
     #[inline]
-    pub fn members(&self, topic: &str) -> Option<(&TopicName, &[ShardMember])> {
-        let index = self.index_of(self.hash(topic), topic)?;
+    pub fn members<'a>(
+        &self,
+        topic: impl Into<HashedTopic<'a>>,
+    ) -> Option<(&TopicName, &[ShardMember])> {
+        let index = self.index_of(topic.into())?;
         let entry = self.entries.at(index)?;
         Some((&entry.name, entry.members.as_slice()))
     }
@@ -318,7 +319,7 @@ impl Interest {
 
     /// The key of a topic, by its name.
     pub fn key_of(&self, topic: &str) -> Option<TopicKey> {
-        self.entries.id_at(self.index_of(self.hash(topic), topic)?)
+        self.entries.id_at(self.index_of(topic.into())?)
     }
 
     /// The key and name of the topic at a slab index, for walks over all topics.
@@ -351,7 +352,7 @@ impl Interest {
     /// A server has revoked a subscription that it had confirmed. Returns the key if it had, and
     /// the topic is still assigned to that server.
     pub fn revoke(&mut self, topic: &str, server: usize) -> Option<TopicKey> {
-        let index = self.index_of(self.hash(topic), topic)?;
+        let index = self.index_of(topic.into())?;
         let entry = self.entries.at_mut(index).expect("the table names living entries only");
         let is_there = self.servers.of(topic) == server;
         let link = &mut self.servers.links[server];
@@ -395,31 +396,25 @@ impl Interest {
         let server = self.servers.of(entry.name.as_str());
         let link = &mut self.servers.links[server];
         link.confirmed -= usize::from(entry.link == link.number);
-        let hash = self.hash(entry.name.as_str());
+        let hash = HashedTopic::from(&entry.name).hash();
         self.places
-            .find_entry(spread(hash), |place| place.index == key.index)
+            .find_entry(hash.spread(), |place| place.index == key.index)
             .expect("every entry has its place in the table")
             .remove();
         entry.name
     }
 
     #[inline]
-    fn index_of(&self, hash: u32, topic: &str) -> Option<u32> {
+    fn index_of(&self, topic: HashedTopic<'_>) -> Option<u32> {
         let is_it = |place: &TableSlot| {
-            place.hash == hash
-                && self.entries.at(place.index).is_some_and(|entry| entry.name.as_str() == topic)
+            place.hash == topic.hash()
+                && self
+                    .entries
+                    .at(place.index)
+                    .is_some_and(|entry| entry.name.as_str() == topic.name())
         };
-        Some(self.places.find(spread(hash), is_it)?.index)
+        Some(self.places.find(topic.hash().spread(), is_it)?.index)
     }
-
-    fn hash(&self, topic: &str) -> u32 {
-        self.hasher.hash_one(topic) as u32
-    }
-}
-
-/// The table wants good bits at both ends of 64; the hash keeps 32.
-fn spread(hash: u32) -> u64 {
-    u64::from(hash).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
 #[cfg(test)]

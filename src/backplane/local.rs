@@ -13,6 +13,7 @@ use crate::backplane::message::Message;
 use crate::backplane::pending_publishes::PendingPublishes;
 use crate::backplane::presence::PresenceEvent;
 use crate::backplane::shard_queue::ShardQueue;
+use crate::backplane::topic_table::HashedTopic;
 use crate::framing;
 use crate::ids::{ConflateKey, NodeId, Position, ShardId, TopicId, TopicKind, TopicName};
 use crate::link::channel::{BackplaneEnd, ShardPort};
@@ -129,22 +130,29 @@ impl Local {
 
     /// Delivers a message to each shard with members; [`Local::flush`] rings them.
     pub fn message(&mut self, message: &Message<'_>) {
+        self.message_to(HashedTopic::of(message.topic), message);
+    }
+
+    /// The same where the topic is hashed already.
+    pub fn message_to(&mut self, topic: HashedTopic<'_>, message: &Message<'_>) {
+        debug_assert_eq!(topic.name(), message.topic);
         self.counters.received += 1;
-        if !self.deliver(message.topic, &RoomEvent::Message(message, None)) {
+        if !self.deliver(topic, &RoomEvent::Message(message, None)) {
             self.counters.unwanted += 1; // the last member has left; the topic lingers
         }
     }
 
     /// The same for a message with a position in its topic's history.
-    pub fn message_at(&mut self, message: &Message<'_>, at: Position) {
+    pub fn message_at(&mut self, topic: HashedTopic<'_>, message: &Message<'_>, at: Position) {
+        debug_assert_eq!(topic.name(), message.topic);
         self.counters.received += 1;
-        self.deliver(message.topic, &RoomEvent::Message(message, Some(at)));
+        self.deliver(topic, &RoomEvent::Message(message, Some(at)));
     }
 
     /// The message at this position is unreadable: members receive a loss in its place.
-    pub fn unreadable_at(&mut self, topic: &TopicName, at: Position) {
+    pub fn unreadable_at(&mut self, topic: HashedTopic<'_>, at: Position) {
         self.counters.received += 1;
-        self.deliver(topic.as_str(), &RoomEvent::Unreadable(at));
+        self.deliver(topic, &RoomEvent::Unreadable(at));
     }
 
     /// Reports a loss to all members of a topic, after earlier deliveries. `count` 0: number unknown.
@@ -163,8 +171,8 @@ impl Local {
 
     /// Delivers an event to each shard with members, encoded once for each encoding among them. Returns
     /// whether there are any.
-    fn deliver(&mut self, topic: &str, what: &RoomEvent<'_>) -> bool {
-        let (kind, members) = if topic == TopicName::ALL {
+    fn deliver(&mut self, topic: HashedTopic<'_>, what: &RoomEvent<'_>) -> bool {
+        let (kind, members) = if topic.name() == TopicName::ALL {
             (TopicKind::All, gather_everybody(&mut self.everybody, &self.end.shards))
         } else {
             let Some((name, members)) = self.interest.members(topic) else { return false };
@@ -270,7 +278,7 @@ impl Local {
             PresenceEvent::Joined { .. } => self.counters.presence_joined += 1,
             PresenceEvent::Left { .. } => self.counters.presence_left += 1,
         }
-        self.deliver(topic, &RoomEvent::PresenceEvent(news));
+        self.deliver(topic.into(), &RoomEvent::PresenceEvent(news));
     }
 
     /// Answers a request for the users of a room. `None`: the backplane is unavailable.

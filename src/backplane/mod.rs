@@ -29,6 +29,7 @@ mod pending_publishes;
 pub mod presence;
 pub mod redis;
 pub mod shard_queue;
+pub mod topic_table;
 pub mod transport;
 
 use self::redis::RedisTransport;

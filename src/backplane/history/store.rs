@@ -12,9 +12,10 @@
 
 use crate::backplane::history::log::{MessageLog, Retention};
 use crate::backplane::message::IDEMPOTENCY_TTL;
+use crate::backplane::topic_table::{HashedTopic, TopicHash, TopicTable};
 use crate::ids::{Position, TopicName, UpTo};
 use bytes::Bytes;
-use hashbrown::HashMap;
+use hashbrown::HashTable;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -30,21 +31,26 @@ const SWEPT_PER_TICK: usize = 256;
 
 /// The histories of the embedded backplane, which owns it.
 pub struct MemoryHistories {
-    histories: HashMap<TopicName, StoredHistory>,
+    histories: TopicTable<StoredHistory>,
     /// Every topic once. The front is next, both for the sweep and for eviction; a topic used since
     /// its last turn goes to the back once more.
-    eviction_queue: VecDeque<TopicName>,
+    eviction_queue: VecDeque<(TopicHash, TopicName)>,
     bytes: usize,
     bytes_max: usize,
     last_epoch: u64,
-    keys: HashMap<IdempotencyKey, Position>,
+    keys: HashTable<(IdempotencyKey, Position)>,
     keys_by_age: VecDeque<(Instant, IdempotencyKey)>,
     /// Histories evicted to stay within the bound, since the start.
     pub evicted: u64,
 }
 
 /// A publish's idempotency key, within its topic.
-type IdempotencyKey = (TopicName, Box<str>);
+#[derive(Clone, PartialEq, Eq)]
+struct IdempotencyKey {
+    hash: TopicHash,
+    topic: TopicName,
+    key: Box<str>,
+}
 
 struct StoredHistory {
     log: MessageLog,
@@ -61,12 +67,12 @@ impl MemoryHistories {
     /// No histories, and room for `bytes_max` bytes of them.
     pub fn new(bytes_max: usize) -> MemoryHistories {
         MemoryHistories {
-            histories: HashMap::new(),
+            histories: TopicTable::default(),
             eviction_queue: VecDeque::new(),
             bytes: 0,
             bytes_max,
             last_epoch: 0,
-            keys: HashMap::new(),
+            keys: HashTable::new(),
             keys_by_age: VecDeque::new(),
             evicted: 0,
         }
@@ -89,8 +95,10 @@ impl MemoryHistories {
         retention: Retention,
         now: Instant,
     ) -> &mut MessageLog {
-        self.update(topic, retention, now, |log| log.trim(retention, now));
+        let hash = HashedTopic::from(topic).hash();
+        self.update(topic, hash, retention, now, |log| log.trim(retention, now));
         self.make_room(topic); // a new history takes room even without messages
+        let topic = HashedTopic::known(topic.as_str(), hash);
         &mut self.histories.get_mut(topic).expect("it was just used").log
     }
 
@@ -110,22 +118,42 @@ impl MemoryHistories {
         is_good
     }
 
-    /// Stores a message at [`MessageLog::next`].
-    pub fn push(&mut self, topic: &TopicName, body: Bytes, retention: Retention, now: Instant) {
-        self.update(topic, retention, now, |log| log.push(body, retention, now));
+    /// Stores a message at [`MessageLog::next`], which is returned. `hash`: that of `topic`.
+    pub fn append(
+        &mut self,
+        topic: &TopicName,
+        hash: TopicHash,
+        body: Bytes,
+        retention: Retention,
+        now: Instant,
+    ) -> Position {
+        let at = self.update(topic, hash, retention, now, |log| {
+            let at = log.next();
+            log.push(body, retention, now);
+            at
+        });
         self.make_room(topic);
+        at
     }
 
     /// Position of the message that was stored with this key, if any.
-    pub fn find_key(&self, topic: &TopicName, key: &str) -> Option<Position> {
-        self.keys.get(&(topic.clone(), key.into())).copied()
+    pub fn find_key(&self, topic: HashedTopic<'_>, key: &str) -> Option<Position> {
+        let is_it = |(known, _): &(IdempotencyKey, Position)| known.is(topic, key);
+        self.keys.find(topic.hash().with(key), is_it).map(|(_, at)| *at)
     }
 
-    /// Remembers the position of the message that was stored with this key.
-    pub fn remember_key(&mut self, topic: &TopicName, key: Box<str>, at: Position, now: Instant) {
-        let key = (topic.clone(), key);
-        self.keys.insert(key.clone(), at);
-        self.keys_by_age.push_back((now, key));
+    /// Remembers the position of the message that was stored with this key, which is new.
+    pub fn remember_key(
+        &mut self,
+        topic: &TopicName,
+        hash: TopicHash,
+        key: Box<str>,
+        at: Position,
+        now: Instant,
+    ) {
+        let key = IdempotencyKey { hash, topic: topic.clone(), key };
+        self.keys_by_age.push_back((now, key.clone()));
+        self.keys.insert_unique(key.hash(), (key, at), |(key, _)| key.hash());
     }
 
     /// Drops expired messages, histories and keys, a bounded number at a time.
@@ -135,90 +163,98 @@ impl MemoryHistories {
                 || self.keys_by_age.len() > IDEMPOTENCY_KEYS_MAX)
         {
             let (_, key) = self.keys_by_age.pop_front().expect("there is a front");
-            self.keys.remove(&key);
+            if let Ok(found) = self.keys.find_entry(key.hash(), |(known, _)| *known == key) {
+                found.remove();
+            }
         }
         for _ in 0..self.eviction_queue.len().min(SWEPT_PER_TICK) {
             self.sweep_next(now);
         }
     }
 
-    fn update(
+    fn update<T>(
         &mut self,
         topic: &TopicName,
+        hash: TopicHash,
         retention: Retention,
         now: Instant,
-        update: impl FnOnce(&mut MessageLog),
-    ) {
-        if !self.histories.contains_key(topic) {
-            let log = MessageLog::new(self.next_epoch(), 0);
-            self.histories.insert(
-                topic.clone(),
-                StoredHistory {
-                    log,
-                    retention,
-                    acknowledged: None,
-                    last_used: now,
-                    was_used: true,
-                },
-            );
-            self.eviction_queue.push_back(topic.clone());
-        }
-        let history = self.histories.get_mut(topic).expect("it is there by now");
+        update: impl FnOnce(&mut MessageLog) -> T,
+    ) -> T {
+        let (eviction_queue, last_epoch) = (&mut self.eviction_queue, &mut self.last_epoch);
+        let history = self.histories.get_or_insert_with(topic, hash, || {
+            eviction_queue.push_back((hash, topic.clone()));
+            let log = MessageLog::new(next_epoch(last_epoch), 0);
+            let (acknowledged, last_used, was_used) = (None, now, true);
+            StoredHistory { log, retention, acknowledged, last_used, was_used }
+        });
         (history.retention, history.last_used, history.was_used) = (retention, now, true);
         let before = history.log.bytes();
-        update(&mut history.log);
+        let result = update(&mut history.log);
         self.bytes = self.bytes + history.log.bytes() - before;
+        result
     }
 
     fn sweep_next(&mut self, now: Instant) {
-        let Some(topic) = self.eviction_queue.pop_front() else { return };
+        let Some((hash, name)) = self.eviction_queue.pop_front() else { return };
+        let topic = HashedTopic::known(name.as_str(), hash);
         let history =
-            self.histories.get_mut(&topic).expect("every topic of the queue has a history");
+            self.histories.get_mut(topic).expect("every topic of the queue has a history");
         let before = history.log.bytes();
         history.log.trim(history.retention, now);
         self.bytes -= before - history.log.bytes();
         let unused_for = now.saturating_duration_since(history.last_used);
         if history.log.is_empty() && unused_for >= EMPTY_TTL {
-            self.histories.remove(&topic);
+            self.histories.remove(topic);
         } else {
-            self.eviction_queue.push_back(topic);
+            self.eviction_queue.push_back((hash, name));
         }
     }
 
     /// Evicts histories until all fit; `spared`, which has just been used, last.
     fn make_room(&mut self, spared: &TopicName) {
         while self.bytes() > self.bytes_max {
-            let Some(topic) = self.eviction_queue.pop_front() else { return };
+            let Some((hash, name)) = self.eviction_queue.pop_front() else { return };
+            let topic = HashedTopic::known(name.as_str(), hash);
             let history =
-                self.histories.get_mut(&topic).expect("every topic of the queue has a history");
+                self.histories.get_mut(topic).expect("every topic of the queue has a history");
             let is_alone = self.eviction_queue.is_empty();
-            if std::mem::take(&mut history.was_used) || (topic == *spared && !is_alone) {
-                self.eviction_queue.push_back(topic);
+            if std::mem::take(&mut history.was_used) || (name == *spared && !is_alone) {
+                self.eviction_queue.push_back((hash, name));
                 continue;
             }
             if is_alone {
                 // One topic fills all the room: its oldest messages are dropped.
                 self.bytes -= history.log.drop_oldest();
                 let is_empty = history.log.is_empty();
-                self.eviction_queue.push_back(topic);
+                self.eviction_queue.push_back((hash, name));
                 if is_empty {
                     return;
                 }
                 continue;
             }
-            let history = self.histories.remove(&topic).expect("it was just looked at");
+            let history = self.histories.remove(topic).expect("it was just looked at");
             self.bytes -= history.log.bytes();
             self.evicted += 1;
         }
     }
+}
 
-    /// In microseconds: a million topics that begin in one second must not run ahead of the clock,
-    /// or a process started soon after would give the same epochs again.
-    fn next_epoch(&mut self) -> u64 {
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.last_epoch = (since_1970.as_micros() as u64).max(self.last_epoch + 1);
-        self.last_epoch
+impl IdempotencyKey {
+    fn hash(&self) -> u64 {
+        self.hash.with(&self.key)
     }
+
+    fn is(&self, topic: HashedTopic<'_>, key: &str) -> bool {
+        self.hash == topic.hash() && self.topic.as_str() == topic.name() && *self.key == *key
+    }
+}
+
+/// In microseconds: a million topics that begin in one second must not run ahead of the clock, or a
+/// process started soon after would give the same epochs again.
+fn next_epoch(last_epoch: &mut u64) -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    *last_epoch = (since_1970.as_micros() as u64).max(*last_epoch + 1);
+    *last_epoch
 }
 
 #[cfg(test)]
@@ -229,6 +265,12 @@ mod tests {
 
     fn body() -> Bytes {
         Bytes::from(vec![b'x'; 1000])
+    }
+
+    impl MemoryHistories {
+        fn push(&mut self, topic: &TopicName, body: Bytes, retention: Retention, now: Instant) {
+            self.append(topic, HashedTopic::from(topic).hash(), body, retention, now);
+        }
     }
 
     fn room(number: usize) -> TopicName {
@@ -246,9 +288,9 @@ mod tests {
         // All were just used; the next push clears every mark and then evicts the front.
         histories.push(&room(10), body(), RETENTION, now);
         assert_eq!((histories.topics(), histories.evicted), (10, 1));
-        assert!(!histories.histories.contains_key(&room(0)));
+        assert!(!histories.histories.get(&room(0)).is_some());
         histories.push(&room(1), body(), RETENTION, now);
-        assert!(histories.histories.contains_key(&room(1)), "it was just used");
+        assert!(histories.histories.get(&room(1)).is_some(), "it was just used");
         assert!(histories.bytes() <= histories.bytes_max);
         let again = histories.log(&room(0), RETENTION, now).position();
         assert!(again.epoch > epochs[9] && again.offset == 0);
@@ -329,11 +371,12 @@ mod tests {
         let began = Instant::now();
         let mut histories = MemoryHistories::new(1 << 20);
         let at = Position { epoch: 1, offset: 2 };
-        histories.remember_key(&room(0), "k".into(), at, began);
-        assert_eq!(histories.find_key(&room(0), "k"), Some(at));
-        assert_eq!(histories.find_key(&room(1), "k"), None);
+        let hash = HashedTopic::from(&room(0)).hash();
+        histories.remember_key(&room(0), hash, "k".into(), at, began);
+        assert_eq!(histories.find_key((&room(0)).into(), "k"), Some(at));
+        assert_eq!(histories.find_key((&room(1)).into(), "k"), None);
         histories.tick(began + IDEMPOTENCY_TTL);
-        assert_eq!(histories.find_key(&room(0), "k"), None);
+        assert_eq!(histories.find_key((&room(0)).into(), "k"), None);
         assert!(histories.keys.is_empty() && histories.keys_by_age.is_empty());
     }
 }

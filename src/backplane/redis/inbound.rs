@@ -20,6 +20,7 @@ use crate::backplane::redis::ingest;
 use crate::backplane::redis::presence::{self, RedisPresence};
 use crate::backplane::redis::shared::SharedContext;
 use crate::backplane::redis::unreadable::position;
+use crate::backplane::topic_table::HashedTopic;
 use crate::ids::Position;
 use hashbrown::HashSet;
 use std::time::Instant;
@@ -149,6 +150,7 @@ impl InboundHandler<'_> {
             }
             return;
         }
+        let topic = HashedTopic::of(topic);
         let (histories, now) = (&mut *self.histories, self.now);
         match split_position(body) {
             Some((at, body)) if histories.handle_message(topic, at, body, now, self.local) => {}
@@ -178,10 +180,10 @@ impl InboundHandler<'_> {
         }
     }
 
-    fn deliver(&mut self, topic: &str, body: &[u8]) {
-        match envelope::read(topic, body) {
-            Ok(message) => self.local.message(&message),
-            Err(why) => self.on_malformed(&format!("{why:?}"), topic),
+    fn deliver(&mut self, topic: HashedTopic<'_>, body: &[u8]) {
+        match envelope::read(topic.name(), body) {
+            Ok(message) => self.local.message_to(topic, &message),
+            Err(why) => self.on_malformed(&format!("{why:?}"), topic.name()),
         }
     }
 
@@ -208,7 +210,162 @@ fn split_position(body: &[u8]) -> Option<(Position, &[u8])> {
 mod tests {
     use super::*;
     use crate::backplane::redis::hostile;
+    use crate::backplane::redis::names::Names;
+    use crate::backplane::topic_table::counting::hashes_of;
+    use crate::ids::{NodeId, ShardId, SlotId, TopicId, TopicName};
+    use crate::link::Downlink;
+    use crate::link::channel::{OpsEnd, ShardEnd, window};
+    use crate::link::health::Health;
+    use crate::plan::{RedisPlan, RedisServers};
+    use crate::policy::limits::Limits;
+    use crate::policy::namespaces::Namespaces;
+    use crate::protocol::dialect::Encoding;
     use proptest::prelude::*;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    /// What a handler borrows, with one member in each of these rooms.
+    struct Node {
+        shared: SharedContext,
+        subscriptions: Subscriptions,
+        histories: Histories,
+        presence: RedisPresence,
+        local: Local,
+        shard: ShardEnd,
+        _ops: OpsEnd,
+    }
+
+    impl Node {
+        fn with_members_in(rooms: &[&str]) -> Node {
+            let (mut shards, end, ops) = window(1, 64, 4096).unwrap();
+            let (node, limits) = (NodeId(1), Limits::PRODUCTION);
+            let namespaces = Arc::new(Namespaces::read("kept: history_size=5").unwrap());
+            let names = Names::new("t", node);
+            let mut local = Local::new(node, end, Arc::new(Health::default()), Duration::ZERO, 0);
+            for (index, room) in (0..).zip(rooms) {
+                let at = TopicId(SlotId { index, generation: 0 });
+                let key = local.join(TopicName::room(room), ShardId(0), Encoding::NATIVE, at);
+                assert!(local.confirm_subscription(key.expect("the first join"), 0));
+            }
+            let shard = shards.remove(0);
+            while shard.try_recv().is_some() {}
+            Node {
+                subscriptions: Subscriptions::new(0, Vec::new(), 0),
+                histories: Histories::new(namespaces.clone(), &limits),
+                presence: RedisPresence::new(namespaces.clone(), "t", names.clone(), node),
+                shared: SharedContext { plan: plan(), limits, names, namespaces, seed: 1 },
+                local,
+                shard,
+                _ops: ops,
+            }
+        }
+
+        /// A message comes on a topic's channel. How many names are hashed for it.
+        fn receive(&mut self, channel: &str, body: &[u8]) -> u64 {
+            let mut handler = InboundHandler {
+                now: Instant::now(),
+                server: 0,
+                shared: &self.shared,
+                subscriptions: &mut self.subscriptions,
+                canary: None,
+                canary_channel: None,
+                histories: &mut self.histories,
+                presence: &mut self.presence,
+                local: &mut self.local,
+                malformed: &mut LogThrottle::default(),
+                moved: &mut HashSet::new(),
+                canary_back_at: &mut Instant::now(),
+                is_redirected: &mut false,
+                failure: None,
+            };
+            let event = SubscriberEvent::Message { channel: channel.as_bytes(), body };
+            hashes_of(|| handler.handle_event(event))
+        }
+
+        fn deliveries(&mut self) -> usize {
+            self.local.flush();
+            let items = std::iter::from_fn(|| self.shard.try_recv());
+            let is_delivery =
+                |it: &Downlink| matches!(it, Downlink::Deliver { .. } | Downlink::DeliverWith(_));
+            items.filter(is_delivery).count()
+        }
+    }
+
+    fn plan() -> RedisPlan {
+        RedisPlan {
+            servers: Box::new(RedisServers::read("redis://127.0.0.1:1").unwrap()),
+            prefix: "t".into(),
+            linger_ms: 0,
+            canary_interval_ms: 500,
+            canary_timeout_ms: 2_000,
+            timeout_ms: 1_000,
+            backoff_ms_max: 500,
+            tls_ca_file: None,
+            monitor_interval_ms: 0,
+            keeps_history: true,
+        }
+    }
+
+    fn envelope_of(topic: &TopicName) -> Vec<u8> {
+        let mut envelope = Vec::new();
+        let (topic, payload) = (topic.as_str(), &b"1"[..]);
+        let (from, except, conflate_key, key) = (None, None, None, None);
+        let message = Message { topic, from, payload, except, conflate_key, key };
+        envelope::write(&message, &mut envelope);
+        envelope
+    }
+
+    #[test]
+    fn a_message_from_redis_costs_one_hash() {
+        let mut node = Node::with_members_in(&["a", "b"]);
+        for room in ["a", "b", "a", "nobody"].map(TopicName::room) {
+            let channel = node.shared.names.channel(room.as_str());
+            assert_eq!(node.receive(&channel, &envelope_of(&room)), 1, "{room:?}");
+        }
+        assert_eq!(node.deliveries(), 3);
+    }
+
+    #[test]
+    fn a_message_with_a_position_costs_one_hash_whether_its_topic_is_followed_or_not() {
+        let mut node = Node::with_members_in(&["kept:a", "kept:b"]);
+        let [followed, other] = ["kept:a", "kept:b"].map(TopicName::room);
+        node.histories.follow_from(&followed, Position { epoch: 7, offset: 0 });
+        for offset in 1..=20 {
+            for room in [&followed, &other] {
+                let channel = node.shared.names.channel(room.as_str());
+                let body = [format!("7:{offset}:").as_bytes(), &envelope_of(room)].concat();
+                assert_eq!(node.receive(&channel, &body), 1, "{room:?} {offset}");
+            }
+        }
+        assert_eq!(node.deliveries(), 40);
+    }
+
+    #[test]
+    fn a_message_costs_one_hash_while_other_topics_are_evicted_for_it() {
+        let rooms = ["kept:a", "kept:b", "kept:c"];
+        let mut node = Node::with_members_in(&rooms);
+        node.histories.set_bytes_max(3);
+        for room in rooms.map(TopicName::room) {
+            node.histories.follow_from(&room, Position { epoch: 7, offset: 0 });
+        }
+        for offset in 1..=20 {
+            for room in rooms.map(TopicName::room) {
+                let channel = node.shared.names.channel(room.as_str());
+                let body = [format!("7:{offset}:").as_bytes(), &envelope_of(&room)].concat();
+                assert_eq!(node.receive(&channel, &body), 1);
+                assert!(node.histories.bytes() <= 3);
+            }
+        }
+        assert_eq!(node.deliveries(), 60);
+    }
+
+    #[test]
+    fn a_publish_of_another_service_costs_one_hash() {
+        let mut node = Node::with_members_in(&["a"]);
+        let body = br#"{"room_id":"a","payload":1}"#;
+        assert_eq!(node.receive("t:publish", body), 1);
+        assert_eq!(node.deliveries(), 1);
+    }
 
     #[test]
     fn a_message_with_a_place_that_cannot_be_is_none() {

@@ -373,7 +373,7 @@ impl Histories {
         // What was not kept may have been the last for long: nothing else would tell of it soon.
         topic.is_audit |= is_full;
         for (at, body) in held_messages {
-            self.handle_message(name.as_str(), at, &body, now, local);
+            self.handle_message(name.into(), at, &body, now, local);
         }
         if is_full {
             self.schedule_read(name);

@@ -9,6 +9,7 @@ use crate::backplane::local::Local;
 use crate::backplane::redis::history::lineage::fork_offset_of;
 use crate::backplane::redis::history::reply::FetchedHistory;
 use crate::backplane::redis::history::request::{PendingRequest, TopicRequest};
+use crate::backplane::topic_table::{HashedTopic, TopicHash};
 use crate::ids::{Position, TopicKind, TopicName};
 use crate::policy::namespaces::Policy;
 use bytes::Bytes;
@@ -21,6 +22,8 @@ const OVERTAKEN_MAX: Duration = Duration::from_secs(1);
 /// A topic with a history, as this node follows it.
 pub struct FollowedTopic {
     pub(super) name: TopicName,
+    /// That of the name.
+    pub(super) hash: TopicHash,
     /// Its place in the round, as long as it lives.
     pub(super) incarnation: u64,
     pub(super) keep: Retention,
@@ -94,9 +97,15 @@ impl FollowedTopic {
         &self.name
     }
 
-    pub(super) fn new(name: &TopicName, policy: &Policy, incarnation: u64) -> FollowedTopic {
+    pub(super) fn new(
+        name: &TopicName,
+        hash: TopicHash,
+        policy: &Policy,
+        incarnation: u64,
+    ) -> FollowedTopic {
         FollowedTopic {
             name: name.clone(),
+            hash,
             incarnation,
             keep: Retention { messages_max: policy.history_size, age_max: Duration::MAX },
             recovery: policy.recovery,
@@ -160,9 +169,10 @@ impl FollowedTopic {
         let log = self.log.as_mut().expect("what is delivered has a place");
         let at = log.next();
         log.push(Bytes::copy_from_slice(body), self.keep, now);
-        match envelope::read(self.name.as_str(), body) {
-            Ok(message) => local.message_at(&message, at),
-            Err(_) => local.unreadable_at(&self.name, at),
+        let topic = HashedTopic::known(self.name.as_str(), self.hash);
+        match envelope::read(topic.name(), body) {
+            Ok(message) => local.message_at(topic, &message, at),
+            Err(_) => local.unreadable_at(topic, at),
         }
     }
 

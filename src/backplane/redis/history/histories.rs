@@ -10,12 +10,12 @@ use crate::backplane::redis::history::follower::FollowedTopic;
 use crate::backplane::redis::history::request::{PendingRequest, TopicRef, TopicRequest};
 use crate::backplane::redis::pipeline::PendingReply;
 use crate::backplane::redis::unreadable::UnreadableWarnings;
+use crate::backplane::topic_table::{HashedTopic, TopicHash, TopicTable};
 use crate::ids::{Position, ShardId, TopicName, UpTo};
 use crate::link::{HistoryError, HistoryRequest, RecoveryRequest};
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::{Namespaces, Policy};
 use crate::policy::token_bucket::TokenBucket;
-use hashbrown::HashMap;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ pub struct Histories {
     pub(super) is_paused: bool,
     /// The server said that topics are elsewhere.
     pub(super) is_redirected: bool,
-    pub(super) topics: HashMap<TopicName, FollowedTopic>,
+    pub(super) topics: TopicTable<FollowedTopic>,
     /// Topics that the server would not say anything of, and when to ask again.
     pub(super) to_retry: VecDeque<(Instant, TopicRef)>,
     /// Topics that want a read, each once. Those that were forgotten stand here until they come to
@@ -43,7 +43,7 @@ pub struct Histories {
     pub(super) batches: VecDeque<FetchBatch>,
     /// Every topic once, by its line, for whoever looks for messages to let go of. Those of topics
     /// that were forgotten stand here until they come to the front.
-    pub(super) eviction_queue: VecDeque<TopicRef>,
+    pub(super) eviction_queue: VecDeque<(TopicHash, TopicRef)>,
     pub(super) incarnations: u64,
     pub(super) bytes: usize,
     pub(super) bytes_max: usize,
@@ -85,7 +85,7 @@ impl Histories {
             is_redirected: false,
             to_retry: VecDeque::new(),
             namespaces,
-            topics: HashMap::new(),
+            topics: TopicTable::default(),
             to_read: VecDeque::new(),
             batches: VecDeque::new(),
             eviction_queue: VecDeque::new(),
@@ -171,22 +171,32 @@ impl Histories {
     }
 
     fn follow(&mut self, name: &TopicName) -> &mut FollowedTopic {
-        if !self.topics.contains_key(name) {
-            self.incarnations += 1;
-            let topic = FollowedTopic::new(name, self.policy(name), self.incarnations);
-            self.topics.insert(name.clone(), topic);
-            self.eviction_queue.push_back((name.clone(), self.incarnations));
-        }
-        self.topics.get_mut(name).expect("it is there by now")
+        let policy = self.namespaces.policy(name.kind());
+        let (incarnations, eviction_queue) = (&mut self.incarnations, &mut self.eviction_queue);
+        let hash = HashedTopic::from(name).hash();
+        self.topics.get_or_insert_with(name, hash, || {
+            *incarnations += 1;
+            eviction_queue.push_back((hash, (name.clone(), *incarnations)));
+            FollowedTopic::new(name, hash, policy, *incarnations)
+        })
     }
 
-    /// The next topic of the round, which goes behind all others.
+    /// Follows a topic as after a read: everything up to `at` was delivered here.
+    #[cfg(test)]
+    pub fn follow_from(&mut self, name: &TopicName, at: Position) {
+        let topic = self.follow(name);
+        topic.log = Some(MessageLog::new(at.epoch, at.offset));
+        (topic.is_subscribed, topic.is_synced) = (true, true);
+    }
+
+    /// The next topic of the eviction queue, which goes to its back.
     fn next_for_eviction(&mut self) -> Option<&mut FollowedTopic> {
         loop {
-            let (name, incarnation) = self.eviction_queue.pop_front()?;
-            if self.topics.get(&name).is_some_and(|topic| topic.incarnation == incarnation) {
-                self.eviction_queue.push_back((name.clone(), incarnation));
-                return self.topics.get_mut(&name);
+            let (hash, (name, incarnation)) = self.eviction_queue.pop_front()?;
+            let topic = HashedTopic::known(name.as_str(), hash);
+            if self.topics.get(topic).is_some_and(|topic| topic.incarnation == incarnation) {
+                self.eviction_queue.push_back((hash, (name.clone(), incarnation)));
+                return self.topics.get_mut(HashedTopic::known(name.as_str(), hash));
             }
         }
     }
@@ -194,13 +204,13 @@ impl Histories {
     /// A message came, with the position that its channel names. `false`: nobody here follows it.
     pub fn handle_message(
         &mut self,
-        name: &str,
+        topic: HashedTopic<'_>,
         at: Position,
         body: &[u8],
         now: Instant,
         local: &mut Local,
     ) -> bool {
-        let Some(topic) = self.topics.get_mut(name) else { return false };
+        let Some(topic) = self.topics.get_mut(topic) else { return false };
         let known = topic.log.as_ref().map(MessageLog::position).filter(|_| topic.is_synced);
         match known {
             Some(known) if at.epoch == known.epoch && at.offset <= known.offset => {}
@@ -329,7 +339,7 @@ impl Histories {
         self.batches.clear();
         (self.is_script_missing, self.script_load) = (false, None);
         let mut first_missing_unacknowledged = Vec::new();
-        for (name, topic) in &mut self.topics {
+        for (name, topic) in self.topics.iter_mut() {
             topic.lose_link();
             if local.interest.members(name.as_str()).is_none() {
                 first_missing_unacknowledged.push(name.clone());
@@ -363,7 +373,9 @@ impl Histories {
         self.last_expiry = Some(now);
         self.schedule_audits();
         let mut first_missing_unacknowledged = Vec::new();
-        for topic in self.topics.values_mut().filter(|topic| !topic.pending.is_empty()) {
+        for topic in
+            self.topics.iter_mut().map(|(_, topic)| topic).filter(|topic| !topic.pending.is_empty())
+        {
             let position = topic.log.as_ref().map(MessageLog::position).filter(|_| topic.is_synced);
             topic.is_joined_without_position |= position.is_none();
             let is_late = |pending: &mut PendingRequest| {
@@ -424,11 +436,10 @@ impl Histories {
     /// Gives away the topics that another server has now, with all who wait for something.
     pub fn take_moved(&mut self, has_moved: impl Fn(&TopicName) -> bool) -> Vec<FollowedTopic> {
         assert!(self.batches.is_empty(), "topics move while nothing is under way");
-        let moved: Vec<FollowedTopic> =
-            self.topics.extract_if(|name, _| has_moved(name)).map(|(_, topic)| topic).collect();
+        let moved = self.topics.take_if(has_moved);
         self.bytes -= moved.iter().map(FollowedTopic::bytes).sum::<usize>();
-        self.to_read.retain(|(name, _)| self.topics.contains_key(name));
-        self.to_retry.retain(|(_, (name, _))| self.topics.contains_key(name));
+        self.to_read.retain(|(name, _)| self.topics.get(name).is_some());
+        self.to_retry.retain(|(_, (name, _))| self.topics.get(name).is_some());
         moved
     }
 
@@ -439,9 +450,10 @@ impl Histories {
         self.incarnations += 1;
         topic.incarnation = self.incarnations;
         self.bytes += topic.bytes();
-        let name = topic.name.clone();
-        self.eviction_queue.push_back((name.clone(), topic.incarnation));
-        self.topics.insert(name.clone(), topic);
+        let (name, hash) = (topic.name.clone(), topic.hash);
+        self.eviction_queue.push_back((hash, (name.clone(), topic.incarnation)));
+        self.topics.remove(HashedTopic::known(name.as_str(), hash));
+        self.topics.get_or_insert_with(&name, hash, || topic);
         self.read_or_forget(&name, local);
     }
 

@@ -3,7 +3,6 @@
 use super::*;
 use crate::backplane::local::Local;
 use crate::backplane::redis::history::batch::{BatchKind, FetchBatch};
-use crate::backplane::redis::history::follower::FollowedTopic;
 use crate::backplane::redis::history::histories::PENDING_TIME_MAX;
 use crate::backplane::redis::history::request::TopicRef;
 use crate::backplane::redis::hostile;
@@ -96,8 +95,8 @@ impl Story {
     }
 
     fn message(&mut self, at: Position, body: &[u8]) {
-        let name = self.topic.as_str();
-        self.histories.handle_message(name, at, body, self.now, &mut self.local);
+        let topic = (&self.topic).into();
+        self.histories.handle_message(topic, at, body, self.now, &mut self.local);
     }
 
     /// The server answers the reads that are due, each with the same.
@@ -271,7 +270,8 @@ proptest! {
             prop_assert!(told.is_none_or(is_place), "{told:?}");
         }
         prop_assert_eq!(asked, answered);
-        let kept: usize = story.histories.topics.values().map(FollowedTopic::bytes).sum();
+        let topics = story.histories.topics.iter_mut();
+        let kept: usize = topics.map(|(_, topic)| topic.bytes()).sum();
         prop_assert_eq!(story.histories.bytes(), kept);
     }
 }
