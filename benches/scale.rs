@@ -259,7 +259,7 @@ impl Meter {
         };
         Some(Counted {
             deliveries: sum("campanile_deliveries_total"),
-            visits: sum("campanile_loop_turns_total"),
+            visits: sum("campanile_shard_visit_seconds_count"),
             frames: sum("campanile_downlink_frames_total"),
             switches: self.switches()?,
         })

@@ -1,59 +1,28 @@
-//! `/metrics`: every described number of every thread, as OpenMetrics text.
+//! `/metrics`: every described number of every thread, in the Prometheus text format 0.0.4.
 //!
 //! Knows no number by name. Numbers of one name are one family, whichever thread counts them; a
-//! shard's carry its number as a label, so that one hot shard shows, and a Redis server's where it
-//! is.
+//! shard's carry its number as a label, so that one hot shard shows, and a Redis server's its
+//! address.
 
 use super::Ops;
-use crate::link::health::Health;
-use crate::metrics::{BackplaneMirror, Described, Kind, OpsMirror, ShardMirror};
+use crate::metrics::histogram::Histogram;
+use crate::metrics::{Metric, MetricKind, MetricValue};
 use crate::{sys, terminal};
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::registry::Registry;
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// A registry that reads the mirrors whenever it is asked.
-pub(super) fn registry(
-    shards: &[Arc<ShardMirror>],
-    backplane: &Arc<BackplaneMirror>,
-    own: &Arc<OpsMirror>,
-    health: &Arc<Health>,
-    started: Instant,
-) -> Registry {
-    let mut registry = Registry::with_prefix("campanile");
-    let (shards, backplane, health) = (shards.to_vec(), backplane.clone(), health.clone());
-    let own = own.clone();
-    registry.register_collector(Box::new(Mirrors { shards, backplane, own, health, started }));
-    registry
-}
+/// Written in front of every name.
+const PREFIX: &str = "campanile_";
 
 /// `GET /metrics`
 pub(super) async fn metrics(State(ops): State<Arc<Ops>>) -> Response {
-    let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, &ops.registry) {
-        Ok(()) => {
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, kind)], text).into_response()
-        }
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
-}
-
-#[derive(Debug)]
-struct Mirrors {
-    shards: Vec<Arc<ShardMirror>>,
-    backplane: Arc<BackplaneMirror>,
-    own: Arc<OpsMirror>,
-    health: Arc<Health>,
-    started: Instant,
+    let text = render(&families(&ops));
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
 type Labels = Vec<(&'static str, String)>;
@@ -61,92 +30,239 @@ type Labels = Vec<(&'static str, String)>;
 /// All numbers of one name.
 struct Family {
     help: &'static str,
-    kind: Kind,
-    samples: Vec<(Labels, u64)>,
+    kind: MetricKind,
+    samples: Vec<(Labels, MetricValue)>,
 }
 
-impl Mirrors {
-    fn families(&self) -> BTreeMap<&'static str, Family> {
-        let mut families = BTreeMap::new();
-        for (shard, mirror) in self.shards.iter().enumerate() {
-            for described in mirror.read().describe() {
-                add(&mut families, described, vec![("shard", shard.to_string())]);
-            }
-        }
-        for described in self.backplane.read().describe() {
-            add(&mut families, described, vec![]);
-        }
-        let of_process = [self.own.read().describe(), terminal::log_counters().describe()];
-        for described in of_process.into_iter().flatten() {
-            add(&mut families, described, vec![]);
-        }
-        let (picture, now) = (self.backplane.redis(), Instant::now());
-        for described in picture.deployment.describe() {
-            add(&mut families, described, vec![]);
-        }
-        for server in &picture.servers {
-            for described in server.describe(now) {
-                add(&mut families, described, vec![("server", server.server.clone())]);
-            }
-        }
-        families
-    }
+type Families = BTreeMap<&'static str, Family>;
 
-    fn encode_process(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let mut gauge = |name: &str, help: &str, labels: Labels, value: u64| {
-            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            encode(&mut metric, Kind::Gauge, &labels, value)
-        };
-        let build: Labels = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
-        gauge("build_info", "Which build this is", build, 1)?;
-        let ready = self.health.ready(self.shards.len() as u16).is_ok();
-        gauge("ready", "1 while /readyz answers 200", vec![], u64::from(ready))?;
-        let uptime_s = self.started.elapsed().as_secs();
-        gauge("uptime_seconds", "Since this node started", vec![], uptime_s)?;
-        match sys::resident_bytes() {
-            Ok(bytes) => {
-                gauge("process_resident_memory_bytes", "Memory held by the process", vec![], bytes)
-            }
-            Err(_) => Ok(()),
+fn families(ops: &Ops) -> Families {
+    let mut families = Families::new();
+    for (shard, mirror) in ops.shards.iter().enumerate() {
+        let metrics = mirror.read().describe();
+        metrics
+            .into_iter()
+            .for_each(|it| add(&mut families, it, vec![("shard", shard.to_string())]));
+    }
+    let (snapshot, now) = (ops.backplane.redis(), Instant::now());
+    let of_node = [
+        ops.backplane.read().describe(),
+        ops.own.read().describe(),
+        terminal::log_counters().describe(),
+        snapshot.deployment.describe(),
+        of_process(ops),
+    ];
+    of_node.into_iter().flatten().for_each(|it| add(&mut families, it, vec![]));
+    for server in &snapshot.servers {
+        for metric in server.describe(now) {
+            add(&mut families, metric, vec![("server", server.server.clone())]);
         }
     }
+    families
 }
 
-fn encode(metric: &mut MetricEncoder<'_>, kind: Kind, labels: &Labels, value: u64) -> fmt::Result {
-    // Without labels there is no family: it would write empty braces.
-    if labels.is_empty() {
-        return encode_value(metric, kind, value);
-    }
-    encode_value(&mut metric.encode_family(labels)?, kind, value)
-}
-
-fn encode_value(sample: &mut MetricEncoder<'_>, kind: Kind, value: u64) -> fmt::Result {
-    match kind {
-        Kind::Counter => sample.encode_counter::<Labels, u64, u64>(&value, None),
-        Kind::Gauge => sample.encode_gauge(&value),
-    }
-}
-
-fn add(families: &mut BTreeMap<&'static str, Family>, described: Described, mut labels: Labels) {
-    let Described { name, label, help, kind, value } = described;
+fn add(families: &mut Families, metric: Metric, mut labels: Labels) {
+    let Metric { name, label, help, kind, value } = metric;
     labels.extend(label.map(|(key, value)| (key, value.to_owned())));
     let new = || Family { help, kind, samples: Vec::new() };
     families.entry(name).or_insert_with(new).samples.push((labels, value));
 }
 
-impl Collector for Mirrors {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        for (name, family) in self.families() {
-            // The encoder writes `_total` behind a counter's name itself.
-            let (name, kind) = match family.kind {
-                Kind::Counter => (name.trim_end_matches("_total"), MetricType::Counter),
-                Kind::Gauge => (name, MetricType::Gauge),
-            };
-            let mut metric = encoder.encode_descriptor(name, family.help, None, kind)?;
-            for (labels, value) in &family.samples {
-                encode(&mut metric, family.kind, labels, *value)?;
+/// What no thread counts.
+fn of_process(ops: &Ops) -> Vec<Metric> {
+    let gauge = |name, help, count| Metric {
+        name,
+        label: None,
+        help,
+        kind: MetricKind::Gauge,
+        value: MetricValue::Number { count, per: 1 },
+    };
+    let is_ready = ops.health.ready(ops.shards.len() as u16).is_ok();
+    let build = gauge("build_info", "The version of this build, as a label", 1);
+    let mut metrics = vec![
+        Metric { label: Some(("version", env!("CARGO_PKG_VERSION"))), ..build },
+        gauge("ready", "1 while /readyz answers 200", u64::from(is_ready)),
+        gauge("uptime_seconds", "Time since this node started", ops.started.elapsed().as_secs()),
+    ];
+    if let Ok(bytes) = sys::resident_bytes() {
+        let help = "Resident memory of the process";
+        metrics.push(gauge("process_resident_memory_bytes", help, bytes));
+    }
+    metrics
+}
+
+fn render(families: &Families) -> String {
+    let mut text = String::new();
+    for (name, family) in families {
+        write_family(&mut text, name, family).expect("a String takes all that is written to it");
+    }
+    text
+}
+
+fn write_family(out: &mut String, name: &str, family: &Family) -> fmt::Result {
+    let kind = match family.kind {
+        MetricKind::Counter => "counter",
+        MetricKind::Gauge => "gauge",
+        MetricKind::Histogram => "histogram",
+    };
+    // Help texts are ours: no line breaks and no backslashes in them (a test looks).
+    writeln!(out, "# HELP {PREFIX}{name} {}", family.help)?;
+    writeln!(out, "# TYPE {PREFIX}{name} {kind}")?;
+    for (labels, value) in &family.samples {
+        match value {
+            MetricValue::Number { count, per } => {
+                write_sample(out, name, "", labels, None, *count, *per)?;
             }
+            MetricValue::Histogram(histogram) => write_histogram(out, name, labels, histogram)?,
         }
-        self.encode_process(&mut encoder)
+    }
+    Ok(())
+}
+
+fn write_histogram(
+    out: &mut String,
+    name: &str,
+    labels: &Labels,
+    histogram: &Histogram,
+) -> fmt::Result {
+    let mut bound = String::new();
+    for (bound_us, count) in histogram.cumulative() {
+        bound.clear();
+        write_decimal(&mut bound, bound_us, 1_000_000)?;
+        write_sample(out, name, "_bucket", labels, Some(&bound), count, 1)?;
+    }
+    let count = histogram.count();
+    write_sample(out, name, "_bucket", labels, Some("+Inf"), count, 1)?;
+    write_sample(out, name, "_sum", labels, None, histogram.sum_ns(), 1_000_000_000)?;
+    write_sample(out, name, "_count", labels, None, count, 1)
+}
+
+/// One line. `le` is the upper bound of a histogram's bucket.
+fn write_sample(
+    out: &mut String,
+    name: &str,
+    suffix: &str,
+    labels: &Labels,
+    le: Option<&str>,
+    count: u64,
+    per: u64,
+) -> fmt::Result {
+    write!(out, "{PREFIX}{name}{suffix}")?;
+    let labels = labels.iter().map(|(key, value)| (*key, value.as_str()));
+    let mut between = '{';
+    for (key, value) in labels.chain(le.map(|bound| ("le", bound))) {
+        write!(out, "{between}{key}=\"")?;
+        write_escaped(out, value);
+        out.push('"');
+        between = ',';
+    }
+    out.push_str(if between == '{' { " " } else { "} " });
+    write_decimal(out, count, per)?;
+    out.push('\n');
+    Ok(())
+}
+
+/// `count / per` without loss; `per` is a power of ten.
+fn write_decimal(out: &mut String, count: u64, per: u64) -> fmt::Result {
+    write!(out, "{}", count / per)?;
+    let rest = count % per;
+    if rest > 0 {
+        let digits = per.ilog10() as usize;
+        let fraction = format!("{rest:0digits$}");
+        write!(out, ".{}", fraction.trim_end_matches('0'))?;
+    }
+    Ok(())
+}
+
+/// A label's value: a server's address is as somebody has configured it.
+fn write_escaped(out: &mut String, value: &str) {
+    for c in value.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '"' => out.push_str("\\\""),
+            '\n' => out.push_str("\\n"),
+            c => out.push(c),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{BackplaneCounters, LogCounters, OpsCounters, ShardCounters};
+    use std::time::Duration;
+
+    fn rendered(metric: Metric, labels: Labels) -> String {
+        let mut families = Families::new();
+        add(&mut families, metric, labels);
+        render(&families)
+    }
+
+    fn gauge(count: u64, per: u64) -> Metric {
+        let (name, help) = ("age_seconds", "Its age");
+        let value = MetricValue::Number { count, per };
+        Metric { name, label: None, help, kind: MetricKind::Gauge, value }
+    }
+
+    #[test]
+    fn a_number_counted_in_a_smaller_unit_is_exposed_in_the_base_unit_without_loss() {
+        let table = [
+            (0, 1000, "0"),
+            (7, 1, "7"),
+            (1500, 1000, "1.5"),
+            (1, 1_000_000, "0.000001"),
+            (2_000_000, 1_000_000, "2"),
+            (u64::MAX, 1_000_000_000, "18446744073.709551615"),
+        ];
+        for (count, per, value) in table {
+            let text = rendered(gauge(count, per), vec![]);
+            let line = format!("campanile_age_seconds {value}");
+            assert_eq!(text.lines().last(), Some(&line[..]));
+        }
+    }
+
+    #[test]
+    fn a_label_may_be_any_text() {
+        let labels = vec![("shard", "0".to_owned()), ("server", "a\"b\\c\nd".to_owned())];
+        let text = rendered(gauge(1, 1), labels);
+        let line = r#"campanile_age_seconds{shard="0",server="a\"b\\c\nd"} 1"#;
+        assert_eq!(text.lines().last(), Some(line));
+    }
+
+    #[test]
+    fn a_histogram_has_cumulative_buckets_in_seconds_their_sum_and_their_count() {
+        let mut histogram = Histogram::default();
+        histogram.record(Duration::from_micros(7));
+        histogram.record(Duration::from_millis(40));
+        let metric = Metric {
+            kind: MetricKind::Histogram,
+            value: MetricValue::Histogram(Box::new(histogram)),
+            ..gauge(0, 1)
+        };
+        let text = rendered(metric, vec![("shard", "3".to_owned())]);
+        let has = |line: &str| assert!(text.lines().any(|l| l == line), "{line}\n{text}");
+        has("# TYPE campanile_age_seconds histogram");
+        has("campanile_age_seconds_bucket{shard=\"3\",le=\"0.00001\"} 1");
+        has("campanile_age_seconds_bucket{shard=\"3\",le=\"0.025\"} 1");
+        has("campanile_age_seconds_bucket{shard=\"3\",le=\"0.05\"} 2");
+        has("campanile_age_seconds_bucket{shard=\"3\",le=\"+Inf\"} 2");
+        has("campanile_age_seconds_sum{shard=\"3\"} 0.040007");
+        has("campanile_age_seconds_count{shard=\"3\"} 2");
+    }
+
+    #[test]
+    fn help_texts_need_no_escapes_and_all_of_one_name_are_the_same() {
+        let all = [
+            ShardCounters::default().describe(),
+            BackplaneCounters::default().describe(),
+            OpsCounters::default().describe(),
+            LogCounters::default().describe(),
+        ];
+        let mut helps = BTreeMap::new();
+        for metric in all.into_iter().flatten() {
+            assert!(!metric.help.contains(['\\', '\n']), "{}", metric.name);
+            let first = *helps.entry(metric.name).or_insert((metric.help, metric.kind));
+            assert_eq!(first, (metric.help, metric.kind), "{}", metric.name);
+        }
     }
 }

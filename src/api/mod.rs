@@ -52,7 +52,8 @@ struct Ops {
     shards: Vec<Arc<ShardMirror>>,
     backplane: Arc<BackplaneMirror>,
     health: Arc<Health>,
-    registry: prometheus_client::registry::Registry,
+    /// The numbers of this port.
+    own: Arc<OpsMirror>,
     started: Instant,
     /// Who may carry out a request of `/v1`.
     turns: Semaphore,
@@ -64,14 +65,14 @@ pub fn run(setup: OpsSetup) -> io::Result<()> {
     let OpsSetup { plan, listener, end, shards, backplane, health } = setup;
     let started = Instant::now();
     let own = Arc::<OpsMirror>::default();
-    let registry = metrics::registry(&shards, &backplane, &own, &health, started);
     let turns = Semaphore::new(guard::AT_A_TIME_MAX);
-    let ops = Arc::new(Ops { plan, end, shards, backplane, health, registry, started, turns });
+    let counted = own.clone();
+    let ops = Arc::new(Ops { plan, end, shards, backplane, health, own, started, turns });
     listener.set_nonblocking(true)?;
     SockRef::from(&listener).listen(listener::BACKLOG)?;
     runtime.block_on(LocalSet::new().run_until(async move {
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        listener::serve(listener, router::router(ops), own).await
+        listener::serve(listener, router::router(ops), counted).await
     }))
 }
 

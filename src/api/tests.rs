@@ -11,7 +11,7 @@ use crate::link::{
 };
 use crate::metrics::redis::RedisNumbers;
 use crate::metrics::servers::{DeploymentNumbers, OwnNumbers, Picture, ServerNumbers};
-use crate::metrics::{BackplaneCounters, ShardCounters};
+use crate::metrics::{BackplaneCounters, MetricKind, ShardCounters};
 use crate::plan::{Machine, resolve};
 use crate::protocol::Unrecovered;
 use crate::protocol::run::Run;
@@ -453,22 +453,22 @@ fn every_number_is_in_the_metrics_once_for_each_thread() {
     has("# TYPE campanile_connections gauge");
     has("campanile_connections{shard=\"0\"} 3");
     has("campanile_connections{shard=\"1\"} 4");
-    has("# TYPE campanile_closes counter");
-    has("campanile_closes_total{shard=\"1\",reason=\"slow\"} 4");
+    has("# TYPE campanile_connections_closed_total counter");
+    has("campanile_connections_closed_total{shard=\"1\",reason=\"slow_consumer\"} 4");
     // Both kinds of thread drop; it is one family.
-    has("# TYPE campanile_drops counter");
-    has("campanile_drops_total{shard=\"0\",reason=\"channel_full\"} 0");
-    has("campanile_drops_total{reason=\"shard_full\"} 5");
+    has("# TYPE campanile_messages_dropped_total counter");
+    has("campanile_messages_dropped_total{shard=\"0\",reason=\"channel_full\"} 0");
+    has("campanile_messages_dropped_total{reason=\"shard_full\"} 5");
     has("campanile_backplane_up 1");
     has(&format!("campanile_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")));
     has("# TYPE campanile_process_resident_memory_bytes gauge");
     has("# TYPE campanile_uptime_seconds gauge");
-    has("# EOF");
     assert!(!text.contains("total_total"), "{text}");
     let all = ShardCounters::default().describe();
-    for described in &all {
-        let label = described.label.map_or(String::new(), |(k, v)| format!(",{k}=\"{v}\""));
-        let line = format!("campanile_{}{{shard=\"0\"{label}}} ", described.name);
+    for metric in &all {
+        let label = metric.label.map_or(String::new(), |(k, v)| format!(",{k}=\"{v}\""));
+        let suffix = if metric.kind == MetricKind::Histogram { "_count" } else { "" };
+        let line = format!("campanile_{}{suffix}{{shard=\"0\"{label}}} ", metric.name);
         assert_eq!(text.lines().filter(|l| l.starts_with(&line)).count(), 1, "{line}");
     }
 }
@@ -504,7 +504,7 @@ fn each_redis_server_has_its_own_numbers_under_its_address() {
     has("# TYPE campanile_redis_up gauge");
     has("campanile_redis_up{server=\"h:1\"} 1");
     has("campanile_redis_up{server=\"h:2\"} 0");
-    has("# TYPE campanile_redis_reconnects counter");
+    has("# TYPE campanile_redis_reconnects_total counter");
     has("campanile_redis_reconnects_total{server=\"h:2\"} 2");
     has("campanile_redis_memory_used_bytes{server=\"h:1\"} 1000");
     has("campanile_redis_sentinels_configured 3");
@@ -591,7 +591,7 @@ fn who_comes_when_there_is_no_place_gets_that_of_the_one_who_has_waited_longest(
         (0..listener::CONNECTIONS_MAX).map(|_| TcpStream::connect(node.addr).unwrap()).collect();
     assert_eq!(node.get("/healthz"), (200, "ok".to_owned()));
     let text = node.get("/metrics").1;
-    let evicted = "\ncampanile_ops_closes_total{reason=\"evicted\"} ";
+    let evicted = "\ncampanile_ops_connections_closed_total{reason=\"evicted\"} ";
     let (_, evicted) = text.split_once(evicted).expect("it is counted");
     let evicted: usize = evicted.lines().next().unwrap().parse().unwrap();
     assert!((1..=2).contains(&evicted), "{evicted}");

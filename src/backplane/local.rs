@@ -7,6 +7,7 @@
 //! Invariant: nothing here waits. A message costs one hash of its topic, one frame for each encoding,
 //! and one `try_send` for each shard with members.
 
+use crate::backplane::delivery_sample::DeliverySample;
 use crate::backplane::interest::{Interest, JoinOutcome, ShardMember, TopicKey};
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::message::Message;
@@ -99,6 +100,7 @@ pub struct Local {
     health: Arc<Health>,
     since: Instant,
     failure_log: LogThrottle,
+    sample: DeliverySample,
 }
 
 impl Local {
@@ -125,6 +127,7 @@ impl Local {
             health,
             since: Instant::now(),
             failure_log: LogThrottle::default(),
+            sample: DeliverySample::default(),
         }
     }
 
@@ -137,6 +140,7 @@ impl Local {
     pub fn message_to(&mut self, topic: HashedTopic<'_>, message: &Message<'_>) {
         debug_assert_eq!(topic.name(), message.topic);
         self.counters.received += 1;
+        self.sample.hand_out(message.topic, message.payload);
         if !self.deliver(topic, &RoomEvent::Message(message, None)) {
             self.counters.unwanted += 1; // the last member has left; the topic lingers
         }
@@ -146,6 +150,7 @@ impl Local {
     pub fn message_at(&mut self, topic: HashedTopic<'_>, message: &Message<'_>, at: Position) {
         debug_assert_eq!(topic.name(), message.topic);
         self.counters.received += 1;
+        self.sample.hand_out(message.topic, message.payload);
         self.deliver(topic, &RoomEvent::Message(message, Some(at)));
     }
 
@@ -294,11 +299,21 @@ impl Local {
     }
 
     /// Registers a publish; it ends with exactly one [`Local::end_publish`].
-    pub fn begin_publish(&mut self, publish: &mut Publish) {
+    pub fn begin_publish(&mut self, publish: &mut Publish, now: Instant) {
         self.counters.publishes += 1;
+        if self.sample.wants(now) && self.has_members(&publish.topic) {
+            self.sample.begin(publish, now);
+        }
         if let Done::Conn { shard, turn, .. } = &mut publish.done {
             *turn = self.publishes[usize::from(shard.0)].begin();
         }
+    }
+
+    /// Whether a message of this topic would be delivered on this node.
+    fn has_members(&self, topic: &TopicName) -> bool {
+        let topic_name = HashedTopic::of(topic.as_str());
+        let has_any = |(_, members): (&TopicName, &[ShardMember])| !members.is_empty();
+        topic.kind() == TopicKind::All || self.interest.members(topic_name).is_some_and(has_any)
     }
 
     /// A shard asks to be told when all its publishes up to now have ended (`Settled`).
@@ -386,6 +401,9 @@ impl Local {
         for (queue, port) in self.queues.iter_mut().zip(&self.end.shards) {
             queue.retry(port);
             queue.ring(port);
+        }
+        if let Some(took) = self.sample.flushed() {
+            self.counters.delivery_time.record(took);
         }
     }
 

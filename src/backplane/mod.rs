@@ -17,6 +17,7 @@
 //! Invariant: everything here runs on one thread, and a turn never waits. Only the sleep between two
 //! turns does.
 
+mod delivery_sample;
 pub mod embedded;
 pub mod envelope;
 pub mod history;
@@ -230,7 +231,7 @@ impl<T: Transport> BackplaneLoop<T> {
     }
 
     fn publish(&mut self, mut publish: Publish, now: Instant) {
-        self.local.begin_publish(&mut publish);
+        self.local.begin_publish(&mut publish, now);
         self.transport.publish(publish, now, &mut self.local);
     }
 

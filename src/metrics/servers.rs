@@ -8,7 +8,7 @@
 //!
 //! Invariant: a picture never changes, and no password is in it.
 
-use super::Described;
+use super::Metric;
 use super::redis::RedisNumbers;
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,13 +17,13 @@ numbers! {
     /// What this node itself counts of one server.
     OwnNumbers of Option<u64> {
         up: Gauge "redis_up" "1 while messages flow through this server",
-        subscriptions: Gauge "redis_subscriptions" "Topics confirmed by this server",
-        publish_queue_bytes: Gauge "redis_publish_queue_bytes" "Publishes that wait for this server",
+        subscriptions: Gauge "redis_subscriptions" "Topics whose subscription this server has confirmed",
+        publish_queue_bytes: Gauge "redis_publish_queue_bytes" "Bytes of publishes that wait for this server",
         in_flight: Gauge "redis_publishes_in_flight" "Publishes sent to this server and not answered yet",
-        canary_rtt_us: Gauge "redis_canary_rtt_us" "The last canary's way to this server and back",
-        canary_age_ms: Gauge "redis_canary_age_ms" "Since a canary last came back from this server",
+        canary_rtt_us: Gauge / 1_000_000 "redis_canary_rtt_seconds" "Round trip of the last canary through this server",
+        canary_age_ms: Gauge / 1000 "redis_canary_age_seconds" "Time since a canary last came back from this server",
         canaries_missed: Counter "redis_canaries_missed_total" "Canaries that did not come back from this server in time",
-        reconnects: Counter "redis_reconnects_total" "Times a connection to this server was lost or given up",
+        reconnects: Counter "redis_reconnects_total" "Connections to this server that were lost or given up",
     }
 }
 
@@ -31,9 +31,9 @@ numbers! {
     /// What says where the servers are.
     DeploymentNumbers of Option<u64> {
         sentinels_configured: Gauge "redis_sentinels_configured" "Sentinels that are configured",
-        sentinels_answering: Gauge "redis_sentinels_answering" "Of these, sentinels that have said who is master within 5 seconds",
+        sentinels_answering: Gauge "redis_sentinels_answering" "Sentinels that have answered who is master within 5 seconds",
         cluster_masters: Gauge "redis_cluster_masters" "Masters of the Cluster that have topics",
-        cluster_map_failed: Gauge "redis_cluster_map_failed" "1 if CLUSTER NODES did not say who has what when last asked",
+        cluster_map_failed: Gauge "redis_cluster_map_failed" "1 if the last CLUSTER NODES gave no complete map of the slots",
     }
 }
 
@@ -67,7 +67,7 @@ impl ServerNumbers {
     }
 
     /// Every number that is known, with its name and meaning.
-    pub fn describe(&self, now: Instant) -> Vec<Described> {
+    pub fn describe(&self, now: Instant) -> Vec<Metric> {
         let mut all = self.own(now).describe();
         all.append(&mut self.said.describe());
         all
@@ -90,6 +90,7 @@ pub struct Picture {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::MetricValue;
     use std::time::Duration;
 
     #[test]
@@ -105,9 +106,10 @@ mod tests {
         };
         let age = |server: &ServerNumbers, ms| {
             let all = server.describe(start + Duration::from_millis(ms));
-            all.iter().find(|it| it.name == "redis_canary_age_ms").map(|it| it.value)
+            all.into_iter().find(|it| it.name == "redis_canary_age_seconds").map(|it| it.value)
         };
-        assert_eq!((age(&server, 7), age(&server, 4000)), (Some(7), Some(4000)));
+        let ms = |count| Some(MetricValue::Number { count, per: 1000 });
+        assert_eq!((age(&server, 7), age(&server, 4000)), (ms(7), ms(4000)));
         server.canary_back_at = None;
         assert_eq!(age(&server, 7), None);
         assert!(server.is_up());

@@ -76,7 +76,7 @@ impl ReactorCell {
         room.tick_if_due(began);
         let answer = tell(&mut room);
         room.drain(began);
-        room.count_visit(began);
+        room.shard.counters.visit_time.record(began.elapsed());
         self.room.set(Some(room));
         answer
     }
@@ -110,7 +110,6 @@ pub struct Reactor {
     scratch: Box<[u8]>,
     /// Connections that wait to be read, each at most once: the shard keeps the mark.
     unread: VecDeque<ConnId>,
-    longest: Longest,
     handshakes_max: usize,
     read_turn_bytes_max: usize,
     uplink_items_max: usize,
@@ -148,7 +147,6 @@ impl Reactor {
             mirror: setup.mirror,
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
             unread: VecDeque::new(),
-            longest: Longest::default(),
             handshakes_max: limits.handshakes_max,
             read_turn_bytes_max: limits.read_turn_bytes_max,
             uplink_items_max: limits.uplink_items_max,
@@ -343,7 +341,6 @@ impl Reactor {
         let counters = &mut self.shard.counters;
         counters.downlink_waiting = self.end.waiting() as u64;
         counters.uplink_waiting += self.end.sent_waiting() as u64;
-        counters.loop_ns_max = self.longest.max(now_ms);
         self.mirror.publish(counters);
     }
 
@@ -389,6 +386,9 @@ impl Reactor {
             Progress::More => {}
             Progress::Open { opening, mut rest } => {
                 let expires_unix_s = opening.identity.expires_unix_s;
+                let took_ms = self.shard.handshake_ms(conn, self.now_ms());
+                let handshake_time = &mut self.shard.counters.handshake_time;
+                handshake_time.record(Duration::from_millis(took_ms));
                 self.shard.handle_open(conn, opening);
                 if let Some(expires_unix_s) = expires_unix_s {
                     let left_ms = 1000 * expires_unix_s.saturating_sub(unix_s());
@@ -557,41 +557,6 @@ impl Reactor {
 
     fn now_ms(&self) -> u64 {
         self.born.elapsed().as_millis() as u64
-    }
-
-    fn count_visit(&mut self, began: Instant) {
-        let ns = began.elapsed().as_nanos() as u64;
-        let counters = &mut self.shard.counters;
-        counters.loop_turns += 1;
-        counters.loop_ns += ns;
-        counters.loop_over_1ms += u64::from(ns > 1_000_000);
-        counters.loop_over_10ms += u64::from(ns > 10_000_000);
-        counters.loop_over_100ms += u64::from(ns > 100_000_000);
-        self.longest.note(ns);
-    }
-}
-
-/// The longest visit of this and of the last ten seconds: a scrape every fifteen misses none.
-#[derive(Default)]
-struct Longest {
-    ns: u64,
-    last_ns: u64,
-    began_ms: u64,
-}
-
-impl Longest {
-    const SPAN_MS: u64 = 10_000;
-
-    fn note(&mut self, ns: u64) {
-        self.ns = self.ns.max(ns);
-    }
-
-    fn max(&mut self, now_ms: u64) -> u64 {
-        let max = self.ns.max(self.last_ns);
-        if now_ms >= self.began_ms + Self::SPAN_MS {
-            *self = Longest { ns: 0, last_ns: self.ns, began_ms: now_ms };
-        }
-        max
     }
 }
 

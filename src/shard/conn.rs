@@ -158,6 +158,9 @@ impl Memberships {
     }
 }
 
+/// The unit in which [`Conn::since`] says when a connection was opened: enough for 13 years.
+pub const OPENED_UNIT_MS: u64 = 100;
+
 /// One connection.
 #[derive(Debug)]
 pub struct Conn {
@@ -180,6 +183,9 @@ pub struct Conn {
     pub unread: ReadState,
     /// Which question to the backplane comes after the last publish or presence of it (`session/`).
     pub settled_by: u32,
+    /// While `Handshaking`, when it was accepted, in milliseconds of the shard's clock (modulo 2³²);
+    /// from then on when it was opened, in units of [`OPENED_UNIT_MS`].
+    pub since: u32,
     /// Why it ends, once it does.
     pub reason: Option<CloseReason>,
     /// What its user may do.
@@ -212,6 +218,7 @@ impl Conn {
             expires: false,
             unread: ReadState::Idle,
             settled_by: 0,
+            since: 0,
             reason: None,
             rights: none,
             joined: Memberships::default(),
@@ -282,17 +289,17 @@ impl CloseReason {
     pub fn label(self) -> &'static str {
         match self {
             CloseReason::Client => "client",
-            CloseReason::Gone => "gone",
+            CloseReason::Gone => "connection_lost",
             CloseReason::Io => "io_error",
             CloseReason::Protocol(error) if error.close_code() == CloseCode::TOO_BIG => "too_big",
             CloseReason::Protocol(_) => "protocol",
             CloseReason::Unsupported => "unsupported",
-            CloseReason::Slow => "slow",
-            CloseReason::Silent => "silent",
+            CloseReason::Slow => "slow_consumer",
+            CloseReason::Silent => "ping_timeout",
             CloseReason::Overloaded => "overloaded",
             CloseReason::Drain => "drain",
             CloseReason::TokenExpired => "token_expired",
-            CloseReason::Lost => "lost",
+            CloseReason::Lost => "messages_lost",
             CloseReason::Http => "http",
         }
     }

@@ -15,7 +15,7 @@ use crate::ids::{ANONYMOUS_PREFIX, ConnId, TopicName};
 use crate::protocol::Event;
 use crate::protocol::dialect::Encoding;
 use crate::shard::Shard;
-use crate::shard::conn::{CloseReason, Conn, ConnState, ReadState};
+use crate::shard::conn::{CloseReason, Conn, ConnState, OPENED_UNIT_MS, ReadState};
 use crate::shard::delivery::Follows;
 use crate::ws::close::CloseCode;
 use crate::ws::encode;
@@ -106,7 +106,8 @@ impl Shard {
         if self.life.drain.is_some() || handshaking >= self.limits.handshakes_max {
             return None;
         }
-        let conn = ConnId(self.conns.insert(Conn::new(socket_key)).ok()?);
+        let accepted = Conn { since: now_ms as u32, ..Conn::new(socket_key) };
+        let conn = ConnId(self.conns.insert(accepted).ok()?);
         self.counters.accepted += 1;
         self.counters.handshaking += 1;
         // Past its handshake, a connection's deadline for it means nothing.
@@ -122,6 +123,7 @@ impl Shard {
         let Some(c) = self.conns.get_mut(conn.0) else { return };
         assert_eq!(c.state, ConnState::Handshaking);
         c.state = ConnState::Open;
+        c.since = (self.life.now_ms / OPENED_UNIT_MS) as u32;
         c.encoding = opening.encoding;
         c.rights = opening.identity.rights;
         c.has_token = opening.identity.user.is_some();
@@ -132,6 +134,12 @@ impl Shard {
         if opening.encoding.dialect().has_topics() {
             self.welcome(conn, opening.identity.user.as_deref(), &opening.rooms);
         }
+    }
+
+    /// How long ago a connection was accepted that is still handshaking, in milliseconds.
+    pub fn handshake_ms(&self, conn: ConnId, now_ms: u64) -> u64 {
+        let accepted_ms = self.conns.get(conn.0).map_or(now_ms as u32, |c| c.since);
+        u64::from((now_ms as u32).wrapping_sub(accepted_ms))
     }
 
     /// The handshake failed: `response` is a complete HTTP answer, then the connection ends.

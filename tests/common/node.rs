@@ -158,9 +158,9 @@ impl Node {
 
     /// Waits until `/metrics` is newer than this call: shards copy their numbers out on a tick.
     pub fn wait_for_fresh_metrics(&self) {
-        let before = self.samples("campanile_loop_turns_total");
+        let before = self.samples("campanile_shard_visit_seconds_count");
         wait_until("every shard has copied its numbers out", || {
-            let now = self.samples("campanile_loop_turns_total");
+            let now = self.samples("campanile_shard_visit_seconds_count");
             now.iter().zip(&before).all(|(now, before)| now != before)
         });
     }

@@ -95,7 +95,7 @@ fn hears(client: &mut Client, count: usize) -> Vec<u64> {
 }
 
 fn stored(node: &Node) -> u64 {
-    node.metric_where("campanile_user_acks_total", r#"end="stored""#)
+    node.metric_where("campanile_user_acks_total", r#"result="stored""#)
 }
 
 /// Acknowledges, and waits until that is where it is kept.

@@ -56,7 +56,7 @@ fn attack(node: &Node, room: &str, question: &str) {
     assert!(most < before + GROWTH_MAX, "{room}: from {} to {} MiB", before / MIB, most / MIB);
     drop(askers);
     wait_until("what they took is given back", || node.resident_bytes() < before + GROWTH_MAX / 2);
-    node.wait_for("campanile_questions_waiting", 0);
+    node.wait_for("campanile_requests_waiting", 0);
 }
 
 fn nobody_makes_the_node_hold_more_than_it_may(backplane: &str) {
@@ -98,7 +98,7 @@ fn a_thousand_questions_in_one_go_are_all_answered_in_order_to_a_client_that_rea
         let answer = client.hear_type("history");
         assert_eq!((&answer["id"], answer["messages"].as_array().unwrap().len()), (&json!(id), 10));
     }
-    assert!(node.metric("campanile_reads_paused_total") > 0);
+    assert!(node.metric("campanile_connection_pauses_total") > 0);
     node.wait_for("campanile_connections_paused", 0);
 }
 
@@ -120,5 +120,5 @@ fn a_paused_connection_that_is_reset_is_gone_at_once_and_so_is_what_it_took() {
     for gauge in ["campanile_connections_paused", "campanile_input_paused_bytes"] {
         node.wait_for(gauge, 0);
     }
-    node.wait_for("campanile_questions_waiting", 0);
+    node.wait_for("campanile_requests_waiting", 0);
 }

@@ -46,7 +46,8 @@ fn a_connection_ends_with_its_token_and_says_so() {
     assert_eq!(short.next_frame(), None);
     long.say(r#"{"room_id":"tower","payload":"still here"}"#);
     assert_eq!(long.hear_payload(), "still here");
-    let closes = || node.metric_where("campanile_closes_total", r#"reason="token_expired""#);
+    let closes =
+        || node.metric_where("campanile_connections_closed_total", r#"reason="token_expired""#);
     wait_until("it is counted", || closes() == 1);
     node.wait_for("campanile_connections", 1);
 }
@@ -80,10 +81,13 @@ fn nobody_comes_in_without_a_good_token() {
     assert_eq!(status(&node, &format!("?token={good}"), ""), 101);
     assert_eq!(status(&node, "", &format!("Authorization: Bearer {good}\r\n")), 101);
     let refused = 2 + 2 * 5 + 1;
-    node.wait_for("campanile_opened_total", 2);
+    node.wait_for("campanile_connections_upgraded_total", 2);
     // Two shards refused, and each tells its own share on its own tick.
     node.wait_for_fresh_metrics();
-    assert_eq!(node.metric_where("campanile_refused_total", r#"reason="auth""#), refused);
+    assert_eq!(
+        node.metric_where("campanile_connections_rejected_total", r#"reason="auth""#),
+        refused
+    );
 }
 
 #[test]

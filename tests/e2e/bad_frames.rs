@@ -27,8 +27,9 @@ fn every_violation_ends_with_its_code_and_nobody_else_notices() {
     assert_eq!(watcher.hear_payload(), "all well");
     node.wait_for("campanile_connections", 1);
     node.wait_for("campanile_members", 2);
-    let closes =
-        |reason: &str| node.metric_where("campanile_closes_total", &format!("reason=\"{reason}\""));
+    let closes = |reason: &str| {
+        node.metric_where("campanile_connections_closed_total", &format!("reason=\"{reason}\""))
+    };
     node.wait_for_fresh_metrics();
     node.wait_for("campanile_connections_closing", 0);
     assert_eq!((closes("protocol"), closes("unsupported"), closes("too_big")), (4, 1, 1));

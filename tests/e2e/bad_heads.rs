@@ -125,7 +125,10 @@ fn a_head_that_drips_is_answered_when_its_time_is_over() {
         let reply = Reply::read(stream).expect("an answer, whatever it was sent meanwhile");
         assert_eq!(reply.status, 408);
     }
-    assert_eq!(node.metric_where("campanile_refused_total", r#"reason="timeout""#), 21);
+    assert_eq!(
+        node.metric_where("campanile_connections_rejected_total", r#"reason="timeout""#),
+        21
+    );
     drop((drippers, silent));
     node.wait_until_empty();
 }

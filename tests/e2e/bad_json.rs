@@ -66,7 +66,7 @@ fn broken_json_of_every_kind_is_answered_and_the_connection_stays() {
     client.say(r#"{"type":"ping","id":1}"#);
     assert_eq!(client.hear(), json!({"type":"pong","id":1}));
     let rejected = broken.len() as u64;
-    node.wait_for("campanile_requests_rejected_total", rejected);
+    node.wait_for("campanile_request_errors_total", rejected);
 }
 
 #[test]

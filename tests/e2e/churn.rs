@@ -78,7 +78,7 @@ fn after_many_have_come_and_gone_nothing_of_them_is_left() {
     visits(churn / 10..churn, node.addr);
     node.wait_until_empty();
     let late = node.resident_bytes();
-    assert_eq!(node.metric("campanile_accepted_total"), churn as u64);
+    assert_eq!(node.metric("campanile_connections_accepted_total"), churn as u64);
     assert_eq!(node.get("/v1/stats").json()["connections"], 0);
     println!("{churn} connects: {early} bytes after the first tenth, {late} after all");
     assert!(late <= early + early / 20, "memory grew from {early} to {late} bytes");

@@ -32,8 +32,9 @@ fn a_close_frame_with_fin_right_behind_it_is_answered_with_its_own_code() {
         }
     }
     node.wait_until_empty();
-    let closes =
-        |reason: &str| node.metric_where("campanile_closes_total", &format!("reason=\"{reason}\""));
+    let closes = |reason: &str| {
+        node.metric_where("campanile_connections_closed_total", &format!("reason=\"{reason}\""))
+    };
     assert_eq!(closes("client") as usize, ROUNDS * codes.len());
 }
 
@@ -54,7 +55,11 @@ fn what_was_said_before_a_fin_is_answered_to_its_end() {
         assert_eq!(answers, 50);
     }
     node.wait_until_empty();
-    assert_eq!(node.metric_where("campanile_closes_total", "reason=\"gone\"") as usize, ROUNDS);
+    assert_eq!(
+        node.metric_where("campanile_connections_closed_total", "reason=\"connection_lost\"")
+            as usize,
+        ROUNDS
+    );
 }
 
 #[test]

@@ -62,7 +62,7 @@ fn steered_by_core_a_client_lands_on_the_shard_of_the_core_that_received_it() {
         });
     }
     node.wait_for_fresh_metrics();
-    assert_eq!(node.metric("campanile_accepted_elsewhere_total"), 0);
+    assert_eq!(node.metric("campanile_connections_off_core_total"), 0);
 }
 
 #[test]
@@ -124,7 +124,8 @@ fn whoever_comes_too_fast_is_told_when_to_come_back_and_then_gets_in() {
     assert!(refused > HERD / 2, "{refused} of {HERD} were refused");
     here.say(r#"{"room_id":"tower","payload":"still here"}"#);
     assert_eq!(here.hear_payload(), "still here");
-    let counted = || node.metric_where("campanile_refused_total", r#"reason="pace""#);
+    let counted =
+        || node.metric_where("campanile_connections_rejected_total", r#"reason="accept_rate""#);
     wait_until("each refusal is counted", || counted() == refused as u64);
     wait_until("a later retry gets in", || Client::try_open(node.addr, "/ws", "").is_ok());
 }

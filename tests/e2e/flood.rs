@@ -40,7 +40,7 @@ fn whoever_is_too_many_gets_503_and_who_is_here_notices_nothing() {
         }
     }
     assert!(seconds.len() >= 4, "the herd is asked to come back at {seconds:?}");
-    let refused = || node.metric_where("campanile_refused_total", r#"reason="limit""#);
+    let refused = || node.metric_where("campanile_connections_rejected_total", r#"reason="limit""#);
     wait_until("each refusal is counted", || refused() == 3 * FLOOD as u64);
     assert_eq!(node.metric("campanile_connections"), ROOM_FOR as u64);
     drop(here.pop());
@@ -75,7 +75,8 @@ fn whoever_dawdles_over_the_handshake_keeps_others_out_and_may_still_come_in() {
         assert_eq!(reply.status, 503);
         assert!((1..=30).contains(&retry_after_s(&reply)));
     }
-    let refused = || node.metric_where("campanile_refused_total", r#"reason="handshakes""#);
+    let refused =
+        || node.metric_where("campanile_connections_rejected_total", r#"reason="handshakes""#);
     wait_until("each refusal is counted", || refused() == FLOOD as u64);
     for stream in &mut dawdlers {
         stream.write_all(rest.as_bytes()).expect("it still reads");

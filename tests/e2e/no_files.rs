@@ -33,7 +33,7 @@ fn flood(node: &Node) -> usize {
 
 fn refused(node: &Node, reason: &str) -> usize {
     let label = format!("reason=\"{reason}\"");
-    node.metric_where("campanile_refused_total", &label) as usize
+    node.metric_where("campanile_connections_rejected_total", &label) as usize
 }
 
 /// Afterwards it is as if nothing had happened.

@@ -17,7 +17,7 @@ fn members_on_every_shard(node: &Node, room: &str) -> Vec<Client> {
     let mut clients = Vec::new();
     wait_until("every shard has a member", || {
         clients.push(Client::join(node.addr, &[room]));
-        let accepted = node.samples("campanile_accepted_total");
+        let accepted = node.samples("campanile_connections_accepted_total");
         accepted.iter().filter(|(_, n)| *n > 0).count() == SHARDS
     });
     clients
@@ -197,7 +197,7 @@ fn operators_see_rooms_members_and_numbers() {
     assert_eq!(node.get("/v1/rooms/a").json(), json!({"room_id":"a","members":2}));
     assert_eq!(node.get("/v1/rooms/nobody").status, 404);
     node.wait_for("campanile_connections", 3);
-    assert_eq!(node.metric("campanile_opened_total"), 3);
+    assert_eq!(node.metric("campanile_connections_upgraded_total"), 3);
     assert_eq!(node.get("/v1/stats").json()["connections"], 3);
     assert_eq!((node.get("/healthz").status, node.get("/healthz").body), (200, "ok".to_owned()));
     assert_eq!(node.get("/readyz").json(), json!({"ready":true}));

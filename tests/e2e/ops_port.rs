@@ -73,7 +73,7 @@ fn all_end(node: &Node, streams: &mut Vec<TcpStream>, mut meanwhile: impl FnMut(
 }
 
 fn closed_for(node: &Node, reason: &str) -> u64 {
-    node.metric_where("campanile_ops_closes_total", &format!("reason=\"{reason}\""))
+    node.metric_where("campanile_ops_connections_closed_total", &format!("reason=\"{reason}\""))
 }
 
 #[test]

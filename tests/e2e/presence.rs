@@ -50,7 +50,7 @@ fn one_instance_tells_who_is_there_who_comes_and_who_goes() {
         wait_for_users(&mut ann, room, 1);
         ann.close();
     }
-    node.wait_for("campanile_presences", 0);
+    node.wait_for("campanile_presence_users", 0);
     node.wait_until_empty();
 }
 

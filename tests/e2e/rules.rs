@@ -6,6 +6,8 @@ use crate::node::Node;
 use crate::redis::{Redis, free_port, wait_until};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::process::{Command, Stdio};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -82,10 +84,54 @@ fn one_server(metric: &str) -> bool {
     metric.starts_with("campanile_redis_") && !of_all.iter().any(|of| metric.starts_with(of))
 }
 
+const RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tuning/prometheus-rules.yml");
+
 fn rules() -> Rules {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tuning/prometheus-rules.yml");
-    let text = std::fs::read_to_string(path).expect("there are rules");
-    serde_yaml_ng::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"))
+    let text = std::fs::read_to_string(RULES).expect("there are rules");
+    serde_yaml_ng::from_str(&text).unwrap_or_else(|error| panic!("{RULES}: {error}"))
+}
+
+/// What Prometheus itself has to say about its input: whether it is content, and its words.
+fn promtool(args: &[&str], input: &str) -> (bool, String) {
+    let piped = || Stdio::piped();
+    let mut tool = Command::new("promtool")
+        .args(args)
+        .stdin(piped())
+        .stdout(piped())
+        .stderr(piped())
+        .spawn()
+        .expect("promtool (Debian: prometheus) is installed");
+    let mut stdin = tool.stdin.take().expect("it is piped");
+    stdin.write_all(input.as_bytes()).expect("it reads all of its input");
+    drop(stdin);
+    let output = tool.wait_with_output().expect("it ends");
+    let words = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8(words).expect("it writes text"))
+}
+
+#[test]
+fn metrics_of_a_node_with_and_without_redis_please_promtool() {
+    let alone = Node::start_ready(&["--shards", "2"]);
+    let redis = Redis::start();
+    let url = redis.url();
+    let node = Node::start_ready(&["--backplane", &url, "--redis-monitor-interval-ms", "100"]);
+    wait_until("Redis has been asked", || {
+        node.get("/metrics").body.contains("\ncampanile_redis_cpu_seconds_total{")
+    });
+    for node in [&alone, &node] {
+        let printed = node.get("/metrics").body;
+        assert_eq!(promtool(&["check", "metrics"], &printed), (true, String::new()));
+    }
+    // It does complain when there is a reason.
+    let wrong = "# HELP took_ms Time\n# TYPE took_ms counter\ntook_ms 1\n";
+    let (is_content, words) = promtool(&["check", "metrics"], wrong);
+    assert!(!is_content && words.contains("_total"), "{words}");
+}
+
+#[test]
+fn prometheus_loads_every_rule() {
+    let (is_content, words) = promtool(&["check", "rules", RULES], "");
+    assert!(is_content, "{words}");
 }
 
 #[test]
@@ -125,10 +171,13 @@ fn every_rule_speaks_of_numbers_that_there_are() {
     }
     // What this test is made of can complain.
     let wrong = named(
-        r#"rate(campanile_no_such_total[5m]) > campanile_drops_total{reason=~"shard_full|moon"}"#,
+        r#"rate(campanile_no_such_total[5m]) > campanile_messages_dropped_total{reason=~"shard_full|moon"}"#,
     );
     let complaints: Vec<String> = wrong.iter().flat_map(|named| missing(named, &printed)).collect();
-    assert_eq!(complaints, ["campanile_no_such_total", r#"campanile_drops_total{reason="moon"}"#]);
+    assert_eq!(
+        complaints,
+        ["campanile_no_such_total", r#"campanile_messages_dropped_total{reason="moon"}"#]
+    );
 }
 
 #[test]

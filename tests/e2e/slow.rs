@@ -22,7 +22,8 @@ fn a_slow_client_is_closed_with_1013_while_the_others_hear_everything() {
     let mut slow = Client::join(node.addr, &["tower"]);
     let filling = "x".repeat(50_000);
     let mut rounds = 0;
-    let closed = || node.metric_where("campanile_closes_total", r#"reason="slow""#);
+    let closed =
+        || node.metric_where("campanile_connections_closed_total", r#"reason="slow_consumer""#);
     let being_closed = || node.metric("campanile_connections_closing") + closed();
     // The kernel's buffers take some, then ours up to its limit.
     while being_closed() == 0 {
@@ -68,7 +69,8 @@ fn quick_and_slow(room: &str) -> (Node, Client, Client) {
 fn a_slow_client_of_a_drop_oldest_room_is_told_how_many_it_missed_and_goes_on() {
     let (node, mut quick, mut slow) = quick_and_slow("drop:x");
     let filling = "x".repeat(30_000);
-    let given_up = || node.metric_where("campanile_slow_given_up_total", "drop_oldest");
+    let given_up =
+        || node.metric_where("campanile_slow_consumer_dropped_messages_total", "drop_oldest");
     let mut sent = 0;
     while given_up() < 10 {
         quick.say(format!(r#"{{"room_id":"drop:x","payload":[{sent},"{filling}"]}}"#));
@@ -94,7 +96,10 @@ fn a_slow_client_of_a_drop_oldest_room_is_told_how_many_it_missed_and_goes_on() 
     quick.say(r#"{"room_id":"drop:x","payload":["after",0]}"#);
     assert_eq!(slow.hear_payload()[0], "after", "it was never closed");
     node.wait_for("campanile_outbox_bytes", 0);
-    assert_eq!(node.metric_where("campanile_closes_total", r#"reason="slow""#), 0);
+    assert_eq!(
+        node.metric_where("campanile_connections_closed_total", r#"reason="slow_consumer""#),
+        0
+    );
 }
 
 #[test]
@@ -102,7 +107,7 @@ fn a_slow_client_of_a_conflating_room_hears_the_newest_of_each_key() {
     let (node, mut quick, mut slow) = quick_and_slow("tick:x");
     let filling = "x".repeat(30_000);
     let json_body = [("Content-Type", "application/json")];
-    let conflated = || node.metric("campanile_slow_conflated_total");
+    let conflated = || node.metric("campanile_slow_consumer_conflated_messages_total");
     let mut sent = 0;
     while conflated() < 10 {
         let key = ["AAPL", "MSFT"][sent % 2];

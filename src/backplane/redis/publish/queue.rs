@@ -79,6 +79,7 @@ impl QueuedPublish {
 struct PublishBatch {
     sent: Vec<Sent>,
     reply: PendingReply<Vec<Value>>,
+    sent_at: Instant,
 }
 
 /// What is remembered of a publish that is under way.
@@ -301,7 +302,7 @@ impl PublishQueue {
             let lane = &mut self.lanes[lane];
             lane.in_flight += sent.len();
             let reply = send(cx, execute(cmd.clone(), pipeline));
-            lane.batches.push_back(PublishBatch { sent, reply });
+            lane.batches.push_back(PublishBatch { sent, reply, sent_at: now });
             is_busy = true;
         }
         while let Some(front) = self.lanes[lane].batches.front_mut() {
@@ -312,6 +313,8 @@ impl PublishQueue {
             let extra = usize::from(self.lanes[lane].kind == LaneKind::Replicated);
             match answers {
                 Ok(answers) if answers.len() == batch.sent.len() + extra => {
+                    let took = now.saturating_duration_since(batch.sent_at);
+                    local.counters.publish_round_trip.record(took);
                     let is_script_missing =
                         self.handle_replies(lane, batch.sent, answers, context.names, now, local)?;
                     if is_script_missing && self.script_load.is_none() {
