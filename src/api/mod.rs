@@ -6,6 +6,8 @@
 //! Invariant: nothing here is on a delivery's way, and whatever a client of this port does, it
 //! holds a bounded number of descriptors and bytes (`listener.rs`, the body limits below).
 
+mod ask;
+mod connections;
 mod error;
 mod guard;
 mod history;
@@ -17,6 +19,7 @@ mod redis_stats;
 mod rooms;
 mod router;
 mod stats;
+mod users;
 
 use crate::link::channel::OpsEnd;
 use crate::link::health::Health;

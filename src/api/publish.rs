@@ -110,7 +110,7 @@ pub(super) async fn batch(
 }
 
 /// A whole body. Its deadline bounds how long a request holds its turn (`guard::AT_A_TIME_MAX`).
-pub(super) struct Whole(Bytes);
+pub(super) struct Whole(pub(super) Bytes);
 
 impl<S: Send + Sync> FromRequest<S> for Whole {
     type Rejection = Refused;

@@ -1,29 +1,21 @@
-//! `GET /v1/rooms` and `/v1/rooms/{id}`: who is where, on this node.
-//!
-//! Each shard is asked through its channel and answers between two turns of its loop. An answer
-//! that does not come in time fails the request: half a sum would look like a whole one.
+//! `GET /v1/rooms` and `/v1/rooms/{id}`: rooms and how many members they have on this node.
 
 use super::Ops;
+use super::ask::ask_all;
 use super::error::Refused;
-use crate::ids::{ShardId, TopicKind, is_name};
-use crate::link::{AckReport, Downlink, Inspect, RoomReport};
+use crate::ids::{TopicKind, is_name};
+use crate::link::{AckReport, Inspect, RoomReport};
 use crate::plan::Plan;
 use crate::policy::rights::{Action, Asker, may};
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
-use futures_util::future::join_all;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::oneshot;
-use tokio::time::timeout;
 
-/// How long a shard may take to answer.
-const ANSWER_MAX: Duration = Duration::from_secs(2);
 const ROOMS_DEFAULT: usize = 100;
 /// Small enough that a shard's answer does not hold up its deliveries.
 const ROOMS_MAX: usize = 1000;
@@ -101,30 +93,6 @@ fn acks(reports: impl Iterator<Item = AckReport>) -> Value {
     }
     let AckReport { members, lagging, lowest_offset } = sum;
     json!({"members": members, "lagging": lagging, "lowest_offset": lowest_offset})
-}
-
-/// Asks every shard, all at the same time.
-async fn ask_all<T: Send + 'static>(
-    ops: &Ops,
-    question: impl Fn(Box<dyn FnOnce(T) + Send>) -> Inspect,
-) -> Result<Vec<T>, Refused> {
-    let mut answers = Vec::new();
-    for shard in (0..ops.end.shards() as u16).map(ShardId) {
-        let (tell, answer) = oneshot::channel();
-        let reply = Box::new(move |report| {
-            // A caller who has gone does not mind.
-            let _ = tell.send(report);
-        });
-        let question = Downlink::Inspect(question(reply));
-        ops.end.try_send(shard, question).map_err(|_full| Refused::overloaded())?;
-        answers.push(answer);
-    }
-    let silent = || {
-        let message = "a shard did not answer in time";
-        Refused::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", message)
-    };
-    let all = timeout(ANSWER_MAX, join_all(answers)).await.map_err(|_| silent())?;
-    all.into_iter().map(|answer| answer.map_err(|_| silent())).collect()
 }
 
 /// Whether a service may ask a room for what only some rooms have; 404 where this one has it not.

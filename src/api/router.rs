@@ -1,7 +1,7 @@
 //! Every path of the operators' port, with the bound on its body.
 
 use super::error::Refused;
-use super::{Ops, guard, history, metrics, presence, publish, rooms, stats};
+use super::{Ops, connections, guard, history, metrics, presence, publish, rooms, stats, users};
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
@@ -13,6 +13,7 @@ pub(super) fn router(ops: Arc<Ops>) -> Router {
     // What stands around a payload is small; escapes in names may take six bytes for one.
     let one = DefaultBodyLimit::max(ops.plan.limits.message_bytes_max + publish::AROUND_BYTES_MAX);
     let many = DefaultBodyLimit::max(publish::BATCH_BYTES_MAX);
+    let short = DefaultBodyLimit::max(users::BODY_BYTES_MAX);
     let guarded = Router::new()
         .route("/v1/publish", post(publish::one).layer(one))
         .route("/v1/publish/batch", post(publish::batch).layer(many))
@@ -21,6 +22,9 @@ pub(super) fn router(ops: Arc<Ops>) -> Router {
         .route("/v1/rooms/{id}", get(rooms::room))
         .route("/v1/rooms/{id}/history", get(history::history))
         .route("/v1/rooms/{id}/presence", get(presence::presence))
+        .route("/v1/users/{id}", get(users::user))
+        .route("/v1/users/{id}/disconnect", post(users::disconnect).layer(short))
+        .route("/v1/connections", get(connections::list))
         .route_layer(from_fn_with_state(ops.clone(), guard::guard));
     Router::new()
         .route("/healthz", get(|| async { "ok" }))

@@ -20,8 +20,8 @@ use crate::backplane::topic_table::HashedTopic;
 use crate::backplane::transport::Transport;
 use crate::ids::{Position, ShardId, TopicKind, TopicName, UpTo};
 use crate::link::{
-    HistoryError, HistoryPage, HistoryRequest, PresenceRequest, PresenceUpdate, Publish,
-    PublishOutcome, RecoveryReply, RecoveryRequest,
+    DisconnectRequest, HistoryError, HistoryPage, HistoryRequest, PresenceRequest, PresenceUpdate,
+    Publish, PublishOutcome, RecoveryReply, RecoveryRequest,
 };
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::{Namespaces, Policy};
@@ -53,6 +53,7 @@ enum EmbeddedRequest {
     PresenceUpdate(PresenceUpdate),
     Presence(Box<PresenceRequest>),
     Acknowledge(TopicName, UpTo),
+    Disconnect(Box<DisconnectRequest>),
 }
 
 impl Embedded {
@@ -217,6 +218,10 @@ impl Transport for Embedded {
         self.requests.push(EmbeddedRequest::Acknowledge(topic, up_to));
     }
 
+    fn disconnect(&mut self, ask: Box<DisconnectRequest>, _now: Instant, _local: &mut Local) {
+        self.requests.push(EmbeddedRequest::Disconnect(ask));
+    }
+
     fn has_room(&self) -> bool {
         true
     }
@@ -250,6 +255,11 @@ impl Transport for Embedded {
                 }
                 EmbeddedRequest::Acknowledge(topic, up_to) => {
                     self.acknowledge_now(&topic, up_to, local)
+                }
+                EmbeddedRequest::Disconnect(ask) => {
+                    let DisconnectRequest { topic, close, reply } = *ask;
+                    local.disconnect(topic.as_str().into(), close);
+                    reply(PublishOutcome::Accepted(None));
                 }
                 EmbeddedRequest::Presence(ask) => {
                     let here = self.presence.roster(&ask.topic);

@@ -21,8 +21,8 @@ use crate::link::channel::{BackplaneEnd, ShardPort};
 use crate::link::connections::everybody;
 use crate::link::health::Health;
 use crate::link::{
-    Delivery, Done, Downlink, HistoryError, HistoryPage, HistoryReply, HistoryTo, Origin,
-    PresenceReply, PresenceRequest, PresenceTo, Publish, PublishOutcome, RecoveryReply,
+    Delivery, Disconnect, Done, Downlink, HistoryError, HistoryPage, HistoryReply, HistoryTo,
+    Origin, PresenceReply, PresenceRequest, PresenceTo, Publish, PublishOutcome, RecoveryReply,
     Unrecoverable,
 };
 use crate::metrics::BackplaneCounters;
@@ -274,6 +274,17 @@ impl Local {
                 let told = HistoryReply { conn, id, topic, said };
                 self.answer(shard, Downlink::History(Box::new(told)));
             }
+        }
+    }
+
+    /// Closes all connections of a user on this node, after what was delivered to them before.
+    pub fn disconnect(&mut self, topic: HashedTopic<'_>, close: Disconnect) {
+        let Some((_, members)) = self.interest.members(topic) else { return };
+        let close = Arc::new(close);
+        for member in members {
+            let index = usize::from(member.shard.0);
+            let item = Downlink::Disconnect { at: member.at, close: close.clone() };
+            self.queues[index].answer_behind(&self.end.shards[index], item);
         }
     }
 

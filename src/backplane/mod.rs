@@ -18,6 +18,7 @@
 //! turns does.
 
 mod delivery_sample;
+pub mod disconnect;
 pub mod embedded;
 pub mod envelope;
 pub mod history;
@@ -187,6 +188,7 @@ impl<T: Transport> BackplaneLoop<T> {
                 Uplink::Publish(publish) => self.publish(publish, now),
                 Uplink::History(ask) => self.transport.history(ask, now, &mut self.local),
                 Uplink::Presence(ask) => self.transport.presence(ask, now),
+                Uplink::Disconnect(ask) => self.transport.disconnect(ask, now, &mut self.local),
                 // Only shards have members.
                 Uplink::Join { .. } | Uplink::Leave { .. } | Uplink::Settle => {}
                 Uplink::Recover(_) | Uplink::PresenceUpdate(_) | Uplink::Acknowledge { .. } => {}
@@ -224,6 +226,7 @@ impl<T: Transport> BackplaneLoop<T> {
             Uplink::PresenceUpdate(attend) => self.transport.update_presence(*attend, now),
             Uplink::Presence(ask) => self.transport.presence(ask, now),
             Uplink::Settle => self.local.settle(shard),
+            Uplink::Disconnect(_) => {} // Only the ops thread asks for it.
             Uplink::Acknowledge { topic, up_to } => {
                 self.transport.acknowledge(topic, up_to, now, &mut self.local);
             }

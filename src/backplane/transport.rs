@@ -5,7 +5,9 @@
 use crate::backplane::interest::TopicKey;
 use crate::backplane::local::Local;
 use crate::ids::{ShardId, TopicName, UpTo};
-use crate::link::{HistoryRequest, PresenceRequest, PresenceUpdate, Publish, RecoveryRequest};
+use crate::link::{
+    DisconnectRequest, HistoryRequest, PresenceRequest, PresenceUpdate, Publish, RecoveryRequest,
+};
 use crate::metrics::servers::Picture;
 use std::sync::Arc;
 use std::task::Context;
@@ -50,6 +52,10 @@ pub trait Transport {
     /// Records the offset up to which a user has acknowledged its queue. An acknowledgement that is lost
     /// causes redelivery, nothing worse.
     fn acknowledge(&mut self, topic: TopicName, up_to: UpTo, now: Instant, local: &mut Local);
+
+    /// Orders every node with connections of a user to close them, this one included, and answers the
+    /// request. It is not queued while the link is down: the request fails.
+    fn disconnect(&mut self, ask: Box<DisconnectRequest>, now: Instant, local: &mut Local);
 
     /// Whether it accepts more publishes now. While it does not, nothing is taken from the shards.
     fn has_room(&self) -> bool;

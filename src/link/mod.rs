@@ -11,6 +11,7 @@ pub mod bell;
 pub mod channel;
 pub mod connections;
 pub mod health;
+pub mod inspect;
 pub mod load_table;
 pub mod log_queue;
 pub mod sleep_flag;
@@ -26,6 +27,8 @@ use crate::protocol::run::Run;
 use crate::protocol::{Info, Page, Recovery, RequestId, Roster, Unrecovered};
 use bytes::Bytes;
 use std::sync::Arc;
+
+pub use inspect::{AckReport, ConnectionPage, ConnectionReport, Inspect, RoomReport, UserReport};
 
 /// From a shard (or from the ops thread, which only publishes).
 ///
@@ -61,6 +64,8 @@ pub enum Uplink {
     PresenceUpdate(Box<PresenceUpdate>),
     /// Somebody asks who is in a room.
     Presence(Box<PresenceRequest>),
+    /// An operator disconnects a user. Only the ops thread asks for it.
+    Disconnect(Box<DisconnectRequest>),
     /// The shard wants to know when all that it has published before has ended, and has been delivered
     /// here if it is. One at a time; answered by [`Downlink::Settled`], behind the answers to those
     /// publishes.
@@ -409,6 +414,13 @@ pub enum Downlink {
     Presence(Box<PresenceReply>),
     /// An operator's question. The reply must not block.
     Inspect(Inspect),
+    /// An operator has disconnected a user. Comes behind the deliveries that were made before.
+    Disconnect {
+        /// The shard's own key for the user's topic.
+        at: TopicId,
+        /// What the close frames say.
+        close: Arc<Disconnect>,
+    },
     /// Stop accepting; tell every client to come back later; close; end.
     Drain {
         /// Over how long the closes are spread.
@@ -416,62 +428,30 @@ pub enum Downlink {
     },
 }
 
-/// What an operator may ask a shard.
-pub enum Inspect {
-    /// The rooms with members here, in no order: those whose name starts with `prefix`, at most
-    /// `max`.
-    Rooms {
-        /// What their names start with.
-        prefix: String,
-        /// At most so many.
-        max: usize,
-        /// Where the answer goes.
-        reply: Box<dyn FnOnce(Vec<RoomReport>) + Send>,
-    },
-    /// One room; `None` when it has no member here.
-    Room {
-        /// Its name.
-        room: String,
-        /// Where the answer goes.
-        reply: Box<dyn FnOnce(Option<RoomReport>) + Send>,
-    },
-}
-
-/// A room as one shard sees it.
+/// Why connections of a user are closed by an operator: what their close frame says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RoomReport {
-    /// Its name.
-    pub room: String,
-    /// Connections of this shard in it.
-    pub members: usize,
-    /// Those of them that acknowledge; told when one room is asked for.
-    pub acks: AckReport,
+pub struct Disconnect {
+    /// The close code (RFC 6455 §7.4).
+    pub code: u16,
+    /// The reason beside it: at most 123 bytes.
+    pub reason: Box<str>,
 }
 
-impl RoomReport {
-    /// The same room as others see it as well.
-    #[must_use]
-    pub fn with(self, other: &RoomReport) -> RoomReport {
-        let (one, other_acks) = (self.acks, other.acks);
-        let lowest = [one.lowest_offset, other_acks.lowest_offset];
-        let acks = AckReport {
-            members: one.members + other_acks.members,
-            lagging: one.lagging + other_acks.lagging,
-            lowest_offset: lowest.into_iter().flatten().min(),
-        };
-        RoomReport { members: self.members + other.members, acks, ..self }
+/// From the ops thread: all connections of a user are to be closed, on every node.
+pub struct DisconnectRequest {
+    /// The user's topic (`u:<user>`).
+    pub topic: TopicName,
+    /// What the close frames say.
+    pub close: Disconnect,
+    /// Told once: `Accepted` when every node with connections of the user is being told. Must not
+    /// block.
+    pub reply: Box<dyn FnOnce(PublishOutcome) + Send>,
+}
+
+impl std::fmt::Debug for DisconnectRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DisconnectRequest({:?}, {:?})", self.topic, self.close)
     }
-}
-
-/// Members of a room that acknowledge what they hear, as one shard sees them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AckReport {
-    /// How many.
-    pub members: usize,
-    /// How many of them lag behind.
-    pub lagging: usize,
-    /// What all of them have acknowledged; `None`: there are none.
-    pub lowest_offset: Option<u64>,
 }
 
 const fn crosses<T: Send>() {}

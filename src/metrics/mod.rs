@@ -235,6 +235,7 @@ counters! {
         closed_drain: Counter "connections_closed_total"["reason" = "drain"] "WebSocket connections closed, by reason",
         closed_token_expired: Counter "connections_closed_total"["reason" = "token_expired"] "WebSocket connections closed, by reason",
         closed_lost: Counter "connections_closed_total"["reason" = "messages_lost"] "WebSocket connections closed, by reason",
+        closed_disconnected: Counter "connections_closed_total"["reason" = "disconnected"] "WebSocket connections closed, by reason",
         closed_overloaded: Counter "connections_closed_total"["reason" = "overloaded"] "WebSocket connections closed, by reason",
         closed_error: Counter "connections_closed_total"["reason" = "io_error"] "WebSocket connections closed, by reason",
     }
@@ -256,8 +257,8 @@ counters! {
         histories: Gauge "histories" "Topics whose history is held on this node",
         histories_bytes: Gauge "history_bytes" "Bytes of the histories held on this node",
         histories_given_up: Counter "histories_evicted_total" "Histories dropped from this node's memory because limits.history_bytes_max was reached",
-        histories_unreadable: Counter "redis_invalid_replies_total"["of" = "histories"] "Values in Redis that Campanile cannot have written, by what they belong to",
-        presence_unreadable: Counter "redis_invalid_replies_total"["of" = "presence"] "Values in Redis that Campanile cannot have written, by what they belong to",
+        histories_unreadable: Counter "backplane_invalid_replies_total"["of" = "histories"] "Values in Redis that Campanile cannot have written, by what they belong to",
+        presence_unreadable: Counter "backplane_invalid_replies_total"["of" = "presence"] "Values in Redis that Campanile cannot have written, by what they belong to",
         history_reads: Counter "history_reads_total" "Reads of histories from Redis",
         history_reads_waiting: Gauge "history_reads_waiting" "Reads of histories that wait for their turn (limits.history_reads_per_s_max)",
         recoveries_waited: Counter "recoveries_from_redis_total" "Joins that were answered by a read from Redis, not from this node's copy",
@@ -296,7 +297,7 @@ counters! {
     }
     histograms {
         delivery_time: "publish_delivery_seconds" "Time from taking a publish of this node to handing its message to the shards here; sampled, one publish at a time",
-        publish_round_trip: "redis_publish_round_trip_seconds" "Time from sending a batch of publishes to Redis to its reply",
+        publish_round_trip: "backplane_publish_round_trip_seconds" "Time from sending a batch of publishes to Redis to its reply",
     }
 }
 

@@ -10,9 +10,9 @@
 //! invariant serves nobody.
 
 use crate::ids::ConnId;
-use crate::link::Uplink;
 use crate::link::channel::ShardEnd;
 use crate::link::load_table::ShardLoad;
+use crate::link::{Downlink, Uplink};
 use crate::metrics::ShardMirror;
 use crate::net::ShardSetup;
 use crate::net::accept::Refusal;
@@ -307,11 +307,18 @@ impl Reactor {
         while self.has_room_for_replies() {
             let Some(item) = self.end.try_recv() else { break };
             any = true;
-            if matches!(item, crate::link::Downlink::Drain { .. }) {
-                self.draining = true;
-                self.steering.end();
+            match item {
+                Downlink::Inspect(question) => self
+                    .shard
+                    .inspect(question, |socket_key| socket::peer_address(socket_key as RawFd)),
+                item => {
+                    if matches!(item, Downlink::Drain { .. }) {
+                        self.draining = true;
+                        self.steering.end();
+                    }
+                    self.shard.handle_downlink(item, now_ms);
+                }
             }
-            self.shard.handle_downlink(item, now_ms);
         }
         any
     }

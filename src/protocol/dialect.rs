@@ -116,6 +116,16 @@ pub enum LossVerdict {
 }
 
 impl Dialect {
+    /// Its name for operators.
+    pub fn label(self) -> &'static str {
+        match self {
+            Dialect::Native => "campanile.v1",
+            Dialect::Echo => "echo",
+            #[cfg(feature = "test-dialect")]
+            Dialect::Lines => "lines",
+        }
+    }
+
     /// Whether its connections have a user, join rooms and receive broadcasts. Those of a dialect
     /// without topics only get back what they send, and may send more of it.
     pub fn has_topics(self) -> bool {

@@ -257,6 +257,8 @@ pub enum CloseReason {
     TokenExpired,
     /// Messages of a topic were lost, and the dialect asks its clients to come back for them.
     Lost,
+    /// An operator has disconnected its user, with a close code of their own.
+    Disconnected,
     /// The HTTP exchange is over; it never became a WebSocket.
     Http,
     /// This node has as many topics as it may have, and the user's own would be one more.
@@ -273,6 +275,7 @@ impl CloseReason {
             CloseReason::Client | CloseReason::Gone | CloseReason::Io | CloseReason::Http => {
                 return None;
             }
+            CloseReason::Disconnected => return None, // The operator says it.
             CloseReason::Unsupported => Farewell::Unsupported,
             CloseReason::Slow => Farewell::Slow,
             CloseReason::Overloaded => Farewell::Overloaded,
@@ -300,6 +303,7 @@ impl CloseReason {
             CloseReason::Drain => "drain",
             CloseReason::TokenExpired => "token_expired",
             CloseReason::Lost => "messages_lost",
+            CloseReason::Disconnected => "disconnected",
             CloseReason::Http => "http",
         }
     }

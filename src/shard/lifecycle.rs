@@ -256,6 +256,7 @@ impl Shard {
             self.life.ended.push_back(conn);
         }
         self.close_expired(now_ms);
+        self.close_disconnected();
         self.sweep(now_ms);
         self.drain(now_ms);
         self.acks.look(now_ms);
@@ -306,7 +307,7 @@ impl Shard {
         self.begin_close_with(conn, reason, code, text.unwrap_or(""));
     }
 
-    fn begin_close_with(
+    pub(super) fn begin_close_with(
         &mut self,
         conn: ConnId,
         reason: CloseReason,
@@ -457,6 +458,7 @@ impl Shard {
             CloseReason::Drain => &mut counters.closed_drain,
             CloseReason::TokenExpired => &mut counters.closed_token_expired,
             CloseReason::Lost => &mut counters.closed_lost,
+            CloseReason::Disconnected => &mut counters.closed_disconnected,
             CloseReason::Overloaded => &mut counters.closed_overloaded,
             CloseReason::Http => return,
         } += 1;

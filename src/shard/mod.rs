@@ -27,6 +27,8 @@
 //! | `acks.rs` | members who acknowledge what they hear |
 //! | `delivery/` | replies and rounds, joined into batches (`batch.rs`) |
 //! | `lifecycle.rs` | open, close, sweep, drain |
+//! | `disconnect.rs` | connections closed because an operator disconnects their user |
+//! | `inspect.rs` | answers to operators' questions |
 //! | `expiry.rs` | connections whose token expires |
 //! | `session/` | one connection as a value: taken out here, put in there |
 //! | `slow_consumer/outbox/` | what a slow peer still has to hear, and what of it gives way |
@@ -38,8 +40,10 @@ mod acks;
 mod commands;
 pub mod conn;
 pub mod delivery;
+mod disconnect;
 mod expiry;
 mod hub;
+mod inspect;
 mod lifecycle;
 mod losses;
 mod pause;
@@ -56,9 +60,7 @@ pub use session::{NotNow, Session};
 
 use crate::framing;
 use crate::ids::{ConnId, NodeId, Position, ShardId, TopicId, TopicName};
-use crate::link::{
-    AckReport, Delivery, Downlink, Inspect, Origin, PublishOutcome, RoomReport, Uplink,
-};
+use crate::link::{Delivery, Downlink, Origin, PublishOutcome, Uplink};
 use crate::metrics::ShardCounters;
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::Namespaces;
@@ -70,6 +72,7 @@ use acks::AckTracker;
 use bytes::{Bytes, BytesMut};
 use conn::Conn;
 use delivery::{Deliveries, Follows, RoundFrame};
+use disconnect::Disconnects;
 use expiry::Expiries;
 use hub::Hub;
 use lifecycle::Lifecycle;
@@ -130,6 +133,7 @@ pub struct Shard {
     deliveries: Deliveries,
     uplink: VecDeque<Uplink>,
     life: Lifecycle,
+    disconnects: Disconnects,
     expiries: Expiries,
     /// Whether any room has presence: the others pay nothing for it.
     has_presence: bool,
@@ -173,6 +177,7 @@ impl Shard {
             deliveries: Deliveries::default(),
             uplink: VecDeque::new(),
             life: Lifecycle::default(),
+            disconnects: Disconnects::default(),
             expiries: Expiries::default(),
             has_presence,
             everybody,
@@ -202,7 +207,8 @@ impl Shard {
             Downlink::Unrecoverable(unrecoverable) => self.on_unrecoverable(unrecoverable),
             Downlink::History(told) => self.on_told(*told),
             Downlink::Presence(told) => self.on_told_presence(&told),
-            Downlink::Inspect(question) => self.on_inspect(question),
+            Downlink::Inspect(question) => self.inspect(question, |_| None),
+            Downlink::Disconnect { at, close } => self.on_disconnect(at, close),
             Downlink::Drain { over_ms } => self.begin_drain(over_ms, now_ms),
         }
     }
@@ -311,33 +317,6 @@ impl Shard {
         self.say(conn, &Event::Error { id: id.as_ref(), code, message });
     }
 
-    fn on_inspect(&mut self, question: Inspect) {
-        match question {
-            Inspect::Rooms { prefix, max, reply } => {
-                let rooms = self.hub.iter().filter_map(|(_, topic)| report(topic));
-                reply(rooms.filter(|room| room.room.starts_with(&prefix)).take(max).collect());
-            }
-            Inspect::Room { room, reply } => {
-                reply(self.report_room(&room));
-            }
-        }
-    }
-
-    /// A room over all encodings in which it has members here.
-    fn report_room(&mut self, room: &str) -> Option<RoomReport> {
-        let mut all: Option<RoomReport> = None;
-        for encoding in Encoding::ALL {
-            let Some(id) = self.hub.find_room(room, encoding) else { continue };
-            let Some(found) = self.hub.get(id).and_then(report) else { continue };
-            let found = RoomReport { acks: self.ack_report(id), ..found };
-            all = Some(match all {
-                None => found,
-                Some(all) => all.with(&found),
-            });
-        }
-        all
-    }
-
     /// Open connections in an encoding of a dialect with topics: who a broadcast is for.
     pub fn broadcast_receivers(&self, encoding: Encoding) -> u32 {
         self.broadcast_receivers[encoding.place()]
@@ -380,15 +359,5 @@ impl Shard {
         framing::write(event, encoding, &mut self.scratch);
         self.arena.extend_from_slice(&self.scratch);
         self.arena.split().freeze()
-    }
-}
-
-fn report(topic: &hub::Topic) -> Option<RoomReport> {
-    match topic.name().kind() {
-        crate::ids::TopicKind::Room(room) => {
-            let (room, members) = (room.to_owned(), topic.members().len());
-            Some(RoomReport { room, members, acks: AckReport::default() })
-        }
-        _ => None,
     }
 }

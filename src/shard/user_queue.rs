@@ -31,6 +31,11 @@ impl PendingUserQueues {
         self.users.get(&conn)
     }
 
+    /// Connections of a user that wait to be in its topic.
+    pub(super) fn waiting_of(&self, user: &TopicName) -> impl Iterator<Item = ConnId> {
+        self.users.iter().filter(move |(_, name)| *name == user).map(|(conn, _)| *conn)
+    }
+
     /// A connection has gone.
     pub(super) fn forget(&mut self, conn: ConnId) {
         self.users.remove(&conn);

@@ -112,6 +112,7 @@ in_every_world! {
     usual: a_shard_learns_when_all_that_it_published_has_ended,
     usual: a_conflate_key_comes_with_its_message_and_with_no_other,
     usual: the_ops_thread_publishes_and_is_called_back,
+    usual: a_disconnected_user_is_closed_behind_its_messages_on_every_shard_and_nobody_else,
     usual: payloads_travel_byte_for_byte,
     usual: the_thread_ends_when_its_last_shard_has_ended,
     ;

@@ -7,7 +7,7 @@ use crate::world::{EVERYBODY, Heard, World, join, payload};
 use bytes::Bytes;
 use campanile::backplane::partition::partition;
 use campanile::ids::{ConflateKey, TopicName};
-use campanile::link::{Done, Publish, PublishOutcome, Uplink};
+use campanile::link::{Disconnect, DisconnectRequest, Done, Publish, PublishOutcome, Uplink};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -286,6 +286,40 @@ pub fn the_ops_thread_publishes_and_is_called_back(world: World) {
     for shard in world.shards() {
         let Heard::Frame { json, .. } = shard.hear() else { panic!() };
         assert_eq!(json, r#"{"type":"message","room_id":"room","payload":[true]}"#);
+    }
+}
+
+pub fn a_disconnected_user_is_closed_behind_its_messages_on_every_shard_and_nobody_else(
+    world: World,
+) {
+    let (user, other) = (TopicName::user("bob"), TopicName::user("ann"));
+    for shard in world.shards() {
+        shard.join_and_hear(&user, 1);
+        shard.join_and_hear(&other, 2);
+    }
+    world.shards().next().unwrap().publish_as(&user, "1", Some(5), None);
+    let close = Disconnect { code: 4001, reason: "come back tomorrow".into() };
+    for (index, shard) in world.shards().enumerate() {
+        if index == 0 {
+            // In either order: the answer to a publish does not wait for its message.
+            let heard = [shard.hear(), shard.hear()];
+            assert!(heard.iter().any(|it| matches!(it, Heard::Ack { id: Some(5), .. })));
+            assert!(heard.iter().any(|it| matches!(it, Heard::Frame { to: 1, .. })));
+        } else {
+            assert_eq!(payload(shard.hear(), 1), "1");
+        }
+    }
+    let (tell, told) = mpsc::channel();
+    let reply = Box::new(move |outcome| tell.send(outcome).unwrap());
+    let ask = DisconnectRequest { topic: user, close: close.clone(), reply };
+    assert!(world.nodes[0].ops.try_publish(Uplink::Disconnect(Box::new(ask))).is_ok());
+    assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok(PublishOutcome::Accepted(None)));
+    for shard in world.shards() {
+        assert_eq!(shard.hear(), Heard::Disconnect { at: 1, close: close.clone() });
+    }
+    world.shards().next().unwrap().publish(&other, "2");
+    for shard in world.shards() {
+        assert_eq!(payload(shard.hear(), 2), "2", "and nothing else before");
     }
 }
 

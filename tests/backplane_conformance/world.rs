@@ -14,8 +14,9 @@ use campanile::link::channel::{OpsEnd, ShardEnd, window};
 use campanile::link::connections::everybody;
 use campanile::link::health::Health;
 use campanile::link::{
-    Delivery, Done, Downlink, HistoryError, HistoryPage, Origin, PresenceChange, PresenceRequest,
-    PresenceTo, PresenceUpdate, Publish, PublishOutcome, RecoveryReply, RecoveryRequest, Uplink,
+    Delivery, Disconnect, Done, Downlink, HistoryError, HistoryPage, Origin, PresenceChange,
+    PresenceRequest, PresenceTo, PresenceUpdate, Publish, PublishOutcome, RecoveryReply,
+    RecoveryRequest, Uplink,
 };
 use campanile::metrics::{BackplaneCounters, BackplaneMirror};
 use campanile::plan::{
@@ -42,6 +43,7 @@ pub const EVERYBODY: u32 = everybody(Encoding::NATIVE).0.index;
 pub enum Heard {
     Settled,
     Joined(u32),
+    Disconnect { at: u32, close: Disconnect },
     Frame { to: u32, json: String, except: Option<u32> },
     Keyed { to: u32, json: String, key: ConflateKey, except: Option<u32> },
     Lost { to: u32, count: u64 },
@@ -482,6 +484,9 @@ impl Shard {
                     (users.collect(), here.count)
                 };
                 Heard::Presence { id: number(told.id), here: told.here.as_deref().map(listed) }
+            }
+            Downlink::Disconnect { at, close } => {
+                Heard::Disconnect { at: at.0.index, close: (*close).clone() }
             }
             Downlink::Inspect(_) | Downlink::Drain { .. } => panic!("the backplane asks nothing"),
         })

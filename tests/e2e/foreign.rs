@@ -67,7 +67,7 @@ fn an_offset_that_nobody_can_count_from_costs_one_room_and_nobody_else() {
             assert_eq!(publish(node, "chat:b", 3).0, 200);
             assert_eq!(client.hear_payload(), 3);
             wait_until("it is counted", || {
-                node.metric("campanile_redis_invalid_replies_total") > 2
+                node.metric("campanile_backplane_invalid_replies_total") > 2
             });
             wait_until("the log names the room", || node.logged().contains("r:chat:a"));
             assert!(node.logged().contains(&meta), "and what to look at:\n{}", node.logged());

@@ -19,6 +19,7 @@ mod redis;
 mod sentinel;
 
 mod acks;
+mod admin;
 mod asking;
 mod auth;
 mod bad_frames;

@@ -303,6 +303,7 @@ impl Day {
                 + counters.closed_silent
                 + counters.closed_drain
                 + counters.closed_overloaded
+                + counters.closed_disconnected
                 + counters.closed_error;
             assert_eq!(closed, counters.opened, "every end has one reason");
         }

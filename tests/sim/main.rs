@@ -24,6 +24,7 @@
 //! `SIM_DAYS=<n>` lives more of them.
 
 mod acks;
+mod admin;
 mod backplane;
 mod bare;
 mod days;

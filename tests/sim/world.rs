@@ -804,6 +804,7 @@ impl World {
             Uplink::History(ask) => format!("history {:?}", ask.topic),
             Uplink::PresenceUpdate(attend) => format!("attend {:?}", attend.topic),
             Uplink::Presence(ask) => format!("presence {:?}", ask.topic),
+            Uplink::Disconnect(ask) => format!("disconnect {:?}", ask.topic),
             Uplink::Settle => "settle".to_owned(),
             Uplink::Acknowledge { topic, .. } => format!("acknowledge {topic:?}"),
         };

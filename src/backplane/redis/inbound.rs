@@ -6,6 +6,7 @@
 //!
 //! Invariant: nothing that is heard is lost silently: what is not understood is counted and logged.
 
+use crate::backplane::disconnect;
 use crate::backplane::envelope;
 use crate::backplane::interest::TopicKey;
 use crate::backplane::local::Local;
@@ -147,6 +148,13 @@ impl InboundHandler<'_> {
         if presence::is_presence_event(body) {
             if let Err(why) = self.presence.handle_event(topic, body, self.local) {
                 self.on_malformed(why, topic);
+            }
+            return;
+        }
+        if disconnect::is_disconnect(body) {
+            match disconnect::read(body) {
+                Some(close) => self.local.disconnect(HashedTopic::of(topic), close),
+                None => self.on_malformed("a disconnect that cannot be read", topic),
             }
             return;
         }

@@ -14,6 +14,7 @@
 
 mod backoff;
 pub mod connection;
+mod disconnects;
 mod error_reply;
 mod health;
 mod history;
@@ -38,12 +39,14 @@ use crate::backplane::partition::{PARTITIONS, partition};
 use crate::backplane::transport::Transport;
 use crate::ids::{NodeId, ShardId, TopicName, UpTo};
 use crate::link::{
-    HistoryError, HistoryRequest, PresenceRequest, PresenceUpdate, Publish, RecoveryRequest,
+    DisconnectRequest, HistoryError, HistoryRequest, PresenceRequest, PresenceUpdate, Publish,
+    RecoveryRequest,
 };
 use crate::metrics::servers::Picture;
 use crate::plan::{Deployment, RedisPlan};
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::Namespaces;
+use disconnects::Disconnects;
 use health::snapshot::SnapshotBuilder;
 use health::totals::ServerTotals;
 use names::Names;
@@ -70,6 +73,7 @@ pub struct RedisTransport {
     next: Option<(PartitionMap, Instant)>,
     presence: RedisPresence,
     acks: UserAcks,
+    disconnects: Disconnects,
     route: ServerRoutes,
     /// Which servers were up when everybody else last learned of it.
     were_up: Vec<bool>,
@@ -107,6 +111,7 @@ impl RedisTransport {
             next: None,
             presence,
             acks,
+            disconnects: Disconnects::default(),
             route,
             were_up: vec![false],
             snapshot: SnapshotBuilder::default(),
@@ -322,12 +327,17 @@ impl Transport for RedisTransport {
         }
     }
 
+    fn disconnect(&mut self, ask: Box<DisconnectRequest>, _now: Instant, _local: &mut Local) {
+        self.disconnects.push(*ask, &self.route);
+    }
+
     fn has_room(&self) -> bool {
         self.servers.iter().all(Server::has_room)
     }
 
     fn is_idle(&self) -> bool {
-        self.servers.iter().all(Server::is_idle) && self.acks.is_idle()
+        let others = self.acks.is_idle() && self.disconnects.is_idle();
+        self.servers.iter().all(Server::is_idle) && others
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, now: Instant, local: &mut Local) -> bool {
@@ -343,6 +353,7 @@ impl Transport for RedisTransport {
         self.note_changes(has_moved, now, local);
         self.presence.refuse(&self.route, local);
         is_busy |= self.presence.poll(cx, now, &self.route, local);
+        is_busy |= self.disconnects.poll(cx, &self.shared.names);
         is_busy | self.acks.poll(cx, now)
     }
 

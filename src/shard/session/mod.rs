@@ -54,6 +54,8 @@ pub struct Session {
     pub has_token: bool,
     /// What its user may do.
     pub rights: Rights,
+    /// For how many milliseconds it has been open.
+    pub age_ms: u64,
     /// After how many milliseconds its token expires.
     pub expires_in_ms: Option<u64>,
     /// What it speaks, and in which form it receives what it receives.

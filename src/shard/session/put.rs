@@ -3,7 +3,7 @@
 use crate::ids::TopicKind;
 use crate::ids::{ConnId, Position, TopicId};
 use crate::shard::commands::JoinOptions;
-use crate::shard::conn::{Conn, ConnState, ReadState};
+use crate::shard::conn::{Conn, ConnState, OPENED_UNIT_MS, ReadState};
 use crate::shard::delivery::Follows;
 use crate::shard::session::{NotNow, Session, SessionFrames, SessionJoin, SessionTopic};
 use crate::shard::slow_consumer::BatchSource;
@@ -28,6 +28,7 @@ impl Shard {
         let mut conn = Conn::new(socket_key);
         (conn.state, conn.encoding) = (ConnState::Open, encoding);
         (conn.has_token, conn.rights) = (session.has_token, session.rights);
+        conn.since = (now_ms.saturating_sub(session.age_ms) / OPENED_UNIT_MS) as u32;
         conn.decoder = session.decoder;
         let conn = ConnId(self.conns.insert(conn).expect("there is room"));
         self.count_open(encoding, true);

@@ -2,7 +2,7 @@
 
 use crate::ids::{ConnId, TopicId};
 use crate::shard::Shard;
-use crate::shard::conn::{ConnState, ReadState};
+use crate::shard::conn::{ConnState, OPENED_UNIT_MS, ReadState};
 use crate::shard::delivery::UnsentFrames;
 use crate::shard::delivery::batch::SendBatch;
 use crate::shard::session::{
@@ -38,6 +38,7 @@ impl Shard {
             is_in_user_topic,
             has_token: c.has_token,
             rights: c.rights,
+            age_ms: now_ms.saturating_sub(u64::from(c.since) * OPENED_UNIT_MS),
             expires_in_ms: expires_s.map(|at_s| (1000 * at_s).saturating_sub(now_ms)),
             encoding: c.encoding,
             topics,

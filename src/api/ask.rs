@@ -1,0 +1,61 @@
+//! Asking shards: each through its channel, answered between two turns of its loop.
+//!
+//! An answer that does not come in time fails the request: half a sum would look like a whole one.
+
+use super::Ops;
+use super::error::Refused;
+use crate::ids::ShardId;
+use crate::link::{Downlink, Inspect};
+use axum::http::StatusCode;
+use futures_util::future::join_all;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+/// How long a shard may take to answer.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
+
+/// Where a shard puts its answer.
+type Reply<T> = Box<dyn FnOnce(T) + Send>;
+
+/// Asks every shard, all at the same time; the answers are in the order of the shards.
+pub(super) async fn ask_all<T: Send + 'static>(
+    ops: &Ops,
+    question: impl Fn(Reply<T>) -> Inspect,
+) -> Result<Vec<T>, Refused> {
+    let shards = (0..ops.end.shards() as u16).map(ShardId);
+    let answers: Vec<_> =
+        shards.map(|shard| send(ops, shard, &question)).collect::<Result<_, _>>()?;
+    let all = timeout(ANSWER_MAX, join_all(answers)).await.map_err(|_| silent())?;
+    all.into_iter().map(|answer| answer.map_err(|_| silent())).collect()
+}
+
+/// Asks one shard.
+pub(super) async fn ask_one<T: Send + 'static>(
+    ops: &Ops,
+    shard: ShardId,
+    question: impl Fn(Reply<T>) -> Inspect,
+) -> Result<T, Refused> {
+    let answer = send(ops, shard, &question)?;
+    timeout(ANSWER_MAX, answer).await.map_err(|_| silent())?.map_err(|_| silent())
+}
+
+fn send<T: Send + 'static>(
+    ops: &Ops,
+    shard: ShardId,
+    question: &impl Fn(Reply<T>) -> Inspect,
+) -> Result<oneshot::Receiver<T>, Refused> {
+    let (tell, answer) = oneshot::channel();
+    let reply = Box::new(move |report| {
+        // A caller who has gone does not mind.
+        let _ = tell.send(report);
+    });
+    let question = Downlink::Inspect(question(reply));
+    ops.end.try_send(shard, question).map_err(|_full| Refused::overloaded())?;
+    Ok(answer)
+}
+
+fn silent() -> Refused {
+    let message = "a shard did not answer in time";
+    Refused::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", message)
+}

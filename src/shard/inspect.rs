@@ -1,0 +1,130 @@
+//! Answers to operators' questions about rooms, users and connections of this shard.
+//!
+//! Invariant: an answer changes nothing, and its work is bounded by the constants of
+//! `link::inspect`; all rooms of a shard are walked only for the list of rooms.
+
+use crate::ids::ConnId;
+use crate::ids::{SlotId, TopicKind, TopicName};
+use crate::link::inspect::{
+    LISTED_ROOMS_MAX, PAGE_CONNECTIONS_MAX, PAGE_PLACES_MAX, USER_MEMBERSHIPS_MAX,
+};
+use crate::link::{AckReport, ConnectionPage, ConnectionReport, Inspect, RoomReport, UserReport};
+use crate::protocol::dialect::Encoding;
+use crate::shard::conn::{Conn, OPENED_UNIT_MS};
+use crate::shard::{Shard, hub};
+use std::net::SocketAddr;
+
+impl Shard {
+    /// Answers a question. `address_of` knows the peer's address by the caller's number for a socket.
+    pub fn inspect(&mut self, question: Inspect, address_of: impl Fn(u32) -> Option<SocketAddr>) {
+        match question {
+            Inspect::Rooms { prefix, max, reply } => {
+                let rooms = self.hub.iter().filter_map(|(_, topic)| report(topic));
+                reply(rooms.filter(|room| room.room.starts_with(&prefix)).take(max).collect());
+            }
+            Inspect::Room { room, reply } => reply(self.report_room(&room)),
+            Inspect::User { topic, reply } => reply(self.report_user(&topic)),
+            Inspect::Connections { from, max, reply } => {
+                reply(self.report_connections(from, max, address_of));
+            }
+        }
+    }
+
+    /// A room over all encodings in which it has members here.
+    fn report_room(&mut self, room: &str) -> Option<RoomReport> {
+        let mut all: Option<RoomReport> = None;
+        for encoding in Encoding::ALL {
+            let Some(id) = self.hub.find_room(room, encoding) else { continue };
+            let Some(found) = self.hub.get(id).and_then(report) else { continue };
+            let found = RoomReport { acks: self.ack_report(id), ..found };
+            all = Some(match all {
+                None => found,
+                Some(all) => all.with(&found),
+            });
+        }
+        all
+    }
+
+    /// A user over all encodings.
+    fn report_user(&self, user: &TopicName) -> UserReport {
+        let mut all = UserReport::default();
+        let mut looked_at = 0;
+        for encoding in Encoding::ALL {
+            let topic = self.hub.find(user, encoding).and_then(|id| self.hub.get(id));
+            let members = topic.map_or(&[][..], hub::Topic::members);
+            all.connections += members.len();
+            for member in members {
+                if looked_at >= USER_MEMBERSHIPS_MAX {
+                    all.is_truncated = true;
+                    break;
+                }
+                let conn = self.conns.at(member.conn).expect("a member is a connection");
+                looked_at += conn.joined.len();
+                all.rooms.extend(self.rooms_of(conn).take(USER_MEMBERSHIPS_MAX).cloned());
+            }
+        }
+        all.connections += self.queues.waiting_of(user).count();
+        all.rooms.sort_unstable();
+        all.rooms.dedup();
+        all
+    }
+
+    fn report_connections(
+        &self,
+        from: u32,
+        max: usize,
+        address_of: impl Fn(u32) -> Option<SocketAddr>,
+    ) -> ConnectionPage {
+        let (max, end) = (max.min(PAGE_CONNECTIONS_MAX), self.conns.high() as u32);
+        let stop = end.min(from.saturating_add(PAGE_PLACES_MAX));
+        let mut page = ConnectionPage::default();
+        for place in from..stop {
+            if page.connections.len() == max {
+                page.next = Some(place);
+                return page;
+            }
+            let Some(id) = self.conns.id_at(place) else { continue };
+            let conn = self.conns.at(place).expect("its key was just found");
+            if conn.is_open() {
+                let address = address_of(conn.socket_key);
+                page.connections.push(self.report_connection(id, conn, address));
+            }
+        }
+        page.next = (stop < end).then_some(stop);
+        page
+    }
+
+    fn report_connection(
+        &self,
+        id: SlotId,
+        conn: &Conn,
+        address: Option<SocketAddr>,
+    ) -> ConnectionReport {
+        let dialect = conn.encoding.dialect();
+        ConnectionReport {
+            id: self.origin(ConnId(id)),
+            address,
+            user: dialect.has_topics().then(|| self.user_of(ConnId(id))),
+            age_ms: self.life.now_ms.saturating_sub(u64::from(conn.since) * OPENED_UNIT_MS),
+            rooms: self.rooms_of(conn).count(),
+            listed_rooms: self.rooms_of(conn).take(LISTED_ROOMS_MAX).cloned().collect(),
+            queued_bytes: conn.outbox.as_ref().map_or(0, |outbox| outbox.bytes()),
+            dialect: dialect.label(),
+        }
+    }
+
+    fn rooms_of(&self, conn: &Conn) -> impl Iterator<Item = &TopicName> {
+        let topics = conn.joined.iter().map(|membership| self.hub.at(membership.topic).name());
+        topics.filter(|name| matches!(name.kind(), TopicKind::Room(_)))
+    }
+}
+
+fn report(topic: &hub::Topic) -> Option<RoomReport> {
+    match topic.name().kind() {
+        TopicKind::Room(room) => {
+            let (room, members) = (room.to_owned(), topic.members().len());
+            Some(RoomReport { room, members, acks: AckReport::default() })
+        }
+        _ => None,
+    }
+}
