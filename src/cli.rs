@@ -1,12 +1,12 @@
 //! What was typed: from arguments, environment and file to an [`Order`].
 //!
-//! The flags of `serve` are made from the table in `config.rs`, so this file names no knob. What
+//! The flags of `serve` are made from the table in `config.rs`, so this file names no setting. What
 //! cannot be understood ends the program with exit code 2 and a message for whoever typed it.
 //!
 //! Invariant: nothing is started here; the world is read only through [`World`], which tests fake.
 
 use crate::auth::{TokenWish, mint};
-use crate::config::{Config, ConfigError, ConfigErrors, FileText, KNOBS, Knob, Said};
+use crate::config::{Config, ConfigError, ConfigErrors, FileText, SETTINGS, Said, Setting};
 use crate::doctor::Question;
 use crate::load::LoadArgs;
 use crate::policy::rights::Rights;
@@ -79,7 +79,7 @@ pub fn command() -> Command {
     let serve = Command::new("serve")
         .about("Serve clients until told to stop")
         .after_help(PRECEDENCE)
-        .args(knob_args(false));
+        .args(setting_args(false));
     let load = LoadArgs::augment_args(
         Command::new("load").about("Put load on a WebSocket server, and measure what it does"),
     );
@@ -108,7 +108,7 @@ fn doctor_command() -> Command {
                 .default_value("10000")
                 .help("Connections of this node"),
         )
-        .args(knob_args(true))
+        .args(setting_args(true))
 }
 
 fn token_command() -> Command {
@@ -128,12 +128,12 @@ fn token_command() -> Command {
             "What it allows, out of publish,publish_unjoined,send,broadcast. Default: what the \
              server gives to users",
         ))
-        .args(knob_args(true))
+        .args(setting_args(true))
 }
 
 fn config_command() -> Command {
     Command::new("config")
-        .about("Print every knob with its default and meaning, as TOML")
+        .about("Print every setting with its default and meaning, as TOML")
         .arg(
             Arg::new("markdown")
                 .long("markdown")
@@ -149,32 +149,33 @@ fn config_command() -> Command {
         )
 }
 
-/// `--config` and one flag a knob.
-fn knob_args(hide: bool) -> Vec<Arg> {
+/// `--config` and one flag a setting.
+fn setting_args(hide: bool) -> Vec<Arg> {
     let file = Arg::new("config")
         .long("config")
         .value_name("FILE")
         .hide(hide)
         .help("The TOML file. Also CAMPANILE_CONFIG");
-    let knobs = KNOBS.iter().zip(FLAGS.iter());
-    let knobs = knobs.map(|(knob, flag)| knob_arg(knob, flag).hide(hide));
-    std::iter::once(file).chain(knobs).collect()
+    let settings = SETTINGS.iter().zip(FLAGS.iter());
+    let settings = settings.map(|(setting, flag)| setting_arg(setting, flag).hide(hide));
+    std::iter::once(file).chain(settings).collect()
 }
 
-/// The flags' names, in the order of [`KNOBS`]; clap wants them to live for ever.
-static FLAGS: LazyLock<Vec<String>> = LazyLock::new(|| KNOBS.iter().map(Knob::flag).collect());
+/// The flags' names, in the order of [`SETTINGS`]; clap wants them to live for ever.
+static FLAGS: LazyLock<Vec<String>> =
+    LazyLock::new(|| SETTINGS.iter().map(Setting::flag).collect());
 
-fn knob_arg(knob: &'static Knob, flag: &'static str) -> Arg {
-    let default = knob.default_text();
+fn setting_arg(setting: &'static Setting, flag: &'static str) -> Arg {
+    let default = setting.default_text();
     let default = if default.is_empty() { "none".to_owned() } else { default };
-    let wanted = knob.kind.wanted();
-    let arg = Arg::new(knob.key)
+    let wanted = setting.kind.wanted();
+    let arg = Arg::new(setting.key)
         .long(flag)
         .value_name("VALUE")
         .allow_hyphen_values(true)
         .action(ArgAction::Set)
-        .help(format!("{} Takes {wanted}. [default: {default}]", knob.doc));
-    match knob.kind {
+        .help(format!("{} Takes {wanted}. [default: {default}]", setting.doc));
+    match setting.kind {
         // `--private-fd-tables` alone says what one would think.
         crate::config::Kind::Bool => arg.num_args(0..=1).default_missing_value("true"),
         _ => arg,
@@ -182,14 +183,14 @@ fn knob_arg(knob: &'static Knob, flag: &'static str) -> Arg {
 }
 
 fn config(matches: &ArgMatches, world: &World<'_>) -> Result<Config, Refusal> {
-    let given = |knob: &'static Knob| {
-        let value = matches.get_one::<String>(knob.key)?;
-        Some((knob.key, value.clone()))
+    let given = |setting: &'static Setting| {
+        let value = matches.get_one::<String>(setting.key)?;
+        Some((setting.key, value.clone()))
     };
     let from_env = || world.env.iter().find(|(name, _)| name == "CAMPANILE_CONFIG");
     let path = matches.get_one::<String>("config").or_else(|| from_env().map(|(_, path)| path));
     let said = Said {
-        flags: KNOBS.iter().filter_map(given).collect(),
+        flags: SETTINGS.iter().filter_map(given).collect(),
         env: world.env.clone(),
         file: path.map(|path| file(path, world)).transpose()?,
     };

@@ -63,11 +63,11 @@ fn every_subcommand_has_help() {
 }
 
 #[test]
-fn the_help_of_serve_names_every_knob_with_its_default() {
+fn the_help_of_serve_names_every_setting_with_its_default() {
     let output = campanile(&["serve", "--help"], &[]);
     let help = stdout(&output).split_whitespace().collect::<Vec<_>>().join(" ");
-    for knob in campanile::config::KNOBS {
-        let (flag, default) = (knob.flag(), knob.default_text());
+    for setting in campanile::config::SETTINGS {
+        let (flag, default) = (setting.flag(), setting.default_text());
         assert!(help.contains(&format!("--{flag} ")), "--{flag}");
         let default = if default.is_empty() { "none" } else { &default };
         assert!(help.contains(&format!("[default: {default}]")), "{flag}: {default}");
@@ -164,7 +164,7 @@ fn a_token_is_signed_with_the_secret_of_the_flag_the_environment_or_the_file() {
     let file = Scratch::new("secret", "[auth]\nhmac_secret = \"from the file\"\n");
     for (args, env, secret) in [
         (vec!["--secret", "from the flag"], vec![], "from the flag"),
-        (vec!["--auth-hmac-secret", "from the knob"], vec![], "from the knob"),
+        (vec!["--auth-hmac-secret", "from the setting"], vec![], "from the setting"),
         (vec![], vec![("CAMPANILE_AUTH_HMAC_SECRET", "from the env")], "from the env"),
         (vec!["--config", file.path()], vec![], "from the file"),
     ] {

@@ -735,7 +735,7 @@ fn unknown_flags<'a>(readme: &'a str, help: &str) -> Vec<&'a str> {
 }
 
 #[test]
-fn the_table_of_knobs_in_the_readme_is_the_one_the_program_prints() {
+fn the_table_of_settings_in_the_readme_is_the_one_the_program_prints() {
     let readme = readme();
     let printed = campanile(&["config", "--markdown"]);
     let written =

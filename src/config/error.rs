@@ -1,6 +1,6 @@
 //! What an operator did wrong, said so that they can mend it without opening a manual.
 
-use super::KNOBS;
+use super::SETTINGS;
 use std::fmt;
 
 /// Where a value came from.
@@ -34,7 +34,7 @@ impl fmt::Display for Source {
 pub enum ConfigError {
     /// A value out of its range.
     BadValue {
-        /// Which knob.
+        /// Which setting.
         key: &'static str,
         /// What was said; secrets are already replaced.
         shown: String,
@@ -43,7 +43,7 @@ pub enum ConfigError {
         /// What more there is to say, ending in a space; or nothing.
         reason: String,
     },
-    /// Something that is not a knob.
+    /// Something that is not a setting.
     UnknownKey {
         /// What was said.
         key: String,
@@ -70,8 +70,8 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ConfigError::BadValue { key, shown, source, reason } => {
-                let knob = super::knob(key).expect("only knobs have values");
-                write!(f, "{key} = {shown:?} ({source}): {reason}Write {}.", knob.kind.wanted())
+                let setting = super::setting(key).expect("only settings have values");
+                write!(f, "{key} = {shown:?} ({source}): {reason}Write {}.", setting.kind.wanted())
             }
             ConfigError::UnknownKey { key, source, nearest } => {
                 write!(f, "unknown key {key} ({source}). ")?;
@@ -101,17 +101,17 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// The known spelling nearest to `said`, if any is near: `spell` tells how a knob is spelled there.
-pub(super) fn nearest(said: &str, spell: impl Fn(&super::Knob) -> String) -> Option<String> {
+/// The known spelling nearest to `said`, if any is near: `spell` tells how a setting is spelled there.
+pub(super) fn nearest(said: &str, spell: impl Fn(&super::Setting) -> String) -> Option<String> {
     let said_last = said.rsplit('.').next().unwrap_or(said);
-    let near = |knob: &super::Knob| {
-        let whole = spell(knob);
+    let near = |setting: &super::Setting| {
+        let whole = spell(setting);
         // `message_bytes_max` at the top level lacks only its section.
         let last = whole.rsplit('.').next().unwrap_or(&whole);
         let edits = edits(said, &whole).min(1 + edits(said_last, last));
         (edits, whole)
     };
-    let (edits, best) = KNOBS.iter().map(near).min()?;
+    let (edits, best) = SETTINGS.iter().map(near).min()?;
     (edits <= 1 + said.len() / 5).then_some(best)
 }
 

@@ -3,7 +3,7 @@
 //! Invariant: this module opens nothing. The file's text and the environment are arguments.
 
 use super::error::nearest;
-use super::{Config, ConfigError, ConfigErrors, KNOBS, Kind, Knob, Source, knob};
+use super::{Config, ConfigError, ConfigErrors, Kind, SETTINGS, Setting, Source, setting};
 use crate::policy::namespaces::Namespaces;
 use toml::de::{DeTable, DeValue};
 
@@ -38,8 +38,8 @@ impl Config {
             loading.env(name, value);
         }
         for (key, value) in &said.flags {
-            let knob = knob(key).expect("flags are made from knobs");
-            loading.set(knob, value, Source::Flag(format!("--{}", knob.flag())));
+            let setting = setting(key).expect("flags are made from settings");
+            loading.set(setting, value, Source::Flag(format!("--{}", setting.flag())));
         }
         if loading.errors.is_empty() {
             loading.errors = loading.config.contradictions();
@@ -57,10 +57,10 @@ struct Loading {
 }
 
 impl Loading {
-    fn set(&mut self, knob: &Knob, text: &str, source: Source) {
-        if let Err(reason) = knob.set(&mut self.config, text) {
-            let shown = knob.shown(text);
-            self.errors.push(ConfigError::BadValue { key: knob.key, shown, source, reason });
+    fn set(&mut self, setting: &Setting, text: &str, source: Source) {
+        if let Err(reason) = setting.set(&mut self.config, text) {
+            let shown = setting.shown(text);
+            self.errors.push(ConfigError::BadValue { key: setting.key, shown, source, reason });
         }
     }
 
@@ -69,10 +69,10 @@ impl Loading {
             return;
         }
         let source = Source::Env(name.to_owned());
-        match KNOBS.iter().find(|knob| knob.env() == name) {
-            Some(knob) => self.set(knob, value, source),
+        match SETTINGS.iter().find(|setting| setting.env() == name) {
+            Some(setting) => self.set(setting, value, source),
             None => {
-                let nearest = nearest(name, Knob::env);
+                let nearest = nearest(name, Setting::env);
                 let key = name.to_owned();
                 self.errors.push(ConfigError::UnknownKey { key, source, nearest });
             }
@@ -97,17 +97,17 @@ impl Loading {
             let line = line_of(&file.text, name.span().start);
             let source = Source::File { path: file.path.clone(), line };
             let key = format!("{section}{}", name.get_ref());
-            if let (Some(said @ Knob { kind: Kind::Namespaces, .. }), DeValue::Table(spaces)) =
-                (knob(&key), value.get_ref())
+            if let (Some(said @ Setting { kind: Kind::Namespaces, .. }), DeValue::Table(spaces)) =
+                (setting(&key), value.get_ref())
             {
                 self.namespaces(file, said, spaces);
                 continue;
             }
-            match (knob(&key), value.get_ref()) {
-                (Some(knob), value) => match text_of(value) {
-                    Some(text) => self.set(knob, &text, source),
+            match (setting(&key), value.get_ref()) {
+                (Some(setting), value) => match text_of(value) {
+                    Some(text) => self.set(setting, &text, source),
                     None => self.errors.push(ConfigError::BadValue {
-                        key: knob.key,
+                        key: setting.key,
                         shown: kind_of(value).to_owned(),
                         source,
                         reason: String::new(),
@@ -117,7 +117,7 @@ impl Loading {
                     self.table(file, &format!("{key}."), table);
                 }
                 (None, _) => {
-                    let nearest = nearest(&key, |knob| knob.key.to_owned());
+                    let nearest = nearest(&key, |setting| setting.key.to_owned());
                     self.errors.push(ConfigError::UnknownKey { key, source, nearest });
                 }
             }
@@ -127,13 +127,19 @@ impl Loading {
 
 impl Loading {
     /// `[namespaces.chat]` and its like: each line is judged where it stands.
-    fn namespaces(&mut self, file: &FileText, knob: &Knob, spaces: &DeTable<'_>) {
+    fn namespaces(&mut self, file: &FileText, setting: &Setting, spaces: &DeTable<'_>) {
         let mut all = Namespaces::default();
         for (space, settings) in spaces {
             let space_line = line_of(&file.text, space.span().start);
             let DeValue::Table(settings) = settings.get_ref() else {
                 let said = format!("{} = …", space.get_ref());
-                self.bad_space(file, knob, space_line, said, "Its value is not a table. ".into());
+                self.bad_space(
+                    file,
+                    setting,
+                    space_line,
+                    said,
+                    "Its value is not a table. ".into(),
+                );
                 continue;
             };
             for (key, value) in settings {
@@ -142,7 +148,7 @@ impl Loading {
                 if let Err(reason) = all.set(space.get_ref(), key.get_ref(), &text) {
                     let line = line_of(&file.text, key.span().start);
                     let said = format!("{}: {}={text}", space.get_ref(), key.get_ref());
-                    self.bad_space(file, knob, line, said, reason);
+                    self.bad_space(file, setting, line, said, reason);
                 }
             }
         }
@@ -152,13 +158,13 @@ impl Loading {
     fn bad_space(
         &mut self,
         file: &FileText,
-        knob: &Knob,
+        setting: &Setting,
         line: usize,
         shown: String,
         reason: String,
     ) {
         let source = Source::File { path: file.path.clone(), line };
-        self.errors.push(ConfigError::BadValue { key: knob.key, shown, source, reason });
+        self.errors.push(ConfigError::BadValue { key: setting.key, shown, source, reason });
     }
 }
 
@@ -173,10 +179,12 @@ fn is_service_link(name: &str) -> bool {
 }
 
 fn is_section(key: &str) -> bool {
-    KNOBS.iter().any(|knob| knob.key.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
+    SETTINGS
+        .iter()
+        .any(|setting| setting.key.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
 }
 
-/// The value as a flag would say it; `None` for what no knob takes.
+/// The value as a flag would say it; `None` for what no setting takes.
 fn text_of(value: &DeValue<'_>) -> Option<String> {
     match value {
         DeValue::String(text) => Some(text.to_string()),

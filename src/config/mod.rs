@@ -1,6 +1,6 @@
-//! Every knob, once.
+//! Every setting, once.
 //!
-//! A knob is a key of the TOML file, a flag and an environment variable at the same time, and one
+//! A setting is a key of the TOML file, a flag and an environment variable at the same time, and one
 //! line in the table below: from it come the parser, `--help`, the sample file (`campanile config`)
 //! and the README's table. So they cannot disagree, and a new limit cannot be forgotten in one.
 //!
@@ -29,7 +29,7 @@ use std::net::SocketAddr;
 use value::Value;
 
 /// One thing an operator may set.
-pub struct Knob {
+pub struct Setting {
     /// Its name in the file: `section.name` or `name`.
     pub key: &'static str,
     /// What values it takes.
@@ -41,7 +41,7 @@ pub struct Knob {
     get: fn(&Config) -> String,
 }
 
-impl Knob {
+impl Setting {
     /// The default as one would write it; empty: none.
     pub fn default_text(&self) -> String {
         (self.default)()
@@ -62,7 +62,7 @@ impl Knob {
         (self.get)(config)
     }
 
-    /// A value of this knob as it may stand in a log or a message: without secrets.
+    /// A value of this setting as it may stand in a log or a message: without secrets.
     pub fn shown(&self, text: &str) -> String {
         match self.kind {
             Kind::Secret { .. } if !text.is_empty() => "(not shown)".to_owned(),
@@ -78,12 +78,12 @@ impl Knob {
     }
 }
 
-/// The knob of this key.
-pub fn knob(key: &str) -> Option<&'static Knob> {
-    KNOBS.iter().find(|knob| knob.key == key)
+/// The setting of this key.
+pub fn setting(key: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.key == key)
 }
 
-macro_rules! knobs {
+macro_rules! settings {
     (
         own { $( $field:ident : $type:ty, $key:literal, $default:literal, $kind:expr, $doc:literal; )+ }
         limits { $( $limit:ident, $limit_kind:expr, $limit_doc:literal; )+ }
@@ -106,8 +106,8 @@ macro_rules! knobs {
         }
 
         /// All of them, in the order in which they are printed.
-        pub static KNOBS: &[Knob] = &[
-            $( Knob {
+        pub static SETTINGS: &[Setting] = &[
+            $( Setting {
                 key: $key,
                 kind: $kind,
                 doc: $doc,
@@ -115,7 +115,7 @@ macro_rules! knobs {
                 set: |config, text| { config.$field = Value::read(text)?; Ok(()) },
                 get: |config| config.$field.write(),
             }, )+
-            $( Knob {
+            $( Setting {
                 key: concat!("limits.", stringify!($limit)),
                 kind: $limit_kind,
                 doc: $limit_doc,
@@ -145,7 +145,7 @@ const fn count(min: u64, max: u64, unit: &'static str) -> Kind {
 const MIB: u64 = 1024 * 1024;
 const MINUTE_MS: u64 = 60_000;
 
-knobs! {
+settings! {
     own {
         listen: SocketAddr, "listen", "0.0.0.0:8080", Kind::Address,
             "The public port: WebSockets at /ws, the page at /. Port 0 takes any free one.";
@@ -263,7 +263,7 @@ knobs! {
 }
 
 impl Config {
-    /// What cannot be seen one knob at a time.
+    /// What cannot be seen one setting at a time.
     fn contradictions(&self) -> Vec<ConfigError> {
         let mut found = Vec::new();
         let mut because = |broken: bool, message: String| {
@@ -343,7 +343,8 @@ fn fits_a_header(key: &str) -> bool {
 /// Without secrets: a configuration may be logged.
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = KNOBS.iter().map(|knob| (knob.key, knob.shown(&knob.text(self))));
+        let shown =
+            SETTINGS.iter().map(|setting| (setting.key, setting.shown(&setting.text(self))));
         f.debug_map().entries(shown).finish()
     }
 }

@@ -1,40 +1,41 @@
-//! The table of knobs as a sample file and as a table for the README.
+//! The table of settings as a sample file and as a table for the README.
 
-use super::{KNOBS, Kind, Knob};
-use crate::policy::namespaces::{Policy, SETTINGS};
+use super::{Kind, SETTINGS, Setting};
+use crate::policy::namespaces::{NAMESPACE_SETTINGS, Policy};
 use std::fmt::Write;
 
-/// Every knob with its meaning and default, as a TOML file that says just what is the case anyway.
+/// Every setting with its meaning and default, as a TOML file that says just what is the case anyway.
 pub fn sample() -> String {
     let mut out = String::from(
-        "# Every knob of Campanile with its default. Each is also a flag (limits.head_bytes_max is\n\
+        "# Every setting of Campanile with its default. Each is also a flag (limits.head_bytes_max is\n\
          # --limits-head-bytes-max) and an environment variable (CAMPANILE_LIMITS_HEAD_BYTES_MAX).\n\
          # A flag wins over the environment, which wins over this file.\n",
     );
     let mut section = "";
-    for knob in KNOBS {
-        let (here, name) = knob.key.split_once('.').unwrap_or(("", knob.key));
+    for setting in SETTINGS {
+        let (here, name) = setting.key.split_once('.').unwrap_or(("", setting.key));
         if here != section {
             section = here;
             write!(out, "\n[{section}]\n").expect("a String takes everything");
         }
-        if matches!(knob.kind, Kind::Namespaces) {
+        if matches!(setting.kind, Kind::Namespaces) {
             continue; // its tables stand behind all other keys
         }
-        let (doc, value) = (wrap(knob.doc), toml_value(knob, &knob.default_text()));
-        let wanted = wrap(&format!("Takes {}.", knob.kind.wanted()));
+        let (doc, value) = (wrap(setting.doc), toml_value(setting, &setting.default_text()));
+        let wanted = wrap(&format!("Takes {}.", setting.kind.wanted()));
         write!(out, "\n{doc}{wanted}{name} = {value}\n").expect("a String takes everything");
     }
-    for knob in KNOBS.iter().filter(|knob| matches!(knob.kind, Kind::Namespaces)) {
-        namespaces(knob, &mut out);
+    for setting in SETTINGS.iter().filter(|setting| matches!(setting.kind, Kind::Namespaces)) {
+        namespaces(setting, &mut out);
     }
     out
 }
 
 /// Tables that are not there by default, as a comment: one of them, with what is the case anyway.
-fn namespaces(knob: &Knob, out: &mut String) {
-    write!(out, "\n{}#\n# [namespaces.chat]\n", wrap(knob.doc)).expect("a String takes everything");
-    for setting in SETTINGS {
+fn namespaces(setting: &Setting, out: &mut String) {
+    write!(out, "\n{}#\n# [namespaces.chat]\n", wrap(setting.doc))
+        .expect("a String takes everything");
+    for setting in NAMESPACE_SETTINGS {
         let value = (setting.get)(&Policy::DEFAULT);
         let is_bare = value.parse::<u64>().is_ok() || value.parse::<bool>().is_ok();
         let value = if is_bare { value } else { format!("{value:?}") };
@@ -48,7 +49,7 @@ fn namespaces(knob: &Knob, out: &mut String) {
 fn namespaces_markdown() -> String {
     let mut out =
         String::from("\n`[namespaces.<name>]`:\n\n| key | default | meaning |\n|---|---|---|\n");
-    for setting in SETTINGS {
+    for setting in NAMESPACE_SETTINGS {
         let (key, value) = (setting.key, (setting.get)(&Policy::DEFAULT));
         let (doc, wanted) = (setting.doc, setting.wanted);
         writeln!(out, "| `{key}` | `{value}` | {doc} Takes {wanted}. |")
@@ -57,12 +58,12 @@ fn namespaces_markdown() -> String {
     out
 }
 
-/// Every knob as a Markdown table: key, default, meaning; and the same for a namespace.
+/// Every setting as a Markdown table: key, default, meaning; and the same for a namespace.
 pub fn markdown() -> String {
     let mut out = String::from("| key | default | meaning |\n|---|---|---|\n");
-    for knob in KNOBS {
-        let value = toml_value(knob, &knob.default_text());
-        let (key, doc, wanted) = (knob.key, knob.doc, knob.kind.wanted());
+    for setting in SETTINGS {
+        let value = toml_value(setting, &setting.default_text());
+        let (key, doc, wanted) = (setting.key, setting.doc, setting.kind.wanted());
         writeln!(out, "| `{key}` | `{value}` | {doc} Takes {wanted}. |")
             .expect("a String takes everything");
     }
@@ -70,11 +71,11 @@ pub fn markdown() -> String {
 }
 
 /// A value as the file writes it.
-fn toml_value(knob: &Knob, text: &str) -> String {
+fn toml_value(setting: &Setting, text: &str) -> String {
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
-    if knob.kind.is_bare() {
+    if setting.kind.is_bare() {
         text.to_owned()
-    } else if knob.kind.is_list() && text != "auto" {
+    } else if setting.kind.is_list() && text != "auto" {
         let items = text.split(',').filter(|item| !item.is_empty()).map(quoted);
         format!("[{}]", items.collect::<Vec<_>>().join(", "))
     } else {

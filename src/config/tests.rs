@@ -18,7 +18,7 @@ fn complaint(said: &Said) -> String {
     Config::load(said).expect_err("this must be refused").to_string()
 }
 
-/// For every knob: some good values, and some bad ones.
+/// For every setting: some good values, and some bad ones.
 fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
     let mut table = vec![
         (
@@ -76,14 +76,16 @@ fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
         ("log.format", vec!["text", "json"], vec!["xml"]),
     ];
     table.extend(table_of_redis());
-    let limits = KNOBS.iter().filter(|knob| knob.key.starts_with("limits."));
-    table.extend(limits.map(|knob| {
+    let limits = SETTINGS.iter().filter(|setting| setting.key.starts_with("limits."));
+    table.extend(limits.map(|setting| {
         let leaked = |text: String| Box::leak(text.into_boxed_str()) as &str;
-        let Kind::Number { min, max, .. } = knob.kind else { panic!("{} is a number", knob.key) };
+        let Kind::Number { min, max, .. } = setting.kind else {
+            panic!("{} is a number", setting.key)
+        };
         // One below the least, and one beyond the most.
         let below = leaked((i128::from(min) - 1).to_string());
         let beyond = leaked((i128::from(max) + 1).to_string());
-        (knob.key, vec![leaked(knob.default_text())], vec![below, beyond, "many", "", "1.0"])
+        (setting.key, vec![leaked(setting.default_text())], vec![below, beyond, "many", "", "1.0"])
     }));
     table
 }
@@ -103,30 +105,30 @@ fn table_of_redis() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)>
 }
 
 #[test]
-fn every_knob_takes_what_is_good_and_refuses_what_is_not_saying_what_would_be() {
+fn every_setting_takes_what_is_good_and_refuses_what_is_not_saying_what_would_be() {
     let table = table();
-    for knob in KNOBS {
+    for setting in SETTINGS {
         let (_, good, bad) = table
             .iter()
-            .find(|(key, ..)| *key == knob.key)
-            .unwrap_or_else(|| panic!("{} is not in the test's table", knob.key));
+            .find(|(key, ..)| *key == setting.key)
+            .unwrap_or_else(|| panic!("{} is not in the test's table", setting.key));
         for value in good {
-            let config = by_flag(knob.key, value).unwrap_or_else(|error| panic!("{error}"));
-            let again = by_flag(knob.key, &knob.text(&config)).unwrap();
-            assert_eq!(config, again, "{} = {value:?} is written as it is read", knob.key);
+            let config = by_flag(setting.key, value).unwrap_or_else(|error| panic!("{error}"));
+            let again = by_flag(setting.key, &setting.text(&config)).unwrap();
+            assert_eq!(config, again, "{} = {value:?} is written as it is read", setting.key);
         }
         for value in bad {
-            let error = match by_flag(knob.key, value) {
-                Ok(_) => panic!("{} took {value:?}", knob.key),
+            let error = match by_flag(setting.key, value) {
+                Ok(_) => panic!("{} took {value:?}", setting.key),
                 Err(ConfigErrors(errors)) => errors[0].clone(),
             };
             let text = error.to_string();
-            assert!(text.contains(knob.key), "the key: {text}");
+            assert!(text.contains(setting.key), "the key: {text}");
             if let ConfigError::BadValue { .. } = error {
-                let shown = format!("{:?}", knob.shown(value));
+                let shown = format!("{:?}", setting.shown(value));
                 assert!(text.contains(&shown), "the value {shown}: {text}");
-                assert!(text.contains(&knob.kind.wanted()), "the range: {text}");
-                assert!(text.contains(&format!("--{}", knob.flag())), "the source: {text}");
+                assert!(text.contains(&setting.kind.wanted()), "the range: {text}");
+                assert!(text.contains(&format!("--{}", setting.flag())), "the source: {text}");
             }
         }
     }
@@ -140,15 +142,16 @@ fn a_connection_is_never_in_so_many_rooms_that_looking_through_them_takes_long()
 }
 
 #[test]
-fn every_limit_is_a_knob_with_its_own_field() {
+fn every_limit_is_a_setting_with_its_own_field() {
     let fields = format!("{:?}", Limits::PRODUCTION);
     let fields = fields.trim_start_matches("Limits { ").trim_end_matches(" }");
     let fields: Vec<_> = fields.split(", ").filter_map(|field| field.split_once(": ")).collect();
     assert!(fields.len() > 10, "{fields:?}");
     for (name, default) in fields {
-        let knob = knob(&format!("limits.{name}")).unwrap_or_else(|| panic!("{name} is no knob"));
-        assert_eq!(knob.default_text(), default);
-        assert_eq!(knob.text(&Config::default()), default);
+        let setting =
+            setting(&format!("limits.{name}")).unwrap_or_else(|| panic!("{name} is no setting"));
+        assert_eq!(setting.default_text(), default);
+        assert_eq!(setting.text(&Config::default()), default);
     }
 }
 
@@ -165,11 +168,11 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file_and_that_over_the_def
 }
 
 #[test]
-fn every_knob_can_be_set_by_its_variable_and_by_its_key() {
+fn every_setting_can_be_set_by_its_variable_and_by_its_key() {
     for (key, good, _) in table() {
-        let (knob, value) = (knob(key).unwrap(), good[good.len() - 1]);
+        let (setting, value) = (setting(key).unwrap(), good[good.len() - 1]);
         let by_flag = by_flag(key, value).unwrap();
-        let by_env = Config::load(&said(&[], &[(&knob.env(), value)], None)).unwrap();
+        let by_env = Config::load(&said(&[], &[(&setting.env(), value)], None)).unwrap();
         assert_eq!(by_env, by_flag, "{key}");
         let (section, name) = key.split_once('.').unwrap_or(("", key));
         let head = if section.is_empty() { String::new() } else { format!("[{section}]\n") };
@@ -181,11 +184,11 @@ fn every_knob_can_be_set_by_its_variable_and_by_its_key() {
 
 #[test]
 fn flags_and_variables_are_spelled_apart() {
-    for spell in [Knob::flag, Knob::env] {
-        let mut names: Vec<_> = KNOBS.iter().map(spell).collect();
+    for spell in [Setting::flag, Setting::env] {
+        let mut names: Vec<_> = SETTINGS.iter().map(spell).collect();
         names.sort();
         names.dedup();
-        assert_eq!(names.len(), KNOBS.len());
+        assert_eq!(names.len(), SETTINGS.len());
     }
 }
 
@@ -204,12 +207,12 @@ fn the_sample_says_what_is_the_case_anyway() {
     let sample = sample();
     let config = Config::load(&said(&[], &[], Some(&sample))).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(config, Config::default());
-    for knob in KNOBS {
-        let name = knob.key.rsplit('.').next().unwrap();
-        if !matches!(knob.kind, Kind::Namespaces) {
-            assert!(sample.contains(&format!("\n{name} = ")), "{}", knob.key);
+    for setting in SETTINGS {
+        let name = setting.key.rsplit('.').next().unwrap();
+        if !matches!(setting.kind, Kind::Namespaces) {
+            assert!(sample.contains(&format!("\n{name} = ")), "{}", setting.key);
         }
-        assert!(markdown().contains(&format!("| `{}` |", knob.key)), "{}", knob.key);
+        assert!(markdown().contains(&format!("| `{}` |", setting.key)), "{}", setting.key);
     }
     assert!(sample.lines().all(|line| line.chars().count() <= 100), "a narrow screen shows it");
 }

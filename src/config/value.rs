@@ -1,15 +1,15 @@
-//! What a knob's value may be, and how it is read from text and written back.
+//! What a setting's value may be, and how it is read from text and written back.
 //!
 //! Flags and environment are text; values of the file are brought into the same text first, so
 //! there is one parser a kind. [`Kind`] judges ranges, [`Value`] turns text into the field's type.
 
 use super::backplane::{BackplaneUrl, RedisServers};
 use crate::ids::is_name;
-use crate::policy::namespaces::{Namespaces, SETTINGS};
+use crate::policy::namespaces::{NAMESPACE_SETTINGS, Namespaces};
 use crate::policy::rights::Rights;
 use std::net::SocketAddr;
 
-/// What values a knob takes.
+/// What values a setting takes.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
     /// An IP address and a port.
@@ -82,7 +82,7 @@ impl Kind {
             Kind::Prefix => "1 to 64 letters, digits, dots, dashes, underscores or colons".into(),
             Kind::Rights => format!("a list out of {}", Rights::NAMES.join(", ")),
             Kind::Namespaces => {
-                let keys: Vec<_> = SETTINGS.iter().map(|setting| setting.key).collect();
+                let keys: Vec<_> = NAMESPACE_SETTINGS.iter().map(|setting| setting.key).collect();
                 format!("chat: history_size=100, join=users; default: … with {}", keys.join(", "))
             }
             Kind::RightsAuto => format!("auto, or a list out of {}", Rights::NAMES.join(", ")),

@@ -106,7 +106,7 @@ const ACK_TIMEOUT_MS_MAX: u64 = 24 * 60 * 60 * 1000;
 const NAMESPACES_MAX: usize = 255;
 
 /// One thing to say of a namespace.
-pub struct Setting {
+pub struct NamespaceSetting {
     /// How it is written.
     pub key: &'static str,
     /// What it takes.
@@ -119,8 +119,8 @@ pub struct Setting {
 }
 
 /// All of them, in the order in which they are printed.
-pub static SETTINGS: &[Setting] = &[
-    Setting {
+pub static NAMESPACE_SETTINGS: &[NamespaceSetting] = &[
+    NamespaceSetting {
         key: "history_size",
         wanted: "a whole number of messages from 0 to 100000",
         doc: "Messages of a room that are kept. 0: none, and its messages have no position.",
@@ -129,14 +129,14 @@ pub static SETTINGS: &[Setting] = &[
         },
         get: |policy| policy.history_size.to_string(),
     },
-    Setting {
+    NamespaceSetting {
         key: "history_ttl_s",
         wanted: "a whole number of seconds from 1 to 2592000",
         doc: "For how long they are kept.",
         set: |policy, text| set(&mut policy.history_ttl_s, number(text, 1, HISTORY_TTL_S_MAX)?),
         get: |policy| policy.history_ttl_s.to_string(),
     },
-    Setting {
+    NamespaceSetting {
         key: "durability",
         wanted: "one of async, replicated",
         doc: "When a publish is acknowledged. async: when Redis has it. replicated: when one of its \
@@ -144,28 +144,28 @@ pub static SETTINGS: &[Setting] = &[
         set: |policy, text| set(&mut policy.durability, Durability::read(text)?),
         get: |policy| policy.durability.name().to_owned(),
     },
-    Setting {
+    NamespaceSetting {
         key: "recovery",
         wanted: "true or false",
         doc: "Whether a join with `since` brings what was missed. Needs a history.",
         set: |policy, text| set(&mut policy.recovery, text.parse().ok()?),
         get: |policy| policy.recovery.to_string(),
     },
-    Setting {
+    NamespaceSetting {
         key: "join",
         wanted: "one of anyone, users, nobody",
         doc: "Who may join. users: who has shown a token.",
         set: |policy, text| set(&mut policy.join, Who::read(text)?),
         get: |policy| policy.join.name().to_owned(),
     },
-    Setting {
+    NamespaceSetting {
         key: "publish",
         wanted: "one of anyone, users, nobody",
         doc: "Who may publish, if their rights allow it. nobody: only the HTTP API and Redis.",
         set: |policy, text| set(&mut policy.publish, Who::read(text)?),
         get: |policy| policy.publish.name().to_owned(),
     },
-    Setting {
+    NamespaceSetting {
         key: "slow_consumer",
         wanted: "one of close, drop_oldest, conflate",
         doc: "What becomes of messages for a member who reads too slowly. close: they wait, up to \
@@ -174,7 +174,7 @@ pub static SETTINGS: &[Setting] = &[
         set: |policy, text| set(&mut policy.slow_consumer, SlowConsumer::read(text)?),
         get: |policy| policy.slow_consumer.name().to_owned(),
     },
-    Setting {
+    NamespaceSetting {
         key: "slow_bytes_max",
         wanted: "a whole number of bytes from 256 to 1073741824",
         doc: "What may wait of one room for one slow member, with drop_oldest or conflate. Beyond: \
@@ -185,7 +185,7 @@ pub static SETTINGS: &[Setting] = &[
         },
         get: |policy| policy.slow_bytes_max.to_string(),
     },
-    Setting {
+    NamespaceSetting {
         key: "presence",
         wanted: "true or false",
         doc: "Whether it is known who is in a room: `presence` is answered, and the members are told \
@@ -193,7 +193,7 @@ pub static SETTINGS: &[Setting] = &[
         set: |policy, text| set(&mut policy.presence, text.parse().ok()?),
         get: |policy| policy.presence.to_string(),
     },
-    Setting {
+    NamespaceSetting {
         key: "presence_grace_ms",
         wanted: "a whole number of milliseconds from 0 to 600000",
         doc: "How long after a user's last connection has left `left` is told. Who comes back before \
@@ -203,7 +203,7 @@ pub static SETTINGS: &[Setting] = &[
         },
         get: |policy| policy.presence_grace_ms.to_string(),
     },
-    Setting {
+    NamespaceSetting {
         key: "presence_events_users_max",
         wanted: "a whole number of users from 0 to 100000",
         doc: "A room with more users is not told who comes and goes: each would be told of each. \
@@ -214,7 +214,7 @@ pub static SETTINGS: &[Setting] = &[
         },
         get: |policy| policy.presence_events_users_max.to_string(),
     },
-    Setting {
+    NamespaceSetting {
         key: "acks",
         wanted: "true or false",
         doc: "Whether members may acknowledge what they hear (a join with `\"ack\":true`). Needs a \
@@ -222,7 +222,7 @@ pub static SETTINGS: &[Setting] = &[
         set: |policy, text| set(&mut policy.acks, text.parse().ok()?),
         get: |policy| policy.acks.to_string(),
     },
-    Setting {
+    NamespaceSetting {
         key: "ack_timeout_ms",
         wanted: "a whole number of milliseconds from 100 to 86400000",
         doc: "A member that was sent a message so long ago and has not acknowledged it is lagging: \
@@ -421,8 +421,8 @@ impl Namespaces {
                  underscores. "
             ));
         }
-        let Some(setting) = SETTINGS.iter().find(|setting| setting.key == key) else {
-            let known: Vec<_> = SETTINGS.iter().map(|setting| setting.key).collect();
+        let Some(setting) = NAMESPACE_SETTINGS.iter().find(|setting| setting.key == key) else {
+            let known: Vec<_> = NAMESPACE_SETTINGS.iter().map(|setting| setting.key).collect();
             return Err(format!("{key:?} says nothing of a namespace; {} do. ", known.join(", ")));
         };
         let (set, wanted) = (setting.set, setting.wanted);
@@ -467,14 +467,16 @@ impl Namespaces {
         let mut out = String::new();
         for (space, policy) in &self.named {
             let opening = if out.is_empty() { "" } else { "; " };
-            let settings = SETTINGS.iter().map(|setting| (setting.key, (setting.get)(policy)));
+            let settings =
+                NAMESPACE_SETTINGS.iter().map(|setting| (setting.key, (setting.get)(policy)));
             let settings: Vec<_> = settings.map(|(key, value)| format!("{key}={value}")).collect();
             write!(out, "{opening}{space}: {}", settings.join(", "))
                 .expect("a String takes everything");
         }
         if let Some(policy) = &self.users {
             let opening = if out.is_empty() { "" } else { "; " };
-            let settings = SETTINGS.iter().filter(|setting| USERS_KEYS.contains(&setting.key));
+            let settings =
+                NAMESPACE_SETTINGS.iter().filter(|setting| USERS_KEYS.contains(&setting.key));
             let settings = settings.map(|setting| (setting.key, (setting.get)(policy)));
             let settings: Vec<_> = settings.map(|(key, value)| format!("{key}={value}")).collect();
             write!(out, "{opening}{USERS}: {}", settings.join(", "))
@@ -559,7 +561,9 @@ mod tests {
         assert!(only.have_history() && only.keep_for_users() && only.named().count() == 0);
         let off = Namespaces::read("@users: history_ttl_s=7").unwrap();
         assert!(!off.have_history() && !off.keep_for_users());
-        for setting in SETTINGS.iter().filter(|setting| !USERS_KEYS.contains(&setting.key)) {
+        for setting in
+            NAMESPACE_SETTINGS.iter().filter(|setting| !USERS_KEYS.contains(&setting.key))
+        {
             let text = format!("@users: {}={}", setting.key, (setting.get)(&Policy::DEFAULT));
             let error = Namespaces::read(&text).expect_err(&text);
             assert!(error.contains("history_size and history_ttl_s do"), "{error}");
