@@ -11,6 +11,10 @@ use std::process::Command;
 /// The password as a URL writes it.
 pub const USER: &str = "bell:s3cret%2Fpass";
 
+/// What the user may do, and no more. docs/redis.md says that it suffices.
+pub const RIGHTS: &str = "~campanile:* &campanile:* +@all -@dangerous \
+                          +role +info +config|get +client|id +client|list";
+
 /// A server with a certificate of its own authority, and one user.
 pub struct Guarded {
     pub redis: Redis,
@@ -36,8 +40,7 @@ impl Guarded {
             "--tls-auth-clients",
             "no",
         ]);
-        let rules = "ACL SETUSER bell on >s3cret/pass ~campanile:* &campanile:* +@all -@dangerous \
-                     +role +info +config|get +client|id +client|list";
+        let rules = format!("ACL SETUSER bell on >s3cret/pass {RIGHTS}");
         assert_eq!(redis.command(&rules.split_whitespace().collect::<Vec<_>>()), "OK");
         Guarded { redis, folder, tls_port }
     }

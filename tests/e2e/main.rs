@@ -7,6 +7,8 @@
 mod client;
 #[path = "../common/cluster.rs"]
 mod cluster;
+#[path = "../common/documents.rs"]
+mod documents;
 #[path = "../common/guarded.rs"]
 mod guarded;
 #[path = "../common/http.rs"]
@@ -27,6 +29,7 @@ mod bad_heads;
 mod bad_json;
 mod churn;
 mod closing_handshake;
+mod document_blocks;
 mod doors;
 mod echo;
 mod ending;
@@ -45,7 +48,6 @@ mod other_clients;
 mod outage;
 mod page;
 mod presence;
-mod readme;
 mod rules;
 mod slow;
 mod tls;

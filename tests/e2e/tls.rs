@@ -1,7 +1,7 @@
 //! `rediss://user:password@`: a Redis that only speaks TLS to users it knows.
 //!
-//! The server is Debian's, the certificates are openssl's, and the user may do no more than the README
-//! says is needed.
+//! The server is Debian's, the certificates are openssl's, and the user may do no more than
+//! docs/redis.md says is needed.
 
 use crate::client::Client;
 use crate::guarded::{Guarded, USER};
