@@ -1,12 +1,10 @@
 //! What keeps this tree as it was meant, checked by reading it: who may know whom, where the unsafe
-//! is, what may not be written, and that the README says what the program says.
+//! is, and what may not be written. `documents.rs` does the same for the documents.
 //!
 //! Each rule is a function from sources to complaints, and each has a test in which it complains:
 //! a rule that cannot fail holds nothing. A new exception stands in a list here, with its reason.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 // --- the tree ---
 
@@ -665,116 +663,4 @@ fn functions_fit_a_screen() {
         &[("src/ws/mask.rs", &short), ("src/ws/mask.rs", &format!("fn g();\n{short}"))],
     );
     assert_eq!(functions(&long), [("f", 1, FUNCTION_LINES_MAX + 1)]);
-}
-
-// --- the README ---
-
-/// Flags of other programs that the README mentions.
-const FOREIGN_FLAGS: &[&str] = &[
-    // benches/hold.sh
-    "--floor",
-    "--release",
-    "--port",
-    "--test",
-    "--bench",
-    "--locked",
-    "--root",
-    "--path",
-    "--nocapture",
-    // Of the scripts in tuning/.
-    "--apply",
-    "--undo",
-    // Of the scripts in benches/.
-    "--rounds",
-    // Of tests/run.sh chaos.
-    "--minutes",
-    "--seed",
-    "--count",
-    "--faults",
-    "--on",
-];
-
-fn campanile(args: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_campanile"))
-        .args(args)
-        .env("COLUMNS", "1000")
-        .output()
-        .expect("our own binary starts");
-    String::from_utf8(output.stdout).expect("UTF-8")
-}
-
-fn readme() -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    std::fs::read_to_string(path).expect("there is a README")
-}
-
-/// What stands between `<!-- name -->` and `<!-- /name -->`.
-fn section<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    let (_, after) = text.split_once(&format!("<!-- {name} -->\n"))?;
-    Some(after.split_once(&format!("<!-- /{name} -->"))?.0)
-}
-
-/// `--like-this`, wherever it stands.
-fn flags(text: &str) -> Vec<&str> {
-    let mut found = Vec::new();
-    for (at, _) in text.match_indices("--") {
-        let rest = &text[at + 2..];
-        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '-').unwrap_or(rest.len());
-        let starts = !text[..at].ends_with(|c: char| c.is_alphanumeric() || "-<!".contains(c));
-        if starts && rest.starts_with(|c: char| c.is_ascii_lowercase()) {
-            found.push(&text[at..at + 2 + end]);
-        }
-    }
-    found
-}
-
-fn unknown_flags<'a>(readme: &'a str, help: &str) -> Vec<&'a str> {
-    let known = flags(help);
-    let foreign = |flag: &&str| FOREIGN_FLAGS.contains(flag);
-    flags(readme).into_iter().filter(|flag| !known.contains(flag) && !foreign(flag)).collect()
-}
-
-#[test]
-fn the_table_of_settings_in_the_readme_is_the_one_the_program_prints() {
-    let readme = readme();
-    let printed = campanile(&["config", "--markdown"]);
-    let written =
-        section(&readme, "config").expect("README.md has <!-- config --> … <!-- /config -->");
-    if written.trim() != printed.trim() {
-        let mut differing = String::new();
-        for line in printed.lines().filter(|line| !written.contains(line)) {
-            writeln!(differing, "{line}").expect("a String takes everything");
-        }
-        panic!(
-            "put what `campanile config --markdown` prints into README.md; new lines:\n{differing}"
-        );
-    }
-    assert_eq!(section("a\n<!-- x -->\nb\n<!-- /x -->\nc", "x"), Some("b\n"));
-    assert_eq!(section("a\n<!-- x -->\nb\n", "x"), None);
-}
-
-#[test]
-fn every_flag_in_the_readme_exists() {
-    let mut help = campanile(&["--help"]);
-    let commands = [
-        "serve",
-        "load idle",
-        "load fanout",
-        "load ingest",
-        "load storm",
-        "doctor",
-        "token",
-        "config",
-    ];
-    for command in commands {
-        let words: Vec<&str> = command.split(' ').chain(["--help"]).collect();
-        help += &campanile(&words);
-    }
-    assert!(flags(&help).len() > 50, "{help}");
-    assert_eq!(unknown_flags(&readme(), &help), [] as [&str; 0]);
-    assert_eq!(
-        unknown_flags("use `--no-such-thing`, --listen x", "--listen <ADDR>"),
-        ["--no-such-thing"]
-    );
-    assert_eq!(flags("<!-- config --> a--b -- --c-1=2"), ["--c-1"]);
 }

@@ -1,0 +1,454 @@
+//! The documents say what the program says: settings, metrics, flags, paths of the API; and what they
+//! name in this repository exists.
+//!
+//! `CAMPANILE_WRITE_DOCS=1 cargo test --test documents` writes the tables that are made from the
+//! program. Each rule has a test in which it complains.
+
+#[path = "common/documents.rs"]
+mod documents;
+
+use documents::{Document, documents, root};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+/// Flags of other programs that documents mention.
+const FOREIGN_FLAGS: &[&str] = &[
+    // cargo
+    "--release",
+    "--test",
+    "--bench",
+    "--lib",
+    "--locked",
+    "--path",
+    "--nocapture",
+    "--open",
+    "--all-targets",
+    // redis-server
+    "--port",
+    // Scripts in tuning/.
+    "--apply",
+    "--undo",
+    // Scripts in benches/.
+    "--floor",
+    "--rounds",
+    // tests/run.sh chaos
+    "--minutes",
+    "--seed",
+    "--count",
+    "--faults",
+    "--on",
+];
+
+/// Top-level folders and files that a document may name by path.
+const AT_THE_ROOT: [&str; 7] =
+    ["src/", "tests/", "benches/", "docs/", "tuning/", ".ci/", "target/"];
+
+fn hold(complaints: Vec<String>) {
+    assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn campanile(args: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_campanile"))
+        .args(args)
+        .env("COLUMNS", "1000")
+        .output()
+        .expect("our own binary starts");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+// --- tables that are made from the program ---
+
+/// What stands between `<!-- name -->` and `<!-- /name -->`, and around it.
+fn section<'a>(text: &'a str, name: &str) -> Option<[&'a str; 3]> {
+    let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- /{name} -->"));
+    let from = text.find(&begin)? + begin.len();
+    let to = from + text[from..].find(&end)?;
+    Some([&text[..from], &text[from..to], &text[to..]])
+}
+
+/// Compares a section of a document with what the program says, or writes it.
+fn agrees(path: &str, name: &str, printed: &str) {
+    let text = read(path);
+    let [before, written, after] =
+        section(&text, name).unwrap_or_else(|| panic!("{path} has <!-- {name} -->"));
+    if written.trim() == printed.trim() {
+        return;
+    }
+    if std::env::var_os("CAMPANILE_WRITE_DOCS").is_some() {
+        let text = format!("{before}{}\n{after}", printed.trim());
+        return std::fs::write(root().join(path), text).expect("a file of ours");
+    }
+    let new: Vec<&str> = printed.lines().filter(|line| !written.contains(line)).collect();
+    panic!(
+        "{path} differs from the program; CAMPANILE_WRITE_DOCS=1 cargo test --test documents writes \
+         it. New lines:\n{}",
+        new.join("\n")
+    );
+}
+
+#[test]
+fn the_table_of_settings_is_the_one_that_the_program_prints() {
+    agrees("docs/configuration.md", "config", &campanile(&["config", "--markdown"]));
+    assert_eq!(section("a\n<!-- x -->\nb\n<!-- /x -->\nc", "x").map(|all| all[1]), Some("b\n"));
+    assert_eq!(section("a\n<!-- x -->\nb\n", "x"), None);
+}
+
+/// One metric of the source.
+#[derive(Debug, PartialEq, Eq)]
+struct Metric {
+    name: String,
+    kind: String,
+    /// Key and values of its label.
+    label: Option<(String, Vec<String>)>,
+    help: String,
+}
+
+/// The declarations of a file of `src/metrics/`: for each table what it counts, and its metrics. A
+/// row is `field: Kind "name"["key" = "value"] "help"`, the label left out by most.
+fn declared(source: &str) -> Vec<(String, Vec<Metric>)> {
+    let mut tables: Vec<(String, Vec<Metric>)> = Vec::new();
+    let mut doc = "";
+    for line in source.lines().map(str::trim) {
+        if let Some(text) = line.strip_prefix("/// ") {
+            doc = text;
+        } else if line.ends_with('{') && !line.contains('"') {
+            tables.push((doc.trim_end_matches('.').to_owned(), Vec::new()));
+        } else if let Some((metric, (_, metrics))) = row(line).zip(tables.last_mut()) {
+            add(metrics, metric);
+        }
+    }
+    tables.retain(|(_, metrics)| !metrics.is_empty());
+    tables
+}
+
+fn row(line: &str) -> Option<Metric> {
+    let (field, rest) = line.split_once(": ")?;
+    let (kind, rest) = rest.split_once(' ')?;
+    let is_row = field.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        && kind.starts_with(|c: char| c.is_ascii_uppercase())
+        && rest.starts_with('"');
+    if !is_row {
+        return None;
+    }
+    let texts: Vec<&str> = rest.split('"').skip(1).step_by(2).collect();
+    let (name, label, help) = match texts[..] {
+        [name, help] => (name, None, help),
+        [name, key, value, help] => (name, Some((key.to_owned(), vec![value.to_owned()])), help),
+        _ => return None,
+    };
+    let kind = kind.to_ascii_lowercase();
+    Some(Metric { name: name.to_owned(), kind, label, help: help.to_owned() })
+}
+
+/// Rows of one name are one metric with several values of its label.
+fn add(metrics: &mut Vec<Metric>, metric: Metric) {
+    match metrics.iter_mut().find(|known| known.name == metric.name) {
+        None => metrics.push(metric),
+        Some(known) => {
+            if let (Some((_, values)), Some((_, more))) = (&mut known.label, metric.label) {
+                values.extend(more);
+            }
+        }
+    }
+}
+
+/// Gauges that `src/api/metrics.rs` writes by hand: `gauge("name", "help", …)`.
+fn of_the_process(source: &str) -> Vec<Metric> {
+    let calls = source.split("gauge(\"").skip(1);
+    let texts = calls.map(|call| call.split('"').step_by(2).take(2).collect::<Vec<_>>());
+    let metric = |texts: Vec<&str>| {
+        let label = (texts[0] == "build_info").then(|| ("version".to_owned(), Vec::new()));
+        let (name, help) = (texts[0].to_owned(), texts[1].to_owned());
+        Metric { name, kind: "gauge".to_owned(), label, help }
+    };
+    texts.map(metric).collect()
+}
+
+fn table(title: &str, metrics: &[Metric]) -> String {
+    let mut out =
+        format!("### {title}\n\n| metric | kind | label | meaning |\n|---|---|---|---|\n");
+    for Metric { name, kind, label, help } in metrics {
+        let label = label.as_ref().map_or(String::new(), |(key, values)| {
+            let values: Vec<String> = values.iter().map(|value| format!("`{value}`")).collect();
+            format!("`{key}`: {}", values.join(", ")).trim_end_matches(": ").to_owned()
+        });
+        let help = help.replace('|', "\\|");
+        out += &format!("| `{name}` | {kind} | {label} | {help} |\n");
+    }
+    out + "\n"
+}
+
+fn all_metrics() -> Vec<(String, Vec<Metric>)> {
+    let process = of_the_process(&read("src/api/metrics.rs"));
+    let mut all = vec![("The process".to_owned(), process)];
+    for file in ["src/metrics/mod.rs", "src/metrics/servers.rs", "src/metrics/redis.rs"] {
+        all.extend(declared(&read(file)));
+    }
+    all
+}
+
+#[test]
+fn the_table_of_metrics_is_what_the_source_declares() {
+    let all = all_metrics();
+    assert!(all.iter().map(|(_, metrics)| metrics.len()).sum::<usize>() > 100);
+    let printed: String = all.iter().map(|(title, metrics)| table(title, metrics)).collect();
+    agrees("docs/metrics.md", "metrics", &printed);
+    let source = "/// What is counted.\nT of u64 {\n a: Gauge \"a\" \"Of a\",\n\
+                  b: Counter \"b_total\"[\"k\" = \"x\"] \"Of b\",\nc: Counter \"b_total\"[\"k\" = \"y\"] \"-\",\n}";
+    let [(title, metrics)] = &declared(source)[..] else { panic!("one table") };
+    assert_eq!((title.as_str(), metrics.len()), ("What is counted", 2));
+    let both = Some(("k".to_owned(), vec!["x".to_owned(), "y".to_owned()]));
+    assert_eq!((metrics[1].name.as_str(), &metrics[1].label), ("b_total", &both));
+}
+
+/// Metrics that a document names and the program does not have.
+fn unknown_metrics(document: &Document, known: &BTreeSet<String>) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for (at, line) in document.text.lines().enumerate() {
+        for (from, _) in line.match_indices("campanile_") {
+            let name: String = line[from + "campanile_".len()..]
+                .chars()
+                .take_while(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '_')
+                .collect();
+            // `campanile_…` and `campanile_redis_…` stand for many.
+            let is_one = !name.is_empty() && !name.ends_with('_');
+            if is_one && !known.contains(&name) {
+                complaints.push(format!(
+                    "{}:{}: no metric is called {name}",
+                    document.path,
+                    at + 1
+                ));
+            }
+        }
+    }
+    complaints
+}
+
+#[test]
+fn every_metric_that_a_document_names_exists() {
+    let all = all_metrics();
+    let known: BTreeSet<String> =
+        all.into_iter().flat_map(|(_, metrics)| metrics).map(|metric| metric.name).collect();
+    for document in documents() {
+        hold(unknown_metrics(&document, &known));
+    }
+    let known = BTreeSet::from(["a_total".to_owned()]);
+    let of = |text| unknown_metrics(&Document::of(text), &known).len();
+    assert_eq!(of("`campanile_a_total`, `campanile_…`"), 0);
+    assert_eq!(of("`campanile_b_total{x=\"y\"}`"), 1);
+}
+
+// --- flags and paths ---
+
+/// `--like-this`, wherever it stands.
+fn flags(text: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    for (at, _) in text.match_indices("--") {
+        let rest = &text[at + 2..];
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '-').unwrap_or(rest.len());
+        let starts = !text[..at].ends_with(|c: char| c.is_alphanumeric() || "-<!".contains(c));
+        if starts && rest.starts_with(|c: char| c.is_ascii_lowercase()) {
+            found.push(&text[at..at + 2 + end]);
+        }
+    }
+    found
+}
+
+fn unknown_flags<'a>(text: &'a str, help: &str) -> Vec<&'a str> {
+    let known = flags(help);
+    let foreign = |flag: &&str| FOREIGN_FLAGS.contains(flag);
+    flags(text).into_iter().filter(|flag| !known.contains(flag) && !foreign(flag)).collect()
+}
+
+#[test]
+fn every_flag_in_the_documents_exists() {
+    let mut help = campanile(&["--help"]);
+    let commands = [
+        "serve",
+        "load idle",
+        "load fanout",
+        "load ingest",
+        "load storm",
+        "doctor",
+        "token",
+        "config",
+    ];
+    for command in commands {
+        let words: Vec<&str> = command.split(' ').chain(["--help"]).collect();
+        help += &campanile(&words);
+    }
+    assert!(flags(&help).len() > 50, "{help}");
+    for document in documents() {
+        assert_eq!(unknown_flags(&document.text, &help), [] as [&str; 0], "{}", document.path);
+    }
+    assert_eq!(
+        unknown_flags("use `--no-such-thing`, --listen x", "--listen <ADDR>"),
+        ["--no-such-thing"]
+    );
+    assert_eq!(flags("<!-- config --> a--b -- --c-1=2"), ["--c-1"]);
+}
+
+/// Paths of the operators' port that stand in the source, or in a document as `` `GET /path` ``.
+fn api_paths(router: &str, document: &str) -> [BTreeSet<String>; 2] {
+    let routed = router.split(".route(\"").skip(1).filter_map(|rest| rest.split('"').next());
+    let of_row = |row: &str| row.split_once('`').map(|(path, _)| path.to_owned());
+    let rows = document.lines().filter_map(|line| {
+        line.strip_prefix("| `GET ").or_else(|| line.strip_prefix("| `POST ")).and_then(of_row)
+    });
+    [routed.map(str::to_owned).collect(), rows.collect()]
+}
+
+#[test]
+fn the_table_of_the_http_api_has_every_path_and_no_other() {
+    let router = read("src/api/router.rs");
+    let document = read("docs/http-api.md");
+    let [routed, written] = api_paths(&router, &document);
+    assert!(routed.len() > 5, "{routed:?}");
+    assert_eq!(routed, written, "docs/http-api.md has a row for each path of src/api/router.rs");
+    let [routed, written] = api_paths(".route(\"/a\", get(x))", "| `GET /b` | x |\ntext");
+    assert_ne!(routed, written);
+}
+
+// --- what documents name in this repository ---
+
+/// Code in single backticks.
+fn code(line: &str) -> impl Iterator<Item = &str> {
+    line.split('`').skip(1).step_by(2)
+}
+
+fn is_path(code: &str) -> bool {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
+    code.chars().all(is_name)
+        && (AT_THE_ROOT.iter().any(|folder| code.starts_with(folder))
+            || (!code.contains('/') && code.ends_with(".md")))
+}
+
+/// A name of three words or more is taken for a test in the documents that name tests.
+fn is_test_name(code: &str) -> bool {
+    let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    code.chars().all(is_name) && code.matches('_').count() >= 3
+}
+
+/// Files and tests that a document names and that do not exist.
+fn missing(document: &Document, exists: impl Fn(&str) -> bool, tests: &[String]) -> Vec<String> {
+    let names_tests = ["SECURITY.md", "CONTRIBUTING.md", "made up"].contains(&&*document.path);
+    let mut complaints = Vec::new();
+    for (at, line) in document.prose() {
+        for code in code(line) {
+            let is_missing = (is_path(code) && !exists(code))
+                || (names_tests && is_test_name(code) && !tests.iter().any(|name| name == code));
+            if is_missing {
+                complaints.push(format!("{}:{at}: `{code}` does not exist", document.path));
+            }
+        }
+    }
+    complaints
+}
+
+/// The names of all functions below these folders.
+fn function_names() -> Vec<String> {
+    let mut names = Vec::new();
+    let mut waiting = vec![root().join("src"), root().join("tests")];
+    while let Some(folder) = waiting.pop() {
+        for entry in std::fs::read_dir(folder).expect("a readable folder") {
+            let path = entry.expect("a readable folder").path();
+            if path.is_dir() {
+                waiting.push(path);
+            } else if path.extension().is_some_and(|kind| kind == "rs") {
+                let text = std::fs::read_to_string(path).expect("UTF-8");
+                let named = text.lines().filter_map(|line| line.trim().strip_prefix("fn "));
+                names.extend(named.filter_map(|rest| Some(rest.split_once('(')?.0.to_owned())));
+            }
+        }
+    }
+    names
+}
+
+#[test]
+fn files_and_tests_that_documents_name_exist() {
+    let tests = function_names();
+    assert!(tests.len() > 500);
+    // What is installed and built is there only afterwards.
+    let exists = |path: &str| path.starts_with("target/") || root().join(path).exists();
+    let mut named = 0;
+    for document in documents() {
+        hold(missing(&document, exists, &tests));
+        named += document.prose().flat_map(|(_, line)| code(line)).filter(|it| is_path(it)).count();
+    }
+    assert!(named > 50, "documents name files, and {named} were seen");
+    let of = |text| missing(&Document::of(text), exists, &["a_b_c_d".to_owned()]).len();
+    assert_eq!(of("`src/lib.rs`, `README.md`, `a_b_c_d`, `a_b`, `x.rs`, `src/{a,b}`"), 0);
+    assert_eq!(of("`src/no.rs`"), 1);
+    assert_eq!(of("`NO.md` and `tests/no/`"), 2);
+    assert_eq!(of("`nobody_tests_this_here`"), 1);
+}
+
+// --- links ---
+
+/// Where `[text](target)` of a line points to.
+fn links(line: &str) -> impl Iterator<Item = &str> {
+    line.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0))
+}
+
+/// The anchors of a document, as GitHub makes them from headings.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let document = Document::of(text);
+    let headings = document.prose().filter(|(_, line)| line.starts_with('#'));
+    let anchor = |(_, line): (usize, &str)| -> String {
+        let kept = |c: char| c.is_alphanumeric() || c == '-' || c == '_' || c == ' ';
+        let text = line.trim_start_matches('#').trim().to_lowercase();
+        text.chars().filter(|c| kept(*c)).map(|c| if c == ' ' { '-' } else { c }).collect()
+    };
+    headings.map(anchor).collect()
+}
+
+/// Links within the repository that lead nowhere, or out of it.
+fn broken_links(document: &Document) -> Vec<String> {
+    let folder = Path::new(&document.path).parent().expect("a file is in a folder");
+    let mut complaints = Vec::new();
+    for (at, line) in document.prose() {
+        for link in links(line).filter(|link| !link.starts_with("https://")) {
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = root().join(folder).join(path);
+            let inside = target.canonicalize().is_ok_and(|real| real.starts_with(root()));
+            let text = match path.is_empty() {
+                true => document.text.clone(),
+                false => std::fs::read_to_string(&target).unwrap_or_default(),
+            };
+            let is_good = path.is_empty() || inside;
+            if !is_good || (!anchor.is_empty() && !anchors(&text).contains(anchor)) {
+                complaints.push(format!("{}:{at}: {link} leads nowhere", document.path));
+            }
+        }
+    }
+    complaints
+}
+
+#[test]
+fn links_lead_somewhere_within_the_repository() {
+    let mut count = 0;
+    let tuning = ["tuning/README.md", "benches/README.md"]
+        .map(|path| Document { path: path.to_owned(), text: read(path) });
+    for document in documents().into_iter().chain(tuning) {
+        hold(broken_links(&document));
+        count += document.prose().flat_map(|(_, line)| links(line)).count();
+    }
+    assert!(count > 50, "documents have links, and {count} were seen");
+    let of = |text| broken_links(&Document::of(text)).len();
+    assert_eq!(of("# Some heading: here\n[a](README.md), [b](#some-heading-here)"), 0);
+    assert_eq!(of("[a](no.md)"), 1);
+    assert_eq!(of("[a](#nowhere)"), 1);
+    assert_eq!(of("[a](README.md#nowhere)"), 1);
+    assert_eq!(of("[a](../../etc/passwd) and [b](../)"), 2);
+}
+
+#[test]
+fn the_front_page_fits_into_two_hundred_lines() {
+    let lines = read("README.md").lines().count();
+    assert!(lines <= 200, "README.md has {lines} lines; move what is reference into docs/");
+}
