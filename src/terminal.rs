@@ -9,7 +9,7 @@
 //! lines that its writer fails to write, and its guard prints with `println!` when the writer is
 //! stuck.
 //!
-//! Invariant: nothing here panics, and only [`print`], the answer of a command, waits for a reader.
+//! Invariant: nothing here panics, and only [`print()`], the answer of a command, waits for a reader.
 
 use crate::link::log_queue::{LogQueue, LogQueueEnd, log_queue};
 use crate::metrics::LogCounters;

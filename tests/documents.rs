@@ -22,6 +22,8 @@ const FOREIGN_FLAGS: &[&str] = &[
     "--locked",
     "--path",
     "--nocapture",
+    "--no-deps",
+    "--document-private-items",
     "--open",
     "--all-targets",
     // redis-server

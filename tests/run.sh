@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything that says whether this tree is good: format, lints, every test, every benchmark once.
+# Everything that says whether this tree is good: format, lints, documentation, every test, every
+# benchmark once.
 #
 #   tests/run.sh            all of it, from a clean clone on a Debian machine that has only Rust
 #   tests/run.sh chaos      a long run of faults out of a hat (tests/chaos), on each deployment of Redis:
@@ -108,6 +109,9 @@ fi
 step "installing the independent clients" bash tests/clients/install.sh
 step "checking the format" cargo fmt --check
 step "linting" cargo clippy --locked --all-targets -- -D warnings
+# Also of what is private: the documentation is for whoever reads the source.
+step "building the documentation" env RUSTDOCFLAGS="-D warnings" \
+  cargo doc --no-deps --locked --document-private-items
 step "testing" cargo test --locked
 step "building the release binary" cargo build --release --locked
 # How a node lives and ends differs there: a panic aborts, and code takes other times.

@@ -2,7 +2,7 @@
 //!
 //! A setting is a key of the TOML file, a flag and an environment variable at the same time, and one
 //! line in the table below: from it come the parser, `--help`, the sample file (`campanile config`)
-//! and the README's table. So they cannot disagree, and a new limit cannot be forgotten in one.
+//! and the table of docs/configuration.md. So they cannot disagree, and a new limit cannot be forgotten in one.
 //!
 //! Precedence: flag, then environment, then file, then default. What is wrong is the operator's to
 //! mend, so all of it is told at once: the key, the value, where it came from, what would be right.
@@ -90,6 +90,8 @@ macro_rules! settings {
     ) => {
         /// What the operator said, or the defaults where they said nothing.
         #[derive(Clone, PartialEq)]
+        // Settings are described for a terminal.
+        #[allow(rustdoc::bare_urls, rustdoc::broken_intra_doc_links)]
         pub struct Config {
             $( #[doc = $doc] pub $field: $type, )+
             /// Every limit.

@@ -1,4 +1,4 @@
-//! The table of settings as a sample file and as a table for the README.
+//! The table of settings as a sample file and as a table for docs/configuration.md.
 
 use super::{Kind, SETTINGS, Setting};
 use crate::policy::namespaces::{NAMESPACE_SETTINGS, Policy};

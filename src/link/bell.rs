@@ -26,7 +26,7 @@ pub struct Bell {
 }
 
 impl Bell {
-    /// A silent bell. Must exist before file tables are split (DESIGN §11).
+    /// A silent bell. Must exist before file tables are split, so that it is in each of them.
     pub fn new() -> io::Result<Bell> {
         // SAFETY: eventfd takes no pointers; a non-negative answer is a descriptor nobody else owns.
         let eventfd = unsafe {

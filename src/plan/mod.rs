@@ -35,7 +35,7 @@ pub struct Plan {
     pub shards: Vec<ShardPlan>,
     /// Cores of the backplane and ops threads; empty: not pinned.
     pub other_cores: Vec<usize>,
-    /// One file table per shard (DESIGN §11).
+    /// One file table per shard.
     pub private_fd_tables: bool,
     /// How the kernel schedules our threads.
     pub scheduling: Scheduling,

@@ -284,7 +284,7 @@ impl Member {
                 let Some(room) = room_number(value) else { return Ok(()) };
                 let count = value["count"].as_u64().unwrap_or(0);
                 self.log(room, Event::Lost { count });
-                // As the README says it: join again with `since`. Some do not.
+                // As docs/protocol.md says: join again with `since`. Some do not.
                 if self.asked[room].is_none() && (self.board.is_quiet() || self.rng.chance(70)) {
                     self.join(line, room)?;
                 }

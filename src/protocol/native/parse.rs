@@ -1,6 +1,6 @@
 //! Bytes to [`Request`].
 //!
-//! Two steps. The scanner of [`json`] walks the message once and says where the values of our
+//! Two steps. The scanner of `json.rs` walks the message once and says where the values of our
 //! fifteen keys lie; then only those that the command needs are read, each where it lies: a string
 //! without a backslash is borrowed as it is, one with escapes and `since` are parsed in place by
 //! simd-json. The payload is never parsed, only cut out.
