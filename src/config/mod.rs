@@ -2,7 +2,8 @@
 //!
 //! A setting is a key of the TOML file, a flag and an environment variable at the same time, and one
 //! line in the table below: from it come the parser, `--help`, the sample file (`campanile config`)
-//! and the table of docs/configuration.md. So they cannot disagree, and a new limit cannot be forgotten in one.
+//! and the table of docs/configuration.md. So they cannot disagree, and a new limit cannot be
+//! forgotten in one.
 //!
 //! Precedence: flag, then environment, then file, then default. What is wrong is the operator's to
 //! mend, so all of it is told at once: the key, the value, where it came from, what would be right.

@@ -8,7 +8,7 @@
 //! | `sh` | run; it must succeed |
 //! | `sh serve` | run, and left running for the blocks after it |
 //! | `js`, `python` | run; it must end well |
-//! | `js with-next`, `python with-next` | the same, at the same time as the next program |
+//! | `js with-next`, `python with-next` | the same, beside the next program, which starts when this one has printed a line |
 //! | `text output`, `json output` | what the block before it prints |
 //! | `text exchange` | a conversation with a node |
 //! | `toml` | a configuration; a node with it serves the blocks after it |

@@ -16,11 +16,12 @@ use crate::redis::{Redis, free_port, wait_until};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Blocks that are not run: the document and how the block begins.
@@ -182,8 +183,24 @@ struct Stage {
     bound: HashMap<String, String>,
     /// What the block before this one has printed.
     printed: Option<String>,
-    /// A program that runs at the same time as the next one, and what it is to print.
-    program: Option<(Child, Option<String>)>,
+    /// A program that runs beside the next one.
+    program: Option<Running>,
+}
+
+/// A program that has printed its first line.
+struct Running {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    printed: String,
+    /// What it is to print.
+    expected: Option<String>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// A process group that a block has left running.
@@ -199,10 +216,7 @@ impl Drop for Service {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        if let Some((mut child, _)) = self.program.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.program = None;
         self.services.clear();
         let _ = std::fs::remove_dir_all(&self.folder);
     }
@@ -330,10 +344,13 @@ impl Stage {
         };
         command.arg(text);
         if with_next {
-            let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
-            self.program = Some((piped.spawn().expect("the program starts"), None));
-            let ports: Vec<u16> = self.ports.values().copied().collect();
-            wait_until("the program is in a room", || ports.iter().any(|port| has_rooms(*port)));
+            let log = File::create(self.folder.join("program.log")).expect("a file of our own");
+            let mut child =
+                command.stdout(Stdio::piped()).stderr(log).spawn().expect("the program starts");
+            let mut stdout = BufReader::new(child.stdout.take().expect("it is piped"));
+            let mut printed = String::new();
+            stdout.read_line(&mut printed).expect("UTF-8");
+            self.program = Some(Running { child, stdout, printed, expected: None });
             return Ok(());
         }
         let output = command.output().expect("the program starts");
@@ -343,14 +360,19 @@ impl Stage {
 
     /// Waits for the program that has run at the same time.
     fn end_program(&mut self) -> Result<(), String> {
-        let Some((child, expected)) = self.program.take() else { return Ok(()) };
-        let printed = ended_well(child.wait_with_output().expect("our own child"))?;
-        expected.map_or(Ok(()), |expected| is_printed(&printed, &expected))
+        let Some(mut program) = self.program.take() else { return Ok(()) };
+        program.stdout.read_to_string(&mut program.printed).expect("UTF-8");
+        let (status, printed) = (program.child.wait().expect("our own child"), &program.printed);
+        if !status.success() {
+            let log = std::fs::read_to_string(self.folder.join("program.log"));
+            return Err(format!("{status}: {printed}{}", log.unwrap_or_default()));
+        }
+        program.expected.as_ref().map_or(Ok(()), |expected| is_printed(printed, expected))
     }
 
     fn expect(&mut self, block: &Block, printed: Option<String>) -> Result<(), String> {
-        if let Some((_, expected)) = &mut self.program {
-            *expected = Some(block.text.clone());
+        if let Some(program) = self.program.as_mut().filter(|it| it.expected.is_none()) {
+            program.expected = Some(block.text.clone());
             return Ok(());
         }
         let printed = printed.ok_or("the block before this one prints nothing")?;
@@ -474,18 +496,6 @@ fn program(folder: &std::path::Path, name: &str, text: &str) {
     std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("a file in our own folder");
     let mode = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(&path, mode).expect("our own file");
-}
-
-/// Whether this is the operators' port of a node with members in a room.
-fn has_rooms(port: u16) -> bool {
-    rooms(port).is_some_and(|rooms| rooms["rooms"][0].is_object())
-}
-
-/// `None`: this port is a public one, or Redis's.
-fn rooms(port: u16) -> Option<Value> {
-    let url = format!("http://127.0.0.1:{port}/v1/rooms");
-    let output = Command::new("curl").args(["-s", "-m", "5", &url]).output().ok()?;
-    serde_json::from_slice(&output.stdout).ok()
 }
 
 fn mint(user: &str, secret: &str) -> String {
