@@ -22,7 +22,7 @@
 //!  │  │ ws::  protocol::    │  │  ◄──────  Downlink   │             redis         │
 //!  │  └─────────────────────┘  │                      │                           │
 //!  └─────────────▲─────────────┘                      └────────────▲──────────────┘
-//!                │ Inspect, Drain                                  │ Publish, History, Presence
+//!                │ Inspect (Drain: main)                           │ Publish, History, Presence
 //!  ┌─────────────┴─────────────────────────────────────────────────┴──────────────┐
 //!  │ ops thread: HTTP for backends and operators, /metrics, /readyz               │
 //!  └──────────────────────────────────────────────────────────────────────────────┘
@@ -91,8 +91,8 @@
 //! ```text
 //!  socket ─recv─► scratch ─Decoder─► text ─Dialect::parse─► Command ─rights, limits─► Uplink::Publish
 //!                                                                                       │ bell
-//!                          Transport::publish ◄── interest, rights of namespaces ◄──────┘
-//!                              │ embedded: same turn     redis: one pipeline a server
+//!                          Transport::publish ◄── backplane: one turn takes all that is ready ◄──┘
+//!                              │ embedded: in the same turn     redis: pipelines to the topic's server
 //!                              ▼
 //!                          Local::done ──► Downlink::Ack ──► `ok` to the publisher
 //! ```
@@ -108,8 +108,8 @@
 //!    is a system call only if that thread sleeps. A full channel keeps the item in the shard and
 //!    stops the shard's reads, so pressure reaches the clients' TCP windows.
 //! 5. The backplane hands it to the transport. With Redis, publishes to one server leave in pipelines,
-//!    in order. A topic without history is a `PUBLISH`; one with history is a script that appends to
-//!    a stream, assigns the position, and publishes in one step.
+//!    in order. A topic without history is a `PUBLISH` (in a Cluster `SPUBLISH`); one with history is a
+//!    script that appends to a stream, assigns the position, and publishes in one step.
 //! 6. Each publish ends exactly once ([`Local::done`](backplane::local::Local::done)): accepted,
 //!    unavailable (it was not sent), or unknown (the connection broke while it was under way).
 //!

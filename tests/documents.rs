@@ -245,6 +245,60 @@ fn every_metric_that_a_document_names_exists() {
     assert_eq!(of("`campanile_b_total{x=\"y\"}`"), 1);
 }
 
+// --- the protocol and the limits ---
+
+/// Words of the protocol in the source: `Type::Variant => "word"`.
+fn words<'a>(source: &'a str, kind: &str) -> Vec<&'a str> {
+    let arm = format!("{kind}::");
+    let arms = source.lines().filter_map(|line| line.trim().strip_prefix(&arm));
+    arms.filter_map(|arm| arm.split_once("=> \"")?.1.split_once('"'))
+        .map(|(word, _)| word)
+        .collect()
+}
+
+/// Numbers of close codes in the source: `(1003, "reason")`.
+fn close_codes(source: &str) -> Vec<&str> {
+    let arms = source.lines().filter_map(|line| line.trim().strip_prefix("Farewell::"));
+    arms.filter_map(|arm| arm.split_once("=> (")?.1.split_once(", \""))
+        .map(|(code, _)| code)
+        .collect()
+}
+
+#[test]
+fn the_protocol_has_every_error_reason_and_close_code_of_the_source() {
+    let (source, document) = (read("src/protocol/mod.rs"), read("docs/protocol.md"));
+    let (codes, reasons) = (words(&source, "ErrorCode"), words(&source, "Unrecovered"));
+    assert!(codes.len() > 8 && reasons.len() > 4, "{codes:?} {reasons:?}");
+    for word in codes.iter().chain(&reasons) {
+        assert!(document.contains(&format!("`{word}`")), "docs/protocol.md lacks `{word}`");
+    }
+    let dialect = read("src/protocol/dialect.rs");
+    let numbers = close_codes(&dialect);
+    assert!(numbers.len() > 5, "{numbers:?}");
+    for number in numbers {
+        assert!(document.contains(&format!("| {number} |")), "docs/protocol.md lacks {number}");
+    }
+    assert_eq!(words("  E::A => \"a_b\",\n  F::B => \"b\",", "E"), ["a_b"]);
+    assert_eq!(close_codes("  Farewell::Slow => (1013, \"too slow\"),"), ["1013"]);
+}
+
+/// Limits of the source that a document does not have in backticks.
+fn limits_without_a_row<'a>(source: &'a str, document: &str) -> Vec<&'a str> {
+    let fields = source.lines().filter_map(|line| line.strip_prefix("    pub "));
+    let names = fields.filter_map(|field| field.split_once(": ")).map(|(name, _)| name);
+    names.filter(|name| !document.contains(&format!("`{name}`"))).collect()
+}
+
+#[test]
+fn every_limit_has_a_row_that_says_what_happens_at_it() {
+    let source = read("src/policy/limits.rs");
+    let (_, fields) = source.split_once("pub struct Limits {").expect("there are limits");
+    let (fields, _) = fields.split_once("\n}").expect("the struct ends");
+    assert!(fields.matches("pub ").count() > 20);
+    assert_eq!(limits_without_a_row(fields, &read("docs/limits.md")), [] as [&str; 0]);
+    assert_eq!(limits_without_a_row("    pub a_max: usize,", "`b_max`"), ["a_max"]);
+}
+
 // --- flags and paths ---
 
 /// `--like-this`, wherever it stands.
