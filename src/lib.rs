@@ -42,23 +42,24 @@
 //!
 //! # Modules
 //!
-//! | module | what it is for | never sees |
-//! |---|---|---|
-//! | [`ids`], [`slab`] | names and numbers of things; a slab with generations | |
-//! | [`policy`] | limits, namespaces, rights, token buckets: plain values and pure rules | |
-//! | [`ws`] | RFC 6455 between bytes and meaning | rooms, JSON |
-//! | [`protocol`] | client protocols: bytes to `Command`, `Event` to bytes; one `match` on the dialect | sockets, frames, shards |
-//! | [`framing`] | an `Event` as finished bytes: dialect and WebSocket header | |
-//! | [`auth`] | tokens: who a client is and what it may do | sockets, clocks |
-//! | [`link`] | everything that crosses a thread: `Uplink`, `Downlink`, channels, bells, health | |
-//! | [`shard`] | connections, topics, deliveries as a state machine | runtimes, sockets, clocks, threads |
-//! | [`net`] | moves bytes between sockets and the shard, decides nothing | Redis |
-//! | [`backplane`] | from node to node: the [`Transport`](backplane::Transport) and what all of them share | sockets of clients |
-//! | [`api`] | HTTP for backends and operators | shards, except by [`link`] |
-//! | [`config`], [`plan`] | every setting once; what it means on this machine | |
-//! | [`node`], [`cli`], [`doctor`], [`sys`], [`terminal`] | the life of the process, the command line, host checks, system calls, output that cannot block | |
-//! | [`metrics`] | what is counted, and how it leaves the thread that counts | |
-//! | [`load`] | the load generator: a client that shares no code with the server | the server |
+//! | module | what it is for |
+//! |---|---|
+//! | [`ids`], [`slab`] | names and numbers of things; a slab with generations |
+//! | [`policy`] | limits, namespaces, rights, token buckets: plain values and pure rules |
+//! | [`ws`] | RFC 6455 between bytes and meaning; knows no room and no JSON |
+//! | [`protocol`] | client protocols: bytes to `Command`, `Event` to bytes; knows no socket or frame |
+//! | [`framing`] | an `Event` as finished bytes: dialect and WebSocket header |
+//! | [`auth`] | tokens: who a client is and what it may do; knows no clock |
+//! | [`link`] | what crosses a thread: `Uplink`, `Downlink`, channels, bells, health |
+//! | [`shard`] | connections, topics, deliveries as a state machine; knows no runtime or socket |
+//! | [`net`] | moves bytes between sockets and the shard, decides nothing |
+//! | [`backplane`] | from node to node: the [`Transport`](backplane::Transport), and what all share |
+//! | [`api`] | HTTP for backends and operators |
+//! | [`config`], [`plan`] | every setting once; what it means on this machine |
+//! | [`node`], [`cli`], [`doctor`] | the life of the process, the command line, host checks |
+//! | [`sys`], [`terminal`] | system calls; output that cannot block |
+//! | [`metrics`] | what is counted, and how it leaves the thread that counts |
+//! | [`load`] | the load generator: a client that shares no code with the server |
 //!
 //! `tests/tidy.rs` holds which module may name which, in one table.
 //!
@@ -91,8 +92,8 @@
 //! ```text
 //!  socket ─recv─► scratch ─Decoder─► text ─Dialect::parse─► Command ─rights, limits─► Uplink::Publish
 //!                                                                                       │ bell
-//!                          Transport::publish ◄── backplane: one turn takes all that is ready ◄──┘
-//!                              │ embedded: in the same turn     redis: pipelines to the topic's server
+//!                          Transport::publish ◄── backplane: one turn takes what is ready ◄──┘
+//!                              │ embedded: in the same turn   redis: pipelines to the topic's server
 //!                              ▼
 //!                          Local::done ──► Downlink::Ack ──► `ok` to the publisher
 //! ```
@@ -108,8 +109,8 @@
 //!    is a system call only if that thread sleeps. A full channel keeps the item in the shard and
 //!    stops the shard's reads, so pressure reaches the clients' TCP windows.
 //! 5. The backplane hands it to the transport. With Redis, publishes to one server leave in pipelines,
-//!    in order. A topic without history is a `PUBLISH` (in a Cluster `SPUBLISH`); one with history is a
-//!    script that appends to a stream, assigns the position, and publishes in one step.
+//!    in order. A topic without history is a `PUBLISH` (in a Cluster `SPUBLISH`); one with history
+//!    is a script that appends to a stream, assigns the position, and publishes in one step.
 //! 6. Each publish ends exactly once ([`Local::done`](backplane::local::Local::done)): accepted,
 //!    unavailable (it was not sent), or unknown (the connection broke while it was under way).
 //!
@@ -180,8 +181,8 @@
 //! 2. What threads share is declared in [`link`] and [`metrics`], and nowhere else. The sleep protocol
 //!    of the bell is checked under every interleaving (`tests/loom.rs`).
 //! 3. Within one topic every member on every node receives the same order.
-//! 4. After a client was told that it has joined, a message of that topic is delivered to it, or `lost`
-//!    is, or its connection ends.
+//! 4. After a client was told that it has joined, a message of that topic is delivered to it, or
+//!    `lost` is, or its connection ends.
 //! 5. A publish ends exactly once, and a failure is always reported.
 //! 6. Everything that can wait is bounded in items or bytes ([`Limits`](policy::limits::Limits)), and
 //!    what happens at the bound is part of the limit's documentation.
@@ -196,7 +197,7 @@
 //! 2. [`link`]: what crosses between threads, and the bell that wakes them.
 //! 3. [`shard`]: its table of files, then `conn.rs`, `hub/`, `commands.rs`, `delivery/`,
 //!    `lifecycle.rs`: what the server does, without a socket in sight.
-//! 4. [`ws::decoder`], [`protocol::dialect`], [`protocol::native`]: bytes to requests, events to bytes.
+//! 4. [`ws::decoder`], [`protocol::dialect`], [`protocol::native`]: from bytes to requests and back.
 //! 5. `src/net/reactor.rs`, `tasks.rs`, `io/send.rs`: how the state machine meets io_uring.
 //! 6. [`backplane`], [`backplane::local`], [`backplane::embedded`], then [`backplane::redis`]: how
 //!    nodes become one.
