@@ -53,7 +53,7 @@
 //! | [`link`] | what crosses a thread: `Uplink`, `Downlink`, channels, bells, health |
 //! | [`shard`] | connections, topics, deliveries as a state machine; knows no runtime or socket |
 //! | [`net`] | moves bytes between sockets and the shard, decides nothing |
-//! | [`backplane`] | from node to node: the [`Transport`](backplane::Transport), and what all share |
+//! | [`backplane`] | from node to node: the trait `Transport`, and what all its kinds share |
 //! | [`api`] | HTTP for backends and operators |
 //! | [`config`], [`plan`] | every setting once; what it means on this machine |
 //! | [`node`], [`cli`], [`doctor`] | the life of the process, the command line, host checks |
@@ -95,7 +95,7 @@
 //!                          Transport::publish ◄── backplane: one turn takes what is ready ◄──┘
 //!                              │ embedded: in the same turn   redis: pipelines to the topic's server
 //!                              ▼
-//!                          Local::done ──► Downlink::Ack ──► `ok` to the publisher
+//!                          PublishOutcome ──► Downlink::Ack ──► `ok` to the publisher
 //! ```
 //!
 //! 1. The shard's epoll set reports a readable socket. `net` receives into one scratch buffer of the
@@ -111,8 +111,8 @@
 //! 5. The backplane hands it to the transport. With Redis, publishes to one server leave in pipelines,
 //!    in order. A topic without history is a `PUBLISH` (in a Cluster `SPUBLISH`); one with history
 //!    is a script that appends to a stream, assigns the position, and publishes in one step.
-//! 6. Each publish ends exactly once ([`Local::done`](backplane::local::Local::done)): accepted,
-//!    unavailable (it was not sent), or unknown (the connection broke while it was under way).
+//! 6. Each publish ends in exactly one [`PublishOutcome`](link::PublishOutcome): accepted, unavailable
+//!    (it was not sent), or unknown (the connection broke while it was under way).
 //!
 //! The publisher's shard takes no short cut to its own members: everybody, the publisher included,
 //! receives the one order that Redis (or the embedded transport) gave to the topic.
@@ -120,7 +120,7 @@
 //! # Fan-out: a message on its way down
 //!
 //! ```text
-//!  Transport ──► Local::message ──► Interest: shards with members, by encoding   (one hash a message)
+//!  Transport ──► Local ──► Interest: shards with members, by encoding   (one hash a message)
 //!                                     │ framing::frame, once for each encoding
 //!                                     ▼
 //!              Downlink::Deliver { topic key, frame } to each such shard, one bell each
