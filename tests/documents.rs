@@ -196,16 +196,22 @@ fn the_table_of_metrics_is_what_the_source_declares() {
     assert_eq!((metrics[2].kind.as_str(), metrics[2].help.as_str()), ("histogram", "Of d"));
 }
 
-/// Rows of the tables of docs/metrics.md by the names in their first columns.
-fn rows_of_metrics(document: &str) -> BTreeMap<&str, &str> {
-    document.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |")).collect()
+/// What the tables of docs/metrics.md say of each name. Several threads may count under one name.
+fn rows_of_metrics(document: &str) -> BTreeMap<String, String> {
+    let mut rows = BTreeMap::<String, String>::new();
+    for line in document.lines() {
+        if let Some((name, row)) = line.strip_prefix("| `").and_then(|row| row.split_once("` |")) {
+            *rows.entry(name.to_owned()).or_default() += row;
+        }
+    }
+    rows
 }
 
 /// Labels that every metric of a thread or server has, and no row.
 const LABELS_OF_OWNERS: [&str; 2] = ["shard", "server"];
 
 /// Metrics that a document names and the program does not have.
-fn unknown_metrics(document: &Document, known: &BTreeMap<&str, &str>) -> Vec<String> {
+fn unknown_metrics(document: &Document, known: &BTreeMap<String, String>) -> Vec<String> {
     let mut complaints = Vec::new();
     for (at, line) in document.text.lines().enumerate() {
         for (from, prefix) in line.match_indices("campanile_") {
@@ -224,9 +230,9 @@ fn unknown_metrics(document: &Document, known: &BTreeMap<&str, &str>) -> Vec<Str
 }
 
 /// The row of a metric, or of the histogram that it is a part of.
-fn row_of<'a>(name: &str, known: &BTreeMap<&str, &'a str>) -> Option<&'a str> {
+fn row_of<'a>(name: &str, known: &'a BTreeMap<String, String>) -> Option<&'a String> {
     let parts = ["", "_bucket", "_sum", "_count"].iter();
-    parts.filter_map(|part| known.get(name.strip_suffix(part)?)).next().copied()
+    parts.filter_map(|part| known.get(name.strip_suffix(part)?)).next()
 }
 
 /// Whether a row has the label that stands behind its name: `{reason="slow"}`, or none.
@@ -241,8 +247,7 @@ fn has_label(row: &str, behind: &str) -> bool {
 
 #[test]
 fn every_metric_that_a_document_names_exists() {
-    let metrics = read("docs/metrics.md");
-    let known = rows_of_metrics(&metrics);
+    let known = rows_of_metrics(&read("docs/metrics.md"));
     assert!(known.len() > 100, "{known:?}");
     for document in documents() {
         hold(unknown_metrics(&document, &known));
