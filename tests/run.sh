@@ -54,6 +54,7 @@ install_packages() {
   has cc || missing+=(build-essential)
   has redis-server || missing+=(redis-server)
   has promtool || missing+=(prometheus)
+  has curl || missing+=(curl)
   has openssl || missing+=(openssl)
   { has python3 && python3 -c 'import ensurepip, venv' 2>/dev/null; } || missing+=(python3 python3-venv)
   has node || missing+=(nodejs)
