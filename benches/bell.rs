@@ -3,8 +3,8 @@
 //! Two threads and the real window: the shard's end here, an echo at the other end. *Awake*: both
 //! ends look into their channels without pause, as under load. *Asleep*: both sleep in poll(2) on
 //! their bells, so each crossing pays a ring, a wake-up and a hush on either side; that is the price
-//! of one lonely message (unless the last look before the sleep finds the other's answer, which counts as
-//! it comes). *Nobody asleep* is what a batch pays to find out that it need not ring.
+//! of one lonely message (unless the last look before the sleep finds the other's answer, which
+//! counts as it comes). *Nobody asleep* is what a batch pays to find out that it need not ring.
 #![allow(unsafe_code)] // poll(2), which a benchmark calls as the runtimes do
 
 use campanile::ids::{SlotId, TopicId, TopicName};

@@ -251,7 +251,8 @@ impl Backplane {
     }
 }
 
-/// Who listens for a topic: window and the shard's key. Nobody joins to hear what is said to everybody.
+/// Who listens for a topic: window and the shard's key. Nobody joins to hear what is said to
+/// everybody.
 fn listeners(
     interest: &BTreeMap<String, Vec<(usize, TopicId)>>,
     windows: &[Window],
