@@ -211,6 +211,10 @@ impl Shard {
     /// is being written: a member who only asks must have heard that first.
     pub(super) fn on_recovered(&mut self, recovered: Box<RecoveryReply>) {
         let round = self.hub.get(recovered.at).and_then(|topic| topic.round);
+        if self.hub.get(recovered.at).is_some() {
+            // Where the stream is now. Whoever asked may be admitted when it has gone on.
+            self.positions.insert(recovered.at.0.index, recovered.position);
+        }
         let waits = !cfg!(feature = "break-admission");
         match round {
             Some(round) if waits && self.is_busy(round) => self.queue_joiner(round, recovered),
@@ -230,7 +234,6 @@ impl Shard {
             return;
         };
         self.pendings.unpin(at.0.index);
-        self.positions.insert(at.0.index, position);
         let name = self.hub.at(at.0.index).name().clone();
         if let TopicKind::User(user) = name.kind() {
             return self.admit_user(user, recovered, is_question);
