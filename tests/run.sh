@@ -60,6 +60,9 @@ install_packages() {
   has node || missing+=(nodejs)
   has npm || missing+=(npm)
   has chromium || missing+=(chromium)
+  has haproxy || missing+=(haproxy)
+  has nginx || missing+=(nginx-light)
+  [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || missing+=(libnginx-mod-stream)
   if [ "${#missing[@]}" -eq 0 ]; then
     echo "all there"
     return

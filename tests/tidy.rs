@@ -466,7 +466,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/net/io/send.rs", "ring entries that point into buffers the batch keeps alive"),
     (
         "src/net/io/socket.rs",
-        "recv, sendmsg, accept4, setsockopt, shutdown, close, dup on plain descriptors",
+        "recv, sendmsg, accept4, getpeername, setsockopt, shutdown, close, dup on plain descriptors",
     ),
     ("src/sys.rs", "affinity, rlimits, unshare: system calls that std lacks"),
     ("src/load/sys.rs", "the same for the load generator, which shares nothing with the server"),

@@ -20,10 +20,11 @@ pub use backplane::{BackplaneUrl, Deployment, Login, RedisServers, redact_url};
 pub use error::{ConfigError, ConfigErrors, Source};
 pub use load::{FileText, Said};
 pub use print::{markdown, sample};
-pub use value::{Kind, LogFormat, Scheduling, Steering};
+pub use value::{Kind, LogFormat, ProxyProtocol, Scheduling, Steering};
 
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::Namespaces;
+use crate::policy::networks::Network;
 use crate::policy::rights::Rights;
 use std::fmt;
 use std::net::SocketAddr;
@@ -174,6 +175,10 @@ settings! {
             "Whether GET / on the public port serves a small page to try things out.";
         origins: Vec<String>, "origins", "", Kind::Origins,
             "Origins whose pages may connect, such as https://example.org. Empty: any.";
+        proxy_protocol: ProxyProtocol, "proxy_protocol", "off", Kind::Choice(&["off", "optional", "required"]),
+            "Whether a TCP load balancer says in a PROXY header (version 1 or 2) whose connection it carries. optional: where a connection begins with one. required: a connection without one is refused. A header is accepted from trusted_proxies only.";
+        trusted_proxies: Vec<Network>, "trusted_proxies", "", Kind::Networks,
+            "Networks of the load balancers. What they say of a client's address is believed: a PROXY header, and the last hop of X-Forwarded-For (or else of Forwarded) that is not one of them. A balancer that writes only Forwarded must remove an X-Forwarded-For of its client. Empty: nobody is believed.";
         drain_ms: u64, "drain_ms", "10000", ms(0, 60 * MINUTE_MS),
             "Over how long a stopping node spreads its closes, so that clients do not all reconnect at once. With the closing handshakes the default stays below the 30 s that orchestrators grant.";
         node_name: Option<String>, "node.name", "", Kind::Name,
@@ -329,6 +334,14 @@ impl Config {
         because(
             self.echo_path.as_deref().is_some_and(|path| path == "/" || path == "/ws"),
             "echo_path is already the page or the WebSocket: write for example /echo".to_owned(),
+        );
+        because(
+            self.proxy_protocol != ProxyProtocol::Off && self.trusted_proxies.is_empty(),
+            format!(
+                "proxy_protocol = {} without trusted_proxies: no PROXY header would be accepted. Write \
+                 the balancers' addresses for the latter, such as 10.0.0.0/8",
+                self.proxy_protocol.write()
+            ),
         );
         let of_namespaces = self.namespaces.contradictions(self.auth_hmac_secret.is_some());
         found.extend(

@@ -57,6 +57,12 @@ fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
             vec!["", "https://a.example", "https://a:1,http://b", "null"],
             vec!["a.example", "https://", "https://a/", "*", "https://*.a"],
         ),
+        ("proxy_protocol", vec!["off"], vec!["", "on", "optional", "required"]),
+        (
+            "trusted_proxies",
+            vec!["", "10.0.0.0/8", "192.0.2.7, 2001:db8::/32"],
+            vec!["10.0.0.1/8", "10.0.0.0/33", "lb.example", "10.0.0.0-9"],
+        ),
         ("drain_ms", vec!["0", "10000"], vec!["3600001", "10s"]),
         ("node.name", vec!["", "tower-1"], vec!["a\nb"]),
         ("auth.anonymous", vec!["auto", "true"], vec!["", "maybe", "false"]),

@@ -6,6 +6,7 @@
 use super::backplane::{BackplaneUrl, RedisServers};
 use crate::ids::is_name;
 use crate::policy::namespaces::{NAMESPACE_SETTINGS, Namespaces};
+use crate::policy::networks::{BadNetwork, Network};
 use crate::policy::rights::Rights;
 use std::net::SocketAddr;
 
@@ -44,6 +45,8 @@ pub enum Kind {
     File,
     /// A list of origins.
     Origins,
+    /// A list of networks.
+    Networks,
     /// A name as in [`is_name`], or nothing.
     Name,
     /// The beginning of Redis keys.
@@ -78,6 +81,7 @@ impl Kind {
             Kind::Origins => {
                 "origins of the form scheme://host[:port], such as https://example.org".into()
             }
+            Kind::Networks => "addresses and networks, such as 10.0.0.0/8 or 2001:db8::1".into(),
             Kind::Name => "1 to 255 bytes without control characters".into(),
             Kind::Prefix => "1 to 64 letters, digits, dots, dashes, underscores or colons".into(),
             Kind::Rights => format!("a list out of {}", Rights::NAMES.join(", ")),
@@ -91,7 +95,7 @@ impl Kind {
 
     /// Whether the file may (and the sample does) write the value as a list.
     pub fn is_list(&self) -> bool {
-        matches!(self, Kind::Origins | Kind::Rights | Kind::RightsAuto)
+        matches!(self, Kind::Origins | Kind::Networks | Kind::Rights | Kind::RightsAuto)
     }
 
     /// Whether the file writes the value without quotes.
@@ -240,6 +244,24 @@ impl Value for Vec<usize> {
     }
 }
 
+/// Addresses and networks. Written each with its number of bits.
+impl Value for Vec<Network> {
+    fn read(text: &str) -> Result<Vec<Network>, String> {
+        let read = |item: &str| {
+            item.parse::<Network>().map_err(|bad| match bad {
+                BadNetwork::Syntax => format!("{item:?} is not a network. "),
+                BadNetwork::HostBits => {
+                    format!("{item:?} has bits set behind those that the number after / counts. ")
+                }
+            })
+        };
+        split_list(text).map(read).collect()
+    }
+    fn write(&self) -> String {
+        self.iter().map(Network::to_string).collect::<Vec<_>>().join(",")
+    }
+}
+
 impl Value for Namespaces {
     fn read(text: &str) -> Result<Namespaces, String> {
         Namespaces::read(text)
@@ -324,6 +346,35 @@ impl Value for Steering {
             Steering::Even => "even".to_owned(),
             Steering::Cpu => "cpu".to_owned(),
             Steering::Kernel => "kernel".to_owned(),
+        }
+    }
+}
+
+/// Whether connections begin with a PROXY header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyProtocol {
+    /// They do not; one that does is refused.
+    Off,
+    /// Those of trusted proxies may.
+    Optional,
+    /// All do.
+    Required,
+}
+
+impl Value for ProxyProtocol {
+    fn read(text: &str) -> Result<ProxyProtocol, String> {
+        match text {
+            "off" => Ok(ProxyProtocol::Off),
+            "optional" => Ok(ProxyProtocol::Optional),
+            "required" => Ok(ProxyProtocol::Required),
+            _ => Err(String::new()),
+        }
+    }
+    fn write(&self) -> String {
+        match self {
+            ProxyProtocol::Off => "off".to_owned(),
+            ProxyProtocol::Optional => "optional".to_owned(),
+            ProxyProtocol::Required => "required".to_owned(),
         }
     }
 }

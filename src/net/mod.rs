@@ -19,7 +19,7 @@ mod accept;
 mod io;
 mod reactor;
 mod tasks;
-mod upgrade;
+pub mod upgrade;
 
 use crate::auth::Gate;
 use crate::link::channel::ShardEnd;

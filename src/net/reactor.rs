@@ -15,20 +15,21 @@ use crate::link::load_table::ShardLoad;
 use crate::link::{Downlink, Uplink};
 use crate::metrics::ShardMirror;
 use crate::net::ShardSetup;
-use crate::net::accept::Refusal;
 use crate::net::accept::steering::Steering;
 use crate::net::io::epoll::{Epoll, Event};
 use crate::net::io::send::{Sender, ShortWrite};
 use crate::net::io::socket;
-use crate::net::upgrade::http_head::{Cause, Progress, RequestHeads, timed_out};
+use crate::net::upgrade::reject::RejectReason;
 use crate::net::upgrade::routes::Routes;
+use crate::net::upgrade::{LeftAt, Progress, Upgrades};
 use crate::protocol::dialect::Encoding;
 use crate::shard::conn::CloseReason;
 use crate::shard::delivery::batch::SendBatch;
-use crate::shard::{ClosedSocket, ReadOutcome, Shard};
+use crate::shard::{ClosedSocket, Opening, ReadOutcome, Shard};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::task::Waker;
@@ -103,8 +104,8 @@ pub struct Reactor {
     sender: Sender,
     batch: SendBatch,
     short_writes: Vec<ShortWrite>,
-    heads: RequestHeads,
-    site: Routes,
+    upgrades: Upgrades,
+    routes: Routes,
     steering: Steering,
     mirror: Arc<ShardMirror>,
     scratch: Box<[u8]>,
@@ -141,8 +142,8 @@ impl Reactor {
             sender: Sender::new(limits.send_batch_max)?,
             batch: SendBatch::default(),
             short_writes: Vec::new(),
-            heads: RequestHeads::default(),
-            site: Routes::new(setup.plan, setup.gate),
+            upgrades: Upgrades::default(),
+            routes: Routes::new(setup.plan, setup.gate),
             steering,
             mirror: setup.mirror,
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
@@ -211,12 +212,13 @@ impl Reactor {
 
     /// A socket was accepted. What its client has said already is read at once: mostly it is the
     /// whole request, and nothing more happens on the socket until the client hears of it.
-    pub fn accept(&mut self, socket: RawFd) -> Result<(), Refusal> {
+    pub fn accept(&mut self, socket: RawFd) -> Result<(), RejectReason> {
         if self.shard.counters.handshaking as usize >= self.handshakes_max {
-            return Err(Refusal::Handshakes);
+            return Err(RejectReason::HandshakesFull);
         }
         let now_ms = self.now_ms();
-        let conn = self.shard.handle_accept(socket as u32, now_ms).ok_or(Refusal::Full)?;
+        let conn =
+            self.shard.handle_accept(socket as u32, now_ms).ok_or(RejectReason::ConnectionsFull)?;
         self.shard.counters.accepted_elsewhere += u64::from(self.steering.is_astray(socket));
         self.read_first(conn, socket);
         if let Err(error) = self.epoll.add(socket, conn) {
@@ -240,14 +242,17 @@ impl Reactor {
         // Whatever more there is, the set of sockets tells when this one is added.
     }
 
-    /// A connection was turned away.
-    pub fn count_refusal(&mut self, why: Refusal) {
-        let counters = &mut self.shard.counters;
-        *match why {
-            Refusal::Full => &mut counters.refused_limit,
-            Refusal::Handshakes => &mut counters.refused_handshakes,
-            Refusal::Pace => &mut counters.refused_pace,
-        } += 1;
+    /// A connection was refused.
+    pub fn count_rejected(&mut self, why: RejectReason) {
+        *(why.rejection().counter)(&mut self.shard.counters) += 1;
+    }
+
+    /// The address of a connection's client: as a proxy named it, or else the socket's peer. `None`: the
+    /// connection has gone, or its socket has failed.
+    pub fn peer_of(&self, conn: ConnId) -> Option<SocketAddr> {
+        let socket_key = self.shard.socket_key_of(conn)?;
+        let named = self.shard.named_peer(conn).or_else(|| self.upgrades.named(conn.0.index));
+        named.or_else(|| socket::peer(socket_key as RawFd))
     }
 
     /// Somebody has come: where the next ones go may have to be looked at.
@@ -341,11 +346,13 @@ impl Reactor {
         self.last_tick_ms = now_ms;
         self.shard.handle_timeout(now_ms);
         while let Some(conn) = self.shard.poll_timed_out() {
-            self.heads.forget(conn.0.index);
-            self.shard.handle_http(conn, timed_out(), now_ms);
+            let reason = self.upgrades.timed_out(conn.0.index, &self.routes);
+            self.reject(conn, reason);
         }
         self.shard.measure();
+        let upgrade_bytes = self.upgrades.held_bytes() as u64;
         let counters = &mut self.shard.counters;
+        counters.handshake_bytes = upgrade_bytes;
         counters.downlink_waiting = self.end.waiting() as u64;
         counters.uplink_waiting += self.end.sent_waiting() as u64;
         self.mirror.publish(counters);
@@ -387,36 +394,61 @@ impl Reactor {
         if !self.shard.is_handshaking(conn) {
             return self.shard.handle_read(conn, &mut self.scratch[..n]);
         }
-        let mut outcome = ReadOutcome { used_bytes: n, is_paused: false };
-        let input = &self.scratch[..n];
-        match self.heads.handle_read(conn.0.index, input, &self.site, unix_s()) {
+        let Some(socket_key) = self.shard.socket_key_of(conn) else {
+            return ReadOutcome { used_bytes: n, is_paused: false };
+        };
+        let direct = || socket::peer(socket_key as RawFd);
+        let (input, index) = (&self.scratch[..n], conn.0.index);
+        match self.upgrades.handle_read(index, input, &self.routes, direct, unix_s()) {
             Progress::More => {}
-            Progress::Open { opening, mut rest } => {
-                let expires_unix_s = opening.identity.expires_unix_s;
-                let took_ms = self.shard.handshake_ms(conn, self.now_ms());
-                let handshake_time = &mut self.shard.counters.handshake_time;
-                handshake_time.record(Duration::from_millis(took_ms));
-                self.shard.handle_open(conn, opening);
-                if let Some(expires_unix_s) = expires_unix_s {
-                    let left_ms = 1000 * expires_unix_s.saturating_sub(unix_s());
-                    self.shard.handle_expiry(conn, self.now_ms() + left_ms);
-                }
+            Progress::Open { opening, named, mut rest } => {
+                self.open(conn, opening, named);
                 if !rest.is_empty() {
-                    outcome = self.shard.handle_read(conn, &mut rest);
+                    return self.shard.handle_read(conn, &mut rest);
                 }
             }
-            Progress::Http { response, cause } => {
-                let counters = &mut self.shard.counters;
-                *match cause {
-                    Cause::Page => &mut counters.http_requests,
-                    Cause::BadRequest => &mut counters.refused_http,
-                    Cause::Auth => &mut counters.refused_auth,
-                } += 1;
+            Progress::Page(response) => {
+                self.shard.counters.http_requests += 1;
                 let now_ms = self.now_ms();
                 self.shard.handle_http(conn, response, now_ms);
             }
+            Progress::Reject(reason) => self.reject(conn, reason),
+            Progress::Gone => self.shard.handle_peer_gone(conn, CloseReason::Gone),
         }
-        outcome
+        ReadOutcome { used_bytes: n, is_paused: false }
+    }
+
+    /// A connection has become a WebSocket.
+    fn open(&mut self, conn: ConnId, opening: Opening, named: Option<SocketAddr>) {
+        let expires_unix_s = opening.identity.expires_unix_s;
+        if let Some(named) = named {
+            self.shard.handle_named_peer(conn, named);
+        }
+        let took_ms = self.shard.handshake_ms(conn, self.now_ms());
+        let handshake_time = &mut self.shard.counters.handshake_time;
+        handshake_time.record(Duration::from_millis(took_ms));
+        self.shard.handle_open(conn, opening);
+        if let Some(expires_unix_s) = expires_unix_s {
+            let left_ms = 1000 * expires_unix_s.saturating_sub(unix_s());
+            self.shard.handle_expiry(conn, self.now_ms() + left_ms);
+        }
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            let (connection, peer) = (self.shard.origin(conn), self.peer_of(conn));
+            let peer = peer.map_or_else(|| "gone".to_owned(), |peer| peer.to_string());
+            tracing::debug!(%connection, peer, "connection opened");
+        }
+    }
+
+    /// A connection does not become a WebSocket: it is told why, and ends.
+    fn reject(&mut self, conn: ConnId, reason: RejectReason) {
+        self.count_rejected(reason);
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            let peer = self.peer_of(conn).map(|peer| peer.to_string());
+            tracing::debug!(peer, ?reason, "connection refused");
+        }
+        self.upgrades.forget(conn.0.index);
+        let now_ms = self.now_ms();
+        self.shard.handle_http(conn, reason.response(), now_ms);
     }
 
     /// Writes what waits for a slow client, as far as its socket takes it.
@@ -553,11 +585,21 @@ impl Reactor {
         match closed {
             ClosedSocket::Half { socket_key } => socket::shutdown_write(socket_key as RawFd),
             ClosedSocket::Whole { socket_key, conn, reason } => {
-                self.heads.forget(conn.0.index);
                 socket::close(socket_key as RawFd);
+                let left_at = self.upgrades.forget(conn.0.index);
                 let connection = self.shard.origin(conn);
-                let reason = reason.map_or("gone_before_asking", CloseReason::label);
-                tracing::debug!(%connection, reason, "connection ended");
+                match (reason, left_at) {
+                    (Some(reason), _) => {
+                        let reason = reason.label();
+                        tracing::debug!(%connection, reason, "connection ended");
+                    }
+                    // A health check: a line for each would be all that the log says.
+                    (None, LeftAt::Nothing) => self.shard.counters.probes += 1,
+                    (None, LeftAt::Halfway) => {
+                        self.shard.counters.refused_gone += 1;
+                        tracing::debug!(%connection, reason = "gone", "connection ended");
+                    }
+                }
             }
         }
     }

@@ -6,10 +6,11 @@
 
 use crate::link::bell::Bell;
 use crate::link::health::Health;
-use crate::net::accept::{Accepted, LingeringSockets, Refusal, accept};
+use crate::net::accept::{Accepted, LingeringSockets, accept};
 use crate::net::io::epoll::Event;
 use crate::net::io::socket;
 use crate::net::reactor::{RING_INTERVAL, Reactor, ReactorCell, TICK_MS, TURN};
+use crate::net::upgrade::reject::RejectReason;
 use monoio::net::TcpStream;
 use std::future::poll_fn;
 use std::io;
@@ -99,9 +100,10 @@ fn take_batch(
         }
         match accept(listener) {
             Accepted::Socket(socket) => {
-                let may = if lounge.admit(now) { room.accept(socket) } else { Err(Refusal::Pace) };
+                let is_in_pace = lounge.admit(now);
+                let may = if is_in_pace { room.accept(socket) } else { Err(RejectReason::TooFast) };
                 if let Err(why) = may {
-                    room.count_refusal(why);
+                    room.count_rejected(why);
                     lounge.refuse(socket, why, now);
                 }
             }

@@ -9,10 +9,11 @@
 
 use crate::auth::AuthPlan;
 use crate::config::{BackplaneUrl, Config, ConfigError, ConfigErrors};
-pub use crate::config::{Deployment, Login, RedisServers, Scheduling, Steering};
+pub use crate::config::{Deployment, Login, ProxyProtocol, RedisServers, Scheduling, Steering};
 use crate::ids::{NodeId, ShardId};
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::Namespaces;
+use crate::policy::networks::Network;
 use crate::policy::rights::Rights;
 use std::fmt;
 use std::net::SocketAddr;
@@ -51,6 +52,10 @@ pub struct Plan {
     pub page: bool,
     /// Origins that may connect; empty: all.
     pub origins: Vec<String>,
+    /// Whether connections begin with a PROXY header.
+    pub proxy_protocol: ProxyProtocol,
+    /// Networks whose word on a client's address is believed.
+    pub trusted_proxies: Vec<Network>,
     /// Every limit.
     pub limits: Limits,
     /// Who may come in.
@@ -169,6 +174,8 @@ pub fn resolve(config: &Config, machine: &Machine) -> Result<Planned, ConfigErro
         echo_path: config.echo_path.clone(),
         page: config.page,
         origins: config.origins.clone(),
+        proxy_protocol: config.proxy_protocol,
+        trusted_proxies: config.trusted_proxies.clone(),
         limits,
         auth: auth_plan(config),
         backplane: backplane_plan(config),
@@ -473,12 +480,19 @@ impl fmt::Debug for Plan {
             .field("echo_path", &self.echo_path)
             .field("page", &self.page)
             .field("origins", &self.origins)
+            .field("proxy_protocol", &self.proxy_protocol)
+            .field("trusted_proxies", &written(&self.trusted_proxies))
             .field("auth", &self.auth)
             .field("backplane", &self.backplane)
             .field("drain_ms", &self.drain_ms)
             .field("limits", &self.limits)
             .finish()
     }
+}
+
+/// Networks as an operator writes them.
+fn written(networks: &[Network]) -> Vec<String> {
+    networks.iter().map(Network::to_string).collect()
 }
 
 impl fmt::Debug for RedisPlan {

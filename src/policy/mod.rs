@@ -4,5 +4,6 @@
 
 pub mod limits;
 pub mod namespaces;
+pub mod networks;
 pub mod rights;
 pub mod token_bucket;

@@ -21,6 +21,7 @@ use crate::ws::close::CloseCode;
 use crate::ws::encode;
 use bytes::Bytes;
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 
 /// Longest time over which clients are asked to spread their return after a drain.
 const RECONNECT_SPREAD_MS: u64 = 5_000;
@@ -62,7 +63,7 @@ pub enum ClosedSocket {
         socket_key: u32,
         /// The connection that it was.
         conn: ConnId,
-        /// Why it ended; `None`: it vanished before it had asked for anything.
+        /// Why it ended; `None`: it vanished in its handshake, and the caller counts that.
         reason: Option<CloseReason>,
     },
 }
@@ -140,6 +141,19 @@ impl Shard {
     pub fn handshake_ms(&self, conn: ConnId, now_ms: u64) -> u64 {
         let accepted_ms = self.conns.get(conn.0).map_or(now_ms as u32, |c| c.since);
         u64::from((now_ms as u32).wrapping_sub(accepted_ms))
+    }
+
+    /// A proxy has named the client of a connection.
+    pub fn handle_named_peer(&mut self, conn: ConnId, peer: SocketAddr) {
+        if self.conns.get(conn.0).is_some() {
+            self.named_peers.insert(conn.0.index, peer);
+        }
+    }
+
+    /// The client's address where a proxy has named it. `None`: the socket's peer is the client.
+    pub fn named_peer(&self, conn: ConnId) -> Option<SocketAddr> {
+        self.conns.get(conn.0)?;
+        self.named_peers.get(conn.0.index)
     }
 
     /// The handshake failed: `response` is a complete HTTP answer, then the connection ends.
@@ -244,7 +258,6 @@ impl Shard {
                 continue;
             }
             if c.unread == ReadState::Idle {
-                self.counters.refused_timeout += 1;
                 self.life.timed_out.push_back(conn);
             } else {
                 // It has said something that we had no time to read: that is not its fault.
@@ -262,7 +275,7 @@ impl Shard {
         self.acks.look(now_ms);
     }
 
-    /// A connection whose HTTP request did not come in time: the caller answers it
+    /// A connection whose HTTP request did not come in time: the caller counts and answers it
     /// ([`Shard::handle_http`]).
     pub fn poll_timed_out(&mut self) -> Option<ConnId> {
         self.life.timed_out.pop_front()
@@ -426,17 +439,19 @@ impl Shard {
             self.counters.outbox_bytes -= outbox.bytes() as u64;
         }
         match c.state {
-            ConnState::Handshaking => {
-                self.counters.handshaking -= 1;
-                self.counters.refused_gone += 1;
-            }
+            ConnState::Handshaking => self.counters.handshaking -= 1,
             ConnState::Open => self.count_open(c.encoding, false),
             ConnState::Closing { .. } => self.counters.closing -= 1,
         }
-        if !matches!(c.state, ConnState::Handshaking) {
-            self.count_close(c.reason.unwrap_or(CloseReason::Gone));
+        self.named_peers.remove(conn.0.index);
+        let reason = match c.state {
+            ConnState::Handshaking => None,
+            _ => Some(c.reason.unwrap_or(CloseReason::Gone)),
+        };
+        if let Some(reason) = reason {
+            self.count_close(reason);
         }
-        Some(ClosedSocket::Whole { socket_key: c.socket_key, conn, reason: c.reason })
+        Some(ClosedSocket::Whole { socket_key: c.socket_key, conn, reason })
     }
 
     fn count_close(&mut self, reason: CloseReason) {

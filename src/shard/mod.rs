@@ -30,6 +30,7 @@
 //! | `disconnect.rs` | connections closed because an operator disconnects their user |
 //! | `inspect.rs` | answers to operators' questions |
 //! | `expiry.rs` | connections whose token expires |
+//! | `named_peers.rs` | addresses of clients, where a proxy has named them |
 //! | `session/` | one connection as a value: taken out here, put in there |
 //! | `slow_consumer/outbox/` | what a slow peer still has to hear, and what of it gives way |
 //! | `slow_consumer/` | from a write that was not taken whole to an outbox |
@@ -46,6 +47,7 @@ mod hub;
 mod inspect;
 mod lifecycle;
 mod losses;
+mod named_peers;
 mod pause;
 mod presence;
 mod questions;
@@ -76,6 +78,7 @@ use disconnect::Disconnects;
 use expiry::Expiries;
 use hub::Hub;
 use lifecycle::Lifecycle;
+use named_peers::NamedPeers;
 use pause::PausedReads;
 use presence::PresenceInfos;
 use questions::Questions;
@@ -135,6 +138,7 @@ pub struct Shard {
     life: Lifecycle,
     disconnects: Disconnects,
     expiries: Expiries,
+    named_peers: NamedPeers,
     /// Whether any room has presence: the others pay nothing for it.
     has_presence: bool,
     everybody: TopicName,
@@ -179,6 +183,7 @@ impl Shard {
             life: Lifecycle::default(),
             disconnects: Disconnects::default(),
             expiries: Expiries::default(),
+            named_peers: NamedPeers::default(),
             has_presence,
             everybody,
             broadcast_receivers: [0; Encoding::COUNT],

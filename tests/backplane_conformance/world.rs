@@ -20,7 +20,7 @@ use campanile::link::{
 };
 use campanile::metrics::{BackplaneCounters, BackplaneMirror};
 use campanile::plan::{
-    BackplanePlan, Plan, RedisPlan, RedisServers, Scheduling, ShardPlan, Steering,
+    BackplanePlan, Plan, ProxyProtocol, RedisPlan, RedisServers, Scheduling, ShardPlan, Steering,
 };
 use campanile::policy::limits::Limits;
 use campanile::policy::namespaces::Namespaces;
@@ -590,6 +590,8 @@ fn plan(build: Build, node: NodeId, backplane: BackplanePlan) -> Plan {
         echo_path: None,
         page: false,
         origins: Vec::new(),
+        proxy_protocol: ProxyProtocol::Off,
+        trusted_proxies: Vec::new(),
         limits: build.limits,
         auth: AuthPlan {
             anonymous: true,

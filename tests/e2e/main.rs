@@ -3,6 +3,8 @@
 //! Each file tells the stories of one part. Nothing here waits by sleeping: a story polls for the
 //! state it needs, and fails when that does not come. What a story starts ends with it.
 
+#[path = "../common/balancer.rs"]
+mod balancer;
 #[path = "../common/client.rs"]
 mod client;
 #[path = "../common/cluster.rs"]
@@ -48,6 +50,7 @@ mod other_clients;
 mod outage;
 mod page;
 mod presence;
+mod proxy_protocol;
 mod rules;
 mod slow;
 mod tls;

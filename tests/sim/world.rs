@@ -658,6 +658,7 @@ impl World {
             self.visit(at, |shard| {
                 shard.handle_timeout(now_ms);
                 while let Some(conn) = shard.poll_timed_out() {
+                    shard.counters.refused_timeout += 1;
                     shard.handle_http(conn, Bytes::from_static(HEAD), now_ms);
                 }
             });

@@ -19,7 +19,7 @@ pub mod steering;
 
 use crate::net::accept::rate::{Admission, RETRY_S_MAX};
 use crate::net::io::socket;
-use crate::net::upgrade::http_head::come_back;
+use crate::net::upgrade::reject::RejectReason;
 use crate::plan::Plan;
 use bytes::Bytes;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -83,23 +83,12 @@ pub fn accept(listener: RawFd) -> Accepted {
     }
 }
 
-/// Why a connection is turned away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// There are as many as there may be, or the node is ending.
-    Full,
-    /// As many as may be are in their handshake.
-    Handshakes,
-    /// More come than may come in a second.
-    Pace,
-}
-
 /// All answers to those who have to come back: one for each second to do it in.
 struct Answers(Vec<Bytes>);
 
 impl Answers {
-    fn new(reason: &str) -> Answers {
-        Answers((1..=RETRY_S_MAX).map(|after_s| come_back(reason, after_s)).collect())
+    fn new(reason: RejectReason) -> Answers {
+        Answers((1..=RETRY_S_MAX).map(|after_s| reason.response_after(after_s)).collect())
     }
 
     fn after(&self, seconds: usize) -> &Bytes {
@@ -125,8 +114,8 @@ impl LingeringSockets {
             admission: Admission::new(limits.accepts_per_s_max, limits.accepts_burst_max),
             born: now,
             guests: VecDeque::new(),
-            full: Answers::new("this server has as many connections as it may have"),
-            busy: Answers::new("too many come at the same time"),
+            full: Answers::new(RejectReason::ConnectionsFull),
+            busy: Answers::new(RejectReason::TooFast),
             spare: open_spare(),
         }
     }
@@ -138,7 +127,7 @@ impl LingeringSockets {
     }
 
     /// Tells a connection to come back later.
-    pub fn refuse(&mut self, socket: RawFd, why: Refusal, now: Instant) {
+    pub fn refuse(&mut self, socket: RawFd, why: RejectReason, now: Instant) {
         let has_asked = drop_unread(socket);
         self.tell(socket, why, now);
         if has_asked {
@@ -157,7 +146,7 @@ impl LingeringSockets {
         self.show_out();
         self.spare = None;
         let Accepted::Socket(socket) = accept(listener) else { return false };
-        self.tell(socket, Refusal::Full, now);
+        self.tell(socket, RejectReason::ConnectionsFull, now);
         socket::shutdown_write(socket);
         drop_unread(socket);
         socket::close(socket);
@@ -165,9 +154,9 @@ impl LingeringSockets {
         true
     }
 
-    fn tell(&mut self, socket: RawFd, why: Refusal, now: Instant) {
+    fn tell(&mut self, socket: RawFd, why: RejectReason, now: Instant) {
         let after_s = self.admission.retry_after_s(self.ns(now));
-        let answers = if why == Refusal::Full { &self.full } else { &self.busy };
+        let answers = if why == RejectReason::ConnectionsFull { &self.full } else { &self.busy };
         // Best effort: a socket that cannot take two hundred bytes is in no state to be helped.
         let _ = socket::send_slices(socket, [&answers.after(after_s)[..]].into_iter());
     }

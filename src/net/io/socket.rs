@@ -2,7 +2,7 @@
 //!
 //! A socket is a plain descriptor number here: its owner is the connection's slot, and it is closed
 //! in one place (`reactor.rs`), when the shard says that the connection is gone.
-#![allow(unsafe_code)] // recv, sendmsg, accept4, setsockopt, shutdown, close, dup: one libc call a function
+#![allow(unsafe_code)] // recv, sendmsg, accept4, getpeername, setsockopt, shutdown, close, dup: one call a function
 
 use socket2::SockRef;
 use std::io;
@@ -60,6 +60,15 @@ pub fn accept(listener: RawFd) -> io::Result<RawFd> {
     // SAFETY: no address is asked for, so there is no pointer.
     let fd = unsafe { libc::accept4(listener, std::ptr::null_mut(), std::ptr::null_mut(), flags) };
     if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
+}
+
+/// The address of a socket's peer, if it is connected and that is an IP address.
+pub fn peer(socket: RawFd) -> Option<std::net::SocketAddr> {
+    // SAFETY: the descriptor is open: its owner is a connection that has not been closed. The borrow
+    // ends with this call and closes nothing.
+    let socket = unsafe { std::os::fd::BorrowedFd::borrow_raw(socket) };
+    let address = socket2::SockRef::from(&socket).peer_addr().ok()?.as_socket()?;
+    Some(std::net::SocketAddr::new(address.ip().to_canonical(), address.port()))
 }
 
 /// The core that received the last packet of a connection, if that is known.

@@ -11,13 +11,13 @@
 //!
 //! Invariant: pure; the same head at the same second gives the same answer.
 
-use crate::auth::{Denied, Gate, Identity};
+use crate::auth::{Gate, Identity};
 use crate::ids::is_name;
-use crate::net::upgrade::http_head::{Cause, refusal};
+use crate::net::upgrade::reject::RejectReason;
 use crate::plan::Plan;
 use crate::protocol::dialect::{Dialect, Encoding};
 use crate::shard::Opening;
-use crate::ws::handshake::{check, write_accept, write_refusal};
+use crate::ws::handshake::{check, write_accept};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{Method, header};
@@ -36,21 +36,21 @@ pub struct Routes {
 pub enum RouteOutcome {
     /// It becomes a WebSocket.
     Open(Opening),
-    /// It does not.
-    Http {
-        /// A complete answer.
-        response: Bytes,
-        /// Why.
-        cause: Cause,
-    },
+    /// It gets this page: a complete answer.
+    Page(Bytes),
+    /// It gets neither.
+    Reject(RejectReason),
 }
-
-struct Refused(u16, &'static str, Cause);
 
 impl Routes {
     /// The paths that `plan` asks for.
     pub fn new(plan: Arc<Plan>, gate: Arc<Gate>) -> Routes {
         Routes { plan, gate }
+    }
+
+    /// The plan of the node.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// The longest request head.
@@ -67,15 +67,12 @@ impl Routes {
         }
         match self.open(head, echo, now_unix_s) {
             Ok(opening) => RouteOutcome::Open(opening),
-            Err(Refused(status, reason, cause)) => {
-                RouteOutcome::Http { response: refusal(status, reason), cause }
-            }
+            Err(reason) => RouteOutcome::Reject(reason),
         }
     }
 
-    fn open(&self, head: &Parts, echo: bool, now_unix_s: u64) -> Result<Opening, Refused> {
-        let upgrade = check(head)
-            .map_err(|refused| Refused(refused.status, refused.reason, Cause::BadRequest))?;
+    fn open(&self, head: &Parts, echo: bool, now_unix_s: u64) -> Result<Opening, RejectReason> {
+        let upgrade = check(head).map_err(RejectReason::Handshake)?;
         self.check_origin(head)?;
         let query = Query::read(head);
         let identity = self.admit(head, &query, now_unix_s)?;
@@ -88,17 +85,22 @@ impl Routes {
         Ok(Opening { identity, response, rooms, encoding })
     }
 
-    fn check_origin(&self, head: &Parts) -> Result<(), Refused> {
+    fn check_origin(&self, head: &Parts) -> Result<(), RejectReason> {
         let allowed = &self.plan.origins;
         // Only browsers send an origin, and only browsers need protection from other sites.
         let Some(origin) = head.headers.get(header::ORIGIN) else { return Ok(()) };
         if allowed.is_empty() || allowed.iter().any(|one| one.as_bytes() == origin.as_bytes()) {
             return Ok(());
         }
-        Err(Refused(403, "this origin may not connect here", Cause::Auth))
+        Err(RejectReason::Origin)
     }
 
-    fn admit(&self, head: &Parts, query: &Query, now_unix_s: u64) -> Result<Identity, Refused> {
+    fn admit(
+        &self,
+        head: &Parts,
+        query: &Query,
+        now_unix_s: u64,
+    ) -> Result<Identity, RejectReason> {
         let bearer = head.headers.get(header::AUTHORIZATION).map(|value| {
             let value = value.to_str().unwrap_or("");
             value.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
@@ -108,57 +110,34 @@ impl Routes {
             Some(bearer) => Some(bearer.map_or("", |(_, token)| token.trim())),
             None => query.token.as_deref(),
         };
-        self.gate.admit(token, now_unix_s).map_err(|denied| {
-            let reason = match denied {
-                Denied::Missing => "a token is needed: ?token=… or Authorization: Bearer …",
-                Denied::Invalid => "this token is not valid here",
-                Denied::Expired => "this token has expired",
-                Denied::ExpInMilliseconds => {
-                    "exp of this token is in milliseconds; it must be in seconds (RFC 7519 §4.1.4)"
-                }
-            };
-            Refused(401, reason, Cause::Auth)
-        })
+        self.gate.admit(token, now_unix_s).map_err(RejectReason::Token)
     }
 
-    fn rooms(&self, query: Query) -> Result<Vec<String>, Refused> {
+    fn rooms(&self, query: Query) -> Result<Vec<String>, RejectReason> {
         if query.rooms.len() > self.plan.limits.rooms_per_connection_max {
-            return Err(Refused(400, "too many rooms in room_id", Cause::BadRequest));
+            return Err(RejectReason::TooManyRooms);
         }
         if !query.rooms.iter().all(|room| is_name(room)) {
-            let rule = "room_id must be 1 to 255 bytes without control characters";
-            return Err(Refused(400, rule, Cause::BadRequest));
+            return Err(RejectReason::BadRoomName);
         }
         Ok(query.rooms)
     }
 
     fn page(&self, head: &Parts, path: &str) -> RouteOutcome {
         if path != "/" || !self.plan.page {
-            let reason = "nothing is here; the WebSocket endpoint is /ws";
-            return RouteOutcome::Http { response: refusal(404, reason), cause: Cause::Page };
+            return RouteOutcome::Reject(RejectReason::NotFound);
         }
         let body = match head.method {
             Method::GET => PAGE,
             Method::HEAD => "",
-            _ => {
-                let mut response = Vec::new();
-                let allow = [("Allow", "GET, HEAD")];
-                write_refusal(405, "this page can only be read", &allow, &mut response);
-                return RouteOutcome::Http {
-                    response: Bytes::from(response),
-                    cause: Cause::BadRequest,
-                };
-            }
+            _ => return RouteOutcome::Reject(RejectReason::PageMethod),
         };
         let head = format!(
             "HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: {}\r\n\
              Cache-Control: no-cache\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n",
             PAGE.len()
         );
-        RouteOutcome::Http {
-            response: Bytes::from([head.as_bytes(), body.as_bytes()].concat()),
-            cause: Cause::Page,
-        }
+        RouteOutcome::Page(Bytes::from([head.as_bytes(), body.as_bytes()].concat()))
     }
 }
 

@@ -40,6 +40,7 @@ use crate::shard::slow_consumer::FramePart;
 use crate::shard::slow_consumer::outbox::Outbox;
 use crate::ws::decoder::Decoder;
 use bytes::Bytes;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// Everything that one open connection is.
@@ -56,6 +57,8 @@ pub struct Session {
     pub rights: Rights,
     /// For how many milliseconds it has been open.
     pub age_ms: u64,
+    /// Its client's address where a proxy has named it; otherwise the socket's peer is the client.
+    pub peer: Option<SocketAddr>,
     /// After how many milliseconds its token expires.
     pub expires_in_ms: Option<u64>,
     /// What it speaks, and in which form it receives what it receives.

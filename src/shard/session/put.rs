@@ -32,6 +32,9 @@ impl Shard {
         conn.decoder = session.decoder;
         let conn = ConnId(self.conns.insert(conn).expect("there is room"));
         self.count_open(encoding, true);
+        if let Some(peer) = session.peer {
+            self.named_peers.insert(conn.0.index, peer);
+        }
         let keys: Vec<TopicId> =
             session.topics.into_iter().map(|topic| self.put_topic(conn, topic, now_ms)).collect();
         if let Some(left_ms) = session.expires_in_ms {
