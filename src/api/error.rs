@@ -25,6 +25,11 @@ impl Refused {
         Refused { status, code, message: message.into() }
     }
 
+    /// There is no such path.
+    pub(super) fn not_found() -> Refused {
+        Refused::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
+    }
+
     /// The caller's fault.
     pub(super) fn bad_request(message: impl Into<Cow<'static, str>>) -> Refused {
         Refused::new(StatusCode::BAD_REQUEST, "bad_request", message)

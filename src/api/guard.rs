@@ -7,8 +7,10 @@
 //! forwarded request is not of this machine, whatever its peer address says.
 
 use super::Ops;
+use super::calls::FromPublicPort;
 use super::error::Refused;
 use super::listener::Peer;
+use crate::policy::api_key;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
@@ -29,7 +31,9 @@ pub(super) async fn guard(
 ) -> Response {
     let key = ops.plan.ops_api_key.as_deref();
     let headers = request.headers();
-    let verdict = may_enter(key, peer.ip(), headers)
+    let is_public = request.extensions().get::<FromPublicPort>().is_some();
+    let verdict = may_come_from(is_public, key)
+        .and_then(|()| may_enter(key, peer.ip(), headers))
         .and_then(|()| is_json_where_it_must_be(request.method(), headers));
     let turn = verdict.and_then(|()| {
         ops.turns.try_acquire().map_err(|_| {
@@ -43,16 +47,20 @@ pub(super) async fn guard(
     }
 }
 
+/// Where the key is not set, being on this machine is enough; a client of the public port never is.
+fn may_come_from(is_public: bool, key: Option<&str>) -> Result<(), Refused> {
+    match (is_public, key) {
+        (true, None) => Err(Refused::not_found()),
+        _ => Ok(()),
+    }
+}
+
 fn may_enter(key: Option<&str>, peer: IpAddr, headers: &HeaderMap) -> Result<(), Refused> {
     let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     if let Some(key) = key {
-        let shown = text(header::AUTHORIZATION).and_then(|value| {
-            let (scheme, key) = value.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
-        });
-        return match shown {
-            Some(shown) if is_same(shown.as_bytes(), key.as_bytes()) => Ok(()),
-            _ => Err(Refused::new(
+        return match api_key::is_shown(text(header::AUTHORIZATION), key) {
+            true => Ok(()),
+            false => Err(Refused::new(
                 StatusCode::UNAUTHORIZED,
                 "unauthorized",
                 "send `Authorization: Bearer KEY` with the key of ops.api_key",
@@ -94,13 +102,6 @@ fn is_address_or_localhost(host: &str) -> bool {
     };
     let bare = name.trim_start_matches('[').trim_end_matches(']');
     bare.parse::<IpAddr>().is_ok() || bare.eq_ignore_ascii_case("localhost")
-}
-
-/// Compares in a time that tells nothing of where two secrets differ.
-fn is_same(shown: &[u8], key: &[u8]) -> bool {
-    let differing =
-        shown.iter().zip(key).fold(0u8, |all, (a, b)| std::hint::black_box(all | (a ^ b)));
-    differing == 0 && shown.len() == key.len()
 }
 
 #[cfg(test)]

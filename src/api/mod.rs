@@ -7,6 +7,7 @@
 //! holds a bounded number of descriptors and bytes (`listener.rs`, the body limits below).
 
 mod ask;
+mod calls;
 mod connections;
 mod error;
 mod guard;
@@ -21,6 +22,7 @@ mod router;
 mod stats;
 mod users;
 
+use crate::link::calls::CallReceiver;
 use crate::link::channel::OpsEnd;
 use crate::link::health::Health;
 use crate::metrics::{BackplaneMirror, OpsMirror, ShardMirror};
@@ -40,6 +42,8 @@ pub struct OpsSetup {
     pub listener: std::net::TcpListener,
     /// The way to shards and backplane.
     pub end: OpsEnd,
+    /// HTTP requests of the public port.
+    pub calls: CallReceiver,
     /// The shards' numbers, in the order of their ids.
     pub shards: Vec<Arc<ShardMirror>>,
     /// The backplane's numbers.
@@ -65,7 +69,7 @@ struct Ops {
 /// Serves the operators' port until the process ends.
 pub fn run(setup: OpsSetup) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let OpsSetup { plan, listener, end, shards, backplane, health } = setup;
+    let OpsSetup { plan, listener, end, calls, shards, backplane, health } = setup;
     let started = Instant::now();
     let own = Arc::<OpsMirror>::default();
     let turns = Semaphore::new(guard::AT_A_TIME_MAX);
@@ -75,7 +79,9 @@ pub fn run(setup: OpsSetup) -> io::Result<()> {
     SockRef::from(&listener).listen(listener::BACKLOG)?;
     runtime.block_on(LocalSet::new().run_until(async move {
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        listener::serve(listener, router::router(ops), counted).await
+        let router = router::router(ops.clone());
+        tokio::task::spawn_local(calls::serve(calls, router.clone(), ops));
+        listener::serve(listener, router, counted).await
     }))
 }
 

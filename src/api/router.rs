@@ -31,9 +31,7 @@ pub(super) fn router(ops: Arc<Ops>) -> Router {
         .route("/readyz", get(stats::readyz))
         .route("/metrics", get(metrics::metrics))
         .merge(guarded)
-        .fallback(|| async {
-            Refused::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
-        })
+        .fallback(|| async { Refused::not_found() })
         .method_not_allowed_fallback(|| async {
             let status = StatusCode::METHOD_NOT_ALLOWED;
             Refused::new(status, "method_not_allowed", "this path takes another method")

@@ -51,6 +51,7 @@ fn node(flags: &[(&'static str, &str)]) -> Node {
         plan: Arc::new(plan),
         listener,
         end: end.clone(),
+        calls: crate::link::calls::calls(1).unwrap().1,
         shards: shard_mirrors.clone(),
         backplane: backplane_mirror.clone(),
         health: health.clone(),

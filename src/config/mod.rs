@@ -193,6 +193,8 @@ settings! {
             "What a user may do whose token has no `rights`.";
         ops_listen: SocketAddr, "ops.listen", "127.0.0.1:9090", Kind::Address,
             "The operators' port: API, metrics, health. /healthz, /readyz and /metrics answer whoever can reach it. Where another process has the default, the next free port is taken and logged.";
+        ops_public_paths: Vec<String>, "ops.public_paths", "", Kind::ApiPaths,
+            "Paths of the operators' API that the public port serves as well, with what is below them, to whoever shows ops.api_key. To everybody else there is nothing, as for every other path. Empty: none.";
         ops_api_key: Option<String>, "ops.api_key", "", Kind::Secret { bytes_min: 8 },
             "What /v1/* wants as `Authorization: Bearer …`. Empty: /v1/* answers this machine only.";
         log_level: String, "log.level", "info", Kind::Choice(&["error", "warn", "info", "debug", "trace"]),
@@ -227,6 +229,12 @@ settings! {
             "Connections one shard accepts at once, after a time in which fewer came than limits.accepts_per_s_max.";
         head_bytes_max, bytes(1024, 64 * 1024),
             "An HTTP request head. Beyond: 431.";
+        http_body_bytes_max, bytes(1024, 64 * MIB),
+            "The body of a request for the API on the public port. Beyond: 413.";
+        http_body_timeout_ms, ms(100, 10 * MINUTE_MS),
+            "From the end of such a request's head to the end of its body. Looked at every limits.handshake_timeout_ms. Beyond: 408.";
+        http_calls_max, count(1, 4096, "requests"),
+            "Such requests that are received or carried out at a time, of the whole node. Beyond: 503 with Retry-After.";
         handshake_timeout_ms, ms(100, 10 * MINUTE_MS),
             "From accept to the end of the request head. Beyond: 408.";
         message_bytes_max, bytes(128, 16 * MIB),
@@ -335,19 +343,31 @@ impl Config {
             self.echo_path.as_deref().is_some_and(|path| path == "/" || path == "/ws"),
             "echo_path is already the page or the WebSocket: write for example /echo".to_owned(),
         );
-        because(
-            self.proxy_protocol != ProxyProtocol::Off && self.trusted_proxies.is_empty(),
-            format!(
-                "proxy_protocol = {} without trusted_proxies: no PROXY header would be accepted. Write \
-                 the balancers' addresses for the latter, such as 10.0.0.0/8",
-                self.proxy_protocol.write()
-            ),
-        );
+        found.extend(self.public_port_contradictions());
         let of_namespaces = self.namespaces.contradictions(self.auth_hmac_secret.is_some());
         found.extend(
             of_namespaces.into_iter().map(|message| ConfigError::Contradiction { message }),
         );
         found
+    }
+
+    fn public_port_contradictions(&self) -> Vec<ConfigError> {
+        let mut found = Vec::new();
+        if self.proxy_protocol != ProxyProtocol::Off && self.trusted_proxies.is_empty() {
+            found.push(format!(
+                "proxy_protocol = {} without trusted_proxies: no PROXY header would be accepted. Write \
+                 the balancers' addresses for the latter, such as 10.0.0.0/8",
+                self.proxy_protocol.write()
+            ));
+        }
+        if !self.ops_public_paths.is_empty() && self.ops_api_key.is_none() {
+            found.push(
+                "ops.public_paths without ops.api_key: nobody could show it. Set ops.api_key, or leave \
+                 ops.public_paths out"
+                    .to_owned(),
+            );
+        }
+        found.into_iter().map(|message| ConfigError::Contradiction { message }).collect()
     }
 }
 

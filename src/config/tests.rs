@@ -18,6 +18,23 @@ fn complaint(said: &Said) -> String {
     Config::load(said).expect_err("this must be refused").to_string()
 }
 
+/// For every setting about load balancers: some good values, and some bad ones.
+fn table_of_proxies() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
+    vec![
+        (
+            "ops.public_paths",
+            vec![""],
+            vec!["/metrics", "/v1/", "v1/publish", "/v1/rooms/", "/v1/publish"],
+        ),
+        ("proxy_protocol", vec!["off"], vec!["", "on", "optional", "required"]),
+        (
+            "trusted_proxies",
+            vec!["", "10.0.0.0/8", "192.0.2.7, 2001:db8::/32"],
+            vec!["10.0.0.1/8", "10.0.0.0/33", "lb.example", "10.0.0.0-9"],
+        ),
+    ]
+}
+
 /// For every setting: some good values, and some bad ones.
 fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
     let mut table = vec![
@@ -57,12 +74,6 @@ fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
             vec!["", "https://a.example", "https://a:1,http://b", "null"],
             vec!["a.example", "https://", "https://a/", "*", "https://*.a"],
         ),
-        ("proxy_protocol", vec!["off"], vec!["", "on", "optional", "required"]),
-        (
-            "trusted_proxies",
-            vec!["", "10.0.0.0/8", "192.0.2.7, 2001:db8::/32"],
-            vec!["10.0.0.1/8", "10.0.0.0/33", "lb.example", "10.0.0.0-9"],
-        ),
         ("drain_ms", vec!["0", "10000"], vec!["3600001", "10s"]),
         ("node.name", vec!["", "tower-1"], vec!["a\nb"]),
         ("auth.anonymous", vec!["auto", "true"], vec!["", "maybe", "false"]),
@@ -81,6 +92,7 @@ fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
         ("log.level", vec!["error", "debug"], vec!["", "loud"]),
         ("log.format", vec!["text", "json"], vec!["xml"]),
     ];
+    table.extend(table_of_proxies());
     table.extend(table_of_redis());
     let limits = SETTINGS.iter().filter(|setting| setting.key.starts_with("limits."));
     table.extend(limits.map(|setting| {

@@ -47,6 +47,8 @@ pub enum Kind {
     Origins,
     /// A list of networks.
     Networks,
+    /// A list of paths of the operators' API.
+    ApiPaths,
     /// A name as in [`is_name`], or nothing.
     Name,
     /// The beginning of Redis keys.
@@ -81,6 +83,7 @@ impl Kind {
             Kind::Origins => {
                 "origins of the form scheme://host[:port], such as https://example.org".into()
             }
+            Kind::ApiPaths => "paths below /v1, such as /v1/publish".into(),
             Kind::Networks => "addresses and networks, such as 10.0.0.0/8 or 2001:db8::1".into(),
             Kind::Name => "1 to 255 bytes without control characters".into(),
             Kind::Prefix => "1 to 64 letters, digits, dots, dashes, underscores or colons".into(),
@@ -95,7 +98,10 @@ impl Kind {
 
     /// Whether the file may (and the sample does) write the value as a list.
     pub fn is_list(&self) -> bool {
-        matches!(self, Kind::Origins | Kind::Networks | Kind::Rights | Kind::RightsAuto)
+        matches!(
+            self,
+            Kind::Origins | Kind::Networks | Kind::ApiPaths | Kind::Rights | Kind::RightsAuto
+        )
     }
 
     /// Whether the file writes the value without quotes.
@@ -116,6 +122,7 @@ impl Kind {
             Kind::Name => text.is_empty() || is_name(text),
             Kind::Prefix => is_prefix(text),
             Kind::Origins => split_list(text).all(is_origin),
+            Kind::ApiPaths => split_list(text).all(is_api_path),
             _ => true,
         };
         if good { Ok(()) } else { Err(String::new()) }
@@ -124,6 +131,11 @@ impl Kind {
 
 fn is_path(text: &str) -> bool {
     text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && !b"?#%\"".contains(&b))
+}
+
+/// Everything that wants the key is below `/v1`; what answers without one is not to be public.
+fn is_api_path(text: &str) -> bool {
+    is_path(text) && text.len() > "/v1/".len() && text.starts_with("/v1/") && !text.ends_with('/')
 }
 
 /// No braces: they are Redis hash tags, which this server sets itself.

@@ -8,6 +8,7 @@
 //! in `metrics`), so a reader who wants to know what two threads share reads this room only.
 
 pub mod bell;
+pub mod calls;
 pub mod channel;
 pub mod connections;
 pub mod health;
@@ -412,6 +413,8 @@ pub enum Downlink {
     History(Box<HistoryReply>),
     /// The answer to a client's [`Uplink::Presence`].
     Presence(Box<PresenceReply>),
+    /// The answer to an HTTP request of a connection ([`calls::Call`]).
+    HttpReply(Box<HttpReply>),
     /// An operator's question. The reply must not block.
     Inspect(Inspect),
     /// An operator has disconnected a user. Comes behind the deliveries that were made before.
@@ -426,6 +429,17 @@ pub enum Downlink {
         /// Over how long the closes are spread.
         over_ms: u64,
     },
+}
+
+/// The answer to a [`calls::Call`].
+#[derive(Debug)]
+pub struct HttpReply {
+    /// Who asked; may have left meanwhile.
+    pub conn: ConnId,
+    /// Head and body.
+    pub response: Bytes,
+    /// Whether the connection ends with it.
+    pub is_last: bool,
 }
 
 /// Why connections of a user are closed by an operator: what their close frame says.

@@ -22,6 +22,7 @@ mod tasks;
 pub mod upgrade;
 
 use crate::auth::Gate;
+use crate::link::calls::CallSender;
 use crate::link::channel::ShardEnd;
 use crate::link::health::Health;
 use crate::link::load_table::LoadTable;
@@ -42,6 +43,8 @@ pub struct ShardSetup {
     pub shard: ShardPlan,
     /// Its ends of the window.
     pub end: ShardEnd,
+    /// The way to the ops thread, for HTTP requests.
+    pub calls: CallSender,
     /// Who may come in.
     pub gate: Arc<Gate>,
     /// Where its counters go.

@@ -10,6 +10,7 @@
 //! invariant serves nobody.
 
 use crate::ids::ConnId;
+use crate::link::calls::{Call, CallSender};
 use crate::link::channel::ShardEnd;
 use crate::link::load_table::ShardLoad;
 use crate::link::{Downlink, Uplink};
@@ -21,11 +22,12 @@ use crate::net::io::send::{Sender, ShortWrite};
 use crate::net::io::socket;
 use crate::net::upgrade::reject::RejectReason;
 use crate::net::upgrade::routes::Routes;
-use crate::net::upgrade::{LeftAt, Progress, Upgrades};
+use crate::net::upgrade::{LeftAt, Progress, StageContext, TimedOut, Upgrades};
 use crate::protocol::dialect::Encoding;
 use crate::shard::conn::CloseReason;
 use crate::shard::delivery::batch::SendBatch;
 use crate::shard::{ClosedSocket, Opening, ReadOutcome, Shard};
+use bytes::Bytes;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
@@ -106,6 +108,7 @@ pub struct Reactor {
     short_writes: Vec<ShortWrite>,
     upgrades: Upgrades,
     routes: Routes,
+    calls: CallSender,
     steering: Steering,
     mirror: Arc<ShardMirror>,
     scratch: Box<[u8]>,
@@ -144,6 +147,7 @@ impl Reactor {
             short_writes: Vec::new(),
             upgrades: Upgrades::default(),
             routes: Routes::new(setup.plan, setup.gate),
+            calls: setup.calls,
             steering,
             mirror: setup.mirror,
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
@@ -247,8 +251,8 @@ impl Reactor {
         *(why.rejection().counter)(&mut self.shard.counters) += 1;
     }
 
-    /// The address of a connection's client: as a proxy named it, or else the socket's peer. `None`: the
-    /// connection has gone, or its socket has failed.
+    /// The address of a connection's client: as a proxy named it, or else the socket's peer.
+    /// `None`: the connection has gone, or its socket has failed.
     pub fn peer_of(&self, conn: ConnId) -> Option<SocketAddr> {
         let socket_key = self.shard.socket_key_of(conn)?;
         let named = self.shard.named_peer(conn).or_else(|| self.upgrades.named(conn.0.index));
@@ -346,13 +350,17 @@ impl Reactor {
         self.last_tick_ms = now_ms;
         self.shard.handle_timeout(now_ms);
         while let Some(conn) = self.shard.poll_timed_out() {
-            let reason = self.upgrades.timed_out(conn.0.index, &self.routes);
-            self.reject(conn, reason);
+            match self.upgrades.timed_out(conn.0.index, &self.routes, now_ms) {
+                TimedOut::NotYet => self.shard.handle_not_late(conn, now_ms),
+                TimedOut::Reject(reason) => self.reject(conn, reason),
+                TimedOut::End => self.end_served(conn),
+            }
         }
         self.shard.measure();
-        let upgrade_bytes = self.upgrades.held_bytes() as u64;
+        let (upgrade_bytes, calls) = (self.upgrades.held_bytes(), self.upgrades.calls());
         let counters = &mut self.shard.counters;
-        counters.handshake_bytes = upgrade_bytes;
+        counters.handshake_bytes = upgrade_bytes as u64;
+        counters.http_calls = calls as u64;
         counters.downlink_waiting = self.end.waiting() as u64;
         counters.uplink_waiting += self.end.sent_waiting() as u64;
         self.mirror.publish(counters);
@@ -365,12 +373,12 @@ impl Reactor {
         let at_once = if crowded { CROWDED_TURN_BYTES } else { self.scratch.len() };
         let turn_max = if crowded { CROWDED_TURN_BYTES } else { self.read_turn_bytes_max };
         let mut turn = 0;
-        if self.shard.handle_rest(conn).is_paused {
+        if self.go_on(conn).is_paused {
             return;
         }
         while turn < turn_max && self.may_read_on() {
             match socket::recv(socket_key as RawFd, &mut self.scratch[..at_once]) {
-                Ok(0) => return self.shard.handle_eof(conn),
+                Ok(0) => return self.handle_eof(conn),
                 Ok(n) => {
                     turn += n;
                     if self.handle_bytes(conn, n).is_paused {
@@ -390,17 +398,56 @@ impl Reactor {
         }
     }
 
+    /// What was read of a connection before it was paused comes first.
+    fn go_on(&mut self, conn: ConnId) -> ReadOutcome {
+        if !self.upgrades.is_answering(conn.0.index) || !self.shard.is_handshaking(conn) {
+            return self.shard.handle_rest(conn);
+        }
+        self.in_stage(conn, 0, |upgrades, _, context| {
+            upgrades.handle_answered(conn.0.index, context)
+        })
+    }
+
+    fn handle_eof(&mut self, conn: ConnId) {
+        if self.shard.is_handshaking(conn) && self.upgrades.is_served(conn.0.index) {
+            // Its last answer may still be on its way.
+            self.end_served(conn);
+        }
+        self.shard.handle_eof(conn);
+    }
+
+    /// An HTTP exchange is over: the connection ends behind what waits for it.
+    fn end_served(&mut self, conn: ConnId) {
+        self.upgrades.forget(conn.0.index);
+        let now_ms = self.now_ms();
+        self.shard.handle_http(conn, Bytes::new(), now_ms);
+    }
+
     fn handle_bytes(&mut self, conn: ConnId, n: usize) -> ReadOutcome {
         if !self.shard.is_handshaking(conn) {
             return self.shard.handle_read(conn, &mut self.scratch[..n]);
         }
-        let Some(socket_key) = self.shard.socket_key_of(conn) else {
-            return ReadOutcome { used_bytes: n, is_paused: false };
-        };
+        self.in_stage(conn, n, |upgrades, input, context| {
+            upgrades.handle_read(conn.0.index, input, context)
+        })
+    }
+
+    /// Lets the stage of a connection go on, and carries out what comes of it.
+    fn in_stage(
+        &mut self,
+        conn: ConnId,
+        n: usize,
+        step: impl FnOnce(&mut Upgrades, &[u8], &StageContext<'_>) -> Progress,
+    ) -> ReadOutcome {
+        let mut outcome = ReadOutcome { used_bytes: n, is_paused: false };
+        let Some(socket_key) = self.shard.socket_key_of(conn) else { return outcome };
+        let (now_ms, now_unix_s) = (self.now_ms(), unix_s());
         let direct = || socket::peer(socket_key as RawFd);
-        let (input, index) = (&self.scratch[..n], conn.0.index);
-        match self.upgrades.handle_read(index, input, &self.routes, direct, unix_s()) {
+        let (routes, calls) = (&self.routes, &self.calls);
+        let context = StageContext { routes, calls, direct: &direct, now_ms, now_unix_s };
+        match step(&mut self.upgrades, &self.scratch[..n], &context) {
             Progress::More => {}
+            Progress::Interim(response) => self.shard.handle_interim(conn, response),
             Progress::Open { opening, named, mut rest } => {
                 self.open(conn, opening, named);
                 if !rest.is_empty() {
@@ -409,13 +456,23 @@ impl Reactor {
             }
             Progress::Page(response) => {
                 self.shard.counters.http_requests += 1;
-                let now_ms = self.now_ms();
                 self.shard.handle_http(conn, response, now_ms);
+            }
+            Progress::Call { parts, body, named, place } => {
+                let (parts, peer) = (*parts, named.or_else(direct));
+                self.shard.counters.http_calls_total += 1;
+                self.shard.counters.http_body_bytes += body.len() as u64;
+                let call = Call { parts, body, shard: self.end.id, conn, peer, place };
+                outcome.is_paused = self.calls.send(call);
+                match outcome.is_paused {
+                    true => self.shard.pause(conn),
+                    false => self.reject(conn, RejectReason::CallsFull),
+                }
             }
             Progress::Reject(reason) => self.reject(conn, reason),
             Progress::Gone => self.shard.handle_peer_gone(conn, CloseReason::Gone),
         }
-        ReadOutcome { used_bytes: n, is_paused: false }
+        outcome
     }
 
     /// A connection has become a WebSocket.
@@ -595,6 +652,7 @@ impl Reactor {
                     }
                     // A health check: a line for each would be all that the log says.
                     (None, LeftAt::Nothing) => self.shard.counters.probes += 1,
+                    (None, LeftAt::Served) => {}
                     (None, LeftAt::Halfway) => {
                         self.shard.counters.refused_gone += 1;
                         tracing::debug!(%connection, reason = "gone", "connection ended");

@@ -7,6 +7,7 @@ use crate::api::{self, OpsSetup};
 use crate::auth::Gate;
 use crate::config::Config;
 use crate::ids::NodeId;
+use crate::link::calls::calls;
 use crate::link::channel::window;
 use crate::link::health::Health;
 use crate::link::load_table::LoadTable;
@@ -41,6 +42,7 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::Tower, Failur
     let (ends, backplane_end, ops_end) =
         window(shards, limits.uplink_items_max, limits.downlink_items_max)
             .map_err(Failure::machine)?;
+    let (call_sender, call_receiver) = calls(limits.http_calls_max).map_err(Failure::machine)?;
     let gate = Arc::new(Gate::new(&plan.auth));
     let health = Arc::new(Health::default());
     let spread = Arc::new(LoadTable::new(shards));
@@ -55,6 +57,7 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::Tower, Failur
             plan: plan.clone(),
             shard,
             end,
+            calls: call_sender.clone(),
             gate: gate.clone(),
             mirror: Arc::clone(mirror),
             health: health.clone(),
@@ -82,6 +85,7 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::Tower, Failur
         plan: plan.clone(),
         listener: ports.ops,
         end: ops_end.clone(),
+        calls: call_receiver,
         shards: shard_mirrors,
         backplane: backplane_mirror,
         health: health.clone(),

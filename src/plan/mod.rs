@@ -32,6 +32,8 @@ pub struct Plan {
     pub ops_listen: SocketAddr,
     /// Key that the ops API wants in `Authorization: Bearer`; `None`: loopback only.
     pub ops_api_key: Option<String>,
+    /// Paths of that API that the public port serves as well.
+    pub ops_public_paths: Vec<String>,
     /// One entry a shard.
     pub shards: Vec<ShardPlan>,
     /// Cores of the backplane and ops threads; empty: not pinned.
@@ -164,6 +166,7 @@ pub fn resolve(config: &Config, machine: &Machine) -> Result<Planned, ConfigErro
         listen: config.listen,
         ops_listen: config.ops_listen,
         ops_api_key: config.ops_api_key.clone(),
+        ops_public_paths: config.ops_public_paths.clone(),
         shards: shard_plans(shards, &cores),
         other_cores: other_cores(shards, &cores, machine),
         private_fd_tables: config.private_fd_tables,
@@ -404,11 +407,16 @@ impl Bill {
             true => connections * limits.rooms_per_connection_max as u64,
             false => 0,
         };
+        let bodies = match plan.ops_public_paths.is_empty() {
+            true => 0,
+            false => limits.http_calls_max as u64,
+        };
         Bill(vec![
             line("connections", connections, CONNECTION_BYTES),
             line("outboxes", connections, limits.outbox_bytes_max.max(echo_outbox) as u64),
             line("half messages", connections, message.max(echo as u64)),
             line("heads", shards * limits.handshakes_max as u64, limits.head_bytes_max as u64),
+            line("request bodies", bodies, limits.http_body_bytes_max as u64),
             line("topics", shards * limits.topics_per_shard_max as u64, TOPIC_BYTES),
             // One more channel than shards: the operators' own.
             line(
@@ -469,6 +477,7 @@ impl fmt::Debug for Plan {
             .field("listen", &self.listen)
             .field("ops_listen", &self.ops_listen)
             .field("ops_api_key", &self.ops_api_key.is_some())
+            .field("ops_public_paths", &self.ops_public_paths)
             .field("shards", &self.shards.len())
             .field("cores", &self.shards.iter().filter_map(|shard| shard.core).collect::<Vec<_>>())
             .field("other_cores", &self.other_cores)

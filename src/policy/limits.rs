@@ -18,6 +18,14 @@ pub struct Limits {
     pub accepts_burst_max: u64,
     /// An HTTP request head. Beyond: 431.
     pub head_bytes_max: usize,
+    /// The body of a request for the API on the public port. Beyond: 413.
+    pub http_body_bytes_max: usize,
+    /// From the end of such a request's head to the end of its body. Looked at every
+    /// [`Limits::handshake_timeout_ms`]. Beyond: 408.
+    pub http_body_timeout_ms: u64,
+    /// Such requests that are received or carried out at a time, of the whole node. Beyond: 503 with
+    /// Retry-After.
+    pub http_calls_max: usize,
     /// From accept to the last byte of the request head. Beyond: 408.
     pub handshake_timeout_ms: u64,
     /// A client's message, fragments added up. Beyond: close 1009.
@@ -83,6 +91,10 @@ impl Limits {
         accepts_per_s_max: 100_000,
         accepts_burst_max: 100_000,
         head_bytes_max: 8 * 1024,
+        http_body_bytes_max: 2 * 1024 * 1024,
+        http_body_timeout_ms: 15_000,
+        // Below the turns of the operators' own port, so that its callers have some as well.
+        http_calls_max: 32,
         handshake_timeout_ms: 5_000,
         message_bytes_max: 64 * 1024,
         echo_message_bytes_max: 16 * 1024 * 1024,
@@ -112,6 +124,9 @@ impl Limits {
         accepts_per_s_max: 10,
         accepts_burst_max: 5,
         head_bytes_max: 1024,
+        http_body_bytes_max: 2048,
+        http_body_timeout_ms: 1_000,
+        http_calls_max: 2,
         handshake_timeout_ms: 500,
         message_bytes_max: 1024,
         echo_message_bytes_max: 4096,

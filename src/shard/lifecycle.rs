@@ -12,6 +12,7 @@
 use crate::auth::Identity;
 use crate::framing;
 use crate::ids::{ANONYMOUS_PREFIX, ConnId, TopicName};
+use crate::link::HttpReply;
 use crate::protocol::Event;
 use crate::protocol::dialect::Encoding;
 use crate::shard::Shard;
@@ -167,6 +168,34 @@ impl Shard {
         self.counters.closing += 1;
         self.expect_end(conn, now_ms);
         self.queue_reply(conn, response, Follows::Nothing);
+    }
+
+    /// Part of an HTTP exchange that goes on: the connection stays in its handshake.
+    pub fn handle_interim(&mut self, conn: ConnId, response: Bytes) {
+        if self.is_handshaking(conn) {
+            self.queue_reply(conn, response, Follows::More);
+        }
+    }
+
+    /// A connection that [`Shard::poll_timed_out`] named is not late after all: it is named again
+    /// after another `handshake_timeout_ms`.
+    pub fn handle_not_late(&mut self, conn: ConnId, now_ms: u64) {
+        if self.is_handshaking(conn) {
+            self.life.handshakes.push_back((now_ms + self.limits.handshake_timeout_ms, conn));
+        }
+    }
+
+    /// The ops thread has answered a request.
+    pub(super) fn on_http_reply(&mut self, reply: HttpReply) {
+        let HttpReply { conn, response, is_last } = reply;
+        if !self.is_handshaking(conn) {
+            return;
+        }
+        match is_last {
+            true => self.handle_http(conn, response, self.life.now_ms),
+            false => self.queue_reply(conn, response, Follows::More),
+        }
+        self.resume(conn);
     }
 
     /// A socket has something to read, or its end. A sign of life, whenever it will be read.

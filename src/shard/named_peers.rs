@@ -1,15 +1,15 @@
 //! Addresses of clients that come through proxies, by the index of their connection.
 //!
-//! A connection that comes straight has none: its socket knows its peer. One whose proxy has named the
-//! client costs [`PACKED_BYTES`], in pages like those of the slab: where neighbours have an address the
-//! table is dense, and a page is freed with its last address.
+//! A connection that comes straight has none: its socket knows its peer. One whose proxy has named
+//! the client costs [`PACKED_BYTES`], in pages like those of the slab: where neighbours have an
+//! address the table is dense, and a page is freed with its last address.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 const PAGE: usize = 1024;
 const PACKED_BYTES: usize = 18;
 
-// What DESIGN allows for a connection that a proxy has named.
+// A connection whose client a proxy has named may cost 24 bytes more.
 const _: () = assert!(PACKED_BYTES <= 24);
 
 /// 16 bytes of address, IPv4 mapped into IPv6 (RFC 4291 §2.5.5.2), and the port. All zeros: none.

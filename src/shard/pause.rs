@@ -14,7 +14,7 @@
 
 use crate::ids::ConnId;
 use crate::shard::Shard;
-use crate::shard::conn::ReadState;
+use crate::shard::conn::{ConnState, ReadState};
 use std::collections::{HashMap, VecDeque};
 
 /// What one call used of a connection's bytes.
@@ -86,8 +86,11 @@ impl Shard {
     }
 
     /// Reads a connection no more until it is resumed. Called while it is read.
-    pub(super) fn pause(&mut self, conn: ConnId) {
-        let Some(c) = self.conns.get_mut(conn.0).filter(|c| c.is_open()) else { return };
+    pub fn pause(&mut self, conn: ConnId) {
+        let Some(c) = self.conns.get_mut(conn.0) else { return };
+        if matches!(c.state, ConnState::Closing { .. }) {
+            return; // Its end is waited for.
+        }
         if c.unread != ReadState::Paused {
             c.unread = ReadState::Paused;
             self.counters.reads_paused += 1;

@@ -489,6 +489,7 @@ impl Shard {
                 Heard::Disconnect { at: at.0.index, close: (*close).clone() }
             }
             Downlink::Inspect(_) | Downlink::Drain { .. } => panic!("the backplane asks nothing"),
+            Downlink::HttpReply(_) => panic!("the backplane answers no HTTP"),
         })
     }
 
@@ -580,6 +581,7 @@ fn plan(build: Build, node: NodeId, backplane: BackplanePlan) -> Plan {
         listen: "127.0.0.1:0".parse().unwrap(),
         ops_listen: "127.0.0.1:0".parse().unwrap(),
         ops_api_key: None,
+        ops_public_paths: Vec::new(),
         shards: (0..build.shards).map(shard).collect(),
         other_cores: Vec::new(),
         private_fd_tables: false,

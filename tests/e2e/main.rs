@@ -40,6 +40,7 @@ mod flat;
 mod flood;
 mod foreign;
 mod history;
+mod http_calls;
 mod instances;
 mod log;
 mod monitor;

@@ -19,8 +19,8 @@ pub enum HeadRead {
     Whole(Box<Parts>),
 }
 
-/// Reads a head from the beginning of `bytes`, which are not empty and of which the first `before` were
-/// looked at in vain. It may have `bytes_max` bytes.
+/// Reads a head from the beginning of `bytes`, which are not empty and of which the first `before`
+/// were looked at in vain. It may have `bytes_max` bytes.
 pub fn read(
     bytes: &mut BytesMut,
     before: usize,

@@ -2,30 +2,43 @@
 //!
 //! ```text
 //!   ProxyHeader ──► Head ──► (a WebSocket, or an answer and the end)
+//!                   ▲  └───► Body ──► Answer ──┐
+//!                   └──────────────────────────┘
 //! ```
 //!
-//! | stage | begins | bytes | deadline |
-//! |---|---|---|---|
-//! | `ProxyHeader` | with the connection, unless `proxy_protocol = off` | 536 | `handshake_timeout_ms` |
-//! | `Head` | with the connection, or behind the PROXY header | `head_bytes_max` | the same, over both |
+//! | stage | begins | bytes |
+//! |---|---|---|
+//! | `ProxyHeader` | with the connection, unless `proxy_protocol = off` | 536 |
+//! | `Head` | with the connection, or behind a PROXY header or an answer | `head_bytes_max` |
+//! | `Body` | behind the head of a request for the API | `http_body_bytes_max` |
+//! | `Answer` | when that is whole, and the ops thread has it | one read of what follows |
 //!
-//! The deadline is the shard's, over all reads together, so that dripping bytes buys no time; and the
-//! number of connections that are in a stage is bounded by `handshakes_max`.
+//! PROXY header and first head have one deadline together, the shard's `handshake_timeout_ms`, over
+//! all reads, so that dripping bytes buys no time; each further head of a connection has one of its
+//! own, and a body has `http_body_timeout_ms`. In `Answer` the connection is not read, so a second
+//! request waits until the first one is answered.
+//!
+//! Connections in a stage are bounded by `handshakes_max`, and those in `Body` and `Answer` by
+//! `http_calls_max`.
 //!
 //! Invariant: what a connection holds here is at most its stage's bytes, rounded up to what the
 //! allocator's doubling gives; one that has become a WebSocket holds nothing. No byte of a connection
 //! reaches the HTTP parser before its PROXY header is judged.
 
+mod body;
 pub mod forwarded;
 pub mod http_head;
 pub mod proxy_header;
 pub mod reject;
 pub mod routes;
 
+use crate::link::calls::{CallPlace, CallSender};
 use crate::plan::ProxyProtocol;
 use crate::policy::networks::any_contains;
 use crate::shard::Opening;
+use body::{BodyPlan, CONTINUE};
 use bytes::{Buf, Bytes, BytesMut};
+use http::request::Parts;
 use http_head::HeadRead;
 use proxy_header::ProxyHeader;
 use reject::RejectReason;
@@ -39,27 +52,57 @@ pub struct Upgrades {
     begun: HashMap<u32, Begun>,
     /// Memory of all [`Begun::bytes`].
     held_bytes: usize,
+    /// Those in `Body` or `Answer`.
+    calls: usize,
 }
 
-/// One of them.
+/// What the stages may know and ask.
+pub struct StageContext<'a> {
+    /// The public port's paths.
+    pub routes: &'a Routes,
+    /// The way to the ops thread.
+    pub calls: &'a CallSender,
+    /// Answers the address of the socket's peer. Asked only where a proxy may be trusted.
+    pub direct: &'a dyn Fn() -> Option<SocketAddr>,
+    /// The shard's clock.
+    pub now_ms: u64,
+    /// The time of day.
+    pub now_unix_s: u64,
+}
+
+/// One connection that has begun a stage.
 struct Begun {
     stage: Stage,
     /// What has come of it.
     bytes: BytesMut,
     /// Who the client is, as a PROXY header has named it.
     named: Option<SocketAddr>,
+    /// When its stage must be over, in milliseconds of the shard's clock. 0: when the shard says so.
+    deadline_ms: u64,
+    /// Whether a request of it was answered.
+    is_served: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     ProxyHeader,
     Head,
+    Body(Box<BegunCall>),
+    Answer,
+}
+
+/// A request for the API whose body is awaited.
+struct BegunCall {
+    parts: Parts,
+    body_bytes: usize,
+    place: CallPlace,
 }
 
 /// What has become of a connection.
 pub enum Progress {
     /// More bytes are needed.
     More,
+    /// More bytes are needed, and the client waits for this before it sends them.
+    Interim(Bytes),
     /// It is a WebSocket now.
     Open {
         /// For the shard.
@@ -71,6 +114,17 @@ pub enum Progress {
     },
     /// It has got a page: a complete HTTP answer, then the end.
     Page(Bytes),
+    /// A whole request for the API. The connection is not to be read until it is answered.
+    Call {
+        /// Its head.
+        parts: Box<Parts>,
+        /// Its body.
+        body: Bytes,
+        /// As in `Open`.
+        named: Option<SocketAddr>,
+        /// For as long as it is under way.
+        place: CallPlace,
+    },
     /// It is refused.
     Reject(RejectReason),
     /// Its socket has failed.
@@ -86,49 +140,82 @@ enum ProxyVerdict {
     Reject(RejectReason),
 }
 
+/// What is to become of a connection whose time is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimedOut {
+    /// Its stage has more time than that.
+    NotYet,
+    /// It is refused.
+    Reject(RejectReason),
+    /// It ends: it was served, and asks nothing more.
+    End,
+}
+
 /// How far a connection had come that has gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeftAt {
     /// It had asked nothing: a health check.
     Nothing,
-    /// In the middle of a header or a head.
+    /// In the middle of a header, a head or a body.
     Halfway,
+    /// Behind an answer.
+    Served,
 }
 
 impl Upgrades {
-    /// More bytes of the connection at `index`. `direct` answers the address of the socket's peer; it
-    /// is asked only where a proxy may be trusted.
-    pub fn handle_read(
-        &mut self,
-        index: u32,
-        input: &[u8],
-        routes: &Routes,
-        direct: impl Fn() -> Option<SocketAddr>,
-        now_unix_s: u64,
-    ) -> Progress {
-        let mut begun = self.take(index).unwrap_or_else(|| Begun::new(routes));
+    /// More bytes of the connection at `index`.
+    pub fn handle_read(&mut self, index: u32, input: &[u8], context: &StageContext) -> Progress {
+        let mut begun = self.take(index).unwrap_or_else(|| Begun::new(context.routes));
         let before = begun.bytes.len();
         begun.bytes.extend_from_slice(input);
-        let progress = begun.step(before, routes, &direct, now_unix_s);
-        if matches!(progress, Progress::More) {
+        self.go_on(index, begun, before, context)
+    }
+
+    /// Whether the connection at `index` was not to be read until it is answered.
+    pub fn is_answering(&self, index: u32) -> bool {
+        self.begun.get(&index).is_some_and(|begun| matches!(begun.stage, Stage::Answer))
+    }
+
+    /// The connection at `index` was answered: its next request begins, with what came of it already.
+    pub fn handle_answered(&mut self, index: u32, context: &StageContext) -> Progress {
+        let Some(mut begun) = self.take(index) else { return Progress::More };
+        begun.stage = Stage::Head;
+        begun.is_served = true;
+        begun.deadline_ms = context.now_ms + context.routes.plan().limits.handshake_timeout_ms;
+        self.go_on(index, begun, 0, context)
+    }
+
+    fn go_on(
+        &mut self,
+        index: u32,
+        mut begun: Begun,
+        before: usize,
+        context: &StageContext,
+    ) -> Progress {
+        let progress = begun.step(before, context);
+        if matches!(progress, Progress::More | Progress::Interim(_) | Progress::Call { .. }) {
             self.held_bytes += begun.bytes.capacity();
+            self.calls += usize::from(begun.is_call());
             self.begun.insert(index, begun);
         }
         progress
     }
 
-    /// Why a connection is refused whose time is over.
-    pub fn timed_out(&self, index: u32, routes: &Routes) -> RejectReason {
-        let is_in_head = match self.begun.get(&index) {
-            Some(begun) => begun.stage == Stage::Head,
-            None => routes.plan().proxy_protocol == ProxyProtocol::Off,
+    /// The shard says that the time of the connection at `index` is over.
+    pub fn timed_out(&self, index: u32, routes: &Routes, now_ms: u64) -> TimedOut {
+        let protocol = routes.plan().proxy_protocol;
+        let Some(begun) = self.begun.get(&index) else {
+            return TimedOut::Reject(late_head(protocol == ProxyProtocol::Required));
         };
-        let is_required = routes.plan().proxy_protocol == ProxyProtocol::Required;
-        // A balancer that only connects, to see whether the node lives, is not answered.
-        if is_in_head || !is_required {
-            RejectReason::HeadTimeout
-        } else {
-            RejectReason::ProxyTimeout
+        if begun.deadline_ms > now_ms {
+            return TimedOut::NotYet;
+        }
+        match begun.stage {
+            Stage::ProxyHeader => TimedOut::Reject(late_head(protocol == ProxyProtocol::Required)),
+            Stage::Head if begun.is_served && begun.bytes.is_empty() => TimedOut::End,
+            Stage::Head => TimedOut::Reject(RejectReason::HeadTimeout),
+            Stage::Body(_) => TimedOut::Reject(RejectReason::BodyTimeout),
+            Stage::Answer => TimedOut::NotYet,
         }
     }
 
@@ -137,23 +224,43 @@ impl Upgrades {
         self.begun.get(&index)?.named
     }
 
+    /// Whether a request of the connection at `index` was answered.
+    pub fn is_served(&self, index: u32) -> bool {
+        self.begun.get(&index).is_some_and(|begun| begun.is_served)
+    }
+
     /// The connection at `index` has gone.
     pub fn forget(&mut self, index: u32) -> LeftAt {
         match self.take(index) {
-            Some(begun) if !begun.bytes.is_empty() => LeftAt::Halfway,
+            Some(begun) if !begun.bytes.is_empty() || begun.is_call() => LeftAt::Halfway,
+            Some(begun) if begun.is_served => LeftAt::Served,
             _ => LeftAt::Nothing,
         }
     }
 
-    /// Memory that headers and heads hold which are not whole.
+    /// Memory that headers, heads and bodies hold which are not whole.
     pub fn held_bytes(&self) -> usize {
         self.held_bytes
+    }
+
+    /// Requests for the API that are received or carried out.
+    pub fn calls(&self) -> usize {
+        self.calls
     }
 
     fn take(&mut self, index: u32) -> Option<Begun> {
         let begun = self.begun.remove(&index)?;
         self.held_bytes -= begun.bytes.capacity();
+        self.calls -= usize::from(begun.is_call());
         Some(begun)
+    }
+}
+
+/// A balancer that only connects, to see whether the node lives, is not answered.
+fn late_head(needs_proxy_header: bool) -> RejectReason {
+    match needs_proxy_header {
+        true => RejectReason::ProxyTimeout,
+        false => RejectReason::HeadTimeout,
     }
 }
 
@@ -163,51 +270,86 @@ impl Begun {
             ProxyProtocol::Off => Stage::Head,
             ProxyProtocol::Optional | ProxyProtocol::Required => Stage::ProxyHeader,
         };
-        Begun { stage, bytes: BytesMut::new(), named: None }
+        Begun { stage, bytes: BytesMut::new(), named: None, deadline_ms: 0, is_served: false }
+    }
+
+    fn is_call(&self) -> bool {
+        matches!(self.stage, Stage::Body(_) | Stage::Answer)
     }
 
     /// Goes on as far as the bytes allow; the first `before` of them were seen already.
-    fn step(
-        &mut self,
-        mut before: usize,
-        routes: &Routes,
-        direct: &impl Fn() -> Option<SocketAddr>,
-        now_unix_s: u64,
-    ) -> Progress {
-        if self.stage == Stage::ProxyHeader {
-            match self.read_proxy_header(routes, direct) {
+    fn step(&mut self, mut before: usize, context: &StageContext) -> Progress {
+        if matches!(self.stage, Stage::ProxyHeader) {
+            match self.read_proxy_header(context) {
                 ProxyVerdict::Next => before = 0,
                 ProxyVerdict::More => return Progress::More,
                 ProxyVerdict::Gone => return Progress::Gone,
                 ProxyVerdict::Reject(reason) => return Progress::Reject(reason),
             }
         }
-        if self.bytes.is_empty() {
-            return Progress::More;
+        match self.stage {
+            Stage::Body(_) => self.read_body(context),
+            Stage::Head if !self.bytes.is_empty() => self.read_head(before, context),
+            _ => Progress::More,
         }
+    }
+
+    fn read_head(&mut self, before: usize, context: &StageContext) -> Progress {
+        let routes = context.routes;
         let parts = match http_head::read(&mut self.bytes, before, routes.head_bytes_max()) {
             Ok(HeadRead::More) => return Progress::More,
             Ok(HeadRead::Whole(parts)) => *parts,
             Err(reason) => return Progress::Reject(reason),
         };
-        match routes.answer(&parts, now_unix_s) {
+        match routes.answer(&parts, context.now_unix_s) {
             RouteOutcome::Open(opening) => Progress::Open {
-                named: self.client(&parts.headers, routes, direct),
+                named: self.client(&parts.headers, context),
                 opening,
                 rest: std::mem::take(&mut self.bytes),
             },
             RouteOutcome::Page(response) => Progress::Page(response),
             RouteOutcome::Reject(reason) => Progress::Reject(reason),
+            RouteOutcome::Call => self.begin_call(parts, context),
         }
     }
 
+    fn begin_call(&mut self, parts: Parts, context: &StageContext) -> Progress {
+        let limits = &context.routes.plan().limits;
+        let BodyPlan { bytes, waits_for_continue } =
+            match body::plan(&parts, limits.http_body_bytes_max) {
+                Ok(plan) => plan,
+                Err(reason) => return Progress::Reject(reason),
+            };
+        let Some(place) = context.calls.try_place() else {
+            return Progress::Reject(RejectReason::CallsFull);
+        };
+        self.deadline_ms = context.now_ms + limits.http_body_timeout_ms;
+        self.stage = Stage::Body(Box::new(BegunCall { parts, body_bytes: bytes, place }));
+        match self.read_body(context) {
+            Progress::More if waits_for_continue => Progress::Interim(Bytes::from_static(CONTINUE)),
+            progress => progress,
+        }
+    }
+
+    fn read_body(&mut self, context: &StageContext) -> Progress {
+        let Stage::Body(call) = &self.stage else { return Progress::More };
+        if self.bytes.len() < call.body_bytes {
+            return Progress::More;
+        }
+        let Stage::Body(call) = std::mem::replace(&mut self.stage, Stage::Answer) else {
+            unreachable!("it was just looked at")
+        };
+        let BegunCall { parts, body_bytes, place } = *call;
+        let body = self.bytes.split_to(body_bytes).freeze();
+        // What follows must not keep the body's memory.
+        self.bytes = BytesMut::from(&self.bytes[..]);
+        let named = self.client(&parts.headers, context);
+        Progress::Call { parts: Box::new(parts), body, named, place }
+    }
+
     /// Reads the PROXY header, if there is one.
-    fn read_proxy_header(
-        &mut self,
-        routes: &Routes,
-        direct: &impl Fn() -> Option<SocketAddr>,
-    ) -> ProxyVerdict {
-        let plan = routes.plan();
+    fn read_proxy_header(&mut self, context: &StageContext) -> ProxyVerdict {
+        let plan = context.routes.plan();
         match proxy_header::parse(&self.bytes) {
             Err(_) => return ProxyVerdict::Reject(RejectReason::ProxyMalformed),
             Ok(ProxyHeader::Incomplete) => return ProxyVerdict::More,
@@ -217,7 +359,7 @@ impl Begun {
             Ok(ProxyHeader::Absent) => {}
             Ok(ProxyHeader::Whole { bytes, source }) => {
                 // A health check may have reset its connection before this is read.
-                let Some(proxy) = direct() else { return ProxyVerdict::Gone };
+                let Some(proxy) = (context.direct)() else { return ProxyVerdict::Gone };
                 if !any_contains(&plan.trusted_proxies, proxy.ip()) {
                     return ProxyVerdict::Reject(RejectReason::ProxyUntrusted);
                 }
@@ -230,17 +372,12 @@ impl Begun {
     }
 
     /// Who asks, if not the socket's peer: as HTTP proxies say or else as the PROXY header said.
-    fn client(
-        &self,
-        headers: &http::HeaderMap,
-        routes: &Routes,
-        direct: &impl Fn() -> Option<SocketAddr>,
-    ) -> Option<SocketAddr> {
-        let trusted = &routes.plan().trusted_proxies;
+    fn client(&self, headers: &http::HeaderMap, context: &StageContext) -> Option<SocketAddr> {
+        let trusted = &context.routes.plan().trusted_proxies;
         if trusted.is_empty() || !forwarded::is_forwarded(headers) {
             return self.named;
         }
-        let nearest = self.named.or_else(direct)?;
+        let nearest = self.named.or_else(context.direct)?;
         forwarded::client(headers, nearest.ip(), trusted).or(self.named)
     }
 }

@@ -7,9 +7,9 @@
 //!
 //! Invariant: the verdict on a stream does not depend on how it was cut into reads.
 //!
-//! TLVs (version 2) are skipped, checksums included. Addresses of other families than IPv4 and IPv6 say
-//! nothing here, so the connection's own address stands, as for a balancer's health checks (`LOCAL`,
-//! `UNKNOWN`). UDP is refused: nothing comes here by UDP.
+//! TLVs (version 2) are skipped, checksums included. Addresses of other families than IPv4 and IPv6
+//! say nothing here, so the connection's own address stands, as for a balancer's health checks
+//! (`LOCAL`, `UNKNOWN`). UDP is refused: nothing comes here by UDP.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

@@ -32,6 +32,14 @@ pub enum RejectReason {
     HeadTooLarge,
     /// The request head was not whole in time.
     HeadTimeout,
+    /// The body of a request comes without its length in front.
+    BodyLength,
+    /// The body is larger than `limits.http_body_bytes_max`.
+    BodyTooLarge,
+    /// The body was not whole in time.
+    BodyTimeout,
+    /// `limits.http_calls_max` requests are under way.
+    CallsFull,
     /// Nothing is at this path.
     NotFound,
     /// The page takes another method.
@@ -104,6 +112,22 @@ impl RejectReason {
                 R::HeadTimeout => {
                     (408, |c| &mut c.refused_timeout, "the request head did not come in time")
                 }
+                R::BodyLength => {
+                    (411, |c| &mut c.refused_http, "send the body's length as Content-Length")
+                }
+                R::BodyTooLarge => (
+                    413,
+                    |c| &mut c.refused_body,
+                    "the body is too large (limits.http_body_bytes_max)",
+                ),
+                R::BodyTimeout => {
+                    (408, |c| &mut c.refused_body_timeout, "the body did not come in time")
+                }
+                R::CallsFull => (
+                    503,
+                    |c| &mut c.refused_calls,
+                    "too many requests are under way; try again later",
+                ),
                 R::NotFound => (
                     404,
                     |c| &mut c.http_requests,
@@ -127,6 +151,7 @@ impl RejectReason {
     pub fn response(self) -> Bytes {
         let more: &[(&str, &str)] = match self {
             RejectReason::PageMethod => &[("Allow", "GET, HEAD")],
+            RejectReason::CallsFull => &[("Retry-After", "1")],
             _ => &[],
         };
         self.response_with(more)

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `/ws` | the native protocol; `?token=`, `?room_id=` (repeatable) |
 //! | `echo_path` | a plain echo of text and binary messages, off by default |
+//! | `ops.public_paths` | the operators' API, for whoever shows `ops.api_key` |
 //! | `/` | a page to try it in a browser, if `page` is on |
 //!
 //! The handshake is judged first (RFC 6455 §4.2.1), then the origin, then the token, so that each
@@ -15,6 +16,7 @@ use crate::auth::{Gate, Identity};
 use crate::ids::is_name;
 use crate::net::upgrade::reject::RejectReason;
 use crate::plan::Plan;
+use crate::policy::api_key::{is_public, is_shown};
 use crate::protocol::dialect::{Dialect, Encoding};
 use crate::shard::Opening;
 use crate::ws::handshake::{check, write_accept};
@@ -36,6 +38,8 @@ pub struct Routes {
 pub enum RouteOutcome {
     /// It becomes a WebSocket.
     Open(Opening),
+    /// The ops thread answers it, as it does on the operators' port.
+    Call,
     /// It gets this page: a complete answer.
     Page(Bytes),
     /// It gets neither.
@@ -63,12 +67,23 @@ impl Routes {
         let path = head.uri.path();
         let echo = self.plan.echo_path.as_deref() == Some(path);
         if !echo && path != "/ws" {
-            return self.page(head, path);
+            return if self.is_call(head, path) {
+                RouteOutcome::Call
+            } else {
+                self.page(head, path)
+            };
         }
         match self.open(head, echo, now_unix_s) {
             Ok(opening) => RouteOutcome::Open(opening),
             Err(reason) => RouteOutcome::Reject(reason),
         }
+    }
+
+    /// Whether it is for the API, and shows the key: strangers cost the ops thread nothing.
+    fn is_call(&self, head: &Parts, path: &str) -> bool {
+        let Some(key) = &self.plan.ops_api_key else { return false };
+        let shown = head.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        is_public(path, &self.plan.ops_public_paths) && is_shown(shown, key)
     }
 
     fn open(&self, head: &Parts, echo: bool, now_unix_s: u64) -> Result<Opening, RejectReason> {
