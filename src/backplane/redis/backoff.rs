@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-/// The first pause between two attempts to connect; each one is twice as long as the last.
+/// The first pause between two attempts to connect; each further one is twice as long.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 
-/// How long to wait before the next attempt: twice as long each time, up to a limit, and somewhere
-/// in the upper half of that, so that a hundred nodes do not come back in the same millisecond.
+/// Exponential back-off with jitter: each pause is twice as long, up to a limit, and lies in the
+/// upper half of that, so that a hundred nodes do not return in the same millisecond.
 pub struct Backoff {
     next: Duration,
     max: Duration,
@@ -21,7 +21,7 @@ impl Backoff {
     pub fn next(&mut self) -> Duration {
         let whole = self.next;
         self.next = (whole * 2).min(self.max);
-        // xorshift64: plenty for spreading nodes over half a second.
+        // xorshift64: enough to spread nodes over half a second.
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;

@@ -1,44 +1,44 @@
-//! Why a server does not do what it was asked, and whether it will.
+//! Error replies of Redis: what they mean, and whether the command may be sent again.
 //!
-//! Most refusals are of the moment: a replica is being promoted, topics are moving to another server,
-//! a restarted server has to be told its scripts again. Whatever was refused was not done, so it may
-//! be sent again, however often.
+//! Most are transient: a replica is being promoted, topics are moving to another server, a
+//! restarted server has to load its scripts. A command that was refused was not executed, so it may
+//! be sent again.
 //!
-//! Invariant: an answer that is no error is no refusal.
+//! Invariant: a reply that is no error is no [`ErrorReply`].
 
 use redis::Value;
 use std::time::Duration;
 
-/// What only keys are told of that we did not write.
+/// Texts that only keys not written by this server cause.
 const FOREIGN: [&str; 3] =
     ["WRONGTYPE", "equal or smaller than the target stream", "exhausted the last possible ID"];
 
-/// See the module.
+/// The meaning of an error reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorReply {
-    /// It does not know the script.
+    /// NOSCRIPT: the server does not know the script.
     ScriptMissing,
-    /// The topic is on another server of the Cluster, or on its way there.
+    /// MOVED, ASK and the like: the topic is on another server of the Cluster, or moving there.
     Moved,
-    /// It is a replica now.
+    /// READONLY: the server is a replica now.
     Demoted,
-    /// It cannot at the moment: it has too few replicas, or reads its data.
+    /// NOREPLICAS, LOADING and the like: not at the moment.
     NotYet,
-    /// What it has there is nothing that we wrote ([`crate::backplane::redis::unreadable`]).
+    /// The key was not written by this server ([`crate::backplane::redis::unreadable`]).
     Unreadable,
-    /// It will not: no memory, no permission, or something that this version does not know.
+    /// No memory, no permission, or an error that this version does not know.
     Permanent,
 }
 
 impl ErrorReply {
-    /// What an answer refuses.
+    /// The error of a reply, if it is one.
     pub fn of(answer: &Value) -> Option<ErrorReply> {
         let Value::ServerError(error) = answer else { return None };
         Some(ErrorReply::from_words(error.code(), error.details()))
     }
 
-    /// By the first word of an error, and the others. A stream says only there that its last message
-    /// is none of ours; before Redis 7 whatever goes wrong in a script stands there.
+    /// By an error's code and text. Redis reports only in the text that a stream's last entry is
+    /// not ours, and before version 7 any error of a script.
     pub fn from_words(code: &str, others: Option<&str>) -> ErrorReply {
         let contains = |text: &&str| others.is_some_and(|others| others.contains(text));
         match ErrorReply::from_code(code) {
@@ -47,7 +47,7 @@ impl ErrorReply {
         }
     }
 
-    /// By the first word of an error.
+    /// By an error's code.
     pub fn from_code(code: &str) -> ErrorReply {
         match code {
             "NOSCRIPT" => ErrorReply::ScriptMissing,
@@ -59,12 +59,12 @@ impl ErrorReply {
         }
     }
 
-    /// Whether the same may be asked again.
+    /// Whether the command may be sent again.
     pub fn is_transient(self) -> bool {
         !matches!(self, ErrorReply::Unreadable | ErrorReply::Permanent)
     }
 
-    /// After how long.
+    /// How long to wait before it is sent again.
     pub fn retry_after(self) -> Duration {
         match self {
             ErrorReply::ScriptMissing | ErrorReply::Demoted => Duration::ZERO,
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn what_will_be_done_later_is_told_from_what_will_not() {
+    fn transient_errors_are_told_from_permanent_ones() {
         for (line, refusal) in [
             ("+OK", None),
             (":1", None),

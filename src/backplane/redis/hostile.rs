@@ -1,9 +1,9 @@
-//! What a broken neighbour may write into Redis, for tests of whatever reads from there.
+//! Values that another program may have written to Redis, for tests of what reads from there.
 
 use proptest::prelude::*;
 use redis::Value;
 
-/// Where numbers are expected.
+/// Texts where a number is expected.
 pub const TEXTS: &[&[u8]] = &[
     b"",
     b"0",
@@ -35,7 +35,7 @@ pub const TEXTS: &[&[u8]] = &[
     b"99999999999999999999999999999999999999",
 ];
 
-/// Numbers at the edges.
+/// Numbers at limits.
 pub const NUMBERS: [u64; 10] = [
     0,
     1,
@@ -49,7 +49,7 @@ pub const NUMBERS: [u64; 10] = [
     u64::MAX,
 ];
 
-/// A number at an edge, or a small one.
+/// A number at a limit, or a small one.
 pub fn edge() -> impl Strategy<Value = u64> {
     prop_oneof![proptest::sample::select(&NUMBERS[..]), 0..20u64]
 }
@@ -65,7 +65,7 @@ pub fn text() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-/// A refusal.
+/// An error reply.
 pub fn error() -> impl Strategy<Value = Value> {
     let lines: &[&str] = &[
         "-WRONGTYPE Operation against a key holding the wrong kind of value\r\n",
@@ -79,7 +79,7 @@ pub fn error() -> impl Strategy<Value = Value> {
         .prop_map(|line| redis::parse_redis_value(line.as_bytes()).unwrap_or(Value::Nil))
 }
 
-/// An answer.
+/// Any reply.
 pub fn value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Nil),

@@ -1,10 +1,10 @@
-//! What is heard on the subscribing connection of one server, and what comes of it.
+//! Handles everything that arrives on a server's subscriber connection.
 //!
-//! Messages, news of who came and went, our own canary, what other services publish; and what the
-//! server says of subscriptions: that it has made them, that it has not, or that it has taken one
-//! back, because the topic has moved to another server of the Cluster.
+//! Messages, presence events, our own canary, publishes of other services; and what the server
+//! reports of subscriptions: made, refused, or revoked because the topic has moved to another
+//! server of the Cluster.
 //!
-//! Invariant: nothing that is heard is lost silently: what is not understood is counted and logged.
+//! Invariant: nothing is dropped silently: what is malformed is counted and logged.
 
 use crate::backplane::disconnect;
 use crate::backplane::envelope;
@@ -26,44 +26,45 @@ use crate::ids::Position;
 use hashbrown::HashSet;
 use std::time::Instant;
 
-/// See the module. It is put together anew for each turn.
+/// Everything that one event may touch, borrowed for one turn of a server.
 pub struct InboundHandler<'a> {
     /// The time of the turn.
     pub now: Instant,
-    /// The server's number.
+    /// The server's index in the map.
     pub server: usize,
-    /// What holds for all servers.
+    /// What is the same for all servers.
     pub shared: &'a SharedContext,
     /// The link's subscriptions.
     pub subscriptions: &'a mut Subscriptions,
-    /// The link's canary, if it flies already.
+    /// The link's canary, once everything is subscribed.
     pub canary: Option<&'a mut Canary>,
-    /// Where it flies.
+    /// The canary's channel.
     pub canary_channel: Option<&'a str>,
     /// The server's histories.
     pub histories: &'a mut Histories,
-    /// Who is in which room.
+    /// Presence of all rooms.
     pub presence: &'a mut RedisPresence,
-    /// This node's side.
+    /// This node's members.
     pub local: &'a mut Local,
-    /// Lines of the log about what was not understood.
+    /// Rate limit of log lines about malformed messages.
     pub malformed: &'a mut LogThrottle,
-    /// Topics whose members hear that something may be missing when they are subscribed.
+    /// Topics taken over from another server: members are told of a possible loss when they are
+    /// subscribed.
     pub moved: &'a mut HashSet<TopicKey>,
     /// When a canary last came back.
     pub canary_back_at: &'a mut Instant,
-    /// Set when the server says that topics are elsewhere.
+    /// Set when the server redirects a topic.
     pub is_redirected: &'a mut bool,
-    /// Why the link has to be given up, if it has.
+    /// Why the link has to be given up; set once.
     pub failure: Option<String>,
 }
 
 impl InboundHandler<'_> {
-    /// The next thing that was heard.
+    /// Handles one event.
     pub fn handle_event(&mut self, event: SubscriberEvent<'_>) {
         match event {
             SubscriberEvent::Message { channel, body } => self.on_message(channel, body),
-            // It is believed when the PING behind its batch is answered.
+            // Believed when the PING behind its batch is answered.
             SubscriberEvent::Subscribed { .. } => self.subscriptions.handle_subscribed(),
             SubscriberEvent::Unsubscribed { channel } => self.on_unsubscribed(channel),
             SubscriberEvent::Reply(CommandReply::Text(text)) => self.on_ping(text),
@@ -113,7 +114,7 @@ impl InboundHandler<'_> {
         }
     }
 
-    /// 1. We asked for it: the topic is not wanted here, or asked for again behind that.
+    /// 1. We unsubscribed it: the topic is not wanted here, or subscribed again behind that.
     /// 2. We did not: the topic has moved, or is about to; even before it was confirmed.
     fn on_unsubscribed(&mut self, channel: &[u8]) {
         if Some(channel) == self.canary_channel.map(str::as_bytes) {
@@ -171,7 +172,7 @@ impl InboundHandler<'_> {
         let limits = &self.shared.limits;
         self.local.counters.publishes_ingested += 1;
         match ingest::read(body, limits.message_bytes_max, limits.json_depth_max) {
-            // Every node hears it, and only one may give it its place.
+            // Every node receives it, and only one may give it a position.
             Ok(said) if self.histories.policy(&said.topic).has_history() => {
                 let why = "the room keeps a history: publish by HTTP, which gives it its place";
                 self.on_malformed(why, said.topic.as_str());
@@ -203,8 +204,8 @@ impl InboundHandler<'_> {
     }
 }
 
-/// A message of a topic that has a history: `<epoch>:<offset>:` stands before its envelope, which
-/// never begins with a digit. `None`: there is no such place before it, or none that can be.
+/// Splits `<epoch>:<offset>:<envelope>`, the form of a message with a position; an envelope never
+/// begins with a digit. `None`: no position, or an impossible one.
 fn split_position(body: &[u8]) -> Option<(Position, &[u8])> {
     if !body.first()?.is_ascii_digit() {
         return None;
@@ -268,7 +269,7 @@ mod tests {
             }
         }
 
-        /// A message comes on a topic's channel. How many names are hashed for it.
+        /// Handles a message on a channel. Returns how many names were hashed for it.
         fn receive(&mut self, channel: &str, body: &[u8]) -> u64 {
             let mut handler = InboundHandler {
                 now: Instant::now(),
@@ -376,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_with_a_place_that_cannot_be_is_none() {
+    fn a_message_with_an_impossible_position_has_none() {
         let at = Position { epoch: 7, offset: 3 };
         assert_eq!(split_position(b"7:3:\x01\x001"), Some((at, &b"\x01\x001"[..])));
         assert_eq!(split_position(b"7:3:"), Some((at, &b""[..])));
@@ -389,7 +390,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_comes_is_read_or_not(epoch in hostile::text(), offset in hostile::text()) {
+        fn any_bytes_have_a_possible_position_or_none(epoch in hostile::text(), offset in hostile::text()) {
             let body = [&epoch[..], b":", &offset, b":x"].concat();
             if let Some((at, _)) = split_position(&body) {
                 prop_assert_eq!(Position::checked(at.epoch, at.offset), Some(at));

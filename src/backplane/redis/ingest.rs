@@ -1,8 +1,9 @@
-//! `PUBLISH campanile:publish '{"room_id":"r","payload":…}'`: other services need nothing but Redis.
+//! Publishes of other services, which need nothing but Redis: `PUBLISH campanile:publish
+//! '{"room_id":"r","payload":…}'`.
 //!
-//! Every node hears such a message and hands it to its own members, so nobody passes it on.
+//! Every node receives such a message and delivers it to its own members, so no node forwards it.
 //!
-//! Invariant: the payload stays the bytes it came in, and they were checked to be JSON.
+//! Invariant: the payload is kept byte for byte, and was checked to be JSON.
 
 use crate::ids::{ConflateKey, TopicName, is_name};
 use serde::Deserialize;
@@ -12,11 +13,11 @@ use std::borrow::Cow;
 /// A publish of another service.
 #[derive(Debug)]
 pub struct Ingest<'a> {
-    /// Where it goes.
+    /// The topic it goes to.
     pub topic: TopicName,
     /// The payload, byte for byte.
     pub payload: &'a [u8],
-    /// What it is about, if it says so.
+    /// Its conflate key, if it has one.
     pub conflate_key: Option<ConflateKey>,
 }
 
@@ -33,7 +34,8 @@ struct IngestJson<'a> {
     payload: &'a RawValue,
 }
 
-/// Reads one. The error says what is wrong with it.
+/// Parses one of at most `bytes_max` bytes, whose payload is nested at most `depth_max` deep. The
+/// error says what is wrong with it.
 pub fn read(json: &[u8], bytes_max: usize, depth_max: usize) -> Result<Ingest<'_>, String> {
     if json.len() > bytes_max {
         return Err(format!("{} bytes; at most {bytes_max} are allowed", json.len()));
@@ -61,7 +63,7 @@ fn checked(name: &str) -> Result<&str, String> {
     is_name(name).then_some(name).ok_or_else(|| "a name has 1 to 255 bytes".into())
 }
 
-/// How deeply valid JSON is nested.
+/// Nesting depth of valid JSON.
 fn depth(json: &[u8]) -> usize {
     let (mut depth, mut deepest) = (0usize, 0);
     let mut bytes = json.iter();
@@ -118,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_not_one_target_and_one_payload_is_refused() {
+    fn anything_but_one_target_and_one_payload_is_refused() {
         for json in [
             "",
             "nonsense",
@@ -150,7 +152,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn whatever_is_published_there_is_read_or_refused(
+        fn any_bytes_are_parsed_or_refused(
             text in "[\\[\\]{}\":,a-z0-9_\\\\ ]{0,80}",
             any in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
         ) {

@@ -1,16 +1,16 @@
-//! Redis between the nodes: one channel a topic, subscribed while somebody here listens.
+//! The Redis backplane: one channel for each topic, subscribed while a shard of this node has
+//! members.
 //!
-//! One server ([`server`]) or several, each with its share of the topics. Where they are and who
-//! has what is [`topology`]'s to say; here topics are handed from one to the other when that
-//! changes. Such a move waits until nothing is under way: then what waits to be sent, what is known
-//! of histories and who waits for an answer goes over to the new server, in order, and nothing can
-//! overtake it.
+//! One server ([`server`]) or several, each with its share of the topics. Where they are and which
+//! has what is known by [`topology`]; [`RedisTransport`] moves topics between servers when that
+//! changes. A move waits until no command of a topic is in flight. Then queued publishes, histories
+//! and pending requests go to the new server in order, and nothing can overtake them.
 //!
-//! The node is ready while every server that has topics is up and has them. Who is in which room
-//! ([`presence`]) is one affair of all servers, because a node's sign of life is.
+//! The node is ready while every server with topics is up and has them all subscribed. Presence
+//! ([`presence`]) spans all servers, because a node's sign of life is on one of them.
 //!
-//! Invariant: every topic has one server, and its publishes, subscription and history are that
-//! server's.
+//! Invariant: each topic has one server, and its publishes, subscription and history are on that
+//! server.
 
 mod backoff;
 pub mod connection;
@@ -61,29 +61,29 @@ use topology::routes::ServerRoutes;
 use topology::{Topology, TopologyChange};
 use user_acks::UserAcks;
 
-/// See the module.
+/// The transport over one or several Redis servers. Owned by the backplane loop.
 pub struct RedisTransport {
     shared: SharedContext,
     topology: Topology,
-    /// In the order of the map. There is always one: until anything is known, one that nobody can
-    /// find.
+    /// In the order of the map; never empty. Before the topology is known, one server without a
+    /// name.
     servers: Vec<Server>,
     map: PartitionMap,
-    /// What the map is to be, and since when that is known.
+    /// The map to change to, and since when it is known.
     next: Option<(PartitionMap, Instant)>,
     presence: RedisPresence,
     acks: UserAcks,
     disconnects: Disconnects,
     route: ServerRoutes,
-    /// Which servers were up when everybody else last learned of it.
+    /// Which servers were up when presence and acknowledgements were last told.
     were_up: Vec<bool>,
     snapshot: SnapshotBuilder,
-    /// What servers counted that are in the map no longer.
+    /// Totals of servers that are no longer in the map.
     departed: ServerTotals,
 }
 
 impl RedisTransport {
-    /// Not connected yet; the first [`Transport::poll`] begins.
+    /// Not connected; the first [`Transport::poll`] begins.
     pub fn new(
         plan: RedisPlan,
         limits: Limits,
@@ -124,7 +124,7 @@ impl RedisTransport {
         &mut self.servers[usize::from(owner)]
     }
 
-    /// Takes what became known of where things are.
+    /// Takes changes of the topology.
     fn poll_topology(&mut self, cx: &mut Context<'_>, now: Instant, local: &mut Local) -> bool {
         let mut is_busy = false;
         while let Some(known) = self.topology.poll(cx, now) {
@@ -142,13 +142,14 @@ impl RedisTransport {
                 }
             }
             if self.next.is_some() {
-                break; // what else is known may be about servers of the new map
+                break; // further changes may be about servers of the new map
             }
         }
         is_busy
     }
 
-    /// Moves topics when nothing is under way. A server that is in the map no longer need not answer.
+    /// Moves topics when nothing is in flight. A server that has left the map is waited for no
+    /// longer than [`SWITCH_GRACE`].
     fn poll_move(&mut self, now: Instant, local: &mut Local) -> bool {
         let Some((map, since)) = &self.next else { return false };
         let is_late = now.duration_since(*since) >= SWITCH_GRACE;
@@ -198,7 +199,7 @@ impl RedisTransport {
         }
     }
 
-    /// Servers of the new map: those that there were, and new ones.
+    /// The servers of the new map: known ones are kept, new ones are made.
     fn replace_servers(&mut self, before: &PartitionMap, is_first: bool, local: &mut Local) {
         let place_before = |name: &String| before.servers.iter().position(|it| it == name);
         let from: Vec<Option<usize>> = self.map.servers.iter().map(place_before).collect();
@@ -214,7 +215,7 @@ impl RedisTransport {
                 .unwrap_or_else(|| Server::new(&self.shared, name.clone(), address, !is_first));
             let mut partitions = (0..).zip(self.map.owners.iter());
             let first = partitions.find(|(_, owner)| usize::from(**owner) == number);
-            // A message to a whole Cluster is heard on each of its servers.
+            // A message to the whole Cluster arrives on each of its servers: one of them counts.
             let hears_ingest = !self.shared.names.is_sharded() || usize::from(control) == number;
             let first = first.map(|(partition, _)| partition);
             server.set_assignment(
@@ -228,7 +229,7 @@ impl RedisTransport {
         old.iter().flatten().for_each(|gone| self.departed += gone.totals());
     }
 
-    /// Topics that have moved are heard from their new servers.
+    /// Subscribes topics that have moved on their new servers.
     fn hand_over(&mut self, has_moved: impl Fn(&TopicName) -> bool, local: &Local) {
         for place in 0..local.interest.slots_end() {
             if let Some((key, topic)) = local.interest.name_at(place)
@@ -239,7 +240,8 @@ impl RedisTransport {
         }
     }
 
-    /// Servers have come up or gone down, or topics have moved: everybody else learns of it.
+    /// Tells presence, acknowledgements and readiness that servers went up or down, or topics
+    /// moved.
     fn note_changes(&mut self, has_moved: bool, now: Instant, local: &mut Local) {
         let are_up = self.servers.iter().map(Server::is_up);
         if has_moved || !are_up.eq(self.were_up.iter().copied()) {
@@ -272,7 +274,7 @@ impl RedisTransport {
     }
 
     fn update_snapshot(&mut self, interest: &Interest, now: Instant) {
-        // Before anything is known there is a server without a name.
+        // Before the topology is known there is one server without a name.
         let known = self.servers.iter().enumerate().filter(|(_, server)| !server.name.is_empty());
         let mut picture = Picture::default();
         self.topology.describe(now, &mut picture);
@@ -312,7 +314,7 @@ impl Transport for RedisTransport {
         server.histories().history(ask, now, local);
     }
 
-    /// While down, everything is taken: what does not fit is answered, and the shards go on.
+    /// While down, every update is taken: presence is written when the server is back.
     fn update_presence(&mut self, attend: PresenceUpdate, now: Instant) {
         self.presence.handle(attend, now);
     }

@@ -1,39 +1,39 @@
-//! What the channels are called.
+//! Names of channels and of history keys.
 //!
 //! A topic's channel is `<prefix>:{p<0..1023>}:m:<topic>`. The braces are a Cluster's hash tag: all
-//! names of one partition lie in one slot.
+//! names of one partition are in one slot.
 
 use crate::backplane::partition::partition;
 use crate::ids::NodeId;
 
-/// The names of one node.
+/// The names that one node uses.
 #[derive(Clone, Debug)]
 pub struct Names {
     topics: String,
     canaries: String,
     node: NodeId,
     is_sharded: bool,
-    /// Where other services publish (`<prefix>:publish`).
+    /// The channel for publishes of other services: `<prefix>:publish`.
     pub ingest: String,
-    /// What our connections are called in `CLIENT LIST`, before `-sub` and `-cmd`.
+    /// The name of our connections in `CLIENT LIST`, before `-sub` and `-cmd`.
     pub client: String,
 }
 
-/// Where a topic's history lies. All in one slot of a Cluster, with its channel.
+/// The keys of a topic's history. All are in one slot of a Cluster, with the topic's channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HistoryKeys {
-    /// A hash: epoch, last offset, and what `lua/publish.lua` says.
+    /// A hash: epoch (`e`), last offset (`s`), and the other fields of `lua/publish.lua`.
     pub meta: String,
-    /// A stream: the offset's message is at `<offset>-0`, in field `d`.
+    /// A stream: the message of an offset is at `<offset>-0`, in field `d`.
     pub stream: String,
     /// A hash for all topics of the partition: see `lua/fence.lua`.
     pub partition: String,
-    /// `<retry>:<key>` says where the message under that key stands.
+    /// Prefix of idempotency keys: `<retry>:<key>` has the position of the message with that key.
     pub retry: String,
 }
 
 impl Names {
-    /// All names with this prefix.
+    /// Names with this prefix.
     pub fn new(prefix: &str, node: NodeId) -> Names {
         Names {
             topics: format!("{prefix}:{{p"),
@@ -45,7 +45,7 @@ impl Names {
         }
     }
 
-    /// The same in a Cluster, where a channel is of a slot like a key.
+    /// The same in a Cluster, where a channel belongs to a slot like a key.
     pub fn sharded(self) -> Names {
         Names { is_sharded: true, ..self }
     }
@@ -55,18 +55,18 @@ impl Names {
         self.is_sharded
     }
 
-    /// Whether a channel is of a slot, or of the whole Cluster.
+    /// Whether a channel belongs to a slot, not to the whole Cluster.
     pub fn is_of_a_slot(&self, channel: &str) -> bool {
         self.is_sharded && channel.starts_with(&self.topics)
     }
 
-    /// How a message is said on a channel of a topic.
+    /// The command that publishes to a topic's channel.
     pub fn publish(&self) -> &'static str {
         if self.is_sharded { "SPUBLISH" } else { "PUBLISH" }
     }
 
-    /// Where this start of this node hears itself: `<prefix>:canary:<node>`, in a Cluster by way of
-    /// the server that has a partition (`<prefix>:{p7}:canary:<node>`).
+    /// The canary's channel: `<prefix>:canary:<node>`, in a Cluster on the server of a partition
+    /// (`<prefix>:{p7}:canary:<node>`).
     pub fn canary(&self, partition: u16) -> String {
         match self.is_sharded {
             true => format!("{}{partition}}}:canary:{}", self.topics, self.node),
@@ -84,7 +84,7 @@ impl Names {
         channel
     }
 
-    /// The keys of a topic's history: meta, stream, and the beginning of those of its retries.
+    /// The keys of a topic's history.
     pub fn history_keys(&self, topic: &str) -> HistoryKeys {
         let key = |kind: &str| {
             let number = partition(topic);
@@ -94,12 +94,12 @@ impl Names {
         HistoryKeys { meta: key("h"), stream: key("s"), partition, retry: key("k") }
     }
 
-    /// What is known of a partition's server.
+    /// The key of a partition's fence.
     pub fn partition_key(&self, partition: u16) -> String {
         format!("{}{partition}}}:g", self.topics)
     }
 
-    /// The topic of a channel, unless it is not one of ours.
+    /// The topic of a channel, if it is a topic's.
     pub fn topic<'a>(&self, channel: &'a [u8]) -> Option<&'a str> {
         let rest = std::str::from_utf8(channel).ok()?.strip_prefix(&self.topics)?;
         let (number, topic) = rest.split_once("}:m:")?;
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_channel_comes_apart_as_it_was_put_together() {
+    fn a_topic_is_read_back_from_its_channel() {
         let names = Names::new("campanile", NodeId(1));
         assert_eq!(names.channel("r:room"), "campanile:{p34}:m:r:room");
         for topic in ["r:room", "u:ann", "*", "r:}:m:{"] {

@@ -1,5 +1,5 @@
-//! Sending commands and taking their replies without waiting: every sender of this room keeps its
-//! pending replies and polls them in its turn.
+//! Sending commands and taking their replies without waiting. Every sender of this room keeps its
+//! pending replies and polls them in its turn of the backplane loop.
 
 use crate::backplane::redis::names::Names;
 use redis::aio::MultiplexedConnection;
@@ -7,11 +7,11 @@ use redis::{Pipeline, RedisResult, Value};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-/// A reply under way. All of them are polled by the loop itself.
+/// A reply in flight.
 pub type PendingReply<T> =
     futures_util::future::MaybeDone<Pin<Box<dyn Future<Output = RedisResult<T>>>>>;
 
-/// Sends: the future is polled once, which hands its command to the driver. The reply comes later.
+/// Sends a command: the future is polled once, which hands the command to the connection's driver.
 pub fn send<T>(
     cx: &mut Context<'_>,
     reply: impl Future<Output = RedisResult<T>> + 'static,
@@ -22,7 +22,7 @@ pub fn send<T>(
     reply
 }
 
-/// All commands of a pipeline, and what was answered to each, errors of the server included.
+/// Sends all commands of a pipeline. The replies include the server's errors, each in its place.
 pub async fn execute(
     mut cmd: MultiplexedConnection,
     pipeline: Pipeline,
@@ -31,24 +31,24 @@ pub async fn execute(
     cmd.send_packed_commands(&pipeline, 0, commands).await
 }
 
-/// Takes the reply out, if it has come.
+/// Takes a reply out, if it has arrived.
 pub fn poll_reply<T>(reply: &mut PendingReply<T>, cx: &mut Context<'_>) -> Poll<RedisResult<T>> {
     Pin::new(&mut *reply)
         .poll(cx)
         .map(|()| Pin::new(reply).take_output().expect("a reply is taken out once"))
 }
 
-/// The way to a server that is up, as those who send something see it.
+/// What is needed to send commands to a server that is up.
 pub struct CommandContext<'a> {
-    /// For everything.
+    /// The connection for commands.
     pub cmd: &'a MultiplexedConnection,
-    /// For what must be on a replica.
+    /// The connection for publishes that wait for a replica; `None`: no namespace wants that.
     pub replicated: Option<&'a MultiplexedConnection>,
-    /// What channels and keys are called.
+    /// Names of channels and keys.
     pub names: &'a Names,
-    /// See [`crate::backplane::redis::connection::ServerLink::generation`].
+    /// [`crate::backplane::redis::connection::ServerLink::generation`].
     pub generation: &'a str,
-    /// How a message is said: `PUBLISH`, or in a Cluster `SPUBLISH`.
+    /// The publish command: `PUBLISH`, or in a Cluster `SPUBLISH`.
     pub publish: &'static str,
 }
 
@@ -59,7 +59,7 @@ impl CommandContext<'_> {
     }
 }
 
-/// The answers to a pipeline one by one: that one of them is an error says nothing of the others.
+/// The same as [`execute`] on a borrowed connection.
 pub async fn execute_on(
     cmd: &mut MultiplexedConnection,
     pipeline: &Pipeline,

@@ -1,9 +1,9 @@
-//! What Redis does in one step for us: six scripts, sent by their hash.
+//! The six Lua scripts for histories and acknowledgements, called by their SHA-1.
 //!
-//! A server that has forgotten them (it restarted, or somebody said `SCRIPT FLUSH`) answers NOSCRIPT
-//! and has done nothing. Then they are loaded again, and whatever was refused is sent again.
+//! A server that does not know them (after a restart or `SCRIPT FLUSH`) answers NOSCRIPT and does
+//! nothing. They are loaded again, and the commands are sent again.
 //!
-//! Invariant: each script names all keys it touches in KEYS, and they lie in one slot.
+//! Invariant: each script names all keys it touches in KEYS, and they are in one slot.
 
 use crate::backplane::partition::PARTITIONS;
 use crate::backplane::redis::names::Names;
@@ -14,14 +14,14 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline, RedisResult, Script, Value};
 use std::sync::LazyLock;
 
-/// With what `lua/fence.lua` has for those that need it.
+/// With the functions of `lua/fence.lua`.
 macro_rules! fenced {
     ($file:literal) => {
         concat!(include_str!("lua/fence.lua"), include_str!($file))
     };
 }
 
-/// With what `lua/number.lua` has for those that need it.
+/// With the functions of `lua/number.lua`.
 macro_rules! checked {
     ($($code:expr),+) => {
         concat!(include_str!("lua/number.lua"), $($code),+)
@@ -40,25 +40,25 @@ static VERIFY: LazyLock<Script> = LazyLock::new(|| Script::new(VERIFY_CODE));
 static ACKNOWLEDGE: LazyLock<Script> = LazyLock::new(|| Script::new(ACK));
 static REPAIR: LazyLock<Script> = LazyLock::new(|| Script::new(REPAIR_CODE));
 
-/// How long a server that is another one than before waits for what nodes can put back: as long as
-/// the slowest of them may take to come back, which pauses for `redis.backoff_ms_max` at most.
+/// Milliseconds for which a server of a new generation waits for repairs by nodes: as long as the
+/// slowest of them may take to reconnect, which pauses at most `redis.backoff_ms_max`.
 pub const REPAIR_MS: u64 = 600;
 
-/// For how long the position of a topic outlives its messages.
+/// Seconds for which the position of a topic outlives its messages.
 pub const META_TTL_S: u64 = 24 * 60 * 60;
 
-/// For how long what is known of a history is kept without a message or an acknowledgement.
+/// Seconds for which a history's hash is kept without a publish or an acknowledgement.
 pub fn meta_ttl_s(policy: &Policy) -> u64 {
     policy.history_ttl_s + META_TTL_S
 }
 
-/// The code of [`HistoryScript::Ack`], for who has to teach it to a server.
+/// The text of [`HistoryScript::Ack`], for senders that load it themselves.
 pub const ACK: &str = checked!(include_str!("lua/ack.lua"));
 
-/// One of ours.
+/// One of the scripts.
 #[derive(Clone, Copy, Debug)]
 pub enum HistoryScript {
-    /// `lua/begin_fences.lua`
+    /// `lua/begin_fence.lua`
     BeginFence,
     /// `lua/publish.lua`
     Publish,
@@ -72,7 +72,7 @@ pub enum HistoryScript {
     Ack,
 }
 
-/// `EVALSHA` of a script; the arguments are to be added behind the keys.
+/// `EVALSHA` of a script with its keys; the caller appends the arguments.
 pub fn call(script: HistoryScript, keys: &[&str]) -> Cmd {
     let script = match script {
         HistoryScript::BeginFence => &BEGIN_FENCE,
@@ -87,7 +87,7 @@ pub fn call(script: HistoryScript, keys: &[&str]) -> Cmd {
     call
 }
 
-/// Loads all of them.
+/// Loads all scripts.
 pub async fn load(mut cmd: MultiplexedConnection) -> RedisResult<()> {
     for code in [
         fenced!("lua/begin_fence.lua"),
@@ -102,8 +102,8 @@ pub async fn load(mut cmd: MultiplexedConnection) -> RedisResult<()> {
     Ok(())
 }
 
-/// Begins the pause of every partition that a server has, if it is another one than before. Where
-/// it has none, or cannot write yet, the first message begins it.
+/// Begins the repair window of each partition of a server with a new generation. Where that fails
+/// (no such partition, no write access yet) the first publish begins it.
 pub async fn begin_fences(
     mut cmd: MultiplexedConnection,
     names: &Names,
@@ -119,21 +119,21 @@ pub async fn begin_fences(
     cmd.send_packed_commands(&pipeline, 0, PARTITIONS).await.map(|_| ())
 }
 
-/// What `lua/publish.lua` answers.
+/// The reply of `lua/publish.lua`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PublishReply {
-    /// The message stands there.
+    /// The message is stored at this position.
     StoredAt(Position),
-    /// To come again after so many milliseconds.
+    /// The partition is in its repair window: send again after so many milliseconds.
     RetryAfterMs(u64),
 }
 
-/// Reads it. `None`: the script does not answer so, and what has become of the message is not known.
+/// Parses the reply. `None`: unexpected, so the outcome of the publish is unknown.
 pub fn parse_publish_reply(answer: &Value) -> Option<PublishReply> {
     let Value::Array(parts) = answer else { return None };
     let [Value::Int(status), epoch, number] = &parts[..] else { return None };
     match status {
-        // No server waits for longer, whatever it says.
+        // No server waits longer, whatever it answers.
         0 => Some(PublishReply::RetryAfterMs(number_of(number)?.min(REPAIR_MS))),
         1 | 2 => {
             Position::checked(number_of(epoch)?, number_of(number)?).map(PublishReply::StoredAt)
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn no_answer_makes_anybody_wait_for_longer_than_a_server_does() {
+    fn no_reply_makes_a_publish_wait_longer_than_the_repair_window() {
         assert_eq!(
             parse_publish_reply(&answer(0, "0", "70")),
             Some(PublishReply::RetryAfterMs(70))
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_place_that_can_be_is_told() {
+    fn only_a_possible_position_is_reported() {
         let at = Position { epoch: 7, offset: 3 };
         assert_eq!(
             [1, 2].map(|status| parse_publish_reply(&answer(status, "7", "3"))),
@@ -181,7 +181,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_answered_is_understood_or_not(value in hostile::value()) {
+        fn any_reply_is_parsed_or_unknown(value in hostile::value()) {
             let _ = parse_publish_reply(&value);
         }
     }

@@ -1,18 +1,18 @@
 //! One Redis server with its share of the topics.
 //!
-//! Its life is a circle: pause → connect → resubscribe → the canary comes back → up → something
-//! fails → down → pause. There is one way down ([`Server::go_down`]), whatever failed: all
-//! connections are dropped, and nothing is repaired in place. The redis crate's own reconnecting
-//! wrappers are not used, because they give up or lose subscriptions without a word.
+//! Its states: pause, connect, resubscribe, wait for the first canary, up; any failure leads back
+//! to the pause. There is one way down ([`Server::go_down`]), whatever failed: all connections are
+//! dropped, and nothing is repaired in place. The reconnecting wrappers of the redis crate are not
+//! used, because they give up, or lose subscriptions silently.
 //!
-//! After an outage, messages that other nodes published meanwhile may be missed. Topics with a
-//! history get them back ([`crate::backplane::redis::history`]); everybody in the others hears `lost`.
+//! During an outage, messages that other nodes publish may be missed. Topics with a history recover
+//! them ([`crate::backplane::redis::history`]); members of the others receive `lost`.
 //!
-//! Where it is, and which topics it has, is decided by others ([`crate::backplane::redis::topology`]); it only says
-//! when the server denies it ([`Server::take_redirected`]).
+//! The server's address and topics are decided by [`crate::backplane::redis::topology`]; a server
+//! only reports redirections ([`Server::take_redirected`]).
 //!
-//! Invariant: up means that everything wanted is subscribed on this link and that a message went
-//! through its connections within the canary's timeout.
+//! Invariant: up means that everything wanted is subscribed on this link, and that a message went
+//! through both of its connections within the canary's timeout.
 
 use crate::backplane::interest::TopicKey;
 use crate::backplane::local::Local;
@@ -44,19 +44,20 @@ use tokio::time::{Sleep, sleep};
 
 /// Messages taken in one turn.
 const PUSHES_PER_TURN: usize = 4096;
-/// Topics whose members are told of an outage in one turn.
+/// Topics whose members are notified of an outage in one turn.
 const NOTIFIED_PER_TURN: usize = 1024;
-/// How long what is under way may take when the server is about to be left for another one.
+/// How long commands in flight may take before the server is left for its successor.
 pub const SWITCH_GRACE: Duration = Duration::from_millis(300);
 
-/// See the module.
+/// A server's connections, queues and histories. Owned by
+/// [`crate::backplane::redis::RedisTransport`].
 pub struct Server {
-    /// What it is called in the map.
+    /// Its name in the map: an address, or a master's name for sentinels.
     pub name: String,
     assignment: ServerAssignment,
-    /// Where it is; `None`: nobody knows yet.
+    /// `host:port`; `None`: not known yet.
     address: Option<String>,
-    /// Where it is instead, and since when that is known.
+    /// The address to switch to, and since when it is known.
     successor: Option<(String, Instant)>,
     state: State,
     publishes: PublishQueue,
@@ -67,22 +68,22 @@ pub struct Server {
     refusal_log: LogThrottle,
     /// Canaries missed on earlier links.
     canaries_missed_before: u64,
-    /// Links that were lost or given up.
+    /// Links lost or given up.
     reconnects: u64,
-    /// When one last came back, on whichever link.
+    /// When a canary last came back, on any link.
     canary_back_at: Instant,
     is_up: bool,
-    /// It should have topics that it does not have, and neither has any other, for too long.
+    /// Some of its topics have been subscribed on no server for longer than the canary's timeout.
     is_unsubscribed: bool,
-    /// Somebody was told that a topic is heard from here, or from who had it before: what is missed
-    /// has to be told.
+    /// Members have been told that a topic is subscribed here, or on the server that had it before:
+    /// losses have to be reported.
     had_members: bool,
-    /// Why it is not up, or is.
+    /// Why it is up or down, for people.
     reason: String,
-    /// Places of topics whose members have not been told yet that something may be missing.
+    /// Slab indices of topics whose members are still to be notified of an outage.
     to_notify: Range<u32>,
-    /// Topics that were on another server a moment ago: when they are subscribed here, their members
-    /// hear that something may be missing.
+    /// Topics taken over from another server: when they are subscribed here, members are told that
+    /// messages may be missing.
     moved: HashSet<TopicKey>,
     is_redirected: bool,
 }
@@ -93,23 +94,23 @@ enum State {
     Live(Box<LiveLink>),
 }
 
-/// A link and what belongs to it alone.
+/// A link and the state that belongs to it alone.
 struct LiveLink {
     link: ServerLink,
     subscriptions: Subscriptions,
-    /// Flies as soon as everything is subscribed.
+    /// `None` until everything is subscribed.
     canary: Option<Canary>,
-    /// Where it flies; `None`: the server has no topics.
+    /// `None`: the server has no topics.
     canary_channel: Option<String>,
-    /// Channels of ours that are no topics and are subscribed, or about to be.
+    /// Whether the channel for publishes of other services is subscribed, or about to be.
     hears_ingest: bool,
     since: Instant,
-    /// When the server last answered while it was asked something.
+    /// When the server last answered while an answer was pending.
     replied_at: Instant,
 }
 
 impl Server {
-    /// Not connected yet; the first [`Server::poll`] begins, if it is known where it is. `inherits_topics`:
+    /// Not connected; the first [`Server::poll`] begins if the address is known. `inherits_topics`:
     /// its topics were on another server before.
     pub fn new(
         shared: &SharedContext,
@@ -151,17 +152,17 @@ impl Server {
         self.is_up
     }
 
-    /// Whether they flow for each of its topics.
+    /// Whether messages flow for all of its topics.
     pub fn is_ready(&self) -> bool {
         self.is_up && !self.is_unsubscribed
     }
 
-    /// Why, or why not.
+    /// Why it is ready or not, for people.
     pub fn reason(&self) -> &str {
         if self.is_unsubscribed { "some of its topics are on no server" } else { &self.reason }
     }
 
-    /// The connection for everything but subscriptions, while messages flow.
+    /// The connection for all commands but subscriptions, while messages flow.
     pub fn cmd(&self) -> Option<&MultiplexedConnection> {
         match &self.state {
             State::Live(live) if self.is_up => Some(&live.link.cmd),
@@ -169,12 +170,12 @@ impl Server {
         }
     }
 
-    /// What waits to be sent, and is under way.
+    /// The queue of publishes.
     pub fn publishes(&mut self) -> &mut PublishQueue {
         &mut self.publishes
     }
 
-    /// The histories that it keeps.
+    /// The histories on this server.
     pub fn histories(&mut self) -> &mut Histories {
         &mut self.histories
     }
@@ -184,29 +185,30 @@ impl Server {
         !self.is_up || self.publishes.has_room()
     }
 
-    /// Whether no publish waits for its end.
+    /// Whether every publish has ended.
     pub fn is_idle(&self) -> bool {
         self.publishes.is_idle()
     }
 
-    /// Whether nothing is under way that belongs to a topic.
+    /// Whether no command of a topic is in flight.
     pub fn has_none_in_flight(&self) -> bool {
         self.publishes.has_none_in_flight() && self.histories.has_none_in_flight()
     }
 
-    /// From now on nothing new is sent, or everything again.
+    /// Stops or resumes sending commands of topics.
     pub fn set_paused(&mut self, is_paused: bool) {
         self.publishes.set_paused(is_paused);
         self.histories.set_paused(is_paused);
     }
 
-    /// Whether the server has said, since this was last asked, that topics are elsewhere.
+    /// Whether the server has redirected a topic (MOVED, ASK) since the last call.
     pub fn take_redirected(&mut self) -> bool {
         let error_text = [self.publishes.take_redirected(), self.histories.take_redirected()];
         std::mem::take(&mut self.is_redirected) | error_text.contains(&true)
     }
 
-    /// Where it is. If it was elsewhere, that one is left when what is under way has come to an end.
+    /// Sets its address. If it was elsewhere, that server is left when nothing is in flight any
+    /// more.
     pub fn move_to(&mut self, address: String, now: Instant) {
         if self.address.as_ref() == Some(&address) {
             self.successor = None;
@@ -225,7 +227,7 @@ impl Server {
         }
     }
 
-    /// Servers were counted anew, partitions may have moved.
+    /// The map has changed: servers may have other numbers and partitions.
     pub fn set_assignment(&mut self, assignment: ServerAssignment, names: &Names) {
         self.assignment = assignment;
         let State::Live(live) = &mut self.state else { return };
@@ -238,7 +240,7 @@ impl Server {
                 .for_each(|old| live.subscriptions.remove_fixed(old));
             channel.iter().for_each(|new| live.subscriptions.add_fixed(new.clone()));
             live.canary_channel = channel;
-            self.canaries_missed_before += live.canary.take().map_or(0, |canary| canary.missed); // anew, then
+            self.canaries_missed_before += live.canary.take().map_or(0, |canary| canary.missed); // counts anew on the new channel
         }
         if live.hears_ingest != assignment.hears_ingest {
             live.hears_ingest = assignment.hears_ingest;
@@ -249,7 +251,7 @@ impl Server {
         }
     }
 
-    /// A topic that another server had.
+    /// Takes over a topic that another server had.
     pub fn take_over(&mut self, key: TopicKey, topic: &TopicName) {
         self.had_members = true;
         if let State::Live(live) = &mut self.state {
@@ -258,15 +260,15 @@ impl Server {
         }
     }
 
-    /// Wants to hear a topic. While there is no link nothing is sent: the next link subscribes
-    /// everything wanted.
+    /// Subscribes a topic. Without a link nothing is sent: the next link subscribes everything
+    /// wanted.
     pub fn subscribe(&mut self, key: TopicKey, topic: &TopicName) {
         if let State::Live(live) = &mut self.state {
             live.subscriptions.add(key, topic);
         }
     }
 
-    /// Wants to hear it no more.
+    /// Unsubscribes a topic.
     pub fn unsubscribe(&mut self, topic: TopicName) {
         self.histories.leave(&topic);
         if let State::Live(live) = &mut self.state {
@@ -274,7 +276,7 @@ impl Server {
         }
     }
 
-    /// Takes a publish.
+    /// Queues a publish.
     pub fn publish(&mut self, publish: Publish, now: Instant, local: &mut Local) {
         self.publishes.push(publish, self.is_up, now, local);
     }
@@ -359,18 +361,18 @@ impl Server {
         }
     }
 
-    /// For people: where it is, or else what it is called.
+    /// Its address, or else its name, for people.
     pub fn display_name(&self) -> &str {
         display_name(self.address.as_deref(), &self.name)
     }
 
-    /// Whether it is known to be somewhere, and not there.
+    /// Whether it is known to be at another address.
     pub fn is_elsewhere(&self, address: &str) -> bool {
         let successor = self.successor.as_ref().map(|(successor, _)| successor);
         successor.or(self.address.as_ref()).is_some_and(|known| known != address)
     }
 
-    /// Goes on with everything. Whether there was anything to do.
+    /// Makes progress. Returns whether there was work.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -411,7 +413,7 @@ impl Server {
         true
     }
 
-    /// Goes on with the link. `Err`: it has to be given up.
+    /// Makes progress on the link. `Err`: the link has to be given up.
     fn poll_live(
         &mut self,
         cx: &mut Context<'_>,
@@ -444,7 +446,8 @@ impl Server {
         Ok(is_busy)
     }
 
-    /// Leaves for another address when nothing is under way any more, or it takes too long.
+    /// `Err` when the server is to be left for its successor: nothing is in flight, or the grace is
+    /// over.
     fn finish_switch(&self, now: Instant) -> Result<(), String> {
         match &self.successor {
             Some((address, since))
@@ -456,7 +459,7 @@ impl Server {
         }
     }
 
-    /// Subscribes and hears.
+    /// Sends subscriptions and handles what arrives on the subscriber connection.
     fn poll_sub(
         &mut self,
         cx: &mut Context<'_>,
@@ -493,8 +496,8 @@ impl Server {
         if let Some(failure) = handler.failure {
             return Err(failure);
         }
-        // While everything is subscribed anew an answer may stand behind megabytes of messages. Later
-        // the canary would, too: messages alone do not prove that the server hears us.
+        // During a resubscription a reply may stand behind megabytes of messages. Later the canary
+        // would, too: messages alone do not prove that the server reads from us.
         if has_received && (!self.is_up || subscriptions.oldest() != oldest) {
             *replied_at = now;
         }
@@ -506,8 +509,8 @@ impl Server {
         Ok(is_busy)
     }
 
-    /// Lets the canary fly as soon as everything is subscribed; with the first one that comes back
-    /// the server is up. One without topics has nothing to prove.
+    /// Sends canaries once everything is subscribed; the server is up when the first one comes
+    /// back. One without topics has nothing to prove.
     fn poll_canary(
         &mut self,
         cx: &mut Context<'_>,
@@ -553,13 +556,13 @@ impl Server {
         }
     }
 
-    /// What other nodes said while this one was cut off is gone where no history is kept. A part of
-    /// the topics at a time, and none while shards have too much to do already.
+    /// Reports the outage to members of topics without a history: what other nodes published
+    /// meanwhile is gone. A part of the topics at a time, and none while shards have full channels.
     fn notify_outage(&mut self, local: &mut Local) -> bool {
         if self.to_notify.is_empty() || local.is_waiting() {
             return false;
         }
-        // What other services publish is for any topic; and if any ever did, it may have again.
+        // Publishes of other services go to any topic; if there ever were any, some may be missing.
         let hears_others = self.assignment.hears_ingest && local.counters.publishes_ingested > 0;
         for index in self.to_notify.by_ref().take(NOTIFIED_PER_TURN) {
             let Some((_, topic)) = local.interest.name_at(index) else { continue };
@@ -573,7 +576,7 @@ impl Server {
         true
     }
 
-    /// Adds its own gauges to those of the others.
+    /// Adds its gauges to those of the other servers.
     pub fn measure(&self, now: Instant, counters: &mut BackplaneCounters) {
         counters.publish_queue_bytes += self.publishes.waiting_bytes() as u64;
         counters.histories += self.histories.topics() as u64;
@@ -586,7 +589,7 @@ impl Server {
         counters.canary_rtt_us = counters.canary_rtt_us.max(rtt_us);
     }
 
-    /// What it has counted since it is there.
+    /// Its totals since it was created.
     pub fn totals(&self) -> ServerTotals {
         let state = self.histories.numbers;
         ServerTotals {
@@ -598,7 +601,7 @@ impl Server {
         }
     }
 
-    /// What is known of it, with as many topics confirmed.
+    /// Its state for the snapshot. `subscriptions`: topics confirmed on it.
     pub fn state(&self, subscriptions: usize) -> ServerNumbers {
         let has_topics = self.assignment.first.is_some();
         ServerNumbers {
@@ -614,7 +617,7 @@ impl Server {
                     .canary()
                     .filter(|canary| canary.has_come_back())
                     .map(|canary| canary.rtt.as_micros() as u64),
-                canary_age_ms: None, // it grows by itself
+                canary_age_ms: None, // the reader computes it
                 canaries_missed: Some(self.canaries_missed()),
                 reconnects: Some(self.reconnects),
             },

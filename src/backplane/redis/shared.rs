@@ -6,27 +6,27 @@ use crate::policy::limits::Limits;
 use crate::policy::namespaces::Namespaces;
 use std::sync::Arc;
 
-/// What holds for all servers.
+/// What is the same for all servers of a node.
 pub struct SharedContext {
-    /// How to deal with them.
+    /// The configuration of this backplane.
     pub plan: RedisPlan,
-    /// Every limit.
+    /// All limits of the node.
     pub limits: Limits,
-    /// What channels and keys are called.
+    /// Names of channels and keys.
     pub names: Names,
-    /// What holds for which rooms.
+    /// Settings of namespaces.
     pub namespaces: Arc<Namespaces>,
-    /// What seeds the pauses between attempts, so that nodes spread.
+    /// Seed of the pauses between connection attempts, so that nodes spread.
     pub seed: u64,
 }
 
-/// A server's place among all.
+/// What a server is assigned by the map.
 #[derive(Clone, Copy, Debug)]
 pub struct ServerAssignment {
-    /// Its number.
+    /// Its index in the map.
     pub number: usize,
     /// The first partition that it has; `None`: it has none.
     pub first: Option<u16>,
-    /// Whether what other services publish is heard from here.
+    /// Whether publishes of other services are taken from this server.
     pub hears_ingest: bool,
 }

@@ -1,12 +1,12 @@
-//! What Redis has where this server expects its own, and cannot have written: checked where it is
-//! read.
+//! Values in Redis that this server cannot have written, detected where they are read.
 //!
-//! Other programs, operators and faults can write under our prefix. So a number or a position that
-//! came from Redis is made by [`number`] or [`position`] and by nothing else, and what they refuse is
-//! [`UnreadableValue`]: the topic cannot be used until somebody has mended it, and no place in it is made
-//! up. The scripts check the same before they write (`lua/number.lua`) and answer `-UNREADABLE`.
+//! Other programs, operators and faults can write under our prefix. So a number or position from
+//! Redis is made only by [`number`] or [`position`], and what they refuse is an
+//! [`UnreadableValue`]: the topic is unavailable until an operator has corrected it, and no
+//! position in it is invented. The scripts check the same before they write (`lua/number.lua`) and
+//! answer `-UNREADABLE`.
 //!
-//! Invariant: whatever the bytes are, they are answered, and an answer is short.
+//! Invariant: any bytes are accepted or refused, and what is shown of them is short.
 
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::redis::names::Names;
@@ -15,20 +15,20 @@ use redis::Value;
 use std::fmt;
 use std::time::Instant;
 
-/// Of what was found so many bytes are shown.
+/// Bytes of a value that are shown.
 const SHOWN_BYTES_MAX: usize = 48;
 
-/// Something that this server cannot have written.
+/// A value that this server cannot have written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnreadableValue {
-    /// Which part of it.
+    /// Which value it is.
     what: &'static str,
-    /// What stands there, as far as it is worth showing.
+    /// What was found, cut to [`SHOWN_BYTES_MAX`].
     found: String,
 }
 
 impl UnreadableValue {
-    /// `what` is not as we write it.
+    /// Describes the value `what` for people.
     pub fn new(what: &'static str, found: &Value) -> UnreadableValue {
         let found = match found {
             Value::Nil => "nothing".to_owned(),
@@ -56,7 +56,7 @@ fn shown(bytes: &[u8]) -> String {
     }
 }
 
-/// A whole number from 0 to [`Position::NUMBER_MAX`] in the digits that we write: no sign, no blank,
+/// Parses a whole number from 0 to [`Position::NUMBER_MAX`] in canonical digits: no sign, no blank,
 /// no leading zero.
 pub fn number(text: &[u8]) -> Option<u64> {
     let is_written = matches!(text, [b'0'] | [b'1'..=b'9', ..]) && text.len() <= 16;
@@ -67,7 +67,7 @@ pub fn number(text: &[u8]) -> Option<u64> {
     (number <= Position::NUMBER_MAX).then_some(number)
 }
 
-/// The same from an answer.
+/// The same from a reply.
 pub fn number_of(value: &Value) -> Option<u64> {
     match value {
         Value::Int(number) => u64::try_from(*number).ok().filter(|it| *it <= Position::NUMBER_MAX),
@@ -77,17 +77,17 @@ pub fn number_of(value: &Value) -> Option<u64> {
     }
 }
 
-/// A place, from its two numbers.
+/// A position from its two numbers.
 pub fn position(epoch: &[u8], offset: &[u8]) -> Option<Position> {
     Position::checked(number(epoch)?, number(offset)?)
 }
 
-/// Says in the log which topics cannot be used, and how to mend them.
+/// Logs which topics are unavailable and how to correct them, rate limited.
 #[derive(Default)]
 pub struct UnreadableWarnings(LogThrottle);
 
 impl UnreadableWarnings {
-    /// `topic` cannot be used, because of `why`.
+    /// Logs that `topic` is unavailable because of `why`.
     pub fn warn(&mut self, topic: &str, why: &dyn fmt::Display, names: &Names, now: Instant) {
         let Some(suppressed) = self.0.is_due(now) else { return };
         let keys = names.history_keys(topic);
@@ -111,7 +111,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn only_digits_as_we_write_them_are_a_number() {
+    fn only_canonical_digits_are_a_number() {
         for good in [0, 1, 9, 10, 1 << 32, Position::NUMBER_MAX] {
             assert_eq!(number(good.to_string().as_bytes()), Some(good));
             assert_eq!(number_of(&Value::Int(good as i64)), Some(good));
@@ -136,13 +136,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_stands_there_is_answered(value in hostile::value()) {
+        fn any_value_is_accepted_or_refused(value in hostile::value()) {
             let _ = number_of(&value);
             prop_assert!(UnreadableValue::new("x", &value).to_string().len() < 1000);
         }
 
         #[test]
-        fn what_is_a_number_is_written_so(text in hostile::text()) {
+        fn a_number_is_written_as_it_was_read(text in hostile::text()) {
             if let Some(number) = number(&text) {
                 prop_assert_eq!(number.to_string().into_bytes(), text);
             }

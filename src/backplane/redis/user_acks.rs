@@ -1,15 +1,15 @@
-//! What users have acknowledged, on its way to Redis.
+//! Acknowledgements of users on their way to Redis.
 //!
-//! Only the newest of each user counts, so acknowledgements of one user are one until they are sent,
-//! and while a pipeline is under way the next one gathers: however fast clients acknowledge, a server
-//! is asked once a round trip for at most [`ACKS_PER_BATCH`] users.
+//! Only the latest of each user counts, so they are merged until they are sent, and while a batch
+//! is in flight the next one gathers: however fast clients acknowledge, a server is asked once a
+//! round trip for at most [`ACKS_PER_BATCH`] users.
 //!
-//! What was under way when a connection broke, or was refused, is sent again: to hear the same one
-//! twice changes nothing (`lua/ack.lua`). One that has waited for [`PENDING_TIME_MAX`], or has no room
-//! ([`PENDING_MAX`]), or whose history is nothing that we wrote ([`crate::backplane::redis::unreadable`]), is given up:
-//! then its messages are brought once more.
+//! What was in flight when a connection broke, or was refused, is sent again: the script is
+//! idempotent (`lua/ack.lua`). An acknowledgement that has waited for [`PENDING_TIME_MAX`], finds
+//! no room ([`PENDING_MAX`]), or whose history is unreadable, is dropped: its messages are
+//! redelivered.
 //!
-//! Invariant: a user stands in a line once, and while it does, in `pending`.
+//! Invariant: a user is in one queue at most, once, and while it is, in `pending`.
 
 use crate::backplane::redis::error_reply::ErrorReply;
 use crate::backplane::redis::names::Names;
@@ -27,16 +27,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-/// Users in one pipeline.
+/// Users in one batch.
 pub const ACKS_PER_BATCH: usize = 256;
 /// Users that wait, at most.
 const PENDING_MAX: usize = 64 * 1024;
-/// How long one may wait.
+/// How long an acknowledgement may wait.
 const PENDING_TIME_MAX: Duration = Duration::from_secs(60);
-/// After how long a server that refused is asked again.
+/// Pause before a server that refused is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// See the module. It outlives links.
+/// Pending acknowledgements by server. Outlives links; owned by
+/// [`crate::backplane::redis::RedisTransport`].
 pub struct UserAcks {
     namespaces: Arc<Namespaces>,
     names: Names,
@@ -54,12 +55,12 @@ struct PendingAck {
     since: Instant,
 }
 
-/// What one server is to be told.
+/// Users with an acknowledgement for one server.
 #[derive(Default)]
 struct AckQueue {
     users: VecDeque<TopicName>,
     batch: Option<AckBatch>,
-    /// Not before.
+    /// Not before this time.
     retry_at: Option<Instant>,
     /// The server does not know the script.
     is_script_missing: bool,
@@ -70,10 +71,10 @@ struct AckBatch {
     reply: PendingReply<Vec<Value>>,
 }
 
-/// What one pipeline says.
+/// What one batch sends.
 struct BatchContent {
     sent: Vec<(TopicName, PendingAck)>,
-    /// Whether it teaches the server the script first.
+    /// Whether it begins with SCRIPT LOAD.
     has_script: bool,
 }
 
@@ -82,7 +83,7 @@ struct AckCounters {
     stored: u64,
     ignored: u64,
     given_up: u64,
-    /// Answers about histories that we did not write, until they are told.
+    /// Unreadable histories met since the last `measure`.
     unreadable: u64,
 }
 
@@ -95,7 +96,7 @@ impl UserAcks {
         UserAcks { namespaces, names, route, pending, queues, numbers, unreadable }
     }
 
-    /// Servers have come up or gone down, or topics have moved. What is under way ends by itself.
+    /// Servers went up or down, or topics moved. Batches in flight are put back.
     pub fn set_route(&mut self, route: &ServerRoutes) {
         self.route = route.clone();
         let before = std::mem::take(&mut self.queues);
@@ -111,12 +112,12 @@ impl UserAcks {
         }
     }
 
-    /// A user has dealt with everything up to `at`.
+    /// A user has acknowledged everything up to `at`.
     pub fn push(&mut self, user: TopicName, at: Position, now: Instant) {
         self.put(user, PendingAck { at, since: now });
     }
 
-    /// Whether nothing is under way or about to be. What was refused is not worth waiting for.
+    /// Whether nothing is in flight or about to be. What a server refused is not waited for.
     pub fn is_idle(&self) -> bool {
         let is_idle = |queue: &AckQueue| {
             queue.batch.is_none() && (queue.users.is_empty() || queue.retry_at.is_some())
@@ -124,7 +125,7 @@ impl UserAcks {
         self.queues.iter().all(is_idle)
     }
 
-    /// Sends what waits, takes what was answered. Whether there was anything to do.
+    /// Sends pending acknowledgements and handles replies. Returns whether there was work.
     pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut is_busy = false;
         for number in 0..self.queues.len() {
@@ -148,7 +149,7 @@ impl UserAcks {
         is_busy
     }
 
-    /// Copies its numbers out.
+    /// Writes its counters and gauges.
     pub fn measure(&mut self, counters: &mut BackplaneCounters) {
         counters.histories_unreadable += std::mem::take(&mut self.numbers.unreadable);
         counters.acks_waiting = self.pending.len() as u64;
@@ -157,7 +158,7 @@ impl UserAcks {
         counters.acks_given_up = self.numbers.given_up;
     }
 
-    /// An older one of the same user, if it still waits, is no longer needed.
+    /// Merges with an older one of the same user.
     fn put(&mut self, user: TopicName, ack: PendingAck) {
         if let Some(known) = self.pending.get_mut(&user) {
             let key = |it: &PendingAck| (it.at.epoch, it.at.offset);
@@ -187,7 +188,7 @@ impl UserAcks {
         }
     }
 
-    /// The next pipeline, and what it says.
+    /// The next batch and its pipeline.
     fn build_batch(&mut self, number: usize, now: Instant) -> Option<(Pipeline, BatchContent)> {
         self.expire(number, now);
         let mut pipeline = Pipeline::new();
@@ -215,7 +216,7 @@ impl UserAcks {
         let Poll::Ready(answers) = poll_reply(&mut batch.reply, cx) else { return false };
         let batch = self.queues[number].batch.take().expect("it was just looked at");
         let answers = answers.unwrap_or_default();
-        // Of a connection that broke nothing is known: all of it is sent again.
+        // If the connection broke, there are no replies: all of it is sent again.
         let mut answers = answers.into_iter().skip(usize::from(batch.content.has_script));
         for (user, ack) in batch.content.sent {
             match answers.next() {
@@ -273,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_newest_of_a_user_is_sent() {
+    fn only_the_latest_acknowledgement_of_a_user_is_sent() {
         let (mut acks, now) = (acks(1), Instant::now());
         for position in [at(1, 5), at(1, 9), at(1, 7), at(2, 1), at(1, 99)] {
             acks.push(user(1), position, now);
@@ -287,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_too_long_or_is_too_much_is_given_up() {
+    fn acknowledgements_that_wait_too_long_or_are_too_many_are_dropped() {
         let (mut acks, now) = (acks(1), Instant::now());
         for number in 0..PENDING_MAX + 3 {
             acks.push(user(number), at(1, 1), now);
@@ -303,14 +304,14 @@ mod tests {
     }
 
     #[test]
-    fn a_pipeline_holds_so_many_and_a_server_only_its_own() {
+    fn a_batch_is_bounded_and_holds_users_of_its_server_only() {
         let (mut acks, now) = (acks(3), Instant::now());
         (0..3000).for_each(|number| acks.push(user(number), at(1, 1), now));
         acks.queues[1].is_script_missing = true;
         let (pipeline, BatchContent { sent, has_script }) = acks.build_batch(1, now).unwrap();
         assert_eq!((pipeline.len(), sent.len(), has_script), (257, 256, true));
         assert!(sent.iter().all(|(user, _)| acks.route.server_of(user.as_str()) == 1));
-        // A server goes: its users stand in other lines.
+        // A server leaves: its users are in other queues.
         let owners: [u16; PARTITIONS] = std::array::from_fn(|at| (at % 2) as u16);
         acks.set_route(&ServerRoutes::new(Arc::new(owners), vec![None; 2], "PUBLISH"));
         assert_eq!(ack(&acks), 3000 - 256);

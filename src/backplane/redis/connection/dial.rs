@@ -1,12 +1,11 @@
-//! The way to a Redis server: TCP, or TLS over it.
+//! Opens a stream to a Redis server: TCP, or TLS over it.
 //!
-//! Who may have signed the server's certificate says a file, which is read at each connection so
-//! that it can be exchanged while the node runs; without one it is the authorities of Mozilla's
-//! list. A certificate is never taken unchecked, so `#insecure` in a URL is refused.
+//! The authorities that may have signed the server's certificate are in a file, which is read at
+//! each connection so that it can be replaced while the node runs; without a file they are those of
+//! Mozilla's list. A certificate is always checked, so `#insecure` in a URL is refused.
 //!
-//! Invariant: a stream that [`dial`] hands out sends at once (no Nagle), and one on which nobody says
-//! anything ends within half a minute when the other host is gone. Where something is said, the canary
-//! is quicker.
+//! Invariant: a stream that [`dial`] returns sends at once (no Nagle), and an idle one ends within
+//! half a minute after the other host is gone. Where there is traffic, the canary is quicker.
 
 use redis::ConnectionAddr;
 use rustls::pki_types::pem::PemObject;
@@ -23,12 +22,12 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// Silence after which the kernel asks whether the other end is still there.
+/// Idle time after which the kernel probes the other end.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(5);
-/// How often it asks; Linux gives up after 9 times.
+/// Interval of probes; Linux gives up after 9 of them.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Bytes to and from a server.
+/// A byte stream to a server.
 pub enum Stream {
     /// `redis://`
     Plain(TcpStream),
@@ -36,7 +35,7 @@ pub enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// Connects. The error is for the log.
+/// Connects. The error is for people.
 pub async fn dial(addr: &ConnectionAddr, tls_ca_file: Option<&str>) -> Result<Stream, String> {
     match addr {
         ConnectionAddr::Tcp(host, port) => Ok(Stream::Plain(open(host, *port).await?)),

@@ -1,13 +1,12 @@
 //! The connections to one server: `sub` only subscribes, `cmd` does everything else.
 //!
 //! Two, because Redis treats a connection with subscriptions differently (it cuts a slow one at 32
-//! MB of waiting messages), and that must not take the publishes with it. `cmd` is the redis
-//! crate's plain multiplexed connection: it never reconnects by itself, so what it lost is known.
-//! `sub` is our own ([`crate::backplane::redis::connection::subscriber`]). Where some namespace wants its messages on a replica
-//! before they are acknowledged there is a third, `replicated`, because `WAIT` holds up what comes behind
-//! it.
+//! MB of queued messages), and that must not affect publishes. `cmd` is the redis crate's plain
+//! multiplexed connection, which never reconnects by itself, so it is known what it lost. `sub` is
+//! our own ([`subscriber`]). Where a namespace wants messages on a replica before they are
+//! acknowledged there is a third, `replicated`, because `WAIT` blocks the commands behind it.
 //!
-//! Invariant: a link that [`connect`] hands out speaks RESP3 to one master, on all its connections.
+//! Invariant: a link that [`connect`] returns speaks RESP3 to one master, on all its connections.
 
 pub mod dial;
 pub mod resp;
@@ -25,37 +24,37 @@ use redis::{
 };
 use std::time::Duration;
 
-/// Pipelines that the crate queues by itself. More than are ever in flight, so that handing one
-/// over never waits, and the order of handing over is the order on the wire.
+/// Pipelines that the crate queues. More than are ever in flight, so that queueing never waits, and
+/// the order of queueing is the order on the wire.
 const PIPELINES_MAX: usize = 64;
 
-/// See the module.
+/// All connections to one server.
 pub struct ServerLink {
-    /// Subscribes.
+    /// The connection for subscriptions.
     pub sub: Subscriber,
-    /// The number of `sub` in `CLIENT LIST`, where this user may ask for it.
+    /// The id of `sub` in `CLIENT LIST`; `Err`: this user may not ask for it.
     pub sub_id: Result<i64, String>,
-    /// Everything else.
+    /// The connection for commands.
     pub cmd: MultiplexedConnection,
-    /// For what must be on a replica, where anything must.
+    /// The connection for publishes with `WAIT`, if a namespace wants them.
     pub replicated: Option<MultiplexedConnection>,
-    /// Which server this is, and which of its histories: changes when it restarts, and when it has
-    /// been a replica in between. Empty where no history is kept.
+    /// The server's run and replication ids (32 characters). Changes when it restarts, and when it
+    /// has been a replica in between. Empty where no history is kept.
     pub generation: String,
 }
 
-/// What a link is for, beside publishing and hearing.
+/// What a link has to be good for, beside publishing and subscribing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LinkOptions {
-    /// Histories are kept.
+    /// Some namespace has a history.
     pub history: bool,
-    /// Some of them also by a replica.
+    /// Some namespace wants its messages on a replica.
     pub replicas: bool,
 }
 
-/// Connects all, and makes sure that they reach a master, within twice `timeout`. `tls_ca_file`: who
-/// may have signed the server's certificate. It is read each time, so that it can be exchanged while
-/// the node runs.
+/// Opens all connections and checks that they reach the same master, within twice `timeout`.
+/// `tls_ca_file`: the authorities that may have signed the server's certificate; read at each
+/// connection, so that it can be replaced while the node runs. The error is for people.
 pub async fn connect(
     url: String,
     tls_ca_file: Option<String>,
@@ -78,7 +77,7 @@ pub async fn connect(
             false => Ok(None),
         }
     };
-    // Together at most as long as one: a fault is noticed and healed within seconds.
+    // Together they take at most as long as one.
     let all = async { tokio::try_join!(sub, cmd, replicated) };
     let known = async {
         let (mut sub, mut cmd, mut replicated) = all.await?;
@@ -95,7 +94,7 @@ pub async fn connect(
         .map_err(|_| "the server does not answer".to_owned())?
 }
 
-/// What a history needs: to know whose it is, and the scripts.
+/// What histories need: the server's generation, the same on all connections, and the scripts.
 async fn known_generation(
     sub: &mut Subscriber,
     cmd: &mut MultiplexedConnection,
@@ -124,7 +123,7 @@ async fn known_generation(
     Ok(generation)
 }
 
-/// The run and the replication of a server, as `INFO` tells them.
+/// Run id and replication id of a server, from `INFO`.
 async fn generation_of(
     mut info: impl AsyncFnMut(&str) -> Result<String, String>,
 ) -> Result<String, String> {
@@ -146,7 +145,7 @@ fn connection_info(url: &str) -> Result<ConnectionInfo, String> {
     Ok(info.set_redis_settings(settings).set_tcp_settings(tcp))
 }
 
-/// A client of the redis crate, as all its users here configure it.
+/// A client of the redis crate with the settings that all its users here share.
 pub fn client_of(url: &str, tls_ca_file: Option<&str>) -> Result<Client, String> {
     client(connection_info(url)?, tls_ca_file)
 }
@@ -177,12 +176,12 @@ async fn open(
     let role: Value = redis::cmd("ROLE").query_async(&mut connection).await.map_err(said)?;
     match &role {
         Value::Array(parts) if is_text(parts.first(), b"master") => Ok(connection),
-        // A replica takes subscriptions and publishes, but the rest of the system does not see them.
+        // A replica accepts subscriptions and publishes, but the other nodes do not see them.
         _ => Err("the server is not a master".into()),
     }
 }
 
-/// Whether an answer is this text.
+/// Whether a reply is this text.
 pub fn is_text(value: Option<&Value>, text: &[u8]) -> bool {
     match value {
         Some(Value::BulkString(bytes)) => bytes == text,

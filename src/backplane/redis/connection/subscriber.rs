@@ -45,57 +45,59 @@ const ROOM_BYTES_MIN: usize = 16 * 1024;
 /// Read in one turn, so that one big message does not keep the loop from everything else.
 const BYTES_PER_POLL: usize = 1024 * 1024;
 
-/// Something the server said. What it names lies in the read buffer.
+/// Something that the server sent, borrowed from the read buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SubscriberEvent<'a> {
-    /// Somebody published (`message`, `smessage`).
+    /// A published message (`message`, `smessage`).
     Message {
-        /// Where.
+        /// The channel.
         channel: &'a [u8],
-        /// What.
+        /// The message as it was published.
         body: &'a [u8],
     },
-    /// From now on messages of this channel come (`subscribe`, `ssubscribe`).
+    /// The channel is subscribed (`subscribe`, `ssubscribe`).
     Subscribed {
-        /// Which.
+        /// The channel.
         channel: &'a [u8],
     },
-    /// They come no more, whether that was asked or not (`unsubscribe`, `sunsubscribe`).
+    /// The channel is not subscribed any more, whether that was asked or not (`unsubscribe`,
+    /// `sunsubscribe`).
     Unsubscribed {
-        /// Which. Empty: all were to be unsubscribed, and there were none.
+        /// The channel. Empty: all were to be unsubscribed, and there were none.
         channel: &'a [u8],
     },
-    /// To a command that is not confirmed in another way, or refused. In the order of the commands.
+    /// A reply to a command other than a confirmed SUBSCRIBE, in the order of the commands.
     Reply(CommandReply<'a>),
 }
 
-/// See [`SubscriberEvent::Reply`].
+/// A reply of [`SubscriberEvent::Reply`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommandReply<'a> {
-    /// Of `PING`, say.
+    /// To `PING`, for example.
     Text(&'a [u8]),
-    /// Of `CLIENT ID`, say.
+    /// To `CLIENT ID`, for example.
     Number(i64),
-    /// As the server says it: `MOVED 1234 host:port`, `NOPERM …`.
+    /// An error as the server sent it: `MOVED 1234 host:port`, `NOPERM …`.
     Error(&'a [u8]),
-    /// Anything that none of our commands is answered with.
+    /// A type that none of our commands is answered with.
     Other,
 }
 
-/// See the module.
+/// A subscriber connection. Owned by its link.
 pub struct Subscriber {
     stream: Stream,
     read_buffer: ReadBuffer,
     write_buffer: WriteBuffer,
-    /// For each [`Subscriber::ask`].
+    /// Of each [`Subscriber::ask`].
     timeout: Duration,
-    /// Why it is lost.
+    /// Why the connection is lost, once it is.
     lost: Option<String>,
 }
 
 impl Subscriber {
-    /// Connects to a master and introduces itself as `name`, in RESP3, all of it within `timeout`.
-    /// `info` is what a URL says, `tls_ca_file` who may have signed the server's certificate.
+    /// Connects to a master and authenticates in RESP3 with the client name `name`, all within
+    /// `timeout`. `info` comes from the URL; `tls_ca_file`: the authorities that may have signed
+    /// the certificate.
     pub async fn connect(
         info: &ConnectionInfo,
         tls_ca_file: Option<&str>,
@@ -115,8 +117,8 @@ impl Subscriber {
             .map_err(|_| "the server does not answer".to_owned())?
     }
 
-    /// Says one command and waits for its reply as text, each part of it on a line of its own. Only
-    /// before anything is subscribed: messages that come meanwhile are lost.
+    /// Sends one command and waits for its reply as text, one line for each part. Only before
+    /// anything is subscribed: messages that arrive meanwhile are lost.
     pub async fn ask(&mut self, words: &[&[u8]]) -> Result<String, String> {
         let timeout = self.timeout;
         tokio::time::timeout(timeout, self.ask_in_time(words))
@@ -124,25 +126,26 @@ impl Subscriber {
             .map_err(|_| "the server does not answer".to_owned())?
     }
 
-    /// Queues a command. It goes out with the next [`Subscriber::poll`].
+    /// Queues a command, sent by the next [`Subscriber::poll`].
     pub fn write<'a>(&mut self, words: impl ExactSizeIterator<Item = &'a [u8]>) {
         self.write_buffer.push(words);
     }
 
-    /// Bytes that are queued and that the kernel (or TLS, which keeps a few of its own) has not taken.
+    /// Bytes that are queued and that the kernel (or TLS, which keeps a few) has not taken.
     pub fn unsent(&self) -> usize {
         self.write_buffer.len()
     }
 
-    /// What both buffers occupy now.
+    /// Bytes that both buffers occupy.
     pub fn heap_bytes(&self) -> usize {
         self.read_buffer.bytes.capacity() + self.write_buffer.bytes.capacity()
     }
 
-    /// Writes what is queued, reads what has come, and hands out at most `events_max` events.
+    /// Writes what is queued, reads what has arrived, and passes at most `events_max` events to
+    /// `on_event`.
     ///
-    /// See the module for what the answer means. `Err`: the connection is lost, and why; what had come
-    /// before in whole was handed out.
+    /// The module describes the result. `Err`: why the connection is lost; everything that arrived
+    /// in whole before was passed on.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -160,7 +163,7 @@ impl Subscriber {
         })
     }
 
-    /// The same with items as they come. What is no event counts as well: it also takes time.
+    /// The same for RESP values. Values that are no event count as well: they also take time.
     fn poll_items(
         &mut self,
         cx: &mut Context<'_>,
@@ -190,7 +193,7 @@ impl Subscriber {
         }
     }
 
-    /// Within the time that the caller allows.
+    /// Without a timeout of its own.
     async fn ask_in_time(&mut self, words: &[&[u8]]) -> Result<String, String> {
         self.write(words.iter().copied());
         self.reply().await.map_err(|error| {
@@ -212,8 +215,7 @@ impl Subscriber {
         }
         match self.ask_in_time(&[b"ROLE"]).await?.lines().next() {
             Some("master") => Ok(()),
-            // A replica takes subscriptions and publishes, but the rest of the system does not see
-            // them.
+            // A replica accepts subscriptions and publishes, but the other nodes do not see them.
             _ => Err("the server is not a master".to_owned()),
         }
     }
@@ -241,7 +243,7 @@ impl Subscriber {
     }
 }
 
-/// Nothing for kinds of pushes that none of our commands brings about.
+/// `None` for kinds of pushes that none of our commands causes.
 fn event_of(item: RespValue<'_>) -> Result<Option<SubscriberEvent<'_>>, MalformedResp> {
     let reply = match item {
         RespValue::Push(parts) => return push_event(parts),
@@ -282,7 +284,7 @@ fn push_event(mut parts: RespItems<'_>) -> Result<Option<SubscriberEvent<'_>>, M
     Ok(Some(event_of))
 }
 
-/// A reply for [`Subscriber::ask`]; at most [`crate::backplane::redis::connection::resp::DEPTH_MAX`] levels deep.
+/// A reply for [`Subscriber::ask`]. Its depth is bounded by the parser (`DEPTH_MAX`).
 fn text(item: RespValue<'_>) -> Result<String, String> {
     let lossy = |text: &[u8]| String::from_utf8_lossy(text).into_owned();
     Ok(match item {
@@ -305,8 +307,8 @@ fn text(item: RespValue<'_>) -> Result<String, String> {
     })
 }
 
-/// Servers before 6.0 and proxies answer an unknown command with its arguments, and one of those of
-/// HELLO is the password, maybe cut short.
+/// Servers before 6.0 and proxies repeat the arguments of an unknown command in the error, and one
+/// of those of HELLO is the password, maybe truncated.
 fn without_secret(error: &str, password: Option<&str>) -> String {
     let error = error.split(", with args").next().expect("split gives at least one");
     match password {
@@ -322,14 +324,14 @@ fn io_error_text(error: io::Error) -> String {
     }
 }
 
-/// Bytes that came and were not handed out yet.
+/// Bytes that arrived and were not parsed yet.
 struct ReadBuffer {
-    /// All of them may be written to: nothing is zeroed before a read.
+    /// All of it may be written to: nothing is zeroed before a read.
     bytes: Vec<u8>,
-    /// What is there is between these two.
+    /// Unparsed bytes are between these two.
     begin: usize,
     end: usize,
-    /// As many must be there before it is worth looking at them.
+    /// The number of bytes that must be there before parsing is tried again.
     needs: usize,
 }
 
@@ -338,7 +340,7 @@ impl ReadBuffer {
         ReadBuffer { bytes: vec![0; BUFFER_BYTES], begin: 0, end: 0, needs: 0 }
     }
 
-    /// Takes the next item out, if it is there in whole.
+    /// Parses the next value, if it is there in whole.
     fn next(&mut self) -> Result<Option<RespValue<'_>>, MalformedResp> {
         if self.end - self.begin < self.needs {
             return Ok(None);
@@ -376,8 +378,7 @@ impl ReadBuffer {
         })
     }
 
-    /// Moving is not done again and again: once moved, a part of an item stays in front until it is
-    /// whole.
+    /// Moved at most once for each value: then it stays in front until it is whole.
     fn make_room(&mut self) {
         if self.begin == self.end {
             (self.begin, self.end) = (0, 0);
@@ -404,7 +405,7 @@ impl ReadBuffer {
 #[derive(Default)]
 struct WriteBuffer {
     bytes: Vec<u8>,
-    /// What was written is before this.
+    /// Everything before this was written.
     begin: usize,
     /// TLS may keep a part of what it took.
     is_unflushed: bool,

@@ -1,17 +1,18 @@
-//! Which channels are subscribed on one link: changes in batches, and everything anew at its start.
+//! The subscriptions of one link: changes in batches, and a resubscription of everything at its
+//! start.
 //!
-//! Changes are sent in the order they were asked, neighbours of one kind together, at most 512 in a
-//! batch and a few batches under way. Each batch is followed by a PING with its number: the answer
-//! proves that whatever the server had to say to the batch was said before. In a Cluster it may
-//! have said that some channels are elsewhere, or have taken one back that it had just given: those
-//! are asked for again a moment later, unless they are known to be on another server by then. The
-//! others of the batch are subscribed: a slot that nobody has holds up no other.
+//! Changes are sent in order, neighbours of one kind together, at most 512 in a batch and a few
+//! batches in flight. Each batch is followed by a PING with its number: its answer proves that all
+//! replies to the batch came before. In a Cluster some channels may have been refused or revoked:
+//! those are subscribed again a moment later, unless they are known to be on another server by
+//! then. The others of the batch are subscribed: a slot without a master delays no other.
 //!
-//! A new link subscribes everything wanted by walking over all topics, while changes go on. A
-//! change is always sent before the walk's next batch, so that no unsubscription that was asked
-//! early can follow a subscription of the same topic that the walk made late.
+//! A new link subscribes everything wanted by a walk over all topics, while changes go on. A change
+//! is always sent before the walk's next batch, so that no early unsubscription can follow a later
+//! subscription of the same topic by the walk.
 //!
-//! Invariant: a topic is told as subscribed only after the server has confirmed it on this link.
+//! Invariant: a topic is reported as subscribed only after the server has confirmed it on this
+//! link.
 
 use crate::backplane::interest::{Interest, TopicKey};
 use crate::backplane::redis::connection::subscriber::Subscriber;
@@ -24,15 +25,15 @@ use std::time::{Duration, Instant};
 
 /// Channels in one batch.
 pub const CHANNELS_PER_BATCH: usize = 512;
-/// Batches under way.
+/// Batches in flight.
 pub const BATCHES_MAX: usize = 4;
-/// After how long topics are asked for again that the server did not have.
+/// Pause before channels are subscribed again that the server refused or revoked.
 const STALLED: Duration = Duration::from_millis(200);
 
 enum SubscriptionChange {
     Add(TopicKey, TopicName),
     Remove(TopicName),
-    /// A channel that is no topic.
+    /// A channel that is no topic's.
     AddFixed(String),
     RemoveFixed(String),
 }
@@ -43,40 +44,40 @@ impl SubscriptionChange {
     }
 }
 
-/// One batch under way, and whom to tell when it is confirmed.
+/// A batch in flight.
 struct Batch {
     number: u64,
     is_addition: bool,
     is_of_walk: bool,
-    /// Of an addition: for each channel its topic, unless it is none or was refused.
+    /// Of a subscription: the topic of each channel; `None`: not a topic's, or refused.
     keys: Vec<Option<TopicKey>>,
-    /// How many of its channels the server has answered, which it does in their order.
+    /// Number of its channels that the server has answered, in order.
     answered: usize,
-    /// Topics that the server does not have, or has no more.
+    /// Topics that the server refused or revoked.
     refused: Vec<TopicKey>,
 }
 
-/// What became of a batch.
+/// The result of a batch.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct BatchOutcome {
     /// Topics that are subscribed by it.
     pub confirmed: Vec<TopicKey>,
-    /// Topics that an earlier link may have heard, and that this one does not hear yet: when it
-    /// does, something may be missing.
+    /// Topics that an earlier link may have received and this one does not yet: when it does,
+    /// messages may be missing.
     pub missed: Vec<TopicKey>,
 }
 
-/// One batch: what it changes.
+/// A batch to send.
 pub struct SubscribeBatch {
-    /// Whether channels are subscribed or unsubscribed.
+    /// Whether the channels are subscribed or unsubscribed.
     pub is_addition: bool,
-    /// Their names.
+    /// Names of the channels.
     pub channels: Vec<String>,
-    /// What the PING behind it says.
+    /// The text of the PING behind it.
     number: u64,
 }
 
-/// What one batch changes, and whom to tell.
+/// The content of the next batch.
 #[derive(Default)]
 struct BatchContent {
     is_addition: bool,
@@ -86,31 +87,31 @@ struct BatchContent {
     channels: Vec<String>,
 }
 
-/// See the module. One for each link.
+/// Wanted and confirmed subscriptions of one link, which owns it.
 pub struct Subscriptions {
-    /// Which server of the [`Interest`]'s it is.
+    /// The server's index in [`Interest`].
     server: usize,
     changes: VecDeque<SubscriptionChange>,
     /// In the order in which they were sent, which is that of their replies.
     in_flight: VecDeque<Batch>,
     batches: u64,
-    /// Names that are no topics and come first: our own channels.
+    /// Our own channels, subscribed first; `None` once they are sent.
     fixed: Option<Vec<String>>,
-    /// The places where the walk has not been. Topics that come later come as changes.
+    /// Slab indices that the walk has not reached. Topics added later come as changes.
     walk: Range<u32>,
     walk_under_way: usize,
-    /// Topics that the server did not have, and when they are asked for again.
+    /// Topics to be subscribed again, and when.
     stalled: Vec<TopicKey>,
     stalled_until: Option<Instant>,
-    /// Since when the server does not have them, until it does.
+    /// Topics that the server refused or revoked, since when.
     unsubscribed: HashMap<TopicKey, Instant>,
-    /// The same in the order of time, with some that are over.
+    /// The same in the order of time, with entries that are over.
     unsubscribed_order: VecDeque<(TopicKey, Instant)>,
 }
 
 impl Subscriptions {
-    /// For a new link to a server: nothing is subscribed yet. `fixed` are channels that are no
-    /// topics, `places` is where the topics are that exist already ([`Interest::slots_end`]).
+    /// For a new link: nothing is subscribed. `fixed`: channels that are no topic's; `places`: the
+    /// end of the slab indices of existing topics ([`Interest::slots_end`]).
     pub fn new(server: usize, fixed: Vec<String>, places: u32) -> Subscriptions {
         Subscriptions {
             server,
@@ -127,27 +128,27 @@ impl Subscriptions {
         }
     }
 
-    /// Servers were counted anew.
+    /// Servers have other numbers.
     pub fn set_server(&mut self, server: usize) {
         self.server = server;
     }
 
-    /// Wants a topic.
+    /// Subscribes a topic.
     pub fn add(&mut self, key: TopicKey, topic: &TopicName) {
         self.changes.push_back(SubscriptionChange::Add(key, topic.clone()));
     }
 
-    /// Wants it no more.
+    /// Unsubscribes a topic.
     pub fn remove(&mut self, topic: TopicName) {
         self.changes.push_back(SubscriptionChange::Remove(topic));
     }
 
-    /// Wants a channel that is no topic.
+    /// Subscribes a channel that is no topic's.
     pub fn add_fixed(&mut self, channel: String) {
         self.changes.push_back(SubscriptionChange::AddFixed(channel));
     }
 
-    /// Wants it no more.
+    /// Unsubscribes a channel that is no topic's.
     pub fn remove_fixed(&mut self, channel: String) {
         self.changes.push_back(SubscriptionChange::RemoveFixed(channel));
     }
@@ -157,18 +158,17 @@ impl Subscriptions {
         self.fixed.is_none() && self.walk.is_empty() && self.walk_under_way == 0
     }
 
-    /// Whether the server has something to answer.
+    /// Whether the server owes an answer.
     pub fn is_waiting(&self) -> bool {
         !self.in_flight.is_empty()
     }
 
-    /// The number of the batch that the server is to answer next.
+    /// The number of the batch that the server answers next.
     pub fn oldest(&self) -> Option<u64> {
         self.in_flight.front().map(|batch| batch.number)
     }
 
-    /// The server has taken a subscription away, or did not have the topic: it is asked again in a
-    /// moment.
+    /// The server has revoked or refused a topic: it is subscribed again in a moment.
     pub fn stall(&mut self, key: TopicKey, now: Instant) {
         self.stalled.push(key);
         self.stalled_until.get_or_insert(now + STALLED);
@@ -188,7 +188,7 @@ impl Subscriptions {
         None
     }
 
-    /// Writes batches, as many as may be under way. Whether there was any.
+    /// Sends batches up to the limit. Returns whether there were any.
     pub fn poll(
         &mut self,
         now: Instant,
@@ -205,8 +205,8 @@ impl Subscriptions {
         is_busy
     }
 
-    /// The next batch to send; it is under way from now on. `None`: as many are under way as may
-    /// be, or nothing waits.
+    /// The next batch to send; it is in flight from now on. `None`: the limit is reached, or there
+    /// is nothing to change.
     pub fn next_command(&mut self, names: &Names, interest: &Interest) -> Option<SubscribeBatch> {
         if self.in_flight.len() >= BATCHES_MAX {
             return None;
@@ -222,8 +222,8 @@ impl Subscriptions {
         Some(SubscribeBatch { is_addition, channels, number })
     }
 
-    /// The server has answered a PING: what became of the oldest batch. `None`: that was not its
-    /// number.
+    /// The server has answered a PING. Returns the result of the oldest batch; `None`: that was not
+    /// its number.
     pub fn handle_ping(&mut self, text: &[u8], now: Instant) -> Option<BatchOutcome> {
         let number: u64 = std::str::from_utf8(text).ok()?.parse().ok()?;
         if self.in_flight.front()?.number != number {
@@ -239,8 +239,8 @@ impl Subscriptions {
         Some(BatchOutcome { confirmed, missed })
     }
 
-    /// The oldest batch under way is answered, and nothing of it refused: the topics that are
-    /// subscribed by it.
+    /// Ends the oldest batch, of which nothing was refused. Returns the topics that are subscribed
+    /// by it.
     pub fn confirmed(&mut self) -> Vec<TopicKey> {
         self.take_oldest().keys.into_iter().flatten().collect()
     }
@@ -252,7 +252,7 @@ impl Subscriptions {
         }
     }
 
-    /// The server does not have the next channel.
+    /// The server has refused the next channel.
     pub fn handle_rejected(&mut self) {
         if let Some(front) = self.in_flight.front_mut().filter(|front| front.is_addition) {
             let refused = front.keys.get_mut(front.answered).and_then(Option::take);
@@ -261,8 +261,8 @@ impl Subscriptions {
         }
     }
 
-    /// The server has taken a subscription away that it has made in the oldest batch, before it has
-    /// answered all of that. Whether it is so.
+    /// The server has revoked a subscription of the oldest batch before it has answered all of it.
+    /// Returns whether the key is of that batch.
     pub fn revoke(&mut self, key: TopicKey) -> bool {
         let Some(front) = self.in_flight.front_mut() else { return false };
         let place = front.keys.iter_mut().find(|place| **place == Some(key));
@@ -301,7 +301,8 @@ impl Subscriptions {
         self.next_changes(names, interest).or_else(|| self.next_of_walk(names, interest))
     }
 
-    /// Neighbours of one kind: that keeps the order. What has moved meanwhile is another server's.
+    /// Neighbours of one kind, which keeps the order. Topics that have moved belong to another
+    /// server.
     fn next_changes(&mut self, names: &Names, interest: &Interest) -> Option<BatchContent> {
         let mut next_batch = BatchContent::default();
         while next_batch.channels.len() < CHANNELS_PER_BATCH
@@ -352,7 +353,7 @@ impl Subscriptions {
     }
 }
 
-/// One command for all channels, or in a Cluster, where a command may name channels of one slot only,
+/// One command for all channels; in a Cluster, where a command may name channels of one slot only,
 /// one for each.
 fn write(command: &SubscribeBatch, sub: &mut Subscriber, names: &Names) {
     let SubscribeBatch { is_addition, channels, number } = command;
@@ -404,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_keep_their_order_and_neighbours_of_a_kind_go_together() {
+    fn changes_keep_their_order_and_neighbours_of_a_kind_share_a_batch() {
         let mut interest = Interest::new(Duration::ZERO);
         let mut subscriptions = Subscriptions::new(0, vec!["fixed".into()], 0);
         assert_eq!(subscriptions.next_batch(&names(), &interest).unwrap().channels, ["fixed"]);
@@ -462,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_does_not_have_is_asked_again_and_holds_up_no_other() {
+    fn a_refused_channel_is_subscribed_again_and_delays_no_other() {
         let mut interest = Interest::new(Duration::ZERO);
         let (start, mut subscriptions) = (Instant::now(), begun(&interest));
         let keys = ["a", "b", "c"].map(|room| wanted(&mut interest, room));
@@ -485,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_back_before_its_batch_is_answered_is_not_subscribed() {
+    fn a_channel_revoked_before_its_batch_is_answered_is_not_subscribed() {
         let mut interest = Interest::new(Duration::ZERO);
         let mut subscriptions = begun(&interest);
         let (key, room) = (wanted(&mut interest, "a"), TopicName::room("a"));
@@ -498,7 +499,7 @@ mod tests {
         assert_eq!(subscriptions.handle_ping(b"2", now), Some(BatchOutcome::default()));
         subscriptions.retry_stalled(now + STALLED, &interest);
         assert!(subscriptions.next_command(&names(), &interest).is_some());
-        // What we have unsubscribed ourselves is nobody's loss.
+        // A channel that we have unsubscribed ourselves is no loss.
         subscriptions.handle_subscribed();
         assert_eq!(subscriptions.handle_ping(b"3", now).unwrap().confirmed, [key]);
         subscriptions.remove(room.clone());
@@ -512,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_of_topics_that_have_moved_are_passed_over_however_many_they_are() {
+    fn changes_of_topics_that_have_moved_are_skipped_however_many_they_are() {
         let mut interest = Interest::new(Duration::ZERO);
         let (key, room) = (wanted(&mut interest, "a"), TopicName::room("a"));
         let mut subscriptions = begun(&interest);

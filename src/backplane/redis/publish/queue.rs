@@ -39,38 +39,38 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-/// Commands in one pipeline.
+/// Publishes in one batch.
 const COMMANDS_PER_BATCH: usize = 256;
-/// Bytes after which a pipeline is closed. One message may be longer.
+/// Bytes after which a batch is closed. One message may be longer.
 const BATCH_BYTES: usize = 256 * 1024;
-/// Pipelines under way in one lane.
+/// Batches in flight in one lane.
 const BATCHES_MAX: usize = 8;
-/// Beyond this, while the link is up, the shards are not asked for more. Twice what is under way
-/// at most, so the link never idles for want of them.
+/// Beyond this, while the link is up, nothing is taken from the shards. Twice what is in flight at
+/// most, so the link is never idle for want of publishes.
 const WAITING_MAX: usize = 2 * BATCHES_MAX * COMMANDS_PER_BATCH;
 const WAITING_BYTES_MAX: usize = 2 * BATCHES_MAX * BATCH_BYTES;
 
-/// When a server has refused something for so long, nobody is held up for it any more.
+/// After a server has refused something for so long, the shards are not held up for it any more.
 const STUCK_AFTER: Duration = Duration::from_secs(1);
 
-/// How long a replica has to say that it has a message. Then nobody knows whether it will survive.
+/// Milliseconds a replica has to confirm a message. Beyond, its survival is unknown.
 const REPLICA_MS_MAX: u64 = 500;
 
 /// A publish that has not ended.
 pub struct QueuedPublish {
     publish: Publish,
     since: Instant,
-    /// It was under way when a link broke, and may have been delivered.
+    /// It was in flight when a link broke, and may have been delivered.
     may_have_arrived: bool,
 }
 
 impl QueuedPublish {
-    /// Where it goes.
+    /// Its topic.
     pub fn topic(&self) -> &TopicName {
         &self.publish.topic
     }
 
-    /// How it ends if it is not sent, or not again.
+    /// The outcome if it is not sent, or not again.
     fn failure(&self) -> PublishOutcome {
         if self.may_have_arrived { PublishOutcome::Unknown } else { PublishOutcome::Unavailable }
     }
@@ -82,9 +82,9 @@ struct PublishBatch {
     sent_at: Instant,
 }
 
-/// What is remembered of a publish that is under way.
+/// What is kept of a publish in flight.
 enum Sent {
-    /// Nothing more than who is told: it is not sent again, whatever is answered.
+    /// Only whom to tell: it is not sent again, whatever the reply.
     DoneOnly(Done),
     /// All of it: it may have to be sent again.
     Retriable(Box<QueuedPublish>),
@@ -92,11 +92,11 @@ enum Sent {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LaneKind {
-    /// Said, and forgotten.
+    /// `PUBLISH`, not stored.
     Transient,
-    /// Kept in a history.
+    /// Stored in a history.
     Stored,
-    /// Kept, also by a replica.
+    /// Stored, also on a replica.
     Replicated,
 }
 
@@ -105,14 +105,14 @@ struct Lane {
     waiting: VecDeque<QueuedPublish>,
     batches: VecDeque<PublishBatch>,
     in_flight: usize,
-    /// Refused for now.
+    /// Refused, to be sent again.
     retries: VecDeque<QueuedPublish>,
     retry_at: Option<Instant>,
-    /// Since when there has always been any such thing.
+    /// Since when `retries` has never been empty.
     refused_since: Option<Instant>,
 }
 
-/// See the module. One for each server; it outlives links.
+/// Publishes to one server, queued and in flight. Outlives links; owned by its server.
 pub struct PublishQueue {
     lanes: [Lane; 3],
     waiting_bytes: usize,
@@ -122,11 +122,12 @@ pub struct PublishQueue {
     refusal_log: LogThrottle,
     unreadable: UnreadableWarnings,
     namespaces: Arc<Namespaces>,
-    /// Nothing is sent while topics are about to move.
+    /// Nothing is sent: topics are about to move.
     is_paused: bool,
-    /// Something has been refused for too long: what comes waits as if the link was down.
+    /// Something has been refused for longer than [`STUCK_AFTER`]: new publishes are bounded as if
+    /// the link was down.
     is_stuck: bool,
-    /// A server said that topics are elsewhere.
+    /// The server has redirected a topic.
     is_redirected: bool,
     /// The scripts are being loaded.
     script_load: Option<PendingReply<()>>,
@@ -134,7 +135,7 @@ pub struct PublishQueue {
 }
 
 impl PublishQueue {
-    /// Nothing waits.
+    /// Nothing is queued.
     pub fn new(limits: &Limits, namespaces: Arc<Namespaces>) -> PublishQueue {
         PublishQueue {
             lanes: [LaneKind::Transient, LaneKind::Stored, LaneKind::Replicated].map(Lane::new),
@@ -153,7 +154,8 @@ impl PublishQueue {
         }
     }
 
-    /// Takes a publish; while the link is down or stuck only as far as there is room for it.
+    /// Queues a publish. While the link is down or stuck, one that finds no room ends as
+    /// `Unavailable`.
     pub fn push(&mut self, publish: Publish, is_up: bool, now: Instant, local: &mut Local) {
         let bytes = queue_bytes(&publish);
         if (!is_up || self.is_stuck) && self.waiting_bytes + bytes > self.bytes_max {
@@ -163,7 +165,7 @@ impl PublishQueue {
         self.push_back(QueuedPublish { publish, since: now, may_have_arrived: false });
     }
 
-    /// Takes what waited for another server.
+    /// Queues a publish that waited for another server.
     pub fn push_back(&mut self, waiting: QueuedPublish) {
         self.waiting_bytes += queue_bytes(&waiting.publish);
         let policy = self.namespaces.policy(waiting.publish.topic.kind());
@@ -175,8 +177,8 @@ impl PublishQueue {
         self.lanes[kind as usize].waiting.push_back(waiting);
     }
 
-    /// Whether there is room for more while the link is up. Always while it is stuck: shards that
-    /// are held up for that are so for everybody, whatever server they want.
+    /// Whether there is room for more while the link is up. Always while it is stuck: otherwise one
+    /// server would hold up the publishes to all.
     pub fn has_room(&self) -> bool {
         if self.is_stuck {
             return true;
@@ -186,33 +188,33 @@ impl PublishQueue {
         waiting < WAITING_MAX && self.waiting_bytes < bytes_max
     }
 
-    /// Whether nothing waits and nothing is under way.
+    /// Whether nothing is queued or in flight.
     pub fn is_idle(&self) -> bool {
         self.lanes.iter().all(Lane::is_idle)
     }
 
-    /// Whether nothing is under way.
+    /// Whether nothing is in flight.
     pub fn has_none_in_flight(&self) -> bool {
         self.unconfirmed.has_none_in_flight()
             && self.lanes.iter().all(|lane| lane.batches.is_empty())
     }
 
-    /// Who remembers what was acknowledged.
+    /// The acknowledged publishes that are not proven yet.
     pub fn unconfirmed(&mut self) -> &mut UnconfirmedLog {
         &mut self.unconfirmed
     }
 
-    /// From now on nothing is sent, or everything again.
+    /// Stops or resumes sending.
     pub fn set_paused(&mut self, is_paused: bool) {
         self.is_paused = is_paused;
     }
 
-    /// Whether a server has said, since this was last asked, that topics are elsewhere.
+    /// Whether the server has redirected a topic since the last call.
     pub fn take_redirected(&mut self) -> bool {
         std::mem::take(&mut self.is_redirected)
     }
 
-    /// Gives away what waits for topics that another server has now, in its order.
+    /// Takes out the publishes of topics that have moved to another server, in order.
     pub fn take_moved(&mut self, has_moved: impl Fn(&TopicName) -> bool) -> Vec<QueuedPublish> {
         let mut moved = Vec::new();
         for lane in &mut self.lanes {
@@ -230,17 +232,17 @@ impl PublishQueue {
         moved
     }
 
-    /// Bytes that wait.
+    /// Bytes that are queued.
     pub fn waiting_bytes(&self) -> usize {
         self.waiting_bytes
     }
 
-    /// Publishes sent and not answered.
+    /// Publishes in flight.
     pub fn in_flight(&self) -> usize {
         self.lanes.iter().map(|lane| lane.in_flight).sum()
     }
 
-    /// Ends what has waited too long.
+    /// Ends publishes that have waited too long.
     pub fn expire(&mut self, now: Instant, local: &mut Local) {
         let time_max = self.time_max;
         for lane in &mut self.lanes {
@@ -253,7 +255,7 @@ impl PublishQueue {
                 let failure = expired.failure();
                 local.end_publish(expired.publish.done, failure, now);
             }
-            // Nothing is left of it, and perhaps nothing comes that would show that it is over.
+            // Nothing is left of it, and no reply may come that would show that it is over.
             if lane.is_idle() {
                 lane.refused_since = None;
             }
@@ -262,7 +264,7 @@ impl PublishQueue {
         self.is_stuck = self.lanes.iter().any(|lane| lane.refused_since.is_some_and(is_stuck));
     }
 
-    /// Sends what waits, and tells what was answered. Whether there was anything to do.
+    /// Sends what is queued and handles replies. Returns whether there was work.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -338,15 +340,15 @@ impl PublishQueue {
         loaded.map(|()| true)
     }
 
-    /// The link is lost: what was under way may or may not have arrived. What has a key is sent again
-    /// on the next one.
+    /// The link is lost: what was in flight may have arrived. Publishes with an idempotency key are
+    /// sent again on the next link.
     pub fn lose_link(&mut self, now: Instant, local: &mut Local) {
         self.script_load = None;
         self.unconfirmed.lose_link();
         for lane in &mut self.lanes {
             lane.in_flight = 0;
             (lane.retry_at, lane.refused_since) = (None, None);
-            // What was refused already was sent before what is under way.
+            // What was refused was sent before what is in flight.
             for batch in std::mem::take(&mut lane.batches) {
                 lane.abandon(batch.sent, now, local);
             }
@@ -377,7 +379,7 @@ impl PublishQueue {
                     context,
                 ));
             }
-            // Where topics do not move, a plain one is either said or not.
+            // Where topics do not move, a plain PUBLISH either succeeds or fails for good.
             sent.push(match lane.kind == LaneKind::Transient && !context.is_sharded() {
                 true => Sent::DoneOnly(waiting.publish.done),
                 false => Sent::Retriable(Box::new(waiting)),
@@ -389,8 +391,8 @@ impl PublishQueue {
         (pipeline, sent)
     }
 
-    /// Tells what was answered. Whether the server has forgotten the scripts. `Err`: it is no master
-    /// any more.
+    /// Handles the replies to a batch. Returns whether the server does not know the scripts. `Err`:
+    /// it is no longer a master.
     fn handle_replies(
         &mut self,
         lane: usize,
@@ -476,8 +478,8 @@ impl Lane {
         self.retry_at = Some(self.retry_at.map_or(until, |other| other.max(until)));
     }
 
-    /// What was refused goes first again, once nothing is under way that could overtake it. Answers
-    /// its bytes.
+    /// Puts refused publishes in front again, once nothing is in flight that could overtake them.
+    /// Returns their bytes.
     fn requeue_retries(&mut self, now: Instant) -> usize {
         let is_time = self.retry_at.is_none_or(|at| at <= now);
         if self.retries.is_empty() || !self.batches.is_empty() || !is_time {
@@ -492,7 +494,7 @@ impl Lane {
         bytes
     }
 
-    /// One was answered, and not by an error.
+    /// Handles a reply that is no error.
     fn handle_replies(
         &mut self,
         waiting: QueuedPublish,
@@ -514,7 +516,7 @@ impl Lane {
         let mut publish = waiting.publish;
         let done = std::mem::replace(&mut publish.done, Done::Nobody);
         let Some(PublishReply::StoredAt(at)) = parsed else {
-            // What is not answered as the script does says nothing of what has become of it.
+            // A reply that the script does not give leaves the outcome unknown.
             let is_said = self.kind == LaneKind::Transient;
             let outcome =
                 if is_said { PublishOutcome::Accepted(None) } else { PublishOutcome::Unknown };
@@ -529,7 +531,7 @@ impl Lane {
         }
     }
 
-    /// Nobody knows what has become of these. Those with a key are sent again.
+    /// The outcome of these is unknown. Those with an idempotency key are sent again.
     fn abandon(&mut self, sent: Vec<Sent>, now: Instant, local: &mut Local) {
         for sent in sent {
             match sent {
@@ -546,7 +548,7 @@ impl Lane {
 }
 
 impl Sent {
-    /// See [`QueuedPublish::failure`].
+    /// As [`QueuedPublish::failure`].
     fn failure(&self) -> PublishOutcome {
         match self {
             Sent::DoneOnly(_) => PublishOutcome::Unavailable,
@@ -554,7 +556,7 @@ impl Sent {
         }
     }
 
-    /// Where it goes, if that is remembered.
+    /// Its topic, if it is kept.
     fn topic(&self) -> Option<&TopicName> {
         match self {
             Sent::DoneOnly(_) => None,
@@ -579,7 +581,7 @@ fn pop_expired(
     if is_late { queue.pop_front() } else { None }
 }
 
-/// Takes some out of a row; both keep their order.
+/// Takes some out of a queue; both keep their order.
 fn extract(
     queue: &mut VecDeque<QueuedPublish>,
     mut is_wanted: impl FnMut(&mut QueuedPublish) -> bool,
@@ -595,12 +597,12 @@ fn extract(
     taken
 }
 
-/// What `WAIT` answered.
+/// Whether `WAIT` reports a replica.
 fn has_replica(answer: Option<Value>) -> bool {
     answer.as_ref().and_then(number_of).is_some_and(|replicas| replicas > 0)
 }
 
-/// The command that gives a message its place and says it (`lua/publish.lua`).
+/// The command that stores a message and publishes it (`lua/publish.lua`).
 fn publish_command(
     publish: &Publish,
     envelope: &[u8],
@@ -620,7 +622,7 @@ fn publish_command(
     command
 }
 
-/// What a waiting publish is counted as: its bytes, and about what it takes to keep them.
+/// Bytes for which a queued publish counts: its content and about what it takes to keep it.
 fn queue_bytes(publish: &Publish) -> usize {
     size_of::<QueuedPublish>() + publish.topic.as_str().len() + publish.payload.len()
 }

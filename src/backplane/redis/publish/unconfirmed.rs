@@ -1,14 +1,15 @@
-//! What publishers of this node were told is kept, in case nobody else knows of it.
+//! Acknowledged publishes of this node that no subscriber has confirmed yet; verified again after a
+//! failover.
 //!
-//! A server that dies may have answered a publish, and not yet told anybody who listens: one write
-//! to a socket comes before the other. Then the node that published is the only one who knows. So
-//! it remembers what was acknowledged until a canary has come back behind it, which proves that
-//! what was said before was told; and when the next server is another one (another generation), it
-//! asks for each whether it is there, and puts it back if it is the next one (`lua/verify.lua`).
-//! What comes before it others may have to put back first ([`crate::backplane::redis::history`]), so it is asked
-//! again for as long as the server waits.
+//! A server that dies may have answered a publish and not yet sent it to any subscriber: one write
+//! to a socket comes before the other. Then only the publishing node knows the message. So it
+//! remembers acknowledged publishes until a canary has come back after them, which proves that they
+//! were sent to subscribers; and when the next server has another generation, it asks for each
+//! whether it is there, and appends it if it is the next one (`lua/verify.lua`). Other nodes may
+//! first have to repair what comes before it ([`crate::backplane::redis::history`]), so it is asked
+//! again for as long as the server is in its repair window.
 //!
-//! Invariant: what is remembered is in the order of its positions, topic by topic.
+//! Invariant: publishes of one topic are in the order of their positions.
 
 use crate::backplane::envelope;
 use crate::backplane::log_throttle::LogThrottle;
@@ -26,23 +27,23 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-/// What is remembered at most; beyond, the oldest is forgotten.
+/// Bytes that are remembered; beyond, the oldest is forgotten.
 const BYTES_MAX: usize = 16 * 1024 * 1024;
-/// How long before a canary a message must have been acknowledged, so that the canary proves it.
+/// Time by which an acknowledgement must precede a canary, so that the canary proves it.
 const MARGIN: Duration = Duration::from_millis(500);
-/// Messages in one pipeline.
+/// Publishes in one batch.
 const VERIFIED_PER_BATCH: usize = 1024;
-/// Bytes after which one is closed while the server refuses: it may for days, and whatever stands
-/// behind, the canary as well, has to wait each time. One message may be longer.
+/// Bytes after which a batch is closed while the server refuses: it may for days, and everything
+/// behind the batch, the canary as well, has to wait each time. One message may be longer.
 const REFUSED_BATCH_BYTES: usize = 64 * 1024;
-/// After how long it is asked again what was not there.
+/// Pause before a publish that was not there is verified again.
 const RETRY_PAUSE: Duration = Duration::from_millis(30);
-/// The same for what the server has no room for: it waits for longer when it has.
+/// The same while the server has no room for it: its repair window is longer than that.
 const REFUSED_PAUSE: Duration = Duration::from_millis(REPAIR_MS / 2);
-/// For how long, since a server takes anything. Longer than any server waits.
+/// How long verification may take since the server accepts commands. Longer than any repair window.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// A message that was acknowledged.
+/// A publish and the position at which it is stored.
 pub struct AckedPublish {
     publish: Publish,
     at: Position,
@@ -50,26 +51,26 @@ pub struct AckedPublish {
 }
 
 impl AckedPublish {
-    /// Where it stands.
+    /// Its topic.
     pub fn topic(&self) -> &TopicName {
         &self.publish.topic
     }
 }
 
-/// See the module. One for each server; it outlives links.
+/// Acknowledged publishes that may exist on no other node. One for each server; outlives links.
 pub struct UnconfirmedLog {
     namespaces: Arc<Namespaces>,
-    /// Known to be on the server with this generation.
+    /// Known to be on the server of `generation`.
     proven: VecDeque<AckedPublish>,
     generation: String,
-    /// Not known to be on the server of now.
+    /// Not known to be on the current server.
     to_verify: VecDeque<AckedPublish>,
     verify_until: Option<Instant>,
     retry_at: Option<Instant>,
     in_flight: Option<VerifyBatch>,
     /// The server does not know the script.
     is_script_missing: bool,
-    /// Something was refused when it was last asked.
+    /// Something was refused in the last batch.
     was_refused: bool,
     bytes: usize,
     envelope: Vec<u8>,
@@ -82,7 +83,7 @@ struct VerifyBatch {
 }
 
 impl UnconfirmedLog {
-    /// Nothing was acknowledged.
+    /// No publishes.
     pub fn new(namespaces: Arc<Namespaces>) -> UnconfirmedLog {
         UnconfirmedLog {
             namespaces,
@@ -100,7 +101,7 @@ impl UnconfirmedLog {
         }
     }
 
-    /// A publisher is being told that its message stands at a place.
+    /// A publisher is about to be told that its message is stored at a position.
     pub fn record(&mut self, publish: Publish, at: Position, now: Instant) {
         self.bytes += log_bytes(&publish);
         self.proven.push_back(AckedPublish { publish, at, since: now });
@@ -110,7 +111,7 @@ impl UnconfirmedLog {
         }
     }
 
-    /// A canary has come back: what was acknowledged well before was told.
+    /// A canary has come back: publishes acknowledged well before it are proven and forgotten.
     pub fn forget_before(&mut self, canary_back_at: Instant) {
         while let Some(oldest) = self.proven.front()
             && oldest.since + MARGIN < canary_back_at
@@ -120,17 +121,17 @@ impl UnconfirmedLog {
         }
     }
 
-    /// Whether nothing is under way.
+    /// Whether nothing is in flight.
     pub fn has_none_in_flight(&self) -> bool {
         self.in_flight.is_none()
     }
 
-    /// Whether the server has said, since this was last asked, that it does not know the script.
+    /// Whether the server has not known the script since the last call.
     pub fn take_script_missing(&mut self) -> bool {
         std::mem::take(&mut self.is_script_missing)
     }
 
-    /// The link is lost: whatever was asked is asked again on the next one.
+    /// The link is lost: what was in flight is verified again on the next one.
     pub fn lose_link(&mut self) {
         if let Some(in_flight) = self.in_flight.take() {
             for proven in in_flight.asked.into_iter().rev() {
@@ -141,7 +142,7 @@ impl UnconfirmedLog {
         self.verify_until = None;
     }
 
-    /// Gives away what belongs to topics that another server has now.
+    /// Takes out the publishes of topics that have moved to another server.
     pub fn take_moved(&mut self, has_moved: impl Fn(&TopicName) -> bool) -> Vec<AckedPublish> {
         assert!(self.in_flight.is_none(), "topics move while nothing is under way");
         let all = self.to_verify.drain(..).chain(self.proven.drain(..));
@@ -153,15 +154,15 @@ impl UnconfirmedLog {
         moved
     }
 
-    /// Takes what was acknowledged by another server.
+    /// Takes in a publish that another server acknowledged.
     pub fn adopt(&mut self, moved: AckedPublish) {
         self.bytes += log_bytes(&moved.publish);
         self.to_verify.push_back(moved);
         self.verify_until = None;
     }
 
-    /// Asks a server that is up for what is doubted, if it may, and takes what was answered. Whether
-    /// there was anything to do.
+    /// Verifies publishes on a server that is up, if `may_ask`, and handles replies. Returns
+    /// whether there was work.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -178,7 +179,7 @@ impl UnconfirmedLog {
             let Poll::Ready(answers) = poll_reply(&mut in_flight.reply, cx) else {
                 return Ok(false);
             };
-            // If the link broke, all of it is asked again on the next one: see `lose_link`.
+            // If the link broke, all of it is verified on the next one: see `lose_link`.
             let answers = answers?;
             let in_flight = self.in_flight.take().expect("it was just looked at");
             self.handle_replies(in_flight.asked, answers, now);
@@ -197,7 +198,7 @@ impl UnconfirmedLog {
         Ok(is_busy)
     }
 
-    /// What is asked at once.
+    /// The publishes of the next batch.
     fn take_batch(&mut self) -> Vec<AckedPublish> {
         let bytes_max = if self.was_refused { REFUSED_BATCH_BYTES } else { usize::MAX };
         let (mut some, mut bytes) = (Vec::new(), 0);
@@ -236,8 +237,8 @@ impl UnconfirmedLog {
         command
     }
 
-    /// 1: there. 0, or refused: asked again, those of one topic in their order. Else it is gone, also
-    /// where somebody has written over the history: nobody else waits for that to be mended.
+    /// 1: stored. 0, or refused: verified again, those of one topic in their order. Anything else:
+    /// gone, also where the history is unreadable: no other node waits for that to be corrected.
     fn handle_replies(&mut self, asked: Vec<AckedPublish>, answers: Vec<Value>, now: Instant) {
         let is_late = self.verify_until.is_some_and(|until| until <= now);
         let (mut retries, mut gone, mut pause) = (Vec::new(), 0, RETRY_PAUSE);
@@ -246,8 +247,8 @@ impl UnconfirmedLog {
             let refusal = ErrorReply::of(&answer);
             match answer {
                 Value::Int(1) => self.proven.push_back(AckedPublish { since: now, ..proven }),
-                // A server that takes nothing yet, as a master without its replicas or without
-                // memory, has not gone on either: patience begins anew when it does.
+                // A server that accepts nothing yet, such as a master without its replicas or
+                // without memory, has not gone on either: the time limit starts again when it does.
                 _ if refusal.is_some_and(|refusal| refusal != ErrorReply::Unreadable) => {
                     self.verify_until = None;
                     self.was_refused = true;
@@ -279,7 +280,7 @@ impl UnconfirmedLog {
     }
 }
 
-/// What a message is counted as: its bytes, and about what it takes to keep them.
+/// Bytes for which a publish counts: its content and about what it takes to keep it.
 fn log_bytes(publish: &Publish) -> usize {
     size_of::<AckedPublish>() + publish.topic.as_str().len() + publish.payload.len()
 }
@@ -307,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_canary_has_proved_is_forgotten_and_nothing_newer() {
+    fn publishes_that_a_canary_has_proved_are_forgotten_and_no_newer_ones() {
         let mut unconfirmed = UnconfirmedLog::new(Arc::default());
         let start = Instant::now();
         for ms in [0, 100, 1000] {
@@ -325,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_gives_way_when_there_is_too_much() {
+    fn the_oldest_is_forgotten_when_there_is_too_much() {
         let mut unconfirmed = UnconfirmedLog::new(Arc::default());
         for offset in 0..40 {
             unconfirmed.record(publish("a", 1024 * 1024), at(offset), Instant::now());
@@ -336,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn little_is_asked_at_once_of_a_server_that_refuses() {
+    fn batches_are_small_while_a_server_refuses() {
         let mut unconfirmed = UnconfirmedLog::new(Arc::default());
         for offset in 1..=1030 {
             let bytes = match offset {
@@ -361,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_moved_is_given_away_and_doubted_by_whoever_takes_it() {
+    fn publishes_of_topics_that_have_moved_are_verified_on_their_new_server() {
         let (mut one, mut other) =
             (UnconfirmedLog::new(Arc::default()), UnconfirmedLog::new(Arc::default()));
         for (room, offset) in [("a", 1), ("b", 1), ("a", 2)] {

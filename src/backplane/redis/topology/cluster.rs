@@ -1,14 +1,14 @@
-//! Which master of a Redis Cluster has which partitions.
+//! The map of a Redis Cluster: the master of each partition.
 //!
-//! Every master that is known is asked (`CLUSTER NODES`), because any one of them may be cut off
-//! and tell of the past. Where they contradict each other the higher configuration epoch is right,
-//! slot by slot: that is the Cluster's own rule, and no minority can make a higher one.
+//! Every known master is asked (`CLUSTER NODES`), because any one of them may be partitioned and
+//! have an old view. Where views contradict each other the higher configuration epoch wins, slot by
+//! slot: that is the Cluster's own rule, and no minority can make a higher one.
 //!
-//! Asked at the start, every two seconds, and at once when a server says that something moved or a
-//! link is lost; then again and again until it is settled. A master that only we still reach says
-//! nothing, so nobody is deaf for longer than it takes to ask.
+//! Asked at the start, every two seconds, and at once after a redirection or a lost link; then
+//! repeatedly until an answer comes. A master that only we still reach announces nothing, so
+//! subscriptions there are stale for no longer than one interval.
 //!
-//! Invariant: a map is handed out only if each partition's slot has a master.
+//! Invariant: a map is returned only if each partition's slot has a master.
 
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::partition::PARTITIONS;
@@ -25,45 +25,45 @@ use std::time::{Duration, Instant};
 
 /// Slots of a Cluster.
 const SLOTS: usize = 16_384;
-/// How often the Cluster is asked while nothing seems to change.
+/// Interval while nothing seems to change.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// How long at least between two times.
+/// Shortest interval.
 const POLL_INTERVAL_MIN: Duration = Duration::from_millis(100);
-/// How long one server may take to answer. Longer, and another one's answer is worth more.
+/// How long one server may take to answer; the others' answers count without it.
 const TIMEOUT: Duration = Duration::from_millis(500);
 /// Servers asked at once.
 const ASKED_AT_ONCE_MAX: usize = 16;
-/// Nodes of a Cluster that are known, at most: as many as Redis can have.
+/// Known nodes of a Cluster, at most: as many as Redis supports.
 const NODES_MAX: usize = 1_000;
 
 type Asking = Pin<Box<dyn Future<Output = Result<ClusterView, String>>>>;
 
-/// What the servers said together.
+/// What the servers' answers amount to.
 struct ClusterView {
     map: PartitionMap,
-    /// Everybody of whom the Cluster knows, replicas included.
+    /// Addresses of all nodes, replicas included.
     addresses: Vec<String>,
 }
 
-/// See the module.
+/// Watches the map of a Cluster. Owned by [`crate::backplane::redis::topology::Topology`].
 pub struct Cluster {
     login: Login,
     tls_ca_file: Option<String>,
     seeds: Vec<String>,
-    /// Addresses to ask: those that were masters last, then all others, then the configured ones.
+    /// Addresses to ask: the last masters, then all other nodes, then the configured ones.
     known: Vec<String>,
     asking: Option<Asking>,
-    /// `None`: at once.
+    /// `None`: to be asked at once.
     asked_at: Option<Instant>,
     is_hurried: bool,
     map: Option<PartitionMap>,
-    /// What went wrong when it was last asked.
+    /// Why the last attempt failed, if it did.
     last_error: Option<String>,
     failures: LogThrottle,
 }
 
 impl Cluster {
-    /// Nobody is asked yet.
+    /// Not asked yet.
     pub fn new(seeds: Vec<String>, plan: &RedisPlan) -> Cluster {
         Cluster {
             login: plan.servers.login.clone(),
@@ -79,12 +79,12 @@ impl Cluster {
         }
     }
 
-    /// To be asked as soon as may be.
+    /// Asks again as soon as the shortest interval allows.
     pub fn hurry(&mut self) {
         self.is_hurried = true;
     }
 
-    /// The map, if it is another one than before.
+    /// The map, if it has changed.
     pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<PartitionMap> {
         let every =
             if self.is_hurried || self.map.is_none() { POLL_INTERVAL_MIN } else { POLL_INTERVAL };
@@ -121,7 +121,7 @@ impl Cluster {
         }
     }
 
-    /// What is known of the map.
+    /// Adds the state of the map to the snapshot.
     pub fn describe(&self, view: &mut servers::Picture) {
         let masters = self.map.as_ref().map(|map| map.servers.len() as u64);
         view.deployment.cluster_masters = masters;
@@ -138,7 +138,7 @@ impl Cluster {
     }
 }
 
-/// Asks all of them. One answer is enough.
+/// Asks all of them; one answer is enough.
 async fn ask_all(
     addresses: Vec<String>,
     login: Login,
@@ -174,7 +174,7 @@ async fn ask(url: String, tls_ca_file: Option<String>) -> Result<String, String>
     redis::cmd("CLUSTER").arg("NODES").query_async(&mut connection).await.map_err(error_text)
 }
 
-/// What one server says.
+/// One server's answer.
 #[derive(Debug, Default)]
 struct NodeView {
     masters: Vec<Master>,
@@ -189,8 +189,8 @@ struct Master {
     slots: Vec<(u16, u16)>,
 }
 
-/// Reads `CLUSTER NODES`. A line that is not understood is left out: others will know better. So is
-/// what comes behind more nodes than a Cluster has, or behind more slots: each has one master.
+/// Parses `CLUSTER NODES`. Lines that are not understood are skipped. So is everything beyond the
+/// nodes and slots that a Cluster can have: each slot has one master.
 ///
 /// `<id> <ip:port@bus[,name…]> <flags> <master> <ping> <pong> <epoch> <link> <slots…>`
 fn read(text: &str, asked: &str) -> NodeView {
@@ -219,8 +219,8 @@ fn read(text: &str, asked: &str) -> NodeView {
     view
 }
 
-/// Where a node is: by its name, if it has one. One that does not know its own address is where it
-/// was asked.
+/// A node's address: by its host name, if it has one. A node that does not know its own address is
+/// where it was asked.
 fn address(place: &str, asked: &str, is_myself: bool) -> Option<String> {
     let mut parts = place.split(',');
     let endpoint = parts.next()?.split('@').next()?;
@@ -235,14 +235,14 @@ fn address(place: &str, asked: &str, is_myself: bool) -> Option<String> {
     }
 }
 
-/// `5` or `5-10`. What is on its way (`[5->-…]`) is still where it was.
+/// `5` or `5-10`. A migrating slot (`[5->-…]`) is still at its old master.
 fn range(word: &str) -> Option<(u16, u16)> {
     let (first, last) = word.split_once('-').unwrap_or((word, word));
     let (first, last) = (first.parse().ok()?, last.parse().ok()?);
     (first <= last && usize::from(last) < SLOTS).then_some((first, last))
 }
 
-/// All views together.
+/// Merges all views. Fails if a slot has no master.
 fn merge(views: &[NodeView]) -> Result<PartitionMap, String> {
     let mut owners: Vec<Option<(u64, &Master)>> = vec![None; SLOTS];
     for master in views.iter().flat_map(|view| &view.masters) {
@@ -292,7 +292,7 @@ nonsense
 ";
 
     #[test]
-    fn what_a_server_says_is_understood() {
+    fn cluster_nodes_is_parsed() {
         let view = read(NODES, "asked:1");
         assert_eq!(view.addresses, ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", "host.example:5"]);
         let slots: Vec<_> = view.masters.iter().map(|master| &master.slots[..]).collect();
@@ -304,7 +304,7 @@ nonsense
     }
 
     #[test]
-    fn the_higher_epoch_is_right_slot_by_slot() {
+    fn the_higher_epoch_wins_slot_by_slot() {
         let before = read(NODES, "x");
         let after = read("c 127.0.0.1:3@3 myself,master - 0 0 4 connected 0-8191", "x");
         for views in [[before, after], {
@@ -321,7 +321,7 @@ nonsense
     }
 
     #[test]
-    fn a_slot_without_a_master_is_no_map() {
+    fn a_slot_without_a_master_makes_no_map() {
         let view = read("a h:1@1 master - 0 0 1 connected 0-16000", "x");
         assert!(merge(&[view]).unwrap_err().contains("has no master"));
     }
@@ -340,7 +340,7 @@ nonsense
 
     proptest! {
         #[test]
-        fn any_words_are_read(
+        fn any_words_are_parsed(
             words in prop::collection::vec(
                 prop_oneof![
                     "[a-z,:@\\[\\]-]{0,12}",
@@ -360,7 +360,7 @@ nonsense
     }
 
     #[test]
-    fn whatever_a_server_says_is_read() {
+    fn any_answer_is_parsed() {
         for text in ["", "\n\n", "a b c d e f g h i", "a h:1@1 master - 0 0 x connected 5-1", "é"]
         {
             assert!(merge(&[read(text, "x")]).is_err(), "{text}");

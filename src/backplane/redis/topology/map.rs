@@ -5,19 +5,18 @@
 use crate::backplane::partition::PARTITIONS;
 use std::sync::Arc;
 
-/// Which server has which partition.
+/// The assignment of partitions to servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartitionMap {
-    /// The servers. What they are called depends on the deployment: an address, or the name under
-    /// which sentinels know a master.
+    /// Names of the servers: addresses, or with sentinels the names of masters.
     pub servers: Vec<String>,
-    /// The server of each partition.
+    /// For each partition the index of its server.
     pub owners: Arc<[u16; PARTITIONS]>,
 }
 
 impl PartitionMap {
-    /// Servers that share all partitions, by jump consistent hashing: if one more is written behind
-    /// the others, only its own share moves.
+    /// Distributes all partitions over the servers by jump consistent hashing: if another is
+    /// appended, only its own share moves.
     pub fn shared(servers: Vec<String>) -> PartitionMap {
         let count = servers.len();
         let owners = std::array::from_fn(|partition| jump_hash(partition as u64, count));
@@ -58,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn one_more_server_takes_its_share_and_moves_nothing_else() {
+    fn an_appended_server_takes_its_share_and_moves_nothing_else() {
         for servers in 1..16 {
             let moved = shares(servers).into_iter().zip(shares(servers + 1));
             let moved: Vec<_> = moved.filter(|(before, after)| before != after).collect();

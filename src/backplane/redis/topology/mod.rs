@@ -1,10 +1,10 @@
-//! Where the servers are, and which of them has which topics.
+//! Topology: where the servers are, and which of them has which topics.
 //!
-//! Three ways to know it: the configuration says so and nothing ever changes; sentinels say where
-//! each master is; or a Cluster says which master has which slots. Each is a picture that may be
-//! made anew at any time, and whoever uses it compares it with what it has.
+//! There are three sources: the configuration, which never changes; sentinels, which know where
+//! each master is; or a Cluster, which knows the master of each slot. Each returns the whole state
+//! at any time, and the caller compares it with what it has.
 //!
-//! Invariant: a [`PartitionMap`] gives every partition to a server that it names.
+//! Invariant: a [`PartitionMap`] gives each partition to a server that it names.
 
 pub mod cluster;
 pub mod map;
@@ -19,32 +19,32 @@ use crate::plan::{Deployment, RedisPlan};
 use std::task::Context;
 use std::time::Instant;
 
-/// What became known.
+/// A change of the topology.
 #[derive(Debug)]
 pub enum TopologyChange {
-    /// Partitions are where this says.
+    /// The map is this.
     Map(PartitionMap),
     /// A server of the map is at this address now.
     Master {
-        /// Which server of the map.
+        /// Its index in the map.
         server: usize,
         /// `host:port`
         address: String,
     },
 }
 
-/// See the module.
+/// The source of the topology. Owned by [`crate::backplane::redis::RedisTransport`].
 pub enum Topology {
-    /// As configured: the map, once.
+    /// From the configuration: the map, once.
     Fixed(Option<PartitionMap>),
-    /// The map once, and then where its masters are.
+    /// The map from the configuration, once; then the addresses of its masters.
     Sentinel(Option<PartitionMap>, Sentinels),
-    /// The map, as often as it changes.
+    /// The map of a Cluster, each time it changes.
     Cluster(Cluster),
 }
 
 impl Topology {
-    /// Nothing is asked yet.
+    /// Not asked yet.
     pub fn new(plan: &RedisPlan) -> Topology {
         match &plan.servers.deployment {
             Deployment::Fixed(addresses) => {
@@ -64,14 +64,14 @@ impl Topology {
         !matches!(self, Topology::Sentinel(..))
     }
 
-    /// Something is not where it was: the sooner it is known where it is, the better.
+    /// A redirection or a lost link: asks again soon.
     pub fn hurry(&mut self) {
         if let Topology::Cluster(cluster) = self {
             cluster.hurry();
         }
     }
 
-    /// How well it is known where the servers are.
+    /// Adds the state of the sources to the snapshot.
     pub fn describe(&self, now: Instant, picture: &mut Picture) {
         match self {
             Topology::Fixed(_) => {}
@@ -80,7 +80,7 @@ impl Topology {
         }
     }
 
-    /// The next thing that became known; `None`: `cx` is woken when there is something.
+    /// The next change. `None`: `cx` is woken when there is one.
     pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<TopologyChange> {
         match self {
             Topology::Fixed(map) => map.take().map(TopologyChange::Map),

@@ -1,17 +1,17 @@
-//! Which server has which topics, and the way to each of them.
+//! Routes: the server of each topic, and the connection to it.
 //!
-//! Topics are in 1024 partitions ([`crate::backplane::partition::partition`]), and each partition is on one server:
-//! always the only one, or one of several by their order in the configuration, or in a Cluster the
-//! master of the partition's slot. A route is a picture of one moment: it is made anew when a server
-//! comes up, goes down, or a partition moves.
+//! Topics are in 1024 partitions ([`crate::backplane::partition::partition`]), and each partition
+//! is on one server: the only one, or one of several by their order in the configuration, or in a
+//! Cluster the master of the partition's slot. Routes are a snapshot: they are made again when a
+//! server goes up or down, or a partition moves.
 //!
-//! Invariant: every partition has a server, whether that is up or not.
+//! Invariant: each partition has a server, whether that is up or not.
 
 use crate::backplane::partition::{PARTITIONS, partition};
 use redis::aio::MultiplexedConnection;
 use std::sync::Arc;
 
-/// See the module. Cheap to clone.
+/// A snapshot of all routes. Cheap to clone.
 #[derive(Clone)]
 pub struct ServerRoutes {
     owners: Arc<[u16; PARTITIONS]>,
@@ -20,7 +20,8 @@ pub struct ServerRoutes {
 }
 
 impl ServerRoutes {
-    /// `owners`: the server of each partition. `servers`: the connection to each that is up.
+    /// `owners`: for each partition the index of its server. `servers`: the connection to each
+    /// server that is up.
     pub fn new(
         owners: Arc<[u16; PARTITIONS]>,
         servers: Vec<Option<MultiplexedConnection>>,
@@ -30,7 +31,7 @@ impl ServerRoutes {
         ServerRoutes { owners, servers: servers.into(), publish }
     }
 
-    /// How many servers there are, up or not.
+    /// Number of servers, up or not.
     pub fn servers(&self) -> usize {
         self.servers.len()
     }
@@ -50,7 +51,7 @@ impl ServerRoutes {
         self.servers.get(server)?.as_ref()
     }
 
-    /// How a message is said on a topic's channel: `PUBLISH`, or in a Cluster `SPUBLISH`.
+    /// The command that publishes to a topic's channel: `PUBLISH`, or in a Cluster `SPUBLISH`.
     pub fn publish(&self) -> &'static str {
         self.publish
     }

@@ -1,12 +1,12 @@
-//! Where the masters are, as sentinels say.
+//! The addresses of masters, as sentinels report them.
 //!
-//! Each sentinel has a task of its own: it listens for `+switch-master`, and asks for every master
-//! when it hears one and once a second. Of all that they say, the highest configuration epoch of a
-//! master is right: Sentinel gives a new one to whom a majority has voted for, so one that is cut
-//! off can only tell of the past. What a sentinel said that has not been reached for a while counts
-//! no more, so that a system of sentinels that was set up anew, from epoch zero, is believed.
+//! Each sentinel has a task of its own: it subscribes `+switch-master`, and asks for every master
+//! after each such message and once a second. Of all reports the one with the highest configuration
+//! epoch wins: a new epoch goes to the master that a majority has voted for, so a partitioned
+//! sentinel can only report the past. Reports of a sentinel that has not been reached for a while
+//! expire, so that sentinels that were set up again, from epoch zero, are believed.
 //!
-//! Invariant: nobody's silence changes where a master is.
+//! Invariant: a sentinel that does not answer changes no master's address.
 
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::redis::connection;
@@ -21,22 +21,22 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
-/// How often a sentinel is asked.
+/// Interval at which a sentinel is asked.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How long it may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// For how long what a sentinel said counts.
+/// How long a sentinel's report counts.
 const REPORT_TTL: Duration = Duration::from_secs(5);
-/// Words that wait to be taken. A task that finds no room waits.
+/// Reports in the channel. A task that finds it full waits.
 const REPORTS_MAX: usize = 64;
 
-/// What a sentinel says.
+/// A sentinel's report, or why there is none.
 struct SentinelReport {
     sentinel: usize,
     what: Result<MasterReport, String>,
 }
 
-/// Where a master is.
+/// The address of a master.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct MasterReport {
     master: usize,
@@ -44,11 +44,11 @@ struct MasterReport {
     address: String,
 }
 
-/// What is believed of a master.
+/// What is known of a master.
 #[derive(Default)]
 struct Master {
     name: String,
-    /// What each sentinel said last, and when.
+    /// The last report of each sentinel, and its time.
     last_reports: HashMap<usize, (Instant, MasterReport)>,
     address: Option<String>,
 }
@@ -56,9 +56,9 @@ struct Master {
 /// What is known of a sentinel.
 struct SentinelState {
     address: String,
-    /// When it last said where a master is.
+    /// When it last reported a master.
     heard_at: Option<Instant>,
-    /// What went wrong last.
+    /// Its last error.
     error: Option<String>,
     failures: LogThrottle,
 }
@@ -69,13 +69,13 @@ impl SentinelState {
     }
 }
 
-/// See the module.
+/// Watches all sentinels. Owned by [`crate::backplane::redis::topology::Topology`].
 pub struct Sentinels {
     sentinels: Vec<SentinelState>,
     login: Login,
     tls_ca_file: Option<String>,
     masters: Vec<Master>,
-    /// Begun at the first poll: they need a runtime.
+    /// Spawned at the first poll: they need a runtime.
     tasks: Vec<JoinHandle<()>>,
     reports: Option<mpsc::Receiver<SentinelReport>>,
 }
@@ -87,8 +87,7 @@ impl Drop for Sentinels {
 }
 
 impl Sentinels {
-    /// Nobody is asked yet. `login`: how to come in to the sentinels; `masters`: what they are
-    /// called.
+    /// Not connected. `login`: credentials for the sentinels; `masters`: the names of the masters.
     pub fn new(
         addresses: &[String],
         login: &Login,
@@ -112,7 +111,7 @@ impl Sentinels {
         }
     }
 
-    /// A master, by its number, and where it is: if that is not where it was.
+    /// A master's index and its new address, when it has changed.
     pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<(usize, String)> {
         let reports = self.reports.get_or_insert_with(|| {
             let (sender, receiver) = mpsc::channel(REPORTS_MAX);
@@ -148,7 +147,7 @@ impl Sentinels {
         None
     }
 
-    /// Who of them has answered lately.
+    /// Adds the sentinels that do not answer to the snapshot.
     pub fn describe(&self, now: Instant, picture: &mut Picture) {
         let silent = self.sentinels.iter().filter(|sentinels| !sentinels.is_answering(now));
         let silent = silent.map(|sentinels| (sentinels.address.clone(), sentinels.error.clone()));
@@ -160,7 +159,7 @@ impl Sentinels {
 }
 
 impl Master {
-    /// Answers where the master is, if that is news.
+    /// Takes a report. Returns the master's address if it has changed.
     fn listen(
         &mut self,
         sentinel: usize,
@@ -169,7 +168,7 @@ impl Master {
     ) -> Option<String> {
         self.last_reports.insert(sentinel, (now, last_reports));
         self.last_reports.retain(|_, (at, _)| now.duration_since(*at) < REPORT_TTL);
-        // Of several with the same epoch the one that is believed already: they are about to agree.
+        // Of several with the same epoch the current one: they are about to agree.
         let believed =
             |last_reports: &MasterReport| Some(&last_reports.address) == self.address.as_ref();
         let all = self.last_reports.values().map(|(_, last_reports)| last_reports);
@@ -184,7 +183,7 @@ impl Master {
     }
 }
 
-/// One sentinel, for as long as the node lives.
+/// Watches one sentinel for as long as the node lives.
 async fn watch(
     sentinel: usize,
     url: String,
@@ -201,7 +200,7 @@ async fn watch(
     }
 }
 
-/// Never ends but by an error.
+/// Returns only with an error.
 async fn listen(
     sentinel: usize,
     url: &str,
@@ -229,7 +228,7 @@ async fn listen(
         client.get_multiplexed_async_connection_with_config(&config).await.map_err(last_reports)?;
     connection.subscribe("+switch-master").await.map_err(last_reports)?;
     loop {
-        // One that it does not know hides no other.
+        // A master that it does not know hides no other.
         let mut unknown = None;
         for (master, name) in masters.iter().enumerate() {
             match ask(&mut connection, name).await {
@@ -257,11 +256,11 @@ async fn listen(
     }
 }
 
-/// Under which epoch a master is where.
+/// The epoch and address of a master.
 ///
-/// `SENTINEL MASTER` of the sentinel that leads a failover has the new epoch and still the old
-/// address, until every replica follows the new master; `GET-MASTER-ADDR-BY-NAME` says the new one
-/// from the moment it is master. The epoch is asked for first: an address may be newer than it,
+/// During a failover `SENTINEL MASTER` of the leading sentinel has the new epoch and still the old
+/// address, until every replica follows the new master; `GET-MASTER-ADDR-BY-NAME` has the new
+/// address from the promotion on. The epoch is asked for first: an address may be newer than it,
 /// never older.
 async fn ask(connection: &mut MultiplexedConnection, name: &str) -> Result<(u64, String), String> {
     let last_reports = |error: redis::RedisError| error.to_string();
@@ -273,7 +272,7 @@ async fn ask(connection: &mut MultiplexedConnection, name: &str) -> Result<(u64,
     Ok((epoch(&fields)?, address_of(&address)?))
 }
 
-/// What `SENTINEL MASTER` answers: a map, or names and values in turn.
+/// Parses `SENTINEL MASTER`: a map, or alternating names and values.
 fn epoch(answer: &Value) -> Result<u64, String> {
     let fields: HashMap<String, String> =
         redis::from_redis_value_ref(answer).map_err(|error| error.to_string())?;
@@ -281,7 +280,7 @@ fn epoch(answer: &Value) -> Result<u64, String> {
     epoch.ok_or_else(|| "the sentinel does not say its config-epoch".to_owned())
 }
 
-/// What `SENTINEL GET-MASTER-ADDR-BY-NAME` answers.
+/// Parses `SENTINEL GET-MASTER-ADDR-BY-NAME`.
 fn address_of(answer: &Value) -> Result<String, String> {
     let (ip, port): (String, String) = redis::from_redis_value_ref(answer)
         .map_err(|_| "the sentinel does not say where it is".to_owned())?;
@@ -298,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn the_highest_epoch_is_right_until_nobody_says_it_any_more() {
+    fn the_highest_epoch_wins_until_it_is_reported_no_more() {
         let mut master = Master::default();
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
@@ -329,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn both_forms_of_an_answer_are_read() {
+    fn both_forms_of_an_answer_are_parsed() {
         let pairs = [("name", "m"), ("ip", "::1"), ("port", "7"), ("config-epoch", "12")];
         let text = |text: &str| Value::BulkString(text.into());
         let map = pairs.map(|(name, value)| (text(name), text(value))).to_vec();
@@ -345,7 +344,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn whatever_a_sentinel_answers_is_read_or_not(
+        fn any_answer_of_a_sentinel_is_parsed_or_refused(
             answer in hostile::value(),
             epochs in proptest::collection::vec(hostile::edge(), 0..8),
         ) {
