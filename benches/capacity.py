@@ -238,9 +238,9 @@ def server_costs(rows):
     redis.end()
     before = server.threads()
     redis = Redis(redis.port)
-    log = until("a second subscription", lambda: (lambda t: t if t.count("everything is subscribed") > 1 else None)(open(server.log.name).read()))
+    log = until("a second subscription", lambda: (lambda t: t if t.count("all topics subscribed") > 1 else None)(open(server.log.name).read()))
     after = server.threads()
-    line = [line for line in log.splitlines() if "everything is subscribed" in line][-1]
+    line = [line for line in log.splitlines() if "all topics subscribed" in line][-1]
     plain = re.sub("\x1b\\[[0-9;]*m", "", line)
     topics, took_ms = (int(re.search(rf"{key}=(\d+)", plain).group(1)) for key in ("topics", "took_ms"))
     rows.append(("b_resub", "backplane CPU for each topic after a restart of Redis", 1e6 * (part(after, "backplane") - part(before, "backplane")) / topics, "µs",

@@ -1,8 +1,8 @@
 //! The backplane of a single node: the same path as with Redis, without other nodes at its end.
 //!
-//! A publish still goes up to this thread and comes down again, so that each topic has one order and a
-//! client cannot tell the two backplanes apart. Requests of a turn are carried out in the same turn, in
-//! their order.
+//! A publish still goes up to this thread and comes down again, so that each topic has one order
+//! and a client cannot tell the two backplanes apart. Requests of a turn are carried out in the
+//! same turn, in their order.
 //!
 //! Presence ([`Presence`]) is complete here, because all connections are this node's own. Histories
 //! ([`MemoryHistories`]) and acknowledgements live as long as the process.
@@ -123,7 +123,8 @@ impl Embedded {
         let log = self.histories.log(&ask.topic, retention(&policy), now);
         let reader = RunRequest { topic: &ask.topic, encoding: ask.encoding, bytes_max };
         let (recovery, missed) = match (ask.topic.kind(), ask.since) {
-            // A user's connection receives what the user has not acknowledged, whatever it asks for.
+            // A user's connection receives what the user has not acknowledged, whatever it asks
+            // for.
             (TopicKind::User(_), _) => log.unacknowledged(acked, reader),
             (_, None) => (Recovery::NotAsked, Run::default()),
             (_, Some(_)) if !policy.recovery => {
@@ -304,7 +305,8 @@ mod tests {
         }
     }
 
-    /// How many names are hashed for each of three publishes, the first of which begins the history.
+    /// How many names are hashed for each of three publishes, the first of which begins the
+    /// history.
     fn hashes(room: &str, history_bytes_max: usize, key: Option<&str>) -> [u64; 3] {
         let (shards, end, _ops) = window(1, 4, 64).unwrap();
         let health = Arc::new(Health::default());

@@ -6,12 +6,12 @@
 //! ```
 //!
 //! Numbers are little-endian. Flag 1: the publisher is excepted (the first bracket). Flag 2: a user
-//! published it (the second). Flag 4: it has a conflate key (the third). Flag 8: it is stored and has an
-//! idempotency key (the fourth), which a repair of the history restores, too. The topic is not in it: it
-//! is the channel's name. The payload is the rest.
+//! published it (the second). Flag 4: it has a conflate key (the third). Flag 8: it is stored and
+//! has an idempotency key (the fourth), which a repair of the history restores, too. The topic is
+//! not in it: it is the channel's name. The payload is the rest.
 //!
-//! Invariant: [`read`] returns for any bytes. Nodes of two versions may share a Redis during a deploy, so
-//! an unknown version or flag is refused as a whole, never read in part.
+//! Invariant: [`read`] returns for any bytes. Nodes of two versions may share a Redis during a
+//! deploy, so an unknown version or flag is refused as a whole, never read in part.
 
 use crate::backplane::message::Message;
 use crate::ids::{ConflateKey, ConnId, NodeId, Position, ShardId, TopicName, is_name};

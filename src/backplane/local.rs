@@ -1,11 +1,11 @@
 //! This node's side of the backplane: which shards have members, and delivery to them.
 //!
-//! A [`crate::backplane::transport::Transport`] knows other nodes and not the shards. It reports what
-//! happened (a message arrived, a subscription is confirmed, a publish ended), and [`Local`] finds the
-//! shards.
+//! A [`crate::backplane::transport::Transport`] knows other nodes and not the shards. It reports
+//! what happened (a message arrived, a subscription is confirmed, a publish ended), and [`Local`]
+//! finds the shards.
 //!
-//! Invariant: nothing here waits. A message costs one hash of its topic, one frame for each encoding,
-//! and one `try_send` for each shard with members.
+//! Invariant: nothing here waits. A message costs one hash of its topic, one frame for each
+//! encoding, and one `try_send` for each shard with members.
 
 use crate::backplane::delivery_sample::DeliverySample;
 use crate::backplane::interest::{Interest, JoinOutcome, ShardMember, TopicKey};
@@ -54,7 +54,8 @@ impl RoomEvent<'_> {
         }
     }
 
-    /// The delivery for one shard. `except` of another node is dropped: its numbers mean nothing here.
+    /// The delivery for one shard. `except` of another node is dropped: its numbers mean nothing
+    /// here.
     fn delivery(&self, to: &ShardMember, frame: Bytes, node: NodeId) -> Delivery {
         let (except, position, conflate_key) = match self {
             RoomEvent::Message(message, position) => {
@@ -83,7 +84,8 @@ fn gather_everybody<'a>(into: &'a mut Vec<ShardMember>, ports: &[ShardPort]) -> 
     into
 }
 
-/// The shards' members and channels, as the backplane thread sees them. Owned by the backplane loop.
+/// The shards' members and channels, as the backplane thread sees them. Owned by the backplane
+/// loop.
 pub struct Local {
     /// This node's id.
     pub node: NodeId,
@@ -104,8 +106,9 @@ pub struct Local {
 }
 
 impl Local {
-    /// No topic is subscribed, and the transport is down. `linger`: how long a topic stays subscribed
-    /// after its last member left. `backlog_bytes_max`: bytes that may wait for one full shard channel.
+    /// No topic is subscribed, and the transport is down. `linger`: how long a topic stays
+    /// subscribed after its last member left. `backlog_bytes_max`: bytes that may wait for one full
+    /// shard channel.
     pub fn new(
         node: NodeId,
         end: BackplaneEnd,
@@ -160,7 +163,8 @@ impl Local {
         self.deliver(topic, &RoomEvent::Unreadable(at));
     }
 
-    /// Reports a loss to all members of a topic, after earlier deliveries. `count` 0: number unknown.
+    /// Reports a loss to all members of a topic, after earlier deliveries. `count` 0: number
+    /// unknown.
     pub fn notify_lost(&mut self, topic: &TopicName, count: u64) {
         let members = if topic.kind() == TopicKind::All {
             gather_everybody(&mut self.everybody, &self.end.shards)
@@ -174,8 +178,8 @@ impl Local {
         }
     }
 
-    /// Delivers an event to each shard with members, encoded once for each encoding among them. Returns
-    /// whether there are any.
+    /// Delivers an event to each shard with members, encoded once for each encoding among them.
+    /// Returns whether there are any.
     fn deliver(&mut self, topic: HashedTopic<'_>, what: &RoomEvent<'_>) -> bool {
         let (kind, members) = if topic.name() == TopicName::ALL {
             (TopicKind::All, gather_everybody(&mut self.everybody, &self.end.shards))
@@ -205,8 +209,8 @@ impl Local {
         self.interest.pin(TopicName::all())
     }
 
-    /// A shard has its first member of a topic in an encoding. Returns the key if the topic has to be
-    /// subscribed; the shard is told `Joined` once it is.
+    /// A shard has its first member of a topic in an encoding. Returns the key if the topic has to
+    /// be subscribed; the shard is told `Joined` once it is.
     pub fn join(
         &mut self,
         topic: TopicName,
@@ -230,8 +234,8 @@ impl Local {
         self.interest.leave(topic, shard, at, now);
     }
 
-    /// A server of the transport has subscribed a topic: pending joins are answered. Returns whether the
-    /// topic is still wanted from that server.
+    /// A server of the transport has subscribed a topic: pending joins are answered. Returns
+    /// whether the topic is still wanted from that server.
     pub fn confirm_subscription(&mut self, key: TopicKey, server: usize) -> bool {
         let (queues, ports) = (&mut self.queues, &self.end.shards);
         self.interest.confirm(key, server, |shard, at| {
@@ -240,8 +244,8 @@ impl Local {
         })
     }
 
-    /// Answers a join of a topic with a history: its position and the missed messages, after all earlier
-    /// deliveries.
+    /// Answers a join of a topic with a history: its position and the missed messages, after all
+    /// earlier deliveries.
     pub fn reply_recovery(&mut self, shard: ShardId, recovered: RecoveryReply) {
         match recovered.recovery {
             Recovery::NotAsked => {}
@@ -334,7 +338,8 @@ impl Local {
         }
     }
 
-    /// A publish has ended. Failures are always reported; success only if the publisher asked for it.
+    /// A publish has ended. Failures are always reported; success only if the publisher asked for
+    /// it.
     pub fn end_publish(&mut self, done: Done, outcome: PublishOutcome, now: Instant) {
         let turn = match done {
             Done::Conn { shard, turn, .. } => Some((shard, turn)),
@@ -390,8 +395,8 @@ impl Local {
         self.counters.up == 1
     }
 
-    /// Whether items are taken from a shard now: not while replies or deliveries wait for room in its
-    /// channel.
+    /// Whether items are taken from a shard now: not while replies or deliveries wait for room in
+    /// its channel.
     pub fn accepts_from(&self, shard: ShardId) -> bool {
         !self.queues[usize::from(shard.0)].is_held()
     }
@@ -401,8 +406,8 @@ impl Local {
         self.queues.iter().map(|queue| queue.backlog_bytes() as u64).sum()
     }
 
-    /// Whether anything waits for room in a shard channel. Shards do not ring when they have made room,
-    /// so this thread retries on a timer.
+    /// Whether anything waits for room in a shard channel. Shards do not ring when they have made
+    /// room, so this thread retries on a timer.
     pub fn is_waiting(&self) -> bool {
         self.queues.iter().any(ShardQueue::is_waiting)
     }

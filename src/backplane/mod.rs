@@ -2,20 +2,20 @@
 //!
 //! One loop takes what the shards and the ops thread sent ([`crate::link::Uplink`]), keeps in
 //! [`interest`] which shards have members of which topics, and hands publishes to a
-//! [`transport::Transport`]: [`embedded`] for a single node, [`redis`] for several. Messages that come
-//! back, this node's own included, are encoded once for each encoding and delivered to the shards that
-//! have members ([`local`]). A turn takes all that is ready, within bounds, and then rings the bell of
-//! each shard that was sent something.
+//! [`transport::Transport`]: [`embedded`] for a single node, [`redis`] for several. Messages that
+//! come back, this node's own included, are encoded once for each encoding and delivered to the
+//! shards that have members ([`local`]). A turn takes all that is ready, within bounds, and then
+//! rings the bell of each shard that was sent something.
 //!
-//! Back-pressure: a full channel to a shard costs deliveries (reported as `Lost`), never a reply; while
-//! a reply waits, nothing more is taken from that shard. A transport with a full queue stops the taking
-//! altogether, and the shards stop reading from their clients.
+//! Back-pressure: a full channel to a shard costs deliveries (reported as `Lost`), never a reply;
+//! while a reply waits, nothing more is taken from that shard. A transport with a full queue stops
+//! the taking altogether, and the shards stop reading from their clients.
 //!
-//! Rooms below: `transport`, `interest`, `message`, `local`, `history` and `presence` are general and
-//! name neither `embedded` nor `redis`, which implement the transport.
+//! Rooms below: `transport`, `interest`, `message`, `local`, `history` and `presence` are general
+//! and name neither `embedded` nor `redis`, which implement the transport.
 //!
-//! Invariant: everything here runs on one thread, and a turn never waits. Only the sleep between two
-//! turns does.
+//! Invariant: everything here runs on one thread, and a turn never waits. Only the sleep between
+//! two turns does.
 
 mod delivery_sample;
 pub mod disconnect;

@@ -1,5 +1,5 @@
-//! Partitions: fixed groups of topics, by a hash of the name. A backplane of several servers gives each
-//! partition to one of them.
+//! Partitions: fixed groups of topics, by a hash of the name. A backplane of several servers gives
+//! each partition to one of them.
 //!
 //! Invariant: [`partition`] never changes. Nodes of different versions share a Redis, and its keys
 //! outlive them all.

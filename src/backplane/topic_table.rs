@@ -1,8 +1,8 @@
 //! Tables by topic name, and the one hash that they share.
 //!
-//! A message is looked up in up to three tables of this thread: the history that stores or follows its
-//! topic, the idempotency keys, and the shards with members. All of them take a [`HashedTopic`], so the
-//! name is hashed once, where the message arrives.
+//! A message is looked up in up to three tables of this thread: the history that stores or follows
+//! its topic, the idempotency keys, and the shards with members. All of them take a
+//! [`HashedTopic`], so the name is hashed once, where the message arrives.
 //!
 //! The hash is seeded at random for each process: clients choose room names.
 //!

@@ -15,23 +15,24 @@ use std::time::Instant;
 
 /// How messages reach other nodes and come back.
 ///
-/// Calls take effect in the order in which they are made. Nothing is lost silently: each publish ends
-/// in exactly one [`Local::end_publish`], a lost link in [`Local::set_up`].
+/// Calls take effect in the order in which they are made. Nothing is lost silently: each publish
+/// ends in exactly one [`Local::end_publish`], a lost link in [`Local::set_up`].
 pub trait Transport {
-    /// Subscribes a topic. Confirmed by [`Local::confirm_subscription`], and confirmed again after each
-    /// lost link.
+    /// Subscribes a topic. Confirmed by [`Local::confirm_subscription`], and confirmed again after
+    /// each lost link.
     fn subscribe(&mut self, key: TopicKey, topic: &TopicName);
 
     /// Unsubscribes a topic.
     fn unsubscribe(&mut self, topic: TopicName);
 
-    /// Sends a message to all members of a topic on all nodes, this one included. Ends in exactly one
-    /// [`Local::end_publish`].
+    /// Sends a message to all members of a topic on all nodes, this one included. Ends in exactly
+    /// one [`Local::end_publish`].
     fn publish(&mut self, publish: Publish, now: Instant, local: &mut Local);
 
-    /// Replies with the position of a topic's history and the messages missed since a given position,
-    /// queued after all earlier deliveries of that topic. Ends in exactly one
-    /// [`Local::reply_recovery`], or [`Local::refuse_recovery`] if the stored history is unreadable.
+    /// Replies with the position of a topic's history and the messages missed since a given
+    /// position, queued after all earlier deliveries of that topic. Ends in exactly one
+    /// [`Local::reply_recovery`], or [`Local::refuse_recovery`] if the stored history is
+    /// unreadable.
     fn recover(
         &mut self,
         shard: ShardId,
@@ -49,8 +50,8 @@ pub trait Transport {
     /// Replies with the users in a room: exactly one [`Local::reply_presence`].
     fn presence(&mut self, ask: Box<PresenceRequest>, now: Instant);
 
-    /// Records the offset up to which a user has acknowledged its queue. An acknowledgement that is lost
-    /// causes redelivery, nothing worse.
+    /// Records the offset up to which a user has acknowledged its queue. An acknowledgement that is
+    /// lost causes redelivery, nothing worse.
     fn acknowledge(&mut self, topic: TopicName, up_to: UpTo, now: Instant, local: &mut Local);
 
     /// Orders every node with connections of a user to close them, this one included, and answers the
@@ -63,8 +64,8 @@ pub trait Transport {
     /// Whether every publish has ended.
     fn is_idle(&self) -> bool;
 
-    /// Makes progress and reports results to `local`, within bounds. Returns whether there was work; if
-    /// not, `cx` is woken when there is.
+    /// Makes progress and reports results to `local`, within bounds. Returns whether there was
+    /// work; if not, `cx` is woken when there is.
     fn poll(&mut self, cx: &mut Context<'_>, now: Instant, local: &mut Local) -> bool;
 
     /// Writes its gauges into the counters of `local`.

@@ -1,5 +1,5 @@
-//! Histories in memory: one topic's messages with their positions ([`log`]), and all of a node that is
-//! alone ([`store`]).
+//! Histories in memory: one topic's messages with their positions ([`log`]), and all of a node that
+//! is alone ([`store`]).
 
 pub mod log;
 pub mod store;

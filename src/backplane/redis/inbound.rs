@@ -70,7 +70,7 @@ impl InboundHandler<'_> {
             SubscriberEvent::Reply(CommandReply::Text(text)) => self.on_ping(text),
             SubscriberEvent::Reply(CommandReply::Error(error)) => self.on_error(error),
             SubscriberEvent::Reply(CommandReply::Number(_) | CommandReply::Other) => {
-                self.fail("an answer to no question")
+                self.fail("a reply to no command")
             }
         }
     }
@@ -199,7 +199,7 @@ impl InboundHandler<'_> {
     fn on_malformed(&mut self, why: &str, channel: &str) {
         self.local.counters.publishes_malformed += 1;
         if let Some(suppressed) = self.malformed.is_due(self.now) {
-            tracing::warn!(why, channel, suppressed, "a message from Redis was not understood");
+            tracing::warn!(why, channel, suppressed, "malformed message from Redis");
         }
     }
 }
@@ -390,7 +390,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_have_a_possible_position_or_none(epoch in hostile::text(), offset in hostile::text()) {
+        fn any_bytes_have_a_possible_position_or_none(
+            epoch in hostile::text(),
+            offset in hostile::text(),
+        ) {
             let body = [&epoch[..], b":", &offset, b":x"].concat();
             if let Some((at, _)) = split_position(&body) {
                 prop_assert_eq!(Position::checked(at.epoch, at.offset), Some(at));

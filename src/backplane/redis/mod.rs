@@ -158,7 +158,7 @@ impl RedisTransport {
             if !is_gone || !is_late {
                 return false;
             }
-            server.go_down("it is no master any more", now, local);
+            server.go_down("it is no longer a master", now, local);
         }
         let (map, _) = self.next.take().expect("looked at above");
         self.apply(map, local);
@@ -195,7 +195,7 @@ impl RedisTransport {
             let partitions = moved.iter().filter(|has_moved| **has_moved).count();
             local.counters.moves += 1;
             local.counters.partitions_moved += partitions as u64;
-            tracing::info!(servers = self.servers.len(), partitions, "topics have moved");
+            tracing::info!(servers = self.servers.len(), partitions, "partitions reassigned");
         }
     }
 

@@ -240,7 +240,8 @@ impl Server {
                 .for_each(|old| live.subscriptions.remove_fixed(old));
             channel.iter().for_each(|new| live.subscriptions.add_fixed(new.clone()));
             live.canary_channel = channel;
-            self.canaries_missed_before += live.canary.take().map_or(0, |canary| canary.missed); // counts anew on the new channel
+            // The next one counts from zero on the new channel.
+            self.canaries_missed_before += live.canary.take().map_or(0, |canary| canary.missed);
         }
         if live.hears_ingest != assignment.hears_ingest {
             live.hears_ingest = assignment.hears_ingest;
@@ -350,13 +351,13 @@ impl Server {
     fn on_refused(&mut self, reason: &str, now: Instant) {
         reason.clone_into(&mut self.reason);
         if self.is_up {
-            tracing::info!(server = self.display_name(), reason, "a server is down");
+            tracing::info!(server = self.display_name(), reason, "Redis server down");
         } else if let Some(suppressed) = self.refusal_log.is_due(now) {
             tracing::warn!(
                 server = self.display_name(),
                 reason,
                 suppressed,
-                "no connection to Redis"
+                "cannot connect to Redis"
             );
         }
     }
@@ -391,7 +392,7 @@ impl Server {
                 match self.connect(shared) {
                     Some(connecting) => self.state = connecting,
                     None => {
-                        self.on_refused("nobody knows yet where it is", now);
+                        self.on_refused("its address is not known yet", now);
                         self.pause();
                     }
                 }
@@ -549,7 +550,12 @@ impl Server {
         self.backoff.reset();
         let topics = local.interest.confirmed_by(self.assignment.number);
         let took_ms = now.duration_since(since).as_millis() as u64;
-        tracing::info!(server = self.display_name(), topics, took_ms, "everything is subscribed");
+        tracing::info!(
+            server = self.display_name(),
+            topics,
+            took_ms,
+            "Redis server up, all topics subscribed"
+        );
         self.reason = "the canary came back".to_owned();
         if std::mem::replace(&mut self.had_members, true) {
             self.to_notify = 0..local.interest.slots_end();

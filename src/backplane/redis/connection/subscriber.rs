@@ -1,11 +1,12 @@
-//! A connection that only subscribes, polled by the loop that uses it: no task, no channel, no copy.
+//! A connection that only subscribes, polled by the loop that uses it: no task, no channel, no
+//! copy.
 //!
 //! Channels and bodies are handed out where they lie in the read buffer, so a message costs no
-//! allocation. Redis says three kinds of things here, and they are told apart by what they are, never
-//! by what was asked: messages; confirmations, which may also come unasked, as when a Cluster's slot
-//! moves away (`sunsubscribe`); and replies, which come in the order of their commands. A SUBSCRIBE
-//! is confirmed, or refused by an error among the replies. So a `PING token` behind it is a barrier:
-//! when its token comes back, everything before it has been answered.
+//! allocation. Redis says three kinds of things here, and they are told apart by what they are,
+//! never by what was asked: messages; confirmations, which may also come unasked, as when a
+//! Cluster's slot moves away (`sunsubscribe`); and replies, which come in the order of their
+//! commands. A SUBSCRIBE is confirmed, or refused by an error among the replies. So a `PING token`
+//! behind it is a barrier: when its token comes back, everything before it has been answered.
 //!
 //! # How to poll it
 //!
@@ -17,12 +18,12 @@
 //!
 //! # What bounds it
 //!
-//! No queue of messages is here. One that is not polled leaves them in the kernel, whose buffers fill,
-//! and then in the server, which cuts the connection at its `client-output-buffer-limit pubsub`;
-//! that is a lost link, which everyone sees. The read buffer is [`BUFFER_BYTES`], grows with the bytes
-//! of a bigger message as they come (to twice of what is there, and no further than the message), and
-//! shrinks as soon as it is empty. What is queued to be written is bounded by the caller, who asks
-//! [`Subscriber::unsent`].
+//! No queue of messages is here. One that is not polled leaves them in the kernel, whose buffers
+//! fill, and then in the server, which cuts the connection at its `client-output-buffer-limit
+//! pubsub`; that is a lost link, which everyone sees. The read buffer is [`BUFFER_BYTES`], grows
+//! with the bytes of a bigger message as they come (to twice of what is there, and no further than
+//! the message), and shrinks as soon as it is empty. What is queued to be written is bounded by the
+//! caller, who asks [`Subscriber::unsent`].
 //!
 //! Invariant: nothing is handed out twice, out of order, or in part; after an error nothing more.
 

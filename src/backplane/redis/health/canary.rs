@@ -1,8 +1,8 @@
-//! Does a message really come back? The only question whose answer means readiness.
+//! The canary: a message that this node publishes to itself, through both connections, on the path
+//! that every message takes. Its return means that the server works.
 //!
-//! A socket may be open, a server may answer PING, and still nothing flows: a demoted master, a
-//! wedged proxy, a frozen process. So this node publishes to itself, through both connections, on
-//! the road that every message takes.
+//! A socket may be open and a server may answer PING while no message arrives: a demoted master, a
+//! wedged proxy, a frozen process.
 //!
 //! Invariant: the age of the last canary that came back is the whole verdict.
 
@@ -15,28 +15,28 @@ use redis::{RedisResult, Value};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-/// See the module. One for each link.
+/// The canary of one link, which owns it.
 pub struct Canary {
     interval: Duration,
     timeout: Duration,
-    /// The newest that was sent, and when.
+    /// Number of the last canary sent, and when.
     last_sent: Option<(u64, Instant)>,
     /// When the last one came back, or the link began.
     back_at: Instant,
     has_come_back: bool,
     reply: Option<PendingReply<Vec<Value>>>,
-    /// The replication that the server was part of when the link began.
+    /// The server's replication id when the link began.
     replication: Option<String>,
-    /// The server said that the channel is elsewhere.
+    /// The server has redirected the channel.
     is_redirected: bool,
     /// How long the last one took.
     pub rtt: Duration,
-    /// How many were not back when the next one flew.
+    /// Number of canaries that were not back when the next one was sent.
     pub missed: u64,
 }
 
 impl Canary {
-    /// For a link that is ready at `now`; the first one flies at once.
+    /// For a link that begins at `now`; the first canary is sent at once.
     pub fn new(interval: Duration, timeout: Duration, now: Instant) -> Canary {
         Canary {
             interval,
@@ -57,17 +57,17 @@ impl Canary {
         self.has_come_back
     }
 
-    /// Since one last came back.
+    /// Time since one last came back.
     fn age(&self, now: Instant) -> Duration {
         now.duration_since(self.back_at)
     }
 
-    /// Whether the server has said, since this was last asked, that the channel is elsewhere.
+    /// Whether the server has redirected the channel since the last call.
     pub fn take_redirected(&mut self) -> bool {
         std::mem::take(&mut self.is_redirected)
     }
 
-    /// Lets one fly when it is time, by `publish` (`PUBLISH` or `SPUBLISH`). `Err`: none came back
+    /// Sends one when it is due, with `publish` (`PUBLISH` or `SPUBLISH`). `Err`: none came back
     /// for too long, or the server refused one.
     pub fn poll(
         &mut self,
@@ -96,7 +96,7 @@ impl Canary {
         Ok(())
     }
 
-    /// One came back, or something else was said on its channel. Whether it was one.
+    /// Handles a message on the canary's channel. Returns whether it was one of ours.
     pub fn handle_message(&mut self, body: &[u8], now: Instant) -> bool {
         let (Some(number), Some((newest, sent_at))) = (number(body), self.last_sent) else {
             return false;
@@ -113,25 +113,24 @@ impl Canary {
         true
     }
 
-    /// What goes well on a server that nobody else speaks to is worth nothing: it must still be the
-    /// master that it was. A demoted one takes publishes, and tells its own subscribers alone.
+    /// Checks that the server is still the master that it was. A demoted one accepts publishes, and
+    /// sends them to its own subscribers only.
     fn check(&mut self, answers: Vec<Value>) -> Result<(), String> {
         let nothing = [Value::Nil, Value::Nil, Value::Nil];
         let [published, role, info] = <[Value; 3]>::try_from(answers).unwrap_or(nothing);
-        // Where the channel went is found out by whoever knows the Cluster; until then none comes
-        // back.
+        // The topology finds out where the channel went; until then none comes back.
         self.is_redirected |= ErrorReply::of(&published) == Some(ErrorReply::Moved);
         if !self.is_redirected {
             published.extract_error().map_err(|error| format!("canary: {error}"))?;
         }
-        // Asked for by itself: whoever has a link may ask for it, and not everyone for `INFO`.
+        // ROLE, because a user with a link may call it; INFO may be forbidden.
         if matches!(&role, Value::Array(parts) if !is_text(parts.first(), b"master")) {
-            return Err("the server is no master any more".to_owned());
+            return Err("the server is no longer a master".to_owned());
         }
         let info = match info {
             Value::BulkString(text) => String::from_utf8_lossy(&text).into_owned(),
             Value::VerbatimString { text, .. } => text,
-            _ => return Ok(()), // an ACL that does not let us ask
+            _ => return Ok(()), // an ACL that forbids INFO
         };
         let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name));
         let Some(replication) = field("master_replid:").map(str::trim) else { return Ok(()) };
@@ -201,7 +200,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn whatever_comes_on_its_channel_or_is_answered_is_taken(
+        fn any_message_and_any_reply_is_handled(
             body in hostile::text(),
             answers in proptest::collection::vec(hostile::value(), 0..5),
         ) {

@@ -1,5 +1,5 @@
-//! How a server and this node's way to it are: the canary, what the server says of itself, and what
-//! of both is shown.
+//! Health of the servers: the canary, the server's own numbers, and the snapshot for `/v1/stats`
+//! and `/metrics`.
 
 pub mod canary;
 pub mod info;

@@ -1,18 +1,17 @@
-//! What the Redis server says of itself: how much memory, who follows it, what waits for us, and
-//! which of its settings would lose messages.
+//! The Redis server's own numbers: memory, replicas, output buffers of our connection, and settings
+//! that could lose messages.
 //!
-//! It is asked in one pipeline every few seconds, on the connection that publishes, and its answer
-//! is taken when it comes: nothing waits for it. A question that this user may not ask (managed
-//! servers refuse `CONFIG`) only costs the numbers it would have brought; it is said once, and asked
-//! again a minute later, in case somebody has allowed it.
+//! They are asked for in one pipeline every few seconds, on the connection for commands; nothing
+//! waits for the reply. A query that this user may not make (managed servers refuse `CONFIG`) only
+//! costs its numbers; that is logged once, and tried again a minute later.
 //!
-//! What it costs, as Redis 7.0 counts it: 32 µs of its time and 6 KB of text each round. Our own
-//! connection is looked up by its id: a list of all subscribers takes 3 µs for each of them, and
-//! every node would ask for it.
+//! Measured cost on Redis 7.0: 32 µs of its time and 6 KB of text each round. Our own connection is
+//! looked up by its id: a list of all subscribers takes 3 µs for each of them, and every node would
+//! ask for it.
 //!
-//! There is one for each server, and what it logs names the server.
+//! There is one monitor for each server, and its log lines name the server.
 //!
-//! Invariant: whatever is answered, or not answered, no link is given up for it.
+//! Invariant: no reply, or the lack of one, gives a link up.
 
 use crate::backplane::redis::connection::ServerLink;
 use crate::backplane::redis::health::info::{self, SECTIONS, SETTINGS};
@@ -26,51 +25,51 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-/// How long an answer may take, whatever else may take longer: older numbers are of no use.
+/// How long a reply may take, whatever the other timeouts: older numbers are useless.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// How often settings are looked at, and whether a refused question is allowed by now.
+/// Interval of settings and of refused queries.
 const SETTINGS_INTERVAL: Duration = Duration::from_secs(60);
 
-/// See the module. It outlives links, so that nothing is said twice.
+/// The monitor of one server, which owns it. Outlives links, so that nothing is logged twice.
 pub struct Monitor {
     interval: Duration,
     keeps_history: bool,
-    /// Where the server is, for the log.
+    /// The server's address, for the log.
     server: String,
     subscriber_id: SubscriberId,
     in_flight: Option<(Vec<MonitorQuery>, PendingReply<Vec<Value>>)>,
     states: [QueryState; QUERIES.len()],
     numbers: Arc<RedisNumbers>,
-    /// What was advised and still holds.
+    /// Advice that was logged and still holds.
     advised: BTreeSet<&'static str>,
     is_silence_logged: bool,
 }
 
-/// What is asked, and by which commands.
+/// A group of commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum MonitorQuery {
-    /// `CONFIG GET`, setting by setting: several in one command need Redis 7.
+    /// `CONFIG GET`, one command for each setting: several in one need Redis 7.
     Settings,
-    /// `INFO`, section by section.
+    /// `INFO`, one command for each section.
     Info,
-    /// `CLIENT LIST ID`: what waits for this node.
+    /// `CLIENT LIST ID`: the output buffer of our subscriber connection.
     SubscriberId,
 }
 
 const QUERIES: [MonitorQuery; 3] =
     [MonitorQuery::Settings, MonitorQuery::Info, MonitorQuery::SubscriberId];
 
-/// What became of a question.
+/// The state of a query.
 #[derive(Default)]
 struct QueryState {
     /// `None`: at once.
     due_at: Option<Instant>,
-    /// The last answers, command by command. Numbers are read from these.
+    /// The last replies, one for each command. Numbers are read from these.
     answers: Vec<Option<Vec<u8>>>,
     is_refusal_logged: bool,
 }
 
-/// The id of the connection that subscribes.
+/// The id of the subscriber connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SubscriberId {
     Unasked,
@@ -130,7 +129,7 @@ impl MonitorQuery {
 }
 
 impl Monitor {
-    /// Asks nothing yet.
+    /// Nothing is asked yet.
     pub fn new(plan: &RedisPlan) -> Monitor {
         let mut monitor = Monitor {
             interval: Duration::from_millis(plan.monitor_interval_ms),
@@ -147,12 +146,12 @@ impl Monitor {
         monitor
     }
 
-    /// What is known now. The same until something is new.
+    /// The current numbers; the same `Arc` until something changes.
     pub fn numbers(&self) -> &Arc<RedisNumbers> {
         &self.numbers
     }
 
-    /// Asks what is due on a link that is up, and takes what was answered. `server`: where it goes.
+    /// Asks what is due on a link that is up, and handles replies. `server`: its address.
     pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant, link: &ServerLink, server: &str) {
         if self.interval.is_zero() {
             return;
@@ -177,7 +176,7 @@ impl Monitor {
         }
     }
 
-    /// The link is lost, and with it the right to say anything of the server.
+    /// The link is lost: nothing is known of the server any more.
     pub fn lose_link(&mut self) {
         self.subscriber_id = SubscriberId::Unasked;
         self.in_flight = None;
@@ -188,7 +187,7 @@ impl Monitor {
         self.forget();
     }
 
-    /// What was said of another server says nothing of this one.
+    /// The server is another one: what was logged is forgotten.
     fn set_server(&mut self, server: &str) {
         server.clone_into(&mut self.server);
         self.advised.clear();
@@ -196,7 +195,7 @@ impl Monitor {
         self.states.iter_mut().for_each(|states| states.is_refusal_logged = false);
     }
 
-    /// The id of the connection that subscribes, which the link asked for.
+    /// Takes the id of the subscriber connection, which the link asked for.
     fn learn_subscriber_id(&mut self, link: &ServerLink) {
         if self.subscriber_id == SubscriberId::Unasked {
             self.subscriber_id = match &link.sub_id {
@@ -239,7 +238,7 @@ impl Monitor {
         self.numbers = Arc::new(RedisNumbers { warnings, ..numbers });
     }
 
-    /// Answers to one question. Those that are errors bring nothing, the others what they have.
+    /// Handles the replies to one query. Errors bring no numbers, the other commands do.
     fn handle_answer(&mut self, query: MonitorQuery, answers: Vec<Value>, now: Instant) {
         let refused = answers.iter().find_map(|answer| match answer {
             Value::ServerError(error) => Some(error.to_string()),
@@ -256,14 +255,18 @@ impl Monitor {
         }
     }
 
-    /// There was no answer, to none of them. Whether the link still lives is the canary's business.
+    /// There was no reply. The canary decides whether the link still works.
     fn handle_silence(&mut self, queries: &[MonitorQuery], error: &str, now: Instant) {
         for query in queries {
             self.states[*query as usize].due_at = Some(now + self.interval);
         }
         if !std::mem::replace(&mut self.is_silence_logged, true) {
             let server = &self.server;
-            tracing::warn!(server, error, "Redis does not say how it is; its numbers are missing");
+            tracing::warn!(
+                server,
+                error,
+                "Redis does not answer INFO in time; its numbers are missing"
+            );
         }
         self.forget();
     }
@@ -280,7 +283,7 @@ impl Monitor {
         self.numbers = Arc::new(RedisNumbers { monitor_up, ..RedisNumbers::default() });
     }
 
-    /// Everything that is known, from the last answers.
+    /// All numbers, from the last replies.
     fn read(&self) -> RedisNumbers {
         let mut numbers = RedisNumbers::default();
         for (query, states) in QUERIES.iter().zip(&self.states) {
@@ -292,7 +295,7 @@ impl Monitor {
         numbers
     }
 
-    /// Says what is unsafe, each thing once for as long as it is so. How many warnings there are.
+    /// Logs advice, each once for as long as it holds. Returns the number of warnings.
     fn log_advice(&mut self, numbers: &RedisNumbers) -> u64 {
         let found = advice(numbers, self.keeps_history);
         let server = &self.server;
@@ -307,9 +310,8 @@ impl Monitor {
     }
 }
 
-/// The bytes of an answer: of a text, or of the value of the one setting that was asked for. `None`,
-/// where there is an error instead, or no such setting: an empty `save` says something, no `save`
-/// says nothing.
+/// The bytes of a reply: of a text, or of the value of a setting. `None`: an error, or no such
+/// setting; an empty `save` is a value, no `save` is none.
 fn text(answer: Value) -> Option<Vec<u8>> {
     match answer {
         Value::BulkString(bytes) => Some(bytes),
@@ -336,7 +338,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_setting_that_was_not_told_is_not_known() {
+    fn a_setting_that_was_not_read_is_not_known() {
         let mut numbers = RedisNumbers::default();
         let text_of = |text: &str| Value::BulkString(text.into());
         let refused = "-NOPERM this user has no permissions\r\n";

@@ -1,14 +1,14 @@
-//! What is known of all servers, put together for whoever asks this node how it is.
+//! The snapshot of all servers for `/v1/stats` and `/metrics`.
 //!
-//! On each tick everybody is looked at; only if something is new is there a new picture, and what
-//! is as it was is in it as it was, not copied.
+//! Servers are compared on each tick; only a change makes a new snapshot, which shares the parts
+//! that have not changed.
 //!
-//! Invariant: a server that nobody can name is not in the picture.
+//! Invariant: a server without a name is not in the snapshot.
 
 use crate::metrics::servers::{Picture, ServerNumbers};
 use std::sync::Arc;
 
-/// See the module.
+/// Builds snapshots. Owned by [`crate::backplane::redis::RedisTransport`].
 #[derive(Default)]
 pub struct SnapshotBuilder {
     picture: Arc<Picture>,
@@ -16,7 +16,8 @@ pub struct SnapshotBuilder {
 }
 
 impl SnapshotBuilder {
-    /// Compares the state of all servers with the last one. `picture` has what is known of the topology.
+    /// Compares the state of all servers with the last snapshot. `picture` has the state of the
+    /// topology.
     pub fn update(&mut self, mut picture: Picture, servers: impl Iterator<Item = ServerNumbers>) {
         let before = &self.picture.servers;
         let each = servers.enumerate().map(|(at, now)| match before.get(at) {
@@ -30,7 +31,7 @@ impl SnapshotBuilder {
         }
     }
 
-    /// The picture, if it is another one than was taken last.
+    /// The snapshot, if it has changed since the last call.
     pub fn take_snapshot(&mut self) -> Option<Arc<Picture>> {
         std::mem::take(&mut self.is_new).then(|| self.picture.clone())
     }
@@ -53,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_is_new_only_if_something_in_it_is() {
+    fn a_snapshot_is_new_only_if_something_in_it_has_changed() {
         let mut snapshot = SnapshotBuilder::default();
         assert!(snapshot.take_snapshot().is_none(), "of nothing there is none");
         snapshot.update(Picture::default(), [server("a:1", 1), server("b:2", 1)].into_iter());

@@ -2,17 +2,17 @@
 
 use std::ops::AddAssign;
 
-/// What servers count, and the node tells as sums over all that ever were: a sum does not become
-/// smaller because a server leaves.
+/// What servers count. The node reports sums over all servers that it ever had: a sum does not fall
+/// because a server leaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServerTotals {
     /// Reads of histories.
     pub history_reads: u64,
-    /// Joins that had to wait for one.
+    /// Joins that had to wait for a read.
     pub recoveries_waited: u64,
-    /// Holes in histories that were closed.
+    /// Gaps in histories that were closed.
     pub holes_repaired: u64,
-    /// Holes in histories that were told.
+    /// Gaps in histories that were reported as lost.
     pub holes_lost: u64,
     /// Canaries that were not back in time.
     pub canaries_missed: u64,
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_departed_counted_stays_in_the_sum() {
+    fn what_servers_that_left_have_counted_stays_in_the_sum() {
         let some = ServerTotals {
             history_reads: 1,
             recoveries_waited: 2,

@@ -1,6 +1,6 @@
-//! What is asked of a topic, and the answers.
+//! Answers to requests for a topic's history.
 //!
-//! Invariant: each question is answered once, or given back.
+//! Invariant: each request is answered once, or returned.
 
 use crate::backplane::history::log::{MessageLog, RunRequest};
 use crate::backplane::local::Local;
@@ -15,7 +15,7 @@ use crate::protocol::run::Run;
 use crate::protocol::{Page, Recovery, Unrecovered};
 
 impl FollowedTopic {
-    /// Answers from the copy, or gives the question back.
+    /// Answers from the copy, or returns the request.
     pub(super) fn answer(
         &mut self,
         request: TopicRequest,
@@ -26,7 +26,7 @@ impl FollowedTopic {
         let is_recover = matches!(request, TopicRequest::Recover(..));
         let must_hear = is_recover && !self.is_subscribed;
         let is_fresh = self.reads >= after;
-        // What a user has acknowledged may have been said on another node, and is read anew.
+        // The user may have acknowledged on another node: that is read for each connection.
         let must_read = is_recover && self.is_user() && !is_fresh;
         let is_known = self.is_synced && !must_hear && !must_read;
         let is_short = self.first_missing_unacknowledged().is_some();
@@ -55,8 +55,8 @@ impl FollowedTopic {
                 if found == Err(Unrecovered::Trimmed) && !is_complete {
                     return Some(TopicRequest::Recover(shard, ask));
                 }
-                // Who has heard more than this node knows makes it look again before it denies it:
-                // its wire may be dead, and nobody has noticed yet.
+                // A client that has received more than this node knows makes it read again before
+                // that is denied: this node's connection may be dead, and not noticed yet.
                 if found == Err(Unrecovered::TailLost) && !is_fresh {
                     return Some(TopicRequest::Recover(shard, ask));
                 }
@@ -71,8 +71,8 @@ impl FollowedTopic {
                     found => reply_recovery(shard, *ask, log.position(), found, local),
                 }
             }
-            // Whoever was just told where their message stands finds it there: the copy may not have
-            // it yet, because that comes on another connection.
+            // A publisher that was just told a position finds its message there: it may not be in
+            // the copy yet, because it arrives on another connection.
             TopicRequest::History(ask) if !is_complete || !is_fresh => {
                 return Some(TopicRequest::History(ask));
             }
@@ -87,7 +87,7 @@ impl FollowedTopic {
     }
 }
 
-/// A position of an earlier epoch as one of this one.
+/// A position of an earlier epoch as one of the current epoch.
 fn translate(
     since: Position,
     log: &MessageLog,
@@ -104,7 +104,8 @@ fn translate(
     }
 }
 
-/// What was said instead of the last that was heard. `None`: it was of this very history.
+/// What was published in place of the messages that the client received last. `None`: those were of
+/// this epoch.
 fn superseding_run(
     ask: &RecoveryRequest,
     log: &mut MessageLog,
@@ -117,7 +118,7 @@ fn superseding_run(
     Some(log.since(Position { epoch, offset }, run_request))
 }
 
-/// If what was said instead fits, it follows.
+/// Sends what was published instead, if it fits.
 fn tail_lost(
     shard: ShardId,
     ask: RecoveryRequest,
@@ -161,8 +162,8 @@ fn send_reply(
     local.reply_recovery(shard, RecoveryReply { at, conn, ticket, position, recovery, missed });
 }
 
-/// Too many ask, or Redis does not answer: better to be in the room without what was missed. Where
-/// even the position is not known, there is nothing to come back to from here.
+/// Joins without the missed messages: too many ask, or Redis does not answer. Without a known
+/// position the client cannot recover later from here.
 pub(super) fn reply_overload(
     shard: ShardId,
     ask: RecoveryRequest,
@@ -173,7 +174,7 @@ pub(super) fn reply_overload(
     reply_recovery(shard, ask, position, Err(Unrecovered::Overload), local);
 }
 
-/// What Redis has of the history is nothing that we wrote.
+/// Refuses a request: the stored history is unreadable.
 pub(super) fn reply_unreadable(request: TopicRequest, local: &mut Local) {
     match request {
         TopicRequest::History(ask) => {

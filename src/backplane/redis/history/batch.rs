@@ -1,10 +1,10 @@
-//! One pipeline of history commands in flight.
+//! A pipeline of history commands in flight.
 
 use crate::backplane::redis::history::request::TopicRef;
 use crate::backplane::redis::pipeline::PendingReply;
 use redis::Value;
 
-/// Topics read in one pipeline.
+/// Topics in one read batch.
 pub(super) const READS_PER_BATCH: usize = 64;
 
 pub(super) struct FetchBatch {
@@ -13,13 +13,13 @@ pub(super) struct FetchBatch {
     pub(super) what: BatchKind,
 }
 
-/// What a pipeline asks of each of its topics.
+/// The command that a batch sends for each of its topics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BatchKind {
-    /// Position and messages.
+    /// Reads the position and messages.
     Read,
-    /// To begin where there is no history.
+    /// Creates the history if there is none.
     Create,
-    /// To take back what it has lost.
+    /// Appends what the server has lost.
     Repair,
 }

@@ -1,16 +1,16 @@
-//! What is asked of the server for histories, and how its answers are taken: reads, and where they
-//! show that there is no history or too little of it, what begins one or puts it back.
+//! Reads of histories from the server, and the creation and repair of histories that a read shows
+//! to be necessary.
 //!
-//! A pipeline asks the same of many topics, a few pipelines are under way, and none of them is asked
-//! more often than the operator allows. What a server refuses is asked again later, and costs no
-//! other topic anything.
+//! A batch sends the same command for many topics, a few batches are in flight, and reads stay
+//! within the rate that the operator allows. What a server refuses is sent again later, and delays
+//! no other topic.
 //!
-//! What a server has of a topic and we did not write makes that topic *unreadable*: whoever waits for
-//! it is refused at once, and so is who asks until a later read finds it mended. Reads of it become
+//! A topic whose stored values this server cannot have written is *unreadable*: pending requests
+//! are refused at once, and so are later ones until a read finds it corrected. Reads of it become
 //! rarer each time, so that many such topics leave room for the others.
 //!
-//! Invariant: a topic that is being read stands once in the line, or waits to be asked again, or is
-//! under way.
+//! Invariant: a topic that is being read is in `to_read` once, or in `to_retry`, or in a batch in
+//! flight.
 
 use crate::backplane::local::Local;
 use crate::backplane::redis::error_reply::ErrorReply;
@@ -29,23 +29,23 @@ use redis::{Pipeline, RedisResult, Value};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-/// Pipelines under way.
+/// Batches in flight.
 const BATCHES_MAX: usize = 4;
-/// A stream may be longer than was asked for by so much: Redis trims it by whole nodes.
+/// Messages by which a stream may exceed its limit: Redis trims it by whole nodes.
 const STREAM_SLACK: usize = 256;
-/// After how long a server that would not say is asked again.
+/// Pause before a read that was refused is sent again.
 const READ_PAUSE: Duration = Duration::from_millis(20);
-/// The same for one that will not say before somebody has given it room, or rights. Once it has, it
-/// waits for longer before anything new is said.
+/// The same for what an operator has to correct (memory, permissions). The server's repair window
+/// is longer.
 const REFUSED_PAUSE: Duration = Duration::from_millis(REPAIR_MS / 2);
 
-/// After how long a topic is read again that was unreadable: the first time, and at most. Half a
-/// million of them take less than a fifth of the reads that are allowed by default.
+/// Pause before an unreadable topic is read again: the first one, and the longest. Half a million
+/// such topics take less than a fifth of the default read rate.
 const UNREADABLE_PAUSE_MIN: Duration = Duration::from_millis(250);
 const UNREADABLE_PAUSE_MAX: Duration = Duration::from_secs(30);
 
 impl Histories {
-    /// Sends reads, takes what was read. Whether there was anything to do.
+    /// Sends reads and handles replies. Returns whether there was work.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -63,7 +63,7 @@ impl Histories {
         while !self.is_paused && self.batches.len() < BATCHES_MAX && !self.to_read.is_empty() {
             let (pipeline, topics) = self.build_read_batch(context.names, now);
             if topics.is_empty() {
-                break; // the next tick brings more
+                break; // the rate allows more later
             }
             self.numbers.reads += topics.len() as u64;
             let reply = send(cx, execute(context.cmd.clone(), pipeline));
@@ -95,7 +95,7 @@ impl Histories {
         Ok(is_busy)
     }
 
-    /// A server that has forgotten the scripts is taught them again.
+    /// Loads the scripts again on a server that does not know them.
     fn poll_script_load(
         &mut self,
         cx: &mut Context<'_>,
@@ -131,7 +131,7 @@ impl Histories {
             (topic.asked_from, topic.asked_next) = (topic.read_from(), topic.next_offset());
             topic.held_when_asked = topic.held_messages.len();
             let keys = names.history_keys(name.as_str());
-            // Both of one moment: an offset means nothing without its epoch.
+            // Both at one moment: an offset means nothing without its epoch.
             pipeline.cmd("MULTI");
             pipeline.cmd("HMGET").arg(&keys.meta).arg(&FIELDS);
             let range = pipeline.cmd("XREVRANGE").arg(&keys.stream).arg("+").arg(topic.asked_from);
@@ -142,7 +142,7 @@ impl Histories {
         (pipeline, topics)
     }
 
-    /// Takes what a pipeline answered. Answers what has to be asked next.
+    /// Handles the replies to a batch. Returns the batches that have to follow.
     pub(super) fn handle_replies(
         &mut self,
         batch: &FetchBatch,
@@ -159,7 +159,7 @@ impl Histories {
         for (topic_ref, answers) in batch.topics.iter().zip(answers.chunks_exact(each)) {
             let (name, incarnation) = topic_ref;
             if self.topics.get(name).is_none_or(|topic| topic.incarnation != *incarnation) {
-                continue; // forgotten, and perhaps followed anew
+                continue; // forgotten, and perhaps followed again
             }
             let answer = answers.last().expect("a chunk is not empty");
             if let Value::ServerError(_) = answer {
@@ -167,13 +167,13 @@ impl Histories {
                 continue;
             }
             if let (BatchKind::Create, Value::Int(_)) = (batch.what, answer) {
-                // The server is another one than before, and waits for what others may have heard.
+                // The server is in its repair window: other nodes may know the history.
                 self.retry_read(name, batch.what, ErrorReply::NotYet, now);
                 continue;
             }
             let read = match batch.what {
                 BatchKind::Read => parse_history(answer),
-                // One that was just begun is there.
+                // One that was just created exists.
                 BatchKind::Create => parse_meta(answer)
                     .and_then(|read| read.ok_or_else(|| UnreadableValue::new("e", &Value::Nil)))
                     .map(Some),
@@ -198,8 +198,8 @@ impl Histories {
         Ok(next.into_iter().filter(|(_, topics)| !topics.is_empty()).collect())
     }
 
-    /// A server has refused what was asked of a topic. `Err`: another link is needed, which leads to a
-    /// master.
+    /// A server has refused a command for a topic. `Err`: it is no longer a master; the link has to
+    /// be given up.
     fn on_error_reply(
         &mut self,
         name: &TopicName,
@@ -209,7 +209,7 @@ impl Histories {
         now: Instant,
         local: &mut Local,
     ) -> RedisResult<()> {
-        // Why a transaction was not carried out stands in the answers before.
+        // The reason for an aborted transaction is in the replies before.
         let refused = answers.iter().find_map(|answer| match answer {
             Value::ServerError(error) => Some((ErrorReply::of(answer)?, error)),
             _ => None,
@@ -232,8 +232,8 @@ impl Histories {
         Ok(())
     }
 
-    /// What the server has of a topic is nothing that we wrote: nobody is told a place in it. What
-    /// this node knows of it is kept, in case it is mended.
+    /// The stored history is unreadable: no position of it is reported. The copy is kept, in case
+    /// it is corrected.
     fn on_unreadable(
         &mut self,
         name: &TopicName,
@@ -259,18 +259,19 @@ impl Histories {
         self.retry_at((name.clone(), incarnation), now + pause.min(UNREADABLE_PAUSE_MAX));
     }
 
-    /// A history is to begin, unless another node begins it first: then nothing was read of it.
+    /// A history is about to be created. If another node creates it first, nothing of it was read.
     fn note_creation(&mut self, name: &TopicName) {
         if let Some(topic) = self.topics.get_mut(name) {
             topic.asked_from = u64::MAX;
         }
     }
 
-    /// The server would not say; it is asked again, unless the topic has moved by then.
+    /// The command was refused; it is sent again, unless the topic has moved by then.
     fn retry_read(&mut self, name: &TopicName, what: BatchKind, refusal: ErrorReply, now: Instant) {
         self.is_redirected |= refusal == ErrorReply::Moved;
         if let Some(topic) = self.topics.get_mut(name) {
-            // A master that was just made waits for its replicas, and takes nothing back until then.
+            // A master that was just promoted waits for its replicas, and takes no repair until
+            // then.
             topic.is_repair_attempted &= what != BatchKind::Repair;
             let topic_ref = (name.clone(), topic.incarnation);
             let is_for_good = refusal == ErrorReply::Permanent;
@@ -283,7 +284,7 @@ impl Histories {
         self.to_retry.insert(behind, (until, topic_ref));
     }
 
-    /// One topic is refused: all others have their histories, and this one may have it again.
+    /// Logs a permanent refusal; it concerns one topic.
     fn warn_of(
         &mut self,
         topic: &TopicName,
@@ -294,7 +295,7 @@ impl Histories {
         if refusal == ErrorReply::Permanent
             && let Some(suppressed) = self.refusal_log.is_due(now)
         {
-            tracing::warn!(?topic, %error, suppressed, "Redis refused to say where a history is");
+            tracing::warn!(?topic, %error, suppressed, "Redis refused to read a history");
         }
     }
 
@@ -338,8 +339,9 @@ impl Histories {
         self.make_room();
     }
 
-    /// A message is told after it has its place, so what came before a read was asked for is in what
-    /// was read. What is not was never said in this history: it would be waited for without end.
+    /// A message is published after it is stored, so a message that arrived before a read was sent
+    /// is in what was read. If it is not, it was never part of this history, and would be waited
+    /// for without end.
     fn drop_impossible(
         &mut self,
         name: &TopicName,
@@ -360,17 +362,17 @@ impl Histories {
         if impossible > 0
             && let Some(suppressed) = self.impossible.is_due(now)
         {
-            let why = "messages came for places that the history does not have, and were dropped";
+            let why = "messages at positions that the history does not have were dropped";
             tracing::warn!(topic = ?name, messages = impossible, suppressed, "{why}");
         }
     }
 
-    /// What came while the topic was being read: in order, or it is read once more.
+    /// Handles the messages that arrived during the read: in order, or after another read.
     fn release_held(&mut self, name: &TopicName, now: Instant, local: &mut Local) {
         let Some(topic) = self.topics.get_mut(name) else { return };
         let held_messages = std::mem::take(&mut topic.held_messages);
         let is_full = held_messages.len() >= HELD_MAX;
-        // What was not kept may have been the last for long: nothing else would tell of it soon.
+        // What was not held may have been the last message for long: an audit finds it.
         topic.is_audit |= is_full;
         for (at, body) in held_messages {
             self.handle_message(name.into(), at, &body, now, local);

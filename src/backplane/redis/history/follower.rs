@@ -1,7 +1,7 @@
-//! One topic as this node follows it: the copy of its end, and what a read of it leads to.
+//! A topic that this node follows: a copy of the end of its history, and what a read changes.
 //!
-//! Invariant: what is in the copy is whole from its first message to its last, and all of it was
-//! delivered here or was there before anybody here listened.
+//! Invariant: the copy has no gap, and each of its messages was delivered here or was there before
+//! this node had members.
 
 use crate::backplane::envelope;
 use crate::backplane::history::log::{MessageLog, Retention};
@@ -16,83 +16,84 @@ use bytes::Bytes;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// For how long nothing may come of messages that a read has overtaken. Then they are lost.
+/// How long a gap may stay that a read has shown ahead of delivery. Then its messages are lost.
 const OVERTAKEN_MAX: Duration = Duration::from_secs(1);
 
 /// A topic with a history, as this node follows it.
 pub struct FollowedTopic {
     pub(super) name: TopicName,
-    /// That of the name.
+    /// The hash of the name.
     pub(super) hash: TopicHash,
-    /// Its place in the round, as long as it lives.
+    /// Tells it from a topic of the same name that was forgotten.
     pub(super) incarnation: u64,
     pub(super) keep: Retention,
     pub(super) recovery: bool,
     pub(super) log: Option<MessageLog>,
-    /// Epochs that came before, and how far they went; newest first.
+    /// Earlier epochs and the offsets at which they ended, newest first: see `lineage.rs`.
     pub(super) lineage: Vec<(u64, u64)>,
-    /// Nothing before this offset is in Redis either.
+    /// No message before this offset is in Redis either.
     pub(super) oldest_available: u64,
-    /// What its user has acknowledged, as far as is known here; `None`: nobody was told of it yet.
+    /// The acknowledged offset as far as is known here; `None`: the user was given no position yet.
     pub(super) acked: Option<u64>,
-    /// Reads that have told something.
+    /// Reads that had a result.
     pub(super) reads: u64,
-    /// What is being read begins here. Whoever asks meanwhile may want more.
+    /// The lowest offset that the read in flight asks for. A later request may need lower ones.
     pub(super) asked_from: u64,
-    /// What came next when it was asked for.
+    /// The next offset when the read was sent.
     pub(super) asked_next: u64,
-    /// What is being read is to show what was lost without a trace, too.
+    /// The read in flight is also to find messages that were lost without a trace.
     pub(super) is_audit: bool,
     /// Whether its channel is subscribed on this link.
     pub(super) is_subscribed: bool,
     /// Whether the position was read on this link.
     pub(super) is_synced: bool,
     pub(super) is_reading: bool,
-    /// Whether this node has offered to put back what the server lacks, on this link.
+    /// Whether this node has tried to repair the history on this link.
     pub(super) is_repair_attempted: bool,
-    /// What it offers begins here: the server has what is before.
+    /// The first offset of the repair: the server has what is before.
     pub(super) repair_from: u64,
-    /// Reads have shown that messages are on their way here.
+    /// Messages that a read has shown before they were delivered.
     pub(super) read_ahead_gap: Option<ReadAheadGap>,
-    /// What is being read was asked for before the channel was subscribed: it proves nothing.
+    /// The read in flight was sent before the channel was subscribed: it proves nothing.
     pub(super) is_read_before_subscribe: bool,
     pub(super) held_messages: VecDeque<(Position, Vec<u8>)>,
-    /// So many of them had come when what is being read was asked for.
+    /// How many messages were held when the read was sent.
     pub(super) held_when_asked: usize,
-    /// How often in a row what Redis has of it could not be used.
+    /// How often in a row the stored history was unreadable.
     pub(super) unreadable: u32,
-    /// Somebody may be in it who was told no place: for them what comes before the first read is new.
+    /// Members may have joined without a position: for them everything before the first read is
+    /// new.
     pub(super) is_joined_without_position: bool,
     pub(super) pending: Vec<PendingRequest>,
     pub(super) was_used: bool,
 }
 
-/// Messages that reads have shown before they came.
+/// A gap between what was delivered and what a read has shown.
 pub(super) struct ReadAheadGap {
-    /// Since when nothing has come of them.
+    /// Since when no message of it has arrived.
     since: Instant,
-    /// What came last.
+    /// The offset that was delivered last.
     known: u64,
-    /// The last of them.
+    /// The last offset of the gap.
     top: u64,
 }
 
-/// What a read led to.
+/// The result of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadOutcome {
     /// Nothing was missing.
     Unchanged,
-    /// What was missing was delivered.
+    /// Missing messages were delivered.
     Repaired,
-    /// Something was missed for good, and told.
+    /// Messages are missing for good, and were reported as lost.
     Lost,
-    /// Something that was heard is no longer part of the history, and that was told. What is instead
+    /// Delivered messages are no longer part of the history, which was reported. What replaced them
     /// has to be read.
     Fork,
 }
 
 impl FollowedTopic {
-    /// Which one.
+    /// Its name.
     pub fn name(&self) -> &TopicName {
         &self.name
     }
@@ -133,12 +134,12 @@ impl FollowedTopic {
         }
     }
 
-    /// Whether it is a user's, and what is in it is acknowledged.
+    /// Whether it is a user's topic, which has acknowledgements.
     pub(super) fn is_user(&self) -> bool {
         matches!(self.name.kind(), TopicKind::User(_))
     }
 
-    /// The first message that its user has not acknowledged, if it may be in Redis and is not here.
+    /// The first unacknowledged message, if it may be in Redis and is not in the copy.
     pub(super) fn first_missing_unacknowledged(&self) -> Option<u64> {
         let log = self
             .log
@@ -152,7 +153,7 @@ impl FollowedTopic {
         self.log.as_ref().map_or(0, MessageLog::bytes)
     }
 
-    /// Nothing that holds for one link holds for the next.
+    /// Forgets everything that holds for one link only.
     pub(super) fn lose_link(&mut self) {
         self.is_subscribed = false;
         self.is_synced = false;
@@ -164,7 +165,7 @@ impl FollowedTopic {
         (self.held_when_asked, self.unreadable) = (0, 0);
     }
 
-    /// Adds a message at the next place and hands it out.
+    /// Appends a message at the next offset and delivers it.
     pub(super) fn deliver(&mut self, body: &[u8], now: Instant, local: &mut Local) {
         let log = self.log.as_mut().expect("what is delivered has a place");
         let at = log.next();
@@ -192,20 +193,21 @@ impl FollowedTopic {
         self.pending.iter().map(to_read).fold(next, u64::min).max(1)
     }
 
-    /// The first message that came for those who were told no place.
+    /// The first held message, if members have joined without a position.
     fn first_without_position(&self) -> Option<Position> {
         let (at, _) = self.held_messages.front().filter(|_| self.is_joined_without_position)?;
         Some(*at)
     }
 
-    /// Up to which offset somebody has heard this history who was at a place of an earlier epoch.
+    /// The offset up to which a client with a position of an earlier epoch has received this
+    /// history.
     fn place_of(&self, since: Position) -> u64 {
         fork_offset_of(&self.lineage, since.epoch)
             .map_or(since.offset, |fork_offset| fork_offset.min(since.offset))
     }
 
-    /// What Redis has: holes are closed or told, the copy grows at both ends. `generation` is that of
-    /// the server.
+    /// Takes what was read: gaps are closed or reported, the copy grows at both ends. `generation`:
+    /// that of the server.
     pub(super) fn take_read(
         &mut self,
         mut read: FetchedHistory,
@@ -234,7 +236,7 @@ impl FollowedTopic {
         }
         if !goes_on {
             local.notify_lost(&self.name, 0);
-            // Nothing that was known of the one holds for the other.
+            // Nothing of the old history holds for the new one.
             (self.log, self.oldest_available, found) = (None, 1, ReadOutcome::Lost);
             self.acked = None;
         }
@@ -265,27 +267,27 @@ impl FollowedTopic {
                 found = if found == ReadOutcome::Lost { found } else { ReadOutcome::Repaired };
             }
         }
-        // Whatever was asked for and is not here now does not exist, unless messages came and were
-        // let go of meanwhile: then the copy begins behind all that was read. If as many came as are
-        // kept, whatever was before them is let go of in Redis too.
+        // What was asked for and is not here does not exist, unless messages arrived and were
+        // trimmed meanwhile: then the copy begins after everything that was read. If it is full,
+        // Redis trims what is before it, too.
         if (is_joined || self.is_full()) && from < self.first_offset() {
             self.oldest_available = self.oldest_available.max(self.first_offset());
         }
         found
     }
 
-    /// Whether the history has fewer messages than were heard of it when it was asked for, and no
-    /// fault can be the reason: the server has said the last of them itself, as it runs now. Somebody
-    /// has set it back, or has said something in its place.
+    /// Whether the history is shorter than it was when the read was sent, without a fault as the
+    /// reason: the server has stored its last message itself, in its current generation. Somebody
+    /// has reset it, or replaced its end.
     fn is_reset(&self, read: &FetchedHistory, generation: &str) -> bool {
         let is_same = self.log.as_ref().is_some_and(|log| log.position().epoch == read.epoch);
         let is_settled = read.generation == generation.as_bytes();
         is_same && is_settled && read.top.saturating_add(1) < self.asked_next
     }
 
-    /// The history has gone on from before the last that was delivered here, as when a master that
-    /// had been replaced said one more thing. That is told as lost, and what was said instead is read
-    /// from there and delivered.
+    /// The history has forked before the last message that was delivered here, as when a replaced
+    /// master stored one more message. That is reported as lost; what replaced it is read from the
+    /// fork and delivered.
     fn rewind(&mut self, to: Position, local: &mut Local) {
         local.notify_lost(&self.name, 0);
         (self.log, self.oldest_available) = (Some(MessageLog::new(to.epoch, to.offset)), 1);
@@ -293,13 +295,13 @@ impl FollowedTopic {
         self.is_synced = false;
     }
 
-    /// Whether the stream begins behind what comes next here. Of a topic that is followed what is
-    /// between comes on another connection, and may be on its way: it is, as long as anything comes.
-    /// When all has come that was, nothing is missing, and what was said meanwhile is on its way as
-    /// well: in a busy room something always is, and nobody waits for the end of that.
+    /// Whether the stream has messages beyond the next one here. For a followed topic the messages
+    /// between arrive on another connection, and are not missing as long as any arrive. When all up
+    /// to the end of the first such read have arrived, nothing is missing; later ones are on their
+    /// way again: in a busy room some always are.
     pub(super) fn is_ahead_of_delivery(&mut self, read: &mut FetchedHistory, now: Instant) -> bool {
         let read_ahead_gap = self.read_ahead_gap.take();
-        // A user's topic takes nothing new from most reads: see `ignore_undelivered`.
+        // Most reads of a user's topic take nothing new: see `ignore_undelivered`.
         let is_followed =
             self.is_subscribed && self.is_synced && (!self.is_user() || self.is_audit);
         let known = self.log.as_ref().map(MessageLog::position).filter(|_| is_followed);
@@ -309,7 +311,7 @@ impl FollowedTopic {
         let Some(known) = known.filter(|known| next > known.saturating_add(1)) else {
             return false;
         };
-        // Whoever asks for something older need not wait.
+        // A request for something older need not wait.
         self.oldest_available = self.oldest_available.max(next);
         let before = read_ahead_gap.unwrap_or(ReadAheadGap { since: now, known, top: read.top });
         if known >= before.top {
@@ -324,8 +326,8 @@ impl FollowedTopic {
         true
     }
 
-    /// A user's topic that is followed was read for what was acknowledged. Messages that are new in
-    /// it are on their way here, and may be more than the stream still has: they are not missing.
+    /// A user's topic that is followed was read for its acknowledgement. New messages in the reply
+    /// are on their way here, and may be more than the stream still has: they are not missing.
     pub(super) fn ignore_undelivered(&mut self, read: &mut FetchedHistory) {
         let is_audit = std::mem::take(&mut self.is_audit);
         let Some(known) = self.log.as_ref().map(MessageLog::position) else { return };
@@ -334,7 +336,7 @@ impl FollowedTopic {
         }
     }
 
-    /// Whether all that is kept of the topic is here.
+    /// Whether the copy has as many messages as are stored.
     pub(super) fn is_full(&self) -> bool {
         let messages = self.keep.messages_max as u64;
         let is_full = |log: &MessageLog| log.next().offset >= log.first().saturating_add(messages);

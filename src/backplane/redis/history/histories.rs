@@ -1,5 +1,5 @@
-//! All histories of one server that this node follows: what is asked of them, and their bounds. Reads
-//! and repairs are in `fetch` and `repair`.
+//! All histories of one server that this node follows: what is asked of them, and their bounds.
+//! Reads and repairs are in `fetch` and `repair`.
 
 use crate::backplane::history::log::MessageLog;
 use crate::backplane::local::Local;
@@ -20,36 +20,35 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Messages that are kept of a topic while a hole before them is being read. More are read again.
+/// Messages that are held for a topic while a gap before them is read. More are read again.
 pub(super) const HELD_MAX: usize = 256;
-/// Every topic is looked at again once in so many seconds.
+/// Each topic is audited once in so many seconds.
 const SECONDS_PER_AUDIT_LAP: usize = 60;
-/// How long somebody waits for what they missed. Then: `reply_overload`.
+/// How long a request may wait; then the join is answered without the missed messages (`overload`).
 pub(super) const PENDING_TIME_MAX: Duration = Duration::from_secs(10);
-/// See the module.
+/// The histories of one server that this node follows. Owned by the server.
 pub struct Histories {
     pub(super) namespaces: Arc<Namespaces>,
     pub(super) is_enabled: bool,
-    /// Nothing is asked while topics are about to move.
+    /// No reads are sent: topics are about to move.
     pub(super) is_paused: bool,
-    /// The server said that topics are elsewhere.
+    /// The server has redirected a topic.
     pub(super) is_redirected: bool,
     pub(super) topics: TopicTable<FollowedTopic>,
-    /// Topics that the server would not say anything of, and when to ask again.
+    /// Topics whose read was refused, and when it is sent again.
     pub(super) to_retry: VecDeque<(Instant, TopicRef)>,
-    /// Topics that want a read, each once. Those that were forgotten stand here until they come to
-    /// the front.
+    /// Topics to be read, each once. Forgotten ones stay until they reach the front.
     pub(super) to_read: VecDeque<TopicRef>,
     pub(super) batches: VecDeque<FetchBatch>,
-    /// Every topic once, by its line, for whoever looks for messages to let go of. Those of topics
-    /// that were forgotten stand here until they come to the front.
+    /// Each topic once, in the order in which copies are dropped and audited. Forgotten ones stay
+    /// until they reach the front.
     pub(super) eviction_queue: VecDeque<(TopicHash, TopicRef)>,
     pub(super) incarnations: u64,
     pub(super) bytes: usize,
     pub(super) bytes_max: usize,
     pub(super) recovery_bytes_max: usize,
     pub(super) bucket: TokenBucket,
-    /// What the bucket's time counts from.
+    /// Time zero of the bucket.
     pub(super) started: Instant,
     pub(super) last_expiry: Option<Instant>,
     pub(super) refusal_log: LogThrottle,
@@ -57,27 +56,27 @@ pub struct Histories {
     pub(super) unreadable: UnreadableWarnings,
     /// The server does not know the scripts.
     pub(super) is_script_missing: bool,
-    /// They are being loaded.
+    /// The scripts are being loaded.
     pub(super) script_load: Option<PendingReply<()>>,
-    /// Reads of streams, holes found, and what became of them.
+    /// Counters of reads and gaps.
     pub numbers: HistoryCounters,
 }
 
-/// What is counted.
+/// Counters of one server's histories.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HistoryCounters {
     /// Reads of a topic's history.
     pub reads: u64,
-    /// Joins that had to wait for one.
+    /// Joins that had to wait for a read.
     pub waited: u64,
-    /// Holes that were closed.
+    /// Gaps that were closed.
     pub repaired: u64,
-    /// Holes that were told.
+    /// Gaps that were reported as lost.
     pub lost: u64,
 }
 
 impl Histories {
-    /// Nothing is followed yet.
+    /// Nothing is followed.
     pub fn new(namespaces: Arc<Namespaces>, limits: &Limits) -> Histories {
         Histories {
             is_enabled: namespaces.have_history(),
@@ -93,7 +92,7 @@ impl Histories {
             bytes: 0,
             bytes_max: limits.history_bytes_max,
             recovery_bytes_max: limits.recovery_bytes_max,
-            // A tenth of a second's reads at once: no more than a server does in one breath.
+            // A tenth of a second's reads at once: no more than a server does in one turn.
             bucket: TokenBucket::new(
                 limits.history_reads_per_s_max,
                 (limits.history_reads_per_s_max / 10).max(READS_PER_BATCH as u64),
@@ -109,40 +108,39 @@ impl Histories {
         }
     }
 
-    /// Whether any topic has a history.
+    /// Whether any namespace has a history.
     pub fn is_enabled(&self) -> bool {
         self.is_enabled
     }
 
-    /// What holds for a topic.
+    /// The settings of a topic.
     pub fn policy(&self, topic: &TopicName) -> &Policy {
         self.namespaces.policy(topic.kind())
     }
 
-    /// Topics that are followed.
+    /// Number of followed topics.
     pub fn topics(&self) -> usize {
         self.topics.len()
     }
 
-    /// Topics that wait to be read.
+    /// Number of topics to be read.
     pub fn to_read(&self) -> usize {
         self.to_read.len() + self.to_retry.len()
     }
 
-    /// Bytes of messages that are kept here.
+    /// Bytes of the copies.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// The server has taken a topic's subscription away: nothing is certain until it is subscribed
-    /// again.
+    /// The server has revoked a topic's subscription: it is read again when it is subscribed.
     pub fn on_unsubscribed(&mut self, topic: &str) {
         if let Some(topic) = self.topics.get_mut(topic) {
             (topic.is_subscribed, topic.is_synced) = (false, false);
         }
     }
 
-    /// A topic's channel is subscribed on this link: where is its history?
+    /// A topic is subscribed on this link: its position is read.
     pub fn on_subscribed(&mut self, topic: &TopicName) {
         if !self.policy(topic).has_history() {
             return;
@@ -153,8 +151,7 @@ impl Histories {
         self.schedule_read(topic);
     }
 
-    /// Nobody here listens for a topic any more. Whoever has asked what was said is answered before
-    /// it is forgotten.
+    /// The last member left. A topic with pending requests is forgotten when they are answered.
     pub fn leave(&mut self, name: &TopicName) {
         let Some(topic) = self.topics.get_mut(name) else { return };
         if topic.pending.is_empty() {
@@ -201,7 +198,7 @@ impl Histories {
         }
     }
 
-    /// A message came, with the position that its channel names. `false`: nobody here follows it.
+    /// A message with a position arrived. Returns `false` if the topic is not followed.
     pub fn handle_message(
         &mut self,
         topic: HashedTopic<'_>,
@@ -214,8 +211,8 @@ impl Histories {
         let known = topic.log.as_ref().map(MessageLog::position).filter(|_| topic.is_synced);
         match known {
             Some(known) if at.epoch == known.epoch && at.offset <= known.offset => {}
-            // Said in an epoch that is over, as when somebody put it back a moment ago: what of it
-            // belongs to this history is known, and nothing that is read would ever explain it.
+            // Of an epoch that is over, as after a repair a moment ago: what of it belongs to this
+            // history is known, and no read would ever explain it.
             Some(known) if at.epoch < known.epoch => {}
             Some(known)
                 if at.epoch == known.epoch && at.offset == known.offset.saturating_add(1) =>
@@ -239,7 +236,7 @@ impl Histories {
         true
     }
 
-    /// Somebody asks where a history is, and what they missed.
+    /// Answers a join: the position, and the messages missed.
     pub fn recover(
         &mut self,
         shard: ShardId,
@@ -251,7 +248,7 @@ impl Histories {
         self.ask(&name, TopicRequest::Recover(shard, ask), now, local);
     }
 
-    /// Somebody asks what was said.
+    /// Answers a request for a page of history.
     pub fn history(&mut self, ask: Box<HistoryRequest>, now: Instant, local: &mut Local) {
         let name = ask.topic.clone();
         self.ask(&name, TopicRequest::History(ask), now, local);
@@ -259,15 +256,15 @@ impl Histories {
 
     fn ask(&mut self, name: &TopicName, request: TopicRequest, now: Instant, local: &mut Local) {
         let bytes_max = self.recovery_bytes_max;
-        // If nobody here listens for it, it is followed for this one question.
+        // A topic without members here is followed for this request only.
         let topic = self.follow(name);
         topic.was_used = true;
         if topic.unreadable > 0 {
             return reply_unreadable(request, local);
         }
-        // What is being read already may be older than what is asked for.
+        // The read in flight may be older than the request.
         let after = topic.reads + 1 + u64::from(topic.is_reading);
-        // Only this one: thousands may wait already, and nothing has changed for them.
+        // Only this request: thousands may be pending, and nothing has changed for them.
         if let Some(request) = topic.answer(request, after, bytes_max, local) {
             let is_recovery = matches!(request, TopicRequest::Recover(..));
             topic.pending.push(PendingRequest { since: now, request, after });
@@ -276,7 +273,8 @@ impl Histories {
         self.read_or_forget(name, local);
     }
 
-    /// A user has dealt with messages. Answers which; `None`: nothing is known of them here.
+    /// A user has acknowledged messages. Returns the position; `None`: nothing is known of the
+    /// history.
     pub fn acknowledge(&mut self, name: &TopicName, up_to: UpTo) -> Option<Position> {
         let topic = self.topics.get_mut(name);
         let known = topic.as_ref().and_then(|topic| topic.log.as_ref()).map(MessageLog::position);
@@ -290,7 +288,7 @@ impl Histories {
         Some(Position { epoch, offset: up_to.offset })
     }
 
-    /// Answers whoever can be answered from the copy now.
+    /// Answers the pending requests that the copy can answer.
     pub(super) fn answer_all(&mut self, name: &TopicName, local: &mut Local) {
         let bytes_max = self.recovery_bytes_max;
         let Some(topic) = self.topics.get_mut(name) else { return };
@@ -306,10 +304,10 @@ impl Histories {
         self.read_or_forget(name, local);
     }
 
-    /// Whoever waits, waits for a read; where nobody does and nobody listens, nothing is followed.
+    /// Reads a topic whose requests wait for a read; forgets one without requests and members.
     fn read_or_forget(&mut self, name: &TopicName, local: &Local) {
         let Some(topic) = self.topics.get(name) else { return };
-        // Who wants to be in a topic waits for its channel first, and is answered then.
+        // A join waits for the subscription first.
         let may_read = |pending: &PendingRequest| match pending.request {
             TopicRequest::Recover(..) => topic.is_subscribed,
             TopicRequest::History(_) => true,
@@ -324,7 +322,7 @@ impl Histories {
         }
     }
 
-    /// The topic is to be read, unless that is under way already.
+    /// Queues a read, unless one is queued or in flight.
     pub(super) fn schedule_read(&mut self, name: &TopicName) {
         let Some(topic) = self.topics.get_mut(name) else { return };
         if !std::mem::replace(&mut topic.is_reading, true) {
@@ -332,7 +330,7 @@ impl Histories {
         }
     }
 
-    /// The link is lost: positions have to be read again on the next one.
+    /// The link is lost: all positions are read again on the next one.
     pub fn lose_link(&mut self, local: &mut Local) {
         self.to_read.clear();
         self.to_retry.clear();
@@ -350,7 +348,7 @@ impl Histories {
         }
     }
 
-    /// Whoever waits for a topic that nobody here listens for is told that Redis is away.
+    /// Answers the requests for a topic without members: Redis is unavailable.
     fn abandon(&mut self, name: &TopicName, local: &mut Local) {
         let pending = self.topics.get_mut(name).map(|topic| std::mem::take(&mut topic.pending));
         for PendingRequest { request, .. } in pending.into_iter().flatten() {
@@ -364,7 +362,7 @@ impl Histories {
         self.forget(name);
     }
 
-    /// Those who have waited too long are told so; at most every second.
+    /// Answers requests that have waited too long; at most once a second.
     pub fn expire(&mut self, now: Instant, local: &mut Local) {
         let is_due = |at: Instant| now.saturating_duration_since(at) >= Duration::from_secs(1);
         if !self.is_enabled || !self.last_expiry.is_none_or(is_due) {
@@ -396,12 +394,12 @@ impl Histories {
                 first_missing_unacknowledged.push(topic.name.clone());
             }
         }
-        // They were followed for those questions only.
+        // They were followed for those requests only.
         first_missing_unacknowledged.iter().for_each(|name| self.forget(name));
     }
 
-    /// Reads a share of all positions again. A message that was lost without a trace at the end of a
-    /// topic that has fallen silent shows in no other way.
+    /// Reads a share of all positions again. A message that was lost without a trace at the end of
+    /// an idle topic is found in no other way.
     fn schedule_audits(&mut self) {
         for _ in 0..self.eviction_queue.len().div_ceil(SECONDS_PER_AUDIT_LAP) {
             let Some(topic) = self.next_for_eviction() else { return };
@@ -413,27 +411,27 @@ impl Histories {
         }
     }
 
-    /// Whether nothing is under way.
+    /// Whether no batch is in flight.
     pub fn has_none_in_flight(&self) -> bool {
         self.batches.is_empty()
     }
 
-    /// From now on nothing is asked, or everything again.
+    /// Stops or resumes sending reads.
     pub fn set_paused(&mut self, is_paused: bool) {
         self.is_paused = is_paused;
     }
 
-    /// How many bytes of messages may be kept here: a share of what the node may keep.
+    /// Sets the bytes that copies may take: this server's share of the node's bound.
     pub fn set_bytes_max(&mut self, bytes_max: usize) {
         self.bytes_max = bytes_max;
     }
 
-    /// Whether the server has said, since this was last asked, that topics are elsewhere.
+    /// Whether the server has redirected a topic since the last call.
     pub fn take_redirected(&mut self) -> bool {
         std::mem::take(&mut self.is_redirected)
     }
 
-    /// Gives away the topics that another server has now, with all who wait for something.
+    /// Takes out the topics that have moved to another server, with their pending requests.
     pub fn take_moved(&mut self, has_moved: impl Fn(&TopicName) -> bool) -> Vec<FollowedTopic> {
         assert!(self.batches.is_empty(), "topics move while nothing is under way");
         let moved = self.topics.take_if(has_moved);
@@ -443,8 +441,7 @@ impl Histories {
         moved
     }
 
-    /// Takes a topic that another server had. Whoever asked, without listening, is answered from
-    /// here.
+    /// Takes in a topic that another server had.
     pub fn adopt(&mut self, mut topic: FollowedTopic, local: &Local) {
         topic.lose_link();
         self.incarnations += 1;
@@ -457,7 +454,7 @@ impl Histories {
         self.read_or_forget(&name, local);
     }
 
-    /// Lets go of copies until they fit: they can be read again.
+    /// Drops copies until they fit: they can be read again.
     pub(super) fn make_room(&mut self) {
         for _ in 0..2 * self.eviction_queue.len() {
             if self.bytes <= self.bytes_max {

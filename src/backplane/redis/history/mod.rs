@@ -1,31 +1,29 @@
-//! Histories that Redis keeps, as far as this node follows them.
+//! Histories in Redis, as far as this node follows them.
 //!
-//! For each topic with a history that this node listens for there is a copy of its end (a [`MessageLog`])
-//! and the position up to which everything was delivered here. A message that comes with the next
-//! offset is delivered; one that is known is dropped; one that comes too early shows a hole, and
-//! the hole is read from the stream before anything else is delivered. On every new link the
-//! position is read again for every topic: what was missed at the end of a topic shows in no other
-//! way.
+//! For each topic with a history and members here there is a copy of its end (a
+//! [`crate::backplane::history::log::MessageLog`]), up to the offset that was delivered here. A
+//! message with the next offset is delivered; a known one is dropped; a later one shows a gap,
+//! which is read from the stream before anything else is delivered. On each new link the position
+//! of every topic is read: messages missed at the end of a topic are found in no other way.
 //!
-//! Whoever comes back is answered from the copy. What it does not have is read once, whoever else may
-//! ask for it meanwhile: a topic has one read under way.
+//! Recovery is served from the copy. What the copy lacks is read once for all requests: a topic has
+//! one read in flight.
 //!
 //! A server that has lost the end of a history (a replica that was promoted too early, a restart
-//! without its data) gets it back from whichever node has heard it, before anything new is said
-//! there.
+//! without its data) gets it back from any node that has it, before new messages are stored.
 //!
-//! Where a hole cannot be closed, because the stream is shorter than that or the history is another
-//! one by now, everybody in the topic hears `lost`. If the history has only gone on from before what
-//! was heard last, they hear what was said instead.
+//! Where a gap cannot be closed, because the stream is shorter or the history is another one, all
+//! members receive `lost`. If the history has forked before the last delivered message, they also
+//! receive what replaced it.
 //!
-//! Of a user's topic what the user has acknowledged is read anew for each connection that comes: it
-//! may have said so on another node.
+//! The acknowledged offset of a user's topic is read for each new connection: the user may have
+//! acknowledged on another node.
 //!
-//! What Redis has of a history and we did not write ([`crate::backplane::redis::unreadable`]) is not made up for:
-//! nobody is let into such a topic or told anything of it until it is mended, and all others go on.
+//! A stored history that this server cannot have written ([`crate::backplane::redis::unreadable`])
+//! is not guessed at: joins and requests are refused until it is corrected; all other topics work.
 //!
-//! Invariant: what was delivered of a topic since somebody was told a position has every offset
-//! behind it, in order, once; or `lost` stands between.
+//! Invariant: after a client was told a position, every later offset is delivered in order, once;
+//! or `lost` comes between.
 
 mod answer;
 mod batch;

@@ -1,7 +1,7 @@
-//! A server that has lost the end of a history gets it back from who has heard it.
+//! Repair: a server that has lost the end of a history gets it back from the nodes.
 //!
-//! Whoever offers first puts back what it has; the script takes no more than what is missing, and
-//! nothing once the server has gone on (`lua/repair.lua`).
+//! The first node that offers it appends what it has; the script takes only what is missing, and
+//! nothing once the server has stored new messages (`lua/repair.lua`).
 
 use crate::backplane::envelope;
 use crate::backplane::message::IDEMPOTENCY_TTL;
@@ -15,19 +15,19 @@ use crate::ids::TopicName;
 use redis::Pipeline;
 
 impl Histories {
-    /// Whether this node has heard more of a topic than the server knows, and may put it back. Once
-    /// on each link: if that does not help, it is not to be helped.
+    /// Whether this node has more of a topic than the server, and may repair it. Once on each link:
+    /// a second attempt would not help.
     pub(super) fn may_repair(&mut self, name: &TopicName, read: Option<&FetchedHistory>) -> bool {
         let Some(topic) = self.topics.get_mut(name) else { return false };
         let Some(log) = topic.log.as_ref().filter(|log| !log.is_empty()) else { return false };
         let known = log.position();
         let is_behind = match read {
             None => true,
-            // What came after it was asked for, the server has: it said it.
+            // The server knows what arrived after the read was sent.
             Some(read) if read.epoch == known.epoch => {
                 read.top < known.offset && read.top.saturating_add(1) < topic.asked_next
             }
-            // Or it has only what this history came from.
+            // Or the server has only an ancestor of this history.
             Some(read) => fork_offset_of(&topic.lineage, read.epoch)
                 .is_some_and(|fork_offset| read.top <= fork_offset),
         };

@@ -1,48 +1,48 @@
-//! What Redis answers when it is asked for a history.
+//! Parses the replies to a read of a history.
 //!
-//! Where it is must be as we wrote it, or nothing is read of it ([`UnreadableValue`]): a place that was
-//! made up would be told to clients, and counted from. Of its messages and of the epochs before it,
-//! what is not as we wrote it is left out, and what it stood for is told as lost.
+//! If the position is not as this server writes it, nothing is read ([`UnreadableValue`]): an
+//! invented position would be told to clients, and counted from. Messages and earlier epochs that
+//! are not as written are skipped, and their messages are reported as lost.
 //!
-//! Invariant: what is read has `1 <= offset <= top` for each message, and epochs that fall and cuts of
-//! at most `top` in its chain.
+//! Invariant: each message has `1 <= offset <= top`; the lineage has falling epochs and fork
+//! offsets of at most `top`.
 
 use crate::backplane::redis::unreadable::{UnreadableValue, number, number_of};
 use crate::ids::Position;
 use redis::Value;
 
-/// What is asked of the hash, in this order.
+/// The fields that are read from the hash, in this order.
 pub(super) const FIELDS: [&str; 5] = ["e", "s", "l", "a", "g"];
 
-/// Links that are read of a chain: as many as `lua/publish.lua` keeps.
+/// Entries of a lineage: as many as `lua/publish.lua` keeps.
 const LINKS_MAX: usize = 4;
 
-/// What was read of a topic.
+/// A topic's history as it was read.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct FetchedHistory {
     pub(super) epoch: u64,
     pub(super) top: u64,
     pub(super) lineage: Vec<(u64, u64)>,
     pub(super) acked: Option<u64>,
-    /// The generation of the server that said the last message.
+    /// The generation of the server that stored the last message.
     pub(super) generation: Vec<u8>,
     pub(super) entries: Vec<(u64, Vec<u8>)>,
 }
 
 impl FetchedHistory {
-    /// Without what is behind an offset.
+    /// Drops everything after an offset.
     pub(super) fn leave_behind(&mut self, known: u64) {
         self.entries.retain(|(offset, _)| *offset <= known);
         self.top = self.top.min(known);
     }
 
-    /// Whether the history has come to a place.
+    /// Whether the history has reached a position.
     pub(super) fn has(&self, at: Position) -> bool {
         at.epoch < self.epoch || (at.epoch == self.epoch && at.offset <= self.top)
     }
 }
 
-/// The answer to `EXEC`. `None`: there is no history yet.
+/// Parses the reply to `EXEC`. `None`: there is no history yet.
 pub(super) fn parse_history(answer: &Value) -> Result<Option<FetchedHistory>, UnreadableValue> {
     let Value::Array(parts) = answer else {
         return Err(UnreadableValue::new("the answer", answer));
@@ -55,7 +55,7 @@ pub(super) fn parse_history(answer: &Value) -> Result<Option<FetchedHistory>, Un
     Ok(Some(FetchedHistory { entries, ..read }))
 }
 
-/// Epoch, last offset, chain and the like, as `HMGET` and `lua/create.lua` answer them ([`FIELDS`]).
+/// Parses the fields [`FIELDS`] as `HMGET` and `lua/create.lua` return them.
 pub(super) fn parse_meta(meta: &Value) -> Result<Option<FetchedHistory>, UnreadableValue> {
     let fields = match meta {
         Value::Array(fields) => fields.as_slice(),
@@ -86,13 +86,13 @@ pub(super) fn parse_meta(meta: &Value) -> Result<Option<FetchedHistory>, Unreada
     Ok(Some(FetchedHistory { epoch, top, lineage, acked, generation, entries: Vec::new() }))
 }
 
-/// As [`parse_lineage`] reads it.
+/// The form that [`parse_lineage`] reads.
 pub(super) fn lineage_text(lineage: &[(u64, u64)]) -> String {
     let links = lineage.iter().map(|(epoch, fork_offset)| format!("{epoch}:{fork_offset} "));
     links.collect()
 }
 
-/// Nothing is known of what stands behind a link that is not as we wrote it.
+/// Nothing after a malformed entry is believed.
 fn parse_lineage(text: &[u8], epoch: u64, top: u64) -> Vec<(u64, u64)> {
     let mut to_retry = epoch;
     let links = text.split(u8::is_ascii_whitespace).filter(|link| !link.is_empty());
@@ -105,7 +105,7 @@ fn parse_lineage(text: &[u8], epoch: u64, top: u64) -> Vec<(u64, u64)> {
     links.take(LINKS_MAX).map_while(link).collect()
 }
 
-/// What `XREVRANGE` answers, oldest first.
+/// Parses the reply to `XREVRANGE`; the result is oldest first.
 fn entries_of(answer: &Value, top: u64) -> Result<Vec<(u64, Vec<u8>)>, UnreadableValue> {
     let wrong = || UnreadableValue::new("the stream", answer);
     let entries = match answer {
@@ -119,7 +119,7 @@ fn entries_of(answer: &Value, top: u64) -> Result<Vec<(u64, Vec<u8>)>, Unreadabl
         let [Value::BulkString(id), body] = &parts[..] else { return Err(wrong()) };
         match offset_of(id) {
             Some(offset) if offset <= top => read.push((offset, body_of(body))),
-            // Behind the last message of the history none may be: the next one finds no place.
+            // No entry may be beyond the last message: the next one could not be stored.
             _ if is_behind(id, top) => {
                 return Err(UnreadableValue::new("the last message", &parts[0]));
             }
@@ -134,14 +134,14 @@ fn offset_of(id: &[u8]) -> Option<u64> {
     number(id.strip_suffix(b"-0")?).filter(|offset| *offset > 0)
 }
 
-/// Whether an id is higher than those of a history that ends at `top`. One whose first number is none
-/// of ours is.
+/// Whether an id is higher than all of a history that ends at `top`. One whose first number is
+/// malformed is.
 fn is_behind(id: &[u8], top: u64) -> bool {
     let first = id.split(|byte| *byte == b'-').next().and_then(number);
     first.is_none_or(|first| first > top)
 }
 
-/// `["d", message]`. What is something else is no message, and is told as one that is lost.
+/// `["d", message]`. Anything else is no message, and is reported as one that is lost.
 fn body_of(fields: &Value) -> Vec<u8> {
     match fields {
         Value::Array(fields) => match &fields[..] {
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn where_there_is_none_nothing_is_read() {
+    fn where_there_is_no_history_nothing_is_read() {
         assert_eq!(parse_history(&answer([""; 5], vec![])), Ok(None));
         assert_eq!(
             parse_history(&answer(["", "18446744073709551615", "x", "y", "z"], vec![])),
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_is_not_as_we_wrote_it_is_left_out_or_lost_in_its_place() {
+    fn a_malformed_message_is_skipped_or_lost_in_its_place() {
         let odd = Value::Array(vec![text("11-0"), Value::Array(vec![text("d")])]);
         let entries = vec![entry("12-0", "c"), odd, entry("10-1", "b"), entry("9-0", "a")];
         let read = parse_history(&answer(["7", "12", "", "", ""], entries)).unwrap().unwrap();
@@ -204,13 +204,13 @@ mod tests {
     }
 
     #[test]
-    fn a_history_whose_place_is_not_as_we_wrote_it_is_not_read() {
+    fn a_history_with_a_malformed_position_is_not_read() {
         let what = |fields: [&str; 5], entries| {
             parse_history(&answer(fields, entries)).map_err(|why| why.to_string())
         };
         for wrong in hostile::TEXTS {
             let wrong = String::from_utf8_lossy(wrong).into_owned();
-            // An empty one stands for none here.
+            // An empty text stands for no field here.
             if wrong.is_empty() || number(wrong.as_bytes()).is_some() {
                 continue;
             }
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_is_believed_up_to_its_first_link_that_cannot_be() {
+    fn a_lineage_is_believed_up_to_its_first_impossible_entry() {
         let of = |text: &str| parse_lineage(text.as_bytes(), 7, 12);
         assert_eq!(of("5:9 3:4 "), [(5, 9), (3, 4)]);
         assert_eq!(of("5:99"), [(5, 12)], "no further than the history itself");
@@ -258,7 +258,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_answered_is_read_or_not(answer in hostile::value()) {
+        fn any_reply_is_parsed_or_refused(answer in hostile::value()) {
             let _ = (parse_history(&answer), parse_meta(&answer), entries_of(&answer, 7));
         }
 
@@ -268,20 +268,24 @@ mod tests {
             ids in prop::collection::vec(hostile::edge(), 0..5),
         ) {
             let entries = ids.iter().map(|id| entry(&format!("{id}-0"), "b")).collect();
-            if let Ok(Some(read)) = parse_history(&Value::Array(vec![meta, Value::Array(entries)])) {
+            let answer = Value::Array(vec![meta, Value::Array(entries)]);
+            if let Ok(Some(read)) = parse_history(&answer) {
                 prop_assert!(Position::checked(read.epoch, read.top).is_some());
                 prop_assert!(read.acked <= Some(read.top));
                 prop_assert!(read.entries.iter().all(|(at, _)| (1..=read.top).contains(at)));
-                prop_assert!(read.lineage.iter().all(|(of, fork_offset)| *of < read.epoch && *fork_offset <= read.top));
+                let is_possible =
+                    |(of, fork): &(u64, u64)| *of < read.epoch && *fork <= read.top;
+                prop_assert!(read.lineage.iter().all(is_possible));
             }
         }
 
         #[test]
-        fn a_chain_comes_apart_as_it_was_put_together(
+        fn a_lineage_is_read_back_from_its_text(
             epochs in prop::collection::btree_set(1..1000u64, 0..=LINKS_MAX),
             fork_offset in 0..1000u64,
         ) {
-            let lineage: Vec<_> = epochs.into_iter().rev().map(|epoch| (epoch, fork_offset)).collect();
+            let entry = |epoch| (epoch, fork_offset);
+            let lineage: Vec<_> = epochs.into_iter().rev().map(entry).collect();
             prop_assert_eq!(parse_lineage(lineage_text(&lineage).as_bytes(), 1000, 1000), lineage);
         }
     }

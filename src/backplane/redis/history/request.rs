@@ -4,14 +4,14 @@ use crate::ids::{ShardId, TopicName};
 use crate::link::{HistoryRequest, RecoveryRequest};
 use std::time::Instant;
 
-/// A topic by its line. If it is forgotten and followed anew it has another one, and what was asked
-/// for the one says nothing of the other.
+/// A topic and its incarnation: one that was forgotten and is followed again has another, so a
+/// reply for the one changes nothing of the other.
 pub(super) type TopicRef = (TopicName, u64);
 
 pub(super) struct PendingRequest {
     pub(super) since: Instant,
     pub(super) request: TopicRequest,
-    /// It is not answered before so many reads of its topic.
+    /// It is answered only after so many reads of its topic.
     pub(super) after: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Histories of one node between clients who ask anything and a server that answers anything.
+//! Histories of one node between clients that ask anything and a server that answers anything.
 
 use super::*;
 use crate::backplane::local::Local;
@@ -99,7 +99,7 @@ impl Story {
         self.histories.handle_message(topic, at, body, self.now, &mut self.local);
     }
 
-    /// The server answers the reads that are due, each with the same.
+    /// The server answers all reads that are due with the same reply.
     fn read(&mut self, answer: &Value) {
         while let Some((at, _)) = self.histories.to_retry.front()
             && *at <= self.now
@@ -129,7 +129,7 @@ impl Story {
             if what == BatchKind::Repair {
                 let _ = self.histories.repair_pipeline(&topics, &self.names, GENERATION);
             }
-            // What begins a history answers the hash alone.
+            // The reply to a creation is the hash alone.
             let answer = match (what, answer) {
                 (BatchKind::Create, Value::Array(parts)) => parts.first().unwrap_or(&Value::Nil),
                 _ => answer,
@@ -152,7 +152,7 @@ impl Story {
     }
 }
 
-/// `HMGET` and `XREVRANGE` as they answer for such a history.
+/// The replies of `HMGET` and `XREVRANGE` for such a history.
 fn answer(e: u64, s: u64, l: &str, a: Option<u64>, offsets: &[u64]) -> Value {
     let text = |text: String| Value::BulkString(text.into_bytes());
     let number = |number: u64| text(number.to_string());
@@ -171,7 +171,7 @@ enum Deed {
     History(Option<(u64, u64)>, u32, bool),
     Message(u64, u64, bool),
     Acknowledge(Option<u64>, u64),
-    /// The server answers so.
+    /// The server's reply.
     FetchedHistory(u64, u64, Option<(u64, u64)>, Option<u64>, Vec<u64>),
     ReadAnything(Value),
     LoseLink,
@@ -220,7 +220,7 @@ fn act(story: &mut Story, deed: Deed) {
         Deed::History(since, limit, reverse) => {
             story.history(Page { since: since.map(at), limit, reverse });
         }
-        // What comes on a channel is checked before.
+        // Positions on a channel are checked before.
         Deed::Message(epoch, offset, is_good) => {
             if let Some(at) = Position::checked(epoch, offset) {
                 story.message(at, if is_good { b"\x01\x001" } else { b"\xFF" });
@@ -247,7 +247,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_a_server_has_everybody_is_answered_once_and_told_no_place_that_cannot_be(
+    fn any_server_replies_lead_to_one_answer_for_each_request_and_no_impossible_position(
         is_user: bool,
         deeds in prop::collection::vec(deed(), 1..40),
     ) {
@@ -264,7 +264,7 @@ proptest! {
                 _ => continue,
             };
             answered += 1;
-            // Who waits too long where nothing is known is told of no history: epoch 0.
+            // A request that waits too long where nothing is known gets epoch 0.
             let is_place = |at: Position| at == Position { epoch: 0, offset: 0 }
                 || Position::checked(at.epoch, at.offset) == Some(at);
             prop_assert!(told.is_none_or(is_place), "{told:?}");
@@ -277,7 +277,7 @@ proptest! {
 }
 
 #[test]
-fn who_asks_where_something_else_stands_is_refused_until_it_is_mended() {
+fn requests_for_an_unreadable_history_are_refused_until_it_is_corrected() {
     let mut story = Story::begin(TopicName::room("kept:a"));
     story.read(&answer(7, 3, "", None, &[1, 2, 3]));
     story.recover(None);
@@ -308,7 +308,7 @@ fn recovered(messages: u64) -> crate::protocol::Recovery {
 }
 
 #[test]
-fn reads_of_what_cannot_be_used_become_rare() {
+fn reads_of_an_unreadable_history_become_rare() {
     let mut story = Story::begin(TopicName::room("kept:a"));
     let mut reads = 0;
     for _ in 0..1200 {
@@ -322,7 +322,7 @@ fn reads_of_what_cannot_be_used_become_rare() {
 }
 
 #[test]
-fn a_message_for_a_place_that_the_history_does_not_have_is_not_waited_for() {
+fn a_message_at_a_position_that_the_history_does_not_have_is_not_waited_for() {
     let mut story = Story::begin(TopicName::room("kept:a"));
     story.read(&answer(7, 3, "", None, &[1, 2, 3]));
     for lie in [at((7, 9)), at((7, Position::NUMBER_MAX)), at((8, 1))] {
@@ -339,12 +339,12 @@ fn a_message_for_a_place_that_the_history_does_not_have_is_not_waited_for() {
 }
 
 #[test]
-fn what_comes_while_a_read_is_under_way_is_not_a_lie() {
+fn a_message_that_arrives_during_a_read_is_not_taken_for_impossible() {
     let mut story = Story::begin(TopicName::room("kept:a"));
     story.read(&answer(7, 3, "", None, &[1, 2, 3]));
     story.message(at((7, 5)), b"\x01\x001");
     let (_, topics) = story.histories.build_read_batch(&story.names, story.now);
-    // Said after the read was asked for, and the answer says nothing of it.
+    // Published after the read was sent, so the reply does not have it.
     story.message(at((7, 6)), b"\x01\x001");
     story.handle_replies(topics, BatchKind::Read, &answer(7, 5, "", None, &[4, 5]), 0);
     assert_eq!(story.local.counters.publishes_malformed, 0);
@@ -355,12 +355,12 @@ fn what_comes_while_a_read_is_under_way_is_not_a_lie() {
 }
 
 #[test]
-fn a_history_that_was_set_back_is_told_as_lost_and_goes_on_from_there() {
+fn a_history_that_was_reset_is_reported_as_lost_and_continues_from_there() {
     let mut story = Story::begin(TopicName::room("kept:a"));
     story.read(&answer(7, 5, "", None, &[4, 5]));
     story.pass(Duration::from_secs(61));
     story.read(&answer(7, 2, "", None, &[1, 2]));
-    story.read(&answer(7, 2, "", None, &[1, 2])); // this node has offered what it knows
+    story.read(&answer(7, 2, "", None, &[1, 2])); // this node has offered a repair
     let lost = story.hear().iter().filter(|it| matches!(it, Downlink::Lost { .. })).count();
     assert_eq!(lost, 1);
     story.message(at((7, 3)), b"\x01\x001");
@@ -373,7 +373,7 @@ fn a_history_that_was_set_back_is_told_as_lost_and_goes_on_from_there() {
 }
 
 #[test]
-fn who_was_let_in_without_a_place_hears_what_comes_once_it_is_mended() {
+fn a_member_who_joined_without_a_position_receives_messages_once_the_history_is_corrected() {
     let mut story = Story::begin(TopicName::user("ann"));
     story.recover(None);
     story.read(&answer(7, 1 << 63, "", None, &[]));

@@ -1,9 +1,9 @@
--- A user has dealt with messages that are kept for it. What is acknowledged only rises, and only for
--- messages of this history: of its epoch, or of one that came before and as far as that one went.
+-- Stores the offset that a user has acknowledged. It only rises, and only for messages of this
+-- history: of its epoch, or of an earlier one up to the offset at which that ended.
 --
 -- KEYS 1 meta
 -- ARGV 1 epoch  2 offset  3 seconds the meta lives
--- answers 1 noted, or known already; 0 not of this history
+-- returns 1 stored, or stored before; 0 not of this history
 local m = redis.call('HMGET', KEYS[1], 'e', 's', 'l', 'a')
 if not m[1] then
   return 0

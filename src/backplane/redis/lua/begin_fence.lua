@@ -1,6 +1,6 @@
--- A node has come to a server: the pause of each partition begins at once, for all together, and not
--- with the first message of each.
+-- Begins the repair window of a partition when a node connects to a server of a new generation, so
+-- that all windows begin together, and not each with the first message.
 --
 -- KEYS 1 partition
--- ARGV 1 generation of the server  2 milliseconds of the pause
-return pause(KEYS[1], ARGV[1], ARGV[2]) or '0'
+-- ARGV 1 generation of the server  2 milliseconds of the repair window
+return repair_window_ms(KEYS[1], ARGV[1], ARGV[2]) or '0'

@@ -1,12 +1,12 @@
--- Begins a topic's history, unless it has one: whoever joins before the first message is told a
--- position from which they can come back.
+-- Creates a topic's history if there is none: a client that joins before the first message is told
+-- a position from which it can recover.
 --
 -- KEYS 1 meta  2 stream  3 partition
--- ARGV 1 generation of the server  2 seconds the meta lives  3 milliseconds of the pause
--- answers what is known of it; a number: come again after so many milliseconds
+-- ARGV 1 generation of the server  2 seconds the meta lives  3 milliseconds of the repair window
+-- returns the fields of the meta; or a number: send again after so many milliseconds
 local e = redis.call('HGET', KEYS[1], 'e')
 if not e then
-  local wait = pause(KEYS[3], ARGV[1], ARGV[3])
+  local wait = repair_window_ms(KEYS[3], ARGV[1], ARGV[3])
   if wait then
     return tonumber(wait)
   end

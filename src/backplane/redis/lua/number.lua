@@ -1,12 +1,12 @@
--- What the scripts of histories know of numbers and of what other programs may have written. A Lua number
--- counts one by one up to 2^53 - 1 and no further: Position::NUMBER_MAX in src/ids.rs is the same.
+-- Checked numbers, for scripts that read what other programs may have written. A Lua number is
+-- exact up to 2^53 - 1: Position::NUMBER_MAX in src/ids.rs is the same.
 --
--- A script checks all that it counts from before it writes anything, and answers `-UNREADABLE <what>` if
--- that is not as we write it: then nothing was done. That a stream takes no message behind its last one
--- Redis checks itself, before anything of the message is written elsewhere.
+-- A script checks everything that it counts from before it writes, and answers `-UNREADABLE <what>`
+-- if that is not as written here: then nothing was done. That an offset is beyond the last one of
+-- its stream is checked by Redis, before anything of the message is written elsewhere.
 local NUMBER_MAX = 9007199254740991
 
--- The number that a field holds; nil: none, or less than `least`, or not in the digits that we write.
+-- The number in a field; nil: none, or less than `least`, or not in canonical digits.
 local function number(text, least)
   local value = tonumber(text or '')
   if value and value >= least and value <= NUMBER_MAX and string.format('%.0f', value) == text then
@@ -18,7 +18,7 @@ local function unreadable(what)
   return redis.error_reply('UNREADABLE ' .. what .. ' is not as it was written')
 end
 
--- What is wrong with an epoch and the last offset; nil: nothing.
+-- The error of an epoch and a last offset; nil: both are as written here.
 local function wrong(e, s)
   if not number(e, 1) then
     return unreadable('e')

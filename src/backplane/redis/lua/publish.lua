@@ -1,22 +1,23 @@
--- Gives a message its place in a topic's history and tells everybody, in one step.
+-- Appends a message to a topic's history and publishes it, atomically.
 --
--- KEYS 1 meta (hash)  2 stream  3 partition  4 the key of a retry, where there is one
+-- KEYS 1 meta (hash)  2 stream  3 partition  4 the idempotency key, if the message has one
 -- ARGV 1 channel  2 message  3 messages kept  4 seconds the stream lives  5 seconds the meta lives
 --      6 generation of the server  7 PUBLISH or SPUBLISH  8 seconds a key lives, 0: there is none
---      9 milliseconds of the pause
--- answers {1, epoch, offset} said; {2, epoch, offset} it had been said under this key;
---         {0, epoch, milliseconds} come again: the server is another one than last time
+--      9 milliseconds of the repair window
+-- returns {1, epoch, offset} stored; {2, epoch, offset} stored before under this key;
+--         {0, epoch, milliseconds} send again after so long: the repair window of a new generation
 --
--- meta: e epoch, s last offset, g generation that said the last message, l "<epoch>:<offset> …" which
--- epochs came before and how far they went, newest first, a what a user has acknowledged.
+-- meta: e epoch, s last offset, g generation of the server that stored the last message,
+--       l "<epoch>:<offset> …" earlier epochs and their last offsets, newest first,
+--       a the offset that a user has acknowledged
 if ARGV[8] ~= '0' then
-  local said = redis.call('GET', KEYS[4])
-  if said then
-    local e, o = string.match(said, '^(%d+):(%d+)$')
+  local known = redis.call('GET', KEYS[4])
+  if known then
+    local e, o = string.match(known, '^(%d+):(%d+)$')
     if wrong(e, o) then
-      return unreadable('what stands under the key of a retry')
+      return unreadable('the value of an idempotency key')
     end
-    -- A write, so that whoever waits for a replica waits for one that knows of it.
+    -- A write, so that WAIT waits for a replica that has the message.
     redis.call('EXPIRE', KEYS[4], ARGV[8])
     return {2, e, o}
   end
@@ -33,7 +34,7 @@ if top >= NUMBER_MAX then
 end
 local is_new, links = not e, nil
 if m[2] ~= ARGV[6] or not e then
-  local wait = pause(KEYS[3], ARGV[6], ARGV[9])
+  local wait = repair_window_ms(KEYS[3], ARGV[6], ARGV[9])
   if wait then
     return {0, e or '0', wait}
   end
@@ -56,7 +57,7 @@ if m[2] ~= ARGV[6] or not e then
   end
 end
 local o = string.format('%.0f', top + 1)
--- Trimming to the entry is dearer the longer a stream is, and matters the less.
+-- Exact trimming costs more the longer a stream is, and matters less.
 local how = tonumber(ARGV[3]) < 1000 and '=' or '~'
 redis.call('XADD', KEYS[2], 'MAXLEN', how, ARGV[3], o .. '-0', 'd', ARGV[2])
 if links then

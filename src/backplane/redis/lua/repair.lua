@@ -1,14 +1,14 @@
--- A new server lacks the last messages of a topic's history: a node that has heard them puts them
--- back, and the keys under which they were said. It may lack whole epochs, if masters changed twice; the
--- node knows what they came from. Safe from any node, in any order, any number of times.
+-- Appends the last messages of a topic's history that a server of a new generation lacks, and their
+-- idempotency keys. It may lack whole epochs, if masters changed twice; the node knows their
+-- lineage. Idempotent: any node may send it, in any order, any number of times.
 --
--- KEYS 1 meta  2 stream  3… keys of retries
+-- KEYS 1 meta  2 stream  3… idempotency keys
 -- ARGV 1 epoch  2 first offset  3 generation of the server  4 channel  5 PUBLISH or SPUBLISH
 --      6 seconds the stream lives  7 seconds the meta lives  8 seconds a key lives
 --      9 "<epoch>:<offset> …" epochs before, newest first
---      10 what a user has acknowledged, as far as the node knows; empty: nothing is known
+--      10 the offset that a user has acknowledged, as far as the node knows; empty: unknown
 --      11… for each message from the first offset on: the message, and which of KEYS is its own, or 0
--- answers {1, epoch, last offset} all of them are there; {-1, …} too late, or another history;
+-- returns {1, epoch, last offset} all of them are stored; {-1, …} too late, or another history;
 --         {-2, …} the first offset is not low enough
 local m = redis.call('HMGET', KEYS[1], 'e', 's', 'g', 'a')
 local e, first = m[1], tonumber(ARGV[2])
@@ -31,7 +31,7 @@ if m[3] == ARGV[3] then
   return {-1, e, string.format('%.0f', top)}
 end
 if e ~= ARGV[1] then
-  -- What the server has must be what the node's history came from, and no more than that.
+  -- The server's history must be an ancestor of the node's, up to the fork.
   local cut, is_before = math.huge, false
   for epoch, offset in string.gmatch(ARGV[9], '(%d+):(%d+)') do
     cut = math.min(cut, tonumber(offset))
@@ -53,7 +53,7 @@ for o = top + 1, first + (#ARGV - 10) / 2 - 1 do
   local at = 11 + 2 * (o - first)
   local message, key = ARGV[at], tonumber(ARGV[at + 1])
   local offset = string.format('%.0f', o)
-  -- The stream takes all of them or not even the first.
+  -- The stream takes all of them, or not even the first.
   redis.call('XADD', KEYS[2], offset .. '-0', 'd', message)
   redis.call(ARGV[5], ARGV[4], e .. ':' .. offset .. ':' .. message)
   if key > 0 then

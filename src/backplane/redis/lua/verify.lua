@@ -1,12 +1,12 @@
--- A node was told that a message is kept, and the server that said so is gone: is it there? If it is the
--- very next one it is put back, with the key under which it was said. Safe any number of times.
+-- Verifies after a failover that a message is stored that the last server acknowledged. If it is
+-- the next one, it is appended with its idempotency key. Idempotent.
 --
--- KEYS 1 meta  2 stream  3 the key of a retry, where there is one
+-- KEYS 1 meta  2 stream  3 the idempotency key, if the message has one
 -- ARGV 1 epoch  2 offset  3 generation of the server  4 channel  5 PUBLISH or SPUBLISH
 --      6 seconds the stream lives  7 seconds the meta lives  8 seconds a key lives, 0: there is none
 --      9 message
--- answers 1 it is there; 0 come again: something before it is missing, which others may put back;
---         -1 the history has gone on
+-- returns 1 stored; 0 send again: messages before it are missing, which other nodes may append;
+--         -1 the history has gone on without it
 local m = redis.call('HMGET', KEYS[1], 'e', 's', 'l', 'g')
 local offset = tonumber(ARGV[2])
 if not m[1] then
@@ -22,7 +22,7 @@ if m[1] ~= ARGV[1] then
       return 1
     end
   end
-  -- A node may know the epoch in between, and put that back first.
+  -- Another node may know the epoch in between, and append that first.
   local may_come = m[4] ~= ARGV[3] and tonumber(m[1]) < tonumber(ARGV[1])
   return may_come and 0 or -1
 end

@@ -1,16 +1,17 @@
-//! Cleaning up behind a node that has died.
+//! Removes the presence entries of a dead node.
 //!
-//! One node at a time does it, whoever claims it first. It walks all partitions, a part of them at a
-//! time and all servers at once, reads in each which rooms the dead node has there, and lets the
-//! script remove them and tell. Each step is whole in itself: a walk that is broken off has left
-//! nothing half done, and the list of what is left to do lies with the rooms.
+//! One node at a time does it: the first to claim it. It walks all partitions, some at a time and
+//! all servers at once, reads in each the rooms of the dead node, and calls the script that removes
+//! its users and publishes their leaves. Each step is complete in itself: an aborted walk leaves
+//! nothing half done, and what is left to do is listed beside the rooms.
 //!
-//! Partitions whose server is not up, or has just come up, are left out. Then, and after any error,
-//! the claim becomes nobody's and ends within a moment: the next one may reach what this one could
-//! not. A claim that could not be given back (the server of the claims is away) is its node's still.
+//! Partitions whose server is down, or has just come up, are left out. Then, and after any error,
+//! the claim is released and expires within a moment: the next node may reach what this one could
+//! not. A claim that could not be released (the server of the claims is down) stays with its node
+//! until it expires.
 //!
-//! Invariant: a node is taken from the list of nodes when every partition was walked without an error,
-//! and not before.
+//! Invariant: a node is removed from the list of nodes only after every partition was walked
+//! without an error.
 
 use crate::backplane::partition::partition;
 use crate::backplane::redis::pipeline::execute_on;
@@ -26,19 +27,19 @@ use redis::{FromRedisValue, RedisError, RedisResult, pipe};
 use std::pin::pin;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// For how long a dead node finds the note that it was cleaned up behind.
+/// Seconds for which a node can find the notice that it was removed.
 const NOTICE_TTL_S: u64 = 24 * 60 * 60;
-/// How long somebody who began to clean up goes without a word before somebody else may.
+/// How long a claim lasts without a renewal.
 const CLAIM_TTL: Duration = Duration::from_millis(30_000);
-/// The same after it was broken off. Short, and not none: many nodes would all walk in one second.
+/// The same after the walk was aborted. Not zero: many nodes would all walk in one second.
 const RETRY_AFTER_ABORT: Duration = Duration::from_millis(1_000);
-/// Whose claim that is.
+/// The owner of a released claim.
 const NOBODY: &str = "nobody";
-/// Partitions looked at in one step.
+/// Partitions in one step.
 const PARTS_PER_STEP: usize = 64;
-/// Rooms of a partition that one look answers.
+/// Rooms of a partition that one reply lists.
 const ROOMS_PER_LOOK: usize = 64;
-/// Rooms cleaned up in one step.
+/// Rooms removed in one step.
 const ROOMS_PER_STEP: usize = 64;
 
 struct NodeCleanup {
@@ -49,7 +50,7 @@ struct NodeCleanup {
     node: String,
 }
 
-/// Cleans up behind a dead node. Answers whether it was us who did, and nothing is left.
+/// Removes the entries of a dead node. Returns whether this node did it and nothing is left.
 pub fn begin(
     context: &LivenessContext<'_>,
     node: String,
@@ -67,7 +68,7 @@ impl NodeCleanup {
             return Ok(false);
         }
         let walked = self.walk_all(&mut cmd).await;
-        // Should the node have gone on meanwhile, it found the first note before we were through.
+        // If the node has continued meanwhile, it found the first notice before the walk ended.
         self.leave_notice(&mut cmd).await?;
         if walked.as_ref().is_ok_and(|is_whole| *is_whole) {
             let mut end = pipe();
@@ -86,8 +87,8 @@ impl NodeCleanup {
         walked
     }
 
-    /// Whether it is ours, now or still. The note goes first: should the node live and write while we
-    /// remove, it finds the note afterwards and writes once more.
+    /// Whether the claim is ours, now or still. The notice is written first: if the node lives and
+    /// writes while its entries are removed, it finds the notice afterwards and writes them again.
     async fn claim(&self, cmd: &mut MultiplexedConnection) -> RedisResult<bool> {
         let (key, me) = (self.keys.cleanup_of(&self.node), &self.keys.me);
         let mut claim = redis::cmd("SET");
@@ -104,11 +105,10 @@ impl NodeCleanup {
         Ok(true)
     }
 
-    /// Another one than before, so that it is found; also if those before are forgotten, and it
-    /// would begin from one again.
+    /// The notice has a new value each time, so that it is found; also if earlier ones have expired
+    /// and counting would begin at one again.
     ///
-    /// Where something stands that cannot be counted up it goes: a number that is too high, or no
-    /// number.
+    /// A value that cannot be incremented is deleted: one that is too high, or no number.
     async fn leave_notice(&self, cmd: &mut MultiplexedConnection) -> RedisResult<()> {
         if self.count_notice(cmd).await.is_ok() {
             return Ok(());
@@ -131,13 +131,13 @@ impl NodeCleanup {
         renew.exec_async(cmd).await
     }
 
-    /// All servers at once, and the claim is renewed meanwhile. Whether nothing is left.
+    /// Walks all servers at once, while the claim is renewed. Returns whether nothing is left.
     async fn walk_all(&self, cmd: &mut MultiplexedConnection) -> RedisResult<bool> {
         let walks = join_all((0..self.route.servers()).map(|server| self.walk(server)));
         let renewal = async {
             loop {
                 tokio::time::sleep(CLAIM_TTL / 3).await;
-                // Not heard: somebody else may begin, too, and does no harm.
+                // A lost claim does no harm: another node may walk, too.
                 let _ = self.renew(cmd).await;
             }
         };
@@ -150,7 +150,7 @@ impl NodeCleanup {
         }
     }
 
-    /// All that is on one server. Whether nothing is left there.
+    /// Walks all partitions of one server. Returns whether nothing is left there.
     async fn walk(&self, server: usize) -> RedisResult<bool> {
         let is_here = |part: &u16| self.route.server_at(*part) == server;
         let parts: Vec<u16> = self.parts.iter().filter(is_here).collect();
@@ -176,7 +176,7 @@ impl NodeCleanup {
         refusal.map_or(Ok(true), Err)
     }
 
-    /// Some rooms of each of these partitions. `left` are then those that may have more.
+    /// Rooms of these partitions, some of each. `left` becomes the partitions that may have more.
     async fn read_nodes(
         &self,
         cmd: &mut MultiplexedConnection,
@@ -211,14 +211,15 @@ impl NodeCleanup {
                 Err(error) => *refusal = Some(error),
             }
         }
-        // What is no room of the partition is not removed with one, and would be looked at for ever.
+        // A member that is no room of the partition is not removed with a room, and would be listed
+        // for ever.
         if !foreign.is_empty() {
             foreign.exec_async(cmd).await?;
         }
         Ok(topics)
     }
 
-    /// Removes the node's users of these rooms. Where that is refused nothing is `left` to do now.
+    /// Removes the node's users of these rooms. Partitions that refuse are taken out of `left`.
     async fn remove(
         &self,
         cmd: &mut MultiplexedConnection,

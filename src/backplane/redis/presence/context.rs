@@ -7,23 +7,23 @@ use crate::backplane::redis::topology::routes::ServerRoutes;
 use crate::policy::namespaces::Namespaces;
 use std::sync::Arc;
 
-/// What the members of rooms are told.
+/// Settings that presence needs of the rest.
 #[derive(Clone)]
 pub struct PresenceRules {
-    /// How channels are called.
+    /// Names of channels.
     pub names: Names,
-    /// How many users a room may have that is told of them.
+    /// Settings of namespaces, among them the room size up to which events are published.
     pub namespaces: Arc<Namespaces>,
 }
 
-/// What it needs to know of the rest.
+/// What liveness and cleanup are given for one turn.
 pub struct LivenessContext<'a> {
-    /// The ways to all servers.
+    /// The connections to all servers.
     pub route: &'a ServerRoutes,
-    /// Partitions in which it may be cleaned up and told now.
+    /// Partitions in which entries may be removed and events published now.
     pub settled: PartitionSet,
-    /// How keys are called.
+    /// Names of keys.
     pub keys: &'a Keys,
-    /// What members are told.
+    /// Settings.
     pub rules: &'a PresenceRules,
 }

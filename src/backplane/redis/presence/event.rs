@@ -1,13 +1,13 @@
-//! Who came and who left, as it travels in a room's channel beside its messages.
+//! A presence event as it travels in a room's channel beside its messages.
 //!
 //! ```text
 //! 'P' │ flags │ [node u64, shard u16, conn u32 + u32] │ length u8, user │ info …
 //! ```
 //!
-//! Flag 1: joined; without it: left. Flag 2: the connection that came is named (the bracket). Numbers
-//! are little-endian. The first byte is no version of a message's envelope.
+//! Flag 1: joined; without it: left. Flag 2: the joining connection is named (the bracket). Numbers
+//! are little-endian. The first byte is no version of an envelope.
 //!
-//! Invariant: whatever bytes come, [`read`] answers.
+//! Invariant: [`read`] returns for any bytes.
 
 use crate::backplane::presence::PresenceEvent;
 use crate::ids::{ConnId, NodeId, ShardId, is_name};
@@ -20,15 +20,15 @@ const MARK: u8 = b'P';
 const JOINED: u8 = 1;
 const BY: u8 = 2;
 
-/// How news begin that somebody left; their name's length and their name follow.
+/// The beginning of a leave event; the length of the name and the name follow.
 pub const LEFT: [u8; 2] = [MARK, 0];
 
-/// Whether a body of a room's channel is news.
+/// Whether a message of a room's channel is a presence event.
 pub fn is_presence_event(body: &[u8]) -> bool {
     body.first() == Some(&MARK)
 }
 
-/// News as bytes.
+/// An event as bytes.
 pub fn write(event: &PresenceEvent<'_>) -> Vec<u8> {
     let (flags, user, info, by) = match *event {
         PresenceEvent::Joined { user, info, by } => {
@@ -49,15 +49,15 @@ pub fn write(event: &PresenceEvent<'_>) -> Vec<u8> {
     out
 }
 
-/// What a user says of themselves, if it is as a client may say it: it goes into frames as it is, and
-/// what is no JSON there no client could read.
+/// Checks a user's info: JSON within the limit. It goes into frames as it is, and no client could
+/// read anything else.
 pub fn info(text: &[u8]) -> Option<&str> {
     let is_short = text.len() <= INFO_BYTES_MAX;
     let text = std::str::from_utf8(text).ok().filter(|_| is_short)?;
     serde_json::from_str::<IgnoredAny>(text).ok().map(|_| text)
 }
 
-/// Reads news; `None`: they are not written like this.
+/// Reads an event. `None`: malformed, or of another version.
 pub fn read(body: &[u8]) -> Option<PresenceEvent<'_>> {
     let [MARK, flags, rest @ ..] = body else { return None };
     if flags & !(JOINED | BY) != 0 {
@@ -115,7 +115,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_are_too_wild_to_be_answered(
+        fn any_bytes_are_read_or_refused(
             mut bytes in proptest::collection::vec(any::<u8>(), 0..64),
             flags in 0u8..5,
         ) {
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_or_unknown_is_refused() {
+    fn truncated_and_unknown_events_are_refused() {
         let event = write(&PresenceEvent::Left { user: "ann" });
         assert_eq!(event, [&LEFT[..], &[3], b"ann"].concat(), "as the script puts it together");
         for bytes in 0..event.len() {

@@ -1,28 +1,28 @@
-//! Signs of life: ours, and those of the other nodes; and who is to be cleaned up behind.
+//! Failure detector: signs of life of this node and of the others, and the removal of dead nodes.
 //!
-//! Every second this node says that it lives, and looks whose sign is missing. Who is missing twice in
-//! a row is *dead*: readers leave it out, and one of the others (whoever is first to say so) tells the
-//! members of its rooms who has left, and removes its keys ([`cleanup`]). A node is dead at most
-//! [`LIFE_SIGN_TTL`] + 2 × [`LIFE_SIGN_INTERVAL`] after its last sign, which is the grace of its users: who has
-//! come back elsewhere meanwhile has not left.
+//! Every second this node renews its sign of life, and reads which nodes have none. A node that is
+//! missing twice in a row is *dead*: queries ignore it, and one of the other nodes (the first to
+//! claim it) publishes the leaves of its users and removes its keys ([`cleanup`]). A node is dead
+//! at most [`LIFE_SIGN_TTL`] + 2 × [`LIFE_SIGN_INTERVAL`] after its last sign, which is the grace
+//! of its users: who has joined elsewhere meanwhile has not left.
 //!
-//! All signs are on one server. While that is not up, there is no watch, and nobody is dead.
+//! All signs are on one server. While that is down, nobody is dead.
 //!
-//! A node may have been dead for the others and live: frozen, or cut off. It learns so from a note
-//! that was left for it, and writes everything anew. Notes are numbers that rise, and stay: what
-//! was removed as it was read would be gone with an answer that is lost. It waits for some looks
-//! before: for the others it is dead until they have looked again, and whoever is told that its
-//! users have come must find them when asking.
+//! A node may have been dead for the others and live: frozen, or partitioned. It learns so from a
+//! notice that was left for it, and writes all its entries again. Notices are rising numbers and
+//! are not removed when they are read: the reply may be lost. The node waits for some reads before:
+//! for the others it is dead until they have read again, and a member who receives a join must find
+//! the user in the roster.
 //!
-//! A node may also stand in rooms and not among the nodes: that server has lost its data and others
-//! have not, or the node wrote on after it was cleaned up behind. Whoever meets such a *stranger* in a
-//! room writes it down among the nodes; then it gives a sign of life, or is cleaned up behind.
+//! A node may also be in rooms and not in the list of nodes: the server of the list has lost its
+//! data, or the node continued to write after it was removed. A node that finds such an *unknown
+//! node* in a room adds it to the list; then it renews its sign, or is removed.
 //!
-//! Others may write what they like into these keys. What is no node's name is no node, and a note may
-//! say anything: it only has to be another one than before.
+//! Other programs may write anything into these keys. A malformed name is no node, and a notice may
+//! have any value: it only has to differ from the last one.
 //!
-//! Invariant: nobody is dead while this node has just come back to that server: after an outage the
-//! others need a moment, too.
+//! Invariant: nobody is dead while this node has just reconnected to that server: after an outage
+//! the others need a moment, too.
 
 use crate::backplane::redis::pipeline::{PendingReply, execute_on, poll_reply, send};
 use crate::backplane::redis::presence::cleanup;
@@ -37,18 +37,18 @@ use std::time::{Duration, Instant};
 
 /// How long a sign of life lasts.
 const LIFE_SIGN_TTL: Duration = Duration::from_millis(5_000);
-/// How often one is given.
+/// Interval of signs and reads.
 const LIFE_SIGN_INTERVAL: Duration = Duration::from_millis(1_000);
-/// After a link came up, for how long nobody is dead.
+/// Time after a reconnection in which nobody is dead.
 const SETTLING: Duration = Duration::from_millis(5_000);
-/// In how many looks a note is seen before anything is done.
+/// Number of reads in a row that must find a notice.
 const NOTICE_READS: u32 = 3;
-/// How often somebody must be missing.
+/// Number of reads in a row in which a node must be missing.
 const MISSING_READS: u32 = 2;
 
-/// What one look brought.
+/// The result of one read.
 struct NodesSeen {
-    /// The note of those who took this node for dead and cleaned up behind it.
+    /// The notice that this node was removed.
     notice: Option<Vec<u8>>,
     /// All other nodes.
     nodes: Vec<String>,
@@ -56,37 +56,37 @@ struct NodesSeen {
     missing: Vec<String>,
 }
 
-/// The last note that was found, and how often in a row. It outlives a watch.
+/// The last notice found, and in how many reads in a row. Outlives a [`Liveness`].
 #[derive(Default)]
 pub struct RemovalNotice {
     notice: Option<Vec<u8>>,
     times: u32,
 }
 
-/// What came of a turn.
+/// The result of a turn.
 #[derive(Default)]
 pub struct LivenessOutcome {
-    /// Others took this node for dead and cleaned up behind it.
+    /// Other nodes have removed this one's entries.
     pub was_removed: bool,
-    /// Nodes that this one has cleaned up behind.
+    /// Number of nodes that this one has removed.
     pub removed: u64,
-    /// Whether anything happened.
+    /// Whether there was work.
     pub is_busy: bool,
 }
 
-/// See the module. One for each time that the server of the signs is up.
+/// The failure detector while the server of the signs is up.
 pub struct Liveness {
     began: Instant,
     last_read: Option<Instant>,
     read_nodes: Option<PendingReply<NodesSeen>>,
-    /// All other nodes, as last seen.
+    /// All other nodes, as last read.
     nodes: HashSet<String>,
-    /// Nodes that were met in rooms, and are not among those.
+    /// Nodes found in rooms that are not among those.
     unknown_nodes: HashSet<String>,
-    /// How often in a row each was missing.
+    /// In how many reads in a row each node was missing.
     missing: HashMap<String, u32>,
     dead: Arc<[String]>,
-    /// Whose turn it is to be cleaned up behind: nobody waits for one that takes long.
+    /// Rotates over dead nodes, so that none waits for one that takes long.
     turn: usize,
     cleanup_of: Option<PendingReply<bool>>,
 }
@@ -107,7 +107,7 @@ impl Liveness {
         }
     }
 
-    /// Who is dead.
+    /// The dead nodes.
     pub fn dead(&self) -> &Arc<[String]> {
         &self.dead
     }
@@ -118,8 +118,8 @@ impl Liveness {
         self.unknown_nodes.extend(nodes.into_iter().filter(is_unknown));
     }
 
-    /// Looks when it is time, and cleans up where it must. An error is for the log: the next look
-    /// tries again.
+    /// Reads when it is due, and removes a dead node. An error is for the log: the next read tries
+    /// again.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -182,7 +182,7 @@ impl Liveness {
 }
 
 impl RemovalNotice {
-    /// What a look found. Whether it is time to deal with it.
+    /// Takes the notice of a read. Returns whether it has to be acted on now.
     fn is_due(&mut self, notice: Option<Vec<u8>>) -> bool {
         let times = if notice == self.notice { self.times.saturating_add(1) } else { 1 };
         *self = RemovalNotice { notice, times };
@@ -230,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_missing_twice_in_a_row_is_dead_but_not_right_after_an_outage() {
+    fn a_node_missing_twice_in_a_row_is_dead_but_not_right_after_an_outage() {
         let start = Instant::now();
         let mut liveness = Liveness::new(start);
         let mut dead = |ms: u64, missing: &[&str]| {
@@ -247,7 +247,7 @@ mod tests {
         assert_eq!(dead(8000, &["a"]), [""; 0]);
     }
     #[test]
-    fn each_note_is_dealt_with_once_and_not_at_once() {
+    fn each_notice_is_acted_on_once_and_not_at_once() {
         let mut removal_notice = RemovalNotice::default();
         let mut due = |notice: Option<u8>, looks| {
             let notice = notice.map(|notice| vec![notice]);
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_dead_is_cleaned_up_behind_in_turns() {
+    fn dead_nodes_are_removed_in_turns() {
         let mut liveness = Liveness::new(Instant::now());
         assert_eq!(liveness.next_dead(), None);
         liveness.dead = Arc::new(["a".to_owned(), "b".to_owned()]);
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_met_and_not_known_is_a_stranger() {
+    fn a_node_found_in_a_room_and_not_in_the_list_is_unknown() {
         let mut liveness = Liveness::new(Instant::now());
         liveness.nodes.insert("known".to_owned());
         liveness.observe(["known", "me", "new", "new"].map(str::to_owned), "me");

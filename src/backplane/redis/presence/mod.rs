@@ -1,25 +1,26 @@
-//! Who is in which room, on all nodes that share a Redis.
+//! Presence over Redis: the users in each room, on all nodes that share it.
 //!
-//! A node owns what it writes: a hash of each room's users on this node, and no other node changes
-//! it while this one lives. So a join costs Redis one short script, and nothing is refreshed client by
-//! client: the node's sign of life stands for all of them ([`liveness`]). Redis decides who is told
-//! ([`scripts`]), because a user may be on two nodes.
+//! A node owns its entries: for each room a hash of its users on this node, which no other node
+//! changes while this one lives. So a join costs Redis one short script, and nothing is refreshed
+//! for each client: the node's sign of life stands for all of them ([`liveness`]). The scripts
+//! decide which events are published ([`scripts`]), because a user may be on two nodes.
 //!
-//! [`Presence`] has the truth of this node; [`write_queue`] says what of it Redis does not know yet. For each
-//! server one batch at a time is under way ([`server_state`]), so that none waits for another. When a link
-//! comes up everything there is written anew, without a word: a Redis that restarted empty is filled
-//! again, and who was there was told of before. What moves to another server is written anew there.
-//! What a server has and should not, because it remembers too much, is removed ([`stale_entries`]).
+//! [`Presence`] has this node's users; [`write_queue`] has those whose entry in Redis may differ.
+//! Each server has one batch in flight ([`server_state`]), so that no server waits for another.
+//! When a link comes up all its entries are written again, without events: a Redis that restarted
+//! empty is filled again, and the joins were published before. Entries that move to another server
+//! are written there. Entries that a server should not have any more are removed
+//! ([`stale_entries`]).
 //!
-//! While there is no link, and for a moment after, nobody in the rooms of that server is told and
-//! nobody's grace ends: the others have to listen again first, and to write theirs, or somebody would
-//! be told as new or gone who is on another node all the time.
+//! While there is no link, and for a moment after, no events of that server's rooms are published
+//! and no grace ends: other nodes have to subscribe and write their entries first, or a user who is
+//! on another node would join or leave in appearance.
 //!
-//! Errors here never give a link up: that is the canary's business. What failed is tried again; a
-//! Cluster that moves a partition just now refuses it, and nothing else waits for that.
+//! Errors here give no link up: that is decided by the canary. What failed is tried again; a
+//! Cluster refuses writes to a partition that is moving, and nothing else waits for that.
 //!
-//! Invariant: what is written is what is true at that time. Nothing but the change of a user's
-//! first and last connection is told.
+//! Invariant: an entry is written as it is at that time. Only the change of a user's first and last
+//! connection is an event.
 
 mod cleanup;
 mod context;
@@ -62,40 +63,40 @@ use write_queue::{Notify, PendingWrite, WriteQueue};
 
 pub use event::is_presence_event;
 
-/// Users in one call of the script.
+/// Users in one script call.
 const USERS_PER_CALL: usize = 256;
-/// Calls in one batch.
+/// Script calls in one batch.
 const ROOMS_PER_BATCH: usize = 128;
 /// Users after which a batch is closed.
 const USERS_PER_BATCH: usize = 2048;
-/// How often everything is written anew, in case somebody else removed it, or added something.
+/// How often all entries are written again, in case another program changed them.
 const REWRITE_INTERVAL: Duration = Duration::from_secs(600);
-/// How soon it is looked at again whether the grace of users may end whose server is not up. Less
-/// than it takes a server to settle.
+/// Pause before it is checked again whether graces may end in rooms whose server is down. Shorter
+/// than the time in which a server settles.
 const GRACE_RETRY: Duration = Duration::from_millis(500);
 
-/// See the module. It outlives links.
+/// Presence of all servers. Outlives links; owned by [`crate::backplane::redis::RedisTransport`].
 pub struct RedisPresence {
     rules: PresenceRules,
     keys: Keys,
     is_on: bool,
     members: Presence,
-    /// What changed. Waits until a server has settled: nobody is told while others cannot hear it.
+    /// Changes. They wait until their server has settled, because events may be published.
     writes: WriteQueue,
-    /// What was written before, and is written anew.
+    /// Entries that were written before and are written again, without events.
     rewrites: WriteQueue,
     stale_entries: StaleEntries,
     servers: ServerStates,
-    /// While the server of the signs of life is up.
+    /// `None` while the server of the signs of life is down.
     liveness: Option<Liveness>,
-    /// The last note that others left because they took this node for dead.
+    /// The last notice that this node was removed.
     removal_notice: RemovalNotice,
     queries: MemberQueries,
     written_at: Option<Instant>,
     failures: Failures,
 }
 
-/// What Redis refused, for the log and for who counts.
+/// Errors of Redis, for the log and the counters.
 #[derive(Default)]
 struct Failures {
     warnings: LogThrottle,
@@ -103,7 +104,7 @@ struct Failures {
 }
 
 impl RedisPresence {
-    /// Nobody is anywhere.
+    /// No users.
     pub fn new(
         namespaces: Arc<Namespaces>,
         prefix: &str,
@@ -127,7 +128,7 @@ impl RedisPresence {
         }
     }
 
-    /// A connection came into a room, or left it.
+    /// A connection joined or left a room, or changed its info.
     pub fn handle(&mut self, attend: PresenceUpdate, now: Instant) {
         let policy = self.rules.namespaces.policy(attend.topic.kind());
         let grace = Duration::from_millis(policy.presence_grace_ms);
@@ -136,28 +137,28 @@ impl RedisPresence {
         self.take_transitions();
     }
 
-    /// Somebody asks who is there.
+    /// Queues a request for a roster.
     pub fn ask(&mut self, ask: PresenceRequest) {
         self.queries.ask(ask);
     }
 
-    /// News came on a room's channel.
+    /// A presence event arrived on a room's channel. `Err`: it is malformed.
     pub fn handle_event(
         &mut self,
         topic: &str,
         body: &[u8],
         local: &mut Local,
     ) -> Result<(), &'static str> {
-        let event = event::read(body).ok_or("not the news of this version")?;
+        let event = event::read(body).ok_or("no presence event of this version")?;
         self.queries.handle_event(topic, &event);
         local.presence_event(topic, &event);
         Ok(())
     }
 
-    /// The route is another one: a server came up or went down, some were added or removed, or
-    /// partitions moved. Comes before [`RedisPresence::go_up`] of a server that is new in it.
+    /// Takes new routes: a server went up or down, was added or removed, or partitions moved. To be
+    /// called before [`RedisPresence::go_up`] of a server that is new.
     ///
-    /// What moved is written anew on its new server, and what was under way is put back.
+    /// Entries that moved are written on their new server, and batches in flight are put back.
     pub fn set_route(&mut self, route: &ServerRoutes, now: Instant) {
         let changes = self.servers.set_route(route, now);
         self.reset_liveness(changes.rewrites);
@@ -165,15 +166,15 @@ impl RedisPresence {
         self.rewrite(changes.rewrites, Notify::Not);
     }
 
-    /// Messages flow through a server: everything there is written anew.
+    /// A server is up: its entries are written again.
     pub fn go_up(&mut self, server: usize, now: Instant) {
         let owns = self.servers.go_up(server, now);
         self.reset_liveness(owns);
         self.rewrite(owns, Notify::Not);
     }
 
-    /// The link to a server is lost: what was under way may or may not have arrived. Who has left
-    /// and waited behind that is told of even if the server comes back and knows nothing of them.
+    /// The link to a server is lost: what was in flight may have arrived. Leaves that waited for it
+    /// are published even if the server comes back without the users.
     pub fn lose_link(&mut self, server: usize) {
         let owns = self.servers.owns(server);
         self.reset_liveness(owns);
@@ -183,14 +184,14 @@ impl RedisPresence {
         self.put_back(room_writes);
     }
 
-    /// Nobody can say who else is in the rooms of servers that are not up.
+    /// Answers requests for rooms whose server is down: unavailable.
     pub fn refuse(&mut self, route: &ServerRoutes, local: &mut Local) {
         let lost = self.queries.take_unavailable(self.servers.up(route));
         lost.into_iter().for_each(|ask| local.reply_presence(ask, None));
     }
 
-    /// Goes on with everything, also while no server is up. `route` is the one that
-    /// [`RedisPresence::set_route`] was told last. Whether there was anything to do.
+    /// Makes progress, also while servers are down. `route` is that of the last
+    /// [`RedisPresence::set_route`]. Returns whether there was work.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -217,15 +218,15 @@ impl RedisPresence {
         is_busy | self.poll_reads(cx, now, route, local)
     }
 
-    /// Copies the gauges out.
+    /// Writes its gauges.
     pub fn measure(&self, counters: &mut BackplaneCounters) {
         counters.presences = self.members.users() as u64;
         counters.presence_unreadable = self.failures.unreadable;
     }
 
-    /// A grace ends where the others can hear it, and lasts where they cannot: until the very moment
-    /// in which the room has settled, so that nobody is told of who came and went meanwhile. And until
-    /// everybody is written there anew: who is gone before is removed from nowhere, and not told.
+    /// Graces end where a leave can be published, and are held elsewhere: until the room's server
+    /// has settled, so that no user leaves and joins meanwhile in appearance; and until all entries
+    /// are written again there: a user whose grace ended before would not be removed by it.
     fn end_graces(&mut self, now: Instant, route: &ServerRoutes) {
         let settled = self.servers.settled(route).without(self.rewrites.parts());
         self.members.handle_timeout_unless(now, |topic| {
@@ -254,14 +255,14 @@ impl RedisPresence {
                 local.counters.presence_reaped += removed;
                 if was_removed {
                     tracing::warn!(
-                        "other nodes took this one for dead; its users are written anew"
+                        "this node was declared dead by its peers; its presence is written again"
                     );
                     self.rewrite(PartitionSet::ALL, Notify::Always);
                 }
                 is_busy
             }
             Err(error) => {
-                self.failures.warn("the signs of life of nodes", &error, now);
+                self.failures.warn("signs of life of nodes", &error, now);
                 true
             }
         }
@@ -290,7 +291,7 @@ impl RedisPresence {
         is_busy
     }
 
-    /// Whom a server has here and who is not: they are written as they are.
+    /// Stale entries that were found: they are written as they are here, which removes them.
     fn poll_stale_entries(
         &mut self,
         cx: &mut Context<'_>,
@@ -301,7 +302,7 @@ impl RedisPresence {
         let Some(found) = self.stale_entries.poll(cx, now, (route, up), &self.keys) else {
             return false;
         };
-        let what = "whom the server has of this node";
+        let what = "stale entries of this node";
         let found = found.inspect_err(|error| self.failures.warn(what, error, now));
         for (topic, users) in found.unwrap_or_default() {
             let gone = users.into_iter().filter(|user| self.members.member(&topic, user).is_none());
@@ -312,7 +313,7 @@ impl RedisPresence {
         true
     }
 
-    /// Users whose place in Redis is no longer the truth. A server that may remember too much does not
+    /// Takes the users whose entries have changed. A server that may have stale entries does not
     /// know who is new.
     fn take_transitions(&mut self) {
         while let Some(changed) = self.members.poll_event() {
@@ -338,11 +339,12 @@ impl RedisPresence {
         rooms.for_each(|topic| self.rewrites.add_whole(topic, notify));
     }
 
-    /// These may or may not have arrived.
+    /// Puts back writes that may have arrived.
     fn put_back(&mut self, room_writes: Vec<RoomWrite>) {
         for RoomWrite { topic, users } in room_writes {
             for (user, write) in users {
-                // Who left may be gone from there already, and was told or not: told twice is better.
+                // A user who left may be removed already, with or without the event: an event twice
+                // is better than none.
                 let is_gone = self.members.member(&topic, &user).is_none();
                 let is_told = write.notify > Notify::Not;
                 let notify = if is_gone && is_told { Notify::Always } else { write.notify };
@@ -415,7 +417,7 @@ impl RedisPresence {
         (pipeline, replies_before, room_writes)
     }
 
-    /// Some users of a room, those first who are only written anew.
+    /// Some users of a room; rewrites first.
     fn take_writes(
         &mut self,
         writable: Writable,
@@ -426,7 +428,7 @@ impl RedisPresence {
         if let Some((topic, mut some)) =
             self.rewrites.take(writable.write, USERS_PER_CALL, everybody)
         {
-            // Who came or left is not written without a word.
+            // Users with an event are not written without it.
             some.retain(|(user, _)| !self.writes.notifies(&topic, user));
             return Some((topic, some));
         }
@@ -448,7 +450,7 @@ impl RedisPresence {
         scripts::write(pipeline, &self.keys, &self.rules.names, room, &users);
     }
 
-    /// A user as they are now.
+    /// A user's current entry.
     fn user<'a>(
         &self,
         topic: &TopicName,
@@ -477,11 +479,11 @@ impl RedisPresence {
         }
     }
 
-    /// A batch is answered: what Redis refused is put back.
+    /// Handles the replies to a batch: writes that were refused are put back.
     ///
-    /// 1. A room is on its way to another server, or its keys are nothing that we wrote: it waits, and
-    ///    so does its partition.
-    /// 2. Anything else, or no answer at all: the whole server gets a pause.
+    /// 1. The room is moving to another server, or its keys are unreadable: its partition gets a
+    ///    pause.
+    /// 2. Any other error, or no reply: the whole server gets a pause.
     fn handle_replies(
         &mut self,
         server: usize,
@@ -509,7 +511,7 @@ impl RedisPresence {
             };
             self.servers.refuse(&refused, now);
             for (user, write) in users {
-                // Until they are written anew nobody's grace ends there.
+                // Until they are written again no grace ends there.
                 let row =
                     if write.notify == Notify::Not { &mut self.rewrites } else { &mut self.writes };
                 row.add(&topic, user, write);
@@ -518,9 +520,9 @@ impl RedisPresence {
     }
 }
 
-/// The server has forgotten the script.
+/// NOSCRIPT: the server does not know the script.
 const NO_SCRIPT: &[ServerErrorKind] = &[ServerErrorKind::NoScript];
-/// A partition is on its way to another server, or there already.
+/// The partition is moving to another server, or has moved.
 const MOVING: &[ServerErrorKind] =
     &[ServerErrorKind::Moved, ServerErrorKind::Ask, ServerErrorKind::TryAgain];
 
@@ -528,13 +530,13 @@ fn is_of(error: &RedisError, kinds: &[ServerErrorKind]) -> bool {
     matches!(error.kind(), ErrorKind::Server(kind) if kinds.contains(&kind))
 }
 
-/// Somebody else has written there. Of a pipeline only the text says so.
+/// Another program has written there. In a pipeline only the text says so.
 fn is_unreadable(error: &RedisError) -> bool {
     error.to_string().contains("WRONGTYPE")
 }
 
 impl Failures {
-    /// Redis refused something of presence: says so, if it is time to. `of` is the room, or what else.
+    /// Logs an error of presence, rate limited. `of`: the room, or what else it concerns.
     fn warn(&mut self, of: &str, error: &RedisError, now: Instant) {
         let is_unreadable = is_unreadable(error);
         self.unreadable += u64::from(is_unreadable);
@@ -546,9 +548,9 @@ impl Failures {
                 of,
                 %error,
                 suppressed,
-                "{what}: there is something that this server did not write. Of a room \
+                "{what}: a key was not written by this server. Of a room \
                  …:{{p{part}}}:prn:{of} must be a set, and …:{{p{part}}}:pr:{of}:<node> a hash. DEL \
-                 what is something else, and it goes on by itself"
+                 the key of another type; presence then continues by itself"
             );
         } else {
             tracing::warn!(of, %error, suppressed, "{what}");

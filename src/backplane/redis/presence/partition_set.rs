@@ -1,7 +1,7 @@
-//! Sets of partitions: what a server owns, what is dirty, what has to wait.
+//! Sets of partitions: those that a server owns, that have writes, that have to wait.
 //!
-//! Rooms come and go by the million, partitions are 1024 and stay. So whatever depends on servers is
-//! decided for partitions, 16 words at a time, and a partition that moves takes its rooms with it.
+//! There may be millions of rooms, and always 1024 partitions. So whatever depends on servers is
+//! decided for partitions, 64 in a word, and a partition that moves takes its rooms with it.
 //!
 //! Invariant: a set has no member beyond [`PARTITIONS`].
 
@@ -13,7 +13,7 @@ use std::time::Instant;
 const WORDS: usize = PARTITIONS / 64;
 const _: () = assert!(PARTITIONS.is_multiple_of(64));
 
-/// See the module.
+/// A set of partitions: one bit each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PartitionSet([u64; WORDS]);
 
@@ -21,55 +21,55 @@ impl PartitionSet {
     /// All partitions.
     pub const ALL: PartitionSet = PartitionSet([u64::MAX; WORDS]);
 
-    /// The one of a topic.
+    /// The partition of a topic.
     pub fn of(topic: &TopicName) -> PartitionSet {
         [partition(topic.as_str())].into_iter().collect()
     }
 
-    /// One more.
+    /// Adds a partition.
     pub fn insert(&mut self, part: u16) {
         self.0[usize::from(part) / 64] |= 1 << (part % 64);
     }
 
-    /// One less.
+    /// Removes a partition.
     pub fn remove(&mut self, part: u16) {
         self.0[usize::from(part) / 64] &= !(1 << (part % 64));
     }
 
-    /// Whether it is in.
+    /// Whether a partition is in the set.
     pub fn has(&self, part: u16) -> bool {
         self.0[usize::from(part) / 64] & (1 << (part % 64)) != 0
     }
 
-    /// Whether none is.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.0 == [0; WORDS]
     }
 
-    /// Those of both.
+    /// The intersection.
     pub fn and(self, other: PartitionSet) -> PartitionSet {
         self.by_words(other, |a, b| a & b)
     }
 
-    /// Those of either.
+    /// The union.
     pub fn or(self, other: PartitionSet) -> PartitionSet {
         self.by_words(other, |a, b| a | b)
     }
 
-    /// Those that are not of the other.
+    /// The difference.
     pub fn without(self, other: PartitionSet) -> PartitionSet {
         self.by_words(other, |a, b| a & !b)
     }
 
-    /// All that are in, the lowest first.
+    /// All partitions of the set, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u16> {
         (0..PARTITIONS as u16).filter(|part| self.has(*part))
     }
 
-    /// The first that is in from `start` on; behind the last comes the first again.
+    /// The first partition of the set from `start` on, cyclically.
     pub fn next_from(&self, start: u16) -> Option<u16> {
         let start = usize::from(start) % PARTITIONS;
-        // The word of `start` comes twice: its upper part first, and its lower part last.
+        // The word of `start` comes twice: its upper bits first, and its lower bits last.
         (0..=WORDS).find_map(|step| {
             let at = (start / 64 + step) % WORDS;
             let upper = u64::MAX << (start % 64);
@@ -106,7 +106,7 @@ pub struct PartitionDelays {
 }
 
 impl PartitionDelays {
-    /// These wait from now on, or longer than they did.
+    /// These wait until then, unless they wait longer already.
     pub fn begin(&mut self, parts: &PartitionSet, until: Instant) {
         for part in parts.iter() {
             let known = self.until.entry(part).or_insert(until);
@@ -115,7 +115,7 @@ impl PartitionDelays {
         }
     }
 
-    /// Time passes: those whose time has come wait no longer.
+    /// Time passes: partitions whose time has come are released.
     pub fn handle_timeout(&mut self, now: Instant) {
         let parts = &mut self.parts;
         self.until.retain(|part, until| {
@@ -127,12 +127,12 @@ impl PartitionDelays {
         });
     }
 
-    /// Until when one waits, if it does.
+    /// Until when a partition waits, if it does.
     pub fn until(&self, part: u16) -> Option<Instant> {
         self.until.get(&part).copied()
     }
 
-    /// Those that wait.
+    /// The partitions that wait.
     pub fn parts(&self) -> PartitionSet {
         self.parts
     }
@@ -147,7 +147,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_set_is_what_a_set_is(
+        fn a_set_behaves_like_a_set(
             a in proptest::collection::btree_set(0..PARTITIONS as u16, 0..40),
             b in proptest::collection::btree_set(0..PARTITIONS as u16, 0..40),
             start in 0..=PARTITIONS as u16,
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn each_waits_until_the_latest_time_it_was_told() {
+    fn each_partition_waits_until_the_latest_time_given() {
         let start = Instant::now();
         let at = |s| start + Duration::from_secs(s);
         let [one, two]: [PartitionSet; 2] = [[1].into_iter().collect(), [2].into_iter().collect()];

@@ -1,20 +1,20 @@
-//! Who else is there: the users that other nodes have in a room.
+//! Rosters: the users that other nodes have in a room, merged with this node's own.
 //!
-//! This node's own users are known here, so a room that no other node has costs one look at its set
-//! of nodes. All who ask for a room before it is read share one answer. Who asks while it is being
-//! read is answered from the next one: this one may have begun before the node listened to the
-//! room, and then knows nothing of those who came between.
+//! This node's users are known here, so a room without other nodes costs one read of its set of
+//! nodes. All requests for a room that wait for a read share it. A request that arrives while the
+//! room is read waits for the next read: this one may have begun before the node was subscribed,
+//! and would miss those who joined between.
 //!
-//! For the same reason a room that the node is about to listen to is not read before it does: its
-//! members may have asked before they were told that they are in.
+//! For the same reason a room is not read before its pending subscription is confirmed: its members
+//! may have asked before they were told that they joined.
 //!
-//! What happens in a room while it is read is put on top of what was read: news and answers come over
-//! different connections, and news that came before the answer must not be undone by it.
+//! Events that arrive while a room is read are applied to the result: events and replies come over
+//! different connections, and an event that came first must not be undone by the reply.
 //!
-//! In a Cluster, a room may be moving from one server to another just now, and neither answers. Then
-//! it is tried again for some seconds, while the route is made anew.
+//! In a Cluster a room may be moving between servers, and neither answers. Then it is read again
+//! for some seconds, while routes are updated.
 //!
-//! Invariant: every question is answered once, the last time when its server is not up.
+//! Invariant: each request is answered once, at the latest when its server goes down.
 
 use crate::backplane::interest::Interest;
 use crate::backplane::partition::partition;
@@ -38,40 +38,41 @@ use std::time::{Duration, Instant};
 
 /// Rooms that are read at the same time.
 const READS_MAX: usize = 16;
-/// Rooms in the line that are looked at in one turn.
+/// Queued rooms that are examined in one turn.
 const LOOKS_MAX: usize = 256;
-/// How long to wait before a room is read again that was moving.
+/// Pause before a moving room is read again.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
-/// And for how long it is tried, or waited until this node listens to it.
+/// How long a read is repeated, or waits for the subscription.
 const RETRY_TIME_MAX: Duration = Duration::from_millis(5_000);
 
-/// See the module.
+/// Requests for rosters, queued and in flight. Owned by
+/// [`crate::backplane::redis::presence::RedisPresence`].
 #[derive(Default)]
 pub struct MemberQueries {
     queue: VecDeque<QueuedQuery>,
-    /// Those that were moving, in the order in which they are read again.
+    /// Moving rooms, in the order in which they are read again.
     retries: VecDeque<(Instant, QueuedQuery)>,
-    /// Who waits for a read that has not begun.
+    /// Requests for reads that have not begun.
     asks: HashMap<TopicName, Vec<PresenceRequest>>,
     in_flight: Vec<RunningQuery>,
 }
 
-/// A room to read. It is in the line, or waits to be read again, and is not under way.
+/// A room to read: queued, or waiting to be read again; not in flight.
 struct QueuedQuery {
     topic: TopicName,
-    /// When it was first tried, or had to wait.
+    /// When it was first read, or had to wait.
     tried: Option<Instant>,
 }
 
-/// From where to read.
+/// What a read needs.
 pub struct QueryContext<'a> {
-    /// The ways to all servers.
+    /// The connections to all servers.
     pub route: &'a ServerRoutes,
-    /// How keys are called.
+    /// Names of keys.
     pub keys: &'a Keys,
-    /// Nodes that do not count.
+    /// Nodes that are ignored.
     pub dead: &'a Arc<[String]>,
-    /// What this node listens to.
+    /// Subscriptions of this node.
     pub interest: &'a Interest,
 }
 
@@ -83,32 +84,32 @@ struct RunningQuery {
     since: Vec<Since>,
 }
 
-/// Who has come or gone since a read began; without the info of who has gone.
+/// An event since a read began: the user, and with a join the info.
 type Since = (TopicName, Option<Option<Info>>);
 
-/// The users of other nodes.
+/// The users of other nodes in a room.
 #[derive(Default)]
 struct RemoteUsers {
     /// Those nodes.
     nodes: Vec<String>,
-    /// All of them.
+    /// All their users.
     users: HashSet<TopicName>,
-    /// Connections and info of those that may be listed.
+    /// Number of connections and info of those that may be listed.
     known: HashMap<TopicName, (u64, Option<Info>)>,
 }
 
-/// An answer, and for whom.
+/// The answer to all requests for a room.
 pub struct QueryAnswer {
-    /// Those who asked.
+    /// The requests.
     pub asks: Vec<PresenceRequest>,
-    /// Who is there, unless it could not be read.
+    /// The roster; `Err`: it could not be read.
     pub here: RedisResult<Arc<Roster>>,
-    /// The other nodes that have users there.
+    /// The other nodes with users in the room.
     pub nodes: Vec<String>,
 }
 
 impl MemberQueries {
-    /// Somebody wants to know.
+    /// Queues a request.
     pub fn ask(&mut self, ask: PresenceRequest) {
         let is_under_way = self.in_flight.iter().any(|read| read.topic == ask.topic);
         if !is_under_way && !self.asks.contains_key(&ask.topic) {
@@ -117,7 +118,7 @@ impl MemberQueries {
         self.asks.entry(ask.topic.clone()).or_default().push(ask);
     }
 
-    /// Somebody came to a room, or left it.
+    /// Applies an event to reads in flight.
     pub fn handle_event(&mut self, topic: &str, event: &PresenceEvent<'_>) {
         for read in self.in_flight.iter_mut().filter(|read| read.topic.as_str() == topic) {
             read.since.push(match event {
@@ -129,7 +130,7 @@ impl MemberQueries {
         }
     }
 
-    /// Begins reads, within bounds. Whether any was begun.
+    /// Begins reads, within bounds. Returns whether any was begun.
     pub fn begin(
         &mut self,
         cx: &mut Context<'_>,
@@ -165,7 +166,7 @@ impl MemberQueries {
         is_busy
     }
 
-    /// The next answer that is there.
+    /// The next finished answer.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -197,7 +198,7 @@ impl MemberQueries {
         None
     }
 
-    /// Gives up those whose server is not `up`: all who asked.
+    /// Takes out all requests for rooms whose server is not `up`.
     pub fn take_unavailable(&mut self, up: PartitionSet) -> Vec<PresenceRequest> {
         if up == PartitionSet::ALL {
             return Vec::new();
@@ -230,13 +231,14 @@ impl QueryAnswer {
     }
 }
 
-/// Whether it is worth it: the room was moving, or its servers had to agree first.
+/// Whether a read is repeated: the room is moving, or its servers have to agree first.
 fn is_tried_again(error: &RedisError, tried: Instant, now: Instant) -> bool {
     error.is_cluster_error() && now.duration_since(tried) < RETRY_TIME_MAX
 }
 
 impl RemoteUsers {
-    /// Somebody came or left after the question was sent. This node's own users are known better.
+    /// Applies an event that arrived after the read was sent. This node's own users are known
+    /// better.
     fn change(
         &mut self,
         user: TopicName,
@@ -257,7 +259,7 @@ impl RemoteUsers {
         }
     }
 
-    /// Everybody, this node's own included.
+    /// The roster, this node's users included.
     fn with(mut self, topic: &TopicName, members: &Presence) -> Roster {
         let both = self.users.iter().filter(|user| members.member(topic, user).is_some()).count();
         let count = members.count(topic) + self.users.len() - both;
@@ -277,7 +279,7 @@ impl RemoteUsers {
     }
 }
 
-/// Reads a room: its nodes, all names there, and then no more of them than are listed.
+/// Reads a room: its nodes, all user names, and the entries of at most as many as are listed.
 async fn read(
     mut cmd: MultiplexedConnection,
     keys: Keys,
@@ -321,14 +323,14 @@ async fn read(
     Ok(RemoteUsers { nodes, users, known })
 }
 
-/// A user on two nodes. What they said where they are still connected counts, if it is only one.
+/// A user on two nodes. The info of the node with connections counts, if it is only one.
 fn merge_connections(one: (u64, Option<Info>), other: (u64, Option<Info>)) -> (u64, Option<Info>) {
     let connections = one.0.saturating_add(other.0);
     let info = if one.0 == 0 { other.1.or(one.1) } else { one.1.or(other.1) };
     (connections, info)
 }
 
-/// What stands beside a user's name: `connections` or `connections|info`.
+/// The entry of a user: `connections` or `connections|info`.
 pub fn value_written(connections: u32, info: Option<&str>) -> String {
     match info {
         Some(info) => format!("{connections}|{info}"),
@@ -336,7 +338,7 @@ pub fn value_written(connections: u32, info: Option<&str>) -> String {
     }
 }
 
-/// `None`: no node has written this. What such a one says of itself and no client may say is left out.
+/// Parses an entry. `None`: no node has written it. An info that no client may give is dropped.
 fn value_read(value: &[u8]) -> Option<(u64, Option<Info>)> {
     let bar = value.iter().position(|byte| *byte == b'|');
     let (connections, info) = value.split_at(bar.unwrap_or(value.len()));
@@ -370,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn users_here_and_there_are_added_up_and_news_put_on_top() {
+    fn users_of_all_nodes_are_merged_and_events_applied() {
         let (topic, members) = (TopicName::room("r"), members(&["ann", "bob"]));
         let mut others = RemoteUsers::default();
         for (name, connections) in [("bob", 2), ("cid", 1), ("eve", 1)] {
@@ -379,7 +381,7 @@ mod tests {
         }
         others.change(user("dan"), Some(Some("7".into())), &topic, &members);
         others.change(user("cid"), None, &topic, &members);
-        others.change(user("bob"), None, &topic, &members); // is here, whatever was said
+        others.change(user("bob"), None, &topic, &members); // is a user here, whatever the events
         let here = others.with(&topic, &members);
         let list: Vec<_> =
             here.users.iter().map(|a| (&a.user.as_str()[2..], a.connections)).collect();
@@ -389,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_comes_apart_as_it_was_put_together() {
+    fn an_entry_is_read_back_as_it_was_written() {
         for info in [None, Some(r#""a|b""#)] {
             let value = value_written(3, info);
             let read = value_read(value.as_bytes());
@@ -398,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_node_has_written_is_nobody_and_what_no_client_may_say_is_left_out() {
+    fn an_entry_that_no_node_has_written_is_ignored_and_an_impossible_info_dropped() {
         for wrong in ["", "|", "x", "-1", "+1", "1.5", "4294967296", "18446744073709551615", "1 "] {
             assert_eq!(value_read(wrong.as_bytes()), None, "{wrong:?}");
         }
@@ -410,7 +412,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn whatever_stands_beside_a_name_is_read_or_not(value in hostile::text()) {
+        fn any_entry_is_parsed_or_refused(value in hostile::text()) {
             let _ = value_read(&value);
             let _ = value_read(&[b"3|", &value[..]].concat());
             let _ = (node_name(&value), event::info(&value));
@@ -418,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn a_room_that_is_moving_is_read_again_for_some_seconds() {
+    fn a_moving_room_is_read_again_for_some_seconds() {
         let start = Instant::now();
         let is_again =
             |error: &RedisError, s| is_tried_again(error, start, start + Duration::from_secs(s));
@@ -431,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_of_a_room_whose_server_is_away_is_given_up_and_nobody_else() {
+    fn requests_for_rooms_whose_server_is_down_are_answered_and_no_others() {
         let mut queries = MemberQueries::default();
         for name in ["a", "b", "a"] {
             let to = PresenceTo::Call(Box::new(|_| {}));

@@ -1,8 +1,8 @@
--- The node has died: its users have left the room, unless they are there on another one. The first of
--- the rest of ARGV is how such news begin.
-if is_told() then
+-- Removes the entries of a dead node in a room, and publishes the leaves of users who are on no
+-- other node. The first of the rest of ARGV is the beginning of a leave event.
+if has_events() then
   for _, user in ipairs(redis.call('HKEYS', own)) do
-    -- A longer one is no user's.
+    -- A longer name is no user's.
     if #user < 256 and not is_elsewhere(user) then
       redis.call(publish, channel, ARGV[first] .. string.char(#user) .. user)
     end

@@ -1,7 +1,7 @@
--- What both scripts know of a room. KEYS: the users that one node has there, the room's nodes, and the
--- topics that the node has in this partition. ARGV: that node, the room's channel, how many users a
--- room may have that is told of them, PUBLISH or SPUBLISH, the topic, how many nodes are dead, and
--- those; `first` is where the rest of ARGV begins.
+-- The common part of both scripts. KEYS: the users of a room on one node, the room's nodes, and the
+-- topics of the node in this partition. ARGV: that node, the room's channel, the number of users
+-- beyond which no events are published, PUBLISH or SPUBLISH, the topic, the number of dead nodes,
+-- and those; `first` is where the rest of ARGV begins.
 local own, nodes, index = KEYS[1], KEYS[2], KEYS[3]
 local node, channel, users_max, publish, topic = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local first = 7 + tonumber(ARGV[6])
@@ -10,8 +10,8 @@ for i = 7, first - 1 do
   dead[ARGV[i]] = true
 end
 
--- The keys of a room's nodes differ in their last 16 characters, and share their slot. What is no node's
--- name stands for nobody.
+-- The keys of a room's nodes differ in their last 16 characters, and share their slot. Malformed
+-- names are ignored.
 local names, others = {}, {}
 for _, other in ipairs(redis.call('SMEMBERS', nodes)) do
   if other ~= node and not dead[other] and #other == 16 then
@@ -29,8 +29,8 @@ local function is_elsewhere(user)
   return false
 end
 
--- Who is on two nodes counts twice: this asks whether a room is large, and no more.
-local function is_told()
+-- A user on two nodes counts twice: only the size of the room matters.
+local function has_events()
   local users = redis.call('HLEN', own)
   for _, key in ipairs(others) do
     users = users + redis.call('HLEN', key)

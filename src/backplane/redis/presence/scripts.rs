@@ -1,12 +1,12 @@
-//! The two scripts, and how they are called.
+//! The two Lua scripts of presence.
 //!
-//! What is decided about a room is decided in Redis, between the change and the next one: whether a
-//! user is new, or was the last, or is on another node too. And it is told in the same step, so that
-//! news come in the order of what they tell of.
+//! What concerns a room is decided in Redis, atomically: whether a user is new, or was the last, or
+//! is on another node too. The event is published in the same step, so that events have the order
+//! of the changes.
 //!
 //! A script touches the keys of one room and the index of its partition, which share a slot. So the
-//! index says at any time where a node has users. Costs of [`PresenceScript::Write`]: one call for up to
-//! hundreds of users of a room, a few microseconds each.
+//! index is always right about where a node has users. Cost of [`PresenceScript::Write`]: a few
+//! microseconds for each user, up to hundreds of users of a room in one call.
 
 use crate::backplane::partition::partition;
 use crate::backplane::redis::names::Names;
@@ -15,17 +15,17 @@ use crate::backplane::redis::presence::keys::Keys;
 use redis::Pipeline;
 use std::sync::LazyLock;
 
-/// A script.
+/// One of the scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PresenceScript {
-    /// Writes users of this node, and answers who else has some there.
+    /// Writes entries of this node; returns the other nodes with users in the room.
     Write,
-    /// Removes all users of a node that died.
+    /// Removes all entries of a dead node in a room.
     RemoveNode,
 }
 
 impl PresenceScript {
-    /// What is sent once.
+    /// The text for SCRIPT LOAD.
     pub fn text(self) -> &'static str {
         match self {
             PresenceScript::Write => concat!(include_str!("room.lua"), include_str!("write.lua")),
@@ -35,7 +35,7 @@ impl PresenceScript {
         }
     }
 
-    /// What is sent from then on: its SHA-1.
+    /// Its SHA-1 for EVALSHA.
     fn hash(self) -> &'static str {
         static WRITE: LazyLock<redis::Script> =
             LazyLock::new(|| redis::Script::new(PresenceScript::Write.text()));
@@ -48,34 +48,34 @@ impl PresenceScript {
     }
 }
 
-/// What a script is told of a room.
+/// Arguments that concern the room.
 #[derive(Clone, Copy)]
 pub struct RoomArgs<'a> {
     /// Its topic.
     pub topic: &'a str,
-    /// How many users it may have if it is told of them.
+    /// Number of users beyond which no events are published.
     pub users_max: usize,
-    /// Nodes that do not count.
+    /// Nodes that are ignored.
     pub dead: &'a [String],
-    /// How it is told ([`ServerRoutes::publish`]).
+    /// The publish command ([`ServerRoutes::publish`]).
     ///
-    /// [`ServerRoutes::publish`]: crate::backplane::redis::topology::routes::Route::publish
+    /// [`ServerRoutes::publish`]: crate::backplane::redis::topology::routes::ServerRoutes::publish
     pub publish: &'static str,
 }
 
-/// A user to write.
+/// Arguments that concern a user.
 pub struct UserArgs<'a> {
-    /// The name.
+    /// The user's name.
     pub name: &'a str,
-    /// What stands there; empty: the user has left.
+    /// The entry; empty: the user has left.
     pub value: String,
-    /// Whether it is told: 0, no; 1, if it changes anything; 2, in any case.
+    /// Whether the event is published: 0, no; 1, if something changes; 2, in any case.
     pub notify: u8,
-    /// What is told.
+    /// The event.
     pub event: Vec<u8>,
 }
 
-/// Adds a call that writes users of this node.
+/// Adds a call that writes entries of this node.
 pub fn write(
     pipeline: &mut Pipeline,
     keys: &Keys,
@@ -89,7 +89,7 @@ pub fn write(
     }
 }
 
-/// Adds a call that removes all users of a dead node.
+/// Adds a call that removes all entries of a dead node in a room.
 pub fn remove_node(
     pipeline: &mut Pipeline,
     keys: &Keys,
@@ -123,7 +123,7 @@ mod tests {
     use crate::ids::NodeId;
 
     #[test]
-    fn a_call_stays_in_one_slot_and_its_numbers_are_right() {
+    fn the_keys_of_a_call_are_in_one_slot_and_its_arguments_in_order() {
         let keys = Keys::new("c", NodeId(10));
         let names = Names::new("c", NodeId(10));
         let dead = ["d1".to_owned(), "d2".to_owned()];

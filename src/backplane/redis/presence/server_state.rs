@@ -1,12 +1,13 @@
-//! The servers as presence sees them: what each has, whether it is up, and what is under way to it.
+//! The servers as presence sees them: the partitions of each, whether it is up, and its batch in
+//! flight.
 //!
-//! Rooms belong to partitions, partitions to servers, and only the last of these changes. So nothing
-//! of a room is kept here but what is under way; when partitions move, that is handed back, whatever
-//! it was and to whomever it went, and whoever calls writes it to the new owner.
+//! Rooms belong to partitions and partitions to servers; only the latter changes. So nothing of a
+//! room is kept here but what is in flight; when partitions move, that is returned, and the caller
+//! queues it for the new owner.
 //!
-//! The numbers of servers mean something between two changes of owners only. After such a change a
+//! Indices of servers have a meaning only between two changes of owners. After such a change a
 //! server counts as up if the route has a connection to it: better written a moment too early, and
-//! once more when [`ServerStates::go_up`] follows, than not at all.
+//! again when [`ServerStates::go_up`] follows, than not at all.
 //!
 //! Invariant: every partition has one owner here as soon as there was a route.
 
@@ -19,27 +20,27 @@ use crate::ids::TopicName;
 use redis::Value;
 use std::time::{Duration, Instant};
 
-/// After a server came up again, for how long nobody in its rooms is told or leaves: as long as others
-/// may take to come up, too.
+/// Time after a server came up again in which its rooms have no events and no graces end: as long
+/// as other nodes may take to reconnect.
 const SETTLING: Duration = Duration::from_millis(3_000);
-/// How long to wait after a server refused something.
+/// Pause after a server refused something.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// One batch, to one server.
+/// A batch to one server.
 pub struct WriteBatch {
-    /// Replies before those of the calls.
+    /// Number of replies before those of the calls.
     pub replies_before: usize,
-    /// What is under way; a reply to each.
+    /// One script call for each; the replies are in this order.
     pub room_writes: Vec<RoomWrite>,
     /// All replies.
     pub reply: PendingReply<Vec<Value>>,
 }
 
-/// Some users of a room.
+/// The writes of one room.
 pub struct RoomWrite {
     /// The room's topic.
     pub topic: TopicName,
-    /// Whom to write.
+    /// The users to write.
     pub users: Vec<(TopicName, PendingWrite)>,
 }
 
@@ -48,47 +49,48 @@ pub struct RoomWrite {
 pub struct PresenceServer {
     owns: PartitionSet,
     is_up: bool,
-    /// One at a time.
+    /// At most one.
     pub batch: Option<WriteBatch>,
-    /// It knows the script, as far as we know.
+    /// Whether the server is believed to know the script.
     pub is_script_loaded: bool,
 }
 
 /// What a new route changes.
 #[derive(Default)]
 pub struct RouteChanges {
-    /// What was under way and may not have arrived.
+    /// Writes that were in flight and may not have arrived.
     pub room_writes: Vec<RoomWrite>,
-    /// What is written anew.
+    /// Partitions whose entries are written again.
     pub rewrites: PartitionSet,
 }
 
-/// What may be written to a server now.
+/// The partitions of a server that may be written now.
 #[derive(Clone, Copy)]
 pub struct Writable {
-    /// Without a word.
+    /// Without events.
     pub write: PartitionSet,
-    /// And told of.
+    /// With events.
     pub notify: PartitionSet,
 }
 
-/// See the module.
+/// All servers.
 #[derive(Default)]
 pub struct ServerStates {
     all: Vec<PresenceServer>,
-    /// What was on a server that was up, at any time.
+    /// Partitions that have been on a server that was up.
     served: PartitionSet,
     settling: PartitionDelays,
     refused: PartitionDelays,
 }
 
 impl ServerStates {
-    /// Another picture of the servers.
+    /// Takes new routes.
     ///
-    /// 1. The same owners: who has lost its connection is down; who has got one comes up later.
-    /// 2. Partitions moved: what is under way is handed back, and they settle at their new owner.
-    /// 3. The number of servers differs, too: numbers may have shifted unseen, so nothing is taken
-    ///    for unmoved.
+    /// 1. The same owners: a server without a connection is down; one with a new one comes up
+    ///    later.
+    /// 2. Partitions moved: what is in flight is returned, and they settle at their new owner.
+    /// 3. The number of servers differs, too: indices may have shifted unseen, so nothing counts as
+    ///    unmoved.
     pub fn set_route(&mut self, route: &ServerRoutes, now: Instant) -> RouteChanges {
         let mut owns = vec![PartitionSet::default(); route.servers()];
         (0..PARTITIONS as u16).for_each(|part| owns[route.server_at(part)].insert(part));
@@ -115,8 +117,8 @@ impl ServerStates {
         RouteChanges { room_writes, rewrites }
     }
 
-    /// A server is up: what it has. At the start there is nobody whose leaving could be told too
-    /// early.
+    /// A server is up. Returns its partitions. They settle only if they were up before: at the
+    /// start no leave could be published too early.
     pub fn go_up(&mut self, at: usize, now: Instant) -> PartitionSet {
         let server = self.all.get_mut(at).expect("a server is in the route before it is up");
         server.is_up = true;
@@ -126,7 +128,7 @@ impl ServerStates {
         owns
     }
 
-    /// A server is not up any more: what was under way may or may not have arrived.
+    /// A server is down. Returns the writes in flight, which may have arrived.
     pub fn lose_link(&mut self, at: usize) -> Vec<RoomWrite> {
         let Some(server) = self.all.get_mut(at) else { return Vec::new() };
         server.is_up = false;
@@ -134,49 +136,49 @@ impl ServerStates {
         server.batch.take().map_or_else(Vec::new, |batch| batch.room_writes)
     }
 
-    /// Time passes: what waited long enough may be written.
+    /// Time passes: partitions that have waited long enough may be written.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.settling.handle_timeout(now);
         self.refused.handle_timeout(now);
     }
 
-    /// A server refused these, or all that it has: they wait.
+    /// A server refused these partitions: they wait.
     pub fn refuse(&mut self, parts: &PartitionSet, now: Instant) {
         self.refused.begin(parts, now + PAUSE);
     }
 
-    /// How many there are.
+    /// Number of servers.
     pub fn count(&self) -> usize {
         self.all.len()
     }
 
-    /// One of them.
+    /// One server.
     pub fn at(&mut self, at: usize) -> &mut PresenceServer {
         &mut self.all[at]
     }
 
-    /// What a server has.
+    /// The partitions of a server.
     pub fn owns(&self, at: usize) -> PartitionSet {
         self.all.get(at).map_or_else(PartitionSet::default, |server| server.owns)
     }
 
-    /// Everything whose server is up.
+    /// All partitions whose server is up.
     pub fn up(&self, route: &ServerRoutes) -> PartitionSet {
         let up = self.all.iter().enumerate().filter(|(at, _)| self.is_up(*at, route));
         up.fold(PartitionSet::default(), |parts, (_, server)| parts.or(server.owns))
     }
 
-    /// Everything that is up and of which others are told.
+    /// All partitions that are up and have events.
     pub fn settled(&self, route: &ServerRoutes) -> PartitionSet {
         self.up(route).without(self.settling.parts())
     }
 
-    /// When a partition will have settled, if it is known.
+    /// When a partition will have settled, if it is settling.
     pub fn settles_at(&self, part: u16) -> Option<Instant> {
         self.settling.until(part)
     }
 
-    /// What may be written to a server; `None`: nothing, it is not up, or has something to do.
+    /// What may be written to a server; `None`: it is down, or has a batch in flight.
     pub fn writable(&self, at: usize, route: &ServerRoutes) -> Option<Writable> {
         let server = &self.all[at];
         if !self.is_up(at, route) || server.batch.is_some() {
@@ -198,14 +200,14 @@ mod tests {
     use std::sync::Arc;
     use std::task::{Context, Waker};
 
-    /// Nobody has a connection, and the partitions go round.
+    /// Routes without connections; partitions alternate between servers.
     fn route(servers: u16) -> ServerRoutes {
         let owners = std::array::from_fn(|part| part as u16 % servers);
         let connections = (0..servers).map(|_| None).collect();
         ServerRoutes::new(Arc::new(owners), connections, "PUBLISH")
     }
 
-    /// Something for a room is under way to a server.
+    /// Puts a batch for a room in flight.
     fn execute(servers: &mut ServerStates, at: usize, room: &str) {
         let reply = send(&mut Context::from_waker(Waker::noop()), std::future::pending());
         let room_writes = vec![RoomWrite { topic: TopicName::room(room), users: Vec::new() }];
@@ -217,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_under_way_is_handed_back_whoever_moved() {
+    fn writes_in_flight_are_returned_whatever_moved() {
         let (mut servers, now) = (ServerStates::default(), Instant::now());
         assert_eq!(servers.set_route(&route(2), now).rewrites, PartitionSet::ALL);
         let evens: PartitionSet = (0..1024).step_by(2).collect();
@@ -233,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_moves_is_written_anew_while_the_servers_stay() {
+    fn only_partitions_that_move_are_rewritten_while_the_servers_stay() {
         let (mut servers, now) = (ServerStates::default(), Instant::now());
         let mut owners = [0; PARTITIONS];
         let all = |owners| ServerRoutes::new(Arc::new(owners), vec![None, None], "SPUBLISH");
@@ -250,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_without_a_connection_is_down_whatever_was_said() {
+    fn a_server_without_a_connection_is_down_whatever_was_reported() {
         let (mut servers, now) = (ServerStates::default(), Instant::now());
         servers.set_route(&route(2), now);
         let owns = servers.go_up(0, now);

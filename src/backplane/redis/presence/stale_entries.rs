@@ -1,14 +1,15 @@
-//! What a server says of this node and is true no more.
+//! Finds and removes this node's stale presence entries.
 //!
-//! A replica that was behind when it took over, or a file from before a restart, brings users back
-//! that have left, and rooms that nobody is in. Writing anew who is here removes nobody. So all that
-//! a server has of this node is read, too, some partitions at a time, and who is not here is written
-//! as gone. Not a word is said of them: their leaving was told when they left.
+//! A replica that was behind when it was promoted, or a data file from before a restart, brings
+//! back users that have left and rooms without users. Writing the current entries again removes
+//! nobody. So everything that a server has of this node is read as well, some partitions at a time,
+//! and entries of users who are not here are written as gone. No event is published: the leave was
+//! published when they left.
 //!
-//! Whether somebody is here is asked when they are written, so what was read may be late. A room is
-//! read page by page: one with a million users would hold up every delivery.
+//! Whether a user is here is decided when the entry is written, so an old reading does no harm. A
+//! room is read page by page: one with a million users would delay every delivery.
 //!
-//! Invariant: a partition is left until it was read without an error.
+//! Invariant: a partition is done only after it was read without an error.
 
 use crate::backplane::partition::partition;
 use crate::backplane::redis::error_reply::ErrorReply;
@@ -27,25 +28,25 @@ use std::time::{Duration, Instant};
 const PARTS_PER_STEP: usize = 16;
 /// Rooms of which a page is read at once.
 const ROOMS_PER_PAGE: usize = 32;
-/// About so many users of a room are a page.
+/// Users of a room in one page, approximately.
 const USERS_PER_PAGE: usize = 256;
-/// How long to wait after an error.
+/// Pause after an error.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Users that a server has of this node, by room.
 pub type StaleUsers = Vec<(TopicName, Vec<TopicName>)>;
 
-/// See the module.
+/// The search for stale entries. Owned by [`crate::backplane::redis::presence::RedisPresence`].
 #[derive(Default)]
 pub struct StaleEntries {
-    /// What is to be read.
+    /// Partitions to be read.
     left: PartitionSet,
-    /// What is being read.
+    /// Partitions being read.
     step: PartitionSet,
-    /// Its rooms, and where the next page of each begins.
+    /// The rooms of those, and the cursor of each.
     rooms: VecDeque<(TopicName, u64)>,
     in_flight: Option<StaleRead>,
-    /// The partition whose turn it is.
+    /// The partition to go on with.
     next: u16,
     paused_until: Option<Instant>,
 }
@@ -55,21 +56,22 @@ enum StaleRead {
     Users(PendingReply<Vec<Page>>),
 }
 
-/// Users of a room, and where the next ones begin; 0: there are no more.
+/// Users of a room and the next cursor; 0: the last page.
 type Page = (TopicName, u64, Vec<TopicName>);
 
 impl StaleEntries {
-    /// These may have something.
+    /// These partitions may have stale entries.
     pub fn look_for(&mut self, parts: PartitionSet) {
         self.left = self.left.or(parts);
     }
 
-    /// Partitions that may have something still.
+    /// Partitions that may still have stale entries.
     pub fn parts(&self) -> PartitionSet {
         self.left.or(self.step)
     }
 
-    /// Goes on, with what is `up`. What was found, when it has come; an error is for the log.
+    /// Makes progress in partitions that are `up`. Returns the users found when a reply has
+    /// arrived; an error is for the log.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -101,7 +103,7 @@ impl StaleEntries {
         Some(landed)
     }
 
-    /// The next pages are due.
+    /// Queues the next pages.
     fn turn(&mut self, pages: Vec<Page>) -> StaleUsers {
         let mut found = StaleUsers::new();
         for (room, next, users) in pages {
@@ -113,7 +115,7 @@ impl StaleEntries {
         found
     }
 
-    /// The step begins anew, another time.
+    /// The step is begun again, another time.
     fn give_up(&mut self) {
         self.left = self.left.or(self.step);
         self.step = PartitionSet::default();
@@ -190,7 +192,7 @@ async fn users(
     Ok(rooms.into_iter().zip(pages).map(page).collect())
 }
 
-/// What `HSCAN` answers. Where there is no hash there are no users either.
+/// Parses `HSCAN`. Where there is no hash there are no users.
 fn page_of(answer: Value) -> RedisResult<(u64, Vec<Vec<u8>>)> {
     if ErrorReply::of(&answer) == Some(ErrorReply::Unreadable) {
         return Ok((0, Vec::new()));

@@ -1,5 +1,5 @@
-//! Rooms on several servers and in a Cluster, against real servers: nodes without clients and without
-//! a supervisor, whose routes the test changes as one would.
+//! Rooms on several servers and in a Cluster, against real servers: nodes without clients, whose
+//! routes the test changes.
 
 use super::*;
 use crate::backplane::partition::PARTITIONS;
@@ -17,7 +17,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 #[allow(missing_docs)]
 mod redis_server;
 
-/// The topics `*` and so the signs of life are in partition 637: on the second of two servers.
+/// The topic `*`, and so the signs of life, are in partition 637: on the second of two servers.
 const SIGNS: usize = 1;
 
 struct Node {
@@ -28,7 +28,7 @@ struct Node {
     _ends: (Vec<ShardEnd>, OpsEnd),
 }
 
-/// Nodes, servers, and somebody who hears what is told through these.
+/// Nodes, servers, and a subscriber to all events.
 struct World {
     servers: Vec<Redis>,
     nodes: Vec<Node>,
@@ -39,7 +39,7 @@ struct World {
     ears: Vec<MultiplexedConnection>,
 }
 
-/// Partitions with even numbers are on the first server, the others on the second.
+/// Even partitions are on the first server, odd ones on the second.
 fn even_and_odd() -> Arc<[u16; PARTITIONS]> {
     Arc::new(std::array::from_fn(|part| part as u16 % 2))
 }
@@ -75,7 +75,7 @@ impl World {
         self.ears.push(ear);
     }
 
-    /// A node that knows all servers, and all are up.
+    /// Adds a node that knows all servers, which are up.
     async fn start(&mut self) {
         let id = NodeId(self.nodes.len() as u64 + 1);
         let (shards, end, ops) = window(1, 64, 64).expect("a window");
@@ -127,7 +127,7 @@ impl World {
         self.attend(node, topic, user, PresenceChange::Left);
     }
 
-    /// Goes on until something is so; at most 20 seconds.
+    /// Polls until a state is reached; at most 20 seconds.
     async fn until<T>(&mut self, state: &str, mut is: impl FnMut(&mut World) -> Option<T>) -> T {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
@@ -146,7 +146,7 @@ impl World {
         }
     }
 
-    /// The next news on any server: `+user` or `-user`.
+    /// The next event on any server: `+user` or `-user`.
     async fn event(&mut self) -> String {
         self.until("there are news", |world| {
             let push = world.told.try_recv().ok()?;
@@ -159,7 +159,7 @@ impl World {
         .await
     }
 
-    /// Who is in a room; `None`: nobody can say.
+    /// The users in a room; `None`: unavailable.
     async fn here(&mut self, node: usize, topic: &TopicName) -> Option<Vec<String>> {
         let (notify, told) = mpsc::channel();
         let to = PresenceTo::Call(Box::new(move |here| notify.send(here).expect("it is awaited")));
@@ -177,7 +177,7 @@ impl World {
         self.servers[server].command(words)
     }
 
-    /// How many keys of this form a server has.
+    /// Number of keys of this form on a server.
     fn keys(&self, server: usize, form: &str) -> usize {
         self.command(server, &["KEYS", form]).split_whitespace().count()
     }
@@ -201,7 +201,7 @@ async fn two_nodes_and_two_servers() -> World {
 }
 
 #[test]
-fn a_server_that_is_away_holds_up_its_own_rooms_and_no_others() {
+fn a_server_that_is_down_delays_its_own_rooms_and_no_others() {
     run(async {
         let mut world = two_nodes_and_two_servers().await;
         let [first, second] = [0, 1].map(room_on);
@@ -235,7 +235,7 @@ fn a_server_that_is_away_holds_up_its_own_rooms_and_no_others() {
 }
 
 #[test]
-fn what_moves_is_written_anew_at_its_new_owner() {
+fn entries_that_move_are_written_on_their_new_server() {
     run(async {
         let servers = vec![Redis::start(), Redis::start()];
         let mut world = World::new(servers, Arc::new([0; PARTITIONS])).await;
@@ -267,7 +267,7 @@ fn what_moves_is_written_anew_at_its_new_owner() {
 }
 
 #[test]
-fn a_dead_node_is_cleaned_up_behind_where_a_server_was_away_too() {
+fn a_dead_node_is_removed_where_a_server_was_down_too() {
     run(async {
         let mut world = two_nodes_and_two_servers().await;
         let [first, second] = [0, 1].map(room_on);
@@ -305,7 +305,7 @@ fn a_dead_node_is_cleaned_up_behind_where_a_server_was_away_too() {
 }
 
 #[test]
-fn a_dead_node_that_no_list_knows_is_met_in_its_rooms() {
+fn a_dead_node_missing_from_the_list_is_found_in_its_rooms() {
     run(async {
         let mut world = two_nodes_and_two_servers().await;
         let first = room_on(0);
@@ -373,7 +373,7 @@ fn in_a_cluster_a_room_that_has_moved_unnoticed_waits_and_no_other() {
         world.listen(1, "SSUBSCRIBE", &names.channel(moved.as_str())).await;
         world.start().await;
         world.start().await;
-        // The nodes think that the first server has everything.
+        // The nodes believe that the first server has everything.
         world.come(0, &moved, "ann");
         world.come(0, &stays, "bob");
         assert_eq!(world.event().await, "+bob");
@@ -389,7 +389,7 @@ fn in_a_cluster_a_room_that_has_moved_unnoticed_waits_and_no_other() {
         }
         assert_eq!(world.event().await, "+ann");
         assert_eq!(world.here(1, &moved).await.unwrap(), ["ann"]);
-        // Signs of life flow, and a node that dies is cleaned up behind on both.
+        // Signs of life work, and a dead node is removed on both.
         world.nodes.remove(0);
         let mut gone = [world.event().await, world.event().await, world.event().await];
         gone.sort();
@@ -401,7 +401,7 @@ fn in_a_cluster_a_room_that_has_moved_unnoticed_waits_and_no_other() {
     });
 }
 
-/// Two nodes and one server, and a room that is among the last where somebody cleans up.
+/// Two nodes and one server, and a room that is among the last to be removed.
 async fn two_nodes_and_a_late_room() -> (World, TopicName) {
     let mut world = World::new(vec![Redis::start()], Arc::new([0; PARTITIONS])).await;
     world.start().await;
@@ -420,7 +420,7 @@ async fn two_nodes_and_a_late_room() -> (World, TopicName) {
 }
 
 #[test]
-fn a_node_that_stood_still_and_goes_on_is_told_of_once() {
+fn a_node_that_was_frozen_and_continues_joins_once() {
     run(async {
         let (mut world, topic) = two_nodes_and_a_late_room().await;
         let still = world.nodes.remove(0);
@@ -435,7 +435,7 @@ fn a_node_that_stood_still_and_goes_on_is_told_of_once() {
 }
 
 #[test]
-fn a_node_that_goes_on_while_it_is_cleaned_up_behind_loses_nobody() {
+fn a_node_that_continues_while_it_is_removed_loses_no_user() {
     run(async {
         let (mut world, topic) = two_nodes_and_a_late_room().await;
         let still = world.nodes.remove(0);
@@ -457,7 +457,7 @@ fn a_node_that_goes_on_while_it_is_cleaned_up_behind_loses_nobody() {
 }
 
 #[test]
-fn who_left_while_a_server_was_away_is_told_of_however_much_there_is_to_write_anew() {
+fn leaves_while_a_server_is_down_are_published_however_much_there_is_to_rewrite() {
     run(async {
         let mut world = World::new(vec![Redis::start()], Arc::new([0; PARTITIONS])).await;
         world.start().await;
@@ -473,7 +473,8 @@ fn who_left_while_a_server_was_away_is_told_of_however_much_there_is_to_write_an
         rooms.iter().for_each(|room| world.go(0, room, "ann"));
         world.set_route(0, &[0]).await;
         world.go_up(0, 0);
-        // A server with so much to do that it is not through when everybody listens again.
+        // A server with so much to rewrite that it is not done when the others are subscribed
+        // again.
         let busy_until = Instant::now() + Duration::from_secs(4);
         world
             .until("it is less busy", |_| {
@@ -488,13 +489,13 @@ fn who_left_while_a_server_was_away_is_told_of_however_much_there_is_to_write_an
 }
 
 #[test]
-fn a_node_that_is_taken_for_dead_again_is_told_so_though_the_first_note_is_lost() {
+fn a_node_that_is_removed_again_learns_so_though_the_first_notice_is_lost() {
     run(async {
         let (mut world, _) = two_nodes_and_a_late_room().await;
         let notice = format!("test:{{p637}}:reaped:{}", world.nodes[0].id);
         for _ in 0..2 {
             let still = world.nodes.remove(0);
-            // As with a server that remembers too little.
+            // As with a server that has lost its latest writes.
             world.command(0, &["DEL", &notice]);
             assert_eq!(world.event().await, "-ann");
             world.until_keys(0, "test:*:reap:*", 0).await;
@@ -504,7 +505,7 @@ fn a_node_that_is_taken_for_dead_again_is_told_so_though_the_first_note_is_lost(
     });
 }
 
-/// A node with Ann in a room, whose server is away.
+/// A node with Ann in a room, whose server is down.
 async fn ann_is_there_and_the_server_away() -> (World, TopicName) {
     let mut world = World::new(vec![Redis::start()], Arc::new([0; PARTITIONS])).await;
     world.start().await;
@@ -517,7 +518,7 @@ async fn ann_is_there_and_the_server_away() -> (World, TopicName) {
 }
 
 #[test]
-fn who_left_while_a_server_was_away_is_told_of_though_it_takes_nothing_at_first() {
+fn leaves_while_a_server_is_down_are_published_though_it_accepts_nothing_at_first() {
     run(async {
         let (mut world, room) = ann_is_there_and_the_server_away().await;
         world.command(0, &["FLUSHALL"]);
@@ -525,7 +526,7 @@ fn who_left_while_a_server_was_away_is_told_of_though_it_takes_nothing_at_first(
         world.go(0, &room, "ann");
         world.set_route(0, &[0]).await;
         world.go_up(0, 0);
-        // Longer than it takes until others listen again.
+        // Longer than it takes until others are subscribed again.
         let refused_until = Instant::now() + Duration::from_secs(4);
         world.until("it took nothing", |_| (Instant::now() > refused_until).then_some(())).await;
         world.command(0, &["CONFIG", "SET", "min-replicas-to-write", "0"]);
@@ -534,10 +535,10 @@ fn who_left_while_a_server_was_away_is_told_of_though_it_takes_nothing_at_first(
 }
 
 #[test]
-fn who_comes_is_told_of_though_a_server_remembers_them_from_before() {
+fn a_join_is_published_though_a_server_has_a_stale_entry_of_the_user() {
     run(async {
         let (mut world, room) = ann_is_there_and_the_server_away().await;
-        // It is another one, which has Bob of before.
+        // It is another one, which has a stale entry of Bob.
         let (part, room_name) = (partition(room.as_str()), room.as_str());
         let users = format!("test:{{p{part}}}:pr:{room_name}:{}", world.nodes[0].id);
         assert_eq!(world.command(0, &["HSET", &users, "bob", "1"]), "1");
@@ -556,7 +557,7 @@ fn who_comes_is_told_of_though_a_server_remembers_them_from_before() {
 }
 
 #[test]
-fn a_room_full_of_users_who_are_gone_is_cleared_page_by_page() {
+fn a_room_full_of_stale_entries_is_cleared_page_by_page() {
     run(async {
         let (mut world, room) = ann_is_there_and_the_server_away().await;
         let (part, room_name) = (partition(room.as_str()), room.as_str());

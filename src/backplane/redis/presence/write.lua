@@ -1,19 +1,19 @@
--- Users of a room as their node has them. Four of ARGV each: the name, the value (none: they have
--- left), whether that is told (0: no, 1: if it changes anything, 2: in any case), and the news.
--- Answers the other nodes that have users there.
+-- Writes entries of a room's users on one node. Four of ARGV for each: the name, the entry (empty:
+-- the user has left), whether the event is published (0: no, 1: if something changes, 2: in any
+-- case), and the event. Returns the other nodes with users in the room.
 for i = first, #ARGV, 4 do
-  local user, value, tell, news = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
-  local may_tell = false
+  local user, value, notify, event = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  local may_publish = false
   if value == '' then
-    may_tell = tell ~= '0' and is_told()
+    may_publish = notify ~= '0' and has_events()
     local was_there = redis.call('HDEL', own, user) == 1
-    may_tell = may_tell and (was_there or tell == '2')
+    may_publish = may_publish and (was_there or notify == '2')
   else
     local is_new = redis.call('HSET', own, user, value) == 1
-    may_tell = (is_new or tell == '2') and tell ~= '0' and is_told()
+    may_publish = (is_new or notify == '2') and notify ~= '0' and has_events()
   end
-  if may_tell and not is_elsewhere(user) then
-    redis.call(publish, channel, news)
+  if may_publish and not is_elsewhere(user) then
+    redis.call(publish, channel, event)
   end
 end
 if redis.call('EXISTS', own) == 1 then

@@ -1,13 +1,13 @@
-//! What Redis does not know yet: users whose place in it may differ from what is true here.
+//! Presence entries not yet written to Redis: users whose entry may differ from their state here.
 //!
-//! Not a log of what happened. What is written is what is true when it is written; here stands only
-//! whom to write, and whether anybody is to be told. So whatever fails is simply put back.
+//! It is no log of changes. What is written is the state at that time; the queue has only whom to
+//! write, and whether an event is published. So a write that fails is simply put back.
 //!
-//! Rooms wait in a line for each partition: which server has it is asked when they are taken, so
-//! nothing here moves when a partition does. Partitions are taken from in turns.
+//! Rooms are queued by partition: the server is looked up when they are taken, so nothing here
+//! moves when a partition does. Partitions are taken in turns.
 //!
-//! Invariant: a room stands in its line exactly while something of it is to be written, and there are
-//! no empty lines.
+//! Invariant: a room is in its partition's queue exactly while it has users to write, and no queue
+//! is empty.
 
 use crate::backplane::partition::partition;
 use crate::backplane::redis::presence::partition_set::PartitionSet;
@@ -16,62 +16,62 @@ use crate::link::Origin;
 use hashbrown::HashMap;
 use std::collections::VecDeque;
 
-/// Whether a change is told to the room's members, once it is written.
+/// Whether the script publishes an event for a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Notify {
-    /// No: they know.
+    /// No: members know.
     Not = 0,
-    /// If it is one: nobody had said so to Redis before.
+    /// If the write changes something: Redis did not know it before.
     IfNew = 1,
-    /// In any case if the user is still here, whatever Redis remembers; if not, as above.
+    /// In any case if the user is still here, whatever Redis has; if not, as [`Notify::IfNew`].
     IfHere = 2,
-    /// In any case: what Redis had before is not known.
+    /// In any case: what Redis had before is unknown.
     Always = 3,
 }
 
 /// One user to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PendingWrite {
-    /// Whom to tell.
+    /// Whether an event is published.
     pub notify: Notify,
-    /// The connection that came, which is not told.
+    /// The joining connection, which does not receive the event.
     pub by: Option<Origin>,
 }
 
 #[derive(Debug, Default)]
 struct RoomArgs {
-    /// Users in the order in which they became dirty, each once.
+    /// Users in the order in which they were added, each once.
     order: VecDeque<TopicName>,
     users: HashMap<TopicName, PendingWrite>,
-    /// All others are to be written, too.
+    /// All other users of the room are to be written, too.
     whole: Option<Notify>,
 }
 
-/// See the module.
+/// Writes by room and partition.
 #[derive(Debug, Default)]
 pub struct WriteQueue {
     rooms: HashMap<TopicName, RoomArgs>,
     queues: HashMap<u16, VecDeque<TopicName>>,
-    /// The partitions that have a line.
+    /// The partitions with a queue.
     parts: PartitionSet,
-    /// The one whose turn it is.
+    /// The partition to go on with.
     next: u16,
 }
 
 impl WriteQueue {
-    /// A user is to be written.
+    /// Queues a user.
     pub fn add(&mut self, topic: &TopicName, user: TopicName, write: PendingWrite) {
         let room = self.room(topic);
         room.add(user, write);
     }
 
-    /// All users of a room are to be written.
+    /// Queues all users of a room.
     pub fn add_whole(&mut self, topic: &TopicName, notify: Notify) {
         let room = self.room(topic);
         room.whole = room.whole.max(Some(notify));
     }
 
-    /// What a server has is not known any more: who is gone is told of in any case.
+    /// What a server has is unknown: leaves are published in any case.
     pub fn notify_always(
         &mut self,
         parts: PartitionSet,
@@ -89,24 +89,24 @@ impl WriteQueue {
         }
     }
 
-    /// Whether a user is to be written, and told of.
+    /// Whether a user is queued with an event.
     pub fn notifies(&self, topic: &TopicName, user: &TopicName) -> bool {
         let write = self.rooms.get(topic).and_then(|room| room.users.get(user));
         write.is_some_and(|write| write.notify > Notify::Not)
     }
 
-    /// The partitions of which anything is to be written.
+    /// The partitions with writes.
     pub fn parts(&self) -> PartitionSet {
         self.parts
     }
 
-    /// Whether anything of these partitions is to be written.
+    /// Whether any of these partitions has writes.
     pub fn has_any_of(&self, parts: PartitionSet) -> bool {
         !self.parts.and(parts).is_empty()
     }
 
-    /// Takes some users of the next room of these partitions out, at most `users_max`. `everybody`
-    /// answers all of a room.
+    /// Takes at most `users_max` users of the next room of these partitions out. `everybody` lists
+    /// all users of a room.
     pub fn take(
         &mut self,
         parts: PartitionSet,
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_dirty_is_taken_once_in_order_and_with_the_loudest_wish() {
+    fn a_user_is_taken_once_in_order_with_the_strongest_notification() {
         let (mut writes, a, b) =
             (WriteQueue::default(), TopicName::room("a"), TopicName::room("b"));
         let user = TopicName::user;
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_with_much_to_write_lets_the_others_have_their_turns() {
+    fn a_partition_with_many_writes_leaves_turns_to_the_others() {
         let (mut writes, crowd, small) =
             (WriteQueue::default(), TopicName::room("a"), TopicName::room("b"));
         for number in 0..100 {

@@ -1,21 +1,21 @@
-//! Publishes on their way to one server: what waits, what is under way, and how each one ends.
+//! The queue of publishes to one server: waiting, in flight, and how each one ends.
 //!
-//! Three lanes: what is only said (`PUBLISH`), what is kept in a history (`lua/publish.lua`), and
-//! what is kept and must be on a replica before it is acknowledged (the same, with `WAIT`, on a
-//! connection of its own, because `WAIT` holds up whatever comes behind it). A topic is of one
-//! lane, so lanes need not wait for each other. Each is one connection and pipelines in order, so
-//! that what one shard says to one topic keeps its order. A few pipelines are under way at once;
-//! what comes meanwhile waits and makes the next one bigger.
+//! There are three lanes: transient messages (`PUBLISH`), messages with a history
+//! (`lua/publish.lua`), and messages that must be on a replica before they are acknowledged (the
+//! same with `WAIT`, on a connection of its own, because `WAIT` blocks the commands behind it). A
+//! topic belongs to one lane, so lanes need not wait for each other. Each lane is one connection
+//! and pipelines in order, so that publishes of one shard to one topic keep their order. A few
+//! batches are in flight at once; what arrives meanwhile makes the next batch bigger.
 //!
-//! What a server refuses for now (it is another one than before, its topics are moving, it has lost
-//! its replicas) goes first again. While there is any such thing nothing new is sent in its lane.
+//! What a server refuses for a moment (a new generation, topics that are moving, too few replicas)
+//! is sent again first. Until then nothing new is sent in its lane.
 //!
-//! While Redis is away publishes wait, bounded in bytes and time; what does not fit, or waits too
-//! long, ends as `Unavailable`: it was not sent. What was under way when a link broke ends as
-//! `Unknown`: it may have been delivered, so nobody but the publisher may decide to send it again.
-//! What has a key is sent again by itself, and ends so only if that comes to nothing.
+//! While Redis is down publishes wait, bounded in bytes and time; what does not fit, or waits too
+//! long, ends as `Unavailable`: it was not sent. What was in flight when a link broke ends as
+//! `Unknown`: it may have been delivered, so only the publisher can decide to send it again.
+//! Publishes with an idempotency key are sent again, and end as `Unknown` only if that fails.
 //!
-//! Invariant: every publish ends exactly once.
+//! Invariant: each publish ends exactly once.
 
 use crate::backplane::envelope;
 use crate::backplane::local::Local;

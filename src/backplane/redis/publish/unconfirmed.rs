@@ -274,7 +274,7 @@ impl UnconfirmedLog {
             tracing::warn!(
                 messages = gone,
                 suppressed,
-                "a new server went on without acknowledged messages"
+                "acknowledged messages were lost in a failover"
             );
         }
     }

@@ -109,11 +109,7 @@ impl Cluster {
             Err(error) => {
                 self.is_hurried = true;
                 if let Some(suppressed) = self.failures.is_due(now) {
-                    tracing::warn!(
-                        error,
-                        suppressed,
-                        "the Redis Cluster does not say who has what"
-                    );
+                    tracing::warn!(error, suppressed, "cannot read the Redis Cluster's slot map");
                 }
                 self.last_error = Some(error);
                 None

@@ -137,7 +137,7 @@ impl Sentinels {
                 Err(error) => {
                     if let Some(suppressed) = sentinels.failures.is_due(now) {
                         let sentinel = &sentinels.address;
-                        let what = "a sentinel does not say who is master";
+                        let what = "a sentinel reports no master";
                         tracing::warn!(sentinel, error, suppressed, "{what}");
                     }
                     sentinels.error = Some(error);
@@ -177,7 +177,12 @@ impl Master {
             return None;
         }
         let address = best.address.clone();
-        tracing::info!(master = self.name, address, epoch = best.epoch, "sentinels name a master");
+        tracing::info!(
+            master = self.name,
+            address,
+            epoch = best.epoch,
+            "sentinels report a new master address"
+        );
         self.address = Some(address.clone());
         Some(address)
     }

@@ -1,10 +1,11 @@
 //! What a Redis server says, read where it lies: RESP2 and RESP3, nothing copied, nothing kept.
 //!
 //! [`parse`] looks at the beginning of a buffer. Either a whole item is there, and its parts point
-//! into the buffer; or it says how long the buffer must be at least before it is worth asking again.
-//! The length of a big body stands before it, so a body that comes in a thousand reads is looked at
-//! twice. Everything else of an item (its lines and lengths) is at most [`OVERHEAD_BYTES_MAX`],
-//! which is also the most that one more look at an unfinished item can cost.
+//! into the buffer; or it says how long the buffer must be at least before it is worth asking
+//! again. The length of a big body stands before it, so a body that comes in a thousand reads is
+//! looked at twice. Everything else of an item (its lines and lengths) is at most
+//! [`OVERHEAD_BYTES_MAX`], which is also the most that one more look at an unfinished item can
+//! cost.
 //!
 //! An item is walked over to its end, with a counter for each level that is open, and only then
 //! handed out; so the parts of what was handed out are whole. Attributes (`|`), which may stand
@@ -255,8 +256,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// By hand, because a message has four of them. One that is too long for the machine is too long for
-/// every limit.
+/// By hand, because a message has four of them. One that is too long for the machine is too long
+/// for every limit.
 fn length(line: &[u8]) -> Result<usize, Stop> {
     if line.is_empty() || !line.iter().all(u8::is_ascii_digit) {
         return Err(Stop::Malformed("that is no length"));

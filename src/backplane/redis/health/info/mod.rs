@@ -1,13 +1,13 @@
-//! What Redis answers about itself, read into numbers.
+//! Parses what Redis reports of itself.
 //!
-//! `INFO` is text for people: lines of `key:value`, some of them with fields of their own. Servers of
-//! different ages leave keys out, add others, and write numbers where others write words. So each
-//! key that matters is looked for, and whatever is not a number as it should be is not there.
+//! `INFO` is text for people: lines of `key:value`, some with fields of their own. Servers of
+//! different versions leave keys out, add others, and write words for numbers. So each key that
+//! matters is looked for, and a value that is not as expected is absent.
 //!
-//! Two kinds of line are different: an error that never happened, and a command that nobody ever
-//! called, have no line. There, the section's heading says that the server does count them.
+//! Two kinds of line are different: an error that never happened and a command that was never
+//! called have no line. There the section's heading shows that the server does count them.
 //!
-//! Invariant: any bytes are read, and nothing is made up.
+//! Invariant: any bytes are parsed, and no number is invented.
 
 use crate::metrics::redis::RedisNumbers;
 
@@ -26,16 +26,16 @@ enum As {
     Version,
 }
 
-/// Where a number goes.
+/// The field for a number.
 type Place = fn(&mut RedisNumbers) -> &mut Option<u64>;
 
-/// A key, how it is written, and where it goes.
+/// A key, its form, and its field.
 type Field = (&'static str, As, Place);
 
-/// A section of `INFO`, and what is taken from it. Each is asked for by itself: only Redis 7 and
-/// newer take several names in one command.
+/// A section of `INFO` and what is taken from it. Each is asked for by itself: only Redis 7 takes
+/// several names in one command.
 pub struct Section {
-    /// What follows `INFO`.
+    /// The argument of `INFO`.
     pub name: &'static str,
     fields: &'static [Field],
     read_line: Option<fn(&mut RedisNumbers, &str, &str)>,
@@ -46,7 +46,7 @@ const fn plain(name: &'static str, fields: &'static [Field]) -> Section {
     Section { name, fields, read_line: None, begin: None }
 }
 
-/// All that is asked for, in this order.
+/// All sections that are asked for, in order.
 pub const SECTIONS: &[Section] = &[
     plain(
         "server",
@@ -146,7 +146,7 @@ const REPLICATION: &[Field] = &[
     ("master_link_status", As::Is("up"), |n| &mut n.is_link_up),
 ];
 
-/// Kinds of error that mean something here.
+/// Kinds of error that are reported.
 const ERRORS: &[(&str, Place)] = &[
     ("OOM", |n| &mut n.errors_oom),
     ("NOREPLICAS", |n| &mut n.errors_noreplicas),
@@ -157,7 +157,7 @@ const ERRORS: &[(&str, Place)] = &[
     ("NOPERM", |n| &mut n.errors_noperm),
 ];
 
-/// Commands that mean something here: calls, and microseconds.
+/// Commands that are reported: calls, and microseconds.
 const COMMANDS: &[(&str, Place, Place)] = &[
     ("publish", |n| &mut n.publish_calls, |n| &mut n.publish_us),
     ("spublish", |n| &mut n.spublish_calls, |n| &mut n.spublish_us),
@@ -165,7 +165,7 @@ const COMMANDS: &[(&str, Place, Place)] = &[
     ("evalsha", |n| &mut n.evalsha_calls, |n| &mut n.evalsha_us),
 ];
 
-/// Reads the answer to `INFO <section>`.
+/// Parses the reply to `INFO <section>`.
 pub fn read(section: &Section, answer: &[u8], numbers: &mut RedisNumbers) {
     for line in lines(answer) {
         if line.starts_with('#') {
@@ -184,7 +184,7 @@ pub fn read(section: &Section, answer: &[u8], numbers: &mut RedisNumbers) {
     }
 }
 
-/// Lines that are text.
+/// The lines that are UTF-8.
 fn lines(answer: &[u8]) -> impl Iterator<Item = &str> {
     answer
         .split(|byte| *byte == b'\n')
@@ -224,7 +224,7 @@ fn value<'a>(answer: &'a [u8], key: &str) -> Option<&'a str> {
     lines(answer).find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
 }
 
-/// Two keys, one number: the thread that carries out every command, user and system.
+/// Two keys make one number: the thread that executes commands, user and system.
 fn read_main_thread(answer: &[u8], numbers: &mut RedisNumbers) {
     let ms = |key| number(value(answer, key)?, As::Times(1000.0));
     let user = ms("used_cpu_user_main_thread");
@@ -252,7 +252,7 @@ fn is_replica(key: &str) -> bool {
     number.is_some_and(|n| !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// How far the replica furthest behind is. The master's own offset stands below the replicas'.
+/// Lag of the slowest replica, in bytes. The master's own offset stands below the replicas'.
 fn read_lag(answer: &[u8], numbers: &mut RedisNumbers) {
     let Some(ours) = value(answer, "master_repl_offset").and_then(|text| text.parse::<u64>().ok())
     else {
@@ -260,7 +260,7 @@ fn read_lag(answer: &[u8], numbers: &mut RedisNumbers) {
     };
     let replicas = lines(answer).filter_map(|line| {
         let (key, value) = line.split_once(':')?;
-        // One that is still copying the data set has no offset yet; it is not behind, it is not there.
+        // A replica that is still copying the data set has no offset yet: it does not count.
         let is_online = field::<String>(value, "state").as_deref() == Some("online");
         (is_replica(key) && is_online).then(|| field::<u64>(value, "offset")).flatten()
     });
@@ -274,7 +274,7 @@ fn begin_errors(numbers: &mut RedisNumbers) {
 /// `errorstat_OOM:count=3`
 fn read_error(numbers: &mut RedisNumbers, key: &str, value: &str) {
     let Some(kind) = key.strip_prefix("errorstat_") else { return };
-    // A server that met too many kinds of error counts none of them any more.
+    // A server that met too many kinds of error stops counting them.
     if kind.starts_with("ERRORSTATS_") {
         ERRORS.iter().for_each(|(_, place)| *place(numbers) = None);
     }
@@ -299,7 +299,7 @@ fn read_command(numbers: &mut RedisNumbers, key: &str, value: &str) {
     *us(numbers) = field(value, "usec");
 }
 
-/// What `CONFIG GET` says of the settings that matter.
+/// The settings that are read with `CONFIG GET`.
 pub const SETTINGS: &[&str] = &[
     "client-output-buffer-limit",
     "min-replicas-to-write",
@@ -309,7 +309,7 @@ pub const SETTINGS: &[&str] = &[
     "cluster-require-full-coverage",
 ];
 
-/// Reads one setting.
+/// Parses one setting.
 pub fn read_setting(name: &str, value: &[u8], numbers: &mut RedisNumbers) {
     let Ok(value) = std::str::from_utf8(value) else { return };
     match name {
@@ -337,7 +337,7 @@ fn pubsub_limit(value: &str) -> Option<u64> {
     words.nth(1)?.parse().ok()
 }
 
-/// Reads a line of `CLIENT LIST`: what waits for one connection.
+/// Parses a line of `CLIENT LIST`: the output buffer of one connection.
 pub fn read_client(answer: &[u8], numbers: &mut RedisNumbers) {
     let find = |name: &str| -> Option<u64> {
         let mut fields = lines(answer).flat_map(|line| line.split(' '));
