@@ -476,7 +476,7 @@ async fn whatever_the_pieces_are_it_hears_the_same() {
 #[tokio::test]
 async fn what_is_not_resp_or_not_pubsub_loses_the_connection() {
     for (rest, why) in [
-        ("HTTP/1.1 400 Bad Request\r\n\r\n", "not RESP: no item begins like that"),
+        ("HTTP/1.1 400 Bad Request\r\n\r\n", "not RESP: no value begins like that"),
         (">3\r\n$7\r\nmessage\r\n$1\r\na\r\n:1\r\n", "a push lacks what its kind says"),
         (">1\r\n$9\r\nsubscribe\r\n", "a push lacks what its kind says"),
         (">1\r\n:1\r\n", "a push has no kind"),

@@ -150,11 +150,11 @@ impl Embedded {
         let policy = self.policy(&ask.topic);
         let log = self.histories.log(&ask.topic, retention(&policy), now);
         let (encoding, bytes_max) = (ask.encoding, self.recovery_bytes_max);
-        let said = match log.page(ask.page, RunRequest { topic: &ask.topic, encoding, bytes_max }) {
+        let page = match log.page(ask.page, RunRequest { topic: &ask.topic, encoding, bytes_max }) {
             Ok(messages) => Ok(HistoryPage { position: log.position(), messages }),
             Err(why) => Err(HistoryError::Unrecovered(why)),
         };
-        local.reply_history(ask.topic, ask.to, said);
+        local.reply_history(ask.topic, ask.to, page);
     }
 
     fn update_presence_now(&mut self, attend: PresenceUpdate, now: Instant) {

@@ -270,13 +270,13 @@ impl Local {
         &mut self,
         topic: TopicName,
         to: HistoryTo,
-        said: Result<HistoryPage, HistoryError>,
+        page: Result<HistoryPage, HistoryError>,
     ) {
         match to {
-            HistoryTo::Call(call) => call(said),
+            HistoryTo::Call(call) => call(page),
             HistoryTo::Conn { shard, conn, id } => {
-                let told = HistoryReply { conn, id, topic, said };
-                self.answer(shard, Downlink::History(Box::new(told)));
+                let reply = HistoryReply { conn, id, topic, said: page };
+                self.answer(shard, Downlink::History(Box::new(reply)));
             }
         }
     }
@@ -307,8 +307,8 @@ impl Local {
         match to {
             PresenceTo::Call(call) => call(here),
             PresenceTo::Conn { shard, conn, id } => {
-                let told = PresenceReply { conn, id, topic, here };
-                self.answer(shard, Downlink::Presence(Box::new(told)));
+                let reply = PresenceReply { conn, id, topic, here };
+                self.answer(shard, Downlink::Presence(Box::new(reply)));
             }
         }
     }

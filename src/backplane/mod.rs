@@ -17,21 +17,23 @@
 //! Invariant: everything here runs on one thread, and a turn never waits. Only the sleep between
 //! two turns does.
 
+#![warn(unreachable_pub)]
+
 mod delivery_sample;
 pub mod disconnect;
 pub mod embedded;
 pub mod envelope;
 pub mod history;
-pub mod interest;
+mod interest;
 pub mod local;
 mod log_throttle;
 pub mod message;
 pub mod partition;
 mod pending_publishes;
-pub mod presence;
+mod presence;
 pub mod redis;
-pub mod shard_queue;
-pub mod topic_table;
+mod shard_queue;
+mod topic_table;
 pub mod transport;
 
 use self::redis::RedisTransport;

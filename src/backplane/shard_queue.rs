@@ -196,7 +196,7 @@ mod tests {
         Delivery { to, frame, except: None, position: None, conflate_key: None }
     }
 
-    fn heard(shard: &ShardEnd) -> Vec<String> {
+    fn received(shard: &ShardEnd) -> Vec<String> {
         std::iter::from_fn(|| shard.try_recv())
             .map(|item| match item {
                 Downlink::Joined { at } => format!("joined {}", at.0.index),
@@ -216,12 +216,12 @@ mod tests {
             delivered += usize::from(queue.deliver(port, delivery(to)));
         }
         assert_eq!(delivered, 2);
-        assert_eq!(heard(shard), ["frame 1", "frame 1"]);
+        assert_eq!(received(shard), ["frame 1", "frame 1"]);
         assert!(!queue.deliver(port, delivery(3)), "both losses are reported first");
-        assert_eq!(heard(shard), ["lost 2 of 1", "lost 1 of 2"]);
+        assert_eq!(received(shard), ["lost 2 of 1", "lost 1 of 2"]);
         queue.retry(port);
         assert!(queue.deliver(port, delivery(1)));
-        assert_eq!(heard(shard), ["lost 1 of 3", "frame 1"]);
+        assert_eq!(received(shard), ["lost 1 of 3", "frame 1"]);
         assert!(!queue.is_waiting());
     }
 
@@ -237,14 +237,14 @@ mod tests {
         assert!(!queue.deliver(port, delivery(4)), "the backlog is full");
         let mut all = Vec::new();
         while queue.is_waiting() {
-            all.extend(heard(shard));
+            all.extend(received(shard));
             queue.retry(port);
         }
-        all.extend(heard(shard));
+        all.extend(received(shard));
         assert_eq!(all, ["frame 1", "frame 2", "frame 3", "lost 1 of 4"]);
         assert_eq!(queue.backlog_bytes, 0);
         assert!(queue.deliver(port, delivery(5)));
-        assert_eq!(heard(shard), ["frame 5"]);
+        assert_eq!(received(shard), ["frame 5"]);
     }
 
     #[test]
@@ -255,12 +255,12 @@ mod tests {
         queue.answer(port, Downlink::Joined { at: topic(2) });
         assert!(queue.is_held());
         assert!(!queue.deliver(port, delivery(2)));
-        assert_eq!(heard(shard), ["joined 1"]);
+        assert_eq!(received(shard), ["joined 1"]);
         queue.retry(port);
-        assert_eq!(heard(shard), ["joined 2"]);
+        assert_eq!(received(shard), ["joined 2"]);
         assert!(!queue.is_held());
         queue.retry(port);
-        assert_eq!(heard(shard), ["lost 1 of 2"]);
+        assert_eq!(received(shard), ["lost 1 of 2"]);
     }
 
     #[test]
@@ -270,9 +270,9 @@ mod tests {
         let _sent = queue.deliver(port, delivery(1));
         let _dropped = queue.deliver(port, delivery(1));
         queue.forget(topic(1));
-        assert_eq!(heard(shard), ["frame 1"]);
+        assert_eq!(received(shard), ["frame 1"]);
         queue.retry(port);
-        assert_eq!(heard(shard), Vec::<String>::new());
+        assert_eq!(received(shard), Vec::<String>::new());
         assert!(!queue.is_waiting());
     }
 

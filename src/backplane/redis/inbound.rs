@@ -173,16 +173,16 @@ impl InboundHandler<'_> {
         self.local.counters.publishes_ingested += 1;
         match ingest::read(body, limits.message_bytes_max, limits.json_depth_max) {
             // Every node receives it, and only one may give it a position.
-            Ok(said) if self.histories.policy(&said.topic).has_history() => {
+            Ok(publish) if self.histories.policy(&publish.topic).has_history() => {
                 let why = "the room keeps a history: publish by HTTP, which gives it its place";
-                self.on_malformed(why, said.topic.as_str());
+                self.on_malformed(why, publish.topic.as_str());
             }
-            Ok(said) => self.local.message(&Message {
-                topic: said.topic.as_str(),
+            Ok(publish) => self.local.message(&Message {
+                topic: publish.topic.as_str(),
                 from: None,
-                payload: said.payload,
+                payload: publish.payload,
                 except: None,
-                conflate_key: said.conflate_key,
+                conflate_key: publish.conflate_key,
                 key: None,
             }),
             Err(why) => self.on_malformed(&why, "publish"),

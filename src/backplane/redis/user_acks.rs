@@ -295,7 +295,7 @@ mod tests {
         }
         assert_eq!((ack(&acks), acks.numbers.given_up), (PENDING_MAX, 3));
         acks.push(user(1), at(1, 2), now);
-        assert_eq!(acks.numbers.given_up, 3, "one that stands there has room");
+        assert_eq!(acks.numbers.given_up, 3, "a user who waits already has room");
         let mut cx = Context::from_waker(std::task::Waker::noop());
         assert!(!acks.poll(&mut cx, now + PENDING_TIME_MAX / 2));
         assert_eq!(ack(&acks), PENDING_MAX);

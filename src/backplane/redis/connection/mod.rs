@@ -8,8 +8,8 @@
 //!
 //! Invariant: a link that [`connect`] returns speaks RESP3 to one master, on all its connections.
 
-pub mod dial;
-pub mod resp;
+mod dial;
+mod resp;
 pub mod subscriber;
 pub mod subscriptions;
 
@@ -129,9 +129,9 @@ async fn generation_of(
 ) -> Result<String, String> {
     let mut halves = String::new();
     for (section, field) in [("server", "run_id:"), ("replication", "master_replid:")] {
-        let said = info(section).await;
-        let said = said.map_err(|error| format!("INFO, which histories need: {error}"))?;
-        let value = said.lines().find_map(|line| line.strip_prefix(field));
+        let text = info(section).await;
+        let text = text.map_err(|error| format!("INFO, which histories need: {error}"))?;
+        let value = text.lines().find_map(|line| line.strip_prefix(field));
         let half = value.and_then(|value| value.trim().get(..16));
         halves.push_str(half.ok_or_else(|| format!("INFO {section} says no {field}"))?);
     }
@@ -151,8 +151,8 @@ pub fn client_of(url: &str, tls_ca_file: Option<&str>) -> Result<Client, String>
 }
 
 fn client(info: ConnectionInfo, tls_ca_file: Option<&str>) -> Result<Client, String> {
-    let said = |error: redis::RedisError| error.to_string();
-    let Some(path) = tls_ca_file else { return Client::open(info).map_err(said) };
+    let error_text = |error: redis::RedisError| error.to_string();
+    let Some(path) = tls_ca_file else { return Client::open(info).map_err(error_text) };
     let trouble = |error: String| format!("redis.tls_ca_file = {path}: {error}");
     let root_cert = std::fs::read(path).map_err(|error| trouble(error.to_string()))?;
     let certificates = TlsCertificates { client_tls: None, root_cert: Some(root_cert) };
@@ -164,16 +164,16 @@ async fn open(
     config: &AsyncConnectionConfig,
     name: String,
 ) -> Result<MultiplexedConnection, String> {
-    let said = |error: redis::RedisError| error.to_string();
+    let error_text = |error: redis::RedisError| error.to_string();
     let mut connection =
-        client.get_multiplexed_async_connection_with_config(config).await.map_err(said)?;
+        client.get_multiplexed_async_connection_with_config(config).await.map_err(error_text)?;
     redis::cmd("CLIENT")
         .arg("SETNAME")
         .arg(name)
         .exec_async(&mut connection)
         .await
-        .map_err(said)?;
-    let role: Value = redis::cmd("ROLE").query_async(&mut connection).await.map_err(said)?;
+        .map_err(error_text)?;
+    let role: Value = redis::cmd("ROLE").query_async(&mut connection).await.map_err(error_text)?;
     match &role {
         Value::Array(parts) if is_text(parts.first(), b"master") => Ok(connection),
         // A replica accepts subscriptions and publishes, but the other nodes do not see them.

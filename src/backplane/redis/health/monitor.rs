@@ -347,9 +347,9 @@ mod tests {
             let of = |setting: &&str| if *setting == "save" { save.clone() } else { Value::Nil };
             SETTINGS.iter().map(of).map(text).collect::<Vec<_>>()
         };
-        for untold in [refused, Value::Map(Vec::new())] {
-            MonitorQuery::Settings.read(&answers(&untold), &mut numbers);
-            assert_eq!(numbers, RedisNumbers::default(), "{untold:?}");
+        for missing in [refused, Value::Map(Vec::new())] {
+            MonitorQuery::Settings.read(&answers(&missing), &mut numbers);
+            assert_eq!(numbers, RedisNumbers::default(), "{missing:?}");
         }
         let empty = Value::Map(vec![(text_of("save"), text_of(""))]);
         MonitorQuery::Settings.read(&answers(&empty), &mut numbers);

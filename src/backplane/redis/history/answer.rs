@@ -79,8 +79,8 @@ impl FollowedTopic {
             TopicRequest::History(ask) => {
                 let run_request =
                     RunRequest { topic: &self.name, encoding: ask.encoding, bytes_max };
-                let said = page(&ask, log, &self.lineage, run_request);
-                local.reply_history(ask.topic, ask.to, said);
+                let found = page(&ask, log, &self.lineage, run_request);
+                local.reply_history(ask.topic, ask.to, found);
             }
         }
         None

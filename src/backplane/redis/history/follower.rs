@@ -167,7 +167,7 @@ impl FollowedTopic {
 
     /// Appends a message at the next offset and delivers it.
     pub(super) fn deliver(&mut self, body: &[u8], now: Instant, local: &mut Local) {
-        let log = self.log.as_mut().expect("what is delivered has a place");
+        let log = self.log.as_mut().expect("a delivered message has an offset");
         let at = log.next();
         log.push(Bytes::copy_from_slice(body), self.keep, now);
         let topic = HashedTopic::known(self.name.as_str(), self.hash);
@@ -243,9 +243,9 @@ impl FollowedTopic {
         self.acked = self.acked.max(read.acked);
         self.reads += 1;
         let blind = self.first_without_position().filter(|at| at.epoch == read.epoch);
-        let heard = blind.map_or(read.top, |at| read.top.min(at.offset.saturating_sub(1)));
+        let delivered = blind.map_or(read.top, |at| read.top.min(at.offset.saturating_sub(1)));
         self.is_joined_without_position = false;
-        let log = self.log.get_or_insert_with(|| MessageLog::new(read.epoch, heard));
+        let log = self.log.get_or_insert_with(|| MessageLog::new(read.epoch, delivered));
         log.adopt(read.epoch);
         let known = log.position().offset;
         let first_new = read.entries.iter().map(|(offset, _)| *offset).find(|at| *at > known);

@@ -433,7 +433,7 @@ impl Histories {
 
     /// Takes out the topics that have moved to another server, with their pending requests.
     pub fn take_moved(&mut self, has_moved: impl Fn(&TopicName) -> bool) -> Vec<FollowedTopic> {
-        assert!(self.batches.is_empty(), "topics move while nothing is under way");
+        assert!(self.batches.is_empty(), "topics move while nothing is in flight");
         let moved = self.topics.take_if(has_moved);
         self.bytes -= moved.iter().map(FollowedTopic::bytes).sum::<usize>();
         self.to_read.retain(|(name, _)| self.topics.get(name).is_some());

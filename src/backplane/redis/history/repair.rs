@@ -45,7 +45,7 @@ impl Histories {
         let mut pipeline = Pipeline::new();
         for (name, _) in topics {
             let topic = self.topics.get(name).expect("it was just looked at");
-            let log = topic.log.as_ref().expect("whoever offers has something");
+            let log = topic.log.as_ref().expect("a node that offers a repair has messages");
             let keys = names.history_keys(name.as_str());
             let of_retry = |key: &str| format!("{}:{key}", keys.retry);
             let first = topic.repair_from.max(log.first());

@@ -214,19 +214,19 @@ mod tests {
             if wrong.is_empty() || number(wrong.as_bytes()).is_some() {
                 continue;
             }
-            let told = |field: &str| Err(format!("{field} is {wrong:?}"));
-            assert_eq!(what([&wrong, "12", "", "", ""], vec![]), told("e"));
-            assert_eq!(what(["7", &wrong, "", "", ""], vec![]), told("s"));
-            assert_eq!(what(["7", "12", "", &wrong, ""], vec![]), told("a"));
+            let refused = |field: &str| Err(format!("{field} is {wrong:?}"));
+            assert_eq!(what([&wrong, "12", "", "", ""], vec![]), refused("e"));
+            assert_eq!(what(["7", &wrong, "", "", ""], vec![]), refused("s"));
+            assert_eq!(what(["7", "12", "", &wrong, ""], vec![]), refused("a"));
         }
         assert_eq!(what(["0", "12", "", "", ""], vec![]), Err("e is \"0\"".into()));
         assert_eq!(what(["7", "", "", "", ""], vec![]), Err("s is nothing".into()));
         assert_eq!(what(["7", "12", "", "13", ""], vec![]), Err("a is \"13\"".into()));
         for id in ["13-0", "12-1-0", "18446744073709551615-0", "18446744073709551615-1", "x"] {
-            let told = what(["7", "12", "", "", ""], vec![entry(id, "b")]);
+            let refused = what(["7", "12", "", "", ""], vec![entry(id, "b")]);
             match id {
-                "12-1-0" => assert!(told.is_ok(), "{told:?}"),
-                _ => assert_eq!(told, Err(format!("the last message is {id:?}"))),
+                "12-1-0" => assert!(refused.is_ok(), "{refused:?}"),
+                _ => assert_eq!(refused, Err(format!("the last message is {id:?}"))),
             }
         }
         let error = redis::parse_redis_value(b"-WRONGTYPE Operation\r\n").unwrap();

@@ -72,12 +72,12 @@ pub fn read(body: &[u8]) -> Option<PresenceEvent<'_>> {
         by = Some(Origin { node, shard, conn });
     }
     let [length] = take(&mut rest)?;
-    let (user, said) = rest.split_at_checked(usize::from(length))?;
+    let (user, text) = rest.split_at_checked(usize::from(length))?;
     let user = std::str::from_utf8(user).ok().filter(|user| is_name(user))?;
     if flags & JOINED == 0 {
-        return said.is_empty().then_some(PresenceEvent::Left { user });
+        return text.is_empty().then_some(PresenceEvent::Left { user });
     }
-    let info = if said.is_empty() { None } else { Some(self::info(said)?) };
+    let info = if text.is_empty() { None } else { Some(self::info(text)?) };
     Some(PresenceEvent::Joined { user, info, by })
 }
 

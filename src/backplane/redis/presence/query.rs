@@ -154,7 +154,7 @@ impl MemberQueries {
                 continue;
             }
             let cmd = from.route.cmd(from.route.server_of(topic.as_str()));
-            let cmd = cmd.expect("what has no server is refused before").clone();
+            let cmd = cmd.expect("rooms without a server are answered before").clone();
             let wanted = members.members(&topic).take(Roster::USERS_MAX);
             let wanted: Vec<TopicName> = wanted.map(|(user, _)| user.clone()).collect();
             let (keys, dead) = (from.keys.clone(), from.dead.clone());

@@ -115,9 +115,9 @@ impl WriteQueue {
     ) -> Option<(TopicName, Vec<(TopicName, PendingWrite)>)> {
         let part = self.parts.and(parts).next_from(self.next)?;
         self.next = part + 1;
-        let queue = self.queues.get_mut(&part).expect("a partition of the set has a line");
-        let topic = queue.pop_front().expect("no line is empty");
-        let room = self.rooms.get_mut(&topic).expect("a room in the line is dirty");
+        let queue = self.queues.get_mut(&part).expect("a partition of the set has a queue");
+        let topic = queue.pop_front().expect("no queue is empty");
+        let room = self.rooms.get_mut(&topic).expect("a queued room has writes");
         if let Some(notify) = room.whole.take() {
             for user in everybody(&topic) {
                 room.add(user, PendingWrite { notify, by: None });
@@ -126,7 +126,7 @@ impl WriteQueue {
         let some = room.order.len().min(users_max);
         let mut taken = Vec::with_capacity(some);
         for user in room.order.drain(..some) {
-            let write = room.users.remove(&user).expect("whoever stands in the order is dirty");
+            let write = room.users.remove(&user).expect("each user of the order is queued");
             taken.push((user, write));
         }
         match room.order.is_empty() {

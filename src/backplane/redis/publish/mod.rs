@@ -1,5 +1,5 @@
-//! Publishes to Redis: what waits to be sent ([`queue`]), and what was acknowledged and is not
-//! proved to have been heard ([`unconfirmed`]).
+//! Publishes to Redis: the queue ([`queue`]), and acknowledged publishes that no subscriber has
+//! confirmed yet ([`unconfirmed`]).
 
 pub mod queue;
 pub mod unconfirmed;

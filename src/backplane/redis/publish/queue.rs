@@ -218,7 +218,7 @@ impl PublishQueue {
     pub fn take_moved(&mut self, has_moved: impl Fn(&TopicName) -> bool) -> Vec<QueuedPublish> {
         let mut moved = Vec::new();
         for lane in &mut self.lanes {
-            assert!(lane.batches.is_empty(), "topics move while nothing is under way");
+            assert!(lane.batches.is_empty(), "topics move while nothing is in flight");
             let is_gone = |waiting: &mut QueuedPublish| has_moved(&waiting.publish.topic);
             let retries = extract(&mut lane.retries, is_gone);
             let waiting = extract(&mut lane.waiting, is_gone);

@@ -116,8 +116,8 @@ impl UnconfirmedLog {
         while let Some(oldest) = self.proven.front()
             && oldest.since + MARGIN < canary_back_at
         {
-            let told = self.proven.pop_front().expect("it was just looked at");
-            self.bytes -= log_bytes(&told.publish);
+            let oldest = self.proven.pop_front().expect("it was just looked at");
+            self.bytes -= log_bytes(&oldest.publish);
         }
     }
 
@@ -144,7 +144,7 @@ impl UnconfirmedLog {
 
     /// Takes out the publishes of topics that have moved to another server.
     pub fn take_moved(&mut self, has_moved: impl Fn(&TopicName) -> bool) -> Vec<AckedPublish> {
-        assert!(self.in_flight.is_none(), "topics move while nothing is under way");
+        assert!(self.in_flight.is_none(), "topics move while nothing is in flight");
         let all = self.to_verify.drain(..).chain(self.proven.drain(..));
         let (moved, stay): (Vec<AckedPublish>, Vec<AckedPublish>) =
             all.partition(|proven| has_moved(&proven.publish.topic));

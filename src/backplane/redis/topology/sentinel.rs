@@ -317,7 +317,7 @@ mod tests {
         assert_eq!(
             master.listen(0, last_reports(3, "a"), at(4)),
             None,
-            "it has not heard of that yet"
+            "it does not know of that yet"
         );
         assert_eq!(
             master.listen(0, last_reports(4, "other"), at(5)),
@@ -328,7 +328,7 @@ mod tests {
         assert_eq!(
             master.listen(0, last_reports(0, "new"), at(5004)),
             Some("new".into()),
-            "set up anew"
+            "set up again"
         );
     }
 

@@ -71,7 +71,7 @@ impl<'a> Iterator for RespItems<'a> {
 
     fn next(&mut self) -> Option<RespValue<'a>> {
         self.left = self.left.checked_sub(1)?;
-        let (item, len) = first(self.bytes).ok().expect("what is handed out was walked over");
+        let (item, len) = first(self.bytes).ok().expect("the whole value was walked over");
         self.bytes = &self.bytes[len..];
         Some(item)
     }
@@ -189,7 +189,7 @@ impl<'a> Reader<'a> {
         let kind = *self.bytes.get(self.at).ok_or(Stop::LinkOptions(self.at + ITEM_BYTES_MIN))?;
         if !KINDS.contains(&kind) {
             // At once: it may never end a line.
-            return Err(Stop::Malformed("no item begins like that"));
+            return Err(Stop::Malformed("no value begins like that"));
         }
         let line = self.line()?;
         Ok(Token::Leaf(match kind {
@@ -213,7 +213,7 @@ impl<'a> Reader<'a> {
             b'>' => return Ok(Token::Open(Kind::Of(RespValue::Push), count(line)?)),
             b'%' => return Ok(Token::Open(Kind::Of(RespValue::Map), 2 * count(line)?)),
             b'|' => return Ok(Token::Open(Kind::Attribute, 2 * count(line)? + 1)),
-            _ => return Err(Stop::Malformed("an item says something that it cannot say")),
+            _ => return Err(Stop::Malformed("a value does not fit its type")),
         }))
     }
 
@@ -249,7 +249,7 @@ impl<'a> Reader<'a> {
         match self.bytes[end..] {
             [b'\r', b'\n', ..] => {}
             [] | [b'\r'] => return Err(Stop::LinkOptions(end + 2)),
-            _ => return Err(Stop::Malformed("a string is longer than it said")),
+            _ => return Err(Stop::Malformed("a string is longer than its length")),
         }
         self.at = end + 2;
         Ok(body)
