@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A topic as this thread numbers it: slab index and generation.
-pub type TopicKey = SlotId;
+pub(super) type TopicKey = SlotId;
 
 /// Topics that linger at most; beyond, the oldest expires early. At 15 s of linger it takes 17,000
 /// last members leaving each second to get here.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// Lets one line through every five seconds, and counts those it suppressed.
 #[derive(Debug, Default)]
-pub struct LogThrottle {
+pub(super) struct LogThrottle {
     last: Option<Instant>,
     suppressed: u64,
 }
@@ -13,7 +13,7 @@ impl LogThrottle {
     const EVERY: Duration = Duration::from_secs(5);
 
     /// `Some`: log now, with the number of lines suppressed since the last one.
-    pub fn is_due(&mut self, now: Instant) -> Option<u64> {
+    pub(super) fn is_due(&mut self, now: Instant) -> Option<u64> {
         if self.last.is_some_and(|last| now.duration_since(last) < Self::EVERY) {
             self.suppressed += 1;
             return None;

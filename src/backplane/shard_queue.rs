@@ -24,7 +24,7 @@ const WAITING_BYTES: usize = size_of::<Downlink>();
 
 /// What waits for one shard, and whether the shard has to be rung. One for each shard, owned by
 /// [`crate::backplane::local::Local`].
-pub struct ShardQueue {
+pub(super) struct ShardQueue {
     answers: VecDeque<Downlink>,
     /// Deliveries in order, each with the bytes that it counts for.
     backlog: VecDeque<(Downlink, usize)>,
@@ -38,7 +38,7 @@ pub struct ShardQueue {
 
 impl ShardQueue {
     /// An empty queue. `backlog_bytes_max` bounds the bytes of waiting deliveries.
-    pub fn new(backlog_bytes_max: usize) -> ShardQueue {
+    pub(super) fn new(backlog_bytes_max: usize) -> ShardQueue {
         ShardQueue {
             answers: VecDeque::new(),
             backlog: VecDeque::new(),
@@ -51,13 +51,13 @@ impl ShardQueue {
     }
 
     /// Sends a reply, now or as soon as there is room. It is never dropped.
-    pub fn answer(&mut self, port: &ShardPort, item: Downlink) {
+    pub(super) fn answer(&mut self, port: &ShardPort, item: Downlink) {
         self.answers.push_back(item);
         self.retry(port);
     }
 
     /// The same for a reply that must stay behind earlier deliveries.
-    pub fn answer_behind(&mut self, port: &ShardPort, mut item: Downlink) {
+    pub(super) fn answer_behind(&mut self, port: &ShardPort, mut item: Downlink) {
         self.retry(port);
         if !self.is_waiting() {
             match self.send(port, item) {
@@ -74,7 +74,7 @@ impl ShardQueue {
     /// Sends a delivery, now or when there is room. `false`: the backlog is full; the delivery is
     /// dropped, and will be reported as lost.
     #[must_use]
-    pub fn deliver(&mut self, port: &ShardPort, delivery: Delivery) -> bool {
+    pub(super) fn deliver(&mut self, port: &ShardPort, delivery: Delivery) -> bool {
         self.retry(port);
         let to = delivery.to;
         let (mut item, bytes) = item_of(delivery);
@@ -98,12 +98,12 @@ impl ShardQueue {
     }
 
     /// The topic has no members on this shard any more: its loss is not reported.
-    pub fn forget(&mut self, at: TopicId) {
+    pub(super) fn forget(&mut self, at: TopicId) {
         self.lost.remove(&at);
     }
 
     /// Sends what waits, as far as there is room: replies, then deliveries, then losses.
-    pub fn retry(&mut self, port: &ShardPort) {
+    pub(super) fn retry(&mut self, port: &ShardPort) {
         while let Some(item) = self.answers.pop_front() {
             if let Err(item) = self.send(port, item) {
                 self.answers.push_front(item);
@@ -130,22 +130,22 @@ impl ShardQueue {
 
     /// Whether replies or deliveries wait for room. Meanwhile nothing is taken from the shard: what
     /// its clients publish would only add to its deliveries.
-    pub fn is_held(&self) -> bool {
+    pub(super) fn is_held(&self) -> bool {
         !self.answers.is_empty() || !self.backlog.is_empty()
     }
 
     /// Whether anything waits for room. The shard does not ring when it has made some.
-    pub fn is_waiting(&self) -> bool {
+    pub(super) fn is_waiting(&self) -> bool {
         self.is_held() || !self.lost_order.is_empty()
     }
 
     /// Bytes of waiting deliveries.
-    pub fn backlog_bytes(&self) -> usize {
+    pub(super) fn backlog_bytes(&self) -> usize {
         self.backlog_bytes
     }
 
     /// Rings the shard if anything was sent since the last call.
-    pub fn ring(&mut self, port: &ShardPort) {
+    pub(super) fn ring(&mut self, port: &ShardPort) {
         if std::mem::take(&mut self.is_touched) {
             port.ring();
         }

@@ -76,7 +76,7 @@ impl<'a> From<&'a TopicName> for HashedTopic<'a> {
 }
 
 /// Values by topic.
-pub struct TopicTable<T> {
+pub(super) struct TopicTable<T> {
     rows: HashTable<Row<T>>,
 }
 
@@ -94,26 +94,26 @@ impl<T> Default for TopicTable<T> {
 
 impl<T> TopicTable<T> {
     /// Number of topics.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.rows.len()
     }
 
     /// The value of a topic.
-    pub fn get<'a>(&self, topic: impl Into<HashedTopic<'a>>) -> Option<&T> {
+    pub(super) fn get<'a>(&self, topic: impl Into<HashedTopic<'a>>) -> Option<&T> {
         let topic = topic.into();
         let row = self.rows.find(topic.hash.spread(), |row| row.is(topic))?;
         Some(&row.value)
     }
 
     /// The same, to be changed.
-    pub fn get_mut<'a>(&mut self, topic: impl Into<HashedTopic<'a>>) -> Option<&mut T> {
+    pub(super) fn get_mut<'a>(&mut self, topic: impl Into<HashedTopic<'a>>) -> Option<&mut T> {
         let topic = topic.into();
         let row = self.rows.find_mut(topic.hash.spread(), |row| row.is(topic))?;
         Some(&mut row.value)
     }
 
     /// The value of a topic, made if there is none.
-    pub fn get_or_insert_with(
+    pub(super) fn get_or_insert_with(
         &mut self,
         name: &TopicName,
         hash: TopicHash,
@@ -131,19 +131,19 @@ impl<T> TopicTable<T> {
     }
 
     /// Takes the value of a topic out.
-    pub fn remove<'a>(&mut self, topic: impl Into<HashedTopic<'a>>) -> Option<T> {
+    pub(super) fn remove<'a>(&mut self, topic: impl Into<HashedTopic<'a>>) -> Option<T> {
         let topic = topic.into();
         let found = self.rows.find_entry(topic.hash.spread(), |row| row.is(topic)).ok()?;
         Some(found.remove().0.value)
     }
 
     /// All topics and their values.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&TopicName, &mut T)> {
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&TopicName, &mut T)> {
         self.rows.iter_mut().map(|row| (&row.name, &mut row.value))
     }
 
     /// Takes the values of some topics out.
-    pub fn take_if(&mut self, is_wanted: impl Fn(&TopicName) -> bool) -> Vec<T> {
+    pub(super) fn take_if(&mut self, is_wanted: impl Fn(&TopicName) -> bool) -> Vec<T> {
         self.rows.extract_if(|row| is_wanted(&row.name)).map(|row| row.value).collect()
     }
 }
@@ -156,7 +156,7 @@ impl<T> Row<T> {
 
 /// How many names this thread has hashed, for tests of what a message costs.
 #[cfg(test)]
-pub mod counting {
+pub(crate) mod counting {
     use std::cell::Cell;
 
     thread_local! {
@@ -168,7 +168,7 @@ pub mod counting {
     }
 
     /// What `work` hashes.
-    pub fn hashes_of(work: impl FnOnce()) -> u64 {
+    pub(crate) fn hashes_of(work: impl FnOnce()) -> u64 {
         let before = HASHES.get();
         work();
         HASHES.get() - before

@@ -288,7 +288,7 @@ mod tests {
         // All were just used; the next push clears every mark and then evicts the front.
         histories.push(&room(10), body(), RETENTION, now);
         assert_eq!((histories.topics(), histories.evicted), (10, 1));
-        assert!(!histories.histories.get(&room(0)).is_some());
+        assert!(histories.histories.get(&room(0)).is_none());
         histories.push(&room(1), body(), RETENTION, now);
         assert!(histories.histories.get(&room(1)).is_some(), "it was just used");
         assert!(histories.bytes() <= histories.bytes_max);

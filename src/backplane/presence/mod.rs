@@ -70,7 +70,7 @@ impl<'a> PresenceEvent<'a> {
 
 /// A change of a user in a room.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UserTransition {
+pub(super) struct UserTransition {
     /// The room's topic.
     pub topic: TopicName,
     /// The user's topic (`u:<name>`).
@@ -83,7 +83,7 @@ pub struct UserTransition {
 
 /// How a user in a room has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Transition {
+pub(super) enum Transition {
     /// The first connection joined: this one.
     Joined(Origin),
     /// The number of connections or the info has changed.
@@ -95,7 +95,7 @@ pub enum Transition {
 impl UserTransition {
     /// The event of this change, if there is one: none in a room of more than `users_max` users.
     /// `member`: the user's current state.
-    pub fn event<'a>(
+    pub(super) fn event<'a>(
         &'a self,
         member: Option<&'a PresentUser>,
         users_max: usize,
@@ -115,7 +115,7 @@ impl UserTransition {
 
 /// A user in a room.
 #[derive(Clone, Debug, Default)]
-pub struct PresentUser {
+pub(super) struct PresentUser {
     /// Number of their connections on this node.
     pub connections: u32,
     /// The info given last.
@@ -128,7 +128,7 @@ type Room = HashMap<TopicName, PresentUser>;
 
 /// All users of this node's connections, by room.
 #[derive(Default)]
-pub struct Presence {
+pub(super) struct Presence {
     rooms: HashMap<TopicName, Room>,
     /// Deadlines of graces. An entry whose number is not the user's own is out of date.
     graces: BTreeMap<(Instant, u64), (TopicName, TopicName)>,
@@ -143,7 +143,7 @@ impl Presence {
     /// 1. The user's first one joined: `Joined`, unless the user is in their grace.
     /// 2. One of several joined or left, or the info changed: `Updated`.
     /// 3. The last one left: `Left` when the grace is over ([`Presence::handle_timeout`]).
-    pub fn handle(&mut self, attend: PresenceUpdate, grace: Duration, now: Instant) {
+    pub(super) fn handle(&mut self, attend: PresenceUpdate, grace: Duration, now: Instant) {
         let PresenceUpdate { topic, user, deed } = attend;
         match deed {
             PresenceChange::Joined { by, info } => self.on_joined(topic, user, by, info),
@@ -168,13 +168,13 @@ impl Presence {
     }
 
     /// Ends the graces that are due.
-    pub fn handle_timeout(&mut self, now: Instant) {
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
         self.handle_timeout_unless(now, |_| None);
     }
 
     /// The same, but `held_until` may hold a room: then its graces last until the time that it
     /// returns.
-    pub fn handle_timeout_unless(
+    pub(super) fn handle_timeout_unless(
         &mut self,
         now: Instant,
         held_until: impl Fn(&TopicName) -> Option<Instant>,
@@ -197,7 +197,7 @@ impl Presence {
 
     /// Ends the earliest graces while there are too many. For callers that may not call
     /// [`Presence::handle_timeout`] for a while.
-    pub fn make_room(&mut self) {
+    pub(super) fn make_room(&mut self) {
         while self.graces.len() > LEAVING_MAX
             && let Some(((_, number), (topic, user))) = self.graces.pop_first()
         {
@@ -206,37 +206,40 @@ impl Presence {
     }
 
     /// The next change, in order.
-    pub fn poll_event(&mut self) -> Option<UserTransition> {
+    pub(super) fn poll_event(&mut self) -> Option<UserTransition> {
         self.events.pop_front()
     }
 
     /// The state of a user in a room, if they are there.
-    pub fn member(&self, topic: &TopicName, user: &TopicName) -> Option<&PresentUser> {
+    pub(super) fn member(&self, topic: &TopicName, user: &TopicName) -> Option<&PresentUser> {
         self.rooms.get(topic)?.get(user)
     }
 
     /// All users in a room.
-    pub fn members(&self, topic: &TopicName) -> impl Iterator<Item = (&TopicName, &PresentUser)> {
+    pub(super) fn members(
+        &self,
+        topic: &TopicName,
+    ) -> impl Iterator<Item = (&TopicName, &PresentUser)> {
         self.rooms.get(topic).into_iter().flatten()
     }
 
     /// Number of users in a room.
-    pub fn count(&self, topic: &TopicName) -> usize {
+    pub(super) fn count(&self, topic: &TopicName) -> usize {
         self.rooms.get(topic).map_or(0, HashMap::len)
     }
 
     /// All rooms with users.
-    pub fn rooms(&self) -> impl Iterator<Item = &TopicName> {
+    pub(super) fn rooms(&self) -> impl Iterator<Item = &TopicName> {
         self.rooms.keys()
     }
 
     /// Number of users, each counted once for each of their rooms.
-    pub fn users(&self) -> usize {
+    pub(super) fn users(&self) -> usize {
         self.users
     }
 
     /// The users in a room: at most [`Roster::USERS_MAX`] listed, all counted.
-    pub fn roster(&self, topic: &TopicName) -> Roster {
+    pub(super) fn roster(&self, topic: &TopicName) -> Roster {
         let roster_entry =
             |(user, member): (&TopicName, &PresentUser)| member.roster_entry(user.clone());
         let users = self.members(topic).take(Roster::USERS_MAX).map(roster_entry).collect();
@@ -293,14 +296,14 @@ impl Presence {
 
 impl PresentUser {
     /// This user as listed in a roster.
-    pub fn roster_entry(&self, user: TopicName) -> RosterEntry {
+    pub(super) fn roster_entry(&self, user: TopicName) -> RosterEntry {
         let connections = u64::from(self.connections);
         RosterEntry { user, connections, info: self.info.clone() }
     }
 }
 
 /// The user's name, without the topic's prefix.
-pub fn user_name(user: &TopicName) -> &str {
+pub(super) fn user_name(user: &TopicName) -> &str {
     match user.kind() {
         TopicKind::User(name) => name,
         TopicKind::Room(_) | TopicKind::All => unreachable!("only users attend"),

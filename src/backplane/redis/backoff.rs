@@ -7,18 +7,18 @@ const BACKOFF_MIN: Duration = Duration::from_millis(50);
 
 /// Exponential back-off with jitter: each pause is twice as long, up to a limit, and lies in the
 /// upper half of that, so that a hundred nodes do not return in the same millisecond.
-pub struct Backoff {
+pub(super) struct Backoff {
     next: Duration,
     max: Duration,
     random: u64,
 }
 
 impl Backoff {
-    pub fn new(max: Duration, seed: u64) -> Backoff {
+    pub(super) fn new(max: Duration, seed: u64) -> Backoff {
         Backoff { next: BACKOFF_MIN.min(max), max, random: seed | 1 }
     }
 
-    pub fn next(&mut self) -> Duration {
+    pub(super) fn next(&mut self) -> Duration {
         let whole = self.next;
         self.next = (whole * 2).min(self.max);
         // xorshift64: enough to spread nodes over half a second.
@@ -28,7 +28,7 @@ impl Backoff {
         whole / 2 + (whole / 2).mul_f64((self.random >> 11) as f64 / (1u64 << 53) as f64)
     }
 
-    pub fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         self.next = BACKOFF_MIN.min(self.max);
     }
 }

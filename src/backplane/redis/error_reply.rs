@@ -15,7 +15,7 @@ const FOREIGN: [&str; 3] =
 
 /// The meaning of an error reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorReply {
+pub(super) enum ErrorReply {
     /// NOSCRIPT: the server does not know the script.
     ScriptMissing,
     /// MOVED, ASK and the like: the topic is on another server of the Cluster, or moving there.
@@ -32,14 +32,14 @@ pub enum ErrorReply {
 
 impl ErrorReply {
     /// The error of a reply, if it is one.
-    pub fn of(answer: &Value) -> Option<ErrorReply> {
+    pub(super) fn of(answer: &Value) -> Option<ErrorReply> {
         let Value::ServerError(error) = answer else { return None };
         Some(ErrorReply::from_words(error.code(), error.details()))
     }
 
     /// By an error's code and text. Redis reports only in the text that a stream's last entry is
     /// not ours, and before version 7 any error of a script.
-    pub fn from_words(code: &str, others: Option<&str>) -> ErrorReply {
+    pub(super) fn from_words(code: &str, others: Option<&str>) -> ErrorReply {
         let contains = |text: &&str| others.is_some_and(|others| others.contains(text));
         match ErrorReply::from_code(code) {
             ErrorReply::Permanent if FOREIGN.iter().any(contains) => ErrorReply::Unreadable,
@@ -48,7 +48,7 @@ impl ErrorReply {
     }
 
     /// By an error's code.
-    pub fn from_code(code: &str) -> ErrorReply {
+    pub(super) fn from_code(code: &str) -> ErrorReply {
         match code {
             "NOSCRIPT" => ErrorReply::ScriptMissing,
             "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN" | "CROSSSLOT" => ErrorReply::Moved,
@@ -60,12 +60,12 @@ impl ErrorReply {
     }
 
     /// Whether the command may be sent again.
-    pub fn is_transient(self) -> bool {
+    pub(super) fn is_transient(self) -> bool {
         !matches!(self, ErrorReply::Unreadable | ErrorReply::Permanent)
     }
 
     /// How long to wait before it is sent again.
-    pub fn retry_after(self) -> Duration {
+    pub(super) fn retry_after(self) -> Duration {
         match self {
             ErrorReply::ScriptMissing | ErrorReply::Demoted => Duration::ZERO,
             ErrorReply::Unreadable | ErrorReply::Permanent => Duration::ZERO,

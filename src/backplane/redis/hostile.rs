@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use redis::Value;
 
 /// Texts where a number is expected.
-pub const TEXTS: &[&[u8]] = &[
+pub(crate) const TEXTS: &[&[u8]] = &[
     b"",
     b"0",
     b"-0",
@@ -36,7 +36,7 @@ pub const TEXTS: &[&[u8]] = &[
 ];
 
 /// Numbers at limits.
-pub const NUMBERS: [u64; 10] = [
+pub(crate) const NUMBERS: [u64; 10] = [
     0,
     1,
     2,
@@ -50,12 +50,12 @@ pub const NUMBERS: [u64; 10] = [
 ];
 
 /// A number at a limit, or a small one.
-pub fn edge() -> impl Strategy<Value = u64> {
+pub(crate) fn edge() -> impl Strategy<Value = u64> {
     prop_oneof![proptest::sample::select(&NUMBERS[..]), 0..20u64]
 }
 
 /// A text where a number is expected.
-pub fn text() -> impl Strategy<Value = Vec<u8>> {
+pub(crate) fn text() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         proptest::sample::select(TEXTS).prop_map(<[u8]>::to_vec),
         edge().prop_map(|number| number.to_string().into_bytes()),
@@ -66,7 +66,7 @@ pub fn text() -> impl Strategy<Value = Vec<u8>> {
 }
 
 /// An error reply.
-pub fn error() -> impl Strategy<Value = Value> {
+pub(crate) fn error() -> impl Strategy<Value = Value> {
     let lines: &[&str] = &[
         "-WRONGTYPE Operation against a key holding the wrong kind of value\r\n",
         "-ERR Error running script: @user_script:3: WRONGTYPE Operation against a key\r\n",
@@ -80,7 +80,7 @@ pub fn error() -> impl Strategy<Value = Value> {
 }
 
 /// Any reply.
-pub fn value() -> impl Strategy<Value = Value> {
+pub(crate) fn value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Nil),
         any::<i64>().prop_map(Value::Int),

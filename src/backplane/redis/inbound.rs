@@ -27,7 +27,7 @@ use hashbrown::HashSet;
 use std::time::Instant;
 
 /// Everything that one event may touch, borrowed for one turn of a server.
-pub struct InboundHandler<'a> {
+pub(super) struct InboundHandler<'a> {
     /// The time of the turn.
     pub now: Instant,
     /// The server's index in the map.
@@ -61,7 +61,7 @@ pub struct InboundHandler<'a> {
 
 impl InboundHandler<'_> {
     /// Handles one event.
-    pub fn handle_event(&mut self, event: SubscriberEvent<'_>) {
+    pub(super) fn handle_event(&mut self, event: SubscriberEvent<'_>) {
         match event {
             SubscriberEvent::Message { channel, body } => self.on_message(channel, body),
             // Believed when the PING behind its batch is answered.

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 
 /// A publish of another service.
 #[derive(Debug)]
-pub struct Ingest<'a> {
+pub(super) struct Ingest<'a> {
     /// The topic it goes to.
     pub topic: TopicName,
     /// The payload, byte for byte.
@@ -36,7 +36,7 @@ struct IngestJson<'a> {
 
 /// Parses one of at most `bytes_max` bytes, whose payload is nested at most `depth_max` deep. The
 /// error says what is wrong with it.
-pub fn read(json: &[u8], bytes_max: usize, depth_max: usize) -> Result<Ingest<'_>, String> {
+pub(super) fn read(json: &[u8], bytes_max: usize, depth_max: usize) -> Result<Ingest<'_>, String> {
     if json.len() > bytes_max {
         return Err(format!("{} bytes; at most {bytes_max} are allowed", json.len()));
     }

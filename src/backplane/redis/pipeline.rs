@@ -8,11 +8,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 /// A reply in flight.
-pub type PendingReply<T> =
+pub(super) type PendingReply<T> =
     futures_util::future::MaybeDone<Pin<Box<dyn Future<Output = RedisResult<T>>>>>;
 
 /// Sends a command: the future is polled once, which hands the command to the connection's driver.
-pub fn send<T>(
+pub(super) fn send<T>(
     cx: &mut Context<'_>,
     reply: impl Future<Output = RedisResult<T>> + 'static,
 ) -> PendingReply<T> {
@@ -23,7 +23,7 @@ pub fn send<T>(
 }
 
 /// Sends all commands of a pipeline. The replies include the server's errors, each in its place.
-pub async fn execute(
+pub(super) async fn execute(
     mut cmd: MultiplexedConnection,
     pipeline: Pipeline,
 ) -> RedisResult<Vec<Value>> {
@@ -32,14 +32,17 @@ pub async fn execute(
 }
 
 /// Takes a reply out, if it has arrived.
-pub fn poll_reply<T>(reply: &mut PendingReply<T>, cx: &mut Context<'_>) -> Poll<RedisResult<T>> {
+pub(super) fn poll_reply<T>(
+    reply: &mut PendingReply<T>,
+    cx: &mut Context<'_>,
+) -> Poll<RedisResult<T>> {
     Pin::new(&mut *reply)
         .poll(cx)
         .map(|()| Pin::new(reply).take_output().expect("a reply is taken out once"))
 }
 
 /// What is needed to send commands to a server that is up.
-pub struct CommandContext<'a> {
+pub(super) struct CommandContext<'a> {
     /// The connection for commands.
     pub cmd: &'a MultiplexedConnection,
     /// The connection for publishes that wait for a replica; `None`: no namespace wants that.
@@ -54,13 +57,13 @@ pub struct CommandContext<'a> {
 
 impl CommandContext<'_> {
     /// Whether the server is one of a Cluster, where topics move.
-    pub fn is_sharded(&self) -> bool {
+    pub(super) fn is_sharded(&self) -> bool {
         self.publish == "SPUBLISH"
     }
 }
 
 /// The same as [`execute`] on a borrowed connection.
-pub async fn execute_on(
+pub(super) async fn execute_on(
     cmd: &mut MultiplexedConnection,
     pipeline: &Pipeline,
 ) -> RedisResult<Vec<Value>> {

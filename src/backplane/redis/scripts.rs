@@ -42,22 +42,22 @@ static REPAIR: LazyLock<Script> = LazyLock::new(|| Script::new(REPAIR_CODE));
 
 /// Milliseconds for which a server of a new generation waits for repairs by nodes: as long as the
 /// slowest of them may take to reconnect, which pauses at most `redis.backoff_ms_max`.
-pub const REPAIR_MS: u64 = 600;
+pub(super) const REPAIR_MS: u64 = 600;
 
 /// Seconds for which the position of a topic outlives its messages.
-pub const META_TTL_S: u64 = 24 * 60 * 60;
+pub(super) const META_TTL_S: u64 = 24 * 60 * 60;
 
 /// Seconds for which a history's hash is kept without a publish or an acknowledgement.
-pub fn meta_ttl_s(policy: &Policy) -> u64 {
+pub(super) fn meta_ttl_s(policy: &Policy) -> u64 {
     policy.history_ttl_s + META_TTL_S
 }
 
 /// The text of [`HistoryScript::Ack`], for senders that load it themselves.
-pub const ACK: &str = checked!(include_str!("lua/ack.lua"));
+pub(super) const ACK: &str = checked!(include_str!("lua/ack.lua"));
 
 /// One of the scripts.
 #[derive(Clone, Copy, Debug)]
-pub enum HistoryScript {
+pub(super) enum HistoryScript {
     /// `lua/begin_fence.lua`
     BeginFence,
     /// `lua/publish.lua`
@@ -73,7 +73,7 @@ pub enum HistoryScript {
 }
 
 /// `EVALSHA` of a script with its keys; the caller appends the arguments.
-pub fn call(script: HistoryScript, keys: &[&str]) -> Cmd {
+pub(super) fn call(script: HistoryScript, keys: &[&str]) -> Cmd {
     let script = match script {
         HistoryScript::BeginFence => &BEGIN_FENCE,
         HistoryScript::Publish => &PUBLISH,
@@ -88,7 +88,7 @@ pub fn call(script: HistoryScript, keys: &[&str]) -> Cmd {
 }
 
 /// Loads all scripts.
-pub async fn load(mut cmd: MultiplexedConnection) -> RedisResult<()> {
+pub(super) async fn load(mut cmd: MultiplexedConnection) -> RedisResult<()> {
     for code in [
         fenced!("lua/begin_fence.lua"),
         PUBLISH_CODE,
@@ -104,7 +104,7 @@ pub async fn load(mut cmd: MultiplexedConnection) -> RedisResult<()> {
 
 /// Begins the repair window of each partition of a server with a new generation. Where that fails
 /// (no such partition, no write access yet) the first publish begins it.
-pub async fn begin_fences(
+pub(super) async fn begin_fences(
     mut cmd: MultiplexedConnection,
     names: &Names,
     generation: &str,
@@ -121,7 +121,7 @@ pub async fn begin_fences(
 
 /// The reply of `lua/publish.lua`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PublishReply {
+pub(super) enum PublishReply {
     /// The message is stored at this position.
     StoredAt(Position),
     /// The partition is in its repair window: send again after so many milliseconds.
@@ -129,7 +129,7 @@ pub enum PublishReply {
 }
 
 /// Parses the reply. `None`: unexpected, so the outcome of the publish is unknown.
-pub fn parse_publish_reply(answer: &Value) -> Option<PublishReply> {
+pub(super) fn parse_publish_reply(answer: &Value) -> Option<PublishReply> {
     let Value::Array(parts) = answer else { return None };
     let [Value::Int(status), epoch, number] = &parts[..] else { return None };
     match status {

@@ -47,11 +47,11 @@ const PUSHES_PER_TURN: usize = 4096;
 /// Topics whose members are notified of an outage in one turn.
 const NOTIFIED_PER_TURN: usize = 1024;
 /// How long commands in flight may take before the server is left for its successor.
-pub const SWITCH_GRACE: Duration = Duration::from_millis(300);
+pub(super) const SWITCH_GRACE: Duration = Duration::from_millis(300);
 
 /// A server's connections, queues and histories. Owned by
 /// [`crate::backplane::redis::RedisTransport`].
-pub struct Server {
+pub(super) struct Server {
     /// Its name in the map: an address, or a master's name for sentinels.
     pub name: String,
     assignment: ServerAssignment,
@@ -112,7 +112,7 @@ struct LiveLink {
 impl Server {
     /// Not connected; the first [`Server::poll`] begins if the address is known. `inherits_topics`:
     /// its topics were on another server before.
-    pub fn new(
+    pub(super) fn new(
         shared: &SharedContext,
         name: String,
         address: Option<String>,
@@ -148,22 +148,22 @@ impl Server {
     }
 
     /// Whether messages flow.
-    pub fn is_up(&self) -> bool {
+    pub(super) fn is_up(&self) -> bool {
         self.is_up
     }
 
     /// Whether messages flow for all of its topics.
-    pub fn is_ready(&self) -> bool {
+    pub(super) fn is_ready(&self) -> bool {
         self.is_up && !self.is_unsubscribed
     }
 
     /// Why it is ready or not, for people.
-    pub fn reason(&self) -> &str {
+    pub(super) fn reason(&self) -> &str {
         if self.is_unsubscribed { "some of its topics are on no server" } else { &self.reason }
     }
 
     /// The connection for all commands but subscriptions, while messages flow.
-    pub fn cmd(&self) -> Option<&MultiplexedConnection> {
+    pub(super) fn cmd(&self) -> Option<&MultiplexedConnection> {
         match &self.state {
             State::Live(live) if self.is_up => Some(&live.link.cmd),
             _ => None,
@@ -171,45 +171,45 @@ impl Server {
     }
 
     /// The queue of publishes.
-    pub fn publishes(&mut self) -> &mut PublishQueue {
+    pub(super) fn publishes(&mut self) -> &mut PublishQueue {
         &mut self.publishes
     }
 
     /// The histories on this server.
-    pub fn histories(&mut self) -> &mut Histories {
+    pub(super) fn histories(&mut self) -> &mut Histories {
         &mut self.histories
     }
 
     /// Whether it takes more publishes.
-    pub fn has_room(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         !self.is_up || self.publishes.has_room()
     }
 
     /// Whether every publish has ended.
-    pub fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         self.publishes.is_idle()
     }
 
     /// Whether no command of a topic is in flight.
-    pub fn has_none_in_flight(&self) -> bool {
+    pub(super) fn has_none_in_flight(&self) -> bool {
         self.publishes.has_none_in_flight() && self.histories.has_none_in_flight()
     }
 
     /// Stops or resumes sending commands of topics.
-    pub fn set_paused(&mut self, is_paused: bool) {
+    pub(super) fn set_paused(&mut self, is_paused: bool) {
         self.publishes.set_paused(is_paused);
         self.histories.set_paused(is_paused);
     }
 
     /// Whether the server has redirected a topic (MOVED, ASK) since the last call.
-    pub fn take_redirected(&mut self) -> bool {
+    pub(super) fn take_redirected(&mut self) -> bool {
         let error_text = [self.publishes.take_redirected(), self.histories.take_redirected()];
         std::mem::take(&mut self.is_redirected) | error_text.contains(&true)
     }
 
     /// Sets its address. If it was elsewhere, that server is left when nothing is in flight any
     /// more.
-    pub fn move_to(&mut self, address: String, now: Instant) {
+    pub(super) fn move_to(&mut self, address: String, now: Instant) {
         if self.address.as_ref() == Some(&address) {
             self.successor = None;
             return self.set_paused(false);
@@ -228,7 +228,7 @@ impl Server {
     }
 
     /// The map has changed: servers may have other numbers and partitions.
-    pub fn set_assignment(&mut self, assignment: ServerAssignment, names: &Names) {
+    pub(super) fn set_assignment(&mut self, assignment: ServerAssignment, names: &Names) {
         self.assignment = assignment;
         let State::Live(live) = &mut self.state else { return };
         live.subscriptions.set_server(assignment.number);
@@ -253,7 +253,7 @@ impl Server {
     }
 
     /// Takes over a topic that another server had.
-    pub fn take_over(&mut self, key: TopicKey, topic: &TopicName) {
+    pub(super) fn take_over(&mut self, key: TopicKey, topic: &TopicName) {
         self.had_members = true;
         if let State::Live(live) = &mut self.state {
             live.subscriptions.add(key, topic);
@@ -263,14 +263,14 @@ impl Server {
 
     /// Subscribes a topic. Without a link nothing is sent: the next link subscribes everything
     /// wanted.
-    pub fn subscribe(&mut self, key: TopicKey, topic: &TopicName) {
+    pub(super) fn subscribe(&mut self, key: TopicKey, topic: &TopicName) {
         if let State::Live(live) = &mut self.state {
             live.subscriptions.add(key, topic);
         }
     }
 
     /// Unsubscribes a topic.
-    pub fn unsubscribe(&mut self, topic: TopicName) {
+    pub(super) fn unsubscribe(&mut self, topic: TopicName) {
         self.histories.leave(&topic);
         if let State::Live(live) = &mut self.state {
             live.subscriptions.remove(topic);
@@ -278,7 +278,7 @@ impl Server {
     }
 
     /// Queues a publish.
-    pub fn publish(&mut self, publish: Publish, now: Instant, local: &mut Local) {
+    pub(super) fn publish(&mut self, publish: Publish, now: Instant, local: &mut Local) {
         self.publishes.push(publish, self.is_up, now, local);
     }
 
@@ -323,7 +323,7 @@ impl Server {
     }
 
     /// The only way down, whatever failed.
-    pub fn go_down(&mut self, reason: &str, now: Instant, local: &mut Local) {
+    pub(super) fn go_down(&mut self, reason: &str, now: Instant, local: &mut Local) {
         if let State::Live(live) = &self.state {
             // Joins are answered before the first canary is back.
             self.had_members |= local.interest.confirmed_by(self.assignment.number) > 0;
@@ -363,18 +363,18 @@ impl Server {
     }
 
     /// Its address, or else its name, for people.
-    pub fn display_name(&self) -> &str {
+    pub(super) fn display_name(&self) -> &str {
         display_name(self.address.as_deref(), &self.name)
     }
 
     /// Whether it is known to be at another address.
-    pub fn is_elsewhere(&self, address: &str) -> bool {
+    pub(super) fn is_elsewhere(&self, address: &str) -> bool {
         let successor = self.successor.as_ref().map(|(successor, _)| successor);
         successor.or(self.address.as_ref()).is_some_and(|known| known != address)
     }
 
     /// Makes progress. Returns whether there was work.
-    pub fn poll(
+    pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
@@ -583,7 +583,7 @@ impl Server {
     }
 
     /// Adds its gauges to those of the other servers.
-    pub fn measure(&self, now: Instant, counters: &mut BackplaneCounters) {
+    pub(super) fn measure(&self, now: Instant, counters: &mut BackplaneCounters) {
         counters.publish_queue_bytes += self.publishes.waiting_bytes() as u64;
         counters.histories += self.histories.topics() as u64;
         counters.histories_bytes += self.histories.bytes() as u64;
@@ -596,7 +596,7 @@ impl Server {
     }
 
     /// Its totals since it was created.
-    pub fn totals(&self) -> ServerTotals {
+    pub(super) fn totals(&self) -> ServerTotals {
         let state = self.histories.numbers;
         ServerTotals {
             history_reads: state.reads,
@@ -608,7 +608,7 @@ impl Server {
     }
 
     /// Its state for the snapshot. `subscriptions`: topics confirmed on it.
-    pub fn state(&self, subscriptions: usize) -> ServerNumbers {
+    pub(super) fn state(&self, subscriptions: usize) -> ServerNumbers {
         let has_topics = self.assignment.first.is_some();
         ServerNumbers {
             server: self.display_name().to_owned(),

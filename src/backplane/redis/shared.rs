@@ -7,7 +7,7 @@ use crate::policy::namespaces::Namespaces;
 use std::sync::Arc;
 
 /// What is the same for all servers of a node.
-pub struct SharedContext {
+pub(super) struct SharedContext {
     /// The configuration of this backplane.
     pub plan: RedisPlan,
     /// All limits of the node.
@@ -22,7 +22,7 @@ pub struct SharedContext {
 
 /// What a server is assigned by the map.
 #[derive(Clone, Copy, Debug)]
-pub struct ServerAssignment {
+pub(super) struct ServerAssignment {
     /// Its index in the map.
     pub number: usize,
     /// The first partition that it has; `None`: it has none.

@@ -20,7 +20,7 @@ const SHOWN_BYTES_MAX: usize = 48;
 
 /// A value that this server cannot have written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnreadableValue {
+pub(super) struct UnreadableValue {
     /// Which value it is.
     what: &'static str,
     /// What was found, cut to [`SHOWN_BYTES_MAX`].
@@ -29,7 +29,7 @@ pub struct UnreadableValue {
 
 impl UnreadableValue {
     /// Describes the value `what` for people.
-    pub fn new(what: &'static str, found: &Value) -> UnreadableValue {
+    pub(super) fn new(what: &'static str, found: &Value) -> UnreadableValue {
         let found = match found {
             Value::Nil => "nothing".to_owned(),
             Value::Int(number) => number.to_string(),
@@ -58,7 +58,7 @@ fn shown(bytes: &[u8]) -> String {
 
 /// Parses a whole number from 0 to [`Position::NUMBER_MAX`] in canonical digits: no sign, no blank,
 /// no leading zero.
-pub fn number(text: &[u8]) -> Option<u64> {
+pub(super) fn number(text: &[u8]) -> Option<u64> {
     let is_written = matches!(text, [b'0'] | [b'1'..=b'9', ..]) && text.len() <= 16;
     if !is_written || !text.iter().all(u8::is_ascii_digit) {
         return None;
@@ -68,7 +68,7 @@ pub fn number(text: &[u8]) -> Option<u64> {
 }
 
 /// The same from a reply.
-pub fn number_of(value: &Value) -> Option<u64> {
+pub(super) fn number_of(value: &Value) -> Option<u64> {
     match value {
         Value::Int(number) => u64::try_from(*number).ok().filter(|it| *it <= Position::NUMBER_MAX),
         Value::BulkString(bytes) => number(bytes),
@@ -78,17 +78,23 @@ pub fn number_of(value: &Value) -> Option<u64> {
 }
 
 /// A position from its two numbers.
-pub fn position(epoch: &[u8], offset: &[u8]) -> Option<Position> {
+pub(super) fn position(epoch: &[u8], offset: &[u8]) -> Option<Position> {
     Position::checked(number(epoch)?, number(offset)?)
 }
 
 /// Logs which topics are unavailable and how to correct them, rate limited.
 #[derive(Default)]
-pub struct UnreadableWarnings(LogThrottle);
+pub(super) struct UnreadableWarnings(LogThrottle);
 
 impl UnreadableWarnings {
     /// Logs that `topic` is unavailable because of `why`.
-    pub fn warn(&mut self, topic: &str, why: &dyn fmt::Display, names: &Names, now: Instant) {
+    pub(super) fn warn(
+        &mut self,
+        topic: &str,
+        why: &dyn fmt::Display,
+        names: &Names,
+        now: Instant,
+    ) {
         let Some(suppressed) = self.0.is_due(now) else { return };
         let keys = names.history_keys(topic);
         let (meta, stream, partition) = (&keys.meta, &keys.stream, &keys.partition);

@@ -28,7 +28,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 /// Users in one batch.
-pub const ACKS_PER_BATCH: usize = 256;
+pub(super) const ACKS_PER_BATCH: usize = 256;
 /// Users that wait, at most.
 const PENDING_MAX: usize = 64 * 1024;
 /// How long an acknowledgement may wait.
@@ -38,7 +38,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Pending acknowledgements by server. Outlives links; owned by
 /// [`crate::backplane::redis::RedisTransport`].
-pub struct UserAcks {
+pub(super) struct UserAcks {
     namespaces: Arc<Namespaces>,
     names: Names,
     route: ServerRoutes,
@@ -89,7 +89,7 @@ struct AckCounters {
 
 impl UserAcks {
     /// Nothing waits.
-    pub fn new(namespaces: Arc<Namespaces>, names: Names, route: ServerRoutes) -> UserAcks {
+    pub(super) fn new(namespaces: Arc<Namespaces>, names: Names, route: ServerRoutes) -> UserAcks {
         let queues = (0..route.servers()).map(|_| AckQueue::default()).collect();
         let (pending, numbers) = (HashMap::new(), AckCounters::default());
         let unreadable = UnreadableWarnings::default();
@@ -97,7 +97,7 @@ impl UserAcks {
     }
 
     /// Servers went up or down, or topics moved. Batches in flight are put back.
-    pub fn set_route(&mut self, route: &ServerRoutes) {
+    pub(super) fn set_route(&mut self, route: &ServerRoutes) {
         self.route = route.clone();
         let before = std::mem::take(&mut self.queues);
         self.queues.resize_with(route.servers(), AckQueue::default);
@@ -113,12 +113,12 @@ impl UserAcks {
     }
 
     /// A user has acknowledged everything up to `at`.
-    pub fn push(&mut self, user: TopicName, at: Position, now: Instant) {
+    pub(super) fn push(&mut self, user: TopicName, at: Position, now: Instant) {
         self.put(user, PendingAck { at, since: now });
     }
 
     /// Whether nothing is in flight or about to be. What a server refused is not waited for.
-    pub fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         let is_idle = |queue: &AckQueue| {
             queue.batch.is_none() && (queue.users.is_empty() || queue.retry_at.is_some())
         };
@@ -126,7 +126,7 @@ impl UserAcks {
     }
 
     /// Sends pending acknowledgements and handles replies. Returns whether there was work.
-    pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut is_busy = false;
         for number in 0..self.queues.len() {
             is_busy |= self.poll_batch(number, cx, now);
@@ -150,7 +150,7 @@ impl UserAcks {
     }
 
     /// Writes its counters and gauges.
-    pub fn measure(&mut self, counters: &mut BackplaneCounters) {
+    pub(super) fn measure(&mut self, counters: &mut BackplaneCounters) {
         counters.histories_unreadable += std::mem::take(&mut self.numbers.unreadable);
         counters.acks_waiting = self.pending.len() as u64;
         counters.acks_stored = self.numbers.stored;

@@ -28,7 +28,7 @@ const KEEPALIVE_AFTER: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// A byte stream to a server.
-pub enum Stream {
+pub(super) enum Stream {
     /// `redis://`
     Plain(TcpStream),
     /// `rediss://`
@@ -36,7 +36,10 @@ pub enum Stream {
 }
 
 /// Connects. The error is for people.
-pub async fn dial(addr: &ConnectionAddr, tls_ca_file: Option<&str>) -> Result<Stream, String> {
+pub(super) async fn dial(
+    addr: &ConnectionAddr,
+    tls_ca_file: Option<&str>,
+) -> Result<Stream, String> {
     match addr {
         ConnectionAddr::Tcp(host, port) => Ok(Stream::Plain(open(host, *port).await?)),
         ConnectionAddr::TcpTls { insecure: true, .. } => {

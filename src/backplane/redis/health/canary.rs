@@ -16,7 +16,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 /// The canary of one link, which owns it.
-pub struct Canary {
+pub(crate) struct Canary {
     interval: Duration,
     timeout: Duration,
     /// Number of the last canary sent, and when.
@@ -37,7 +37,7 @@ pub struct Canary {
 
 impl Canary {
     /// For a link that begins at `now`; the first canary is sent at once.
-    pub fn new(interval: Duration, timeout: Duration, now: Instant) -> Canary {
+    pub(crate) fn new(interval: Duration, timeout: Duration, now: Instant) -> Canary {
         Canary {
             interval,
             timeout,
@@ -53,7 +53,7 @@ impl Canary {
     }
 
     /// Whether one has come back on this link.
-    pub fn has_come_back(&self) -> bool {
+    pub(crate) fn has_come_back(&self) -> bool {
         self.has_come_back
     }
 
@@ -63,13 +63,13 @@ impl Canary {
     }
 
     /// Whether the server has redirected the channel since the last call.
-    pub fn take_redirected(&mut self) -> bool {
+    pub(crate) fn take_redirected(&mut self) -> bool {
         std::mem::take(&mut self.is_redirected)
     }
 
     /// Sends one when it is due, with `publish` (`PUBLISH` or `SPUBLISH`). `Err`: none came back
     /// for too long, or the server refused one.
-    pub fn poll(
+    pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
@@ -97,7 +97,7 @@ impl Canary {
     }
 
     /// Handles a message on the canary's channel. Returns whether it was one of ours.
-    pub fn handle_message(&mut self, body: &[u8], now: Instant) -> bool {
+    pub(crate) fn handle_message(&mut self, body: &[u8], now: Instant) -> bool {
         let (Some(number), Some((newest, sent_at))) = (number(body), self.last_sent) else {
             return false;
         };

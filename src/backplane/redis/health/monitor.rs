@@ -31,7 +31,7 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 const SETTINGS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The monitor of one server, which owns it. Outlives links, so that nothing is logged twice.
-pub struct Monitor {
+pub(crate) struct Monitor {
     interval: Duration,
     keeps_history: bool,
     /// The server's address, for the log.
@@ -130,7 +130,7 @@ impl MonitorQuery {
 
 impl Monitor {
     /// Nothing is asked yet.
-    pub fn new(plan: &RedisPlan) -> Monitor {
+    pub(crate) fn new(plan: &RedisPlan) -> Monitor {
         let mut monitor = Monitor {
             interval: Duration::from_millis(plan.monitor_interval_ms),
             keeps_history: plan.keeps_history,
@@ -147,12 +147,18 @@ impl Monitor {
     }
 
     /// The current numbers; the same `Arc` until something changes.
-    pub fn numbers(&self) -> &Arc<RedisNumbers> {
+    pub(crate) fn numbers(&self) -> &Arc<RedisNumbers> {
         &self.numbers
     }
 
     /// Asks what is due on a link that is up, and handles replies. `server`: its address.
-    pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant, link: &ServerLink, server: &str) {
+    pub(crate) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        link: &ServerLink,
+        server: &str,
+    ) {
         if self.interval.is_zero() {
             return;
         }
@@ -177,7 +183,7 @@ impl Monitor {
     }
 
     /// The link is lost: nothing is known of the server any more.
-    pub fn lose_link(&mut self) {
+    pub(crate) fn lose_link(&mut self) {
         self.subscriber_id = SubscriberId::Unasked;
         self.in_flight = None;
         for states in &mut self.states {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 /// Builds snapshots. Owned by [`crate::backplane::redis::RedisTransport`].
 #[derive(Default)]
-pub struct SnapshotBuilder {
+pub(crate) struct SnapshotBuilder {
     picture: Arc<Picture>,
     is_new: bool,
 }
@@ -18,7 +18,11 @@ pub struct SnapshotBuilder {
 impl SnapshotBuilder {
     /// Compares the state of all servers with the last snapshot. `picture` has the state of the
     /// topology.
-    pub fn update(&mut self, mut picture: Picture, servers: impl Iterator<Item = ServerNumbers>) {
+    pub(crate) fn update(
+        &mut self,
+        mut picture: Picture,
+        servers: impl Iterator<Item = ServerNumbers>,
+    ) {
         let before = &self.picture.servers;
         let each = servers.enumerate().map(|(at, now)| match before.get(at) {
             Some(before) if **before == now => before.clone(),
@@ -32,7 +36,7 @@ impl SnapshotBuilder {
     }
 
     /// The snapshot, if it has changed since the last call.
-    pub fn take_snapshot(&mut self) -> Option<Arc<Picture>> {
+    pub(crate) fn take_snapshot(&mut self) -> Option<Arc<Picture>> {
         std::mem::take(&mut self.is_new).then(|| self.picture.clone())
     }
 }

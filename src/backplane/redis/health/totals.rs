@@ -5,7 +5,7 @@ use std::ops::AddAssign;
 /// What servers count. The node reports sums over all servers that it ever had: a sum does not fall
 /// because a server leaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ServerTotals {
+pub(crate) struct ServerTotals {
     /// Reads of histories.
     pub history_reads: u64,
     /// Joins that had to wait for a read.

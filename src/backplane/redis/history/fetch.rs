@@ -46,7 +46,7 @@ const UNREADABLE_PAUSE_MAX: Duration = Duration::from_secs(30);
 
 impl Histories {
     /// Sends reads and handles replies. Returns whether there was work.
-    pub fn poll(
+    pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,

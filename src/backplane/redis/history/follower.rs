@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 const OVERTAKEN_MAX: Duration = Duration::from_secs(1);
 
 /// A topic with a history, as this node follows it.
-pub struct FollowedTopic {
+pub(crate) struct FollowedTopic {
     pub(super) name: TopicName,
     /// The hash of the name.
     pub(super) hash: TopicHash,
@@ -94,7 +94,7 @@ pub(super) enum ReadOutcome {
 
 impl FollowedTopic {
     /// Its name.
-    pub fn name(&self) -> &TopicName {
+    pub(crate) fn name(&self) -> &TopicName {
         &self.name
     }
 

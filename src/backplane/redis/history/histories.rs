@@ -27,7 +27,7 @@ const SECONDS_PER_AUDIT_LAP: usize = 60;
 /// How long a request may wait; then the join is answered without the missed messages (`overload`).
 pub(super) const PENDING_TIME_MAX: Duration = Duration::from_secs(10);
 /// The histories of one server that this node follows. Owned by the server.
-pub struct Histories {
+pub(crate) struct Histories {
     pub(super) namespaces: Arc<Namespaces>,
     pub(super) is_enabled: bool,
     /// No reads are sent: topics are about to move.
@@ -64,7 +64,7 @@ pub struct Histories {
 
 /// Counters of one server's histories.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HistoryCounters {
+pub(crate) struct HistoryCounters {
     /// Reads of a topic's history.
     pub reads: u64,
     /// Joins that had to wait for a read.
@@ -77,7 +77,7 @@ pub struct HistoryCounters {
 
 impl Histories {
     /// Nothing is followed.
-    pub fn new(namespaces: Arc<Namespaces>, limits: &Limits) -> Histories {
+    pub(crate) fn new(namespaces: Arc<Namespaces>, limits: &Limits) -> Histories {
         Histories {
             is_enabled: namespaces.have_history(),
             is_paused: false,
@@ -109,39 +109,39 @@ impl Histories {
     }
 
     /// Whether any namespace has a history.
-    pub fn is_enabled(&self) -> bool {
+    pub(crate) fn is_enabled(&self) -> bool {
         self.is_enabled
     }
 
     /// The settings of a topic.
-    pub fn policy(&self, topic: &TopicName) -> &Policy {
+    pub(crate) fn policy(&self, topic: &TopicName) -> &Policy {
         self.namespaces.policy(topic.kind())
     }
 
     /// Number of followed topics.
-    pub fn topics(&self) -> usize {
+    pub(crate) fn topics(&self) -> usize {
         self.topics.len()
     }
 
     /// Number of topics to be read.
-    pub fn to_read(&self) -> usize {
+    pub(crate) fn to_read(&self) -> usize {
         self.to_read.len() + self.to_retry.len()
     }
 
     /// Bytes of the copies.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// The server has revoked a topic's subscription: it is read again when it is subscribed.
-    pub fn on_unsubscribed(&mut self, topic: &str) {
+    pub(crate) fn on_unsubscribed(&mut self, topic: &str) {
         if let Some(topic) = self.topics.get_mut(topic) {
             (topic.is_subscribed, topic.is_synced) = (false, false);
         }
     }
 
     /// A topic is subscribed on this link: its position is read.
-    pub fn on_subscribed(&mut self, topic: &TopicName) {
+    pub(crate) fn on_subscribed(&mut self, topic: &TopicName) {
         if !self.policy(topic).has_history() {
             return;
         }
@@ -152,7 +152,7 @@ impl Histories {
     }
 
     /// The last member left. A topic with pending requests is forgotten when they are answered.
-    pub fn leave(&mut self, name: &TopicName) {
+    pub(crate) fn leave(&mut self, name: &TopicName) {
         let Some(topic) = self.topics.get_mut(name) else { return };
         if topic.pending.is_empty() {
             return self.forget(name);
@@ -180,7 +180,7 @@ impl Histories {
 
     /// Follows a topic as after a read: everything up to `at` was delivered here.
     #[cfg(test)]
-    pub fn follow_from(&mut self, name: &TopicName, at: Position) {
+    pub(crate) fn follow_from(&mut self, name: &TopicName, at: Position) {
         let topic = self.follow(name);
         topic.log = Some(MessageLog::new(at.epoch, at.offset));
         (topic.is_subscribed, topic.is_synced) = (true, true);
@@ -199,7 +199,7 @@ impl Histories {
     }
 
     /// A message with a position arrived. Returns `false` if the topic is not followed.
-    pub fn handle_message(
+    pub(crate) fn handle_message(
         &mut self,
         topic: HashedTopic<'_>,
         at: Position,
@@ -237,7 +237,7 @@ impl Histories {
     }
 
     /// Answers a join: the position, and the messages missed.
-    pub fn recover(
+    pub(crate) fn recover(
         &mut self,
         shard: ShardId,
         ask: Box<RecoveryRequest>,
@@ -249,7 +249,7 @@ impl Histories {
     }
 
     /// Answers a request for a page of history.
-    pub fn history(&mut self, ask: Box<HistoryRequest>, now: Instant, local: &mut Local) {
+    pub(crate) fn history(&mut self, ask: Box<HistoryRequest>, now: Instant, local: &mut Local) {
         let name = ask.topic.clone();
         self.ask(&name, TopicRequest::History(ask), now, local);
     }
@@ -275,7 +275,7 @@ impl Histories {
 
     /// A user has acknowledged messages. Returns the position; `None`: nothing is known of the
     /// history.
-    pub fn acknowledge(&mut self, name: &TopicName, up_to: UpTo) -> Option<Position> {
+    pub(crate) fn acknowledge(&mut self, name: &TopicName, up_to: UpTo) -> Option<Position> {
         let topic = self.topics.get_mut(name);
         let known = topic.as_ref().and_then(|topic| topic.log.as_ref()).map(MessageLog::position);
         let epoch = up_to.epoch.or(known.map(|known| known.epoch))?;
@@ -331,7 +331,7 @@ impl Histories {
     }
 
     /// The link is lost: all positions are read again on the next one.
-    pub fn lose_link(&mut self, local: &mut Local) {
+    pub(crate) fn lose_link(&mut self, local: &mut Local) {
         self.to_read.clear();
         self.to_retry.clear();
         self.batches.clear();
@@ -363,7 +363,7 @@ impl Histories {
     }
 
     /// Answers requests that have waited too long; at most once a second.
-    pub fn expire(&mut self, now: Instant, local: &mut Local) {
+    pub(crate) fn expire(&mut self, now: Instant, local: &mut Local) {
         let is_due = |at: Instant| now.saturating_duration_since(at) >= Duration::from_secs(1);
         if !self.is_enabled || !self.last_expiry.is_none_or(is_due) {
             return;
@@ -412,27 +412,30 @@ impl Histories {
     }
 
     /// Whether no batch is in flight.
-    pub fn has_none_in_flight(&self) -> bool {
+    pub(crate) fn has_none_in_flight(&self) -> bool {
         self.batches.is_empty()
     }
 
     /// Stops or resumes sending reads.
-    pub fn set_paused(&mut self, is_paused: bool) {
+    pub(crate) fn set_paused(&mut self, is_paused: bool) {
         self.is_paused = is_paused;
     }
 
     /// Sets the bytes that copies may take: this server's share of the node's bound.
-    pub fn set_bytes_max(&mut self, bytes_max: usize) {
+    pub(crate) fn set_bytes_max(&mut self, bytes_max: usize) {
         self.bytes_max = bytes_max;
     }
 
     /// Whether the server has redirected a topic since the last call.
-    pub fn take_redirected(&mut self) -> bool {
+    pub(crate) fn take_redirected(&mut self) -> bool {
         std::mem::take(&mut self.is_redirected)
     }
 
     /// Takes out the topics that have moved to another server, with their pending requests.
-    pub fn take_moved(&mut self, has_moved: impl Fn(&TopicName) -> bool) -> Vec<FollowedTopic> {
+    pub(crate) fn take_moved(
+        &mut self,
+        has_moved: impl Fn(&TopicName) -> bool,
+    ) -> Vec<FollowedTopic> {
         assert!(self.batches.is_empty(), "topics move while nothing is in flight");
         let moved = self.topics.take_if(has_moved);
         self.bytes -= moved.iter().map(FollowedTopic::bytes).sum::<usize>();
@@ -442,7 +445,7 @@ impl Histories {
     }
 
     /// Takes in a topic that another server had.
-    pub fn adopt(&mut self, mut topic: FollowedTopic, local: &Local) {
+    pub(crate) fn adopt(&mut self, mut topic: FollowedTopic, local: &Local) {
         topic.lose_link();
         self.incarnations += 1;
         topic.incarnation = self.incarnations;

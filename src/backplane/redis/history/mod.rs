@@ -37,4 +37,4 @@ mod request;
 #[cfg(test)]
 mod tests;
 
-pub use histories::Histories;
+pub(super) use histories::Histories;

@@ -51,7 +51,7 @@ struct NodeCleanup {
 }
 
 /// Removes the entries of a dead node. Returns whether this node did it and nothing is left.
-pub fn begin(
+pub(super) fn begin(
     context: &LivenessContext<'_>,
     node: String,
 ) -> impl Future<Output = RedisResult<bool>> + 'static {

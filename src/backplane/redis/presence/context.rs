@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 /// Settings that presence needs of the rest.
 #[derive(Clone)]
-pub struct PresenceRules {
+pub(super) struct PresenceRules {
     /// Names of channels.
     pub names: Names,
     /// Settings of namespaces, among them the room size up to which events are published.
@@ -17,7 +17,7 @@ pub struct PresenceRules {
 }
 
 /// What liveness and cleanup are given for one turn.
-pub struct LivenessContext<'a> {
+pub(super) struct LivenessContext<'a> {
     /// The connections to all servers.
     pub route: &'a ServerRoutes,
     /// Partitions in which entries may be removed and events published now.

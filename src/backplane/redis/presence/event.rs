@@ -21,15 +21,15 @@ const JOINED: u8 = 1;
 const BY: u8 = 2;
 
 /// The beginning of a leave event; the length of the name and the name follow.
-pub const LEFT: [u8; 2] = [MARK, 0];
+pub(super) const LEFT: [u8; 2] = [MARK, 0];
 
 /// Whether a message of a room's channel is a presence event.
-pub fn is_presence_event(body: &[u8]) -> bool {
+pub(crate) fn is_presence_event(body: &[u8]) -> bool {
     body.first() == Some(&MARK)
 }
 
 /// An event as bytes.
-pub fn write(event: &PresenceEvent<'_>) -> Vec<u8> {
+pub(super) fn write(event: &PresenceEvent<'_>) -> Vec<u8> {
     let (flags, user, info, by) = match *event {
         PresenceEvent::Joined { user, info, by } => {
             (JOINED | by.map_or(0, |_| BY), user, info.unwrap_or(""), by)
@@ -51,14 +51,14 @@ pub fn write(event: &PresenceEvent<'_>) -> Vec<u8> {
 
 /// Checks a user's info: JSON within the limit. It goes into frames as it is, and no client could
 /// read anything else.
-pub fn info(text: &[u8]) -> Option<&str> {
+pub(super) fn info(text: &[u8]) -> Option<&str> {
     let is_short = text.len() <= INFO_BYTES_MAX;
     let text = std::str::from_utf8(text).ok().filter(|_| is_short)?;
     serde_json::from_str::<IgnoredAny>(text).ok().map(|_| text)
 }
 
 /// Reads an event. `None`: malformed, or of another version.
-pub fn read(body: &[u8]) -> Option<PresenceEvent<'_>> {
+pub(super) fn read(body: &[u8]) -> Option<PresenceEvent<'_>> {
     let [MARK, flags, rest @ ..] = body else { return None };
     if flags & !(JOINED | BY) != 0 {
         return None;

@@ -18,11 +18,11 @@ use crate::backplane::partition::partition;
 use crate::ids::{NodeId, TopicName};
 
 /// The topic whose partition has the keys of nodes.
-pub const CONTROL: &str = "*";
+pub(super) const CONTROL: &str = "*";
 
 /// Names of the keys, for one node.
 #[derive(Clone, Debug)]
-pub struct Keys {
+pub(super) struct Keys {
     prefix: String,
     /// This node's name in keys: 16 hexadecimal digits, like every node's.
     pub me: String,
@@ -30,42 +30,42 @@ pub struct Keys {
 
 impl Keys {
     /// Keys with this prefix.
-    pub fn new(prefix: &str, node: NodeId) -> Keys {
+    pub(super) fn new(prefix: &str, node: NodeId) -> Keys {
         Keys { prefix: prefix.to_owned(), me: node.to_string() }
     }
 
     /// The users of a room on a node.
-    pub fn users(&self, topic: &str, node: &str) -> String {
+    pub(super) fn users(&self, topic: &str, node: &str) -> String {
         format!("{}:{{p{}}}:pr:{topic}:{node}", self.prefix, partition(topic))
     }
 
     /// The nodes of a room.
-    pub fn nodes_of(&self, topic: &str) -> String {
+    pub(super) fn nodes_of(&self, topic: &str) -> String {
         format!("{}:{{p{}}}:prn:{topic}", self.prefix, partition(topic))
     }
 
     /// The topics of a node in a partition.
-    pub fn index(&self, part: u16, node: &str) -> String {
+    pub(super) fn index(&self, part: u16, node: &str) -> String {
         format!("{}:{{p{part}}}:npx:{node}", self.prefix)
     }
 
     /// All nodes.
-    pub fn nodes(&self) -> String {
+    pub(super) fn nodes(&self) -> String {
         self.control("nodes")
     }
 
     /// A node's sign of life.
-    pub fn life(&self, node: &str) -> String {
+    pub(super) fn life(&self, node: &str) -> String {
         self.control(&format!("node:{node}"))
     }
 
     /// The claim to remove a dead node.
-    pub fn cleanup_of(&self, node: &str) -> String {
+    pub(super) fn cleanup_of(&self, node: &str) -> String {
         self.control(&format!("reap:{node}"))
     }
 
     /// The notice that a node was removed.
-    pub fn removed(&self, node: &str) -> String {
+    pub(super) fn removed(&self, node: &str) -> String {
         self.control(&format!("reaped:{node}"))
     }
 
@@ -76,13 +76,13 @@ impl Keys {
 
 /// A node's name, if it is one: 16 lower-case hexadecimal digits. Other programs may write anything
 /// into a set of nodes.
-pub fn node_name(text: &[u8]) -> Option<String> {
+pub(super) fn node_name(text: &[u8]) -> Option<String> {
     let is_name = text.len() == 16 && text.iter().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'));
     is_name.then(|| String::from_utf8_lossy(text).into_owned())
 }
 
 /// The topic of a member of a partition's index, if it is one of that partition.
-pub fn topic_in(part: u16, member: &[u8]) -> Option<String> {
+pub(super) fn topic_in(part: u16, member: &[u8]) -> Option<String> {
     let topic = TopicName::parse(std::str::from_utf8(member).ok()?)?;
     (partition(topic.as_str()) == part).then(|| topic.as_str().to_owned())
 }

@@ -58,14 +58,14 @@ struct NodesSeen {
 
 /// The last notice found, and in how many reads in a row. Outlives a [`Liveness`].
 #[derive(Default)]
-pub struct RemovalNotice {
+pub(super) struct RemovalNotice {
     notice: Option<Vec<u8>>,
     times: u32,
 }
 
 /// The result of a turn.
 #[derive(Default)]
-pub struct LivenessOutcome {
+pub(super) struct LivenessOutcome {
     /// Other nodes have removed this one's entries.
     pub was_removed: bool,
     /// Number of nodes that this one has removed.
@@ -75,7 +75,7 @@ pub struct LivenessOutcome {
 }
 
 /// The failure detector while the server of the signs is up.
-pub struct Liveness {
+pub(super) struct Liveness {
     began: Instant,
     last_read: Option<Instant>,
     read_nodes: Option<PendingReply<NodesSeen>>,
@@ -93,7 +93,7 @@ pub struct Liveness {
 
 impl Liveness {
     /// For a link that has just come up.
-    pub fn new(now: Instant) -> Liveness {
+    pub(super) fn new(now: Instant) -> Liveness {
         Liveness {
             began: now,
             last_read: None,
@@ -108,19 +108,19 @@ impl Liveness {
     }
 
     /// The dead nodes.
-    pub fn dead(&self) -> &Arc<[String]> {
+    pub(super) fn dead(&self) -> &Arc<[String]> {
         &self.dead
     }
 
     /// These nodes have users in a room.
-    pub fn observe(&mut self, nodes: impl IntoIterator<Item = String>, me: &str) {
+    pub(super) fn observe(&mut self, nodes: impl IntoIterator<Item = String>, me: &str) {
         let is_unknown = |node: &String| node != me && !self.nodes.contains(node);
         self.unknown_nodes.extend(nodes.into_iter().filter(is_unknown));
     }
 
     /// Reads when it is due, and removes a dead node. An error is for the log: the next read tries
     /// again.
-    pub fn poll(
+    pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,

@@ -61,7 +61,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use write_queue::{Notify, PendingWrite, WriteQueue};
 
-pub use event::is_presence_event;
+pub(super) use event::is_presence_event;
 
 /// Users in one script call.
 const USERS_PER_CALL: usize = 256;
@@ -76,7 +76,7 @@ const REWRITE_INTERVAL: Duration = Duration::from_secs(600);
 const GRACE_RETRY: Duration = Duration::from_millis(500);
 
 /// Presence of all servers. Outlives links; owned by [`crate::backplane::redis::RedisTransport`].
-pub struct RedisPresence {
+pub(super) struct RedisPresence {
     rules: PresenceRules,
     keys: Keys,
     is_on: bool,
@@ -105,7 +105,7 @@ struct Failures {
 
 impl RedisPresence {
     /// No users.
-    pub fn new(
+    pub(super) fn new(
         namespaces: Arc<Namespaces>,
         prefix: &str,
         names: Names,
@@ -129,7 +129,7 @@ impl RedisPresence {
     }
 
     /// A connection joined or left a room, or changed its info.
-    pub fn handle(&mut self, attend: PresenceUpdate, now: Instant) {
+    pub(super) fn handle(&mut self, attend: PresenceUpdate, now: Instant) {
         let policy = self.rules.namespaces.policy(attend.topic.kind());
         let grace = Duration::from_millis(policy.presence_grace_ms);
         self.members.handle(attend, grace, now);
@@ -138,12 +138,12 @@ impl RedisPresence {
     }
 
     /// Queues a request for a roster.
-    pub fn ask(&mut self, ask: PresenceRequest) {
+    pub(super) fn ask(&mut self, ask: PresenceRequest) {
         self.queries.ask(ask);
     }
 
     /// A presence event arrived on a room's channel. `Err`: it is malformed.
-    pub fn handle_event(
+    pub(super) fn handle_event(
         &mut self,
         topic: &str,
         body: &[u8],
@@ -159,7 +159,7 @@ impl RedisPresence {
     /// called before [`RedisPresence::go_up`] of a server that is new.
     ///
     /// Entries that moved are written on their new server, and batches in flight are put back.
-    pub fn set_route(&mut self, route: &ServerRoutes, now: Instant) {
+    pub(super) fn set_route(&mut self, route: &ServerRoutes, now: Instant) {
         let changes = self.servers.set_route(route, now);
         self.reset_liveness(changes.rewrites);
         self.put_back(changes.room_writes);
@@ -167,7 +167,7 @@ impl RedisPresence {
     }
 
     /// A server is up: its entries are written again.
-    pub fn go_up(&mut self, server: usize, now: Instant) {
+    pub(super) fn go_up(&mut self, server: usize, now: Instant) {
         let owns = self.servers.go_up(server, now);
         self.reset_liveness(owns);
         self.rewrite(owns, Notify::Not);
@@ -175,7 +175,7 @@ impl RedisPresence {
 
     /// The link to a server is lost: what was in flight may have arrived. Leaves that waited for it
     /// are published even if the server comes back without the users.
-    pub fn lose_link(&mut self, server: usize) {
+    pub(super) fn lose_link(&mut self, server: usize) {
         let owns = self.servers.owns(server);
         self.reset_liveness(owns);
         self.stale_entries.look_for(owns);
@@ -185,14 +185,14 @@ impl RedisPresence {
     }
 
     /// Answers requests for rooms whose server is down: unavailable.
-    pub fn refuse(&mut self, route: &ServerRoutes, local: &mut Local) {
+    pub(super) fn refuse(&mut self, route: &ServerRoutes, local: &mut Local) {
         let lost = self.queries.take_unavailable(self.servers.up(route));
         lost.into_iter().for_each(|ask| local.reply_presence(ask, None));
     }
 
     /// Makes progress, also while servers are down. `route` is that of the last
     /// [`RedisPresence::set_route`]. Returns whether there was work.
-    pub fn poll(
+    pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
@@ -219,7 +219,7 @@ impl RedisPresence {
     }
 
     /// Writes its gauges.
-    pub fn measure(&self, counters: &mut BackplaneCounters) {
+    pub(super) fn measure(&self, counters: &mut BackplaneCounters) {
         counters.presences = self.members.users() as u64;
         counters.presence_unreadable = self.failures.unreadable;
     }

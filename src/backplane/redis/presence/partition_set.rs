@@ -15,59 +15,59 @@ const _: () = assert!(PARTITIONS.is_multiple_of(64));
 
 /// A set of partitions: one bit each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PartitionSet([u64; WORDS]);
+pub(super) struct PartitionSet([u64; WORDS]);
 
 impl PartitionSet {
     /// All partitions.
-    pub const ALL: PartitionSet = PartitionSet([u64::MAX; WORDS]);
+    pub(super) const ALL: PartitionSet = PartitionSet([u64::MAX; WORDS]);
 
     /// The partition of a topic.
-    pub fn of(topic: &TopicName) -> PartitionSet {
+    pub(super) fn of(topic: &TopicName) -> PartitionSet {
         [partition(topic.as_str())].into_iter().collect()
     }
 
     /// Adds a partition.
-    pub fn insert(&mut self, part: u16) {
+    pub(super) fn insert(&mut self, part: u16) {
         self.0[usize::from(part) / 64] |= 1 << (part % 64);
     }
 
     /// Removes a partition.
-    pub fn remove(&mut self, part: u16) {
+    pub(super) fn remove(&mut self, part: u16) {
         self.0[usize::from(part) / 64] &= !(1 << (part % 64));
     }
 
     /// Whether a partition is in the set.
-    pub fn has(&self, part: u16) -> bool {
+    pub(super) fn has(&self, part: u16) -> bool {
         self.0[usize::from(part) / 64] & (1 << (part % 64)) != 0
     }
 
     /// Whether the set is empty.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.0 == [0; WORDS]
     }
 
     /// The intersection.
-    pub fn and(self, other: PartitionSet) -> PartitionSet {
+    pub(super) fn and(self, other: PartitionSet) -> PartitionSet {
         self.by_words(other, |a, b| a & b)
     }
 
     /// The union.
-    pub fn or(self, other: PartitionSet) -> PartitionSet {
+    pub(super) fn or(self, other: PartitionSet) -> PartitionSet {
         self.by_words(other, |a, b| a | b)
     }
 
     /// The difference.
-    pub fn without(self, other: PartitionSet) -> PartitionSet {
+    pub(super) fn without(self, other: PartitionSet) -> PartitionSet {
         self.by_words(other, |a, b| a & !b)
     }
 
     /// All partitions of the set, ascending.
-    pub fn iter(&self) -> impl Iterator<Item = u16> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = u16> {
         (0..PARTITIONS as u16).filter(|part| self.has(*part))
     }
 
     /// The first partition of the set from `start` on, cyclically.
-    pub fn next_from(&self, start: u16) -> Option<u16> {
+    pub(super) fn next_from(&self, start: u16) -> Option<u16> {
         let start = usize::from(start) % PARTITIONS;
         // The word of `start` comes twice: its upper bits first, and its lower bits last.
         (0..=WORDS).find_map(|step| {
@@ -100,14 +100,14 @@ impl FromIterator<u16> for PartitionSet {
 
 /// Partitions that wait, each until its own time.
 #[derive(Debug, Default)]
-pub struct PartitionDelays {
+pub(super) struct PartitionDelays {
     until: HashMap<u16, Instant>,
     parts: PartitionSet,
 }
 
 impl PartitionDelays {
     /// These wait until then, unless they wait longer already.
-    pub fn begin(&mut self, parts: &PartitionSet, until: Instant) {
+    pub(super) fn begin(&mut self, parts: &PartitionSet, until: Instant) {
         for part in parts.iter() {
             let known = self.until.entry(part).or_insert(until);
             *known = until.max(*known);
@@ -116,7 +116,7 @@ impl PartitionDelays {
     }
 
     /// Time passes: partitions whose time has come are released.
-    pub fn handle_timeout(&mut self, now: Instant) {
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
         let parts = &mut self.parts;
         self.until.retain(|part, until| {
             let waits = *until > now;
@@ -128,12 +128,12 @@ impl PartitionDelays {
     }
 
     /// Until when a partition waits, if it does.
-    pub fn until(&self, part: u16) -> Option<Instant> {
+    pub(super) fn until(&self, part: u16) -> Option<Instant> {
         self.until.get(&part).copied()
     }
 
     /// The partitions that wait.
-    pub fn parts(&self) -> PartitionSet {
+    pub(super) fn parts(&self) -> PartitionSet {
         self.parts
     }
 }

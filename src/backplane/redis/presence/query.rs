@@ -48,7 +48,7 @@ const RETRY_TIME_MAX: Duration = Duration::from_millis(5_000);
 /// Requests for rosters, queued and in flight. Owned by
 /// [`crate::backplane::redis::presence::RedisPresence`].
 #[derive(Default)]
-pub struct MemberQueries {
+pub(super) struct MemberQueries {
     queue: VecDeque<QueuedQuery>,
     /// Moving rooms, in the order in which they are read again.
     retries: VecDeque<(Instant, QueuedQuery)>,
@@ -65,7 +65,7 @@ struct QueuedQuery {
 }
 
 /// What a read needs.
-pub struct QueryContext<'a> {
+pub(super) struct QueryContext<'a> {
     /// The connections to all servers.
     pub route: &'a ServerRoutes,
     /// Names of keys.
@@ -99,7 +99,7 @@ struct RemoteUsers {
 }
 
 /// The answer to all requests for a room.
-pub struct QueryAnswer {
+pub(super) struct QueryAnswer {
     /// The requests.
     pub asks: Vec<PresenceRequest>,
     /// The roster; `Err`: it could not be read.
@@ -110,7 +110,7 @@ pub struct QueryAnswer {
 
 impl MemberQueries {
     /// Queues a request.
-    pub fn ask(&mut self, ask: PresenceRequest) {
+    pub(super) fn ask(&mut self, ask: PresenceRequest) {
         let is_under_way = self.in_flight.iter().any(|read| read.topic == ask.topic);
         if !is_under_way && !self.asks.contains_key(&ask.topic) {
             self.queue.push_back(QueuedQuery { topic: ask.topic.clone(), tried: None });
@@ -119,7 +119,7 @@ impl MemberQueries {
     }
 
     /// Applies an event to reads in flight.
-    pub fn handle_event(&mut self, topic: &str, event: &PresenceEvent<'_>) {
+    pub(super) fn handle_event(&mut self, topic: &str, event: &PresenceEvent<'_>) {
         for read in self.in_flight.iter_mut().filter(|read| read.topic.as_str() == topic) {
             read.since.push(match event {
                 PresenceEvent::Joined { user, info, .. } => {
@@ -131,7 +131,7 @@ impl MemberQueries {
     }
 
     /// Begins reads, within bounds. Returns whether any was begun.
-    pub fn begin(
+    pub(super) fn begin(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
@@ -167,7 +167,7 @@ impl MemberQueries {
     }
 
     /// The next finished answer.
-    pub fn poll(
+    pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
@@ -199,7 +199,7 @@ impl MemberQueries {
     }
 
     /// Takes out all requests for rooms whose server is not `up`.
-    pub fn take_unavailable(&mut self, up: PartitionSet) -> Vec<PresenceRequest> {
+    pub(super) fn take_unavailable(&mut self, up: PartitionSet) -> Vec<PresenceRequest> {
         if up == PartitionSet::ALL {
             return Vec::new();
         }
@@ -331,7 +331,7 @@ fn merge_connections(one: (u64, Option<Info>), other: (u64, Option<Info>)) -> (u
 }
 
 /// The entry of a user: `connections` or `connections|info`.
-pub fn value_written(connections: u32, info: Option<&str>) -> String {
+pub(super) fn value_written(connections: u32, info: Option<&str>) -> String {
     match info {
         Some(info) => format!("{connections}|{info}"),
         None => connections.to_string(),

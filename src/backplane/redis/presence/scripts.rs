@@ -17,7 +17,7 @@ use std::sync::LazyLock;
 
 /// One of the scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PresenceScript {
+pub(super) enum PresenceScript {
     /// Writes entries of this node; returns the other nodes with users in the room.
     Write,
     /// Removes all entries of a dead node in a room.
@@ -26,7 +26,7 @@ pub enum PresenceScript {
 
 impl PresenceScript {
     /// The text for SCRIPT LOAD.
-    pub fn text(self) -> &'static str {
+    pub(super) fn text(self) -> &'static str {
         match self {
             PresenceScript::Write => concat!(include_str!("room.lua"), include_str!("write.lua")),
             PresenceScript::RemoveNode => {
@@ -50,7 +50,7 @@ impl PresenceScript {
 
 /// Arguments that concern the room.
 #[derive(Clone, Copy)]
-pub struct RoomArgs<'a> {
+pub(super) struct RoomArgs<'a> {
     /// Its topic.
     pub topic: &'a str,
     /// Number of users beyond which no events are published.
@@ -64,7 +64,7 @@ pub struct RoomArgs<'a> {
 }
 
 /// Arguments that concern a user.
-pub struct UserArgs<'a> {
+pub(super) struct UserArgs<'a> {
     /// The user's name.
     pub name: &'a str,
     /// The entry; empty: the user has left.
@@ -76,7 +76,7 @@ pub struct UserArgs<'a> {
 }
 
 /// Adds a call that writes entries of this node.
-pub fn write(
+pub(super) fn write(
     pipeline: &mut Pipeline,
     keys: &Keys,
     names: &Names,
@@ -90,7 +90,7 @@ pub fn write(
 }
 
 /// Adds a call that removes all entries of a dead node in a room.
-pub fn remove_node(
+pub(super) fn remove_node(
     pipeline: &mut Pipeline,
     keys: &Keys,
     names: &Names,

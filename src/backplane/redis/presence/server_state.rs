@@ -27,7 +27,7 @@ const SETTLING: Duration = Duration::from_millis(3_000);
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// A batch to one server.
-pub struct WriteBatch {
+pub(super) struct WriteBatch {
     /// Number of replies before those of the calls.
     pub replies_before: usize,
     /// One script call for each; the replies are in this order.
@@ -37,7 +37,7 @@ pub struct WriteBatch {
 }
 
 /// The writes of one room.
-pub struct RoomWrite {
+pub(super) struct RoomWrite {
     /// The room's topic.
     pub topic: TopicName,
     /// The users to write.
@@ -46,7 +46,7 @@ pub struct RoomWrite {
 
 /// One server.
 #[derive(Default)]
-pub struct PresenceServer {
+pub(super) struct PresenceServer {
     owns: PartitionSet,
     is_up: bool,
     /// At most one.
@@ -57,7 +57,7 @@ pub struct PresenceServer {
 
 /// What a new route changes.
 #[derive(Default)]
-pub struct RouteChanges {
+pub(super) struct RouteChanges {
     /// Writes that were in flight and may not have arrived.
     pub room_writes: Vec<RoomWrite>,
     /// Partitions whose entries are written again.
@@ -66,7 +66,7 @@ pub struct RouteChanges {
 
 /// The partitions of a server that may be written now.
 #[derive(Clone, Copy)]
-pub struct Writable {
+pub(super) struct Writable {
     /// Without events.
     pub write: PartitionSet,
     /// With events.
@@ -75,7 +75,7 @@ pub struct Writable {
 
 /// All servers.
 #[derive(Default)]
-pub struct ServerStates {
+pub(super) struct ServerStates {
     all: Vec<PresenceServer>,
     /// Partitions that have been on a server that was up.
     served: PartitionSet,
@@ -91,7 +91,7 @@ impl ServerStates {
     /// 2. Partitions moved: what is in flight is returned, and they settle at their new owner.
     /// 3. The number of servers differs, too: indices may have shifted unseen, so nothing counts as
     ///    unmoved.
-    pub fn set_route(&mut self, route: &ServerRoutes, now: Instant) -> RouteChanges {
+    pub(super) fn set_route(&mut self, route: &ServerRoutes, now: Instant) -> RouteChanges {
         let mut owns = vec![PartitionSet::default(); route.servers()];
         (0..PARTITIONS as u16).for_each(|part| owns[route.server_at(part)].insert(part));
         if self.all.iter().map(|server| &server.owns).eq(&owns) {
@@ -119,7 +119,7 @@ impl ServerStates {
 
     /// A server is up. Returns its partitions. They settle only if they were up before: at the
     /// start no leave could be published too early.
-    pub fn go_up(&mut self, at: usize, now: Instant) -> PartitionSet {
+    pub(super) fn go_up(&mut self, at: usize, now: Instant) -> PartitionSet {
         let server = self.all.get_mut(at).expect("a server is in the route before it is up");
         server.is_up = true;
         let owns = server.owns;
@@ -129,7 +129,7 @@ impl ServerStates {
     }
 
     /// A server is down. Returns the writes in flight, which may have arrived.
-    pub fn lose_link(&mut self, at: usize) -> Vec<RoomWrite> {
+    pub(super) fn lose_link(&mut self, at: usize) -> Vec<RoomWrite> {
         let Some(server) = self.all.get_mut(at) else { return Vec::new() };
         server.is_up = false;
         server.is_script_loaded = false;
@@ -137,49 +137,49 @@ impl ServerStates {
     }
 
     /// Time passes: partitions that have waited long enough may be written.
-    pub fn handle_timeout(&mut self, now: Instant) {
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
         self.settling.handle_timeout(now);
         self.refused.handle_timeout(now);
     }
 
     /// A server refused these partitions: they wait.
-    pub fn refuse(&mut self, parts: &PartitionSet, now: Instant) {
+    pub(super) fn refuse(&mut self, parts: &PartitionSet, now: Instant) {
         self.refused.begin(parts, now + PAUSE);
     }
 
     /// Number of servers.
-    pub fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.all.len()
     }
 
     /// One server.
-    pub fn at(&mut self, at: usize) -> &mut PresenceServer {
+    pub(super) fn at(&mut self, at: usize) -> &mut PresenceServer {
         &mut self.all[at]
     }
 
     /// The partitions of a server.
-    pub fn owns(&self, at: usize) -> PartitionSet {
+    pub(super) fn owns(&self, at: usize) -> PartitionSet {
         self.all.get(at).map_or_else(PartitionSet::default, |server| server.owns)
     }
 
     /// All partitions whose server is up.
-    pub fn up(&self, route: &ServerRoutes) -> PartitionSet {
+    pub(super) fn up(&self, route: &ServerRoutes) -> PartitionSet {
         let up = self.all.iter().enumerate().filter(|(at, _)| self.is_up(*at, route));
         up.fold(PartitionSet::default(), |parts, (_, server)| parts.or(server.owns))
     }
 
     /// All partitions that are up and have events.
-    pub fn settled(&self, route: &ServerRoutes) -> PartitionSet {
+    pub(super) fn settled(&self, route: &ServerRoutes) -> PartitionSet {
         self.up(route).without(self.settling.parts())
     }
 
     /// When a partition will have settled, if it is settling.
-    pub fn settles_at(&self, part: u16) -> Option<Instant> {
+    pub(super) fn settles_at(&self, part: u16) -> Option<Instant> {
         self.settling.until(part)
     }
 
     /// What may be written to a server; `None`: it is down, or has a batch in flight.
-    pub fn writable(&self, at: usize, route: &ServerRoutes) -> Option<Writable> {
+    pub(super) fn writable(&self, at: usize, route: &ServerRoutes) -> Option<Writable> {
         let server = &self.all[at];
         if !self.is_up(at, route) || server.batch.is_some() {
             return None;

@@ -34,11 +34,11 @@ const USERS_PER_PAGE: usize = 256;
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Users that a server has of this node, by room.
-pub type StaleUsers = Vec<(TopicName, Vec<TopicName>)>;
+pub(super) type StaleUsers = Vec<(TopicName, Vec<TopicName>)>;
 
 /// The search for stale entries. Owned by [`crate::backplane::redis::presence::RedisPresence`].
 #[derive(Default)]
-pub struct StaleEntries {
+pub(super) struct StaleEntries {
     /// Partitions to be read.
     left: PartitionSet,
     /// Partitions being read.
@@ -61,18 +61,18 @@ type Page = (TopicName, u64, Vec<TopicName>);
 
 impl StaleEntries {
     /// These partitions may have stale entries.
-    pub fn look_for(&mut self, parts: PartitionSet) {
+    pub(super) fn look_for(&mut self, parts: PartitionSet) {
         self.left = self.left.or(parts);
     }
 
     /// Partitions that may still have stale entries.
-    pub fn parts(&self) -> PartitionSet {
+    pub(super) fn parts(&self) -> PartitionSet {
         self.left.or(self.step)
     }
 
     /// Makes progress in partitions that are `up`. Returns the users found when a reply has
     /// arrived; an error is for the log.
-    pub fn poll(
+    pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,

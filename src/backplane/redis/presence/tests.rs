@@ -14,7 +14,7 @@ use std::sync::mpsc;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 #[path = "../../../../tests/common/redis.rs"]
-#[allow(missing_docs)]
+#[allow(missing_docs, unreachable_pub)]
 mod redis_server;
 
 /// The topic `*`, and so the signs of life, are in partition 637: on the second of two servers.

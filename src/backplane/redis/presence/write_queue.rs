@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 
 /// Whether the script publishes an event for a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Notify {
+pub(super) enum Notify {
     /// No: members know.
     Not = 0,
     /// If the write changes something: Redis did not know it before.
@@ -31,7 +31,7 @@ pub enum Notify {
 
 /// One user to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PendingWrite {
+pub(super) struct PendingWrite {
     /// Whether an event is published.
     pub notify: Notify,
     /// The joining connection, which does not receive the event.
@@ -49,7 +49,7 @@ struct RoomArgs {
 
 /// Writes by room and partition.
 #[derive(Debug, Default)]
-pub struct WriteQueue {
+pub(super) struct WriteQueue {
     rooms: HashMap<TopicName, RoomArgs>,
     queues: HashMap<u16, VecDeque<TopicName>>,
     /// The partitions with a queue.
@@ -60,19 +60,19 @@ pub struct WriteQueue {
 
 impl WriteQueue {
     /// Queues a user.
-    pub fn add(&mut self, topic: &TopicName, user: TopicName, write: PendingWrite) {
+    pub(super) fn add(&mut self, topic: &TopicName, user: TopicName, write: PendingWrite) {
         let room = self.room(topic);
         room.add(user, write);
     }
 
     /// Queues all users of a room.
-    pub fn add_whole(&mut self, topic: &TopicName, notify: Notify) {
+    pub(super) fn add_whole(&mut self, topic: &TopicName, notify: Notify) {
         let room = self.room(topic);
         room.whole = room.whole.max(Some(notify));
     }
 
     /// What a server has is unknown: leaves are published in any case.
-    pub fn notify_always(
+    pub(super) fn notify_always(
         &mut self,
         parts: PartitionSet,
         is_gone: impl Fn(&TopicName, &TopicName) -> bool,
@@ -90,24 +90,24 @@ impl WriteQueue {
     }
 
     /// Whether a user is queued with an event.
-    pub fn notifies(&self, topic: &TopicName, user: &TopicName) -> bool {
+    pub(super) fn notifies(&self, topic: &TopicName, user: &TopicName) -> bool {
         let write = self.rooms.get(topic).and_then(|room| room.users.get(user));
         write.is_some_and(|write| write.notify > Notify::Not)
     }
 
     /// The partitions with writes.
-    pub fn parts(&self) -> PartitionSet {
+    pub(super) fn parts(&self) -> PartitionSet {
         self.parts
     }
 
     /// Whether any of these partitions has writes.
-    pub fn has_any_of(&self, parts: PartitionSet) -> bool {
+    pub(super) fn has_any_of(&self, parts: PartitionSet) -> bool {
         !self.parts.and(parts).is_empty()
     }
 
     /// Takes at most `users_max` users of the next room of these partitions out. `everybody` lists
     /// all users of a room.
-    pub fn take(
+    pub(super) fn take(
         &mut self,
         parts: PartitionSet,
         users_max: usize,

@@ -1,5 +1,5 @@
 //! Publishes to Redis: the queue ([`queue`]), and acknowledged publishes that no subscriber has
 //! confirmed yet ([`unconfirmed`]).
 
-pub mod queue;
-pub mod unconfirmed;
+pub(super) mod queue;
+pub(super) mod unconfirmed;

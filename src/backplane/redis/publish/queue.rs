@@ -57,7 +57,7 @@ const STUCK_AFTER: Duration = Duration::from_secs(1);
 const REPLICA_MS_MAX: u64 = 500;
 
 /// A publish that has not ended.
-pub struct QueuedPublish {
+pub(crate) struct QueuedPublish {
     publish: Publish,
     since: Instant,
     /// It was in flight when a link broke, and may have been delivered.
@@ -66,7 +66,7 @@ pub struct QueuedPublish {
 
 impl QueuedPublish {
     /// Its topic.
-    pub fn topic(&self) -> &TopicName {
+    pub(crate) fn topic(&self) -> &TopicName {
         &self.publish.topic
     }
 
@@ -113,7 +113,7 @@ struct Lane {
 }
 
 /// Publishes to one server, queued and in flight. Outlives links; owned by its server.
-pub struct PublishQueue {
+pub(crate) struct PublishQueue {
     lanes: [Lane; 3],
     waiting_bytes: usize,
     bytes_max: usize,
@@ -136,7 +136,7 @@ pub struct PublishQueue {
 
 impl PublishQueue {
     /// Nothing is queued.
-    pub fn new(limits: &Limits, namespaces: Arc<Namespaces>) -> PublishQueue {
+    pub(crate) fn new(limits: &Limits, namespaces: Arc<Namespaces>) -> PublishQueue {
         PublishQueue {
             lanes: [LaneKind::Transient, LaneKind::Stored, LaneKind::Replicated].map(Lane::new),
             waiting_bytes: 0,
@@ -156,7 +156,7 @@ impl PublishQueue {
 
     /// Queues a publish. While the link is down or stuck, one that finds no room ends as
     /// `Unavailable`.
-    pub fn push(&mut self, publish: Publish, is_up: bool, now: Instant, local: &mut Local) {
+    pub(crate) fn push(&mut self, publish: Publish, is_up: bool, now: Instant, local: &mut Local) {
         let bytes = queue_bytes(&publish);
         if (!is_up || self.is_stuck) && self.waiting_bytes + bytes > self.bytes_max {
             local.end_publish(publish.done, PublishOutcome::Unavailable, now);
@@ -166,7 +166,7 @@ impl PublishQueue {
     }
 
     /// Queues a publish that waited for another server.
-    pub fn push_back(&mut self, waiting: QueuedPublish) {
+    pub(crate) fn push_back(&mut self, waiting: QueuedPublish) {
         self.waiting_bytes += queue_bytes(&waiting.publish);
         let policy = self.namespaces.policy(waiting.publish.topic.kind());
         let kind = match policy.has_history() {
@@ -179,7 +179,7 @@ impl PublishQueue {
 
     /// Whether there is room for more while the link is up. Always while it is stuck: otherwise one
     /// server would hold up the publishes to all.
-    pub fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         if self.is_stuck {
             return true;
         }
@@ -189,33 +189,36 @@ impl PublishQueue {
     }
 
     /// Whether nothing is queued or in flight.
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.lanes.iter().all(Lane::is_idle)
     }
 
     /// Whether nothing is in flight.
-    pub fn has_none_in_flight(&self) -> bool {
+    pub(crate) fn has_none_in_flight(&self) -> bool {
         self.unconfirmed.has_none_in_flight()
             && self.lanes.iter().all(|lane| lane.batches.is_empty())
     }
 
     /// The acknowledged publishes that are not proven yet.
-    pub fn unconfirmed(&mut self) -> &mut UnconfirmedLog {
+    pub(crate) fn unconfirmed(&mut self) -> &mut UnconfirmedLog {
         &mut self.unconfirmed
     }
 
     /// Stops or resumes sending.
-    pub fn set_paused(&mut self, is_paused: bool) {
+    pub(crate) fn set_paused(&mut self, is_paused: bool) {
         self.is_paused = is_paused;
     }
 
     /// Whether the server has redirected a topic since the last call.
-    pub fn take_redirected(&mut self) -> bool {
+    pub(crate) fn take_redirected(&mut self) -> bool {
         std::mem::take(&mut self.is_redirected)
     }
 
     /// Takes out the publishes of topics that have moved to another server, in order.
-    pub fn take_moved(&mut self, has_moved: impl Fn(&TopicName) -> bool) -> Vec<QueuedPublish> {
+    pub(crate) fn take_moved(
+        &mut self,
+        has_moved: impl Fn(&TopicName) -> bool,
+    ) -> Vec<QueuedPublish> {
         let mut moved = Vec::new();
         for lane in &mut self.lanes {
             assert!(lane.batches.is_empty(), "topics move while nothing is in flight");
@@ -233,17 +236,17 @@ impl PublishQueue {
     }
 
     /// Bytes that are queued.
-    pub fn waiting_bytes(&self) -> usize {
+    pub(crate) fn waiting_bytes(&self) -> usize {
         self.waiting_bytes
     }
 
     /// Publishes in flight.
-    pub fn in_flight(&self) -> usize {
+    pub(crate) fn in_flight(&self) -> usize {
         self.lanes.iter().map(|lane| lane.in_flight).sum()
     }
 
     /// Ends publishes that have waited too long.
-    pub fn expire(&mut self, now: Instant, local: &mut Local) {
+    pub(crate) fn expire(&mut self, now: Instant, local: &mut Local) {
         let time_max = self.time_max;
         for lane in &mut self.lanes {
             while let Some(expired) = pop_expired(&mut lane.retries, now, time_max) {
@@ -265,7 +268,7 @@ impl PublishQueue {
     }
 
     /// Sends what is queued and handles replies. Returns whether there was work.
-    pub fn poll(
+    pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
@@ -342,7 +345,7 @@ impl PublishQueue {
 
     /// The link is lost: what was in flight may have arrived. Publishes with an idempotency key are
     /// sent again on the next link.
-    pub fn lose_link(&mut self, now: Instant, local: &mut Local) {
+    pub(crate) fn lose_link(&mut self, now: Instant, local: &mut Local) {
         self.script_load = None;
         self.unconfirmed.lose_link();
         for lane in &mut self.lanes {

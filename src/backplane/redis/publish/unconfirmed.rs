@@ -44,7 +44,7 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(REPAIR_MS / 2);
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A publish and the position at which it is stored.
-pub struct AckedPublish {
+pub(crate) struct AckedPublish {
     publish: Publish,
     at: Position,
     since: Instant,
@@ -52,13 +52,13 @@ pub struct AckedPublish {
 
 impl AckedPublish {
     /// Its topic.
-    pub fn topic(&self) -> &TopicName {
+    pub(crate) fn topic(&self) -> &TopicName {
         &self.publish.topic
     }
 }
 
 /// Acknowledged publishes that may exist on no other node. One for each server; outlives links.
-pub struct UnconfirmedLog {
+pub(crate) struct UnconfirmedLog {
     namespaces: Arc<Namespaces>,
     /// Known to be on the server of `generation`.
     proven: VecDeque<AckedPublish>,
@@ -84,7 +84,7 @@ struct VerifyBatch {
 
 impl UnconfirmedLog {
     /// No publishes.
-    pub fn new(namespaces: Arc<Namespaces>) -> UnconfirmedLog {
+    pub(crate) fn new(namespaces: Arc<Namespaces>) -> UnconfirmedLog {
         UnconfirmedLog {
             namespaces,
             proven: VecDeque::new(),
@@ -102,7 +102,7 @@ impl UnconfirmedLog {
     }
 
     /// A publisher is about to be told that its message is stored at a position.
-    pub fn record(&mut self, publish: Publish, at: Position, now: Instant) {
+    pub(crate) fn record(&mut self, publish: Publish, at: Position, now: Instant) {
         self.bytes += log_bytes(&publish);
         self.proven.push_back(AckedPublish { publish, at, since: now });
         while self.bytes > BYTES_MAX {
@@ -112,7 +112,7 @@ impl UnconfirmedLog {
     }
 
     /// A canary has come back: publishes acknowledged well before it are proven and forgotten.
-    pub fn forget_before(&mut self, canary_back_at: Instant) {
+    pub(crate) fn forget_before(&mut self, canary_back_at: Instant) {
         while let Some(oldest) = self.proven.front()
             && oldest.since + MARGIN < canary_back_at
         {
@@ -122,17 +122,17 @@ impl UnconfirmedLog {
     }
 
     /// Whether nothing is in flight.
-    pub fn has_none_in_flight(&self) -> bool {
+    pub(crate) fn has_none_in_flight(&self) -> bool {
         self.in_flight.is_none()
     }
 
     /// Whether the server has not known the script since the last call.
-    pub fn take_script_missing(&mut self) -> bool {
+    pub(crate) fn take_script_missing(&mut self) -> bool {
         std::mem::take(&mut self.is_script_missing)
     }
 
     /// The link is lost: what was in flight is verified again on the next one.
-    pub fn lose_link(&mut self) {
+    pub(crate) fn lose_link(&mut self) {
         if let Some(in_flight) = self.in_flight.take() {
             for proven in in_flight.asked.into_iter().rev() {
                 self.to_verify.push_front(proven);
@@ -143,7 +143,10 @@ impl UnconfirmedLog {
     }
 
     /// Takes out the publishes of topics that have moved to another server.
-    pub fn take_moved(&mut self, has_moved: impl Fn(&TopicName) -> bool) -> Vec<AckedPublish> {
+    pub(crate) fn take_moved(
+        &mut self,
+        has_moved: impl Fn(&TopicName) -> bool,
+    ) -> Vec<AckedPublish> {
         assert!(self.in_flight.is_none(), "topics move while nothing is in flight");
         let all = self.to_verify.drain(..).chain(self.proven.drain(..));
         let (moved, stay): (Vec<AckedPublish>, Vec<AckedPublish>) =
@@ -155,7 +158,7 @@ impl UnconfirmedLog {
     }
 
     /// Takes in a publish that another server acknowledged.
-    pub fn adopt(&mut self, moved: AckedPublish) {
+    pub(crate) fn adopt(&mut self, moved: AckedPublish) {
         self.bytes += log_bytes(&moved.publish);
         self.to_verify.push_back(moved);
         self.verify_until = None;
@@ -163,7 +166,7 @@ impl UnconfirmedLog {
 
     /// Verifies publishes on a server that is up, if `may_ask`, and handles replies. Returns
     /// whether there was work.
-    pub fn poll(
+    pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,

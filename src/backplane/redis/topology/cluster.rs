@@ -46,7 +46,7 @@ struct ClusterView {
 }
 
 /// Watches the map of a Cluster. Owned by [`crate::backplane::redis::topology::Topology`].
-pub struct Cluster {
+pub(crate) struct Cluster {
     login: Login,
     tls_ca_file: Option<String>,
     seeds: Vec<String>,
@@ -64,7 +64,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// Not asked yet.
-    pub fn new(seeds: Vec<String>, plan: &RedisPlan) -> Cluster {
+    pub(crate) fn new(seeds: Vec<String>, plan: &RedisPlan) -> Cluster {
         Cluster {
             login: plan.servers.login.clone(),
             tls_ca_file: plan.tls_ca_file.clone(),
@@ -80,12 +80,12 @@ impl Cluster {
     }
 
     /// Asks again as soon as the shortest interval allows.
-    pub fn hurry(&mut self) {
+    pub(crate) fn hurry(&mut self) {
         self.is_hurried = true;
     }
 
     /// The map, if it has changed.
-    pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<PartitionMap> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<PartitionMap> {
         let every =
             if self.is_hurried || self.map.is_none() { POLL_INTERVAL_MIN } else { POLL_INTERVAL };
         if self.asking.is_none() && self.asked_at.is_none_or(|at| now.duration_since(at) >= every) {
@@ -118,7 +118,7 @@ impl Cluster {
     }
 
     /// Adds the state of the map to the snapshot.
-    pub fn describe(&self, view: &mut servers::Picture) {
+    pub(crate) fn describe(&self, view: &mut servers::Picture) {
         let masters = self.map.as_ref().map(|map| map.servers.len() as u64);
         view.deployment.cluster_masters = masters;
         view.deployment.cluster_map_failed = Some(u64::from(self.last_error.is_some()));
@@ -263,7 +263,7 @@ fn merge(views: &[NodeView]) -> Result<PartitionMap, String> {
 }
 
 /// The slot of all names of a partition: CRC16 (XMODEM) of their hash tag, `p<number>`.
-pub fn slot_of(partition: usize) -> u16 {
+pub(crate) fn slot_of(partition: usize) -> u16 {
     let crc = format!("p{partition}").bytes().fold(0u16, |crc, byte| {
         (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| {
             if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 }

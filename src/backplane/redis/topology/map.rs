@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 /// The assignment of partitions to servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PartitionMap {
+pub(crate) struct PartitionMap {
     /// Names of the servers: addresses, or with sentinels the names of masters.
     pub servers: Vec<String>,
     /// For each partition the index of its server.
@@ -17,7 +17,7 @@ pub struct PartitionMap {
 impl PartitionMap {
     /// Distributes all partitions over the servers by jump consistent hashing: if another is
     /// appended, only its own share moves.
-    pub fn shared(servers: Vec<String>) -> PartitionMap {
+    pub(crate) fn shared(servers: Vec<String>) -> PartitionMap {
         let count = servers.len();
         let owners = std::array::from_fn(|partition| jump_hash(partition as u64, count));
         PartitionMap { servers, owners: Arc::new(owners) }

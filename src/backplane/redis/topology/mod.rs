@@ -6,10 +6,10 @@
 //!
 //! Invariant: a [`PartitionMap`] gives each partition to a server that it names.
 
-pub mod cluster;
-pub mod map;
-pub mod routes;
-pub mod sentinel;
+pub(super) mod cluster;
+pub(super) mod map;
+pub(super) mod routes;
+pub(super) mod sentinel;
 
 use crate::backplane::redis::topology::cluster::Cluster;
 use crate::backplane::redis::topology::map::PartitionMap;
@@ -21,7 +21,7 @@ use std::time::Instant;
 
 /// A change of the topology.
 #[derive(Debug)]
-pub enum TopologyChange {
+pub(super) enum TopologyChange {
     /// The map is this.
     Map(PartitionMap),
     /// A server of the map is at this address now.
@@ -34,7 +34,7 @@ pub enum TopologyChange {
 }
 
 /// The source of the topology. Owned by [`crate::backplane::redis::RedisTransport`].
-pub enum Topology {
+pub(super) enum Topology {
     /// From the configuration: the map, once.
     Fixed(Option<PartitionMap>),
     /// The map from the configuration, once; then the addresses of its masters.
@@ -45,7 +45,7 @@ pub enum Topology {
 
 impl Topology {
     /// Not asked yet.
-    pub fn new(plan: &RedisPlan) -> Topology {
+    pub(super) fn new(plan: &RedisPlan) -> Topology {
         match &plan.servers.deployment {
             Deployment::Fixed(addresses) => {
                 Topology::Fixed(Some(PartitionMap::shared(addresses.clone())))
@@ -60,19 +60,19 @@ impl Topology {
     }
 
     /// Whether a server's name is its address.
-    pub fn names_addresses(&self) -> bool {
+    pub(super) fn names_addresses(&self) -> bool {
         !matches!(self, Topology::Sentinel(..))
     }
 
     /// A redirection or a lost link: asks again soon.
-    pub fn hurry(&mut self) {
+    pub(super) fn hurry(&mut self) {
         if let Topology::Cluster(cluster) = self {
             cluster.hurry();
         }
     }
 
     /// Adds the state of the sources to the snapshot.
-    pub fn describe(&self, now: Instant, picture: &mut Picture) {
+    pub(super) fn describe(&self, now: Instant, picture: &mut Picture) {
         match self {
             Topology::Fixed(_) => {}
             Topology::Sentinel(_, sentinels) => sentinels.describe(now, picture),
@@ -81,7 +81,7 @@ impl Topology {
     }
 
     /// The next change. `None`: `cx` is woken when there is one.
-    pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<TopologyChange> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<TopologyChange> {
         match self {
             Topology::Fixed(map) => map.take().map(TopologyChange::Map),
             Topology::Sentinel(map, sentinels) => {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 /// A snapshot of all routes. Cheap to clone.
 #[derive(Clone)]
-pub struct ServerRoutes {
+pub(crate) struct ServerRoutes {
     owners: Arc<[u16; PARTITIONS]>,
     servers: Arc<[Option<MultiplexedConnection>]>,
     publish: &'static str,
@@ -22,7 +22,7 @@ pub struct ServerRoutes {
 impl ServerRoutes {
     /// `owners`: for each partition the index of its server. `servers`: the connection to each
     /// server that is up.
-    pub fn new(
+    pub(crate) fn new(
         owners: Arc<[u16; PARTITIONS]>,
         servers: Vec<Option<MultiplexedConnection>>,
         publish: &'static str,
@@ -32,27 +32,27 @@ impl ServerRoutes {
     }
 
     /// Number of servers, up or not.
-    pub fn servers(&self) -> usize {
+    pub(crate) fn servers(&self) -> usize {
         self.servers.len()
     }
 
     /// The server of a topic.
-    pub fn server_of(&self, topic: &str) -> usize {
+    pub(crate) fn server_of(&self, topic: &str) -> usize {
         self.server_at(partition(topic))
     }
 
     /// The server of a partition.
-    pub fn server_at(&self, partition: u16) -> usize {
+    pub(crate) fn server_at(&self, partition: u16) -> usize {
         usize::from(self.owners[usize::from(partition)])
     }
 
     /// The connection to a server, if it is up.
-    pub fn cmd(&self, server: usize) -> Option<&MultiplexedConnection> {
+    pub(crate) fn cmd(&self, server: usize) -> Option<&MultiplexedConnection> {
         self.servers.get(server)?.as_ref()
     }
 
     /// The command that publishes to a topic's channel: `PUBLISH`, or in a Cluster `SPUBLISH`.
-    pub fn publish(&self) -> &'static str {
+    pub(crate) fn publish(&self) -> &'static str {
         self.publish
     }
 }

@@ -70,7 +70,7 @@ impl SentinelState {
 }
 
 /// Watches all sentinels. Owned by [`crate::backplane::redis::topology::Topology`].
-pub struct Sentinels {
+pub(crate) struct Sentinels {
     sentinels: Vec<SentinelState>,
     login: Login,
     tls_ca_file: Option<String>,
@@ -88,7 +88,7 @@ impl Drop for Sentinels {
 
 impl Sentinels {
     /// Not connected. `login`: credentials for the sentinels; `masters`: the names of the masters.
-    pub fn new(
+    pub(crate) fn new(
         addresses: &[String],
         login: &Login,
         masters: Vec<String>,
@@ -112,7 +112,7 @@ impl Sentinels {
     }
 
     /// A master's index and its new address, when it has changed.
-    pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<(usize, String)> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<(usize, String)> {
         let reports = self.reports.get_or_insert_with(|| {
             let (sender, receiver) = mpsc::channel(REPORTS_MAX);
             let names: Arc<[String]> = self.masters.iter().map(|it| it.name.clone()).collect();
@@ -148,7 +148,7 @@ impl Sentinels {
     }
 
     /// Adds the sentinels that do not answer to the snapshot.
-    pub fn describe(&self, now: Instant, picture: &mut Picture) {
+    pub(crate) fn describe(&self, now: Instant, picture: &mut Picture) {
         let silent = self.sentinels.iter().filter(|sentinels| !sentinels.is_answering(now));
         let silent = silent.map(|sentinels| (sentinels.address.clone(), sentinels.error.clone()));
         picture.silent_sentinels = silent.collect();

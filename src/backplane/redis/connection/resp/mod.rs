@@ -17,11 +17,11 @@
 use std::fmt;
 
 /// Aggregates within aggregates.
-pub const DEPTH_MAX: usize = 8;
+pub(super) const DEPTH_MAX: usize = 8;
 /// One string. A server allows itself 512 MiB (`proto-max-bulk-len`).
-pub const BULK_BYTES_MAX: usize = 1 << 30;
+pub(super) const BULK_BYTES_MAX: usize = 1 << 30;
 /// All of one item but the contents of its strings. Bounds the number of its parts as well.
-pub const OVERHEAD_BYTES_MAX: usize = 64 * 1024;
+pub(super) const OVERHEAD_BYTES_MAX: usize = 64 * 1024;
 /// The smallest item: `_\r\n`.
 const ITEM_BYTES_MIN: usize = 3;
 /// How an item may begin.
@@ -29,7 +29,7 @@ const KINDS: &[u8] = b">$+:-*%_#,~=!(|";
 
 /// One item; what it says lies in the buffer.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum RespValue<'a> {
+pub(super) enum RespValue<'a> {
     /// `+OK`
     Simple(&'a [u8]),
     /// `-MOVED 1 host:port`, or `!` with a length.
@@ -60,7 +60,7 @@ pub enum RespValue<'a> {
 
 /// The items in an item.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RespItems<'a> {
+pub(super) struct RespItems<'a> {
     left: usize,
     /// They, and nothing before.
     bytes: &'a [u8],
@@ -85,7 +85,7 @@ impl ExactSizeIterator for RespItems<'_> {}
 
 /// What stands at the beginning of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum ParseProgress<'a> {
+pub(super) enum ParseProgress<'a> {
     /// An item, and the number of its bytes.
     Value(RespValue<'a>, usize),
     /// A part of one. It has at least as many bytes as this, which is more than there are.
@@ -94,7 +94,7 @@ pub enum ParseProgress<'a> {
 
 /// This is no Redis server, or we are out of step with it. There is no way to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MalformedResp(pub &'static str);
+pub(super) struct MalformedResp(pub &'static str);
 
 impl fmt::Display for MalformedResp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -103,7 +103,7 @@ impl fmt::Display for MalformedResp {
 }
 
 /// Reads the item at the beginning of `bytes`.
-pub fn parse(bytes: &[u8]) -> Result<ParseProgress<'_>, MalformedResp> {
+pub(super) fn parse(bytes: &[u8]) -> Result<ParseProgress<'_>, MalformedResp> {
     match first(bytes) {
         Ok((item, len)) => Ok(ParseProgress::Value(item, len)),
         Err(Stop::LinkOptions(len)) => Ok(ParseProgress::LinkOptions(len)),

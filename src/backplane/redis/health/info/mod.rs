@@ -34,7 +34,7 @@ type Field = (&'static str, As, Place);
 
 /// A section of `INFO` and what is taken from it. Each is asked for by itself: only Redis 7 takes
 /// several names in one command.
-pub struct Section {
+pub(crate) struct Section {
     /// The argument of `INFO`.
     pub name: &'static str,
     fields: &'static [Field],
@@ -47,7 +47,7 @@ const fn plain(name: &'static str, fields: &'static [Field]) -> Section {
 }
 
 /// All sections that are asked for, in order.
-pub const SECTIONS: &[Section] = &[
+pub(crate) const SECTIONS: &[Section] = &[
     plain(
         "server",
         &[
@@ -166,7 +166,7 @@ const COMMANDS: &[(&str, Place, Place)] = &[
 ];
 
 /// Parses the reply to `INFO <section>`.
-pub fn read(section: &Section, answer: &[u8], numbers: &mut RedisNumbers) {
+pub(crate) fn read(section: &Section, answer: &[u8], numbers: &mut RedisNumbers) {
     for line in lines(answer) {
         if line.starts_with('#') {
             section.begin.inspect(|begin| begin(numbers));
@@ -300,7 +300,7 @@ fn read_command(numbers: &mut RedisNumbers, key: &str, value: &str) {
 }
 
 /// The settings that are read with `CONFIG GET`.
-pub const SETTINGS: &[&str] = &[
+pub(crate) const SETTINGS: &[&str] = &[
     "client-output-buffer-limit",
     "min-replicas-to-write",
     "stream-node-max-bytes",
@@ -310,7 +310,7 @@ pub const SETTINGS: &[&str] = &[
 ];
 
 /// Parses one setting.
-pub fn read_setting(name: &str, value: &[u8], numbers: &mut RedisNumbers) {
+pub(crate) fn read_setting(name: &str, value: &[u8], numbers: &mut RedisNumbers) {
     let Ok(value) = std::str::from_utf8(value) else { return };
     match name {
         "client-output-buffer-limit" => numbers.output_limit_bytes = pubsub_limit(value),
@@ -338,7 +338,7 @@ fn pubsub_limit(value: &str) -> Option<u64> {
 }
 
 /// Parses a line of `CLIENT LIST`: the output buffer of one connection.
-pub fn read_client(answer: &[u8], numbers: &mut RedisNumbers) {
+pub(crate) fn read_client(answer: &[u8], numbers: &mut RedisNumbers) {
     let find = |name: &str| -> Option<u64> {
         let mut fields = lines(answer).flat_map(|line| line.split(' '));
         fields.find_map(|field| field.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
