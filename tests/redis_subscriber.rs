@@ -1,8 +1,8 @@
-//! The connection that only subscribes: against Debian's Redis, and against servers that say what
-//! Redis would not.
+//! The subscriber connection: against Debian's Redis, and against servers that send what Redis
+//! would not.
 //!
-//! What is heard is awaited with real wakers only: a waker that is not registered is a test that
-//! ends in a timeout.
+//! Events are awaited with real wakers only: a waker that is not registered is a test that ends in
+//! a timeout.
 
 #[path = "common/counting.rs"]
 mod counting;
@@ -102,7 +102,7 @@ async fn hears(subscriber: &mut Subscriber, events: &[Heard]) {
     assert_eq!(hear(subscriber, events.len()).await.unwrap(), events);
 }
 
-/// Whether nothing is there to be heard now.
+/// Whether nothing can be received now.
 fn is_quiet(subscriber: &mut Subscriber) -> bool {
     let mut cx = Context::from_waker(Waker::noop());
     let mut is_quiet = true;
@@ -111,7 +111,7 @@ fn is_quiet(subscriber: &mut Subscriber) -> bool {
 }
 
 #[tokio::test]
-async fn it_hears_what_it_subscribes_until_it_does_not() {
+async fn a_channel_delivers_from_its_subscription_to_its_unsubscription() {
     let redis = Redis::start();
     let mut sub = connect(&redis).await;
     say(&mut sub, "SUBSCRIBE tower bell");
@@ -145,7 +145,7 @@ async fn it_hears_what_it_subscribes_until_it_does_not() {
 }
 
 #[tokio::test]
-async fn it_introduces_itself_and_may_ask_before_it_subscribes() {
+async fn it_names_itself_and_may_ask_before_it_subscribes() {
     let redis = Redis::start();
     let url = format!("{}/3", redis.url());
     let mut sub = Subscriber::connect(&info(&url), None, "campanile-1-sub", USUAL).await.unwrap();
@@ -167,7 +167,7 @@ async fn a_turn_hands_out_no_more_than_was_asked_and_says_that_there_is_more() {
         say(&mut sub, &format!("PING {number}"));
     }
     hears(&mut sub, &[Heard::Text("0".into())]).await;
-    // All of it has come by now or comes within this; nothing is awaited by a waker below.
+    // All of it has arrived or arrives within this; no waker is needed below.
     wait_until("the server is done", || redis.command(&["PING"]) == "PONG");
     let mut cx = Context::from_waker(Waker::noop());
     let mut turns = Vec::new();
@@ -184,7 +184,7 @@ async fn a_turn_hands_out_no_more_than_was_asked_and_says_that_there_is_more() {
 }
 
 #[tokio::test]
-async fn ten_thousand_messages_come_in_order_and_cost_no_allocation() {
+async fn ten_thousand_messages_arrive_in_order_and_cost_no_allocation() {
     const MESSAGES: usize = 10_000;
     let redis = Redis::start();
     let mut sub = connect(&redis).await;
@@ -218,7 +218,7 @@ async fn ten_thousand_messages_come_in_order_and_cost_no_allocation() {
 }
 
 #[tokio::test]
-async fn a_message_of_twenty_megabytes_comes_in_whole_and_leaves_no_memory_behind() {
+async fn a_message_of_twenty_megabytes_arrives_whole_and_leaves_no_memory_behind() {
     let redis = Redis::start();
     let mut sub = connect(&redis).await;
     let at_rest = sub.heap_bytes();
@@ -275,7 +275,7 @@ async fn more_commands_than_the_kernel_takes_go_out_as_it_takes_them() {
 }
 
 #[tokio::test]
-async fn a_server_that_stands_still_says_nothing_and_one_that_goes_is_missed() {
+async fn a_frozen_server_is_silent_and_one_that_ends_is_noticed() {
     let mut redis = Redis::start();
     let mut sub = connect(&redis).await;
     say(&mut sub, "SUBSCRIBE a");
@@ -300,7 +300,7 @@ async fn a_server_that_stands_still_says_nothing_and_one_that_goes_is_missed() {
 }
 
 #[tokio::test]
-async fn one_that_does_not_listen_is_cut_off_by_the_server_and_keeps_nothing() {
+async fn a_subscriber_that_is_not_polled_is_cut_off_by_the_server_and_keeps_nothing() {
     let redis = Redis::start();
     let limit = ["CONFIG", "SET", "client-output-buffer-limit", "pubsub 1mb 0 0"];
     assert_eq!(redis.command(&limit), "OK");
@@ -316,7 +316,7 @@ async fn one_that_does_not_listen_is_cut_off_by_the_server_and_keeps_nothing() {
 }
 
 #[tokio::test]
-async fn a_slot_that_moves_away_is_told_and_disturbs_no_reply() {
+async fn a_slot_that_moves_away_is_reported_and_disturbs_no_reply() {
     let port = free_port().to_string();
     let redis = Redis::start_with(&["--cluster-enabled", "yes", "--cluster-port", &port]);
     redis.command(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
@@ -362,7 +362,7 @@ async fn a_replica_is_refused() {
 }
 
 #[tokio::test]
-async fn a_user_with_few_rights_hears_through_tls() {
+async fn a_user_with_few_rights_receives_through_tls() {
     let guarded = Guarded::start("subscriber");
     let (url, authority) = (guarded.url(USER), guarded.authority());
     let connected = Subscriber::connect(&info(&url), Some(&authority), "tls-sub", USUAL).await;
@@ -390,7 +390,7 @@ async fn a_user_with_few_rights_hears_through_tls() {
 }
 
 #[tokio::test]
-async fn what_is_not_right_about_tls_or_the_user_is_said_without_the_password() {
+async fn errors_of_tls_and_of_the_user_are_shown_without_the_password() {
     let guarded = Guarded::start("refused-subscriber");
     let (url, authority) = (guarded.url(USER), guarded.authority());
     let error = refusal(&guarded.url("bell:guessed-it"), Some(&authority)).await;
@@ -416,7 +416,8 @@ async fn what_is_not_right_about_tls_or_the_user_is_said_without_the_password() 
     assert!(!error.is_empty());
 }
 
-/// A server of our own: says this to HELLO, and after ROLE all of the rest, in pieces of such a size.
+/// A server of our own: sends this to HELLO, and after ROLE all of the rest, in pieces of such a
+/// size.
 fn fake(hello: &str, rest: Vec<u8>, piece: usize) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let url = format!("redis://127.0.0.1:{}", listener.local_addr().expect("it is bound").port());
@@ -447,7 +448,7 @@ fn fake(hello: &str, rest: Vec<u8>, piece: usize) -> String {
 }
 
 #[tokio::test]
-async fn whatever_the_pieces_are_it_hears_the_same() {
+async fn any_pieces_lead_to_the_same_events() {
     let mut stream = b"+begin\r\n".to_vec();
     for (number, size) in [0, 1, 130_000, 17, 131_072, 16_000, 300_000, 3].into_iter().enumerate() {
         let body = "x".repeat(size);
@@ -474,7 +475,7 @@ async fn whatever_the_pieces_are_it_hears_the_same() {
 }
 
 #[tokio::test]
-async fn what_is_not_resp_or_not_pubsub_loses_the_connection() {
+async fn bytes_that_are_no_resp_or_no_pubsub_end_the_connection() {
     for (rest, why) in [
         ("HTTP/1.1 400 Bad Request\r\n\r\n", "not RESP: no value begins like that"),
         (">3\r\n$7\r\nmessage\r\n$1\r\na\r\n:1\r\n", "a push lacks what its kind says"),

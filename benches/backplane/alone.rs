@@ -12,17 +12,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Instant;
 
-/// How many threads a lonely message of the floor passes.
+/// How many threads a single message of the floor passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hops {
-    /// Who publishes writes to the socket, who listens reads from it.
+    /// The publisher writes to the socket, the receiver reads from it.
     None,
     /// A thread of its own at each end, as a backplane is: the message is handed over twice more.
     Two,
 }
 
 /// Bare PUBLISH → SUBSCRIBE over two blocking sockets, one message at a time: for each the
-/// nanoseconds from the wish to publish until the listener has it.
+/// nanoseconds from the start of the publish to its receipt.
 pub fn singles(port: u16, payload: &str, count: usize, hops: Hops) -> Vec<u64> {
     let (publisher, subscriber) = (connect(port), connect(port));
     (&subscriber).write_all(b"*2\r\n$9\r\nSUBSCRIBE\r\n$5\r\nfloor\r\n").expect("it is open");
@@ -50,7 +50,7 @@ pub fn singles(port: u16, payload: &str, count: usize, hops: Hops) -> Vec<u64> {
                 let begun = Instant::now();
                 publish();
                 let took_ns = since(begun);
-                // Not in the measured time: nobody waits for it.
+                // Not in the measured time: nothing waits for it.
                 read_reply(&mut replies);
                 took_ns
             };
@@ -112,7 +112,7 @@ pub struct Alone {
     inn: (std::thread::JoinHandle<()>, Meter),
 }
 
-/// Pipelines under way, and commands in each: what our own transport has at most.
+/// Pipelines in flight, and commands in each: what our own transport has at most.
 const FLIGHTS: usize = 8;
 const COMMANDS: usize = 256;
 
@@ -134,7 +134,7 @@ impl Alone {
         Alone { stop, heard, out, inn }
     }
 
-    /// Messages that arrived, and the processor time of the publishing and the listening thread.
+    /// Messages that arrived, and the processor time of the publishing and the receiving thread.
     pub fn read(&self) -> (f64, f64, f64) {
         let heard = self.heard.load(Ordering::Relaxed) as f64;
         (heard, self.out.1.cpu_ns() as f64 / 1e9, self.inn.1.cpu_ns() as f64 / 1e9)
@@ -196,7 +196,7 @@ async fn publish(url: String, payload: String, stop: Arc<AtomicBool>, heard: Arc
         let (published, heard, stop, payload) = (&published, &heard, &stop, &payload);
         async move {
             while !stop.load(Ordering::Relaxed) {
-                // Where the listener is slower, it sets the pace; else Redis would cut it off.
+                // Where the receiver is slower, it sets the pace; else Redis would cut it off.
                 if published.get() > heard.load(Ordering::Relaxed) + 64 * 1024 {
                     tokio::time::sleep(std::time::Duration::from_millis(1)).await;
                     continue;

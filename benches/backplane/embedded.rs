@@ -1,4 +1,4 @@
-//! One node alone: every message goes up to the backplane thread and comes down again.
+//! A single node: every message goes up to the backplane thread and comes down again.
 
 use super::node::{Backplane, MinimalShard, measure, payload};
 use super::{LoadTable, Size};
@@ -19,10 +19,10 @@ enum Spans {
 
 /// Topics of the run.
 const TOPICS: usize = 600;
-/// Messages under way, over all shards.
+/// Messages in flight, over all shards.
 const OUTSTANDING: u64 = 2048;
 
-/// One counter a shard.
+/// One counter for each shard.
 type Heard = Arc<Vec<CachePadded<AtomicU64>>>;
 
 pub fn bench(size: &Size) {
@@ -31,7 +31,7 @@ pub fn bench(size: &Size) {
         let shards = [1, 2, 60];
         let mut runs: Vec<Vec<Run>> = shards.iter().map(|_| Vec::new()).collect();
         for round in 0..size.rounds {
-            // Every other round the other way round: what drifts hits all alike.
+            // Every other round in reverse order: drift affects all alike.
             let order: Vec<usize> = match round % 2 {
                 0 => (0..shards.len()).collect(),
                 _ => (0..shards.len()).rev().collect(),
@@ -108,7 +108,7 @@ fn room(number: usize) -> TopicName {
     TopicName::room(&format!("room{number}"))
 }
 
-/// Publishes as much as may be outstanding, takes what comes, sleeps while nothing does.
+/// Publishes as much as may be outstanding, takes what arrives, sleeps while nothing does.
 fn live(mut shard: MinimalShard, spans: Spans, heard: &Heard) {
     let (own, payload) = (usize::from(shard.end.id.0), payload());
     let shards = heard.len() as u64;
@@ -138,7 +138,7 @@ fn live(mut shard: MinimalShard, spans: Spans, heard: &Heard) {
         if published > before {
             shard.end.ring();
         } else if window > 0 && complete < mine {
-            // Others are behind, and nobody rings when they have caught up.
+            // Others are behind, and do not ring when they have caught up.
             std::thread::yield_now();
             continue;
         }

@@ -23,7 +23,7 @@ use std::time::Duration;
 pub struct Size {
     /// The measured time of one run.
     pub run: Duration,
-    /// And before it.
+    /// The warm-up before it.
     pub warm_up: Duration,
     /// How often each contestant has its turn.
     pub rounds: usize,
@@ -51,10 +51,10 @@ fn main() {
     }
 }
 
-/// The middle of some numbers, and their ends.
+/// The median of some numbers, and their extremes.
 pub struct LoadTable {
     least: f64,
-    /// The middle one.
+    /// The median.
     pub median: f64,
     most: f64,
 }

@@ -19,7 +19,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// A backplane thread that can be asked what it costs.
+/// A backplane thread whose cost can be read.
 pub struct Backplane {
     pub ops: OpsEnd,
     health: Arc<Health>,
@@ -28,7 +28,7 @@ pub struct Backplane {
 }
 
 impl Backplane {
-    /// Starts one; answers the shards' ends of its window too.
+    /// Starts one; returns the shards' ends of its window, too.
     pub fn start(shards: u16, transport: BackplanePlan, node: u64) -> (Vec<ShardEnd>, Backplane) {
         let limits = Limits::PRODUCTION;
         let (ends, end, ops) =
@@ -69,7 +69,7 @@ impl Backplane {
     }
 }
 
-/// What a thread costs, as its scheduler counts it: to the nanosecond, at the latest a tick ago.
+/// The cost of a thread as its scheduler counts it: to the nanosecond, at most a tick old.
 pub struct Meter {
     file: PathBuf,
 }
@@ -167,7 +167,7 @@ impl MinimalShard {
         self.end.try_send(Uplink::Publish(publish)).is_ok()
     }
 
-    /// Takes all that has come. `None`: it is time to end.
+    /// Takes all that has arrived. `None`: it is time to end.
     pub fn drain(&self, mut hear: impl FnMut(&Bytes)) -> Option<u64> {
         let mut heard = 0;
         while let Some(item) = self.end.try_recv() {
@@ -190,12 +190,12 @@ fn topic_id(index: usize) -> TopicId {
     TopicId(SlotId { index: index as u32, generation: 0 })
 }
 
-/// A payload as it is measured everywhere: 120 characters.
+/// The payload of all measurements: 120 characters.
 pub fn payload() -> String {
     format!("\"{}\"", "x".repeat(120))
 }
 
-/// Lets the warm-up pass, then the measured time; answers what `read` said at its two ends.
+/// Lets the warm-up pass, then the measured time; returns what `read` returned at its two ends.
 pub fn measure<T>(size: &crate::Size, read: impl Fn() -> T) -> (T, T, Duration) {
     std::thread::sleep(size.warm_up);
     let (before, begun) = (read(), std::time::Instant::now());

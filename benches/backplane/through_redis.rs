@@ -15,7 +15,7 @@ use std::time::Instant;
 
 /// Rooms with a member on the second node.
 const ROOMS: usize = 100;
-/// Messages that may be under way when many are sent.
+/// Messages that may be in flight when many are sent.
 const OUTSTANDING: u64 = 8 * 1024;
 
 /// Who carries one message at a time.
@@ -28,7 +28,7 @@ pub fn bench(size: &Size) {
     let mut latencies: [Vec<[f64; 2]>; 3] = Default::default();
     let mut rates: [Vec<Rate>; 2] = Default::default();
     for round in 0..size.rounds {
-        // Every other round the other way round: what drifts hits all alike.
+        // Every other round in reverse order: drift affects all alike.
         let order = if round % 2 == 0 { [0, 1, 2] } else { [2, 1, 0] };
         for who in order {
             let took_ns = match who {
@@ -79,14 +79,14 @@ fn print_rates([ours, alone]: &[Vec<Rate>; 2]) {
     }
 }
 
-/// The median and the 99th of a hundred, in microseconds.
+/// Median and 99th percentile, in microseconds.
 fn quantiles_us(mut took_ns: Vec<u64>) -> [f64; 2] {
     took_ns.sort_unstable();
     let at = |part: f64| took_ns[((took_ns.len() - 1) as f64 * part) as usize] as f64 / 1e3;
     [at(0.5), at(0.99)]
 }
 
-/// Messages arrived, and what they cost.
+/// Messages that arrived, and what they cost.
 struct Rate {
     messages: f64,
     out_cpu_s: f64,

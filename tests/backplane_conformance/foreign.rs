@@ -1,5 +1,6 @@
-//! What other programs, operators and faults may write into Redis under our prefix: one topic cannot be
-//! used until it is mended, no place in it is made up, and everything else goes on.
+//! Values that other programs, operators and faults may write into Redis under our prefix: one
+//! topic is unavailable until it is corrected, no position in it is invented, and everything else
+//! works.
 
 use crate::redis::{Redis, wait_until};
 use crate::world::{Build, Heard, Shard, World, conn_id, payload_of};
@@ -10,7 +11,7 @@ use campanile::protocol::dialect::Encoding;
 use campanile::protocol::{Page, Recovery, RequestId, Unrecovered};
 use std::time::Duration;
 
-/// Behind the last offset and epoch that there may be.
+/// Beyond the last possible offset and epoch.
 const TOO_HIGH: [&str; 4] =
     ["9007199254740992", "9223372036854775807", "9223372036854775808", "18446744073709551615"];
 
@@ -34,7 +35,7 @@ fn redis(world: &World) -> &Redis {
     world.redis.as_ref().expect("a world with Redis")
 }
 
-/// Publishes a number: how that ended.
+/// Publishes a number: the outcome.
 fn publish(shard: &Shard, topic: &TopicName, number: u64, key: Option<&str>) -> PublishOutcome {
     shard.publish_keyed(topic, &number.to_string(), number, key);
     loop {
@@ -51,7 +52,7 @@ fn accepted(outcome: PublishOutcome) -> Position {
     at
 }
 
-/// Asks for all of a history; the answer must come next.
+/// Asks for all of a history; the reply must come next.
 fn history(shard: &Shard, topic: &TopicName) -> Result<(Position, Vec<u64>), HistoryError> {
     let id = Some(RequestId::Number(1));
     let to = HistoryTo::Conn { shard: shard.end.id, conn: conn_id(7), id };
@@ -74,7 +75,7 @@ fn history(shard: &Shard, topic: &TopicName) -> Result<(Position, Vec<u64>), His
     }
 }
 
-/// Joins as a member does; `None`: nobody can say where the history is.
+/// Joins as a member does; `None`: the history is unreadable.
 fn recover(shard: &Shard, topic: &TopicName, since: Option<Position>) -> Option<Position> {
     shard.recover(topic, 5, 9, since);
     loop {
@@ -91,7 +92,7 @@ fn recover(shard: &Shard, topic: &TopicName, since: Option<Position>) -> Option<
     }
 }
 
-/// A room with two messages; somebody is in it.
+/// A room with two messages and a member.
 fn room_with_two(world: &World, topic: &TopicName) -> Position {
     let (speaker, hearer) = world.two_shards();
     publish(speaker, topic, 1, None);
@@ -101,7 +102,7 @@ fn room_with_two(world: &World, topic: &TopicName) -> Position {
     at
 }
 
-/// Nobody is let in, told anything of it, or able to add to it.
+/// Joins, requests and publishes are refused.
 fn cannot_be_used(world: &World, topic: &TopicName, why: &str) {
     let (speaker, hearer) = world.two_shards();
     assert_eq!(history(hearer, topic), Err(HistoryError::Unreadable), "{why}");
@@ -110,7 +111,7 @@ fn cannot_be_used(world: &World, topic: &TopicName, why: &str) {
     assert_eq!(publish(speaker, topic, 3, None), PublishOutcome::Unavailable, "{why}");
 }
 
-/// Mended as it was, it goes on as if nothing had been.
+/// Corrected to what it was, it works as before.
 fn goes_on(world: &World, topic: &TopicName, at: Position, why: &str) {
     let (speaker, hearer) = world.two_shards();
     wait_until("it is noticed", || recover(hearer, topic, None) == Some(at));
@@ -122,7 +123,7 @@ fn goes_on(world: &World, topic: &TopicName, at: Position, why: &str) {
 }
 
 #[test]
-fn a_history_with_a_field_that_we_cannot_have_written_is_left_until_it_is_mended() {
+fn a_history_with_an_impossible_field_is_unavailable_until_it_is_corrected() {
     let world = kept();
     let (good, redis) = (room("good"), redis(&world));
     for (row, (field, value)) in [("s", "-1"), ("s", "1.5"), ("s", "abc"), ("s", ""), ("s", "02")]
@@ -150,7 +151,7 @@ fn a_history_with_a_field_that_we_cannot_have_written_is_left_until_it_is_mended
     assert!(world.nodes[0].health.ready(0).is_ok());
 }
 
-/// How somebody spoils a history, and how it is mended.
+/// How a history is spoiled, and how it is corrected.
 type Spoilt = (&'static str, fn(&Redis, &HistoryKeys), fn(&Redis, &HistoryKeys));
 
 const SPOILT: [Spoilt; 6] = [
@@ -207,7 +208,7 @@ const SPOILT: [Spoilt; 6] = [
 ];
 
 #[test]
-fn a_history_of_another_shape_is_left_until_it_is_mended() {
+fn a_history_of_another_type_is_unavailable_until_it_is_corrected() {
     let world = kept();
     for (row, (what, spoil, mend)) in SPOILT.into_iter().enumerate() {
         let topic = room(&row.to_string());
@@ -237,7 +238,7 @@ fn what_the_warning_says_to_do_begins_a_new_history() {
 }
 
 #[test]
-fn the_last_offset_that_there_is_is_told_and_nothing_comes_behind_it() {
+fn the_last_possible_offset_is_delivered_and_nothing_after_it() {
     let world = kept();
     let (topic, (speaker, hearer)) = (room("a"), world.two_shards());
     let at = room_with_two(&world, &topic);
@@ -247,7 +248,7 @@ fn the_last_offset_that_there_is_is_told_and_nothing_comes_behind_it() {
     assert_eq!(accepted(publish(speaker, &topic, 3, None)).offset, last, "exactly");
     assert_eq!(publish(speaker, &topic, 4, None), PublishOutcome::Unavailable);
     assert_eq!(redis(&world).command(&["HGET", &meta, "s"]), last.to_string());
-    // What is between is lost, and that is told once.
+    // What is between is lost, which is reported once.
     let mut lost = Vec::new();
     wait_until("the end is reached", || {
         hearer.recover(&topic, 5, 9, None);
@@ -266,7 +267,7 @@ fn the_last_offset_that_there_is_is_told_and_nothing_comes_behind_it() {
 }
 
 #[test]
-fn a_message_for_a_place_that_nobody_gave_it_holds_up_nobody() {
+fn a_message_at_an_impossible_position_delays_nobody() {
     let world = kept();
     let (topic, (speaker, hearer)) = (room("a"), world.two_shards());
     let at = room_with_two(&world, &topic);
@@ -292,13 +293,13 @@ fn a_message_for_a_place_that_nobody_gave_it_holds_up_nobody() {
 }
 
 #[test]
-fn a_history_that_was_set_back_is_told_as_lost_and_goes_on_from_there() {
+fn a_history_that_was_reset_is_reported_as_lost_and_continues_from_there() {
     let world = kept();
     let (topic, (speaker, hearer)) = (room("a"), world.two_shards());
     let at = room_with_two(&world, &topic);
     redis(&world).command(&["DEL", &keys(&topic).stream]);
     redis(&world).command(&["HSET", &keys(&topic).meta, "s", "0"]);
-    hearer.recover(&topic, 5, 9, Some(Position { offset: 99, ..at })); // makes this node look
+    hearer.recover(&topic, 5, 9, Some(Position { offset: 99, ..at })); // makes this node read it again
     assert_eq!(hearer.hear(), Heard::Lost { to: 5, count: 0 });
     assert!(matches!(hearer.hear(), Heard::Recovered { .. }));
     assert_eq!(accepted(publish(speaker, &topic, 3, None)), Position { offset: 1, ..at });
@@ -306,7 +307,7 @@ fn a_history_that_was_set_back_is_told_as_lost_and_goes_on_from_there() {
 }
 
 #[test]
-fn what_stands_under_the_key_of_a_retry_is_a_place_or_refused() {
+fn the_value_of_an_idempotency_key_is_a_position_or_refused() {
     let world = kept();
     let (topic, (speaker, _)) = (room("a"), world.two_shards());
     let at = room_with_two(&world, &topic);
@@ -328,14 +329,14 @@ fn what_stands_under_the_key_of_a_retry_is_a_place_or_refused() {
 }
 
 #[test]
-fn a_pause_that_ends_in_a_thousand_years_holds_up_nobody() {
+fn a_repair_window_that_ends_in_a_thousand_years_delays_nobody() {
     let world = kept();
     let (topic, (speaker, _)) = (room("a"), world.two_shards());
     let at = room_with_two(&world, &topic);
     let HistoryKeys { meta, partition, .. } = keys(&topic);
     let generation = redis(&world).command(&["HGET", &partition, "g"]);
     for till in ["33000000000000", "9007199254740993", &"9".repeat(400), "x", "-1", ""] {
-        // As when the server were another one than last time.
+        // As if the server had another generation than last time.
         redis(&world).command(&["HSET", &meta, "g", "another"]);
         redis(&world).command(&["HSET", &partition, "g", "another"]);
         redis(&world).command(&["HSET", &partition, "w", &format!("{generation} {till}")]);
@@ -345,7 +346,7 @@ fn a_pause_that_ends_in_a_thousand_years_holds_up_nobody() {
 }
 
 #[test]
-fn an_acknowledgement_that_cannot_be_makes_one_user_wait_and_no_other() {
+fn an_impossible_acknowledgement_makes_one_user_wait_and_no_other() {
     let world = world("@users: history_size=10");
     let (speaker, hearer) = world.two_shards();
     let [ann, bob] = ["ann", "bob"].map(TopicName::user);

@@ -1,11 +1,11 @@
-//! What other programs may write where it stands who is there: it concerns one room at most.
+//! Values that other programs may write into the keys of presence: they affect one room at most.
 
 use crate::presences::{joined, left, news, room, user, wait_for_list};
 use crate::redis::{Redis, wait_until};
 use crate::world::{Build, World};
 use campanile::backplane::partition::partition;
 
-/// Another node, which lives.
+/// Another node, which is alive.
 const OTHER: &str = "00000000000000ff";
 
 fn redis(world: &World) -> &Redis {
@@ -21,7 +21,7 @@ fn key_of_node(room: &str, node: &str) -> String {
     format!("{}:{node}", key("pr", room))
 }
 
-/// Some nodes that live have users in a room, as they say.
+/// Live nodes with users in a room, as other programs write them.
 fn others_have(redis: &Redis, room: &str, users: &[(&str, &[u8])]) {
     for node in [OTHER, "00000000000000fe"] {
         redis.command(&["SET", &format!("test:{{p637}}:node:{node}"), "1"]);
@@ -34,7 +34,7 @@ fn others_have(redis: &Redis, room: &str, users: &[(&str, &[u8])]) {
 }
 
 #[test]
-fn connections_that_nobody_can_count_and_words_that_nobody_can_read_are_left_out() {
+fn impossible_connections_and_malformed_info_are_left_out() {
     let world = World::redis(Build { nodes: 1, ..Build::usual() });
     let topic = room("here:a");
     let long = [b"1|", &[b'7'; 100_000][..]].concat();
@@ -67,7 +67,7 @@ fn connections_that_nobody_can_count_and_words_that_nobody_can_read_are_left_out
 }
 
 #[test]
-fn what_is_no_node_and_no_room_is_nobody() {
+fn malformed_nodes_and_rooms_are_ignored() {
     let world = World::redis(Build::usual());
     let (topic, (door, hall)) = (room("here:a"), world.two_shards());
     let index = |part: u16, node: &str| format!("test:{{p{part}}}:npx:{node}");
@@ -88,7 +88,7 @@ fn what_is_no_node_and_no_room_is_nobody() {
 }
 
 #[test]
-fn a_room_whose_users_are_no_hash_waits_until_that_is_mended_and_others_do_not() {
+fn a_room_whose_users_are_no_hash_waits_until_it_is_corrected_and_others_do_not() {
     let world = World::redis(Build::usual());
     let (topic, other, (door, hall)) = (room("here:a"), room("here:b"), world.two_shards());
     let own = key_of_node("here:a", "0000000000000001");
@@ -105,7 +105,7 @@ fn a_room_whose_users_are_no_hash_waits_until_that_is_mended_and_others_do_not()
     }
     redis(&world).command(&["DEL", &own]);
     assert_eq!(news(hall), joined("here:a", "ann"), "by itself");
-    // And where it cannot be read, that is said.
+    // And where it cannot be read, the request fails.
     redis(&world).command(&["RENAME", &key("prn", "here:a"), "aside"]);
     redis(&world).command(&["SET", &key("prn", "here:a"), "1"]);
     assert_eq!(hall.who_is_there(&topic), None);
@@ -115,7 +115,7 @@ fn a_room_whose_users_are_no_hash_waits_until_that_is_mended_and_others_do_not()
 }
 
 #[test]
-fn a_dead_node_is_cleaned_up_behind_whatever_stands_under_its_name() {
+fn a_dead_node_is_removed_whatever_is_written_under_its_name() {
     let mut world = World::redis(Build::usual());
     let topic = room("long:a");
     let (dead, part) = ("0000000000000001", partition("r:long:a"));
@@ -125,7 +125,7 @@ fn a_dead_node_is_cleaned_up_behind_whatever_stands_under_its_name() {
         door.come(&topic, "ann", 1, None);
         assert_eq!(news(hall), joined("long:a", "ann"));
     }
-    // More rooms of other partitions than one look finds, and users whose names nobody can have.
+    // More rooms of other partitions than one reply lists, and users with impossible names.
     let index = format!("test:{{p{part}}}:npx:{dead}");
     for number in 0..200 {
         let stray = room(&format!("here:{number}"));
@@ -148,7 +148,7 @@ fn a_dead_node_is_cleaned_up_behind_whatever_stands_under_its_name() {
 }
 
 #[test]
-fn a_note_that_says_anything_is_a_note_and_no_end_of_the_watch() {
+fn any_value_of_a_notice_is_a_notice_and_does_not_end_liveness() {
     let world = World::redis(Build::usual());
     let (topic, (door, hall)) = (room("here:a"), world.two_shards());
     hall.join_and_hear(&topic, 5);
@@ -159,7 +159,7 @@ fn a_note_that_says_anything_is_a_note_and_no_end_of_the_watch() {
         "test:{p637}:reaped:0000000000000001".to_owned(),
     ];
     for text in ["abc", "18446744073709551615", "-1"] {
-        // As somebody cleans up who takes it for dead.
+        // As a node removes it that takes it for dead.
         redis(&world).command(&["DEL", &users]);
         redis(&world).command(&["SET", &note, text]);
         assert_eq!(news(hall), joined("here:a", "ann"), "it writes its users again: {text}");

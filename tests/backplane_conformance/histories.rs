@@ -1,4 +1,4 @@
-//! What holds for topics that keep a history, in process and through Redis.
+//! Topics with a history, in process and through Redis.
 
 use crate::redis::wait_until;
 use crate::world::{Heard, Shard, World, conn_id, payload_of};
@@ -11,7 +11,7 @@ fn room(name: &str) -> TopicName {
     TopicName::room(name)
 }
 
-/// Publishes so many numbers and waits for each; answers where the last one stands.
+/// Publishes so many numbers and waits for each; returns the position of the last one.
 fn publish_numbers(
     shard: &Shard,
     topic: &TopicName,
@@ -25,7 +25,7 @@ fn publish_numbers(
     last.expect("at least one")
 }
 
-/// Waits for the answer to a publish, and skips deliveries.
+/// Waits for the reply to a publish, and skips deliveries.
 fn accepted(shard: &Shard, wanted: u64) -> Option<Position> {
     loop {
         match shard.hear() {
@@ -61,7 +61,7 @@ pub fn every_join_learns_the_position_and_deliveries_go_on_from_there(world: Wor
     }
 }
 
-pub fn who_was_away_gets_what_was_said_meanwhile(world: World) {
+pub fn a_client_that_was_away_receives_what_it_missed(world: World) {
     let (speaker, hearer) = world.two_shards();
     let topic = room("kept:a");
     let at = publish_numbers(speaker, &topic, 1..=10);
@@ -75,7 +75,7 @@ pub fn who_was_away_gets_what_was_said_meanwhile(world: World) {
     assert_eq!(answer, (at, Recovery::Recovered { messages: 0 }, vec![]));
 }
 
-pub fn what_cannot_be_brought_back_is_told_with_its_reason(world: World) {
+pub fn messages_that_cannot_be_recovered_are_reported_with_the_reason(world: World) {
     let (speaker, hearer) = world.two_shards();
     let (three, deaf) = (room("three:a"), room("deaf:a"));
     let at = publish_numbers(speaker, &three, 1..=5);
@@ -98,7 +98,7 @@ pub fn what_cannot_be_brought_back_is_told_with_its_reason(world: World) {
     assert_eq!(answer, (at, Recovery::Recovered { messages: 3 }, texts(3..=5)));
 }
 
-pub fn an_answer_stands_between_what_came_before_and_what_follows(world: World) {
+pub fn a_reply_is_ordered_between_earlier_and_later_messages(world: World) {
     let (speaker, hearer) = world.two_shards();
     let topic = room("kept:a");
     hearer.join_and_hear(&topic, 5);
@@ -109,7 +109,7 @@ pub fn an_answer_stands_between_what_came_before_and_what_follows(world: World) 
             hearer.recover(&topic, 5, number, Some(position));
         }
     }
-    // Whatever came between: an answer's position is that of the last frame before it.
+    // Whatever came between: a reply's position is that of the last frame before it.
     let mut answers = 0;
     while position.offset < 200 || answers < 10 {
         match hearer.hear() {
@@ -126,7 +126,7 @@ pub fn an_answer_stands_between_what_came_before_and_what_follows(world: World) 
     }
 }
 
-pub fn a_retry_under_the_same_key_is_said_once(world: World) {
+pub fn a_retry_under_the_same_key_is_stored_once(world: World) {
     let (speaker, hearer) = world.two_shards();
     let topic = room("kept:a");
     hearer.join_and_hear(&topic, 5);

@@ -1,4 +1,4 @@
-//! Who is there, when a node or the server dies.
+//! Presence when a node or the server dies.
 
 use crate::presences::{joined, left, news, room, user, wait_for_list};
 use crate::proxy::{Proxy, Wire};
@@ -8,7 +8,7 @@ use campanile::backplane::partition::partition;
 use campanile::link::{PresenceRequest, PresenceTo, Uplink};
 use std::time::Duration;
 
-/// Ann at the door (the first node), and the hall (the last node) has heard of it.
+/// Ann is on the first node, and the last node has received her join.
 fn ann_is_there(world: &World, name: &str) {
     let (door, hall) = world.two_shards();
     let topic = room(name);
@@ -28,7 +28,7 @@ fn the_users_of_a_node_that_died_leave_and_those_who_are_elsewhere_stay() {
     assert_eq!(news(hall), joined("long:a", "bob"));
     hall.come(&topic, "bob", 3, None);
     wait_for_list(hall, &topic, &[user("ann", 1), user("bob", 2)]);
-    drop(world.nodes.remove(0)); // its thread ends without a word, like a process that is killed
+    drop(world.nodes.remove(0)); // its thread ends without a goodbye, like a process that is killed
     let hall = &world.nodes[0].shards[1];
     assert_eq!(news(hall), left("long:a", "ann"));
     wait_for_list(hall, &topic, &[user("bob", 1)]);
@@ -45,7 +45,7 @@ fn the_users_of_a_node_that_died_leave_and_those_who_are_elsewhere_stay() {
 }
 
 #[test]
-fn a_server_that_restarts_empty_is_told_again_and_nobody_else() {
+fn a_server_that_restarts_empty_is_filled_again_without_events() {
     let mut world = World::redis(Build::usual());
     let topic = room("here:a");
     ann_is_there(&world, "here:a");
@@ -71,7 +71,7 @@ fn a_server_that_restarts_empty_is_told_again_and_nobody_else() {
 }
 
 #[test]
-fn a_leave_while_the_server_was_away_is_told_when_it_is_back() {
+fn a_leave_while_the_server_was_down_is_published_when_it_is_back() {
     let mut world = World::redis(Build::usual());
     let topic = room("here:a");
     ann_is_there(&world, "here:a");
@@ -86,7 +86,7 @@ fn a_leave_while_the_server_was_away_is_told_when_it_is_back() {
 }
 
 #[test]
-fn a_server_that_forgot_the_scripts_is_given_them_again() {
+fn a_server_that_lost_the_scripts_loads_them_again() {
     let world = World::redis(Build::usual());
     ann_is_there(&world, "here:a");
     let redis = world.redis.as_ref().expect("a world with Redis");
@@ -97,12 +97,12 @@ fn a_server_that_forgot_the_scripts_is_given_them_again() {
 }
 
 #[test]
-fn a_node_that_was_taken_for_dead_comes_back_with_all_its_users() {
+fn a_node_that_was_taken_for_dead_returns_with_all_its_users() {
     let world = World::redis(Build::usual());
     ann_is_there(&world, "here:a");
     let redis = world.redis.as_ref().expect("a world with Redis");
     let node = world.nodes[0].shards[0].node;
-    // As another node does it that has not seen its sign of life.
+    // As another node does that has not seen its sign of life.
     redis.command(&["SET", &format!("test:{{p637}}:reaped:{node}"), "1"]);
     let part = partition("r:here:a");
     redis.command(&["DEL", &format!("test:{{p{part}}}:pr:r:here:a:{node}")]);
@@ -115,7 +115,7 @@ fn a_node_that_was_taken_for_dead_comes_back_with_all_its_users() {
 }
 
 #[test]
-fn a_crowd_is_counted_whole_on_every_node() {
+fn a_large_room_is_counted_whole_on_every_node() {
     let world = World::redis(Build::usual());
     let topic = room("few:crowd");
     let (door, hall) = world.two_shards();
@@ -136,7 +136,7 @@ fn a_crowd_is_counted_whole_on_every_node() {
 }
 
 #[test]
-fn who_has_left_is_not_brought_back_by_a_server_that_remembers_them() {
+fn a_user_who_has_left_is_not_brought_back_by_a_server_with_a_stale_entry() {
     let mut world = World::redis(Build::usual());
     let (topic, emptied) = (room("here:a"), room("here:b"));
     ann_is_there(&world, "here:a");
@@ -145,7 +145,7 @@ fn who_has_left_is_not_brought_back_by_a_server_that_remembers_them() {
     assert_eq!(news(hall), joined("here:a", "bob"));
     door.come(&emptied, "eve", 3, None);
     wait_for_list(hall, &emptied, &[user("eve", 1)]);
-    // The server's memory ends here, as that of a replica does that is behind when it takes over.
+    // The server's data ends here, as that of a replica does that is behind when it is promoted.
     assert_eq!(world.server().command(&["SAVE"]), "OK");
     let (door, hall) = world.two_shards();
     door.go(&topic, "ann");
@@ -169,13 +169,13 @@ fn who_has_left_is_not_brought_back_by_a_server_that_remembers_them() {
 }
 
 #[test]
-fn a_leave_that_waited_for_a_server_that_then_forgot_everybody_is_told() {
+fn a_leave_that_waited_for_a_server_that_then_lost_its_data_is_published() {
     let mut world = World::redis(Build::usual());
     let topic = room("here:a");
     ann_is_there(&world, "here:a");
     world.server().freeze();
     let (door, _) = world.two_shards();
-    // Something is under way to the server and will not be answered; Ann's leaving waits behind it.
+    // A batch is in flight to the server and will not be answered; Ann's leave waits behind it.
     door.come(&topic, "bob", 2, None);
     door.go(&topic, "ann");
     std::thread::sleep(Duration::from_millis(600));
@@ -191,7 +191,7 @@ fn a_leave_that_waited_for_a_server_that_then_forgot_everybody_is_told() {
 }
 
 #[test]
-fn a_node_that_was_taken_for_dead_hears_of_it_again_if_the_answer_was_lost() {
+fn a_node_that_was_taken_for_dead_learns_so_again_if_the_reply_was_lost() {
     let redis = Redis::start();
     let socket_key = Proxy::start(redis.port);
     let url = format!("redis://127.0.0.1:{}", socket_key.port);
@@ -214,13 +214,13 @@ fn a_node_that_was_taken_for_dead_hears_of_it_again_if_the_answer_was_lost() {
 }
 
 #[test]
-fn who_asks_while_a_room_is_being_read_for_somebody_else_is_answered_from_the_next_read() {
+fn a_request_while_a_room_is_read_for_another_is_answered_from_the_next_read() {
     let redis = Redis::start();
     let socket_key = Proxy::start(redis.port);
     let url = format!("redis://127.0.0.1:{}", socket_key.port);
     let world = World::over(Build { nodes: 1, shards: 1, ..Build::usual() }, &url, "test");
     let (topic, part) = (room("here:a"), partition("r:here:a"));
-    // Another node, which lives and has Ann.
+    // Another node, which is alive and has Ann.
     let users = format!("test:{{p{part}}}:pr:r:here:a:00000000000000ff");
     redis.command(&["SET", "test:{p637}:node:00000000000000ff", "1"]);
     redis.command(&["HSET", &users, "ann", "1"]);
@@ -233,7 +233,7 @@ fn who_asks_while_a_room_is_being_read_for_somebody_else_is_answered_from_the_ne
     let all_are_named =
         || redis.command(&["INFO", "commandstats"]).contains("cmdstat_hkeys:calls=1,");
     wait_until("all names are read", all_are_named);
-    // Nobody here listens yet, so nobody can hear of Bob.
+    // This node is not subscribed yet, so no event of Bob arrives.
     redis.command(&["HSET", &users, "bob", "1"]);
     let shard = &world.nodes[0].shards[0];
     shard.join_and_hear(&topic, 5);
@@ -244,7 +244,7 @@ fn who_asks_while_a_room_is_being_read_for_somebody_else_is_answered_from_the_ne
 }
 
 #[test]
-fn who_asks_before_this_node_listens_is_answered_when_it_does() {
+fn a_request_before_this_node_is_subscribed_is_answered_when_it_is() {
     let redis = Redis::start();
     let socket_key = Proxy::start(redis.port);
     let url = format!("redis://127.0.0.1:{}", socket_key.port);
@@ -252,7 +252,7 @@ fn who_asks_before_this_node_listens_is_answered_when_it_does() {
     let topic = room("here:a");
     let (door, hall) = world.two_shards();
     socket_key.delay(100);
-    // So much to subscribe that the room's turn comes long after its list could be read.
+    // So much to subscribe that the room's turn comes long after its roster could be read.
     let crowd = 6_000;
     for number in 0..crowd {
         hall.join(&room(&format!("plain:{number}")), 6);

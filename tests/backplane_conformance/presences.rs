@@ -1,7 +1,7 @@
-//! What holds for rooms of which it is known who is there, in process and through Redis.
+//! Rooms with presence, in process and through Redis.
 //!
-//! `here:` rooms have a short grace, `long:` rooms one that no test outlives, and `few:` rooms none,
-//! but at most two users that are told of.
+//! `here:` rooms have a short grace, `long:` rooms one that no test outlives, and `few:` rooms
+//! none, and events only up to two users.
 
 use crate::redis::wait_until;
 use crate::world::{Heard, Listed, Shard, World};
@@ -12,12 +12,12 @@ pub fn room(name: &str) -> TopicName {
     TopicName::room(name)
 }
 
-/// The next thing heard is news of the room under key 5.
+/// The next item is a presence event of the room under key 5.
 pub fn news(shard: &Shard) -> String {
     loop {
         match shard.hear() {
             Heard::Keyed { to: 5, json, .. } => return json,
-            // After an outage the room is told that messages may be missing.
+            // After an outage members are told that messages may be missing.
             Heard::Lost { count: 0, .. } => {}
             other => panic!("no news: {other:?}"),
         }
@@ -36,7 +36,7 @@ pub fn user(name: &str, connections: u64) -> Listed {
     (name.into(), connections, None)
 }
 
-/// Asks until the answer is as wanted: another node's news may be on its way.
+/// Asks until the roster is as wanted: another node's event may be on its way.
 pub fn wait_for_list(shard: &Shard, topic: &TopicName, wanted: &[Listed]) {
     wait_until("the list is as wanted", || {
         let (list, count) = shard.who_is_there(topic).expect("the backplane is up");
@@ -44,7 +44,7 @@ pub fn wait_for_list(shard: &Shard, topic: &TopicName, wanted: &[Listed]) {
     });
 }
 
-pub fn members_hear_who_comes_and_who_goes(world: World) {
+pub fn members_receive_joins_and_leaves(world: World) {
     let (door, hall) = world.two_shards();
     let topic = room("here:a");
     hall.join_and_hear(&topic, 5);
@@ -59,7 +59,7 @@ pub fn members_hear_who_comes_and_who_goes(world: World) {
     wait_for_list(hall, &topic, &[("ann".into(), 1, Some(r#"{"a" : 1.0}"#.into()))]);
 }
 
-pub fn a_return_within_the_grace_is_no_news(world: World) {
+pub fn a_return_within_the_grace_causes_no_event(world: World) {
     let (door, hall) = world.two_shards();
     let topic = room("long:a");
     hall.join_and_hear(&topic, 5);
@@ -91,7 +91,7 @@ pub fn a_user_in_two_places_is_one_user(world: World) {
     wait_for_list(door, &topic, &[]);
 }
 
-pub fn who_comes_is_not_told_of_themselves(world: World) {
+pub fn a_joining_connection_receives_no_event_of_itself(world: World) {
     let topic = room("here:a");
     let (door, hall) = world.two_shards();
     door.join_and_hear(&topic, 5);
@@ -104,7 +104,7 @@ pub fn who_comes_is_not_told_of_themselves(world: World) {
     }
 }
 
-pub fn a_room_with_more_users_than_are_told_of_answers_all_the_same(world: World) {
+pub fn a_room_beyond_the_limit_has_no_events_and_still_a_roster(world: World) {
     let (door, hall) = world.two_shards();
     let topic = room("few:a");
     hall.join_and_hear(&topic, 5);
@@ -119,7 +119,7 @@ pub fn a_room_with_more_users_than_are_told_of_answers_all_the_same(world: World
     assert_eq!(heard, [joined("few:a", "ann"), joined("few:a", "bob"), left("few:a", "bob")]);
 }
 
-pub fn what_a_user_says_of_themselves_is_listed(world: World) {
+pub fn the_info_of_a_user_is_listed(world: World) {
     let (door, hall) = world.two_shards();
     let topic = room("here:a");
     door.come(&topic, "ann", 1, Some("1"));
@@ -129,7 +129,7 @@ pub fn what_a_user_says_of_themselves_is_listed(world: World) {
     wait_for_list(hall, &room("here:b"), &[]);
 }
 
-pub fn what_counts_is_said_where_the_user_still_is(world: World) {
+pub fn the_info_of_the_node_where_the_user_still_is_counts(world: World) {
     let (door, hall) = world.two_shards();
     let topic = room("long:a");
     door.come(&topic, "ann", 1, Some("1"));
@@ -142,7 +142,7 @@ pub fn what_counts_is_said_where_the_user_still_is(world: World) {
     }
 }
 
-pub fn an_operator_learns_who_is_there(world: World) {
+pub fn an_operator_reads_a_roster(world: World) {
     let (door, _) = world.two_shards();
     let topic = room("here:a");
     door.come(&topic, "ann", 1, None);

@@ -1,5 +1,4 @@
-//! What holds for messages that are kept for users, in process and through Redis; and what only a
-//! server can do to acknowledgements.
+//! User queues, in process and through Redis; and what only a server can do to acknowledgements.
 
 use crate::redis::wait_until;
 use crate::world::{Build, Heard, Shard, World, payload_of};
@@ -14,7 +13,7 @@ fn ann() -> TopicName {
     TopicName::user("ann")
 }
 
-/// Sends so many numbers and waits for each; answers where the last one stands.
+/// Sends so many numbers and waits for each; returns the position of the last one.
 fn send(shard: &Shard, numbers: std::ops::RangeInclusive<u64>) -> Position {
     let mut last = None;
     for number in numbers {
@@ -38,7 +37,7 @@ fn accepted(shard: &Shard, wanted: u64) -> Position {
     }
 }
 
-/// A connection of the user comes: what it is brought.
+/// A connection of the user joins: what it receives.
 fn come(shard: &Shard) -> (Recovery, Vec<u64>) {
     shard.recover(&ann(), 5, 99, None);
     loop {
@@ -56,7 +55,7 @@ fn come(shard: &Shard) -> (Recovery, Vec<u64>) {
     }
 }
 
-/// The first connection of a shard comes.
+/// The first connection of a shard joins.
 fn enter(shard: &Shard) -> (Recovery, Vec<u64>) {
     shard.join(&ann(), 5);
     loop {
@@ -68,7 +67,7 @@ fn enter(shard: &Shard) -> (Recovery, Vec<u64>) {
     }
 }
 
-/// As the shard does when it has told the first connection.
+/// As the shard does after the first connection has its answer.
 fn mark(shard: &Shard, at: Position) {
     shard.acknowledge(&ann(), Some(at.epoch), 0);
 }
@@ -77,7 +76,7 @@ fn stored(world: &World) -> u64 {
     world.nodes.iter().map(|node| node.counters().acks_stored).sum()
 }
 
-/// Waits until so many acknowledgements are where they are kept.
+/// Waits until so many acknowledgements are stored.
 fn wait_for_stored(world: &World, count: u64) {
     wait_until("acknowledgements are stored", || stored(world) >= count);
 }
@@ -94,7 +93,7 @@ fn numbers(range: std::ops::RangeInclusive<u64>) -> Vec<u64> {
     range.collect()
 }
 
-pub fn what_was_not_acknowledged_is_brought_wherever_the_user_comes_back(world: World) {
+pub fn unacknowledged_messages_are_delivered_wherever_the_user_returns(world: World) {
     let (speaker, hearer) = world.two_shards();
     let at = send(speaker, 1..=5);
     assert_eq!(enter(hearer), (not(Unrecovered::Epoch), numbers(1..=5)), "nobody was told before");
@@ -128,7 +127,7 @@ pub fn acknowledgements_only_rise_and_only_for_what_was_sent(world: World) {
     assert_eq!(enter(speaker), (all(2), numbers(4..=5)));
 }
 
-pub fn what_is_no_longer_kept_is_said_and_the_rest_is_brought(world: World) {
+pub fn trimmed_messages_are_reported_and_the_rest_is_delivered(world: World) {
     let (speaker, hearer) = world.two_shards();
     let at = send(speaker, 1..=25);
     enter(hearer);
@@ -153,7 +152,7 @@ pub fn a_retry_to_a_user_is_sent_once(world: World) {
     assert_eq!(missed, ["1", "3"]);
 }
 
-pub fn what_is_brought_stands_between_what_came_before_and_what_follows(world: World) {
+pub fn queued_messages_are_ordered_between_earlier_and_later_ones(world: World) {
     let (speaker, hearer) = world.two_shards();
     enter(hearer);
     hearer.acknowledge(&ann(), None, 0);
@@ -198,7 +197,7 @@ fn cut(world: &World) {
 }
 
 #[test]
-fn an_acknowledgement_waits_for_the_server_and_only_the_newest_is_sent() {
+fn an_acknowledgement_waits_for_the_server_and_only_the_latest_is_sent() {
     let world = through_redis();
     let (speaker, hearer) = world.two_shards();
     let at = send(speaker, 1..=9);
@@ -216,7 +215,7 @@ fn an_acknowledgement_waits_for_the_server_and_only_the_newest_is_sent() {
 }
 
 #[test]
-fn a_server_that_forgot_its_scripts_is_taught_the_one_for_acknowledgements() {
+fn a_server_that_lost_its_scripts_loads_the_one_for_acknowledgements_again() {
     let world = through_redis();
     let (speaker, hearer) = world.two_shards();
     let at = send(speaker, 1..=3);
@@ -229,12 +228,12 @@ fn a_server_that_forgot_its_scripts_is_taught_the_one_for_acknowledgements() {
 }
 
 #[test]
-fn an_acknowledgement_holds_across_a_failover() {
+fn an_acknowledgement_survives_a_failover() {
     let world = through_redis();
     let (speaker, hearer) = world.two_shards();
     let before = send(speaker, 1..=4);
     enter(hearer);
-    // The server is another one by now, with the same messages.
+    // The server has another generation now, and the same messages.
     redis(&world, &["HSET", META, "g", "another"]);
     let after = send(speaker, 5..=6);
     assert!(after.epoch > before.epoch && after.offset == 6);
@@ -248,7 +247,7 @@ fn an_acknowledgement_holds_across_a_failover() {
 }
 
 #[test]
-fn what_has_expired_or_was_lost_with_the_server_is_said() {
+fn messages_that_expired_or_were_lost_with_the_server_are_reported() {
     let world = through_redis();
     let (speaker, hearer) = world.two_shards();
     let at = send(speaker, 1..=4);
@@ -279,7 +278,7 @@ fn what_has_expired_or_was_lost_with_the_server_is_said() {
 }
 
 #[test]
-fn what_is_put_back_is_acknowledged_as_far_as_it_was() {
+fn a_repaired_queue_is_acknowledged_as_far_as_it_was() {
     let mut world = World::redis(crate::queued());
     {
         let (speaker, hearer) = world.two_shards();
@@ -288,7 +287,7 @@ fn what_is_put_back_is_acknowledged_as_far_as_it_was() {
         hearer.acknowledge(&ann(), Some(at.epoch), 3);
         wait_for_stored(&world, 1);
     }
-    // It comes back empty, and gets the messages from the node that has them.
+    // It restarts empty, and gets the messages from the node that has them.
     world.server().kill();
     world.wait_until_up(false);
     world.server().restart();

@@ -1,6 +1,6 @@
-//! What only a server can do to us: die, stand still, come back, hear from others, say nonsense.
+//! What only a server can do: die, freeze, restart, relay other services, send garbage.
 
-use crate::kept_faults::outcome_of;
+use crate::history_faults::outcome_of;
 use crate::proxy::{Proxy, Wire};
 use crate::redis::{Redis, wait_until, wait_within};
 use crate::world::{Build, EVERYBODY, Heard, World, payload};
@@ -15,7 +15,7 @@ fn world() -> World {
     World::redis(Build::usual())
 }
 
-/// What everybody in a room hears that keeps nothing, when Redis is back.
+/// What every member of a room without a history receives when Redis is back.
 fn outage(to: u32) -> Heard {
     Heard::Lost { to, count: 0 }
 }
@@ -64,7 +64,7 @@ fn ten_thousand_topics_deliver_again_after_redis_was_killed() {
 }
 
 #[test]
-fn a_frozen_redis_is_noticed_by_the_canary_and_healed_when_it_thaws() {
+fn a_frozen_redis_is_noticed_by_the_canary_and_used_again_when_it_thaws() {
     let mut world = world();
     let room = TopicName::room("room");
     for shard in world.shards() {
@@ -88,7 +88,7 @@ fn a_frozen_redis_is_noticed_by_the_canary_and_healed_when_it_thaws() {
 }
 
 #[test]
-fn a_publish_caught_by_the_frost_has_an_unknown_outcome() {
+fn a_publish_in_flight_when_redis_freezes_has_an_unknown_outcome() {
     let mut world = world();
     let room = TopicName::room("room");
     world.server().freeze();
@@ -105,7 +105,7 @@ fn a_publish_caught_by_the_frost_has_an_unknown_outcome() {
 }
 
 #[test]
-fn what_is_published_while_redis_is_away_is_delivered_when_it_is_back() {
+fn a_publish_while_redis_is_down_is_delivered_when_it_is_back() {
     let mut world = world();
     let room = TopicName::room("room");
     for shard in world.shards() {
@@ -118,9 +118,10 @@ fn what_is_published_while_redis_is_away_is_delivered_when_it_is_back() {
         publisher.publish(&room, &n.to_string());
     }
     wait_until("they wait", || world.nodes[0].counters().publish_queue_bytes > 0);
-    // A join while it is away is answered when it is back.
+    // A join during the outage is answered after it.
     publisher.join(&TopicName::room("new"), 2);
-    // The other node must listen before this one speaks: a message is not kept for anybody.
+    // The other node must be subscribed before this one publishes: without a history the message is
+    // not kept.
     let (first, second) = (world.nodes.remove(0), world.nodes.remove(0));
     drop(second);
     world.nodes.push(first);
@@ -245,7 +246,7 @@ fn a_topic_without_members_lingers_and_is_then_unsubscribed() {
 }
 
 #[test]
-fn who_comes_back_in_time_costs_redis_nothing() {
+fn a_member_who_returns_in_time_costs_redis_nothing() {
     let mut world = World::redis(Build { nodes: 1, ..Build::usual() });
     let room = TopicName::room("room");
     for at in 0..20 {
@@ -263,7 +264,7 @@ fn who_comes_back_in_time_costs_redis_nothing() {
 }
 
 #[test]
-fn a_cut_connection_heals_and_everything_delivers_again() {
+fn a_cut_connection_is_made_again_and_everything_delivers() {
     let mut world = world();
     let room = TopicName::room("room");
     for shard in world.shards() {
@@ -301,7 +302,7 @@ fn a_replica_is_not_taken_for_a_master() {
 }
 
 #[test]
-fn who_may_not_ask_for_numbers_notices_a_demotion_all_the_same() {
+fn a_user_without_info_rights_notices_a_demotion_all_the_same() {
     let mut world = World::redis(Build { nodes: 1, namespaces: "", ..Build::usual() });
     world.server().command(&["ACL", "SETUSER", "default", "-info"]);
     world.server().command(&["REPLICAOF", "127.0.0.1", "1"]);
@@ -313,7 +314,7 @@ fn who_may_not_ask_for_numbers_notices_a_demotion_all_the_same() {
 }
 
 #[test]
-fn a_wire_that_takes_no_more_subscriptions_and_still_brings_messages_is_given_up() {
+fn a_link_that_takes_no_more_subscriptions_and_still_delivers_is_given_up() {
     let redis = Redis::start();
     let socket_key = Proxy::start(redis.port);
     let url = format!("redis://127.0.0.1:{}", socket_key.port);
@@ -321,7 +322,7 @@ fn a_wire_that_takes_no_more_subscriptions_and_still_brings_messages_is_given_up
     let (node, shard) = (&world.nodes[0], &world.nodes[0].shards[0]);
     shard.join_and_hear(&TopicName::room("room"), 1);
     socket_key.set(Wire::DeadUpOfSubscribers);
-    // The canary goes on: it flies out on the other connection, and comes back on this one.
+    // The canary goes on: it is sent on the other connection, and comes back on this one.
     shard.join(&TopicName::room("new"), 2);
     wait_within(Duration::from_secs(3), "it is noticed", || node.health.ready(0).is_err());
     socket_key.heal();
@@ -332,7 +333,7 @@ fn a_wire_that_takes_no_more_subscriptions_and_still_brings_messages_is_given_up
 }
 
 #[test]
-fn what_a_server_refuses_for_now_holds_up_nobody_else() {
+fn a_transient_refusal_delays_no_other_publish() {
     let mut world = World::redis(Build { nodes: 1, ..Build::usual() });
     world.server().command(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
     let [flood, other] = [0, 1].map(|at| &world.nodes[0].shards[at]);
@@ -345,7 +346,7 @@ fn what_a_server_refuses_for_now_holds_up_nobody_else() {
 }
 
 #[test]
-fn a_server_that_has_refused_something_long_ago_lets_others_wait_for_it_again() {
+fn a_server_that_refused_something_long_ago_is_waited_for_again() {
     let (publish_queue_ms_max, publish_queue_bytes_max) = (1_500, 16 * 1024);
     let limits = Limits { publish_queue_ms_max, publish_queue_bytes_max, ..Limits::PRODUCTION };
     let mut world = World::redis(Build { nodes: 1, limits, ..Build::usual() });
@@ -356,7 +357,7 @@ fn a_server_that_has_refused_something_long_ago_lets_others_wait_for_it_again() 
     let redis = world.redis.as_ref().unwrap();
     redis.command(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
     std::thread::sleep(Duration::from_millis(300)); // some turns
-    // More at once than may wait for a server that is away.
+    // More at once than may wait for a server that is down.
     let (room, text) = (TopicName::room("room"), format!("\"{}\"", "x".repeat(1024)));
     (1..=100).for_each(|id| speaker.publish_as(&room, &text, Some(id), None));
     for _ in 1..=100 {
@@ -378,12 +379,12 @@ fn a_refused_subscription_breaks_the_link_and_is_tried_again() {
 }
 
 #[test]
-fn who_was_answered_before_a_canary_ever_came_back_is_told_of_the_gap_as_well() {
+fn members_who_joined_before_the_first_canary_are_told_of_the_gap_too() {
     let redis = Redis::start();
     redis.command(&["ACL", "SETUSER", "default", "-publish"]);
     let world = World::begin(Build { nodes: 1, ..Build::usual() }, &redis.url(), "test");
     let (node, room) = (&world.nodes[0], TopicName::room("room"));
-    // Subscribed, and answered; but the link is given up, because no canary flies on it.
+    // Subscribed, and answered; but the link is given up, because no canary is sent on it.
     node.shards[0].join_and_hear(&room, 1);
     let before = node.counters().reconnects;
     wait_until("that link is lost", || node.counters().reconnects > before + 1);

@@ -1,7 +1,7 @@
-//! What both backplanes must do, told once. Each story gets a world of one kind or the other.
+//! What every backplane must do. Each story gets a world of one kind.
 //!
-//! That nobody else hears something is proved by what they hear next: a marker published after it
-//! on the same road. Rooms of one partition have the same road, whatever the servers.
+//! That a shard receives nothing is proved by what it receives next: a marker published afterwards
+//! on the same path. Rooms of one partition have the same path, whatever the servers.
 
 use crate::world::{EVERYBODY, Heard, World, join, payload};
 use bytes::Bytes;
@@ -20,7 +20,7 @@ fn neighbours() -> (TopicName, TopicName) {
     (room, other)
 }
 
-pub fn every_shard_of_every_node_with_members_hears_and_no_other(world: World) {
+pub fn every_shard_with_members_on_every_node_receives_and_no_other(world: World) {
     let (room, other) = neighbours();
     let silent = world.nodes[0].shards.len() - 1;
     for (index, shard) in world.shards().enumerate() {
@@ -99,7 +99,7 @@ pub fn users_and_everybody_are_topics_too(world: World) {
     }
 }
 
-pub fn who_has_left_hears_nothing_more(world: World) {
+pub fn a_shard_without_members_receives_nothing_more(world: World) {
     let (room, other) = neighbours();
     for shard in world.shards() {
         shard.join_and_hear(&room, 1);
@@ -116,14 +116,14 @@ pub fn who_has_left_hears_nothing_more(world: World) {
     }
 }
 
-pub fn who_comes_back_is_reached_under_the_new_key(world: World) {
+pub fn a_shard_that_joins_again_receives_under_its_new_key(world: World) {
     let room = TopicName::room("room");
     let shard = world.shards().next().unwrap();
     shard.join_and_hear(&room, 1);
     for at in 2..50 {
         shard.leave(&room, at - 1);
         shard.join_and_hear(&room, at);
-        // A late leave of an earlier stay must not end this one.
+        // A late leave of an earlier join must not end this one.
         shard.leave(&room, at - 1);
         shard.publish(&room, &at.to_string());
         assert_eq!(payload(shard.hear(), at), at.to_string());
@@ -151,7 +151,7 @@ pub fn a_join_and_leave_at_once_leaves_nothing_behind(world: World) {
 }
 
 /// The world has channels of eight items.
-pub fn a_full_shard_is_told_how_much_it_lost_and_then_hears_again(world: World) {
+pub fn a_full_shard_is_told_how_much_it_lost_and_then_receives_again(world: World) {
     let (room, other) = neighbours();
     let (slow, quick) = (&world.nodes[0].shards[0], &world.nodes[0].shards[1]);
     slow.join_and_hear(&room, 1);
@@ -160,7 +160,7 @@ pub fn a_full_shard_is_told_how_much_it_lost_and_then_hears_again(world: World) 
     for n in 0..sent {
         quick.publish(&room, &n.to_string());
     }
-    // The quick shard is not delayed by the slow one, and now everything has gone past.
+    // The fast shard is not delayed by the slow one, and now everything has been delivered to it.
     quick.publish(&other, "0");
     assert_eq!(payload(quick.hear(), 2), "0");
     let kept = slow.end.waiting();
@@ -188,13 +188,13 @@ pub fn a_burst_that_fits_the_backlog_arrives_whole_and_in_order(world: World) {
 }
 
 /// The world has channels of eight items.
-pub fn answers_wait_for_a_full_shard_instead_of_being_dropped(world: World) {
+pub fn replies_wait_for_a_full_shard_instead_of_being_dropped(world: World) {
     let shard = &world.nodes[0].shards[0];
     let joins = 300;
     let mut answers = 0;
     for at in 0..joins {
         let mut item = join(&TopicName::room(&at.to_string()), at);
-        // The uplink fills up as soon as an answer waits; then this shard listens first.
+        // The uplink fills up as soon as a reply waits; then this shard is emptied first.
         while let Err(back) = shard.end.try_send(item) {
             item = back;
             shard.end.ring();
@@ -252,7 +252,7 @@ pub fn a_conflate_key_comes_with_its_message_and_with_no_other(world: World) {
     }
 }
 
-pub fn success_is_told_to_those_who_asked_and_only_to_them(world: World) {
+pub fn success_is_reported_to_publishers_that_asked_and_only_to_them(world: World) {
     let room = TopicName::room("room");
     let shard = world.shards().next().unwrap();
     shard.publish_as(&room, "1", None, None);

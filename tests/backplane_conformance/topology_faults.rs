@@ -1,8 +1,8 @@
-//! What happens to topics whose server changes: a master that is replaced, by a fault or on purpose, a
-//! slot that moves under live subscriptions, one of several servers that dies.
+//! Topics whose server changes: a master that is replaced, by a fault or on purpose; a slot that
+//! moves under live subscriptions; one of several servers that dies.
 //!
-//! Each story publishes under keys until every publish is accepted, and then wants every message once
-//! and in order, or to be told.
+//! Each story publishes under keys until every publish is accepted, and then expects every message
+//! once and in order, or a report of its loss.
 
 use crate::cluster::Cluster;
 use crate::proxy::Proxy;
@@ -30,7 +30,7 @@ fn build() -> Build {
     Build { nodes: 2, shards: 1, linger_ms: 100, ..Build::usual() }
 }
 
-/// Everything that the shards of two nodes do and hear.
+/// Everything that the shards of two nodes do and receive.
 struct Talk<'a> {
     speaker: &'a Shard,
     hearer: &'a Shard,
@@ -41,7 +41,7 @@ struct Talk<'a> {
 }
 
 impl<'a> Talk<'a> {
-    /// The hearer is in all rooms.
+    /// The receiver is in all rooms.
     fn begin(world: &'a World) -> Talk<'a> {
         let (speaker, hearer) = world.two_shards();
         for number in 0..ROOMS {
@@ -88,8 +88,8 @@ impl<'a> Talk<'a> {
         }
     }
 
-    /// Every message of every room with a history was heard once and in order, and nobody was told
-    /// otherwise.
+    /// Every message of every room with a history was delivered once and in order, without a
+    /// reported loss.
     fn all_heard(mut self) {
         let accepted = self.accepted.clone();
         wait_until("everything is heard", || {
@@ -110,7 +110,8 @@ impl<'a> Talk<'a> {
             let before = self.heard.get(&to).map_or(0, Vec::len);
             let mut published_at = None::<Instant>;
             wait_until("a room without a history delivers", || {
-                // What is said while the server is away may be lost; this is about what comes after.
+                // What is published while the server is down may be lost; this is about what comes
+                // after.
                 if published_at.is_none_or(|at| at.elapsed() > Duration::from_millis(300)) {
                     self.speaker.publish(&plain(room), "0");
                     published_at = Some(Instant::now());
@@ -124,7 +125,7 @@ impl<'a> Talk<'a> {
         }
     }
 
-    /// Everybody in a room without a history was told that something may be missing.
+    /// Every member of a room without a history was told that messages may be missing.
     fn all_told(&mut self) {
         wait_until("whoever may have missed something is told", || {
             self.listen();
@@ -177,8 +178,8 @@ fn a_failover_on_purpose_is_followed_and_nothing_is_lost() {
 }
 
 #[test]
-fn a_replica_that_missed_the_end_gets_it_back_when_it_is_promoted() {
-    // Nothing forbids this master to be alone: what it says last is lost with it.
+fn a_replica_that_missed_the_tail_is_repaired_when_it_is_promoted() {
+    // The master may be alone here: what it stores last is lost with it.
     let mut redis = Sentinel::start(Care { min_replicas: 0, ..Care::default() });
     let world = World::over(build(), &redis.url(), "test");
     let mut talk = Talk::begin(&world);
@@ -208,7 +209,7 @@ fn has_nodes(server: &Redis) -> bool {
 #[test]
 fn a_failover_that_waits_for_a_replica_is_followed_all_the_same() {
     let redis = Sentinel::start(Care::default());
-    // Whoever leads a failover is the last to say so: here it is the only one that is asked.
+    // The leader of a failover is the last to report it: here it is the only one that is asked.
     let url = format!("redis+sentinel://127.0.0.1:{}/{NAME}", redis.sentinels[0].port);
     let world = World::over(build(), &url, "test");
     let master = redis.master().expect("there is a master");
@@ -309,7 +310,7 @@ fn place_of(redis: &Cluster, room: &TopicName) -> (String, usize) {
     (slot, owner)
 }
 
-/// Takes a slot from everybody.
+/// Takes a slot from every master.
 fn orphan(redis: &Cluster, slot: &str, owner: usize) {
     let first = std::iter::once(&redis.servers[owner]);
     let all: Vec<&Redis> = first.chain(&redis.servers).collect();
@@ -323,7 +324,7 @@ fn orphan(redis: &Cluster, slot: &str, owner: usize) {
 }
 
 #[test]
-fn a_slot_that_nobody_has_makes_a_node_unready_and_holds_up_no_other_room() {
+fn a_slot_without_a_master_makes_a_node_unready_and_delays_no_other_room() {
     let redis = Cluster::start(0);
     for server in &redis.servers {
         server.command(&["CONFIG", "SET", "cluster-require-full-coverage", "no"]);
@@ -333,7 +334,7 @@ fn a_slot_that_nobody_has_makes_a_node_unready_and_holds_up_no_other_room() {
     shard.join_and_hear(&plain(0), 0);
     let (slot, owner) = place_of(&redis, &plain(0));
     orphan(&redis, &slot, owner);
-    // While it stands still what is joined is gathered: one batch, with a room of that slot.
+    // While it is frozen joins are gathered: one batch, with a room of that slot.
     let is_beside = |n: &u32| partition(plain(*n).as_str()) == partition(plain(0).as_str());
     let beside = (1..).find(is_beside).expect("there are only 1024 partitions");
     redis.servers[owner].freeze();
@@ -359,7 +360,7 @@ fn a_slot_that_nobody_has_makes_a_node_unready_and_holds_up_no_other_room() {
     });
     assert!(!joined.contains(&beside), "nobody can deliver that");
     wait_within(Duration::from_secs(4), "it says so", || node.health.ready(0).is_err());
-    // A link that begins meanwhile cannot say what will be missed.
+    // A link that begins meanwhile cannot know what will be missed.
     let before = node.counters().reconnects;
     redis.servers[owner].command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
     wait_until("it is noticed", || node.counters().reconnects > before);
@@ -385,9 +386,10 @@ fn a_slot_that_nobody_has_makes_a_node_unready_and_holds_up_no_other_room() {
 }
 
 #[test]
-fn a_master_that_only_we_still_reach_is_left_for_its_heir_within_three_seconds() {
-    // It takes publishes and subscriptions as if nothing had happened: the rest of its Cluster has
-    // given it up, and its heir has its slots under a higher epoch. Here they never met at all.
+fn a_master_that_only_we_still_reach_is_left_for_its_successor_within_three_seconds() {
+    // It accepts publishes and subscriptions as if nothing had happened: the rest of its Cluster
+    // has given it up, and its successor has its slots under a higher epoch. Here they never met at
+    // all.
     let [old, heir] = ["1", "2"].map(|epoch| {
         let bus = free_port().to_string();
         let settings = ["--cluster-enabled", "yes", "--cluster-port", &bus];
@@ -414,8 +416,8 @@ fn a_master_that_only_we_still_reach_is_left_for_its_heir_within_three_seconds()
 }
 
 #[test]
-fn a_slot_that_goes_away_and_comes_back_behind_its_subscription_is_heard() {
-    // A Cluster of one behind a slow wire: a batch of subscriptions arrives in parts.
+fn a_slot_that_leaves_and_returns_behind_its_subscription_is_subscribed() {
+    // A Cluster of one behind a slow connection: a batch of subscriptions arrives in parts.
     let port = free_port();
     let socket_key = Proxy::start(port);
     let announced = socket_key.port.to_string();
@@ -438,7 +440,7 @@ fn a_slot_that_goes_away_and_comes_back_behind_its_subscription_is_heard() {
     let is_there = |n| redis.command(&["PUBSUB", "SHARDNUMSUB", &channel(n)]).ends_with(" 1");
     socket_key.delay(200);
     let count = 500;
-    // As many batches as may be under way, of one room each; what comes then is gathered.
+    // As many batches as may be in flight, of one room each; what comes then is gathered.
     for n in 0..BATCHES_MAX as u32 {
         shard.join(&room(n), n);
         std::thread::sleep(Duration::from_millis(20));
@@ -466,7 +468,7 @@ fn a_slot_that_goes_away_and_comes_back_behind_its_subscription_is_heard() {
 }
 
 #[test]
-fn who_may_have_missed_what_other_services_said_is_told_wherever_the_room_is() {
+fn members_who_may_have_missed_publishes_of_other_services_are_told_wherever_the_room_is() {
     let redis = Cluster::start(0);
     let world = World::over(Build { nodes: 1, ..build() }, &redis.url(), "test");
     let (node, shard) = (&world.nodes[0], &world.nodes[0].shards[0]);
@@ -475,7 +477,7 @@ fn who_may_have_missed_what_other_services_said_is_told_wherever_the_room_is() {
         redis.servers[*at].command(&["PUBSUB", "CHANNELS", "test:publish"]) == "test:publish"
     };
     let hearer = redis.masters().into_iter().find(hears).expect("it is heard from one of them");
-    // Where no other service ever spoke, a connection that is lost concerns its own rooms alone.
+    // Where no other service ever published, a lost connection concerns its own rooms alone.
     redis.servers[hearer].command(&[
         "PUBLISH",
         "test:publish",
@@ -495,7 +497,7 @@ fn who_may_have_missed_what_other_services_said_is_told_wherever_the_room_is() {
 }
 
 #[test]
-fn one_of_several_servers_that_dies_takes_only_its_own_rooms_with_it() {
+fn one_of_several_servers_that_dies_affects_only_its_own_rooms() {
     let mut all: Vec<Redis> = (0..3).map(|_| Redis::start()).collect();
     let hosts: Vec<_> = all.iter().map(|redis| format!("127.0.0.1:{}", redis.port)).collect();
     let world = World::over(build(), &format!("redis://{}", hosts.join(",")), "test");
@@ -532,7 +534,7 @@ fn one_of_several_servers_that_dies_takes_only_its_own_rooms_with_it() {
 }
 
 #[test]
-fn what_must_be_on_a_replica_is_acknowledged_when_it_is_there_and_nobody_else_waits_for_it() {
+fn a_replicated_publish_is_acknowledged_when_a_replica_has_it_and_delays_no_other() {
     let master = Redis::start();
     let world = World::over(Build { nodes: 1, shards: 2, ..build() }, &master.url(), "test");
     let (speaker, hearer) = world.two_shards();
@@ -549,7 +551,7 @@ fn what_must_be_on_a_replica_is_acknowledged_when_it_is_there_and_nobody_else_wa
             }
         }
     };
-    // There is no replica: it is said, and whether it will stay nobody knows.
+    // There is no replica: the message is delivered, and whether it will survive is unknown.
     assert_eq!(outcome(1, "a"), PublishOutcome::Unknown);
     assert_eq!(hearer.hear_payloads(1, 1), ["1"]);
     wait_until("it is counted", || world.nodes[0].counters().publishes_unreplicated == 1);
@@ -562,7 +564,8 @@ fn what_must_be_on_a_replica_is_acknowledged_when_it_is_there_and_nobody_else_wa
         panic!()
     };
     let replica = Redis::start_with(&["--replicaof", &format!("127.0.0.1 {}", master.port)]);
-    // A replica that has just come, or is slow, costs another try under the same key: nothing more.
+    // A replica that has just connected, or is slow, costs another try under the same key: nothing
+    // more.
     let mut id = 3;
     let mut place_of = |key: &str| {
         let mut place = None;

@@ -35,10 +35,10 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Under which key a shard hears what is said to everybody.
+/// The key of the broadcast topic on every shard.
 pub const EVERYBODY: u32 = everybody(Encoding::NATIVE).0.index;
 
-/// What a shard heard, small enough to compare.
+/// What a shard received, in a form that is easy to compare.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
     Settled,
@@ -54,13 +54,13 @@ pub enum Heard {
     Presence { id: Option<u64>, here: Option<(Vec<Listed>, u64)> },
 }
 
-/// A user of a list, with connections and info.
+/// A user of a roster, with connections and info.
 pub type Listed = (String, u64, Option<String>);
 
 pub struct Shard {
     pub node: NodeId,
     pub end: ShardEnd,
-    /// What came while an answer was waited for.
+    /// What arrived while a reply was awaited.
     aside: Cell<VecDeque<Heard>>,
 }
 
@@ -72,11 +72,11 @@ pub struct Node {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Some nodes, and what is between them unless there is only one.
+/// Some nodes, and the servers between them.
 pub struct World {
     pub nodes: Vec<Node>,
     pub redis: Option<Redis>,
-    /// Servers that other worlds use at the same time, under other names.
+    /// Servers that other worlds use at the same time, under other prefixes.
     _shared: Option<Arc<Shared>>,
 }
 
@@ -92,7 +92,7 @@ static SEVERAL: Mutex<Weak<Shared>> = Mutex::new(Weak::new());
 static SENTINEL: Mutex<Weak<Shared>> = Mutex::new(Weak::new());
 static CLUSTER: Mutex<Weak<Shared>> = Mutex::new(Weak::new());
 
-/// Starts it, unless somebody has it.
+/// Starts it, unless it is running.
 fn share(place: &Mutex<Weak<Shared>>, start: impl FnOnce() -> Shared) -> Arc<Shared> {
     let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
     place.upgrade().unwrap_or_else(|| {
@@ -134,7 +134,7 @@ impl Build {
 }
 
 impl World {
-    /// One that speaks and one that hears, as far from each other as there are.
+    /// A publisher and a receiver, as far from each other as there are.
     pub fn two_shards(&self) -> (&Shard, &Shard) {
         let last = self.nodes.last().expect("a world has a node");
         (&self.nodes[0].shards[0], last.shards.last().expect("a node has a shard"))
@@ -157,7 +157,7 @@ impl World {
         World::shared(build, &format!("redis://{}", hosts.join(",")), shared)
     }
 
-    /// Nodes over a master that sentinels name.
+    /// Nodes over a master named by sentinels.
     pub fn sentinel(build: Build) -> World {
         let shared = share(&SENTINEL, || Shared {
             sentinel: Some(Sentinel::start(Care::default())),
@@ -183,21 +183,21 @@ impl World {
         world
     }
 
-    /// As many nodes as asked for, with a server of their own between them; all of them are up.
+    /// So many nodes with a server of their own between them; all of them are up.
     pub fn redis(build: Build) -> World {
         let redis = Redis::start();
         let world = World::over(build, &redis.url(), "test");
         World { redis: Some(redis), ..world }
     }
 
-    /// As many nodes as asked for, over servers that run already; all of them are up.
+    /// So many nodes over servers that are running; all of them are up.
     pub fn over(build: Build, url: &str, prefix: &str) -> World {
         let world = World::begin(build, url, prefix);
         world.wait_until_up(true);
         world
     }
 
-    /// The same, not waited for.
+    /// The same, without waiting until they are up.
     pub fn begin(build: Build, url: &str, prefix: &str) -> World {
         let plan = RedisPlan {
             servers: Box::new(RedisServers::read(url).unwrap()),
@@ -276,8 +276,7 @@ impl Shard {
         self.send(join(topic, at));
     }
 
-    /// Joins and waits for the answer.
-    /// Some client of the shard is here: broadcasts are for it.
+    /// Joins and waits for the answer. The shard has a connection: broadcasts are delivered to it.
     pub fn has_connections(&self) {
         self.end.connections.set(Encoding::NATIVE, 1);
     }
@@ -291,12 +290,13 @@ impl Shard {
         self.send(Uplink::Leave { topic: topic.clone(), at: topic_id(at) });
     }
 
-    /// Publishes a JSON value; nobody asks how it ended.
+    /// Publishes a JSON value without a reply.
     pub fn publish(&self, topic: &TopicName, json: &str) {
         self.publish_as(topic, json, None, None);
     }
 
-    /// Publishes for connection `conn`, which asks under `id` and may want not to hear it itself.
+    /// Publishes for connection `conn` with request `id`; it may ask not to receive its own
+    /// message.
     pub fn publish_as(&self, topic: &TopicName, json: &str, id: Option<u64>, except: Option<u32>) {
         let origin = |conn| Origin { node: self.node, shard: self.end.id, conn: conn_id(conn) };
         let id = id.map(RequestId::Number);
@@ -311,7 +311,7 @@ impl Shard {
         }));
     }
 
-    /// Publishes for connection 7 under a key; the answer comes under `id`.
+    /// Publishes for connection 7 under an idempotency key; the reply comes under `id`.
     pub fn publish_keyed(&self, topic: &TopicName, json: &str, id: u64, key: Option<&str>) {
         let id = Some(RequestId::Number(id));
         self.send(Uplink::Publish(Publish {
@@ -325,7 +325,7 @@ impl Shard {
         }));
     }
 
-    /// Publishes something about `key`; nobody asks how it ended.
+    /// Publishes with a conflate key, without a reply.
     pub fn publish_about(&self, topic: &TopicName, json: &str, key: ConflateKey) {
         self.send(Uplink::Publish(Publish {
             topic: topic.clone(),
@@ -338,7 +338,7 @@ impl Shard {
         }));
     }
 
-    /// Asks where a history is, and what was missed since.
+    /// Asks for the position of a history and the messages missed since.
     pub fn recover(&self, topic: &TopicName, at: u32, ticket: u64, since: Option<Position>) {
         let (topic, at, conn) = (topic.clone(), topic_id(at), conn_id(7));
         let encoding = Encoding::NATIVE;
@@ -346,7 +346,7 @@ impl Shard {
         self.send(Uplink::Recover(Box::new(ask)));
     }
 
-    /// The same; the answer.
+    /// The same, with the reply.
     pub fn recover_and_hear(
         &self,
         topic: &TopicName,
@@ -362,24 +362,24 @@ impl Shard {
         }
     }
 
-    /// A user has dealt with what is kept for it.
+    /// A user acknowledges its queue.
     pub fn acknowledge(&self, topic: &TopicName, epoch: Option<u64>, offset: u64) {
         let (topic, up_to) = (topic.clone(), UpTo { epoch, offset });
         self.send(Uplink::Acknowledge { topic, up_to });
     }
 
-    /// A connection of a user came into a room with presence.
+    /// A user's connection joins a room with presence.
     pub fn come(&self, topic: &TopicName, user: &str, conn: u32, info: Option<&str>) {
         let by = Origin { node: self.node, shard: self.end.id, conn: conn_id(conn) };
         self.attend(topic, user, PresenceChange::Joined { by, info: info.map(Into::into) });
     }
 
-    /// One left.
+    /// A user's connection leaves.
     pub fn go(&self, topic: &TopicName, user: &str) {
         self.attend(topic, user, PresenceChange::Left);
     }
 
-    /// One says something else of its user.
+    /// A user's info changes.
     pub fn say_of(&self, topic: &TopicName, user: &str, info: &str) {
         self.attend(topic, user, PresenceChange::InfoChanged(info.into()));
     }
@@ -389,7 +389,7 @@ impl Shard {
         self.send(Uplink::PresenceUpdate(Box::new(PresenceUpdate { topic, user, deed })));
     }
 
-    /// Asks who is in a room; the answer must come next.
+    /// Asks for the roster of a room; the reply must come next.
     pub fn who_is_there(&self, topic: &TopicName) -> Option<(Vec<Listed>, u64)> {
         let id = Some(RequestId::Number(4));
         let to = PresenceTo::Conn { shard: self.end.id, conn: conn_id(7), id };
@@ -414,7 +414,7 @@ impl Shard {
         self.end.ring();
     }
 
-    /// The next thing this shard hears, within 20 seconds.
+    /// The next item that this shard receives, within 20 seconds.
     pub fn hear(&self) -> Heard {
         let mut aside = self.aside.take();
         let heard = aside.pop_front();
@@ -498,7 +498,7 @@ impl Shard {
         (0..count).map(|_| payload(self.hear(), to)).collect()
     }
 
-    /// Whether nothing comes for a while. Only where no later message can prove it.
+    /// Whether nothing arrives for a while. Only where no later message can prove it.
     pub fn hears_nothing_for(&self, time: Duration) -> bool {
         let deadline = Instant::now() + time;
         while Instant::now() < deadline {
@@ -525,7 +525,7 @@ pub fn payload_of(json: &str) -> String {
     value["payload"].to_string()
 }
 
-/// The texts of whole frames, one behind the other.
+/// The texts of consecutive whole frames.
 fn all_unframed(mut frames: &[u8]) -> Vec<String> {
     let mut texts = Vec::new();
     while !frames.is_empty() {

@@ -1,5 +1,5 @@
-//! What a server can do to histories: forget, come back empty, come back without the end, be cut off.
-//! Nothing may be missing that is not told.
+//! Faults of a server with histories: data loss, an empty restart, a lost tail, a cut connection.
+//! No message may be missing without a report.
 
 use crate::proxy::Proxy;
 use crate::redis::{Redis, wait_until};
@@ -71,15 +71,14 @@ fn cut(world: &World) {
 }
 
 #[test]
-fn what_was_said_while_this_node_was_cut_off_is_read_back() {
+fn messages_published_while_this_node_was_cut_off_are_read() {
     let world = world();
     let (speaker, hearer) = world.two_shards();
     enter(hearer);
     publish(speaker, 1..=3);
     assert_eq!(hear(hearer, 3), numbers(1..=3));
     let redis = world.redis.as_ref().unwrap();
-    // Another node has spoken and this one heard nothing of it: the entries are there, no message
-    // came.
+    // Another node has published and this one received nothing of it: entries without messages.
     for number in 4..=6 {
         let id = format!("{number}-0");
         redis.command_bytes(&[b"XADD", STREAM.as_bytes(), id.as_bytes(), b"d", &envelope(number)]);
@@ -98,7 +97,7 @@ pub fn envelope(number: u64) -> Vec<u8> {
 }
 
 #[test]
-fn a_hole_in_what_comes_is_closed_before_anything_else_is_heard() {
+fn a_gap_is_closed_before_anything_else_is_delivered() {
     let world = world();
     let (_, hearer) = world.two_shards();
     let at = enter(hearer);
@@ -109,7 +108,7 @@ fn a_hole_in_what_comes_is_closed_before_anything_else_is_heard() {
         redis.command_bytes(&[b"XADD", STREAM.as_bytes(), id.as_bytes(), b"d", &envelope(number)]);
     }
     redis.command(&["HSET", META, "s", "3"]);
-    // Of three messages only the last is told.
+    // Of three messages only the last arrives.
     let said = [format!("{}:3:", at.epoch).as_bytes(), &envelope(3)[..]].concat();
     redis.command_bytes(&[b"PUBLISH", channel, &said]);
     assert_eq!(hear(hearer, 3), numbers(1..=3));
@@ -119,7 +118,7 @@ fn a_hole_in_what_comes_is_closed_before_anything_else_is_heard() {
 }
 
 #[test]
-fn a_server_that_comes_back_empty_gets_everything_back_and_nobody_notices() {
+fn a_server_that_restarts_empty_is_repaired_and_no_member_notices() {
     let mut world = world();
     let before = {
         let (speaker, hearer) = world.two_shards();
@@ -144,7 +143,7 @@ fn a_server_that_comes_back_empty_gets_everything_back_and_nobody_notices() {
 }
 
 #[test]
-fn a_server_that_lost_the_end_gets_it_back_before_it_says_anything_new() {
+fn a_server_that_lost_the_tail_is_repaired_before_it_accepts_new_messages() {
     let world = world();
     let (speaker, hearer) = world.two_shards();
     enter(hearer);
@@ -166,7 +165,7 @@ fn a_server_that_lost_the_end_gets_it_back_before_it_says_anything_new() {
 }
 
 #[test]
-fn what_nobody_has_any_more_is_told_to_everybody() {
+fn messages_that_no_node_has_any_more_are_reported_as_lost() {
     let world = world();
     let (speaker, hearer) = world.two_shards();
     let before = publish(speaker, 1..=5);
@@ -182,7 +181,7 @@ fn what_nobody_has_any_more_is_told_to_everybody() {
 }
 
 #[test]
-fn a_server_that_forgets_its_scripts_is_taught_them_again() {
+fn a_server_that_lost_its_scripts_loads_them_again() {
     let world = world();
     let (speaker, hearer) = world.two_shards();
     enter(hearer);
@@ -205,7 +204,7 @@ fn a_server_that_forgets_its_scripts_is_taught_them_again() {
 }
 
 #[test]
-fn what_was_under_way_when_the_server_froze_is_said_once() {
+fn a_publish_in_flight_when_the_server_froze_is_stored_once() {
     let world = world();
     let (speaker, hearer) = world.two_shards();
     enter(hearer);
@@ -257,14 +256,14 @@ fn another_history_is_read_from_its_own_beginning() {
 }
 
 #[test]
-fn what_was_said_instead_of_what_a_dead_master_still_said_is_heard() {
+fn messages_that_replaced_those_of_a_dead_master_are_delivered() {
     let world = world();
     let (speaker, hearer) = world.two_shards();
     enter(hearer);
     let at = publish(speaker, 1..=5);
     assert_eq!(hear(hearer, 5), numbers(1..=5));
     let redis = world.redis.as_ref().unwrap();
-    // The server that leads now had three of them when it began to, and has said others since.
+    // The new master had three of them when it was promoted, and has stored others since.
     let (epoch, chain) = ((at.epoch + 1).to_string(), format!("{}:3 ", at.epoch));
     redis.command(&["DEL", STREAM]);
     for number in 1..=6 {
@@ -282,7 +281,7 @@ fn what_was_said_instead_of_what_a_dead_master_still_said_is_heard() {
     let (now, recovery, missed) = hearer.recover_and_hear(&topic(), 5, since(5));
     assert_eq!((now.offset, recovery), (6, Recovery::Replaced { messages: 3 }));
     assert_eq!(missed, ["40", "50", "60"]);
-    // And who was away all the time, from a node that has not heard any of it.
+    // And a client that was away all the time recovers from a node that has none of it.
     let other = World::over(Build { nodes: 1, shards: 1, ..Build::usual() }, &redis.url(), "test");
     let stranger = &other.nodes[0].shards[0];
     enter(stranger);
@@ -292,7 +291,7 @@ fn what_was_said_instead_of_what_a_dead_master_still_said_is_heard() {
 }
 
 #[test]
-fn who_asks_while_less_is_being_read_is_answered_from_what_is_read_next() {
+fn a_request_during_a_shorter_read_is_answered_from_the_next_one() {
     let redis = Redis::start();
     let socket_key = Proxy::start(redis.port);
     let world = World::over(
@@ -302,7 +301,7 @@ fn who_asks_while_less_is_being_read_is_answered_from_what_is_read_next() {
     );
     let (speaker, hearer) = world.two_shards();
     let at = publish(speaker, 1..=10);
-    // The channel is there, and its history on the way: of that only the end was asked for.
+    // The channel is subscribed, and a read on its way that asks for the end only.
     socket_key.delay(50);
     hearer.join_and_hear(&topic(), 5);
     let answer = hearer.recover_and_hear(&topic(), 5, Some(Position { offset: 4, ..at }));
@@ -351,7 +350,7 @@ fn histories_are_read_no_faster_than_the_operator_allows_and_all_are_read() {
 }
 
 #[test]
-fn what_is_put_back_has_its_keys_again_and_a_retry_is_said_once() {
+fn a_repair_restores_idempotency_keys_and_a_retry_is_stored_once() {
     let mut world = world();
     let (speaker, hearer) = world.two_shards();
     let before = enter(hearer);
@@ -362,7 +361,7 @@ fn what_is_put_back_has_its_keys_again_and_a_retry_is_said_once() {
     world.server().restart();
     world.wait_until_up(true);
     let (speaker, hearer) = world.two_shards();
-    // Its publisher never heard the answer, and asks again.
+    // Its publisher never received the reply, and retries.
     speaker.publish_keyed(&topic(), "3", 30, Some("3"));
     let PublishOutcome::Accepted(Some(at)) = outcome_of(speaker, 30) else {
         panic!("it was said before")
@@ -375,13 +374,13 @@ fn what_is_put_back_has_its_keys_again_and_a_retry_is_said_once() {
 }
 
 #[test]
-fn who_has_heard_more_than_this_node_is_not_denied_before_it_has_looked_again() {
+fn a_client_that_received_more_than_this_node_is_not_denied_before_another_read() {
     let world = world();
     let (speaker, hearer) = world.two_shards();
     let at = enter(hearer);
     publish(speaker, 1..=2);
     assert_eq!(hear(hearer, 2), numbers(1..=2));
-    // A third is said, and this node's wire brings nothing of it.
+    // A third is published, and does not arrive on this node's connection.
     let redis = world.redis.as_ref().unwrap();
     redis.command_bytes(&[b"XADD", STREAM.as_bytes(), b"3-0", b"d", &envelope(3)]);
     redis.command(&["HSET", META, "s", "3"]);
@@ -399,14 +398,14 @@ fn a_message_of_an_epoch_that_is_over_is_not_waited_for() {
     let at = enter(hearer);
     publish(speaker, 1..=2);
     assert_eq!(hear(hearer, 2), numbers(1..=2));
-    // What somebody puts back comes to those who know already that the history has gone on.
+    // A repair arrives at a node that knows that the history has gone on.
     let redis = world.redis.as_ref().unwrap();
     let channel = b"test:{p32}:m:r:kept:a";
     let said = [format!("{}:7:", at.epoch - 1).as_bytes(), &envelope(7)[..]].concat();
     redis.command_bytes(&[b"PUBLISH", channel, &said]);
     publish(speaker, 3..=3);
     assert_eq!(hear(hearer, 1), [3]);
-    // Numbers are told at every tick: those of one tick, and those of a later one.
+    // Gauges are published at every tick: those of one tick, and those of a later one.
     let reads_when = |publishes: u64| {
         let counted = || world.nodes[0].counters();
         wait_until("a tick has come", || counted().publishes == publishes);
@@ -420,20 +419,20 @@ fn a_message_of_an_epoch_that_is_over_is_not_waited_for() {
 }
 
 #[test]
-fn what_only_its_publisher_knows_of_is_put_back_too() {
+fn unconfirmed_publishes_are_repaired_too() {
     let redis = Redis::start_with(&["--enable-debug-command", "yes"]);
     let build = Build { nodes: 1, shards: 2, ..Build::usual() };
     let world = World::over(build, &redis.url(), "test");
     let (speaker, hearer) = world.two_shards();
-    // Nobody listens, and three are acknowledged.
+    // There are no subscribers, and three are acknowledged.
     let before = publish(speaker, 1..=3);
-    // The next server has the first two, and is another one.
+    // The next server has the first two, and another generation.
     redis.command(&["XDEL", STREAM, "3-0"]);
     redis.command(&["XSETID", STREAM, "2-0"]);
     redis.command(&["HSET", META, "s", "2"]);
     let reconnects = world.nodes[0].counters().reconnects;
     redis.command(&["DEBUG", "CHANGE-REPL-ID"]);
-    // At once: a canary that came back would prove that whoever listens was told.
+    // At once: a canary that came back would prove that subscribers received it.
     redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
     wait_until("it is noticed", || world.nodes[0].counters().reconnects > reconnects);
     world.wait_until_up(true);
@@ -446,13 +445,13 @@ fn what_only_its_publisher_knows_of_is_put_back_too() {
 }
 
 #[test]
-fn a_server_that_missed_a_whole_epoch_gets_it_back() {
+fn a_server_that_missed_a_whole_epoch_is_repaired() {
     let world = world();
     let (speaker, hearer) = world.two_shards();
     enter(hearer);
     let first = publish(speaker, 1..=2);
     assert_eq!(hear(hearer, 2), numbers(1..=2));
-    // One server follows on the other, and says two more under an epoch of its own.
+    // One server follows on the other, and stores two more under an epoch of its own.
     let redis = world.redis.as_ref().unwrap();
     redis.command(&["HSET", META, "g", "another"]);
     let second = publish(speaker, 3..=4);

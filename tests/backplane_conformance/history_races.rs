@@ -1,7 +1,7 @@
-//! What can change between a question to a server and its answer: others ask, messages come, topics
-//! are left and joined anew, links break. An answer is worth what it was worth when it was asked for.
+//! Races between a read of a history and what happens meanwhile: other requests, new messages,
+//! leaves and joins, lost links. A reply holds for the time at which it was asked for.
 
-use crate::kept_faults::{envelope, hear, numbers, outcome_of, publish, topic};
+use crate::history_faults::{envelope, hear, numbers, outcome_of, publish, topic};
 use crate::proxy::{Proxy, Wire};
 use crate::redis::{Redis, wait_until};
 use crate::world::{Build, Heard, Shard, World, conn_id, payload_of};
@@ -17,7 +17,7 @@ const META: &str = "test:{p32}:h:r:kept:a";
 const STREAM: &str = "test:{p32}:s:r:kept:a";
 const CHANNEL: &str = "test:{p32}:m:r:kept:a";
 
-/// A node over a wire that a test slows down.
+/// A node over a connection that a test can slow down.
 fn through_wire(build: Build, settings: &[&str]) -> (Redis, Proxy, World) {
     let redis = Redis::start_with(settings);
     let socket_key = Proxy::start(redis.port);
@@ -48,7 +48,7 @@ fn ask(shard: &Shard, topic: &TopicName, id: u64) {
     })));
 }
 
-/// The answer to that, which must come next.
+/// The reply to that, which must come next.
 fn told(shard: &Shard) -> Result<(Position, Vec<u64>), HistoryError> {
     let Heard::History { said, .. } = shard.hear() else { panic!("not the answer") };
     let number = |json: &String| payload_of(json).parse().expect("a number");
@@ -62,7 +62,7 @@ fn reads(redis: &Redis) -> u64 {
     line.and_then(|line| line.split(',').next()?.parse().ok()).unwrap_or(0)
 }
 
-/// The server says so many at once, as another node would have it do, and keeps `kept` of them.
+/// Publishes so many on the server at once, as another node would, and keeps `kept` of them.
 fn say(redis: &Redis, epoch: u64, numbers: std::ops::RangeInclusive<u64>, kept: u64) {
     let code = "for o = ARGV[2], ARGV[3] do \
                   local message = '\\1\\0' .. string.format('%.0f', o) \
@@ -77,11 +77,11 @@ fn say(redis: &Redis, epoch: u64, numbers: std::ops::RangeInclusive<u64>, kept: 
 }
 
 #[test]
-fn what_only_its_publisher_knows_of_is_asked_for_again_when_a_link_breaks_meanwhile() {
+fn unconfirmed_publishes_are_verified_again_when_a_link_breaks_meanwhile() {
     let (redis, socket_key, world) = through_wire(one_shard(), &["--enable-debug-command", "yes"]);
     let speaker = &world.nodes[0].shards[0];
     let at = publish(speaker, 1..=3);
-    // Another server, without any of it: what was first is to come back, and does not.
+    // Another server, without any of it: the first message should be repaired, and is not.
     redis.command(&["DEL", META, STREAM]);
     redis.command(&["DEBUG", "CHANGE-REPL-ID"]);
     let cut = |which: &str| {
@@ -97,7 +97,7 @@ fn what_only_its_publisher_knows_of_is_asked_for_again_when_a_link_breaks_meanwh
         std::thread::sleep(Duration::from_millis(150));
         cut("normal");
     }
-    // It has come back.
+    // It is repaired.
     redis.command(&["HSET", META, "e", &at.epoch.to_string(), "s", "0", "g", "another"]);
     wait_until("all are put back", || redis.command(&["HGET", META, "s"]) == "3");
 }
@@ -116,10 +116,10 @@ fn replace_master(redis: &Redis, world: &World, refusing: &[&str]) {
 }
 
 #[test]
-fn what_only_its_publisher_knows_of_waits_for_a_master_that_waits_for_its_replicas() {
+fn unconfirmed_publishes_wait_for_a_master_that_waits_for_its_replicas() {
     let (redis, _wire, world) = through_wire(one_shard(), &["--enable-debug-command", "yes"]);
     publish(&world.nodes[0].shards[0], 1..=3);
-    // The next master lacks the third, and takes nothing before a replica has come.
+    // The next master lacks the third, and accepts nothing before a replica has come.
     replace_master(&redis, &world, &["CONFIG", "SET", "min-replicas-to-write", "1"]);
     std::thread::sleep(Duration::from_secs(5));
     redis.command(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
@@ -127,7 +127,7 @@ fn what_only_its_publisher_knows_of_waits_for_a_master_that_waits_for_its_replic
 }
 
 #[test]
-fn what_only_its_publisher_knows_of_waits_for_a_master_without_room() {
+fn unconfirmed_publishes_wait_for_a_master_without_memory() {
     let (redis, _wire, world) = through_wire(one_shard(), &["--enable-debug-command", "yes"]);
     publish(&world.nodes[0].shards[0], 1..=3);
     // The next master lacks the third, and has no room for it yet.
@@ -139,7 +139,7 @@ fn what_only_its_publisher_knows_of_waits_for_a_master_without_room() {
 }
 
 #[test]
-fn a_server_without_memory_for_a_history_costs_nobody_the_link() {
+fn a_server_without_memory_for_a_history_does_not_cost_the_link() {
     let redis = Redis::start();
     let world = World::over(one_shard(), &redis.url(), "test");
     let (speaker, plain) = (&world.nodes[0].shards[0], TopicName::room("plain"));
@@ -160,18 +160,18 @@ fn a_server_without_memory_for_a_history_costs_nobody_the_link() {
 }
 
 #[test]
-fn a_server_that_forgets_its_scripts_begins_a_history_all_the_same() {
+fn a_server_that_lost_its_scripts_creates_a_history_all_the_same() {
     let redis = Redis::start();
     let world = World::over(one_shard(), &redis.url(), "test");
     let hearer = &world.nodes[0].shards[0];
     redis.command(&["SCRIPT", "FLUSH"]);
     assert_eq!(enter(hearer).offset, 0);
-    std::thread::sleep(Duration::from_millis(300)); // numbers are told at every tick
+    std::thread::sleep(Duration::from_millis(300)); // gauges are published at every tick
     assert_eq!(world.nodes[0].counters().reconnects, 0);
 }
 
 #[test]
-fn who_asked_for_a_history_is_answered_though_the_last_member_has_gone() {
+fn a_request_for_a_history_is_answered_though_the_last_member_has_left() {
     let build = Build { linger_ms: 0, ..one_shard() };
     let (_redis, socket_key, world) = through_wire(build, &[]);
     let speaker = &world.nodes[0].shards[0];
@@ -185,11 +185,11 @@ fn who_asked_for_a_history_is_answered_though_the_last_member_has_gone() {
 }
 
 #[test]
-fn a_history_that_was_read_too_late_for_who_asked_is_followed_no_more() {
+fn a_history_read_too_late_for_its_request_is_not_followed() {
     let limits = Limits { history_reads_per_s_max: 1, ..Limits::PRODUCTION };
     let world = World::redis(Build { limits, ..one_shard() });
     let asker = &world.nodes[0].shards[0];
-    std::thread::sleep(Duration::from_millis(700)); // the pause of a server that is new
+    std::thread::sleep(Duration::from_millis(700)); // the repair window of a new server
     // Sixty-four at once and then one a second: the last ones have to wait for too long.
     for room in 1..=76 {
         ask(asker, &TopicName::room(&format!("kept:{room}")), room);
@@ -203,11 +203,11 @@ fn a_history_that_was_read_too_late_for_who_asked_is_followed_no_more() {
 }
 
 #[test]
-fn a_room_that_is_left_and_joined_again_and_again_takes_nobodys_turn() {
+fn a_room_that_is_left_and_joined_repeatedly_takes_no_turn_of_others() {
     let limits = Limits { history_reads_per_s_max: 1, ..Limits::PRODUCTION };
     let world = World::redis(Build { limits, linger_ms: 0, ..one_shard() });
     let asker = &world.nodes[0].shards[0];
-    std::thread::sleep(Duration::from_millis(700)); // the pause of a server that is new
+    std::thread::sleep(Duration::from_millis(700)); // the repair window of a new server
     for room in 1..=64 {
         ask(asker, &TopicName::room(&format!("kept:{room}")), room);
     }
@@ -223,12 +223,12 @@ fn a_room_that_is_left_and_joined_again_and_again_takes_nobodys_turn() {
 }
 
 #[test]
-fn more_than_is_kept_while_a_hole_is_read_is_read_too_though_nothing_follows() {
+fn more_than_is_held_during_a_read_is_read_too_though_nothing_follows() {
     let build = Build { namespaces: "kept: history_size=1000", ..one_shard() };
     let (redis, socket_key, world) = through_wire(build, &[]);
     let hearer = &world.nodes[0].shards[0];
     let at = enter(hearer);
-    // Every topic is looked at again in its turn. Here that is a minute away.
+    // Every topic is audited in its turn. Here that is a minute away.
     (10..300).for_each(|at| hearer.join_and_hear(&TopicName::room(&format!("kept:{at}")), at));
     std::thread::sleep(Duration::from_millis(1_500));
     let before = reads(&redis);
@@ -236,7 +236,7 @@ fn more_than_is_kept_while_a_hole_is_read_is_read_too_though_nothing_follows() {
     socket_key.delay(200);
     say(&redis, at.epoch, 2..=2, 1000);
     wait_until("the hole is read", || reads(&redis) > before);
-    // What was read is on the wire; what comes now overtakes it.
+    // What was read is on the wire; what arrives now overtakes it.
     std::thread::sleep(Duration::from_millis(50));
     socket_key.delay(0);
     say(&redis, at.epoch, 3..=600, 1000);
@@ -244,7 +244,7 @@ fn more_than_is_kept_while_a_hole_is_read_is_read_too_though_nothing_follows() {
 }
 
 #[test]
-fn what_came_while_a_history_was_read_is_not_offered_to_a_server_that_has_it() {
+fn messages_that_arrived_during_a_read_are_not_offered_to_a_server_that_has_them() {
     let (redis, socket_key, world) = through_wire(one_shard(), &[]);
     let hearer = &world.nodes[0].shards[0];
     let at = enter(hearer);
@@ -259,14 +259,14 @@ fn what_came_while_a_history_was_read_is_not_offered_to_a_server_that_has_it() {
     say(&redis, at.epoch, 2..=2, 100);
     assert_eq!(hear(hearer, 1), [2]);
     assert_eq!(told(hearer), Ok((Position { offset: 2, ..at }, numbers(1..=2))));
-    // What it may put back once, it still may.
+    // The one repair of this link may still be made.
     redis.command(&["DEL", META, STREAM]);
     ask(hearer, &topic(), 2);
     assert_eq!(told(hearer), Ok((Position { offset: 2, ..at }, numbers(1..=2))));
 }
 
 #[test]
-fn a_busy_room_that_keeps_little_is_read_once_for_who_asks() {
+fn a_busy_room_with_a_short_history_is_read_once_for_a_request() {
     let build = Build { namespaces: "kept: history_size=3", ..one_shard() };
     let (redis, socket_key, world) = through_wire(build, &[]);
     let hearer = &world.nodes[0].shards[0];
@@ -281,7 +281,7 @@ fn a_busy_room_that_keeps_little_is_read_once_for_who_asks() {
     socket_key.delay(0);
     say(&redis, at.epoch, 6..=15, 3);
     assert_eq!(hear(hearer, 10), numbers(6..=15));
-    // Whatever is asked from now on is not answered.
+    // Every later request goes unanswered.
     socket_key.set(Wire::DeadUp);
     let Heard::Recovered { recovery, .. } = hearer.hear() else { panic!("not the answer") };
     assert_eq!(recovery, Recovery::NotRecovered(Unrecovered::Trimmed));
@@ -289,19 +289,19 @@ fn a_busy_room_that_keeps_little_is_read_once_for_who_asks() {
 }
 
 #[test]
-fn what_is_on_its_way_is_not_lost_because_a_read_came_first() {
+fn messages_on_their_way_are_not_lost_because_a_read_came_first() {
     let build = Build { namespaces: "kept: history_size=3", ..one_shard() };
     let (redis, socket_key, world) = through_wire(build, &[]);
     let hearer = &world.nodes[0].shards[0];
     let at = enter(hearer);
     say(&redis, at.epoch, 1..=5, 3);
     assert_eq!(hear(hearer, 5), numbers(1..=5));
-    // Messages are long on their way, and an answer is not.
+    // Messages are long on their way, and a reply is not.
     socket_key.delay(300);
     say(&redis, at.epoch, 6..=15, 3);
     std::thread::sleep(Duration::from_millis(50));
     socket_key.delay(0);
-    // What is gone for sure is not waited for.
+    // What is lost for sure is not waited for.
     let (position, recovery, _) = hearer.recover_and_hear(&topic(), 5, Some(at));
     assert_eq!(position.offset, 5);
     assert_eq!(recovery, Recovery::NotRecovered(Unrecovered::Trimmed));
@@ -311,12 +311,12 @@ fn what_is_on_its_way_is_not_lost_because_a_read_came_first() {
 }
 
 #[test]
-fn who_asks_in_a_busy_room_whose_messages_are_late_is_answered() {
+fn a_request_in_a_busy_room_whose_messages_are_late_is_answered() {
     let build = Build { namespaces: "kept: history_size=3", ..one_shard() };
     let (redis, _wire, world) = through_wire(build, &[]);
     let hearer = &world.nodes[0].shards[0];
     let at = enter(hearer);
-    // At any time the server has said more than it keeps that is still on its way.
+    // At any time the server has published more than it keeps that is still on its way.
     let code = "redis.call('XADD', KEYS[2], 'MAXLEN', 3, ARGV[2] + 20 .. '-0', 'd', ARGV[4]) \
                 redis.call('HSET', KEYS[1], 's', ARGV[2] + 20) \
                 return redis.call('PUBLISH', ARGV[3], ARGV[1] .. ':' .. ARGV[2] .. ':' .. ARGV[4])";
@@ -342,7 +342,7 @@ fn who_asks_in_a_busy_room_whose_messages_are_late_is_answered() {
             }
         };
         let took = began.elapsed();
-        // Nobody waits for anything any more.
+        // No request is pending any more.
         std::thread::sleep(Duration::from_millis(300));
         let before = reads(&redis);
         std::thread::sleep(Duration::from_millis(500));
@@ -355,14 +355,14 @@ fn who_asks_in_a_busy_room_whose_messages_are_late_is_answered() {
 }
 
 #[test]
-fn what_was_lost_without_a_trace_is_told_though_it_might_be_on_its_way() {
+fn a_silent_loss_is_reported_though_messages_might_be_on_their_way() {
     let build = Build { namespaces: "kept: history_size=3", ..one_shard() };
     let (redis, _wire, world) = through_wire(build, &[]);
     let hearer = &world.nodes[0].shards[0];
     let at = enter(hearer);
     say(&redis, at.epoch, 1..=1, 3);
     assert_eq!(hear(hearer, 1), [1]);
-    // Ten are said, of which three are kept, and this node's wire brings nothing of them.
+    // Ten are published, of which three are kept, and none arrives on this node's connection.
     redis.command(&["DEL", STREAM]);
     for number in 9..=11 {
         let id = format!("{number}-0");
@@ -376,7 +376,7 @@ fn what_was_lost_without_a_trace_is_told_though_it_might_be_on_its_way() {
 }
 
 #[test]
-fn what_was_under_way_when_the_link_broke_is_never_told_as_not_sent() {
+fn a_publish_in_flight_when_the_link_broke_is_never_reported_as_not_sent() {
     let limits = Limits { publish_queue_ms_max: 1_500, ..Limits::PRODUCTION };
     let world = World::redis(Build { limits, ..one_shard() });
     let speaker = &world.nodes[0].shards[0];
@@ -385,7 +385,7 @@ fn what_was_under_way_when_the_link_broke_is_never_told_as_not_sent() {
     redis.freeze();
     speaker.publish_keyed(&topic(), "2", 2, Some("2"));
     world.wait_until_up(false);
-    // Longer than it may wait. When the server goes on, it does what it was told.
+    // Longer than it may wait. When the server goes on, it executes the command.
     let outcome = outcome_of(speaker, 2);
     redis.thaw();
     assert_eq!(outcome, PublishOutcome::Unknown);
