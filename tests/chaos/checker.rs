@@ -20,12 +20,12 @@ use std::fmt;
 
 /// (epoch, offset). A later epoch is a greater number.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Place {
+pub struct MessagePosition {
     pub epoch: u64,
     pub offset: u64,
 }
 
-impl fmt::Debug for Place {
+impl fmt::Debug for MessagePosition {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}:{}", self.epoch, self.offset)
     }
@@ -39,12 +39,12 @@ pub type Id = u64;
 pub enum Event {
     /// A join was answered.
     Joined {
-        at: Place,
-        since: Option<Place>,
-        told: Told,
+        at: MessagePosition,
+        since: Option<MessagePosition>,
+        reports: LossReport,
     },
     Heard {
-        at: Place,
+        at: MessagePosition,
         id: Id,
     },
     /// 0: nobody knows how many.
@@ -57,7 +57,7 @@ pub enum Event {
 
 /// What a join was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum LossReport {
     /// It did not ask.
     Fresh,
     Recovered {
@@ -74,8 +74,8 @@ impl fmt::Display for Event {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Event::Joined { at, since: None, .. } => write!(out, "joined at {at:?}"),
-            Event::Joined { at, since: Some(since), told } => {
-                write!(out, "joined at {at:?} since {since:?}: {told:?}")
+            Event::Joined { at, since: Some(since), reports } => {
+                write!(out, "joined at {at:?} since {since:?}: {reports:?}")
             }
             Event::Heard { at, id } => write!(out, "heard {at:?} {id:#x}"),
             Event::Lost { count } => write!(out, "lost {count}"),
@@ -93,10 +93,10 @@ pub struct Entry {
 
 /// A publish and its `ok`.
 #[derive(Clone, Debug)]
-pub struct Acked {
+pub struct AckedPublish {
     pub room: usize,
     pub id: Id,
-    pub at: Place,
+    pub at: MessagePosition,
     /// The first time it was sent.
     pub sent_us: u64,
 }
@@ -109,7 +109,7 @@ pub struct Record {
     pub history: u64,
     /// What was acknowledged must be heard, whatever was told.
     pub is_strict: bool,
-    pub acked: Vec<Acked>,
+    pub acked: Vec<AckedPublish>,
     pub members: Vec<Vec<Entry>>,
 }
 
@@ -158,9 +158,9 @@ const VIOLATIONS_MAX: usize = 50;
 
 pub fn check(record: &Record) -> Verdict {
     let mut verdict = Verdict::default();
-    places_have_one_message(record, &mut verdict.violations);
+    positions_have_one_message(record, &mut verdict.violations);
     epochs_have_one_order(record, &mut verdict.violations);
-    let mut acked_of: HashMap<usize, Vec<&Acked>> = HashMap::new();
+    let mut acked_of: HashMap<usize, Vec<&AckedPublish>> = HashMap::new();
     for acked in &record.acked {
         acked_of.entry(acked.room).or_default().push(acked);
     }
@@ -168,7 +168,7 @@ pub fn check(record: &Record) -> Verdict {
     for (who, log) in record.members.iter().enumerate() {
         let rooms: HashSet<usize> = log.iter().map(|entry| entry.room).collect();
         for room in rooms {
-            let mut walk = Walk::new(who, room);
+            let mut walk = MemberCheck::new(who, room);
             walk.is_strict = record.is_strict;
             walk.history = if lossy.contains(&room) { 0 } else { record.history };
             let entries = log.iter().enumerate().filter(|(_, entry)| entry.room == room);
@@ -199,7 +199,9 @@ pub fn check(record: &Record) -> Verdict {
 fn rooms_with_losses(record: &Record) -> HashSet<usize> {
     let tells = |event: &Event| match event {
         Event::Lost { .. } => true,
-        Event::Joined { told: Told::NotRecovered { reason, .. }, .. } => reason != "trimmed",
+        Event::Joined { reports: LossReport::NotRecovered { reason, .. }, .. } => {
+            reason != "trimmed"
+        }
         _ => false,
     };
     let entries = record.members.iter().flatten();
@@ -209,15 +211,15 @@ fn rooms_with_losses(record: &Record) -> HashSet<usize> {
 /// What lies between two places may be missing: the member was told.
 #[derive(Clone, Copy, Debug)]
 struct Gap {
-    after: Place,
+    after: MessagePosition,
     /// The last place in it. `None`: nothing was heard since.
-    until: Option<Place>,
+    until: Option<MessagePosition>,
 }
 
 impl Gap {
     /// Places in epochs that are neither the first nor the last of a gap lie in it when their epoch
     /// was met between the two.
-    fn covers(&self, at: Place) -> bool {
+    fn covers(&self, at: MessagePosition) -> bool {
         let is_after = match at.epoch == self.after.epoch {
             true => at.offset > self.after.offset,
             // An older epoch, and yet not heard: its number is above all that was heard.
@@ -232,13 +234,13 @@ impl Gap {
 }
 
 /// `lost` was heard, and no message since.
-struct Doubt {
+struct UnexplainedMessage {
     /// `None`: nobody knows how many.
     count: Option<u64>,
 }
 
 /// Goes through the log of one member in one room.
-struct Walk {
+struct MemberCheck {
     who: usize,
     room: usize,
     entry: usize,
@@ -248,22 +250,22 @@ struct Walk {
     is_in: bool,
     /// From then on everything is owed.
     in_since_us: Option<u64>,
-    here: Place,
+    here: MessagePosition,
     /// What is recovered goes up to here. 0: nothing is under way.
     whole_until: u64,
     /// The highest that was heard before the last join: what comes again up to here is no duplicate.
     again_until: u64,
-    doubt: Option<Doubt>,
+    doubt: Option<UnexplainedMessage>,
     gaps: Vec<Gap>,
     /// Where, and how many gaps had been told by then.
-    heard: HashMap<Id, (Place, usize)>,
+    heard: HashMap<Id, (MessagePosition, usize)>,
     notices: Notices,
     violations: Vec<Violation>,
 }
 
-impl Walk {
-    fn new(who: usize, room: usize) -> Walk {
-        Walk {
+impl MemberCheck {
+    fn new(who: usize, room: usize) -> MemberCheck {
+        MemberCheck {
             who,
             room,
             entry: 0,
@@ -271,7 +273,7 @@ impl Walk {
             is_strict: false,
             is_in: false,
             in_since_us: None,
-            here: Place { epoch: 0, offset: 0 },
+            here: MessagePosition { epoch: 0, offset: 0 },
             whole_until: 0,
             again_until: 0,
             doubt: None,
@@ -289,8 +291,8 @@ impl Walk {
 
     fn on_entry(&mut self, entry: &Entry) {
         match &entry.event {
-            Event::Joined { at, since, told } => {
-                self.on_joined(*at, *since, told);
+            Event::Joined { at, since, reports } => {
+                self.on_joined(*at, *since, reports);
                 self.in_since_us.get_or_insert(entry.at_us);
             }
             Event::Heard { at, id } => self.on_heard(*at, *id),
@@ -302,17 +304,22 @@ impl Walk {
         }
     }
 
-    fn on_joined(&mut self, at: Place, since: Option<Place>, told: &Told) {
+    fn on_joined(
+        &mut self,
+        at: MessagePosition,
+        since: Option<MessagePosition>,
+        reports: &LossReport,
+    ) {
         self.is_in = true;
         self.whole_until = 0;
-        match (since, told) {
-            (None, Told::Fresh) => {
+        match (since, reports) {
+            (None, LossReport::Fresh) => {
                 if self.in_since_us.is_some() {
                     self.blame("the member forgot where it was: a fault of this test".into());
                 }
                 self.here = at;
             }
-            (Some(since), Told::Recovered { messages }) => {
+            (Some(since), LossReport::Recovered { messages }) => {
                 if since.offset.checked_add(*messages) != Some(at.offset) {
                     self.blame(format!("{messages} recovered from {since:?} to {at:?}"));
                 }
@@ -321,21 +328,21 @@ impl Walk {
                 self.whole_until = if *messages > 0 { at.offset } else { 0 };
                 self.doubt = None;
             }
-            (Some(since), Told::NotRecovered { reason, messages }) => {
+            (Some(since), LossReport::NotRecovered { reason, messages }) => {
                 let missed = at.offset.saturating_sub(since.offset);
                 if reason == "trimmed" && missed < self.history {
                     self.blame(format!("trimmed, and only {missed} from {since:?} to {at:?}"));
                 }
                 *self.notices.not_recovered.entry(reason.clone()).or_default() += 1;
                 let offset = at.offset.saturating_sub(*messages);
-                let from = Place { offset, ..at };
+                let from = MessagePosition { offset, ..at };
                 self.gaps.push(Gap { after: self.here, until: Some(from) });
                 self.here = from;
                 self.whole_until = if *messages > 0 { at.offset } else { 0 };
                 self.again_until = 0;
                 self.doubt = None;
             }
-            _ => self.blame(format!("asked {since:?}, told {told:?}")),
+            _ => self.blame(format!("asked {since:?}, told {reports:?}")),
         }
     }
 
@@ -349,10 +356,10 @@ impl Walk {
             Some(doubt) => doubt.count,
         };
         let count = if count == 0 { None } else { before.map(|before| before + count) };
-        self.doubt = Some(Doubt { count });
+        self.doubt = Some(UnexplainedMessage { count });
     }
 
-    fn on_heard(&mut self, at: Place, id: Id) {
+    fn on_heard(&mut self, at: MessagePosition, id: Id) {
         if !self.is_in {
             self.blame(format!("heard {at:?} without being in"));
         }
@@ -375,19 +382,19 @@ impl Walk {
             None if missed > 0 => {
                 self.blame(format!("a hole of {missed} between {here:?} and {at:?}, not a word"));
             }
-            Some(Doubt { count: Some(count) }) if count < missed => {
+            Some(UnexplainedMessage { count: Some(count) }) if count < missed => {
                 self.blame(format!("told of {count}, missed {missed}: {here:?}, then {at:?}"));
             }
             None => {}
             Some(_) => {
-                let until = Place { offset: at.offset.saturating_sub(1), ..at };
+                let until = MessagePosition { offset: at.offset.saturating_sub(1), ..at };
                 self.gaps.push(Gap { after: here, until: Some(until) });
             }
         }
         self.take(at, id);
     }
 
-    fn take(&mut self, at: Place, id: Id) {
+    fn take(&mut self, at: MessagePosition, id: Id) {
         let gaps = self.gaps.len();
         let before = self.heard.insert(id, (at, gaps));
         let comes_again = at.offset <= self.again_until;
@@ -409,7 +416,7 @@ impl Walk {
 
     /// All is quiet. What is owed is here, or the member knows that it misses something. Answers the
     /// first that is neither, and how many there are.
-    fn at_the_end<'a>(&mut self, acked: &[&'a Acked]) -> Option<(&'a Acked, usize)> {
+    fn at_the_end<'a>(&mut self, acked: &[&'a AckedPublish]) -> Option<(&'a AckedPublish, usize)> {
         if self.doubt.take().is_some() {
             self.gaps.push(Gap { after: self.here, until: None });
         }
@@ -437,15 +444,16 @@ impl Walk {
     }
 }
 
-fn places_have_one_message(record: &Record, violations: &mut Vec<Violation>) {
-    let mut at_place: HashMap<(usize, Place), Id> = HashMap::new();
-    let mut look = |room: usize, at: Place, id: Id, member: Option<usize>, entry: usize| {
-        let first = *at_place.entry((room, at)).or_insert(id);
-        if first != id {
-            let why = format!("{at:?} is {first:#x} for one and {id:#x} for another");
-            violations.push(Violation { member, room, entry, why });
-        }
-    };
+fn positions_have_one_message(record: &Record, violations: &mut Vec<Violation>) {
+    let mut at_place: HashMap<(usize, MessagePosition), Id> = HashMap::new();
+    let mut look =
+        |room: usize, at: MessagePosition, id: Id, member: Option<usize>, entry: usize| {
+            let first = *at_place.entry((room, at)).or_insert(id);
+            if first != id {
+                let why = format!("{at:?} is {first:#x} for one and {id:#x} for another");
+                violations.push(Violation { member, room, entry, why });
+            }
+        };
     for (who, log) in record.members.iter().enumerate() {
         for (number, entry) in log.iter().enumerate() {
             if let Event::Heard { at, id } = entry.event {

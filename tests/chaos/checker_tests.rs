@@ -1,6 +1,6 @@
 //! The checker refuses what it must refuse, and nothing else.
 
-use crate::checker::{Acked, Entry, Event, Place, Record, Told, check};
+use crate::checker::{AckedPublish, Entry, Event, LossReport, MessagePosition, Record, check};
 
 const HISTORY: u64 = 2;
 
@@ -12,9 +12,12 @@ fn log(text: &str) -> Vec<Entry> {
         .collect()
 }
 
-fn place(text: &str) -> Place {
+fn place(text: &str) -> MessagePosition {
     let (epoch, offset) = text.split_once(':').expect("epoch:offset");
-    Place { epoch: epoch.parse().expect("a number"), offset: offset.parse().expect("a number") }
+    MessagePosition {
+        epoch: epoch.parse().expect("a number"),
+        offset: offset.parse().expect("a number"),
+    }
 }
 
 /// `@at`, `@at<since+messages`, `@at<since!reason`, `@at<since!reason>messages`, `lost3`, `away`,
@@ -31,25 +34,27 @@ fn event(word: &str) -> Event {
         return Event::Heard { at: place(at), id: u64::from(id.as_bytes()[0]) };
     };
     let Some((at, since)) = join.split_once('<') else {
-        return Event::Joined { at: place(join), since: None, told: Told::Fresh };
+        return Event::Joined { at: place(join), since: None, reports: LossReport::Fresh };
     };
-    let (since, told) = match since.split_once('+') {
-        Some((since, n)) => (since, Told::Recovered { messages: n.parse().expect("a number") }),
+    let (since, reports) = match since.split_once('+') {
+        Some((since, n)) => {
+            (since, LossReport::Recovered { messages: n.parse().expect("a number") })
+        }
         None => {
             let (since, reason) = since.split_once('!').expect("+messages or !reason");
             let (reason, messages) = reason.split_once('>').unwrap_or((reason, "0"));
             let messages = messages.parse().expect("a number");
-            (since, Told::NotRecovered { reason: reason.into(), messages })
+            (since, LossReport::NotRecovered { reason: reason.into(), messages })
         }
     };
-    Event::Joined { at: place(at), since: Some(place(since)), told }
+    Event::Joined { at: place(at), since: Some(place(since)), reports }
 }
 
 /// `at=id`, sent at 15 µs: after the first entry of a log.
-fn acked(text: &str) -> Vec<Acked> {
+fn acked(text: &str) -> Vec<AckedPublish> {
     let one = |word: &str| {
         let Event::Heard { at, id } = event(word) else { panic!("{word}") };
-        Acked { room: 0, id, at, sent_us: 15 }
+        AckedPublish { room: 0, id, at, sent_us: 15 }
     };
     text.split_whitespace().map(one).collect()
 }
@@ -70,7 +75,7 @@ fn fine(ok: &str, logs: &[&str]) {
 }
 
 #[test]
-fn what_is_right_is_not_refused() {
+fn a_correct_record_is_not_refused() {
     fine("1:1=a 1:2=b", &["@1:0 1:1=a 1:2=b", "@1:0 1:1=a 1:2=b"]);
     // Away, and back to what was missed.
     fine("1:1=a 1:2=b 1:3=c", &["@1:0 1:1=a away @1:3<1:1+2 1:2=b 1:3=c"]);
@@ -86,7 +91,7 @@ fn what_is_right_is_not_refused() {
 }
 
 #[test]
-fn what_was_told_is_no_violation() {
+fn a_reported_loss_is_no_violation() {
     fine("1:1=a 1:2=b 1:3=c", &["@1:0 1:1=a lost1 1:3=c"]);
     fine("1:1=a 1:2=b 1:3=c", &["@1:0 1:1=a lost0 1:3=c"]);
     fine("1:1=a 1:2=b", &["@1:0 1:1=a lost0"]);
@@ -103,7 +108,7 @@ fn what_was_told_is_no_violation() {
 }
 
 #[test]
-fn what_was_said_to_be_lost_and_comes_again_is_counted() {
+fn a_message_reported_lost_that_arrives_again_is_counted() {
     let untrue = |text: &str| {
         let members = vec![log(text)];
         check(&Record { members, ..Record::default() }).notices.not_lost_at_all
@@ -114,7 +119,7 @@ fn what_was_said_to_be_lost_and_comes_again_is_counted() {
 }
 
 #[test]
-fn a_hole_is_refused() {
+fn a_gap_is_refused() {
     refused("a hole of 1", "", &["@1:0 1:1=a 1:3=c"]);
     refused("a hole of 1", "", &["@1:0 1:1=a 2:3=c"]);
     refused("told of 1, missed 2", "", &["@1:0 1:1=a lost1 1:4=d"]);
@@ -125,7 +130,7 @@ fn a_hole_is_refused() {
 }
 
 #[test]
-fn what_was_acknowledged_and_never_heard_is_refused() {
+fn an_acknowledged_message_that_never_arrives_is_refused() {
     refused("never heard", "1:1=a 1:2=b", &["@1:0 1:1=a"]);
     refused("never heard", "1:2=b", &["@1:0 away @1:0<1:0+0"]);
     // The end of one epoch was lost, and the next goes on in its place.
@@ -136,7 +141,7 @@ fn what_was_acknowledged_and_never_heard_is_refused() {
 }
 
 #[test]
-fn what_was_acknowledged_and_told_as_lost_is_refused_if_nothing_may_be_lost() {
+fn an_acknowledged_message_reported_lost_is_refused_if_nothing_may_be_lost() {
     let members = vec![log("@1:0 1:1=a lost1 1:3=c")];
     let record = Record { acked: acked("1:2=b"), members, is_strict: true, ..Record::default() };
     let violations = check(&record).violations;
@@ -152,7 +157,7 @@ fn a_reason_that_does_not_hold_is_refused() {
 }
 
 #[test]
-fn what_is_heard_twice_is_refused() {
+fn a_message_delivered_twice_is_refused() {
     refused("and was at", "", &["@1:0 1:1=a 1:2=a"]);
     refused("and was at", "", &["@1:0 1:1=a away @1:2<1:1+1 1:2=a"]);
 }
@@ -165,7 +170,7 @@ fn going_back_is_refused() {
 }
 
 #[test]
-fn two_messages_at_one_place_are_refused() {
+fn two_messages_at_one_position_are_refused() {
     refused("for one and", "", &["@1:0 1:1=a", "@1:0 1:1=b"]);
     refused("for one and", "1:1=b", &["@1:0 1:1=a"]);
     refused("for one and", "1:1=a 1:1=b", &[]);

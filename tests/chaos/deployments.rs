@@ -2,13 +2,13 @@
 //! run fails, it is good to know that it was not the stage.
 
 use crate::Turn;
-use crate::board::Board;
 use crate::cluster::Cluster;
 use crate::proxy::{Proxy, Wire};
 use crate::redis::{Redis, wait_until, wait_within};
 use crate::rng::Rng;
+use crate::run_state::RunState;
 use crate::sentinel::{Care, Sentinel};
-use crate::stage::{Fault, Kind, NODES, Stage};
+use crate::system::{Fault, Kind, NODES, System};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -20,24 +20,24 @@ fn wait_long(state: &str, is_there: impl FnMut() -> bool) {
 }
 
 /// Every fault of a deployment once, without nodes of ours.
-pub fn suffer_alone(kind: Kind) {
-    let mut stage = Stage::without_nodes(kind, Arc::new(Board::new(NODES, 0, 0)));
+pub fn run_each_fault(kind: Kind) {
+    let mut system = System::without_nodes(kind, Arc::new(RunState::new(NODES, 0, 0)));
     let mut rng = Rng::new(1);
     // Those that need somebody who has subscribed, or keys.
     let cannot = [Fault::Node, Fault::Buffers, Fault::Migrate];
-    for fault in stage.faults().into_iter().filter(|fault| !cannot.contains(fault)) {
+    for fault in system.faults().into_iter().filter(|fault| !cannot.contains(fault)) {
         let began = Instant::now();
         let mut open = None;
         wait_long(&format!("{fault:?} can begin"), || {
-            open = stage.begin(fault, &mut rng);
+            open = system.begin(fault, &mut rng);
             open.is_some()
         });
         let open = open.expect("it has begun");
-        std::thread::sleep(stage.lasts(fault, &mut rng).min(Duration::from_secs(1)));
-        wait_long(&format!("{fault:?} may end"), || stage.may_end(&open));
+        std::thread::sleep(system.lasts(fault, &mut rng).min(Duration::from_secs(1)));
+        wait_long(&format!("{fault:?} may end"), || system.may_end(&open));
         let lasted = began.elapsed();
-        stage.end(&open);
-        wait_long(&format!("Redis is whole after {fault:?}"), || stage.is_whole());
+        system.end(&open);
+        wait_long(&format!("Redis is whole after {fault:?}"), || system.is_whole());
         let (kind, fault, took) = (kind.name(), fault.name(), began.elapsed());
         println!("  {kind} alone: {fault} lasted {lasted:.1?}, whole after {took:.1?}");
     }
@@ -89,7 +89,7 @@ fn a_replica_of_a_cluster_takes_over_and_slots_move_with_their_keys() {
 }
 
 #[test]
-fn a_wire_can_be_dead_in_one_direction_and_come_back_whole() {
+fn a_connection_can_be_dead_in_one_direction_and_recover() {
     let server = Redis::start();
     let socket_key = Proxy::start(server.port);
     let mut stream = TcpStream::connect(("127.0.0.1", socket_key.port)).expect("it accepts");

@@ -30,22 +30,22 @@ mod rng;
 #[path = "../common/sentinel.rs"]
 mod sentinel;
 
-mod board;
 mod checker;
+mod clients;
 mod deployments;
-mod line;
-mod people;
+mod reachability;
 mod run;
-mod stage;
-mod watch;
+mod run_state;
+mod system;
+mod ws_client;
 
 #[path = "checker_tests.rs"]
 mod checker_tests;
 
-use run::Wish;
-use stage::Kind;
+use run::RunOptions;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
+use system::Kind;
 
 /// The deployments that the server can use. Those that are missing here suffer without nodes of ours:
 /// each fault begins, ends, and Redis is whole again (`deployments.rs`).
@@ -74,7 +74,7 @@ impl Drop for Turn {
     }
 }
 
-fn play(kind: Kind) {
+fn run(kind: Kind) {
     let chosen = std::env::var("CHAOS_ON").ok();
     let is_chosen = chosen.as_ref().is_none_or(|names| names.split(',').any(|n| n == kind.name()));
     if !is_chosen {
@@ -82,29 +82,29 @@ fn play(kind: Kind) {
     }
     let _turn = Turn::wait();
     if READY.contains(&kind.name()) {
-        run::play(&Wish::from_env(kind, SHORT));
+        run::run(&RunOptions::from_env(kind, SHORT));
     } else {
         assert!(chosen.is_none(), "the server cannot use {} yet (READY)", kind.name());
-        deployments::suffer_alone(kind);
+        deployments::run_each_fault(kind);
     }
 }
 
 #[test]
-fn nothing_is_lost_without_a_word_on_one_server() {
-    play(Kind::Standalone);
+fn nothing_is_lost_silently_on_one_server() {
+    run(Kind::Standalone);
 }
 
 #[test]
-fn nothing_is_lost_without_a_word_on_several_servers() {
-    play(Kind::Several);
+fn nothing_is_lost_silently_on_several_servers() {
+    run(Kind::Several);
 }
 
 #[test]
-fn nothing_is_lost_without_a_word_behind_sentinels() {
-    play(Kind::Sentinel);
+fn nothing_is_lost_silently_behind_sentinels() {
+    run(Kind::Sentinel);
 }
 
 #[test]
-fn nothing_is_lost_without_a_word_on_a_cluster() {
-    play(Kind::Cluster);
+fn nothing_is_lost_silently_on_a_cluster() {
+    run(Kind::Cluster);
 }

@@ -1,13 +1,13 @@
 //! One run: faults out of a hat, pauses in which everybody comes to the end and the checker looks, and
 //! a line that says how it was.
 
-use crate::board::{Board, LoadNote};
-use crate::checker::{self, Entry, Event, Notices, Record, Told, Violation};
-use crate::people::{Member, Publisher, room_name};
+use crate::checker::{self, Entry, Event, LossReport, Notices, Record, Violation};
+use crate::clients::{Member, Publisher, room_name};
+use crate::reachability::Reachability;
 use crate::redis::wait_until;
 use crate::rng::Rng;
-use crate::stage::{Fault, HISTORY, Kind, NODES, Open, Stage};
-use crate::watch::Watch;
+use crate::run_state::{ClientLog, RunState};
+use crate::system::{Fault, HISTORY, Kind, NODES, OpenFault, System};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ const TRIES_MAX: u32 = 2000;
 const ENTRIES_MAX: usize = 1_500_000;
 
 /// What was asked for.
-pub struct Wish {
+pub struct RunOptions {
     kind: Kind,
     seed: u64,
     lasts: Duration,
@@ -46,8 +46,8 @@ pub struct Wish {
     count: Option<u32>,
 }
 
-impl Wish {
-    pub fn from_env(kind: Kind, short: Duration) -> Wish {
+impl RunOptions {
+    pub fn from_env(kind: Kind, short: Duration) -> RunOptions {
         let number = |name: &str| {
             let text = std::env::var(name).ok()?;
             Some(text.parse::<u64>().unwrap_or_else(|_| panic!("{name}={text} is no number")))
@@ -61,7 +61,7 @@ impl Wish {
         let count = number("CHAOS_COUNT").map(|count| count as u32);
         let lasts = number("CHAOS_SECONDS").map(Duration::from_secs);
         let faults: Vec<Fault> = faults.collect();
-        Wish {
+        RunOptions {
             kind,
             seed: number("CHAOS_SEED").unwrap_or(since_1970.as_millis() as u64 % 1_000_000),
             // A count is the end of its own.
@@ -78,23 +78,23 @@ fn names() -> Vec<String> {
 
 /// How it was with one kind of fault.
 #[derive(Default)]
-struct Tally {
+struct Totals {
     times: u32,
     worst_deaf: Duration,
     sum_deaf: Duration,
 }
 
 struct Run {
-    wish: Wish,
-    board: Arc<Board>,
-    watch: Arc<Watch>,
-    stage: Stage,
+    options: RunOptions,
+    run_state: Arc<RunState>,
+    reachability: Arc<Reachability>,
+    system: System,
     rng: Rng,
-    notes: Receiver<LoadNote>,
+    notes: Receiver<ClientLog>,
     last_word: Publisher,
     record: Record,
     threads: Vec<JoinHandle<()>>,
-    tallies: BTreeMap<Fault, Tally>,
+    tallies: BTreeMap<Fault, Totals>,
     /// Refused by Redis, such as a failover while another is under way.
     refused: u32,
     /// Slots that the test had to put right in a Cluster's own map.
@@ -108,12 +108,12 @@ struct Run {
 }
 
 /// Plays one run, and panics when something was not as it must be.
-pub fn play(wish: &Wish) {
+pub fn run(options: &RunOptions) {
     let began = Instant::now();
-    let mut run = Run::start(wish);
-    println!("chaos {}: seed {}", wish.kind.name(), wish.seed);
+    let mut run = Run::start(options);
+    println!("chaos {}: seed {}", options.kind.name(), options.seed);
     run.go_on(began);
-    run.board.stop.store(true, SeqCst);
+    run.run_state.stop.store(true, SeqCst);
     for thread in run.threads.drain(..) {
         if thread.join().is_err() {
             run.troubles.push("a thread of the test has panicked".into());
@@ -122,20 +122,21 @@ pub fn play(wish: &Wish) {
     run.collect();
     println!("{}", run.summary(began.elapsed()));
     let what = run.what_was_wrong();
-    assert!(what.is_empty(), "chaos {} with seed {}:\n{what}", wish.kind.name(), wish.seed);
+    assert!(what.is_empty(), "chaos {} with seed {}:\n{what}", options.kind.name(), options.seed);
 }
 
 impl Run {
-    fn start(wish: &Wish) -> Run {
-        let board = Arc::new(Board::new(NODES, MEMBERS, ROOMS));
-        let linger_ms = if wish.seed.is_multiple_of(2) { LINGER_SHORT_MS } else { LINGER_MS };
-        let stage = Stage::new(wish.kind, board.clone(), linger_ms);
-        let watch = Arc::new(Watch::new(board.clone()));
-        let (told, notes) = channel();
-        let rng = |who: u64| Rng::new(wish.seed.wrapping_mul(1000).wrapping_add(who));
-        let last_word = Publisher::new(LAST_WORD, board.clone(), rng(LAST_WORD), told.clone());
+    fn start(options: &RunOptions) -> Run {
+        let run_state = Arc::new(RunState::new(NODES, MEMBERS, ROOMS));
+        let linger_ms = if options.seed.is_multiple_of(2) { LINGER_SHORT_MS } else { LINGER_MS };
+        let system = System::new(options.kind, run_state.clone(), linger_ms);
+        let reachability = Arc::new(Reachability::new(run_state.clone()));
+        let (reports, notes) = channel();
+        let rng = |who: u64| Rng::new(options.seed.wrapping_mul(1000).wrapping_add(who));
+        let last_word =
+            Publisher::new(LAST_WORD, run_state.clone(), rng(LAST_WORD), reports.clone());
         let mut run = Run {
-            wish: Wish { faults: wish.faults.clone(), ..*wish },
+            options: RunOptions { faults: options.faults.clone(), ..*options },
             threads: Vec::new(),
             rng: rng(0),
             record: Record {
@@ -152,40 +153,45 @@ impl Run {
             acked: 0,
             deliveries: 0,
             notices: Notices::default(),
-            board,
-            watch,
-            stage,
+            run_state,
+            reachability,
+            system,
             notes,
             last_word,
         };
-        run.send_people(&told, rng);
+        run.send_people(&reports, rng);
         run
     }
 
-    fn send_people(&mut self, told: &Sender<LoadNote>, rng: impl Fn(u64) -> Rng) {
+    fn send_people(&mut self, reports: &Sender<ClientLog>, rng: impl Fn(u64) -> Rng) {
         for node in 0..NODES {
-            let (ask, probe) = (self.watch.clone(), self.watch.clone());
+            let (ask, probe) = (self.reachability.clone(), self.reachability.clone());
             self.threads.push(std::thread::spawn(move || ask.ask(node)));
             self.threads.push(std::thread::spawn(move || probe.probe(node)));
         }
-        let (stalls, judge, to_judge) = (self.watch.clone(), self.watch.clone(), told.clone());
+        let (stalls, judge, to_judge) =
+            (self.reachability.clone(), self.reachability.clone(), reports.clone());
         self.threads.push(std::thread::spawn(move || stalls.stalls()));
         self.threads.push(std::thread::spawn(move || judge.judge(&to_judge)));
-        wait_until("every node is ready and hears every other", || self.watch.all_hear_since(0));
+        wait_until("every node is ready and hears every other", || {
+            self.reachability.all_reachable_since(0)
+        });
         for who in 0..MEMBERS {
-            let member = Member::new(who, self.board.clone(), rng(1 + who as u64), told.clone());
+            let member =
+                Member::new(who, self.run_state.clone(), rng(1 + who as u64), reports.clone());
             self.threads.push(std::thread::spawn(move || member.run()));
         }
         for who in 1..=PUBLISHERS {
-            let publisher = Publisher::new(who, self.board.clone(), rng(100 + who), told.clone());
+            let publisher =
+                Publisher::new(who, self.run_state.clone(), rng(100 + who), reports.clone());
             self.threads.push(std::thread::spawn(move || publisher.run()));
         }
     }
 
     /// Until the time is over, or all was done that was asked for, or something was wrong.
     fn go_on(&mut self, began: Instant) {
-        let possible = self.stage.faults();
-        let asked = &self.wish.faults;
+        let possible = self.system.faults();
+        let asked = &self.options.faults;
         let faults: Vec<Fault> =
             possible.into_iter().filter(|f| asked.is_empty() || asked.contains(f)).collect();
         assert!(!faults.is_empty(), "nothing of {asked:?} can be done here");
@@ -193,15 +199,15 @@ impl Run {
         let mut done = 0;
         self.recover(None);
         while self.is_well()
-            && began.elapsed() < self.wish.lasts
-            && self.wish.count.is_none_or(|count| done < count)
+            && began.elapsed() < self.options.lasts
+            && self.options.count.is_none_or(|count| done < count)
             && self.refused < TRIES_MAX
         {
             let fault = *self.rng.pick(&faults);
             let is_done = self.suffer(fault, &faults);
             done += u32::from(is_done);
             self.collect();
-            let is_mark = self.wish.count.is_some() && is_done && done % 10 == 0;
+            let is_mark = self.options.count.is_some() && is_done && done % 10 == 0;
             if (is_mark || checked.elapsed() > CHECK_EVERY) && self.is_well() {
                 self.look();
                 checked = Instant::now();
@@ -209,7 +215,7 @@ impl Run {
                 println!("  {done} faults in {} s: {so_far}", began.elapsed().as_secs());
             }
             let pause_ms = self.rng.below(400) as u64;
-            self.board.rest(pause_ms);
+            self.run_state.rest(pause_ms);
         }
         if self.is_well() {
             self.look();
@@ -220,9 +226,9 @@ impl Run {
         self.violations.is_empty() && self.troubles.is_empty()
     }
 
-    fn begin(&mut self, fault: Fault) -> Option<Open> {
-        let open = self.stage.begin(fault, &mut self.rng)?;
-        if self.stage.may_lose(fault) {
+    fn begin(&mut self, fault: Fault) -> Option<OpenFault> {
+        let open = self.system.begin(fault, &mut self.rng)?;
+        if self.system.may_lose(fault) {
             self.record.history = 0; // whatever is missing may be gone
         }
         Some(open)
@@ -231,65 +237,65 @@ impl Run {
     /// One fault, perhaps with another one in it, from its beginning until everything flows again.
     /// `false`: it could not be done now.
     fn suffer(&mut self, fault: Fault, faults: &[Fault]) -> bool {
-        self.watch.deaf_us.store(0, SeqCst);
-        let lasts = self.stage.lasts(fault, &mut self.rng);
+        self.reachability.deaf_us.store(0, SeqCst);
+        let lasts = self.system.lasts(fault, &mut self.rng);
         let Some(open) = self.begin(fault) else {
             self.refused += 1;
             return false;
         };
         if std::env::var_os("CHAOS_ALOUD").is_some() {
-            println!("    {} µs: {} for {lasts:?}", self.board.now_us(), fault.name());
+            println!("    {} µs: {} for {lasts:?}", self.run_state.now_us(), fault.name());
         }
         let other = *self.rng.pick(faults);
-        if self.wish.count.is_none() && self.rng.chance(30) && other.goes_with(fault) {
-            self.board.rest(lasts.as_millis() as u64 / 2);
+        if self.options.count.is_none() && self.rng.chance(30) && other.goes_with(fault) {
+            self.run_state.rest(lasts.as_millis() as u64 / 2);
             if let Some(other) = self.begin(other) {
-                self.board.rest(lasts.as_millis() as u64 / 2);
+                self.run_state.rest(lasts.as_millis() as u64 / 2);
                 self.end(&other);
                 self.tallies.entry(other.fault).or_default().times += 1;
             }
         } else {
-            self.board.rest(lasts.as_millis() as u64);
+            self.run_state.rest(lasts.as_millis() as u64);
         }
         self.end(&open);
         self.recover(Some(fault));
-        let deaf = Duration::from_micros(self.watch.deaf_us.load(SeqCst));
-        let tally = self.tallies.entry(fault).or_default();
-        tally.times += 1;
-        tally.worst_deaf = tally.worst_deaf.max(deaf);
-        tally.sum_deaf += deaf;
+        let deaf = Duration::from_micros(self.reachability.deaf_us.load(SeqCst));
+        let totals = self.tallies.entry(fault).or_default();
+        totals.times += 1;
+        totals.worst_deaf = totals.worst_deaf.max(deaf);
+        totals.sum_deaf += deaf;
         true
     }
 
-    fn end(&mut self, open: &Open) {
+    fn end(&mut self, open: &OpenFault) {
         let began = Instant::now();
-        while !self.stage.may_end(open) && began.elapsed() < PATIENCE {
-            self.board.rest(20);
+        while !self.system.may_end(open) && began.elapsed() < PATIENCE {
+            self.run_state.rest(20);
         }
-        self.stage.end(open);
+        self.system.end(open);
     }
 
     /// Waits until everything flows again: in the rooms of the probes between all nodes, and in
     /// every room with a history.
     fn recover(&mut self, after: Option<Fault>) {
-        let since = self.board.now_us();
+        let since = self.run_state.now_us();
         let began = Instant::now();
         let flows = |run: &Run| {
-            let acked = run.board.acked_sent_us.iter().all(|sent| sent.load(SeqCst) > since);
-            acked && run.watch.all_hear_since(since) && run.stage.is_whole()
+            let acked = run.run_state.acked_sent_us.iter().all(|sent| sent.load(SeqCst) > since);
+            acked && run.reachability.all_reachable_since(since) && run.system.is_whole()
         };
         let mut is_mended = false;
         while !flows(self) {
-            if let Some(node) = self.stage.dead_node() {
+            if let Some(node) = self.system.dead_node() {
                 self.troubles.push(format!("node {node} has ended by itself, after {after:?}"));
                 return;
             }
-            if !is_mended && began.elapsed() > PATIENCE / 4 && !self.stage.is_whole() {
-                self.mended += self.stage.mend();
+            if !is_mended && began.elapsed() > PATIENCE / 4 && !self.system.is_whole() {
+                self.mended += self.system.repair();
                 is_mended = true;
             }
             if began.elapsed() > PATIENCE {
-                let rooms = self.board.acked_sent_us.iter().enumerate();
+                let rooms = self.run_state.acked_sent_us.iter().enumerate();
                 let stuck: Vec<usize> = rooms
                     .filter(|(_, at)| at.load(SeqCst) <= since)
                     .map(|(room, _)| room)
@@ -297,10 +303,10 @@ impl Run {
                 self.troubles.push(format!(
                     "not well {PATIENCE:?} after {after:?}: servers whole: {}, ready: {:?}, no publish \
                      in rooms {stuck:?}, not heard: {}{}",
-                    self.stage.is_whole(),
-                    self.board.seats.iter().map(|seat| seat.is_ready.load(SeqCst)).collect::<Vec<_>>(),
-                    self.watch.deaf_ones(since),
-                    self.stage.described(),
+                    self.system.is_whole(),
+                    self.run_state.progress.iter().map(|progress| progress.is_ready.load(SeqCst)).collect::<Vec<_>>(),
+                    self.reachability.unreachable_pairs(since),
+                    self.system.described(),
                 ));
                 return;
             }
@@ -311,32 +317,32 @@ impl Run {
     fn collect(&mut self) {
         while let Ok(note) = self.notes.try_recv() {
             match note {
-                LoadNote::Member { who, entry } => self.record.members[who].push(entry),
-                LoadNote::Acked(acked) => self.record.acked.push(acked),
-                LoadNote::Trouble(what) => self.troubles.push(what),
+                ClientLog::Member { who, entry } => self.record.members[who].push(entry),
+                ClientLog::AckedPublish(acked) => self.record.acked.push(acked),
+                ClientLog::Trouble(what) => self.troubles.push(what),
             }
         }
     }
 
     /// Everybody comes to the end, and the checker looks at all that was heard.
     fn look(&mut self) {
-        self.board.quiet.store(true, SeqCst);
+        self.run_state.quiet.store(true, SeqCst);
         let deadline = Instant::now() + PATIENCE;
-        while self.board.busy.load(SeqCst) > 0 && Instant::now() < deadline {
+        while self.run_state.busy.load(SeqCst) > 0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
         self.last_word.deadline = Some(deadline);
         let words = self.last_word.publish(&(0..ROOMS).collect::<Vec<_>>());
-        let missing = |board: &Board| {
-            let heard = |who: usize, room: usize| board.heard_last[who][room].load(SeqCst);
+        let missing = |run_state: &RunState| {
+            let heard = |who: usize, room: usize| run_state.heard_last[who][room].load(SeqCst);
             let all = (0..MEMBERS).flat_map(|who| (0..ROOMS).map(move |room| (who, room)));
             all.filter(|&(who, room)| Some(&heard(who, room)) != words.get(room))
                 .collect::<Vec<_>>()
         };
-        while !missing(&self.board).is_empty() && Instant::now() < deadline {
+        while !missing(&self.run_state).is_empty() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let missing = missing(&self.board);
+        let missing = missing(&self.run_state);
         self.collect();
         if !missing.is_empty() {
             self.troubles
@@ -347,7 +353,7 @@ impl Run {
         if self.is_well() && self.record.members.iter().map(Vec::len).sum::<usize>() > ENTRIES_MAX {
             self.begin_anew(&verdict.notices);
         }
-        self.board.quiet.store(false, SeqCst);
+        self.run_state.quiet.store(false, SeqCst);
     }
 
     /// Everybody is at the end and has heard everything: what was is no longer needed.
@@ -360,7 +366,7 @@ impl Run {
             let mut last: BTreeMap<usize, Entry> = BTreeMap::new();
             for entry in log.drain(..) {
                 if let Event::Heard { at, .. } = entry.event {
-                    let event = Event::Joined { at, since: None, told: Told::Fresh };
+                    let event = Event::Joined { at, since: None, reports: LossReport::Fresh };
                     last.insert(entry.room, Entry { event, ..entry });
                 }
             }
@@ -370,8 +376,8 @@ impl Run {
 
     fn faults_so_far(&self) -> String {
         let mut text = String::new();
-        for (fault, tally) in &self.tallies {
-            write!(text, "{} {}, ", fault.name(), tally.times).expect("a String takes everything");
+        for (fault, totals) in &self.tallies {
+            write!(text, "{} {}, ", fault.name(), totals.times).expect("a String takes everything");
         }
         text.trim_end_matches(", ").to_owned()
     }
@@ -383,8 +389,8 @@ impl Run {
         let acked = self.acked + self.record.acked.len() as u64;
         let heard: u64 = self.record.members.iter().map(|log| deliveries(log)).sum();
         let mut deaf = String::new();
-        for (fault, tally) in &self.tallies {
-            let (worst, mean) = (tally.worst_deaf, tally.sum_deaf / tally.times.max(1));
+        for (fault, totals) in &self.tallies {
+            let (worst, mean) = (totals.worst_deaf, totals.sum_deaf / totals.times.max(1));
             write!(deaf, " {} {:.1}/{:.1}", fault.name(), mean.as_secs_f64(), worst.as_secs_f64())
                 .expect("a String takes everything");
         }
@@ -392,14 +398,14 @@ impl Run {
             "chaos {} seed {}: {:.0} s; faults: {}; {acked} publishes acknowledged, {} deliveries; \
              notices: {notices}; violations {}; worst time deaf and ready {:.2} s (machine stalls \
              {:.2} s); slots mended by hand {}; time deaf, mean/worst in s:{deaf}",
-            self.wish.kind.name(),
-            self.wish.seed,
+            self.options.kind.name(),
+            self.options.seed,
             took.as_secs_f64(),
             self.faults_so_far(),
             self.deliveries + heard,
             self.violations.len() + self.troubles.len(),
-            self.watch.worst_deaf_and_ready().as_secs_f64(),
-            self.board.stalled_us.load(SeqCst) as f64 / 1e6,
+            self.reachability.worst_unreachable_while_ready().as_secs_f64(),
+            self.run_state.stalled_us.load(SeqCst) as f64 / 1e6,
             self.mended,
         )
     }
@@ -441,7 +447,7 @@ impl Run {
 impl Drop for Run {
     /// A panic on the way: nobody goes on without a stage.
     fn drop(&mut self) {
-        self.board.stop.store(true, SeqCst);
+        self.run_state.stop.store(true, SeqCst);
     }
 }
 

@@ -1,33 +1,33 @@
 //! What the threads of a run know of each other: which nodes are up, whether it is quiet, how far
 //! everybody is. Numbers only; logs go to the director over a channel.
 
-use crate::checker::{Acked, Entry};
+use crate::checker::{AckedPublish, Entry};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 /// What a thread tells the director.
-pub enum LoadNote {
+pub enum ClientLog {
     Member {
         who: usize,
         entry: Entry,
     },
-    Acked(Acked),
+    AckedPublish(AckedPublish),
     /// Something that may not be, and that no log shows.
     Trouble(String),
 }
 
 /// One node of ours, as the others see it.
 #[derive(Default)]
-pub struct Seat {
+pub struct MemberProgress {
     /// 0: it is not up.
     pub port: AtomicU16,
     pub ops: AtomicU16,
     pub is_ready: AtomicBool,
 }
 
-pub struct Board {
+pub struct RunState {
     began: Instant,
-    pub seats: Vec<Seat>,
+    pub progress: Vec<MemberProgress>,
     pub stop: AtomicBool,
     /// Publishers rest, members stay.
     pub quiet: AtomicBool,
@@ -41,12 +41,12 @@ pub struct Board {
     pub stalled_us: AtomicU64,
 }
 
-impl Board {
-    pub fn new(nodes: usize, members: usize, rooms: usize) -> Board {
+impl RunState {
+    pub fn new(nodes: usize, members: usize, rooms: usize) -> RunState {
         let zeros = || (0..rooms).map(|_| AtomicU64::new(0)).collect::<Vec<_>>();
-        Board {
+        RunState {
             began: Instant::now(),
-            seats: (0..nodes).map(|_| Seat::default()).collect(),
+            progress: (0..nodes).map(|_| MemberProgress::default()).collect(),
             stop: AtomicBool::new(false),
             quiet: AtomicBool::new(false),
             busy: AtomicUsize::new(0),
@@ -71,8 +71,8 @@ impl Board {
 
     /// The public port of a node, from a number out of a hat. `None`: it is not up.
     pub fn port(&self, lot: u64) -> Option<u16> {
-        let seat = &self.seats[(lot % self.seats.len() as u64) as usize];
-        Some(seat.port.load(SeqCst)).filter(|port| *port != 0)
+        let progress = &self.progress[(lot % self.progress.len() as u64) as usize];
+        Some(progress.port.load(SeqCst)).filter(|port| *port != 0)
     }
 
     /// Rests, but not beyond the end of the run.

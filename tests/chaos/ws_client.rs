@@ -1,4 +1,4 @@
-//! A WebSocket to a node that may die at any moment: everything answers `Gone` instead of failing the
+//! A WebSocket to a node that may die at any moment: everything answers `Disconnected` instead of failing the
 //! test, and nothing is waited for without a limit.
 
 use crate::client::{self, CLOSE, FIN, PING, PONG, TEXT};
@@ -13,58 +13,58 @@ const HEAD_BYTES_MAX: usize = 8192;
 
 /// The connection has ended, or never began.
 #[derive(Debug)]
-pub struct Gone;
+pub struct Disconnected;
 
-impl From<std::io::Error> for Gone {
-    fn from(_: std::io::Error) -> Gone {
-        Gone
+impl From<std::io::Error> for Disconnected {
+    fn from(_: std::io::Error) -> Disconnected {
+        Disconnected
     }
 }
 
-pub struct Line {
+pub struct WsClient {
     stream: TcpStream,
     inbox: Vec<u8>,
     read: usize,
     patience: Duration,
 }
 
-impl Line {
-    pub fn open(port: u16, path: &str) -> Result<Line, Gone> {
+impl WsClient {
+    pub fn open(port: u16, path: &str) -> Result<WsClient, Disconnected> {
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut stream = TcpStream::connect_timeout(&addr, CONNECT)?;
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(WRITE))?;
         stream.set_read_timeout(Some(WRITE))?;
         stream.write_all(client::request_head(addr, path, "").as_bytes())?;
-        let mut line = Line { stream, inbox: Vec::new(), read: 0, patience: WRITE };
+        let mut line = WsClient { stream, inbox: Vec::new(), read: 0, patience: WRITE };
         let end = loop {
             if let Some(end) = line.inbox.windows(4).position(|four| four == b"\r\n\r\n") {
                 break end + 4;
             }
             if !line.fill()? || line.inbox.len() > HEAD_BYTES_MAX {
-                return Err(Gone);
+                return Err(Disconnected);
             }
         };
         if !line.inbox.starts_with(b"HTTP/1.1 101 ") {
-            return Err(Gone);
+            return Err(Disconnected);
         }
         line.inbox.drain(..end);
         Ok(line)
     }
 
-    pub fn say(&mut self, text: &str) -> Result<(), Gone> {
+    pub fn send(&mut self, text: &str) -> Result<(), Disconnected> {
         Ok(self.stream.write_all(&client::frame(FIN | TEXT, text.as_bytes()))?)
     }
 
     /// The next message; `None` when none comes in time.
-    pub fn hear(&mut self, patience: Duration) -> Result<Option<Value>, Gone> {
+    pub fn receive(&mut self, patience: Duration) -> Result<Option<Value>, Disconnected> {
         let until = Instant::now() + patience;
         loop {
             while let Some((opcode, payload)) = self.take_frame() {
                 match opcode {
                     TEXT => return Ok(serde_json::from_slice(&payload).ok()),
                     PING => self.stream.write_all(&client::frame(FIN | PONG, &payload))?,
-                    CLOSE => return Err(Gone),
+                    CLOSE => return Err(Disconnected),
                     _ => {}
                 }
             }
@@ -101,21 +101,21 @@ impl Line {
     }
 
     /// Reads on. `false`: nothing came in time.
-    fn fill(&mut self) -> Result<bool, Gone> {
+    fn fill(&mut self) -> Result<bool, Disconnected> {
         if self.read > 1 << 18 {
             self.inbox.drain(..self.read);
             self.read = 0;
         }
         let mut bytes = [0; 16384];
         match self.stream.read(&mut bytes) {
-            Ok(0) => Err(Gone),
+            Ok(0) => Err(Disconnected),
             Ok(n) => {
                 self.inbox.extend_from_slice(&bytes[..n]);
                 Ok(true)
             }
             Err(error) => match error.kind() {
                 ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => Ok(false),
-                _ => Err(Gone),
+                _ => Err(Disconnected),
             },
         }
     }

@@ -4,12 +4,12 @@
 //! A fault has a beginning and an end (`begin`, `end`); between them it lasts, and another one may
 //! begin. After its end everything is as it was, or becomes so by itself (`is_whole`).
 
-use crate::board::Board;
 use crate::cluster::Cluster;
 use crate::node::Node;
 use crate::proxy::{Proxy, Wire};
 use crate::redis::Redis;
 use crate::rng::Rng;
+use crate::run_state::RunState;
 use crate::sentinel::{Care, Sentinel};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -139,18 +139,18 @@ enum Servers {
     Cluster(Cluster),
 }
 
-pub struct Stage {
+pub struct System {
     pub kind: Kind,
     servers: Servers,
     /// By node; the one of all nodes where there are several servers. Each has one for each server.
     wires: Vec<Vec<Proxy>>,
     nodes: Vec<Option<Node>>,
-    board: Arc<Board>,
+    run_state: Arc<RunState>,
     linger_ms: u64,
 }
 
 /// A fault that lasts.
-pub struct Open {
+pub struct OpenFault {
     pub fault: Fault,
     /// Of the servers, or of the nodes.
     target: usize,
@@ -159,16 +159,16 @@ pub struct Open {
     began: Instant,
 }
 
-impl Stage {
+impl System {
     /// With nodes that let go of a room so long after the last one there has left it.
-    pub fn new(kind: Kind, board: Arc<Board>, linger_ms: u64) -> Stage {
-        let mut stage = Stage { linger_ms, ..Stage::without_nodes(kind, board) };
-        (0..NODES).for_each(|node| stage.start_node(node));
-        stage
+    pub fn new(kind: Kind, run_state: Arc<RunState>, linger_ms: u64) -> System {
+        let mut system = System { linger_ms, ..System::without_nodes(kind, run_state) };
+        (0..NODES).for_each(|node| system.start_node(node));
+        system
     }
 
     /// The servers and the wires alone.
-    pub fn without_nodes(kind: Kind, board: Arc<Board>) -> Stage {
+    pub fn without_nodes(kind: Kind, run_state: Arc<RunState>) -> System {
         // What is written survives a kill: it is with the kernel before it is answered.
         let keeps = ["--appendonly", "yes", "--appendfsync", "no"];
         let alone = |count: usize| (0..count).map(|_| Redis::start_with(&keeps)).collect();
@@ -186,7 +186,7 @@ impl Stage {
         };
         let wires = wires(kind, &servers);
         let nodes = (0..NODES).map(|_| None).collect();
-        Stage { kind, servers, wires, nodes, board, linger_ms: 0 }
+        System { kind, servers, wires, nodes, run_state, linger_ms: 0 }
     }
 
     fn url(&self, node: usize) -> String {
@@ -222,17 +222,17 @@ impl Stage {
             "--auth-anonymous-rights",
             "publish,publish_unjoined,send,broadcast",
         ]);
-        let seat = &self.board.seats[at];
-        seat.ops.store(node.ops.port(), SeqCst);
-        seat.port.store(node.addr.port(), SeqCst);
+        let progress = &self.run_state.progress[at];
+        progress.ops.store(node.ops.port(), SeqCst);
+        progress.port.store(node.addr.port(), SeqCst);
         self.nodes[at] = Some(node);
     }
 
     fn kill_node(&mut self, at: usize) {
-        let seat = &self.board.seats[at];
-        seat.port.store(0, SeqCst);
-        seat.ops.store(0, SeqCst);
-        seat.is_ready.store(false, SeqCst);
+        let progress = &self.run_state.progress[at];
+        progress.port.store(0, SeqCst);
+        progress.ops.store(0, SeqCst);
+        progress.is_ready.store(false, SeqCst);
         if let Some(mut node) = self.nodes[at].take() {
             node.kill();
         }
@@ -270,7 +270,7 @@ impl Stage {
     }
 
     /// What an operator does when a Cluster does not become whole by itself. Answers how many slots.
-    pub fn mend(&self) -> usize {
+    pub fn repair(&self) -> usize {
         match &self.servers {
             Servers::Cluster(all) => all.mend(),
             Servers::Alone(_) | Servers::Sentinel(_) => 0,
@@ -317,7 +317,7 @@ impl Stage {
     }
 
     /// Does it. `None`: it could not be done now.
-    pub fn begin(&mut self, fault: Fault, rng: &mut Rng) -> Option<Open> {
+    pub fn begin(&mut self, fault: Fault, rng: &mut Rng) -> Option<OpenFault> {
         let target = match fault {
             Fault::Node => rng.below(NODES),
             fault if fault.is_of_the_wire() => rng.below(self.wires.len()),
@@ -337,7 +337,7 @@ impl Stage {
         } else if !self.spoil_server(fault, target, rng) {
             return None;
         }
-        Some(Open { fault, target, until_failover, began: Instant::now() })
+        Some(OpenFault { fault, target, until_failover, began: Instant::now() })
     }
 
     fn spoil_wire(&mut self, fault: Fault, target: usize, rng: &mut Rng) {
@@ -416,7 +416,7 @@ impl Stage {
     }
 
     /// Whether a fault that has lasted long enough may end: another server leads, where it should.
-    pub fn may_end(&self, open: &Open) -> bool {
+    pub fn may_end(&self, open: &OpenFault) -> bool {
         if !open.until_failover || open.began.elapsed() > FAILOVER_MAX {
             return true;
         }
@@ -431,7 +431,7 @@ impl Stage {
     }
 
     /// Ends it.
-    pub fn end(&mut self, open: &Open) {
+    pub fn end(&mut self, open: &OpenFault) {
         let target = open.target;
         match open.fault {
             Fault::Node => self.start_node(target),
