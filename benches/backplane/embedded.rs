@@ -1,7 +1,7 @@
 //! A single node: every message goes up to the backplane thread and comes down again.
 
 use super::node::{Backplane, MinimalShard, measure, payload};
-use super::{LoadTable, Size};
+use super::{Size, Statistics};
 use campanile::ids::TopicName;
 use campanile::plan::BackplanePlan;
 use crossbeam_utils::CachePadded;
@@ -41,7 +41,7 @@ pub fn bench(size: &Size) {
             }
         }
         for (shards, runs) in shards.iter().zip(runs) {
-            let of = |value: fn(&Run) -> f64| LoadTable::of(runs.iter().map(value).collect());
+            let of = |value: fn(&Run) -> f64| Statistics::of(runs.iter().map(value).collect());
             println!(
                 "  {shards:2} shards, members on {}: {:.0}/s of its CPU, {:.3} µs each, \
                  {:.0} deliveries/s of its CPU; by the clock {:.0}/s",

@@ -52,26 +52,26 @@ fn main() {
 }
 
 /// The median of some numbers, and their extremes.
-pub struct LoadTable {
+pub struct Statistics {
     least: f64,
     /// The median.
     pub median: f64,
     most: f64,
 }
 
-impl LoadTable {
+impl Statistics {
     /// Of at least one number.
-    pub fn of(mut values: Vec<f64>) -> LoadTable {
+    pub fn of(mut values: Vec<f64>) -> Statistics {
         values.sort_by(f64::total_cmp);
         let last = values.len() - 1;
-        LoadTable { least: values[0], median: values[values.len() / 2], most: values[last] }
+        Statistics { least: values[0], median: values[values.len() / 2], most: values[last] }
     }
 }
 
-impl std::fmt::Display for LoadTable {
+impl std::fmt::Display for Statistics {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let digits = f.precision().unwrap_or(0);
-        let LoadTable { least, median, most } = self;
+        let Statistics { least, median, most } = self;
         write!(f, "{median:.digits$} ({least:.digits$} to {most:.digits$})")
     }
 }

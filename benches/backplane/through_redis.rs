@@ -3,7 +3,7 @@
 use super::alone::{self, Alone, Hops};
 use super::node::{Backplane, MinimalShard, measure, payload};
 use super::redis_server::Redis;
-use super::{LoadTable, Size};
+use super::{Size, Statistics};
 use campanile::config::Config;
 use campanile::ids::TopicName;
 use campanile::link::channel::ShardEnd;
@@ -49,10 +49,10 @@ pub fn bench(size: &Size) {
 fn print_latencies(latencies: &[Vec<[f64; 2]>; 3]) {
     println!("node to node, one message at a time: µs from publish to the other node's shard");
     for (name, times) in SINGLES.iter().zip(latencies) {
-        let of = |which: usize| LoadTable::of(times.iter().map(|time| time[which]).collect());
+        let of = |which: usize| Statistics::of(times.iter().map(|time| time[which]).collect());
         let ratio = |which: usize| {
             let pairs = latencies[0].iter().zip(times);
-            LoadTable::of(pairs.map(|(ours, other)| ours[which] / other[which]).collect())
+            Statistics::of(pairs.map(|(ours, other)| ours[which] / other[which]).collect())
         };
         println!(
             "  {name:36}  p50 {:.0}, p99 {:.0}; campanile / this: p50 {:.2}, p99 {:.2}",
@@ -69,7 +69,7 @@ fn print_rates([ours, alone]: &[Vec<Rate>; 2]) {
         "many messages: by second of the processor time of the thread that sends or takes them"
     );
     for (name, rates) in [("campanile", ours), ("redis crate alone", alone)] {
-        let of = |value: fn(&Rate) -> f64| LoadTable::of(rates.iter().map(value).collect());
+        let of = |value: fn(&Rate) -> f64| Statistics::of(rates.iter().map(value).collect());
         println!(
             "  {name:18} out {:.0}/s, in {:.0}/s; by the clock {:.0}/s",
             of(|rate| rate.messages / rate.out_cpu_s),

@@ -16,7 +16,7 @@ use crate::backplane::local::Local;
 use crate::backplane::redis::error_reply::ErrorReply;
 use crate::backplane::redis::history::answer::reply_unreadable;
 use crate::backplane::redis::history::batch::{BatchKind, FetchBatch, READS_PER_BATCH};
-use crate::backplane::redis::history::follower::ReadOutcome;
+use crate::backplane::redis::history::follower::FetchOutcome;
 use crate::backplane::redis::history::histories::{HELD_MAX, Histories};
 use crate::backplane::redis::history::reply::{FIELDS, FetchedHistory, parse_history, parse_meta};
 use crate::backplane::redis::history::request::TopicRef;
@@ -329,9 +329,9 @@ impl Histories {
         let before = topic.bytes();
         let found = topic.take_read(read, generation, now, local);
         self.bytes = self.bytes + topic.bytes() - before;
-        self.numbers.repaired += u64::from(found == ReadOutcome::Repaired);
-        self.numbers.lost += u64::from(matches!(found, ReadOutcome::Lost | ReadOutcome::Fork));
-        if found == ReadOutcome::Fork {
+        self.numbers.repaired += u64::from(found == FetchOutcome::Repaired);
+        self.numbers.lost += u64::from(matches!(found, FetchOutcome::Lost | FetchOutcome::Fork));
+        if found == FetchOutcome::Fork {
             return self.schedule_read(name);
         }
         self.release_held(name, now, local);

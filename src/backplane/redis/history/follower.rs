@@ -80,7 +80,7 @@ pub(super) struct ReadAheadGap {
 
 /// The result of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ReadOutcome {
+pub(super) enum FetchOutcome {
     /// Nothing was missing.
     Unchanged,
     /// Missing messages were delivered.
@@ -214,7 +214,7 @@ impl FollowedTopic {
         generation: &str,
         now: Instant,
         local: &mut Local,
-    ) -> ReadOutcome {
+    ) -> FetchOutcome {
         let from = self.asked_from;
         let behind = self.asked_next.max(read.top.saturating_add(1));
         let is_reset = self.is_reset(&read, generation);
@@ -228,16 +228,16 @@ impl FollowedTopic {
                     || fork_offset_of(&self.lineage, known.epoch)
                         .is_some_and(|fork_offset| known.offset <= fork_offset)
             });
-        let mut found = ReadOutcome::Unchanged;
+        let mut found = FetchOutcome::Unchanged;
         let fork = known.and_then(|known| fork_offset_of(&self.lineage, known.epoch));
         if let (false, Some(fork_offset)) = (goes_on, fork) {
             self.rewind(Position { epoch: read.epoch, offset: fork_offset }, local);
-            return ReadOutcome::Fork;
+            return FetchOutcome::Fork;
         }
         if !goes_on {
             local.notify_lost(&self.name, 0);
             // Nothing of the old history holds for the new one.
-            (self.log, self.oldest_available, found) = (None, 1, ReadOutcome::Lost);
+            (self.log, self.oldest_available, found) = (None, 1, FetchOutcome::Lost);
             self.acked = None;
         }
         self.acked = self.acked.max(read.acked);
@@ -252,7 +252,7 @@ impl FollowedTopic {
         let last_before = first_new.map_or(read.top.max(known), |first| first.saturating_sub(1));
         if last_before > known {
             local.notify_lost(&self.name, last_before - known);
-            (*log, found) = (MessageLog::new(read.epoch, last_before), ReadOutcome::Lost);
+            (*log, found) = (MessageLog::new(read.epoch, last_before), FetchOutcome::Lost);
         }
         if let Some((lowest, _)) = read.entries.first().filter(|(lowest, _)| *lowest > from) {
             self.oldest_available = self.oldest_available.max(*lowest);
@@ -264,7 +264,7 @@ impl FollowedTopic {
         for (offset, body) in &read.entries {
             if *offset > known && *offset == self.next_offset() {
                 self.deliver(body, now, local);
-                found = if found == ReadOutcome::Lost { found } else { ReadOutcome::Repaired };
+                found = if found == FetchOutcome::Lost { found } else { FetchOutcome::Repaired };
             }
         }
         // What was asked for and is not here does not exist, unless messages arrived and were

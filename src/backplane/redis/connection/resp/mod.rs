@@ -1,33 +1,33 @@
-//! What a Redis server says, read where it lies: RESP2 and RESP3, nothing copied, nothing kept.
+//! Parses RESP2 and RESP3 in place: nothing is copied, nothing is kept.
 //!
-//! [`parse`] looks at the beginning of a buffer. Either a whole item is there, and its parts point
-//! into the buffer; or it says how long the buffer must be at least before it is worth asking
-//! again. The length of a big body stands before it, so a body that comes in a thousand reads is
-//! looked at twice. Everything else of an item (its lines and lengths) is at most
-//! [`OVERHEAD_BYTES_MAX`], which is also the most that one more look at an unfinished item can
+//! [`parse`] reads the value at the beginning of a buffer. If it is there in whole, its parts point
+//! into the buffer; if not, the result is the length that the buffer must have before another try
+//! is worth it. The length of a string comes before its bytes, so a string that arrives in a
+//! thousand reads is parsed twice. Everything else of a value (its lines and lengths) is at most
+//! [`OVERHEAD_BYTES_MAX`], which is also the most that one more try of an unfinished value can
 //! cost.
 //!
-//! An item is walked over to its end, with a counter for each level that is open, and only then
-//! handed out; so the parts of what was handed out are whole. Attributes (`|`), which may stand
-//! before anything, are walked over. Streamed strings and aggregates (`$?`, `*?`), which no server
-//! sends, are malformed.
+//! A value is walked to its end, with a counter for each open level, and only then returned, so its
+//! parts are complete. Attributes (`|`), which may come before any value, are skipped. Streamed
+//! strings and aggregates (`$?`, `*?`), which no server sends, are malformed.
 //!
-//! Invariant: whatever the bytes are, there is no panic, no allocation, and no recursion.
+//! Invariant: for any bytes there is no panic, no allocation, and no recursion.
 
 use std::fmt;
 
-/// Aggregates within aggregates.
+/// Aggregates within aggregates, at most.
 pub(super) const DEPTH_MAX: usize = 8;
-/// One string. A server allows itself 512 MiB (`proto-max-bulk-len`).
+/// Bytes of one string, at most. A server allows itself 512 MiB (`proto-max-bulk-len`).
 pub(super) const BULK_BYTES_MAX: usize = 1 << 30;
-/// All of one item but the contents of its strings. Bounds the number of its parts as well.
+/// Bytes of one value without the contents of its strings, at most. Bounds the number of its parts
+/// as well.
 pub(super) const OVERHEAD_BYTES_MAX: usize = 64 * 1024;
-/// The smallest item: `_\r\n`.
+/// Bytes of the smallest value: `_\r\n`.
 const ITEM_BYTES_MIN: usize = 3;
-/// How an item may begin.
+/// The type bytes.
 const KINDS: &[u8] = b">$+:-*%_#,~=!(|";
 
-/// One item; what it says lies in the buffer.
+/// A value, borrowed from the buffer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum RespValue<'a> {
     /// `+OK`
@@ -52,17 +52,17 @@ pub(super) enum RespValue<'a> {
     Array(RespItems<'a>),
     /// `~`
     Set(RespItems<'a>),
-    /// `%`: keys and values in turn.
+    /// `%`: alternating keys and values.
     Map(RespItems<'a>),
-    /// `>`: what nobody asked for at this moment.
+    /// `>`: a message or confirmation that is no reply.
     Push(RespItems<'a>),
 }
 
-/// The items in an item.
+/// The values in an aggregate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct RespItems<'a> {
     left: usize,
-    /// They, and nothing before.
+    /// Their bytes, and nothing before.
     bytes: &'a [u8],
 }
 
@@ -71,9 +71,9 @@ impl<'a> Iterator for RespItems<'a> {
 
     fn next(&mut self) -> Option<RespValue<'a>> {
         self.left = self.left.checked_sub(1)?;
-        let (item, len) = first(self.bytes).ok().expect("the whole value was walked over");
+        let (value, len) = first(self.bytes).ok().expect("the whole value was walked over");
         self.bytes = &self.bytes[len..];
-        Some(item)
+        Some(value)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -83,16 +83,16 @@ impl<'a> Iterator for RespItems<'a> {
 
 impl ExactSizeIterator for RespItems<'_> {}
 
-/// What stands at the beginning of a buffer.
+/// The result of parsing the beginning of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum ParseProgress<'a> {
-    /// An item, and the number of its bytes.
+    /// A value, and the number of its bytes.
     Value(RespValue<'a>, usize),
-    /// A part of one. It has at least as many bytes as this, which is more than there are.
+    /// A part of a value. It has at least so many bytes, which is more than the buffer.
     LinkOptions(usize),
 }
 
-/// This is no Redis server, or we are out of step with it. There is no way to go on.
+/// The peer is no Redis server, or parsing is out of step with it: the connection is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct MalformedResp(pub &'static str);
 
@@ -102,22 +102,22 @@ impl fmt::Display for MalformedResp {
     }
 }
 
-/// Reads the item at the beginning of `bytes`.
+/// Parses the value at the beginning of `bytes`.
 pub(super) fn parse(bytes: &[u8]) -> Result<ParseProgress<'_>, MalformedResp> {
     match first(bytes) {
-        Ok((item, len)) => Ok(ParseProgress::Value(item, len)),
+        Ok((value, len)) => Ok(ParseProgress::Value(value, len)),
         Err(Stop::LinkOptions(len)) => Ok(ParseProgress::LinkOptions(len)),
         Err(Stop::Malformed(why)) => Err(MalformedResp(why)),
     }
 }
 
-/// The item at the beginning of `bytes`, and its length.
+/// The value at the beginning of `bytes`, and its length.
 fn first(bytes: &[u8]) -> Result<(RespValue<'_>, usize), Stop> {
     let mut reader = Reader { bytes, at: 0, overhead: 0 };
     loop {
         let (kind, parts) = match reader.token()? {
-            Token::Leaf(item) => return Ok((item, reader.at)),
-            // The last part is what the attribute is about: the item that is read next.
+            Token::Leaf(value) => return Ok((value, reader.at)),
+            // The last part is the value that the attribute is about.
             Token::Open(Kind::Attribute, parts) => {
                 reader.skip(parts - 1)?;
                 continue;
@@ -131,7 +131,7 @@ fn first(bytes: &[u8]) -> Result<(RespValue<'_>, usize), Stop> {
     }
 }
 
-/// Why there is no item.
+/// Why there is no value.
 enum Stop {
     LinkOptions(usize),
     Malformed(&'static str),
@@ -140,32 +140,32 @@ enum Stop {
 /// A leaf, or the beginning of an aggregate.
 enum Token<'a> {
     Leaf(RespValue<'a>),
-    /// With so many items in it.
+    /// With so many values in it.
     Open(Kind<'a>, usize),
 }
 
 enum Kind<'a> {
     Of(fn(RespItems<'a>) -> RespValue<'a>),
-    /// Not an item: names and values in turn, and then the item that they are about.
+    /// Not a value: alternating names and values, and then the value that they are about.
     Attribute,
 }
 
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// What of [`OVERHEAD_BYTES_MAX`] is behind us.
+    /// Bytes counted towards [`OVERHEAD_BYTES_MAX`].
     overhead: usize,
 }
 
 impl<'a> Reader<'a> {
-    /// Walks over so many items and all that is in them.
-    fn skip(&mut self, items: usize) -> Result<(), Stop> {
-        if items == 0 {
+    /// Walks over so many values and everything in them.
+    fn skip(&mut self, values: usize) -> Result<(), Stop> {
+        if values == 0 {
             return Ok(());
         }
-        // How many items each level still lacks. The first level is that of `items`.
+        // How many values each level still lacks. The first level is that of `values`.
         let mut lacking = [0; DEPTH_MAX];
-        lacking[0] = items;
+        lacking[0] = values;
         let mut level = 0;
         loop {
             if let Token::Open(_, parts @ 1..) = self.token()? {
@@ -173,7 +173,7 @@ impl<'a> Reader<'a> {
                 *lacking.get_mut(level).ok_or(Stop::Malformed("too many levels"))? = parts;
                 continue;
             }
-            // An item ends here, and maybe those around it as well.
+            // A value ends here, and maybe those around it as well.
             lacking[level] -= 1;
             while lacking[level] == 0 {
                 if level == 0 {
@@ -188,7 +188,7 @@ impl<'a> Reader<'a> {
     fn token(&mut self) -> Result<Token<'a>, Stop> {
         let kind = *self.bytes.get(self.at).ok_or(Stop::LinkOptions(self.at + ITEM_BYTES_MIN))?;
         if !KINDS.contains(&kind) {
-            // At once: it may never end a line.
+            // At once: a line that begins like this may never end.
             return Err(Stop::Malformed("no value begins like that"));
         }
         let line = self.line()?;
