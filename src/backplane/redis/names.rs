@@ -86,11 +86,9 @@ impl Names {
 
     /// The keys of a topic's history.
     pub fn history_keys(&self, topic: &str) -> HistoryKeys {
-        let key = |kind: &str| {
-            let number = partition(topic);
-            format!("{}{number}}}:{kind}:{topic}", self.topics)
-        };
-        let partition = self.partition_key(partition(topic));
+        let number = partition(topic);
+        let key = |kind: &str| format!("{}{number}}}:{kind}:{topic}", self.topics);
+        let partition = self.partition_key(number);
         HistoryKeys { meta: key("h"), stream: key("s"), partition, retry: key("k") }
     }
 

@@ -427,7 +427,7 @@ impl PublishQueue {
                     local.end_publish(done, PublishOutcome::Accepted(None), now)
                 }
                 (None, Sent::Retriable(waiting)) => {
-                    lane.handle_replies(*waiting, &answer, is_replicated, now, local, unconfirmed);
+                    lane.handle_reply(*waiting, &answer, is_replicated, now, local, unconfirmed);
                 }
                 (Some(refusal), Sent::Retriable(waiting)) if refusal.is_transient() => {
                     is_script_missing |= refusal == ErrorReply::ScriptMissing;
@@ -498,7 +498,7 @@ impl Lane {
     }
 
     /// Handles a reply that is no error.
-    fn handle_replies(
+    fn handle_reply(
         &mut self,
         waiting: QueuedPublish,
         answer: &Value,
@@ -520,9 +520,9 @@ impl Lane {
         let done = std::mem::replace(&mut publish.done, Done::Nobody);
         let Some(PublishReply::StoredAt(at)) = parsed else {
             // A reply that the script does not give leaves the outcome unknown.
-            let is_said = self.kind == LaneKind::Transient;
+            let is_transient = self.kind == LaneKind::Transient;
             let outcome =
-                if is_said { PublishOutcome::Accepted(None) } else { PublishOutcome::Unknown };
+                if is_transient { PublishOutcome::Accepted(None) } else { PublishOutcome::Unknown };
             return local.end_publish(done, outcome, now);
         };
         unconfirmed.record(publish, at, now);

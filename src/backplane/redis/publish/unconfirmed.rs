@@ -61,7 +61,7 @@ impl AckedPublish {
 pub(crate) struct UnconfirmedLog {
     namespaces: Arc<Namespaces>,
     /// Known to be on the server of `generation`.
-    proven: VecDeque<AckedPublish>,
+    acked: VecDeque<AckedPublish>,
     generation: String,
     /// Not known to be on the current server.
     to_verify: VecDeque<AckedPublish>,
@@ -87,7 +87,7 @@ impl UnconfirmedLog {
     pub(crate) fn new(namespaces: Arc<Namespaces>) -> UnconfirmedLog {
         UnconfirmedLog {
             namespaces,
-            proven: VecDeque::new(),
+            acked: VecDeque::new(),
             generation: String::new(),
             to_verify: VecDeque::new(),
             verify_until: None,
@@ -104,19 +104,19 @@ impl UnconfirmedLog {
     /// A publisher is about to be told that its message is stored at a position.
     pub(crate) fn record(&mut self, publish: Publish, at: Position, now: Instant) {
         self.bytes += log_bytes(&publish);
-        self.proven.push_back(AckedPublish { publish, at, since: now });
+        self.acked.push_back(AckedPublish { publish, at, since: now });
         while self.bytes > BYTES_MAX {
-            let Some(oldest) = self.proven.pop_front() else { return };
+            let Some(oldest) = self.acked.pop_front() else { return };
             self.bytes -= log_bytes(&oldest.publish);
         }
     }
 
     /// A canary has come back: publishes acknowledged well before it are proven and forgotten.
     pub(crate) fn forget_before(&mut self, canary_back_at: Instant) {
-        while let Some(oldest) = self.proven.front()
+        while let Some(oldest) = self.acked.front()
             && oldest.since + MARGIN < canary_back_at
         {
-            let oldest = self.proven.pop_front().expect("it was just looked at");
+            let oldest = self.acked.pop_front().expect("it was just looked at");
             self.bytes -= log_bytes(&oldest.publish);
         }
     }
@@ -134,8 +134,8 @@ impl UnconfirmedLog {
     /// The link is lost: what was in flight is verified again on the next one.
     pub(crate) fn lose_link(&mut self) {
         if let Some(in_flight) = self.in_flight.take() {
-            for proven in in_flight.asked.into_iter().rev() {
-                self.to_verify.push_front(proven);
+            for acked in in_flight.asked.into_iter().rev() {
+                self.to_verify.push_front(acked);
             }
         }
         self.retry_at = None;
@@ -148,10 +148,10 @@ impl UnconfirmedLog {
         has_moved: impl Fn(&TopicName) -> bool,
     ) -> Vec<AckedPublish> {
         assert!(self.in_flight.is_none(), "topics move while nothing is in flight");
-        let all = self.to_verify.drain(..).chain(self.proven.drain(..));
+        let all = self.to_verify.drain(..).chain(self.acked.drain(..));
         let (moved, stay): (Vec<AckedPublish>, Vec<AckedPublish>) =
-            all.partition(|proven| has_moved(&proven.publish.topic));
-        self.bytes -= moved.iter().map(|proven| log_bytes(&proven.publish)).sum::<usize>();
+            all.partition(|acked| has_moved(&acked.publish.topic));
+        self.bytes -= moved.iter().map(|acked| log_bytes(&acked.publish)).sum::<usize>();
         self.to_verify = stay.into();
         self.verify_until = None;
         moved
@@ -175,7 +175,7 @@ impl UnconfirmedLog {
     ) -> RedisResult<bool> {
         if context.generation != self.generation {
             context.generation.clone_into(&mut self.generation);
-            self.to_verify.append(&mut self.proven);
+            self.to_verify.append(&mut self.acked);
         }
         let mut is_busy = false;
         if let Some(in_flight) = &mut self.in_flight {
@@ -206,25 +206,25 @@ impl UnconfirmedLog {
         let bytes_max = if self.was_refused { REFUSED_BATCH_BYTES } else { usize::MAX };
         let (mut some, mut bytes) = (Vec::new(), 0);
         while some.len() < VERIFIED_PER_BATCH && bytes < bytes_max {
-            let Some(proven) = self.to_verify.pop_front() else { break };
-            bytes += log_bytes(&proven.publish);
-            some.push(proven);
+            let Some(acked) = self.to_verify.pop_front() else { break };
+            bytes += log_bytes(&acked.publish);
+            some.push(acked);
         }
         some
     }
 
     fn build_batch(&mut self, asked: &[AckedPublish], context: &CommandContext<'_>) -> Pipeline {
         let mut pipeline = Pipeline::with_capacity(asked.len());
-        for proven in asked {
+        for acked in asked {
             self.envelope.clear();
-            envelope::write(&Message::of(&proven.publish), &mut self.envelope);
-            pipeline.add_command(self.verify_command(proven, context));
+            envelope::write(&Message::of(&acked.publish), &mut self.envelope);
+            pipeline.add_command(self.verify_command(acked, context));
         }
         pipeline
     }
 
-    fn verify_command(&self, proven: &AckedPublish, context: &CommandContext<'_>) -> Cmd {
-        let AckedPublish { publish, at, .. } = proven;
+    fn verify_command(&self, acked: &AckedPublish, context: &CommandContext<'_>) -> Cmd {
+        let AckedPublish { publish, at, .. } = acked;
         let topic = publish.topic.as_str();
         let policy = self.namespaces.policy(publish.topic.kind());
         let keys = context.names.history_keys(topic);
@@ -246,10 +246,10 @@ impl UnconfirmedLog {
         let is_late = self.verify_until.is_some_and(|until| until <= now);
         let (mut retries, mut gone, mut pause) = (Vec::new(), 0, RETRY_PAUSE);
         self.was_refused = false;
-        for (proven, answer) in asked.into_iter().zip(answers) {
+        for (acked, answer) in asked.into_iter().zip(answers) {
             let refusal = ErrorReply::of(&answer);
             match answer {
-                Value::Int(1) => self.proven.push_back(AckedPublish { since: now, ..proven }),
+                Value::Int(1) => self.acked.push_back(AckedPublish { since: now, ..acked }),
                 // A server that accepts nothing yet, such as a master without its replicas or
                 // without memory, has not gone on either: the time limit starts again when it does.
                 _ if refusal.is_some_and(|refusal| refusal != ErrorReply::Unreadable) => {
@@ -258,18 +258,18 @@ impl UnconfirmedLog {
                     self.is_script_missing |= refusal == Some(ErrorReply::ScriptMissing);
                     let is_short = refusal.is_some_and(ErrorReply::is_transient);
                     pause = if is_short { pause } else { REFUSED_PAUSE };
-                    retries.push(proven);
+                    retries.push(acked);
                 }
-                Value::Int(0) if !is_late => retries.push(proven),
+                Value::Int(0) if !is_late => retries.push(acked),
                 _ => {
-                    self.bytes -= log_bytes(&proven.publish);
+                    self.bytes -= log_bytes(&acked.publish);
                     gone += 1;
                 }
             }
         }
         if !retries.is_empty() {
             self.retry_at = Some(now + pause);
-            retries.into_iter().rev().for_each(|proven| self.to_verify.push_front(proven));
+            retries.into_iter().rev().for_each(|acked| self.to_verify.push_front(acked));
         }
         if gone > 0
             && let Some(suppressed) = self.loss_log.is_due(now)
@@ -318,14 +318,14 @@ mod tests {
             unconfirmed.record(publish("a", 1), at(ms), start + Duration::from_millis(ms));
         }
         unconfirmed.forget_before(start + MARGIN);
-        assert_eq!(unconfirmed.proven.len(), 3, "just not well before");
+        assert_eq!(unconfirmed.acked.len(), 3, "just not well before");
         unconfirmed.forget_before(start + Duration::from_millis(601));
         assert_eq!(
-            unconfirmed.proven.iter().map(|proven| proven.at.offset).collect::<Vec<_>>(),
+            unconfirmed.acked.iter().map(|acked| acked.at.offset).collect::<Vec<_>>(),
             [1000]
         );
         unconfirmed.forget_before(start + Duration::from_secs(9));
-        assert_eq!((unconfirmed.proven.len(), unconfirmed.bytes), (0, 0));
+        assert_eq!((unconfirmed.acked.len(), unconfirmed.bytes), (0, 0));
     }
 
     #[test]
@@ -335,8 +335,8 @@ mod tests {
             unconfirmed.record(publish("a", 1024 * 1024), at(offset), Instant::now());
         }
         assert!(unconfirmed.bytes <= BYTES_MAX);
-        assert_eq!(unconfirmed.proven.back().map(|proven| proven.at.offset), Some(39));
-        assert_eq!(unconfirmed.proven.len(), 15);
+        assert_eq!(unconfirmed.acked.back().map(|acked| acked.at.offset), Some(39));
+        assert_eq!(unconfirmed.acked.len(), 15);
     }
 
     #[test]
@@ -350,7 +350,7 @@ mod tests {
             };
             unconfirmed.record(publish("a", bytes), at(offset), Instant::now());
         }
-        unconfirmed.to_verify.append(&mut unconfirmed.proven);
+        unconfirmed.to_verify.append(&mut unconfirmed.acked);
         let asked = unconfirmed.take_batch();
         assert_eq!(asked.len(), VERIFIED_PER_BATCH);
         let oom = redis::parse_redis_value(b"-OOM command not allowed\r\n").unwrap();
@@ -359,7 +359,7 @@ mod tests {
         let asked = unconfirmed.take_batch();
         let one = vec![Value::Int(1); asked.len()];
         unconfirmed.handle_replies(asked, one, Instant::now());
-        unconfirmed.to_verify.append(&mut unconfirmed.proven);
+        unconfirmed.to_verify.append(&mut unconfirmed.acked);
         let rest = unconfirmed.to_verify.len();
         assert_eq!(unconfirmed.take_batch().len(), rest, "it takes them again");
     }
@@ -372,9 +372,9 @@ mod tests {
             one.record(publish(room, 1), at(offset), Instant::now());
         }
         let moved = one.take_moved(|topic| *topic == TopicName::room("a"));
-        moved.into_iter().for_each(|proven| other.adopt(proven));
+        moved.into_iter().for_each(|acked| other.adopt(acked));
         let offsets = |unconfirmed: &UnconfirmedLog| {
-            unconfirmed.to_verify.iter().map(|proven| proven.at.offset).collect::<Vec<_>>()
+            unconfirmed.to_verify.iter().map(|acked| acked.at.offset).collect::<Vec<_>>()
         };
         assert_eq!((offsets(&one), offsets(&other)), (vec![1], vec![1, 2]));
     }
