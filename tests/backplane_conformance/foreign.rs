@@ -3,7 +3,7 @@
 //! works.
 
 use crate::redis::{Redis, wait_until};
-use crate::world::{Build, Heard, Shard, World, conn_id, payload_of};
+use crate::world::{Build, Received, Shard, World, conn_id, payload_of};
 use campanile::backplane::redis::names::{HistoryKeys, Names};
 use campanile::ids::{NodeId, Position, TopicName};
 use campanile::link::{HistoryError, HistoryRequest, HistoryTo, PublishOutcome, Uplink};
@@ -39,9 +39,9 @@ fn redis(world: &World) -> &Redis {
 fn publish(shard: &Shard, topic: &TopicName, number: u64, key: Option<&str>) -> PublishOutcome {
     shard.publish_keyed(topic, &number.to_string(), number, key);
     loop {
-        match shard.hear() {
-            Heard::Ack { id, outcome, .. } if id == Some(number) => return outcome,
-            Heard::Frame { .. } | Heard::Lost { .. } => {}
+        match shard.receive() {
+            Received::Ack { id, outcome, .. } if id == Some(number) => return outcome,
+            Received::Frame { .. } | Received::Lost { .. } => {}
             other => panic!("not the answer: {other:?}"),
         }
     }
@@ -64,12 +64,12 @@ fn history(shard: &Shard, topic: &TopicName) -> Result<(Position, Vec<u64>), His
         encoding: Encoding::NATIVE,
     })));
     loop {
-        match shard.hear() {
-            Heard::History { said, .. } => {
+        match shard.receive() {
+            Received::History { said, .. } => {
                 let number = |json: &String| payload_of(json).parse().expect("a number");
                 return said.map(|(at, texts)| (at, texts.iter().map(number).collect()));
             }
-            Heard::Frame { .. } | Heard::Lost { .. } => {}
+            Received::Frame { .. } | Received::Lost { .. } => {}
             other => panic!("not the answer: {other:?}"),
         }
     }
@@ -79,14 +79,14 @@ fn history(shard: &Shard, topic: &TopicName) -> Result<(Position, Vec<u64>), His
 fn recover(shard: &Shard, topic: &TopicName, since: Option<Position>) -> Option<Position> {
     shard.recover(topic, 5, 9, since);
     loop {
-        match shard.hear() {
-            Heard::Recovered { ticket: 9, position, recovery, .. } => {
+        match shard.receive() {
+            Received::Recovered { ticket: 9, position, recovery, .. } => {
                 let overload = Recovery::NotRecovered(Unrecovered::Overload);
                 assert_ne!(recovery, overload, "nobody waits for what may take for ever");
                 return Some(position);
             }
-            Heard::Unrecoverable { to: 5, ticket: 9 } => return None,
-            Heard::Frame { .. } | Heard::Lost { .. } => {}
+            Received::Unrecoverable { to: 5, ticket: 9 } => return None,
+            Received::Frame { .. } | Received::Lost { .. } => {}
             other => panic!("not the answer: {other:?}"),
         }
     }
@@ -94,32 +94,32 @@ fn recover(shard: &Shard, topic: &TopicName, since: Option<Position>) -> Option<
 
 /// A room with two messages and a member.
 fn room_with_two(world: &World, topic: &TopicName) -> Position {
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     publish(speaker, topic, 1, None);
     let at = accepted(publish(speaker, topic, 2, None));
-    hearer.join_and_hear(topic, 5);
-    assert_eq!(recover(hearer, topic, None), Some(at));
+    receiver.join_and_receive(topic, 5);
+    assert_eq!(recover(receiver, topic, None), Some(at));
     at
 }
 
 /// Joins, requests and publishes are refused.
 fn cannot_be_used(world: &World, topic: &TopicName, why: &str) {
-    let (speaker, hearer) = world.two_shards();
-    assert_eq!(history(hearer, topic), Err(HistoryError::Unreadable), "{why}");
+    let (speaker, receiver) = world.two_shards();
+    assert_eq!(history(receiver, topic), Err(HistoryError::Unreadable), "{why}");
     let since = Some(Position { epoch: 1, offset: 1 });
-    assert_eq!([None, since].map(|since| recover(hearer, topic, since)), [None; 2], "{why}");
+    assert_eq!([None, since].map(|since| recover(receiver, topic, since)), [None; 2], "{why}");
     assert_eq!(publish(speaker, topic, 3, None), PublishOutcome::Unavailable, "{why}");
 }
 
 /// Corrected to what it was, it works as before.
 fn goes_on(world: &World, topic: &TopicName, at: Position, why: &str) {
-    let (speaker, hearer) = world.two_shards();
-    wait_until("it is noticed", || recover(hearer, topic, None) == Some(at));
+    let (speaker, receiver) = world.two_shards();
+    wait_until("it is noticed", || recover(receiver, topic, None) == Some(at));
     let next = accepted(publish(speaker, topic, 4, None));
     assert_eq!(next, Position { offset: 3, ..at }, "nothing was counted meanwhile: {why}");
-    let Heard::Frame { json, .. } = hearer.hear() else { panic!("no message: {why}") };
+    let Received::Frame { json, .. } = receiver.receive() else { panic!("no message: {why}") };
     assert_eq!(payload_of(&json), "4");
-    assert_eq!(history(hearer, topic), Ok((next, vec![1, 2, 4])), "{why}");
+    assert_eq!(history(receiver, topic), Ok((next, vec![1, 2, 4])), "{why}");
 }
 
 #[test]
@@ -224,14 +224,14 @@ fn a_history_of_another_type_is_unavailable_until_it_is_corrected() {
 #[test]
 fn what_the_warning_says_to_do_begins_a_new_history() {
     let world = kept();
-    let (topic, (_, hearer)) = (room("a"), world.two_shards());
+    let (topic, (_, receiver)) = (room("a"), world.two_shards());
     let before = room_with_two(&world, &topic);
     let HistoryKeys { meta, stream, .. } = keys(&topic);
     redis(&world).command(&["HSET", &meta, "s", TOO_HIGH[3], "a", "7", "l", "1:2 "]);
     cannot_be_used(&world, &topic, "too high");
     redis(&world).command(&["DEL", &meta, &stream]);
-    wait_until("it is noticed", || recover(hearer, &topic, None).is_some());
-    let after = recover(hearer, &topic, None).expect("it was there a moment ago");
+    wait_until("it is noticed", || recover(receiver, &topic, None).is_some());
+    let after = recover(receiver, &topic, None).expect("it was there a moment ago");
     assert!(after.offset == 0 || after == before, "empty, or put back by who had heard it");
     let next = accepted(publish(world.two_shards().0, &topic, 3, None));
     assert_eq!(next.offset, after.offset + 1);
@@ -240,7 +240,7 @@ fn what_the_warning_says_to_do_begins_a_new_history() {
 #[test]
 fn the_last_possible_offset_is_delivered_and_nothing_after_it() {
     let world = kept();
-    let (topic, (speaker, hearer)) = (room("a"), world.two_shards());
+    let (topic, (speaker, receiver)) = (room("a"), world.two_shards());
     let at = room_with_two(&world, &topic);
     let (meta, last) = (keys(&topic).meta, Position::NUMBER_MAX);
     redis(&world).command(&["HSET", &meta, "s", &(last - 1).to_string()]);
@@ -251,25 +251,25 @@ fn the_last_possible_offset_is_delivered_and_nothing_after_it() {
     // What is between is lost, which is reported once.
     let mut lost = Vec::new();
     wait_until("the end is reached", || {
-        hearer.recover(&topic, 5, 9, None);
+        receiver.recover(&topic, 5, 9, None);
         loop {
-            match hearer.hear() {
-                Heard::Recovered { position, .. } => return position.offset == last,
-                Heard::Lost { count, .. } => lost.push(count),
-                Heard::Frame { .. } => {}
+            match receiver.receive() {
+                Received::Recovered { position, .. } => return position.offset == last,
+                Received::Lost { count, .. } => lost.push(count),
+                Received::Frame { .. } => {}
                 other => panic!("not the answer: {other:?}"),
             }
         }
     });
     assert_eq!(lost, [last - 1 - at.offset]);
-    let (told, messages) = history(hearer, &topic).expect("it can be read");
+    let (told, messages) = history(receiver, &topic).expect("it can be read");
     assert_eq!((told.offset, messages), (last, vec![3]));
 }
 
 #[test]
 fn a_message_at_an_impossible_position_delays_nobody() {
     let world = kept();
-    let (topic, (speaker, hearer)) = (room("a"), world.two_shards());
+    let (topic, (speaker, receiver)) = (room("a"), world.two_shards());
     let at = room_with_two(&world, &topic);
     let channel = Names::new("test", NodeId(1)).channel(topic.as_str());
     let channel = channel.as_bytes();
@@ -279,14 +279,14 @@ fn a_message_at_an_impossible_position_delays_nobody() {
     for place in places.iter().chain(&epochs) {
         let said = [place.as_bytes(), &[1, 0], b"66"].concat();
         redis(&world).command_bytes(&[b"PUBLISH", channel, &said]);
-        assert_eq!(recover(hearer, &topic, None), Some(at), "{place}");
+        assert_eq!(recover(receiver, &topic, None), Some(at), "{place}");
     }
     let malformed = || world.nodes[0].counters().publishes_malformed;
     wait_until("all of them are counted", || malformed() == 8);
     let before = world.nodes[0].counters().history_reads;
-    assert!(hearer.hears_nothing_for(Duration::from_millis(300)));
+    assert!(receiver.receives_nothing_for(Duration::from_millis(300)));
     accepted(publish(speaker, &topic, 3, None));
-    assert!(matches!(hearer.hear(), Heard::Frame { .. }), "what is said is heard");
+    assert!(matches!(receiver.receive(), Received::Frame { .. }), "what is said is heard");
     wait_until("a tick has come", || world.nodes[0].counters().publishes == 3);
     let reads = world.nodes[0].counters().history_reads - before;
     assert!(reads < 10, "it is not read again and again: {reads}");
@@ -295,15 +295,15 @@ fn a_message_at_an_impossible_position_delays_nobody() {
 #[test]
 fn a_history_that_was_reset_is_reported_as_lost_and_continues_from_there() {
     let world = kept();
-    let (topic, (speaker, hearer)) = (room("a"), world.two_shards());
+    let (topic, (speaker, receiver)) = (room("a"), world.two_shards());
     let at = room_with_two(&world, &topic);
     redis(&world).command(&["DEL", &keys(&topic).stream]);
     redis(&world).command(&["HSET", &keys(&topic).meta, "s", "0"]);
-    hearer.recover(&topic, 5, 9, Some(Position { offset: 99, ..at })); // makes this node read it again
-    assert_eq!(hearer.hear(), Heard::Lost { to: 5, count: 0 });
-    assert!(matches!(hearer.hear(), Heard::Recovered { .. }));
+    receiver.recover(&topic, 5, 9, Some(Position { offset: 99, ..at })); // makes this node read it again
+    assert_eq!(receiver.receive(), Received::Lost { to: 5, count: 0 });
+    assert!(matches!(receiver.receive(), Received::Recovered { .. }));
     assert_eq!(accepted(publish(speaker, &topic, 3, None)), Position { offset: 1, ..at });
-    assert!(matches!(hearer.hear(), Heard::Frame { .. }));
+    assert!(matches!(receiver.receive(), Received::Frame { .. }));
 }
 
 #[test]
@@ -348,22 +348,22 @@ fn a_repair_window_that_ends_in_a_thousand_years_delays_nobody() {
 #[test]
 fn an_impossible_acknowledgement_makes_one_user_wait_and_no_other() {
     let world = world("@users: history_size=10");
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     let [ann, bob] = ["ann", "bob"].map(TopicName::user);
     let at = room_with_two(&world, &ann);
     accepted(publish(speaker, &bob, 1, None));
     let counters = || world.nodes[0].counters();
     for wrong in ["3", "18446744073709551615", "-1", "abc", "", "01"] {
         redis(&world).command(&["HSET", &keys(&ann).meta, "a", wrong]);
-        assert_eq!(recover(hearer, &ann, None), None, "{wrong:?}: it would hide messages");
+        assert_eq!(recover(receiver, &ann, None), None, "{wrong:?}: it would hide messages");
         let (given_up, stored) = (counters().acks_given_up, counters().acks_stored);
-        hearer.acknowledge(&ann, Some(at.epoch), 1);
-        hearer.acknowledge(&bob, None, 1);
+        receiver.acknowledge(&ann, Some(at.epoch), 1);
+        receiver.acknowledge(&bob, None, 1);
         speaker.acknowledge(&bob, Some(at.epoch), u64::MAX);
         wait_until("it is given up", || counters().acks_given_up == given_up + 1);
         redis(&world).command(&["HDEL", &keys(&ann).meta, "a"]);
-        wait_until("it is mended", || recover(hearer, &ann, None) == Some(at));
-        hearer.acknowledge(&ann, Some(at.epoch), 1);
+        wait_until("it is mended", || recover(receiver, &ann, None) == Some(at));
+        receiver.acknowledge(&ann, Some(at.epoch), 1);
         wait_until("it is stored", || counters().acks_stored > stored);
     }
 }

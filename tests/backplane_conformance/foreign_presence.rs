@@ -59,8 +59,8 @@ fn impossible_connections_and_malformed_info_are_left_out() {
         b"1",
     ]);
     let shard = &world.nodes[0].shards[0];
-    shard.join_and_hear(&topic, 5);
-    let (list, count) = shard.who_is_there(&topic).expect("the room can be read");
+    shard.join_and_receive(&topic, 5);
+    let (list, count) = shard.roster(&topic).expect("the room can be read");
     assert_eq!(count, 9, "who stands there is there");
     let seven = ("ida".to_owned(), 4, Some("7".to_owned()));
     assert_eq!(list, [user("dan", 2), user("gus", 2), user("hal", 2), seven]);
@@ -69,7 +69,7 @@ fn impossible_connections_and_malformed_info_are_left_out() {
 #[test]
 fn malformed_nodes_and_rooms_are_ignored() {
     let world = World::redis(Build::usual());
-    let (topic, (door, hall)) = (room("here:a"), world.two_shards());
+    let (topic, (near, far)) = (room("here:a"), world.two_shards());
     let index = |part: u16, node: &str| format!("test:{{p{part}}}:npx:{node}");
     let part = partition("r:here:a");
     for garbage in [&b"x"[..], b"", b"\xFF\xFE", &[b'f'; 17], &[0xFF; 16], &[b'7'; 100_000]] {
@@ -79,39 +79,39 @@ fn malformed_nodes_and_rooms_are_ignored() {
             redis(&world).command_bytes(&[b"SADD", index(part, node).as_bytes(), garbage]);
         }
     }
-    hall.join_and_hear(&topic, 5);
-    door.come(&topic, "ann", 1, None);
-    assert_eq!(news(hall), joined("here:a", "ann"));
-    wait_for_list(hall, &topic, &[user("ann", 1)]);
-    door.go(&topic, "ann");
-    assert_eq!(news(hall), left("here:a", "ann"));
+    far.join_and_receive(&topic, 5);
+    near.join_presence(&topic, "ann", 1, None);
+    assert_eq!(news(far), joined("here:a", "ann"));
+    wait_for_list(far, &topic, &[user("ann", 1)]);
+    near.leave_presence(&topic, "ann");
+    assert_eq!(news(far), left("here:a", "ann"));
 }
 
 #[test]
 fn a_room_whose_users_are_no_hash_waits_until_it_is_corrected_and_others_do_not() {
     let world = World::redis(Build::usual());
-    let (topic, other, (door, hall)) = (room("here:a"), room("here:b"), world.two_shards());
+    let (topic, other, (near, far)) = (room("here:a"), room("here:b"), world.two_shards());
     let own = key_of_node("here:a", "0000000000000001");
     redis(&world).command(&["SET", &own, "1"]);
-    hall.join_and_hear(&topic, 5);
-    hall.join_and_hear(&other, 5);
-    door.come(&topic, "ann", 1, None);
+    far.join_and_receive(&topic, 5);
+    far.join_and_receive(&other, 5);
+    near.join_presence(&topic, "ann", 1, None);
     let is_counted = || world.nodes.iter().any(|node| node.counters().presence_unreadable > 0);
     wait_until("it is counted", is_counted);
     for number in 0..20 {
         let name = number.to_string();
-        door.come(&other, &name, number + 10, None);
-        assert_eq!(news(hall), joined("here:b", &name));
+        near.join_presence(&other, &name, number + 10, None);
+        assert_eq!(news(far), joined("here:b", &name));
     }
     redis(&world).command(&["DEL", &own]);
-    assert_eq!(news(hall), joined("here:a", "ann"), "by itself");
+    assert_eq!(news(far), joined("here:a", "ann"), "by itself");
     // And where it cannot be read, the request fails.
     redis(&world).command(&["RENAME", &key("prn", "here:a"), "aside"]);
     redis(&world).command(&["SET", &key("prn", "here:a"), "1"]);
-    assert_eq!(hall.who_is_there(&topic), None);
-    assert_eq!(hall.who_is_there(&other).expect("the backplane is up").1, 20);
+    assert_eq!(far.roster(&topic), None);
+    assert_eq!(far.roster(&other).expect("the backplane is up").1, 20);
     redis(&world).command(&["RENAME", "aside", &key("prn", "here:a")]);
-    wait_for_list(hall, &topic, &[user("ann", 1)]);
+    wait_for_list(far, &topic, &[user("ann", 1)]);
 }
 
 #[test]
@@ -120,10 +120,10 @@ fn a_dead_node_is_removed_whatever_is_written_under_its_name() {
     let topic = room("long:a");
     let (dead, part) = ("0000000000000001", partition("r:long:a"));
     {
-        let (door, hall) = world.two_shards();
-        hall.join_and_hear(&topic, 5);
-        door.come(&topic, "ann", 1, None);
-        assert_eq!(news(hall), joined("long:a", "ann"));
+        let (near, far) = world.two_shards();
+        far.join_and_receive(&topic, 5);
+        near.join_presence(&topic, "ann", 1, None);
+        assert_eq!(news(far), joined("long:a", "ann"));
     }
     // More rooms of other partitions than one reply lists, and users with impossible names.
     let index = format!("test:{{p{part}}}:npx:{dead}");
@@ -138,8 +138,8 @@ fn a_dead_node_is_removed_whatever_is_written_under_its_name() {
     redis(&world).command_bytes(&[b"HSET", users.as_bytes(), &[b'x'; 300], b"1"]);
     redis(&world).command(&["SET", &format!("test:{{p637}}:reaped:{dead}"), "9223372036854775807"]);
     drop(world.nodes.remove(0));
-    let hall = &world.nodes[0].shards[1];
-    assert_eq!(news(hall), left("long:a", "ann"));
+    let far = &world.nodes[0].shards[1];
+    assert_eq!(news(far), left("long:a", "ann"));
     wait_until("nothing of it is left", || {
         redis(&world).command(&["SCARD", "test:{p637}:nodes"]) == "1"
             && redis(&world).command(&["EXISTS", &index, &users]) == "0"
@@ -150,10 +150,10 @@ fn a_dead_node_is_removed_whatever_is_written_under_its_name() {
 #[test]
 fn any_value_of_a_notice_is_a_notice_and_does_not_end_liveness() {
     let world = World::redis(Build::usual());
-    let (topic, (door, hall)) = (room("here:a"), world.two_shards());
-    hall.join_and_hear(&topic, 5);
-    door.come(&topic, "ann", 1, None);
-    assert_eq!(news(hall), joined("here:a", "ann"));
+    let (topic, (near, far)) = (room("here:a"), world.two_shards());
+    far.join_and_receive(&topic, 5);
+    near.join_presence(&topic, "ann", 1, None);
+    assert_eq!(news(far), joined("here:a", "ann"));
     let [users, note] = [
         key_of_node("here:a", "0000000000000001"),
         "test:{p637}:reaped:0000000000000001".to_owned(),
@@ -162,6 +162,6 @@ fn any_value_of_a_notice_is_a_notice_and_does_not_end_liveness() {
         // As a node removes it that takes it for dead.
         redis(&world).command(&["DEL", &users]);
         redis(&world).command(&["SET", &note, text]);
-        assert_eq!(news(hall), joined("here:a", "ann"), "it writes its users again: {text}");
+        assert_eq!(news(far), joined("here:a", "ann"), "it writes its users again: {text}");
     }
 }

@@ -1,7 +1,7 @@
 //! Topics with a history, in process and through Redis.
 
 use crate::redis::wait_until;
-use crate::world::{Heard, Shard, World, conn_id, payload_of};
+use crate::world::{Received, Shard, World, conn_id, payload_of};
 use campanile::ids::{Position, TopicName};
 use campanile::link::{HistoryError, HistoryRequest, HistoryTo, PublishOutcome, Uplink};
 use campanile::protocol::dialect::Encoding;
@@ -28,13 +28,13 @@ fn publish_numbers(
 /// Waits for the reply to a publish, and skips deliveries.
 fn accepted(shard: &Shard, wanted: u64) -> Option<Position> {
     loop {
-        match shard.hear() {
-            Heard::Ack { id, outcome: PublishOutcome::Accepted(position), .. }
+        match shard.receive() {
+            Received::Ack { id, outcome: PublishOutcome::Accepted(position), .. }
                 if id == Some(wanted) =>
             {
                 return Some(position.expect("the topic keeps a history"));
             }
-            Heard::Frame { .. } => {}
+            Received::Frame { .. } => {}
             other => panic!("not the answer: {other:?}"),
         }
     }
@@ -45,16 +45,18 @@ fn texts(numbers: std::ops::RangeInclusive<u64>) -> Vec<String> {
 }
 
 pub fn every_join_learns_the_position_and_deliveries_go_on_from_there(world: World) {
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     let topic = room("kept:a");
     let first = publish_numbers(speaker, &topic, 1..=3);
     assert_eq!(first.offset, 3);
-    hearer.join_and_hear(&topic, 5);
-    let (position, recovery, missed) = hearer.recover_and_hear(&topic, 5, None);
+    receiver.join_and_receive(&topic, 5);
+    let (position, recovery, missed) = receiver.recover_and_receive(&topic, 5, None);
     assert_eq!((position, recovery, missed), (first, Recovery::NotAsked, vec![]));
     publish_numbers(speaker, &topic, 4..=5);
     for offset in 4..=5 {
-        let Heard::Frame { to: 5, json, .. } = hearer.hear() else { panic!("a frame is next") };
+        let Received::Frame { to: 5, json, .. } = receiver.receive() else {
+            panic!("a frame is next")
+        };
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(json["offset"], offset);
         assert_eq!(json["epoch"], position.epoch.to_string());
@@ -62,28 +64,28 @@ pub fn every_join_learns_the_position_and_deliveries_go_on_from_there(world: Wor
 }
 
 pub fn a_client_that_was_away_receives_what_it_missed(world: World) {
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     let topic = room("kept:a");
     let at = publish_numbers(speaker, &topic, 1..=10);
-    hearer.join_and_hear(&topic, 5);
+    receiver.join_and_receive(&topic, 5);
     let since = |offset| Some(Position { offset, ..at });
-    let answer = hearer.recover_and_hear(&topic, 5, since(4));
+    let answer = receiver.recover_and_receive(&topic, 5, since(4));
     assert_eq!(answer, (at, Recovery::Recovered { messages: 6 }, texts(5..=10)));
-    let answer = hearer.recover_and_hear(&topic, 5, since(0));
+    let answer = receiver.recover_and_receive(&topic, 5, since(0));
     assert_eq!(answer, (at, Recovery::Recovered { messages: 10 }, texts(1..=10)));
-    let answer = hearer.recover_and_hear(&topic, 5, since(10));
+    let answer = receiver.recover_and_receive(&topic, 5, since(10));
     assert_eq!(answer, (at, Recovery::Recovered { messages: 0 }, vec![]));
 }
 
 pub fn messages_that_cannot_be_recovered_are_reported_with_the_reason(world: World) {
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     let (three, deaf) = (room("three:a"), room("deaf:a"));
     let at = publish_numbers(speaker, &three, 1..=5);
     publish_numbers(speaker, &deaf, 1..=5);
-    hearer.join_and_hear(&three, 5);
-    hearer.join_and_hear(&deaf, 6);
+    receiver.join_and_receive(&three, 5);
+    receiver.join_and_receive(&deaf, 6);
     let reason = |topic: &TopicName, key, since| {
-        let (_, recovery, missed) = hearer.recover_and_hear(topic, key, Some(since));
+        let (_, recovery, missed) = receiver.recover_and_receive(topic, key, Some(since));
         assert_eq!(missed, Vec::<String>::new());
         match recovery {
             Recovery::NotRecovered(why) => why,
@@ -94,30 +96,30 @@ pub fn messages_that_cannot_be_recovered_are_reported_with_the_reason(world: Wor
     assert_eq!(reason(&three, 5, Position { offset: 6, ..at }), Unrecovered::TailLost);
     assert_eq!(reason(&three, 5, Position { epoch: 7, offset: 4 }), Unrecovered::Epoch);
     assert_eq!(reason(&deaf, 6, Position { epoch: 7, offset: 4 }), Unrecovered::NotEnabled);
-    let answer = hearer.recover_and_hear(&three, 5, Some(Position { offset: 2, ..at }));
+    let answer = receiver.recover_and_receive(&three, 5, Some(Position { offset: 2, ..at }));
     assert_eq!(answer, (at, Recovery::Recovered { messages: 3 }, texts(3..=5)));
 }
 
 pub fn a_reply_is_ordered_between_earlier_and_later_messages(world: World) {
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     let topic = room("kept:a");
-    hearer.join_and_hear(&topic, 5);
-    let (mut position, ..) = hearer.recover_and_hear(&topic, 5, None);
+    receiver.join_and_receive(&topic, 5);
+    let (mut position, ..) = receiver.recover_and_receive(&topic, 5, None);
     for number in 1..=200 {
         speaker.publish(&topic, &number.to_string());
         if number % 20 == 0 {
-            hearer.recover(&topic, 5, number, Some(position));
+            receiver.recover(&topic, 5, number, Some(position));
         }
     }
     // Whatever came between: a reply's position is that of the last frame before it.
     let mut answers = 0;
     while position.offset < 200 || answers < 10 {
-        match hearer.hear() {
-            Heard::Frame { json, .. } => {
+        match receiver.receive() {
+            Received::Frame { json, .. } => {
                 position.offset += 1;
                 assert_eq!(payload_of(&json), position.offset.to_string());
             }
-            Heard::Recovered { position: told, .. } => {
+            Received::Recovered { position: told, .. } => {
                 answers += 1;
                 assert_eq!(told, position);
             }
@@ -127,17 +129,17 @@ pub fn a_reply_is_ordered_between_earlier_and_later_messages(world: World) {
 }
 
 pub fn a_retry_under_the_same_key_is_stored_once(world: World) {
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     let topic = room("kept:a");
-    hearer.join_and_hear(&topic, 5);
-    hearer.recover_and_hear(&topic, 5, None); // as every member does
+    receiver.join_and_receive(&topic, 5);
+    receiver.recover_and_receive(&topic, 5, None); // as every member does
     let mut positions = Vec::new();
     for (id, key) in [(1, "a"), (2, "a"), (3, "b"), (4, "a")] {
         speaker.publish_keyed(&topic, &id.to_string(), id, Some(key));
         positions.push(accepted(speaker, id).unwrap().offset);
     }
     assert_eq!(positions, [1, 1, 2, 1]);
-    assert_eq!(hearer.hear_payloads(5, 2), ["1", "3"]);
+    assert_eq!(receiver.receive_payloads(5, 2), ["1", "3"]);
     speaker.publish_keyed(&room("kept:b"), "5", 5, Some("a"));
     assert_eq!(accepted(speaker, 5).unwrap().offset, 1, "a key is known in its own topic only");
 }
@@ -145,21 +147,23 @@ pub fn a_retry_under_the_same_key_is_stored_once(world: World) {
 pub fn a_history_is_read_page_by_page_by_clients_and_operators(world: World) {
     let topic = room("kept:a");
     let page = |since: Option<Position>, limit, reverse| Page { since, limit, reverse };
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     let at = publish_numbers(speaker, &topic, 1..=10);
     let read = |page: Page| {
         let to = HistoryTo::Conn {
-            shard: hearer.end.id,
+            shard: receiver.end.id,
             conn: conn_id(7),
             id: Some(RequestId::Number(3)),
         };
-        hearer.send(Uplink::History(Box::new(HistoryRequest {
+        receiver.send(Uplink::History(Box::new(HistoryRequest {
             topic: topic.clone(),
             page,
             encoding: Encoding::NATIVE,
             to,
         })));
-        let Heard::History { id: Some(3), said } = hearer.hear() else { panic!("not the answer") };
+        let Received::History { id: Some(3), said } = receiver.receive() else {
+            panic!("not the answer")
+        };
         said.map(|(position, texts)| {
             assert_eq!(position, at);
             texts.iter().map(|json| payload_of(json)).collect::<Vec<_>>()

@@ -3,7 +3,7 @@
 
 use crate::proxy::Proxy;
 use crate::redis::{Redis, wait_until};
-use crate::world::{Build, Heard, Shard, World, payload_of};
+use crate::world::{Build, Received, Shard, World, payload_of};
 use campanile::ids::{Position, TopicName};
 use campanile::link::PublishOutcome;
 use campanile::policy::limits::Limits;
@@ -35,9 +35,9 @@ pub fn publish(shard: &Shard, numbers: std::ops::RangeInclusive<u64>) -> Positio
 
 pub fn outcome_of(shard: &Shard, wanted: u64) -> PublishOutcome {
     loop {
-        match shard.hear() {
-            Heard::Ack { id, outcome, .. } if id == Some(wanted) => return outcome,
-            Heard::Ack { .. } | Heard::Frame { .. } => {}
+        match shard.receive() {
+            Received::Ack { id, outcome, .. } if id == Some(wanted) => return outcome,
+            Received::Ack { .. } | Received::Frame { .. } => {}
             other => panic!("not the answer: {other:?}"),
         }
     }
@@ -45,14 +45,14 @@ pub fn outcome_of(shard: &Shard, wanted: u64) -> PublishOutcome {
 
 /// Joins as a member does.
 fn enter(shard: &Shard) -> Position {
-    shard.join_and_hear(&topic(), 5);
-    shard.recover_and_hear(&topic(), 5, None).0
+    shard.join_and_receive(&topic(), 5);
+    shard.recover_and_receive(&topic(), 5, None).0
 }
 
 /// The payloads of the next messages; nothing else may come between.
-pub fn hear(shard: &Shard, count: usize) -> Vec<u64> {
-    let next = || match shard.hear() {
-        Heard::Frame { json, .. } => payload_of(&json).parse().expect("a number"),
+pub fn receive(shard: &Shard, count: usize) -> Vec<u64> {
+    let next = || match shard.receive() {
+        Received::Frame { json, .. } => payload_of(&json).parse().expect("a number"),
         other => panic!("not a message: {other:?}"),
     };
     (0..count).map(|_| next()).collect()
@@ -73,10 +73,10 @@ fn cut(world: &World) {
 #[test]
 fn messages_published_while_this_node_was_cut_off_are_read() {
     let world = world();
-    let (speaker, hearer) = world.two_shards();
-    enter(hearer);
+    let (speaker, receiver) = world.two_shards();
+    enter(receiver);
     publish(speaker, 1..=3);
-    assert_eq!(hear(hearer, 3), numbers(1..=3));
+    assert_eq!(receive(receiver, 3), numbers(1..=3));
     let redis = world.redis.as_ref().unwrap();
     // Another node has published and this one received nothing of it: entries without messages.
     for number in 4..=6 {
@@ -85,9 +85,9 @@ fn messages_published_while_this_node_was_cut_off_are_read() {
     }
     redis.command(&["HSET", META, "s", "6"]);
     cut(&world);
-    assert_eq!(hear(hearer, 3), numbers(4..=6));
+    assert_eq!(receive(receiver, 3), numbers(4..=6));
     publish(speaker, 7..=7);
-    assert_eq!(hear(hearer, 1), [7]);
+    assert_eq!(receive(receiver, 1), [7]);
     assert_eq!(world.nodes[0].counters().holes_lost, 0);
 }
 
@@ -99,8 +99,8 @@ pub fn envelope(number: u64) -> Vec<u8> {
 #[test]
 fn a_gap_is_closed_before_anything_else_is_delivered() {
     let world = world();
-    let (_, hearer) = world.two_shards();
-    let at = enter(hearer);
+    let (_, receiver) = world.two_shards();
+    let at = enter(receiver);
     let redis = world.redis.as_ref().unwrap();
     let channel = b"test:{p32}:m:r:kept:a";
     for number in 1..=3 {
@@ -111,9 +111,9 @@ fn a_gap_is_closed_before_anything_else_is_delivered() {
     // Of three messages only the last arrives.
     let said = [format!("{}:3:", at.epoch).as_bytes(), &envelope(3)[..]].concat();
     redis.command_bytes(&[b"PUBLISH", channel, &said]);
-    assert_eq!(hear(hearer, 3), numbers(1..=3));
+    assert_eq!(receive(receiver, 3), numbers(1..=3));
     redis.command_bytes(&[b"PUBLISH", channel, &said]);
-    let answer = hearer.recover_and_hear(&topic(), 5, None);
+    let answer = receiver.recover_and_receive(&topic(), 5, None);
     assert_eq!(answer.0.offset, 3, "what was told twice was heard once");
 }
 
@@ -121,23 +121,23 @@ fn a_gap_is_closed_before_anything_else_is_delivered() {
 fn a_server_that_restarts_empty_is_repaired_and_no_member_notices() {
     let mut world = world();
     let before = {
-        let (speaker, hearer) = world.two_shards();
-        enter(hearer);
+        let (speaker, receiver) = world.two_shards();
+        enter(receiver);
         let at = publish(speaker, 1..=10);
-        assert_eq!(hear(hearer, 10), numbers(1..=10));
+        assert_eq!(receive(receiver, 10), numbers(1..=10));
         at
     };
     world.server().kill();
     world.wait_until_up(false);
     world.server().restart();
     world.wait_until_up(true);
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     let after = publish(speaker, 11..=12);
     assert_eq!(after.offset, 12, "offsets go on");
     assert!(after.epoch > before.epoch, "under an epoch of the new server");
-    assert_eq!(hear(hearer, 2), numbers(11..=12));
+    assert_eq!(receive(receiver, 2), numbers(11..=12));
     let since = Some(Position { offset: 4, ..before });
-    let (_, recovery, missed) = hearer.recover_and_hear(&topic(), 5, since);
+    let (_, recovery, missed) = receiver.recover_and_receive(&topic(), 5, since);
     assert_eq!(recovery, Recovery::Recovered { messages: 8 });
     assert_eq!(missed, (5..=12).map(|number| number.to_string()).collect::<Vec<_>>());
 }
@@ -145,10 +145,10 @@ fn a_server_that_restarts_empty_is_repaired_and_no_member_notices() {
 #[test]
 fn a_server_that_lost_the_tail_is_repaired_before_it_accepts_new_messages() {
     let world = world();
-    let (speaker, hearer) = world.two_shards();
-    enter(hearer);
+    let (speaker, receiver) = world.two_shards();
+    enter(receiver);
     let before = publish(speaker, 1..=10);
-    assert_eq!(hear(hearer, 10), numbers(1..=10));
+    assert_eq!(receive(receiver, 10), numbers(1..=10));
     // As after the promotion of a replica that had not received the last three.
     let redis = world.redis.as_ref().unwrap();
     redis.command(&["XDEL", STREAM, "8-0", "9-0", "10-0"]);
@@ -157,9 +157,9 @@ fn a_server_that_lost_the_tail_is_repaired_before_it_accepts_new_messages() {
     cut(&world);
     let after = publish(speaker, 11..=11);
     assert_eq!((after.offset, after.epoch > before.epoch), (11, true));
-    assert_eq!(hear(hearer, 1), [11]);
+    assert_eq!(receive(receiver, 1), [11]);
     let since = Some(Position { offset: 6, ..before });
-    let (_, recovery, missed) = hearer.recover_and_hear(&topic(), 5, since);
+    let (_, recovery, missed) = receiver.recover_and_receive(&topic(), 5, since);
     assert_eq!((recovery, missed.len()), (Recovery::Recovered { messages: 5 }, 5));
     assert_eq!(world.nodes[0].counters().holes_lost, 0);
 }
@@ -167,24 +167,24 @@ fn a_server_that_lost_the_tail_is_repaired_before_it_accepts_new_messages() {
 #[test]
 fn messages_that_no_node_has_any_more_are_reported_as_lost() {
     let world = world();
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     let before = publish(speaker, 1..=5);
-    enter(hearer);
+    enter(receiver);
     world.redis.as_ref().unwrap().command(&["FLUSHALL"]);
     cut(&world);
-    assert_eq!(hearer.hear(), Heard::Lost { to: 5, count: 0 });
-    let (position, recovery, _) = hearer.recover_and_hear(&topic(), 5, Some(before));
+    assert_eq!(receiver.receive(), Received::Lost { to: 5, count: 0 });
+    let (position, recovery, _) = receiver.recover_and_receive(&topic(), 5, Some(before));
     assert_eq!(recovery, Recovery::NotRecovered(Unrecovered::Epoch));
     assert_eq!(position.offset, 0);
     publish(speaker, 6..=6);
-    assert_eq!(hear(hearer, 1), [6]);
+    assert_eq!(receive(receiver, 1), [6]);
 }
 
 #[test]
 fn a_server_that_lost_its_scripts_loads_them_again() {
     let world = world();
-    let (speaker, hearer) = world.two_shards();
-    enter(hearer);
+    let (speaker, receiver) = world.two_shards();
+    enter(receiver);
     for number in 1..=50 {
         if number % 10 == 0 {
             world.redis.as_ref().unwrap().command(&["SCRIPT", "FLUSH"]);
@@ -197,17 +197,17 @@ fn a_server_that_lost_its_scripts_loads_them_again() {
             "{number}"
         );
     }
-    let mut heard = hear(hearer, 50);
-    heard.sort_unstable();
-    assert_eq!(heard, numbers(1..=50));
+    let mut received = receive(receiver, 50);
+    received.sort_unstable();
+    assert_eq!(received, numbers(1..=50));
     assert_eq!(world.nodes[0].counters().reconnects, 0);
 }
 
 #[test]
 fn a_publish_in_flight_when_the_server_froze_is_stored_once() {
     let world = world();
-    let (speaker, hearer) = world.two_shards();
-    enter(hearer);
+    let (speaker, receiver) = world.two_shards();
+    enter(receiver);
     publish(speaker, 1..=1);
     let redis = world.redis.as_ref().unwrap();
     redis.freeze();
@@ -222,23 +222,23 @@ fn a_publish_in_flight_when_the_server_froze_is_stored_once() {
             "{number}"
         );
     }
-    let heard = hear(hearer, 20);
-    let distinct: std::collections::HashSet<_> = heard.iter().collect();
-    assert_eq!(distinct.len(), 20, "{heard:?}");
-    let (position, ..) = hearer.recover_and_hear(&topic(), 5, None);
+    let received = receive(receiver, 20);
+    let distinct: std::collections::HashSet<_> = received.iter().collect();
+    assert_eq!(distinct.len(), 20, "{received:?}");
+    let (position, ..) = receiver.recover_and_receive(&topic(), 5, None);
     assert_eq!(position.offset, 20, "each once");
 }
 
 #[test]
 fn another_history_is_read_from_its_own_beginning() {
     let world = world();
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     let redis = world.redis.as_ref().unwrap();
     let before = publish(speaker, 1..=20);
     redis.command(&["XTRIM", STREAM, "MAXLEN", "2"]);
-    enter(hearer);
+    enter(receiver);
     let since = Some(Position { offset: 5, ..before });
-    let (_, recovery, _) = hearer.recover_and_hear(&topic(), 5, since);
+    let (_, recovery, _) = receiver.recover_and_receive(&topic(), 5, since);
     assert_eq!(recovery, Recovery::NotRecovered(Unrecovered::Trimmed), "19 is the first one left");
     // The server has another history by now, with three messages.
     redis.command(&["DEL", STREAM]);
@@ -248,9 +248,9 @@ fn another_history_is_read_from_its_own_beginning() {
     }
     redis.command(&["HSET", META, "e", "777", "s", "3"]);
     cut(&world);
-    assert_eq!(hearer.hear(), Heard::Lost { to: 5, count: 0 });
+    assert_eq!(receiver.receive(), Received::Lost { to: 5, count: 0 });
     let beginning = Some(Position { epoch: 777, offset: 0 });
-    let (position, recovery, missed) = hearer.recover_and_hear(&topic(), 5, beginning);
+    let (position, recovery, missed) = receiver.recover_and_receive(&topic(), 5, beginning);
     assert_eq!(position, Position { epoch: 777, offset: 3 });
     assert_eq!(recovery, Recovery::Recovered { messages: 3 }, "{missed:?}");
 }
@@ -258,10 +258,10 @@ fn another_history_is_read_from_its_own_beginning() {
 #[test]
 fn messages_that_replaced_those_of_a_dead_master_are_delivered() {
     let world = world();
-    let (speaker, hearer) = world.two_shards();
-    enter(hearer);
+    let (speaker, receiver) = world.two_shards();
+    enter(receiver);
     let at = publish(speaker, 1..=5);
-    assert_eq!(hear(hearer, 5), numbers(1..=5));
+    assert_eq!(receive(receiver, 5), numbers(1..=5));
     let redis = world.redis.as_ref().unwrap();
     // The new master had three of them when it was promoted, and has stored others since.
     let (epoch, chain) = ((at.epoch + 1).to_string(), format!("{}:3 ", at.epoch));
@@ -272,20 +272,20 @@ fn messages_that_replaced_those_of_a_dead_master_are_delivered() {
     }
     redis.command(&["HSET", META, "e", &epoch, "s", "6", "l", &chain]);
     cut(&world);
-    assert_eq!(hearer.hear(), Heard::Lost { to: 5, count: 0 });
-    assert_eq!(hear(hearer, 3), [40, 50, 60]);
+    assert_eq!(receiver.receive(), Received::Lost { to: 5, count: 0 });
+    assert_eq!(receive(receiver, 3), [40, 50, 60]);
     let since = |offset| Some(Position { offset, ..at });
-    let (now, recovery, missed) = hearer.recover_and_hear(&topic(), 5, since(2));
+    let (now, recovery, missed) = receiver.recover_and_receive(&topic(), 5, since(2));
     assert_eq!((now.offset, recovery), (6, Recovery::Recovered { messages: 4 }));
     assert_eq!(missed, ["3", "40", "50", "60"]);
-    let (now, recovery, missed) = hearer.recover_and_hear(&topic(), 5, since(5));
+    let (now, recovery, missed) = receiver.recover_and_receive(&topic(), 5, since(5));
     assert_eq!((now.offset, recovery), (6, Recovery::Replaced { messages: 3 }));
     assert_eq!(missed, ["40", "50", "60"]);
     // And a client that was away all the time recovers from a node that has none of it.
     let other = World::over(Build { nodes: 1, shards: 1, ..Build::usual() }, &redis.url(), "test");
     let stranger = &other.nodes[0].shards[0];
     enter(stranger);
-    let (now, recovery, missed) = stranger.recover_and_hear(&topic(), 5, since(5));
+    let (now, recovery, missed) = stranger.recover_and_receive(&topic(), 5, since(5));
     assert_eq!((now.offset, recovery), (6, Recovery::Replaced { messages: 3 }));
     assert_eq!(missed, ["40", "50", "60"]);
 }
@@ -293,18 +293,18 @@ fn messages_that_replaced_those_of_a_dead_master_are_delivered() {
 #[test]
 fn a_request_during_a_shorter_read_is_answered_from_the_next_one() {
     let redis = Redis::start();
-    let socket_key = Proxy::start(redis.port);
+    let proxy = Proxy::start(redis.port);
     let world = World::over(
         Build { nodes: 2, shards: 1, ..Build::usual() },
-        &format!("redis://127.0.0.1:{}", socket_key.port),
+        &format!("redis://127.0.0.1:{}", proxy.port),
         "test",
     );
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     let at = publish(speaker, 1..=10);
     // The channel is subscribed, and a read on its way that asks for the end only.
-    socket_key.delay(50);
-    hearer.join_and_hear(&topic(), 5);
-    let answer = hearer.recover_and_hear(&topic(), 5, Some(Position { offset: 4, ..at }));
+    proxy.delay(50);
+    receiver.join_and_receive(&topic(), 5);
+    let answer = receiver.recover_and_receive(&topic(), 5, Some(Position { offset: 4, ..at }));
     let missed: Vec<String> = (5..=10).map(|number| number.to_string()).collect();
     assert_eq!(answer, (at, Recovery::Recovered { messages: 6 }, missed));
 }
@@ -312,12 +312,12 @@ fn a_request_during_a_shorter_read_is_answered_from_the_next_one() {
 #[test]
 fn a_position_beyond_all_numbers_is_answered_like_any_other() {
     let world = world();
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     let at = publish(speaker, 1..=2);
-    hearer.join_and_hear(&topic(), 5);
+    receiver.join_and_receive(&topic(), 5);
     for epoch in [at.epoch, 7] {
         let since = Some(Position { epoch, offset: u64::MAX });
-        let (_, recovery, _) = hearer.recover_and_hear(&topic(), 5, since);
+        let (_, recovery, _) = receiver.recover_and_receive(&topic(), 5, since);
         let why = if epoch == 7 { Unrecovered::Epoch } else { Unrecovered::TailLost };
         assert_eq!(recovery, Recovery::NotRecovered(why));
     }
@@ -327,20 +327,20 @@ fn a_position_beyond_all_numbers_is_answered_like_any_other() {
 fn histories_are_read_no_faster_than_the_operator_allows_and_all_are_read() {
     let limits = Limits { history_reads_per_s_max: 20, ..Limits::PRODUCTION };
     let world = World::redis(Build { nodes: 1, shards: 2, limits, ..Build::usual() });
-    let (_, hearer) = world.two_shards();
+    let (_, receiver) = world.two_shards();
     // Sixty-four at once, and then twenty a second.
     let rooms = 100;
     for room in 0..rooms {
-        hearer.join_and_hear(&TopicName::room(&format!("kept:{room}")), room);
+        receiver.join_and_receive(&TopicName::room(&format!("kept:{room}")), room);
     }
     for room in 0..rooms {
         let at = TopicName::room(&format!("kept:{room}"));
-        hearer.recover(&at, room, u64::from(room), None);
+        receiver.recover(&at, room, u64::from(room), None);
     }
     wait_until("some wait for their turn", || world.nodes[0].counters().history_reads_waiting > 0);
     let mut answered: Vec<u32> = (0..rooms)
-        .map(|_| match hearer.hear() {
-            Heard::Recovered { to, recovery: Recovery::NotAsked, .. } => to,
+        .map(|_| match receiver.receive() {
+            Received::Recovered { to, recovery: Recovery::NotAsked, .. } => to,
             other => panic!("not an answer: {other:?}"),
         })
         .collect();
@@ -352,15 +352,15 @@ fn histories_are_read_no_faster_than_the_operator_allows_and_all_are_read() {
 #[test]
 fn a_repair_restores_idempotency_keys_and_a_retry_is_stored_once() {
     let mut world = world();
-    let (speaker, hearer) = world.two_shards();
-    let before = enter(hearer);
+    let (speaker, receiver) = world.two_shards();
+    let before = enter(receiver);
     publish(speaker, 1..=3);
-    assert_eq!(hear(hearer, 3), numbers(1..=3));
+    assert_eq!(receive(receiver, 3), numbers(1..=3));
     world.server().kill();
     world.wait_until_up(false);
     world.server().restart();
     world.wait_until_up(true);
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     // Its publisher never received the reply, and retries.
     speaker.publish_keyed(&topic(), "3", 30, Some("3"));
     let PublishOutcome::Accepted(Some(at)) = outcome_of(speaker, 30) else {
@@ -368,43 +368,43 @@ fn a_repair_restores_idempotency_keys_and_a_retry_is_stored_once() {
     };
     assert_eq!(at.offset, 3, "where it stood");
     assert_eq!(publish(speaker, 4..=4).offset, 4);
-    assert_eq!(hear(hearer, 1), [4], "and not 3 once more");
-    let (_, recovery, _) = hearer.recover_and_hear(&topic(), 5, Some(before));
+    assert_eq!(receive(receiver, 1), [4], "and not 3 once more");
+    let (_, recovery, _) = receiver.recover_and_receive(&topic(), 5, Some(before));
     assert_eq!(recovery, Recovery::Recovered { messages: 4 });
 }
 
 #[test]
 fn a_client_that_received_more_than_this_node_is_not_denied_before_another_read() {
     let world = world();
-    let (speaker, hearer) = world.two_shards();
-    let at = enter(hearer);
+    let (speaker, receiver) = world.two_shards();
+    let at = enter(receiver);
     publish(speaker, 1..=2);
-    assert_eq!(hear(hearer, 2), numbers(1..=2));
+    assert_eq!(receive(receiver, 2), numbers(1..=2));
     // A third is published, and does not arrive on this node's connection.
     let redis = world.redis.as_ref().unwrap();
     redis.command_bytes(&[b"XADD", STREAM.as_bytes(), b"3-0", b"d", &envelope(3)]);
     redis.command(&["HSET", META, "s", "3"]);
     let since = Some(Position { offset: 3, ..at });
-    hearer.recover(&topic(), 5, 9, since);
-    assert_eq!(hear(hearer, 1), [3]);
-    let Heard::Recovered { recovery, .. } = hearer.hear() else { panic!("not the answer") };
+    receiver.recover(&topic(), 5, 9, since);
+    assert_eq!(receive(receiver, 1), [3]);
+    let Received::Recovered { recovery, .. } = receiver.receive() else { panic!("not the answer") };
     assert_eq!(recovery, Recovery::Recovered { messages: 0 });
 }
 
 #[test]
 fn a_message_of_an_epoch_that_is_over_is_not_waited_for() {
     let world = world();
-    let (speaker, hearer) = world.two_shards();
-    let at = enter(hearer);
+    let (speaker, receiver) = world.two_shards();
+    let at = enter(receiver);
     publish(speaker, 1..=2);
-    assert_eq!(hear(hearer, 2), numbers(1..=2));
+    assert_eq!(receive(receiver, 2), numbers(1..=2));
     // A repair arrives at a node that knows that the history has gone on.
     let redis = world.redis.as_ref().unwrap();
     let channel = b"test:{p32}:m:r:kept:a";
     let said = [format!("{}:7:", at.epoch - 1).as_bytes(), &envelope(7)[..]].concat();
     redis.command_bytes(&[b"PUBLISH", channel, &said]);
     publish(speaker, 3..=3);
-    assert_eq!(hear(hearer, 1), [3]);
+    assert_eq!(receive(receiver, 1), [3]);
     // Gauges are published at every tick: those of one tick, and those of a later one.
     let reads_when = |publishes: u64| {
         let counted = || world.nodes[0].counters();
@@ -413,7 +413,7 @@ fn a_message_of_an_epoch_that_is_over_is_not_waited_for() {
     };
     let before = reads_when(3);
     publish(speaker, 4..=4);
-    assert_eq!(hear(hearer, 1), [4]);
+    assert_eq!(receive(receiver, 1), [4]);
     let after = reads_when(4);
     assert!(after <= before + 1, "it is read again and again: {before}, {after}");
 }
@@ -423,7 +423,7 @@ fn unconfirmed_publishes_are_repaired_too() {
     let redis = Redis::start_with(&["--enable-debug-command", "yes"]);
     let build = Build { nodes: 1, shards: 2, ..Build::usual() };
     let world = World::over(build, &redis.url(), "test");
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     // There are no subscribers, and three are acknowledged.
     let before = publish(speaker, 1..=3);
     // The next server has the first two, and another generation.
@@ -438,25 +438,25 @@ fn unconfirmed_publishes_are_repaired_too() {
     world.wait_until_up(true);
     let after = publish(speaker, 4..=4);
     assert_eq!((after.offset, after.epoch > before.epoch), (4, true), "behind the third");
-    hearer.join_and_hear(&topic(), 5);
+    receiver.join_and_receive(&topic(), 5);
     let since = Some(Position { offset: 0, ..before });
-    let (_, recovery, missed) = hearer.recover_and_hear(&topic(), 5, since);
+    let (_, recovery, missed) = receiver.recover_and_receive(&topic(), 5, since);
     assert_eq!(recovery, Recovery::Recovered { messages: 4 }, "{missed:?}");
 }
 
 #[test]
 fn a_server_that_missed_a_whole_epoch_is_repaired() {
     let world = world();
-    let (speaker, hearer) = world.two_shards();
-    enter(hearer);
+    let (speaker, receiver) = world.two_shards();
+    enter(receiver);
     let first = publish(speaker, 1..=2);
-    assert_eq!(hear(hearer, 2), numbers(1..=2));
+    assert_eq!(receive(receiver, 2), numbers(1..=2));
     // One server follows on the other, and stores two more under an epoch of its own.
     let redis = world.redis.as_ref().unwrap();
     redis.command(&["HSET", META, "g", "another"]);
     let second = publish(speaker, 3..=4);
     assert!(second.epoch > first.epoch);
-    assert_eq!(hear(hearer, 2), numbers(3..=4));
+    assert_eq!(receive(receiver, 2), numbers(3..=4));
     // The third one has what the first one had, and nothing of the second.
     redis.command(&["XDEL", STREAM, "3-0", "4-0"]);
     redis.command(&["XSETID", STREAM, "2-0"]);
@@ -465,9 +465,9 @@ fn a_server_that_missed_a_whole_epoch_is_repaired() {
     cut(&world);
     let third = publish(speaker, 5..=5);
     assert_eq!((third.offset, third.epoch > second.epoch), (5, true));
-    assert_eq!(hear(hearer, 1), [5], "and nobody is told of a loss");
+    assert_eq!(receive(receiver, 1), [5], "and nobody is told of a loss");
     for since in [first, second] {
-        let (_, recovery, _) = hearer.recover_and_hear(&topic(), 5, Some(since));
+        let (_, recovery, _) = receiver.recover_and_receive(&topic(), 5, Some(since));
         assert_eq!(recovery, Recovery::Recovered { messages: 5 - since.offset });
     }
 }

@@ -1,10 +1,10 @@
 //! Races between a read of a history and what happens meanwhile: other requests, new messages,
 //! leaves and joins, lost links. A reply holds for the time at which it was asked for.
 
-use crate::history_faults::{envelope, hear, numbers, outcome_of, publish, topic};
+use crate::history_faults::{envelope, numbers, outcome_of, publish, receive, topic};
 use crate::proxy::{Proxy, Wire};
 use crate::redis::{Redis, wait_until};
-use crate::world::{Build, Heard, Shard, World, conn_id, payload_of};
+use crate::world::{Build, Received, Shard, World, conn_id, payload_of};
 use campanile::ids::{Position, TopicName};
 use campanile::link::{HistoryError, HistoryRequest, HistoryTo, PublishOutcome, Uplink};
 use campanile::policy::limits::Limits;
@@ -18,11 +18,11 @@ const STREAM: &str = "test:{p32}:s:r:kept:a";
 const CHANNEL: &str = "test:{p32}:m:r:kept:a";
 
 /// A node over a connection that a test can slow down.
-fn through_wire(build: Build, settings: &[&str]) -> (Redis, Proxy, World) {
+fn through_proxy(build: Build, settings: &[&str]) -> (Redis, Proxy, World) {
     let redis = Redis::start_with(settings);
-    let socket_key = Proxy::start(redis.port);
-    let world = World::over(build, &format!("redis://127.0.0.1:{}", socket_key.port), "test");
-    (redis, socket_key, world)
+    let proxy = Proxy::start(redis.port);
+    let world = World::over(build, &format!("redis://127.0.0.1:{}", proxy.port), "test");
+    (redis, proxy, world)
 }
 
 fn one_shard() -> Build {
@@ -31,8 +31,8 @@ fn one_shard() -> Build {
 
 /// Joins as a member does.
 fn enter(shard: &Shard) -> Position {
-    shard.join_and_hear(&topic(), 5);
-    shard.recover_and_hear(&topic(), 5, None).0
+    shard.join_and_receive(&topic(), 5);
+    shard.recover_and_receive(&topic(), 5, None).0
 }
 
 /// Asks for all of a history.
@@ -50,7 +50,7 @@ fn ask(shard: &Shard, topic: &TopicName, id: u64) {
 
 /// The reply to that, which must come next.
 fn told(shard: &Shard) -> Result<(Position, Vec<u64>), HistoryError> {
-    let Heard::History { said, .. } = shard.hear() else { panic!("not the answer") };
+    let Received::History { said, .. } = shard.receive() else { panic!("not the answer") };
     let number = |json: &String| payload_of(json).parse().expect("a number");
     said.map(|(at, texts)| (at, texts.iter().map(number).collect()))
 }
@@ -78,7 +78,7 @@ fn say(redis: &Redis, epoch: u64, numbers: std::ops::RangeInclusive<u64>, kept: 
 
 #[test]
 fn unconfirmed_publishes_are_verified_again_when_a_link_breaks_meanwhile() {
-    let (redis, socket_key, world) = through_wire(one_shard(), &["--enable-debug-command", "yes"]);
+    let (redis, proxy, world) = through_proxy(one_shard(), &["--enable-debug-command", "yes"]);
     let speaker = &world.nodes[0].shards[0];
     let at = publish(speaker, 1..=3);
     // Another server, without any of it: the first message should be repaired, and is not.
@@ -88,12 +88,12 @@ fn unconfirmed_publishes_are_verified_again_when_a_link_breaks_meanwhile() {
         let before = world.nodes[0].counters().reconnects;
         redis.command(&["CLIENT", "KILL", "TYPE", which]);
         wait_until("the cut is noticed", || world.nodes[0].counters().reconnects > before);
-        socket_key.delay(0);
+        proxy.delay(0);
         world.wait_until_up(true);
     };
     cut("pubsub");
     for _ in 0..4 {
-        socket_key.delay(60);
+        proxy.delay(60);
         std::thread::sleep(Duration::from_millis(150));
         cut("normal");
     }
@@ -117,7 +117,7 @@ fn replace_master(redis: &Redis, world: &World, refusing: &[&str]) {
 
 #[test]
 fn unconfirmed_publishes_wait_for_a_master_that_waits_for_its_replicas() {
-    let (redis, _wire, world) = through_wire(one_shard(), &["--enable-debug-command", "yes"]);
+    let (redis, _wire, world) = through_proxy(one_shard(), &["--enable-debug-command", "yes"]);
     publish(&world.nodes[0].shards[0], 1..=3);
     // The next master lacks the third, and accepts nothing before a replica has come.
     replace_master(&redis, &world, &["CONFIG", "SET", "min-replicas-to-write", "1"]);
@@ -128,7 +128,7 @@ fn unconfirmed_publishes_wait_for_a_master_that_waits_for_its_replicas() {
 
 #[test]
 fn unconfirmed_publishes_wait_for_a_master_without_memory() {
-    let (redis, _wire, world) = through_wire(one_shard(), &["--enable-debug-command", "yes"]);
+    let (redis, _wire, world) = through_proxy(one_shard(), &["--enable-debug-command", "yes"]);
     publish(&world.nodes[0].shards[0], 1..=3);
     // The next master lacks the third, and has no room for it yet.
     replace_master(&redis, &world, &["CONFIG", "SET", "maxmemory", "1"]);
@@ -143,17 +143,19 @@ fn a_server_without_memory_for_a_history_does_not_cost_the_link() {
     let redis = Redis::start();
     let world = World::over(one_shard(), &redis.url(), "test");
     let (speaker, plain) = (&world.nodes[0].shards[0], TopicName::room("plain"));
-    speaker.join_and_hear(&plain, 6);
+    speaker.join_and_receive(&plain, 6);
     redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
-    speaker.join_and_hear(&topic(), 5);
+    speaker.join_and_receive(&topic(), 5);
     speaker.recover(&topic(), 5, 9, None);
     for number in 1..=10 {
         std::thread::sleep(Duration::from_millis(50));
         speaker.publish(&plain, &number.to_string());
-        assert_eq!(speaker.hear_payloads(6, 1), [number.to_string()]);
+        assert_eq!(speaker.receive_payloads(6, 1), [number.to_string()]);
     }
     redis.command(&["CONFIG", "SET", "maxmemory", "0"]);
-    let Heard::Recovered { position, recovery, .. } = speaker.hear() else { panic!("no answer") };
+    let Received::Recovered { position, recovery, .. } = speaker.receive() else {
+        panic!("no answer")
+    };
     assert_eq!((position.offset, recovery), (0, Recovery::NotAsked));
     assert!(position.epoch > 0, "it began when there was room");
     assert_eq!(world.nodes[0].counters().reconnects, 0);
@@ -163,9 +165,9 @@ fn a_server_without_memory_for_a_history_does_not_cost_the_link() {
 fn a_server_that_lost_its_scripts_creates_a_history_all_the_same() {
     let redis = Redis::start();
     let world = World::over(one_shard(), &redis.url(), "test");
-    let hearer = &world.nodes[0].shards[0];
+    let receiver = &world.nodes[0].shards[0];
     redis.command(&["SCRIPT", "FLUSH"]);
-    assert_eq!(enter(hearer).offset, 0);
+    assert_eq!(enter(receiver).offset, 0);
     std::thread::sleep(Duration::from_millis(300)); // gauges are published at every tick
     assert_eq!(world.nodes[0].counters().reconnects, 0);
 }
@@ -173,11 +175,11 @@ fn a_server_that_lost_its_scripts_creates_a_history_all_the_same() {
 #[test]
 fn a_request_for_a_history_is_answered_though_the_last_member_has_left() {
     let build = Build { linger_ms: 0, ..one_shard() };
-    let (_redis, socket_key, world) = through_wire(build, &[]);
+    let (_redis, proxy, world) = through_proxy(build, &[]);
     let speaker = &world.nodes[0].shards[0];
     let at = publish(speaker, 1..=3);
     enter(speaker);
-    socket_key.delay(50);
+    proxy.delay(50);
     ask(speaker, &topic(), 1);
     speaker.leave(&topic(), 5);
     assert_eq!(told(speaker), Ok((at, numbers(1..=3))));
@@ -213,11 +215,11 @@ fn a_room_that_is_left_and_joined_repeatedly_takes_no_turn_of_others() {
     }
     (1..=64).for_each(|_| assert!(told(asker).is_ok()));
     for _ in 0..30 {
-        asker.join_and_hear(&topic(), 5);
+        asker.join_and_receive(&topic(), 5);
         asker.leave(&topic(), 5);
         std::thread::sleep(Duration::from_millis(10)); // a turn of its own
     }
-    asker.join_and_hear(&topic(), 5);
+    asker.join_and_receive(&topic(), 5);
     ask(asker, &TopicName::room("kept:b"), 99);
     assert!(told(asker).is_ok(), "it is the second, and waits for two seconds");
 }
@@ -225,97 +227,97 @@ fn a_room_that_is_left_and_joined_repeatedly_takes_no_turn_of_others() {
 #[test]
 fn more_than_is_held_during_a_read_is_read_too_though_nothing_follows() {
     let build = Build { namespaces: "kept: history_size=1000", ..one_shard() };
-    let (redis, socket_key, world) = through_wire(build, &[]);
-    let hearer = &world.nodes[0].shards[0];
-    let at = enter(hearer);
+    let (redis, proxy, world) = through_proxy(build, &[]);
+    let receiver = &world.nodes[0].shards[0];
+    let at = enter(receiver);
     // Every topic is audited in its turn. Here that is a minute away.
-    (10..300).for_each(|at| hearer.join_and_hear(&TopicName::room(&format!("kept:{at}")), at));
+    (10..300).for_each(|at| receiver.join_and_receive(&TopicName::room(&format!("kept:{at}")), at));
     std::thread::sleep(Duration::from_millis(1_500));
     let before = reads(&redis);
     redis.command_bytes(&[b"XADD", STREAM.as_bytes(), b"1-0", b"d", &envelope(1)]);
-    socket_key.delay(200);
+    proxy.delay(200);
     say(&redis, at.epoch, 2..=2, 1000);
     wait_until("the hole is read", || reads(&redis) > before);
     // What was read is on the wire; what arrives now overtakes it.
     std::thread::sleep(Duration::from_millis(50));
-    socket_key.delay(0);
+    proxy.delay(0);
     say(&redis, at.epoch, 3..=600, 1000);
-    assert_eq!(hear(hearer, 600), numbers(1..=600));
+    assert_eq!(receive(receiver, 600), numbers(1..=600));
 }
 
 #[test]
 fn messages_that_arrived_during_a_read_are_not_offered_to_a_server_that_has_them() {
-    let (redis, socket_key, world) = through_wire(one_shard(), &[]);
-    let hearer = &world.nodes[0].shards[0];
-    let at = enter(hearer);
+    let (redis, proxy, world) = through_proxy(one_shard(), &[]);
+    let receiver = &world.nodes[0].shards[0];
+    let at = enter(receiver);
     say(&redis, at.epoch, 1..=1, 100);
-    assert_eq!(hear(hearer, 1), [1]);
+    assert_eq!(receive(receiver, 1), [1]);
     let before = reads(&redis);
-    socket_key.delay(200);
-    ask(hearer, &topic(), 1);
+    proxy.delay(200);
+    ask(receiver, &topic(), 1);
     wait_until("it is read", || reads(&redis) > before);
     std::thread::sleep(Duration::from_millis(50));
-    socket_key.delay(0);
+    proxy.delay(0);
     say(&redis, at.epoch, 2..=2, 100);
-    assert_eq!(hear(hearer, 1), [2]);
-    assert_eq!(told(hearer), Ok((Position { offset: 2, ..at }, numbers(1..=2))));
+    assert_eq!(receive(receiver, 1), [2]);
+    assert_eq!(told(receiver), Ok((Position { offset: 2, ..at }, numbers(1..=2))));
     // The one repair of this link may still be made.
     redis.command(&["DEL", META, STREAM]);
-    ask(hearer, &topic(), 2);
-    assert_eq!(told(hearer), Ok((Position { offset: 2, ..at }, numbers(1..=2))));
+    ask(receiver, &topic(), 2);
+    assert_eq!(told(receiver), Ok((Position { offset: 2, ..at }, numbers(1..=2))));
 }
 
 #[test]
 fn a_busy_room_with_a_short_history_is_read_once_for_a_request() {
     let build = Build { namespaces: "kept: history_size=3", ..one_shard() };
-    let (redis, socket_key, world) = through_wire(build, &[]);
-    let hearer = &world.nodes[0].shards[0];
-    let at = enter(hearer);
+    let (redis, proxy, world) = through_proxy(build, &[]);
+    let receiver = &world.nodes[0].shards[0];
+    let at = enter(receiver);
     say(&redis, at.epoch, 1..=5, 3);
-    assert_eq!(hear(hearer, 5), numbers(1..=5));
+    assert_eq!(receive(receiver, 5), numbers(1..=5));
     let before = reads(&redis);
-    socket_key.delay(200);
-    hearer.recover(&topic(), 5, 9, Some(at));
+    proxy.delay(200);
+    receiver.recover(&topic(), 5, 9, Some(at));
     wait_until("it is read", || reads(&redis) > before);
     std::thread::sleep(Duration::from_millis(50));
-    socket_key.delay(0);
+    proxy.delay(0);
     say(&redis, at.epoch, 6..=15, 3);
-    assert_eq!(hear(hearer, 10), numbers(6..=15));
+    assert_eq!(receive(receiver, 10), numbers(6..=15));
     // Every later request goes unanswered.
-    socket_key.set(Wire::DeadUp);
-    let Heard::Recovered { recovery, .. } = hearer.hear() else { panic!("not the answer") };
+    proxy.set(Wire::DeadUp);
+    let Received::Recovered { recovery, .. } = receiver.receive() else { panic!("not the answer") };
     assert_eq!(recovery, Recovery::NotRecovered(Unrecovered::Trimmed));
-    socket_key.heal();
+    proxy.heal();
 }
 
 #[test]
 fn messages_on_their_way_are_not_lost_because_a_read_came_first() {
     let build = Build { namespaces: "kept: history_size=3", ..one_shard() };
-    let (redis, socket_key, world) = through_wire(build, &[]);
-    let hearer = &world.nodes[0].shards[0];
-    let at = enter(hearer);
+    let (redis, proxy, world) = through_proxy(build, &[]);
+    let receiver = &world.nodes[0].shards[0];
+    let at = enter(receiver);
     say(&redis, at.epoch, 1..=5, 3);
-    assert_eq!(hear(hearer, 5), numbers(1..=5));
+    assert_eq!(receive(receiver, 5), numbers(1..=5));
     // Messages are long on their way, and a reply is not.
-    socket_key.delay(300);
+    proxy.delay(300);
     say(&redis, at.epoch, 6..=15, 3);
     std::thread::sleep(Duration::from_millis(50));
-    socket_key.delay(0);
+    proxy.delay(0);
     // What is lost for sure is not waited for.
-    let (position, recovery, _) = hearer.recover_and_hear(&topic(), 5, Some(at));
+    let (position, recovery, _) = receiver.recover_and_receive(&topic(), 5, Some(at));
     assert_eq!(position.offset, 5);
     assert_eq!(recovery, Recovery::NotRecovered(Unrecovered::Trimmed));
-    ask(hearer, &topic(), 1);
-    assert_eq!(hear(hearer, 10), numbers(6..=15));
-    assert_eq!(told(hearer).map(|(_, said)| said), Ok(numbers(13..=15)));
+    ask(receiver, &topic(), 1);
+    assert_eq!(receive(receiver, 10), numbers(6..=15));
+    assert_eq!(told(receiver).map(|(_, said)| said), Ok(numbers(13..=15)));
 }
 
 #[test]
 fn a_request_in_a_busy_room_whose_messages_are_late_is_answered() {
     let build = Build { namespaces: "kept: history_size=3", ..one_shard() };
-    let (redis, _wire, world) = through_wire(build, &[]);
-    let hearer = &world.nodes[0].shards[0];
-    let at = enter(hearer);
+    let (redis, _wire, world) = through_proxy(build, &[]);
+    let receiver = &world.nodes[0].shards[0];
+    let at = enter(receiver);
     // At any time the server has published more than it keeps that is still on its way.
     let code = "redis.call('XADD', KEYS[2], 'MAXLEN', 3, ARGV[2] + 20 .. '-0', 'd', ARGV[4]) \
                 redis.call('HSET', KEYS[1], 's', ARGV[2] + 20) \
@@ -333,11 +335,11 @@ fn a_request_in_a_busy_room_whose_messages_are_late_is_answered() {
         });
         std::thread::sleep(Duration::from_millis(200));
         let began = Instant::now();
-        ask(hearer, &topic(), 1);
+        ask(receiver, &topic(), 1);
         let said = loop {
-            match hearer.hear() {
-                Heard::Frame { .. } => {}
-                Heard::History { said, .. } => break said,
+            match receiver.receive() {
+                Received::Frame { .. } => {}
+                Received::History { said, .. } => break said,
                 other => panic!("not the answer: {other:?}"),
             }
         };
@@ -357,11 +359,11 @@ fn a_request_in_a_busy_room_whose_messages_are_late_is_answered() {
 #[test]
 fn a_silent_loss_is_reported_though_messages_might_be_on_their_way() {
     let build = Build { namespaces: "kept: history_size=3", ..one_shard() };
-    let (redis, _wire, world) = through_wire(build, &[]);
-    let hearer = &world.nodes[0].shards[0];
-    let at = enter(hearer);
+    let (redis, _wire, world) = through_proxy(build, &[]);
+    let receiver = &world.nodes[0].shards[0];
+    let at = enter(receiver);
     say(&redis, at.epoch, 1..=1, 3);
-    assert_eq!(hear(hearer, 1), [1]);
+    assert_eq!(receive(receiver, 1), [1]);
     // Ten are published, of which three are kept, and none arrives on this node's connection.
     redis.command(&["DEL", STREAM]);
     for number in 9..=11 {
@@ -369,10 +371,10 @@ fn a_silent_loss_is_reported_though_messages_might_be_on_their_way() {
         redis.command_bytes(&[b"XADD", STREAM.as_bytes(), id.as_bytes(), b"d", &envelope(number)]);
     }
     redis.command(&["HSET", META, "s", "11"]);
-    ask(hearer, &topic(), 1);
-    assert_eq!(hearer.hear(), Heard::Lost { to: 5, count: 7 });
-    assert_eq!(hear(hearer, 3), numbers(9..=11));
-    assert_eq!(told(hearer).map(|(_, said)| said), Ok(numbers(9..=11)));
+    ask(receiver, &topic(), 1);
+    assert_eq!(receiver.receive(), Received::Lost { to: 5, count: 7 });
+    assert_eq!(receive(receiver, 3), numbers(9..=11));
+    assert_eq!(told(receiver).map(|(_, said)| said), Ok(numbers(9..=11)));
 }
 
 #[test]

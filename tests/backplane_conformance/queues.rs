@@ -1,7 +1,7 @@
 //! User queues, in process and through Redis; and what only a server can do to acknowledgements.
 
 use crate::redis::wait_until;
-use crate::world::{Build, Heard, Shard, World, payload_of};
+use crate::world::{Build, Received, Shard, World, payload_of};
 use campanile::ids::{Position, TopicName};
 use campanile::link::PublishOutcome;
 use campanile::protocol::{Recovery, Unrecovered};
@@ -25,31 +25,31 @@ fn send(shard: &Shard, numbers: std::ops::RangeInclusive<u64>) -> Position {
 
 fn accepted(shard: &Shard, wanted: u64) -> Position {
     loop {
-        match shard.hear() {
-            Heard::Ack { id, outcome: PublishOutcome::Accepted(Some(at)), .. }
+        match shard.receive() {
+            Received::Ack { id, outcome: PublishOutcome::Accepted(Some(at)), .. }
                 if id == Some(wanted) =>
             {
                 return at;
             }
-            Heard::Frame { .. } => {}
+            Received::Frame { .. } => {}
             other => panic!("not the answer: {other:?}"),
         }
     }
 }
 
 /// A connection of the user joins: what it receives.
-fn come(shard: &Shard) -> (Recovery, Vec<u64>) {
+fn join_presence(shard: &Shard) -> (Recovery, Vec<u64>) {
     shard.recover(&ann(), 5, 99, None);
     loop {
-        match shard.hear() {
-            Heard::Recovered { ticket: 99, position, recovery, missed, .. } => {
+        match shard.receive() {
+            Received::Recovered { ticket: 99, position, recovery, missed, .. } => {
                 let number = |json: &String| payload_of(json).parse().expect("a number");
                 let missed: Vec<u64> = missed.iter().map(number).collect();
                 assert!(missed.is_empty() || missed.is_sorted());
                 assert!(missed.last().is_none_or(|last| *last == position.offset));
                 return (recovery, missed);
             }
-            Heard::Frame { .. } => {}
+            Received::Frame { .. } => {}
             other => panic!("not the answer: {other:?}"),
         }
     }
@@ -59,9 +59,9 @@ fn come(shard: &Shard) -> (Recovery, Vec<u64>) {
 fn enter(shard: &Shard) -> (Recovery, Vec<u64>) {
     shard.join(&ann(), 5);
     loop {
-        match shard.hear() {
-            Heard::Joined(5) => return come(shard),
-            Heard::Frame { .. } => {}
+        match shard.receive() {
+            Received::Joined(5) => return join_presence(shard),
+            Received::Frame { .. } => {}
             other => panic!("not the answer: {other:?}"),
         }
     }
@@ -94,33 +94,43 @@ fn numbers(range: std::ops::RangeInclusive<u64>) -> Vec<u64> {
 }
 
 pub fn unacknowledged_messages_are_delivered_wherever_the_user_returns(world: World) {
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     let at = send(speaker, 1..=5);
-    assert_eq!(enter(hearer), (not(Unrecovered::Epoch), numbers(1..=5)), "nobody was told before");
-    mark(hearer, at);
-    assert_eq!(come(hearer), (all(5), numbers(1..=5)), "no acknowledgement, all of it again");
-    hearer.acknowledge(&ann(), Some(at.epoch), 3);
-    assert_eq!(come(hearer), (all(2), numbers(4..=5)), "known here at once");
+    assert_eq!(
+        enter(receiver),
+        (not(Unrecovered::Epoch), numbers(1..=5)),
+        "nobody was told before"
+    );
+    mark(receiver, at);
+    assert_eq!(
+        join_presence(receiver),
+        (all(5), numbers(1..=5)),
+        "no acknowledgement, all of it again"
+    );
+    receiver.acknowledge(&ann(), Some(at.epoch), 3);
+    assert_eq!(join_presence(receiver), (all(2), numbers(4..=5)), "known here at once");
     wait_for_stored(&world, 1);
     assert_eq!(enter(speaker), (all(2), numbers(4..=5)), "and elsewhere soon");
     speaker.acknowledge(&ann(), None, 4);
-    wait_until("it is known on the other side", || come(hearer) == (all(1), numbers(5..=5)));
+    wait_until("it is known on the other side", || {
+        join_presence(receiver) == (all(1), numbers(5..=5))
+    });
     send(speaker, 6..=7);
-    assert_eq!(come(speaker), (all(3), numbers(5..=7)));
-    assert_eq!(come(hearer), (all(3), numbers(5..=7)));
+    assert_eq!(join_presence(speaker), (all(3), numbers(5..=7)));
+    assert_eq!(join_presence(receiver), (all(3), numbers(5..=7)));
 }
 
 pub fn acknowledgements_only_rise_and_only_for_what_was_sent(world: World) {
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     let at = send(speaker, 1..=5);
-    enter(hearer);
-    hearer.acknowledge(&ann(), Some(at.epoch), 3);
-    assert_eq!(come(hearer), (all(2), numbers(4..=5)));
+    enter(receiver);
+    receiver.acknowledge(&ann(), Some(at.epoch), 3);
+    assert_eq!(join_presence(receiver), (all(2), numbers(4..=5)));
     for (epoch, offset) in
         [(Some(at.epoch), 1), (Some(at.epoch - 1), 5), (Some(at.epoch + 1), 5), (None, 6)]
     {
-        hearer.acknowledge(&ann(), epoch, offset);
-        assert_eq!(come(hearer), (all(2), numbers(4..=5)), "{epoch:?} {offset}");
+        receiver.acknowledge(&ann(), epoch, offset);
+        assert_eq!(join_presence(receiver), (all(2), numbers(4..=5)), "{epoch:?} {offset}");
     }
     let ended = || world.nodes.iter().map(|node| node.counters().acks_ignored).sum::<u64>();
     wait_until("those that are wrong are counted", || ended() >= 1);
@@ -128,48 +138,52 @@ pub fn acknowledgements_only_rise_and_only_for_what_was_sent(world: World) {
 }
 
 pub fn trimmed_messages_are_reported_and_the_rest_is_delivered(world: World) {
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     let at = send(speaker, 1..=25);
-    enter(hearer);
-    hearer.acknowledge(&ann(), Some(at.epoch), 5);
-    assert_eq!(come(hearer), (not(Unrecovered::Trimmed), numbers(16..=25)));
-    hearer.acknowledge(&ann(), Some(at.epoch), 15);
-    assert_eq!(come(hearer), (all(10), numbers(16..=25)), "the one before is acknowledged");
+    enter(receiver);
+    receiver.acknowledge(&ann(), Some(at.epoch), 5);
+    assert_eq!(join_presence(receiver), (not(Unrecovered::Trimmed), numbers(16..=25)));
+    receiver.acknowledge(&ann(), Some(at.epoch), 15);
+    assert_eq!(
+        join_presence(receiver),
+        (all(10), numbers(16..=25)),
+        "the one before is acknowledged"
+    );
 }
 
 pub fn a_retry_to_a_user_is_sent_once(world: World) {
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     let mut offsets = Vec::new();
     for (id, key) in [(1, "a"), (2, "a"), (3, "b")] {
         speaker.publish_keyed(&ann(), &id.to_string(), id, Some(key));
         offsets.push(accepted(speaker, id).offset);
     }
     assert_eq!(offsets, [1, 1, 2]);
-    hearer.join_and_hear(&ann(), 5);
-    hearer.recover(&ann(), 5, 1, None);
-    let Heard::Recovered { missed, .. } = hearer.hear() else { panic!("not the answer") };
+    receiver.join_and_receive(&ann(), 5);
+    receiver.recover(&ann(), 5, 1, None);
+    let Received::Recovered { missed, .. } = receiver.receive() else { panic!("not the answer") };
     let missed: Vec<_> = missed.iter().map(|json| payload_of(json)).collect();
     assert_eq!(missed, ["1", "3"]);
 }
 
 pub fn queued_messages_are_ordered_between_earlier_and_later_ones(world: World) {
-    let (speaker, hearer) = world.two_shards();
-    enter(hearer);
-    hearer.acknowledge(&ann(), None, 0);
+    let (speaker, receiver) = world.two_shards();
+    enter(receiver);
+    receiver.acknowledge(&ann(), None, 0);
     for number in 1..=100 {
         speaker.publish(&ann(), &number.to_string());
         if number % 20 == 0 {
-            hearer.recover(&ann(), 5, number, None);
+            receiver.recover(&ann(), 5, number, None);
         }
     }
     let (mut last, mut answers) = (0, 0);
     while last < 100 || answers < 5 {
-        match hearer.hear() {
-            Heard::Frame { json, .. } => {
+        match receiver.receive() {
+            Received::Frame { json, .. } => {
                 last += 1;
                 assert_eq!(payload_of(&json), last.to_string());
             }
-            Heard::Recovered { position, missed, .. } => {
+            Received::Recovered { position, missed, .. } => {
                 answers += 1;
                 assert_eq!(position.offset, last, "up to the last frame before it");
                 assert_eq!(missed.len() as u64, last.min(10), "as many as are kept");
@@ -199,13 +213,13 @@ fn cut(world: &World) {
 #[test]
 fn an_acknowledgement_waits_for_the_server_and_only_the_latest_is_sent() {
     let world = through_redis();
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     let at = send(speaker, 1..=9);
-    enter(hearer);
+    enter(receiver);
     let server = world.redis.as_ref().unwrap();
     server.freeze();
     world.wait_until_up(false);
-    (1..=7).for_each(|offset| hearer.acknowledge(&ann(), Some(at.epoch), offset));
+    (1..=7).for_each(|offset| receiver.acknowledge(&ann(), Some(at.epoch), offset));
     server.thaw();
     world.wait_until_up(true);
     wait_for_stored(&world, 1);
@@ -217,11 +231,11 @@ fn an_acknowledgement_waits_for_the_server_and_only_the_latest_is_sent() {
 #[test]
 fn a_server_that_lost_its_scripts_loads_the_one_for_acknowledgements_again() {
     let world = through_redis();
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     let at = send(speaker, 1..=3);
-    enter(hearer);
+    enter(receiver);
     redis(&world, &["SCRIPT", "FLUSH"]);
-    hearer.acknowledge(&ann(), Some(at.epoch), 2);
+    receiver.acknowledge(&ann(), Some(at.epoch), 2);
     wait_for_stored(&world, 1);
     assert_eq!(enter(speaker), (all(1), numbers(3..=3)));
     assert_eq!(world.nodes[0].counters().reconnects, 0);
@@ -230,45 +244,45 @@ fn a_server_that_lost_its_scripts_loads_the_one_for_acknowledgements_again() {
 #[test]
 fn an_acknowledgement_survives_a_failover() {
     let world = through_redis();
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     let before = send(speaker, 1..=4);
-    enter(hearer);
+    enter(receiver);
     // The server has another generation now, and the same messages.
     redis(&world, &["HSET", META, "g", "another"]);
     let after = send(speaker, 5..=6);
     assert!(after.epoch > before.epoch && after.offset == 6);
-    hearer.acknowledge(&ann(), Some(before.epoch), 3);
+    receiver.acknowledge(&ann(), Some(before.epoch), 3);
     wait_for_stored(&world, 1);
-    hearer.acknowledge(&ann(), Some(before.epoch), 5);
+    receiver.acknowledge(&ann(), Some(before.epoch), 5);
     wait_until("it is none of that epoch", || world.nodes[0].counters().acks_ignored == 1);
     assert_eq!(enter(speaker), (all(3), numbers(4..=6)));
-    hearer.acknowledge(&ann(), Some(after.epoch), 5);
-    assert_eq!(come(hearer), (all(1), numbers(6..=6)));
+    receiver.acknowledge(&ann(), Some(after.epoch), 5);
+    assert_eq!(join_presence(receiver), (all(1), numbers(6..=6)));
 }
 
 #[test]
 fn messages_that_expired_or_were_lost_with_the_server_are_reported() {
     let world = through_redis();
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     let at = send(speaker, 1..=4);
     // Its messages are gone, and it is known that there were some.
     redis(&world, &["DEL", STREAM]);
     redis(&world, &["HSET", META, "a", "1"]);
-    assert_eq!(enter(hearer), (not(Unrecovered::Trimmed), vec![]));
-    hearer.acknowledge(&ann(), Some(at.epoch), 4);
+    assert_eq!(enter(receiver), (not(Unrecovered::Trimmed), vec![]));
+    receiver.acknowledge(&ann(), Some(at.epoch), 4);
     wait_for_stored(&world, 1);
-    assert_eq!(come(hearer), (all(0), vec![]));
+    assert_eq!(join_presence(receiver), (all(0), vec![]));
     redis(&world, &["FLUSHALL"]);
     cut(&world);
-    assert_eq!(hearer.hear(), Heard::Lost { to: 5, count: 0 });
+    assert_eq!(receiver.receive(), Received::Lost { to: 5, count: 0 });
     send(speaker, 5..=5);
     let (recovery, missed) = {
-        hearer.recover(&ann(), 5, 98, None);
+        receiver.recover(&ann(), 5, 98, None);
         let mut answer = None;
         while answer.is_none() {
-            match hearer.hear() {
-                Heard::Recovered { recovery, missed, .. } => answer = Some((recovery, missed)),
-                Heard::Frame { .. } => {}
+            match receiver.receive() {
+                Received::Recovered { recovery, missed, .. } => answer = Some((recovery, missed)),
+                Received::Frame { .. } => {}
                 other => panic!("not the answer: {other:?}"),
             }
         }
@@ -281,10 +295,10 @@ fn messages_that_expired_or_were_lost_with_the_server_are_reported() {
 fn a_repaired_queue_is_acknowledged_as_far_as_it_was() {
     let mut world = World::redis(crate::queued());
     {
-        let (speaker, hearer) = world.two_shards();
+        let (speaker, receiver) = world.two_shards();
         let at = send(speaker, 1..=5);
-        enter(hearer);
-        hearer.acknowledge(&ann(), Some(at.epoch), 3);
+        enter(receiver);
+        receiver.acknowledge(&ann(), Some(at.epoch), 3);
         wait_for_stored(&world, 1);
     }
     // It restarts empty, and gets the messages from the node that has them.

@@ -3,7 +3,7 @@
 use crate::history_faults::outcome_of;
 use crate::proxy::{Proxy, Wire};
 use crate::redis::{Redis, wait_until, wait_within};
-use crate::world::{Build, EVERYBODY, Heard, World, payload};
+use crate::world::{Build, EVERYBODY, Received, World, payload};
 use campanile::ids::TopicName;
 use campanile::link::PublishOutcome;
 use campanile::policy::limits::Limits;
@@ -16,8 +16,8 @@ fn world() -> World {
 }
 
 /// What every member of a room without a history receives when Redis is back.
-fn outage(to: u32) -> Heard {
-    Heard::Lost { to, count: 0 }
+fn outage(to: u32) -> Received {
+    Received::Lost { to, count: 0 }
 }
 
 fn rooms(count: u32) -> Vec<TopicName> {
@@ -34,10 +34,10 @@ fn ten_thousand_topics_deliver_again_after_redis_was_killed() {
         let mut joined = 0;
         for (at, room) in rooms.iter().enumerate() {
             shard.join(room, at as u32);
-            joined += std::iter::from_fn(|| shard.try_hear()).count();
+            joined += std::iter::from_fn(|| shard.try_receive()).count();
         }
         for _ in joined..rooms.len() {
-            assert!(matches!(shard.hear(), Heard::Joined(_)));
+            assert!(matches!(shard.receive(), Received::Joined(_)));
         }
     }
     while world_is_killed < 2 {
@@ -48,13 +48,13 @@ fn ten_thousand_topics_deliver_again_after_redis_was_killed() {
         wait_until("it is up again", || world.nodes[0].health.ready(0).is_ok());
         let shard = &world.nodes[0].shards[0];
         for at in 0..rooms.len() {
-            assert_eq!(shard.hear(), outage(at as u32), "each room is told");
+            assert_eq!(shard.receive(), outage(at as u32), "each room is told");
         }
         for (at, room) in rooms.iter().enumerate() {
             shard.publish(room, &at.to_string());
         }
         for at in 0..rooms.len() {
-            assert_eq!(payload(shard.hear(), at as u32), at.to_string());
+            assert_eq!(payload(shard.receive(), at as u32), at.to_string());
         }
     }
     wait_until("the numbers say so", || {
@@ -68,7 +68,7 @@ fn a_frozen_redis_is_noticed_by_the_canary_and_used_again_when_it_thaws() {
     let mut world = world();
     let room = TopicName::room("room");
     for shard in world.shards() {
-        shard.join_and_hear(&room, 1);
+        shard.join_and_receive(&room, 1);
     }
     world.server().freeze();
     for node in &world.nodes {
@@ -79,11 +79,11 @@ fn a_frozen_redis_is_noticed_by_the_canary_and_used_again_when_it_thaws() {
         wait_until("it is up again", || node.health.ready(0).is_ok());
     }
     for shard in world.shards() {
-        assert_eq!(shard.hear(), outage(1));
+        assert_eq!(shard.receive(), outage(1));
     }
     world.nodes[0].shards[0].publish(&room, "1");
     for shard in world.shards() {
-        assert_eq!(payload(shard.hear(), 1), "1");
+        assert_eq!(payload(shard.receive(), 1), "1");
     }
 }
 
@@ -95,9 +95,9 @@ fn a_publish_in_flight_when_redis_freezes_has_an_unknown_outcome() {
     let shard = &world.nodes[0].shards[0];
     shard.publish_as(&room, "1", None, None);
     shard.publish_as(&room, "2", Some(5), None);
-    let ack = |id| Heard::Ack { conn: 7, id, outcome: PublishOutcome::Unknown };
-    assert_eq!(shard.hear(), ack(None), "a failure is told to those who did not ask, too");
-    assert_eq!(shard.hear(), ack(Some(5)));
+    let ack = |id| Received::Ack { conn: 7, id, outcome: PublishOutcome::Unknown };
+    assert_eq!(shard.receive(), ack(None), "a failure is told to those who did not ask, too");
+    assert_eq!(shard.receive(), ack(Some(5)));
     world.redis.as_ref().unwrap().thaw();
     world.wait_until_up(true);
     let node = &world.nodes[0];
@@ -109,7 +109,7 @@ fn a_publish_while_redis_is_down_is_delivered_when_it_is_back() {
     let mut world = world();
     let room = TopicName::room("room");
     for shard in world.shards() {
-        shard.join_and_hear(&room, 1);
+        shard.join_and_receive(&room, 1);
     }
     world.server().kill();
     world.wait_until_up(false);
@@ -128,13 +128,13 @@ fn a_publish_while_redis_is_down_is_delivered_when_it_is_back() {
     world.server().restart();
     world.wait_until_up(true);
     let node = &world.nodes[0];
-    let mut heard: Vec<Heard> = (0..103).map(|_| node.shards[0].hear()).collect();
-    heard.retain(|heard| ![Heard::Joined(2), outage(1), outage(2)].contains(heard));
-    let payloads: Vec<String> = heard.into_iter().map(|heard| payload(heard, 1)).collect();
+    let mut received: Vec<Received> = (0..103).map(|_| node.shards[0].receive()).collect();
+    received.retain(|received| ![Received::Joined(2), outage(1), outage(2)].contains(received));
+    let payloads: Vec<String> = received.into_iter().map(|received| payload(received, 1)).collect();
     let expected: Vec<String> = (0..100).map(|n| n.to_string()).collect();
     assert_eq!(payloads, expected);
-    assert_eq!(node.shards[1].hear(), outage(1), "something may be missing");
-    assert_eq!(node.shards[1].hear_payloads(1, 100), expected);
+    assert_eq!(node.shards[1].receive(), outage(1), "something may be missing");
+    assert_eq!(node.shards[1].receive_payloads(1, 100), expected);
 }
 
 #[test]
@@ -152,7 +152,8 @@ fn a_queue_that_is_full_or_too_old_answers_unavailable() {
     }
     let mut ids = Vec::new();
     for _ in 0..8 {
-        let Heard::Ack { id: Some(id), outcome: PublishOutcome::Unavailable, .. } = shard.hear()
+        let Received::Ack { id: Some(id), outcome: PublishOutcome::Unavailable, .. } =
+            shard.receive()
         else {
             panic!("some other end");
         };
@@ -172,7 +173,7 @@ fn other_services_publish_with_nothing_but_redis() {
     let topics = [TopicName::room("room"), TopicName::user("bob")];
     for shard in world.shards() {
         for (at, topic) in topics.iter().enumerate() {
-            shard.join_and_hear(topic, at as u32);
+            shard.join_and_receive(topic, at as u32);
         }
         shard.has_connections();
     }
@@ -192,8 +193,8 @@ fn other_services_publish_with_nothing_but_redis() {
             (1, r#"{"type":"message","target_user_id":"bob","payload":1e400}"#),
             (EVERYBODY, r#"{"type":"message","broadcast":true,"payload":"é"}"#),
         ] {
-            let expected = Heard::Frame { to: at, json: json.into(), except: None };
-            assert_eq!(shard.hear(), expected, "exactly once");
+            let expected = Received::Frame { to: at, json: json.into(), except: None };
+            assert_eq!(shard.receive(), expected, "exactly once");
         }
     }
     for node in &world.nodes {
@@ -206,7 +207,7 @@ fn garbage_on_a_topic_reaches_nobody_and_breaks_nothing() {
     let mut world = world();
     let room = TopicName::room("room");
     for shard in world.shards() {
-        shard.join_and_hear(&room, 1);
+        shard.join_and_receive(&room, 1);
     }
     let garbage: [&[u8]; 6] =
         [b"", b"hello", b"\x02\x00{}", b"\x01\xFF{}", b"\x01\x03\x00", b"\x01\x00\xFF\xFE"];
@@ -216,7 +217,7 @@ fn garbage_on_a_topic_reaches_nobody_and_breaks_nothing() {
     }
     world.nodes[0].shards[0].publish(&room, "1");
     for shard in world.shards() {
-        assert_eq!(payload(shard.hear(), 1), "1");
+        assert_eq!(payload(shard.receive(), 1), "1");
     }
     for node in &world.nodes {
         wait_until("garbage is counted", || node.counters().publishes_malformed == 6);
@@ -229,7 +230,7 @@ fn a_topic_without_members_lingers_and_is_then_unsubscribed() {
     let mut world = World::redis(Build { linger_ms: 300, nodes: 1, ..Build::usual() });
     let room = TopicName::room("room");
     let channel = std::str::from_utf8(CHANNEL_OF_ROOM).unwrap();
-    world.nodes[0].shards[0].join_and_hear(&room, 1);
+    world.nodes[0].shards[0].join_and_receive(&room, 1);
     let subscribers = world.server().command(&["PUBSUB", "NUMSUB", channel]);
     assert_eq!(subscribers, format!("{channel} 1"));
     let left = Instant::now();
@@ -240,9 +241,9 @@ fn a_topic_without_members_lingers_and_is_then_unsubscribed() {
     });
     assert!(left.elapsed() >= Duration::from_millis(300));
     let shard = &world.nodes[0].shards[0];
-    shard.join_and_hear(&room, 2);
+    shard.join_and_receive(&room, 2);
     shard.publish(&room, "1");
-    assert_eq!(payload(shard.hear(), 2), "1");
+    assert_eq!(payload(shard.receive(), 2), "1");
 }
 
 #[test]
@@ -251,7 +252,7 @@ fn a_member_who_returns_in_time_costs_redis_nothing() {
     let room = TopicName::room("room");
     for at in 0..20 {
         let shard = &world.nodes[0].shards[at as usize % 2];
-        shard.join_and_hear(&room, at);
+        shard.join_and_receive(&room, at);
         shard.leave(&room, at);
     }
     let stats = world.server().command(&["INFO", "commandstats"]);
@@ -268,7 +269,7 @@ fn a_cut_connection_is_made_again_and_everything_delivers() {
     let mut world = world();
     let room = TopicName::room("room");
     for shard in world.shards() {
-        shard.join_and_hear(&room, 1);
+        shard.join_and_receive(&room, 1);
     }
     for (kind, reconnects) in [("pubsub", 1), ("normal", 2)] {
         world.server().command(&["CLIENT", "KILL", "TYPE", kind]);
@@ -277,11 +278,11 @@ fn a_cut_connection_is_made_again_and_everything_delivers() {
         }
         world.wait_until_up(true);
         for shard in world.shards() {
-            assert_eq!(shard.hear(), outage(1));
+            assert_eq!(shard.receive(), outage(1));
         }
         world.nodes[1].shards[1].publish(&room, "1");
         for shard in world.shards() {
-            assert_eq!(payload(shard.hear(), 1), "1");
+            assert_eq!(payload(shard.receive(), 1), "1");
         }
     }
 }
@@ -295,7 +296,7 @@ fn a_replica_is_not_taken_for_a_master() {
     world.server().command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
     world.wait_until_up(false);
     let node = &world.nodes[0];
-    assert!(node.shards[0].hears_nothing_for(Duration::from_millis(300)));
+    assert!(node.shards[0].receives_nothing_for(Duration::from_millis(300)));
     assert!(node.health.ready(0).is_err());
     world.server().command(&["REPLICAOF", "NO", "ONE"]);
     world.wait_until_up(true);
@@ -316,20 +317,20 @@ fn a_user_without_info_rights_notices_a_demotion_all_the_same() {
 #[test]
 fn a_link_that_takes_no_more_subscriptions_and_still_delivers_is_given_up() {
     let redis = Redis::start();
-    let socket_key = Proxy::start(redis.port);
-    let url = format!("redis://127.0.0.1:{}", socket_key.port);
+    let proxy = Proxy::start(redis.port);
+    let url = format!("redis://127.0.0.1:{}", proxy.port);
     let world = World::over(Build { nodes: 1, ..Build::usual() }, &url, "test");
     let (node, shard) = (&world.nodes[0], &world.nodes[0].shards[0]);
-    shard.join_and_hear(&TopicName::room("room"), 1);
-    socket_key.set(Wire::DeadUpOfSubscribers);
+    shard.join_and_receive(&TopicName::room("room"), 1);
+    proxy.set(Wire::DeadUpOfSubscribers);
     // The canary goes on: it is sent on the other connection, and comes back on this one.
     shard.join(&TopicName::room("new"), 2);
     wait_within(Duration::from_secs(3), "it is noticed", || node.health.ready(0).is_err());
-    socket_key.heal();
+    proxy.heal();
     world.wait_until_up(true);
-    let mut heard = vec![shard.hear(), shard.hear(), shard.hear()];
-    heard.retain(|heard| ![outage(1), outage(2)].contains(heard));
-    assert_eq!(heard, [Heard::Joined(2)]);
+    let mut received = vec![shard.receive(), shard.receive(), shard.receive()];
+    received.retain(|received| ![outage(1), outage(2)].contains(received));
+    assert_eq!(received, [Received::Joined(2)]);
 }
 
 #[test]
@@ -339,9 +340,9 @@ fn a_transient_refusal_delays_no_other_publish() {
     let [flood, other] = [0, 1].map(|at| &world.nodes[0].shards[at]);
     let (room, began) = (TopicName::room("room"), Instant::now());
     (0..10_000).for_each(|_| flood.publish(&TopicName::room("kept:a"), "0"));
-    other.join_and_hear(&room, 1);
+    other.join_and_receive(&room, 1);
     other.publish(&room, "1");
-    assert_eq!(payload(other.hear(), 1), "1");
+    assert_eq!(payload(other.receive(), 1), "1");
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
 }
 
@@ -361,7 +362,7 @@ fn a_server_that_refused_something_long_ago_is_waited_for_again() {
     let (room, text) = (TopicName::room("room"), format!("\"{}\"", "x".repeat(1024)));
     (1..=100).for_each(|id| speaker.publish_as(&room, &text, Some(id), None));
     for _ in 1..=100 {
-        let Heard::Ack { outcome, .. } = speaker.hear() else { panic!("not an answer") };
+        let Received::Ack { outcome, .. } = speaker.receive() else { panic!("not an answer") };
         assert_eq!(outcome, PublishOutcome::Accepted(None));
     }
 }
@@ -374,7 +375,7 @@ fn a_refused_subscription_breaks_the_link_and_is_tried_again() {
     world.nodes[0].shards[0].join(&TopicName::room("room"), 1);
     world.wait_until_up(false);
     world.server().command(&["ACL", "SETUSER", "default", "allchannels"]);
-    assert_eq!(world.nodes[0].shards[0].hear(), Heard::Joined(1));
+    assert_eq!(world.nodes[0].shards[0].receive(), Received::Joined(1));
     world.wait_until_up(true);
 }
 
@@ -385,13 +386,13 @@ fn members_who_joined_before_the_first_canary_are_told_of_the_gap_too() {
     let world = World::begin(Build { nodes: 1, ..Build::usual() }, &redis.url(), "test");
     let (node, room) = (&world.nodes[0], TopicName::room("room"));
     // Subscribed, and answered; but the link is given up, because no canary is sent on it.
-    node.shards[0].join_and_hear(&room, 1);
+    node.shards[0].join_and_receive(&room, 1);
     let before = node.counters().reconnects;
     wait_until("that link is lost", || node.counters().reconnects > before + 1);
     assert!(node.health.ready(0).is_err());
     redis.command(&["ACL", "SETUSER", "default", "+publish"]);
     world.wait_until_up(true);
-    assert_eq!(node.shards[0].hear(), outage(1), "between two links nobody listened");
+    assert_eq!(node.shards[0].receive(), outage(1), "between two links nobody listened");
     node.shards[0].publish(&room, "1");
-    assert_eq!(payload(node.shards[0].hear(), 1), "1");
+    assert_eq!(payload(node.shards[0].receive(), 1), "1");
 }

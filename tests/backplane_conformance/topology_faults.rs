@@ -8,7 +8,7 @@ use crate::cluster::Cluster;
 use crate::proxy::Proxy;
 use crate::redis::{Redis, free_port, wait_until, wait_within};
 use crate::sentinel::{Care, NAME, Sentinel};
-use crate::world::{Build, Heard, Shard, World, payload_of};
+use crate::world::{Build, Received, Shard, World, payload_of};
 use campanile::backplane::partition::partition;
 use campanile::backplane::redis::connection::subscriptions::BATCHES_MAX;
 use campanile::ids::TopicName;
@@ -33,24 +33,24 @@ fn build() -> Build {
 /// Everything that the shards of two nodes do and receive.
 struct Talk<'a> {
     speaker: &'a Shard,
-    hearer: &'a Shard,
+    receiver: &'a Shard,
     next: u64,
     accepted: HashMap<u32, u64>,
-    heard: HashMap<u32, Vec<u64>>,
+    received: HashMap<u32, Vec<u64>>,
     lost: HashMap<u32, u64>,
 }
 
 impl<'a> Talk<'a> {
     /// The receiver is in all rooms.
     fn begin(world: &'a World) -> Talk<'a> {
-        let (speaker, hearer) = world.two_shards();
+        let (speaker, receiver) = world.two_shards();
         for number in 0..ROOMS {
-            hearer.join_and_hear(&kept(number), number);
-            hearer.recover_and_hear(&kept(number), number, None);
-            hearer.join_and_hear(&plain(number), 100 + number);
+            receiver.join_and_receive(&kept(number), number);
+            receiver.recover_and_receive(&kept(number), number, None);
+            receiver.join_and_receive(&plain(number), 100 + number);
         }
         let [accepted, lost] = [HashMap::new(), HashMap::new()];
-        Talk { speaker, hearer, next: 0, accepted, heard: HashMap::new(), lost }
+        Talk { speaker, receiver, next: 0, accepted, received: HashMap::new(), lost }
     }
 
     /// One message to each room with a history, each until it is accepted.
@@ -67,8 +67,8 @@ impl<'a> Talk<'a> {
     fn is_accepted(&mut self, room: u32, id: u64, key: &str) -> bool {
         let count = self.accepted.get(&room).copied().unwrap_or(0) + 1;
         self.speaker.publish_keyed(&kept(room), &count.to_string(), id, Some(key));
-        match self.speaker.hear() {
-            Heard::Ack { id: Some(of), outcome, .. } if of == id => {
+        match self.speaker.receive() {
+            Received::Ack { id: Some(of), outcome, .. } if of == id => {
                 matches!(outcome, PublishOutcome::Accepted(Some(_)))
             }
             other => panic!("not the answer: {other:?}"),
@@ -76,13 +76,13 @@ impl<'a> Talk<'a> {
     }
 
     fn listen(&mut self) {
-        while let Some(heard) = self.hearer.try_hear() {
-            match heard {
-                Heard::Frame { to, json, .. } => {
+        while let Some(received) = self.receiver.try_receive() {
+            match received {
+                Received::Frame { to, json, .. } => {
                     let number = payload_of(&json).parse().expect("a number");
-                    self.heard.entry(to).or_default().push(number);
+                    self.received.entry(to).or_default().push(number);
                 }
-                Heard::Lost { to, .. } => *self.lost.entry(to).or_default() += 1,
+                Received::Lost { to, .. } => *self.lost.entry(to).or_default() += 1,
                 other => panic!("nobody asked for this: {other:?}"),
             }
         }
@@ -94,11 +94,12 @@ impl<'a> Talk<'a> {
         let accepted = self.accepted.clone();
         wait_until("everything is heard", || {
             self.listen();
-            let count = |room: &u32| self.heard.get(room).map_or(0, |heard| heard.len() as u64);
+            let count =
+                |room: &u32| self.received.get(room).map_or(0, |received| received.len() as u64);
             accepted.iter().all(|(room, wanted)| count(room) >= *wanted)
         });
         for (room, wanted) in accepted {
-            assert_eq!(self.heard[&room], (1..=wanted).collect::<Vec<_>>(), "room {room}");
+            assert_eq!(self.received[&room], (1..=wanted).collect::<Vec<_>>(), "room {room}");
             assert_eq!(self.lost.get(&room), None, "room {room}");
         }
     }
@@ -107,7 +108,7 @@ impl<'a> Talk<'a> {
     fn plain_rooms_deliver(&mut self) {
         for room in 0..ROOMS {
             let to = 100 + room;
-            let before = self.heard.get(&to).map_or(0, Vec::len);
+            let before = self.received.get(&to).map_or(0, Vec::len);
             let mut published_at = None::<Instant>;
             wait_until("a room without a history delivers", || {
                 // What is published while the server is down may be lost; this is about what comes
@@ -116,11 +117,11 @@ impl<'a> Talk<'a> {
                     self.speaker.publish(&plain(room), "0");
                     published_at = Some(Instant::now());
                 }
-                while let Some(heard) = self.speaker.try_hear() {
-                    assert!(matches!(heard, Heard::Ack { .. }), "{heard:?}");
+                while let Some(received) = self.speaker.try_receive() {
+                    assert!(matches!(received, Received::Ack { .. }), "{received:?}");
                 }
                 self.listen();
-                self.heard.get(&to).map_or(0, Vec::len) > before
+                self.received.get(&to).map_or(0, Vec::len) > before
             });
         }
     }
@@ -331,7 +332,7 @@ fn a_slot_without_a_master_makes_a_node_unready_and_delays_no_other_room() {
     }
     let world = World::over(Build { nodes: 1, ..build() }, &redis.url(), "test");
     let (node, shard) = (&world.nodes[0], &world.nodes[0].shards[0]);
-    shard.join_and_hear(&plain(0), 0);
+    shard.join_and_receive(&plain(0), 0);
     let (slot, owner) = place_of(&redis, &plain(0));
     orphan(&redis, &slot, owner);
     // While it is frozen joins are gathered: one batch, with a room of that slot.
@@ -345,10 +346,10 @@ fn a_slot_without_a_master_makes_a_node_unready_and_delays_no_other_room() {
     let mut joined = HashSet::new();
     let mut told = HashSet::new();
     let listen = |joined: &mut HashSet<u32>, told: &mut HashSet<u32>| {
-        while let Some(heard) = shard.try_hear() {
-            match heard {
-                Heard::Joined(at) => assert!(joined.insert(at)),
-                Heard::Lost { to, .. } => _ = told.insert(to),
+        while let Some(received) = shard.try_receive() {
+            match received {
+                Received::Joined(at) => assert!(joined.insert(at)),
+                Received::Lost { to, .. } => _ = told.insert(to),
                 other => panic!("nobody asked for this: {other:?}"),
             }
         }
@@ -406,21 +407,21 @@ fn a_master_that_only_we_still_reach_is_left_for_its_successor_within_three_seco
     let url = format!("redis+cluster://127.0.0.1:{},127.0.0.1:{}", old.port, heir.port);
     let world = World::over(Build { nodes: 1, ..build() }, &url, "test");
     let shard = &world.nodes[0].shards[0];
-    shard.join_and_hear(&plain(0), 0);
+    shard.join_and_receive(&plain(0), 0);
     let channel = format!("test:{{p{}}}:m:r:plain-0", partition(plain(0).as_str()));
     take_all(&heir);
     wait_within(Duration::from_secs(3), "the room is heard there", || {
         heir.command(&["PUBSUB", "SHARDNUMSUB", &channel]).ends_with(" 1")
     });
-    assert_eq!(shard.hear(), Heard::Lost { to: 0, count: 0 });
+    assert_eq!(shard.receive(), Received::Lost { to: 0, count: 0 });
 }
 
 #[test]
 fn a_slot_that_leaves_and_returns_behind_its_subscription_is_subscribed() {
     // A Cluster of one behind a slow connection: a batch of subscriptions arrives in parts.
     let port = free_port();
-    let socket_key = Proxy::start(port);
-    let announced = socket_key.port.to_string();
+    let proxy = Proxy::start(port);
+    let announced = proxy.port.to_string();
     let settings = [
         ["--cluster-enabled", "yes"],
         ["--cluster-config-file", "nodes.conf"],
@@ -432,13 +433,13 @@ fn a_slot_that_leaves_and_returns_behind_its_subscription_is_subscribed() {
     let redis = Redis::start_on(port, &settings.concat());
     redis.command(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
     wait_until("it serves", || redis.command(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
-    let url = format!("redis+cluster://127.0.0.1:{}", socket_key.port);
+    let url = format!("redis+cluster://127.0.0.1:{}", proxy.port);
     let world = World::over(Build { nodes: 1, shards: 1, ..build() }, &url, "test");
     let (node, shard) = (&world.nodes[0], &world.nodes[0].shards[0]);
     let room = |n: u32| TopicName::room(&format!("{n}-{}", "x".repeat(240)));
     let channel = |n| format!("test:{{p{}}}:m:{}", partition(room(n).as_str()), room(n).as_str());
     let is_there = |n| redis.command(&["PUBSUB", "SHARDNUMSUB", &channel(n)]).ends_with(" 1");
-    socket_key.delay(200);
+    proxy.delay(200);
     let count = 500;
     // As many batches as may be in flight, of one room each; what comes then is gathered.
     for n in 0..BATCHES_MAX as u32 {
@@ -455,14 +456,14 @@ fn a_slot_that_leaves_and_returns_behind_its_subscription_is_subscribed() {
     assert!(!is_there(one), "it was taken back");
     let mut joined = HashSet::new();
     wait_until("everybody is in", || {
-        while let Some(heard) = shard.try_hear() {
-            if let Heard::Joined(at) = heard {
+        while let Some(received) = shard.try_receive() {
+            if let Received::Joined(at) = received {
                 joined.insert(at);
             }
         }
         joined.len() == count as usize
     });
-    socket_key.delay(0);
+    proxy.delay(0);
     assert!(is_there(one), "who was told so is in");
     assert_eq!(node.counters().reconnects, 0);
 }
@@ -472,23 +473,23 @@ fn members_who_may_have_missed_publishes_of_other_services_are_told_wherever_the
     let redis = Cluster::start(0);
     let world = World::over(Build { nodes: 1, ..build() }, &redis.url(), "test");
     let (node, shard) = (&world.nodes[0], &world.nodes[0].shards[0]);
-    (0..ROOMS).for_each(|n| shard.join_and_hear(&plain(n), n));
+    (0..ROOMS).for_each(|n| shard.join_and_receive(&plain(n), n));
     let hears = |at: &usize| {
         redis.servers[*at].command(&["PUBSUB", "CHANNELS", "test:publish"]) == "test:publish"
     };
-    let hearer = redis.masters().into_iter().find(hears).expect("it is heard from one of them");
+    let receiver = redis.masters().into_iter().find(hears).expect("it is heard from one of them");
     // Where no other service ever published, a lost connection concerns its own rooms alone.
-    redis.servers[hearer].command(&[
+    redis.servers[receiver].command(&[
         "PUBLISH",
         "test:publish",
         r#"{"room_id":"plain-0","payload":1}"#,
     ]);
-    assert!(matches!(shard.hear(), Heard::Frame { to: 0, .. }));
-    redis.servers[hearer].command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    assert!(matches!(shard.receive(), Received::Frame { to: 0, .. }));
+    redis.servers[receiver].command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
     wait_until("it is noticed", || node.counters().reconnects == 1);
     let mut told: Vec<u32> = (0..ROOMS)
-        .map(|_| match shard.hear() {
-            Heard::Lost { to, count: 0 } => to,
+        .map(|_| match shard.receive() {
+            Received::Lost { to, count: 0 } => to,
             other => panic!("{other:?}"),
         })
         .collect();
@@ -501,9 +502,9 @@ fn one_of_several_servers_that_dies_affects_only_its_own_rooms() {
     let mut all: Vec<Redis> = (0..3).map(|_| Redis::start()).collect();
     let hosts: Vec<_> = all.iter().map(|redis| format!("127.0.0.1:{}", redis.port)).collect();
     let world = World::over(build(), &format!("redis://{}", hosts.join(",")), "test");
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     for room in 0..ROOMS {
-        hearer.join_and_hear(&plain(room), 100 + room);
+        receiver.join_and_receive(&plain(room), 100 + room);
     }
     let is_on = |redis: &Redis, room: u32| {
         let channel = format!("test:{{p{}}}:m:r:plain-{room}", partition(plain(room).as_str()));
@@ -517,15 +518,15 @@ fn one_of_several_servers_that_dies_affects_only_its_own_rooms() {
     world.wait_until_up(false);
     for room in shares[1].iter().chain(&shares[2]) {
         speaker.publish(&plain(*room), "1");
-        let heard = hearer.hear();
-        assert!(matches!(heard, Heard::Frame { to, .. } if to == 100 + room), "{heard:?}");
+        let received = receiver.receive();
+        assert!(matches!(received, Received::Frame { to, .. } if to == 100 + room), "{received:?}");
     }
     all[0].restart();
     world.wait_until_up(true);
     let mut told: Vec<u32> = shares[0]
         .iter()
-        .map(|_| match hearer.hear() {
-            Heard::Lost { to, count: 0 } => to - 100,
+        .map(|_| match receiver.receive() {
+            Received::Lost { to, count: 0 } => to - 100,
             other => panic!("{other:?}"),
         })
         .collect();
@@ -537,30 +538,31 @@ fn one_of_several_servers_that_dies_affects_only_its_own_rooms() {
 fn a_replicated_publish_is_acknowledged_when_a_replica_has_it_and_delays_no_other() {
     let master = Redis::start();
     let world = World::over(Build { nodes: 1, shards: 2, ..build() }, &master.url(), "test");
-    let (speaker, hearer) = world.two_shards();
+    let (speaker, receiver) = world.two_shards();
     let sure = TopicName::room("sure:a");
-    hearer.join_and_hear(&sure, 1);
-    hearer.recover_and_hear(&sure, 1, None);
+    receiver.join_and_receive(&sure, 1);
+    receiver.recover_and_receive(&sure, 1, None);
     let outcome = |id: u64, key: &str| {
         speaker.publish_keyed(&sure, &id.to_string(), id, Some(key));
         loop {
-            match speaker.hear() {
-                Heard::Ack { id: Some(of), outcome, .. } if of == id => return outcome,
-                Heard::Ack { .. } => {}
+            match speaker.receive() {
+                Received::Ack { id: Some(of), outcome, .. } if of == id => return outcome,
+                Received::Ack { .. } => {}
                 other => panic!("not the answer: {other:?}"),
             }
         }
     };
     // There is no replica: the message is delivered, and whether it will survive is unknown.
     assert_eq!(outcome(1, "a"), PublishOutcome::Unknown);
-    assert_eq!(hearer.hear_payloads(1, 1), ["1"]);
+    assert_eq!(receiver.receive_payloads(1, 1), ["1"]);
     wait_until("it is counted", || world.nodes[0].counters().publishes_unreplicated == 1);
     // Meanwhile others are answered as always.
     speaker.publish_keyed(&sure, "2", 2, Some("b"));
     speaker.publish_keyed(&kept(0), "3", 3, None);
-    let Heard::Ack { id, outcome: of_the_other, .. } = speaker.hear() else { panic!() };
+    let Received::Ack { id, outcome: of_the_other, .. } = speaker.receive() else { panic!() };
     assert_eq!((id, matches!(of_the_other, PublishOutcome::Accepted(Some(_)))), (Some(3), true));
-    let Heard::Ack { id: Some(2), outcome: PublishOutcome::Unknown, .. } = speaker.hear() else {
+    let Received::Ack { id: Some(2), outcome: PublishOutcome::Unknown, .. } = speaker.receive()
+    else {
         panic!()
     };
     let replica = Redis::start_with(&["--replicaof", &format!("127.0.0.1 {}", master.port)]);
@@ -581,10 +583,10 @@ fn a_replicated_publish_is_acknowledged_when_a_replica_has_it_and_delays_no_othe
     assert_eq!(place_of("a"), 1, "the first one, which the replica has by now");
     assert_eq!(place_of("c"), 3);
     drop(replica);
-    let heard = hearer.hear_payloads(1, 2);
-    assert_eq!(heard[0], "2");
+    let received = receiver.receive_payloads(1, 2);
+    assert_eq!(received[0], "2");
     assert!(
-        hearer.hears_nothing_for(Duration::from_millis(50)),
+        receiver.receives_nothing_for(Duration::from_millis(50)),
         "once, however often it was tried"
     );
 }

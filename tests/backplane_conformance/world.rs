@@ -40,7 +40,7 @@ pub const EVERYBODY: u32 = everybody(Encoding::NATIVE).0.index;
 
 /// What a shard received, in a form that is easy to compare.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum Received {
     Settled,
     Joined(u32),
     Disconnect { at: u32, close: Disconnect },
@@ -61,7 +61,7 @@ pub struct Shard {
     pub node: NodeId,
     pub end: ShardEnd,
     /// What arrived while a reply was awaited.
-    aside: Cell<VecDeque<Heard>>,
+    aside: Cell<VecDeque<Received>>,
 }
 
 pub struct Node {
@@ -281,9 +281,9 @@ impl Shard {
         self.end.connections.set(Encoding::NATIVE, 1);
     }
 
-    pub fn join_and_hear(&self, topic: &TopicName, at: u32) {
+    pub fn join_and_receive(&self, topic: &TopicName, at: u32) {
         self.join(topic, at);
-        assert_eq!(self.hear(), Heard::Joined(at));
+        assert_eq!(self.receive(), Received::Joined(at));
     }
 
     pub fn leave(&self, topic: &TopicName, at: u32) {
@@ -326,7 +326,7 @@ impl Shard {
     }
 
     /// Publishes with a conflate key, without a reply.
-    pub fn publish_about(&self, topic: &TopicName, json: &str, key: ConflateKey) {
+    pub fn publish_conflated(&self, topic: &TopicName, json: &str, key: ConflateKey) {
         self.send(Uplink::Publish(Publish {
             topic: topic.clone(),
             payload: Bytes::copy_from_slice(json.as_bytes()),
@@ -347,15 +347,15 @@ impl Shard {
     }
 
     /// The same, with the reply.
-    pub fn recover_and_hear(
+    pub fn recover_and_receive(
         &self,
         topic: &TopicName,
         at: u32,
         since: Option<Position>,
     ) -> (Position, Recovery, Vec<String>) {
         self.recover(topic, at, 99, since);
-        match self.hear() {
-            Heard::Recovered { to, ticket: 99, position, recovery, missed } if to == at => {
+        match self.receive() {
+            Received::Recovered { to, ticket: 99, position, recovery, missed } if to == at => {
                 (position, recovery, missed.iter().map(|json| payload_of(json)).collect())
             }
             other => panic!("not the answer: {other:?}"),
@@ -369,35 +369,39 @@ impl Shard {
     }
 
     /// A user's connection joins a room with presence.
-    pub fn come(&self, topic: &TopicName, user: &str, conn: u32, info: Option<&str>) {
+    pub fn join_presence(&self, topic: &TopicName, user: &str, conn: u32, info: Option<&str>) {
         let by = Origin { node: self.node, shard: self.end.id, conn: conn_id(conn) };
-        self.attend(topic, user, PresenceChange::Joined { by, info: info.map(Into::into) });
+        self.update_presence(
+            topic,
+            user,
+            PresenceChange::Joined { by, info: info.map(Into::into) },
+        );
     }
 
     /// A user's connection leaves.
-    pub fn go(&self, topic: &TopicName, user: &str) {
-        self.attend(topic, user, PresenceChange::Left);
+    pub fn leave_presence(&self, topic: &TopicName, user: &str) {
+        self.update_presence(topic, user, PresenceChange::Left);
     }
 
     /// A user's info changes.
-    pub fn say_of(&self, topic: &TopicName, user: &str, info: &str) {
-        self.attend(topic, user, PresenceChange::InfoChanged(info.into()));
+    pub fn change_info(&self, topic: &TopicName, user: &str, info: &str) {
+        self.update_presence(topic, user, PresenceChange::InfoChanged(info.into()));
     }
 
-    fn attend(&self, topic: &TopicName, user: &str, deed: PresenceChange) {
+    fn update_presence(&self, topic: &TopicName, user: &str, deed: PresenceChange) {
         let (topic, user) = (topic.clone(), TopicName::user(user));
         self.send(Uplink::PresenceUpdate(Box::new(PresenceUpdate { topic, user, deed })));
     }
 
     /// Asks for the roster of a room; the reply must come next.
-    pub fn who_is_there(&self, topic: &TopicName) -> Option<(Vec<Listed>, u64)> {
+    pub fn roster(&self, topic: &TopicName) -> Option<(Vec<Listed>, u64)> {
         let id = Some(RequestId::Number(4));
         let to = PresenceTo::Conn { shard: self.end.id, conn: conn_id(7), id };
         self.send(Uplink::Presence(Box::new(PresenceRequest { topic: topic.clone(), to })));
         let mut aside = self.aside.take();
         let here = loop {
-            match self.hear_new() {
-                Heard::Presence { id: Some(4), here } => break here,
+            match self.receive_new() {
+                Received::Presence { id: Some(4), here } => break here,
                 other => aside.push_back(other),
             }
         };
@@ -415,55 +419,55 @@ impl Shard {
     }
 
     /// The next item that this shard receives, within 20 seconds.
-    pub fn hear(&self) -> Heard {
+    pub fn receive(&self) -> Received {
         let mut aside = self.aside.take();
-        let heard = aside.pop_front();
+        let received = aside.pop_front();
         self.aside.set(aside);
-        heard.unwrap_or_else(|| self.hear_new())
+        received.unwrap_or_else(|| self.receive_new())
     }
 
-    fn hear_new(&self) -> Heard {
-        let mut heard = None;
+    fn receive_new(&self) -> Received {
+        let mut received = None;
         wait_until("the shard hears something", || {
-            heard = self.try_hear();
-            heard.is_some()
+            received = self.try_receive();
+            received.is_some()
         });
-        heard.unwrap()
+        received.unwrap()
     }
 
-    pub fn try_hear(&self) -> Option<Heard> {
+    pub fn try_receive(&self) -> Option<Received> {
         Some(match self.end.try_recv()? {
-            Downlink::Joined { at } => Heard::Joined(at.0.index),
-            Downlink::Deliver { to, frame, except } => Heard::Frame {
+            Downlink::Joined { at } => Received::Joined(at.0.index),
+            Downlink::Deliver { to, frame, except } => Received::Frame {
                 to: to.0.index,
-                json: unframed(&frame),
+                json: frame_text(&frame),
                 except: except.map(|conn| conn.0.index),
             },
             Downlink::DeliverWith(delivery) => {
                 let Delivery { to, frame, except, position, conflate_key } = *delivery;
                 let (to, except) = (to.0.index, except.map(|conn| conn.0.index));
-                let json = unframed(&frame);
+                let json = frame_text(&frame);
                 if let Some(Position { epoch, offset }) = position {
                     let place = format!(r#","epoch":"{epoch}","offset":{offset}}}"#);
                     assert!(json.ends_with(&place), "{json} is not at {epoch}:{offset}");
                 }
                 match conflate_key {
-                    Some(key) => Heard::Keyed { to, json, key, except },
-                    None => Heard::Frame { to, json, except },
+                    Some(key) => Received::Keyed { to, json, key, except },
+                    None => Received::Frame { to, json, except },
                 }
             }
-            Downlink::Lost { to, count } => Heard::Lost { to: to.0.index, count },
+            Downlink::Lost { to, count } => Received::Lost { to: to.0.index, count },
             Downlink::Ack { conn, id, outcome } => {
-                Heard::Ack { conn: conn.0.index, id: number(id), outcome }
+                Received::Ack { conn: conn.0.index, id: number(id), outcome }
             }
-            Downlink::Settled => Heard::Settled,
+            Downlink::Settled => Received::Settled,
             Downlink::Recovered(recovered) => {
                 let RecoveryReply { at, ticket, position, recovery, missed, .. } = *recovered;
-                let missed = all_unframed(&missed.bytes);
-                Heard::Recovered { to: at.0.index, ticket, position, recovery, missed }
+                let missed = frame_texts(&missed.bytes);
+                Received::Recovered { to: at.0.index, ticket, position, recovery, missed }
             }
             Downlink::Unrecoverable(told) => {
-                Heard::Unrecoverable { to: told.at.0.index, ticket: told.ticket }
+                Received::Unrecoverable { to: told.at.0.index, ticket: told.ticket }
             }
             Downlink::History(told) => {
                 let texts = |page: HistoryPage| {
@@ -472,7 +476,7 @@ impl Shard {
                         serde_json::from_slice(&array).expect("elements are JSON");
                     (page.position, array.iter().map(|json| json.get().to_owned()).collect())
                 };
-                Heard::History { id: number(told.id), said: told.said.map(texts) }
+                Received::History { id: number(told.id), said: told.said.map(texts) }
             }
             Downlink::Presence(told) => {
                 let listed = |here: &Roster| {
@@ -483,7 +487,7 @@ impl Shard {
                     });
                     (users.collect(), here.count)
                 };
-                Heard::Presence { id: number(told.id), here: told.here.as_deref().map(listed) }
+                Received::Presence { id: number(told.id), here: told.here.as_deref().map(listed) }
             }
             Downlink::Disconnect { at, close } => {
                 Heard::Disconnect { at: at.0.index, close: (*close).clone() }
@@ -494,12 +498,12 @@ impl Shard {
     }
 
     /// The payloads of the next frames, all for `to`.
-    pub fn hear_payloads(&self, to: u32, count: usize) -> Vec<String> {
-        (0..count).map(|_| payload(self.hear(), to)).collect()
+    pub fn receive_payloads(&self, to: u32, count: usize) -> Vec<String> {
+        (0..count).map(|_| payload(self.receive(), to)).collect()
     }
 
     /// Whether nothing arrives for a while. Only where no later message can prove it.
-    pub fn hears_nothing_for(&self, time: Duration) -> bool {
+    pub fn receives_nothing_for(&self, time: Duration) -> bool {
         let deadline = Instant::now() + time;
         while Instant::now() < deadline {
             if self.end.waiting() > 0 {
@@ -512,8 +516,10 @@ impl Shard {
 }
 
 /// The payload of a frame for `to`.
-pub fn payload(heard: Heard, to: u32) -> String {
-    let Heard::Frame { to: heard_to, json, .. } = heard else { panic!("no frame: {heard:?}") };
+pub fn payload(received: Received, to: u32) -> String {
+    let Received::Frame { to: heard_to, json, .. } = received else {
+        panic!("no frame: {received:?}")
+    };
     assert_eq!(heard_to, to);
     let value: serde_json::Value = serde_json::from_str(&json).expect("a frame is JSON");
     value["payload"].to_string()
@@ -526,7 +532,7 @@ pub fn payload_of(json: &str) -> String {
 }
 
 /// The texts of consecutive whole frames.
-fn all_unframed(mut frames: &[u8]) -> Vec<String> {
+fn frame_texts(mut frames: &[u8]) -> Vec<String> {
     let mut texts = Vec::new();
     while !frames.is_empty() {
         let header = frames.len() - encode::payload_of(frames).len();
@@ -535,7 +541,7 @@ fn all_unframed(mut frames: &[u8]) -> Vec<String> {
             _ => usize::from(u16::from_be_bytes([frames[2], frames[3]])),
         };
         let (frame, rest) = frames.split_at(header + length);
-        texts.push(unframed(frame));
+        texts.push(frame_text(frame));
         frames = rest;
     }
     texts
@@ -549,7 +555,7 @@ fn number(id: Option<RequestId>) -> Option<u64> {
 }
 
 /// The text of one whole, final, unmasked WebSocket text frame (RFC 6455 §5.2).
-fn unframed(frame: &[u8]) -> String {
+fn frame_text(frame: &[u8]) -> String {
     assert_eq!(frame[0], 0x81, "final, text");
     let (start, length) = match frame[1] {
         126 => (4, usize::from(u16::from_be_bytes([frame[2], frame[3]]))),
