@@ -4,7 +4,7 @@
 //! and a client cannot tell the two backplanes apart. Requests of a turn are carried out in the
 //! same turn, in their order.
 //!
-//! Presence ([`Presence`]) is complete here, because all connections are this node's own. Histories
+//! Presence (`presence`) is complete here, because all connections are this node's own. Histories
 //! ([`MemoryHistories`]) and acknowledgements live as long as the process.
 //!
 //! Invariant: nothing waits here between turns, so only the histories need a bound.

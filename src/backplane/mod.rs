@@ -1,7 +1,7 @@
 //! The backplane: one thread between the shards of this node and all other nodes.
 //!
 //! One loop takes what the shards and the ops thread sent ([`crate::link::Uplink`]), keeps in
-//! [`interest`] which shards have members of which topics, and hands publishes to a
+//! `interest` which shards have members of which topics, and hands publishes to a
 //! [`transport::Transport`]: [`embedded`] for a single node, [`redis`] for several. Messages that
 //! come back, this node's own included, are encoded once for each encoding and delivered to the
 //! shards that have members ([`local`]). A turn takes all that is ready, within bounds, and then

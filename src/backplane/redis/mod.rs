@@ -1,13 +1,13 @@
 //! The Redis backplane: one channel for each topic, subscribed while a shard of this node has
 //! members.
 //!
-//! One server ([`server`]) or several, each with its share of the topics. Where they are and which
-//! has what is known by [`topology`]; [`RedisTransport`] moves topics between servers when that
+//! One server (`server`) or several, each with its share of the topics. Where they are and which
+//! has what is known by `topology`; [`RedisTransport`] moves topics between servers when that
 //! changes. A move waits until no command of a topic is in flight. Then queued publishes, histories
 //! and pending requests go to the new server in order, and nothing can overtake them.
 //!
 //! The node is ready while every server with topics is up and has them all subscribed. Presence
-//! ([`presence`]) spans all servers, because a node's sign of life is on one of them.
+//! (`presence`) spans all servers, because a node's sign of life is on one of them.
 //!
 //! Invariant: each topic has one server, and its publishes, subscription and history are on that
 //! server.

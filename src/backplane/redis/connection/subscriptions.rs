@@ -111,7 +111,7 @@ pub struct Subscriptions {
 
 impl Subscriptions {
     /// For a new link: nothing is subscribed. `fixed`: channels that are no topic's; `places`: the
-    /// end of the slab indices of existing topics ([`Interest::slots_end`]).
+    /// end of the slab indices of existing topics (`Interest::slots_end`).
     pub fn new(server: usize, fixed: Vec<String>, places: u32) -> Subscriptions {
         Subscriptions {
             server,
