@@ -21,7 +21,7 @@ const WAIT_MAX: Duration = Duration::from_secs(15);
 
 /// See the module. One for each node, owned by the backplane's thread.
 #[derive(Debug, Default)]
-pub struct DeliverySample {
+pub(super) struct DeliverySample {
     waiting: Option<Waiting>,
     hasher: DefaultHashBuilder,
     /// When the publish was taken whose message has been handed out in this turn.
@@ -39,13 +39,13 @@ struct Waiting {
 impl DeliverySample {
     /// Whether the next publish should be sampled.
     #[inline]
-    pub fn wants(&self, now: Instant) -> bool {
+    pub(super) fn wants(&self, now: Instant) -> bool {
         let is_late = |it: &Waiting| now.saturating_duration_since(it.taken) > WAIT_MAX;
         self.handed_out.is_none() && self.waiting.as_ref().is_none_or(is_late)
     }
 
     /// Samples a publish that was taken at `now` and has members on this node.
-    pub fn begin(&mut self, publish: &Publish, now: Instant) {
+    pub(super) fn begin(&mut self, publish: &Publish, now: Instant) {
         self.waiting = Some(Waiting {
             topic: publish.topic.clone(),
             payload_bytes: publish.payload.len(),
@@ -56,7 +56,7 @@ impl DeliverySample {
 
     /// A message is handed to shards.
     #[inline]
-    pub fn hand_out(&mut self, topic: &str, payload: &[u8]) {
+    pub(super) fn hand_out(&mut self, topic: &str, payload: &[u8]) {
         if let Some(waiting) = &self.waiting
             && waiting.payload_bytes == payload.len()
             && waiting.topic.as_str() == topic
@@ -69,7 +69,7 @@ impl DeliverySample {
     /// The shards have been rung: how long the sampled publish took, if its message was among what
     /// they were handed.
     #[inline]
-    pub fn flushed(&mut self) -> Option<Duration> {
+    pub(super) fn flushed(&mut self) -> Option<Duration> {
         self.handed_out.take().map(|taken| taken.elapsed())
     }
 }

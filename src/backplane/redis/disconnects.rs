@@ -23,14 +23,14 @@ type Answer = Box<dyn FnOnce(PublishOutcome) + Send>;
 
 /// See the module.
 #[derive(Default)]
-pub struct Disconnects {
+pub(super) struct Disconnects {
     waiting: VecDeque<(DisconnectRequest, MultiplexedConnection, &'static str)>,
     sent: VecDeque<(Answer, PendingReply<Vec<Value>>)>,
 }
 
 impl Disconnects {
     /// Takes a request, unless the server of the user's topic is down or too many wait already.
-    pub fn push(&mut self, ask: DisconnectRequest, route: &ServerRoutes) {
+    pub(super) fn push(&mut self, ask: DisconnectRequest, route: &ServerRoutes) {
         let cmd = route.cmd(route.server_of(ask.topic.as_str())).cloned();
         let has_room = self.waiting.len() + self.sent.len() < WAITING_MAX;
         match cmd.filter(|_| has_room) {
@@ -40,12 +40,12 @@ impl Disconnects {
     }
 
     /// Whether every request has been answered.
-    pub fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.sent.is_empty()
     }
 
     /// Sends what was asked, and answers. Whether there was anything to do.
-    pub fn poll(&mut self, cx: &mut Context<'_>, names: &Names) -> bool {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, names: &Names) -> bool {
         let mut is_busy = false;
         while let Some((ask, cmd, publish)) = self.waiting.pop_front() {
             is_busy = true;
