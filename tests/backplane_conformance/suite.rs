@@ -296,19 +296,19 @@ pub fn a_disconnected_user_is_closed_behind_its_messages_on_every_shard_and_nobo
 ) {
     let (user, other) = (TopicName::user("bob"), TopicName::user("ann"));
     for shard in world.shards() {
-        shard.join_and_hear(&user, 1);
-        shard.join_and_hear(&other, 2);
+        shard.join_and_receive(&user, 1);
+        shard.join_and_receive(&other, 2);
     }
     world.shards().next().unwrap().publish_as(&user, "1", Some(5), None);
     let close = Disconnect { code: 4001, reason: "come back tomorrow".into() };
     for (index, shard) in world.shards().enumerate() {
         if index == 0 {
             // In either order: the answer to a publish does not wait for its message.
-            let heard = [shard.hear(), shard.hear()];
-            assert!(heard.iter().any(|it| matches!(it, Heard::Ack { id: Some(5), .. })));
-            assert!(heard.iter().any(|it| matches!(it, Heard::Frame { to: 1, .. })));
+            let received = [shard.receive(), shard.receive()];
+            assert!(received.iter().any(|it| matches!(it, Received::Ack { id: Some(5), .. })));
+            assert!(received.iter().any(|it| matches!(it, Received::Frame { to: 1, .. })));
         } else {
-            assert_eq!(payload(shard.hear(), 1), "1");
+            assert_eq!(payload(shard.receive(), 1), "1");
         }
     }
     let (tell, told) = mpsc::channel();
@@ -317,11 +317,11 @@ pub fn a_disconnected_user_is_closed_behind_its_messages_on_every_shard_and_nobo
     assert!(world.nodes[0].ops.try_publish(Uplink::Disconnect(Box::new(ask))).is_ok());
     assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok(PublishOutcome::Accepted(None)));
     for shard in world.shards() {
-        assert_eq!(shard.hear(), Heard::Disconnect { at: 1, close: close.clone() });
+        assert_eq!(shard.receive(), Received::Disconnect { at: 1, close: close.clone() });
     }
     world.shards().next().unwrap().publish(&other, "2");
     for shard in world.shards() {
-        assert_eq!(payload(shard.hear(), 2), "2", "and nothing else before");
+        assert_eq!(payload(shard.receive(), 2), "2", "and nothing else before");
     }
 }
 
