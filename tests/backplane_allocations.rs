@@ -119,7 +119,8 @@ fn a_publish_on_a_node_alone_allocates_its_frame_only() {
         let mut turn = |publishes: Vec<Publish>| {
             let (allocated, ()) = allocations_of(|| {
                 for mut publish in publishes {
-                    local.begin_publish(&mut publish, now);
+                    local.begin_publish(&mut publish);
+                    local.sample_publish(&publish, now);
                     embedded.publish(publish, now, &mut local);
                 }
                 while embedded.poll(&mut cx, now, &mut local) {}

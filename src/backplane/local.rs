@@ -314,13 +314,18 @@ impl Local {
     }
 
     /// Registers a publish; it ends with exactly one [`Local::end_publish`].
-    pub fn begin_publish(&mut self, publish: &mut Publish, now: Instant) {
+    pub fn begin_publish(&mut self, publish: &mut Publish) {
         self.counters.publishes += 1;
-        if self.sample.wants(now) && self.has_members(&publish.topic) {
-            self.sample.begin(publish, now);
-        }
         if let Done::Conn { shard, turn, .. } = &mut publish.done {
             *turn = self.publishes[usize::from(shard.0)].begin();
+        }
+    }
+
+    /// Measures how long this publish takes to reach the shards here, unless another one is being
+    /// measured. `now`: when it was taken.
+    pub fn sample_publish(&mut self, publish: &Publish, now: Instant) {
+        if self.sample.wants(now) && self.has_members(&publish.topic) {
+            self.sample.begin(publish, now);
         }
     }
 

@@ -236,7 +236,8 @@ impl<T: Transport> BackplaneLoop<T> {
     }
 
     fn publish(&mut self, mut publish: Publish, now: Instant) {
-        self.local.begin_publish(&mut publish, now);
+        self.local.begin_publish(&mut publish);
+        self.local.sample_publish(&publish, now);
         self.transport.publish(publish, now, &mut self.local);
     }
 

@@ -490,7 +490,7 @@ impl Shard {
                 Received::Presence { id: number(told.id), here: told.here.as_deref().map(listed) }
             }
             Downlink::Disconnect { at, close } => {
-                Heard::Disconnect { at: at.0.index, close: (*close).clone() }
+                Received::Disconnect { at: at.0.index, close: (*close).clone() }
             }
             Downlink::Inspect(_) | Downlink::Drain { .. } => panic!("the backplane asks nothing"),
             Downlink::HttpReply(_) => panic!("the backplane answers no HTTP"),

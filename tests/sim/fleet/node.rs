@@ -164,7 +164,7 @@ impl Node {
             }
             Uplink::Leave { topic, at } => self.local.leave(&topic, shard, at, now),
             Uplink::Publish(mut publish) => {
-                self.local.begin_publish(&mut publish, now);
+                self.local.begin_publish(&mut publish);
                 self.waiting.push_back(publish);
             }
             Uplink::Recover(_) | Uplink::History(_) => panic!("nothing is kept here"),

@@ -60,7 +60,7 @@ impl Node {
                 }
                 Uplink::Leave { topic, at } => self.local.leave(&topic, shard, at, now),
                 Uplink::Publish(mut publish) => {
-                    self.local.begin_publish(&mut publish, now);
+                    self.local.begin_publish(&mut publish);
                     self.embedded.publish(publish, now, &mut self.local);
                 }
                 Uplink::Settle => self.local.settle(shard),
