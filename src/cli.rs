@@ -6,7 +6,9 @@
 //! Invariant: nothing is started here; the world is read only through [`World`], which tests fake.
 
 use crate::auth::{TokenWish, mint};
-use crate::config::{Config, ConfigError, ConfigErrors, FileText, SETTINGS, Said, Setting};
+use crate::config::{
+    Config, ConfigError, ConfigErrors, ConfigSources, FileText, SETTINGS, Setting,
+};
 use crate::doctor::Question;
 use crate::load::LoadArgs;
 use crate::policy::rights::Rights;
@@ -177,7 +179,7 @@ fn setting_arg(setting: &'static Setting, flag: &'static str) -> Arg {
         .help(format!("{} Takes {wanted}. [default: {default}]", setting.doc));
     match setting.kind {
         // `--private-fd-tables` alone says what one would think.
-        crate::config::Kind::Bool => arg.num_args(0..=1).default_missing_value("true"),
+        crate::config::ValueKind::Bool => arg.num_args(0..=1).default_missing_value("true"),
         _ => arg,
     }
 }
@@ -189,7 +191,7 @@ fn config(matches: &ArgMatches, world: &World<'_>) -> Result<Config, Refusal> {
     };
     let from_env = || world.env.iter().find(|(name, _)| name == "CAMPANILE_CONFIG");
     let path = matches.get_one::<String>("config").or_else(|| from_env().map(|(_, path)| path));
-    let said = Said {
+    let said = ConfigSources {
         flags: SETTINGS.iter().filter_map(given).collect(),
         env: world.env.clone(),
         file: path.map(|path| file(path, world)).transpose()?,
@@ -243,7 +245,7 @@ fn print_config(matches: &ArgMatches, world: &World<'_>) -> Result<String, Refus
     let Some(path) = matches.get_one::<String>("check") else {
         return Ok(crate::config::sample());
     };
-    let said = Said { file: Some(file(path, world)?), ..Said::default() };
+    let said = ConfigSources { file: Some(file(path, world)?), ..ConfigSources::default() };
     Config::load(&said).map_err(Refusal::Config)?;
     Ok(format!("{path}: good"))
 }

@@ -1,7 +1,7 @@
 //! The API over real HTTP on loopback; shards and backplane are played by the tests.
 
 use super::*;
-use crate::config::{Config, Said};
+use crate::config::{Config, ConfigSources};
 use crate::ids::{NodeId, Position, ShardId};
 use crate::link::Uplink;
 use crate::link::channel::{BackplaneEnd, ShardEnd, window};
@@ -36,7 +36,7 @@ struct Node {
 
 fn node(flags: &[(&'static str, &str)]) -> Node {
     let flags = flags.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
-    let config = Config::load(&Said { flags, ..Said::default() }).unwrap();
+    let config = Config::load(&ConfigSources { flags, ..ConfigSources::default() }).unwrap();
     let machine =
         Machine { node: NodeId(1), cores: vec![0, 1], nofile: 10_000, memory_bytes: None };
     let mut plan = resolve(&config, &machine).unwrap().plan;

@@ -5,7 +5,7 @@ use std::fmt;
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum ValueSource {
     /// A flag, with its dashes.
     Flag(String),
     /// An environment variable.
@@ -19,12 +19,12 @@ pub enum Source {
     },
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for ValueSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Source::Flag(flag) => write!(f, "flag {flag}"),
-            Source::Env(name) => write!(f, "environment {name}"),
-            Source::File { path, line } => write!(f, "{path}:{line}"),
+            ValueSource::Flag(flag) => write!(f, "flag {flag}"),
+            ValueSource::Env(name) => write!(f, "environment {name}"),
+            ValueSource::File { path, line } => write!(f, "{path}:{line}"),
         }
     }
 }
@@ -39,7 +39,7 @@ pub enum ConfigError {
         /// What was said; secrets are already replaced.
         shown: String,
         /// Where.
-        source: Source,
+        source: ValueSource,
         /// What more there is to say, ending in a space; or nothing.
         reason: String,
     },
@@ -48,7 +48,7 @@ pub enum ConfigError {
         /// What was said.
         key: String,
         /// Where.
-        source: Source,
+        source: ValueSource,
         /// What was probably meant.
         nearest: Option<String>,
     },

@@ -3,7 +3,9 @@
 //! Invariant: this module opens nothing. The file's text and the environment are arguments.
 
 use super::error::nearest;
-use super::{Config, ConfigError, ConfigErrors, Kind, SETTINGS, Setting, Source, setting};
+use super::{
+    Config, ConfigError, ConfigErrors, SETTINGS, Setting, ValueKind, ValueSource, setting,
+};
 use crate::policy::namespaces::Namespaces;
 use toml::de::{DeTable, DeValue};
 
@@ -18,7 +20,7 @@ pub struct FileText {
 
 /// What the operator said, and where.
 #[derive(Clone, Debug, Default)]
-pub struct Said {
+pub struct ConfigSources {
     /// Keys (not flag names) and values.
     pub flags: Vec<(&'static str, String)>,
     /// The environment, or that part of it that starts with `CAMPANILE_`.
@@ -29,7 +31,7 @@ pub struct Said {
 
 impl Config {
     /// Puts together what was said. Flags win over the environment, which wins over the file.
-    pub fn load(said: &Said) -> Result<Config, ConfigErrors> {
+    pub fn load(said: &ConfigSources) -> Result<Config, ConfigErrors> {
         let mut loading = Loading { config: Config::default(), errors: Vec::new() };
         if let Some(file) = &said.file {
             loading.file(file);
@@ -39,7 +41,7 @@ impl Config {
         }
         for (key, value) in &said.flags {
             let setting = setting(key).expect("flags are made from settings");
-            loading.set(setting, value, Source::Flag(format!("--{}", setting.flag())));
+            loading.set(setting, value, ValueSource::Flag(format!("--{}", setting.flag())));
         }
         if loading.errors.is_empty() {
             loading.errors = loading.config.contradictions();
@@ -57,7 +59,7 @@ struct Loading {
 }
 
 impl Loading {
-    fn set(&mut self, setting: &Setting, text: &str, source: Source) {
+    fn set(&mut self, setting: &Setting, text: &str, source: ValueSource) {
         if let Err(reason) = setting.set(&mut self.config, text) {
             let shown = setting.shown(text);
             self.errors.push(ConfigError::BadValue { key: setting.key, shown, source, reason });
@@ -68,7 +70,7 @@ impl Loading {
         if !name.starts_with("CAMPANILE_") || name == "CAMPANILE_CONFIG" || is_service_link(name) {
             return;
         }
-        let source = Source::Env(name.to_owned());
+        let source = ValueSource::Env(name.to_owned());
         match SETTINGS.iter().find(|setting| setting.env() == name) {
             Some(setting) => self.set(setting, value, source),
             None => {
@@ -95,10 +97,12 @@ impl Loading {
     fn table(&mut self, file: &FileText, section: &str, table: &DeTable<'_>) {
         for (name, value) in table {
             let line = line_of(&file.text, name.span().start);
-            let source = Source::File { path: file.path.clone(), line };
+            let source = ValueSource::File { path: file.path.clone(), line };
             let key = format!("{section}{}", name.get_ref());
-            if let (Some(said @ Setting { kind: Kind::Namespaces, .. }), DeValue::Table(spaces)) =
-                (setting(&key), value.get_ref())
+            if let (
+                Some(said @ Setting { kind: ValueKind::Namespaces, .. }),
+                DeValue::Table(spaces),
+            ) = (setting(&key), value.get_ref())
             {
                 self.namespaces(file, said, spaces);
                 continue;
@@ -163,7 +167,7 @@ impl Loading {
         shown: String,
         reason: String,
     ) {
-        let source = Source::File { path: file.path.clone(), line };
+        let source = ValueSource::File { path: file.path.clone(), line };
         self.errors.push(ConfigError::BadValue { key: setting.key, shown, source, reason });
     }
 }

@@ -1,6 +1,6 @@
 //! The table of settings as a sample file and as a table for docs/configuration.md.
 
-use super::{Kind, SETTINGS, Setting};
+use super::{SETTINGS, Setting, ValueKind};
 use crate::policy::namespaces::{NAMESPACE_SETTINGS, Policy};
 use std::fmt::Write;
 
@@ -18,14 +18,14 @@ pub fn sample() -> String {
             section = here;
             write!(out, "\n[{section}]\n").expect("a String takes everything");
         }
-        if matches!(setting.kind, Kind::Namespaces) {
+        if matches!(setting.kind, ValueKind::Namespaces) {
             continue; // its tables stand behind all other keys
         }
         let (doc, value) = (wrap(setting.doc), toml_value(setting, &setting.default_text()));
         let wanted = wrap(&format!("Takes {}.", setting.kind.wanted()));
         write!(out, "\n{doc}{wanted}{name} = {value}\n").expect("a String takes everything");
     }
-    for setting in SETTINGS.iter().filter(|setting| matches!(setting.kind, Kind::Namespaces)) {
+    for setting in SETTINGS.iter().filter(|setting| matches!(setting.kind, ValueKind::Namespaces)) {
         namespaces(setting, &mut out);
     }
     out

@@ -1,9 +1,9 @@
 use super::*;
 use crate::policy::namespaces::Policy;
 
-fn said(flags: &[(&'static str, &str)], env: &[(&str, &str)], file: Option<&str>) -> Said {
+fn said(flags: &[(&'static str, &str)], env: &[(&str, &str)], file: Option<&str>) -> ConfigSources {
     let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-    Said {
+    ConfigSources {
         flags: flags.iter().map(|(key, value)| (*key, (*value).to_owned())).collect(),
         env: env.iter().map(owned).collect(),
         file: file.map(|text| FileText { path: "f.toml".into(), text: text.into() }),
@@ -14,7 +14,7 @@ fn by_flag(key: &'static str, value: &str) -> Result<Config, ConfigErrors> {
     Config::load(&said(&[(key, value)], &[], None))
 }
 
-fn complaint(said: &Said) -> String {
+fn complaint(said: &ConfigSources) -> String {
     Config::load(said).expect_err("this must be refused").to_string()
 }
 
@@ -97,7 +97,7 @@ fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
     let limits = SETTINGS.iter().filter(|setting| setting.key.starts_with("limits."));
     table.extend(limits.map(|setting| {
         let leaked = |text: String| Box::leak(text.into_boxed_str()) as &str;
-        let Kind::Number { min, max, .. } = setting.kind else {
+        let ValueKind::Number { min, max, .. } = setting.kind else {
             panic!("{} is a number", setting.key)
         };
         // One below the least, and one beyond the most.
@@ -177,7 +177,7 @@ fn every_limit_is_a_setting_with_its_own_field() {
 fn a_flag_wins_over_the_environment_and_that_over_the_file_and_that_over_the_default() {
     let file = Some("drain_ms = 3\n[limits]\nhead_bytes_max = 2_048\n");
     let env = [("CAMPANILE_DRAIN_MS", "2")];
-    let of = |said: Said| Config::load(&said).unwrap().drain_ms;
+    let of = |said: ConfigSources| Config::load(&said).unwrap().drain_ms;
     assert_eq!(of(said(&[("drain_ms", "1")], &env, file)), 1);
     assert_eq!(of(said(&[], &env, file)), 2);
     assert_eq!(of(said(&[], &[], file)), 3);
@@ -227,7 +227,7 @@ fn the_sample_says_what_is_the_case_anyway() {
     assert_eq!(config, Config::default());
     for setting in SETTINGS {
         let name = setting.key.rsplit('.').next().unwrap();
-        if !matches!(setting.kind, Kind::Namespaces) {
+        if !matches!(setting.kind, ValueKind::Namespaces) {
             assert!(sample.contains(&format!("\n{name} = ")), "{}", setting.key);
         }
         assert!(markdown().contains(&format!("| `{}` |", setting.key)), "{}", setting.key);

@@ -1,7 +1,7 @@
 //! What a setting's value may be, and how it is read from text and written back.
 //!
 //! Flags and environment are text; values of the file are brought into the same text first, so
-//! there is one parser a kind. [`Kind`] judges ranges, [`Value`] turns text into the field's type.
+//! there is one parser a kind. [`ValueKind`] judges ranges, [`Value`] turns text into the field's type.
 
 use super::backplane::{BackplaneUrl, RedisServers};
 use crate::ids::is_name;
@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 
 /// What values a setting takes.
 #[derive(Clone, Copy, Debug)]
-pub enum Kind {
+pub enum ValueKind {
     /// An IP address and a port.
     Address,
     /// `memory` or where Redis is.
@@ -61,38 +61,44 @@ pub enum Kind {
     Namespaces,
 }
 
-impl Kind {
+impl ValueKind {
     /// What would be right, for the operator; with an example where that says more.
     pub fn wanted(&self) -> String {
         match self {
-            Kind::Address => "an IP address and a port, such as 0.0.0.0:8080 or [::]:8080".into(),
-            Kind::Backplane => "memory, redis://[user:password@]host[:port][,host…][/db], \
+            ValueKind::Address => {
+                "an IP address and a port, such as 0.0.0.0:8080 or [::]:8080".into()
+            }
+            ValueKind::Backplane => "memory, redis://[user:password@]host[:port][,host…][/db], \
                  redis+sentinel://[…@]sentinel[:port][,…]/master[,…][/db], \
                  redis+cluster://[…@]host[:port][,…]; or rediss… (TLS)"
                 .into(),
-            Kind::Bool => "true or false".into(),
-            Kind::BoolAuto => "true, false or auto".into(),
-            Kind::Number { min, max, unit } => {
+            ValueKind::Bool => "true or false".into(),
+            ValueKind::BoolAuto => "true, false or auto".into(),
+            ValueKind::Number { min, max, unit } => {
                 format!("a whole number of {unit} from {min} to {max}")
             }
-            Kind::Choice(words) => format!("one of {}", words.join(", ")),
-            Kind::Secret { bytes_min } => format!("at least {bytes_min} bytes of text"),
-            Kind::Cores => "core numbers and ranges, such as 0-3,6".into(),
-            Kind::HttpPath => "a path such as /echo, without query".into(),
-            Kind::File => "the path of a file, or nothing".into(),
-            Kind::Origins => {
+            ValueKind::Choice(words) => format!("one of {}", words.join(", ")),
+            ValueKind::Secret { bytes_min } => format!("at least {bytes_min} bytes of text"),
+            ValueKind::Cores => "core numbers and ranges, such as 0-3,6".into(),
+            ValueKind::HttpPath => "a path such as /echo, without query".into(),
+            ValueKind::File => "the path of a file, or nothing".into(),
+            ValueKind::Origins => {
                 "origins of the form scheme://host[:port], such as https://example.org".into()
             }
-            Kind::ApiPaths => "paths below /v1, such as /v1/publish".into(),
-            Kind::Networks => "addresses and networks, such as 10.0.0.0/8 or 2001:db8::1".into(),
-            Kind::Name => "1 to 255 bytes without control characters".into(),
-            Kind::Prefix => "1 to 64 letters, digits, dots, dashes, underscores or colons".into(),
-            Kind::Rights => format!("a list out of {}", Rights::NAMES.join(", ")),
-            Kind::Namespaces => {
+            ValueKind::ApiPaths => "paths below /v1, such as /v1/publish".into(),
+            ValueKind::Networks => {
+                "addresses and networks, such as 10.0.0.0/8 or 2001:db8::1".into()
+            }
+            ValueKind::Name => "1 to 255 bytes without control characters".into(),
+            ValueKind::Prefix => {
+                "1 to 64 letters, digits, dots, dashes, underscores or colons".into()
+            }
+            ValueKind::Rights => format!("a list out of {}", Rights::NAMES.join(", ")),
+            ValueKind::Namespaces => {
                 let keys: Vec<_> = NAMESPACE_SETTINGS.iter().map(|setting| setting.key).collect();
                 format!("chat: history_size=100, join=users; default: … with {}", keys.join(", "))
             }
-            Kind::RightsAuto => format!("auto, or a list out of {}", Rights::NAMES.join(", ")),
+            ValueKind::RightsAuto => format!("auto, or a list out of {}", Rights::NAMES.join(", ")),
         }
     }
 
@@ -100,29 +106,33 @@ impl Kind {
     pub fn is_list(&self) -> bool {
         matches!(
             self,
-            Kind::Origins | Kind::Networks | Kind::ApiPaths | Kind::Rights | Kind::RightsAuto
+            ValueKind::Origins
+                | ValueKind::Networks
+                | ValueKind::ApiPaths
+                | ValueKind::Rights
+                | ValueKind::RightsAuto
         )
     }
 
     /// Whether the file writes the value without quotes.
     pub fn is_bare(&self) -> bool {
-        matches!(self, Kind::Number { .. } | Kind::Bool)
+        matches!(self, ValueKind::Number { .. } | ValueKind::Bool)
     }
 
-    /// Judges what the field's type alone cannot. The error, if any, adds to [`Kind::wanted`].
+    /// Judges what the field's type alone cannot. The error, if any, adds to [`ValueKind::wanted`].
     pub(super) fn check(&self, text: &str) -> Result<(), String> {
         let good = match self {
-            Kind::Number { min, max, .. } => {
+            ValueKind::Number { min, max, .. } => {
                 u64::read(text).is_ok_and(|number| (*min..=*max).contains(&number))
             }
-            Kind::Choice(words) => words.contains(&text),
-            Kind::Secret { bytes_min } => text.is_empty() || text.len() >= *bytes_min,
-            Kind::HttpPath => text.is_empty() || is_path(text),
-            Kind::File => !text.contains(char::is_control),
-            Kind::Name => text.is_empty() || is_name(text),
-            Kind::Prefix => is_prefix(text),
-            Kind::Origins => split_list(text).all(is_origin),
-            Kind::ApiPaths => split_list(text).all(is_api_path),
+            ValueKind::Choice(words) => words.contains(&text),
+            ValueKind::Secret { bytes_min } => text.is_empty() || text.len() >= *bytes_min,
+            ValueKind::HttpPath => text.is_empty() || is_path(text),
+            ValueKind::File => !text.contains(char::is_control),
+            ValueKind::Name => text.is_empty() || is_name(text),
+            ValueKind::Prefix => is_prefix(text),
+            ValueKind::Origins => split_list(text).all(is_origin),
+            ValueKind::ApiPaths => split_list(text).all(is_api_path),
             _ => true,
         };
         if good { Ok(()) } else { Err(String::new()) }
@@ -156,7 +166,7 @@ fn split_list(text: &str) -> impl Iterator<Item = &str> {
 
 /// A type of field that is read from and written to text.
 pub(super) trait Value: Sized {
-    /// The value, or what more there is to say than [`Kind::wanted`] does.
+    /// The value, or what more there is to say than [`ValueKind::wanted`] does.
     fn read(text: &str) -> Result<Self, String>;
     /// What `read` would read.
     fn write(&self) -> String;
@@ -335,7 +345,7 @@ impl Value for Scheduling {
 
 /// Which shard gets a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Steering {
+pub enum SteeringMode {
     /// The one that has fewer.
     Even,
     /// The one on the core that received it.
@@ -344,20 +354,20 @@ pub enum Steering {
     Kernel,
 }
 
-impl Value for Steering {
-    fn read(text: &str) -> Result<Steering, String> {
+impl Value for SteeringMode {
+    fn read(text: &str) -> Result<SteeringMode, String> {
         match text {
-            "even" => Ok(Steering::Even),
-            "cpu" => Ok(Steering::Cpu),
-            "kernel" => Ok(Steering::Kernel),
+            "even" => Ok(SteeringMode::Even),
+            "cpu" => Ok(SteeringMode::Cpu),
+            "kernel" => Ok(SteeringMode::Kernel),
             _ => Err(String::new()),
         }
     }
     fn write(&self) -> String {
         match self {
-            Steering::Even => "even".to_owned(),
-            Steering::Cpu => "cpu".to_owned(),
-            Steering::Kernel => "kernel".to_owned(),
+            SteeringMode::Even => "even".to_owned(),
+            SteeringMode::Cpu => "cpu".to_owned(),
+            SteeringMode::Kernel => "kernel".to_owned(),
         }
     }
 }

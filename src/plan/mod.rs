@@ -9,7 +9,7 @@
 
 use crate::auth::AuthPlan;
 use crate::config::{BackplaneUrl, Config, ConfigError, ConfigErrors};
-pub use crate::config::{Deployment, Login, ProxyProtocol, RedisServers, Scheduling, Steering};
+pub use crate::config::{Deployment, Login, ProxyProtocol, RedisServers, Scheduling, SteeringMode};
 use crate::ids::{NodeId, ShardId};
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::Namespaces;
@@ -45,7 +45,7 @@ pub struct Plan {
     /// By how many steps of nice the backplane's thread goes first.
     pub backplane_priority: u8,
     /// Which shard gets a new connection.
-    pub steering: Steering,
+    pub steering: SteeringMode,
     /// What holds for which rooms.
     pub namespaces: Arc<Namespaces>,
     /// Path of the plain echo, if any.
@@ -216,9 +216,9 @@ fn shard_plans(shards: usize, cores: &[usize]) -> Vec<ShardPlan> {
     ids.zip(in_turn).map(|(id, core)| ShardPlan { id, core }).collect()
 }
 
-/// Steering by core needs shards that stay on theirs.
+/// SteeringMode by core needs shards that stay on theirs.
 fn check_steering(plan: &Plan) -> Result<(), ConfigErrors> {
-    if plan.steering != Steering::Cpu || plan.shards.iter().all(|shard| shard.core.is_some()) {
+    if plan.steering != SteeringMode::Cpu || plan.shards.iter().all(|shard| shard.core.is_some()) {
         return Ok(());
     }
     Err(mend(
@@ -335,7 +335,7 @@ fn notices(config: &Config, machine: &Machine, plan: &Plan) -> Vec<Notice> {
         ));
     }
     let unmanned = cores_without_shard(machine, plan);
-    if plan.steering == Steering::Cpu && !unmanned.is_empty() {
+    if plan.steering == SteeringMode::Cpu && !unmanned.is_empty() {
         notices.push(info(format!(
             "steering = cpu: no shard is pinned to core {unmanned:?}; what they receive goes to any \
              shard. Keep the network card's interrupts off them"

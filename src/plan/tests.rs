@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::Said;
+use crate::config::ConfigSources;
 
 fn machine(cores: &[usize], nofile: u64) -> Machine {
     Machine { node: NodeId(7), cores: cores.to_vec(), nofile, memory_bytes: Some(1 << 40) }
@@ -7,7 +7,8 @@ fn machine(cores: &[usize], nofile: u64) -> Machine {
 
 fn config(flags: &[(&'static str, &str)]) -> Config {
     let flags = flags.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
-    Config::load(&Said { flags, ..Said::default() }).unwrap_or_else(|error| panic!("{error}"))
+    Config::load(&ConfigSources { flags, ..ConfigSources::default() })
+        .unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn planned(flags: &[(&'static str, &str)], machine: &Machine) -> Planned {

@@ -20,7 +20,8 @@ use campanile::link::{
 };
 use campanile::metrics::{BackplaneCounters, BackplaneMirror};
 use campanile::plan::{
-    BackplanePlan, Plan, ProxyProtocol, RedisPlan, RedisServers, Scheduling, ShardPlan, Steering,
+    BackplanePlan, Plan, ProxyProtocol, RedisPlan, RedisServers, Scheduling, ShardPlan,
+    SteeringMode,
 };
 use campanile::policy::limits::Limits;
 use campanile::policy::namespaces::Namespaces;
@@ -593,7 +594,7 @@ fn plan(build: Build, node: NodeId, backplane: BackplanePlan) -> Plan {
         private_fd_tables: false,
         scheduling: Scheduling::Other,
         backplane_priority: 0,
-        steering: Steering::Even,
+        steering: SteeringMode::Even,
         namespaces: Arc::new(Namespaces::read(build.namespaces).expect("a good text")),
         echo_path: None,
         page: false,

@@ -18,7 +18,7 @@ use crate::link::load_table::{LoadNote, LoadTable, ShardLoad};
 use crate::net::accept::balance::{self, LOOK_EVERY};
 use crate::net::accept::bpf::{self, Program};
 use crate::net::io::socket;
-use crate::plan::{Plan, ShardPlan, Steering as Policy};
+use crate::plan::{Plan, ShardPlan, SteeringMode as Policy};
 use crate::sys;
 use std::io;
 use std::os::fd::RawFd;
