@@ -1,11 +1,12 @@
-//! What was typed: from arguments, environment and file to an [`Order`].
+//! What was typed: from arguments, environment and file to an [`Invocation`].
 //!
 //! The flags of `serve` are made from the table in `config.rs`, so this file names no setting. What
 //! cannot be understood ends the program with exit code 2 and a message for whoever typed it.
 //!
-//! Invariant: nothing is started here; the world is read only through [`World`], which tests fake.
+//! Invariant: nothing is started here; environment, files and time are read only through [`Environment`],
+//! which tests fake.
 
-use crate::auth::{TokenWish, mint};
+use crate::auth::{TokenRequest, mint};
 use crate::config::{
     Config, ConfigError, ConfigErrors, ConfigSources, FileText, SETTINGS, Setting,
 };
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 use std::sync::LazyLock;
 
 /// What to do.
-pub enum Order {
+pub enum Invocation {
     /// Serve clients until told to stop.
     Serve(Box<Config>),
     /// Put load on a server.
@@ -31,9 +32,9 @@ pub enum Order {
     Print(String),
 }
 
-/// Why there is no order.
+/// Why a command line was not understood.
 #[derive(Debug)]
-pub enum Refusal {
+pub enum CliError {
     /// Not a command line of ours; also `--help` and `--version`, which are not errors.
     Usage(clap::Error),
     /// Wrong configuration.
@@ -42,8 +43,8 @@ pub enum Refusal {
     Other(String),
 }
 
-/// What the command line may ask of the world.
-pub struct World<'a> {
+/// What the command line may read.
+pub struct Environment<'a> {
     /// The environment.
     pub env: Vec<(String, String)>,
     /// Reads a whole file.
@@ -52,26 +53,26 @@ pub struct World<'a> {
     pub now_unix_s: u64,
 }
 
-/// Reads a command line.
-pub fn order(
+/// Reads a command line: what to do.
+pub fn parse(
     args: impl IntoIterator<Item = OsString>,
-    world: &World<'_>,
-) -> Result<Order, Refusal> {
-    let matches = command().try_get_matches_from(args).map_err(Refusal::Usage)?;
+    environment: &Environment<'_>,
+) -> Result<Invocation, CliError> {
+    let matches = command().try_get_matches_from(args).map_err(CliError::Usage)?;
     let (name, matches) = matches.subcommand().expect("clap wants a subcommand");
     match name {
-        "serve" => Ok(Order::Serve(Box::new(config(matches, world)?))),
+        "serve" => Ok(Invocation::Serve(Box::new(config(matches, environment)?))),
         "load" => {
-            let args = LoadArgs::from_arg_matches(matches).map_err(Refusal::Usage)?;
-            Ok(Order::Load(Box::new(args)))
+            let args = LoadArgs::from_arg_matches(matches).map_err(CliError::Usage)?;
+            Ok(Invocation::Load(Box::new(args)))
         }
         "doctor" => {
             let connections = *matches.get_one("connections").expect("it has a default");
-            let config = config(matches, world)?;
-            Ok(Order::Doctor(Box::new(Question { connections, config })))
+            let config = config(matches, environment)?;
+            Ok(Invocation::Doctor(Box::new(Question { connections, config })))
         }
-        "token" => token(matches, world).map(Order::Print),
-        "config" => print_config(matches, world).map(Order::Print),
+        "token" => token(matches, environment).map(Invocation::Print),
+        "config" => print_config(matches, environment).map(Invocation::Print),
         _ => unreachable!("clap knows no other subcommand"),
     }
 }
@@ -184,79 +185,81 @@ fn setting_arg(setting: &'static Setting, flag: &'static str) -> Arg {
     }
 }
 
-fn config(matches: &ArgMatches, world: &World<'_>) -> Result<Config, Refusal> {
+fn config(matches: &ArgMatches, environment: &Environment<'_>) -> Result<Config, CliError> {
     let given = |setting: &'static Setting| {
         let value = matches.get_one::<String>(setting.key)?;
         Some((setting.key, value.clone()))
     };
-    let from_env = || world.env.iter().find(|(name, _)| name == "CAMPANILE_CONFIG");
+    let from_env = || environment.env.iter().find(|(name, _)| name == "CAMPANILE_CONFIG");
     let path = matches.get_one::<String>("config").or_else(|| from_env().map(|(_, path)| path));
     let said = ConfigSources {
         flags: SETTINGS.iter().filter_map(given).collect(),
-        env: world.env.clone(),
-        file: path.map(|path| file(path, world)).transpose()?,
+        env: environment.env.clone(),
+        file: path.map(|path| file(path, environment)).transpose()?,
     };
-    Config::load(&said).map_err(Refusal::Config)
+    Config::load(&said).map_err(CliError::Config)
 }
 
-fn file(path: &str, world: &World<'_>) -> Result<FileText, Refusal> {
-    match (world.read_file)(path) {
+fn file(path: &str, environment: &Environment<'_>) -> Result<FileText, CliError> {
+    match (environment.read_file)(path) {
         Ok(text) => Ok(FileText { path: path.to_owned(), text }),
         Err(error) => {
             let reason = format!("cannot be read: {error}");
             let error = ConfigError::File { path: path.to_owned(), reason };
-            Err(Refusal::Config(ConfigErrors(vec![error])))
+            Err(CliError::Config(ConfigErrors(vec![error])))
         }
     }
 }
 
-fn token(matches: &ArgMatches, world: &World<'_>) -> Result<String, Refusal> {
+fn token(matches: &ArgMatches, environment: &Environment<'_>) -> Result<String, CliError> {
     let text = |name: &str| matches.get_one::<String>(name);
     // A broken configuration is no hindrance when it is not asked for anything.
     let secret = match text("secret") {
         Some(secret) => Some(secret.clone()),
-        None => config(matches, world)?.auth_hmac_secret,
+        None => config(matches, environment)?.auth_hmac_secret,
     };
     let secret = secret.filter(|secret| !secret.is_empty()).ok_or_else(|| {
-        Refusal::Other("there is no secret: give --secret, or set auth.hmac_secret".to_owned())
+        CliError::Other("there is no secret: give --secret, or set auth.hmac_secret".to_owned())
     })?;
-    let wish = TokenWish {
+    let request = TokenRequest {
         user: text("user").expect("clap wants it").clone(),
         rights: text("rights").map(|list| rights(list)).transpose()?,
-        expires_unix_s: world.now_unix_s + matches.get_one::<u64>("ttl").expect("it has a default"),
+        expires_unix_s: environment.now_unix_s
+            + matches.get_one::<u64>("ttl").expect("it has a default"),
     };
-    mint(&wish, &secret).map_err(|why| Refusal::Other(format!("--user {}: {why}", wish.user)))
+    mint(&request, &secret)
+        .map_err(|why| CliError::Other(format!("--user {}: {why}", request.user)))
 }
 
-fn rights(list: &str) -> Result<Rights, Refusal> {
+fn rights(list: &str) -> Result<Rights, CliError> {
     let mut names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
     names.try_fold(Rights::NONE, |rights, name| {
         rights.with(name).ok_or_else(|| {
             let known = Rights::NAMES.join(", ");
-            Refusal::Other(format!("--rights {list}: {name:?} is not a right. Write {known}"))
+            CliError::Other(format!("--rights {list}: {name:?} is not a right. Write {known}"))
         })
     })
 }
 
-fn print_config(matches: &ArgMatches, world: &World<'_>) -> Result<String, Refusal> {
+fn print_config(matches: &ArgMatches, environment: &Environment<'_>) -> Result<String, CliError> {
     if matches.get_flag("markdown") {
         return Ok(crate::config::markdown());
     }
     let Some(path) = matches.get_one::<String>("check") else {
         return Ok(crate::config::sample());
     };
-    let said = ConfigSources { file: Some(file(path, world)?), ..ConfigSources::default() };
-    Config::load(&said).map_err(Refusal::Config)?;
+    let said = ConfigSources { file: Some(file(path, environment)?), ..ConfigSources::default() };
+    Config::load(&said).map_err(CliError::Config)?;
     Ok(format!("{path}: good"))
 }
 
-impl Refusal {
+impl CliError {
     /// Tells whoever typed it; answers the exit code.
     pub fn tell(&self) -> ExitCode {
         match self {
-            Refusal::Usage(error) => usage(error),
-            Refusal::Config(errors) => refused(&errors.to_string()),
-            Refusal::Other(message) => refused(&format!("campanile: {message}.\n")),
+            CliError::Usage(error) => usage(error),
+            CliError::Config(errors) => refused(&errors.to_string()),
+            CliError::Other(message) => refused(&format!("campanile: {message}.\n")),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The program: reads the command line and runs the command.
 
-use campanile::cli::{self, Order, World};
+use campanile::cli::{self, Environment, Invocation};
 use campanile::node::startup;
 use campanile::{doctor, load, terminal};
 use std::process::ExitCode;
@@ -11,7 +11,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let world = World {
+    let environment = Environment {
         // What is not UTF-8 is not left out: a secret that is ignored would open the door.
         env: std::env::vars_os()
             .map(|(name, value)| (name.to_string_lossy().into(), value.to_string_lossy().into()))
@@ -19,13 +19,13 @@ fn main() -> ExitCode {
         read_file: &|path| std::fs::read_to_string(path),
         now_unix_s: now,
     };
-    let code = match cli::order(std::env::args_os(), &world) {
-        Ok(Order::Serve(config)) => {
+    let code = match cli::parse(std::env::args_os(), &environment) {
+        Ok(Invocation::Serve(config)) => {
             startup::serve(&config).unwrap_or_else(|failure| failure.tell())
         }
-        Ok(Order::Load(args)) => load::run(*args),
-        Ok(Order::Doctor(question)) => doctor::run(&question),
-        Ok(Order::Print(text)) => terminal::print(&text),
+        Ok(Invocation::Load(args)) => load::run(*args),
+        Ok(Invocation::Doctor(question)) => doctor::run(&question),
+        Ok(Invocation::Print(text)) => terminal::print(&text),
         Err(refusal) => refusal.tell(),
     };
     terminal::flush();

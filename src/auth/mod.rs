@@ -10,7 +10,7 @@
 mod plan;
 mod token;
 
-pub use token::{TokenWish, mint};
+pub use token::{TokenRequest, mint};
 
 /// What user names of tokens may not begin with: such names are given to anonymous clients, and
 /// nobody may be mistaken for one of them.

@@ -164,17 +164,20 @@ fn a_bad_token_is_denied_even_where_none_would_do() {
 
 #[test]
 fn what_is_minted_is_admitted_and_what_would_not_be_is_not_minted() {
-    let wish =
-        |user: &str, rights| TokenWish { user: user.to_owned(), rights, expires_unix_s: NOW + 60 };
+    let request = |user: &str, rights| TokenRequest {
+        user: user.to_owned(),
+        rights,
+        expires_unix_s: NOW + 60,
+    };
     let gate = gate(false, Some(SECRET));
-    let token = mint(&wish("ann", None), SECRET).unwrap();
+    let token = mint(&request("ann", None), SECRET).unwrap();
     let admit = |token: &str| gate.admit(Some(token), NOW).map(forever);
     assert_eq!(admit(&token), ann(USER_RIGHTS));
     assert_eq!(gate.admit(Some(&token), NOW + 60 + LEEWAY_S), Err(Denied::Expired));
-    let listener = mint(&wish("ann", Some(Rights::NONE)), SECRET).unwrap();
+    let listener = mint(&request("ann", Some(Rights::NONE)), SECRET).unwrap();
     assert_eq!(admit(&listener), ann(Rights::NONE));
-    assert!(mint(&wish("anon-1", None), SECRET).is_err());
-    assert!(mint(&wish("", None), SECRET).is_err());
+    assert!(mint(&request("anon-1", None), SECRET).is_err());
+    assert!(mint(&request("", None), SECRET).is_err());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 /// What the token is to say.
 #[derive(Clone, Debug)]
-pub struct TokenWish {
+pub struct TokenRequest {
     /// The user.
     pub user: String,
     /// The rights; `None`: whatever the server gives to users.
@@ -26,17 +26,17 @@ struct Claims<'a> {
 }
 
 /// A signed token, or why the server would not take it.
-pub fn mint(wish: &TokenWish, secret: &str) -> Result<String, String> {
-    if !is_name(&wish.user) {
+pub fn mint(request: &TokenRequest, secret: &str) -> Result<String, String> {
+    if !is_name(&request.user) {
         return Err("a user is 1 to 255 bytes without control characters".to_owned());
     }
-    if wish.user.starts_with(ANONYMOUS_PREFIX) {
+    if request.user.starts_with(ANONYMOUS_PREFIX) {
         return Err(format!("names that begin with {ANONYMOUS_PREFIX} are for anonymous clients"));
     }
     let claims = Claims {
-        sub: &wish.user,
-        exp: wish.expires_unix_s,
-        rights: wish.rights.map(Rights::names),
+        sub: &request.user,
+        exp: request.expires_unix_s,
+        rights: request.rights.map(Rights::names),
     };
     encode(&Header::default(), &claims, &EncodingKey::from_secret(secret.as_bytes()))
         .map_err(|error| error.to_string())

@@ -3,7 +3,7 @@
 use crate::client::Client;
 use crate::node::Node;
 use crate::redis::{Redis, wait_until};
-use campanile::auth::{TokenWish, mint};
+use campanile::auth::{TokenRequest, mint};
 use serde_json::{Value, json};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -66,7 +66,7 @@ const USERS: &str = "@users: history_size=100, history_ttl_s=600";
 
 pub fn token(user: &str) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is past 1970").as_secs();
-    let wish = TokenWish { user: user.to_owned(), rights: None, expires_unix_s: now + 600 };
+    let wish = TokenRequest { user: user.to_owned(), rights: None, expires_unix_s: now + 600 };
     mint(&wish, SECRET).expect("a good wish")
 }
 

@@ -3,7 +3,7 @@
 use crate::client::{CLOSE, Client, FIN};
 use crate::node::Node;
 use crate::redis::{Redis, wait_until};
-use campanile::auth::{TokenWish, mint};
+use campanile::auth::{TokenRequest, mint};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -11,8 +11,9 @@ const SECRET: &str = "a secret of the tests";
 const YEAR_2100_UNIX_S: u64 = 4_102_444_800;
 
 fn token(user: &str) -> String {
-    let wish = TokenWish { user: user.to_owned(), rights: None, expires_unix_s: YEAR_2100_UNIX_S };
-    mint(&wish, SECRET).expect("a good wish")
+    let request =
+        TokenRequest { user: user.to_owned(), rights: None, expires_unix_s: YEAR_2100_UNIX_S };
+    mint(&request, SECRET).expect("a good request")
 }
 
 fn enter(node: &Node, user: &str, rooms: &[&str]) -> Client {

@@ -3,7 +3,7 @@
 use crate::client::{CLOSE, Client, FIN};
 use crate::node::Node;
 use crate::redis::wait_until;
-use campanile::auth::{TokenWish, mint};
+use campanile::auth::{TokenRequest, mint};
 use campanile::policy::rights::Rights;
 use serde_json::json;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -23,7 +23,8 @@ fn node() -> Node {
 fn token(user: &str, rights: Option<Rights>, expires_in_s: i64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is past 1970").as_secs();
     let expires_unix_s = now.saturating_add_signed(expires_in_s);
-    mint(&TokenWish { user: user.to_owned(), rights, expires_unix_s }, SECRET).expect("a good wish")
+    mint(&TokenRequest { user: user.to_owned(), rights, expires_unix_s }, SECRET)
+        .expect("a good wish")
 }
 
 fn status(node: &Node, query: &str, headers: &str) -> u16 {
