@@ -277,12 +277,12 @@ impl Shard {
         &mut self,
         conn: ConnId,
         room: &str,
-        wish: JoinOptions<'_>,
+        options: JoinOptions<'_>,
         id: Option<RequestId>,
     ) -> Result<(), CommandError> {
         let policy = *self.config.namespaces.policy_of_room(room);
         let found = self.find_room(conn, room);
-        self.may(conn, Action::Join { acks: wish.ack }, TopicKind::Room(room))?;
+        self.may(conn, Action::Join { acks: options.ack }, TopicKind::Room(room))?;
         let c = self.conns.get(conn.0).expect("it just spoke");
         let is_member = found.is_some_and(|at| c.joined.find(at.0.index).is_some());
         // One topic of a connection is its user's, or is about to be.
@@ -298,9 +298,9 @@ impl Shard {
             None => TopicName::room(room),
         };
         if policy.has_history() {
-            return self.on_join_kept(conn, &name, wish, id);
+            return self.on_join_kept(conn, &name, options, id);
         }
-        let since = wish.since.is_some();
+        let since = options.since.is_some();
         let Some(topic) = self.enter(conn, &name) else {
             return Err(CommandError(
                 ErrorCode::Overloaded,
@@ -316,7 +316,7 @@ impl Shard {
             self.wait(topic, JoinWaiter { conn, id, since, again: is_member })?;
         }
         if policy.presence {
-            self.attend(conn, &name, wish.info.map(Into::into), !is_member);
+            self.attend(conn, &name, options.info.map(Into::into), !is_member);
         }
         Ok(())
     }

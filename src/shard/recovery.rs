@@ -86,12 +86,12 @@ impl PendingJoins {
         conn: ConnId,
         topic: TopicId,
         id: Option<RequestId>,
-        wish: JoinOptions<'_>,
+        options: JoinOptions<'_>,
         stays: bool,
     ) -> u64 {
         self.tickets += 1;
         let (ticket, topic_index) = (self.tickets, topic.0.index);
-        let JoinOptions { since, info, ack } = wish;
+        let JoinOptions { since, info, ack } = options;
         let info = info.map(Into::into);
         let pending = PendingJoin { ticket, topic: topic_index, id, since, info, ack, stays };
         self.of.entry(conn).or_default().push(pending);
@@ -142,7 +142,7 @@ impl Shard {
         &mut self,
         conn: ConnId,
         name: &TopicName,
-        wish: JoinOptions<'_>,
+        options: JoinOptions<'_>,
         id: Option<RequestId>,
     ) -> Result<(), CommandError> {
         let encoding = self.encoding_of(conn);
@@ -153,7 +153,7 @@ impl Shard {
                 "this room is being joined already, wait for it",
             ));
         }
-        if wish.since.is_some() {
+        if options.since.is_some() {
             self.may_ask(conn)?;
         }
         let Some(at) = self.open_kept(name, encoding) else {
@@ -162,7 +162,7 @@ impl Shard {
                 "this server has as many rooms as it may have",
             ));
         };
-        self.ask_position(conn, at, name, wish, id);
+        self.ask_position(conn, at, name, options, id);
         Ok(())
     }
 
@@ -184,13 +184,13 @@ impl Shard {
         conn: ConnId,
         at: TopicId,
         name: &TopicName,
-        wish: JoinOptions<'_>,
+        options: JoinOptions<'_>,
         id: Option<RequestId>,
     ) {
-        let since = wish.since;
+        let since = options.since;
         let slot = self.conns.get(conn.0).and_then(|c| c.joined.find(at.0.index));
         let stays = slot.is_some() && since.is_none();
-        let ticket = self.pendings.add(conn, at, id, wish, stays);
+        let ticket = self.pendings.add(conn, at, id, options, stays);
         if let Some(slot) = slot.filter(|_| since.is_some()) {
             self.leave_at(conn, slot); // pinned: the topic stays
             self.counters.leaves += 1;

@@ -132,8 +132,8 @@ impl Shard {
     fn put_join(&mut self, conn: ConnId, join: SessionJoin) {
         let at = self.open_kept(&join.name, self.encoding_of(conn));
         let at = at.expect("there is room for every topic");
-        let wish = JoinOptions { since: join.since, info: join.info.as_deref(), ack: join.ack };
-        self.ask_position(conn, at, &join.name, wish, join.id);
+        let options = JoinOptions { since: join.since, info: join.info.as_deref(), ack: join.ack };
+        self.ask_position(conn, at, &join.name, options, join.id);
     }
 
     /// Behind what waits already; or to be written next, if nothing does.
