@@ -1,7 +1,7 @@
 //! `campanile doctor` and `tuning/`, as they are run: the binary on this host, the scripts on hosts
 //! that are laid out in a folder. Nothing here changes the host.
 
-use campanile::plan::Size;
+use campanile::plan::ByteSize;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -76,7 +76,7 @@ fn the_limit_on_open_files_is_this_processes_own_and_counts_by_table() {
 #[test]
 fn memory_is_told_in_the_same_words_as_at_start() {
     let told = text(&doctor(&["--connections", "1"]));
-    let wanted = format!("at least {}", Size(128 * 1024 * 1024 + 5 * 1024));
+    let wanted = format!("at least {}", ByteSize(128 * 1024 * 1024 + 5 * 1024));
     assert!(finding(&told, "memory").unwrap().contains(&wanted), "{told}");
 }
 

@@ -7,7 +7,7 @@
 
 use super::Question;
 use super::facts::Facts;
-use crate::plan::{FILES_OF_NODE, FILES_OF_SHARD, Size};
+use crate::plan::{ByteSize, FILES_OF_NODE, FILES_OF_SHARD};
 
 /// How a fact is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -311,11 +311,11 @@ fn conntrack(facts: &Facts, need: &Need) -> Option<Finding> {
 
 fn memory(facts: &Facts, need: &Need) -> Finding {
     let wanted = NODE_BYTES + need.connections * CONNECTION_BYTES;
-    let size = |bytes: Option<u64>| bytes.map(|bytes| Size(bytes).to_string());
+    let size = |bytes: Option<u64>| bytes.map(|bytes| ByteSize(bytes).to_string());
     let available = facts.memory_available_bytes;
     Finding {
         what: "memory",
-        wanted: format!("at least {}", Size(wanted)),
+        wanted: format!("at least {}", ByteSize(wanted)),
         found: format!(
             "{}, of which {} are free now",
             size(facts.memory_bytes).unwrap_or_else(|| "an unknown amount".to_owned()),

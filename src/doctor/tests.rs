@@ -56,7 +56,7 @@ impl FakeHost {
     }
 
     /// Makes it good again.
-    fn mend(&self, path: &str) {
+    fn conflict(&self, path: &str) {
         match GOOD.iter().find(|(good, _)| *good == path) {
             Some((_, text)) => self.write(path, text),
             None => self.remove(path),
@@ -180,7 +180,7 @@ fn each_lack_is_found_alone_and_comes_with_its_line() {
         assert_eq!(missing(&findings), 1);
         assert!(told.contains(fix), "{fix}: {told}");
         assert!(told.contains("MISSING") && told.contains("Missing: 1."), "{told}");
-        host.mend(path);
+        host.conflict(path);
     }
     let told = report(&host.findings(&Asked::million()), 1_000_000);
     assert!(told.ends_with("Nothing is missing."), "all has been mended: {told}");
@@ -197,7 +197,7 @@ fn a_cgroup_of_version_1_bounds_as_well() {
     ] {
         host.write(path, text);
         assert_eq!(host.with(&Asked::million(), Verdict::Missing), [what], "{path}");
-        host.mend(path);
+        host.conflict(path);
     }
     host.write("sys/fs/cgroup/cpu/a/cpu.cfs_period_us", "100000");
     for (quota, is_advised) in [("-1", false), ("400000", false), ("150000", true)] {

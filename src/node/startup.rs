@@ -12,7 +12,7 @@ use crate::link::channel::window;
 use crate::link::health::Health;
 use crate::link::load_table::LoadTable;
 use crate::net::{self, ShardSetup};
-use crate::plan::{self, BackplanePlan, Machine, Notice, Plan, Planned};
+use crate::plan::{self, BackplanePlan, Machine, Plan, Planned, StartupNotice};
 use crate::{backplane, sys};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -113,7 +113,7 @@ fn machine() -> Result<Machine, Failure> {
 }
 
 /// Logs what the plan has to say.
-fn say(notices: &[Notice]) {
+fn say(notices: &[StartupNotice]) {
     for notice in notices {
         match notice.is_warning {
             true => tracing::warn!("{}", notice.text),

@@ -130,12 +130,12 @@ pub struct Planned {
     /// The plan.
     pub plan: Plan,
     /// To be logged at start, in this order.
-    pub notices: Vec<Notice>,
+    pub notices: Vec<StartupNotice>,
 }
 
 /// Something to be logged.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notice {
+pub struct StartupNotice {
     /// Whether somebody should do something about it.
     pub is_warning: bool,
     /// What there is to say.
@@ -189,7 +189,7 @@ pub fn resolve(config: &Config, machine: &Machine) -> Result<Planned, ConfigErro
     Ok(Planned { plan, notices })
 }
 
-fn mend(message: String) -> ConfigErrors {
+fn conflict(message: String) -> ConfigErrors {
     ConfigErrors(vec![ConfigError::Contradiction { message }])
 }
 
@@ -200,7 +200,7 @@ fn shard_cores(config: &Config, machine: &Machine) -> Result<Vec<usize>, ConfigE
     }
     match config.cores.iter().find(|core| !machine.cores.contains(core)) {
         None => Ok(config.cores.clone()),
-        Some(core) => Err(mend(format!(
+        Some(core) => Err(conflict(format!(
             "cores = {:?}: this process may not use core {core}. Write cores out of {:?}",
             config.cores, machine.cores
         ))),
@@ -221,7 +221,7 @@ fn check_steering(plan: &Plan) -> Result<(), ConfigErrors> {
     if plan.steering != SteeringMode::Cpu || plan.shards.iter().all(|shard| shard.core.is_some()) {
         return Ok(());
     }
-    Err(mend(
+    Err(conflict(
         "steering = cpu steers a connection to the shard that is pinned to the core which received \
          it, and shards are not pinned here: no core is known. Name some (cores = 0-3), or write \
          steering = even"
@@ -251,7 +251,7 @@ fn connections_that_fit(
     let tables_share = if config.private_fd_tables { 1 } else { shards };
     let fit = machine.nofile.saturating_sub(reserve) / tables_share;
     if fit == 0 {
-        return Err(mend(format!(
+        return Err(conflict(format!(
             "the limit on open files is {}, and {shards} shards need more than {reserve} before \
              the first connection. Raise it (ulimit -n, LimitNOFILE= of systemd), or write fewer \
              shards",
@@ -296,9 +296,9 @@ fn backplane_plan(config: &Config) -> BackplanePlan {
     }
 }
 
-fn notices(config: &Config, machine: &Machine, plan: &Plan) -> Vec<Notice> {
-    let info = |text| Notice { is_warning: false, text };
-    let warning = |text| Notice { is_warning: true, text };
+fn notices(config: &Config, machine: &Machine, plan: &Plan) -> Vec<StartupNotice> {
+    let info = |text| StartupNotice { is_warning: false, text };
+    let warning = |text| StartupNotice { is_warning: true, text };
     let mut notices = vec![info(format!("{plan:?}"))];
     let wanted = config.limits.connections_per_shard_max;
     let had = plan.limits.connections_per_shard_max;
@@ -312,7 +312,7 @@ fn notices(config: &Config, machine: &Machine, plan: &Plan) -> Vec<Notice> {
         );
         // Who asked for a number should know that they do not have it; a default is only a bound.
         let asked = wanted != Limits::PRODUCTION.connections_per_shard_max;
-        notices.push(Notice { is_warning: asked, text });
+        notices.push(StartupNotice { is_warning: asked, text });
     }
     if plan.auth.hmac_secret.is_none() {
         notices.push(warning(
@@ -341,26 +341,28 @@ fn notices(config: &Config, machine: &Machine, plan: &Plan) -> Vec<Notice> {
              shard. Keep the network card's interrupts off them"
         )));
     }
-    notices.push(info(Bill::of(plan).to_string()));
-    if let Some(memory) = machine.memory_bytes.filter(|memory| Bill::of(plan).total() > *memory) {
+    notices.push(info(MemoryBudget::of(plan).to_string()));
+    if let Some(memory) =
+        machine.memory_bytes.filter(|memory| MemoryBudget::of(plan).total() > *memory)
+    {
         notices.push(info(format!(
             "these limits allow more than the {} of memory here: all clients slow, or all sending \
              their largest message, at the same time would not fit. Lower limits.outbox_bytes_max, \
              limits.message_bytes_max or limits.connections_per_shard_max where that may happen",
-            Size(memory)
+            ByteSize(memory)
         )));
     }
     notices
 }
 
-/// What all limits together allow to be held in memory, holder by holder (without the kernel's own
+/// What all limits together allow to be held in memory, line by line (without the kernel's own
 /// memory for sockets). An upper bound that no real load comes near.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bill(pub Vec<Holder>);
+pub struct MemoryBudget(pub Vec<BudgetLine>);
 
-/// One line of a [`Bill`].
+/// One line of a [`MemoryBudget`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
+pub struct BudgetLine {
     /// Who holds it.
     pub name: &'static str,
     /// How many of them there can be.
@@ -380,9 +382,9 @@ const ACK_BYTES: u64 = 64;
 /// An item in a channel, beside its payload.
 const ITEM_BYTES: u64 = 128;
 
-impl Bill {
-    /// The bill of a plan.
-    pub fn of(plan: &Plan) -> Bill {
+impl MemoryBudget {
+    /// What a plan allows.
+    pub fn of(plan: &Plan) -> MemoryBudget {
         let limits = &plan.limits;
         let shards = plan.shards.len() as u64;
         let connections = shards * limits.connections_per_shard_max as u64;
@@ -392,7 +394,7 @@ impl Bill {
             Some(_) => (limits.echo_message_bytes_max, limits.echo_outbox_bytes_max()),
             None => (0, 0),
         };
-        let line = |name, count: u64, bytes_each: u64| Holder { name, count, bytes_each };
+        let line = |name, count: u64, bytes_each: u64| BudgetLine { name, count, bytes_each };
         let waiting = match &plan.backplane {
             BackplanePlan::Memory => 0,
             BackplanePlan::Redis(_) => limits.publish_queue_bytes_max as u64,
@@ -411,7 +413,7 @@ impl Bill {
             true => 0,
             false => limits.http_calls_max as u64,
         };
-        Bill(vec![
+        MemoryBudget(vec![
             line("connections", connections, CONNECTION_BYTES),
             line("outboxes", connections, limits.outbox_bytes_max.max(echo_outbox) as u64),
             line("half messages", connections, message.max(echo as u64)),
@@ -436,26 +438,26 @@ impl Bill {
 
     /// The sum, in bytes.
     pub fn total(&self) -> u64 {
-        let held = self.0.iter().map(|holder| holder.count.saturating_mul(holder.bytes_each));
+        let held = self.0.iter().map(|line| line.count.saturating_mul(line.bytes_each));
         held.fold(0, u64::saturating_add)
     }
 }
 
-impl fmt::Display for Bill {
+impl fmt::Display for MemoryBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("all limits together: ")?;
-        for (i, Holder { name, count, bytes_each }) in self.0.iter().enumerate() {
+        for (i, BudgetLine { name, count, bytes_each }) in self.0.iter().enumerate() {
             let plus = if i == 0 { "" } else { " + " };
-            write!(f, "{plus}{name} {count} × {}", Size(*bytes_each))?;
+            write!(f, "{plus}{name} {count} × {}", ByteSize(*bytes_each))?;
         }
-        write!(f, " = at most {} ({} bytes)", Size(self.total()), self.total())
+        write!(f, " = at most {} ({} bytes)", ByteSize(self.total()), self.total())
     }
 }
 
 /// Bytes for people.
-pub struct Size(pub u64);
+pub struct ByteSize(pub u64);
 
-impl fmt::Display for Size {
+impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut size = self.0 as f64;
         for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {

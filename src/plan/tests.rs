@@ -129,7 +129,7 @@ fn the_bill_names_every_holder_and_sums_them_up() {
         &machine(&[0], MANY),
     )
     .plan;
-    let bill = Bill::of(&plan);
+    let budget = MemoryBudget::of(&plan);
     let (uplink, downlink) = (3 * 4096, 2 * 4096);
     let by_hand = 2000 * 512
         + 2000 * 1_048_576
@@ -140,18 +140,18 @@ fn the_bill_names_every_holder_and_sums_them_up() {
         + 2 * 16_777_216
         + 2 * 262_144
         + 67_108_864;
-    assert_eq!(bill.total(), by_hand);
-    let text = bill.to_string();
+    assert_eq!(budget.total(), by_hand);
+    let text = budget.to_string();
     assert!(text.contains("outboxes 2000 × 1 MiB"), "{text}");
     assert!(text.contains(&format!("({by_hand} bytes)")), "{text}");
 
     let echoing = Plan { echo_path: Some("/echo".into()), ..plan };
     let (outbox_more, half_more) = (4 * (16 << 20) - 1_048_576, (16 << 20) - 65_536);
-    assert_eq!(Bill::of(&echoing).total() - by_hand, 2000 * (outbox_more + half_more));
+    assert_eq!(MemoryBudget::of(&echoing).total() - by_hand, 2000 * (outbox_more + half_more));
 
     let limits = Limits { echo_message_bytes_max: 128, ..echoing.limits };
     let hardly = Plan { limits, ..echoing };
-    assert_eq!(Bill::of(&hardly).total(), by_hand, "the larger limit counts, not both");
+    assert_eq!(MemoryBudget::of(&hardly).total(), by_hand, "the larger limit counts, not both");
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn sizes_are_written_for_people() {
         (64 << 20, "64 MiB"),
         (u64::MAX, "16777216 TiB"),
     ] {
-        assert_eq!(Size(bytes).to_string(), text);
+        assert_eq!(ByteSize(bytes).to_string(), text);
     }
 }
 
