@@ -10,7 +10,7 @@ use crate::auth::{TokenRequest, mint};
 use crate::config::{
     Config, ConfigError, ConfigErrors, ConfigSources, FileText, SETTINGS, Setting,
 };
-use crate::doctor::Question;
+use crate::doctor::DoctorRequest;
 use crate::load::LoadArgs;
 use crate::policy::rights::Rights;
 use crate::terminal;
@@ -27,7 +27,7 @@ pub enum Invocation {
     /// Put load on a server.
     Load(Box<LoadArgs>),
     /// Say what this host lacks.
-    Doctor(Box<Question>),
+    Doctor(Box<DoctorRequest>),
     /// Print this and end well.
     Print(String),
 }
@@ -69,7 +69,7 @@ pub fn parse(
         "doctor" => {
             let connections = *matches.get_one("connections").expect("it has a default");
             let config = config(matches, environment)?;
-            Ok(Invocation::Doctor(Box::new(Question { connections, config })))
+            Ok(Invocation::Doctor(Box::new(DoctorRequest { connections, config })))
         }
         "token" => token(matches, environment).map(Invocation::Print),
         "config" => print_config(matches, environment).map(Invocation::Print),

@@ -5,7 +5,7 @@
 //!
 //! Invariant: nothing is read here, so each verdict can be had in a test by writing its facts down.
 
-use super::Question;
+use super::DoctorRequest;
 use super::facts::Facts;
 use crate::plan::{ByteSize, FILES_OF_NODE, FILES_OF_SHARD};
 
@@ -59,7 +59,7 @@ struct Need {
 }
 
 impl Need {
-    fn of(facts: &Facts, question: &Question) -> Need {
+    fn of(facts: &Facts, question: &DoctorRequest) -> Need {
         let config = &question.config;
         let said = [config.shards as u64, config.cores.len() as u64, facts.tried.cores];
         let shards = said.into_iter().find(|n| *n > 0).unwrap_or(1);
@@ -95,7 +95,7 @@ fn files_of(shards: u64) -> u64 {
 }
 
 /// Everything that matters for so many connections.
-pub(super) fn judge(facts: &Facts, question: &Question) -> Vec<Finding> {
+pub(super) fn judge(facts: &Facts, question: &DoctorRequest) -> Vec<Finding> {
     let need = Need::of(facts, question);
     let always = [
         open_files(facts, &need),
@@ -348,7 +348,7 @@ fn shards(facts: &Facts, need: &Need) -> Finding {
 }
 
 /// Our own limit, where it is below what is asked.
-fn connections_per_shard(need: &Need, question: &Question) -> Option<Finding> {
+fn connections_per_shard(need: &Need, question: &DoctorRequest) -> Option<Finding> {
     let (wanted, max) = (need.share, question.config.limits.connections_per_shard_max as u64);
     let fix = format!("--limits-connections-per-shard-max {wanted}, or more shards");
     (max < wanted).then(|| at_least("limits.connections_per_shard_max", wanted, Some(max), fix))

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 /// What is asked.
 #[derive(Clone, Debug)]
-pub struct Question {
+pub struct DoctorRequest {
     /// For how many connections of one node.
     pub connections: u64,
     /// With which configuration.
@@ -25,7 +25,7 @@ pub struct Question {
 }
 
 /// Examines the host and prints what it lacks. Exit code 1 when something is missing.
-pub fn run(question: &Question) -> ExitCode {
+pub fn run(question: &DoctorRequest) -> ExitCode {
     let facts = Host::below("/").facts(Tried::here(&question.config));
     let findings = judge(&facts, question);
     let printed = terminal::print(&report(&findings, question.connections));

@@ -69,7 +69,7 @@ impl FakeHost {
             private_fd_tables: asked.private_fd_tables,
             ..Config::default()
         };
-        let question = Question { connections: asked.connections, config };
+        let question = DoctorRequest { connections: asked.connections, config };
         judge(&Host::below(&self.0).facts(asked.tried.clone()), &question)
     }
 

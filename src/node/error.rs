@@ -7,27 +7,27 @@ use std::process::ExitCode;
 
 /// Why a start came to nothing.
 #[derive(Debug)]
-pub enum Failure {
+pub enum StartError {
     /// The configuration does not fit this machine. Exit code 2.
     Config(ConfigErrors),
     /// The machine does not give what is needed. Exit code 1.
     Machine(String),
 }
 
-impl Failure {
+impl StartError {
     /// The machine does not give what is needed.
-    pub fn machine(error: io::Error) -> Failure {
-        Failure::Machine(error.to_string())
+    pub fn machine(error: io::Error) -> StartError {
+        StartError::Machine(error.to_string())
     }
 
     /// Tells the operator; answers the exit code.
     pub fn tell(self) -> ExitCode {
         match self {
-            Failure::Config(errors) => {
+            StartError::Config(errors) => {
                 terminal::tell(&errors.to_string());
                 ExitCode::from(2)
             }
-            Failure::Machine(message) => {
+            StartError::Machine(message) => {
                 terminal::tell(&format!("campanile: {message}.\n"));
                 ExitCode::FAILURE
             }
@@ -35,8 +35,8 @@ impl Failure {
     }
 }
 
-impl From<ConfigErrors> for Failure {
-    fn from(errors: ConfigErrors) -> Failure {
-        Failure::Config(errors)
+impl From<ConfigErrors> for StartError {
+    fn from(errors: ConfigErrors) -> StartError {
+        StartError::Config(errors)
     }
 }

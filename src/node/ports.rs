@@ -1,6 +1,6 @@
 //! Binds the two ports before the first thread starts.
 
-use super::error::Failure;
+use super::error::StartError;
 use crate::config::Config;
 use crate::plan::Plan;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -24,18 +24,18 @@ pub struct Ports {
 /// A port that another process listens on shows only to a socket without SO_REUSEPORT, because two
 /// processes of one user may share a port, silently, each getting half of the clients. So one such
 /// socket goes first.
-pub fn ports(plan: &mut Plan) -> Result<Ports, Failure> {
+pub fn ports(plan: &mut Plan) -> Result<Ports, StartError> {
     let asked = plan.listen;
     let refused = |key: &str, addr: SocketAddr, error: io::Error| {
-        Failure::Machine(format!("{key} = {addr}: {}", bind_advice(&error)))
+        StartError::Machine(format!("{key} = {addr}: {}", bind_advice(&error)))
     };
     bound(asked, false).map_err(|error| refused("listen", asked, error))?;
     let held = bound(asked, true).map_err(|error| refused("listen", asked, error))?;
-    plan.listen = held.local_addr().map_err(Failure::machine)?.as_socket().unwrap_or(asked);
+    plan.listen = held.local_addr().map_err(StartError::machine)?.as_socket().unwrap_or(asked);
 
     let asked = plan.ops_listen;
     let ops = ops_port(asked).map_err(|error| refused("ops.listen", asked, error))?;
-    plan.ops_listen = ops.local_addr().map_err(Failure::machine)?;
+    plan.ops_listen = ops.local_addr().map_err(StartError::machine)?;
     Ok(Ports { ops, held })
 }
 
@@ -125,7 +125,7 @@ mod tests {
         let mut second = plan();
         second.listen = first.listen;
         match ports(&mut second) {
-            Err(Failure::Machine(message)) => {
+            Err(StartError::Machine(message)) => {
                 assert!(message.starts_with(&format!("listen = {}", first.listen)), "{message}");
             }
             _ => panic!("two nodes would share the clients of one port, silently"),

@@ -6,7 +6,7 @@
 //!
 //! Invariant: runs on the main thread, which does nothing else; a few wakes a second are all.
 
-use super::error::Failure;
+use super::error::StartError;
 use crate::ids::ShardId;
 use crate::link::Downlink;
 use crate::link::channel::OpsEnd;
@@ -22,7 +22,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// A running node, as main holds it.
-pub struct Tower {
+pub struct RunningNode {
     /// Its plan.
     pub plan: Arc<Plan>,
     /// Whether messages flow.
@@ -41,22 +41,18 @@ pub struct Tower {
 const GLANCE: Duration = Duration::from_millis(5);
 
 /// Catches SIGTERM and SIGINT from here on. Before the first thread, so that none is missed.
-pub fn signals() -> Result<Signals, Failure> {
-    Signals::new([SIGTERM, SIGINT]).map_err(Failure::machine)
+pub fn signals() -> Result<Signals, StartError> {
+    Signals::new([SIGTERM, SIGINT]).map_err(StartError::machine)
 }
 
 /// Says when the node listens, waits for a signal, drains; answers the exit code.
-pub fn until_the_end(tower: Tower, mut signals: Signals) -> ExitCode {
-    let Ok(told_early) = announce(&tower, &mut signals) else {
+pub fn until_the_end(node: RunningNode, mut signals: Signals) -> ExitCode {
+    let Ok(told_early) = announce(&node, &mut signals) else {
         return ExitCode::FAILURE;
     };
     let signal = told_early.or_else(|| signals.forever().next());
-    tracing::info!(
-        signal,
-        drain_ms = tower.plan.drain_ms,
-        "draining; a second signal ends at once"
-    );
-    drain(tower, &mut signals)
+    tracing::info!(signal, drain_ms = node.plan.drain_ms, "draining; a second signal ends at once");
+    drain(node, &mut signals)
 }
 
 /// Some shard did not begin to listen.
@@ -66,10 +62,10 @@ struct Stuck;
 const START_MAX: Duration = Duration::from_secs(30);
 
 /// Waits until all shards listen and says so on stdout. Answers a signal that came first.
-fn announce(tower: &Tower, signals: &mut Signals) -> Result<Option<i32>, Stuck> {
-    let shards = tower.plan.shards.len() as u16;
+fn announce(node: &RunningNode, signals: &mut Signals) -> Result<Option<i32>, Stuck> {
+    let shards = node.plan.shards.len() as u16;
     let deadline = Instant::now() + START_MAX;
-    while let Err(NotReady::Starting { listening }) = tower.health.ready(shards) {
+    while let Err(NotReady::Starting { listening }) = node.health.ready(shards) {
         if let Some(signal) = signals.pending().next() {
             return Ok(Some(signal));
         }
@@ -82,14 +78,14 @@ fn announce(tower: &Tower, signals: &mut Signals) -> Result<Option<i32>, Stuck> 
         }
         std::thread::sleep(GLANCE);
     }
-    let (listen, ops) = (tower.plan.listen, tower.plan.ops_listen);
+    let (listen, ops) = (node.plan.listen, node.plan.ops_listen);
     tracing::info!(%listen, ops_listen = %ops, shards, "listening");
     terminal::announce(format!("campanile: listening on ws://{listen}/ws, ops on http://{ops}"));
     Ok(None)
 }
 
-fn drain(tower: Tower, signals: &mut Signals) -> ExitCode {
-    let Tower { plan, health, ops, shards, backplane, .. } = tower;
+fn drain(node: RunningNode, signals: &mut Signals) -> ExitCode {
+    let RunningNode { plan, health, ops, shards, backplane, .. } = node;
     health.set_draining();
     let over_ms = plan.drain_ms;
     let patience = Duration::from_millis(over_ms + 2 * plan.limits.close_timeout_ms);
@@ -133,7 +129,7 @@ mod tests {
 
     /// A node of one shard, whose channel holds one item. Let go once, the shard ends; twice, and so
     /// does the backplane.
-    fn tower(let_go: &Arc<AtomicU8>, close_timeout_ms: u64) -> (Tower, ShardEnd) {
+    fn running_node(let_go: &Arc<AtomicU8>, close_timeout_ms: u64) -> (RunningNode, ShardEnd) {
         let machine = Machine { node: NodeId(1), cores: vec![0], nofile: 9999, memory_bytes: None };
         let mut plan = resolve(&Config::default(), &machine).unwrap().plan;
         plan.drain_ms = 0;
@@ -150,8 +146,8 @@ mod tests {
         let (shard, backplane) = (thread(1), thread(2));
         let held = Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         let (plan, health) = (Arc::new(plan), Arc::new(Health::default()));
-        let tower = Tower { plan, health, ops, shards: vec![shard], backplane, held };
-        (tower, shards.remove(0))
+        let node = RunningNode { plan, health, ops, shards: vec![shard], backplane, held };
+        (node, shards.remove(0))
     }
 
     fn until(mut is_so: impl FnMut() -> bool) {
@@ -167,7 +163,7 @@ mod tests {
     fn the_first_signal_drains_the_second_one_ends_at_once() {
         // A shard that drains: the process ends well when it has.
         let let_go = Arc::new(AtomicU8::new(0));
-        let (node, end) = tower(&let_go, 600_000);
+        let (node, end) = running_node(&let_go, 600_000);
         let (health, ops) = (node.health.clone(), node.ops.clone());
         health.shard_listens();
         let caught = signals().unwrap();
@@ -188,7 +184,7 @@ mod tests {
         // A shard that does not finish, and an operator who has no time. The first signal comes
         // before the node listens.
         let let_go = Arc::new(AtomicU8::new(0));
-        let (node, end) = tower(&let_go, 600_000);
+        let (node, end) = running_node(&let_go, 600_000);
         let caught = signals().unwrap();
         let main = std::thread::spawn(move || until_the_end(node, caught));
         raise(SIGTERM).unwrap();
@@ -199,7 +195,7 @@ mod tests {
 
         // A shard that does not finish, and nobody who asks: patience has an end.
         let let_go = Arc::new(AtomicU8::new(0));
-        let (node, _end) = tower(&let_go, 1);
+        let (node, _end) = running_node(&let_go, 1);
         let caught = signals().unwrap();
         let main = std::thread::spawn(move || until_the_end(node, caught));
         raise(SIGINT).unwrap();

@@ -1,7 +1,7 @@
 //! The steps of a start, in their order. What can be wrong with a host or a configuration is found
 //! here, before the first thread, and reported with what to change.
 
-use super::error::Failure;
+use super::error::StartError;
 use super::{log, ports, shutdown, threads};
 use crate::api::{self, OpsSetup};
 use crate::auth::Gate;
@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Barrier};
 
 /// Serves until a signal. Everything that can be refused is refused before the first thread.
-pub fn serve(config: &Config) -> Result<ExitCode, Failure> {
+pub fn serve(config: &Config) -> Result<ExitCode, StartError> {
     log::log(config);
     threads::abort_on_panic();
     let signals = shutdown::signals()?;
@@ -28,21 +28,21 @@ pub fn serve(config: &Config) -> Result<ExitCode, Failure> {
     let Planned { mut plan, notices } = plan::resolve(config, &machine)?;
     say(&notices);
     files(&plan)?;
-    sys::probe_io_uring().map_err(Failure::machine)?;
+    sys::probe_io_uring().map_err(StartError::machine)?;
     let ports = ports::ports(&mut plan)?;
-    let tower = build(Arc::new(plan), ports)?;
-    Ok(shutdown::until_the_end(tower, signals))
+    let node = build(Arc::new(plan), ports)?;
+    Ok(shutdown::until_the_end(node, signals))
 }
 
 /// Starts every thread. All bells exist before the first one, and every file table is split before
 /// anything is opened that would have to be closed: a copy in another table keeps a socket alive.
-fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::Tower, Failure> {
+fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::RunningNode, StartError> {
     let shards = plan.shards.len() as u16;
     let limits = &plan.limits;
     let (ends, backplane_end, ops_end) =
         window(shards, limits.uplink_items_max, limits.downlink_items_max)
-            .map_err(Failure::machine)?;
-    let (call_sender, call_receiver) = calls(limits.http_calls_max).map_err(Failure::machine)?;
+            .map_err(StartError::machine)?;
+    let (call_sender, call_receiver) = calls(limits.http_calls_max).map_err(StartError::machine)?;
     let gate = Arc::new(Gate::new(&plan.auth));
     let health = Arc::new(Health::default());
     let spread = Arc::new(LoadTable::new(shards));
@@ -95,18 +95,19 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::Tower, Failur
         api::run(setup)
     })?;
     let (ops, shards, held) = (ops_end, shard_threads, ports.held);
-    Ok(shutdown::Tower { plan, health, ops, shards, backplane, held })
+    Ok(shutdown::RunningNode { plan, health, ops, shards, backplane, held })
 }
 
 /// What this machine is. Raises the limit on open files as far as it goes.
-fn machine() -> Result<Machine, Failure> {
-    let nofile = sys::raise_nofile().map_err(Failure::machine)?;
+fn machine() -> Result<Machine, StartError> {
+    let nofile = sys::raise_nofile().map_err(StartError::machine)?;
     let mut node = [0u8; 8];
-    getrandom::fill(&mut node)
-        .map_err(|error| Failure::Machine(format!("the kernel gives no random bytes: {error}")))?;
+    getrandom::fill(&mut node).map_err(|error| {
+        StartError::Machine(format!("the kernel gives no random bytes: {error}"))
+    })?;
     Ok(Machine {
         node: NodeId(u64::from_ne_bytes(node)),
-        cores: sys::available_cores().map_err(Failure::machine)?,
+        cores: sys::available_cores().map_err(StartError::machine)?,
         nofile: nofile.soft,
         memory_bytes: sys::memory_bytes().ok(),
     })
@@ -123,12 +124,12 @@ fn say(notices: &[StartupNotice]) {
 }
 
 /// Makes sure that what the plan names as files can be read, before a thread meets it.
-fn files(plan: &Plan) -> Result<(), Failure> {
+fn files(plan: &Plan) -> Result<(), StartError> {
     let BackplanePlan::Redis(redis) = &plan.backplane else { return Ok(()) };
     let Some(path) = &redis.tls_ca_file else { return Ok(()) };
     let refused = |why: String| {
         let advice = "Write the path of a file with certificates in PEM, or leave it out";
-        Failure::Machine(format!("redis.tls_ca_file = {path}: {why}. {advice}"))
+        StartError::Machine(format!("redis.tls_ca_file = {path}: {why}. {advice}"))
     };
     let text = std::fs::read(path).map_err(|error| refused(error.to_string()))?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();

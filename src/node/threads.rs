@@ -3,7 +3,7 @@
 //! Invariant: a thread that ends or panics outside of a drain ends the process. A node that has lost a
 //! shard must not look alive.
 
-use super::error::Failure;
+use super::error::StartError;
 use crate::link::health::{Health, NotReady};
 use crate::plan::{Plan, Scheduling, ShardPlan};
 use crate::{sys, terminal};
@@ -69,7 +69,7 @@ pub fn thread(
     name: String,
     health: &Arc<Health>,
     run: impl FnOnce() -> io::Result<()> + Send + 'static,
-) -> Result<JoinHandle<()>, Failure> {
+) -> Result<JoinHandle<()>, StartError> {
     let health = health.clone();
     let builder = std::thread::Builder::new().name(name.clone());
     let spawned = builder.spawn({
@@ -80,7 +80,7 @@ pub fn thread(
             Err(error) => end_loudly(&name, &error.to_string()),
         }
     });
-    spawned.map_err(|error| Failure::Machine(format!("thread {name} did not start: {error}")))
+    spawned.map_err(|error| StartError::Machine(format!("thread {name} did not start: {error}")))
 }
 
 fn end_loudly(thread: &str, why: &str) {
