@@ -3,7 +3,7 @@
 //! An answer that does not come in time fails the request: half a sum would look like a whole one.
 
 use super::Ops;
-use super::error::Refused;
+use super::error::ApiError;
 use crate::ids::ShardId;
 use crate::link::{Downlink, Inspect};
 use axum::http::StatusCode;
@@ -22,7 +22,7 @@ type Reply<T> = Box<dyn FnOnce(T) + Send>;
 pub(super) async fn ask_all<T: Send + 'static>(
     ops: &Ops,
     question: impl Fn(Reply<T>) -> Inspect,
-) -> Result<Vec<T>, Refused> {
+) -> Result<Vec<T>, ApiError> {
     let shards = (0..ops.end.shards() as u16).map(ShardId);
     let answers: Vec<_> =
         shards.map(|shard| send(ops, shard, &question)).collect::<Result<_, _>>()?;
@@ -35,7 +35,7 @@ pub(super) async fn ask_one<T: Send + 'static>(
     ops: &Ops,
     shard: ShardId,
     question: impl Fn(Reply<T>) -> Inspect,
-) -> Result<T, Refused> {
+) -> Result<T, ApiError> {
     let answer = send(ops, shard, &question)?;
     timeout(ANSWER_MAX, answer).await.map_err(|_| silent())?.map_err(|_| silent())
 }
@@ -44,18 +44,18 @@ fn send<T: Send + 'static>(
     ops: &Ops,
     shard: ShardId,
     question: &impl Fn(Reply<T>) -> Inspect,
-) -> Result<oneshot::Receiver<T>, Refused> {
+) -> Result<oneshot::Receiver<T>, ApiError> {
     let (tell, answer) = oneshot::channel();
     let reply = Box::new(move |report| {
         // A caller who has gone does not mind.
         let _ = tell.send(report);
     });
     let question = Downlink::Inspect(question(reply));
-    ops.end.try_send(shard, question).map_err(|_full| Refused::overloaded())?;
+    ops.end.try_send(shard, question).map_err(|_full| ApiError::overloaded())?;
     Ok(answer)
 }
 
-fn silent() -> Refused {
+fn silent() -> ApiError {
     let message = "a shard did not answer in time";
-    Refused::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", message)
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", message)
 }

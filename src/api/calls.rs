@@ -6,7 +6,7 @@
 //! Invariant: each call is answered, so that its connection, which is not read meanwhile, goes on.
 
 use super::Ops;
-use super::error::Refused;
+use super::error::ApiError;
 use super::listener::{Peer, SILENCE_MAX};
 use crate::link::calls::{Call, CallReceiver};
 use crate::link::{Downlink, HttpReply};
@@ -68,7 +68,7 @@ async fn carry_out(call: Call, router: Router, ops: Arc<Ops>) {
     let response = if is_public(parts.uri.path(), &ops.plan.ops_public_paths) {
         answer(parts, body, peer, router).await
     } else {
-        Refused::not_found().into_response()
+        ApiError::not_found().into_response()
     };
     let response = written(response, is_head, is_last).await;
     let mut item = Downlink::HttpReply(Box::new(HttpReply { conn, response, is_last }));
@@ -88,7 +88,7 @@ async fn answer(parts: Parts, body: Bytes, peer: Option<SocketAddr>, router: Rou
     match timeout(SILENCE_MAX, TowerToHyperService::new(router).call(request)).await {
         Ok(Ok(response)) => response,
         Ok(Err(never)) => match never {},
-        Err(_) => Refused::overloaded().into_response(),
+        Err(_) => ApiError::overloaded().into_response(),
     }
 }
 
@@ -108,7 +108,7 @@ async fn written(response: Response, is_head: bool, is_last: bool) -> Bytes {
     let Ok(body) = to_bytes(body, RESPONSE_BYTES_MAX).await else {
         let message = format!("the answer has more than {RESPONSE_BYTES_MAX} bytes");
         let status = StatusCode::INTERNAL_SERVER_ERROR;
-        let refused = Refused::new(status, "too_large", message).into_response();
+        let refused = ApiError::new(status, "too_large", message).into_response();
         return Box::pin(written(refused, is_head, is_last)).await;
     };
     let mut out = head_of(head.status, &head.headers, body.len(), is_last);

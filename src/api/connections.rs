@@ -6,7 +6,7 @@
 
 use super::Ops;
 use super::ask::ask_one;
-use super::error::Refused;
+use super::error::ApiError;
 use crate::ids::{ShardId, TopicKind, TopicName};
 use crate::link::inspect::PAGE_CONNECTIONS_MAX;
 use crate::link::{ConnectionReport, Inspect};
@@ -56,18 +56,18 @@ impl Cursor {
 pub(super) async fn list(
     State(ops): State<Arc<Ops>>,
     query: Result<Query<PageQuery>, QueryRejection>,
-) -> Result<Json<Value>, Refused> {
-    let Query(query) = query.map_err(|error| Refused::bad_request(error.body_text()))?;
+) -> Result<Json<Value>, ApiError> {
+    let Query(query) = query.map_err(|error| ApiError::bad_request(error.body_text()))?;
     let limit = query.limit.unwrap_or(CONNECTIONS_DEFAULT);
     if !(1..=CONNECTIONS_MAX).contains(&limit) {
-        return Err(Refused::bad_request(format!("limit must be from 1 to {CONNECTIONS_MAX}")));
+        return Err(ApiError::bad_request(format!("limit must be from 1 to {CONNECTIONS_MAX}")));
     }
     let shards = ops.end.shards() as u16;
     let start = match &query.cursor {
         None => Cursor { shard: 0, place: 0 },
         Some(text) => {
             Cursor::parse(text).filter(|cursor| cursor.shard < shards).ok_or_else(|| {
-                Refused::bad_request("cursor must be the next_cursor of a page of this node")
+                ApiError::bad_request("cursor must be the next_cursor of a page of this node")
             })?
         }
     };
@@ -80,7 +80,7 @@ async fn page(
     ops: &Ops,
     start: Cursor,
     limit: usize,
-) -> Result<(Vec<ConnectionReport>, Option<Cursor>), Refused> {
+) -> Result<(Vec<ConnectionReport>, Option<Cursor>), ApiError> {
     let (shards, mut found, mut at) = (ops.end.shards() as u16, Vec::new(), start);
     for _ in 0..QUESTIONS_MAX {
         let max = (limit - found.len()).min(PAGE_CONNECTIONS_MAX);

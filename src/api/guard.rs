@@ -8,7 +8,7 @@
 
 use super::Ops;
 use super::calls::FromPublicPort;
-use super::error::Refused;
+use super::error::ApiError;
 use super::listener::Peer;
 use crate::policy::api_key;
 use axum::extract::{ConnectInfo, Request, State};
@@ -38,7 +38,7 @@ pub(super) async fn guard(
     let turn = verdict.and_then(|()| {
         ops.turns.try_acquire().map_err(|_| {
             tracing::debug!(%peer, "a request is refused: {AT_A_TIME_MAX} are being carried out");
-            Refused::overloaded()
+            ApiError::overloaded()
         })
     });
     match turn {
@@ -48,19 +48,19 @@ pub(super) async fn guard(
 }
 
 /// Where the key is not set, being on this machine is enough; a client of the public port never is.
-fn may_come_from(is_public: bool, key: Option<&str>) -> Result<(), Refused> {
+fn may_come_from(is_public: bool, key: Option<&str>) -> Result<(), ApiError> {
     match (is_public, key) {
-        (true, None) => Err(Refused::not_found()),
+        (true, None) => Err(ApiError::not_found()),
         _ => Ok(()),
     }
 }
 
-fn may_enter(key: Option<&str>, peer: IpAddr, headers: &HeaderMap) -> Result<(), Refused> {
+fn may_enter(key: Option<&str>, peer: IpAddr, headers: &HeaderMap) -> Result<(), ApiError> {
     let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     if let Some(key) = key {
         return match api_key::is_shown(text(header::AUTHORIZATION), key) {
             true => Ok(()),
-            false => Err(Refused::new(
+            false => Err(ApiError::new(
                 StatusCode::UNAUTHORIZED,
                 "unauthorized",
                 "send `Authorization: Bearer KEY` with the key of ops.api_key",
@@ -73,21 +73,21 @@ fn may_enter(key: Option<&str>, peer: IpAddr, headers: &HeaderMap) -> Result<(),
     if is_local && text(header::HOST).is_none_or(is_address_or_localhost) {
         return Ok(());
     }
-    Err(Refused::new(
+    Err(ApiError::new(
         StatusCode::FORBIDDEN,
         "forbidden",
         "without ops.api_key this API answers programs on this machine only",
     ))
 }
 
-fn is_json_where_it_must_be(method: &Method, headers: &HeaderMap) -> Result<(), Refused> {
+fn is_json_where_it_must_be(method: &Method, headers: &HeaderMap) -> Result<(), ApiError> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = kind.and_then(|kind| kind.split(';').next()).map(str::trim);
     if method != Method::POST || essence.is_some_and(|e| e.eq_ignore_ascii_case("application/json"))
     {
         return Ok(());
     }
-    Err(Refused::new(
+    Err(ApiError::new(
         StatusCode::UNSUPPORTED_MEDIA_TYPE,
         "unsupported_media_type",
         "send `Content-Type: application/json`",

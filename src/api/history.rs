@@ -4,7 +4,7 @@
 //! come back as the elements that clients receive, and are passed on as they are.
 
 use super::Ops;
-use super::error::Refused;
+use super::error::ApiError;
 use super::rooms::may_read;
 use crate::ids::{Position, TopicName, is_name};
 use crate::link::{HistoryError, HistoryPage, HistoryRequest, HistoryTo, Uplink};
@@ -27,7 +27,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Wanted {
+pub(super) struct HistoryQuery {
     limit: Option<u32>,
     epoch: Option<String>,
     offset: Option<u64>,
@@ -40,13 +40,13 @@ pub(super) struct Wanted {
 pub(super) async fn history(
     State(ops): State<Arc<Ops>>,
     room: Result<Path<String>, PathRejection>,
-    wanted: Result<Query<Wanted>, QueryRejection>,
-) -> Result<Response, Refused> {
-    let Path(room) = room.map_err(|error| Refused::bad_request(error.body_text()))?;
-    let Query(wanted) = wanted.map_err(|error| Refused::bad_request(error.body_text()))?;
+    wanted: Result<Query<HistoryQuery>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let Path(room) = room.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let Query(wanted) = wanted.map_err(|error| ApiError::bad_request(error.body_text()))?;
     if !is_name(&room) {
         let message = "a room is 1 to 255 bytes without control characters";
-        return Err(Refused::bad_request(message));
+        return Err(ApiError::bad_request(message));
     }
     may_read(&ops.plan, Action::ReadHistory, &room)?;
     let page = page(&wanted)?;
@@ -60,20 +60,20 @@ pub(super) async fn history(
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
-fn page(wanted: &Wanted) -> Result<Page, Refused> {
+fn page(wanted: &HistoryQuery) -> Result<Page, ApiError> {
     let limit = wanted.limit.unwrap_or(LIMIT_DEFAULT);
     if limit > LIMIT_MAX {
-        return Err(Refused::bad_request(format!("limit must be from 0 to {LIMIT_MAX}")));
+        return Err(ApiError::bad_request(format!("limit must be from 0 to {LIMIT_MAX}")));
     }
     let since = match (&wanted.epoch, wanted.offset) {
         (None, None) => None,
         (Some(epoch), Some(offset)) => Some(Position { epoch: epoch.parse().unwrap_or(0), offset }),
-        _ => return Err(Refused::bad_request("epoch and offset come together or not at all")),
+        _ => return Err(ApiError::bad_request("epoch and offset come together or not at all")),
     };
     Ok(Page { since, limit, reverse: wanted.reverse })
 }
 
-async fn ask(ops: &Ops, topic: TopicName, page: Page) -> Result<HistoryPage, Refused> {
+async fn ask(ops: &Ops, topic: TopicName, page: Page) -> Result<HistoryPage, ApiError> {
     let (tell, answer) = oneshot::channel();
     let to = HistoryTo::Call(Box::new(move |said| {
         // A caller who has gone does not mind.
@@ -81,9 +81,9 @@ async fn ask(ops: &Ops, topic: TopicName, page: Page) -> Result<HistoryPage, Ref
     }));
     let encoding = Encoding::NATIVE; // Its elements are the API's as well.
     let question = Uplink::History(Box::new(HistoryRequest { topic, page, encoding, to }));
-    ops.end.try_publish(question).map_err(|_full| Refused::overloaded())?;
+    ops.end.try_publish(question).map_err(|_full| ApiError::overloaded())?;
     let unavailable =
-        |message| Refused::new(StatusCode::SERVICE_UNAVAILABLE, "backplane_unavailable", message);
+        |message| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "backplane_unavailable", message);
     match timeout(ANSWER_MAX, answer).await {
         Ok(Ok(Ok(said))) => Ok(said),
         Ok(Ok(Err(HistoryError::Unrecovered(why)))) => {
@@ -91,7 +91,7 @@ async fn ask(ops: &Ops, topic: TopicName, page: Page) -> Result<HistoryPage, Ref
                 Unrecovered::TailLost => "Redis lost the end of that history, and offset is in it",
                 _ => "epoch is of another history",
             };
-            Err(Refused::new(StatusCode::GONE, why.as_str(), message))
+            Err(ApiError::new(StatusCode::GONE, why.as_str(), message))
         }
         Ok(Ok(Err(HistoryError::Unreadable))) => Err(unavailable(
             "this history in Redis is not as this server writes it; the log says what to do",

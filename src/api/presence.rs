@@ -4,7 +4,7 @@
 //! gets, so it is written by the same code.
 
 use super::Ops;
-use super::error::Refused;
+use super::error::ApiError;
 use super::rooms::may_read;
 use crate::ids::{TopicName, is_name};
 use crate::link::{PresenceRequest, PresenceTo, Uplink};
@@ -27,11 +27,11 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 pub(super) async fn presence(
     State(ops): State<Arc<Ops>>,
     room: Result<Path<String>, PathRejection>,
-) -> Result<Response, Refused> {
-    let Path(room) = room.map_err(|error| Refused::bad_request(error.body_text()))?;
+) -> Result<Response, ApiError> {
+    let Path(room) = room.map_err(|error| ApiError::bad_request(error.body_text()))?;
     if !is_name(&room) {
         let message = "a room is 1 to 255 bytes without control characters";
-        return Err(Refused::bad_request(message));
+        return Err(ApiError::bad_request(message));
     }
     may_read(&ops.plan, Action::ReadPresence, &room)?;
     let here = ask(&ops, TopicName::room(&room)).await?;
@@ -40,20 +40,20 @@ pub(super) async fn presence(
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
-async fn ask(ops: &Ops, topic: TopicName) -> Result<Arc<Roster>, Refused> {
+async fn ask(ops: &Ops, topic: TopicName) -> Result<Arc<Roster>, ApiError> {
     let (tell, answer) = oneshot::channel();
     let to = PresenceTo::Call(Box::new(move |here| {
         // A caller who has gone does not mind.
         let _ = tell.send(here);
     }));
     let question = Uplink::Presence(Box::new(PresenceRequest { topic, to }));
-    ops.end.try_publish(question).map_err(|_full| Refused::overloaded())?;
+    ops.end.try_publish(question).map_err(|_full| ApiError::overloaded())?;
     match timeout(ANSWER_MAX, answer).await {
         Ok(Ok(Some(here))) => Ok(here),
         _ => {
             let message = "the backplane is away or does not answer in time";
             let status = StatusCode::SERVICE_UNAVAILABLE;
-            Err(Refused::new(status, "backplane_unavailable", message))
+            Err(ApiError::new(status, "backplane_unavailable", message))
         }
     }
 }

@@ -4,7 +4,7 @@
 //! The answer comes when the backplane has it. `payload` travels byte for byte.
 
 use super::Ops;
-use super::error::Refused;
+use super::error::ApiError;
 use super::listener::SILENCE_MAX;
 use crate::ids::{CONFLATE_KEY_BYTES_MAX, ConflateKey, Position, TopicName, is_name};
 use crate::link::{Done, Publish, PublishOutcome, Uplink};
@@ -56,7 +56,7 @@ struct Message<'a> {
 }
 
 /// A message that may be sent.
-struct Understood {
+struct ParsedMessage {
     topic: TopicName,
     payload: bytes::Bytes,
     key: Option<Box<str>>,
@@ -74,8 +74,8 @@ struct Batch<'a> {
 /// `POST /v1/publish`
 pub(super) async fn one(
     State(ops): State<Arc<Ops>>,
-    Whole(body): Whole,
-) -> Result<Json<Value>, Refused> {
+    RequestBody(body): RequestBody,
+) -> Result<Json<Value>, ApiError> {
     let outcome = send(&ops, understand(&body, &ops.plan)?)?;
     let position = told(outcome, deadline(&ops)).await?;
     Ok(Json(sent(position)))
@@ -85,13 +85,13 @@ pub(super) async fn one(
 /// are sent in their order too.
 pub(super) async fn batch(
     State(ops): State<Arc<Ops>>,
-    Whole(body): Whole,
-) -> Result<Json<Value>, Refused> {
+    RequestBody(body): RequestBody,
+) -> Result<Json<Value>, ApiError> {
     let Batch { messages } =
-        serde_json::from_slice(&body).map_err(|error| Refused::bad_request(error.to_string()))?;
+        serde_json::from_slice(&body).map_err(|error| ApiError::bad_request(error.to_string()))?;
     if messages.len() > BATCH_MESSAGES_MAX {
         let message = format!("{} messages; at most {BATCH_MESSAGES_MAX} at once", messages.len());
-        return Err(Refused::bad_request(message));
+        return Err(ApiError::bad_request(message));
     }
     let outcomes: Vec<_> = messages
         .iter()
@@ -110,30 +110,30 @@ pub(super) async fn batch(
 }
 
 /// A whole body. Its deadline bounds how long a request holds its turn (`guard::AT_A_TIME_MAX`).
-pub(super) struct Whole(pub(super) Bytes);
+pub(super) struct RequestBody(pub(super) Bytes);
 
-impl<S: Send + Sync> FromRequest<S> for Whole {
-    type Rejection = Refused;
+impl<S: Send + Sync> FromRequest<S> for RequestBody {
+    type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Whole, Refused> {
+    async fn from_request(request: Request, state: &S) -> Result<RequestBody, ApiError> {
         match timeout(BODY_MAX, Bytes::from_request(request, state)).await {
-            Ok(Ok(body)) => Ok(Whole(body)),
+            Ok(Ok(body)) => Ok(RequestBody(body)),
             Ok(Err(rejection)) => Err(unreadable(&rejection)),
             Err(_) => {
                 tracing::debug!("the body of a request did not come in time");
                 let message = format!("the body did not come within {} s", BODY_MAX.as_secs());
-                Err(Refused::new(StatusCode::REQUEST_TIMEOUT, "timeout", message))
+                Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", message))
             }
         }
     }
 }
 
-fn unreadable(rejection: &BytesRejection) -> Refused {
+fn unreadable(rejection: &BytesRejection) -> ApiError {
     let code = match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => "too_large",
         _ => "bad_request",
     };
-    Refused::new(rejection.status(), code, rejection.body_text())
+    ApiError::new(rejection.status(), code, rejection.body_text())
 }
 
 /// Where the message stands, if its room keeps a history.
@@ -147,23 +147,23 @@ fn sent(position: Option<Position>) -> Value {
 }
 
 /// Reads and judges one message.
-fn understand(text: &[u8], plan: &Plan) -> Result<Understood, Refused> {
+fn understand(text: &[u8], plan: &Plan) -> Result<ParsedMessage, ApiError> {
     let limits = &plan.limits;
     let message: Message<'_> =
-        serde_json::from_slice(text).map_err(|error| Refused::bad_request(error.to_string()))?;
+        serde_json::from_slice(text).map_err(|error| ApiError::bad_request(error.to_string()))?;
     let payload = message.payload.get().as_bytes();
     if payload.len() > limits.message_bytes_max {
         let max = limits.message_bytes_max;
         let status = StatusCode::PAYLOAD_TOO_LARGE;
         let message = format!("payload has {} bytes; at most {max} are taken", payload.len());
-        return Err(Refused::new(status, "too_large", message));
+        return Err(ApiError::new(status, "too_large", message));
     }
     // As for clients, the object around the payload counts as a level.
     if 1 + depth(payload) > limits.json_depth_max {
         let max = limits.json_depth_max;
         let message =
             format!("nested too deeply: at most {max} levels, the message's own included");
-        return Err(Refused::new(StatusCode::BAD_REQUEST, "bad_json", message));
+        return Err(ApiError::new(StatusCode::BAD_REQUEST, "bad_json", message));
     }
     let topic = topic(&message)?;
     if let Some(key) = &message.key {
@@ -171,32 +171,32 @@ fn understand(text: &[u8], plan: &Plan) -> Result<Understood, Refused> {
     }
     let action = Action::Publish { has_key: message.key.is_some() };
     may(&plan.namespaces, Asker::Service, action, topic.kind())
-        .map_err(|denied| Refused::denied(denied, StatusCode::BAD_REQUEST))?;
+        .map_err(|denied| ApiError::denied(denied, StatusCode::BAD_REQUEST))?;
     let conflate_key = message.conflate_key.as_deref().map(conflate_key).transpose()?;
     let conflate_key = conflate_key.filter(|_| plan.namespaces.policy(topic.kind()).conflates());
     let payload = bytes::Bytes::copy_from_slice(payload);
-    Ok(Understood { topic, payload, key: message.key, conflate_key })
+    Ok(ParsedMessage { topic, payload, key: message.key, conflate_key })
 }
 
-fn conflate_key(key: &str) -> Result<ConflateKey, Refused> {
+fn conflate_key(key: &str) -> Result<ConflateKey, ApiError> {
     ConflateKey::of(key).ok_or_else(|| {
         let max = CONFLATE_KEY_BYTES_MAX;
-        Refused::bad_request(format!("conflate_key must be a string of 1 to {max} bytes"))
+        ApiError::bad_request(format!("conflate_key must be a string of 1 to {max} bytes"))
     })
 }
 
-fn check_key(key: &str) -> Result<(), Refused> {
+fn check_key(key: &str) -> Result<(), ApiError> {
     if !(1..=KEY_BYTES_MAX).contains(&key.len()) {
         let message = format!("key must be a string of 1 to {KEY_BYTES_MAX} bytes");
-        return Err(Refused::bad_request(message));
+        return Err(ApiError::bad_request(message));
     }
     Ok(())
 }
 
-fn topic(message: &Message<'_>) -> Result<TopicName, Refused> {
+fn topic(message: &Message<'_>) -> Result<TopicName, ApiError> {
     let named = |key: &str, name: &str, topic: fn(&str) -> TopicName| match is_name(name) {
         true => Ok(topic(name)),
-        false => Err(Refused::bad_request(format!(
+        false => Err(ApiError::bad_request(format!(
             "{key} must be 1 to 255 bytes without control characters"
         ))),
     };
@@ -204,7 +204,7 @@ fn topic(message: &Message<'_>) -> Result<TopicName, Refused> {
         (Some(room), None, None | Some(false)) => named("room_id", room, TopicName::room),
         (None, Some(user), None | Some(false)) => named("target_user_id", user, TopicName::user),
         (None, None, Some(true)) => Ok(TopicName::all()),
-        _ => Err(Refused::bad_request(
+        _ => Err(ApiError::bad_request(
             "write one of \"room_id\":\"…\", \"target_user_id\":\"…\", \"broadcast\":true",
         )),
     }
@@ -231,8 +231,8 @@ fn depth(json: &[u8]) -> usize {
 }
 
 /// Sends one message up. The outcome comes later.
-fn send(ops: &Ops, message: Understood) -> Result<oneshot::Receiver<PublishOutcome>, Refused> {
-    let Understood { topic, payload, key, conflate_key } = message;
+fn send(ops: &Ops, message: ParsedMessage) -> Result<oneshot::Receiver<PublishOutcome>, ApiError> {
+    let ParsedMessage { topic, payload, key, conflate_key } = message;
     let (tell, outcome) = oneshot::channel();
     let done = Done::Call(Box::new(move |outcome| {
         // A caller who has gone does not mind.
@@ -242,7 +242,7 @@ fn send(ops: &Ops, message: Understood) -> Result<oneshot::Receiver<PublishOutco
     let publish = Publish { topic, payload, from, except, key, conflate_key, done };
     match ops.end.try_publish(Uplink::Publish(publish)) {
         Ok(()) => Ok(outcome),
-        Err(_full) => Err(Refused::overloaded()),
+        Err(_full) => Err(ApiError::overloaded()),
     }
 }
 
@@ -259,8 +259,8 @@ fn patience(publish_queue_ms_max: u64) -> Duration {
 async fn told(
     outcome: oneshot::Receiver<PublishOutcome>,
     deadline: Instant,
-) -> Result<Option<Position>, Refused> {
-    let unavailable = |code, message| Refused::new(StatusCode::SERVICE_UNAVAILABLE, code, message);
+) -> Result<Option<Position>, ApiError> {
+    let unavailable = |code, message| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, message);
     match timeout_at(deadline, outcome).await {
         Ok(Ok(PublishOutcome::Accepted(position))) => Ok(position),
         Ok(Ok(PublishOutcome::Unavailable)) => Err(unavailable(

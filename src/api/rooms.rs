@@ -2,7 +2,7 @@
 
 use super::Ops;
 use super::ask::ask_all;
-use super::error::Refused;
+use super::error::ApiError;
 use crate::ids::{TopicKind, is_name};
 use crate::link::{AckReport, Inspect, RoomReport};
 use crate::plan::Plan;
@@ -22,7 +22,7 @@ const ROOMS_MAX: usize = 1000;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Wanted {
+pub(super) struct RoomsQuery {
     #[serde(default)]
     prefix: String,
     limit: Option<usize>,
@@ -33,12 +33,12 @@ pub(super) struct Wanted {
 /// listed may be more than is said.
 pub(super) async fn list(
     State(ops): State<Arc<Ops>>,
-    wanted: Result<Query<Wanted>, QueryRejection>,
-) -> Result<Json<Value>, Refused> {
-    let Query(wanted) = wanted.map_err(|error| Refused::bad_request(error.body_text()))?;
+    wanted: Result<Query<RoomsQuery>, QueryRejection>,
+) -> Result<Json<Value>, ApiError> {
+    let Query(wanted) = wanted.map_err(|error| ApiError::bad_request(error.body_text()))?;
     let limit = wanted.limit.unwrap_or(ROOMS_DEFAULT);
     if !(1..=ROOMS_MAX).contains(&limit) {
-        return Err(Refused::bad_request(format!("limit must be from 1 to {ROOMS_MAX}")));
+        return Err(ApiError::bad_request(format!("limit must be from 1 to {ROOMS_MAX}")));
     }
     let answers = ask_all(&ops, |reply| {
         let prefix = wanted.prefix.clone();
@@ -64,18 +64,18 @@ pub(super) async fn list(
 pub(super) async fn room(
     State(ops): State<Arc<Ops>>,
     room: Result<Path<String>, PathRejection>,
-) -> Result<Json<Value>, Refused> {
-    let Path(room) = room.map_err(|error| Refused::bad_request(error.body_text()))?;
+) -> Result<Json<Value>, ApiError> {
+    let Path(room) = room.map_err(|error| ApiError::bad_request(error.body_text()))?;
     if !is_name(&room) {
         let message = "a room is 1 to 255 bytes without control characters";
-        return Err(Refused::bad_request(message));
+        return Err(ApiError::bad_request(message));
     }
     let answers = ask_all(&ops, |reply| Inspect::Room { room: room.clone(), reply });
     let reports: Vec<Option<RoomReport>> = answers.await?;
     let members: usize = reports.iter().flatten().map(|report| report.members).sum();
     if members == 0 {
         let message = "nobody on this node is in this room";
-        return Err(Refused::new(StatusCode::NOT_FOUND, "not_found", message));
+        return Err(ApiError::new(StatusCode::NOT_FOUND, "not_found", message));
     }
     let mut answer = json!({"room_id": room, "members": members});
     if ops.plan.namespaces.policy_of_room(&room).has_acks() {
@@ -96,7 +96,7 @@ fn acks(reports: impl Iterator<Item = AckReport>) -> Value {
 }
 
 /// Whether a service may ask a room for what only some rooms have; 404 where this one has it not.
-pub(super) fn may_read(plan: &Plan, action: Action, room: &str) -> Result<(), Refused> {
+pub(super) fn may_read(plan: &Plan, action: Action, room: &str) -> Result<(), ApiError> {
     may(&plan.namespaces, Asker::Service, action, TopicKind::Room(room))
-        .map_err(|denied| Refused::denied(denied, StatusCode::NOT_FOUND))
+        .map_err(|denied| ApiError::denied(denied, StatusCode::NOT_FOUND))
 }

@@ -1,6 +1,6 @@
 //! Every path of the operators' port, with the bound on its body.
 
-use super::error::Refused;
+use super::error::ApiError;
 use super::{Ops, connections, guard, history, metrics, presence, publish, rooms, stats, users};
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -31,10 +31,10 @@ pub(super) fn router(ops: Arc<Ops>) -> Router {
         .route("/readyz", get(stats::readyz))
         .route("/metrics", get(metrics::metrics))
         .merge(guarded)
-        .fallback(|| async { Refused::not_found() })
+        .fallback(|| async { ApiError::not_found() })
         .method_not_allowed_fallback(|| async {
             let status = StatusCode::METHOD_NOT_ALLOWED;
-            Refused::new(status, "method_not_allowed", "this path takes another method")
+            ApiError::new(status, "method_not_allowed", "this path takes another method")
         })
         .with_state(ops)
 }

@@ -7,8 +7,8 @@
 use super::Ops;
 use super::ask::ask_all;
 use super::connections::names;
-use super::error::Refused;
-use super::publish::Whole;
+use super::error::ApiError;
+use super::publish::RequestBody;
 use crate::ids::{TopicName, is_name};
 use crate::link::{Disconnect, DisconnectRequest, Inspect, PublishOutcome, Uplink, UserReport};
 use axum::Json;
@@ -38,7 +38,7 @@ type UserPath = Result<Path<String>, PathRejection>;
 pub(super) async fn user(
     State(ops): State<Arc<Ops>>,
     user: UserPath,
-) -> Result<Json<Value>, Refused> {
+) -> Result<Json<Value>, ApiError> {
     let user = checked(user)?;
     let topic = TopicName::user(&user);
     let question = |reply| Inspect::User { topic: topic.clone(), reply };
@@ -71,8 +71,8 @@ struct DisconnectBody {
 pub(super) async fn disconnect(
     State(ops): State<Arc<Ops>>,
     user: UserPath,
-    Whole(body): Whole,
-) -> Result<Json<Value>, Refused> {
+    RequestBody(body): RequestBody,
+) -> Result<Json<Value>, ApiError> {
     let user = checked(user)?;
     let close = understand(&body)?;
     let code = close.code;
@@ -83,7 +83,7 @@ pub(super) async fn disconnect(
     });
     let ask = DisconnectRequest { topic: TopicName::user(&user), close, reply };
     let ask = Uplink::Disconnect(Box::new(ask));
-    ops.end.try_publish(ask).map_err(|_full| Refused::overloaded())?;
+    ops.end.try_publish(ask).map_err(|_full| ApiError::overloaded())?;
     match timeout(ANSWER_MAX, outcome).await {
         Ok(Ok(PublishOutcome::Accepted(_))) => {
             Ok(Json(json!({"user_id": user, "scope": "all_nodes", "code": code})))
@@ -99,32 +99,32 @@ pub(super) async fn disconnect(
     }
 }
 
-fn unavailable(code: &'static str, message: &'static str) -> Refused {
-    Refused::new(StatusCode::SERVICE_UNAVAILABLE, code, message)
+fn unavailable(code: &'static str, message: &'static str) -> ApiError {
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, message)
 }
 
-fn checked(user: UserPath) -> Result<String, Refused> {
-    let Path(user) = user.map_err(|error| Refused::bad_request(error.body_text()))?;
+fn checked(user: UserPath) -> Result<String, ApiError> {
+    let Path(user) = user.map_err(|error| ApiError::bad_request(error.body_text()))?;
     if !is_name(&user) {
         let message = "a user is 1 to 255 bytes without control characters";
-        return Err(Refused::bad_request(message));
+        return Err(ApiError::bad_request(message));
     }
     Ok(user)
 }
 
 /// Reads a body; an empty one means the defaults.
-fn understand(body: &[u8]) -> Result<Disconnect, Refused> {
+fn understand(body: &[u8]) -> Result<Disconnect, ApiError> {
     let body = if body.is_empty() { b"{}" } else { body };
     let DisconnectBody { code, reason } =
-        serde_json::from_slice(body).map_err(|error| Refused::bad_request(error.to_string()))?;
+        serde_json::from_slice(body).map_err(|error| ApiError::bad_request(error.to_string()))?;
     let code = code.unwrap_or(CODE_DEFAULT);
     if !matches!(code, 1000 | 1008 | 3000..=4999) {
-        return Err(Refused::bad_request("code must be 1000, 1008 or from 3000 to 4999"));
+        return Err(ApiError::bad_request("code must be 1000, 1008 or from 3000 to 4999"));
     }
     let reason = reason.unwrap_or_else(|| REASON_DEFAULT.to_owned());
     if reason.len() > REASON_BYTES_MAX {
         let message = format!("reason must be at most {REASON_BYTES_MAX} bytes of UTF-8");
-        return Err(Refused::bad_request(message));
+        return Err(ApiError::bad_request(message));
     }
     Ok(Disconnect { code, reason: reason.into() })
 }
