@@ -3,8 +3,8 @@
 //! The flags of `serve` are made from the table in `config.rs`, so this file names no setting. What
 //! cannot be understood ends the program with exit code 2 and a message for whoever typed it.
 //!
-//! Invariant: nothing is started here; environment, files and time are read only through [`Environment`],
-//! which tests fake.
+//! Invariant: nothing is started here; environment, files and time are read only through
+//! [`Environment`], which tests fake.
 
 use crate::auth::{TokenRequest, mint};
 use crate::config::{

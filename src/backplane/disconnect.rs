@@ -53,7 +53,9 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_are_too_wild_to_be_answered(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn no_bytes_are_too_wild_to_be_answered(
+            bytes in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
             if let Some(close) = read(&[&[MARK, VERSION], &bytes[..]].concat()) {
                 prop_assert!(close.reason.len() <= REASON_BYTES_MAX);
             }

@@ -1,7 +1,8 @@
 //! What a setting's value may be, and how it is read from text and written back.
 //!
 //! Flags and environment are text; values of the file are brought into the same text first, so
-//! there is one parser a kind. [`ValueKind`] judges ranges, [`Value`] turns text into the field's type.
+//! there is one parser a kind. [`ValueKind`] judges ranges, [`Value`] turns text into the field's
+//! type.
 
 use super::backplane::{BackplaneUrl, RedisServers};
 use crate::ids::is_name;

@@ -193,7 +193,7 @@ counters! {
         uplink_waiting: Gauge "uplink_items" "Items queued from this shard to the backplane",
         downlink_waiting: Gauge "downlink_items" "Items queued from the backplane to this shard",
         accepted: Counter "connections_accepted_total" "Connections accepted by the listener",
-        accepted_elsewhere: Counter "connections_off_core_total" "Connections that the kernel received on another core than their shard's (steering = cpu)",
+        accepted_elsewhere: Counter "connections_off_core_total" "Connections received on another core than their shard's",
         opened: Counter "connections_upgraded_total" "Connections that became WebSockets",
         refused_limit: Counter "connections_rejected_total"["reason" = "limit"] "Connections rejected before they became WebSockets, by reason",
         refused_handshakes: Counter "connections_rejected_total"["reason" = "handshakes"] "Connections rejected before they became WebSockets, by reason",

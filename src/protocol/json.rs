@@ -38,7 +38,7 @@ impl Span {
 
 /// One member of the outermost object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Member {
+pub struct JsonMember {
     /// The key as written, without its quotes.
     pub key: Span,
     /// The value as written: a string with its quotes, and no white space around it.
@@ -90,7 +90,7 @@ impl<'a> Members<'a> {
 
     /// The next member; `None` when the object has ended and nothing but white space follows it.
     #[inline]
-    pub fn next_member(&mut self) -> Result<Option<Member>, Fault> {
+    pub fn next_member(&mut self) -> Result<Option<JsonMember>, Fault> {
         if self.place == Place::Done {
             return Ok(None);
         }
@@ -107,7 +107,7 @@ impl<'a> Members<'a> {
         let key = self.cursor.key()?;
         let value = self.cursor.value(self.depth_max - 1)?;
         self.place = Place::Between;
-        Ok(Some(Member { key, value }))
+        Ok(Some(JsonMember { key, value }))
     }
 
     fn close(&mut self) -> Result<(), Fault> {
@@ -401,7 +401,7 @@ fn special_marks(word: u64) -> u64 {
 mod tests {
     use super::*;
 
-    fn scan(text: &[u8], depth_max: usize) -> Result<Vec<Member>, Fault> {
+    fn scan(text: &[u8], depth_max: usize) -> Result<Vec<JsonMember>, Fault> {
         let mut members = Members::open(text, depth_max)?;
         let mut found = Vec::new();
         while let Some(member) = members.next_member()? {

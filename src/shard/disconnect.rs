@@ -19,7 +19,7 @@ const CLOSES_MAX: usize = 256;
 
 /// Users whose connections are being closed.
 #[derive(Debug, Default)]
-pub(super) struct Disconnects {
+pub(super) struct PendingDisconnects {
     waiting: VecDeque<Waiting>,
 }
 

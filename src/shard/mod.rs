@@ -74,7 +74,7 @@ use acks::AckTracker;
 use bytes::{Bytes, BytesMut};
 use conn::Conn;
 use delivery::{Deliveries, Follows, RoundFrame};
-use disconnect::Disconnects;
+use disconnect::PendingDisconnects;
 use expiry::Expiries;
 use hub::Hub;
 use lifecycle::Lifecycle;
@@ -136,7 +136,7 @@ pub struct Shard {
     deliveries: Deliveries,
     uplink: VecDeque<Uplink>,
     life: Lifecycle,
-    disconnects: Disconnects,
+    disconnects: PendingDisconnects,
     expiries: Expiries,
     named_peers: NamedPeers,
     /// Whether any room has presence: the others pay nothing for it.
@@ -181,7 +181,7 @@ impl Shard {
             deliveries: Deliveries::default(),
             uplink: VecDeque::new(),
             life: Lifecycle::default(),
-            disconnects: Disconnects::default(),
+            disconnects: PendingDisconnects::default(),
             expiries: Expiries::default(),
             named_peers: NamedPeers::default(),
             has_presence,

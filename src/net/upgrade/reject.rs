@@ -22,7 +22,7 @@ macro_rules! reject_reasons {
         pub enum RejectReason {
             $( $(#[$doc])* $name, )+
             /// The request for a WebSocket breaks RFC 6455.
-            Handshake(handshake::Refusal),
+            Handshake(handshake::HandshakeError),
             /// The token.
             Token(Denied),
         }

@@ -29,7 +29,7 @@ pub struct Upgrade<'a> {
 
 /// Why there will be no upgrade.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct HandshakeError {
     /// The HTTP status.
     pub status: u16,
     /// One line saying what is wrong.
@@ -37,7 +37,7 @@ pub struct Refusal {
 }
 
 /// Judges a request head that was routed to a WebSocket endpoint (RFC 6455 §4.2.1).
-pub fn check<'a>(head: &'a http::request::Parts) -> Result<Upgrade<'a>, Refusal> {
+pub fn check<'a>(head: &'a http::request::Parts) -> Result<Upgrade<'a>, HandshakeError> {
     if head.method != Method::GET {
         return refuse(405, "a WebSocket is opened with GET");
     }
@@ -68,11 +68,11 @@ pub fn check<'a>(head: &'a http::request::Parts) -> Result<Upgrade<'a>, Refusal>
     Ok(Upgrade { accept, protocols })
 }
 
-fn refuse<T>(status: u16, reason: &'static str) -> Result<T, Refusal> {
-    Err(Refusal { status, reason })
+fn refuse<T>(status: u16, reason: &'static str) -> Result<T, HandshakeError> {
+    Err(HandshakeError { status, reason })
 }
 
-fn check_upgrade(headers: &HeaderMap) -> Result<(), Refusal> {
+fn check_upgrade(headers: &HeaderMap) -> Result<(), HandshakeError> {
     if !list(headers, &header::UPGRADE).any(|token| token.eq_ignore_ascii_case(b"websocket")) {
         return refuse(426, "this is a WebSocket endpoint: send Upgrade: websocket");
     }
@@ -83,7 +83,7 @@ fn check_upgrade(headers: &HeaderMap) -> Result<(), Refusal> {
 }
 
 /// What follows the head would be read as frames; so nothing else may be announced.
-fn check_no_body(headers: &HeaderMap) -> Result<(), Refusal> {
+fn check_no_body(headers: &HeaderMap) -> Result<(), HandshakeError> {
     if headers.contains_key(header::TRANSFER_ENCODING) {
         return refuse(400, "a request for a WebSocket has no body, and so no Transfer-Encoding");
     }
