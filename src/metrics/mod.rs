@@ -326,9 +326,9 @@ counters! {
     /// What is counted of the operators' port.
     OpsCounters, OpsMirror {
         connections: Gauge "ops_connections" "Open connections of the operators' port",
-        evicted: Counter "ops_connections_closed_total"["reason" = "evicted"] "Connections of the ops port closed by the node, by reason",
-        slow_head: Counter "ops_connections_closed_total"["reason" = "slow_head"] "Connections of the ops port closed by the node, by reason",
-        silent: Counter "ops_connections_closed_total"["reason" = "idle"] "Connections of the ops port closed by the node, by reason",
+        evicted: Counter "ops_connections_closed_total"["reason" = "evicted"] "Connections of the ops port closed by the node",
+        slow_head: Counter "ops_connections_closed_total"["reason" = "slow_head"] "Connections of the ops port closed by the node",
+        silent: Counter "ops_connections_closed_total"["reason" = "idle"] "Connections of the ops port closed by the node",
     }
 }
 
