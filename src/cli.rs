@@ -1,7 +1,7 @@
-//! What was typed: from arguments, environment and file to an [`Invocation`].
+//! The command line: from arguments, environment and file to an [`Invocation`].
 //!
 //! The flags of `serve` are made from the table in `config.rs`, so this file names no setting. What
-//! cannot be understood ends the program with exit code 2 and a message for whoever typed it.
+//! cannot be understood ends the program with exit code 2 and a message on standard error.
 //!
 //! Invariant: nothing is started here; environment, files and time are read only through
 //! [`Environment`], which tests fake.
@@ -22,7 +22,7 @@ use std::sync::LazyLock;
 
 /// What to do.
 pub enum Invocation {
-    /// Serve clients until told to stop.
+    /// Serve clients until SIGTERM or SIGINT.
     Serve(Box<Config>),
     /// Put load on a server.
     Load(Box<LoadArgs>),
@@ -77,10 +77,10 @@ pub fn parse(
     }
 }
 
-/// The whole command line, for `--help` and for whoever wants to document it.
+/// The whole command line, for `--help` and for documents.
 pub fn command() -> Command {
     let serve = Command::new("serve")
-        .about("Serve clients until told to stop")
+        .about("Serve clients until SIGTERM or SIGINT")
         .after_help(PRECEDENCE)
         .args(setting_args(false));
     let load = LoadArgs::augment_args(
@@ -101,7 +101,9 @@ const PRECEDENCE: &str = "Every flag is also a key of the TOML file and a variab
 
 fn doctor_command() -> Command {
     Command::new("doctor")
-        .about("Say what this host lacks for so many connections, and the line that fixes it")
+        .about(
+            "Check whether this host is set up for so many connections, and print what to change",
+        )
         .after_help("Takes the flags of `serve` too. Exit code 1: something is missing.")
         .arg(
             Arg::new("connections")
@@ -192,12 +194,12 @@ fn config(matches: &ArgMatches, environment: &Environment<'_>) -> Result<Config,
     };
     let from_env = || environment.env.iter().find(|(name, _)| name == "CAMPANILE_CONFIG");
     let path = matches.get_one::<String>("config").or_else(|| from_env().map(|(_, path)| path));
-    let said = ConfigSources {
+    let sources = ConfigSources {
         flags: SETTINGS.iter().filter_map(given).collect(),
         env: environment.env.clone(),
         file: path.map(|path| file(path, environment)).transpose()?,
     };
-    Config::load(&said).map_err(CliError::Config)
+    Config::load(&sources).map_err(CliError::Config)
 }
 
 fn file(path: &str, environment: &Environment<'_>) -> Result<FileText, CliError> {
@@ -248,14 +250,15 @@ fn print_config(matches: &ArgMatches, environment: &Environment<'_>) -> Result<S
     let Some(path) = matches.get_one::<String>("check") else {
         return Ok(crate::config::sample());
     };
-    let said = ConfigSources { file: Some(file(path, environment)?), ..ConfigSources::default() };
-    Config::load(&said).map_err(CliError::Config)?;
+    let sources =
+        ConfigSources { file: Some(file(path, environment)?), ..ConfigSources::default() };
+    Config::load(&sources).map_err(CliError::Config)?;
     Ok(format!("{path}: good"))
 }
 
 impl CliError {
-    /// Tells whoever typed it; answers the exit code.
-    pub fn tell(&self) -> ExitCode {
+    /// Prints the reason to standard error; answers the exit code.
+    pub fn report(&self) -> ExitCode {
         match self {
             CliError::Usage(error) => usage(error),
             CliError::Config(errors) => refused(&errors.to_string()),
@@ -277,6 +280,6 @@ fn usage(text: &clap::Error) -> ExitCode {
 }
 
 fn refused(why: &str) -> ExitCode {
-    terminal::tell(why);
+    terminal::print_error(why);
     ExitCode::from(2)
 }

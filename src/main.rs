@@ -12,7 +12,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let environment = Environment {
-        // What is not UTF-8 is not left out: a secret that is ignored would open the door.
+        // Not UTF-8 is not left out: a secret that is ignored would let everyone in.
         env: std::env::vars_os()
             .map(|(name, value)| (name.to_string_lossy().into(), value.to_string_lossy().into()))
             .collect(),
@@ -21,12 +21,12 @@ fn main() -> ExitCode {
     };
     let code = match cli::parse(std::env::args_os(), &environment) {
         Ok(Invocation::Serve(config)) => {
-            startup::serve(&config).unwrap_or_else(|failure| failure.tell())
+            startup::serve(&config).unwrap_or_else(|failure| failure.report())
         }
         Ok(Invocation::Load(args)) => load::run(*args),
         Ok(Invocation::Doctor(question)) => doctor::run(&question),
         Ok(Invocation::Print(text)) => terminal::print(&text),
-        Err(refusal) => refusal.tell(),
+        Err(error) => error.report(),
     };
     terminal::flush();
     code

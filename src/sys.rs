@@ -66,7 +66,7 @@ pub fn pin_to_cores(cores: &[usize]) -> io::Result<()> {
         // SAFETY: `core` is within the set, as was just checked; the macro's code sets one bit.
         unsafe { libc::CPU_SET(core, &mut set) };
     }
-    // SAFETY: reads one whole set of the size that is told. 0 means the calling thread.
+    // SAFETY: reads one whole set of the given size. 0 means the calling thread.
     match unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -79,7 +79,7 @@ pub fn pin_to_core(core: usize) -> io::Result<()> {
 }
 
 /// Lets the calling thread finish what it does before those it wakes: woken threads of this class do
-/// not interrupt whoever runs (`SCHED_BATCH`, sched(7)). Needs no privilege.
+/// not preempt a running one (`SCHED_BATCH`, sched(7)). Needs no privilege.
 pub fn schedule_in_batches() -> io::Result<()> {
     let param = libc::sched_param { sched_priority: 0 };
     // SAFETY: reads one whole sched_param that outlives the call. 0 means the calling thread.
@@ -102,7 +102,7 @@ pub fn go_first(by: u8) -> io::Result<()> {
 /// The cores that this process may use, in order.
 pub fn available_cores() -> io::Result<Vec<usize>> {
     let mut set = empty_cpu_set();
-    // SAFETY: writes at most one whole set of the size that is told. 0 means the calling thread.
+    // SAFETY: writes at most one whole set of the given size. 0 means the calling thread.
     if unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) } != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -169,7 +169,7 @@ pub fn cgroup_folders(root: &Path, controller: &str) -> Vec<CgroupFolder> {
         let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
         let is_v2 = controllers.is_empty();
         let base = match is_v2 {
-            // Beside version 1 it has a folder of its own.
+            // Next to version 1 it has a folder of its own.
             true if top.join("unified").is_dir() => top.join("unified"),
             true => top.clone(),
             false if controllers.split(',').any(|name| name == controller) => top.join(controller),

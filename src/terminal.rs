@@ -47,7 +47,7 @@ pub fn log_line(line: &[u8]) {
 }
 
 /// Writes a message to standard error after all that was logged, and flushes.
-pub fn tell(text: &str) {
+pub fn print_error(text: &str) {
     if log().push_last(text.as_bytes()) {
         log().flush(FLUSH_MAX);
     } else {
@@ -80,7 +80,7 @@ pub fn print(text: &str) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
-            tell(&format!("campanile: cannot write to standard output: {error}.\n"));
+            print_error(&format!("campanile: cannot write to standard output: {error}.\n"));
             ExitCode::FAILURE
         }
     }

@@ -45,10 +45,10 @@ fn send<T: Send + 'static>(
     shard: ShardId,
     question: &impl Fn(Reply<T>) -> Inspect,
 ) -> Result<oneshot::Receiver<T>, ApiError> {
-    let (tell, answer) = oneshot::channel();
+    let (answer_to, answer) = oneshot::channel();
     let reply = Box::new(move |report| {
-        // A caller who has gone does not mind.
-        let _ = tell.send(report);
+        // The caller may have disconnected.
+        let _ = answer_to.send(report);
     });
     let question = Downlink::Inspect(question(reply));
     ops.end.try_send(shard, question).map_err(|_full| ApiError::overloaded())?;

@@ -20,7 +20,7 @@ use std::sync::Arc;
 const CONNECTIONS_DEFAULT: usize = 100;
 const CONNECTIONS_MAX: usize = 1000;
 /// Questions to shards for one page. A shard's table that has emptied is mostly holes, and one that
-/// is looked through without finding anybody ends the page early, with a cursor.
+/// is searched without finding a connection ends the page early, with a cursor.
 const QUESTIONS_MAX: usize = 64;
 
 #[derive(Deserialize)]

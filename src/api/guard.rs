@@ -1,6 +1,6 @@
 //! Who may use `/v1/*`.
 //!
-//! With `ops.api_key`: whoever shows it. Without: this machine only; and not a browser on this
+//! With `ops.api_key`: requests that carry it. Without: this machine only; and not a browser on this
 //! machine that some web page has talked into it. A page can send a form or a plain text anywhere,
 //! so bodies must say that they are JSON (which a page may not send unasked); and it can give its
 //! own name the address 127.0.0.1, so the request must be addressed to an IP or to localhost. A

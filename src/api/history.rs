@@ -1,4 +1,4 @@
-//! `GET /v1/rooms/{id}/history`: what was said in a room that keeps a history.
+//! `GET /v1/rooms/{id}/history`: the messages of a room with history.
 //!
 //! The question goes to the backplane, which has the history or knows where it is. Its messages
 //! come back as the elements that clients receive, and are passed on as they are.
@@ -35,7 +35,7 @@ pub(super) struct HistoryQuery {
     reverse: bool,
 }
 
-/// `GET /v1/rooms/{id}/history?limit=&epoch=&offset=&reverse=`: messages behind a position, or from
+/// `GET /v1/rooms/{id}/history?limit=&epoch=&offset=&reverse=`: messages after a position, or from
 /// the oldest; with `reverse=true` before it, or from the newest. 404 where the room keeps none.
 pub(super) async fn history(
     State(ops): State<Arc<Ops>>,
@@ -74,10 +74,10 @@ fn page(wanted: &HistoryQuery) -> Result<Page, ApiError> {
 }
 
 async fn ask(ops: &Ops, topic: TopicName, page: Page) -> Result<HistoryPage, ApiError> {
-    let (tell, answer) = oneshot::channel();
-    let to = HistoryTo::Call(Box::new(move |said| {
-        // A caller who has gone does not mind.
-        let _ = tell.send(said);
+    let (answer_to, answer) = oneshot::channel();
+    let to = HistoryTo::Call(Box::new(move |page| {
+        // The caller may have disconnected.
+        let _ = answer_to.send(page);
     }));
     let encoding = Encoding::NATIVE; // Its elements are the API's as well.
     let question = Uplink::History(Box::new(HistoryRequest { topic, page, encoding, to }));
@@ -85,7 +85,7 @@ async fn ask(ops: &Ops, topic: TopicName, page: Page) -> Result<HistoryPage, Api
     let unavailable =
         |message| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "backplane_unavailable", message);
     match timeout(ANSWER_MAX, answer).await {
-        Ok(Ok(Ok(said))) => Ok(said),
+        Ok(Ok(Ok(page))) => Ok(page),
         Ok(Ok(Err(HistoryError::Unrecovered(why)))) => {
             let message = match why {
                 Unrecovered::TailLost => "Redis lost the end of that history, and offset is in it",

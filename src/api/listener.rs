@@ -2,11 +2,11 @@
 //! place for the next one.
 //!
 //! `axum::serve` has no deadlines, and hyper's own one for heads (`header_read_timeout`) also runs
-//! while a kept connection is idle, which would cut off every scraper. So this file accepts, and
+//! while a keep-alive connection is idle, which would cut off every scraper. So this file accepts, and
 //! serves each connection with hyper in a task that watches its deadlines.
 //!
-//! Anybody who reaches the port may connect, and a load balancer's question whether the node lives
-//! must not wait for them. At the limit a new connection evicts the one that has waited longest, of
+//! Every host that reaches the port may connect, and a load balancer's health check must not wait for
+//! them. At the limit a new connection evicts the one that has waited longest, of
 //! the address that has the most. One whose request is being carried out is never evicted;
 //! `guard::AT_A_TIME_MAX` keeps the number of those below the limit, because every route outside
 //! `/v1` is answered without waiting.
@@ -90,7 +90,7 @@ pub(super) async fn serve(
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
                     if !std::mem::replace(&mut is_failing, true) {
-                        tracing::warn!(%error, "the operators' port takes nobody at the moment");
+                        tracing::warn!(%error, "the ops port cannot accept connections at the moment");
                     }
                     sleep(ACCEPT_PAUSE).await;
                 }

@@ -174,7 +174,7 @@ fn write_decimal(out: &mut String, count: u64, per: u64) -> fmt::Result {
     Ok(())
 }
 
-/// A label's value: a server's address is as somebody has configured it.
+/// A label's value: a server's address is any text from the configuration.
 fn write_escaped(out: &mut String, value: &str) {
     for c in value.chars() {
         match c {

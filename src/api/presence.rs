@@ -1,7 +1,7 @@
-//! `GET /v1/rooms/{id}/presence`: who is in a room, on any node.
+//! `GET /v1/rooms/{id}/presence`: the users in a room, on all nodes.
 //!
-//! The question goes to the backplane, which knows, or knows whom to ask. The answer is what a client
-//! gets, so it is written by the same code.
+//! The request goes to the backplane, which has the answer or reads it from Redis. The answer is the
+//! event that a client receives, written by the same code.
 
 use super::Ops;
 use super::error::ApiError;
@@ -23,7 +23,7 @@ use tokio::time::timeout;
 /// How long the backplane may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// `GET /v1/rooms/{id}/presence`: 404 where presence is off; nobody there is an empty list.
+/// `GET /v1/rooms/{id}/presence`: 404 where presence is off; an empty room is an empty list.
 pub(super) async fn presence(
     State(ops): State<Arc<Ops>>,
     room: Result<Path<String>, PathRejection>,
@@ -41,10 +41,10 @@ pub(super) async fn presence(
 }
 
 async fn ask(ops: &Ops, topic: TopicName) -> Result<Arc<Roster>, ApiError> {
-    let (tell, answer) = oneshot::channel();
+    let (answer_to, answer) = oneshot::channel();
     let to = PresenceTo::Call(Box::new(move |here| {
-        // A caller who has gone does not mind.
-        let _ = tell.send(here);
+        // The caller may have disconnected.
+        let _ = answer_to.send(here);
     }));
     let question = Uplink::Presence(Box::new(PresenceRequest { topic, to }));
     ops.end.try_publish(question).map_err(|_full| ApiError::overloaded())?;

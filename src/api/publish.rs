@@ -1,7 +1,7 @@
-//! `POST /v1/publish` and `/v1/publish/batch`: other services speak to rooms, users and everybody.
+//! `POST /v1/publish` and `/v1/publish/batch`: other services publish to rooms, to users and to all connections.
 //!
-//! A message goes the road that clients' messages go: up through the window, out by the backplane.
-//! The answer comes when the backplane has it. `payload` travels byte for byte.
+//! A message takes the same way as a client's: through the uplink channel to the backplane. The
+//! answer comes when the backplane has it. `payload` travels byte for byte.
 
 use super::Ops;
 use super::error::ApiError;
@@ -48,7 +48,7 @@ struct Message<'a> {
     broadcast: Option<bool>,
     #[serde(borrow)]
     payload: &'a RawValue,
-    /// Makes a retry harmless, where what is sent is kept.
+    /// Makes a retry harmless, where messages are stored.
     key: Option<Box<str>>,
     /// What it is about, in a room that conflates for slow members; elsewhere it means nothing.
     #[serde(borrow)]
@@ -77,7 +77,7 @@ pub(super) async fn one(
     RequestBody(body): RequestBody,
 ) -> Result<Json<Value>, ApiError> {
     let outcome = send(&ops, understand(&body, &ops.plan)?)?;
-    let position = told(outcome, deadline(&ops)).await?;
+    let position = position_of(outcome, deadline(&ops)).await?;
     Ok(Json(sent(position)))
 }
 
@@ -100,11 +100,11 @@ pub(super) async fn batch(
     let deadline = deadline(&ops);
     let mut results = Vec::new();
     for outcome in outcomes {
-        let told = match outcome {
-            Ok(outcome) => told(outcome, deadline).await,
+        let answer = match outcome {
+            Ok(outcome) => position_of(outcome, deadline).await,
             Err(refused) => Err(refused),
         };
-        results.push(told.map_or_else(|refused| refused.body(), sent));
+        results.push(answer.map_or_else(|refused| refused.body(), sent));
     }
     Ok(Json(json!({"results": results})))
 }
@@ -233,10 +233,10 @@ fn depth(json: &[u8]) -> usize {
 /// Sends one message up. The outcome comes later.
 fn send(ops: &Ops, message: ParsedMessage) -> Result<oneshot::Receiver<PublishOutcome>, ApiError> {
     let ParsedMessage { topic, payload, key, conflate_key } = message;
-    let (tell, outcome) = oneshot::channel();
+    let (outcome_to, outcome) = oneshot::channel();
     let done = Done::Call(Box::new(move |outcome| {
-        // A caller who has gone does not mind.
-        let _ = tell.send(outcome);
+        // The caller may have disconnected.
+        let _ = outcome_to.send(outcome);
     }));
     let (from, except) = (None, None);
     let publish = Publish { topic, payload, from, except, key, conflate_key, done };
@@ -251,12 +251,12 @@ fn deadline(ops: &Ops) -> Instant {
 }
 
 /// How long an outcome is waited for. A message may wait for Redis longer than a connection may be
-/// silent; whoever sent it hears in time that nothing is known yet, instead of nothing at all.
+/// idle; the caller is answered "outcome_unknown" before its connection is closed.
 fn patience(publish_queue_ms_max: u64) -> Duration {
     (Duration::from_millis(publish_queue_ms_max) + ANSWER_EXTRA).min(SILENCE_MAX - ANSWER_EXTRA)
 }
 
-async fn told(
+async fn position_of(
     outcome: oneshot::Receiver<PublishOutcome>,
     deadline: Instant,
 ) -> Result<Option<Position>, ApiError> {
@@ -265,12 +265,12 @@ async fn told(
         Ok(Ok(PublishOutcome::Accepted(position))) => Ok(position),
         Ok(Ok(PublishOutcome::Unavailable)) => Err(unavailable(
             "backplane_unavailable",
-            "the backplane is away or refused it; it was not sent",
+            "Redis is unavailable or refused it; the message was not sent",
         )),
-        // Also when nobody answers, or whoever should have is gone: nothing is known then either.
+        // Without an answer, too, the outcome is unknown.
         Ok(Ok(PublishOutcome::Unknown) | Err(_)) | Err(_) => Err(unavailable(
             "outcome_unknown",
-            "the backplane did not confirm it; it may have been delivered",
+            "the backplane did not confirm it; the message may have been delivered",
         )),
     }
 }
@@ -280,7 +280,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_asks_is_answered_before_the_connection_is_given_up_as_silent() {
+    fn a_caller_is_answered_before_its_connection_is_closed_as_idle() {
         let second = Duration::from_secs(1);
         assert_eq!(patience(10_000), 10 * second + ANSWER_EXTRA);
         assert!(patience(600_000) + second < SILENCE_MAX);

@@ -1,7 +1,7 @@
-//! The `redis` part of `/v1/stats`: how the servers are, and what is unsafe about them; and which of
-//! them keeps a node from being ready.
+//! The `redis` part of `/v1/stats`: the state of each server and its unsafe settings; and the servers
+//! that keep a node from being ready.
 //!
-//! Numbers that a server did not say are `null`; where nothing is asked of it, all of them are.
+//! Numbers that a server did not report are `null`; with `redis.monitor_interval_ms = 0` all are.
 
 use crate::metrics::BackplaneCounters;
 use crate::metrics::redis::{Advice, RedisNumbers, advice, version_text};
@@ -10,21 +10,21 @@ use crate::plan::{Deployment, RedisPlan};
 use serde_json::{Value, json};
 use std::time::Instant;
 
-/// Why a node is not ready whose backplane does not deliver: each server that is down, and why.
+/// The answer of `/readyz` while the backplane is down: each server that is down, and why.
 pub(super) fn not_ready(picture: &Picture) -> Value {
     let down = picture.servers.iter().filter(|server| !server.is_up());
     let down = down.map(|server| json!({"server": server.server, "reason": server.reason}));
     let mut answer = json!({
         "ready": false,
         "reason": "backplane",
-        "detail": "the backplane is away, or its canary does not come back",
+        "detail": "Redis is unavailable, or its canary does not come back",
         "down": down.collect::<Vec<_>>(),
     });
     if let Some(trouble) = &picture.cluster_trouble {
         answer["cluster"] = json!(trouble);
     }
     if !picture.silent_sentinels.is_empty() {
-        answer["silent_sentinels"] = silent(picture);
+        answer["unreachable_sentinels"] = unreachable(picture);
     }
     answer
 }
@@ -36,15 +36,15 @@ pub(super) fn summary(plan: &RedisPlan, counters: &BackplaneCounters, picture: &
         json!({
             "configured": configured,
             "answering": numbers.sentinels_answering,
-            "silent": silent(picture),
-            "switches": counters.switches,
+            "unreachable": unreachable(picture),
+            "failovers": counters.switches,
         })
     });
     let cluster = numbers.cluster_map_failed.map(|failed| {
         json!({
             "masters": numbers.cluster_masters,
             "map_failed": failed == 1,
-            "trouble": picture.cluster_trouble,
+            "last_error": picture.cluster_trouble,
         })
     });
     let servers = picture.servers.iter().map(|server| one(server, plan.keeps_history, now));
@@ -54,11 +54,11 @@ pub(super) fn summary(plan: &RedisPlan, counters: &BackplaneCounters, picture: &
             Deployment::Sentinel { .. } => "sentinel",
             Deployment::Cluster(_) => "cluster",
         },
-        "moves": {
+        "reassignments": {
             "count": counters.moves,
             "partitions": counters.partitions_moved,
             "waiting_ms": counters.move_waiting_ms,
-            "astray": counters.astray,
+            "redirects": counters.astray,
         },
         "sentinels": sentinels,
         "cluster": cluster,
@@ -66,12 +66,12 @@ pub(super) fn summary(plan: &RedisPlan, counters: &BackplaneCounters, picture: &
     })
 }
 
-fn silent(picture: &Picture) -> Value {
-    let silent = picture.silent_sentinels.iter();
-    silent.map(|(sentinel, why)| json!({"sentinel": sentinel, "reason": why})).collect()
+fn unreachable(picture: &Picture) -> Value {
+    let sentinels = picture.silent_sentinels.iter();
+    sentinels.map(|(sentinel, why)| json!({"sentinel": sentinel, "reason": why})).collect()
 }
 
-/// One server: what this node knows of it, then what it says of itself.
+/// One server: what this node counts, then what the server reports.
 fn one(server: &ServerNumbers, keeps_history: bool, now: Instant) -> Value {
     let own = server.own(now);
     let mut all = json!({
@@ -87,14 +87,15 @@ fn one(server: &ServerNumbers, keeps_history: bool, now: Instant) -> Value {
         "canaries_missed": own.canaries_missed,
         "reconnects": own.reconnects,
     });
-    if let (Value::Object(all), Value::Object(said)) = (&mut all, said(&server.said, keeps_history))
+    if let (Value::Object(all), Value::Object(reported)) =
+        (&mut all, reported(&server.said, keeps_history))
     {
-        all.extend(said);
+        all.extend(reported);
     }
     all
 }
 
-fn said(numbers: &RedisNumbers, keeps_history: bool) -> Value {
+fn reported(numbers: &RedisNumbers, keeps_history: bool) -> Value {
     let is = |number: Option<u64>| number.map(|number| number == 1);
     let (warnings, notes): (Vec<_>, Vec<_>) =
         advice(numbers, keeps_history).into_iter().partition(|advice| advice.is_warning);

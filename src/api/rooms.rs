@@ -29,8 +29,8 @@ pub(super) struct RoomsQuery {
 }
 
 /// `GET /v1/rooms?prefix=&limit=`: rooms with members on this node, by name. With
-/// `"truncated":true` there are more rooms than were asked for, and the members of those that are
-/// listed may be more than is said.
+/// `"truncated":true` there are more rooms than were asked for, and the numbers of members that
+/// are listed may be too low.
 pub(super) async fn list(
     State(ops): State<Arc<Ops>>,
     wanted: Result<Query<RoomsQuery>, QueryRejection>,
@@ -60,7 +60,7 @@ pub(super) async fn list(
     Ok(Json(json!({"rooms": rooms, "truncated": truncated})))
 }
 
-/// `GET /v1/rooms/{id}`: 404 when nobody on this node is in it.
+/// `GET /v1/rooms/{id}`: 404 when it has no member on this node.
 pub(super) async fn room(
     State(ops): State<Arc<Ops>>,
     room: Result<Path<String>, PathRejection>,
@@ -74,7 +74,7 @@ pub(super) async fn room(
     let reports: Vec<Option<RoomReport>> = answers.await?;
     let members: usize = reports.iter().flatten().map(|report| report.members).sum();
     if members == 0 {
-        let message = "nobody on this node is in this room";
+        let message = "this room has no member on this node";
         return Err(ApiError::new(StatusCode::NOT_FOUND, "not_found", message));
     }
     let mut answer = json!({"room_id": room, "members": members});

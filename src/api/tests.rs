@@ -533,7 +533,7 @@ fn a_node_that_is_not_ready_says_which_servers_are_down_and_why() {
     let body = node.get_json("/readyz").1;
     assert_eq!(body["down"], json!([{"server": "h:2", "reason": "it is away"}]));
     assert_eq!(body["cluster"], "nobody answers");
-    assert_eq!(body["silent_sentinels"], json!([{"sentinel": "s:1", "reason": null}]));
+    assert_eq!(body["unreachable_sentinels"], json!([{"sentinel": "s:1", "reason": null}]));
     node.health.set_backplane_up(true);
     assert_eq!(node.get_json("/readyz"), (200, json!({"ready": true})));
     let stats = node.get_json("/v1/stats").1;

@@ -29,7 +29,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// Policy violation (RFC 6455 §7.4.1): clients that follow the registry do not come back at once.
 const CODE_DEFAULT: u16 = 1008;
 const REASON_DEFAULT: &str = "disconnected by an operator";
-/// What fits into a close frame beside the code.
+/// Bytes of a reason that fit into a close frame after the code.
 const REASON_BYTES_MAX: usize = 123;
 
 type UserPath = Result<Path<String>, PathRejection>;
@@ -66,8 +66,8 @@ struct DisconnectBody {
     reason: Option<String>,
 }
 
-/// `POST /v1/users/{id}/disconnect`: answered when every node that has connections of the user is
-/// being told to close them.
+/// `POST /v1/users/{id}/disconnect`: answered when the order to close them is on its way to
+/// every node that has connections of the user.
 pub(super) async fn disconnect(
     State(ops): State<Arc<Ops>>,
     user: UserPath,
@@ -76,10 +76,10 @@ pub(super) async fn disconnect(
     let user = checked(user)?;
     let close = understand(&body)?;
     let code = close.code;
-    let (tell, outcome) = oneshot::channel();
+    let (outcome_to, outcome) = oneshot::channel();
     let reply = Box::new(move |outcome| {
-        // A caller who has gone does not mind.
-        let _ = tell.send(outcome);
+        // The caller may have disconnected.
+        let _ = outcome_to.send(outcome);
     });
     let ask = DisconnectRequest { topic: TopicName::user(&user), close, reply };
     let ask = Uplink::Disconnect(Box::new(ask));
@@ -90,11 +90,11 @@ pub(super) async fn disconnect(
         }
         Ok(Ok(PublishOutcome::Unavailable)) => Err(unavailable(
             "backplane_unavailable",
-            "the backplane is away or refused it: nobody was disconnected",
+            "Redis is unavailable or refused the command: no connection was closed",
         )),
         _ => Err(unavailable(
             "outcome_unknown",
-            "the backplane did not answer: the user may or may not have been disconnected",
+            "the backplane did not answer in time: connections may or may not have been closed",
         )),
     }
 }

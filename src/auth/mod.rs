@@ -1,9 +1,9 @@
-//! Who may come in, and what they may do there.
+//! Authentication: which clients are admitted, and with which rights.
 //!
 //! A client shows a token (a JWT, HS256) or none. The [`Gate`] judges it before any upgrade, from
-//! the token and the time alone; afterwards nobody asks again: the [`Identity`] travels with the
+//! the token and the time alone; afterwards it is not asked again: the [`Identity`] travels with the
 //! connection. A token that is shown and not good is refused even where anonymous clients are
-//! welcome, because somebody who believes to be Ann must not silently become nobody.
+//! welcome, because a client that takes itself for Ann must not silently be anonymous.
 //!
 //! Invariant: pure. No clock, no socket; and no secret ever leaves this room, not even by `Debug`.
 
@@ -13,7 +13,7 @@ mod token;
 pub use token::{TokenRequest, mint};
 
 /// What user names of tokens may not begin with: such names are given to anonymous clients, and
-/// nobody may be mistaken for one of them.
+/// no user may be mistaken for one of them.
 pub use crate::ids::ANONYMOUS_PREFIX;
 use crate::ids::is_name;
 use crate::policy::rights::Rights;
@@ -34,7 +34,7 @@ pub struct Identity {
     pub expires_unix_s: Option<u64>,
 }
 
-/// Why somebody may not come in. Answered with HTTP 401 before any upgrade.
+/// Why a client is not admitted. Answered with HTTP 401 before any upgrade.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denied {
     /// No token, and anonymous clients are not allowed.
@@ -55,7 +55,7 @@ pub const LEEWAY_S: u64 = 2;
 /// been beyond it since 1973.
 const EXP_MAX_S: f64 = 1e11;
 
-/// Tells who may come in, from the token alone. Pure: time is an argument.
+/// Decides who is admitted, from the token alone. Pure: time is an argument.
 pub struct Gate {
     anonymous: Option<Rights>,
     key: Option<DecodingKey>,
@@ -63,7 +63,7 @@ pub struct Gate {
     validation: Validation,
 }
 
-/// What we read of a token. Anything else in it is somebody else's business.
+/// What we read of a token. Other claims are ignored.
 #[derive(Deserialize)]
 struct Claims {
     sub: String,

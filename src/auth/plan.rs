@@ -1,9 +1,9 @@
-//! What the configuration says of who may come in.
+//! Authentication as configured.
 
 use crate::policy::rights::Rights;
 use std::fmt;
 
-/// Who may come in.
+/// Who is admitted, and with which rights.
 #[derive(Clone)]
 pub struct AuthPlan {
     /// Whether clients without a token may.

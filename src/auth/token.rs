@@ -1,4 +1,4 @@
-//! Making a token: for `campanile token`, and for tests of whoever checks them.
+//! Making a token: for `campanile token`, and for tests.
 
 use super::ANONYMOUS_PREFIX;
 use crate::ids::is_name;

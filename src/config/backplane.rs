@@ -7,7 +7,7 @@
 //! redis+cluster://…@h1[:6379],h2                      a Cluster, found through any of these
 //! ```
 //!
-//! `rediss` instead of `redis` speaks TLS, to sentinels too. User and password are those of the
+//! `rediss` instead of `redis` means TLS, to sentinels too. User and password are those of the
 //! servers; those of sentinels stand in the query (`?sentinel_user=…&sentinel_password=…`).
 //!
 //! Invariant: what [`RedisServers::read`] accepts names at least one host, and none twice.
@@ -55,7 +55,7 @@ pub enum Deployment {
 /// How to come in to a server.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Login {
-    /// Whether it speaks TLS.
+    /// Whether connections use TLS.
     pub is_tls: bool,
     /// `user:password@`, percent-encoded as in the URL, or nothing.
     credentials: String,
@@ -99,9 +99,7 @@ impl RedisServers {
     /// Reads a URL. The error says what is wrong with it, and nothing of what stands in it.
     pub fn read(text: &str) -> Result<RedisServers, String> {
         if text.contains('#') {
-            return Err(
-                "Nothing may stand behind a #; in a password it is written %23. ".to_owned()
-            );
+            return Err("Nothing may follow a #; in a password it is written %23. ".to_owned());
         }
         let parts = Parts::of(text)?;
         let port = if parts.kind == "sentinel" { 26379 } else { 6379 };
@@ -122,12 +120,12 @@ impl RedisServers {
                 return Err("A Cluster has no numbered databases. ".to_owned());
             }
             "cluster" if !parts.query.is_empty() => {
-                return Err("Behind the hosts of a Cluster nothing is known. ".to_owned());
+                return Err("Nothing may follow the hosts of a Cluster. ".to_owned());
             }
             "cluster" => Deployment::Cluster(addresses),
             _ => {
                 let Some((names, path)) = parts.path.split_first() else {
-                    return Err("The URL names no master behind the sentinels. ".to_owned());
+                    return Err("The URL names no master after the sentinels. ".to_owned());
                 };
                 login.db = db(path)?;
                 let masters: Vec<String> = names.split(',').map(str::to_owned).collect();
@@ -210,7 +208,7 @@ fn has_double(names: &[String], is_same: impl Fn(&str, &str) -> bool) -> bool {
 fn understood(login: Login) -> Result<Login, String> {
     match is_text(&login.credentials) {
         true => Ok(login),
-        false => Err("User or password is no UTF-8 behind its percent-encoding. ".to_owned()),
+        false => Err("User or password is not UTF-8 after percent-decoding. ".to_owned()),
     }
 }
 
@@ -250,7 +248,7 @@ fn sentinel_login(parts: &Parts<'_>) -> Result<Login, String> {
             Some(("sentinel_password", value)) => password = value,
             _ => {
                 let known = "sentinel_user and sentinel_password";
-                return Err(format!("Behind the ? only {known} are known. "));
+                return Err(format!("After the ? only {known} are known. "));
             }
         }
     }

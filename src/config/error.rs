@@ -1,4 +1,4 @@
-//! What an operator did wrong, said so that they can mend it without opening a manual.
+//! Configuration errors, with what would be right, so that nobody has to open a manual.
 
 use super::SETTINGS;
 use std::fmt;
@@ -29,23 +29,23 @@ impl fmt::Display for ValueSource {
     }
 }
 
-/// One thing that is wrong.
+/// One error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConfigError {
     /// A value out of its range.
     BadValue {
         /// Which setting.
         key: &'static str,
-        /// What was said; secrets are already replaced.
+        /// The value as given; secrets are already replaced.
         shown: String,
         /// Where.
         source: ValueSource,
         /// What more there is to say, ending in a space; or nothing.
         reason: String,
     },
-    /// Something that is not a setting.
+    /// A key that is not a setting.
     UnknownKey {
-        /// What was said.
+        /// The key as given.
         key: String,
         /// Where.
         source: ValueSource,
@@ -86,7 +86,7 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// Everything that is wrong, so that it is mended in one go.
+/// All errors, so that they can be corrected in one go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors(pub Vec<ConfigError>);
 
@@ -101,18 +101,18 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// The known spelling nearest to `said`, if any is near: `spell` tells how a setting is spelled there.
-pub(super) fn nearest(said: &str, spell: impl Fn(&super::Setting) -> String) -> Option<String> {
-    let said_last = said.rsplit('.').next().unwrap_or(said);
+/// The known spelling nearest to `given`, if any is near. `spell` is how a setting is spelled there.
+pub(super) fn nearest(given: &str, spell: impl Fn(&super::Setting) -> String) -> Option<String> {
+    let given_last = given.rsplit('.').next().unwrap_or(given);
     let near = |setting: &super::Setting| {
         let whole = spell(setting);
         // `message_bytes_max` at the top level lacks only its section.
         let last = whole.rsplit('.').next().unwrap_or(&whole);
-        let edits = edits(said, &whole).min(1 + edits(said_last, last));
+        let edits = edits(given, &whole).min(1 + edits(given_last, last));
         (edits, whole)
     };
     let (edits, best) = SETTINGS.iter().map(near).min()?;
-    (edits <= 1 + said.len() / 5).then_some(best)
+    (edits <= 1 + given.len() / 5).then_some(best)
 }
 
 /// Levenshtein's distance in bytes.

@@ -1,4 +1,4 @@
-//! From what was said (flags, environment, file) to a `Config`, or to everything that is wrong.
+//! From flags, environment and file to a `Config`, or to all errors at once.
 //!
 //! Invariant: this module opens nothing. The file's text and the environment are arguments.
 
@@ -9,7 +9,7 @@ use super::{
 use crate::policy::namespaces::Namespaces;
 use toml::de::{DeTable, DeValue};
 
-/// A file and what it says.
+/// A file and its text.
 #[derive(Clone, Debug)]
 pub struct FileText {
     /// As the operator named it.
@@ -18,7 +18,7 @@ pub struct FileText {
     pub text: String,
 }
 
-/// What the operator said, and where.
+/// All that an operator configures, by where it stands.
 #[derive(Clone, Debug, Default)]
 pub struct ConfigSources {
     /// Keys (not flag names) and values.
@@ -30,16 +30,16 @@ pub struct ConfigSources {
 }
 
 impl Config {
-    /// Puts together what was said. Flags win over the environment, which wins over the file.
-    pub fn load(said: &ConfigSources) -> Result<Config, ConfigErrors> {
+    /// Merges the sources. Flags win over the environment, which wins over the file.
+    pub fn load(sources: &ConfigSources) -> Result<Config, ConfigErrors> {
         let mut loading = Loading { config: Config::default(), errors: Vec::new() };
-        if let Some(file) = &said.file {
+        if let Some(file) = &sources.file {
             loading.file(file);
         }
-        for (name, value) in &said.env {
+        for (name, value) in &sources.env {
             loading.env(name, value);
         }
-        for (key, value) in &said.flags {
+        for (key, value) in &sources.flags {
             let setting = setting(key).expect("flags are made from settings");
             loading.set(setting, value, ValueSource::Flag(format!("--{}", setting.flag())));
         }
@@ -100,11 +100,11 @@ impl Loading {
             let source = ValueSource::File { path: file.path.clone(), line };
             let key = format!("{section}{}", name.get_ref());
             if let (
-                Some(said @ Setting { kind: ValueKind::Namespaces, .. }),
+                Some(setting @ Setting { kind: ValueKind::Namespaces, .. }),
                 DeValue::Table(spaces),
             ) = (setting(&key), value.get_ref())
             {
-                self.namespaces(file, said, spaces);
+                self.namespaces(file, setting, spaces);
                 continue;
             }
             match (setting(&key), value.get_ref()) {
@@ -136,12 +136,12 @@ impl Loading {
         for (space, settings) in spaces {
             let space_line = line_of(&file.text, space.span().start);
             let DeValue::Table(settings) = settings.get_ref() else {
-                let said = format!("{} = …", space.get_ref());
+                let shown = format!("{} = …", space.get_ref());
                 self.bad_space(
                     file,
                     setting,
                     space_line,
-                    said,
+                    shown,
                     "Its value is not a table. ".into(),
                 );
                 continue;
@@ -151,8 +151,8 @@ impl Loading {
                     text_of(value.get_ref()).unwrap_or_else(|| kind_of(value.get_ref()).into());
                 if let Err(reason) = all.set(space.get_ref(), key.get_ref(), &text) {
                     let line = line_of(&file.text, key.span().start);
-                    let said = format!("{}: {}={text}", space.get_ref(), key.get_ref());
-                    self.bad_space(file, setting, line, said, reason);
+                    let shown = format!("{}: {}={text}", space.get_ref(), key.get_ref());
+                    self.bad_space(file, setting, line, shown, reason);
                 }
             }
         }

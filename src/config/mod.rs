@@ -5,8 +5,8 @@
 //! and the table of docs/configuration.md. So they cannot disagree, and a new limit cannot be
 //! forgotten in one.
 //!
-//! Precedence: flag, then environment, then file, then default. What is wrong is the operator's to
-//! mend, so all of it is told at once: the key, the value, where it came from, what would be right.
+//! Precedence: flag, then environment, then file, then default. All errors are
+//! reported at once, each with the key, the value, where it came from and what would be right.
 //!
 //! Invariant: nothing here looks at the machine. What the values *mean* there is `plan.rs`.
 
@@ -90,7 +90,7 @@ macro_rules! settings {
         own { $( $field:ident : $type:ty, $key:literal, $default:literal, $kind:expr, $doc:literal; )+ }
         limits { $( $limit:ident, $limit_kind:expr, $limit_doc:literal; )+ }
     ) => {
-        /// What the operator said, or the defaults where they said nothing.
+        /// The configuration: what was set, and defaults for the rest.
         #[derive(Clone, PartialEq)]
         // Settings are described for a terminal.
         #[allow(rustdoc::bare_urls, rustdoc::broken_intra_doc_links)]
@@ -289,7 +289,7 @@ impl Config {
         };
         because(
             self.auth_anonymous == Some(false) && self.auth_hmac_secret.is_none(),
-            "auth.anonymous = false without auth.hmac_secret: nobody could connect. Set \
+            "auth.anonymous = false without auth.hmac_secret: no client could connect. Set \
              auth.hmac_secret, or leave auth.anonymous out"
                 .to_owned(),
         );
@@ -328,7 +328,7 @@ impl Config {
             matches!(&self.backplane, BackplaneUrl::Redis(servers) if !servers.login.is_tls);
         because(
             self.redis_tls_ca_file.is_some() && is_plain,
-            "redis.tls_ca_file is set, and backplane is redis://, which speaks without TLS. Write \
+            "redis.tls_ca_file is set, and backplane is redis://, which is without TLS. Write \
              rediss:// for the latter, or leave the former out"
                 .to_owned(),
         );

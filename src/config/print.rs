@@ -19,7 +19,7 @@ pub fn sample() -> String {
             write!(out, "\n[{section}]\n").expect("a String takes everything");
         }
         if matches!(setting.kind, ValueKind::Namespaces) {
-            continue; // its tables stand behind all other keys
+            continue; // its tables stand after all other keys
         }
         let (doc, value) = (wrap(setting.doc), toml_value(setting, &setting.default_text()));
         let wanted = wrap(&format!("Takes {}.", setting.kind.wanted()));

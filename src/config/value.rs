@@ -58,7 +58,7 @@ pub enum ValueKind {
     Rights,
     /// A list of rights, or `auto`.
     RightsAuto,
-    /// What is said of namespaces.
+    /// Namespaces and their settings.
     Namespaces,
 }
 

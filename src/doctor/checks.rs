@@ -34,13 +34,13 @@ const NODE_BYTES: u64 = 128 * 1024 * 1024;
 /// One connection, its kernel's socket included (7.5 KB for both ends were measured, rounded up to
 /// be on the safe side for one).
 const CONNECTION_BYTES: u64 = 5 * 1024;
-/// A new Linux's own `net.core.somaxconn`; fewer is a host that somebody has narrowed.
+/// A new Linux's own `net.core.somaxconn`; fewer is a host that was configured so.
 const BACKLOG_MIN: u64 = 4096;
 /// What each listener asks for, so more is of no use.
 const BACKLOG_MAX: u64 = 65_535;
 /// One page: below it not even one small frame is sure of its place when memory is short.
 const BUFFER_BYTES_MIN: u64 = 4096;
-/// Threads beside the shards: main, backplane, ops, signals, and a margin.
+/// Threads other than shards: main, backplane, ops, signals, and a margin.
 const THREADS_OF_NODE: u64 = 16;
 /// Rings of a shard, where rings count as locked memory.
 const RING_BYTES: u64 = 1 << 20;
@@ -61,8 +61,8 @@ struct Need {
 impl Need {
     fn of(facts: &Facts, question: &DoctorRequest) -> Need {
         let config = &question.config;
-        let said = [config.shards as u64, config.cores.len() as u64, facts.tried.cores];
-        let shards = said.into_iter().find(|n| *n > 0).unwrap_or(1);
+        let candidates = [config.shards as u64, config.cores.len() as u64, facts.tried.cores];
+        let shards = candidates.into_iter().find(|n| *n > 0).unwrap_or(1);
         let connections = question.connections;
         let has_private_tables = config.private_fd_tables;
         let tables = if has_private_tables { shards } else { 1 };
@@ -89,7 +89,7 @@ fn share(connections: u64, parts: u64) -> u64 {
     if parts == 1 { mean } else { connections.min(mean + 4 * mean.isqrt()) }
 }
 
-/// Files beside connections.
+/// Open files other than connections.
 fn files_of(shards: u64) -> u64 {
     FILES_OF_NODE + FILES_OF_SHARD * shards
 }

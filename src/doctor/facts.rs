@@ -186,7 +186,7 @@ fn version(release: &str) -> Option<(u64, u64)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// Whether anything that speaks Redis answers there. A server that wants a password or TLS answers
+/// Whether a Redis server answers at that address. A server that wants a password or TLS answers
 /// differently; that it answers is what is asked here.
 fn redis(backplane: &BackplaneUrl) -> Option<(String, Option<String>)> {
     let BackplaneUrl::Redis(servers) = backplane else { return None };

@@ -1,4 +1,4 @@
-//! `campanile doctor`: what this host lacks for so many connections, and the line that fixes it.
+//! `campanile doctor`: whether this host is set up for so many connections, and what to change.
 //!
 //! First all facts are read (`facts.rs`), then judged by a pure function (`checks.rs`), then printed.
 //! A fact that cannot be read is a finding too, but not a lack: nobody can fix what may be in order.

@@ -62,7 +62,7 @@ pub fn run(args: LoadArgs) -> ExitCode {
             if report.ok { printed } else { ExitCode::FAILURE }
         }
         Err(error) => {
-            terminal::tell(&format!("campanile load: {error}\n"));
+            terminal::print_error(&format!("campanile load: {error}\n"));
             ExitCode::from(2)
         }
     }

@@ -7,11 +7,11 @@
 //!
 //! Each field is declared once, with its metric name, kind and help text; `/metrics` renders
 //! [`Metric`] lists and knows no field by name. Names follow Prometheus: base units (seconds,
-//! bytes), the unit in the name, `_total` behind what only grows. A field may count in a smaller
+//! bytes), the unit in the name, `_total` for what only grows. A field may count in a smaller
 //! unit (`Gauge / 1000` of milliseconds); what is exposed is divided.
 //!
-//! What we count is always known (`u64`). What somebody else counts may not be (`Option<u64>`): an
-//! unknown number is left out of every list, because a 0 that nobody measured is a lie.
+//! What we count is always known (`u64`). What a server reports may not be (`Option<u64>`): an
+//! unknown number is left out of every list, because a 0 that was not measured is wrong.
 
 pub mod histogram;
 
@@ -314,7 +314,7 @@ counters! {
 }
 
 numbers! {
-    /// What is counted of the log, by whoever logs and by the thread that writes it.
+    /// What is counted of the log, by the threads that log and the one that writes.
     LogCounters of u64 {
         queue_bytes: Gauge "log_queue_bytes" "Bytes of log lines that wait to be written to stderr",
         dropped_full: Counter "log_lines_dropped_total"["reason" = "queue_full"] "Log lines that were dropped, by reason",

@@ -1,4 +1,4 @@
-//! What a Redis server says of itself, as far as its operators have to know it.
+//! What a Redis server reports (INFO, CONFIG GET, CLIENT LIST), and what is unsafe about it.
 //!
 //! Every number may be missing: servers of different ages and makers say different things, managed
 //! ones refuse questions, and a server that does not answer says nothing. [`advice`] judges what is
@@ -88,7 +88,7 @@ numbers! {
     }
 }
 
-/// What somebody should know of a server's settings.
+/// A warning or a note about a server's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Advice {
     /// The setting, as Redis calls it.
@@ -157,7 +157,7 @@ fn eviction_advice(numbers: &RedisNumbers) -> Option<Advice> {
         about: "maxmemory-policy",
         is_warning: true,
         text: "maxmemory-policy is one of allkeys-*: when memory is full, Redis lets go of \
-               whatever it likes, without an error that anybody sees"
+               any key, and no command returns an error"
             .to_owned(),
         write: "CONFIG SET maxmemory-policy noeviction (redis.conf: maxmemory-policy noeviction)",
     })
@@ -179,7 +179,7 @@ fn volatile_advice(numbers: &RedisNumbers) -> Option<Advice> {
         about: "maxmemory-policy",
         is_warning: false,
         text: "maxmemory-policy is one of volatile-*: when memory is full, histories are cut; who \
-               comes back then is told recovered:false"
+               joins with since then gets recovered:false"
             .to_owned(),
         write: "CONFIG SET maxmemory-policy noeviction (redis.conf: maxmemory-policy noeviction) \
                 where publishes are to fail instead",
@@ -205,7 +205,7 @@ fn saving_advice(numbers: &RedisNumbers) -> Option<Advice> {
         about: "appendonly",
         is_warning: false,
         text: "appendonly is no and save is empty: a restart of Redis loses every history; who \
-               comes back then is told recovered:false"
+               joins with since then gets recovered:false"
             .to_owned(),
         write: "CONFIG SET appendonly yes (redis.conf: appendonly yes)",
     })
@@ -217,7 +217,7 @@ fn cut_off_advice(numbers: &RedisNumbers) -> Option<Advice> {
         is_warning: false,
         text: "cluster-allow-pubsubshard-when-down is yes: a master that is cut off from the rest of \
                its Cluster goes on taking messages without history, and only who is cut off with it \
-               hears them, until a node learns elsewhere that it was replaced"
+               receives them, until a node learns elsewhere that it was replaced"
             .to_owned(),
         write: "CONFIG SET cluster-allow-pubsubshard-when-down no (redis.conf: \
                 cluster-allow-pubsubshard-when-down no)",
@@ -349,9 +349,9 @@ mod tests {
         let bad = RedisNumbers { evicts_all: Some(1), memory_max_bytes: Some(0), ..good() };
         assert_eq!(abouts(&bad, false), [("maxmemory-policy", true), ("maxmemory", false)]);
         let output = RedisNumbers { output_limit_bytes: Some(33_554_432), ..good() };
-        let told = &advice(&output, false)[0];
-        assert!(told.text.contains("33554432"), "{told:?}");
-        assert!(told.write.contains("CONFIG SET client-output-buffer-limit"), "{told:?}");
+        let advice = &advice(&output, false)[0];
+        assert!(advice.text.contains("33554432"), "{advice:?}");
+        assert!(advice.write.contains("CONFIG SET client-output-buffer-limit"), "{advice:?}");
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //! how they belong together.
 //!
 //! Servers come and go, so this is no row of atomics: the backplane makes a [`Picture`] when
-//! something is new, and whoever is asked looks at the newest one. What merely passes, the age of a
-//! canary, is not in it as a number but as the moment it counts from: nothing has to be made anew
+//! something is new, and whoever is asked looks at the newest one. What changes with time alone, the age of a
+//! canary, is not in it as a number but as the moment it counts from: nothing has to be made again
 //! because time has passed.
 //!
 //! Invariant: a picture never changes, and no password is in it.
@@ -40,7 +40,7 @@ numbers! {
 /// What is known of one server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerNumbers {
-    /// `host:port`; where nobody knows yet where it is, what it is called.
+    /// `host:port`; while its address is not known, its name.
     pub server: String,
     /// What sentinels call it.
     pub name: Option<String>,

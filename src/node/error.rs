@@ -20,15 +20,15 @@ impl StartError {
         StartError::Machine(error.to_string())
     }
 
-    /// Tells the operator; answers the exit code.
-    pub fn tell(self) -> ExitCode {
+    /// Prints the reason to standard error; answers the exit code.
+    pub fn report(self) -> ExitCode {
         match self {
             StartError::Config(errors) => {
-                terminal::tell(&errors.to_string());
+                terminal::print_error(&errors.to_string());
                 ExitCode::from(2)
             }
             StartError::Machine(message) => {
-                terminal::tell(&format!("campanile: {message}.\n"));
+                terminal::print_error(&format!("campanile: {message}.\n"));
                 ExitCode::FAILURE
             }
         }

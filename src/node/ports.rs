@@ -15,7 +15,7 @@ pub struct Ports {
     /// The operators' port, listening.
     pub ops: TcpListener,
     /// The public port, bound and not listening: it holds the number until the end, and the kernel
-    /// hands no connection to it. The shards bind theirs beside it (SO_REUSEPORT).
+    /// hands no connection to it. The shards bind the same port (SO_REUSEPORT).
     pub held: Socket,
 }
 
@@ -72,7 +72,7 @@ fn bound(addr: SocketAddr, reuse_port: bool) -> io::Result<Socket> {
 fn bind_advice(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            "another process listens there (`ss -ltnp` tells which). Write another port".into()
+            "another process listens there (`ss -ltnp` shows which). Write another port".into()
         }
         io::ErrorKind::PermissionDenied => {
             "not permitted. Write a port from 1024 on, or grant CAP_NET_BIND_SERVICE".into()

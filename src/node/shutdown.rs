@@ -1,7 +1,7 @@
 //! From the first ready moment to the end: signals, the drain, the exit code.
 //!
-//! The first SIGTERM or SIGINT makes the node not ready and tells every shard to send its clients
-//! away, spread over `drain_ms`; it ends when the shards have, and the backplane behind them. The
+//! The first SIGTERM or SIGINT makes the node not ready and makes every shard close its
+//! connections, spread over `drain_ms`; it ends when the shards have, and the backplane after them. The
 //! second one ends the process on the spot.
 //!
 //! Invariant: runs on the main thread, which does nothing else; a few wakes a second are all.
@@ -31,13 +31,13 @@ pub struct RunningNode {
     pub ops: OpsEnd,
     /// The shards' threads, in the order of their ids.
     pub shards: Vec<JoinHandle<()>>,
-    /// The backplane's thread. It ends by itself behind the last shard, when no publish waits.
+    /// The backplane's thread. It ends by itself after the last shard, when no publish waits.
     pub backplane: JoinHandle<()>,
     /// The public port's number, held for as long as the node lives.
     pub held: Socket,
 }
 
-/// How often main looks around while it waits for something that has no signal.
+/// Poll interval of the main thread while it waits for something that has no signal.
 const GLANCE: Duration = Duration::from_millis(5);
 
 /// Catches SIGTERM and SIGINT from here on. Before the first thread, so that none is missed.
@@ -47,10 +47,10 @@ pub fn signals() -> Result<Signals, StartError> {
 
 /// Says when the node listens, waits for a signal, drains; answers the exit code.
 pub fn until_the_end(node: RunningNode, mut signals: Signals) -> ExitCode {
-    let Ok(told_early) = announce(&node, &mut signals) else {
+    let Ok(early_signal) = announce(&node, &mut signals) else {
         return ExitCode::FAILURE;
     };
-    let signal = told_early.or_else(|| signals.forever().next());
+    let signal = early_signal.or_else(|| signals.forever().next());
     tracing::info!(signal, drain_ms = node.plan.drain_ms, "draining; a second signal ends at once");
     drain(node, &mut signals)
 }
@@ -90,9 +90,9 @@ fn drain(node: RunningNode, signals: &mut Signals) -> ExitCode {
     let over_ms = plan.drain_ms;
     let patience = Duration::from_millis(over_ms + 2 * plan.limits.close_timeout_ms);
     let deadline = Instant::now() + patience;
-    let mut untold: Vec<ShardId> = plan.shards.iter().map(|shard| shard.id).collect();
+    let mut unnotified: Vec<ShardId> = plan.shards.iter().map(|shard| shard.id).collect();
     loop {
-        untold.retain(|shard| ops.try_send(*shard, Downlink::Drain { over_ms }).is_err());
+        unnotified.retain(|shard| ops.try_send(*shard, Downlink::Drain { over_ms }).is_err());
         let left = shards.iter().filter(|thread| !thread.is_finished()).count();
         let has_sent_all = backplane.is_finished();
         if left == 0 && has_sent_all {
@@ -103,7 +103,7 @@ fn drain(node: RunningNode, signals: &mut Signals) -> ExitCode {
             tracing::warn!(
                 shards = left,
                 has_sent_all,
-                "not everything was finished in time; ending anyway"
+                "the drain did not finish in time; ending anyway"
             );
             return ExitCode::SUCCESS;
         }
@@ -167,7 +167,7 @@ mod tests {
         let (health, ops) = (node.health.clone(), node.ops.clone());
         health.shard_listens();
         let caught = signals().unwrap();
-        // A full channel: the drain must be told as soon as there is room.
+        // A full channel: the drain must be sent as soon as there is room.
         assert!(ops.try_send(ShardId(0), Downlink::Lost { to: no_topic(), count: 1 }).is_ok());
         let main = std::thread::spawn(move || until_the_end(node, caught));
         raise(SIGTERM).unwrap();
@@ -175,7 +175,7 @@ mod tests {
         assert!(matches!(end.try_recv(), Some(Downlink::Lost { .. })));
         until(|| matches!(end.try_recv(), Some(Downlink::Drain { over_ms: 0 })));
         let_go.store(1, Ordering::Relaxed);
-        // What the shard has said last may still be on its way out of the backplane.
+        // The shard's last publishes may still be on their way out of the backplane.
         std::thread::sleep(10 * GLANCE);
         assert!(!main.is_finished());
         let_go.store(2, Ordering::Relaxed);
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(main.join().unwrap(), ExitCode::from(130));
         let_go.store(2, Ordering::Relaxed);
 
-        // A shard that does not finish, and nobody who asks: patience has an end.
+        // A shard that does not finish: the drain has a deadline.
         let let_go = Arc::new(AtomicU8::new(0));
         let (node, _end) = running_node(&let_go, 1);
         let caught = signals().unwrap();

@@ -21,9 +21,9 @@ pub fn abort_on_panic() {
         let trace = Backtrace::capture();
         let trace = match trace.status() {
             BacktraceStatus::Captured => trace.to_string(),
-            _ => "RUST_BACKTRACE=1 shows how it came there\n".to_owned(),
+            _ => "RUST_BACKTRACE=1 shows the call stack\n".to_owned(),
         };
-        terminal::tell(&format!(
+        terminal::print_error(&format!(
             "\nthread '{name}' {panic}\n{trace}campanile: this is a bug; the process ends, so that no \
              half of it looks alive\n"
         ));
@@ -40,8 +40,8 @@ pub fn settle_shard(plan: &Plan, shard: &ShardPlan) -> io::Result<()> {
     Ok(())
 }
 
-/// Pins the calling thread and says how it is scheduled. Not being allowed to costs speed, not
-/// correctness.
+/// Pins the calling thread and sets its scheduling policy. Where that is not permitted, it costs
+/// speed, not correctness.
 pub fn settle(scheduling: Scheduling, cores: &[usize]) {
     if let Err(error) = sys::pin_to_cores(cores) {
         tracing::warn!(?cores, %error, "a thread could not be pinned");
@@ -53,14 +53,14 @@ pub fn settle(scheduling: Scheduling, cores: &[usize]) {
     }
 }
 
-/// What the backplane's thread does first: the same, and goes before the shards. Where there are
-/// fewer cores than threads, those many are not to keep the one waiting that all of them wait for.
+/// What the backplane's thread does first: the same, with a higher priority than the shards: with
+/// fewer cores than threads the one that all shards wait for must not wait for them.
 pub fn settle_backplane(plan: &Plan) {
     settle(plan.scheduling, &plan.other_cores);
     if plan.backplane_priority > 0
         && let Err(error) = sys::go_first(plan.backplane_priority)
     {
-        tracing::info!(%error, "backplane_priority: the backplane's thread goes as the others do");
+        tracing::info!(%error, "backplane_priority could not be set: the backplane's thread has the shards' priority");
     }
 }
 
@@ -76,7 +76,7 @@ pub fn thread(
         let name = name.clone();
         move || match run() {
             Ok(()) if health.ready(0) == Err(NotReady::Draining) => {}
-            Ok(()) => end_loudly(&name, "it ended without being told to"),
+            Ok(()) => end_loudly(&name, "it ended although the node was not draining"),
             Err(error) => end_loudly(&name, &error.to_string()),
         }
     });
@@ -85,6 +85,6 @@ pub fn thread(
 
 fn end_loudly(thread: &str, why: &str) {
     tracing::error!(thread, why, "a thread has failed; the process ends");
-    terminal::tell(&format!("campanile: {thread}: {why}\n"));
+    terminal::print_error(&format!("campanile: {thread}: {why}\n"));
     std::process::exit(1);
 }

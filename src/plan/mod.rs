@@ -1,9 +1,9 @@
 //! What the configuration means on this machine.
 //!
-//! [`resolve`] is a pure function of what the operator said and what the machine is. It settles
+//! [`resolve`] is a pure function of configuration and machine. It settles
 //! what was left open (how many shards, on which cores, who may come in without a token), lowers
-//! what the machine cannot give, and says so in notices, which the caller logs. Whatever it cannot
-//! settle is the operator's to mend.
+//! what the machine cannot give, and says so in notices, which the caller logs. What it cannot settle is
+//! an error of the configuration.
 //!
 //! Invariant: nothing is opened, started or asked here, and no `Debug` output holds a secret.
 
@@ -124,7 +124,7 @@ pub struct Machine {
     pub memory_bytes: Option<u64>,
 }
 
-/// A plan, and what the operator should hear about it.
+/// A plan, and what is logged about it at start.
 #[derive(Debug)]
 pub struct Planned {
     /// The plan.
@@ -136,7 +136,7 @@ pub struct Planned {
 /// Something to be logged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StartupNotice {
-    /// Whether somebody should do something about it.
+    /// Whether an operator should act on it.
     pub is_warning: bool,
     /// What there is to say.
     pub text: String,
@@ -154,7 +154,7 @@ pub(crate) const FILES_OF_SHARD: u64 = 16;
 /// A secret shorter than its digest is easier to guess than it need be (RFC 7518 §3.2).
 const SECRET_BYTES_GOOD: usize = 32;
 
-/// Settles everything, or says what has to be mended first.
+/// Settles everything, or reports what is wrong with the configuration.
 pub fn resolve(config: &Config, machine: &Machine) -> Result<Planned, ConfigErrors> {
     let cores = shard_cores(config, machine)?;
     let shards = if config.shards == 0 { cores.len() } else { config.shards };
@@ -316,7 +316,7 @@ fn notices(config: &Config, machine: &Machine, plan: &Plan) -> Vec<StartupNotice
     }
     if plan.auth.hmac_secret.is_none() {
         notices.push(warning(
-            "auth.hmac_secret is not set: ANYBODY WHO REACHES THE PORT MAY CONNECT, WITHOUT A \
+            "auth.hmac_secret is not set: EVERY CLIENT THAT REACHES THE PORT MAY CONNECT, WITHOUT A \
              NAME, and may do what auth.anonymous_rights says. Set it before others can reach this"
                 .to_owned(),
         ));
@@ -330,7 +330,7 @@ fn notices(config: &Config, machine: &Machine, plan: &Plan) -> Vec<StartupNotice
     if plan.namespaces.want_replicas() && matches!(plan.backplane, BackplanePlan::Memory) {
         notices.push(warning(
             "durability = replicated means nothing with backplane = memory: there is no replica, and \
-             what is kept is gone when this process ends"
+             stored messages are gone when this process ends"
                 .to_owned(),
         ));
     }
@@ -371,7 +371,7 @@ pub struct BudgetLine {
     pub bytes_each: u64,
 }
 
-/// A connection without anything to hear: its own state, its future, its places in topics.
+/// An idle connection: its own state, its future, its places in topics.
 const CONNECTION_BYTES: u64 = 512;
 /// A topic without members: its names in the shard and in the backplane, and its places in tables.
 const TOPIC_BYTES: u64 = 512;
@@ -379,7 +379,7 @@ const TOPIC_BYTES: u64 = 512;
 const PRESENCE_BYTES: u64 = 1024;
 /// A member who acknowledges: what it has acknowledged, and its places in tables.
 const ACK_BYTES: u64 = 64;
-/// An item in a channel, beside its payload.
+/// An item in a channel, without its payload.
 const ITEM_BYTES: u64 = 128;
 
 impl MemoryBudget {
@@ -400,7 +400,7 @@ impl MemoryBudget {
             BackplanePlan::Redis(_) => limits.publish_queue_bytes_max as u64,
         };
         let is_alone = matches!(plan.backplane, BackplanePlan::Memory);
-        let kept = is_alone && plan.namespaces.have_history();
+        let has_histories = is_alone && plan.namespaces.have_history();
         let present = match plan.namespaces.have_presence() {
             true => connections * limits.rooms_per_connection_max as u64,
             false => 0,
@@ -430,7 +430,7 @@ impl MemoryBudget {
             line("downlink backlogs", shards, limits.downlink_backlog_bytes_max as u64),
             line("read buffers", shards, limits.read_turn_bytes_max as u64),
             line("publish queue", 1, waiting),
-            line("histories", u64::from(kept), limits.history_bytes_max as u64),
+            line("histories", u64::from(has_histories), limits.history_bytes_max as u64),
             line("presences", present, PRESENCE_BYTES),
             line("acknowledging members", acknowledging, ACK_BYTES),
         ])

@@ -110,7 +110,7 @@ fn a_node_without_a_secret_or_with_a_short_one_says_so_loudly() {
         let warnings = planned.notices.into_iter().filter(|notice| notice.is_warning);
         warnings.map(|notice| notice.text).collect::<Vec<_>>()
     };
-    assert!(warned(&[])[0].contains("ANYBODY"));
+    assert!(warned(&[])[0].contains("EVERY CLIENT"));
     assert!(warned(&[("auth.hmac_secret", "12345678")])[0].contains("32 bytes"));
     let long = "0123456789abcdef0123456789abcdef";
     assert_eq!(warned(&[("auth.hmac_secret", long)]), [] as [String; 0]);

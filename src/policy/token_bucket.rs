@@ -1,7 +1,7 @@
 //! A bucket of tokens: so many a second, and so many at once.
 //!
 //! It is one number: the moment at which it would be full again, which every token that is taken moves
-//! on by one interval. So whoever is quiet does nothing for its bucket.
+//! on by one interval. So an idle owner does nothing for its bucket.
 //!
 //! Invariant: pure; time is an argument, in nanoseconds since any fixed moment.
 
@@ -13,7 +13,7 @@ pub struct TokenBucket {
     interval_ns: u64,
     /// How far ahead of now `full_ns` may be for another token to be there.
     ahead_ns_max: u64,
-    /// When it will be full, if nobody takes any more.
+    /// When it will be full, if nothing more is taken.
     full_ns: u64,
 }
 

@@ -283,7 +283,7 @@ fn a_cluster_is_told_master_by_master_and_a_failover_is_counted() {
     let moved = node.metric("campanile_backplane_partitions_reassigned_total");
     assert!((200..500).contains(&moved), "a third of 1024, not {moved}");
     assert_eq!(node.metric("campanile_backplane_reassignment_wait_seconds"), 0);
-    assert_eq!(all_stats(&node)["moves"]["partitions"], moved);
+    assert_eq!(all_stats(&node)["reassignments"]["partitions"], moved);
 }
 
 #[test]
@@ -297,7 +297,7 @@ fn sentinels_that_answer_are_counted_and_a_switch_takes_the_numbers_to_the_new_m
     });
     assert_eq!(node.metric("campanile_redis_sentinels_configured"), 3);
     let told = all_stats(&node);
-    assert_eq!(told["sentinels"]["silent"], Value::Array(vec![]));
+    assert_eq!(told["sentinels"]["unreachable"], Value::Array(vec![]));
     assert_eq!(told["servers"][0]["name"], "mymaster");
     wait_until("a replica is made master", || all.failover());
     wait_until("it is followed", || {
@@ -308,7 +308,7 @@ fn sentinels_that_answer_are_counted_and_a_switch_takes_the_numbers_to_the_new_m
     assert!(node.metric("campanile_backplane_failovers_total") >= 1);
     all.sentinels[2].kill();
     wait_until("one is missed", || node.metric("campanile_redis_sentinels_answering") == 2);
-    let silent = all_stats(&node)["sentinels"]["silent"].take();
+    let silent = all_stats(&node)["sentinels"]["unreachable"].take();
     assert_eq!(silent[0]["sentinel"], format!("127.0.0.1:{}", all.sentinels[2].port));
     assert!(node.is_ready(), "two are enough");
 }
