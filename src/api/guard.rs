@@ -134,6 +134,16 @@ mod tests {
     }
 
     #[test]
+    fn without_a_key_nobody_may_come_from_the_public_port() {
+        let status = |is_public, key| {
+            may_come_from(is_public, key).err().map(|refused| refused.status.as_u16())
+        };
+        assert_eq!(status(true, None), Some(404), "whatever its address");
+        assert_eq!(status(true, Some("0123456789")), None);
+        assert_eq!(status(false, None), None);
+    }
+
+    #[test]
     fn with_a_key_whoever_shows_it_may_enter_and_nobody_else() {
         let key = Some("0123456789");
         assert_eq!(enter(key, THERE, &[("authorization", "Bearer 0123456789")]), None);

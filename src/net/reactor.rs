@@ -465,7 +465,7 @@ impl Reactor {
                 let call = Call { parts, body, shard: self.end.id, conn, peer, place };
                 outcome.is_paused = self.calls.send(call);
                 match outcome.is_paused {
-                    true => self.shard.pause(conn),
+                    true => self.shard.begin_call(conn),
                     false => self.reject(conn, RejectReason::CallsFull),
                 }
             }

@@ -191,11 +191,12 @@ impl Shard {
         if !self.is_handshaking(conn) {
             return;
         }
-        match is_last {
-            true => self.handle_http(conn, response, self.life.now_ms),
-            false => self.queue_reply(conn, response, Follows::More),
+        if !is_last && self.life.drain.is_none() {
+            return self.queue_reply(conn, response, Follows::Question);
         }
-        self.resume(conn);
+        self.handle_http(conn, response, self.life.now_ms);
+        self.forget_questions(conn);
+        self.resume(conn); // The peer's end is waited for.
     }
 
     /// A socket has something to read, or its end. A sign of life, whenever it will be read.
@@ -286,12 +287,22 @@ impl Shard {
             if c.state != ConnState::Handshaking {
                 continue;
             }
-            if c.unread == ReadState::Idle {
-                self.life.timed_out.push_back(conn);
-            } else {
-                // It has said something that we had no time to read: that is not its fault.
-                later.push((now_ms + self.limits.handshake_timeout_ms, conn));
+            match c.unread {
+                ReadState::Idle => {
+                    self.life.timed_out.push_back(conn);
+                    continue;
+                }
+                // Its answer is on its way to it, and it takes nothing of that.
+                ReadState::Paused if !self.waits_for_us(conn) && !c.heard => {
+                    self.life.ended.push_back(conn);
+                    continue;
+                }
+                // It has said something that we had no time to read, or asked something that is
+                // not answered: that is not its fault.
+                ReadState::Queued | ReadState::ToTheEnd | ReadState::Paused => {}
             }
+            self.conns.get_mut(conn.0).expect("it was looked at").heard = false;
+            later.push((now_ms + self.limits.handshake_timeout_ms, conn));
         }
         self.life.handshakes.extend(later);
         while let Some(conn) = due(&mut self.life.closings, now_ms) {
@@ -574,6 +585,8 @@ impl Shard {
     fn send_away(&mut self, conn: ConnId) {
         let Some(c) = self.conns.get(conn.0) else { return };
         match c.state {
+            // Its request was carried out, perhaps: it ends with the answer.
+            ConnState::Handshaking if c.unread == ReadState::Paused => {}
             ConnState::Handshaking => self.life.ended.push_back(conn),
             ConnState::Closing { .. } => {}
             ConnState::Open => {

@@ -10,7 +10,7 @@ const PAGE: usize = 1024;
 const PACKED_BYTES: usize = 18;
 
 // A connection whose client a proxy has named may cost 24 bytes more.
-const _: () = assert!(PACKED_BYTES <= 24);
+const _: () = assert!(size_of::<Page>() <= 24 * PAGE);
 
 /// 16 bytes of address, IPv4 mapped into IPv6 (RFC 4291 §2.5.5.2), and the port. All zeros: none.
 type Packed = [u8; PACKED_BYTES];
@@ -87,7 +87,49 @@ fn unpack(packed: Packed) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::Identity;
+    use crate::ids::{ConnId, NodeId, ShardId};
+    use crate::policy::limits::Limits;
+    use crate::policy::rights::Rights;
+    use crate::protocol::dialect::{Dialect, Encoding};
+    use crate::shard::conn::CloseReason;
+    use crate::shard::delivery::batch::SendBatch;
+    use crate::shard::{Opening, Shard, ShardConfig};
+    use bytes::Bytes;
     use std::collections::HashMap;
+
+    fn shard() -> Shard {
+        let (id, node, limits) = (ShardId(0), NodeId(1), Limits::TINY);
+        let (node_name, namespaces) = ("n".into(), Default::default());
+        Shard::new(ShardConfig { id, node, node_name, limits, namespaces })
+    }
+
+    fn open(shard: &mut Shard) -> ConnId {
+        let conn = shard.handle_accept(7, 0).unwrap();
+        let identity = Identity { user: None, rights: Rights::NONE, expires_unix_s: None };
+        let (response, encoding) = (Bytes::from_static(b"101"), Encoding::of(Dialect::Echo));
+        shard.handle_open(conn, Opening { identity, response, rooms: Vec::new(), encoding });
+        conn
+    }
+
+    #[test]
+    fn an_address_stays_with_its_connection_also_in_another_shard_and_with_nobody_else() {
+        let (mut here, mut there) = (shard(), shard());
+        let peer = Some("192.0.2.7:5000".parse().unwrap());
+        let conn = open(&mut here);
+        assert_eq!(here.named_peer(conn), None);
+        here.handle_named_peer(conn, peer.unwrap());
+        assert_eq!(here.named_peer(conn), peer);
+        let session = here.take_session(conn, &SendBatch::default()).unwrap();
+        assert_eq!((here.named_peer(conn), session.peer), (None, peer));
+        let moved = there.put_session(Box::new(session), 8, 0).unwrap();
+        assert_eq!(there.named_peer(moved), peer);
+        there.handle_peer_gone(moved, CloseReason::Gone);
+        assert!(there.poll_closed().is_some());
+        let next = open(&mut there);
+        assert_eq!(next.0.index, moved.0.index, "it has the same place");
+        assert_eq!((there.named_peer(moved), there.named_peer(next)), (None, None));
+    }
 
     #[test]
     fn it_agrees_with_a_map_and_keeps_no_page_without_an_address() {

@@ -86,7 +86,7 @@ impl Shard {
     }
 
     /// Reads a connection no more until it is resumed. Called while it is read.
-    pub fn pause(&mut self, conn: ConnId) {
+    pub(super) fn pause(&mut self, conn: ConnId) {
         let Some(c) = self.conns.get_mut(conn.0) else { return };
         if matches!(c.state, ConnState::Closing { .. }) {
             return; // Its end is waited for.

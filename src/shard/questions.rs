@@ -106,6 +106,16 @@ impl Shard {
         }
     }
 
+    /// A connection in its handshake has asked the ops thread something over HTTP. It is not read
+    /// until the answer has left for its socket.
+    pub fn begin_call(&mut self, conn: ConnId) {
+        if self.is_handshaking(conn) {
+            let step = QuestionStep::UnderWay { ticket: None };
+            self.questions.of.insert(conn, Asked { step, waiting: VecDeque::new() });
+            self.pause(conn);
+        }
+    }
+
     /// A join that was under way is answered. Whether an answer follows that is long.
     pub(super) fn is_question(&self, conn: ConnId, ticket: u64) -> bool {
         self.questions.is_under_way(conn, ticket)

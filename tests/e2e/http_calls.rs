@@ -4,7 +4,7 @@
 use crate::client::Client;
 use crate::http::{self, Reply};
 use crate::node::Node;
-use crate::redis::wait_until;
+use crate::redis::{Redis, wait_until};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
@@ -24,9 +24,13 @@ fn head(method: &str, path: &str) -> String {
     )
 }
 
-/// A publish to a room.
 fn publish(payload: &str) -> String {
-    let body = format!(r#"{{"room_id":"tower","payload":{payload}}}"#);
+    publish_to("tower", payload)
+}
+
+/// A publish to a room.
+fn publish_to(room: &str, payload: &str) -> String {
+    let body = format!(r#"{{"room_id":"{room}","payload":{payload}}}"#);
     format!("{}Content-Length: {}\r\n\r\n{body}", head("POST", "/v1/publish"), body.len())
 }
 
@@ -199,6 +203,73 @@ fn a_body_that_drips_is_cut_off_when_its_time_is_over() {
     });
     assert_eq!(Reply::read(stream).expect("an answer").status, 408);
     node.wait_for("campanile_http_calls", 0);
+}
+
+const ASKED: usize = 24;
+
+/// The largest answer to them.
+const ANSWER_BYTES_MAX: u64 = 12 * 61_000;
+
+/// Large answers: one of them waits at a time, in the order of the questions.
+#[test]
+fn a_client_that_asks_much_and_reads_late_has_one_answer_made_at_a_time() {
+    let node = node(&["--namespaces", "tower: history_size=100"]);
+    let payload = format!("{:?}", "x".repeat(60_000));
+    for _ in 0..12 {
+        assert_eq!(ask(&node, &publish_to("tower:1", &payload)).status, 200);
+    }
+    let limit = |n: usize| 12 - n % 8;
+    let path = |n: usize| format!("/v1/rooms/tower:1/history?limit={}", limit(n));
+    let question = |n: usize| head("GET", &path(n)) + "\r\n";
+    let mut stream = http::connect(node.addr);
+    let all: String = (0..ASKED).map(question).collect();
+    stream.write_all(all.as_bytes()).expect("it reads");
+    let outbox_bytes = || node.metric("campanile_outbox_bytes");
+    wait_until("the socket takes no more", || outbox_bytes() > 0);
+    for n in 0..ASKED {
+        assert!(outbox_bytes() <= 2 * ANSWER_BYTES_MAX, "{} bytes wait", outbox_bytes());
+        let reply = next_reply(&mut stream);
+        assert_eq!(reply.status, 200);
+        let messages = reply.json()["messages"].as_array().expect("a list").len();
+        assert_eq!(messages, limit(n), "in their order");
+    }
+    drop(stream);
+    node.wait_until_empty();
+}
+
+#[test]
+fn a_client_that_never_reads_its_answers_is_cut_off() {
+    let more = ["--namespaces", "tower: history_size=100", "--limits-handshake-timeout-ms", "300"];
+    let node = node(&more);
+    let payload = format!("{:?}", "x".repeat(60_000));
+    for _ in 0..12 {
+        assert_eq!(ask(&node, &publish_to("tower:1", &payload)).status, 200);
+    }
+    let question = head("GET", "/v1/rooms/tower:1/history?limit=100") + "\r\n";
+    let mut stream = http::connect(node.addr);
+    stream.write_all(question.repeat(ASKED).as_bytes()).expect("it reads");
+    wait_until("the socket takes no more", || node.metric("campanile_outbox_bytes") > 0);
+    node.wait_until_empty();
+    drop(stream);
+}
+
+#[test]
+fn a_request_that_is_carried_out_while_the_node_drains_is_answered() {
+    let redis = Redis::start();
+    let url = redis.url();
+    let mut node = node(&["--backplane", &url, "--drain-ms", "0"]);
+    redis.freeze();
+    let mut stream = http::connect(node.addr);
+    stream.write_all(publish("1").as_bytes()).expect("it reads");
+    node.wait_for("campanile_http_calls", 1);
+    let mut idle = http::connect(node.addr);
+    node.wait_for("campanile_connections_handshaking", 2);
+    node.signal("-TERM");
+    let mut rest = Vec::new();
+    idle.read_to_end(&mut rest).expect("it is ended");
+    redis.thaw();
+    assert!([200, 503].contains(&Reply::read(stream).expect("an answer").status));
+    assert!(node.ended().success());
 }
 
 const CROWD: usize = 1000;

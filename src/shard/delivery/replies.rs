@@ -116,7 +116,10 @@ impl Shard {
                     return Some(reply);
                 }
             }
-            Some(outbox) if reply.follows == Follows::Nothing => {
+            // Of HTTP answers there is one at a time.
+            Some(outbox)
+                if reply.follows == Follows::Nothing || conn.state == ConnState::Handshaking =>
+            {
                 self.counters.outbox_bytes += bytes;
                 outbox.push_always(reply.bytes);
             }
