@@ -23,6 +23,8 @@ use crate::net::io::socket;
 use crate::net::upgrade::reject::RejectReason;
 use crate::net::upgrade::routes::Routes;
 use crate::net::upgrade::{LeftAt, Progress, StageContext, TimedOut, Upgrades};
+use crate::plan::ProxyProtocol;
+use crate::policy::networks::any_contains;
 use crate::protocol::dialect::Encoding;
 use crate::shard::conn::CloseReason;
 use crate::shard::delivery::batch::SendBatch;
@@ -212,6 +214,14 @@ impl Reactor {
     /// Whether this shard has ended.
     pub fn is_drained(&self) -> bool {
         self.shard.is_drained()
+    }
+
+    /// Whether a socket comes past the proxies through which every connection has to come.
+    pub fn is_stranger(&self, socket: RawFd) -> bool {
+        let plan = self.routes.plan();
+        plan.proxy_protocol == ProxyProtocol::Required
+            && socket::peer(socket)
+                .is_some_and(|peer| !any_contains(&plan.trusted_proxies, peer.ip()))
     }
 
     /// A socket was accepted. What its client has said already is read at once: mostly it is the

@@ -100,8 +100,13 @@ fn take_batch(
         }
         match accept(listener) {
             Accepted::Socket(socket) => {
-                let is_in_pace = lounge.admit(now);
-                let may = if is_in_pace { room.accept(socket) } else { Err(RejectReason::TooFast) };
+                let may = if room.is_stranger(socket) {
+                    Err(RejectReason::NoProxy)
+                } else if lounge.admit(now) {
+                    room.accept(socket)
+                } else {
+                    Err(RejectReason::TooFast)
+                };
                 if let Err(why) = may {
                     room.count_rejected(why);
                     lounge.refuse(socket, why, now);

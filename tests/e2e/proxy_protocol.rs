@@ -272,6 +272,34 @@ fn a_balancer_that_sends_nothing_is_let_go_without_an_answer() {
     wait_until("it is counted", || refused(&node, "timeout") == 1);
 }
 
+/// Where every connection comes through a balancer, nobody else takes a place in front of it.
+#[test]
+fn strangers_in_front_of_a_balancer_keep_it_from_nothing() {
+    let node = Node::start_ready(&[
+        "--proxy-protocol",
+        "required",
+        "--trusted-proxies",
+        "127.0.0.1",
+        "--shards",
+        "1",
+        "--limits-handshakes-max",
+        "8",
+        "--limits-accepts-per-s-max",
+        "1",
+        "--limits-accepts-burst-max",
+        "8",
+    ]);
+    let crowd: Vec<TcpStream> =
+        (0..CROWD).map(|_| connect_from([127, 0, 0, 2], node.addr)).collect();
+    wait_until("all are refused", || refused(&node, "proxy_untrusted") == CROWD as u64);
+    assert_eq!(node.metric("campanile_connections_handshaking"), 0);
+    let mut stream = http::connect(node.addr);
+    stream.write_all(b"PROXY TCP4 192.0.2.7 192.0.2.1 1 1\r\n").expect("it reads");
+    Client::over(stream, node.addr, "/ws", "").expect("it is opened").hear_type("welcome");
+    let statuses = crowd.into_iter().filter_map(Reply::read).map(|reply| reply.status);
+    assert!(statuses.into_iter().all(|status| status == 403));
+}
+
 const CROWD: usize = 1000;
 const PLACES: usize = 600;
 

@@ -6,6 +6,9 @@
 //! looked at, but it has to be read: closing a socket with unread bytes makes the kernel throw our
 //! answer away. So one whose request has not come yet waits a moment in the *lounge*.
 //!
+//! Where every connection comes through a proxy (`proxy_protocol = required`), one of another address
+//! is refused here as well: strangers take no place of a handshake, and none of the pace.
+//!
 //! When descriptors run out, a spare one is given up to take the next connection and refuse it:
 //! otherwise the backlog would fill with clients who hear nothing, and the loop would spin.
 //!
@@ -103,6 +106,7 @@ pub struct LingeringSockets {
     guests: VecDeque<(Instant, RawFd)>,
     full: Answers,
     busy: Answers,
+    no_proxy: Bytes,
     spare: Option<File>,
 }
 
@@ -116,6 +120,7 @@ impl LingeringSockets {
             guests: VecDeque::new(),
             full: Answers::new(RejectReason::ConnectionsFull),
             busy: Answers::new(RejectReason::TooFast),
+            no_proxy: RejectReason::NoProxy.response(),
             spare: open_spare(),
         }
     }
@@ -126,7 +131,7 @@ impl LingeringSockets {
         self.admission.admit(self.ns(now))
     }
 
-    /// Tells a connection to come back later.
+    /// Tells a connection why it may not come in, or when to come back.
     pub fn refuse(&mut self, socket: RawFd, why: RejectReason, now: Instant) {
         let has_asked = drop_unread(socket);
         self.tell(socket, why, now);
@@ -156,9 +161,13 @@ impl LingeringSockets {
 
     fn tell(&mut self, socket: RawFd, why: RejectReason, now: Instant) {
         let after_s = self.admission.retry_after_s(self.ns(now));
-        let answers = if why == RejectReason::ConnectionsFull { &self.full } else { &self.busy };
+        let answer = match why {
+            RejectReason::NoProxy => &self.no_proxy,
+            RejectReason::ConnectionsFull => self.full.after(after_s),
+            _ => self.busy.after(after_s),
+        };
         // Best effort: a socket that cannot take two hundred bytes is in no state to be helped.
-        let _ = socket::send_slices(socket, [&answers.after(after_s)[..]].into_iter());
+        let _ = socket::send_slices(socket, [&answer[..]].into_iter());
     }
 
     fn ns(&self, now: Instant) -> u64 {

@@ -65,6 +65,9 @@ reject_reasons! {
     /// A PROXY header from an address that is none of `trusted_proxies`.
     ProxyUntrusted: 403 refused_proxy_untrusted
         "a PROXY header from an address that is not in trusted_proxies";
+    /// `proxy_protocol = required`, and its address is none of `trusted_proxies`.
+    NoProxy: 403 refused_proxy_untrusted
+        "connections come through a load balancer here, and this address is not in trusted_proxies";
     /// A PROXY header that breaks its specification or is too long.
     ProxyMalformed: 400 refused_proxy_malformed
         "the PROXY header is malformed";
