@@ -115,10 +115,11 @@ mod tests {
     #[test]
     fn an_address_stays_with_its_connection_also_in_another_shard_and_with_nobody_else() {
         let (mut here, mut there) = (shard(), shard());
-        let peer = Some("192.0.2.7:5000".parse().unwrap());
+        let named = "192.0.2.7:5000".parse().unwrap();
+        let peer = Some(named);
         let conn = open(&mut here);
         assert_eq!(here.named_peer(conn), None);
-        here.handle_named_peer(conn, peer.unwrap());
+        here.handle_named_peer(conn, named);
         assert_eq!(here.named_peer(conn), peer);
         let session = here.take_session(conn, &SendBatch::default()).unwrap();
         assert_eq!((here.named_peer(conn), session.peer), (None, peer));
