@@ -138,9 +138,22 @@ fn through_nginx_as_a_tcp_balancer_the_node_sees_the_client() {
     }
 }
 
+/// What clients write of their own address is not believed, and what the balancer writes is.
+fn speak_over_http_through(front: SocketAddr, node: &Node) {
+    let forged = "X-Forwarded-For: 6.6.6.6\r\nForwarded: for=7.7.7.7\r\n";
+    let (through, address, name) = join_from([127, 9, 0, 1], front, forged);
+    assert_eq!(logged_peer(&[node], &name), format!("{}:0", address.ip()));
+    let (straight, address, name) = join_from([127, 9, 0, 2], node.addr, forged);
+    assert_eq!(logged_peer(&[node], &name), address.to_string());
+    through.close();
+    straight.close();
+}
+
+const TRUSTING: [&str; 4] = ["--trusted-proxies", "127.0.0.1", "--log-level", "debug"];
+
 #[test]
 fn through_nginx_as_an_http_balancer_the_node_sees_the_client_and_believes_nobody_else() {
-    let node = Node::start_ready(&["--trusted-proxies", "127.0.0.1", "--log-level", "debug"]);
+    let node = Node::start_ready(&TRUSTING);
     let front = loopback(free_port());
     let _nginx = Balancer::nginx_http(
         &format!(
@@ -151,13 +164,27 @@ fn through_nginx_as_an_http_balancer_the_node_sees_the_client_and_believes_nobod
         ),
         &[front],
     );
-    let forged = "X-Forwarded-For: 6.6.6.6\r\nForwarded: for=7.7.7.7\r\n";
-    let (through, address, name) = join_from([127, 9, 0, 1], front, forged);
-    assert_eq!(logged_peer(&[&node], &name), format!("{}:0", address.ip()));
-    let (straight, address, name) = join_from([127, 9, 0, 2], node.addr, forged);
-    assert_eq!(logged_peer(&[&node], &name), address.to_string());
-    through.close();
-    straight.close();
+    speak_over_http_through(front, &node);
+}
+
+#[test]
+fn through_haproxy_as_an_http_balancer_the_node_sees_the_client_and_believes_nobody_else() {
+    let node = Node::start_ready(&TRUSTING);
+    let front = loopback(free_port());
+    let _haproxy = Balancer::haproxy(
+        &format!(
+            "global\n  maxconn 200\n\
+             defaults\n  mode http\n  timeout connect 5s\n  timeout client 75s\n\
+             \x20 timeout server 75s\n  timeout tunnel 75s\n\
+             frontend http_in\n  bind {front}\n  option forwardfor\n  default_backend nodes\n\
+             backend nodes\n  option httpchk GET /\n  server one {} check inter 50ms\n",
+            node.addr
+        ),
+        &[front],
+    );
+    speak_over_http_through(front, &node);
+    wait_until("HAProxy has checked often", || node.metric("campanile_http_requests_total") > 5);
+    assert_eq!(node.metric("campanile_refused_total"), 0);
 }
 
 #[test]
