@@ -133,7 +133,8 @@ proptest! {
         ]),
         bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..3000), 0..4),
         rest in prop::collection::vec(any::<u8>(), 0..100),
-        mut cuts in prop::collection::vec(0..14_000usize, 0..60),
+        // Most stages change within the first bytes.
+        mut cuts in prop::collection::vec(prop_oneof![0..14_000usize, 0..150usize], 0..60),
     ) {
         let world = world("optional");
         let mut stream = header.0.to_vec();
@@ -167,7 +168,7 @@ proptest! {
         ]),
         garbage in prop::collection::vec(any::<u8>(), 0..8000),
         at in any::<prop::sample::Index>(),
-        cuts in prop::collection::vec(0..8_000usize, 0..30),
+        cuts in prop::collection::vec(prop_oneof![0..8_000usize, 0..150usize], 0..30),
     ) {
         let world = world(setting);
         let mut stream = start;
