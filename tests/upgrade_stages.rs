@@ -2,7 +2,7 @@
 //! depends on its bytes alone, and what it holds is bounded.
 
 use campanile::auth::Gate;
-use campanile::config::{Config, Said};
+use campanile::config::{Config, ConfigSources};
 use campanile::ids::NodeId;
 use campanile::link::calls::{CallReceiver, CallSender, calls};
 use campanile::net::upgrade::reject::RejectReason;
@@ -36,7 +36,7 @@ fn world(proxy_protocol: &'static str) -> World {
         ("limits.http_body_bytes_max", "4096"),
     ];
     let flags = flags.map(|(key, value)| (key, value.to_owned())).to_vec();
-    let config = Config::load(&Said { flags, ..Said::default() }).unwrap();
+    let config = Config::load(&ConfigSources { flags, ..ConfigSources::default() }).unwrap();
     let machine = Machine { node: NodeId(1), cores: vec![0], nofile: 9999, memory_bytes: None };
     let plan: Arc<Plan> = Arc::new(resolve(&config, &machine).unwrap().plan);
     let gate = Arc::new(Gate::new(&plan.auth));
