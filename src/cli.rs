@@ -8,11 +8,12 @@
 
 use crate::auth::{TokenRequest, mint};
 use crate::config::{
-    Config, ConfigError, ConfigErrors, ConfigSources, FileText, SETTINGS, Setting,
+    Config, ConfigError, ConfigErrors, ConfigSources, FileText, SETTINGS, Setting, ValueKind,
 };
 use crate::doctor::DoctorRequest;
 use crate::load::LoadArgs;
 use crate::policy::rights::Rights;
+use crate::policy::setting::SettingRange;
 use crate::terminal;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
 use std::ffi::OsString;
@@ -182,7 +183,7 @@ fn setting_arg(setting: &'static Setting, flag: &'static str) -> Arg {
         .help(format!("{} Takes {wanted}. [default: {default}]", setting.doc));
     match setting.kind {
         // `--private-fd-tables` alone says what one would think.
-        crate::config::ValueKind::Bool => arg.num_args(0..=1).default_missing_value("true"),
+        ValueKind::Plain(SettingRange::Bool) => arg.num_args(0..=1).default_missing_value("true"),
         _ => arg,
     }
 }

@@ -1,9 +1,9 @@
 //! Every setting, once.
 //!
 //! A setting is a key of the TOML file, a flag and an environment variable at the same time, and one
-//! line in the table below: from it come the parser, `--help`, the sample file (`campanile config`)
-//! and the table of docs/configuration.md. So they cannot disagree, and a new limit cannot be
-//! forgotten in one.
+//! line in the table below, or for a limit in `policy::limits`: from it come the parser, `--help`,
+//! the sample file (`campanile config`) and the table of docs/configuration.md. So they cannot
+//! disagree, and a new limit cannot be forgotten in one.
 //!
 //! Precedence: flag, then environment, then file, then default. All errors are
 //! reported at once, each with the key, the value, where it came from and what would be right.
@@ -22,15 +22,17 @@ pub use load::{ConfigSources, FileText};
 pub use print::{markdown, sample};
 pub use value::{LogFormat, ProxyProtocol, Scheduling, SteeringMode, ValueKind};
 
-use crate::policy::limits::Limits;
+use crate::policy::limits::{LIMIT_SETTINGS, LimitSetting, Limits};
 use crate::policy::namespaces::Namespaces;
 use crate::policy::networks::Network;
 use crate::policy::rights::Rights;
+use crate::policy::setting::{self, SettingRange};
 use std::fmt;
 use std::net::SocketAddr;
 use value::Value;
 
 /// One thing an operator may set.
+#[derive(Clone, Copy)]
 pub struct Setting {
     /// Its name in the file: `section.name` or `name`.
     pub key: &'static str,
@@ -38,15 +40,29 @@ pub struct Setting {
     pub kind: ValueKind,
     /// What it means, in one sentence or two.
     pub doc: &'static str,
-    default: fn() -> String,
-    set: fn(&mut Config, &str) -> Result<(), String>,
-    get: fn(&Config) -> String,
+    access: Access,
+}
+
+/// Where the value of a setting is.
+#[derive(Clone, Copy)]
+enum Access {
+    /// In a field of the configuration.
+    Own {
+        default: fn() -> String,
+        set: fn(&mut Config, &str) -> Result<(), String>,
+        get: fn(&Config) -> String,
+    },
+    /// Among the limits.
+    Limit(&'static LimitSetting),
 }
 
 impl Setting {
     /// The default as one would write it; empty: none.
     pub fn default_text(&self) -> String {
-        (self.default)()
+        match self.access {
+            Access::Own { default, .. } => default(),
+            Access::Limit(limit) => (limit.get)(&Limits::PRODUCTION).to_string(),
+        }
     }
 
     /// `--limits-message-bytes-max`, without the dashes in front.
@@ -61,7 +77,10 @@ impl Setting {
 
     /// The value as one would write it.
     pub fn text(&self, config: &Config) -> String {
-        (self.get)(config)
+        match self.access {
+            Access::Own { get, .. } => get(config),
+            Access::Limit(limit) => (limit.get)(&config.limits).to_string(),
+        }
     }
 
     /// A value of this setting as it may stand in a log or a message: without secrets.
@@ -76,7 +95,13 @@ impl Setting {
     /// Sets the value, or says why it cannot be that.
     fn set(&self, config: &mut Config, text: &str) -> Result<(), String> {
         self.kind.check(text)?;
-        (self.set)(config, text)
+        match self.access {
+            Access::Own { set, .. } => set(config, text),
+            Access::Limit(limit) => {
+                (limit.set)(&mut config.limits, Value::read(text)?);
+                Ok(())
+            }
+        }
     }
 }
 
@@ -87,8 +112,7 @@ pub fn setting(key: &str) -> Option<&'static Setting> {
 
 macro_rules! settings {
     (
-        own { $( $field:ident : $type:ty, $key:literal, $default:literal, $kind:expr, $doc:literal; )+ }
-        limits { $( $limit:ident, $limit_kind:expr, $limit_doc:literal; )+ }
+        $( $field:ident : $type:ty, $key:literal, $default:literal, $kind:expr, $doc:literal; )+
     ) => {
         /// The configuration: what was set, and defaults for the rest.
         #[derive(Clone, PartialEq)]
@@ -109,173 +133,123 @@ macro_rules! settings {
             }
         }
 
-        /// All of them, in the order in which they are printed.
-        pub static SETTINGS: &[Setting] = &[
+        /// What is set here, without limits.
+        const OWN: &[Setting] = &[
             $( Setting {
                 key: $key,
                 kind: $kind,
                 doc: $doc,
-                default: || $default.to_owned(),
-                set: |config, text| { config.$field = Value::read(text)?; Ok(()) },
-                get: |config| config.$field.write(),
-            }, )+
-            $( Setting {
-                key: concat!("limits.", stringify!($limit)),
-                kind: $limit_kind,
-                doc: $limit_doc,
-                default: || Limits::PRODUCTION.$limit.to_string(),
-                set: |config, text| { config.limits.$limit = Value::read(text)?; Ok(()) },
-                get: |config| config.limits.$limit.write(),
+                access: Access::Own {
+                    default: || $default.to_owned(),
+                    set: |config, text| { config.$field = Value::read(text)?; Ok(()) },
+                    get: |config| config.$field.write(),
+                },
             }, )+
         ];
     };
 }
 
-/// A number of bytes.
-const fn bytes(min: u64, max: u64) -> ValueKind {
-    ValueKind::Number { min, max, unit: "bytes" }
+/// All of them, in the order in which they are printed: first what is declared here, then limits.
+pub static SETTINGS: &[Setting] = &{
+    let mut all = [OWN[0]; OWN.len() + LIMIT_SETTINGS.len()];
+    let mut at = 0;
+    while at < all.len() {
+        all[at] = if at < OWN.len() { OWN[at] } else { of_limit(&LIMIT_SETTINGS[at - OWN.len()]) };
+        at += 1;
+    }
+    all
+};
+
+const fn of_limit(limit: &'static LimitSetting) -> Setting {
+    let (key, kind) = (limit.key, ValueKind::Plain(limit.range));
+    Setting { key, kind, doc: limit.doc, access: Access::Limit(limit) }
 }
 
 /// A time in milliseconds.
 const fn ms(min: u64, max: u64) -> ValueKind {
-    ValueKind::Number { min, max, unit: "milliseconds" }
+    ValueKind::Plain(setting::ms(min, max))
 }
 
 /// A number of things.
 const fn count(min: u64, max: u64, unit: &'static str) -> ValueKind {
-    ValueKind::Number { min, max, unit }
+    ValueKind::Plain(setting::count(min, max, unit))
 }
 
-const MIB: u64 = 1024 * 1024;
+/// One of these words.
+const fn choice(words: &'static [&'static str]) -> ValueKind {
+    ValueKind::Plain(SettingRange::Choice(words))
+}
+
+const BOOL: ValueKind = ValueKind::Plain(SettingRange::Bool);
 const MINUTE_MS: u64 = 60_000;
 
 settings! {
-    own {
-        listen: SocketAddr, "listen", "0.0.0.0:8080", ValueKind::Address,
-            "The public port: WebSockets at /ws, the page at /. Port 0 takes any free one.";
-        backplane: BackplaneUrl, "backplane", "memory", ValueKind::Backplane,
-            "How instances reach each other: `memory` for one instance alone, or where Redis is: one server or several with commas between them (`redis://`), what Sentinel names (`redis+sentinel://`), or a Cluster (`redis+cluster://`).";
-        shards: usize, "shards", "0", count(0, 1024, "shards"),
-            "Shards, each a thread with its own connections. 0: one per core. May exceed the cores.";
-        cores: Vec<usize>, "cores", "", ValueKind::Cores,
-            "Cores that shards are pinned to, in turn, such as 0-3,6. Empty: all that this process may use.";
-        private_fd_tables: bool, "private_fd_tables", "false", ValueKind::Bool,
-            "One table of open files per shard, so that the limit on open files counts per shard and shards do not contend for one table.";
-        scheduling: Scheduling, "scheduling", "batch", ValueKind::Choice(&["batch", "other"]),
-            "How the kernel schedules our threads. batch: one that wakes does not interrupt one that runs, so where threads share a core more messages leave in one write. other: the kernel's default, for cores shared with programs that seldom pause.";
-        backplane_priority: u64, "backplane_priority", "15", count(0, 20, "steps of nice(2)"),
-            "By how much the backplane's thread goes before shards that want the same core. Every shard waits for it. Where this is not permitted (CAP_SYS_NICE, LimitNICE= of systemd) it goes as they do.";
-        steering: SteeringMode, "steering", "even", ValueKind::Choice(&["even", "cpu", "kernel"]),
-            "Which shard gets a new connection. even: the one that has fewer. cpu: the one on the core that received it, for hosts that bind a network queue to each core. kernel: by the kernel's hash.";
-        echo_path: Option<String>, "echo_path", "", ValueKind::HttpPath,
-            "Path of a plain echo of text and binary messages, for conformance suites. Empty: none.";
-        namespaces: Namespaces, "namespaces", "", ValueKind::Namespaces,
-            "What holds for which rooms. In the file a table for each namespace, [namespaces.chat]; what holds for messages to users is said of [namespaces.\"@users\"] (history_size, history_ttl_s).";
-        page: bool, "page", "true", ValueKind::Bool,
-            "Whether GET / on the public port serves a small page to try things out.";
-        origins: Vec<String>, "origins", "", ValueKind::Origins,
-            "Origins whose pages may connect, such as https://example.org. Empty: any.";
-        proxy_protocol: ProxyProtocol, "proxy_protocol", "off", ValueKind::Choice(&["off", "optional", "required"]),
-            "Whether a TCP load balancer says in a PROXY header (version 1 or 2) whose connection it carries. optional: where a connection begins with one. required: a connection without one is refused. A header is accepted from trusted_proxies only.";
-        trusted_proxies: Vec<Network>, "trusted_proxies", "", ValueKind::Networks,
-            "Networks of the load balancers. What they say of a client's address is believed: a PROXY header, and the last hop of X-Forwarded-For (or else of Forwarded) that is not one of them. A balancer that writes only Forwarded must remove an X-Forwarded-For of its client. Empty: nobody is believed.";
-        drain_ms: u64, "drain_ms", "10000", ms(0, 60 * MINUTE_MS),
-            "Over how long a stopping node spreads its closes, so that clients do not all reconnect at once. With the closing handshakes the default stays below the 30 s that orchestrators grant.";
-        node_name: Option<String>, "node.name", "", ValueKind::Name,
-            "This node's name, shown to clients and in logs. Empty: made up at each start.";
-        auth_anonymous: Option<bool>, "auth.anonymous", "auto", ValueKind::BoolAuto,
-            "Whether clients without a token may connect. auto: only while auth.hmac_secret is not set.";
-        auth_hmac_secret: Option<String>, "auth.hmac_secret", "", ValueKind::Secret { bytes_min: 8 },
-            "The HS256 secret of client tokens. Empty: no tokens.";
-        auth_anonymous_rights: Option<Rights>, "auth.anonymous_rights", "auto", ValueKind::RightsAuto,
-            "What a client without a token may do. auto: publish, send and broadcast while auth.hmac_secret is not set, else the same as auth.user_rights.";
-        auth_user_rights: Rights, "auth.user_rights", "publish,send", ValueKind::Rights,
-            "What a user may do whose token has no `rights`.";
-        ops_listen: SocketAddr, "ops.listen", "127.0.0.1:9090", ValueKind::Address,
-            "The operators' port: API, metrics, health. /healthz, /readyz and /metrics answer whoever can reach it. Where another process has the default, the next free port is taken and logged.";
-        ops_public_paths: Vec<String>, "ops.public_paths", "", ValueKind::ApiPaths,
-            "Paths of the operators' API that the public port serves as well, with what is below them, to whoever shows ops.api_key. To everybody else there is nothing, as for every other path. Empty: none.";
-        ops_api_key: Option<String>, "ops.api_key", "", ValueKind::Secret { bytes_min: 8 },
-            "What /v1/* wants as `Authorization: Bearer …`. Empty: /v1/* answers this machine only.";
-        log_level: String, "log.level", "info", ValueKind::Choice(&["error", "warn", "info", "debug", "trace"]),
-            "The least serious lines that are logged. debug has a line per connection.";
-        log_format: LogFormat, "log.format", "text", ValueKind::Choice(&["text", "json"]),
-            "How log lines are written (to stderr).";
-        redis_prefix: String, "redis.prefix", "campanile", ValueKind::Prefix,
-            "What every Redis channel and key starts with. Instances with the same prefix are one system.";
-        redis_linger_ms: u64, "redis.linger_ms", "15000", ms(0, 60 * MINUTE_MS),
-            "How long a topic stays subscribed after its last local member left, so that reloading a page costs nothing.";
-        redis_canary_interval_ms: u64, "redis.canary_interval_ms", "1000", ms(50, MINUTE_MS),
-            "How often a canary message flies to Redis and back.";
-        redis_canary_timeout_ms: u64, "redis.canary_timeout_ms", "2000", ms(100, 10 * MINUTE_MS),
-            "After how long without a canary the connection is given up and the node is not ready. At least twice redis.canary_interval_ms.";
-        redis_timeout_ms: u64, "redis.timeout_ms", "2000", ms(50, 10 * MINUTE_MS),
-            "How long connecting to Redis, and its answer, may take.";
-        redis_backoff_ms_max: u64, "redis.backoff_ms_max", "250", ms(10, 10 * MINUTE_MS),
-            "The longest pause between two attempts to connect to Redis. A server that comes back without its data waits 600 ms for instances that can put histories back.";
-        redis_tls_ca_file: Option<String>, "redis.tls_ca_file", "", ValueKind::File,
-            "The authorities (PEM) that may have signed the certificate of a rediss:// server; read at each connect. Empty: those that browsers trust.";
-        redis_monitor_interval_ms: u64, "redis.monitor_interval_ms", "5000", ms(0, 10 * MINUTE_MS),
-            "How often Redis is asked how it is, for /metrics and /v1/stats (INFO, CONFIG GET, CLIENT LIST ID). 0: never.";
-    }
-    limits {
-        connections_per_shard_max, count(1, 16_000_000, "connections"),
-            "Connections of one shard, handshakes included. Beyond: HTTP 503 with Retry-After. Lowered at start to what the limit on open files allows.";
-        handshakes_max, count(1, 1_000_000, "handshakes"),
-            "Handshakes under way in one shard. Beyond: HTTP 503 with Retry-After.";
-        accepts_per_s_max, count(1, 1_000_000, "connections"),
-            "Connections one shard accepts in a second, on average. Beyond: HTTP 503 with Retry-After, before its request is looked at. The default is more than a core can do; lower it to protect what stands behind.";
-        accepts_burst_max, count(1, 1_000_000, "connections"),
-            "Connections one shard accepts at once, after a time in which fewer came than limits.accepts_per_s_max.";
-        head_bytes_max, bytes(1024, 64 * 1024),
-            "An HTTP request head. Beyond: 431.";
-        http_body_bytes_max, bytes(1024, 64 * MIB),
-            "The body of a request for the API on the public port. Beyond: 413.";
-        http_body_timeout_ms, ms(100, 10 * MINUTE_MS),
-            "From the end of such a request's head to the end of its body. Looked at every limits.handshake_timeout_ms. Beyond: 408.";
-        http_calls_max, count(1, 4096, "requests"),
-            "Such requests that are received or carried out at a time, of the whole node. Beyond: 503 with Retry-After.";
-        handshake_timeout_ms, ms(100, 10 * MINUTE_MS),
-            "From accept to the end of the request head. Beyond: 408.";
-        message_bytes_max, bytes(128, 16 * MIB),
-            "A client's message, fragments added up; also a payload on the ops API. Beyond: close 1009.";
-        echo_message_bytes_max, bytes(128, 1024 * MIB),
-            "A message on the echo path, where four of them may wait for a client instead of limits.outbox_bytes_max. Beyond: close 1009.";
-        json_depth_max, count(2, 128, "levels"),
-            "Nesting of arrays and objects in JSON. Beyond: error bad_json.";
-        rooms_per_connection_max, count(1, 1024, "rooms"),
-            "Rooms one connection may be in; each join looks through them. Beyond: error too_many_rooms.";
-        questions_waiting_max, count(1, 65_536, "questions"),
-            "Questions of one connection (history, presence, a join with since) that wait for the answers to those before them: one is answered at a time, when the client has taken the last answer. At so many the connection is not read until half of them are asked; beyond, in one message: error overloaded.";
-        topics_per_shard_max, count(1, 64_000_000, "topics"),
-            "Rooms and users with a member in one shard. Beyond: error overloaded.";
-        outbox_bytes_max, bytes(1024, 1024 * MIB),
-            "What one connection still has to hear. Beyond: close 1013.";
-        close_timeout_ms, ms(100, 10 * MINUTE_MS),
-            "From the server's close frame to the end of the connection. Beyond: the socket is cut.";
-        ping_interval_ms, ms(100, 60 * MINUTE_MS),
-            "How often each client is pinged. One not heard for a whole interval after that is closed.";
-        uplink_items_max, count(1, 1_000_000, "items"),
-            "Items from one shard that wait for the backplane. Beyond: the shard reads no more from its clients.";
-        downlink_items_max, count(1, 1_000_000, "items"),
-            "Items in the channel to one shard. Beyond: they wait in its backlog, and nothing more is taken from its clients.";
-        downlink_backlog_bytes_max, bytes(0, 16 * 1024 * MIB),
-            "Deliveries that wait for one shard beyond its channel. Beyond: they are dropped, counted, and the members hear `lost`.";
-        send_batch_max, count(1, 32_768, "sends"),
-            "Sends of one turn of a shard before others have their turn.";
-        read_turn_bytes_max, bytes(512, 16 * MIB),
-            "Bytes one connection may be read for before others have their turn.";
-        publish_queue_bytes_max, bytes(1024, 16 * 1024 * MIB),
-            "Publishes of the whole node that wait for Redis. Beyond: error backplane_unavailable.";
-        publish_queue_ms_max, ms(100, 10 * MINUTE_MS),
-            "How long a publish may wait for Redis. Beyond: error backplane_unavailable.";
-        history_bytes_max, bytes(1024 * 1024, 1024 * 1024 * MIB),
-            "Histories of the whole node, without Redis. Beyond, the one that was silent longest is given up.";
-        history_reads_per_s_max, count(1, 10_000_000, "reads"),
-            "Histories read from one Redis server in a second, when many come back who missed something that this node does not have. Beyond: they wait, and after ten seconds recovered false, overload.";
-        recovery_bytes_max, bytes(1024, 1024 * MIB),
-            "What one join with `since` may bring back. Beyond: recovered false, too_much.";
-    }
+    listen: SocketAddr, "listen", "0.0.0.0:8080", ValueKind::Address,
+        "The public port: WebSockets at /ws, the page at /. Port 0 takes any free one.";
+    backplane: BackplaneUrl, "backplane", "memory", ValueKind::Backplane,
+        "How instances reach each other: `memory` for one instance alone, or where Redis is: one server or several with commas between them (`redis://`), what Sentinel names (`redis+sentinel://`), or a Cluster (`redis+cluster://`).";
+    shards: usize, "shards", "0", count(0, 1024, "shards"),
+        "Shards, each a thread with its own connections. 0: one per core. May exceed the cores.";
+    cores: Vec<usize>, "cores", "", ValueKind::Cores,
+        "Cores that shards are pinned to, in turn, such as 0-3,6. Empty: all that this process may use.";
+    private_fd_tables: bool, "private_fd_tables", "false", BOOL,
+        "One table of open files per shard, so that the limit on open files counts per shard and shards do not contend for one table.";
+    scheduling: Scheduling, "scheduling", "batch", choice(Scheduling::WORDS),
+        "How the kernel schedules our threads. batch: one that wakes does not interrupt one that runs, so where threads share a core more messages leave in one write. other: the kernel's default, for cores shared with programs that seldom pause.";
+    backplane_priority: u64, "backplane_priority", "15", count(0, 20, "steps of nice(2)"),
+        "By how much the backplane's thread goes before shards that want the same core. Every shard waits for it. Where this is not permitted (CAP_SYS_NICE, LimitNICE= of systemd) it goes as they do.";
+    steering: SteeringMode, "steering", "even", choice(SteeringMode::WORDS),
+        "Which shard gets a new connection. even: the one that has fewer. cpu: the one on the core that received it, for hosts that bind a network queue to each core. kernel: by the kernel's hash.";
+    echo_path: Option<String>, "echo_path", "", ValueKind::HttpPath,
+        "Path of a plain echo of text and binary messages, for conformance suites. Empty: none.";
+    namespaces: Namespaces, "namespaces", "", ValueKind::Namespaces,
+        "What holds for which rooms. In the file a table for each namespace, [namespaces.chat]; what holds for messages to users is said of [namespaces.\"@users\"] (history_size, history_ttl_s).";
+    page: bool, "page", "true", BOOL,
+        "Whether GET / on the public port serves a small page to try things out.";
+    origins: Vec<String>, "origins", "", ValueKind::Origins,
+        "Origins whose pages may connect, such as https://example.org. Empty: any.";
+    proxy_protocol: ProxyProtocol, "proxy_protocol", "off", choice(ProxyProtocol::WORDS),
+        "Whether a TCP load balancer says in a PROXY header (version 1 or 2) whose connection it carries. optional: where a connection begins with one. required: a connection without one is refused. A header is accepted from trusted_proxies only.";
+    trusted_proxies: Vec<Network>, "trusted_proxies", "", ValueKind::Networks,
+        "Networks of the load balancers. What they say of a client's address is believed: a PROXY header, and the last hop of X-Forwarded-For (or else of Forwarded) that is not one of them. A balancer that writes only Forwarded must remove an X-Forwarded-For of its client. Empty: nobody is believed.";
+    drain_ms: u64, "drain_ms", "10000", ms(0, 60 * MINUTE_MS),
+        "Over how long a stopping node spreads its closes, so that clients do not all reconnect at once. With the closing handshakes the default stays below the 30 s that orchestrators grant.";
+    node_name: Option<String>, "node.name", "", ValueKind::Name,
+        "This node's name, shown to clients and in logs. Empty: made up at each start.";
+    auth_anonymous: Option<bool>, "auth.anonymous", "auto", ValueKind::BoolAuto,
+        "Whether clients without a token may connect. auto: only while auth.hmac_secret is not set.";
+    auth_hmac_secret: Option<String>, "auth.hmac_secret", "", ValueKind::Secret { bytes_min: 8 },
+        "The HS256 secret of client tokens. Empty: no tokens.";
+    auth_anonymous_rights: Option<Rights>, "auth.anonymous_rights", "auto", ValueKind::RightsAuto,
+        "What a client without a token may do. auto: publish, send and broadcast while auth.hmac_secret is not set, else the same as auth.user_rights.";
+    auth_user_rights: Rights, "auth.user_rights", "publish,send", ValueKind::Rights,
+        "What a user may do whose token has no `rights`.";
+    ops_listen: SocketAddr, "ops.listen", "127.0.0.1:9090", ValueKind::Address,
+        "The operators' port: API, metrics, health. /healthz, /readyz and /metrics answer whoever can reach it. Where another process has the default, the next free port is taken and logged.";
+    ops_public_paths: Vec<String>, "ops.public_paths", "", ValueKind::ApiPaths,
+        "Paths of the operators' API that the public port serves as well, with what is below them, to whoever shows ops.api_key. To everybody else there is nothing, as for every other path. Empty: none.";
+    ops_api_key: Option<String>, "ops.api_key", "", ValueKind::Secret { bytes_min: 8 },
+        "What /v1/* wants as `Authorization: Bearer …`. Empty: /v1/* answers this machine only.";
+    log_level: String, "log.level", "info", choice(&["error", "warn", "info", "debug", "trace"]),
+        "The least serious lines that are logged. debug has a line per connection.";
+    log_format: LogFormat, "log.format", "text", choice(LogFormat::WORDS),
+        "How log lines are written (to stderr).";
+    redis_prefix: String, "redis.prefix", "campanile", ValueKind::Prefix,
+        "What every Redis channel and key starts with. Instances with the same prefix are one system.";
+    redis_linger_ms: u64, "redis.linger_ms", "15000", ms(0, 60 * MINUTE_MS),
+        "How long a topic stays subscribed after its last local member left, so that reloading a page costs nothing.";
+    redis_canary_interval_ms: u64, "redis.canary_interval_ms", "1000", ms(50, MINUTE_MS),
+        "How often a canary message flies to Redis and back.";
+    redis_canary_timeout_ms: u64, "redis.canary_timeout_ms", "2000", ms(100, 10 * MINUTE_MS),
+        "After how long without a canary the connection is given up and the node is not ready. At least twice redis.canary_interval_ms.";
+    redis_timeout_ms: u64, "redis.timeout_ms", "2000", ms(50, 10 * MINUTE_MS),
+        "How long connecting to Redis, and its answer, may take.";
+    redis_backoff_ms_max: u64, "redis.backoff_ms_max", "250", ms(10, 10 * MINUTE_MS),
+        "The longest pause between two attempts to connect to Redis. A server that comes back without its data waits 600 ms for instances that can put histories back.";
+    redis_tls_ca_file: Option<String>, "redis.tls_ca_file", "", ValueKind::File,
+        "The authorities (PEM) that may have signed the certificate of a rediss:// server; read at each connect. Empty: those that browsers trust.";
+    redis_monitor_interval_ms: u64, "redis.monitor_interval_ms", "5000", ms(0, 10 * MINUTE_MS),
+        "How often Redis is asked how it is, for /metrics and /v1/stats (INFO, CONFIG GET, CLIENT LIST ID). 0: never.";
 }
 
 impl Config {

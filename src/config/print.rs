@@ -39,7 +39,7 @@ fn namespaces(setting: &Setting, out: &mut String) {
         let value = (setting.get)(&Policy::DEFAULT);
         let is_bare = value.parse::<u64>().is_ok() || value.parse::<bool>().is_ok();
         let value = if is_bare { value } else { format!("{value:?}") };
-        let doc = wrap_to(98, &format!("{} Takes {}.", setting.doc, setting.wanted));
+        let doc = wrap_to(98, &format!("{} Takes {}.", setting.doc, setting.range.wanted()));
         let doc: String = doc.lines().map(|line| format!("# {line}\n")).collect();
         writeln!(out, "{doc}# {} = {value}", setting.key).expect("a String takes everything");
     }
@@ -51,7 +51,7 @@ fn namespaces_markdown() -> String {
         String::from("\n`[namespaces.<name>]`:\n\n| key | default | meaning |\n|---|---|---|\n");
     for setting in NAMESPACE_SETTINGS {
         let (key, value) = (setting.key, (setting.get)(&Policy::DEFAULT));
-        let (doc, wanted) = (setting.doc, setting.wanted);
+        let (doc, wanted) = (setting.doc, setting.range.wanted());
         writeln!(out, "| `{key}` | `{value}` | {doc} Takes {wanted}. |")
             .expect("a String takes everything");
     }

@@ -97,7 +97,7 @@ fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
     let limits = SETTINGS.iter().filter(|setting| setting.key.starts_with("limits."));
     table.extend(limits.map(|setting| {
         let leaked = |text: String| Box::leak(text.into_boxed_str()) as &str;
-        let ValueKind::Number { min, max, .. } = setting.kind else {
+        let ValueKind::Plain(SettingRange::Number { min, max, .. }) = setting.kind else {
             panic!("{} is a number", setting.key)
         };
         // One below the least, and one beyond the most.

@@ -9,6 +9,7 @@ use crate::ids::is_name;
 use crate::policy::namespaces::{NAMESPACE_SETTINGS, Namespaces};
 use crate::policy::networks::{BadNetwork, Network};
 use crate::policy::rights::Rights;
+use crate::policy::setting::{SettingRange, SettingValue, words};
 use std::net::SocketAddr;
 
 /// What values a setting takes.
@@ -18,21 +19,10 @@ pub enum ValueKind {
     Address,
     /// `memory` or where Redis is.
     Backplane,
-    /// `true` or `false`.
-    Bool,
+    /// A number, a word or `true` and `false`.
+    Plain(SettingRange),
     /// `true`, `false` or `auto`.
     BoolAuto,
-    /// A whole number in a range, and what it counts.
-    Number {
-        /// The least.
-        min: u64,
-        /// The most.
-        max: u64,
-        /// What it counts.
-        unit: &'static str,
-    },
-    /// One of these words.
-    Choice(&'static [&'static str]),
     /// Text that no message and no log ever shows.
     Secret {
         /// The shortest that is not a mistake.
@@ -73,12 +63,8 @@ impl ValueKind {
                  redis+sentinel://[…@]sentinel[:port][,…]/master[,…][/db], \
                  redis+cluster://[…@]host[:port][,…]; or rediss… (TLS)"
                 .into(),
-            ValueKind::Bool => "true or false".into(),
+            ValueKind::Plain(range) => range.wanted(),
             ValueKind::BoolAuto => "true, false or auto".into(),
-            ValueKind::Number { min, max, unit } => {
-                format!("a whole number of {unit} from {min} to {max}")
-            }
-            ValueKind::Choice(words) => format!("one of {}", words.join(", ")),
             ValueKind::Secret { bytes_min } => format!("at least {bytes_min} bytes of text"),
             ValueKind::Cores => "core numbers and ranges, such as 0-3,6".into(),
             ValueKind::HttpPath => "a path such as /echo, without query".into(),
@@ -117,16 +103,13 @@ impl ValueKind {
 
     /// Whether the file writes the value without quotes.
     pub fn is_bare(&self) -> bool {
-        matches!(self, ValueKind::Number { .. } | ValueKind::Bool)
+        matches!(self, ValueKind::Plain(SettingRange::Number { .. } | SettingRange::Bool))
     }
 
     /// Judges what the field's type alone cannot. The error, if any, adds to [`ValueKind::wanted`].
     pub(super) fn check(&self, text: &str) -> Result<(), String> {
         let good = match self {
-            ValueKind::Number { min, max, .. } => {
-                u64::read(text).is_ok_and(|number| (*min..=*max).contains(&number))
-            }
-            ValueKind::Choice(words) => words.contains(&text),
+            ValueKind::Plain(range) => range.takes(text),
             ValueKind::Secret { bytes_min } => text.is_empty() || text.len() >= *bytes_min,
             ValueKind::HttpPath => text.is_empty() || is_path(text),
             ValueKind::File => !text.contains(char::is_control),
@@ -173,20 +156,23 @@ pub(super) trait Value: Sized {
     fn write(&self) -> String;
 }
 
-macro_rules! parsed {
-    ($($type:ty),+) => { $(
-        impl Value for $type {
-            fn read(text: &str) -> Result<$type, String> {
-                text.trim().parse().map_err(|_| String::new())
-            }
-            fn write(&self) -> String {
-                self.to_string()
-            }
-        }
-    )+ };
+impl<T: SettingValue> Value for T {
+    fn read(text: &str) -> Result<T, String> {
+        SettingValue::read(text).ok_or_else(String::new)
+    }
+    fn write(&self) -> String {
+        SettingValue::write(self)
+    }
 }
 
-parsed!(usize, u64, bool, SocketAddr);
+impl Value for SocketAddr {
+    fn read(text: &str) -> Result<SocketAddr, String> {
+        text.trim().parse().map_err(|_| String::new())
+    }
+    fn write(&self) -> String {
+        self.to_string()
+    }
+}
 
 impl Value for String {
     fn read(text: &str) -> Result<String, String> {
@@ -211,7 +197,7 @@ macro_rules! or_auto {
     ($($type:ty),+) => { $(
         impl Value for Option<$type> {
             fn read(text: &str) -> Result<Option<$type>, String> {
-                if text == "auto" { Ok(None) } else { <$type>::read(text).map(Some) }
+                if text == "auto" { Ok(None) } else { <$type as Value>::read(text).map(Some) }
             }
             fn write(&self) -> String {
                 self.as_ref().map_or_else(|| "auto".to_owned(), Value::write)
@@ -249,8 +235,9 @@ impl Value for Vec<usize> {
     fn read(text: &str) -> Result<Vec<usize>, String> {
         let mut cores = Vec::new();
         for part in split_list(text) {
+            let number = <usize as Value>::read;
             let (first, last) = part.split_once('-').unwrap_or((part, part));
-            let (first, last) = (usize::read(first)?, usize::read(last)?);
+            let (first, last) = (number(first)?, number(last)?);
             if first > last || last >= 4096 {
                 return Err(format!("{part:?} is not a range of cores. "));
             }
@@ -294,111 +281,47 @@ impl Value for Namespaces {
     }
 }
 
-/// How log lines are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-impl Value for LogFormat {
-    fn read(text: &str) -> Result<LogFormat, String> {
-        match text {
-            "text" => Ok(LogFormat::Text),
-            "json" => Ok(LogFormat::Json),
-            _ => Err(String::new()),
-        }
-    }
-    fn write(&self) -> String {
-        match self {
-            LogFormat::Text => "text".to_owned(),
-            LogFormat::Json => "json".to_owned(),
-        }
+words! {
+    /// How log lines are written.
+    LogFormat {
+        /// For people.
+        Text = "text",
+        /// One JSON object a line.
+        Json = "json",
     }
 }
 
-/// How the kernel schedules our threads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scheduling {
-    /// `SCHED_BATCH`: who wakes does not interrupt who runs.
-    Batch,
-    /// `SCHED_OTHER`: the kernel's default.
-    Other,
-}
-
-impl Value for Scheduling {
-    fn read(text: &str) -> Result<Scheduling, String> {
-        match text {
-            "batch" => Ok(Scheduling::Batch),
-            "other" => Ok(Scheduling::Other),
-            _ => Err(String::new()),
-        }
-    }
-    fn write(&self) -> String {
-        match self {
-            Scheduling::Batch => "batch".to_owned(),
-            Scheduling::Other => "other".to_owned(),
-        }
+words! {
+    /// How the kernel schedules our threads.
+    Scheduling {
+        /// `SCHED_BATCH`: a thread that wakes does not preempt a running one.
+        Batch = "batch",
+        /// `SCHED_OTHER`: the kernel's default.
+        Other = "other",
     }
 }
 
-/// Which shard gets a new connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SteeringMode {
-    /// The one that has fewer.
-    Even,
-    /// The one on the core that received it.
-    Cpu,
-    /// Whichever the kernel's hash of the addresses says.
-    Kernel,
-}
-
-impl Value for SteeringMode {
-    fn read(text: &str) -> Result<SteeringMode, String> {
-        match text {
-            "even" => Ok(SteeringMode::Even),
-            "cpu" => Ok(SteeringMode::Cpu),
-            "kernel" => Ok(SteeringMode::Kernel),
-            _ => Err(String::new()),
-        }
-    }
-    fn write(&self) -> String {
-        match self {
-            SteeringMode::Even => "even".to_owned(),
-            SteeringMode::Cpu => "cpu".to_owned(),
-            SteeringMode::Kernel => "kernel".to_owned(),
-        }
+words! {
+    /// Whether connections begin with a PROXY header.
+    ProxyProtocol {
+        /// They do not; one that does is refused.
+        Off = "off",
+        /// Those of trusted proxies may.
+        Optional = "optional",
+        /// All do.
+        Required = "required",
     }
 }
 
-/// Whether connections begin with a PROXY header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProxyProtocol {
-    /// They do not; one that does is refused.
-    Off,
-    /// Those of trusted proxies may.
-    Optional,
-    /// All do.
-    Required,
-}
-
-impl Value for ProxyProtocol {
-    fn read(text: &str) -> Result<ProxyProtocol, String> {
-        match text {
-            "off" => Ok(ProxyProtocol::Off),
-            "optional" => Ok(ProxyProtocol::Optional),
-            "required" => Ok(ProxyProtocol::Required),
-            _ => Err(String::new()),
-        }
-    }
-    fn write(&self) -> String {
-        match self {
-            ProxyProtocol::Off => "off".to_owned(),
-            ProxyProtocol::Optional => "optional".to_owned(),
-            ProxyProtocol::Required => "required".to_owned(),
-        }
+words! {
+    /// Which shard gets a new connection.
+    SteeringMode {
+        /// The one that has fewer.
+        Even = "even",
+        /// The one on the core that received it.
+        Cpu = "cpu",
+        /// The kernel's hash decides.
+        Kernel = "kernel",
     }
 }
 

@@ -1,151 +1,124 @@
 //! Everything that is bounded, and how far.
 //!
-//! One struct, two named sets: [`Limits::PRODUCTION`] is what `serve` starts from (each one a key of
-//! the configuration file), [`Limits::TINY`] is for tests, small enough that they reach every limit.
-//! What happens at a limit is said beside it: the verdict is part of the limit.
+//! Each limit is one row: its type, what `serve` starts from ([`Limits::PRODUCTION`], a key of the
+//! configuration file each), a value so small that tests reach it ([`Limits::TINY`]), what an operator
+//! may write, and what it means. What happens at a limit is part of its meaning.
 
-/// Every limit of a node. Byte counts are payload bytes unless said otherwise.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Limits {
-    /// Connections of one shard, those in their handshake included. Beyond: HTTP 503 with
-    /// Retry-After.
-    pub connections_per_shard_max: usize,
-    /// Handshakes under way in one shard. Beyond: HTTP 503 with Retry-After.
-    pub handshakes_max: usize,
-    /// Connections that one shard accepts in a second, on average. Beyond: HTTP 503 with Retry-After.
-    pub accepts_per_s_max: u64,
-    /// Connections that one shard accepts at once, after a quieter time. Beyond: the same.
-    pub accepts_burst_max: u64,
-    /// An HTTP request head. Beyond: 431.
-    pub head_bytes_max: usize,
-    /// The body of a request for the API on the public port. Beyond: 413.
-    pub http_body_bytes_max: usize,
-    /// From the end of such a request's head to the end of its body. Looked at every
-    /// [`Limits::handshake_timeout_ms`]. Beyond: 408.
-    pub http_body_timeout_ms: u64,
-    /// Such requests that are received or carried out at a time, of the whole node. Beyond: 503 with
-    /// Retry-After.
-    pub http_calls_max: usize,
-    /// From accept to the last byte of the request head. Beyond: 408.
-    pub handshake_timeout_ms: u64,
-    /// A client's message, fragments added up. Beyond: close 1009.
-    pub message_bytes_max: usize,
-    /// The same on the echo path, where an outbox may hold [`Limits::echo_outbox_bytes_max`].
-    pub echo_message_bytes_max: usize,
-    /// Nesting of arrays and objects in a client's JSON. Beyond: error `bad_json`.
-    pub json_depth_max: usize,
-    /// Rooms one connection may be in. A join looks through them one by one, so the configuration
-    /// takes no more than 1024. Beyond: error `too_many_rooms`.
-    pub rooms_per_connection_max: usize,
-    /// Questions of one connection that wait for the answers to those before them (`history`,
-    /// `presence`, joins with `since`). At so many the connection is not read until half of them are
-    /// asked. Beyond, in one message: error `overloaded`.
-    pub questions_waiting_max: usize,
-    /// Topics of one shard (rooms and users with a member here). Beyond: error `overloaded`.
-    pub topics_per_shard_max: usize,
-    /// What one connection still has to hear. Beyond: close 1013.
-    pub outbox_bytes_max: usize,
-    /// From our close frame to the end of the connection. Beyond: the socket is cut.
-    pub close_timeout_ms: u64,
-    /// One sweep over all connections: each is pinged once in it, and must have been heard since the
-    /// last one, or is closed.
-    pub ping_interval_ms: u64,
-    /// Items in the channel from one shard to the backplane. Beyond: the shard reads no more.
-    pub uplink_items_max: usize,
-    /// Items in the channel from the backplane to one shard. Beyond: they wait on the backplane's
-    /// side, and the shard is asked for no more.
-    pub downlink_items_max: usize,
-    /// Bytes that wait there for one shard. Beyond: the delivery is dropped, counted, and the topic's
-    /// members hear `lost`.
-    pub downlink_backlog_bytes_max: usize,
-    /// Deliveries that one turn of a shard writes before others have their turn.
-    pub send_batch_max: usize,
-    /// Bytes one connection may be read for before others have their turn.
-    pub read_turn_bytes_max: usize,
-    /// Publishes that wait for Redis, all of the node. Beyond: error `backplane_unavailable`.
-    pub publish_queue_bytes_max: usize,
-    /// How long such a publish may wait. Beyond: error `backplane_unavailable`.
-    pub publish_queue_ms_max: u64,
-    /// Histories of the whole node, without Redis. Beyond: the one that was silent longest is given
-    /// up; who was there hears `recovered:false`.
-    pub history_bytes_max: usize,
-    /// Histories that a node reads from one Redis server in a second. Beyond: they wait, and after
-    /// ten seconds `recovered:false`, `overload`.
-    pub history_reads_per_s_max: u64,
-    /// What one join may bring back of what was missed. Beyond: `recovered:false`, `too_much`.
-    pub recovery_bytes_max: usize,
+use crate::policy::setting::{SettingRange, bytes, count, ms};
+
+/// One limit, as an operator sets it.
+pub struct LimitSetting {
+    /// Its key in the configuration: `limits.<name>`.
+    pub key: &'static str,
+    /// What it takes.
+    pub range: SettingRange,
+    /// What it means, and what happens beyond it.
+    pub doc: &'static str,
+    /// What it is.
+    pub get: fn(&Limits) -> u64,
+    /// Makes it another one. The number is in the range.
+    pub set: fn(&mut Limits, u64),
+}
+
+macro_rules! limits {
+    ($( $name:ident: $type:ty = $production:expr, in tests $tiny:expr, $range:expr, $doc:literal; )+) => {
+        /// Every limit of a node. Byte counts are payload bytes.
+        // Limits are described for a terminal.
+        #[allow(rustdoc::bare_urls, rustdoc::broken_intra_doc_links)]
+        #[derive(Clone, Copy, Debug, PartialEq)]
+        pub struct Limits {
+            $( #[doc = $doc] pub $name: $type, )+
+        }
+
+        impl Limits {
+            /// What a node starts from.
+            pub const PRODUCTION: Limits = Limits { $( $name: $production, )+ };
+
+            /// Small enough that a test reaches every one of them.
+            pub const TINY: Limits = Limits { $( $name: $tiny, )+ };
+        }
+
+        /// All of them, in the order in which they are printed.
+        pub const LIMIT_SETTINGS: &[LimitSetting] = &[
+            $( LimitSetting {
+                key: concat!("limits.", stringify!($name)),
+                range: $range,
+                doc: $doc,
+                get: |limits| limits.$name as u64,
+                set: |limits, number| limits.$name = number as $type,
+            }, )+
+        ];
+    };
+}
+
+const MIB: u64 = 1024 * 1024;
+const MINUTE_MS: u64 = 60_000;
+
+limits! {
+    connections_per_shard_max: usize = 1_000_000, in tests 6, count(1, 16_000_000, "connections"),
+        "Connections of one shard, handshakes included. Beyond: HTTP 503 with Retry-After. Lowered at start to what the limit on open files allows.";
+    handshakes_max: usize = 4096, in tests 3, count(1, 1_000_000, "handshakes"),
+        "Handshakes under way in one shard. Beyond: HTTP 503 with Retry-After.";
+    // A core accepts some tens of thousands a second: by default its own speed is the limit.
+    accepts_per_s_max: u64 = 100_000, in tests 10, count(1, 1_000_000, "connections"),
+        "Connections one shard accepts in a second, on average. Beyond: HTTP 503 with Retry-After, before its request is looked at. The default is more than a core can do; lower it to protect what stands behind.";
+    accepts_burst_max: u64 = 100_000, in tests 5, count(1, 1_000_000, "connections"),
+        "Connections one shard accepts at once, after a time in which fewer came than limits.accepts_per_s_max.";
+    head_bytes_max: usize = 8 * 1024, in tests 1024, bytes(1024, 64 * 1024),
+        "An HTTP request head. Beyond: 431.";
+    http_body_bytes_max: usize = 2 * 1024 * 1024, in tests 2048, bytes(1024, 64 * MIB),
+        "The body of a request for the API on the public port. Beyond: 413.";
+    http_body_timeout_ms: u64 = 15_000, in tests 1_000, ms(100, 10 * MINUTE_MS),
+        "From the end of such a request's head to the end of its body. Looked at every limits.handshake_timeout_ms. Beyond: 408.";
+    // Below the turns of the operators' own port, so that its callers have some as well.
+    http_calls_max: usize = 32, in tests 2, count(1, 4096, "requests"),
+        "Such requests that are received or carried out at a time, of the whole node. Beyond: 503 with Retry-After.";
+    handshake_timeout_ms: u64 = 5_000, in tests 500, ms(100, 10 * MINUTE_MS),
+        "From accept to the end of the request head. Beyond: 408.";
+    message_bytes_max: usize = 64 * 1024, in tests 1024, bytes(128, 16 * MIB),
+        "A client's message, fragments added up; also a payload on the ops API. Beyond: close 1009.";
+    echo_message_bytes_max: usize = 16 * 1024 * 1024, in tests 4096, bytes(128, 1024 * MIB),
+        "A message on the echo path, where four of them may wait for a client instead of limits.outbox_bytes_max. Beyond: close 1009.";
+    json_depth_max: usize = 64, in tests 8, count(2, 128, "levels"),
+        "Nesting of arrays and objects in JSON. Beyond: error bad_json.";
+    rooms_per_connection_max: usize = 128, in tests 3, count(1, 1024, "rooms"),
+        "Rooms one connection may be in; each join looks through them. Beyond: error too_many_rooms.";
+    questions_waiting_max: usize = 16, in tests 3, count(1, 65_536, "questions"),
+        "Questions of one connection (history, presence, a join with since) that wait for the answers to those before them: one is answered at a time, when the client has taken the last answer. At so many the connection is not read until half of them are asked; beyond, in one message: error overloaded.";
+    topics_per_shard_max: usize = 4_000_000, in tests 12, count(1, 64_000_000, "topics"),
+        "Rooms and users with a member in one shard. Beyond: error overloaded.";
+    outbox_bytes_max: usize = 1024 * 1024, in tests 2048, bytes(1024, 1024 * MIB),
+        "What one connection still has to hear. Beyond: close 1013.";
+    close_timeout_ms: u64 = 5_000, in tests 500, ms(100, 10 * MINUTE_MS),
+        "From the server's close frame to the end of the connection. Beyond: the socket is cut.";
+    ping_interval_ms: u64 = 25_000, in tests 2_000, ms(100, 60 * MINUTE_MS),
+        "How often each client is pinged. One not heard for a whole interval after that is closed.";
+    uplink_items_max: usize = 4096, in tests 4, count(1, 1_000_000, "items"),
+        "Items from one shard that wait for the backplane. Beyond: the shard reads no more from its clients.";
+    downlink_items_max: usize = 4096, in tests 4, count(1, 1_000_000, "items"),
+        "Items in the channel to one shard. Beyond: they wait in its backlog, and nothing more is taken from its clients.";
+    downlink_backlog_bytes_max: usize = 16 * 1024 * 1024, in tests 1024, bytes(0, 16 * 1024 * MIB),
+        "Deliveries that wait for one shard beyond its channel. Beyond: they are dropped, counted, and the members hear `lost`.";
+    send_batch_max: usize = 1024, in tests 4, count(1, 32_768, "sends"),
+        "Sends of one turn of a shard before others have their turn.";
+    read_turn_bytes_max: usize = 256 * 1024, in tests 512, bytes(512, 16 * MIB),
+        "Bytes one connection may be read for before others have their turn.";
+    publish_queue_bytes_max: usize = 64 * 1024 * 1024, in tests 2048, bytes(1024, 16 * 1024 * MIB),
+        "Publishes of the whole node that wait for Redis. Beyond: error backplane_unavailable.";
+    publish_queue_ms_max: u64 = 10_000, in tests 1_000, ms(100, 10 * MINUTE_MS),
+        "How long a publish may wait for Redis. Beyond: error backplane_unavailable.";
+    history_bytes_max: usize = 1024 * 1024 * 1024, in tests 4096, bytes(1024 * 1024, 1024 * 1024 * MIB),
+        "Histories of the whole node, without Redis. Beyond, the one that was silent longest is given up.";
+    history_reads_per_s_max: u64 = 100_000, in tests 50, count(1, 10_000_000, "reads"),
+        "Histories read from one Redis server in a second, when many come back who missed something that this node does not have. Beyond: they wait, and after ten seconds recovered false, overload.";
+    recovery_bytes_max: usize = 768 * 1024, in tests 1024, bytes(1024, 1024 * MIB),
+        "What one join with `since` may bring back. Beyond: recovered false, too_much.";
 }
 
 impl Limits {
-    /// What one connection of the echo path still has to hear: its messages may each be larger than
-    /// [`Limits::outbox_bytes_max`]. Beyond: close 1013.
+    /// What one connection of the echo path still has to receive: its messages may each be larger
+    /// than [`Limits::outbox_bytes_max`]. Beyond: close 1013.
     pub const fn echo_outbox_bytes_max(&self) -> usize {
         self.echo_message_bytes_max.saturating_mul(4)
     }
-
-    /// What a node starts from.
-    pub const PRODUCTION: Limits = Limits {
-        connections_per_shard_max: 1_000_000,
-        handshakes_max: 4096,
-        // A core accepts some tens of thousands a second: by default its own speed is the limit.
-        accepts_per_s_max: 100_000,
-        accepts_burst_max: 100_000,
-        head_bytes_max: 8 * 1024,
-        http_body_bytes_max: 2 * 1024 * 1024,
-        http_body_timeout_ms: 15_000,
-        // Below the turns of the operators' own port, so that its callers have some as well.
-        http_calls_max: 32,
-        handshake_timeout_ms: 5_000,
-        message_bytes_max: 64 * 1024,
-        echo_message_bytes_max: 16 * 1024 * 1024,
-        json_depth_max: 64,
-        rooms_per_connection_max: 128,
-        questions_waiting_max: 16,
-        topics_per_shard_max: 4_000_000,
-        outbox_bytes_max: 1024 * 1024,
-        close_timeout_ms: 5_000,
-        ping_interval_ms: 25_000,
-        uplink_items_max: 4096,
-        downlink_items_max: 4096,
-        downlink_backlog_bytes_max: 16 * 1024 * 1024,
-        send_batch_max: 1024,
-        read_turn_bytes_max: 256 * 1024,
-        publish_queue_bytes_max: 64 * 1024 * 1024,
-        publish_queue_ms_max: 10_000,
-        history_bytes_max: 1024 * 1024 * 1024,
-        history_reads_per_s_max: 100_000,
-        recovery_bytes_max: 768 * 1024,
-    };
-
-    /// Small enough that a test reaches every one of them.
-    pub const TINY: Limits = Limits {
-        connections_per_shard_max: 6,
-        handshakes_max: 3,
-        accepts_per_s_max: 10,
-        accepts_burst_max: 5,
-        head_bytes_max: 1024,
-        http_body_bytes_max: 2048,
-        http_body_timeout_ms: 1_000,
-        http_calls_max: 2,
-        handshake_timeout_ms: 500,
-        message_bytes_max: 1024,
-        echo_message_bytes_max: 4096,
-        json_depth_max: 8,
-        rooms_per_connection_max: 3,
-        questions_waiting_max: 3,
-        topics_per_shard_max: 12,
-        outbox_bytes_max: 2048,
-        close_timeout_ms: 500,
-        ping_interval_ms: 2_000,
-        uplink_items_max: 4,
-        downlink_items_max: 4,
-        downlink_backlog_bytes_max: 1024,
-        send_batch_max: 4,
-        read_turn_bytes_max: 512,
-        publish_queue_bytes_max: 2048,
-        publish_queue_ms_max: 1_000,
-        history_bytes_max: 4096,
-        history_reads_per_s_max: 50,
-        recovery_bytes_max: 1024,
-    };
 }

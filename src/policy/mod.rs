@@ -7,4 +7,5 @@ pub mod limits;
 pub mod namespaces;
 pub mod networks;
 pub mod rights;
+pub mod setting;
 pub mod token_bucket;

@@ -1,12 +1,12 @@
-//! What holds for which rooms: history, recovery, who may come in, what becomes of slow members.
+//! Namespaces: history, recovery, permissions, slow consumers, presence and acknowledgements by room.
 //!
-//! A room's name up to its first colon is its *namespace*: `chat:lobby` is of `chat`. What is said
-//! of `[namespaces.chat]` holds for all such rooms; a room of no namespace, or of one that nothing is
-//! said of, is of `default`. Broadcasts are no rooms: nothing is kept of them.
+//! A room's name up to its first colon is its *namespace*: `chat:lobby` is in `chat`. The settings
+//! of `[namespaces.chat]` hold for all such rooms; a room without a namespace, or of one that is not
+//! configured, is in `default`. Broadcasts are not rooms and are never stored.
 //!
-//! What is sent to a user is kept where something is said of `[namespaces."@users"]`, which no room
-//! can be of. Clients without a token have a name for as long as they are connected: nothing is
-//! kept for those.
+//! Messages to users are stored where `[namespaces."@users"]` is configured, which no room can be
+//! in. Clients without a token have a user id only while they are connected: nothing is stored for
+//! them.
 //!
 //! Flags and the environment write it as text: `chat: history_size=100, recovery=false; default:
 //! history_size=10`.
@@ -14,103 +14,49 @@
 //! Invariant: a room's namespace follows from its name alone, on every node and in every shard alike.
 
 use crate::ids::{ANONYMOUS_PREFIX, TopicKind};
+use crate::policy::setting::{SettingRange, SettingValue, bytes, count, ms, words};
 use std::fmt::Write;
 
-/// Who may do something, beside what their rights say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Who {
-    /// Everybody who may connect.
-    Anyone,
-    /// Who has shown a token.
-    Users,
-    /// No client: only the HTTP API and other services.
-    Nobody,
+words! {
+    /// Which clients may do something, if their rights allow it.
+    Who {
+        /// Every client that may connect.
+        Anyone = "anyone",
+        /// Clients that have shown a token.
+        Users = "users",
+        /// No client: only the HTTP API and other services.
+        Nobody = "nobody",
+    }
 }
 
-/// What becomes of messages for a member whose socket does not take more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SlowConsumer {
-    /// They wait; beyond `limits.outbox_bytes_max` the connection is closed.
-    Close,
-    /// The oldest of the room give way, and the member is told how many.
-    DropOldest,
-    /// Only the newest of the room waits, or the newest for each `conflate_key`.
-    Conflate,
+words! {
+    /// What becomes of messages for a member whose socket does not take more.
+    SlowConsumer {
+        /// They wait; beyond `limits.outbox_bytes_max` the connection is closed.
+        Close = "close",
+        /// The oldest messages of the room are dropped, and the member receives `lost`.
+        DropOldest = "drop_oldest",
+        /// Only the newest of the room waits, or the newest for each `conflate_key`.
+        Conflate = "conflate",
+    }
 }
 
-/// Who must have a message before its publisher is told that it is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Durability {
-    /// The master.
-    Async,
-    /// The master and a replica.
-    Replicated,
+words! {
+    /// Which servers must have a message before its publish is acknowledged.
+    Durability {
+        /// The master.
+        Async = "async",
+        /// The master and a replica.
+        Replicated = "replicated",
+    }
 }
 
-/// What holds for the rooms of one namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// Messages of a room that are kept; 0: none, and messages have no position.
-    pub history_size: usize,
-    /// For how long they are kept.
-    pub history_ttl_s: u64,
-    /// Who must have a message before it is acknowledged.
-    pub durability: Durability,
-    /// Whether a join with `since` brings what was missed.
-    pub recovery: bool,
-    /// Who may join.
-    pub join: Who,
-    /// Who may publish, if their rights allow it.
-    pub publish: Who,
-    /// What becomes of messages for members who are too slow.
-    pub slow_consumer: SlowConsumer,
-    /// What may wait of one room for one such member, where messages give way.
-    pub slow_bytes_max: usize,
-    /// Whether it is known who is there.
-    pub presence: bool,
-    /// Who has left is told as gone when so much time has passed without a return.
-    pub presence_grace_ms: u64,
-    /// Rooms with more users are not told who comes and goes; they may ask.
-    pub presence_events_users_max: usize,
-    /// Whether members may acknowledge what they hear.
-    pub acks: bool,
-    /// A member that has not acknowledged a message for so long is lagging.
-    pub ack_timeout_ms: u64,
-}
-
-/// All namespaces.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Namespaces {
-    /// What is said of those that are named, in their order.
-    named: Vec<(String, Policy)>,
-    /// What is said of users' own topics.
-    users: Option<Policy>,
-}
-
-/// The name under which users' own topics are spoken of. No namespace can have it.
-const USERS: &str = "@users";
-/// What may be said of them.
-const USERS_KEYS: [&str; 2] = ["history_size", "history_ttl_s"];
-
-/// The name of the namespace of all rooms that are of no other.
-const DEFAULT: &str = "default";
-const HISTORY_SIZE_MAX: u64 = 100_000;
-const HISTORY_TTL_S_MAX: u64 = 30 * 24 * 60 * 60;
-const SLOW_BYTES_MIN: u64 = 256;
-const SLOW_BYTES_MAX: u64 = 1024 * 1024 * 1024;
-const PRESENCE_GRACE_MS_MAX: u64 = 600_000;
-const PRESENCE_EVENTS_USERS_MAX: u64 = 100_000;
-const ACK_TIMEOUT_MS_MIN: u64 = 100;
-const ACK_TIMEOUT_MS_MAX: u64 = 24 * 60 * 60 * 1000;
-/// Namespaces, at most.
-const NAMESPACES_MAX: usize = 255;
-
-/// One thing to say of a namespace.
+/// One thing to set for a namespace.
 pub struct NamespaceSetting {
     /// How it is written.
     pub key: &'static str,
     /// What it takes.
-    pub wanted: &'static str,
+    pub range: SettingRange,
     /// What it means.
     pub doc: &'static str,
     set: fn(&mut Policy, &str) -> Option<()>,
@@ -118,146 +64,86 @@ pub struct NamespaceSetting {
     pub get: fn(&Policy) -> String,
 }
 
-/// All of them, in the order in which they are printed.
-pub static NAMESPACE_SETTINGS: &[NamespaceSetting] = &[
-    NamespaceSetting {
-        key: "history_size",
-        wanted: "a whole number of messages from 0 to 100000",
-        doc: "Messages of a room that are kept. 0: none, and its messages have no position.",
-        set: |policy, text| {
-            set(&mut policy.history_size, number(text, 0, HISTORY_SIZE_MAX)? as usize)
-        },
-        get: |policy| policy.history_size.to_string(),
-    },
-    NamespaceSetting {
-        key: "history_ttl_s",
-        wanted: "a whole number of seconds from 1 to 2592000",
-        doc: "For how long they are kept.",
-        set: |policy, text| set(&mut policy.history_ttl_s, number(text, 1, HISTORY_TTL_S_MAX)?),
-        get: |policy| policy.history_ttl_s.to_string(),
-    },
-    NamespaceSetting {
-        key: "durability",
-        wanted: "one of async, replicated",
-        doc: "When a publish is acknowledged. async: when Redis has it. replicated: when one of its \
-              replicas has it too; if none says so within 500 ms, the outcome is unknown.",
-        set: |policy, text| set(&mut policy.durability, Durability::read(text)?),
-        get: |policy| policy.durability.name().to_owned(),
-    },
-    NamespaceSetting {
-        key: "recovery",
-        wanted: "true or false",
-        doc: "Whether a join with `since` brings what was missed. Needs a history.",
-        set: |policy, text| set(&mut policy.recovery, text.parse().ok()?),
-        get: |policy| policy.recovery.to_string(),
-    },
-    NamespaceSetting {
-        key: "join",
-        wanted: "one of anyone, users, nobody",
-        doc: "Who may join. users: who has shown a token.",
-        set: |policy, text| set(&mut policy.join, Who::read(text)?),
-        get: |policy| policy.join.name().to_owned(),
-    },
-    NamespaceSetting {
-        key: "publish",
-        wanted: "one of anyone, users, nobody",
-        doc: "Who may publish, if their rights allow it. nobody: only the HTTP API and Redis.",
-        set: |policy, text| set(&mut policy.publish, Who::read(text)?),
-        get: |policy| policy.publish.name().to_owned(),
-    },
-    NamespaceSetting {
-        key: "slow_consumer",
-        wanted: "one of close, drop_oldest, conflate",
-        doc: "What becomes of messages for a member who reads too slowly. close: they wait, up to \
-              limits.outbox_bytes_max. drop_oldest: the oldest give way, and the member hears `lost`. \
-              conflate: only the newest waits, or the newest for each `conflate_key`.",
-        set: |policy, text| set(&mut policy.slow_consumer, SlowConsumer::read(text)?),
-        get: |policy| policy.slow_consumer.name().to_owned(),
-    },
-    NamespaceSetting {
-        key: "slow_bytes_max",
-        wanted: "a whole number of bytes from 256 to 1073741824",
-        doc: "What may wait of one room for one slow member, with drop_oldest or conflate. Beyond: \
-              the oldest give way. All rooms of a connection together stay within \
-              limits.outbox_bytes_max.",
-        set: |policy, text| {
-            set(&mut policy.slow_bytes_max, number(text, SLOW_BYTES_MIN, SLOW_BYTES_MAX)? as usize)
-        },
-        get: |policy| policy.slow_bytes_max.to_string(),
-    },
-    NamespaceSetting {
-        key: "presence",
-        wanted: "true or false",
-        doc: "Whether it is known who is in a room: `presence` is answered, and the members are told \
-              who comes (`joined`) and who goes (`left`).",
-        set: |policy, text| set(&mut policy.presence, text.parse().ok()?),
-        get: |policy| policy.presence.to_string(),
-    },
-    NamespaceSetting {
-        key: "presence_grace_ms",
-        wanted: "a whole number of milliseconds from 0 to 600000",
-        doc: "How long after a user's last connection has left `left` is told. Who comes back before \
-              has never been away: a page that is reloaded is no news.",
-        set: |policy, text| {
-            set(&mut policy.presence_grace_ms, number(text, 0, PRESENCE_GRACE_MS_MAX)?)
-        },
-        get: |policy| policy.presence_grace_ms.to_string(),
-    },
-    NamespaceSetting {
-        key: "presence_events_users_max",
-        wanted: "a whole number of users from 0 to 100000",
-        doc: "A room with more users is not told who comes and goes: each would be told of each. \
-              `presence` is answered all the same. 0: never told.",
-        set: |policy, text| {
-            let users = number(text, 0, PRESENCE_EVENTS_USERS_MAX)? as usize;
-            set(&mut policy.presence_events_users_max, users)
-        },
-        get: |policy| policy.presence_events_users_max.to_string(),
-    },
-    NamespaceSetting {
-        key: "acks",
-        wanted: "true or false",
-        doc: "Whether members may acknowledge what they hear (a join with `\"ack\":true`). Needs a \
-              history.",
-        set: |policy, text| set(&mut policy.acks, text.parse().ok()?),
-        get: |policy| policy.acks.to_string(),
-    },
-    NamespaceSetting {
-        key: "ack_timeout_ms",
-        wanted: "a whole number of milliseconds from 100 to 86400000",
-        doc: "A member that was sent a message so long ago and has not acknowledged it is lagging: \
-              it is counted, and nothing is done to it.",
-        set: |policy, text| {
-            set(&mut policy.ack_timeout_ms, number(text, ACK_TIMEOUT_MS_MIN, ACK_TIMEOUT_MS_MAX)?)
-        },
-        get: |policy| policy.ack_timeout_ms.to_string(),
-    },
-];
+macro_rules! namespace_settings {
+    ($( $name:ident: $type:ty = $default:expr, $range:expr, $doc:literal; )+) => {
+        /// What holds for the rooms of one namespace.
+        // Settings are described for a terminal.
+        #[allow(rustdoc::bare_urls, rustdoc::broken_intra_doc_links)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct Policy {
+            $( #[doc = $doc] pub $name: $type, )+
+        }
 
-fn set<T>(place: &mut T, value: T) -> Option<()> {
-    *place = value;
-    Some(())
+        impl Policy {
+            /// Where nothing is configured.
+            pub const DEFAULT: Policy = Policy { $( $name: $default, )+ };
+        }
+
+        /// All of them, in the order in which they are printed.
+        pub static NAMESPACE_SETTINGS: &[NamespaceSetting] = &[
+            $( NamespaceSetting {
+                key: stringify!($name),
+                range: $range,
+                doc: $doc,
+                set: |policy, text| {
+                    policy.$name = SettingValue::read(text)?;
+                    Some(())
+                },
+                get: |policy| policy.$name.write(),
+            }, )+
+        ];
+    };
 }
 
-fn number(text: &str, min: u64, max: u64) -> Option<u64> {
-    text.parse().ok().filter(|number| (min..=max).contains(number))
+namespace_settings! {
+    history_size: usize = 0, count(0, 100_000, "messages"),
+        "Messages of a room that are kept. 0: none, and its messages have no position.";
+    history_ttl_s: u64 = 300, count(1, 30 * 24 * 60 * 60, "seconds"),
+        "For how long they are kept.";
+    durability: Durability = Durability::Async, SettingRange::Choice(Durability::WORDS),
+        "When a publish is acknowledged. async: when Redis has it. replicated: when one of its replicas has it too; if none says so within 500 ms, the outcome is unknown.";
+    recovery: bool = true, SettingRange::Bool,
+        "Whether a join with `since` brings what was missed. Needs a history.";
+    join: Who = Who::Anyone, SettingRange::Choice(Who::WORDS),
+        "Who may join. users: who has shown a token.";
+    publish: Who = Who::Anyone, SettingRange::Choice(Who::WORDS),
+        "Who may publish, if their rights allow it. nobody: only the HTTP API and Redis.";
+    slow_consumer: SlowConsumer = SlowConsumer::Close, SettingRange::Choice(SlowConsumer::WORDS),
+        "What becomes of messages for a member who reads too slowly. close: they wait, up to limits.outbox_bytes_max. drop_oldest: the oldest give way, and the member hears `lost`. conflate: only the newest waits, or the newest for each `conflate_key`.";
+    slow_bytes_max: usize = 256 * 1024, bytes(256, 1024 * 1024 * 1024),
+        "What may wait of one room for one slow member, with drop_oldest or conflate. Beyond: the oldest give way. All rooms of a connection together stay within limits.outbox_bytes_max.";
+    presence: bool = false, SettingRange::Bool,
+        "Whether it is known who is in a room: `presence` is answered, and the members are told who comes (`joined`) and who goes (`left`).";
+    presence_grace_ms: u64 = 5_000, ms(0, 600_000),
+        "How long after a user's last connection has left `left` is told. Who comes back before has never been away: a page that is reloaded is no news.";
+    presence_events_users_max: usize = 200, count(0, 100_000, "users"),
+        "A room with more users is not told who comes and goes: each would be told of each. `presence` is answered all the same. 0: never told.";
+    acks: bool = false, SettingRange::Bool,
+        "Whether members may acknowledge what they hear (a join with `\"ack\":true`). Needs a history.";
+    ack_timeout_ms: u64 = 30_000, ms(100, 24 * 60 * 60 * 1000),
+        "A member that was sent a message so long ago and has not acknowledged it is lagging: it is counted, and nothing is done to it.";
 }
+
+/// All namespaces.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespaces {
+    /// Configured namespaces, in their order.
+    named: Vec<(String, Policy)>,
+    /// Settings of users' own topics.
+    users: Option<Policy>,
+}
+
+/// The name under which users' own topics are configured. No namespace can have it.
+const USERS: &str = "@users";
+/// The settings that they have.
+const USERS_KEYS: [&str; 2] = ["history_size", "history_ttl_s"];
+
+/// The name of the namespace of all rooms that are of no other.
+const DEFAULT: &str = "default";
+/// Namespaces, at most.
+const NAMESPACES_MAX: usize = 255;
 
 impl Who {
-    const ALL: [Who; 3] = [Who::Anyone, Who::Users, Who::Nobody];
-
-    fn name(self) -> &'static str {
-        match self {
-            Who::Anyone => "anyone",
-            Who::Users => "users",
-            Who::Nobody => "nobody",
-        }
-    }
-
-    fn read(text: &str) -> Option<Who> {
-        Who::ALL.into_iter().find(|who| who.name() == text)
-    }
-
     /// Whether it includes a client who has shown a token, or none.
     pub fn includes(self, has_token: bool) -> bool {
         match self {
@@ -268,57 +154,8 @@ impl Who {
     }
 }
 
-impl SlowConsumer {
-    const ALL: [SlowConsumer; 3] =
-        [SlowConsumer::Close, SlowConsumer::DropOldest, SlowConsumer::Conflate];
-
-    fn name(self) -> &'static str {
-        match self {
-            SlowConsumer::Close => "close",
-            SlowConsumer::DropOldest => "drop_oldest",
-            SlowConsumer::Conflate => "conflate",
-        }
-    }
-
-    fn read(text: &str) -> Option<SlowConsumer> {
-        SlowConsumer::ALL.into_iter().find(|slow| slow.name() == text)
-    }
-}
-
-impl Durability {
-    const ALL: [Durability; 2] = [Durability::Async, Durability::Replicated];
-
-    fn name(self) -> &'static str {
-        match self {
-            Durability::Async => "async",
-            Durability::Replicated => "replicated",
-        }
-    }
-
-    fn read(text: &str) -> Option<Durability> {
-        Durability::ALL.into_iter().find(|durability| durability.name() == text)
-    }
-}
-
 impl Policy {
-    /// Where nothing is said.
-    pub const DEFAULT: Policy = Policy {
-        history_size: 0,
-        history_ttl_s: 300,
-        durability: Durability::Async,
-        recovery: true,
-        join: Who::Anyone,
-        publish: Who::Anyone,
-        slow_consumer: SlowConsumer::Close,
-        slow_bytes_max: 256 * 1024,
-        presence: false,
-        presence_grace_ms: 5_000,
-        presence_events_users_max: 200,
-        acks: false,
-        ack_timeout_ms: 30_000,
-    };
-
-    /// Whether messages are kept.
+    /// Whether messages are stored.
     pub fn has_history(&self) -> bool {
         self.history_size > 0
     }
@@ -328,7 +165,7 @@ impl Policy {
         self.has_history() && self.durability == Durability::Replicated
     }
 
-    /// Whether members may acknowledge what they hear.
+    /// Whether members may acknowledge messages.
     pub fn has_acks(&self) -> bool {
         self.acks && self.has_history()
     }
@@ -364,7 +201,7 @@ impl Namespaces {
         self.keep_for_users() || self.named.iter().any(|(_, policy)| policy.has_history())
     }
 
-    /// Whether what is sent to users is kept for them.
+    /// Whether messages to users are stored for them.
     pub fn keep_for_users(&self) -> bool {
         self.users.as_ref().is_some_and(Policy::has_history)
     }
@@ -374,12 +211,12 @@ impl Namespaces {
         self.named.iter().any(|(_, policy)| policy.is_replicated())
     }
 
-    /// Whether it is known of any room who is there.
+    /// Whether any room has presence.
     pub fn have_presence(&self) -> bool {
         self.named.iter().any(|(_, policy)| policy.presence)
     }
 
-    /// Whether members of any room may acknowledge what they hear.
+    /// Whether members of any room may acknowledge messages.
     pub fn have_acks(&self) -> bool {
         self.named.iter().any(|(_, policy)| policy.has_acks())
     }
@@ -388,28 +225,28 @@ impl Namespaces {
     /// users have names.
     pub fn contradictions(&self, has_tokens: bool) -> Vec<String> {
         let without = |(_, policy): &&(String, Policy)| policy.acks && !policy.has_history();
-        let told = |(name, _): &(String, Policy)| {
+        let without_history = |(name, _): &(String, Policy)| {
             format!(
                 "namespaces: {name} has acks = true and history_size = 0: messages without a \
                  position cannot be acknowledged. Write a history_size, or leave acks out"
             )
         };
-        let nobody = (self.keep_for_users() && !has_tokens).then(|| {
+        let without_users = (self.keep_for_users() && !has_tokens).then(|| {
             format!(
                 "namespaces: {USERS} keeps what is sent to users, and without auth.hmac_secret there \
                  are none: every client has a name of its own until it disconnects. Set \
                  auth.hmac_secret, or leave {USERS} out"
             )
         });
-        self.named.iter().filter(without).map(told).chain(nobody).collect()
+        self.named.iter().filter(without).map(without_history).chain(without_users).collect()
     }
 
-    /// Those that something is said of.
+    /// Configured namespaces, in their order.
     pub fn named(&self) -> impl Iterator<Item = (&str, &Policy)> {
         self.named.iter().map(|(name, policy)| (&name[..], policy))
     }
 
-    /// Says one thing of one namespace. The error says what would be right.
+    /// Sets one setting of one namespace. The error says what would be right.
     pub fn set(&mut self, space: &str, key: &str, value: &str) -> Result<(), String> {
         if space == USERS && !USERS_KEYS.contains(&key) {
             let known = USERS_KEYS.join(" and ");
@@ -425,9 +262,11 @@ impl Namespaces {
             let known: Vec<_> = NAMESPACE_SETTINGS.iter().map(|setting| setting.key).collect();
             return Err(format!("{key:?} says nothing of a namespace; {} do. ", known.join(", ")));
         };
-        let (set, wanted) = (setting.set, setting.wanted);
+        let (set, range) = (setting.set, setting.range);
         let policy = self.of(space)?;
-        set(policy, value).ok_or_else(|| format!("{space}.{key} = {value:?} is not {wanted}. "))
+        let is_set = range.takes(value) && set(policy, value).is_some();
+        let wrong = || format!("{space}.{key} = {value:?} is not {}. ", range.wanted());
+        is_set.then_some(()).ok_or_else(wrong)
     }
 
     fn of(&mut self, space: &str) -> Result<&mut Policy, String> {
@@ -450,10 +289,10 @@ impl Namespaces {
     /// Reads the text form.
     pub fn read(text: &str) -> Result<Namespaces, String> {
         let mut all = Namespaces::default();
-        for said in text.split(';').map(str::trim).filter(|said| !said.is_empty()) {
+        for space in text.split(';').map(str::trim).filter(|space| !space.is_empty()) {
             let (space, settings) =
-                said.split_once(':').ok_or_else(|| format!("{said:?} has no colon. "))?;
-            for setting in settings.split(',').map(str::trim).filter(|said| !said.is_empty()) {
+                space.split_once(':').ok_or_else(|| format!("{space:?} has no colon. "))?;
+            for setting in settings.split(',').map(str::trim).filter(|it| !it.is_empty()) {
                 let (key, value) =
                     setting.split_once('=').ok_or_else(|| format!("{setting:?} has no =. "))?;
                 all.set(space.trim(), key.trim(), value.trim())?;
@@ -574,8 +413,8 @@ mod tests {
     #[test]
     fn acknowledgements_need_messages_that_have_a_place() {
         let all = Namespaces::read("a: acks=true; b: acks=true, history_size=1").unwrap();
-        let [told] = &all.contradictions(false)[..] else { panic!("of one namespace") };
-        assert!(told.starts_with("namespaces: a has acks"), "{told}");
+        let [message] = &all.contradictions(false)[..] else { panic!("of one namespace") };
+        assert!(message.starts_with("namespaces: a has acks"), "{message}");
         let acks = |room| all.policy_of_room(room).has_acks();
         assert_eq!(["a:x", "b:x", "x"].map(acks), [false, true, false]);
         assert!(all.have_acks());
@@ -584,6 +423,9 @@ mod tests {
     #[test]
     fn who_may_includes_whom_it_says() {
         let both = |who: Who| [who.includes(false), who.includes(true)];
-        assert_eq!(Who::ALL.map(both), [[true, true], [false, true], [false, false]]);
+        assert_eq!(
+            [Who::Anyone, Who::Users, Who::Nobody].map(both),
+            [[true, true], [false, true], [false, false]]
+        );
     }
 }
