@@ -1,4 +1,5 @@
-//! `POST /v1/publish` and `/v1/publish/batch`: other services publish to rooms, to users and to all connections.
+//! `POST /v1/publish` and `/v1/publish/batch`: other services publish to rooms, to users and to all
+//! connections.
 //!
 //! A message takes the same way as a client's: through the uplink channel to the backplane. The
 //! answer comes when the backplane has it. `payload` travels byte for byte.
