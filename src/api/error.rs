@@ -1,7 +1,7 @@
 //! Errors of the API: always `{"error":{"code":…,"message":…}}`, code for programs, message for
 //! people.
 
-use crate::policy::rights::Denied;
+use crate::policy::rights::NotAllowed;
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -43,10 +43,10 @@ impl ApiError {
 
     /// What [`crate::policy::rights::may`] says; `not_enabled`: the status where the topic has no
     /// such thing.
-    pub(super) fn denied(denied: Denied, not_enabled: StatusCode) -> ApiError {
+    pub(super) fn denied(denied: NotAllowed, not_enabled: StatusCode) -> ApiError {
         match denied {
-            Denied::NotEnabled(message) => ApiError::new(not_enabled, "not_enabled", message),
-            Denied::Forbidden(message) | Denied::NotJoined(message) => {
+            NotAllowed::NotEnabled(message) => ApiError::new(not_enabled, "not_enabled", message),
+            NotAllowed::Forbidden(message) | NotAllowed::NotJoined(message) => {
                 ApiError::new(StatusCode::FORBIDDEN, "forbidden", message)
             }
         }

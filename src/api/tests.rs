@@ -40,7 +40,7 @@ fn node(flags: &[(&'static str, &str)]) -> Node {
     let machine =
         Machine { node: NodeId(1), cores: vec![0, 1], nofile: 10_000, memory_bytes: None };
     let mut plan = resolve(&config, &machine).unwrap().plan;
-    plan.node_name = "tower".into();
+    plan.node_name = "node-1".into();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     let (shards, backplane, end) = window(2, 4, 4).unwrap();
@@ -428,7 +428,7 @@ fn stats_sum_up_the_shards() {
     node.backplane_mirror.publish(&backplane);
     let (status, body) = node.get_json("/v1/stats");
     assert_eq!(status, 200);
-    assert_eq!(body["node"], "tower");
+    assert_eq!(body["node"], "node-1");
     assert_eq!(body["connections"], 5);
     assert_eq!(body["deliveries"], 20);
     assert_eq!(body["topics"], 7);

@@ -37,7 +37,26 @@ fn table_of_proxies() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>
 
 /// For every setting: some good values, and some bad ones.
 fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
-    let mut table = vec![
+    let mut table = table_of_the_node();
+    table.extend(table_of_proxies());
+    table.extend(table_of_redis());
+    let limits = SETTINGS.iter().filter(|setting| setting.key.starts_with("limits."));
+    table.extend(limits.map(|setting| {
+        let leaked = |text: String| Box::leak(text.into_boxed_str()) as &str;
+        let ValueKind::Plain(SettingRange::Number { min, max, .. }) = setting.kind else {
+            panic!("{} is a number", setting.key)
+        };
+        // One below the least, and one beyond the most.
+        let below = leaked((i128::from(min) - 1).to_string());
+        let beyond = leaked((i128::from(max) + 1).to_string());
+        (setting.key, vec![leaked(setting.default_text())], vec![below, beyond, "many", "", "1.0"])
+    }));
+    table
+}
+
+/// Of the node itself.
+fn table_of_the_node() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
+    vec![
         (
             "listen",
             vec!["127.0.0.1:0", "[::]:8080"],
@@ -75,7 +94,7 @@ fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
             vec!["a.example", "https://", "https://a/", "*", "https://*.a"],
         ),
         ("drain_ms", vec!["0", "10000"], vec!["3600001", "10s"]),
-        ("node.name", vec!["", "tower-1"], vec!["a\nb"]),
+        ("node.name", vec!["", "node-1"], vec!["a\nb"]),
         ("auth.anonymous", vec!["auto", "true"], vec!["", "maybe", "false"]),
         ("auth.hmac_secret", vec!["", "12345678"], vec!["1234567"]),
         (
@@ -91,24 +110,10 @@ fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
         ),
         ("log.level", vec!["error", "debug"], vec!["", "loud"]),
         ("log.format", vec!["text", "json"], vec!["xml"]),
-    ];
-    table.extend(table_of_proxies());
-    table.extend(table_of_redis());
-    let limits = SETTINGS.iter().filter(|setting| setting.key.starts_with("limits."));
-    table.extend(limits.map(|setting| {
-        let leaked = |text: String| Box::leak(text.into_boxed_str()) as &str;
-        let ValueKind::Plain(SettingRange::Number { min, max, .. }) = setting.kind else {
-            panic!("{} is a number", setting.key)
-        };
-        // One below the least, and one beyond the most.
-        let below = leaked((i128::from(min) - 1).to_string());
-        let beyond = leaked((i128::from(max) + 1).to_string());
-        (setting.key, vec![leaked(setting.default_text())], vec![below, beyond, "many", "", "1.0"])
-    }));
-    table
+    ]
 }
 
-/// Of these.
+/// Of Redis.
 fn table_of_redis() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
     vec![
         ("redis.prefix", vec!["campanile", "a.b_c-d:e"], vec!["", "{a}", "a b", "é"]),

@@ -15,7 +15,7 @@ const GOOD: &[(&str, &str)] = &[
          Max locked memory         8388608              8388608              bytes     \n",
     ),
     ("proc/self/status", "Name:\tcampanile\nSeccomp:\t0\nSeccomp_filters:\t0\n"),
-    ("proc/self/cgroup", "0::/tower\n"),
+    ("proc/self/cgroup", "0::/campanile\n"),
     ("proc/meminfo", "MemTotal:       67108864 kB\nMemAvailable:   60000000 kB\n"),
     ("proc/sys/fs/nr_open", "2000000\n"),
     ("proc/sys/fs/file-max", "10000000\n"),
@@ -31,10 +31,10 @@ const GOOD: &[(&str, &str)] = &[
     ("proc/sys/net/ipv4/ip_local_port_range", "1024\t65535\n"),
     ("proc/sys/net/netfilter/nf_conntrack_max", "2000000\n"),
     ("proc/sys/net/netfilter/nf_conntrack_count", "7\n"),
-    ("sys/fs/cgroup/tower/memory.max", "max\n"),
-    ("sys/fs/cgroup/tower/pids.max", "1000\n"),
-    ("sys/fs/cgroup/tower/pids.current", "3\n"),
-    ("sys/fs/cgroup/tower/cpu.max", "max 100000\n"),
+    ("sys/fs/cgroup/campanile/memory.max", "max\n"),
+    ("sys/fs/cgroup/campanile/pids.max", "1000\n"),
+    ("sys/fs/cgroup/campanile/pids.current", "3\n"),
+    ("sys/fs/cgroup/campanile/cpu.max", "max 100000\n"),
 ];
 
 impl FakeHost {
@@ -159,9 +159,9 @@ fn each_lack_is_found_alone_and_comes_with_its_line() {
             "memory",
             "MemoryMax=",
         ),
-        ("sys/fs/cgroup/tower/memory.max", "1073741824", "memory", "MemoryMax=5254217728"),
+        ("sys/fs/cgroup/campanile/memory.max", "1073741824", "memory", "MemoryMax=5254217728"),
         (
-            "sys/fs/cgroup/tower/pids.max",
+            "sys/fs/cgroup/campanile/pids.max",
             "20",
             "threads (pids.max less pids.current)",
             "TasksMax=20",
@@ -189,7 +189,7 @@ fn each_lack_is_found_alone_and_comes_with_its_line() {
 #[test]
 fn a_cgroup_of_version_1_bounds_as_well() {
     let host = FakeHost::good("v1");
-    host.write("proc/self/cgroup", "8:pids:/a/b\n4:memory:/a\n1:cpu,cpuacct:/a\n0::/tower\n");
+    host.write("proc/self/cgroup", "8:pids:/a/b\n4:memory:/a\n1:cpu,cpuacct:/a\n0::/campanile\n");
     assert_eq!(host.with(&Asked::million(), Verdict::Missing), [] as [&str; 0]);
     for (path, text, what) in [
         ("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "1073741824", "memory"),
@@ -210,7 +210,7 @@ fn a_cgroup_of_version_1_bounds_as_well() {
 #[test]
 fn a_quota_below_the_shards_cores_is_worth_a_thought() {
     let host = FakeHost::good("quota");
-    host.write("sys/fs/cgroup/tower/cpu.max", "150000 100000\n");
+    host.write("sys/fs/cgroup/campanile/cpu.max", "150000 100000\n");
     let advised = host.with(&Asked::million(), Verdict::Advice);
     assert!(advised.contains(&"processor time (cpu.max)"), "{advised:?}");
     let told = report(&host.findings(&Asked::million()), 1_000_000);

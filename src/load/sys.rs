@@ -20,7 +20,7 @@ pub struct ClientEpoll {
 
 /// An event of one descriptor.
 #[derive(Clone, Copy)]
-pub struct SocketEvent {
+pub struct ReadySocket {
     /// The key that the descriptor was added with.
     pub key: u64,
     /// It can be read, or the peer has closed.
@@ -32,14 +32,14 @@ pub struct SocketEvent {
 }
 
 /// The events of one wait.
-pub struct SocketEvents {
+pub struct ReadySockets {
     raw: Vec<libc::epoll_event>,
 }
 
-impl SocketEvents {
+impl ReadySockets {
     /// Space for `n` events.
-    pub fn with_capacity(n: usize) -> SocketEvents {
-        SocketEvents { raw: Vec::with_capacity(n) }
+    pub fn with_capacity(n: usize) -> ReadySockets {
+        ReadySockets { raw: Vec::with_capacity(n) }
     }
 
     /// Number of events of the last wait.
@@ -48,11 +48,11 @@ impl SocketEvents {
     }
 
     /// Event number `i`.
-    pub fn get(&self, i: usize) -> SocketEvent {
+    pub fn get(&self, i: usize) -> ReadySocket {
         let event = self.raw[i];
         let has = |flag: i32| event.events & flag as u32 != 0;
         let hung_up = has(libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR);
-        SocketEvent {
+        ReadySocket {
             key: event.u64,
             readable: hung_up || has(libc::EPOLLIN),
             writable: has(libc::EPOLLOUT),
@@ -86,7 +86,7 @@ impl ClientEpoll {
 
     /// Waits until something is ready or `timeout` has passed, to the nanosecond where the kernel
     /// can (5.11 and later) and to the millisecond, rounded down, where it cannot.
-    pub fn wait(&self, events: &mut SocketEvents, timeout: Duration) -> io::Result<()> {
+    pub fn wait(&self, events: &mut ReadySockets, timeout: Duration) -> io::Result<()> {
         events.raw.clear();
         let timespec = libc::timespec {
             tv_sec: timeout.as_secs().min(3600) as i64,

@@ -2,9 +2,9 @@
 //! how they belong together.
 //!
 //! Servers come and go, so this is no row of atomics: the backplane makes a [`Picture`] when
-//! something is new, and whoever is asked looks at the newest one. What changes with time alone, the age of a
-//! canary, is not in it as a number but as the moment it counts from: nothing has to be made again
-//! because time has passed.
+//! something is new, and whoever is asked looks at the newest one. What changes with time alone,
+//! the age of a canary, is not in it as a number but as the moment it counts from: nothing has to
+//! be made again because time has passed.
 //!
 //! Invariant: a picture never changes, and no password is in it.
 

@@ -4,8 +4,9 @@ use crate::config::{Config, LogFormat};
 use crate::terminal;
 use std::io::{self, Write};
 
-/// Starts the log, on stderr, best effort ([`terminal`]). Of libraries only warnings and errors are logged,
-/// whatever our own level is: the debug lines of an HTTP library are of no use to an operator.
+/// Starts the log, on stderr, best effort ([`terminal`]). Of libraries only warnings and errors are
+/// logged, whatever our own level is: the debug lines of an HTTP library are of no use to an
+/// operator.
 pub fn log(config: &Config) {
     let ours = &config.log_level;
     let theirs = if ours == "error" { "error" } else { "warn" };

@@ -1,8 +1,8 @@
 //! From the first ready moment to the end: signals, the drain, the exit code.
 //!
 //! The first SIGTERM or SIGINT makes the node not ready and makes every shard close its
-//! connections, spread over `drain_ms`; it ends when the shards have, and the backplane after them. The
-//! second one ends the process on the spot.
+//! connections, spread over `drain_ms`; it ends when the shards have, and the backplane after them.
+//! The second one ends the process on the spot.
 //!
 //! Invariant: runs on the main thread, which does nothing else; a few wakes a second are all.
 

@@ -107,7 +107,7 @@ limits! {
         "Publishes of the whole node that wait for Redis. Beyond: error backplane_unavailable.";
     publish_queue_ms_max: u64 = 10_000, in tests 1_000, ms(100, 10 * MINUTE_MS),
         "How long a publish may wait for Redis. Beyond: error backplane_unavailable.";
-    history_bytes_max: usize = 1024 * 1024 * 1024, in tests 4096, bytes(1024 * 1024, 1024 * 1024 * MIB),
+    history_bytes_max: usize = 1024 * 1024 * 1024, in tests 4096, bytes(MIB, 1024 * 1024 * MIB),
         "Histories of the whole node, without Redis. Beyond, the one that was silent longest is given up.";
     history_reads_per_s_max: u64 = 100_000, in tests 50, count(1, 10_000_000, "reads"),
         "Histories read from one Redis server in a second, when many come back who missed something that this node does not have. Beyond: they wait, and after ten seconds recovered false, overload.";

@@ -90,7 +90,7 @@ pub enum Action {
 
 /// Why somebody may not. Each has a text for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Denied {
+pub enum NotAllowed {
     /// Its rights, or the topic's rules, do not allow it.
     Forbidden(&'static str),
     /// The topic has no such thing.
@@ -105,7 +105,7 @@ pub fn may(
     asker: Asker,
     action: Action,
     topic: TopicKind<'_>,
-) -> Result<(), Denied> {
+) -> Result<(), NotAllowed> {
     let policy = namespaces.policy(topic);
     match action {
         Action::Join { acks } => may_join(policy, asker, acks),
@@ -122,11 +122,11 @@ pub fn may(
     }
 }
 
-fn may_join(policy: &Policy, asker: Asker, acks: bool) -> Result<(), Denied> {
+fn may_join(policy: &Policy, asker: Asker, acks: bool) -> Result<(), NotAllowed> {
     if let Asker::Client { has_token, .. } = asker
         && !policy.join.includes(has_token)
     {
-        return Err(Denied::Forbidden("this user may not join this room"));
+        return Err(NotAllowed::Forbidden("this user may not join this room"));
     }
     is_enabled(!acks || policy.has_acks(), "this room takes no acknowledgements")
 }
@@ -136,7 +136,7 @@ fn may_publish(
     asker: Asker,
     has_key: bool,
     topic: TopicKind<'_>,
-) -> Result<(), Denied> {
+) -> Result<(), NotAllowed> {
     if let Asker::Client { rights, has_token, .. } = asker {
         let (is_allowed, why) = match topic {
             TopicKind::Room(_) => (
@@ -147,7 +147,7 @@ fn may_publish(
             TopicKind::All => (rights.broadcast, "this user may not broadcast"),
         };
         if !is_allowed {
-            return Err(Denied::Forbidden(why));
+            return Err(NotAllowed::Forbidden(why));
         }
     }
     let without_key = match topic {
@@ -164,7 +164,7 @@ fn may_publish(
     }
 }
 
-fn may_acknowledge(policy: &Policy, topic: TopicKind<'_>) -> Result<(), Denied> {
+fn may_acknowledge(policy: &Policy, topic: TopicKind<'_>) -> Result<(), NotAllowed> {
     match topic {
         TopicKind::User(_) => is_enabled(
             policy.has_history(),
@@ -176,13 +176,13 @@ fn may_acknowledge(policy: &Policy, topic: TopicKind<'_>) -> Result<(), Denied> 
     }
 }
 
-fn is_enabled(is_enabled: bool, why: &'static str) -> Result<(), Denied> {
-    if is_enabled { Ok(()) } else { Err(Denied::NotEnabled(why)) }
+fn is_enabled(is_enabled: bool, why: &'static str) -> Result<(), NotAllowed> {
+    if is_enabled { Ok(()) } else { Err(NotAllowed::NotEnabled(why)) }
 }
 
-fn is_member(asker: Asker, why: &'static str) -> Result<(), Denied> {
+fn is_member(asker: Asker, why: &'static str) -> Result<(), NotAllowed> {
     match asker {
-        Asker::Client { is_member: false, .. } => Err(Denied::NotJoined(why)),
+        Asker::Client { is_member: false, .. } => Err(NotAllowed::NotJoined(why)),
         Asker::Client { .. } | Asker::Service => Ok(()),
     }
 }
@@ -207,9 +207,9 @@ mod tests {
         let namespaces = Namespaces::read(SPACES).expect("it is well written");
         match may(&namespaces, asker, action, topic) {
             Ok(()) => "ok",
-            Err(Denied::Forbidden(_)) => "forbidden",
-            Err(Denied::NotEnabled(_)) => "not_enabled",
-            Err(Denied::NotJoined(_)) => "not_joined",
+            Err(NotAllowed::Forbidden(_)) => "forbidden",
+            Err(NotAllowed::NotEnabled(_)) => "not_enabled",
+            Err(NotAllowed::NotJoined(_)) => "not_joined",
         }
     }
 

@@ -6,7 +6,7 @@
 
 use crate::ids::{ConflateKey, ConnId, Position, TopicId, TopicKind, TopicName};
 use crate::link::{Done, Publish, Uplink};
-use crate::policy::rights::{Action, Asker, Denied, may};
+use crate::policy::rights::{Action, Asker, NotAllowed, may};
 use crate::protocol::dialect::{Encoding, Incoming, Parsed};
 use crate::protocol::{
     AckOf, Command, ErrorCode, Event, Recovery, Rejected, Request, RequestId, Unrecovered,
@@ -45,12 +45,12 @@ enum Listening {
 /// An answer that is an error.
 pub(super) struct CommandError(pub(super) ErrorCode, pub(super) &'static str);
 
-impl From<Denied> for CommandError {
-    fn from(denied: Denied) -> CommandError {
+impl From<NotAllowed> for CommandError {
+    fn from(denied: NotAllowed) -> CommandError {
         match denied {
-            Denied::Forbidden(why) => CommandError(ErrorCode::Forbidden, why),
-            Denied::NotEnabled(why) => CommandError(ErrorCode::NotEnabled, why),
-            Denied::NotJoined(why) => CommandError(ErrorCode::NotJoined, why),
+            NotAllowed::Forbidden(why) => CommandError(ErrorCode::Forbidden, why),
+            NotAllowed::NotEnabled(why) => CommandError(ErrorCode::NotEnabled, why),
+            NotAllowed::NotJoined(why) => CommandError(ErrorCode::NotJoined, why),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! A WebSocket to a node that may die at any moment: everything answers `Disconnected` instead of failing the
-//! test, and nothing is waited for without a limit.
+//! A WebSocket to a node that may die at any moment: everything answers `Disconnected` instead of
+//! failing the test, and nothing is waited for without a limit.
 
 use crate::client::{self, CLOSE, FIN, PING, PONG, TEXT};
 use serde_json::Value;

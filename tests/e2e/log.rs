@@ -37,8 +37,8 @@ fn a_log_in_json_is_one_object_a_line_whatever_happens() {
 }
 
 const CLIENTS: usize = 50;
-/// At debug, each connection that says something is a line. Nothing says how many fit into a queue, so they come until one
-/// does not.
+/// At debug, each connection that says something is a line. Nothing says how many fit into a queue,
+/// so they come until one does not.
 const LINES_AT_ONCE: usize = 500;
 
 /// A connection that goes in the middle of its request. It may be refused.

@@ -38,9 +38,9 @@ impl World {
         };
         self.clients[who].conn = None;
         let put = self.put(who, to, session);
-        let put = put.or_else(|(session, why)| {
+        let put = put.map_err(|(session, why)| {
             self.put(who, from, session).expect("it was there a moment ago");
-            Err(why)
+            why
         });
         for at in [from, to] {
             self.visit(at, |shard| shard.release_held());

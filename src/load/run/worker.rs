@@ -13,7 +13,7 @@ use crate::load::client::connections::ClientConnections;
 use crate::load::client::stamp::{BROADCAST_ROOM, Stamp};
 use crate::load::report::latency;
 use crate::load::report::tally::Tally;
-use crate::load::sys::{self, ClientEpoll, SocketEvents};
+use crate::load::sys::{self, ClientEpoll, ReadySockets};
 use hdrhistogram::Histogram;
 use std::collections::HashMap;
 use std::fs::File;
@@ -181,7 +181,7 @@ impl Worker {
     }
 
     fn run_loop(&mut self, config: &WorkerConfig) {
-        let mut events = SocketEvents::with_capacity(EVENTS_PER_TURN);
+        let mut events = ReadySockets::with_capacity(EVENTS_PER_TURN);
         while !self.finished {
             let timeout = Duration::from_nanos(self.next_wake_ns());
             if let Err(error) = self.connections.epoll().wait(&mut events, timeout) {

@@ -19,7 +19,7 @@ mod state;
 
 pub use state::ClientConnections;
 
-use crate::load::sys::SocketEvent;
+use crate::load::sys::ReadySocket;
 use conn::ClientState;
 
 impl ClientConnections {
@@ -29,7 +29,7 @@ impl ClientConnections {
     }
 
     /// Takes an event of epoll.
-    pub fn handle_ready(&mut self, ready: SocketEvent) {
+    pub fn handle_ready(&mut self, ready: ReadySocket) {
         let (slot, generation) = (ready.key as u32, (ready.key >> 32) as u16);
         let Some(conn) = self.conns.get(slot as usize) else { return };
         if conn.generation != generation || conn.stream.is_none() {
