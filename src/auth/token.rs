@@ -1,7 +1,6 @@
 //! Making a token: for `campanile token`, and for tests.
 
-use super::ANONYMOUS_PREFIX;
-use crate::ids::is_name;
+use crate::ids::{ANONYMOUS_PREFIX, is_name};
 use crate::policy::rights::Rights;
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde::Serialize;

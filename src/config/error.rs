@@ -1,6 +1,6 @@
 //! Configuration errors, with what would be right, so that nobody has to open a manual.
 
-use super::SETTINGS;
+use crate::config::settings::{SETTINGS, Setting};
 use std::fmt;
 
 /// Where a value came from.
@@ -70,7 +70,8 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ConfigError::BadValue { key, shown, source, reason } => {
-                let setting = super::setting(key).expect("only settings have values");
+                let setting =
+                    crate::config::settings::setting(key).expect("only settings have values");
                 write!(f, "{key} = {shown:?} ({source}): {reason}Write {}.", setting.kind.wanted())
             }
             ConfigError::UnknownKey { key, source, nearest } => {
@@ -102,9 +103,9 @@ impl fmt::Display for ConfigErrors {
 impl std::error::Error for ConfigErrors {}
 
 /// The known spelling nearest to `given`, if any is near. `spell` is how a setting is spelled there.
-pub(super) fn nearest(given: &str, spell: impl Fn(&super::Setting) -> String) -> Option<String> {
+pub(super) fn nearest(given: &str, spell: impl Fn(&Setting) -> String) -> Option<String> {
     let given_last = given.rsplit('.').next().unwrap_or(given);
-    let near = |setting: &super::Setting| {
+    let near = |setting: &Setting| {
         let whole = spell(setting);
         // `message_bytes_max` at the top level lacks only its section.
         let last = whole.rsplit('.').next().unwrap_or(&whole);

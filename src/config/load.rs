@@ -2,10 +2,10 @@
 //!
 //! Invariant: this module opens nothing. The file's text and the environment are arguments.
 
-use super::error::nearest;
-use super::{
-    Config, ConfigError, ConfigErrors, SETTINGS, Setting, ValueKind, ValueSource, setting,
-};
+use crate::config::error::nearest;
+use crate::config::error::{ConfigError, ConfigErrors, ValueSource};
+use crate::config::settings::{Config, SETTINGS, Setting, setting};
+use crate::config::value::ValueKind;
 use crate::policy::namespaces::Namespaces;
 use toml::de::{DeTable, DeValue};
 

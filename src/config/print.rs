@@ -1,6 +1,7 @@
 //! The table of settings as a sample file and as a table for docs/configuration.md.
 
-use super::{SETTINGS, Setting, ValueKind};
+use crate::config::settings::{SETTINGS, Setting};
+use crate::config::value::ValueKind;
 use crate::policy::namespaces::{NAMESPACE_SETTINGS, Policy};
 use std::fmt::Write;
 

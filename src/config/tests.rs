@@ -1,5 +1,8 @@
 use super::*;
+use crate::config::settings::setting;
+use crate::policy::limits::Limits;
 use crate::policy::namespaces::Policy;
+use crate::policy::setting::SettingRange;
 
 fn said(flags: &[(&'static str, &str)], env: &[(&str, &str)], file: Option<&str>) -> ConfigSources {
     let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());

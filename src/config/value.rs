@@ -4,7 +4,7 @@
 //! there is one parser a kind. [`ValueKind`] judges ranges, [`Value`] turns text into the field's
 //! type.
 
-use super::backplane::{BackplaneUrl, RedisServers};
+use crate::config::backplane::{BackplaneUrl, RedisServers};
 use crate::ids::is_name;
 use crate::policy::namespaces::{NAMESPACE_SETTINGS, Namespaces};
 use crate::policy::networks::{BadNetwork, Network};

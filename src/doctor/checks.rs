@@ -5,8 +5,8 @@
 //!
 //! Invariant: nothing is read here, so each verdict can be had in a test by writing its facts down.
 
-use super::DoctorRequest;
-use super::facts::Facts;
+use crate::doctor::facts::Facts;
+use crate::doctor::request::DoctorRequest;
 use crate::plan::{ByteSize, FILES_OF_NODE, FILES_OF_SHARD};
 
 /// How a fact is.

@@ -7,22 +7,15 @@
 
 mod checks;
 mod facts;
+mod request;
 
-use crate::config::Config;
+pub use request::DoctorRequest;
+
 use crate::terminal;
 use checks::{Finding, Verdict, judge};
 use facts::{Host, Tried};
 use std::fmt::Write as _;
 use std::process::ExitCode;
-
-/// What is asked.
-#[derive(Clone, Debug)]
-pub struct DoctorRequest {
-    /// For how many connections of one node.
-    pub connections: u64,
-    /// With which configuration.
-    pub config: Config,
-}
 
 /// Examines the host and prints what it lacks. Exit code 1 when something is missing.
 pub fn run(question: &DoctorRequest) -> ExitCode {

@@ -1,5 +1,6 @@
 use super::facts::{Tried, try_redis};
 use super::*;
+use crate::config::Config;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 

@@ -1,13 +1,13 @@
 //! What the ops thread asks a shard, and what a shard answers.
 //!
-//! A question travels as [`super::Downlink::Inspect`] and is answered within the visit that takes it,
-//! through a callback that must not block.
+//! A question travels as [`crate::link::Downlink::Inspect`] and is answered within the visit that
+//! takes it, through a callback that must not block.
 //!
 //! Invariant: the work of one answer is bounded. What has no bound of its own (all connections of a
 //! shard) is asked for in pages.
 
 use crate::ids::TopicName;
-use crate::link::Origin;
+use crate::link::origin::Origin;
 use std::net::SocketAddr;
 
 /// Connections in one [`ConnectionPage`], at most: what a shard describes in one visit.

@@ -15,6 +15,7 @@ pub mod health;
 pub mod inspect;
 pub mod load_table;
 pub mod log_queue;
+mod origin;
 pub mod sleep_flag;
 
 /// What `sleeper` is built from here; `tests/loom.rs` builds it from loom's.
@@ -22,7 +23,7 @@ mod atomics {
     pub use std::sync::atomic::{AtomicBool, Ordering, fence};
 }
 
-use crate::ids::{ConflateKey, ConnId, NodeId, Position, ShardId, TopicId, TopicName, UpTo};
+use crate::ids::{ConflateKey, ConnId, Position, ShardId, TopicId, TopicName, UpTo};
 use crate::protocol::dialect::Encoding;
 use crate::protocol::run::Run;
 use crate::protocol::{Info, Page, Recovery, RequestId, Roster, Unrecovered};
@@ -30,6 +31,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 
 pub use inspect::{AckReport, ConnectionPage, ConnectionReport, Inspect, RoomReport, UserReport};
+pub use origin::Origin;
 
 /// From a shard (or from the ops thread, which only publishes).
 ///
@@ -290,17 +292,6 @@ pub struct Publish {
     pub conflate_key: Option<ConflateKey>,
     /// Who waits for the outcome.
     pub done: Done,
-}
-
-/// A connection, named so that any node can tell whether it is its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Origin {
-    /// The node.
-    pub node: NodeId,
-    /// Its shard.
-    pub shard: ShardId,
-    /// The shard's connection.
-    pub conn: ConnId,
 }
 
 /// The connection's name, as its client is told and as logs say.

@@ -14,6 +14,7 @@
 //! unknown number is left out of every list, because a 0 that was not measured is wrong.
 
 pub mod histogram;
+mod metric;
 
 /// What a number may be, for the table of each file.
 mod cell {
@@ -38,47 +39,7 @@ mod cell {
     }
 }
 
-use self::histogram::Histogram;
-
-/// What kind of number a metric is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MetricKind {
-    /// Only grows.
-    Counter,
-    /// Goes up and down.
-    Gauge,
-    /// Durations, counted by length.
-    Histogram,
-}
-
-/// What a metric says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MetricValue {
-    /// `count / per` of the unit in the metric's name.
-    Number {
-        /// What was counted.
-        count: u64,
-        /// A power of ten.
-        per: u64,
-    },
-    /// Durations; exposed in seconds.
-    Histogram(Box<Histogram>),
-}
-
-/// One number or histogram of one thread, described.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Metric {
-    /// Its name without `campanile_`.
-    pub name: &'static str,
-    /// `reason="…"`-style label, or none.
-    pub label: Option<(&'static str, &'static str)>,
-    /// What it means, in one line.
-    pub help: &'static str,
-    /// Its kind.
-    pub kind: MetricKind,
-    /// Its value now.
-    pub value: MetricValue,
-}
+pub use metric::{Metric, MetricKind, MetricValue};
 
 /// Numbers with their names and meanings.
 macro_rules! numbers {

@@ -8,8 +8,8 @@
 //!
 //! Invariant: a picture never changes, and no password is in it.
 
-use super::Metric;
-use super::redis::RedisNumbers;
+use crate::metrics::metric::Metric;
+use crate::metrics::redis::RedisNumbers;
 use std::sync::Arc;
 use std::time::Instant;
 

@@ -9,6 +9,7 @@ use run::Run;
 use std::sync::Arc;
 
 pub mod dialect;
+pub mod exchange;
 pub mod json;
 #[cfg(feature = "test-dialect")]
 pub mod lines;

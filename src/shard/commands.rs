@@ -4,16 +4,19 @@
 //! then the connection ends with the code that the RFC names. A publish is not delivered here: it
 //! goes up to the backplane and comes home like everyone's, so every node sees one order per topic.
 
-use crate::ids::{ConflateKey, ConnId, Position, TopicId, TopicKind, TopicName};
+use crate::ids::{ConflateKey, ConnId, TopicId, TopicKind, TopicName};
 use crate::link::{Done, Publish, Uplink};
-use crate::policy::rights::{Action, Asker, NotAllowed, may};
+use crate::policy::rights::{Action, Asker, may};
 use crate::protocol::dialect::{Encoding, Incoming, Parsed};
 use crate::protocol::{
     AckOf, Command, ErrorCode, Event, Recovery, Rejected, Request, RequestId, Unrecovered,
 };
+use crate::shard::command_error::CommandError;
 use crate::shard::conn::{CloseReason, ConnState, ReadState};
-use crate::shard::delivery::Follows;
-use crate::shard::{ARENA_FRAME_BYTES_MAX, JoinWaiter, ReadOutcome, Shard};
+use crate::shard::pause::ReadOutcome;
+use crate::shard::state::deliveries::Follows;
+use crate::shard::state::pending_joins::JoinOptions;
+use crate::shard::state::{ARENA_FRAME_BYTES_MAX, JoinWaiter, Shard};
 use crate::ws::decoder::{DecoderLimits, Item, ProtocolError};
 use crate::ws::encode::{self, Opcode};
 use bytes::Bytes;
@@ -40,30 +43,6 @@ enum Listening {
     Paused,
     /// It is dropped.
     No,
-}
-
-/// An answer that is an error.
-pub(super) struct CommandError(pub(super) ErrorCode, pub(super) &'static str);
-
-impl From<NotAllowed> for CommandError {
-    fn from(denied: NotAllowed) -> CommandError {
-        match denied {
-            NotAllowed::Forbidden(why) => CommandError(ErrorCode::Forbidden, why),
-            NotAllowed::NotEnabled(why) => CommandError(ErrorCode::NotEnabled, why),
-            NotAllowed::NotJoined(why) => CommandError(ErrorCode::NotJoined, why),
-        }
-    }
-}
-
-/// What a client wants of a join beside being in the room.
-#[derive(Clone, Copy, Default)]
-pub(super) struct JoinOptions<'a> {
-    /// What it has heard already.
-    pub(super) since: Option<Position>,
-    /// What it says of its user.
-    pub(super) info: Option<&'a str>,
-    /// Whether it acknowledges what it hears.
-    pub(super) ack: bool,
 }
 
 impl Shard {

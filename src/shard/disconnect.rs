@@ -8,29 +8,14 @@
 
 use crate::ids::{ConnId, TopicId, TopicName};
 use crate::link::Disconnect;
-use crate::shard::Shard;
 use crate::shard::conn::CloseReason;
+use crate::shard::state::Shard;
+use crate::shard::state::disconnects::Waiting;
 use crate::ws::close::CloseCode;
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Connections closed in one visit.
 const CLOSES_MAX: usize = 256;
-
-/// Users whose connections are being closed.
-#[derive(Debug, Default)]
-pub(super) struct PendingDisconnects {
-    waiting: VecDeque<Waiting>,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    /// The user's topic, in one encoding.
-    at: TopicId,
-    close: Arc<Disconnect>,
-    /// Connections that are still to be closed.
-    left: usize,
-}
 
 impl Shard {
     /// An operator has disconnected the user whose topic this is.

@@ -8,68 +8,11 @@
 //! than half of all: how many there are follows how many are here, not how fast they come and go.
 
 use crate::ids::ConnId;
-use crate::shard::Shard;
 use crate::shard::conn::CloseReason;
-use std::collections::{BTreeMap, HashMap};
+use crate::shard::state::Shard;
 
 /// Connections closed in one tick of the shard, at most.
 const CLOSED_PER_TICK: usize = 1024;
-/// So many entries may be kept beyond twice those that still mean something.
-const ENTRIES_KEPT: usize = 1024;
-
-/// Who has to go when. Seconds since the shard's clock began.
-#[derive(Debug, Default)]
-pub(super) struct Expiries {
-    by_second: BTreeMap<u64, Vec<ConnId>>,
-    entries: usize,
-    /// The same by connection, made for [`Expiries::second_of`].
-    of_conn: Option<HashMap<ConnId, u64>>,
-    /// Connections that are here and will have to go.
-    pub(super) live: usize,
-}
-
-impl Expiries {
-    fn add(&mut self, conn: ConnId, second: u64) {
-        self.of_conn = None;
-        self.by_second.entry(second).or_default().push(conn);
-        self.entries += 1;
-        self.live += 1;
-    }
-
-    /// The second in which a connection has to go. Looks through all of them, once for as many
-    /// connections as are asked for before another one is added.
-    pub(super) fn second_of(&mut self, conn: ConnId) -> Option<u64> {
-        let of_conn = self.of_conn.get_or_insert_with(|| {
-            let seconds = self.by_second.iter();
-            seconds.flat_map(|(at, conns)| conns.iter().map(|conn| (*conn, *at))).collect()
-        });
-        of_conn.get(&conn).copied()
-    }
-
-    /// One whose time is over.
-    fn pop_due(&mut self, now_s: u64) -> Option<ConnId> {
-        let mut first = self.by_second.first_entry().filter(|first| *first.key() <= now_s)?;
-        let conn = first.get_mut().pop().expect("no second is empty");
-        if first.get().is_empty() {
-            first.remove();
-        }
-        self.entries -= 1;
-        Some(conn)
-    }
-
-    /// Drops the entries of those who have gone, if they are too many.
-    fn tidy(&mut self, is_here: impl Fn(ConnId) -> bool) {
-        if self.entries <= 2 * self.live + ENTRIES_KEPT {
-            return;
-        }
-        self.by_second.retain(|_, conns| {
-            conns.retain(|conn| is_here(*conn));
-            !conns.is_empty()
-        });
-        self.entries = self.by_second.values().map(Vec::len).sum();
-    }
-}
-
 impl Shard {
     /// The token of a connection that was just opened expires then, in milliseconds of the shard's
     /// clock: from the next full second on the connection is closed, with 4401.
@@ -99,6 +42,7 @@ mod tests {
     use crate::policy::limits::Limits;
     use crate::policy::rights::Rights;
     use crate::protocol::dialect::Encoding;
+    use crate::shard::state::expiries::ENTRIES_KEPT;
     use bytes::Bytes;
 
     fn shard() -> Shard {

@@ -9,15 +9,14 @@
 //! sorted: no timer per connection. The sweep walks a slice of the slab on each tick, so that every
 //! connection is visited once per ping interval and no moment carries more than its share.
 
-use crate::auth::Identity;
 use crate::framing;
 use crate::ids::{ANONYMOUS_PREFIX, ConnId, TopicName};
 use crate::link::HttpReply;
 use crate::protocol::Event;
-use crate::protocol::dialect::Encoding;
-use crate::shard::Shard;
 use crate::shard::conn::{CloseReason, Conn, ConnState, OPENED_UNIT_MS, ReadState};
-use crate::shard::delivery::Follows;
+use crate::shard::state::Shard;
+use crate::shard::state::deliveries::Follows;
+use crate::shard::state::lifecycle::{ClosedSocket, DEADLINES_KEPT, Drain, Opening};
 use crate::ws::close::CloseCode;
 use crate::ws::encode;
 use bytes::Bytes;
@@ -33,72 +32,6 @@ const RECONNECT_SPREAD_MS: u64 = 5_000;
 /// of a block a slice takes differs from block to block ([`tilt`]): those who leave may follow a
 /// pattern, such as every other one, and the rest must not all be of the same slices.
 const SLICES: u64 = 256;
-
-/// A handshake that succeeded.
-#[derive(Debug)]
-pub struct Opening {
-    /// Who the client is.
-    pub identity: Identity,
-    /// The complete 101 answer.
-    pub response: Bytes,
-    /// Rooms to join at once; valid names, at most `rooms_per_connection_max`.
-    pub rooms: Vec<String>,
-    /// What the client speaks, and in which form it receives what it hears.
-    pub encoding: Encoding,
-}
-
-/// So many deadlines may be kept beyond twice those that still mean something.
-const DEADLINES_KEPT: usize = 1024;
-
-/// What is to be done with a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClosedSocket {
-    /// Our half is to be closed; the peer is expected to close the other.
-    Half {
-        /// The caller's number for the socket.
-        socket_key: u32,
-    },
-    /// The connection is gone from here; the socket is to be closed.
-    Whole {
-        /// The caller's number for the socket.
-        socket_key: u32,
-        /// The connection that it was.
-        conn: ConnId,
-        /// Why it ended; `None`: it vanished in its handshake, and the caller counts that.
-        reason: Option<CloseReason>,
-    },
-}
-
-/// What the living and dying of connections needs to remember.
-#[derive(Debug, Default)]
-pub(super) struct Lifecycle {
-    handshakes: VecDeque<(u64, ConnId)>,
-    closings: VecDeque<(u64, ConnId)>,
-    /// Said all, and the peer too (or it is time to close our half).
-    leaving: VecDeque<ConnId>,
-    /// Gone: to be freed.
-    ended: VecDeque<ConnId>,
-    /// Their HTTP request did not come in time: to be answered.
-    timed_out: VecDeque<ConnId>,
-    sweep: Sweep,
-    pub(super) drain: Option<Drain>,
-    /// When time was last said.
-    pub(super) now_ms: u64,
-}
-
-/// The sweep's slices, counted on and on: slice `n` is due `n / SLICES` intervals after `began_ms`.
-#[derive(Debug, Default)]
-struct Sweep {
-    began_ms: u64,
-    at: u64,
-}
-
-#[derive(Debug)]
-pub(super) struct Drain {
-    began_ms: u64,
-    over_ms: u64,
-    at: usize,
-}
 
 impl Shard {
     /// A socket was accepted. `None`: there are as many connections as there may be, or this node
@@ -634,8 +567,10 @@ fn forget_settled(
 mod tests {
     use super::super::ShardConfig;
     use super::*;
+    use crate::auth::Identity;
     use crate::ids::{NodeId, ShardId};
     use crate::policy::limits::Limits;
+    use crate::protocol::dialect::Encoding;
 
     fn shard() -> Shard {
         let (id, node) = (ShardId(0), NodeId(1));

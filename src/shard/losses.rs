@@ -9,13 +9,13 @@
 
 use super::Shard;
 use super::conn::CloseReason;
-use super::delivery::RoundFrame;
-use super::slow_consumer::FrameKind;
 use crate::framing;
 use crate::ids::{ConnId, TopicId, TopicKind};
 use crate::link::connections::encoding_of_everybody;
 use crate::protocol::Event;
 use crate::protocol::dialect::LossVerdict;
+use crate::shard::slow_consumer::frames::FrameKind;
+use crate::shard::state::deliveries::RoundFrame;
 
 impl Shard {
     /// Deliveries to a topic were lost on their way here.

@@ -13,9 +13,8 @@
 //! Invariant: a connection has an entry here from its pause until what is kept of it was used.
 
 use crate::ids::ConnId;
-use crate::shard::Shard;
 use crate::shard::conn::{ConnState, ReadState};
-use std::collections::{HashMap, VecDeque};
+use crate::shard::state::Shard;
 
 /// What one call used of a connection's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,40 +23,6 @@ pub struct ReadOutcome {
     pub used_bytes: usize,
     /// The connection is not to be read until [`Shard::poll_resumed`] names it.
     pub is_paused: bool,
-}
-
-/// Who is paused. Empty nearly always.
-#[derive(Debug, Default)]
-pub(super) struct PausedReads {
-    /// What was read of each and not used.
-    rests: HashMap<ConnId, Vec<u8>>,
-    rest_bytes: usize,
-    resumed: VecDeque<ConnId>,
-}
-
-impl PausedReads {
-    /// Connections that are paused, or have something kept.
-    pub(super) fn len(&self) -> usize {
-        self.rests.len()
-    }
-
-    /// Bytes that are kept of all of them.
-    pub(super) fn rest_bytes(&self) -> usize {
-        self.rest_bytes
-    }
-
-    /// Keeps what was not used.
-    fn keep(&mut self, conn: ConnId, rest: &[u8]) {
-        self.rest_bytes += rest.len();
-        self.rests.entry(conn).or_default().extend_from_slice(rest);
-    }
-
-    /// What is kept of a connection, which has no entry from here on.
-    pub(super) fn take(&mut self, conn: ConnId) -> Option<Vec<u8>> {
-        let rest = self.rests.remove(&conn)?;
-        self.rest_bytes -= rest.len();
-        Some(rest)
-    }
 }
 
 impl Shard {

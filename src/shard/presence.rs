@@ -13,30 +13,8 @@ use crate::link::{
 };
 use crate::policy::rights::Action;
 use crate::protocol::{ErrorCode, Event, Info, RequestId};
-use crate::shard::Shard;
-use crate::shard::commands::CommandError;
-use std::collections::HashMap;
-
-/// What connections said of their users, where they did. The backplane has the same bytes.
-#[derive(Debug, Default)]
-pub(super) struct PresenceInfos {
-    of: HashMap<(ConnId, u32), Info>,
-}
-
-impl PresenceInfos {
-    /// What a connection said of its user in a topic that stands here.
-    pub(super) fn get(&self, conn: ConnId, topic: u32) -> Option<Info> {
-        self.of.get(&(conn, topic)).cloned()
-    }
-
-    pub(super) fn set(&mut self, conn: ConnId, topic: u32, info: Info) {
-        self.of.insert((conn, topic), info);
-    }
-
-    pub(super) fn forget(&mut self, conn: ConnId, topic: u32) {
-        self.of.remove(&(conn, topic));
-    }
-}
+use crate::shard::command_error::CommandError;
+use crate::shard::state::Shard;
 
 impl Shard {
     /// A connection came into a room with presence, or joins it once more.

@@ -13,70 +13,17 @@
 //! Invariant: a connection has an entry exactly while a question of it is under way, waits, or has an
 //! answer that was not taken yet. One that is closing asks nothing more.
 
-use crate::ids::{ConnId, TopicId};
+use crate::ids::ConnId;
 use crate::link::Uplink;
 use crate::protocol::ErrorCode;
-use crate::shard::Shard;
-use crate::shard::commands::CommandError;
-use std::collections::{HashMap, VecDeque};
+use crate::shard::command_error::CommandError;
+use crate::shard::state::Shard;
+use crate::shard::state::questions::{Asked, QuestionStep};
+use std::collections::VecDeque;
 
 /// What an answer that was taken may leave in the outbox: this part of `outbox_bytes_max`. Room
 /// enough stays for the next one.
 const LEFT_OF_ANSWER: usize = 4;
-
-/// Who asks. Empty nearly always.
-#[derive(Debug, Default)]
-pub(super) struct Questions {
-    of: HashMap<ConnId, Asked>,
-    /// Questions that wait, of all connections.
-    waiting: usize,
-    /// Whose answers were handed to the writes since the last look.
-    answered: Vec<ConnId>,
-}
-
-#[derive(Debug)]
-struct Asked {
-    step: QuestionStep,
-    /// In the order in which they were asked; each goes up as it is.
-    waiting: VecDeque<Uplink>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum QuestionStep {
-    /// The backplane has a question: which, where it is a join.
-    UnderWay { ticket: Option<u64> },
-    /// The answer was made, and may not have been taken by the socket yet.
-    Answered,
-}
-
-impl Questions {
-    /// Questions that wait for those before them.
-    pub(super) fn waiting(&self) -> usize {
-        self.waiting
-    }
-
-    /// The answer to a connection's question was handed to the writes.
-    pub(super) fn note_answered(&mut self, conn: ConnId) {
-        self.answered.push(conn);
-    }
-
-    /// Whether it is this join that is under way.
-    fn is_under_way(&self, conn: ConnId, ticket: u64) -> bool {
-        let step = QuestionStep::UnderWay { ticket: Some(ticket) };
-        self.of.get(&conn).is_some_and(|asked| asked.step == step)
-    }
-
-    /// A connection asks nothing more. Answers the topics of its joins that were still waiting.
-    fn forget(&mut self, conn: ConnId) -> Vec<TopicId> {
-        let waiting = self.of.remove(&conn).map(|asked| asked.waiting).unwrap_or_default();
-        self.waiting -= waiting.len();
-        let joins = waiting.into_iter().filter_map(|question| match question {
-            Uplink::Recover(ask) => Some(ask.at),
-            _ => None,
-        });
-        joins.collect()
-    }
-}
 
 impl Shard {
     /// Whether a connection may ask one more.

@@ -12,7 +12,7 @@
 //! Invariant: every question is answered once, and its pin is taken out with the answer, whatever has
 //! become of who asked.
 
-use crate::ids::{ConnId, Position, TopicId, TopicKind, TopicName};
+use crate::ids::{ConnId, TopicId, TopicKind, TopicName};
 use crate::link::{
     HistoryError, HistoryPage, HistoryReply, HistoryRequest, HistoryTo, RecoveryReply,
     RecoveryRequest, Unrecoverable, Uplink,
@@ -20,117 +20,12 @@ use crate::link::{
 use crate::policy::rights::Action;
 use crate::protocol::dialect::Encoding;
 use crate::protocol::run::{Run, RunKind, RunStyle};
-use crate::protocol::{ErrorCode, Event, Info, Page, RequestId};
-use crate::shard::Shard;
-use crate::shard::commands::{CommandError, JoinOptions};
-use crate::shard::delivery::Follows;
-use std::collections::HashMap;
-
-/// Who waits for an answer. Empty nearly always.
-#[derive(Debug, Default)]
-pub(super) struct PendingJoins {
-    tickets: u64,
-    /// By the connection, not by its place: that may be another's by the time the first one is
-    /// forgotten.
-    of: HashMap<ConnId, Vec<PendingJoin>>,
-    /// Answers that are on their way, by the topic's index.
-    pins: HashMap<u32, usize>,
-}
-
-#[derive(Debug)]
-pub(super) struct PendingJoin {
-    pub(super) ticket: u64,
-    /// The topic's index.
-    pub(super) topic: u32,
-    pub(super) id: Option<RequestId>,
-    /// What it has heard already.
-    pub(super) since: Option<Position>,
-    /// What its user says of themselves, where presence is on.
-    pub(super) info: Option<Info>,
-    /// Whether it acknowledges what it hears.
-    pub(super) ack: bool,
-    /// It is a member already and stays one: it only asks where the history is.
-    stays: bool,
-}
-
-impl PendingJoins {
-    /// How many rooms a connection is about to be in, those that it is in already not counted.
-    pub(super) fn len(&self, conn: ConnId) -> usize {
-        let of = self.of.get(&conn).into_iter().flatten();
-        of.filter(|pending| !pending.stays).count()
-    }
-
-    /// Whether a connection is about to be in a topic.
-    pub(super) fn is_pending(&self, conn: ConnId, topic: TopicId) -> bool {
-        let mut of = self.of.get(&conn).into_iter().flatten();
-        of.any(|pending| pending.topic == topic.0.index)
-    }
-
-    /// Whether a topic must stay.
-    pub(super) fn is_pinned(&self, topic: u32) -> bool {
-        self.pins.contains_key(&topic)
-    }
-
-    /// Whether a join waits for its answer, and was not left meanwhile.
-    pub(super) fn has(&self, conn: ConnId, ticket: u64) -> bool {
-        self.of.get(&conn).into_iter().flatten().any(|pending| pending.ticket == ticket)
-    }
-
-    /// A connection has gone: nobody is to be admitted for it.
-    pub(super) fn forget(&mut self, conn: ConnId) {
-        self.of.remove(&conn);
-    }
-
-    fn add(
-        &mut self,
-        conn: ConnId,
-        topic: TopicId,
-        id: Option<RequestId>,
-        options: JoinOptions<'_>,
-        stays: bool,
-    ) -> u64 {
-        self.tickets += 1;
-        let (ticket, topic_index) = (self.tickets, topic.0.index);
-        let JoinOptions { since, info, ack } = options;
-        let info = info.map(Into::into);
-        let pending = PendingJoin { ticket, topic: topic_index, id, since, info, ack, stays };
-        self.of.entry(conn).or_default().push(pending);
-        self.pin(topic.0.index);
-        self.tickets
-    }
-
-    fn take(&mut self, conn: ConnId, wanted: impl Fn(&PendingJoin) -> bool) -> Option<PendingJoin> {
-        let of = self.of.get_mut(&conn)?;
-        let place = of.iter().position(wanted)?;
-        let pending = of.swap_remove(place);
-        if of.is_empty() {
-            self.of.remove(&conn);
-        }
-        Some(pending)
-    }
-
-    /// A topic has to stay, whoever leaves it, until [`Shard::unpin`].
-    pub(super) fn pin(&mut self, topic: u32) {
-        *self.pins.entry(topic).or_default() += 1;
-    }
-
-    /// Takes the joins of a connection that wait, in the order in which they were asked. Their answers
-    /// are nobody's.
-    pub(super) fn take_all(&mut self, conn: ConnId) -> Vec<PendingJoin> {
-        let mut of = self.of.remove(&conn).unwrap_or_default();
-        of.sort_unstable_by_key(|pending| pending.ticket);
-        of
-    }
-
-    fn unpin(&mut self, topic: u32) {
-        if let Some(pins) = self.pins.get_mut(&topic) {
-            *pins -= 1;
-            if *pins == 0 {
-                self.pins.remove(&topic);
-            }
-        }
-    }
-}
+use crate::protocol::{ErrorCode, Event, Page, RequestId};
+use crate::shard::command_error::CommandError;
+use crate::shard::conn::Conn;
+use crate::shard::state::Shard;
+use crate::shard::state::deliveries::Follows;
+use crate::shard::state::pending_joins::JoinOptions;
 
 impl Shard {
     /// Joins a room that has a history, or asks anew what was missed there.
@@ -346,7 +241,7 @@ impl Shard {
 
     /// Whether a connection is in a topic, or about to be.
     pub(super) fn is_in(&self, conn: ConnId, at: TopicId) -> bool {
-        let is_member = |c: &super::Conn| c.joined.find(at.0.index).is_some();
+        let is_member = |c: &Conn| c.joined.find(at.0.index).is_some();
         self.conns.get(conn.0).is_some_and(is_member) || self.pendings.is_pending(conn, at)
     }
 

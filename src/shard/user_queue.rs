@@ -15,32 +15,9 @@ use crate::ids::{ConnId, Position, TopicId, TopicKind, TopicName, UpTo};
 use crate::link::{RecoveryReply, Uplink};
 use crate::policy::rights::Action;
 use crate::protocol::{ErrorCode, Event, Recovery, RequestId, Unrecovered};
-use crate::shard::Shard;
-use crate::shard::commands::{CommandError, JoinOptions};
-use std::collections::HashMap;
-
-/// Connections that wait to be in their user's topic. Empty nearly always.
-#[derive(Debug, Default)]
-pub(super) struct PendingUserQueues {
-    users: HashMap<ConnId, TopicName>,
-}
-
-impl PendingUserQueues {
-    /// The user's topic of a connection that waits for it.
-    pub(super) fn user_of(&self, conn: ConnId) -> Option<&TopicName> {
-        self.users.get(&conn)
-    }
-
-    /// Connections of a user that wait to be in its topic.
-    pub(super) fn waiting_of(&self, user: &TopicName) -> impl Iterator<Item = ConnId> {
-        self.users.iter().filter(move |(_, name)| *name == user).map(|(conn, _)| *conn)
-    }
-
-    /// A connection has gone.
-    pub(super) fn forget(&mut self, conn: ConnId) {
-        self.users.remove(&conn);
-    }
-}
+use crate::shard::command_error::CommandError;
+use crate::shard::state::Shard;
+use crate::shard::state::pending_joins::JoinOptions;
 
 impl Shard {
     /// A connection has come whose user's messages are kept. `false`: there are as many topics as

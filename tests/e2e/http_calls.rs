@@ -56,7 +56,7 @@ fn ask(node: &Node, request: &str) -> Reply {
 }
 
 fn refused(node: &Node, reason: &str) -> u64 {
-    node.metric_where("campanile_refused_total", &format!("reason=\"{reason}\""))
+    node.metric_where("campanile_connections_rejected_total", &format!("reason=\"{reason}\""))
 }
 
 #[test]
@@ -133,8 +133,8 @@ fn a_client_that_closes_its_half_hears_its_answer() {
         assert_eq!(Reply::read(stream).expect("an answer").status, 200);
     }
     node.wait_until_empty();
-    assert_eq!(node.metric("campanile_refused_total"), 0);
-    assert_eq!(node.metric("campanile_probes_total"), 0);
+    assert_eq!(node.metric("campanile_connections_rejected_total"), 0);
+    assert_eq!(node.metric("campanile_connection_probes_total"), 0);
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn a_connection_that_asks_nothing_more_ends_without_a_word() {
     stream.read_to_end(&mut rest).expect("it is closed");
     assert_eq!(rest, b"");
     node.wait_until_empty();
-    assert_eq!(node.metric("campanile_refused_total"), 0);
+    assert_eq!(node.metric("campanile_connections_rejected_total"), 0);
 }
 
 const BODY: [&str; 6] = [

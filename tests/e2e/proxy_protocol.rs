@@ -60,7 +60,7 @@ fn logged_peer(nodes: &[&Node], name: &str) -> String {
 }
 
 fn refused(node: &Node, reason: &str) -> u64 {
-    node.metric_where("campanile_refused_total", &format!("reason=\"{reason}\""))
+    node.metric_where("campanile_connections_rejected_total", &format!("reason=\"{reason}\""))
 }
 
 /// Clients from several addresses reach each other over both nodes, and each is seen as it is.
@@ -102,12 +102,16 @@ fn through_haproxy_the_node_sees_the_client_and_health_checks_cost_nothing() {
             &[tcp],
         );
         for node in [&one, &two] {
-            wait_until("HAProxy has checked often", || node.metric("campanile_probes_total") > 5);
+            wait_until("HAProxy has checked often", || {
+                node.metric("campanile_connection_probes_total") > 5
+            });
         }
         speak_through(tcp, &[&one, &two]);
         for node in [&one, &two] {
-            wait_until("both have clients", || node.metric("campanile_opened_total") > 0);
-            assert_eq!(node.metric("campanile_refused_total"), 0);
+            wait_until("both have clients", || {
+                node.metric("campanile_connections_upgraded_total") > 0
+            });
+            assert_eq!(node.metric("campanile_connections_rejected_total"), 0);
             let log = node.logged();
             let noise = log.lines().find(|line| {
                 line.contains("connection ended") && !line.contains("client")
@@ -133,8 +137,8 @@ fn through_nginx_as_a_tcp_balancer_the_node_sees_the_client() {
     );
     speak_through(front, &[&one, &two]);
     for node in [&one, &two] {
-        wait_until("both have clients", || node.metric("campanile_opened_total") > 0);
-        assert_eq!(node.metric("campanile_refused_total"), 0);
+        wait_until("both have clients", || node.metric("campanile_connections_upgraded_total") > 0);
+        assert_eq!(node.metric("campanile_connections_rejected_total"), 0);
     }
 }
 
@@ -184,7 +188,7 @@ fn through_haproxy_as_an_http_balancer_the_node_sees_the_client_and_believes_nob
     );
     speak_over_http_through(front, &node);
     wait_until("HAProxy has checked often", || node.metric("campanile_http_requests_total") > 5);
-    assert_eq!(node.metric("campanile_refused_total"), 0);
+    assert_eq!(node.metric("campanile_connections_rejected_total"), 0);
 }
 
 #[test]
@@ -241,7 +245,7 @@ fn headers_that_are_not_to_be_believed_never_reach_http() {
         let bytes = [bytes, &request(&node)].concat();
         assert_eq!(answer_from(from, &node, &bytes), status, "{setting} {reason}");
         wait_until("it is counted", || refused(&node, reason) == 1);
-        assert_eq!(node.metric("campanile_refused_total"), 1, "{setting} {reason}");
+        assert_eq!(node.metric("campanile_connections_rejected_total"), 1, "{setting} {reason}");
         assert_eq!(node.metric("campanile_http_requests_total"), 0);
     }
 }
@@ -254,7 +258,7 @@ fn where_a_header_is_optional_a_request_without_one_is_served() {
         assert_eq!(answer_from(from, &node, request.as_bytes()), 404);
         assert_eq!(answer_from(from, &node, b"PUT /x HTTP/1.1\r\n\r\n"), 404, "it begins as PROXY");
     }
-    assert_eq!(node.metric("campanile_refused_total"), 0);
+    assert_eq!(node.metric("campanile_connections_rejected_total"), 0);
 }
 
 #[test]
@@ -276,10 +280,10 @@ fn connections_that_ask_nothing_are_health_checks() {
             }
             drop(stream);
             let count = 2 * at as u64 + u64::from(ends_with_reset) + 1;
-            node.wait_for("campanile_probes_total", count);
+            node.wait_for("campanile_connection_probes_total", count);
         }
     }
-    assert_eq!(node.metric("campanile_refused_total"), 0);
+    assert_eq!(node.metric("campanile_connections_rejected_total"), 0);
     assert!(!node.logged().contains("connection "), "{}", node.logged());
     let mut half = http::connect(node.addr);
     half.write_all(b"PROXY TCP4 1.2.").expect("it reads");

@@ -12,7 +12,7 @@
 //! ```
 
 use crate::ids::{Position, TopicKind};
-use crate::protocol::dialect::{LossVerdict, Parsed};
+use crate::protocol::exchange::{LossVerdict, Parsed};
 use crate::protocol::{
     Command, ErrorCode, Event, Page, Recovery, Rejected, Request, RequestId, Unrecovered,
 };

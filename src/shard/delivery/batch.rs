@@ -15,7 +15,7 @@
 //! could follow the first half of another one.
 
 use crate::ids::ConnId;
-use crate::shard::slow_consumer::BatchSource;
+use crate::shard::slow_consumer::frames::BatchSource;
 use bytes::Bytes;
 
 /// Buffers of one write, at most: the kernel takes no more than 1024 at once, and a chain of this

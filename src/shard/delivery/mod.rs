@@ -24,28 +24,20 @@
 pub mod batch;
 mod replies;
 mod round;
-mod unsent;
+pub(in crate::shard) mod unsent;
 mod walk;
 
-pub(super) use replies::Follows;
-pub(super) use round::{Deliveries, RoundFrame};
-pub(super) use unsent::UnsentFrames;
-
 use crate::ids::ConnId;
-use crate::shard::Shard;
 use crate::shard::conn::{CloseReason, ReadState};
 use crate::shard::delivery::batch::{SendBatch, SendOp};
-use crate::shard::delivery::round::Special;
 use crate::shard::slow_consumer::OutboxWriter;
 use crate::shard::slow_consumer::outbox::Pushed;
+use crate::shard::state::Shard;
+use crate::shard::state::deliveries::{PORTIONS_MAX, Special};
 
 /// A batch that holds so much begins no further round: what it holds stays in memory until it is
 /// written.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
-
-/// A batch holds so many portions: a member of many small rooms receives all of them in one write,
-/// and whatever comes next waits for no more than these.
-const PORTIONS_MAX: usize = 4;
 
 impl Shard {
     /// Whether [`Shard::take_batch`] has something to give.

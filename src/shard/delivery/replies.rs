@@ -3,37 +3,19 @@
 //! They go before the rounds, in their order, and take with them what waits for the same connection.
 
 use crate::ids::ConnId;
-use crate::shard::Shard;
 use crate::shard::conn::ConnState;
-use crate::shard::delivery::PORTIONS_MAX;
 use crate::shard::delivery::batch::SendBatch;
-use crate::shard::delivery::round::{Deliveries, JOIN_BYTES_MAX};
 use crate::shard::delivery::walk::add_write;
 use crate::shard::slow_consumer::OutboxWriter;
 use crate::shard::slow_consumer::outbox::Pushed;
+use crate::shard::state::Shard;
+use crate::shard::state::deliveries::{
+    Deliveries, Follows, JOIN_BYTES_MAX, PORTIONS_MAX, QueuedReply,
+};
 use bytes::{Bytes, BytesMut};
 
 /// Replies up to this size are copied to join them with others; longer ones are chained.
 const REPLY_COPIED_BYTES_MAX: usize = 4 * 1024;
-
-/// A frame for one connection only.
-#[derive(Debug)]
-pub(super) struct QueuedReply {
-    pub(super) conn: ConnId,
-    pub(super) bytes: Bytes,
-    pub(super) follows: Follows,
-}
-
-/// What may follow a reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::shard) enum Follows {
-    /// Anything.
-    More,
-    /// The answer to the connection's next question, which may be asked now (`questions.rs`).
-    Question,
-    /// Nothing: the connection may end when it has left.
-    Nothing,
-}
 
 impl Deliveries {
     /// The first reply, joined with those to the same connection right behind it: one read may hold

@@ -5,13 +5,13 @@
 use crate::ids::{ConnId, TopicId};
 use crate::link::connections::encoding_of_everybody;
 use crate::protocol::dialect::Encoding;
-use crate::shard::Shard;
 use crate::shard::conn::Conn;
-use crate::shard::delivery::Follows;
 use crate::shard::delivery::batch::SendBatch;
-use crate::shard::delivery::round::{Deliveries, JoinedFrames, RoundItem};
 use crate::shard::hub::RoundId;
-use crate::shard::slow_consumer::{BatchSource, FramePart};
+use crate::shard::slow_consumer::frames::{BatchSource, FramePart};
+use crate::shard::state::Shard;
+use crate::shard::state::deliveries::Follows;
+use crate::shard::state::deliveries::{Deliveries, JoinedFrames, QueuedReply, RoundItem};
 use bytes::Bytes;
 use std::collections::HashMap;
 
@@ -34,9 +34,7 @@ struct Receiver<'a> {
 impl Deliveries {
     /// Whether an answer of a connection's question waits among the replies.
     fn has_answer(&self, conn: ConnId) -> bool {
-        let is_it = |reply: &&super::replies::QueuedReply| {
-            reply.conn == conn && reply.follows == Follows::Question
-        };
+        let is_it = |reply: &&QueuedReply| reply.conn == conn && reply.follows == Follows::Question;
         self.replies.iter().any(|reply| is_it(&reply))
     }
 

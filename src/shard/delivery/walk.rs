@@ -9,14 +9,13 @@ use crate::metrics::ShardCounters;
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::{Namespaces, SlowConsumer};
 use crate::protocol::dialect::Encoding;
-use crate::shard::Shard;
 use crate::shard::conn::Conn;
-use crate::shard::delivery::PORTIONS_MAX;
 use crate::shard::delivery::batch::SendBatch;
-use crate::shard::delivery::round::{JoinedFrames, RoundWrite};
 use crate::shard::hub::{Hub, RoundId, Walk};
 use crate::shard::slow_consumer::OutboxWriter;
 use crate::shard::slow_consumer::outbox::Pushed;
+use crate::shard::state::Shard;
+use crate::shard::state::deliveries::{JoinedFrames, PORTIONS_MAX, RoundWrite};
 use crate::slab::Slab;
 
 /// Slots looked at in one batch of a message to everybody: a slab that once held a million is long

@@ -34,10 +34,10 @@ use crate::ids::{Position, TopicId, TopicName};
 use crate::policy::rights::Rights;
 use crate::protocol::dialect::Encoding;
 use crate::protocol::{Info, RequestId};
-use crate::shard::Shard;
-use crate::shard::acks::AckMark;
-use crate::shard::slow_consumer::FramePart;
+use crate::shard::slow_consumer::frames::FramePart;
 use crate::shard::slow_consumer::outbox::Outbox;
+use crate::shard::state::Shard;
+use crate::shard::state::acks::AckMark;
 use crate::ws::decoder::Decoder;
 use bytes::Bytes;
 use std::net::SocketAddr;
@@ -157,27 +157,6 @@ pub enum NotNow {
     RoundUnderWay,
     /// This shard is at another place of a topic's history.
     OtherPosition,
-}
-
-/// What a shard remembers for the sake of sessions that move.
-#[derive(Debug, Default)]
-pub(super) struct Moves {
-    /// Questions about publishes that were asked, and how many of them were answered.
-    asked: u32,
-    answered: u32,
-    /// Topics that stay, whoever is in them.
-    held: Vec<TopicId>,
-}
-
-impl Moves {
-    pub(super) fn on_settled(&mut self) {
-        self.answered = self.asked;
-    }
-
-    /// Whether all has ended that this question covers; 0: there is nothing.
-    fn is_settled(&self, settled_by: u32) -> bool {
-        settled_by == 0 || self.answered.wrapping_sub(settled_by) < u32::MAX / 2
-    }
 }
 
 impl Shard {

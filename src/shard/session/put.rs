@@ -2,14 +2,14 @@
 
 use crate::ids::TopicKind;
 use crate::ids::{ConnId, Position, TopicId};
-use crate::shard::commands::JoinOptions;
 use crate::shard::conn::{Conn, ConnState, OPENED_UNIT_MS, ReadState};
-use crate::shard::delivery::Follows;
 use crate::shard::session::{NotNow, Session, SessionFrames, SessionJoin, SessionTopic};
-use crate::shard::slow_consumer::BatchSource;
 use crate::shard::slow_consumer::OutboxWriter;
+use crate::shard::slow_consumer::frames::BatchSource;
 use crate::shard::slow_consumer::outbox::Pushed;
-use crate::shard::{JoinWaiter, Shard};
+use crate::shard::state::deliveries::Follows;
+use crate::shard::state::pending_joins::JoinOptions;
+use crate::shard::state::{JoinWaiter, Shard};
 
 impl Shard {
     /// Puts a session in; its socket is the caller's number `socket_key`. The caller watches the

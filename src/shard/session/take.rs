@@ -1,13 +1,13 @@
 //! Taking a connection out of its shard.
 
 use crate::ids::{ConnId, TopicId};
-use crate::shard::Shard;
 use crate::shard::conn::{ConnState, OPENED_UNIT_MS, ReadState};
-use crate::shard::delivery::UnsentFrames;
 use crate::shard::delivery::batch::SendBatch;
+use crate::shard::delivery::unsent::UnsentFrames;
 use crate::shard::session::{
     NotNow, Session, SessionFrames, SessionJoin, SessionTopic, WaitingJoin,
 };
+use crate::shard::state::Shard;
 
 impl Shard {
     /// Takes a connection out: from here on this shard knows nothing of it. `batch` is the caller's,
@@ -77,7 +77,7 @@ impl Shard {
 
     fn take_joins(&mut self, conn: ConnId) -> Vec<SessionJoin> {
         let pending = self.pendings.take_all(conn).into_iter();
-        let of = |pending: crate::shard::recovery::PendingJoin| SessionJoin {
+        let of = |pending: crate::shard::state::pending_joins::PendingJoin| SessionJoin {
             name: self.hub.at(pending.topic).name().clone(),
             id: pending.id,
             since: pending.since,
@@ -102,7 +102,7 @@ impl Shard {
         let topic = self.hub.at(index);
         let waiting = self.waiting.get_mut(&index).map(|waiters| {
             let mine = waiters.extract_if(.., |waiter| waiter.conn == conn);
-            let of = |waiter: crate::shard::JoinWaiter| WaitingJoin {
+            let of = |waiter: crate::shard::state::JoinWaiter| WaitingJoin {
                 id: waiter.id,
                 has_since: waiter.since,
                 is_again: waiter.again,

@@ -8,45 +8,16 @@
 //!
 //! Invariant: nothing here is reached for a member who keeps up.
 
+pub mod frames;
 pub mod outbox;
 
-use crate::framing;
-use crate::ids::{ConflateKey, TopicId, TopicName};
+use crate::ids::TopicId;
 use crate::metrics::ShardCounters;
 use crate::policy::namespaces::Namespaces;
-use crate::protocol::Event;
-use crate::protocol::dialect::Encoding;
 use crate::shard::hub::{Hub, Topic};
+use crate::shard::slow_consumer::frames::BatchSource;
 use crate::shard::slow_consumer::outbox::{Outbox, Pushed, rest_of};
 use bytes::Bytes;
-use std::sync::Arc;
-
-/// What a frame of a room says, as far as it matters when it gives way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FrameKind {
-    /// A message, and what it is about.
-    Message(Option<ConflateKey>),
-    /// So many messages were lost before they came here.
-    Lost(u64),
-}
-
-/// A whole frame.
-#[derive(Clone, Debug)]
-pub struct FramePart {
-    /// The frame.
-    pub bytes: Bytes,
-    /// What it says.
-    pub kind: FrameKind,
-}
-
-/// What a buffer is made from, in its order.
-#[derive(Clone, Debug)]
-pub struct BatchSource {
-    /// Whose frames.
-    pub at: TopicId,
-    /// The frames.
-    pub pieces: Arc<[FramePart]>,
-}
 
 /// One slow member, and what is needed to let something wait for it.
 pub(super) struct OutboxWriter<'a> {
@@ -109,14 +80,4 @@ impl OutboxWriter<'_> {
         let room = self.outbox.room(source.at, name, encoding, policy);
         self.outbox.push_loose(room, whole, self.bytes_max, self.counters)
     }
-}
-
-/// The frame that says how many messages of a room were dropped.
-fn loss_marker(topic: &TopicName, encoding: Encoding, count: u64) -> Bytes {
-    framing::frame(&Event::Lost { topic: topic.kind(), count }, encoding)
-}
-
-/// The longest such frame.
-fn loss_marker_bytes_max(topic: &TopicName, encoding: Encoding) -> usize {
-    framing::frame_len(&Event::Lost { topic: topic.kind(), count: u64::MAX }, encoding)
 }

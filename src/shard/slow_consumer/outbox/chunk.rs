@@ -69,7 +69,7 @@ impl std::ops::Deref for Chunk {
 
 /// What is left of a buffer of which `taken` bytes have left: a part of it, or a copy where that
 /// would keep much more alive.
-pub(in super::super) fn rest_of(buf: &Bytes, taken: usize) -> Bytes {
+pub(in crate::shard) fn rest_of(buf: &Bytes, taken: usize) -> Bytes {
     let rest = buf.len() - taken;
     if rest > CHUNK_BYTES_MAX && rest < buf.len() / 2 {
         return Bytes::copy_from_slice(&buf[taken..]);

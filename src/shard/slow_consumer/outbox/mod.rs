@@ -27,12 +27,14 @@ use crate::ids::{ConflateKey, TopicId, TopicName};
 use crate::metrics::ShardCounters;
 use crate::policy::namespaces::{Policy, SlowConsumer};
 use crate::protocol::dialect::{Encoding, LossVerdict};
-use crate::shard::slow_consumer::{FrameKind, FramePart, loss_marker, loss_marker_bytes_max};
+use crate::shard::slow_consumer::frames::{
+    FrameKind, FramePart, loss_marker, loss_marker_bytes_max,
+};
 use bytes::Bytes;
 use chunk::Chunk;
 use std::collections::{HashMap, VecDeque};
 
-pub(super) use chunk::rest_of;
+pub(in crate::shard) use chunk::rest_of;
 
 /// Empty slices that are kept however few the others are.
 const EMPTY_KEPT: usize = 64;

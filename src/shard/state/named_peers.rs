@@ -22,13 +22,13 @@ struct Page {
 
 /// The table.
 #[derive(Default)]
-pub(super) struct NamedPeers {
+pub(in crate::shard) struct NamedPeers {
     pages: Vec<Option<Box<Page>>>,
 }
 
 impl NamedPeers {
     /// Notes an address. The unspecified one with port 0 is none.
-    pub(super) fn insert(&mut self, index: u32, peer: SocketAddr) {
+    pub(in crate::shard) fn insert(&mut self, index: u32, peer: SocketAddr) {
         self.remove(index);
         let packed = pack(peer);
         if packed == Packed::default() {
@@ -46,13 +46,13 @@ impl NamedPeers {
     }
 
     /// The address at `index`, if one was noted.
-    pub(super) fn get(&self, index: u32) -> Option<SocketAddr> {
+    pub(in crate::shard) fn get(&self, index: u32) -> Option<SocketAddr> {
         let page = self.pages.get(index as usize / PAGE)?.as_ref()?;
         unpack(page.addresses[index as usize % PAGE])
     }
 
     /// Forgets an address.
-    pub(super) fn remove(&mut self, index: u32) -> Option<SocketAddr> {
+    pub(in crate::shard) fn remove(&mut self, index: u32) -> Option<SocketAddr> {
         let slot = self.pages.get_mut(index as usize / PAGE)?;
         let page = slot.as_mut()?;
         let peer = unpack(std::mem::take(&mut page.addresses[index as usize % PAGE]))?;

@@ -1,0 +1,104 @@
+//! Settings that are good one by one and contradict each other.
+
+use crate::config::backplane::BackplaneUrl;
+use crate::config::error::ConfigError;
+use crate::config::settings::Config;
+use crate::config::value::{ProxyProtocol, Value};
+
+impl Config {
+    /// What cannot be seen one setting at a time.
+    pub(super) fn contradictions(&self) -> Vec<ConfigError> {
+        let mut found = Vec::new();
+        let mut because = |broken: bool, message: String| {
+            if broken {
+                found.push(ConfigError::Contradiction { message });
+            }
+        };
+        because(
+            self.auth_anonymous == Some(false) && self.auth_hmac_secret.is_none(),
+            "auth.anonymous = false without auth.hmac_secret: no client could connect. Set \
+             auth.hmac_secret, or leave auth.anonymous out"
+                .to_owned(),
+        );
+        let limits = &self.limits;
+        because(
+            limits.outbox_bytes_max < limits.message_bytes_max,
+            format!(
+                "limits.outbox_bytes_max = {} is less than limits.message_bytes_max = {}: one \
+                 message would close a client. Write at least {} for the former",
+                limits.outbox_bytes_max, limits.message_bytes_max, limits.message_bytes_max
+            ),
+        );
+        because(
+            self.namespaces.have_history() && limits.outbox_bytes_max < limits.recovery_bytes_max,
+            format!(
+                "limits.outbox_bytes_max = {} is less than limits.recovery_bytes_max = {}: who \
+                 comes back would be closed as too slow. Write at most {} for the latter",
+                limits.outbox_bytes_max, limits.recovery_bytes_max, limits.outbox_bytes_max
+            ),
+        );
+        // The last one is already as old as the interval when the next one flies.
+        let needed_ms = 2 * self.redis_canary_interval_ms;
+        because(
+            self.redis_canary_timeout_ms < needed_ms,
+            format!(
+                "redis.canary_timeout_ms = {} is less than twice redis.canary_interval_ms: \
+                 canaries would not be in time. Write at least {needed_ms} for the former",
+                self.redis_canary_timeout_ms
+            ),
+        );
+        because(
+            self.ops_api_key.as_deref().is_some_and(|key| !fits_a_header(key)),
+            "ops.api_key: no header can carry it. Write ASCII with nothing blank around it".into(),
+        );
+        let is_plain =
+            matches!(&self.backplane, BackplaneUrl::Redis(servers) if !servers.login.is_tls);
+        because(
+            self.redis_tls_ca_file.is_some() && is_plain,
+            "redis.tls_ca_file is set, and backplane is redis://, which is without TLS. Write \
+             rediss:// for the latter, or leave the former out"
+                .to_owned(),
+        );
+        because(
+            self.listen == self.ops_listen && self.listen.port() != 0,
+            format!(
+                "listen and ops.listen are both {}: give one of them another port",
+                self.listen
+            ),
+        );
+        because(
+            self.echo_path.as_deref().is_some_and(|path| path == "/" || path == "/ws"),
+            "echo_path is already the page or the WebSocket: write for example /echo".to_owned(),
+        );
+        found.extend(self.public_port_contradictions());
+        let of_namespaces = self.namespaces.contradictions(self.auth_hmac_secret.is_some());
+        found.extend(
+            of_namespaces.into_iter().map(|message| ConfigError::Contradiction { message }),
+        );
+        found
+    }
+
+    fn public_port_contradictions(&self) -> Vec<ConfigError> {
+        let mut found = Vec::new();
+        if self.proxy_protocol != ProxyProtocol::Off && self.trusted_proxies.is_empty() {
+            found.push(format!(
+                "proxy_protocol = {} without trusted_proxies: no PROXY header would be accepted. Write \
+                 the balancers' addresses for the latter, such as 10.0.0.0/8",
+                self.proxy_protocol.write()
+            ));
+        }
+        if !self.ops_public_paths.is_empty() && self.ops_api_key.is_none() {
+            found.push(
+                "ops.public_paths without ops.api_key: nobody could show it. Set ops.api_key, or leave \
+                 ops.public_paths out"
+                    .to_owned(),
+            );
+        }
+        found.into_iter().map(|message| ConfigError::Contradiction { message }).collect()
+    }
+}
+
+/// Whether it arrives as it was sent: HTTP takes away what is blank around a value.
+fn fits_a_header(key: &str) -> bool {
+    key.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') && key.trim() == key
+}

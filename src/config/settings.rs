@@ -1,0 +1,241 @@
+//! The table of settings, and [`Config`]: what they are.
+
+use crate::config::backplane::{BackplaneUrl, redact_url};
+use crate::config::value::{LogFormat, ProxyProtocol, Scheduling, SteeringMode, Value, ValueKind};
+use crate::policy::limits::{LIMIT_SETTINGS, LimitSetting, Limits};
+use crate::policy::namespaces::Namespaces;
+use crate::policy::networks::Network;
+use crate::policy::rights::Rights;
+use crate::policy::setting::{self, SettingRange};
+use std::fmt;
+use std::net::SocketAddr;
+
+/// One thing an operator may set.
+#[derive(Clone, Copy)]
+pub struct Setting {
+    /// Its name in the file: `section.name` or `name`.
+    pub key: &'static str,
+    /// What values it takes.
+    pub kind: ValueKind,
+    /// What it means, in one sentence or two.
+    pub doc: &'static str,
+    access: Access,
+}
+
+/// Where the value of a setting is.
+#[derive(Clone, Copy)]
+enum Access {
+    /// In a field of the configuration.
+    Own {
+        default: fn() -> String,
+        set: fn(&mut Config, &str) -> Result<(), String>,
+        get: fn(&Config) -> String,
+    },
+    /// Among the limits.
+    Limit(&'static LimitSetting),
+}
+
+impl Setting {
+    /// The default as one would write it; empty: none.
+    pub fn default_text(&self) -> String {
+        match self.access {
+            Access::Own { default, .. } => default(),
+            Access::Limit(limit) => (limit.get)(&Limits::PRODUCTION).to_string(),
+        }
+    }
+
+    /// `--limits-message-bytes-max`, without the dashes in front.
+    pub fn flag(&self) -> String {
+        self.key.replace(['.', '_'], "-")
+    }
+
+    /// `CAMPANILE_LIMITS_MESSAGE_BYTES_MAX`.
+    pub fn env(&self) -> String {
+        format!("CAMPANILE_{}", self.key.replace('.', "_").to_uppercase())
+    }
+
+    /// The value as one would write it.
+    pub fn text(&self, config: &Config) -> String {
+        match self.access {
+            Access::Own { get, .. } => get(config),
+            Access::Limit(limit) => (limit.get)(&config.limits).to_string(),
+        }
+    }
+
+    /// A value of this setting as it may stand in a log or a message: without secrets.
+    pub fn shown(&self, text: &str) -> String {
+        match self.kind {
+            ValueKind::Secret { .. } if !text.is_empty() => "(not shown)".to_owned(),
+            ValueKind::Backplane => redact_url(text),
+            _ => text.to_owned(),
+        }
+    }
+
+    /// Sets the value, or says why it cannot be that.
+    pub(super) fn set(&self, config: &mut Config, text: &str) -> Result<(), String> {
+        self.kind.check(text)?;
+        match self.access {
+            Access::Own { set, .. } => set(config, text),
+            Access::Limit(limit) => {
+                (limit.set)(&mut config.limits, Value::read(text)?);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The setting of this key.
+pub fn setting(key: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.key == key)
+}
+
+macro_rules! settings {
+    (
+        $( $field:ident : $type:ty, $key:literal, $default:literal, $kind:expr, $doc:literal; )+
+    ) => {
+        /// The configuration: what was set, and defaults for the rest.
+        #[derive(Clone, PartialEq)]
+        // Settings are described for a terminal.
+        #[allow(rustdoc::bare_urls, rustdoc::broken_intra_doc_links)]
+        pub struct Config {
+            $( #[doc = $doc] pub $field: $type, )+
+            /// Every limit.
+            pub limits: Limits,
+        }
+
+        impl Default for Config {
+            fn default() -> Config {
+                Config {
+                    $( $field: Value::read($default).expect("a default is a good value"), )+
+                    limits: Limits::PRODUCTION,
+                }
+            }
+        }
+
+        /// What is set here, without limits.
+        const OWN: &[Setting] = &[
+            $( Setting {
+                key: $key,
+                kind: $kind,
+                doc: $doc,
+                access: Access::Own {
+                    default: || $default.to_owned(),
+                    set: |config, text| { config.$field = Value::read(text)?; Ok(()) },
+                    get: |config| config.$field.write(),
+                },
+            }, )+
+        ];
+    };
+}
+
+/// All of them, in the order in which they are printed: first what is declared here, then limits.
+pub static SETTINGS: &[Setting] = &{
+    let mut all = [OWN[0]; OWN.len() + LIMIT_SETTINGS.len()];
+    let mut at = 0;
+    while at < all.len() {
+        all[at] = if at < OWN.len() { OWN[at] } else { of_limit(&LIMIT_SETTINGS[at - OWN.len()]) };
+        at += 1;
+    }
+    all
+};
+
+const fn of_limit(limit: &'static LimitSetting) -> Setting {
+    let (key, kind) = (limit.key, ValueKind::Plain(limit.range));
+    Setting { key, kind, doc: limit.doc, access: Access::Limit(limit) }
+}
+
+/// A time in milliseconds.
+const fn ms(min: u64, max: u64) -> ValueKind {
+    ValueKind::Plain(setting::ms(min, max))
+}
+
+/// A number of things.
+const fn count(min: u64, max: u64, unit: &'static str) -> ValueKind {
+    ValueKind::Plain(setting::count(min, max, unit))
+}
+
+/// One of these words.
+const fn choice(words: &'static [&'static str]) -> ValueKind {
+    ValueKind::Plain(SettingRange::Choice(words))
+}
+
+const BOOL: ValueKind = ValueKind::Plain(SettingRange::Bool);
+const MINUTE_MS: u64 = 60_000;
+
+settings! {
+    listen: SocketAddr, "listen", "0.0.0.0:8080", ValueKind::Address,
+        "The public port: WebSockets at /ws, the page at /. Port 0 takes any free one.";
+    backplane: BackplaneUrl, "backplane", "memory", ValueKind::Backplane,
+        "How instances reach each other: `memory` for one instance alone, or where Redis is: one server or several with commas between them (`redis://`), what Sentinel names (`redis+sentinel://`), or a Cluster (`redis+cluster://`).";
+    shards: usize, "shards", "0", count(0, 1024, "shards"),
+        "Shards, each a thread with its own connections. 0: one per core. May exceed the cores.";
+    cores: Vec<usize>, "cores", "", ValueKind::Cores,
+        "Cores that shards are pinned to, in turn, such as 0-3,6. Empty: all that this process may use.";
+    private_fd_tables: bool, "private_fd_tables", "false", BOOL,
+        "One table of open files per shard, so that the limit on open files counts per shard and shards do not contend for one table.";
+    scheduling: Scheduling, "scheduling", "batch", choice(Scheduling::WORDS),
+        "How the kernel schedules our threads. batch: one that wakes does not interrupt one that runs, so where threads share a core more messages leave in one write. other: the kernel's default, for cores shared with programs that seldom pause.";
+    backplane_priority: u64, "backplane_priority", "15", count(0, 20, "steps of nice(2)"),
+        "By how much the backplane's thread goes before shards that want the same core. Every shard waits for it. Where this is not permitted (CAP_SYS_NICE, LimitNICE= of systemd) it goes as they do.";
+    steering: SteeringMode, "steering", "even", choice(SteeringMode::WORDS),
+        "Which shard gets a new connection. even: the one that has fewer. cpu: the one on the core that received it, for hosts that bind a network queue to each core. kernel: by the kernel's hash.";
+    echo_path: Option<String>, "echo_path", "", ValueKind::HttpPath,
+        "Path of a plain echo of text and binary messages, for conformance suites. Empty: none.";
+    namespaces: Namespaces, "namespaces", "", ValueKind::Namespaces,
+        "What holds for which rooms. In the file a table for each namespace, [namespaces.chat]; what holds for messages to users is said of [namespaces.\"@users\"] (history_size, history_ttl_s).";
+    page: bool, "page", "true", BOOL,
+        "Whether GET / on the public port serves a small page to try things out.";
+    origins: Vec<String>, "origins", "", ValueKind::Origins,
+        "Origins whose pages may connect, such as https://example.org. Empty: any.";
+    proxy_protocol: ProxyProtocol, "proxy_protocol", "off", choice(ProxyProtocol::WORDS),
+        "Whether a TCP load balancer says in a PROXY header (version 1 or 2) whose connection it carries. optional: where a connection begins with one. required: a connection without one is refused. A header is accepted from trusted_proxies only.";
+    trusted_proxies: Vec<Network>, "trusted_proxies", "", ValueKind::Networks,
+        "Networks of the load balancers. What they say of a client's address is believed: a PROXY header, and the last hop of X-Forwarded-For (or else of Forwarded) that is not one of them. A balancer that writes only Forwarded must remove an X-Forwarded-For of its client. Empty: nobody is believed.";
+    drain_ms: u64, "drain_ms", "10000", ms(0, 60 * MINUTE_MS),
+        "Over how long a stopping node spreads its closes, so that clients do not all reconnect at once. With the closing handshakes the default stays below the 30 s that orchestrators grant.";
+    node_name: Option<String>, "node.name", "", ValueKind::Name,
+        "This node's name, shown to clients and in logs. Empty: made up at each start.";
+    auth_anonymous: Option<bool>, "auth.anonymous", "auto", ValueKind::BoolAuto,
+        "Whether clients without a token may connect. auto: only while auth.hmac_secret is not set.";
+    auth_hmac_secret: Option<String>, "auth.hmac_secret", "", ValueKind::Secret { bytes_min: 8 },
+        "The HS256 secret of client tokens. Empty: no tokens.";
+    auth_anonymous_rights: Option<Rights>, "auth.anonymous_rights", "auto", ValueKind::RightsAuto,
+        "What a client without a token may do. auto: publish, send and broadcast while auth.hmac_secret is not set, else the same as auth.user_rights.";
+    auth_user_rights: Rights, "auth.user_rights", "publish,send", ValueKind::Rights,
+        "What a user may do whose token has no `rights`.";
+    ops_listen: SocketAddr, "ops.listen", "127.0.0.1:9090", ValueKind::Address,
+        "The operators' port: API, metrics, health. /healthz, /readyz and /metrics answer whoever can reach it. Where another process has the default, the next free port is taken and logged.";
+    ops_public_paths: Vec<String>, "ops.public_paths", "", ValueKind::ApiPaths,
+        "Paths of the operators' API that the public port serves as well, with what is below them, to whoever shows ops.api_key. To everybody else there is nothing, as for every other path. Empty: none.";
+    ops_api_key: Option<String>, "ops.api_key", "", ValueKind::Secret { bytes_min: 8 },
+        "What /v1/* wants as `Authorization: Bearer …`. Empty: /v1/* answers this machine only.";
+    log_level: String, "log.level", "info", choice(&["error", "warn", "info", "debug", "trace"]),
+        "The least serious lines that are logged. debug has a line per connection.";
+    log_format: LogFormat, "log.format", "text", choice(LogFormat::WORDS),
+        "How log lines are written (to stderr).";
+    redis_prefix: String, "redis.prefix", "campanile", ValueKind::Prefix,
+        "What every Redis channel and key starts with. Instances with the same prefix are one system.";
+    redis_linger_ms: u64, "redis.linger_ms", "15000", ms(0, 60 * MINUTE_MS),
+        "How long a topic stays subscribed after its last local member left, so that reloading a page costs nothing.";
+    redis_canary_interval_ms: u64, "redis.canary_interval_ms", "1000", ms(50, MINUTE_MS),
+        "How often a canary message flies to Redis and back.";
+    redis_canary_timeout_ms: u64, "redis.canary_timeout_ms", "2000", ms(100, 10 * MINUTE_MS),
+        "After how long without a canary the connection is given up and the node is not ready. At least twice redis.canary_interval_ms.";
+    redis_timeout_ms: u64, "redis.timeout_ms", "2000", ms(50, 10 * MINUTE_MS),
+        "How long connecting to Redis, and its answer, may take.";
+    redis_backoff_ms_max: u64, "redis.backoff_ms_max", "250", ms(10, 10 * MINUTE_MS),
+        "The longest pause between two attempts to connect to Redis. A server that comes back without its data waits 600 ms for instances that can put histories back.";
+    redis_tls_ca_file: Option<String>, "redis.tls_ca_file", "", ValueKind::File,
+        "The authorities (PEM) that may have signed the certificate of a rediss:// server; read at each connect. Empty: those that browsers trust.";
+    redis_monitor_interval_ms: u64, "redis.monitor_interval_ms", "5000", ms(0, 10 * MINUTE_MS),
+        "How often Redis is asked how it is, for /metrics and /v1/stats (INFO, CONFIG GET, CLIENT LIST ID). 0: never.";
+}
+
+/// Without secrets: a configuration may be logged.
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown =
+            SETTINGS.iter().map(|setting| (setting.key, setting.shown(&setting.text(self))));
+        f.debug_map().entries(shown).finish()
+    }
+}

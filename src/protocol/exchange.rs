@@ -1,0 +1,72 @@
+//! What every dialect makes of its messages, and what it answers for: the terms in which
+//! [`crate::protocol::dialect`] and the rooms of the dialects speak.
+
+use crate::protocol::{Rejected, Request};
+
+/// One message of a client.
+#[derive(Debug)]
+pub enum Incoming<'a> {
+    /// A text message: UTF-8. It is parsed in place.
+    Text(&'a mut [u8]),
+    /// A binary message.
+    Binary(&'a [u8]),
+}
+
+/// What one message of a client asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Parsed<'a> {
+    /// One of its requests.
+    Request(Request<'a>),
+    /// A request that was not understood. It is answered, and the connection stays.
+    Rejected(Rejected),
+    /// These bytes go back as they came.
+    Echo {
+        /// As a text message; otherwise as a binary one.
+        is_text: bool,
+        /// The bytes.
+        payload: &'a [u8],
+    },
+    /// A kind of message that this dialect does not have: the connection is closed.
+    Unsupported,
+}
+
+/// How a connection is kept alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heartbeat {
+    /// By a ping of RFC 6455 §5.5.2, which every client's library answers by itself.
+    WebSocketPing,
+    /// By a message of the dialect: this payload, which its clients answer.
+    #[cfg(feature = "test-dialect")]
+    Message(&'static [u8]),
+}
+
+/// Why the server closes a connection that has done nothing wrong in RFC 6455's eyes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Farewell {
+    /// A kind of message that the dialect does not have.
+    Unsupported,
+    /// More waits for it than may wait.
+    Slow,
+    /// This node has as many topics as it may have.
+    Overloaded,
+    /// No answer to a heartbeat.
+    Silent,
+    /// This node drains.
+    Drain,
+    /// Its token has expired.
+    TokenExpired,
+    /// Messages of a topic were lost, and its client has to come back to recover them.
+    Lost,
+}
+
+/// What becomes of a member of a topic of which messages were lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LossVerdict {
+    /// It receives an event in the place of what was lost, and stays.
+    Event,
+    /// It leaves the topic, and an event says so. From its user's own topic nobody can leave: there it
+    /// is closed.
+    Leave,
+    /// Its connection is closed.
+    Close,
+}

@@ -1,0 +1,74 @@
+//! Deadlines, the sweep and the drain: what the living and dying of connections has to remember.
+
+use crate::auth::Identity;
+use crate::ids::ConnId;
+use crate::protocol::dialect::Encoding;
+use crate::shard::conn::CloseReason;
+use bytes::Bytes;
+use std::collections::VecDeque;
+
+/// A handshake that succeeded.
+#[derive(Debug)]
+pub struct Opening {
+    /// Who the client is.
+    pub identity: Identity,
+    /// The complete 101 answer.
+    pub response: Bytes,
+    /// Rooms to join at once; valid names, at most `rooms_per_connection_max`.
+    pub rooms: Vec<String>,
+    /// What the client speaks, and in which form it receives what it hears.
+    pub encoding: Encoding,
+}
+
+/// So many deadlines may be kept beyond twice those that still mean something.
+pub(in crate::shard) const DEADLINES_KEPT: usize = 1024;
+
+/// What is to be done with a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClosedSocket {
+    /// Our half is to be closed; the peer is expected to close the other.
+    Half {
+        /// The caller's number for the socket.
+        socket_key: u32,
+    },
+    /// The connection is gone from here; the socket is to be closed.
+    Whole {
+        /// The caller's number for the socket.
+        socket_key: u32,
+        /// The connection that it was.
+        conn: ConnId,
+        /// Why it ended; `None`: it vanished in its handshake, and the caller counts that.
+        reason: Option<CloseReason>,
+    },
+}
+
+/// What the living and dying of connections needs to remember.
+#[derive(Debug, Default)]
+pub(in crate::shard) struct Lifecycle {
+    pub(in crate::shard) handshakes: VecDeque<(u64, ConnId)>,
+    pub(in crate::shard) closings: VecDeque<(u64, ConnId)>,
+    /// Said all, and the peer too (or it is time to close our half).
+    pub(in crate::shard) leaving: VecDeque<ConnId>,
+    /// Gone: to be freed.
+    pub(in crate::shard) ended: VecDeque<ConnId>,
+    /// Their HTTP request did not come in time: to be answered.
+    pub(in crate::shard) timed_out: VecDeque<ConnId>,
+    pub(in crate::shard) sweep: Sweep,
+    pub(in crate::shard) drain: Option<Drain>,
+    /// When time was last said.
+    pub(in crate::shard) now_ms: u64,
+}
+
+/// The sweep's slices, counted on and on: slice `n` is due `n / SLICES` intervals after `began_ms`.
+#[derive(Debug, Default)]
+pub(in crate::shard) struct Sweep {
+    pub(in crate::shard) began_ms: u64,
+    pub(in crate::shard) at: u64,
+}
+
+#[derive(Debug)]
+pub(in crate::shard) struct Drain {
+    pub(in crate::shard) began_ms: u64,
+    pub(in crate::shard) over_ms: u64,
+    pub(in crate::shard) at: usize,
+}

@@ -1,0 +1,150 @@
+//! The shard and what it remembers, without what it does: each part in a file of its own, which knows
+//! nothing of the others. What happens stands in the files of `shard/`, which use these.
+
+pub(in crate::shard) mod acks;
+pub(in crate::shard) mod deliveries;
+pub(in crate::shard) mod disconnects;
+pub(in crate::shard) mod expiries;
+pub mod lifecycle;
+pub(in crate::shard) mod moves;
+pub(in crate::shard) mod named_peers;
+pub(in crate::shard) mod paused_reads;
+pub(in crate::shard) mod pending_joins;
+pub(in crate::shard) mod pending_user_queues;
+pub(in crate::shard) mod presence_infos;
+pub(in crate::shard) mod questions;
+
+use crate::ids::ConnId;
+use crate::ids::{NodeId, Position, ShardId, TopicName};
+use crate::link::Uplink;
+use crate::metrics::ShardCounters;
+use crate::policy::limits::Limits;
+use crate::policy::namespaces::Namespaces;
+use crate::protocol::RequestId;
+use crate::protocol::dialect::Encoding;
+use crate::shard::conn::Conn;
+use crate::shard::hub::Hub;
+use crate::shard::state::acks::AckTracker;
+use crate::shard::state::deliveries::{Deliveries, RoundFrame};
+use crate::shard::state::disconnects::PendingDisconnects;
+use crate::shard::state::expiries::Expiries;
+use crate::shard::state::lifecycle::Lifecycle;
+use crate::shard::state::moves::Moves;
+use crate::shard::state::named_peers::NamedPeers;
+use crate::shard::state::paused_reads::PausedReads;
+use crate::shard::state::pending_joins::PendingJoins;
+use crate::shard::state::pending_user_queues::PendingUserQueues;
+use crate::shard::state::presence_infos::PresenceInfos;
+use crate::shard::state::questions::Questions;
+use crate::slab::Slab;
+use crate::ws::decoder::Decoder;
+use bytes::BytesMut;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+/// What a shard is told once.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// Which shard.
+    pub id: ShardId,
+    /// This node.
+    pub node: NodeId,
+    /// This node, for people.
+    pub node_name: String,
+    /// Every limit.
+    pub limits: Limits,
+    /// What holds for which rooms.
+    pub namespaces: Arc<Namespaces>,
+}
+
+/// Somebody who waits until the backplane listens for a topic.
+pub(in crate::shard) struct JoinWaiter {
+    pub(in crate::shard) conn: ConnId,
+    pub(in crate::shard) id: Option<RequestId>,
+    /// It asked for what it missed, where nothing is stored.
+    pub(in crate::shard) since: bool,
+    /// It was in the topic already when it asked.
+    pub(in crate::shard) again: bool,
+}
+
+/// One shard. See the module's documentation for how it is driven.
+pub struct Shard {
+    pub(in crate::shard) config: ShardConfig,
+    pub(in crate::shard) limits: Limits,
+    pub(in crate::shard) conns: Slab<Conn>,
+    pub(in crate::shard) hub: Hub,
+    /// Joins that wait for the backplane, by the topic's index.
+    pub(in crate::shard) waiting: HashMap<u32, Vec<JoinWaiter>>,
+    /// Joins that wait for a position.
+    pub(in crate::shard) pendings: PendingJoins,
+    /// Connections that wait for what is stored for their users.
+    pub(in crate::shard) queues: PendingUserQueues,
+    pub(in crate::shard) questions: Questions,
+    pub(in crate::shard) pauses: PausedReads,
+    pub(in crate::shard) moves: Moves,
+    /// Where the histories of topics are, as far as their members were brought; by the topic's index.
+    pub(in crate::shard) positions: HashMap<u32, Position>,
+    pub(in crate::shard) infos: PresenceInfos,
+    pub(in crate::shard) acks: AckTracker,
+    pub(in crate::shard) deliveries: Deliveries,
+    pub(in crate::shard) uplink: VecDeque<Uplink>,
+    pub(in crate::shard) life: Lifecycle,
+    pub(in crate::shard) disconnects: PendingDisconnects,
+    pub(in crate::shard) expiries: Expiries,
+    pub(in crate::shard) named_peers: NamedPeers,
+    /// Whether any room has presence: the others pay nothing for it.
+    pub(in crate::shard) has_presence: bool,
+    pub(in crate::shard) everybody: TopicName,
+    /// Open connections by [`Encoding::place`].
+    pub(in crate::shard) broadcast_receivers: [u32; Encoding::COUNT],
+    /// What is counted. The caller may add what only it can see.
+    pub counters: ShardCounters,
+    pub(in crate::shard) spare_decoder: Option<Box<Decoder>>,
+    pub(in crate::shard) scratch: Vec<u8>,
+    pub(in crate::shard) scratch_frames: Vec<RoundFrame>,
+    /// Small frames are cut from here: one allocation for many.
+    pub(in crate::shard) arena: BytesMut,
+}
+
+pub(in crate::shard) const ARENA_BYTES: usize = 16 * 1024;
+
+/// Frames above this are allocated for themselves instead of being cut from the arena.
+pub(in crate::shard) const ARENA_FRAME_BYTES_MAX: usize = 4 * 1024;
+
+impl Shard {
+    /// A shard without connections.
+    pub fn new(config: ShardConfig) -> Shard {
+        let limits = config.limits;
+        let everybody = TopicName::all();
+        let has_presence = config.namespaces.have_presence();
+        Shard {
+            config,
+            limits,
+            conns: Slab::with_max(limits.connections_per_shard_max),
+            hub: Hub::with_max(limits.topics_per_shard_max),
+            waiting: HashMap::new(),
+            pendings: PendingJoins::default(),
+            queues: PendingUserQueues::default(),
+            questions: Questions::default(),
+            pauses: PausedReads::default(),
+            moves: Moves::default(),
+            positions: HashMap::new(),
+            infos: PresenceInfos::default(),
+            acks: AckTracker::default(),
+            deliveries: Deliveries::default(),
+            uplink: VecDeque::new(),
+            life: Lifecycle::default(),
+            disconnects: PendingDisconnects::default(),
+            expiries: Expiries::default(),
+            named_peers: NamedPeers::default(),
+            has_presence,
+            everybody,
+            broadcast_receivers: [0; Encoding::COUNT],
+            counters: ShardCounters::default(),
+            spare_decoder: None,
+            scratch: Vec::new(),
+            scratch_frames: Vec::new(),
+            arena: BytesMut::with_capacity(ARENA_BYTES),
+        }
+    }
+}

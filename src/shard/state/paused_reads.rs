@@ -1,0 +1,38 @@
+//! Connections that are not read for a while, and what was read of them and not used.
+
+use crate::ids::ConnId;
+use std::collections::{HashMap, VecDeque};
+
+/// Who is paused. Empty nearly always.
+#[derive(Debug, Default)]
+pub(in crate::shard) struct PausedReads {
+    /// What was read of each and not used.
+    pub(in crate::shard) rests: HashMap<ConnId, Vec<u8>>,
+    pub(in crate::shard) rest_bytes: usize,
+    pub(in crate::shard) resumed: VecDeque<ConnId>,
+}
+
+impl PausedReads {
+    /// Connections that are paused, or have something kept.
+    pub(in crate::shard) fn len(&self) -> usize {
+        self.rests.len()
+    }
+
+    /// Bytes that are kept of all of them.
+    pub(in crate::shard) fn rest_bytes(&self) -> usize {
+        self.rest_bytes
+    }
+
+    /// Keeps what was not used.
+    pub(in crate::shard) fn keep(&mut self, conn: ConnId, rest: &[u8]) {
+        self.rest_bytes += rest.len();
+        self.rests.entry(conn).or_default().extend_from_slice(rest);
+    }
+
+    /// What is kept of a connection, which has no entry from here on.
+    pub(in crate::shard) fn take(&mut self, conn: ConnId) -> Option<Vec<u8>> {
+        let rest = self.rests.remove(&conn)?;
+        self.rest_bytes -= rest.len();
+        Some(rest)
+    }
+}

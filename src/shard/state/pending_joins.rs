@@ -1,0 +1,126 @@
+//! Joins that wait for a position of the backplane; see `shard/recovery.rs`.
+
+use crate::ids::{ConnId, Position, TopicId};
+use crate::protocol::{Info, RequestId};
+use std::collections::HashMap;
+
+/// Who waits for an answer. Empty nearly always.
+#[derive(Debug, Default)]
+pub(in crate::shard) struct PendingJoins {
+    pub(in crate::shard) tickets: u64,
+    /// By the connection, not by its place: that may be another's by the time the first one is
+    /// forgotten.
+    pub(in crate::shard) of: HashMap<ConnId, Vec<PendingJoin>>,
+    /// Answers that are on their way, by the topic's index.
+    pub(in crate::shard) pins: HashMap<u32, usize>,
+}
+
+#[derive(Debug)]
+pub(in crate::shard) struct PendingJoin {
+    pub(in crate::shard) ticket: u64,
+    /// The topic's index.
+    pub(in crate::shard) topic: u32,
+    pub(in crate::shard) id: Option<RequestId>,
+    /// What it has heard already.
+    pub(in crate::shard) since: Option<Position>,
+    /// What its user says of themselves, where presence is on.
+    pub(in crate::shard) info: Option<Info>,
+    /// Whether it acknowledges what it hears.
+    pub(in crate::shard) ack: bool,
+    /// It is a member already and stays one: it only asks where the history is.
+    pub(in crate::shard) stays: bool,
+}
+
+impl PendingJoins {
+    /// How many rooms a connection is about to be in, those that it is in already not counted.
+    pub(in crate::shard) fn len(&self, conn: ConnId) -> usize {
+        let of = self.of.get(&conn).into_iter().flatten();
+        of.filter(|pending| !pending.stays).count()
+    }
+
+    /// Whether a connection is about to be in a topic.
+    pub(in crate::shard) fn is_pending(&self, conn: ConnId, topic: TopicId) -> bool {
+        let mut of = self.of.get(&conn).into_iter().flatten();
+        of.any(|pending| pending.topic == topic.0.index)
+    }
+
+    /// Whether a topic must stay.
+    pub(in crate::shard) fn is_pinned(&self, topic: u32) -> bool {
+        self.pins.contains_key(&topic)
+    }
+
+    /// Whether a join waits for its answer, and was not left meanwhile.
+    pub(in crate::shard) fn has(&self, conn: ConnId, ticket: u64) -> bool {
+        self.of.get(&conn).into_iter().flatten().any(|pending| pending.ticket == ticket)
+    }
+
+    /// A connection has gone: nobody is to be admitted for it.
+    pub(in crate::shard) fn forget(&mut self, conn: ConnId) {
+        self.of.remove(&conn);
+    }
+
+    pub(in crate::shard) fn add(
+        &mut self,
+        conn: ConnId,
+        topic: TopicId,
+        id: Option<RequestId>,
+        options: JoinOptions<'_>,
+        stays: bool,
+    ) -> u64 {
+        self.tickets += 1;
+        let (ticket, topic_index) = (self.tickets, topic.0.index);
+        let JoinOptions { since, info, ack } = options;
+        let info = info.map(Into::into);
+        let pending = PendingJoin { ticket, topic: topic_index, id, since, info, ack, stays };
+        self.of.entry(conn).or_default().push(pending);
+        self.pin(topic.0.index);
+        self.tickets
+    }
+
+    pub(in crate::shard) fn take(
+        &mut self,
+        conn: ConnId,
+        wanted: impl Fn(&PendingJoin) -> bool,
+    ) -> Option<PendingJoin> {
+        let of = self.of.get_mut(&conn)?;
+        let place = of.iter().position(wanted)?;
+        let pending = of.swap_remove(place);
+        if of.is_empty() {
+            self.of.remove(&conn);
+        }
+        Some(pending)
+    }
+
+    /// A topic has to stay, whoever leaves it, until [`Shard::unpin`].
+    pub(in crate::shard) fn pin(&mut self, topic: u32) {
+        *self.pins.entry(topic).or_default() += 1;
+    }
+
+    /// Takes the joins of a connection that wait, in the order in which they were asked. Their answers
+    /// are nobody's.
+    pub(in crate::shard) fn take_all(&mut self, conn: ConnId) -> Vec<PendingJoin> {
+        let mut of = self.of.remove(&conn).unwrap_or_default();
+        of.sort_unstable_by_key(|pending| pending.ticket);
+        of
+    }
+
+    pub(in crate::shard) fn unpin(&mut self, topic: u32) {
+        if let Some(pins) = self.pins.get_mut(&topic) {
+            *pins -= 1;
+            if *pins == 0 {
+                self.pins.remove(&topic);
+            }
+        }
+    }
+}
+
+/// What a client wants of a join beside being in the room.
+#[derive(Clone, Copy, Default)]
+pub(in crate::shard) struct JoinOptions<'a> {
+    /// What it has heard already.
+    pub(in crate::shard) since: Option<Position>,
+    /// What it says of its user.
+    pub(in crate::shard) info: Option<&'a str>,
+    /// Whether it acknowledges what it hears.
+    pub(in crate::shard) ack: bool,
+}
