@@ -174,15 +174,15 @@ settings! {
     private_fd_tables: bool, "private_fd_tables", "false", BOOL,
         "One table of open files per shard, so that the limit on open files counts per shard and shards do not contend for one table.";
     scheduling: Scheduling, "scheduling", "batch", choice(Scheduling::WORDS),
-        "How the kernel schedules our threads. batch: one that wakes does not interrupt one that runs, so where threads share a core more messages leave in one write. other: the kernel's default, for cores shared with programs that seldom pause.";
+        "How the kernel schedules our threads. batch (SCHED_BATCH): a thread that wakes does not preempt a running one, so where threads share a core more messages leave in one write. other: the kernel's default, for cores shared with programs that seldom pause.";
     backplane_priority: u64, "backplane_priority", "15", count(0, 20, "steps of nice(2)"),
-        "By how much the backplane's thread goes before shards that want the same core. Every shard waits for it. Where this is not permitted (CAP_SYS_NICE, LimitNICE= of systemd) it goes as they do.";
+        "Priority of the backplane's thread over the shards, which all wait for it. Where raising it is not permitted (CAP_SYS_NICE, LimitNICE= of systemd) all have the same.";
     steering: SteeringMode, "steering", "even", choice(SteeringMode::WORDS),
         "Which shard gets a new connection. even: the one that has fewer. cpu: the one on the core that received it, for hosts that bind a network queue to each core. kernel: by the kernel's hash.";
     echo_path: Option<String>, "echo_path", "", ValueKind::HttpPath,
         "Path of a plain echo of text and binary messages, for conformance suites. Empty: none.";
     namespaces: Namespaces, "namespaces", "", ValueKind::Namespaces,
-        "What holds for which rooms. In the file a table for each namespace, [namespaces.chat]; what holds for messages to users is said of [namespaces.\"@users\"] (history_size, history_ttl_s).";
+        "Settings by namespace. In the file a table for each namespace, [namespaces.chat]; messages to users are configured in [namespaces.\"@users\"] (history_size, history_ttl_s).";
     page: bool, "page", "true", BOOL,
         "Whether GET / on the public port serves a small page to try things out.";
     origins: Vec<String>, "origins", "", ValueKind::Origins,
@@ -200,15 +200,15 @@ settings! {
     auth_hmac_secret: Option<String>, "auth.hmac_secret", "", ValueKind::Secret { bytes_min: 8 },
         "The HS256 secret of client tokens. Empty: no tokens.";
     auth_anonymous_rights: Option<Rights>, "auth.anonymous_rights", "auto", ValueKind::RightsAuto,
-        "What a client without a token may do. auto: publish, send and broadcast while auth.hmac_secret is not set, else the same as auth.user_rights.";
+        "Rights of a client without a token. auto: publish, send and broadcast while auth.hmac_secret is not set, else the same as auth.user_rights.";
     auth_user_rights: Rights, "auth.user_rights", "publish,send", ValueKind::Rights,
-        "What a user may do whose token has no `rights`.";
+        "Rights of a user whose token has no `rights`.";
     ops_listen: SocketAddr, "ops.listen", "127.0.0.1:9090", ValueKind::Address,
-        "The operators' port: API, metrics, health. /healthz, /readyz and /metrics answer whoever can reach it. Where another process has the default, the next free port is taken and logged.";
+        "The operators' port: API, metrics, health. /healthz, /readyz and /metrics answer every host that can reach it. Where another process has the default, the next free port is taken and logged.";
     ops_public_paths: Vec<String>, "ops.public_paths", "", ValueKind::ApiPaths,
         "Paths of the operators' API that the public port serves as well, with what is below them, to whoever shows ops.api_key. To everybody else there is nothing, as for every other path. Empty: none.";
     ops_api_key: Option<String>, "ops.api_key", "", ValueKind::Secret { bytes_min: 8 },
-        "What /v1/* wants as `Authorization: Bearer …`. Empty: /v1/* answers this machine only.";
+        "The key that /v1/* requires as `Authorization: Bearer …`. Empty: /v1/* answers this machine only.";
     log_level: String, "log.level", "info", choice(&["error", "warn", "info", "debug", "trace"]),
         "The least serious lines that are logged. debug has a line per connection.";
     log_format: LogFormat, "log.format", "text", choice(LogFormat::WORDS),
@@ -218,9 +218,9 @@ settings! {
     redis_linger_ms: u64, "redis.linger_ms", "15000", ms(0, 60 * MINUTE_MS),
         "How long a topic stays subscribed after its last local member left, so that reloading a page costs nothing.";
     redis_canary_interval_ms: u64, "redis.canary_interval_ms", "1000", ms(50, MINUTE_MS),
-        "How often a canary message flies to Redis and back.";
+        "How often a canary message is sent through Redis.";
     redis_canary_timeout_ms: u64, "redis.canary_timeout_ms", "2000", ms(100, 10 * MINUTE_MS),
-        "After how long without a canary the connection is given up and the node is not ready. At least twice redis.canary_interval_ms.";
+        "How long without a canary until the connection is closed and the node is not ready. At least twice redis.canary_interval_ms.";
     redis_timeout_ms: u64, "redis.timeout_ms", "2000", ms(50, 10 * MINUTE_MS),
         "How long connecting to Redis, and its answer, may take.";
     redis_backoff_ms_max: u64, "redis.backoff_ms_max", "250", ms(10, 10 * MINUTE_MS),
@@ -228,7 +228,7 @@ settings! {
     redis_tls_ca_file: Option<String>, "redis.tls_ca_file", "", ValueKind::File,
         "The authorities (PEM) that may have signed the certificate of a rediss:// server; read at each connect. Empty: those that browsers trust.";
     redis_monitor_interval_ms: u64, "redis.monitor_interval_ms", "5000", ms(0, 10 * MINUTE_MS),
-        "How often Redis is asked how it is, for /metrics and /v1/stats (INFO, CONFIG GET, CLIENT LIST ID). 0: never.";
+        "How often Redis is queried for /metrics and /v1/stats (INFO, CONFIG GET, CLIENT LIST ID). 0: never.";
 }
 
 /// Without secrets: a configuration may be logged.

@@ -17,7 +17,7 @@ use crate::link::{Downlink, Uplink};
 use crate::metrics::ShardMirror;
 use crate::net::ShardSetup;
 use crate::net::accept::steering::Steering;
-use crate::net::io::epoll::{Epoll, SocketEvent};
+use crate::net::io::epoll::{Epoll, Readiness};
 use crate::net::io::send::{Sender, ShortWrite};
 use crate::net::io::socket;
 use crate::net::upgrade::reject::RejectReason;
@@ -176,7 +176,7 @@ impl Reactor {
     }
 
     /// Takes events from the kernel; answers whether there may be more.
-    pub fn take_events(&mut self, into: &mut Vec<SocketEvent>) -> bool {
+    pub fn take_events(&mut self, into: &mut Vec<Readiness>) -> bool {
         self.epoll.take(into)
     }
 
@@ -287,7 +287,7 @@ impl Reactor {
 
     /// Something happened to a socket. Room to write is used at once, whatever else may wait; what
     /// there is to read waits for its turn.
-    pub fn handle_event(&mut self, event: SocketEvent) {
+    pub fn handle_event(&mut self, event: Readiness) {
         if event.writable {
             self.flush(event.conn);
         }

@@ -7,7 +7,7 @@
 use crate::link::bell::Bell;
 use crate::link::health::Health;
 use crate::net::accept::{Accepted, LingeringSockets, accept};
-use crate::net::io::epoll::SocketEvent;
+use crate::net::io::epoll::Readiness;
 use crate::net::io::socket;
 use crate::net::reactor::{RING_INTERVAL, Reactor, ReactorCell, TICK_MS, TURN};
 use crate::net::upgrade::reject::RejectReason;
@@ -127,7 +127,7 @@ fn take_batch(
 /// Takes what happens to sockets, always: a full window must not keep anybody from hearing what
 /// waits for them, nor from being counted as alive.
 async fn event_loop(door: Rc<ReactorCell>, sockets: TcpStream) {
-    let mut events: Vec<SocketEvent> = Vec::new();
+    let mut events: Vec<Readiness> = Vec::new();
     loop {
         if sockets.readable(false).await.is_err() {
             monoio::time::sleep(EXHAUSTED_PAUSE).await;

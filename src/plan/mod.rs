@@ -1,9 +1,9 @@
 //! What the configuration means on this machine.
 //!
-//! [`resolve`] is a pure function of configuration and machine. It settles
-//! what was left open (how many shards, on which cores, who may come in without a token), lowers
-//! what the machine cannot give, and says so in notices, which the caller logs. What it cannot
-//! settle is an error of the configuration.
+//! [`resolve`] is a pure function of configuration and machine. It settles what was left open (how
+//! many shards, on which cores, who may come in without a token), lowers what the machine cannot
+//! give, and says so in notices, which the caller logs. What it cannot settle is an error of the
+//! configuration.
 //!
 //! Invariant: nothing is opened, started or asked here, and no `Debug` output holds a secret.
 

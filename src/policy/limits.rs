@@ -21,7 +21,9 @@ pub struct LimitSetting {
 }
 
 macro_rules! limits {
-    ($( $name:ident: $type:ty = $production:expr, in tests $tiny:expr, $range:expr, $doc:literal; )+) => {
+    ($(
+        $name:ident: $type:ty = $production:expr, in tests $tiny:expr, $range:expr, $doc:literal;
+    )+) => {
         /// Every limit of a node. Byte counts are payload bytes.
         // Limits are described for a terminal.
         #[allow(rustdoc::bare_urls, rustdoc::broken_intra_doc_links)]
@@ -61,7 +63,7 @@ limits! {
         "Handshakes under way in one shard. Beyond: HTTP 503 with Retry-After.";
     // A core accepts some tens of thousands a second: by default its own speed is the limit.
     accepts_per_s_max: u64 = 100_000, in tests 10, count(1, 1_000_000, "connections"),
-        "Connections one shard accepts in a second, on average. Beyond: HTTP 503 with Retry-After, before its request is looked at. The default is more than a core can do; lower it to protect what stands behind.";
+        "Connections one shard accepts in a second, on average. Beyond: HTTP 503 with Retry-After, before its request is looked at. The default is more than a core can do; lower it to protect the services behind it.";
     accepts_burst_max: u64 = 100_000, in tests 5, count(1, 1_000_000, "connections"),
         "Connections one shard accepts at once, after a time in which fewer came than limits.accepts_per_s_max.";
     head_bytes_max: usize = 8 * 1024, in tests 1024, bytes(1024, 64 * 1024),
@@ -83,36 +85,36 @@ limits! {
         "Nesting of arrays and objects in JSON. Beyond: error bad_json.";
     rooms_per_connection_max: usize = 128, in tests 3, count(1, 1024, "rooms"),
         "Rooms one connection may be in; each join looks through them. Beyond: error too_many_rooms.";
-    questions_waiting_max: usize = 16, in tests 3, count(1, 65_536, "questions"),
-        "Questions of one connection (history, presence, a join with since) that wait for the answers to those before them: one is answered at a time, when the client has taken the last answer. At so many the connection is not read until half of them are asked; beyond, in one message: error overloaded.";
+    questions_waiting_max: usize = 16, in tests 3, count(1, 65_536, "requests"),
+        "Requests of one connection (history, presence, a join with since) that wait for the answers to earlier ones: one is answered at a time, when the client has taken the last answer. At so many the connection is not read until half of them are sent; beyond, in one message: error overloaded.";
     topics_per_shard_max: usize = 4_000_000, in tests 12, count(1, 64_000_000, "topics"),
         "Rooms and users with a member in one shard. Beyond: error overloaded.";
     outbox_bytes_max: usize = 1024 * 1024, in tests 2048, bytes(1024, 1024 * MIB),
-        "What one connection still has to hear. Beyond: close 1013.";
+        "Bytes that wait for one connection. Beyond: close 1013.";
     close_timeout_ms: u64 = 5_000, in tests 500, ms(100, 10 * MINUTE_MS),
-        "From the server's close frame to the end of the connection. Beyond: the socket is cut.";
+        "From the server's close frame to the end of the connection. Beyond: the socket is closed.";
     ping_interval_ms: u64 = 25_000, in tests 2_000, ms(100, 60 * MINUTE_MS),
-        "How often each client is pinged. One not heard for a whole interval after that is closed.";
+        "How often each client is pinged. One that sends nothing for a whole interval after that is closed.";
     uplink_items_max: usize = 4096, in tests 4, count(1, 1_000_000, "items"),
         "Items from one shard that wait for the backplane. Beyond: the shard reads no more from its clients.";
     downlink_items_max: usize = 4096, in tests 4, count(1, 1_000_000, "items"),
         "Items in the channel to one shard. Beyond: they wait in its backlog, and nothing more is taken from its clients.";
     downlink_backlog_bytes_max: usize = 16 * 1024 * 1024, in tests 1024, bytes(0, 16 * 1024 * MIB),
-        "Deliveries that wait for one shard beyond its channel. Beyond: they are dropped, counted, and the members hear `lost`.";
+        "Deliveries that wait for one shard beyond its channel. Beyond: they are dropped and counted, and the members receive `lost`.";
     send_batch_max: usize = 1024, in tests 4, count(1, 32_768, "sends"),
-        "Sends of one turn of a shard before others have their turn.";
+        "Sends of one turn of a shard before reading goes on.";
     read_turn_bytes_max: usize = 256 * 1024, in tests 512, bytes(512, 16 * MIB),
-        "Bytes one connection may be read for before others have their turn.";
+        "Bytes read from one connection before the next one is read.";
     publish_queue_bytes_max: usize = 64 * 1024 * 1024, in tests 2048, bytes(1024, 16 * 1024 * MIB),
         "Publishes of the whole node that wait for Redis. Beyond: error backplane_unavailable.";
     publish_queue_ms_max: u64 = 10_000, in tests 1_000, ms(100, 10 * MINUTE_MS),
         "How long a publish may wait for Redis. Beyond: error backplane_unavailable.";
-    history_bytes_max: usize = 1024 * 1024 * 1024, in tests 4096, bytes(MIB, 1024 * 1024 * MIB),
-        "Histories of the whole node, without Redis. Beyond, the one that was silent longest is given up.";
+    history_bytes_max: usize = 1024 * 1024 * 1024, in tests 4096, bytes(MIB, MIB * MIB),
+        "Histories of the whole node, without Redis. Beyond: the one without a message for longest is dropped.";
     history_reads_per_s_max: u64 = 100_000, in tests 50, count(1, 10_000_000, "reads"),
-        "Histories read from one Redis server in a second, when many come back who missed something that this node does not have. Beyond: they wait, and after ten seconds recovered false, overload.";
+        "Histories read from one Redis server in a second, when many clients return and this node lacks the messages that they missed. Beyond: they wait, and after ten seconds recovered false, overload.";
     recovery_bytes_max: usize = 768 * 1024, in tests 1024, bytes(1024, 1024 * MIB),
-        "What one join with `since` may bring back. Beyond: recovered false, too_much.";
+        "Bytes of missed messages in the answer to one join with `since`. Beyond: recovered false, too_much.";
 }
 
 impl Limits {

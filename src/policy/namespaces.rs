@@ -97,31 +97,31 @@ macro_rules! namespace_settings {
 
 namespace_settings! {
     history_size: usize = 0, count(0, 100_000, "messages"),
-        "Messages of a room that are kept. 0: none, and its messages have no position.";
+        "Messages stored for each room. 0: none, and its messages have no position.";
     history_ttl_s: u64 = 300, count(1, 30 * 24 * 60 * 60, "seconds"),
-        "For how long they are kept.";
+        "How long messages are stored.";
     durability: Durability = Durability::Async, SettingRange::Choice(Durability::WORDS),
         "When a publish is acknowledged. async: when Redis has it. replicated: when one of its replicas has it too; if none says so within 500 ms, the outcome is unknown.";
     recovery: bool = true, SettingRange::Bool,
-        "Whether a join with `since` brings what was missed. Needs a history.";
+        "Whether a join with `since` is answered with the missed messages. Needs a history.";
     join: Who = Who::Anyone, SettingRange::Choice(Who::WORDS),
-        "Who may join. users: who has shown a token.";
+        "Which clients may join. users: those with a token.";
     publish: Who = Who::Anyone, SettingRange::Choice(Who::WORDS),
-        "Who may publish, if their rights allow it. nobody: only the HTTP API and Redis.";
+        "Which clients may publish, if their rights allow it. nobody: only the HTTP API and Redis.";
     slow_consumer: SlowConsumer = SlowConsumer::Close, SettingRange::Choice(SlowConsumer::WORDS),
-        "What becomes of messages for a member who reads too slowly. close: they wait, up to limits.outbox_bytes_max. drop_oldest: the oldest give way, and the member hears `lost`. conflate: only the newest waits, or the newest for each `conflate_key`.";
+        "What happens to messages for a member that reads too slowly. close: they wait, up to limits.outbox_bytes_max. drop_oldest: the oldest are dropped, and the member receives `lost`. conflate: only the newest waits, or the newest for each `conflate_key`.";
     slow_bytes_max: usize = 256 * 1024, bytes(256, 1024 * 1024 * 1024),
-        "What may wait of one room for one slow member, with drop_oldest or conflate. Beyond: the oldest give way. All rooms of a connection together stay within limits.outbox_bytes_max.";
+        "Bytes of one room that may wait for one slow member, with drop_oldest or conflate. Beyond: the oldest are dropped. All rooms of a connection together stay within limits.outbox_bytes_max.";
     presence: bool = false, SettingRange::Bool,
-        "Whether it is known who is in a room: `presence` is answered, and the members are told who comes (`joined`) and who goes (`left`).";
+        "Presence: requests for the users in a room are answered, and members receive `joined` and `left`.";
     presence_grace_ms: u64 = 5_000, ms(0, 600_000),
-        "How long after a user's last connection has left `left` is told. Who comes back before has never been away: a page that is reloaded is no news.";
+        "How long after a user's last connection has left its `left` is sent. A user that comes back before, such as by reloading a page, causes no event.";
     presence_events_users_max: usize = 200, count(0, 100_000, "users"),
-        "A room with more users is not told who comes and goes: each would be told of each. `presence` is answered all the same. 0: never told.";
+        "Above so many users members receive no `joined` and `left`; requests for `presence` are still answered. 0: never sent.";
     acks: bool = false, SettingRange::Bool,
-        "Whether members may acknowledge what they hear (a join with `\"ack\":true`). Needs a history.";
+        "Whether members may acknowledge messages (a join with `\"ack\":true`). Needs a history.";
     ack_timeout_ms: u64 = 30_000, ms(100, 24 * 60 * 60 * 1000),
-        "A member that was sent a message so long ago and has not acknowledged it is lagging: it is counted, and nothing is done to it.";
+        "A member that has not acknowledged a message for so long counts as lagging. Nothing else happens to it.";
 }
 
 /// All namespaces.

@@ -16,7 +16,7 @@ const EVENTS_MAX: usize = 256;
 
 /// What happened to a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SocketEvent {
+pub struct Readiness {
     /// Whose socket; may be gone meanwhile.
     pub conn: ConnId,
     /// There is something to read, or the end of it.
@@ -74,7 +74,7 @@ impl Epoll {
     }
 
     /// Takes what happened since, at most [`EVENTS_MAX`]; answers whether there may be more.
-    pub fn take(&mut self, into: &mut Vec<SocketEvent>) -> bool {
+    pub fn take(&mut self, into: &mut Vec<Readiness>) -> bool {
         // SAFETY: the vector has room for EVENTS_MAX events, and the kernel says how many it wrote.
         let taken = unsafe {
             let events = self.events.as_mut_ptr();
@@ -84,7 +84,7 @@ impl Epoll {
         };
         into.extend(self.events.iter().map(|event| {
             let is = |bits: i32| event.events & bits as u32 != 0;
-            SocketEvent {
+            Readiness {
                 conn: ConnId::from_bits(event.u64),
                 readable: is(libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR),
                 failed: is(libc::EPOLLHUP | libc::EPOLLERR),
