@@ -39,6 +39,7 @@ mod failover;
 mod flat;
 mod flood;
 mod foreign;
+mod histograms;
 mod history;
 mod http_calls;
 mod instances;
