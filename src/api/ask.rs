@@ -18,7 +18,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// Where a shard puts its answer.
 type Reply<T> = Box<dyn FnOnce(T) + Send>;
 
-/// Asks every shard, all at the same time; the answers are in the order of the shards.
+/// Asks every shard concurrently; the answers are in the order of the shards.
 pub(super) async fn ask_all<T: Send + 'static>(
     ops: &Ops,
     question: impl Fn(Reply<T>) -> Inspect,
@@ -30,7 +30,7 @@ pub(super) async fn ask_all<T: Send + 'static>(
     all.into_iter().map(|answer| answer.map_err(|_| silent())).collect()
 }
 
-/// Asks one shard.
+/// Asks one shard; fails after [`ANSWER_MAX`], or at once if the shard's channel is full.
 pub(super) async fn ask_one<T: Send + 'static>(
     ops: &Ops,
     shard: ShardId,

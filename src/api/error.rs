@@ -30,14 +30,14 @@ impl ApiError {
         ApiError::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
     }
 
-    /// The caller's fault.
+    /// 400: the request is wrong.
     pub(super) fn bad_request(message: impl Into<Cow<'static, str>>) -> ApiError {
         ApiError::new(StatusCode::BAD_REQUEST, "bad_request", message)
     }
 
-    /// A channel is full: this node has more to do than it can.
+    /// 503: a channel is full, so this node is overloaded.
     pub(super) fn overloaded() -> ApiError {
-        let message = "this node has too much to do; try again later";
+        let message = "this node is overloaded; try again later";
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message)
     }
 

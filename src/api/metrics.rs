@@ -68,7 +68,7 @@ fn add(families: &mut Families, metric: Metric, mut labels: Labels) {
     families.entry(name).or_insert_with(new).samples.push((labels, value));
 }
 
-/// What no thread counts.
+/// Numbers of the whole process.
 fn of_process(ops: &Ops) -> Vec<Metric> {
     let gauge = |name, help, count| Metric {
         name,

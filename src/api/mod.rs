@@ -1,7 +1,7 @@
-//! What operators and other services use over HTTP: API, metrics, health.
+//! The ops port: the HTTP API for operators and other services, metrics, health.
 //!
-//! One thread, one tokio runtime, axum. It reads mirrors and asks shards through the window, so an
-//! operator's question costs a shard one item of its channel and never stops it.
+//! One thread, one tokio runtime, axum. It reads mirrors and asks shards through their channels, so a
+//! request costs a shard one item of its channel and never blocks it.
 //!
 //! Invariant: nothing here is on a delivery's way, and whatever a client of this port does, it
 //! holds a bounded number of descriptors and bytes (`listener.rs`, the body limits below).
@@ -36,23 +36,23 @@ use tokio::task::LocalSet;
 
 /// What the ops thread is given.
 pub struct OpsSetup {
-    /// The plan of the node.
+    /// What the node was started from.
     pub plan: Arc<Plan>,
-    /// The operators' port, listening.
+    /// The ops port, bound and listening.
     pub listener: std::net::TcpListener,
-    /// The way to shards and backplane.
+    /// Channels to shards and backplane.
     pub end: OpsEnd,
     /// HTTP requests of the public port.
     pub calls: CallReceiver,
     /// The shards' numbers, in the order of their ids.
     pub shards: Vec<Arc<ShardMirror>>,
-    /// The backplane's numbers.
+    /// The backplane's numbers, at most one tick old.
     pub backplane: Arc<BackplaneMirror>,
-    /// Whether messages flow.
+    /// Readiness, written by shards, backplane and main.
     pub health: Arc<Health>,
 }
 
-/// What every handler sees.
+/// State of all handlers; immutable but for the numbers that other threads write.
 struct Ops {
     plan: Arc<Plan>,
     end: OpsEnd,
@@ -62,7 +62,7 @@ struct Ops {
     /// The numbers of this port.
     own: Arc<OpsMirror>,
     started: Instant,
-    /// Who may carry out a request of `/v1`.
+    /// Permits for requests of `/v1` (`guard::AT_A_TIME_MAX`).
     turns: Semaphore,
 }
 

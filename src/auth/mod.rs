@@ -22,12 +22,12 @@ pub use plan::AuthPlan;
 use serde::Deserialize;
 use std::fmt;
 
-/// Who a client is.
+/// Who a client is, and what it may do. Travels with the connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The authenticated user; `None` for an anonymous client, who is given a name of its own.
     pub user: Option<Box<str>>,
-    /// What they may do.
+    /// What it may do; from the token, or the configured default.
     pub rights: Rights,
     /// When their token is good no longer, in whole seconds since 1970, leeway included. `None`: it
     /// does not expire.
@@ -41,7 +41,7 @@ pub enum Denied {
     Missing,
     /// Not a token of ours.
     Invalid,
-    /// It was one.
+    /// Its `exp` has passed, leeway included.
     Expired,
     /// Its `exp` is in milliseconds: it would be good for fifty thousand years.
     ExpInMilliseconds,

@@ -8,7 +8,7 @@ use serde::Serialize;
 /// What the token is to say.
 #[derive(Clone, Debug)]
 pub struct TokenRequest {
-    /// The user.
+    /// `sub`: 1 to 255 bytes without control characters.
     pub user: String,
     /// The rights; `None`: whatever the server gives to users.
     pub rights: Option<Rights>,

@@ -30,7 +30,7 @@ pub struct RedisServers {
     text: String,
     /// How its servers are arranged.
     pub deployment: Deployment,
-    /// How to come in.
+    /// User, password, database and TLS; the same for all servers.
     pub login: Login,
 }
 

@@ -14,7 +14,7 @@ pub enum ValueSource {
     File {
         /// The file as the operator named it.
         path: String,
-        /// The line.
+        /// The line, from 1.
         line: usize,
     },
 }
@@ -34,11 +34,11 @@ impl fmt::Display for ValueSource {
 pub enum ConfigError {
     /// A value out of its range.
     BadValue {
-        /// Which setting.
+        /// The setting's key.
         key: &'static str,
         /// The value as given; secrets are already replaced.
         shown: String,
-        /// Where.
+        /// Where the value stands.
         source: ValueSource,
         /// What more there is to say, ending in a space; or nothing.
         reason: String,
@@ -47,9 +47,9 @@ pub enum ConfigError {
     UnknownKey {
         /// The key as given.
         key: String,
-        /// Where.
+        /// Where the key stands.
         source: ValueSource,
-        /// What was probably meant.
+        /// The nearest known key, if one is near.
         nearest: Option<String>,
     },
     /// The file could not be read or is not TOML.

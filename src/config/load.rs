@@ -14,7 +14,7 @@ use toml::de::{DeTable, DeValue};
 pub struct FileText {
     /// As the operator named it.
     pub path: String,
-    /// All of it.
+    /// Its whole text, TOML.
     pub text: String,
 }
 

@@ -9,7 +9,7 @@ use crate::doctor::facts::Facts;
 use crate::doctor::request::DoctorRequest;
 use crate::plan::{ByteSize, FILES_OF_NODE, FILES_OF_SHARD};
 
-/// How a fact is.
+/// What was found of one fact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Good,
@@ -18,7 +18,7 @@ pub(super) enum Verdict {
     Missing,
 }
 
-/// One fact, judged.
+/// One line of the report.
 #[derive(Clone, Debug)]
 pub(super) struct Finding {
     pub what: &'static str,

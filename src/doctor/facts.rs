@@ -68,7 +68,7 @@ pub(super) struct Tried {
 }
 
 impl Tried {
-    /// On this host.
+    /// Tries them on this host, with this configuration.
     pub(super) fn here(config: &Config) -> Tried {
         Tried {
             cores: sys::available_cores().map_or(1, |cores| cores.len()) as u64,

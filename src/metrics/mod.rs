@@ -137,7 +137,7 @@ use arc_swap::ArcSwap;
 use std::sync::Arc;
 
 counters! {
-    /// What one shard counts.
+    /// What one shard counts. Written by the shard's thread alone.
     ShardCounters, ShardMirror {
         connections: Gauge "connections" "Open WebSocket connections",
         handshaking: Gauge "connections_handshaking" "Connections that have not finished their HTTP request",
@@ -219,7 +219,7 @@ counters! {
 }
 
 counters! {
-    /// What the backplane counts.
+    /// What the backplane counts. Written by its thread alone.
     BackplaneCounters, CountersMirror {
         up: Gauge "backplane_up" "1 while the backplane delivers",
         topics: Gauge "backplane_topics" "Topics that this node subscribes to, including those that linger without members",

@@ -42,7 +42,7 @@ numbers! {
 pub struct ServerNumbers {
     /// `host:port`; while its address is not known, its name.
     pub server: String,
-    /// What sentinels call it.
+    /// The master's name in Sentinel; `None` without Sentinel.
     pub name: Option<String>,
     /// Why it is up, or down.
     pub reason: String,
@@ -74,7 +74,8 @@ impl ServerNumbers {
     }
 }
 
-/// See the module.
+/// All that is known of the Redis servers at one moment. Made by the backplane, read by the ops
+/// thread.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Picture {
     /// Every server that is known, in the order of the map.

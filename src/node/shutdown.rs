@@ -23,9 +23,9 @@ use std::time::{Duration, Instant};
 
 /// A running node, as main holds it.
 pub struct RunningNode {
-    /// Its plan.
+    /// What it was started from.
     pub plan: Arc<Plan>,
-    /// Whether messages flow.
+    /// Readiness, shared with all threads; set to draining here.
     pub health: Arc<Health>,
     /// The way to the shards.
     pub ops: OpsEnd,

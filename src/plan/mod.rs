@@ -22,31 +22,31 @@ use std::sync::Arc;
 /// What the configuration means on this machine: everything resolved, nothing opened yet.
 #[derive(Clone)]
 pub struct Plan {
-    /// This start of this node.
+    /// Random, and another one after each start: what other nodes know this one by.
     pub node: NodeId,
-    /// The name shown to clients and in logs.
+    /// Shown to clients and in logs. From `node.name`, or made up from `node`.
     pub node_name: String,
-    /// The public port.
+    /// Address of the public port; port 0 is replaced by the one that was bound.
     pub listen: SocketAddr,
-    /// The operators' port.
+    /// Address of the ops port; replaced likewise.
     pub ops_listen: SocketAddr,
     /// Key that the ops API wants in `Authorization: Bearer`; `None`: loopback only.
     pub ops_api_key: Option<String>,
     /// Paths of that API that the public port serves as well.
     pub ops_public_paths: Vec<String>,
-    /// One entry a shard.
+    /// At least one; the place of a shard is its id.
     pub shards: Vec<ShardPlan>,
     /// Cores of the backplane and ops threads; empty: not pinned.
     pub other_cores: Vec<usize>,
-    /// One file table per shard.
+    /// Whether each shard has a table of open files of its own (`unshare(CLONE_FILES)`).
     pub private_fd_tables: bool,
     /// How the kernel schedules our threads.
     pub scheduling: Scheduling,
-    /// By how many steps of nice the backplane's thread goes first.
+    /// Steps of nice(2) by which the backplane's thread is above the shards; 0 to 20.
     pub backplane_priority: u8,
     /// Which shard gets a new connection.
     pub steering: SteeringMode,
-    /// What holds for which rooms.
+    /// Settings by namespace; shared by shards, backplane and API.
     pub namespaces: Arc<Namespaces>,
     /// Path of the plain echo, if any.
     pub echo_path: Option<String>,
@@ -58,9 +58,10 @@ pub struct Plan {
     pub proxy_protocol: ProxyProtocol,
     /// Networks whose word on a client's address is believed.
     pub trusted_proxies: Vec<Network>,
-    /// Every limit.
+    /// As configured, but `connections_per_shard_max`, which is lowered to what the limit on open
+    /// files allows.
     pub limits: Limits,
-    /// Who may come in.
+    /// Which clients are admitted, and with which rights.
     pub auth: AuthPlan,
     /// How nodes reach each other.
     pub backplane: BackplanePlan,
@@ -68,10 +69,10 @@ pub struct Plan {
     pub drain_ms: u64,
 }
 
-/// One shard.
+/// What one shard's thread is started with.
 #[derive(Clone, Copy, Debug)]
 pub struct ShardPlan {
-    /// Which.
+    /// Its number, from 0.
     pub id: ShardId,
     /// The core it is pinned to, if any.
     pub core: Option<usize>,
@@ -80,7 +81,7 @@ pub struct ShardPlan {
 /// How nodes reach each other.
 #[derive(Clone, Debug)]
 pub enum BackplanePlan {
-    /// They do not: one node, in process.
+    /// Not at all: this node is alone, and the backplane is in process.
     Memory,
     /// Through Redis.
     Redis(RedisPlan),
@@ -89,32 +90,32 @@ pub enum BackplanePlan {
 /// Redis, and how to deal with it.
 #[derive(Clone)]
 pub struct RedisPlan {
-    /// Where it is.
+    /// Addresses, deployment, user and password.
     pub servers: Box<RedisServers>,
     /// What every channel and key starts with. Default `campanile`.
     pub prefix: String,
-    /// How long a topic without members stays subscribed.
+    /// How long a topic without members stays subscribed, so that a reload costs nothing.
     pub linger_ms: u64,
-    /// How often the canary flies.
+    /// The interval of canaries: messages that this node publishes to itself.
     pub canary_interval_ms: u64,
-    /// After how long without a canary the link is given up.
+    /// How long without a canary until the connection is closed.
     pub canary_timeout_ms: u64,
-    /// Connect and response timeout.
+    /// How long connecting may take, and how long a reply.
     pub timeout_ms: u64,
     /// The longest pause between two attempts to connect.
     pub backoff_ms_max: u64,
     /// The authorities that may have signed a `rediss://` server's certificate; `None`: public ones.
     pub tls_ca_file: Option<String>,
-    /// How often the server is asked for its numbers; 0: never.
+    /// The interval of `INFO` and the like, for metrics; 0: never.
     pub monitor_interval_ms: u64,
     /// Whether some namespace has a history, so that Redis keeps something.
     pub keeps_history: bool,
 }
 
-/// What a plan has to know of the machine.
+/// What a plan needs to know of the machine.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    /// A fresh id for this start.
+    /// Random; the node's id for this start.
     pub node: NodeId,
     /// Cores that this process may use, in order.
     pub cores: Vec<usize>,
@@ -127,18 +128,18 @@ pub struct Machine {
 /// A plan, and what is logged about it at start.
 #[derive(Debug)]
 pub struct Planned {
-    /// The plan.
+    /// Everything resolved.
     pub plan: Plan,
     /// To be logged at start, in this order.
     pub notices: Vec<StartupNotice>,
 }
 
-/// Something to be logged.
+/// A line for the log at start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StartupNotice {
     /// Whether an operator should act on it.
     pub is_warning: bool,
-    /// What there is to say.
+    /// The line.
     pub text: String,
 }
 
@@ -363,7 +364,7 @@ pub struct MemoryBudget(pub Vec<BudgetLine>);
 /// One line of a [`MemoryBudget`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BudgetLine {
-    /// Who holds it.
+    /// What holds the memory, in the plural.
     pub name: &'static str,
     /// How many of them there can be.
     pub count: u64,

@@ -10,13 +10,13 @@ use crate::policy::setting::{SettingRange, bytes, count, ms};
 pub struct LimitSetting {
     /// Its key in the configuration: `limits.<name>`.
     pub key: &'static str,
-    /// What it takes.
+    /// The values that it takes.
     pub range: SettingRange,
     /// What it means, and what happens beyond it.
     pub doc: &'static str,
-    /// What it is.
+    /// Reads it.
     pub get: fn(&Limits) -> u64,
-    /// Makes it another one. The number is in the range.
+    /// Sets it. The number must be in the range.
     pub set: fn(&mut Limits, u64),
 }
 

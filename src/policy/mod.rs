@@ -1,4 +1,4 @@
-//! What holds here: limits, what is configured for which rooms, rates, and who may do what.
+//! Limits, settings of namespaces, rights and rates.
 //!
 //! Plain values and pure rules. Configuration makes them, every other room reads them.
 

@@ -51,16 +51,16 @@ words! {
     }
 }
 
-/// One thing to set for a namespace.
+/// One setting of a namespace.
 pub struct NamespaceSetting {
-    /// How it is written.
+    /// Its name in the configuration.
     pub key: &'static str,
-    /// What it takes.
+    /// The values that it takes.
     pub range: SettingRange,
     /// What it means.
     pub doc: &'static str,
     set: fn(&mut Policy, &str) -> Option<()>,
-    /// What it is in a policy.
+    /// Its value in a policy, as text.
     pub get: fn(&Policy) -> String,
 }
 
@@ -124,7 +124,7 @@ namespace_settings! {
         "A member that has not acknowledged a message for so long counts as lagging. Nothing else happens to it.";
 }
 
-/// All namespaces.
+/// The settings of all namespaces, as configured. Immutable after the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Namespaces {
     /// Configured namespaces, in their order.
@@ -140,7 +140,7 @@ const USERS_KEYS: [&str; 2] = ["history_size", "history_ttl_s"];
 
 /// The name of the namespace of all rooms that are of no other.
 const DEFAULT: &str = "default";
-/// Namespaces, at most.
+/// More configured namespaces than this are an error.
 const NAMESPACES_MAX: usize = 255;
 
 impl Who {

@@ -21,7 +21,7 @@ pub struct Rights {
 }
 
 impl Rights {
-    /// Only to listen.
+    /// Nothing but receiving.
     pub const NONE: Rights =
         Rights { publish: false, publish_unjoined: false, send: false, broadcast: false };
 

@@ -14,9 +14,9 @@ pub enum SettingRange {
     Bool,
     /// A whole number.
     Number {
-        /// The least.
+        /// The smallest value.
         min: u64,
-        /// The most.
+        /// The largest value.
         max: u64,
         /// What it counts, in the plural.
         unit: &'static str,

@@ -7,7 +7,7 @@
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// See the module.
+/// Permits that refill with time. Owned by the thread that asks.
 #[derive(Debug)]
 pub struct TokenBucket {
     interval_ns: u64,
