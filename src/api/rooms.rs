@@ -1,21 +1,26 @@
 //! `GET /v1/rooms` and `/v1/rooms/{id}`: rooms and how many members they have on this node.
 
 use super::Ops;
-use super::ask::ask_all;
+use super::ask::{ask_all, ask_one};
 use super::error::ApiError;
-use crate::ids::{TopicKind, is_name};
-use crate::link::{AckReport, Inspect, RoomReport};
+use crate::ids::{ShardId, TopicKind, is_name};
+use crate::link::{AckReport, Inspect, RoomPage, RoomReport};
 use crate::plan::Plan;
 use crate::policy::rights::{Action, Asker, may};
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use futures_util::future::try_join_all;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
 
+/// How long all shards together may take to list their rooms.
+const LIST_MAX: Duration = Duration::from_secs(10);
 const ROOMS_DEFAULT: usize = 100;
 /// Small enough that a shard's answer does not hold up its deliveries.
 const ROOMS_MAX: usize = 1000;
@@ -40,12 +45,11 @@ pub(super) async fn list(
     if !(1..=ROOMS_MAX).contains(&limit) {
         return Err(ApiError::bad_request(format!("limit must be from 1 to {ROOMS_MAX}")));
     }
-    let answers = ask_all(&ops, |reply| {
-        let prefix = wanted.prefix.clone();
-        // One more than wanted, to know whether there are more.
-        Inspect::Rooms { prefix, max: limit + 1, reply }
-    });
-    let answers: Vec<Vec<RoomReport>> = answers.await?;
+    let shards = (0..ops.end.shards() as u16).map(ShardId);
+    // One more than wanted, to know whether there are more.
+    let lists = shards.map(|shard| rooms_of(&ops, shard, &wanted.prefix, limit + 1));
+    let answers: Vec<Vec<RoomReport>> =
+        timeout(LIST_MAX, try_join_all(lists)).await.map_err(|_| ApiError::overloaded())??;
     let cut_short = answers.iter().any(|rooms| rooms.len() > limit);
     let mut members = BTreeMap::<String, usize>::new();
     for report in answers.into_iter().flatten() {
@@ -58,6 +62,28 @@ pub(super) async fn list(
         .map(|(room, members)| json!({"room_id": room, "members": members}))
         .collect();
     Ok(Json(json!({"rooms": rooms, "truncated": truncated})))
+}
+
+/// At most `max` rooms of one shard. It is asked for a part of its table at a time, so that its
+/// deliveries go on in between, however many rooms it has.
+async fn rooms_of(
+    ops: &Ops,
+    shard: ShardId,
+    prefix: &str,
+    max: usize,
+) -> Result<Vec<RoomReport>, ApiError> {
+    let (mut rooms, mut from) = (Vec::new(), 0);
+    loop {
+        let left = max - rooms.len();
+        let question = |reply| Inspect::Rooms { prefix: prefix.into(), from, max: left, reply };
+        let mut page: RoomPage = ask_one(ops, shard, question).await?;
+        rooms.append(&mut page.rooms);
+        match page.next {
+            // A page moves on, so this ends.
+            Some(next) if next > from && rooms.len() < max => from = next,
+            _ => return Ok(rooms),
+        }
+    }
 }
 
 /// `GET /v1/rooms/{id}`: 404 when it has no member on this node.

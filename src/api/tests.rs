@@ -7,7 +7,7 @@ use crate::link::Uplink;
 use crate::link::channel::{BackplaneEnd, ShardEnd, window};
 use crate::link::{
     Done, Downlink, HistoryError, HistoryPage as Kept, HistoryTo, Inspect, Publish, PublishOutcome,
-    RoomReport,
+    RoomPage, RoomReport,
 };
 use crate::metrics::redis::RedisNumbers;
 use crate::metrics::servers::{DeploymentNumbers, OwnNumbers, Picture, ServerNumbers};
@@ -351,13 +351,13 @@ fn rooms_are_merged_over_the_shards() {
     };
     let rooms = |path: &str| {
         node.get_inspected(path, |shard, question| match question {
-            Inspect::Rooms { prefix, max, reply } => {
+            Inspect::Rooms { prefix, max, reply, .. } => {
                 let here = match shard {
                     0 => vec![report("a1", 2), report("a3", 1)],
                     _ => vec![report("b", 9), report("a1", 3), report("a2", 1)],
                 };
-                let here = here.into_iter().filter(|report| report.room.starts_with(&prefix));
-                reply(here.take(max).collect());
+                let here = here.into_iter().filter(|report| report.room.starts_with(&*prefix));
+                reply(RoomPage { rooms: here.take(max).collect(), next: None });
             }
             _ => panic!("all rooms were asked for"),
         })

@@ -3,8 +3,8 @@
 //! A question travels as [`crate::link::Downlink::Inspect`] and is answered within the visit that
 //! takes it, through a callback that must not block.
 //!
-//! Invariant: the work of one answer is bounded. What has no bound of its own (all connections of a
-//! shard) is asked for in pages.
+//! Invariant: the work of one answer is bounded. What has no bound of its own (all connections or all
+//! rooms of a shard) is asked for in pages.
 
 use crate::ids::TopicName;
 use crate::link::origin::Origin;
@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 
 /// Connections in one [`ConnectionPage`], at most: what a shard describes in one visit.
 pub const PAGE_CONNECTIONS_MAX: usize = 64;
-/// Places that one page looks at, at most: those of connections that have gone are empty.
+/// Places that one page looks at, at most: those of connections or rooms that have gone are empty.
 pub const PAGE_PLACES_MAX: u32 = 4096;
 /// Rooms that are listed by name for one connection, at most.
 pub const LISTED_ROOMS_MAX: usize = 16;
@@ -21,15 +21,17 @@ pub const USER_MEMBERSHIPS_MAX: usize = 1024;
 
 /// What an operator may ask a shard.
 pub enum Inspect {
-    /// The rooms with members here, in no order: those whose name starts with `prefix`, at most
-    /// `max`.
+    /// The rooms with members here from one place of the shard's table on, in no order: those whose
+    /// name starts with `prefix`.
     Rooms {
         /// What their names start with.
-        prefix: String,
-        /// At most so many.
+        prefix: Box<str>,
+        /// The first place that is looked at.
+        from: u32,
+        /// At most so many rooms.
         max: usize,
         /// Where the answer goes.
-        reply: Box<dyn FnOnce(Vec<RoomReport>) + Send>,
+        reply: Box<dyn FnOnce(RoomPage) + Send>,
     },
     /// One room; `None` when it has no member here.
     Room {
@@ -54,6 +56,15 @@ pub enum Inspect {
         /// Where the answer goes.
         reply: Box<dyn FnOnce(ConnectionPage) + Send>,
     },
+}
+
+/// Some of a shard's rooms.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RoomPage {
+    /// In the order of their places.
+    pub rooms: Vec<RoomReport>,
+    /// The place from which to go on; `None`: there are no more.
+    pub next: Option<u32>,
 }
 
 /// A room as one shard sees it.

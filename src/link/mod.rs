@@ -30,7 +30,9 @@ use crate::protocol::{Info, Page, Recovery, RequestId, Roster, Unrecovered};
 use bytes::Bytes;
 use std::sync::Arc;
 
-pub use inspect::{AckReport, ConnectionPage, ConnectionReport, Inspect, RoomReport, UserReport};
+pub use inspect::{
+    AckReport, ConnectionPage, ConnectionReport, Inspect, RoomPage, RoomReport, UserReport,
+};
 pub use origin::Origin;
 
 /// From a shard (or from the ops thread, which only publishes).

@@ -1,14 +1,16 @@
 //! Answers to operators' questions about rooms, users and connections of this shard.
 //!
 //! Invariant: an answer changes nothing, and its work is bounded by the constants of
-//! `link::inspect`; all rooms of a shard are walked only for the list of rooms.
+//! `link::inspect`, however many connections and rooms there are.
 
 use crate::ids::ConnId;
 use crate::ids::{SlotId, TopicKind, TopicName};
 use crate::link::inspect::{
     LISTED_ROOMS_MAX, PAGE_CONNECTIONS_MAX, PAGE_PLACES_MAX, USER_MEMBERSHIPS_MAX,
 };
-use crate::link::{AckReport, ConnectionPage, ConnectionReport, Inspect, RoomReport, UserReport};
+use crate::link::{
+    AckReport, ConnectionPage, ConnectionReport, Inspect, RoomPage, RoomReport, UserReport,
+};
 use crate::protocol::dialect::Encoding;
 use crate::shard::conn::{Conn, OPENED_UNIT_MS};
 use crate::shard::{Shard, hub};
@@ -18,9 +20,8 @@ impl Shard {
     /// Answers a question. `address_of` knows the peer's address by the caller's number for a socket.
     pub fn inspect(&mut self, question: Inspect, address_of: impl Fn(u32) -> Option<SocketAddr>) {
         match question {
-            Inspect::Rooms { prefix, max, reply } => {
-                let rooms = self.hub.iter().filter_map(|(_, topic)| report(topic));
-                reply(rooms.filter(|room| room.room.starts_with(&prefix)).take(max).collect());
+            Inspect::Rooms { prefix, from, max, reply } => {
+                reply(self.report_rooms(&prefix, from, max));
             }
             Inspect::Room { room, reply } => reply(self.report_room(&room)),
             Inspect::User { topic, reply } => reply(self.report_user(&topic)),
@@ -28,6 +29,24 @@ impl Shard {
                 reply(self.report_connections(from, max, address_of));
             }
         }
+    }
+
+    fn report_rooms(&self, prefix: &str, from: u32, max: usize) -> RoomPage {
+        let end = self.hub.places();
+        let stop = end.min(from.saturating_add(PAGE_PLACES_MAX));
+        let mut page = RoomPage::default();
+        for place in from..stop {
+            if page.rooms.len() == max {
+                page.next = Some(place);
+                return page;
+            }
+            let Some(topic) = self.hub.at_place(place) else { continue };
+            if matches!(topic.name().kind(), TopicKind::Room(room) if room.starts_with(prefix)) {
+                page.rooms.extend(report(topic));
+            }
+        }
+        page.next = (stop < end).then_some(stop);
+        page
     }
 
     /// A room over all encodings in which it has members here.

@@ -3,7 +3,7 @@
 use crate::bare::{Bare, limits};
 use campanile::ids::TopicName;
 use campanile::link::inspect::{LISTED_ROOMS_MAX, PAGE_CONNECTIONS_MAX, PAGE_PLACES_MAX};
-use campanile::link::{ConnectionPage, Disconnect, Downlink, Inspect, UserReport};
+use campanile::link::{ConnectionPage, Disconnect, Downlink, Inspect, RoomPage, UserReport};
 use std::cell::Cell;
 use std::sync::mpsc;
 
@@ -55,6 +55,32 @@ fn a_page_describes_a_few_connections_and_looks_at_a_few_places_whatever_is_aske
     }
     let expected = [TopicName::user("user0"), TopicName::user(&format!("user{}", many - 1))];
     assert_eq!(users, expected);
+}
+
+#[test]
+fn a_list_of_rooms_looks_at_a_part_of_the_table_at_a_time() {
+    let mut bare = Bare::new(limits());
+    let many = 2 * PAGE_PLACES_MAX as usize;
+    for who in 0..many {
+        bare.open(&format!("user{who}"), &[&format!("room{}", who / 1000)]);
+    }
+    bare.settle();
+    let (mut names, mut from, mut pages) = (Vec::new(), Some(0), 0);
+    while let Some(place) = from {
+        let (tell, told) = mpsc::channel();
+        let reply = Box::new(move |page: RoomPage| tell.send(page).expect("it is waited for"));
+        let (prefix, max) = ("room".into(), 3);
+        bare.shard.inspect(Inspect::Rooms { prefix, from: place, max, reply }, |_| None);
+        let page = told.try_recv().expect("it is answered at once");
+        assert!(page.rooms.len() <= max);
+        assert!(page.next.is_none_or(|next| next > place && next <= place + PAGE_PLACES_MAX));
+        names.extend(page.rooms.into_iter().map(|room| room.room));
+        (from, pages) = (page.next, pages + 1);
+    }
+    names.sort_unstable();
+    let expected: Vec<String> = (0..9).map(|n| format!("room{n}")).collect();
+    assert_eq!(names, expected, "each once");
+    assert!(pages > 2, "a table of {many} users is too large for one answer");
 }
 
 #[test]

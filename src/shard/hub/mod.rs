@@ -199,9 +199,14 @@ impl Hub {
         TopicId(self.topics.id_at(index).expect("a membership names a topic that lives"))
     }
 
-    /// All topics.
-    pub fn iter(&self) -> impl Iterator<Item = (TopicId, &Topic)> {
-        self.topics.iter().map(|(id, topic)| (TopicId(id), topic))
+    /// One past the highest place of a topic: for walks by part.
+    pub fn places(&self) -> u32 {
+        self.topics.high() as u32
+    }
+
+    /// The topic at a place, if there is one.
+    pub fn at_place(&self, place: u32) -> Option<&Topic> {
+        self.topics.at(place)
     }
 
     /// Makes sure that the topic exists. `None`: there are as many topics as there may be.
