@@ -327,9 +327,9 @@ impl Reactor {
             let Some(item) = self.end.try_recv() else { break };
             any = true;
             match item {
-                Downlink::Inspect(question) => self
-                    .shard
-                    .inspect(question, |socket_key| socket::peer_address(socket_key as RawFd)),
+                Downlink::Inspect(question) => {
+                    self.shard.inspect(question, |socket_key| socket::peer(socket_key as RawFd))
+                }
                 item => {
                     if matches!(item, Downlink::Drain { .. }) {
                         self.draining = true;

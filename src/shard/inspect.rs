@@ -17,7 +17,8 @@ use crate::shard::{Shard, hub};
 use std::net::SocketAddr;
 
 impl Shard {
-    /// Answers a question. `address_of` knows the peer's address by the caller's number for a socket.
+    /// Answers a question. `address_of` knows the peer's address by the caller's number for a socket;
+    /// where a proxy has named the client, that is the address.
     pub fn inspect(&mut self, question: Inspect, address_of: impl Fn(u32) -> Option<SocketAddr>) {
         match question {
             Inspect::Rooms { prefix, from, max, reply } => {
@@ -105,7 +106,8 @@ impl Shard {
             let Some(id) = self.conns.id_at(place) else { continue };
             let conn = self.conns.at(place).expect("its key was just found");
             if conn.is_open() {
-                let address = address_of(conn.socket_key);
+                let named = self.named_peers.get(place);
+                let address = named.or_else(|| address_of(conn.socket_key));
                 page.connections.push(self.report_connection(id, conn, address));
             }
         }

@@ -59,6 +59,16 @@ fn logged_peer(nodes: &[&Node], name: &str) -> String {
     peer.split('"').next().expect("quoted").to_owned()
 }
 
+/// The address that one of the nodes lists for a connection.
+fn listed_address(nodes: &[&Node], name: &str) -> String {
+    let lists = nodes.iter().map(|node| node.get("/v1/connections?limit=100").json());
+    let all: Vec<serde_json::Value> =
+        lists.flat_map(|list| list["connections"].as_array().cloned().expect("a list")).collect();
+    let is_it = |it: &&serde_json::Value| it["connection_id"] == name;
+    let found = all.iter().find(is_it).unwrap_or_else(|| panic!("{name} is not in {all:?}"));
+    found["address"].as_str().expect("it is known").to_owned()
+}
+
 fn refused(node: &Node, reason: &str) -> u64 {
     node.metric_where("campanile_connections_rejected_total", &format!("reason=\"{reason}\""))
 }
@@ -74,6 +84,7 @@ fn speak_through(front: SocketAddr, nodes: &[&Node]) {
     }
     for (_, address, name) in &members {
         assert_eq!(logged_peer(nodes, name), address.to_string());
+        assert_eq!(listed_address(nodes, name), address.to_string());
     }
     for (client, ..) in members {
         client.close();

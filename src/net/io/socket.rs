@@ -4,10 +4,8 @@
 //! in one place (`reactor.rs`), when the shard says that the connection is gone.
 #![allow(unsafe_code)] // recv, sendmsg, accept4, getpeername, setsockopt, shutdown, close, dup: one call a function
 
-use socket2::SockRef;
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::{BorrowedFd, FromRawFd, RawFd};
+use std::os::fd::{FromRawFd, RawFd};
 
 /// Something that can be waited for: readable through monoio, whatever kind of descriptor it is.
 /// Owns a duplicate; the original stays with its owner.
@@ -80,13 +78,6 @@ pub fn received_on(socket: RawFd) -> Option<usize> {
     // SAFETY: an int that outlives the call, and its size; the kernel writes no more than that.
     let answer = unsafe { libc::getsockopt(socket, level, name, into.cast(), &mut bytes) };
     if answer < 0 { None } else { usize::try_from(cpu).ok() }
-}
-
-/// The peer's address. `None`: the socket is no longer connected, or is none of TCP.
-pub fn peer_address(socket: RawFd) -> Option<SocketAddr> {
-    // SAFETY: whoever calls lends a descriptor that is open for the whole call and stays theirs.
-    let socket = unsafe { BorrowedFd::borrow_raw(socket) };
-    SockRef::from(&socket).peer_addr().ok()?.as_socket()
 }
 
 /// Gives the kernel a classic BPF program that chooses among the listeners of this one's port,
