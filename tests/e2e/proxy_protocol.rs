@@ -300,7 +300,7 @@ fn connections_that_ask_nothing_are_health_checks() {
     half.write_all(b"PROXY TCP4 1.2.").expect("it reads");
     node.wait_for("campanile_connections_handshaking", 1);
     drop(half);
-    wait_until("half a header is no health check", || refused(&node, "gone") == 1);
+    wait_until("half a header is no health check", || refused(&node, "connection_lost") == 1);
 }
 
 #[test]
