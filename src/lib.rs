@@ -133,7 +133,7 @@
 //! ```
 //!
 //! 1. [`Local`](backplane::local::Local) looks the topic up in
-//!    [`Interest`](backplane::interest::Interest), which knows for each topic the shards that have
+//!    `backplane/interest.rs`, which knows for each topic the shards that have
 //!    members, and in which encodings. Where there are none it is dropped and counted.
 //! 2. The message is written as a finished frame once for each encoding ([`framing`]), and handed as
 //!    [`Downlink::Deliver`](link::Downlink::Deliver) with the shard's own key of the topic, so no

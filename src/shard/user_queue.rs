@@ -9,7 +9,7 @@
 //! the user, on any node. An acknowledgement only passes through.
 //!
 //! Invariant: a connection's first topic is its user's, but while it stands in
-//! [`PendingUserQueues`]; then its user's name is there.
+//! `state/pending_user_queues.rs`; then its user's name is there.
 
 use crate::ids::{ConnId, Position, TopicId, TopicKind, TopicName, UpTo};
 use crate::link::{RecoveryReply, Uplink};

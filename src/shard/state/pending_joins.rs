@@ -91,7 +91,7 @@ impl PendingJoins {
         Some(pending)
     }
 
-    /// A topic has to stay, whoever leaves it, until [`Shard::unpin`].
+    /// A topic has to stay, whoever leaves it, until [`crate::shard::Shard::unpin`].
     pub(in crate::shard) fn pin(&mut self, topic: u32) {
         *self.pins.entry(topic).or_default() += 1;
     }
