@@ -1,8 +1,8 @@
 //! Members who acknowledge what they hear, and which of them lag behind.
 //!
 //! A side table: a room stands here while it has such members, and nobody else pays for it but by a
-//! bit in its topic ([`crate::shard::hub::Topic::has_acks`]), looked at once for each frame, not for each
-//! member. The position of a message comes with it.
+//! bit in its topic ([`crate::shard::hub::Topic::has_acks`]), looked at once for each frame, not
+//! for each member. The position of a message comes with it.
 //!
 //! A member is *lagging* when a message was handed out to it longer than `ack_timeout_ms` ago and it
 //! has not acknowledged it. When each message came is not stored: a room marks, a few times in one
