@@ -12,7 +12,7 @@ use campanile::backplane::transport::Transport;
 use campanile::ids::{ConflateKey, ConnId, NodeId, ShardId, SlotId, TopicId, TopicName};
 use campanile::link::channel::{ShardEnd, window};
 use campanile::link::health::Health;
-use campanile::link::{Done, Downlink, Publish};
+use campanile::link::{Downlink, Publish, ReplyTo};
 use campanile::policy::limits::Limits;
 use campanile::protocol::dialect::Encoding;
 use counting::allocations_of;
@@ -144,6 +144,6 @@ fn publish(number: usize) -> Publish {
         except: None,
         key: None,
         conflate_key: None,
-        done: Done::Conn { shard: ShardId(0), conn, id: None, turn: false },
+        done: ReplyTo::Conn { shard: ShardId(0), conn, id: None, turn: false },
     }
 }

@@ -8,7 +8,7 @@ use campanile::config::Config;
 use campanile::ids::{ConnId, NodeId, ShardId, SlotId, TopicId, TopicName};
 use campanile::link::channel::{OpsEnd, ShardEnd, window};
 use campanile::link::health::Health;
-use campanile::link::{Done, Downlink, Publish, Uplink};
+use campanile::link::{Downlink, Publish, ReplyTo, Uplink};
 use campanile::metrics::BackplaneMirror;
 use campanile::plan::{BackplanePlan, Machine, Plan, resolve};
 use campanile::policy::limits::Limits;
@@ -162,7 +162,7 @@ impl MinimalShard {
             except: None,
             key: None,
             conflate_key: None,
-            done: Done::Conn { shard: self.end.id, conn, id: None, turn: false },
+            done: ReplyTo::Conn { shard: self.end.id, conn, id: None, turn: false },
         };
         self.end.try_send(Uplink::Publish(publish)).is_ok()
     }

@@ -5,7 +5,7 @@
 use super::Ops;
 use super::error::ApiError;
 use crate::ids::ShardId;
-use crate::link::{Downlink, Inspect};
+use crate::link::{Downlink, Inspect, ReplyTo};
 use axum::http::StatusCode;
 use futures_util::future::join_all;
 use std::time::Duration;
@@ -15,13 +15,10 @@ use tokio::time::timeout;
 /// How long a shard may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
-/// Where a shard puts its answer.
-type Reply<T> = Box<dyn FnOnce(T) + Send>;
-
 /// Asks every shard concurrently; the answers are in the order of the shards.
 pub(super) async fn ask_all<T: Send + 'static>(
     ops: &Ops,
-    question: impl Fn(Reply<T>) -> Inspect,
+    question: impl Fn(ReplyTo<T>) -> Inspect,
 ) -> Result<Vec<T>, ApiError> {
     let shards = (0..ops.end.shards() as u16).map(ShardId);
     let answers: Vec<_> =
@@ -34,7 +31,7 @@ pub(super) async fn ask_all<T: Send + 'static>(
 pub(super) async fn ask_one<T: Send + 'static>(
     ops: &Ops,
     shard: ShardId,
-    question: impl Fn(Reply<T>) -> Inspect,
+    question: impl Fn(ReplyTo<T>) -> Inspect,
 ) -> Result<T, ApiError> {
     let answer = send(ops, shard, &question)?;
     timeout(ANSWER_MAX, answer).await.map_err(|_| silent())?.map_err(|_| silent())
@@ -43,14 +40,14 @@ pub(super) async fn ask_one<T: Send + 'static>(
 fn send<T: Send + 'static>(
     ops: &Ops,
     shard: ShardId,
-    question: &impl Fn(Reply<T>) -> Inspect,
+    question: &impl Fn(ReplyTo<T>) -> Inspect,
 ) -> Result<oneshot::Receiver<T>, ApiError> {
     let (answer_to, answer) = oneshot::channel();
-    let reply = Box::new(move |report| {
+    let reply = ReplyTo::Call(Box::new(move |report| {
         // The caller may have disconnected.
         let _ = answer_to.send(report);
-    });
-    let question = Downlink::Inspect(question(reply));
+    }));
+    let question = Downlink::Inspect(Box::new(question(reply)));
     ops.end.try_send(shard, question).map_err(|_full| ApiError::overloaded())?;
     Ok(answer)
 }

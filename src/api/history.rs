@@ -7,7 +7,7 @@ use super::Ops;
 use super::error::ApiError;
 use super::rooms::may_read;
 use crate::ids::{Position, TopicName, is_name};
-use crate::link::{HistoryError, HistoryPage, HistoryRequest, HistoryTo, Uplink};
+use crate::link::{HistoryError, HistoryPage, HistoryRequest, ReplyTo, Uplink};
 use crate::policy::rights::Action;
 use crate::protocol::dialect::Encoding;
 use crate::protocol::native::{LIMIT_DEFAULT, LIMIT_MAX};
@@ -75,7 +75,7 @@ fn page(wanted: &HistoryQuery) -> Result<Page, ApiError> {
 
 async fn ask(ops: &Ops, topic: TopicName, page: Page) -> Result<HistoryPage, ApiError> {
     let (answer_to, answer) = oneshot::channel();
-    let to = HistoryTo::Call(Box::new(move |page| {
+    let to = ReplyTo::Call(Box::new(move |page| {
         // The caller may have disconnected.
         let _ = answer_to.send(page);
     }));

@@ -7,7 +7,7 @@ use super::Ops;
 use super::error::ApiError;
 use super::rooms::may_read;
 use crate::ids::{TopicName, is_name};
-use crate::link::{PresenceRequest, PresenceTo, Uplink};
+use crate::link::{PresenceRequest, ReplyTo, Uplink};
 use crate::policy::rights::Action;
 use crate::protocol::dialect::Dialect;
 use crate::protocol::{Event, Roster};
@@ -42,7 +42,7 @@ pub(super) async fn presence(
 
 async fn ask(ops: &Ops, topic: TopicName) -> Result<Arc<Roster>, ApiError> {
     let (answer_to, answer) = oneshot::channel();
-    let to = PresenceTo::Call(Box::new(move |here| {
+    let to = ReplyTo::Call(Box::new(move |here| {
         // The caller may have disconnected.
         let _ = answer_to.send(here);
     }));

@@ -8,7 +8,7 @@ use super::Ops;
 use super::error::ApiError;
 use super::listener::SILENCE_MAX;
 use crate::ids::{CONFLATE_KEY_BYTES_MAX, ConflateKey, Position, TopicName, is_name};
-use crate::link::{Done, Publish, PublishOutcome, Uplink};
+use crate::link::{Publish, PublishOutcome, ReplyTo, Uplink};
 use crate::plan::Plan;
 use crate::policy::rights::{Action, Asker, may};
 use crate::protocol::native::KEY_BYTES_MAX;
@@ -235,7 +235,7 @@ fn depth(json: &[u8]) -> usize {
 fn send(ops: &Ops, message: ParsedMessage) -> Result<oneshot::Receiver<PublishOutcome>, ApiError> {
     let ParsedMessage { topic, payload, key, conflate_key } = message;
     let (outcome_to, outcome) = oneshot::channel();
-    let done = Done::Call(Box::new(move |outcome| {
+    let done = ReplyTo::Call(Box::new(move |outcome| {
         // The caller may have disconnected.
         let _ = outcome_to.send(outcome);
     }));

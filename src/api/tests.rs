@@ -6,7 +6,7 @@ use crate::ids::{NodeId, Position, ShardId};
 use crate::link::Uplink;
 use crate::link::channel::{BackplaneEnd, ShardEnd, window};
 use crate::link::{
-    Done, Downlink, HistoryError, HistoryPage as Kept, HistoryTo, Inspect, Publish, PublishOutcome,
+    Downlink, HistoryError, HistoryPage as Kept, Inspect, Publish, PublishOutcome, ReplyTo,
     RoomPage, RoomReport,
 };
 use crate::metrics::redis::RedisNumbers;
@@ -106,7 +106,7 @@ impl Node {
             let asking = scope.spawn(move || json_of(ask(addr, "GET", path, "", "")));
             for shard in &self.shards {
                 match until(|| shard.try_recv()) {
-                    Downlink::Inspect(question) => answer(shard.id.0, question),
+                    Downlink::Inspect(question) => answer(shard.id.0, *question),
                     _ => panic!("the ops thread only inspects here"),
                 }
             }
@@ -121,7 +121,7 @@ impl Node {
             let asking = scope.spawn(move || ask(addr, "GET", path, "", ""));
             match until(|| self.backplane.try_recv_ops()) {
                 Uplink::History(asked) => match asked.to {
-                    HistoryTo::Call(tell) => tell(said),
+                    ReplyTo::Call(tell) => tell(said),
                     other => panic!("the API waits for it: {other:?}"),
                 },
                 other => panic!("a history was asked for, not {other:?}"),
@@ -170,7 +170,7 @@ fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
 
 fn end(publish: Publish, outcome: PublishOutcome) {
     match publish.done {
-        Done::Call(tell) => tell(outcome),
+        ReplyTo::Call(tell) => tell(outcome),
         other => panic!("somebody waits for this: {other:?}"),
     }
 }
@@ -264,7 +264,7 @@ fn a_full_window_is_answered_at_once() {
             except: None,
             key: None,
             conflate_key: None,
-            done: Done::Nobody,
+            done: ReplyTo::Nobody,
         };
         node.end.try_publish(Uplink::Publish(publish)).unwrap();
     }
@@ -357,7 +357,7 @@ fn rooms_are_merged_over_the_shards() {
                     _ => vec![report("b", 9), report("a1", 3), report("a2", 1)],
                 };
                 let here = here.into_iter().filter(|report| report.room.starts_with(&*prefix));
-                reply(RoomPage { rooms: here.take(max).collect(), next: None });
+                reply.call(RoomPage { rooms: here.take(max).collect(), next: None });
             }
             _ => panic!("all rooms were asked for"),
         })
@@ -388,7 +388,7 @@ fn a_room_is_summed_up_and_one_without_members_is_not_found() {
             Inspect::Room { room, reply } => {
                 assert_eq!(room, "a b/c");
                 let members = there[usize::from(shard)];
-                reply(members.map(|members| RoomReport {
+                reply.call(members.map(|members| RoomReport {
                     room,
                     members,
                     acks: Default::default(),
@@ -411,7 +411,7 @@ fn a_room_is_summed_up_and_one_without_members_is_not_found() {
 fn half_an_answer_is_none() {
     let node = node(&[]);
     let (status, body) = node.get_inspected("/v1/rooms/r", |shard, question| match question {
-        Inspect::Room { reply, .. } if shard == 0 => reply(None),
+        Inspect::Room { reply, .. } if shard == 0 => reply.call(None),
         // This shard is gone with the question.
         question => drop(question),
     });

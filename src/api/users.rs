@@ -10,7 +10,9 @@ use super::connections::names;
 use super::error::ApiError;
 use super::publish::RequestBody;
 use crate::ids::{TopicName, is_name};
-use crate::link::{Disconnect, DisconnectRequest, Inspect, PublishOutcome, Uplink, UserReport};
+use crate::link::{
+    Disconnect, DisconnectRequest, Inspect, PublishOutcome, ReplyTo, Uplink, UserReport,
+};
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
@@ -77,10 +79,10 @@ pub(super) async fn disconnect(
     let close = understand(&body)?;
     let code = close.code;
     let (outcome_to, outcome) = oneshot::channel();
-    let reply = Box::new(move |outcome| {
+    let reply = ReplyTo::Call(Box::new(move |outcome| {
         // The caller may have disconnected.
         let _ = outcome_to.send(outcome);
-    });
+    }));
     let ask = DisconnectRequest { topic: TopicName::user(&user), close, reply };
     let ask = Uplink::Disconnect(Box::new(ask));
     ops.end.try_publish(ask).map_err(|_full| ApiError::overloaded())?;

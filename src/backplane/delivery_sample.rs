@@ -77,7 +77,7 @@ impl DeliverySample {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::link::Done;
+    use crate::link::ReplyTo;
     use bytes::Bytes;
 
     fn publish(payload: &'static [u8]) -> Publish {
@@ -88,7 +88,7 @@ mod tests {
             except: None,
             key: None,
             conflate_key: None,
-            done: Done::Nobody,
+            done: ReplyTo::Nobody,
         }
     }
 

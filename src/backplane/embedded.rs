@@ -260,7 +260,7 @@ impl Transport for Embedded {
                 EmbeddedRequest::Disconnect(ask) => {
                     let DisconnectRequest { topic, close, reply } = *ask;
                     local.disconnect(topic.as_str().into(), close);
-                    reply(PublishOutcome::Accepted(None));
+                    reply.call(PublishOutcome::Accepted(None));
                 }
                 EmbeddedRequest::Presence(ask) => {
                     let here = self.presence.roster(&ask.topic);
@@ -286,7 +286,7 @@ mod tests {
     use super::*;
     use crate::backplane::topic_table::counting::hashes_of;
     use crate::ids::{NodeId, SlotId, TopicId};
-    use crate::link::Done;
+    use crate::link::ReplyTo;
     use crate::link::channel::window;
     use crate::link::health::Health;
     use crate::protocol::dialect::Encoding;
@@ -301,7 +301,7 @@ mod tests {
             except: None,
             key: key.map(Into::into),
             conflate_key: None,
-            done: Done::Nobody,
+            done: ReplyTo::Nobody,
         }
     }
 

@@ -21,9 +21,8 @@ use crate::link::channel::{BackplaneEnd, ShardPort};
 use crate::link::connections::everybody;
 use crate::link::health::Health;
 use crate::link::{
-    Delivery, Disconnect, Done, Downlink, HistoryError, HistoryPage, HistoryReply, HistoryTo,
-    Origin, PresenceReply, PresenceRequest, PresenceTo, Publish, PublishOutcome, RecoveryReply,
-    Unrecoverable,
+    Delivery, Disconnect, Downlink, HistoryError, HistoryPage, HistoryReply, Origin, PresenceReply,
+    PresenceRequest, Publish, PublishOutcome, RecoveryReply, ReplyTo, Unrecoverable,
 };
 use crate::metrics::BackplaneCounters;
 use crate::protocol::dialect::Encoding;
@@ -269,12 +268,13 @@ impl Local {
     pub fn reply_history(
         &mut self,
         topic: TopicName,
-        to: HistoryTo,
+        to: ReplyTo<Result<HistoryPage, HistoryError>>,
         page: Result<HistoryPage, HistoryError>,
     ) {
         match to {
-            HistoryTo::Call(call) => call(page),
-            HistoryTo::Conn { shard, conn, id } => {
+            ReplyTo::Nobody => {}
+            ReplyTo::Call(call) => call(page),
+            ReplyTo::Conn { shard, conn, id, .. } => {
                 let reply = HistoryReply { conn, id, topic, said: page };
                 self.answer(shard, Downlink::History(Box::new(reply)));
             }
@@ -305,8 +305,9 @@ impl Local {
     pub fn reply_presence(&mut self, ask: PresenceRequest, here: Option<Arc<Roster>>) {
         let PresenceRequest { topic, to } = ask;
         match to {
-            PresenceTo::Call(call) => call(here),
-            PresenceTo::Conn { shard, conn, id } => {
+            ReplyTo::Nobody => {}
+            ReplyTo::Call(call) => call(here),
+            ReplyTo::Conn { shard, conn, id, .. } => {
                 let reply = PresenceReply { conn, id, topic, here };
                 self.answer(shard, Downlink::Presence(Box::new(reply)));
             }
@@ -316,7 +317,7 @@ impl Local {
     /// Registers a publish; it ends with exactly one [`Local::end_publish`].
     pub fn begin_publish(&mut self, publish: &mut Publish) {
         self.counters.publishes += 1;
-        if let Done::Conn { shard, turn, .. } = &mut publish.done {
+        if let ReplyTo::Conn { shard, turn, .. } = &mut publish.done {
             *turn = self.publishes[usize::from(shard.0)].begin();
         }
     }
@@ -345,10 +346,15 @@ impl Local {
 
     /// A publish has ended. Failures are always reported; success only if the publisher asked for
     /// it.
-    pub fn end_publish(&mut self, done: Done, outcome: PublishOutcome, now: Instant) {
+    pub fn end_publish(
+        &mut self,
+        done: ReplyTo<PublishOutcome>,
+        outcome: PublishOutcome,
+        now: Instant,
+    ) {
         let turn = match done {
-            Done::Conn { shard, turn, .. } => Some((shard, turn)),
-            Done::Call(_) | Done::Nobody => None,
+            ReplyTo::Conn { shard, turn, .. } => Some((shard, turn)),
+            ReplyTo::Call(_) | ReplyTo::Nobody => None,
         };
         self.answer_done(done, outcome, now);
         if let Some((shard, turn)) = turn
@@ -358,20 +364,25 @@ impl Local {
         }
     }
 
-    fn answer_done(&mut self, done: Done, outcome: PublishOutcome, now: Instant) {
+    fn answer_done(
+        &mut self,
+        done: ReplyTo<PublishOutcome>,
+        outcome: PublishOutcome,
+        now: Instant,
+    ) {
         match outcome {
             PublishOutcome::Accepted(_) => {}
             PublishOutcome::Unavailable => self.counters.publishes_failed += 1,
             PublishOutcome::Unknown => self.counters.publishes_unknown += 1,
         }
         match done {
-            Done::Conn { id: None, .. } if matches!(outcome, PublishOutcome::Accepted(_)) => {}
-            Done::Conn { shard, conn, id, .. } => {
+            ReplyTo::Conn { id: None, .. } if matches!(outcome, PublishOutcome::Accepted(_)) => {}
+            ReplyTo::Conn { shard, conn, id, .. } => {
                 self.answer(shard, Downlink::Ack { conn, id, outcome });
             }
-            Done::Call(call) => call(outcome),
-            Done::Nobody if matches!(outcome, PublishOutcome::Accepted(_)) => {}
-            Done::Nobody => {
+            ReplyTo::Call(call) => call(outcome),
+            ReplyTo::Nobody if matches!(outcome, PublishOutcome::Accepted(_)) => {}
+            ReplyTo::Nobody => {
                 if let Some(suppressed) = self.failure_log.is_due(now) {
                     tracing::warn!(?outcome, suppressed, "publish without reply channel failed");
                 }

@@ -8,6 +8,7 @@
 
 use crate::ids::TopicName;
 use crate::link::origin::Origin;
+use crate::link::reply_to::ReplyTo;
 use std::net::SocketAddr;
 
 /// Connections in one [`ConnectionPage`], at most: what a shard describes in one visit.
@@ -31,21 +32,21 @@ pub enum Inspect {
         /// At most so many rooms.
         max: usize,
         /// Where the answer goes.
-        reply: Box<dyn FnOnce(RoomPage) + Send>,
+        reply: ReplyTo<RoomPage>,
     },
     /// One room; `None` when it has no member here.
     Room {
         /// Its name.
         room: String,
         /// Where the answer goes.
-        reply: Box<dyn FnOnce(Option<RoomReport>) + Send>,
+        reply: ReplyTo<Option<RoomReport>>,
     },
     /// One user.
     User {
         /// The user's topic (`u:<user>`).
         topic: TopicName,
         /// Where the answer goes.
-        reply: Box<dyn FnOnce(UserReport) + Send>,
+        reply: ReplyTo<UserReport>,
     },
     /// The open connections from one place of the shard's table on.
     Connections {
@@ -54,7 +55,7 @@ pub enum Inspect {
         /// At most so many connections, and at most [`PAGE_CONNECTIONS_MAX`].
         max: usize,
         /// Where the answer goes.
-        reply: Box<dyn FnOnce(ConnectionPage) + Send>,
+        reply: ReplyTo<ConnectionPage>,
     },
 }
 

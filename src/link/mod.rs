@@ -16,6 +16,7 @@ pub mod inspect;
 pub mod load_table;
 pub mod log_queue;
 mod origin;
+mod reply_to;
 pub mod sleep_flag;
 
 /// What `sleeper` is built from here; `tests/loom.rs` builds it from loom's.
@@ -23,7 +24,7 @@ mod atomics {
     pub use std::sync::atomic::{AtomicBool, Ordering, fence};
 }
 
-use crate::ids::{ConflateKey, ConnId, Position, ShardId, TopicId, TopicName, UpTo};
+use crate::ids::{ConflateKey, ConnId, Position, TopicId, TopicName, UpTo};
 use crate::protocol::dialect::Encoding;
 use crate::protocol::run::Run;
 use crate::protocol::{Info, Page, Recovery, RequestId, Roster, Unrecovered};
@@ -34,6 +35,7 @@ pub use inspect::{
     AckReport, ConnectionPage, ConnectionReport, Inspect, RoomPage, RoomReport, UserReport,
 };
 pub use origin::Origin;
+pub use reply_to::ReplyTo;
 
 /// From a shard (or from the ops thread, which only publishes).
 ///
@@ -118,32 +120,8 @@ pub enum PresenceChange {
 pub struct PresenceRequest {
     /// The room's topic.
     pub topic: TopicName,
-    /// Who asks.
-    pub to: PresenceTo,
-}
-
-/// Where the answer to [`PresenceRequest`] goes. `None`: the backplane is away.
-pub enum PresenceTo {
-    /// A connection of a shard: [`Downlink::Presence`].
-    Conn {
-        /// Whose shard.
-        shard: ShardId,
-        /// Which connection; may leave meanwhile.
-        conn: ConnId,
-        /// The client's number for its request.
-        id: Option<RequestId>,
-    },
-    /// A caller on another thread (the HTTP API). Must not block.
-    Call(Box<dyn FnOnce(Option<Arc<Roster>>) + Send>),
-}
-
-impl std::fmt::Debug for PresenceTo {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            PresenceTo::Conn { shard, conn, id } => write!(f, "Conn({shard:?}, {conn:?}, {id:?})"),
-            PresenceTo::Call(_) => f.write_str("Call"),
-        }
-    }
+    /// Who asks. `None`: the backplane is away. A connection is answered by [`Downlink::Presence`].
+    pub to: ReplyTo<Option<Arc<Roster>>>,
 }
 
 /// Who is there, for a connection that asked.
@@ -216,32 +194,8 @@ pub struct HistoryRequest {
     pub page: Page,
     /// In which encoding the answer is wanted.
     pub encoding: Encoding,
-    /// Who asks.
-    pub to: HistoryTo,
-}
-
-/// Where messages of a history go.
-pub enum HistoryTo {
-    /// A connection of a shard: [`Downlink::History`].
-    Conn {
-        /// Whose shard.
-        shard: ShardId,
-        /// Which connection; may leave meanwhile.
-        conn: ConnId,
-        /// The client's number for its request.
-        id: Option<RequestId>,
-    },
-    /// A caller on another thread (the HTTP API). Must not block.
-    Call(Box<dyn FnOnce(Result<HistoryPage, HistoryError>) + Send>),
-}
-
-impl std::fmt::Debug for HistoryTo {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            HistoryTo::Conn { shard, conn, id } => write!(f, "Conn({shard:?}, {conn:?}, {id:?})"),
-            HistoryTo::Call(_) => f.write_str("Call"),
-        }
-    }
+    /// Who asks. A connection is answered by [`Downlink::History`].
+    pub to: ReplyTo<Result<HistoryPage, HistoryError>>,
 }
 
 /// What was said.
@@ -292,45 +246,9 @@ pub struct Publish {
     pub key: Option<Box<str>>,
     /// What it is about, in a room that conflates for slow members.
     pub conflate_key: Option<ConflateKey>,
-    /// Who waits for the outcome.
-    pub done: Done,
-}
-
-/// The connection's name, as its client is told and as logs say.
-impl std::fmt::Display for Origin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Origin { node, shard, conn: ConnId(slot) } = self;
-        write!(f, "{node}-{:x}-{:x}-{:x}", shard.0, slot.index, slot.generation)
-    }
-}
-
-/// Who is told how a publish ended. Failures are always told; success only to those who asked.
-pub enum Done {
-    /// A connection of a shard. Told by [`Downlink::Ack`].
-    Conn {
-        /// Whose shard.
-        shard: ShardId,
-        /// Which connection.
-        conn: ConnId,
-        /// The client's own number for its request. `None`: only a failure is told.
-        id: Option<RequestId>,
-        /// The backplane's own note of when it took the publish; a shard writes `false`.
-        turn: bool,
-    },
-    /// A caller on another thread (the HTTP API). Must not block.
-    Call(Box<dyn FnOnce(PublishOutcome) + Send>),
-    /// Nobody (`PUBLISH campanile:publish` has no way back; failures are counted and logged).
-    Nobody,
-}
-
-impl std::fmt::Debug for Done {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Done::Conn { shard, conn, id, .. } => write!(f, "Conn({shard:?}, {conn:?}, {id:?})"),
-            Done::Call(_) => f.write_str("Call"),
-            Done::Nobody => f.write_str("Nobody"),
-        }
-    }
+    /// Who waits for the outcome. Failures are always told; success only to those who asked: to a
+    /// connection with an `id` by [`Downlink::Ack`].
+    pub done: ReplyTo<PublishOutcome>,
 }
 
 /// How a publish ended.
@@ -409,7 +327,7 @@ pub enum Downlink {
     /// The answer to an HTTP request of a connection ([`calls::Call`]).
     HttpReply(Box<HttpReply>),
     /// An operator's question. The reply must not block.
-    Inspect(Inspect),
+    Inspect(Box<Inspect>),
     /// An operator has disconnected a user. Comes behind the deliveries that were made before.
     Disconnect {
         /// The shard's own key for the user's topic.
@@ -445,6 +363,7 @@ pub struct Disconnect {
 }
 
 /// From the ops thread: all connections of a user are to be closed, on every node.
+#[derive(Debug)]
 pub struct DisconnectRequest {
     /// The user's topic (`u:<user>`).
     pub topic: TopicName,
@@ -452,13 +371,7 @@ pub struct DisconnectRequest {
     pub close: Disconnect,
     /// Told once: `Accepted` when every node with connections of the user is being told. Must not
     /// block.
-    pub reply: Box<dyn FnOnce(PublishOutcome) + Send>,
-}
-
-impl std::fmt::Debug for DisconnectRequest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "DisconnectRequest({:?}, {:?})", self.topic, self.close)
-    }
+    pub reply: ReplyTo<PublishOutcome>,
 }
 
 const fn crosses<T: Send>() {}

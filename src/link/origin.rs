@@ -12,3 +12,11 @@ pub struct Origin {
     /// The shard's connection.
     pub conn: ConnId,
 }
+
+/// The connection's name, as its client is told and as logs say.
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Origin { node, shard, conn: ConnId(slot) } = self;
+        write!(f, "{node}-{:x}-{:x}-{:x}", shard.0, slot.index, slot.generation)
+    }
+}

@@ -328,7 +328,7 @@ impl Reactor {
             any = true;
             match item {
                 Downlink::Inspect(question) => {
-                    self.shard.inspect(question, |socket_key| socket::peer(socket_key as RawFd))
+                    self.shard.inspect(*question, |socket_key| socket::peer(socket_key as RawFd))
                 }
                 item => {
                     if matches!(item, Downlink::Drain { .. }) {

@@ -5,7 +5,7 @@
 //! goes up to the backplane and comes home like everyone's, so every node sees one order per topic.
 
 use crate::ids::{ConflateKey, ConnId, TopicId, TopicKind, TopicName};
-use crate::link::{Done, Publish, Uplink};
+use crate::link::{Publish, ReplyTo, Uplink};
 use crate::policy::rights::{Action, Asker, may};
 use crate::protocol::dialect::{Encoding, Incoming, Parsed};
 use crate::protocol::{
@@ -473,7 +473,7 @@ impl Shard {
             except: (!echo).then_some(origin),
             key: keys.key,
             conflate_key: keys.conflate_key,
-            done: Done::Conn { shard: self.config.id, conn, id, turn: false },
+            done: ReplyTo::Conn { shard: self.config.id, conn, id, turn: false },
         }));
     }
 

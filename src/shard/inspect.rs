@@ -22,12 +22,12 @@ impl Shard {
     pub fn inspect(&mut self, question: Inspect, address_of: impl Fn(u32) -> Option<SocketAddr>) {
         match question {
             Inspect::Rooms { prefix, from, max, reply } => {
-                reply(self.report_rooms(&prefix, from, max));
+                reply.call(self.report_rooms(&prefix, from, max));
             }
-            Inspect::Room { room, reply } => reply(self.report_room(&room)),
-            Inspect::User { topic, reply } => reply(self.report_user(&topic)),
+            Inspect::Room { room, reply } => reply.call(self.report_room(&room)),
+            Inspect::User { topic, reply } => reply.call(self.report_user(&topic)),
             Inspect::Connections { from, max, reply } => {
-                reply(self.report_connections(from, max, address_of));
+                reply.call(self.report_connections(from, max, address_of));
             }
         }
     }

@@ -9,7 +9,7 @@
 
 use crate::ids::{ConnId, TopicKind, TopicName};
 use crate::link::{
-    PresenceChange, PresenceReply, PresenceRequest, PresenceTo, PresenceUpdate, Uplink,
+    PresenceChange, PresenceReply, PresenceRequest, PresenceUpdate, ReplyTo, Uplink,
 };
 use crate::policy::rights::Action;
 use crate::protocol::{ErrorCode, Event, Info, RequestId};
@@ -69,7 +69,7 @@ impl Shard {
         let at = at.expect("a member is in a topic");
         self.may_ask(conn)?;
         let topic = self.hub.at(at.0.index).name().clone();
-        let to = PresenceTo::Conn { shard: self.config.id, conn, id };
+        let to = ReplyTo::Conn { shard: self.config.id, conn, id, turn: false };
         self.ask(conn, Uplink::Presence(Box::new(PresenceRequest { topic, to })));
         Ok(())
     }

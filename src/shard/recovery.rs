@@ -14,8 +14,8 @@
 
 use crate::ids::{ConnId, TopicId, TopicKind, TopicName};
 use crate::link::{
-    HistoryError, HistoryPage, HistoryReply, HistoryRequest, HistoryTo, RecoveryReply,
-    RecoveryRequest, Unrecoverable, Uplink,
+    HistoryError, HistoryPage, HistoryReply, HistoryRequest, RecoveryReply, RecoveryRequest,
+    ReplyTo, Unrecoverable, Uplink,
 };
 use crate::policy::rights::Action;
 use crate::protocol::dialect::Encoding;
@@ -232,7 +232,7 @@ impl Shard {
         let at = at.expect("a member is in a topic");
         self.may_ask(conn)?;
         let topic = self.hub.at(at.0.index).name().clone();
-        let to = HistoryTo::Conn { shard: self.config.id, conn, id };
+        let to = ReplyTo::Conn { shard: self.config.id, conn, id, turn: false };
         let encoding = self.encoding_of(conn);
         let ask = HistoryRequest { topic, page, encoding, to };
         self.ask(conn, Uplink::History(Box::new(ask)));

@@ -30,7 +30,7 @@ impl Shard {
             Downlink::History(told) => self.on_told(*told),
             Downlink::Presence(told) => self.on_told_presence(&told),
             Downlink::HttpReply(reply) => self.on_http_reply(*reply),
-            Downlink::Inspect(question) => self.inspect(question, |_| None),
+            Downlink::Inspect(question) => self.inspect(*question, |_| None),
             Downlink::Disconnect { at, close } => self.on_disconnect(at, close),
             Downlink::Drain { over_ms } => self.begin_drain(over_ms, now_ms),
         }

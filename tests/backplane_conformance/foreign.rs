@@ -6,7 +6,7 @@ use crate::redis::{Redis, wait_until};
 use crate::world::{Build, Received, Shard, World, conn_id, payload_of};
 use campanile::backplane::redis::names::{HistoryKeys, Names};
 use campanile::ids::{NodeId, Position, TopicName};
-use campanile::link::{HistoryError, HistoryRequest, HistoryTo, PublishOutcome, Uplink};
+use campanile::link::{HistoryError, HistoryRequest, PublishOutcome, ReplyTo, Uplink};
 use campanile::protocol::dialect::Encoding;
 use campanile::protocol::{Page, Recovery, RequestId, Unrecovered};
 use std::time::Duration;
@@ -55,7 +55,7 @@ fn accepted(outcome: PublishOutcome) -> Position {
 /// Asks for all of a history; the reply must come next.
 fn history(shard: &Shard, topic: &TopicName) -> Result<(Position, Vec<u64>), HistoryError> {
     let id = Some(RequestId::Number(1));
-    let to = HistoryTo::Conn { shard: shard.end.id, conn: conn_id(7), id };
+    let to = ReplyTo::Conn { shard: shard.end.id, conn: conn_id(7), id, turn: false };
     let page = Page { since: None, limit: 100, reverse: false };
     shard.send(Uplink::History(Box::new(HistoryRequest {
         topic: topic.clone(),

@@ -3,7 +3,7 @@
 use crate::redis::wait_until;
 use crate::world::{Received, Shard, World, conn_id, payload_of};
 use campanile::ids::{Position, TopicName};
-use campanile::link::{HistoryError, HistoryRequest, HistoryTo, PublishOutcome, Uplink};
+use campanile::link::{HistoryError, HistoryRequest, PublishOutcome, ReplyTo, Uplink};
 use campanile::protocol::dialect::Encoding;
 use campanile::protocol::{Page, Recovery, RequestId, Unrecovered};
 
@@ -150,10 +150,11 @@ pub fn a_history_is_read_page_by_page_by_clients_and_operators(world: World) {
     let (speaker, receiver) = world.two_shards();
     let at = publish_numbers(speaker, &topic, 1..=10);
     let read = |page: Page| {
-        let to = HistoryTo::Conn {
+        let to = ReplyTo::Conn {
             shard: receiver.end.id,
             conn: conn_id(7),
             id: Some(RequestId::Number(3)),
+            turn: false,
         };
         receiver.send(Uplink::History(Box::new(HistoryRequest {
             topic: topic.clone(),
@@ -180,7 +181,7 @@ pub fn a_history_is_read_page_by_page_by_clients_and_operators(world: World) {
     assert_eq!(read(page(foreign, 2, false)), refused);
 
     let (tell, told) = std::sync::mpsc::channel();
-    let to = HistoryTo::Call(Box::new(move |said| tell.send(said).unwrap()));
+    let to = ReplyTo::Call(Box::new(move |said| tell.send(said).unwrap()));
     let page = page(None, 100, false);
     let ask = Uplink::History(Box::new(HistoryRequest {
         topic: topic.clone(),

@@ -6,7 +6,7 @@ use crate::proxy::{Proxy, Wire};
 use crate::redis::{Redis, wait_until};
 use crate::world::{Build, Received, Shard, World, conn_id, payload_of};
 use campanile::ids::{Position, TopicName};
-use campanile::link::{HistoryError, HistoryRequest, HistoryTo, PublishOutcome, Uplink};
+use campanile::link::{HistoryError, HistoryRequest, PublishOutcome, ReplyTo, Uplink};
 use campanile::policy::limits::Limits;
 use campanile::protocol::dialect::Encoding;
 use campanile::protocol::{Page, Recovery, RequestId, Unrecovered};
@@ -38,7 +38,7 @@ fn enter(shard: &Shard) -> Position {
 /// Asks for all of a history.
 fn ask(shard: &Shard, topic: &TopicName, id: u64) {
     let id = Some(RequestId::Number(id));
-    let to = HistoryTo::Conn { shard: shard.end.id, conn: conn_id(7), id };
+    let to = ReplyTo::Conn { shard: shard.end.id, conn: conn_id(7), id, turn: false };
     let page = Page { since: None, limit: 100, reverse: false };
     shard.send(Uplink::History(Box::new(HistoryRequest {
         topic: topic.clone(),

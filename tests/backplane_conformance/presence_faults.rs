@@ -5,7 +5,7 @@ use crate::proxy::{Proxy, Wire};
 use crate::redis::{Redis, wait_until};
 use crate::world::{Build, Received, World};
 use campanile::backplane::partition::partition;
-use campanile::link::{PresenceRequest, PresenceTo, Uplink};
+use campanile::link::{PresenceRequest, ReplyTo, Uplink};
 use std::time::Duration;
 
 /// Ann is on the first node, and the last node has received her join.
@@ -227,7 +227,7 @@ fn a_request_while_a_room_is_read_for_another_is_answered_from_the_next_read() {
     redis.command(&["SADD", &format!("test:{{p{part}}}:prn:r:here:a"), "00000000000000ff"]);
     proxy.delay(150);
     let (tell, told) = std::sync::mpsc::channel();
-    let to = PresenceTo::Call(Box::new(move |here| tell.send(here).expect("it is awaited")));
+    let to = ReplyTo::Call(Box::new(move |here| tell.send(here).expect("it is awaited")));
     let ask = Uplink::Presence(Box::new(PresenceRequest { topic: topic.clone(), to }));
     world.nodes[0].ops.try_publish(ask).expect("there is room");
     let all_are_named =

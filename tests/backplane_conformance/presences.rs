@@ -6,7 +6,7 @@
 use crate::redis::wait_until;
 use crate::world::{Listed, Received, Shard, World};
 use campanile::ids::{ConflateKey, TopicName};
-use campanile::link::{PresenceRequest, PresenceTo, Uplink};
+use campanile::link::{PresenceRequest, ReplyTo, Uplink};
 
 pub fn room(name: &str) -> TopicName {
     TopicName::room(name)
@@ -149,7 +149,7 @@ pub fn an_operator_reads_a_roster(world: World) {
     let ops = &world.nodes.last().expect("a world has a node").ops;
     wait_until("the operator sees Ann", || {
         let (tell, told) = std::sync::mpsc::channel();
-        let to = PresenceTo::Call(Box::new(move |here| tell.send(here).expect("it is awaited")));
+        let to = ReplyTo::Call(Box::new(move |here| tell.send(here).expect("it is awaited")));
         let ask = Uplink::Presence(Box::new(PresenceRequest { topic: topic.clone(), to }));
         ops.try_publish(ask).expect("there is room");
         let here = told.recv().expect("an answer").expect("the backplane is up");

@@ -7,7 +7,7 @@ use crate::world::{EVERYBODY, Received, World, join, payload};
 use bytes::Bytes;
 use campanile::backplane::partition::partition;
 use campanile::ids::{ConflateKey, TopicName};
-use campanile::link::{Disconnect, DisconnectRequest, Done, Publish, PublishOutcome, Uplink};
+use campanile::link::{Disconnect, DisconnectRequest, Publish, PublishOutcome, ReplyTo, Uplink};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -281,7 +281,7 @@ pub fn the_ops_thread_publishes_and_is_called_back(world: World) {
         except: None,
         key: None,
         conflate_key: None,
-        done: Done::Call(Box::new(move |outcome| tell.send(outcome).unwrap())),
+        done: ReplyTo::Call(Box::new(move |outcome| tell.send(outcome).unwrap())),
     };
     assert!(world.nodes[0].ops.try_publish(Uplink::Publish(publish)).is_ok());
     assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok(PublishOutcome::Accepted(None)));
@@ -312,7 +312,7 @@ pub fn a_disconnected_user_is_closed_behind_its_messages_on_every_shard_and_nobo
         }
     }
     let (tell, told) = mpsc::channel();
-    let reply = Box::new(move |outcome| tell.send(outcome).unwrap());
+    let reply = ReplyTo::Call(Box::new(move |outcome| tell.send(outcome).unwrap()));
     let ask = DisconnectRequest { topic: user, close: close.clone(), reply };
     assert!(world.nodes[0].ops.try_publish(Uplink::Disconnect(Box::new(ask))).is_ok());
     assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok(PublishOutcome::Accepted(None)));

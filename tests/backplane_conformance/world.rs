@@ -14,9 +14,9 @@ use campanile::link::channel::{OpsEnd, ShardEnd, window};
 use campanile::link::connections::everybody;
 use campanile::link::health::Health;
 use campanile::link::{
-    Delivery, Disconnect, Done, Downlink, HistoryError, HistoryPage, Origin, PresenceChange,
-    PresenceRequest, PresenceTo, PresenceUpdate, Publish, PublishOutcome, RecoveryReply,
-    RecoveryRequest, Uplink,
+    Delivery, Disconnect, Downlink, HistoryError, HistoryPage, Origin, PresenceChange,
+    PresenceRequest, PresenceUpdate, Publish, PublishOutcome, RecoveryReply, RecoveryRequest,
+    ReplyTo, Uplink,
 };
 use campanile::metrics::{BackplaneCounters, BackplaneMirror};
 use campanile::plan::{
@@ -308,7 +308,7 @@ impl Shard {
             except: except.map(origin),
             key: None,
             conflate_key: None,
-            done: Done::Conn { shard: self.end.id, conn: conn_id(7), id, turn: false },
+            done: ReplyTo::Conn { shard: self.end.id, conn: conn_id(7), id, turn: false },
         }));
     }
 
@@ -322,7 +322,7 @@ impl Shard {
             except: None,
             key: key.map(Into::into),
             conflate_key: None,
-            done: Done::Conn { shard: self.end.id, conn: conn_id(7), id, turn: false },
+            done: ReplyTo::Conn { shard: self.end.id, conn: conn_id(7), id, turn: false },
         }));
     }
 
@@ -335,7 +335,7 @@ impl Shard {
             except: None,
             key: None,
             conflate_key: Some(key),
-            done: Done::Nobody,
+            done: ReplyTo::Nobody,
         }));
     }
 
@@ -397,7 +397,7 @@ impl Shard {
     /// Asks for the roster of a room; the reply must come next.
     pub fn roster(&self, topic: &TopicName) -> Option<(Vec<Listed>, u64)> {
         let id = Some(RequestId::Number(4));
-        let to = PresenceTo::Conn { shard: self.end.id, conn: conn_id(7), id };
+        let to = ReplyTo::Conn { shard: self.end.id, conn: conn_id(7), id, turn: false };
         self.send(Uplink::Presence(Box::new(PresenceRequest { topic: topic.clone(), to })));
         let mut aside = self.aside.take();
         let here = loop {

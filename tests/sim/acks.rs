@@ -4,7 +4,9 @@ use crate::bare::{Bare, limits};
 use crate::peer::Frame;
 use crate::world::{Say, World};
 use campanile::ids::Position;
-use campanile::link::{AckReport, Delivery, Downlink, Inspect, RecoveryReply, RoomReport, Uplink};
+use campanile::link::{
+    AckReport, Delivery, Downlink, Inspect, RecoveryReply, ReplyTo, RoomReport, Uplink,
+};
 use campanile::policy::limits::Limits;
 use campanile::policy::namespaces::Namespaces;
 use campanile::protocol::run::Run;
@@ -66,9 +68,8 @@ fn acks(world: &mut World, who: usize, offset: u64) -> String {
 /// Members that acknowledge on a shard, those that lag, and what all have acknowledged.
 fn report(world: &mut World, tower: usize) -> (usize, usize, Option<u64>) {
     let (tell, told) = mpsc::channel();
-    let reply: Box<dyn FnOnce(Option<RoomReport>) + Send> =
-        Box::new(move |report| tell.send(report).expect("it is waited for"));
-    let question = Downlink::Inspect(Inspect::Room { room: ROOM.to_owned(), reply });
+    let reply = ReplyTo::Call(Box::new(move |report| tell.send(report).expect("it is waited for")));
+    let question = Downlink::Inspect(Box::new(Inspect::Room { room: ROOM.to_owned(), reply }));
     let now_ms = world.now_ms;
     world.visit(tower, |shard| shard.handle_downlink(question, now_ms));
     let report = told.recv().expect("it answers at once");
@@ -256,9 +257,9 @@ impl Told {
     /// How many lag, and what all have acknowledged.
     fn report(&mut self) -> (usize, Option<u64>) {
         let (tell, told) = mpsc::channel();
-        let reply: Box<dyn FnOnce(Option<RoomReport>) + Send> =
-            Box::new(move |report| tell.send(report).expect("it is waited for"));
-        let question = Downlink::Inspect(Inspect::Room { room: ROOM.to_owned(), reply });
+        let reply =
+            ReplyTo::Call(Box::new(move |report| tell.send(report).expect("it is waited for")));
+        let question = Downlink::Inspect(Box::new(Inspect::Room { room: ROOM.to_owned(), reply }));
         self.bare.shard.handle_downlink(question, self.bare.now_ms);
         let acks = told.recv().expect("it answers at once").expect("it is there").acks;
         (acks.lagging, acks.lowest_offset)

@@ -3,20 +3,22 @@
 use crate::bare::{Bare, limits};
 use campanile::ids::TopicName;
 use campanile::link::inspect::{LISTED_ROOMS_MAX, PAGE_CONNECTIONS_MAX, PAGE_PLACES_MAX};
-use campanile::link::{ConnectionPage, Disconnect, Downlink, Inspect, RoomPage, UserReport};
+use campanile::link::{
+    ConnectionPage, Disconnect, Downlink, Inspect, ReplyTo, RoomPage, UserReport,
+};
 use std::cell::Cell;
 use std::sync::mpsc;
 
 fn page(bare: &mut Bare, from: u32, max: usize) -> ConnectionPage {
     let (tell, told) = mpsc::channel();
-    let reply = Box::new(move |page| tell.send(page).expect("it is waited for"));
+    let reply = ReplyTo::Call(Box::new(move |page| tell.send(page).expect("it is waited for")));
     bare.shard.inspect(Inspect::Connections { from, max, reply }, |_| None);
     told.try_recv().expect("it is answered at once")
 }
 
 fn user(bare: &mut Bare, user: &str) -> UserReport {
     let (tell, told) = mpsc::channel();
-    let reply = Box::new(move |report| tell.send(report).expect("it is waited for"));
+    let reply = ReplyTo::Call(Box::new(move |report| tell.send(report).expect("it is waited for")));
     bare.shard.inspect(Inspect::User { topic: TopicName::user(user), reply }, |_| None);
     told.try_recv().expect("it is answered at once")
 }
@@ -38,7 +40,9 @@ fn a_page_describes_a_few_connections_and_looks_at_a_few_places_whatever_is_aske
     }
     let looked_up = Cell::new(0);
     let (tell, told) = mpsc::channel();
-    let reply = Box::new(move |page: ConnectionPage| tell.send(page).expect("it is waited for"));
+    let reply = ReplyTo::Call(Box::new(move |page: ConnectionPage| {
+        tell.send(page).expect("it is waited for")
+    }));
     let question = Inspect::Connections { from: 0, max: 64, reply };
     bare.shard.inspect(question, |_| {
         looked_up.set(looked_up.get() + 1);
@@ -68,7 +72,9 @@ fn a_list_of_rooms_looks_at_a_part_of_the_table_at_a_time() {
     let (mut names, mut from, mut pages) = (Vec::new(), Some(0), 0);
     while let Some(place) = from {
         let (tell, told) = mpsc::channel();
-        let reply = Box::new(move |page: RoomPage| tell.send(page).expect("it is waited for"));
+        let reply = ReplyTo::Call(Box::new(move |page: RoomPage| {
+            tell.send(page).expect("it is waited for")
+        }));
         let (prefix, max) = ("room".into(), 3);
         bare.shard.inspect(Inspect::Rooms { prefix, from: place, max, reply }, |_| None);
         let page = told.try_recv().expect("it is answered at once");

@@ -8,7 +8,7 @@ use crate::peer::server_frame;
 use bytes::Bytes;
 use campanile::ids::{TopicId, TopicKind, TopicName};
 use campanile::link::connections::everybody;
-use campanile::link::{Done, Downlink, Origin, Publish, PublishOutcome, Uplink};
+use campanile::link::{Downlink, Origin, Publish, PublishOutcome, ReplyTo, Uplink};
 use campanile::protocol::dialect::Encoding;
 use serde_json::Value;
 use std::collections::{BTreeMap, VecDeque};
@@ -146,7 +146,9 @@ impl Backplane {
         if outcome == PublishOutcome::Accepted(None) || luck % 3 == 1 {
             self.log(&it, step);
         }
-        let Done::Conn { conn, id, .. } = it.done else { panic!("a shard publishes for clients") };
+        let ReplyTo::Conn { conn, id, .. } = it.done else {
+            panic!("a shard publishes for clients")
+        };
         if id.is_some() || outcome != PublishOutcome::Accepted(None) {
             windows[at].answers.push_back(Downlink::Ack { conn, id, outcome });
         }

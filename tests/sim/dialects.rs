@@ -3,7 +3,7 @@
 
 use crate::peer::Frame;
 use crate::world::World;
-use campanile::link::{Downlink, Inspect, RoomReport};
+use campanile::link::{Downlink, Inspect, ReplyTo, RoomReport};
 use campanile::policy::limits::Limits;
 use campanile::policy::namespaces::Namespaces;
 use campanile::protocol::dialect::{Dialect, Encoding};
@@ -119,10 +119,11 @@ fn made_by(world: &mut World, act: impl FnOnce(&mut World)) -> u64 {
 
 fn inspect(world: &mut World, shard: usize, room: &str) -> Option<RoomReport> {
     let (tell, told) = channel();
-    let reply = Box::new(move |report| tell.send(report).expect("the test waits"));
+    let reply = ReplyTo::Call(Box::new(move |report| tell.send(report).expect("the test waits")));
     let question = Inspect::Room { room: room.to_owned(), reply };
     let now_ms = world.now_ms;
-    world.visit(shard, |shard| shard.handle_downlink(Downlink::Inspect(question), now_ms));
+    world
+        .visit(shard, |shard| shard.handle_downlink(Downlink::Inspect(Box::new(question)), now_ms));
     told.recv().expect("it is answered at once")
 }
 

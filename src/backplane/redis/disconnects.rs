@@ -10,7 +10,7 @@ use crate::backplane::disconnect;
 use crate::backplane::redis::names::Names;
 use crate::backplane::redis::pipeline::{PendingReply, execute, poll_reply, send};
 use crate::backplane::redis::topology::routes::ServerRoutes;
-use crate::link::{DisconnectRequest, PublishOutcome};
+use crate::link::{DisconnectRequest, PublishOutcome, ReplyTo};
 use redis::Value;
 use redis::aio::MultiplexedConnection;
 use std::collections::VecDeque;
@@ -19,13 +19,11 @@ use std::task::{Context, Poll};
 /// More than the API carries out at a time.
 const WAITING_MAX: usize = 64;
 
-type Answer = Box<dyn FnOnce(PublishOutcome) + Send>;
-
 /// See the module.
 #[derive(Default)]
 pub(super) struct Disconnects {
     waiting: VecDeque<(DisconnectRequest, MultiplexedConnection, &'static str)>,
-    sent: VecDeque<(Answer, PendingReply<Vec<Value>>)>,
+    sent: VecDeque<(ReplyTo<PublishOutcome>, PendingReply<Vec<Value>>)>,
 }
 
 impl Disconnects {
@@ -35,7 +33,7 @@ impl Disconnects {
         let has_room = self.waiting.len() + self.sent.len() < WAITING_MAX;
         match cmd.filter(|_| has_room) {
             Some(cmd) => self.waiting.push_back((ask, cmd, route.publish())),
-            None => (ask.reply)(PublishOutcome::Unavailable),
+            None => ask.reply.call(PublishOutcome::Unavailable),
         }
     }
 
@@ -60,7 +58,7 @@ impl Disconnects {
                 Poll::Pending => self.sent.push_back((answer, reply)),
                 Poll::Ready(answers) => {
                     is_busy = true;
-                    answer(match answers.as_deref() {
+                    answer.call(match answers.as_deref() {
                         Ok([Value::Int(_)]) => PublishOutcome::Accepted(None),
                         Ok(_) => PublishOutcome::Unavailable, // The server refused it.
                         Err(_) => PublishOutcome::Unknown,

@@ -12,7 +12,7 @@ use campanile::backplane::redis::names::Names;
 use campanile::ids::{NodeId, ShardId};
 use campanile::link::channel::{ShardEnd, window};
 use campanile::link::health::Health;
-use campanile::link::{Done, Publish, PublishOutcome, Uplink};
+use campanile::link::{Publish, PublishOutcome, ReplyTo, Uplink};
 use campanile::shard::delivery::batch::SendBatch;
 use campanile::shard::{Shard, ShardConfig};
 use std::collections::VecDeque;
@@ -31,7 +31,7 @@ pub struct Link {
     subscriptions: Subscriptions,
     pub pushes: VecDeque<Push>,
     /// Publishes that Redis has carried out.
-    pub done: VecDeque<Done>,
+    pub done: VecDeque<ReplyTo<PublishOutcome>>,
     /// Confirmations under way now, and at most so far.
     under_way: usize,
 }
@@ -58,7 +58,7 @@ pub struct Sent {
     pub channel: String,
     pub topic: String,
     pub body: Bytes,
-    pub done: Done,
+    pub done: ReplyTo<PublishOutcome>,
 }
 
 impl Node {

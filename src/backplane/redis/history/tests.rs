@@ -12,7 +12,7 @@ use crate::ids::{ConnId, NodeId, SlotId, TopicId};
 use crate::ids::{Position, ShardId, TopicName, UpTo};
 use crate::link::channel::{OpsEnd, ShardEnd, window};
 use crate::link::health::Health;
-use crate::link::{Downlink, HistoryTo};
+use crate::link::{Downlink, ReplyTo};
 use crate::link::{HistoryError, HistoryRequest, RecoveryRequest};
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::Namespaces;
@@ -84,7 +84,7 @@ impl Story {
     fn history(&mut self, page: Page) {
         self.asked += 1;
         let id = Some(RequestId::Number(self.asked));
-        let to = HistoryTo::Conn { shard: ShardId(0), conn: CONN, id };
+        let to = ReplyTo::Conn { shard: ShardId(0), conn: CONN, id, turn: false };
         let ask = Box::new(HistoryRequest {
             topic: self.topic.clone(),
             page,

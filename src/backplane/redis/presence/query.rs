@@ -352,7 +352,7 @@ mod tests {
     use super::*;
     use crate::backplane::redis::hostile;
     use crate::ids::{ConnId, NodeId, ShardId, SlotId};
-    use crate::link::{Origin, PresenceChange, PresenceTo, PresenceUpdate};
+    use crate::link::{Origin, PresenceChange, PresenceUpdate, ReplyTo};
     use redis::ServerErrorKind::{Ask, ClusterDown, Moved, TryAgain};
 
     fn user(name: &str) -> TopicName {
@@ -436,7 +436,7 @@ mod tests {
     fn requests_for_rooms_whose_server_is_down_are_answered_and_no_others() {
         let mut queries = MemberQueries::default();
         for name in ["a", "b", "a"] {
-            let to = PresenceTo::Call(Box::new(|_| {}));
+            let to = ReplyTo::Call(Box::new(|_| {}));
             queries.ask(PresenceRequest { topic: TopicName::room(name), to });
         }
         assert!(queries.take_unavailable(PartitionSet::ALL).is_empty());

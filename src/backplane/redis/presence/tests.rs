@@ -6,7 +6,7 @@ use crate::backplane::partition::PARTITIONS;
 use crate::ids::{ConnId, ShardId, SlotId};
 use crate::link::channel::{OpsEnd, ShardEnd, window};
 use crate::link::health::Health;
-use crate::link::{Origin, PresenceChange, PresenceTo};
+use crate::link::{Origin, PresenceChange, ReplyTo};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, PushInfo};
 use redis_server::Redis;
@@ -162,7 +162,7 @@ impl World {
     /// The users in a room; `None`: unavailable.
     async fn here(&mut self, node: usize, topic: &TopicName) -> Option<Vec<String>> {
         let (notify, told) = mpsc::channel();
-        let to = PresenceTo::Call(Box::new(move |here| notify.send(here).expect("it is awaited")));
+        let to = ReplyTo::Call(Box::new(move |here| notify.send(here).expect("it is awaited")));
         self.nodes[node].presence.ask(PresenceRequest { topic: topic.clone(), to });
         let here = self.until("there is an answer", |_| told.try_recv().ok()).await?;
         Some(

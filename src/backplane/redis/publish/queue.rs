@@ -29,7 +29,7 @@ use crate::backplane::redis::publish::unconfirmed::UnconfirmedLog;
 use crate::backplane::redis::scripts::{self, HistoryScript, PublishReply, REPAIR_MS};
 use crate::backplane::redis::unreadable::{UnreadableWarnings, number_of};
 use crate::ids::TopicName;
-use crate::link::{Done, Publish, PublishOutcome};
+use crate::link::{Publish, PublishOutcome, ReplyTo};
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::{Namespaces, Policy};
 use redis::aio::MultiplexedConnection;
@@ -85,7 +85,7 @@ struct PublishBatch {
 /// What is kept of a publish in flight.
 enum Sent {
     /// Only whom to tell: it is not sent again, whatever the reply.
-    DoneOnly(Done),
+    DoneOnly(ReplyTo<PublishOutcome>),
     /// All of it: it may have to be sent again.
     Retriable(Box<QueuedPublish>),
 }
@@ -517,7 +517,7 @@ impl Lane {
             return self.delay_until(now + Duration::from_millis(after_ms));
         }
         let mut publish = waiting.publish;
-        let done = std::mem::replace(&mut publish.done, Done::Nobody);
+        let done = std::mem::replace(&mut publish.done, ReplyTo::Nobody);
         let Some(PublishReply::StoredAt(at)) = parsed else {
             // A reply that the script does not give leaves the outcome unknown.
             let is_transient = self.kind == LaneKind::Transient;
@@ -567,7 +567,7 @@ impl Sent {
         }
     }
 
-    fn into_done(self) -> Done {
+    fn into_done(self) -> ReplyTo<PublishOutcome> {
         match self {
             Sent::DoneOnly(done) => done,
             Sent::Retriable(waiting) => waiting.publish.done,

@@ -291,7 +291,7 @@ fn log_bytes(publish: &Publish) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::link::Done;
+    use crate::link::ReplyTo;
     use bytes::Bytes;
 
     fn publish(room: &str, bytes: usize) -> Publish {
@@ -302,7 +302,7 @@ mod tests {
             except: None,
             key: None,
             conflate_key: None,
-            done: Done::Nobody,
+            done: ReplyTo::Nobody,
         }
     }
 
