@@ -196,7 +196,8 @@ fn directions(sources: &[Source]) -> Vec<String> {
         else {
             continue;
         };
-        for path in crate_paths(&source.code_text()) {
+        let code = source.code_text();
+        for path in crate_paths(&code).into_iter().chain(paths_out_of_room(&source.path, &code)) {
             let is_allowed = allowed.iter().any(|allowed| {
                 path.strip_prefix(allowed)
                     .is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
@@ -221,6 +222,21 @@ fn crate_paths(code: &str) -> Vec<String> {
     for (at, start) in code.match_indices("crate::") {
         if !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '$') {
             expand("", &code[at + start.len()..], &mut found);
+        }
+    }
+    found
+}
+
+/// What `super::…` names outside of a file's own room.
+fn paths_out_of_room(file: &str, code: &str) -> Vec<String> {
+    let below = file.trim_start_matches("src/").trim_end_matches(".rs").trim_end_matches("/mod");
+    let depth = below.split('/').count();
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices("super::") {
+        let rest = code[at..].trim_start_matches("super::");
+        let climbed = (code.len() - at - rest.len()) / "super::".len();
+        if climbed >= depth && !code[..at].ends_with("super::") {
+            expand("", rest, &mut found);
         }
     }
     found
@@ -264,8 +280,11 @@ fn rooms_name_only_those_they_may_know() {
             ("src/backplane/local.rs", "use crate::ws::decoder::Decoder;"),
             ("src/load/client/connections/receive.rs", "use crate::ws::encode;"),
             ("src/ids.rs", "use crate::policy::limits::Limits;"),
+            ("src/ids.rs", "use super::policy::limits::Limits;"),
+            ("src/ws/decoder/mod.rs", "use super::super::{protocol::Command, ws};"),
         ],
         &[
+            ("src/ws/decoder/mod.rs", "use super::header::Header;"),
             ("src/net/reactor.rs", "use crate::shard::Shard;"),
             ("src/backplane/local.rs", "use crate::link::{self, channel::Window};"),
             ("src/shard/mod.rs", "use crate::{ids::{ConnId, TopicId}, ws};"),
@@ -338,6 +357,55 @@ fn each_foreign_crate_stays_in_its_room() {
             ("src/net/tasks.rs", "monoio::spawn(task);"),
             ("src/config/value.rs", r#"url.starts_with("redis://")"#),
             ("src/plan.rs", "// monoio is built elsewhere"),
+        ],
+    );
+}
+
+/// The only file that decides by the dialect of a connection.
+const DECIDES_BY_DIALECT: &str = "src/protocol/dialect.rs";
+
+/// Decisions by the dialect elsewhere: arms of a `match`, comparisons, `matches!`. A dialect may be
+/// chosen for a connection, and what it means is asked of it.
+fn decisions_by_dialect(sources: &[Source]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    let elsewhere = |source: &&Source| source.is_in("src/") && source.path != DECIDES_BY_DIALECT;
+    for source in sources.iter().filter(elsewhere) {
+        for (number, line) in source.code() {
+            let Some((before, after)) = line.split_once("Dialect::") else { continue };
+            let is_variant = after.starts_with(|c: char| c.is_uppercase());
+            let decides = after.contains("=>")
+                || ["== ", "!= "].iter().any(|sign| before.ends_with(sign))
+                || [" ==", " !="].iter().any(|sign| after.contains(sign))
+                || ["matches!", "if let ", "let "]
+                    .iter()
+                    .any(|word| before.trim_start().contains(word))
+                    && !before.contains(" = ")
+                || after.trim_start_matches(char::is_alphanumeric).trim_start().starts_with('|');
+            if is_variant && decides {
+                complaints.push(source.at(number, "what a dialect means is asked of it"));
+            }
+        }
+    }
+    complaints
+}
+
+#[test]
+fn one_file_decides_by_the_dialect() {
+    hold(decisions_by_dialect(&sources(&["src"])));
+    complains(
+        decisions_by_dialect,
+        &[
+            ("src/shard/conn.rs", "            Dialect::Native => native::write(event),"),
+            ("src/shard/conn.rs", "if conn.dialect() == Dialect::Echo {"),
+            ("src/shard/conn.rs", "if Dialect::Echo != conn.dialect() {"),
+            ("src/backplane/local.rs", "matches!(encoding.dialect(), Dialect::Native)"),
+            ("src/backplane/local.rs", "            Dialect::Native | Dialect::Lines"),
+        ],
+        &[
+            (DECIDES_BY_DIALECT, "            Dialect::Native => native::write(event),"),
+            ("src/net/upgrade/routes.rs", "let it = if echo { Dialect::Echo } else { other };"),
+            ("src/api/presence.rs", "Dialect::Native.write(&event, &mut body);"),
+            ("src/shard/conn.rs", "// Dialect::Native => is decided elsewhere"),
         ],
     );
 }
