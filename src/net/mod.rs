@@ -71,13 +71,13 @@ pub fn run_shard(setup: ShardSetup) -> std::io::Result<()> {
     let steering =
         Steering::begin(&setup.plan, setup.shard.id, spread.clone(), listener.as_raw_fd());
     spread.pass_bind_turn(setup.shard.id);
-    let lounge = accept::LingeringSockets::new(&setup.plan, Instant::now());
+    let lingering = accept::LingeringSockets::new(&setup.plan, Instant::now());
     let (bell, health) = (setup.end.bell().clone(), setup.health.clone());
     let shard = new_shard(&setup);
     let room = reactor::Reactor::new(setup, shard, steering)?;
     runtime.block_on(async move {
         io::runtime::self_test().await?;
-        tasks::run(room, lounge, listener, bell, &health).await
+        tasks::run(room, lingering, listener, bell, &health).await
     })
 }
 

@@ -1,4 +1,4 @@
-//! The only door to the shard.
+//! The only entrance to the shard.
 //!
 //! A visit is synchronous: the closure cannot await, so nobody holds the shard across a suspension.
 //! A visit ends with a drain: what the shard has to say to the backplane goes into the window, one
@@ -69,7 +69,7 @@ pub struct ReactorCell {
 }
 
 impl ReactorCell {
-    /// A door to `room`.
+    /// An entrance to this reactor.
     pub fn new(room: Reactor) -> ReactorCell {
         ReactorCell { room: Cell::new(Some(Box::new(room))) }
     }

@@ -28,50 +28,50 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
 /// Runs the shard until it has been drained.
 pub async fn run(
-    room: Reactor,
-    lounge: LingeringSockets,
+    inner: Reactor,
+    lingering: LingeringSockets,
     listener: TcpListener,
     bell: Arc<Bell>,
     health: &Health,
 ) -> io::Result<()> {
-    let sockets = socket::watch(room.epoll_fd())?;
+    let sockets = socket::watch(inner.epoll_fd())?;
     let backlog = socket::watch(listener.as_raw_fd())?;
     let rung = socket::watch(bell.fd())?;
-    let door = Rc::new(ReactorCell::new(room));
-    door.visit(|_| ()); // The shard has something to say before anybody comes.
+    let reactor = Rc::new(ReactorCell::new(inner));
+    reactor.visit(|_| ()); // The shard has something to say before anybody comes.
     let listener = Rc::new(listener);
-    monoio::spawn(accept_loop(door.clone(), lounge, backlog, listener.clone()));
-    monoio::spawn(event_loop(door.clone(), sockets));
-    monoio::spawn(read_loop(door.clone()));
-    monoio::spawn(bell_loop(door.clone(), rung, bell, listener));
-    monoio::spawn(write_loop(door.clone()));
-    monoio::spawn(ring_loop(door.clone()));
+    monoio::spawn(accept_loop(reactor.clone(), lingering, backlog, listener.clone()));
+    monoio::spawn(event_loop(reactor.clone(), sockets));
+    monoio::spawn(read_loop(reactor.clone()));
+    monoio::spawn(bell_loop(reactor.clone(), rung, bell, listener));
+    monoio::spawn(write_loop(reactor.clone()));
+    monoio::spawn(ring_loop(reactor.clone()));
     health.shard_listens();
-    monoio::spawn(clock(door.clone())).await;
-    // The runtime keeps its tasks, and with them the door, for as long as the process lives. The
-    // room must go now: the backplane ends once every shard has dropped its end of the window.
-    door.close();
+    monoio::spawn(clock(reactor.clone())).await;
+    // The runtime keeps its tasks, and with them the reactor, for as long as the process lives. The
+    // inner must go now: the backplane ends once every shard has dropped its end of the window.
+    reactor.close();
     Ok(())
 }
 
 async fn accept_loop(
-    door: Rc<ReactorCell>,
-    mut lounge: LingeringSockets,
+    reactor: Rc<ReactorCell>,
+    mut lingering: LingeringSockets,
     backlog: TcpStream,
     listener: Rc<TcpListener>,
 ) {
     let listener = listener.as_raw_fd();
     loop {
-        // While guests are in the lounge somebody has to show them out.
+        // Sockets that linger have to be closed in time.
         let wait = monoio::time::timeout(Duration::from_secs(1), backlog.readable(false)).await;
-        lounge.tick(Instant::now());
+        lingering.tick(Instant::now());
         if wait.is_err() {
             continue;
         }
-        if door.look(|room| room.is_draining()) {
+        if reactor.look(|inner| inner.is_draining()) {
             return;
         }
-        if !take_connections(&door, &mut lounge, listener) {
+        if !take_connections(&reactor, &mut lingering, listener) {
             monoio::time::sleep(EXHAUSTED_PAUSE).await;
         }
         fair_yield().await;
@@ -79,18 +79,22 @@ async fn accept_loop(
 }
 
 /// One turn at the backlog. `false`: nothing more can be taken for now.
-fn take_connections(door: &ReactorCell, lounge: &mut LingeringSockets, listener: i32) -> bool {
-    door.visit(|room| {
+fn take_connections(
+    reactor: &ReactorCell,
+    lingering: &mut LingeringSockets,
+    listener: i32,
+) -> bool {
+    reactor.visit(|inner| {
         let now = Instant::now();
-        let more = take_batch(room, lounge, listener, now);
-        room.steer(now);
+        let more = take_batch(inner, lingering, listener, now);
+        inner.steer(now);
         more
     })
 }
 
 fn take_batch(
-    room: &mut Reactor,
-    lounge: &mut LingeringSockets,
+    inner: &mut Reactor,
+    lingering: &mut LingeringSockets,
     listener: i32,
     now: Instant,
 ) -> bool {
@@ -100,24 +104,24 @@ fn take_batch(
         }
         match accept(listener) {
             Accepted::Socket(socket) => {
-                let may = if room.is_stranger(socket) {
+                let may = if inner.is_stranger(socket) {
                     Err(RejectReason::NoProxy)
-                } else if lounge.admit(now) {
-                    room.accept(socket)
+                } else if lingering.admit(now) {
+                    inner.accept(socket)
                 } else {
                     Err(RejectReason::TooFast)
                 };
                 if let Err(why) = may {
-                    room.count_rejected(why);
-                    lounge.refuse(socket, why, now);
+                    inner.count_rejected(why);
+                    lingering.refuse(socket, why, now);
                 }
             }
             Accepted::Empty => return true,
             Accepted::Exhausted => {
-                if !lounge.refuse_one_for_want_of_files(listener, now) {
+                if !lingering.refuse_one_for_want_of_files(listener, now) {
                     return false;
                 }
-                room.count_no_files();
+                inner.count_no_files();
             }
         }
     }
@@ -126,19 +130,19 @@ fn take_batch(
 
 /// Takes what happens to sockets, always: a full window must not keep anybody from hearing what
 /// waits for them, nor from being counted as alive.
-async fn event_loop(door: Rc<ReactorCell>, sockets: TcpStream) {
+async fn event_loop(reactor: Rc<ReactorCell>, sockets: TcpStream) {
     let mut events: Vec<Readiness> = Vec::new();
     loop {
         if sockets.readable(false).await.is_err() {
             monoio::time::sleep(EXHAUSTED_PAUSE).await;
         }
         loop {
-            let more = door.visit(|room| {
-                let more = room.take_events(&mut events);
+            let more = reactor.visit(|inner| {
+                let more = inner.take_events(&mut events);
                 for event in events.drain(..) {
-                    room.handle_event(event);
+                    inner.handle_event(event);
                 }
-                room.read_waiting();
+                inner.read_waiting();
                 more
             });
             if !more {
@@ -149,41 +153,41 @@ async fn event_loop(door: Rc<ReactorCell>, sockets: TcpStream) {
     }
 }
 
-/// Reads on from those who wait, a turn each, whenever there is room for what they ask.
-async fn read_loop(door: Rc<ReactorCell>) {
+/// Reads on from those who wait, a turn each, whenever there is inner for what they ask.
+async fn read_loop(reactor: Rc<ReactorCell>) {
     loop {
         poll_fn(|cx| {
-            door.look(|room| {
-                if room.has_unread() && room.may_read() {
+            reactor.look(|inner| {
+                if inner.has_unread() && inner.may_read() {
                     return Poll::Ready(());
                 }
-                room.reader = Some(cx.waker().clone());
+                inner.reader = Some(cx.waker().clone());
                 Poll::Pending
             })
         })
         .await;
-        door.visit(|room| room.read_waiting());
+        reactor.visit(|inner| inner.read_waiting());
         fair_yield().await;
     }
 }
 
 /// Takes what the backplane sends, and lets the shard try the window again when it was full.
 async fn bell_loop(
-    door: Rc<ReactorCell>,
+    reactor: Rc<ReactorCell>,
     rung: TcpStream,
     bell: Arc<Bell>,
     listener: Rc<TcpListener>,
 ) {
     loop {
-        let any = door.visit(|room| room.take_downlink());
-        if door.look(|room| room.is_draining()) {
+        let any = reactor.visit(|inner| inner.take_downlink());
+        if reactor.look(|inner| inner.is_draining()) {
             socket::stop_listening(listener.as_raw_fd());
         }
         if any {
             fair_yield().await;
             continue;
         }
-        if !door.look(|room| room.may_sleep()) {
+        if !reactor.look(|inner| inner.may_sleep()) {
             // Something waits, but so much is being written that it must: the writer has its turn.
             fair_yield().await;
             continue;
@@ -196,47 +200,47 @@ async fn bell_loop(
 }
 
 /// Writes on, one batch a turn, while visits leave something to write.
-async fn write_loop(door: Rc<ReactorCell>) {
+async fn write_loop(reactor: Rc<ReactorCell>) {
     loop {
         poll_fn(|cx| {
-            door.look(|room| {
-                if room.has_sends() {
+            reactor.look(|inner| {
+                if inner.has_sends() {
                     return Poll::Ready(());
                 }
-                room.writer = Some(cx.waker().clone());
+                inner.writer = Some(cx.waker().clone());
                 Poll::Pending
             })
         })
         .await;
-        door.visit(|_| ());
+        reactor.visit(|_| ());
         fair_yield().await;
     }
 }
 
 /// Rings for visits that had little to say to the backplane soon after others had.
-async fn ring_loop(door: Rc<ReactorCell>) {
+async fn ring_loop(reactor: Rc<ReactorCell>) {
     loop {
         poll_fn(|cx| {
-            door.look(|room| {
-                if room.must_ring() {
+            reactor.look(|inner| {
+                if inner.must_ring() {
                     return Poll::Ready(());
                 }
-                room.ring_waker = Some(cx.waker().clone());
+                inner.ring_waker = Some(cx.waker().clone());
                 Poll::Pending
             })
         })
         .await;
         monoio::time::sleep(RING_INTERVAL).await;
-        door.look(|room| room.ring(Instant::now()));
+        reactor.look(|inner| inner.ring(Instant::now()));
     }
 }
 
 /// Ticks while nothing else does; returns when the shard has ended.
-async fn clock(door: Rc<ReactorCell>) {
+async fn clock(reactor: Rc<ReactorCell>) {
     let mut interval = monoio::time::interval(Duration::from_millis(TICK_MS));
     loop {
         interval.tick().await;
-        if door.visit(|room| room.is_drained()) {
+        if reactor.visit(|inner| inner.is_drained()) {
             return;
         }
     }

@@ -75,8 +75,8 @@ impl Shard {
     }
 
     /// Who is there, for whoever asked.
-    pub(super) fn on_told_presence(&mut self, told: &PresenceReply) {
-        let PresenceReply { conn, id, topic, here } = told;
+    pub(super) fn on_presence_reply(&mut self, reply: &PresenceReply) {
+        let PresenceReply { conn, id, topic, here } = reply;
         let (conn, id) = (*conn, id.as_ref());
         let TopicKind::Room(room) = topic.kind() else { return };
         if let Some(here) = here {

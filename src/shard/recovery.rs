@@ -246,8 +246,8 @@ impl Shard {
     }
 
     /// What was said, for whoever asked.
-    pub(super) fn on_told(&mut self, told: HistoryReply) {
-        let HistoryReply { conn, id, topic, said } = told;
+    pub(super) fn on_history_reply(&mut self, reply: HistoryReply) {
+        let HistoryReply { conn, id, topic, said } = reply;
         let TopicKind::Room(room) = topic.kind() else { return };
         let id = id.as_ref();
         match said {

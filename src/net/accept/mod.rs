@@ -4,7 +4,7 @@
 //! of `steering.rs`. A connection for which there is no room, or no time (`rate.rs`), gets `503`
 //! with `Retry-After`, one of a few answers that are made at the start. Nothing of its request is
 //! looked at, but it has to be read: closing a socket with unread bytes makes the kernel throw our
-//! answer away. So one whose request has not come yet waits a moment in the *lounge*.
+//! answer away. So one whose request has not come yet *lingers* for a moment.
 //!
 //! Where every connection comes through a proxy (`proxy_protocol = required`), one of another address
 //! is refused here as well: strangers take no place of a handshake, and none of the pace.
@@ -12,7 +12,7 @@
 //! When descriptors run out, a spare one is given up to take the next connection and refuse it:
 //! otherwise the backlog would fill with clients who hear nothing, and the loop would spin.
 //!
-//! Invariant: the lounge is bounded in number and time, and a refused connection never reaches the
+//! Invariant: lingering sockets are bounded in number and time, and a refused connection never reaches the
 //! shard.
 
 mod balance;

@@ -84,7 +84,7 @@ impl Shard {
             _ if reply.bytes.is_empty() => {} // Only the end of what waits.
             None => {
                 let buf = batch.add_buf(reply.bytes.clone());
-                let told = add_write(batch, conn, reply.conn, buf);
+                let is_added = add_write(batch, conn, reply.conn, buf);
                 // Replies go first, and take with them what waits for the same connection.
                 let before = conn.place;
                 let (place, displaced) = batch.bring_forward(before);
@@ -94,7 +94,7 @@ impl Shard {
                 {
                     displaced.place = before;
                 }
-                if !told {
+                if !is_added {
                     return Some(reply);
                 }
             }

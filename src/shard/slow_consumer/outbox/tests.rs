@@ -5,7 +5,7 @@ use crate::shard::slow_consumer::outbox::chunk::CHUNK_BYTES_MAX;
 use crate::ws::encode::{Opcode, frame, payload_of};
 
 /// An outbox, what is counted, and what has left it.
-struct Told {
+struct TestOutbox {
     outbox: Outbox,
     counters: ShardCounters,
     left: Vec<u8>,
@@ -23,9 +23,9 @@ fn key(text: &str) -> Option<ConflateKey> {
     ConflateKey::of(text)
 }
 
-impl Told {
-    fn new(namespaces: &str, bytes_max: usize) -> Told {
-        Told {
+impl TestOutbox {
+    fn new(namespaces: &str, bytes_max: usize) -> TestOutbox {
+        TestOutbox {
             outbox: Outbox::default(),
             counters: ShardCounters::default(),
             left: Vec::new(),
@@ -139,118 +139,118 @@ fn small_pieces_share_a_chunk_and_large_ones_have_a_slice_of_their_own() {
 
 #[test]
 fn the_oldest_of_a_room_give_way_and_their_number_stands_where_they_stood() {
-    let mut told = Told::new("d: slow_consumer=drop_oldest, slow_bytes_max=256", 2000);
+    let mut outbox = TestOutbox::new("d: slow_consumer=drop_oldest, slow_bytes_max=256", 2000);
     let text = |n: u32| format!("{n:0>98}");
-    told.reply("before");
+    outbox.reply("before");
     for n in 0..7 {
-        told.message("d:x", &text(n));
-        told.reply(&format!("reply {n}"));
+        outbox.message("d:x", &text(n));
+        outbox.reply(&format!("reply {n}"));
     }
-    assert_eq!((told.counters.slow_dropped, told.counters.slow_notices), (5, 1));
+    assert_eq!((outbox.counters.slow_dropped, outbox.counters.slow_notices), (5, 1));
     let wanted = ["before", "reply 0", "reply 1", "reply 2", "reply 3", &lost("d:x", 5)];
     let rest = ["reply 4", &text(5), "reply 5", &text(6), "reply 6"];
-    assert_eq!(told.heard(), [&wanted[..], &rest].concat());
+    assert_eq!(outbox.heard(), [&wanted[..], &rest].concat());
 }
 
 #[test]
 fn what_has_begun_does_not_give_way_and_a_later_loss_is_told_anew() {
-    let mut told = Told::new("d: slow_consumer=drop_oldest, slow_bytes_max=256", 2000);
+    let mut outbox = TestOutbox::new("d: slow_consumer=drop_oldest, slow_bytes_max=256", 2000);
     let text = |n: u32| format!("{n:0>98}");
-    told.message("d:x", &text(0));
-    told.take(1);
+    outbox.message("d:x", &text(0));
+    outbox.take(1);
     for n in 1..5 {
-        told.message("d:x", &text(n));
+        outbox.message("d:x", &text(n));
     }
-    told.take(99 + 3); // The notice has begun.
-    told.message("d:x", &text(5));
+    outbox.take(99 + 3); // The notice has begun.
+    outbox.message("d:x", &text(5));
     let wanted = [text(0), lost("d:x", 2), lost("d:x", 1), text(4), text(5)];
-    assert_eq!(told.heard(), wanted);
-    assert_eq!((told.counters.slow_dropped, told.counters.slow_notices), (3, 2));
+    assert_eq!(outbox.heard(), wanted);
+    assert_eq!((outbox.counters.slow_dropped, outbox.counters.slow_notices), (3, 2));
 }
 
 #[test]
 fn only_the_newest_of_each_key_waits_and_nothing_is_said() {
-    let mut told = Told::new("t: slow_consumer=conflate", 2000);
-    told.about("t:x", "A1", "A");
-    told.about("t:x", "B1", "B");
-    told.message("t:x", "1");
-    told.take(1);
+    let mut outbox = TestOutbox::new("t: slow_consumer=conflate", 2000);
+    outbox.about("t:x", "A1", "A");
+    outbox.about("t:x", "B1", "B");
+    outbox.message("t:x", "1");
+    outbox.take(1);
     for n in 2..200 {
-        told.about("t:x", &format!("A{n}"), "A");
-        told.message("t:x", &n.to_string());
-        assert!(told.outbox.queue.len() < 4 * EMPTY_KEPT, "what is empty goes");
-        assert!(told.outbox.rooms[0].loose.len() < 4 * EMPTY_KEPT);
+        outbox.about("t:x", &format!("A{n}"), "A");
+        outbox.message("t:x", &n.to_string());
+        assert!(outbox.outbox.queue.len() < 4 * EMPTY_KEPT, "what is empty goes");
+        assert!(outbox.outbox.rooms[0].loose.len() < 4 * EMPTY_KEPT);
     }
-    told.about("t:y", "other", "A");
-    assert_eq!(told.counters.slow_conflated, 2 * 198 - 1);
-    assert_eq!(told.heard(), ["A1", "B1", "A199", "199", "other"]);
-    assert_eq!(told.counters.slow_notices, 0);
-    told.about("t:x", "A200", "A");
-    assert_eq!(told.heard().last().unwrap(), "A200", "what has left is not replaced");
+    outbox.about("t:y", "other", "A");
+    assert_eq!(outbox.counters.slow_conflated, 2 * 198 - 1);
+    assert_eq!(outbox.heard(), ["A1", "B1", "A199", "199", "other"]);
+    assert_eq!(outbox.counters.slow_notices, 0);
+    outbox.about("t:x", "A200", "A");
+    assert_eq!(outbox.heard().last().unwrap(), "A200", "what has left is not replaced");
 }
 
 #[test]
 fn one_hot_key_with_nothing_else_waiting_keeps_no_memory() {
-    let mut told = Told::new("t: slow_consumer=conflate", 2000);
+    let mut test = TestOutbox::new("t: slow_consumer=conflate", 2000);
     for n in 0..10_000 {
-        told.about("t:x", &n.to_string(), "A");
+        test.about("t:x", &n.to_string(), "A");
     }
-    let outbox = &told.outbox;
+    let outbox = &test.outbox;
     assert_eq!((outbox.queue.len(), outbox.rooms[0].loose.len()), (1, 1));
-    assert_eq!(told.heard(), ["9999"]);
+    assert_eq!(test.heard(), ["9999"]);
 }
 
 #[test]
 fn more_keys_than_may_wait_are_lost_and_told() {
-    let mut told = Told::new("t: slow_consumer=conflate, slow_bytes_max=256", 2000);
+    let mut outbox = TestOutbox::new("t: slow_consumer=conflate, slow_bytes_max=256", 2000);
     for n in 0..10 {
-        told.about("t:x", &format!("{n:0>98}"), &n.to_string());
+        outbox.about("t:x", &format!("{n:0>98}"), &n.to_string());
     }
-    assert_eq!(told.counters.slow_conflate_dropped, 8);
-    let heard = told.heard();
+    assert_eq!(outbox.counters.slow_conflate_dropped, 8);
+    let heard = outbox.heard();
     assert_eq!(heard, [lost("t:x", 8), format!("{:0>98}", 8), format!("{:0>98}", 9)]);
 }
 
 #[test]
 fn what_was_lost_before_it_came_here_is_counted_too() {
-    let mut told = Told::new("d: slow_consumer=drop_oldest, slow_bytes_max=256", 2000);
+    let mut outbox = TestOutbox::new("d: slow_consumer=drop_oldest, slow_bytes_max=256", 2000);
     let text = |n: u32| format!("{n:0>98}");
-    told.message("d:x", &text(0));
-    let _queued = told.kind("d:x", &lost("d:x", 10), FrameKind::Lost(10));
+    outbox.message("d:x", &text(0));
+    let _queued = outbox.kind("d:x", &lost("d:x", 10), FrameKind::Lost(10));
     for n in 1..4 {
-        told.message("d:x", &text(n));
+        outbox.message("d:x", &text(n));
     }
-    assert_eq!(told.heard(), [lost("d:x", 12), text(2), text(3)]);
-    assert_eq!(told.counters.slow_dropped, 2);
+    assert_eq!(outbox.heard(), [lost("d:x", 12), text(2), text(3)]);
+    assert_eq!(outbox.counters.slow_dropped, 2);
 }
 
 /// A history that is another one by now has lost nobody knows how many.
 #[test]
 fn a_loss_of_unknown_size_gives_way_like_any_other_and_is_told() {
-    let mut told = Told::new("d: slow_consumer=drop_oldest, slow_bytes_max=256", 2000);
+    let mut outbox = TestOutbox::new("d: slow_consumer=drop_oldest, slow_bytes_max=256", 2000);
     let text = |n: u32| format!("{n:0>110}");
-    told.reply("before");
-    let _queued = told.kind("d:x", &lost("d:x", 0), FrameKind::Lost(0));
-    told.message("d:x", &text(0));
-    told.message("d:x", &text(1));
-    assert_eq!(told.heard(), ["before", &lost("d:x", 0), &text(0), &text(1)]);
-    assert_eq!(told.counters.slow_dropped, 0);
+    outbox.reply("before");
+    let _queued = outbox.kind("d:x", &lost("d:x", 0), FrameKind::Lost(0));
+    outbox.message("d:x", &text(0));
+    outbox.message("d:x", &text(1));
+    assert_eq!(outbox.heard(), ["before", &lost("d:x", 0), &text(0), &text(1)]);
+    assert_eq!(outbox.counters.slow_dropped, 0);
 }
 
 #[test]
 fn what_is_loose_gives_way_to_replies_and_only_replies_fill_an_outbox() {
-    let mut told = Told::new("default: slow_consumer=drop_oldest", 500);
+    let mut outbox = TestOutbox::new("default: slow_consumer=drop_oldest", 500);
     let text = |n: u32| format!("{n:0>98}");
     for n in 0..9 {
-        told.message(["x", "y"][n as usize % 2], &text(n));
+        outbox.message(["x", "y"][n as usize % 2], &text(n));
     }
-    assert!(told.outbox.bytes() <= 500);
+    assert!(outbox.outbox.bytes() <= 500);
     let mut replies = 0;
-    while told.fixed(&text(100 + replies)) == Pushed::Queued {
+    while outbox.fixed(&text(100 + replies)) == Pushed::Queued {
         replies += 1;
-        assert!(told.outbox.bytes() <= 500);
+        assert!(outbox.outbox.bytes() <= 500);
     }
-    let heard = told.heard();
+    let heard = outbox.heard();
     assert_eq!(
         heard.iter().filter(|text| text.ends_with(&format!("10{}", replies - 1))).count(),
         1
@@ -262,32 +262,32 @@ fn what_is_loose_gives_way_to_replies_and_only_replies_fill_an_outbox() {
 
 #[test]
 fn a_message_for_which_there_is_no_room_at_all_is_told_as_lost() {
-    let mut told = Told::new("default: slow_consumer=drop_oldest", 300);
-    told.message("x", "first");
+    let mut outbox = TestOutbox::new("default: slow_consumer=drop_oldest", 300);
+    outbox.message("x", "first");
     for n in 0..2 {
-        told.reply(&format!("{n:0>98}"));
+        outbox.reply(&format!("{n:0>98}"));
     }
     for _ in 0..3 {
-        told.message("x", &format!("{:0>98}", "much"));
+        outbox.message("x", &format!("{:0>98}", "much"));
     }
-    let heard = told.heard();
+    let heard = outbox.heard();
     assert_eq!(heard[heard.len() - 1], lost("x", 4));
     assert_eq!(heard.len(), 3);
 }
 
 #[test]
 fn rooms_that_come_and_go_leave_nothing_behind() {
-    let mut told = Told::new("default: slow_consumer=drop_oldest", 500);
-    told.reply("something that does not leave");
-    told.take(3);
+    let mut outbox = TestOutbox::new("default: slow_consumer=drop_oldest", 500);
+    outbox.reply("something that does not leave");
+    outbox.take(3);
     for n in 0..100 {
-        told.message(&"x".repeat(n + 1), "hello");
-        let before = told.outbox.bytes();
-        told.take(before - 1);
-        told.reply("more");
-        told.take(1 + 1);
+        outbox.message(&"x".repeat(n + 1), "hello");
+        let before = outbox.outbox.bytes();
+        outbox.take(before - 1);
+        outbox.reply("more");
+        outbox.take(1 + 1);
     }
-    assert!(told.outbox.rooms.len() <= 2, "{}", told.outbox.rooms.len());
+    assert!(outbox.outbox.rooms.len() <= 2, "{}", outbox.outbox.rooms.len());
 }
 
 struct Random(u64);
@@ -306,7 +306,7 @@ struct Sent {
     fixed: u64,
 }
 
-fn random_step(told: &mut Told, random: &mut Random, sent: &mut [Sent; 3]) -> Pushed {
+fn random_step(outbox: &mut TestOutbox, random: &mut Random, sent: &mut [Sent; 3]) -> Pushed {
     let rooms = ["d:a", "d:b", "t:c"];
     let which = random.below(3) as usize;
     let mut pieces = Vec::new();
@@ -324,14 +324,14 @@ fn random_step(told: &mut Told, random: &mut Random, sent: &mut [Sent; 3]) -> Pu
                 *numbers += if let FrameKind::Lost(count) = kind { count } else { 1 };
                 pieces.push(FramePart { bytes: framed(&text), kind });
             }
-            told.pieces(rooms[which], &pieces)
+            outbox.pieces(rooms[which], &pieces)
         }
         6 => {
             sent[0].fixed += 1;
-            told.fixed(&format!("fixed {}", sent[0].fixed))
+            outbox.fixed(&format!("fixed {}", sent[0].fixed))
         }
         _ => {
-            told.take(random.below(150) as usize);
+            outbox.take(random.below(150) as usize);
             Pushed::Queued
         }
     }
@@ -345,17 +345,17 @@ fn every_hole_is_told_in_its_place_and_with_its_size() {
                     t: slow_consumer=conflate, slow_bytes_max=300";
     for seed in 0..300 {
         let (mut random, mut sent) = (Random(seed), <[Sent; 3]>::default());
-        let mut told = Told::new(policies, 800);
+        let mut outbox = TestOutbox::new(policies, 800);
         let mut is_full = false;
         for _ in 0..400 {
-            is_full = random_step(&mut told, &mut random, &mut sent) == Pushed::Full;
-            assert!(told.outbox.bytes() <= 800, "seed {seed}");
+            is_full = random_step(&mut outbox, &mut random, &mut sent) == Pushed::Full;
+            assert!(outbox.outbox.bytes() <= 800, "seed {seed}");
             if is_full {
-                told.outbox.keep_first();
+                outbox.outbox.keep_first();
                 break;
             }
         }
-        let heard = told.heard();
+        let heard = outbox.heard();
         let mut next = [0u64; 3];
         let mut fixed = 0;
         let mut told_in_c = 0;
@@ -386,7 +386,7 @@ fn every_hole_is_told_in_its_place_and_with_its_size() {
         assert_eq!([next[0], next[1]], [sent[0].numbers, sent[1].numbers], "seed {seed}");
         assert_eq!(fixed, sent[0].fixed, "seed {seed}");
         let of_c = heard.iter().filter(|text| text.starts_with("t:c")).count() as u64;
-        let conflated = told.counters.slow_conflated;
+        let conflated = outbox.counters.slow_conflated;
         assert_eq!(of_c + told_in_c + conflated, sent[2].numbers, "seed {seed}: {heard:#?}");
     }
 }
