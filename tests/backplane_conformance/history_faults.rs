@@ -11,6 +11,8 @@ use campanile::protocol::{Recovery, Unrecovered};
 
 const META: &str = "test:{p32}:h:r:kept:a";
 const STREAM: &str = "test:{p32}:s:r:kept:a";
+/// The fence of their partition: which generation of the server has had its repair window.
+const FENCE: &str = "test:{p32}:g";
 
 pub fn topic() -> TopicName {
     TopicName::room("kept:a")
@@ -154,6 +156,7 @@ fn a_server_that_lost_the_tail_is_repaired_before_it_accepts_new_messages() {
     redis.command(&["XDEL", STREAM, "8-0", "9-0", "10-0"]);
     redis.command(&["XSETID", STREAM, "7-0"]);
     redis.command(&["HSET", META, "s", "7", "g", "another"]);
+    redis.command(&["HSET", FENCE, "g", "another"]);
     cut(&world);
     let after = publish(speaker, 11..=11);
     assert_eq!((after.offset, after.epoch > before.epoch), (11, true));
@@ -462,6 +465,7 @@ fn a_server_that_missed_a_whole_epoch_is_repaired() {
     redis.command(&["XSETID", STREAM, "2-0"]);
     let epoch = first.epoch.to_string();
     redis.command(&["HSET", META, "e", &epoch, "s", "2", "l", "", "g", "a third"]);
+    redis.command(&["HSET", FENCE, "g", "a third"]);
     cut(&world);
     let third = publish(speaker, 5..=5);
     assert_eq!((third.offset, third.epoch > second.epoch), (5, true));
