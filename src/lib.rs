@@ -205,6 +205,8 @@
 //! 8. `tests/tidy.rs` and `tests/e2e/`: what must stay true; `tests/chaos/`: what must stay true
 //!    whatever happens to Redis and to nodes.
 
+#![warn(unreachable_pub)]
+
 pub mod api;
 pub mod auth;
 pub mod backplane;

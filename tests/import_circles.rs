@@ -1,6 +1,6 @@
-//! Files of `src` import each other in one direction only, so that each can be read after those that it
-//! imports: no circle, `super::` paths included. Some rooms hold to more: no import from a folder's own
-//! `mod.rs`, no `super::` path at all.
+//! Files of `src` import each other in one direction only, so that each can be read after those
+//! that it imports: no circle, `super::` paths included. Some rooms hold to more: no import from a
+//! folder's own `mod.rs`, no `super::` path at all.
 //!
 //! Checked by reading the sources, as `tidy.rs` does; each rule has a test in which it complains.
 

@@ -17,8 +17,6 @@
 //! Invariant: everything here runs on one thread, and a turn never waits. Only the sleep between
 //! two turns does.
 
-#![warn(unreachable_pub)]
-
 mod delivery_sample;
 pub mod disconnect;
 pub mod embedded;

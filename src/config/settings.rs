@@ -85,7 +85,7 @@ impl Setting {
 }
 
 /// The setting of this key.
-pub fn setting(key: &str) -> Option<&'static Setting> {
+pub(super) fn setting(key: &str) -> Option<&'static Setting> {
     SETTINGS.iter().find(|setting| setting.key == key)
 }
 

@@ -21,7 +21,7 @@ pub mod sleep_flag;
 
 /// What `sleeper` is built from here; `tests/loom.rs` builds it from loom's.
 mod atomics {
-    pub use std::sync::atomic::{AtomicBool, Ordering, fence};
+    pub(super) use std::sync::atomic::{AtomicBool, Ordering, fence};
 }
 
 use crate::ids::{ConflateKey, ConnId, Position, TopicId, TopicName, UpTo};

@@ -14,13 +14,13 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 /// An epoll set, owned by one worker. Edge-triggered: a socket is registered once.
-pub struct ClientEpoll {
+pub(super) struct ClientEpoll {
     fd: OwnedFd,
 }
 
 /// An event of one descriptor.
 #[derive(Clone, Copy)]
-pub struct ReadySocket {
+pub(super) struct ReadySocket {
     /// The key that the descriptor was added with.
     pub key: u64,
     /// It can be read, or the peer has closed.
@@ -32,23 +32,23 @@ pub struct ReadySocket {
 }
 
 /// The events of one wait.
-pub struct ReadySockets {
+pub(super) struct ReadySockets {
     raw: Vec<libc::epoll_event>,
 }
 
 impl ReadySockets {
     /// Space for `n` events.
-    pub fn with_capacity(n: usize) -> ReadySockets {
+    pub(super) fn with_capacity(n: usize) -> ReadySockets {
         ReadySockets { raw: Vec::with_capacity(n) }
     }
 
     /// Number of events of the last wait.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.raw.len()
     }
 
     /// Event number `i`.
-    pub fn get(&self, i: usize) -> ReadySocket {
+    pub(super) fn get(&self, i: usize) -> ReadySocket {
         let event = self.raw[i];
         let has = |flag: i32| event.events & flag as u32 != 0;
         let hung_up = has(libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR);
@@ -63,7 +63,7 @@ impl ReadySockets {
 
 impl ClientEpoll {
     /// An empty set.
-    pub fn new() -> io::Result<ClientEpoll> {
+    pub(super) fn new() -> io::Result<ClientEpoll> {
         // SAFETY: no pointers; the descriptor is checked and then owned.
         let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
         if fd < 0 {
@@ -74,7 +74,7 @@ impl ClientEpoll {
     }
 
     /// Watches `fd` for reading and writing until it is closed.
-    pub fn add(&self, fd: &impl AsRawFd, key: u64) -> io::Result<()> {
+    pub(super) fn add(&self, fd: &impl AsRawFd, key: u64) -> io::Result<()> {
         let flags = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
         let mut event = libc::epoll_event { events: flags as u32, u64: key };
         // SAFETY: `event` lives through the call; both descriptors are open while borrowed.
@@ -86,7 +86,7 @@ impl ClientEpoll {
 
     /// Waits until something is ready or `timeout` has passed, to the nanosecond where the kernel
     /// can (5.11 and later) and to the millisecond, rounded down, where it cannot.
-    pub fn wait(&self, events: &mut ReadySockets, timeout: Duration) -> io::Result<()> {
+    pub(super) fn wait(&self, events: &mut ReadySockets, timeout: Duration) -> io::Result<()> {
         events.raw.clear();
         let timespec = libc::timespec {
             tv_sec: timeout.as_secs().min(3600) as i64,
@@ -116,7 +116,7 @@ impl ClientEpoll {
 }
 
 /// An eventfd: writing eight bytes to it wakes the epoll set that watches it.
-pub fn eventfd() -> io::Result<File> {
+pub(super) fn eventfd() -> io::Result<File> {
     // SAFETY: no pointers; the descriptor is checked and then owned.
     let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
     if fd < 0 {
@@ -128,14 +128,14 @@ pub fn eventfd() -> io::Result<File> {
 
 /// Gives the calling thread a file table of its own, so that the limit of open files counts per
 /// thread. Descriptors that exist already stay valid under their numbers.
-pub fn unshare_file_table() -> io::Result<()> {
+pub(super) fn unshare_file_table() -> io::Result<()> {
     // SAFETY: no pointers; descriptors are copied, so every owner keeps what it owns.
     let done = unsafe { libc::unshare(libc::CLONE_FILES) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Pins the calling thread to one core.
-pub fn pin_to_core(core: usize) -> io::Result<()> {
+pub(super) fn pin_to_core(core: usize) -> io::Result<()> {
     if core >= libc::CPU_SETSIZE as usize {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
@@ -150,7 +150,7 @@ pub fn pin_to_core(core: usize) -> io::Result<()> {
 }
 
 /// Raises the soft limit of open files to the hard one, and returns it.
-pub fn raise_open_file_limit() -> io::Result<u64> {
+pub(super) fn raise_open_file_limit() -> io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` outlives both calls.
     unsafe {
@@ -167,7 +167,7 @@ pub fn raise_open_file_limit() -> io::Result<u64> {
 }
 
 /// Clock ticks a second in `/proc/PID/stat`.
-pub fn ticks_per_second() -> u64 {
+pub(super) fn ticks_per_second() -> u64 {
     // SAFETY: no pointers.
     let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
     u64::try_from(ticks).unwrap_or(100).max(1)
@@ -176,7 +176,7 @@ pub fn ticks_per_second() -> u64 {
 /// Begins a connect; it has ended when the socket is writable. With `from`, the kernel chooses the
 /// port at the connect, so one source address has as many connections to each destination as there
 /// are ports (IP_BIND_ADDRESS_NO_PORT).
-pub fn begin_connect(to: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpStream> {
+pub(super) fn begin_connect(to: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpStream> {
     use socket2::{Domain, Protocol, Socket, Type};
     let socket =
         Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;

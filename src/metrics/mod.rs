@@ -18,10 +18,10 @@ mod metric;
 
 /// What a number may be, for the table of each file.
 mod cell {
-    pub use std::sync::atomic::{AtomicU64, Ordering};
+    pub(super) use std::sync::atomic::{AtomicU64, Ordering};
 
     /// A number that may not be known.
-    pub trait Number: Copy {
+    pub(super) trait Number: Copy {
         /// Unless it is not known.
         fn known(self) -> Option<u64>;
     }

@@ -40,18 +40,18 @@ use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How often the shard is told the time, at most.
-pub const TICK_MS: u64 = 100;
+pub(super) const TICK_MS: u64 = 100;
 
 const SCRATCH_BYTES: usize = 64 * 1024;
 const OUTBOX_SLICES_MAX: usize = 64;
 
 /// Joins and leaves ring the backplane at once if it has not been rung for so long, else when it is
 /// over: when thousands come in a second it is not woken for every few of them. Messages never wait.
-pub const RING_INTERVAL: Duration = Duration::from_millis(1);
+pub(super) const RING_INTERVAL: Duration = Duration::from_millis(1);
 
 /// How long the acceptor goes on before others have their turn, about: whoever says something while
 /// thousands come or go waits for a few of these.
-pub const TURN: Duration = Duration::from_micros(250);
+pub(super) const TURN: Duration = Duration::from_micros(250);
 
 /// The same for the reader. Longer: what is read together leaves together, and a portion of writes
 /// takes longer still.
@@ -64,18 +64,18 @@ const READS_MAX: usize = 1024;
 const CROWDED_TURN_BYTES: usize = 16 * 1024;
 
 /// Lends the room out, one visit at a time.
-pub struct ReactorCell {
+pub(super) struct ReactorCell {
     room: Cell<Option<Box<Reactor>>>,
 }
 
 impl ReactorCell {
     /// An entrance to this reactor.
-    pub fn new(room: Reactor) -> ReactorCell {
+    pub(super) fn new(room: Reactor) -> ReactorCell {
         ReactorCell { room: Cell::new(Some(Box::new(room))) }
     }
 
     /// Tells the shard something, then carries out everything it asks for.
-    pub fn visit<R>(&self, tell: impl FnOnce(&mut Reactor) -> R) -> R {
+    pub(super) fn visit<R>(&self, tell: impl FnOnce(&mut Reactor) -> R) -> R {
         let mut room = self.room.take().expect("nobody visits from inside a visit");
         let began = Instant::now();
         room.tick_if_due(began);
@@ -87,12 +87,12 @@ impl ReactorCell {
     }
 
     /// Drops the room, and with it the shard's end of the window. Nobody may visit afterwards.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         drop(self.room.take().expect("it is closed once, and from outside a visit"));
     }
 
     /// Looks, without telling the shard anything: no drain.
-    pub fn look<R>(&self, look: impl FnOnce(&mut Reactor) -> R) -> R {
+    pub(super) fn look<R>(&self, look: impl FnOnce(&mut Reactor) -> R) -> R {
         let mut room = self.room.take().expect("nobody visits from inside a visit");
         let answer = look(&mut room);
         self.room.set(Some(room));
@@ -101,7 +101,7 @@ impl ReactorCell {
 }
 
 /// Everything one shard thread owns.
-pub struct Reactor {
+pub(super) struct Reactor {
     shard: Shard,
     end: ShardEnd,
     epoll: Epoll,
@@ -138,7 +138,7 @@ pub struct Reactor {
 
 impl Reactor {
     /// The room of a shard that is about to start.
-    pub fn new(setup: ShardSetup, shard: Shard, steering: Steering) -> io::Result<Reactor> {
+    pub(super) fn new(setup: ShardSetup, shard: Shard, steering: Steering) -> io::Result<Reactor> {
         let limits = setup.plan.limits;
         Ok(Reactor {
             shard,
@@ -171,18 +171,18 @@ impl Reactor {
     }
 
     /// The descriptor of the set of sockets, to wait for.
-    pub fn epoll_fd(&self) -> RawFd {
+    pub(super) fn epoll_fd(&self) -> RawFd {
         self.epoll.fd()
     }
 
     /// Takes events from the kernel; answers whether there may be more.
-    pub fn take_events(&mut self, into: &mut Vec<Readiness>) -> bool {
+    pub(super) fn take_events(&mut self, into: &mut Vec<Readiness>) -> bool {
         self.epoll.take(into)
     }
 
     /// Whether clients may be read: not while the window is full, and not while so much waits to be
     /// written that what they ask for could only make it more.
-    pub fn may_read(&self) -> bool {
+    pub(super) fn may_read(&self) -> bool {
         self.shard.uplink_waiting() == 0 && self.has_room_for_replies()
     }
 
@@ -197,27 +197,27 @@ impl Reactor {
     }
 
     /// Whether somebody waits to be read.
-    pub fn has_unread(&self) -> bool {
+    pub(super) fn has_unread(&self) -> bool {
         !self.unread.is_empty()
     }
 
     /// Whether there is more to write than the last visit wrote.
-    pub fn has_sends(&self) -> bool {
+    pub(super) fn has_sends(&self) -> bool {
         self.shard.has_sends()
     }
 
     /// Whether this shard is ending.
-    pub fn is_draining(&self) -> bool {
+    pub(super) fn is_draining(&self) -> bool {
         self.draining
     }
 
     /// Whether this shard has ended.
-    pub fn is_drained(&self) -> bool {
+    pub(super) fn is_drained(&self) -> bool {
         self.shard.is_drained()
     }
 
     /// Whether a socket comes past the proxies through which every connection has to come.
-    pub fn is_stranger(&self, socket: RawFd) -> bool {
+    pub(super) fn is_stranger(&self, socket: RawFd) -> bool {
         let plan = self.routes.plan();
         plan.proxy_protocol == ProxyProtocol::Required
             && socket::peer(socket)
@@ -226,7 +226,7 @@ impl Reactor {
 
     /// A socket was accepted. What its client has said already is read at once: mostly it is the
     /// whole request, and nothing more happens on the socket until the client hears of it.
-    pub fn accept(&mut self, socket: RawFd) -> Result<(), RejectReason> {
+    pub(super) fn accept(&mut self, socket: RawFd) -> Result<(), RejectReason> {
         if self.shard.counters.handshaking as usize >= self.handshakes_max {
             return Err(RejectReason::HandshakesFull);
         }
@@ -257,20 +257,20 @@ impl Reactor {
     }
 
     /// A connection was refused.
-    pub fn count_rejected(&mut self, why: RejectReason) {
+    pub(super) fn count_rejected(&mut self, why: RejectReason) {
         *(why.rejection().counter)(&mut self.shard.counters) += 1;
     }
 
     /// The address of a connection's client: as a proxy named it, or else the socket's peer.
     /// `None`: the connection has gone, or its socket has failed.
-    pub fn peer_of(&self, conn: ConnId) -> Option<SocketAddr> {
+    pub(super) fn peer_of(&self, conn: ConnId) -> Option<SocketAddr> {
         let socket_key = self.shard.socket_key_of(conn)?;
         let named = self.shard.named_peer(conn).or_else(|| self.upgrades.named(conn.0.index));
         named.or_else(|| socket::peer(socket_key as RawFd))
     }
 
     /// Somebody has come: where the next ones go may have to be looked at.
-    pub fn steer(&mut self, now: Instant) {
+    pub(super) fn steer(&mut self, now: Instant) {
         self.tell_spread();
         self.steering.look(now);
     }
@@ -281,13 +281,13 @@ impl Reactor {
     }
 
     /// A connection could not be taken for want of descriptors.
-    pub fn count_no_files(&mut self) {
+    pub(super) fn count_no_files(&mut self) {
         self.shard.counters.refused_files += 1;
     }
 
     /// Something happened to a socket. Room to write is used at once, whatever else may wait; what
     /// there is to read waits for its turn.
-    pub fn handle_event(&mut self, event: Readiness) {
+    pub(super) fn handle_event(&mut self, event: Readiness) {
         if event.writable {
             self.flush(event.conn);
         }
@@ -303,7 +303,7 @@ impl Reactor {
     /// Reads from those who wait for it, each one turn, while there is room for what they ask and
     /// the turn is not over. Who turns out to have gone is seen out at once: when thousands go
     /// together, it is that what takes the time.
-    pub fn read_waiting(&mut self) {
+    pub(super) fn read_waiting(&mut self) {
         let until = Instant::now() + READ_TURN;
         for _ in 0..self.unread.len().min(READS_MAX) {
             if !self.may_read_on() {
@@ -320,7 +320,7 @@ impl Reactor {
 
     /// Takes what the backplane and the operators have sent, unless much waits to be written already;
     /// answers whether there was anything.
-    pub fn take_downlink(&mut self) -> bool {
+    pub(super) fn take_downlink(&mut self) -> bool {
         let now_ms = self.now_ms();
         let mut any = false;
         while self.has_room_for_replies() {
@@ -343,12 +343,12 @@ impl Reactor {
     }
 
     /// Whether the shard may wait for its bell: nothing has come and nothing is left to write.
-    pub fn may_sleep(&self) -> bool {
+    pub(super) fn may_sleep(&self) -> bool {
         self.end.may_sleep()
     }
 
     /// Tells the shard the time, if it has not heard it for a tick.
-    pub fn tick_if_due(&mut self, now: Instant) {
+    pub(super) fn tick_if_due(&mut self, now: Instant) {
         let now_ms = now.duration_since(self.born).as_millis() as u64;
         if now_ms >= self.last_tick_ms + TICK_MS {
             self.steering.look_if_changed(now);
@@ -604,7 +604,7 @@ impl Reactor {
     }
 
     /// Wakes the backplane, if it sleeps and there is something for it.
-    pub fn ring(&mut self, now: Instant) {
+    pub(super) fn ring(&mut self, now: Instant) {
         if std::mem::take(&mut self.must_ring) {
             self.rung = now;
             self.end.ring();
@@ -612,7 +612,7 @@ impl Reactor {
     }
 
     /// Whether the backplane has yet to be told that there is something for it.
-    pub fn must_ring(&self) -> bool {
+    pub(super) fn must_ring(&self) -> bool {
         self.must_ring
     }
 

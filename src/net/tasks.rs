@@ -27,7 +27,7 @@ const ACCEPT_BATCH: usize = 64;
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
 /// Runs the shard until it has been drained.
-pub async fn run(
+pub(super) async fn run(
     inner: Reactor,
     lingering: LingeringSockets,
     listener: TcpListener,

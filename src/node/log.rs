@@ -7,7 +7,7 @@ use std::io::{self, Write};
 /// Starts the log, on stderr, best effort ([`terminal`]). Of libraries only warnings and errors are
 /// logged, whatever our own level is: the debug lines of an HTTP library are of no use to an
 /// operator.
-pub fn log(config: &Config) {
+pub(super) fn log(config: &Config) {
     let ours = &config.log_level;
     let theirs = if ours == "error" { "error" } else { "warn" };
     let filter = tracing_subscriber::EnvFilter::new(format!("{theirs},campanile={ours}"));

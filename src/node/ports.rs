@@ -11,7 +11,7 @@ use std::net::{SocketAddr, TcpListener};
 const OPS_PORTS_TRIED: usize = 32;
 
 /// The ports, once they are certain.
-pub struct Ports {
+pub(super) struct Ports {
     /// The operators' port, listening.
     pub ops: TcpListener,
     /// The public port, bound and not listening: it holds the number until the end, and the kernel
@@ -24,7 +24,7 @@ pub struct Ports {
 /// A port that another process listens on shows only to a socket without SO_REUSEPORT, because two
 /// processes of one user may share a port, silently, each getting half of the clients. So one such
 /// socket goes first.
-pub fn ports(plan: &mut Plan) -> Result<Ports, StartError> {
+pub(super) fn ports(plan: &mut Plan) -> Result<Ports, StartError> {
     let asked = plan.listen;
     let refused = |key: &str, addr: SocketAddr, error: io::Error| {
         StartError::Machine(format!("{key} = {addr}: {}", bind_advice(&error)))

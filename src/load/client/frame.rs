@@ -6,27 +6,27 @@
 //! Invariant: a frame is returned whole or not at all.
 
 /// Longest payload that is read, in bytes; a longer one ends the connection.
-pub const FRAME_BYTES_MAX: u64 = 64 << 20;
+pub(crate) const FRAME_BYTES_MAX: u64 = 64 << 20;
 
 /// The opcodes of RFC 6455 §5.2.
-pub mod opcode {
+pub(crate) mod opcode {
     /// A further frame of a fragmented message.
-    pub const CONTINUATION: u8 = 0;
+    pub(crate) const CONTINUATION: u8 = 0;
     /// A text message.
-    pub const TEXT: u8 = 1;
+    pub(crate) const TEXT: u8 = 1;
     /// A binary message.
-    pub const BINARY: u8 = 2;
+    pub(crate) const BINARY: u8 = 2;
     /// The peer closes the connection.
-    pub const CLOSE: u8 = 8;
+    pub(crate) const CLOSE: u8 = 8;
     /// Wants a pong with the same payload.
-    pub const PING: u8 = 9;
+    pub(crate) const PING: u8 = 9;
     /// The answer to a ping.
-    pub const PONG: u8 = 10;
+    pub(crate) const PONG: u8 = 10;
 }
 
 /// The first frame of a slice.
 #[derive(Debug, PartialEq, Eq)]
-pub enum NextFrame<'a> {
+pub(crate) enum NextFrame<'a> {
     /// The frame is complete.
     Whole {
         /// One of [`opcode`], or one that RFC 6455 reserves.
@@ -43,7 +43,7 @@ pub enum NextFrame<'a> {
 }
 
 /// Reads the first frame of `bytes`.
-pub fn next_frame(bytes: &[u8]) -> NextFrame<'_> {
+pub(crate) fn next_frame(bytes: &[u8]) -> NextFrame<'_> {
     let &[first, second, ..] = bytes else { return NextFrame::Incomplete };
     if first & 0x70 != 0 {
         return NextFrame::Invalid("a reserved bit, though no extension is negotiated");
@@ -73,7 +73,7 @@ pub fn next_frame(bytes: &[u8]) -> NextFrame<'_> {
 }
 
 /// Appends one masked frame with FIN set (RFC 6455 §5.3).
-pub fn put_frame(out: &mut Vec<u8>, opcode: u8, payload: &[u8], mask: u32) {
+pub(crate) fn put_frame(out: &mut Vec<u8>, opcode: u8, payload: &[u8], mask: u32) {
     let mask = mask.to_le_bytes();
     out.push(0x80 | opcode);
     match payload.len() {

@@ -9,7 +9,7 @@ use base64::Engine;
 use sha1::{Digest, Sha1};
 
 /// A longer response head is refused.
-pub const HEAD_BYTES_MAX: usize = 16 << 10;
+pub(crate) const HEAD_BYTES_MAX: usize = 16 << 10;
 
 /// The parts of the handshake that are the same for all connections to one server.
 #[derive(Debug)]

@@ -3,14 +3,14 @@
 //! `connections` is the top and uses all others; `plan` is what a connection does. Nothing here
 //! knows threads.
 
-pub mod burst;
-pub mod connections;
-pub mod frame;
-pub mod handshake;
-pub mod plan;
+pub(super) mod burst;
+pub(super) mod connections;
+pub(super) mod frame;
+pub(super) mod handshake;
+pub(super) mod plan;
 mod random;
-pub mod reply_rules;
-pub mod rooms;
-pub mod stamp;
-pub mod template;
-pub mod token;
+pub(super) mod reply_rules;
+pub(super) mod rooms;
+pub(super) mod stamp;
+pub(super) mod template;
+pub(super) mod token;

@@ -2,19 +2,19 @@
 
 /// The generator xorshift64*.
 #[derive(Debug)]
-pub struct XorShift {
+pub(super) struct XorShift {
     state: u64,
 }
 
 impl XorShift {
     /// A generator whose numbers depend on `seed` only.
-    pub fn new(seed: u64) -> XorShift {
+    pub(super) fn new(seed: u64) -> XorShift {
         // The state zero would give only zeros.
         XorShift { state: seed | 1 }
     }
 
     /// The next number, of 48 bits.
-    pub fn next_u48(&mut self) -> u64 {
+    pub(super) fn next_u48(&mut self) -> u64 {
         self.state ^= self.state >> 12;
         self.state ^= self.state << 25;
         self.state ^= self.state >> 27;
@@ -22,7 +22,7 @@ impl XorShift {
     }
 
     /// The key of the next masked frame.
-    pub fn next_mask(&mut self) -> u32 {
+    pub(super) fn next_mask(&mut self) -> u32 {
         self.next_u48() as u32
     }
 }

@@ -8,10 +8,10 @@
 //! Invariant: a stamp names its run, so messages of another run are not counted.
 
 /// Length of a stamp.
-pub const STAMP_BYTES: usize = MAGIC.len() + 8 + 8 + 8 + 16;
+pub(crate) const STAMP_BYTES: usize = MAGIC.len() + 8 + 8 + 8 + 16;
 
 /// The room in the stamp of a message that goes to all connections.
-pub const BROADCAST_ROOM: u32 = u32::MAX;
+pub(crate) const BROADCAST_ROOM: u32 = u32::MAX;
 
 const MAGIC: &[u8; 4] = b"~CL~";
 
@@ -54,14 +54,14 @@ impl Stamp {
 
 /// Finds stamps. One for each worker, because it remembers the distance of the last search.
 #[derive(Debug, Default)]
-pub struct StampFinder {
+pub(crate) struct StampFinder {
     /// Distance of the last stamp from the end of its frame; 0: none found yet.
     from_end: usize,
 }
 
 impl StampFinder {
     /// The stamp in `payload`, if there is one.
-    pub fn find(&mut self, payload: &[u8]) -> Option<Stamp> {
+    pub(crate) fn find(&mut self, payload: &[u8]) -> Option<Stamp> {
         if payload.len() < STAMP_BYTES {
             return None;
         }

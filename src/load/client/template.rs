@@ -226,7 +226,7 @@ impl ReplySigner {
 
 /// The string or number after `name` in a JSON text, also if that text is a string in another one
 /// (`\"name\":\"value\"`); empty if there is none. A string ends at its first escape.
-pub fn json_value<'a>(frame: &'a [u8], name: &str) -> &'a [u8] {
+pub(crate) fn json_value<'a>(frame: &'a [u8], name: &str) -> &'a [u8] {
     let Some(at) = frame.windows(name.len()).position(|window| window == name.as_bytes()) else {
         return &[];
     };

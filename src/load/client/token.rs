@@ -12,7 +12,7 @@ const HEADER: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9";
 const EXPIRES_UNIX_S: u64 = 4_102_444_800;
 
 /// A token for `user`. It names no rights, so the server grants its defaults.
-pub fn sign(user: &[u8], secret: &str) -> String {
+pub(crate) fn sign(user: &[u8], secret: &str) -> String {
     let user = String::from_utf8_lossy(user);
     let claims = serde_json::json!({ "sub": user, "exp": EXPIRES_UNIX_S }).to_string();
     let text = format!("{HEADER}.{}", URL_SAFE_NO_PAD.encode(claims));

@@ -5,12 +5,12 @@ use serde::Serialize;
 use std::fmt;
 
 /// An empty histogram of latencies in nanoseconds: 0.1 µs to 1 h, to three digits.
-pub fn new_histogram() -> Histogram<u64> {
+pub(crate) fn new_histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(100, 3_600_000_000_000, 3).expect("constant and valid bounds")
 }
 
 /// Records a latency. One outside the bounds counts at the nearer bound.
-pub fn record(histogram: &mut Histogram<u64>, latency_ns: u64) {
+pub(crate) fn record(histogram: &mut Histogram<u64>, latency_ns: u64) {
     histogram.saturating_record(latency_ns);
 }
 

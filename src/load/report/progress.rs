@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 /// The line. It is erased when this is dropped.
-pub struct ProgressLine {
+pub(crate) struct ProgressLine {
     shown: bool,
     terminal: bool,
     last: Instant,
@@ -14,13 +14,13 @@ pub struct ProgressLine {
 
 impl ProgressLine {
     /// A line that is not shown yet.
-    pub fn new() -> ProgressLine {
+    pub(crate) fn new() -> ProgressLine {
         let last = Instant::now();
         ProgressLine { shown: false, terminal: std::io::stderr().is_terminal(), last }
     }
 
     /// Rewrites the line, at most ten times a second.
-    pub fn show(&mut self, text: impl FnOnce() -> String) {
+    pub(crate) fn show(&mut self, text: impl FnOnce() -> String) {
         if !self.terminal || (self.shown && self.last.elapsed() < Duration::from_millis(100)) {
             return;
         }

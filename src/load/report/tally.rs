@@ -8,7 +8,7 @@ use std::io;
 
 /// Why an attempt to connect failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConnectFailure {
+pub(crate) enum ConnectFailure {
     /// Connection refused: no listener.
     Refused,
     /// The peer reset the connection before it had joined.
@@ -33,10 +33,10 @@ pub enum ConnectFailure {
 
 impl ConnectFailure {
     /// Number of variants.
-    pub const COUNT: usize = 10;
+    pub(crate) const COUNT: usize = 10;
 
     /// Names in the report, in the order of the variants.
-    pub const NAMES: [&'static str; ConnectFailure::COUNT] = [
+    pub(crate) const NAMES: [&'static str; ConnectFailure::COUNT] = [
         "connection_refused",
         "connection_reset",
         "handshake_timeout",
@@ -50,7 +50,7 @@ impl ConnectFailure {
     ];
 
     /// What an error of the socket means.
-    pub fn of(error: &io::Error) -> ConnectFailure {
+    pub(crate) fn of(error: &io::Error) -> ConnectFailure {
         match error.raw_os_error() {
             Some(libc::ECONNREFUSED) => ConnectFailure::Refused,
             Some(libc::ECONNRESET | libc::EPIPE) => ConnectFailure::Reset,
@@ -64,7 +64,7 @@ impl ConnectFailure {
 
 /// The counters of one worker, or their sum.
 #[derive(Clone, Debug, Default)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// Connects begun.
     pub attempts: u64,
     /// Connections that are joined now.
@@ -113,12 +113,12 @@ pub struct Tally {
 
 impl Tally {
     /// Connections whose last attempt failed.
-    pub fn failures(&self) -> u64 {
+    pub(crate) fn failures(&self) -> u64 {
         self.failed.iter().sum()
     }
 
     /// Adds the tally of another worker.
-    pub fn add(&mut self, other: &Tally) {
+    pub(crate) fn add(&mut self, other: &Tally) {
         self.attempts += other.attempts;
         self.joined += other.joined;
         for (mine, theirs) in self.failed.iter_mut().zip(&other.failed) {
@@ -148,7 +148,7 @@ impl Tally {
     }
 
     /// Records `what` if nothing has failed before.
-    pub fn note_failure(&mut self, what: impl FnOnce() -> String) {
+    pub(crate) fn note_failure(&mut self, what: impl FnOnce() -> String) {
         if self.first_failure.is_none() {
             self.first_failure = Some(what());
         }
@@ -156,7 +156,7 @@ impl Tally {
 }
 
 /// Counts by name, without zeros.
-pub fn by_name(counts: &[u64; ConnectFailure::COUNT]) -> BTreeMap<&'static str, u64> {
+pub(crate) fn by_name(counts: &[u64; ConnectFailure::COUNT]) -> BTreeMap<&'static str, u64> {
     ConnectFailure::NAMES.iter().copied().zip(*counts).filter(|&(_, count)| count > 0).collect()
 }
 

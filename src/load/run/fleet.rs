@@ -19,7 +19,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// The worker threads of a run, owned by the scenario.
-pub struct Fleet {
+pub(crate) struct Fleet {
     plan: Arc<RunPlan>,
     handles: Vec<WorkerHandle>,
     threads: Vec<JoinHandle<()>>,
@@ -32,7 +32,7 @@ pub struct Fleet {
 
 impl Fleet {
     /// Starts the workers. They wait for commands.
-    pub fn start(plan: RunPlan) -> Result<Fleet, LoadError> {
+    pub(crate) fn start(plan: RunPlan) -> Result<Fleet, LoadError> {
         let plan = Arc::new(plan);
         let workers = plan.workers();
         let (report, reports) = mpsc::channel();
@@ -78,32 +78,32 @@ impl Fleet {
     }
 
     /// The plan of the run.
-    pub fn plan(&self) -> &RunPlan {
+    pub(crate) fn plan(&self) -> &RunPlan {
         &self.plan
     }
 
     /// Sends a command to every worker.
-    pub fn send_all(&self, mut command: impl FnMut() -> WorkerCommand) {
+    pub(crate) fn send_all(&self, mut command: impl FnMut() -> WorkerCommand) {
         for handle in &self.handles {
             handle.send(command());
         }
     }
 
     /// Sends a command to the first worker with a joined connection; `false` if there is none.
-    pub fn send_to_one_joined(&self, command: WorkerCommand) -> bool {
+    pub(crate) fn send_to_one_joined(&self, command: WorkerCommand) -> bool {
         let found = self.tallies.iter().position(|tally| tally.joined > 0);
         found.inspect(|&worker| self.handles[worker].send(command)).is_some()
     }
 
     /// The sum of the last reports.
-    pub fn tally(&self) -> Tally {
+    pub(crate) fn tally(&self) -> Tally {
         let mut sum = Tally::default();
         self.tallies.iter().for_each(|tally| sum.add(tally));
         sum
     }
 
     /// Reads reports until `is_enough` returns true or the deadline has passed; returns the former.
-    pub fn wait_until(
+    pub(crate) fn wait_until(
         &mut self,
         deadline: Instant,
         mut is_enough: impl FnMut(&Tally) -> bool,
@@ -122,7 +122,7 @@ impl Fleet {
     }
 
     /// The counts of all workers now, and the latencies since the last snapshot.
-    pub fn snapshot(&mut self) -> Result<(Tally, Histogram<u64>), LoadError> {
+    pub(crate) fn snapshot(&mut self) -> Result<(Tally, Histogram<u64>), LoadError> {
         self.send_all(|| WorkerCommand::Snapshot);
         let mut latencies = latency::new_histogram();
         let mut missing = self.handles.len();
@@ -141,7 +141,7 @@ impl Fleet {
     }
 
     /// Closes all connections and ends all threads. Returns the final counts.
-    pub fn finish(mut self) -> Result<Tally, LoadError> {
+    pub(crate) fn finish(mut self) -> Result<Tally, LoadError> {
         self.send_all(|| WorkerCommand::Finish);
         let deadline = Instant::now() + Duration::from_secs(60);
         while self.finished < self.handles.len() && Instant::now() < deadline {

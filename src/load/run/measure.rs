@@ -6,7 +6,7 @@ use super::procfs;
 use crate::load::report::{MemoryReport, ProcessMemory};
 
 /// CPU time so far, in microseconds.
-pub struct CpuSample {
+pub(crate) struct CpuSample {
     /// Of the server's processes, if `--pid` names them.
     pub server_us: Option<u64>,
     /// Of this process.
@@ -15,7 +15,7 @@ pub struct CpuSample {
 
 impl CpuSample {
     /// Samples `pids`, the server's processes, and this process.
-    pub fn take(pids: &[u32]) -> CpuSample {
+    pub(crate) fn take(pids: &[u32]) -> CpuSample {
         let server: Option<u64> = pids.iter().map(|&pid| procfs::cpu_us(pid)).sum();
         CpuSample {
             server_us: server.filter(|_| !pids.is_empty()),
@@ -25,20 +25,20 @@ impl CpuSample {
 }
 
 /// Memory before the first connect.
-pub struct MemoryBaseline {
+pub(crate) struct MemoryBaseline {
     server: ProcessMemory,
     available: Option<u64>,
 }
 
 impl MemoryBaseline {
     /// Samples the server's processes; `None` if `--pid` names none.
-    pub fn take(pids: &[u32]) -> Option<MemoryBaseline> {
+    pub(crate) fn take(pids: &[u32]) -> Option<MemoryBaseline> {
         let server = procfs::memory(pids)?;
         Some(MemoryBaseline { server, available: procfs::memory_available() })
     }
 
     /// Growth since then for each of `conns` connections; `None` without a connection or a sample.
-    pub fn compare(&self, pids: &[u32], conns: u64) -> Option<MemoryReport> {
+    pub(crate) fn compare(&self, pids: &[u32], conns: u64) -> Option<MemoryReport> {
         let after = procfs::memory(pids)?;
         let available = procfs::memory_available();
         let by_conn = |before: u64, after: u64| (after as f64 - before as f64) / conns as f64;

@@ -3,9 +3,9 @@
 //! `fleet` (the coordinator) uses `worker` (one thread), which uses `publish` (what is due) and
 //! `plan`. `measure` and `procfs` read what the server and the generator cost.
 
-pub mod fleet;
-pub mod measure;
-pub mod plan;
-pub mod procfs;
-pub mod publish;
-pub mod worker;
+pub(super) mod fleet;
+pub(super) mod measure;
+pub(super) mod plan;
+pub(super) mod procfs;
+pub(super) mod publish;
+pub(super) mod worker;

@@ -57,7 +57,7 @@ impl RunPlan {
 /// Splits `conns` connections into a range for each worker, as equal as possible, and never between
 /// the first `publishers` members of a room: one worker has all publishers of a room. Returns the
 /// bounds; there may be fewer ranges than `workers`.
-pub fn split_connections(
+pub(crate) fn split_connections(
     conns: u32,
     workers: u32,
     rooms: &RoomAssignment,

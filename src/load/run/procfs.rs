@@ -8,7 +8,7 @@ use std::fs;
 
 /// CPU time of a process so far, user and system, all threads, in microseconds. The kernel counts
 /// in ticks of usually 10 ms, so windows shorter than a second are inaccurate.
-pub fn cpu_us(pid: u32) -> Option<u64> {
+pub(crate) fn cpu_us(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let ticks = cpu_ticks(&stat)?;
     Some(ticks * 1_000_000 / sys::ticks_per_second())
@@ -23,7 +23,7 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
 }
 
 /// Memory of all of `pids` together; `None` if there are none or one has ended.
-pub fn memory(pids: &[u32]) -> Option<ProcessMemory> {
+pub(crate) fn memory(pids: &[u32]) -> Option<ProcessMemory> {
     let mut sum = ProcessMemory::default();
     for pid in pids {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -34,7 +34,7 @@ pub fn memory(pids: &[u32]) -> Option<ProcessMemory> {
 }
 
 /// `MemAvailable` of the machine, in bytes.
-pub fn memory_available() -> Option<u64> {
+pub(crate) fn memory_available() -> Option<u64> {
     kib_line(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:").map(|kib| kib * 1024)
 }
 
@@ -44,7 +44,7 @@ fn kib_line(text: &str, key: &str) -> Option<u64> {
 }
 
 /// Number of ephemeral ports for each pair of addresses; 28,000 if it cannot be read.
-pub fn local_ports() -> u32 {
+pub(crate) fn local_ports() -> u32 {
     let read = || {
         let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
         let mut ends = range.split_ascii_whitespace().map(str::parse::<u32>);

@@ -24,7 +24,7 @@ pub enum PublishPace {
 
 /// One message that is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PublishSlot {
+pub(crate) struct PublishSlot {
     /// Index of the room.
     pub room: u32,
     /// Number of the turn; the publishers of a room take turns.
@@ -37,7 +37,7 @@ pub struct PublishSlot {
 
 /// The publishes of the rooms whose publishers one worker has. That worker owns it.
 #[derive(Debug)]
-pub struct PublishSchedule {
+pub(crate) struct PublishSchedule {
     pace: PublishPace,
     start_ns: u64,
     timeout_ns: u64,
@@ -76,7 +76,7 @@ struct OutstandingMessage {
 impl PublishSchedule {
     /// For the rooms from `first_room` on, each with so many receiving `members`, out of
     /// `rooms_total` in the run.
-    pub fn new(
+    pub(crate) fn new(
         pace: PublishPace,
         first_room: u32,
         members: impl Iterator<Item = u32>,
@@ -110,7 +110,7 @@ impl PublishSchedule {
     }
 
     /// Appends everything that is due at `now_ns` to `due`.
-    pub fn take_due(&mut self, now_ns: u64, due: &mut Vec<PublishSlot>) {
+    pub(crate) fn take_due(&mut self, now_ns: u64, due: &mut Vec<PublishSlot>) {
         if now_ns < self.start_ns || self.rooms.is_empty() {
             return;
         }
@@ -121,7 +121,7 @@ impl PublishSchedule {
     }
 
     /// When a message is due next, if ever. A full window is due when its messages may time out.
-    pub fn next_due_ns(&self) -> Option<u64> {
+    pub(crate) fn next_due_ns(&self) -> Option<u64> {
         match self.pace {
             _ if self.rooms.is_empty() => None,
             PublishPace::Rate(rate) => Some(self.rate_due_ns(rate)),
@@ -131,7 +131,7 @@ impl PublishSchedule {
     }
 
     /// Further deliveries of a message have arrived.
-    pub fn handle_delivered(&mut self, room: u32, seq: u32, deliveries: u32) {
+    pub(crate) fn handle_delivered(&mut self, room: u32, seq: u32, deliveries: u32) {
         let PublishPace::Window(_) = self.pace else { return };
         let index = room.wrapping_sub(self.first_room);
         let Some(state) = self.rooms.get_mut(index as usize) else { return };
@@ -148,12 +148,12 @@ impl PublishSchedule {
     }
 
     /// Whether it needs calls of [`PublishSchedule::handle_delivered`].
-    pub fn needs_delivery_counts(&self) -> bool {
+    pub(crate) fn needs_delivery_counts(&self) -> bool {
         matches!(self.pace, PublishPace::Window(_))
     }
 
     /// Messages whose last delivery did not come before the timeout.
-    pub fn given_up(&self) -> u64 {
+    pub(crate) fn given_up(&self) -> u64 {
         self.given_up
     }
 

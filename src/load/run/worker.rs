@@ -30,7 +30,7 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 const EVENTS_PER_TURN: usize = 512;
 
 /// A command to a worker.
-pub enum WorkerCommand {
+pub(crate) enum WorkerCommand {
     /// Connect all connections.
     Connect,
     /// Publish, to the rooms whose publishers are here.
@@ -60,7 +60,7 @@ pub enum WorkerCommand {
 }
 
 /// Deliveries of one message.
-pub struct DeliveryCount {
+pub(crate) struct DeliveryCount {
     /// Index of the room.
     pub room: u32,
     /// Sequence number of the message.
@@ -70,7 +70,7 @@ pub struct DeliveryCount {
 }
 
 /// A report of a worker.
-pub enum WorkerReport {
+pub(crate) enum WorkerReport {
     /// The worker has started, or cannot run: why.
     Ready(Result<(), String>),
     /// Its counts, every [`REPORT_INTERVAL`].
@@ -83,7 +83,7 @@ pub enum WorkerReport {
 
 /// The sending side of a worker's commands.
 #[derive(Clone)]
-pub struct WorkerHandle {
+pub(crate) struct WorkerHandle {
     /// Read by the worker in its next turn.
     pub commands: Sender<WorkerCommand>,
     /// Eventfd that wakes the worker.
@@ -92,7 +92,7 @@ pub struct WorkerHandle {
 
 impl WorkerHandle {
     /// Sends a command and wakes the worker. A worker that has ended has reported why.
-    pub fn send(&self, command: WorkerCommand) {
+    pub(crate) fn send(&self, command: WorkerCommand) {
         if self.commands.send(command).is_ok() {
             // A full eventfd wakes the worker too.
             let _ = (&*self.bell).write(&1u64.to_ne_bytes());
@@ -101,7 +101,7 @@ impl WorkerHandle {
 }
 
 /// What one worker gets when it starts, besides the plan.
-pub struct WorkerConfig {
+pub(crate) struct WorkerConfig {
     /// Index of the worker.
     pub number: usize,
     /// Commands of the coordinator and of other workers.
@@ -117,7 +117,7 @@ pub struct WorkerConfig {
 }
 
 /// Runs a worker until [`WorkerCommand::Finish`]: the body of its thread.
-pub fn run(plan: Arc<RunPlan>, config: WorkerConfig) {
+pub(crate) fn run(plan: Arc<RunPlan>, config: WorkerConfig) {
     match Worker::start(plan, &config) {
         Ok(mut worker) => {
             report(&config, WorkerReport::Ready(Ok(())));

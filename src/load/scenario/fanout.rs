@@ -19,7 +19,7 @@ use crate::load::run::worker::WorkerCommand;
 use std::time::Instant;
 
 /// Runs the scenario.
-pub fn run(args: &FanoutArgs) -> Result<LoadReport, LoadError> {
+pub(crate) fn run(args: &FanoutArgs) -> Result<LoadReport, LoadError> {
     let pace = args.pace()?;
     let MessageArgs { message, payload_bytes } = &args.message;
     let layout = FleetLayout {

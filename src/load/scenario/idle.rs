@@ -18,7 +18,7 @@ use crate::load::run::worker::WorkerCommand;
 use std::time::{Duration, Instant};
 
 /// Runs the scenario.
-pub fn run(args: &IdleArgs) -> Result<LoadReport, LoadError> {
+pub(crate) fn run(args: &IdleArgs) -> Result<LoadReport, LoadError> {
     let rooms = if args.room_mix {
         RoomAssignment::mixed(args.conns)
     } else {

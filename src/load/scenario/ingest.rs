@@ -20,7 +20,7 @@ use crate::load::run::worker::WorkerCommand;
 use std::time::{Duration, Instant};
 
 /// Runs the scenario.
-pub fn run(args: &IngestArgs) -> Result<LoadReport, LoadError> {
+pub(crate) fn run(args: &IngestArgs) -> Result<LoadReport, LoadError> {
     args.check()?;
     let deadline = args.common.deadline();
     let rooms = RoomAssignment::of_size(args.conns, 1);

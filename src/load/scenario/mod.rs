@@ -3,12 +3,12 @@
 //! `args` has the flags, `plan` resolves them to the plan of a run, `phases` has the steps that
 //! scenarios share.
 
-pub mod args;
-pub mod fanout;
-pub mod idle;
-pub mod ingest;
+pub(super) mod args;
+pub(super) mod fanout;
+pub(super) mod idle;
+pub(super) mod ingest;
 mod phases;
-pub mod plan;
-pub mod storm;
+pub(super) mod plan;
+pub(super) mod storm;
 #[cfg(test)]
 mod tests;

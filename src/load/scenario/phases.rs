@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 const QUIET_PERIOD: Duration = Duration::from_secs(5);
 
 /// Connects a fleet and waits until every connection has joined or failed.
-pub fn connect(
+pub(super) fn connect(
     fleet: &mut Fleet,
     common: &CommonArgs,
     deadline: Instant,
@@ -48,7 +48,7 @@ pub fn connect(
 
 /// Runs for so many seconds, or until a connection is lost: a room with a member less is another
 /// measurement.
-pub fn run_for(
+pub(super) fn run_for(
     fleet: &mut Fleet,
     seconds: f64,
     deadline: Instant,
@@ -63,7 +63,7 @@ pub fn run_for(
 }
 
 /// Waits until every delivery has come, or none has come for [`QUIET_PERIOD`].
-pub fn wait_for_deliveries(fleet: &mut Fleet, deadline: Instant) -> Result<(), LoadError> {
+pub(super) fn wait_for_deliveries(fleet: &mut Fleet, deadline: Instant) -> Result<(), LoadError> {
     let (mut seen, mut quiet_since) = (fleet.snapshot()?.0.received, Instant::now());
     fleet.wait_until(deadline, |now| {
         if now.received != seen {
@@ -75,7 +75,7 @@ pub fn wait_for_deliveries(fleet: &mut Fleet, deadline: Instant) -> Result<(), L
 }
 
 /// Ends the fleet, and reports lost connections, error frames and the first failure.
-pub fn finish(fleet: Fleet, report: &mut LoadReport) -> Result<Tally, LoadError> {
+pub(super) fn finish(fleet: Fleet, report: &mut LoadReport) -> Result<Tally, LoadError> {
     let last = fleet.finish()?;
     report.lost_connections = last.lost;
     report.errors = last.errors;

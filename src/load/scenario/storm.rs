@@ -21,7 +21,7 @@ use crate::load::run::worker::WorkerCommand;
 use std::time::{Duration, Instant};
 
 /// Runs the scenario.
-pub fn run(args: &StormArgs) -> Result<LoadReport, LoadError> {
+pub(crate) fn run(args: &StormArgs) -> Result<LoadReport, LoadError> {
     args.check()?;
     let deadline = args.common.deadline();
     let (mut fleet, mut bystanders) = start(args)?;

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 /// Shares are looked at no more often, however many connections come. The shorter, the less goes
 /// wrong between a change and the answer to it; a new program for 60 shards takes
 /// 24 µs, for two 6.
-pub const LOOK_EVERY: Duration = Duration::from_millis(3);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(3);
 
 /// What is thought to be on its way loses an eighth with each look.
 const FORGET: u64 = 8;
@@ -39,7 +39,7 @@ const EVIDENCE: u64 = 64;
 
 /// What to tell the kernel and the next one who looks.
 #[derive(Debug)]
-pub struct BalanceStep {
+pub(super) struct BalanceStep {
     /// The shares from now on; `None`: as they are.
     pub shares: Option<Vec<u64>>,
     /// What is thought to be on its way to each shard.
@@ -47,7 +47,7 @@ pub struct BalanceStep {
 }
 
 /// Looks at what the shards hold now, `note` being of the last look.
-pub fn look(counts: &[ShardLoad], note: &LoadNote, now: Instant) -> BalanceStep {
+pub(super) fn look(counts: &[ShardLoad], note: &LoadNote, now: Instant) -> BalanceStep {
     let shards = counts.len() as u64;
     let came = Arrivals::since(note, counts);
     let hidden = came.hidden(note);

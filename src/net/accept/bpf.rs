@@ -12,7 +12,7 @@
 use libc::sock_filter;
 
 /// A program.
-pub type Program = Vec<sock_filter>;
+pub(super) type Program = Vec<sock_filter>;
 
 /// The longest program that the kernel takes.
 #[cfg(test)]
@@ -30,7 +30,7 @@ const RANDOM: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_RANDOM) as u32;
 const CPU: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_CPU) as u32;
 
 /// Each place by chance, in proportion to its share. Shares that are all zero leave it to the kernel.
-pub fn by_share(shares: &[u64]) -> Program {
+pub(super) fn by_share(shares: &[u64]) -> Program {
     let all: u128 = shares.iter().map(|share| u128::from(*share)).sum();
     if all == 0 {
         return vec![answer(NOBODY)];
@@ -52,7 +52,7 @@ pub fn by_share(shares: &[u64]) -> Program {
 
 /// The shard on the core that received the connection: `cores[n]` is that of place `n`. Several on one
 /// core share it evenly; for a core without a shard the kernel's hash decides.
-pub fn by_core(cores: &[usize]) -> Program {
+pub(super) fn by_core(cores: &[usize]) -> Program {
     let mut distinct = cores.to_vec();
     distinct.sort_unstable();
     distinct.dedup();
@@ -104,11 +104,11 @@ fn answer(place: u32) -> sock_filter {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// What the kernel would answer: with this random number, on this core.
-    pub fn run(program: &[sock_filter], random: u32, cpu: u32) -> u32 {
+    pub(in crate::net) fn run(program: &[sock_filter], random: u32, cpu: u32) -> u32 {
         let (mut at, mut a) = (0, 0);
         loop {
             let sock_filter { code, jt, jf, k } = program[at];

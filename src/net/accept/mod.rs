@@ -12,13 +12,13 @@
 //! When descriptors run out, a spare one is given up to take the next connection and refuse it:
 //! otherwise the backlog would fill with clients who hear nothing, and the loop would spin.
 //!
-//! Invariant: lingering sockets are bounded in number and time, and a refused connection never reaches the
-//! shard.
+//! Invariant: lingering sockets are bounded in number and time, and a refused connection never
+//! reaches the shard.
 
 mod balance;
 mod bpf;
 mod rate;
-pub mod steering;
+pub(super) mod steering;
 
 use crate::net::accept::rate::{Admission, RETRY_S_MAX};
 use crate::net::io::socket;
@@ -40,7 +40,7 @@ const LOUNGE_TIME: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// The address, and what the kernel says about it.
-pub fn listen(plan: &Plan) -> io::Result<std::net::TcpListener> {
+pub(super) fn listen(plan: &Plan) -> io::Result<std::net::TcpListener> {
     let explain = |error: io::Error| {
         io::Error::new(error.kind(), format!("cannot listen on {}: {error}", plan.listen))
     };
@@ -57,7 +57,7 @@ pub fn listen(plan: &Plan) -> io::Result<std::net::TcpListener> {
 }
 
 /// What `accept` gave.
-pub enum Accepted {
+pub(super) enum Accepted {
     /// A connection.
     Socket(RawFd),
     /// The backlog is empty.
@@ -67,7 +67,7 @@ pub enum Accepted {
 }
 
 /// Takes one connection from the backlog.
-pub fn accept(listener: RawFd) -> Accepted {
+pub(super) fn accept(listener: RawFd) -> Accepted {
     loop {
         let error = match socket::accept(listener) {
             Ok(socket) => return Accepted::Socket(socket),
@@ -100,7 +100,7 @@ impl Answers {
 }
 
 /// Who decides who comes in, and sees the others out.
-pub struct LingeringSockets {
+pub(super) struct LingeringSockets {
     admission: Admission,
     born: Instant,
     guests: VecDeque<(Instant, RawFd)>,
@@ -112,7 +112,7 @@ pub struct LingeringSockets {
 
 impl LingeringSockets {
     /// Empty, with a descriptor to spare.
-    pub fn new(plan: &Plan, now: Instant) -> LingeringSockets {
+    pub(super) fn new(plan: &Plan, now: Instant) -> LingeringSockets {
         let limits = &plan.limits;
         LingeringSockets {
             admission: Admission::new(limits.accepts_per_s_max, limits.accepts_burst_max),
@@ -127,12 +127,12 @@ impl LingeringSockets {
 
     /// Whether one more may come in now, as far as the pace is concerned.
     #[must_use]
-    pub fn admit(&mut self, now: Instant) -> bool {
+    pub(super) fn admit(&mut self, now: Instant) -> bool {
         self.admission.admit(self.ns(now))
     }
 
     /// Tells a connection why it may not come in, or when to come back.
-    pub fn refuse(&mut self, socket: RawFd, why: RejectReason, now: Instant) {
+    pub(super) fn refuse(&mut self, socket: RawFd, why: RejectReason, now: Instant) {
         let has_asked = drop_unread(socket);
         self.tell(socket, why, now);
         if has_asked {
@@ -147,7 +147,7 @@ impl LingeringSockets {
     }
 
     /// Takes and refuses one connection although descriptors have run out; answers whether it could.
-    pub fn refuse_one_for_want_of_files(&mut self, listener: RawFd, now: Instant) -> bool {
+    pub(super) fn refuse_one_for_want_of_files(&mut self, listener: RawFd, now: Instant) -> bool {
         self.show_out();
         self.spare = None;
         let Accepted::Socket(socket) = accept(listener) else { return false };
@@ -175,7 +175,7 @@ impl LingeringSockets {
     }
 
     /// Closes the sockets whose time is over.
-    pub fn tick(&mut self, now: Instant) {
+    pub(super) fn tick(&mut self, now: Instant) {
         while self.guests.front().is_some_and(|(until, _)| *until <= now) {
             self.show_out();
         }

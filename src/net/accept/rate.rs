@@ -12,14 +12,14 @@
 use crate::policy::token_bucket::TokenBucket;
 
 /// The latest that anybody is asked to come back.
-pub const RETRY_S_MAX: usize = 30;
+pub(super) const RETRY_S_MAX: usize = 30;
 /// The round when few were refused.
 const ROUND_S_MIN: u64 = 4;
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// One shard's gate.
 #[derive(Debug)]
-pub struct Admission {
+pub(super) struct Admission {
     bucket: TokenBucket,
     /// When everybody who was refused could have come in, one an interval.
     served_ns: u64,
@@ -28,20 +28,20 @@ pub struct Admission {
 
 impl Admission {
     /// A full bucket: so many connections a second, so many at once.
-    pub fn new(per_s_max: u64, burst_max: u64) -> Admission {
+    pub(super) fn new(per_s_max: u64, burst_max: u64) -> Admission {
         Admission { bucket: TokenBucket::new(per_s_max, burst_max), served_ns: 0, refused: 0 }
     }
 
     /// Somebody has come: may they come in?
     #[must_use]
-    pub fn admit(&mut self, now_ns: u64) -> bool {
+    pub(super) fn admit(&mut self, now_ns: u64) -> bool {
         self.bucket.take(now_ns)
     }
 
     /// Somebody was refused, for whatever reason: in how many seconds should they come back?
     /// From 1 to [`RETRY_S_MAX`].
     #[must_use]
-    pub fn retry_after_s(&mut self, now_ns: u64) -> usize {
+    pub(super) fn retry_after_s(&mut self, now_ns: u64) -> usize {
         self.served_ns = self.served_ns.max(now_ns) + self.bucket.interval_ns();
         let queue_s = (self.served_ns - now_ns) / SECOND_NS;
         let round_s = (ROUND_S_MIN + queue_s).min(RETRY_S_MAX as u64);

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// One shard's hand at the wheel.
-pub struct Steering {
+pub(crate) struct Steering {
     spread: Arc<LoadTable>,
     shard: ShardId,
     listener: RawFd,
@@ -41,7 +41,12 @@ pub struct Steering {
 
 impl Steering {
     /// This shard listens, all before it do. The last one gives the kernel the first program.
-    pub fn begin(plan: &Plan, shard: ShardId, spread: Arc<LoadTable>, listener: RawFd) -> Steering {
+    pub(crate) fn begin(
+        plan: &Plan,
+        shard: ShardId,
+        spread: Arc<LoadTable>,
+        listener: RawFd,
+    ) -> Steering {
         let shards = spread.shards();
         let is_last = usize::from(shard.0) + 1 == shards;
         let is_even = plan.steering == Policy::Even && shards > 1;
@@ -75,12 +80,12 @@ impl Steering {
     }
 
     /// Whether a connection that was steered by core came to another core's shard.
-    pub fn is_astray(&self, socket: RawFd) -> bool {
+    pub(crate) fn is_astray(&self, socket: RawFd) -> bool {
         self.core.is_some_and(|core| socket::received_on(socket) != Some(core))
     }
 
     /// This shard's numbers, as they are now.
-    pub fn tell(&mut self, count: ShardLoad) {
+    pub(crate) fn tell(&mut self, count: ShardLoad) {
         if self.told != count {
             self.told = count;
             self.spread.tell(self.shard, count);
@@ -89,14 +94,14 @@ impl Steering {
 
     /// Time passes: if connections have gone and nobody has come since, the next one is to find the
     /// way to where they are missing.
-    pub fn look_if_changed(&mut self, now: Instant) {
+    pub(crate) fn look_if_changed(&mut self, now: Instant) {
         if self.looked_at != self.told {
             self.look(now);
         }
     }
 
     /// Connections have come: looks whether they come evenly, if it is time to.
-    pub fn look(&mut self, now: Instant) {
+    pub(crate) fn look(&mut self, now: Instant) {
         if self.next_look.is_none_or(|due| now < due) {
             return;
         }
@@ -125,7 +130,7 @@ impl Steering {
     }
 
     /// This shard listens no more: the places in the group are not what they were.
-    pub fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.next_look = None;
     }
 }
@@ -134,7 +139,7 @@ impl Steering {
 ///
 /// # Errors
 /// Which shard is not on its core, and what to write instead.
-pub fn check_core(plan: &Plan, shard: &ShardPlan) -> io::Result<()> {
+pub(crate) fn check_core(plan: &Plan, shard: &ShardPlan) -> io::Result<()> {
     if plan.steering != Policy::Cpu || sys::available_cores()? == shard.core.as_slice() {
         return Ok(());
     }

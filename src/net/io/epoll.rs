@@ -16,7 +16,7 @@ const EVENTS_MAX: usize = 256;
 
 /// What happened to a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Readiness {
+pub(crate) struct Readiness {
     /// Whose socket; may be gone meanwhile.
     pub conn: ConnId,
     /// There is something to read, or the end of it.
@@ -30,14 +30,14 @@ pub struct Readiness {
 }
 
 /// The set.
-pub struct Epoll {
+pub(crate) struct Epoll {
     fd: OwnedFd,
     events: Vec<libc::epoll_event>,
 }
 
 impl Epoll {
     /// An empty set.
-    pub fn new() -> io::Result<Epoll> {
+    pub(crate) fn new() -> io::Result<Epoll> {
         // SAFETY: no pointers; a non-negative answer is a descriptor that nobody else owns.
         let fd = unsafe {
             let fd = libc::epoll_create1(libc::EPOLL_CLOEXEC);
@@ -50,18 +50,18 @@ impl Epoll {
     }
 
     /// The descriptor to wait for.
-    pub fn fd(&self) -> RawFd {
+    pub(crate) fn fd(&self) -> RawFd {
         self.fd.as_raw_fd()
     }
 
     /// Adds a socket, to hear what there is to read; it leaves by being closed. What there is already
     /// is news too.
-    pub fn add(&self, socket: RawFd, conn: ConnId) -> io::Result<()> {
+    pub(crate) fn add(&self, socket: RawFd, conn: ConnId) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_ADD, socket, conn, 0)
     }
 
     /// From now on room to write on this socket is news, and so is room that there is already.
-    pub fn watch_room(&self, socket: RawFd, conn: ConnId) -> io::Result<()> {
+    pub(crate) fn watch_room(&self, socket: RawFd, conn: ConnId) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_MOD, socket, conn, libc::EPOLLOUT)
     }
 
@@ -74,7 +74,7 @@ impl Epoll {
     }
 
     /// Takes what happened since, at most [`EVENTS_MAX`]; answers whether there may be more.
-    pub fn take(&mut self, into: &mut Vec<Readiness>) -> bool {
+    pub(crate) fn take(&mut self, into: &mut Vec<Readiness>) -> bool {
         // SAFETY: the vector has room for EVENTS_MAX events, and the kernel says how many it wrote.
         let taken = unsafe {
             let events = self.events.as_mut_ptr();

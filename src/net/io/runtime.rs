@@ -36,7 +36,7 @@ const LADDER: [FlagSet; 3] = [
 ];
 
 /// Builds the runtime on the highest rung that this kernel takes.
-pub fn build() -> io::Result<Runtime<TimeDriver<IoUringDriver>>> {
+pub(crate) fn build() -> io::Result<Runtime<TimeDriver<IoUringDriver>>> {
     climb_down(&LADDER, COMPLETIONS, |builder| {
         RuntimeBuilder::<IoUringDriver>::new()
             .with_entries(ENTRIES)
@@ -47,7 +47,7 @@ pub fn build() -> io::Result<Runtime<TimeDriver<IoUringDriver>>> {
 }
 
 /// Builds a bare ring for batched writes on the highest rung that this kernel takes.
-pub fn bare_ring(entries: u32) -> io::Result<IoUring> {
+pub(crate) fn bare_ring(entries: u32) -> io::Result<IoUring> {
     // Every write may fail, so every entry needs room for its completion.
     climb_down(&LADDER, 2 * entries, |builder| builder.build(entries))
 }
@@ -73,7 +73,7 @@ fn climb_down<R>(
 /// A timer and a poll through the ring. monoio discards the ring's errors, so a ring that does not
 /// work would otherwise spin or sleep in silence. (A ring that cannot be entered at all is found
 /// before any shard starts, by `sys::probe_io_uring`: this test itself needs a ring that can.)
-pub async fn self_test() -> io::Result<()> {
+pub(crate) async fn self_test() -> io::Result<()> {
     let bell = crate::link::bell::Bell::new()?;
     let waits = super::socket::watch(bell.fd())?;
     assert!(bell.may_sleep(|| true));

@@ -19,7 +19,7 @@ const FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
 
 /// A write that was not taken whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ShortWrite {
+pub(crate) struct ShortWrite {
     /// Which of the batch's writes.
     pub op: usize,
     /// Bytes taken (0: the socket is full), or the error number.
@@ -27,7 +27,7 @@ pub struct ShortWrite {
 }
 
 /// Writes batches.
-pub enum Sender {
+pub(crate) enum Sender {
     /// Through a ring of its own.
     Ring(RingSender),
     /// One system call each.
@@ -35,14 +35,14 @@ pub enum Sender {
 }
 
 /// A ring, and room to describe the writes that have several buffers.
-pub struct RingSender {
+pub(crate) struct RingSender {
     ring: Box<IoUring>,
     chains: Chains,
 }
 
 impl Sender {
     /// A sender for batches of any size; `entries` of them per system call.
-    pub fn new(entries: usize) -> io::Result<Sender> {
+    pub(crate) fn new(entries: usize) -> io::Result<Sender> {
         let ring = super::runtime::bare_ring(entries.next_power_of_two() as u32)?;
         if !ring.params().is_feature_skip_cqe_on_success() {
             return Ok(Sender::Plain);
@@ -52,7 +52,7 @@ impl Sender {
 
     /// Makes all writes of a batch, in order; appends those that were not taken whole to
     /// `short_writes`.
-    pub fn send(
+    pub(crate) fn send(
         &mut self,
         batch: &SendBatch,
         short_writes: &mut Vec<ShortWrite>,

@@ -9,7 +9,7 @@ use std::os::fd::{FromRawFd, RawFd};
 
 /// Something that can be waited for: readable through monoio, whatever kind of descriptor it is.
 /// Owns a duplicate; the original stays with its owner.
-pub fn watch(fd: RawFd) -> io::Result<monoio::net::TcpStream> {
+pub(crate) fn watch(fd: RawFd) -> io::Result<monoio::net::TcpStream> {
     // SAFETY: fcntl takes no pointers; a non-negative answer is a new descriptor that nobody else
     // owns. monoio never looks at what kind it is: it only polls it.
     let stream = unsafe {
@@ -23,7 +23,7 @@ pub fn watch(fd: RawFd) -> io::Result<monoio::net::TcpStream> {
 }
 
 /// Reads what is there. `Ok(0)`: the peer has closed its half. `WouldBlock`: nothing is there.
-pub fn recv(fd: RawFd, into: &mut [u8]) -> io::Result<usize> {
+pub(crate) fn recv(fd: RawFd, into: &mut [u8]) -> io::Result<usize> {
     loop {
         // SAFETY: `into` is writable for its whole length; the kernel writes no further.
         let n = unsafe { libc::recv(fd, into.as_mut_ptr().cast(), into.len(), libc::MSG_DONTWAIT) };
@@ -35,7 +35,10 @@ pub fn recv(fd: RawFd, into: &mut [u8]) -> io::Result<usize> {
 }
 
 /// Writes some of the slices, in order; answers how many bytes the kernel took.
-pub fn send_slices<'a>(fd: RawFd, slices: impl Iterator<Item = &'a [u8]>) -> io::Result<usize> {
+pub(crate) fn send_slices<'a>(
+    fd: RawFd,
+    slices: impl Iterator<Item = &'a [u8]>,
+) -> io::Result<usize> {
     const SLICES_MAX: usize = 64;
     let mut iov = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; SLICES_MAX];
     let mut len = 0;
@@ -53,7 +56,7 @@ pub fn send_slices<'a>(fd: RawFd, slices: impl Iterator<Item = &'a [u8]>) -> io:
 }
 
 /// Takes one connection from a listener's backlog; non-blocking and closed on exec.
-pub fn accept(listener: RawFd) -> io::Result<RawFd> {
+pub(crate) fn accept(listener: RawFd) -> io::Result<RawFd> {
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: no address is asked for, so there is no pointer.
     let fd = unsafe { libc::accept4(listener, std::ptr::null_mut(), std::ptr::null_mut(), flags) };
@@ -61,7 +64,7 @@ pub fn accept(listener: RawFd) -> io::Result<RawFd> {
 }
 
 /// The address of a socket's peer, if it is connected and that is an IP address.
-pub fn peer(socket: RawFd) -> Option<std::net::SocketAddr> {
+pub(crate) fn peer(socket: RawFd) -> Option<std::net::SocketAddr> {
     // SAFETY: the descriptor is open: its owner is a connection that has not been closed. The borrow
     // ends with this call and closes nothing.
     let socket = unsafe { std::os::fd::BorrowedFd::borrow_raw(socket) };
@@ -70,7 +73,7 @@ pub fn peer(socket: RawFd) -> Option<std::net::SocketAddr> {
 }
 
 /// The core that received the last packet of a connection, if that is known.
-pub fn received_on(socket: RawFd) -> Option<usize> {
+pub(crate) fn received_on(socket: RawFd) -> Option<usize> {
     let mut cpu: libc::c_int = -1;
     let mut bytes = size_of::<libc::c_int>() as libc::socklen_t;
     let into: *mut libc::c_int = &mut cpu;
@@ -82,7 +85,7 @@ pub fn received_on(socket: RawFd) -> Option<usize> {
 
 /// Gives the kernel a classic BPF program that chooses among the listeners of this one's port,
 /// instead of the one it had.
-pub fn attach(listener: RawFd, program: &[libc::sock_filter]) -> io::Result<()> {
+pub(crate) fn attach(listener: RawFd, program: &[libc::sock_filter]) -> io::Result<()> {
     let len = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     // The type in C has no const; the kernel copies the program and writes nothing.
     let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
@@ -95,19 +98,19 @@ pub fn attach(listener: RawFd, program: &[libc::sock_filter]) -> io::Result<()> 
 }
 
 /// Says that nothing more will be written.
-pub fn shutdown_write(fd: RawFd) {
+pub(crate) fn shutdown_write(fd: RawFd) {
     // SAFETY: no pointers. Failing means that the peer is gone already.
     unsafe { libc::shutdown(fd, libc::SHUT_WR) };
 }
 
 /// Stops a listener: who waits for it wakes up, and the kernel steers nobody here any more.
-pub fn stop_listening(fd: RawFd) {
+pub(crate) fn stop_listening(fd: RawFd) {
     // SAFETY: no pointers.
     unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
 }
 
 /// Gives the descriptor back. It must not be used again.
-pub fn close(fd: RawFd) {
+pub(crate) fn close(fd: RawFd) {
     // SAFETY: no pointers; callers own `fd` and forget it. No operation on it is in flight: writes
     // complete inside their submission, reads are made when there is something to read.
     unsafe { libc::close(fd) };

@@ -8,11 +8,11 @@ use http::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
 use http::request::Parts;
 
 /// The interim answer that a client may wait for (RFC 9110 §10.1.1).
-pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+pub(super) const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// What is to come behind a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BodyPlan {
+pub(super) struct BodyPlan {
     /// So many bytes.
     pub bytes: usize,
     /// [`CONTINUE`] has to be sent before them.
@@ -20,7 +20,7 @@ pub struct BodyPlan {
 }
 
 /// Judges what a head says of its body, which may have `bytes_max` bytes.
-pub fn plan(parts: &Parts, bytes_max: usize) -> Result<BodyPlan, RejectReason> {
+pub(super) fn plan(parts: &Parts, bytes_max: usize) -> Result<BodyPlan, RejectReason> {
     let headers = &parts.headers;
     if headers.contains_key(TRANSFER_ENCODING) {
         return Err(RejectReason::BodyLength);

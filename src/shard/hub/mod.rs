@@ -23,7 +23,7 @@ use std::hash::BuildHasher;
 
 /// One member, from the topic's side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Member {
+pub(super) struct Member {
     /// The connection's index.
     pub conn: u32,
     /// Which of the connection's memberships this is.
@@ -39,7 +39,7 @@ enum Members {
 
 /// One topic with members on this shard.
 #[derive(Debug)]
-pub struct Topic {
+pub(super) struct Topic {
     name: TopicName,
     members: Members,
     /// In which encoding its members receive it: a room with two encodings is two topics here.
@@ -55,14 +55,14 @@ pub struct Topic {
 }
 
 /// A round's number in the shard's pool; never 0, so that `Option` costs nothing.
-pub type RoundId = std::num::NonZeroU32;
+pub(super) type RoundId = std::num::NonZeroU32;
 
 const _: () = assert!(size_of::<Option<Topic>>() + 8 == 56, "see the ledger in tests/budget.rs");
 const _: () = assert!(size_of::<Member>() == 8, "one for each connection of a room");
 
 /// How far a walk over a topic's members has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Walk {
+pub(super) struct Walk {
     /// Members below were told.
     pub at: usize,
     /// Members from here on came after the walk began.
@@ -70,7 +70,7 @@ pub struct Walk {
 }
 
 /// All topics of one shard.
-pub struct Hub {
+pub(super) struct Hub {
     topics: Slab<Topic>,
     /// Index and hash of each topic by name. The hash stands beside the index, so that growing the
     /// table does not touch a million topics.
@@ -119,24 +119,24 @@ impl Members {
 
 impl Topic {
     /// Its name.
-    pub fn name(&self) -> &TopicName {
+    pub(super) fn name(&self) -> &TopicName {
         &self.name
     }
 
     /// In which encoding its members receive it.
-    pub fn encoding(&self) -> Encoding {
+    pub(super) fn encoding(&self) -> Encoding {
         self.encoding
     }
 
     /// Everyone in it, in an order that only leaving changes.
-    pub fn members(&self) -> &[Member] {
+    pub(super) fn members(&self) -> &[Member] {
         self.members.as_slice()
     }
 }
 
 impl Hub {
     /// No topics, and room for `topics_max`.
-    pub fn with_max(topics_max: usize) -> Hub {
+    pub(super) fn with_max(topics_max: usize) -> Hub {
         Hub {
             topics: Slab::with_max(topics_max),
             by_name: HashTable::new(),
@@ -146,23 +146,23 @@ impl Hub {
     }
 
     /// How many topics.
-    pub fn topics_len(&self) -> usize {
+    pub(super) fn topics_len(&self) -> usize {
         self.topics.len()
     }
 
     /// How many memberships.
-    pub fn members_len(&self) -> usize {
+    pub(super) fn members_len(&self) -> usize {
         self.members
     }
 
     /// The topic of that name, if it has members here in that encoding.
-    pub fn find(&self, name: &TopicName, encoding: Encoding) -> Option<TopicId> {
+    pub(super) fn find(&self, name: &TopicName, encoding: Encoding) -> Option<TopicId> {
         let (prefix, rest) = name.as_str().split_at(name.as_str().len().min(2));
         self.find_parts(prefix, rest, encoding)
     }
 
     /// The topic of that room, if it has members here in that encoding. Makes no name to look for.
-    pub fn find_room(&self, room: &str, encoding: Encoding) -> Option<TopicId> {
+    pub(super) fn find_room(&self, room: &str, encoding: Encoding) -> Option<TopicId> {
         self.find_parts("r:", room, encoding)
     }
 
@@ -180,38 +180,38 @@ impl Hub {
     }
 
     /// The topic, unless it has gone.
-    pub fn get(&self, id: TopicId) -> Option<&Topic> {
+    pub(super) fn get(&self, id: TopicId) -> Option<&Topic> {
         self.topics.get(id.0)
     }
 
     /// The topic, unless it has gone.
-    pub fn get_mut(&mut self, id: TopicId) -> Option<&mut Topic> {
+    pub(super) fn get_mut(&mut self, id: TopicId) -> Option<&mut Topic> {
         self.topics.get_mut(id.0)
     }
 
     /// The topic that lives at `index`: for connections' own lists, which are exact.
-    pub fn at(&self, index: u32) -> &Topic {
+    pub(super) fn at(&self, index: u32) -> &Topic {
         self.topics.at(index).expect("a membership names a topic that lives")
     }
 
     /// The key of the topic that lives at `index`.
-    pub fn id_at(&self, index: u32) -> TopicId {
+    pub(super) fn id_at(&self, index: u32) -> TopicId {
         TopicId(self.topics.id_at(index).expect("a membership names a topic that lives"))
     }
 
     /// One past the highest place of a topic: for walks by part.
-    pub fn places(&self) -> u32 {
+    pub(super) fn places(&self) -> u32 {
         self.topics.high() as u32
     }
 
     /// The topic at a place, if there is one.
-    pub fn at_place(&self, place: u32) -> Option<&Topic> {
+    pub(super) fn at_place(&self, place: u32) -> Option<&Topic> {
         self.topics.at(place)
     }
 
     /// Makes sure that the topic exists. `None`: there are as many topics as there may be.
     /// A topic that is made here has no member yet: a [`Hub::join`] must follow.
-    pub fn open(
+    pub(super) fn open(
         &mut self,
         name: &TopicName,
         encoding: Encoding,
@@ -236,7 +236,7 @@ impl Hub {
     }
 
     /// `conn` comes in. It must not be in yet.
-    pub fn join(&mut self, id: TopicId, index: u32, conn: &mut Conn) {
+    pub(super) fn join(&mut self, id: TopicId, index: u32, conn: &mut Conn) {
         let topic = self.topics.get_mut(id.0).expect("opened just before");
         debug_assert!(conn.joined.find(id.0.index).is_none());
         let place = topic.members().len();
@@ -248,7 +248,7 @@ impl Hub {
     /// The connection at `index` gives up its membership at `slot`. `walk` is how far the topic is
     /// being walked, if it is: told members stay told, and nobody still to be told is skipped.
     /// Whether the topic has no member left.
-    pub fn leave(
+    pub(super) fn leave(
         &mut self,
         conns: &mut Slab<Conn>,
         index: u32,
@@ -269,7 +269,7 @@ impl Hub {
     }
 
     /// The connection's last membership becomes its first one.
-    pub fn bring_first(&mut self, conns: &mut Slab<Conn>, index: u32) {
+    pub(super) fn bring_first(&mut self, conns: &mut Slab<Conn>, index: u32) {
         let conn = conns.at_mut(index).expect("whoever has just joined is here");
         let last = conn.joined.len() - 1;
         conn.joined.swap(0, last);
@@ -281,7 +281,7 @@ impl Hub {
     }
 
     /// Forgets a topic whose last member has left.
-    pub fn close(&mut self, id: TopicId) -> Option<Topic> {
+    pub(super) fn close(&mut self, id: TopicId) -> Option<Topic> {
         let topic = self.topics.remove(id.0)?;
         debug_assert!(topic.members().is_empty());
         let hash = self.hash_of(&topic);
@@ -293,7 +293,7 @@ impl Hub {
 
     /// Walks everything; for tests.
     #[cfg(any(test, debug_assertions))]
-    pub fn check(&self, conns: &Slab<Conn>) {
+    pub(super) fn check(&self, conns: &Slab<Conn>) {
         let mut members = 0;
         for (id, topic) in self.topics.iter() {
             assert_eq!(self.find(&topic.name, topic.encoding), Some(TopicId(id)));

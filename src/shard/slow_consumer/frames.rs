@@ -27,7 +27,7 @@ pub struct FramePart {
 
 /// What a buffer is made from, in its order.
 #[derive(Clone, Debug)]
-pub struct BatchSource {
+pub(crate) struct BatchSource {
     /// Whose frames.
     pub at: TopicId,
     /// The frames.

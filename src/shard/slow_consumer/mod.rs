@@ -8,8 +8,8 @@
 //!
 //! Invariant: nothing here is reached for a member who keeps up.
 
-pub mod frames;
-pub mod outbox;
+pub(super) mod frames;
+pub(super) mod outbox;
 
 use crate::ids::TopicId;
 use crate::metrics::ShardCounters;

@@ -5,7 +5,7 @@ pub(in crate::shard) mod acks;
 pub(in crate::shard) mod deliveries;
 pub(in crate::shard) mod disconnects;
 pub(in crate::shard) mod expiries;
-pub mod lifecycle;
+pub(super) mod lifecycle;
 pub(in crate::shard) mod moves;
 pub(in crate::shard) mod named_peers;
 pub(in crate::shard) mod paused_reads;

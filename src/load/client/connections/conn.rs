@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// How far a connection has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClientState {
+pub(super) enum ClientState {
     /// Not connected; its slot is in the schedule.
     Waiting,
     /// The TCP connect is under way.
@@ -24,7 +24,7 @@ pub enum ClientState {
 }
 
 /// One connection.
-pub struct ClientConn {
+pub(super) struct ClientConn {
     /// The socket, from the beginning of a connect until the connection ends.
     pub stream: Option<TcpStream>,
     /// How far it has come.
@@ -53,7 +53,7 @@ struct ConnBuffers {
 
 impl ClientConn {
     /// A connection that waits for its first attempt.
-    pub fn new() -> ClientConn {
+    pub(super) fn new() -> ClientConn {
         ClientConn {
             stream: None,
             state: ClientState::Waiting,
@@ -66,27 +66,27 @@ impl ClientConn {
     }
 
     /// Whether a handshake is under way, the join included.
-    pub fn is_opening(&self) -> bool {
+    pub(super) fn is_opening(&self) -> bool {
         matches!(self.state, ClientState::Connecting | ClientState::Requested | ClientState::Open)
     }
 
     /// Bytes that the socket has not taken yet.
-    pub fn unsent_bytes(&self) -> usize {
+    pub(super) fn unsent_bytes(&self) -> usize {
         self.buffers.as_ref().map_or(0, |buffers| buffers.unsent.len())
     }
 
     /// Where bytes to be sent are appended.
-    pub fn unsent(&mut self) -> &mut Vec<u8> {
+    pub(super) fn unsent(&mut self) -> &mut Vec<u8> {
         &mut self.buffers.get_or_insert_default().unsent
     }
 
     /// Takes the bytes of the incomplete frame out; empty if there are none.
-    pub fn take_unread(&mut self) -> Vec<u8> {
+    pub(super) fn take_unread(&mut self) -> Vec<u8> {
         self.buffers.as_mut().map(|buffers| std::mem::take(&mut buffers.unread)).unwrap_or_default()
     }
 
     /// Keeps `rest`, an incomplete frame, for the next read. Frees the buffers if both are empty.
-    pub fn keep_unread(&mut self, rest: &[u8]) {
+    pub(super) fn keep_unread(&mut self, rest: &[u8]) {
         if self.stream.is_none() {
             return;
         }
@@ -99,7 +99,7 @@ impl ClientConn {
 
     /// Writes what is unsent, at most `write_bytes_max` at a time, until the socket is full. Bytes
     /// for a broken socket are dropped: the reader gets the same error, after what arrived before.
-    pub fn flush(&mut self, write_bytes_max: usize) {
+    pub(super) fn flush(&mut self, write_bytes_max: usize) {
         let (Some(stream), Some(buffers)) = (self.stream.as_ref(), self.buffers.as_mut()) else {
             return;
         };
@@ -120,7 +120,7 @@ impl ClientConn {
     }
 
     /// Closes the socket, with a reset or plainly, and frees the buffers.
-    pub fn close(&mut self, reset: bool) {
+    pub(super) fn close(&mut self, reset: bool) {
         self.buffers = None;
         if let Some(stream) = self.stream.take()
             && reset

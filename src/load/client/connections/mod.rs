@@ -17,19 +17,19 @@ mod schedule;
 mod send;
 mod state;
 
-pub use state::ClientConnections;
+pub(crate) use state::ClientConnections;
 
 use crate::load::sys::ReadySocket;
 use conn::ClientState;
 
 impl ClientConnections {
     /// Begins to connect all connections, each in its turn.
-    pub fn connect_all(&mut self) {
+    pub(crate) fn connect_all(&mut self) {
         self.schedule.restart(self.conns.len() as u32, self.plan.now_ns());
     }
 
     /// Takes an event of epoll.
-    pub fn handle_ready(&mut self, ready: ReadySocket) {
+    pub(crate) fn handle_ready(&mut self, ready: ReadySocket) {
         let (slot, generation) = (ready.key as u32, (ready.key >> 32) as u16);
         let Some(conn) = self.conns.get(slot as usize) else { return };
         if conn.generation != generation || conn.stream.is_none() {
@@ -46,7 +46,7 @@ impl ClientConnections {
     }
 
     /// Closes every connection, with a reset or plainly, and connects it again.
-    pub fn reconnect_all(&mut self, reset: bool) {
+    pub(crate) fn reconnect_all(&mut self, reset: bool) {
         for conn in &mut self.conns {
             conn.close(reset);
             conn.generation = conn.generation.wrapping_add(1);
@@ -58,7 +58,7 @@ impl ClientConnections {
     }
 
     /// Closes every connection with a reset, which leaves no sockets in TIME_WAIT on this machine.
-    pub fn close_all(&mut self) {
+    pub(crate) fn close_all(&mut self) {
         for conn in &mut self.conns {
             conn.close(true);
         }

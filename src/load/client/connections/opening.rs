@@ -16,7 +16,7 @@ const CONNECTS_PER_TURN: u32 = 64;
 
 impl ClientConnections {
     /// Begins as many connects as concurrency and rate allow, a bounded number in each turn.
-    pub fn begin_connects(&mut self) {
+    pub(crate) fn begin_connects(&mut self) {
         let now_ns = self.plan.now_ns();
         self.schedule.queue_due_retries(now_ns);
         for _ in 0..CONNECTS_PER_TURN {
@@ -26,12 +26,12 @@ impl ClientConnections {
     }
 
     /// When the next connect can begin; `None` if that depends on an event.
-    pub fn next_connect_ns(&self) -> Option<u64> {
+    pub(crate) fn next_connect_ns(&self) -> Option<u64> {
         self.schedule.next_due_ns()
     }
 
     /// Ends handshakes that have taken too long.
-    pub fn expire_handshakes(&mut self) {
+    pub(crate) fn expire_handshakes(&mut self) {
         let now_ns = self.plan.now_ns();
         while let Some(deadline) = self.schedule.first_deadline() {
             let conn = self.conn(deadline.slot);

@@ -16,7 +16,7 @@ const RETRY_AFTER_S_MAX: u64 = 300;
 
 /// When a handshake has taken too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HandshakeDeadline {
+pub(super) struct HandshakeDeadline {
     /// In nanoseconds since the run began.
     pub at_ns: u64,
     /// Whose handshake.
@@ -27,7 +27,7 @@ pub struct HandshakeDeadline {
 
 /// The connects of one worker.
 #[derive(Debug)]
-pub struct ConnectSchedule {
+pub(super) struct ConnectSchedule {
     /// Handshakes that may be outstanding.
     concurrency: u32,
     /// Connects a second, if limited.
@@ -46,7 +46,7 @@ pub struct ConnectSchedule {
 
 impl ConnectSchedule {
     /// An empty schedule.
-    pub fn new(concurrency: u32, rate: Option<f64>) -> ConnectSchedule {
+    pub(super) fn new(concurrency: u32, rate: Option<f64>) -> ConnectSchedule {
         ConnectSchedule {
             concurrency,
             rate,
@@ -60,7 +60,7 @@ impl ConnectSchedule {
     }
 
     /// Forgets all handshakes and retries, and queues the slots `0..slots`.
-    pub fn restart(&mut self, slots: u32, now_ns: u64) {
+    pub(super) fn restart(&mut self, slots: u32, now_ns: u64) {
         self.deadlines.clear();
         self.retries.clear();
         self.handshakes = 0;
@@ -70,7 +70,7 @@ impl ConnectSchedule {
     }
 
     /// Queues the retries that are due.
-    pub fn queue_due_retries(&mut self, now_ns: u64) {
+    pub(super) fn queue_due_retries(&mut self, now_ns: u64) {
         while let Some(&Reverse((due_ns, slot))) = self.retries.peek() {
             if due_ns > now_ns {
                 break;
@@ -81,7 +81,7 @@ impl ConnectSchedule {
     }
 
     /// Takes the next slot off the queue, if concurrency and rate allow a connect now.
-    pub fn take_next(&mut self, now_ns: u64) -> Option<u32> {
+    pub(super) fn take_next(&mut self, now_ns: u64) -> Option<u32> {
         if self.handshakes >= self.concurrency || self.rate_due_ns() > now_ns {
             return None;
         }
@@ -91,7 +91,7 @@ impl ConnectSchedule {
     }
 
     /// When the next connect can begin; `None` if that depends on an event.
-    pub fn next_due_ns(&self) -> Option<u64> {
+    pub(super) fn next_due_ns(&self) -> Option<u64> {
         if self.handshakes >= self.concurrency {
             return None;
         }
@@ -102,28 +102,28 @@ impl ConnectSchedule {
     }
 
     /// A handshake has begun, and must have ended with a join by its deadline.
-    pub fn handshake_begun(&mut self, deadline: HandshakeDeadline) {
+    pub(super) fn handshake_begun(&mut self, deadline: HandshakeDeadline) {
         self.handshakes += 1;
         self.deadlines.push_back(deadline);
     }
 
     /// A handshake has ended, with a 101 or without.
-    pub fn handshake_ended(&mut self) {
+    pub(super) fn handshake_ended(&mut self) {
         self.handshakes -= 1;
     }
 
     /// The earliest deadline, also of a handshake that has ended.
-    pub fn first_deadline(&self) -> Option<HandshakeDeadline> {
+    pub(super) fn first_deadline(&self) -> Option<HandshakeDeadline> {
         self.deadlines.front().copied()
     }
 
     /// Removes the earliest deadline.
-    pub fn drop_first_deadline(&mut self) {
+    pub(super) fn drop_first_deadline(&mut self) {
         self.deadlines.pop_front();
     }
 
     /// Connects a slot again at `due_ns`.
-    pub fn retry(&mut self, slot: u32, due_ns: u64) {
+    pub(super) fn retry(&mut self, slot: u32, due_ns: u64) {
         self.retries.push(Reverse((due_ns, slot)));
     }
 
@@ -139,7 +139,7 @@ impl ConnectSchedule {
 
 /// How long to wait after `tries` failed attempts: what the server asked for plus up to as much
 /// again, or 0.1 s doubled with every attempt up to 5 s, half of it random.
-pub fn retry_delay_ns(tries: u8, retry_after_s: Option<u64>, random: u64) -> u64 {
+pub(super) fn retry_delay_ns(tries: u8, retry_after_s: Option<u64>, random: u64) -> u64 {
     let (least, spread) = match retry_after_s {
         Some(s) => (
             Duration::from_secs(s.min(RETRY_AFTER_S_MAX)),

@@ -17,7 +17,7 @@ impl ClientConnections {
     /// Queues one message on the connection with this number. Returns `false`, and queues nothing,
     /// if the connection is not joined or its socket takes nothing any more.
     #[must_use]
-    pub fn publish(&mut self, number: u32, stamp: Stamp) -> bool {
+    pub(crate) fn publish(&mut self, number: u32, stamp: Stamp) -> bool {
         let slot = number - self.first;
         let conn = self.conn(slot);
         if conn.state != ClientState::Joined || conn.unsent_bytes() > UNSENT_BYTES_MAX {
@@ -35,7 +35,7 @@ impl ClientConnections {
     }
 
     /// Sends a burst on every joined connection, and another one whenever the last is answered.
-    pub fn start_bursts(&mut self) {
+    pub(crate) fn start_bursts(&mut self) {
         let plan = Arc::clone(&self.plan);
         let Some(burst) = &plan.burst else { return };
         self.bursts = (0..self.conns.len() as u32)
@@ -53,7 +53,7 @@ impl ClientConnections {
     }
 
     /// Begins no further burst.
-    pub fn stop_bursts(&mut self) {
+    pub(crate) fn stop_bursts(&mut self) {
         self.is_bursting = false;
     }
 
@@ -80,7 +80,7 @@ impl ClientConnections {
     }
 
     /// Writes what was queued in this turn: one write for each connection.
-    pub fn flush_all(&mut self) {
+    pub(crate) fn flush_all(&mut self) {
         while let Some(slot) = self.to_flush.pop() {
             self.flush(slot);
         }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 const RECEIVE_BYTES: usize = 256 << 10;
 
 /// A delivery of one of the run's messages has arrived.
-pub struct ReceivedDelivery {
+pub(crate) struct ReceivedDelivery {
     /// Which message.
     pub stamp: Stamp,
     /// When, in nanoseconds since the run began.
@@ -25,7 +25,7 @@ pub struct ReceivedDelivery {
 
 /// All connections of one worker, owned by it. A *slot* is a connection's place here; its number in
 /// the run is `first + slot`.
-pub struct ClientConnections {
+pub(crate) struct ClientConnections {
     pub(super) plan: Arc<ClientPlan>,
     /// Number of the connection in slot 0.
     pub(super) first: u32,
@@ -52,7 +52,7 @@ pub struct ClientConnections {
 
 impl ClientConnections {
     /// Connections `first..end`, none of them begun, watched by `epoll`.
-    pub fn new(
+    pub(crate) fn new(
         plan: Arc<ClientPlan>,
         first: u32,
         end: u32,
@@ -78,12 +78,12 @@ impl ClientConnections {
     }
 
     /// The set that watches them.
-    pub fn epoll(&self) -> &ClientEpoll {
+    pub(crate) fn epoll(&self) -> &ClientEpoll {
         &self.epoll
     }
 
     /// The first connection that has joined.
-    pub fn any_joined(&self) -> Option<u32> {
+    pub(crate) fn any_joined(&self) -> Option<u32> {
         let slot = self.conns.iter().position(|conn| conn.state == ClientState::Joined)?;
         Some(self.first + slot as u32)
     }
