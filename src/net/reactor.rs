@@ -361,7 +361,9 @@ impl Reactor {
         self.shard.handle_timeout(now_ms);
         while let Some(conn) = self.shard.poll_timed_out() {
             match self.upgrades.timed_out(conn.0.index, &self.routes, now_ms) {
-                TimedOut::NotYet => self.shard.handle_not_late(conn, now_ms),
+                TimedOut::NotYet { deadline_ms } => {
+                    self.shard.handle_not_late(conn, deadline_ms, now_ms);
+                }
                 TimedOut::Reject(reason) => self.reject(conn, reason),
                 TimedOut::End => self.end_served(conn),
             }

@@ -49,7 +49,7 @@ impl Shard {
         forget_settled(&mut self.life.handshakes, handshaking, |conn| {
             self.conns.get(conn.0).is_some_and(|c| c.state == ConnState::Handshaking)
         });
-        self.life.handshakes.push_back((now_ms + self.limits.handshake_timeout_ms, conn));
+        self.look_at(conn, now_ms + self.limits.handshake_timeout_ms);
         Some(conn)
     }
 
@@ -111,11 +111,20 @@ impl Shard {
     }
 
     /// A connection that [`Shard::poll_timed_out`] named is not late after all: it is named again
-    /// after another `handshake_timeout_ms`.
-    pub fn handle_not_late(&mut self, conn: ConnId, now_ms: u64) {
+    /// at `deadline_ms`; `None`: after another `handshake_timeout_ms`.
+    pub fn handle_not_late(&mut self, conn: ConnId, deadline_ms: Option<u64>, now_ms: u64) {
         if self.is_handshaking(conn) {
-            self.life.handshakes.push_back((now_ms + self.limits.handshake_timeout_ms, conn));
+            let usual_ms = now_ms + self.limits.handshake_timeout_ms;
+            self.look_at(conn, deadline_ms.unwrap_or(usual_ms));
         }
+    }
+
+    /// Sees at `deadline_ms` whether a connection is still in its handshake. Nearly all deadlines
+    /// come in order; only bodies have longer ones.
+    fn look_at(&mut self, conn: ConnId, deadline_ms: u64) {
+        let queue = &mut self.life.handshakes;
+        let longer = queue.iter().rev().take_while(|(later_ms, _)| *later_ms > deadline_ms).count();
+        queue.insert(queue.len() - longer, (deadline_ms, conn));
     }
 
     /// The ops thread has answered a request.
@@ -235,9 +244,11 @@ impl Shard {
                 ReadState::Queued | ReadState::ToTheEnd | ReadState::Paused => {}
             }
             self.conns.get_mut(conn.0).expect("it was looked at").heard = false;
-            later.push((now_ms + self.limits.handshake_timeout_ms, conn));
+            later.push(conn);
         }
-        self.life.handshakes.extend(later);
+        later.into_iter().for_each(|conn| {
+            self.look_at(conn, now_ms + self.limits.handshake_timeout_ms);
+        });
         while let Some(conn) = due(&mut self.life.closings, now_ms) {
             self.life.ended.push_back(conn);
         }
@@ -640,5 +651,26 @@ mod tests {
         assert_eq!(shard.begin_reading(prompt), Some((1, false)));
         shard.handle_timeout(2 * Limits::TINY.handshake_timeout_ms);
         assert_eq!(shard.poll_timed_out(), Some(prompt), "read, and it was not a whole head");
+    }
+
+    #[test]
+    fn a_connection_whose_stage_has_more_time_is_looked_at_when_that_is_over() {
+        let mut shard = shard();
+        let timeout_ms = Limits::TINY.handshake_timeout_ms;
+        let slow = shard.handle_accept(1, 0).unwrap();
+        shard.handle_timeout(timeout_ms);
+        assert_eq!(shard.poll_timed_out(), Some(slow));
+        let deadline_ms = 3 * timeout_ms + 7;
+        shard.handle_not_late(slow, Some(deadline_ms), timeout_ms);
+        let quick = shard.handle_accept(2, timeout_ms).unwrap();
+        shard.handle_timeout(2 * timeout_ms);
+        assert_eq!(shard.poll_timed_out(), Some(quick), "deadlines stay in order");
+        shard.handle_timeout(deadline_ms - 1);
+        assert_eq!(shard.poll_timed_out(), None);
+        shard.handle_timeout(deadline_ms);
+        assert_eq!(shard.poll_timed_out(), Some(slow));
+        shard.handle_not_late(slow, None, deadline_ms);
+        shard.handle_timeout(deadline_ms + timeout_ms);
+        assert_eq!(shard.poll_timed_out(), Some(slow));
     }
 }

@@ -143,8 +143,11 @@ enum ProxyVerdict {
 /// What is to become of a connection whose time is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimedOut {
-    /// Its stage has more time than that.
-    NotYet,
+    /// Its stage has more time.
+    NotYet {
+        /// Until then, in milliseconds of the shard's clock; `None`: for as long as it takes.
+        deadline_ms: Option<u64>,
+    },
     /// It is refused.
     Reject(RejectReason),
     /// It ends: it was served, and asks nothing more.
@@ -208,14 +211,14 @@ impl Upgrades {
             return TimedOut::Reject(late_head(protocol == ProxyProtocol::Required));
         };
         if begun.deadline_ms > now_ms {
-            return TimedOut::NotYet;
+            return TimedOut::NotYet { deadline_ms: Some(begun.deadline_ms) };
         }
         match begun.stage {
             Stage::ProxyHeader => TimedOut::Reject(late_head(protocol == ProxyProtocol::Required)),
             Stage::Head if begun.is_served && begun.bytes.is_empty() => TimedOut::End,
             Stage::Head => TimedOut::Reject(RejectReason::HeadTimeout),
             Stage::Body(_) => TimedOut::Reject(RejectReason::BodyTimeout),
-            Stage::Answer => TimedOut::NotYet,
+            Stage::Answer => TimedOut::NotYet { deadline_ms: None },
         }
     }
 
