@@ -119,13 +119,18 @@ fn run(args: &Args) -> io::Result<()> {
     others.into_iter().try_for_each(|other| other.join().expect("a floor thread panicked"))
 }
 
-/// A listener whose connections have Nagle's algorithm off.
+/// What the kernel takes for a connection before it has sent it: as in the server's default.
+const UNSENT_BYTES_MAX: u32 = 64 * 1024;
+
+/// A listener whose connections have the options of the server's: Nagle's algorithm off, and
+/// little unsent in the kernel.
 pub fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
     socket.bind(&addr.into())?;
     socket.listen(4096)?;
     Ok(socket.into())

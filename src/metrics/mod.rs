@@ -204,6 +204,7 @@ counters! {
         closed_too_big: Counter "connections_closed_total"["reason" = "too_big"] "WebSocket connections closed, by reason",
         closed_unsupported: Counter "connections_closed_total"["reason" = "unsupported"] "WebSocket connections closed, by reason",
         closed_slow: Counter "connections_closed_total"["reason" = "slow_consumer"] "WebSocket connections closed, by reason",
+        closed_stalled: Counter "connections_closed_total"["reason" = "stalled"] "WebSocket connections closed, by reason",
         closed_silent: Counter "connections_closed_total"["reason" = "ping_timeout"] "WebSocket connections closed, by reason",
         closed_drain: Counter "connections_closed_total"["reason" = "drain"] "WebSocket connections closed, by reason",
         closed_token_expired: Counter "connections_closed_total"["reason" = "token_expired"] "WebSocket connections closed, by reason",

@@ -71,7 +71,7 @@ limits! {
     http_body_bytes_max: usize = 2 * 1024 * 1024, in tests 2048, bytes(1024, 64 * MIB),
         "The body of a request for the API on the public port. Beyond: 413.";
     http_body_timeout_ms: u64 = 15_000, in tests 1_000, ms(100, 10 * MINUTE_MS),
-        "From the end of such a request's head to the end of its body. Looked at every limits.handshake_timeout_ms. Beyond: 408.";
+        "From the end of such a request's head to the end of its body. One shorter than limits.handshake_timeout_ms may be looked at only after that. Beyond: 408.";
     // Below the turns of the operators' own port, so that its callers have some as well.
     http_calls_max: usize = 32, in tests 2, count(1, 4096, "requests"),
         "Such requests that are received or carried out at a time, of the whole node. Beyond: 503 with Retry-After.";
@@ -91,6 +91,10 @@ limits! {
         "Rooms and users with a member in one shard. Beyond: error overloaded.";
     outbox_bytes_max: usize = 1024 * 1024, in tests 2048, bytes(1024, 1024 * MIB),
         "Bytes that wait for one connection. Beyond: close 1013.";
+    socket_unsent_bytes_max: usize = 64 * 1024, in tests 64 * 1024, bytes(16 * 1024, 64 * MIB),
+        "Bytes for one client that the kernel takes before it has sent them (TCP_NOTSENT_LOWAT). Beyond: they wait in the node, where limits.outbox_bytes_max and the room's slow_consumer apply.";
+    stall_timeout_ms: u64 = 30_000, in tests 3_000, ms(1_000, 60 * MINUTE_MS),
+        "How long a client may take nothing of what waits for it, in its kernel (TCP_USER_TIMEOUT) or in the node, where it is looked at every limits.ping_interval_ms. Beyond: the connection ends, whether it answers pings or not.";
     close_timeout_ms: u64 = 5_000, in tests 500, ms(100, 10 * MINUTE_MS),
         "From the server's close frame to the end of the connection. Beyond: the socket is closed.";
     ping_interval_ms: u64 = 25_000, in tests 2_000, ms(100, 60 * MINUTE_MS),

@@ -249,6 +249,8 @@ pub enum CloseReason {
     Unsupported,
     /// More than `outbox_bytes_max` waits for it.
     Slow,
+    /// It has taken nothing of what waits for it for `stall_timeout_ms`.
+    Stalled,
     /// Nothing was heard for a whole sweep, the answer to our ping included.
     Silent,
     /// This node ends.
@@ -277,7 +279,7 @@ impl CloseReason {
             }
             CloseReason::Disconnected => return None, // The operator says it.
             CloseReason::Unsupported => Farewell::Unsupported,
-            CloseReason::Slow => Farewell::Slow,
+            CloseReason::Slow | CloseReason::Stalled => Farewell::Slow,
             CloseReason::Overloaded => Farewell::Overloaded,
             CloseReason::Silent => Farewell::Silent,
             CloseReason::Drain => Farewell::Drain,
@@ -286,6 +288,11 @@ impl CloseReason {
         };
         let (code, text) = dialect.close(farewell);
         Some((CloseCode::new(code).expect("a dialect closes with codes that may be sent"), text))
+    }
+
+    /// Whether what waits for it is given up, all but the frame that has begun.
+    pub fn is_of_a_slow_peer(self) -> bool {
+        matches!(self, CloseReason::Slow | CloseReason::Stalled)
     }
 
     /// The reason as it stands in the metrics and the log.
@@ -298,6 +305,7 @@ impl CloseReason {
             CloseReason::Protocol(_) => "protocol",
             CloseReason::Unsupported => "unsupported",
             CloseReason::Slow => "slow_consumer",
+            CloseReason::Stalled => "stalled",
             CloseReason::Silent => "ping_timeout",
             CloseReason::Overloaded => "overloaded",
             CloseReason::Drain => "drain",

@@ -324,7 +324,7 @@ impl Shard {
             // message.
             c.decoder = None;
         }
-        if let Some(outbox) = c.outbox.as_mut().filter(|_| reason == CloseReason::Slow) {
+        if let Some(outbox) = c.outbox.as_mut().filter(|_| reason.is_of_a_slow_peer()) {
             let before = outbox.bytes();
             outbox.keep_first();
             self.counters.outbox_bytes -= (before - outbox.bytes()) as u64;
@@ -453,6 +453,7 @@ impl Shard {
             }
             CloseReason::Unsupported => &mut counters.closed_unsupported,
             CloseReason::Slow => &mut counters.closed_slow,
+            CloseReason::Stalled => &mut counters.closed_stalled,
             CloseReason::Silent => &mut counters.closed_silent,
             CloseReason::Drain => &mut counters.closed_drain,
             CloseReason::TokenExpired => &mut counters.closed_token_expired,
@@ -499,8 +500,18 @@ impl Shard {
         if !heard && !may_be_unread {
             return self.begin_close(id, CloseReason::Silent);
         }
+        if self.is_stalled(index) {
+            return self.begin_close(id, CloseReason::Stalled);
+        }
         self.counters.pings += 1;
         self.queue_reply(id, framing::heartbeat(encoding), Follows::More);
+    }
+
+    /// Whether its peer takes nothing, even if it answers pings: what waits for it is memory.
+    fn is_stalled(&mut self, index: u32) -> bool {
+        let now_ms = self.life.now_ms;
+        let outbox = self.conns.at_mut(index).and_then(|conn| conn.outbox.as_mut());
+        outbox.is_some_and(|outbox| outbox.stalled_ms(now_ms) >= self.limits.stall_timeout_ms)
     }
 
     pub(super) fn begin_drain(&mut self, over_ms: u64, now_ms: u64) {

@@ -55,6 +55,33 @@ fn a_slow_client_is_closed_with_1013_while_the_others_hear_everything() {
     }
 }
 
+/// Its receive buffer is small, and so is what the kernel takes for it: the rest waits in the node,
+/// where the room's policy applies to it.
+#[test]
+fn the_kernel_takes_little_for_a_client_that_does_not_read_and_ends_it_in_time() {
+    let args = ["--shards", "1", "--limits-stall-timeout-ms", "1000"];
+    let node = Node::start_ready(&args);
+    let mut quick = Client::join(node.addr, &["r"]);
+    let stalled = Client::join(node.addr, &["r"]);
+    let socket = socket2::SockRef::from(&stalled.stream);
+    socket.set_recv_buffer_size(4096).expect("a size that the kernel rounds up");
+    let filling = "x".repeat(8_000);
+    let mut sent_bytes = 0;
+    while node.metric("campanile_outbox_bytes") == 0 {
+        quick.say(format!(r#"{{"room_id":"r","payload":"{filling}"}}"#));
+        quick.hear_payload();
+        sent_bytes += filling.len();
+        assert!(sent_bytes < 400_000, "the kernel holds {sent_bytes} bytes for one client");
+    }
+    node.wait_for("campanile_connections", 1);
+    node.wait_for("campanile_outbox_bytes", 0);
+    let ended = |reason: &str| {
+        node.metric_where("campanile_connections_closed_total", &format!("reason={reason:?}"))
+    };
+    assert_eq!(ended("io_error") + ended("connection_lost") + ended("stalled"), 1);
+    drop(stalled);
+}
+
 const POLICIES: &str = "drop: slow_consumer=drop_oldest; tick: slow_consumer=conflate";
 
 /// A node, somebody who reads and somebody who does not, both in one room.

@@ -300,6 +300,7 @@ impl Day {
                 + counters.closed_too_big
                 + counters.closed_unsupported
                 + counters.closed_slow
+                + counters.closed_stalled
                 + counters.closed_silent
                 + counters.closed_drain
                 + counters.closed_overloaded

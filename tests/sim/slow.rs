@@ -206,6 +206,37 @@ fn other_rooms_of_the_same_member_miss_nothing() {
 }
 
 #[test]
+fn a_member_who_takes_nothing_is_closed_though_it_answers_pings() {
+    let mut world = world();
+    let members = ["ann", "bob", "cid"].map(|user| member(&mut world, user, &["drop:r"]));
+    let [ann, stalled, slow] = members;
+    stops_reading(&mut world, stalled, 100);
+    stops_reading(&mut world, slow, 100);
+    (0..10).for_each(|_| drop(says(&mut world, ann, "r:drop:r")));
+    let pass = |world: &mut World| {
+        for who in members {
+            world.send_frame(who, true, 10, b"");
+        }
+        // This one takes a little each time: it is slow, which its room allows.
+        world.clients[slow].pace = 1;
+        world.client_turn(slow);
+        world.flush(slow);
+        world.clients[slow].pace = 0;
+        world.pass(Limits::TINY.ping_interval_ms / 2);
+        world.run();
+    };
+    let closed = |world: &World| world.towers[0].shard.counters.closed_stalled;
+    for _ in 0..2 {
+        pass(&mut world);
+        assert_eq!(closed(&world), 0, "not before its time is over");
+    }
+    (0..20).for_each(|_| pass(&mut world));
+    let counters = &world.towers[0].shard.counters;
+    assert_eq!((counters.closed_stalled, counters.closed_silent, counters.connections), (1, 0, 2));
+    assert!(world.clients[slow].is_here());
+}
+
+#[test]
 fn replies_and_control_frames_are_never_given_up_and_alone_close_a_slow_member() {
     let mut world = world();
     let (ann, bob) =

@@ -49,8 +49,12 @@ pub(super) fn listen(plan: &Plan) -> io::Result<std::net::TcpListener> {
     socket.set_reuse_address(true).map_err(explain)?;
     socket.set_reuse_port(true).map_err(explain)?;
     socket.set_nonblocking(true).map_err(explain)?;
-    // Accepted sockets inherit it: no system call per connection.
+    // Accepted sockets inherit these: no system call per connection. Not SO_SNDBUF, which would switch
+    // the kernel's own tuning off.
     socket.set_tcp_nodelay(true).map_err(explain)?;
+    socket.set_tcp_notsent_lowat(plan.limits.socket_unsent_bytes_max as u32).map_err(explain)?;
+    let stall_timeout = Duration::from_millis(plan.limits.stall_timeout_ms);
+    socket.set_tcp_user_timeout(Some(stall_timeout)).map_err(explain)?;
     socket.bind(&plan.listen.into()).map_err(explain)?;
     socket.listen(BACKLOG).map_err(explain)?;
     Ok(socket.into())

@@ -42,6 +42,7 @@ impl Shard {
         }
         if let Some(mut outbox) = session.outbox {
             outbox.rebind(|name| self.hub.find(name, encoding));
+            outbox.restart_stall();
             self.counters.outbox_bytes += outbox.bytes() as u64;
             self.conns.get_mut(conn.0).expect("it was just put").outbox = Some(outbox);
         }

@@ -17,9 +17,10 @@ use std::collections::VecDeque;
 /// and whatever comes next waits for no more than these.
 pub(in crate::shard) const PORTIONS_MAX: usize = 4;
 
-/// Frames are joined up to this size; what is beyond forms the next round. Half of what a socket
-/// buffers by default, so that a member who keeps up takes a join whole. Never measured.
-pub(in crate::shard) const JOIN_BYTES_MAX: usize = 128 * 1024;
+/// Frames are joined up to this size; what is beyond forms the next round. A member who keeps up takes
+/// a join whole: less than `limits.socket_unsent_bytes_max` by default, which the kernel takes of a
+/// socket that has sent everything, however little of it may be in flight.
+pub(in crate::shard) const JOIN_BYTES_MAX: usize = 48 * 1024;
 
 /// What the joins of excepted members may add up to in one round. They are quadratic: a thousand
 /// members who each send something they do not want to receive need a thousand joins.

@@ -51,6 +51,8 @@ pub struct Outbox {
     rooms: Vec<RoomQueue>,
     /// Rooms of which something was dropped that no marker may tell of: the peer must leave them.
     losers: Vec<TopicId>,
+    /// Since when the peer is known to have taken nothing, in milliseconds of the shard's clock.
+    stalled_since_ms: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -122,6 +124,16 @@ impl Outbox {
     /// for slow members.
     pub fn fixed_bytes(&self) -> usize {
         self.bytes - self.rooms.iter().map(|room| room.bytes).sum::<usize>()
+    }
+
+    /// For how many milliseconds the peer has taken nothing, as far as these calls have seen it.
+    pub fn stalled_ms(&mut self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(*self.stalled_since_ms.get_or_insert(now_ms))
+    }
+
+    /// It has another shard with another clock.
+    pub fn restart_stall(&mut self) {
+        self.stalled_since_ms = None;
     }
 
     /// Whether everything has left.
@@ -251,6 +263,7 @@ impl Outbox {
     /// The socket took the first `taken` bytes.
     pub fn advance(&mut self, taken: usize) {
         assert!(taken <= self.bytes);
+        self.stalled_since_ms = self.stalled_since_ms.filter(|_| taken == 0);
         self.bytes -= taken;
         let mut left = taken;
         while left > 0 {
