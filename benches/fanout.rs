@@ -8,7 +8,7 @@
 #![allow(missing_docs)] // criterion's macros make public items
 
 use bytes::Bytes;
-use campanile::auth::Identity;
+use campanile::auth::{AnonymousSecret, Identity};
 use campanile::ids::{ConnId, NodeId, ShardId, TopicId};
 use campanile::link::{Downlink, Uplink};
 use campanile::policy::limits::Limits;
@@ -80,6 +80,7 @@ fn ruled(members: u32, namespaces: &str, batch: &mut SendBatch) -> (Shard, Topic
         node_name: "n".into(),
         limits,
         namespaces: Arc::new(Namespaces::read(namespaces).expect("as they are written")),
+        anonymous_secret: AnonymousSecret::new([0; 16]),
     });
     open(&mut shard, 0, &["r"]);
     let room = settle(&mut shard, batch).expect("the room was joined last");

@@ -221,10 +221,36 @@ impl fmt::Debug for TopicName {
     }
 }
 
-/// Whether this may name a room or a user: 1 to [`NAME_BYTES_MAX`] bytes, no control characters
-/// (they would make logs and Redis channels lie).
+/// Whether this may name a room or a user: 1 to [`NAME_BYTES_MAX`] bytes, nothing that is not seen
+/// (control and format characters, line separators) and no blanks around it, so that two names which
+/// look the same to a person or in a log are the same.
 pub fn is_name(name: &str) -> bool {
-    (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.chars().any(char::is_control)
+    (1..=NAME_BYTES_MAX).contains(&name.len())
+        && !name.chars().any(is_invisible)
+        && !name.starts_with(char::is_whitespace)
+        && !name.ends_with(char::is_whitespace)
+}
+
+/// Unicode's general categories Cc, Cf, Zl and Zp.
+fn is_invisible(c: char) -> bool {
+    use icu_properties::CodePointMapData;
+    use icu_properties::props::GeneralCategory as Category;
+    if c.is_ascii() {
+        return c.is_ascii_control();
+    }
+    matches!(
+        CodePointMapData::<Category>::new().get(c),
+        Category::Control
+            | Category::Format
+            | Category::LineSeparator
+            | Category::ParagraphSeparator
+    )
+}
+
+/// Whether a user may come with this name in a token: no user is to be mistaken for an anonymous one.
+pub fn is_user_name(name: &str) -> bool {
+    let prefix = name.get(..ANONYMOUS_PREFIX.len());
+    is_name(name) && !prefix.is_some_and(|prefix| prefix.eq_ignore_ascii_case(ANONYMOUS_PREFIX))
 }
 
 #[cfg(test)]
@@ -242,6 +268,25 @@ mod tests {
         for wrong in ["", "r", "r:", "x:y", "**", "u:", "r:\n"] {
             assert_eq!(TopicName::parse(wrong), None, "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_name_is_what_it_looks_like() {
+        for good in ["a", "a b", "chat:é", "\u{1F469}", "日本", "x".repeat(255).as_str()] {
+            assert!(is_name(good), "{good:?}");
+        }
+        let invisible = ["\0", "\n", "\u{7f}", "\u{85}", "\u{ad}", "\u{200b}", "\u{200d}"];
+        let more = ["\u{202e}", "\u{2028}", "\u{2029}", "\u{2066}", "\u{feff}", "\u{e0041}"];
+        for c in invisible.into_iter().chain(more) {
+            assert!(!is_name(&format!("a{c}b")), "{c:?}");
+        }
+        for blank in [" a", "a ", "\u{a0}a", "a\u{3000}", " ", ""] {
+            assert!(!is_name(blank), "{blank:?}");
+        }
+        for taken in ["anon-1", "ANON-1", "Anon-"] {
+            assert!(is_name(taken) && !is_user_name(taken), "{taken}");
+        }
+        assert!(is_user_name("anonymous") && is_user_name("é-anon-"));
     }
 
     #[test]

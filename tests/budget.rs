@@ -9,7 +9,7 @@
 mod counting;
 
 use bytes::Bytes;
-use campanile::auth::Identity;
+use campanile::auth::{AnonymousSecret, Identity};
 use campanile::backplane::local::Local;
 use campanile::ids::{ConflateKey, ConnId, NodeId, Position, ShardId, TopicId};
 use campanile::link::channel::{ShardEnd, window};
@@ -37,6 +37,7 @@ fn shard() -> Shard {
         node_name: "n".into(),
         limits,
         namespaces: Default::default(),
+        anonymous_secret: AnonymousSecret::new([0; 16]),
     })
 }
 
@@ -398,6 +399,7 @@ fn what_idle_connections_hold_on_both_threads_adds_up() {
         node_name: "n".into(),
         limits,
         namespaces: Default::default(),
+        anonymous_secret: AnonymousSecret::new([0; 16]),
     });
     confirm(&mut local, &ends[0], &mut shard, &mut batch);
     let before = bytes_held();
@@ -461,7 +463,14 @@ fn a_room_that_lets_messages_give_way_costs_its_quick_members_nothing_more() {
         let namespaces = Arc::new(Namespaces::read(policies).unwrap());
         let limits = Limits { handshakes_max: 100_000, send_batch_max: 4096, ..Limits::PRODUCTION };
         let (id, node, node_name) = (ShardId(0), NodeId(1), "n".into());
-        let mut shard = Shard::new(ShardConfig { id, node, node_name, limits, namespaces });
+        let mut shard = Shard::new(ShardConfig {
+            id,
+            node,
+            node_name,
+            limits,
+            namespaces,
+            anonymous_secret: AnonymousSecret::new([0; 16]),
+        });
         open(&mut shard, 0, "first", "r");
         let room = settle(&mut shard, &mut batch).expect("the room was joined last");
         for socket_key in 1..members {

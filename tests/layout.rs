@@ -119,7 +119,7 @@ fn what_threads_share_is_padded() {
 mod delivery {
     use super::stepper::{Seen, see, watched};
     use bytes::Bytes;
-    use campanile::auth::Identity;
+    use campanile::auth::{AnonymousSecret, Identity};
     use campanile::backplane::local::Local;
     use campanile::backplane::message::Message;
     use campanile::ids::{NodeId, ShardId, TopicName};
@@ -153,6 +153,7 @@ mod delivery {
                 node_name: "n".into(),
                 limits,
                 namespaces: Default::default(),
+                anonymous_secret: AnonymousSecret::new([0; 16]),
             };
             Room { shard: Shard::new(config), end, batch: SendBatch::default(), sends: 0 }
         }

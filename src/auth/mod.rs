@@ -7,15 +7,17 @@
 //!
 //! Invariant: pure. No clock, no socket; and no secret ever leaves this room, not even by `Debug`.
 
+mod anonymous;
 mod plan;
 mod token;
 
+pub use anonymous::AnonymousSecret;
 pub use token::{TokenRequest, mint};
 
 /// What user names of tokens may not begin with: such names are given to anonymous clients, and
 /// no user may be mistaken for one of them.
 pub use crate::ids::ANONYMOUS_PREFIX;
-use crate::ids::is_name;
+use crate::ids::is_user_name;
 use crate::policy::rights::Rights;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 pub use plan::AuthPlan;
@@ -93,13 +95,13 @@ impl Gate {
 
     /// Judges a token (from `?token=` or `Authorization: Bearer`), `now` in seconds since 1970.
     ///
-    /// 1. None: anonymous, if that is allowed.
+    /// 1. None: anonymous, if that is allowed. Without a secret, `undefined`, `null` and nothing are none.
     /// 2. A good one: its user, with the rights it names, or the default ones if it names none.
     ///    A token without `exp` does not expire. Rights of unknown names give nothing.
     /// 3. Anything else is denied, an `exp` in milliseconds included, also where anonymous clients
     ///    are allowed.
     pub fn admit(&self, token: Option<&str>, now_unix_s: u64) -> Result<Identity, Denied> {
-        let Some(token) = token else {
+        let Some(token) = token.filter(|token| !self.is_no_token(token)) else {
             let rights = self.anonymous.ok_or(Denied::Missing)?;
             return Ok(Identity { user: None, rights, expires_unix_s: None });
         };
@@ -117,12 +119,17 @@ impl Gate {
         if claims.nbf.is_some_and(|nbf| now + leeway < nbf) {
             return Err(Denied::Invalid);
         }
-        if !is_name(&claims.sub) || claims.sub.starts_with(ANONYMOUS_PREFIX) {
+        if !is_user_name(&claims.sub) {
             return Err(Denied::Invalid);
         }
         let rights = claims.rights.map_or(self.user_rights, |names| granted(&names));
         let expires_unix_s = claims.exp.map(|exp| exp.ceil() as u64 + LEEWAY_S);
         Ok(Identity { user: Some(claims.sub.into()), rights, expires_unix_s })
+    }
+
+    /// Where no token is good, a page's variable that is not set is the same as none.
+    fn is_no_token(&self, token: &str) -> bool {
+        self.key.is_none() && matches!(token, "" | "undefined" | "null")
     }
 }
 

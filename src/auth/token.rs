@@ -1,6 +1,6 @@
 //! Making a token: for `campanile token`, and for tests.
 
-use crate::ids::{ANONYMOUS_PREFIX, is_name};
+use crate::ids::{ANONYMOUS_PREFIX, is_name, is_user_name};
 use crate::policy::rights::Rights;
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde::Serialize;
@@ -27,9 +27,10 @@ struct Claims<'a> {
 /// A signed token, or why the server would not take it.
 pub fn mint(request: &TokenRequest, secret: &str) -> Result<String, String> {
     if !is_name(&request.user) {
-        return Err("a user is 1 to 255 bytes without control characters".to_owned());
+        let wanted = "a user is 1 to 255 bytes, without invisible characters or blanks around it";
+        return Err(wanted.to_owned());
     }
-    if request.user.starts_with(ANONYMOUS_PREFIX) {
+    if !is_user_name(&request.user) {
         return Err(format!("names that begin with {ANONYMOUS_PREFIX} are for anonymous clients"));
     }
     let claims = Claims {

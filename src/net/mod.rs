@@ -21,7 +21,7 @@ mod reactor;
 mod tasks;
 pub mod upgrade;
 
-use crate::auth::Gate;
+use crate::auth::{AnonymousSecret, Gate};
 use crate::link::calls::CallSender;
 use crate::link::channel::ShardEnd;
 use crate::link::health::Health;
@@ -47,6 +47,8 @@ pub struct ShardSetup {
     pub calls: CallSender,
     /// Who may come in.
     pub gate: Arc<Gate>,
+    /// What the names of clients without a token are made with.
+    pub anonymous_secret: AnonymousSecret,
     /// Where its counters go.
     pub mirror: Arc<ShardMirror>,
     /// Where it says that it listens.
@@ -88,5 +90,6 @@ fn new_shard(setup: &ShardSetup) -> Shard {
         node_name: setup.plan.node_name.clone(),
         limits: setup.plan.limits,
         namespaces: setup.plan.namespaces.clone(),
+        anonymous_secret: setup.anonymous_secret,
     })
 }

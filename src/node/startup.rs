@@ -4,7 +4,7 @@
 use super::error::StartError;
 use super::{log, ports, shutdown, threads};
 use crate::api::{self, OpsSetup};
-use crate::auth::Gate;
+use crate::auth::{AnonymousSecret, Gate};
 use crate::config::Config;
 use crate::ids::NodeId;
 use crate::link::calls::calls;
@@ -44,6 +44,7 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::RunningNode, 
             .map_err(StartError::machine)?;
     let (call_sender, call_receiver) = calls(limits.http_calls_max).map_err(StartError::machine)?;
     let gate = Arc::new(Gate::new(&plan.auth));
+    let anonymous_secret = AnonymousSecret::new(random()?);
     let health = Arc::new(Health::default());
     let spread = Arc::new(LoadTable::new(shards));
     let shard_mirrors: Vec<_> = (0..shards).map(|_| Arc::default()).collect();
@@ -59,6 +60,7 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::RunningNode, 
             end,
             calls: call_sender.clone(),
             gate: gate.clone(),
+            anonymous_secret,
             mirror: Arc::clone(mirror),
             health: health.clone(),
             spread: spread.clone(),
@@ -101,16 +103,20 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::RunningNode, 
 /// What this machine is. Raises the limit on open files as far as it goes.
 fn machine() -> Result<Machine, StartError> {
     let nofile = sys::raise_nofile().map_err(StartError::machine)?;
-    let mut node = [0u8; 8];
-    getrandom::fill(&mut node).map_err(|error| {
-        StartError::Machine(format!("the kernel gives no random bytes: {error}"))
-    })?;
     Ok(Machine {
-        node: NodeId(u64::from_ne_bytes(node)),
+        node: NodeId(u64::from_ne_bytes(random()?)),
         cores: sys::available_cores().map_err(StartError::machine)?,
         nofile: nofile.soft,
         memory_bytes: sys::memory_bytes().ok(),
     })
+}
+
+fn random<const N: usize>() -> Result<[u8; N], StartError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        StartError::Machine(format!("the kernel gives no random bytes: {error}"))
+    })?;
+    Ok(bytes)
 }
 
 /// Logs what the plan has to say.

@@ -37,7 +37,7 @@ impl Shard {
 mod tests {
     use super::super::{Opening, ShardConfig};
     use super::*;
-    use crate::auth::Identity;
+    use crate::auth::{AnonymousSecret, Identity};
     use crate::ids::{NodeId, ShardId};
     use crate::policy::limits::Limits;
     use crate::policy::rights::Rights;
@@ -55,7 +55,14 @@ mod tests {
         };
         let (id, node) = (ShardId(0), NodeId(1));
         let (node_name, namespaces) = ("n".into(), Default::default());
-        Shard::new(ShardConfig { id, node, node_name, limits, namespaces })
+        Shard::new(ShardConfig {
+            id,
+            node,
+            node_name,
+            limits,
+            namespaces,
+            anonymous_secret: AnonymousSecret::new([0; 16]),
+        })
     }
 
     fn open(shard: &mut Shard, user: usize, expires_at_ms: Option<u64>) -> ConnId {

@@ -10,7 +10,7 @@
 //! connection is visited once per ping interval and no moment carries more than its share.
 
 use crate::framing;
-use crate::ids::{ANONYMOUS_PREFIX, ConnId, TopicName};
+use crate::ids::{ConnId, TopicName};
 use crate::link::HttpReply;
 use crate::protocol::Event;
 use crate::shard::conn::{CloseReason, Conn, ConnState, OPENED_UNIT_MS, ReadState};
@@ -377,7 +377,7 @@ impl Shard {
         let user_id = match user {
             Some(user) => user,
             None => {
-                anonymous = format!("{ANONYMOUS_PREFIX}{connection_id}");
+                anonymous = self.config.anonymous_secret.name(&connection_id);
                 &anonymous
             }
         };
@@ -589,7 +589,7 @@ fn forget_settled(
 mod tests {
     use super::super::ShardConfig;
     use super::*;
-    use crate::auth::Identity;
+    use crate::auth::{AnonymousSecret, Identity};
     use crate::ids::{NodeId, ShardId};
     use crate::policy::limits::Limits;
     use crate::protocol::dialect::Encoding;
@@ -602,6 +602,7 @@ mod tests {
             node_name: "n".into(),
             limits: Limits::TINY,
             namespaces: Default::default(),
+            anonymous_secret: AnonymousSecret::new([0; 16]),
         })
     }
 

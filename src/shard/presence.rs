@@ -93,7 +93,7 @@ impl Shard {
 mod tests {
     use super::super::{Shard, ShardConfig};
     use super::*;
-    use crate::auth::Identity;
+    use crate::auth::{AnonymousSecret, Identity};
     use crate::ids::{NodeId, ShardId};
     use crate::link::{Downlink, RecoveryReply};
     use crate::policy::limits::Limits;
@@ -114,6 +114,7 @@ mod tests {
             node_name: "n".into(),
             limits: Limits::TINY,
             namespaces: Arc::new(Namespaces::read(said).unwrap()),
+            anonymous_secret: AnonymousSecret::new([0; 16]),
         })
     }
 

@@ -6,7 +6,7 @@
 use crate::peer::HEAD;
 use crate::world::ALL_RIGHTS;
 use bytes::Bytes;
-use campanile::auth::Identity;
+use campanile::auth::{AnonymousSecret, Identity};
 use campanile::ids::{ConnId, NodeId, ShardId, TopicId};
 use campanile::link::{Downlink, Uplink};
 use campanile::policy::limits::Limits;
@@ -40,7 +40,14 @@ impl Bare {
 
     pub fn with(limits: Limits, namespaces: Arc<Namespaces>) -> Bare {
         let (id, node) = (ShardId(0), NodeId(1));
-        let shard = Shard::new(ShardConfig { id, node, node_name: "n".into(), limits, namespaces });
+        let shard = Shard::new(ShardConfig {
+            id,
+            node,
+            node_name: "n".into(),
+            limits,
+            namespaces,
+            anonymous_secret: AnonymousSecret::new([0; 16]),
+        });
         let (conns, topics) = (Vec::new(), HashMap::new());
         let mut bare = Bare { shard, now_ms: 0, conns, topics, batch: SendBatch::default() };
         bare.settle();

@@ -212,7 +212,9 @@ fn a_member_who_takes_nothing_is_closed_though_it_answers_pings() {
     let [ann, stalled, slow] = members;
     stops_reading(&mut world, stalled, 100);
     stops_reading(&mut world, slow, 100);
-    (0..10).for_each(|_| drop(says(&mut world, ann, "r:drop:r")));
+    for _ in 0..10 {
+        says(&mut world, ann, "r:drop:r");
+    }
     let pass = |world: &mut World| {
         for who in members {
             world.send_frame(who, true, 10, b"");

@@ -10,7 +10,7 @@ use crate::kept::node::Node;
 use crate::peer::{Frame, HEAD, Peer, client_frame};
 use crate::rng::Rng;
 use bytes::Bytes;
-use campanile::auth::Identity;
+use campanile::auth::{AnonymousSecret, Identity};
 use campanile::ids::{ConnId, NodeId, ShardId, TopicId};
 use campanile::link::{Downlink, Uplink};
 use campanile::policy::limits::Limits;
@@ -76,6 +76,7 @@ impl Tower {
             node_name: format!("node-{node}"),
             limits,
             namespaces,
+            anonymous_secret: AnonymousSecret::new([0; 16]),
         };
         Tower {
             shard: Shard::new(config),

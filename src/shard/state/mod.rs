@@ -14,6 +14,7 @@ pub(in crate::shard) mod pending_user_queues;
 pub(in crate::shard) mod presence_infos;
 pub(in crate::shard) mod questions;
 
+use crate::auth::AnonymousSecret;
 use crate::ids::ConnId;
 use crate::ids::{NodeId, Position, ShardId, TopicName};
 use crate::link::Uplink;
@@ -55,6 +56,8 @@ pub struct ShardConfig {
     pub limits: Limits,
     /// What holds for which rooms.
     pub namespaces: Arc<Namespaces>,
+    /// What the names of clients without a token are made with.
+    pub anonymous_secret: AnonymousSecret,
 }
 
 /// Somebody who waits until the backplane listens for a topic.

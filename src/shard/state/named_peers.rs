@@ -87,7 +87,7 @@ fn unpack(packed: Packed) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::Identity;
+    use crate::auth::{AnonymousSecret, Identity};
     use crate::ids::{ConnId, NodeId, ShardId};
     use crate::policy::limits::Limits;
     use crate::policy::rights::Rights;
@@ -101,7 +101,14 @@ mod tests {
     fn shard() -> Shard {
         let (id, node, limits) = (ShardId(0), NodeId(1), Limits::TINY);
         let (node_name, namespaces) = ("n".into(), Default::default());
-        Shard::new(ShardConfig { id, node, node_name, limits, namespaces })
+        Shard::new(ShardConfig {
+            id,
+            node,
+            node_name,
+            limits,
+            namespaces,
+            anonymous_secret: AnonymousSecret::new([0; 16]),
+        })
     }
 
     fn open(shard: &mut Shard) -> ConnId {

@@ -4,6 +4,7 @@
 use super::redis::Redis;
 use super::world::Build;
 use bytes::Bytes;
+use campanile::auth::AnonymousSecret;
 use campanile::backplane::envelope;
 use campanile::backplane::local::Local;
 use campanile::backplane::message::Message;
@@ -73,6 +74,7 @@ impl Node {
             node_name: format!("node-{at}"),
             limits,
             namespaces: Default::default(),
+            anonymous_secret: AnonymousSecret::new([0; 16]),
         };
         let tower = |end: ShardEnd| {
             let shard = Shard::new(config(end.id));
