@@ -200,7 +200,7 @@ fn config(matches: &ArgMatches, environment: &Environment<'_>) -> Result<Config,
         env: environment.env.clone(),
         file: path.map(|path| file(path, environment)).transpose()?,
     };
-    Config::load(&sources).map_err(CliError::Config)
+    Config::load_reading(&sources, environment.read_file).map_err(CliError::Config)
 }
 
 fn file(path: &str, environment: &Environment<'_>) -> Result<FileText, CliError> {
@@ -253,7 +253,7 @@ fn print_config(matches: &ArgMatches, environment: &Environment<'_>) -> Result<S
     };
     let sources =
         ConfigSources { file: Some(file(path, environment)?), ..ConfigSources::default() };
-    Config::load(&sources).map_err(CliError::Config)?;
+    Config::load_reading(&sources, environment.read_file).map_err(CliError::Config)?;
     Ok(format!("{path}: good"))
 }
 

@@ -161,12 +161,20 @@ fn a_port_that_is_taken_is_named_with_its_key_before_anything_starts() {
 
 #[test]
 fn a_token_is_signed_with_the_secret_of_the_flag_the_environment_or_the_file() {
-    let file = Scratch::new("secret", "[auth]\nhmac_secret = \"from the file\"\n");
+    let file = Scratch::new("secret", "[auth]\nhmac_secret = \"a secret from the file\"\n");
     for (args, env, secret) in [
-        (vec!["--secret", "from the flag"], vec![], "from the flag"),
-        (vec!["--auth-hmac-secret", "from the setting"], vec![], "from the setting"),
-        (vec![], vec![("CAMPANILE_AUTH_HMAC_SECRET", "from the env")], "from the env"),
-        (vec!["--config", file.path()], vec![], "from the file"),
+        (vec!["--secret", "a secret from the flag"], vec![], "a secret from the flag"),
+        (
+            vec!["--auth-hmac-secret", "a secret from the setting"],
+            vec![],
+            "a secret from the setting",
+        ),
+        (
+            vec![],
+            vec![("CAMPANILE_AUTH_HMAC_SECRET", "a secret from the env")],
+            "a secret from the env",
+        ),
+        (vec!["--config", file.path()], vec![], "a secret from the file"),
     ] {
         let mut all = vec!["token", "--user", "ann", "--ttl", "60", "--rights", "send,broadcast"];
         all.extend(args);

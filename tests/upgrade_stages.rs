@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-const KEY: &str = "0123456789";
+const KEY: &str = "0123456789abcdef";
 const INDEX: u32 = 5;
 const BODY_BYTES_MAX: usize = 4096;
 const HEAD_BYTES_MAX: usize = 1024;

@@ -5,6 +5,9 @@ use crate::config::error::ConfigError;
 use crate::config::settings::Config;
 use crate::config::value::{ProxyProtocol, Value};
 
+/// Secrets shorter than this can be found by trying.
+const SECRET_BYTES_MIN: usize = 16;
+
 impl Config {
     /// What cannot be seen one setting at a time.
     pub(super) fn contradictions(&self) -> Vec<ConfigError> {
@@ -21,6 +24,27 @@ impl Config {
                 .to_owned(),
         );
         let limits = &self.limits;
+        because(
+            self.is_secret_blank
+                && self.auth_hmac_secret.is_none()
+                && self.auth_anonymous != Some(true),
+            "auth.hmac_secret is set to nothing: every client could connect without a token. Set it, \
+             or write auth.anonymous = true if that is meant"
+                .to_owned(),
+        );
+        let secrets =
+            [("auth.hmac_secret", &self.auth_hmac_secret), ("ops.api_key", &self.ops_api_key)];
+        for (key, secret) in secrets {
+            let bytes = secret.as_ref().map_or(SECRET_BYTES_MIN, String::len);
+            because(
+                bytes < SECRET_BYTES_MIN && !self.auth_allow_weak_secret,
+                format!(
+                    "{key} has {bytes} bytes, which can be guessed; {SECRET_BYTES_MIN} are the least. \
+                     Take for example `openssl rand -base64 33`, or write auth.allow_weak_secret = true \
+                     where nothing is to be protected"
+                ),
+            );
+        }
         because(
             limits.outbox_bytes_max < limits.message_bytes_max,
             format!(

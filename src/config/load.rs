@@ -29,9 +29,21 @@ pub struct ConfigSources {
     pub file: Option<FileText>,
 }
 
+/// Answers the text of a file.
+pub(super) type ReadFile<'a> = dyn Fn(&str) -> std::io::Result<String> + 'a;
+
 impl Config {
-    /// Merges the sources. Flags win over the environment, which wins over the file.
+    /// Merges the sources. Flags win over the environment, which wins over the file. No setting can name
+    /// another file here.
     pub fn load(sources: &ConfigSources) -> Result<Config, ConfigErrors> {
+        Config::load_reading(sources, &|_| Err(std::io::ErrorKind::NotFound.into()))
+    }
+
+    /// The same; secrets may stand in files, whose text `read_file` answers.
+    pub fn load_reading(
+        sources: &ConfigSources,
+        read_file: &ReadFile<'_>,
+    ) -> Result<Config, ConfigErrors> {
         let mut loading = Loading { config: Config::default(), errors: Vec::new() };
         if let Some(file) = &sources.file {
             loading.file(file);
@@ -43,6 +55,7 @@ impl Config {
             let setting = setting(key).expect("flags are made from settings");
             loading.set(setting, value, ValueSource::Flag(format!("--{}", setting.flag())));
         }
+        loading.secret_files(read_file);
         if loading.errors.is_empty() {
             loading.errors = loading.config.contradictions();
         }
@@ -53,6 +66,8 @@ impl Config {
     }
 }
 
+const HMAC_SECRET: &str = "auth.hmac_secret";
+
 struct Loading {
     config: Config,
     errors: Vec<ConfigError>,
@@ -60,9 +75,55 @@ struct Loading {
 
 impl Loading {
     fn set(&mut self, setting: &Setting, text: &str, source: ValueSource) {
+        let text =
+            if matches!(setting.kind, ValueKind::Secret) { self.trim(setting, text) } else { text };
+        if setting.key == HMAC_SECRET {
+            self.config.is_secret_blank = text.is_empty();
+        }
         if let Err(reason) = setting.set(&mut self.config, text) {
             let shown = setting.shown(text);
             self.errors.push(ConfigError::BadValue { key: setting.key, shown, source, reason });
+        }
+    }
+
+    /// Editors and `echo` put a line break behind a secret that nobody meant.
+    fn trim<'a>(&mut self, setting: &Setting, text: &'a str) -> &'a str {
+        let trimmed = text.trim_end_matches(['\r', '\n']);
+        if trimmed != text {
+            self.config.secrets_trimmed.push(setting.key);
+        }
+        trimmed
+    }
+
+    /// Secrets that stand in files of their own.
+    fn secret_files(&mut self, read_file: &ReadFile<'_>) {
+        for secret in SETTINGS.iter().filter(|setting| matches!(setting.kind, ValueKind::Secret)) {
+            let file_key = format!("{}_file", secret.key);
+            let file = setting(&file_key).expect("each secret may stand in a file");
+            let path = file.text(&self.config);
+            if path.is_empty() {
+                continue;
+            }
+            if !secret.text(&self.config).is_empty() {
+                let message = format!("{} and {file_key} are both set: leave one out", secret.key);
+                self.errors.push(ConfigError::Contradiction { message });
+                continue;
+            }
+            match read_file(&path) {
+                Ok(text) if !text.trim().is_empty() => {
+                    let text = text.trim_end_matches(['\r', '\n']);
+                    let line = 1;
+                    self.set(secret, text, ValueSource::File { path, line });
+                }
+                Ok(_) => {
+                    let reason = format!("{file_key}: the file is empty");
+                    self.errors.push(ConfigError::File { path, reason });
+                }
+                Err(error) => {
+                    let reason = format!("{file_key}: cannot be read: {error}");
+                    self.errors.push(ConfigError::File { path, reason });
+                }
+            }
         }
     }
 

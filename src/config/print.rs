@@ -24,7 +24,10 @@ pub fn sample() -> String {
         }
         let (doc, value) = (wrap(setting.doc), toml_value(setting, &setting.default_text()));
         let wanted = wrap(&format!("Takes {}.", setting.kind.wanted()));
-        write!(out, "\n{doc}{wanted}{name} = {value}\n").expect("a String takes everything");
+        // A secret that is set to nothing is taken for one that was forgotten.
+        let comment = if matches!(setting.kind, ValueKind::Secret) { "# " } else { "" };
+        write!(out, "\n{doc}{wanted}{comment}{name} = {value}\n")
+            .expect("a String takes everything");
     }
     for setting in SETTINGS.iter().filter(|setting| matches!(setting.kind, ValueKind::Namespaces)) {
         namespaces(setting, &mut out);

@@ -1,7 +1,9 @@
 //! The table of settings, and [`Config`]: what they are.
 
 use crate::config::backplane::{BackplaneUrl, redact_url};
-use crate::config::value::{LogFormat, ProxyProtocol, Scheduling, SteeringMode, Value, ValueKind};
+use crate::config::value::{
+    LogFormat, Origins, ProxyProtocol, Scheduling, SteeringMode, Value, ValueKind,
+};
 use crate::policy::limits::{LIMIT_SETTINGS, LimitSetting, Limits};
 use crate::policy::namespaces::Namespaces;
 use crate::policy::networks::Network;
@@ -65,7 +67,7 @@ impl Setting {
     /// A value of this setting as it may stand in a log or a message: without secrets.
     pub fn shown(&self, text: &str) -> String {
         match self.kind {
-            ValueKind::Secret { .. } if !text.is_empty() => "(not shown)".to_owned(),
+            ValueKind::Secret if !text.is_empty() => "(not shown)".to_owned(),
             ValueKind::Backplane => redact_url(text),
             _ => text.to_owned(),
         }
@@ -101,6 +103,10 @@ macro_rules! settings {
             $( #[doc = $doc] pub $field: $type, )+
             /// Every limit.
             pub limits: Limits,
+            /// Keys of secrets that had a line break at their end, which was taken away.
+            pub secrets_trimmed: Vec<&'static str>,
+            /// Whether `auth.hmac_secret` was set to nothing, as by a variable that was not there.
+            pub is_secret_blank: bool,
         }
 
         impl Default for Config {
@@ -108,6 +114,8 @@ macro_rules! settings {
                 Config {
                     $( $field: Value::read($default).expect("a default is a good value"), )+
                     limits: Limits::PRODUCTION,
+                    secrets_trimmed: Vec::new(),
+                    is_secret_blank: false,
                 }
             }
         }
@@ -185,8 +193,8 @@ settings! {
         "Settings by namespace. In the file a table for each namespace, [namespaces.chat]; messages to users are configured in [namespaces.\"@users\"] (history_size, history_ttl_s).";
     page: bool, "page", "true", BOOL,
         "Whether GET / on the public port serves a small page to try things out.";
-    origins: Vec<String>, "origins", "", ValueKind::Origins,
-        "Origins whose pages may connect, such as https://example.org. Empty: any.";
+    origins: Origins, "origins", "", ValueKind::Origins,
+        "Origins whose pages may connect, such as https://example.org; * for any. Empty: any where a token is needed; where clients may be anonymous, only pages of the same host (on any port) and of the visitor's own machine.";
     proxy_protocol: ProxyProtocol, "proxy_protocol", "off", choice(ProxyProtocol::WORDS),
         "Whether a TCP load balancer says in a PROXY header (version 1 or 2) whose connection it carries. optional: where a connection begins with one. required: a connection without one is refused. A header is accepted from trusted_proxies only.";
     trusted_proxies: Vec<Network>, "trusted_proxies", "", ValueKind::Networks,
@@ -197,8 +205,12 @@ settings! {
         "This node's name, shown to clients and in logs. Empty: made up at each start.";
     auth_anonymous: Option<bool>, "auth.anonymous", "auto", ValueKind::BoolAuto,
         "Whether clients without a token may connect. auto: only while auth.hmac_secret is not set.";
-    auth_hmac_secret: Option<String>, "auth.hmac_secret", "", ValueKind::Secret { bytes_min: 8 },
+    auth_hmac_secret: Option<String>, "auth.hmac_secret", "", ValueKind::Secret,
         "The HS256 secret of client tokens. Empty: no tokens.";
+    auth_hmac_secret_file: Option<String>, "auth.hmac_secret_file", "", ValueKind::File,
+        "A file that has auth.hmac_secret, read at start. A line break at its end is not part of it.";
+    auth_allow_weak_secret: bool, "auth.allow_weak_secret", "false", BOOL,
+        "Whether auth.hmac_secret and ops.api_key may be shorter than 16 bytes.";
     auth_anonymous_rights: Option<Rights>, "auth.anonymous_rights", "auto", ValueKind::RightsAuto,
         "Rights of a client without a token. auto: publish, send and broadcast while auth.hmac_secret is not set, else the same as auth.user_rights.";
     auth_user_rights: Rights, "auth.user_rights", "publish,send", ValueKind::Rights,
@@ -207,8 +219,10 @@ settings! {
         "The operators' port: API, metrics, health. /healthz, /readyz and /metrics answer every host that can reach it. Where another process has the default, the next free port is taken and logged.";
     ops_public_paths: Vec<String>, "ops.public_paths", "", ValueKind::ApiPaths,
         "Paths of the operators' API that the public port serves as well, with what is below them, to whoever shows ops.api_key. To everybody else there is nothing, as for every other path. Empty: none.";
-    ops_api_key: Option<String>, "ops.api_key", "", ValueKind::Secret { bytes_min: 8 },
+    ops_api_key: Option<String>, "ops.api_key", "", ValueKind::Secret,
         "The key that /v1/* requires as `Authorization: Bearer …`. Empty: /v1/* answers this machine only.";
+    ops_api_key_file: Option<String>, "ops.api_key_file", "", ValueKind::File,
+        "A file that has ops.api_key, read at start. A line break at its end is not part of it.";
     log_level: String, "log.level", "info", choice(&["error", "warn", "info", "debug", "trace"]),
         "The least serious lines that are logged. debug has a line per connection.";
     log_format: LogFormat, "log.format", "text", choice(LogFormat::WORDS),

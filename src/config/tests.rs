@@ -93,13 +93,15 @@ fn table_of_the_node() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str
         ("page", vec!["true", "false"], vec!["on"]),
         (
             "origins",
-            vec!["", "https://a.example", "https://a:1,http://b", "null"],
-            vec!["a.example", "https://", "https://a/", "*", "https://*.a"],
+            vec!["", "https://a.example", "https://a:1,http://b", "null", "https://a/", "*"],
+            vec!["a.example", "https://", "https://a/b", "https://*.a"],
         ),
         ("drain_ms", vec!["0", "10000"], vec!["3600001", "10s"]),
         ("node.name", vec!["", "node-1"], vec!["a\nb"]),
         ("auth.anonymous", vec!["auto", "true"], vec!["", "maybe", "false"]),
-        ("auth.hmac_secret", vec!["", "12345678"], vec!["1234567"]),
+        ("auth.hmac_secret", vec!["1234567890123456"], vec!["", "123456789012345", "\n"]),
+        ("auth.hmac_secret_file", vec![""], vec!["/nowhere"]),
+        ("auth.allow_weak_secret", vec!["true", "false"], vec!["", "1"]),
         (
             "auth.anonymous_rights",
             vec!["auto", "", "publish", "publish, send"],
@@ -108,9 +110,10 @@ fn table_of_the_node() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str
         ("auth.user_rights", vec!["", "broadcast,publish_unjoined"], vec!["auto", "Publish"]),
         (
             "ops.api_key",
-            vec!["", "12345678", "1234 5678"],
-            vec!["1234567", "12345678\n", " 12345678", "1234567é", "1234\t5678"],
+            vec!["", "1234567890123456", "12345678 90123456", "1234567890123456\n"],
+            vec!["123456789012345", " 1234567890123456", "1234567890123456é", "12345678\t90123456"],
         ),
+        ("ops.api_key_file", vec![""], vec!["/nowhere"]),
         ("log.level", vec!["error", "debug"], vec!["", "loud"]),
         ("log.format", vec!["text", "json"], vec!["xml"]),
     ]
@@ -222,7 +225,7 @@ fn flags_and_variables_are_spelled_apart() {
 fn lists_in_a_file_are_lists() {
     let file = "origins = [\"https://a\", \"https://b\"]\n[auth]\nuser_rights = [\"send\"]\n";
     let config = Config::load(&said(&[], &[], Some(file))).unwrap();
-    assert_eq!(config.origins, ["https://a", "https://b"]);
+    assert_eq!(config.origins.0, ["https://a", "https://b"]);
     assert_eq!(config.auth_user_rights.names(), ["send"]);
     let cores = Config::load(&said(&[], &[], Some("cores = [0, 2]"))).unwrap().cores;
     assert_eq!(cores, [0, 2]);
@@ -252,7 +255,8 @@ fn a_namespace_is_a_table_of_the_file_and_each_wrong_line_is_named() {
     assert!(!config.namespaces.policy_of_room("a").recovery);
     let text = "chat: history_size=7, join=users; default: recovery=false";
     assert_eq!(by_flag("namespaces", text).unwrap().namespaces, config.namespaces);
-    let file = "[auth]\nhmac_secret = \"12345678\"\n[namespaces.\"@users\"]\nhistory_size = 9\n";
+    let file =
+        "[auth]\nhmac_secret = \"1234567890123456\"\n[namespaces.\"@users\"]\nhistory_size = 9\n";
     let config = Config::load(&said(&[], &[], Some(file))).unwrap();
     assert!(config.namespaces.keep_for_users());
     let file = "[namespaces.\"@users\"]\npresence = true\n";
@@ -354,14 +358,14 @@ fn what_contradicts_itself_is_refused_naming_both_keys() {
         let text = complaint(&said(&flags, &[], None));
         assert!(keys.iter().all(|key| text.contains(key)), "{text}");
     }
-    let both = [("auth.anonymous", "false"), ("auth.hmac_secret", "12345678")];
+    let both = [("auth.anonymous", "false"), ("auth.hmac_secret", "1234567890123456")];
     assert!(Config::load(&said(&both, &[], None)).is_ok());
 }
 
 #[test]
 fn no_message_and_no_log_shows_a_secret() {
-    let secret = "hunter2-hunter2";
-    let url = "redis://user:hunter2-hunter2@h:6379/0?password=hunter2-hunter2";
+    let secret = "hunter2-hunter2-hunter2";
+    let url = "redis://user:hunter2-hunter2-hunter2@h:6379/0?password=hunter2-hunter2-hunter2";
     let flags = [("auth.hmac_secret", secret), ("ops.api_key", secret), ("backplane", url)];
     let config = Config::load(&said(&flags, &[], None)).unwrap();
     let shown = format!("{config:?}");
@@ -371,4 +375,87 @@ fn no_message_and_no_log_shows_a_secret() {
         let text = complaint(&said(&[(key, wrong)], &[], None));
         assert!(!text.contains("hunter2"), "{text}");
     }
+}
+
+#[test]
+fn origins_become_what_browsers_send_or_say_what_to_write() {
+    let read = |text: &str| {
+        let flags = vec![("origins", text.to_owned())];
+        let loaded = Config::load(&ConfigSources { flags, ..ConfigSources::default() });
+        loaded.map(|config| config.origins.0).map_err(|errors| errors.to_string())
+    };
+    for (written, sent) in [
+        ("https://Example.ORG", "https://example.org"),
+        ("https://example.org/", "https://example.org"),
+        ("https://example.org:443", "https://example.org"),
+        ("http://example.org:80/", "http://example.org"),
+        ("http://example.org:8080", "http://example.org:8080"),
+        ("http://[2001:DB8::1]:3000", "http://[2001:db8::1]:3000"),
+        ("http://[::1]", "http://[::1]"),
+        ("chrome-extension://abc", "chrome-extension://abc"),
+        ("null", "null"),
+        ("*", "*"),
+    ] {
+        assert_eq!(read(written), Ok(vec![sent.to_owned()]), "{written}");
+    }
+    for (wrong, wanted) in [
+        ("example.org", "https://"),
+        ("https://example.org/chat", "write https://example.org"),
+        ("https://user@example.org", "scheme, a host and a port"),
+        ("https://*.example.org", "wildcard"),
+        ("https://exämple.org", "xn--"),
+        ("https://example.org:99999", "port"),
+        ("https://", "no host"),
+    ] {
+        let error = read(wrong).expect_err(wrong);
+        assert!(error.contains(wanted), "{wrong}: {error}");
+    }
+}
+
+#[test]
+fn a_secret_that_can_be_guessed_or_was_forgotten_is_refused() {
+    for key in ["auth.hmac_secret", "ops.api_key"] {
+        let text = complaint(&said(&[(key, "123456789012345")], &[], None));
+        assert!(text.contains("15 bytes") && text.contains("openssl rand"), "{text}");
+        let weak = [(key, "1"), ("auth.allow_weak_secret", "true")];
+        assert!(Config::load(&said(&weak, &[], None)).is_ok());
+    }
+    let blank = [("CAMPANILE_AUTH_HMAC_SECRET", "")];
+    let text = complaint(&said(&[], &blank, None));
+    assert!(text.contains("auth.anonymous = true"), "{text}");
+    assert!(Config::load(&said(&[("auth.anonymous", "true")], &blank, None)).is_ok());
+    let file = "[auth]\nhmac_secret = \"\"\n";
+    assert!(complaint(&said(&[], &[], Some(file))).contains("set to nothing"));
+    let later = [("auth.hmac_secret", "1234567890123456")];
+    assert!(Config::load(&said(&later, &blank, None)).is_ok(), "a flag wins");
+}
+
+#[test]
+fn secrets_may_stand_in_files_and_line_breaks_behind_them_are_no_part_of_them() {
+    let files = |path: &str| match path {
+        "/run/good" => Ok("1234567890123456\r\n".to_owned()),
+        "/run/weak" => Ok("1234\n".to_owned()),
+        "/run/blank" => Ok("\n".to_owned()),
+        _ => Err(std::io::ErrorKind::NotFound.into()),
+    };
+    let load = |flags: &[(&'static str, &str)]| {
+        let loaded = Config::load_reading(&said(flags, &[], None), &files);
+        loaded.map_err(|errors| errors.to_string())
+    };
+    let config = load(&[("auth.hmac_secret_file", "/run/good"), ("ops.api_key_file", "/run/good")]);
+    let config = config.unwrap();
+    assert_eq!(config.auth_hmac_secret.as_deref(), Some("1234567890123456"));
+    assert_eq!(config.ops_api_key.as_deref(), Some("1234567890123456"));
+    assert_eq!(config.secrets_trimmed, [] as [&str; 0], "a file ends with one");
+    let config = load(&[("auth.hmac_secret", "1234567890123456\n")]).unwrap();
+    assert_eq!(config.auth_hmac_secret.as_deref(), Some("1234567890123456"));
+    assert_eq!(config.secrets_trimmed, ["auth.hmac_secret"]);
+    for (path, wanted) in
+        [("/run/weak", "4 bytes"), ("/run/blank", "empty"), ("/run/none", "cannot be read")]
+    {
+        let text = load(&[("auth.hmac_secret_file", path)]).unwrap_err();
+        assert!(text.contains(wanted), "{text}");
+    }
+    let both = [("auth.hmac_secret", "1234567890123456"), ("auth.hmac_secret_file", "/run/good")];
+    assert!(load(&both).unwrap_err().contains("both set"));
 }

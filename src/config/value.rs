@@ -24,10 +24,7 @@ pub enum ValueKind {
     /// `true`, `false` or `auto`.
     BoolAuto,
     /// Text that no message and no log ever shows.
-    Secret {
-        /// The shortest that is not a mistake.
-        bytes_min: usize,
-    },
+    Secret,
     /// Cores, such as `0-3,6`.
     Cores,
     /// A path that begins with a slash, or nothing.
@@ -65,12 +62,13 @@ impl ValueKind {
                 .into(),
             ValueKind::Plain(range) => range.wanted(),
             ValueKind::BoolAuto => "true, false or auto".into(),
-            ValueKind::Secret { bytes_min } => format!("at least {bytes_min} bytes of text"),
+            ValueKind::Secret => "text, at least 16 bytes of it".into(),
             ValueKind::Cores => "core numbers and ranges, such as 0-3,6".into(),
             ValueKind::HttpPath => "a path such as /echo, without query".into(),
             ValueKind::File => "the path of a file, or nothing".into(),
             ValueKind::Origins => {
-                "origins of the form scheme://host[:port], such as https://example.org".into()
+                "origins of the form scheme://host[:port], such as https://example.org, or * for any"
+                    .into()
             }
             ValueKind::ApiPaths => "paths below /v1, such as /v1/publish".into(),
             ValueKind::Networks => {
@@ -110,12 +108,10 @@ impl ValueKind {
     pub(super) fn check(&self, text: &str) -> Result<(), String> {
         let good = match self {
             ValueKind::Plain(range) => range.takes(text),
-            ValueKind::Secret { bytes_min } => text.is_empty() || text.len() >= *bytes_min,
             ValueKind::HttpPath => text.is_empty() || is_path(text),
             ValueKind::File => !text.contains(char::is_control),
             ValueKind::Name => text.is_empty() || is_name(text),
             ValueKind::Prefix => is_prefix(text),
-            ValueKind::Origins => split_list(text).all(is_origin),
             ValueKind::ApiPaths => split_list(text).all(is_api_path),
             _ => true,
         };
@@ -138,10 +134,66 @@ fn is_prefix(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:".contains(&b))
 }
 
-/// RFC 6454 §6.1: scheme, host, port; no path and no trailing slash. `null` is an origin too.
-fn is_origin(text: &str) -> bool {
-    let host = text.split_once("://").map_or("", |(_, host)| host);
-    text == "null" || (!host.is_empty() && !host.contains(['/', ' ', '*', '?', '#', '@']))
+/// Pages' origins as browsers write them (RFC 6454 §6.1): scheme, host, and the port where it is not
+/// the scheme's own; or `*`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origins(pub Vec<String>);
+
+impl Value for Origins {
+    fn read(text: &str) -> Result<Origins, String> {
+        split_list(text).map(normal_origin).collect::<Result<_, _>>().map(Origins)
+    }
+    fn write(&self) -> String {
+        self.0.join(",")
+    }
+}
+
+/// What a browser would send for it, or what to write instead.
+fn normal_origin(text: &str) -> Result<String, String> {
+    if text == "*" || text == "null" {
+        return Ok(text.to_owned());
+    }
+    let lower = text.to_lowercase();
+    let trimmed = lower.strip_suffix('/').unwrap_or(&lower);
+    let (scheme, authority) = trimmed.split_once("://").unwrap_or(("", trimmed));
+    let wrong = |what: &str| Err(format!("{text:?} {what}. "));
+    if scheme.is_empty()
+        || !scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
+    {
+        return wrong("has no scheme, such as https://");
+    }
+    if authority.contains('@') || authority.contains(['?', '#', ' ']) {
+        return wrong("has more than a scheme, a host and a port");
+    }
+    if let Some((authority, _)) = authority.split_once('/') {
+        return wrong(&format!("has a path: an origin has none, so write {scheme}://{authority}"));
+    }
+    if authority.contains('*') {
+        return wrong("has a wildcard: name each origin, or write * alone for any");
+    }
+    if !authority.is_ascii() {
+        return wrong("has a host that is not ASCII: browsers send it as xn--…, so write that");
+    }
+    let (name, port) = split_port(authority);
+    if name.is_empty() || port.is_some_and(|port| port.parse::<u16>().is_err()) {
+        return wrong("has no host, or a port that is none");
+    }
+    let usual = match scheme {
+        "http" | "ws" => Some("80"),
+        "https" | "wss" => Some("443"),
+        _ => None,
+    };
+    let authority = if port.is_some() && port == usual { name } else { authority };
+    Ok(format!("{scheme}://{authority}"))
+}
+
+/// Host and port; an IPv6 address keeps its brackets.
+fn split_port(authority: &str) -> (&str, Option<&str>) {
+    let end = authority.rfind(']').map_or(0, |at| at + 1);
+    match authority[end..].rfind(':') {
+        Some(at) => (&authority[..end + at], Some(&authority[end + at + 1..])),
+        None => (authority, None),
+    }
 }
 
 fn split_list(text: &str) -> impl Iterator<Item = &str> {

@@ -177,7 +177,7 @@ pub fn resolve(config: &Config, machine: &Machine) -> Result<Planned, ConfigErro
         namespaces: Arc::new(config.namespaces.clone()),
         echo_path: config.echo_path.clone(),
         page: config.page,
-        origins: config.origins.clone(),
+        origins: config.origins.0.clone(),
         proxy_protocol: config.proxy_protocol,
         trusted_proxies: config.trusted_proxies.clone(),
         limits,
@@ -327,6 +327,9 @@ fn notices(config: &Config, machine: &Machine, plan: &Plan) -> Vec<StartupNotice
             "auth.hmac_secret is shorter than {SECRET_BYTES_GOOD} bytes and easier to guess than \
              it need be. Take for example `openssl rand -base64 33`"
         )));
+    }
+    for key in &config.secrets_trimmed {
+        notices.push(info(format!("{key} ended in a line break, which is not part of it")));
     }
     if plan.namespaces.want_replicas() && matches!(plan.backplane, BackplanePlan::Memory) {
         notices.push(warning(

@@ -85,7 +85,7 @@ fn a_limit_on_files_that_leaves_no_room_for_a_connection_stops_the_start() {
 
 #[test]
 fn who_may_come_in_follows_from_whether_there_is_a_secret() {
-    let secret = ("auth.hmac_secret", "12345678");
+    let secret = ("auth.hmac_secret", "1234567890123456");
     let open = ["publish", "send", "broadcast"];
     let users = ["publish", "send"];
     for (flags, anonymous, rights) in [
@@ -111,7 +111,7 @@ fn a_node_without_a_secret_or_with_a_short_one_says_so_loudly() {
         warnings.map(|notice| notice.text).collect::<Vec<_>>()
     };
     assert!(warned(&[])[0].contains("EVERY CLIENT"));
-    assert!(warned(&[("auth.hmac_secret", "12345678")])[0].contains("32 bytes"));
+    assert!(warned(&[("auth.hmac_secret", "1234567890123456")])[0].contains("32 bytes"));
     let long = "0123456789abcdef0123456789abcdef";
     assert_eq!(warned(&[("auth.hmac_secret", long)]), [] as [String; 0]);
 }
@@ -192,8 +192,8 @@ fn a_node_without_a_name_gets_one_that_differs_from_start_to_start() {
 
 #[test]
 fn a_plan_that_is_logged_shows_no_secret() {
-    let secret = "hunter2-hunter2";
-    let url = "redis://:hunter2-hunter2@h";
+    let secret = "hunter2-hunter2-hunter2";
+    let url = "redis://:hunter2-hunter2-hunter2@h";
     let flags = [("auth.hmac_secret", secret), ("ops.api_key", secret), ("backplane", url)];
     let planned = planned(&flags, &machine(&[0], MANY));
     assert!(!format!("{planned:?}").contains(secret));

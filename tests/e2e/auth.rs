@@ -163,3 +163,51 @@ fn only_pages_of_allowed_origins_may_connect() {
     assert_eq!(status(&node, "", "Origin: https://evil.example\r\n"), 403);
     assert_eq!(status(&node, "", ""), 101, "programs have no origin");
 }
+
+#[test]
+fn a_strange_page_may_connect_with_a_token_and_not_without_where_none_is_needed() {
+    let elsewhere = "Origin: https://elsewhere.example\r\n";
+    let needs_token = node();
+    let bearer = format!("{elsewhere}Authorization: Bearer {}\r\n", token("ann", None, 60));
+    assert_eq!(status(&needs_token, "", &bearer), 101);
+    let open = Node::start_ready(&[]);
+    assert_eq!(status(&open, "", elsewhere), 403);
+    for near in ["http://localhost:3000".to_owned(), format!("http://{}", open.addr)] {
+        assert_eq!(status(&open, "", &format!("Origin: {near}\r\n")), 101, "{near}");
+    }
+    let any = Node::start_ready(&["--origins", "*"]);
+    assert_eq!(status(&any, "", elsewhere), 101);
+}
+
+#[test]
+fn what_is_not_a_bearer_token_is_somebody_elses() {
+    let node = node();
+    let query = format!("?token={}", token("ann", None, 60));
+    let basic = "Authorization: Basic cHJveHk6cGFzcw==\r\n";
+    assert_eq!(status(&node, &query, basic), 101, "a proxy's; the query counts");
+    assert_eq!(status(&node, "", basic), 401);
+    assert_eq!(status(&node, &query, "Authorization: Bearer\r\n"), 401, "an empty one is one");
+    let twice = format!("{basic}{basic}");
+    assert_eq!(status(&node, &query, &twice), 400);
+    for none in ["?token=", "?token=undefined", "?token=null"] {
+        assert_eq!(status(&node, none, ""), 401, "{none}: a token is needed here");
+        assert_eq!(status(&Node::start_ready(&[]), none, ""), 101, "{none}: none is good here");
+    }
+}
+
+#[test]
+fn names_of_clients_without_a_token_cannot_be_guessed() {
+    let node = Node::start_ready(&["--shards", "1"]);
+    let names: Vec<String> = (0..3)
+        .map(|_| {
+            let mut client = Client::open(node.addr, "/ws");
+            let welcome = client.hear_type("welcome");
+            let connection = welcome["connection_id"].as_str().expect("an id").to_owned();
+            let name = welcome["user_id"].as_str().expect("a name").to_owned();
+            assert!(name.starts_with("anon-") && !name.contains(&connection), "{welcome}");
+            name
+        })
+        .collect();
+    let distinct: std::collections::HashSet<_> = names.iter().collect();
+    assert_eq!(distinct.len(), names.len());
+}

@@ -8,7 +8,7 @@ use crate::redis::{Redis, wait_until};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-const KEY: &str = "0123456789";
+const KEY: &str = "0123456789abcdef";
 const PUBLIC: [&str; 6] =
     ["--shards", "1", "--ops-api-key", KEY, "--ops-public-paths", "/v1/publish,/v1/rooms"];
 

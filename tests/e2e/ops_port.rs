@@ -22,7 +22,7 @@ const PLACES: usize = 64;
 /// Requests that are carried out at a time.
 const TURNS: usize = 48;
 const HALF: &str = "GET /healthz HTTP/1.1\r\nHost: x\r\n";
-const KEY: &str = "0123456789";
+const KEY: &str = "0123456789abcdef";
 
 /// Connects and says this.
 fn say(addr: SocketAddr, text: &str) -> TcpStream {

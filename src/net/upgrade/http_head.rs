@@ -6,10 +6,13 @@
 
 use crate::net::upgrade::proxy_header;
 use crate::net::upgrade::reject::RejectReason;
-use bytes::BytesMut;
+use bytes::{Buf as _, BytesMut};
 use http::request::Parts;
 use monoio_codec::{Decoded, Decoder};
 use monoio_http::h1::codec::decoder::RequestHeadDecoder;
+
+/// Header lines that monoio-http has places for.
+const HEADERS_MAX: usize = 96;
 
 /// What has come of a head.
 pub enum HeadRead {
@@ -26,29 +29,103 @@ pub fn read(
     before: usize,
     bytes_max: usize,
 ) -> Result<HeadRead, RejectReason> {
-    if !bytes[0].is_ascii_uppercase() {
+    let skipped = match &bytes[..] {
+        [b'\r'] | [b'\r', b'\n'] => return Ok(HeadRead::More),
+        // RFC 9112 §2.2: one empty line in front, as some clients put behind a body.
+        [b'\r', b'\n', ..] => 2,
+        _ => 0,
+    };
+    if !bytes[skipped].is_ascii_uppercase() {
         return Err(not_http(bytes));
     }
     // Only the last three old bytes can be part of an empty line that ends in the new ones.
-    let from = before.saturating_sub(3);
+    let from = before.saturating_sub(3).max(skipped);
     let end = bytes[from..].windows(4).position(|four| four == b"\r\n\r\n");
-    match end.map(|at| from + at + 4) {
-        Some(end) if end <= bytes_max => {}
+    let end = match end.map(|at| from + at + 4) {
+        Some(end) if end <= bytes_max => end,
         None if bytes.len() < bytes_max => return Ok(HeadRead::More),
         _ => return Err(RejectReason::HeadTooLarge),
-    }
+    };
     if proxy_header::is_header(bytes) {
         return Err(RejectReason::ProxyUnexpected);
     }
+    bytes.advance(skipped);
+    check_lines(&bytes[..end - skipped])?;
     match RequestHeadDecoder.decode(bytes) {
         Ok(Decoded::Some(parts)) => Ok(HeadRead::Whole(Box::new(parts))),
         Ok(_) | Err(_) => Err(RejectReason::HeadMalformed),
     }
 }
 
+/// What the parser does not see, or takes where two programs may read it differently: a line that ends
+/// in a bare LF or CR (RFC 9112 §2.2), a fragment, which is no part of a request (RFC 9110 §7.1), and
+/// more headers than it reads.
+fn check_lines(head: &[u8]) -> Result<(), RejectReason> {
+    let is_bare = |(at, byte): (usize, &u8)| match byte {
+        b'\n' => at == 0 || head[at - 1] != b'\r',
+        b'\r' => head.get(at + 1) != Some(&b'\n'),
+        _ => false,
+    };
+    let target_end = head.iter().position(|byte| *byte == b'\r').unwrap_or(head.len());
+    if head.iter().enumerate().any(is_bare) || head[..target_end].contains(&b'#') {
+        return Err(RejectReason::HeadMalformed);
+    }
+    // The request line and the empty one are no headers.
+    let headers = head.iter().filter(|byte| **byte == b'\n').count().saturating_sub(2);
+    if headers > HEADERS_MAX { Err(RejectReason::TooManyHeaders) } else { Ok(()) }
+}
+
 fn not_http(bytes: &[u8]) -> RejectReason {
     match proxy_header::is_header(bytes) {
         true => RejectReason::ProxyUnexpected,
         false => RejectReason::NotHttp,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_all(text: &str) -> Result<String, RejectReason> {
+        let mut bytes = BytesMut::from(text);
+        match read(&mut bytes, 0, 8192)? {
+            HeadRead::More => Ok("more".to_owned()),
+            HeadRead::Whole(parts) => Ok(format!("{} {}", parts.uri, parts.headers.len())),
+        }
+    }
+
+    const GET: &str = "GET /ws?a=1 HTTP/1.1\r\n";
+
+    #[test]
+    fn one_empty_line_in_front_is_skipped_however_it_is_cut() {
+        let whole = format!("\r\n{GET}Host: a\r\n\r\n");
+        assert_eq!(read_all(&whole), Ok("/ws?a=1 1".to_owned()));
+        for end in 1..whole.len() {
+            assert_eq!(read_all(&whole[..end]), Ok("more".to_owned()), "{end}");
+        }
+        assert_eq!(read_all(&format!("\r\n{whole}")), Err(RejectReason::NotHttp));
+        let mut bytes = BytesMut::new();
+        for (at, byte) in whole.bytes().enumerate() {
+            bytes.extend_from_slice(&[byte]);
+            let read = read(&mut bytes, at, 8192).unwrap();
+            assert_eq!(matches!(read, HeadRead::Whole(_)), at + 1 == whole.len());
+        }
+    }
+
+    #[test]
+    fn what_two_programs_may_read_differently_is_refused() {
+        let malformed = Err(RejectReason::HeadMalformed);
+        assert_eq!(read_all(&format!("{GET}A: 1\nB: 2\r\n\r\n")), malformed);
+        assert_eq!(read_all(&format!("{GET}A: 1\rB: 2\r\n\r\n")), malformed);
+        assert_eq!(read_all("GET /ws HTTP/1.1\nHost: a\r\n\r\n"), malformed);
+        assert_eq!(read_all("GET /ws#part HTTP/1.1\r\nHost: a\r\n\r\n"), malformed);
+        assert_eq!(read_all(&format!("{GET}A: #\r\n\r\n")), Ok("/ws?a=1 1".to_owned()));
+    }
+
+    #[test]
+    fn more_headers_than_are_read_are_refused_with_431() {
+        let head = |lines: usize| format!("{GET}{}\r\n", "A: 1\r\n".repeat(lines));
+        assert!(read_all(&head(HEADERS_MAX)).is_ok());
+        assert_eq!(read_all(&head(HEADERS_MAX + 1)), Err(RejectReason::TooManyHeaders));
     }
 }

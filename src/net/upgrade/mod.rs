@@ -28,7 +28,10 @@
 mod body;
 pub mod forwarded;
 pub mod http_head;
+mod origin;
+mod page;
 pub mod proxy_header;
+mod query;
 pub mod reject;
 pub mod routes;
 

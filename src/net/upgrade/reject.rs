@@ -80,6 +80,9 @@ reject_reasons! {
     /// A request head that is not HTTP/1.1.
     HeadMalformed: 400 refused_http
         "the request head is not HTTP/1.1";
+    /// More header lines than are read.
+    TooManyHeaders: 431 refused_http
+        "the request has too many headers";
     /// The request head is larger than `limits.head_bytes_max`.
     HeadTooLarge: 431 refused_http
         "the request head is too large";
@@ -104,15 +107,27 @@ reject_reasons! {
     /// The page takes another method.
     PageMethod: 405 refused_http
         "this page can only be read";
-    /// The page that asks is of another origin.
+    /// The page that asks is of an origin that is none of `origins`.
     Origin: 403 refused_auth
         "this origin may not connect here";
+    /// Without `origins`, and without tokens: the page that asks is of another host.
+    OtherOrigin: 403 refused_auth
+        "pages of other hosts may not connect here without a token; name their origins in `origins`";
+    /// Two `Origin` headers.
+    TwoOrigins: 400 refused_http
+        "there may be one Origin header";
+    /// Two `Authorization` headers.
+    TwoAuthorizations: 400 refused_http
+        "there may be one Authorization header";
+    /// Bytes in the query that are not UTF-8.
+    QueryNotUtf8: 400 refused_http
+        "the query is not UTF-8";
     /// More rooms in the URL than a connection may be in.
     TooManyRooms: 400 refused_http
         "too many rooms in room_id";
     /// A room in the URL that cannot be one.
     BadRoomName: 400 refused_http
-        "room_id must be 1 to 255 bytes without control characters";
+        "room_id must be 1 to 255 bytes, without invisible characters or blanks around it";
 }
 
 impl RejectReason {

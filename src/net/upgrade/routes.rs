@@ -14,7 +14,9 @@
 
 use crate::auth::{Gate, Identity};
 use crate::ids::is_name;
+use crate::net::upgrade::query::Query;
 use crate::net::upgrade::reject::RejectReason;
+use crate::net::upgrade::{origin, page};
 use crate::plan::Plan;
 use crate::policy::api_key::{is_public, is_shown};
 use crate::protocol::dialect::{Dialect, Encoding};
@@ -25,7 +27,6 @@ use http::request::Parts;
 use http::{Method, header};
 use std::sync::Arc;
 
-const PAGE: &str = include_str!("page.html");
 const PROTOCOL: &str = "campanile.v1";
 
 /// The public port's paths.
@@ -88,8 +89,8 @@ impl Routes {
 
     fn open(&self, head: &Parts, echo: bool, now_unix_s: u64) -> Result<Opening, RejectReason> {
         let upgrade = check(head).map_err(RejectReason::Handshake)?;
-        self.check_origin(head)?;
-        let query = Query::read(head);
+        origin::check(&head.headers, &self.plan.origins, self.plan.auth.anonymous)?;
+        let query = Query::read(head.uri.query().unwrap_or(""))?;
         let identity = self.admit(head, &query, now_unix_s)?;
         let rooms = if echo { Vec::new() } else { self.rooms(query)? };
         let protocol = (!echo && upgrade.protocols.contains(&PROTOCOL)).then_some(PROTOCOL);
@@ -100,31 +101,13 @@ impl Routes {
         Ok(Opening { identity, response, rooms, encoding })
     }
 
-    fn check_origin(&self, head: &Parts) -> Result<(), RejectReason> {
-        let allowed = &self.plan.origins;
-        // Only browsers send an origin, and only browsers need protection from other sites.
-        let Some(origin) = head.headers.get(header::ORIGIN) else { return Ok(()) };
-        if allowed.is_empty() || allowed.iter().any(|one| one.as_bytes() == origin.as_bytes()) {
-            return Ok(());
-        }
-        Err(RejectReason::Origin)
-    }
-
     fn admit(
         &self,
         head: &Parts,
         query: &Query,
         now_unix_s: u64,
     ) -> Result<Identity, RejectReason> {
-        let bearer = head.headers.get(header::AUTHORIZATION).map(|value| {
-            let value = value.to_str().unwrap_or("");
-            value.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-        });
-        let token = match bearer {
-            // Some other kind of authorization is a token that is not ours.
-            Some(bearer) => Some(bearer.map_or("", |(_, token)| token.trim())),
-            None => query.token.as_deref(),
-        };
+        let token = bearer(head)?.or(query.token.as_deref());
         self.gate.admit(token, now_unix_s).map_err(RejectReason::Token)
     }
 
@@ -142,40 +125,23 @@ impl Routes {
         if path != "/" || !self.plan.page {
             return RouteOutcome::Reject(RejectReason::NotFound);
         }
-        let body = match head.method {
-            Method::GET => PAGE,
-            Method::HEAD => "",
-            _ => return RouteOutcome::Reject(RejectReason::PageMethod),
-        };
-        let head = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: {}\r\n\
-             Cache-Control: no-cache\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n",
-            PAGE.len()
-        );
-        RouteOutcome::Page(Bytes::from([head.as_bytes(), body.as_bytes()].concat()))
-    }
-}
-
-#[derive(Default)]
-struct Query {
-    token: Option<String>,
-    rooms: Vec<String>,
-}
-
-impl Query {
-    fn read(head: &Parts) -> Query {
-        let mut query = Query::default();
-        let text = head.uri.query().unwrap_or("").as_bytes();
-        for (key, value) in form_urlencoded::parse(text) {
-            match &*key {
-                "token" => query.token = Some(value.into_owned()),
-                "room_id" => query.rooms.push(value.into_owned()),
-                _ => {}
-            }
+        match head.method {
+            Method::GET => RouteOutcome::Page(Bytes::from(page::response(false))),
+            Method::HEAD => RouteOutcome::Page(Bytes::from(page::response(true))),
+            _ => RouteOutcome::Reject(RejectReason::PageMethod),
         }
-        // The same room twice is one room.
-        query.rooms.sort_unstable();
-        query.rooms.dedup();
-        query
     }
+}
+
+/// The token of `Authorization: Bearer`. `None`: there is none, or it is of another scheme, which is a
+/// proxy's business. Two of them are refused.
+fn bearer(head: &Parts) -> Result<Option<&str>, RejectReason> {
+    let mut values = head.headers.get_all(header::AUTHORIZATION).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(RejectReason::TwoAuthorizations);
+    }
+    let text = value.to_str().map_err(|_| RejectReason::HeadMalformed)?;
+    let (scheme, token) = text.split_once(' ').unwrap_or((text, ""));
+    Ok(scheme.eq_ignore_ascii_case("bearer").then(|| token.trim()))
 }

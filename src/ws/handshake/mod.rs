@@ -45,7 +45,7 @@ pub fn check<'a>(head: &'a http::request::Parts) -> Result<Upgrade<'a>, Handshak
         return refuse(505, "a WebSocket is opened over HTTP/1.1");
     }
     let headers = &head.headers;
-    if single(headers, &header::HOST).is_none() {
+    if single(headers, &header::HOST).is_none_or(<[u8]>::is_empty) {
         return refuse(400, "exactly one Host header is needed");
     }
     check_upgrade(headers)?;
