@@ -275,7 +275,7 @@ impl Local {
             ReplyTo::Nobody => {}
             ReplyTo::Call(call) => call(page),
             ReplyTo::Conn { shard, conn, id, .. } => {
-                let reply = HistoryReply { conn, id, topic, said: page };
+                let reply = HistoryReply { conn, id, topic, page };
                 self.answer(shard, Downlink::History(Box::new(reply)));
             }
         }

@@ -259,8 +259,8 @@ fn sentinel_login(parts: &Parts<'_>) -> Result<Login, String> {
     Ok(Login { is_tls: parts.is_tls, credentials, ..Login::default() })
 }
 
-/// A URL as it may be shown: whatever stands before an `@` is left out, so is the query. Where it
-/// cannot be told which part is which, as one that is refused may be, no part is shown.
+/// A URL as it may be shown: what stands before an `@` is left out, so is the query. Of one that
+/// cannot be split into its parts, as one that is refused may be, nothing is shown.
 pub fn redact_url(url: &str) -> String {
     let (scheme, rest) = match url.split_once("://") {
         Some((scheme, rest)) => (format!("{scheme}://"), rest),

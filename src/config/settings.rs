@@ -218,7 +218,7 @@ settings! {
     ops_listen: SocketAddr, "ops.listen", "127.0.0.1:9090", ValueKind::Address,
         "The operators' port: API, metrics, health. /healthz, /readyz and /metrics answer every host that can reach it. Where another process has the default, the next free port is taken and logged.";
     ops_public_paths: Vec<String>, "ops.public_paths", "", ValueKind::ApiPaths,
-        "Paths of the operators' API that the public port serves as well, with what is below them, to whoever shows ops.api_key. To everybody else there is nothing, as for every other path. Empty: none.";
+        "Paths of the operators' API that the public port serves as well, with what is below them, for requests with ops.api_key. All others are answered 404, as on every other path. Empty: none.";
     ops_api_key: Option<String>, "ops.api_key", "", ValueKind::Secret,
         "The key that /v1/* requires as `Authorization: Bearer …`. Empty: /v1/* answers this machine only.";
     ops_api_key_file: Option<String>, "ops.api_key_file", "", ValueKind::File,

@@ -4,7 +4,11 @@ use crate::policy::limits::Limits;
 use crate::policy::namespaces::Policy;
 use crate::policy::setting::SettingRange;
 
-fn said(flags: &[(&'static str, &str)], env: &[(&str, &str)], file: Option<&str>) -> ConfigSources {
+fn sources(
+    flags: &[(&'static str, &str)],
+    env: &[(&str, &str)],
+    file: Option<&str>,
+) -> ConfigSources {
     let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
     ConfigSources {
         flags: flags.iter().map(|(key, value)| (*key, (*value).to_owned())).collect(),
@@ -14,11 +18,11 @@ fn said(flags: &[(&'static str, &str)], env: &[(&str, &str)], file: Option<&str>
 }
 
 fn by_flag(key: &'static str, value: &str) -> Result<Config, ConfigErrors> {
-    Config::load(&said(&[(key, value)], &[], None))
+    Config::load(&sources(&[(key, value)], &[], None))
 }
 
-fn complaint(said: &ConfigSources) -> String {
-    Config::load(said).expect_err("this must be refused").to_string()
+fn complaint(sources: &ConfigSources) -> String {
+    Config::load(sources).expect_err("this must be refused").to_string()
 }
 
 /// For every setting about load balancers: some good values, and some bad ones.
@@ -167,7 +171,7 @@ fn every_setting_takes_what_is_good_and_refuses_what_is_not_saying_what_would_be
 fn a_connection_is_never_in_so_many_rooms_that_looking_through_them_takes_long() {
     let key = "limits.rooms_per_connection_max";
     assert_eq!(by_flag(key, "1024").unwrap().limits.rooms_per_connection_max, 1024);
-    assert!(complaint(&said(&[(key, "1025")], &[], None)).contains("1 to 1024"));
+    assert!(complaint(&sources(&[(key, "1025")], &[], None)).contains("1 to 1024"));
 }
 
 #[test]
@@ -188,12 +192,12 @@ fn every_limit_is_a_setting_with_its_own_field() {
 fn a_flag_wins_over_the_environment_and_that_over_the_file_and_that_over_the_default() {
     let file = Some("drain_ms = 3\n[limits]\nhead_bytes_max = 2_048\n");
     let env = [("CAMPANILE_DRAIN_MS", "2")];
-    let of = |said: ConfigSources| Config::load(&said).unwrap().drain_ms;
-    assert_eq!(of(said(&[("drain_ms", "1")], &env, file)), 1);
-    assert_eq!(of(said(&[], &env, file)), 2);
-    assert_eq!(of(said(&[], &[], file)), 3);
-    assert_eq!(of(said(&[], &[], None)), 10_000);
-    assert_eq!(Config::load(&said(&[], &[], file)).unwrap().limits.head_bytes_max, 2048);
+    let of = |sources: ConfigSources| Config::load(&sources).unwrap().drain_ms;
+    assert_eq!(of(sources(&[("drain_ms", "1")], &env, file)), 1);
+    assert_eq!(of(sources(&[], &env, file)), 2);
+    assert_eq!(of(sources(&[], &[], file)), 3);
+    assert_eq!(of(sources(&[], &[], None)), 10_000);
+    assert_eq!(Config::load(&sources(&[], &[], file)).unwrap().limits.head_bytes_max, 2048);
 }
 
 #[test]
@@ -201,12 +205,12 @@ fn every_setting_can_be_set_by_its_variable_and_by_its_key() {
     for (key, good, _) in table() {
         let (setting, value) = (setting(key).unwrap(), good[good.len() - 1]);
         let by_flag = by_flag(key, value).unwrap();
-        let by_env = Config::load(&said(&[], &[(&setting.env(), value)], None)).unwrap();
+        let by_env = Config::load(&sources(&[], &[(&setting.env(), value)], None)).unwrap();
         assert_eq!(by_env, by_flag, "{key}");
         let (section, name) = key.split_once('.').unwrap_or(("", key));
         let head = if section.is_empty() { String::new() } else { format!("[{section}]\n") };
         let file = format!("{head}{name} = {value:?}\n");
-        let by_file = Config::load(&said(&[], &[], Some(&file))).unwrap();
+        let by_file = Config::load(&sources(&[], &[], Some(&file))).unwrap();
         assert_eq!(by_file, by_flag, "{key}");
     }
 }
@@ -224,17 +228,17 @@ fn flags_and_variables_are_spelled_apart() {
 #[test]
 fn lists_in_a_file_are_lists() {
     let file = "origins = [\"https://a\", \"https://b\"]\n[auth]\nuser_rights = [\"send\"]\n";
-    let config = Config::load(&said(&[], &[], Some(file))).unwrap();
+    let config = Config::load(&sources(&[], &[], Some(file))).unwrap();
     assert_eq!(config.origins.0, ["https://a", "https://b"]);
     assert_eq!(config.auth_user_rights.names(), ["send"]);
-    let cores = Config::load(&said(&[], &[], Some("cores = [0, 2]"))).unwrap().cores;
+    let cores = Config::load(&sources(&[], &[], Some("cores = [0, 2]"))).unwrap().cores;
     assert_eq!(cores, [0, 2]);
 }
 
 #[test]
 fn the_sample_says_what_is_the_case_anyway() {
     let sample = sample();
-    let config = Config::load(&said(&[], &[], Some(&sample))).unwrap_or_else(|e| panic!("{e}"));
+    let config = Config::load(&sources(&[], &[], Some(&sample))).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(config, Config::default());
     for setting in SETTINGS {
         let name = setting.key.rsplit('.').next().unwrap();
@@ -250,29 +254,29 @@ fn the_sample_says_what_is_the_case_anyway() {
 fn a_namespace_is_a_table_of_the_file_and_each_wrong_line_is_named() {
     let file = "page = true\n[namespaces.chat]\nhistory_size = 7\njoin = \"users\"\n\
                 [namespaces.default]\nrecovery = false\n";
-    let config = Config::load(&said(&[], &[], Some(file))).unwrap();
+    let config = Config::load(&sources(&[], &[], Some(file))).unwrap();
     assert_eq!(config.namespaces.policy_of_room("chat:a").history_size, 7);
     assert!(!config.namespaces.policy_of_room("a").recovery);
     let text = "chat: history_size=7, join=users; default: recovery=false";
     assert_eq!(by_flag("namespaces", text).unwrap().namespaces, config.namespaces);
     let file =
         "[auth]\nhmac_secret = \"1234567890123456\"\n[namespaces.\"@users\"]\nhistory_size = 9\n";
-    let config = Config::load(&said(&[], &[], Some(file))).unwrap();
+    let config = Config::load(&sources(&[], &[], Some(file))).unwrap();
     assert!(config.namespaces.keep_for_users());
     let file = "[namespaces.\"@users\"]\npresence = true\n";
-    let text = complaint(&said(&[], &[], Some(file)));
+    let text = complaint(&sources(&[], &[], Some(file)));
     assert!(text.contains("f.toml:2") && text.contains("history_size and history_ttl_s"), "{text}");
     let file = "[namespaces.chat]\nhistory_size = -1\nsize = 3\n[namespaces]\nx = 1\n";
-    let text = complaint(&said(&[], &[], Some(file)));
+    let text = complaint(&sources(&[], &[], Some(file)));
     for (line, wanted) in [(2, "from 0 to 100000"), (3, "history_size"), (5, "not a table")] {
-        let told = text.lines().find(|told| told.contains(&format!("f.toml:{line}")));
-        assert!(told.is_some_and(|told| told.contains(wanted)), "{line}: {text}");
+        let error = text.lines().find(|error| error.contains(&format!("f.toml:{line}")));
+        assert!(error.is_some_and(|error| error.contains(wanted)), "{line}: {text}");
     }
     let sample = sample();
     let (keys, example) = sample.split_once("# [namespaces.chat]\n").expect("there is an example");
     let example = example.lines().map(|line| line.strip_prefix("# ").expect("a comment"));
     let example = format!("{keys}[namespaces.chat]\n{}", example.collect::<Vec<_>>().join("\n"));
-    let config = Config::load(&said(&[], &[], Some(&example))).unwrap_or_else(|e| panic!("{e}"));
+    let config = Config::load(&sources(&[], &[], Some(&example))).unwrap_or_else(|e| panic!("{e}"));
     let named: Vec<_> = config.namespaces.named().collect();
     assert_eq!(named, [("chat", &Policy::DEFAULT)], "it says what is the case anyway");
 }
@@ -285,15 +289,15 @@ fn a_misspelt_key_is_answered_with_the_one_that_was_meant() {
         ("listn = \"0.0.0.0:1\"\n", 1, "listen"),
         ("page = true\n[auth]\nhmac-secret = \"x\"\n", 3, "auth.hmac_secret"),
     ] {
-        let text = complaint(&said(&[], &[], Some(file)));
+        let text = complaint(&sources(&[], &[], Some(file)));
         assert!(text.contains(&format!("f.toml:{line}")), "{text}");
         assert!(text.contains(&format!("Did you mean {meant}?")), "{text}");
     }
-    let text = complaint(&said(&[], &[("CAMPANILE_DRAIN_MSS", "1")], None));
+    let text = complaint(&sources(&[], &[("CAMPANILE_DRAIN_MSS", "1")], None));
     assert!(text.contains("Did you mean CAMPANILE_DRAIN_MS?"), "{text}");
-    let text = complaint(&said(&[], &[], Some("[limit]\nhead_bytes_max = 1\n")));
+    let text = complaint(&sources(&[], &[], Some("[limit]\nhead_bytes_max = 1\n")));
     assert!(text.contains("unknown key limit (f.toml:1)"), "{text}");
-    let text = complaint(&said(&[], &[], Some("entirely_something_else = 1")));
+    let text = complaint(&sources(&[], &[], Some("entirely_something_else = 1")));
     assert!(!text.contains("Did you mean"), "{text}");
 }
 
@@ -310,28 +314,28 @@ fn variables_that_are_not_ours_are_left_alone() {
         ("CAMPANILE_REDIS_SERVICE_HOST", "10.0.0.2"),
         ("CAMPANILE_REDIS_PORT", "tcp://10.0.0.2:6379"),
     ];
-    assert_eq!(Config::load(&said(&[], &env, None)).unwrap(), Config::default());
+    assert_eq!(Config::load(&sources(&[], &env, None)).unwrap(), Config::default());
 }
 
 #[test]
-fn everything_that_is_wrong_is_told_at_once() {
-    let said =
-        said(&[("shards", "x")], &[("CAMPANILE_PAGE", "x")], Some("drain_ms = 1.5\nfoo = 1"));
-    let ConfigErrors(errors) = Config::load(&said).unwrap_err();
+fn all_errors_are_reported_at_once() {
+    let sources =
+        sources(&[("shards", "x")], &[("CAMPANILE_PAGE", "x")], Some("drain_ms = 1.5\nfoo = 1"));
+    let ConfigErrors(errors) = Config::load(&sources).unwrap_err();
     assert_eq!(errors.len(), 4, "{errors:?}");
     let text = ConfigErrors(errors).to_string();
     assert!(text.contains("drain_ms = \"a fraction\" (f.toml:1)"), "{text}");
     assert!(text.contains("CAMPANILE_PAGE"), "{text}");
     for huge in ["99999999999999999999", "0x99999999999999999"] {
         let file = format!("drain_ms = {huge}");
-        let text = complaint(&super::tests::said(&[], &[], Some(&file)));
+        let text = complaint(&super::tests::sources(&[], &[], Some(&file)));
         assert!(text.contains(&format!("drain_ms = \"{huge}\" (f.toml:1)")), "{text}");
     }
 }
 
 #[test]
 fn a_file_that_is_not_toml_is_refused_with_its_line() {
-    let text = complaint(&said(&[], &[], Some("page = true\nlisten = \n")));
+    let text = complaint(&sources(&[], &[], Some("page = true\nlisten = \n")));
     assert!(text.contains("f.toml: line 2"), "{text}");
 }
 
@@ -355,11 +359,11 @@ fn what_contradicts_itself_is_refused_naming_both_keys() {
         (vec![("namespaces", "@users: history_size=1")], ["@users", "auth.hmac_secret"]),
         (vec![("listen", "127.0.0.1:7"), ("ops.listen", "127.0.0.1:7")], ["listen", "ops.listen"]),
     ] {
-        let text = complaint(&said(&flags, &[], None));
+        let text = complaint(&sources(&flags, &[], None));
         assert!(keys.iter().all(|key| text.contains(key)), "{text}");
     }
     let both = [("auth.anonymous", "false"), ("auth.hmac_secret", "1234567890123456")];
-    assert!(Config::load(&said(&both, &[], None)).is_ok());
+    assert!(Config::load(&sources(&both, &[], None)).is_ok());
 }
 
 #[test]
@@ -367,12 +371,12 @@ fn no_message_and_no_log_shows_a_secret() {
     let secret = "hunter2-hunter2-hunter2";
     let url = "redis://user:hunter2-hunter2-hunter2@h:6379/0?password=hunter2-hunter2-hunter2";
     let flags = [("auth.hmac_secret", secret), ("ops.api_key", secret), ("backplane", url)];
-    let config = Config::load(&said(&flags, &[], None)).unwrap();
+    let config = Config::load(&sources(&flags, &[], None)).unwrap();
     let shown = format!("{config:?}");
     assert!(!shown.contains(secret), "{shown}");
     assert!(shown.contains("redis://***@h:6379/0"), "{shown}");
     for (key, wrong) in [("auth.hmac_secret", "hunter2"), ("backplane", "redi://a:hunter2@h")] {
-        let text = complaint(&said(&[(key, wrong)], &[], None));
+        let text = complaint(&sources(&[(key, wrong)], &[], None));
         assert!(!text.contains("hunter2"), "{text}");
     }
 }
@@ -415,19 +419,19 @@ fn origins_become_what_browsers_send_or_say_what_to_write() {
 #[test]
 fn a_secret_that_can_be_guessed_or_was_forgotten_is_refused() {
     for key in ["auth.hmac_secret", "ops.api_key"] {
-        let text = complaint(&said(&[(key, "123456789012345")], &[], None));
+        let text = complaint(&sources(&[(key, "123456789012345")], &[], None));
         assert!(text.contains("15 bytes") && text.contains("openssl rand"), "{text}");
         let weak = [(key, "1"), ("auth.allow_weak_secret", "true")];
-        assert!(Config::load(&said(&weak, &[], None)).is_ok());
+        assert!(Config::load(&sources(&weak, &[], None)).is_ok());
     }
     let blank = [("CAMPANILE_AUTH_HMAC_SECRET", "")];
-    let text = complaint(&said(&[], &blank, None));
+    let text = complaint(&sources(&[], &blank, None));
     assert!(text.contains("auth.anonymous = true"), "{text}");
-    assert!(Config::load(&said(&[("auth.anonymous", "true")], &blank, None)).is_ok());
+    assert!(Config::load(&sources(&[("auth.anonymous", "true")], &blank, None)).is_ok());
     let file = "[auth]\nhmac_secret = \"\"\n";
-    assert!(complaint(&said(&[], &[], Some(file))).contains("set to nothing"));
+    assert!(complaint(&sources(&[], &[], Some(file))).contains("set to nothing"));
     let later = [("auth.hmac_secret", "1234567890123456")];
-    assert!(Config::load(&said(&later, &blank, None)).is_ok(), "a flag wins");
+    assert!(Config::load(&sources(&later, &blank, None)).is_ok(), "a flag wins");
 }
 
 #[test]
@@ -439,7 +443,7 @@ fn secrets_may_stand_in_files_and_line_breaks_behind_them_are_no_part_of_them() 
         _ => Err(std::io::ErrorKind::NotFound.into()),
     };
     let load = |flags: &[(&'static str, &str)]| {
-        let loaded = Config::load_reading(&said(flags, &[], None), &files);
+        let loaded = Config::load_reading(&sources(flags, &[], None), &files);
         loaded.map_err(|errors| errors.to_string())
     };
     let config = load(&[("auth.hmac_secret_file", "/run/good"), ("ops.api_key_file", "/run/good")]);

@@ -123,7 +123,7 @@ fn is_path(text: &str) -> bool {
     text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && !b"?#%\"".contains(&b))
 }
 
-/// Everything that wants the key is below `/v1`; what answers without one is not to be public.
+/// All paths that require the key are below `/v1`; those that answer without one must not be public.
 fn is_api_path(text: &str) -> bool {
     is_path(text) && text.len() > "/v1/".len() && text.starts_with("/v1/") && !text.ends_with('/')
 }

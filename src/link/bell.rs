@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_finds_something_at_the_last_look_stays_awake() {
+    fn a_consumer_that_finds_something_at_the_last_look_stays_awake() {
         let bell = Bell::new().unwrap();
         assert!(!bell.may_sleep(|| false));
         assert!(!bell.ring());

@@ -25,7 +25,7 @@ pub struct Call {
     pub body: Bytes,
     /// Whose connection it came by.
     pub shard: ShardId,
-    /// Which connection; may leave meanwhile.
+    /// Which connection; it may close before the answer.
     pub conn: ConnId,
     /// The client's address, if it is known.
     pub peer: Option<SocketAddr>,

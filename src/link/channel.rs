@@ -85,7 +85,7 @@ impl ShardEnd {
     }
 
     /// Whether the shard may now wait for its bell. Not when room was made for an item that it could
-    /// not send: the bell was silent if that happened before the shard said that it sleeps.
+    /// not send: the bell was not rung if that happened before the shard set its sleep flag.
     #[must_use]
     pub fn may_sleep(&self) -> bool {
         let may_send = || self.waits.get() && !self.stalled.load(Ordering::Relaxed);

@@ -75,7 +75,7 @@ pub struct RoomReport {
     pub room: String,
     /// Connections of this shard in it.
     pub members: usize,
-    /// Those of them that acknowledge; told when one room is asked for.
+    /// Those of them that acknowledge; filled in when one room is asked for.
     pub acks: AckReport,
 }
 
@@ -94,7 +94,7 @@ impl RoomReport {
     }
 }
 
-/// Members of a room that acknowledge what they hear, as one shard sees them.
+/// Members of a room that acknowledge what they receive, as one shard sees them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AckReport {
     /// How many.
@@ -128,9 +128,9 @@ pub struct ConnectionPage {
 /// One open connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionReport {
-    /// Its name, as its client was told.
+    /// Its name: the `connection_id` of its `welcome`.
     pub id: Origin,
-    /// The peer's address, where the system still knows it.
+    /// The peer's address; `None`: the socket has failed.
     pub address: Option<SocketAddr>,
     /// Its user's topic (`u:<user>`); `None` in a dialect without users.
     pub user: Option<TopicName>,
@@ -142,6 +142,6 @@ pub struct ConnectionReport {
     pub listed_rooms: Vec<TopicName>,
     /// Bytes that its socket has not taken yet.
     pub queued_bytes: usize,
-    /// What it speaks.
+    /// Its protocol.
     pub dialect: &'static str,
 }

@@ -1,11 +1,11 @@
-//! How many connections each shard has, for whoever steers the next ones.
+//! How many connections each shard has, for the shard that steers the next ones.
 //!
 //! A shard writes its own two numbers, and only when they change: at accepts and closes, never on
-//! the way of a delivery. They lie on a cache line of its own, and nobody reads the others' but the
-//! one shard that steers, every few milliseconds while connections come.
+//! the way of a delivery. They lie on a cache line of its own, which other shards read only while
+//! they steer, every few milliseconds while connections come.
 //!
-//! Who steers is decided by a note that there is one of: whoever takes it may, until it puts it back,
-//! with what the next one has to know. It is never waited for.
+//! The right to steer is a note that exists once: the shard that takes it steers, and puts it back
+//! with what the next one needs. It is never waited for.
 //!
 //! A shard's number is its listener's place in the kernel's group, which is the order of `listen`.
 //! So shards listen in turn: [`LoadTable::wait_for_bind_order`].
@@ -30,10 +30,10 @@ struct ShardPlace {
     taken: AtomicU64,
 }
 
-/// Room for one thing that goes from thread to thread.
+/// Holds one value on its way from thread to thread.
 type Slot<T> = (Sender<T>, Receiver<T>);
 
-/// What one shard says of itself.
+/// The load of one shard, written by that shard only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShardLoad {
     /// Connections now, those in their handshake included.
@@ -42,7 +42,7 @@ pub struct ShardLoad {
     pub taken: u64,
 }
 
-/// What the last one who steered wrote down for the next.
+/// What the shard that steered last left for the next one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoadNote {
     /// When that was.
@@ -89,8 +89,8 @@ impl LoadTable {
         }
     }
 
-    /// A shard's numbers have changed. Only that shard says so.
-    pub fn tell(&self, shard: ShardId, count: ShardLoad) {
+    /// Writes a shard's numbers, which have changed. Only that shard does.
+    pub fn publish(&self, shard: ShardId, count: ShardLoad) {
         let place = &self.places[usize::from(shard.0)];
         place.held.store(count.held, Ordering::Relaxed);
         place.taken.store(count.taken, Ordering::Relaxed);
@@ -105,12 +105,12 @@ impl LoadTable {
         self.places.iter().map(count).collect()
     }
 
-    /// Takes the note, and with it the right to steer. `None`: somebody else has it.
+    /// Takes the note, and with it the right to steer. `None`: another shard has it.
     pub fn take_note(&self) -> Option<Box<LoadNote>> {
         self.note.1.try_recv().ok()
     }
 
-    /// Leaves a note for the next. Without one nobody steers.
+    /// Leaves a note for the next. Without one no shard steers.
     pub fn leave_note(&self, note: Box<LoadNote>) {
         self.note.0.try_send(note).expect("there is one note");
     }
@@ -145,7 +145,7 @@ mod tests {
         let spread = LoadTable::new(2);
         assert!(spread.take_note().is_none(), "before the first has left one, nobody");
         let count = ShardLoad { held: 3, taken: 9 };
-        spread.tell(ShardId(1), count);
+        spread.publish(ShardId(1), count);
         let counts = spread.counts();
         assert_eq!(counts, [ShardLoad::default(), count]);
         let (shares, hidden) = (vec![1, 1], vec![0, 0]);

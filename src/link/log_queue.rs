@@ -124,7 +124,7 @@ impl LogQueueEnd {
         mut write: impl FnMut(&[u8]) -> io::Result<()>,
         mut say_lost: impl FnMut(u64),
     ) {
-        let (mut said, mut can_write) = (0, true);
+        let (mut reported, mut can_write) = (0, true);
         while let Ok(entry) = self.from_threads.recv() {
             // A `Flush` is dropped at the end of this turn, and its sender with it.
             if let Entry::Line(line) = &entry {
@@ -134,9 +134,9 @@ impl LogQueueEnd {
             }
             let LogNumbers { dropped_full, dropped_failed, .. } = self.counted.read();
             let lost = dropped_full + dropped_failed;
-            if lost > said && can_write && self.from_threads.is_empty() {
-                say_lost(lost - said);
-                said = lost;
+            if lost > reported && can_write && self.from_threads.is_empty() {
+                say_lost(lost - reported);
+                reported = lost;
             }
         }
     }
@@ -179,7 +179,7 @@ mod tests {
         queue.flush(Duration::from_millis(1));
         assert!(began.elapsed() < LONG, "the end of the process does not wait for it");
 
-        // It moves again: everything that fitted is written, and what was lost is said once.
+        // It moves again: everything that fitted is written, and what was lost is reported once.
         drop(permit);
         assert_eq!(is_lost.recv_timeout(LONG), Ok(7));
         queue.flush(LONG);
@@ -208,7 +208,7 @@ mod tests {
         assert_eq!(queue.numbers(), numbers);
         drop(queue);
         writer.join().unwrap();
-        assert!(is_lost.is_empty(), "what was said is not said again");
+        assert!(is_lost.is_empty(), "what was reported is not reported again");
     }
 
     #[test]
@@ -219,6 +219,6 @@ mod tests {
         queue.flush(LONG);
         let numbers = LogNumbers { waiting_bytes: 0, dropped_full: 0, dropped_failed: 1 };
         assert_eq!(queue.numbers(), numbers);
-        assert!(!queue.push_last(b"told in another way"));
+        assert!(!queue.push_last(b"written to stderr"));
     }
 }

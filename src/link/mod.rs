@@ -5,7 +5,7 @@
 //! The contract of both directions stands at the types: what keeps its order, what may be dropped.
 //!
 //! Invariant: nothing here decides anything. Atomics, eventfds and channels live in this room (and
-//! in `metrics`), so a reader who wants to know what two threads share reads this room only.
+//! in `metrics`), so what two threads share is found by reading this room only.
 
 pub mod bell;
 pub mod calls;
@@ -39,7 +39,7 @@ pub use reply_to::ReplyTo;
 
 /// From a shard (or from the ops thread, which only publishes).
 ///
-/// Order per shard is kept and nothing is dropped: a full channel stops the shard's reads, so
+/// Items of one shard stay in order and none is dropped: a full channel stops the shard's reads, so
 /// pressure reaches the clients' TCP windows and nothing grows.
 #[derive(Debug)]
 pub enum Uplink {
@@ -62,32 +62,31 @@ pub enum Uplink {
     },
     /// A message for everyone in a topic, on any node.
     Publish(Publish),
-    /// A connection wants to be in a topic that has a history. The shard has asked for the topic
+    /// A connection joins a topic that has a history. The shard has asked for the topic
     /// ([`Uplink::Join`]); the answer, [`Downlink::Recovered`], comes in the order of deliveries.
     Recover(Box<RecoveryRequest>),
-    /// Somebody asks what was said.
+    /// A connection or a caller of the API asks for messages of a history.
     History(Box<HistoryRequest>),
     /// A connection came into a room with presence, or left it.
     PresenceUpdate(Box<PresenceUpdate>),
-    /// Somebody asks who is in a room.
+    /// A connection or a caller of the API asks who is in a room.
     Presence(Box<PresenceRequest>),
     /// An operator disconnects a user. Only the ops thread asks for it.
     Disconnect(Box<DisconnectRequest>),
-    /// The shard wants to know when all that it has published before has ended, and has been delivered
-    /// here if it is. One at a time; answered by [`Downlink::Settled`], behind the answers to those
-    /// publishes.
+    /// The shard asks when all that it has published so far has ended, and has been delivered here if
+    /// it is. One at a time; answered by [`Downlink::Settled`], after the answers to those publishes.
     Settle,
-    /// A user has dealt with what is kept for it. Nobody is answered: one that is lost means that
-    /// something is brought once more.
+    /// A user acknowledges messages of its queue. There is no answer: where one is lost, its messages
+    /// are delivered once more.
     Acknowledge {
         /// The user's topic.
         topic: TopicName,
-        /// How far.
+        /// The last message that is acknowledged, with all before it.
         up_to: UpTo,
     },
 }
 
-/// Who came, or left. Each [`PresenceChange::Joined`] of a connection is followed by one
+/// A connection joined or left a room. Each [`PresenceChange::Joined`] of it is followed by one
 /// [`PresenceChange::Left`].
 #[derive(Debug)]
 pub struct PresenceUpdate {
@@ -102,56 +101,57 @@ pub struct PresenceUpdate {
 /// What happened to a connection in a room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PresenceChange {
-    /// It came in.
+    /// It joined.
     Joined {
-        /// The connection. It is not told of itself.
+        /// The connection. It does not receive its own event.
         by: Origin,
-        /// What its user says of themselves; `None`: nothing new.
+        /// The new `info` of its user; `None`: it is unchanged.
         info: Option<Info>,
     },
-    /// It was there already, and its user says this of themselves now.
+    /// It is a member already, and this is the new `info` of its user.
     InfoChanged(Info),
     /// It left.
     Left,
 }
 
-/// Who is there?
+/// Asks for the roster of a room.
 #[derive(Debug)]
 pub struct PresenceRequest {
     /// The room's topic.
     pub topic: TopicName,
-    /// Who asks. `None`: the backplane is away. A connection is answered by [`Downlink::Presence`].
+    /// Who asks. `None`: the backplane is unavailable. A connection is answered by
+    /// [`Downlink::Presence`].
     pub to: ReplyTo<Option<Arc<Roster>>>,
 }
 
-/// Who is there, for a connection that asked.
+/// The roster of a room, for a connection that asked.
 #[derive(Debug)]
 pub struct PresenceReply {
-    /// Who asked; may have left meanwhile.
+    /// Who asked; it may have closed since.
     pub conn: ConnId,
     /// The client's number for its request.
     pub id: Option<RequestId>,
     /// The room's topic.
     pub topic: TopicName,
-    /// Who is there; shared by all who asked together. `None`: the backplane is away.
+    /// The roster; shared by all who asked together. `None`: the backplane is unavailable.
     pub here: Option<Arc<Roster>>,
 }
 
-/// Where is the history, and what did I miss?
+/// Asks for the position of a history and the messages after `since`.
 #[derive(Debug)]
 pub struct RecoveryRequest {
     /// The topic.
     pub topic: TopicName,
     /// The shard's own key for it.
     pub at: TopicId,
-    /// Who asks; may leave meanwhile.
+    /// Who asks; it may leave before the answer.
     pub conn: ConnId,
     /// The shard's own number for the question.
     pub ticket: u64,
     /// In which encoding the answer is wanted.
     pub encoding: Encoding,
-    /// What they have heard already. Of a user's own topic that is known where it is kept: what the
-    /// user has acknowledged.
+    /// The last position that the client has received. Not for a user's own topic: what the user has
+    /// acknowledged is stored with its queue.
     pub since: Option<Position>,
 }
 
@@ -165,16 +165,16 @@ pub struct RecoveryReply {
     pub conn: ConnId,
     /// The shard's own number for the question.
     pub ticket: u64,
-    /// Where the history is.
+    /// The history's last position.
     pub position: Position,
-    /// What came of `since`.
+    /// Whether all messages after `since` are in `missed`.
     pub recovery: Recovery,
     /// The messages that were missed, in the encoding that was asked for.
     pub missed: Run,
 }
 
-/// The other answer to [`RecoveryRequest`]: what is kept of the history cannot be used, and nobody
-/// can say where it is.
+/// The other answer to [`RecoveryRequest`]: what is stored of the history cannot be read, so its
+/// position is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unrecoverable {
     /// The shard's own key.
@@ -185,7 +185,7 @@ pub struct Unrecoverable {
     pub ticket: u64,
 }
 
-/// What was said?
+/// Asks for a page of a history.
 #[derive(Debug)]
 pub struct HistoryRequest {
     /// The topic.
@@ -198,36 +198,36 @@ pub struct HistoryRequest {
     pub to: ReplyTo<Result<HistoryPage, HistoryError>>,
 }
 
-/// What was said.
+/// Messages of a history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HistoryPage {
-    /// Where the history is now.
+    /// The history's last position.
     pub position: Position,
     /// Its messages in the order in which they were asked for, in the encoding that was asked for.
     pub messages: Run,
 }
 
-/// What was said, for a connection that asked.
+/// A page of a history, for a connection that asked.
 #[derive(Debug)]
 pub struct HistoryReply {
-    /// Who asked; may have left meanwhile.
+    /// Who asked; it may have closed since.
     pub conn: ConnId,
     /// The client's number for its request.
     pub id: Option<RequestId>,
     /// The topic.
     pub topic: TopicName,
-    /// What was said.
-    pub said: Result<HistoryPage, HistoryError>,
+    /// The page, or why there is none.
+    pub page: Result<HistoryPage, HistoryError>,
 }
 
-/// Why there is nothing to tell.
+/// Why a page of a history cannot be returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HistoryError {
     /// `since` is of another history, or the like.
     Unrecovered(Unrecovered),
-    /// The backplane is away.
+    /// The backplane is unavailable.
     Unavailable,
-    /// What is kept of the history is nothing that this server wrote.
+    /// What is stored under the history's key was not written by this server.
     Unreadable,
 }
 
@@ -240,30 +240,31 @@ pub struct Publish {
     pub payload: Bytes,
     /// The topic of the authenticated user who sent it (`u:<user>`); `None` from the HTTP API.
     pub from: Option<TopicName>,
-    /// A connection that must not hear its own message (`"echo":false`).
+    /// A connection that must not receive its own message (`"echo":false`).
     pub except: Option<Origin>,
     /// Makes a retry harmless, in a topic with a history.
     pub key: Option<Box<str>>,
     /// What it is about, in a room that conflates for slow members.
     pub conflate_key: Option<ConflateKey>,
-    /// Who waits for the outcome. Failures are always told; success only to those who asked: to a
-    /// connection with an `id` by [`Downlink::Ack`].
+    /// Who waits for the outcome. A failure is always reported, success only where it was asked for:
+    /// to a connection with an `id` by [`Downlink::Ack`].
     pub done: ReplyTo<PublishOutcome>,
 }
 
 /// How a publish ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PublishOutcome {
-    /// The backplane has it; every node with members is being told. Where the topic has a history, it
-    /// stands there in it (for a retry: where the first one stands).
+    /// The backplane has it and sends it to every node with members. Its position, where the topic has
+    /// a history (of a retry: the position of the first one).
     Accepted(Option<Position>),
-    /// The backplane is away and the queue is full, or the message waited too long. It was not sent.
+    /// The backplane is unavailable and the queue is full, or the message waited too long. It was not
+    /// sent.
     Unavailable,
     /// The connection to Redis broke with the command in flight: it may have been delivered.
     Unknown,
 }
 
-/// A frame for all members of a topic, with what else a shard has to know of it.
+/// A frame for all members of a topic, with what else a shard uses of it.
 #[derive(Debug)]
 pub struct Delivery {
     /// The shard's own key.
@@ -278,12 +279,12 @@ pub struct Delivery {
     pub conflate_key: Option<ConflateKey>,
 }
 
-/// To a shard. Order per topic is kept. Only `Deliver` and `DeliverWith` may be dropped, and then
-/// `Lost` says so.
+/// To a shard. Items of one topic stay in order. Only `Deliver` and `DeliverWith` may be dropped, and
+/// then `Lost` takes their place.
 pub enum Downlink {
-    /// The backplane listens for this topic now: from here on a miss is announced.
+    /// The backplane has subscribed to this topic: from here on a loss is reported.
     Joined {
-        /// The key of the `Join` this answers. May be stale: the members may have left meanwhile.
+        /// The key of the `Join` this answers. May be stale: the members may have left since.
         at: TopicId,
     },
     /// A frame for all members of a topic: the whole message, where there is no history.
@@ -295,10 +296,10 @@ pub enum Downlink {
         /// One member of this shard who must not receive it.
         except: Option<ConnId>,
     },
-    /// The same with more to know of it. Boxed, so that every other one stays within its line of
-    /// cache: one allocation for a shard and message, none for a member.
+    /// The same with a position or a conflate key. Boxed, so that every other item stays within its
+    /// line of cache: one allocation for a shard and message, none for a member.
     DeliverWith(Box<Delivery>),
-    /// Deliveries to this topic were dropped: its members must be told.
+    /// Deliveries to this topic were dropped. The dialect decides what its members receive.
     Lost {
         /// The shard's own key.
         to: TopicId,
@@ -307,9 +308,9 @@ pub enum Downlink {
     },
     /// How a connection's publish ended.
     Ack {
-        /// Whose publish; may have left meanwhile.
+        /// Whose publish; it may have closed since.
         conn: ConnId,
-        /// The client's number for it. `None`: only a failure is told.
+        /// The client's number for it. `None`: the client receives only a failure.
         id: Option<RequestId>,
         /// How it ended.
         outcome: PublishOutcome,
@@ -332,10 +333,10 @@ pub enum Downlink {
     Disconnect {
         /// The shard's own key for the user's topic.
         at: TopicId,
-        /// What the close frames say.
+        /// Code and reason of the close frames.
         close: Arc<Disconnect>,
     },
-    /// Stop accepting; tell every client to come back later; close; end.
+    /// Stop accepting; close every connection with a code to reconnect later; end.
     Drain {
         /// Over how long the closes are spread.
         over_ms: u64,
@@ -345,7 +346,7 @@ pub enum Downlink {
 /// The answer to a [`calls::Call`].
 #[derive(Debug)]
 pub struct HttpReply {
-    /// Who asked; may have left meanwhile.
+    /// Who asked; it may have closed since.
     pub conn: ConnId,
     /// Head and body.
     pub response: Bytes,
@@ -367,10 +368,10 @@ pub struct Disconnect {
 pub struct DisconnectRequest {
     /// The user's topic (`u:<user>`).
     pub topic: TopicName,
-    /// What the close frames say.
+    /// Code and reason of the close frames.
     pub close: Disconnect,
-    /// Told once: `Accepted` when every node with connections of the user is being told. Must not
-    /// block.
+    /// Called once: with `Accepted` when the request is on its way to every node with connections of
+    /// the user. Must not block.
     pub reply: ReplyTo<PublishOutcome>,
 }
 

@@ -13,7 +13,7 @@ pub struct Origin {
     pub conn: ConnId,
 }
 
-/// The connection's name, as its client is told and as logs say.
+/// The connection's name: the `connection_id` of its `welcome` and in logs.
 impl std::fmt::Display for Origin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Origin { node, shard, conn: ConnId(slot) } = self;

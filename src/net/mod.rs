@@ -8,7 +8,7 @@
 //!   connection costs no task, no future and no buffer, only its slot,
 //! * the bell waits for the eventfd that the backplane rings,
 //! * the clock ticks; and three more tasks read on, write on and ring the backplane when a visit
-//!   leaves somebody unread, more to write than fits one batch, or the bell to be rung later.
+//!   leaves an unread socket, more to write than fits one batch, or the bell to be rung later.
 //!
 //! They all reach the shard through [`reactor`], whose every visit ends with a drain. Writes leave in
 //! batches through a second ring ([`io::send`]): one system call for up to `send_batch_max` sockets.
@@ -51,7 +51,7 @@ pub struct ShardSetup {
     pub anonymous_secret: AnonymousSecret,
     /// Where its counters go.
     pub mirror: Arc<ShardMirror>,
-    /// Where it says that it listens.
+    /// Where it reports that it listens.
     pub health: Arc<Health>,
     /// How many connections each shard has.
     pub spread: Arc<LoadTable>,
@@ -66,7 +66,7 @@ pub struct ShardSetup {
 pub fn run_shard(setup: ShardSetup) -> std::io::Result<()> {
     accept::steering::check_core(&setup.plan, &setup.shard)?;
     let mut runtime = io::runtime::build()?;
-    // A shard's place in the kernel's group of listeners is its number, whoever is ready first.
+    // A shard's place in the kernel's group of listeners has to be its number.
     setup.spread.wait_for_bind_order(setup.shard.id);
     let listener = accept::listen(&setup.plan)?;
     let spread = setup.spread.clone();

@@ -39,7 +39,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// How often the shard is told the time, at most.
+/// How often the shard's clock is advanced, at most.
 pub(super) const TICK_MS: u64 = 100;
 
 const SCRATCH_BYTES: usize = 64 * 1024;
@@ -49,8 +49,8 @@ const OUTBOX_SLICES_MAX: usize = 64;
 /// over: when thousands come in a second it is not woken for every few of them. Messages never wait.
 pub(super) const RING_INTERVAL: Duration = Duration::from_millis(1);
 
-/// How long the acceptor goes on before others have their turn, about: whoever says something while
-/// thousands come or go waits for a few of these.
+/// How long the acceptor goes on before others have their turn, about: a message that arrives while
+/// thousands connect or leave waits for a few of these.
 pub(super) const TURN: Duration = Duration::from_micros(250);
 
 /// The same for the reader. Longer: what is read together leaves together, and a portion of writes
@@ -59,8 +59,8 @@ const READ_TURN: Duration = Duration::from_millis(1);
 
 /// Connections read in one visit.
 const READS_MAX: usize = 1024;
-/// What one connection may say in its turn while others wait for theirs. Five hundred that never
-/// stop talking let a quiet one wait for 8 MiB: some tens of milliseconds.
+/// Bytes read from one connection in its turn while others wait for theirs. Behind five hundred that
+/// always have bytes to read a quiet one waits for 8 MiB: some tens of milliseconds.
 const CROWDED_TURN_BYTES: usize = 16 * 1024;
 
 /// Lends the room out, one visit at a time.
@@ -74,7 +74,7 @@ impl ReactorCell {
         ReactorCell { room: Cell::new(Some(Box::new(room))) }
     }
 
-    /// Tells the shard something, then carries out everything it asks for.
+    /// Calls the shard, then carries out everything that it has to be polled for.
     pub(super) fn visit<R>(&self, tell: impl FnOnce(&mut Reactor) -> R) -> R {
         let mut room = self.room.take().expect("nobody visits from inside a visit");
         let began = Instant::now();
@@ -120,8 +120,8 @@ pub(super) struct Reactor {
     read_turn_bytes_max: usize,
     uplink_items_max: usize,
     downlink_items_max: usize,
-    /// What others were told of [`Shard::broadcast_receivers`].
-    told_connections: [u32; Encoding::COUNT],
+    /// [`Shard::broadcast_receivers`] as the backplane has them.
+    published_receivers: [u32; Encoding::COUNT],
     born: Instant,
     last_tick_ms: u64,
     must_ring: bool,
@@ -131,7 +131,7 @@ pub(super) struct Reactor {
     pub ring_waker: Option<Waker>,
     /// Wakes the writer, when a visit leaves something to write.
     pub writer: Option<Waker>,
-    /// Wakes the reader, when there is somebody to read from and room for what they ask.
+    /// Wakes the reader, when there is a socket to read and room for what its client asks.
     pub reader: Option<Waker>,
     draining: bool,
 }
@@ -161,7 +161,7 @@ impl Reactor {
             must_ring: false,
             rung: Instant::now(),
             ring_waker: None,
-            told_connections: [0; Encoding::COUNT],
+            published_receivers: [0; Encoding::COUNT],
             born: Instant::now(),
             last_tick_ms: 0,
             writer: None,
@@ -196,7 +196,7 @@ impl Reactor {
         self.shard.frames_waiting() < self.downlink_items_max
     }
 
-    /// Whether somebody waits to be read.
+    /// Whether a connection waits to be read.
     pub(super) fn has_unread(&self) -> bool {
         !self.unread.is_empty()
     }
@@ -224,8 +224,8 @@ impl Reactor {
                 .is_some_and(|peer| !any_contains(&plan.trusted_proxies, peer.ip()))
     }
 
-    /// A socket was accepted. What its client has said already is read at once: mostly it is the
-    /// whole request, and nothing more happens on the socket until the client hears of it.
+    /// A socket was accepted. What its client has sent already is read at once: mostly it is the
+    /// whole request, and nothing more happens on the socket until it is answered.
     pub(super) fn accept(&mut self, socket: RawFd) -> Result<(), RejectReason> {
         if self.shard.counters.handshaking as usize >= self.handshakes_max {
             return Err(RejectReason::HandshakesFull);
@@ -233,7 +233,7 @@ impl Reactor {
         let now_ms = self.now_ms();
         let conn =
             self.shard.handle_accept(socket as u32, now_ms).ok_or(RejectReason::ConnectionsFull)?;
-        self.shard.counters.accepted_elsewhere += u64::from(self.steering.is_astray(socket));
+        self.shard.counters.accepted_elsewhere += u64::from(self.steering.is_off_core(socket));
         self.read_first(conn, socket);
         if let Err(error) = self.epoll.add(socket, conn) {
             tracing::warn!(%error, "a connection could not be watched");
@@ -269,15 +269,15 @@ impl Reactor {
         named.or_else(|| socket::peer(socket_key as RawFd))
     }
 
-    /// Somebody has come: where the next ones go may have to be looked at.
+    /// Connections were accepted: where the next ones go may have to change.
     pub(super) fn steer(&mut self, now: Instant) {
-        self.tell_spread();
+        self.publish_load();
         self.steering.look(now);
     }
 
-    fn tell_spread(&mut self) {
+    fn publish_load(&mut self) {
         let held = self.shard.connections() as u64;
-        self.steering.tell(ShardLoad { held, taken: self.shard.counters.accepted });
+        self.steering.publish(ShardLoad { held, taken: self.shard.counters.accepted });
     }
 
     /// A connection could not be taken for want of descriptors.
@@ -347,7 +347,7 @@ impl Reactor {
         self.end.may_sleep()
     }
 
-    /// Tells the shard the time, if it has not heard it for a tick.
+    /// Advances the shard's clock, if a tick has passed since the last time.
     pub(super) fn tick_if_due(&mut self, now: Instant) {
         let now_ms = now.duration_since(self.born).as_millis() as u64;
         if now_ms >= self.last_tick_ms + TICK_MS {
@@ -508,7 +508,7 @@ impl Reactor {
         }
     }
 
-    /// A connection does not become a WebSocket: it is told why, and ends.
+    /// A connection does not become a WebSocket: it is answered with the reason, and ends.
     fn reject(&mut self, conn: ConnId, reason: RejectReason) {
         self.count_rejected(reason);
         if tracing::enabled!(tracing::Level::DEBUG) {
@@ -536,11 +536,11 @@ impl Reactor {
         }
     }
 
-    /// Carries out what the shard wants: see the order in `shard/mod.rs`.
+    /// Carries out what the shard is polled for: see the order in `shard/mod.rs`.
     fn drain(&mut self, now: Instant) {
         self.drain_uplink(now);
         // Before a client is greeted: it must not miss a broadcast that was published after that.
-        self.tell_connections();
+        self.publish_receivers();
         // What has come by now leaves in the same writes.
         self.take_downlink();
         self.shard.take_batch(&mut self.batch);
@@ -548,7 +548,7 @@ impl Reactor {
             self.write_batch();
         }
         self.close_all();
-        self.tell_spread();
+        self.publish_load();
         // A close found while writing may have emptied a topic.
         self.drain_uplink(now);
         self.queue_resumed();
@@ -570,20 +570,20 @@ impl Reactor {
         }
     }
 
-    /// Queues those who were paused and are to be read again.
+    /// Queues connections that were paused and are to be read again.
     fn queue_resumed(&mut self) {
         while let Some(conn) = self.shard.poll_resumed() {
             self.unread.push_back(conn);
         }
     }
 
-    /// Says who a broadcast is for, if that has changed.
-    fn tell_connections(&mut self) {
+    /// Publishes how many connections a broadcast is for, if that has changed.
+    fn publish_receivers(&mut self) {
         for encoding in Encoding::ALL {
             let open = self.shard.broadcast_receivers(encoding);
-            let told = &mut self.told_connections[encoding.place()];
-            if *told != open {
-                *told = open;
+            let published = &mut self.published_receivers[encoding.place()];
+            if *published != open {
+                *published = open;
                 self.end.connections.set(encoding, open);
             }
         }
@@ -613,7 +613,7 @@ impl Reactor {
         }
     }
 
-    /// Whether the backplane has yet to be told that there is something for it.
+    /// Whether the backplane's bell has yet to be rung for items in the window.
     pub(super) fn must_ring(&self) -> bool {
         self.must_ring
     }

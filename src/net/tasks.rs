@@ -129,7 +129,7 @@ fn take_batch(
 }
 
 /// Takes what happens to sockets, always: a full window must not keep anybody from hearing what
-/// waits for them, nor from being counted as alive.
+/// waits for them, nor from being counted as active.
 async fn event_loop(reactor: Rc<ReactorCell>, sockets: TcpStream) {
     let mut events: Vec<Readiness> = Vec::new();
     loop {

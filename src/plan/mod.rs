@@ -22,7 +22,7 @@ use std::sync::Arc;
 /// What the configuration means on this machine: everything resolved, nothing opened yet.
 #[derive(Clone)]
 pub struct Plan {
-    /// Random, and another one after each start: what other nodes know this one by.
+    /// Random, and another one after each start: the name of this node to other nodes.
     pub node: NodeId,
     /// Shown to clients and in logs. From `node.name`, or made up from `node`.
     pub node_name: String,
@@ -30,7 +30,7 @@ pub struct Plan {
     pub listen: SocketAddr,
     /// Address of the ops port; replaced likewise.
     pub ops_listen: SocketAddr,
-    /// Key that the ops API wants in `Authorization: Bearer`; `None`: loopback only.
+    /// Key that the ops API requires in `Authorization: Bearer`; `None`: loopback only.
     pub ops_api_key: Option<String>,
     /// Paths of that API that the public port serves as well.
     pub ops_public_paths: Vec<String>,
@@ -112,7 +112,7 @@ pub struct RedisPlan {
     pub keeps_history: bool,
 }
 
-/// What a plan needs to know of the machine.
+/// What a plan depends on of the machine.
 #[derive(Clone, Debug)]
 pub struct Machine {
     /// Random; the node's id for this start.
@@ -311,7 +311,7 @@ fn notices(config: &Config, machine: &Machine, plan: &Plan) -> Vec<StartupNotice
             if config.private_fd_tables { "each shard" } else { "all shards together" },
             if config.private_fd_tables { "" } else { ", or set private_fd_tables = true" },
         );
-        // Who asked for a number should know that they do not have it; a default is only a bound.
+        // A number that was configured and is not reached is worth a warning; a default is a bound.
         let asked = wanted != Limits::PRODUCTION.connections_per_shard_max;
         notices.push(StartupNotice { is_warning: asked, text });
     }

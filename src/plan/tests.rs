@@ -57,17 +57,18 @@ fn connections_are_lowered_to_what_the_limit_on_files_allows() {
 
     let shared = planned(&[asked], &two);
     assert_eq!(had(&shared), (20_000 - reserve) / 2);
-    let told =
+    let notice =
         shared.notices.iter().find(|notice| notice.text.contains("is 9920 instead")).unwrap();
-    assert!(told.is_warning, "who asked for a number must hear of it");
-    assert!(told.text.contains("private_fd_tables"), "{}", told.text);
+    assert!(notice.is_warning, "a configured number is not reached");
+    assert!(notice.text.contains("private_fd_tables"), "{}", notice.text);
 
     let private = planned(&[asked, ("private_fd_tables", "true")], &two);
     assert_eq!(had(&private), 20_000 - reserve);
 
     let by_default = planned(&[], &two);
-    let told = by_default.notices.iter().find(|notice| notice.text.contains("instead of 1000000"));
-    assert!(!told.unwrap().is_warning, "a default is only a bound");
+    let notice =
+        by_default.notices.iter().find(|notice| notice.text.contains("instead of 1000000"));
+    assert!(!notice.unwrap().is_warning, "a default is only a bound");
 
     let enough = planned(&[asked], &machine(&[0, 1], MANY));
     assert_eq!(had(&enough), 50_000);

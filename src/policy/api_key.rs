@@ -1,4 +1,4 @@
-//! The key of the operators' API, and which of its paths the public port serves to whoever shows it.
+//! The key of the operators' API, and which of its paths the public port serves for requests with it.
 
 /// Whether an `Authorization` header shows `key` as a bearer token (RFC 6750 §2.1).
 pub fn is_shown(authorization: Option<&str>, key: &str) -> bool {

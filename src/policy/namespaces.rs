@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_what_would_be_right() {
+    fn an_error_names_what_is_wrong_and_what_would_be_right() {
         for (text, wanted) in [
             ("chat", "has no colon"),
             ("chat: history", "has no ="),
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_to_users_is_kept_for_those_who_have_a_name() {
+    fn messages_to_users_are_stored_for_those_who_have_a_name() {
         let text = "chat: history_size=5; @users: history_size=100, history_ttl_s=86400";
         let all = Namespaces::read(text).unwrap();
         let size = |topic| all.policy(topic).history_size;

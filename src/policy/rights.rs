@@ -67,17 +67,17 @@ pub enum Asker {
     Service,
 }
 
-/// What somebody wants to do with a topic.
+/// What can be done with a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// To be a member.
     Join {
-        /// It wants to acknowledge what it receives.
+        /// The member will acknowledge what it receives.
         acks: bool,
     },
     /// To publish to it: to a room, to a user, or to everybody.
     Publish {
-        /// The message has a key by which a second one is known.
+        /// The message has a key by which a retry is recognised.
         has_key: bool,
     },
     /// To ask for messages of its history.
@@ -88,7 +88,7 @@ pub enum Action {
     Acknowledge,
 }
 
-/// Why somebody may not. Each has a text for people.
+/// Why an action is refused. Each has a text for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotAllowed {
     /// Its rights, or the topic's rules, do not allow it.
@@ -99,7 +99,7 @@ pub enum NotAllowed {
     NotJoined(&'static str),
 }
 
-/// Whether somebody may do something with a topic.
+/// Whether `asker` may do `action` with a topic: the one check for every dialect and the API.
 pub fn may(
     namespaces: &Namespaces,
     asker: Asker,
@@ -151,9 +151,9 @@ fn may_publish(
         }
     }
     let without_key = match topic {
-        TopicKind::Room(_) => "key: only rooms that keep a history know keys",
-        TopicKind::User(_) => "key: messages to this user are not kept",
-        TopicKind::All => "key: what is broadcast is not kept",
+        TopicKind::Room(_) => "key: only rooms with a history take keys",
+        TopicKind::User(_) => "key: messages to this user are not stored",
+        TopicKind::All => "key: broadcasts are not stored",
     };
     is_enabled(!has_key || policy.has_history(), without_key)?;
     match (asker, topic) {
@@ -168,7 +168,7 @@ fn may_acknowledge(policy: &Policy, topic: TopicKind<'_>) -> Result<(), NotAllow
     match topic {
         TopicKind::User(_) => is_enabled(
             policy.has_history(),
-            "messages to this user are not kept: there is nothing to acknowledge",
+            "messages to this user are not stored: there is nothing to acknowledge",
         ),
         TopicKind::Room(_) | TopicKind::All => {
             is_enabled(policy.has_acks(), "this room takes no acknowledgements")
@@ -193,9 +193,9 @@ mod tests {
 
     const ALL: Rights =
         Rights { publish: true, publish_unjoined: true, send: true, broadcast: true };
-    const ROOM: TopicKind<'_> = TopicKind::Room("kept:a");
+    const ROOM: TopicKind<'_> = TopicKind::Room("log:a");
     const PLAIN: TopicKind<'_> = TopicKind::Room("plain");
-    const SPACES: &str = "kept: history_size=9, presence=true, acks=true; \
+    const SPACES: &str = "log: history_size=9, presence=true, acks=true; \
                           ours: join=nobody, publish=nobody; theirs: join=users, publish=users";
 
     fn client(rights: Rights, has_token: bool, is_member: bool) -> Asker {

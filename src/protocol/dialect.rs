@@ -1,12 +1,12 @@
-//! The client protocols, and the only `match` on which one a connection speaks.
+//! The client protocols, and the only `match` on the one of a connection.
 //!
 //! Everything that differs between them is answered here: how a message becomes requests, how an
-//! event is written, whether a connection is greeted, how it is kept alive, which close code says
-//! what, and what becomes of a topic of which something was lost. A shard asks and does not know.
+//! event is written, whether a connection is greeted, which heartbeat it gets, which close code says
+//! what, and what becomes of a topic of which something was lost. A shard calls these functions and
+//! never compares dialects.
 //!
-//! An [`Encoding`] is one form of finished bytes. What one message costs is one encoding for each
-//! that has members on a node, so it is kept in one byte and compared, never looked into, on a
-//! delivery's way.
+//! An [`Encoding`] is one form of finished bytes: a message is encoded once for each that has members
+//! on a node. It is stored in one byte and only compared, never taken apart, on a delivery's way.
 
 pub use crate::protocol::exchange::{Farewell, Heartbeat, Incoming, LossVerdict, Parsed};
 
@@ -132,7 +132,7 @@ impl Dialect {
         }
     }
 
-    /// How its connections are kept alive.
+    /// By what its connections are probed while they are idle.
     pub fn heartbeat(self) -> Heartbeat {
         match self {
             Dialect::Native | Dialect::Echo => Heartbeat::WebSocketPing,

@@ -1,5 +1,5 @@
-//! What every dialect makes of its messages, and what it answers for: the terms in which
-//! [`crate::protocol::dialect`] and the rooms of the dialects speak.
+//! What every dialect makes of its messages, and what it answers for: the types that
+//! [`crate::protocol::dialect`] and the rooms of the dialects have in common.
 
 use crate::protocol::{Rejected, Request};
 
@@ -30,7 +30,7 @@ pub enum Parsed<'a> {
     Unsupported,
 }
 
-/// How a connection is kept alive.
+/// By what a connection is probed while it is idle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heartbeat {
     /// By a ping of RFC 6455 §5.5.2, which every client's library answers by itself.

@@ -274,7 +274,7 @@ impl Cursor<'_> {
             self.at += 1;
         }
         match self.peek() {
-            // No digit may follow a leading zero; whoever reads on will stumble over it.
+            // No digit may follow a leading zero; the caller fails at one as at any unexpected byte.
             Some(b'0') => self.at += 1,
             _ => self.digits()?,
         }

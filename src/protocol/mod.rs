@@ -1,8 +1,8 @@
-//! What clients say and hear: [`Command`] in, [`Event`] out. One file a dialect.
+//! The messages of clients and to clients: [`Command`] in, [`Event`] out. One file a dialect.
 //!
-//! A command borrows from the bytes it was read from; an event is written once, however many hear
-//! it. This room never sees a socket, a WebSocket frame, a shard, or whether somebody may do what
-//! they ask for: it only says what was asked.
+//! A command borrows from the bytes it was read from; an event is written once, however many receive
+//! it. This room never sees a socket, a WebSocket frame or a shard, and does not check rights: it only
+//! reads what is asked for.
 
 use crate::ids::{ConflateKey, Position, TopicName, UpTo};
 use run::Run;
@@ -55,7 +55,7 @@ impl RequestId {
 pub struct Request<'a> {
     /// `id`, if it gave one.
     pub id: Option<RequestId>,
-    /// What it wants.
+    /// What is to be done.
     pub command: Command<'a>,
 }
 
@@ -66,11 +66,11 @@ pub enum Command<'a> {
     Join {
         /// The room.
         room: &'a str,
-        /// What the client has heard already: what it missed is wanted too.
+        /// The last position that the client has received: it asks for the messages after that too.
         since: Option<Position>,
-        /// What others in the room are told of the user, where presence is on: a JSON value's bytes.
+        /// What others in the room receive about the user, where presence is on: a JSON value's bytes.
         info: Option<&'a str>,
-        /// Whether the member acknowledges what it hears.
+        /// Whether the member acknowledges what it receives.
         ack: bool,
     },
     /// `{"type":"leave","room_id":"r"}`
@@ -84,7 +84,7 @@ pub enum Command<'a> {
         room: &'a str,
         /// The payload's own bytes.
         payload: &'a [u8],
-        /// Whether the sender hears it too. Default true.
+        /// Whether the sender receives it too. Default true.
         echo: bool,
         /// Its idempotency `key`, if it came with one.
         key: Option<Box<str>>,
@@ -151,7 +151,7 @@ pub struct Page {
     pub reverse: bool,
 }
 
-/// What is told of a user who is in a room: any JSON value.
+/// What a member's client sends about its user, for the others in the room: any JSON value.
 pub type Info = Arc<str>;
 
 /// Who is in a room.
@@ -168,9 +168,9 @@ pub struct Roster {
 pub struct RosterEntry {
     /// The user's own topic.
     pub user: TopicName,
-    /// How many of their connections are there. 0: they left a moment ago, and nobody was told yet.
+    /// Connections of the user in the room. 0: the last one left, and its `left` event is pending.
     pub connections: u64,
-    /// What they said of themselves when they joined.
+    /// The `info` of their last join that had one.
     pub info: Option<Info>,
 }
 
@@ -207,7 +207,7 @@ impl RosterEntry {
     }
 }
 
-/// What came of asking for what was missed.
+/// The result of a recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recovery {
     /// It was not asked for.
@@ -217,28 +217,29 @@ pub enum Recovery {
         /// So many messages.
         messages: u64,
     },
-    /// It cannot be brought back, or not all of it.
+    /// It cannot be sent, or not all of it.
     NotRecovered(Unrecovered),
-    /// The last that the client has heard is no longer part of the history: see
-    /// [`Unrecovered::TailLost`]. All that was said instead follows.
+    /// The last message that the client has received is no longer part of the history: see
+    /// [`Unrecovered::TailLost`]. All messages that stand in the history instead follow.
     Replaced {
         /// So many messages, at least one.
         messages: u64,
     },
 }
 
-/// Why what was missed cannot be brought back.
+/// Why what was missed cannot be recovered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Unrecovered {
     /// The room keeps no history, or recovery is off.
     NotEnabled,
     /// The room's history is another one by now: it was forgotten, or lost with its server.
     Epoch,
-    /// Some of it is older than what is kept.
+    /// Some of it is older than the oldest stored message.
     Trimmed,
     /// It is more than may be sent at once. `history` brings it page by page.
     TooMuch,
-    /// The client has heard what the history does not have: a server was lost with its last messages.
+    /// The client has received messages that the history does not have: a Redis server was lost with
+    /// its last messages.
     TailLost,
     /// Too many ask at the same time.
     Overload,
@@ -319,7 +320,7 @@ impl<'a> Event<'a> {
     }
 }
 
-/// What clients hear.
+/// What clients receive.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     /// The first frame of a connection.
@@ -343,7 +344,7 @@ pub enum Event<'a> {
         position: Option<Position>,
         /// What came of a join's `since`.
         recovery: Recovery,
-        /// What was missed, where the dialect wants it inside the reply.
+        /// What was missed, where the dialect carries it inside the reply.
         missed: Option<&'a Run>,
     },
     /// Where what is stored for a user stands. What it has not acknowledged follows.
@@ -354,7 +355,7 @@ pub enum Event<'a> {
         position: Position,
         /// Whether all of it follows.
         recovery: Recovery,
-        /// What was missed, where the dialect wants it inside the reply.
+        /// What was missed, where the dialect carries it inside the reply.
         missed: Option<&'a Run>,
     },
     /// Messages of a room's history.
@@ -383,7 +384,7 @@ pub enum Event<'a> {
         room: &'a str,
         /// The user.
         user: &'a str,
-        /// What they said of themselves.
+        /// Their `info`, if they have one.
         info: Option<&'a str>,
     },
     /// A user's last connection left a room, and they did not come back.
@@ -402,7 +403,7 @@ pub enum Event<'a> {
         /// Why, for people.
         message: &'a str,
     },
-    /// Somebody's message.
+    /// A message to a room, to a user or to everybody.
     Message {
         /// Where it was sent: `room_id`, `target_user_id`, or `"broadcast":true`.
         topic: crate::ids::TopicKind<'a>,
@@ -413,11 +414,11 @@ pub enum Event<'a> {
         /// Where it stands in the topic's history, if there is one.
         position: Option<Position>,
     },
-    /// Messages were missed and cannot be brought back.
+    /// Messages were lost and cannot be recovered.
     Lost {
         /// Where.
         topic: crate::ids::TopicKind<'a>,
-        /// How many, as far as we know.
+        /// How many; a lower bound, where the loss could not be counted.
         count: u64,
     },
     /// This connection was taken out of a topic because messages of it were lost.

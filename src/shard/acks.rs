@@ -28,7 +28,7 @@ impl Shard {
                 let offset = position.offset.saturating_sub(messages);
                 Position { epoch: since.epoch, offset }
             }
-            // What follows was said in this very epoch.
+            // What follows was published in this very epoch.
             (Recovery::Replaced { messages }, _) => {
                 Position { offset: position.offset.saturating_sub(messages), ..position }
             }

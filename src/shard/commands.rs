@@ -39,7 +39,7 @@ struct MessageKeys {
 enum Listening {
     /// It is used.
     On,
-    /// It is kept.
+    /// It is stored until the connection is resumed.
     Paused,
     /// It is dropped.
     No,
@@ -47,12 +47,12 @@ enum Listening {
 
 impl Shard {
     /// Bytes came from a connection that is past its handshake. All of `input` is used, half a message
-    /// waits in the connection's decoder; unless the connection is paused, then the rest is kept until
-    /// it is resumed.
+    /// waits in the connection's decoder; unless the connection is paused, then the rest is stored
+    /// until it is resumed.
     ///
     /// 1. Open: messages are carried out, control frames answered.
     /// 2. Closing, and we were first: only the peer's close frame matters.
-    /// 3. Gone meanwhile: nothing.
+    /// 3. Freed since the read began: nothing.
     pub fn handle_read(&mut self, conn: ConnId, input: &mut [u8]) -> ReadOutcome {
         self.counters.bytes_in += input.len() as u64;
         self.use_bytes(conn, input)
@@ -87,7 +87,7 @@ impl Shard {
                 Listening::On => {}
                 Listening::Paused => break,
                 Listening::No => {
-                    // Whatever else it said, nobody listens; and half a message is no longer needed.
+                    // The rest of the input is dropped, and half a message is no longer needed.
                     *decoder = Default::default();
                     rest = &mut [];
                     break;
@@ -243,7 +243,7 @@ impl Shard {
     /// Joins a room. Answered once deliveries are certain to arrive: at once when the shard is in
     /// the topic already, otherwise when the backplane says so.
     pub(super) fn on_join_room(&mut self, conn: ConnId, room: &str) {
-        // A room in the URL is joined like any other; what stands in its way is told like any other.
+        // A room in the URL is joined like any other, and a rejection is reported like any other.
         if let Err(CommandError(code, message)) =
             self.on_join(conn, room, JoinOptions::default(), None)
         {
@@ -277,7 +277,7 @@ impl Shard {
             None => TopicName::room(room),
         };
         if policy.has_history() {
-            return self.on_join_kept(conn, &name, options, id);
+            return self.on_join_with_history(conn, &name, options, id);
         }
         let since = options.since.is_some();
         let Some(topic) = self.enter(conn, &name) else {
@@ -300,8 +300,8 @@ impl Shard {
         Ok(())
     }
 
-    /// Notes who waits for the backplane to listen. Bounded by the members, however often they come
-    /// and go meanwhile: those who left are answered early, and who is in it already may ask again
+    /// Notes a join that waits until the backplane has subscribed. Bounded by the members, however
+    /// often they join and leave before that: who left is answered early, and a member may ask again
     /// only so often.
     fn wait(&mut self, at: TopicId, waiter: JoinWaiter) -> Result<(), CommandError> {
         let members = self.hub.at(at.0.index).members().len();
@@ -349,7 +349,7 @@ impl Shard {
         let is_member = |conn: ConnId| {
             self.conns.get(conn.0).is_some_and(|c| c.joined.find(at.0.index).is_some())
         };
-        // Backwards: once the join that made somebody a member is seen, earlier ones were left.
+        // Backwards: before the join that made a connection a member, all its joins were left.
         let mut begun = HashSet::new();
         let (mut stay, mut left) = (Vec::new(), Vec::new());
         for waiter in waiters.into_iter().rev() {
@@ -500,8 +500,8 @@ impl Shard {
     /// Makes `conn` a member, if it is not one; tells the backplane about the first. `None`: there
     /// are as many topics as there may be.
     pub(super) fn enter(&mut self, conn: ConnId, name: &TopicName) -> Option<TopicId> {
-        let at = self.open_kept(name, self.encoding_of(conn))?;
-        let c = self.conns.get_mut(conn.0).expect("whoever enters is here");
+        let at = self.open_topic(name, self.encoding_of(conn))?;
+        let c = self.conns.get_mut(conn.0).expect("a connection that joins is open");
         if c.joined.find(at.0.index).is_none() {
             self.hub.join(at, conn.0.index, c);
         }
@@ -510,7 +510,7 @@ impl Shard {
 
     /// `conn` gives up the membership at `slot`; tells the backplane about the last.
     pub(super) fn leave_at(&mut self, conn: ConnId, slot: usize) {
-        let c = self.conns.get_mut(conn.0).expect("whoever leaves is here");
+        let c = self.conns.get_mut(conn.0).expect("a member is a connection");
         let index = c.joined.get(slot).expect("a slot that was just looked up").topic;
         if let Some(outbox) = &mut c.outbox {
             outbox.leave(self.hub.id_at(index));

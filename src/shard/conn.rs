@@ -43,7 +43,7 @@ pub enum ReadState {
     Idle,
     /// It does; what comes after a short read has an edge of its own.
     Queued,
-    /// It does, and edges have been seen meanwhile: it must be read until nothing is left.
+    /// It does, and edges came since it was queued: it must be read until nothing is left.
     ToTheEnd,
     /// It is not to be read, whatever comes (see `pause.rs`). Resumed, it is read until nothing is
     /// left.
@@ -130,8 +130,8 @@ impl Memberships {
         self.put(other, first);
     }
 
-    /// Takes the membership at `slot` out. The last one moves there and is answered, so that its
-    /// topic can be told.
+    /// Takes the membership at `slot` out. The last one moves there and is returned, so that the
+    /// caller can correct the slot in its topic's member list.
     pub fn swap_remove(&mut self, slot: usize) -> Option<Membership> {
         let end = self.len() - 1;
         let last = self.get(end).expect("there is one to take out");
@@ -200,7 +200,7 @@ pub struct Conn {
 
 // What an idle connection costs in its slab, the generation beside it included.
 const _: () = assert!(size_of::<Option<Conn>>() + 8 <= 80);
-// Of it: both memberships, and one pointer for whoever is in more topics.
+// Of it: both memberships, and one pointer for a connection that is in more topics.
 const _: () = assert!(size_of::<Memberships>() == 24);
 
 impl Conn {

@@ -1,8 +1,8 @@
 //! Connections whose right to be here ends at a known time: that of their token (RFC 7519 §4.1.4).
 //!
-//! Expiries are kept in coarse seconds of the shard's clock, sorted, without a timer for each: eight
-//! bytes a connection that has one, nothing for the others. Those that end in the same second are
-//! closed over several ticks, so that a crowd with one expiry stops nobody else.
+//! Expiries are stored in coarse seconds of the shard's clock, sorted, without a timer for each:
+//! eight bytes a connection that has one, nothing for the others. Those that end in the same second
+//! are closed over several ticks, so that many with one expiry do not delay other connections.
 //!
 //! A connection that has gone leaves its entry behind. Such entries are dropped once they are more
 //! than half of all: how many there are follows how many are here, not how fast they come and go.
@@ -42,7 +42,7 @@ mod tests {
     use crate::policy::limits::Limits;
     use crate::policy::rights::Rights;
     use crate::protocol::dialect::Encoding;
-    use crate::shard::state::expiries::ENTRIES_KEPT;
+    use crate::shard::state::expiries::ENTRIES_SPARE;
     use bytes::Bytes;
 
     fn shard() -> Shard {
@@ -116,7 +116,7 @@ mod tests {
             let conn = open(&mut shard, user, Some(1_000_000 + user as u64 % 7000));
             shard.handle_write_error(conn);
             while shard.poll_closed().is_some() {}
-            assert!(shard.expiries.entries <= ENTRIES_KEPT + 5);
+            assert!(shard.expiries.entries <= ENTRIES_SPARE + 5);
         }
         shard.handle_timeout(999_900);
         assert!(shard.conns.get(stays.0).is_some_and(|c| c.is_open()));

@@ -1,9 +1,8 @@
 //! How connections begin and end, and the one sweep that finds the silent.
 //!
 //! Closing: `begin_close` leaves all topics at once and queues the close frame, nothing more. The
-//! connection ends when both sides have said goodbye, or its deadline passes, or the socket fails;
-//! it is freed in one place, [`Shard::poll_closed`]. Nothing frees a connection under its caller's
-//! feet: close later, never now.
+//! connection ends when both sides have sent their close frame, or its deadline passes, or the socket
+//! fails; it is freed in one place, [`Shard::poll_closed`], never while a caller still uses it.
 //!
 //! Deadlines of one kind all have the same length, so a queue in the order of their arrival is
 //! sorted: no timer per connection. The sweep walks a slice of the slab on each tick, so that every
@@ -16,7 +15,7 @@ use crate::protocol::Event;
 use crate::shard::conn::{CloseReason, Conn, ConnState, OPENED_UNIT_MS, ReadState};
 use crate::shard::state::Shard;
 use crate::shard::state::deliveries::Follows;
-use crate::shard::state::lifecycle::{ClosedSocket, DEADLINES_KEPT, Drain, Opening};
+use crate::shard::state::lifecycle::{ClosedSocket, DEADLINES_SPARE, Drain, Opening};
 use crate::ws::close::CloseCode;
 use crate::ws::encode;
 use bytes::Bytes;
@@ -163,8 +162,8 @@ impl Shard {
         Some((c.socket_key, unread == ReadState::ToTheEnd))
     }
 
-    /// The peer has closed its half: it says nothing more, and may still listen. What it has said was
-    /// carried out; what waits for it leaves, within `close_timeout_ms`, and then the socket ends.
+    /// The peer has closed its sending half and may still read. What it has sent was carried out; what
+    /// waits for it is written, within `close_timeout_ms`, and then the socket ends.
     ///
     /// 1. It has sent its close frame, or answers ours no more: the connection ends when our last byte
     ///    has left, the answer to a close frame included (RFC 6455 §5.5.1).
@@ -239,8 +238,8 @@ impl Shard {
                     self.life.ended.push_back(conn);
                     continue;
                 }
-                // It has said something that we had no time to read, or asked something that is
-                // not answered: that is not its fault.
+                // It has sent bytes that are not read yet, or a question that is not answered: that
+                // is not its fault.
                 ReadState::Queued | ReadState::ToTheEnd | ReadState::Paused => {}
             }
             self.conns.get_mut(conn.0).expect("it was looked at").heard = false;
@@ -388,8 +387,8 @@ impl Shard {
         self.say(conn, &welcome);
         self.config.node_name = node;
         let topic = TopicName::user(user_id);
-        let is_kept = user.is_some() && self.config.namespaces.policy(topic.kind()).has_history();
-        let is_in = match is_kept {
+        let has_queue = user.is_some() && self.config.namespaces.policy(topic.kind()).has_history();
+        let is_in = match has_queue {
             true => self.open_queue(conn, topic),
             false => self.enter(conn, &topic).is_some(),
         };
@@ -464,8 +463,8 @@ impl Shard {
         } += 1;
     }
 
-    /// Visits the slices that are due: whoever was not heard since the last visit ends, everyone else
-    /// is pinged.
+    /// Visits the slices that are due: a connection that has sent nothing since the last visit ends,
+    /// all others are pinged.
     fn sweep(&mut self, now_ms: u64) {
         let interval_ms = self.limits.ping_interval_ms.max(1);
         let sweep = &mut self.life.sweep;
@@ -521,7 +520,7 @@ impl Shard {
         }
     }
 
-    /// Closes the share of connections that is due, each told when to come back.
+    /// Closes the share of connections that is due; each close frame says when to reconnect.
     fn drain(&mut self, now_ms: u64) {
         let high = self.conns.high();
         let Some(drain) = &mut self.life.drain else { return };
@@ -580,7 +579,7 @@ fn forget_settled(
     live: usize,
     is_live: impl Fn(ConnId) -> bool,
 ) {
-    if queue.len() > 2 * live + DEADLINES_KEPT {
+    if queue.len() > 2 * live + DEADLINES_SPARE {
         queue.retain(|(_, conn)| is_live(*conn));
     }
 }
@@ -623,7 +622,7 @@ mod tests {
         assert!(!shard.handle_readable(conn, true));
     }
 
-    /// What it says waits behind what it said before, while nobody is read.
+    /// Its pong waits in the socket behind its earlier bytes, while no socket is read.
     #[test]
     fn who_waits_to_be_read_is_not_silent() {
         let mut shard = shard();

@@ -21,7 +21,7 @@
 //! | `commands.rs` | what clients ask for: the match on `Command` lives there and only there |
 //! | `recovery.rs` | rooms with a history: joins that wait for their position |
 //! | `presence.rs` | rooms of which it is known who is there |
-//! | `user_queue.rs` | what is kept for users |
+//! | `user_queue.rs` | user queues: messages that a user has not acknowledged |
 //! | `questions.rs` | questions with long answers, one at a time |
 //! | `pause.rs` | connections that are not read for a while |
 //! | `acks.rs` | members who acknowledge what they hear |

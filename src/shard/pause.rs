@@ -3,14 +3,14 @@
 //! What one connection asks for may have to wait: for the answer to its last question, for its rate,
 //! for an answer that its protocol wants in order. Then it is *paused*: its socket is not read, so the
 //! kernel lets the client wait (RFC 9293 §3.8.6), and what was read already and not used, at most one
-//! read turn, is kept here. Resumed, it takes its place among those who wait to be read; what is kept
-//! is used first, and then the socket is read until nothing is left, because no edge says again what
-//! came meanwhile.
+//! read turn, is stored here. Resumed, it is queued to be read like any other; what is stored is used
+//! first, and then the socket is read until nothing is left, because epoll reports no second edge for
+//! bytes that arrived during the pause.
 //!
 //! A paused connection is not silent: the answer to a heartbeat may stand in what is not read. But one
 //! that neither waits for us nor takes what waits for it is. A socket that failed ends it at once.
 //!
-//! Invariant: a connection has an entry here from its pause until what is kept of it was used.
+//! Invariant: a connection has an entry here from its pause until its stored bytes were used.
 
 use crate::ids::ConnId;
 use crate::shard::conn::{ConnState, ReadState};
@@ -19,7 +19,7 @@ use crate::shard::state::Shard;
 /// What one call used of a connection's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadOutcome {
-    /// So many bytes. The others, at most one read turn, are kept until the connection is resumed.
+    /// Bytes used. The others, at most one read turn, are stored until the connection is resumed.
     pub used_bytes: usize,
     /// The connection is not to be read until [`Shard::poll_resumed`] names it.
     pub is_paused: bool,
@@ -36,8 +36,8 @@ impl Shard {
         None
     }
 
-    /// The caller's turn to read a connection begins: what is kept of it comes before what its socket
-    /// has.
+    /// The caller's turn to read a connection begins: its stored bytes come before those of its
+    /// socket.
     pub fn handle_rest(&mut self, conn: ConnId) -> ReadOutcome {
         match self.pauses.take(conn) {
             Some(mut rest) if !rest.is_empty() => self.use_bytes(conn, &mut rest),

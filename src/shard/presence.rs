@@ -1,8 +1,8 @@
-//! Rooms of which it is known who is there: the shard only reports who came and who left.
+//! Rooms with presence: the shard only reports who joined and who left.
 //!
 //! What it adds up to is the backplane's business, because a user may have connections on several
-//! shards and nodes. So who is there is not kept here: a connection is there exactly while it is a
-//! member. What a connection said of its user is, because it belongs to the connection's session.
+//! shards and nodes. So the roster is not stored here: a connection is in it exactly while it is a
+//! member. A connection's `info` is, because it belongs to the connection's session.
 //!
 //! Invariant: each coming is followed by one leaving, in the order of the window. For a room without
 //! presence nothing is reported.
@@ -74,7 +74,7 @@ impl Shard {
         Ok(())
     }
 
-    /// Who is there, for whoever asked.
+    /// Passes a roster on to the connection that asked for it.
     pub(super) fn on_presence_reply(&mut self, reply: &PresenceReply) {
         let PresenceReply { conn, id, topic, here } = reply;
         let (conn, id) = (*conn, id.as_ref());
@@ -107,13 +107,13 @@ mod tests {
     use std::sync::Arc;
 
     fn shard() -> Shard {
-        let said = "here: presence=true; kept: presence=true, history_size=9";
+        let namespaces = "here: presence=true; log: presence=true, history_size=9";
         Shard::new(ShardConfig {
             id: ShardId(0),
             node: NodeId(1),
             node_name: "n".into(),
             limits: Limits::TINY,
-            namespaces: Arc::new(Namespaces::read(said).unwrap()),
+            namespaces: Arc::new(Namespaces::read(namespaces).unwrap()),
             anonymous_secret: AnonymousSecret::new([0; 16]),
         })
     }
@@ -151,7 +151,7 @@ mod tests {
                 Uplink::PresenceUpdate(attend) => {
                     let deed = match attend.deed {
                         PresenceChange::Joined { info, .. } => format!("came {info:?}"),
-                        PresenceChange::InfoChanged(info) => format!("said {info:?}"),
+                        PresenceChange::InfoChanged(info) => format!("info {info:?}"),
                         PresenceChange::Left => "left".into(),
                     };
                     reported.push(format!("{:?} {:?} {deed}", attend.topic, attend.user));
@@ -171,14 +171,14 @@ mod tests {
         say(&mut shard, conn, r#"{"type":"join","room_id":"here:a"}"#);
         assert_eq!(reported(&mut shard), [""; 0], "it is there already, and says nothing new");
         say(&mut shard, conn, r#"{"type":"join","room_id":"here:a","info":7}"#);
-        assert_eq!(reported(&mut shard), [r#"r:here:a u:ann said "7""#]);
-        say(&mut shard, conn, r#"{"type":"join","room_id":"kept:a","info":8}"#);
-        let joined = ["join r:kept:a", r#"r:kept:a u:ann came Some("8")"#];
+        assert_eq!(reported(&mut shard), [r#"r:here:a u:ann info "7""#]);
+        say(&mut shard, conn, r#"{"type":"join","room_id":"log:a","info":8}"#);
+        let joined = ["join r:log:a", r#"r:log:a u:ann came Some("8")"#];
         assert_eq!(reported(&mut shard), joined);
         say(&mut shard, conn, r#"{"type":"leave","room_id":"here:a"}"#);
         assert_eq!(reported(&mut shard), ["r:here:a u:ann left", "leave r:here:a"]);
         shard.handle_peer_gone(conn, CloseReason::Gone);
-        let ended = ["r:kept:a u:ann left", "leave r:kept:a", "leave u:ann"];
+        let ended = ["r:log:a u:ann left", "leave r:log:a", "leave u:ann"];
         assert_eq!(reported(&mut shard), ended);
     }
 
@@ -186,9 +186,9 @@ mod tests {
     fn who_leaves_before_they_were_admitted_was_never_there() {
         let mut shard = shard();
         let conn = open(&mut shard, &[]);
-        say(&mut shard, conn, r#"{"type":"join","room_id":"kept:a"}"#);
-        say(&mut shard, conn, r#"{"type":"leave","room_id":"kept:a"}"#);
-        let all = ["join u:ann", "join r:kept:a", "leave r:kept:a"];
+        say(&mut shard, conn, r#"{"type":"join","room_id":"log:a"}"#);
+        say(&mut shard, conn, r#"{"type":"leave","room_id":"log:a"}"#);
+        let all = ["join u:ann", "join r:log:a", "leave r:log:a"];
         assert_eq!(reported(&mut shard), all);
     }
 
@@ -197,13 +197,13 @@ mod tests {
         let mut shard = shard();
         let conn = open(&mut shard, &["here:a"]);
         reported(&mut shard);
-        let mut said = 0;
+        let mut reports = 0;
         for _ in 0..100 {
             say(&mut shard, conn, r#"{"type":"join","room_id":"here:a","info":7}"#);
-            said += reported(&mut shard).len() as u64;
+            reports += reported(&mut shard).len() as u64;
         }
         assert!(shard.counters.requests_rejected > 0, "so often before the first answer");
-        assert_eq!(said, 100 - shard.counters.requests_rejected);
+        assert_eq!(reports, 100 - shard.counters.requests_rejected);
     }
 
     #[test]

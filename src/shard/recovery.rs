@@ -1,10 +1,10 @@
 //! Rooms that have a history: joins that are answered with a position, and what was missed.
 //!
-//! Only the backplane knows where a history is. So whoever wants to be in such a room asks it
-//! ([`Uplink::Recover`]) and is *pending* until it answers. The answer takes its place among the
-//! room's frames: those that wait before it are not for the newcomer, those behind it are. There
-//! the newcomer is *admitted*: `ok` with the position, then what was missed, then everything else,
-//! so that nothing is heard twice and nothing is left out between the two.
+//! Only the backplane has the position of a history. So a connection that joins such a room asks for
+//! it ([`Uplink::Recover`]) and is *pending* until the answer. The answer takes its place among the
+//! room's frames: those before it are not for the joiner, those after it are. There the joiner is
+//! *admitted*: `ok` with the position, then what was missed, then everything else, so that no message
+//! arrives twice and none is left out between the two.
 //!
 //! A pending connection is no member yet. It *pins* the topic, so that the topic stays while the
 //! answer is on its way, even if the last member leaves.
@@ -28,12 +28,12 @@ use crate::shard::state::deliveries::Follows;
 use crate::shard::state::pending_joins::JoinOptions;
 
 impl Shard {
-    /// Joins a room that has a history, or asks anew what was missed there.
+    /// Joins a room that has a history, or asks again what was missed there.
     ///
     /// 1. Not in it: pending, then admitted.
     /// 2. In it, with `since`: as if it had left and came back at once.
     /// 3. In it, without: only asks where the history is.
-    pub(super) fn on_join_kept(
+    pub(super) fn on_join_with_history(
         &mut self,
         conn: ConnId,
         name: &TopicName,
@@ -51,7 +51,7 @@ impl Shard {
         if options.since.is_some() {
             self.may_ask(conn)?;
         }
-        let Some(at) = self.open_kept(name, encoding) else {
+        let Some(at) = self.open_topic(name, encoding) else {
             return Err(CommandError(
                 ErrorCode::Overloaded,
                 "this server has as many rooms as it may have",
@@ -61,9 +61,9 @@ impl Shard {
         Ok(())
     }
 
-    /// Makes sure that a topic exists in which somebody wants to be: until then it must be pinned.
-    /// `None`: there are as many topics as there may be.
-    pub(super) fn open_kept(&mut self, name: &TopicName, encoding: Encoding) -> Option<TopicId> {
+    /// Finds or makes a topic. It may have no member: the caller joins it or pins it. `None`: there
+    /// are as many topics as there may be.
+    pub(super) fn open_topic(&mut self, name: &TopicName, encoding: Encoding) -> Option<TopicId> {
         let before = self.hub.topics_len();
         let slow = self.config.namespaces.policy(name.kind()).slow_consumer;
         let at = self.hub.open(name, encoding, slow)?;
@@ -73,7 +73,7 @@ impl Shard {
         Some(at)
     }
 
-    /// Asks where a topic's history is, for somebody who wants to be in it.
+    /// Asks for the position of a topic's history, for a connection that joins it.
     pub(super) fn ask_position(
         &mut self,
         conn: ConnId,
@@ -107,7 +107,7 @@ impl Shard {
     pub(super) fn on_recovered(&mut self, recovered: Box<RecoveryReply>) {
         let round = self.hub.get(recovered.at).and_then(|topic| topic.round);
         if self.hub.get(recovered.at).is_some() {
-            // Where the stream is now. Whoever asked may be admitted when it has gone on.
+            // The position as of now. The joiner may be admitted when it is already a later one.
             self.positions.insert(recovered.at.0.index, recovered.position);
         }
         let waits = !cfg!(feature = "break-admission");
@@ -117,7 +117,7 @@ impl Shard {
         }
     }
 
-    /// Whoever asked is in the room from here on, unless they have gone or left meanwhile.
+    /// The connection that asked is a member from here on, unless it was closed or has left since.
     pub(super) fn admit(&mut self, recovered: RecoveryReply) {
         let RecoveryReply { at, conn, ticket, position, recovery, .. } = recovered;
         let is_question = self.is_question(conn, ticket);
@@ -199,7 +199,7 @@ impl Shard {
         let message = match self.hub.at(at.0.index).name().kind() {
             TopicKind::User(_) => {
                 self.enter_user(conn, at);
-                "what is kept for this user cannot be read: connect again later"
+                "the queue of this user cannot be read: connect again later"
             }
             _ if pending.stays => "the history of this room cannot be read: ask again later",
             _ => "the history of this room cannot be read, and it was not joined: try again later",
@@ -220,7 +220,7 @@ impl Shard {
         true
     }
 
-    /// What was said in a room that this connection is in.
+    /// A member asks for the messages of a room's history.
     pub(super) fn on_history(
         &mut self,
         conn: ConnId,
@@ -245,12 +245,12 @@ impl Shard {
         self.conns.get(conn.0).is_some_and(is_member) || self.pendings.is_pending(conn, at)
     }
 
-    /// What was said, for whoever asked.
+    /// Passes a page of a history on to the connection that asked for it.
     pub(super) fn on_history_reply(&mut self, reply: HistoryReply) {
-        let HistoryReply { conn, id, topic, said } = reply;
+        let HistoryReply { conn, id, topic, page } = reply;
         let TopicKind::Room(room) = topic.kind() else { return };
         let id = id.as_ref();
-        match said {
+        match page {
             Ok(HistoryPage { position, messages }) => {
                 let messages = &messages;
                 self.answer(conn, &Event::History { id, room, position, messages });

@@ -1,11 +1,11 @@
-//! What is kept for users: connections that first hear what their user has not acknowledged.
+//! User queues: connections that first receive what their user has not acknowledged.
 //!
 //! Such a connection enters its user's topic the way one enters a room with a history
 //! (`recovery.rs`): it asks the backplane, and is admitted between what the answer holds and what
-//! follows. Until then it is in no topic of its user, and what it hears of it later it hears once
+//! follows. Until then it is in no topic of its user, and what it receives of it later arrives once
 //! and in order.
 //!
-//! What was acknowledged is kept with the messages, not here: it is the same for all connections of
+//! What was acknowledged is stored with the messages, not here: it is the same for all connections of
 //! the user, on any node. An acknowledgement only passes through.
 //!
 //! Invariant: a connection's first topic is its user's, but while it stands in
@@ -20,10 +20,10 @@ use crate::shard::state::Shard;
 use crate::shard::state::pending_joins::JoinOptions;
 
 impl Shard {
-    /// A connection has come whose user's messages are kept. `false`: there are as many topics as
-    /// there may be.
+    /// A connection has opened whose user has a queue. `false`: there are as many topics as there may
+    /// be.
     pub(super) fn open_queue(&mut self, conn: ConnId, name: TopicName) -> bool {
-        let Some(at) = self.open_kept(&name, self.encoding_of(conn)) else { return false };
+        let Some(at) = self.open_topic(&name, self.encoding_of(conn)) else { return false };
         self.ask_position(conn, at, &name, JoinOptions::default(), None);
         self.queues.users.insert(conn, name);
         true
@@ -40,7 +40,7 @@ impl Shard {
             missed,
         });
         if recovery == Recovery::NotRecovered(Unrecovered::Epoch) {
-            self.mark_told(at, position);
+            self.acknowledge_start(at, position);
         }
     }
 
@@ -52,8 +52,9 @@ impl Shard {
         self.hub.bring_first(&mut self.conns, conn.0.index);
     }
 
-    /// Somebody was told that nothing is known of before this history: from now on something is.
-    fn mark_told(&mut self, at: TopicId, position: Position) {
+    /// A client has received that nothing before this history can be recovered. Acknowledges offset 0
+    /// of it, so that the next connection of the user is answered from there.
+    fn acknowledge_start(&mut self, at: TopicId, position: Position) {
         let topic = self.hub.at(at.0.index).name().clone();
         let up_to = UpTo { epoch: Some(position.epoch), offset: 0 };
         self.uplink.push_back(Uplink::Acknowledge { topic, up_to });

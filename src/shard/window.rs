@@ -110,7 +110,7 @@ impl Shard {
         self.queue_frame(to, RoundFrame { bytes, except, kind });
     }
 
-    /// A topic has deliveries coming: whoever waited for that hears it.
+    /// The backplane has subscribed to a topic: joins that waited for that are answered.
     pub(in crate::shard) fn on_joined(&mut self, at: TopicId) {
         let Some(topic) = self.hub.get_mut(at) else { return };
         topic.ready = true;

@@ -41,8 +41,8 @@ mod tests {
 
     #[test]
     fn exactly_the_codes_that_may_stand_in_a_frame_exist() {
-        // RFC 6455 §7.4 and the registry of §11.7: 1004 is reserved; 1005, 1006 and 1015 are only
-        // ever said to the application, never to the peer.
+        // RFC 6455 §7.4 and the registry of §11.7: 1004 is reserved; 1005, 1006 and 1015 are for the
+        // application only and never sent to the peer.
         for code in 0..=u16::MAX {
             let may_be_sent = match code {
                 1000..=1014 => ![1004, 1005, 1006].contains(&code),

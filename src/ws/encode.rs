@@ -45,7 +45,7 @@ impl Opcode {
         }
     }
 
-    /// Whether it speaks about the connection: close, ping, pong (RFC 6455 §5.5).
+    /// Whether it is a control frame: close, ping, pong (RFC 6455 §5.5).
     #[inline]
     pub fn is_control(self) -> bool {
         self as u8 & 0x8 != 0

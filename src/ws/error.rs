@@ -1,4 +1,4 @@
-//! What a peer can do wrong once it speaks WebSocket, and what it is told.
+//! Violations of RFC 6455 after the handshake, with the close code and reason of each.
 //!
 //! One variant for each rule, so that a log line and a test name the rule and not a family of them.
 //! All of it is the peer's fault: nothing here is ever retried, it ends the connection.

@@ -3,7 +3,7 @@
 //! [`parse`] looks at whatever is there, be it one byte or a megabyte, and judges every byte it has:
 //! a header that is wrong in its first byte is refused before its second arrives. The rules are
 //! checked in the order of the bytes, so the verdict does not depend on how the header was cut.
-//! Rules that need to know what came before (continuations, sizes) are the decoder's.
+//! Rules that depend on earlier frames (continuations, sizes) are the decoder's.
 //!
 //! Invariant: a parsed header is one that a client may send.
 

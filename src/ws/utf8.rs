@@ -2,10 +2,10 @@
 //!
 //! A whole message is one call into simdutf8. Pieces go through [`Utf8`], which remembers the one to
 //! three bytes of a character that the last piece left open, and says no at the first byte that no
-//! continuation could make valid (RFC 6455 §8.1 asks for it at the end; a peer that will fail anyway
-//! should not be listened to until then).
+//! continuation could make valid. RFC 6455 §8.1 requires it only at the end; failing earlier saves
+//! the bytes that would be collected until then.
 //!
-//! Invariant: between two pieces at most three bytes are kept, and they are the start of a character
+//! Invariant: between two pieces at most three bytes are stored, and they are the start of a character
 //! that can still become valid.
 
 /// These bytes cannot be text, whatever follows.

@@ -477,7 +477,7 @@ impl Shard {
                         serde_json::from_slice(&array).expect("elements are JSON");
                     (page.position, array.iter().map(|json| json.get().to_owned()).collect())
                 };
-                Received::History { id: number(told.id), said: told.said.map(texts) }
+                Received::History { id: number(told.id), said: told.page.map(texts) }
             }
             Downlink::Presence(told) => {
                 let listed = |here: &Roster| {

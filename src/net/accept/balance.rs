@@ -7,9 +7,9 @@
 //!
 //! What is counted lags behind what the kernel has given out, because arrived is not yet accepted.
 //! So each shard is thought to have also what it was promised and has not taken
-//! ([`LoadNote::hidden`]); as promises are only kept on average, that is forgotten within some
-//! looks. And a shard that takes nothing for long is promised no more than an even share: it is
-//! short of time, not of connections.
+//! ([`LoadNote::hidden`]); as a share only holds on average, that is forgotten within some looks. And
+//! a shard that takes nothing for long is promised no more than an even share: it is short of time,
+//! not of connections.
 //!
 //! Invariant: pure; counts and times are arguments.
 

@@ -7,10 +7,10 @@
 //! answer away. So one whose request has not come yet *lingers* for a moment.
 //!
 //! Where every connection comes through a proxy (`proxy_protocol = required`), one of another address
-//! is refused here as well: strangers take no place of a handshake, and none of the pace.
+//! is refused here as well: it takes no place of a handshake, and no token of the accept rate.
 //!
 //! When descriptors run out, a spare one is given up to take the next connection and refuse it:
-//! otherwise the backlog would fill with clients who hear nothing, and the loop would spin.
+//! otherwise the backlog would fill with clients that get no answer, and the loop would spin.
 //!
 //! Invariant: lingering sockets are bounded in number and time, and a refused connection never
 //! reaches the shard.
@@ -33,8 +33,8 @@ use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 const BACKLOG: i32 = 65_535; // The kernel cuts it to net.core.somaxconn.
-const LOUNGE_MAX: usize = 256;
-const LOUNGE_TIME: Duration = Duration::from_secs(1);
+const LINGERING_MAX: usize = 256;
+const LINGER_TIME: Duration = Duration::from_secs(1);
 
 /// A listener of one shard's own on the public address.
 ///
@@ -84,13 +84,13 @@ pub(super) fn accept(listener: RawFd) -> Accepted {
             }
             // The listener was shut down: the shard is ending.
             Some(libc::EINVAL) => return Accepted::Empty,
-            // The connection died in the backlog (accept(2) lists a dozen codes for it): the next.
+            // The connection failed in the backlog (accept(2) lists a dozen codes for it): the next.
             _ => {}
         }
     }
 }
 
-/// All answers to those who have to come back: one for each second to do it in.
+/// All forms of one refusal: one for each value of `Retry-After`.
 struct Answers(Vec<Bytes>);
 
 impl Answers {
@@ -103,11 +103,12 @@ impl Answers {
     }
 }
 
-/// Who decides who comes in, and sees the others out.
+/// Decides which connections are accepted, and holds the refused ones until they can be closed.
 pub(super) struct LingeringSockets {
     admission: Admission,
     born: Instant,
-    guests: VecDeque<(Instant, RawFd)>,
+    /// Refused sockets and when to close them, oldest first; at most [`LINGERING_MAX`].
+    lingering: VecDeque<(Instant, RawFd)>,
     full: Answers,
     busy: Answers,
     no_proxy: Bytes,
@@ -121,7 +122,7 @@ impl LingeringSockets {
         LingeringSockets {
             admission: Admission::new(limits.accepts_per_s_max, limits.accepts_burst_max),
             born: now,
-            guests: VecDeque::new(),
+            lingering: VecDeque::new(),
             full: Answers::new(RejectReason::ConnectionsFull),
             busy: Answers::new(RejectReason::TooFast),
             no_proxy: RejectReason::NoProxy.response(),
@@ -129,33 +130,34 @@ impl LingeringSockets {
         }
     }
 
-    /// Whether one more may come in now, as far as the pace is concerned.
+    /// Whether the accept rate allows one more connection now.
     #[must_use]
     pub(super) fn admit(&mut self, now: Instant) -> bool {
         self.admission.admit(self.ns(now))
     }
 
-    /// Tells a connection why it may not come in, or when to come back.
+    /// Answers a connection with the reason of its refusal and a time to retry, and closes it: at
+    /// once, or after it has lingered.
     pub(super) fn refuse(&mut self, socket: RawFd, why: RejectReason, now: Instant) {
         let has_asked = drop_unread(socket);
-        self.tell(socket, why, now);
+        self.answer(socket, why, now);
         if has_asked {
             // Nothing more can be on its way: the answer is safe.
             return socket::close(socket);
         }
         socket::shutdown_write(socket);
-        if self.guests.len() == LOUNGE_MAX {
-            self.show_out();
+        if self.lingering.len() == LINGERING_MAX {
+            self.close_oldest();
         }
-        self.guests.push_back((now + LOUNGE_TIME, socket));
+        self.lingering.push_back((now + LINGER_TIME, socket));
     }
 
     /// Takes and refuses one connection although descriptors have run out; answers whether it could.
     pub(super) fn refuse_one_for_want_of_files(&mut self, listener: RawFd, now: Instant) -> bool {
-        self.show_out();
+        self.close_oldest();
         self.spare = None;
         let Accepted::Socket(socket) = accept(listener) else { return false };
-        self.tell(socket, RejectReason::ConnectionsFull, now);
+        self.answer(socket, RejectReason::ConnectionsFull, now);
         socket::shutdown_write(socket);
         drop_unread(socket);
         socket::close(socket);
@@ -163,7 +165,7 @@ impl LingeringSockets {
         true
     }
 
-    fn tell(&mut self, socket: RawFd, why: RejectReason, now: Instant) {
+    fn answer(&mut self, socket: RawFd, why: RejectReason, now: Instant) {
         let after_s = self.admission.retry_after_s(self.ns(now));
         let answer = match why {
             RejectReason::NoProxy => &self.no_proxy,
@@ -180,16 +182,16 @@ impl LingeringSockets {
 
     /// Closes the sockets whose time is over.
     pub(super) fn tick(&mut self, now: Instant) {
-        while self.guests.front().is_some_and(|(until, _)| *until <= now) {
-            self.show_out();
+        while self.lingering.front().is_some_and(|(until, _)| *until <= now) {
+            self.close_oldest();
         }
         if self.spare.is_none() {
             self.spare = open_spare();
         }
     }
 
-    fn show_out(&mut self) {
-        if let Some((_, socket)) = self.guests.pop_front() {
+    fn close_oldest(&mut self) {
+        if let Some((_, socket)) = self.lingering.pop_front() {
             drop_unread(socket);
             socket::close(socket);
         }

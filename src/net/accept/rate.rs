@@ -1,11 +1,11 @@
-//! How fast connections may come in, and when those who may not should come back.
+//! How fast connections are accepted, and after how many seconds a refused client should retry.
 //!
 //! A [`TokenBucket`] of tokens, one an accept, that fills at `accepts_per_s_max` and holds
 //! `accepts_burst_max`.
 //!
-//! Whoever is refused is told a second to come back in, and the seconds go round: a herd that comes
-//! at once does not come back at once. The more were refused, the longer the round, up to
-//! [`RETRY_S_MAX`], so that about as many return in a second as may come in.
+//! Each refused client gets a `Retry-After`, and its values go round: clients that come all at once
+//! do not come back all at once. The more were refused, the longer the round, up to [`RETRY_S_MAX`],
+//! so that about as many retry in a second as can be accepted.
 //!
 //! Invariant: pure; time is an argument, in nanoseconds since any fixed moment.
 
@@ -32,14 +32,14 @@ impl Admission {
         Admission { bucket: TokenBucket::new(per_s_max, burst_max), served_ns: 0, refused: 0 }
     }
 
-    /// Somebody has come: may they come in?
+    /// Takes a token for a new connection. `false`: there is none, refuse it.
     #[must_use]
     pub(super) fn admit(&mut self, now_ns: u64) -> bool {
         self.bucket.take(now_ns)
     }
 
-    /// Somebody was refused, for whatever reason: in how many seconds should they come back?
-    /// From 1 to [`RETRY_S_MAX`].
+    /// Counts a refusal, for whatever reason. In how many seconds the client should retry: from 1 to
+    /// [`RETRY_S_MAX`].
     #[must_use]
     pub(super) fn retry_after_s(&mut self, now_ns: u64) -> usize {
         self.served_ns = self.served_ns.max(now_ns) + self.bucket.interval_ns();
@@ -73,7 +73,7 @@ mod tests {
         assert!(back.iter().all(|come| *come <= 400), "{back:?}");
         assert!(back[20] > 0);
         (0..100_000).for_each(|_| assert!(admission.retry_after_s(0) <= RETRY_S_MAX));
-        // They have all had their chance: it begins anew.
+        // All of them have retried by then: the round is short again.
         let later = 10_000 * SECOND_NS;
         assert!((0..1000).all(|n| admission.retry_after_s(later + n * 10 * MS) <= 5));
     }

@@ -2,16 +2,16 @@
 //!
 //! | `steering` | |
 //! |---|---|
-//! | `even` | to whoever has fewer, by a program that is renewed while connections come |
+//! | `even` | to the shards with fewer, by a program that is renewed while connections come |
 //! | `cpu` | to the shard on the core that received it, by a program that never changes |
 //! | `kernel` | by the kernel's hash of the addresses |
 //!
 //! The program belongs to the group of all listeners, so any shard can renew it; the one that has
-//! just accepted somebody looks, if nobody has looked for a while. A kernel that takes no program
-//! spreads connections by its hash, and the log says so, once.
+//! just accepted a connection checks the balance, if no shard has for [`LOOK_EVERY`]. A kernel that
+//! takes no program spreads connections by its hash, which is logged once.
 //!
-//! Invariant: nothing here is reached by a delivery. A shard whose connections neither come nor
-//! go writes nothing that others read.
+//! Invariant: nothing here is reached by a delivery. A shard whose connections neither open nor
+//! close writes nothing that others read.
 
 use crate::ids::ShardId;
 use crate::link::load_table::{LoadNote, LoadTable, ShardLoad};
@@ -25,22 +25,23 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// One shard's hand at the wheel.
+/// One shard's part in steering.
 pub(crate) struct Steering {
     spread: Arc<LoadTable>,
     shard: ShardId,
     listener: RawFd,
-    told: ShardLoad,
-    /// What it told when it last looked.
+    /// This shard's load, as it stands in the table.
+    published: ShardLoad,
+    /// The same when this shard last checked the balance.
     looked_at: ShardLoad,
     /// The core whose connections this shard should get, if that is the rule.
     core: Option<usize>,
-    /// When to look again whether somebody looks. `None`: never.
+    /// When to check again whether a balance is due. `None`: never.
     next_look: Option<Instant>,
 }
 
 impl Steering {
-    /// This shard listens, all before it do. The last one gives the kernel the first program.
+    /// This shard listens, as all before it do. The last one gives the kernel the first program.
     pub(crate) fn begin(
         plan: &Plan,
         shard: ShardId,
@@ -72,7 +73,7 @@ impl Steering {
             spread,
             shard,
             listener,
-            told: ShardLoad::default(),
+            published: ShardLoad::default(),
             looked_at: ShardLoad::default(),
             core,
             next_look,
@@ -80,33 +81,33 @@ impl Steering {
     }
 
     /// Whether a connection that was steered by core came to another core's shard.
-    pub(crate) fn is_astray(&self, socket: RawFd) -> bool {
+    pub(crate) fn is_off_core(&self, socket: RawFd) -> bool {
         self.core.is_some_and(|core| socket::received_on(socket) != Some(core))
     }
 
-    /// This shard's numbers, as they are now.
-    pub(crate) fn tell(&mut self, count: ShardLoad) {
-        if self.told != count {
-            self.told = count;
-            self.spread.tell(self.shard, count);
+    /// Publishes this shard's numbers, as they are now.
+    pub(crate) fn publish(&mut self, count: ShardLoad) {
+        if self.published != count {
+            self.published = count;
+            self.spread.publish(self.shard, count);
         }
     }
 
-    /// Time passes: if connections have gone and nobody has come since, the next one is to find the
-    /// way to where they are missing.
+    /// On each tick: if connections have closed and none was accepted since, the balance is checked
+    /// for the next ones.
     pub(crate) fn look_if_changed(&mut self, now: Instant) {
-        if self.looked_at != self.told {
+        if self.looked_at != self.published {
             self.look(now);
         }
     }
 
-    /// Connections have come: looks whether they come evenly, if it is time to.
+    /// Connections were accepted: checks whether they are balanced, if that is due.
     pub(crate) fn look(&mut self, now: Instant) {
         if self.next_look.is_none_or(|due| now < due) {
             return;
         }
         self.next_look = Some(now + LOOK_EVERY);
-        self.looked_at = self.told;
+        self.looked_at = self.published;
         let Some(mut note) = self.spread.take_note() else { return };
         let due = note.at + LOOK_EVERY;
         if now < due {
@@ -118,8 +119,8 @@ impl Steering {
         let look = balance::look(&counts, &note, now);
         if let Some(shares) = look.shares {
             if !attach(self.listener, &bpf::by_share(&shares)) {
-                // The program it has is of yesterday; this one leaves the choice to the hash. The
-                // note is gone, and nobody steers any more.
+                // The program that the kernel has is out of date; this one leaves the choice to the
+                // hash. The note is not put back, so no shard steers any more.
                 attach(self.listener, &bpf::by_share(&[]));
                 return;
             }
@@ -129,7 +130,7 @@ impl Steering {
         self.spread.leave_note(note);
     }
 
-    /// This shard listens no more: the places in the group are not what they were.
+    /// This shard has stopped listening, so places in the group are no longer shard numbers.
     pub(crate) fn end(&mut self) {
         self.next_look = None;
     }
@@ -232,7 +233,7 @@ mod tests {
             assert!(attach(listeners[0].as_raw_fd(), &bpf::by_share(&shares)));
             assert_eq!(reached(&listeners, 8), [at; 8]);
         }
-        // Whoever stops gives its place to the last one: then places are not numbers any more.
+        // The last listener takes the place of one that stops: then places are not numbers any more.
         socket::stop_listening(listeners[1].as_raw_fd());
         assert!(attach(listeners[2].as_raw_fd(), &bpf::by_share(&[1, 0])));
         assert_eq!(reached(&[listeners[0].try_clone().unwrap()], 8), [0; 8]);
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_ones_go_to_whoever_has_fewer() {
+    fn the_next_ones_go_to_the_shard_with_fewer() {
         let first = bound(0, true);
         let listeners = [first.try_clone().unwrap(), bound(port(&first), true)];
         let (plan, spread) = (plan(Policy::Even, 2), Arc::new(LoadTable::new(2)));
@@ -260,20 +261,20 @@ mod tests {
             })
             .collect();
         let later = Instant::now() + 2 * LOOK_EVERY;
-        hands[0].tell(ShardLoad { held: 1000, taken: 0 });
+        hands[0].publish(ShardLoad { held: 1000, taken: 0 });
         hands[1].look_if_changed(later);
         hands[0].look_if_changed(later);
         let to_the_second = reached(&listeners, 100).into_iter().sum::<usize>();
         assert!(to_the_second > 90, "{to_the_second} of 100 went to the one who had none");
         // Too early to look again.
-        hands[0].tell(ShardLoad { held: 0, taken: 0 });
-        hands[1].tell(ShardLoad { held: 1000, taken: 0 });
+        hands[0].publish(ShardLoad { held: 0, taken: 0 });
+        hands[1].publish(ShardLoad { held: 1000, taken: 0 });
         hands[0].look(later + LOOK_EVERY / 2);
         assert!(reached(&listeners, 100).into_iter().sum::<usize>() > 90);
         hands[0].look(later + LOOK_EVERY);
         assert!(reached(&listeners, 100).into_iter().sum::<usize>() < 10);
         // A shard that is ending lets go.
-        hands[0].tell(ShardLoad { held: 2000, taken: 0 });
+        hands[0].publish(ShardLoad { held: 2000, taken: 0 });
         hands.iter_mut().for_each(Steering::end);
         hands[0].look(later + Duration::from_secs(9));
         assert!(reached(&listeners, 100).into_iter().sum::<usize>() < 10);
@@ -287,7 +288,7 @@ mod tests {
         let plan = plan(Policy::Even, 2);
         let mut hand = Steering::begin(&plan, ShardId(1), spread.clone(), lonely.as_raw_fd());
         assert!(spread.take_note().is_none());
-        hand.tell(ShardLoad { held: 100, taken: 100 });
+        hand.publish(ShardLoad { held: 100, taken: 100 });
         hand.look(Instant::now() + 2 * LOOK_EVERY);
         assert!(spread.take_note().is_none());
     }

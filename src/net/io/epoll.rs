@@ -17,7 +17,7 @@ const EVENTS_MAX: usize = 256;
 /// What happened to a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Readiness {
-    /// Whose socket; may be gone meanwhile.
+    /// Whose socket. It may have been closed since the event.
     pub conn: ConnId,
     /// There is something to read, or the end of it.
     pub readable: bool,
@@ -54,7 +54,7 @@ impl Epoll {
         self.fd.as_raw_fd()
     }
 
-    /// Adds a socket, to hear what there is to read; it leaves by being closed. What there is already
+    /// Adds a socket, for events of input; it is removed when it is closed. What there is already
     /// is news too.
     pub(crate) fn add(&self, socket: RawFd, conn: ConnId) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_ADD, socket, conn, 0)

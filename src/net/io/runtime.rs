@@ -52,7 +52,7 @@ pub(crate) fn bare_ring(entries: u32) -> io::Result<IoUring> {
     climb_down(&LADDER, 2 * entries, |builder| builder.build(entries))
 }
 
-/// Tries rung after rung; the last refusal is the one that is told.
+/// Tries each rung of flags in order. Fails with the error of the last one.
 fn climb_down<R>(
     ladder: &[FlagSet],
     completions: u32,

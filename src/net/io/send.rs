@@ -3,7 +3,7 @@
 //! Each write is a SEND (a SENDMSG where it has several buffers) with `MSG_DONTWAIT`, so it finishes
 //! while it is being submitted: no buffer outlives the call, there is no future and no state per
 //! connection. `MSG_WAITALL` makes a partial write count as a failure, and `CQE_SKIP_SUCCESS` lets
-//! the kernel speak only of failures: a socket that took nothing, a part, or is dead. A kernel that
+//! the kernel report only failures: a socket that took nothing, a part, or is broken. A kernel that
 //! cannot skip (before 5.17) gets one `sendmsg(2)` per socket, with the same answers.
 //!
 //! Invariant: when [`Sender::send`] returns, no write is in flight.

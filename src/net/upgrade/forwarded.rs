@@ -1,8 +1,8 @@
 //! Who is behind HTTP proxies: the last untrusted hop of `X-Forwarded-For` or `Forwarded` (RFC 7239).
 //!
-//! Each proxy appends the address of its peer, so the list is as trustworthy as whoever wrote its
-//! end. It is read from the right, as long as the addresses are of trusted proxies; the first that
-//! is not is the client. What stands left of it was written by the client and means nothing.
+//! Each proxy appends the address of its peer, so an entry is as trustworthy as the proxy that wrote
+//! it. The list is read from the right, as long as the addresses are of trusted proxies; the first
+//! that is not is the client. What stands left of it was written by the client and means nothing.
 //!
 //! Where both headers are there, only `X-Forwarded-For` is read: nearly every balancer writes that
 //! one, and passes a `Forwarded` that its client made up.
@@ -33,8 +33,8 @@ pub fn client(headers: &HeaderMap, nearest: IpAddr, trusted: &[Network]) -> Opti
     last_untrusted(headers, &FORWARDED, trusted, forwarded_for)
 }
 
-/// Reads a list over all of its lines from its end. A hop that names no address ends it: whoever is
-/// behind that one is not known.
+/// Reads a list over all of its lines from its end. A hop without an address ends it: what stands left
+/// of that one cannot be attributed.
 fn last_untrusted(
     headers: &HeaderMap,
     name: &HeaderName,

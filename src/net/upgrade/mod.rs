@@ -262,7 +262,7 @@ impl Upgrades {
     }
 }
 
-/// A balancer that only connects, to see whether the node lives, is not answered.
+/// A balancer's health check that only connects is not answered.
 fn late_head(needs_proxy_header: bool) -> RejectReason {
     match needs_proxy_header {
         true => RejectReason::ProxyTimeout,
@@ -377,7 +377,8 @@ impl Begun {
         ProxyVerdict::Next
     }
 
-    /// Who asks, if not the socket's peer: as HTTP proxies say or else as the PROXY header said.
+    /// The client's address, if it is not the socket's peer: from the headers of HTTP proxies, or else
+    /// from the PROXY header.
     fn client(&self, headers: &http::HeaderMap, context: &StageContext) -> Option<SocketAddr> {
         let trusted = &context.routes.plan().trusted_proxies;
         if trusted.is_empty() || !forwarded::is_forwarded(headers) {

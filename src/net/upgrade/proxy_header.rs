@@ -40,7 +40,7 @@ pub enum ProxyHeader {
     Whole {
         /// Its length; what follows is the client's.
         bytes: usize,
-        /// Who connected to the proxy. `None`: the proxy itself speaks, or does not know.
+        /// The peer of the proxy. `None`: the connection is the proxy's own, or no address is given.
         source: Option<SocketAddr>,
     },
 }

@@ -11,7 +11,7 @@ pub struct Rejection {
     pub status: u16,
     /// The counter, and with it the metric's label.
     pub counter: fn(&mut ShardCounters) -> &mut u64,
-    /// One line for whoever made the request.
+    /// The body: one line for the author of the client.
     pub text: &'static str,
 }
 

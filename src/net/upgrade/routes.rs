@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `/ws` | the native protocol; `?token=`, `?room_id=` (repeatable) |
 //! | `echo_path` | a plain echo of text and binary messages, off by default |
-//! | `ops.public_paths` | the operators' API, for whoever shows `ops.api_key` |
+//! | `ops.public_paths` | the operators' API, for requests with `ops.api_key` |
 //! | `/` | a page to try it in a browser, if `page` is on |
 //!
 //! The handshake is judged first (RFC 6455 §4.2.1), then the origin, then the token, so that each

@@ -18,7 +18,7 @@ use crate::protocol::{
 };
 use std::fmt::Write as _;
 
-/// What keeps a connection alive.
+/// The message that probes an idle connection.
 pub const HEARTBEAT: &[u8] = b"heartbeat";
 
 /// Reads one message: a request a line.

@@ -26,7 +26,7 @@ pub const LIMIT_DEFAULT: u32 = 100;
 /// The most that may be asked for.
 pub const LIMIT_MAX: u32 = 1000;
 
-/// How much of an unknown `type` is repeated to whoever sent it, in characters.
+/// How much of an unknown `type` is repeated in the error, in characters.
 const TYPE_SHOWN_CHARS_MAX: usize = 40;
 
 /// Reads one client message, which must be valid UTF-8.
@@ -53,7 +53,7 @@ pub fn parse(message: &mut [u8], json_depth_max: usize) -> Result<Request<'_>, R
     }
 }
 
-/// A [`Rejected`] that does not know its request's id yet.
+/// A [`Rejected`] before its request's id is added.
 struct Refusal {
     code: ErrorCode,
     message: String,
@@ -312,7 +312,7 @@ impl Fields {
         })
     }
 
-    /// A request without `type` is told by whom it is for.
+    /// The kind of a request without `type` follows from its other fields.
     fn kind_of_short_form(&self) -> Result<Kind, Refusal> {
         let missing = match (self.has(Field::RoomId), self.has(Field::TargetUserId)) {
             (true, false) if self.has(Field::Payload) => return Ok(Kind::Publish),
@@ -444,8 +444,8 @@ impl Fields {
         Ok(Page { since: self.since(message)?, limit, reverse })
     }
 
-    /// What the client has heard already. An epoch that is not one of ours is one that no history
-    /// has: the answer will say so.
+    /// The last position that the client has received. An epoch in a form that this server does not
+    /// write is one that no history has, and is answered like one.
     fn since(&self, message: &mut [u8]) -> Result<Option<Position>, Refusal> {
         let Some(span) = self.get(Field::Since) else { return Ok(None) };
         let since = &mut message[span.range()];

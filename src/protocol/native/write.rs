@@ -1,7 +1,7 @@
 //! [`Event`] to bytes.
 //!
-//! What an event looks like is said once, in [`emit`]; writing it and measuring it are two
-//! [`Sink`]s for the same pieces, so that a frame's header never disagrees with its body.
+//! The form of an event is written once, in [`emit`]; writing it and measuring it are two [`Sink`]s
+//! for the same pieces, so that a frame's header never disagrees with its body.
 //!
 //! Invariant: no formatter and no allocation but the growth of `out`; payloads and ids are copied as
 //! they came, everything else that is text is escaped as RFC 8259 §7 asks and no further.

@@ -1,14 +1,14 @@
 //! A batch of writes: what the shard wants sent, in a form that costs twenty-four bytes a member.
 //!
 //! A buffer stands once in a batch, however many members it is for; each write names the socket,
-//! the connection and the buffer. Whoever hears several topics in one batch gets them in one write:
-//! further buffers are chained to it.
+//! the connection and the buffer. A connection that receives several topics in one batch gets them
+//! in one write: further buffers are chained to it.
 //!
 //! A batch is made in *portions*, as many writes as may be made at once. What is not in the portion
-//! yet waits in the batch for the next one, and whatever comes meanwhile for the same connections is
-//! chained to it: a thousand small rooms that speak at once cost their members one write each, and
-//! nobody has waited for that. The caller makes all writes of a portion before it enters the shard
-//! again and reports only those that the socket did not take whole
+//! yet waits in the batch for the next one, and frames that arrive before that for the same
+//! connections are chained to it: publishes to a thousand small rooms at once cost each member one
+//! write, and none is delayed by that. The caller makes all writes of a portion before it enters the
+//! shard again and reports only those that the socket did not take whole
 //! ([`crate::shard::Shard::handle_short_write`]).
 //!
 //! Invariant: a connection stands at most once in what is not written yet. Otherwise a second write
@@ -46,7 +46,7 @@ struct ChainLink {
     next: u32,
 }
 
-/// Writes and the buffers they are made from. Kept by the caller and filled again and again.
+/// Writes and the buffers they are made from. Owned by the caller, who reuses it for each portion.
 #[derive(Debug, Default)]
 pub struct SendBatch {
     ops: Vec<SendOp>,
@@ -156,7 +156,7 @@ impl SendBatch {
         self.end += 1;
     }
 
-    /// From here on what is told to go first, goes first.
+    /// Writes chosen from here on go before those chosen earlier.
     pub(super) fn begin_front(&mut self) {
         self.front = self.rest;
     }

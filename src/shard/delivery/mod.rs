@@ -10,8 +10,8 @@
 //! of a large room takes several. Between them replies have their turn first, then the other
 //! rounds: a round of a large room goes behind all others that wait, so a small room behind large
 //! ones waits for one portion of each. A connection stands at most once in what waits: what a
-//! second topic has for it is chained to the same write, so somebody in five rooms still costs one
-//! system call's entry.
+//! second topic has for it is chained to the same write, so a connection in five rooms still costs
+//! one system call's entry.
 //!
 //! Per delivery to one member: one look at the connection, one entry in the batch. No hash, no
 //! atomic, no allocation, no copy. `tests/budget.rs` and `tests/layout.rs` hold exactly this sentence

@@ -1,14 +1,14 @@
-//! Who is in which topic, both ways, and who must be told when a topic gets its first member here
-//! or loses its last.
+//! Who is in which topic, both ways, and when a topic gets its first member here or loses its last.
 //!
 //! A topic's members are a plain list, walked once per delivery; each entry names the connection
 //! and the slot of the connection's own list that points back here, so joining and leaving cost a
-//! constant however large the room is. Names are hashed when somebody joins or publishes, never
-//! when something is delivered: the backplane hands back the [`TopicId`] it was given.
+//! constant however large the room is. Names are hashed on join and publish, never on delivery: the
+//! backplane hands back the [`TopicId`] it was given.
 //!
 //! A delivery to many members is written in several batches, and members come and go between them.
-//! So a topic that is being walked has three zones, *told*, *to tell* and *came later*, and whoever
-//! leaves is replaced zone by zone ([`Hub::leave`]): nobody is skipped and nobody hears twice.
+//! So a topic that is being walked has three zones, *written*, *to write* and *joined later*, and a
+//! member that leaves is replaced zone by zone ([`Hub::leave`]): no member is skipped, none receives
+//! a frame twice.
 //!
 //! Invariant: every entry of a member list and of a connection's list point at each other. This
 //! module never sees a frame.
@@ -63,7 +63,7 @@ const _: () = assert!(size_of::<Member>() == 8, "one for each connection of a ro
 /// How far a walk over a topic's members has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Walk {
-    /// Members below were told.
+    /// Members below this place have been written to.
     pub at: usize,
     /// Members from here on came after the walk began.
     pub end: usize,
@@ -246,8 +246,8 @@ impl Hub {
     }
 
     /// The connection at `index` gives up its membership at `slot`. `walk` is how far the topic is
-    /// being walked, if it is: told members stay told, and nobody still to be told is skipped.
-    /// Whether the topic has no member left.
+    /// being walked, if it is: members that were written to are not written to again, and none of the
+    /// others is skipped. Whether the topic has no member left.
     pub(super) fn leave(
         &mut self,
         conns: &mut Slab<Conn>,
@@ -255,7 +255,7 @@ impl Hub {
         slot: usize,
         walk: Option<&mut Walk>,
     ) -> bool {
-        let conn = conns.at_mut(index).expect("whoever leaves is still here");
+        let conn = conns.at_mut(index).expect("a member is a connection");
         let membership = conn.joined.get(slot).expect("a slot that was just looked up");
         let moved = conn.joined.swap_remove(slot);
         if let Some(Membership { topic, place }) = moved {
@@ -270,7 +270,7 @@ impl Hub {
 
     /// The connection's last membership becomes its first one.
     pub(super) fn bring_first(&mut self, conns: &mut Slab<Conn>, index: u32) {
-        let conn = conns.at_mut(index).expect("whoever has just joined is here");
+        let conn = conns.at_mut(index).expect("a connection that has just joined is open");
         let last = conn.joined.len() - 1;
         conn.joined.swap(0, last);
         for slot in [0, last] {

@@ -42,7 +42,7 @@ fn name(topic: usize) -> TopicName {
     TopicName::room(&format!("room {topic}"))
 }
 
-/// The naive model: sets of numbers, and who is still to be told.
+/// The naive model: sets of numbers, and the members that the walk has not reached.
 #[derive(Default)]
 struct Model {
     topics: BTreeMap<usize, BTreeSet<usize>>,
@@ -142,7 +142,7 @@ proptest! {
                     for _ in 0..members {
                         match subject.tell_one() {
                             Some(conn) => prop_assert!(model.to_tell.remove(&conn), "{conn}"),
-                            None => prop_assert!(model.to_tell.is_empty(), "somebody is skipped"),
+                            None => prop_assert!(model.to_tell.is_empty(), "a member is skipped"),
                         }
                     }
                 }

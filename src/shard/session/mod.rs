@@ -2,8 +2,8 @@
 //! this shard or of another one.
 //!
 //! A [`Session`] is plain data. It names topics by their names and instants by how far they are away,
-//! so it means the same wherever it is put. Its socket is the caller's, who keeps it open meanwhile,
-//! reads nothing of it and writes nothing to it.
+//! so it means the same wherever it is put. Its socket is the caller's, who keeps it open until the
+//! session is put, reads nothing of it and writes nothing to it.
 //!
 //! ```text
 //!   source                              target
@@ -13,14 +13,14 @@
 //!   release_held()                      release_held()
 //! ```
 //!
-//! 1. Its publishes must have ended, or their answers would come to nobody, and what it says of itself
-//!    in rooms with presence must have arrived, or it would be overtaken ([`Shard::settle`]).
-//! 2. The target listens for its topics before the source forgets it ([`Shard::hold_topic`]).
+//! 1. Its publishes must have ended, or their answers would be lost, and its `info` in rooms with
+//!    presence must have arrived, or it would be overtaken ([`Shard::settle`]).
+//! 2. The target is subscribed to its topics before the source drops it ([`Shard::hold_topic`]).
 //! 3. Both must be at the same place of every topic's stream: the caller takes all that the backplane
 //!    has sent, on both sides, and then moves the session before more of it is handled.
 //!
-//! The backplane learns nothing: neither that the connection left its rooms nor that somebody came. A
-//! topic that has no member left stays until it is released.
+//! The backplane receives neither a leave nor a join for it. A topic that has no member left stays
+//! until it is released.
 //!
 //! Joins that were not answered travel as questions and are asked again. A client that asked something
 //! else stays where it is until it is answered: [`NotNow`].
@@ -90,7 +90,7 @@ pub struct SessionTopic {
     pub position: Option<Position>,
     /// How far it has acknowledged, if it does.
     pub ack: Option<AckMark>,
-    /// What it said of its user there.
+    /// The `info` of its user there.
     pub info: Option<Info>,
     /// Its joins of this topic that are answered when deliveries are certain.
     pub waiting: Vec<WaitingJoin>,
@@ -160,7 +160,7 @@ pub enum NotNow {
 }
 
 impl Shard {
-    /// Notes that the backplane is told something for a connection that has to arrive, and end, before
+    /// Notes that a request to the backplane is on its way for a connection, which has to end before
     /// the connection moves.
     pub(super) fn unsettle(&mut self, conn: crate::ids::ConnId) {
         let settled_by = self.moves.asked.wrapping_add(1);
@@ -169,7 +169,7 @@ impl Shard {
         }
     }
 
-    /// Asks the backplane to say when all that it was told here up to now has ended.
+    /// Asks the backplane to report when all requests that this shard has sent so far have ended.
     pub fn settle(&mut self) {
         if self.moves.asked == self.moves.answered {
             self.moves.asked = self.moves.asked.wrapping_add(1);
@@ -183,10 +183,10 @@ impl Shard {
         c.joined.iter().map(|membership| self.hub.at(membership.topic).name().clone()).collect()
     }
 
-    /// Listens for a topic in an encoding until [`Shard::release_held`], whoever is in it. `None`:
-    /// there are as many topics as there may be.
+    /// Stays subscribed to a topic in an encoding until [`Shard::release_held`], also without members.
+    /// `None`: there are as many topics as there may be.
     pub fn hold_topic(&mut self, name: &TopicName, encoding: Encoding) -> Option<TopicId> {
-        let at = self.open_kept(name, encoding)?;
+        let at = self.open_topic(name, encoding)?;
         self.hold(at);
         Some(at)
     }

@@ -131,7 +131,7 @@ impl Shard {
 
     /// Asks again for a join that was not answered.
     fn put_join(&mut self, conn: ConnId, join: SessionJoin) {
-        let at = self.open_kept(&join.name, self.encoding_of(conn));
+        let at = self.open_topic(&join.name, self.encoding_of(conn));
         let at = at.expect("there is room for every topic");
         let options = JoinOptions { since: join.since, info: join.info.as_deref(), ack: join.ack };
         self.ask_position(conn, at, &join.name, options, join.id);

@@ -44,7 +44,7 @@ impl OutboxWriter<'_> {
         let topic = source.and_then(|source| Some((source, self.hub.get(source.at)?)));
         let pushed = match topic {
             Some((source, topic)) => self.keep_pieces(source, topic, taken),
-            // Also when the last member has left meanwhile: then it is heard, as before the leave.
+            // Also when the topic lost its last member since: the frame is older than the leave.
             None => self.keep_rest(rest_of(buf, taken)),
         };
         // What waits may have become less.
@@ -58,7 +58,7 @@ impl OutboxWriter<'_> {
 
     fn keep_rest(&mut self, rest: Bytes) -> Pushed {
         if self.outbox.is_empty() {
-            // The rest of a frame that has begun is kept whatever its size; the limit is for more.
+            // The rest of a frame that has begun is queued whatever its size; the limit is for more.
             self.outbox.push_always(rest);
             return Pushed::Queued;
         }

@@ -7,14 +7,14 @@
 //! A member is *lagging* when a message was handed out to it longer than `ack_timeout_ms` ago and it
 //! has not acknowledged it. When each message came is not stored: a room marks, a few times in one
 //! timeout, how far it had come by then ([`AgeMarks`]), so what a member lags behind is known a little
-//! late and never early. Nothing has a timer: who lags is counted when somebody asks, and a share of
-//! all members at each tick of the shard, for the gauge.
+//! late and never early. Nothing has a timer: lagging members are counted when an operator asks, and
+//! a share of all members at each tick of the shard, for the gauge.
 //!
 //! Positions are compared by epoch, then offset. Epochs grow; where offsets go on under another epoch
-//! (after a failover) what was acknowledged under the earlier one counts, and where they begin anew
+//! (after a failover) what was acknowledged under the earlier one counts, and where they begin again
 //! it does not.
 //!
-//! Invariant: whoever stands here is a member of the topic, admitted with a position.
+//! Invariant: each entry is a member of the topic, admitted with a position.
 
 use crate::ids::{ConnId, Position, UpTo};
 use crate::link::AckReport;
@@ -140,7 +140,7 @@ impl AckedRoom {
     pub(in crate::shard) fn advance(&mut self, at: Position, before: u64, now_ms: u64) {
         let is_newer = (at.epoch, at.offset) > (self.top.epoch, self.top.offset);
         if !is_newer {
-            return; // told meanwhile by a newer one
+            return; // a newer one has arrived before
         }
         let was_unknown = self.top.epoch == 0;
         if was_unknown || (at.epoch != self.top.epoch && before < self.top.offset) {
@@ -293,7 +293,7 @@ impl AckTracker {
         }
     }
 
-    /// Looks at a share of all members. Who leaves meanwhile may hide another one from it until the
+    /// Looks at a share of all members. A leave between two shares may hide another member until the
     /// next walk: a gauge may be wrong by that.
     pub(in crate::shard) fn look(&mut self, now_ms: u64) {
         let mut left = LOOKS_PER_TICK;
@@ -357,7 +357,7 @@ mod tests {
     #[test]
     fn who_has_not_acknowledged_a_message_in_time_is_lagging() {
         let mut acks = acks();
-        assert_eq!(report(&mut acks, 1_000_000), (1, 0, Some(10)), "nothing was said");
+        assert_eq!(report(&mut acks, 1_000_000), (1, 0, Some(10)), "nothing was published");
         acks.note(3, at(7, 11), 1_000_050);
         assert_eq!(report(&mut acks, 1_001_650), (1, 0, Some(10)), "never early");
         assert_eq!(report(&mut acks, 1_001_700), (1, 1, Some(10)), "at most a step late");
@@ -388,7 +388,7 @@ mod tests {
         assert_eq!(report(&mut acks, 101_600), (2, 1, Some(5)));
         let mut first = AckTracker::default();
         first.admit(3, conn(2), TIMEOUT_MS, at(7, 20), at(7, 5), 100_000);
-        assert_eq!(report(&mut first, 101_700), (1, 1, Some(5)), "also if nothing is said again");
+        assert_eq!(report(&mut first, 101_700), (1, 1, Some(5)), "also without a further publish");
     }
 
     #[test]
@@ -416,7 +416,7 @@ mod tests {
         acks.acknowledge(3, conn(1), of(8, 11)).unwrap();
         assert_eq!(report(&mut acks, 0), (2, 0, Some(11)));
         acks.note(3, at(10, 1), 0);
-        assert_eq!(report(&mut acks, 0), (2, 0, Some(0)), "it has begun anew");
+        assert_eq!(report(&mut acks, 0), (2, 0, Some(0)), "offsets have begun again");
         acks.acknowledge(3, conn(1), of(9, 11)).unwrap();
         assert_eq!(report(&mut acks, 5_000), (2, 2, Some(0)), "that was the other one");
         acks.acknowledge(3, conn(1), of(10, 1)).unwrap();

@@ -3,8 +3,8 @@
 use crate::ids::ConnId;
 use std::collections::{BTreeMap, HashMap};
 
-/// So many entries may be kept beyond twice those that still mean something.
-pub(in crate::shard) const ENTRIES_KEPT: usize = 1024;
+/// Entries that are stored at most beyond twice the number of live ones.
+pub(in crate::shard) const ENTRIES_SPARE: usize = 1024;
 
 /// Who has to go when. Seconds since the shard's clock began.
 #[derive(Debug, Default)]
@@ -48,7 +48,7 @@ impl Expiries {
 
     /// Drops the entries of those who have gone, if they are too many.
     pub(in crate::shard) fn tidy(&mut self, is_here: impl Fn(ConnId) -> bool) {
-        if self.entries <= 2 * self.live + ENTRIES_KEPT {
+        if self.entries <= 2 * self.live + ENTRIES_SPARE {
             return;
         }
         self.by_second.retain(|_, conns| {

@@ -20,8 +20,8 @@ pub struct Opening {
     pub encoding: Encoding,
 }
 
-/// So many deadlines may be kept beyond twice those that still mean something.
-pub(in crate::shard) const DEADLINES_KEPT: usize = 1024;
+/// Deadlines that are stored at most beyond twice the number of live ones.
+pub(in crate::shard) const DEADLINES_SPARE: usize = 1024;
 
 /// What is to be done with a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,12 +42,12 @@ pub enum ClosedSocket {
     },
 }
 
-/// What the living and dying of connections needs to remember.
+/// Queues and deadlines of connections that open and close.
 #[derive(Debug, Default)]
 pub(in crate::shard) struct Lifecycle {
     pub(in crate::shard) handshakes: VecDeque<(u64, ConnId)>,
     pub(in crate::shard) closings: VecDeque<(u64, ConnId)>,
-    /// Said all, and the peer too (or it is time to close our half).
+    /// Both sides have sent their last byte (or it is time to close our half).
     pub(in crate::shard) leaving: VecDeque<ConnId>,
     /// Gone: to be freed.
     pub(in crate::shard) ended: VecDeque<ConnId>,
@@ -55,7 +55,7 @@ pub(in crate::shard) struct Lifecycle {
     pub(in crate::shard) timed_out: VecDeque<ConnId>,
     pub(in crate::shard) sweep: Sweep,
     pub(in crate::shard) drain: Option<Drain>,
-    /// When time was last said.
+    /// The shard's clock, as of the last call that carried the time.
     pub(in crate::shard) now_ms: u64,
 }
 

@@ -43,7 +43,7 @@ use bytes::BytesMut;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-/// What a shard is told once.
+/// What a shard is made with.
 #[derive(Clone, Debug)]
 pub struct ShardConfig {
     /// Which shard.
@@ -60,7 +60,7 @@ pub struct ShardConfig {
     pub anonymous_secret: AnonymousSecret,
 }
 
-/// Somebody who waits until the backplane listens for a topic.
+/// A join that waits until the backplane has subscribed to the topic.
 pub(in crate::shard) struct JoinWaiter {
     pub(in crate::shard) conn: ConnId,
     pub(in crate::shard) id: Option<RequestId>,

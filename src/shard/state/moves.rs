@@ -8,7 +8,7 @@ pub(in crate::shard) struct Moves {
     /// Questions about publishes that were asked, and how many of them were answered.
     pub(in crate::shard) asked: u32,
     pub(in crate::shard) answered: u32,
-    /// Topics that stay, whoever is in them.
+    /// Topics that stay, also without members.
     pub(in crate::shard) held: Vec<TopicId>,
 }
 

@@ -13,12 +13,12 @@ pub(in crate::shard) struct PausedReads {
 }
 
 impl PausedReads {
-    /// Connections that are paused, or have something kept.
+    /// Connections that are paused, or have stored bytes.
     pub(in crate::shard) fn len(&self) -> usize {
         self.rests.len()
     }
 
-    /// Bytes that are kept of all of them.
+    /// Bytes that are stored for all of them.
     pub(in crate::shard) fn rest_bytes(&self) -> usize {
         self.rest_bytes
     }
@@ -29,7 +29,7 @@ impl PausedReads {
         self.rests.entry(conn).or_default().extend_from_slice(rest);
     }
 
-    /// What is kept of a connection, which has no entry from here on.
+    /// Removes a connection's entry and returns its bytes.
     pub(in crate::shard) fn take(&mut self, conn: ConnId) -> Option<Vec<u8>> {
         let rest = self.rests.remove(&conn)?;
         self.rest_bytes -= rest.len();

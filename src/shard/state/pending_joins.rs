@@ -49,7 +49,7 @@ impl PendingJoins {
         self.pins.contains_key(&topic)
     }
 
-    /// Whether a join waits for its answer, and was not left meanwhile.
+    /// Whether a join waits for its answer. One that was left does not.
     pub(in crate::shard) fn has(&self, conn: ConnId, ticket: u64) -> bool {
         self.of.get(&conn).into_iter().flatten().any(|pending| pending.ticket == ticket)
     }
@@ -91,7 +91,7 @@ impl PendingJoins {
         Some(pending)
     }
 
-    /// A topic has to stay, whoever leaves it, until [`crate::shard::Shard::unpin`].
+    /// A topic has to stay, also without members, until [`crate::shard::Shard::unpin`].
     pub(in crate::shard) fn pin(&mut self, topic: u32) {
         *self.pins.entry(topic).or_default() += 1;
     }

@@ -11,11 +11,12 @@
 //! the payload of a control frame that was cut inside of that message:
 //!
 //! ```text
-//!   buffer  ┃ message under way (kept) ┃ control payload ┃
+//!   buffer  ┃ message under way ┃ control payload ┃
+//!           0       message_bytes               len
 //! ```
 //!
-//! Invariant: a decoder that `is_at_rest` is worth nothing. The shard throws it away between two
-//! reads and an idle connection has none; this changes nothing of what is heard.
+//! Invariant: a decoder that `is_at_rest` holds no state. The shard drops it between two reads and an
+//! idle connection has none; the items that come out are the same.
 
 use crate::ws::close::CloseCode;
 use crate::ws::encode::Opcode;
@@ -35,10 +36,10 @@ pub struct DecoderLimits {
 #[derive(Debug, Default)]
 pub struct Decoder {
     /// The message under way, then the control payload under way (see above). What lies behind
-    /// `kept` while a header is awaited was lent out by the last call and is dropped by the next.
+    /// `message_bytes` while a header is awaited was lent by the last call and is dropped by the next.
     buffer: Vec<u8>,
     /// Bytes of `buffer` that belong to the message under way.
-    kept: usize,
+    message_bytes: usize,
     step: Step,
     /// What kind of message is under way.
     open: Option<Kind>,
@@ -59,7 +60,7 @@ pub enum Item<'a> {
     Ping(&'a [u8]),
     /// A pong, asked for or not.
     Pong(&'a [u8]),
-    /// The peer wants to close. Nothing may follow it; the decoder ignores what does.
+    /// The peer begins or answers the close. Nothing may follow it; the decoder ignores what does.
     Close {
         /// `None`: the frame was empty.
         code: Option<CloseCode>,
@@ -75,7 +76,7 @@ enum Step {
     Header { bytes: [u8; HEADER_BYTES_MAX], len: u8 },
     /// The rest of a payload.
     Payload(Frame),
-    /// Nothing: the peer has said goodbye.
+    /// Nothing: the peer has sent its close frame.
     Closed,
     /// Nothing: the peer has broken the protocol.
     Failed(ProtocolError),
@@ -103,7 +104,7 @@ enum Kind {
 enum Whole<'i> {
     /// In the input, already unmasked.
     InPlace(Opcode, &'i mut [u8]),
-    /// In the buffer, behind `kept`.
+    /// In the buffer, behind `message_bytes`.
     Collected(Opcode),
 }
 
@@ -139,7 +140,7 @@ impl Decoder {
         self.forget_lent();
         let (opcode, payload) = match self.advance(input, limits) {
             Ok(Some(Whole::InPlace(opcode, payload))) => (opcode, payload),
-            Ok(Some(Whole::Collected(opcode))) => (opcode, &mut self.buffer[self.kept..]),
+            Ok(Some(Whole::Collected(opcode))) => (opcode, &mut self.buffer[self.message_bytes..]),
             Ok(None) => {
                 self.release();
                 return None;
@@ -228,7 +229,7 @@ impl Decoder {
             }
             _ => {}
         }
-        let room = limits.message_bytes_max.saturating_sub(self.kept);
+        let room = limits.message_bytes_max.saturating_sub(self.message_bytes);
         if !header.opcode.is_control() && header.payload_bytes > room as u64 {
             return Err(ProtocolError::MessageTooBig);
         }
@@ -248,7 +249,7 @@ impl Decoder {
     }
 
     /// Adds what has arrived of `frame` to the buffer. `Some`: with it an item is whole, and lies
-    /// behind `kept`.
+    /// behind `message_bytes`.
     fn collect(
         &mut self,
         mut frame: Frame,
@@ -268,7 +269,7 @@ impl Decoder {
         if frame.opcode.is_control() {
             return Ok(ended.then_some(frame.opcode));
         }
-        self.kept = self.buffer.len();
+        self.message_bytes = self.buffer.len();
         if self.open == Some(Kind::Text) {
             self.utf8.push(&self.buffer[start..]).map_err(|_| ProtocolError::InvalidUtf8)?;
         }
@@ -280,7 +281,7 @@ impl Decoder {
         if !self.utf8.is_complete() {
             return Err(ProtocolError::InvalidUtf8);
         }
-        self.kept = 0;
+        self.message_bytes = 0;
         match self.open.take().expect("data is collected only inside of a message") {
             Kind::Text => Ok(Opcode::Text),
             Kind::Binary => Ok(Opcode::Binary),
@@ -304,7 +305,7 @@ impl Decoder {
     #[inline]
     fn forget_lent(&mut self) {
         match self.step {
-            Step::Header { .. } => self.buffer.truncate(self.kept),
+            Step::Header { .. } => self.buffer.truncate(self.message_bytes),
             Step::Payload(_) => {}
             Step::Closed | Step::Failed(_) => self.buffer = Vec::new(),
         }

@@ -1,4 +1,4 @@
-//! What the decoder hears, case by case. Random cases are in `tests/ws_properties.rs`.
+//! What the decoder returns, case by case. Random cases are in `tests/ws_properties.rs`.
 
 use super::*;
 
@@ -24,15 +24,15 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     out
 }
 
-/// What was heard, in words: `text:Hello`, `close:1000:bye`, `!Unmasked`.
-fn hear(decoder: &mut Decoder, reads: &[&[u8]]) -> Vec<String> {
-    let mut heard = Vec::new();
+/// The items of these reads in words: `text:Hello`, `close:1000:bye`, `!Unmasked`.
+fn decode(decoder: &mut Decoder, reads: &[&[u8]]) -> Vec<String> {
+    let mut items = Vec::new();
     for read in reads {
         let mut bytes = read.to_vec();
         let mut input = bytes.as_mut_slice();
         while let Some(item) = decoder.next(&mut input, LIMITS) {
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            heard.push(match item {
+            items.push(match item {
                 Ok(Item::Text(bytes)) => format!("text:{}", text(bytes)),
                 Ok(Item::Binary(bytes)) => format!("binary:{}", text(bytes)),
                 Ok(Item::Ping(bytes)) => format!("ping:{}", text(bytes)),
@@ -41,27 +41,27 @@ fn hear(decoder: &mut Decoder, reads: &[&[u8]]) -> Vec<String> {
                     format!("close:{}:{reason}", code.map_or(0, CloseCode::get))
                 }
                 Err(error) => {
-                    heard.push(format!("!{error:?}"));
-                    return heard;
+                    items.push(format!("!{error:?}"));
+                    return items;
                 }
             });
         }
         assert!(input.is_empty(), "None means that all of it was taken");
     }
-    heard
+    items
 }
 
-fn hear_whole(bytes: &[u8]) -> Vec<String> {
-    hear(&mut Decoder::new(), &[bytes])
+fn decode_whole(bytes: &[u8]) -> Vec<String> {
+    decode(&mut Decoder::new(), &[bytes])
 }
 
 #[test]
 fn the_examples_of_the_rfc_are_understood() {
     // RFC 6455 §5.7, those that a client may send.
     let hello = [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
-    assert_eq!(hear_whole(&hello), ["text:Hello"]);
+    assert_eq!(decode_whole(&hello), ["text:Hello"]);
     let pong = [0x8a, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
-    assert_eq!(hear_whole(&pong), ["pong:Hello"]);
+    assert_eq!(decode_whole(&pong), ["pong:Hello"]);
 }
 
 #[test]
@@ -87,13 +87,13 @@ fn every_opcode_is_heard() {
         "binary:",
         "close:1000:bye",
     ];
-    assert_eq!(hear_whole(&stream), wanted);
+    assert_eq!(decode_whole(&stream), wanted);
     for cut in 0..=stream.len() {
         let (head, tail) = stream.split_at(cut);
-        assert_eq!(hear(&mut Decoder::new(), &[head, tail]), wanted, "cut at {cut}");
+        assert_eq!(decode(&mut Decoder::new(), &[head, tail]), wanted, "cut at {cut}");
     }
     let bytes: Vec<&[u8]> = stream.chunks(1).collect();
-    assert_eq!(hear(&mut Decoder::new(), &bytes), wanted, "byte by byte");
+    assert_eq!(decode(&mut Decoder::new(), &bytes), wanted, "byte by byte");
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn control_frames_pass_a_message_in_fragments_even_when_they_are_cut() {
     for first in 0..=stream.len() {
         for second in first..=stream.len() {
             let reads = [&stream[..first], &stream[first..second], &stream[second..]];
-            assert_eq!(hear(&mut Decoder::new(), &reads), wanted, "cut at {first}, {second}");
+            assert_eq!(decode(&mut Decoder::new(), &reads), wanted, "cut at {first}, {second}");
         }
     }
 }
@@ -169,14 +169,14 @@ fn every_violation_is_named_whether_it_arrives_whole_or_byte_by_byte() {
     }
     for (bytes, error) in table {
         let wanted = [format!("!{error:?}")];
-        assert_eq!(hear_whole(&bytes), wanted);
+        assert_eq!(decode_whole(&bytes), wanted);
         let mut decoder = Decoder::new();
         let pieces: Vec<&[u8]> = bytes.chunks(1).collect();
-        assert_eq!(hear(&mut decoder, &pieces), wanted, "byte by byte");
+        assert_eq!(decode(&mut decoder, &pieces), wanted, "byte by byte");
         assert!(!decoder.is_at_rest());
         // Whatever it says afterwards.
-        assert_eq!(hear(&mut decoder, &[&frame(0x81, b"sorry")]), wanted);
-        assert_eq!(hear(&mut decoder, &[b""]), wanted);
+        assert_eq!(decode(&mut decoder, &[&frame(0x81, b"sorry")]), wanted);
+        assert_eq!(decode(&mut decoder, &[b""]), wanted);
         assert_eq!(decoder.heap_bytes(), 0);
     }
 }
@@ -184,7 +184,7 @@ fn every_violation_is_named_whether_it_arrives_whole_or_byte_by_byte() {
 #[test]
 fn what_came_before_a_violation_is_still_heard() {
     let stream = [frame(0x81, b"a"), frame(0x89, b"b"), frame(0xF1, b"c")].concat();
-    assert_eq!(hear_whole(&stream), ["text:a", "ping:b", "!ReservedBits"]);
+    assert_eq!(decode_whole(&stream), ["text:a", "ping:b", "!ReservedBits"]);
 }
 
 #[test]
@@ -193,8 +193,8 @@ fn text_fails_at_the_byte_that_spoils_it_and_not_at_its_end() {
     let whole = frame(0x81, &[b"good \xF4\x90".as_slice(), &[b'x'; 100]].concat());
     let spoiled_at = 6 + 7;
     let mut decoder = Decoder::new();
-    assert_eq!(hear(&mut decoder, &[&whole[..spoiled_at - 1]]), [""; 0]);
-    assert_eq!(hear(&mut decoder, &[&whole[spoiled_at - 1..spoiled_at]]), ["!InvalidUtf8"]);
+    assert_eq!(decode(&mut decoder, &[&whole[..spoiled_at - 1]]), [""; 0]);
+    assert_eq!(decode(&mut decoder, &[&whole[spoiled_at - 1..spoiled_at]]), ["!InvalidUtf8"]);
 }
 
 #[test]
@@ -208,24 +208,24 @@ fn a_character_may_be_cut_between_fragments() {
         frame(0x80, &bell[3..]),
     ]
     .concat();
-    assert_eq!(hear_whole(&stream), ["ping:\u{FFFD}", "text:🔔"]);
+    assert_eq!(decode_whole(&stream), ["ping:\u{FFFD}", "text:🔔"]);
 }
 
 #[test]
 fn the_limit_counts_the_whole_message_and_is_known_from_the_headers() {
-    assert_eq!(hear_whole(&frame(0x82, &[b'x'; 1000])).len(), 1);
+    assert_eq!(decode_whole(&frame(0x82, &[b'x'; 1000])).len(), 1);
     let start = frame(0x02, &[b'x'; 600]);
     let fits = [start.clone(), frame(0x80, &[b'x'; 400])].concat();
-    assert_eq!(hear_whole(&fits)[0].len(), "binary:".len() + 1000);
+    assert_eq!(decode_whole(&fits)[0].len(), "binary:".len() + 1000);
     let too_big = [start.as_slice(), &frame(0x80, &[b'x'; 401])[..8]].concat();
-    assert_eq!(hear_whole(&too_big), ["!MessageTooBig"]);
+    assert_eq!(decode_whole(&too_big), ["!MessageTooBig"]);
     // The biggest length there is, on top of what was collected: no sum may overflow.
     let huge = [&[0x80, 0xFF, 0x7F][..], &[0xFF; 7], &KEY].concat();
-    assert_eq!(hear_whole(&[start.as_slice(), &huge].concat()), ["!MessageTooBig"]);
+    assert_eq!(decode_whole(&[start.as_slice(), &huge].concat()), ["!MessageTooBig"]);
     // Control frames do not count.
     let ping = frame(0x89, &[b'p'; 125]);
     let full = [frame(0x02, &[b'x'; 1000]), ping, frame(0x80, b"")].concat();
-    assert_eq!(hear_whole(&full).len(), 2);
+    assert_eq!(decode_whole(&full).len(), 2);
 }
 
 #[test]
@@ -252,18 +252,18 @@ fn at_rest_is_exact_and_then_no_memory_is_held() {
     assert!(decoder.is_at_rest());
     for whole in [frame(0x81, b"text"), frame(0x8A, b"pong")] {
         for cut in 1..whole.len() {
-            assert!(hear(&mut decoder, &[&whole[..cut]]).is_empty());
+            assert!(decode(&mut decoder, &[&whole[..cut]]).is_empty());
             assert!(!decoder.is_at_rest(), "cut at {cut}");
-            assert_eq!(hear(&mut decoder, &[&whole[cut..]]).len(), 1);
+            assert_eq!(decode(&mut decoder, &[&whole[cut..]]).len(), 1);
             assert!(decoder.is_at_rest());
             assert_eq!(decoder.heap_bytes(), 0);
         }
     }
-    hear(&mut decoder, &[&frame(0x01, b"")]);
+    decode(&mut decoder, &[&frame(0x01, b"")]);
     assert!(!decoder.is_at_rest(), "inside of a message, though nothing of it is here");
-    hear(&mut decoder, &[&frame(0x89, b"ping")]);
+    decode(&mut decoder, &[&frame(0x89, b"ping")]);
     assert!(!decoder.is_at_rest());
-    hear(&mut decoder, &[&frame(0x80, b"")]);
+    decode(&mut decoder, &[&frame(0x80, b"")]);
     assert!(decoder.is_at_rest());
 }
 
@@ -271,7 +271,7 @@ fn at_rest_is_exact_and_then_no_memory_is_held() {
 fn a_collected_item_does_not_disturb_being_at_rest_while_it_is_lent() {
     let whole = frame(0x81, b"put together");
     let mut decoder = Decoder::new();
-    hear(&mut decoder, &[&whole[..9]]);
+    decode(&mut decoder, &[&whole[..9]]);
     let mut rest = whole[9..].to_vec();
     let mut input = rest.as_mut_slice();
     let item = decoder.next(&mut input, LIMITS);
@@ -280,15 +280,15 @@ fn a_collected_item_does_not_disturb_being_at_rest_while_it_is_lent() {
 }
 
 #[test]
-fn a_close_frame_is_the_last_thing_heard() {
+fn a_close_frame_is_the_last_item() {
     let after = [frame(0x88, b""), frame(0x81, b"late"), vec![0xFF; 40]].concat();
     let mut decoder = Decoder::new();
-    assert_eq!(hear(&mut decoder, &[&after, &[0xFF; 9]]), ["close:0:"]);
-    assert!(!decoder.is_at_rest(), "a fresh decoder would listen again");
+    assert_eq!(decode(&mut decoder, &[&after, &[0xFF; 9]]), ["close:0:"]);
+    assert!(!decoder.is_at_rest(), "a fresh decoder would return items again");
     // It ends a message that was under way, too, and its memory is given back.
     let mut decoder = Decoder::new();
     let close = frame(0x88, b"\x0F\xA0done");
     let reads = [&frame(0x01, b"never fin"), &close[..8], &close[8..], &frame(0x80, b"ished")];
-    assert_eq!(hear(&mut decoder, &reads), ["close:4000:done"]);
+    assert_eq!(decode(&mut decoder, &reads), ["close:4000:done"]);
     assert_eq!(decoder.heap_bytes(), 0);
 }

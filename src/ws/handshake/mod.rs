@@ -1,9 +1,9 @@
 //! The opening handshake (RFC 6455 §4.2), judged and answered; and the other answers that a port
 //! for WebSockets needs.
 //!
-//! A head is judged by one rule after another, and the first that it breaks is what the client is
-//! told: one status, one line. `Upgrade` comes before `Connection`, because whoever opens the
-//! address in a browser should read "this is a WebSocket endpoint" and not a remark on `Connection`.
+//! A head is checked by one rule after another, and the answer is for the first that it breaks: one
+//! status, one line. `Upgrade` comes before `Connection`, because a browser that opens the address
+//! should show "this is a WebSocket endpoint" and not a remark on `Connection`.
 //!
 //! Extensions are declined by not mentioning them (§9.1), so what an offer says is not read.
 //!
@@ -143,7 +143,7 @@ fn is_token_byte(byte: u8) -> bool {
 }
 
 /// Appends the `101 Switching Protocols` answer. `protocol` is the one of `upgrade.protocols` that
-/// the server speaks.
+/// the server supports.
 pub fn write_accept(upgrade: &Upgrade<'_>, protocol: Option<&str>, out: &mut Vec<u8>) {
     out.extend_from_slice(
         b"HTTP/1.1 101 Switching Protocols\r\n\
@@ -180,7 +180,7 @@ pub fn write_refusal(status: u16, reason: &str, extra_headers: &[(&str, &str)], 
             line(&["Allow: GET"]);
             line(&["Connection: close"]);
         }
-        // RFC 9110 §15.5.22 wants to be told what to upgrade to, RFC 6455 §4.4 in which version.
+        // RFC 9110 §15.5.22 requires the protocol to upgrade to, RFC 6455 §4.4 its version.
         426 => {
             line(&["Upgrade: websocket"]);
             line(&["Sec-WebSocket-Version: 13"]);

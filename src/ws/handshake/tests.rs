@@ -25,8 +25,8 @@ fn head(headers: &[(&str, &str)]) -> http::request::Parts {
 
 /// The good head without `name`, and with `added`.
 fn instead(name: &str, added: &[(&str, &str)]) -> http::request::Parts {
-    let kept = GOOD.iter().filter(|(kept, _)| *kept != name);
-    head(&kept.chain(added).copied().collect::<Vec<_>>())
+    let others = GOOD.iter().filter(|(other, _)| *other != name);
+    head(&others.chain(added).copied().collect::<Vec<_>>())
 }
 
 fn status(head: &http::request::Parts) -> u16 {
@@ -112,7 +112,7 @@ fn every_header_of_the_handshake_is_checked() {
 }
 
 #[test]
-fn someone_with_a_browser_is_told_what_this_is() {
+fn a_browser_is_answered_with_what_this_endpoint_is() {
     let refusal = check(&head(&[("Host", "a")])).map(|_| ()).unwrap_err();
     assert_eq!(refusal.status, 426);
     assert!(refusal.reason.contains("Upgrade: websocket"));

@@ -260,7 +260,7 @@ proptest! {
             let told = match heard {
                 Downlink::Recovered(reply_recovery) => Some(reply_recovery.position),
                 Downlink::Unrecoverable(_) => None,
-                Downlink::History(told) => told.said.as_ref().ok().map(|said| said.position),
+                Downlink::History(told) => told.page.as_ref().ok().map(|page| page.position),
                 _ => continue,
             };
             answered += 1;
@@ -290,7 +290,7 @@ fn requests_for_an_unreadable_history_are_refused_until_it_is_corrected() {
     }
     let refused = |heard: &Downlink| match heard {
         Downlink::Unrecoverable(_) => true,
-        Downlink::History(told) => told.said == Err(HistoryError::Unreadable),
+        Downlink::History(told) => told.page == Err(HistoryError::Unreadable),
         _ => false,
     };
     assert_eq!(story.hear()[1..].iter().filter(|heard| refused(heard)).count(), 6);

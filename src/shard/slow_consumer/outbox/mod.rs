@@ -6,16 +6,15 @@
 //! the limit is not a reason to wait; it is a reason to close, because memory spent on one slow phone
 //! is taken from thousands of quick ones.
 //!
-//! Unless its room says otherwise (`slow_consumer`): then the room's messages are *loose*, and give
-//! way. The oldest of a room give way to newer ones of the same room, whatever other rooms have here,
-//! and to what may not be given up (replies, control frames, messages of other policies). Where
-//! messages were given up stands a *notice* that says how many; it comes before whatever of the room
-//! does arrive. Where a room conflates, a newer message takes the turn of the older one with the same
-//! key and nothing is said. It stands behind all others then, not in the older one's place: a room is
-//! heard in its order, so who has heard a position has missed nothing before it but what was
-//! conflated.
+//! Unless its room has another policy (`slow_consumer`): then the room's messages are *droppable*. The
+//! oldest of a room are dropped for newer ones of the same room, whatever other rooms have here, and
+//! for what may not be dropped (replies, control frames, messages of other policies). In the place of
+//! dropped messages stands a *notice* with their number; it comes before whatever of the room does
+//! arrive. Where a room conflates, a newer message replaces the older one with the same key, without a
+//! notice. It is queued last, not in the older one's place: a room's messages arrive in order, so a
+//! member that has received a position has missed nothing before it but what was conflated.
 //!
-//! What gives way leaves an empty slice behind, so every slice keeps its number and is found without
+//! A dropped message leaves an empty slice, so every slice keeps its number and is found without
 //! a search. Empty slices go when they come to the front, or when they are more than the others.
 //!
 //! Invariants: this module never sees a socket; `bytes` is the sum of the slices' lengths; what has
@@ -36,8 +35,8 @@ use std::collections::{HashMap, VecDeque};
 
 pub(in crate::shard) use chunk::rest_of;
 
-/// Empty slices that are kept however few the others are.
-const EMPTY_KEPT: usize = 64;
+/// Up to so many empty slices stay in the queue, however few the others are.
+const EMPTY_SPARE: usize = 64;
 
 /// Slices in the order in which they must leave.
 #[derive(Debug, Default)]
@@ -204,8 +203,8 @@ impl Outbox {
         }
     }
 
-    /// The peer leaves a room. What gives way of it from here on is told before that: should it come
-    /// back, it has not lost that.
+    /// The peer leaves a room. What is dropped of it from here on is counted in the notices from
+    /// before the leave: a new membership of the room has not lost it.
     pub fn leave(&mut self, at: TopicId) {
         self.rooms.iter_mut().filter(|room| room.at == Some(at)).for_each(|room| room.at = None);
     }
@@ -386,8 +385,8 @@ impl Outbox {
             Slice { bytes: Chunk::Shared(bytes), kind: SliceKind::Notice(place as u32) };
     }
 
-    /// Drops all of a room that waits, and lets the peer leave it: what is gone cannot be told, so
-    /// nothing that comes after it may arrive.
+    /// Drops all of a room that waits, and makes the peer leave it: there is no room for a notice, so
+    /// nothing that comes after the loss may arrive.
     fn give_up(&mut self, place: usize) {
         while let Some(Droppable { number, .. }) = self.rooms[place].loose.pop_front() {
             self.rooms[place].bytes -= self.take_out(number);
@@ -445,7 +444,7 @@ impl Outbox {
     /// Lets go of empty slices.
     fn tidy(&mut self) {
         self.pop_empty();
-        if self.empty > EMPTY_KEPT && self.empty * 2 > self.queue.len() {
+        if self.empty > EMPTY_SPARE && self.empty * 2 > self.queue.len() {
             self.renumber();
         }
         #[cfg(any(test, debug_assertions))]
@@ -490,7 +489,7 @@ impl Outbox {
         assert_eq!(loose, lens(|kind| matches!(kind, SliceKind::Droppable(_))));
         assert_eq!(self.empty, self.queue.iter().filter(|slice| slice.bytes.is_empty()).count());
         for room in &self.rooms {
-            assert!(room.gap.is_none(), "what gave way is told");
+            assert!(room.gap.is_none(), "what was dropped has its notice");
             // Of what was lost before it came here it may not be known how much it was: 0.
             assert!(room.lost == 0 || room.notice.is_some());
         }

@@ -153,7 +153,7 @@ fn the_oldest_of_a_room_give_way_and_their_number_stands_where_they_stood() {
 }
 
 #[test]
-fn what_has_begun_does_not_give_way_and_a_later_loss_is_told_anew() {
+fn what_has_begun_is_not_dropped_and_a_later_loss_has_a_notice_of_its_own() {
     let mut outbox = TestOutbox::new("d: slow_consumer=drop_oldest, slow_bytes_max=256", 2000);
     let text = |n: u32| format!("{n:0>98}");
     outbox.message("d:x", &text(0));
@@ -169,7 +169,7 @@ fn what_has_begun_does_not_give_way_and_a_later_loss_is_told_anew() {
 }
 
 #[test]
-fn only_the_newest_of_each_key_waits_and_nothing_is_said() {
+fn only_the_newest_of_each_key_waits_and_there_is_no_notice() {
     let mut outbox = TestOutbox::new("t: slow_consumer=conflate", 2000);
     outbox.about("t:x", "A1", "A");
     outbox.about("t:x", "B1", "B");
@@ -178,8 +178,8 @@ fn only_the_newest_of_each_key_waits_and_nothing_is_said() {
     for n in 2..200 {
         outbox.about("t:x", &format!("A{n}"), "A");
         outbox.message("t:x", &n.to_string());
-        assert!(outbox.outbox.queue.len() < 4 * EMPTY_KEPT, "what is empty goes");
-        assert!(outbox.outbox.rooms[0].loose.len() < 4 * EMPTY_KEPT);
+        assert!(outbox.outbox.queue.len() < 4 * EMPTY_SPARE, "what is empty goes");
+        assert!(outbox.outbox.rooms[0].loose.len() < 4 * EMPTY_SPARE);
     }
     outbox.about("t:y", "other", "A");
     assert_eq!(outbox.counters.slow_conflated, 2 * 198 - 1);
@@ -201,7 +201,7 @@ fn one_hot_key_with_nothing_else_waiting_keeps_no_memory() {
 }
 
 #[test]
-fn more_keys_than_may_wait_are_lost_and_told() {
+fn more_keys_than_may_wait_are_dropped_with_a_notice() {
     let mut outbox = TestOutbox::new("t: slow_consumer=conflate, slow_bytes_max=256", 2000);
     for n in 0..10 {
         outbox.about("t:x", &format!("{n:0>98}"), &n.to_string());
@@ -226,7 +226,7 @@ fn what_was_lost_before_it_came_here_is_counted_too() {
 
 /// A history that is another one by now has lost nobody knows how many.
 #[test]
-fn a_loss_of_unknown_size_gives_way_like_any_other_and_is_told() {
+fn a_loss_of_unknown_size_is_dropped_like_any_other_with_a_notice() {
     let mut outbox = TestOutbox::new("d: slow_consumer=drop_oldest, slow_bytes_max=256", 2000);
     let text = |n: u32| format!("{n:0>110}");
     outbox.reply("before");
@@ -261,7 +261,7 @@ fn what_is_loose_gives_way_to_replies_and_only_replies_fill_an_outbox() {
 }
 
 #[test]
-fn a_message_for_which_there_is_no_room_at_all_is_told_as_lost() {
+fn a_message_for_which_there_is_no_room_at_all_is_reported_as_lost() {
     let mut outbox = TestOutbox::new("default: slow_consumer=drop_oldest", 300);
     outbox.message("x", "first");
     for n in 0..2 {
@@ -340,7 +340,7 @@ fn random_step(outbox: &mut TestOutbox, random: &mut Random, sent: &mut [Sent; 3
 /// Whatever happens: what is heard of a room is in order, and each hole in it is as large as the
 /// notices between say. Nothing that may not be given up is missing.
 #[test]
-fn every_hole_is_told_in_its_place_and_with_its_size() {
+fn every_gap_has_a_notice_in_its_place_and_with_its_size() {
     let policies = "d: slow_consumer=drop_oldest, slow_bytes_max=300; \
                     t: slow_consumer=conflate, slow_bytes_max=300";
     for seed in 0..300 {
@@ -358,7 +358,7 @@ fn every_hole_is_told_in_its_place_and_with_its_size() {
         let heard = outbox.heard();
         let mut next = [0u64; 3];
         let mut fixed = 0;
-        let mut told_in_c = 0;
+        let mut lost_in_c = 0;
         for text in &heard {
             let place = ["d:a", "d:b", "t:c"].iter().position(|room| text.contains(room));
             let Some(place) = place else {
@@ -370,7 +370,7 @@ fn every_hole_is_told_in_its_place_and_with_its_size() {
             if let Some(count) = last("\"count\":") {
                 let count: u64 = count.trim_end_matches('}').parse().unwrap();
                 next[place] += count;
-                told_in_c += if place == 2 { count } else { 0 };
+                lost_in_c += if place == 2 { count } else { 0 };
                 continue;
             }
             let number: u64 = text.split(' ').nth(1).unwrap().parse().unwrap();
@@ -387,6 +387,6 @@ fn every_hole_is_told_in_its_place_and_with_its_size() {
         assert_eq!(fixed, sent[0].fixed, "seed {seed}");
         let of_c = heard.iter().filter(|text| text.starts_with("t:c")).count() as u64;
         let conflated = outbox.counters.slow_conflated;
-        assert_eq!(of_c + told_in_c + conflated, sent[2].numbers, "seed {seed}: {heard:#?}");
+        assert_eq!(of_c + lost_in_c + conflated, sent[2].numbers, "seed {seed}: {heard:#?}");
     }
 }
