@@ -180,14 +180,14 @@ fn a_token_is_signed_with_the_secret_of_the_flag_the_environment_or_the_file() {
         all.extend(args);
         let output = campanile(&all, &env);
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-        let gate = campanile::auth::Gate::new(&campanile::auth::AuthPlan {
+        let authenticator = campanile::auth::Authenticator::new(&campanile::auth::AuthPlan {
             anonymous: false,
             hmac_secret: Some(secret.to_owned()),
             anonymous_rights: campanile::policy::rights::Rights::NONE,
             user_rights: campanile::policy::rights::Rights::NONE,
         });
         // Judged long before it expires: when it expires is not what is asked here.
-        let identity = gate.admit(Some(stdout(&output).trim()), 0).unwrap();
+        let identity = authenticator.admit(Some(stdout(&output).trim()), 0).unwrap();
         assert_eq!(identity.user.as_deref(), Some("ann"));
         assert_eq!(identity.rights.names(), ["send", "broadcast"]);
     }

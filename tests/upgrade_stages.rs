@@ -1,7 +1,7 @@
 //! The stages before the WebSocket, fed in every cut and with garbage: what comes of a connection
 //! depends on its bytes alone, and what it holds is bounded.
 
-use campanile::auth::Gate;
+use campanile::auth::Authenticator;
 use campanile::config::{Config, ConfigSources};
 use campanile::ids::NodeId;
 use campanile::link::calls::{CallReceiver, CallSender, calls};
@@ -39,9 +39,9 @@ fn world(proxy_protocol: &'static str) -> World {
     let config = Config::load(&ConfigSources { flags, ..ConfigSources::default() }).unwrap();
     let machine = Machine { node: NodeId(1), cores: vec![0], nofile: 9999, memory_bytes: None };
     let plan: Arc<Plan> = Arc::new(resolve(&config, &machine).unwrap().plan);
-    let gate = Arc::new(Gate::new(&plan.auth));
+    let authenticator = Arc::new(Authenticator::new(&plan.auth));
     let (calls, receiver) = calls(1).unwrap();
-    World { routes: Routes::new(plan, gate), calls, _receiver: receiver }
+    World { routes: Routes::new(plan, authenticator), calls, _receiver: receiver }
 }
 
 /// What a connection came to, step by step.

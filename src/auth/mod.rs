@@ -1,9 +1,9 @@
 //! Authentication: which clients are admitted, and with which rights.
 //!
-//! A client shows a token (a JWT, HS256) or none. The [`Gate`] judges it before any upgrade, from
-//! the token and the time alone; afterwards it is not asked again: the [`Identity`] travels with the
-//! connection. A token that is shown and not good is refused even where anonymous clients are
-//! welcome, because a client that takes itself for Ann must not silently be anonymous.
+//! A client sends a token (a JWT, HS256) or none. The [`Authenticator`] checks it before any upgrade,
+//! from the token and the time alone; afterwards it is not used again: the [`Identity`] travels with
+//! the connection. An invalid token is refused even where anonymous clients are allowed, because a
+//! client that takes itself for Ann must not silently be anonymous.
 //!
 //! Invariant: pure. No clock, no socket; and no secret ever leaves this room, not even by `Debug`.
 
@@ -58,7 +58,7 @@ pub const LEEWAY_S: u64 = 2;
 const EXP_MAX_S: f64 = 1e11;
 
 /// Decides who is admitted, from the token alone. Pure: time is an argument.
-pub struct Gate {
+pub struct Authenticator {
     anonymous: Option<Rights>,
     key: Option<DecodingKey>,
     user_rights: Rights,
@@ -75,9 +75,9 @@ struct Claims {
     rights: Option<Vec<String>>,
 }
 
-impl Gate {
-    /// A gate as planned. Derives the key once, so that judging costs one HMAC.
-    pub fn new(plan: &AuthPlan) -> Gate {
+impl Authenticator {
+    /// As planned. Derives the key once, so that a check costs one HMAC.
+    pub fn new(plan: &AuthPlan) -> Authenticator {
         // The signature and the algorithm are the library's part. Time is ours, because it is an
         // argument; `aud` is not asked for, so a token that has one is not refused for it.
         let mut validation = Validation::new(Algorithm::HS256);
@@ -85,7 +85,7 @@ impl Gate {
         validation.validate_exp = false;
         validation.validate_nbf = false;
         validation.validate_aud = false;
-        Gate {
+        Authenticator {
             anonymous: plan.anonymous.then_some(plan.anonymous_rights),
             key: plan.hmac_secret.as_ref().map(|s| DecodingKey::from_secret(s.as_bytes())),
             user_rights: plan.user_rights,
@@ -93,7 +93,7 @@ impl Gate {
         }
     }
 
-    /// Judges a token (from `?token=` or `Authorization: Bearer`), `now` in seconds since 1970.
+    /// Checks a token (from `?token=` or `Authorization: Bearer`), `now` in seconds since 1970.
     ///
     /// 1. None: anonymous, if that is allowed. Without a secret, `undefined`, `null` and nothing are none.
     /// 2. A good one: its user, with the rights it names, or the default ones if it names none.
@@ -138,9 +138,9 @@ fn granted(names: &[String]) -> Rights {
     names.iter().fold(Rights::NONE, |rights, name| rights.with(name).unwrap_or(rights))
 }
 
-impl fmt::Debug for Gate {
+impl fmt::Debug for Authenticator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gate")
+        f.debug_struct("Authenticator")
             .field("anonymous", &self.anonymous)
             .field("tokens", &self.key.is_some())
             .field("user_rights", &self.user_rights)

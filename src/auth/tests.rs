@@ -7,8 +7,8 @@ const SECRET: &str = "a secret of the right length, so it is";
 const USER_RIGHTS: Rights = Rights { publish: true, send: true, ..Rights::NONE };
 const ANON_RIGHTS: Rights = Rights { publish: true, ..Rights::NONE };
 
-fn gate(anonymous: bool, secret: Option<&str>) -> Gate {
-    Gate::new(&AuthPlan {
+fn authenticator(anonymous: bool, secret: Option<&str>) -> Authenticator {
+    Authenticator::new(&AuthPlan {
         anonymous,
         hmac_secret: secret.map(str::to_owned),
         anonymous_rights: ANON_RIGHTS,
@@ -21,7 +21,7 @@ fn signed(algorithm: Algorithm, secret: &str, claims: &Value) -> String {
 }
 
 fn admitted(claims: &Value) -> Result<Identity, Denied> {
-    gate(false, Some(SECRET)).admit(Some(&signed(Algorithm::HS256, SECRET, claims)), NOW)
+    authenticator(false, Some(SECRET)).admit(Some(&signed(Algorithm::HS256, SECRET, claims)), NOW)
 }
 
 /// The same identity, whenever it has to go.
@@ -112,10 +112,10 @@ fn rights_in_a_token_replace_the_default_ones() {
 
 #[test]
 fn only_our_signature_counts() {
-    let gate = gate(false, Some(SECRET));
+    let authenticator = authenticator(false, Some(SECRET));
     let claims = json!({"sub": "ann"});
     let good = signed(Algorithm::HS256, SECRET, &claims);
-    assert_eq!(gate.admit(Some(&good), NOW), ann(USER_RIGHTS));
+    assert_eq!(authenticator.admit(Some(&good), NOW), ann(USER_RIGHTS));
 
     let (head, rest) = good.split_once('.').unwrap();
     let (body, signature) = rest.split_once('.').unwrap();
@@ -142,24 +142,24 @@ fn only_our_signature_counts() {
         ("nothing", String::new()),
         ("garbage", "…".to_owned()),
     ] {
-        assert_eq!(gate.admit(Some(&token), NOW), Err(Denied::Invalid), "{what}");
+        assert_eq!(authenticator.admit(Some(&token), NOW), Err(Denied::Invalid), "{what}");
     }
 }
 
 #[test]
 fn nobody_comes_in_without_a_token_unless_that_is_allowed() {
     let anonymous = Ok(Identity { user: None, rights: ANON_RIGHTS, expires_unix_s: None });
-    assert_eq!(gate(true, None).admit(None, NOW), anonymous);
-    assert_eq!(gate(true, Some(SECRET)).admit(None, NOW), anonymous);
-    assert_eq!(gate(false, Some(SECRET)).admit(None, NOW), Err(Denied::Missing));
+    assert_eq!(authenticator(true, None).admit(None, NOW), anonymous);
+    assert_eq!(authenticator(true, Some(SECRET)).admit(None, NOW), anonymous);
+    assert_eq!(authenticator(false, Some(SECRET)).admit(None, NOW), Err(Denied::Missing));
 }
 
 #[test]
 fn a_bad_token_is_denied_even_where_none_would_do() {
     let expired = signed(Algorithm::HS256, SECRET, &json!({"sub": "ann", "exp": 1}));
-    assert_eq!(gate(true, Some(SECRET)).admit(Some(&expired), NOW), Err(Denied::Expired));
-    assert_eq!(gate(true, Some(SECRET)).admit(Some("x"), NOW), Err(Denied::Invalid));
-    assert_eq!(gate(true, None).admit(Some(&expired), NOW), Err(Denied::Invalid));
+    assert_eq!(authenticator(true, Some(SECRET)).admit(Some(&expired), NOW), Err(Denied::Expired));
+    assert_eq!(authenticator(true, Some(SECRET)).admit(Some("x"), NOW), Err(Denied::Invalid));
+    assert_eq!(authenticator(true, None).admit(Some(&expired), NOW), Err(Denied::Invalid));
 }
 
 #[test]
@@ -169,11 +169,11 @@ fn what_is_minted_is_admitted_and_what_would_not_be_is_not_minted() {
         rights,
         expires_unix_s: NOW + 60,
     };
-    let gate = gate(false, Some(SECRET));
+    let authenticator = authenticator(false, Some(SECRET));
     let token = mint(&request("ann", None), SECRET).unwrap();
-    let admit = |token: &str| gate.admit(Some(token), NOW).map(forever);
+    let admit = |token: &str| authenticator.admit(Some(token), NOW).map(forever);
     assert_eq!(admit(&token), ann(USER_RIGHTS));
-    assert_eq!(gate.admit(Some(&token), NOW + 60 + LEEWAY_S), Err(Denied::Expired));
+    assert_eq!(authenticator.admit(Some(&token), NOW + 60 + LEEWAY_S), Err(Denied::Expired));
     let listener = mint(&request("ann", Some(Rights::NONE)), SECRET).unwrap();
     assert_eq!(admit(&listener), ann(Rights::NONE));
     assert!(mint(&request("anon-1", None), SECRET).is_err());
@@ -182,5 +182,5 @@ fn what_is_minted_is_admitted_and_what_would_not_be_is_not_minted() {
 
 #[test]
 fn a_gate_that_is_logged_shows_no_secret() {
-    assert!(!format!("{:?}", gate(true, Some(SECRET))).contains(SECRET));
+    assert!(!format!("{:?}", authenticator(true, Some(SECRET))).contains(SECRET));
 }

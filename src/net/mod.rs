@@ -21,7 +21,7 @@ mod reactor;
 mod tasks;
 pub mod upgrade;
 
-use crate::auth::{AnonymousSecret, Gate};
+use crate::auth::{AnonymousSecret, Authenticator};
 use crate::link::calls::CallSender;
 use crate::link::channel::ShardEnd;
 use crate::link::health::Health;
@@ -45,8 +45,8 @@ pub struct ShardSetup {
     pub end: ShardEnd,
     /// The way to the ops thread, for HTTP requests.
     pub calls: CallSender,
-    /// Who may come in.
-    pub gate: Arc<Gate>,
+    /// Which clients are admitted.
+    pub authenticator: Arc<Authenticator>,
     /// What the names of clients without a token are made with.
     pub anonymous_secret: AnonymousSecret,
     /// Where its counters go.

@@ -148,7 +148,7 @@ impl Reactor {
             batch: SendBatch::default(),
             short_writes: Vec::new(),
             upgrades: Upgrades::default(),
-            routes: Routes::new(setup.plan, setup.gate),
+            routes: Routes::new(setup.plan, setup.authenticator),
             calls: setup.calls,
             steering,
             mirror: setup.mirror,

@@ -4,7 +4,7 @@
 use super::error::StartError;
 use super::{log, ports, shutdown, threads};
 use crate::api::{self, OpsSetup};
-use crate::auth::{AnonymousSecret, Gate};
+use crate::auth::{AnonymousSecret, Authenticator};
 use crate::config::Config;
 use crate::ids::NodeId;
 use crate::link::calls::calls;
@@ -43,7 +43,7 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::RunningNode, 
         window(shards, limits.uplink_items_max, limits.downlink_items_max)
             .map_err(StartError::machine)?;
     let (call_sender, call_receiver) = calls(limits.http_calls_max).map_err(StartError::machine)?;
-    let gate = Arc::new(Gate::new(&plan.auth));
+    let authenticator = Arc::new(Authenticator::new(&plan.auth));
     let anonymous_secret = AnonymousSecret::new(random()?);
     let health = Arc::new(Health::default());
     let spread = Arc::new(LoadTable::new(shards));
@@ -59,7 +59,7 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::RunningNode, 
             shard,
             end,
             calls: call_sender.clone(),
-            gate: gate.clone(),
+            authenticator: authenticator.clone(),
             anonymous_secret,
             mirror: Arc::clone(mirror),
             health: health.clone(),

@@ -12,7 +12,7 @@
 //!
 //! Invariant: pure; the same head at the same second gives the same answer.
 
-use crate::auth::{Gate, Identity};
+use crate::auth::{Authenticator, Identity};
 use crate::ids::is_name;
 use crate::net::upgrade::query::Query;
 use crate::net::upgrade::reject::RejectReason;
@@ -32,7 +32,7 @@ const PROTOCOL: &str = "campanile.v1";
 /// The public port's paths.
 pub struct Routes {
     plan: Arc<Plan>,
-    gate: Arc<Gate>,
+    authenticator: Arc<Authenticator>,
 }
 
 /// The answer to a request head.
@@ -49,8 +49,8 @@ pub enum RouteOutcome {
 
 impl Routes {
     /// The paths that `plan` asks for.
-    pub fn new(plan: Arc<Plan>, gate: Arc<Gate>) -> Routes {
-        Routes { plan, gate }
+    pub fn new(plan: Arc<Plan>, authenticator: Arc<Authenticator>) -> Routes {
+        Routes { plan, authenticator }
     }
 
     /// The plan of the node.
@@ -108,7 +108,7 @@ impl Routes {
         now_unix_s: u64,
     ) -> Result<Identity, RejectReason> {
         let token = bearer(head)?.or(query.token.as_deref());
-        self.gate.admit(token, now_unix_s).map_err(RejectReason::Token)
+        self.authenticator.admit(token, now_unix_s).map_err(RejectReason::Token)
     }
 
     fn rooms(&self, query: Query) -> Result<Vec<String>, RejectReason> {
