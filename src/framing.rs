@@ -30,7 +30,7 @@ fn header(payload_bytes: usize, encoding: Encoding, out: &mut Vec<u8>) {
     }
 }
 
-/// What a connection is kept alive with.
+/// The finished frame that probes an idle connection.
 pub fn heartbeat(encoding: Encoding) -> Bytes {
     match encoding.dialect().heartbeat() {
         Heartbeat::WebSocketPing => Bytes::from_static(&[0x80 | Opcode::Ping as u8, 0]),

@@ -110,8 +110,8 @@ impl ConflateKey {
         Some(ConflateKey::digest(Sha256::new().chain_update(text)))
     }
 
-    /// The key of what is said about a user's coming and going: the newest of it counts, and it never
-    /// takes the place of a message. No client can write it, because it is no UTF-8.
+    /// The key of a user's presence events: only the newest of them waits, and it never replaces a
+    /// message. No client can write it, because it is no UTF-8.
     pub fn of_news(user: &str) -> ConflateKey {
         ConflateKey::digest(Sha256::new().chain_update([0xFF]).chain_update(user))
     }

@@ -70,7 +70,7 @@
 //! 1. `handle_*`: something happened. A socket was accepted
 //!    ([`handle_accept`](shard::Shard::handle_accept)), bytes were read
 //!    ([`handle_read`](shard::Shard::handle_read)), a write was short
-//!    ([`handle_short_write`](shard::Shard::handle_short_write)), the backplane said something
+//!    ([`handle_short_write`](shard::Shard::handle_short_write)), the backplane sent an item
 //!    ([`handle_downlink`](shard::Shard::handle_downlink)), time has passed
 //!    ([`handle_timeout`](shard::Shard::handle_timeout)). Time is an argument.
 //! 2. `poll_*` and `take_*`: what is to be done. Items for the backplane
@@ -155,7 +155,7 @@
 //!
 //! * The first member of a topic on a shard sends [`Uplink::Join`](link::Uplink::Join); the backplane
 //!   subscribes, unless another shard has, and answers [`Downlink::Joined`](link::Downlink::Joined).
-//!   Only then is the client told `ok`: from there on a missing message is announced.
+//!   Only then does the client receive `ok`: from there on a lost message is reported.
 //! * In a topic with history the answer to a join is a position and what was missed
 //!   ([`RecoveryReply`](link::RecoveryReply)), in the order of deliveries: what was delivered before
 //!   it is up to the position, what follows comes after it. It is served from the node's copy of the
@@ -181,8 +181,8 @@
 //! 2. What threads share is declared in [`link`] and [`metrics`], and nowhere else. The sleep protocol
 //!    of the bell is checked under every interleaving (`tests/loom.rs`).
 //! 3. Within one topic every member on every node receives the same order.
-//! 4. After a client was told that it has joined, a message of that topic is delivered to it, or
-//!    `lost` is, or its connection ends.
+//! 4. After a client has received the `ok` of its join, a message of that topic is delivered to it,
+//!    or `lost` is, or its connection ends.
 //! 5. A publish ends exactly once, and a failure is always reported.
 //! 6. Everything that can wait is bounded in items or bytes ([`Limits`](policy::limits::Limits)), and
 //!    what happens at the bound is part of the limit's documentation.

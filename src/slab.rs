@@ -88,19 +88,19 @@ impl<T> Slab<T> {
         if entry.generation == id.generation { entry.value.as_mut() } else { None }
     }
 
-    /// Whoever lives at `index` now. For lists that are kept exact by their owner.
+    /// The value at `index`, whatever its generation. For indices whose owner removes them in time.
     #[inline]
     pub fn at(&self, index: u32) -> Option<&T> {
         self.entry(index)?.value.as_ref()
     }
 
-    /// Whoever lives at `index` now.
+    /// The value at `index`, whatever its generation.
     #[inline]
     pub fn at_mut(&mut self, index: u32) -> Option<&mut T> {
         self.entry_mut(index)?.value.as_mut()
     }
 
-    /// Whoever lives at `index` now, with the full key.
+    /// The value at `index`, whatever its generation, with its full key.
     #[inline]
     pub fn with_id_mut(&mut self, index: u32) -> Option<(SlotId, &mut T)> {
         let entry = self.entry_mut(index)?;
@@ -108,7 +108,7 @@ impl<T> Slab<T> {
         entry.value.as_mut().map(|value| (id, value))
     }
 
-    /// The full key of whoever lives at `index` now.
+    /// The full key of the value at `index`.
     pub fn id_at(&self, index: u32) -> Option<SlotId> {
         let entry = self.entry(index)?;
         entry.value.as_ref()?;

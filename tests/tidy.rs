@@ -674,16 +674,16 @@ struct Metaphor {
 }
 
 const METAPHORS: &[Metaphor] = &[
-    Metaphor { word: "told", times_max: 84, instead: "receives, is reported" },
-    Metaphor { word: "said", times_max: 32, instead: "sent, published, written, what it is" },
-    Metaphor { word: "kept", times_max: 50, instead: "stored, held" },
-    Metaphor { word: "whoever", times_max: 8, instead: "name the subject" },
-    Metaphor { word: "somebody", times_max: 6, instead: "name the subject" },
+    Metaphor { word: "told", times_max: 36, instead: "receives, is reported" },
+    Metaphor { word: "said", times_max: 10, instead: "sent, published, written, what it is" },
+    Metaphor { word: "kept", times_max: 36, instead: "stored, held" },
+    Metaphor { word: "whoever", times_max: 1, instead: "name the subject" },
+    Metaphor { word: "somebody", times_max: 2, instead: "name the subject" },
     Metaphor { word: "anew", times_max: 0, instead: "again" },
     Metaphor { word: "witness", times_max: 0, instead: "unconfirmed publishes" },
     Metaphor { word: "astray", times_max: 6, instead: "redirected, off core" },
     Metaphor { word: "dirt", times_max: 0, instead: "pending writes" },
-    Metaphor { word: "meanwhile", times_max: 9, instead: "in the meantime happens what? say it" },
+    Metaphor { word: "meanwhile", times_max: 7, instead: "in the meantime happens what? say it" },
     Metaphor { word: "door", times_max: 0, instead: "entrance, reactor" },
     Metaphor { word: "lounge", times_max: 0, instead: "lingering sockets" },
     Metaphor { word: "tower", times_max: 4, instead: "node, shard" },
@@ -694,6 +694,12 @@ const METAPHORS: &[Metaphor] = &[
     Metaphor { word: "guest", times_max: 0, instead: "client, connection" },
 ];
 
+/// Names that are not ours to choose: they are no use of the words in them.
+const FOREIGN_NAMES: &[&str] = &[
+    "TowerToHyperService", // of the crate hyper-util
+    "\"{said:",            // a placeholder that people type; deprecated, goes with version 1.0
+];
+
 /// How often each word stands in names, comments and texts of `src/`: `took_said`, `SaidNow` and
 /// "what was said" count alike.
 fn word_counts(sources: &[Source]) -> BTreeMap<String, usize> {
@@ -701,7 +707,9 @@ fn word_counts(sources: &[Source]) -> BTreeMap<String, usize> {
     for source in sources.iter().filter(|source| source.is_in("src/")) {
         let mut word = String::new();
         let mut was_lower = false;
-        for c in source.text.chars().chain(['\n']) {
+        let ours =
+            FOREIGN_NAMES.iter().fold(source.text.clone(), |text, name| text.replace(name, " "));
+        for c in ours.chars().chain(['\n']) {
             let begins = !c.is_alphabetic() || (c.is_uppercase() && was_lower);
             if begins && !word.is_empty() {
                 *counts.entry(std::mem::take(&mut word)).or_default() += 1;
@@ -747,8 +755,13 @@ fn words_for_which_the_field_has_a_term_become_fewer() {
         &[("src/a.rs", &text(many.times_max + 1))],
         &[("src/a.rs", &text(many.times_max))],
     );
-    let counted = word_counts(&snippet("src/a.rs", "SaidNow is_said SAID saids"));
+    let counted = word_counts(&snippet("src/a.rs", "SaidNow is_said SAID saids \"{said:x}"));
     assert_eq!(counted["said"], 3);
+    let tree = sources(&["src"]);
+    for name in FOREIGN_NAMES {
+        let is_used = tree.iter().any(|source| source.text.contains(name));
+        assert!(is_used, "{name} is not in src any more: strike it from FOREIGN_NAMES");
+    }
 }
 
 // --- form ---

@@ -1,9 +1,9 @@
 //! HTTP requests of the public port, which a shard has read: the same router answers them.
 //!
-//! A shard sends only requests that show `ops.api_key` for a path of `ops.public_paths`. Both are
-//! looked at once more here and in `guard.rs`: what lies beside `/v1` wants no key and is not public.
+//! A shard sends only requests with `ops.api_key` for a path of `ops.public_paths`. Both are checked
+//! once more here and in `guard.rs`: paths outside of `/v1` require no key and must not be public.
 //!
-//! Invariant: each call is answered, so that its connection, which is not read meanwhile, goes on.
+//! Invariant: each call is answered, because its connection is not read until then.
 
 use super::Ops;
 use super::error::ApiError;
@@ -92,7 +92,7 @@ async fn answer(parts: Parts, body: Bytes, peer: Option<SocketAddr>, router: Rou
     }
 }
 
-/// RFC 9112 §9.3: a connection persists in HTTP/1.1 unless somebody says otherwise.
+/// RFC 9112 §9.3: a connection persists in HTTP/1.1 unless one side sends `Connection: close`.
 fn keeps_alive(parts: &Parts) -> bool {
     let says_close = |value: &axum::http::HeaderValue| {
         let mut options = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);

@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn with_a_key_whoever_shows_it_may_enter_and_nobody_else() {
+    fn with_a_key_only_requests_that_have_it_are_admitted() {
         let key = Some("0123456789");
         assert_eq!(enter(key, THERE, &[("authorization", "Bearer 0123456789")]), None);
         assert_eq!(enter(key, THERE, &[("authorization", "bearer  0123456789")]), None);

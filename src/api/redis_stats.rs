@@ -88,7 +88,7 @@ fn one(server: &ServerNumbers, keeps_history: bool, now: Instant) -> Value {
         "reconnects": own.reconnects,
     });
     if let (Value::Object(all), Value::Object(reported)) =
-        (&mut all, reported(&server.said, keeps_history))
+        (&mut all, reported(&server.reported, keeps_history))
     {
         all.extend(reported);
     }

@@ -6,8 +6,8 @@ use crate::ids::{NodeId, Position, ShardId};
 use crate::link::Uplink;
 use crate::link::channel::{BackplaneEnd, ShardEnd, window};
 use crate::link::{
-    Downlink, HistoryError, HistoryPage as Kept, Inspect, Publish, PublishOutcome, ReplyTo,
-    RoomPage, RoomReport,
+    Downlink, HistoryError, HistoryPage, Inspect, Publish, PublishOutcome, ReplyTo, RoomPage,
+    RoomReport,
 };
 use crate::metrics::redis::RedisNumbers;
 use crate::metrics::servers::{DeploymentNumbers, OwnNumbers, Picture, ServerNumbers};
@@ -114,14 +114,14 @@ impl Node {
         })
     }
 
-    /// Gets while the backplane has this to say of the history.
-    fn get_history(&self, path: &str, said: Result<Kept, HistoryError>) -> (u16, String) {
+    /// Gets while the backplane answers with this page of the history.
+    fn get_history(&self, path: &str, page: Result<HistoryPage, HistoryError>) -> (u16, String) {
         std::thread::scope(|scope| {
             let addr = self.addr;
             let asking = scope.spawn(move || ask(addr, "GET", path, "", ""));
             match until(|| self.backplane.try_recv_ops()) {
                 Uplink::History(asked) => match asked.to {
-                    ReplyTo::Call(tell) => tell(said),
+                    ReplyTo::Call(answer) => answer(page),
                     other => panic!("the API waits for it: {other:?}"),
                 },
                 other => panic!("a history was asked for, not {other:?}"),
@@ -170,8 +170,8 @@ fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
 
 fn end(publish: Publish, outcome: PublishOutcome) {
     match publish.done {
-        ReplyTo::Call(tell) => tell(outcome),
-        other => panic!("somebody waits for this: {other:?}"),
+        ReplyTo::Call(answer) => answer(outcome),
+        other => panic!("the API waits for it: {other:?}"),
     }
 }
 
@@ -244,7 +244,7 @@ fn a_publish_that_fails_is_answered_with_what_is_known() {
         (None, "outcome_unknown"),
     ] {
         let (status, answer) = node.post_answered("/v1/publish", body, 1, |publish| {
-            // None: whoever should have told is gone.
+            // None: the backplane drops the publish without an answer.
             if let Some(outcome) = outcome {
                 end(publish, outcome);
             }
@@ -476,7 +476,7 @@ fn every_number_is_in_the_metrics_once_for_each_thread() {
 
 /// A server that is up, or down and why.
 fn redis_server(server: &str, reason: Option<&str>) -> Arc<ServerNumbers> {
-    let said = RedisNumbers { memory_used_bytes: Some(1000), ..RedisNumbers::default() };
+    let reported = RedisNumbers { memory_used_bytes: Some(1000), ..RedisNumbers::default() };
     let up = Some(u64::from(reason.is_none()));
     Arc::new(ServerNumbers {
         server: server.into(),
@@ -484,7 +484,7 @@ fn redis_server(server: &str, reason: Option<&str>) -> Arc<ServerNumbers> {
         reason: reason.unwrap_or("the canary came back").into(),
         counted: OwnNumbers { up, reconnects: Some(2), ..OwnNumbers::default() },
         canary_back_at: Some(Instant::now()),
-        said: Arc::new(if reason.is_none() { said } else { RedisNumbers::default() }),
+        reported: Arc::new(if reason.is_none() { reported } else { RedisNumbers::default() }),
     })
 }
 
@@ -573,7 +573,7 @@ fn a_request_that_a_web_page_could_make_is_refused() {
 }
 
 #[test]
-fn what_does_not_exist_is_said_in_json_too() {
+fn a_path_that_does_not_exist_is_answered_in_json_too() {
     let node = node(&[]);
     for path in ["/", "/v1", "/v1/room", "/metricss"] {
         let (status, body) = node.get_json(path);
@@ -603,22 +603,21 @@ fn who_comes_when_there_is_no_place_gets_that_of_the_one_who_has_waited_longest(
     assert_eq!(last.kind(), std::io::ErrorKind::WouldBlock, "the last one is still there");
 }
 
-/// Anybody may say what is JSON by its grammar and yet no number or text that all readers take.
+/// A payload may be JSON by its grammar and yet no number or text that all readers take.
 #[test]
-fn what_was_said_is_passed_on_byte_for_byte_whatever_it_is() {
+fn a_message_of_a_history_is_passed_on_byte_for_byte() {
     let node = node(&[("namespaces", "default: history_size=10")]);
     let deep = format!("{}1{}", "[".repeat(126), "]".repeat(126));
     for payload in [r#""\ud800""#, "1e999", "1.000", r#"{"b":1,"a":2,"b":3}"#, &deep] {
-        let said = format!(r#"{{"type":"message","room_id":"r","payload":{payload}}}"#);
-        let messages = Run { bytes: said.clone().into(), messages: 1 };
-        let kept = Kept { position: Position { epoch: 7, offset: 9 }, messages };
-        let (status, body) = node.get_history("/v1/rooms/r/history", Ok(kept));
-        let whole = format!(r#"{{"room_id":"r","epoch":"7","offset":9,"messages":[{said}]}}"#);
+        let message = format!(r#"{{"type":"message","room_id":"r","payload":{payload}}}"#);
+        let messages = Run { bytes: message.clone().into(), messages: 1 };
+        let page = HistoryPage { position: Position { epoch: 7, offset: 9 }, messages };
+        let (status, body) = node.get_history("/v1/rooms/r/history", Ok(page));
+        let whole = format!(r#"{{"room_id":"r","epoch":"7","offset":9,"messages":[{message}]}}"#);
         assert_eq!((status, body), (200, whole));
     }
 }
 
-/// A message is read by somebody who looks for what is wrong.
 #[test]
 fn a_refusal_says_nothing_that_need_not_be_so() {
     let node = node(&[("namespaces", "default: history_size=10")]);
@@ -628,14 +627,14 @@ fn a_refusal_says_nothing_that_need_not_be_so() {
     let message = answer["error"]["message"].as_str().unwrap();
     assert!(message.contains("refused it"), "Redis is there and has no memory: {message}");
 
-    for (said, status, word) in [
+    for (error, status, word) in [
         (HistoryError::Unavailable, 503, "does not answer in time"),
         (HistoryError::Unrecovered(Unrecovered::TailLost), 410, "lost the end"),
         (HistoryError::Unrecovered(Unrecovered::Epoch), 410, "another history"),
     ] {
-        let (told, answer) = node.get_history("/v1/rooms/r/history", Err(said));
-        assert_eq!(told, status);
-        assert!(answer.contains(word), "{said:?}: {answer}");
+        let (answered, answer) = node.get_history("/v1/rooms/r/history", Err(error));
+        assert_eq!(answered, status);
+        assert!(answer.contains(word), "{error:?}: {answer}");
     }
 }
 

@@ -96,7 +96,7 @@ pub struct Local {
     pub counters: BackplaneCounters,
     queues: Vec<ShardQueue>,
     publishes: Vec<PendingPublishes>,
-    /// The recipients of the last broadcast; kept for its allocation.
+    /// The recipients of the last broadcast; a field, so that its allocation is reused.
     everybody: Vec<ShardMember>,
     health: Arc<Health>,
     since: Instant,
@@ -209,7 +209,7 @@ impl Local {
     }
 
     /// A shard has its first member of a topic in an encoding. Returns the key if the topic has to
-    /// be subscribed; the shard is told `Joined` once it is.
+    /// be subscribed; the shard receives `Joined` once it is.
     pub fn join(
         &mut self,
         topic: TopicName,
@@ -337,7 +337,7 @@ impl Local {
         topic.kind() == TopicKind::All || self.interest.members(topic_name).is_some_and(has_any)
     }
 
-    /// A shard asks to be told when all its publishes up to now have ended (`Settled`).
+    /// A shard asks for `Settled` when all its publishes up to now have ended.
     pub fn settle(&mut self, shard: ShardId) {
         if self.publishes[usize::from(shard.0)].ask() {
             self.answer(shard, Downlink::Settled);

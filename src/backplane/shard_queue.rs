@@ -16,8 +16,8 @@ use crate::link::{Delivery, Downlink};
 use hashbrown::HashMap;
 use std::collections::VecDeque;
 
-/// Capacity for waiting deliveries that is kept after a burst.
-const BACKLOG_ITEMS_KEPT: usize = 256;
+/// Capacity for waiting deliveries that stays allocated after a burst.
+const BACKLOG_ITEMS_SPARE: usize = 256;
 
 /// Bytes of a waiting delivery beside its frame.
 const WAITING_BYTES: usize = size_of::<Downlink>();
@@ -117,7 +117,7 @@ impl ShardQueue {
             }
             self.backlog_bytes -= bytes;
         }
-        self.backlog.shrink_to(BACKLOG_ITEMS_KEPT);
+        self.backlog.shrink_to(BACKLOG_ITEMS_SPARE);
         while let Some(to) = self.lost_order.pop_front() {
             let Some(count) = self.lost.remove(&to) else { continue }; // forgotten since
             if self.send(port, Downlink::Lost { to, count }).is_err() {
@@ -128,8 +128,8 @@ impl ShardQueue {
         }
     }
 
-    /// Whether replies or deliveries wait for room. Meanwhile nothing is taken from the shard: what
-    /// its clients publish would only add to its deliveries.
+    /// Whether replies or deliveries wait for room. While they do, nothing is taken from the shard:
+    /// what its clients publish would only add to its deliveries.
     pub(super) fn is_held(&self) -> bool {
         !self.answers.is_empty() || !self.backlog.is_empty()
     }

@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn topics_whose_hashes_are_alike_are_told_apart() {
+    fn topics_with_equal_hashes_stay_two_topics() {
         let (mut table, hash) = (TopicTable::default(), TopicHash(7));
         for room in ["a", "b"] {
             table.get_or_insert_with(&TopicName::room(room), hash, || room);

@@ -177,14 +177,14 @@ fn each_lack_is_found_alone_and_comes_with_its_line() {
         host.write(path, text);
         assert_eq!(host.with(&Asked::million(), Verdict::Missing), [what], "{path}: {text}");
         let findings = host.findings(&Asked::million());
-        let told = report(&findings, 1_000_000);
+        let text = report(&findings, 1_000_000);
         assert_eq!(missing(&findings), 1);
-        assert!(told.contains(fix), "{fix}: {told}");
-        assert!(told.contains("MISSING") && told.contains("Missing: 1."), "{told}");
+        assert!(text.contains(fix), "{fix}: {text}");
+        assert!(text.contains("MISSING") && text.contains("Missing: 1."), "{text}");
         host.conflict(path);
     }
-    let told = report(&host.findings(&Asked::million()), 1_000_000);
-    assert!(told.ends_with("Nothing is missing."), "all has been mended: {told}");
+    let text = report(&host.findings(&Asked::million()), 1_000_000);
+    assert!(text.ends_with("Nothing is missing."), "all has been mended: {text}");
 }
 
 #[test]
@@ -214,14 +214,14 @@ fn a_quota_below_the_shards_cores_is_worth_a_thought() {
     host.write("sys/fs/cgroup/campanile/cpu.max", "150000 100000\n");
     let advised = host.with(&Asked::million(), Verdict::Advice);
     assert!(advised.contains(&"processor time (cpu.max)"), "{advised:?}");
-    let told = report(&host.findings(&Asked::million()), 1_000_000);
-    assert!(told.contains("1.500 cores") && told.contains("CPUQuota=400%"), "{told}");
+    let text = report(&host.findings(&Asked::million()), 1_000_000);
+    assert!(text.contains("1.500 cores") && text.contains("CPUQuota=400%"), "{text}");
     let one = Asked { shards: 1, ..Asked::million() };
     assert!(!host.with(&one, Verdict::Advice).contains(&"processor time (cpu.max)"));
 }
 
 #[test]
-fn a_ring_that_does_not_work_is_told_with_what_forbids_it() {
+fn a_ring_that_does_not_work_is_reported_with_what_forbids_it() {
     let host = FakeHost::good("ring");
     let mut asked = Asked::million();
     asked.tried.io_uring = Some("EPERM".to_owned());
@@ -242,8 +242,8 @@ fn locked_memory_counts_only_where_rings_are_locked_memory() {
     host.write("proc/sys/kernel/osrelease", "5.11.0");
     let what = "locked memory (ulimit -l), bytes";
     assert_eq!(host.with(&Asked::million(), Verdict::Missing), [what]);
-    let told = report(&host.findings(&Asked::million()), 1_000_000);
-    assert!(told.contains("LimitMEMLOCK=20971520"), "{told}");
+    let text = report(&host.findings(&Asked::million()), 1_000_000);
+    assert!(text.contains("LimitMEMLOCK=20971520"), "{text}");
     host.write(
         "proc/self/limits",
         "Max open files  1024  2000000  files\nMax locked memory  unlimited  unlimited  bytes\n",
@@ -284,9 +284,9 @@ fn with_a_table_for_each_shard_the_limit_counts_for_each() {
     assert_eq!(host.with(&own, Verdict::Missing), [] as [&str; 0]);
     let too_few = Asked { shards: 10, ..own };
     assert_eq!(host.with(&too_few, Verdict::Missing), ["open files (ulimit -Hn)"]);
-    let told = report(&host.findings(&too_few), 200_000);
-    assert!(told.contains("--shards 11 --private-fd-tables true"), "{told}");
-    assert!(told.contains("soft limit 20000"), "{told}");
+    let text = report(&host.findings(&too_few), 200_000);
+    assert!(text.contains("--shards 11 --private-fd-tables true"), "{text}");
+    assert!(text.contains("soft limit 20000"), "{text}");
 }
 
 #[test]
@@ -332,7 +332,7 @@ fn no_answer_from_redis_is_a_lack() {
 }
 
 #[test]
-fn something_that_answers_but_is_not_redis_is_told_from_one_that_is() {
+fn a_server_that_answers_and_is_not_redis_is_recognised() {
     for (says, is_redis) in
         [("+PONG\r\n", true), ("-NOAUTH wanted\r\n", true), ("HTTP/1.1 400\r\n", false)]
     {

@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn each_unsafe_setting_is_told_and_nothing_else() {
+    fn each_unsafe_setting_is_reported_and_nothing_else() {
         type Spoil = fn(&mut RedisNumbers);
         type Row = (Spoil, Option<(&'static str, bool)>, bool);
         let table: [Row; 12] = [

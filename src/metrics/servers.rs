@@ -1,12 +1,12 @@
-//! What a node knows of its Redis servers: its own numbers of each, what each says of itself, and
+//! The state of the Redis servers: this node's own numbers of each, what each reports in `INFO`, and
 //! how they belong together.
 //!
 //! Servers come and go, so this is no row of atomics: the backplane makes a [`Picture`] when
-//! something is new, and whoever is asked looks at the newest one. What changes with time alone,
-//! the age of a canary, is not in it as a number but as the moment it counts from: nothing has to
-//! be made again because time has passed.
+//! something has changed, and the API and `/metrics` read the newest one. What changes with time
+//! alone, the age of a canary, is not in it as a number but as the instant it counts from, so time
+//! alone makes no new snapshot.
 //!
-//! Invariant: a picture never changes, and no password is in it.
+//! Invariant: a snapshot never changes, and no password is in it.
 
 use crate::metrics::metric::Metric;
 use crate::metrics::redis::RedisNumbers;
@@ -28,7 +28,7 @@ numbers! {
 }
 
 numbers! {
-    /// What says where the servers are.
+    /// Where the addresses of the servers come from.
     DeploymentNumbers of Option<u64> {
         sentinels_configured: Gauge "redis_sentinels_configured" "Sentinels that are configured",
         sentinels_answering: Gauge "redis_sentinels_answering" "Sentinels that have answered who is master within 5 seconds",
@@ -37,10 +37,10 @@ numbers! {
     }
 }
 
-/// What is known of one server.
+/// One server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerNumbers {
-    /// `host:port`; while its address is not known, its name.
+    /// `host:port`; its name, before Sentinel has named an address.
     pub server: String,
     /// The master's name in Sentinel; `None` without Sentinel.
     pub name: Option<String>,
@@ -50,8 +50,8 @@ pub struct ServerNumbers {
     pub counted: OwnNumbers,
     /// When a canary last came back; `None`: none is expected, for the server has no topics.
     pub canary_back_at: Option<Instant>,
-    /// What the server says of itself.
-    pub said: Arc<RedisNumbers>,
+    /// What the server reports in `INFO` and `CONFIG GET`.
+    pub reported: Arc<RedisNumbers>,
 }
 
 impl ServerNumbers {
@@ -69,22 +69,21 @@ impl ServerNumbers {
     /// Every number that is known, with its name and meaning.
     pub fn describe(&self, now: Instant) -> Vec<Metric> {
         let mut all = self.own(now).describe();
-        all.append(&mut self.said.describe());
+        all.append(&mut self.reported.describe());
         all
     }
 }
 
-/// All that is known of the Redis servers at one moment. Made by the backplane, read by the ops
-/// thread.
+/// The Redis servers at one moment. Made by the backplane, read by the ops thread.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Picture {
-    /// Every server that is known, in the order of the map.
+    /// Every server, in the order of the map.
     pub servers: Vec<Arc<ServerNumbers>>,
-    /// What says where they are.
+    /// Sentinels, or the Cluster.
     pub deployment: DeploymentNumbers,
-    /// Sentinels that do not say who is master, and why, as far as they gave a reason.
+    /// Sentinels that do not report a master, each with its error if it sent one.
     pub silent_sentinels: Vec<(String, Option<String>)>,
-    /// Why the Cluster did not say who has what when it was last asked.
+    /// Why the Cluster's slot map could not be read the last time.
     pub cluster_trouble: Option<String>,
 }
 
@@ -95,7 +94,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_canary_grows_older_by_itself_and_one_that_does_not_fly_has_no_age() {
+    fn the_age_of_a_canary_grows_by_itself_and_a_server_without_one_has_none() {
         let start = Instant::now();
         let mut server = ServerNumbers {
             server: "h:1".into(),
@@ -103,7 +102,7 @@ mod tests {
             reason: String::new(),
             counted: OwnNumbers { up: Some(1), ..OwnNumbers::default() },
             canary_back_at: Some(start),
-            said: Arc::default(),
+            reported: Arc::default(),
         };
         let age = |server: &ServerNumbers, ms| {
             let all = server.describe(start + Duration::from_millis(ms));

@@ -39,9 +39,8 @@ pub(super) fn ports(plan: &mut Plan) -> Result<Ports, StartError> {
     Ok(Ports { ops, held })
 }
 
-/// Binds the operators' port. A second node on one machine that says nothing of it gets the next
-/// free one after the default, and the log says which; an address that is not the default is kept
-/// to.
+/// Binds the operators' port. If another process has the default, the next free port is taken and
+/// logged; a configured address is taken or the start fails.
 fn ops_port(asked: SocketAddr) -> io::Result<TcpListener> {
     let first = TcpListener::bind(asked);
     let is_taken = matches!(&first, Err(error) if error.kind() == io::ErrorKind::AddrInUse);
@@ -135,7 +134,7 @@ mod tests {
     #[test]
     fn only_the_default_of_the_operators_port_gives_way() {
         let default = Config::default().ops_listen;
-        // Ours or, if somebody else has it, theirs: taken in any case.
+        // Taken from here on in any case: by this listener, or by another process already.
         let _taken = TcpListener::bind(default);
         let next = ops_port(default).unwrap().local_addr().unwrap();
         assert_eq!(next.ip(), default.ip());

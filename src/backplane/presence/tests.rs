@@ -21,20 +21,20 @@ fn came(info: Option<&str>) -> PresenceChange {
 }
 
 /// Joins and leaves as `+user` and `-user`, in order.
-fn told(presence: &mut Presence) -> Vec<String> {
-    let mut told = Vec::new();
+fn events(presence: &mut Presence) -> Vec<String> {
+    let mut events = Vec::new();
     while let Some(changed) = presence.poll_event() {
         let user = user_name(&changed.user);
         match changed.change {
             Transition::Joined(origin) => {
                 assert_eq!(origin, by(7));
-                told.push(format!("+{user}"));
+                events.push(format!("+{user}"));
             }
             Transition::Updated => {}
-            Transition::Left => told.push(format!("-{user}")),
+            Transition::Left => events.push(format!("-{user}")),
         }
     }
-    told
+    events
 }
 
 fn listed(presence: &Presence, room: &str) -> Vec<(String, u64, Option<String>)> {
@@ -54,16 +54,16 @@ fn a_user_joins_once_however_many_connections_they_have() {
         presence.handle(attend("r", "ann", came(None)), GRACE, now);
     }
     presence.handle(attend("r", "bob", came(None)), GRACE, now);
-    assert_eq!(told(&mut presence), ["+ann", "+bob"]);
+    assert_eq!(events(&mut presence), ["+ann", "+bob"]);
     assert_eq!(listed(&presence, "r"), [("ann".into(), 3, None), ("bob".into(), 1, None)]);
     for _ in 0..3 {
         presence.handle(attend("r", "ann", PresenceChange::Left), GRACE, now);
     }
     presence.handle_timeout(now + GRACE - Duration::from_millis(1));
-    assert_eq!(told(&mut presence), Vec::<String>::new(), "the grace runs");
+    assert_eq!(events(&mut presence), Vec::<String>::new(), "the grace runs");
     assert_eq!(listed(&presence, "r")[0], ("ann".into(), 0, None), "and so long they are there");
     presence.handle_timeout(now + GRACE);
-    assert_eq!(told(&mut presence), ["-ann"]);
+    assert_eq!(events(&mut presence), ["-ann"]);
     assert_eq!(listed(&presence, "r"), [("bob".into(), 1, None)]);
 }
 
@@ -77,10 +77,10 @@ fn a_user_who_returns_within_the_grace_has_not_left() {
     presence.handle_timeout(at(16));
     presence.handle(attend("r", "ann", PresenceChange::Left), GRACE, at(17));
     presence.handle_timeout(at(21));
-    assert_eq!(told(&mut presence), ["+ann"]);
+    assert_eq!(events(&mut presence), ["+ann"]);
     assert_eq!(listed(&presence, "r"), [("ann".into(), 0, Some("1".into()))], "and is the same");
     presence.handle_timeout(at(22));
-    assert_eq!(told(&mut presence), ["-ann"]);
+    assert_eq!(events(&mut presence), ["-ann"]);
     assert_eq!((presence.users(), presence.rooms().count()), (0, 0));
 }
 
@@ -102,7 +102,7 @@ fn a_held_room_keeps_all_users_and_releases_them_in_order() {
     [5, 6, 7, 9].into_iter().for_each(&mut pass);
     presence.handle(attend("held", "bob", came(None)), GRACE, at(9));
     presence.handle_timeout(at(20));
-    assert_eq!(told(&mut presence), ["+ann", "+bob", "+cid", "+dan", "-dan", "-ann", "-cid"]);
+    assert_eq!(events(&mut presence), ["+ann", "+bob", "+cid", "+dan", "-dan", "-ann", "-cid"]);
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn users_in_their_grace_are_bounded() {
         presence.events.clear();
         presence.make_room();
     }
-    assert_eq!(told(&mut presence), ["-0"], "the first one goes early");
+    assert_eq!(events(&mut presence), ["-0"], "the first one goes early");
 }
 
 #[test]
@@ -196,7 +196,7 @@ proptest! {
     fn the_events_add_up_to_the_users_present(ops in ops()) {
         let (mut presence, mut now) = (Presence::default(), Instant::now());
         let mut model: BTreeMap<(u8, u8), (u32, Instant)> = BTreeMap::new();
-        let mut told: BTreeMap<(String, String), i32> = BTreeMap::new();
+        let mut counts: BTreeMap<(String, String), i32> = BTreeMap::new();
         for op in ops.into_iter().chain([Op::Wait { ms: 5000 }]) {
             match op {
                 Op::Come { room, user } => {
@@ -220,7 +220,7 @@ proptest! {
             }
             while let Some(changed) = presence.poll_event() {
                 let key = (changed.topic.as_str().to_owned(), changed.user.as_str().to_owned());
-                let sum = told.entry(key).or_default();
+                let sum = counts.entry(key).or_default();
                 *sum += match changed.change {
                     Transition::Joined(_) => 1,
                     Transition::Updated => 0,
@@ -230,8 +230,8 @@ proptest! {
             }
             let name = |(room, user): &(u8, u8)| (format!("r:{room}"), format!("u:{user}"));
             let there: Vec<_> = model.keys().map(name).collect();
-            told.retain(|_, sum| *sum > 0);
-            prop_assert_eq!(told.keys().cloned().collect::<Vec<_>>(), there);
+            counts.retain(|_, sum| *sum > 0);
+            prop_assert_eq!(counts.keys().cloned().collect::<Vec<_>>(), there);
             prop_assert_eq!(presence.users(), model.len());
             for ((room, user), (connections, _)) in &model {
                 let room = TopicName::room(&room.to_string());

@@ -628,7 +628,7 @@ impl Server {
                 reconnects: Some(self.reconnects),
             },
             canary_back_at: has_topics.then_some(self.canary_back_at),
-            said: self.monitor.numbers().clone(),
+            reported: self.monitor.numbers().clone(),
         }
     }
 

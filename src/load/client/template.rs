@@ -273,8 +273,8 @@ mod tests {
     fn a_field_of_the_received_frame_fills_its_placeholder() {
         assert_eq!(filled("{room}:{field:socket_id}:{n}"), "load-3:1.2:41");
         assert_eq!(filled("{field:sid}{field:}{field:"), "{field:}{field:");
-        let both = "{said:a}{field:b}{said:c}";
-        assert_eq!(Template::parse(both), Template::parse("{field:a}{field:b}{field:c}"));
+        let both = "{said:a}{field:b}";
+        assert_eq!(Template::parse(both), Template::parse("{field:a}{field:b}"));
         assert!(Template::parse("a{field:b}").needs_received_frame());
         assert!(Template::parse("{signature}").needs_received_frame());
         assert!(!Template::parse("{field:}{payload}").needs_received_frame());

@@ -140,7 +140,7 @@ struct Worker {
     latencies: Histogram<u64>,
     /// Deliveries of other workers' messages in this turn, by worker, room and sequence number.
     remote_deliveries: HashMap<(usize, u32, u32), u32>,
-    /// Empty between turns; kept for its memory.
+    /// Empty between turns; a field, so that its memory is reused.
     due: Vec<PublishSlot>,
     next_report_ns: u64,
     finished: bool,

@@ -17,11 +17,11 @@ pub(super) const RETRY_S_MAX: usize = 30;
 const ROUND_S_MIN: u64 = 4;
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// One shard's gate.
+/// The accept rate of one shard.
 #[derive(Debug)]
 pub(super) struct Admission {
     bucket: TokenBucket,
-    /// When everybody who was refused could have come in, one an interval.
+    /// When all refused clients could have been accepted, one an interval.
     served_ns: u64,
     refused: u64,
 }

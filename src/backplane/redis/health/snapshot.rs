@@ -53,7 +53,7 @@ mod tests {
             reason: String::new(),
             counted: OwnNumbers { up: Some(up), ..OwnNumbers::default() },
             canary_back_at: None,
-            said: Arc::default(),
+            reported: Arc::default(),
         }
     }
 

@@ -3,7 +3,7 @@
 //! Edge-triggered: a read continues until it comes back short or, where the peer has closed, until
 //! the end.
 //!
-//! Invariant: bytes that do not make a whole frame are kept for the next read of that connection.
+//! Invariant: bytes that do not make a whole frame are stored for the next read of that connection.
 
 use super::conn::ClientState;
 use super::state::{ClientConnections, ReceivedDelivery};
