@@ -5,14 +5,14 @@
 
 use crate::metrics::BackplaneCounters;
 use crate::metrics::redis::{Advice, RedisNumbers, advice, version_text};
-use crate::metrics::servers::{Picture, ServerNumbers};
+use crate::metrics::servers::{RedisSnapshot, ServerNumbers};
 use crate::plan::{Deployment, RedisPlan};
 use serde_json::{Value, json};
 use std::time::Instant;
 
 /// The answer of `/readyz` while the backplane is down: each server that is down, and why.
-pub(super) fn not_ready(picture: &Picture) -> Value {
-    let down = picture.servers.iter().filter(|server| !server.is_up());
+pub(super) fn not_ready(snapshot: &RedisSnapshot) -> Value {
+    let down = snapshot.servers.iter().filter(|server| !server.is_up());
     let down = down.map(|server| json!({"server": server.server, "reason": server.reason}));
     let mut answer = json!({
         "ready": false,
@@ -20,23 +20,27 @@ pub(super) fn not_ready(picture: &Picture) -> Value {
         "detail": "Redis is unavailable, or its canary does not come back",
         "down": down.collect::<Vec<_>>(),
     });
-    if let Some(trouble) = &picture.cluster_trouble {
+    if let Some(trouble) = &snapshot.cluster_error {
         answer["cluster"] = json!(trouble);
     }
-    if !picture.silent_sentinels.is_empty() {
-        answer["unreachable_sentinels"] = unreachable(picture);
+    if !snapshot.unreachable_sentinels.is_empty() {
+        answer["unreachable_sentinels"] = unreachable(snapshot);
     }
     answer
 }
 
 /// All of it, for people. `/metrics` has every number.
-pub(super) fn summary(plan: &RedisPlan, counters: &BackplaneCounters, picture: &Picture) -> Value {
-    let (numbers, now) = (&picture.deployment, Instant::now());
+pub(super) fn summary(
+    plan: &RedisPlan,
+    counters: &BackplaneCounters,
+    snapshot: &RedisSnapshot,
+) -> Value {
+    let (numbers, now) = (&snapshot.deployment, Instant::now());
     let sentinels = numbers.sentinels_configured.map(|configured| {
         json!({
             "configured": configured,
             "answering": numbers.sentinels_answering,
-            "unreachable": unreachable(picture),
+            "unreachable": unreachable(snapshot),
             "failovers": counters.switches,
         })
     });
@@ -44,10 +48,10 @@ pub(super) fn summary(plan: &RedisPlan, counters: &BackplaneCounters, picture: &
         json!({
             "masters": numbers.cluster_masters,
             "map_failed": failed == 1,
-            "last_error": picture.cluster_trouble,
+            "last_error": snapshot.cluster_error,
         })
     });
-    let servers = picture.servers.iter().map(|server| one(server, plan.keeps_history, now));
+    let servers = snapshot.servers.iter().map(|server| one(server, plan.keeps_history, now));
     json!({
         "deployment": match plan.servers.deployment {
             Deployment::Fixed(_) => "fixed",
@@ -58,7 +62,7 @@ pub(super) fn summary(plan: &RedisPlan, counters: &BackplaneCounters, picture: &
             "count": counters.moves,
             "partitions": counters.partitions_moved,
             "waiting_ms": counters.move_waiting_ms,
-            "redirects": counters.astray,
+            "redirects": counters.redirects,
         },
         "sentinels": sentinels,
         "cluster": cluster,
@@ -66,8 +70,8 @@ pub(super) fn summary(plan: &RedisPlan, counters: &BackplaneCounters, picture: &
     })
 }
 
-fn unreachable(picture: &Picture) -> Value {
-    let sentinels = picture.silent_sentinels.iter();
+fn unreachable(snapshot: &RedisSnapshot) -> Value {
+    let sentinels = snapshot.unreachable_sentinels.iter();
     sentinels.map(|(sentinel, why)| json!({"sentinel": sentinel, "reason": why})).collect()
 }
 

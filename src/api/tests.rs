@@ -10,7 +10,7 @@ use crate::link::{
     RoomReport,
 };
 use crate::metrics::redis::RedisNumbers;
-use crate::metrics::servers::{DeploymentNumbers, OwnNumbers, Picture, ServerNumbers};
+use crate::metrics::servers::{DeploymentNumbers, OwnNumbers, RedisSnapshot, ServerNumbers};
 use crate::metrics::{BackplaneCounters, MetricKind, ShardCounters};
 use crate::plan::{Machine, resolve};
 use crate::protocol::Unrecovered;
@@ -496,8 +496,8 @@ fn each_redis_server_has_its_own_numbers_under_its_address() {
     let servers = vec![redis_server("h:1", None), redis_server("h:2", Some("it is away"))];
     let deployment =
         DeploymentNumbers { sentinels_configured: Some(3), ..DeploymentNumbers::default() };
-    let picture = Picture { servers, deployment, ..Picture::default() };
-    node.backplane_mirror.show(Arc::new(picture));
+    let snapshot = RedisSnapshot { servers, deployment, ..RedisSnapshot::default() };
+    node.backplane_mirror.show(Arc::new(snapshot));
     let text = node.get("/metrics").1;
     let has = |line: &str| {
         assert_eq!(text.lines().filter(|l| *l == line).count(), 1, "{line}\n{text}");
@@ -523,13 +523,13 @@ fn a_node_that_is_not_ready_says_which_servers_are_down_and_why() {
     let servers = vec![redis_server("h:1", None), redis_server("h:2", Some("it is away"))];
     let trouble = Some("nobody answers".to_owned());
     let silent = vec![("s:1".to_owned(), None)];
-    let picture = Picture {
+    let snapshot = RedisSnapshot {
         servers,
-        cluster_trouble: trouble,
-        silent_sentinels: silent,
-        ..Picture::default()
+        cluster_error: trouble,
+        unreachable_sentinels: silent,
+        ..RedisSnapshot::default()
     };
-    node.backplane_mirror.show(Arc::new(picture));
+    node.backplane_mirror.show(Arc::new(snapshot));
     let body = node.get_json("/readyz").1;
     assert_eq!(body["down"], json!([{"server": "h:2", "reason": "it is away"}]));
     assert_eq!(body["cluster"], "nobody answers");

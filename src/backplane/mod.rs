@@ -268,8 +268,8 @@ impl<T: Transport> BackplaneLoop<T> {
         counters.subscriptions = self.local.interest.confirmed() as u64;
         self.transport.measure(now, &mut self.local);
         self.mirror.publish(&self.local.counters);
-        if let Some(picture) = self.transport.take_snapshot() {
-            self.mirror.show(picture);
+        if let Some(snapshot) = self.transport.take_snapshot() {
+            self.mirror.show(snapshot);
         }
     }
 }

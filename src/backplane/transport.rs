@@ -8,7 +8,7 @@ use crate::ids::{ShardId, TopicName, UpTo};
 use crate::link::{
     DisconnectRequest, HistoryRequest, PresenceRequest, PresenceUpdate, Publish, RecoveryRequest,
 };
-use crate::metrics::servers::Picture;
+use crate::metrics::servers::RedisSnapshot;
 use std::sync::Arc;
 use std::task::Context;
 use std::time::Instant;
@@ -72,7 +72,7 @@ pub trait Transport {
     fn measure(&mut self, _now: Instant, _local: &mut Local) {}
 
     /// The state of its servers, if it has changed since the last call. Written by `measure`.
-    fn take_snapshot(&mut self) -> Option<Arc<Picture>> {
+    fn take_snapshot(&mut self) -> Option<Arc<RedisSnapshot>> {
         None
     }
 }

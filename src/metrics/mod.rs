@@ -3,10 +3,10 @@
 //! A thread counts in plain `u64` fields of a struct it owns: no atomic, no lock, no map on the way
 //! of a delivery. On a tick it copies them into a mirror of atomics (plain stores) that the ops
 //! thread reads. So a number in `/metrics` is at most one tick old, and counting costs an addition.
-//! What there is a changing number of (Redis servers) crosses as a whole, in [`servers::Picture`].
+//! Redis servers, whose number changes, cross as a whole, in [`servers::RedisSnapshot`].
 //!
 //! Each field is declared once, with its metric name, kind and help text; `/metrics` renders
-//! [`Metric`] lists and knows no field by name. Names follow Prometheus: base units (seconds,
+//! [`Metric`] lists and names no field. Names follow Prometheus: base units (seconds,
 //! bytes), the unit in the name, `_total` for what only grows. A field may count in a smaller
 //! unit (`Gauge / 1000` of milliseconds); what is exposed is divided.
 //!
@@ -132,7 +132,7 @@ macro_rules! counters {
 pub mod redis;
 pub mod servers;
 
-use self::servers::Picture;
+use self::servers::RedisSnapshot;
 use arc_swap::ArcSwap;
 use std::sync::Arc;
 
@@ -266,7 +266,7 @@ counters! {
         moves: Counter "backplane_reassignments_total" "Reassignments of partitions to other Redis servers",
         partitions_moved: Counter "backplane_partitions_reassigned_total" "Partitions reassigned to other Redis servers, of 1024",
         move_waiting_ms: Gauge / 1000 "backplane_reassignment_wait_seconds" "How long a reassignment has been waiting; 0: there is none",
-        astray: Counter "backplane_redirects_total" "Redirects from Redis (MOVED, ASK, TRYAGAIN)",
+        redirects: Counter "backplane_redirects_total" "Redirects from Redis (MOVED, ASK, TRYAGAIN)",
         switches: Counter "backplane_failovers_total" "Times that Sentinel named another master and it was followed",
     }
     histograms {
@@ -300,7 +300,7 @@ counters! {
 #[repr(align(128))]
 pub struct BackplaneMirror {
     counters: CountersMirror,
-    redis: ArcSwap<Picture>,
+    redis: ArcSwap<RedisSnapshot>,
 }
 
 impl BackplaneMirror {
@@ -314,13 +314,13 @@ impl BackplaneMirror {
         self.counters.read()
     }
 
-    /// Shows another picture of the Redis servers from now on.
-    pub fn show(&self, picture: Arc<Picture>) {
-        self.redis.store(picture);
+    /// Replaces the snapshot of the Redis servers. Only the backplane does.
+    pub fn show(&self, snapshot: Arc<RedisSnapshot>) {
+        self.redis.store(snapshot);
     }
 
-    /// The newest picture of the Redis servers.
-    pub fn redis(&self) -> Arc<Picture> {
+    /// The newest snapshot of the Redis servers.
+    pub fn redis(&self) -> Arc<RedisSnapshot> {
         self.redis.load_full()
     }
 }

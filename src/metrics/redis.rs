@@ -93,7 +93,7 @@ numbers! {
 pub struct Advice {
     /// The setting, as Redis calls it.
     pub about: &'static str,
-    /// Whether messages are at stake. If not, it is good to know.
+    /// Whether messages can be lost by it: then it is logged as a warning, otherwise as information.
     pub is_warning: bool,
     /// What is the case, and what will come of it.
     pub text: String,

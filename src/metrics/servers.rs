@@ -1,7 +1,7 @@
 //! The state of the Redis servers: this node's own numbers of each, what each reports in `INFO`, and
 //! how they belong together.
 //!
-//! Servers come and go, so this is no row of atomics: the backplane makes a [`Picture`] when
+//! Servers come and go, so this is no row of atomics: the backplane makes a [`RedisSnapshot`] when
 //! something has changed, and the API and `/metrics` read the newest one. What changes with time
 //! alone, the age of a canary, is not in it as a number but as the instant it counts from, so time
 //! alone makes no new snapshot.
@@ -76,15 +76,15 @@ impl ServerNumbers {
 
 /// The Redis servers at one moment. Made by the backplane, read by the ops thread.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Picture {
+pub struct RedisSnapshot {
     /// Every server, in the order of the map.
     pub servers: Vec<Arc<ServerNumbers>>,
     /// Sentinels, or the Cluster.
     pub deployment: DeploymentNumbers,
     /// Sentinels that do not report a master, each with its error if it sent one.
-    pub silent_sentinels: Vec<(String, Option<String>)>,
+    pub unreachable_sentinels: Vec<(String, Option<String>)>,
     /// Why the Cluster's slot map could not be read the last time.
-    pub cluster_trouble: Option<String>,
+    pub cluster_error: Option<String>,
 }
 
 #[cfg(test)]

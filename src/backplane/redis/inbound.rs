@@ -107,7 +107,7 @@ impl InboundHandler<'_> {
         match ErrorReply::from_code(text.split_whitespace().next().unwrap_or("")) {
             ErrorReply::Moved => {
                 *self.is_redirected = true;
-                self.local.counters.astray += 1;
+                self.local.counters.redirects += 1;
                 self.subscriptions.handle_rejected();
             }
             _ => self.fail(&format!("the server refused a subscription: {text}")),

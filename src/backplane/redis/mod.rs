@@ -42,7 +42,7 @@ use crate::link::{
     DisconnectRequest, HistoryError, HistoryRequest, PresenceRequest, PresenceUpdate, Publish,
     RecoveryRequest,
 };
-use crate::metrics::servers::Picture;
+use crate::metrics::servers::RedisSnapshot;
 use crate::plan::{Deployment, RedisPlan};
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::Namespaces;
@@ -276,7 +276,7 @@ impl RedisTransport {
     fn update_snapshot(&mut self, interest: &Interest, now: Instant) {
         // Before the topology is known there is one server without a name.
         let known = self.servers.iter().enumerate().filter(|(_, server)| !server.name.is_empty());
-        let mut picture = Picture::default();
+        let mut picture = RedisSnapshot::default();
         self.topology.describe(now, &mut picture);
         let servers = known.map(|(at, server)| server.state(interest.confirmed_by(at)));
         self.snapshot.update(picture, servers);
@@ -383,7 +383,7 @@ impl Transport for RedisTransport {
         self.acks.measure(counters);
     }
 
-    fn take_snapshot(&mut self) -> Option<Arc<Picture>> {
+    fn take_snapshot(&mut self) -> Option<Arc<RedisSnapshot>> {
         self.snapshot.take_snapshot()
     }
 }

@@ -532,7 +532,7 @@ impl Server {
             let canary = live.canary.get_or_insert(fresh);
             canary.poll(cx, now, &live.link.cmd, shared.names.publish(), channel)?;
             let is_redirected = canary.take_redirected();
-            local.counters.astray += u64::from(is_redirected);
+            local.counters.redirects += u64::from(is_redirected);
             self.is_redirected |= is_redirected;
             if !canary.has_come_back() {
                 return Ok(());

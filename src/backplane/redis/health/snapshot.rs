@@ -5,13 +5,13 @@
 //!
 //! Invariant: a server without a name is not in the snapshot.
 
-use crate::metrics::servers::{Picture, ServerNumbers};
+use crate::metrics::servers::{RedisSnapshot, ServerNumbers};
 use std::sync::Arc;
 
 /// Builds snapshots. Owned by [`crate::backplane::redis::RedisTransport`].
 #[derive(Default)]
 pub(crate) struct SnapshotBuilder {
-    picture: Arc<Picture>,
+    picture: Arc<RedisSnapshot>,
     is_new: bool,
 }
 
@@ -20,7 +20,7 @@ impl SnapshotBuilder {
     /// topology.
     pub(crate) fn update(
         &mut self,
-        mut picture: Picture,
+        mut picture: RedisSnapshot,
         servers: impl Iterator<Item = ServerNumbers>,
     ) {
         let before = &self.picture.servers;
@@ -36,7 +36,7 @@ impl SnapshotBuilder {
     }
 
     /// The snapshot, if it has changed since the last call.
-    pub(crate) fn take_snapshot(&mut self) -> Option<Arc<Picture>> {
+    pub(crate) fn take_snapshot(&mut self) -> Option<Arc<RedisSnapshot>> {
         std::mem::take(&mut self.is_new).then(|| self.picture.clone())
     }
 }
@@ -61,19 +61,19 @@ mod tests {
     fn a_snapshot_is_new_only_if_something_in_it_has_changed() {
         let mut snapshot = SnapshotBuilder::default();
         assert!(snapshot.take_snapshot().is_none(), "of nothing there is none");
-        snapshot.update(Picture::default(), [server("a:1", 1), server("b:2", 1)].into_iter());
+        snapshot.update(RedisSnapshot::default(), [server("a:1", 1), server("b:2", 1)].into_iter());
         let first = snapshot.take_snapshot().expect("two servers");
-        snapshot.update(Picture::default(), [server("a:1", 1), server("b:2", 1)].into_iter());
+        snapshot.update(RedisSnapshot::default(), [server("a:1", 1), server("b:2", 1)].into_iter());
         assert!(snapshot.take_snapshot().is_none(), "all is as it was");
-        snapshot.update(Picture::default(), [server("a:1", 1), server("b:2", 0)].into_iter());
+        snapshot.update(RedisSnapshot::default(), [server("a:1", 1), server("b:2", 0)].into_iter());
         let second = snapshot.take_snapshot().expect("one is down");
         assert!(Arc::ptr_eq(&first.servers[0], &second.servers[0]), "the other is as it was");
         assert!(!second.servers[1].is_up());
         let silent = vec![("s:1".to_owned(), None)];
-        let alone = Picture { silent_sentinels: silent, ..Picture::default() };
+        let alone = RedisSnapshot { unreachable_sentinels: silent, ..RedisSnapshot::default() };
         snapshot.update(alone, second.servers.iter().map(|server| (**server).clone()));
         assert!(snapshot.take_snapshot().is_some(), "a sentinel is silent");
-        snapshot.update(Picture::default(), [server("b:2", 0)].into_iter());
+        snapshot.update(RedisSnapshot::default(), [server("b:2", 0)].into_iter());
         assert_eq!(snapshot.take_snapshot().expect("one has left").servers.len(), 1);
     }
 }

@@ -224,7 +224,7 @@ impl Histories {
             | ErrorReply::NotYet
             | ErrorReply::Permanent => {
                 self.is_script_missing |= refusal == ErrorReply::ScriptMissing;
-                local.counters.astray += u64::from(refusal == ErrorReply::Moved);
+                local.counters.redirects += u64::from(refusal == ErrorReply::Moved);
                 self.warn_of(name, &error, refusal, now);
                 self.retry_read(name, what, refusal, now);
             }

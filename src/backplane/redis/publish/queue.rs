@@ -432,7 +432,7 @@ impl PublishQueue {
                 (Some(refusal), Sent::Retriable(waiting)) if refusal.is_transient() => {
                     is_script_missing |= refusal == ErrorReply::ScriptMissing;
                     self.is_redirected |= refusal == ErrorReply::Moved;
-                    local.counters.astray += u64::from(refusal == ErrorReply::Moved);
+                    local.counters.redirects += u64::from(refusal == ErrorReply::Moved);
                     lane.retries.push_back(*waiting);
                     lane.delay_until(now + refusal.retry_after());
                     if refusal == ErrorReply::Demoted {

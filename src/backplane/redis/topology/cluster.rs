@@ -118,11 +118,11 @@ impl Cluster {
     }
 
     /// Adds the state of the map to the snapshot.
-    pub(crate) fn describe(&self, view: &mut servers::Picture) {
+    pub(crate) fn describe(&self, view: &mut servers::RedisSnapshot) {
         let masters = self.map.as_ref().map(|map| map.servers.len() as u64);
         view.deployment.cluster_masters = masters;
         view.deployment.cluster_map_failed = Some(u64::from(self.last_error.is_some()));
-        view.cluster_trouble.clone_from(&self.last_error);
+        view.cluster_error.clone_from(&self.last_error);
     }
 
     fn know(&mut self, addresses: Vec<String>) {

@@ -14,7 +14,7 @@ pub(super) mod sentinel;
 use crate::backplane::redis::topology::cluster::Cluster;
 use crate::backplane::redis::topology::map::PartitionMap;
 use crate::backplane::redis::topology::sentinel::Sentinels;
-use crate::metrics::servers::Picture;
+use crate::metrics::servers::RedisSnapshot;
 use crate::plan::{Deployment, RedisPlan};
 use std::task::Context;
 use std::time::Instant;
@@ -72,7 +72,7 @@ impl Topology {
     }
 
     /// Adds the state of the sources to the snapshot.
-    pub(super) fn describe(&self, now: Instant, picture: &mut Picture) {
+    pub(super) fn describe(&self, now: Instant, picture: &mut RedisSnapshot) {
         match self {
             Topology::Fixed(_) => {}
             Topology::Sentinel(_, sentinels) => sentinels.describe(now, picture),

@@ -10,7 +10,7 @@
 
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::redis::connection;
-use crate::metrics::servers::Picture;
+use crate::metrics::servers::RedisSnapshot;
 use crate::plan::{Login, RedisPlan};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, PushKind, Value};
@@ -148,11 +148,11 @@ impl Sentinels {
     }
 
     /// Adds the sentinels that do not answer to the snapshot.
-    pub(crate) fn describe(&self, now: Instant, picture: &mut Picture) {
+    pub(crate) fn describe(&self, now: Instant, picture: &mut RedisSnapshot) {
         let silent = self.sentinels.iter().filter(|sentinels| !sentinels.is_answering(now));
         let silent = silent.map(|sentinels| (sentinels.address.clone(), sentinels.error.clone()));
-        picture.silent_sentinels = silent.collect();
-        let answering = self.sentinels.len() - picture.silent_sentinels.len();
+        picture.unreachable_sentinels = silent.collect();
+        let answering = self.sentinels.len() - picture.unreachable_sentinels.len();
         picture.deployment.sentinels_configured = Some(self.sentinels.len() as u64);
         picture.deployment.sentinels_answering = Some(answering as u64);
     }
