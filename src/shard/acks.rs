@@ -10,7 +10,7 @@ use crate::shard::state::Shard;
 use crate::shard::state::acks::AckError;
 
 impl Shard {
-    /// A member who was just admitted acknowledges what it hears.
+    /// A member who was just admitted acknowledges what it receives.
     pub(super) fn begin_acks(
         &mut self,
         conn: ConnId,
@@ -23,7 +23,7 @@ impl Shard {
         let topic = self.hub.get_mut(at).expect("it was just admitted to it");
         topic.has_acks = true;
         let timeout_ms = self.config.namespaces.policy(topic.name().kind()).ack_timeout_ms;
-        let heard = match (recovery, since) {
+        let received = match (recovery, since) {
             (Recovery::Recovered { messages }, Some(since)) => {
                 let offset = position.offset.saturating_sub(messages);
                 Position { epoch: since.epoch, offset }
@@ -34,7 +34,7 @@ impl Shard {
             }
             _ => position,
         };
-        self.acks.admit(at.0.index, conn, timeout_ms, position, heard, now_ms);
+        self.acks.admit(at.0.index, conn, timeout_ms, position, received, now_ms);
     }
 
     /// A connection is about to leave a topic.
@@ -45,7 +45,7 @@ impl Shard {
         }
     }
 
-    /// A member has dealt with what it heard.
+    /// A member acknowledges messages.
     pub(super) fn on_ack_room(
         &mut self,
         conn: ConnId,

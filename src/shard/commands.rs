@@ -2,7 +2,7 @@
 //!
 //! An error answers the request and never closes the connection, unless RFC 6455 itself was broken:
 //! then the connection ends with the code that the RFC names. A publish is not delivered here: it
-//! goes up to the backplane and comes home like everyone's, so every node sees one order per topic.
+//! goes up to the backplane and comes back like everyone's, so every node sees one order per topic.
 
 use crate::ids::{ConflateKey, ConnId, TopicId, TopicKind, TopicName};
 use crate::link::{Publish, ReplyTo, Uplink};
@@ -321,7 +321,7 @@ impl Shard {
         Ok(())
     }
 
-    /// The backplane listens, or the last member has left: nobody waits any more.
+    /// The backplane has subscribed, or the last member has left: no join waits any more.
     pub(super) fn answer_waiters(&mut self, at: TopicId, name: &TopicName) {
         let Some(waiters) = self.waiting.remove(&at.0.index) else { return };
         for waiter in self.say_left(at, waiters) {
@@ -477,7 +477,7 @@ impl Shard {
         }));
     }
 
-    /// In which encoding a connection receives what it hears.
+    /// In which encoding a connection receives events.
     pub(super) fn encoding_of(&self, conn: ConnId) -> Encoding {
         self.conns.get(conn.0).expect("only those who are here have done something").encoding
     }

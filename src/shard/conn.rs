@@ -1,4 +1,4 @@
-//! One connection as its shard knows it, and the reasons for which one ends.
+//! One connection as its shard stores it, and the reasons for which one ends.
 //!
 //! ```text
 //!   Handshaking ──► Open ──► Closing ──► (freed)
@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Everything that an idle connection costs stands in [`Conn`]: what only busy, slow or talkative
-//! connections need is behind a pointer that is null for the others. A connection does not know its
+//! connections need is behind a pointer that is null for the others. A connection does not hold its
 //! socket: `socket_key` is the caller's number for it, handed back with each send.
 //!
 //! Invariant: a connection that is `Closing` is in no topic.
@@ -169,15 +169,15 @@ pub struct Conn {
     /// Where its write stood in the last batch that had one: one write per batch, so nothing
     /// overtakes a partial one. A hint, worth what `SendBatch::is_at` says.
     pub place: u32,
-    /// Where it is in its life.
+    /// Where it is between accept and close.
     pub state: ConnState,
-    /// Whether it was heard since the last sweep.
+    /// Whether bytes came from it since the last sweep; while it is paused, whether it took some.
     pub heard: bool,
-    /// What its client speaks, and in which form it receives what it hears.
+    /// The protocol of its client, and the form in which it receives events.
     pub encoding: Encoding,
     /// Whether its user has shown a token.
     pub has_token: bool,
-    /// Whether that token expires (`expiry.rs` knows when).
+    /// Whether that token expires. When is stored in `state/expiries.rs`.
     pub expires: bool,
     /// Whether its socket waits to be read.
     pub unread: ReadState,
@@ -194,7 +194,7 @@ pub struct Conn {
     pub joined: Memberships,
     /// Half a message, if there is one.
     pub decoder: Option<Box<Decoder>>,
-    /// What it still has to hear, if the socket did not take it at once.
+    /// Bytes that the socket did not take at once.
     pub outbox: Option<Box<Outbox>>,
 }
 

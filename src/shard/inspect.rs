@@ -17,8 +17,8 @@ use crate::shard::{Shard, hub};
 use std::net::SocketAddr;
 
 impl Shard {
-    /// Answers a question. `address_of` knows the peer's address by the caller's number for a socket;
-    /// where a proxy has named the client, that is the address.
+    /// Answers a question. `address_of` returns the peer's address for the caller's number of a
+    /// socket; where a proxy has named the client, that is the address.
     pub fn inspect(&mut self, question: Inspect, address_of: impl Fn(u32) -> Option<SocketAddr>) {
         match question {
             Inspect::Rooms { prefix, from, max, reply } => {

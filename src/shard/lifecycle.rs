@@ -296,7 +296,7 @@ impl Shard {
     }
 
     /// Begins the end of an open connection, from our side or as an answer. It is out of every
-    /// topic at once; its close frame is the last thing it hears.
+    /// topic at once; its close frame is the last thing it receives.
     pub(super) fn begin_close(&mut self, conn: ConnId, reason: CloseReason) {
         let Some(c) = self.conns.get(conn.0) else { return };
         let (code, text) = reason.close(c.encoding.dialect()).unzip();
@@ -647,7 +647,7 @@ mod tests {
         };
         assert_eq!(pass(&mut shard, 0), 1);
         assert!(shard.begin_reading(conn).is_some());
-        assert_eq!(pass(&mut shard, 4), 0, "and nothing was heard any more");
+        assert_eq!(pass(&mut shard, 4), 0, "and nothing was received any more");
     }
 
     #[test]

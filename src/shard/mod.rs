@@ -18,13 +18,13 @@
 //! |---|---|
 //! | `conn.rs` | one connection; why connections end |
 //! | `hub.rs` | topics and members, both ways |
-//! | `commands.rs` | what clients ask for: the match on `Command` lives there and only there |
+//! | `commands.rs` | what clients ask for: the only match on `Command` |
 //! | `recovery.rs` | rooms with a history: joins that wait for their position |
-//! | `presence.rs` | rooms of which it is known who is there |
+//! | `presence.rs` | rooms with presence: who joined and who left |
 //! | `user_queue.rs` | user queues: messages that a user has not acknowledged |
 //! | `questions.rs` | questions with long answers, one at a time |
 //! | `pause.rs` | connections that are not read for a while |
-//! | `acks.rs` | members who acknowledge what they hear |
+//! | `acks.rs` | members who acknowledge what they receive |
 //! | `delivery/` | replies and rounds, joined into batches (`batch.rs`) |
 //! | `lifecycle.rs` | open, close, sweep, drain |
 //! | `disconnect.rs` | connections closed because an operator disconnects their user |
@@ -32,7 +32,7 @@
 //! | `expiry.rs` | connections whose token expires |
 //! | `named_peers.rs` | addresses of clients, where a proxy has named them |
 //! | `session/` | one connection as a value: taken out here, put in there |
-//! | `slow_consumer/outbox/` | what a slow peer still has to hear, and what of it gives way |
+//! | `slow_consumer/outbox/` | frames that a slow peer has not taken, and which of them are dropped |
 //! | `slow_consumer/` | from a write that was not taken whole to an outbox |
 //!
 //! Invariant: everything is owned by [`Shard`] and reached by `&mut`; nothing here is shared.

@@ -1,7 +1,7 @@
 //! Connections that are not read for a while.
 //!
 //! What one connection asks for may have to wait: for the answer to its last question, for its rate,
-//! for an answer that its protocol wants in order. Then it is *paused*: its socket is not read, so the
+//! for an answer that its protocol sends in order. Then it is *paused*: its socket is not read, so the
 //! kernel lets the client wait (RFC 9293 §3.8.6), and what was read already and not used, at most one
 //! read turn, is stored here. Resumed, it is queued to be read like any other; what is stored is used
 //! first, and then the socket is read until nothing is left, because epoll reports no second edge for

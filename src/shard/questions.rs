@@ -68,7 +68,7 @@ impl Shard {
         self.questions.is_under_way(conn, ticket)
     }
 
-    /// The question that was under way has no answer that anybody hears.
+    /// The question that was under way ends without an answer to the client.
     pub(super) fn end_question(&mut self, conn: ConnId) {
         if let Some(asked) = self.questions.of.get_mut(&conn) {
             asked.step = QuestionStep::Answered;

@@ -102,8 +102,8 @@ impl Shard {
         }
     }
 
-    /// The backplane knows where the history is. What waits for the room came before, and so did what
-    /// is being written: a member who only asks must have heard that first.
+    /// The backplane answers with the position of a history. Frames that wait for the room came before
+    /// it, and so did those being written: a member who only asks must receive them first.
     pub(super) fn on_recovered(&mut self, recovered: Box<RecoveryReply>) {
         let round = self.hub.get(recovered.at).and_then(|topic| topic.round);
         if self.hub.get(recovered.at).is_some() {
@@ -157,7 +157,7 @@ impl Shard {
         });
     }
 
-    /// Answers a join with what was missed: inside the answer, or after it, as the dialect wants it.
+    /// Answers a join with what was missed: inside the answer or after it, depending on the dialect.
     pub(super) fn answer_recovery<'a>(
         &mut self,
         conn: ConnId,
@@ -182,9 +182,9 @@ impl Shard {
         self.close_topic_if_empty(at.0.index);
     }
 
-    /// Nobody can say where the history is. Who wants to be in the room is refused; who was in it
-    /// stays only if it was not to come back from somewhere. A user's own topic takes its connection
-    /// in all the same: what is sent to it once that is mended is heard.
+    /// The position of a history is unavailable. A join is refused; a member that asked stays one. A
+    /// connection enters its user's own topic all the same, so that it receives what is sent once the
+    /// backplane is available again.
     pub(super) fn on_unrecoverable(&mut self, unrecoverable: Unrecoverable) {
         let Unrecoverable { at, conn, ticket } = unrecoverable;
         let is_question = self.is_question(conn, ticket);

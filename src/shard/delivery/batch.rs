@@ -1,4 +1,4 @@
-//! A batch of writes: what the shard wants sent, in a form that costs twenty-four bytes a member.
+//! A batch of writes that the shard has for sockets, in a form that costs twenty-four bytes a member.
 //!
 //! A buffer stands once in a batch, however many members it is for; each write names the socket,
 //! the connection and the buffer. A connection that receives several topics in one batch gets them
@@ -236,7 +236,7 @@ impl SendBatch {
             return false;
         }
         let new = self.links.len() as u32;
-        // A ring: the last link knows the first, so both ends are at hand.
+        // A ring: the last link names the first, so both ends are found.
         let next = if op.bufs == 1 {
             new
         } else {
@@ -277,11 +277,11 @@ mod tests {
             assert!(fits);
         }
         portion(&mut batch);
-        let heard = |batch: &SendBatch, place: u32| -> Vec<u8> {
+        let received = |batch: &SendBatch, place: u32| -> Vec<u8> {
             batch.bufs(&batch.ops()[place as usize]).map(|buf| buf[0]).collect()
         };
-        assert_eq!(heard(&batch, ann), (0..70).step_by(2).collect::<Vec<_>>());
-        assert_eq!(heard(&batch, bob), (1..70).step_by(2).collect::<Vec<_>>());
+        assert_eq!(received(&batch, ann), (0..70).step_by(2).collect::<Vec<_>>());
+        assert_eq!(received(&batch, bob), (1..70).step_by(2).collect::<Vec<_>>());
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //!
 //! A *round* is everything the backplane handed over for one topic since the last round began. When
 //! its turn comes, all its frames are joined into **one** buffer, shared by all members: a member
-//! costs one write however many messages the round holds. A member who must not hear one of them
-//! (`"echo":false`) gets a join of its own, and nobody else pays for it.
+//! costs one write however many messages the round holds. A member who must not receive one of them
+//! (`"echo":false`) gets a join of its own, at no cost for the others.
 //!
 //! Writes leave in portions of `send_batch_max`, out of a batch that holds a few of them; a round
 //! of a large room takes several. Between them replies have their turn first, then the other
@@ -127,7 +127,7 @@ impl Shard {
         let Some(outbox) = &mut c.outbox else { return };
         outbox.advance(taken);
         self.counters.outbox_bytes -= taken as u64;
-        // A paused connection cannot be heard; that it takes something is its sign of life.
+        // A paused connection is not read: that it takes bytes shows that its peer is there.
         c.heard |= c.unread == ReadState::Paused;
         if outbox.is_empty() {
             c.outbox = None;

@@ -44,11 +44,11 @@ pub(super) struct Topic {
     members: Members,
     /// In which encoding its members receive it: a room with two encodings is two topics here.
     encoding: Encoding,
-    /// Whether the backplane has confirmed that it listens.
+    /// Whether the backplane has confirmed its subscription.
     pub ready: bool,
     /// What becomes of its messages for a slow member.
     pub slow: SlowConsumer,
-    /// Whether some members acknowledge what they hear (see `acks.rs`).
+    /// Whether some members acknowledge what they receive (see `acks.rs`).
     pub has_acks: bool,
     /// The round that collects frames for it, if any (see `delivery/`).
     pub round: Option<RoundId>,
@@ -189,14 +189,14 @@ impl Hub {
         self.topics.get_mut(id.0)
     }
 
-    /// The topic that lives at `index`: for connections' own lists, which are exact.
+    /// The topic at `index`: for connections' own lists, which are exact.
     pub(super) fn at(&self, index: u32) -> &Topic {
-        self.topics.at(index).expect("a membership names a topic that lives")
+        self.topics.at(index).expect("a membership names a topic that exists")
     }
 
-    /// The key of the topic that lives at `index`.
+    /// The key of the topic at `index`.
     pub(super) fn id_at(&self, index: u32) -> TopicId {
-        TopicId(self.topics.id_at(index).expect("a membership names a topic that lives"))
+        TopicId(self.topics.id_at(index).expect("a membership names a topic that exists"))
     }
 
     /// One past the highest place of a topic: for walks by part.
@@ -259,7 +259,7 @@ impl Hub {
         let membership = conn.joined.get(slot).expect("a slot that was just looked up");
         let moved = conn.joined.swap_remove(slot);
         if let Some(Membership { topic, place }) = moved {
-            let topic = self.topics.at_mut(topic).expect("a membership names a topic that lives");
+            let topic = self.topics.at_mut(topic).expect("a membership names a topic that exists");
             topic.members.as_mut_slice()[place as usize].slot = slot as u32;
         }
         let topic = self.topics.at_mut(membership.topic).expect("a membership names a topic");
@@ -275,7 +275,7 @@ impl Hub {
         conn.joined.swap(0, last);
         for slot in [0, last] {
             let Membership { topic, place } = conn.joined.get(slot).expect("it was just put there");
-            let topic = self.topics.at_mut(topic).expect("a membership names a topic that lives");
+            let topic = self.topics.at_mut(topic).expect("a membership names a topic that exists");
             topic.members.as_mut_slice()[place as usize].slot = slot as u32;
         }
     }

@@ -61,7 +61,7 @@ pub struct Session {
     pub peer: Option<SocketAddr>,
     /// After how many milliseconds its token expires.
     pub expires_in_ms: Option<u64>,
-    /// What it speaks, and in which form it receives what it receives.
+    /// The protocol of its client, and the form in which it receives events.
     pub encoding: Encoding,
     /// The topics that it is in, in their order; its user's is the first of them.
     pub topics: Vec<SessionTopic>,
@@ -142,8 +142,8 @@ pub enum NotNow {
     Closing,
     /// This shard is ending.
     Draining,
-    /// A publish of it may not have ended, or the backplane may not know yet which rooms it is in:
-    /// [`Shard::settle`], and wait.
+    /// A publish of it may not have ended, or its presence may not have arrived: [`Shard::settle`],
+    /// and wait.
     NotSettled,
     /// Something else that it asked was not answered.
     QuestionUnderWay,

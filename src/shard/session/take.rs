@@ -10,7 +10,7 @@ use crate::shard::session::{
 use crate::shard::state::Shard;
 
 impl Shard {
-    /// Takes a connection out: from here on this shard knows nothing of it. `batch` is the caller's,
+    /// Takes a connection out: from here on this shard has nothing of it. `batch` is the caller's,
     /// between two portions; what waits there for the connection goes with it.
     pub fn take_session(&mut self, conn: ConnId, batch: &SendBatch) -> Result<Session, NotNow> {
         self.may_take(conn)?;

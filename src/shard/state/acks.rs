@@ -1,8 +1,8 @@
-//! Members who acknowledge what they hear, and which of them lag behind.
+//! Members who acknowledge what they receive, and which of them lag behind.
 //!
-//! A side table: a room stands here while it has such members, and nobody else pays for it but by a
-//! bit in its topic ([`crate::shard::hub::Topic::has_acks`]), looked at once for each frame, not
-//! for each member. The position of a message comes with it.
+//! A side table: a room stands here while it has such members. Other rooms cost only a bit in their
+//! topic ([`crate::shard::hub::Topic::has_acks`]), read once for each frame, not for each member. The
+//! position of a message comes with it.
 //!
 //! A member is *lagging* when a message was handed out to it longer than `ack_timeout_ms` ago and it
 //! has not acknowledged it. When each message came is not stored: a room marks, a few times in one
@@ -202,27 +202,27 @@ impl AckTracker {
         }
     }
 
-    /// A member acknowledges from here on. `at` is where the history is, epoch 0 if nobody could tell;
-    /// `heard` what it has heard of it already.
+    /// A member acknowledges from here on. `at` is the position of the history, epoch 0 if it is
+    /// unknown; `received` the last position that the client has.
     pub(in crate::shard) fn admit(
         &mut self,
         topic: u32,
         conn: ConnId,
         timeout_ms: u64,
         at: Position,
-        heard: Position,
+        received: Position,
         now_ms: u64,
     ) {
         let room = self.rooms.entry(topic).or_insert_with(|| AckedRoom::new(timeout_ms, at));
         room.advance(at, at.offset, now_ms);
-        // Where it is not known what it has heard, it has nothing to do with earlier messages.
-        let heard = if at.epoch == 0 { room.top } else { heard };
-        if room.members.is_empty() && heard.offset < at.offset {
+        // Without a position it has nothing to acknowledge of earlier messages.
+        let received = if at.epoch == 0 { room.top } else { received };
+        if room.members.is_empty() && received.offset < at.offset {
             room.marks.note(at.offset, now_ms, timeout_ms);
         }
         if !room.places.contains_key(&conn) {
             room.places.insert(conn, room.members.len() as u32);
-            let Position { epoch: began, offset } = heard;
+            let Position { epoch: began, offset } = received;
             room.members.push(AckMember { conn, offset, began, since_ms: now_ms });
             self.members += 1;
         }
@@ -340,7 +340,7 @@ mod tests {
         UpTo { epoch: None, offset }
     }
 
-    /// Room 3, and one member who has heard everything up to offset 10.
+    /// Room 3, and one member who has received everything up to offset 10.
     fn acks() -> AckTracker {
         let mut acks = AckTracker::default();
         acks.admit(3, conn(1), TIMEOUT_MS, at(7, 10), at(7, 10), 0);

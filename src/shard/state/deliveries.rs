@@ -23,7 +23,7 @@ pub(in crate::shard) const PORTIONS_MAX: usize = 4;
 pub(in crate::shard) const JOIN_BYTES_MAX: usize = 48 * 1024;
 
 /// What the joins of excepted members may add up to in one round. They are quadratic: a thousand
-/// members who each send something they do not want to receive need a thousand joins.
+/// members who each publish with `"echo":false` need a thousand joins.
 pub(in crate::shard) const OWN_JOINS_BYTES_MAX: usize = 1024 * 1024;
 
 /// A frame for all who are in the topic when its turn comes, but for one.

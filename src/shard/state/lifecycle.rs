@@ -16,7 +16,7 @@ pub struct Opening {
     pub response: Bytes,
     /// Rooms to join at once; valid names, at most `rooms_per_connection_max`.
     pub rooms: Vec<String>,
-    /// What the client speaks, and in which form it receives what it hears.
+    /// The protocol of the client, and the form in which it receives events.
     pub encoding: Encoding,
 }
 

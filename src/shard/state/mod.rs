@@ -1,5 +1,5 @@
-//! The shard and what it remembers, without what it does: each part in a file of its own, which knows
-//! nothing of the others. What happens stands in the files of `shard/`, which use these.
+//! The state of a shard, without its behaviour: each part in a file of its own, which uses none of the
+//! others. The behaviour is in the files of `shard/`, which use these.
 
 pub(in crate::shard) mod acks;
 pub(in crate::shard) mod deliveries;

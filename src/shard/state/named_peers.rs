@@ -1,7 +1,7 @@
 //! Addresses of clients that come through proxies, by the index of their connection.
 //!
-//! A connection that comes straight has none: its socket knows its peer. One whose proxy has named
-//! the client costs [`PACKED_BYTES`], in pages like those of the slab: where neighbours have an
+//! A direct connection has none: its socket has the peer's address. One whose proxy has named the
+//! client costs [`PACKED_BYTES`], in pages like those of the slab: where neighbours have an
 //! address the table is dense, and a page is freed with its last address.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

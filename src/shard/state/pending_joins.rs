@@ -21,11 +21,11 @@ pub(in crate::shard) struct PendingJoin {
     /// The topic's index.
     pub(in crate::shard) topic: u32,
     pub(in crate::shard) id: Option<RequestId>,
-    /// What it has heard already.
+    /// The last position that the client has received.
     pub(in crate::shard) since: Option<Position>,
-    /// What its user says of themselves, where presence is on.
+    /// The `info` of its user, where presence is on.
     pub(in crate::shard) info: Option<Info>,
-    /// Whether it acknowledges what it hears.
+    /// Whether the member will acknowledge what it receives.
     pub(in crate::shard) ack: bool,
     /// It is a member already and stays one: it only asks where the history is.
     pub(in crate::shard) stays: bool,
@@ -114,13 +114,13 @@ impl PendingJoins {
     }
 }
 
-/// What a client wants of a join beside being in the room.
+/// The options of a join.
 #[derive(Clone, Copy, Default)]
 pub(in crate::shard) struct JoinOptions<'a> {
-    /// What it has heard already.
+    /// The last position that the client has received.
     pub(in crate::shard) since: Option<Position>,
-    /// What it says of its user.
+    /// The `info` of its user.
     pub(in crate::shard) info: Option<&'a str>,
-    /// Whether it acknowledges what it hears.
+    /// Whether the member will acknowledge what it receives.
     pub(in crate::shard) ack: bool,
 }

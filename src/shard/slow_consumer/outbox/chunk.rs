@@ -1,9 +1,9 @@
-//! The bytes of one slice of an outbox, and what they keep alive.
+//! The bytes of one slice of an outbox, and the buffer that they hold in memory.
 //!
 //! A slice of a shared buffer keeps all of that buffer: two bytes cut from an arena of 16 KiB would
 //! hold 16 KiB for as long as a peer does not read, and be counted as two. So what is small is
 //! copied, many of them into one chunk, and so is what is left of a much larger buffer. What stays
-//! shared is at least half of what it keeps alive.
+//! shared is at least half of the buffer that it holds.
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -68,7 +68,7 @@ impl std::ops::Deref for Chunk {
 }
 
 /// What is left of a buffer of which `taken` bytes have left: a part of it, or a copy where that
-/// would keep much more alive.
+/// would hold much more in memory.
 pub(in crate::shard) fn rest_of(buf: &Bytes, taken: usize) -> Bytes {
     let rest = buf.len() - taken;
     if rest > CHUNK_BYTES_MAX && rest < buf.len() / 2 {

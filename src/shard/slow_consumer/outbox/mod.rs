@@ -1,10 +1,9 @@
-//! What one slow peer still has to hear.
+//! The bytes that one slow peer has not taken yet.
 //!
 //! Exists only while a socket has not taken everything: slices wait here of the buffers that were to
-//! be sent, shared with everyone else who had to hear them; small ones are copied, because a slice
-//! keeps its whole buffer alive (`chunk.rs`). One limit guards it, in bytes. A peer over
-//! the limit is not a reason to wait; it is a reason to close, because memory spent on one slow phone
-//! is taken from thousands of quick ones.
+//! be sent, shared with all other receivers; small ones are copied, because a slice holds its whole
+//! buffer in memory (`chunk.rs`). It has one limit, in bytes. A peer over the limit is closed, because
+//! memory spent on one slow phone is taken from thousands of quick ones.
 //!
 //! Unless its room has another policy (`slow_consumer`): then the room's messages are *droppable*. The
 //! oldest of a room are dropped for newer ones of the same room, whatever other rooms have here, and
@@ -162,8 +161,8 @@ impl Outbox {
         self.append(Chunk::new(bytes), SliceKind::Fixed);
     }
 
-    /// Where a room stands here, by which [`Outbox::push_loose`] knows it. `name` and `policy` are
-    /// looked at when it was not here yet.
+    /// The place of a room here, for [`Outbox::push_loose`]. `name` and `policy` are used only when it
+    /// has none yet.
     pub fn room(
         &mut self,
         at: TopicId,
@@ -190,7 +189,7 @@ impl Outbox {
             lost: 0,
             gap: None,
         };
-        // Who comes and goes while nothing is read leaves nothing behind.
+        // Rooms that were joined and left while nothing is read leave no entry.
         match self.rooms.iter().position(RoomQueue::is_idle) {
             Some(place) => {
                 self.rooms[place] = room;
@@ -507,7 +506,7 @@ impl RoomQueue {
         self.bytes == 0 || self.bytes + bytes <= self.bytes_max
     }
 
-    /// The message that stood at `number` will not be heard.
+    /// Counts what stood at `number` as lost.
     fn note_lost(&mut self, number: u64, kind: FrameKind, counters: &mut ShardCounters) {
         let messages = match kind {
             FrameKind::Message(_) => 1,

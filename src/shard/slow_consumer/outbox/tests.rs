@@ -71,7 +71,7 @@ impl TestOutbox {
     }
 
     /// Everything leaves; the texts of all frames that have left so far.
-    fn heard(&mut self) -> Vec<String> {
+    fn received(&mut self) -> Vec<String> {
         while !self.outbox.is_empty() {
             self.take(usize::MAX);
         }
@@ -149,7 +149,7 @@ fn the_oldest_of_a_room_give_way_and_their_number_stands_where_they_stood() {
     assert_eq!((outbox.counters.slow_dropped, outbox.counters.slow_notices), (5, 1));
     let wanted = ["before", "reply 0", "reply 1", "reply 2", "reply 3", &lost("d:x", 5)];
     let rest = ["reply 4", &text(5), "reply 5", &text(6), "reply 6"];
-    assert_eq!(outbox.heard(), [&wanted[..], &rest].concat());
+    assert_eq!(outbox.received(), [&wanted[..], &rest].concat());
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn what_has_begun_is_not_dropped_and_a_later_loss_has_a_notice_of_its_own() {
     outbox.take(99 + 3); // The notice has begun.
     outbox.message("d:x", &text(5));
     let wanted = [text(0), lost("d:x", 2), lost("d:x", 1), text(4), text(5)];
-    assert_eq!(outbox.heard(), wanted);
+    assert_eq!(outbox.received(), wanted);
     assert_eq!((outbox.counters.slow_dropped, outbox.counters.slow_notices), (3, 2));
 }
 
@@ -183,10 +183,10 @@ fn only_the_newest_of_each_key_waits_and_there_is_no_notice() {
     }
     outbox.about("t:y", "other", "A");
     assert_eq!(outbox.counters.slow_conflated, 2 * 198 - 1);
-    assert_eq!(outbox.heard(), ["A1", "B1", "A199", "199", "other"]);
+    assert_eq!(outbox.received(), ["A1", "B1", "A199", "199", "other"]);
     assert_eq!(outbox.counters.slow_notices, 0);
     outbox.about("t:x", "A200", "A");
-    assert_eq!(outbox.heard().last().unwrap(), "A200", "what has left is not replaced");
+    assert_eq!(outbox.received().last().unwrap(), "A200", "what has left is not replaced");
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn one_hot_key_with_nothing_else_waiting_keeps_no_memory() {
     }
     let outbox = &test.outbox;
     assert_eq!((outbox.queue.len(), outbox.rooms[0].loose.len()), (1, 1));
-    assert_eq!(test.heard(), ["9999"]);
+    assert_eq!(test.received(), ["9999"]);
 }
 
 #[test]
@@ -207,8 +207,8 @@ fn more_keys_than_may_wait_are_dropped_with_a_notice() {
         outbox.about("t:x", &format!("{n:0>98}"), &n.to_string());
     }
     assert_eq!(outbox.counters.slow_conflate_dropped, 8);
-    let heard = outbox.heard();
-    assert_eq!(heard, [lost("t:x", 8), format!("{:0>98}", 8), format!("{:0>98}", 9)]);
+    let received = outbox.received();
+    assert_eq!(received, [lost("t:x", 8), format!("{:0>98}", 8), format!("{:0>98}", 9)]);
 }
 
 #[test]
@@ -220,11 +220,11 @@ fn what_was_lost_before_it_came_here_is_counted_too() {
     for n in 1..4 {
         outbox.message("d:x", &text(n));
     }
-    assert_eq!(outbox.heard(), [lost("d:x", 12), text(2), text(3)]);
+    assert_eq!(outbox.received(), [lost("d:x", 12), text(2), text(3)]);
     assert_eq!(outbox.counters.slow_dropped, 2);
 }
 
-/// A history that is another one by now has lost nobody knows how many.
+/// A history that was replaced by another one has lost an unknown number of messages.
 #[test]
 fn a_loss_of_unknown_size_is_dropped_like_any_other_with_a_notice() {
     let mut outbox = TestOutbox::new("d: slow_consumer=drop_oldest, slow_bytes_max=256", 2000);
@@ -233,7 +233,7 @@ fn a_loss_of_unknown_size_is_dropped_like_any_other_with_a_notice() {
     let _queued = outbox.kind("d:x", &lost("d:x", 0), FrameKind::Lost(0));
     outbox.message("d:x", &text(0));
     outbox.message("d:x", &text(1));
-    assert_eq!(outbox.heard(), ["before", &lost("d:x", 0), &text(0), &text(1)]);
+    assert_eq!(outbox.received(), ["before", &lost("d:x", 0), &text(0), &text(1)]);
     assert_eq!(outbox.counters.slow_dropped, 0);
 }
 
@@ -250,14 +250,14 @@ fn what_is_loose_gives_way_to_replies_and_only_replies_fill_an_outbox() {
         replies += 1;
         assert!(outbox.outbox.bytes() <= 500);
     }
-    let heard = outbox.heard();
+    let received = outbox.received();
     assert_eq!(
-        heard.iter().filter(|text| text.ends_with(&format!("10{}", replies - 1))).count(),
+        received.iter().filter(|text| text.ends_with(&format!("10{}", replies - 1))).count(),
         1
     );
     assert_eq!(replies, 4);
-    let sum = heard.iter().filter(|text| text.contains("lost")).count();
-    assert_eq!((sum, heard.len()), (2, 6), "{heard:?}");
+    let sum = received.iter().filter(|text| text.contains("lost")).count();
+    assert_eq!((sum, received.len()), (2, 6), "{received:?}");
 }
 
 #[test]
@@ -270,9 +270,9 @@ fn a_message_for_which_there_is_no_room_at_all_is_reported_as_lost() {
     for _ in 0..3 {
         outbox.message("x", &format!("{:0>98}", "much"));
     }
-    let heard = outbox.heard();
-    assert_eq!(heard[heard.len() - 1], lost("x", 4));
-    assert_eq!(heard.len(), 3);
+    let received = outbox.received();
+    assert_eq!(received[received.len() - 1], lost("x", 4));
+    assert_eq!(received.len(), 3);
 }
 
 #[test]
@@ -337,8 +337,8 @@ fn random_step(outbox: &mut TestOutbox, random: &mut Random, sent: &mut [Sent; 3
     }
 }
 
-/// Whatever happens: what is heard of a room is in order, and each hole in it is as large as the
-/// notices between say. Nothing that may not be given up is missing.
+/// Under random operations: what arrives of a room is in order, each gap in it is as large as the
+/// notices in it add up to, and nothing that may not be dropped is missing.
 #[test]
 fn every_gap_has_a_notice_in_its_place_and_with_its_size() {
     let policies = "d: slow_consumer=drop_oldest, slow_bytes_max=300; \
@@ -355,11 +355,11 @@ fn every_gap_has_a_notice_in_its_place_and_with_its_size() {
                 break;
             }
         }
-        let heard = outbox.heard();
+        let received = outbox.received();
         let mut next = [0u64; 3];
         let mut fixed = 0;
         let mut lost_in_c = 0;
-        for text in &heard {
+        for text in &received {
             let place = ["d:a", "d:b", "t:c"].iter().position(|room| text.contains(room));
             let Some(place) = place else {
                 fixed += 1;
@@ -375,8 +375,8 @@ fn every_gap_has_a_notice_in_its_place_and_with_its_size() {
             }
             let number: u64 = text.split(' ').nth(1).unwrap().parse().unwrap();
             match place {
-                2 => assert!(number >= next[2], "seed {seed}: {heard:#?}"),
-                _ => assert_eq!(number, next[place], "seed {seed}: {heard:#?}"),
+                2 => assert!(number >= next[2], "seed {seed}: {received:#?}"),
+                _ => assert_eq!(number, next[place], "seed {seed}: {received:#?}"),
             }
             next[place] = number + 1;
         }
@@ -385,8 +385,8 @@ fn every_gap_has_a_notice_in_its_place_and_with_its_size() {
         }
         assert_eq!([next[0], next[1]], [sent[0].numbers, sent[1].numbers], "seed {seed}");
         assert_eq!(fixed, sent[0].fixed, "seed {seed}");
-        let of_c = heard.iter().filter(|text| text.starts_with("t:c")).count() as u64;
+        let of_c = received.iter().filter(|text| text.starts_with("t:c")).count() as u64;
         let conflated = outbox.counters.slow_conflated;
-        assert_eq!(of_c + lost_in_c + conflated, sent[2].numbers, "seed {seed}: {heard:#?}");
+        assert_eq!(of_c + lost_in_c + conflated, sent[2].numbers, "seed {seed}: {received:#?}");
     }
 }
