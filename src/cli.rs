@@ -60,7 +60,7 @@ pub fn parse(
     environment: &Environment<'_>,
 ) -> Result<Invocation, CliError> {
     let matches = command().try_get_matches_from(args).map_err(CliError::Usage)?;
-    let (name, matches) = matches.subcommand().expect("clap wants a subcommand");
+    let (name, matches) = matches.subcommand().expect("clap requires a subcommand");
     match name {
         "serve" => Ok(Invocation::Serve(Box::new(config(matches, environment)?))),
         "load" => {
@@ -74,7 +74,7 @@ pub fn parse(
         }
         "token" => token(matches, environment).map(Invocation::Print),
         "config" => print_config(matches, environment).map(Invocation::Print),
-        _ => unreachable!("clap knows no other subcommand"),
+        _ => unreachable!("clap accepts no other subcommand"),
     }
 }
 
@@ -167,7 +167,7 @@ fn setting_args(hide: bool) -> Vec<Arg> {
     std::iter::once(file).chain(settings).collect()
 }
 
-/// The flags' names, in the order of [`SETTINGS`]; clap wants them to live for ever.
+/// The flags' names, in the order of [`SETTINGS`]; clap requires `'static`.
 static FLAGS: LazyLock<Vec<String>> =
     LazyLock::new(|| SETTINGS.iter().map(Setting::flag).collect());
 
@@ -225,7 +225,7 @@ fn token(matches: &ArgMatches, environment: &Environment<'_>) -> Result<String, 
         CliError::Other("there is no secret: give --secret, or set auth.hmac_secret".to_owned())
     })?;
     let request = TokenRequest {
-        user: text("user").expect("clap wants it").clone(),
+        user: text("user").expect("clap requires it").clone(),
         rights: text("rights").map(|list| rights(list)).transpose()?,
         expires_unix_s: environment.now_unix_s
             + matches.get_one::<u64>("ttl").expect("it has a default"),

@@ -59,7 +59,7 @@ impl Position {
     }
 }
 
-/// How far a client has dealt with what it heard of one topic.
+/// How far a client has acknowledged the messages of one topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UpTo {
     /// In which history. `None`: in the one that it is in.

@@ -15,7 +15,7 @@
 //!  ┌─────────▼─────────────────┐                      ┌────────────▼──────────────┐
 //!  │ shard thread (one a core) │   Uplink  ────────►  │ backplane thread (one)    │
 //!  │                           │                      │                           │
-//!  │  net::      io_uring,     │   bounded channels,  │  interest   who listens   │
+//!  │  net::      io_uring,     │   bounded channels,  │  interest   which shards  │
 //!  │             epoll, tasks  │   one bell for each  │  local      encode once,  │
 //!  │  ┌─────────────────────┐  │   thread that sleeps │             hand out      │
 //!  │  │ shard::Shard        │  │                      │  Transport  embedded, or  │
@@ -32,13 +32,13 @@
 //! * A **shard** thread ([`net`]) has its own io_uring runtime (monoio), listener, connections,
 //!   rooms, queues and timers. Shards share no lock and no connection; there are as many as cores,
 //!   unless the configuration says otherwise.
-//! * The **backplane** thread ([`backplane`]) is the only one that speaks to Redis. It knows which
-//!   shards have members of which topic, puts the messages of each topic in one order (or lets Redis
-//!   do it), encodes each message once, and hands the bytes to the shards.
+//! * The **backplane** thread ([`backplane`]) is the only one that is connected to Redis. It stores
+//!   which shards have members of which topic, puts the messages of each topic in one order (or lets
+//!   Redis do it), encodes each message once, and hands the bytes to the shards.
 //! * The **ops** thread ([`api`]) answers HTTP. It publishes by the same channels as shards do, and
 //!   reads copies of the others' counters ([`metrics`]).
 //! * The **main** thread ([`node`]) starts the others, waits for signals, and ends them. A thread that
-//!   fails ends the process: half a node that looks alive is worse than none.
+//!   fails ends the process: half a node that passes health checks is worse than none.
 //!
 //! # Modules
 //!
@@ -46,17 +46,17 @@
 //! |---|---|
 //! | [`ids`], [`slab`] | names and numbers of things; a slab with generations |
 //! | [`policy`] | limits, namespaces, rights, token buckets: plain values and pure rules |
-//! | [`ws`] | RFC 6455 between bytes and meaning; knows no room and no JSON |
-//! | [`protocol`] | client protocols: bytes to `Command`, `Event` to bytes; knows no socket or frame |
+//! | [`ws`] | RFC 6455 between bytes and messages; no rooms, no JSON |
+//! | [`protocol`] | client protocols: bytes to `Command`, `Event` to bytes; no sockets, no frames |
 //! | [`framing`] | an `Event` as finished bytes: dialect and WebSocket header |
-//! | [`auth`] | tokens: who a client is and what it may do; knows no clock |
+//! | [`auth`] | tokens: who a client is and what it may do; time is an argument |
 //! | [`link`] | what crosses a thread: `Uplink`, `Downlink`, channels, bells, health |
-//! | [`shard`] | connections, topics, deliveries as a state machine; knows no runtime or socket |
+//! | [`shard`] | connections, topics, deliveries as a state machine; no runtime, no sockets |
 //! | [`net`] | moves bytes between sockets and the shard, decides nothing |
 //! | [`backplane`] | from node to node: the trait `Transport`, and what all its kinds share |
 //! | [`api`] | HTTP for backends and operators |
 //! | [`config`], [`plan`] | every setting once; what it means on this machine |
-//! | [`node`], [`cli`], [`doctor`] | the life of the process, the command line, host checks |
+//! | [`node`], [`cli`], [`doctor`] | start and end of the process, the command line, host checks |
 //! | [`sys`], [`terminal`] | system calls; output that cannot block |
 //! | [`metrics`] | what is counted, and how it leaves the thread that counts |
 //! | [`load`] | the load generator: a client that shares no code with the server |
@@ -133,8 +133,8 @@
 //! ```
 //!
 //! 1. [`Local`](backplane::local::Local) looks the topic up in
-//!    `backplane/interest.rs`, which knows for each topic the shards that have
-//!    members, and in which encodings. Where there are none it is dropped and counted.
+//!    `backplane/interest.rs`, which has for each topic the shards with members, and in which
+//!    encodings. Where there are none it is dropped and counted.
 //! 2. The message is written as a finished frame once for each encoding ([`framing`]), and handed as
 //!    [`Downlink::Deliver`](link::Downlink::Deliver) with the shard's own key of the topic, so no
 //!    shard looks up a name. A full channel turns into a bounded backlog, then into a drop that is

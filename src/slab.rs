@@ -1,4 +1,4 @@
-//! `Slab<T>`: a slab in pages, whose keys know when they are stale.
+//! `Slab<T>`: a slab in pages, with keys that are recognised when they are stale.
 //!
 //! Pages, because a vector of a million connections that doubles copies them all in one visit and
 //! leaves half of its memory unused; a page is allocated once and never moves. A freed place is
@@ -15,7 +15,7 @@ struct Entry<T> {
     value: Option<T>,
 }
 
-/// A bounded, paged, generational slab. It never knows what it stores.
+/// A bounded, paged, generational slab.
 pub struct Slab<T> {
     pages: Vec<Box<[Entry<T>]>>,
     free: Vec<u32>,
@@ -37,7 +37,7 @@ impl<T> Slab<T> {
         self.used
     }
 
-    /// Whether nobody lives here.
+    /// Whether no place is taken.
     pub fn is_empty(&self) -> bool {
         self.used == 0
     }

@@ -89,7 +89,7 @@ pub fn schedule_in_batches() -> io::Result<()> {
     }
 }
 
-/// Puts the calling thread before others that want the same core: a nice value of `-by`
+/// Puts the calling thread before others that are ready on the same core: a nice value of `-by`
 /// (setpriority(2)). Needs CAP_SYS_NICE, or `LimitNICE=` of systemd.
 pub fn go_first(by: u8) -> io::Result<()> {
     // SAFETY: takes no pointers. On Linux 0 means the calling thread, not its process.

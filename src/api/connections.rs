@@ -119,7 +119,7 @@ fn user_of(topic: &TopicName) -> Option<&str> {
     }
 }
 
-/// The names of rooms, as clients know them.
+/// The names of rooms, as clients write them.
 pub(super) fn names(rooms: &[TopicName]) -> Vec<&str> {
     rooms.iter().filter_map(room_of).collect()
 }

@@ -1,7 +1,7 @@
 //! `GET /v1/rooms/{id}/history`: the messages of a room with history.
 //!
-//! The question goes to the backplane, which has the history or knows where it is. Its messages
-//! come back as the elements that clients receive, and are passed on as they are.
+//! The question goes to the backplane, which has the history or reads it from Redis. Its messages come
+//! back as the elements that clients receive, and are passed on as they are.
 
 use super::Ops;
 use super::error::ApiError;

@@ -394,11 +394,11 @@ mod tests {
 
     #[test]
     fn a_head_has_its_deadline_from_its_first_byte_in_however_many_pieces_it_comes() {
-        let born = Instant::now();
-        let place = Place::new(born);
-        let at = |seconds: u32| born + seconds * SECOND;
+        let start = Instant::now();
+        let place = Place::new(start);
+        let at = |seconds: u32| start + seconds * SECOND;
         (1..5).for_each(|seconds| place.has_read(at(seconds)));
-        assert_eq!(place.deadline(), (born + HEAD_MAX, Ended::SlowHead), "dripping buys no time");
+        assert_eq!(place.deadline(), (start + HEAD_MAX, Ended::SlowHead), "dripping buys no time");
         place.enter(Phase::Request, at(5));
         place.has_read(at(20));
         assert_eq!(place.deadline(), (at(20) + SILENCE_MAX, Ended::Silent), "a body comes");

@@ -1,8 +1,7 @@
 //! `/metrics`: every described number of every thread, in the Prometheus text format 0.0.4.
 //!
-//! Knows no number by name. Numbers of one name are one family, whichever thread counts them; a
-//! shard's carry its number as a label, so that one hot shard shows, and a Redis server's its
-//! address.
+//! No number is named here. Numbers of one name are one family, whichever thread counts them; a
+//! shard's have its number as a label, so that one hot shard shows, and a Redis server's its address.
 
 use super::Ops;
 use crate::metrics::histogram::Histogram;

@@ -46,7 +46,7 @@ pub(super) async fn list(
         return Err(ApiError::bad_request(format!("limit must be from 1 to {ROOMS_MAX}")));
     }
     let shards = (0..ops.end.shards() as u16).map(ShardId);
-    // One more than wanted, to know whether there are more.
+    // One more than asked for, to find out whether there are more.
     let lists = shards.map(|shard| rooms_of(&ops, shard, &wanted.prefix, limit + 1));
     let answers: Vec<Vec<RoomReport>> =
         timeout(LIST_MAX, try_join_all(lists)).await.map_err(|_| ApiError::overloaded())??;

@@ -39,7 +39,7 @@ struct Waiting {
 impl DeliverySample {
     /// Whether the next publish should be sampled.
     #[inline]
-    pub(super) fn wants(&self, now: Instant) -> bool {
+    pub(super) fn is_due(&self, now: Instant) -> bool {
         let is_late = |it: &Waiting| now.saturating_duration_since(it.taken) > WAIT_MAX;
         self.handed_out.is_none() && self.waiting.as_ref().is_none_or(is_late)
     }
@@ -95,17 +95,17 @@ mod tests {
     #[test]
     fn a_sample_ends_with_its_own_message_and_when_the_shards_are_rung() {
         let (mut sample, now) = (DeliverySample::default(), Instant::now());
-        assert!(sample.wants(now));
+        assert!(sample.is_due(now));
         sample.begin(&publish(b"12"), now);
-        assert!(!sample.wants(now), "one at a time");
+        assert!(!sample.is_due(now), "one at a time");
         for (topic, payload) in [("r:x", &b"12"[..]), ("r:r", b"13"), ("r:r", b"1")] {
             sample.hand_out(topic, payload);
             assert_eq!(sample.flushed(), None, "{topic}");
         }
         sample.hand_out("r:r", b"12");
-        assert!(!sample.wants(now), "it has not been flushed");
+        assert!(!sample.is_due(now), "it has not been flushed");
         assert!(sample.flushed().is_some());
-        assert!(sample.wants(now));
+        assert!(sample.is_due(now));
         assert_eq!(sample.flushed(), None, "once");
     }
 
@@ -113,8 +113,8 @@ mod tests {
     fn a_sample_that_does_not_come_back_makes_way_for_another() {
         let (mut sample, now) = (DeliverySample::default(), Instant::now());
         sample.begin(&publish(b"12"), now);
-        assert!(!sample.wants(now + WAIT_MAX));
-        assert!(sample.wants(now + 2 * WAIT_MAX));
+        assert!(!sample.is_due(now + WAIT_MAX));
+        assert!(sample.is_due(now + 2 * WAIT_MAX));
         sample.begin(&publish(b"13"), now + 2 * WAIT_MAX);
         sample.hand_out("r:r", b"12");
         assert_eq!(sample.flushed(), None);

@@ -311,14 +311,14 @@ mod tests {
         let (shards, end, _ops) = window(1, 4, 64).unwrap();
         let health = Arc::new(Health::default());
         let mut local = Local::new(NodeId(1), end, health, Duration::ZERO, 0);
-        let namespaces = Arc::new(Namespaces::read("kept: history_size=5").unwrap());
+        let namespaces = Arc::new(Namespaces::read("log: history_size=5").unwrap());
         let limits = Limits { history_bytes_max, ..Limits::PRODUCTION };
         let mut embedded = Embedded::new(namespaces, &limits);
         let (topic, now) = (TopicName::room(room), Instant::now());
         let at = TopicId(SlotId { index: 0, generation: 0 });
         let key_of_topic = local.join(topic.clone(), ShardId(0), Encoding::NATIVE, at);
         local.confirm_subscription(key_of_topic.expect("the first join"), 0);
-        let other = TopicName::room("kept:other");
+        let other = TopicName::room("log:other");
         let mut cx = Context::from_waker(Waker::noop());
         embedded.publish(publish(&other, None), now, &mut local);
         embedded.poll(&mut cx, now, &mut local);
@@ -337,8 +337,8 @@ mod tests {
     fn a_message_costs_one_hash_with_and_without_a_history() {
         let room_for_all = 1 << 20;
         assert_eq!(hashes("plain", room_for_all, None), [1; 3]);
-        assert_eq!(hashes("kept:a", room_for_all, None), [1; 3]);
-        assert_eq!(hashes("kept:a", room_for_all, Some("key")), [1; 3]);
-        assert_eq!(hashes("kept:a", 300, None), [1; 3], "another history is evicted for it");
+        assert_eq!(hashes("log:a", room_for_all, None), [1; 3]);
+        assert_eq!(hashes("log:a", room_for_all, Some("key")), [1; 3]);
+        assert_eq!(hashes("log:a", 300, None), [1; 3], "another history is evicted for it");
     }
 }

@@ -79,8 +79,8 @@ impl TopicMembers {
         }
     }
 
-    /// A second `Join` of a shard in one encoding replaces its first: the shard knows which key it
-    /// uses. Members are sorted by encoding, so that a message is encoded once for each.
+    /// A second `Join` of a shard in one encoding replaces its first, whose key the shard has dropped.
+    /// Members are sorted by encoding, so that a message is encoded once for each.
     fn put(&mut self, member: ShardMember) {
         let key = |m: &ShardMember| (m.encoding, m.shard);
         let place = self.as_slice().binary_search_by_key(&key(&member), key);

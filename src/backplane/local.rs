@@ -1,6 +1,6 @@
 //! This node's side of the backplane: which shards have members, and delivery to them.
 //!
-//! A [`crate::backplane::transport::Transport`] knows other nodes and not the shards. It reports
+//! A [`crate::backplane::transport::Transport`] serves other nodes and not the shards. It reports
 //! what happened (a message arrived, a subscription is confirmed, a publish ended), and [`Local`]
 //! finds the shards.
 //!
@@ -325,7 +325,7 @@ impl Local {
     /// Measures how long this publish takes to reach the shards here, unless another one is being
     /// measured. `now`: when it was taken.
     pub fn sample_publish(&mut self, publish: &Publish, now: Instant) {
-        if self.sample.wants(now) && self.has_members(&publish.topic) {
+        if self.sample.is_due(now) && self.has_members(&publish.topic) {
             self.sample.begin(publish, now);
         }
     }

@@ -6,7 +6,7 @@
 //!
 //! The hash is seeded at random for each process: clients choose room names.
 //!
-//! Invariant: the hash of a name never changes while the process lives.
+//! Invariant: the hash of a name never changes until the process ends.
 
 use crate::ids::TopicName;
 use hashbrown::hash_table::Entry;
@@ -21,7 +21,7 @@ static HASHER: LazyLock<DefaultHashBuilder> = LazyLock::new(DefaultHashBuilder::
 pub struct TopicHash(u32);
 
 impl TopicHash {
-    /// The table wants good bits at both ends of 64; the hash keeps 32.
+    /// The table uses bits at both ends of 64; the hash has 32.
     pub fn spread(self) -> u64 {
         u64::from(self.0).wrapping_mul(0x9E37_79B9_7F4A_7C15)
     }

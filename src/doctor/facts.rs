@@ -186,8 +186,8 @@ fn version(release: &str) -> Option<(u64, u64)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// Whether a Redis server answers at that address. A server that wants a password or TLS answers
-/// differently; that it answers is what is asked here.
+/// Whether a Redis server answers at that address. An error for want of a password or TLS is an
+/// answer too.
 fn redis(backplane: &BackplaneUrl) -> Option<(String, Option<String>)> {
     let BackplaneUrl::Redis(servers) = backplane else { return None };
     let places = servers.addresses();

@@ -46,7 +46,7 @@ impl Bell {
         if must {
             let one = 1u64.to_ne_bytes();
             // SAFETY: eight readable bytes, and the descriptor is ours. The only failure, a full
-            // counter (EAGAIN), means that it is already readable, which is all we want.
+            // counter (EAGAIN), means that it is already readable, which is enough.
             unsafe { libc::write(self.eventfd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
         }
         must

@@ -124,20 +124,20 @@ mod tests {
     #[test]
     fn shards_take_their_turns_in_the_order_of_their_numbers() {
         let spread = Arc::new(LoadTable::new(8));
-        let (say, heard) = bounded(8);
+        let (turn, turns) = bounded(8);
         let threads: Vec<_> = (0..8)
             .rev()
             .map(|number| {
-                let (spread, say) = (spread.clone(), say.clone());
+                let (spread, turn) = (spread.clone(), turn.clone());
                 std::thread::spawn(move || {
                     spread.wait_for_bind_order(ShardId(number));
-                    say.send(number).unwrap();
+                    turn.send(number).unwrap();
                     spread.pass_bind_turn(ShardId(number));
                 })
             })
             .collect();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
-        assert_eq!(heard.try_iter().collect::<Vec<_>>(), (0..8).collect::<Vec<_>>());
+        assert_eq!(turns.try_iter().collect::<Vec<_>>(), (0..8).collect::<Vec<_>>());
     }
 
     #[test]

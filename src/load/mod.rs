@@ -4,7 +4,7 @@
 //! a delivery (`fanout`), the cost of an incoming message (`ingest`), and the time until all
 //! clients are connected again after all of them were cut (`storm`). It works with any WebSocket
 //! server: path, first messages and publishes are templates, and rules reply to a server that
-//! speaks first.
+//! sends the first message.
 //!
 //! It shares no code with the server that it measures, so a mistake of the server's codec cannot
 //! cancel itself out.

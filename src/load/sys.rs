@@ -77,7 +77,7 @@ impl ClientEpoll {
     pub(super) fn add(&self, fd: &impl AsRawFd, key: u64) -> io::Result<()> {
         let flags = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
         let mut event = libc::epoll_event { events: flags as u32, u64: key };
-        // SAFETY: `event` lives through the call; both descriptors are open while borrowed.
+        // SAFETY: `event` outlives the call; both descriptors are open while borrowed.
         let done = unsafe {
             libc::epoll_ctl(self.fd.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &mut event)
         };
@@ -93,8 +93,7 @@ impl ClientEpoll {
             tv_nsec: i64::from(timeout.subsec_nanos()),
         };
         let (fd, space) = (self.fd.as_raw_fd(), events.raw.capacity().min(4096) as i32);
-        // SAFETY: `raw` has space for `space` events, `timespec` lives through the call, no signal
-        // mask.
+        // SAFETY: `raw` has space for `space` events, `timespec` outlives the call, no signal mask.
         let mut n = unsafe {
             let no_mask = std::ptr::null::<libc::sigset_t>();
             let raw = events.raw.as_mut_ptr();

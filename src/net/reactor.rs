@@ -122,7 +122,7 @@ pub(super) struct Reactor {
     downlink_items_max: usize,
     /// [`Shard::broadcast_receivers`] as the backplane has them.
     published_receivers: [u32; Encoding::COUNT],
-    born: Instant,
+    started: Instant,
     last_tick_ms: u64,
     must_ring: bool,
     /// When the backplane was last rung.
@@ -162,7 +162,7 @@ impl Reactor {
             rung: Instant::now(),
             ring_waker: None,
             published_receivers: [0; Encoding::COUNT],
-            born: Instant::now(),
+            started: Instant::now(),
             last_tick_ms: 0,
             writer: None,
             reader: None,
@@ -349,7 +349,7 @@ impl Reactor {
 
     /// Advances the shard's clock, if a tick has passed since the last time.
     pub(super) fn tick_if_due(&mut self, now: Instant) {
-        let now_ms = now.duration_since(self.born).as_millis() as u64;
+        let now_ms = now.duration_since(self.started).as_millis() as u64;
         if now_ms >= self.last_tick_ms + TICK_MS {
             self.steering.look_if_changed(now);
             self.tick(now_ms);
@@ -620,7 +620,7 @@ impl Reactor {
 
     fn write_batch(&mut self) {
         let sent = self.sender.send(&self.batch, &mut self.short_writes);
-        sent.expect("the ring takes writes as long as it lives");
+        sent.expect("an open ring takes writes");
         let mut short_writes = std::mem::take(&mut self.short_writes);
         for short in short_writes.drain(..) {
             let op = self.batch.ops()[short.op];
@@ -675,7 +675,7 @@ impl Reactor {
     }
 
     fn now_ms(&self) -> u64 {
-        self.born.elapsed().as_millis() as u64
+        self.started.elapsed().as_millis() as u64
     }
 }
 

@@ -48,8 +48,8 @@ pub(super) async fn run(
     monoio::spawn(ring_loop(reactor.clone()));
     health.shard_listens();
     monoio::spawn(clock(reactor.clone())).await;
-    // The runtime keeps its tasks, and with them the reactor, for as long as the process lives. The
-    // inner must go now: the backplane ends once every shard has dropped its end of the window.
+    // The runtime holds its tasks, and with them the cell, until the process ends. The reactor must be
+    // dropped now: the backplane ends once every shard has dropped its end of the window.
     reactor.close();
     Ok(())
 }

@@ -33,7 +33,7 @@ pub struct RunningNode {
     pub shards: Vec<JoinHandle<()>>,
     /// The backplane's thread. It ends by itself after the last shard, when no publish waits.
     pub backplane: JoinHandle<()>,
-    /// The public port's number, held for as long as the node lives.
+    /// The public port's number, held until the process ends.
     pub held: Socket,
 }
 
@@ -45,7 +45,7 @@ pub fn signals() -> Result<Signals, StartError> {
     Signals::new([SIGTERM, SIGINT]).map_err(StartError::machine)
 }
 
-/// Says when the node listens, waits for a signal, drains; answers the exit code.
+/// Logs when the node listens, waits for a signal, drains; returns the exit code.
 pub fn until_the_end(node: RunningNode, mut signals: Signals) -> ExitCode {
     let Ok(early_signal) = announce(&node, &mut signals) else {
         return ExitCode::FAILURE;

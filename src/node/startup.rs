@@ -35,7 +35,7 @@ pub fn serve(config: &Config) -> Result<ExitCode, StartError> {
 }
 
 /// Starts every thread. All bells exist before the first one, and every file table is split before
-/// anything is opened that would have to be closed: a copy in another table keeps a socket alive.
+/// anything is opened that would have to be closed: a copy in another table keeps a socket open.
 fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::RunningNode, StartError> {
     let shards = plan.shards.len() as u16;
     let limits = &plan.limits;

@@ -1,7 +1,7 @@
 //! How threads of the process start and what happens when one fails.
 //!
 //! Invariant: a thread that ends or panics outside of a drain ends the process. A node that has lost a
-//! shard must not look alive.
+//! shard must not pass health checks.
 
 use super::error::StartError;
 use crate::link::health::{Health, NotReady};

@@ -1,4 +1,4 @@
-//! Joins and leaves against a model that knows nothing of graces.
+//! Joins and leaves against a model without graces.
 
 use super::*;
 use crate::ids::{ConnId, NodeId, ShardId, SlotId};

@@ -18,7 +18,7 @@ pub(crate) mod opcode {
     pub(crate) const BINARY: u8 = 2;
     /// The peer closes the connection.
     pub(crate) const CLOSE: u8 = 8;
-    /// Wants a pong with the same payload.
+    /// Is answered with a pong of the same payload.
     pub(crate) const PING: u8 = 9;
     /// The answer to a ping.
     pub(crate) const PONG: u8 = 10;

@@ -1,7 +1,7 @@
 //! The clients: connections, their half of HTTP and WebSocket, and what they send.
 //!
-//! `connections` is the top and uses all others; `plan` is what a connection does. Nothing here
-//! knows threads.
+//! `connections` is the top and uses all others; `plan` is what a connection does. Nothing here uses
+//! threads.
 
 pub(super) mod burst;
 pub(super) mod connections;

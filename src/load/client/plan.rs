@@ -38,7 +38,7 @@ pub struct ClientPlan {
     pub path: Template,
     /// Messages sent as soon as a connection is open.
     pub init: Vec<Template>,
-    /// Replies to frames of a server that speaks first.
+    /// Replies to frames of a server that sends the first message.
     pub reply_rules: ReplyRules,
     /// Fills `{signature}` in replies.
     pub signer: Option<ReplySigner>,

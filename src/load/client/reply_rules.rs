@@ -1,4 +1,4 @@
-//! Replies to a server that speaks first.
+//! Replies to a server that sends the first message.
 //!
 //! Many protocols begin with a frame of the server: an id that the client must sign, a session that
 //! it must open, a ping in a text frame. A rule maps the beginning of a frame to a reply. Rules

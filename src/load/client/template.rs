@@ -197,7 +197,7 @@ fn put_decimal(out: &mut Vec<u8>, value: u32) {
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
-/// Makes `{signature}`: HMAC-SHA256 in hex, as Pusher's private channels want it.
+/// Makes `{signature}`: HMAC-SHA256 in hex, as Pusher's private channels require it.
 #[derive(Debug)]
 pub struct ReplySigner {
     key: Vec<u8>,

@@ -6,7 +6,7 @@
 //! (closed loop): each room has at most so many messages outstanding; one that has reached every
 //! member allows the next.
 //!
-//! Time is an argument; nothing here knows a socket.
+//! Time is an argument; nothing here uses a socket.
 //!
 //! Invariant: the messages of a room are numbered from 1 without gaps, and each is completed once:
 //! by its last delivery, or given up after the timeout.

@@ -7,7 +7,7 @@
 //!
 //! A choice is a tree of comparisons: with 1024 shards ten of them, not a thousand.
 //!
-//! Invariant: programs are data; nothing here knows a socket. Every jump is forward and in range.
+//! Invariant: programs are data; nothing here uses a socket. Every jump is forward and in range.
 
 use libc::sock_filter;
 

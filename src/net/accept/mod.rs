@@ -106,7 +106,7 @@ impl Answers {
 /// Decides which connections are accepted, and holds the refused ones until they can be closed.
 pub(super) struct LingeringSockets {
     admission: Admission,
-    born: Instant,
+    started: Instant,
     /// Refused sockets and when to close them, oldest first; at most [`LINGERING_MAX`].
     lingering: VecDeque<(Instant, RawFd)>,
     full: Answers,
@@ -121,7 +121,7 @@ impl LingeringSockets {
         let limits = &plan.limits;
         LingeringSockets {
             admission: Admission::new(limits.accepts_per_s_max, limits.accepts_burst_max),
-            born: now,
+            started: now,
             lingering: VecDeque::new(),
             full: Answers::new(RejectReason::ConnectionsFull),
             busy: Answers::new(RejectReason::TooFast),
@@ -177,7 +177,7 @@ impl LingeringSockets {
     }
 
     fn ns(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.born).as_nanos() as u64
+        now.saturating_duration_since(self.started).as_nanos() as u64
     }
 
     /// Closes the sockets whose time is over.

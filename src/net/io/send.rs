@@ -7,7 +7,7 @@
 //! cannot skip (before 5.17) gets one `sendmsg(2)` per socket, with the same answers.
 //!
 //! Invariant: when [`Sender::send`] returns, no write is in flight.
-#![allow(unsafe_code)] // pushing entries whose buffers the batch keeps alive
+#![allow(unsafe_code)] // pushing entries whose buffers the batch owns
 
 use crate::shard::delivery::batch::{SendBatch, SendOp};
 use io_uring::squeue::{Entry, Flags};

@@ -3,7 +3,7 @@
 //! Connects are bounded twice: by the handshakes that are outstanding, and by a rate. A failed
 //! attempt is retried after a delay; a handshake has a deadline.
 //!
-//! Time is an argument; nothing here knows a socket.
+//! Time is an argument; nothing here uses a socket.
 //!
 //! Invariant: `handshakes` is the number of connections that connect or wait for the response.
 

@@ -1,4 +1,4 @@
-//! What a worker knows of its connections.
+//! What a worker stores of its connections.
 //!
 //! Invariant: `tally.joined` is the number of connections in [`ClientState::Joined`].
 
