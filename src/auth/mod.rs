@@ -27,7 +27,7 @@ use std::fmt;
 /// Who a client is, and what it may do. Travels with the connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The authenticated user; `None` for an anonymous client, who is given a name of its own.
+    /// The authenticated user; `None` for an anonymous client, which gets a generated name.
     pub user: Option<Box<str>>,
     /// What it may do; from the token, or the configured default.
     pub rights: Rights,
@@ -38,7 +38,7 @@ pub struct Identity {
 
 /// Why a client is not admitted. Answered with HTTP 401 before any upgrade.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Denied {
+pub enum AuthError {
     /// No token, and anonymous clients are not allowed.
     Missing,
     /// Not a token of ours.
@@ -105,19 +105,19 @@ impl Authenticator {
             let rights = self.anonymous.ok_or(Denied::Missing)?;
             return Ok(Identity { user: None, rights, expires_unix_s: None });
         };
-        let key = self.key.as_ref().ok_or(Denied::Invalid)?;
+        let key = self.key.as_ref().ok_or(AuthError::Invalid)?;
         let claims =
-            decode::<Claims>(token, key, &self.validation).map_err(|_| Denied::Invalid)?.claims;
+            decode::<Claims>(token, key, &self.validation).map_err(|_| AuthError::Invalid)?.claims;
         let now = now_unix_s as f64;
         let leeway = LEEWAY_S as f64;
         if claims.exp.is_some_and(|exp| now >= exp + leeway) {
-            return Err(Denied::Expired);
+            return Err(AuthError::Expired);
         }
         if claims.exp.is_some_and(|exp| exp >= EXP_MAX_S) {
-            return Err(Denied::ExpInMilliseconds);
+            return Err(AuthError::ExpInMilliseconds);
         }
         if claims.nbf.is_some_and(|nbf| now + leeway < nbf) {
-            return Err(Denied::Invalid);
+            return Err(AuthError::Invalid);
         }
         if !is_user_name(&claims.sub) {
             return Err(Denied::Invalid);

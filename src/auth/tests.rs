@@ -20,7 +20,7 @@ fn signed(algorithm: Algorithm, secret: &str, claims: &Value) -> String {
     encode(&Header::new(algorithm), claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
 }
 
-fn admitted(claims: &Value) -> Result<Identity, Denied> {
+fn admitted(claims: &Value) -> Result<Identity, AuthError> {
     authenticator(false, Some(SECRET)).admit(Some(&signed(Algorithm::HS256, SECRET, claims)), NOW)
 }
 
@@ -29,11 +29,11 @@ fn forever(identity: Identity) -> Identity {
     Identity { expires_unix_s: None, ..identity }
 }
 
-fn judge(claims: Value) -> Result<Identity, Denied> {
+fn judge(claims: Value) -> Result<Identity, AuthError> {
     admitted(&claims).map(forever)
 }
 
-fn ann(rights: Rights) -> Result<Identity, Denied> {
+fn ann(rights: Rights) -> Result<Identity, AuthError> {
     Ok(Identity { user: Some("ann".into()), rights, expires_unix_s: None })
 }
 
@@ -44,13 +44,13 @@ fn time_decides_with_a_small_leeway_on_both_sides() {
         (json!({"sub": "ann", "exp": NOW + 1}), ann(USER_RIGHTS)),
         (json!({"sub": "ann", "exp": NOW + 1 - LEEWAY_S}), ann(USER_RIGHTS)),
         (json!({"sub": "ann", "exp": NOW as f64 + 0.5 - LEEWAY_S as f64}), ann(USER_RIGHTS)),
-        (json!({"sub": "ann", "exp": NOW - LEEWAY_S}), Err(Denied::Expired)),
-        (json!({"sub": "ann", "exp": 0}), Err(Denied::Expired)),
-        (json!({"sub": "ann", "exp": -1}), Err(Denied::Expired)),
-        (json!({"sub": "ann", "exp": "tomorrow"}), Err(Denied::Invalid)),
+        (json!({"sub": "ann", "exp": NOW - LEEWAY_S}), Err(AuthError::Expired)),
+        (json!({"sub": "ann", "exp": 0}), Err(AuthError::Expired)),
+        (json!({"sub": "ann", "exp": -1}), Err(AuthError::Expired)),
+        (json!({"sub": "ann", "exp": "tomorrow"}), Err(AuthError::Invalid)),
         (json!({"sub": "ann", "nbf": NOW}), ann(USER_RIGHTS)),
         (json!({"sub": "ann", "nbf": NOW + LEEWAY_S}), ann(USER_RIGHTS)),
-        (json!({"sub": "ann", "nbf": NOW + LEEWAY_S + 1}), Err(Denied::Invalid)),
+        (json!({"sub": "ann", "nbf": NOW + LEEWAY_S + 1}), Err(AuthError::Invalid)),
     ] {
         assert_eq!(judge(claims.clone()), verdict, "{claims}");
     }
@@ -64,9 +64,9 @@ fn a_token_says_when_its_connection_ends_and_milliseconds_are_no_seconds() {
         (json!({"sub": "ann", "exp": NOW + 60}), Ok(Some(NOW + 60 + LEEWAY_S))),
         (json!({"sub": "ann", "exp": NOW as f64 + 60.5}), Ok(Some(NOW + 61 + LEEWAY_S))),
         (json!({"sub": "ann", "exp": 99_999_999_999u64}), Ok(Some(99_999_999_999 + LEEWAY_S))),
-        (json!({"sub": "ann", "exp": (NOW + 60) * 1000}), Err(Denied::ExpInMilliseconds)),
-        (json!({"sub": "ann", "exp": 1e300}), Err(Denied::ExpInMilliseconds)),
-        (json!({"sub": "ann", "exp": u64::MAX}), Err(Denied::ExpInMilliseconds)),
+        (json!({"sub": "ann", "exp": (NOW + 60) * 1000}), Err(AuthError::ExpInMilliseconds)),
+        (json!({"sub": "ann", "exp": 1e300}), Err(AuthError::ExpInMilliseconds)),
+        (json!({"sub": "ann", "exp": u64::MAX}), Err(AuthError::ExpInMilliseconds)),
     ] {
         assert_eq!(expires(claims.clone()), verdict, "{claims}");
     }
@@ -90,7 +90,7 @@ fn a_token_names_a_user_who_may_be_one() {
     ] {
         let verdict = judge(claims.clone());
         assert_eq!(verdict.is_ok(), is_good, "{claims}");
-        assert!(is_good || verdict == Err(Denied::Invalid), "{claims}");
+        assert!(is_good || verdict == Err(AuthError::Invalid), "{claims}");
     }
 }
 
@@ -103,8 +103,8 @@ fn rights_in_a_token_replace_the_default_ones() {
         (json!([]), ann(Rights::NONE)),
         (json!(["fly", "send"]), ann(Rights { send: true, ..Rights::NONE })),
         (json!(null), ann(USER_RIGHTS)),
-        (json!("broadcast"), Err(Denied::Invalid)),
-        (json!([1]), Err(Denied::Invalid)),
+        (json!("broadcast"), Err(AuthError::Invalid)),
+        (json!([1]), Err(AuthError::Invalid)),
     ] {
         assert_eq!(judge(json!({"sub": "ann", "rights": rights})), verdict, "{rights}");
     }
@@ -142,7 +142,7 @@ fn only_our_signature_counts() {
         ("nothing", String::new()),
         ("garbage", "…".to_owned()),
     ] {
-        assert_eq!(authenticator.admit(Some(&token), NOW), Err(Denied::Invalid), "{what}");
+        assert_eq!(authenticator.admit(Some(&token), NOW), Err(AuthError::Invalid), "{what}");
     }
 }
 
@@ -151,15 +151,18 @@ fn nobody_comes_in_without_a_token_unless_that_is_allowed() {
     let anonymous = Ok(Identity { user: None, rights: ANON_RIGHTS, expires_unix_s: None });
     assert_eq!(authenticator(true, None).admit(None, NOW), anonymous);
     assert_eq!(authenticator(true, Some(SECRET)).admit(None, NOW), anonymous);
-    assert_eq!(authenticator(false, Some(SECRET)).admit(None, NOW), Err(Denied::Missing));
+    assert_eq!(authenticator(false, Some(SECRET)).admit(None, NOW), Err(AuthError::Missing));
 }
 
 #[test]
 fn a_bad_token_is_denied_even_where_none_would_do() {
     let expired = signed(Algorithm::HS256, SECRET, &json!({"sub": "ann", "exp": 1}));
-    assert_eq!(authenticator(true, Some(SECRET)).admit(Some(&expired), NOW), Err(Denied::Expired));
-    assert_eq!(authenticator(true, Some(SECRET)).admit(Some("x"), NOW), Err(Denied::Invalid));
-    assert_eq!(authenticator(true, None).admit(Some(&expired), NOW), Err(Denied::Invalid));
+    assert_eq!(
+        authenticator(true, Some(SECRET)).admit(Some(&expired), NOW),
+        Err(AuthError::Expired)
+    );
+    assert_eq!(authenticator(true, Some(SECRET)).admit(Some("x"), NOW), Err(AuthError::Invalid));
+    assert_eq!(authenticator(true, None).admit(Some(&expired), NOW), Err(AuthError::Invalid));
 }
 
 #[test]
@@ -173,7 +176,7 @@ fn what_is_minted_is_admitted_and_what_would_not_be_is_not_minted() {
     let token = mint(&request("ann", None), SECRET).unwrap();
     let admit = |token: &str| authenticator.admit(Some(token), NOW).map(forever);
     assert_eq!(admit(&token), ann(USER_RIGHTS));
-    assert_eq!(authenticator.admit(Some(&token), NOW + 60 + LEEWAY_S), Err(Denied::Expired));
+    assert_eq!(authenticator.admit(Some(&token), NOW + 60 + LEEWAY_S), Err(AuthError::Expired));
     let listener = mint(&request("ann", Some(Rights::NONE)), SECRET).unwrap();
     assert_eq!(admit(&listener), ann(Rights::NONE));
     assert!(mint(&request("anon-1", None), SECRET).is_err());

@@ -1,6 +1,6 @@
 //! Why a connection did not become a WebSocket: status, counter and text of each reason, once.
 
-use crate::auth::Denied;
+use crate::auth::AuthError;
 use crate::metrics::ShardCounters;
 use crate::ws::handshake::{self, write_refusal};
 use bytes::Bytes;
@@ -24,7 +24,7 @@ macro_rules! reject_reasons {
             /// The request for a WebSocket breaks RFC 6455.
             Handshake(handshake::HandshakeError),
             /// The token.
-            Token(Denied),
+            Token(AuthError),
         }
 
         impl RejectReason {
@@ -53,7 +53,7 @@ reject_reasons! {
     /// As many as may be are in their handshake.
     HandshakesFull: 503 refused_handshakes
         "too many come at the same time";
-    /// More come than may come in a second.
+    /// More connections come in a second than `limits.accepts_per_s_max`.
     TooFast: 503 refused_pace
         "too many come at the same time";
     /// `proxy_protocol = required`, and it does not begin with a PROXY header.
@@ -141,7 +141,7 @@ impl RejectReason {
         self.response_with(more)
     }
 
-    /// The answer to a client who may come back after so many seconds.
+    /// The answer with `Retry-After`, in seconds.
     pub fn response_after(self, after_s: usize) -> Bytes {
         self.response_with(&[("Retry-After", &after_s.to_string())])
     }
@@ -156,12 +156,12 @@ impl RejectReason {
     }
 }
 
-fn denied_text(denied: Denied) -> &'static str {
+fn denied_text(denied: AuthError) -> &'static str {
     match denied {
-        Denied::Missing => "a token is needed: ?token=… or Authorization: Bearer …",
-        Denied::Invalid => "this token is not valid here",
-        Denied::Expired => "this token has expired",
-        Denied::ExpInMilliseconds => {
+        AuthError::Missing => "a token is needed: ?token=… or Authorization: Bearer …",
+        AuthError::Invalid => "this token is not valid here",
+        AuthError::Expired => "this token has expired",
+        AuthError::ExpInMilliseconds => {
             "exp of this token is in milliseconds; it must be in seconds (RFC 7519 §4.1.4)"
         }
     }
