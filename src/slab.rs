@@ -43,7 +43,7 @@ impl<T> Slab<T> {
     }
 
     /// One past the highest index ever used: the range that a sweep has to walk.
-    pub fn high(&self) -> usize {
+    pub fn capacity_used(&self) -> usize {
         self.high
     }
 

@@ -37,7 +37,7 @@ const LINGERING_MAX: usize = 256 * 1024;
 pub struct ShardMember {
     /// The shard's own key of the topic.
     pub at: TopicId,
-    /// The shard.
+    /// The shard that has these members.
     pub shard: ShardId,
     /// The encoding in which these members receive the topic. A shard may have several.
     pub encoding: Encoding,
@@ -233,7 +233,7 @@ impl Interest {
 
     /// One past the highest slab index: the range for [`Interest::name_at`].
     pub fn slots_end(&self) -> u32 {
-        u32::try_from(self.entries.high()).expect("the slab is bounded by u32")
+        u32::try_from(self.entries.capacity_used()).expect("the slab is bounded by u32")
     }
 
     /// Adds a topic without members that never expires. Returns the key to subscribe under.
@@ -553,8 +553,8 @@ mod tests {
         for id in 0..topics as u32 {
             let _key = subscribe(&mut interest, &id.to_string(), ONE, id);
         }
-        let slab =
-            interest.entries.high().next_multiple_of(1024) * (size_of::<Option<Entry>>() + 8);
+        let slab = interest.entries.capacity_used().next_multiple_of(1024)
+            * (size_of::<Option<Entry>>() + 8);
         let bytes = interest.places.allocation_size() + slab;
         assert!(bytes / topics <= 70, "{} bytes a topic", bytes / topics);
     }

@@ -95,7 +95,7 @@ impl Shard {
         max: usize,
         address_of: impl Fn(u32) -> Option<SocketAddr>,
     ) -> ConnectionPage {
-        let (max, end) = (max.min(PAGE_CONNECTIONS_MAX), self.conns.high() as u32);
+        let (max, end) = (max.min(PAGE_CONNECTIONS_MAX), self.conns.capacity_used() as u32);
         let stop = end.min(from.saturating_add(PAGE_PLACES_MAX));
         let mut page = ConnectionPage::default();
         for place in from..stop {

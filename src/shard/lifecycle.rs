@@ -26,7 +26,7 @@ use std::net::SocketAddr;
 const RECONNECT_SPREAD_MS: u64 = 5_000;
 
 /// The sweep goes by slices of the slab: each takes one place of every block of 256. When a place is
-/// visited depends on its number alone, so a crowd that comes at once shortens nobody's interval.
+/// visited depends on its number alone, so a crowd that connects at once shortens no interval.
 /// Slices follow each other in bit-reversed order, which spreads a small slab evenly too. Which place
 /// of a block a slice takes differs from block to block ([`tilt`]): those who leave may follow a
 /// pattern, such as every other one, and the rest must not all be of the same slices.
@@ -198,12 +198,12 @@ impl Shard {
         self.queue_reply(conn, Bytes::new(), Follows::Nothing);
     }
 
-    /// The socket failed, or nobody is left to read it.
+    /// The socket failed, or its peer has reset it.
     pub fn handle_peer_gone(&mut self, conn: ConnId, reason: CloseReason) {
         let Some(c) = self.conns.get_mut(conn.0) else { return };
         c.reason.get_or_insert(reason);
         if c.is_open() {
-            // The same visit may still bring bytes of it: they are nobody's.
+            // The same visit may still bring bytes of it: they are ignored.
             c.state =
                 ConnState::Closing { peer_closed: true, ignore_input: true, close_queued: false };
             let encoding = c.encoding;
@@ -290,7 +290,7 @@ impl Shard {
         None
     }
 
-    /// Whether this shard has ended: drained, and nobody is left, nor anything to say for them.
+    /// Whether this shard has ended: drained, without connections, and with an empty uplink.
     pub fn is_drained(&self) -> bool {
         self.life.drain.is_some() && self.conns.is_empty() && self.uplink.is_empty()
     }
@@ -319,7 +319,7 @@ impl Shard {
         c.state = ConnState::Closing { peer_closed, ignore_input, close_queued: false };
         c.reason = Some(reason);
         if peer_closed || ignore_input {
-            // Otherwise the peer's goodbye is waited for, and it may stand in the middle of a
+            // Otherwise the peer's close frame is waited for, and it may stand in the middle of a
             // message.
             c.decoder = None;
         }
@@ -477,7 +477,7 @@ impl Shard {
         sweep.at = sweep.at.max(due + 1);
         for slice in slices {
             let place = (slice as u8).reverse_bits();
-            for block in 0..self.conns.high().div_ceil(SLICES as usize) as u32 {
+            for block in 0..self.conns.capacity_used().div_ceil(SLICES as usize) as u32 {
                 self.visit(block * SLICES as u32 + u32::from(place ^ tilt(block)));
             }
         }
@@ -522,7 +522,7 @@ impl Shard {
 
     /// Closes the share of connections that is due; each close frame says when to reconnect.
     fn drain(&mut self, now_ms: u64) {
-        let high = self.conns.high();
+        let high = self.conns.capacity_used();
         let Some(drain) = &mut self.life.drain else { return };
         let passed_ms = now_ms.saturating_sub(drain.began_ms);
         let share = (high as u64 * passed_ms).checked_div(drain.over_ms).unwrap_or(high as u64);

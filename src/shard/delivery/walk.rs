@@ -45,7 +45,7 @@ impl Shard {
     fn begin_walk(&mut self, id: RoundId, to: TopicId) -> Option<RoundWrite> {
         let is_everybody = encoding_of_everybody(to).is_some();
         let end = match is_everybody {
-            true => self.conns.high(),
+            true => self.conns.capacity_used(),
             false => self.hub.get(to).map_or(0, |topic| topic.members().len()),
         };
         let at = self.droppable(to);

@@ -72,7 +72,7 @@ pub(super) struct Walk {
 /// All topics of one shard.
 pub(super) struct Hub {
     topics: Slab<Topic>,
-    /// Index and hash of each topic by name. The hash stands beside the index, so that growing the
+    /// Index and hash of each topic by name. The hash is stored with the index, so that growing the
     /// table does not touch a million topics.
     by_name: HashTable<(u32, u32)>,
     hasher: DefaultHashBuilder,
@@ -201,7 +201,7 @@ impl Hub {
 
     /// One past the highest place of a topic: for walks by part.
     pub(super) fn places(&self) -> u32 {
-        self.topics.high() as u32
+        self.topics.capacity_used() as u32
     }
 
     /// The topic at a place, if there is one.
@@ -235,7 +235,7 @@ impl Hub {
         Some(TopicId(SlotId { index, generation }))
     }
 
-    /// `conn` comes in. It must not be in yet.
+    /// `conn` becomes a member. It must not be one yet.
     pub(super) fn join(&mut self, id: TopicId, index: u32, conn: &mut Conn) {
         let topic = self.topics.get_mut(id.0).expect("opened just before");
         debug_assert!(conn.joined.find(id.0.index).is_none());
@@ -280,7 +280,7 @@ impl Hub {
         }
     }
 
-    /// Forgets a topic whose last member has left.
+    /// Removes a topic whose last member has left.
     pub(super) fn close(&mut self, id: TopicId) -> Option<Topic> {
         let topic = self.topics.remove(id.0)?;
         debug_assert!(topic.members().is_empty());
