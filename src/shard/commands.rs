@@ -125,7 +125,7 @@ impl Shard {
         }
     }
 
-    /// A decoder at rest is nobody's: the next read of any connection uses it.
+    /// A decoder at rest belongs to no connection: the next read of any one uses it.
     fn keep_decoder(&mut self, conn: ConnId, decoder: Box<crate::ws::decoder::Decoder>) {
         if decoder.is_at_rest() {
             self.spare_decoder = Some(decoder);
@@ -343,8 +343,8 @@ impl Shard {
         }
     }
 
-    /// Answers those who left before their join was done, and gives the others back. An `ok` would
-    /// come after that of their leave, and say the opposite of what is true.
+    /// Answers members that left before their join was done, and returns the other joins. An `ok`
+    /// would come after that of the leave, and mean a membership that has ended.
     fn say_left(&mut self, at: TopicId, waiters: Vec<JoinWaiter>) -> Vec<JoinWaiter> {
         let is_member = |conn: ConnId| {
             self.conns.get(conn.0).is_some_and(|c| c.joined.find(at.0.index).is_some())
@@ -524,7 +524,7 @@ impl Shard {
         }
     }
 
-    /// Forgets a topic that nobody is in or about to be in, and tells the backplane.
+    /// Removes a topic without members and pins, and sends the backplane a leave.
     pub(super) fn close_topic_if_empty(&mut self, index: u32) {
         let topic = self.hub.at(index);
         if !topic.members().is_empty() || self.pendings.is_pinned(index) {

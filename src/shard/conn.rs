@@ -5,8 +5,8 @@
 //!        └──────────────────────▲
 //! ```
 //!
-//! Everything that an idle connection costs stands in [`Conn`]: what only busy, slow or talkative
-//! connections need is behind a pointer that is null for the others. A connection does not hold its
+//! Everything that an idle connection costs is in [`Conn`]: what only busy or slow connections
+//! need is behind a pointer that is null for the others. A connection does not hold its
 //! socket: `socket_key` is the caller's number for it, handed back with each send.
 //!
 //! Invariant: a connection that is `Closing` is in no topic.
@@ -24,9 +24,9 @@ pub enum ConnState {
     Handshaking,
     /// A WebSocket.
     Open,
-    /// A last answer or close frame is on its way; nothing the peer says matters but its close.
+    /// A last answer or close frame is on its way; all input is ignored but the peer's close frame.
     Closing {
-        /// The peer has nothing more to say: when our last byte has left, so has the connection.
+        /// The peer sends nothing more: the connection ends when our last byte has left.
         peer_closed: bool,
         /// Nothing the peer says matters any more, because it never was a WebSocket or has broken the
         /// protocol: our half is closed after the last byte, and the peer's end is waited for.
@@ -36,16 +36,16 @@ pub enum ConnState {
     },
 }
 
-/// Whether a socket waits to be read, for want of a turn or of room in the window, or may not be.
+/// Whether a socket waits to be read, until it has its turn and the window has room, or is paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadState {
     /// It does not.
     Idle,
-    /// It does; what comes after a short read has an edge of its own.
+    /// It does; bytes that arrive after a short read cause an edge of their own.
     Queued,
     /// It does, and edges came since it was queued: it must be read until nothing is left.
     ToTheEnd,
-    /// It is not to be read, whatever comes (see `pause.rs`). Resumed, it is read until nothing is
+    /// It is not to be read, whatever arrives (see `pause.rs`). Resumed, it is read until nothing is
     /// left.
     Paused,
 }
@@ -67,7 +67,7 @@ pub struct Memberships {
     more: Option<Box<Vec<Membership>>>,
 }
 
-/// Stands in an inline place that is not used.
+/// Fills an inline place that is not used.
 const NOWHERE: Membership = Membership { topic: u32::MAX, place: 0 };
 
 impl Default for Memberships {
@@ -105,7 +105,7 @@ impl Memberships {
             .copied()
     }
 
-    /// Where `topic` stands, if the connection is in it.
+    /// The slot of `topic`, if the connection is in it.
     pub fn find(&self, topic: u32) -> Option<usize> {
         self.iter().position(|membership| membership.topic == topic)
     }
@@ -158,7 +158,7 @@ impl Memberships {
     }
 }
 
-/// The unit in which [`Conn::since`] says when a connection was opened: enough for 13 years.
+/// The unit of [`Conn::since`], the time at which a connection was opened: enough for 13 years.
 pub const OPENED_UNIT_MS: u64 = 100;
 
 /// One connection.
@@ -255,7 +255,7 @@ pub enum CloseReason {
     Silent,
     /// This node ends.
     Drain,
-    /// The token with which it came has expired.
+    /// Its token has expired.
     TokenExpired,
     /// Messages of a topic were lost, and the dialect asks its clients to come back for them.
     Lost,
@@ -268,9 +268,9 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// What our close frame says: the code of RFC 6455 where the peer broke it, and otherwise what the
-    /// dialect says. `None` where it has no code (the peer's own is the answer to a peer that closes)
-    /// or none is sent.
+    /// Code and reason of our close frame: the code of RFC 6455 where the peer broke it, and otherwise
+    /// that of the dialect. `None` where it has no code (the peer's own is the answer to a peer that
+    /// closes) or none is sent.
     pub fn close(self, dialect: Dialect) -> Option<(CloseCode, &'static str)> {
         let farewell = match self {
             CloseReason::Protocol(error) => return Some((error.close_code(), error.reason())),

@@ -33,7 +33,7 @@ impl Shard {
             let Some(Waiting { at, close, left }) = self.disconnects.waiting.front_mut() else {
                 return;
             };
-            // Newcomers stand behind: from the last of those who were there to the first.
+            // Later members stand at the end: from the last of those to be closed to the first.
             let members = self.hub.get(*at).map_or(&[][..], |topic| topic.members());
             *left = (*left).min(members.len());
             let Some(member) = left.checked_sub(1).map(|last| members[last]) else {

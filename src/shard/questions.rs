@@ -133,8 +133,8 @@ impl Shard {
         matches!(step, Some(QuestionStep::UnderWay { .. }))
     }
 
-    /// Whether the last answer has left, as far as it matters. Messages that give way are no
-    /// hindrance: a member of a busy room may always have some.
+    /// Whether the last answer has left, as far as it matters. Messages that may be dropped do not
+    /// count: a member of a busy room may always have some.
     fn has_room_for_answer(&self, conn: ConnId) -> bool {
         let outbox = self.conns.get(conn.0).and_then(|c| c.outbox.as_deref());
         let fixed_bytes = outbox.map_or(0, |outbox| outbox.fixed_bytes());

@@ -51,7 +51,7 @@ struct ChainLink {
 pub struct SendBatch {
     ops: Vec<SendOp>,
     bufs: Vec<Bytes>,
-    /// What those buffers are made from whose rooms let messages give way; by the buffer, ascending.
+    /// The frames of those buffers whose rooms let messages be dropped; by the buffer, ascending.
     sources: Vec<(u32, BatchSource)>,
     links: Vec<ChainLink>,
     /// The buffers' lengths added up.
@@ -189,14 +189,14 @@ impl SendBatch {
         self.bufs.len() as u32 - 1
     }
 
-    /// The same for a buffer whose frames may have to give way.
+    /// The same for a buffer whose frames may be dropped.
     pub(super) fn add_sourced(&mut self, bytes: Bytes, source: Option<BatchSource>) -> u32 {
         let buf = self.add_buf(bytes);
         self.sources.extend(source.map(|source| (buf, source)));
         buf
     }
 
-    /// What a buffer is made from, if its frames may have to give way.
+    /// The frames of a buffer, if they may be dropped.
     pub(super) fn source(&self, buf: u32) -> Option<&BatchSource> {
         let place = self.sources.binary_search_by_key(&buf, |(buf, _)| *buf).ok()?;
         Some(&self.sources[place].1)

@@ -136,7 +136,7 @@ pub struct SessionFrames {
 pub enum NotNow {
     /// It has gone.
     Gone,
-    /// It is in its handshake.
+    /// It is not a WebSocket yet, so it has no session.
     Handshaking,
     /// It is being closed.
     Closing,

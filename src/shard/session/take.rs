@@ -87,13 +87,13 @@ impl Shard {
         pending.map(of).collect()
     }
 
-    /// Lets the connection leave its topics, unheard.
+    /// Removes the connection from its topics, without leaves to the backplane.
     fn take_topics(&mut self, conn: ConnId) -> Vec<SessionTopic> {
         let c = self.conns.get(conn.0).expect("it was looked at");
         let indices: Vec<u32> = c.joined.iter().map(|membership| membership.topic).collect();
         let topics = indices.iter().map(|index| self.take_topic(conn, *index)).collect();
         for index in indices.iter().rev() {
-            self.leave_unheard(conn, *index);
+            self.leave_locally(conn, *index);
         }
         topics
     }
@@ -119,7 +119,7 @@ impl Shard {
         }
     }
 
-    fn leave_unheard(&mut self, conn: ConnId, index: u32) {
+    fn leave_locally(&mut self, conn: ConnId, index: u32) {
         self.infos.forget(conn, index);
         self.end_acks(conn, index);
         let c = self.conns.get(conn.0).expect("it was looked at");

@@ -7,12 +7,12 @@ use crate::protocol::dialect::Encoding;
 use bytes::Bytes;
 use std::sync::Arc;
 
-/// What a frame of a room says, as far as it matters when it gives way.
+/// What a frame of a room carries, as far as it matters when it is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameKind {
-    /// A message, and what it is about.
+    /// A message, and its conflate key.
     Message(Option<ConflateKey>),
-    /// So many messages were lost before they came here.
+    /// A loss event: so many messages were lost before they reached this shard.
     Lost(u64),
 }
 
@@ -21,20 +21,20 @@ pub enum FrameKind {
 pub struct FramePart {
     /// The frame.
     pub bytes: Bytes,
-    /// What it says.
+    /// A message or a loss event.
     pub kind: FrameKind,
 }
 
-/// What a buffer is made from, in its order.
+/// The frames from which a buffer is joined, in order.
 #[derive(Clone, Debug)]
 pub(crate) struct BatchSource {
-    /// Whose frames.
+    /// The topic of all of them.
     pub at: TopicId,
     /// The frames.
     pub pieces: Arc<[FramePart]>,
 }
 
-/// The frame that says how many messages of a room were dropped.
+/// The frame with the number of messages of a room that were dropped.
 pub(super) fn loss_marker(topic: &TopicName, encoding: Encoding, count: u64) -> Bytes {
     framing::frame(&Event::Lost { topic: topic.kind(), count }, encoding)
 }

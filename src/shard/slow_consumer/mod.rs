@@ -1,10 +1,10 @@
 //! From a write that a socket did not take to what waits in its outbox.
 //!
-//! Quick members of a room share one buffer, whatever its policy is. What that buffer is made from,
-//! a [`BatchSource`], is noted beside it in the batch, once for each round, and only where the
-//! room's policy lets messages give way: in all other rooms a round carries nothing more than it
-//! did. A slow member's outbox takes the frames one by one, as they came, so that each can go by
-//! itself and none keeps the joined buffer in memory.
+//! Quick members of a room share one buffer, whatever its policy is. The frames in that buffer, a
+//! [`BatchSource`], are noted in the batch, once for each round, and only where the room's policy lets
+//! messages be dropped: rooms of other policies carry only the buffer. A slow member's outbox takes
+//! the frames one by one, as they came, so that each can be dropped by itself and none holds the
+//! joined buffer in memory.
 //!
 //! Invariant: nothing here is reached for a member who keeps up.
 
@@ -19,7 +19,7 @@ use crate::shard::slow_consumer::frames::BatchSource;
 use crate::shard::slow_consumer::outbox::{Outbox, Pushed, rest_of};
 use bytes::Bytes;
 
-/// One slow member, and what is needed to let something wait for it.
+/// The outbox of one slow member, with what is needed to add to it.
 pub(super) struct OutboxWriter<'a> {
     pub(super) outbox: &'a mut Outbox,
     pub(super) bytes_max: usize,
@@ -65,7 +65,7 @@ impl OutboxWriter<'_> {
         self.outbox.push(rest, self.bytes_max, self.counters)
     }
 
-    /// A frame that has begun is completed; the others are loose.
+    /// A frame that has begun is completed; the others may be dropped.
     fn keep_pieces(&mut self, source: &BatchSource, topic: &Topic, taken: usize) -> Pushed {
         let (mut left, mut whole) = (taken, &source.pieces[..]);
         while let Some((first, rest)) = whole.split_first().filter(|_| left > 0) {
@@ -78,6 +78,6 @@ impl OutboxWriter<'_> {
         let (name, encoding) = (topic.name(), topic.encoding());
         let policy = self.namespaces.policy(name.kind());
         let room = self.outbox.room(source.at, name, encoding, policy);
-        self.outbox.push_loose(room, whole, self.bytes_max, self.counters)
+        self.outbox.push_droppable(room, whole, self.bytes_max, self.counters)
     }
 }

@@ -147,7 +147,7 @@ impl AckedRoom {
             self.began = at.epoch;
             self.marks = AgeMarks::default();
             for member in &mut self.members {
-                // Who came when nobody knew where it was has nothing to acknowledge of before.
+                // Admitted before the position was known: nothing earlier is to be acknowledged.
                 member.offset = if was_unknown { before } else { member.offset.min(before) };
                 member.began = at.epoch;
             }

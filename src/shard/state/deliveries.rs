@@ -26,7 +26,7 @@ pub(in crate::shard) const JOIN_BYTES_MAX: usize = 48 * 1024;
 /// members who each publish with `"echo":false` need a thousand joins.
 pub(in crate::shard) const OWN_JOINS_BYTES_MAX: usize = 1024 * 1024;
 
-/// A frame for all who are in the topic when its turn comes, but for one.
+/// A frame for all members that the topic has when its turn comes, except one.
 #[derive(Debug)]
 pub(in crate::shard) struct RoundFrame {
     pub(in crate::shard) bytes: Bytes,
@@ -185,7 +185,7 @@ impl Deliveries {
         matches!(first, Some(RoundItem::Frame(_) | RoundItem::ForEverybody(..)))
     }
 
-    /// Drops a round's first frame: nobody is there to receive it.
+    /// Drops a round's first frame, which has no receiver.
     pub(in crate::shard) fn drop_first(&mut self, id: RoundId) {
         self.round(id).items.pop_front();
         self.items_waiting -= 1;
@@ -201,7 +201,7 @@ impl Deliveries {
         self.round(round).current.as_mut().map(|current| &mut current.walk)
     }
 
-    /// What was being written is done, or nobody is left to receive it.
+    /// What was being written is done, or has no receiver left.
     pub(in crate::shard) fn end_walk(&mut self, current: &RoundWrite) {
         self.items_waiting -= current.taken;
         self.own_bytes -= current.own_bytes;

@@ -46,15 +46,15 @@ use std::sync::Arc;
 /// What a shard is made with.
 #[derive(Clone, Debug)]
 pub struct ShardConfig {
-    /// Which shard.
+    /// The number of this shard on its node.
     pub id: ShardId,
-    /// This node.
+    /// The number of this node, for [`crate::link::origin::Origin`].
     pub node: NodeId,
-    /// This node, for people.
+    /// The name of this node in `welcome`.
     pub node_name: String,
-    /// Every limit.
+    /// The limits, those of one shard among them.
     pub limits: Limits,
-    /// What holds for which rooms.
+    /// The policies of rooms and users.
     pub namespaces: Arc<Namespaces>,
     /// What the names of clients without a token are made with.
     pub anonymous_secret: AnonymousSecret,

@@ -3,7 +3,7 @@
 use crate::ids::ConnId;
 use std::collections::{HashMap, VecDeque};
 
-/// Who is paused. Empty nearly always.
+/// Paused connections. Empty nearly always.
 #[derive(Debug, Default)]
 pub(in crate::shard) struct PausedReads {
     /// What was read of each and not used.

@@ -4,7 +4,7 @@ use crate::ids::{ConnId, Position, TopicId};
 use crate::protocol::{Info, RequestId};
 use std::collections::HashMap;
 
-/// Who waits for an answer. Empty nearly always.
+/// Joins that wait for an answer. Empty nearly always.
 #[derive(Debug, Default)]
 pub(in crate::shard) struct PendingJoins {
     pub(in crate::shard) tickets: u64,
@@ -54,7 +54,7 @@ impl PendingJoins {
         self.of.get(&conn).into_iter().flatten().any(|pending| pending.ticket == ticket)
     }
 
-    /// A connection has gone: nobody is to be admitted for it.
+    /// A connection has closed: its joins are dropped.
     pub(in crate::shard) fn forget(&mut self, conn: ConnId) {
         self.of.remove(&conn);
     }
@@ -97,7 +97,7 @@ impl PendingJoins {
     }
 
     /// Takes the joins of a connection that wait, in the order in which they were asked. Their answers
-    /// are nobody's.
+    /// will be dropped.
     pub(in crate::shard) fn take_all(&mut self, conn: ConnId) -> Vec<PendingJoin> {
         let mut of = self.of.remove(&conn).unwrap_or_default();
         of.sort_unstable_by_key(|pending| pending.ticket);

@@ -4,7 +4,7 @@ use crate::ids::{ConnId, TopicId};
 use crate::link::Uplink;
 use std::collections::{HashMap, VecDeque};
 
-/// Who asks. Empty nearly always.
+/// Connections with an open question. Empty nearly always.
 #[derive(Debug, Default)]
 pub(in crate::shard) struct Questions {
     pub(in crate::shard) of: HashMap<ConnId, Asked>,

@@ -17,7 +17,7 @@
 //! a search. Empty slices go when they come to the front, or when they are more than the others.
 //!
 //! Invariants: this module never sees a socket; `bytes` is the sum of the slices' lengths; what has
-//! begun to leave does not give way; a notice stands where the last message given up stood.
+//! begun to leave is not dropped; a notice stands where the last dropped message stood.
 
 mod chunk;
 
@@ -47,7 +47,7 @@ pub struct Outbox {
     /// Slices that hold nothing any more.
     empty: usize,
     rooms: Vec<RoomQueue>,
-    /// Rooms of which something was dropped that no marker may tell of: the peer must leave them.
+    /// Rooms of which something was dropped without a marker: the peer must leave them.
     losers: Vec<TopicId>,
     /// Since when the peer is known to have taken nothing, in milliseconds of the shard's clock.
     stalled_since_ms: Option<u64>,
@@ -64,16 +64,16 @@ struct Slice {
 enum SliceKind {
     /// It leaves.
     Fixed,
-    /// It may give way: a message of a room, by the room's place.
+    /// It may be dropped: a message of a room, by the room's place.
     Droppable(u32),
-    /// It says what of that room gave way, and how much may be added.
+    /// A loss marker of that room, whose count may still grow.
     Notice(u32),
 }
 
-/// A room that has, or had, something loose here.
+/// A room that has, or had, something droppable here.
 #[derive(Debug)]
 struct RoomQueue {
-    /// `None`: the peer has left it, and what else comes of it is for another stay.
+    /// `None`: the peer has left it. Another membership of the same room gets another entry.
     at: Option<TopicId>,
     name: TopicName,
     encoding: Encoding,
@@ -82,17 +82,17 @@ struct RoomQueue {
     slow: SlowConsumer,
     bytes_max: usize,
     notice_bytes_max: usize,
-    /// Bytes of its loose slices.
+    /// Bytes of its droppable slices.
     bytes: usize,
-    /// Its loose slices, oldest first; conflated ones are still named.
-    loose: VecDeque<Droppable>,
+    /// Its droppable slices, oldest first; conflated ones are still named.
+    droppable: VecDeque<Droppable>,
     /// Where the newest message of each key stands.
     newest: HashMap<Option<ConflateKey>, u64>,
-    /// Where its notice stands.
+    /// The number of its notice's slice.
     notice: Option<u64>,
-    /// Messages given up that no notice which has left tells of.
+    /// Dropped messages that are in no notice which has begun to leave.
     lost: u64,
-    /// Where the last one that gave way stood, until the notice is there.
+    /// The slice of the last one that was dropped, until the notice stands there.
     gap: Option<u64>,
 }
 
@@ -106,7 +106,7 @@ struct Droppable {
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pushed {
-    /// It waits now, or has given way.
+    /// It waits now, or was dropped.
     Queued,
     /// It does not: the peer is too slow.
     Full,
@@ -118,7 +118,7 @@ impl Outbox {
         self.bytes
     }
 
-    /// Bytes of them that may not be given up: replies, control frames, messages of rooms that close
+    /// Bytes of them that may not be dropped: replies, control frames, messages of rooms that close
     /// for slow members.
     pub fn fixed_bytes(&self) -> usize {
         self.bytes - self.rooms.iter().map(|room| room.bytes).sum::<usize>()
@@ -161,8 +161,8 @@ impl Outbox {
         self.append(Chunk::new(bytes), SliceKind::Fixed);
     }
 
-    /// The place of a room here, for [`Outbox::push_loose`]. `name` and `policy` are used only when it
-    /// has none yet.
+    /// The place of a room here, for [`Outbox::push_droppable`]. `name` and `policy` are used only
+    /// when it has none yet.
     pub fn room(
         &mut self,
         at: TopicId,
@@ -183,7 +183,7 @@ impl Outbox {
             bytes_max: policy.slow_bytes_max,
             notice_bytes_max: if has_markers { loss_marker_bytes_max(name, encoding) } else { 0 },
             bytes: 0,
-            loose: VecDeque::new(),
+            droppable: VecDeque::new(),
             newest: HashMap::new(),
             notice: None,
             lost: 0,
@@ -220,9 +220,9 @@ impl Outbox {
         self.losers.pop()
     }
 
-    /// Queues frames of a room. What is too much gives way: older ones of the room, then they
-    /// themselves. `Full`: there is not even room to say so.
-    pub fn push_loose(
+    /// Queues frames of a room. Beyond the limits older ones of the room are dropped, then they
+    /// themselves. `Full`: there is not even room for the notice.
+    pub fn push_droppable(
         &mut self,
         room: usize,
         pieces: &[FramePart],
@@ -233,7 +233,7 @@ impl Outbox {
             self.conflate(room, piece.kind, counters);
             self.push_piece(room, piece, bytes_max, counters);
         }
-        self.tell(room, counters);
+        self.put_notice(room, counters);
         let pushed = self.make_room(0, bytes_max, counters);
         self.tidy();
         self.rooms[room].forget_left(self.first);
@@ -278,7 +278,7 @@ impl Outbox {
         }
     }
 
-    /// What is loose gives way until `bytes` more may wait.
+    /// Drops messages, oldest first, until `bytes` more may wait.
     fn make_room(
         &mut self,
         bytes: usize,
@@ -289,22 +289,22 @@ impl Outbox {
             return Pushed::Queued;
         }
         while self.bytes + bytes > bytes_max {
-            let oldest = |room: &RoomQueue| room.loose.front().map(|loose| loose.number);
+            let oldest = |room: &RoomQueue| room.droppable.front().map(|slice| slice.number);
             let rooms = self.rooms.iter().enumerate();
             let next = rooms.filter_map(|(place, room)| Some((oldest(room)?, place))).min();
             let Some((_, room)) = next else {
                 self.tidy();
                 return Pushed::Full;
             };
-            if self.give_way(room, counters) {
-                self.tell(room, counters);
+            if self.drop_oldest(room, counters) {
+                self.put_notice(room, counters);
             }
         }
         self.tidy();
         Pushed::Queued
     }
 
-    /// A newer message is there: what the older one had to say is worth nothing.
+    /// A newer message replaces the older one with the same key.
     fn conflate(&mut self, place: usize, kind: FrameKind, counters: &mut ShardCounters) {
         let room = &mut self.rooms[place];
         let FrameKind::Message(key) = kind else { return };
@@ -328,10 +328,10 @@ impl Outbox {
         counters: &mut ShardCounters,
     ) {
         let bytes = piece.bytes.len();
-        // With room to say so, should more have to give way.
+        // With room for the notice, should more have to be dropped.
         let all = bytes + self.rooms[place].notice_bytes_max;
         while self.bytes + all > bytes_max || !self.rooms[place].has_room(bytes) {
-            if !self.give_way(place, counters) {
+            if !self.drop_oldest(place, counters) {
                 break;
             }
         }
@@ -344,15 +344,15 @@ impl Outbox {
         self.append(Chunk::Shared(piece.bytes.clone()), SliceKind::Droppable(place as u32));
         let room = &mut self.rooms[place];
         room.bytes += bytes;
-        room.loose.push_back(Droppable { number, kind: piece.kind });
+        room.droppable.push_back(Droppable { number, kind: piece.kind });
         if let (SlowConsumer::Conflate, FrameKind::Message(key)) = (room.slow, piece.kind) {
             room.newest.insert(key, number);
         }
     }
 
-    /// The oldest of a room gives way. `false`: nothing of it is loose.
-    fn give_way(&mut self, place: usize, counters: &mut ShardCounters) -> bool {
-        while let Some(Droppable { number, kind }) = self.rooms[place].loose.pop_front() {
+    /// Drops the oldest message of a room. `false`: nothing of it may be dropped.
+    fn drop_oldest(&mut self, place: usize, counters: &mut ShardCounters) -> bool {
+        while let Some(Droppable { number, kind }) = self.rooms[place].droppable.pop_front() {
             let bytes = self.take_out(number);
             if bytes == 0 {
                 continue; // It was conflated.
@@ -366,12 +366,12 @@ impl Outbox {
         false
     }
 
-    /// Puts the room's notice where the last message gave way.
-    fn tell(&mut self, place: usize, counters: &mut ShardCounters) {
+    /// Puts the room's notice where the last message was dropped.
+    fn put_notice(&mut self, place: usize, counters: &mut ShardCounters) {
         let room = &mut self.rooms[place];
         let Some(gap) = room.gap.take() else { return };
         if !room.has_markers {
-            return self.give_up(place);
+            return self.drop_room(place);
         }
         let bytes = loss_marker(&room.name, room.encoding, room.lost);
         match room.notice.replace(gap) {
@@ -386,8 +386,8 @@ impl Outbox {
 
     /// Drops all of a room that waits, and makes the peer leave it: there is no room for a notice, so
     /// nothing that comes after the loss may arrive.
-    fn give_up(&mut self, place: usize) {
-        while let Some(Droppable { number, .. }) = self.rooms[place].loose.pop_front() {
+    fn drop_room(&mut self, place: usize) {
+        while let Some(Droppable { number, .. }) = self.rooms[place].droppable.pop_front() {
             self.rooms[place].bytes -= self.take_out(number);
         }
         let room = &mut self.rooms[place];
@@ -408,7 +408,7 @@ impl Outbox {
             SliceKind::Droppable(place) => {
                 let room = &mut self.rooms[place as usize];
                 room.bytes -= first.bytes.len();
-                while let Some(Droppable { number, kind }) = room.loose.pop_front() {
+                while let Some(Droppable { number, kind }) = room.droppable.pop_front() {
                     if number == self.first {
                         return room.forget_newest(number, kind);
                     }
@@ -522,10 +522,10 @@ impl RoomQueue {
         }
     }
 
-    /// What stood before `first` is here no more.
+    /// Removes what stood before `first`, which has left.
     fn forget_left(&mut self, first: u64) {
-        while self.loose.front().is_some_and(|loose| loose.number < first) {
-            self.loose.pop_front();
+        while self.droppable.front().is_some_and(|slice| slice.number < first) {
+            self.droppable.pop_front();
         }
     }
 
@@ -538,8 +538,8 @@ impl RoomQueue {
     }
 
     fn renumber(&mut self, new: impl Fn(u64) -> Option<u64>) {
-        let moved = |loose: Droppable| Some(Droppable { number: new(loose.number)?, ..loose });
-        self.loose = self.loose.drain(..).filter_map(moved).collect();
+        let moved = |slice: Droppable| Some(Droppable { number: new(slice.number)?, ..slice });
+        self.droppable = self.droppable.drain(..).filter_map(moved).collect();
         self.newest = self.newest.drain().filter_map(|(key, at)| Some((key, new(at)?))).collect();
         self.notice = self.notice.and_then(new);
     }

@@ -48,7 +48,7 @@ impl TestOutbox {
         let at = TopicId(SlotId { index, generation: 0 });
         let place =
             self.outbox.room(at, &name, Encoding::NATIVE, self.namespaces.policy_of_room(room));
-        self.outbox.push_loose(place, pieces, self.bytes_max, &mut self.counters)
+        self.outbox.push_droppable(place, pieces, self.bytes_max, &mut self.counters)
     }
 
     fn kind(&mut self, room: &str, text: &str, kind: FrameKind) -> Pushed {
@@ -179,7 +179,7 @@ fn only_the_newest_of_each_key_waits_and_there_is_no_notice() {
         outbox.about("t:x", &format!("A{n}"), "A");
         outbox.message("t:x", &n.to_string());
         assert!(outbox.outbox.queue.len() < 4 * EMPTY_SPARE, "what is empty goes");
-        assert!(outbox.outbox.rooms[0].loose.len() < 4 * EMPTY_SPARE);
+        assert!(outbox.outbox.rooms[0].droppable.len() < 4 * EMPTY_SPARE);
     }
     outbox.about("t:y", "other", "A");
     assert_eq!(outbox.counters.slow_conflated, 2 * 198 - 1);
@@ -196,7 +196,7 @@ fn one_hot_key_with_nothing_else_waiting_keeps_no_memory() {
         test.about("t:x", &n.to_string(), "A");
     }
     let outbox = &test.outbox;
-    assert_eq!((outbox.queue.len(), outbox.rooms[0].loose.len()), (1, 1));
+    assert_eq!((outbox.queue.len(), outbox.rooms[0].droppable.len()), (1, 1));
     assert_eq!(test.received(), ["9999"]);
 }
 
