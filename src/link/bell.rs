@@ -7,7 +7,7 @@
 //! Both halves of the protocol stand in [`SleepFlag`], which names no system call; this file adds the
 //! descriptor.
 //!
-//! Invariant: the eventfd is readable only after a ring, and a ring that finds nobody asleep costs
+//! Invariant: the eventfd is readable only after a ring, and a ring while the consumer is awake costs
 //! no system call.
 #![allow(unsafe_code)] // eventfd(2), read(2) and write(2) on a descriptor that this type owns
 

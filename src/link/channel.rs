@@ -25,7 +25,7 @@ type Flag = CachePadded<AtomicBool>;
 pub struct ShardEnd {
     /// Which shard.
     pub id: ShardId,
-    /// Where it says who a broadcast is for.
+    /// Where it publishes how many connections a broadcast is for.
     pub connections: ConnectionCounts,
     uplink: Sender<Uplink>,
     downlink: Receiver<Downlink>,
@@ -48,7 +48,7 @@ impl ShardEnd {
             }
             Err(TrySendError::Full(item) | TrySendError::Disconnected(item)) => item,
         };
-        // Say that we wait, then try again: either this succeeds or the backplane, which looks at
+        // Set the flag, then try again: either this succeeds or the backplane, which looks at
         // the flag after it has taken something, sees it.
         self.stalled.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
@@ -97,7 +97,7 @@ impl ShardEnd {
 pub struct ShardPort {
     /// Which shard.
     pub id: ShardId,
-    /// Who a broadcast is for.
+    /// How many connections of the shard a broadcast is for, by encoding.
     pub connections: ConnectionCounts,
     uplink: Receiver<Uplink>,
     downlink: Sender<Downlink>,
@@ -125,7 +125,7 @@ impl ShardPort {
     }
 
     /// Sends to the shard, or gives the item back when its channel is full. Does not ring.
-    /// A shard that is gone counts as full.
+    /// A shard that has ended counts as full.
     #[allow(clippy::result_large_err)] // the item is the point: the caller keeps or counts it
     pub fn try_send(&self, item: Downlink) -> Result<(), Downlink> {
         self.downlink.try_send(item).map_err(|error| match error {

@@ -38,7 +38,7 @@ impl ConnectionCounts {
 }
 
 /// The shard's key for everybody with an open connection in an encoding: a topic without a member
-/// list, which nobody joins or leaves.
+/// list, without joins and leaves.
 pub const fn everybody(encoding: Encoding) -> TopicId {
     TopicId(SlotId { index: u32::MAX, generation: encoding.place() as u32 })
 }

@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 
 /// Connections in one [`ConnectionPage`], at most: what a shard describes in one visit.
 pub const PAGE_CONNECTIONS_MAX: usize = 64;
-/// Places that one page looks at, at most: those of connections or rooms that have gone are empty.
+/// Places that one page looks at, at most: those of closed connections and rooms are empty.
 pub const PAGE_PLACES_MAX: u32 = 4096;
 /// Rooms that are listed by name for one connection, at most.
 pub const LISTED_ROOMS_MAX: usize = 16;
@@ -41,7 +41,7 @@ pub enum Inspect {
         /// Where the answer goes.
         reply: ReplyTo<Option<RoomReport>>,
     },
-    /// One user.
+    /// The connections and rooms of one user.
     User {
         /// The user's topic (`u:<user>`).
         topic: TopicName,
@@ -97,11 +97,11 @@ impl RoomReport {
 /// Members of a room that acknowledge what they receive, as one shard sees them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AckReport {
-    /// How many.
+    /// Members that acknowledge.
     pub members: usize,
-    /// How many of them lag behind.
+    /// Those that have not acknowledged a message within `ack_timeout_ms`.
     pub lagging: usize,
-    /// What all of them have acknowledged; `None`: there are none.
+    /// The lowest offset that they have acknowledged; `None`: there are none.
     pub lowest_offset: Option<u64>,
 }
 

@@ -52,19 +52,19 @@ pub struct LoadNote {
     /// The share that each shard has been promised since; they need not add up to anything.
     pub shares: Vec<u64>,
     /// What each shard was promised and has not taken yet, as far as one can tell.
-    pub hidden: Vec<u64>,
+    pub in_flight: Vec<u64>,
 }
 
 impl LoadTable {
     /// For so many shards, none of which listens yet.
     pub fn new(shards: u16) -> LoadTable {
-        let spread = LoadTable {
+        let load_table = LoadTable {
             places: (0..shards).map(|_| CachePadded::default()).collect(),
             turns: (0..shards).map(|_| bounded(1)).collect(),
             note: bounded(1),
         };
-        spread.give_turn(0);
-        spread
+        load_table.give_turn(0);
+        load_table
     }
 
     /// How many shards there are.
@@ -123,16 +123,16 @@ mod tests {
 
     #[test]
     fn shards_take_their_turns_in_the_order_of_their_numbers() {
-        let spread = Arc::new(LoadTable::new(8));
+        let load_table = Arc::new(LoadTable::new(8));
         let (turn, turns) = bounded(8);
         let threads: Vec<_> = (0..8)
             .rev()
             .map(|number| {
-                let (spread, turn) = (spread.clone(), turn.clone());
+                let (load_table, turn) = (load_table.clone(), turn.clone());
                 std::thread::spawn(move || {
-                    spread.wait_for_bind_order(ShardId(number));
+                    load_table.wait_for_bind_order(ShardId(number));
                     turn.send(number).unwrap();
-                    spread.pass_bind_turn(ShardId(number));
+                    load_table.pass_bind_turn(ShardId(number));
                 })
             })
             .collect();
@@ -142,24 +142,24 @@ mod tests {
 
     #[test]
     fn one_steers_at_a_time() {
-        let spread = LoadTable::new(2);
-        assert!(spread.take_note().is_none(), "before the first has left one, nobody");
+        let load_table = LoadTable::new(2);
+        assert!(load_table.take_note().is_none(), "before the first has left one, nobody");
         let count = ShardLoad { held: 3, taken: 9 };
-        spread.publish(ShardId(1), count);
-        let counts = spread.counts();
+        load_table.publish(ShardId(1), count);
+        let counts = load_table.counts();
         assert_eq!(counts, [ShardLoad::default(), count]);
-        let (shares, hidden) = (vec![1, 1], vec![0, 0]);
-        spread.leave_note(Box::new(LoadNote { at: Instant::now(), counts, shares, hidden }));
-        let note = spread.take_note().unwrap();
-        assert!(spread.take_note().is_none());
-        spread.leave_note(note);
-        assert_eq!(spread.take_note().unwrap().counts[1], count);
+        let (shares, in_flight) = (vec![1, 1], vec![0, 0]);
+        load_table.leave_note(Box::new(LoadNote { at: Instant::now(), counts, shares, in_flight }));
+        let note = load_table.take_note().unwrap();
+        assert!(load_table.take_note().is_none());
+        load_table.leave_note(note);
+        assert_eq!(load_table.take_note().unwrap().counts[1], count);
     }
 
     #[test]
     fn no_two_shards_write_to_one_cache_line() {
-        let spread = LoadTable::new(2);
-        let at = |shard: usize| &raw const *spread.places[shard] as usize;
+        let load_table = LoadTable::new(2);
+        let at = |shard: usize| &raw const *load_table.places[shard] as usize;
         assert!(at(0).abs_diff(at(1)) >= 64);
     }
 }

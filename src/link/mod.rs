@@ -46,7 +46,7 @@ pub enum Uplink {
     /// The first member of a topic came to this shard. Answered by [`Downlink::Joined`] once
     /// deliveries are certain to arrive.
     Join {
-        /// The topic.
+        /// The name of the topic.
         topic: TopicName,
         /// The shard's own key for it, to be handed back with each delivery.
         at: TopicId,
@@ -55,7 +55,7 @@ pub enum Uplink {
     },
     /// The last member of a topic left this shard.
     Leave {
-        /// The topic.
+        /// The name of the topic.
         topic: TopicName,
         /// The key given in `Join`; a later `Join` of the same topic has another one.
         at: TopicId,
@@ -140,7 +140,7 @@ pub struct PresenceReply {
 /// Asks for the position of a history and the messages after `since`.
 #[derive(Debug)]
 pub struct RecoveryRequest {
-    /// The topic.
+    /// The topic of the history.
     pub topic: TopicName,
     /// The shard's own key for it.
     pub at: TopicId,
@@ -188,7 +188,7 @@ pub struct Unrecoverable {
 /// Asks for a page of a history.
 #[derive(Debug)]
 pub struct HistoryRequest {
-    /// The topic.
+    /// The topic of the history.
     pub topic: TopicName,
     /// Which messages of it.
     pub page: Page,
@@ -214,7 +214,7 @@ pub struct HistoryReply {
     pub conn: ConnId,
     /// The client's number for its request.
     pub id: Option<RequestId>,
-    /// The topic.
+    /// The topic of the history.
     pub topic: TopicName,
     /// The page, or why there is none.
     pub page: Result<HistoryPage, HistoryError>,
@@ -303,7 +303,7 @@ pub enum Downlink {
     Lost {
         /// The shard's own key.
         to: TopicId,
-        /// How many.
+        /// Deliveries that were dropped.
         count: u64,
     },
     /// How a connection's publish ended.

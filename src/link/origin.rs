@@ -5,9 +5,9 @@ use crate::ids::{ConnId, NodeId, ShardId};
 /// A connection, named so that any node can tell whether it is its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// The node.
+    /// The node on which it is open.
     pub node: NodeId,
-    /// Its shard.
+    /// The shard of that node.
     pub shard: ShardId,
     /// The shard's connection.
     pub conn: ConnId,

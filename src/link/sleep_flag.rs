@@ -1,4 +1,4 @@
-//! Who sleeps and who has to wake them: one flag, two fences, no system call.
+//! Whether a consumer sleeps and has to be woken: one flag, two fences, no system call.
 //!
 //! The consumer raises the flag, fences, looks once more, and only then sleeps. The producer
 //! publishes, fences, and looks at the flag. Whichever fence comes first in the one order that all

@@ -39,9 +39,9 @@ use std::time::Instant;
 pub struct ShardSetup {
     /// What the configuration means.
     pub plan: Arc<Plan>,
-    /// This shard.
+    /// The number of this shard, and the core of its thread.
     pub shard: ShardPlan,
-    /// Its ends of the window.
+    /// Its ends of the channels to and from the backplane, with its bell.
     pub end: ShardEnd,
     /// The way to the ops thread, for HTTP requests.
     pub calls: CallSender,
@@ -54,7 +54,7 @@ pub struct ShardSetup {
     /// Where it reports that it listens.
     pub health: Arc<Health>,
     /// How many connections each shard has.
-    pub spread: Arc<LoadTable>,
+    pub load_table: Arc<LoadTable>,
 }
 
 /// Runs one shard on the calling thread, until it has been drained. The thread is pinned and has its
@@ -67,19 +67,19 @@ pub fn run_shard(setup: ShardSetup) -> std::io::Result<()> {
     accept::steering::check_core(&setup.plan, &setup.shard)?;
     let mut runtime = io::runtime::build()?;
     // A shard's place in the kernel's group of listeners has to be its number.
-    setup.spread.wait_for_bind_order(setup.shard.id);
+    setup.load_table.wait_for_bind_order(setup.shard.id);
     let listener = accept::listen(&setup.plan)?;
-    let spread = setup.spread.clone();
+    let load_table = setup.load_table.clone();
     let steering =
-        Steering::begin(&setup.plan, setup.shard.id, spread.clone(), listener.as_raw_fd());
-    spread.pass_bind_turn(setup.shard.id);
+        Steering::begin(&setup.plan, setup.shard.id, load_table.clone(), listener.as_raw_fd());
+    load_table.pass_bind_turn(setup.shard.id);
     let lingering = accept::LingeringSockets::new(&setup.plan, Instant::now());
     let (bell, health) = (setup.end.bell().clone(), setup.health.clone());
     let shard = new_shard(&setup);
-    let room = reactor::Reactor::new(setup, shard, steering)?;
+    let reactor = reactor::Reactor::new(setup, shard, steering)?;
     runtime.block_on(async move {
         io::runtime::self_test().await?;
-        tasks::run(room, lingering, listener, bell, &health).await
+        tasks::run(reactor, lingering, listener, bell, &health).await
     })
 }
 

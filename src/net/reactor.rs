@@ -1,13 +1,13 @@
 //! The only entrance to the shard.
 //!
 //! A visit is synchronous: the closure cannot await, so nobody holds the shard across a suspension.
-//! A visit ends with a drain: what the shard has to say to the backplane goes into the window, one
-//! batch of writes goes to the sockets, and sockets whose time has come are closed. What does not
+//! A visit ends with a drain: the shard's items for the backplane go into the window, one batch of
+//! writes goes to the sockets, and sockets whose deadline has passed are closed. What does not
 //! fit one batch is left to the writer task (`tasks.rs`), so that a delivery to a hundred thousand
 //! members holds nobody else up for longer than one batch.
 //!
-//! Invariant: if a visit panics the room is not put back, and the thread ends: a shard with a broken
-//! invariant serves nobody.
+//! Invariant: if a visit panics the reactor is not put back, and the thread ends: a shard with a
+//! broken invariant serves no client.
 
 use crate::ids::ConnId;
 use crate::link::calls::{Call, CallSender};
@@ -63,39 +63,39 @@ const READS_MAX: usize = 1024;
 /// always have bytes to read a quiet one waits for 8 MiB: some tens of milliseconds.
 const CROWDED_TURN_BYTES: usize = 16 * 1024;
 
-/// Lends the room out, one visit at a time.
+/// Lends the reactor out, one visit at a time.
 pub(super) struct ReactorCell {
-    room: Cell<Option<Box<Reactor>>>,
+    inner: Cell<Option<Box<Reactor>>>,
 }
 
 impl ReactorCell {
     /// An entrance to this reactor.
-    pub(super) fn new(room: Reactor) -> ReactorCell {
-        ReactorCell { room: Cell::new(Some(Box::new(room))) }
+    pub(super) fn new(reactor: Reactor) -> ReactorCell {
+        ReactorCell { inner: Cell::new(Some(Box::new(reactor))) }
     }
 
     /// Calls the shard, then carries out everything that it has to be polled for.
-    pub(super) fn visit<R>(&self, tell: impl FnOnce(&mut Reactor) -> R) -> R {
-        let mut room = self.room.take().expect("nobody visits from inside a visit");
+    pub(super) fn visit<R>(&self, call: impl FnOnce(&mut Reactor) -> R) -> R {
+        let mut reactor = self.inner.take().expect("nobody visits from inside a visit");
         let began = Instant::now();
-        room.tick_if_due(began);
-        let answer = tell(&mut room);
-        room.drain(began);
-        room.shard.counters.visit_time.record(began.elapsed());
-        self.room.set(Some(room));
+        reactor.tick_if_due(began);
+        let answer = call(&mut reactor);
+        reactor.drain(began);
+        reactor.shard.counters.visit_time.record(began.elapsed());
+        self.inner.set(Some(reactor));
         answer
     }
 
-    /// Drops the room, and with it the shard's end of the window. Nobody may visit afterwards.
+    /// Drops the reactor, and with it the shard's end of the window. No visit may follow.
     pub(super) fn close(&self) {
-        drop(self.room.take().expect("it is closed once, and from outside a visit"));
+        drop(self.inner.take().expect("it is closed once, and from outside a visit"));
     }
 
-    /// Looks, without telling the shard anything: no drain.
+    /// Reads something without changing the shard: no drain.
     pub(super) fn look<R>(&self, look: impl FnOnce(&mut Reactor) -> R) -> R {
-        let mut room = self.room.take().expect("nobody visits from inside a visit");
-        let answer = look(&mut room);
-        self.room.set(Some(room));
+        let mut reactor = self.inner.take().expect("nobody visits from inside a visit");
+        let answer = look(&mut reactor);
+        self.inner.set(Some(reactor));
         answer
     }
 }
@@ -127,7 +127,7 @@ pub(super) struct Reactor {
     must_ring: bool,
     /// When the backplane was last rung.
     rung: Instant,
-    /// Wakes the ringer, when a visit leaves the bell to it.
+    /// Wakes the task that rings the backplane, when a visit leaves the bell to it.
     pub ring_waker: Option<Waker>,
     /// Wakes the writer, when a visit leaves something to write.
     pub writer: Option<Waker>,
@@ -137,7 +137,7 @@ pub(super) struct Reactor {
 }
 
 impl Reactor {
-    /// The room of a shard that is about to start.
+    /// The reactor of a shard that is about to start.
     pub(super) fn new(setup: ShardSetup, shard: Shard, steering: Steering) -> io::Result<Reactor> {
         let limits = setup.plan.limits;
         Ok(Reactor {
@@ -216,8 +216,8 @@ impl Reactor {
         self.shard.is_drained()
     }
 
-    /// Whether a socket comes past the proxies through which every connection has to come.
-    pub(super) fn is_stranger(&self, socket: RawFd) -> bool {
+    /// Whether the peer of a socket is none of the proxies through which every connection has to come.
+    pub(super) fn bypasses_proxies(&self, socket: RawFd) -> bool {
         let plan = self.routes.plan();
         plan.proxy_protocol == ProxyProtocol::Required
             && socket::peer(socket)
@@ -253,7 +253,7 @@ impl Reactor {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => self.shard.handle_peer_gone(conn, CloseReason::Io),
         }
-        // Whatever more there is, the set of sockets tells when this one is added.
+        // If there is more, adding the socket to the epoll set causes an event for it.
     }
 
     /// A connection was refused.
@@ -280,7 +280,7 @@ impl Reactor {
         self.steering.publish(ShardLoad { held, taken: self.shard.counters.accepted });
     }
 
-    /// A connection could not be taken for want of descriptors.
+    /// A connection could not be accepted, because descriptors have run out.
     pub(super) fn count_no_files(&mut self) {
         self.shard.counters.refused_files += 1;
     }
@@ -292,7 +292,7 @@ impl Reactor {
             self.flush(event.conn);
         }
         if event.failed && self.shard.is_paused(event.conn) {
-            // Nobody is left to wait for us, nor to take what waits for it.
+            // The peer is gone: it waits for no answer and takes none.
             return self.shard.handle_peer_gone(event.conn, CloseReason::Gone);
         }
         if event.readable && self.shard.handle_readable(event.conn, event.hung_up) {
@@ -300,9 +300,9 @@ impl Reactor {
         }
     }
 
-    /// Reads from those who wait for it, each one turn, while there is room for what they ask and
-    /// the turn is not over. Who turns out to have gone is seen out at once: when thousands go
-    /// together, it is that what takes the time.
+    /// Reads from connections that wait for it, each one turn, while there is room for what they ask
+    /// and the turn is not over. One that turns out to be closed is ended at once: when thousands
+    /// close together, that takes most of the time.
     pub(super) fn read_waiting(&mut self) {
         let until = Instant::now() + READ_TURN;
         for _ in 0..self.unread.len().min(READS_MAX) {
@@ -380,7 +380,7 @@ impl Reactor {
 
     fn read(&mut self, conn: ConnId) {
         let Some((socket_key, to_the_end)) = self.shard.begin_reading(conn) else { return };
-        // Alone, a connection may talk for long; among many, each says a little in turn.
+        // Alone, a connection has a long turn; among many, each has a short one.
         let crowded = !self.unread.is_empty();
         let at_once = if crowded { CROWDED_TURN_BYTES } else { self.scratch.len() };
         let turn_max = if crowded { CROWDED_TURN_BYTES } else { self.read_turn_bytes_max };
@@ -404,7 +404,7 @@ impl Reactor {
                 Err(_) => return self.shard.handle_peer_gone(conn, CloseReason::Io),
             }
         }
-        // There may be more, and no edge will say so.
+        // There may be more, and no edge comes for it.
         if self.shard.handle_readable(conn, true) {
             self.unread.push_back(conn);
         }
@@ -444,7 +444,7 @@ impl Reactor {
         })
     }
 
-    /// Lets the stage of a connection go on, and carries out what comes of it.
+    /// Continues the stage of a connection, and carries out its result.
     fn in_stage(
         &mut self,
         conn: ConnId,
@@ -662,7 +662,7 @@ impl Reactor {
                         let reason = reason.label();
                         tracing::debug!(%connection, reason, "connection ended");
                     }
-                    // A health check: a line for each would be all that the log says.
+                    // A health check: a line for each would fill the log.
                     (None, LeftAt::Nothing) => self.shard.counters.probes += 1,
                     (None, LeftAt::Served) => {}
                     (None, LeftAt::Halfway) => {

@@ -1,4 +1,4 @@
-//! The shard's tasks: who waits for what, and what each tells the shard when it comes.
+//! The shard's tasks: what each waits for, and how it calls the shard then.
 //!
 //! Seven for the whole shard, none per connection. They share nothing but the [`ReactorCell`]. A
 //! task that has more to do than one turn's worth yields *fairly*: monoio puts a task that wakes
@@ -38,7 +38,7 @@ pub(super) async fn run(
     let backlog = socket::watch(listener.as_raw_fd())?;
     let rung = socket::watch(bell.fd())?;
     let reactor = Rc::new(ReactorCell::new(inner));
-    reactor.visit(|_| ()); // The shard has something to say before anybody comes.
+    reactor.visit(|_| ()); // The shard has items for the backplane before the first connection.
     let listener = Rc::new(listener);
     monoio::spawn(accept_loop(reactor.clone(), lingering, backlog, listener.clone()));
     monoio::spawn(event_loop(reactor.clone(), sockets));
@@ -104,7 +104,7 @@ fn take_batch(
         }
         match accept(listener) {
             Accepted::Socket(socket) => {
-                let may = if inner.is_stranger(socket) {
+                let may = if inner.bypasses_proxies(socket) {
                     Err(RejectReason::NoProxy)
                 } else if lingering.admit(now) {
                     inner.accept(socket)
@@ -128,8 +128,8 @@ fn take_batch(
     true
 }
 
-/// Takes what happens to sockets, always: a full window must not keep anybody from hearing what
-/// waits for them, nor from being counted as active.
+/// Takes the events of sockets, always: a full window must keep no client from receiving what waits
+/// for it, nor from being counted as active.
 async fn event_loop(reactor: Rc<ReactorCell>, sockets: TcpStream) {
     let mut events: Vec<Readiness> = Vec::new();
     loop {
@@ -153,7 +153,7 @@ async fn event_loop(reactor: Rc<ReactorCell>, sockets: TcpStream) {
     }
 }
 
-/// Reads on from those who wait, a turn each, whenever there is inner for what they ask.
+/// Reads on from connections that wait, a turn each, whenever there is room for what they ask.
 async fn read_loop(reactor: Rc<ReactorCell>) {
     loop {
         poll_fn(|cx| {

@@ -181,8 +181,8 @@ mod tests {
         let_go.store(2, Ordering::Relaxed);
         assert_eq!(main.join().unwrap(), ExitCode::SUCCESS);
 
-        // A shard that does not finish, and an operator who has no time. The first signal comes
-        // before the node listens.
+        // A shard that does not finish, and a second signal. The first one comes before the node
+        // listens.
         let let_go = Arc::new(AtomicU8::new(0));
         let (node, end) = running_node(&let_go, 600_000);
         let caught = signals().unwrap();

@@ -46,7 +46,7 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::RunningNode, 
     let authenticator = Arc::new(Authenticator::new(&plan.auth));
     let anonymous_secret = AnonymousSecret::new(random()?);
     let health = Arc::new(Health::default());
-    let spread = Arc::new(LoadTable::new(shards));
+    let load_table = Arc::new(LoadTable::new(shards));
     let shard_mirrors: Vec<_> = (0..shards).map(|_| Arc::default()).collect();
     let backplane_mirror = Arc::default();
     let tables_split = Arc::new(Barrier::new(usize::from(shards) + 1));
@@ -63,7 +63,7 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::RunningNode, 
             anonymous_secret,
             mirror: Arc::clone(mirror),
             health: health.clone(),
-            spread: spread.clone(),
+            load_table: load_table.clone(),
         };
         let tables_split = tables_split.clone();
         let run = move || {

@@ -1,13 +1,13 @@
 //! Which share of the next connections each shard should get, so that all hold equally many.
 //!
 //! Chance alone is not even: of 100,000 connections, each of 60 shards gets 1667, but the luckiest 7 %
-//! more. So the shares follow the counts, like water that is poured over steps: as many
-//! connections as came since the last look are thought of as poured over all shards up to one common
-//! level. What a shard would get of that is its share of the next ones.
+//! more. So the shares follow the counts by water-filling: as many connections as came since the last
+//! look are distributed over all shards up to one common level. What a shard gets of that is its share
+//! of the next ones.
 //!
 //! What is counted lags behind what the kernel has given out, because arrived is not yet accepted.
-//! So each shard is thought to have also what it was promised and has not taken
-//! ([`LoadNote::hidden`]); as a share only holds on average, that is forgotten within some looks. And
+//! So each shard is counted with what it was promised and has not taken ([`LoadNote::in_flight`]); as
+//! a share only holds on average, that decays within some looks. And
 //! a shard that takes nothing for long is promised no more than an even share: it is short of time,
 //! not of connections.
 //!
@@ -23,12 +23,12 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_millis(3);
 
 /// What is thought to be on its way loses an eighth with each look.
 const FORGET: u64 = 8;
-/// Off the mean by so much of it, or by so many, is even enough: the kernel is left in peace.
+/// Off the mean by so much of it, or by so many, is even enough: the kernel gets no new program.
 const TOLERANCE: (u64, u64) = (128, 4);
 /// Fractions of a connection count, in what is thought to be on its way.
 const PARTS: u64 = 16;
-/// Who is promised nothing else still gets one in so many, shared by all. They are who notices when
-/// the one that is promised nearly all stands still.
+/// One in so many goes to all shards alike, also to those that are promised nothing else: they have to
+/// notice when the one that is promised nearly all stands still.
 const TRICKLE: u64 = 128;
 /// What one shard can take in a millisecond, about.
 const TAKES_PER_MS: u64 = 50;
@@ -37,27 +37,30 @@ const SILENCE: u64 = 16;
 /// So many taken by the others are enough to tell from how many one should have taken.
 const EVIDENCE: u64 = 64;
 
-/// What to tell the kernel and the next one who looks.
+/// The result of a look: for the kernel, and for the next look.
 #[derive(Debug)]
 pub(super) struct BalanceStep {
     /// The shares from now on; `None`: as they are.
     pub shares: Option<Vec<u64>>,
-    /// What is thought to be on its way to each shard.
-    pub hidden: Vec<u64>,
+    /// What is estimated to be on its way to each shard.
+    pub in_flight: Vec<u64>,
 }
 
 /// Looks at what the shards hold now, `note` being of the last look.
 pub(super) fn look(counts: &[ShardLoad], note: &LoadNote, now: Instant) -> BalanceStep {
     let shards = counts.len() as u64;
     let came = Arrivals::since(note, counts);
-    let hidden = came.hidden(note);
-    let held: Vec<u64> =
-        counts.iter().zip(&hidden).map(|(count, hidden)| count.held + hidden / PARTS).collect();
+    let in_flight = came.in_flight(note);
+    let held: Vec<u64> = counts
+        .iter()
+        .zip(&in_flight)
+        .map(|(count, in_flight)| count.held + in_flight / PARTS)
+        .collect();
     let mean = counts.iter().map(|count| count.held).sum::<u64>() / shards;
     let tolerance = (mean / TOLERANCE.0).max(TOLERANCE.1);
     if held.iter().all(|held| held.abs_diff(mean) <= tolerance) {
         let even = vec![1; counts.len()];
-        return BalanceStep { shares: (note.shares != even).then_some(even), hidden };
+        return BalanceStep { shares: (note.shares != even).then_some(even), in_flight };
     }
     let ahead = came.all.max(shards / 2).max(4);
     let passed_ms = (now.saturating_duration_since(note.at).as_millis() as u64).max(1);
@@ -72,19 +75,19 @@ pub(super) fn look(counts: &[ShardLoad], note: &LoadNote, now: Instant) -> Balan
         })
         .collect();
     let trickle = (ahead / shards).max(1);
-    let poured = pour(&held, &mosts, ahead);
+    let poured = water_fill(&held, &mosts, ahead);
     let shares = poured.iter().map(|share| TRICKLE * share + trickle).collect();
-    BalanceStep { shares: Some(shares), hidden }
+    BalanceStep { shares: Some(shares), in_flight }
 }
 
-/// Pours `ahead` connections over what the shards hold, no more on each than it may get: what does not
-/// go there stands higher with the others.
-fn pour(held: &[u64], mosts: &[u64], ahead: u64) -> Vec<u64> {
+/// Distributes `ahead` connections over what the shards hold, no more to each than it may get: what
+/// does not fit there raises the level of the others.
+fn water_fill(held: &[u64], mosts: &[u64], ahead: u64) -> Vec<u64> {
     let mut poured = vec![0; held.len()];
     let mut open: Vec<usize> = (0..held.len()).collect();
     let mut left = ahead;
     loop {
-        let level = level(open.iter().map(|shard| held[*shard]).collect(), left);
+        let level = water_level(open.iter().map(|shard| held[*shard]).collect(), left);
         let before = open.len();
         open.retain(|&shard| {
             let share = level.saturating_sub(held[shard]);
@@ -100,8 +103,8 @@ fn pour(held: &[u64], mosts: &[u64], ahead: u64) -> Vec<u64> {
     }
 }
 
-/// How high `ahead` connections stand when poured over these steps.
-fn level(mut steps: Vec<u64>, ahead: u64) -> u64 {
+/// The level of `ahead` connections distributed over these steps.
+fn water_level(mut steps: Vec<u64>, ahead: u64) -> u64 {
     steps.sort_unstable();
     let (mut below, mut level) = (0, 0);
     for (lower, step) in (0..).zip(steps) {
@@ -131,11 +134,11 @@ impl Arrivals {
     }
 
     /// What was promised and not taken yet, in `PARTS` of a connection.
-    fn hidden(&self, note: &LoadNote) -> Vec<u64> {
-        let each = self.each.iter().zip(&note.shares).zip(&note.hidden);
-        each.map(|((took, share), hidden)| {
+    fn in_flight(&self, note: &LoadNote) -> Vec<u64> {
+        let each = self.each.iter().zip(&note.shares).zip(&note.in_flight);
+        each.map(|((took, share), in_flight)| {
             let promised = (PARTS * self.all * share).checked_div(self.promised).unwrap_or(0);
-            (hidden - hidden / FORGET + promised).saturating_sub(PARTS * took)
+            (in_flight - in_flight / FORGET + promised).saturating_sub(PARTS * took)
         })
         .collect()
     }
@@ -179,7 +182,7 @@ mod tests {
                 at: now,
                 counts: counts.clone(),
                 shares: vec![1; shards],
-                hidden: vec![0; shards],
+                in_flight: vec![0; shards],
             };
             Group {
                 backlogs: vec![0; shards],
@@ -239,11 +242,11 @@ mod tests {
         }
 
         fn look(&mut self) {
-            let BalanceStep { shares, hidden } = look(&self.counts, &self.note, self.now);
+            let BalanceStep { shares, in_flight } = look(&self.counts, &self.note, self.now);
             let shares = shares.unwrap_or_else(|| self.note.shares.clone());
             self.program = bpf::by_share(&shares);
             let counts = self.counts.clone();
-            self.note = LoadNote { at: self.now, counts, shares, hidden };
+            self.note = LoadNote { at: self.now, counts, shares, in_flight };
         }
 
         /// How far the worst is off the mean, in thousandths of it.
@@ -315,8 +318,8 @@ mod tests {
     fn what_is_even_is_left_alone() {
         let now = Instant::now();
         let counts = vec![ShardLoad { held: 1000, taken: 1000 }; 4];
-        let (shares, hidden) = (vec![1; 4], vec![0; 4]);
-        let even = LoadNote { at: now, counts: counts.clone(), shares, hidden };
+        let (shares, in_flight) = (vec![1; 4], vec![0; 4]);
+        let even = LoadNote { at: now, counts: counts.clone(), shares, in_flight };
         assert_eq!(look(&counts, &even, now).shares, None);
         let uneven = LoadNote { shares: vec![1, 2, 1, 1], ..even };
         assert_eq!(look(&counts, &uneven, now).shares, Some(vec![1; 4]), "no more than before");
@@ -324,14 +327,14 @@ mod tests {
 
     #[test]
     fn water_finds_its_level() {
-        assert_eq!(level(vec![0, 0, 0], 30), 10);
-        assert_eq!(level(vec![0, 100, 100], 30), 30);
-        assert_eq!(level(vec![20, 0, 100], 30), 25);
-        assert_eq!(level(vec![5, 5, 5], 3), 6);
+        assert_eq!(water_level(vec![0, 0, 0], 30), 10);
+        assert_eq!(water_level(vec![0, 100, 100], 30), 30);
+        assert_eq!(water_level(vec![20, 0, 100], 30), 25);
+        assert_eq!(water_level(vec![5, 5, 5], 3), 6);
         let all = u64::MAX;
-        assert_eq!(pour(&[20, 0, 100], &[all; 3], 30), [5, 25, 0]);
-        assert_eq!(pour(&[20, 0, 100], &[all, 10, all], 30), [20, 10, 0]);
-        assert_eq!(pour(&[20, 0, 30], &[all, 10, all], 30), [15, 10, 5]);
-        assert_eq!(pour(&[0, 0], &[1, 2], 30), [1, 2]);
+        assert_eq!(water_fill(&[20, 0, 100], &[all; 3], 30), [5, 25, 0]);
+        assert_eq!(water_fill(&[20, 0, 100], &[all, 10, all], 30), [20, 10, 0]);
+        assert_eq!(water_fill(&[20, 0, 30], &[all, 10, all], 30), [15, 10, 5]);
+        assert_eq!(water_fill(&[0, 0], &[1, 2], 30), [1, 2]);
     }
 }

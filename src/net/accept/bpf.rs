@@ -3,7 +3,7 @@
 //! The listeners of all shards share one port (`SO_REUSEPORT`), and the kernel asks a classic BPF
 //! program which of them takes the next connection: the answer is a place in the group, and shard
 //! `n` listens at place `n`. An answer beyond the group leaves the choice to the kernel's hash. The
-//! program can be exchanged at any time, by anybody who has one of the listeners, without privilege.
+//! program can be exchanged at any time through any of the listeners, without privilege.
 //!
 //! A choice is a tree of comparisons: with 1024 shards ten of them, not a thousand.
 //!

@@ -11,7 +11,7 @@
 
 use crate::policy::token_bucket::TokenBucket;
 
-/// The latest that anybody is asked to come back.
+/// The largest `Retry-After`, in seconds.
 pub(super) const RETRY_S_MAX: usize = 30;
 /// The round when few were refused.
 const ROUND_S_MIN: u64 = 4;

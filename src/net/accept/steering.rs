@@ -27,7 +27,7 @@ use std::time::Instant;
 
 /// One shard's part in steering.
 pub(crate) struct Steering {
-    spread: Arc<LoadTable>,
+    load_table: Arc<LoadTable>,
     shard: ShardId,
     listener: RawFd,
     /// This shard's load, as it stands in the table.
@@ -45,10 +45,10 @@ impl Steering {
     pub(crate) fn begin(
         plan: &Plan,
         shard: ShardId,
-        spread: Arc<LoadTable>,
+        load_table: Arc<LoadTable>,
         listener: RawFd,
     ) -> Steering {
-        let shards = spread.shards();
+        let shards = load_table.shards();
         let is_last = usize::from(shard.0) + 1 == shards;
         let is_even = plan.steering == Policy::Even && shards > 1;
         let now = Instant::now();
@@ -61,16 +61,16 @@ impl Steering {
             };
             let taken = first.is_some_and(|program| attach(listener, &program));
             if is_even && taken {
-                let counts = spread.counts();
-                let hidden = vec![0; shards];
-                spread.leave_note(Box::new(LoadNote { at: now, counts, shares, hidden }));
+                let counts = load_table.counts();
+                let in_flight = vec![0; shards];
+                load_table.leave_note(Box::new(LoadNote { at: now, counts, shares, in_flight }));
             }
         }
         let next_look = is_even.then_some(now);
         let by_core = plan.steering == Policy::Cpu;
         let core = plan.shards[usize::from(shard.0)].core.filter(|_| by_core);
         Steering {
-            spread,
+            load_table,
             shard,
             listener,
             published: ShardLoad::default(),
@@ -89,7 +89,7 @@ impl Steering {
     pub(crate) fn publish(&mut self, count: ShardLoad) {
         if self.published != count {
             self.published = count;
-            self.spread.publish(self.shard, count);
+            self.load_table.publish(self.shard, count);
         }
     }
 
@@ -108,14 +108,14 @@ impl Steering {
         }
         self.next_look = Some(now + LOOK_EVERY);
         self.looked_at = self.published;
-        let Some(mut note) = self.spread.take_note() else { return };
+        let Some(mut note) = self.load_table.take_note() else { return };
         let due = note.at + LOOK_EVERY;
         if now < due {
             self.next_look = Some(due);
             self.looked_at = ShardLoad::default();
-            return self.spread.leave_note(note);
+            return self.load_table.leave_note(note);
         }
-        let counts = self.spread.counts();
+        let counts = self.load_table.counts();
         let look = balance::look(&counts, &note, now);
         if let Some(shares) = look.shares {
             if !attach(self.listener, &bpf::by_share(&shares)) {
@@ -126,8 +126,8 @@ impl Steering {
             }
             note.shares = shares;
         }
-        *note = LoadNote { at: now, counts, hidden: look.hidden, shares: note.shares };
-        self.spread.leave_note(note);
+        *note = LoadNote { at: now, counts, in_flight: look.in_flight, shares: note.shares };
+        self.load_table.leave_note(note);
     }
 
     /// This shard has stopped listening, so places in the group are no longer shard numbers.
@@ -252,12 +252,12 @@ mod tests {
     fn the_next_ones_go_to_the_shard_with_fewer() {
         let first = bound(0, true);
         let listeners = [first.try_clone().unwrap(), bound(port(&first), true)];
-        let (plan, spread) = (plan(Policy::Even, 2), Arc::new(LoadTable::new(2)));
+        let (plan, load_table) = (plan(Policy::Even, 2), Arc::new(LoadTable::new(2)));
         let mut hands: Vec<Steering> = (0..2)
             .map(|shard| {
                 let listener = &listeners[usize::from(shard)];
                 listener.listen(128).unwrap();
-                Steering::begin(&plan, ShardId(shard), spread.clone(), listener.as_raw_fd())
+                Steering::begin(&plan, ShardId(shard), load_table.clone(), listener.as_raw_fd())
             })
             .collect();
         let later = Instant::now() + 2 * LOOK_EVERY;
@@ -284,13 +284,13 @@ mod tests {
     fn where_the_kernel_takes_no_program_nobody_steers() {
         let lonely = bound(0, false);
         lonely.listen(16).unwrap();
-        let spread = Arc::new(LoadTable::new(2));
+        let load_table = Arc::new(LoadTable::new(2));
         let plan = plan(Policy::Even, 2);
-        let mut hand = Steering::begin(&plan, ShardId(1), spread.clone(), lonely.as_raw_fd());
-        assert!(spread.take_note().is_none());
+        let mut hand = Steering::begin(&plan, ShardId(1), load_table.clone(), lonely.as_raw_fd());
+        assert!(load_table.take_note().is_none());
         hand.publish(ShardLoad { held: 100, taken: 100 });
         hand.look(Instant::now() + 2 * LOOK_EVERY);
-        assert!(spread.take_note().is_none());
+        assert!(load_table.take_note().is_none());
     }
 
     #[test]

@@ -103,7 +103,7 @@ pub(crate) fn shutdown_write(fd: RawFd) {
     unsafe { libc::shutdown(fd, libc::SHUT_WR) };
 }
 
-/// Stops a listener: who waits for it wakes up, and the kernel steers nobody here any more.
+/// Stops a listener: tasks that wait for it are woken, and the kernel gives it no more connections.
 pub(crate) fn stop_listening(fd: RawFd) {
     // SAFETY: no pointers.
     unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };

@@ -1,4 +1,5 @@
-//! Who is behind HTTP proxies: the last untrusted hop of `X-Forwarded-For` or `Forwarded` (RFC 7239).
+//! The client behind HTTP proxies: the last untrusted hop of `X-Forwarded-For` or `Forwarded`
+//! (RFC 7239).
 //!
 //! Each proxy appends the address of its peer, so an entry is as trustworthy as the proxy that wrote
 //! it. The list is read from the right, as long as the addresses are of trusted proxies; the first

@@ -59,7 +59,7 @@ pub struct Upgrades {
     calls: usize,
 }
 
-/// What the stages may know and ask.
+/// What the stages read of the node and the socket.
 pub struct StageContext<'a> {
     /// The public port's paths.
     pub routes: &'a Routes,
@@ -78,7 +78,7 @@ struct Begun {
     stage: Stage,
     /// What has come of it.
     bytes: BytesMut,
-    /// Who the client is, as a PROXY header has named it.
+    /// The client's address from a PROXY header.
     named: Option<SocketAddr>,
     /// When its stage must be over, in milliseconds of the shard's clock. 0: when the shard says so.
     deadline_ms: u64,
@@ -112,7 +112,7 @@ pub enum Progress {
         opening: Opening,
         /// The client's address where a proxy has named it; otherwise the socket's peer is the client.
         named: Option<SocketAddr>,
-        /// What came behind the head, for the decoder; may be empty.
+        /// Bytes after the head, for the decoder; may be empty.
         rest: BytesMut,
     },
     /// It has got a page: a complete HTTP answer, then the end.
@@ -121,7 +121,7 @@ pub enum Progress {
     Call {
         /// Its head.
         parts: Box<Parts>,
-        /// Its body.
+        /// The whole body; empty, if the request has none.
         body: Bytes,
         /// As in `Open`.
         named: Option<SocketAddr>,
@@ -157,7 +157,7 @@ pub enum TimedOut {
     End,
 }
 
-/// How far a connection had come that has gone.
+/// The stage of a connection that was closed by its peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeftAt {
     /// It had asked nothing: a health check.
@@ -207,7 +207,7 @@ impl Upgrades {
         progress
     }
 
-    /// The shard says that the time of the connection at `index` is over.
+    /// The deadline of the connection at `index` has passed, by the shard's clock.
     pub fn timed_out(&self, index: u32, routes: &Routes, now_ms: u64) -> TimedOut {
         let protocol = routes.plan().proxy_protocol;
         let Some(begun) = self.begun.get(&index) else {
@@ -235,7 +235,7 @@ impl Upgrades {
         self.begun.get(&index).is_some_and(|begun| begun.is_served)
     }
 
-    /// The connection at `index` has gone.
+    /// The connection at `index` was closed.
     pub fn forget(&mut self, index: u32) -> LeftAt {
         match self.take(index) {
             Some(begun) if !begun.bytes.is_empty() || begun.is_call() => LeftAt::Halfway,
@@ -283,7 +283,7 @@ impl Begun {
         matches!(self.stage, Stage::Body(_) | Stage::Answer)
     }
 
-    /// Goes on as far as the bytes allow; the first `before` of them were seen already.
+    /// Continues as far as the bytes allow; the first `before` of them were looked at already.
     fn step(&mut self, mut before: usize, context: &StageContext) -> Progress {
         if matches!(self.stage, Stage::ProxyHeader) {
             match self.read_proxy_header(context) {

@@ -52,7 +52,7 @@ pub struct Malformed;
 /// Judges the bytes that a connection has sent up to now.
 ///
 /// # Errors
-/// [`Malformed`]: it began as a header. No byte that follows can mend it.
+/// [`Malformed`]: it began as a header, and no byte that follows can make it one.
 pub fn parse(input: &[u8]) -> Result<ProxyHeader, Malformed> {
     if input.starts_with(V2_SIGNATURE) {
         return parse_v2(input);

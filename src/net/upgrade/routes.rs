@@ -80,7 +80,7 @@ impl Routes {
         }
     }
 
-    /// Whether it is for the API, and shows the key: strangers cost the ops thread nothing.
+    /// Whether it is for the API and has the key. Requests without it do not reach the ops thread.
     fn is_call(&self, head: &Parts, path: &str) -> bool {
         let Some(key) = &self.plan.ops_api_key else { return false };
         let shown = head.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
