@@ -1,8 +1,8 @@
 //! Numbers and names: who a shard, a connection and a topic are.
 //!
 //! Everything here is small, `Copy` where it can be, and without behaviour. Ids into slabs carry a
-//! generation, so that a message which was under way while its target left finds nobody instead of
-//! a stranger (the ABA guard of `slab.rs`).
+//! generation, so that a message which was under way while its target left finds nothing instead of
+//! another connection (the ABA guard of `slab.rs`).
 
 use sha2::{Digest, Sha256};
 use std::fmt;

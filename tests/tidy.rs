@@ -692,6 +692,14 @@ const METAPHORS: &[Metaphor] = &[
     Metaphor { word: "wish", times_max: 0, instead: "options, request" },
     Metaphor { word: "knob", times_max: 0, instead: "setting" },
     Metaphor { word: "guest", times_max: 0, instead: "client, connection" },
+    Metaphor { word: "guests", times_max: 0, instead: "clients, connections" },
+    Metaphor { word: "newcomer", times_max: 0, instead: "joiner, later member" },
+    Metaphor { word: "stranger", times_max: 0, instead: "name the subject" },
+    Metaphor { word: "born", times_max: 0, instead: "started, accepted" },
+    Metaphor { word: "goodbye", times_max: 0, instead: "close frame" },
+    Metaphor { word: "heard", times_max: 42, instead: "received" },
+    Metaphor { word: "hears", times_max: 16, instead: "receives" },
+    Metaphor { word: "hear", times_max: 18, instead: "receive" },
 ];
 
 /// Names that are not ours to choose: they are no use of the words in them.

@@ -94,7 +94,8 @@ fn is_json_where_it_must_be(method: &Method, headers: &HeaderMap) -> Result<(), 
     ))
 }
 
-/// Whether a `Host` header names this machine in a way that no stranger's DNS can fake.
+/// Whether a `Host` header names this machine by address or as `localhost`, which no foreign DNS
+/// record can fake (DNS rebinding).
 fn is_address_or_localhost(host: &str) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,

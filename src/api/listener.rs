@@ -116,7 +116,7 @@ enum Ended {
     Silent,
 }
 
-/// All connections.
+/// The open connections, at most [`CONNECTIONS_MAX`].
 #[derive(Default)]
 struct Connections {
     tasks: JoinSet<Ended>,

@@ -20,8 +20,8 @@ pub(super) fn not_ready(snapshot: &RedisSnapshot) -> Value {
         "detail": "Redis is unavailable, or its canary does not come back",
         "down": down.collect::<Vec<_>>(),
     });
-    if let Some(trouble) = &snapshot.cluster_error {
-        answer["cluster"] = json!(trouble);
+    if let Some(error) = &snapshot.cluster_error {
+        answer["cluster"] = json!(error);
     }
     if !snapshot.unreachable_sentinels.is_empty() {
         answer["unreachable_sentinels"] = unreachable(snapshot);

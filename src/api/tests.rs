@@ -521,11 +521,11 @@ fn a_node_that_is_not_ready_says_which_servers_are_down_and_why() {
     assert_eq!((status, &body["reason"]), (503, &json!("backplane")));
     assert_eq!(body["down"], json!([]), "it has not begun");
     let servers = vec![redis_server("h:1", None), redis_server("h:2", Some("it is away"))];
-    let trouble = Some("nobody answers".to_owned());
+    let error = Some("no node answers".to_owned());
     let silent = vec![("s:1".to_owned(), None)];
     let snapshot = RedisSnapshot {
         servers,
-        cluster_error: trouble,
+        cluster_error: error,
         unreachable_sentinels: silent,
         ..RedisSnapshot::default()
     };

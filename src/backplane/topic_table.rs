@@ -52,12 +52,12 @@ impl<'a> HashedTopic<'a> {
         HashedTopic { name, hash }
     }
 
-    /// The name.
+    /// The name of the topic, with its prefix.
     pub fn name(self) -> &'a str {
         self.name
     }
 
-    /// Its hash.
+    /// Half of the hash of the name, the same in every table of this process.
     pub fn hash(self) -> TopicHash {
         self.hash
     }

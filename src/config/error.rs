@@ -29,7 +29,7 @@ impl fmt::Display for ValueSource {
     }
 }
 
-/// One error.
+/// One value that is refused, with its key and where it was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConfigError {
     /// A value out of its range.

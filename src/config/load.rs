@@ -9,7 +9,7 @@ use crate::config::value::ValueKind;
 use crate::policy::namespaces::Namespaces;
 use toml::de::{DeTable, DeValue};
 
-/// A file and its text.
+/// The configuration file, read by the caller.
 #[derive(Clone, Debug)]
 pub struct FileText {
     /// As the operator named it.

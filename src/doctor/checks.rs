@@ -188,12 +188,12 @@ fn io_uring(facts: &Facts) -> Finding {
               and _register"
         }
     };
-    let trouble = &facts.tried.io_uring;
+    let error = &facts.tried.io_uring;
     Finding {
         what: "io_uring",
         wanted: "a ring that takes a request and answers it".to_owned(),
-        found: trouble.clone().unwrap_or_else(|| "it does".to_owned()),
-        verdict: good_if(trouble.is_none(), Verdict::Missing),
+        found: error.clone().unwrap_or_else(|| "it does".to_owned()),
+        verdict: good_if(error.is_none(), Verdict::Missing),
         fix: fix.to_owned(),
     }
 }
@@ -395,12 +395,12 @@ fn ports(facts: &Facts, need: &Need) -> Option<Finding> {
 }
 
 fn redis(facts: &Facts) -> Option<Finding> {
-    let (place, trouble) = facts.tried.redis.as_ref()?;
+    let (place, error) = facts.tried.redis.as_ref()?;
     Some(Finding {
         what: "redis",
         wanted: format!("an answer from {place}"),
-        found: trouble.clone().unwrap_or_else(|| "it answers".to_owned()),
-        verdict: good_if(trouble.is_none(), Verdict::Missing),
+        found: error.clone().unwrap_or_else(|| "it answers".to_owned()),
+        verdict: good_if(error.is_none(), Verdict::Missing),
         fix: "start it, open the way to it, or write another --backplane".to_owned(),
     })
 }

@@ -191,12 +191,12 @@ fn version(release: &str) -> Option<(u64, u64)> {
 fn redis(backplane: &BackplaneUrl) -> Option<(String, Option<String>)> {
     let BackplaneUrl::Redis(servers) = backplane else { return None };
     let places = servers.addresses();
-    let troubles = places.iter().filter_map(|place| {
-        let trouble = try_redis(place, !servers.login.is_tls).err()?;
-        Some(if places.len() == 1 { trouble } else { format!("{place}: {trouble}") })
+    let errors = places.iter().filter_map(|place| {
+        let error = try_redis(place, !servers.login.is_tls).err()?;
+        Some(if places.len() == 1 { error } else { format!("{place}: {error}") })
     });
-    let troubles: Vec<String> = troubles.collect();
-    Some((places.join(", "), (!troubles.is_empty()).then(|| troubles.join("; "))))
+    let errors: Vec<String> = errors.collect();
+    Some((places.join(", "), (!errors.is_empty()).then(|| errors.join("; "))))
 }
 
 pub(super) fn try_redis(place: &str, speaks_plainly: bool) -> Result<(), String> {

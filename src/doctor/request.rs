@@ -5,8 +5,8 @@ use crate::config::Config;
 /// What is asked.
 #[derive(Clone, Debug)]
 pub struct DoctorRequest {
-    /// For how many connections of one node.
+    /// Connections of one node for which the host is checked.
     pub connections: u64,
-    /// With which configuration.
+    /// The configuration with which the node will start.
     pub config: Config,
 }

@@ -184,7 +184,7 @@ fn each_lack_is_found_alone_and_comes_with_its_line() {
         host.conflict(path);
     }
     let text = report(&host.findings(&Asked::million()), 1_000_000);
-    assert!(text.ends_with("Nothing is missing."), "all has been mended: {text}");
+    assert!(text.ends_with("Nothing is missing."), "all findings were resolved: {text}");
 }
 
 #[test]

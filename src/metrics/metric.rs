@@ -34,9 +34,9 @@ pub struct Metric {
     pub name: &'static str,
     /// `reason="…"`-style label, or none.
     pub label: Option<(&'static str, &'static str)>,
-    /// What it means, in one line.
+    /// The help text of the exposition, in one line.
     pub help: &'static str,
-    /// Its kind.
+    /// Counter, gauge or histogram.
     pub kind: MetricKind,
     /// Its value now.
     pub value: MetricValue,

@@ -51,7 +51,7 @@ words! {
     }
 }
 
-/// One setting of a namespace.
+/// A setting that a namespace may have: its name, range, default and text.
 pub struct NamespaceSetting {
     /// Its name in the configuration.
     pub key: &'static str,

@@ -15,7 +15,7 @@ pub enum Incoming<'a> {
 /// What one message of a client asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Parsed<'a> {
-    /// One of its requests.
+    /// A valid request. A message may have several.
     Request(Request<'a>),
     /// A request that was not understood. It is answered, and the connection stays.
     Rejected(Rejected),
@@ -64,8 +64,8 @@ pub enum Farewell {
 pub enum LossVerdict {
     /// It receives an event in the place of what was lost, and stays.
     Event,
-    /// It leaves the topic, and an event says so. From its user's own topic nobody can leave: there it
-    /// is closed.
+    /// It leaves the topic, and receives an event for that. Its user's own topic cannot be left: there
+    /// the connection is closed.
     Leave,
     /// Its connection is closed.
     Close,

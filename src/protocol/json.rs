@@ -268,7 +268,7 @@ impl Cursor<'_> {
         Ok(())
     }
 
-    /// RFC 8259 §6. Neither range nor precision is anybody's business here.
+    /// RFC 8259 §6. Neither range nor precision is checked.
     fn number(&mut self) -> Result<(), Fault> {
         if self.peek() == Some(b'-') {
             self.at += 1;

@@ -64,7 +64,7 @@ pub struct Request<'a> {
 pub enum Command<'a> {
     /// `{"type":"join","room_id":"r"}`
     Join {
-        /// The room.
+        /// Its `room_id`.
         room: &'a str,
         /// The last position that the client has received: it asks for the messages after that too.
         since: Option<Position>,
@@ -75,55 +75,55 @@ pub enum Command<'a> {
     },
     /// `{"type":"leave","room_id":"r"}`
     Leave {
-        /// The room.
+        /// Its `room_id`.
         room: &'a str,
     },
     /// `{"type":"publish","room_id":"r","payload":…}` or, without type, `{"room_id":"r","payload":…}`
     Publish {
-        /// The room.
+        /// Its `room_id`.
         room: &'a str,
-        /// The payload's own bytes.
+        /// The bytes of the JSON value, as the client wrote them.
         payload: &'a [u8],
         /// Whether the sender receives it too. Default true.
         echo: bool,
         /// Its idempotency `key`, if it came with one.
         key: Option<Box<str>>,
-        /// What it is about, if it came with a `conflate_key`.
+        /// Its `conflate_key`: a newer message with the same key replaces it for slow members.
         conflate_key: Option<ConflateKey>,
     },
     /// `{"type":"send","target_user_id":"u","payload":…}`, or without type
     Send {
-        /// The user.
+        /// Its `target_user_id`.
         user: &'a str,
-        /// The payload's own bytes.
+        /// The bytes of the JSON value, as the client wrote them.
         payload: &'a [u8],
         /// Its idempotency `key`, if it came with one.
         key: Option<Box<str>>,
     },
     /// `{"type":"broadcast","payload":…}`
     Broadcast {
-        /// The payload's own bytes.
+        /// The bytes of the JSON value, as the client wrote them.
         payload: &'a [u8],
         /// Its idempotency `key`, if it came with one.
         key: Option<Box<str>>,
     },
     /// `{"type":"presence","room_id":"r"}`
     Presence {
-        /// The room.
+        /// Its `room_id`.
         room: &'a str,
     },
     /// `{"type":"history","room_id":"r","limit":10,"since":{…},"reverse":true}`
     History {
-        /// The room.
+        /// Its `room_id`.
         room: &'a str,
-        /// Which messages of it.
+        /// From where, how many, and in which order.
         page: Page,
     },
     /// `{"type":"ack","room_id":"r","offset":12}`, or without `room_id`
     Ack {
-        /// What is acknowledged.
+        /// The topic whose messages are acknowledged.
         of: AckOf<'a>,
-        /// How far.
+        /// The last message that is acknowledged, with all before it.
         up_to: UpTo,
     },
     /// `{"type":"ping"}`
@@ -185,8 +185,8 @@ impl Roster {
         users.sort_unstable_by(|one, other| one.user.cmp(&other.user));
         users.truncate(Roster::USERS_MAX);
         let mut bytes = 0;
-        let fits = |attendee: &RosterEntry| {
-            bytes += attendee.bytes_max();
+        let fits = |entry: &RosterEntry| {
+            bytes += entry.bytes_max();
             bytes <= Roster::BYTES_MAX
         };
         let fitting = users.iter().map(fits).take_while(|fits| *fits).count();
@@ -327,9 +327,9 @@ pub enum Event<'a> {
     Welcome {
         /// This connection, unique over all nodes.
         connection_id: &'a str,
-        /// Who the server takes the client for.
+        /// The user of the token, or a name that was made up for an anonymous client.
         user_id: &'a str,
-        /// This node.
+        /// The name of this node.
         node: &'a str,
         /// Seconds between pings.
         ping_interval_s: u64,
@@ -340,18 +340,18 @@ pub enum Event<'a> {
         id: Option<&'a RequestId>,
         /// The room, where the answer is about one.
         room: Option<&'a str>,
-        /// Where the room's history is, or where the message stands in it.
+        /// The last position of the room's history, or that of the published message.
         position: Option<Position>,
-        /// What came of a join's `since`.
+        /// The result of a join's `since`.
         recovery: Recovery,
         /// What was missed, where the dialect carries it inside the reply.
         missed: Option<&'a Run>,
     },
-    /// Where what is stored for a user stands. What it has not acknowledged follows.
+    /// The position of a user's queue. The messages that the user has not acknowledged follow.
     Queue {
-        /// The user.
+        /// The name of the user.
         user: &'a str,
-        /// Where the newest message stands.
+        /// The position of the newest message.
         position: Position,
         /// Whether all of it follows.
         recovery: Recovery,
@@ -362,9 +362,9 @@ pub enum Event<'a> {
     History {
         /// The request's number, if it had one.
         id: Option<&'a RequestId>,
-        /// The room.
+        /// The name of the room.
         room: &'a str,
-        /// Where its history is now.
+        /// The last position of its history.
         position: Position,
         /// Its messages, as elements.
         messages: &'a Run,
@@ -373,25 +373,25 @@ pub enum Event<'a> {
     Presence {
         /// The request's number, if it had one.
         id: Option<&'a RequestId>,
-        /// The room.
+        /// The name of the room.
         room: &'a str,
-        /// Who is there.
+        /// The users in the room.
         here: &'a Roster,
     },
-    /// A user's first connection came into a room.
+    /// A user's first connection joined a room.
     Joined {
-        /// The room.
+        /// The name of the room.
         room: &'a str,
-        /// The user.
+        /// The name of the user.
         user: &'a str,
         /// Their `info`, if they have one.
         info: Option<&'a str>,
     },
     /// A user's last connection left a room, and they did not come back.
     Left {
-        /// The room.
+        /// The name of the room.
         room: &'a str,
-        /// The user.
+        /// The name of the user.
         user: &'a str,
     },
     /// A request was not carried out.
@@ -411,24 +411,24 @@ pub enum Event<'a> {
         from: Option<&'a str>,
         /// The payload, byte for byte.
         payload: &'a [u8],
-        /// Where it stands in the topic's history, if there is one.
+        /// Its position in the topic's history, if there is one.
         position: Option<Position>,
     },
     /// Messages were lost and cannot be recovered.
     Lost {
-        /// Where.
+        /// The topic of the lost messages.
         topic: crate::ids::TopicKind<'a>,
         /// How many; a lower bound, where the loss could not be counted.
         count: u64,
     },
     /// This connection was taken out of a topic because messages of it were lost.
     Unsubscribed {
-        /// Which one.
+        /// The topic that the connection has left.
         topic: crate::ids::TopicKind<'a>,
     },
     /// The server is about to close the connection.
     Reconnect {
-        /// When to come back.
+        /// In how many milliseconds the client should connect again.
         after_ms: u64,
     },
     /// The answer to `{"type":"ping"}`.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 pub struct Run {
     /// As [`RunStyle`] says: finished frames, or elements with their separators between.
     pub bytes: Bytes,
-    /// How many messages.
+    /// Messages in `bytes`; 0 where `bytes` is empty.
     pub messages: u64,
 }
 

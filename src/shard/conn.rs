@@ -268,9 +268,9 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// Code and reason of our close frame: the code of RFC 6455 where the peer broke it, and otherwise
-    /// that of the dialect. `None` where it has no code (the peer's own is the answer to a peer that
-    /// closes) or none is sent.
+    /// What our close frame says: the code of RFC 6455 where the peer broke it, and otherwise what the
+    /// dialect says. `None` where it has no code (the peer's own is the answer to a peer that closes)
+    /// or none is sent.
     pub fn close(self, dialect: Dialect) -> Option<(CloseCode, &'static str)> {
         let farewell = match self {
             CloseReason::Protocol(error) => return Some((error.close_code(), error.reason())),

@@ -22,11 +22,11 @@ pub enum Opcode {
     Text = 1,
     /// Bytes.
     Binary = 2,
-    /// Goodbye.
+    /// Code and reason.
     Close = 8,
-    /// Are you there?
+    /// Payload to be returned.
     Ping = 9,
-    /// Yes.
+    /// The payload of a ping.
     Pong = 10,
 }
 

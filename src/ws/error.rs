@@ -60,7 +60,7 @@ impl ProtocolError {
         ProtocolError::CloseReasonInvalid,
     ];
 
-    /// What to close with.
+    /// The code of our close frame (RFC 6455 §7.4.1).
     pub fn close_code(self) -> CloseCode {
         match self {
             ProtocolError::MessageTooBig => CloseCode::TOO_BIG,

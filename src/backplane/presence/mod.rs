@@ -75,7 +75,7 @@ pub(super) struct UserTransition {
     pub topic: TopicName,
     /// The user's topic (`u:<name>`).
     pub user: TopicName,
-    /// The change.
+    /// Whether the user joined, left, or has a new `info`.
     pub change: Transition,
     /// Number of users in the room, this one included.
     pub users: usize,

@@ -12,7 +12,7 @@ use super::template::{Template, TemplateValues};
 /// The burst of every connection; only the room name differs.
 #[derive(Clone, Debug)]
 pub struct BurstTemplate {
-    /// A message.
+    /// One message of the burst; `{room}` and `{n}` are filled in.
     pub message: Template,
     /// Length of its payload, in bytes.
     pub payload_bytes: usize,

@@ -120,7 +120,7 @@ pub struct HoldReport {
 pub struct FanoutReport {
     /// Members of each room.
     pub members: u32,
-    /// Rooms.
+    /// Rooms of the run, over all connections.
     pub rooms: u32,
     /// Rooms that each member is in.
     pub rooms_per_member: u32,

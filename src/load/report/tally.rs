@@ -99,7 +99,7 @@ pub(crate) struct Tally {
     pub pings: u64,
     /// Questions sent at the end of bursts.
     pub questions_sent: u64,
-    /// Questions answered.
+    /// Of them, questions that were answered.
     pub questions_answered: u64,
     /// Non-reading connections that the server closed.
     pub non_reading_closed: u64,

@@ -31,7 +31,7 @@ const EVENTS_PER_TURN: usize = 512;
 
 /// A command to a worker.
 pub(crate) enum WorkerCommand {
-    /// Connect all connections.
+    /// Connect all connections of the worker, at its rate.
     Connect,
     /// Publish, to the rooms whose publishers are here.
     Publish {
@@ -65,7 +65,7 @@ pub(crate) struct DeliveryCount {
     pub room: u32,
     /// Sequence number of the message.
     pub seq: u32,
-    /// How many deliveries.
+    /// Deliveries of it that the reporting worker received.
     pub deliveries: u32,
 }
 

@@ -71,16 +71,16 @@ pub struct CommonArgs {
     )]
     pub init: Vec<String>,
     /// 'BEGINNING=MESSAGE', repeatable: replies with MESSAGE to a frame that begins with BEGINNING;
-    /// for servers that speak first. In MESSAGE: {room}, {n}, {field:NAME} (the value of NAME in
-    /// that frame) and {signature}. Engine.io's pings: '2=3'
+    /// for servers that send the first message. In MESSAGE: {room}, {n}, {field:NAME} (the value of
+    /// NAME in that frame) and {signature}. Engine.io's pings: '2=3'
     #[arg(
         long,
         value_name = "RULE",
         help = format!(
             "'BEGINNING=MESSAGE', repeatable: replies with MESSAGE to a frame that begins with \
-             BEGINNING; for servers that speak first. In MESSAGE: {{room}}, {NUMBER_PLACEHOLDER}, \
-             {{field:NAME}} (the value of NAME in that frame) and {{signature}}. Engine.io's \
-             pings: '2=3'"
+             BEGINNING; for servers that send the first message. In MESSAGE: {{room}}, \
+             {NUMBER_PLACEHOLDER}, {{field:NAME}} (the value of NAME in that frame) and \
+             {{signature}}. Engine.io's pings: '2=3'"
         )
     )]
     pub answer: Vec<String>,
@@ -187,7 +187,7 @@ pub struct FanoutArgs {
     /// The flags of all scenarios.
     #[command(flatten)]
     pub common: CommonArgs,
-    /// The message.
+    /// Path, first messages and publishes, as templates.
     #[command(flatten)]
     pub message: MessageArgs,
     /// Members of each room

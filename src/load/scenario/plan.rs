@@ -67,7 +67,7 @@ impl FleetLayout {
 }
 
 impl CommonArgs {
-    /// The plan of a run.
+    /// What these flags mean for a run with this layout. Fails where they contradict each other.
     pub fn run_plan(&self, layout: FleetLayout) -> Result<RunPlan, LoadError> {
         let publishers = layout.publishers;
         let mut client = self.client_plan(layout)?;

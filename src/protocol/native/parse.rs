@@ -6,10 +6,10 @@
 //! simd-json. The payload is never parsed, only cut out.
 //!
 //! Keys that are not ours are ignored, and so are ours in a command that has no use for them. A key
-//! of ours that comes twice is refused: whichever we took, some client would mean the other one.
+//! of ours that comes twice is refused: whichever we took, some client would expect the other one.
 //!
 //! Invariants: a plain request allocates nothing; the payload's bytes are never written to; no
-//! input panics, and every refusal says which key is wrong and what to write instead.
+//! input panics, and every refusal names the key that is wrong and what to write instead.
 
 use crate::ids::{CONFLATE_KEY_BYTES_MAX, ConflateKey, NAME_BYTES_MAX, Position, UpTo, is_name};
 use crate::protocol::json::{Fault, Members, Span};
@@ -21,7 +21,7 @@ pub const KEY_BYTES_MAX: usize = 128;
 /// The longest `info`, in bytes of JSON.
 pub const INFO_BYTES_MAX: usize = 512;
 
-/// Messages of a history that are sent when nobody says how many.
+/// Messages of a history that are sent for a request without `limit`.
 pub const LIMIT_DEFAULT: u32 = 100;
 /// The most that may be asked for.
 pub const LIMIT_MAX: u32 = 1000;
@@ -345,7 +345,7 @@ impl Fields {
         Ok((name(key, who, who_json)?, payload))
     }
 
-    /// The same for a join: what the user says of themselves is cut out as it is.
+    /// The same for a join: the bytes of `info` are cut out as they are.
     fn room_and_info<'a>(
         &self,
         message: &'a mut [u8],
@@ -387,7 +387,7 @@ impl Fields {
         Err(bad_request(format!("key must be a string of 1 to {KEY_BYTES_MAX} bytes")))
     }
 
-    /// What the message is about, if it says so.
+    /// The `conflate_key` of a message, if it has one.
     fn conflate_key(&self, message: &mut [u8]) -> Result<Option<ConflateKey>, Refusal> {
         let Some(span) = self.get(Field::ConflateKey) else { return Ok(None) };
         let key = text(Field::ConflateKey, span, &mut message[span.range()])?;
@@ -780,7 +780,7 @@ mod tests {
         }
     }
 
-    /// Each request, the code, and what the message must say.
+    /// Each request, the code of its error, and a part of the error's message.
     #[test]
     fn every_refusal_names_what_is_wrong() {
         let key = |bytes| {

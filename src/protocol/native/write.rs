@@ -404,11 +404,11 @@ mod tests {
     #[test]
     fn who_is_there_and_who_comes_and_goes_is_written_as_the_protocol_says() {
         let number = RequestId::Number(7);
-        let attendee = |user: &str, connections, info: Option<&str>| {
+        let entry = |user: &str, connections, info: Option<&str>| {
             let user = crate::ids::TopicName::user(user);
             RosterEntry { user, connections, info: info.map(Into::into) }
         };
-        let (bob, ann) = (attendee("bob", 1, None), attendee("a\"n", 2, Some(r#"{"a": 1.0}"#)));
+        let (bob, ann) = (entry("bob", 1, None), entry("a\"n", 2, Some(r#"{"a": 1.0}"#)));
         let all = Roster::new(vec![bob.clone(), ann.clone()], 2);
         let some = Roster::new(vec![bob], 3);
         are_written(vec![
@@ -441,19 +441,19 @@ mod tests {
 
     #[test]
     fn who_is_there_is_listed_as_far_as_it_may_be_sent() {
-        let attendee = |number: usize| RosterEntry {
+        let entry = |number: usize| RosterEntry {
             user: crate::ids::TopicName::user(&format!("{number:0>200}")),
             connections: 1,
             info: Some(format!("{number:?}").into()),
         };
-        let many = Roster::new((0..2000).map(attendee).collect(), 2000);
+        let many = Roster::new((0..2000).map(entry).collect(), 2000);
         assert!(many.is_truncated() && many.count == 2000);
         let mut out = Vec::new();
         write(&Event::Presence { id: None, room: "r", here: &many }, &mut out);
         assert!(many.users.len() > 400 && out.len() < Roster::BYTES_MAX, "{}", many.users.len());
         let short = |number: usize| RosterEntry {
             user: crate::ids::TopicName::user(&number.to_string()),
-            ..attendee(number)
+            ..entry(number)
         };
         assert_eq!(
             Roster::new((0..2000).map(short).collect(), 2000).users.len(),

@@ -65,7 +65,7 @@ fn the_examples_of_the_rfc_are_understood() {
 }
 
 #[test]
-fn every_opcode_is_heard() {
+fn every_opcode_is_decoded() {
     let stream = [
         frame(0x81, b"Hello"),
         frame(0x82, b"\xFF\xFEx"),
@@ -182,7 +182,7 @@ fn every_violation_is_named_whether_it_arrives_whole_or_byte_by_byte() {
 }
 
 #[test]
-fn what_came_before_a_violation_is_still_heard() {
+fn what_came_before_a_violation_is_still_returned() {
     let stream = [frame(0x81, b"a"), frame(0x89, b"b"), frame(0xF1, b"c")].concat();
     assert_eq!(decode_whole(&stream), ["text:a", "ping:b", "!ReservedBits"]);
 }
