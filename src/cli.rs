@@ -182,7 +182,7 @@ fn setting_arg(setting: &'static Setting, flag: &'static str) -> Arg {
         .action(ArgAction::Set)
         .help(format!("{} Takes {wanted}. [default: {default}]", setting.doc));
     match setting.kind {
-        // `--private-fd-tables` alone says what one would think.
+        // `--private-fd-tables` alone means `true`.
         ValueKind::Plain(SettingRange::Bool) => arg.num_args(0..=1).default_missing_value("true"),
         _ => arg,
     }

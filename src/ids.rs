@@ -32,7 +32,7 @@ pub struct ConnId(pub SlotId);
 pub struct TopicId(pub SlotId);
 
 /// A place in a topic's history. Offsets count from 1 within an epoch; an epoch begins when a history
-/// does, and a position of another epoch says nothing about this one.
+/// does, and a position of another epoch cannot be compared with this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Position {
     /// Which history: the millisecond (over Redis) or microsecond since 1970 in which it began. 0: it

@@ -31,7 +31,7 @@
 //!
 //! * A **shard** thread ([`net`]) has its own io_uring runtime (monoio), listener, connections,
 //!   rooms, queues and timers. Shards share no lock and no connection; there are as many as cores,
-//!   unless the configuration says otherwise.
+//!   unless `shards` is configured.
 //! * The **backplane** thread ([`backplane`]) is the only one that is connected to Redis. It stores
 //!   which shards have members of which topic, puts the messages of each topic in one order (or lets
 //!   Redis do it), encodes each message once, and hands the bytes to the shards.
@@ -77,7 +77,7 @@
 //!    ([`poll_uplink`](shard::Shard::poll_uplink)), a batch of writes
 //!    ([`take_batch`](shard::Shard::take_batch)), sockets to close
 //!    ([`poll_closed`](shard::Shard::poll_closed)), connections to read again
-//!    ([`poll_resumed`](shard::Shard::poll_resumed)). The module says in which order.
+//!    ([`poll_resumed`](shard::Shard::poll_resumed)). The order is in the module's documentation.
 //! 3. Questions by `&self`: how many connections, what waits.
 //! 4. Sessions: one connection as plain data, taken out of one slot and put into another
 //!    ([`take_session`](shard::Shard::take_session), [`put_session`](shard::Shard::put_session)).
@@ -139,7 +139,7 @@
 //!    [`Downlink::Deliver`](link::Downlink::Deliver) with the shard's own key of the topic, so no
 //!    shard looks up a name. A full channel turns into a bounded backlog, then into a drop that is
 //!    announced to members as `lost`; an answer is never dropped.
-//! 3. In the shard everything that came for one topic since its last turn is a *round*: its frames
+//! 3. In the shard everything that arrived for one topic since its last turn is a *round*: its frames
 //!    are joined into one buffer, so a member costs one write however many messages the round has.
 //!    Rounds of large rooms are written in portions and take turns with all others.
 //! 4. A *batch* has one entry for each member: socket, connection, buffer. What a second topic has for

@@ -638,7 +638,7 @@ fn a_refusal_says_nothing_that_need_not_be_so() {
     }
 }
 
-/// What a request says that leaves its connection open.
+/// A whole request that leaves its connection open.
 fn request(method: &str, path: &str, body: &str) -> String {
     let length = body.len();
     format!(

@@ -60,7 +60,7 @@ pub(super) async fn user(
     })))
 }
 
-/// What the close frames say. Both may be left out.
+/// Code and reason of the close frames. Both may be left out.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct DisconnectBody {

@@ -12,7 +12,7 @@ pub struct AuthPlan {
     pub hmac_secret: Option<String>,
     /// What an anonymous client may do.
     pub anonymous_rights: Rights,
-    /// What a user may do whose token does not say.
+    /// The rights of a user whose token has no `rights`.
     pub user_rights: Rights,
 }
 

@@ -5,7 +5,7 @@ use crate::policy::rights::Rights;
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde::Serialize;
 
-/// What the token is to say.
+/// The claims of the token to be made.
 #[derive(Clone, Debug)]
 pub struct TokenRequest {
     /// `sub`: 1 to 255 bytes without control characters.

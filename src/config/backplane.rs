@@ -39,7 +39,7 @@ pub struct RedisServers {
 pub enum Deployment {
     /// These, each with its share of the topics: `host:port`.
     Fixed(Vec<String>),
-    /// Masters, each with its share of the topics, that are where sentinels say.
+    /// Masters, each with its share of the topics, whose addresses come from sentinels.
     Sentinel {
         /// `host:port` of each sentinel.
         sentinels: Vec<String>,
@@ -96,7 +96,7 @@ struct Parts<'a> {
 }
 
 impl RedisServers {
-    /// Reads a URL. The error says what is wrong with it, and nothing of what stands in it.
+    /// Reads a URL. The error names what is wrong, without any part of the URL.
     pub fn read(text: &str) -> Result<RedisServers, String> {
         if text.contains('#') {
             return Err("Nothing may follow a #; in a password it is written %23. ".to_owned());

@@ -40,7 +40,7 @@ pub enum ConfigError {
         shown: String,
         /// Where the value stands.
         source: ValueSource,
-        /// What more there is to say, ending in a space; or nothing.
+        /// An additional sentence, ending in a space; or nothing.
         reason: String,
     },
     /// A key that is not a setting.

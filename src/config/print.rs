@@ -5,7 +5,7 @@ use crate::config::value::ValueKind;
 use crate::policy::namespaces::{NAMESPACE_SETTINGS, Policy};
 use std::fmt::Write;
 
-/// Every setting with its meaning and default, as a TOML file that says just what is the case anyway.
+/// Every setting with its meaning, as a TOML file that sets each to its default.
 pub fn sample() -> String {
     let mut out = String::from(
         "# Every setting of Campanile with its default. Each is also a flag (limits.head_bytes_max is\n\

@@ -73,7 +73,7 @@ impl Setting {
         }
     }
 
-    /// Sets the value, or says why it cannot be that.
+    /// Sets the value. Fails with the reason why it cannot be that.
     pub(super) fn set(&self, config: &mut Config, text: &str) -> Result<(), String> {
         self.kind.check(text)?;
         match self.access {

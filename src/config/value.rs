@@ -50,7 +50,7 @@ pub enum ValueKind {
 }
 
 impl ValueKind {
-    /// What would be right, for the operator; with an example where that says more.
+    /// What would be right, for the operator; with an example where that is clearer.
     pub fn wanted(&self) -> String {
         match self {
             ValueKind::Address => {
@@ -202,7 +202,7 @@ fn split_list(text: &str) -> impl Iterator<Item = &str> {
 
 /// A type of field that is read from and written to text.
 pub(super) trait Value: Sized {
-    /// The value, or what more there is to say than [`ValueKind::wanted`] does.
+    /// The value, or what an error has to add to [`ValueKind::wanted`].
     fn read(text: &str) -> Result<Self, String>;
     /// What `read` would read.
     fn write(&self) -> String;

@@ -21,7 +21,7 @@ pub struct ConnectionCounts {
 }
 
 impl ConnectionCounts {
-    /// The shard says how many open connections it has in an encoding.
+    /// Sets how many open connections the shard has in an encoding. Only the shard does.
     pub fn set(&self, encoding: Encoding, connections: u32) {
         self.counts[encoding.place()].store(connections, Ordering::Release);
     }

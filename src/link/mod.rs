@@ -354,7 +354,7 @@ pub struct HttpReply {
     pub is_last: bool,
 }
 
-/// Why connections of a user are closed by an operator: what their close frame says.
+/// Code and reason with which an operator closes the connections of a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disconnect {
     /// The close code (RFC 6455 §7.4).

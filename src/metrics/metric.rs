@@ -13,7 +13,7 @@ pub enum MetricKind {
     Histogram,
 }
 
-/// What a metric says.
+/// The value of a metric.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MetricValue {
     /// `count / per` of the unit in the metric's name.

@@ -7,7 +7,7 @@
 //! Invariant: a number that is not in the server's last answer is `None`.
 
 numbers! {
-    /// What a Redis server says of itself.
+    /// What a Redis server reports in `INFO` and `CONFIG GET`.
     RedisNumbers of Option<u64> {
         monitor_up: Gauge "redis_monitor_up" "1 while Redis answers INFO; without it the numbers below are missing",
         warnings: Gauge "redis_warnings" "Settings of Redis that may lose messages; /v1/stats says which and what to write",

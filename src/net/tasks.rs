@@ -217,7 +217,7 @@ async fn write_loop(reactor: Rc<ReactorCell>) {
     }
 }
 
-/// Rings for visits that had little to say to the backplane soon after others had.
+/// Rings for visits whose items were few and came soon after those of other visits.
 async fn ring_loop(reactor: Rc<ReactorCell>) {
     loop {
         poll_fn(|cx| {

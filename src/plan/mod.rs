@@ -2,7 +2,7 @@
 //!
 //! [`resolve`] is a pure function of configuration and machine. It settles what was left open (how
 //! many shards, on which cores, who may come in without a token), lowers what the machine cannot
-//! give, and says so in notices, which the caller logs. What it cannot settle is an error of the
+//! give, with notices for the caller to log. What it cannot settle is an error of the
 //! configuration.
 //!
 //! Invariant: nothing is opened, started or asked here, and no `Debug` output holds a secret.
@@ -262,7 +262,7 @@ fn connections_that_fit(
     Ok(config.limits.connections_per_shard_max.min(usize::try_from(fit).unwrap_or(usize::MAX)))
 }
 
-/// Not the host's name, which is no client's business; and different for two nodes of one host.
+/// Not the host's name, which clients should not see; and different for two nodes of one host.
 fn made_up_name(node: NodeId) -> String {
     format!("node-{:08x}", node.0 as u32)
 }

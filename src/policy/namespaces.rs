@@ -246,7 +246,7 @@ impl Namespaces {
         self.named.iter().map(|(name, policy)| (&name[..], policy))
     }
 
-    /// Sets one setting of one namespace. The error says what would be right.
+    /// Sets one setting of one namespace. The error names what would be right.
     pub fn set(&mut self, space: &str, key: &str, value: &str) -> Result<(), String> {
         if space == USERS && !USERS_KEYS.contains(&key) {
             let known = USERS_KEYS.join(" and ");

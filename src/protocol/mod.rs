@@ -314,7 +314,7 @@ impl ErrorCode {
 }
 
 impl<'a> Event<'a> {
-    /// A request was carried out, and there is nothing more to say of it.
+    /// A request was carried out, without position or recovery.
     pub fn done(id: Option<&'a RequestId>, room: Option<&'a str>) -> Event<'a> {
         Event::Ok { id, room, position: None, recovery: Recovery::NotAsked, missed: None }
     }

@@ -1,4 +1,4 @@
-//! What clients ask for, and what comes of it.
+//! Requests of clients, from bytes to their answers.
 //!
 //! An error answers the request and never closes the connection, unless RFC 6455 itself was broken:
 //! then the connection ends with the code that the RFC names. A publish is not delivered here: it
@@ -113,7 +113,7 @@ impl Shard {
         }
     }
 
-    /// Whether what the peer says matters: until its close frame, or until it breaks the protocol.
+    /// Whether input of the peer is used: until its close frame, or until it breaks the protocol.
     fn listening(&self, conn: ConnId) -> Listening {
         match self.conns.get(conn.0).map(|c| (c.state, c.unread)) {
             Some((ConnState::Open, ReadState::Paused)) => Listening::Paused,
@@ -241,7 +241,7 @@ impl Shard {
     }
 
     /// Joins a room. Answered once deliveries are certain to arrive: at once when the shard is in
-    /// the topic already, otherwise when the backplane says so.
+    /// the topic already, otherwise with the backplane's `Joined`.
     pub(super) fn on_join_room(&mut self, conn: ConnId, room: &str) {
         // A room in the URL is joined like any other, and a rejection is reported like any other.
         if let Err(CommandError(code, message)) =
@@ -497,7 +497,7 @@ impl Shard {
         self.hub.at(user.topic).name().clone()
     }
 
-    /// Makes `conn` a member, if it is not one; tells the backplane about the first. `None`: there
+    /// Makes `conn` a member, if it is not one; the first one queues a join for the backplane. `None`:
     /// are as many topics as there may be.
     pub(super) fn enter(&mut self, conn: ConnId, name: &TopicName) -> Option<TopicId> {
         let at = self.open_topic(name, self.encoding_of(conn))?;
@@ -508,7 +508,7 @@ impl Shard {
         Some(at)
     }
 
-    /// `conn` gives up the membership at `slot`; tells the backplane about the last.
+    /// `conn` gives up the membership at `slot`; the last one queues a leave for the backplane.
     pub(super) fn leave_at(&mut self, conn: ConnId, slot: usize) {
         let c = self.conns.get_mut(conn.0).expect("a member is a connection");
         let index = c.joined.get(slot).expect("a slot that was just looked up").topic;

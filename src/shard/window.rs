@@ -1,4 +1,4 @@
-//! Items from the backplane and to it, and what the shard says to one connection.
+//! Items from the backplane and to it, and events to one connection.
 
 use crate::framing;
 use crate::ids::{ConnId, TopicId};
@@ -12,7 +12,7 @@ use crate::shard::state::{ARENA_FRAME_BYTES_MAX, Shard};
 use bytes::Bytes;
 
 impl Shard {
-    /// What the backplane or an operator says.
+    /// An item from the backplane or an operator.
     pub fn handle_downlink(&mut self, item: Downlink, now_ms: u64) {
         match item {
             Downlink::Deliver { to, frame: bytes, except } => {
@@ -36,7 +36,7 @@ impl Shard {
         }
     }
 
-    /// The next thing to say to the backplane.
+    /// The next item for the backplane.
     pub fn poll_uplink(&mut self) -> Option<Uplink> {
         if self.uplink.is_empty() {
             self.ask_on();
@@ -59,7 +59,7 @@ impl Shard {
         self.conns.len()
     }
 
-    /// The caller's number for a connection's socket; `None` when the connection has gone.
+    /// The caller's number for a connection's socket; `None`: the connection is closed.
     pub fn socket_key_of(&self, conn: ConnId) -> Option<u32> {
         Some(self.conns.get(conn.0)?.socket_key)
     }

@@ -13,7 +13,7 @@ impl CloseCode {
     pub const PROTOCOL: CloseCode = CloseCode(1002);
     /// A kind of data that is not accepted here.
     pub const UNSUPPORTED: CloseCode = CloseCode(1003);
-    /// Data that is not what its kind says: text that is not UTF-8.
+    /// Data that does not fit its kind: text that is not UTF-8.
     pub const INVALID_DATA: CloseCode = CloseCode(1007);
     /// Something that policy forbids.
     pub const POLICY: CloseCode = CloseCode(1008);

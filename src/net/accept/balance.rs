@@ -143,7 +143,7 @@ impl Arrivals {
         .collect()
     }
 
-    /// Whether a shard has taken much less than the others' numbers say that it should have.
+    /// Whether a shard has taken much less than it should have, by the numbers of the others.
     fn is_stuck(&self, shard: usize, note: &LoadNote) -> bool {
         let took = self.each[shard];
         let others = self.all - took;

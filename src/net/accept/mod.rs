@@ -1,7 +1,7 @@
 //! Taking connections, and turning them away cheaply when there is no room.
 //!
-//! Every shard listens for itself (`SO_REUSEPORT`); which of them gets a connection is the business
-//! of `steering.rs`. A connection for which there is no room, or no time (`rate.rs`), gets `503`
+//! Every shard has its own listener (`SO_REUSEPORT`); which of them gets a connection is decided in
+//! `steering.rs`. A connection for which there is no room, or no time (`rate.rs`), gets `503`
 //! with `Retry-After`, one of a few answers that are made at the start. Nothing of its request is
 //! looked at, but it has to be read: closing a socket with unread bytes makes the kernel throw our
 //! answer away. So one whose request has not come yet *lingers* for a moment.
@@ -39,7 +39,7 @@ const LINGER_TIME: Duration = Duration::from_secs(1);
 /// A listener of one shard's own on the public address.
 ///
 /// # Errors
-/// The address, and what the kernel says about it.
+/// The address, and the kernel's error.
 pub(super) fn listen(plan: &Plan) -> io::Result<std::net::TcpListener> {
     let explain = |error: io::Error| {
         io::Error::new(error.kind(), format!("cannot listen on {}: {error}", plan.listen))

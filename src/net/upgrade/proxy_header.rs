@@ -1,4 +1,4 @@
-//! The PROXY header: what a TCP load balancer says, in front of everything else, of the connection
+//! The PROXY header: what a TCP load balancer sends, in front of everything else, about the connection
 //! that it carries. Versions 1 (a line of text) and 2 (binary) of
 //! <https://www.haproxy.org/download/2.6/doc/proxy-protocol.txt>.
 //!
@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 /// The longest line of version 1, its end included (§2.1).
 pub const V1_BYTES_MAX: usize = 107;
 
-/// What stands in front of addresses and TLVs in version 2 (§2.2).
+/// The bytes in front of addresses and TLVs in version 2 (§2.2).
 pub const V2_FIXED_BYTES: usize = 16;
 
 /// The most that may follow it: a whole header fits the smallest segment that TCP must be able to

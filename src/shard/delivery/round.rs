@@ -69,7 +69,7 @@ impl Shard {
         }
     }
 
-    /// The topic of a round has gone: nobody is left to receive what was being written.
+    /// The topic of a round was removed: what was being written has no receiver left.
     pub(in crate::shard) fn stop_walk(&mut self, round: RoundId) {
         if let Some(current) = self.deliveries.round(round).current.take() {
             self.deliveries.end_walk(&current);

@@ -35,7 +35,7 @@ impl Shard {
             }
             if self.deliveries.has_items(id) {
                 self.deliveries.queue.push_front(id);
-                return None; // A joiner or a loss stands first.
+                return None; // A joiner or a loss is first.
             }
             self.end_round(id, to);
         }
@@ -73,7 +73,7 @@ impl Shard {
         (topic.slow != SlowConsumer::Close).then_some(to)
     }
 
-    /// Puts as much of a round into the batch as fits. What is left goes behind all other rounds.
+    /// Puts as much of a round into the batch as fits. The rest is queued after all other rounds.
     /// `false`: the batch must end.
     pub(super) fn take_round(
         &mut self,

@@ -65,7 +65,7 @@ const _: () = assert!(size_of::<Member>() == 8, "one for each connection of a ro
 pub(super) struct Walk {
     /// Members below this place have been written to.
     pub at: usize,
-    /// Members from here on came after the walk began.
+    /// Members from here on joined after the walk began.
     pub end: usize,
 }
 
@@ -179,12 +179,12 @@ impl Hub {
         self.topics.id_at(*index).map(TopicId)
     }
 
-    /// The topic, unless it has gone.
+    /// The topic; `None`: the key is stale.
     pub(super) fn get(&self, id: TopicId) -> Option<&Topic> {
         self.topics.get(id.0)
     }
 
-    /// The topic, unless it has gone.
+    /// The topic; `None`: the key is stale.
     pub(super) fn get_mut(&mut self, id: TopicId) -> Option<&mut Topic> {
         self.topics.get_mut(id.0)
     }

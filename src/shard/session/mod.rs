@@ -116,7 +116,7 @@ pub struct SessionJoin {
     pub id: Option<RequestId>,
     /// What it has received already.
     pub since: Option<Position>,
-    /// What it says of its user.
+    /// The `info` of its user.
     pub info: Option<Info>,
     /// Whether it acknowledges.
     pub ack: bool,

@@ -1,6 +1,6 @@
 //! Members who acknowledge what they receive, and which of them lag behind.
 //!
-//! A side table: a room stands here while it has such members. Other rooms cost only a bit in their
+//! A side table: a room has an entry while it has such members. Other rooms cost only a bit in their
 //! topic ([`crate::shard::hub::Topic::has_acks`]), read once for each frame, not for each member. The
 //! position of a message comes with it.
 //!
@@ -195,7 +195,7 @@ impl AckTracker {
         self.lagging
     }
 
-    /// The message at a position of a topic that stands here is handed out.
+    /// The message at a position is handed out, in a topic that has an entry here.
     pub(in crate::shard) fn note(&mut self, topic: u32, at: Position, now_ms: u64) {
         if let Some(room) = self.rooms.get_mut(&topic) {
             room.advance(at, at.offset.saturating_sub(1), now_ms);
@@ -241,7 +241,7 @@ impl AckTracker {
         Some(AckMark { acked: Position { epoch: began, offset }, age_ms: now_ms - since_ms })
     }
 
-    /// A member comes with its mark. `at`: where the history is, if that is known.
+    /// A member is moved here with its mark. `at`: the position of the history, if it is known.
     pub(in crate::shard) fn put(
         &mut self,
         topic: u32,

@@ -43,7 +43,7 @@ pub struct Decoder {
     step: Step,
     /// What kind of message is under way.
     open: Option<Kind>,
-    /// Where the text under way stands.
+    /// The UTF-8 state of the text under way.
     utf8: Utf8,
 }
 
@@ -131,7 +131,7 @@ impl Decoder {
     ///
     /// 1. The item lies whole in `input`: it is unmasked there and lent from there.
     /// 2. It began in an earlier read or in an earlier fragment: it is lent from the decoder, which
-    ///    forgets it with the next call.
+    ///    drops it with the next call.
     pub fn next<'s, 'i: 's>(
         &'s mut self,
         input: &'s mut &'i mut [u8],
@@ -160,7 +160,7 @@ impl Decoder {
         Some(item)
     }
 
-    /// Goes on until something is whole or the input is used up.
+    /// Decodes until an item is whole or the input is used up.
     #[inline]
     fn advance<'i>(
         &mut self,
@@ -218,7 +218,7 @@ impl Decoder {
         Ok(None)
     }
 
-    /// The rules that depend on what came before.
+    /// The rules that depend on earlier frames.
     #[inline]
     fn admit(&self, header: Header, limits: DecoderLimits) -> Result<Frame, ProtocolError> {
         // RFC 6455 §5.4: fragments of one message are not interleaved with those of another.

@@ -174,7 +174,7 @@ fn every_violation_is_named_whether_it_arrives_whole_or_byte_by_byte() {
         let pieces: Vec<&[u8]> = bytes.chunks(1).collect();
         assert_eq!(decode(&mut decoder, &pieces), wanted, "byte by byte");
         assert!(!decoder.is_at_rest());
-        // Whatever it says afterwards.
+        // Whatever follows.
         assert_eq!(decode(&mut decoder, &[&frame(0x81, b"sorry")]), wanted);
         assert_eq!(decode(&mut decoder, &[b""]), wanted);
         assert_eq!(decoder.heap_bytes(), 0);
