@@ -18,7 +18,7 @@ pub struct ShardId(pub u16);
 pub struct SlotId {
     /// Which place.
     pub index: u32,
-    /// Which of its successive inhabitants.
+    /// How often the place had been used before, so that a stale key is recognised.
     pub generation: u32,
 }
 

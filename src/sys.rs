@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 pub struct Nofile {
     /// What counts now.
     pub soft: u64,
-    /// How far this process may raise it.
+    /// The hard limit, to which this process may raise it.
     pub hard: u64,
 }
 
@@ -151,7 +151,7 @@ pub fn meminfo_bytes(root: &Path, key: &str) -> Option<u64> {
 /// A folder of one cgroup that bounds this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CgroupFolder {
-    /// Where its files are.
+    /// The directory of its files.
     pub path: PathBuf,
     /// Whether they are those of version 2.
     pub is_v2: bool,

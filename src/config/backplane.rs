@@ -28,7 +28,7 @@ pub enum BackplaneUrl {
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisServers {
     text: String,
-    /// How its servers are arranged.
+    /// One server, several, Sentinel or a Cluster.
     pub deployment: Deployment,
     /// User, password, database and TLS; the same for all servers.
     pub login: Login,

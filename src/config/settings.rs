@@ -17,9 +17,9 @@ use std::net::SocketAddr;
 pub struct Setting {
     /// Its name in the file: `section.name` or `name`.
     pub key: &'static str,
-    /// What values it takes.
+    /// The values that it takes, with their range.
     pub kind: ValueKind,
-    /// What it means, in one sentence or two.
+    /// Its effect in one or two sentences, for `--help`, the sample and `docs/configuration.md`.
     pub doc: &'static str,
     access: Access,
 }

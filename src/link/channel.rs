@@ -79,7 +79,7 @@ impl ShardEnd {
         self.downlink.len()
     }
 
-    /// This shard's own bell.
+    /// The bell that wakes this shard, for other threads to ring.
     pub fn bell(&self) -> &Arc<Bell> {
         &self.bell
     }

@@ -136,7 +136,7 @@ pub struct ConnectionReport {
     pub user: Option<TopicName>,
     /// For how long it has been open, in milliseconds, exact to 100.
     pub age_ms: u64,
-    /// How many rooms it is in.
+    /// Rooms of which it is a member.
     pub rooms: usize,
     /// The first [`LISTED_ROOMS_MAX`] of them.
     pub listed_rooms: Vec<TopicName>,

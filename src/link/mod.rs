@@ -101,7 +101,7 @@ pub struct PresenceUpdate {
 /// What happened to a connection in a room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PresenceChange {
-    /// It joined.
+    /// It has become a member.
     Joined {
         /// The connection. It does not receive its own event.
         by: Origin,
@@ -110,7 +110,7 @@ pub enum PresenceChange {
     },
     /// It is a member already, and this is the new `info` of its user.
     InfoChanged(Info),
-    /// It left.
+    /// It is a member no more.
     Left,
 }
 
@@ -190,7 +190,7 @@ pub struct Unrecoverable {
 pub struct HistoryRequest {
     /// The topic of the history.
     pub topic: TopicName,
-    /// Which messages of it.
+    /// From where, how many, and in which order.
     pub page: Page,
     /// In which encoding the answer is wanted.
     pub encoding: Encoding,
@@ -234,7 +234,7 @@ pub enum HistoryError {
 /// A message on its way up.
 #[derive(Debug)]
 pub struct Publish {
-    /// Where it goes.
+    /// The topic whose members receive it.
     pub topic: TopicName,
     /// The payload: any JSON value, byte for byte as the client wrote it. The one copy on the way up.
     pub payload: Bytes,
@@ -312,7 +312,7 @@ pub enum Downlink {
         conn: ConnId,
         /// The client's number for it. `None`: the client receives only a failure.
         id: Option<RequestId>,
-        /// How it ended.
+        /// Accepted, or why not.
         outcome: PublishOutcome,
     },
     /// The answer to [`Uplink::Settle`].

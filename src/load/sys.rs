@@ -23,7 +23,7 @@ pub(super) struct ClientEpoll {
 pub(super) struct ReadySocket {
     /// The key that the descriptor was added with.
     pub key: u64,
-    /// It can be read, or the peer has closed.
+    /// The socket can be read, or the peer has closed.
     pub readable: bool,
     /// It can be written, or a connect has ended.
     pub writable: bool,

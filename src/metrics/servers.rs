@@ -60,7 +60,7 @@ impl ServerNumbers {
         self.counted.up == Some(1)
     }
 
-    /// What this node counts, as it is now.
+    /// This node's own numbers of the server, with the age of the canary at `now`.
     pub fn own(&self, now: Instant) -> OwnNumbers {
         let age = self.canary_back_at.map(|at| now.saturating_duration_since(at));
         OwnNumbers { canary_age_ms: age.map(|age| age.as_millis() as u64), ..self.counted.clone() }

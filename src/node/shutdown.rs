@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 /// A running node, as main holds it.
 pub struct RunningNode {
-    /// What it was started from.
+    /// The plan with which it was started.
     pub plan: Arc<Plan>,
     /// Readiness, shared with all threads; set to draining here.
     pub health: Arc<Health>,

@@ -369,7 +369,7 @@ pub struct MemoryBudget(pub Vec<BudgetLine>);
 pub struct BudgetLine {
     /// What holds the memory, in the plural.
     pub name: &'static str,
-    /// How many of them there can be.
+    /// The number of them at most.
     pub count: u64,
     /// What each may hold, in bytes.
     pub bytes_each: u64,

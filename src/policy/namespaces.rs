@@ -57,7 +57,7 @@ pub struct NamespaceSetting {
     pub key: &'static str,
     /// The values that it takes.
     pub range: SettingRange,
-    /// What it means.
+    /// Its effect, in one sentence, for the sample and `docs/configuration.md`.
     pub doc: &'static str,
     set: fn(&mut Policy, &str) -> Option<()>,
     /// Its value in a policy, as text.

@@ -56,7 +56,7 @@ impl Rights {
 pub enum Asker {
     /// A connection of a client.
     Client {
-        /// What its user may do.
+        /// The rights of its user, from the token or the configured default.
         rights: Rights,
         /// Whether its user has shown a token.
         has_token: bool,

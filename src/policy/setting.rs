@@ -18,7 +18,7 @@ pub enum SettingRange {
         min: u64,
         /// The largest value.
         max: u64,
-        /// What it counts, in the plural.
+        /// The unit, in the plural.
         unit: &'static str,
     },
     /// One of these words.

@@ -202,10 +202,10 @@ impl Encoding {
         Encoding::of(Dialect::Lines),
     ];
 
-    /// How many there are.
+    /// The number of encodings of this build.
     pub const COUNT: usize = if cfg!(feature = "test-dialect") { 3 } else { 2 };
 
-    /// Where it stands in [`Encoding::ALL`].
+    /// Its index in [`Encoding::ALL`].
     pub const fn place(self) -> usize {
         (self.0 & 0b111) as usize
     }
@@ -225,7 +225,7 @@ impl Encoding {
         }
     }
 
-    /// How its bytes travel.
+    /// The framing of its payloads.
     pub fn framing(self) -> Framing {
         self.dialect().framing()
     }

@@ -51,7 +51,7 @@ pub enum Farewell {
     Overloaded,
     /// No answer to a heartbeat.
     Silent,
-    /// This node drains.
+    /// This node is shutting down.
     Drain,
     /// Its token has expired.
     TokenExpired,

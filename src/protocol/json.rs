@@ -50,7 +50,7 @@ pub struct JsonMember {
 pub struct Fault {
     /// The byte that cannot stand where it stands; the text's length when it ends too early.
     pub at: usize,
-    /// What is wrong there.
+    /// The rule that is broken there.
     pub what: &'static str,
 }
 

@@ -159,7 +159,7 @@ pub type Info = Arc<str>;
 pub struct Roster {
     /// The users by name; not all of them, if that would be too much to send.
     pub users: Vec<RosterEntry>,
-    /// How many there are.
+    /// Users in the room, those that are not listed included.
     pub count: u64,
 }
 
@@ -210,14 +210,14 @@ impl RosterEntry {
 /// The result of a recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recovery {
-    /// It was not asked for.
+    /// The join had no `since`.
     NotAsked,
     /// All of it follows.
     Recovered {
         /// So many messages.
         messages: u64,
     },
-    /// It cannot be sent, or not all of it.
+    /// What was missed cannot be sent, or not all of it.
     NotRecovered(Unrecovered),
     /// The last message that the client has received is no longer part of the history: see
     /// [`Unrecovered::TailLost`]. All messages that stand in the history instead follow.
@@ -325,7 +325,7 @@ impl<'a> Event<'a> {
 pub enum Event<'a> {
     /// The first frame of a connection.
     Welcome {
-        /// This connection, unique over all nodes.
+        /// The name of the connection, unique over all nodes.
         connection_id: &'a str,
         /// The user of the token, or a name that was made up for an anonymous client.
         user_id: &'a str,

@@ -37,11 +37,11 @@ struct MessageKeys {
 
 /// What becomes of the rest of what was read.
 enum Listening {
-    /// It is used.
+    /// The rest is used.
     On,
     /// It is stored until the connection is resumed.
     Paused,
-    /// It is dropped.
+    /// The rest is dropped: the connection closes.
     No,
 }
 

@@ -17,7 +17,7 @@ use crate::shard::slow_consumer::outbox::Outbox;
 use crate::ws::close::CloseCode;
 use crate::ws::decoder::{Decoder, ProtocolError};
 
-/// Where a connection is in its life.
+/// Where a connection is between accept and close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnState {
     /// The HTTP request has not been answered yet.
@@ -169,7 +169,7 @@ pub struct Conn {
     /// Where its write stood in the last batch that had one: one write per batch, so nothing
     /// overtakes a partial one. A hint, worth what `SendBatch::is_at` says.
     pub place: u32,
-    /// Where it is between accept and close.
+    /// In its handshake, open, or closing.
     pub state: ConnState,
     /// Whether bytes came from it since the last sweep; while it is paused, whether it took some.
     pub heard: bool,
@@ -188,7 +188,7 @@ pub struct Conn {
     pub since: u32,
     /// Why it ends, once it does.
     pub reason: Option<CloseReason>,
-    /// What its user may do.
+    /// The rights of its user.
     pub rights: Rights,
     /// Its topics; the first one is its user's (see `user_queue.rs` for when not yet).
     pub joined: Memberships,
@@ -253,7 +253,7 @@ pub enum CloseReason {
     Stalled,
     /// Nothing was heard for a whole sweep, the answer to our ping included.
     Silent,
-    /// This node ends.
+    /// This node is shutting down.
     Drain,
     /// Its token has expired.
     TokenExpired,

@@ -63,7 +63,7 @@ impl Shard {
         }
     }
 
-    /// What a connection waited for is there.
+    /// The reason for a connection's pause has ended.
     pub(super) fn resume(&mut self, conn: ConnId) {
         let Some(c) = self.conns.get_mut(conn.0) else { return };
         if c.unread == ReadState::Paused {

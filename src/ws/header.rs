@@ -18,7 +18,7 @@ pub const HEADER_BYTES_MAX: usize = 14;
 pub struct Header {
     /// Whether its message ends with it.
     pub fin: bool,
-    /// What it carries.
+    /// The kind of the frame.
     pub opcode: Opcode,
     /// The payload's mask.
     pub key: [u8; 4],

@@ -15,7 +15,7 @@ pub(crate) const BROADCAST_ROOM: u32 = u32::MAX;
 
 const MAGIC: &[u8; 4] = b"~CL~";
 
-/// Which message it is, and when it was due.
+/// Room and number of a message, and the time at which it was due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     /// Of the plan.

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 /// The bell's key in epoll; no connection has it.
 const BELL: u64 = u64::MAX;
-/// How often a worker reports its counts.
+/// The interval at which a worker reports its counts.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 /// Few enough that a turn stays short, many enough that a thousand members need few waits.
 const EVENTS_PER_TURN: usize = 512;

@@ -106,7 +106,7 @@ pub enum Progress {
     More,
     /// More bytes are needed, and the client waits for this before it sends them.
     Interim(Bytes),
-    /// It is a WebSocket now.
+    /// The request is a valid handshake: the connection becomes a WebSocket.
     Open {
         /// For the shard.
         opening: Opening,
@@ -160,7 +160,7 @@ pub enum TimedOut {
 /// The stage of a connection that was closed by its peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeftAt {
-    /// It had asked nothing: a health check.
+    /// No byte of a request had arrived: a health check.
     Nothing,
     /// In the middle of a header, a head or a body.
     Halfway,

@@ -37,13 +37,13 @@ pub struct Routes {
 
 /// The answer to a request head.
 pub enum RouteOutcome {
-    /// It becomes a WebSocket.
+    /// A valid handshake, whose client is admitted.
     Open(Opening),
     /// The ops thread answers it, as it does on the operators' port.
     Call,
-    /// It gets this page: a complete answer.
+    /// A page: the complete answer.
     Page(Bytes),
-    /// It gets neither.
+    /// The request is refused.
     Reject(RejectReason),
 }
 

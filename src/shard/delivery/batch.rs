@@ -66,7 +66,7 @@ pub struct SendBatch {
 }
 
 impl SendOp {
-    /// How many buffers it is made from.
+    /// The number of buffers in its chain.
     pub fn bufs_len(&self) -> usize {
         self.bufs as usize
     }

@@ -53,7 +53,7 @@ pub struct Session {
     pub is_in_user_topic: bool,
     /// Whether its user has shown a token.
     pub has_token: bool,
-    /// What its user may do.
+    /// The rights of its user.
     pub rights: Rights,
     /// For how many milliseconds it has been open.
     pub age_ms: u64,
@@ -88,7 +88,7 @@ pub struct SessionTopic {
     pub is_ready: bool,
     /// Where its history is, as far as it was brought; `None` where it has none or that is not known.
     pub position: Option<Position>,
-    /// How far it has acknowledged, if it does.
+    /// The last position that it has acknowledged, if it acknowledges.
     pub ack: Option<AckMark>,
     /// The `info` of its user there.
     pub info: Option<Info>,
@@ -114,7 +114,7 @@ pub struct SessionJoin {
     pub name: TopicName,
     /// The client's number for it.
     pub id: Option<RequestId>,
-    /// What it has received already.
+    /// The last position that the client has received.
     pub since: Option<Position>,
     /// The `info` of its user.
     pub info: Option<Info>,
@@ -134,13 +134,13 @@ pub struct SessionFrames {
 /// Why a connection cannot be taken, or a session cannot be put, as things are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NotNow {
-    /// It has gone.
+    /// It is closed.
     Gone,
     /// It is not a WebSocket yet, so it has no session.
     Handshaking,
-    /// It is being closed.
+    /// Its close has begun.
     Closing,
-    /// This shard is ending.
+    /// This shard is draining.
     Draining,
     /// A publish of it may not have ended, or its presence may not have arrived: [`Shard::settle`],
     /// and wait.

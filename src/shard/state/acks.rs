@@ -94,7 +94,7 @@ pub(in crate::shard) struct AgeMarks {
 /// Why an acknowledgement is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::shard) enum AckError {
-    /// It is not one of those who acknowledge.
+    /// It joined without `"ack":true`.
     NotAsked,
     /// Nothing was handed out there yet.
     Beyond,

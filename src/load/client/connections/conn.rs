@@ -27,7 +27,7 @@ pub(super) enum ClientState {
 pub(super) struct ClientConn {
     /// The socket, from the beginning of a connect until the connection ends.
     pub stream: Option<TcpStream>,
-    /// How far it has come.
+    /// From not connected to joined.
     pub state: ClientState,
     /// Attempts that have failed since it last joined.
     pub tries: u8,

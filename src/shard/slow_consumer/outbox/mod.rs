@@ -62,7 +62,7 @@ struct Slice {
 /// What may become of a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SliceKind {
-    /// It leaves.
+    /// It may not be dropped.
     Fixed,
     /// It may be dropped: a message of a room, by the room's place.
     Droppable(u32),
@@ -106,9 +106,9 @@ struct Droppable {
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pushed {
-    /// It waits now, or was dropped.
+    /// It waits now, or was dropped with a notice.
     Queued,
-    /// It does not: the peer is too slow.
+    /// There was no room: the peer is too slow and has to be closed.
     Full,
 }
 
