@@ -216,9 +216,9 @@ fn no_secret_is_printed_however_the_start_fails() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = taken.local_addr().unwrap().to_string();
     let env = [
-        ("CAMPANILE_AUTH_HMAC_SECRET", "hunter2-hunter2"),
-        ("CAMPANILE_OPS_API_KEY", "hunter2-hunter2"),
-        ("CAMPANILE_BACKPLANE", "redis://:hunter2-hunter2@127.0.0.1:1"),
+        ("CAMPANILE_AUTH_HMAC_SECRET", "hunter2-hunter2-hunter2"),
+        ("CAMPANILE_OPS_API_KEY", "hunter2-hunter2-hunter2"),
+        ("CAMPANILE_BACKPLANE", "redis://:hunter2-hunter2-hunter2@127.0.0.1:1"),
         ("CAMPANILE_LOG_LEVEL", "trace"),
     ];
     let output = campanile(&["serve", "--listen", &addr], &env);

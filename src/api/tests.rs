@@ -532,7 +532,7 @@ fn a_node_that_is_not_ready_says_which_servers_are_down_and_why() {
     node.backplane_mirror.show(Arc::new(snapshot));
     let body = node.get_json("/readyz").1;
     assert_eq!(body["down"], json!([{"server": "h:2", "reason": "it is away"}]));
-    assert_eq!(body["cluster"], "nobody answers");
+    assert_eq!(body["cluster"], "no node answers");
     assert_eq!(body["unreachable_sentinels"], json!([{"sentinel": "s:1", "reason": null}]));
     node.health.set_backplane_up(true);
     assert_eq!(node.get_json("/readyz"), (200, json!({"ready": true})));
@@ -545,14 +545,14 @@ fn a_node_that_is_not_ready_says_which_servers_are_down_and_why() {
 
 #[test]
 fn with_a_key_only_its_holder_uses_the_api_and_health_stays_open() {
-    let node = node(&[("ops.api_key", "0123456789")]);
+    let node = node(&[("ops.api_key", "0123456789abcdef")]);
     let (status, body) = node.get_json("/v1/stats");
     assert_eq!((status, code(&body)), (401, "unauthorized"));
     let with = |key: &str| {
         let header = format!("Authorization: Bearer {key}\r\n");
         node.ask("GET", "/v1/stats", &header, "").0
     };
-    assert_eq!(with("0123456789"), 200);
+    assert_eq!(with("0123456789abcdef"), 200);
     assert_eq!(with("012345678x"), 401);
     assert_eq!(node.get("/healthz").0, 200);
     assert_eq!(node.get("/metrics").0, 200);

@@ -95,14 +95,15 @@ impl Authenticator {
 
     /// Checks a token (from `?token=` or `Authorization: Bearer`), `now` in seconds since 1970.
     ///
-    /// 1. None: anonymous, if that is allowed. Without a secret, `undefined`, `null` and nothing are none.
+    /// 1. None: anonymous, if that is allowed. Without a secret, `undefined`, `null` and nothing are
+    ///    none.
     /// 2. A good one: its user, with the rights it names, or the default ones if it names none.
     ///    A token without `exp` does not expire. Rights of unknown names give nothing.
     /// 3. Anything else is denied, an `exp` in milliseconds included, also where anonymous clients
     ///    are allowed.
-    pub fn admit(&self, token: Option<&str>, now_unix_s: u64) -> Result<Identity, Denied> {
+    pub fn admit(&self, token: Option<&str>, now_unix_s: u64) -> Result<Identity, AuthError> {
         let Some(token) = token.filter(|token| !self.is_no_token(token)) else {
-            let rights = self.anonymous.ok_or(Denied::Missing)?;
+            let rights = self.anonymous.ok_or(AuthError::Missing)?;
             return Ok(Identity { user: None, rights, expires_unix_s: None });
         };
         let key = self.key.as_ref().ok_or(AuthError::Invalid)?;
@@ -120,7 +121,7 @@ impl Authenticator {
             return Err(AuthError::Invalid);
         }
         if !is_user_name(&claims.sub) {
-            return Err(Denied::Invalid);
+            return Err(AuthError::Invalid);
         }
         let rights = claims.rights.map_or(self.user_rights, |names| granted(&names));
         let expires_unix_s = claims.exp.map(|exp| exp.ceil() as u64 + LEEWAY_S);

@@ -184,6 +184,6 @@ fn what_is_minted_is_admitted_and_what_would_not_be_is_not_minted() {
 }
 
 #[test]
-fn a_gate_that_is_logged_shows_no_secret() {
+fn an_authenticator_that_is_logged_shows_no_secret() {
     assert!(!format!("{:?}", authenticator(true, Some(SECRET))).contains(SECRET));
 }

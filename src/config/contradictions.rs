@@ -17,34 +17,7 @@ impl Config {
                 found.push(ConfigError::Contradiction { message });
             }
         };
-        because(
-            self.auth_anonymous == Some(false) && self.auth_hmac_secret.is_none(),
-            "auth.anonymous = false without auth.hmac_secret: no client could connect. Set \
-             auth.hmac_secret, or leave auth.anonymous out"
-                .to_owned(),
-        );
         let limits = &self.limits;
-        because(
-            self.is_secret_blank
-                && self.auth_hmac_secret.is_none()
-                && self.auth_anonymous != Some(true),
-            "auth.hmac_secret is set to nothing: every client could connect without a token. Set it, \
-             or write auth.anonymous = true if that is meant"
-                .to_owned(),
-        );
-        let secrets =
-            [("auth.hmac_secret", &self.auth_hmac_secret), ("ops.api_key", &self.ops_api_key)];
-        for (key, secret) in secrets {
-            let bytes = secret.as_ref().map_or(SECRET_BYTES_MIN, String::len);
-            because(
-                bytes < SECRET_BYTES_MIN && !self.auth_allow_weak_secret,
-                format!(
-                    "{key} has {bytes} bytes, which can be guessed; {SECRET_BYTES_MIN} are the least. \
-                     Take for example `openssl rand -base64 33`, or write auth.allow_weak_secret = true \
-                     where nothing is to be protected"
-                ),
-            );
-        }
         because(
             limits.outbox_bytes_max < limits.message_bytes_max,
             format!(
@@ -94,12 +67,45 @@ impl Config {
             self.echo_path.as_deref().is_some_and(|path| path == "/" || path == "/ws"),
             "echo_path is already the page or the WebSocket: write for example /echo".to_owned(),
         );
+        found.extend(self.secret_contradictions());
         found.extend(self.public_port_contradictions());
         let of_namespaces = self.namespaces.contradictions(self.auth_hmac_secret.is_some());
         found.extend(
             of_namespaces.into_iter().map(|message| ConfigError::Contradiction { message }),
         );
         found
+    }
+
+    fn secret_contradictions(&self) -> Vec<ConfigError> {
+        let mut found = Vec::new();
+        if self.auth_anonymous == Some(false) && self.auth_hmac_secret.is_none() {
+            found.push(
+                "auth.anonymous = false without auth.hmac_secret: no client could connect. Set \
+                 auth.hmac_secret, or leave auth.anonymous out"
+                    .to_owned(),
+            );
+        }
+        let is_forgotten = self.is_secret_blank && self.auth_hmac_secret.is_none();
+        if is_forgotten && self.auth_anonymous != Some(true) {
+            found.push(
+                "auth.hmac_secret is set to nothing: every client could connect without a token. Set \
+                 it, or write auth.anonymous = true if that is meant"
+                    .to_owned(),
+            );
+        }
+        let secrets =
+            [("auth.hmac_secret", &self.auth_hmac_secret), ("ops.api_key", &self.ops_api_key)];
+        for (key, secret) in secrets {
+            let bytes = secret.as_ref().map_or(SECRET_BYTES_MIN, String::len);
+            if bytes < SECRET_BYTES_MIN && !self.auth_allow_weak_secret {
+                found.push(format!(
+                    "{key} has {bytes} bytes, which can be guessed; {SECRET_BYTES_MIN} are the \
+                     least. Take for example `openssl rand -base64 33`, or write \
+                     auth.allow_weak_secret = true where nothing is to be protected"
+                ));
+            }
+        }
+        found.into_iter().map(|message| ConfigError::Contradiction { message }).collect()
     }
 
     fn public_port_contradictions(&self) -> Vec<ConfigError> {

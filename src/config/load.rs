@@ -33,8 +33,8 @@ pub struct ConfigSources {
 pub(super) type ReadFile<'a> = dyn Fn(&str) -> std::io::Result<String> + 'a;
 
 impl Config {
-    /// Merges the sources. Flags win over the environment, which wins over the file. No setting can name
-    /// another file here.
+    /// Merges the sources. Flags win over the environment, which wins over the file. No setting can
+    /// name another file here.
     pub fn load(sources: &ConfigSources) -> Result<Config, ConfigErrors> {
         Config::load_reading(sources, &|_| Err(std::io::ErrorKind::NotFound.into()))
     }

@@ -154,8 +154,8 @@ fn normal_origin(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     let lower = text.to_lowercase();
-    let trimmed = lower.strip_suffix('/').unwrap_or(&lower);
-    let (scheme, authority) = trimmed.split_once("://").unwrap_or(("", trimmed));
+    let (scheme, rest) = lower.split_once("://").unwrap_or(("", &lower));
+    let authority = rest.strip_suffix('/').unwrap_or(rest);
     let wrong = |what: &str| Err(format!("{text:?} {what}. "));
     if scheme.is_empty()
         || !scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
