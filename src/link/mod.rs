@@ -173,8 +173,7 @@ pub struct RecoveryReply {
     pub missed: Run,
 }
 
-/// The other answer to [`RecoveryRequest`]: what is stored of the history cannot be read, so its
-/// position is unknown.
+/// The other answer to [`RecoveryRequest`]: the position of the history is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unrecoverable {
     /// The shard's own key.
@@ -225,9 +224,9 @@ pub struct HistoryReply {
 pub enum HistoryError {
     /// `since` is of another history, or the like.
     Unrecovered(Unrecovered),
-    /// The backplane is unavailable.
+    /// The backplane is away.
     Unavailable,
-    /// What is stored under the history's key was not written by this server.
+    /// What is kept of the history is nothing that this server wrote.
     Unreadable,
 }
 

@@ -182,9 +182,9 @@ impl Shard {
         self.close_topic_if_empty(at.0.index);
     }
 
-    /// The position of a history is unavailable. A join is refused; a member that asked stays one. A
-    /// connection enters its user's own topic all the same, so that it receives what is sent once the
-    /// backplane is available again.
+    /// The position of the history is not known. A connection that wants to be in the room is
+    /// refused; one that was in it stays only if it asked for the position alone. A user's own topic
+    /// takes its connection in all the same: what is sent to the user later is delivered.
     pub(super) fn on_unrecoverable(&mut self, unrecoverable: Unrecoverable) {
         let Unrecoverable { at, conn, ticket } = unrecoverable;
         let is_question = self.is_question(conn, ticket);
@@ -199,7 +199,7 @@ impl Shard {
         let message = match self.hub.at(at.0.index).name().kind() {
             TopicKind::User(_) => {
                 self.enter_user(conn, at);
-                "the queue of this user cannot be read: connect again later"
+                "what is kept for this user cannot be read: connect again later"
             }
             _ if pending.stays => "the history of this room cannot be read: ask again later",
             _ => "the history of this room cannot be read, and it was not joined: try again later",
