@@ -1,6 +1,6 @@
 //! Names of clients without a token.
 //!
-//! Such a name is an address: those who know it may send to it, where that is allowed. So it cannot be
+//! Such a name is an address: a client that has it may send to it, if its rights allow. So it cannot be
 //! guessed from a connection's id, which counts up: it is a keyed hash of it.
 
 use crate::ids::ANONYMOUS_PREFIX;
@@ -23,7 +23,7 @@ impl AnonymousSecret {
     /// The name of the client behind this connection, by the connection's id.
     pub fn name(&self, connection_id: &str) -> String {
         // Both have fixed ends: the secret its length, the id is all the rest. SHA-256 of a secret in
-        // front can be continued, but only by those who see all of a digest; this is a third of it.
+        // front can be extended, but only from a whole digest; this is a third of it.
         let digest = Sha256::new().chain_update(self.0).chain_update(connection_id).finalize();
         let digits = digest.iter().take(DIGITS / 2).map(|byte| format!("{byte:02x}"));
         std::iter::once(ANONYMOUS_PREFIX.to_owned()).chain(digits).collect()
