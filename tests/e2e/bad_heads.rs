@@ -63,7 +63,7 @@ fn each_wrong_request_is_told_what_is_wrong() {
         (400, with("A: 1\nB: 2")),
         (400, format!("\r\n\r\n{good}")),
         (403, with("Origin: https://elsewhere.example")),
-        (431, with(&"A: 1\r\n".repeat(96).trim_end())),
+        (431, with("A: 1\r\n".repeat(96).trim_end())),
         (400, "GET /ws\r\n\r\n".to_owned()),
         (400, "NONSENSE\r\n\r\n".to_owned()),
         (400, "GET /ws HTTP/1.1\r\nno colon\r\n\r\n".to_owned()),
