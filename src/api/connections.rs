@@ -7,12 +7,12 @@
 use super::Ops;
 use super::ask::ask_one;
 use super::error::ApiError;
+use super::extract::QueryOf;
 use crate::ids::{ShardId, TopicKind, TopicName};
 use crate::link::inspect::PAGE_CONNECTIONS_MAX;
 use crate::link::{ConnectionReport, Inspect};
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -55,9 +55,8 @@ impl Cursor {
 /// `GET /v1/connections?limit=&cursor=`
 pub(super) async fn list(
     State(ops): State<Arc<Ops>>,
-    query: Result<Query<PageQuery>, QueryRejection>,
+    QueryOf(query): QueryOf<PageQuery>,
 ) -> Result<Json<Value>, ApiError> {
-    let Query(query) = query.map_err(|error| ApiError::bad_request(error.body_text()))?;
     let limit = query.limit.unwrap_or(CONNECTIONS_DEFAULT);
     if !(1..=CONNECTIONS_MAX).contains(&limit) {
         return Err(ApiError::bad_request(format!("limit must be from 1 to {CONNECTIONS_MAX}")));

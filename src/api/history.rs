@@ -5,6 +5,7 @@
 
 use super::Ops;
 use super::error::ApiError;
+use super::extract::{NameInPath, QueryOf};
 use super::rooms::may_read;
 use crate::ids::{Position, TopicName, is_name};
 use crate::link::{HistoryError, HistoryPage, HistoryRequest, ReplyTo, Uplink};
@@ -12,8 +13,7 @@ use crate::policy::rights::Action;
 use crate::protocol::dialect::Encoding;
 use crate::protocol::native::{LIMIT_DEFAULT, LIMIT_MAX};
 use crate::protocol::{Page, Unrecovered};
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -39,13 +39,11 @@ pub(super) struct HistoryQuery {
 /// the oldest; with `reverse=true` before it, or from the newest. 404 where the room keeps none.
 pub(super) async fn history(
     State(ops): State<Arc<Ops>>,
-    room: Result<Path<String>, PathRejection>,
-    wanted: Result<Query<HistoryQuery>, QueryRejection>,
+    NameInPath(room): NameInPath,
+    QueryOf(wanted): QueryOf<HistoryQuery>,
 ) -> Result<Response, ApiError> {
-    let Path(room) = room.map_err(|error| ApiError::bad_request(error.body_text()))?;
-    let Query(wanted) = wanted.map_err(|error| ApiError::bad_request(error.body_text()))?;
     if !is_name(&room) {
-        let message = "a room is 1 to 255 bytes without control characters";
+        let message = "a room is 1 to 255 bytes without invisible characters or blanks around it";
         return Err(ApiError::bad_request(message));
     }
     may_read(&ops.plan, Action::ReadHistory, &room)?;

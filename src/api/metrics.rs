@@ -47,6 +47,7 @@ fn families(ops: &Ops) -> Families {
     let of_node = [
         ops.backplane.read().describe(),
         ops.own.read().describe(),
+        ops.access.read().describe(),
         terminal::log_counters().describe(),
         snapshot.deployment.describe(),
         of_process(ops),
@@ -188,7 +189,9 @@ fn write_escaped(out: &mut String, value: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{BackplaneCounters, LogCounters, OpsCounters, ShardCounters};
+    use crate::metrics::{
+        AccessCounters, BackplaneCounters, LogCounters, OpsCounters, ShardCounters,
+    };
     use std::time::Duration;
 
     fn rendered(metric: Metric, labels: Labels) -> String {
@@ -255,6 +258,7 @@ mod tests {
             ShardCounters::default().describe(),
             BackplaneCounters::default().describe(),
             OpsCounters::default().describe(),
+            AccessCounters::default().describe(),
             LogCounters::default().describe(),
         ];
         let mut helps = BTreeMap::new();

@@ -7,9 +7,11 @@
 //! holds a bounded number of descriptors and bytes (`listener.rs`, the body limits below).
 
 mod ask;
+mod caller;
 mod calls;
 mod connections;
 mod error;
+mod extract;
 mod guard;
 mod history;
 mod listener;
@@ -25,7 +27,7 @@ mod users;
 use crate::link::calls::CallReceiver;
 use crate::link::channel::OpsEnd;
 use crate::link::health::Health;
-use crate::metrics::{BackplaneMirror, OpsMirror, ShardMirror};
+use crate::metrics::{AccessMirror, BackplaneMirror, OpsMirror, ShardMirror};
 use crate::plan::Plan;
 use socket2::SockRef;
 use std::io;
@@ -61,6 +63,8 @@ struct Ops {
     health: Arc<Health>,
     /// The numbers of this port.
     own: Arc<OpsMirror>,
+    /// The numbers of the API's callers.
+    access: AccessMirror,
     started: Instant,
     /// Permits for requests of `/v1` (`guard::AT_A_TIME_MAX`).
     turns: Semaphore,
@@ -74,7 +78,8 @@ pub fn run(setup: OpsSetup) -> io::Result<()> {
     let own = Arc::<OpsMirror>::default();
     let turns = Semaphore::new(guard::AT_A_TIME_MAX);
     let counted = own.clone();
-    let ops = Arc::new(Ops { plan, end, shards, backplane, health, own, started, turns });
+    let access = AccessMirror::default();
+    let ops = Arc::new(Ops { plan, end, shards, backplane, health, own, access, started, turns });
     listener.set_nonblocking(true)?;
     SockRef::from(&listener).listen(listener::BACKLOG)?;
     runtime.block_on(LocalSet::new().run_until(async move {

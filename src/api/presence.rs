@@ -5,14 +5,14 @@
 
 use super::Ops;
 use super::error::ApiError;
+use super::extract::NameInPath;
 use super::rooms::may_read;
 use crate::ids::{TopicName, is_name};
 use crate::link::{PresenceRequest, ReplyTo, Uplink};
 use crate::policy::rights::Action;
 use crate::protocol::dialect::Dialect;
 use crate::protocol::{Event, Roster};
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use std::sync::Arc;
@@ -26,11 +26,10 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// `GET /v1/rooms/{id}/presence`: 404 where presence is off; an empty room is an empty list.
 pub(super) async fn presence(
     State(ops): State<Arc<Ops>>,
-    room: Result<Path<String>, PathRejection>,
+    NameInPath(room): NameInPath,
 ) -> Result<Response, ApiError> {
-    let Path(room) = room.map_err(|error| ApiError::bad_request(error.body_text()))?;
     if !is_name(&room) {
-        let message = "a room is 1 to 255 bytes without control characters";
+        let message = "a room is 1 to 255 bytes without invisible characters or blanks around it";
         return Err(ApiError::bad_request(message));
     }
     may_read(&ops.plan, Action::ReadPresence, &room)?;

@@ -130,11 +130,14 @@ impl<S: Send + Sync> FromRequest<S> for RequestBody {
 }
 
 fn unreadable(rejection: &BytesRejection) -> ApiError {
-    let code = match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => "too_large",
-        _ => "bad_request",
-    };
-    ApiError::new(rejection.status(), code, rejection.body_text())
+    match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too_large",
+            "the body is larger than this path takes; a message may have limits.message_bytes_max",
+        ),
+        _ => ApiError::bad_request("the body ended before it was whole"),
+    }
 }
 
 /// Where the message stands, if its room keeps a history.
@@ -198,7 +201,7 @@ fn topic(message: &Message<'_>) -> Result<TopicName, ApiError> {
     let named = |key: &str, name: &str, topic: fn(&str) -> TopicName| match is_name(name) {
         true => Ok(topic(name)),
         false => Err(ApiError::bad_request(format!(
-            "{key} must be 1 to 255 bytes without control characters"
+            "{key} must be 1 to 255 bytes without invisible characters or blanks around it"
         ))),
     };
     match (&message.room_id, &message.target_user_id, message.broadcast) {

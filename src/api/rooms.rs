@@ -3,13 +3,13 @@
 use super::Ops;
 use super::ask::{ask_all, ask_one};
 use super::error::ApiError;
+use super::extract::{NameInPath, QueryOf};
 use crate::ids::{ShardId, TopicKind, is_name};
 use crate::link::{AckReport, Inspect, RoomPage, RoomReport};
 use crate::plan::Plan;
 use crate::policy::rights::{Action, Asker, may};
 use axum::Json;
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use futures_util::future::try_join_all;
 use serde::Deserialize;
@@ -38,9 +38,8 @@ pub(super) struct RoomsQuery {
 /// are listed may be too low.
 pub(super) async fn list(
     State(ops): State<Arc<Ops>>,
-    wanted: Result<Query<RoomsQuery>, QueryRejection>,
+    QueryOf(wanted): QueryOf<RoomsQuery>,
 ) -> Result<Json<Value>, ApiError> {
-    let Query(wanted) = wanted.map_err(|error| ApiError::bad_request(error.body_text()))?;
     let limit = wanted.limit.unwrap_or(ROOMS_DEFAULT);
     if !(1..=ROOMS_MAX).contains(&limit) {
         return Err(ApiError::bad_request(format!("limit must be from 1 to {ROOMS_MAX}")));
@@ -89,11 +88,10 @@ async fn rooms_of(
 /// `GET /v1/rooms/{id}`: 404 when it has no member on this node.
 pub(super) async fn room(
     State(ops): State<Arc<Ops>>,
-    room: Result<Path<String>, PathRejection>,
+    NameInPath(room): NameInPath,
 ) -> Result<Json<Value>, ApiError> {
-    let Path(room) = room.map_err(|error| ApiError::bad_request(error.body_text()))?;
     if !is_name(&room) {
-        let message = "a room is 1 to 255 bytes without control characters";
+        let message = "a room is 1 to 255 bytes without invisible characters or blanks around it";
         return Err(ApiError::bad_request(message));
     }
     let answers = ask_all(&ops, |reply| Inspect::Room { room: room.clone(), reply });

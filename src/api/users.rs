@@ -8,14 +8,14 @@ use super::Ops;
 use super::ask::ask_all;
 use super::connections::names;
 use super::error::ApiError;
+use super::extract::NameInPath;
 use super::publish::RequestBody;
 use crate::ids::{TopicName, is_name};
 use crate::link::{
     Disconnect, DisconnectRequest, Inspect, PublishOutcome, ReplyTo, Uplink, UserReport,
 };
 use axum::Json;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -34,12 +34,10 @@ const REASON_DEFAULT: &str = "disconnected by an operator";
 /// Bytes of a reason that fit into a close frame after the code.
 const REASON_BYTES_MAX: usize = 123;
 
-type UserPath = Result<Path<String>, PathRejection>;
-
 /// `GET /v1/users/{id}`: a user that is not connected is no error.
 pub(super) async fn user(
     State(ops): State<Arc<Ops>>,
-    user: UserPath,
+    NameInPath(user): NameInPath,
 ) -> Result<Json<Value>, ApiError> {
     let user = checked(user)?;
     let topic = TopicName::user(&user);
@@ -72,7 +70,7 @@ struct DisconnectBody {
 /// every node that has connections of the user.
 pub(super) async fn disconnect(
     State(ops): State<Arc<Ops>>,
-    user: UserPath,
+    NameInPath(user): NameInPath,
     RequestBody(body): RequestBody,
 ) -> Result<Json<Value>, ApiError> {
     let user = checked(user)?;
@@ -105,10 +103,9 @@ fn unavailable(code: &'static str, message: &'static str) -> ApiError {
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, message)
 }
 
-fn checked(user: UserPath) -> Result<String, ApiError> {
-    let Path(user) = user.map_err(|error| ApiError::bad_request(error.body_text()))?;
+fn checked(user: String) -> Result<String, ApiError> {
     if !is_name(&user) {
-        let message = "a user is 1 to 255 bytes without control characters";
+        let message = "a user is 1 to 255 bytes without invisible characters or blanks around it";
         return Err(ApiError::bad_request(message));
     }
     Ok(user)

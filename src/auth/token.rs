@@ -8,7 +8,7 @@ use serde::Serialize;
 /// The claims of the token to be made.
 #[derive(Clone, Debug)]
 pub struct TokenRequest {
-    /// `sub`: 1 to 255 bytes without control characters.
+    /// `sub`: 1 to 255 bytes without invisible characters or blanks around it.
     pub user: String,
     /// The rights; `None`: whatever the server gives to users.
     pub rights: Option<Rights>,

@@ -74,7 +74,7 @@ impl ValueKind {
             ValueKind::Networks => {
                 "addresses and networks, such as 10.0.0.0/8 or 2001:db8::1".into()
             }
-            ValueKind::Name => "1 to 255 bytes without control characters".into(),
+            ValueKind::Name => "1 to 255 bytes without invisible characters or blanks around it".into(),
             ValueKind::Prefix => {
                 "1 to 64 letters, digits, dots, dashes, underscores or colons".into()
             }

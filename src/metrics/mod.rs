@@ -294,6 +294,13 @@ counters! {
     }
 }
 
+counters! {
+    /// What is counted of requests for the API.
+    AccessCounters, AccessMirror {
+        wrong_key: Counter "ops_requests_refused_total"["reason" = "wrong_key"] "Requests for the API that were refused, by reason",
+    }
+}
+
 /// What the ops thread reads of the backplane. Redis servers come and go, so what is known of them
 /// is exchanged as a whole, and only when something about them is new.
 #[derive(Debug, Default)]

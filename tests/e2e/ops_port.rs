@@ -4,7 +4,7 @@
 //! A load balancer that is not answered takes the node for dead. "In time" is here far less than
 //! the 90 seconds for which a connection may be silent, and no measurement.
 
-use crate::http;
+use crate::http::{self, Reply};
 use crate::node::Node;
 use crate::redis::wait_until;
 use socket2::{Domain, Socket, Type};
@@ -222,4 +222,68 @@ fn clients_that_ask_and_never_read_keep_nobody_from_asking() {
     (0..20).for_each(|_| is_answered(&node));
     drop(held);
     (0..PLACES / 2).for_each(|_| is_answered(&node));
+}
+
+#[test]
+fn a_wrong_key_is_answered_late_counted_and_logged_once() {
+    let node = Node::start_ready(&["--shards", "1", "--ops-api-key", KEY]);
+    let ask = |key: &str| {
+        let head = format!(
+            "GET /v1/rooms HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n\r\n"
+        );
+        let mut stream = http::connect(node.ops);
+        stream.write_all(head.as_bytes()).expect("it reads heads");
+        Reply::read(stream).expect("an answer").status
+    };
+    assert_eq!(ask(KEY), 200);
+    for _ in 0..3 {
+        assert_eq!(ask("0123456789abcdeF"), 401);
+    }
+    let refused = || node.metric("campanile_ops_requests_refused_total");
+    assert_eq!(refused(), 3);
+    assert_eq!(node.logged().matches("no key or a wrong one").count(), 1, "{}", node.logged());
+}
+
+#[test]
+fn pages_proxies_and_codings_are_refused_in_our_own_words() {
+    let node = Node::start_ready(&["--shards", "1"]);
+    let ask = |request: &str, headers: &str, body: &str| {
+        let text = format!(
+            "{request} HTTP/1.1\r\nHost: {}\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            node.ops,
+            body.len()
+        );
+        let mut stream = http::connect(node.ops);
+        stream.write_all(text.as_bytes()).expect("it reads");
+        let reply = Reply::read(stream).expect("an answer");
+        let body: serde_json::Value = serde_json::from_str(&reply.body).expect("JSON");
+        (reply.status, body["error"]["message"].as_str().unwrap_or("").to_owned())
+    };
+    let rooms = "GET /v1/rooms";
+    assert_eq!(ask(rooms, "", "").0, 200);
+    for header in
+        ["X-Real-IP: 192.0.2.1", "Via: 1.1 a", "CF-Connecting-IP: a", "X-Forwarded-Host: a"]
+    {
+        assert_eq!(ask(rooms, &format!("{header}\r\n"), "").0, 403, "{header}");
+    }
+    for header in ["Origin: https://evil.example", "Sec-Fetch-Site: cross-site"] {
+        assert_eq!(ask(rooms, &format!("{header}\r\n"), "").0, 403, "{header}");
+    }
+    let json = "Content-Type: application/json\r\n";
+    let publish = r#"{"room_id":"a","payload":1}"#;
+    assert_eq!(ask("POST /v1/publish", json, publish).0, 200);
+    let (status, message) =
+        ask("POST /v1/publish", &format!("{json}Content-Encoding: gzip\r\n"), publish);
+    assert!(status == 415 && message.contains("Content-Encoding"), "{status} {message}");
+    let (status, message) = ask("POST /v1/publish", json, &"x".repeat(200_000));
+    assert!(status == 413 && message.contains("limits.message_bytes_max"), "{status} {message}");
+    for (path, wanted) in [
+        ("GET /v1/rooms?limit=many", "the query: "),
+        ("GET /v1/rooms?prefix=%FF", "not UTF-8"),
+        ("GET /v1/rooms/%FF", "not UTF-8"),
+        ("GET /v1/users/a%E2%80%8Bb", "invisible"),
+    ] {
+        let (status, message) = ask(path, "", "");
+        assert!(status == 400 && message.contains(wanted), "{path}: {status} {message}");
+    }
 }

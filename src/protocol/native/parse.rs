@@ -498,7 +498,8 @@ fn name(key: Field, span: Span, json: &mut [u8]) -> Result<&str, Refusal> {
         return Ok(name);
     }
     Err(bad_request(format!(
-        "{} must be a string of 1 to {NAME_BYTES_MAX} bytes without control characters",
+        "{} must be a string of 1 to {NAME_BYTES_MAX} bytes without invisible characters or blanks \
+         around it",
         key.as_str()
     )))
 }
@@ -812,8 +813,8 @@ mod tests {
             (r#"{"type":"join","room_id":7}"#, "room_id must be a string"),
             (r#"{"type":"join","room_id":["r"]}"#, "room_id must be a string"),
             (r#"{"type":"join","room_id":""}"#, "room_id must be a string of 1 to 255 bytes"),
-            (r#"{"type":"join","room_id":"a\nb"}"#, "without control characters"),
-            ("{\"type\":\"join\",\"room_id\":\"a\u{85}b\"}", "without control characters"),
+            (r#"{"type":"join","room_id":"a\nb"}"#, "without invisible characters"),
+            ("{\"type\":\"join\",\"room_id\":\"a\u{85}b\"}", "without invisible characters"),
             (r#"{"type":"join","room_id":"\udc00"}"#, "room_id is not Unicode"),
             (&long_room, "room_id must be a string of 1 to 255 bytes"),
             (r#"{"target_user_id":"","payload":1}"#, "target_user_id must be a string of 1 to"),
