@@ -1,7 +1,7 @@
 //! Names of clients without a token.
 //!
-//! Such a name is an address: a client that has it may send to it, if its rights allow. So it cannot be
-//! guessed from a connection's id, which counts up: it is a keyed hash of it.
+//! Such a name is an address: a client that has it may send to it, if its rights allow. So it cannot
+//! be guessed from a connection's id, which counts up: it is a keyed hash of it.
 
 use crate::ids::ANONYMOUS_PREFIX;
 use sha2::{Digest as _, Sha256};
