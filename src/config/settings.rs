@@ -174,7 +174,7 @@ settings! {
     listen: SocketAddr, "listen", "0.0.0.0:8080", ValueKind::Address,
         "The public port: WebSockets at /ws, the page at /. Port 0 takes any free one.";
     backplane: BackplaneUrl, "backplane", "memory", ValueKind::Backplane,
-        "How instances reach each other: `memory` for one instance alone, or where Redis is: one server or several with commas between them (`redis://`), what Sentinel names (`redis+sentinel://`), or a Cluster (`redis+cluster://`).";
+        "How instances reach each other: `memory` for one instance alone, or where Redis is: one server or several with commas between them (`redis://`), what Sentinel names (`redis+sentinel://`), a Cluster (`redis+cluster://`), or one server through its Unix socket (`redis+unix://`).";
     shards: usize, "shards", "0", count(0, 1024, "shards"),
         "Shards, each a thread with its own connections. 0: one per core. May exceed the cores.";
     cores: Vec<usize>, "cores", "", ValueKind::Cores,

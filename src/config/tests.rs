@@ -371,12 +371,13 @@ fn what_contradicts_itself_is_refused_naming_both_keys() {
 #[test]
 fn no_message_and_no_log_shows_a_secret() {
     let secret = "hunter2-hunter2-hunter2";
-    let url = "redis://user:hunter2-hunter2-hunter2@h:6379/0?password=hunter2-hunter2-hunter2";
+    let url = "redis+sentinel://user:hunter2-hunter2-hunter2@h:6379/m/0\
+               ?sentinel_password=hunter2-hunter2-hunter2";
     let flags = [("auth.hmac_secret", secret), ("ops.api_key", secret), ("backplane", url)];
     let config = Config::load(&sources(&flags, &[], None)).unwrap();
     let shown = format!("{config:?}");
     assert!(!shown.contains(secret), "{shown}");
-    assert!(shown.contains("redis://***@h:6379/0"), "{shown}");
+    assert!(shown.contains("redis+sentinel://***@h:6379/m/0"), "{shown}");
     for (key, wrong) in [("auth.hmac_secret", "hunter2"), ("backplane", "redi://a:hunter2@h")] {
         let text = complaint(&sources(&[(key, wrong)], &[], None));
         assert!(!text.contains("hunter2"), "{text}");

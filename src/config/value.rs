@@ -58,7 +58,7 @@ impl ValueKind {
             }
             ValueKind::Backplane => "memory, redis://[user:password@]host[:port][,host…][/db], \
                  redis+sentinel://[…@]sentinel[:port][,…]/master[,…][/db], \
-                 redis+cluster://[…@]host[:port][,…]; or rediss… (TLS)"
+                 redis+cluster://[…@]host[:port][,…], redis+unix:///path[?db=…]; or rediss… (TLS)"
                 .into(),
             ValueKind::Plain(range) => range.wanted(),
             ValueKind::BoolAuto => "true, false or auto".into(),

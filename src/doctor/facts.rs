@@ -9,8 +9,12 @@ use crate::config::{BackplaneUrl, Config};
 use crate::sys::{self, Nofile};
 use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// How long a Redis server may take to connect and to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What was read. `None`: could not be, or there is no such thing here.
 #[derive(Clone, Debug, Default)]
@@ -200,15 +204,28 @@ fn redis(backplane: &BackplaneUrl) -> Option<(String, Option<String>)> {
 }
 
 pub(super) fn try_redis(place: &str, speaks_plainly: bool) -> Result<(), String> {
-    const PATIENCE: Duration = Duration::from_secs(2);
     let text = |error: std::io::Error| error.to_string();
+    if place.starts_with('/') {
+        let stream = UnixStream::connect(place).map_err(text)?;
+        let limits =
+            [stream.set_read_timeout(Some(PATIENCE)), stream.set_write_timeout(Some(PATIENCE))];
+        limits.into_iter().collect::<std::io::Result<()>>().map_err(text)?;
+        return ping(stream);
+    }
     let addr = place.to_socket_addrs().map_err(text)?.next().ok_or("the name has no address")?;
-    let mut stream = TcpStream::connect_timeout(&addr, PATIENCE).map_err(text)?;
+    let stream = TcpStream::connect_timeout(&addr, PATIENCE).map_err(text)?;
     if !speaks_plainly {
         return Ok(());
     }
-    stream.set_read_timeout(Some(PATIENCE)).map_err(text)?;
-    stream.set_write_timeout(Some(PATIENCE)).map_err(text)?;
+    let limits =
+        [stream.set_read_timeout(Some(PATIENCE)), stream.set_write_timeout(Some(PATIENCE))];
+    limits.into_iter().collect::<std::io::Result<()>>().map_err(text)?;
+    ping(stream)
+}
+
+/// Whether what is at the other end answers as Redis does.
+fn ping(mut stream: impl Read + Write) -> Result<(), String> {
+    let text = |error: std::io::Error| error.to_string();
     stream.write_all(b"PING\r\n").map_err(text)?;
     let mut answer = [0u8; 64];
     let bytes = stream.read(&mut answer).map_err(text)?;

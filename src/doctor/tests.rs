@@ -348,3 +348,21 @@ fn a_server_that_answers_and_is_not_redis_is_recognised() {
         server.join().unwrap();
     }
 }
+
+#[test]
+fn redis_is_also_found_behind_a_unix_socket() {
+    let folder = std::env::temp_dir().join(format!("campanile-doctor-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("redis.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut asked = [0u8; 6];
+        stream.read_exact(&mut asked).unwrap();
+        stream.write_all(b"+PONG\r\n").unwrap();
+    });
+    assert_eq!(try_redis(path.to_str().unwrap(), true), Ok(()));
+    server.join().unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert!(try_redis(path.to_str().unwrap(), true).is_err(), "there is no socket any more");
+}

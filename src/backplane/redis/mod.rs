@@ -90,7 +90,7 @@ impl RedisTransport {
         node: NodeId,
         namespaces: &Arc<Namespaces>,
     ) -> RedisTransport {
-        let names = Names::new(&plan.prefix, node);
+        let names = Names::in_database(&plan.prefix, plan.servers.login.db, node);
         let names = match plan.servers.deployment {
             Deployment::Cluster(_) => names.sharded(),
             Deployment::Fixed(_) | Deployment::Sentinel { .. } => names,

@@ -2,6 +2,11 @@
 //!
 //! A topic's channel is `<prefix>:{p<0..1023>}:m:<topic>`. The braces are a Cluster's hash tag: all
 //! names of one partition are in one slot.
+//!
+//! Keys belong to a database, channels to the whole server. So where the database is another than 0
+//! its number is in the name of each channel (`<prefix>:db=3:{p…}:m:<topic>`), and two systems with
+//! one prefix in two databases hear nothing of each other. No prefix has a `=`, so no other prefix
+//! makes the same names.
 
 use crate::backplane::partition::partition;
 use crate::ids::NodeId;
@@ -9,11 +14,14 @@ use crate::ids::NodeId;
 /// The names that one node uses.
 #[derive(Clone, Debug)]
 pub struct Names {
+    /// The beginning of all keys of topics.
+    keys: String,
+    /// The beginning of all channels of topics.
     topics: String,
     canaries: String,
     node: NodeId,
     is_sharded: bool,
-    /// The channel for publishes of other services: `<prefix>:publish`.
+    /// The channel for publishes of other services: `<prefix>:publish`, or `<prefix>:db=3:publish`.
     pub ingest: String,
     /// The name of our connections in `CLIENT LIST`, before `-sub` and `-cmd`.
     pub client: String,
@@ -33,14 +41,24 @@ pub struct HistoryKeys {
 }
 
 impl Names {
-    /// Names with this prefix.
+    /// Names with this prefix, in database 0.
     pub fn new(prefix: &str, node: NodeId) -> Names {
+        Names::in_database(prefix, 0, node)
+    }
+
+    /// Names with this prefix in this database.
+    pub fn in_database(prefix: &str, db: u32, node: NodeId) -> Names {
+        let channels = match db {
+            0 => prefix.to_owned(),
+            db => format!("{prefix}:db={db}"),
+        };
         Names {
-            topics: format!("{prefix}:{{p"),
-            canaries: format!("{prefix}:canary:{node}"),
+            keys: format!("{prefix}:{{p"),
+            topics: format!("{channels}:{{p"),
+            canaries: format!("{channels}:canary:{node}"),
             node,
             is_sharded: false,
-            ingest: format!("{prefix}:publish"),
+            ingest: format!("{channels}:publish"),
             client: format!("campanile-{node}"),
         }
     }
@@ -87,14 +105,14 @@ impl Names {
     /// The keys of a topic's history.
     pub fn history_keys(&self, topic: &str) -> HistoryKeys {
         let number = partition(topic);
-        let key = |kind: &str| format!("{}{number}}}:{kind}:{topic}", self.topics);
+        let key = |kind: &str| format!("{}{number}}}:{kind}:{topic}", self.keys);
         let partition = self.partition_key(number);
         HistoryKeys { meta: key("h"), stream: key("s"), partition, retry: key("k") }
     }
 
     /// The key of a partition's fence.
     pub fn partition_key(&self, partition: u16) -> String {
-        format!("{}{partition}}}:g", self.topics)
+        format!("{}{partition}}}:g", self.keys)
     }
 
     /// The topic of a channel, if it is a topic's.
@@ -119,5 +137,22 @@ mod tests {
         for wrong in ["campanile:publish", "other:{p1}:m:r:x", "campanile:{p12345}:m:r:x", ""] {
             assert_eq!(names.topic(wrong.as_bytes()), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_database_changes_each_channel_and_no_key() {
+        let zero = Names::in_database("a", 0, NodeId(1));
+        let three = Names::in_database("a", 3, NodeId(1));
+        assert_eq!(zero.ingest, Names::new("a", NodeId(1)).ingest);
+        assert_eq!(zero.channel("r:x"), Names::new("a", NodeId(1)).channel("r:x"));
+        let number = partition("r:x");
+        assert_eq!(three.channel("r:x"), format!("a:db=3:{{p{number}}}:m:r:x"));
+        assert_eq!(three.ingest, "a:db=3:publish");
+        assert_eq!(three.canary(7), format!("a:db=3:canary:{}", NodeId(1)));
+        assert_eq!(three.topic(three.channel("r:x").as_bytes()), Some("r:x"));
+        assert_eq!(three.topic(zero.channel("r:x").as_bytes()), None);
+        assert_eq!(zero.topic(three.channel("r:x").as_bytes()), None);
+        assert_eq!(three.history_keys("r:x"), zero.history_keys("r:x"));
+        assert_eq!(three.partition_key(7), zero.partition_key(7));
     }
 }

@@ -1,11 +1,11 @@
-//! Opens a stream to a Redis server: TCP, or TLS over it.
+//! Opens a stream to a Redis server: TCP, TLS over it, or a Unix socket.
 //!
 //! The authorities that may have signed the server's certificate are in a file, which is read at
 //! each connection so that it can be replaced while the node runs; without a file they are those of
 //! Mozilla's list. A certificate is always checked, so `#insecure` in a URL is refused.
 //!
 //! Invariant: a stream that [`dial`] returns sends at once (no Nagle), and an idle one ends within
-//! half a minute after the other host is gone. Where there is traffic, the canary is quicker.
+//! half a minute after another host is gone. Where there is traffic, the canary is quicker.
 
 use redis::ConnectionAddr;
 use rustls::pki_types::pem::PemObject;
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -33,6 +33,8 @@ pub(super) enum Stream {
     Plain(TcpStream),
     /// `rediss://`
     Tls(Box<TlsStream<TcpStream>>),
+    /// `redis+unix://`
+    Unix(UnixStream),
 }
 
 /// Connects. The error is for people.
@@ -54,7 +56,11 @@ pub(super) async fn dial(
             let stream = connector.connect(name, open(host, *port).await?).await;
             Ok(Stream::Tls(Box::new(stream.map_err(|error| format!("TLS: {error}"))?)))
         }
-        _ => Err("only redis:// and rediss:// are supported".to_owned()),
+        ConnectionAddr::Unix(path) => {
+            let stream = UnixStream::connect(path).await;
+            Ok(Stream::Unix(stream.map_err(|error| format!("{}: {error}", path.display()))?))
+        }
+        _ => Err("only redis://, rediss:// and redis+unix:// are supported".to_owned()),
     }
 }
 
@@ -105,6 +111,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Stream::Plain(stream) => Pin::new(stream).poll_read(cx, into),
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, into),
+            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, into),
         }
     }
 }
@@ -118,6 +125,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -125,6 +133,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -132,6 +141,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
