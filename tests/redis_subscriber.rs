@@ -26,10 +26,13 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 const USUAL: Duration = Duration::from_secs(2);
+/// The longest message or reply, where that is not what is tested.
+const LONGEST: usize = 64 << 20;
 
 #[derive(Clone, Debug, PartialEq)]
 enum Heard {
     Message(String, String),
+    TooLong(String),
     Subscribed(String),
     Unsubscribed(String),
     Text(String),
@@ -43,6 +46,7 @@ impl From<SubscriberEvent<'_>> for Heard {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         match event {
             SubscriberEvent::Message { channel, body } => Heard::Message(text(channel), text(body)),
+            SubscriberEvent::TooLong { channel } => Heard::TooLong(text(channel)),
             SubscriberEvent::Subscribed { channel } => Heard::Subscribed(text(channel)),
             SubscriberEvent::Unsubscribed { channel } => Heard::Unsubscribed(text(channel)),
             SubscriberEvent::Reply(CommandReply::Text(reply)) => Heard::Text(text(reply)),
@@ -66,12 +70,14 @@ fn info(url: &str) -> ConnectionInfo {
 }
 
 async fn connect(redis: &Redis) -> Subscriber {
-    Subscriber::connect(&info(&redis.url()), None, "test-sub", USUAL).await.expect("it connects")
+    Subscriber::connect(&info(&redis.url()), None, "test-sub", USUAL, LONGEST)
+        .await
+        .expect("it connects")
 }
 
 /// Why there is no connection.
 async fn refusal(url: &str, tls_ca_file: Option<&str>) -> String {
-    let refused = Subscriber::connect(&info(url), tls_ca_file, "test-sub", USUAL).await;
+    let refused = Subscriber::connect(&info(url), tls_ca_file, "test-sub", USUAL, LONGEST).await;
     refused.err().expect("it is refused")
 }
 
@@ -148,7 +154,8 @@ async fn a_channel_delivers_from_its_subscription_to_its_unsubscription() {
 async fn it_names_itself_and_may_ask_before_it_subscribes() {
     let redis = Redis::start();
     let url = format!("{}/3", redis.url());
-    let mut sub = Subscriber::connect(&info(&url), None, "campanile-1-sub", USUAL).await.unwrap();
+    let mut sub =
+        Subscriber::connect(&info(&url), None, "campanile-1-sub", USUAL, LONGEST).await.unwrap();
     let who = sub.ask(&[b"CLIENT", b"INFO"]).await.unwrap();
     assert!(who.contains(" name=campanile-1-sub "), "{who}");
     assert!(who.contains(" db=3 "), "{who}");
@@ -365,7 +372,8 @@ async fn a_replica_is_refused() {
 async fn a_user_with_few_rights_receives_through_tls() {
     let guarded = Guarded::start("subscriber");
     let (url, authority) = (guarded.url(USER), guarded.authority());
-    let connected = Subscriber::connect(&info(&url), Some(&authority), "tls-sub", USUAL).await;
+    let connected =
+        Subscriber::connect(&info(&url), Some(&authority), "tls-sub", USUAL, LONGEST).await;
     let mut sub = connected.unwrap();
     say(&mut sub, "SUBSCRIBE campanile:a");
     say(&mut sub, "SUBSCRIBE other");
@@ -409,8 +417,8 @@ async fn errors_of_tls_and_of_the_user_are_shown_without_the_password() {
         assert!(error.starts_with(&format!("redis.tls_ca_file = {path}: ")), "{error}");
         assert!(error.contains(why), "{error}");
     }
-    let error = refusal("redis+unix:///run/redis.sock", None).await;
-    assert!(error.contains("only redis:// and rediss://"), "{error}");
+    let error = refusal("redis+unix:///nowhere/redis.sock", None).await;
+    assert!(error.starts_with("/nowhere/redis.sock: No such file"), "{error}");
     let plain = format!("rediss://127.0.0.1:{}", guarded.redis.port);
     let error = refusal(&plain, Some(&authority)).await;
     assert!(!error.is_empty());
@@ -463,7 +471,7 @@ async fn any_pieces_lead_to_the_same_events() {
     let mut told = None;
     for piece in [1_000_000, 1_448, 33] {
         let url = fake("%1\r\n+proto\r\n:3\r\n", stream.clone(), piece);
-        let mut sub = Subscriber::connect(&info(&url), None, "x", USUAL).await.unwrap();
+        let mut sub = Subscriber::connect(&info(&url), None, "x", USUAL, LONGEST).await.unwrap();
         say(&mut sub, "GO");
         let heard = hear(&mut sub, 1 + 8 * 3 + 1).await.unwrap();
         assert_eq!(heard.first(), Some(&Heard::Text("begin".into())));
@@ -484,7 +492,7 @@ async fn bytes_that_are_no_resp_or_no_pubsub_end_the_connection() {
         ("$9999999999\r\n", "a string is too long"),
     ] {
         let url = fake("%0\r\n", format!("+ok\r\n{rest}+never heard\r\n").into_bytes(), 1_000);
-        let mut sub = Subscriber::connect(&info(&url), None, "x", USUAL).await.unwrap();
+        let mut sub = Subscriber::connect(&info(&url), None, "x", USUAL, LONGEST).await.unwrap();
         say(&mut sub, "GO");
         hears(&mut sub, &[Heard::Text("ok".into())]).await;
         for _ in 0..2 {
@@ -507,4 +515,123 @@ async fn a_server_that_repeats_the_password_is_not_repeated() {
     }
     let error = refusal(&fake("HTTP/1.1 400\r\n", Vec::new(), 9), None).await;
     assert!(error.contains("not RESP"), "{error}");
+}
+
+/// A server that sends to HELLO, or after ROLE, an endless amount of this.
+fn endless(is_before_hello: bool, head: &'static [u8], pattern: &'static [u8]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("redis://127.0.0.1:{}", listener.local_addr().expect("it is bound").port());
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        let mut heard = [0; 4096];
+        if !is_before_hello {
+            for reply in [&b"%0\r\n"[..], b"*1\r\n$6\r\nmaster\r\n"] {
+                let _ = stream.read(&mut heard);
+                let _ = stream.write_all(reply);
+            }
+        }
+        let _ = stream.read(&mut heard);
+        let _ = stream.write_all(head);
+        let pattern = pattern.repeat(64 * 1024 / pattern.len());
+        // 48 MB at most; the client has ended the connection before, or drops all of it.
+        for _ in 0..750 {
+            if stream.write_all(&pattern).is_err() {
+                return;
+            }
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn what_is_larger_than_allowed_is_refused_before_it_is_stored() {
+    const STRING_BYTES_MAX: usize = 64 * 1024;
+    let cases: [(&[u8], &[u8]); 6] = [
+        (b"$1000000000\r\n", b"x"),
+        (b"!1000000000\r\n", b"x"),
+        (b"", b"*1\r\n"),
+        (b"*1000000000\r\n", b"+a\r\n"),
+        (b"+", b"x"),
+        (b">1000000000\r\n", b"+a\r\n"),
+    ];
+    for (head, pattern) in cases {
+        let shown = String::from_utf8_lossy(head).into_owned();
+        let before = counting::bytes_held();
+        let url = endless(true, head, pattern);
+        let refused = Subscriber::connect(&info(&url), None, "x", USUAL, STRING_BYTES_MAX).await;
+        assert!(refused.is_err(), "{shown}");
+        drop(refused);
+        assert!(counting::bytes_held() - before < 64 * 1024, "{shown}");
+        let url = endless(false, head, pattern);
+        let mut sub = Subscriber::connect(&info(&url), None, "x", USUAL, STRING_BYTES_MAX)
+            .await
+            .expect("it is refused later");
+        say(&mut sub, "GO");
+        let mut most = 0;
+        let lost = poll_fn(|cx| {
+            loop {
+                match sub.poll(cx, 100, |event| assert_eq!(event, NULL_REPLY)) {
+                    Err(why) => return Poll::Ready(why),
+                    Ok(more) => {
+                        most = most.max(sub.heap_bytes());
+                        if !more {
+                            return Poll::Pending;
+                        }
+                    }
+                }
+            }
+        });
+        timeout(Duration::from_secs(20), lost).await.expect("it is lost in time");
+        assert!(most <= 3 * BUFFER_BYTES, "{shown}: {most}");
+    }
+}
+
+/// A null in place of a reply that was too long.
+const NULL_REPLY: SubscriberEvent<'_> = SubscriberEvent::Reply(CommandReply::Other);
+
+#[tokio::test]
+async fn a_message_that_is_too_long_is_reported_and_the_next_one_arrives() {
+    let redis = Redis::start();
+    let mut sub =
+        Subscriber::connect(&info(&redis.url()), None, "x", USUAL, 64 * 1024).await.unwrap();
+    say(&mut sub, "SUBSCRIBE a");
+    say(&mut sub, "SSUBSCRIBE b");
+    hears(&mut sub, &[subscribed("a"), subscribed("b")]).await;
+    for bytes in [64 * 1024 + 1, 200_000, 10 << 20] {
+        let body = vec![b'x'; bytes];
+        redis.command_bytes(&[b"PUBLISH", b"a", &body]);
+        redis.command(&["PUBLISH", "a", "after it"]);
+        redis.command_bytes(&[b"SPUBLISH", b"b", &body]);
+        redis.command_bytes(&[b"PUBLISH", b"a", &body[..64 * 1024]]);
+        let too_long = |channel: &str| Heard::TooLong(channel.into());
+        let longest = message("a", &"x".repeat(64 * 1024));
+        let all = [too_long("a"), message("a", "after it"), too_long("b"), longest];
+        hears(&mut sub, &all).await;
+        assert!(sub.heap_bytes() <= 3 * BUFFER_BYTES, "{} bytes", sub.heap_bytes());
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_long_is_left_out_wherever_it_is_cut() {
+    let push = |channel: &str, len: usize| {
+        let body = "x".repeat(len);
+        format!(">3\r\n$7\r\nmessage\r\n$1\r\n{channel}\r\n${len}\r\n{body}\r\n")
+    };
+    let stream = [push("a", 2_001), push("b", 3), push("c", 5_000), push("d", 2_000)].concat();
+    let stream = [stream.repeat(3), "+end\r\n".to_owned()].concat();
+    for piece in [1_000_000, 1_448, 33, 1] {
+        let url = fake("%0\r\n", stream.clone().into_bytes(), piece);
+        let mut sub = Subscriber::connect(&info(&url), None, "x", USUAL, 2_000).await.unwrap();
+        say(&mut sub, "GO");
+        for _ in 0..3 {
+            let all = [
+                Heard::TooLong("a".into()),
+                message("b", "xxx"),
+                Heard::TooLong("c".into()),
+                message("d", &"x".repeat(2_000)),
+            ];
+            hears(&mut sub, &all).await;
+        }
+        hears(&mut sub, &[Heard::Text("end".into())]).await;
+    }
 }

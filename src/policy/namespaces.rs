@@ -201,6 +201,12 @@ impl Namespaces {
         self.keep_for_users() || self.named.iter().any(|(_, policy)| policy.has_history())
     }
 
+    /// The size of the longest history.
+    pub fn history_size_max(&self) -> usize {
+        let policies = self.named.iter().map(|(_, policy)| policy).chain(self.users.as_ref());
+        policies.map(|policy| policy.history_size).max().unwrap_or(0)
+    }
+
     /// Whether messages to users are stored for them.
     pub fn keep_for_users(&self) -> bool {
         self.users.as_ref().is_some_and(Policy::has_history)

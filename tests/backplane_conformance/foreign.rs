@@ -367,3 +367,28 @@ fn an_impossible_acknowledgement_makes_one_user_wait_and_no_other() {
         wait_until("it is stored", || counters().acks_stored > stored);
     }
 }
+
+/// It is longer than any message may be, and the connection for commands does not store it.
+#[test]
+fn an_entry_that_is_too_long_makes_one_room_unavailable_and_costs_no_connection() {
+    let first = kept();
+    let (topic, other) = (room("long"), room("other"));
+    publish(first.two_shards().0, &topic, 1, None);
+    let at = accepted(publish(first.two_shards().0, &topic, 2, None));
+    let stream = keys(&topic).stream;
+    let long = vec![b'7'; 5 << 20];
+    redis(&first).command_bytes(&[b"XADD", stream.as_bytes(), b"3-0", b"d", &long]);
+    // Nodes that have no copy of it.
+    let build = Build { nodes: 1, namespaces: "kept: history_size=100", ..Build::usual() };
+    let world = World::over(build, &redis(&first).url(), "test");
+    let (speaker, receiver) = world.two_shards();
+    receiver.join_and_receive(&topic, 5);
+    assert_eq!(history(receiver, &topic), Err(HistoryError::Unreadable));
+    assert_eq!(recover(receiver, &topic, None), None);
+    accepted(publish(speaker, &other, 1, None));
+    redis(&first).command(&["XDEL", &stream, "3-0"]);
+    wait_until("it is read again", || recover(receiver, &topic, None) == Some(at));
+    for node in &world.nodes {
+        assert_eq!(node.counters().reconnects, 0);
+    }
+}

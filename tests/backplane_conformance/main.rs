@@ -6,8 +6,10 @@
 //! named by sentinels, and through a Cluster. The other files have what only a server can do: die,
 //! freeze, restart, lose data, and hold values of other programs.
 
+mod channels;
 #[path = "../common/cluster.rs"]
 mod cluster;
+mod databases;
 mod foreign;
 mod foreign_presence;
 mod histories;

@@ -64,6 +64,10 @@ impl InboundHandler<'_> {
     pub(super) fn handle_event(&mut self, event: SubscriberEvent<'_>) {
         match event {
             SubscriberEvent::Message { channel, body } => self.on_message(channel, body),
+            SubscriberEvent::TooLong { channel } => {
+                let channel = String::from_utf8_lossy(channel);
+                self.on_malformed("longer than limits.message_bytes_max allows", &channel);
+            }
             // Believed when the PING behind its batch is answered.
             SubscriberEvent::Subscribed { .. } => self.subscriptions.handle_subscribed(),
             SubscriberEvent::Unsubscribed { channel } => self.on_unsubscribed(channel),
@@ -138,6 +142,8 @@ impl InboundHandler<'_> {
             self.on_topic(topic, body);
         } else if channel == self.shared.names.ingest.as_bytes() {
             self.on_ingest(body);
+        } else if !Canary::is_one(body) {
+            self.on_malformed("no canary", &String::from_utf8_lossy(channel));
         } else if let Some(canary) = &mut self.canary
             && canary.handle_message(body, self.now)
         {

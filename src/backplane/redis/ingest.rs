@@ -3,7 +3,7 @@
 //!
 //! Every node receives such a message and delivers it to its own members, so no node forwards it.
 //!
-//! Invariant: the payload is kept byte for byte, and was checked to be JSON.
+//! Invariant: the payload stays byte for byte as it was, and was checked to be JSON.
 
 use crate::ids::{ConflateKey, TopicName, is_name};
 use serde::Deserialize;

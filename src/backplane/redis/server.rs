@@ -18,6 +18,7 @@ use crate::backplane::interest::TopicKey;
 use crate::backplane::local::Local;
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::redis::backoff::Backoff;
+use crate::backplane::redis::connection::reply_limits::ReplyLimits;
 use crate::backplane::redis::connection::subscriptions::Subscriptions;
 use crate::backplane::redis::connection::{self, LinkOptions, ServerLink};
 use crate::backplane::redis::health::canary::Canary;
@@ -288,6 +289,7 @@ impl Server {
         let needs = LinkOptions {
             history: self.histories.is_enabled(),
             replicas: shared.namespaces.want_replicas(),
+            replies: ReplyLimits::of(&shared.limits, shared.namespaces.history_size_max()),
         };
         Some(State::Connecting(Box::pin(connection::connect(
             plan.servers.login.url(address),

@@ -6,23 +6,28 @@
 //! our own ([`subscriber`]). Where a namespace wants messages on a replica before they are
 //! acknowledged there is a third, `replicated`, because `WAIT` blocks the commands behind it.
 //!
+//! Both read through limits ([`reply_limits`]): `cmd` and every other connection of the crate by
+//! [`bounded`], `sub` in its own parser.
+//!
 //! Invariant: a link that [`connect`] returns speaks RESP3 to one master, on all its connections.
 
+mod bounded;
 mod dial;
+pub mod reply_limits;
 mod resp;
 pub mod subscriber;
 pub mod subscriptions;
 
+use crate::backplane::redis::connection::bounded::Bounded;
+use crate::backplane::redis::connection::dial::dial;
+use crate::backplane::redis::connection::reply_limits::ReplyLimits;
 use crate::backplane::redis::connection::subscriber::Subscriber;
 use crate::backplane::redis::names::Names;
 use crate::backplane::redis::scripts;
 use redis::aio::MultiplexedConnection;
-use redis::io::tcp::TcpSettings;
-use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, ProtocolVersion,
-    TlsCertificates, Value,
-};
+use redis::{AsyncConnectionConfig, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, Value};
 use std::time::Duration;
+use tokio::task::JoinHandle;
 
 /// Pipelines that the crate queues. More than are ever in flight, so that queueing never waits, and
 /// the order of queueing is the order on the wire.
@@ -39,8 +44,19 @@ pub struct ServerLink {
     /// The connection for publishes with `WAIT`, if a namespace wants them.
     pub replicated: Option<MultiplexedConnection>,
     /// The server's run and replication ids (32 characters). Changes when it restarts, and when it
-    /// has been a replica in between. Empty where no history is kept.
+    /// has been a replica in between. Empty where no history is stored.
     pub generation: String,
+    /// What drives `cmd` and `replicated`.
+    _drivers: Vec<Driver>,
+}
+
+/// The task that reads and writes for a connection of the redis crate. The connection ends with it.
+pub struct Driver(JoinHandle<()>);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// What a link has to be good for, beside publishing and subscribing.
@@ -50,6 +66,8 @@ pub struct LinkOptions {
     pub history: bool,
     /// Some namespace wants its messages on a replica.
     pub replicas: bool,
+    /// How large replies may be.
+    pub replies: ReplyLimits,
 }
 
 /// Opens all connections and checks that they reach the same master, within twice `timeout`.
@@ -63,31 +81,40 @@ pub async fn connect(
     needs: LinkOptions,
 ) -> Result<ServerLink, String> {
     let info = connection_info(&url)?;
-    let client = client(info.clone(), tls_ca_file.as_deref())?;
+    let tls_ca_file = tls_ca_file.as_deref();
     let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(timeout))
         .set_response_timeout(Some(timeout))
         .set_pipeline_buffer_size(PIPELINES_MAX);
     let sub_name = format!("{}-sub", names.client);
-    let sub = Subscriber::connect(&info, tls_ca_file.as_deref(), &sub_name, timeout);
-    let cmd = open(&client, &config, format!("{}-cmd", names.client));
+    let longest = needs.replies.string_bytes_max;
+    let sub = Subscriber::connect(&info, tls_ca_file, &sub_name, timeout, longest);
+    let open = async |kind: &str| {
+        let opened = open(&info, tls_ca_file, config.clone(), needs.replies);
+        let opened = tokio::time::timeout(timeout, opened).await;
+        let (mut connection, driver) = opened.map_err(|_| "the server does not answer")??;
+        introduce(&mut connection, format!("{}-{kind}", names.client)).await?;
+        Ok::<_, String>((connection, driver))
+    };
+    let cmd = open("cmd");
     let replicated = async {
         match needs.replicas {
-            true => open(&client, &config, format!("{}-sure", names.client)).await.map(Some),
+            true => open("sure").await.map(Some),
             false => Ok(None),
         }
     };
     // Together they take at most as long as one.
     let all = async { tokio::try_join!(sub, cmd, replicated) };
     let known = async {
-        let (mut sub, mut cmd, mut replicated) = all.await?;
+        let (mut sub, (mut cmd, driver), replicated) = all.await?;
+        let (mut replicated, second) = replicated.unzip();
         let generation = match needs.history {
             true => known_generation(&mut sub, &mut cmd, replicated.as_mut(), &names).await?,
             false => String::new(),
         };
         let sub_id = sub.ask(&[b"CLIENT", b"ID"]).await;
         let sub_id = sub_id.and_then(|id| id.parse().map_err(|_| "no id".to_owned()));
-        Ok(ServerLink { sub, sub_id, cmd, replicated, generation })
+        let drivers = [Some(driver), second].into_iter().flatten().collect();
+        Ok(ServerLink { sub, sub_id, cmd, replicated, generation, _drivers: drivers })
     };
     tokio::time::timeout(timeout * 2, known)
         .await
@@ -141,41 +168,40 @@ async fn generation_of(
 fn connection_info(url: &str) -> Result<ConnectionInfo, String> {
     let info = url.into_connection_info().map_err(|error| error.to_string())?;
     let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-    let tcp = TcpSettings::default().set_nodelay(true);
-    Ok(info.set_redis_settings(settings).set_tcp_settings(tcp))
+    Ok(info.set_redis_settings(settings))
 }
 
-/// A client of the redis crate with the settings that all its users here share.
-pub fn client_of(url: &str, tls_ca_file: Option<&str>) -> Result<Client, String> {
-    client(connection_info(url)?, tls_ca_file)
+/// Opens a connection of the redis crate to a server that is no link, with the limits of those.
+pub async fn open_url(
+    url: &str,
+    tls_ca_file: Option<&str>,
+    config: AsyncConnectionConfig,
+) -> Result<(MultiplexedConnection, Driver), String> {
+    open(&connection_info(url)?, tls_ca_file, config, ReplyLimits::default()).await
 }
 
-fn client(info: ConnectionInfo, tls_ca_file: Option<&str>) -> Result<Client, String> {
-    let error_text = |error: redis::RedisError| error.to_string();
-    let Some(path) = tls_ca_file else { return Client::open(info).map_err(error_text) };
-    let trouble = |error: String| format!("redis.tls_ca_file = {path}: {error}");
-    let root_cert = std::fs::read(path).map_err(|error| trouble(error.to_string()))?;
-    let certificates = TlsCertificates { client_tls: None, root_cert: Some(root_cert) };
-    Client::build_with_tls(info, certificates).map_err(|error| trouble(error.to_string()))
-}
-
+/// Without a timeout of its own.
 async fn open(
-    client: &Client,
-    config: &AsyncConnectionConfig,
-    name: String,
-) -> Result<MultiplexedConnection, String> {
+    info: &ConnectionInfo,
+    tls_ca_file: Option<&str>,
+    config: AsyncConnectionConfig,
+    limits: ReplyLimits,
+) -> Result<(MultiplexedConnection, Driver), String> {
+    let stream = Bounded::new(dial(info.addr(), tls_ca_file).await?, limits);
+    let opened = MultiplexedConnection::new_with_config(info.redis_settings(), stream, config);
+    let (connection, driver) = opened.await.map_err(|error| error.to_string())?;
+    Ok((connection, Driver(tokio::spawn(driver))))
+}
+
+/// Names the connection, and checks that the server is a master.
+async fn introduce(connection: &mut MultiplexedConnection, name: String) -> Result<(), String> {
     let error_text = |error: redis::RedisError| error.to_string();
-    let mut connection =
-        client.get_multiplexed_async_connection_with_config(config).await.map_err(error_text)?;
-    redis::cmd("CLIENT")
-        .arg("SETNAME")
-        .arg(name)
-        .exec_async(&mut connection)
-        .await
-        .map_err(error_text)?;
-    let role: Value = redis::cmd("ROLE").query_async(&mut connection).await.map_err(error_text)?;
+    let mut named = redis::cmd("CLIENT");
+    named.arg("SETNAME").arg(name);
+    named.exec_async(connection).await.map_err(error_text)?;
+    let role: Value = redis::cmd("ROLE").query_async(connection).await.map_err(error_text)?;
     match &role {
-        Value::Array(parts) if is_text(parts.first(), b"master") => Ok(connection),
+        Value::Array(parts) if is_text(parts.first(), b"master") => Ok(()),
         // A replica accepts subscriptions and publishes, but the other nodes do not see them.
         _ => Err("the server is not a master".into()),
     }
@@ -204,5 +230,34 @@ mod tests {
         // Nobody answers; but without a provider the crate panics before it waits.
         let refused = runtime.block_on(connect(url, None, names, usual, LinkOptions::default()));
         assert!(refused.is_err());
+    }
+
+    /// The configuration makes the URLs, the redis crate reads them.
+    #[test]
+    fn the_redis_crate_understands_the_url_of_each_server_as_it_is_meant() {
+        use crate::config::RedisServers;
+        for (text, user, password, db) in [
+            ("redis://h", None, None, 0),
+            ("redis://:p@h/3", None, Some("p"), 3),
+            ("redis://%C3%A9:a%40%2F%3F%23%25:b@h", Some("\u{e9}"), Some("a@/?#%:b"), 0),
+            ("rediss://u:p@[::1]:7/15", Some("u"), Some("p"), 15),
+            ("redis+sentinel://u:p@s/m/2", Some("u"), Some("p"), 2),
+            (
+                "redis+unix:///run/a%20b.sock?db=4&user=u&password=%26%2B%20",
+                Some("u"),
+                Some("&+ "),
+                4,
+            ),
+        ] {
+            let servers = RedisServers::read(text).unwrap();
+            let url = servers.login.url(&servers.addresses()[0]);
+            let info = connection_info(&url).unwrap();
+            let settings = info.redis_settings();
+            let is = (settings.username(), settings.password(), settings.db());
+            assert_eq!(is, (user, password, db), "{text}");
+            let shown = info.addr().to_string();
+            let at = shown.replace("::1", "[::1]").replace("[[", "[").replace("]]", "]");
+            assert!(servers.addresses()[0] == shown || servers.addresses()[0] == at, "{shown}");
+        }
     }
 }

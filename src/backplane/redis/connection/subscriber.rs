@@ -2,18 +2,18 @@
 //! copy.
 //!
 //! Channels and bodies are handed out where they lie in the read buffer, so a message costs no
-//! allocation. Redis says three kinds of things here, and they are told apart by what they are,
-//! never by what was asked: messages; confirmations, which may also come unasked, as when a
-//! Cluster's slot moves away (`sunsubscribe`); and replies, which come in the order of their
-//! commands. A SUBSCRIBE is confirmed, or refused by an error among the replies. So a `PING token`
-//! behind it is a barrier: when its token comes back, everything before it has been answered.
+//! allocation. Redis sends three kinds of things here, which are recognized by what they are, never
+//! by what was asked: messages; confirmations, which may also come unasked, as when a Cluster's slot
+//! moves away (`sunsubscribe`); and replies, which come in the order of their commands. A SUBSCRIBE
+//! is confirmed, or refused by an error among the replies. So a `PING token` behind it is a barrier:
+//! when its token comes back, everything before it has been answered.
 //!
 //! # How to poll it
 //!
 //! [`Subscriber::poll`] writes, then reads until there is nothing more. `Ok(false)`: nothing was
 //! handed out, and the task is woken when bytes come, or when a socket that was full takes more.
 //! `Ok(true)`: something was handed out, or one turn's share of bytes was read; poll again before
-//! sleeping, because bytes that lie in the buffer already wake nobody. Whoever calls
+//! sleeping, because bytes that lie in the buffer already wake nobody. A caller of
 //! [`Subscriber::write`] polls afterwards: what is queued goes out then and not before.
 //!
 //! # What bounds it
@@ -22,14 +22,15 @@
 //! fill, and then in the server, which cuts the connection at its `client-output-buffer-limit
 //! pubsub`; that is a lost link, which everyone sees. The read buffer is [`BUFFER_BYTES`], grows
 //! with the bytes of a bigger message as they come (to twice of what is there, and no further than
-//! the message), and shrinks as soon as it is empty. What is queued to be written is bounded by the
-//! caller, who asks [`Subscriber::unsent`].
+//! the message), and shrinks as soon as it is empty. A message or reply that is longer than allowed
+//! is never in it: its bytes are dropped as they come, and [`SubscriberEvent::TooLong`] reports it.
+//! What is queued to be written is bounded by the caller, who asks [`Subscriber::unsent`].
 //!
 //! Invariant: nothing is handed out twice, out of order, or in part; after an error nothing more.
 
 use crate::backplane::redis::connection::dial::{Stream, dial};
 use crate::backplane::redis::connection::resp::{
-    MalformedResp, ParseProgress, RespItems, RespValue, parse,
+    LongString, MalformedResp, ParseProgress, RespItems, RespValue, parse_within,
 };
 use redis::{ConnectionInfo, RedisConnectionInfo};
 use std::future::poll_fn;
@@ -43,6 +44,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub const BUFFER_BYTES: usize = 128 * 1024;
 /// With less room than this behind what is there, it is moved to the front before the next read.
 const ROOM_BYTES_MIN: usize = 16 * 1024;
+/// The least that may be allowed for a string: its length has four digits then.
+const STRING_BYTES_MIN: usize = 1024;
 /// Read in one turn, so that one big message does not keep the loop from everything else.
 const BYTES_PER_POLL: usize = 1024 * 1024;
 
@@ -55,6 +58,11 @@ pub enum SubscriberEvent<'a> {
         channel: &'a [u8],
         /// The message as it was published.
         body: &'a [u8],
+    },
+    /// A published message that was longer than allowed, and was dropped.
+    TooLong {
+        /// The channel.
+        channel: &'a [u8],
     },
     /// The channel is subscribed (`subscribe`, `ssubscribe`).
     Subscribed {
@@ -98,16 +106,18 @@ pub struct Subscriber {
 impl Subscriber {
     /// Connects to a master and authenticates in RESP3 with the client name `name`, all within
     /// `timeout`. `info` comes from the URL; `tls_ca_file`: the authorities that may have signed
-    /// the certificate.
+    /// the certificate; `string_bytes_max`: the longest message or reply.
     pub async fn connect(
         info: &ConnectionInfo,
         tls_ca_file: Option<&str>,
         name: &str,
         timeout: Duration,
+        string_bytes_max: usize,
     ) -> Result<Subscriber, String> {
         let connected = async {
             let stream = dial(info.addr(), tls_ca_file).await?;
-            let (read_buffer, write_buffer) = (ReadBuffer::new(), WriteBuffer::default());
+            let read_buffer = ReadBuffer::new(string_bytes_max);
+            let write_buffer = WriteBuffer::default();
             let mut subscriber =
                 Subscriber { stream, read_buffer, write_buffer, timeout, lost: None };
             subscriber.authenticate(info.redis_settings(), name).await?;
@@ -119,7 +129,7 @@ impl Subscriber {
     }
 
     /// Sends one command and waits for its reply as text, one line for each part. Only before
-    /// anything is subscribed: messages that arrive meanwhile are lost.
+    /// anything is subscribed: messages that arrive before the reply are lost.
     pub async fn ask(&mut self, words: &[&[u8]]) -> Result<String, String> {
         let timeout = self.timeout;
         tokio::time::timeout(timeout, self.ask_in_time(words))
@@ -181,6 +191,9 @@ impl Subscriber {
                 if items == items_max {
                     return Ok(true);
                 }
+            }
+            if self.read_buffer.take_out_too_long() {
+                continue;
             }
             if bytes >= BYTES_PER_POLL {
                 return Ok(true);
@@ -266,6 +279,10 @@ fn push_event(mut parts: RespItems<'_>) -> Result<Option<SubscriberEvent<'_>>, M
         (b"message" | b"smessage", Some(RespValue::Bulk(channel)), Some(RespValue::Bulk(body))) => {
             SubscriberEvent::Message { channel, body }
         }
+        // A server sends no null here: it stands for what was too long.
+        (b"message" | b"smessage", Some(RespValue::Bulk(channel)), Some(RespValue::Null)) => {
+            SubscriberEvent::TooLong { channel }
+        }
         (b"subscribe" | b"ssubscribe", Some(RespValue::Bulk(channel)), _) => {
             SubscriberEvent::Subscribed { channel }
         }
@@ -334,11 +351,25 @@ struct ReadBuffer {
     end: usize,
     /// The number of bytes that must be there before parsing is tried again.
     needs: usize,
+    /// The longest string.
+    string_bytes_max: usize,
+    /// A longer one in the value that is next.
+    too_long: Option<LongString>,
+    /// Bytes of a longer one that are still to come, and are dropped.
+    to_drop: usize,
 }
 
 impl ReadBuffer {
-    fn new() -> ReadBuffer {
-        ReadBuffer { bytes: vec![0; BUFFER_BYTES], begin: 0, end: 0, needs: 0 }
+    fn new(string_bytes_max: usize) -> ReadBuffer {
+        ReadBuffer {
+            bytes: vec![0; BUFFER_BYTES],
+            begin: 0,
+            end: 0,
+            needs: 0,
+            string_bytes_max: string_bytes_max.max(STRING_BYTES_MIN),
+            too_long: None,
+            to_drop: 0,
+        }
     }
 
     /// Parses the next value, if it is there in whole.
@@ -346,17 +377,43 @@ impl ReadBuffer {
         if self.end - self.begin < self.needs {
             return Ok(None);
         }
-        match parse(&self.bytes[self.begin..self.end])? {
+        match parse_within(&self.bytes[self.begin..self.end], self.string_bytes_max)? {
             ParseProgress::Value(item, len) => {
                 self.begin += len;
                 self.needs = 0;
                 Ok(Some(item))
             }
-            ParseProgress::LinkOptions(len) => {
+            ParseProgress::NeedsBytes(len) => {
                 self.needs = len;
                 Ok(None)
             }
+            ParseProgress::TooLong(long) => {
+                (self.too_long, self.needs) = (Some(long), 0);
+                Ok(None)
+            }
         }
+    }
+
+    /// Takes the string out because of which [`ReadBuffer::next`] returned nothing. `false`: there
+    /// is none.
+    fn take_out_too_long(&mut self) -> bool {
+        let too_long = self.too_long.take();
+        too_long.inspect(|long| self.take_out(*long)).is_some()
+    }
+
+    /// Puts a null in the place of a string. What is not there yet is dropped when it comes.
+    fn take_out(&mut self, long: LongString) {
+        const NULL: &[u8] = b"$-1\r\n";
+        let (begin, body) = (self.begin, self.begin + long.body);
+        // The line with its length is no shorter: it has at least four digits.
+        let null = body - NULL.len();
+        self.begin = null - long.header;
+        self.bytes.copy_within(begin..begin + long.header, self.begin);
+        self.bytes[null..body].copy_from_slice(NULL);
+        let there = long.len.min(self.end - body);
+        self.bytes.copy_within(body + there..self.end, body);
+        self.end -= there;
+        self.to_drop = long.len - there;
     }
 
     /// Reads once: at least one byte, or an error.
@@ -372,11 +429,16 @@ impl ReadBuffer {
         let mut into = ReadBuf::new(&mut room[..room_max]);
         ready!(Pin::new(stream).poll_read(cx, &mut into))?;
         let len = into.filled().len();
-        self.end += len;
-        Poll::Ready(match len {
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            len => Ok(len),
-        })
+        if len == 0 {
+            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+        }
+        let dropped = len.min(self.to_drop);
+        if dropped > 0 {
+            self.bytes.copy_within(self.end + dropped..self.end + len, self.end);
+            self.to_drop -= dropped;
+        }
+        self.end += len - dropped;
+        Poll::Ready(Ok(len))
     }
 
     /// Moved at most once for each value: then it stays in front until it is whole.
@@ -437,7 +499,11 @@ impl WriteBuffer {
     }
 
     /// Writes until all is written, or the waker is registered.
-    fn poll_flush(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> io::Result<()> {
+    fn poll_flush(
+        &mut self,
+        stream: &mut Stream,
+        cx: &mut Context<'_>,
+    ) -> io::Result<()> {
         while self.begin < self.bytes.len() {
             match Pin::new(&mut *stream).poll_write(cx, &self.bytes[self.begin..]) {
                 Poll::Pending => return Ok(()),

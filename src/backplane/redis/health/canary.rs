@@ -96,6 +96,11 @@ impl Canary {
         Ok(())
     }
 
+    /// Whether a message is a canary, of this link or of an earlier one.
+    pub(crate) fn is_one(body: &[u8]) -> bool {
+        number(body).is_some()
+    }
+
     /// Handles a message on the canary's channel. Returns whether it was one of ours.
     pub(crate) fn handle_message(&mut self, body: &[u8], now: Instant) -> bool {
         let (Some(number), Some((newest, sent_at))) = (number(body), self.last_sent) else {

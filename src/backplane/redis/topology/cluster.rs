@@ -164,9 +164,10 @@ async fn ask_all(
 }
 
 async fn ask(url: String, tls_ca_file: Option<String>) -> Result<String, String> {
-    let client = connection::client_of(&url, tls_ca_file.as_deref())?;
+    let config = redis::AsyncConnectionConfig::new();
+    let opened = connection::open_url(&url, tls_ca_file.as_deref(), config).await?;
+    let (mut connection, _driver) = opened;
     let error_text = |error: redis::RedisError| error.to_string();
-    let mut connection = client.get_multiplexed_async_connection().await.map_err(error_text)?;
     redis::cmd("CLUSTER").arg("NODES").query_async(&mut connection).await.map_err(error_text)
 }
 

@@ -217,20 +217,19 @@ async fn listen(
     let switched = Arc::new(Notify::new());
     let lost = Arc::new(Notify::new());
     let (on_switch, on_loss) = (switched.clone(), lost.clone());
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(TIMEOUT))
-        .set_response_timeout(Some(TIMEOUT))
-        .set_push_sender(move |push: redis::PushInfo| {
+    let config = AsyncConnectionConfig::new().set_response_timeout(Some(TIMEOUT)).set_push_sender(
+        move |push: redis::PushInfo| {
             match push.kind {
                 PushKind::Message => on_switch.notify_one(),
                 PushKind::Disconnection => on_loss.notify_one(),
                 _ => {}
             }
             Ok::<(), redis::aio::SendError>(())
-        });
-    let client = connection::client_of(url, tls_ca_file)?;
-    let mut connection =
-        client.get_multiplexed_async_connection_with_config(&config).await.map_err(last_reports)?;
+        },
+    );
+    let opened = tokio::time::timeout(TIMEOUT, connection::open_url(url, tls_ca_file, config));
+    let opened = opened.await.map_err(|_| "the sentinel does not answer")?;
+    let (mut connection, _driver) = opened?;
     connection.subscribe("+switch-master").await.map_err(last_reports)?;
     loop {
         // A master that it does not know hides no other.

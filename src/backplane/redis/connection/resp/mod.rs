@@ -1,4 +1,4 @@
-//! Parses RESP2 and RESP3 in place: nothing is copied, nothing is kept.
+//! Parses RESP2 and RESP3 in place: nothing is copied, nothing is stored.
 //!
 //! [`parse`] reads the value at the beginning of a buffer. If it is there in whole, its parts point
 //! into the buffer; if not, the result is the length that the buffer must have before another try
@@ -10,6 +10,9 @@
 //! A value is walked to its end, with a counter for each open level, and only then returned, so its
 //! parts are complete. Attributes (`|`), which may come before any value, are skipped. Streamed
 //! strings and aggregates (`$?`, `*?`), which no server sends, are malformed.
+//!
+//! A string that is longer than the caller allows ([`parse_within`]) is reported as soon as its
+//! length is there, with the place of its bytes, so that a caller need not store them.
 //!
 //! Invariant: for any bytes there is no panic, no allocation, and no recursion.
 
@@ -71,7 +74,8 @@ impl<'a> Iterator for RespItems<'a> {
 
     fn next(&mut self) -> Option<RespValue<'a>> {
         self.left = self.left.checked_sub(1)?;
-        let (value, len) = first(self.bytes).ok().expect("the whole value was walked over");
+        let (value, len) =
+            first(self.bytes, BULK_BYTES_MAX).ok().expect("the whole value was walked over");
         self.bytes = &self.bytes[len..];
         Some(value)
     }
@@ -89,7 +93,20 @@ pub(super) enum ParseProgress<'a> {
     /// A value, and the number of its bytes.
     Value(RespValue<'a>, usize),
     /// A part of a value. It has at least so many bytes, which is more than the buffer.
-    LinkOptions(usize),
+    NeedsBytes(usize),
+    /// A string in it is longer than allowed.
+    TooLong(LongString),
+}
+
+/// The place of a string that is too long, counted from the beginning of the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LongString {
+    /// Where its type byte is.
+    pub header: usize,
+    /// Where its bytes begin, behind the line with its length.
+    pub body: usize,
+    /// How many bytes it has, the end of the line behind them included.
+    pub len: usize,
 }
 
 /// The peer is no Redis server, or parsing is out of step with it: the connection is lost.
@@ -103,17 +120,28 @@ impl fmt::Display for MalformedResp {
 }
 
 /// Parses the value at the beginning of `bytes`.
+#[cfg(test)]
 pub(super) fn parse(bytes: &[u8]) -> Result<ParseProgress<'_>, MalformedResp> {
-    match first(bytes) {
+    parse_within(bytes, BULK_BYTES_MAX)
+}
+
+/// Parses the value at the beginning of `bytes`, whose strings have at most `string_bytes_max`
+/// bytes each, and together not much more.
+pub(super) fn parse_within(
+    bytes: &[u8],
+    string_bytes_max: usize,
+) -> Result<ParseProgress<'_>, MalformedResp> {
+    match first(bytes, string_bytes_max) {
         Ok((value, len)) => Ok(ParseProgress::Value(value, len)),
-        Err(Stop::LinkOptions(len)) => Ok(ParseProgress::LinkOptions(len)),
+        Err(Stop::NeedsBytes(len)) => Ok(ParseProgress::NeedsBytes(len)),
+        Err(Stop::TooLong(long)) => Ok(ParseProgress::TooLong(long)),
         Err(Stop::Malformed(why)) => Err(MalformedResp(why)),
     }
 }
 
 /// The value at the beginning of `bytes`, and its length.
-fn first(bytes: &[u8]) -> Result<(RespValue<'_>, usize), Stop> {
-    let mut reader = Reader { bytes, at: 0, overhead: 0 };
+fn first(bytes: &[u8], string_bytes_max: usize) -> Result<(RespValue<'_>, usize), Stop> {
+    let mut reader = Reader { bytes, at: 0, overhead: 0, contents: 0, string_bytes_max };
     loop {
         let (kind, parts) = match reader.token()? {
             Token::Leaf(value) => return Ok((value, reader.at)),
@@ -133,7 +161,8 @@ fn first(bytes: &[u8]) -> Result<(RespValue<'_>, usize), Stop> {
 
 /// Why there is no value.
 enum Stop {
-    LinkOptions(usize),
+    NeedsBytes(usize),
+    TooLong(LongString),
     Malformed(&'static str),
 }
 
@@ -155,6 +184,9 @@ struct Reader<'a> {
     at: usize,
     /// Bytes counted towards [`OVERHEAD_BYTES_MAX`].
     overhead: usize,
+    /// Bytes of all strings so far.
+    contents: usize,
+    string_bytes_max: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -186,7 +218,8 @@ impl<'a> Reader<'a> {
     }
 
     fn token(&mut self) -> Result<Token<'a>, Stop> {
-        let kind = *self.bytes.get(self.at).ok_or(Stop::LinkOptions(self.at + ITEM_BYTES_MIN))?;
+        let header = self.at;
+        let kind = *self.bytes.get(self.at).ok_or(Stop::NeedsBytes(self.at + ITEM_BYTES_MIN))?;
         if !KINDS.contains(&kind) {
             // At once: a line that begins like this may never end.
             return Err(Stop::Malformed("no value begins like that"));
@@ -197,9 +230,9 @@ impl<'a> Reader<'a> {
             b'-' => RespValue::Error(line),
             b':' => RespValue::Int(number(line)?),
             b'$' | b'*' if line == b"-1" => RespValue::Null,
-            b'$' => RespValue::Bulk(self.body(line)?),
-            b'!' => RespValue::Error(self.body(line)?),
-            b'=' => match self.body(line)? {
+            b'$' => RespValue::Bulk(self.body(header, line)?),
+            b'!' => RespValue::Error(self.body(header, line)?),
+            b'=' => match self.body(header, line)? {
                 [_, _, _, b':', text @ ..] => RespValue::Verbatim(text),
                 _ => return Err(Stop::Malformed("a verbatim string has no format")),
             },
@@ -225,12 +258,12 @@ impl<'a> Reader<'a> {
         let Some(len) = allowed.iter().position(|byte| matches!(byte, b'\r' | b'\n')) else {
             return Err(match allowed.len() < rest.len() {
                 true => Stop::Malformed("too many parts, or a line without end"),
-                false => Stop::LinkOptions(self.bytes.len() + 2),
+                false => Stop::NeedsBytes(self.bytes.len() + 2),
             });
         };
         match rest[len..] {
             [b'\r', b'\n', ..] => {}
-            [b'\r'] => return Err(Stop::LinkOptions(self.bytes.len() + 1)),
+            [b'\r'] => return Err(Stop::NeedsBytes(self.bytes.len() + 1)),
             _ => return Err(Stop::Malformed("a line ends with half of its end")),
         }
         self.at = begin + len + 2;
@@ -239,16 +272,23 @@ impl<'a> Reader<'a> {
     }
 
     /// So many bytes and the end of their line.
-    fn body(&mut self, len: &[u8]) -> Result<&'a [u8], Stop> {
+    fn body(&mut self, header: usize, len: &[u8]) -> Result<&'a [u8], Stop> {
         let len = length(len)?;
         if len > BULK_BYTES_MAX {
             return Err(Stop::Malformed("a string is too long"));
         }
+        if len > self.string_bytes_max {
+            return Err(Stop::TooLong(LongString { header, body: self.at, len: len + 2 }));
+        }
+        self.contents = self.contents.saturating_add(len);
+        if self.contents > self.string_bytes_max.saturating_add(OVERHEAD_BYTES_MAX) {
+            return Err(Stop::Malformed("the strings of a value are too long together"));
+        }
         let end = self.at + len;
-        let body = self.bytes.get(self.at..end).ok_or(Stop::LinkOptions(end + 2))?;
+        let body = self.bytes.get(self.at..end).ok_or(Stop::NeedsBytes(end + 2))?;
         match self.bytes[end..] {
             [b'\r', b'\n', ..] => {}
-            [] | [b'\r'] => return Err(Stop::LinkOptions(end + 2)),
+            [] | [b'\r'] => return Err(Stop::NeedsBytes(end + 2)),
             _ => return Err(Stop::Malformed("a string is longer than its length")),
         }
         self.at = end + 2;
@@ -280,4 +320,4 @@ fn count(line: &[u8]) -> Result<usize, Stop> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -4,7 +4,7 @@ use redis::Value;
 
 /// An item that owns what it says.
 #[derive(Clone, Debug)]
-enum Tree {
+pub(in crate::backplane::redis::connection) enum Tree {
     Simple(String),
     Error(String),
     BlobError(String),
@@ -51,13 +51,13 @@ impl Tree {
         }
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub(in crate::backplane::redis::connection) fn bytes(&self) -> Vec<u8> {
         let mut out = Vec::new();
         self.write(&mut out);
         out
     }
 
-    fn levels(&self) -> usize {
+    pub(in crate::backplane::redis::connection) fn levels(&self) -> usize {
         let most = |trees: &mut dyn Iterator<Item = &Tree>| trees.map(Tree::levels).max();
         let of_pairs = |pairs: &[(Tree, Tree)]| {
             most(&mut pairs.iter().flat_map(|(key, value)| [key, value])).unwrap_or(0)
@@ -90,7 +90,7 @@ fn text() -> impl Strategy<Value = String> {
     prop_oneof![Just("OK".to_owned()), "[a-zA-Z0-9 :.é]{0,12}", "[A-Z]{2,9} [a-z 0-9:.]{1,20}"]
 }
 
-fn tree() -> impl Strategy<Value = Tree> {
+pub(in crate::backplane::redis::connection) fn tree() -> impl Strategy<Value = Tree> {
     let leaf = prop_oneof![
         text().prop_map(Tree::Simple),
         text().prop_map(Tree::Error),
@@ -127,7 +127,7 @@ fn tree() -> impl Strategy<Value = Tree> {
 fn agrees(item: RespValue<'_>, value: &Value) -> bool {
     let all = |mut parts: RespItems<'_>, values: &[Value]| {
         parts.len() == values.len()
-            && values.iter().all(|value| agrees(parts.next().expect("it said so"), value))
+            && values.iter().all(|value| agrees(parts.next().expect("it has so many"), value))
     };
     match (item, value) {
         (item, Value::Attribute { data, .. }) => agrees(item, data),
@@ -164,7 +164,7 @@ fn agrees(item: RespValue<'_>, value: &Value) -> bool {
 }
 
 /// Feeds the stream in pieces, as a connection would, and tells every item as text. Asks only when
-/// there is as much as was said to be needed; `Err` at the first thing that is malformed.
+/// there is as much as was reported to be needed; `Err` at the first thing that is malformed.
 fn heard(stream: &[u8], mut pieces: impl FnMut() -> usize) -> Result<Vec<String>, MalformedResp> {
     let (mut heard, mut begin, mut end, mut needs) = (Vec::new(), 0, 0, 0);
     loop {
@@ -175,10 +175,11 @@ fn heard(stream: &[u8], mut pieces: impl FnMut() -> usize) -> Result<Vec<String>
                     begin += len;
                     needs = 0;
                 }
-                ParseProgress::LinkOptions(len) => {
+                ParseProgress::NeedsBytes(len) => {
                     assert!(len > end - begin, "it is all there already");
                     needs = len;
                 }
+                ParseProgress::TooLong(long) => panic!("{long:?} without a limit"),
             }
         }
         if end == stream.len() {
@@ -195,9 +196,9 @@ fn all_of(item: RespValue<'_>) -> String {
         | RespValue::Set(parts)
         | RespValue::Map(parts)
         | RespValue::Push(parts) => {
-            let said = parts.len();
+            let length = parts.len();
             let all: Vec<String> = parts.map(all_of).collect();
-            assert_eq!(all.len(), said);
+            assert_eq!(all.len(), length);
             format!("({})", all.join(" "))
         }
         leaf => format!("{leaf:?}"),
@@ -246,7 +247,7 @@ proptest! {
     fn what_is_needed_is_never_more_than_the_item_has(tree in tree()) {
         let bytes = tree.bytes();
         for len in 0..bytes.len() {
-            if let Ok(ParseProgress::LinkOptions(needs)) = parse(&bytes[..len]) {
+            if let Ok(ParseProgress::NeedsBytes(needs)) = parse(&bytes[..len]) {
                 prop_assert!(needs > len && needs <= bytes.len(), "{needs} of {}", bytes.len());
             } else {
                 prop_assert!(parse(&bytes).is_err(), "{len} of {}", bytes.len());
@@ -324,11 +325,11 @@ fn a_message_is_three_strings_in_a_push() {
 
 #[test]
 fn the_length_of_a_body_says_how_much_is_needed() {
-    assert_eq!(parse(b""), Ok(ParseProgress::LinkOptions(3)));
-    assert_eq!(parse(b">3\r\n"), Ok(ParseProgress::LinkOptions(7)));
-    assert_eq!(parse(b"$1000000\r\n"), Ok(ParseProgress::LinkOptions(1_000_012)));
-    assert_eq!(parse(b">2\r\n+a\r\n$70\r\nabc"), Ok(ParseProgress::LinkOptions(8 + 5 + 72)));
-    assert_eq!(parse(b"$1073741824\r\n"), Ok(ParseProgress::LinkOptions(13 + (1 << 30) + 2)));
+    assert_eq!(parse(b""), Ok(ParseProgress::NeedsBytes(3)));
+    assert_eq!(parse(b">3\r\n"), Ok(ParseProgress::NeedsBytes(7)));
+    assert_eq!(parse(b"$1000000\r\n"), Ok(ParseProgress::NeedsBytes(1_000_012)));
+    assert_eq!(parse(b">2\r\n+a\r\n$70\r\nabc"), Ok(ParseProgress::NeedsBytes(8 + 5 + 72)));
+    assert_eq!(parse(b"$1073741824\r\n"), Ok(ParseProgress::NeedsBytes(13 + (1 << 30) + 2)));
 }
 
 #[test]
@@ -391,4 +392,25 @@ fn attributes_are_walked_over_wherever_they_stand() {
         parse(b"|1\r\n+a\r\n+b\r\n+OK\r\n"),
         Ok(ParseProgress::Value(RespValue::Simple(b"OK"), 17))
     );
+}
+
+#[test]
+fn a_string_that_is_too_long_is_reported_before_its_first_byte_is_there() {
+    let long = |header, body, len| Ok(ParseProgress::TooLong(LongString { header, body, len }));
+    assert_eq!(parse_within(b"$11\r\n", 10), long(0, 5, 13));
+    assert_eq!(parse_within(b"$1000000000\r\nabc", 10), long(0, 13, 1_000_000_002));
+    let push = b">3\r\n$7\r\nmessage\r\n$1\r\na\r\n$11\r\n";
+    assert_eq!(parse_within(push, 10), long(24, 29, 13));
+    assert_eq!(parse_within(b"!11\r\n", 10), long(0, 5, 13));
+    assert_eq!(parse_within(b"$10\r\n", 10), Ok(ParseProgress::NeedsBytes(17)));
+    let many = [&b"*40\r\n"[..], &b"$2000\r\n"[..]].concat();
+    let mut many = many[..many.len() - 7].to_vec();
+    for _ in 0..40 {
+        many.extend_from_slice(b"$2000\r\n");
+        many.extend_from_slice(&[b'x'; 2000]);
+        many.extend_from_slice(b"\r\n");
+    }
+    let why = MalformedResp("the strings of a value are too long together");
+    assert_eq!(parse_within(&many, 2000), Err(why));
+    assert!(matches!(parse_within(&many, 20_000), Ok(ParseProgress::Value(..))));
 }
