@@ -12,6 +12,7 @@
 //! Invariant: a link that [`connect`] returns speaks RESP3 to one master, on all its connections.
 
 mod bounded;
+mod buffers;
 mod dial;
 pub mod reply_limits;
 mod resp;
