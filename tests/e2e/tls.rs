@@ -21,7 +21,7 @@ fn instances_speak_through_tls_as_a_user_with_few_rights() {
     ann.say(r#"{"room_id":"tower","payload":"through tls"}"#);
     assert_eq!(bob.hear_payload(), "through tls");
     wait_until("the user may ask all of the monitor's questions", || {
-        a.samples("campanile_redis_own_memory_bytes").len() == 1
+        a.samples("campanile_redis_own_output_bytes").len() == 1
     });
     assert_eq!(a.metric("campanile_redis_monitor_up"), 1);
     assert!(!a.samples("campanile_redis_min_replicas_to_write").is_empty());

@@ -73,7 +73,7 @@ struct QueryState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SubscriberId {
     Unasked,
-    TopologyChange(i64),
+    Known(i64),
     Refused,
 }
 
@@ -205,7 +205,7 @@ impl Monitor {
     fn learn_subscriber_id(&mut self, link: &ServerLink) {
         if self.subscriber_id == SubscriberId::Unasked {
             self.subscriber_id = match &link.sub_id {
-                Ok(id) => SubscriberId::TopologyChange(*id),
+                Ok(id) => SubscriberId::Known(*id),
                 Err(error) => {
                     self.refuse(MonitorQuery::SubscriberId, error);
                     SubscriberId::Refused
@@ -217,15 +217,14 @@ impl Monitor {
     fn due(&self, now: Instant) -> Vec<MonitorQuery> {
         let is_due = |query: &MonitorQuery| {
             let may_ask = *query != MonitorQuery::SubscriberId
-                || matches!(self.subscriber_id, SubscriberId::TopologyChange(_));
+                || matches!(self.subscriber_id, SubscriberId::Known(_));
             may_ask && self.states[*query as usize].due_at.is_none_or(|due_at| due_at <= now)
         };
         QUERIES.into_iter().filter(is_due).collect()
     }
 
     fn write(&self, queries: &[MonitorQuery]) -> Pipeline {
-        let subscriber_id =
-            if let SubscriberId::TopologyChange(id) = self.subscriber_id { id } else { 0 };
+        let subscriber_id = if let SubscriberId::Known(id) = self.subscriber_id { id } else { 0 };
         let mut pipeline = Pipeline::new();
         queries.iter().for_each(|query| query.write(subscriber_id, &mut pipeline));
         pipeline

@@ -53,17 +53,6 @@ pub(crate) const SECTIONS: &[Section] = &[
         &[
             ("redis_version", As::Version, |n| &mut n.version),
             ("redis_mode", As::Is("cluster"), |n| &mut n.is_cluster),
-            ("uptime_in_seconds", As::Whole, |n| &mut n.uptime_s),
-        ],
-    ),
-    plain(
-        "clients",
-        &[
-            ("connected_clients", As::Whole, |n| &mut n.clients),
-            ("maxclients", As::Whole, |n| &mut n.clients_max),
-            ("blocked_clients", As::Whole, |n| &mut n.clients_blocked),
-            ("pubsub_clients", As::Whole, |n| &mut n.clients_pubsub),
-            ("client_recent_max_output_buffer", As::Whole, |n| &mut n.output_buffer_max_bytes),
         ],
     ),
     plain("memory", MEMORY),
@@ -74,19 +63,11 @@ pub(crate) const SECTIONS: &[Section] = &[
         read_line: Some(read_replica),
         begin: None,
     },
-    plain(
-        "cpu",
-        &[
-            ("used_cpu_user", As::Times(1000.0), |n| &mut n.cpu_user_ms),
-            ("used_cpu_sys", As::Times(1000.0), |n| &mut n.cpu_system_ms),
-        ],
-    ),
+    plain("cpu", &[]),
     plain(
         "persistence",
         &[
-            ("loading", As::Whole, |n| &mut n.is_loading),
             ("rdb_last_bgsave_status", As::Is("ok"), |n| &mut n.is_rdb_ok),
-            ("rdb_changes_since_last_save", As::Whole, |n| &mut n.changes_unsaved),
             ("aof_enabled", As::Whole, |n| &mut n.is_aof_on),
             ("aof_last_write_status", As::Is("ok"), |n| &mut n.is_aof_ok),
         ],
@@ -108,61 +89,33 @@ pub(crate) const SECTIONS: &[Section] = &[
 const MEMORY: &[Field] = &[
     ("used_memory", As::Whole, |n| &mut n.memory_used_bytes),
     ("used_memory_rss", As::Whole, |n| &mut n.memory_rss_bytes),
-    ("used_memory_dataset", As::Whole, |n| &mut n.memory_dataset_bytes),
     ("maxmemory", As::Whole, |n| &mut n.memory_max_bytes),
     ("maxmemory_policy", As::Begins("allkeys-"), |n| &mut n.evicts_all),
     ("maxmemory_policy", As::Begins("volatile-"), |n| &mut n.evicts_volatile),
     ("total_system_memory", As::Whole, |n| &mut n.memory_system_bytes),
-    ("mem_fragmentation_ratio", As::Times(100.0), |n| &mut n.fragmentation_percent),
-    ("mem_clients_normal", As::Whole, |n| &mut n.memory_clients_bytes),
-    ("mem_total_replication_buffers", As::Whole, |n| &mut n.memory_replication_bytes),
-    ("mem_aof_buffer", As::Whole, |n| &mut n.memory_aof_bytes),
 ];
 
 const STATS: &[Field] = &[
-    ("total_commands_processed", As::Whole, |n| &mut n.commands),
-    ("instantaneous_ops_per_sec", As::Whole, |n| &mut n.ops_per_s),
-    ("total_net_input_bytes", As::Whole, |n| &mut n.input_bytes),
-    ("total_net_output_bytes", As::Whole, |n| &mut n.output_bytes),
-    ("total_net_repl_output_bytes", As::Whole, |n| &mut n.output_replication_bytes),
-    // Written as kilobytes, of 1024.
-    ("instantaneous_input_kbps", As::Times(1024.0), |n| &mut n.input_bytes_per_s),
-    ("instantaneous_output_kbps", As::Times(1024.0), |n| &mut n.output_bytes_per_s),
     ("rejected_connections", As::Whole, |n| &mut n.rejected),
-    ("expired_keys", As::Whole, |n| &mut n.expired_keys),
     ("evicted_keys", As::Whole, |n| &mut n.evicted_keys),
-    ("evicted_clients", As::Whole, |n| &mut n.evicted_clients),
-    ("client_output_buffer_limit_disconnections", As::Whole, |n| &mut n.output_limit_cuts),
-    ("pubsub_channels", As::Whole, |n| &mut n.channels),
-    ("pubsub_patterns", As::Whole, |n| &mut n.patterns),
-    ("pubsubshard_channels", As::Whole, |n| &mut n.shard_channels),
     ("latest_fork_usec", As::Whole, |n| &mut n.fork_us),
-    ("total_error_replies", As::Whole, |n| &mut n.errors),
 ];
 
-const REPLICATION: &[Field] = &[
-    ("role", As::Is("master"), |n| &mut n.is_master),
-    ("connected_slaves", As::Whole, |n| &mut n.replicas),
-    ("master_link_status", As::Is("up"), |n| &mut n.is_link_up),
-];
+const REPLICATION: &[Field] = &[("connected_slaves", As::Whole, |n| &mut n.replicas)];
 
 /// Kinds of error that are reported.
 const ERRORS: &[(&str, Place)] = &[
     ("OOM", |n| &mut n.errors_oom),
     ("NOREPLICAS", |n| &mut n.errors_noreplicas),
     ("READONLY", |n| &mut n.errors_readonly),
-    ("MOVED", |n| &mut n.errors_moved),
-    ("CROSSSLOT", |n| &mut n.errors_crossslot),
-    ("NOSCRIPT", |n| &mut n.errors_noscript),
-    ("NOPERM", |n| &mut n.errors_noperm),
 ];
 
-/// Commands that are reported: calls, and microseconds.
-const COMMANDS: &[(&str, Place, Place)] = &[
-    ("publish", |n| &mut n.publish_calls, |n| &mut n.publish_us),
-    ("spublish", |n| &mut n.spublish_calls, |n| &mut n.spublish_us),
-    ("subscribe", |n| &mut n.subscribe_calls, |n| &mut n.subscribe_us),
-    ("evalsha", |n| &mut n.evalsha_calls, |n| &mut n.evalsha_us),
+/// Commands whose time is reported, in microseconds.
+const COMMANDS: &[(&str, Place)] = &[
+    ("publish", |n| &mut n.publish_us),
+    ("spublish", |n| &mut n.spublish_us),
+    ("subscribe", |n| &mut n.subscribe_us),
+    ("evalsha", |n| &mut n.evalsha_us),
 ];
 
 /// Parses the reply to `INFO <section>`.
@@ -284,19 +237,15 @@ fn read_error(numbers: &mut RedisNumbers, key: &str, value: &str) {
 }
 
 fn begin_commands(numbers: &mut RedisNumbers) {
-    for (_, calls, us) in COMMANDS {
-        (*calls(numbers), *us(numbers)) = (Some(0), Some(0));
-    }
+    COMMANDS.iter().for_each(|(_, us)| *us(numbers) = Some(0));
 }
 
 /// `cmdstat_publish:calls=3,usec=33,usec_per_call=11.00,…`
 fn read_command(numbers: &mut RedisNumbers, key: &str, value: &str) {
     let Some(command) = key.strip_prefix("cmdstat_") else { return };
-    let Some((_, calls, us)) = COMMANDS.iter().find(|(known, ..)| *known == command) else {
-        return;
-    };
-    *calls(numbers) = field(value, "calls");
-    *us(numbers) = field(value, "usec");
+    if let Some((_, us)) = COMMANDS.iter().find(|(known, _)| *known == command) {
+        *us(numbers) = field(value, "usec");
+    }
 }
 
 /// The settings that are read with `CONFIG GET`.
@@ -346,8 +295,6 @@ pub(crate) fn read_client(answer: &[u8], numbers: &mut RedisNumbers) {
     // `obl` is the fixed buffer in front of the list, 16 KB at most.
     let waiting = find("omem").map(|listed| listed.saturating_add(find("obl").unwrap_or(0)));
     numbers.own_output_bytes = waiting;
-    numbers.own_output_messages = find("oll");
-    numbers.own_memory_bytes = find("tot-mem");
 }
 
 #[cfg(test)]
