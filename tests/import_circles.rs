@@ -14,6 +14,9 @@ const STRICT: &[&str] = &["backplane"];
 const INDEPENDENT: &[(&str, &[&str])] =
     &[("backplane", &["backplane::redis", "backplane::embedded"])];
 
+/// Rooms that implement the same thing in different ways: neither imports the other.
+const APART: &[(&str, &str)] = &[("backplane::redis", "backplane::embedded")];
+
 /// The files that put a room together and so may import everything.
 const ASSEMBLIES: &[&str] = &["backplane", "backplane::embedded", "backplane::redis"];
 
@@ -159,6 +162,11 @@ fn dependences(name: &str, imported: &BTreeSet<String>) -> Vec<String> {
         let known = imported.iter().filter(|other| forbidden.iter().any(|it| is_in(other, it)));
         complaints.extend(known.map(|other| format!("{name} is general and imports {other}")));
     }
+    let both_ways = APART.iter().flat_map(|(one, other)| [(one, other), (other, one)]);
+    for (room, other) in both_ways.filter(|(room, _)| is_in(name, room)) {
+        let known = imported.iter().filter(|import| is_in(import, other));
+        complaints.extend(known.map(|import| format!("{name} of {room} imports {import}")));
+    }
     complaints
 }
 
@@ -210,6 +218,12 @@ fn every_rule_can_fail() {
         &[("backplane", "mod x;"), ("backplane::x", "use crate::backplane::T;")],
         &[("backplane::x", "use super::y::Y;"), ("backplane::y", "")],
         &[("backplane::local", "use crate::backplane::redis::names::N;"), ("backplane::redis", "")],
+        &[("backplane::redis", "use crate::backplane::embedded::E;"), ("backplane::embedded", "")],
+        &[
+            ("backplane::embedded", "fn f() { crate::backplane::redis::g() }"),
+            ("backplane::redis", ""),
+        ],
+        &[("backplane::redis::x", "use crate::backplane::embedded;"), ("backplane::embedded", "")],
     ];
     for files in bad {
         assert!(!complaints(&snippets(files)).is_empty(), "no complaint about {files:?}");
