@@ -5,7 +5,7 @@
 //!
 //! Keys belong to a database, channels to the whole server. So where the database is another than 0
 //! its number is in the name of each channel (`<prefix>:db=3:{p…}:m:<topic>`), and two systems with
-//! one prefix in two databases hear nothing of each other. No prefix has a `=`, so no other prefix
+//! one prefix in two databases receive nothing of each other. No prefix has a `=`, so no other prefix
 //! makes the same names.
 
 use crate::backplane::partition::partition;

@@ -193,13 +193,13 @@ fn fake(replies: Vec<Vec<u8>>) -> String {
     let url = format!("redis://{}", listener.local_addr().expect("it is bound"));
     std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().expect("a client");
-        let mut heard = [0; 4096];
+        let mut request = [0; 4096];
         for reply in replies {
-            if !matches!(stream.read(&mut heard), Ok(1..)) || stream.write_all(&reply).is_err() {
+            if !matches!(stream.read(&mut request), Ok(1..)) || stream.write_all(&reply).is_err() {
                 return;
             }
         }
-        let _ = stream.read(&mut heard);
+        let _ = stream.read(&mut request);
     });
     url
 }
