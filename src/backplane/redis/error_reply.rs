@@ -59,11 +59,6 @@ impl ErrorReply {
         }
     }
 
-    /// Whether the command may be sent again.
-    pub(super) fn is_transient(self) -> bool {
-        !matches!(self, ErrorReply::Unreadable | ErrorReply::Permanent)
-    }
-
     /// How long to wait before it is sent again.
     pub(super) fn retry_after(self) -> Duration {
         match self {
@@ -84,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn transient_errors_are_told_from_permanent_ones() {
+    fn transient_errors_are_distinguished_from_permanent_ones() {
         for (line, refusal) in [
             ("+OK", None),
             (":1", None),

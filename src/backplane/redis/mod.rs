@@ -75,7 +75,7 @@ pub struct RedisTransport {
     acks: UserAcks,
     disconnects: Disconnects,
     route: ServerRoutes,
-    /// Which servers were up when presence and acknowledgements were last told.
+    /// Which servers were up when presence and acknowledgements last received their routes.
     were_up: Vec<bool>,
     snapshot: SnapshotBuilder,
     /// Totals of servers that are no longer in the map.

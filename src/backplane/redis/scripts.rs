@@ -1,12 +1,13 @@
 //! The six Lua scripts for histories and acknowledgements, called by their SHA-1.
 //!
-//! A server that does not know them (after a restart or `SCRIPT FLUSH`) answers NOSCRIPT and does
-//! nothing. They are loaded again, and the commands are sent again.
+//! They are loaded when a link begins, and again by the first batch after a server did not know one
+//! ([`crate::backplane::redis::pipeline`]).
 //!
 //! Invariant: each script names all keys it touches in KEYS, and they are in one slot.
 
 use crate::backplane::partition::PARTITIONS;
 use crate::backplane::redis::names::Names;
+use crate::backplane::redis::pipeline::{ScriptOwner, ScriptSet};
 use crate::backplane::redis::unreadable::number_of;
 use crate::ids::Position;
 use crate::policy::namespaces::Policy;
@@ -37,7 +38,7 @@ static BEGIN_FENCE: LazyLock<Script> =
 static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(PUBLISH_CODE));
 static CREATE: LazyLock<Script> = LazyLock::new(|| Script::new(fenced!("lua/create.lua")));
 static VERIFY: LazyLock<Script> = LazyLock::new(|| Script::new(VERIFY_CODE));
-static ACKNOWLEDGE: LazyLock<Script> = LazyLock::new(|| Script::new(ACK));
+static ACKNOWLEDGE: LazyLock<Script> = LazyLock::new(|| Script::new(ACK_CODE));
 static REPAIR: LazyLock<Script> = LazyLock::new(|| Script::new(REPAIR_CODE));
 
 /// Milliseconds for which a server of a new generation waits for repairs by nodes: as long as the
@@ -52,8 +53,20 @@ pub(super) fn meta_ttl_s(policy: &Policy) -> u64 {
     policy.history_ttl_s + META_TTL_S
 }
 
-/// The text of [`HistoryScript::Ack`], for senders that load it themselves.
-pub(super) const ACK: &str = checked!(include_str!("lua/ack.lua"));
+const ACK_CODE: &str = checked!(include_str!("lua/ack.lua"));
+
+/// All of them. Who calls one needs all, so that each server loads them once.
+pub(super) const HISTORY_SCRIPTS: ScriptSet = ScriptSet {
+    owner: ScriptOwner::History,
+    texts: &[
+        fenced!("lua/begin_fence.lua"),
+        PUBLISH_CODE,
+        fenced!("lua/create.lua"),
+        REPAIR_CODE,
+        VERIFY_CODE,
+        ACK_CODE,
+    ],
+};
 
 /// One of the scripts.
 #[derive(Clone, Copy, Debug)]
@@ -88,16 +101,10 @@ pub(super) fn call(script: HistoryScript, keys: &[&str]) -> Cmd {
 }
 
 /// Loads all scripts.
-pub(super) async fn load(mut cmd: MultiplexedConnection) -> RedisResult<()> {
-    for code in [
-        fenced!("lua/begin_fence.lua"),
-        PUBLISH_CODE,
-        fenced!("lua/create.lua"),
-        REPAIR_CODE,
-        VERIFY_CODE,
-        ACK,
-    ] {
-        redis::cmd("SCRIPT").arg("LOAD").arg(code).exec_async(&mut cmd).await?;
+pub(super) async fn load(cmd: impl Into<MultiplexedConnection>) -> RedisResult<()> {
+    let mut cmd = cmd.into();
+    for text in HISTORY_SCRIPTS.texts {
+        redis::cmd("SCRIPT").arg("LOAD").arg(text).exec_async(&mut cmd).await?;
     }
     Ok(())
 }

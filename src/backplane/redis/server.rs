@@ -27,7 +27,7 @@ use crate::backplane::redis::health::totals::ServerTotals;
 use crate::backplane::redis::history::Histories;
 use crate::backplane::redis::inbound::InboundHandler;
 use crate::backplane::redis::names::Names;
-use crate::backplane::redis::pipeline::CommandContext;
+use crate::backplane::redis::pipeline::{CommandConnection, CommandContext, ScriptOwner};
 use crate::backplane::redis::presence::RedisPresence;
 use crate::backplane::redis::publish::queue::PublishQueue;
 use crate::backplane::redis::shared::{ServerAssignment, SharedContext};
@@ -36,7 +36,6 @@ use crate::link::Publish;
 use crate::metrics::BackplaneCounters;
 use crate::metrics::servers::{OwnNumbers, ServerNumbers};
 use hashbrown::HashSet;
-use redis::aio::MultiplexedConnection;
 use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -98,6 +97,10 @@ enum State {
 /// A link and the state that belongs to it alone.
 struct LiveLink {
     link: ServerLink,
+    /// `link.cmd` for all senders of batches.
+    cmd: CommandConnection,
+    /// `link.replicated` for batches.
+    replicated: Option<CommandConnection>,
     subscriptions: Subscriptions,
     /// `None` until everything is subscribed.
     canary: Option<Canary>,
@@ -164,9 +167,9 @@ impl Server {
     }
 
     /// The connection for all commands but subscriptions, while messages flow.
-    pub(super) fn cmd(&self) -> Option<&MultiplexedConnection> {
+    pub(super) fn cmd(&self) -> Option<&CommandConnection> {
         match &self.state {
-            State::Live(live) if self.is_up => Some(&live.link.cmd),
+            State::Live(live) if self.is_up => Some(&live.cmd),
             _ => None,
         }
     }
@@ -309,8 +312,14 @@ impl Server {
         let places = if is_skipped { 0 } else { local.interest.slots_end() };
         let subscriptions = Subscriptions::new(number, fixed, places);
         let (canary, since, replied_at) = (None, now, now);
+        // A link for histories begins with their scripts.
+        let loaded: &[_] = if self.histories.is_enabled() { &[ScriptOwner::History] } else { &[] };
+        let cmd = CommandConnection::new(link.cmd.clone(), loaded);
+        let replicated = link.replicated.clone().map(|it| CommandConnection::new(it, loaded));
         self.state = State::Live(Box::new(LiveLink {
             link,
+            cmd,
+            replicated,
             subscriptions,
             canary,
             canary_channel,
@@ -434,7 +443,7 @@ impl Server {
         let unsubscribed_since = live.subscriptions.unsubscribed_since();
         self.is_unsubscribed =
             unsubscribed_since.is_some_and(|since| now.duration_since(since) > timeout);
-        let ServerLink { cmd, replicated, generation, .. } = &live.link;
+        let LiveLink { link: ServerLink { generation, .. }, cmd, replicated, .. } = &**live;
         let (names, publish) = (&shared.names, shared.names.publish());
         let context =
             CommandContext { cmd, replicated: replicated.as_ref(), names, generation, publish };

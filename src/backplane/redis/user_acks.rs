@@ -9,22 +9,23 @@
 //! no room ([`PENDING_MAX`]), or whose history is unreadable, is dropped: its messages are
 //! redelivered.
 //!
-//! Invariant: a user is in one queue at most, once, and while it is, in `pending`.
+//! Invariant: a user waits in one queue at most, once, and while it does, is in `pending`.
 
-use crate::backplane::redis::error_reply::ErrorReply;
 use crate::backplane::redis::names::Names;
-use crate::backplane::redis::pipeline::{PendingReply, execute, poll_reply, send};
-use crate::backplane::redis::scripts::{self, HistoryScript};
+use crate::backplane::redis::pipeline::{
+    AnsweredBatch, BatchPipeline, BatchSender, ItemReply, OutgoingBatch, RetryOrder,
+};
+use crate::backplane::redis::scripts::{self, HISTORY_SCRIPTS, HistoryScript};
 use crate::backplane::redis::topology::routes::ServerRoutes;
 use crate::backplane::redis::unreadable::UnreadableWarnings;
 use crate::ids::{Position, TopicName};
 use crate::metrics::BackplaneCounters;
 use crate::policy::namespaces::Namespaces;
 use hashbrown::HashMap;
-use redis::{Pipeline, Value};
+use redis::Value;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 /// Users in one batch.
@@ -56,26 +57,23 @@ struct PendingAck {
 }
 
 /// Users with an acknowledgement for one server.
-#[derive(Default)]
 struct AckQueue {
     users: VecDeque<TopicName>,
-    batch: Option<AckBatch>,
-    /// Not before this time.
-    retry_at: Option<Instant>,
-    /// The server does not know the script.
-    is_script_missing: bool,
+    pipeline: BatchPipeline<SentAck>,
 }
 
-struct AckBatch {
-    content: BatchContent,
-    reply: PendingReply<Vec<Value>>,
-}
+type SentAck = (TopicName, PendingAck);
 
-/// What one batch sends.
-struct BatchContent {
-    sent: Vec<(TopicName, PendingAck)>,
-    /// Whether it begins with SCRIPT LOAD.
-    has_script: bool,
+impl AckQueue {
+    fn new() -> AckQueue {
+        AckQueue { users: VecDeque::new(), pipeline: BatchPipeline::new(1, RetryOrder::InOrder) }
+    }
+
+    /// Whether nothing is in flight or about to be.
+    fn is_idle(&self) -> bool {
+        let is_refusing = self.pipeline.refused() > 0;
+        self.pipeline.has_none_in_flight() && (self.users.is_empty() || is_refusing)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -90,7 +88,7 @@ struct AckCounters {
 impl UserAcks {
     /// Nothing waits.
     pub(super) fn new(namespaces: Arc<Namespaces>, names: Names, route: ServerRoutes) -> UserAcks {
-        let queues = (0..route.servers()).map(|_| AckQueue::default()).collect();
+        let queues = (0..route.servers()).map(|_| AckQueue::new()).collect();
         let (pending, numbers) = (HashMap::new(), AckCounters::default());
         let unreadable = UnreadableWarnings::default();
         UserAcks { namespaces, names, route, pending, queues, numbers, unreadable }
@@ -100,13 +98,13 @@ impl UserAcks {
     pub(super) fn set_route(&mut self, route: &ServerRoutes) {
         self.route = route.clone();
         let before = std::mem::take(&mut self.queues);
-        self.queues.resize_with(route.servers(), AckQueue::default);
-        for queue in before {
-            let in_flight = queue.batch.into_iter().flat_map(|batch| batch.content.sent);
-            for (user, ack) in in_flight {
+        self.queues.resize_with(route.servers(), AckQueue::new);
+        for AckQueue { users, mut pipeline } in before {
+            let in_flight = pipeline.lose_link();
+            for (user, ack) in pipeline.extract_refused(|_| true).into_iter().chain(in_flight) {
                 self.put(user, ack);
             }
-            for user in queue.users {
+            for user in users {
                 self.queues[self.route.server_of(user.as_str())].users.push_back(user);
             }
         }
@@ -119,30 +117,25 @@ impl UserAcks {
 
     /// Whether nothing is in flight or about to be. What a server refused is not waited for.
     pub(super) fn is_idle(&self) -> bool {
-        let is_idle = |queue: &AckQueue| {
-            queue.batch.is_none() && (queue.users.is_empty() || queue.retry_at.is_some())
-        };
-        self.queues.iter().all(is_idle)
+        self.queues.iter().all(AckQueue::is_idle)
     }
 
     /// Sends pending acknowledgements and handles replies. Returns whether there was work.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut is_busy = false;
         for number in 0..self.queues.len() {
-            is_busy |= self.poll_batch(number, cx, now);
+            is_busy |= self.poll_replies(number, cx, now);
+            let due: Vec<SentAck> = self.queues[number].pipeline.take_due(now).collect();
+            due.into_iter().for_each(|(user, ack)| self.put(user, ack));
             let queue = &self.queues[number];
-            let may_send = queue.batch.is_none() && queue.retry_at.is_none_or(|at| at <= now);
-            if !may_send || queue.users.is_empty() {
+            if queue.users.is_empty() || !queue.pipeline.may_send() {
                 continue;
             }
-            let Some(cmd) = self.route.cmd(number).cloned() else {
-                self.expire(number, now);
-                continue;
-            };
-            if let Some((pipeline, content)) = self.build_batch(number, now) {
-                let reply = send(cx, execute(cmd, pipeline));
-                let queue = &mut self.queues[number];
-                (queue.batch, queue.retry_at) = (Some(AckBatch { content, reply }), None);
+            self.expire(number, now);
+            let Some(cmd) = self.route.commands(number).cloned() else { continue };
+            let batch = self.build_batch(number, &cmd);
+            if !batch.is_empty() {
+                self.queues[number].pipeline.send(cx, now, &cmd, batch);
                 is_busy = true;
             }
         }
@@ -152,7 +145,8 @@ impl UserAcks {
     /// Writes its counters and gauges.
     pub(super) fn measure(&mut self, counters: &mut BackplaneCounters) {
         counters.histories_unreadable += std::mem::take(&mut self.numbers.unreadable);
-        counters.acks_waiting = self.pending.len() as u64;
+        let refused: usize = self.queues.iter().map(|queue| queue.pipeline.refused()).sum();
+        counters.acks_waiting = (self.pending.len() + refused) as u64;
         counters.acks_stored = self.numbers.stored;
         counters.acks_ignored = self.numbers.ignored;
         counters.acks_given_up = self.numbers.given_up;
@@ -188,68 +182,69 @@ impl UserAcks {
         }
     }
 
-    /// The next batch and its pipeline.
-    fn build_batch(&mut self, number: usize, now: Instant) -> Option<(Pipeline, BatchContent)> {
-        self.expire(number, now);
-        let mut pipeline = Pipeline::new();
-        let has_script = std::mem::take(&mut self.queues[number].is_script_missing);
-        if has_script {
-            pipeline.cmd("SCRIPT").arg("LOAD").arg(scripts::ACK);
-        }
-        let mut sent = Vec::new();
-        while sent.len() < ACKS_PER_BATCH
-            && let Some(user) = self.queues[number].users.pop_front()
+    fn build_batch(
+        &mut self,
+        number: usize,
+        connection: &impl BatchSender,
+    ) -> OutgoingBatch<SentAck> {
+        let users = &mut self.queues[number].users;
+        let capacity = users.len().min(ACKS_PER_BATCH);
+        let mut batch = OutgoingBatch::with_scripts(capacity, connection, &HISTORY_SCRIPTS);
+        while batch.items.len() < ACKS_PER_BATCH
+            && let Some(user) = users.pop_front()
         {
             let Some(ack) = self.pending.remove(&user) else { continue };
             let keys = self.names.history_keys(user.as_str());
             let mut command = scripts::call(HistoryScript::Ack, &[&keys.meta]);
             command.arg(ack.at.epoch).arg(ack.at.offset);
             command.arg(scripts::meta_ttl_s(self.namespaces.policy(user.kind())));
-            pipeline.add_command(command);
-            sent.push((user, ack));
+            batch.commands.add_command(command);
+            batch.items.push((user, ack));
         }
-        (!sent.is_empty()).then_some((pipeline, BatchContent { sent, has_script }))
+        batch
     }
 
-    fn poll_batch(&mut self, number: usize, cx: &mut Context<'_>, now: Instant) -> bool {
-        let Some(batch) = &mut self.queues[number].batch else { return false };
-        let Poll::Ready(answers) = poll_reply(&mut batch.reply, cx) else { return false };
-        let batch = self.queues[number].batch.take().expect("it was just looked at");
-        let answers = answers.unwrap_or_default();
-        // If the connection broke, there are no replies: all of it is sent again.
-        let mut answers = answers.into_iter().skip(usize::from(batch.content.has_script));
-        for (user, ack) in batch.content.sent {
-            match answers.next() {
-                Some(Value::Int(1)) => self.numbers.stored += 1,
-                Some(Value::Int(_)) => self.numbers.ignored += 1,
-                Some(Value::ServerError(error)) if is_unreadable(&error) => {
-                    self.numbers.given_up += 1;
-                    self.numbers.unreadable += 1;
-                    let error = redis::RedisError::from(error);
-                    self.unreadable.warn(user.as_str(), &error, &self.names, now);
-                }
-                other => {
-                    let queue = &mut self.queues[number];
-                    queue.is_script_missing |=
-                        other.as_ref().and_then(ErrorReply::of) == Some(ErrorReply::ScriptMissing);
-                    let may_hurry = queue.is_script_missing && !batch.content.has_script;
-                    queue.retry_at = (!may_hurry).then_some(now + RETRY_PAUSE);
-                    self.put(user, ack);
+    fn poll_replies(&mut self, number: usize, cx: &mut Context<'_>, now: Instant) -> bool {
+        let pipeline = &mut self.queues[number].pipeline;
+        match pipeline.poll_answered(cx) {
+            Ok(None) => return false,
+            Ok(Some(batch)) => self.handle_replies(number, batch, now),
+            // The server decides whether its link is up. All of it is sent again.
+            Err(_) => {
+                for ack in pipeline.lose_link() {
+                    pipeline.send_at(ack, now + RETRY_PAUSE, now);
                 }
             }
         }
         true
     }
-}
 
-fn is_unreadable(error: &redis::ServerError) -> bool {
-    ErrorReply::from_words(error.code(), error.details()) == ErrorReply::Unreadable
+    fn handle_replies(&mut self, number: usize, batch: AnsweredBatch<SentAck>, now: Instant) {
+        let pipeline = &mut self.queues[number].pipeline;
+        for (ack, reply) in batch {
+            match reply {
+                ItemReply::Ended(Value::Int(1)) => self.numbers.stored += 1,
+                ItemReply::Ended(Value::Int(_)) => self.numbers.ignored += 1,
+                ItemReply::Unreadable(error) => {
+                    self.numbers.given_up += 1;
+                    self.numbers.unreadable += 1;
+                    let error = redis::RedisError::from(error);
+                    self.unreadable.warn(ack.0.as_str(), &error, &self.names, now);
+                }
+                ItemReply::Again(refusal) => pipeline.send_again(ack, refusal, now),
+                ItemReply::Ended(_) | ItemReply::Permanent(_) => {
+                    pipeline.send_at(ack, now + RETRY_PAUSE, now);
+                }
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::backplane::partition::PARTITIONS;
+    use crate::backplane::redis::pipeline::FakeConnection;
     use crate::ids::NodeId;
 
     fn acks(servers: usize) -> UserAcks {
@@ -281,10 +276,12 @@ mod tests {
         }
         acks.push(user(2), at(1, 1), now);
         assert_eq!(ack(&acks), 2);
-        let (pipeline, BatchContent { sent, has_script }) = acks.build_batch(0, now).unwrap();
-        assert_eq!((pipeline.len(), has_script), (2, false));
-        assert_eq!(sent.iter().map(|(_, it)| it.at).collect::<Vec<_>>(), [at(2, 1), at(1, 1)]);
-        assert!(acks.is_idle() && acks.build_batch(0, now).is_none());
+        let connection = FakeConnection::default();
+        connection.scripts().note_load(HISTORY_SCRIPTS.owner);
+        let OutgoingBatch { commands, items, .. } = acks.build_batch(0, &connection);
+        assert_eq!(commands.len(), 2);
+        assert_eq!(items.iter().map(|(_, it)| it.at).collect::<Vec<_>>(), [at(2, 1), at(1, 1)]);
+        assert!(acks.is_idle() && acks.build_batch(0, &connection).is_empty());
     }
 
     #[test]
@@ -307,10 +304,11 @@ mod tests {
     fn a_batch_is_bounded_and_holds_users_of_its_server_only() {
         let (mut acks, now) = (acks(3), Instant::now());
         (0..3000).for_each(|number| acks.push(user(number), at(1, 1), now));
-        acks.queues[1].is_script_missing = true;
-        let (pipeline, BatchContent { sent, has_script }) = acks.build_batch(1, now).unwrap();
-        assert_eq!((pipeline.len(), sent.len(), has_script), (257, 256, true));
-        assert!(sent.iter().all(|(user, _)| acks.route.server_of(user.as_str()) == 1));
+        // Nothing is loaded on this connection.
+        let OutgoingBatch { commands, items, .. } = acks.build_batch(1, &FakeConnection::default());
+        let loads = HISTORY_SCRIPTS.texts.len();
+        assert_eq!((commands.len(), items.len()), (loads + 256, 256));
+        assert!(items.iter().all(|(user, _)| acks.route.server_of(user.as_str()) == 1));
         // A server leaves: its users are in other queues.
         let owners: [u16; PARTITIONS] = std::array::from_fn(|at| (at % 2) as u16);
         acks.set_route(&ServerRoutes::new(Arc::new(owners), vec![None; 2], "PUBLISH"));

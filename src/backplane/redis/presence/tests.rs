@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::backplane::partition::PARTITIONS;
+use crate::backplane::redis::pipeline::CommandConnection;
 use crate::ids::{ConnId, ShardId, SlotId};
 use crate::link::channel::{OpsEnd, ShardEnd, window};
 use crate::link::health::Health;
@@ -95,7 +96,10 @@ impl World {
         let mut connections = Vec::new();
         for (at, server) in self.servers.iter().enumerate() {
             connections.push(match up.contains(&at) {
-                true => Some(connect(server, &AsyncConnectionConfig::new()).await),
+                true => {
+                    let cmd = connect(server, &AsyncConnectionConfig::new()).await;
+                    Some(CommandConnection::new(cmd, &[]))
+                }
                 false => None,
             });
         }

@@ -15,16 +15,17 @@ use crate::backplane::envelope;
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::message::IDEMPOTENCY_TTL;
 use crate::backplane::message::Message;
-use crate::backplane::redis::error_reply::ErrorReply;
-use crate::backplane::redis::pipeline::{CommandContext, PendingReply, execute, poll_reply, send};
-use crate::backplane::redis::scripts::{self, HistoryScript, REPAIR_MS};
+use crate::backplane::redis::pipeline::{
+    AnsweredBatch, BatchPipeline, CommandContext, ItemReply, OutgoingBatch, RetryOrder,
+};
+use crate::backplane::redis::scripts::{self, HISTORY_SCRIPTS, HistoryScript, REPAIR_MS};
 use crate::ids::{Position, TopicName};
 use crate::link::Publish;
 use crate::policy::namespaces::Namespaces;
-use redis::{Cmd, Pipeline, RedisResult, Value};
+use redis::{Cmd, RedisResult, Value};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 /// Bytes that are remembered; beyond, the oldest is forgotten.
@@ -66,20 +67,13 @@ pub(crate) struct UnconfirmedLog {
     /// Not known to be on the current server.
     to_verify: VecDeque<AckedPublish>,
     verify_until: Option<Instant>,
-    retry_at: Option<Instant>,
-    in_flight: Option<VerifyBatch>,
-    /// The server does not know the script.
-    is_script_missing: bool,
+    /// One batch at a time: what is verified has to be in order.
+    pipeline: BatchPipeline<AckedPublish>,
     /// Something was refused in the last batch.
     was_refused: bool,
     bytes: usize,
     envelope: Vec<u8>,
     loss_log: LogThrottle,
-}
-
-struct VerifyBatch {
-    asked: Vec<AckedPublish>,
-    reply: PendingReply<Vec<Value>>,
 }
 
 impl UnconfirmedLog {
@@ -91,9 +85,7 @@ impl UnconfirmedLog {
             generation: String::new(),
             to_verify: VecDeque::new(),
             verify_until: None,
-            retry_at: None,
-            in_flight: None,
-            is_script_missing: false,
+            pipeline: BatchPipeline::new(1, RetryOrder::InOrder),
             was_refused: false,
             bytes: 0,
             envelope: Vec::new(),
@@ -101,7 +93,7 @@ impl UnconfirmedLog {
         }
     }
 
-    /// A publisher is about to be told that its message is stored at a position.
+    /// A publisher is about to receive the position at which its message is stored.
     pub(crate) fn record(&mut self, publish: Publish, at: Position, now: Instant) {
         self.bytes += log_bytes(&publish);
         self.acked.push_back(AckedPublish { publish, at, since: now });
@@ -123,22 +115,24 @@ impl UnconfirmedLog {
 
     /// Whether nothing is in flight.
     pub(crate) fn has_none_in_flight(&self) -> bool {
-        self.in_flight.is_none()
+        self.pipeline.has_none_in_flight()
     }
 
-    /// Whether the server has not known the script since the last call.
-    pub(crate) fn take_script_missing(&mut self) -> bool {
-        std::mem::take(&mut self.is_script_missing)
+    /// Whether the server has redirected a topic since the last call.
+    pub(crate) fn take_redirected(&mut self) -> bool {
+        self.pipeline.take_redirected()
+    }
+
+    /// Stops or resumes verification.
+    pub(crate) fn set_paused(&mut self, is_paused: bool) {
+        self.pipeline.set_paused(is_paused);
     }
 
     /// The link is lost: what was in flight is verified again on the next one.
     pub(crate) fn lose_link(&mut self) {
-        if let Some(in_flight) = self.in_flight.take() {
-            for acked in in_flight.asked.into_iter().rev() {
-                self.to_verify.push_front(acked);
-            }
+        for acked in self.pipeline.lose_link() {
+            self.pipeline.put_back(acked);
         }
-        self.retry_at = None;
         self.verify_until = None;
     }
 
@@ -147,8 +141,9 @@ impl UnconfirmedLog {
         &mut self,
         has_moved: impl Fn(&TopicName) -> bool,
     ) -> Vec<AckedPublish> {
-        assert!(self.in_flight.is_none(), "topics move while nothing is in flight");
-        let all = self.to_verify.drain(..).chain(self.acked.drain(..));
+        assert!(self.has_none_in_flight(), "topics move while nothing is in flight");
+        let refused = self.pipeline.extract_refused(|_| true).into_iter();
+        let all = refused.chain(self.to_verify.drain(..)).chain(self.acked.drain(..));
         let (moved, stay): (Vec<AckedPublish>, Vec<AckedPublish>) =
             all.partition(|acked| has_moved(&acked.publish.topic));
         self.bytes -= moved.iter().map(|acked| log_bytes(&acked.publish)).sum::<usize>();
@@ -164,41 +159,38 @@ impl UnconfirmedLog {
         self.verify_until = None;
     }
 
-    /// Verifies publishes on a server that is up, if `may_ask`, and handles replies. Returns
-    /// whether there was work.
+    /// Verifies publishes on a server that is up, and handles replies. Returns whether there was
+    /// work.
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
         context: &CommandContext<'_>,
-        may_ask: bool,
     ) -> RedisResult<bool> {
         if context.generation != self.generation {
             context.generation.clone_into(&mut self.generation);
             self.to_verify.append(&mut self.acked);
         }
         let mut is_busy = false;
-        if let Some(in_flight) = &mut self.in_flight {
-            let Poll::Ready(answers) = poll_reply(&mut in_flight.reply, cx) else {
-                return Ok(false);
-            };
-            // If the link broke, all of it is verified on the next one: see `lose_link`.
-            let answers = answers?;
-            let in_flight = self.in_flight.take().expect("it was just looked at");
-            self.handle_replies(in_flight.asked, answers, now);
+        while let Some(batch) = self.pipeline.poll_answered(cx)? {
+            self.handle_replies(batch, now);
             is_busy = true;
         }
-        let is_time = self.retry_at.is_none_or(|at| at <= now);
-        if may_ask && !self.to_verify.is_empty() && is_time {
-            self.retry_at = None;
+        self.take_due(now);
+        if self.pipeline.may_send() && !self.to_verify.is_empty() {
             self.verify_until.get_or_insert(now + PATIENCE);
-            let asked = self.take_batch();
-            let pipeline = self.build_batch(&asked, context);
-            let reply = send(cx, execute(context.cmd.clone(), pipeline));
-            self.in_flight = Some(VerifyBatch { asked, reply });
+            let batch = self.build_batch(context);
+            self.pipeline.send(cx, now, context.cmd, batch);
             is_busy = true;
         }
         Ok(is_busy)
+    }
+
+    /// Puts what was refused in front again when it is time.
+    fn take_due(&mut self, now: Instant) {
+        for acked in self.pipeline.take_due(now).rev() {
+            self.to_verify.push_front(acked);
+        }
     }
 
     /// The publishes of the next batch.
@@ -213,14 +205,16 @@ impl UnconfirmedLog {
         some
     }
 
-    fn build_batch(&mut self, asked: &[AckedPublish], context: &CommandContext<'_>) -> Pipeline {
-        let mut pipeline = Pipeline::with_capacity(asked.len());
+    fn build_batch(&mut self, context: &CommandContext<'_>) -> OutgoingBatch<AckedPublish> {
+        let asked = self.take_batch();
+        let mut batch = OutgoingBatch::with_scripts(asked.len(), context.cmd, &HISTORY_SCRIPTS);
         for acked in asked {
             self.envelope.clear();
             envelope::write(&Message::of(&acked.publish), &mut self.envelope);
-            pipeline.add_command(self.verify_command(acked, context));
+            batch.commands.add_command(self.verify_command(&acked, context));
+            batch.items.push(acked);
         }
-        pipeline
+        batch
     }
 
     fn verify_command(&self, acked: &AckedPublish, context: &CommandContext<'_>) -> Cmd {
@@ -242,35 +236,43 @@ impl UnconfirmedLog {
 
     /// 1: stored. 0, or refused: verified again, those of one topic in their order. Anything else:
     /// gone, also where the history is unreadable: no other node waits for that to be corrected.
-    fn handle_replies(&mut self, asked: Vec<AckedPublish>, answers: Vec<Value>, now: Instant) {
+    fn handle_replies(&mut self, batch: AnsweredBatch<AckedPublish>, now: Instant) {
         let is_late = self.verify_until.is_some_and(|until| until <= now);
-        let (mut retries, mut gone, mut pause) = (Vec::new(), 0, RETRY_PAUSE);
+        let mut gone = 0;
         self.was_refused = false;
-        for (acked, answer) in asked.into_iter().zip(answers) {
-            let refusal = ErrorReply::of(&answer);
-            match answer {
-                Value::Int(1) => self.acked.push_back(AckedPublish { since: now, ..acked }),
-                // A server that accepts nothing yet, such as a master without its replicas or
-                // without memory, has not gone on either: the time limit starts again when it does.
-                _ if refusal.is_some_and(|refusal| refusal != ErrorReply::Unreadable) => {
-                    self.verify_until = None;
-                    self.was_refused = true;
-                    self.is_script_missing |= refusal == Some(ErrorReply::ScriptMissing);
-                    let is_short = refusal.is_some_and(ErrorReply::is_transient);
-                    pause = if is_short { pause } else { REFUSED_PAUSE };
-                    retries.push(acked);
+        for (acked, reply) in batch {
+            match reply {
+                ItemReply::Ended(Value::Int(1)) => {
+                    self.acked.push_back(AckedPublish { since: now, ..acked });
                 }
-                Value::Int(0) if !is_late => retries.push(acked),
-                _ => {
+                ItemReply::Ended(Value::Int(0)) if !is_late => {
+                    self.pipeline.send_at(acked, now + RETRY_PAUSE, now);
+                }
+                ItemReply::Again(refusal) => {
+                    self.note_refusal();
+                    self.pipeline.send_again(acked, refusal, now);
+                }
+                ItemReply::Permanent(_) => {
+                    self.note_refusal();
+                    self.pipeline.send_at(acked, now + REFUSED_PAUSE, now);
+                }
+                ItemReply::Ended(_) | ItemReply::Unreadable(_) => {
                     self.bytes -= log_bytes(&acked.publish);
                     gone += 1;
                 }
             }
         }
-        if !retries.is_empty() {
-            self.retry_at = Some(now + pause);
-            retries.into_iter().rev().for_each(|acked| self.to_verify.push_front(acked));
-        }
+        self.warn_of_losses(gone, now);
+    }
+
+    /// A server that accepts nothing yet, such as a master without its replicas or without memory,
+    /// has not gone on either: the time limit starts again when it does.
+    fn note_refusal(&mut self) {
+        self.verify_until = None;
+        self.was_refused = true;
+    }
+
+    fn warn_of_losses(&mut self, gone: usize, now: Instant) {
         if gone > 0
             && let Some(suppressed) = self.loss_log.is_due(now)
         {
@@ -353,12 +355,14 @@ mod tests {
         unconfirmed.to_verify.append(&mut unconfirmed.acked);
         let asked = unconfirmed.take_batch();
         assert_eq!(asked.len(), VERIFIED_PER_BATCH);
-        let oom = redis::parse_redis_value(b"-OOM command not allowed\r\n").unwrap();
-        unconfirmed.handle_replies(asked, vec![oom; VERIFIED_PER_BATCH], Instant::now());
+        let (oom, now) = (b"-OOM command not allowed\r\n", Instant::now());
+        let oom = vec![redis::parse_redis_value(oom).unwrap(); VERIFIED_PER_BATCH];
+        unconfirmed.handle_replies(AnsweredBatch::of(asked, oom), now);
+        unconfirmed.take_due(now + REFUSED_PAUSE);
         assert_eq!([1, 2, 3].map(|_| unconfirmed.take_batch().len()), [1, 1, 4]);
         let asked = unconfirmed.take_batch();
         let one = vec![Value::Int(1); asked.len()];
-        unconfirmed.handle_replies(asked, one, Instant::now());
+        unconfirmed.handle_replies(AnsweredBatch::of(asked, one), now);
         unconfirmed.to_verify.append(&mut unconfirmed.acked);
         let rest = unconfirmed.to_verify.len();
         assert_eq!(unconfirmed.take_batch().len(), rest, "it takes them again");

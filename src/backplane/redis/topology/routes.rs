@@ -8,6 +8,7 @@
 //! Invariant: each partition has a server, whether that is up or not.
 
 use crate::backplane::partition::{PARTITIONS, partition};
+use crate::backplane::redis::pipeline::CommandConnection;
 use redis::aio::MultiplexedConnection;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub(crate) struct ServerRoutes {
     owners: Arc<[u16; PARTITIONS]>,
-    servers: Arc<[Option<MultiplexedConnection>]>,
+    servers: Arc<[Option<CommandConnection>]>,
     publish: &'static str,
 }
 
@@ -24,7 +25,7 @@ impl ServerRoutes {
     /// server that is up.
     pub(crate) fn new(
         owners: Arc<[u16; PARTITIONS]>,
-        servers: Vec<Option<MultiplexedConnection>>,
+        servers: Vec<Option<CommandConnection>>,
         publish: &'static str,
     ) -> ServerRoutes {
         assert!(owners.iter().all(|owner| usize::from(*owner) < servers.len()));
@@ -47,8 +48,13 @@ impl ServerRoutes {
     }
 
     /// The connection to a server, if it is up.
-    pub(crate) fn cmd(&self, server: usize) -> Option<&MultiplexedConnection> {
+    pub(crate) fn commands(&self, server: usize) -> Option<&CommandConnection> {
         self.servers.get(server)?.as_ref()
+    }
+
+    /// The same for commands that are no batch.
+    pub(crate) fn cmd(&self, server: usize) -> Option<&MultiplexedConnection> {
+        self.commands(server).map(CommandConnection::connection)
     }
 
     /// The command that publishes to a topic's channel: `PUBLISH`, or in a Cluster `SPUBLISH`.

@@ -1,0 +1,261 @@
+//! One lane of publishes: what waits, how it is written, and what its replies mean.
+
+use crate::backplane::envelope;
+use crate::backplane::local::Local;
+use crate::backplane::message::{IDEMPOTENCY_TTL, Message};
+use crate::backplane::redis::error_reply::ErrorReply;
+use crate::backplane::redis::pipeline::{
+    AnsweredBatch, BatchPipeline, CommandConnection, CommandContext, ItemReply, OutgoingBatch,
+    RetryOrder,
+};
+use crate::backplane::redis::publish::item::{QueuedPublish, SentPublish};
+use crate::backplane::redis::publish::refusal_log::RefusalLog;
+use crate::backplane::redis::publish::unconfirmed::UnconfirmedLog;
+use crate::backplane::redis::scripts::{
+    self, HISTORY_SCRIPTS, HistoryScript, PublishReply, REPAIR_MS,
+};
+use crate::backplane::redis::unreadable::number_of;
+use crate::ids::TopicName;
+use crate::link::{Publish, PublishOutcome, ReplyTo};
+use crate::policy::namespaces::{Namespaces, Policy};
+use redis::{Cmd, Value};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Publishes in one batch.
+pub(super) const COMMANDS_PER_BATCH: usize = 256;
+/// Bytes after which a batch is closed. One message may be longer.
+pub(super) const BATCH_BYTES: usize = 256 * 1024;
+/// Batches in flight in one lane.
+pub(super) const BATCHES_MAX: usize = 8;
+/// Milliseconds a replica has to confirm a message. Beyond, its survival is unknown.
+const REPLICA_MS_MAX: u64 = 500;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LaneKind {
+    /// `PUBLISH`, not stored.
+    Transient,
+    /// Stored in a history.
+    Stored,
+    /// Stored, also on a replica.
+    Replicated,
+}
+
+pub(super) struct Lane {
+    kind: LaneKind,
+    pub(super) waiting: VecDeque<QueuedPublish>,
+    pub(super) pipeline: BatchPipeline<SentPublish>,
+}
+
+/// What the replies to a batch change beside their lane.
+pub(super) struct ReplyContext<'a> {
+    pub(super) now: Instant,
+    pub(super) commands: &'a CommandContext<'a>,
+    pub(super) local: &'a mut Local,
+    pub(super) unconfirmed: &'a mut UnconfirmedLog,
+    pub(super) log: &'a mut RefusalLog,
+}
+
+impl Lane {
+    pub(super) fn new(kind: LaneKind) -> Lane {
+        let pipeline = BatchPipeline::new(BATCHES_MAX, RetryOrder::InOrder);
+        Lane { kind, waiting: VecDeque::new(), pipeline }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.pipeline.is_idle()
+    }
+
+    pub(super) fn may_send(&self) -> bool {
+        !self.waiting.is_empty() && self.pipeline.may_send()
+    }
+
+    /// Puts refused publishes in front again when it is time. Returns their bytes.
+    pub(super) fn take_due(&mut self, now: Instant) -> usize {
+        let mut bytes = 0;
+        for sent in self.pipeline.take_due(now).rev() {
+            let queued = sent.into_queued();
+            bytes += queued.bytes();
+            self.waiting.push_front(queued);
+        }
+        bytes
+    }
+
+    /// Takes out the next publish that has waited too long. Only what was waiting counts in bytes.
+    pub(super) fn pop_expired(
+        &mut self,
+        now: Instant,
+        time_max: Duration,
+    ) -> Option<(QueuedPublish, usize)> {
+        let is_expired = |queued: &QueuedPublish| queued.is_expired(now, time_max);
+        let is_sent_expired = |sent: &SentPublish| sent.queued().is_some_and(is_expired);
+        if let Some(refused) = self.pipeline.pop_refused_if(is_sent_expired) {
+            return Some((refused.into_queued(), 0));
+        }
+        let expired = self.waiting.pop_front_if(|queued| is_expired(queued))?;
+        let bytes = expired.bytes();
+        Some((expired, bytes))
+    }
+
+    /// Takes out the publishes of topics that have moved, in order, and their bytes in the queue.
+    pub(super) fn take_moved(
+        &mut self,
+        has_moved: impl Fn(&TopicName) -> bool,
+    ) -> (Vec<QueuedPublish>, usize) {
+        assert!(self.pipeline.has_none_in_flight(), "topics move while nothing is in flight");
+        let is_moved = |queued: &QueuedPublish| has_moved(queued.topic());
+        let refused = self.pipeline.extract_refused(|sent| sent.queued().is_some_and(is_moved));
+        let all = std::mem::take(&mut self.waiting);
+        let (waiting, stay): (Vec<_>, Vec<_>) = all.into_iter().partition(is_moved);
+        self.waiting = stay.into();
+        let bytes = waiting.iter().map(QueuedPublish::bytes).sum();
+        let refused = refused.into_iter().map(SentPublish::into_queued);
+        (refused.chain(waiting).collect(), bytes)
+    }
+
+    /// Writes the next batch. Returns it, and the bytes that wait no longer.
+    pub(super) fn build_batch(
+        &mut self,
+        context: &CommandContext<'_>,
+        connection: &CommandConnection,
+        namespaces: &Namespaces,
+        envelope: &mut Vec<u8>,
+    ) -> (OutgoingBatch<SentPublish>, usize) {
+        let capacity = self.waiting.len().min(COMMANDS_PER_BATCH);
+        let mut batch = match self.kind {
+            LaneKind::Transient => OutgoingBatch::new(capacity),
+            _ => OutgoingBatch::with_scripts(capacity, connection, &HISTORY_SCRIPTS),
+        };
+        // Where topics do not move, a plain PUBLISH either succeeds or fails for good.
+        let is_final = self.kind == LaneKind::Transient && !context.is_sharded();
+        let (mut bytes, mut queue_bytes) = (0, 0);
+        while batch.items.len() < capacity && bytes < BATCH_BYTES {
+            let Some(queued) = self.waiting.pop_front() else { break };
+            queue_bytes += queued.bytes();
+            envelope.clear();
+            envelope::write(&Message::of(&queued.publish), envelope);
+            bytes += envelope.len();
+            if self.kind == LaneKind::Transient {
+                let channel = context.names.channel(queued.topic().as_str());
+                batch.commands.cmd(context.publish).arg(channel).arg(&envelope[..]);
+            } else {
+                let policy = namespaces.policy(queued.topic().kind());
+                let command = publish_command(&queued.publish, envelope, policy, context);
+                batch.commands.add_command(command);
+            }
+            batch.items.push(match is_final {
+                true => SentPublish::DoneOnly(queued.publish.done),
+                false => SentPublish::Retriable(Box::new(queued)),
+            });
+        }
+        if self.kind == LaneKind::Replicated {
+            let mut wait = redis::cmd("WAIT");
+            wait.arg(1).arg(REPLICA_MS_MAX);
+            batch.end_with(wait);
+        }
+        (batch, queue_bytes)
+    }
+
+    /// Handles the replies to a batch.
+    pub(super) fn handle_replies(
+        &mut self,
+        mut batch: AnsweredBatch<SentPublish>,
+        context: &mut ReplyContext<'_>,
+    ) {
+        let now = context.now;
+        let is_replicated = self.kind != LaneKind::Replicated || has_replica(batch.take_last());
+        for (sent, reply) in batch {
+            context.log.note(sent.queued(), &reply, context.commands.names, now, context.local);
+            match (reply, sent) {
+                (ItemReply::Ended(_), SentPublish::DoneOnly(done)) => {
+                    context.local.end_publish(done, PublishOutcome::Accepted(None), now);
+                }
+                (ItemReply::Ended(value), SentPublish::Retriable(queued)) => {
+                    self.handle_result(queued, &value, is_replicated, context);
+                }
+                (ItemReply::Again(refusal), sent @ SentPublish::Retriable(_)) => {
+                    let is_moved = refusal.kind == ErrorReply::Moved;
+                    context.local.counters.redirects += u64::from(is_moved);
+                    self.pipeline.send_again(sent, refusal, now);
+                }
+                (_, sent) => {
+                    let failure = sent.failure();
+                    context.local.end_publish(sent.into_done(), failure, now);
+                }
+            }
+        }
+    }
+
+    /// Handles a reply that is no error.
+    fn handle_result(
+        &mut self,
+        queued: Box<QueuedPublish>,
+        value: &Value,
+        is_replicated: bool,
+        context: &mut ReplyContext<'_>,
+    ) {
+        let (now, local) = (context.now, &mut *context.local);
+        if self.kind == LaneKind::Transient {
+            return local.end_publish(queued.publish.done, PublishOutcome::Accepted(None), now);
+        }
+        let parsed = scripts::parse_publish_reply(value);
+        if let Some(PublishReply::RetryAfterMs(after_ms)) = parsed {
+            let at = now + Duration::from_millis(after_ms);
+            return self.pipeline.send_at(SentPublish::Retriable(queued), at, now);
+        }
+        let mut publish = queued.publish;
+        let done = std::mem::replace(&mut publish.done, ReplyTo::Nobody);
+        let Some(PublishReply::StoredAt(at)) = parsed else {
+            // A reply that the script does not give leaves the outcome unknown.
+            return local.end_publish(done, PublishOutcome::Unknown, now);
+        };
+        context.unconfirmed.record(publish, at, now);
+        if is_replicated {
+            local.end_publish(done, PublishOutcome::Accepted(Some(at)), now);
+        } else {
+            local.counters.publishes_unreplicated += 1;
+            local.end_publish(done, PublishOutcome::Unknown, now);
+        }
+    }
+
+    /// The link is lost: the outcome of what was in flight is unknown. Publishes with an idempotency
+    /// key are sent again.
+    pub(super) fn lose_link(&mut self, now: Instant, local: &mut Local) {
+        for sent in self.pipeline.lose_link() {
+            match sent {
+                SentPublish::Retriable(mut queued)
+                    if self.kind != LaneKind::Transient && queued.publish.key.is_some() =>
+                {
+                    queued.may_have_arrived = true;
+                    self.pipeline.put_back(SentPublish::Retriable(queued));
+                }
+                sent => local.end_publish(sent.into_done(), PublishOutcome::Unknown, now),
+            }
+        }
+    }
+}
+
+/// Whether `WAIT` reports a replica.
+fn has_replica(answer: Option<Value>) -> bool {
+    answer.as_ref().and_then(number_of).is_some_and(|replicas| replicas > 0)
+}
+
+/// The command that stores a message and publishes it (`lua/publish.lua`).
+fn publish_command(
+    publish: &Publish,
+    envelope: &[u8],
+    policy: &Policy,
+    context: &CommandContext<'_>,
+) -> Cmd {
+    let topic = publish.topic.as_str();
+    let keys = context.names.history_keys(topic);
+    let retry = publish.key.as_ref().map(|key| format!("{}:{key}", keys.retry));
+    let key_ttl_s = retry.as_ref().map_or(0, |_| IDEMPOTENCY_TTL.as_secs());
+    let mut names = vec![&keys.meta[..], &keys.stream, &keys.partition];
+    names.extend(retry.as_deref());
+    let mut command = scripts::call(HistoryScript::Publish, &names);
+    command.arg(context.names.channel(topic)).arg(envelope).arg(policy.history_size);
+    command.arg(policy.history_ttl_s).arg(scripts::meta_ttl_s(policy));
+    command.arg(context.generation).arg(context.publish).arg(key_ttl_s).arg(REPAIR_MS);
+    command
+}
