@@ -2,7 +2,7 @@
 //!
 //! Each is one `PUBLISH` (or `SPUBLISH`) on the channel of the user's topic, on the connection that
 //! carries messages. It may overtake messages that still wait to be sent. It is not repeated: if the
-//! connection breaks before the reply, the caller learns that nobody knows.
+//! connection breaks before the reply, the outcome is unknown, and the caller is answered so.
 //!
 //! Invariant: at most [`WAITING_MAX`] wait for replies, and each request is answered once.
 
@@ -19,7 +19,8 @@ use std::task::{Context, Poll};
 /// More than the API carries out at a time.
 const WAITING_MAX: usize = 64;
 
-/// See the module.
+/// Orders that wait or are in flight. Not a [`crate::backplane::redis::pipeline::BatchPipeline`]:
+/// each order has a connection of its own choice and one try, so no order waits for another.
 #[derive(Default)]
 pub(super) struct Disconnects {
     waiting: VecDeque<(DisconnectRequest, MultiplexedConnection, &'static str)>,

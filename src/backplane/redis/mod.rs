@@ -199,7 +199,7 @@ impl RedisTransport {
         }
     }
 
-    /// The servers of the new map: known ones are kept, new ones are made.
+    /// The servers of the new map: known ones stay, new ones are made.
     fn replace_servers(&mut self, before: &PartitionMap, is_first: bool, local: &mut Local) {
         let place_before = |name: &String| before.servers.iter().position(|it| it == name);
         let from: Vec<Option<usize>> = self.map.servers.iter().map(place_before).collect();

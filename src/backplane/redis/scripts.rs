@@ -48,7 +48,7 @@ pub(super) const REPAIR_MS: u64 = 600;
 /// Seconds for which the position of a topic outlives its messages.
 pub(super) const META_TTL_S: u64 = 24 * 60 * 60;
 
-/// Seconds for which a history's hash is kept without a publish or an acknowledgement.
+/// Seconds for which a history's hash is stored without a publish or an acknowledgement.
 pub(super) fn meta_ttl_s(policy: &Policy) -> u64 {
     policy.history_ttl_s + META_TTL_S
 }

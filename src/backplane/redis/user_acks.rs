@@ -11,6 +11,7 @@
 //!
 //! Invariant: a user waits in one queue at most, once, and while it does, is in `pending`.
 
+use crate::backplane::redis::error_reply::ErrorReply;
 use crate::backplane::redis::names::Names;
 use crate::backplane::redis::pipeline::{
     AnsweredBatch, BatchPipeline, BatchSender, ItemReply, OutgoingBatch, RetryOrder,
@@ -231,8 +232,10 @@ impl UserAcks {
                     let error = redis::RedisError::from(error);
                     self.unreadable.warn(ack.0.as_str(), &error, &self.names, now);
                 }
-                ItemReply::Again(refusal) => pipeline.send_again(ack, refusal, now),
-                ItemReply::Ended(_) | ItemReply::Permanent(_) => {
+                ItemReply::Again(refusal) if refusal.kind == ErrorReply::ScriptMissing => {
+                    pipeline.send_again(ack, refusal, now);
+                }
+                ItemReply::Again(_) | ItemReply::Ended(_) | ItemReply::Permanent(_) => {
                     pipeline.send_at(ack, now + RETRY_PAUSE, now);
                 }
             }
