@@ -95,13 +95,13 @@ mod tests {
     #[test]
     fn only_programs_on_this_machine_are_local() {
         for peer in [HERE, "127.8.8.8", "::1", "::ffff:127.0.0.1"] {
-            assert!(local(peer, &[("host", "localhost:9090")]), "{peer}");
+            assert!(local(peer, &[("host", "localhost:8090")]), "{peer}");
         }
-        for host in ["127.0.0.1:9090", "[::1]:9090", "LOCALHOST", "10.0.0.1"] {
+        for host in ["127.0.0.1:8090", "[::1]:8090", "LOCALHOST", "10.0.0.1"] {
             assert!(local(HERE, &[("host", host)]), "{host}");
         }
         assert!(!local("192.0.2.7", &[("host", "localhost")]));
-        assert!(!local(HERE, &[("host", "evil.example:9090")]));
+        assert!(!local(HERE, &[("host", "evil.example:8090")]));
     }
 
     #[test]

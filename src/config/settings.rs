@@ -215,8 +215,8 @@ settings! {
         "Rights of a client without a token. auto: publish, send and broadcast while auth.hmac_secret is not set, else the same as auth.user_rights.";
     auth_user_rights: Rights, "auth.user_rights", "publish,send", ValueKind::Rights,
         "Rights of a user whose token has no `rights`.";
-    ops_listen: SocketAddr, "ops.listen", "127.0.0.1:9090", ValueKind::Address,
-        "The operators' port: API, metrics, health. /healthz, /readyz and /metrics answer every host that can reach it. Where another process has the default, the next free port is taken and logged.";
+    ops_listen: SocketAddr, "ops.listen", "127.0.0.1:8090", ValueKind::Address,
+        "The operators' port: API, metrics, health. /healthz, /readyz and /metrics answer every host that can reach it. Port 0 takes any free one.";
     ops_public_paths: Vec<String>, "ops.public_paths", "", ValueKind::ApiPaths,
         "Paths of the operators' API that the public port serves as well, with what is below them, for requests with ops.api_key. All others are answered 404, as on every other path. Empty: none.";
     ops_api_key: Option<String>, "ops.api_key", "", ValueKind::Secret,

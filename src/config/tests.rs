@@ -67,9 +67,9 @@ fn table_of_the_node() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str
         (
             "listen",
             vec!["127.0.0.1:0", "[::]:8080"],
-            vec!["8080", "localhost", "", "1.2.3.4:70000"],
+            vec!["port", "localhost", "", "1.2.3.4:70000"],
         ),
-        ("ops.listen", vec!["127.0.0.1:1"], vec![":9090", "x:1"]),
+        ("ops.listen", vec!["127.0.0.1:1"], vec![":x", "x:1", "localhost"]),
         (
             "backplane",
             vec![
@@ -465,4 +465,19 @@ fn secrets_may_stand_in_files_and_line_breaks_behind_them_are_no_part_of_them() 
     }
     let both = [("auth.hmac_secret", "1234567890123456"), ("auth.hmac_secret_file", "/run/good")];
     assert!(load(&both).unwrap_err().contains("both set"));
+}
+
+#[test]
+fn an_address_may_be_a_port_or_localhost() {
+    for (written, meant) in [
+        ("8081", "0.0.0.0:8081"),
+        (":8081", "0.0.0.0:8081"),
+        ("localhost:8081", "127.0.0.1:8081"),
+        ("[::1]:8081", "[::1]:8081"),
+    ] {
+        assert_eq!(by_flag("listen", written).unwrap().listen, meant.parse().unwrap());
+    }
+    for wrong in ["", ":", "99999", ":99999", "localhost:", "example.org:1"] {
+        assert!(by_flag("listen", wrong).is_err(), "{wrong:?}");
+    }
 }

@@ -54,7 +54,8 @@ impl ValueKind {
     pub fn wanted(&self) -> String {
         match self {
             ValueKind::Address => {
-                "an IP address and a port, such as 0.0.0.0:8080 or [::]:8080".into()
+                "an IP address and a port, such as 0.0.0.0:8080 or [::]:8080; a port alone is 0.0.0.0:port"
+                    .into()
             }
             ValueKind::Backplane => "memory, redis://[user:password@]host[:port][,host…][/db], \
                  redis+sentinel://[…@]sentinel[:port][,…]/master[,…][/db], \
@@ -219,7 +220,16 @@ impl<T: SettingValue> Value for T {
 
 impl Value for SocketAddr {
     fn read(text: &str) -> Result<SocketAddr, String> {
-        text.trim().parse().map_err(|_| String::new())
+        let text = text.trim();
+        let with_host = match text.strip_prefix(':') {
+            Some(port) => format!("0.0.0.0:{port}"),
+            None if text.bytes().all(|byte| byte.is_ascii_digit()) => format!("0.0.0.0:{text}"),
+            None => match text.strip_prefix("localhost:") {
+                Some(port) => format!("127.0.0.1:{port}"),
+                None => text.to_owned(),
+            },
+        };
+        with_host.parse().map_err(|_| String::new())
     }
     fn write(&self) -> String {
         self.to_string()

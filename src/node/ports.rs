@@ -1,14 +1,10 @@
 //! Binds the two ports before the first thread starts.
 
 use super::error::StartError;
-use crate::config::Config;
 use crate::plan::Plan;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-
-/// Ports tried after the default of `ops.listen`.
-const OPS_PORTS_TRIED: usize = 32;
 
 /// The ports, once they are certain.
 pub(super) struct Ports {
@@ -34,29 +30,9 @@ pub(super) fn ports(plan: &mut Plan) -> Result<Ports, StartError> {
     plan.listen = held.local_addr().map_err(StartError::machine)?.as_socket().unwrap_or(asked);
 
     let asked = plan.ops_listen;
-    let ops = ops_port(asked).map_err(|error| refused("ops.listen", asked, error))?;
+    let ops = TcpListener::bind(asked).map_err(|error| refused("ops.listen", asked, error))?;
     plan.ops_listen = ops.local_addr().map_err(StartError::machine)?;
     Ok(Ports { ops, held })
-}
-
-/// Binds the operators' port. If another process has the default, the next free port is taken and
-/// logged; a configured address is taken or the start fails.
-fn ops_port(asked: SocketAddr) -> io::Result<TcpListener> {
-    let first = TcpListener::bind(asked);
-    let is_taken = matches!(&first, Err(error) if error.kind() == io::ErrorKind::AddrInUse);
-    if !is_taken || asked != Config::default().ops_listen {
-        return first;
-    }
-    for port in (asked.port() + 1..).take(OPS_PORTS_TRIED) {
-        if let Ok(listener) = TcpListener::bind(SocketAddr::new(asked.ip(), port)) {
-            tracing::warn!(
-                "ops.listen is {}:{port}: another process listens on its default, {asked}",
-                asked.ip()
-            );
-            return Ok(listener);
-        }
-    }
-    first
 }
 
 fn bound(addr: SocketAddr, reuse_port: bool) -> io::Result<Socket> {
@@ -71,7 +47,7 @@ fn bound(addr: SocketAddr, reuse_port: bool) -> io::Result<Socket> {
 fn bind_advice(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            "another process listens there (`ss -ltnp` shows which). Write another port".into()
+            "another process listens there (`ss -ltnp` shows which). Write another port, or 0 for any".into()
         }
         io::ErrorKind::PermissionDenied => {
             "not permitted. Write a port from 1024 on, or grant CAP_NET_BIND_SERVICE".into()
@@ -87,6 +63,7 @@ fn bind_advice(error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use crate::ids::NodeId;
     use crate::plan::Machine;
     use std::io::Read;
@@ -132,15 +109,16 @@ mod tests {
     }
 
     #[test]
-    fn only_the_default_of_the_operators_port_gives_way() {
-        let default = Config::default().ops_listen;
-        // Taken from here on in any case: by this listener, or by another process already.
-        let _taken = TcpListener::bind(default);
-        let next = ops_port(default).unwrap().local_addr().unwrap();
-        assert_eq!(next.ip(), default.ip());
-        assert!(next.port() > default.port());
+    fn an_operators_port_that_is_taken_is_refused_whichever_it_is() {
         let other = TcpListener::bind("127.0.0.1:0").unwrap();
-        let asked = other.local_addr().unwrap();
-        assert_eq!(ops_port(asked).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let mut plan = plan();
+        plan.ops_listen = other.local_addr().unwrap();
+        match ports(&mut plan) {
+            Err(StartError::Machine(message)) => {
+                assert!(message.starts_with("ops.listen = 127.0.0.1:"), "{message}");
+                assert!(message.contains("or 0 for any"), "{message}");
+            }
+            _ => panic!("its metrics would be somewhere else than they are looked for"),
+        }
     }
 }

@@ -13,7 +13,7 @@ use crate::link::channel::OpsEnd;
 use crate::link::health::{Health, NotReady};
 use crate::plan::Plan;
 use crate::terminal;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use socket2::Socket;
 use std::process::ExitCode;
@@ -40,9 +40,20 @@ pub struct RunningNode {
 /// Poll interval of the main thread while it waits for something that has no signal.
 const GLANCE: Duration = Duration::from_millis(5);
 
-/// Catches SIGTERM and SIGINT from here on. Before the first thread, so that none is missed.
+/// Catches SIGTERM and SIGINT from here on. Before the first thread, so that none is missed. SIGQUIT
+/// and SIGUSR1, by which other servers print or rotate something, would kill this one: they do
+/// nothing.
 pub fn signals() -> Result<Signals, StartError> {
-    Signals::new([SIGTERM, SIGINT]).map_err(StartError::machine)
+    Signals::new([SIGTERM, SIGINT, SIGQUIT, SIGUSR1]).map_err(StartError::machine)
+}
+
+/// Whether a signal ends the node. One that does not is logged.
+fn is_ending(signal: i32) -> bool {
+    let is_ending = matches!(signal, SIGTERM | SIGINT);
+    if !is_ending {
+        tracing::info!(signal, "this signal does nothing; SIGTERM ends the node");
+    }
+    is_ending
 }
 
 /// Logs when the node listens, waits for a signal, drains; returns the exit code.
@@ -50,7 +61,7 @@ pub fn until_the_end(node: RunningNode, mut signals: Signals) -> ExitCode {
     let Ok(early_signal) = announce(&node, &mut signals) else {
         return ExitCode::FAILURE;
     };
-    let signal = early_signal.or_else(|| signals.forever().next());
+    let signal = early_signal.or_else(|| signals.forever().find(|signal| is_ending(*signal)));
     tracing::info!(signal, drain_ms = node.plan.drain_ms, "draining; a second signal ends at once");
     drain(node, &mut signals)
 }
@@ -66,7 +77,7 @@ fn announce(node: &RunningNode, signals: &mut Signals) -> Result<Option<i32>, St
     let shards = node.plan.shards.len() as u16;
     let deadline = Instant::now() + START_MAX;
     while let Err(NotReady::Starting { listening }) = node.health.ready(shards) {
-        if let Some(signal) = signals.pending().next() {
+        if let Some(signal) = signals.pending().find(|signal| is_ending(*signal)) {
             return Ok(Some(signal));
         }
         if Instant::now() > deadline {
@@ -107,7 +118,7 @@ fn drain(node: RunningNode, signals: &mut Signals) -> ExitCode {
             );
             return ExitCode::SUCCESS;
         }
-        if let Some(signal) = signals.pending().next() {
+        if let Some(signal) = signals.pending().find(|signal| is_ending(*signal)) {
             tracing::warn!(signal, "a second signal; ending at once");
             return ExitCode::from(128 + signal as u8);
         }

@@ -36,7 +36,7 @@ const NOT_RUN: &[(&str, &str)] = &[
 ];
 
 /// Ports that documents name.
-const PORTS: [u16; 7] = [8080, 8081, 8082, 9090, 9091, 9092, 6379];
+const PORTS: [u16; 7] = [8080, 8081, 8082, 8090, 9091, 9092, 6379];
 
 /// Keys whose values differ from run to run.
 const BOUND: [&str; 6] = ["epoch", "connection_id", "node", "user_id", "from", "target_user_id"];
@@ -90,7 +90,7 @@ fn a_block_that_is_not_true_is_found() {
         ("```sh\nfalse\n```", "exit"),
         ("```sh\necho one\n```\n```text output\ntwo\n```", "one"),
         ("```js\nprocess.exit(3);\n```", "exit"),
-        ("```toml\nlisten = 5\n```", "listen"),
+        ("```toml\nlisten = true\n```", "listen"),
         ("```json\n{\"a\":…}\n```", "JSON"),
         (
             "```text exchange\nann > {\"type\":\"ping\"}\nann < {\"type\":\"pong\",\"id\":1}\n```",
@@ -98,7 +98,7 @@ fn a_block_that_is_not_true_is_found() {
         ),
         ("```text exchange\nann says hello\n```", "says"),
         (
-            "```sh\ncurl -s http://127.0.0.1:9090/readyz\n```\n```json output\n{\"ready\":false}\n```",
+            "```sh\ncurl -s http://127.0.0.1:8090/readyz\n```\n```json output\n{\"ready\":false}\n```",
             "ready",
         ),
         ("```text output\nnothing\n```", "before"),
@@ -304,7 +304,7 @@ impl Stage {
         let file = self.write_config();
         let node = Node::start_ready(&["--shards", "2", "--config", &file]);
         self.ports.insert(8080, node.addr.port());
-        self.ports.insert(9090, node.ops.port());
+        self.ports.insert(8090, node.ops.port());
         self.node = Some(node);
     }
 
@@ -312,7 +312,7 @@ impl Stage {
     fn serve(&mut self, text: &str) -> Result<(), String> {
         let log = File::create(self.folder.join("service.log")).expect("a file in our own folder");
         let script = self.here(text);
-        let [listen, ops] = [8080, 9090].map(|port| format!("127.0.0.1:{}", self.port(port)));
+        let [listen, ops] = [8080, 8090].map(|port| format!("127.0.0.1:{}", self.port(port)));
         let mut command = self.command("bash");
         command.env("CAMPANILE_LISTEN", listen).env("CAMPANILE_OPS_LISTEN", ops);
         command.args(["-c", &script]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
@@ -324,7 +324,7 @@ impl Stage {
             .map(|rest| rest.split(' ').next().expect("a port").parse().expect("a port"))
             .collect();
         if ports.is_empty() {
-            ports.push(self.port(9090));
+            ports.push(self.port(8090));
         }
         if ports.len() != nodes {
             return Err(format!("{nodes} nodes are started, with {} ports", ports.len()));

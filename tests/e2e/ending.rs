@@ -131,3 +131,17 @@ fn a_node_that_drains_says_so_and_a_second_signal_ends_it_at_once() {
     node.signal("-TERM");
     assert_eq!(node.ended().code(), Some(128 + 15), "as if the signal had ended it");
 }
+
+#[test]
+fn a_signal_that_means_something_to_other_servers_ends_no_node() {
+    let mut node = Node::start_ready(&["--shards", "1", "--drain-ms", "0"]);
+    let mut client = Client::join(node.addr, &["tower"]);
+    for signal in ["-QUIT", "-USR1"] {
+        node.signal(signal);
+        wait_until("it says so", || node.logged().contains("this signal does nothing"));
+    }
+    client.say(r#"{"room_id":"tower","payload":1}"#);
+    assert_eq!(client.hear_payload(), 1);
+    node.signal("-TERM");
+    assert_eq!(node.ended().code(), Some(0), "{}", node.logged());
+}
