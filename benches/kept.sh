@@ -7,11 +7,13 @@
 #                                   room without presence, and what do Redis and its processor have of it?
 #   benches/kept.sh publishes       acknowledged publishes a second that one Redis core keeps, with and
 #                                   without a replica that has to have them
+#   benches/kept.sh quiet [N]       N rooms with a member each in which nothing happens: what of a core do this
+#                                   server and Redis take in a minute, and how often is a position read?
 #   benches/kept.sh memory          what a room's history takes in Redis: one message, a hundred, with its
 #                                   own setting of stream-node-max-bytes and with 1024
 #
 # N is 100,000. Starts its own redis-server; needs redis-server and redis-cli.
-#   --no-build     take target/release as it is
+#   --no-build     take target/release, or the file that CAMPANILE names, as it is
 #   --shards N     shards of the server, each with a table of files of its own. 8
 set -euo pipefail
 
@@ -34,8 +36,8 @@ while [ "$#" -gt 0 ]; do
   shift
 done
 case "$what" in
-  recovery | presence | publishes | memory) ;;
-  *) sed -n '2,17s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  recovery | presence | publishes | quiet | memory) ;;
+  *) sed -n '2,19s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 
 scratch="$(mktemp -d)"
@@ -94,7 +96,7 @@ redis_cpu_ms() {
 start_node() {
   local said="$scratch/said"
   ops="127.0.0.1:$(free_port)"
-  target/release/campanile serve --listen 127.0.0.1:0 --ops-listen "$ops" --log-level warn \
+  "${CAMPANILE:-target/release/campanile}" serve --listen 127.0.0.1:0 --ops-listen "$ops" --log-level warn \
     --shards "$shards" --private-fd-tables true --backplane "redis://127.0.0.1:$redis_port" "$@" \
     >"$said" 2>"$scratch/log" &
   node="$!"
@@ -225,6 +227,85 @@ publishes() {
   done
   echo
   echo "commit $commit, 1 shard, $(nproc) cores; 200 rooms of one member, 16 outstanding in each, 5 s"
+}
+
+# Joins rooms kept:0 … , 1000 on a connection, says so, and stays until it is killed.
+join_rooms() {
+  python3 -u - "$address" "$1" <<'PY'
+import base64, os, socket, struct, sys, time
+
+address, rooms = sys.argv[1], int(sys.argv[2])
+host, port = address.rsplit(":", 1)
+PER_CONNECTION = 1000
+
+
+def connect():
+    stream = socket.create_connection((host, int(port)))
+    key = base64.b64encode(os.urandom(16)).decode()
+    stream.sendall(
+        f"GET /ws HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+    )
+    return stream
+
+
+def text(message):  # masked with zeros
+    body = message.encode()
+    return struct.pack("!BB4x", 0x81, 0x80 | len(body)) + body
+
+
+def wait_for(stream, word, count):
+    found, tail = 0, b""
+    while found < count:
+        received = stream.recv(65536)
+        assert received, "the server has closed the connection"
+        tail += received
+        found += tail.count(word)
+        tail = tail[-(len(word) - 1) :]
+
+
+streams = []
+for first in range(0, rooms, PER_CONNECTION):
+    stream = connect()
+    wait_for(stream, b'"welcome"', 1)
+    count = min(PER_CONNECTION, rooms - first)
+    for room in range(first, first + count):
+        stream.sendall(text('{"type":"join","room_id":"kept:%d"}' % room))
+    wait_for(stream, b'"type":"ok"', count)
+    streams.append(stream)
+print("joined")
+time.sleep(3600)
+PY
+}
+
+# Milliseconds of processor time of a process, and the reads that it has sent to Redis.
+process_cpu_ms() { awk -v hz="$(getconf CLK_TCK)" '{ sub(/.*\) /, ""); printf "%.0f", ($12 + $13) * 1000 / hz }' "/proc/$1/stat"; }
+
+quiet() {
+  start_redis
+  shards=1
+  # Longer than the bench: pings of the hundred connections are not what is measured.
+  start_node --namespaces 'kept: history_size=100, history_ttl_s=3600' \
+    --limits-rooms-per-connection-max 1024 --limits-ping-interval-ms 600000
+  join_rooms "$conns" >"$scratch/joined" 2>"$scratch/load.log" &
+  pids+=("$!")
+  for _ in $(seq 3000); do grep -q joined "$scratch/joined" && break; sleep 0.1; done
+  grep -q joined "$scratch/joined" || { cat "$scratch/load.log" "$scratch/log" >&2; exit 1; }
+  sleep 5
+  local node_ms redis_ms reads began
+  node_ms="$(process_cpu_ms "$node")" redis_ms="$(redis_cpu_ms)" reads="$(calls xrevrange)"
+  began="$(date +%s%N)"
+  sleep 60
+  local took_ms="$((($(date +%s%N) - began) / 1000000))"
+  percent() { awk -v ms="$1" -v of="$took_ms" 'BEGIN { printf "%.2f", ms * 100 / of }'; }
+  echo "| \`benches/kept.sh quiet $conns\` | |"
+  echo "|---|---|"
+  echo "| histories followed | $(metric histories) |"
+  echo "| of a core, this server, % | $(percent $(($(process_cpu_ms "$node") - node_ms))) |"
+  echo "| of a core, Redis' main thread, % | $(percent $(($(redis_cpu_ms) - redis_ms))) |"
+  echo "| reads of streams (XREVRANGE) a second | $(awk -v n="$(($(calls xrevrange) - reads))" -v ms="$took_ms" 'BEGIN { printf "%.1f", n * 1000 / ms }') |"
+  echo
+  echo "commit $commit, 1 shard, $(nproc) cores"
 }
 
 # Rooms kept:0 … with so many messages of 120 characters each, by HTTP.

@@ -91,6 +91,7 @@ async fn ask(ops: &Ops, topic: TopicName, page: Page) -> Result<HistoryPage, Api
             };
             Err(ApiError::new(StatusCode::GONE, why.as_str(), message))
         }
+        Ok(Ok(Err(HistoryError::Overloaded))) => Err(ApiError::overloaded()),
         Ok(Ok(Err(HistoryError::Unreadable))) => Err(unavailable(
             "this history in Redis is not as this server writes it; the log says what to do",
         )),

@@ -182,6 +182,8 @@ pub struct Unrecoverable {
     pub conn: ConnId,
     /// The shard's own number for the question.
     pub ticket: u64,
+    /// Why it is not known.
+    pub why: HistoryError,
 }
 
 /// Asks for a page of a history.
@@ -224,8 +226,10 @@ pub struct HistoryReply {
 pub enum HistoryError {
     /// `since` is of another history, or the like.
     Unrecovered(Unrecovered),
-    /// The backplane is away.
+    /// The backplane is away, or does not answer in time.
     Unavailable,
+    /// As many requests wait as may: `limits.history_requests_waiting_max`.
+    Overloaded,
     /// What is kept of the history is nothing that this server wrote.
     Unreadable,
 }

@@ -116,7 +116,9 @@ limits! {
     history_bytes_max: usize = 1024 * 1024 * 1024, in tests 4096, bytes(MIB, MIB * MIB),
         "Histories of the whole node, without Redis. Beyond: the one without a message for longest is dropped.";
     history_reads_per_s_max: u64 = 100_000, in tests 50, count(1, 10_000_000, "reads"),
-        "Histories read from one Redis server in a second, when many clients return and this node lacks the messages that they missed. Beyond: they wait, and after ten seconds recovered false, overload.";
+        "Histories read from one Redis server in a second, when many clients return and this node lacks the messages that they missed. Beyond: they wait, and after ten seconds recovered false, overload, or error backplane_unavailable where no position is known.";
+    history_requests_waiting_max: usize = 1_000_000, in tests 16, count(2, 100_000_000, "requests"),
+        "Joins and history requests of the whole node that wait for a read from Redis, divided among the servers; one room or user takes half of them at most. Beyond: error overloaded.";
     recovery_bytes_max: usize = 768 * 1024, in tests 1024, bytes(1024, 1024 * MIB),
         "Bytes of missed messages in the answer to one join with `since`. Beyond: recovered false, too_much.";
 }

@@ -186,7 +186,7 @@ impl Shard {
     /// refused; one that was in it stays only if it asked for the position alone. A user's own topic
     /// takes its connection in all the same: what is sent to the user later is delivered.
     pub(super) fn on_unrecoverable(&mut self, unrecoverable: Unrecoverable) {
-        let Unrecoverable { at, conn, ticket } = unrecoverable;
+        let Unrecoverable { at, conn, ticket, why } = unrecoverable;
         let is_question = self.is_question(conn, ticket);
         let Some(pending) = self.pendings.take(conn, |pending| pending.ticket == ticket) else {
             self.unpin(at);
@@ -196,16 +196,17 @@ impl Shard {
             return;
         };
         self.counters.requests_rejected += 1;
-        let message = match self.hub.at(at.0.index).name().kind() {
-            TopicKind::User(_) => {
-                self.enter_user(conn, at);
-                "what is kept for this user cannot be read: connect again later"
-            }
-            _ if pending.stays => "the history of this room cannot be read: ask again later",
-            _ => "the history of this room cannot be read, and it was not joined: try again later",
+        let is_user = matches!(self.hub.at(at.0.index).name().kind(), TopicKind::User(_));
+        if is_user {
+            self.enter_user(conn, at);
+        }
+        let code = match why {
+            HistoryError::Overloaded => ErrorCode::Overloaded,
+            _ => ErrorCode::BackplaneUnavailable,
         };
+        let message = refusal_text(why, is_user, pending.stays);
         self.unpin(at);
-        let (id, code) = (pending.id.as_ref(), ErrorCode::BackplaneUnavailable);
+        let id = pending.id.as_ref();
         let follows = if is_question { Follows::Question } else { Follows::More };
         self.send(conn, &Event::Error { id, code, message }, follows);
     }
@@ -264,6 +265,9 @@ impl Shard {
                         ErrorCode::BackplaneUnavailable,
                         "the backplane is away, ask again when it is back",
                     ),
+                    HistoryError::Overloaded => {
+                        (ErrorCode::Overloaded, "too many requests wait for Redis: ask again later")
+                    }
                     HistoryError::Unreadable => (
                         ErrorCode::BackplaneUnavailable,
                         "the history of this room cannot be read: ask again later",
@@ -272,6 +276,37 @@ impl Shard {
                 self.counters.requests_rejected += 1;
                 self.answer(conn, &Event::Error { id, code, message });
             }
+        }
+    }
+}
+
+/// Why a join is refused, for people.
+fn refusal_text(why: HistoryError, is_user: bool, stays: bool) -> &'static str {
+    match (why, is_user, stays) {
+        (HistoryError::Unavailable, true, _) => {
+            "Redis did not answer in time, and nothing that is stored follows: connect again later"
+        }
+        (HistoryError::Unavailable, false, true) => "Redis did not answer in time: ask again later",
+        (HistoryError::Unavailable, false, false) => {
+            "Redis did not answer in time, and the room was not joined: try again later"
+        }
+        (HistoryError::Overloaded, true, _) => {
+            "too many requests wait for Redis, and nothing that is stored follows: connect again later"
+        }
+        (HistoryError::Overloaded, false, true) => {
+            "too many requests wait for Redis: ask again later"
+        }
+        (HistoryError::Overloaded, false, false) => {
+            "too many requests wait for Redis, and the room was not joined: try again later"
+        }
+        (HistoryError::Unreadable | HistoryError::Unrecovered(_), true, _) => {
+            "what is stored for this user cannot be read: connect again later"
+        }
+        (HistoryError::Unreadable | HistoryError::Unrecovered(_), false, true) => {
+            "the history of this room cannot be read: ask again later"
+        }
+        (HistoryError::Unreadable | HistoryError::Unrecovered(_), false, false) => {
+            "the history of this room cannot be read, and it was not joined: try again later"
         }
     }
 }

@@ -27,6 +27,7 @@ mod redis_only;
 mod sentinel;
 mod suite;
 mod topology_faults;
+mod vanished_keys;
 mod world;
 
 use campanile::policy::limits::Limits;

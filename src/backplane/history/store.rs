@@ -21,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Idempotency keys that are remembered, at most: beyond, the oldest is forgotten early.
 const IDEMPOTENCY_KEYS_MAX: usize = 256 * 1024;
-/// How long a history without messages is kept: a client that returns to it has missed nothing.
+/// How long a history without messages stays: a client that returns to it has missed nothing.
 const EMPTY_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// Bytes of a history beside its messages: itself, its name, its table entries.
 const LOG_BYTES: usize = 256;

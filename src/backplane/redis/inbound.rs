@@ -359,7 +359,8 @@ mod tests {
     fn a_message_costs_one_hash_while_other_topics_are_evicted_for_it() {
         let rooms = ["kept:a", "kept:b", "kept:c"];
         let mut node = Node::with_members_in(&rooms);
-        node.histories.set_bytes_max(3);
+        let limits = Limits { history_bytes_max: 3, ..Limits::PRODUCTION };
+        node.histories.set_share(&limits, 1);
         for room in rooms.map(TopicName::room) {
             node.histories.follow_from(&room, Position { epoch: 7, offset: 0 });
         }

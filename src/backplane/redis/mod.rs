@@ -206,7 +206,7 @@ impl RedisTransport {
         local.interest.set_servers(self.map.owners.clone(), &from);
         let mut old: Vec<Option<Server>> =
             std::mem::take(&mut self.servers).into_iter().map(Some).collect();
-        let share = self.shared.limits.history_bytes_max / self.map.servers.len();
+        let shares = self.map.servers.len();
         let control = self.map.owners[usize::from(partition("*"))];
         for (number, (name, from)) in self.map.servers.iter().zip(from).enumerate() {
             let known = from.and_then(|from| old[from].take());
@@ -222,7 +222,7 @@ impl RedisTransport {
                 ServerAssignment { number, first, hears_ingest },
                 &self.shared.names,
             );
-            server.histories().set_bytes_max(share);
+            server.histories().set_share(&self.shared.limits, shares);
             server.set_paused(false);
             self.servers.push(server);
         }
@@ -369,6 +369,7 @@ impl Transport for RedisTransport {
         counters.histories = 0;
         counters.histories_bytes = 0;
         counters.history_reads_waiting = 0;
+        counters.history_requests_waiting = 0;
         counters.in_flight = 0;
         counters.canary_age_ms = 0;
         counters.canary_rtt_us = 0;

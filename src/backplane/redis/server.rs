@@ -599,6 +599,7 @@ impl Server {
         counters.histories += self.histories.topics() as u64;
         counters.histories_bytes += self.histories.bytes() as u64;
         counters.history_reads_waiting += self.histories.to_read() as u64;
+        counters.history_requests_waiting += self.histories.waiting() as u64;
         counters.in_flight += self.publishes.in_flight() as u64;
         let age_ms = now.duration_since(self.canary_back_at).as_millis() as u64;
         counters.canary_age_ms = counters.canary_age_ms.max(age_ms);

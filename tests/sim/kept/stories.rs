@@ -8,7 +8,7 @@ use campanile::backplane::envelope;
 use campanile::backplane::history::log::{MessageLog, Retention, RunRequest};
 use campanile::backplane::message::Message;
 use campanile::ids::{Position, TopicName};
-use campanile::link::{Downlink, RecoveryReply, Unrecoverable, Uplink};
+use campanile::link::{Downlink, HistoryError, RecoveryReply, Unrecoverable, Uplink};
 use campanile::policy::limits::Limits;
 use campanile::policy::namespaces::Namespaces;
 use campanile::protocol::Recovery;
@@ -387,7 +387,8 @@ fn answered(bare: &mut Bare, wire: usize, at: Option<Position>) -> String {
                         let told = RecoveryReply { at, conn, ticket, position, recovery, missed };
                         Downlink::Recovered(Box::new(told))
                     };
-                    let no = Unrecoverable { at: ask.at, conn, ticket };
+                    let no =
+                        Unrecoverable { at: ask.at, conn, ticket, why: HistoryError::Unreadable };
                     let no = Downlink::Unrecoverable(no);
                     bare.shard.handle_downlink(at.map_or(no, answer), 0);
                 }

@@ -5,7 +5,7 @@
 //!
 //! A client that returns names its position; [`MessageLog::since`] returns everything after it as
 //! one run in the client's encoding. After a mass disconnect thousands have the same position, so
-//! the last run of each encoding is kept and shared.
+//! the last run of each encoding is stored and shared.
 //!
 //! Invariant: offsets of one epoch have no gap: the log stores `first..=top`. Offsets go up to
 //! [`Position::NUMBER_MAX`], which is checked where a position comes from outside; no sum here

@@ -4,8 +4,8 @@
 
 use crate::backplane::history::log::{MessageLog, RunRequest};
 use crate::backplane::local::Local;
-use crate::backplane::redis::history::follower::FollowedTopic;
-use crate::backplane::redis::history::lineage::fork_offset_of;
+use crate::backplane::redis::history::follower::{FollowedTopic, LocalCopy};
+use crate::backplane::redis::history::lineage::Lineage;
 use crate::backplane::redis::history::request::TopicRequest;
 use crate::ids::{Position, ShardId, TopicKind};
 use crate::link::{
@@ -23,14 +23,17 @@ impl FollowedTopic {
         bytes_max: usize,
         local: &mut Local,
     ) -> Option<TopicRequest> {
-        let is_recover = matches!(request, TopicRequest::Recover(..));
-        let must_hear = is_recover && !self.is_subscribed;
         let is_fresh = self.reads >= after;
-        // The user may have acknowledged on another node: that is read for each connection.
-        let must_read = is_recover && self.is_user() && !is_fresh;
-        let is_known = self.is_synced && !must_hear && !must_read;
+        let may_answer = match &request {
+            // The user may have acknowledged on another node: that is read for each connection.
+            TopicRequest::Recover(..) => self.state().is_synced() && (!self.is_user() || is_fresh),
+            TopicRequest::History(_) => is_fresh,
+        };
         let is_short = self.first_missing_unacknowledged().is_some();
-        let Some(log) = self.log.as_mut().filter(|_| is_known) else { return Some(request) };
+        let LocalCopy::Known(log) = &mut self.copy else { return Some(request) };
+        if !may_answer {
+            return Some(request);
+        }
         let is_complete = log.first() <= self.oldest_available;
         match request {
             TopicRequest::Recover(shard, ask) if matches!(self.name.kind(), TopicKind::User(_)) => {
@@ -48,7 +51,9 @@ impl FollowedTopic {
                 let found = match ask.since {
                     None => Ok(None),
                     Some(_) if !self.recovery => Err(Unrecovered::NotEnabled),
-                    Some(since) => translate(since, log, &self.lineage)
+                    Some(since) => self
+                        .lineage
+                        .translate(since, log.position().epoch)
                         .and_then(|since| log.since(since, run_request))
                         .map(Some),
                 };
@@ -71,9 +76,9 @@ impl FollowedTopic {
                     found => reply_recovery(shard, *ask, log.position(), found, local),
                 }
             }
-            // A publisher that was just told a position finds its message there: it may not be in
-            // the copy yet, because it arrives on another connection.
-            TopicRequest::History(ask) if !is_complete || !is_fresh => {
+            // A publisher that has just received a position finds its message there: it may not be
+            // in the copy yet, because it arrives on another connection. So each page is read for.
+            TopicRequest::History(ask) if !is_complete => {
                 return Some(TopicRequest::History(ask));
             }
             TopicRequest::History(ask) => {
@@ -87,34 +92,17 @@ impl FollowedTopic {
     }
 }
 
-/// A position of an earlier epoch as one of the current epoch.
-fn translate(
-    since: Position,
-    log: &MessageLog,
-    lineage: &[(u64, u64)],
-) -> Result<Position, Unrecovered> {
-    let epoch = log.position().epoch;
-    if since.epoch == epoch {
-        return Ok(since);
-    }
-    match fork_offset_of(lineage, since.epoch) {
-        None => Err(Unrecovered::Epoch),
-        Some(fork_offset) if since.offset > fork_offset => Err(Unrecovered::TailLost),
-        Some(_) => Ok(Position { epoch, offset: since.offset }),
-    }
-}
-
 /// What was published in place of the messages that the client received last. `None`: those were of
 /// this epoch.
 fn superseding_run(
     ask: &RecoveryRequest,
     log: &mut MessageLog,
-    lineage: &[(u64, u64)],
+    lineage: &Lineage,
     run_request: RunRequest<'_>,
 ) -> Option<Result<Run, Unrecovered>> {
     let Position { epoch, .. } = log.position();
     let since = ask.since.filter(|since| since.epoch != epoch)?;
-    let offset = fork_offset_of(lineage, since.epoch)?;
+    let offset = lineage.end_of(since.epoch)?;
     Some(log.since(Position { epoch, offset }, run_request))
 }
 
@@ -162,27 +150,23 @@ fn send_reply(
     local.reply_recovery(shard, RecoveryReply { at, conn, ticket, position, recovery, missed });
 }
 
-/// Joins without the missed messages: too many ask, or Redis does not answer. Without a known
-/// position the client cannot recover later from here.
+/// Answers a join without the missed messages: reading them takes too long.
 pub(super) fn reply_overload(
     shard: ShardId,
     ask: RecoveryRequest,
-    position: Option<Position>,
+    position: Position,
     local: &mut Local,
 ) {
-    let position = position.unwrap_or(Position { epoch: 0, offset: 0 });
     reply_recovery(shard, ask, position, Err(Unrecovered::Overload), local);
 }
 
-/// Refuses a request: the stored history is unreadable.
-pub(super) fn reply_unreadable(request: TopicRequest, local: &mut Local) {
+/// Refuses a request.
+pub(super) fn refuse(request: TopicRequest, why: HistoryError, local: &mut Local) {
     match request {
-        TopicRequest::History(ask) => {
-            local.reply_history(ask.topic, ask.to, Err(HistoryError::Unreadable))
-        }
+        TopicRequest::History(ask) => local.reply_history(ask.topic, ask.to, Err(why)),
         TopicRequest::Recover(shard, ask) => {
             let RecoveryRequest { at, conn, ticket, .. } = *ask;
-            local.refuse_recovery(shard, Unrecoverable { at, conn, ticket });
+            local.refuse_recovery(shard, Unrecoverable { at, conn, ticket, why });
         }
     }
 }
@@ -190,10 +174,11 @@ pub(super) fn reply_unreadable(request: TopicRequest, local: &mut Local) {
 fn page(
     ask: &HistoryRequest,
     log: &MessageLog,
-    lineage: &[(u64, u64)],
+    lineage: &Lineage,
     run_request: RunRequest<'_>,
 ) -> Result<HistoryPage, HistoryError> {
-    let since = ask.page.since.map(|since| translate(since, log, lineage)).transpose();
+    let epoch = log.position().epoch;
+    let since = ask.page.since.map(|since| lineage.translate(since, epoch)).transpose();
     let messages = since.and_then(|since| log.page(Page { since, ..ask.page }, run_request));
     match messages {
         Ok(messages) => Ok(HistoryPage { position: log.position(), messages }),

@@ -9,22 +9,24 @@
 //! are refused at once, and so are later ones until a read finds it corrected. Reads of it become
 //! rarer each time, so that many such topics leave room for the others.
 //!
-//! Invariant: a topic that is being read is in `to_read` once, or in `to_retry`, or in a batch in
-//! flight.
+//! Invariant: a topic whose read waits is in `to_read` or `to_retry` once; one whose read is in
+//! flight is in one batch.
 
 use crate::backplane::local::Local;
 use crate::backplane::redis::error_reply::ErrorReply;
-use crate::backplane::redis::history::answer::reply_unreadable;
 use crate::backplane::redis::history::batch::{BatchKind, FetchBatch, READS_PER_BATCH};
-use crate::backplane::redis::history::follower::FetchOutcome;
-use crate::backplane::redis::history::histories::{HELD_MAX, Histories};
+use crate::backplane::redis::history::follower::{FollowedTopic, Repair};
+use crate::backplane::redis::history::histories::Histories;
 use crate::backplane::redis::history::reply::{FIELDS, FetchedHistory, parse_history, parse_meta};
 use crate::backplane::redis::history::request::TopicRef;
+use crate::backplane::redis::history::state::{Event, FollowState, ReadPurpose};
+use crate::backplane::redis::history::sync::FetchOutcome;
 use crate::backplane::redis::names::Names;
 use crate::backplane::redis::pipeline::{CommandContext, execute, poll_reply, send};
 use crate::backplane::redis::scripts::{self, HistoryScript, REPAIR_MS};
 use crate::backplane::redis::unreadable::UnreadableValue;
 use crate::ids::TopicName;
+use crate::link::HistoryError;
 use redis::{Pipeline, RedisResult, Value};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -54,12 +56,7 @@ impl Histories {
         local: &mut Local,
     ) -> RedisResult<bool> {
         let mut is_busy = self.poll_script_load(cx, context)?;
-        while let Some((at, _)) = self.to_retry.front()
-            && *at <= now
-        {
-            let (_, topic_ref) = self.to_retry.pop_front().expect("it was just looked at");
-            self.to_read.push_back(topic_ref);
-        }
+        self.queue_retries(now);
         while !self.is_paused && self.batches.len() < BATCHES_MAX && !self.to_read.is_empty() {
             let (pipeline, topics) = self.build_read_batch(context.names, now);
             if topics.is_empty() {
@@ -95,6 +92,13 @@ impl Histories {
         Ok(is_busy)
     }
 
+    /// Queues the reads whose pause is over.
+    pub(super) fn queue_retries(&mut self, now: Instant) {
+        while let Some(topic_ref) = self.to_retry.pop_due(now) {
+            self.to_read.push_back(topic_ref);
+        }
+    }
+
     /// Loads the scripts again on a server that does not know them.
     fn poll_script_load(
         &mut self,
@@ -128,13 +132,14 @@ impl Histories {
                 self.to_read.push_front(topic_ref);
                 break;
             }
-            (topic.asked_from, topic.asked_next) = (topic.read_from(), topic.next_offset());
-            topic.held_when_asked = topic.held_messages.len();
+            let sent = topic.question();
+            let is_queued = topic.apply(Event::ReadSent(sent));
+            debug_assert!(!is_queued, "it left the queue");
             let keys = names.history_keys(name.as_str());
             // Both at one moment: an offset means nothing without its epoch.
             pipeline.cmd("MULTI");
             pipeline.cmd("HMGET").arg(&keys.meta).arg(&FIELDS);
-            let range = pipeline.cmd("XREVRANGE").arg(&keys.stream).arg("+").arg(topic.asked_from);
+            let range = pipeline.cmd("XREVRANGE").arg(&keys.stream).arg("+").arg(sent.from);
             range.arg("COUNT").arg(topic.keep.messages_max + STREAM_SLACK);
             pipeline.cmd("EXEC");
             topics.push(topic_ref);
@@ -178,7 +183,7 @@ impl Histories {
                     .and_then(|read| read.ok_or_else(|| UnreadableValue::new("e", &Value::Nil)))
                     .map(Some),
                 BatchKind::Repair => {
-                    self.read_again(name);
+                    self.apply(name, Event::ReadAgain);
                     continue;
                 }
             };
@@ -188,7 +193,7 @@ impl Histories {
                 }
                 Ok(Some(read)) => self.handle_read(name, read, generation, now, local),
                 Ok(None) => {
-                    self.note_creation(name);
+                    self.apply(name, Event::CreationSent);
                     to_create.push(topic_ref.clone());
                 }
                 Err(why) => self.on_unreadable(name, &why, names, now, local),
@@ -232,8 +237,8 @@ impl Histories {
         Ok(())
     }
 
-    /// The stored history is unreadable: no position of it is reported. The copy is kept, in case
-    /// it is corrected.
+    /// The stored history is unreadable: no position of it is reported. The copy stays, in case it
+    /// is corrected.
     fn on_unreadable(
         &mut self,
         name: &TopicName,
@@ -244,44 +249,32 @@ impl Histories {
     ) {
         local.counters.histories_unreadable += 1;
         self.unreadable.warn(name.as_str(), why, names, now);
-        let Some(topic) = self.topics.get_mut(name) else { return };
-        topic.is_synced = false;
-        topic.is_joined_without_position |= topic.is_user();
-        for pending in std::mem::take(&mut topic.pending) {
-            reply_unreadable(pending.request, local);
-        }
+        let times = match self.topics.get(name).map(FollowedTopic::state) {
+            None => return,
+            Some(FollowState::Unreadable { times, .. }) => times,
+            Some(_) => 0,
+        };
+        self.refuse_all(name, HistoryError::Unreadable, local);
+        let pause = UNREADABLE_PAUSE_MIN * (1 << times.min(7));
+        self.apply_and_read_at(name, Event::FoundUnreadable, now + pause.min(UNREADABLE_PAUSE_MAX));
         if local.interest.members(name.as_str()).is_none() {
-            return self.forget(name);
-        }
-        let pause = UNREADABLE_PAUSE_MIN * (1 << topic.unreadable.min(7));
-        topic.unreadable = topic.unreadable.saturating_add(1);
-        let incarnation = topic.incarnation;
-        self.retry_at((name.clone(), incarnation), now + pause.min(UNREADABLE_PAUSE_MAX));
-    }
-
-    /// A history is about to be created. If another node creates it first, nothing of it was read.
-    fn note_creation(&mut self, name: &TopicName) {
-        if let Some(topic) = self.topics.get_mut(name) {
-            topic.asked_from = u64::MAX;
+            self.forget(name);
         }
     }
 
     /// The command was refused; it is sent again, unless the topic has moved by then.
     fn retry_read(&mut self, name: &TopicName, what: BatchKind, refusal: ErrorReply, now: Instant) {
         self.is_redirected |= refusal == ErrorReply::Moved;
-        if let Some(topic) = self.topics.get_mut(name) {
+        if let Some(topic) = self.topics.get_mut(name)
+            && what == BatchKind::Repair
+        {
             // A master that was just promoted waits for its replicas, and takes no repair until
             // then.
-            topic.is_repair_attempted &= what != BatchKind::Repair;
-            let topic_ref = (name.clone(), topic.incarnation);
-            let is_for_good = refusal == ErrorReply::Permanent;
-            self.retry_at(topic_ref, now + if is_for_good { REFUSED_PAUSE } else { READ_PAUSE });
+            topic.repair = Repair::Untried;
         }
-    }
-
-    fn retry_at(&mut self, topic_ref: TopicRef, until: Instant) {
-        let behind = self.to_retry.partition_point(|(earlier, _)| *earlier <= until);
-        self.to_retry.insert(behind, (until, topic_ref));
+        let is_for_good = refusal == ErrorReply::Permanent;
+        let due = now + if is_for_good { REFUSED_PAUSE } else { READ_PAUSE };
+        self.apply_and_read_at(name, Event::ReadAgain, due);
     }
 
     /// Logs a permanent refusal; it concerns one topic.
@@ -299,13 +292,6 @@ impl Histories {
         }
     }
 
-    fn read_again(&mut self, name: &TopicName) {
-        if let Some(topic) = self.topics.get_mut(name) {
-            topic.is_reading = false;
-        }
-        self.schedule_read(name);
-    }
-
     fn handle_read(
         &mut self,
         name: &TopicName,
@@ -314,26 +300,27 @@ impl Histories {
         now: Instant,
         local: &mut Local,
     ) {
-        let Some(topic) = self.topics.get_mut(name) else { return };
-        (topic.is_reading, topic.unreadable) = (false, 0);
-        if std::mem::take(&mut topic.is_read_before_subscribe) {
-            return self.schedule_read(name);
+        let Some(topic) = self.topics.get(name) else { return };
+        let sent = topic.state().read().in_flight().expect("what is answered was sent");
+        if topic.state().read().is_outdated() {
+            return self.apply(name, Event::ReadAgain);
         }
-        self.drop_impossible(name, &read, now, local);
+        self.drop_impossible(name, &read, sent.held, now, local);
         let Some(topic) = self.topics.get_mut(name) else { return };
-        if topic.is_ahead_of_delivery(&mut read, now) {
-            topic.is_reading = true;
-            self.retry_read(name, BatchKind::Read, ErrorReply::NotYet, now);
+        if let Some(gap) = topic.gap_ahead(&mut read, &sent, now) {
+            self.apply_and_read_at(name, Event::FoundAhead(gap), now + READ_PAUSE);
             return self.answer_all(name, local);
         }
-        let before = topic.bytes();
-        let found = topic.take_read(read, generation, now, local);
+        let (before, hash) = (topic.bytes(), topic.hash);
+        let found = topic.take_read(read, &sent, generation, now, local);
         self.bytes = self.bytes + topic.bytes() - before;
+        topic.become_evictable().into_iter().for_each(|it| self.evictions.push(hash, it));
         self.numbers.repaired += u64::from(found == FetchOutcome::Repaired);
         self.numbers.lost += u64::from(matches!(found, FetchOutcome::Lost | FetchOutcome::Fork));
         if found == FetchOutcome::Fork {
-            return self.schedule_read(name);
+            return self.apply(name, Event::FoundFork);
         }
+        topic.repair = Repair::Untried;
         self.release_held(name, now, local);
         self.answer_all(name, local);
         self.make_room();
@@ -346,18 +333,12 @@ impl Histories {
         &mut self,
         name: &TopicName,
         read: &FetchedHistory,
+        held_when_sent: usize,
         now: Instant,
         local: &mut Local,
     ) {
         let Some(topic) = self.topics.get_mut(name) else { return };
-        let (before, held_messages) =
-            (std::mem::take(&mut topic.held_when_asked), topic.held_messages.len());
-        let mut topic_ref = 0;
-        topic.held_messages.retain(|(at, _)| {
-            topic_ref += 1;
-            topic_ref > before || read.has(*at)
-        });
-        let impossible = (held_messages - topic.held_messages.len()) as u64;
+        let impossible = topic.held.drop_impossible(held_when_sent, |at| read.has(at)) as u64;
         local.counters.publishes_malformed += impossible;
         if impossible > 0
             && let Some(suppressed) = self.impossible.is_due(now)
@@ -367,18 +348,19 @@ impl Histories {
         }
     }
 
-    /// Handles the messages that arrived during the read: in order, or after another read.
+    /// Everything that was read is taken. Handles the messages that arrived during the read: in
+    /// order, or after another read.
     fn release_held(&mut self, name: &TopicName, now: Instant, local: &mut Local) {
         let Some(topic) = self.topics.get_mut(name) else { return };
-        let held_messages = std::mem::take(&mut topic.held_messages);
-        let is_full = held_messages.len() >= HELD_MAX;
-        // What was not held may have been the last message for long: an audit finds it.
-        topic.is_audit |= is_full;
-        for (at, body) in held_messages {
+        let is_full = topic.held.is_full();
+        let held = topic.held.take();
+        self.apply(name, Event::Taken);
+        for (at, body) in held {
             self.handle_message(name.into(), at, &body, now, local);
         }
         if is_full {
-            self.schedule_read(name);
+            // What was not held may have been the last message for long: an audit finds it.
+            self.apply(name, Event::ReadWanted(ReadPurpose::Audit));
         }
     }
 }

@@ -22,18 +22,25 @@
 //! A stored history that this server cannot have written ([`crate::backplane::redis::unreadable`])
 //! is not guessed at: joins and requests are refused until it is corrected; all other topics work.
 //!
-//! Invariant: after a client was told a position, every later offset is delivered in order, once;
-//! or `lost` comes between.
+//! Invariant: after a client has received a position, every later offset is delivered in order,
+//! once; or `lost` comes between. No client receives a position that was not read from the server.
 
 mod answer;
+mod ask;
 mod batch;
+mod deadlines;
 mod fetch;
 mod follower;
+mod held;
 mod histories;
 mod lineage;
+mod quiet;
 mod repair;
 mod reply;
 mod request;
+mod rotation;
+mod state;
+mod sync;
 #[cfg(test)]
 mod tests;
 

@@ -5,9 +5,9 @@
 
 use crate::backplane::envelope;
 use crate::backplane::message::IDEMPOTENCY_TTL;
+use crate::backplane::redis::history::follower::Repair;
 use crate::backplane::redis::history::histories::Histories;
-use crate::backplane::redis::history::lineage::fork_offset_of;
-use crate::backplane::redis::history::reply::{FetchedHistory, lineage_text};
+use crate::backplane::redis::history::reply::FetchedHistory;
 use crate::backplane::redis::history::request::TopicRef;
 use crate::backplane::redis::names::Names;
 use crate::backplane::redis::scripts::{self, HistoryScript};
@@ -15,25 +15,29 @@ use crate::ids::TopicName;
 use redis::Pipeline;
 
 impl Histories {
-    /// Whether this node has more of a topic than the server, and may repair it. Once on each link:
-    /// a second attempt would not help.
+    /// Whether this node has more of a topic than the server, and may repair it. Once until it has
+    /// everything of it: a second attempt would not help.
     pub(super) fn may_repair(&mut self, name: &TopicName, read: Option<&FetchedHistory>) -> bool {
         let Some(topic) = self.topics.get_mut(name) else { return false };
-        let Some(log) = topic.log.as_ref().filter(|log| !log.is_empty()) else { return false };
+        let (Some(log), Some(sent)) = (topic.log(), topic.state().read().in_flight()) else {
+            return false;
+        };
         let known = log.position();
         let is_behind = match read {
             None => true,
             // The server knows what arrived after the read was sent.
             Some(read) if read.epoch == known.epoch => {
-                read.top < known.offset && read.top.saturating_add(1) < topic.asked_next
+                read.top < known.offset && read.top.saturating_add(1) < sent.next
             }
             // Or the server has only an ancestor of this history.
-            Some(read) => fork_offset_of(&topic.lineage, read.epoch)
-                .is_some_and(|fork_offset| read.top <= fork_offset),
+            Some(read) => topic.lineage.end_of(read.epoch).is_some_and(|end| read.top <= end),
         };
+        if log.is_empty() || !is_behind || topic.repair != Repair::Untried {
+            return false;
+        }
         let next = read.map_or(0, |read| read.top.saturating_add(1));
-        topic.repair_from = next.max(log.first());
-        is_behind && !std::mem::replace(&mut topic.is_repair_attempted, true)
+        topic.repair = Repair::Tried(next.max(log.first()));
+        true
     }
 
     pub(super) fn repair_pipeline(
@@ -45,10 +49,11 @@ impl Histories {
         let mut pipeline = Pipeline::new();
         for (name, _) in topics {
             let topic = self.topics.get(name).expect("it was just looked at");
-            let log = topic.log.as_ref().expect("a node that offers a repair has messages");
+            let log = topic.log().expect("a node that offers a repair has messages");
             let keys = names.history_keys(name.as_str());
             let of_retry = |key: &str| format!("{}:{key}", keys.retry);
-            let first = topic.repair_from.max(log.first());
+            let Repair::Tried(from) = topic.repair else { panic!("no repair was begun") };
+            let first = from.max(log.first());
             let skipped = first.saturating_sub(log.first()) as usize;
             let repaired = || log.bodies().skip(skipped);
             let key_of = |body| envelope::read(name.as_str(), body).ok().and_then(|it| it.key);
@@ -64,7 +69,7 @@ impl Histories {
                 .arg(ttl_s)
                 .arg(scripts::meta_ttl_s(self.policy(name)))
                 .arg(IDEMPOTENCY_TTL.as_secs());
-            repair.arg(lineage_text(&topic.lineage));
+            repair.arg(topic.lineage.to_string());
             repair.arg(topic.acked.map_or(String::new(), |acked| acked.to_string()));
             let mut number = 2;
             for body in repaired() {

@@ -1,12 +1,12 @@
 //! Parses the replies to a read of a history.
 //!
 //! If the position is not as this server writes it, nothing is read ([`UnreadableValue`]): an
-//! invented position would be told to clients, and counted from. Messages and earlier epochs that
+//! invented position would be sent to clients, and counted from. Messages and earlier epochs that
 //! are not as written are skipped, and their messages are reported as lost.
 //!
-//! Invariant: each message has `1 <= offset <= top`; the lineage has falling epochs and fork
-//! offsets of at most `top`.
+//! Invariant: each message has `1 <= offset <= top`.
 
+use crate::backplane::redis::history::lineage::Lineage;
 use crate::backplane::redis::unreadable::{UnreadableValue, number, number_of};
 use crate::ids::Position;
 use redis::Value;
@@ -14,15 +14,12 @@ use redis::Value;
 /// The fields that are read from the hash, in this order.
 pub(super) const FIELDS: [&str; 5] = ["e", "s", "l", "a", "g"];
 
-/// Entries of a lineage: as many as `lua/publish.lua` keeps.
-const LINKS_MAX: usize = 4;
-
 /// A topic's history as it was read.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct FetchedHistory {
     pub(super) epoch: u64,
     pub(super) top: u64,
-    pub(super) lineage: Vec<(u64, u64)>,
+    pub(super) lineage: Lineage,
     pub(super) acked: Option<u64>,
     /// The generation of the server that stored the last message.
     pub(super) generation: Vec<u8>,
@@ -70,8 +67,8 @@ pub(super) fn parse_meta(meta: &Value) -> Result<Option<FetchedHistory>, Unreada
     let Position { epoch, offset: top } =
         Position::checked(epoch, top).ok_or_else(|| UnreadableValue::new("e", e))?;
     let lineage = match l {
-        Value::Nil => Vec::new(),
-        Value::BulkString(text) => parse_lineage(text, epoch, top),
+        Value::Nil => Lineage::default(),
+        Value::BulkString(text) => Lineage::parse(text, Position { epoch, offset: top }),
         _ => return Err(UnreadableValue::new("l", l)),
     };
     let acked = match number_of(a) {
@@ -84,25 +81,6 @@ pub(super) fn parse_meta(meta: &Value) -> Result<Option<FetchedHistory>, Unreada
         _ => Vec::new(),
     };
     Ok(Some(FetchedHistory { epoch, top, lineage, acked, generation, entries: Vec::new() }))
-}
-
-/// The form that [`parse_lineage`] reads.
-pub(super) fn lineage_text(lineage: &[(u64, u64)]) -> String {
-    let links = lineage.iter().map(|(epoch, fork_offset)| format!("{epoch}:{fork_offset} "));
-    links.collect()
-}
-
-/// Nothing after a malformed entry is believed.
-fn parse_lineage(text: &[u8], epoch: u64, top: u64) -> Vec<(u64, u64)> {
-    let mut to_retry = epoch;
-    let links = text.split(u8::is_ascii_whitespace).filter(|link| !link.is_empty());
-    let link = |link: &[u8]| {
-        let colon = link.iter().position(|byte| *byte == b':')?;
-        let (epoch, fork_offset) = (number(&link[..colon])?, number(&link[colon + 1..])?);
-        let is_before = (1..std::mem::replace(&mut to_retry, epoch)).contains(&epoch);
-        is_before.then_some((epoch, fork_offset.min(top)))
-    };
-    links.take(LINKS_MAX).map_while(link).collect()
 }
 
 /// Parses the reply to `XREVRANGE`; the result is oldest first.
@@ -181,7 +159,7 @@ mod tests {
         let entries = vec![entry("12-0", "b"), entry("11-0", "a")];
         let read = parse_history(&answer(fields, entries)).unwrap();
         let entries = vec![(11, b"a".to_vec()), (12, b"b".to_vec())];
-        let (lineage, generation) = (vec![(5, 9), (3, 4)], b"g".to_vec());
+        let (lineage, generation) = ([(5, 9), (3, 4)].into(), b"g".to_vec());
         let (epoch, top, acked) = (7, 12, Some(11));
         assert_eq!(read, Some(FetchedHistory { epoch, top, lineage, acked, generation, entries }));
     }
@@ -236,21 +214,6 @@ mod tests {
         assert!(of(meta(["7", "12", "", "", ""]), Value::Nil).is_ok());
     }
 
-    #[test]
-    fn a_lineage_is_believed_up_to_its_first_impossible_entry() {
-        let of = |text: &str| parse_lineage(text.as_bytes(), 7, 12);
-        assert_eq!(of("5:9 3:4 "), [(5, 9), (3, 4)]);
-        assert_eq!(of("5:99"), [(5, 12)], "no further than the history itself");
-        assert_eq!(of("6:1 5:1 4:1 3:1 2:1"), [(6, 1), (5, 1), (4, 1), (3, 1)]);
-        for wrong in
-            ["x", "5:", ":9", "5", "5:9:1", "7:1", "8:1", "0:1", "5:-1", "5:9007199254740992"]
-        {
-            assert_eq!(of(&format!("6:2 {wrong} 1:1")), [(6, 2)], "{wrong}");
-        }
-        assert_eq!(of("5:1 5:1"), [(5, 1)], "an epoch stands there once");
-        assert_eq!(of(&"x ".repeat(100_000)), []);
-    }
-
     fn fields() -> impl Strategy<Value = Value> {
         let field = prop_oneof![Just(Value::Nil), hostile::text().prop_map(Value::BulkString)];
         prop::collection::vec(field, 5).prop_map(Value::Array)
@@ -273,20 +236,9 @@ mod tests {
                 prop_assert!(Position::checked(read.epoch, read.top).is_some());
                 prop_assert!(read.acked <= Some(read.top));
                 prop_assert!(read.entries.iter().all(|(at, _)| (1..=read.top).contains(at)));
-                let is_possible =
-                    |(of, fork): &(u64, u64)| *of < read.epoch && *fork <= read.top;
-                prop_assert!(read.lineage.iter().all(is_possible));
+                let is_possible = |(of, end): (u64, u64)| of < read.epoch && end <= read.top;
+                prop_assert!(read.lineage.entries().all(is_possible));
             }
-        }
-
-        #[test]
-        fn a_lineage_is_read_back_from_its_text(
-            epochs in prop::collection::btree_set(1..1000u64, 0..=LINKS_MAX),
-            fork_offset in 0..1000u64,
-        ) {
-            let entry = |epoch| (epoch, fork_offset);
-            let lineage: Vec<_> = epochs.into_iter().rev().map(entry).collect();
-            prop_assert_eq!(parse_lineage(lineage_text(&lineage).as_bytes(), 1000, 1000), lineage);
         }
     }
 }
