@@ -236,7 +236,7 @@ counters! {
         history_reads: Counter "history_reads_total" "Reads of histories from Redis",
         history_reads_waiting: Gauge "history_reads_waiting" "Reads of histories that wait (limits.history_reads_per_s_max)",
         history_requests_waiting: Gauge "history_requests_waiting" "Joins and history requests that wait for a read from Redis",
-        history_requests_refused: Counter "history_requests_refused_total" "Joins and history requests refused because limits.history_requests_waiting_max was reached",
+        history_requests_refused: Counter "history_requests_refused_total" "Joins and history requests refused because too many wait",
         recoveries_waited: Counter "recoveries_from_redis_total" "Joins answered by a read from Redis, not from this node's copy",
         holes_repaired: Counter "history_gaps_total"["result" = "repaired"] "Gaps found in histories, by result",
         holes_lost: Counter "history_gaps_total"["result" = "lost"] "Gaps found in histories, by result",

@@ -7,12 +7,23 @@ use crate::backplane::local::Local;
 use crate::backplane::redis::history::follower::{FollowedTopic, LocalCopy};
 use crate::backplane::redis::history::lineage::Lineage;
 use crate::backplane::redis::history::request::TopicRequest;
-use crate::ids::{Position, ShardId, TopicKind};
+use crate::ids::{Position, ShardId};
 use crate::link::{
     HistoryError, HistoryPage, HistoryRequest, RecoveryReply, RecoveryRequest, Unrecoverable,
 };
 use crate::protocol::run::Run;
 use crate::protocol::{Page, Recovery, Unrecovered};
+
+/// A copy from which a request is answered.
+struct AnswerSource<'a> {
+    log: &'a mut MessageLog,
+    lineage: &'a Lineage,
+    /// The copy begins with the oldest message that there is.
+    is_complete: bool,
+    /// It was read after the request had come.
+    is_fresh: bool,
+    request: RunRequest<'a>,
+}
 
 impl FollowedTopic {
     /// Answers from the copy, or returns the request.
@@ -30,64 +41,79 @@ impl FollowedTopic {
             TopicRequest::History(_) => is_fresh,
         };
         let is_short = self.first_missing_unacknowledged().is_some();
+        let (is_user, acked, recovery) = (self.is_user(), self.acked, self.recovery);
         let LocalCopy::Known(log) = &mut self.copy else { return Some(request) };
-        if !may_answer {
-            return Some(request);
-        }
-        let is_complete = log.first() <= self.oldest_available;
+        let encoding = match &request {
+            TopicRequest::Recover(_, ask) => ask.encoding,
+            TopicRequest::History(ask) => ask.encoding,
+        };
+        let mut source = AnswerSource {
+            is_complete: log.first() <= self.oldest_available,
+            is_fresh,
+            request: RunRequest { topic: &self.name, encoding, bytes_max },
+            lineage: &self.lineage,
+            log,
+        };
         match request {
-            TopicRequest::Recover(shard, ask) if matches!(self.name.kind(), TopicKind::User(_)) => {
-                if is_short {
-                    return Some(TopicRequest::Recover(shard, ask));
-                }
-                let run_request =
-                    RunRequest { topic: &self.name, encoding: ask.encoding, bytes_max };
-                let (recovery, missed) = log.unacknowledged(self.acked, run_request);
-                send_reply(shard, *ask, log.position(), recovery, missed, local);
+            request if !may_answer => Some(request),
+            TopicRequest::Recover(..) if is_user && is_short => Some(request),
+            TopicRequest::Recover(shard, ask) if is_user => {
+                let (recovery, missed) = source.log.unacknowledged(acked, source.request);
+                send_reply(shard, *ask, source.log.position(), recovery, missed, local);
+                None
             }
             TopicRequest::Recover(shard, ask) => {
-                let run_request =
-                    RunRequest { topic: &self.name, encoding: ask.encoding, bytes_max };
-                let found = match ask.since {
-                    None => Ok(None),
-                    Some(_) if !self.recovery => Err(Unrecovered::NotEnabled),
-                    Some(since) => self
-                        .lineage
-                        .translate(since, log.position().epoch)
-                        .and_then(|since| log.since(since, run_request))
-                        .map(Some),
-                };
-                if found == Err(Unrecovered::Trimmed) && !is_complete {
-                    return Some(TopicRequest::Recover(shard, ask));
-                }
-                // A client that has received more than this node knows makes it read again before
-                // that is denied: this node's connection may be dead, and not noticed yet.
-                if found == Err(Unrecovered::TailLost) && !is_fresh {
-                    return Some(TopicRequest::Recover(shard, ask));
-                }
-                match found {
-                    Err(Unrecovered::TailLost) => {
-                        let instead = superseding_run(&ask, log, &self.lineage, run_request);
-                        if instead == Some(Err(Unrecovered::Trimmed)) && !is_complete {
-                            return Some(TopicRequest::Recover(shard, ask));
-                        }
-                        tail_lost(shard, *ask, log.position(), instead, local);
-                    }
-                    found => reply_recovery(shard, *ask, log.position(), found, local),
-                }
+                let ask = source.answer_join(shard, ask, recovery, local)?;
+                Some(TopicRequest::Recover(shard, ask))
             }
             // A publisher that has just received a position finds its message there: it may not be
             // in the copy yet, because it arrives on another connection. So each page is read for.
-            TopicRequest::History(ask) if !is_complete => {
-                return Some(TopicRequest::History(ask));
-            }
+            TopicRequest::History(_) if !source.is_complete => Some(request),
             TopicRequest::History(ask) => {
-                let run_request =
-                    RunRequest { topic: &self.name, encoding: ask.encoding, bytes_max };
-                let found = page(&ask, log, &self.lineage, run_request);
+                let found = page(&ask, source.log, source.lineage, source.request);
                 local.reply_history(ask.topic, ask.to, found);
+                None
             }
         }
+    }
+}
+
+impl AnswerSource<'_> {
+    /// Answers the join of a room, or returns it. `recovery`: whether the room has it.
+    fn answer_join(
+        &mut self,
+        shard: ShardId,
+        ask: Box<RecoveryRequest>,
+        recovery: bool,
+        local: &mut Local,
+    ) -> Option<Box<RecoveryRequest>> {
+        let position = self.log.position();
+        let found = match ask.since {
+            None => Ok(None),
+            Some(_) if !recovery => Err(Unrecovered::NotEnabled),
+            Some(since) => self
+                .lineage
+                .translate(since, position.epoch)
+                .and_then(|since| self.log.since(since, self.request))
+                .map(Some),
+        };
+        if found == Err(Unrecovered::Trimmed) && !self.is_complete {
+            return Some(ask);
+        }
+        if found != Err(Unrecovered::TailLost) {
+            reply_recovery(shard, *ask, position, found, local);
+            return None;
+        }
+        // A client that has received more than this node knows makes it read again before that is
+        // denied: this node's connection may be dead, and not noticed yet.
+        if !self.is_fresh {
+            return Some(ask);
+        }
+        let instead = superseding_run(&ask, self.log, self.lineage, self.request);
+        if instead == Some(Err(Unrecovered::Trimmed)) && !self.is_complete {
+            return Some(ask);
+        }
+        tail_lost(shard, *ask, position, instead, local);
         None
     }
 }

@@ -11,7 +11,7 @@ use crate::backplane::redis::history::answer::{refuse, reply_overload};
 use crate::backplane::redis::history::follower::{EvictionMark, FollowedTopic};
 use crate::backplane::redis::history::histories::Histories;
 use crate::backplane::redis::history::request::{PendingRequest, TopicRequest};
-use crate::backplane::redis::history::state::{Event, FollowState, ReadPurpose};
+use crate::backplane::redis::history::state::{FollowState, HistoryEvent, ReadPurpose};
 use crate::ids::{ShardId, TopicName};
 use crate::link::{HistoryError, HistoryRequest, RecoveryRequest};
 use std::time::{Duration, Instant};
@@ -112,7 +112,7 @@ impl Histories {
             TopicRequest::History(_) => true,
         };
         if topic.pending.iter().any(may_read) {
-            self.apply(name, Event::ReadWanted(ReadPurpose::Answer));
+            self.apply(name, HistoryEvent::ReadWanted(ReadPurpose::Answer));
         } else if topic.pending.is_empty() && local.interest.members(name.as_str()).is_none() {
             self.forget(name);
         }

@@ -19,7 +19,7 @@ use crate::backplane::redis::history::follower::{FollowedTopic, Repair};
 use crate::backplane::redis::history::histories::Histories;
 use crate::backplane::redis::history::reply::{FIELDS, FetchedHistory, parse_history, parse_meta};
 use crate::backplane::redis::history::request::TopicRef;
-use crate::backplane::redis::history::state::{Event, FollowState, ReadPurpose};
+use crate::backplane::redis::history::state::{FollowState, HistoryEvent, ReadPurpose};
 use crate::backplane::redis::history::sync::FetchOutcome;
 use crate::backplane::redis::names::Names;
 use crate::backplane::redis::pipeline::{CommandContext, execute, poll_reply, send};
@@ -40,6 +40,9 @@ const READ_PAUSE: Duration = Duration::from_millis(20);
 /// The same for what an operator has to correct (memory, permissions). The server's repair window
 /// is longer.
 const REFUSED_PAUSE: Duration = Duration::from_millis(REPAIR_MS / 2);
+
+/// The generation that `lua/repair.lua` gives to a history that it has restored.
+const RESTORED: &[u8] = b"restored";
 
 /// Pause before an unreadable topic is read again: the first one, and the longest. Half a million
 /// such topics take less than a fifth of the default read rate.
@@ -133,7 +136,7 @@ impl Histories {
                 break;
             }
             let sent = topic.question();
-            let is_queued = topic.apply(Event::ReadSent(sent));
+            let is_queued = topic.apply(HistoryEvent::ReadSent(sent));
             debug_assert!(!is_queued, "it left the queue");
             let keys = names.history_keys(name.as_str());
             // Both at one moment: an offset means nothing without its epoch.
@@ -183,7 +186,7 @@ impl Histories {
                     .and_then(|read| read.ok_or_else(|| UnreadableValue::new("e", &Value::Nil)))
                     .map(Some),
                 BatchKind::Repair => {
-                    self.apply(name, Event::ReadAgain);
+                    self.apply(name, HistoryEvent::ReadAgain);
                     continue;
                 }
             };
@@ -193,7 +196,7 @@ impl Histories {
                 }
                 Ok(Some(read)) => self.handle_read(name, read, generation, now, local),
                 Ok(None) => {
-                    self.apply(name, Event::CreationSent);
+                    self.apply(name, HistoryEvent::CreationSent);
                     to_create.push(topic_ref.clone());
                 }
                 Err(why) => self.on_unreadable(name, &why, names, now, local),
@@ -256,7 +259,11 @@ impl Histories {
         };
         self.refuse_all(name, HistoryError::Unreadable, local);
         let pause = UNREADABLE_PAUSE_MIN * (1 << times.min(7));
-        self.apply_and_read_at(name, Event::FoundUnreadable, now + pause.min(UNREADABLE_PAUSE_MAX));
+        self.apply_and_read_at(
+            name,
+            HistoryEvent::FoundUnreadable,
+            now + pause.min(UNREADABLE_PAUSE_MAX),
+        );
         if local.interest.members(name.as_str()).is_none() {
             self.forget(name);
         }
@@ -274,7 +281,7 @@ impl Histories {
         }
         let is_for_good = refusal == ErrorReply::Permanent;
         let due = now + if is_for_good { REFUSED_PAUSE } else { READ_PAUSE };
-        self.apply_and_read_at(name, Event::ReadAgain, due);
+        self.apply_and_read_at(name, HistoryEvent::ReadAgain, due);
     }
 
     /// Logs a permanent refusal; it concerns one topic.
@@ -303,12 +310,12 @@ impl Histories {
         let Some(topic) = self.topics.get(name) else { return };
         let sent = topic.state().read().in_flight().expect("what is answered was sent");
         if topic.state().read().is_outdated() {
-            return self.apply(name, Event::ReadAgain);
+            return self.apply(name, HistoryEvent::ReadAgain);
         }
         self.drop_impossible(name, &read, sent.held, now, local);
         let Some(topic) = self.topics.get_mut(name) else { return };
         if let Some(gap) = topic.gap_ahead(&mut read, &sent, now) {
-            self.apply_and_read_at(name, Event::FoundAhead(gap), now + READ_PAUSE);
+            self.apply_and_read_at(name, HistoryEvent::FoundAhead(gap), now + READ_PAUSE);
             return self.answer_all(name, local);
         }
         let (before, hash) = (topic.bytes(), topic.hash);
@@ -317,8 +324,8 @@ impl Histories {
         topic.become_evictable().into_iter().for_each(|it| self.evictions.push(hash, it));
         self.numbers.repaired += u64::from(found == FetchOutcome::Repaired);
         self.numbers.lost += u64::from(matches!(found, FetchOutcome::Lost | FetchOutcome::Fork));
-        if found == FetchOutcome::Fork {
-            return self.apply(name, Event::FoundFork);
+        if matches!(found, FetchOutcome::Fork | FetchOutcome::Incomplete) {
+            return self.apply(name, HistoryEvent::FoundMore);
         }
         topic.repair = Repair::Untried;
         self.release_held(name, now, local);
@@ -338,7 +345,13 @@ impl Histories {
         local: &mut Local,
     ) {
         let Some(topic) = self.topics.get_mut(name) else { return };
+        topic.drop_vanished(read, local);
         let impossible = topic.held.drop_impossible(held_when_sent, |at| read.has(at)) as u64;
+        // Unless a repair has just replaced their history by the one before.
+        let is_restored = topic.repair != Repair::Untried || read.generation == RESTORED;
+        if impossible > 0 && is_restored {
+            local.notify_lost(name, 0);
+        }
         local.counters.publishes_malformed += impossible;
         if impossible > 0
             && let Some(suppressed) = self.impossible.is_due(now)
@@ -354,13 +367,13 @@ impl Histories {
         let Some(topic) = self.topics.get_mut(name) else { return };
         let is_full = topic.held.is_full();
         let held = topic.held.take();
-        self.apply(name, Event::Taken);
+        self.apply(name, HistoryEvent::Taken);
         for (at, body) in held {
             self.handle_message(name.into(), at, &body, now, local);
         }
         if is_full {
             // What was not held may have been the last message for long: an audit finds it.
-            self.apply(name, Event::ReadWanted(ReadPurpose::Audit));
+            self.apply(name, HistoryEvent::ReadWanted(ReadPurpose::Audit));
         }
     }
 }

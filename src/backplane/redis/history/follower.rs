@@ -10,7 +10,7 @@ use crate::backplane::redis::history::held::HeldMessages;
 use crate::backplane::redis::history::lineage::Lineage;
 use crate::backplane::redis::history::request::{PendingRequest, TopicRequest};
 use crate::backplane::redis::history::state::{
-    Event, FollowState, ReadPurpose, ReadState, SentRead,
+    FollowState, HistoryEvent, ReadPurpose, SentRead, StreamRead,
 };
 use crate::backplane::topic_table::{HashedTopic, TopicHash};
 use crate::ids::{Position, TopicKind, TopicName};
@@ -32,6 +32,8 @@ pub(crate) struct FollowedTopic {
     pub(super) copy: LocalCopy,
     /// Earlier epochs.
     pub(super) lineage: Lineage,
+    /// The end of the copy when another history replaced it, which may come back by a repair.
+    pub(super) replaced: Option<Position>,
     /// No message before this offset is in Redis either.
     pub(super) oldest_available: u64,
     /// The acknowledged offset as far as is known here; `None`: the user was given no position yet.
@@ -108,6 +110,7 @@ impl FollowedTopic {
             state: FollowState::NEW,
             copy: LocalCopy::Unknown,
             lineage: Lineage::default(),
+            replaced: None,
             oldest_available: 1,
             acked: None,
             reads: 0,
@@ -130,7 +133,7 @@ impl FollowedTopic {
     /// # Panics
     /// If the event is impossible in this state.
     #[must_use]
-    pub(super) fn apply(&mut self, event: Event) -> bool {
+    pub(super) fn apply(&mut self, event: HistoryEvent) -> bool {
         let before = self.state;
         let Some(next) = before.after(event) else {
             panic!("{event:?} is impossible in {before:?}");
@@ -159,7 +162,7 @@ impl FollowedTopic {
     pub(super) fn lose_link(&mut self) {
         self.held.take();
         self.repair = Repair::Untried;
-        let is_queued = self.apply(Event::LinkLost);
+        let is_queued = self.apply(HistoryEvent::LinkLost);
         debug_assert!(!is_queued, "nothing is read without a link");
     }
 
@@ -172,7 +175,7 @@ impl FollowedTopic {
 
     /// Whether a read is queued or in flight.
     pub(super) fn is_being_read(&self) -> bool {
-        self.state.read() != ReadState::Idle
+        self.state.read() != StreamRead::Idle
     }
 
     /// The copy, if there is one.

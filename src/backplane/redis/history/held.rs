@@ -42,6 +42,12 @@ impl HeldMessages {
         self.messages.front().map(|(at, _)| *at)
     }
 
+    /// Offset of the first one of an epoch.
+    pub(super) fn first_offset_of(&self, epoch: u64) -> Option<u64> {
+        let mut positions = self.messages.iter().map(|(at, _)| *at);
+        positions.find(|at| at.epoch == epoch).map(|at| at.offset)
+    }
+
     /// Drops those of the first `count` that the history does not have. Returns how many.
     pub(super) fn drop_impossible(
         &mut self,

@@ -7,10 +7,9 @@ use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::redis::history::batch::{FetchBatch, READS_PER_BATCH};
 use crate::backplane::redis::history::deadlines::DeadlineQueue;
 use crate::backplane::redis::history::follower::FollowedTopic;
-use crate::backplane::redis::history::quiet::ACTIVE_AUDIT_AFTER;
 use crate::backplane::redis::history::request::TopicRef;
 use crate::backplane::redis::history::rotation::Rotation;
-use crate::backplane::redis::history::state::{Event, ReadPurpose};
+use crate::backplane::redis::history::state::{HistoryEvent, ReadPurpose};
 use crate::backplane::redis::pipeline::PendingReply;
 use crate::backplane::redis::unreadable::UnreadableWarnings;
 use crate::backplane::topic_table::{HashedTopic, TopicTable};
@@ -20,7 +19,10 @@ use crate::policy::namespaces::{Namespaces, Policy};
 use crate::policy::token_bucket::TokenBucket;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// From the first message that arrives at a quiet topic to its audit: see `quiet`.
+const ACTIVE_AUDIT_AFTER: Duration = Duration::from_secs(60);
 
 /// The histories of one server that this node follows. Owned by the server.
 pub(crate) struct Histories {
@@ -151,14 +153,14 @@ impl Histories {
     pub(crate) fn on_subscribed(&mut self, topic: &TopicName) {
         if self.policy(topic).has_history() {
             self.follow(topic);
-            self.apply(topic, Event::Subscribed);
+            self.apply(topic, HistoryEvent::Subscribed);
         }
     }
 
     /// The server has revoked a topic's subscription: it is read again when it is subscribed.
     pub(crate) fn on_unsubscribed(&mut self, topic: &str) {
         let name = self.topics.get(topic).map(|topic| topic.name.clone());
-        name.iter().for_each(|name| self.apply(name, Event::Unsubscribed));
+        name.iter().for_each(|name| self.apply(name, HistoryEvent::Unsubscribed));
     }
 
     /// The last member left. A topic with pending requests is forgotten when they are answered.
@@ -167,12 +169,12 @@ impl Histories {
         if topic.pending.is_empty() {
             return self.forget(name);
         }
-        self.apply(name, Event::Unsubscribed);
-        self.apply(name, Event::ReadWanted(ReadPurpose::Answer));
+        self.apply(name, HistoryEvent::Unsubscribed);
+        self.apply(name, HistoryEvent::ReadWanted(ReadPurpose::Answer));
     }
 
     /// Takes a topic to its next state, and puts it into the queue of reads if it has to be read.
-    pub(super) fn apply(&mut self, name: &TopicName, event: Event) {
+    pub(super) fn apply(&mut self, name: &TopicName, event: HistoryEvent) {
         if let Some(topic) = self.topics.get_mut(name)
             && topic.apply(event)
         {
@@ -181,7 +183,12 @@ impl Histories {
     }
 
     /// The same; it is read no sooner than at `due`.
-    pub(super) fn apply_and_read_at(&mut self, name: &TopicName, event: Event, due: Instant) {
+    pub(super) fn apply_and_read_at(
+        &mut self,
+        name: &TopicName,
+        event: HistoryEvent,
+        due: Instant,
+    ) {
         if let Some(topic) = self.topics.get_mut(name)
             && topic.apply(event)
         {
@@ -222,10 +229,11 @@ impl Histories {
     #[cfg(test)]
     pub(crate) fn follow_from(&mut self, name: &TopicName, at: Position) {
         use crate::backplane::history::log::MessageLog;
+        use crate::backplane::redis::history::follower::LocalCopy;
         let topic = self.follow(name);
-        topic.copy = super::follower::LocalCopy::Known(MessageLog::new(at.epoch, at.offset));
+        topic.copy = LocalCopy::Known(MessageLog::new(at.epoch, at.offset));
         let sent = topic.question();
-        for event in [Event::Subscribed, Event::ReadSent(sent), Event::Taken] {
+        for event in [HistoryEvent::Subscribed, HistoryEvent::ReadSent(sent), HistoryEvent::Taken] {
             let _ = topic.apply(event);
         }
     }
@@ -248,7 +256,7 @@ impl Histories {
                 if topic.lineage.end_of(at.epoch).is_some() {
                     return true;
                 }
-                Event::ReadWanted(ReadPurpose::Audit)
+                HistoryEvent::ReadWanted(ReadPurpose::Audit)
             }
             Some(known)
                 if known.offset.checked_add(1) == Some(at.offset) && at.epoch == known.epoch =>
@@ -267,7 +275,7 @@ impl Histories {
             }
             _ => {
                 topic.held.push(at, body);
-                Event::GapSeen
+                HistoryEvent::GapSeen
             }
         };
         if topic.apply(event) {

@@ -11,7 +11,7 @@ use crate::backplane::local::Local;
 use crate::backplane::redis::history::follower::{AuditMark, EvictionMark, FollowedTopic};
 use crate::backplane::redis::history::histories::Histories;
 use crate::backplane::redis::history::request::TopicRef;
-use crate::backplane::redis::history::state::{Event, ReadPurpose};
+use crate::backplane::redis::history::state::{HistoryEvent, ReadPurpose};
 use crate::backplane::topic_table::HashedTopic;
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,6 @@ use std::time::{Duration, Instant};
 const SECONDS_PER_AUDIT_LAP: usize = 60;
 /// Audits in a second for which no message is the reason.
 const QUIET_AUDITS_PER_S: usize = 100;
-/// From the first message to the audit.
-pub(super) const ACTIVE_AUDIT_AFTER: Duration = Duration::from_secs(60);
 
 impl Histories {
     /// Answers requests that have waited for too long, and audits topics; at most once a second.
@@ -44,7 +42,7 @@ impl Histories {
             let Some(topic) = topic else { continue };
             topic.audit = AuditMark::Quiet;
             if topic.state().is_synced() {
-                self.apply(&name, Event::ReadWanted(ReadPurpose::Audit));
+                self.apply(&name, HistoryEvent::ReadWanted(ReadPurpose::Audit));
             }
         }
     }
@@ -56,7 +54,7 @@ impl Histories {
             let Some((hash, topic_ref)) = self.audits.pop(&self.topics) else { return };
             let topic = self.topics.get(HashedTopic::known(topic_ref.0.as_str(), hash));
             if topic.is_some_and(|topic| topic.state().is_synced()) {
-                self.apply(&topic_ref.0, Event::ReadWanted(ReadPurpose::Audit));
+                self.apply(&topic_ref.0, HistoryEvent::ReadWanted(ReadPurpose::Audit));
             }
             self.audits.push(hash, topic_ref);
         }

@@ -24,6 +24,8 @@ pub(super) enum FetchOutcome {
     /// Delivered messages are no longer part of the history, which was reported. What replaced them
     /// has to be read.
     Fork,
+    /// Lower offsets have to be read.
+    Incomplete,
 }
 
 /// What the stored history is to the copy.
@@ -56,19 +58,17 @@ impl FollowedTopic {
                 self.rewind(Position { epoch: read.epoch, offset }, local);
                 return FetchOutcome::Fork;
             }
-            Relation::Replaced => {
-                self.begin_again(&read, local);
-                let next = self.next_offset();
-                if next <= read.top && next < sent.from {
-                    return FetchOutcome::Fork;
-                }
-            }
-            Relation::Continued => {}
+            Relation::Replaced => self.begin_again(&read, local),
+            Relation::Continued => self.begin_copy(&read),
+        }
+        let is_replaced = relation == Relation::Replaced;
+        if self.next_offset() <= read.top && self.next_offset() < sent.from {
+            return if is_replaced { FetchOutcome::Fork } else { FetchOutcome::Incomplete };
         }
         self.acked = self.acked.max(read.acked);
         self.reads += 1;
-        let known = self.begin_copy(&read);
-        let is_lost = self.skip_lost(&read, known, local) || relation == Relation::Replaced;
+        let known = self.log().map_or(0, |log| log.position().offset);
+        let is_lost = self.skip_lost(&read, known, local) || is_replaced;
         if let Some((lowest, _)) = read.entries.first().filter(|(lowest, _)| *lowest > sent.from) {
             self.oldest_available = self.oldest_available.max(*lowest);
         }
@@ -121,14 +121,43 @@ impl FollowedTopic {
     /// one before this node noticed is lost, except for messages that have arrived and are held.
     fn begin_again(&mut self, read: &FetchedHistory, local: &mut Local) {
         local.notify_lost(&self.name, 0);
-        let delivered = self.last_before_held(read);
+        let delivered = self.delivered_before(read).unwrap_or_else(|| self.last_before_held(read));
+        self.replaced = self.log().map(MessageLog::position);
         self.copy = LocalCopy::Known(MessageLog::new(read.epoch, delivered));
         (self.oldest_available, self.acked) = (1, None);
     }
 
-    /// Makes the copy, if there is none, and gives it the current epoch. Returns the last offset
-    /// that was delivered.
-    fn begin_copy(&mut self, read: &FetchedHistory) -> u64 {
+    /// The last offset that was delivered of this history before another one replaced it, which a
+    /// repair of another node has undone.
+    fn delivered_before(&self, read: &FetchedHistory) -> Option<u64> {
+        let before = self.replaced?;
+        let end = match before.epoch == read.epoch {
+            true => read.top,
+            false => self.lineage.end_of(before.epoch)?,
+        };
+        Some(before.offset.min(end))
+    }
+
+    /// Drops held messages of a history that has vanished: they are newer than the copy, and are
+    /// not part of what was read. Members receive `lost` in their place.
+    pub(super) fn drop_vanished(&mut self, read: &FetchedHistory, local: &mut Local) {
+        let known = match &self.copy {
+            LocalCopy::Unknown => return,
+            LocalCopy::Blind => Position { epoch: 0, offset: 0 },
+            LocalCopy::Known(log) => log.position(),
+        };
+        let is_vanished = |at: Position| {
+            let is_new = (at.epoch, at.offset) > (known.epoch, known.offset);
+            let end = read.lineage.end_of(at.epoch);
+            is_new && at.epoch < read.epoch && end.is_none_or(|end| at.offset > end)
+        };
+        if self.held.drop_impossible(usize::MAX, |at| !is_vanished(at)) > 0 {
+            local.notify_lost(&self.name, 0);
+        }
+    }
+
+    /// Makes the copy, if there is none, and gives it the current epoch.
+    fn begin_copy(&mut self, read: &FetchedHistory) {
         let delivered = match self.copy {
             LocalCopy::Unknown => Some(read.top),
             LocalCopy::Blind => Some(self.last_before_held(read)),
@@ -137,15 +166,13 @@ impl FollowedTopic {
         if let Some(delivered) = delivered {
             self.copy = LocalCopy::Known(MessageLog::new(read.epoch, delivered));
         }
-        let log = self.log_mut().expect("it was just made");
-        log.adopt(read.epoch);
-        log.position().offset
+        self.log_mut().expect("it was just made").adopt(read.epoch);
     }
 
     /// The last offset before the held messages; without any, that of the history.
     fn last_before_held(&self, read: &FetchedHistory) -> u64 {
-        let first = self.held.first().filter(|at| at.epoch == read.epoch);
-        first.map_or(read.top, |at| read.top.min(at.offset.saturating_sub(1)))
+        let first = self.held.first_offset_of(read.epoch);
+        first.map_or(read.top, |offset| read.top.min(offset.saturating_sub(1)))
     }
 
     /// Reports messages between the copy and the first new one that are in Redis no more. Returns

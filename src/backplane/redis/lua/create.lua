@@ -10,7 +10,7 @@ if not e then
   if wait then
     return tonumber(wait)
   end
-  e = string.format('%.0f', now_ms())
+  e = string.format('%.0f', epoch_now())
   redis.call('DEL', KEYS[1], KEYS[2])
   redis.call('HSET', KEYS[1], 'e', e, 's', 0, 'g', ARGV[1])
   redis.call('EXPIRE', KEYS[1], ARGV[2])

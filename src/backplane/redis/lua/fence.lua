@@ -7,6 +7,13 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
+-- The epoch of a history that begins now. In microseconds: one that is deleted and begins again must
+-- not have the same, and a script takes longer than one of them.
+local function epoch_now()
+  local t = redis.call('TIME')
+  return t[1] * 1000000 + t[2]
+end
+
 -- Milliseconds left of the repair window; nil: it is over.
 local function repair_window_ms(partition, generation, grace_ms)
   local p = redis.call('HMGET', partition, 'g', 'w')

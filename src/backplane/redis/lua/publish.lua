@@ -46,13 +46,13 @@ if m[2] ~= ARGV[6] or not e then
       if n <= 4 then kept = kept .. link .. ' ' end
     end
     links = kept
-    local next_epoch = math.max(now_ms(), tonumber(e) + 1)
+    local next_epoch = math.max(epoch_now(), tonumber(e) + 1)
     if next_epoch > NUMBER_MAX then
       return unreadable('e is the last there is, and e')
     end
     e = string.format('%.0f', next_epoch)
   else
-    e = string.format('%.0f', now_ms())
+    e = string.format('%.0f', epoch_now())
     redis.call('DEL', KEYS[1], KEYS[2])
   end
 end

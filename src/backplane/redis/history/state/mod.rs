@@ -6,7 +6,7 @@
 //!                       └──────────────┘                  └─────────┘               │
 //!                          ▲ LinkLost,                     │       ▲                │
 //!                          │ Unsubscribed             Taken│       │GapSeen,        │GapSeen,
-//!                          │ (from every state)            ▼       │FoundFork       │FoundFork
+//!                          │ (from every state)            ▼       │FoundMore       │FoundMore
 //!                          │                              ┌─────────┐  FoundAhead  ┌───────────┐
 //!                          ├───────────────────────────── │ Synced  │ ───────────► │ Overtaken │
 //!                          │                              └─────────┘ ◄─────────── └───────────┘
@@ -19,7 +19,7 @@
 //! ```
 //!
 //! Each of them has a read of the stream that is idle, waits for its turn, or is in flight
-//! ([`ReadState`]). What a state is for:
+//! ([`StreamRead`]). What a state is for:
 //!
 //! * **Unsubscribed**: nothing that arrives proves anything. Pages of history can be read.
 //! * **Syncing**: the channel is subscribed, but a message may be missing before what arrives, so
@@ -39,30 +39,30 @@ use std::time::Instant;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FollowState {
     /// The channel is not subscribed on this link, or there is no link.
-    Unsubscribed(ReadState),
+    Unsubscribed(StreamRead),
     /// The channel is subscribed; a read has to show what is missing.
-    Syncing(ReadState),
+    Syncing(StreamRead),
     /// The stored history was unreadable so many times in a row.
     Unreadable {
         /// How many times.
         times: u32,
         /// Finds out whether it is corrected.
-        read: ReadState,
+        read: StreamRead,
     },
     /// Everything up to the end of the copy was delivered, and the next message is expected.
-    Synced(ReadState),
+    Synced(StreamRead),
     /// The same, while a read has shown later messages than those that have arrived.
     Overtaken {
         /// Those messages.
         gap: ReadAheadGap,
         /// Finds out whether they are lost.
-        read: ReadState,
+        read: StreamRead,
     },
 }
 
 /// The read of a history's stream. There is at most one at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ReadState {
+pub(super) enum StreamRead {
     /// Nothing is to be read.
     Idle,
     /// It is in the queue of reads, or in the queue of those that are sent again later.
@@ -108,7 +108,7 @@ pub(super) struct ReadAheadGap {
 
 /// What happens to a followed history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Event {
+pub(super) enum HistoryEvent {
     /// Its channel is subscribed on this link.
     Subscribed,
     /// It is no longer: the server has revoked it, or the last member left.
@@ -127,8 +127,8 @@ pub(super) enum Event {
     FoundUnreadable,
     /// The reply has messages that the channel has not brought yet.
     FoundAhead(ReadAheadGap),
-    /// The history has forked before the end of the copy, which now ends there.
-    FoundFork,
+    /// The copy ends before what was read, as after a fork: it has to be read from there.
+    FoundMore,
     /// The copy has everything that was read.
     Taken,
     /// A message arrived that is not the next one.
@@ -137,46 +137,48 @@ pub(super) enum Event {
 
 impl FollowState {
     /// A topic that has just been followed.
-    pub(super) const NEW: FollowState = FollowState::Unsubscribed(ReadState::Idle);
+    pub(super) const NEW: FollowState = FollowState::Unsubscribed(StreamRead::Idle);
 
     /// The state after an event; `None`: the event is impossible in this state.
     #[must_use]
-    pub(super) fn after(self, event: Event) -> Option<FollowState> {
+    pub(super) fn after(self, event: HistoryEvent) -> Option<FollowState> {
         use FollowState::{Overtaken, Synced, Syncing, Unreadable, Unsubscribed};
         let read = self.read();
         Some(match (event, self) {
             // It has to be read after a pause, whatever channel brings its messages.
-            (Event::Subscribed, Unreadable { read: ReadState::Waiting(_), .. }) => self,
-            (Event::Subscribed, _) => Syncing(read.before_subscription()),
-            (Event::Unsubscribed, _) => Unsubscribed(read.without_subscription()),
-            (Event::LinkLost, _) => Unsubscribed(ReadState::Idle),
-            (Event::ReadWanted(purpose), _) => self.with(read.wanted(purpose)),
-            (Event::ReadSent(sent), _) => self.with(read.sent(sent)?),
-            (Event::CreationSent, _) => self.with(read.creating()?),
-            (Event::ReadAgain, _) => self.with(read.again()?),
-            (Event::FoundUnreadable, Unsubscribed(_)) => Unsubscribed(read.taken()?),
-            (Event::FoundUnreadable, Unreadable { times, .. }) => {
+            (HistoryEvent::Subscribed, Unreadable { read: StreamRead::Waiting(_), .. }) => self,
+            (HistoryEvent::Subscribed, _) => Syncing(read.before_subscription()),
+            (HistoryEvent::Unsubscribed, _) => Unsubscribed(read.without_subscription()),
+            (HistoryEvent::LinkLost, _) => Unsubscribed(StreamRead::Idle),
+            (HistoryEvent::ReadWanted(purpose), _) => self.with(read.wanted(purpose)),
+            (HistoryEvent::ReadSent(sent), _) => self.with(read.sent(sent)?),
+            (HistoryEvent::CreationSent, _) => self.with(read.creating()?),
+            (HistoryEvent::ReadAgain, _) => self.with(read.again()?),
+            (HistoryEvent::FoundUnreadable, Unsubscribed(_)) => Unsubscribed(read.taken()?),
+            (HistoryEvent::FoundUnreadable, Unreadable { times, .. }) => {
                 Unreadable { times: times.saturating_add(1), read: read.again()? }
             }
-            (Event::FoundUnreadable, _) => Unreadable { times: 1, read: read.again()? },
-            (Event::FoundAhead(gap), Synced(_) | Overtaken { .. }) => {
+            (HistoryEvent::FoundUnreadable, _) => Unreadable { times: 1, read: read.again()? },
+            (HistoryEvent::FoundAhead(gap), Synced(_) | Overtaken { .. }) => {
                 Overtaken { gap, read: read.again()? }
             }
-            (Event::FoundAhead(_), _) => return None,
-            (Event::FoundFork | Event::Taken, _) if read.is_outdated() => return None,
-            (Event::FoundFork, Unsubscribed(_)) => Unsubscribed(read.again()?),
-            (Event::FoundFork, _) => Syncing(read.again()?),
-            (Event::Taken, Unsubscribed(_)) => Unsubscribed(read.taken()?),
-            (Event::Taken, _) => Synced(read.taken()?),
-            (Event::GapSeen, Synced(_) | Overtaken { .. }) => {
+            (HistoryEvent::FoundAhead(_), _) => return None,
+            (HistoryEvent::FoundMore | HistoryEvent::Taken, _) if read.is_outdated() => {
+                return None;
+            }
+            (HistoryEvent::FoundMore, Unsubscribed(_)) => Unsubscribed(read.again()?),
+            (HistoryEvent::FoundMore, _) => Syncing(read.again()?),
+            (HistoryEvent::Taken, Unsubscribed(_)) => Unsubscribed(read.taken()?),
+            (HistoryEvent::Taken, _) => Synced(read.taken()?),
+            (HistoryEvent::GapSeen, Synced(_) | Overtaken { .. }) => {
                 Syncing(read.wanted(ReadPurpose::Answer))
             }
-            (Event::GapSeen, Unsubscribed(_) | Syncing(_) | Unreadable { .. }) => self,
+            (HistoryEvent::GapSeen, Unsubscribed(_) | Syncing(_) | Unreadable { .. }) => self,
         })
     }
 
     /// The read of this state.
-    pub(super) fn read(self) -> ReadState {
+    pub(super) fn read(self) -> StreamRead {
         match self {
             FollowState::Unsubscribed(read)
             | FollowState::Syncing(read)
@@ -186,7 +188,7 @@ impl FollowState {
         }
     }
 
-    fn with(self, read: ReadState) -> FollowState {
+    fn with(self, read: StreamRead) -> FollowState {
         match self {
             FollowState::Unsubscribed(_) => FollowState::Unsubscribed(read),
             FollowState::Syncing(_) => FollowState::Syncing(read),
@@ -210,7 +212,7 @@ impl FollowState {
     /// Whether the combination is one of the thirteen that there are.
     pub(super) fn is_possible(self) -> bool {
         use FollowState::{Overtaken, Synced, Syncing, Unreadable, Unsubscribed};
-        use ReadState::{Idle, Outdated};
+        use StreamRead::{Idle, Outdated};
         match self {
             Unsubscribed(read) | Synced(read) => !matches!(read, Outdated(_)),
             // What is missing is found by a read.
@@ -221,73 +223,73 @@ impl FollowState {
     }
 }
 
-impl ReadState {
+impl StreamRead {
     /// Whether it is in a queue.
     pub(super) fn is_waiting(self) -> bool {
-        matches!(self, ReadState::Waiting(_))
+        matches!(self, StreamRead::Waiting(_))
     }
 
     /// Whether it was sent before the channel was subscribed.
     pub(super) fn is_outdated(self) -> bool {
-        matches!(self, ReadState::Outdated(_))
+        matches!(self, StreamRead::Outdated(_))
     }
 
     /// What was known when it was sent; `None`: it is not in flight.
     pub(super) fn in_flight(self) -> Option<SentRead> {
         match self {
-            ReadState::InFlight(sent) | ReadState::Outdated(sent) => Some(sent),
-            ReadState::Idle | ReadState::Waiting(_) => None,
+            StreamRead::InFlight(sent) | StreamRead::Outdated(sent) => Some(sent),
+            StreamRead::Idle | StreamRead::Waiting(_) => None,
         }
     }
 
-    fn before_subscription(self) -> ReadState {
+    fn before_subscription(self) -> StreamRead {
         match self {
-            ReadState::Idle => ReadState::Waiting(ReadPurpose::Answer),
-            ReadState::Waiting(_) => self,
-            ReadState::InFlight(sent) | ReadState::Outdated(sent) => ReadState::Outdated(sent),
+            StreamRead::Idle => StreamRead::Waiting(ReadPurpose::Answer),
+            StreamRead::Waiting(_) => self,
+            StreamRead::InFlight(sent) | StreamRead::Outdated(sent) => StreamRead::Outdated(sent),
         }
     }
 
-    fn without_subscription(self) -> ReadState {
+    fn without_subscription(self) -> StreamRead {
         match self {
-            ReadState::Outdated(sent) => ReadState::InFlight(sent),
-            ReadState::Idle | ReadState::Waiting(_) | ReadState::InFlight(_) => self,
+            StreamRead::Outdated(sent) => StreamRead::InFlight(sent),
+            StreamRead::Idle | StreamRead::Waiting(_) | StreamRead::InFlight(_) => self,
         }
     }
 
-    fn wanted(self, purpose: ReadPurpose) -> ReadState {
+    fn wanted(self, purpose: ReadPurpose) -> StreamRead {
         match self {
-            ReadState::Idle => ReadState::Waiting(purpose),
-            ReadState::Waiting(known) => ReadState::Waiting(known.max(purpose)),
-            ReadState::InFlight(sent) => {
-                ReadState::InFlight(SentRead { purpose: sent.purpose.max(purpose), ..sent })
+            StreamRead::Idle => StreamRead::Waiting(purpose),
+            StreamRead::Waiting(known) => StreamRead::Waiting(known.max(purpose)),
+            StreamRead::InFlight(sent) => {
+                StreamRead::InFlight(SentRead { purpose: sent.purpose.max(purpose), ..sent })
             }
-            ReadState::Outdated(_) => self, // it will be read again
+            StreamRead::Outdated(_) => self, // it will be read again
         }
     }
 
-    fn sent(self, sent: SentRead) -> Option<ReadState> {
-        let ReadState::Waiting(purpose) = self else { return None };
-        Some(ReadState::InFlight(SentRead { purpose, ..sent }))
+    fn sent(self, sent: SentRead) -> Option<StreamRead> {
+        let StreamRead::Waiting(purpose) = self else { return None };
+        Some(StreamRead::InFlight(SentRead { purpose, ..sent }))
     }
 
     /// If another node creates the history first, nothing of it was read.
-    fn creating(self) -> Option<ReadState> {
+    fn creating(self) -> Option<StreamRead> {
         match self {
-            ReadState::InFlight(sent) => {
-                Some(ReadState::InFlight(SentRead { from: u64::MAX, ..sent }))
+            StreamRead::InFlight(sent) => {
+                Some(StreamRead::InFlight(SentRead { from: u64::MAX, ..sent }))
             }
-            ReadState::Outdated(_) => Some(self),
-            ReadState::Idle | ReadState::Waiting(_) => None,
+            StreamRead::Outdated(_) => Some(self),
+            StreamRead::Idle | StreamRead::Waiting(_) => None,
         }
     }
 
-    fn again(self) -> Option<ReadState> {
-        Some(ReadState::Waiting(self.in_flight()?.purpose))
+    fn again(self) -> Option<StreamRead> {
+        Some(StreamRead::Waiting(self.in_flight()?.purpose))
     }
 
-    fn taken(self) -> Option<ReadState> {
-        self.in_flight().map(|_| ReadState::Idle)
+    fn taken(self) -> Option<StreamRead> {
+        self.in_flight().map(|_| StreamRead::Idle)
     }
 }
 

@@ -15,10 +15,10 @@ fn gap() -> ReadAheadGap {
 
 fn states() -> Vec<FollowState> {
     let reads = [
-        ReadState::Idle,
-        ReadState::Waiting(ReadPurpose::Answer),
-        ReadState::InFlight(SENT),
-        ReadState::Outdated(SENT),
+        StreamRead::Idle,
+        StreamRead::Waiting(ReadPurpose::Answer),
+        StreamRead::InFlight(SENT),
+        StreamRead::Outdated(SENT),
     ];
     let gap = gap();
     let of = |read| {
@@ -36,32 +36,32 @@ fn states() -> Vec<FollowState> {
     all
 }
 
-fn events() -> [Event; 13] {
+fn events() -> [HistoryEvent; 13] {
     [
-        Event::Subscribed,
-        Event::Unsubscribed,
-        Event::LinkLost,
-        Event::ReadWanted(ReadPurpose::Answer),
-        Event::ReadWanted(ReadPurpose::Audit),
-        Event::ReadSent(SENT),
-        Event::CreationSent,
-        Event::ReadAgain,
-        Event::FoundUnreadable,
-        Event::FoundAhead(gap()),
-        Event::FoundFork,
-        Event::Taken,
-        Event::GapSeen,
+        HistoryEvent::Subscribed,
+        HistoryEvent::Unsubscribed,
+        HistoryEvent::LinkLost,
+        HistoryEvent::ReadWanted(ReadPurpose::Answer),
+        HistoryEvent::ReadWanted(ReadPurpose::Audit),
+        HistoryEvent::ReadSent(SENT),
+        HistoryEvent::CreationSent,
+        HistoryEvent::ReadAgain,
+        HistoryEvent::FoundUnreadable,
+        HistoryEvent::FoundAhead(gap()),
+        HistoryEvent::FoundMore,
+        HistoryEvent::Taken,
+        HistoryEvent::GapSeen,
     ]
 }
 
 fn name(state: FollowState) -> String {
     let read = match state.read() {
-        ReadState::Idle => "Idle",
-        ReadState::Waiting(ReadPurpose::Answer) => "Waiting",
-        ReadState::Waiting(ReadPurpose::Audit) => "Waiting for audit",
-        ReadState::InFlight(sent) if sent.purpose == ReadPurpose::Audit => "In flight for audit",
-        ReadState::InFlight(_) => "In flight",
-        ReadState::Outdated(_) => "Outdated",
+        StreamRead::Idle => "Idle",
+        StreamRead::Waiting(ReadPurpose::Answer) => "Waiting",
+        StreamRead::Waiting(ReadPurpose::Audit) => "Waiting for audit",
+        StreamRead::InFlight(sent) if sent.purpose == ReadPurpose::Audit => "In flight for audit",
+        StreamRead::InFlight(_) => "In flight",
+        StreamRead::Outdated(_) => "Outdated",
     };
     let of = match state {
         FollowState::Unsubscribed(_) => "Unsubscribed",
@@ -73,10 +73,10 @@ fn name(state: FollowState) -> String {
     format!("{of}, {read}")
 }
 
-fn event_name(event: Event) -> String {
+fn event_name(event: HistoryEvent) -> String {
     let text = format!("{event:?}");
     match event {
-        Event::ReadWanted(_) => text,
+        HistoryEvent::ReadWanted(_) => text,
         _ => text.split(|c: char| !c.is_alphabetic()).next().unwrap_or_default().to_owned(),
     }
 }
@@ -151,21 +151,21 @@ fn every_event_is_possible_in_some_state_and_every_state_has_an_impossible_one()
 
 #[test]
 fn an_audit_that_is_wanted_stays_wanted_until_its_reply_is_taken() {
-    let mut state = FollowState::Synced(ReadState::InFlight(SENT));
+    let mut state = FollowState::Synced(StreamRead::InFlight(SENT));
     for event in [
-        Event::ReadWanted(ReadPurpose::Audit),
-        Event::ReadWanted(ReadPurpose::Answer),
-        Event::ReadAgain,
-        Event::ReadSent(SENT),
-        Event::FoundAhead(gap()),
-        Event::ReadSent(SENT),
+        HistoryEvent::ReadWanted(ReadPurpose::Audit),
+        HistoryEvent::ReadWanted(ReadPurpose::Answer),
+        HistoryEvent::ReadAgain,
+        HistoryEvent::ReadSent(SENT),
+        HistoryEvent::FoundAhead(gap()),
+        HistoryEvent::ReadSent(SENT),
     ] {
         state = state.after(event).expect("possible");
         let purpose = match state.read() {
-            ReadState::Waiting(purpose) => purpose,
+            StreamRead::Waiting(purpose) => purpose,
             read => read.in_flight().expect("it is not idle").purpose,
         };
         assert_eq!(purpose, ReadPurpose::Audit, "after {event:?}");
     }
-    assert_eq!(state.after(Event::Taken), Some(FollowState::Synced(ReadState::Idle)));
+    assert_eq!(state.after(HistoryEvent::Taken), Some(FollowState::Synced(StreamRead::Idle)));
 }

@@ -1,6 +1,12 @@
 //! Bounds: of requests that wait, of reads without a reason, and of what is reported as lost.
 
-use super::*;
+use crate::backplane::redis::history::ask::PENDING_TIME_MAX;
+use crate::backplane::redis::history::tests::rig::{Story, answer, at};
+use crate::ids::TopicName;
+use crate::link::{Downlink, HistoryError};
+use crate::policy::limits::Limits;
+use crate::protocol::{Page, Recovery, Unrecovered};
+use std::time::Duration;
 
 #[test]
 fn a_join_whose_position_cannot_be_read_in_time_is_refused_and_has_none() {
@@ -29,8 +35,8 @@ fn a_join_whose_missed_messages_cannot_be_read_in_time_has_the_position_without_
     story.recover(Some(at((7, 1))));
     story.pass(PENDING_TIME_MAX);
     let [Downlink::Recovered(reply)] = story.hear() else { panic!("not answered") };
-    let overload = crate::protocol::Unrecovered::Overload;
-    let expected = (at((7, 3)), crate::protocol::Recovery::NotRecovered(overload));
+    let overload = Unrecovered::Overload;
+    let expected = (at((7, 3)), Recovery::NotRecovered(overload));
     assert_eq!((reply.position, reply.recovery), expected);
 }
 

@@ -1,166 +1,18 @@
 //! Histories of one node between clients that ask anything and a server that answers anything.
 
 mod bounds;
+mod rig;
 
-use super::*;
-use crate::backplane::local::Local;
 use crate::backplane::redis::history::ask::PENDING_TIME_MAX;
-use crate::backplane::redis::history::batch::{BatchKind, FetchBatch};
-use crate::backplane::redis::history::request::TopicRef;
+use crate::backplane::redis::history::batch::BatchKind;
 use crate::backplane::redis::hostile;
-use crate::backplane::redis::names::Names;
-use crate::backplane::redis::pipeline::send;
-use crate::ids::{ConnId, NodeId, SlotId, TopicId};
-use crate::ids::{Position, ShardId, TopicName, UpTo};
-use crate::link::channel::{OpsEnd, ShardEnd, window};
-use crate::link::health::Health;
-use crate::link::{Downlink, ReplyTo};
-use crate::link::{HistoryError, HistoryRequest, RecoveryRequest};
-use crate::policy::limits::Limits;
-use crate::policy::namespaces::Namespaces;
-use crate::protocol::dialect::Encoding;
-use crate::protocol::{Page, RequestId};
+use crate::ids::{Position, TopicName, UpTo};
+use crate::link::{Downlink, HistoryError};
+use crate::protocol::{Page, Recovery, Unrecovered};
 use proptest::prelude::*;
 use redis::Value;
-use std::sync::Arc;
-use std::task::{Context, Waker};
-use std::time::{Duration, Instant};
-
-const AT: TopicId = TopicId(SlotId { index: 5, generation: 0 });
-const CONN: ConnId = ConnId(SlotId { index: 7, generation: 0 });
-const GENERATION: &str = "run";
-
-/// A room with a member here, or a user.
-struct Story {
-    histories: Histories,
-    local: Local,
-    names: Names,
-    topic: TopicName,
-    now: Instant,
-    asked: u64,
-    shard: ShardEnd,
-    _ops: OpsEnd,
-    heard: Vec<Downlink>,
-}
-
-impl Story {
-    fn begin(topic: TopicName) -> Story {
-        let (mut shards, end, ops) = window(1, 64, 4096).unwrap();
-        let text = "chat: history_size=5; @users: history_size=5";
-        let namespaces = Arc::new(Namespaces::read(text).unwrap());
-        let node = NodeId(1);
-        let local = Local::new(node, end, Arc::new(Health::default()), Duration::ZERO, 0);
-        let mut story = Story {
-            histories: Histories::new(namespaces, &Limits::TINY),
-            local,
-            names: Names::new("t", node),
-            topic,
-            now: Instant::now(),
-            asked: 0,
-            shard: shards.remove(0),
-            _ops: ops,
-            heard: Vec::new(),
-        };
-        let key = story.local.join(story.topic.clone(), ShardId(0), Encoding::NATIVE, AT).unwrap();
-        assert!(story.local.confirm_subscription(key, 0));
-        story.histories.on_subscribed(&story.topic);
-        assert!(matches!(story.hear(), [Downlink::Joined { .. }]));
-        story.heard.clear();
-        story
-    }
-
-    fn recover(&mut self, since: Option<Position>) {
-        self.asked += 1;
-        let (topic, ticket) = (self.topic.clone(), self.asked);
-        let ask = Box::new(RecoveryRequest {
-            topic,
-            at: AT,
-            conn: CONN,
-            ticket,
-            since,
-            encoding: Encoding::NATIVE,
-        });
-        self.histories.recover(ShardId(0), ask, self.now, &mut self.local);
-    }
-
-    fn history(&mut self, page: Page) {
-        self.asked += 1;
-        let id = Some(RequestId::Number(self.asked));
-        let to = ReplyTo::Conn { shard: ShardId(0), conn: CONN, id, turn: false };
-        let ask = Box::new(HistoryRequest {
-            topic: self.topic.clone(),
-            page,
-            to,
-            encoding: Encoding::NATIVE,
-        });
-        self.histories.history(ask, self.now, &mut self.local);
-    }
-
-    fn message(&mut self, at: Position, body: &[u8]) {
-        let topic = (&self.topic).into();
-        self.histories.handle_message(topic, at, body, self.now, &mut self.local);
-    }
-
-    /// The server answers all reads that are due with the same reply.
-    fn read(&mut self, answer: &Value) {
-        self.histories.queue_retries(self.now);
-        let (_, topics) = self.histories.build_read_batch(&self.names, self.now);
-        self.handle_replies(topics, BatchKind::Read, answer, 3);
-    }
-
-    fn handle_replies(
-        &mut self,
-        topics: Vec<TopicRef>,
-        what: BatchKind,
-        answer: &Value,
-        rounds: u32,
-    ) {
-        let each = if what == BatchKind::Read { 4 } else { 1 };
-        let answers = vec![answer.clone(); topics.len() * each];
-        let mut cx = Context::from_waker(Waker::noop());
-        let reply = send(&mut cx, std::future::pending());
-        let batch = FetchBatch { topics, reply, what };
-        let whose = (&self.names, GENERATION);
-        let next = self.histories.handle_replies(&batch, answers, whose, self.now, &mut self.local);
-        for (what, topics) in next.into_iter().flatten() {
-            if what == BatchKind::Repair {
-                let _ = self.histories.repair_pipeline(&topics, &self.names, GENERATION);
-            }
-            // The reply to a creation is the hash alone.
-            let answer = match (what, answer) {
-                (BatchKind::Create, Value::Array(parts)) => parts.first().unwrap_or(&Value::Nil),
-                _ => answer,
-            };
-            if rounds > 0 {
-                self.handle_replies(topics, what, &answer.clone(), rounds - 1);
-            }
-        }
-    }
-
-    fn pass(&mut self, time: Duration) {
-        self.now += time;
-        self.histories.expire(self.now, &mut self.local);
-    }
-
-    fn hear(&mut self) -> &[Downlink] {
-        self.local.flush();
-        self.heard.extend(std::iter::from_fn(|| self.shard.try_recv()));
-        &self.heard
-    }
-}
-
-/// The replies of `HMGET` and `XREVRANGE` for such a history.
-fn answer(e: u64, s: u64, l: &str, a: Option<u64>, offsets: &[u64]) -> Value {
-    let text = |text: String| Value::BulkString(text.into_bytes());
-    let number = |number: u64| text(number.to_string());
-    let lineage = if l.is_empty() { Value::Nil } else { text(l.to_owned()) };
-    let acked = a.map_or(Value::Nil, number);
-    let meta = vec![number(e), number(s), lineage, acked, text(GENERATION.to_owned())];
-    let body = || Value::Array(vec![text("d".into()), Value::BulkString(b"\x01\x001".to_vec())]);
-    let entry = |offset: &u64| Value::Array(vec![text(format!("{offset}-0")), body()]);
-    let entries = offsets.iter().rev().map(entry).collect();
-    Value::Array(vec![Value::Array(meta), Value::Array(entries)])
-}
+use rig::{Story, answer, at, recovered};
+use std::time::Duration;
 
 #[derive(Clone, Debug)]
 enum Deed {
@@ -205,10 +57,6 @@ fn deed() -> impl Strategy<Value = Deed> {
         Just(Deed::LoseLink),
         (0..70_000u64).prop_map(Deed::Pass),
     ]
-}
-
-fn at((epoch, offset): (u64, u64)) -> Position {
-    Position { epoch, offset }
 }
 
 fn act(story: &mut Story, deed: Deed) {
@@ -302,10 +150,6 @@ fn requests_for_an_unreadable_history_are_refused_until_it_is_corrected() {
     assert_eq!((reply.position, reply.recovery), (at((7, 4)), recovered(3)));
 }
 
-fn recovered(messages: u64) -> crate::protocol::Recovery {
-    crate::protocol::Recovery::Recovered { messages }
-}
-
 #[test]
 fn reads_of_an_unreadable_history_become_rare() {
     let mut story = Story::begin(TopicName::room("chat:a"));
@@ -367,8 +211,8 @@ fn a_history_that_was_reset_is_reported_as_lost_and_continues_from_there() {
     story.recover(Some(at((7, 5))));
     story.read(&answer(7, 3, "", None, &[1, 2, 3]));
     let Some(Downlink::Recovered(reply)) = story.hear().last() else { panic!("not answered") };
-    let lost = crate::protocol::Unrecovered::TailLost;
-    assert_eq!(reply.recovery, crate::protocol::Recovery::NotRecovered(lost));
+    let lost = Unrecovered::TailLost;
+    assert_eq!(reply.recovery, Recovery::NotRecovered(lost));
 }
 
 #[test]
