@@ -20,7 +20,7 @@ fn a_join_whose_position_cannot_be_read_in_time_is_refused_and_has_none() {
         story.pass(Duration::from_secs(1));
         let unavailable = |heard: &Downlink| match heard {
             Downlink::Unrecoverable(refused) => refused.why == HistoryError::Unavailable,
-            Downlink::History(reply) => reply.said == Err(HistoryError::Unavailable),
+            Downlink::History(reply) => reply.page == Err(HistoryError::Unavailable),
             _ => false,
         };
         assert_eq!(story.hear().iter().filter(|heard| unavailable(heard)).count(), 3);
@@ -47,7 +47,7 @@ fn requests_beyond_the_limit_are_refused_and_one_topic_takes_half_of_the_places(
     let refused = |story: &mut Story| {
         let is_refused = |heard: &&Downlink| match heard {
             Downlink::Unrecoverable(refused) => refused.why == HistoryError::Overloaded,
-            Downlink::History(reply) => reply.said == Err(HistoryError::Overloaded),
+            Downlink::History(reply) => reply.page == Err(HistoryError::Overloaded),
             _ => false,
         };
         story.hear().iter().filter(is_refused).count()
