@@ -4,7 +4,7 @@ use crate::backplane::redis::pipeline::connection::BatchSender;
 use crate::backplane::redis::pipeline::reply::BatchReply;
 use crate::backplane::redis::pipeline::script_loads::ScriptLoads;
 use redis::{Pipeline, RedisResult, Value};
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 pub(crate) struct FakeConnection {
     scripts: Rc<ScriptLoads>,
     /// What was sent and not taken, oldest first.
-    sent: RefCell<Vec<FakeBatch>>,
+    sent: Cell<Vec<FakeBatch>>,
 }
 
 /// A batch that was sent.
@@ -26,12 +26,12 @@ pub(crate) struct FakeBatch {
 
 /// The replies to a batch; `None`: not yet.
 #[derive(Clone, Default)]
-pub(crate) struct FakeReply(Rc<RefCell<Option<RedisResult<Vec<Value>>>>>);
+pub(crate) struct FakeReply(Rc<Cell<Option<RedisResult<Vec<Value>>>>>);
 
 impl FakeConnection {
     /// Takes what was sent, oldest first.
     pub(crate) fn take_sent(&self) -> Vec<FakeBatch> {
-        std::mem::take(&mut self.sent.borrow_mut())
+        self.sent.take()
     }
 }
 
@@ -53,7 +53,9 @@ impl BatchSender for FakeConnection {
 
     fn send_batch(&self, _: &mut Context<'_>, commands: Pipeline) -> FakeReply {
         let reply = FakeReply::default();
-        self.sent.borrow_mut().push(FakeBatch { commands, reply: reply.clone() });
+        let mut sent = self.sent.take();
+        sent.push(FakeBatch { commands, reply: reply.clone() });
+        self.sent.set(sent);
         reply
     }
 

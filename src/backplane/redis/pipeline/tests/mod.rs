@@ -5,9 +5,11 @@ mod model;
 mod rig;
 
 use crate::backplane::redis::error_reply::ErrorReply;
-use crate::backplane::redis::pipeline::{
-    BatchPipeline, BatchSender, FakeConnection, ItemReply, OutgoingBatch, RetryOrder,
-};
+use crate::backplane::redis::pipeline::batch::OutgoingBatch;
+use crate::backplane::redis::pipeline::connection::BatchSender;
+use crate::backplane::redis::pipeline::fake::FakeConnection;
+use crate::backplane::redis::pipeline::item_reply::ItemReply;
+use crate::backplane::redis::pipeline::machine::{BatchPipeline, RetryOrder};
 use model::Model;
 use proptest::prelude::*;
 use redis::Value;

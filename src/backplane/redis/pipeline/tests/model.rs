@@ -1,6 +1,6 @@
 //! What the machine has to do, in the most naive form: the place of each item, by its number.
 
-use crate::backplane::redis::pipeline::RetryOrder;
+use crate::backplane::redis::pipeline::machine::RetryOrder;
 use crate::backplane::redis::pipeline::tests::rig::{
     Answer, BATCHES_MAX, Ending, ITEMS_PER_BATCH, Rig,
 };

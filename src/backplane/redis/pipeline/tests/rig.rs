@@ -1,10 +1,11 @@
 //! A user of the machine, a connection, and a server whose replies the test chooses.
 
-use crate::backplane::redis::pipeline::fake::FakeBatch;
+use crate::backplane::redis::pipeline::batch::OutgoingBatch;
 pub(super) use crate::backplane::redis::pipeline::fake::FakeReply as Reply;
-use crate::backplane::redis::pipeline::{
-    BatchPipeline, FakeConnection, ItemReply, OutgoingBatch, RetryOrder, ScriptOwner, ScriptSet,
-};
+use crate::backplane::redis::pipeline::fake::{FakeBatch, FakeConnection};
+use crate::backplane::redis::pipeline::item_reply::ItemReply;
+use crate::backplane::redis::pipeline::machine::{BatchPipeline, RetryOrder};
+use crate::backplane::redis::pipeline::script_loads::{ScriptOwner, ScriptSet};
 use redis::{RedisResult, Value};
 use std::collections::VecDeque;
 use std::task::{Context, Waker};
