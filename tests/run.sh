@@ -121,6 +121,8 @@ step "building the release binary" cargo build --release --locked
 # How a node lives and ends differs there: a panic aborts, and code takes other times.
 step "testing the release binary" env TEST_BINARY="$PWD/target/release/campanile" \
   cargo test --locked --test e2e -- ending:: closing_handshake:: log:: asking:: ops_port:: auth::
+step "searching the release binary" env TEST_BINARY="$PWD/target/release/campanile" \
+  cargo test --locked --test advisories
 # In the profile of the tests: this asks whether every benchmark runs, not how fast. `cargo bench`
 # measures.
 step "running every benchmark once" cargo test --locked --bench '*'

@@ -8,6 +8,7 @@
 //! Invariant: pure. No clock, no socket; and no secret ever leaves this room, not even by `Debug`.
 
 mod anonymous;
+mod crypto;
 mod plan;
 mod token;
 
@@ -78,6 +79,7 @@ struct Claims {
 impl Authenticator {
     /// As planned. Derives the key once, so that a check costs one HMAC.
     pub fn new(plan: &AuthPlan) -> Authenticator {
+        crypto::install();
         // The signature and the algorithm are the library's part. Time is ours, because it is an
         // argument; `aud` is not asked for, so a token that has one is not refused for it.
         let mut validation = Validation::new(Algorithm::HS256);

@@ -33,6 +33,7 @@ pub fn mint(request: &TokenRequest, secret: &str) -> Result<String, String> {
     if !is_user_name(&request.user) {
         return Err(format!("names that begin with {ANONYMOUS_PREFIX} are for anonymous clients"));
     }
+    super::crypto::install();
     let claims = Claims {
         sub: &request.user,
         exp: request.expires_unix_s,
