@@ -101,6 +101,20 @@ fn the_table_of_settings_is_the_one_that_the_program_prints() {
     assert_eq!(section("a\n<!-- x -->\nb\n", "x"), None);
 }
 
+#[test]
+fn the_permissions_of_a_redis_user_are_those_that_are_tried() {
+    agrees(
+        "docs/redis.md",
+        "permissions",
+        &campanile::backplane::redis::permissions::table::markdown(),
+    );
+    let document = read("docs/redis.md");
+    for reason in campanile::backplane::redis::failure::FailureReason::ALL {
+        let name = format!("`{}`", reason.name());
+        assert!(document.contains(&name), "docs/redis.md explains {name}");
+    }
+}
+
 /// One metric of the source.
 #[derive(Debug, PartialEq, Eq)]
 struct Metric {

@@ -13,7 +13,9 @@ use std::time::Instant;
 /// The answer of `/readyz` while the backplane is down: each server that is down, and why.
 pub(super) fn not_ready(snapshot: &RedisSnapshot) -> Value {
     let down = snapshot.servers.iter().filter(|server| !server.is_up());
-    let down = down.map(|server| json!({"server": server.server, "reason": server.reason}));
+    let down = down.map(
+        |server| json!({"server": server.server, "reason": server.reason, "detail": server.detail}),
+    );
     let mut answer = json!({
         "ready": false,
         "reason": "backplane",
@@ -83,6 +85,7 @@ fn one(server: &ServerNumbers, keeps_history: bool, now: Instant) -> Value {
         "name": server.name,
         "up": server.is_up(),
         "reason": server.reason,
+        "detail": server.detail,
         "topics": own.subscriptions,
         "publish_queue_bytes": own.publish_queue_bytes,
         "publishes_in_flight": own.in_flight,

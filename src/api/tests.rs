@@ -481,7 +481,8 @@ fn redis_server(server: &str, reason: Option<&str>) -> Arc<ServerNumbers> {
     Arc::new(ServerNumbers {
         server: server.into(),
         name: None,
-        reason: reason.unwrap_or("the canary came back").into(),
+        reason: reason.map(|_| "refused"),
+        detail: reason.unwrap_or("the canary came back").into(),
         counted: OwnNumbers { up, reconnects: Some(2), ..OwnNumbers::default() },
         canary_back_at: Some(Instant::now()),
         reported: Arc::new(if reason.is_none() { reported } else { RedisNumbers::default() }),
@@ -531,7 +532,10 @@ fn a_node_that_is_not_ready_says_which_servers_are_down_and_why() {
     };
     node.backplane_mirror.show(Arc::new(snapshot));
     let body = node.get_json("/readyz").1;
-    assert_eq!(body["down"], json!([{"server": "h:2", "reason": "it is away"}]));
+    assert_eq!(
+        body["down"],
+        json!([{"server": "h:2", "reason": "refused", "detail": "it is away"}])
+    );
     assert_eq!(body["cluster"], "no node answers");
     assert_eq!(body["unreachable_sentinels"], json!([{"sentinel": "s:1", "reason": null}]));
     node.health.set_backplane_up(true);
@@ -539,7 +543,9 @@ fn a_node_that_is_not_ready_says_which_servers_are_down_and_why() {
     let stats = node.get_json("/v1/stats").1;
     assert_eq!(stats["redis"]["deployment"], "fixed");
     assert_eq!(stats["redis"]["servers"][0]["memory"]["used_bytes"], 1000);
-    assert_eq!(stats["redis"]["servers"][1]["reason"], "it is away");
+    assert_eq!(stats["redis"]["servers"][0]["reason"], Value::Null);
+    assert_eq!(stats["redis"]["servers"][1]["reason"], "refused");
+    assert_eq!(stats["redis"]["servers"][1]["detail"], "it is away");
     assert_eq!(stats["redis"]["servers"][1]["memory"]["used_bytes"], Value::Null);
 }
 

@@ -44,8 +44,10 @@ pub struct ServerNumbers {
     pub server: String,
     /// The master's name in Sentinel; `None` without Sentinel.
     pub name: Option<String>,
-    /// Why it is up, or down.
-    pub reason: String,
+    /// The name of the failure that keeps it from being ready, if there is one.
+    pub reason: Option<&'static str>,
+    /// Why it is ready or not, for people.
+    pub detail: String,
     /// What this node counts. The age of the canary is not in it: [`ServerNumbers::own`].
     pub counted: OwnNumbers,
     /// When a canary last came back; `None`: none is expected, for the server has no topics.
@@ -99,7 +101,8 @@ mod tests {
         let mut server = ServerNumbers {
             server: "h:1".into(),
             name: None,
-            reason: String::new(),
+            reason: None,
+            detail: String::new(),
             counted: OwnNumbers { up: Some(1), ..OwnNumbers::default() },
             canary_back_at: Some(start),
             reported: Arc::default(),

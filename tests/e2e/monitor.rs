@@ -231,7 +231,14 @@ fn of_several_servers_each_has_its_numbers_and_the_one_that_is_down_is_named_wit
     let down = not_ready.json()["down"].take();
     assert_eq!(down.as_array().map(Vec::len), Some(1), "{down}");
     assert_eq!(down[0]["server"], format!("127.0.0.1:{second}"));
-    assert!(down[0]["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{down}");
+    assert!(down[0]["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{down}");
+    wait_until("the reason is that nothing listens there", || {
+        node.get("/readyz").json()["down"][0]["reason"] == "refused"
+    });
+    let counted = "campanile_redis_connection_failures_total";
+    wait_until("it is counted under the same name", || {
+        node.metric_where(counted, "reason=\"refused\"") > 0
+    });
     assert_eq!(of_server(&node, "up", first), Some(1), "the other one is as well as it was");
     assert!(of_server(&node, "memory_used_bytes", first).is_some());
     assert_eq!(of_server(&node, "reconnects_total", second), Some(1));

@@ -12,9 +12,12 @@ use crate::backplane::interest::TopicKey;
 use crate::backplane::local::Local;
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::message::Message;
+use crate::backplane::redis::broadcasts::check::Broadcasts;
 use crate::backplane::redis::connection::subscriber::{CommandReply, SubscriberEvent};
 use crate::backplane::redis::connection::subscriptions::Subscriptions;
 use crate::backplane::redis::error_reply::ErrorReply;
+use crate::backplane::redis::failure::classify::LinkUser;
+use crate::backplane::redis::failure::{LinkError, Outage};
 use crate::backplane::redis::health::canary::Canary;
 use crate::backplane::redis::history::Histories;
 use crate::backplane::redis::ingest;
@@ -22,7 +25,7 @@ use crate::backplane::redis::presence::{self, RedisPresence};
 use crate::backplane::redis::shared::SharedContext;
 use crate::backplane::redis::unreadable::position;
 use crate::backplane::topic_table::HashedTopic;
-use crate::ids::Position;
+use crate::ids::{Position, TopicName};
 use hashbrown::HashSet;
 use std::time::Instant;
 
@@ -34,6 +37,8 @@ pub(super) struct InboundHandler<'a> {
     pub server: usize,
     /// What is the same for all servers.
     pub shared: &'a SharedContext,
+    /// The user of the link, for errors.
+    pub user: &'a LinkUser,
     /// The link's subscriptions.
     pub subscriptions: &'a mut Subscriptions,
     /// The link's canary, once everything is subscribed.
@@ -44,11 +49,13 @@ pub(super) struct InboundHandler<'a> {
     pub histories: &'a mut Histories,
     /// Presence of all rooms.
     pub presence: &'a mut RedisPresence,
+    /// Messages to everybody.
+    pub broadcasts: &'a mut Broadcasts,
     /// This node's members.
     pub local: &'a mut Local,
     /// Rate limit of log lines about malformed messages.
     pub malformed: &'a mut LogThrottle,
-    /// Topics taken over from another server: members are told of a possible loss when they are
+    /// Topics taken over from another server: members are notified of a possible loss when they are
     /// subscribed.
     pub moved: &'a mut HashSet<TopicKey>,
     /// When a canary last came back.
@@ -56,7 +63,7 @@ pub(super) struct InboundHandler<'a> {
     /// Set when the server redirects a topic.
     pub is_redirected: &'a mut bool,
     /// Why the link has to be given up; set once.
-    pub failure: Option<String>,
+    pub failure: Option<LinkError>,
 }
 
 impl InboundHandler<'_> {
@@ -80,7 +87,7 @@ impl InboundHandler<'_> {
     }
 
     fn fail(&mut self, why: &str) {
-        self.failure.get_or_insert_with(|| why.to_owned());
+        self.failure.get_or_insert_with(|| Outage::Protocol(why.to_owned()).into());
     }
 
     fn on_ping(&mut self, text: &[u8]) {
@@ -93,6 +100,10 @@ impl InboundHandler<'_> {
                 continue;
             }
             let has_moved = self.moved.remove(&key);
+            if self.broadcasts.has_key(key) {
+                self.broadcasts.on_subscribed(self.now);
+                continue;
+            }
             if !self.histories.is_enabled() && !has_moved {
                 continue;
             }
@@ -114,7 +125,10 @@ impl InboundHandler<'_> {
                 self.local.counters.redirects += 1;
                 self.subscriptions.handle_rejected();
             }
-            _ => self.fail(&format!("the server refused a subscription: {text}")),
+            _ => {
+                let refused = self.user.rejected(&text);
+                self.failure.get_or_insert(refused);
+            }
         }
     }
 
@@ -165,6 +179,9 @@ impl InboundHandler<'_> {
             }
             return;
         }
+        if topic == TopicName::ALL {
+            return self.on_broadcast(body);
+        }
         let topic = HashedTopic::of(topic);
         let (histories, now) = (&mut *self.histories, self.now);
         match split_position(body) {
@@ -172,6 +189,15 @@ impl InboundHandler<'_> {
             Some((_, body)) => self.deliver(topic, body),
             None => self.deliver(topic, body),
         }
+    }
+
+    fn on_broadcast(&mut self, body: &[u8]) {
+        let (numbers, body) = match split_position(body) {
+            Some((numbers, body)) => (Some(numbers), body),
+            None => (None, body),
+        };
+        self.broadcasts.receive(numbers, self.local);
+        self.deliver(HashedTopic::of(TopicName::ALL), body);
     }
 
     fn on_ingest(&mut self, body: &[u8]) {
@@ -191,7 +217,7 @@ impl InboundHandler<'_> {
                 conflate_key: publish.conflate_key,
                 key: None,
             }),
-            Err(why) => self.on_malformed(&why, "publish"),
+            Err(why) => self.on_malformed(&why.to_string(), "publish"),
         }
     }
 
@@ -227,7 +253,7 @@ mod tests {
     use crate::backplane::redis::hostile;
     use crate::backplane::redis::names::Names;
     use crate::backplane::topic_table::counting::hashes_of;
-    use crate::ids::{NodeId, ShardId, SlotId, TopicId, TopicName};
+    use crate::ids::{NodeId, ShardId, SlotId, TopicId};
     use crate::link::Downlink;
     use crate::link::channel::{OpsEnd, ShardEnd, window};
     use crate::link::health::Health;
@@ -268,7 +294,14 @@ mod tests {
                 subscriptions: Subscriptions::new(0, Vec::new(), 0),
                 histories: Histories::new(namespaces.clone(), &limits),
                 presence: RedisPresence::new(namespaces.clone(), "t", names.clone(), node),
-                shared: SharedContext { plan: plan(), limits, names, namespaces, seed: 1 },
+                shared: SharedContext {
+                    plan: plan(),
+                    limits,
+                    names,
+                    namespaces,
+                    features: Vec::new(),
+                    seed: 1,
+                },
                 local,
                 shard,
                 _ops: ops,
@@ -282,8 +315,10 @@ mod tests {
                 server: 0,
                 shared: &self.shared,
                 subscriptions: &mut self.subscriptions,
+                user: &LinkUser::new(None, "subscribing"),
                 canary: None,
                 canary_channel: None,
+                broadcasts: &mut Broadcasts::new(),
                 histories: &mut self.histories,
                 presence: &mut self.presence,
                 local: &mut self.local,

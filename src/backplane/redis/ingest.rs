@@ -3,12 +3,13 @@
 //!
 //! Every node receives such a message and delivers it to its own members, so no node forwards it.
 //!
-//! Invariant: the payload stays byte for byte as it was, and was checked to be JSON.
+//! Invariant: the payload stays byte for byte, and was checked to be JSON.
 
 use crate::ids::{ConflateKey, TopicName, is_name};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::fmt;
 
 /// A publish of another service.
 #[derive(Debug)]
@@ -19,6 +20,47 @@ pub(super) struct Ingest<'a> {
     pub payload: &'a [u8],
     /// Its conflate key, if it has one.
     pub conflate_key: Option<ConflateKey>,
+}
+
+/// What is wrong with one.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum IngestError {
+    /// It is longer than a message may be.
+    TooLong {
+        /// Its bytes.
+        bytes: usize,
+        /// Bytes of a message, at most.
+        bytes_max: usize,
+    },
+    /// It is not the JSON that is expected.
+    Json(String),
+    /// The payload is nested deeper than this.
+    TooDeep(usize),
+    /// It has no target, or several.
+    Target,
+    /// The name of its room or user is not possible.
+    Name,
+    /// Its conflate key is not possible.
+    ConflateKey,
+}
+
+impl fmt::Display for IngestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            IngestError::TooLong { bytes, bytes_max } => {
+                write!(f, "{bytes} bytes; at most {bytes_max} are allowed")
+            }
+            IngestError::Json(error) => f.write_str(error),
+            IngestError::TooDeep(depth_max) => {
+                write!(f, "the payload is nested deeper than {depth_max}")
+            }
+            IngestError::Target => {
+                f.write_str("wants one of room_id, target_user_id and \"broadcast\":true")
+            }
+            IngestError::Name => f.write_str("a name has 1 to 255 bytes"),
+            IngestError::ConflateKey => f.write_str("a conflate_key has 1 to 128 bytes"),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -34,33 +76,36 @@ struct IngestJson<'a> {
     payload: &'a RawValue,
 }
 
-/// Parses one of at most `bytes_max` bytes, whose payload is nested at most `depth_max` deep. The
-/// error says what is wrong with it.
-pub(super) fn read(json: &[u8], bytes_max: usize, depth_max: usize) -> Result<Ingest<'_>, String> {
+/// Parses one of at most `bytes_max` bytes, whose payload is nested at most `depth_max` deep.
+pub(super) fn read(
+    json: &[u8],
+    bytes_max: usize,
+    depth_max: usize,
+) -> Result<Ingest<'_>, IngestError> {
     if json.len() > bytes_max {
-        return Err(format!("{} bytes; at most {bytes_max} are allowed", json.len()));
+        return Err(IngestError::TooLong { bytes: json.len(), bytes_max });
     }
     let json_fields: IngestJson<'_> =
-        serde_json::from_slice(json).map_err(|error| error.to_string())?;
+        serde_json::from_slice(json).map_err(|error| IngestError::Json(error.to_string()))?;
     let payload = json_fields.payload.get().as_bytes();
     if depth(payload) > depth_max {
-        return Err(format!("the payload is nested deeper than {depth_max}"));
+        return Err(IngestError::TooDeep(depth_max));
     }
     let topic = match (json_fields.room_id, json_fields.target_user_id, json_fields.broadcast) {
         (Some(room), None, None | Some(false)) => TopicName::room(checked(&room)?),
         (None, Some(user), None | Some(false)) => TopicName::user(checked(&user)?),
         (None, None, Some(true)) => TopicName::all(),
-        _ => return Err("wants one of room_id, target_user_id and \"broadcast\":true".into()),
+        _ => return Err(IngestError::Target),
     };
     let conflate_key = match json_fields.conflate_key {
         None => None,
-        Some(key) => Some(ConflateKey::of(&key).ok_or("a conflate_key has 1 to 128 bytes")?),
+        Some(key) => Some(ConflateKey::of(&key).ok_or(IngestError::ConflateKey)?),
     };
     Ok(Ingest { topic, payload, conflate_key })
 }
 
-fn checked(name: &str) -> Result<&str, String> {
-    is_name(name).then_some(name).ok_or_else(|| "a name has 1 to 255 bytes".into())
+fn checked(name: &str) -> Result<&str, IngestError> {
+    is_name(name).then_some(name).ok_or(IngestError::Name)
 }
 
 /// Nesting depth of valid JSON.
@@ -95,7 +140,7 @@ fn skip_string(bytes: &mut std::slice::Iter<'_, u8>) {
 mod tests {
     use super::*;
 
-    fn read_usual(json: &str) -> Result<(String, String), String> {
+    fn read_usual(json: &str) -> Result<(String, String), IngestError> {
         let ingest = read(json.as_bytes(), 1000, 3)?;
         let payload = String::from_utf8(ingest.payload.to_vec()).unwrap();
         Ok((ingest.topic.as_str().to_owned(), payload))

@@ -6,6 +6,10 @@
 //! changes. A move waits until no command of a topic is in flight. Then queued publishes, histories
 //! and pending requests go to the new server in order, and nothing can overtake them.
 //!
+//! Why a server is not connected has a type (`failure`), and so has what its user must be allowed to
+//! do (`permissions`), which is tried whenever a node connects. Messages to everybody are numbered
+//! (`broadcasts`), so that an outage is reported only to members who may have missed something.
+//!
 //! The node is ready while every server with topics is up and has them all subscribed. Presence
 //! (`presence`) spans all servers, because a node's sign of life is on one of them.
 //!
@@ -13,9 +17,11 @@
 //! server.
 
 mod backoff;
+mod broadcasts;
 pub mod connection;
 mod disconnects;
 mod error_reply;
+pub mod failure;
 mod health;
 mod history;
 #[cfg(test)]
@@ -23,6 +29,7 @@ mod hostile;
 mod inbound;
 mod ingest;
 pub mod names;
+pub mod permissions;
 mod pipeline;
 mod presence;
 mod publish;
@@ -46,12 +53,15 @@ use crate::metrics::servers::RedisSnapshot;
 use crate::plan::{Deployment, RedisPlan};
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::Namespaces;
+use broadcasts::check::Broadcasts;
 use disconnects::Disconnects;
+use failure::Outage;
 use health::snapshot::SnapshotBuilder;
 use health::totals::ServerTotals;
 use names::Names;
 use presence::RedisPresence;
-use server::{SWITCH_GRACE, Server};
+use server::life::SWITCH_GRACE;
+use server::supervisor::{Server, Turn};
 use shared::{ServerAssignment, SharedContext};
 use std::sync::Arc;
 use std::task::Context;
@@ -74,6 +84,7 @@ pub struct RedisTransport {
     presence: RedisPresence,
     acks: UserAcks,
     disconnects: Disconnects,
+    broadcasts: Broadcasts,
     route: ServerRoutes,
     /// Which servers were up when presence and acknowledgements last received their routes.
     were_up: Vec<bool>,
@@ -101,7 +112,9 @@ impl RedisTransport {
         let route = ServerRoutes::new(map.owners.clone(), vec![None], names.publish());
         let acks = UserAcks::new(namespaces.clone(), names.clone(), route.clone());
         let namespaces = namespaces.clone();
-        let shared = SharedContext { plan, limits, names, namespaces, seed: node.0 };
+        let features = shared::features(&plan, &namespaces);
+        let seed = node.0;
+        let shared = SharedContext { plan, limits, names, namespaces, features, seed };
         let servers = vec![Server::new(&shared, String::new(), None, false)];
         RedisTransport {
             shared,
@@ -112,6 +125,7 @@ impl RedisTransport {
             presence,
             acks,
             disconnects: Disconnects::default(),
+            broadcasts: Broadcasts::new(),
             route,
             were_up: vec![false],
             snapshot: SnapshotBuilder::default(),
@@ -138,7 +152,7 @@ impl RedisTransport {
                 TopologyChange::Master { server, address } => {
                     let server = &mut self.servers[server];
                     local.counters.switches += u64::from(server.is_elsewhere(&address));
-                    server.move_to(address, now);
+                    server.move_to(address, now, local);
                 }
             }
             if self.next.is_some() {
@@ -158,7 +172,7 @@ impl RedisTransport {
             if !is_gone || !is_late {
                 return false;
             }
-            server.go_down("it is no longer a master", now, local);
+            server.fail(Outage::Departed.into(), now, local);
         }
         let (map, _) = self.next.take().expect("looked at above");
         self.apply(map, local);
@@ -215,11 +229,12 @@ impl RedisTransport {
                 .unwrap_or_else(|| Server::new(&self.shared, name.clone(), address, !is_first));
             let mut partitions = (0..).zip(self.map.owners.iter());
             let first = partitions.find(|(_, owner)| usize::from(**owner) == number);
+            let has_broadcasts = usize::from(control) == number;
             // A message to the whole Cluster arrives on each of its servers: one of them counts.
-            let hears_ingest = !self.shared.names.is_sharded() || usize::from(control) == number;
+            let hears_ingest = !self.shared.names.is_sharded() || has_broadcasts;
             let first = first.map(|(partition, _)| partition);
             server.set_assignment(
-                ServerAssignment { number, first, hears_ingest },
+                ServerAssignment { number, first, hears_ingest, has_broadcasts },
                 &self.shared.names,
             );
             server.histories().set_share(&self.shared.limits, shares);
@@ -250,7 +265,7 @@ impl RedisTransport {
         let down = self.servers.iter().find(|server| !server.is_ready());
         if down.is_none() != local.is_up() {
             let server = down.unwrap_or(&self.servers[0]);
-            let reason = format!("{}: {}", server.display_name(), server.reason());
+            let reason = format!("{}: {}", server.display_name(), server.detail());
             local.set_up(down.is_none(), &reason, now);
         }
     }
@@ -285,6 +300,7 @@ impl RedisTransport {
 
 impl Transport for RedisTransport {
     fn subscribe(&mut self, key: TopicKey, topic: &TopicName) {
+        self.broadcasts.subscribe(key, topic);
         self.server_of(topic).subscribe(key, topic);
     }
 
@@ -345,7 +361,9 @@ impl Transport for RedisTransport {
     fn poll(&mut self, cx: &mut Context<'_>, now: Instant, local: &mut Local) -> bool {
         let mut is_busy = self.poll_topology(cx, now, local);
         for server in &mut self.servers {
-            is_busy |= server.poll(cx, now, &self.shared, &mut self.presence, local);
+            let (presence, broadcasts) = (&mut self.presence, &mut self.broadcasts);
+            let shared = &self.shared;
+            is_busy |= server.poll(&mut Turn { cx, now, shared, presence, broadcasts, local });
             if server.take_redirected() {
                 self.topology.hurry();
             }

@@ -9,7 +9,8 @@
 //! makes the same names.
 
 use crate::backplane::partition::partition;
-use crate::ids::NodeId;
+use crate::backplane::redis::permissions::table::{channels_rule, keys_rule};
+use crate::ids::{NodeId, TopicName};
 
 /// The names that one node uses.
 #[derive(Clone, Debug)]
@@ -113,6 +114,30 @@ impl Names {
     /// The key of a partition's fence.
     pub fn partition_key(&self, partition: u16) -> String {
         format!("{}{partition}}}:g", self.keys)
+    }
+
+    /// The key of the number of the last message to everybody.
+    pub fn broadcast_key(&self) -> String {
+        format!("{}{}}}:b", self.topics, partition(TopicName::ALL))
+    }
+
+    /// A key or channel of a partition's slot, with which a new link is tried out.
+    pub fn probe(&self, partition: u16, kind: &str) -> String {
+        format!("{}{partition}}}:probe:{}:{kind}", self.topics, self.node)
+    }
+
+    /// The ACL rule for all keys.
+    pub fn keys_rule(&self) -> String {
+        keys_rule(self.prefix())
+    }
+
+    /// The ACL rule for all channels.
+    pub fn channels_rule(&self) -> String {
+        channels_rule(self.prefix())
+    }
+
+    fn prefix(&self) -> &str {
+        self.topics.strip_suffix(":{p").expect("it was put together like that")
     }
 
     /// The topic of a channel, if it is a topic's.

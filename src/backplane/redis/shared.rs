@@ -1,7 +1,8 @@
 //! What all servers share, and what each of them is assigned.
 
 use crate::backplane::redis::names::Names;
-use crate::plan::RedisPlan;
+use crate::backplane::redis::permissions::table::Feature;
+use crate::plan::{Deployment, RedisPlan};
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::Namespaces;
 use std::sync::Arc;
@@ -16,12 +17,14 @@ pub(super) struct SharedContext {
     pub names: Names,
     /// Settings of namespaces.
     pub namespaces: Arc<Namespaces>,
+    /// What of the configuration needs permissions in Redis.
+    pub features: Vec<Feature>,
     /// Seed of the pauses between connection attempts, so that nodes spread.
     pub seed: u64,
 }
 
 /// What a server is assigned by the map.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ServerAssignment {
     /// Its index in the map.
     pub number: usize,
@@ -29,4 +32,19 @@ pub(super) struct ServerAssignment {
     pub first: Option<u16>,
     /// Whether publishes of other services are taken from this server.
     pub hears_ingest: bool,
+    /// Whether messages to everybody are on this server.
+    pub has_broadcasts: bool,
+}
+
+/// What of a configuration needs permissions in Redis.
+pub(super) fn features(plan: &RedisPlan, namespaces: &Namespaces) -> Vec<Feature> {
+    let is_cluster = matches!(plan.servers.deployment, Deployment::Cluster(_));
+    let all = [
+        (Feature::OneServer, !is_cluster),
+        (Feature::Cluster, is_cluster),
+        (Feature::History, namespaces.have_history()),
+        (Feature::Presence, namespaces.have_presence()),
+        (Feature::Replicated, namespaces.want_replicas()),
+    ];
+    all.into_iter().filter(|(_, is_needed)| *is_needed).map(|(feature, _)| feature).collect()
 }

@@ -7,12 +7,15 @@
 //! Invariant: a stream that [`dial`] returns sends at once (no Nagle), and an idle one ends within
 //! half a minute after another host is gone. Where there is traffic, the canary is quicker.
 
+use crate::backplane::redis::failure::classify::of_connect;
+use crate::backplane::redis::failure::{LinkError, SetupError};
 use redis::ConnectionAddr;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use socket2::{SockRef, TcpKeepalive};
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -37,50 +40,64 @@ pub(super) enum Stream {
     Unix(UnixStream),
 }
 
-/// Connects. The error is for people.
+/// Connects.
 pub(super) async fn dial(
     addr: &ConnectionAddr,
     tls_ca_file: Option<&str>,
-) -> Result<Stream, String> {
+) -> Result<Stream, LinkError> {
     match addr {
         ConnectionAddr::Tcp(host, port) => Ok(Stream::Plain(open(host, *port).await?)),
         ConnectionAddr::TcpTls { insecure: true, .. } => {
-            Err("rediss://…#insecure is not supported: a certificate is always checked. Name the \
-                 file of the authority that signed it in redis.tls_ca_file"
-                .to_owned())
+            let error = "rediss://…#insecure is not supported: a certificate is always checked. \
+                         Name the file of the authority that signed it in redis.tls_ca_file";
+            Err(SetupError::Url(error.to_owned()).into())
         }
         ConnectionAddr::TcpTls { host, port, .. } => {
             let connector = TlsConnector::from(Arc::new(client_config(tls_ca_file)?));
             let name = ServerName::try_from(host.clone())
-                .map_err(|error| format!("{host} in rediss://: {error}"))?;
+                .map_err(|error| SetupError::Url(format!("{host} in rediss://: {error}")))?;
             let stream = connector.connect(name, open(host, *port).await?).await;
-            Ok(Stream::Tls(Box::new(stream.map_err(|error| format!("TLS: {error}"))?)))
+            let stream = stream.map_err(|error| SetupError::Tls(error.to_string()))?;
+            Ok(Stream::Tls(Box::new(stream)))
         }
         ConnectionAddr::Unix(path) => {
+            let named = |error: io::Error| {
+                io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+            };
             let stream = UnixStream::connect(path).await;
-            Ok(Stream::Unix(stream.map_err(|error| format!("{}: {error}", path.display()))?))
+            Ok(Stream::Unix(stream.map_err(|error| of_connect(&named(error)))?))
         }
-        _ => Err("only redis://, rediss:// and redis+unix:// are supported".to_owned()),
+        _ => {
+            let error = "only redis://, rediss:// and redis+unix:// are supported";
+            Err(SetupError::Url(error.to_owned()).into())
+        }
     }
 }
 
-async fn open(host: &str, port: u16) -> Result<TcpStream, String> {
+async fn open(host: &str, port: u16) -> Result<TcpStream, LinkError> {
+    let addresses = tokio::net::lookup_host((host, port)).await;
+    let addresses: Vec<SocketAddr> = addresses
+        .map_err(|error| SetupError::UnknownName {
+            host: host.to_owned(),
+            error: error.to_string(),
+        })?
+        .collect();
     let opened = async {
-        let stream = TcpStream::connect((host, port)).await?;
+        let stream = TcpStream::connect(&addresses[..]).await?;
         stream.set_nodelay(true)?;
         let keepalive =
             TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_INTERVAL);
         SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
         Ok(stream)
     };
-    opened.await.map_err(|error: io::Error| error.to_string())
+    opened.await.map_err(|error: io::Error| of_connect(&error))
 }
 
-fn client_config(tls_ca_file: Option<&str>) -> Result<ClientConfig, String> {
+fn client_config(tls_ca_file: Option<&str>) -> Result<ClientConfig, LinkError> {
     let mut roots = RootCertStore::empty();
     match tls_ca_file {
         Some(path) => add_authorities(&mut roots, path)
-            .map_err(|error| format!("redis.tls_ca_file = {path}: {error}"))?,
+            .map_err(|error| SetupError::Authority { path: path.to_owned(), error })?,
         None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -33,6 +33,8 @@ pub use crate::backplane::redis::connection::buffers::BUFFER_BYTES;
 use crate::backplane::redis::connection::buffers::{ReadBuffer, WriteBuffer};
 use crate::backplane::redis::connection::dial::{Stream, dial};
 use crate::backplane::redis::connection::resp::{MalformedResp, RespItems, RespValue};
+use crate::backplane::redis::failure::classify::LinkUser;
+use crate::backplane::redis::failure::{LinkError, Outage, SetupError};
 use redis::{ConnectionInfo, RedisConnectionInfo};
 use std::future::poll_fn;
 use std::io;
@@ -92,8 +94,10 @@ pub struct Subscriber {
     write_buffer: WriteBuffer,
     /// Of each [`Subscriber::ask`].
     timeout: Duration,
+    /// The user, for errors.
+    user: LinkUser,
     /// Why the connection is lost, once it is.
-    lost: Option<String>,
+    lost: Option<LinkError>,
 }
 
 impl Subscriber {
@@ -106,28 +110,50 @@ impl Subscriber {
         name: &str,
         timeout: Duration,
         string_bytes_max: usize,
-    ) -> Result<Subscriber, String> {
+    ) -> Result<Subscriber, LinkError> {
+        let user = LinkUser::new(info.redis_settings().username(), "subscribing");
         let connected = async {
             let stream = dial(info.addr(), tls_ca_file).await?;
             let read_buffer = ReadBuffer::new(string_bytes_max);
             let write_buffer = WriteBuffer::default();
             let mut subscriber =
-                Subscriber { stream, read_buffer, write_buffer, timeout, lost: None };
+                Subscriber { stream, read_buffer, write_buffer, timeout, user, lost: None };
             subscriber.authenticate(info.redis_settings(), name).await?;
             Ok(subscriber)
         };
-        tokio::time::timeout(timeout, connected)
-            .await
-            .map_err(|_| "the server does not answer".to_owned())?
+        tokio::time::timeout(timeout, connected).await.map_err(|_| Outage::Timeout(""))?
     }
 
     /// Sends one command and waits for its reply as text, one line for each part. Only before
     /// anything is subscribed: messages that arrive before the reply are lost.
-    pub async fn ask(&mut self, words: &[&[u8]]) -> Result<String, String> {
+    pub async fn ask(&mut self, words: &[&[u8]]) -> Result<String, LinkError> {
         let timeout = self.timeout;
-        tokio::time::timeout(timeout, self.ask_in_time(words))
-            .await
-            .map_err(|_| "the server does not answer".to_owned())?
+        let answered = tokio::time::timeout(timeout, self.ask_in_time(words));
+        answered.await.map_err(|_| Outage::Timeout(""))?
+    }
+
+    /// Sends what was written, with a `PING token` behind it, and waits for its answer. Returns the
+    /// errors among the replies. Only before anything is subscribed for good, as [`Self::ask`].
+    pub async fn refusals_until(&mut self, token: &str) -> Result<Vec<String>, LinkError> {
+        self.write([&b"PING"[..], token.as_bytes()].into_iter());
+        let timeout = self.timeout;
+        let answered = async {
+            let mut refusals = Vec::new();
+            loop {
+                match self.reply().await? {
+                    Ok(text) if text == token => return Ok(refusals),
+                    Ok(_) => {}
+                    Err(error) => {
+                        let is_of_ping = error.contains("'ping'");
+                        refusals.push(error);
+                        if is_of_ping {
+                            return Ok(refusals);
+                        }
+                    }
+                }
+            }
+        };
+        tokio::time::timeout(timeout, answered).await.map_err(|_| Outage::Timeout(""))?
     }
 
     /// Queues a command, sent by the next [`Subscriber::poll`].
@@ -155,7 +181,7 @@ impl Subscriber {
         cx: &mut Context<'_>,
         events_max: usize,
         mut on_event: impl FnMut(SubscriberEvent<'_>),
-    ) -> Result<bool, String> {
+    ) -> Result<bool, LinkError> {
         if let Some(why) = &self.lost {
             return Err(why.clone());
         }
@@ -163,7 +189,11 @@ impl Subscriber {
             event_of(item).map(|event_of| event_of.into_iter().for_each(&mut on_event))
         });
         polled.map_err(|why| {
-            self.lost.insert(format!("the subscribing connection was lost: {why}")).clone()
+            let lost = match why {
+                PollError::Ended(why) => self.user.lost(&why),
+                PollError::Malformed(why) => Outage::Protocol(why.to_string()).into(),
+            };
+            self.lost.insert(lost).clone()
         })
     }
 
@@ -173,13 +203,13 @@ impl Subscriber {
         cx: &mut Context<'_>,
         items_max: usize,
         mut on_item: impl FnMut(RespValue<'_>) -> Result<(), MalformedResp>,
-    ) -> Result<bool, String> {
+    ) -> Result<bool, PollError> {
         assert!(items_max > 0, "nothing would ever come");
         self.write_buffer.poll_flush(&mut self.stream, cx).map_err(io_error_text)?;
         let (mut items, mut bytes) = (0, 0);
         loop {
-            while let Some(item) = self.read_buffer.next().map_err(|error| error.to_string())? {
-                on_item(item).map_err(|error| error.to_string())?;
+            while let Some(item) = self.read_buffer.next().map_err(PollError::Malformed)? {
+                on_item(item).map_err(PollError::Malformed)?;
                 items += 1;
                 if items == items_max {
                     return Ok(true);
@@ -201,36 +231,49 @@ impl Subscriber {
     }
 
     /// Without a timeout of its own.
-    async fn ask_in_time(&mut self, words: &[&[u8]]) -> Result<String, String> {
+    async fn ask_in_time(&mut self, words: &[&[u8]]) -> Result<String, LinkError> {
         self.write(words.iter().copied());
-        self.reply().await.map_err(|error| {
-            let command = words.first().expect("a command");
-            format!("{}: {error}", String::from_utf8_lossy(command))
+        self.reply().await?.map_err(|error| {
+            let command = String::from_utf8_lossy(words.first().expect("a command"));
+            match self.user.rejected(&error) {
+                LinkError::Outage(Outage::Rejected(error)) => {
+                    Outage::Rejected(format!("{command}: {error}")).into()
+                }
+                failure => failure,
+            }
         })
     }
 
-    async fn authenticate(&mut self, who: &RedisConnectionInfo, name: &str) -> Result<(), String> {
+    async fn authenticate(
+        &mut self,
+        who: &RedisConnectionInfo,
+        name: &str,
+    ) -> Result<(), LinkError> {
         let mut hello: Vec<&[u8]> = vec![b"HELLO", b"3"];
         if let Some(password) = who.password() {
             let user = who.username().unwrap_or("default");
             hello.extend([&b"AUTH"[..], user.as_bytes(), password.as_bytes()]);
         }
         hello.extend([&b"SETNAME"[..], name.as_bytes()]);
-        self.ask_in_time(&hello).await.map_err(|error| without_secret(&error, who.password()))?;
+        let refused = self.ask_in_time(&hello).await.map(|_| ());
+        refused.map_err(|error| without_secret(error, who.password()))?;
         if who.db() != 0 {
             self.ask_in_time(&[b"SELECT", itoa::Buffer::new().format(who.db()).as_bytes()]).await?;
         }
-        match self.ask_in_time(&[b"ROLE"]).await?.lines().next() {
-            Some("master") => Ok(()),
+        match self.ask_in_time(&[b"ROLE"]).await {
+            Ok(role) if role.lines().next() == Some("master") => Ok(()),
             // A replica accepts subscriptions and publishes, but the other nodes do not see them.
-            _ => Err("the server is not a master".to_owned()),
+            Ok(_) => Err(Outage::NotMaster.into()),
+            // Reported on the connection for commands, with everything else that is missing.
+            Err(LinkError::Setup(SetupError::Forbidden { .. })) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
-    /// Waits for the next reply.
-    async fn reply(&mut self) -> Result<String, String> {
+    /// Waits for the next reply, which may be an error.
+    async fn reply(&mut self) -> Result<Result<String, String>, LinkError> {
         let mut reply = None;
-        poll_fn(|cx| {
+        let polled = poll_fn(|cx| {
             loop {
                 let polled = self.poll_items(cx, 1, |item| {
                     if !matches!(item, RespValue::Push(_)) {
@@ -240,14 +283,25 @@ impl Subscriber {
                 });
                 match (polled, reply.take()) {
                     (Err(error), _) => return Poll::Ready(Err(error)),
-                    (Ok(_), Some(reply)) => return Poll::Ready(reply),
+                    (Ok(_), Some(reply)) => return Poll::Ready(Ok(reply)),
                     (Ok(true), None) => {}
                     (Ok(false), None) => return Poll::Pending,
                 }
             }
+        });
+        polled.await.map_err(|error| match error {
+            PollError::Ended(why) => self.user.lost(&why),
+            PollError::Malformed(why) => Outage::Protocol(why.to_string()).into(),
         })
-        .await
     }
+}
+
+/// Why a connection is lost.
+enum PollError {
+    /// The socket, or the server.
+    Ended(String),
+    /// It does not speak RESP.
+    Malformed(MalformedResp),
 }
 
 /// `None` for kinds of pushes that none of our commands causes.
@@ -318,19 +372,28 @@ fn text(item: RespValue<'_>) -> Result<String, String> {
     })
 }
 
-/// Servers before 6.0 and proxies repeat the arguments of an unknown command in the error, and one
-/// of those of HELLO is the password, maybe truncated.
-fn without_secret(error: &str, password: Option<&str>) -> String {
-    let error = error.split(", with args").next().expect("split gives at least one");
-    match password {
-        Some(password) if !password.is_empty() => error.replace(password, "(the password)"),
-        _ => error.to_owned(),
+/// Proxies repeat the arguments of a command in an error, and one of those of HELLO is the
+/// password, maybe truncated.
+fn without_secret(error: LinkError, password: Option<&str>) -> LinkError {
+    let hide = |text: String| {
+        let text = text.split(", with args").next().expect("split gives at least one");
+        match password {
+            Some(password) if !password.is_empty() => text.replace(password, "(the password)"),
+            _ => text.to_owned(),
+        }
+    };
+    match error {
+        LinkError::Outage(Outage::Rejected(text)) => Outage::Rejected(hide(text)).into(),
+        LinkError::Setup(SetupError::Unauthenticated { user, error }) => {
+            SetupError::Unauthenticated { user, error: hide(error) }.into()
+        }
+        other => other,
     }
 }
 
-fn io_error_text(error: io::Error) -> String {
-    match error.kind() {
+fn io_error_text(error: io::Error) -> PollError {
+    PollError::Ended(match error.kind() {
         io::ErrorKind::UnexpectedEof => "the server closed it".to_owned(),
         _ => error.to_string(),
-    }
+    })
 }

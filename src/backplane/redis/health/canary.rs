@@ -6,8 +6,11 @@
 //!
 //! Invariant: the age of the last canary that came back is the whole verdict.
 
-use crate::backplane::redis::connection::is_text;
+use crate::backplane::redis::connection::link::ServerLink;
+use crate::backplane::redis::connection::reply::is_master;
 use crate::backplane::redis::error_reply::ErrorReply;
+use crate::backplane::redis::failure::classify::LinkUser;
+use crate::backplane::redis::failure::{LinkError, Outage};
 use crate::backplane::redis::pipeline::{PendingReply, poll_reply, send};
 use crate::backplane::redis::unreadable::number;
 use redis::aio::MultiplexedConnection;
@@ -24,6 +27,8 @@ pub(crate) struct Canary {
     /// When the last one came back, or the link began.
     back_at: Instant,
     has_come_back: bool,
+    /// When the newest that came back was sent.
+    proved_at: Option<Instant>,
     reply: Option<PendingReply<Vec<Value>>>,
     /// The server's replication id when the link began.
     replication: Option<String>,
@@ -44,6 +49,7 @@ impl Canary {
             last_sent: None,
             back_at: now,
             has_come_back: false,
+            proved_at: None,
             reply: None,
             replication: None,
             is_redirected: false,
@@ -55,6 +61,11 @@ impl Canary {
     /// Whether one has come back on this link.
     pub(crate) fn has_come_back(&self) -> bool {
         self.has_come_back
+    }
+
+    /// When the newest that came back was sent: all that was published before has arrived.
+    pub(crate) fn proved_at(&self) -> Option<Instant> {
+        self.proved_at
     }
 
     /// Time since one last came back.
@@ -73,25 +84,25 @@ impl Canary {
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        cmd: &MultiplexedConnection,
+        link: &ServerLink,
         publish: &'static str,
         channel: &str,
-    ) -> Result<(), String> {
+    ) -> Result<(), LinkError> {
         if let Some(reply) = &mut self.reply
             && let Poll::Ready(answer) = poll_reply(reply, cx)
         {
             self.reply = None;
-            let answers = answer.map_err(|error| format!("canary: {error}"))?;
-            self.check(answers)?;
+            let answers = answer.map_err(|error| link.user.failure(&error))?;
+            self.check(answers, &link.user)?;
         }
         if self.age(now) > self.timeout {
             self.missed += 1;
-            return Err(format!("no canary came back for {} ms", self.age(now).as_millis()));
+            return Err(Outage::Canary { silent_ms: self.age(now).as_millis() }.into());
         }
         if self.reply.is_none() && self.is_due(now) {
             let number = self.number(now);
             self.reply =
-                Some(send(cx, send_probe(cmd.clone(), publish, channel.to_owned(), number)));
+                Some(send(cx, send_probe(link.cmd.clone(), publish, channel.to_owned(), number)));
         }
         Ok(())
     }
@@ -113,6 +124,7 @@ impl Canary {
         self.back_at = now;
         self.has_come_back = true;
         if number == newest {
+            self.proved_at = Some(sent_at);
             self.rtt = now.duration_since(sent_at);
         }
         true
@@ -120,17 +132,17 @@ impl Canary {
 
     /// Checks that the server is still the master that it was. A demoted one accepts publishes, and
     /// sends them to its own subscribers only.
-    fn check(&mut self, answers: Vec<Value>) -> Result<(), String> {
+    fn check(&mut self, answers: Vec<Value>, user: &LinkUser) -> Result<(), LinkError> {
         let nothing = [Value::Nil, Value::Nil, Value::Nil];
         let [published, role, info] = <[Value; 3]>::try_from(answers).unwrap_or(nothing);
         // The topology finds out where the channel went; until then none comes back.
         self.is_redirected |= ErrorReply::of(&published) == Some(ErrorReply::Moved);
         if !self.is_redirected {
-            published.extract_error().map_err(|error| format!("canary: {error}"))?;
+            published.extract_error().map_err(|error| user.failure(&error))?;
         }
         // ROLE, because a user with a link may call it; INFO may be forbidden.
-        if matches!(&role, Value::Array(parts) if !is_text(parts.first(), b"master")) {
-            return Err("the server is no longer a master".to_owned());
+        if matches!(role, Value::Array(_)) && !is_master(&role) {
+            return Err(Outage::Demoted.into());
         }
         let info = match info {
             Value::BulkString(text) => String::from_utf8_lossy(&text).into_owned(),
@@ -141,7 +153,7 @@ impl Canary {
         let Some(replication) = field("master_replid:").map(str::trim) else { return Ok(()) };
         let known = self.replication.get_or_insert_with(|| replication.to_owned());
         if known != replication {
-            return Err("the server has been a replica of another one".to_owned());
+            return Err(Outage::Replaced.into());
         }
         Ok(())
     }
@@ -214,7 +226,7 @@ mod tests {
             canary.number(start);
             let is_ours = body == b"1";
             proptest::prop_assert_eq!(canary.handle_message(&body, start), is_ours);
-            let _ = canary.check(answers);
+            let _ = canary.check(answers, &LinkUser::new(None, "commanding"));
         }
     }
 }

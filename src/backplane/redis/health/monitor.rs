@@ -13,7 +13,7 @@
 //!
 //! Invariant: no reply, or the lack of one, gives a link up.
 
-use crate::backplane::redis::connection::ServerLink;
+use crate::backplane::redis::connection::link::ServerLink;
 use crate::backplane::redis::health::info::{self, SECTIONS, SETTINGS};
 use crate::backplane::redis::pipeline::{PendingReply, poll_reply, send};
 use crate::metrics::redis::{RedisNumbers, advice};
@@ -207,7 +207,7 @@ impl Monitor {
             self.subscriber_id = match &link.sub_id {
                 Ok(id) => SubscriberId::Known(*id),
                 Err(error) => {
-                    self.refuse(MonitorQuery::SubscriberId, error);
+                    self.refuse(MonitorQuery::SubscriberId, &error.to_string());
                     SubscriberId::Refused
                 }
             };

@@ -50,7 +50,8 @@ mod tests {
         ServerNumbers {
             server: server.into(),
             name: None,
-            reason: String::new(),
+            reason: None,
+            detail: String::new(),
             counted: OwnNumbers { up: Some(up), ..OwnNumbers::default() },
             canary_back_at: None,
             reported: Arc::default(),

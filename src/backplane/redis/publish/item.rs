@@ -26,6 +26,11 @@ impl QueuedPublish {
         &self.publish.topic
     }
 
+    /// Whether it is for everybody.
+    pub(super) fn is_broadcast(&self) -> bool {
+        self.topic().as_str() == TopicName::ALL
+    }
+
     /// The outcome if it is not sent, or not again.
     pub(super) fn failure(&self) -> PublishOutcome {
         if self.may_have_arrived { PublishOutcome::Unknown } else { PublishOutcome::Unavailable }

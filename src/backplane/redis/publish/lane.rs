@@ -3,6 +3,8 @@
 use crate::backplane::envelope;
 use crate::backplane::local::Local;
 use crate::backplane::message::{IDEMPOTENCY_TTL, Message};
+use crate::backplane::redis::broadcasts::chain::SentBroadcasts;
+use crate::backplane::redis::broadcasts::scripts::broadcast;
 use crate::backplane::redis::error_reply::ErrorReply;
 use crate::backplane::redis::pipeline::{
     AnsweredBatch, BatchPipeline, CommandConnection, CommandContext, ItemReply, OutgoingBatch,
@@ -53,6 +55,7 @@ pub(super) struct ReplyContext<'a> {
     pub(super) commands: &'a CommandContext<'a>,
     pub(super) local: &'a mut Local,
     pub(super) unconfirmed: &'a mut UnconfirmedLog,
+    pub(super) broadcasts: &'a mut SentBroadcasts,
     pub(super) log: &'a mut RefusalLog,
 }
 
@@ -136,14 +139,14 @@ impl Lane {
             envelope::write(&Message::of(&queued.publish), envelope);
             bytes += envelope.len();
             if self.kind == LaneKind::Transient {
-                let channel = context.names.channel(queued.topic().as_str());
-                batch.commands.cmd(context.publish).arg(channel).arg(&envelope[..]);
+                let command = transient_command(&queued.publish, envelope, context);
+                batch.commands.add_command(command);
             } else {
                 let policy = namespaces.policy(queued.topic().kind());
                 let command = publish_command(&queued.publish, envelope, policy, context);
                 batch.commands.add_command(command);
             }
-            batch.items.push(match is_final {
+            batch.items.push(match is_final && !queued.is_broadcast() {
                 true => SentPublish::DoneOnly(queued.publish.done),
                 false => SentPublish::Retriable(Box::new(queued)),
             });
@@ -196,6 +199,9 @@ impl Lane {
     ) {
         let (now, local) = (context.now, &mut *context.local);
         if self.kind == LaneKind::Transient {
+            if queued.is_broadcast() {
+                context.broadcasts.note_acknowledged(number_of(value).unwrap_or(0));
+            }
             return local.end_publish(queued.publish.done, PublishOutcome::Accepted(None), now);
         }
         let parsed = scripts::parse_publish_reply(value);
@@ -219,9 +225,11 @@ impl Lane {
     }
 
     /// The link is lost: the outcome of what was in flight is unknown. Publishes with an idempotency
-    /// key are sent again.
-    pub(super) fn lose_link(&mut self, now: Instant, local: &mut Local) {
+    /// key are sent again. Returns whether a broadcast was in flight.
+    pub(super) fn lose_link(&mut self, now: Instant, local: &mut Local) -> bool {
+        let mut had_broadcast = false;
         for sent in self.pipeline.lose_link() {
+            had_broadcast |= sent.queued().is_some_and(QueuedPublish::is_broadcast);
             match sent {
                 SentPublish::Retriable(mut queued)
                     if self.kind != LaneKind::Transient && queued.publish.key.is_some() =>
@@ -232,12 +240,25 @@ impl Lane {
                 sent => local.end_publish(sent.into_done(), PublishOutcome::Unknown, now),
             }
         }
+        had_broadcast
     }
 }
 
 /// Whether `WAIT` reports a replica.
 fn has_replica(answer: Option<Value>) -> bool {
     answer.as_ref().and_then(number_of).is_some_and(|replicas| replicas > 0)
+}
+
+/// The command that publishes a message without storing it; one to everybody is numbered.
+fn transient_command(publish: &Publish, envelope: &[u8], context: &CommandContext<'_>) -> Cmd {
+    let topic = publish.topic.as_str();
+    let channel = context.names.channel(topic);
+    if topic == TopicName::ALL {
+        return broadcast(context.names, channel, envelope, context.publish);
+    }
+    let mut command = redis::cmd(context.publish);
+    command.arg(channel).arg(envelope);
+    command
 }
 
 /// The command that stores a message and publishes it (`lua/publish.lua`).

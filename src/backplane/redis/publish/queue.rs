@@ -19,6 +19,7 @@
 //! Invariant: each publish ends exactly once.
 
 use crate::backplane::local::Local;
+use crate::backplane::redis::broadcasts::chain::SentBroadcasts;
 use crate::backplane::redis::pipeline::{CommandConnection, CommandContext};
 use crate::backplane::redis::publish::item::{QueuedPublish, queue_bytes};
 use crate::backplane::redis::publish::lane::{
@@ -56,6 +57,8 @@ pub(crate) struct PublishQueue {
     /// the link was down.
     is_stuck: bool,
     unconfirmed: UnconfirmedLog,
+    /// What was sent to everybody.
+    broadcasts: SentBroadcasts,
 }
 
 impl PublishQueue {
@@ -71,6 +74,7 @@ impl PublishQueue {
             unconfirmed: UnconfirmedLog::new(namespaces.clone()),
             namespaces,
             is_stuck: false,
+            broadcasts: SentBroadcasts::default(),
         }
     }
 
@@ -135,6 +139,11 @@ impl PublishQueue {
         let take = |lane: &mut Lane| lane.pipeline.take_redirected();
         let lanes = self.lanes.iter_mut().map(take).fold(false, |one, other| one | other);
         self.unconfirmed.take_redirected() | lanes
+    }
+
+    /// What was sent to everybody since the last call.
+    pub(crate) fn take_sent_broadcasts(&mut self) -> SentBroadcasts {
+        std::mem::take(&mut self.broadcasts)
     }
 
     /// Takes out the publishes of topics that have moved to another server, in order.
@@ -219,7 +228,8 @@ impl PublishQueue {
             let took = now.saturating_duration_since(batch.sent_at());
             local.counters.publish_round_trip.record(took);
             let (unconfirmed, log) = (&mut self.unconfirmed, &mut self.log);
-            let mut context = ReplyContext { now, commands: context, local, unconfirmed, log };
+            let (commands, broadcasts) = (context, &mut self.broadcasts);
+            let mut context = ReplyContext { now, commands, local, unconfirmed, broadcasts, log };
             lane.handle_replies(batch, &mut context);
             is_busy = true;
         }
@@ -230,6 +240,8 @@ impl PublishQueue {
     /// sent again on the next link.
     pub(crate) fn lose_link(&mut self, now: Instant, local: &mut Local) {
         self.unconfirmed.lose_link();
-        self.lanes.iter_mut().for_each(|lane| lane.lose_link(now, local));
+        for lane in &mut self.lanes {
+            self.broadcasts.is_unknown |= lane.lose_link(now, local);
+        }
     }
 }

@@ -12,11 +12,14 @@
 
 use crate::backplane::log_throttle::LogThrottle;
 use crate::backplane::partition::PARTITIONS;
-use crate::backplane::redis::connection;
+use crate::backplane::redis::connection::client::open_url;
+use crate::backplane::redis::failure::{LinkError, Outage};
+use crate::backplane::redis::topology::error::TopologyError;
 use crate::backplane::redis::topology::map::PartitionMap;
 use crate::metrics::servers;
 use crate::plan::{Login, RedisPlan};
 use futures_util::future::join_all;
+use redis::AsyncConnectionConfig;
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,7 +39,7 @@ const ASKED_AT_ONCE_MAX: usize = 16;
 /// Known nodes of a Cluster, at most: as many as Redis supports.
 const NODES_MAX: usize = 1_000;
 
-type Asking = Pin<Box<dyn Future<Output = Result<ClusterView, String>>>>;
+type Asking = Pin<Box<dyn Future<Output = Result<ClusterView, TopologyError>>>>;
 
 /// What the servers' answers amount to.
 struct ClusterView {
@@ -58,7 +61,7 @@ pub(crate) struct Cluster {
     is_hurried: bool,
     map: Option<PartitionMap>,
     /// Why the last attempt failed, if it did.
-    last_error: Option<String>,
+    last_error: Option<TopologyError>,
     failures: LogThrottle,
 }
 
@@ -109,7 +112,7 @@ impl Cluster {
             Err(error) => {
                 self.is_hurried = true;
                 if let Some(suppressed) = self.failures.is_due(now) {
-                    tracing::warn!(error, suppressed, "cannot read the Redis Cluster's slot map");
+                    tracing::warn!(%error, suppressed, "cannot read the Redis Cluster's slot map");
                 }
                 self.last_error = Some(error);
                 None
@@ -122,7 +125,7 @@ impl Cluster {
         let masters = self.map.as_ref().map(|map| map.servers.len() as u64);
         view.deployment.cluster_masters = masters;
         view.deployment.cluster_map_failed = Some(u64::from(self.last_error.is_some()));
-        view.cluster_error.clone_from(&self.last_error);
+        view.cluster_error = self.last_error.as_ref().map(TopologyError::to_string);
     }
 
     fn know(&mut self, addresses: Vec<String>) {
@@ -139,14 +142,14 @@ async fn ask_all(
     addresses: Vec<String>,
     login: Login,
     tls_ca_file: Option<String>,
-) -> Result<ClusterView, String> {
+) -> Result<ClusterView, TopologyError> {
     let (login, tls_ca_file) = (&login, &tls_ca_file);
     let answers = join_all(addresses.iter().map(|address| async move {
         let asked = ask(login.url(address), tls_ca_file.clone());
         match tokio::time::timeout(TIMEOUT, asked).await {
             Ok(Ok(text)) => Ok(read(&text, address)),
-            Ok(Err(error)) => Err(format!("{address}: {error}")),
-            Err(_) => Err(format!("{address} does not answer")),
+            Ok(Err(error)) => Err((address.clone(), error)),
+            Err(_) => Err((address.clone(), Outage::Timeout("").into())),
         }
     }));
     let (mut views, mut errors) = (Vec::new(), Vec::new());
@@ -157,18 +160,17 @@ async fn ask_all(
         }
     }
     if views.is_empty() {
-        return Err(errors.join("; "));
+        return Err(TopologyError::NoAnswer(errors));
     }
     let addresses = views.iter().flat_map(|view| &view.addresses).cloned().collect();
     Ok(ClusterView { map: merge(&views)?, addresses })
 }
 
-async fn ask(url: String, tls_ca_file: Option<String>) -> Result<String, String> {
-    let config = redis::AsyncConnectionConfig::new();
-    let opened = connection::open_url(&url, tls_ca_file.as_deref(), config).await?;
-    let (mut connection, _driver) = opened;
-    let error_text = |error: redis::RedisError| error.to_string();
-    redis::cmd("CLUSTER").arg("NODES").query_async(&mut connection).await.map_err(error_text)
+async fn ask(url: String, tls_ca_file: Option<String>) -> Result<String, LinkError> {
+    let opened = open_url(&url, tls_ca_file.as_deref(), AsyncConnectionConfig::new()).await?;
+    let (mut connection, _driver, user) = opened;
+    let failure = |error: redis::RedisError| user.failure(&error);
+    redis::cmd("CLUSTER").arg("NODES").query_async(&mut connection).await.map_err(failure)
 }
 
 /// One server's answer.
@@ -240,7 +242,7 @@ fn range(word: &str) -> Option<(u16, u16)> {
 }
 
 /// Merges all views. Fails if a slot has no master.
-fn merge(views: &[NodeView]) -> Result<PartitionMap, String> {
+fn merge(views: &[NodeView]) -> Result<PartitionMap, TopologyError> {
     let mut owners: Vec<Option<(u64, &Master)>> = vec![None; SLOTS];
     for master in views.iter().flat_map(|view| &view.masters) {
         for slot in master.slots.iter().flat_map(|(first, last)| *first..=*last) {
@@ -253,7 +255,7 @@ fn merge(views: &[NodeView]) -> Result<PartitionMap, String> {
     let of_partition = |partition: usize| {
         let slot = slot_of(partition);
         let owner = owners[usize::from(slot)];
-        owner.map(|(_, master)| &master.address).ok_or_else(|| format!("slot {slot} has no master"))
+        owner.map(|(_, master)| &master.address).ok_or(TopologyError::SlotWithoutMaster(slot))
     };
     let addresses: Vec<&String> = (0..PARTITIONS).map(of_partition).collect::<Result<_, _>>()?;
     // In an order that does not depend on who was asked first.
@@ -320,7 +322,8 @@ nonsense
     #[test]
     fn a_slot_without_a_master_makes_no_map() {
         let view = read("a h:1@1 master - 0 0 1 connected 0-16000", "x");
-        assert!(merge(&[view]).unwrap_err().contains("has no master"));
+        let error = merge(&[view]).unwrap_err();
+        assert!(matches!(error, TopologyError::SlotWithoutMaster(_)), "{error}");
     }
 
     #[test]

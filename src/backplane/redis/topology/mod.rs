@@ -7,6 +7,7 @@
 //! Invariant: a [`PartitionMap`] gives each partition to a server that it names.
 
 pub(super) mod cluster;
+pub(super) mod error;
 pub(super) mod map;
 pub(super) mod routes;
 pub(super) mod sentinel;

@@ -9,7 +9,10 @@
 //! Invariant: a sentinel that does not answer changes no master's address.
 
 use crate::backplane::log_throttle::LogThrottle;
-use crate::backplane::redis::connection;
+use crate::backplane::redis::connection::client::open_url;
+use crate::backplane::redis::failure::classify::LinkUser;
+use crate::backplane::redis::failure::{LinkError, Outage};
+use crate::backplane::redis::topology::error::TopologyError;
 use crate::metrics::servers::RedisSnapshot;
 use crate::plan::{Login, RedisPlan};
 use redis::aio::MultiplexedConnection;
@@ -33,7 +36,7 @@ const REPORTS_MAX: usize = 64;
 /// A sentinel's report, or why there is none.
 struct SentinelReport {
     sentinel: usize,
-    what: Result<MasterReport, String>,
+    what: Result<MasterReport, TopologyError>,
 }
 
 /// The address of a master.
@@ -59,7 +62,7 @@ struct SentinelState {
     /// When it last reported a master.
     heard_at: Option<Instant>,
     /// Its last error.
-    error: Option<String>,
+    error: Option<TopologyError>,
     failures: LogThrottle,
 }
 
@@ -138,7 +141,7 @@ impl Sentinels {
                     if let Some(suppressed) = sentinels.failures.is_due(now) {
                         let sentinel = &sentinels.address;
                         let what = "a sentinel reports no master";
-                        tracing::warn!(sentinel, error, suppressed, "{what}");
+                        tracing::warn!(sentinel, %error, suppressed, "{what}");
                     }
                     sentinels.error = Some(error);
                 }
@@ -150,7 +153,9 @@ impl Sentinels {
     /// Adds the sentinels that do not answer to the snapshot.
     pub(crate) fn describe(&self, now: Instant, picture: &mut RedisSnapshot) {
         let silent = self.sentinels.iter().filter(|sentinels| !sentinels.is_answering(now));
-        let silent = silent.map(|sentinels| (sentinels.address.clone(), sentinels.error.clone()));
+        let error =
+            |sentinel: &SentinelState| sentinel.error.as_ref().map(TopologyError::to_string);
+        let silent = silent.map(|sentinel| (sentinel.address.clone(), error(sentinel)));
         picture.unreachable_sentinels = silent.collect();
         let answering = self.sentinels.len() - picture.unreachable_sentinels.len();
         picture.deployment.sentinels_configured = Some(self.sentinels.len() as u64);
@@ -212,8 +217,7 @@ async fn listen(
     tls_ca_file: Option<&str>,
     masters: &[String],
     reports: &mpsc::Sender<SentinelReport>,
-) -> Result<std::convert::Infallible, String> {
-    let last_reports = |error: redis::RedisError| error.to_string();
+) -> Result<std::convert::Infallible, TopologyError> {
     let switched = Arc::new(Notify::new());
     let lost = Arc::new(Notify::new());
     let (on_switch, on_loss) = (switched.clone(), lost.clone());
@@ -227,26 +231,27 @@ async fn listen(
             Ok::<(), redis::aio::SendError>(())
         },
     );
-    let opened = tokio::time::timeout(TIMEOUT, connection::open_url(url, tls_ca_file, config));
-    let opened = opened.await.map_err(|_| "the sentinel does not answer")?;
-    let (mut connection, _driver) = opened?;
-    connection.subscribe("+switch-master").await.map_err(last_reports)?;
+    let opened = tokio::time::timeout(TIMEOUT, open_url(url, tls_ca_file, config));
+    let (mut connection, _driver, user) =
+        opened.await.map_err(|_| LinkError::from(Outage::Timeout("")))??;
+    let failure = |error: redis::RedisError| user.failure(&error);
+    connection.subscribe("+switch-master").await.map_err(failure)?;
     loop {
         // A master that it does not know hides no other.
         let mut unknown = None;
         for (master, name) in masters.iter().enumerate() {
-            match ask(&mut connection, name).await {
+            match ask(&mut connection, name, &user).await {
                 Ok((epoch, address)) => {
                     let report = SentinelReport {
                         sentinel,
                         what: Ok(MasterReport { master, epoch, address }),
                     };
-                    reports
-                        .send(report)
-                        .await
-                        .map_err(|_| "the node is about to end".to_owned())?;
+                    reports.send(report).await.map_err(|_| TopologyError::Ending)?;
                 }
-                Err(error) => unknown = Some(format!("{name}: {error}")),
+                Err(error) => {
+                    let (name, error) = (name.clone(), Box::new(error));
+                    unknown = Some(TopologyError::UnknownMaster { name, error });
+                }
             }
         }
         if let Some(error) = unknown {
@@ -254,7 +259,9 @@ async fn listen(
         }
         tokio::select! {
             () = switched.notified() => {}
-            () = lost.notified() => return Err("the connection was lost".to_owned()),
+            () = lost.notified() => {
+                return Err(user.lost("it was closed").into());
+            }
             () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
     }
@@ -266,28 +273,30 @@ async fn listen(
 /// address, until every replica follows the new master; `GET-MASTER-ADDR-BY-NAME` has the new
 /// address from the promotion on. The epoch is asked for first: an address may be newer than it,
 /// never older.
-async fn ask(connection: &mut MultiplexedConnection, name: &str) -> Result<(u64, String), String> {
-    let last_reports = |error: redis::RedisError| error.to_string();
+async fn ask(
+    connection: &mut MultiplexedConnection,
+    name: &str,
+    user: &LinkUser,
+) -> Result<(u64, String), TopologyError> {
     let mut both = redis::pipe();
     both.cmd("SENTINEL").arg("MASTER").arg(name);
     both.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(name);
-    let (fields, address): (Value, Value) =
-        both.query_async(connection).await.map_err(last_reports)?;
+    let answers = both.query_async(connection).await;
+    let (fields, address): (Value, Value) = answers.map_err(|error| user.failure(&error))?;
     Ok((epoch(&fields)?, address_of(&address)?))
 }
 
 /// Parses `SENTINEL MASTER`: a map, or alternating names and values.
-fn epoch(answer: &Value) -> Result<u64, String> {
-    let fields: HashMap<String, String> =
-        redis::from_redis_value_ref(answer).map_err(|error| error.to_string())?;
-    let epoch = fields.get("config-epoch").and_then(|epoch| epoch.parse().ok());
-    epoch.ok_or_else(|| "the sentinel does not say its config-epoch".to_owned())
+fn epoch(answer: &Value) -> Result<u64, TopologyError> {
+    let fields: Option<HashMap<String, String>> = redis::from_redis_value_ref(answer).ok();
+    let epoch = fields.as_ref().and_then(|fields| fields.get("config-epoch")?.parse().ok());
+    epoch.ok_or(TopologyError::Incomplete("config-epoch"))
 }
 
 /// Parses `SENTINEL GET-MASTER-ADDR-BY-NAME`.
-fn address_of(answer: &Value) -> Result<String, String> {
+fn address_of(answer: &Value) -> Result<String, TopologyError> {
     let (ip, port): (String, String) = redis::from_redis_value_ref(answer)
-        .map_err(|_| "the sentinel does not say where it is".to_owned())?;
+        .map_err(|_| TopologyError::Incomplete("address of the master"))?;
     Ok(if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") })
 }
 

@@ -1,6 +1,7 @@
 use super::*;
-use crate::backplane::redis::connection::open;
+use crate::backplane::redis::connection::client::open;
 use crate::backplane::redis::connection::resp::tests::tree;
+use crate::backplane::redis::failure::classify::LinkUser;
 use proptest::prelude::*;
 use redis::{IntoConnectionInfo, Value};
 use std::task::Waker;
@@ -212,7 +213,7 @@ async fn a_value_that_is_too_long_is_null_for_the_crate_and_its_connection_goes_
     let settings = info.redis_settings().clone().set_protocol(redis::ProtocolVersion::RESP3);
     let info = info.set_redis_settings(settings.set_skip_set_lib_name());
     let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
-    let (mut connection, _driver) = open(&info, None, config, LIMITS).await.unwrap();
+    let (mut connection, _driver) = open(&info, None, config, LIMITS, &user()).await.unwrap();
     let read: Value = redis::cmd("READ").query_async(&mut connection).await.unwrap();
     assert_eq!(read, Value::Array(vec![Value::Int(7), Value::Nil]));
     let pong: Value = redis::cmd("PING").query_async(&mut connection).await.unwrap();
@@ -230,9 +231,15 @@ async fn a_server_that_is_hostile_from_the_first_reply_on_is_refused() {
     for reply in replies {
         let info = fake(vec![reply.to_vec()]).into_connection_info().unwrap();
         let config = redis::AsyncConnectionConfig::new();
-        let opened =
-            tokio::time::timeout(Duration::from_secs(20), open(&info, None, config, LIMITS));
+        let user = user();
+        let opened = open(&info, None, config, LIMITS, &user);
+        let opened = tokio::time::timeout(Duration::from_secs(20), opened);
         let refused = opened.await.expect("it is refused at once").err().expect("it is refused");
+        let refused = refused.to_string();
         assert!(refused.contains("what it never does"), "{refused}");
     }
+}
+
+fn user() -> LinkUser {
+    LinkUser::new(None, "commanding")
 }

@@ -109,7 +109,7 @@ pub(super) struct LongString {
     pub len: usize,
 }
 
-/// The peer is no Redis server, or parsing is out of step with it: the connection is lost.
+/// The user is no Redis server, or parsing is out of step with it: the connection is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct MalformedResp(pub &'static str);
 
