@@ -2,10 +2,12 @@
 //! deployed, and the other way round.
 //!
 //! `suite`, `histories`, `presences` and `queues` tell each story once; here it is run in every
-//! world: in process, through one server, through three that share the topics, through a master
+//! world: in process, through one server, through one whose
+//! user may do no more than is needed, through three that share the topics, through a master
 //! named by sentinels, and through a Cluster. The other files have what only a server can do: die,
 //! freeze, restart, lose data, and hold values of other programs.
 
+mod broadcasts;
 mod channels;
 #[path = "../common/cluster.rs"]
 mod cluster;
@@ -15,6 +17,7 @@ mod foreign_presence;
 mod histories;
 mod history_faults;
 mod history_races;
+mod permissions;
 mod presence_faults;
 mod presences;
 #[path = "../common/proxy.rs"]
@@ -57,6 +60,7 @@ macro_rules! in_every_world {
     ($($suite:ident: $($build:ident: $story:ident,)+;)+) => {
         in_world! { embedded, in_process: $($suite: $($build: $story,)+;)+ }
         in_world! { redis, through_redis: $($suite: $($build: $story,)+;)+ }
+        in_world! { minimal, through_a_minimal_user: $($suite: $($build: $story,)+;)+ }
         in_world! { several, through_several: $($suite: $($build: $story,)+;)+ }
         in_world! { sentinel, through_sentinel: $($suite: $($build: $story,)+;)+ }
         in_world! { cluster, through_cluster: $($suite: $($build: $story,)+;)+ }

@@ -2,11 +2,13 @@
 #![allow(clippy::disallowed_types)] // the law is about deliveries; these are tests sharing servers
 
 use crate::cluster::Cluster;
+use crate::permissions::minimal_user;
 use crate::redis::{Redis, wait_until};
 use crate::sentinel::{Care, Sentinel};
 use bytes::Bytes;
 use campanile::auth::AuthPlan;
 use campanile::backplane;
+use campanile::backplane::redis::permissions::table::Feature;
 use campanile::ids::{
     ConflateKey, ConnId, NodeId, Position, ShardId, SlotId, TopicId, TopicName, UpTo,
 };
@@ -18,6 +20,7 @@ use campanile::link::{
     PresenceRequest, PresenceUpdate, Publish, PublishOutcome, RecoveryReply, RecoveryRequest,
     ReplyTo, Uplink,
 };
+use campanile::metrics::servers::ServerNumbers;
 use campanile::metrics::{BackplaneCounters, BackplaneMirror};
 use campanile::plan::{
     BackplanePlan, Plan, ProxyProtocol, RedisPlan, RedisServers, Scheduling, ShardPlan,
@@ -147,6 +150,23 @@ impl World {
         World { nodes, redis: None, _shared: None }
     }
 
+    /// Nodes whose user may do what the table of permissions lists, and nothing else.
+    pub fn minimal(build: Build) -> World {
+        let redis = Redis::start();
+        let namespaces = Namespaces::read(build.namespaces).expect("namespaces of a test");
+        let all = [
+            (Feature::OneServer, true),
+            (Feature::History, namespaces.have_history()),
+            (Feature::Presence, namespaces.have_presence()),
+            (Feature::Replicated, namespaces.want_replicas()),
+        ];
+        let needed = all.into_iter().filter(|(_, is_needed)| *is_needed);
+        let features: Vec<Feature> = needed.map(|(feature, _)| feature).collect();
+        minimal_user(&redis, &features, "test");
+        let world = World::over(build, &redis.url().replace("://", "://bell:s3cret@"), "test");
+        World { redis: Some(redis), ..world }
+    }
+
     /// Nodes over three servers, each with its share of the topics.
     pub fn several(build: Build) -> World {
         let shared = share(&SEVERAL, || Shared {
@@ -168,11 +188,15 @@ impl World {
         World::shared(build, &url, shared)
     }
 
-    /// Nodes over a Cluster.
+    /// Nodes over a Cluster, whose user may do no more than is needed.
     pub fn cluster(build: Build) -> World {
         let shared =
             share(&CLUSTER, || Shared { cluster: Some(Cluster::start(0)), ..Shared::default() });
-        let url = shared.cluster.as_ref().expect("just started").url();
+        let cluster = shared.cluster.as_ref().expect("just started");
+        // The user may do what the table of permissions lists, and nothing else.
+        let features = [Feature::Cluster, Feature::History, Feature::Presence, Feature::Replicated];
+        cluster.servers.iter().for_each(|server| minimal_user(server, &features, "world-*"));
+        let url = cluster.url().replace("://", "://bell:s3cret@");
         World::shared(build, &url, shared)
     }
 
@@ -252,6 +276,16 @@ impl Node {
 
     pub fn counters(&self) -> BackplaneCounters {
         self.mirror.read()
+    }
+
+    /// What the node shows of its servers.
+    pub fn redis_servers(&self) -> Vec<Arc<ServerNumbers>> {
+        self.mirror.redis().servers.clone()
+    }
+
+    /// Why the map of a Cluster cannot be read.
+    pub fn cluster_trouble(&self) -> Option<String> {
+        self.mirror.redis().cluster_trouble.clone()
     }
 }
 
