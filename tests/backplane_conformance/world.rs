@@ -284,8 +284,8 @@ impl Node {
     }
 
     /// Why the map of a Cluster cannot be read.
-    pub fn cluster_trouble(&self) -> Option<String> {
-        self.mirror.redis().cluster_trouble.clone()
+    pub fn cluster_error(&self) -> Option<String> {
+        self.mirror.redis().cluster_error.clone()
     }
 }
 
