@@ -215,8 +215,10 @@ impl Server {
             // Joins are answered before the first canary is back.
             self.life.note_members();
         }
+        let may_fail = !matches!(event, LifeEvent::Named(_));
         let action = self.life.handle(event, now);
-        if self.life.failure() != failed.as_ref() || matches!(action, Action::Pause(_)) {
+        let has_failed = matches!(action, Action::Pause(_) | Action::GiveUp(_));
+        if may_fail && (has_failed || self.life.failure() != failed.as_ref()) {
             self.report_failure(was_up, now, local);
         }
         match &action {
