@@ -95,7 +95,8 @@ impl Lane {
         if let Some(refused) = self.pipeline.pop_refused_if(is_sent_expired) {
             return Some((refused.into_queued(), 0));
         }
-        let expired = self.waiting.pop_front_if(|queued| is_expired(queued))?;
+        self.waiting.front().filter(|queued| is_expired(queued))?;
+        let expired = self.waiting.pop_front()?;
         let bytes = expired.bytes();
         Some((expired, bytes))
     }

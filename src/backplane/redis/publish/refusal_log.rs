@@ -30,17 +30,18 @@ impl RefusalLog {
         local: &mut Local,
     ) {
         let topic = queued.map(QueuedPublish::topic);
-        match reply {
-            ItemReply::Ended(_) => {}
-            ItemReply::Again(Refusal { kind: ErrorReply::ScriptMissing, .. }) => {}
-            ItemReply::Unreadable(error) if let Some(topic) = topic => {
+        match (reply, topic) {
+            (ItemReply::Ended(_), _) => {}
+            (ItemReply::Again(Refusal { kind: ErrorReply::ScriptMissing, .. }), _) => {}
+            (ItemReply::Unreadable(error), Some(topic)) => {
                 local.counters.histories_unreadable += 1;
                 let error = RedisError::from(error.clone());
                 self.unreadable.warn(topic.as_str(), &error, names, now);
             }
-            ItemReply::Again(Refusal { error, .. })
-            | ItemReply::Unreadable(error)
-            | ItemReply::Permanent(error) => self.warn(topic, error, now),
+            (ItemReply::Again(Refusal { error, .. }), topic)
+            | (ItemReply::Unreadable(error) | ItemReply::Permanent(error), topic) => {
+                self.warn(topic, error, now);
+            }
         }
     }
 
