@@ -114,6 +114,10 @@ pub struct Build {
     pub uplink_items_max: usize,
     pub downlink_items_max: usize,
     pub linger_ms: u64,
+    /// How long a node waits for a canary.
+    pub canary_timeout_ms: u64,
+    /// How long a node waits for a reply.
+    pub timeout_ms: u64,
     pub limits: Limits,
     pub namespaces: &'static str,
 }
@@ -128,6 +132,8 @@ impl Build {
             uplink_items_max,
             downlink_items_max,
             linger_ms: 15_000,
+            canary_timeout_ms: 2_000,
+            timeout_ms: 1_000,
             limits,
             namespaces: "kept: history_size=100; three: history_size=3; sure: history_size=9, durability=replicated; deaf: history_size=9, recovery=false; \
                          here: presence=true, presence_grace_ms=200; \
@@ -229,8 +235,8 @@ impl World {
             prefix: prefix.into(),
             linger_ms: build.linger_ms,
             canary_interval_ms: 500,
-            canary_timeout_ms: 2_000,
-            timeout_ms: 1_000,
+            canary_timeout_ms: build.canary_timeout_ms,
+            timeout_ms: build.timeout_ms,
             backoff_ms_max: 500,
             tls_ca_file: None,
             monitor_interval_ms: 1_000,

@@ -345,8 +345,8 @@ impl Histories {
         local: &mut Local,
     ) {
         let Some(topic) = self.topics.get_mut(name) else { return };
-        topic.drop_vanished(read, local);
         let impossible = topic.held.drop_impossible(held_when_sent, |at| read.has(at)) as u64;
+        topic.drop_vanished(read, local);
         // Unless a repair has just replaced their history by the one before.
         let is_restored = topic.repair != Repair::Untried || read.generation == RESTORED;
         if impossible > 0 && is_restored {
