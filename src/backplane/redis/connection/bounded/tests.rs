@@ -52,7 +52,7 @@ impl AsyncRead for Endless {
             return Poll::Ready(Ok(()));
         }
         // As a socket does from time to time, so that no loop reads for ever.
-        if this.read % 7 == 0 {
+        if this.read.is_multiple_of(7) {
             this.read += 1;
             return Poll::Pending;
         }
