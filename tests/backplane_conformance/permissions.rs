@@ -133,7 +133,7 @@ fn in_a_cluster_the_commands_of_its_own_are_reported_too() {
     let node = &world.nodes[0];
     let nodes = Some(vec!["+cluster|nodes".to_owned()]);
     wait_until("the map cannot be read", || {
-        let trouble = node.cluster_trouble().unwrap_or_default();
+        let trouble = node.cluster_error().unwrap_or_default();
         trouble.split("; ").all(|text| rules_to_write(text) == nodes)
     });
 }

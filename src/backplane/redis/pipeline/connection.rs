@@ -70,7 +70,7 @@ pub(crate) struct CommandContext<'a> {
     pub replicated: Option<&'a CommandConnection>,
     /// Names of channels and keys.
     pub names: &'a Names,
-    /// [`crate::backplane::redis::connection::ServerLink::generation`].
+    /// [`crate::backplane::redis::connection::link::ServerLink::generation`].
     pub generation: &'a str,
     /// The publish command: `PUBLISH`, or in a Cluster `SPUBLISH`.
     pub publish: &'static str,
