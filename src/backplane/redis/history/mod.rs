@@ -12,6 +12,10 @@
 //! A server that has lost the end of a history (a replica that was promoted too early, a restart
 //! without its data) gets it back from any node that has it, before new messages are stored.
 //!
+//! Each followed history is in one of five states, and `state` draws the ways between them. Keys may
+//! vanish while the system runs; then the next publish begins another history, and what arrived of
+//! it is delivered after `lost`.
+//!
 //! Where a gap cannot be closed, because the stream is shorter or the history is another one, all
 //! members receive `lost`. If the history has forked before the last delivered message, they also
 //! receive what replaced it.
