@@ -1,41 +1,60 @@
 //! The envelope: the form of a message in a Redis channel, in a stream, and in a stored history.
 //!
 //! ```text
-//! version 1 │ flags │ [node u64, shard u16, conn u32 + u32] │ [length u8, user] │ [conflate key u64]
-//!           │ [length u8, key] │ …
+//! version │ flags │ [node u64, shard u16, conn u32 + u32] │ [length u8, user] │ [conflate key u64]
+//!         │ [length u8, key] │ [length u16, additions] │ …
 //! ```
 //!
 //! Numbers are little-endian. Flag 1: the publisher is excepted (the first bracket). Flag 2: a user
 //! published it (the second). Flag 4: it has a conflate key (the third). Flag 8: it is stored and
-//! has an idempotency key (the fourth), which a repair of the history restores, too. The topic is
-//! not in it: it is the channel's name. The payload is the rest.
+//! has an idempotency key (the fourth), which a repair of the history restores, too. Flag 16, from
+//! version 2 on: it has additions (the fifth), which a node that does not know them skips: each is a
+//! number, u8, a length, u16, and so many bytes. The topic is not in it: it is the channel's name.
+//! The payload is the rest.
 //!
-//! Invariant: [`read`] returns for any bytes. Nodes of two versions may share a Redis during a
-//! deploy, so an unknown version or flag is refused as a whole, never read in part.
+//! Nodes of two versions live in one system ([`crate::backplane::wire`]). What a later version adds
+//! is an addition, and every node from version 2 on can read the message. What cannot be an addition
+//! is a new version, and a node that does not read it announces the message as lost.
+//!
+//! Invariant: [`read`] returns for any bytes, and nothing is read in part.
 
 use crate::backplane::message::Message;
+use crate::backplane::wire::{READS, WRITES_MAX};
 use crate::ids::{ConflateKey, ConnId, NodeId, Position, ShardId, TopicName, is_name};
 use crate::link::Origin;
 use crate::protocol::Event;
 use bytes::Bytes;
+use std::ops::RangeInclusive;
 
-const VERSION: u8 = 1;
+/// The first byte of an envelope of a version that this node does not read: 3 to 31. The other
+/// values begin nothing that a node writes, or something else, as a digit or `P` do.
+const UNKNOWN_VERSIONS: RangeInclusive<u8> = READS.max + 1..=31;
+const READS_MAX: u8 = READS.max;
 const EXCEPT: u8 = 1;
 const FROM: u8 = 2;
 const CONFLATE: u8 = 4;
 const KEY: u8 = 8;
+const ADDITIONS: u8 = 16;
+
+/// The flags of a version.
+const fn flags_of(version: u8) -> u8 {
+    let first = EXCEPT | FROM | CONFLATE | KEY;
+    if version == 1 { first } else { first | ADDITIONS }
+}
 
 /// Why bytes are not an envelope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EnvelopeError {
-    /// An unknown version or flag.
+    /// A node has written it, in a version that this one does not read, or with an unknown flag: its
+    /// message is lost here.
     UnknownVersion,
-    /// Version 1, but truncated, not UTF-8, or with an invalid name or key.
+    /// No node has written it: no version, truncated, not UTF-8, or with an invalid name or key.
     Malformed,
 }
 
-/// Appends the envelope of a message.
-pub fn write(message: &Message<'_>, out: &mut Vec<u8>) {
+/// Appends the envelope of a message in a version that all nodes read.
+pub fn write(message: &Message<'_>, version: u8, out: &mut Vec<u8>) {
+    debug_assert!((READS.min..=READS.max).contains(&version));
     let from = message.from.unwrap_or("");
     let flags = message.except.map_or(0, |_| EXCEPT)
         | message.from.map_or(0, |_| FROM)
@@ -43,7 +62,7 @@ pub fn write(message: &Message<'_>, out: &mut Vec<u8>) {
         | message.key.map_or(0, |_| KEY);
     let key = message.key.unwrap_or("");
     out.reserve(2 + 18 + 1 + 8 + 1 + from.len() + key.len() + message.payload.len());
-    out.extend_from_slice(&[VERSION, flags]);
+    out.extend_from_slice(&[version, flags]);
     if let Some(origin) = message.except {
         out.extend_from_slice(&origin.node.0.to_le_bytes());
         out.extend_from_slice(&origin.shard.0.to_le_bytes());
@@ -63,20 +82,24 @@ pub fn write(message: &Message<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(message.payload);
 }
 
-/// The envelope of a message, as it is stored.
+/// The envelope of a message, as it is stored in this process.
 pub fn to_bytes(message: &Message<'_>) -> Bytes {
     let mut envelope = Vec::new();
-    write(message, &mut envelope);
+    write(message, WRITES_MAX, &mut envelope);
     Bytes::from(envelope)
 }
 
 /// Reads an envelope that arrived on the channel of `topic`.
 pub fn read<'a>(topic: &'a str, bytes: &'a [u8]) -> Result<Message<'a>, EnvelopeError> {
     match bytes {
-        [VERSION, flags, rest @ ..] if flags & !(EXCEPT | FROM | CONFLATE | KEY) == 0 => {
+        [version @ 1..=READS_MAX, flags, ..] if flags & !flags_of(*version) != 0 => {
+            Err(EnvelopeError::UnknownVersion)
+        }
+        [1..=READS_MAX, flags, rest @ ..] => {
             read_rest(topic, *flags, rest).ok_or(EnvelopeError::Malformed)
         }
-        _ => Err(EnvelopeError::UnknownVersion),
+        [version, ..] if UNKNOWN_VERSIONS.contains(version) => Err(EnvelopeError::UnknownVersion),
+        _ => Err(EnvelopeError::Malformed),
     }
 }
 
@@ -115,10 +138,26 @@ fn read_rest<'a>(topic: &'a str, flags: u8, mut rest: &'a [u8]) -> Option<Messag
         key = Some(std::str::from_utf8(text).ok().filter(|key| !key.is_empty())?);
         rest = after;
     }
+    if flags & ADDITIONS != 0 {
+        let length = u16::from_le_bytes(take(&mut rest)?);
+        let (additions, after) = rest.split_at_checked(usize::from(length))?;
+        are_additions(additions).then_some(())?;
+        rest = after;
+    }
     // A frame that is not UTF-8 would make every client close (RFC 6455 §8.1). The JSON was checked
     // by the node that published it.
     simdutf8::basic::from_utf8(rest).ok().filter(|payload| !payload.is_empty())?;
     Some(Message { topic, from, payload: rest, except, conflate_key, key })
+}
+
+/// Whether bytes are additions, known or not.
+fn are_additions(mut bytes: &[u8]) -> bool {
+    while let [_number, low, high, rest @ ..] = bytes {
+        let length = usize::from(u16::from_le_bytes([*low, *high]));
+        let Some((_addition, after)) = rest.split_at_checked(length) else { return false };
+        bytes = after;
+    }
+    bytes.is_empty()
 }
 
 fn take<const BYTES: usize>(rest: &mut &[u8]) -> Option<[u8; BYTES]> {
@@ -134,8 +173,13 @@ mod tests {
 
     fn written(message: &Message<'_>) -> Vec<u8> {
         let mut bytes = Vec::new();
-        write(message, &mut bytes);
+        write(message, 1, &mut bytes);
         bytes
+    }
+
+    fn plain(payload: &[u8]) -> Message<'_> {
+        let (topic, from, except, conflate_key, key) = ("r:x", None, None, None, None);
+        Message { topic, from, payload, except, conflate_key, key }
     }
 
     fn origin(node: u64, shard: u16, conn: u64) -> Origin {
@@ -157,19 +201,48 @@ mod tests {
             let payload = payload.as_bytes();
             let key = retry.as_deref();
             let message = Message { topic: "r:x", from, payload, except, conflate_key, key };
-            let bytes = written(&message);
-            prop_assert_eq!(read("r:x", &bytes), Ok(message));
+            for version in READS.min..=READS.max {
+                let mut bytes = Vec::new();
+                write(&message, version, &mut bytes);
+                prop_assert_eq!(read("r:x", &bytes), Ok(message));
+            }
         }
 
         #[test]
         fn any_bytes_are_read_or_refused(
             mut bytes in proptest::collection::vec(any::<u8>(), 0..64),
-            flags in 0u8..16,
+            flags in 0u8..32,
+            version in READS.min..=READS.max,
         ) {
             let _ = read("r:x", &bytes);
             // With a valid beginning, too: most random bytes fail at the version.
-            bytes.splice(0..0, [VERSION, flags]);
+            bytes.splice(0..0, [version, flags]);
             let _ = read("r:x", &bytes);
+        }
+
+        #[test]
+        fn a_message_with_additions_is_read_without_them(
+            from in proptest::option::of("[a-zé]{1,100}"),
+            additions in proptest::collection::vec(
+                (any::<u8>(), proptest::collection::vec(any::<u8>(), 0..40)), 0..5),
+        ) {
+            let from = from.as_deref();
+            let message = Message { from, ..plain(b"[1]") };
+            let mut bytes = Vec::new();
+            write(&Message { payload: b"", ..message }, 2, &mut bytes);
+            bytes[1] |= ADDITIONS;
+            let additions: Vec<u8> = additions.iter().flat_map(|(number, text)| {
+                let length = (text.len() as u16).to_le_bytes();
+                [&[*number][..], &length, text].concat()
+            }).collect();
+            bytes.extend_from_slice(&(additions.len() as u16).to_le_bytes());
+            bytes.extend_from_slice(&additions);
+            bytes.extend_from_slice(b"[1]");
+            prop_assert_eq!(read("r:x", &bytes), Ok(message));
+            // A length too many, and the payload is cut.
+            let at = bytes.len() - 3 - additions.len() - 2;
+            bytes[at] = bytes[at].wrapping_add(1);
+            prop_assert_ne!(read("r:x", &bytes), Ok(message));
         }
     }
 
@@ -191,13 +264,19 @@ mod tests {
                 "{bytes} bytes"
             );
         }
-        assert_eq!(read("r:x", &[]), Err(EnvelopeError::UnknownVersion));
-        assert_eq!(read("r:x", &[2, 0, b'1']), Err(EnvelopeError::UnknownVersion));
-        assert_eq!(
-            read("r:x", &[1, 16, b'1']),
-            Err(EnvelopeError::UnknownVersion),
-            "a flag of the future"
-        );
+        for (bytes, what) in
+            [(&[][..], "nothing"), (b"hello", "text"), (&[0, 0, b'1'], "version 0")]
+        {
+            assert_eq!(read("r:x", bytes), Err(EnvelopeError::Malformed), "{what}");
+        }
+        for (bytes, what) in [
+            (&[READS.max + 1, 0, b'1'][..], "a version of the future"),
+            (&[31, 0xFF], "the last of them"),
+            (&[1, 16, b'1'], "additions in the first version"),
+            (&[2, 32, b'1'], "a flag of the future"),
+        ] {
+            assert_eq!(read("r:x", bytes), Err(EnvelopeError::UnknownVersion), "{what}");
+        }
         assert_eq!(read("r:x", &[1, 0, 0xFF]), Err(EnvelopeError::Malformed), "not UTF-8");
         assert_eq!(
             read("r:x", &[1, 2, 0, b'1']),

@@ -33,6 +33,7 @@ pub mod redis;
 mod shard_queue;
 mod topic_table;
 pub mod transport;
+pub mod wire;
 
 use self::redis::RedisTransport;
 use crate::ids::{ShardId, TopicName};

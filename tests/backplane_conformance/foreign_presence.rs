@@ -165,3 +165,87 @@ fn any_value_of_a_notice_is_a_notice_and_does_not_end_liveness() {
         assert_eq!(news(far), joined("here:a", "ann"), "it writes its users again: {text}");
     }
 }
+
+/// What no node writes, of each kind.
+fn garbage() -> Vec<Vec<u8>> {
+    vec![b"\xFF\xFE".to_vec(), b"a\0b".to_vec(), b"{".to_vec(), vec![b'7'; 10 << 20]]
+}
+
+/// A command, and the one that undoes it.
+type Case = (&'static str, Vec<Vec<u8>>, Vec<Vec<u8>>);
+
+/// Commands that write garbage into each kind of key of node 1 and of [`OTHER`].
+fn cases(garbage: &[u8]) -> [Case; 8] {
+    let own = "0000000000000001";
+    let (users, nodes) = (key_of_node("here:a", OTHER), key("prn", "here:a"));
+    let own_users = key_of_node("here:a", own);
+    let index = format!("test:{{p{}}}:npx:{own}", partition("r:here:a"));
+    let (list, record) = ("test:{p637}:nodes", format!("test:{{p637}}:node:{OTHER}"));
+    let notice = format!("test:{{p637}}:reaped:{own}");
+    let info = [b"1|", garbage].concat();
+    let words = |words: &[&[u8]]| words.iter().map(|word| word.to_vec()).collect::<Vec<_>>();
+    let in_set = |what, key: &str| {
+        let key = key.as_bytes();
+        (what, words(&[b"SADD", key, garbage]), words(&[b"SREM", key, garbage]))
+    };
+    let in_hash = |what, key: &str, field: &[u8], value: &[u8]| {
+        let key = key.as_bytes();
+        (what, words(&[b"HSET", key, field, value]), words(&[b"HDEL", key, field]))
+    };
+    [
+        in_set("a name in the list of nodes", list),
+        in_set("a name among the nodes of a room", &nodes),
+        in_set("a room in the index of this node, beside a user that it does not have", &index),
+        (
+            "a record",
+            words(&[b"SET", record.as_bytes(), garbage]),
+            words(&[b"SET", record.as_bytes(), b"1"]),
+        ),
+        (
+            "a notice of another type",
+            words(&[b"RPUSH", notice.as_bytes(), garbage]),
+            words(&[b"DEL", notice.as_bytes()]),
+        ),
+        in_hash("an entry", &users, b"joe", garbage),
+        in_hash("an info", &users, b"joe", &info),
+        in_hash("a user of this node, beside another", &own_users, garbage, b"1"),
+    ]
+}
+
+#[test]
+fn whatever_stands_in_a_key_of_presence_is_skipped_and_counted_and_the_room_goes_on() {
+    let world = World::redis(Build { nodes: 1, ..Build::usual() });
+    let topic = room("here:a");
+    others_have(redis(&world), "here:a", &[("ida", b"2|7")]);
+    redis(&world).command(&["SADD", "test:{p637}:nodes", OTHER]);
+    let (shard, own) = (&world.nodes[0].shards[0], "0000000000000001");
+    shard.join_and_receive(&topic, 5);
+    shard.join_presence(&topic, "ann", 1, None);
+    let own_users = key_of_node("here:a", own);
+    let count = || world.nodes[0].counters().presence_unreadable;
+    let send = |command: &[Vec<u8>]| {
+        let words: Vec<&[u8]> = command.iter().map(Vec::as_slice).collect();
+        redis(&world).command_bytes(&words);
+    };
+    let wanted = [user("ann", 1), ("ida".to_owned(), 4, Some("7".to_owned()))];
+    for garbage in garbage() {
+        for (what, write, remove) in cases(&garbage) {
+            // These are found by a count that comes every five seconds: two kinds will do.
+            let is_seldom = what.starts_with("a room in the") || what.starts_with("a user of");
+            if is_seldom && garbage[0] != 0xFF && garbage.len() < 100 {
+                continue;
+            }
+            let before = count();
+            send(&write);
+            if what.starts_with("a room in the index") {
+                redis(&world).command(&["HSET", &own_users, "ghost", "1"]);
+            }
+            wait_until(&format!("{what} is counted"), || {
+                shard.roster(&topic).expect("the room can be read");
+                count() > before
+            });
+            send(&remove);
+            wait_for_list(shard, &topic, &wanted);
+        }
+    }
+}

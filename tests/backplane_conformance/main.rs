@@ -19,6 +19,7 @@ mod history_faults;
 mod history_races;
 mod permissions;
 mod presence_faults;
+mod presence_vanished;
 mod presences;
 #[path = "../common/proxy.rs"]
 mod proxy;
@@ -31,6 +32,7 @@ mod sentinel;
 mod suite;
 mod topology_faults;
 mod vanished_keys;
+mod versions;
 mod world;
 
 use campanile::policy::limits::Limits;

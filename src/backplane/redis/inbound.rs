@@ -7,7 +7,7 @@
 //! Invariant: nothing is dropped silently: what is malformed is counted and logged.
 
 use crate::backplane::disconnect;
-use crate::backplane::envelope;
+use crate::backplane::envelope::{self, EnvelopeError};
 use crate::backplane::interest::TopicKey;
 use crate::backplane::local::Local;
 use crate::backplane::log_throttle::LogThrottle;
@@ -168,7 +168,7 @@ impl InboundHandler<'_> {
     fn on_topic(&mut self, topic: &str, body: &[u8]) {
         if presence::is_presence_event(body) {
             if let Err(why) = self.presence.handle_event(topic, body, self.local) {
-                self.on_malformed(why, topic);
+                self.on_malformed(&why.to_string(), topic);
             }
             return;
         }
@@ -224,7 +224,23 @@ impl InboundHandler<'_> {
     fn deliver(&mut self, topic: HashedTopic<'_>, body: &[u8]) {
         match envelope::read(topic.name(), body) {
             Ok(message) => self.local.message_to(topic, &message),
-            Err(why) => self.on_malformed(&format!("{why:?}"), topic.name()),
+            Err(EnvelopeError::UnknownVersion) => self.on_unknown_version(topic.name()),
+            Err(EnvelopeError::Malformed) => self.on_malformed("no envelope", topic.name()),
+        }
+    }
+
+    /// A newer node has sent a message that this one cannot read: its members have missed it.
+    fn on_unknown_version(&mut self, topic: &str) {
+        self.local.counters.unknown_versions += 1;
+        if let Some(name) = TopicName::parse(topic) {
+            self.local.notify_lost(&name, 1);
+        }
+        if let Some(suppressed) = self.malformed.is_due(self.now) {
+            tracing::warn!(
+                topic,
+                suppressed,
+                "a message of a node with a newer version than this one reads is lost here"
+            );
         }
     }
 
@@ -361,7 +377,7 @@ mod tests {
         let (topic, payload) = (topic.as_str(), &b"1"[..]);
         let (from, except, conflate_key, key) = (None, None, None, None);
         let message = Message { topic, from, payload, except, conflate_key, key };
-        envelope::write(&message, &mut envelope);
+        envelope::write(&message, 1, &mut envelope);
         envelope
     }
 
@@ -408,6 +424,28 @@ mod tests {
             }
         }
         assert_eq!(node.deliveries(), 60);
+    }
+
+    #[test]
+    fn a_message_of_an_unknown_version_is_lost_in_its_room_and_garbage_is_only_counted() {
+        let mut node = Node::with_members_in(&["a", "b"]);
+        let channel = node.shared.names.channel("r:a");
+        let lost = |node: &mut Node| {
+            node.local.flush();
+            let items = std::iter::from_fn(|| node.shard.try_recv());
+            items.filter(|it| matches!(it, Downlink::Lost { count: 1, .. })).count()
+        };
+        for (body, losses) in
+            [(&b"\x03\x00[1]"[..], 1), (b"\x02\x80[1]", 1), (b"\x01\x10[1]", 1), (b"hello", 0)]
+        {
+            node.receive(&channel, body);
+            assert_eq!(lost(&mut node), losses, "{body:?}");
+        }
+        let counters = &node.local.counters;
+        assert_eq!((counters.unknown_versions, counters.publishes_malformed), (3, 1));
+        // An unknown addition is no unknown version.
+        node.receive(&channel, b"\x02\x10\x05\x00\x07\x02\x00ab[1]");
+        assert_eq!(node.deliveries(), 1);
     }
 
     #[test]

@@ -74,6 +74,8 @@ pub(crate) struct CommandContext<'a> {
     pub generation: &'a str,
     /// The publish command: `PUBLISH`, or in a Cluster `SPUBLISH`.
     pub publish: &'static str,
+    /// The version in which envelopes are written ([`crate::backplane::wire`]).
+    pub version: u8,
 }
 
 impl CommandContext<'_> {

@@ -57,4 +57,6 @@ pub(super) use fake::FakeConnection;
 pub(super) use item_reply::{ItemReply, Refusal};
 pub(super) use machine::{BatchPipeline, RetryOrder};
 pub(super) use reply::{PendingReply, execute, execute_on, poll_reply, send};
+#[cfg(test)]
+pub(super) use script_loads::ScriptLoads;
 pub(super) use script_loads::{ScriptOwner, ScriptSet};

@@ -14,6 +14,7 @@ use crate::ids::{ConnId, NodeId, ShardId, is_name};
 use crate::link::Origin;
 use crate::protocol::native::INFO_BYTES_MAX;
 use serde::de::IgnoredAny;
+use std::fmt;
 
 /// The first byte.
 const MARK: u8 = b'P';
@@ -57,13 +58,34 @@ pub(super) fn info(text: &[u8]) -> Option<&str> {
     serde_json::from_str::<IgnoredAny>(text).ok().map(|_| text)
 }
 
-/// Reads an event. `None`: malformed, or of another version.
-pub(super) fn read(body: &[u8]) -> Option<PresenceEvent<'_>> {
-    let [MARK, flags, rest @ ..] = body else { return None };
-    if flags & !(JOINED | BY) != 0 {
-        return None;
+/// Why bytes are no presence event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EventError {
+    /// A flag that this version does not know.
+    UnknownFlag,
+    /// Truncated, or with a name or info that no user can have.
+    Malformed,
+}
+
+impl fmt::Display for EventError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            EventError::UnknownFlag => "a presence event with an unknown flag",
+            EventError::Malformed => "a malformed presence event",
+        })
     }
-    let mut rest = rest;
+}
+
+/// Reads an event.
+pub(super) fn read(body: &[u8]) -> Result<PresenceEvent<'_>, EventError> {
+    match body {
+        [MARK, flags, ..] if flags & !(JOINED | BY) != 0 => Err(EventError::UnknownFlag),
+        [MARK, flags, rest @ ..] => read_rest(*flags, rest).ok_or(EventError::Malformed),
+        _ => Err(EventError::Malformed),
+    }
+}
+
+fn read_rest(flags: u8, mut rest: &[u8]) -> Option<PresenceEvent<'_>> {
     let mut by = None;
     if flags & BY != 0 {
         let node = NodeId(u64::from_le_bytes(take(&mut rest)?));
@@ -110,7 +132,7 @@ mod tests {
             ] {
                 let bytes = write(&event);
                 prop_assert!(is_presence_event(&bytes));
-                prop_assert_eq!(read(&bytes), Some(event));
+                prop_assert_eq!(read(&bytes), Ok(event));
             }
         }
 
@@ -130,14 +152,16 @@ mod tests {
         let event = write(&PresenceEvent::Left { user: "ann" });
         assert_eq!(event, [&LEFT[..], &[3], b"ann"].concat(), "as the script puts it together");
         for bytes in 0..event.len() {
-            assert_eq!(read(&event[..bytes]), None, "{bytes} bytes");
+            assert_eq!(read(&event[..bytes]), Err(EventError::Malformed), "{bytes} bytes");
         }
-        assert_eq!(read(&[MARK, 4, 1, b'a']), None, "a flag of the future");
-        assert_eq!(read(&[MARK, 0, 1, b'a', b'1']), None, "who left says nothing");
-        assert_eq!(read(&[MARK, 1, 1, b'a', 0xFF]), None, "not UTF-8");
+        let [future, malformed] = [EventError::UnknownFlag, EventError::Malformed].map(Err);
+        assert_eq!(read(&[MARK, 4, 1, b'a']), future, "a flag of the future");
+        assert_eq!(read(&[MARK, 0, 1, b'a', b'1']), malformed, "who left says nothing");
+        assert_eq!(read(&[MARK, 1, 1, b'a', 0xFF]), malformed, "not UTF-8");
         for wrong in ["{", "1 2", "nan", "\"", "[1,]", &"[".repeat(300), &"7".repeat(513)] {
             assert_eq!(info(wrong.as_bytes()), None, "{wrong}");
-            assert_eq!(read(&[&[MARK, 1, 1, b'a'], wrong.as_bytes()].concat()), None, "{wrong}");
+            let event = [&[MARK, 1, 1, b'a'], wrong.as_bytes()].concat();
+            assert_eq!(read(&event), malformed, "{wrong}");
         }
         assert_eq!(info(br#"{"a" : 1e999}"#), Some(r#"{"a" : 1e999}"#));
         assert!(!is_presence_event(&[1, 0, b'1']));

@@ -2,11 +2,11 @@
 //!
 //! | key | what |
 //! |---|---|
-//! | `<prefix>:{p…}:pr:<topic>:<node>` | a room's users on one node: a hash, see `query.rs` |
+//! | `<prefix>:{p…}:pr:<topic>:<node>` | a room's users on one node: a hash, see `room_read.rs` |
 //! | `<prefix>:{p…}:prn:<topic>` | the nodes that have such a hash: a set |
 //! | `<prefix>:{p…}:npx:<node>` | the topics of a node's hashes in this partition: a set |
-//! | `<prefix>:{p637}:node:<node>` | a node's sign of life; it expires |
-//! | `<prefix>:{p637}:nodes` | all nodes that may have users: a set |
+//! | `<prefix>:{p637}:node:<node>` | a node's record: the versions that it reads; it expires |
+//! | `<prefix>:{p637}:nodes` | all nodes, with presence or without: a set |
 //! | `<prefix>:{p637}:reap:<node>` | the claim of the node that removes a dead one; it expires |
 //! | `<prefix>:{p637}:reaped:<node>` | a number that rises when a node was removed; it expires |
 //!
@@ -54,8 +54,8 @@ impl Keys {
         self.control("nodes")
     }
 
-    /// A node's sign of life.
-    pub(super) fn life(&self, node: &str) -> String {
+    /// A node's record.
+    pub(super) fn record(&self, node: &str) -> String {
         self.control(&format!("node:{node}"))
     }
 
@@ -113,7 +113,7 @@ mod tests {
     fn the_keys_of_nodes_share_a_slot() {
         let keys = Keys::new("c", NodeId(10));
         assert_eq!(keys.nodes(), "c:{p637}:nodes");
-        for key in [keys.life("n"), keys.cleanup_of("n"), keys.removed("n")] {
+        for key in [keys.record("n"), keys.cleanup_of("n"), keys.removed("n")] {
             assert!(key.starts_with("c:{p637}:"), "{key}");
         }
     }

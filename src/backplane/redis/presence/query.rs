@@ -6,7 +6,7 @@
 //! and would miss those who joined between.
 //!
 //! For the same reason a room is not read before its pending subscription is confirmed: its members
-//! may have asked before they were told that they joined.
+//! may have asked before they received the answer to their join.
 //!
 //! Events that arrive while a room is read are applied to the result: events and replies come over
 //! different connections, and an event that came first must not be undone by the reply.
@@ -19,23 +19,24 @@
 use crate::backplane::interest::Interest;
 use crate::backplane::partition::partition;
 use crate::backplane::presence::{Presence, PresenceEvent};
-use crate::backplane::redis::pipeline::{PendingReply, poll_reply, send};
-use crate::backplane::redis::presence::event;
-use crate::backplane::redis::presence::keys::{Keys, node_name};
+use crate::backplane::redis::presence::keys::Keys;
 use crate::backplane::redis::presence::partition_set::PartitionSet;
+use crate::backplane::redis::presence::room_read::{RemoteUsers, RoomRead};
+use crate::backplane::redis::presence::skipped::Skipped;
 use crate::backplane::redis::topology::routes::ServerRoutes;
-use crate::backplane::redis::unreadable::number;
-use crate::ids::{TopicName, is_name};
+use crate::ids::TopicName;
 use crate::link::PresenceRequest;
-use crate::protocol::{Info, Roster, RosterEntry};
-use hashbrown::{HashMap, HashSet};
-use redis::aio::MultiplexedConnection;
-use redis::{RedisError, RedisResult, pipe};
+use crate::protocol::{Info, Roster};
+use hashbrown::HashMap;
+use redis::{RedisError, RedisResult};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+/// Requests of a node that wait, of its connections and operators together; each connection has at
+/// most one. Beyond, a request is refused at once.
+pub(super) const REQUESTS_MAX: usize = 65_536;
 /// Rooms that are read at the same time.
 const READS_MAX: usize = 16;
 /// Queued rooms that are examined in one turn.
@@ -55,6 +56,8 @@ pub(super) struct MemberQueries {
     /// Requests for reads that have not begun.
     asks: HashMap<TopicName, Vec<PresenceRequest>>,
     in_flight: Vec<RunningQuery>,
+    /// Requests that wait or are in flight.
+    requests: usize,
 }
 
 /// A room to read: queued, or waiting to be read again; not in flight.
@@ -80,23 +83,12 @@ struct RunningQuery {
     topic: TopicName,
     asks: Vec<PresenceRequest>,
     tried: Instant,
-    reply: PendingReply<RemoteUsers>,
+    read: RoomRead,
     since: Vec<Since>,
 }
 
 /// An event since a read began: the user, and with a join the info.
 type Since = (TopicName, Option<Option<Info>>);
-
-/// The users of other nodes in a room.
-#[derive(Default)]
-struct RemoteUsers {
-    /// Those nodes.
-    nodes: Vec<String>,
-    /// All their users.
-    users: HashSet<TopicName>,
-    /// Number of connections and info of those that may be listed.
-    known: HashMap<TopicName, (u64, Option<Info>)>,
-}
 
 /// The answer to all requests for a room.
 pub(super) struct QueryAnswer {
@@ -106,16 +98,23 @@ pub(super) struct QueryAnswer {
     pub here: RedisResult<Arc<Roster>>,
     /// The other nodes with users in the room.
     pub nodes: Vec<String>,
+    /// What no node has written.
+    pub skipped: Skipped,
 }
 
 impl MemberQueries {
-    /// Queues a request.
-    pub(super) fn ask(&mut self, ask: PresenceRequest) {
+    /// Queues a request. `Err`: too many wait.
+    pub(super) fn ask(&mut self, ask: PresenceRequest) -> Result<(), PresenceRequest> {
+        if self.requests >= REQUESTS_MAX {
+            return Err(ask);
+        }
+        self.requests += 1;
         let is_under_way = self.in_flight.iter().any(|read| read.topic == ask.topic);
         if !is_under_way && !self.asks.contains_key(&ask.topic) {
             self.queue.push_back(QueuedQuery { topic: ask.topic.clone(), tried: None });
         }
         self.asks.entry(ask.topic.clone()).or_default().push(ask);
+        Ok(())
     }
 
     /// Applies an event to reads in flight.
@@ -153,14 +152,14 @@ impl MemberQueries {
                 self.queue.push_back(QueuedQuery { topic, tried: Some(tried) });
                 continue;
             }
-            let cmd = from.route.cmd(from.route.server_of(topic.as_str()));
-            let cmd = cmd.expect("rooms without a server are answered before").clone();
+            let server = from.route.commands(from.route.server_of(topic.as_str()));
+            let server = server.expect("rooms without a server are answered before");
             let wanted = members.members(&topic).take(Roster::USERS_MAX);
             let wanted: Vec<TopicName> = wanted.map(|(user, _)| user.clone()).collect();
-            let (keys, dead) = (from.keys.clone(), from.dead.clone());
-            let reply = send(cx, read(cmd, keys, topic.clone(), dead, wanted));
+            let (server, dead) = ((server, from.keys), from.dead.clone());
+            let read = RoomRead::begin(cx, now, server, topic.clone(), dead, wanted);
             let asks = self.asks.remove(&topic).unwrap_or_default();
-            self.in_flight.push(RunningQuery { topic, asks, tried, reply, since: Vec::new() });
+            self.in_flight.push(RunningQuery { topic, asks, tried, read, since: Vec::new() });
             is_busy = true;
         }
         is_busy
@@ -175,7 +174,7 @@ impl MemberQueries {
     ) -> Option<QueryAnswer> {
         let mut at = 0;
         while at < self.in_flight.len() {
-            let Poll::Ready(others) = poll_reply(&mut self.in_flight[at].reply, cx) else {
+            let Poll::Ready(others) = self.in_flight[at].read.poll(cx, now) else {
                 at += 1;
                 continue;
             };
@@ -191,6 +190,7 @@ impl MemberQueries {
                     if self.asks.contains_key(&topic) {
                         self.queue.push_back(QueuedQuery { topic: topic.clone(), tried: None });
                     }
+                    self.requests -= asks.len();
                     return Some(QueryAnswer::new(topic, asks, since, others, members));
                 }
             }
@@ -209,7 +209,10 @@ impl MemberQueries {
         let begun = self.in_flight.extract_if(.., |read| !is_up(&read.topic));
         let begun = begun.flat_map(|read| read.asks);
         let waiting = self.asks.extract_if(|topic, _| !is_up(topic));
-        begun.chain(waiting.flat_map(|(_, asks)| asks)).collect()
+        let refused: Vec<PresenceRequest> =
+            begun.chain(waiting.flat_map(|(_, asks)| asks)).collect();
+        self.requests -= refused.len();
+        refused
     }
 }
 
@@ -221,13 +224,14 @@ impl QueryAnswer {
         others: RedisResult<RemoteUsers>,
         members: &Presence,
     ) -> QueryAnswer {
-        let mut nodes = Vec::new();
+        let (mut nodes, mut skipped) = (Vec::new(), Skipped::default());
         let here = others.map(|mut others| {
             nodes = std::mem::take(&mut others.nodes);
+            skipped = std::mem::take(&mut others.skipped);
             since.into_iter().for_each(|(user, is)| others.change(user, is, &topic, members));
             Arc::new(others.with(&topic, members))
         });
-        QueryAnswer { asks, here, nodes }
+        QueryAnswer { asks, here, nodes, skipped }
     }
 }
 
@@ -236,121 +240,9 @@ fn is_tried_again(error: &RedisError, tried: Instant, now: Instant) -> bool {
     error.is_cluster_error() && now.duration_since(tried) < RETRY_TIME_MAX
 }
 
-impl RemoteUsers {
-    /// Applies an event that arrived after the read was sent. This node's own users are known
-    /// better.
-    fn change(
-        &mut self,
-        user: TopicName,
-        is: Option<Option<Info>>,
-        topic: &TopicName,
-        members: &Presence,
-    ) {
-        match is {
-            _ if members.member(topic, &user).is_some() => {}
-            Some(info) => {
-                self.known.entry(user.clone()).or_insert((1, info));
-                self.users.insert(user);
-            }
-            None => {
-                self.users.remove(&user);
-                self.known.remove(&user);
-            }
-        }
-    }
-
-    /// The roster, this node's users included.
-    fn with(mut self, topic: &TopicName, members: &Presence) -> Roster {
-        let both = self.users.iter().filter(|user| members.member(topic, user).is_some()).count();
-        let count = members.count(topic) + self.users.len() - both;
-        let mut listed = Vec::new();
-        for (user, member) in members.members(topic).take(Roster::USERS_MAX) {
-            let (there, their_info) = self.known.remove(user).unwrap_or_default();
-            let here = (u64::from(member.connections), member.info.clone());
-            let (connections, info) = merge_connections(here, (there, their_info));
-            listed.push(RosterEntry { user: user.clone(), connections, info });
-        }
-        for (user, (connections, info)) in self.known {
-            if members.member(topic, &user).is_none() {
-                listed.push(RosterEntry { user, connections, info });
-            }
-        }
-        Roster::new(listed, count as u64)
-    }
-}
-
-/// Reads a room: its nodes, all user names, and the entries of at most as many as are listed.
-async fn read(
-    mut cmd: MultiplexedConnection,
-    keys: Keys,
-    topic: TopicName,
-    dead: Arc<[String]>,
-    mut wanted: Vec<TopicName>,
-) -> RedisResult<RemoteUsers> {
-    let nodes: Vec<Vec<u8>> =
-        redis::cmd("SMEMBERS").arg(keys.nodes_of(topic.as_str())).query_async(&mut cmd).await?;
-    let mut nodes: Vec<String> = nodes.iter().filter_map(|name| node_name(name)).collect();
-    nodes.retain(|node| *node != keys.me && !dead.contains(node));
-    if nodes.is_empty() {
-        return Ok(RemoteUsers::default());
-    }
-    let mut all = pipe();
-    for node in &nodes {
-        all.cmd("HKEYS").arg(keys.users(topic.as_str(), node));
-    }
-    let all: Vec<Vec<Vec<u8>>> = all.query_async(&mut cmd).await?;
-    let names = all.iter().flatten().filter_map(|name| std::str::from_utf8(name).ok());
-    let users: HashSet<TopicName> =
-        names.filter(|name| is_name(name)).map(TopicName::user).collect();
-    let mine: HashSet<TopicName> = wanted.iter().cloned().collect();
-    let more = Roster::USERS_MAX - wanted.len();
-    wanted.extend(users.difference(&mine).take(more).cloned());
-    if users.is_empty() {
-        return Ok(RemoteUsers { nodes, ..RemoteUsers::default() });
-    }
-    let mut some = pipe();
-    for node in &nodes {
-        some.cmd("HMGET").arg(keys.users(topic.as_str(), node));
-        wanted.iter().for_each(|user| _ = some.arg(&user.as_str()[2..]));
-    }
-    let values: Vec<Vec<Option<Vec<u8>>>> = some.query_async(&mut cmd).await?;
-    let mut known = HashMap::new();
-    for (user, value) in values.iter().flat_map(|values| wanted.iter().zip(values)) {
-        let Some((connections, info)) = value.as_deref().and_then(value_read) else { continue };
-        let place = known.entry(user.clone()).or_insert((0, None));
-        *place = merge_connections(std::mem::take(place), (connections, info));
-    }
-    Ok(RemoteUsers { nodes, users, known })
-}
-
-/// A user on two nodes. The info of the node with connections counts, if it is only one.
-fn merge_connections(one: (u64, Option<Info>), other: (u64, Option<Info>)) -> (u64, Option<Info>) {
-    let connections = one.0.saturating_add(other.0);
-    let info = if one.0 == 0 { other.1.or(one.1) } else { one.1.or(other.1) };
-    (connections, info)
-}
-
-/// The entry of a user: `connections` or `connections|info`.
-pub(super) fn value_written(connections: u32, info: Option<&str>) -> String {
-    match info {
-        Some(info) => format!("{connections}|{info}"),
-        None => connections.to_string(),
-    }
-}
-
-/// Parses an entry. `None`: no node has written it. An info that no client may give is dropped.
-fn value_read(value: &[u8]) -> Option<(u64, Option<Info>)> {
-    let bar = value.iter().position(|byte| *byte == b'|');
-    let (connections, info) = value.split_at(bar.unwrap_or(value.len()));
-    let connections = number(connections).filter(|it| *it <= u64::from(u32::MAX))?;
-    let info = info.split_first().and_then(|(_bar, info)| event::info(info));
-    Some((connections, info.map(Into::into)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backplane::redis::hostile;
     use crate::ids::{ConnId, NodeId, ShardId, SlotId};
     use crate::link::{Origin, PresenceChange, PresenceUpdate, ReplyTo};
     use redis::ServerErrorKind::{Ask, ClusterDown, Moved, TryAgain};
@@ -391,41 +283,12 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_read_back_as_it_was_written() {
-        for info in [None, Some(r#""a|b""#)] {
-            let value = value_written(3, info);
-            let read = value_read(value.as_bytes());
-            assert_eq!(read, Some((3, info.map(Into::into))), "{value}");
-        }
-    }
-
-    #[test]
-    fn an_entry_that_no_node_has_written_is_ignored_and_an_impossible_info_dropped() {
-        for wrong in ["", "|", "x", "-1", "+1", "1.5", "4294967296", "18446744073709551615", "1 "] {
-            assert_eq!(value_read(wrong.as_bytes()), None, "{wrong:?}");
-        }
-        for silent in ["3|", "3|{", "3|1 2", &format!("3|{}", "7".repeat(100_000))] {
-            assert_eq!(value_read(silent.as_bytes()), Some((3, None)), "{silent:.9}");
-        }
-        assert_eq!(merge_connections((u64::MAX, None), (7, None)), (u64::MAX, None));
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn any_entry_is_parsed_or_refused(value in hostile::text()) {
-            let _ = value_read(&value);
-            let _ = value_read(&[b"3|", &value[..]].concat());
-            let _ = (node_name(&value), event::info(&value));
-        }
-    }
-
-    #[test]
     fn a_moving_room_is_read_again_for_some_seconds() {
         let start = Instant::now();
         let is_again =
             |error: &RedisError, s| is_tried_again(error, start, start + Duration::from_secs(s));
         for kind in [Moved, Ask, TryAgain, ClusterDown] {
-            let error = RedisError::from((redis::ErrorKind::Server(kind), "as told"));
+            let error = RedisError::from((redis::ErrorKind::Server(kind), "as it is"));
             assert!(is_again(&error, 0) && is_again(&error, 4) && !is_again(&error, 5), "{kind:?}");
         }
         let error = RedisError::from((redis::ErrorKind::Io, "no server"));
@@ -437,7 +300,7 @@ mod tests {
         let mut queries = MemberQueries::default();
         for name in ["a", "b", "a"] {
             let to = ReplyTo::Call(Box::new(|_| {}));
-            queries.ask(PresenceRequest { topic: TopicName::room(name), to });
+            assert!(queries.ask(PresenceRequest { topic: TopicName::room(name), to }).is_ok());
         }
         assert!(queries.take_unavailable(PartitionSet::ALL).is_empty());
         let up = [partition("r:b")].into_iter().collect();
@@ -446,5 +309,21 @@ mod tests {
         assert!(queries.queue.iter().map(|waiting| waiting.topic.as_str()).eq(["r:b"]));
         assert_eq!(queries.take_unavailable(PartitionSet::default()).len(), 1);
         assert!(queries.queue.is_empty() && queries.asks.is_empty());
+        assert_eq!(queries.requests, 0);
+    }
+
+    #[test]
+    fn requests_that_wait_are_bounded_whatever_their_rooms() {
+        let mut queries = MemberQueries::default();
+        let ask = |room: usize| PresenceRequest {
+            topic: TopicName::room(&(room % 1000).to_string()),
+            to: ReplyTo::Nobody,
+        };
+        for number in 0..REQUESTS_MAX {
+            assert!(queries.ask(ask(number)).is_ok());
+        }
+        assert!(queries.ask(ask(1)).is_err(), "one too many, though the room is queued");
+        assert_eq!(queries.take_unavailable(PartitionSet::default()).len(), REQUESTS_MAX);
+        assert!(queries.ask(ask(1)).is_ok(), "there is room again");
     }
 }

@@ -10,6 +10,7 @@
 
 use crate::backplane::partition::partition;
 use crate::backplane::redis::names::Names;
+use crate::backplane::redis::pipeline::{ScriptOwner, ScriptSet};
 use crate::backplane::redis::presence::event;
 use crate::backplane::redis::presence::keys::Keys;
 use redis::Pipeline;
@@ -24,14 +25,19 @@ pub(super) enum PresenceScript {
     RemoveNode,
 }
 
+const WRITE: &str = concat!(include_str!("room.lua"), include_str!("write.lua"));
+const REMOVE_NODE: &str = concat!(include_str!("room.lua"), include_str!("remove_node.lua"));
+
+/// Both of them.
+pub(super) const PRESENCE_SCRIPTS: ScriptSet =
+    ScriptSet { owner: ScriptOwner::Presence, texts: &[WRITE, REMOVE_NODE] };
+
 impl PresenceScript {
     /// The text for SCRIPT LOAD.
     pub(super) fn text(self) -> &'static str {
         match self {
-            PresenceScript::Write => concat!(include_str!("room.lua"), include_str!("write.lua")),
-            PresenceScript::RemoveNode => {
-                concat!(include_str!("room.lua"), include_str!("remove_node.lua"))
-            }
+            PresenceScript::Write => WRITE,
+            PresenceScript::RemoveNode => REMOVE_NODE,
         }
     }
 

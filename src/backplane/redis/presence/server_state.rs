@@ -2,7 +2,7 @@
 //! flight.
 //!
 //! Rooms belong to partitions and partitions to servers; only the latter changes. So nothing of a
-//! room is kept here but what is in flight; when partitions move, that is returned, and the caller
+//! room is held here but what is in flight; when partitions move, that is returned, and the caller
 //! queues it for the new owner.
 //!
 //! Indices of servers have a meaning only between two changes of owners. After such a change a
@@ -12,29 +12,20 @@
 //! Invariant: every partition has one owner here as soon as there was a route.
 
 use crate::backplane::partition::PARTITIONS;
-use crate::backplane::redis::pipeline::PendingReply;
+use crate::backplane::redis::pipeline::{
+    AnsweredBatch, BatchPipeline, CommandConnection, OutgoingBatch, RetryOrder,
+};
 use crate::backplane::redis::presence::partition_set::{PartitionDelays, PartitionSet};
 use crate::backplane::redis::presence::write_queue::PendingWrite;
 use crate::backplane::redis::topology::routes::ServerRoutes;
 use crate::ids::TopicName;
-use redis::Value;
+use redis::RedisError;
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 /// Time after a server came up again in which its rooms have no events and no graces end: as long
 /// as other nodes may take to reconnect.
 const SETTLING: Duration = Duration::from_millis(3_000);
-/// Pause after a server refused something.
-const PAUSE: Duration = Duration::from_millis(500);
-
-/// A batch to one server.
-pub(super) struct WriteBatch {
-    /// Number of replies before those of the calls.
-    pub replies_before: usize,
-    /// One script call for each; the replies are in this order.
-    pub room_writes: Vec<RoomWrite>,
-    /// All replies.
-    pub reply: PendingReply<Vec<Value>>,
-}
 
 /// The writes of one room.
 pub(super) struct RoomWrite {
@@ -42,17 +33,81 @@ pub(super) struct RoomWrite {
     pub topic: TopicName,
     /// The users to write.
     pub users: Vec<(TopicName, PendingWrite)>,
+    /// Whether all entries of the room are written again: what is there is not known.
+    pub is_rewrite: bool,
 }
 
 /// One server.
-#[derive(Default)]
-pub(super) struct PresenceServer {
+struct PresenceServer {
     owns: PartitionSet,
-    is_up: bool,
-    /// At most one.
-    pub batch: Option<WriteBatch>,
-    /// Whether the server is believed to know the script.
-    pub is_script_loaded: bool,
+    state: ServerState,
+    /// The batch in flight.
+    writes: BatchPipeline<RoomWrite>,
+    /// The rooms in it.
+    in_flight: Vec<TopicName>,
+}
+
+/// The state of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ServerState {
+    /// Nothing is sent.
+    Down,
+    /// A batch may be sent.
+    Idle,
+    /// A batch is in flight.
+    Writing,
+}
+
+/// What happens to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ServerEvent {
+    /// Its link is up.
+    WentUp,
+    /// Its link is lost, or its partitions move: what is in flight is given back.
+    WentDown,
+    /// A batch is sent.
+    Sent,
+    /// The batch in flight is answered, or has failed.
+    Answered,
+}
+
+impl ServerState {
+    /// The state after an event. `None`: it cannot happen in this state.
+    pub(super) fn after(self, event: ServerEvent) -> Option<ServerState> {
+        Some(match (self, event) {
+            (_, ServerEvent::WentDown) => ServerState::Down,
+            (ServerState::Down | ServerState::Idle, ServerEvent::WentUp) => ServerState::Idle,
+            (ServerState::Writing, ServerEvent::WentUp) => ServerState::Writing,
+            (ServerState::Idle, ServerEvent::Sent) => ServerState::Writing,
+            (ServerState::Writing, ServerEvent::Answered) => ServerState::Idle,
+            (ServerState::Down | ServerState::Writing, ServerEvent::Sent) => return None,
+            (ServerState::Down | ServerState::Idle, ServerEvent::Answered) => return None,
+        })
+    }
+}
+
+impl PresenceServer {
+    fn new(owns: PartitionSet, state: ServerState) -> PresenceServer {
+        // What is refused goes back to the queue, where it is written as it is then.
+        let writes = BatchPipeline::new(1, RetryOrder::Each);
+        PresenceServer { owns, state, writes, in_flight: Vec::new() }
+    }
+
+    fn change(&mut self, event: ServerEvent) {
+        self.state = self.state.after(event).expect("the event suits the state");
+        if self.state != ServerState::Writing {
+            self.in_flight.clear();
+        }
+        self.invariants();
+    }
+
+    /// Holds after each step.
+    fn invariants(&self) {
+        let is_writing = self.state == ServerState::Writing;
+        debug_assert_eq!(is_writing, !self.writes.has_none_in_flight());
+        debug_assert_eq!(self.in_flight.len(), self.writes.in_flight());
+        debug_assert_eq!(self.writes.refused(), 0, "they go back to the queue");
+    }
 }
 
 /// What a new route changes.
@@ -95,7 +150,8 @@ impl ServerStates {
         let mut owns = vec![PartitionSet::default(); route.servers()];
         (0..PARTITIONS as u16).for_each(|part| owns[route.server_at(part)].insert(part));
         if self.all.iter().map(|server| &server.owns).eq(&owns) {
-            let is_lost = |at: &usize| self.all[*at].is_up && route.cmd(*at).is_none();
+            let is_lost =
+                |at: &usize| self.all[*at].state != ServerState::Down && route.cmd(*at).is_none();
             let lost: Vec<usize> = (0..owns.len()).filter(is_lost).collect();
             let room_writes = lost.into_iter().flat_map(|at| self.lose_link(at)).collect();
             return RouteChanges { room_writes, ..RouteChanges::default() };
@@ -110,7 +166,8 @@ impl ServerStates {
         let rewrites = if self.all.len() == owns.len() { moved } else { PartitionSet::ALL };
         let server = |(at, owns)| {
             let is_up = !is_first && route.cmd(at).is_some();
-            PresenceServer { owns, is_up, ..PresenceServer::default() }
+            let state = if is_up { ServerState::Idle } else { ServerState::Down };
+            PresenceServer::new(owns, state)
         };
         self.all = owns.into_iter().enumerate().map(server).collect();
         self.served = self.served.or(self.up(route));
@@ -121,7 +178,7 @@ impl ServerStates {
     /// start no leave could be published too early.
     pub(super) fn go_up(&mut self, at: usize, now: Instant) -> PartitionSet {
         let server = self.all.get_mut(at).expect("a server is in the route before it is up");
-        server.is_up = true;
+        server.change(ServerEvent::WentUp);
         let owns = server.owns;
         self.settling.begin(&owns.and(self.served), now + SETTLING);
         self.served = self.served.or(owns);
@@ -131,9 +188,15 @@ impl ServerStates {
     /// A server is down. Returns the writes in flight, which may have arrived.
     pub(super) fn lose_link(&mut self, at: usize) -> Vec<RoomWrite> {
         let Some(server) = self.all.get_mut(at) else { return Vec::new() };
-        server.is_up = false;
-        server.is_script_loaded = false;
-        server.batch.take().map_or_else(Vec::new, |batch| batch.room_writes)
+        let room_writes = server.writes.lose_link();
+        server.change(ServerEvent::WentDown);
+        room_writes
+    }
+
+    /// A server is up and has lost data: its partitions are written again, and settle as after an
+    /// outage, because other nodes have to notice it, too.
+    pub(super) fn settle_again(&mut self, parts: PartitionSet, now: Instant) {
+        self.settling.begin(&parts, now + SETTLING);
     }
 
     /// Time passes: partitions that have waited long enough may be written.
@@ -142,9 +205,9 @@ impl ServerStates {
         self.refused.handle_timeout(now);
     }
 
-    /// A server refused these partitions: they wait.
-    pub(super) fn refuse(&mut self, parts: &PartitionSet, now: Instant) {
-        self.refused.begin(parts, now + PAUSE);
+    /// A server refused these partitions: they wait until then.
+    pub(super) fn refuse(&mut self, parts: &PartitionSet, until: Instant) {
+        self.refused.begin(parts, until);
     }
 
     /// Number of servers.
@@ -152,9 +215,43 @@ impl ServerStates {
         self.all.len()
     }
 
-    /// One server.
-    pub(super) fn at(&mut self, at: usize) -> &mut PresenceServer {
-        &mut self.all[at]
+    /// Sends a batch to a server that is [writable](ServerStates::writable).
+    pub(super) fn send(
+        &mut self,
+        at: usize,
+        cx: &mut Context<'_>,
+        now: Instant,
+        connection: &CommandConnection,
+        batch: OutgoingBatch<RoomWrite>,
+    ) {
+        let server = &mut self.all[at];
+        server.in_flight.extend(batch.items.iter().map(|room| room.topic.clone()));
+        server.writes.send(cx, now, connection, batch);
+        server.change(ServerEvent::Sent);
+    }
+
+    /// The batch to a server that is answered. `Err`: it may have been executed or not, or a script
+    /// cannot be loaded.
+    pub(super) fn poll_batch(
+        &mut self,
+        at: usize,
+        cx: &mut Context<'_>,
+    ) -> Option<Result<AnsweredBatch<RoomWrite>, (Vec<RoomWrite>, RedisError)>> {
+        let server = &mut self.all[at];
+        let was_writing = server.state == ServerState::Writing;
+        let answered = match server.writes.poll_answered(cx) {
+            Ok(answered) => Ok(answered?),
+            Err(error) => Err((server.writes.lose_link(), error)),
+        };
+        if was_writing {
+            server.change(ServerEvent::Answered);
+        }
+        Some(answered)
+    }
+
+    /// Whether a room is in the batch in flight to its server.
+    pub(super) fn is_in_flight(&self, at: usize, topic: &TopicName) -> bool {
+        self.all[at].in_flight.contains(topic)
     }
 
     /// The partitions of a server.
@@ -181,7 +278,7 @@ impl ServerStates {
     /// What may be written to a server; `None`: it is down, or has a batch in flight.
     pub(super) fn writable(&self, at: usize, route: &ServerRoutes) -> Option<Writable> {
         let server = &self.all[at];
-        if !self.is_up(at, route) || server.batch.is_some() {
+        if server.state != ServerState::Idle || route.cmd(at).is_none() {
             return None;
         }
         let write = server.owns.without(self.refused.parts());
@@ -189,16 +286,17 @@ impl ServerStates {
     }
 
     fn is_up(&self, at: usize, route: &ServerRoutes) -> bool {
-        self.all[at].is_up && route.cmd(at).is_some()
+        self.all[at].state != ServerState::Down && route.cmd(at).is_some()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backplane::redis::pipeline::send;
+    use crate::backplane::redis::pipeline::{BatchSender, PendingReply, ScriptLoads, send};
+    use redis::{Pipeline, Value};
     use std::sync::Arc;
-    use std::task::{Context, Waker};
+    use std::task::Waker;
 
     /// Routes without connections; partitions alternate between servers.
     fn route(servers: u16) -> ServerRoutes {
@@ -207,11 +305,34 @@ mod tests {
         ServerRoutes::new(Arc::new(owners), connections, "PUBLISH")
     }
 
+    /// A connection to a server that never answers.
+    #[derive(Default)]
+    struct Silence(std::rc::Rc<ScriptLoads>);
+
+    impl BatchSender for Silence {
+        type Reply = PendingReply<Vec<Value>>;
+
+        fn send_batch(&self, cx: &mut Context<'_>, _: Pipeline) -> Self::Reply {
+            send(cx, std::future::pending())
+        }
+
+        fn scripts(&self) -> &std::rc::Rc<ScriptLoads> {
+            &self.0
+        }
+    }
+
     /// Puts a batch for a room in flight.
     fn execute(servers: &mut ServerStates, at: usize, room: &str) {
-        let reply = send(&mut Context::from_waker(Waker::noop()), std::future::pending());
-        let room_writes = vec![RoomWrite { topic: TopicName::room(room), users: Vec::new() }];
-        servers.at(at).batch = Some(WriteBatch { replies_before: 0, room_writes, reply });
+        let mut batch = OutgoingBatch::new(1);
+        batch.commands.cmd("PING");
+        let topic = TopicName::room(room);
+        batch.items.push(RoomWrite { topic: topic.clone(), users: Vec::new(), is_rewrite: false });
+        let server = &mut servers.all[at];
+        server.in_flight.push(topic);
+        let cx = &mut Context::from_waker(Waker::noop());
+        server.writes.send(cx, Instant::now(), &Silence::default(), batch);
+        server.state = ServerState::Writing;
+        server.invariants();
     }
 
     fn topics(room_writes: &[RoomWrite]) -> Vec<&str> {
@@ -224,10 +345,10 @@ mod tests {
         assert_eq!(servers.set_route(&route(2), now).rewrites, PartitionSet::ALL);
         let evens: PartitionSet = (0..1024).step_by(2).collect();
         assert_eq!([servers.owns(0), servers.owns(1)], [evens, PartitionSet::ALL.without(evens)]);
-        execute(&mut servers, 0, "a");
-        execute(&mut servers, 1, "b");
         let retries = servers.set_route(&route(2), now);
         assert!(retries.room_writes.is_empty() && retries.rewrites.is_empty());
+        execute(&mut servers, 0, "a");
+        execute(&mut servers, 1, "b");
         let changes = servers.set_route(&route(3), now);
         assert_eq!(topics(&changes.room_writes), ["r:a", "r:b"]);
         assert_eq!(changes.rewrites, PartitionSet::ALL, "numbers may have shifted");

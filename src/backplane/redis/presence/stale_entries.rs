@@ -12,16 +12,19 @@
 //! Invariant: a partition is done only after it was read without an error.
 
 use crate::backplane::partition::partition;
-use crate::backplane::redis::error_reply::ErrorReply;
-use crate::backplane::redis::pipeline::{PendingReply, execute_on, poll_reply, send};
+use crate::backplane::redis::pipeline::{
+    AnsweredBatch, BatchPipeline, ItemReply, OutgoingBatch, RetryOrder,
+};
+use crate::backplane::redis::presence::failures::value_of;
 use crate::backplane::redis::presence::keys::{Keys, topic_in};
 use crate::backplane::redis::presence::partition_set::PartitionSet;
+use crate::backplane::redis::presence::room_read::user_topic;
+use crate::backplane::redis::presence::skipped::Skipped;
 use crate::backplane::redis::topology::routes::ServerRoutes;
-use crate::ids::{TopicName, is_name};
-use redis::aio::MultiplexedConnection;
-use redis::{FromRedisValue, RedisResult, Value, pipe};
+use crate::ids::TopicName;
+use redis::{FromRedisValue, RedisResult, Value};
 use std::collections::VecDeque;
-use std::task::{Context, Poll};
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 /// Partitions whose rooms are read in one step.
@@ -33,11 +36,16 @@ const USERS_PER_PAGE: usize = 256;
 /// Pause after an error.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Users that a server has of this node, by room.
-pub(super) type StaleUsers = Vec<(TopicName, Vec<TopicName>)>;
+/// Users that a server has of this node, by room, and what no node has written.
+#[derive(Default)]
+pub(super) struct StaleUsers {
+    /// The users of each room.
+    pub users: Vec<(TopicName, Vec<TopicName>)>,
+    /// What no node has written.
+    pub skipped: Skipped,
+}
 
 /// The search for stale entries. Owned by [`crate::backplane::redis::presence::RedisPresence`].
-#[derive(Default)]
 pub(super) struct StaleEntries {
     /// Partitions to be read.
     left: PartitionSet,
@@ -45,19 +53,33 @@ pub(super) struct StaleEntries {
     step: PartitionSet,
     /// The rooms of those, and the cursor of each.
     rooms: VecDeque<(TopicName, u64)>,
-    in_flight: Option<StaleRead>,
+    reads: BatchPipeline<StaleRead>,
     /// The partition to go on with.
     next: u16,
     paused_until: Option<Instant>,
 }
 
+/// One command in flight.
 enum StaleRead {
-    Rooms(PendingReply<Vec<TopicName>>),
-    Users(PendingReply<Vec<Page>>),
+    /// The rooms of this node in a partition.
+    Rooms(u16),
+    /// A page of the users of a room.
+    Users(TopicName),
 }
 
-/// Users of a room and the next cursor; 0: the last page.
-type Page = (TopicName, u64, Vec<TopicName>);
+impl Default for StaleEntries {
+    fn default() -> StaleEntries {
+        StaleEntries {
+            left: PartitionSet::default(),
+            step: PartitionSet::default(),
+            rooms: VecDeque::new(),
+            // What is refused is read again with its step.
+            reads: BatchPipeline::new(1, RetryOrder::Each),
+            next: 0,
+            paused_until: None,
+        }
+    }
+}
 
 impl StaleEntries {
     /// These partitions may have stale entries.
@@ -70,8 +92,8 @@ impl StaleEntries {
         self.left.or(self.step)
     }
 
-    /// Makes progress in partitions that are `up`. Returns the users found when a reply has
-    /// arrived; an error is for the log.
+    /// Makes progress in partitions that are `up`. Returns the users found when a batch is answered;
+    /// an error is for the log.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -79,40 +101,44 @@ impl StaleEntries {
         (route, up): (&ServerRoutes, PartitionSet),
         keys: &Keys,
     ) -> Option<RedisResult<StaleUsers>> {
-        if self.in_flight.is_none() && self.paused_until.is_none_or(|until| until <= now) {
-            self.begin(cx, (route, up), keys);
+        if self.reads.may_send() && self.paused_until.is_none_or(|until| until <= now) {
+            self.begin(cx, now, (route, up), keys);
         }
-        let landed = match self.in_flight.as_mut()? {
-            StaleRead::Rooms(reply) => {
-                let Poll::Ready(rooms) = poll_reply(reply, cx) else { return None };
-                rooms.map(|rooms| self.rooms.extend(rooms.into_iter().map(|room| (room, 0))))
-            }
-            .map(|()| StaleUsers::new()),
-            StaleRead::Users(reply) => {
-                let Poll::Ready(pages) = poll_reply(reply, cx) else { return None };
-                pages.map(|pages| self.turn(pages))
+        let found = match self.reads.poll_answered(cx) {
+            Ok(answered) => self.handle(answered?),
+            Err(error) => {
+                self.reads.lose_link();
+                Err(error)
             }
         };
-        self.in_flight = None;
-        if landed.is_err() {
+        if found.is_err() {
             self.give_up();
             self.paused_until = Some(now + PAUSE);
         } else if self.rooms.is_empty() {
             self.step = PartitionSet::default();
         }
-        Some(landed)
+        Some(found)
     }
 
-    /// Queues the next pages.
-    fn turn(&mut self, pages: Vec<Page>) -> StaleUsers {
-        let mut found = StaleUsers::new();
-        for (room, next, users) in pages {
-            if next != 0 {
-                self.rooms.push_back((room.clone(), next));
+    /// Takes the replies to a batch, and queues the next pages.
+    fn handle(&mut self, answered: AnsweredBatch<StaleRead>) -> RedisResult<StaleUsers> {
+        let mut found = StaleUsers::default();
+        for (read, reply) in answered {
+            match read {
+                StaleRead::Rooms(part) => {
+                    let rooms = rooms(part, value_of(reply)?, &mut found.skipped)?;
+                    self.rooms.extend(rooms.into_iter().map(|room| (room, 0)));
+                }
+                StaleRead::Users(room) => {
+                    let (next, users) = page(reply, &mut found.skipped)?;
+                    if next != 0 {
+                        self.rooms.push_back((room.clone(), next));
+                    }
+                    found.users.push((room, users));
+                }
             }
-            found.push((room, users));
         }
-        found
+        Ok(found)
     }
 
     /// The step is begun again, another time.
@@ -125,77 +151,71 @@ impl StaleEntries {
     fn begin(
         &mut self,
         cx: &mut Context<'_>,
+        now: Instant,
         (route, up): (&ServerRoutes, PartitionSet),
         keys: &Keys,
     ) {
         let Some((room, _)) = self.rooms.front() else {
-            return self.begin_step(cx, (route, up), keys);
+            return self.begin_step(cx, now, (route, up), keys);
         };
         let (is_up, server) = (up.has(partition(room.as_str())), route.server_of(room.as_str()));
-        let Some(cmd) = route.cmd(server).filter(|_| is_up) else { return self.give_up() };
+        let Some(connection) = route.commands(server).filter(|_| is_up) else {
+            return self.give_up();
+        };
         let some = self.rooms.len().min(ROOMS_PER_PAGE);
-        let some = self.rooms.drain(..some).collect();
-        self.in_flight = Some(StaleRead::Users(send(cx, users(cmd.clone(), keys.clone(), some))));
+        let mut batch = OutgoingBatch::new(some);
+        for (room, from) in self.rooms.drain(..some) {
+            let key = keys.users(room.as_str(), &keys.me);
+            batch.commands.cmd("HSCAN").arg(key).arg(from).arg("COUNT").arg(USERS_PER_PAGE);
+            batch.items.push(StaleRead::Users(room));
+        }
+        self.reads.send(cx, now, connection, batch);
     }
 
     fn begin_step(
         &mut self,
         cx: &mut Context<'_>,
+        now: Instant,
         (route, up): (&ServerRoutes, PartitionSet),
         keys: &Keys,
     ) {
         let Some(first) = self.left.and(up).next_from(self.next) else { return };
         let server = route.server_at(first);
-        let Some(cmd) = route.cmd(server) else { return };
+        let Some(connection) = route.commands(server) else { return };
         let is_there = |part: &u16| *part >= first && route.server_at(*part) == server;
         let some: Vec<u16> = self.left.iter().filter(is_there).take(PARTS_PER_STEP).collect();
         self.next = some.last().expect("the first is one of them") + 1;
         self.step = some.iter().copied().collect();
         self.left = self.left.without(self.step);
-        self.in_flight = Some(StaleRead::Rooms(send(cx, rooms(cmd.clone(), keys.clone(), some))));
+        let mut batch = OutgoingBatch::new(some.len());
+        for part in some {
+            batch.commands.cmd("SMEMBERS").arg(keys.index(part, &keys.me));
+            batch.items.push(StaleRead::Rooms(part));
+        }
+        self.reads.send(cx, now, connection, batch);
     }
 }
 
-async fn rooms(
-    mut cmd: MultiplexedConnection,
-    keys: Keys,
-    parts: Vec<u16>,
-) -> RedisResult<Vec<TopicName>> {
-    let mut rooms = pipe();
-    parts.iter().for_each(|part| _ = rooms.cmd("SMEMBERS").arg(keys.index(*part, &keys.me)));
-    let rooms: Vec<Vec<Vec<u8>>> = rooms.query_async(&mut cmd).await?;
-    let each = parts.iter().zip(&rooms);
-    let rooms = each.flat_map(|(part, rooms)| rooms.iter().filter_map(|it| topic_in(*part, it)));
-    Ok(rooms.filter_map(|room| TopicName::parse(&room)).collect())
-}
-
-async fn users(
-    mut cmd: MultiplexedConnection,
-    keys: Keys,
-    rooms: Vec<(TopicName, u64)>,
-) -> RedisResult<Vec<Page>> {
-    let mut pages = pipe();
-    for (room, from) in &rooms {
-        let key = keys.users(room.as_str(), &keys.me);
-        pages.cmd("HSCAN").arg(key).arg(from).arg("COUNT").arg(USERS_PER_PAGE);
+/// Parses the rooms of a partition.
+fn rooms(part: u16, reply: Value, skipped: &mut Skipped) -> RedisResult<Vec<TopicName>> {
+    let mut rooms = Vec::new();
+    for member in Vec::<Vec<u8>>::from_redis_value(reply)? {
+        let room = topic_in(part, &member).and_then(|topic| TopicName::parse(&topic));
+        rooms.extend(skipped.or_skip(room, "a room in the index of this node", &member));
     }
-    let answers = execute_on(&mut cmd, &pages).await?;
-    let pages: Vec<(u64, Vec<Vec<u8>>)> =
-        answers.into_iter().map(page_of).collect::<RedisResult<_>>()?;
-    let named = |name: &Vec<u8>| {
-        let name = std::str::from_utf8(name).ok().filter(|name| is_name(name))?;
-        Some(TopicName::user(name))
-    };
-    let page = |((room, _), (next, names)): (_, (u64, Vec<Vec<u8>>))| {
-        (room, next, names.iter().step_by(2).filter_map(named).collect())
-    };
-    Ok(rooms.into_iter().zip(pages).map(page).collect())
+    Ok(rooms)
 }
 
-/// Parses `HSCAN`. Where there is no hash there are no users.
-fn page_of(answer: Value) -> RedisResult<(u64, Vec<Vec<u8>>)> {
-    if ErrorReply::of(&answer) == Some(ErrorReply::Unreadable) {
+/// Parses `HSCAN`: the next cursor, 0 with the last page, and users. Where there is no hash there
+/// are no users.
+fn page(reply: ItemReply, skipped: &mut Skipped) -> RedisResult<(u64, Vec<TopicName>)> {
+    if let ItemReply::Unreadable(_) = reply {
         return Ok((0, Vec::new()));
     }
-    Ok(FromRedisValue::from_redis_value(answer.extract_error()?)?)
+    let (next, names): (u64, Vec<Vec<u8>>) = FromRedisValue::from_redis_value(value_of(reply)?)?;
+    let mut users = Vec::new();
+    for name in names.iter().step_by(2) {
+        users.extend(skipped.or_skip(user_topic(name), "the name of a user", name));
+    }
+    Ok((next, users))
 }

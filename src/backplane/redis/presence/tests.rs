@@ -3,15 +3,22 @@
 
 use super::*;
 use crate::backplane::partition::PARTITIONS;
+use crate::backplane::presence::{PresenceEvent, user_name};
+use crate::backplane::redis::names::Names;
 use crate::backplane::redis::pipeline::CommandConnection;
-use crate::ids::{ConnId, ShardId, SlotId};
+use crate::backplane::redis::presence::liveness::Liveness;
+use crate::backplane::wire;
+use crate::ids::{ConnId, NodeId, ShardId, SlotId};
 use crate::link::channel::{OpsEnd, ShardEnd, window};
 use crate::link::health::Health;
 use crate::link::{Origin, PresenceChange, ReplyTo};
+use crate::policy::namespaces::Namespaces;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, PushInfo};
+use redis::{AsyncConnectionConfig, PushInfo, Value};
 use redis_server::Redis;
+use std::sync::Arc;
 use std::sync::mpsc;
+use std::task::Poll;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 #[path = "../../../../tests/common/redis.rs"]
@@ -35,9 +42,9 @@ struct World {
     nodes: Vec<Node>,
     owners: Arc<[u16; PARTITIONS]>,
     publish: &'static str,
-    told: UnboundedReceiver<PushInfo>,
+    pushes: UnboundedReceiver<PushInfo>,
     notifies: UnboundedSender<PushInfo>,
-    ears: Vec<MultiplexedConnection>,
+    subscribers: Vec<MultiplexedConnection>,
 }
 
 /// Even partitions are on the first server, odd ones on the second.
@@ -60,20 +67,21 @@ async fn connect(server: &Redis, config: &AsyncConnectionConfig) -> MultiplexedC
 
 impl World {
     async fn new(servers: Vec<Redis>, owners: Arc<[u16; PARTITIONS]>) -> World {
-        let (notifies, told) = unbounded_channel();
-        let (nodes, ears) = (Vec::new(), Vec::new());
-        let mut world = World { servers, nodes, owners, publish: "PUBLISH", told, notifies, ears };
+        let (notifies, pushes) = unbounded_channel();
+        let (nodes, subscribers) = (Vec::new(), Vec::new());
+        let mut world =
+            World { servers, nodes, owners, publish: "PUBLISH", pushes, notifies, subscribers };
         for server in 0..world.servers.len() {
-            world.listen(server, "PSUBSCRIBE", "*").await;
+            world.subscribe(server, "PSUBSCRIBE", "*").await;
         }
         world
     }
 
-    async fn listen(&mut self, server: usize, how: &str, channel: &str) {
+    async fn subscribe(&mut self, server: usize, how: &str, channel: &str) {
         let config = AsyncConnectionConfig::new().set_push_sender(self.notifies.clone());
-        let mut ear = connect(&self.servers[server], &config).await;
-        redis::cmd(how).arg(channel).exec_async(&mut ear).await.expect("it is heard");
-        self.ears.push(ear);
+        let mut subscriber = connect(&self.servers[server], &config).await;
+        redis::cmd(how).arg(channel).exec_async(&mut subscriber).await.expect("it is subscribed");
+        self.subscribers.push(subscriber);
     }
 
     /// Adds a node that knows all servers, which are up.
@@ -153,9 +161,9 @@ impl World {
     /// The next event on any server: `+user` or `-user`.
     async fn event(&mut self) -> String {
         self.until("there are news", |world| {
-            let push = world.told.try_recv().ok()?;
+            let push = world.pushes.try_recv().ok()?;
             let Value::BulkString(body) = push.data.last()? else { return None };
-            Some(match event::read(body)? {
+            Some(match event::read(body).ok()? {
                 PresenceEvent::Joined { user, .. } => format!("+{user}"),
                 PresenceEvent::Left { user } => format!("-{user}"),
             })
@@ -165,10 +173,10 @@ impl World {
 
     /// The users in a room; `None`: unavailable.
     async fn here(&mut self, node: usize, topic: &TopicName) -> Option<Vec<String>> {
-        let (notify, told) = mpsc::channel();
+        let (notify, reply) = mpsc::channel();
         let to = ReplyTo::Call(Box::new(move |here| notify.send(here).expect("it is awaited")));
         self.nodes[node].presence.ask(PresenceRequest { topic: topic.clone(), to });
-        let here = self.until("there is an answer", |_| told.try_recv().ok()).await?;
+        let here = self.until("there is an answer", |_| reply.try_recv().ok()).await?;
         Some(
             here.users
                 .iter()
@@ -228,7 +236,7 @@ fn a_server_that_is_down_delays_its_own_rooms_and_no_others() {
         assert_eq!(world.here(1, &first).await, None);
         assert_eq!(world.here(1, &second).await.unwrap(), ["dan"]);
         world.servers[0].restart();
-        world.listen(0, "PSUBSCRIBE", "*").await;
+        world.subscribe(0, "PSUBSCRIBE", "*").await;
         for node in [0, 1] {
             world.set_route(node, &[0, 1]).await;
             world.go_up(node, 0);
@@ -373,8 +381,8 @@ fn in_a_cluster_a_room_that_has_moved_unnoticed_waits_and_no_other() {
             rooms.find(is_there).expect("there are many")
         });
         let names = Names::new("test", NodeId(1));
-        world.listen(0, "SSUBSCRIBE", &names.channel(stays.as_str())).await;
-        world.listen(1, "SSUBSCRIBE", &names.channel(moved.as_str())).await;
+        world.subscribe(0, "SSUBSCRIBE", &names.channel(stays.as_str())).await;
+        world.subscribe(1, "SSUBSCRIBE", &names.channel(moved.as_str())).await;
         world.start().await;
         world.start().await;
         // The nodes believe that the first server has everything.
@@ -445,7 +453,7 @@ fn a_node_that_continues_while_it_is_removed_loses_no_user() {
         let still = world.nodes.remove(0);
         let notice = format!("test:{{p637}}:reaped:{}", still.id);
         world
-            .until("somebody cleans up", |world| {
+            .until("the other node cleans up", |world| {
                 (world.command(0, &["EXISTS", &notice]) == "1").then_some(())
             })
             .await;
@@ -578,5 +586,58 @@ fn a_room_full_of_stale_entries_is_cleared_page_by_page() {
             })
             .await;
         assert_eq!(world.command(0, &["HKEYS", &users]), "ann");
+    });
+}
+
+#[test]
+fn what_is_written_follows_the_records_of_living_nodes() {
+    run(async {
+        let mut world = World::new(vec![Redis::start()], Arc::new([0; PARTITIONS])).await;
+        world.start().await;
+        // As a release that writes what the last one has only read.
+        let reads = wire::WireRange { min: 1, max: 3 };
+        world.nodes[0].presence.liveness = Liveness::new(reads, 3);
+        assert_eq!(world.nodes[0].presence.version(), 1, "the oldest, while nobody is known");
+        let is = |version: u8| {
+            move |world: &mut World| (world.nodes[0].presence.version() == version).then_some(())
+        };
+        world.until("it is alone", is(3)).await;
+        let [old, newer] = ["00000000000000fe", "00000000000000ff"];
+        let record = |node: &str| format!("test:{{p637}}:node:{node}");
+        world.command(0, &["SADD", "test:{p637}:nodes", old, newer]);
+        world.command(0, &["SET", &record(newer), "2-7"]);
+        world.command(0, &["SET", &record(old), "1-2 and more"]);
+        world.until("the oldest reads version 2", is(2)).await;
+        world.command(0, &["SET", &record(old), "1"]);
+        world.until("the oldest has no range", is(1)).await;
+        world.command(0, &["SET", &record(old), "\u{7}"]);
+        let count = |world: &World| world.nodes[0].presence.failures.unreadable;
+        let before = count(&world);
+        let is_counted = |world: &mut World| (count(world) > before).then_some(());
+        world.until("an unreadable record is counted", is_counted).await;
+        assert_eq!(world.nodes[0].presence.version(), 1, "and counts as the first version");
+        world.command(0, &["DEL", &record(old)]);
+        world.until("the oldest is dead", is(3)).await;
+    });
+}
+
+#[test]
+fn requests_beyond_the_limit_are_refused_and_counted() {
+    run(async {
+        let mut world = World::new(vec![Redis::start()], Arc::new([0; PARTITIONS])).await;
+        world.start().await;
+        let topic = room_on(0);
+        for _ in 0..query::REQUESTS_MAX {
+            let ask = PresenceRequest { topic: topic.clone(), to: ReplyTo::Nobody };
+            world.nodes[0].presence.ask(ask);
+        }
+        assert_eq!(world.here(0, &topic).await, None, "one too many");
+        assert_eq!(world.nodes[0].local.counters.presence_rejected, 1);
+        // The others wait for one read, which they share. Then there is room again.
+        let mut tries = 0;
+        while world.here(0, &topic).await.is_none() {
+            tries += 1;
+            assert!(tries < 100_000, "there is room again");
+        }
     });
 }

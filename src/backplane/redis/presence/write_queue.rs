@@ -95,6 +95,11 @@ impl WriteQueue {
         write.is_some_and(|write| write.notify > Notify::Not)
     }
 
+    /// Whether a room has writes.
+    pub(super) fn has_room(&self, topic: &TopicName) -> bool {
+        self.rooms.contains_key(topic)
+    }
+
     /// The partitions with writes.
     pub(super) fn parts(&self) -> PartitionSet {
         self.parts

@@ -137,7 +137,7 @@ impl Lane {
             let Some(queued) = self.waiting.pop_front() else { break };
             queue_bytes += queued.bytes();
             envelope.clear();
-            envelope::write(&Message::of(&queued.publish), envelope);
+            envelope::write(&Message::of(&queued.publish), context.version, envelope);
             bytes += envelope.len();
             if self.kind == LaneKind::Transient {
                 let command = transient_command(&queued.publish, envelope, context);

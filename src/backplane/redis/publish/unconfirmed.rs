@@ -210,7 +210,7 @@ impl UnconfirmedLog {
         let mut batch = OutgoingBatch::with_scripts(asked.len(), context.cmd, &HISTORY_SCRIPTS);
         for acked in asked {
             self.envelope.clear();
-            envelope::write(&Message::of(&acked.publish), &mut self.envelope);
+            envelope::write(&Message::of(&acked.publish), context.version, &mut self.envelope);
             batch.commands.add_command(self.verify_command(&acked, context));
             batch.items.push(acked);
         }

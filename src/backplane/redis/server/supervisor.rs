@@ -385,7 +385,8 @@ impl Server {
         let LiveLink { link, cmd, replicated, .. } = &**live;
         let ServerLink { generation, user, .. } = link;
         let (replicated, publish) = (replicated.as_ref(), names.publish());
-        let context = CommandContext { cmd, replicated, names, generation, publish };
+        let version = turn.presence.version();
+        let context = CommandContext { cmd, replicated, names, generation, publish, version };
         let failure = |error: redis::RedisError| user.failure(&error);
         let mut is_busy =
             self.histories.poll(turn.cx, now, &context, turn.local).map_err(failure)?;
