@@ -9,6 +9,8 @@
 #                             --on sentinel       only there: standalone, several, sentinel, cluster
 #                             --faults kill,freeze  only these
 #                             --count 100         so many faults back to back, however long it takes
+#   tests/run.sh versions   nodes of this version and of an older one in one system, under load
+#                           (tests/versions); the older binary is built from git below target/
 #
 # What the tests need and the machine lacks is installed: Debian packages with apt-get (through sudo
 # unless this is root), the client libraries below target/. Nothing is skipped when that fails.
@@ -104,10 +106,28 @@ chaos() {
   cargo test --locked --test chaos nothing_is_lost -- --nocapture --test-threads 1
 }
 
+# The version before nodes named what they read.
+OLDER_COMMIT=af6c0be
+
+versions() {
+  local tree="$PWD/target/older-tree"
+  if [ -z "${OLDER_BINARY:-}" ]; then
+    [ -d "$tree" ] || git worktree add --detach "$tree" "$OLDER_COMMIT"
+    CARGO_TARGET_DIR="$PWD/target/older" cargo build --locked --bin campanile \
+      --manifest-path "$tree/Cargo.toml"
+    export OLDER_BINARY="$PWD/target/older/debug/campanile"
+  fi
+  cargo test --locked --test versions -- --ignored --test-threads 1
+}
+
 step "installing packages that are missing" install_packages
 if [ "${1:-}" = chaos ]; then
   shift
   step "chaos $*" chaos "$@"
+  exit
+fi
+if [ "${1:-}" = versions ]; then
+  step "versions" versions
   exit
 fi
 step "installing the independent clients" bash tests/clients/install.sh

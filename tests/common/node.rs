@@ -9,7 +9,7 @@ use super::redis::{free_port, wait_until};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
@@ -36,7 +36,12 @@ impl Node {
         Node::spawn(Command::new(binary()), args)
     }
 
-    /// The same, ready, with another standard error than a file.
+    /// The same of another binary, such as one of another version.
+    pub fn start_of(binary: &Path, args: &[&str]) -> Node {
+        Node::spawn(Command::new(binary), args)
+    }
+
+    /// The same as [`Node::start`], ready, with another standard error than a file.
     pub fn start_with_stderr(stderr: impl Into<Stdio>, args: &[&str]) -> Node {
         let command = command(args, stderr);
         let node = Node::spawn_saying(command, log_file(), args);
