@@ -5,7 +5,7 @@ use super::redis::Redis;
 use super::world::Build;
 use bytes::Bytes;
 use campanile::auth::AnonymousSecret;
-use campanile::backplane::envelope;
+use campanile::backplane::{envelope, wire};
 use campanile::backplane::local::Local;
 use campanile::backplane::message::Message;
 use campanile::backplane::redis::connection::subscriptions::{BATCHES_MAX, Subscriptions};
@@ -231,7 +231,7 @@ impl Node {
         let names = &self.names;
         let sent = self.waiting.drain(..some).map(|publish| {
             let mut body = Vec::new();
-            envelope::write(&Message::of(&publish), &mut body);
+            envelope::write(&Message::of(&publish), wire::WRITES_MAX, &mut body);
             Sent {
                 channel: names.channel(publish.topic.as_str()),
                 topic: publish.topic.as_str().to_owned(),
