@@ -18,7 +18,7 @@ use node::Node;
 use publisher::Publisher;
 use redis::{Redis, wait_until};
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Messages published in each stage, at least, in each of the two rooms.
 const STAGE: u64 = 100;
@@ -33,7 +33,7 @@ fn older() -> PathBuf {
 }
 
 /// A node of a version, ready.
-fn start(binary: &PathBuf, redis: &Redis) -> Node {
+fn start(binary: &Path, redis: &Redis) -> Node {
     let node = Node::start_of(
         binary,
         &[
@@ -128,7 +128,7 @@ impl Member {
 }
 
 /// Two nodes of one version are replaced, one after the other, by two of another.
-fn roll(from: &PathBuf, to: &PathBuf) {
+fn roll(from: &Path, to: &Path) {
     let redis = Redis::start();
     let [first, second] = [start(from, &redis), start(from, &redis)];
     let publishers = [KEPT, PLAIN].map(|room| Publisher::start(room, &[&first, &second]));

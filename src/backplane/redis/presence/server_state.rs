@@ -37,6 +37,9 @@ pub(super) struct RoomWrite {
     pub is_rewrite: bool,
 }
 
+/// A batch with its replies. `Err`: its writes, and why there are none.
+pub(super) type AnsweredWrites = Result<AnsweredBatch<RoomWrite>, (Vec<RoomWrite>, RedisError)>;
+
 /// One server.
 struct PresenceServer {
     owns: PartitionSet,
@@ -232,11 +235,7 @@ impl ServerStates {
 
     /// The batch to a server that is answered. `Err`: it may have been executed or not, or a script
     /// cannot be loaded.
-    pub(super) fn poll_batch(
-        &mut self,
-        at: usize,
-        cx: &mut Context<'_>,
-    ) -> Option<Result<AnsweredBatch<RoomWrite>, (Vec<RoomWrite>, RedisError)>> {
+    pub(super) fn poll_batch(&mut self, at: usize, cx: &mut Context<'_>) -> Option<AnsweredWrites> {
         let server = &mut self.all[at];
         let was_writing = server.state == ServerState::Writing;
         let answered = match server.writes.poll_answered(cx) {
