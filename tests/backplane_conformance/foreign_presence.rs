@@ -168,7 +168,7 @@ fn any_value_of_a_notice_is_a_notice_and_does_not_end_liveness() {
 
 /// What no node writes, of each kind.
 fn garbage() -> Vec<Vec<u8>> {
-    vec![b"\xFF\xFE".to_vec(), b"a\0b".to_vec(), b"{".to_vec(), vec![b'7'; 10 << 20]]
+    vec![b"\xFF\xFE".to_vec(), b"a\0b".to_vec(), b"{".to_vec(), vec![b'7'; 100_000]]
 }
 
 /// A command, and the one that undoes it.
@@ -248,4 +248,26 @@ fn whatever_stands_in_a_key_of_presence_is_skipped_and_counted_and_the_room_goes
             wait_for_list(shard, &topic, &wanted);
         }
     }
+}
+
+/// Longer than any value may be that a node writes: it is not even stored on its way.
+#[test]
+fn a_value_of_ten_megabytes_is_as_if_it_were_not_there() {
+    let world = World::redis(Build { nodes: 1, ..Build::usual() });
+    let topic = room("here:a");
+    others_have(redis(&world), "here:a", &[("ida", b"2|7")]);
+    redis(&world).command(&["SADD", "test:{p637}:nodes", OTHER]);
+    let shard = &world.nodes[0].shards[0];
+    shard.join_and_receive(&topic, 5);
+    shard.join_presence(&topic, "ann", 1, None);
+    let wanted = [user("ann", 1), ("ida".to_owned(), 4, Some("7".to_owned()))];
+    for (_, write, remove) in cases(&vec![b'7'; 10 << 20]) {
+        for command in [write, remove] {
+            let words: Vec<&[u8]> = command.iter().map(Vec::as_slice).collect();
+            redis(&world).command_bytes(&words);
+            shard.roster(&topic).expect("the room can be read");
+        }
+        wait_for_list(shard, &topic, &wanted);
+    }
+    assert_eq!(world.nodes[0].counters().reconnects, 0);
 }
