@@ -86,7 +86,7 @@ fn gather_everybody<'a>(into: &'a mut Vec<ShardMember>, ports: &[ShardPort]) -> 
 /// The shards' members and channels, as the backplane thread sees them. Owned by the backplane
 /// loop.
 pub struct Local {
-    /// The number of this node, as in [`crate::link::origin::Origin`].
+    /// The number of this node, as in [`crate::link::Origin`].
     pub node: NodeId,
     /// The backplane's end of the window to all shards.
     pub end: BackplaneEnd,

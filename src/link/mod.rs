@@ -230,7 +230,7 @@ pub enum HistoryError {
     Unavailable,
     /// As many requests wait as may: `limits.history_requests_waiting_max`.
     Overloaded,
-    /// What is kept of the history is nothing that this server wrote.
+    /// What is stored of the history is nothing that this server wrote.
     Unreadable,
 }
 

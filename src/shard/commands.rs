@@ -62,7 +62,7 @@ impl Shard {
     pub(super) fn use_bytes(&mut self, conn: ConnId, input: &mut [u8]) -> ReadOutcome {
         let all = ReadOutcome { used_bytes: input.len(), is_paused: false };
         let Some(c) = self.conns.get_mut(conn.0) else { return all };
-        c.heard = true;
+        c.is_active = true;
         if matches!(
             c.state,
             ConnState::Closing { ignore_input: true, .. }

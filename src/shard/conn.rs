@@ -172,7 +172,7 @@ pub struct Conn {
     /// In its handshake, open, or closing.
     pub state: ConnState,
     /// Whether bytes came from it since the last sweep; while it is paused, whether it took some.
-    pub heard: bool,
+    pub is_active: bool,
     /// The protocol of its client, and the form in which it receives events.
     pub encoding: Encoding,
     /// Whether its user has shown a token.
@@ -212,7 +212,7 @@ impl Conn {
             socket_key,
             place: u32::MAX,
             state: ConnState::Handshaking,
-            heard: true,
+            is_active: true,
             encoding: Encoding::NATIVE,
             has_token: false,
             expires: false,
@@ -251,7 +251,7 @@ pub enum CloseReason {
     Slow,
     /// It has taken nothing of what waits for it for `stall_timeout_ms`.
     Stalled,
-    /// Nothing was heard for a whole sweep, the answer to our ping included.
+    /// Nothing was received for a whole sweep, the answer to our ping included.
     Silent,
     /// This node is shutting down.
     Drain,

@@ -145,7 +145,7 @@ impl Shard {
     #[must_use]
     pub fn handle_readable(&mut self, conn: ConnId, to_the_end: bool) -> bool {
         let Some(c) = self.conns.get_mut(conn.0) else { return false };
-        c.heard = true;
+        c.is_active = true;
         if c.unread == ReadState::Paused {
             return false; // Resumed, it is read to the end.
         }
@@ -234,7 +234,7 @@ impl Shard {
                     continue;
                 }
                 // Its answer is on its way to it, and it takes nothing of that.
-                ReadState::Paused if !self.waits_for_us(conn) && !c.heard => {
+                ReadState::Paused if !self.waits_for_us(conn) && !c.is_active => {
                     self.life.ended.push_back(conn);
                     continue;
                 }
@@ -242,7 +242,7 @@ impl Shard {
                 // is not its fault.
                 ReadState::Queued | ReadState::ToTheEnd | ReadState::Paused => {}
             }
-            self.conns.get_mut(conn.0).expect("it was looked at").heard = false;
+            self.conns.get_mut(conn.0).expect("it was looked at").is_active = false;
             later.push(conn);
         }
         later.into_iter().for_each(|conn| {
@@ -489,14 +489,14 @@ impl Shard {
         if !conn.is_open() {
             return;
         }
-        let (heard, encoding) = (std::mem::take(&mut conn.heard), conn.encoding);
+        let (is_active, encoding) = (std::mem::take(&mut conn.is_active), conn.encoding);
         // What waits to be read may be the answer, or stand before it: that is not its fault.
         let may_be_unread = match conn.unread {
             ReadState::Idle => false,
             ReadState::Queued | ReadState::ToTheEnd => true,
             ReadState::Paused => self.waits_for_us(id),
         };
-        if !heard && !may_be_unread {
+        if !is_active && !may_be_unread {
             return self.begin_close(id, CloseReason::Silent);
         }
         if self.is_stalled(index) {

@@ -296,7 +296,7 @@ mod tests {
         fn with_members_in(rooms: &[&str]) -> Node {
             let (mut shards, end, ops) = window(1, 64, 4096).unwrap();
             let (node, limits) = (NodeId(1), Limits::PRODUCTION);
-            let namespaces = Arc::new(Namespaces::read("kept: history_size=5").unwrap());
+            let namespaces = Arc::new(Namespaces::read("stored: history_size=5").unwrap());
             let names = Names::new("t", node);
             let mut local = Local::new(node, end, Arc::new(Health::default()), Duration::ZERO, 0);
             for (index, room) in (0..).zip(rooms) {
@@ -393,8 +393,8 @@ mod tests {
 
     #[test]
     fn a_message_with_a_position_costs_one_hash_whether_its_topic_is_followed_or_not() {
-        let mut node = Node::with_members_in(&["kept:a", "kept:b"]);
-        let [followed, other] = ["kept:a", "kept:b"].map(TopicName::room);
+        let mut node = Node::with_members_in(&["stored:a", "stored:b"]);
+        let [followed, other] = ["stored:a", "stored:b"].map(TopicName::room);
         node.histories.follow_from(&followed, Position { epoch: 7, offset: 0 });
         for offset in 1..=20 {
             for room in [&followed, &other] {
@@ -408,7 +408,7 @@ mod tests {
 
     #[test]
     fn a_message_costs_one_hash_while_other_topics_are_evicted_for_it() {
-        let rooms = ["kept:a", "kept:b", "kept:c"];
+        let rooms = ["stored:a", "stored:b", "stored:c"];
         let mut node = Node::with_members_in(&rooms);
         let limits = Limits { history_bytes_max: 3, ..Limits::PRODUCTION };
         node.histories.set_share(&limits, 1);

@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn each_target_is_understood_and_the_payload_kept_byte_for_byte() {
+    fn each_target_is_understood_and_the_payload_passed_on_byte_for_byte() {
         for (json, topic, payload) in [
             (r#"{"room_id":"r","payload":1.0}"#, "r:r", "1.0"),
             (r#"{"payload": {"a" : [1e400]} ,"target_user_id":"u"}"#, "u:u", r#"{"a" : [1e400]}"#),

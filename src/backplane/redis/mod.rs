@@ -231,10 +231,10 @@ impl RedisTransport {
             let first = partitions.find(|(_, owner)| usize::from(**owner) == number);
             let has_broadcasts = usize::from(control) == number;
             // A message to the whole Cluster arrives on each of its servers: one of them counts.
-            let hears_ingest = !self.shared.names.is_sharded() || has_broadcasts;
+            let takes_ingest = !self.shared.names.is_sharded() || has_broadcasts;
             let first = first.map(|(partition, _)| partition);
             server.set_assignment(
-                ServerAssignment { number, first, hears_ingest, has_broadcasts },
+                ServerAssignment { number, first, takes_ingest, has_broadcasts },
                 &self.shared.names,
             );
             server.histories().set_share(&self.shared.limits, shares);

@@ -31,7 +31,7 @@ pub(super) struct ServerAssignment {
     /// The first partition that it has; `None`: it has none.
     pub first: Option<u16>,
     /// Whether publishes of other services are taken from this server.
-    pub hears_ingest: bool,
+    pub takes_ingest: bool,
     /// Whether messages to everybody are on this server.
     pub has_broadcasts: bool,
 }

@@ -128,7 +128,7 @@ impl Shard {
         outbox.advance(taken);
         self.counters.outbox_bytes -= taken as u64;
         // A paused connection is not read: that it takes bytes shows that its peer is there.
-        c.heard |= c.unread == ReadState::Paused;
+        c.is_active |= c.unread == ReadState::Paused;
         if outbox.is_empty() {
             c.outbox = None;
             self.consider_leaving(conn);

@@ -48,7 +48,7 @@ use std::sync::Arc;
 pub struct ShardConfig {
     /// The number of this shard on its node.
     pub id: ShardId,
-    /// The number of this node, for [`crate::link::origin::Origin`].
+    /// The number of this node, for [`crate::link::Origin`].
     pub node: NodeId,
     /// The name of this node in `welcome`.
     pub node_name: String,

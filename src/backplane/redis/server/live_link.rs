@@ -32,7 +32,7 @@ pub(super) struct LiveLink {
     /// When it began.
     pub since: Instant,
     /// Whether the channel for publishes of other services is subscribed, or about to be.
-    hears_ingest: bool,
+    takes_ingest: bool,
     /// When the server last answered while an answer was pending.
     replied_at: Instant,
 }
@@ -48,9 +48,9 @@ impl LiveLink {
         places: u32,
         now: Instant,
     ) -> LiveLink {
-        let ServerAssignment { number, first, hears_ingest, .. } = assignment;
+        let ServerAssignment { number, first, takes_ingest, .. } = assignment;
         let canary_channel = first.map(|partition| names.canary(partition));
-        let ingest = hears_ingest.then(|| names.ingest.clone());
+        let ingest = takes_ingest.then(|| names.ingest.clone());
         let fixed = canary_channel.iter().cloned().chain(ingest).collect();
         let cmd = CommandConnection::new(link.cmd.clone(), loaded);
         let replicated = link.replicated.clone().map(|it| CommandConnection::new(it, loaded));
@@ -62,7 +62,7 @@ impl LiveLink {
             canary: None,
             canary_channel,
             since: now,
-            hears_ingest,
+            takes_ingest,
             replied_at: now,
         }
     }
@@ -80,9 +80,9 @@ impl LiveLink {
             // The next one counts from zero on the new channel.
             missed = self.canary.take().map_or(0, |canary| canary.missed);
         }
-        if self.hears_ingest != assignment.hears_ingest {
-            self.hears_ingest = assignment.hears_ingest;
-            match assignment.hears_ingest {
+        if self.takes_ingest != assignment.takes_ingest {
+            self.takes_ingest = assignment.takes_ingest;
+            match assignment.takes_ingest {
                 true => self.subscriptions.add_fixed(names.ingest.clone()),
                 false => self.subscriptions.remove_fixed(names.ingest.clone()),
             }

@@ -315,9 +315,9 @@ impl Server {
         self.poll_stage(turn)?;
         is_busy |= self.poll_commands(turn)?;
         // Publishes of other services go to any topic; if there were any, some may be missing.
-        let hears_others =
-            self.assignment.hears_ingest && turn.local.counters.publishes_ingested > 0;
-        let server = (!hears_others).then_some(self.assignment.number);
+        let has_other_publishers =
+            self.assignment.takes_ingest && turn.local.counters.publishes_ingested > 0;
+        let server = (!has_other_publishers).then_some(self.assignment.number);
         Ok(is_busy | self.outage.poll(server, &turn.shared.namespaces, turn.local))
     }
 

@@ -60,7 +60,7 @@ struct Master {
 struct SentinelState {
     address: String,
     /// When it last reported a master.
-    heard_at: Option<Instant>,
+    reported_at: Option<Instant>,
     /// Its last error.
     error: Option<TopologyError>,
     failures: LogThrottle,
@@ -68,7 +68,7 @@ struct SentinelState {
 
 impl SentinelState {
     fn is_answering(&self, now: Instant) -> bool {
-        self.heard_at.is_some_and(|at| now.duration_since(at) < REPORT_TTL)
+        self.reported_at.is_some_and(|at| now.duration_since(at) < REPORT_TTL)
     }
 }
 
@@ -100,7 +100,7 @@ impl Sentinels {
         let master = |name| Master { name, ..Master::default() };
         let sentinels = |address: &String| SentinelState {
             address: address.clone(),
-            heard_at: None,
+            reported_at: None,
             error: None,
             failures: LogThrottle::default(),
         };
@@ -130,7 +130,7 @@ impl Sentinels {
             let sentinels = &mut self.sentinels[sentinel];
             match what {
                 Ok(last_reports) => {
-                    sentinels.heard_at = Some(now);
+                    sentinels.reported_at = Some(now);
                     let number = last_reports.master;
                     let master = &mut self.masters[number];
                     if let Some(address) = master.listen(sentinel, last_reports, now) {

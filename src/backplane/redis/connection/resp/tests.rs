@@ -113,7 +113,7 @@ pub(in crate::backplane::redis::connection) fn tree() -> impl Strategy<Value = T
             some.clone().prop_map(Tree::Array),
             some.clone().prop_map(Tree::Set),
             pairs.clone().prop_map(Tree::Map),
-            // The crate wants to hear a kind, and that it is text.
+            // The crate takes a kind, and that it is text.
             (kind, some).prop_map(|(kind, mut some)| {
                 some.insert(0, kind);
                 Tree::Push(some)
@@ -165,13 +165,13 @@ fn agrees(item: RespValue<'_>, value: &Value) -> bool {
 
 /// Feeds the stream in pieces, as a connection would, and tells every item as text. Asks only when
 /// there is as much as was reported to be needed; `Err` at the first thing that is malformed.
-fn heard(stream: &[u8], mut pieces: impl FnMut() -> usize) -> Result<Vec<String>, MalformedResp> {
-    let (mut heard, mut begin, mut end, mut needs) = (Vec::new(), 0, 0, 0);
+fn parsed(stream: &[u8], mut pieces: impl FnMut() -> usize) -> Result<Vec<String>, MalformedResp> {
+    let (mut parsed, mut begin, mut end, mut needs) = (Vec::new(), 0, 0, 0);
     loop {
         while end - begin >= needs {
             match parse(&stream[begin..end])? {
                 ParseProgress::Value(item, len) => {
-                    heard.push(all_of(item));
+                    parsed.push(all_of(item));
                     begin += len;
                     needs = 0;
                 }
@@ -183,7 +183,7 @@ fn heard(stream: &[u8], mut pieces: impl FnMut() -> usize) -> Result<Vec<String>
             }
         }
         if end == stream.len() {
-            return Ok(heard);
+            return Ok(parsed);
         }
         end = stream.len().min(end + pieces().max(1));
     }
@@ -230,17 +230,17 @@ proptest! {
         pieces in prop::collection::vec(1..50usize, 1..20),
     ) {
         let bytes = stream(&trees);
-        let whole = heard(&bytes, || bytes.len());
+        let whole = parsed(&bytes, || bytes.len());
         if let Ok(items) = &whole {
             prop_assert_eq!(items.len(), trees.len());
         }
         for at in 0..bytes.len() {
             let mut cut = [at, bytes.len()].into_iter();
-            prop_assert_eq!(&heard(&bytes, || cut.next().unwrap_or(1)), &whole);
+            prop_assert_eq!(&parsed(&bytes, || cut.next().unwrap_or(1)), &whole);
         }
-        prop_assert_eq!(&heard(&bytes, || 1), &whole);
+        prop_assert_eq!(&parsed(&bytes, || 1), &whole);
         let mut pieces = pieces.into_iter().cycle();
-        prop_assert_eq!(&heard(&bytes, || pieces.next().unwrap_or(1)), &whole);
+        prop_assert_eq!(&parsed(&bytes, || pieces.next().unwrap_or(1)), &whole);
     }
 
     #[test]
@@ -257,7 +257,7 @@ proptest! {
 
     #[test]
     fn no_bytes_bring_it_down(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        let _ = heard(&bytes, || 7);
+        let _ = parsed(&bytes, || 7);
     }
 
     /// Bytes that say something more often than any bytes do.
@@ -274,7 +274,7 @@ proptest! {
         ),
     ) {
         let bytes = words.concat();
-        let _ = heard(&bytes, || 1);
+        let _ = parsed(&bytes, || 1);
     }
 
     /// Good streams, spoiled a little.
@@ -296,8 +296,8 @@ proptest! {
             }
         }
         // What is malformed may be noticed later, or not any more, when it comes in pieces.
-        if let Ok(items) = heard(&bytes, || bytes.len()) {
-            prop_assert_eq!(heard(&bytes, || 3), Ok(items));
+        if let Ok(items) = parsed(&bytes, || bytes.len()) {
+            prop_assert_eq!(parsed(&bytes, || 3), Ok(items));
         }
     }
 }
@@ -333,7 +333,7 @@ fn the_length_of_a_body_says_how_much_is_needed() {
 }
 
 #[test]
-fn limits_are_kept() {
+fn limits_hold() {
     assert_eq!(malformed(b"$1073741825\r\n"), "a string is too long");
     let [fits, deep] = [DEPTH_MAX, DEPTH_MAX + 1].map(|levels| b"*1\r\n".repeat(levels));
     assert!(matches!(parse(&[&fits[..], b":1\r\n"].concat()), Ok(ParseProgress::Value(..))));

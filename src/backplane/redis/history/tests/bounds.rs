@@ -16,14 +16,14 @@ fn a_join_whose_position_cannot_be_read_in_time_is_refused_and_has_none() {
         story.recover(Some(at((7, 1))));
         story.history(Page { since: None, limit: 1, reverse: false });
         story.pass(PENDING_TIME_MAX - Duration::from_millis(1));
-        assert!(story.hear().is_empty(), "not yet");
+        assert!(story.received().is_empty(), "not yet");
         story.pass(Duration::from_secs(1));
-        let unavailable = |heard: &Downlink| match heard {
+        let unavailable = |received: &Downlink| match received {
             Downlink::Unrecoverable(refused) => refused.why == HistoryError::Unavailable,
             Downlink::History(reply) => reply.page == Err(HistoryError::Unavailable),
             _ => false,
         };
-        assert_eq!(story.hear().iter().filter(|heard| unavailable(heard)).count(), 3);
+        assert_eq!(story.received().iter().filter(|received| unavailable(received)).count(), 3);
         assert_eq!(story.histories.waiting(), 0);
     }
 }
@@ -34,7 +34,7 @@ fn a_join_whose_missed_messages_cannot_be_read_in_time_has_the_position_without_
     story.read(&answer(7, 3, "", None, &[]));
     story.recover(Some(at((7, 1))));
     story.pass(PENDING_TIME_MAX);
-    let [Downlink::Recovered(reply)] = story.hear() else { panic!("not answered") };
+    let [Downlink::Recovered(reply)] = story.received() else { panic!("not answered") };
     let overload = Unrecovered::Overload;
     let expected = (at((7, 3)), Recovery::NotRecovered(overload));
     assert_eq!((reply.position, reply.recovery), expected);
@@ -45,12 +45,12 @@ fn requests_beyond_the_limit_are_refused_and_one_topic_takes_half_of_the_places(
     let mut story = Story::begin(TopicName::room("chat:a"));
     let places = Limits::TINY.history_requests_waiting_max;
     let refused = |story: &mut Story| {
-        let is_refused = |heard: &&Downlink| match heard {
+        let is_refused = |received: &&Downlink| match received {
             Downlink::Unrecoverable(refused) => refused.why == HistoryError::Overloaded,
             Downlink::History(reply) => reply.page == Err(HistoryError::Overloaded),
             _ => false,
         };
-        story.hear().iter().filter(is_refused).count()
+        story.received().iter().filter(is_refused).count()
     };
     (0..places).for_each(|_| story.recover(None));
     assert_eq!((story.histories.waiting(), refused(&mut story)), (places / 2, places / 2));
@@ -79,10 +79,10 @@ fn messages_of_a_new_history_are_delivered_from_the_first_one_that_arrived() {
     story.message(at((8, 4)), b"\x01\x001");
     story.read(&answer(8, 4, "", None, &[1, 2, 3, 4]));
     story.message(at((8, 5)), b"\x01\x001");
-    let heard = story.hear();
-    assert!(matches!(heard[0], Downlink::Lost { count: 0, .. }));
+    let received = story.received();
+    assert!(matches!(received[0], Downlink::Lost { count: 0, .. }));
     let is_message = |it: &Downlink| matches!(it, Downlink::DeliverWith(_));
-    assert_eq!((heard[1..].iter().filter(|it| is_message(it)).count(), heard.len()), (5, 6));
+    assert_eq!((received[1..].iter().filter(|it| is_message(it)).count(), received.len()), (5, 6));
 }
 
 #[test]
@@ -95,10 +95,13 @@ fn a_message_of_an_unknown_earlier_epoch_makes_the_history_be_read_once() {
     story.message(at((5, 3)), b"\x01\x001");
     assert_eq!(story.histories.to_read(), 1);
     story.read(&answer(7, 3, "6:2 ", None, &[3]));
-    assert_eq!((story.histories.to_read(), story.hear().len()), (0, 0));
+    assert_eq!((story.histories.to_read(), story.received().len()), (0, 0));
     story.message(at((5, 4)), b"\x01\x001");
     story.read(&answer(5, 4, "", None, &[3, 4]));
-    assert!(matches!(story.hear(), [Downlink::Lost { .. }]), "the history was replaced by hand");
+    assert!(
+        matches!(story.received(), [Downlink::Lost { .. }]),
+        "the history was replaced by hand"
+    );
 }
 
 #[test]

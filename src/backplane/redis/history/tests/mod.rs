@@ -101,8 +101,8 @@ proptest! {
         deeds.into_iter().for_each(|deed| act(&mut story, deed));
         story.pass(PENDING_TIME_MAX + Duration::from_secs(1));
         let (asked, mut answered) = (story.asked, 0);
-        for heard in story.hear() {
-            let position = match heard {
+        for received in story.received() {
+            let position = match received {
                 Downlink::Recovered(reply) => Some(reply.position),
                 Downlink::Unrecoverable(_) => None,
                 Downlink::History(reply) => reply.page.as_ref().ok().map(|page| page.position),
@@ -128,24 +128,24 @@ fn requests_for_an_unreadable_history_are_refused_until_it_is_corrected() {
     let mut story = Story::begin(TopicName::room("chat:a"));
     story.read(&answer(7, 3, "", None, &[1, 2, 3]));
     story.recover(None);
-    assert!(matches!(story.hear()[..], [Downlink::Recovered(_)]));
+    assert!(matches!(story.received()[..], [Downlink::Recovered(_)]));
     story.pass(Duration::from_secs(61));
     story.read(&answer(7, u64::MAX, "", None, &[1, 2, 3]));
     for _ in 0..3 {
         story.recover(Some(at((7, 1))));
         story.history(Page { since: None, limit: 1, reverse: false });
     }
-    let refused = |heard: &Downlink| match heard {
+    let refused = |received: &Downlink| match received {
         Downlink::Unrecoverable(_) => true,
         Downlink::History(reply) => reply.page == Err(HistoryError::Unreadable),
         _ => false,
     };
-    assert_eq!(story.hear()[1..].iter().filter(|heard| refused(heard)).count(), 6);
+    assert_eq!(story.received()[1..].iter().filter(|received| refused(received)).count(), 6);
     assert_eq!(story.local.counters.histories_unreadable, 1, "nobody reads it for each who asks");
     story.pass(Duration::from_secs(1));
     story.read(&answer(7, 4, "", None, &[1, 2, 3, 4]));
     story.recover(Some(at((7, 1))));
-    let last = story.hear().last();
+    let last = story.received().last();
     let Some(Downlink::Recovered(reply)) = last else { panic!("not answered") };
     assert_eq!((reply.position, reply.recovery), (at((7, 4)), recovered(3)));
 }
@@ -175,10 +175,11 @@ fn a_message_at_a_position_that_the_history_does_not_have_is_not_waited_for() {
         story.recover(None);
     }
     assert_eq!(story.local.counters.publishes_malformed, 3);
-    let answered = story.hear().iter().filter(|it| matches!(it, Downlink::Recovered(_))).count();
+    let answered =
+        story.received().iter().filter(|it| matches!(it, Downlink::Recovered(_))).count();
     assert_eq!(answered, 3, "and everybody is answered");
     story.message(at((7, 4)), b"\x01\x001");
-    assert!(matches!(story.hear().last(), Some(Downlink::DeliverWith(_))));
+    assert!(matches!(story.received().last(), Some(Downlink::DeliverWith(_))));
 }
 
 #[test]
@@ -192,7 +193,7 @@ fn a_message_that_arrives_during_a_read_is_not_taken_for_impossible() {
     story.handle_replies(topics, BatchKind::Read, &answer(7, 5, "", None, &[4, 5]), 0);
     assert_eq!(story.local.counters.publishes_malformed, 0);
     let frames = |story: &mut Story| {
-        story.hear().iter().filter(|it| matches!(it, Downlink::DeliverWith(_))).count()
+        story.received().iter().filter(|it| matches!(it, Downlink::DeliverWith(_))).count()
     };
     assert_eq!(frames(&mut story), 3);
 }
@@ -204,13 +205,16 @@ fn a_history_that_was_reset_is_reported_as_lost_and_continues_from_there() {
     story.pass(Duration::from_secs(61));
     story.read(&answer(7, 2, "", None, &[1, 2]));
     story.read(&answer(7, 2, "", None, &[1, 2])); // this node has offered a repair
-    let lost = story.hear().iter().filter(|it| matches!(it, Downlink::Lost { .. })).count();
+    let lost = story.received().iter().filter(|it| matches!(it, Downlink::Lost { .. })).count();
     assert_eq!(lost, 1);
     story.message(at((7, 3)), b"\x01\x001");
-    assert!(matches!(story.hear().last(), Some(Downlink::DeliverWith(_))), "and it is heard");
+    assert!(
+        matches!(story.received().last(), Some(Downlink::DeliverWith(_))),
+        "and it is received"
+    );
     story.recover(Some(at((7, 5))));
     story.read(&answer(7, 3, "", None, &[1, 2, 3]));
-    let Some(Downlink::Recovered(reply)) = story.hear().last() else { panic!("not answered") };
+    let Some(Downlink::Recovered(reply)) = story.received().last() else { panic!("not answered") };
     let lost = Unrecovered::TailLost;
     assert_eq!(reply.recovery, Recovery::NotRecovered(lost));
 }
@@ -220,11 +224,11 @@ fn a_member_who_joined_without_a_position_receives_messages_once_the_history_is_
     let mut story = Story::begin(TopicName::user("ann"));
     story.recover(None);
     story.read(&answer(7, 1 << 63, "", None, &[]));
-    assert!(matches!(story.hear(), [Downlink::Unrecoverable(_)]));
+    assert!(matches!(story.received(), [Downlink::Unrecoverable(_)]));
     story.message(at((7, 2)), b"\x01\x001");
     story.pass(Duration::from_secs(1));
     story.read(&answer(7, 2, "", None, &[1, 2]));
-    assert!(matches!(story.hear()[1..], [Downlink::DeliverWith(_)]), "and nothing of before");
+    assert!(matches!(story.received()[1..], [Downlink::DeliverWith(_)]), "and nothing of before");
 }
 
 #[test]
@@ -236,7 +240,7 @@ fn a_recovery_has_one_epoch_that_of_its_position() {
     story.read(&answer(8, 4, "7:4 6:2 ", None, &[4]));
     story.recover(Some(at((6, 1))));
     story.read(&answer(8, 4, "7:4 6:2 ", None, &[1, 2, 3, 4]));
-    let Some(Downlink::Recovered(reply)) = story.hear().last() else { panic!("not answered") };
+    let Some(Downlink::Recovered(reply)) = story.received().last() else { panic!("not answered") };
     assert_eq!((reply.position, reply.recovery), (at((8, 4)), recovered(3)));
     let missed = String::from_utf8_lossy(&reply.missed.bytes).into_owned();
     let epochs: Vec<&str> = missed.split("\"epoch\":\"").skip(1).map(|rest| &rest[..1]).collect();

@@ -35,7 +35,7 @@ pub(super) struct Story {
     pub(super) asked: u64,
     shard: ShardEnd,
     _ops: OpsEnd,
-    heard: Vec<Downlink>,
+    received: Vec<Downlink>,
 }
 
 impl Story {
@@ -54,13 +54,13 @@ impl Story {
             asked: 0,
             shard: shards.remove(0),
             _ops: ops,
-            heard: Vec::new(),
+            received: Vec::new(),
         };
         let key = story.local.join(story.topic.clone(), ShardId(0), Encoding::NATIVE, AT).unwrap();
         assert!(story.local.confirm_subscription(key, 0));
         story.histories.on_subscribed(&story.topic);
-        assert!(matches!(story.hear(), [Downlink::Joined { .. }]));
-        story.heard.clear();
+        assert!(matches!(story.received(), [Downlink::Joined { .. }]));
+        story.received.clear();
         story
     }
 
@@ -137,10 +137,10 @@ impl Story {
         self.histories.expire(self.now, &mut self.local);
     }
 
-    pub(super) fn hear(&mut self) -> &[Downlink] {
+    pub(super) fn received(&mut self) -> &[Downlink] {
         self.local.flush();
-        self.heard.extend(std::iter::from_fn(|| self.shard.try_recv()));
-        &self.heard
+        self.received.extend(std::iter::from_fn(|| self.shard.try_recv()));
+        &self.received
     }
 }
 
