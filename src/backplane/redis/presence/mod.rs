@@ -5,10 +5,11 @@
 //! for each client: the node's record stands for all of them ([`liveness`]). The scripts
 //! decide which events are published ([`scripts`]), because a user may be on two nodes.
 //!
-//! [`Presence`](crate::backplane::presence::Presence) has this node's users; [`write_queue`] has those whose entry in Redis may differ.
-//! Each server has one batch in flight ([`server_state`]), so that no server waits for another.
-//! When a link comes up all its entries are written again, without events: a Redis that restarted
-//! empty is filled again, and the joins were published before. Entries that move to another server
+//! [`Presence`](crate::backplane::presence::Presence) has this node's users; [`write_queue`] has
+//! those whose entry in Redis may differ. Each server has one batch in flight ([`server_state`]),
+//! so that no server waits for another. When a link comes up all its entries are written again,
+//! without events: a Redis that restarted empty is filled again, and the joins were published
+//! before. Entries that move to another server
 //! are written there. Entries that a server should not have any more are removed
 //! ([`stale_entries`]).
 //!

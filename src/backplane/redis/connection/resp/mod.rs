@@ -1,9 +1,9 @@
 //! Parses RESP2 and RESP3 in place: nothing is copied, nothing is stored.
 //!
-//! [`parse_within`] reads the value at the beginning of a buffer. If it is there in whole, its parts point
-//! into the buffer; if not, the result is the length that the buffer must have before another try
-//! is worth it. The length of a string comes before its bytes, so a string that arrives in a
-//! thousand reads is parsed twice. Everything else of a value (its lines and lengths) is at most
+//! [`parse_within`] reads the value at the beginning of a buffer. If it is there in whole, its
+//! parts point into the buffer; if not, the result is the length that the buffer must have before
+//! another try is worth it. The length of a string comes before its bytes, so a string that arrives
+//! in a thousand reads is parsed twice. Everything else of a value (its lines and lengths) is at most
 //! [`OVERHEAD_BYTES_MAX`], which is also the most that one more try of an unfinished value can
 //! cost.
 //!
