@@ -14,7 +14,7 @@
 
 use crate::backplane::local::Local;
 use crate::backplane::redis::error_reply::ErrorReply;
-use crate::backplane::redis::history::batch::{BatchKind, FetchBatch, READS_PER_BATCH};
+use crate::backplane::redis::history::batch::{BATCHES_MAX, BatchKind, FetchItem, READS_PER_BATCH};
 use crate::backplane::redis::history::follower::{FollowedTopic, Repair};
 use crate::backplane::redis::history::histories::Histories;
 use crate::backplane::redis::history::reply::{FIELDS, FetchedHistory, parse_history, parse_meta};
@@ -22,17 +22,17 @@ use crate::backplane::redis::history::request::TopicRef;
 use crate::backplane::redis::history::state::{FollowState, HistoryEvent, ReadPurpose};
 use crate::backplane::redis::history::sync::FetchOutcome;
 use crate::backplane::redis::names::Names;
-use crate::backplane::redis::pipeline::{CommandContext, execute, poll_reply, send};
-use crate::backplane::redis::scripts::{self, HistoryScript, REPAIR_MS};
+use crate::backplane::redis::pipeline::{AnsweredBatch, CommandContext, ItemReply, OutgoingBatch};
+use crate::backplane::redis::scripts::{self, HISTORY_SCRIPTS, HistoryScript, REPAIR_MS};
 use crate::backplane::redis::unreadable::UnreadableValue;
 use crate::ids::TopicName;
 use crate::link::HistoryError;
-use redis::{Pipeline, RedisResult, Value};
-use std::task::{Context, Poll};
+use redis::{Cmd, RedisError, RedisResult, Value};
+use std::task::Context;
 use std::time::{Duration, Instant};
 
-/// Batches in flight.
-const BATCHES_MAX: usize = 4;
+/// `MULTI`, the two reads, `EXEC`.
+const COMMANDS_PER_READ: usize = 4;
 /// Messages by which a stream may exceed its limit: Redis trims it by whole nodes.
 const STREAM_SLACK: usize = 256;
 /// Pause before a read that was refused is sent again.
@@ -58,41 +58,46 @@ impl Histories {
         context: &CommandContext<'_>,
         local: &mut Local,
     ) -> RedisResult<bool> {
-        let mut is_busy = self.poll_script_load(cx, context)?;
+        let mut is_busy = false;
         self.queue_retries(now);
-        while !self.is_paused && self.batches.len() < BATCHES_MAX && !self.to_read.is_empty() {
-            let (pipeline, topics) = self.build_read_batch(context.names, now);
-            if topics.is_empty() {
+        while !self.is_paused && self.pipeline.batches() < BATCHES_MAX && !self.to_read.is_empty() {
+            let batch = self.build_read_batch(context.names, now);
+            if batch.is_empty() {
                 break; // the rate allows more later
             }
-            self.numbers.reads += topics.len() as u64;
-            let reply = send(cx, execute(context.cmd.clone(), pipeline));
-            self.batches.push_back(FetchBatch { topics, reply, what: BatchKind::Read });
+            self.numbers.reads += batch.items.len() as u64;
+            self.pipeline.send(cx, now, context.cmd, batch);
             is_busy = true;
         }
-        while let Some(front) = self.batches.front_mut() {
-            let Poll::Ready(answers) = poll_reply(&mut front.reply, cx) else { break };
-            let batch = self.batches.pop_front().expect("it was just looked at");
+        while let Some(batch) = self.pipeline.poll_answered(cx)? {
             is_busy = true;
-            let next = self.handle_replies(
-                &batch,
-                answers?,
-                (context.names, context.generation),
-                now,
-                local,
-            )?;
-            for (what, topics) in next {
-                let pipeline = match what {
-                    BatchKind::Repair => {
-                        self.repair_pipeline(&topics, context.names, context.generation)
-                    }
-                    _ => create_pipeline(&topics, context),
-                };
-                let reply = send(cx, execute(context.cmd.clone(), pipeline));
-                self.batches.push_back(FetchBatch { topics, reply, what });
+            let whose = (context.names, context.generation);
+            for (what, topics) in self.handle_replies(batch, whose, now, local)? {
+                let batch = self.build_follow_up(what, topics, context);
+                self.pipeline.send(cx, now, context.cmd, batch);
             }
         }
         Ok(is_busy)
+    }
+
+    /// Writes a batch that a read has shown to be necessary.
+    fn build_follow_up(
+        &self,
+        what: BatchKind,
+        topics: Vec<TopicRef>,
+        context: &CommandContext<'_>,
+    ) -> OutgoingBatch<FetchItem> {
+        let mut batch = OutgoingBatch::with_scripts(topics.len(), context.cmd, &HISTORY_SCRIPTS);
+        for topic in topics {
+            batch.commands.add_command(match what {
+                BatchKind::Repair => {
+                    self.repair_command(&topic.0, context.names, context.generation)
+                }
+                BatchKind::Create | BatchKind::Read => create_command(&topic.0, context),
+            });
+            batch.items.push(FetchItem { topic, what });
+        }
+        batch
     }
 
     /// Queues the reads whose pause is over.
@@ -102,30 +107,15 @@ impl Histories {
         }
     }
 
-    /// Loads the scripts again on a server that does not know them.
-    fn poll_script_load(
-        &mut self,
-        cx: &mut Context<'_>,
-        context: &CommandContext<'_>,
-    ) -> RedisResult<bool> {
-        if std::mem::take(&mut self.is_script_missing) && self.script_load.is_none() {
-            self.script_load = Some(send(cx, scripts::load(context.cmd.clone())));
-        }
-        let Some(script_load) = &mut self.script_load else { return Ok(false) };
-        let Poll::Ready(loaded) = poll_reply(script_load, cx) else { return Ok(false) };
-        self.script_load = None;
-        loaded.map(|()| true)
-    }
-
     pub(super) fn build_read_batch(
         &mut self,
         names: &Names,
         now: Instant,
-    ) -> (Pipeline, Vec<TopicRef>) {
+    ) -> OutgoingBatch<FetchItem> {
         let now_ns = now.saturating_duration_since(self.started).as_nanos() as u64;
-        let mut pipeline = Pipeline::new();
-        let mut topics = Vec::new();
-        while topics.len() < READS_PER_BATCH
+        let reads = self.to_read.len().min(READS_PER_BATCH);
+        let mut batch = OutgoingBatch::new(reads).commands_per_item(COMMANDS_PER_READ);
+        while batch.items.len() < READS_PER_BATCH
             && let Some(topic_ref) = self.to_read.pop_front()
         {
             let (name, incarnation) = &topic_ref;
@@ -140,104 +130,91 @@ impl Histories {
             debug_assert!(!is_queued, "it left the queue");
             let keys = names.history_keys(name.as_str());
             // Both at one moment: an offset means nothing without its epoch.
-            pipeline.cmd("MULTI");
-            pipeline.cmd("HMGET").arg(&keys.meta).arg(&FIELDS);
-            let range = pipeline.cmd("XREVRANGE").arg(&keys.stream).arg("+").arg(sent.from);
+            batch.commands.cmd("MULTI");
+            batch.commands.cmd("HMGET").arg(&keys.meta).arg(&FIELDS);
+            let range = batch.commands.cmd("XREVRANGE").arg(&keys.stream).arg("+").arg(sent.from);
             range.arg("COUNT").arg(topic.keep.messages_max + STREAM_SLACK);
-            pipeline.cmd("EXEC");
-            topics.push(topic_ref);
+            batch.commands.cmd("EXEC");
+            batch.items.push(FetchItem { topic: topic_ref, what: BatchKind::Read });
         }
-        (pipeline, topics)
+        batch
     }
 
-    /// Handles the replies to a batch. Returns the batches that have to follow.
+    /// Handles the replies to a batch. Returns the batches that have to follow. `Err`: the server is
+    /// no longer a master; the link has to be given up.
     pub(super) fn handle_replies(
         &mut self,
-        batch: &FetchBatch,
-        answers: Vec<Value>,
+        batch: AnsweredBatch<FetchItem>,
         (names, generation): (&Names, &str),
         now: Instant,
         local: &mut Local,
     ) -> RedisResult<Vec<(BatchKind, Vec<TopicRef>)>> {
         let (mut to_create, mut to_repair) = (Vec::new(), Vec::new());
-        let each = if batch.what == BatchKind::Read { 4 } else { 1 };
-        if answers.len() != each * batch.topics.len() {
-            return Err((redis::ErrorKind::Client, "replies are out of step").into());
-        }
-        for (topic_ref, answers) in batch.topics.iter().zip(answers.chunks_exact(each)) {
-            let (name, incarnation) = topic_ref;
+        for (FetchItem { topic, what }, reply) in batch {
+            let (name, incarnation) = &topic;
             if self.topics.get(name).is_none_or(|topic| topic.incarnation != *incarnation) {
                 continue; // forgotten, and perhaps followed again
             }
-            let answer = answers.last().expect("a chunk is not empty");
-            if let Value::ServerError(_) = answer {
-                self.on_error_reply(name, batch.what, answers, names, now, local)?;
-                continue;
-            }
-            if let (BatchKind::Create, Value::Int(_)) = (batch.what, answer) {
-                // The server is in its repair window: other nodes may know the history.
-                self.retry_read(name, batch.what, ErrorReply::NotYet, now);
-                continue;
-            }
-            let read = match batch.what {
-                BatchKind::Read => parse_history(answer),
-                // One that was just created exists.
-                BatchKind::Create => parse_meta(answer)
-                    .and_then(|read| read.ok_or_else(|| UnreadableValue::new("e", &Value::Nil)))
-                    .map(Some),
-                BatchKind::Repair => {
-                    self.apply(name, HistoryEvent::ReadAgain);
+            let value = match reply {
+                ItemReply::Ended(value) => value,
+                ItemReply::Again(refusal) if refusal.kind == ErrorReply::Demoted => {
+                    return Err(refusal.error.into());
+                }
+                ItemReply::Again(refusal) => {
+                    local.counters.redirects += u64::from(refusal.kind == ErrorReply::Moved);
+                    self.retry_read(name, what, refusal.kind, now);
+                    continue;
+                }
+                ItemReply::Permanent(error) => {
+                    self.warn_of(name, &error.into(), now);
+                    self.retry_read(name, what, ErrorReply::Permanent, now);
+                    continue;
+                }
+                ItemReply::Unreadable(error) => {
+                    self.on_unreadable(name, &RedisError::from(error), names, now, local);
                     continue;
                 }
             };
-            match read {
-                Ok(read) if self.may_repair(name, read.as_ref()) => {
-                    to_repair.push(topic_ref.clone())
-                }
-                Ok(Some(read)) => self.handle_read(name, read, generation, now, local),
-                Ok(None) => {
+            match self.fetched(name, what, &value, now) {
+                None => {}
+                Some(Ok(read)) if self.may_repair(name, read.as_ref()) => to_repair.push(topic),
+                Some(Ok(Some(read))) => self.handle_read(name, read, generation, now, local),
+                Some(Ok(None)) => {
                     self.apply(name, HistoryEvent::CreationSent);
-                    to_create.push(topic_ref.clone());
+                    to_create.push(topic);
                 }
-                Err(why) => self.on_unreadable(name, &why, names, now, local),
+                Some(Err(why)) => self.on_unreadable(name, &why, names, now, local),
             }
         }
         let next = [(BatchKind::Create, to_create), (BatchKind::Repair, to_repair)];
         Ok(next.into_iter().filter(|(_, topics)| !topics.is_empty()).collect())
     }
 
-    /// A server has refused a command for a topic. `Err`: it is no longer a master; the link has to
-    /// be given up.
-    fn on_error_reply(
+    /// What a reply that is no error says of the stored history. `None`: it has to be read again.
+    fn fetched(
         &mut self,
         name: &TopicName,
         what: BatchKind,
-        answers: &[Value],
-        names: &Names,
+        value: &Value,
         now: Instant,
-        local: &mut Local,
-    ) -> RedisResult<()> {
-        // The reason for an aborted transaction is in the replies before.
-        let refused = answers.iter().find_map(|answer| match answer {
-            Value::ServerError(error) => Some((ErrorReply::of(answer)?, error)),
-            _ => None,
-        });
-        let Some((refusal, error)) = refused else { return Ok(()) };
-        let error = redis::RedisError::from(error.clone());
-        match refusal {
-            ErrorReply::Demoted => return Err(error),
-            ErrorReply::Unreadable => self.on_unreadable(name, &error, names, now, local),
-            ErrorReply::ScriptMissing
-            | ErrorReply::Moved
-            | ErrorReply::NotYet
-            | ErrorReply::Permanent => {
-                self.is_script_missing |= refusal == ErrorReply::ScriptMissing;
-                local.counters.redirects += u64::from(refusal == ErrorReply::Moved);
-                self.warn_of(name, &error, refusal, now);
-                self.retry_read(name, what, refusal, now);
+    ) -> Option<Result<Option<FetchedHistory>, UnreadableValue>> {
+        match (what, value) {
+            (BatchKind::Read, value) => Some(parse_history(value)),
+            (BatchKind::Create, Value::Int(_)) => {
+                // The server is in its repair window: other nodes may know the history.
+                self.retry_read(name, what, ErrorReply::NotYet, now);
+                None
+            }
+            // One that was just created exists.
+            (BatchKind::Create, value) => {
+                let nothing = || UnreadableValue::new("e", &Value::Nil);
+                Some(parse_meta(value).and_then(|read| read.ok_or_else(nothing)).map(Some))
+            }
+            (BatchKind::Repair, _) => {
+                self.apply(name, HistoryEvent::ReadAgain);
+                None
             }
         }
-        Ok(())
     }
 
     /// The stored history is unreadable: no position of it is reported. The copy stays, in case it
@@ -285,16 +262,8 @@ impl Histories {
     }
 
     /// Logs a permanent refusal; it concerns one topic.
-    fn warn_of(
-        &mut self,
-        topic: &TopicName,
-        error: &redis::RedisError,
-        refusal: ErrorReply,
-        now: Instant,
-    ) {
-        if refusal == ErrorReply::Permanent
-            && let Some(suppressed) = self.refusal_log.is_due(now)
-        {
+    fn warn_of(&mut self, topic: &TopicName, error: &RedisError, now: Instant) {
+        if let Some(suppressed) = self.refusal_log.is_due(now) {
             tracing::warn!(?topic, %error, suppressed, "Redis refused to read a history");
         }
     }
@@ -378,14 +347,10 @@ impl Histories {
     }
 }
 
-fn create_pipeline(topics: &[TopicRef], context: &CommandContext<'_>) -> Pipeline {
-    let mut pipeline = Pipeline::new();
-    for (topic, _) in topics {
-        let keys = context.names.history_keys(topic.as_str());
-        let mut create =
-            scripts::call(HistoryScript::Create, &[&keys.meta, &keys.stream, &keys.partition]);
-        create.arg(context.generation).arg(scripts::META_TTL_S).arg(REPAIR_MS);
-        pipeline.add_command(create);
-    }
-    pipeline
+fn create_command(topic: &TopicName, context: &CommandContext<'_>) -> Cmd {
+    let keys = context.names.history_keys(topic.as_str());
+    let mut create =
+        scripts::call(HistoryScript::Create, &[&keys.meta, &keys.stream, &keys.partition]);
+    create.arg(context.generation).arg(scripts::META_TTL_S).arg(REPAIR_MS);
+    create
 }

@@ -4,13 +4,15 @@
 
 use crate::backplane::local::Local;
 use crate::backplane::log_throttle::LogThrottle;
-use crate::backplane::redis::history::batch::{FetchBatch, READS_PER_BATCH};
+use crate::backplane::redis::history::batch::{
+    BATCHES_WITH_FOLLOW_UPS_MAX, FetchPipeline, READS_PER_BATCH,
+};
 use crate::backplane::redis::history::deadlines::DeadlineQueue;
 use crate::backplane::redis::history::follower::FollowedTopic;
 use crate::backplane::redis::history::request::TopicRef;
 use crate::backplane::redis::history::rotation::Rotation;
 use crate::backplane::redis::history::state::{HistoryEvent, ReadPurpose};
-use crate::backplane::redis::pipeline::PendingReply;
+use crate::backplane::redis::pipeline::RetryOrder;
 use crate::backplane::redis::unreadable::UnreadableWarnings;
 use crate::backplane::topic_table::{HashedTopic, TopicTable};
 use crate::ids::{Position, TopicName, UpTo};
@@ -37,7 +39,8 @@ pub(crate) struct Histories {
     pub(super) to_retry: DeadlineQueue<TopicRef>,
     /// Topics to be read, each once. Forgotten ones stay until they reach the front.
     pub(super) to_read: VecDeque<TopicRef>,
-    pub(super) batches: VecDeque<FetchBatch>,
+    /// What is in flight.
+    pub(super) pipeline: FetchPipeline,
     /// For each topic with requests, when the oldest of them has waited for too long.
     pub(super) deadlines: DeadlineQueue<TopicRef>,
     /// Requests that wait for an answer, of all topics.
@@ -60,10 +63,6 @@ pub(crate) struct Histories {
     pub(super) refusal_log: LogThrottle,
     pub(super) impossible: LogThrottle,
     pub(super) unreadable: UnreadableWarnings,
-    /// The server does not know the scripts.
-    pub(super) is_script_missing: bool,
-    /// The scripts are being loaded.
-    pub(super) script_load: Option<PendingReply<()>>,
     /// Counters of reads and gaps.
     pub numbers: HistoryCounters,
 }
@@ -92,7 +91,7 @@ impl Histories {
             topics: TopicTable::default(),
             to_retry: DeadlineQueue::new(),
             to_read: VecDeque::new(),
-            batches: VecDeque::new(),
+            pipeline: FetchPipeline::new(BATCHES_WITH_FOLLOW_UPS_MAX, RetryOrder::Each),
             deadlines: DeadlineQueue::new(),
             waiting: 0,
             waiting_max: limits.history_requests_waiting_max,
@@ -113,8 +112,6 @@ impl Histories {
             refusal_log: LogThrottle::default(),
             impossible: LogThrottle::default(),
             unreadable: UnreadableWarnings::default(),
-            is_script_missing: false,
-            script_load: None,
             numbers: HistoryCounters::default(),
         }
     }
@@ -303,8 +300,8 @@ impl Histories {
     pub(crate) fn lose_link(&mut self, local: &mut Local) {
         self.to_read.clear();
         self.to_retry.clear();
-        self.batches.clear();
-        (self.is_script_missing, self.script_load) = (false, None);
+        // All topics are read again: nothing of it is needed.
+        drop(self.pipeline.lose_link());
         let mut without_members = Vec::new();
         for (name, topic) in self.topics.iter_mut() {
             topic.lose_link();
@@ -317,7 +314,7 @@ impl Histories {
 
     /// Whether no batch is in flight.
     pub(crate) fn has_none_in_flight(&self) -> bool {
-        self.batches.is_empty()
+        self.pipeline.has_none_in_flight()
     }
 
     /// Stops or resumes sending reads.
@@ -341,7 +338,7 @@ impl Histories {
         &mut self,
         has_moved: impl Fn(&TopicName) -> bool,
     ) -> Vec<FollowedTopic> {
-        assert!(self.batches.is_empty(), "topics move while nothing is in flight");
+        assert!(self.pipeline.has_none_in_flight(), "topics move while nothing is in flight");
         let moved = self.topics.take_if(has_moved);
         self.bytes -= moved.iter().map(FollowedTopic::bytes).sum::<usize>();
         self.waiting -= moved.iter().map(|topic| topic.pending.len()).sum::<usize>();

@@ -8,11 +8,10 @@ use crate::backplane::message::IDEMPOTENCY_TTL;
 use crate::backplane::redis::history::follower::Repair;
 use crate::backplane::redis::history::histories::Histories;
 use crate::backplane::redis::history::reply::FetchedHistory;
-use crate::backplane::redis::history::request::TopicRef;
 use crate::backplane::redis::names::Names;
 use crate::backplane::redis::scripts::{self, HistoryScript};
 use crate::ids::TopicName;
-use redis::Pipeline;
+use redis::Cmd;
 
 impl Histories {
     /// Whether this node has more of a topic than the server, and may repair it. Once until it has
@@ -40,45 +39,38 @@ impl Histories {
         true
     }
 
-    pub(super) fn repair_pipeline(
-        &self,
-        topics: &[TopicRef],
-        names: &Names,
-        generation: &str,
-    ) -> Pipeline {
-        let mut pipeline = Pipeline::new();
-        for (name, _) in topics {
-            let topic = self.topics.get(name).expect("it was just looked at");
-            let log = topic.log().expect("a node that offers a repair has messages");
-            let keys = names.history_keys(name.as_str());
-            let of_retry = |key: &str| format!("{}:{key}", keys.retry);
-            let Repair::Tried(from) = topic.repair else { panic!("no repair was begun") };
-            let first = from.max(log.first());
-            let skipped = first.saturating_sub(log.first()) as usize;
-            let repaired = || log.bodies().skip(skipped);
-            let key_of = |body| envelope::read(name.as_str(), body).ok().and_then(|it| it.key);
-            let retries: Vec<String> =
-                repaired().filter_map(|body| key_of(body).map(of_retry)).collect();
-            let mut all = vec![&keys.meta[..], &keys.stream];
-            all.extend(retries.iter().map(|key| &key[..]));
-            let mut repair = scripts::call(HistoryScript::Repair, &all);
-            repair.arg(log.position().epoch).arg(first).arg(generation);
-            repair.arg(names.channel(name.as_str())).arg(names.publish());
-            let ttl_s = self.policy(name).history_ttl_s;
-            repair
-                .arg(ttl_s)
-                .arg(scripts::meta_ttl_s(self.policy(name)))
-                .arg(IDEMPOTENCY_TTL.as_secs());
-            repair.arg(topic.lineage.to_string());
-            repair.arg(topic.acked.map_or(String::new(), |acked| acked.to_string()));
-            let mut number = 2;
-            for body in repaired() {
-                let has_key = key_of(body).is_some();
-                number += usize::from(has_key);
-                repair.arg(&body[..]).arg(if has_key { number } else { 0 });
-            }
-            pipeline.add_command(repair);
+    /// The command that puts back what the server has lost of a topic, as [`Self::may_repair`] has
+    /// decided.
+    pub(super) fn repair_command(&self, name: &TopicName, names: &Names, generation: &str) -> Cmd {
+        let topic = self.topics.get(name).expect("it was just looked at");
+        let log = topic.log().expect("a node that offers a repair has messages");
+        let keys = names.history_keys(name.as_str());
+        let of_retry = |key: &str| format!("{}:{key}", keys.retry);
+        let Repair::Tried(from) = topic.repair else { panic!("no repair was begun") };
+        let first = from.max(log.first());
+        let skipped = first.saturating_sub(log.first()) as usize;
+        let repaired = || log.bodies().skip(skipped);
+        let key_of = |body| envelope::read(name.as_str(), body).ok().and_then(|it| it.key);
+        let retries: Vec<String> =
+            repaired().filter_map(|body| key_of(body).map(of_retry)).collect();
+        let mut all = vec![&keys.meta[..], &keys.stream];
+        all.extend(retries.iter().map(|key| &key[..]));
+        let mut repair = scripts::call(HistoryScript::Repair, &all);
+        repair.arg(log.position().epoch).arg(first).arg(generation);
+        repair.arg(names.channel(name.as_str())).arg(names.publish());
+        let ttl_s = self.policy(name).history_ttl_s;
+        repair
+            .arg(ttl_s)
+            .arg(scripts::meta_ttl_s(self.policy(name)))
+            .arg(IDEMPOTENCY_TTL.as_secs());
+        repair.arg(topic.lineage.to_string());
+        repair.arg(topic.acked.map_or(String::new(), |acked| acked.to_string()));
+        let mut number = 2;
+        for body in repaired() {
+            let has_key = key_of(body).is_some();
+            number += usize::from(has_key);
+            repair.arg(&body[..]).arg(if has_key { number } else { 0 });
         }
-        pipeline
+        repair
     }
 }

@@ -57,7 +57,6 @@ impl<I> OutgoingBatch<I> {
     }
 
     /// Each item has so many commands.
-    #[cfg_attr(not(test), allow(dead_code, reason = "for reads of histories"))]
     pub(crate) fn commands_per_item(mut self, commands: usize) -> OutgoingBatch<I> {
         self.shape.commands_per_item = commands;
         self

@@ -17,7 +17,6 @@ pub(crate) enum RetryOrder {
     /// overtake them and the last of their pauses is over.
     InOrder,
     /// Each when its own pause is over. They delay nothing else.
-    #[cfg_attr(not(test), allow(dead_code, reason = "for reads of histories"))]
     Each,
 }
 
@@ -66,6 +65,11 @@ impl<I, R: BatchReply> BatchPipeline<I, R> {
     }
 
     // --- what is in it ---
+
+    /// Number of batches in flight.
+    pub(crate) fn batches(&self) -> usize {
+        self.batches.len()
+    }
 
     /// Number of items in flight.
     pub(crate) fn in_flight(&self) -> usize {

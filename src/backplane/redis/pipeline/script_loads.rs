@@ -18,7 +18,6 @@ pub(crate) enum ScriptOwner {
     /// Histories and acknowledgements.
     History,
     /// Presence.
-    #[allow(dead_code, reason = "for writes of presence")]
     Presence,
 }
 

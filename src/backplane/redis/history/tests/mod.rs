@@ -187,7 +187,7 @@ fn a_message_that_arrives_during_a_read_is_not_taken_for_impossible() {
     let mut story = Story::begin(TopicName::room("chat:a"));
     story.read(&answer(7, 3, "", None, &[1, 2, 3]));
     story.message(at((7, 5)), b"\x01\x001");
-    let (_, topics) = story.histories.build_read_batch(&story.names, story.now);
+    let topics = story.send_reads();
     // Published after the read was sent, so the reply does not have it.
     story.message(at((7, 6)), b"\x01\x001");
     story.handle_replies(topics, BatchKind::Read, &answer(7, 5, "", None, &[4, 5]), 0);

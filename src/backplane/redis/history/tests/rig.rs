@@ -1,11 +1,11 @@
 //! A node with one room or user, and a server that the test plays.
 
 use crate::backplane::local::Local;
-use crate::backplane::redis::history::batch::{BatchKind, FetchBatch};
+use crate::backplane::redis::history::batch::{BatchKind, FetchItem};
 use crate::backplane::redis::history::histories::Histories;
 use crate::backplane::redis::history::request::TopicRef;
 use crate::backplane::redis::names::Names;
-use crate::backplane::redis::pipeline::send;
+use crate::backplane::redis::pipeline::AnsweredBatch;
 use crate::ids::{ConnId, NodeId, SlotId, TopicId};
 use crate::ids::{Position, ShardId, TopicName};
 use crate::link::channel::{OpsEnd, ShardEnd, window};
@@ -18,7 +18,6 @@ use crate::protocol::dialect::Encoding;
 use crate::protocol::{Page, Recovery, RequestId};
 use redis::Value;
 use std::sync::Arc;
-use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 pub(super) const AT: TopicId = TopicId(SlotId { index: 5, generation: 0 });
@@ -99,8 +98,14 @@ impl Story {
     /// The server answers all reads that are due with the same reply.
     pub(super) fn read(&mut self, answer: &Value) {
         self.histories.queue_retries(self.now);
-        let (_, topics) = self.histories.build_read_batch(&self.names, self.now);
+        let topics = self.send_reads();
         self.handle_replies(topics, BatchKind::Read, answer, 3);
+    }
+
+    /// Sends the reads that are due. Returns their topics.
+    pub(super) fn send_reads(&mut self) -> Vec<TopicRef> {
+        let batch = self.histories.build_read_batch(&self.names, self.now);
+        batch.items.into_iter().map(|item| item.topic).collect()
     }
 
     pub(super) fn handle_replies(
@@ -110,16 +115,16 @@ impl Story {
         answer: &Value,
         rounds: u32,
     ) {
-        let each = if what == BatchKind::Read { 4 } else { 1 };
-        let answers = vec![answer.clone(); topics.len() * each];
-        let mut cx = Context::from_waker(Waker::noop());
-        let reply = send(&mut cx, std::future::pending());
-        let batch = FetchBatch { topics, reply, what };
+        let answers = vec![answer.clone(); topics.len()];
+        let items = topics.into_iter().map(|topic| FetchItem { topic, what }).collect();
+        let batch = AnsweredBatch::of(items, answers);
         let whose = (&self.names, GENERATION);
-        let next = self.histories.handle_replies(&batch, answers, whose, self.now, &mut self.local);
+        let next = self.histories.handle_replies(batch, whose, self.now, &mut self.local);
         for (what, topics) in next.into_iter().flatten() {
             if what == BatchKind::Repair {
-                let _ = self.histories.repair_pipeline(&topics, &self.names, GENERATION);
+                for (name, _) in &topics {
+                    let _ = self.histories.repair_command(name, &self.names, GENERATION);
+                }
             }
             // The reply to a creation is the hash alone.
             let answer = match (what, answer) {
