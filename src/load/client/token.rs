@@ -4,7 +4,8 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::{Algorithm, EncodingKey, crypto};
+use hmac::{Hmac, Mac};
+use sha2::Sha256;
 
 /// `{"alg":"HS256","typ":"JWT"}`
 const HEADER: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9";
@@ -16,8 +17,8 @@ pub(crate) fn sign(user: &[u8], secret: &str) -> String {
     let user = String::from_utf8_lossy(user);
     let claims = serde_json::json!({ "sub": user, "exp": EXPIRES_UNIX_S }).to_string();
     let text = format!("{HEADER}.{}", URL_SAFE_NO_PAD.encode(claims));
-    let key = EncodingKey::from_secret(secret.as_bytes());
-    let signature = crypto::sign(text.as_bytes(), &key, Algorithm::HS256)
-        .expect("a shared secret signs anything");
-    format!("{text}.{signature}")
+    let key = Hmac::<Sha256>::new_from_slice(secret.as_bytes());
+    let key = key.expect("a secret of any length is a key (RFC 2104)");
+    let signature = key.chain_update(&text).finalize().into_bytes();
+    format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature))
 }
