@@ -103,8 +103,13 @@ impl UnconfirmedLog {
         }
     }
 
-    /// A canary has come back: publishes acknowledged well before it are proven and forgotten.
-    pub(crate) fn forget_before(&mut self, canary_back_at: Instant) {
+    /// A canary has come back from a server of this generation: publishes that it acknowledged well
+    /// before are proven and forgotten. It proves nothing of those that another server acknowledged:
+    /// they are verified.
+    pub(crate) fn forget_before(&mut self, canary_back_at: Instant, generation: &str) {
+        if generation != self.generation {
+            return;
+        }
         while let Some(oldest) = self.acked.front()
             && oldest.since + MARGIN < canary_back_at
         {
@@ -319,15 +324,26 @@ mod tests {
         for ms in [0, 100, 1000] {
             unconfirmed.record(publish("a", 1), at(ms), start + Duration::from_millis(ms));
         }
-        unconfirmed.forget_before(start + MARGIN);
+        unconfirmed.forget_before(start + MARGIN, "");
         assert_eq!(unconfirmed.acked.len(), 3, "just not well before");
-        unconfirmed.forget_before(start + Duration::from_millis(601));
+        unconfirmed.forget_before(start + Duration::from_millis(601), "");
         assert_eq!(
             unconfirmed.acked.iter().map(|acked| acked.at.offset).collect::<Vec<_>>(),
             [1000]
         );
-        unconfirmed.forget_before(start + Duration::from_secs(9));
+        unconfirmed.forget_before(start + Duration::from_secs(9), "");
         assert_eq!((unconfirmed.acked.len(), unconfirmed.bytes), (0, 0));
+    }
+
+    #[test]
+    fn a_canary_of_another_server_proves_nothing() {
+        let mut unconfirmed = UnconfirmedLog::new(Arc::default());
+        let start = Instant::now();
+        unconfirmed.record(publish("a", 1), at(1), start);
+        unconfirmed.forget_before(start + Duration::from_secs(9), "the replica that was promoted");
+        assert_eq!(unconfirmed.acked.len(), 1, "it is verified there first");
+        unconfirmed.forget_before(start + Duration::from_secs(9), "");
+        assert_eq!(unconfirmed.acked.len(), 0);
     }
 
     #[test]

@@ -397,7 +397,7 @@ impl Server {
             is_busy |= turn.broadcasts.poll(turn.cx, now, &context, turn.local);
         }
         if self.life.is_up() {
-            self.publishes.unconfirmed().forget_before(self.canary_back_at);
+            self.publishes.unconfirmed().forget_before(self.canary_back_at, generation);
             is_busy |= self.publishes.poll(turn.cx, now, &context, turn.local).map_err(failure)?;
             self.monitor.poll(turn.cx, now, &live.link, display_name(&self.life, &self.name));
         }
