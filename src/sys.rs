@@ -5,10 +5,11 @@
 //! the likely cause and what to do about it.
 //!
 //! Invariant: nothing here keeps state.
-#![allow(unsafe_code)] // sched_setaffinity, sched_setscheduler, setpriority, unshare, setrlimit, sysconf: system calls that std lacks
+#![allow(unsafe_code)] // sched_setaffinity, sched_setscheduler, setpriority, unshare, setrlimit, sysconf: system calls that std lacks; mi_collect
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// The limit on open files of one table (one process, unless a thread has a table of its own).
@@ -118,11 +119,7 @@ fn empty_cpu_set() -> libc::cpu_set_t {
 
 /// Memory that this process holds (RSS), in bytes.
 pub fn resident_bytes() -> io::Result<u64> {
-    let statm = fs::read_to_string("/proc/self/statm")?;
-    let pages: Option<u64> = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok());
-    // SAFETY: takes no pointers.
-    let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    Ok(pages.ok_or(io::ErrorKind::InvalidData)? * page_bytes as u64)
+    ResidentMemory::open()?.bytes().ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Memory this process may use, in bytes: the machine's, or less where a cgroup says so.
@@ -139,6 +136,40 @@ pub fn memory_bytes_below(root: &Path) -> io::Result<u64> {
             read_number(&path.join(if is_v2 { "memory.max" } else { "memory.limit_in_bytes" }))
         });
     Ok(limits.min().map_or(total, |bytes| bytes.min(total)))
+}
+
+/// The memory that this process has, as the kernel counts it.
+#[derive(Debug)]
+pub struct ResidentMemory {
+    statm: fs::File,
+    page_bytes: u64,
+}
+
+impl ResidentMemory {
+    /// Opens what it is read from, once: a thread that has no descriptor left can still read.
+    pub fn open() -> io::Result<ResidentMemory> {
+        Ok(ResidentMemory { statm: fs::File::open("/proc/self/statm")?, page_bytes: page_bytes() })
+    }
+
+    /// The resident size now, in bytes. One system call.
+    pub fn bytes(&self) -> Option<u64> {
+        let mut text = [0; 64];
+        let len = self.statm.read_at(&mut text, 0).ok()?;
+        let text = std::str::from_utf8(&text[..len]).ok()?;
+        let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
+        Some(pages * self.page_bytes)
+    }
+}
+
+/// Gives back to the machine what the calling thread's allocator holds and does not use.
+pub fn return_free_memory() {
+    // SAFETY: takes no pointers; frees only what no allocation is in.
+    unsafe { libmimalloc_sys::mi_collect(true) }
+}
+
+fn page_bytes() -> u64 {
+    // SAFETY: takes no pointers.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as u64 }
 }
 
 /// A line of `/proc/meminfo` below `root`, such as `MemAvailable:`, in bytes.

@@ -8,6 +8,7 @@ use campanile::config::Config;
 use campanile::ids::{ConnId, NodeId, ShardId, SlotId, TopicId, TopicName};
 use campanile::link::channel::{OpsEnd, ShardEnd, window};
 use campanile::link::health::Health;
+use campanile::link::ledger::Account;
 use campanile::link::{Downlink, Publish, ReplyTo, Uplink};
 use campanile::metrics::BackplaneMirror;
 use campanile::plan::{BackplanePlan, Machine, Plan, resolve};
@@ -40,7 +41,7 @@ impl Backplane {
             let health = health.clone();
             std::thread::spawn(move || {
                 meter_out.send(Meter::of_this_thread()).expect("somebody waits for it");
-                backplane::run(plan, end, mirror, health);
+                backplane::run(plan, end, mirror, health, Account::unbounded());
             })
         };
         let meter = meter.recv().expect("the thread begins with it");

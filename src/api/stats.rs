@@ -26,6 +26,7 @@ fn readiness(ops: &Ops) -> Value {
             ("starting", format!("{listening} of {shards} shards listen"))
         }
         Err(NotReady::Backplane) => return redis_stats::not_ready(&ops.backplane.redis()),
+        Err(NotReady::Memory) => ("memory", "this node is near limits.memory_bytes_max".to_owned()),
         Err(NotReady::Draining) => ("draining", "this node is about to end".to_owned()),
     };
     json!({"ready": false, "reason": reason, "detail": detail})

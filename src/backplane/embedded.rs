@@ -125,12 +125,12 @@ impl Embedded {
         let (recovery, missed) = match (ask.topic.kind(), ask.since) {
             // A user's connection receives what the user has not acknowledged, whatever it asks
             // for.
-            (TopicKind::User(_), _) => log.unacknowledged(acked, reader),
+            (TopicKind::User(_), _) => log.unacknowledged(acked, reader, &mut local.runs),
             (_, None) => (Recovery::NotAsked, Run::default()),
             (_, Some(_)) if !policy.recovery => {
                 (Recovery::NotRecovered(Unrecovered::NotEnabled), Run::default())
             }
-            (_, Some(since)) => match log.since(since, reader) {
+            (_, Some(since)) => match log.since(since, reader, &mut local.runs) {
                 Ok(run) => (Recovery::Recovered { messages: run.messages }, run),
                 Err(why) => (Recovery::NotRecovered(why), Run::default()),
             },
@@ -339,6 +339,6 @@ mod tests {
         assert_eq!(hashes("plain", room_for_all, None), [1; 3]);
         assert_eq!(hashes("log:a", room_for_all, None), [1; 3]);
         assert_eq!(hashes("log:a", room_for_all, Some("key")), [1; 3]);
-        assert_eq!(hashes("log:a", 300, None), [1; 3], "another history is evicted for it");
+        assert_eq!(hashes("log:a", 900, None), [1; 3], "another history is evicted for it");
     }
 }

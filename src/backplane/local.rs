@@ -8,8 +8,10 @@
 //! encoding, and one `try_send` for each shard with members.
 
 use crate::backplane::delivery_sample::DeliverySample;
+use crate::backplane::history::recent_runs::RecentRuns;
 use crate::backplane::interest::{Interest, JoinOutcome, ShardMember, TopicKey};
 use crate::backplane::log_throttle::LogThrottle;
+use crate::backplane::memory::{BackplaneMemory, held_bytes};
 use crate::backplane::message::Message;
 use crate::backplane::pending_publishes::PendingPublishes;
 use crate::backplane::presence::PresenceEvent;
@@ -20,16 +22,22 @@ use crate::ids::{ConflateKey, NodeId, Position, ShardId, TopicId, TopicKind, Top
 use crate::link::channel::{BackplaneEnd, ShardPort};
 use crate::link::connections::everybody;
 use crate::link::health::Health;
+use crate::link::ledger::Account;
 use crate::link::{
     Delivery, Disconnect, Downlink, HistoryError, HistoryPage, HistoryReply, Origin, PresenceReply,
     PresenceRequest, Publish, PublishOutcome, RecoveryReply, ReplyTo, Unrecoverable,
 };
 use crate::metrics::BackplaneCounters;
 use crate::protocol::dialect::Encoding;
-use crate::protocol::{Event, Recovery, Roster};
+use crate::protocol::run::Run;
+use crate::protocol::{Event, Recovery, Roster, Unrecovered};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// Runs for clients that return: so many bytes, or this part of the node's memory.
+const RUNS_BYTES_MAX: usize = 256 * 1024 * 1024;
+const RUNS_PART: u64 = 32;
 
 /// What is delivered to the members of a topic.
 enum RoomEvent<'a> {
@@ -102,6 +110,9 @@ pub struct Local {
     since: Instant,
     failure_log: LogThrottle,
     sample: DeliverySample,
+    memory: BackplaneMemory,
+    /// What was made for clients that returned.
+    pub runs: RecentRuns,
 }
 
 impl Local {
@@ -130,7 +141,17 @@ impl Local {
             since: Instant::now(),
             failure_log: LogThrottle::default(),
             sample: DeliverySample::default(),
+            memory: BackplaneMemory::new(Account::unbounded()),
+            runs: RecentRuns::new(RUNS_BYTES_MAX),
         }
+    }
+
+    /// What this thread keeps alive counts against the node's bound from here on.
+    pub fn watch_memory(&mut self, account: Account) {
+        let bytes_max = account.ledger().bytes_max() / RUNS_PART;
+        let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+        self.runs = RecentRuns::new(bytes_max.min(RUNS_BYTES_MAX));
+        self.memory = BackplaneMemory::new(account);
     }
 
     /// Delivers a message to each shard with members; [`Local::flush`] rings them.
@@ -245,7 +266,13 @@ impl Local {
 
     /// Answers a join of a topic with a history: its position and the missed messages, after all
     /// earlier deliveries.
-    pub fn reply_recovery(&mut self, shard: ShardId, recovered: RecoveryReply) {
+    pub fn reply_recovery(&mut self, shard: ShardId, mut recovered: RecoveryReply) {
+        let bytes = recovered.missed.bytes.len();
+        if bytes > 0 && !self.memory.may_answer(bytes) {
+            self.counters.answers_refused += 1;
+            (recovered.recovery, recovered.missed) =
+                (Recovery::NotRecovered(Unrecovered::Overload), Run::default());
+        }
         match recovered.recovery {
             Recovery::NotAsked => {}
             Recovery::Recovered { .. } => self.counters.recovered += 1,
@@ -269,8 +296,13 @@ impl Local {
         &mut self,
         topic: TopicName,
         to: ReplyTo<Result<HistoryPage, HistoryError>>,
-        page: Result<HistoryPage, HistoryError>,
+        mut page: Result<HistoryPage, HistoryError>,
     ) {
+        let bytes = page.as_ref().map_or(0, |page| page.messages.bytes.len());
+        if bytes > 0 && !self.memory.may_answer(bytes) {
+            self.counters.answers_refused += 1;
+            page = Err(HistoryError::Overloaded);
+        }
         match to {
             ReplyTo::Nobody => {}
             ReplyTo::Call(call) => call(page),
@@ -422,6 +454,32 @@ impl Local {
         self.queues.iter().map(|queue| queue.backlog_bytes() as u64).sum()
     }
 
+    fn held_bytes(&self) -> u64 {
+        held_bytes(&self.counters, self.bytes_in_channels()) + self.runs.bytes() as u64
+    }
+
+    /// Bytes of all that is on its way to shards.
+    fn bytes_in_channels(&self) -> u64 {
+        let queued = self.queues.iter().map(ShardQueue::held_bytes);
+        let sent = self.end.shards.iter().map(ShardPort::downlink_waiting_bytes);
+        queued.sum::<u64>() + sent.sum::<u64>()
+    }
+
+    /// Adds up what this thread keeps alive, on its tick; and what comes of it for readiness.
+    pub fn tick_memory(&mut self, now: Instant) {
+        self.runs.tick(now);
+        let held = self.held_bytes();
+        if let Some(is_short) = self.memory.tick(held, now) {
+            tracing::warn!(is_short, "readiness follows memory");
+            self.health.set_memory_short(is_short);
+        }
+        let reading = self.memory.reading();
+        self.counters.memory_held_bytes = reading.held;
+        self.counters.memory_resident_bytes = reading.resident;
+        self.counters.memory_bytes_max = reading.bytes_max;
+        self.counters.memory_pressure = reading.pressure as u64;
+    }
+
     /// Whether anything waits for room in a shard channel. Shards do not ring when they have made
     /// room, so this thread retries on a timer.
     pub fn is_waiting(&self) -> bool {
@@ -434,6 +492,7 @@ impl Local {
             queue.retry(port);
             queue.ring(port);
         }
+        self.memory.end_turn(self.held_bytes());
         if let Some(took) = self.sample.flushed() {
             self.counters.delivery_time.record(took);
         }

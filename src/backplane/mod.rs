@@ -25,6 +25,7 @@ pub mod history;
 mod interest;
 pub mod local;
 mod log_throttle;
+mod memory;
 pub mod message;
 pub mod partition;
 mod pending_publishes;
@@ -36,9 +37,10 @@ pub mod transport;
 pub mod wire;
 
 use self::redis::RedisTransport;
-use crate::ids::{ShardId, TopicName};
+use crate::ids::{ShardId, TopicKind, TopicName};
 use crate::link::channel::BackplaneEnd;
 use crate::link::health::Health;
+use crate::link::ledger::Account;
 use crate::link::{Publish, Uplink};
 use crate::metrics::BackplaneMirror;
 use crate::plan::{BackplanePlan, Plan};
@@ -54,6 +56,9 @@ use transport::Transport;
 
 /// Items taken from one shard before the next has its turn.
 const ITEMS_PER_SHARD_AND_TURN: usize = 256;
+/// Of these, requests whose answers may be long (`limits.recovery_bytes_max`): what they hold is seen
+/// at the end of the turn.
+const LONG_ANSWERS_PER_SHARD_AND_TURN: usize = 64;
 /// Topics unsubscribed in one turn.
 const EXPIRED_PER_TURN: usize = 1024;
 /// Turns in a row without polling sockets and timers, while each of them was busy.
@@ -67,7 +72,13 @@ const RETRY: Duration = Duration::from_millis(2);
 ///
 /// # Panics
 /// When the kernel refuses the descriptors an event loop needs: nothing could be delivered.
-pub fn run(plan: Arc<Plan>, end: BackplaneEnd, mirror: Arc<BackplaneMirror>, health: Arc<Health>) {
+pub fn run(
+    plan: Arc<Plan>,
+    end: BackplaneEnd,
+    mirror: Arc<BackplaneMirror>,
+    health: Arc<Health>,
+    account: Account,
+) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -78,13 +89,15 @@ pub fn run(plan: Arc<Plan>, end: BackplaneEnd, mirror: Arc<BackplaneMirror>, hea
         let backlog = plan.limits.downlink_backlog_bytes_max;
         match &plan.backplane {
             BackplanePlan::Memory => {
-                let local = Local::new(plan.node, end, health, Duration::ZERO, backlog);
+                let mut local = Local::new(plan.node, end, health, Duration::ZERO, backlog);
+                local.watch_memory(account);
                 let embedded = embedded::Embedded::new(plan.namespaces.clone(), &plan.limits);
                 BackplaneLoop::new(local, embedded, mirror).run().await;
             }
             BackplanePlan::Redis(redis) => {
                 let linger = Duration::from_millis(redis.linger_ms);
-                let local = Local::new(plan.node, end, health, linger, backlog);
+                let mut local = Local::new(plan.node, end, health, linger, backlog);
+                local.watch_memory(account);
                 let transport =
                     RedisTransport::new(redis.clone(), plan.limits, plan.node, &plan.namespaces);
                 BackplaneLoop::new(local, transport, mirror).run().await;
@@ -201,9 +214,13 @@ impl<T: Transport> BackplaneLoop<T> {
 
     fn take_from_shard(&mut self, index: usize, now: Instant) -> usize {
         let shard = self.local.end.shards[index].id;
-        let mut taken = 0;
-        while taken < ITEMS_PER_SHARD_AND_TURN && self.takes(shard) {
+        let (mut taken, mut long) = (0, 0);
+        while taken < ITEMS_PER_SHARD_AND_TURN
+            && long < LONG_ANSWERS_PER_SHARD_AND_TURN
+            && self.takes(shard)
+        {
             let Some(item) = self.local.end.shards[index].try_recv() else { break };
+            long += usize::from(has_long_answer(&item));
             self.handle_uplink(shard, item, now);
             taken += 1;
         }
@@ -268,10 +285,21 @@ impl<T: Transport> BackplaneLoop<T> {
         counters.topics = self.local.interest.count() as u64;
         counters.subscriptions = self.local.interest.confirmed() as u64;
         self.transport.measure(now, &mut self.local);
+        self.local.tick_memory(now);
         self.mirror.publish(&self.local.counters);
         if let Some(snapshot) = self.transport.take_snapshot() {
             self.mirror.show(snapshot);
         }
+    }
+}
+
+fn has_long_answer(item: &Uplink) -> bool {
+    match item {
+        Uplink::Recover(ask) => {
+            ask.since.is_some() || matches!(ask.topic.kind(), TopicKind::User(_))
+        }
+        Uplink::History(_) => true,
+        _ => false,
     }
 }
 

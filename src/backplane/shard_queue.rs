@@ -29,6 +29,8 @@ pub(super) struct ShardQueue {
     /// Deliveries in order, each with the bytes that it counts for.
     backlog: VecDeque<(Downlink, usize)>,
     backlog_bytes: usize,
+    /// What all that waits keeps alive, replies included.
+    held_bytes: u64,
     backlog_bytes_max: usize,
     /// Unreported drops by topic, and the order in which they began.
     lost: HashMap<TopicId, u64>,
@@ -43,6 +45,7 @@ impl ShardQueue {
             answers: VecDeque::new(),
             backlog: VecDeque::new(),
             backlog_bytes: 0,
+            held_bytes: 0,
             backlog_bytes_max,
             lost: HashMap::new(),
             lost_order: VecDeque::new(),
@@ -52,6 +55,7 @@ impl ShardQueue {
 
     /// Sends a reply, now or as soon as there is room. It is never dropped.
     pub(super) fn answer(&mut self, port: &ShardPort, item: Downlink) {
+        self.held_bytes += item.held_bytes();
         self.answers.push_back(item);
         self.retry(port);
     }
@@ -67,6 +71,7 @@ impl ShardQueue {
         }
         // Losses are reported after the backlog. This reply follows the deliveries before the loss,
         // as its position says, so the loss still covers everything up to it.
+        self.held_bytes += item.held_bytes();
         self.backlog.push_back((item, 0));
         self.clear_if_gone(port);
     }
@@ -86,6 +91,7 @@ impl ShardQueue {
         }
         if self.lost_order.is_empty() && self.backlog_bytes + bytes <= self.backlog_bytes_max {
             self.backlog_bytes += bytes;
+            self.held_bytes += item.held_bytes();
             self.backlog.push_back((item, bytes));
             return true;
         }
@@ -105,17 +111,21 @@ impl ShardQueue {
     /// Sends what waits, as far as there is room: replies, then deliveries, then losses.
     pub(super) fn retry(&mut self, port: &ShardPort) {
         while let Some(item) = self.answers.pop_front() {
+            let held_bytes = item.held_bytes();
             if let Err(item) = self.send(port, item) {
                 self.answers.push_front(item);
                 return self.clear_if_gone(port);
             }
+            self.held_bytes -= held_bytes;
         }
         while let Some((item, bytes)) = self.backlog.pop_front() {
+            let held_bytes = item.held_bytes();
             if let Err(item) = self.send(port, item) {
                 self.backlog.push_front((item, bytes));
                 return self.clear_if_gone(port);
             }
             self.backlog_bytes -= bytes;
+            self.held_bytes -= held_bytes;
         }
         self.backlog.shrink_to(BACKLOG_ITEMS_SPARE);
         while let Some(to) = self.lost_order.pop_front() {
@@ -137,6 +147,11 @@ impl ShardQueue {
     /// Whether anything waits for room. The shard does not ring when it has made some.
     pub(super) fn is_waiting(&self) -> bool {
         self.is_held() || !self.lost_order.is_empty()
+    }
+
+    /// Bytes of all that waits.
+    pub(super) fn held_bytes(&self) -> u64 {
+        self.held_bytes
     }
 
     /// Bytes of waiting deliveries.
@@ -242,7 +257,7 @@ mod tests {
         }
         all.extend(received(shard));
         assert_eq!(all, ["frame 1", "frame 2", "frame 3", "lost 1 of 4"]);
-        assert_eq!(queue.backlog_bytes, 0);
+        assert_eq!((queue.backlog_bytes, queue.held_bytes), (0, 0));
         assert!(queue.deliver(port, delivery(5)));
         assert_eq!(received(shard), ["frame 5"]);
     }

@@ -10,6 +10,7 @@
 use crate::ids::ShardId;
 use crate::link::bell::Bell;
 use crate::link::connections::ConnectionCounts;
+use crate::link::taken_bytes::{SentBytes, TakenBytes, byte_counts};
 use crate::link::{Downlink, Uplink};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use crossbeam_utils::CachePadded;
@@ -32,6 +33,8 @@ pub struct ShardEnd {
     bell: Arc<Bell>,
     backplane: Arc<Bell>,
     stalled: Arc<Flag>,
+    sent_bytes: SentBytes,
+    taken_bytes: TakenBytes,
     /// Whether the last send found no room.
     waits: Cell<bool>,
 }
@@ -41,22 +44,44 @@ impl ShardEnd {
     /// there is room again; until then it must not read from its clients.
     #[allow(clippy::result_large_err)] // the item is the point: the shard keeps it
     pub fn try_send(&self, item: Uplink) -> Result<(), Uplink> {
-        let item = match self.uplink.try_send(item) {
+        let item = match self.send_if_room(item) {
             Ok(()) => {
                 self.waits.set(false);
                 return Ok(());
             }
-            Err(TrySendError::Full(item) | TrySendError::Disconnected(item)) => item,
+            Err(item) => item,
         };
         // Set the flag, then try again: either this succeeds or the backplane, which looks at
         // the flag after it has taken something, sees it.
         self.stalled.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let sent = self.uplink.try_send(item);
+        let sent = self.send_if_room(item);
         self.waits.set(sent.is_err());
-        sent.map_err(|error| match error {
+        sent
+    }
+
+    #[allow(clippy::result_large_err)] // as above
+    fn send_if_room(&self, item: Uplink) -> Result<(), Uplink> {
+        if !self.sent_bytes.has_room() {
+            return Err(item);
+        }
+        let bytes = item.held_bytes();
+        self.uplink.try_send(item).map_err(|error| match error {
             TrySendError::Full(item) | TrySendError::Disconnected(item) => item,
-        })
+        })?;
+        self.sent_bytes.add(bytes);
+        Ok(())
+    }
+
+    /// The same as [`ShardEnd::sent_waiting_bytes`] when it was last looked at, and what was sent since.
+    #[inline]
+    pub fn sent_waiting_bytes_at_most(&self) -> u64 {
+        self.sent_bytes.waiting_at_most()
+    }
+
+    /// Bytes that this shard has sent and the backplane has not taken.
+    pub fn sent_waiting_bytes(&self) -> u64 {
+        self.sent_bytes.waiting()
     }
 
     /// Wakes the backplane if it sleeps. Once after a batch of sends.
@@ -66,7 +91,9 @@ impl ShardEnd {
 
     /// The next item from the backplane or the ops thread.
     pub fn try_recv(&self) -> Option<Downlink> {
-        self.downlink.try_recv().ok()
+        let item = self.downlink.try_recv().ok()?;
+        self.taken_bytes.add(item.held_bytes());
+        Some(item)
     }
 
     /// Items this shard has sent and the backplane has not taken.
@@ -103,12 +130,21 @@ pub struct ShardPort {
     downlink: Sender<Downlink>,
     bell: Arc<Bell>,
     stalled: Arc<Flag>,
+    sent_bytes: SentBytes,
+    taken_bytes: TakenBytes,
 }
 
 impl ShardPort {
     /// The next item from this shard.
     pub fn try_recv(&self) -> Option<Uplink> {
-        self.uplink.try_recv().ok()
+        let item = self.uplink.try_recv().ok()?;
+        self.taken_bytes.add(item.held_bytes());
+        Some(item)
+    }
+
+    /// Bytes that wait for the shard.
+    pub fn downlink_waiting_bytes(&self) -> u64 {
+        self.sent_bytes.waiting()
     }
 
     /// Items waiting from this shard.
@@ -128,9 +164,15 @@ impl ShardPort {
     /// A shard that has ended counts as full.
     #[allow(clippy::result_large_err)] // the item is the point: the caller keeps or counts it
     pub fn try_send(&self, item: Downlink) -> Result<(), Downlink> {
+        if !self.sent_bytes.has_room() {
+            return Err(item);
+        }
+        let bytes = item.held_bytes();
         self.downlink.try_send(item).map_err(|error| match error {
             TrySendError::Full(item) | TrySendError::Disconnected(item) => item,
-        })
+        })?;
+        self.sent_bytes.add(bytes);
+        Ok(())
     }
 
     /// Whether the shard has dropped its end: it ended, and nothing more will come. What it sent
@@ -236,12 +278,37 @@ impl OpsEnd {
     }
 }
 
-/// Makes all ends for `shards` shards. Fails only when the kernel gives no more descriptors.
+/// How much each channel takes, in items and in bytes. One item may exceed the bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WindowLimits {
+    /// Items of one shard for the backplane.
+    pub uplink_items_max: usize,
+    /// Their bytes.
+    pub uplink_bytes_max: u64,
+    /// Items for one shard.
+    pub downlink_items_max: usize,
+    /// Their bytes.
+    pub downlink_bytes_max: u64,
+}
+
+/// Makes all ends for `shards` shards with channels that are bounded in items alone, for tests.
 pub fn window(
     shards: u16,
     uplink_items_max: usize,
     downlink_items_max: usize,
 ) -> io::Result<(Vec<ShardEnd>, BackplaneEnd, OpsEnd)> {
+    let (uplink_bytes_max, downlink_bytes_max) = (u64::MAX, u64::MAX);
+    let limits =
+        WindowLimits { uplink_items_max, uplink_bytes_max, downlink_items_max, downlink_bytes_max };
+    window_within(shards, limits)
+}
+
+/// Makes all ends for `shards` shards. Fails only when the kernel gives no more descriptors.
+pub fn window_within(
+    shards: u16,
+    limits: WindowLimits,
+) -> io::Result<(Vec<ShardEnd>, BackplaneEnd, OpsEnd)> {
+    let WindowLimits { uplink_items_max, downlink_items_max, .. } = limits;
     let backplane = Arc::new(Bell::new()?);
     let stop = Arc::new(Flag::default());
     let (ops_tx, ops_rx) = bounded(uplink_items_max);
@@ -254,6 +321,8 @@ pub fn window(
         let bell = Arc::new(Bell::new()?);
         let stalled = Arc::new(Flag::default());
         let connections = ConnectionCounts::default();
+        let (up_sent, up_taken) = byte_counts(limits.uplink_bytes_max);
+        let (down_sent, down_taken) = byte_counts(limits.downlink_bytes_max);
         ops.push((down_tx.clone(), bell.clone()));
         ends.push(ShardEnd {
             id,
@@ -263,9 +332,20 @@ pub fn window(
             bell: bell.clone(),
             backplane: backplane.clone(),
             stalled: stalled.clone(),
+            sent_bytes: up_sent,
+            taken_bytes: down_taken,
             waits: Cell::new(false),
         });
-        ports.push(ShardPort { id, connections, uplink: up_rx, downlink: down_tx, bell, stalled });
+        ports.push(ShardPort {
+            id,
+            connections,
+            uplink: up_rx,
+            downlink: down_tx,
+            bell,
+            stalled,
+            sent_bytes: down_sent,
+            taken_bytes: up_taken,
+        });
     }
     let bell = backplane.clone();
     let end = BackplaneEnd { shards: ports, ops: ops_rx, bell, stop: stop.clone() };
@@ -305,6 +385,33 @@ mod tests {
         assert!(!shard.may_sleep(), "nobody would wake it");
         assert!(shard.try_send(some_item()).is_ok());
         assert!(shard.may_sleep());
+    }
+
+    #[test]
+    fn a_channel_is_full_when_its_bytes_are_and_the_shard_is_rung_when_they_are_taken() {
+        let each = some_item().held_bytes();
+        let limits = WindowLimits {
+            uplink_items_max: 100,
+            uplink_bytes_max: 2 * each,
+            downlink_items_max: 100,
+            downlink_bytes_max: 1,
+        };
+        let (shards, end, _ops) = window_within(1, limits).unwrap();
+        let (shard, port) = (&shards[0], &end.shards[0]);
+        assert!(shard.try_send(some_item()).is_ok());
+        assert!(shard.try_send(some_item()).is_ok());
+        assert!(shard.try_send(some_item()).is_err());
+        assert_eq!(shard.sent_waiting_bytes(), 2 * each);
+        assert!(shard.may_sleep());
+        assert!(port.try_recv().is_some());
+        port.made_room();
+        assert!(!shard.bell().ring(), "it was rung already");
+        assert!(shard.try_send(some_item()).is_ok());
+        let answer = || Downlink::Settled;
+        assert!(port.try_send(answer()).is_ok(), "one item may exceed the bytes");
+        assert!(port.try_send(answer()).is_err());
+        assert!(shard.try_recv().is_some());
+        assert!(port.try_send(answer()).is_ok());
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub struct Health {
 struct Flags {
     shards_listening: AtomicU16,
     backplane_up: AtomicBool,
+    memory_short: AtomicBool,
     draining: AtomicBool,
 }
 
@@ -30,6 +31,8 @@ pub enum NotReady {
     },
     /// The backplane is away, or its canary has not come back.
     Backplane,
+    /// The node has been near its memory bound for a while.
+    Memory,
     /// The node is about to end.
     Draining,
 }
@@ -43,6 +46,12 @@ impl Health {
     /// The backplane delivers, or does not. Written by the backplane thread only.
     pub fn set_backplane_up(&self, up: bool) {
         self.flags.backplane_up.store(up, Ordering::Relaxed);
+    }
+
+    /// The node has been near its memory bound for a while, or is no more. Written by the backplane
+    /// thread only.
+    pub fn set_memory_short(&self, is_short: bool) {
+        self.flags.memory_short.store(is_short, Ordering::Relaxed);
     }
 
     /// The node is about to end. Written by main only.
@@ -59,6 +68,8 @@ impl Health {
             Err(NotReady::Starting { listening })
         } else if !self.flags.backplane_up.load(Ordering::Relaxed) {
             Err(NotReady::Backplane)
+        } else if self.flags.memory_short.load(Ordering::Relaxed) {
+            Err(NotReady::Memory)
         } else {
             Ok(())
         }
@@ -77,6 +88,8 @@ mod tests {
         assert_eq!(health.ready(1), Err(NotReady::Backplane));
         health.set_backplane_up(true);
         assert_eq!(health.ready(1), Ok(()));
+        health.set_memory_short(true);
+        assert_eq!(health.ready(1), Err(NotReady::Memory));
         health.set_draining();
         assert_eq!(health.ready(1), Err(NotReady::Draining));
     }

@@ -12,12 +12,15 @@ pub mod calls;
 pub mod channel;
 pub mod connections;
 pub mod health;
+mod held_bytes;
 pub mod inspect;
+pub mod ledger;
 pub mod load_table;
 pub mod log_queue;
 mod origin;
 mod reply_to;
 pub mod sleep_flag;
+mod taken_bytes;
 
 /// What `sleeper` is built from here; `tests/loom.rs` builds it from loom's.
 mod atomics {

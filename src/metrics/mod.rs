@@ -147,6 +147,8 @@ counters! {
         questions_waiting: Gauge "requests_waiting" "Requests of clients that wait for the answers to earlier ones",
         connections_paused: Gauge "connections_paused" "Connections that are not read for now, because their requests have to wait",
         input_paused_bytes: Gauge "input_paused_bytes" "Bytes read from paused connections and not processed yet",
+        memory_pauses: Counter "connection_memory_pauses_total" "Times that a connection was paused because memory is short and it holds much",
+        half_message_bytes: Gauge "half_message_bytes" "Bytes of messages that are not complete",
         reads_paused: Counter "connection_pauses_total" "Times that a connection was paused",
         outbox_bytes: Gauge "outbox_bytes" "Bytes that wait for slow clients (outboxes)",
         acks_members: Gauge "acks_members" "Memberships that acknowledge messages",
@@ -159,6 +161,7 @@ counters! {
         refused_limit: Counter "connections_rejected_total"["reason" = "limit"] "Connections rejected before an upgrade, by reason",
         refused_handshakes: Counter "connections_rejected_total"["reason" = "handshakes"] "Connections rejected before an upgrade, by reason",
         refused_pace: Counter "connections_rejected_total"["reason" = "accept_rate"] "Connections rejected before an upgrade, by reason",
+        refused_memory: Counter "connections_rejected_total"["reason" = "memory"] "Connections rejected before an upgrade, by reason",
         refused_files: Counter "connections_rejected_total"["reason" = "no_files"] "Connections rejected before an upgrade, by reason",
         refused_http: Counter "connections_rejected_total"["reason" = "bad_request"] "Connections rejected before an upgrade, by reason",
         refused_auth: Counter "connections_rejected_total"["reason" = "auth"] "Connections rejected before an upgrade, by reason",
@@ -211,6 +214,7 @@ counters! {
         closed_lost: Counter "connections_closed_total"["reason" = "messages_lost"] "WebSocket connections closed, by reason",
         closed_disconnected: Counter "connections_closed_total"["reason" = "disconnected"] "WebSocket connections closed, by reason",
         closed_overloaded: Counter "connections_closed_total"["reason" = "overloaded"] "WebSocket connections closed, by reason",
+        closed_memory: Counter "connections_closed_total"["reason" = "memory"] "WebSocket connections closed, by reason",
         closed_error: Counter "connections_closed_total"["reason" = "io_error"] "WebSocket connections closed, by reason",
     }
     histograms {
@@ -222,6 +226,11 @@ counters! {
 counters! {
     /// What the backplane counts. Written by its thread alone.
     BackplaneCounters, CountersMirror {
+        memory_held_bytes: Gauge "memory_held_bytes" "Bytes that all threads keep alive, as they add it up",
+        memory_resident_bytes: Gauge "memory_resident_bytes" "Memory of this process, as the kernel counts it (RSS)",
+        memory_bytes_max: Gauge "memory_limit_bytes" "limits.memory_bytes_max",
+        memory_pressure: Gauge "memory_pressure" "How near memory is to its limit: 0, or the last step taken (1 to 4)",
+        answers_refused: Counter "memory_refused_answers_total" "Long answers that were not sent because memory is short",
         up: Gauge "backplane_up" "1 while the backplane delivers",
         topics: Gauge "backplane_topics" "Topics that this node subscribes to, including those that linger without members",
         subscriptions: Gauge "backplane_subscriptions" "Topics whose subscription Redis has confirmed, on all servers",

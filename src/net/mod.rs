@@ -17,6 +17,7 @@
 
 mod accept;
 mod io;
+mod memory;
 mod reactor;
 mod tasks;
 pub mod upgrade;
@@ -25,6 +26,7 @@ use crate::auth::{AnonymousSecret, Authenticator};
 use crate::link::calls::CallSender;
 use crate::link::channel::ShardEnd;
 use crate::link::health::Health;
+use crate::link::ledger::Account;
 use crate::link::load_table::LoadTable;
 use crate::metrics::ShardMirror;
 use crate::plan::{Plan, ShardPlan};
@@ -53,6 +55,8 @@ pub struct ShardSetup {
     pub mirror: Arc<ShardMirror>,
     /// Where it reports that it listens.
     pub health: Arc<Health>,
+    /// What it keeps alive, against the node's memory bound.
+    pub account: Account,
     /// How many connections each shard has.
     pub load_table: Arc<LoadTable>,
 }

@@ -12,6 +12,7 @@
 use crate::ids::ConnId;
 use crate::link::calls::{Call, CallSender};
 use crate::link::channel::ShardEnd;
+use crate::link::ledger::Pressure;
 use crate::link::load_table::ShardLoad;
 use crate::link::{Downlink, Uplink};
 use crate::metrics::ShardMirror;
@@ -20,6 +21,7 @@ use crate::net::accept::steering::Steering;
 use crate::net::io::epoll::{Epoll, Readiness};
 use crate::net::io::send::{Sender, ShortWrite};
 use crate::net::io::socket;
+use crate::net::memory::{self, ShardMemory};
 use crate::net::upgrade::reject::RejectReason;
 use crate::net::upgrade::routes::Routes;
 use crate::net::upgrade::{LeftAt, Progress, StageContext, TimedOut, Upgrades};
@@ -81,6 +83,7 @@ impl ReactorCell {
         reactor.tick_if_due(began);
         let answer = call(&mut reactor);
         reactor.drain(began);
+        reactor.post_memory();
         reactor.shard.counters.visit_time.record(began.elapsed());
         self.inner.set(Some(reactor));
         answer
@@ -120,6 +123,8 @@ pub(super) struct Reactor {
     read_turn_bytes_max: usize,
     uplink_items_max: usize,
     downlink_items_max: usize,
+    downlink_bytes_max: usize,
+    memory: ShardMemory,
     /// [`Shard::broadcast_receivers`] as the backplane has them.
     published_receivers: [u32; Encoding::COUNT],
     started: Instant,
@@ -158,6 +163,8 @@ impl Reactor {
             read_turn_bytes_max: limits.read_turn_bytes_max,
             uplink_items_max: limits.uplink_items_max,
             downlink_items_max: limits.downlink_items_max,
+            downlink_bytes_max: limits.downlink_bytes_max,
+            memory: ShardMemory::new(setup.account),
             must_ring: false,
             rung: Instant::now(),
             ring_waker: None,
@@ -194,6 +201,7 @@ impl Reactor {
 
     fn has_room_for_replies(&self) -> bool {
         self.shard.frames_waiting() < self.downlink_items_max
+            && self.shard.frames_waiting_bytes() < self.downlink_bytes_max
     }
 
     /// Whether a connection waits to be read.
@@ -229,6 +237,9 @@ impl Reactor {
     pub(super) fn accept(&mut self, socket: RawFd) -> Result<(), RejectReason> {
         if self.shard.counters.handshaking as usize >= self.handshakes_max {
             return Err(RejectReason::HandshakesFull);
+        }
+        if self.memory.pressure() >= Pressure::RefuseConnections {
+            return Err(RejectReason::Memory);
         }
         let now_ms = self.now_ms();
         let conn =
@@ -376,6 +387,34 @@ impl Reactor {
         counters.downlink_waiting = self.end.waiting() as u64;
         counters.uplink_waiting += self.end.sent_waiting() as u64;
         self.mirror.publish(counters);
+        self.tick_memory(now_ms);
+    }
+
+    /// Adds up what this shard keeps alive. After each visit.
+    fn post_memory(&mut self) {
+        let held = self.held_bytes(self.end.sent_waiting_bytes_at_most());
+        let pressure = self.memory.post(held);
+        self.shard.set_pressure(pressure);
+    }
+
+    fn held_bytes(&self, sent_bytes: u64) -> u64 {
+        (self.shard.held_bytes() + self.upgrades.held_bytes()) as u64 + sent_bytes
+    }
+
+    /// The same on the tick; and closes those that hold most, where that is too much.
+    fn tick_memory(&mut self, now_ms: u64) {
+        let held = self.held_bytes(self.end.sent_waiting_bytes());
+        let too_much = self.memory.tick(held, now_ms);
+        self.shard.set_pressure(self.memory.pressure());
+        let Some(too_much) = too_much else { return };
+        let holders = self.shard.holders();
+        let address_of = |conn| self.peer_of(conn).map(|peer| peer.ip());
+        let share = memory::address_share(&holders, address_of);
+        self.memory.post_share(share);
+        let closed = self.shard.close_largest(&holders, too_much as usize);
+        if closed > 0 && tracing::enabled!(tracing::Level::DEBUG) {
+            tracing::debug!(closed, too_much, "memory is short: connections closed");
+        }
     }
 
     fn read(&mut self, conn: ConnId) {
@@ -471,6 +510,10 @@ impl Reactor {
                 self.shard.handle_http(conn, response, now_ms);
             }
             Progress::Call { parts, body, named, place } => {
+                if self.memory.pressure() >= Pressure::RefuseRequests {
+                    self.reject(conn, RejectReason::Memory);
+                    return outcome;
+                }
                 let (parts, peer) = (*parts, named.or_else(direct));
                 self.shard.counters.http_calls_total += 1;
                 self.shard.counters.http_body_bytes += body.len() as u64;

@@ -8,11 +8,13 @@ use crate::auth::{AnonymousSecret, Authenticator};
 use crate::config::Config;
 use crate::ids::NodeId;
 use crate::link::calls::calls;
-use crate::link::channel::window;
+use crate::link::channel::{WindowLimits, window_within};
 use crate::link::health::Health;
+use crate::link::ledger::{Account, Ledger, MemoryCalls};
 use crate::link::load_table::LoadTable;
 use crate::net::{self, ShardSetup};
 use crate::plan::{self, BackplanePlan, Machine, Plan, Planned, StartupNotice};
+use crate::policy::limits::Limits;
 use crate::{backplane, sys};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -40,8 +42,9 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::RunningNode, 
     let shards = plan.shards.len() as u16;
     let limits = &plan.limits;
     let (ends, backplane_end, ops_end) =
-        window(shards, limits.uplink_items_max, limits.downlink_items_max)
-            .map_err(StartError::machine)?;
+        window_within(shards, window_limits(limits)).map_err(StartError::machine)?;
+    let ledger = Arc::new(Ledger::new(limits.memory_bytes_max as u64, usize::from(shards) + 1));
+    let account = |number: usize| account(&ledger, number);
     let (call_sender, call_receiver) = calls(limits.http_calls_max).map_err(StartError::machine)?;
     let authenticator = Arc::new(Authenticator::new(&plan.auth));
     let anonymous_secret = AnonymousSecret::new(random()?);
@@ -63,6 +66,7 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::RunningNode, 
             anonymous_secret,
             mirror: Arc::clone(mirror),
             health: health.clone(),
+            account: account(usize::from(shard.id.0))?,
             load_table: load_table.clone(),
         };
         let tables_split = tables_split.clone();
@@ -77,9 +81,10 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::RunningNode, 
 
     let (own_plan, mirror, own_health) =
         (plan.clone(), Arc::clone(&backplane_mirror), health.clone());
+    let backplane_account = account(usize::from(shards))?;
     let backplane = threads::thread("backplane".into(), &health, move || {
         threads::settle_backplane(&own_plan);
-        backplane::run(own_plan, backplane_end, mirror, own_health);
+        backplane::run(own_plan, backplane_end, mirror, own_health, backplane_account);
         Ok(())
     })?;
 
@@ -98,6 +103,25 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::RunningNode, 
     })?;
     let (ops, shards, held) = (ops_end, shard_threads, ports.held);
     Ok(shutdown::RunningNode { plan, health, ops, shards, backplane, held })
+}
+
+/// How much the channels take.
+fn window_limits(limits: &Limits) -> WindowLimits {
+    WindowLimits {
+        uplink_items_max: limits.uplink_items_max,
+        uplink_bytes_max: limits.uplink_bytes_max as u64,
+        downlink_items_max: limits.downlink_items_max,
+        downlink_bytes_max: limits.downlink_bytes_max as u64,
+    }
+}
+
+/// The account of one thread. Opens what the resident size is read from, in the table of files that
+/// all threads begin with.
+fn account(ledger: &Arc<Ledger>, number: usize) -> Result<Account, StartError> {
+    let resident = sys::ResidentMemory::open().map_err(StartError::machine)?;
+    let resident = Box::new(move || resident.bytes());
+    let calls = MemoryCalls { resident, give_back: sys::return_free_memory };
+    Ok(Account::new(ledger.clone(), number, calls))
 }
 
 /// What this machine is. Raises the limit on open files as far as it goes.

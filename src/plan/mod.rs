@@ -7,6 +7,9 @@
 //!
 //! Invariant: nothing is opened, started or asked here, and no `Debug` output holds a secret.
 
+mod byte_size;
+mod memory;
+
 use crate::auth::AuthPlan;
 use crate::config::{BackplaneUrl, Config, ConfigError, ConfigErrors};
 pub use crate::config::{Deployment, Login, ProxyProtocol, RedisServers, Scheduling, SteeringMode};
@@ -15,6 +18,9 @@ use crate::policy::limits::Limits;
 use crate::policy::namespaces::Namespaces;
 use crate::policy::networks::Network;
 use crate::policy::rights::Rights;
+pub use byte_size::ByteSize;
+use memory::{MEMORY_BYTES_MIN, memory_bytes_max, within_memory};
+pub use memory::{MemoryPart, MemoryPlan};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -160,7 +166,10 @@ pub fn resolve(config: &Config, machine: &Machine) -> Result<Planned, ConfigErro
     let cores = shard_cores(config, machine)?;
     let shards = if config.shards == 0 { cores.len() } else { config.shards };
     let connections_max = connections_that_fit(config, machine, shards)?;
+    let bytes_max = memory_bytes_max(config.limits.memory_bytes_max, machine.memory_bytes);
+    check_memory(bytes_max)?;
     let limits = Limits { connections_per_shard_max: connections_max, ..config.limits };
+    let limits = within_memory(limits, bytes_max, shards);
     let plan = Plan {
         node: machine.node,
         node_name: config.node_name.clone().unwrap_or_else(|| made_up_name(machine.node)),
@@ -188,6 +197,17 @@ pub fn resolve(config: &Config, machine: &Machine) -> Result<Planned, ConfigErro
     check_steering(&plan)?;
     let notices = notices(config, machine, &plan);
     Ok(Planned { plan, notices })
+}
+
+/// Less memory than this is not worth a start.
+fn check_memory(bytes_max: u64) -> Result<(), ConfigErrors> {
+    if bytes_max >= MEMORY_BYTES_MIN as u64 {
+        return Ok(());
+    }
+    Err(conflict(format!(
+        "limits.memory_bytes_max is {bytes_max}, and a node needs {MEMORY_BYTES_MIN} at least. Write \
+         more, or 0 for three quarters of what the machine or the cgroup has"
+    )))
 }
 
 fn conflict(message: String) -> ConfigErrors {
@@ -345,6 +365,7 @@ fn notices(config: &Config, machine: &Machine, plan: &Plan) -> Vec<StartupNotice
              shard. Keep the network card's interrupts off them"
         )));
     }
+    notices.push(info(plan.memory().to_string()));
     notices.push(info(MemoryBudget::of(plan).to_string()));
     if let Some(memory) =
         machine.memory_bytes.filter(|memory| MemoryBudget::of(plan).total() > *memory)
@@ -458,20 +479,12 @@ impl fmt::Display for MemoryBudget {
     }
 }
 
-/// Bytes for people.
-pub struct ByteSize(pub u64);
-
-impl fmt::Display for ByteSize {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut size = self.0 as f64;
-        for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {
-            if size < 1024.0 || unit == "TiB" {
-                let digits = usize::from(size.fract() >= 0.05);
-                return write!(f, "{size:.digits$} {unit}");
-            }
-            size /= 1024.0;
-        }
-        Ok(())
+impl Plan {
+    /// How the memory of the process is divided.
+    pub fn memory(&self) -> MemoryPlan {
+        let has_redis = matches!(self.backplane, BackplanePlan::Redis(_));
+        let has_histories = self.namespaces.have_history();
+        MemoryPlan::of(&self.limits, self.shards.len(), has_histories, has_redis)
     }
 }
 

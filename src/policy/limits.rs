@@ -57,6 +57,8 @@ const MIB: u64 = 1024 * 1024;
 const MINUTE_MS: u64 = 60_000;
 
 limits! {
+    memory_bytes_max: usize = 0, in tests 64 * 1024 * 1024, bytes(0, 1024 * 1024 * MIB),
+        "Memory of the whole process. 0: three quarters of what the machine or the cgroup has. Near it, in this order: connections that hold much are not read, requests get error overloaded, the connections that hold most are closed (1013), new ones get HTTP 503, and at last /readyz says no.";
     connections_per_shard_max: usize = 1_000_000, in tests 6, count(1, 16_000_000, "connections"),
         "Connections of one shard, handshakes included. Beyond: HTTP 503 with Retry-After. Lowered at start to what the limit on open files allows.";
     handshakes_max: usize = 4096, in tests 3, count(1, 1_000_000, "handshakes"),
@@ -101,8 +103,12 @@ limits! {
         "How often each client is pinged. One that sends nothing for a whole interval after that is closed.";
     uplink_items_max: usize = 4096, in tests 4, count(1, 1_000_000, "items"),
         "Items from one shard that wait for the backplane. Beyond: the shard reads no more from its clients.";
+    uplink_bytes_max: usize = 8 * 1024 * 1024, in tests 64 * 1024, bytes(64 * 1024, 16 * 1024 * MIB),
+        "Bytes from one shard that wait for the backplane; one message may exceed it. Beyond: the shard reads no more from its clients.";
     downlink_items_max: usize = 4096, in tests 4, count(1, 1_000_000, "items"),
         "Items in the channel to one shard. Beyond: they wait in its backlog, and nothing more is taken from its clients.";
+    downlink_bytes_max: usize = 8 * 1024 * 1024, in tests 64 * 1024, bytes(64 * 1024, 16 * 1024 * MIB),
+        "Bytes in the channel to one shard, and as many that it has taken and not written; one answer may exceed it. Beyond: they wait in its backlog, and nothing more is taken from its clients.";
     downlink_backlog_bytes_max: usize = 16 * 1024 * 1024, in tests 1024, bytes(0, 16 * 1024 * MIB),
         "Deliveries that wait for one shard beyond its channel. Beyond: they are dropped and counted, and the members receive `lost`.";
     send_batch_max: usize = 1024, in tests 4, count(1, 32_768, "sends"),

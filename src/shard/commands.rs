@@ -13,6 +13,7 @@ use crate::protocol::{
 };
 use crate::shard::command_error::CommandError;
 use crate::shard::conn::{CloseReason, ConnState, ReadState};
+use crate::shard::memory::half_bytes;
 use crate::shard::pause::ReadOutcome;
 use crate::shard::state::deliveries::Follows;
 use crate::shard::state::pending_joins::JoinOptions;
@@ -76,6 +77,7 @@ impl Shard {
         };
         let limits = DecoderLimits { message_bytes_max };
         let own = c.decoder.take();
+        self.half_bytes -= half_bytes(own.as_deref());
         let mut decoder = own.or_else(|| self.spare_decoder.take()).unwrap_or_default();
         let mut rest = input;
         while let Some(item) = decoder.next(&mut rest, limits) {
@@ -95,6 +97,7 @@ impl Shard {
             }
         }
         self.keep_decoder(conn, decoder);
+        self.pause_if_large(conn);
         let is_paused = self.is_paused(conn);
         if is_paused {
             self.keep_rest(conn, rest);
@@ -130,6 +133,7 @@ impl Shard {
         if decoder.is_at_rest() {
             self.spare_decoder = Some(decoder);
         } else if let Some(c) = self.conns.get_mut(conn.0) {
+            self.half_bytes += half_bytes(Some(&decoder));
             c.decoder = Some(decoder);
         }
     }
@@ -187,6 +191,9 @@ impl Shard {
 
     fn on_request(&mut self, conn: ConnId, request: Request<'_>) {
         let id = request.id;
+        if let Err(refusal) = self.has_memory_for(&request.command) {
+            return self.refuse(conn, id.as_ref(), refusal);
+        }
         let done = match request.command {
             Command::Join { room, since, info, ack } => {
                 self.on_join(conn, room, JoinOptions { since, info, ack }, id.clone())
@@ -215,10 +222,15 @@ impl Shard {
                 Ok(())
             }
         };
-        if let Err(CommandError(code, message)) = done {
-            self.counters.requests_rejected += 1;
-            self.say(conn, &Event::Error { id: id.as_ref(), code, message });
+        if let Err(refusal) = done {
+            self.refuse(conn, id.as_ref(), refusal);
         }
+    }
+
+    fn refuse(&mut self, conn: ConnId, id: Option<&RequestId>, refusal: CommandError) {
+        let CommandError(code, message) = refusal;
+        self.counters.requests_rejected += 1;
+        self.say(conn, &Event::Error { id, code, message });
     }
 
     /// Whether a connection may do something with a topic. Answers a room's place here, if it has one.
@@ -244,11 +256,11 @@ impl Shard {
     /// the topic already, otherwise with the backplane's `Joined`.
     pub(super) fn on_join_room(&mut self, conn: ConnId, room: &str) {
         // A room in the URL is joined like any other, and a rejection is reported like any other.
-        if let Err(CommandError(code, message)) =
-            self.on_join(conn, room, JoinOptions::default(), None)
-        {
-            self.counters.requests_rejected += 1;
-            self.say(conn, &Event::Error { id: None, code, message });
+        let options = JoinOptions::default();
+        let command = Command::Join { room, since: None, info: None, ack: false };
+        let joined = self.has_memory_for(&command);
+        if let Err(refusal) = joined.and_then(|()| self.on_join(conn, room, options, None)) {
+            self.refuse(conn, None, refusal);
         }
     }
 

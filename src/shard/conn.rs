@@ -265,6 +265,8 @@ pub enum CloseReason {
     Http,
     /// This node has as many topics as it may have, and the user's own would be one more.
     Overloaded,
+    /// This node is short of memory, and it holds more than others.
+    Memory,
 }
 
 impl CloseReason {
@@ -280,7 +282,7 @@ impl CloseReason {
             CloseReason::Disconnected => return None, // The operator says it.
             CloseReason::Unsupported => Farewell::Unsupported,
             CloseReason::Slow | CloseReason::Stalled => Farewell::Slow,
-            CloseReason::Overloaded => Farewell::Overloaded,
+            CloseReason::Overloaded | CloseReason::Memory => Farewell::Overloaded,
             CloseReason::Silent => Farewell::Silent,
             CloseReason::Drain => Farewell::Drain,
             CloseReason::TokenExpired => Farewell::TokenExpired,
@@ -292,7 +294,7 @@ impl CloseReason {
 
     /// Whether what waits for it is given up, all but the frame that has begun.
     pub fn is_of_a_slow_peer(self) -> bool {
-        matches!(self, CloseReason::Slow | CloseReason::Stalled)
+        matches!(self, CloseReason::Slow | CloseReason::Stalled | CloseReason::Memory)
     }
 
     /// The reason as it stands in the metrics and the log.
@@ -308,6 +310,7 @@ impl CloseReason {
             CloseReason::Stalled => "stalled",
             CloseReason::Silent => "ping_timeout",
             CloseReason::Overloaded => "overloaded",
+            CloseReason::Memory => "memory",
             CloseReason::Drain => "drain",
             CloseReason::TokenExpired => "token_expired",
             CloseReason::Lost => "messages_lost",

@@ -13,6 +13,7 @@ use crate::ids::{ConnId, TopicName};
 use crate::link::HttpReply;
 use crate::protocol::Event;
 use crate::shard::conn::{CloseReason, Conn, ConnState, OPENED_UNIT_MS, ReadState};
+use crate::shard::memory::half_bytes;
 use crate::shard::state::Shard;
 use crate::shard::state::deliveries::Follows;
 use crate::shard::state::lifecycle::{ClosedSocket, DEADLINES_SPARE, Drain, Opening};
@@ -189,7 +190,7 @@ impl Shard {
         let c = self.conns.get_mut(conn.0).expect("its end was just read");
         c.state = ConnState::Closing { peer_closed: true, ignore_input: true, close_queued: false };
         c.reason = Some(CloseReason::Gone);
-        c.decoder = None;
+        self.half_bytes -= half_bytes(c.decoder.take().as_deref());
         let encoding = c.encoding;
         self.count_open(encoding, false);
         self.counters.closing += 1;
@@ -321,7 +322,7 @@ impl Shard {
         if peer_closed || ignore_input {
             // Otherwise the peer's close frame is waited for, and it may stand in the middle of a
             // message.
-            c.decoder = None;
+            self.half_bytes -= half_bytes(c.decoder.take().as_deref());
         }
         if let Some(outbox) = c.outbox.as_mut().filter(|_| reason.is_of_a_slow_peer()) {
             let before = outbox.bytes();
@@ -418,6 +419,8 @@ impl Shard {
         self.forget_pause(conn);
         let c = self.conns.remove(conn.0)?;
         self.expiries.live -= usize::from(c.expires);
+        self.half_bytes -= half_bytes(c.decoder.as_deref());
+        self.memory_paused.remove(&conn);
         if let Some(outbox) = &c.outbox {
             self.counters.outbox_bytes -= outbox.bytes() as u64;
         }
@@ -459,6 +462,7 @@ impl Shard {
             CloseReason::Lost => &mut counters.closed_lost,
             CloseReason::Disconnected => &mut counters.closed_disconnected,
             CloseReason::Overloaded => &mut counters.closed_overloaded,
+            CloseReason::Memory => &mut counters.closed_memory,
             CloseReason::Http => return,
         } += 1;
     }
@@ -494,7 +498,7 @@ impl Shard {
         let may_be_unread = match conn.unread {
             ReadState::Idle => false,
             ReadState::Queued | ReadState::ToTheEnd => true,
-            ReadState::Paused => self.waits_for_us(id),
+            ReadState::Paused => self.waits_for_us(id) || self.is_paused_for_memory(id),
         };
         if !is_active && !may_be_unread {
             return self.begin_close(id, CloseReason::Silent);

@@ -23,6 +23,7 @@
 //! | `presence.rs` | rooms with presence: who joined and who left |
 //! | `user_queue.rs` | user queues: messages that a user has not acknowledged |
 //! | `questions.rs` | questions with long answers, one at a time |
+//! | `memory.rs` | what is kept alive, and what happens when it is too much |
 //! | `pause.rs` | connections that are not read for a while |
 //! | `acks.rs` | members who acknowledge what they receive |
 //! | `delivery/` | replies and rounds, joined into batches (`batch.rs`) |
@@ -48,6 +49,7 @@ mod hub;
 mod inspect;
 mod lifecycle;
 mod losses;
+mod memory;
 mod pause;
 mod presence;
 mod questions;
@@ -58,6 +60,7 @@ mod state;
 mod user_queue;
 mod window;
 
+pub use memory::Holder;
 pub use pause::ReadOutcome;
 pub use session::{NotNow, Session};
 pub use state::lifecycle::{ClosedSocket, Opening};

@@ -38,6 +38,12 @@ impl Shard {
         ))
     }
 
+    /// Whether as many questions of a connection wait as have it paused.
+    pub(super) fn has_questions_enough(&self, conn: ConnId) -> bool {
+        let waiting = self.questions.of.get(&conn).map_or(0, |asked| asked.waiting.len());
+        waiting > self.limits.questions_waiting_max / 2
+    }
+
     /// Asks the backplane something, now or when the questions before it are answered.
     pub(super) fn ask(&mut self, conn: ConnId, question: Uplink) {
         let asked = self.questions.of.entry(conn).or_insert_with(|| Asked {

@@ -81,6 +81,7 @@ impl Shard {
         self.counters.uplink_waiting = self.uplink.len() as u64;
         self.counters.questions_waiting = self.questions.waiting() as u64;
         self.counters.connections_paused = self.pauses.len() as u64;
+        self.counters.half_message_bytes = self.half_bytes as u64;
         self.counters.input_paused_bytes = self.pauses.rest_bytes() as u64;
         self.counters.acks_members = self.acks.members() as u64;
         self.counters.acks_lagging = self.acks.lagging() as u64;

@@ -15,6 +15,7 @@ use campanile::ids::{
 use campanile::link::channel::{OpsEnd, ShardEnd, window};
 use campanile::link::connections::everybody;
 use campanile::link::health::Health;
+use campanile::link::ledger::Account;
 use campanile::link::{
     Delivery, Disconnect, Downlink, HistoryError, HistoryPage, Origin, PresenceChange,
     PresenceRequest, PresenceUpdate, Publish, PublishOutcome, RecoveryReply, RecoveryRequest,
@@ -271,7 +272,9 @@ impl Node {
         let (mirror, health) = (Arc::new(BackplaneMirror::default()), Arc::new(Health::default()));
         let thread = {
             let (mirror, health) = (mirror.clone(), health.clone());
-            std::thread::spawn(move || backplane::run(plan, end, mirror, health))
+            std::thread::spawn(move || {
+                backplane::run(plan, end, mirror, health, Account::unbounded());
+            })
         };
         let shards = ends
             .into_iter()

@@ -44,6 +44,7 @@ mod history;
 mod http_calls;
 mod instances;
 mod log;
+mod memory;
 mod monitor;
 mod no_files;
 mod one_instance;

@@ -2,4 +2,5 @@
 //! is alone ([`store`]).
 
 pub mod log;
+pub mod recent_runs;
 pub mod store;

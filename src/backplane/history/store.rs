@@ -23,8 +23,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const IDEMPOTENCY_KEYS_MAX: usize = 256 * 1024;
 /// How long a history without messages stays: a client that returns to it has missed nothing.
 const EMPTY_TTL: Duration = Duration::from_secs(24 * 60 * 60);
-/// Bytes of a history beside its messages: itself, its name, its table entries.
-const LOG_BYTES: usize = 256;
+/// Bytes of a history beside its messages and its name: itself, and its entries in tables.
+const LOG_BYTES: usize = 384;
 
 /// Topics swept in one tick.
 const SWEPT_PER_TICK: usize = 256;
@@ -80,7 +80,7 @@ impl MemoryHistories {
 
     /// Bytes of all histories.
     pub fn bytes(&self) -> usize {
-        self.bytes + self.histories.len() * LOG_BYTES
+        self.bytes
     }
 
     /// Number of topics with a history.
@@ -181,8 +181,10 @@ impl MemoryHistories {
         update: impl FnOnce(&mut MessageLog) -> T,
     ) -> T {
         let (eviction_queue, last_epoch) = (&mut self.eviction_queue, &mut self.last_epoch);
+        let bytes = &mut self.bytes;
         let history = self.histories.get_or_insert_with(topic, hash, || {
             eviction_queue.push_back((hash, topic.clone()));
+            *bytes += empty_bytes(topic);
             let log = MessageLog::new(next_epoch(last_epoch), 0);
             let (acknowledged, last_used, was_used) = (None, now, true);
             StoredHistory { log, retention, acknowledged, last_used, was_used }
@@ -205,6 +207,7 @@ impl MemoryHistories {
         let unused_for = now.saturating_duration_since(history.last_used);
         if history.log.is_empty() && unused_for >= EMPTY_TTL {
             self.histories.remove(topic);
+            self.bytes -= empty_bytes(&name);
         } else {
             self.eviction_queue.push_back((hash, name));
         }
@@ -233,10 +236,15 @@ impl MemoryHistories {
                 continue;
             }
             let history = self.histories.remove(topic).expect("it was just looked at");
-            self.bytes -= history.log.bytes();
+            self.bytes -= history.log.bytes() + empty_bytes(&name);
             self.evicted += 1;
         }
     }
+}
+
+/// Bytes of a history without messages.
+fn empty_bytes(topic: &TopicName) -> usize {
+    LOG_BYTES + topic.as_str().len()
 }
 
 impl IdempotencyKey {
@@ -260,8 +268,12 @@ fn next_epoch(last_epoch: &mut u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backplane::history::log::STORED_BYTES;
 
     const RETENTION: Retention = Retention { messages_max: 100, age_max: Duration::from_secs(60) };
+
+    /// A history without messages, of a room with two digits.
+    const EMPTY_BYTES: usize = LOG_BYTES + "r:00".len();
 
     fn body() -> Bytes {
         Bytes::from(vec![b'x'; 1000])
@@ -274,13 +286,13 @@ mod tests {
     }
 
     fn room(number: usize) -> TopicName {
-        TopicName::room(&number.to_string())
+        TopicName::room(&format!("{number:02}"))
     }
 
     #[test]
     fn the_least_recently_used_history_is_evicted_and_returns_under_another_epoch() {
         let now = Instant::now();
-        let mut histories = MemoryHistories::new(10 * (1000 + LOG_BYTES));
+        let mut histories = MemoryHistories::new(10 * (1000 + STORED_BYTES + EMPTY_BYTES));
         (0..10).for_each(|number| histories.push(&room(number), body(), RETENTION, now));
         let epochs: Vec<_> =
             (0..10).map(|n| histories.log(&room(n), RETENTION, now).position().epoch).collect();
@@ -299,7 +311,7 @@ mod tests {
     #[test]
     fn one_topic_may_fill_all_the_room_and_then_loses_its_oldest_messages() {
         let now = Instant::now();
-        let mut histories = MemoryHistories::new(LOG_BYTES + 3500);
+        let mut histories = MemoryHistories::new(EMPTY_BYTES + 3500 + 3 * STORED_BYTES);
         (0..10).for_each(|_| histories.push(&room(0), body(), RETENTION, now));
         let log = histories.log(&room(0), RETENTION, now);
         assert_eq!((log.first(), log.position().offset), (8, 10));
@@ -316,7 +328,7 @@ mod tests {
     #[test]
     fn histories_without_messages_are_evicted_too() {
         let now = Instant::now();
-        let mut histories = MemoryHistories::new(10 * LOG_BYTES);
+        let mut histories = MemoryHistories::new(10 * EMPTY_BYTES);
         for number in 0..100 {
             assert_eq!(histories.log(&room(number), RETENTION, now).position().offset, 0);
             assert!(histories.bytes() <= histories.bytes_max);
@@ -331,7 +343,7 @@ mod tests {
         histories.push(&room(0), body(), RETENTION, began);
         let before = histories.log(&room(0), RETENTION, began).position();
         histories.tick(began + Duration::from_secs(61));
-        assert_eq!((histories.bytes(), histories.topics()), (LOG_BYTES, 1));
+        assert_eq!((histories.bytes(), histories.topics()), (EMPTY_BYTES, 1));
         assert_eq!(
             histories.log(&room(0), RETENTION, began + Duration::from_secs(61)).position(),
             before

@@ -111,6 +111,7 @@ pub(super) struct LingeringSockets {
     lingering: VecDeque<(Instant, RawFd)>,
     full: Answers,
     busy: Answers,
+    memory: Answers,
     no_proxy: Bytes,
     spare: Option<File>,
 }
@@ -125,6 +126,7 @@ impl LingeringSockets {
             lingering: VecDeque::new(),
             full: Answers::new(RejectReason::ConnectionsFull),
             busy: Answers::new(RejectReason::TooFast),
+            memory: Answers::new(RejectReason::Memory),
             no_proxy: RejectReason::NoProxy.response(),
             spare: open_spare(),
         }
@@ -170,6 +172,7 @@ impl LingeringSockets {
         let answer = match why {
             RejectReason::NoProxy => &self.no_proxy,
             RejectReason::ConnectionsFull => self.full.after(after_s),
+            RejectReason::Memory => self.memory.after(after_s),
             _ => self.busy.after(after_s),
         };
         // Best effort: a socket that cannot take two hundred bytes is in no state to be helped.

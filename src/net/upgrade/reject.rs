@@ -53,6 +53,9 @@ reject_reasons! {
     /// As many as may be are in their handshake.
     HandshakesFull: 503 refused_handshakes
         "too many come at the same time";
+    /// This node is near its memory bound.
+    Memory: 503 refused_memory
+        "this server is short of memory; try again later";
     /// More connections come in a second than `limits.accepts_per_s_max`.
     TooFast: 503 refused_pace
         "too many come at the same time";
@@ -135,7 +138,7 @@ impl RejectReason {
     pub fn response(self) -> Bytes {
         let more: &[(&str, &str)] = match self {
             RejectReason::PageMethod => &[("Allow", "GET, HEAD")],
-            RejectReason::CallsFull => &[("Retry-After", "1")],
+            RejectReason::CallsFull | RejectReason::Memory => &[("Retry-After", "1")],
             _ => &[],
         };
         self.response_with(more)

@@ -23,6 +23,7 @@ impl Deliveries {
     /// with what a slow peer may be refused.
     fn pop_replies(&mut self, is_slow: bool) -> Option<QueuedReply> {
         let first = self.replies.pop_front()?;
+        self.bytes_waiting -= first.bytes.len();
         if first.bytes.len() > REPLY_COPIED_BYTES_MAX {
             return Some(first);
         }
@@ -45,6 +46,7 @@ impl Deliveries {
         for next in self.replies.drain(..more) {
             joined.extend_from_slice(&next.bytes);
         }
+        self.bytes_waiting -= joined.len() - first.bytes.len();
         Some(QueuedReply { conn: first.conn, bytes: joined.freeze(), follows })
     }
 }
@@ -53,6 +55,7 @@ impl Shard {
     /// Queues a frame for one connection. Nothing follows the last one, which may be empty: then the
     /// connection ends behind what waits for it.
     pub(in crate::shard) fn queue_reply(&mut self, conn: ConnId, bytes: Bytes, follows: Follows) {
+        self.deliveries.bytes_waiting += bytes.len();
         self.deliveries.replies.push_back(QueuedReply { conn, bytes, follows });
     }
 
@@ -68,6 +71,7 @@ impl Shard {
             let is_slow = c.is_some_and(|c| c.outbox.is_some());
             let reply = self.deliveries.pop_replies(is_slow).expect("looked at above");
             if let Some(reply) = self.take_reply(reply, batch) {
+                self.deliveries.bytes_waiting += reply.bytes.len();
                 self.deliveries.replies.push_front(reply);
                 return false;
             }

@@ -42,7 +42,12 @@ impl Deliveries {
         let is_its = |bytes: &Bytes| UnsentFrames { bytes: bytes.clone(), source: None };
         let mine = self.replies.iter().filter(|reply| reply.conn == conn);
         into.extend(mine.map(|reply| is_its(&reply.bytes)));
-        self.replies.retain(|reply| reply.conn != conn);
+        let bytes_waiting = &mut self.bytes_waiting;
+        self.replies.retain(|reply| {
+            let stays = reply.conn != conn;
+            *bytes_waiting -= if stays { 0 } else { reply.bytes.len() };
+            stays
+        });
     }
 
     /// What of a round a receiver has not received. `at`: the topic, if its messages may be dropped.

@@ -3,6 +3,7 @@
 use crate::ids::TopicKind;
 use crate::ids::{ConnId, Position, TopicId};
 use crate::shard::conn::{Conn, ConnState, OPENED_UNIT_MS, ReadState};
+use crate::shard::memory::half_bytes;
 use crate::shard::session::{NotNow, Session, SessionFrames, SessionJoin, SessionTopic};
 use crate::shard::slow_consumer::OutboxWriter;
 use crate::shard::slow_consumer::frames::BatchSource;
@@ -29,6 +30,7 @@ impl Shard {
         (conn.state, conn.encoding) = (ConnState::Open, encoding);
         (conn.has_token, conn.rights) = (session.has_token, session.rights);
         conn.since = (now_ms.saturating_sub(session.age_ms) / OPENED_UNIT_MS) as u32;
+        self.half_bytes += half_bytes(session.decoder.as_deref());
         conn.decoder = session.decoder;
         let conn = ConnId(self.conns.insert(conn).expect("there is room"));
         self.count_open(encoding, true);

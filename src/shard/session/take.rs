@@ -4,6 +4,7 @@ use crate::ids::{ConnId, TopicId};
 use crate::shard::conn::{ConnState, OPENED_UNIT_MS, ReadState};
 use crate::shard::delivery::batch::SendBatch;
 use crate::shard::delivery::unsent::UnsentFrames;
+use crate::shard::memory::half_bytes;
 use crate::shard::session::{
     NotNow, Session, SessionFrames, SessionJoin, SessionTopic, WaitingJoin,
 };
@@ -30,6 +31,8 @@ impl Shard {
         let c = self.conns.remove(conn.0).expect("it was looked at");
         self.count_open(c.encoding, false);
         self.expiries.live -= usize::from(c.expires);
+        self.half_bytes -= half_bytes(c.decoder.as_deref());
+        self.memory_paused.remove(&conn);
         if let Some(outbox) = &c.outbox {
             self.counters.outbox_bytes -= outbox.bytes() as u64;
         }

@@ -46,6 +46,17 @@ pub(in crate::shard) enum RoundItem {
     Loss,
 }
 
+impl RoundItem {
+    /// Bytes that it keeps alive.
+    fn bytes(&self) -> usize {
+        match self {
+            RoundItem::Frame(frame) | RoundItem::ForEverybody(frame, _) => frame.bytes.len(),
+            RoundItem::Joiner(joiner) => joiner.missed.bytes.len(),
+            RoundItem::Loss => 0,
+        }
+    }
+}
+
 /// Frames of one topic that wait for their turn, and those that are being written.
 #[derive(Debug)]
 pub(in crate::shard) struct Round {
@@ -64,10 +75,28 @@ pub(in crate::shard) struct RoundWrite {
     pub(in crate::shard) by_encoding: Vec<(Encoding, JoinedFrames)>,
     /// How many frames were taken out of the round for it. They wait until all of it is written.
     pub(in crate::shard) taken: usize,
+    /// Their bytes.
+    pub(in crate::shard) taken_bytes: usize,
     /// Members that must not receive all of it, and what they receive instead.
     pub(in crate::shard) own: Vec<(ConnId, JoinedFrames)>,
     /// The bytes of those.
     pub(in crate::shard) own_bytes: usize,
+}
+
+/// What was taken out of a round at once.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::shard) struct Taken {
+    frames: usize,
+    bytes: usize,
+}
+
+impl Taken {
+    fn of<'a>(frames: impl Iterator<Item = &'a RoundFrame>) -> Taken {
+        frames.fold(Taken { frames: 0, bytes: 0 }, |sum, frame| Taken {
+            frames: sum.frames + 1,
+            bytes: sum.bytes + frame.bytes.len(),
+        })
+    }
 }
 
 /// So many frames in one buffer; and what they are, where they may be dropped one by one.
@@ -119,6 +148,8 @@ pub(in crate::shard) struct Deliveries {
     /// Members that must leave a topic because something of it was dropped for them: after the walk.
     pub(in crate::shard) losers: Vec<(u32, TopicId)>,
     pub(in crate::shard) items_waiting: usize,
+    /// Bytes of replies, and of frames in rounds.
+    pub(in crate::shard) bytes_waiting: usize,
     /// Writes of the batch that are in no portion yet.
     pub(in crate::shard) writes_waiting: usize,
 }
@@ -141,6 +172,7 @@ impl Deliveries {
 
     pub(in crate::shard) fn push(&mut self, id: RoundId, item: RoundItem) {
         self.items_waiting += 1;
+        self.bytes_waiting += item.bytes();
         self.round(id).items.push_back(item);
     }
 
@@ -154,6 +186,7 @@ impl Deliveries {
         match round.items.pop_front()? {
             RoundItem::Joiner(joiner) => {
                 self.items_waiting -= 1;
+                self.bytes_waiting -= joiner.missed.bytes.len();
                 Some(Special::Joiner(joiner))
             }
             RoundItem::Loss => {
@@ -187,8 +220,9 @@ impl Deliveries {
 
     /// Drops a round's first frame, which has no receiver.
     pub(in crate::shard) fn drop_first(&mut self, id: RoundId) {
-        self.round(id).items.pop_front();
+        let first = self.round(id).items.pop_front();
         self.items_waiting -= 1;
+        self.bytes_waiting -= first.map_or(0, |item| item.bytes());
     }
 
     /// Whether items of a round wait that are not being written yet.
@@ -204,6 +238,7 @@ impl Deliveries {
     /// What was being written is done, or has no receiver left.
     pub(in crate::shard) fn end_walk(&mut self, current: &RoundWrite) {
         self.items_waiting -= current.taken;
+        self.bytes_waiting -= current.taken_bytes;
         self.own_bytes -= current.own_bytes;
     }
 
@@ -229,7 +264,7 @@ impl Deliveries {
                 scratch.push(frame);
             }
         }
-        let taken = scratch.len();
+        let taken = Taken::of(scratch.iter());
         let own = own_joins(scratch, at);
         let join = join_all(scratch, at);
         self.begin_write(join, Vec::new(), taken, own)
@@ -259,6 +294,7 @@ impl Deliveries {
                 None => by_encoding.push((encoding, vec![frame], bytes)),
             }
         }
+        let taken = Taken::of(by_encoding.iter().flat_map(|(_, frames, _)| frames));
         let own = by_encoding.iter().flat_map(|(_, frames, _)| own_joins(frames, None)).collect();
         let joins = by_encoding.into_iter();
         let joins = joins.map(|(encoding, mut frames, _)| (encoding, join_all(&mut frames, None)));
@@ -270,12 +306,13 @@ impl Deliveries {
         &mut self,
         join: JoinedFrames,
         by_encoding: Vec<(Encoding, JoinedFrames)>,
-        taken: usize,
+        taken: Taken,
         own: Vec<(ConnId, JoinedFrames)>,
     ) -> RoundWrite {
+        let Taken { frames: taken, bytes: taken_bytes } = taken;
         let own_bytes = own.iter().map(|(_, join)| join.bytes.len()).sum();
         self.own_bytes += own_bytes;
-        RoundWrite { walk: Walk::default(), join, by_encoding, taken, own, own_bytes }
+        RoundWrite { walk: Walk::default(), join, by_encoding, taken, taken_bytes, own, own_bytes }
     }
 }
 

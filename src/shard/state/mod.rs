@@ -18,6 +18,7 @@ use crate::auth::AnonymousSecret;
 use crate::ids::ConnId;
 use crate::ids::{NodeId, Position, ShardId, TopicName};
 use crate::link::Uplink;
+use crate::link::ledger::Pressure;
 use crate::metrics::ShardCounters;
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::Namespaces;
@@ -40,7 +41,7 @@ use crate::shard::state::questions::Questions;
 use crate::slab::Slab;
 use crate::ws::decoder::Decoder;
 use bytes::BytesMut;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 /// What a shard is made with.
@@ -102,6 +103,12 @@ pub struct Shard {
     pub(in crate::shard) broadcast_receivers: [u32; Encoding::COUNT],
     /// What is counted. The caller may add what only it can see.
     pub counters: ShardCounters,
+    /// Bytes of half messages, those of all connections.
+    pub(in crate::shard) half_bytes: usize,
+    /// How near the node is to its memory bound.
+    pub(in crate::shard) pressure: Pressure,
+    /// Connections that are not read until memory is less short.
+    pub(in crate::shard) memory_paused: HashSet<ConnId>,
     pub(in crate::shard) spare_decoder: Option<Box<Decoder>>,
     pub(in crate::shard) scratch: Vec<u8>,
     pub(in crate::shard) scratch_frames: Vec<RoundFrame>,
@@ -144,6 +151,9 @@ impl Shard {
             everybody,
             broadcast_receivers: [0; Encoding::COUNT],
             counters: ShardCounters::default(),
+            half_bytes: 0,
+            pressure: Pressure::None,
+            memory_paused: HashSet::new(),
             spare_decoder: None,
             scratch: Vec::new(),
             scratch_frames: Vec::new(),

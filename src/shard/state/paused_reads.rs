@@ -23,6 +23,11 @@ impl PausedReads {
         self.rest_bytes
     }
 
+    /// Bytes that are stored for one.
+    pub(in crate::shard) fn rest_bytes_of(&self, conn: ConnId) -> usize {
+        self.rests.get(&conn).map_or(0, Vec::len)
+    }
+
     /// Keeps what was not used.
     pub(in crate::shard) fn keep(&mut self, conn: ConnId, rest: &[u8]) {
         self.rest_bytes += rest.len();

@@ -6,6 +6,7 @@ use super::tape::At;
 use crate::bare::{Bare, limits};
 use campanile::backplane::envelope;
 use campanile::backplane::history::log::{MessageLog, Retention, RunRequest};
+use campanile::backplane::history::recent_runs::RecentRuns;
 use campanile::backplane::message::Message;
 use campanile::ids::{Position, TopicName};
 use campanile::link::{Downlink, HistoryError, RecoveryReply, Unrecoverable, Uplink};
@@ -328,6 +329,7 @@ fn a_thousand_newcomers_who_missed_the_same_share_one_buffer() {
     let body = envelope::to_bytes(&message);
     let topic = TopicName::room(ROOM);
     let reader = RunRequest { topic: &topic, encoding: Encoding::NATIVE, bytes_max: 1 << 20 };
+    let mut runs = RecentRuns::new(1 << 20);
     for _ in 0..100 {
         log.push(body.clone(), keep, now);
     }
@@ -350,7 +352,7 @@ fn a_thousand_newcomers_who_missed_the_same_share_one_buffer() {
     while bare.write(|_, _| ()) > 0 {}
     for ask in asked {
         assert_eq!(ask.since, Some(since));
-        let missed = log.since(since, reader).expect("all of it is stored");
+        let missed = log.since(since, reader, &mut runs).expect("all of it is stored");
         let recovery = Recovery::Recovered { messages: missed.messages };
         let (at, conn, ticket) = (ask.at, ask.conn, ask.ticket);
         let position = log.position();
@@ -358,7 +360,7 @@ fn a_thousand_newcomers_who_missed_the_same_share_one_buffer() {
         bare.shard.handle_downlink(Downlink::Recovered(Box::new(answer)), 0);
     }
     let mut buffers: HashMap<*const u8, usize> = HashMap::new();
-    let wanted = log.since(since, reader).expect("all of it is stored").bytes;
+    let wanted = log.since(since, reader, &mut runs).expect("all of it is stored").bytes;
     bare_writes(&mut bare, |buf| {
         if buf.len() == wanted.len() {
             *buffers.entry(buf.as_ptr()).or_default() += 1;

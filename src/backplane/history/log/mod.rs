@@ -5,13 +5,14 @@
 //!
 //! A client that returns names its position; [`MessageLog::since`] returns everything after it as
 //! one run in the client's encoding. After a mass disconnect thousands have the same position, so
-//! the last run of each encoding is stored and shared.
+//! runs are shared ([`RecentRuns`]).
 //!
 //! Invariant: offsets of one epoch have no gap: the log stores `first..=top`. Offsets go up to
 //! [`Position::NUMBER_MAX`], which is checked where a position comes from outside; no sum here
 //! overflows, whatever a log is made with.
 
 use crate::backplane::envelope::stored_event;
+use crate::backplane::history::recent_runs::{RecentRuns, RunKey};
 use crate::framing;
 use crate::ids::{Position, TopicName};
 use crate::protocol::dialect::Encoding;
@@ -29,7 +30,6 @@ pub struct MessageLog {
     top: u64,
     messages: VecDeque<StoredMessage>,
     bytes: usize,
-    shared_runs: Vec<SharedRun>,
 }
 
 #[derive(Debug)]
@@ -39,13 +39,8 @@ struct StoredMessage {
     at: Instant,
 }
 
-/// The run after `offset` in one encoding, as it was last asked for.
-#[derive(Debug)]
-struct SharedRun {
-    offset: u64,
-    encoding: Encoding,
-    run: Run,
-}
+/// A stored message beside its envelope: its place here, and its allocation.
+pub(in crate::backplane) const STORED_BYTES: usize = size_of::<StoredMessage>() + 16;
 
 /// What a run is made for.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +65,7 @@ pub struct Retention {
 impl MessageLog {
     /// An empty log whose last offset was `top`: 0 for a history that begins now.
     pub fn new(epoch: u64, top: u64) -> MessageLog {
-        MessageLog { epoch, top, messages: VecDeque::new(), bytes: 0, shared_runs: Vec::new() }
+        MessageLog { epoch, top, messages: VecDeque::new(), bytes: 0 }
     }
 
     /// Position of the last message.
@@ -94,7 +89,7 @@ impl MessageLog {
         self.top.saturating_add(1)
     }
 
-    /// Bytes of the stored envelopes.
+    /// Bytes of the stored messages, with what each takes beside its envelope.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -107,31 +102,25 @@ impl MessageLog {
     /// Stores a message at [`MessageLog::next`], and trims.
     pub fn push(&mut self, body: Bytes, retention: Retention, now: Instant) {
         self.top = self.next_offset();
-        self.bytes += body.len();
+        self.bytes += STORED_BYTES + body.len();
         self.messages.push_back(StoredMessage { body, at: now });
-        self.shared_runs.clear();
         self.trim(retention, now);
     }
 
     /// Stores the message before [`MessageLog::first`], which was read later.
     pub fn push_front(&mut self, body: Bytes, now: Instant) {
-        self.bytes += body.len();
+        self.bytes += STORED_BYTES + body.len();
         self.messages.push_front(StoredMessage { body, at: now });
-        self.shared_runs.clear();
     }
 
     /// The same history continues under another epoch.
     pub fn adopt(&mut self, epoch: u64) {
-        if self.epoch != epoch {
-            self.epoch = epoch;
-            self.shared_runs.clear(); // runs name the epoch
-        }
+        self.epoch = epoch;
     }
 
     /// Drops all messages and keeps the position. Returns the bytes freed.
     pub fn forget_messages(&mut self) -> usize {
-        self.messages.clear();
-        self.shared_runs.clear();
+        self.messages = VecDeque::new();
         std::mem::take(&mut self.bytes)
     }
 
@@ -154,15 +143,19 @@ impl MessageLog {
     /// Drops the oldest message. Returns the bytes freed.
     pub fn drop_oldest(&mut self) -> usize {
         let Some(oldest) = self.messages.pop_front() else { return 0 };
-        self.bytes -= oldest.body.len();
-        // A shared run may reach further back than what is stored.
-        self.shared_runs.clear();
-        oldest.body.len()
+        let bytes = STORED_BYTES + oldest.body.len();
+        self.bytes -= bytes;
+        bytes
     }
 
     /// The run of all messages after `since`. Fails if `since` is of another epoch, beyond the end,
     /// before the oldest stored message, or if the run is larger than `bytes_max`.
-    pub fn since(&mut self, since: Position, request: RunRequest<'_>) -> Result<Run, Unrecovered> {
+    pub fn since(
+        &self,
+        since: Position,
+        request: RunRequest<'_>,
+        runs: &mut RecentRuns,
+    ) -> Result<Run, Unrecovered> {
         if since.epoch != self.epoch {
             return Err(Unrecovered::Epoch);
         }
@@ -172,16 +165,15 @@ impl MessageLog {
         if since.offset.saturating_add(1) < self.first() {
             return Err(Unrecovered::Trimmed);
         }
-        let is_it = |shared_runs: &&SharedRun| {
-            shared_runs.offset == since.offset && shared_runs.encoding == request.encoding
-        };
-        if let Some(shared_runs) = self.shared_runs.iter().find(is_it) {
-            return Ok(shared_runs.run.clone());
+        let (topic, encoding) = (request.topic.clone(), request.encoding);
+        let key = RunKey { topic, since, top: self.top, encoding };
+        if let Some(run) = runs.find(&key) {
+            return Ok(run);
         }
         let run = self.run_after(since.offset, request).ok_or(Unrecovered::TooMuch)?;
-        self.shared_runs.retain(|shared_runs| shared_runs.encoding != request.encoding);
-        let (offset, encoding) = (since.offset, request.encoding);
-        self.shared_runs.push(SharedRun { offset, encoding, run: run.clone() });
+        if run.messages > 0 {
+            runs.insert(key, &run);
+        }
         Ok(run)
     }
 
@@ -204,13 +196,14 @@ impl MessageLog {
     /// acknowledged offset; `None`: the user was never given a position here, so whether anything
     /// is missing is not known.
     pub fn unacknowledged(
-        &mut self,
+        &self,
         acked: Option<u64>,
         request: RunRequest<'_>,
+        runs: &mut RecentRuns,
     ) -> (Recovery, Run) {
         let wanted = acked.unwrap_or(0).min(self.top);
         let offset = wanted.max(self.first().saturating_sub(1));
-        let whole = self.since(Position { epoch: self.epoch, offset }, request);
+        let whole = self.since(Position { epoch: self.epoch, offset }, request, runs);
         let recovery = match (acked, &whole) {
             (None, _) => Recovery::NotRecovered(Unrecovered::Epoch),
             _ if offset > wanted => Recovery::NotRecovered(Unrecovered::Trimmed),

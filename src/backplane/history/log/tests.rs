@@ -63,21 +63,25 @@ fn text(run: Run) -> String {
     format!("{}: {}", run.messages, frames(&run))
 }
 
-fn since(log: &mut MessageLog, offset: u64, bytes_max: usize) -> Result<String, Unrecovered> {
-    read(bytes_max, |request| log.since(at(offset), request)).map(text)
+fn since(log: &MessageLog, offset: u64, bytes_max: usize) -> Result<String, Unrecovered> {
+    read(bytes_max, |request| log.since(at(offset), request, &mut RecentRuns::new(1 << 20)))
+        .map(text)
 }
 
 #[test]
 fn a_client_that_was_away_receives_what_it_missed_and_no_more() {
-    let mut log = log(8);
+    let log = log(8);
     let all = 10 * FRAME_BYTES;
-    assert_eq!(since(&mut log, 8, all), Ok("0: ".into()));
-    assert_eq!(since(&mut log, 6, all), Ok("2: <7><8>".into()));
-    assert_eq!(since(&mut log, 3, all), Ok("5: <4><5><6><7><8>".into()));
-    assert_eq!(since(&mut log, 2, all), Err(Unrecovered::Trimmed));
-    assert_eq!(since(&mut log, 9, all), Err(Unrecovered::TailLost));
+    assert_eq!(since(&log, 8, all), Ok("0: ".into()));
+    assert_eq!(since(&log, 6, all), Ok("2: <7><8>".into()));
+    assert_eq!(since(&log, 3, all), Ok("5: <4><5><6><7><8>".into()));
+    assert_eq!(since(&log, 2, all), Err(Unrecovered::Trimmed));
+    assert_eq!(since(&log, 9, all), Err(Unrecovered::TailLost));
     let foreign = Position { epoch: 8, offset: 8 };
-    assert_eq!(read(all, |request| log.since(foreign, request)), Err(Unrecovered::Epoch));
+    assert_eq!(
+        read(all, |request| log.since(foreign, request, &mut RecentRuns::new(1 << 20))),
+        Err(Unrecovered::Epoch)
+    );
     assert_eq!(since(&mut self::log(8), 6, 2 * FRAME_BYTES - 1), Err(Unrecovered::TooMuch));
 }
 
@@ -85,7 +89,9 @@ fn a_client_that_was_away_receives_what_it_missed_and_no_more() {
 fn a_user_receives_what_it_has_not_acknowledged_and_learns_what_is_trimmed() {
     use Recovery::{NotRecovered, Recovered};
     let brought = |acked, bytes_max| {
-        let (recovery, run) = read(bytes_max, |request| log(8).unacknowledged(acked, request));
+        let (recovery, run) = read(bytes_max, |request| {
+            log(8).unacknowledged(acked, request, &mut RecentRuns::new(1 << 20))
+        });
         (recovery, frames(&run))
     };
     let all_bytes = 10 * FRAME_BYTES;
@@ -99,26 +105,31 @@ fn a_user_receives_what_it_has_not_acknowledged_and_learns_what_is_trimmed() {
     let newest = (NotRecovered(Unrecovered::TooMuch), "<7><8>".to_owned());
     assert_eq!(brought(Some(4), 3 * FRAME_BYTES - 1), newest);
     assert_eq!(brought(Some(4), FRAME_BYTES - 1).1, "", "not even one");
-    let none = read(10, |request| MessageLog::new(7, 0).unacknowledged(Some(0), request));
+    let none = read(10, |request| {
+        MessageLog::new(7, 0).unacknowledged(Some(0), request, &mut RecentRuns::new(1 << 20))
+    });
     assert_eq!(none, (Recovered { messages: 0 }, Run::default()));
 }
 
 #[test]
 fn thousands_at_the_same_position_share_one_run_until_the_next_message() {
-    let mut log = log(8);
-    let run = |log: &mut MessageLog, offset| {
-        read(1000, |request| log.since(at(offset), request)).unwrap()
+    let (mut log, mut runs) = (log(8), RecentRuns::new(1 << 20));
+    let mut run = |log: &MessageLog, offset| {
+        read(1000, |request| log.since(at(offset), request, &mut runs)).unwrap()
     };
-    let (one, two) = (run(&mut log, 6), run(&mut log, 6));
+    let (one, two) = (run(&log, 6), run(&log, 6));
     assert_eq!(one.bytes.as_ptr(), two.bytes.as_ptr());
     log.push(body(9), RETENTION, Instant::now());
-    assert_eq!(since(&mut log, 6, 1000), Ok("3: <7><8><9>".into()));
-    run(&mut log, 4);
+    assert_eq!(text(run(&log, 6)), "3: <7><8><9>");
+    run(&log, 4);
+    run(&log, 7);
     log.drop_oldest();
-    assert_eq!(since(&mut log, 4, 1000), Err(Unrecovered::Trimmed));
-    run(&mut log, 7);
+    let all = 1000;
+    let trimmed = read(all, |request| log.since(at(4), request, &mut runs));
+    assert_eq!(trimmed, Err(Unrecovered::Trimmed));
     log.adopt(8);
-    let later = read(1000, |request| log.since(Position { epoch: 8, offset: 7 }, request)).unwrap();
+    let since = Position { epoch: 8, offset: 7 };
+    let later = read(all, |request| log.since(since, request, &mut runs)).unwrap();
     assert!(String::from_utf8_lossy(&later.bytes).contains(r#""epoch":"8""#));
 }
 
@@ -129,14 +140,14 @@ fn messages_beyond_the_retention_are_trimmed() {
     for number in 1..=3 {
         log.push(body(number), RETENTION, began + Duration::from_secs(number * 20));
     }
-    let each = body(1).len();
+    let each = STORED_BYTES + body(1).len();
     assert_eq!((log.first(), log.bytes()), (1, 3 * each));
     log.trim(RETENTION, began + Duration::from_secs(80));
     assert_eq!((log.first(), log.bytes()), (2, 2 * each));
     log.trim(RETENTION, began + Duration::from_secs(1000));
     assert!(log.is_empty());
     assert_eq!((log.position(), log.first(), log.bytes()), (at(3), 4, 0));
-    assert_eq!(since(&mut log, 3, 0), Ok("0: ".into()));
+    assert_eq!(since(&log, 3, 0), Ok("0: ".into()));
 }
 
 #[test]
@@ -175,7 +186,8 @@ fn an_unreadable_message_is_one_lost_message_in_its_place() {
     for bytes in [body(1), Bytes::from_static(b"\x63 of another version"), body(3)] {
         log.push(bytes, RETENTION, Instant::now());
     }
-    let run = read(1000, |request| log.since(at(0), request)).unwrap();
+    let run =
+        read(1000, |request| log.since(at(0), request, &mut RecentRuns::new(1 << 20))).unwrap();
     let text = String::from_utf8_lossy(&run.bytes);
     let [one, lost, three] =
         ["\"offset\":1}", r#"{"type":"lost","room_id":"t","count":1}"#, "\"offset\":3}"]
@@ -206,11 +218,15 @@ fn no_offset_is_too_high_to_be_asked_for() {
         (0..messages).for_each(|number| log.push(body(number), RETENTION, Instant::now()));
         assert!(log.first() <= log.next().offset, "{top} + {messages}");
         for offset in EDGES {
-            let run = read(1000, |request| log.since(at(offset), request)).unwrap_or_default();
+            let run =
+                read(1000, |request| log.since(at(offset), request, &mut RecentRuns::new(1 << 20)))
+                    .unwrap_or_default();
             assert!(run.messages <= messages);
             for bytes_max in [1000, 4] {
                 let acked = Some(offset);
-                let (_, run) = read(bytes_max, |request| log.unacknowledged(acked, request));
+                let (_, run) = read(bytes_max, |request| {
+                    log.unacknowledged(acked, request, &mut RecentRuns::new(1 << 20))
+                });
                 assert!(run.messages <= messages);
             }
             for (limit, reverse) in [(0, false), (u32::MAX, false), (2, true)] {
@@ -229,12 +245,12 @@ fn a_history_at_the_last_possible_offsets_works_as_elsewhere() {
         (1..=3).for_each(|number| log.push(body(top + number), RETENTION, Instant::now()));
         assert_eq!((log.first(), log.position().offset), (top + 1, top + 3));
         assert_eq!(
-            since(&mut log, top, 1000),
+            since(&log, top, 1000),
             Ok(format!("3: <{}><{}><{}>", top + 1, top + 2, top + 3))
         );
-        assert_eq!(since(&mut log, top + 2, 1000), Ok(format!("1: <{}>", top + 3)));
-        assert_eq!(since(&mut log, top + 3, 1000), Ok("0: ".into()));
-        assert_eq!(since(&mut log, top + 4, 1000), Err(Unrecovered::TailLost));
-        assert_eq!(since(&mut log, u64::MAX, 1000), Err(Unrecovered::TailLost));
+        assert_eq!(since(&log, top + 2, 1000), Ok(format!("1: <{}>", top + 3)));
+        assert_eq!(since(&log, top + 3, 1000), Ok("0: ".into()));
+        assert_eq!(since(&log, top + 4, 1000), Err(Unrecovered::TailLost));
+        assert_eq!(since(&log, u64::MAX, 1000), Err(Unrecovered::TailLost));
     }
 }

@@ -3,6 +3,7 @@
 //! Invariant: each request is answered once, or returned.
 
 use crate::backplane::history::log::{MessageLog, RunRequest};
+use crate::backplane::history::recent_runs::RecentRuns;
 use crate::backplane::local::Local;
 use crate::backplane::redis::history::follower::{FollowedTopic, LocalCopy};
 use crate::backplane::redis::history::lineage::Lineage;
@@ -16,7 +17,7 @@ use crate::protocol::{Page, Recovery, Unrecovered};
 
 /// A copy from which a request is answered.
 struct AnswerSource<'a> {
-    log: &'a mut MessageLog,
+    log: &'a MessageLog,
     lineage: &'a Lineage,
     /// The copy begins with the oldest message that there is.
     is_complete: bool,
@@ -58,7 +59,8 @@ impl FollowedTopic {
             request if !may_answer => Some(request),
             TopicRequest::Recover(..) if is_user && is_short => Some(request),
             TopicRequest::Recover(shard, ask) if is_user => {
-                let (recovery, missed) = source.log.unacknowledged(acked, source.request);
+                let (recovery, missed) =
+                    source.log.unacknowledged(acked, source.request, &mut local.runs);
                 send_reply(shard, *ask, source.log.position(), recovery, missed, local);
                 None
             }
@@ -94,7 +96,7 @@ impl AnswerSource<'_> {
             Some(since) => self
                 .lineage
                 .translate(since, position.epoch)
-                .and_then(|since| self.log.since(since, self.request))
+                .and_then(|since| self.log.since(since, self.request, &mut local.runs))
                 .map(Some),
         };
         if found == Err(Unrecovered::Trimmed) && !self.is_complete {
@@ -109,7 +111,7 @@ impl AnswerSource<'_> {
         if !self.is_fresh {
             return Some(ask);
         }
-        let instead = superseding_run(&ask, self.log, self.lineage, self.request);
+        let instead = superseding_run(&ask, self.log, self.lineage, self.request, &mut local.runs);
         if instead == Some(Err(Unrecovered::Trimmed)) && !self.is_complete {
             return Some(ask);
         }
@@ -122,14 +124,15 @@ impl AnswerSource<'_> {
 /// this epoch.
 fn superseding_run(
     ask: &RecoveryRequest,
-    log: &mut MessageLog,
+    log: &MessageLog,
     lineage: &Lineage,
     run_request: RunRequest<'_>,
+    runs: &mut RecentRuns,
 ) -> Option<Result<Run, Unrecovered>> {
     let Position { epoch, .. } = log.position();
     let since = ask.since.filter(|since| since.epoch != epoch)?;
     let offset = lineage.end_of(since.epoch)?;
-    Some(log.since(Position { epoch, offset }, run_request))
+    Some(log.since(Position { epoch, offset }, run_request, runs))
 }
 
 /// Sends what was published instead, if it fits.
