@@ -5,7 +5,7 @@
 //! the likely cause and what to do about it.
 //!
 //! Invariant: nothing here keeps state.
-#![allow(unsafe_code)] // sched_setaffinity, sched_setscheduler, setpriority, unshare, setrlimit, sysconf: system calls that std lacks; mi_collect
+#![allow(unsafe_code)] // sched_setaffinity, sched_setscheduler, setpriority, unshare, setrlimit, sysconf, mi_collect: calls that std lacks
 
 use std::fs;
 use std::io;

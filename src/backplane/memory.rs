@@ -3,8 +3,8 @@
 //!
 //! Readiness goes last and comes back late: only after [`SHORT_AFTER`] at the last step of pressure,
 //! and back [`LONG_ENOUGH`] after all pressure has ended. A balancer that takes a node out sends its
-//! clients to the others. So readiness stays where one address holds most of the memory: that one would
-//! come after them.
+//! clients to the others. So readiness stays where one address holds most of the memory: that one
+//! would come after them.
 
 use crate::backplane::log_throttle::LogThrottle;
 use crate::link::ledger::{Account, MemoryReading, Pressure};

@@ -73,7 +73,7 @@ impl ShardEnd {
         Ok(())
     }
 
-    /// The same as [`ShardEnd::sent_waiting_bytes`] when it was last looked at, and what was sent since.
+    /// [`ShardEnd::sent_waiting_bytes`] as it was last looked at, and what was sent since.
     #[inline]
     pub fn sent_waiting_bytes_at_most(&self) -> u64 {
         self.sent_bytes.waiting_at_most()

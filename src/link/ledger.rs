@@ -1,14 +1,14 @@
 //! What all threads of the process keep alive, against one bound.
 //!
 //! Each thread adds up what its holders have (outboxes, half messages, histories, what waits in a
-//! channel) and posts the sum to its account here, a line of cache of its own. That sum says early that
-//! memory grows; how much the process really has is what the kernel says. A sum may count one buffer
+//! channel) and posts the sum to its account here, a line of cache of its own. That sum says early
+//! that memory grows; how much the process really has is what the kernel says. A sum may count one buffer
 //! twice, which two outboxes share, and knows nothing of an allocator's gaps. So the *estimate* is the
 //! resident size, read when a thread has grown and on every tick; but no more than twice the sum and
 //! [`OVERHEAD_BYTES`]: pages that the allocator has not returned yet are used again before new ones.
 //!
-//! How near the estimate is to `limits.memory_bytes_max` is the [`Pressure`], one byte that all threads
-//! read. Each knows what to do about it at which step.
+//! How near the estimate is to `limits.memory_bytes_max` is the [`Pressure`], one byte that all
+//! threads read. Each knows what to do about it at which step.
 //!
 //! Invariant: an account has one writer. Nothing here frees anything.
 
@@ -263,8 +263,8 @@ impl Account {
         self.ledger.pressure()
     }
 
-    /// The same on its tick. Where all threads hold much less than before, what its allocator still has
-    /// of that goes back to the machine.
+    /// The same on its tick. Where all threads hold much less than before, what its allocator still
+    /// has of that goes back to the machine.
     pub fn tick(&mut self, held: u64) -> Pressure {
         self.put(held);
         self.looked_at = held;

@@ -147,7 +147,7 @@ counters! {
         questions_waiting: Gauge "requests_waiting" "Requests of clients that wait for the answers to earlier ones",
         connections_paused: Gauge "connections_paused" "Connections that are not read for now, because their requests have to wait",
         input_paused_bytes: Gauge "input_paused_bytes" "Bytes read from paused connections and not processed yet",
-        memory_pauses: Counter "connection_memory_pauses_total" "Times that a connection was paused because memory is short and it holds much",
+        memory_pauses: Counter "connection_memory_pauses_total" "Connections paused because memory is short and they hold much",
         half_message_bytes: Gauge "half_message_bytes" "Bytes of messages that are not complete",
         reads_paused: Counter "connection_pauses_total" "Times that a connection was paused",
         outbox_bytes: Gauge "outbox_bytes" "Bytes that wait for slow clients (outboxes)",

@@ -1,7 +1,7 @@
 //! A shard's side of the memory bound: when to look, and how much to give up.
 //!
-//! Whoever closes waits for what that frees: pages return to the machine later than buffers to the
-//! allocator, and one that looks too soon closes everybody.
+//! After closing some, a shard waits for what that frees: pages return to the machine later than
+//! buffers to the allocator, and one that looks too soon closes everybody.
 
 use crate::link::ledger::{Account, AddressShare, Pressure};
 use crate::shard::Holder;
@@ -12,8 +12,8 @@ use std::net::IpAddr;
 
 /// From one closing of the largest to the next.
 const PAUSE_MS: u64 = 300;
-/// How long any pressure lasts before the largest are closed, whatever the step: those who are paused and
-/// those who are refused wait for it to end, and what a stranger holds does not end by itself.
+/// How long any pressure lasts before the largest are closed, whatever the step: those who are paused
+/// and those who are refused wait for it to end, and what a hostile client holds does not end by itself.
 const LASTS_MS: u64 = 3_000;
 /// Connections whose addresses are looked at, the largest ones: each is a system call.
 const ADDRESSES_MAX: usize = 2048;

@@ -14,7 +14,6 @@ use crate::link::ledger::{Account, Ledger, MemoryCalls};
 use crate::link::load_table::LoadTable;
 use crate::net::{self, ShardSetup};
 use crate::plan::{self, BackplanePlan, Machine, Plan, Planned, StartupNotice};
-use crate::policy::limits::Limits;
 use crate::{backplane, sys};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -42,7 +41,7 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::RunningNode, 
     let shards = plan.shards.len() as u16;
     let limits = &plan.limits;
     let (ends, backplane_end, ops_end) =
-        window_within(shards, window_limits(limits)).map_err(StartError::machine)?;
+        window_within(shards, window_limits(&plan)).map_err(StartError::machine)?;
     let ledger = Arc::new(Ledger::new(limits.memory_bytes_max as u64, usize::from(shards) + 1));
     let account = |number: usize| account(&ledger, number);
     let (call_sender, call_receiver) = calls(limits.http_calls_max).map_err(StartError::machine)?;
@@ -106,7 +105,8 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::RunningNode, 
 }
 
 /// How much the channels take.
-fn window_limits(limits: &Limits) -> WindowLimits {
+fn window_limits(plan: &Plan) -> WindowLimits {
+    let limits = &plan.limits;
     WindowLimits {
         uplink_items_max: limits.uplink_items_max,
         uplink_bytes_max: limits.uplink_bytes_max as u64,

@@ -23,7 +23,7 @@
 //! | `presence.rs` | rooms with presence: who joined and who left |
 //! | `user_queue.rs` | user queues: messages that a user has not acknowledged |
 //! | `questions.rs` | questions with long answers, one at a time |
-//! | `memory.rs` | what is kept alive, and what happens when it is too much |
+//! | `memory.rs` | what is held in memory, and what happens when it is too much |
 //! | `pause.rs` | connections that are not read for a while |
 //! | `acks.rs` | members who acknowledge what they receive |
 //! | `delivery/` | replies and rounds, joined into batches (`batch.rs`) |

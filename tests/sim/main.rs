@@ -34,6 +34,7 @@ mod fleet;
 mod heartbeats;
 mod history;
 mod kept;
+mod memory;
 mod moves;
 mod peer;
 mod questions;

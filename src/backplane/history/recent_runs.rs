@@ -1,8 +1,8 @@
 //! Runs that were made for clients which returned, for others at the same position.
 //!
 //! After a mass disconnect thousands have the same position, so a run is made once and shared. What
-//! is stored here is bounded in bytes, the oldest go first, and all of it goes when nobody has returned
-//! for [`IDLE`]: it can be made again at any time.
+//! is stored here is bounded in bytes, the oldest go first, and all of it goes when none was asked for
+//! within [`IDLE`]: it can be made again at any time.
 
 use crate::ids::{Position, TopicName};
 use crate::protocol::dialect::Encoding;

@@ -11,7 +11,7 @@ use campanile::backplane::redis::connection::subscriptions::{BATCHES_MAX, Subscr
 use campanile::backplane::redis::names::Names;
 use campanile::backplane::{envelope, wire};
 use campanile::ids::{NodeId, ShardId};
-use campanile::link::channel::{ShardEnd, window};
+use campanile::link::channel::{ShardEnd, WindowLimits, window_within};
 use campanile::link::health::Health;
 use campanile::link::{Publish, PublishOutcome, ReplyTo, Uplink};
 use campanile::shard::delivery::batch::SendBatch;
@@ -66,8 +66,14 @@ impl Node {
     pub fn new(at: usize, build: Build) -> Node {
         let Build { shards, limits, linger_ms, per_turn, .. } = build;
         let id = NodeId(at as u64 + 1);
-        let (ends, end, _ops) = window(shards, limits.uplink_items_max, limits.downlink_items_max)
-            .expect("a few hundred descriptors");
+        let window_limits = WindowLimits {
+            uplink_items_max: limits.uplink_items_max,
+            uplink_bytes_max: limits.uplink_bytes_max as u64,
+            downlink_items_max: limits.downlink_items_max,
+            downlink_bytes_max: limits.downlink_bytes_max as u64,
+        };
+        let (ends, end, _ops) =
+            window_within(shards, window_limits).expect("a few hundred descriptors");
         let config = |id: ShardId| ShardConfig {
             id,
             node: NodeId(at as u64 + 1),
