@@ -2,10 +2,10 @@
 //!
 //! Each thread adds up what its holders have (outboxes, half messages, histories, what waits in a
 //! channel) and posts the sum to its account here, a line of cache of its own. That sum says early
-//! that memory grows; how much the process really has is what the kernel says. A sum may count one buffer
-//! twice, which two outboxes share, and knows nothing of an allocator's gaps. So the *estimate* is the
-//! resident size, read when a thread has grown and on every tick; but no more than twice the sum and
-//! [`OVERHEAD_BYTES`]: pages that the allocator has not returned yet are used again before new ones.
+//! that memory grows; how much the process really has is what the kernel says. A sum may count one
+//! buffer twice, which two outboxes share, and knows nothing of an allocator's gaps. So the *estimate*
+//! is the resident size, read when a thread has grown and on every tick; but no more than twice the
+//! sum and [`OVERHEAD_BYTES`]: pages that the allocator has not returned yet are used again first.
 //!
 //! How near the estimate is to `limits.memory_bytes_max` is the [`Pressure`], one byte that all
 //! threads read. Each knows what to do about it at which step.

@@ -13,7 +13,8 @@ use std::net::IpAddr;
 /// From one closing of the largest to the next.
 const PAUSE_MS: u64 = 300;
 /// How long any pressure lasts before the largest are closed, whatever the step: those who are paused
-/// and those who are refused wait for it to end, and what a hostile client holds does not end by itself.
+/// and those who are refused wait for it to end, and what a hostile client holds does not end by
+/// itself.
 const LASTS_MS: u64 = 3_000;
 /// Connections whose addresses are looked at, the largest ones: each is a system call.
 const ADDRESSES_MAX: usize = 2048;

@@ -148,7 +148,7 @@ fn answers_that_nobody_takes_stay_within_the_bound() {
             let _ = client.stream.write_all(&history);
         }
         hostile.push(client);
-        if hostile.len() % 20 == 0 {
+        if hostile.len().is_multiple_of(20) {
             is_served(&mut honest, hostile.len() as u64);
         }
     }

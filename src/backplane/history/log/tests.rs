@@ -82,7 +82,7 @@ fn a_client_that_was_away_receives_what_it_missed_and_no_more() {
         read(all, |request| log.since(foreign, request, &mut RecentRuns::new(1 << 20))),
         Err(Unrecovered::Epoch)
     );
-    assert_eq!(since(&mut self::log(8), 6, 2 * FRAME_BYTES - 1), Err(Unrecovered::TooMuch));
+    assert_eq!(since(&self::log(8), 6, 2 * FRAME_BYTES - 1), Err(Unrecovered::TooMuch));
 }
 
 #[test]
