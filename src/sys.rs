@@ -172,6 +172,28 @@ fn page_bytes() -> u64 {
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) as u64 }
 }
 
+/// What the kernel holds for TCP sockets, of all processes in this network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpMemory {
+    /// Now, in bytes.
+    pub used_bytes: u64,
+    /// The last number of `net.ipv4.tcp_mem`, in bytes: beyond it what arrives is dropped.
+    pub max_bytes: u64,
+}
+
+/// What the kernel holds for TCP sockets, of the host whose `/proc` is below `root`.
+pub fn tcp_memory_below(root: &Path) -> Option<TcpMemory> {
+    let sockstat = fs::read_to_string(root.join("proc/net/sockstat")).ok()?;
+    let tcp = sockstat.lines().find_map(|line| line.strip_prefix("TCP:"))?;
+    let mut words = tcp.split_whitespace();
+    words.find(|word| *word == "mem")?;
+    let used_pages: u64 = words.next()?.parse().ok()?;
+    let tcp_mem = fs::read_to_string(root.join("proc/sys/net/ipv4/tcp_mem")).ok()?;
+    let max_pages: u64 = tcp_mem.split_whitespace().nth(2)?.parse().ok()?;
+    let bytes = |pages: u64| pages.saturating_mul(page_bytes());
+    Some(TcpMemory { used_bytes: bytes(used_pages), max_bytes: bytes(max_pages) })
+}
+
 /// A line of `/proc/meminfo` below `root`, such as `MemAvailable:`, in bytes.
 pub fn meminfo_bytes(root: &Path, key: &str) -> Option<u64> {
     let meminfo = fs::read_to_string(root.join("proc/meminfo")).ok()?;

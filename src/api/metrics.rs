@@ -4,6 +4,7 @@
 //! shard's have its number as a label, so that one hot shard shows, and a Redis server's its address.
 
 use super::Ops;
+use super::kernel_memory::tcp_memory;
 use crate::metrics::histogram::Histogram;
 use crate::metrics::{Metric, MetricKind, MetricValue};
 use crate::{sys, terminal};
@@ -87,6 +88,12 @@ fn of_process(ops: &Ops) -> Vec<Metric> {
     if let Ok(bytes) = sys::resident_bytes() {
         let help = "Resident memory of the process";
         metrics.push(gauge("process_resident_memory_bytes", help, bytes));
+    }
+    if let Some(memory) = tcp_memory() {
+        let help = "Memory of the kernel for TCP sockets, of all processes of this host";
+        metrics.push(gauge("kernel_tcp_memory_bytes", help, memory.used_bytes));
+        let help = "Its bound, the last number of net.ipv4.tcp_mem";
+        metrics.push(gauge("kernel_tcp_memory_limit_bytes", help, memory.max_bytes));
     }
     metrics
 }

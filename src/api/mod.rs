@@ -14,6 +14,7 @@ mod error;
 mod extract;
 mod guard;
 mod history;
+mod kernel_memory;
 mod listener;
 mod metrics;
 mod presence;
@@ -85,6 +86,7 @@ pub fn run(setup: OpsSetup) -> io::Result<()> {
     runtime.block_on(LocalSet::new().run_until(async move {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let router = router::router(ops.clone());
+        tokio::task::spawn_local(kernel_memory::watch());
         tokio::task::spawn_local(calls::serve(calls, router.clone(), ops));
         listener::serve(listener, router, counted).await
     }))

@@ -475,7 +475,6 @@ impl Local {
         }
         let reading = self.memory.reading();
         self.counters.memory_held_bytes = reading.held;
-        self.counters.memory_resident_bytes = reading.resident;
         self.counters.memory_bytes_max = reading.bytes_max;
         self.counters.memory_pressure = reading.pressure as u64;
     }

@@ -227,7 +227,6 @@ counters! {
     /// What the backplane counts. Written by its thread alone.
     BackplaneCounters, CountersMirror {
         memory_held_bytes: Gauge "memory_held_bytes" "Bytes that all threads keep alive, as they add it up",
-        memory_resident_bytes: Gauge "memory_resident_bytes" "Memory of this process, as the kernel counts it (RSS)",
         memory_bytes_max: Gauge "memory_limit_bytes" "limits.memory_bytes_max",
         memory_pressure: Gauge "memory_pressure" "How near memory is to its limit: 0, or the last step taken (1 to 4)",
         answers_refused: Counter "memory_refused_answers_total" "Long answers that were not sent because memory is short",
