@@ -1,9 +1,11 @@
 //! The PROXY header against a writer of its own, in every cut and every truncation, and spoiled.
 
-use campanile::net::upgrade::proxy_header::{
-    HEADER_BYTES_MAX, ProxyHeader, V1_BYTES_MAX, V2_REST_BYTES_MAX, is_header, parse,
-};
+#[path = "common/proxy_verdict.rs"]
+mod proxy_verdict;
+
+use campanile::net::upgrade::proxy_header::{ProxyHeader, V1_BYTES_MAX, V2_REST_BYTES_MAX, parse};
 use proptest::prelude::*;
+use proxy_verdict::check_verdict_stays;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 const SIGNATURE: [u8; 12] = [0x0d, 0x0a, 0x0d, 0x0a, 0, 0x0d, 0x0a, 0x51, 0x55, 0x49, 0x54, 0x0a];
@@ -92,26 +94,6 @@ proptest! {
             let at = at.index(header.len());
             header[at] = to;
             check_verdict_stays(&header);
-        }
-    }
-}
-
-/// Whatever has come: the verdict is incomplete up to some byte, and from there on always the same.
-/// It needs no more bytes than the longest header has, and a whole header lies within what came.
-fn check_verdict_stays(stream: &[u8]) {
-    let mut verdict = None;
-    for cut in 0..=stream.len() {
-        let now = parse(&stream[..cut]);
-        match verdict {
-            Some(verdict) => assert_eq!(now, verdict, "{cut} of {stream:02x?}"),
-            None if now == Ok(ProxyHeader::Incomplete) => {
-                assert!(cut < HEADER_BYTES_MAX, "undecided after {cut} bytes");
-            }
-            None => verdict = Some(now),
-        }
-        if let Ok(ProxyHeader::Whole { bytes, .. }) = now {
-            assert!(bytes <= cut && bytes <= HEADER_BYTES_MAX);
-            assert!(is_header(stream));
         }
     }
 }

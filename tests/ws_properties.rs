@@ -1,165 +1,19 @@
 //! The codec against models too simple to be wrong.
 //!
-//! The decoder's model sees the whole stream at once, keeps everything, and reads like the figure in
-//! RFC 6455 §5.2. Whatever a client says, in whatever pieces it arrives, both must hear the same
-//! items and the same error.
+//! Whatever a client sends, in whatever pieces it arrives, the decoder and its model must answer the
+//! same items and the same error.
 
-use campanile::ws::close::CloseCode;
-use campanile::ws::decoder::{Decoder, DecoderLimits, Item, ProtocolError};
+#[path = "common/ws_model.rs"]
+mod ws_model;
+
+use campanile::ws::decoder::{DecoderLimits, ProtocolError};
 use campanile::ws::encode::{self, Opcode};
 use campanile::ws::utf8::{self, Utf8};
 use campanile::ws::{header, mask};
 use proptest::prelude::*;
+use ws_model::{decode, model};
 
 const LIMITS: DecoderLimits = DecoderLimits { message_bytes_max: 300 };
-
-/// An item that owns what it says: opcode and payload, for a close its code and reason.
-type Heard = Vec<(u8, Vec<u8>)>;
-
-/// Everything that may be heard of `bytes`, by the book.
-fn model(bytes: &[u8]) -> (Heard, Option<ProtocolError>) {
-    let mut heard = Heard::new();
-    let verdict = model_frames(bytes, &mut heard);
-    (heard, verdict.err())
-}
-
-fn model_frames(mut rest: &[u8], heard: &mut Heard) -> Result<(), ProtocolError> {
-    let mut open: Option<(u8, Vec<u8>)> = None;
-    while let Some((fin, opcode, len, key, payload)) = model_header(rest)? {
-        let control = opcode >= 8;
-        match (&open, opcode) {
-            (None, 0) => return Err(ProtocolError::ContinuationUnexpected),
-            (Some(_), 1 | 2) => return Err(ProtocolError::MessageInterrupted),
-            _ => {}
-        }
-        let before = open.as_ref().map_or(0, |(_, message)| message.len());
-        if !control && len + before as u128 > LIMITS.message_bytes_max as u128 {
-            return Err(ProtocolError::MessageTooBig);
-        }
-        let here = payload.len().min(len as usize);
-        let clear = payload[..here].iter().enumerate().map(|(at, byte)| byte ^ key[at % 4]);
-        rest = &payload[here..];
-        if control {
-            if here as u128 == len {
-                let payload: Vec<u8> = clear.collect();
-                if opcode == 8 {
-                    model_close(&payload)?;
-                }
-                heard.push((opcode, payload));
-                if opcode == 8 {
-                    return Ok(());
-                }
-            }
-            continue;
-        }
-        let (kind, message) = open.get_or_insert((opcode, Vec::new()));
-        message.extend(clear);
-        let ends = fin && here as u128 == len;
-        match std::str::from_utf8(message) {
-            Err(error) if *kind == 1 && (ends || error.error_len().is_some()) => {
-                return Err(ProtocolError::InvalidUtf8);
-            }
-            _ => {}
-        }
-        if ends {
-            heard.extend(open.take());
-        }
-    }
-    Ok(())
-}
-
-/// FIN, opcode, length, key, and what follows the header.
-type ModelHeader<'a> = (bool, u8, u128, [u8; 4], &'a [u8]);
-
-fn model_header(bytes: &[u8]) -> Result<Option<ModelHeader<'_>>, ProtocolError> {
-    let Some(first) = bytes.first() else { return Ok(None) };
-    let (fin, opcode) = (first & 128 > 0, first & 15);
-    match (first >> 4 & 7, opcode, fin) {
-        (1.., _, _) => return Err(ProtocolError::ReservedBits),
-        (_, 3..=7 | 11..=15, _) => return Err(ProtocolError::ReservedOpcode),
-        (_, 8..=10, false) => return Err(ProtocolError::ControlFragmented),
-        _ => {}
-    }
-    let Some(second) = bytes.get(1) else { return Ok(None) };
-    if second & 128 == 0 {
-        return Err(ProtocolError::Unmasked);
-    }
-    let extended = match second & 127 {
-        126.. if opcode >= 8 => return Err(ProtocolError::ControlTooLong),
-        126 => 2,
-        127 => 8,
-        _ => 0,
-    };
-    let Some(digits) = bytes.get(2..2 + extended) else { return Ok(None) };
-    let number = digits.iter().fold(0u128, |number, digit| number << 8 | u128::from(*digit));
-    let len = if extended == 0 { u128::from(second & 127) } else { number };
-    match (extended, len) {
-        (8, 0x8000_0000_0000_0000..) => return Err(ProtocolError::LengthTopBit),
-        (2, ..126) | (8, ..65536) => return Err(ProtocolError::LengthNotMinimal),
-        _ => {}
-    }
-    let Some(key) = bytes.get(2 + extended..6 + extended) else { return Ok(None) };
-    Ok(Some((fin, opcode, len, key.try_into().unwrap(), &bytes[6 + extended..])))
-}
-
-fn model_close(payload: &[u8]) -> Result<(), ProtocolError> {
-    match payload {
-        [] => Ok(()),
-        [_] => Err(ProtocolError::CloseTruncated),
-        [high, low, reason @ ..] => {
-            let code = u16::from(*high) << 8 | u16::from(*low);
-            CloseCode::new(code).ok_or(ProtocolError::CloseCodeInvalid)?;
-            let reason = std::str::from_utf8(reason);
-            reason.map(|_| ()).map_err(|_| ProtocolError::CloseReasonInvalid)
-        }
-    }
-}
-
-/// What the decoder hears when `bytes` arrive in reads of these sizes (the last one takes the rest).
-/// With `thrifty`, it is thrown away after every read that leaves it at rest.
-fn decode(bytes: &[u8], reads: &[usize], thrifty: bool) -> (Heard, Option<ProtocolError>) {
-    let mut heard = Heard::new();
-    let mut decoder = Decoder::new();
-    let mut rest = bytes;
-    let mut reads = reads.iter().copied();
-    while !rest.is_empty() {
-        let (read, later) = rest.split_at(reads.next().unwrap_or(rest.len()).min(rest.len()));
-        rest = later;
-        let mut read = read.to_vec();
-        let mut input = read.as_mut_slice();
-        while let Some(item) = decoder.next(&mut input, LIMITS) {
-            match item {
-                Ok(item) => heard.push(owned(item)),
-                Err(error) => {
-                    let again = decoder.next(&mut input, LIMITS);
-                    assert_eq!(again, Some(Err(error)), "an error is final");
-                    return (heard, Some(error));
-                }
-            }
-        }
-        assert!(input.is_empty(), "None means that all of it was taken");
-        if decoder.is_at_rest() {
-            assert_eq!(decoder.heap_bytes(), 0);
-            if thrifty {
-                decoder = Decoder::new();
-            }
-        }
-    }
-    (heard, None)
-}
-
-fn owned(item: Item<'_>) -> (u8, Vec<u8>) {
-    match item {
-        Item::Text(bytes) => (1, bytes.to_vec()),
-        Item::Binary(bytes) => (2, bytes.to_vec()),
-        Item::Ping(bytes) => (9, bytes.to_vec()),
-        Item::Pong(bytes) => (10, bytes.to_vec()),
-        Item::Close { code: None, reason } => (8, reason.as_bytes().to_vec()),
-        Item::Close { code: Some(code), reason } => {
-            (8, [&code.get().to_be_bytes(), reason.as_bytes()].concat())
-        }
-    }
-}
 
 /// A client's frame with any first byte, its length written in the shortest form or a wider one.
 fn client_frame(first: u8, wider: usize, key: [u8; 4], payload: &[u8]) -> Vec<u8> {
@@ -307,7 +161,7 @@ proptest! {
         reads in prop::collection::vec(prop_oneof![3 => 0..16usize, 1 => 0..300usize], 0..60),
         thrifty in any::<bool>(),
     ) {
-        prop_assert_eq!(decode(&bytes, &reads, thrifty), model(&bytes));
+        prop_assert_eq!(decode(&bytes, &reads, thrifty, LIMITS), model(&bytes, LIMITS));
     }
 
     #[test]
@@ -315,7 +169,7 @@ proptest! {
         bytes in prop::collection::vec(any::<u8>(), 0..200),
         reads in prop::collection::vec(0..20usize, 0..20),
     ) {
-        prop_assert_eq!(decode(&bytes, &reads, false), model(&bytes));
+        prop_assert_eq!(decode(&bytes, &reads, false, LIMITS), model(&bytes, LIMITS));
     }
 
     #[test]
@@ -389,12 +243,12 @@ fn every_cut_of_a_stream_with_everything_in_it_is_heard_alike() {
         client_frame(0x88, 0, key, "\u{3}\u{0}".as_bytes()),
     ]
     .concat();
-    let wanted = model(&stream);
+    let wanted = model(&stream, LIMITS);
     assert_eq!(wanted.0.len(), 4);
     assert_eq!(wanted.1, Some(ProtocolError::CloseCodeInvalid));
     for first in 0..stream.len() {
         for second in 0..stream.len() - first {
-            assert_eq!(decode(&stream, &[first, second], true), wanted, "{first} {second}");
+            assert_eq!(decode(&stream, &[first, second], true, LIMITS), wanted, "{first} {second}");
         }
     }
 }
