@@ -4,7 +4,7 @@
 //! there and all of it is within `head_bytes_max`. Without that, a long header name would make it
 //! panic and an endless head would fill the memory.
 
-use crate::net::upgrade::proxy_header;
+use crate::net::upgrade::proxy_header::{self, ProxyHeader};
 use crate::net::upgrade::reject::RejectReason;
 use bytes::{Buf as _, BytesMut};
 use http::request::Parts;
@@ -36,7 +36,7 @@ pub fn read(
         _ => 0,
     };
     if !bytes[skipped].is_ascii_uppercase() {
-        return Err(not_http(bytes));
+        return not_http(bytes);
     }
     // Only the last three old bytes can be part of an empty line that ends in the new ones.
     let from = before.saturating_sub(3).max(skipped);
@@ -75,10 +75,12 @@ fn check_lines(head: &[u8]) -> Result<(), RejectReason> {
     if headers > HEADERS_MAX { Err(RejectReason::TooManyHeaders) } else { Ok(()) }
 }
 
-fn not_http(bytes: &[u8]) -> RejectReason {
-    match proxy_header::is_header(bytes) {
-        true => RejectReason::ProxyUnexpected,
-        false => RejectReason::NotHttp,
+/// The reason must not depend on how a PROXY header was cut, so a beginning of one is waited for.
+fn not_http(bytes: &[u8]) -> Result<HeadRead, RejectReason> {
+    match proxy_header::parse(bytes) {
+        _ if proxy_header::is_header(bytes) => Err(RejectReason::ProxyUnexpected),
+        Ok(ProxyHeader::Incomplete) => Ok(HeadRead::More),
+        _ => Err(RejectReason::NotHttp),
     }
 }
 
@@ -110,6 +112,16 @@ mod tests {
             let read = read(&mut bytes, at, 8192).unwrap();
             assert_eq!(matches!(read, HeadRead::Whole(_)), at + 1 == whole.len());
         }
+    }
+
+    #[test]
+    fn a_proxy_header_that_is_not_expected_is_named_however_it_is_cut() {
+        let header = "\r\n\r\n\0\r\nQUIT\n";
+        for end in 1..header.len() {
+            assert_eq!(read_all(&header[..end]), Ok("more".to_owned()), "{end}");
+        }
+        assert_eq!(read_all(header), Err(RejectReason::ProxyUnexpected));
+        assert_eq!(read_all("\r\n\r\nX"), Err(RejectReason::NotHttp));
     }
 
     #[test]
