@@ -9,6 +9,9 @@
 #                             --on sentinel       only there: standalone, several, sentinel, cluster
 #                             --faults kill,freeze  only these
 #                             --count 100         so many faults back to back, however long it takes
+#   tests/run.sh fuzz       explores what reads bytes from outside, guided by coverage (tests/fuzz):
+#                             --minutes 60        for each target
+#                             --target json       only this one
 #   tests/run.sh versions   nodes of this version and of an older one in one system, under load
 #                           (tests/versions); the older binary is built from git below target/
 #
@@ -120,6 +123,11 @@ versions() {
   cargo test --locked --test versions -- --ignored --test-threads 1
 }
 
+if [ "${1:-}" = fuzz ]; then
+  shift
+  step "exploring" bash tests/fuzz/explore.sh "$@"
+  exit
+fi
 step "installing packages that are missing" install_packages
 if [ "${1:-}" = chaos ]; then
   shift

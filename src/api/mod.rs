@@ -12,6 +12,8 @@ mod calls;
 mod connections;
 mod error;
 mod extract;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod guard;
 mod history;
 mod kernel_memory;

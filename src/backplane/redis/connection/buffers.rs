@@ -114,13 +114,29 @@ impl ReadBuffer {
         if len == 0 {
             return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
         }
+        self.take_in(len);
+        Poll::Ready(Ok(len))
+    }
+
+    /// So many bytes were read behind those that are there.
+    fn take_in(&mut self, len: usize) {
         let dropped = len.min(self.to_drop);
         if dropped > 0 {
             self.bytes.copy_within(self.end + dropped..self.end + len, self.end);
             self.to_drop -= dropped;
         }
         self.end += len - dropped;
-        Poll::Ready(Ok(len))
+    }
+
+    /// One read of a stream that has these bytes. Answers how many it took.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn fill_from(&mut self, stream: &[u8]) -> usize {
+        self.make_room();
+        let room = &mut self.bytes[self.end..];
+        let len = room.len().min(stream.len());
+        room[..len].copy_from_slice(&stream[..len]);
+        self.take_in(len);
+        len
     }
 
     /// Moved at most once for each value: then it stays in front until it is whole.

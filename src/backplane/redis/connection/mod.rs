@@ -16,6 +16,8 @@ mod bounded;
 mod buffers;
 pub mod client;
 mod dial;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod generation;
 pub mod link;
 pub mod reply;
