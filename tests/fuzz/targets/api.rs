@@ -84,9 +84,10 @@ impl Settings {
     /// still be refused.
     fn admits(self, headers: &HeaderMap) -> bool {
         let shows_key = || {
-            let shown =
-                headers.get(http::header::AUTHORIZATION).and_then(|shown| shown.to_str().ok());
-            shown.is_some_and(|shown| shown.trim_end().ends_with(KEY))
+            let shown = headers.get(http::header::AUTHORIZATION).map(|shown| shown.to_str());
+            let Some(Ok(shown)) = shown else { return false };
+            let Some((scheme, shown)) = shown.split_once(' ') else { return false };
+            scheme.eq_ignore_ascii_case("bearer") && shown.trim() == KEY
         };
         if self.has_key { shows_key() } else { !self.is_public && !self.is_remote }
     }
