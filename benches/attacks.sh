@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# What attackers of one address do to an honest client of the same node, and to its memory: a table, a
+# row an attack, each at full speed.
+#
+#   benches/attacks.sh                       all of them, 5 s each and 5 s of baseline: 5 minutes
+#   benches/attacks.sh --only histories      one of them
+#   benches/attacks.sh --seconds 20
+#   benches/attacks.sh --rss-max-mib 1088    the bound on the memory that the verdict uses
+#   benches/attacks.sh -- --memory-bytes-max 1073741824     flags for the server
+#
+# CAMPANILE=path takes another server than the one that is built here.
+#
+# The server is pinned to core 0, the bystander and the attackers to core 1. The baseline is the same
+# bystander while the same attackers attack another server, which has core 0 only when the first one
+# leaves it. benches/attacks/ has the attacks.
+#
+# Needs two cores. Ends what it starts, changes nothing on the machine.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+folder="${CARGO_TARGET_DIR:-target}"
+if [ -z "${CAMPANILE:-}" ]; then
+  cargo build --quiet --release --locked --bin campanile
+  CAMPANILE="$folder/release/campanile"
+fi
+# Its own speed is not what is measured, and building it must not take the minutes of a release.
+cargo build --quiet --locked --example attacks
+exec taskset -c 1 "$folder/debug/examples/attacks" --server "$CAMPANILE" "$@"
