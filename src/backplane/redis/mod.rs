@@ -29,6 +29,7 @@ mod hostile;
 mod inbound;
 mod ingest;
 pub mod names;
+mod partition_set;
 pub mod permissions;
 mod pipeline;
 mod presence;

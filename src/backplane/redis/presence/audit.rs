@@ -10,9 +10,9 @@
 //! node does in a second is bounded, whatever it has.
 
 use crate::backplane::partition::partition;
+use crate::backplane::redis::partition_set::PartitionSet;
 use crate::backplane::redis::pipeline::{PendingReply, execute, poll_reply, send};
 use crate::backplane::redis::presence::keys::Keys;
-use crate::backplane::redis::presence::partition_set::PartitionSet;
 use crate::backplane::redis::topology::routes::ServerRoutes;
 use crate::ids::TopicName;
 use futures_util::future::join_all;

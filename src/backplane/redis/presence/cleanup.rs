@@ -20,11 +20,11 @@
 //!
 //! [`cleanup_walk`]: crate::backplane::redis::presence::cleanup_walk
 
+use crate::backplane::redis::partition_set::PartitionSet;
 use crate::backplane::redis::pipeline::{PendingReply, poll_reply, send};
 use crate::backplane::redis::presence::cleanup_walk::{ServerWalk, WalkContext};
 use crate::backplane::redis::presence::context::LivenessContext;
 use crate::backplane::redis::presence::keys::{CONTROL, Keys};
-use crate::backplane::redis::presence::partition_set::PartitionSet;
 use redis::aio::MultiplexedConnection;
 use redis::{RedisResult, pipe};
 use std::task::{Context, Poll};

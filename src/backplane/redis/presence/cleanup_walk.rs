@@ -4,13 +4,13 @@
 //! A partition that refuses is left, and the walk goes on with the others.
 
 use crate::backplane::partition::partition;
+use crate::backplane::redis::partition_set::PartitionSet;
 use crate::backplane::redis::pipeline::{
     AnsweredBatch, BatchPipeline, CommandConnection, OutgoingBatch, RetryOrder,
 };
 use crate::backplane::redis::presence::context::PresenceRules;
 use crate::backplane::redis::presence::failures::value_of;
 use crate::backplane::redis::presence::keys::{Keys, topic_in};
-use crate::backplane::redis::presence::partition_set::PartitionSet;
 use crate::backplane::redis::presence::scripts::{self, PRESENCE_SCRIPTS};
 use crate::backplane::redis::topology::routes::ServerRoutes;
 use crate::ids::TopicName;

@@ -1,8 +1,8 @@
 //! What liveness and cleanup need to know of the rest of presence.
 
 use crate::backplane::redis::names::Names;
+use crate::backplane::redis::partition_set::PartitionSet;
 use crate::backplane::redis::presence::keys::Keys;
-use crate::backplane::redis::presence::partition_set::PartitionSet;
 use crate::backplane::redis::topology::routes::ServerRoutes;
 use crate::policy::namespaces::Namespaces;
 use std::sync::Arc;

@@ -19,8 +19,8 @@
 use crate::backplane::interest::Interest;
 use crate::backplane::partition::partition;
 use crate::backplane::presence::{Presence, PresenceEvent};
+use crate::backplane::redis::partition_set::PartitionSet;
 use crate::backplane::redis::presence::keys::Keys;
-use crate::backplane::redis::presence::partition_set::PartitionSet;
 use crate::backplane::redis::presence::room_read::{RemoteUsers, RoomRead};
 use crate::backplane::redis::presence::skipped::Skipped;
 use crate::backplane::redis::topology::routes::ServerRoutes;

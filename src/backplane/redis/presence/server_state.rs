@@ -12,10 +12,10 @@
 //! Invariant: every partition has one owner here as soon as there was a route.
 
 use crate::backplane::partition::PARTITIONS;
+use crate::backplane::redis::partition_set::{PartitionDelays, PartitionSet};
 use crate::backplane::redis::pipeline::{
     AnsweredBatch, BatchPipeline, CommandConnection, OutgoingBatch, RetryOrder,
 };
-use crate::backplane::redis::presence::partition_set::{PartitionDelays, PartitionSet};
 use crate::backplane::redis::presence::write_queue::PendingWrite;
 use crate::backplane::redis::topology::routes::ServerRoutes;
 use crate::ids::TopicName;

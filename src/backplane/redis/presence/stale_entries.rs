@@ -12,12 +12,12 @@
 //! Invariant: a partition is done only after it was read without an error.
 
 use crate::backplane::partition::partition;
+use crate::backplane::redis::partition_set::PartitionSet;
 use crate::backplane::redis::pipeline::{
     AnsweredBatch, BatchPipeline, ItemReply, OutgoingBatch, RetryOrder,
 };
 use crate::backplane::redis::presence::failures::value_of;
 use crate::backplane::redis::presence::keys::{Keys, topic_in};
-use crate::backplane::redis::presence::partition_set::PartitionSet;
 use crate::backplane::redis::presence::room_read::user_topic;
 use crate::backplane::redis::presence::skipped::Skipped;
 use crate::backplane::redis::topology::routes::ServerRoutes;

@@ -10,7 +10,7 @@
 //! is empty.
 
 use crate::backplane::partition::partition;
-use crate::backplane::redis::presence::partition_set::PartitionSet;
+use crate::backplane::redis::partition_set::PartitionSet;
 use crate::ids::TopicName;
 use crate::link::Origin;
 use hashbrown::HashMap;

@@ -3,11 +3,11 @@
 use crate::backplane::partition::partition;
 use crate::backplane::presence::{PresenceEvent, Transition, user_name};
 use crate::backplane::redis::error_reply::ErrorReply;
+use crate::backplane::redis::partition_set::PartitionSet;
 use crate::backplane::redis::pipeline::{
     AnsweredBatch, CommandConnection, ItemReply, OutgoingBatch,
 };
 use crate::backplane::redis::presence::keys::node_name;
-use crate::backplane::redis::presence::partition_set::PartitionSet;
 use crate::backplane::redis::presence::scripts::{self, PRESENCE_SCRIPTS};
 use crate::backplane::redis::presence::server_state::{RoomWrite, Writable};
 use crate::backplane::redis::presence::skipped::Skipped;
