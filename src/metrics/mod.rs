@@ -268,6 +268,7 @@ counters! {
         publishes_failed: Counter "backplane_publishes_failed_total"["reason" = "unavailable"] "Publishes that failed, by reason",
         publishes_unknown: Counter "backplane_publishes_failed_total"["reason" = "unknown"] "Publishes that failed, by reason",
         publishes_unreplicated: Counter "backplane_publishes_unreplicated_total" "Publishes that no replica confirmed in time",
+        publishes_overtaken: Counter "backplane_publishes_overtaken_total" "Publishes refused because a later one was stored first",
         publishes_ingested: Counter "backplane_publishes_ingested_total" "Messages that other services published through Redis",
         publishes_malformed: Counter "backplane_publishes_failed_total"["reason" = "malformed"] "Publishes that failed, by reason",
         unknown_versions: Counter "backplane_publishes_failed_total"["reason" = "unknown_version"] "Publishes that failed, by reason",

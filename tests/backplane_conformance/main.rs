@@ -23,6 +23,7 @@ mod presence_vanished;
 mod presences;
 #[path = "../common/proxy.rs"]
 mod proxy;
+mod publish_order;
 mod queues;
 #[path = "../common/redis.rs"]
 mod redis;

@@ -131,6 +131,8 @@ pub(super) async fn begin_fences(
 pub(super) enum PublishReply {
     /// The message is stored at this position.
     StoredAt(Position),
+    /// It was stored at this position before, under the same idempotency key.
+    StoredBefore(Position),
     /// The partition is in its repair window: send again after so many milliseconds.
     RetryAfterMs(u64),
 }
@@ -142,8 +144,9 @@ pub(super) fn parse_publish_reply(answer: &Value) -> Option<PublishReply> {
     match status {
         // No server waits longer, whatever it answers.
         0 => Some(PublishReply::RetryAfterMs(number_of(number)?.min(REPAIR_MS))),
-        1 | 2 => {
-            Position::checked(number_of(epoch)?, number_of(number)?).map(PublishReply::StoredAt)
+        1 => Position::checked(number_of(epoch)?, number_of(number)?).map(PublishReply::StoredAt),
+        2 => {
+            Position::checked(number_of(epoch)?, number_of(number)?).map(PublishReply::StoredBefore)
         }
         _ => None,
     }
@@ -178,7 +181,7 @@ mod tests {
         let at = Position { epoch: 7, offset: 3 };
         assert_eq!(
             [1, 2].map(|status| parse_publish_reply(&answer(status, "7", "3"))),
-            [Some(PublishReply::StoredAt(at)); 2]
+            [PublishReply::StoredAt(at), PublishReply::StoredBefore(at)].map(Some)
         );
         for (epoch, offset) in [("0", "3"), ("7", "18446744073709551615"), ("x", "3"), ("7", "-1")]
         {

@@ -235,6 +235,9 @@ impl<I, R: BatchReply> BatchPipeline<I, R> {
 
     /// Takes out the refused items that are wanted; both parts keep their order.
     pub(crate) fn extract_refused(&mut self, mut is_wanted: impl FnMut(&I) -> bool) -> Vec<I> {
+        if !self.refused.iter().any(|(_, item)| is_wanted(item)) {
+            return Vec::new();
+        }
         let all = std::mem::take(&mut self.refused);
         let (taken, stay): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, it)| is_wanted(it));
         self.refused = stay.into();

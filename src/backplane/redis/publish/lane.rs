@@ -11,6 +11,7 @@ use crate::backplane::redis::pipeline::{
     RetryOrder,
 };
 use crate::backplane::redis::publish::item::{QueuedPublish, SentPublish};
+use crate::backplane::redis::publish::order::{LaneOrder, Publisher};
 use crate::backplane::redis::publish::refusal_log::RefusalLog;
 use crate::backplane::redis::publish::unconfirmed::UnconfirmedLog;
 use crate::backplane::redis::scripts::{
@@ -47,6 +48,7 @@ pub(super) struct Lane {
     kind: LaneKind,
     pub(super) waiting: VecDeque<QueuedPublish>,
     pub(super) pipeline: BatchPipeline<SentPublish>,
+    order: LaneOrder,
 }
 
 /// What the replies to a batch change beside their lane.
@@ -62,7 +64,7 @@ pub(super) struct ReplyContext<'a> {
 impl Lane {
     pub(super) fn new(kind: LaneKind) -> Lane {
         let pipeline = BatchPipeline::new(BATCHES_MAX, RetryOrder::InOrder);
-        Lane { kind, waiting: VecDeque::new(), pipeline }
+        Lane { kind, waiting: VecDeque::new(), pipeline, order: LaneOrder::default() }
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -117,14 +119,15 @@ impl Lane {
         (refused.chain(waiting).collect(), bytes)
     }
 
-    /// Writes the next batch. Returns it, and the bytes that wait no longer.
+    /// Writes the next batch. Returns it, and the bytes that wait no longer; `None`: what waits may
+    /// not be sent before something else has its reply.
     pub(super) fn build_batch(
         &mut self,
         context: &CommandContext<'_>,
         connection: &CommandConnection,
         namespaces: &Namespaces,
         envelope: &mut Vec<u8>,
-    ) -> (OutgoingBatch<SentPublish>, usize) {
+    ) -> Option<(OutgoingBatch<SentPublish>, usize)> {
         let capacity = self.waiting.len().min(COMMANDS_PER_BATCH);
         let mut batch = match self.kind {
             LaneKind::Transient => OutgoingBatch::new(capacity),
@@ -132,9 +135,14 @@ impl Lane {
         };
         // Where topics do not move, a plain PUBLISH either succeeds or fails for good.
         let is_final = self.kind == LaneKind::Transient && !context.is_sharded();
-        let (mut bytes, mut queue_bytes) = (0, 0);
-        while batch.items.len() < capacity && bytes < BATCH_BYTES {
+        let (mut bytes, mut queue_bytes, mut held) = (0, 0, Vec::new());
+        while batch.items.len() < capacity && held.len() < COMMANDS_PER_BATCH && bytes < BATCH_BYTES
+        {
             let Some(queued) = self.waiting.pop_front() else { break };
+            if self.kind != LaneKind::Transient && !self.order.try_send(queued.topic()) {
+                held.push(queued);
+                continue;
+            }
             queue_bytes += queued.bytes();
             envelope.clear();
             envelope::write(&Message::of(&queued.publish), context.version, envelope);
@@ -152,12 +160,16 @@ impl Lane {
                 false => SentPublish::Retriable(Box::new(queued)),
             });
         }
+        held.into_iter().rev().for_each(|queued| self.waiting.push_front(queued));
+        if batch.is_empty() {
+            return None;
+        }
         if self.kind == LaneKind::Replicated {
             let mut wait = redis::cmd("WAIT");
             wait.arg(1).arg(REPLICA_MS_MAX);
             batch.end_with(wait);
         }
-        (batch, queue_bytes)
+        Some((batch, queue_bytes))
     }
 
     /// Handles the replies to a batch.
@@ -177,12 +189,14 @@ impl Lane {
                 (ItemReply::Ended(value), SentPublish::Retriable(queued)) => {
                     self.handle_result(queued, &value, is_replicated, context);
                 }
-                (ItemReply::Again(refusal), sent @ SentPublish::Retriable(_)) => {
+                (ItemReply::Again(refusal), SentPublish::Retriable(queued)) => {
                     let is_moved = refusal.kind == ErrorReply::Moved;
                     context.local.counters.redirects += u64::from(is_moved);
-                    self.pipeline.send_again(sent, refusal, now);
+                    self.order.note_refused(queued.topic());
+                    self.pipeline.send_again(SentPublish::Retriable(queued), refusal, now);
                 }
                 (_, sent) => {
+                    sent.queued().inspect(|queued| self.order.note_ended(queued.topic()));
                     let failure = sent.failure();
                     context.local.end_publish(sent.into_done(), failure, now);
                 }
@@ -198,8 +212,10 @@ impl Lane {
         is_replicated: bool,
         context: &mut ReplyContext<'_>,
     ) {
-        let (now, local) = (context.now, &mut *context.local);
+        let now = context.now;
         if self.kind == LaneKind::Transient {
+            self.end_overtaken(&queued, now, context.local);
+            let local = &mut *context.local;
             if queued.is_broadcast() {
                 context.broadcasts.note_acknowledged(number_of(value).unwrap_or(0));
             }
@@ -208,11 +224,18 @@ impl Lane {
         let parsed = scripts::parse_publish_reply(value);
         if let Some(PublishReply::RetryAfterMs(after_ms)) = parsed {
             let at = now + Duration::from_millis(after_ms);
+            self.order.note_refused(queued.topic());
             return self.pipeline.send_at(SentPublish::Retriable(queued), at, now);
         }
+        match &parsed {
+            Some(PublishReply::StoredAt(_)) => self.order.note_stored(queued.topic()),
+            _ => self.order.note_ended(queued.topic()),
+        }
+        self.end_overtaken(&queued, now, context.local);
+        let local = &mut *context.local;
         let mut publish = queued.publish;
         let done = std::mem::replace(&mut publish.done, ReplyTo::Nobody);
-        let Some(PublishReply::StoredAt(at)) = parsed else {
+        let Some(PublishReply::StoredAt(at) | PublishReply::StoredBefore(at)) = parsed else {
             // A reply that the script does not give leaves the outcome unknown.
             return local.end_publish(done, PublishOutcome::Unknown, now);
         };
@@ -225,10 +248,30 @@ impl Lane {
         }
     }
 
+    /// A publish is stored that was sent after those that are refused now: the ones of the same
+    /// publisher to the same topic are too late.
+    fn end_overtaken(&mut self, by: &QueuedPublish, now: Instant, local: &mut Local) {
+        if self.pipeline.refused() == 0 {
+            return;
+        }
+        let publisher = Publisher::of(by);
+        let is_overtaken = |queued: &QueuedPublish| {
+            Publisher::of(queued) == publisher && queued.topic() == by.topic()
+        };
+        let overtaken =
+            self.pipeline.extract_refused(|sent| sent.queued().is_some_and(is_overtaken));
+        for sent in overtaken {
+            local.counters.publishes_overtaken += 1;
+            let failure = sent.failure();
+            local.end_publish(sent.into_done(), failure, now);
+        }
+    }
+
     /// The link is lost: the outcome of what was in flight is unknown. Publishes with an idempotency
     /// key are sent again. Returns whether a broadcast was in flight.
     pub(super) fn lose_link(&mut self, now: Instant, local: &mut Local) -> bool {
         let mut had_broadcast = false;
+        self.order.lose_link();
         for sent in self.pipeline.lose_link() {
             had_broadcast |= sent.queued().is_some_and(QueuedPublish::is_broadcast);
             match sent {

@@ -9,7 +9,8 @@
 //! order. A few batches are in flight at once; what arrives in that time makes the next one bigger.
 //!
 //! What a server refuses for a moment (a new generation, topics that are moving, too few replicas)
-//! is sent again first. Until then nothing new is sent in its lane.
+//! is sent again first. Until then nothing new is sent in its lane. Order holds through that, too
+//! ([`crate::backplane::redis::publish::order`]).
 //!
 //! While Redis is down publishes wait, bounded in bytes and time; what does not fit, or waits too
 //! long, ends as `Unavailable`: it was not sent. What was in flight when a link broke ends as
@@ -218,8 +219,8 @@ impl PublishQueue {
         let mut is_busy = false;
         self.waiting_bytes += lane.take_due(now);
         while lane.may_send() {
-            let (batch, bytes) =
-                lane.build_batch(context, cmd, &self.namespaces, &mut self.envelope);
+            let batch = lane.build_batch(context, cmd, &self.namespaces, &mut self.envelope);
+            let Some((batch, bytes)) = batch else { break };
             self.waiting_bytes -= bytes;
             lane.pipeline.send(cx, now, cmd, batch);
             is_busy = true;
