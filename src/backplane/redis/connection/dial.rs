@@ -8,7 +8,7 @@
 //! half a minute after another host is gone. Where there is traffic, the canary is quicker.
 
 use crate::backplane::redis::failure::classify::of_connect;
-use crate::backplane::redis::failure::{LinkError, SetupError};
+use crate::backplane::redis::failure::{AuthorityError, LinkError, SetupError};
 use redis::ConnectionAddr;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -107,14 +107,15 @@ fn client_config(tls_ca_file: Option<&str>) -> Result<ClientConfig, LinkError> {
     Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
-fn add_authorities(roots: &mut RootCertStore, path: &str) -> Result<(), String> {
-    let text = std::fs::read(path).map_err(|error| error.to_string())?;
+fn add_authorities(roots: &mut RootCertStore, path: &str) -> Result<(), AuthorityError> {
+    let text =
+        std::fs::read(path).map_err(|error| AuthorityError::Unreadable(error.to_string()))?;
     for certificate in CertificateDer::pem_slice_iter(&text) {
-        let certificate = certificate.map_err(|error| error.to_string())?;
-        roots.add(certificate).map_err(|error| error.to_string())?;
+        let certificate = certificate.map_err(|error| AuthorityError::NotPem(error.to_string()))?;
+        roots.add(certificate).map_err(|error| AuthorityError::Refused(error.to_string()))?;
     }
     match roots.is_empty() {
-        true => Err("there is no certificate in it".to_owned()),
+        true => Err(AuthorityError::Empty),
         false => Ok(()),
     }
 }

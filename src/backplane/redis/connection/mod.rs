@@ -22,6 +22,7 @@ mod generation;
 pub mod link;
 pub mod reply;
 pub mod reply_limits;
+mod reply_text;
 mod resp;
 pub mod subscriber;
 pub mod subscriptions;

@@ -32,6 +32,7 @@ pub use crate::backplane::redis::connection::buffers::BUFFER_BYTES;
 
 use crate::backplane::redis::connection::buffers::{ReadBuffer, WriteBuffer};
 use crate::backplane::redis::connection::dial::{Stream, dial};
+use crate::backplane::redis::connection::reply_text::{ErrorReplyText, reply_text};
 use crate::backplane::redis::connection::resp::{MalformedResp, RespItems, RespValue};
 use crate::backplane::redis::failure::classify::LinkUser;
 use crate::backplane::redis::failure::{LinkError, Outage, SetupError};
@@ -143,7 +144,7 @@ impl Subscriber {
                 match self.reply().await? {
                     Ok(text) if text == token => return Ok(refusals),
                     Ok(_) => {}
-                    Err(error) => {
+                    Err(ErrorReplyText(error)) => {
                         let is_of_ping = error.contains("'ping'");
                         refusals.push(error);
                         if is_of_ping {
@@ -233,7 +234,7 @@ impl Subscriber {
     /// Without a timeout of its own.
     async fn ask_in_time(&mut self, words: &[&[u8]]) -> Result<String, LinkError> {
         self.write(words.iter().copied());
-        self.reply().await?.map_err(|error| {
+        self.reply().await?.map_err(|ErrorReplyText(error)| {
             let command = String::from_utf8_lossy(words.first().expect("a command"));
             match self.user.rejected(&error) {
                 LinkError::Outage(Outage::Rejected(error)) => {
@@ -271,13 +272,13 @@ impl Subscriber {
     }
 
     /// Waits for the next reply, which may be an error.
-    async fn reply(&mut self) -> Result<Result<String, String>, LinkError> {
+    async fn reply(&mut self) -> Result<Result<String, ErrorReplyText>, LinkError> {
         let mut reply = None;
         let polled = poll_fn(|cx| {
             loop {
                 let polled = self.poll_items(cx, 1, |item| {
                     if !matches!(item, RespValue::Push(_)) {
-                        reply = Some(text(item));
+                        reply = Some(reply_text(item));
                     }
                     Ok(())
                 });
@@ -347,29 +348,6 @@ fn push_event(mut parts: RespItems<'_>) -> Result<Option<SubscriberEvent<'_>>, M
         _ => return Ok(None),
     };
     Ok(Some(event_of))
-}
-
-/// A reply for [`Subscriber::ask`]. Its depth is bounded by the parser (`DEPTH_MAX`).
-fn text(item: RespValue<'_>) -> Result<String, String> {
-    let lossy = |text: &[u8]| String::from_utf8_lossy(text).into_owned();
-    Ok(match item {
-        RespValue::Error(error) => return Err(lossy(error)),
-        RespValue::Simple(text)
-        | RespValue::Bulk(text)
-        | RespValue::Verbatim(text)
-        | RespValue::BigNumber(text) => lossy(text),
-        RespValue::Int(number) => number.to_string(),
-        RespValue::Double(number) => number.to_string(),
-        RespValue::Bool(yes) => yes.to_string(),
-        RespValue::Null => String::new(),
-        RespValue::Array(parts)
-        | RespValue::Set(parts)
-        | RespValue::Map(parts)
-        | RespValue::Push(parts) => {
-            let lines: Result<Vec<String>, String> = parts.map(text).collect();
-            lines?.join("\n")
-        }
-    })
 }
 
 /// Proxies repeat the arguments of a command in an error, and one of those of HELLO is the

@@ -1,5 +1,6 @@
 //! The types of failures, and what they say.
 
+use crate::backplane::redis::failure::authority::AuthorityError;
 use crate::backplane::redis::failure::reason::FailureReason;
 use std::fmt;
 
@@ -22,7 +23,7 @@ pub enum SetupError {
         /// `redis.tls_ca_file`
         path: String,
         /// What is wrong with it.
-        error: String,
+        error: AuthorityError,
     },
     /// There is no TLS session that could be trusted.
     Tls(String),

@@ -6,9 +6,11 @@
 //!
 //! Invariant: no text has a password in it.
 
+mod authority;
 pub(super) mod classify;
 mod link_error;
 mod reason;
 
+pub use authority::AuthorityError;
 pub use link_error::{LinkError, Outage, SetupError};
 pub use reason::FailureReason;

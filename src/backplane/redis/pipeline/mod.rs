@@ -33,6 +33,21 @@
 //! it broke, or the server is no longer a master. The user reports it, and calls
 //! [`BatchPipeline::lose_link`], now or when its server goes down.
 //!
+//! Its users are publishes, their verification after a failover, acknowledgements, reads, creations
+//! and repairs of histories, and presence: writes, rosters, what a dead node left, entries without
+//! users. What asks one question at a time, and needs neither order nor a retry of its items, does
+//! without ([`send`] and [`poll_reply`]):
+//!
+//! | what | at once | without a good reply |
+//! |---|---|---|
+//! | canary | 1 per link | the link is given up after `redis.canary_timeout_ms` |
+//! | monitor | 1 per server | the numbers are those of the next interval |
+//! | records of nodes | 1 per node | the next turn asks again; liveness has its own deadlines |
+//! | claim of a dead node | 1 per node | another node, or the next turn, claims it |
+//! | audit of presence | 1 per server | the next turn counts other rooms |
+//! | check of broadcasts | 1 per node | a stage of its own state machine, which repeats it |
+//! | orders to disconnect | 64 per node | the caller is answered that the outcome is unknown |
+//!
 //! There is no clock, socket or runtime in the machine: time and the connection ([`BatchSender`]) are
 //! arguments, so the tests deliver each reply by hand.
 //!
