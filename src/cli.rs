@@ -25,6 +25,8 @@ use std::sync::LazyLock;
 pub enum Invocation {
     /// Serve clients until SIGTERM or SIGINT.
     Serve(Box<Config>),
+    /// Print what a start would do here.
+    Plan(Box<Config>),
     /// Put load on a server.
     Load(Box<LoadArgs>),
     /// Say what this host lacks.
@@ -73,6 +75,9 @@ pub fn parse(
             Ok(Invocation::Doctor(Box::new(DoctorRequest { connections, config })))
         }
         "token" => token(matches, environment).map(Invocation::Print),
+        "config" if matches.get_flag("plan") => {
+            Ok(Invocation::Plan(Box::new(config(matches, environment)?)))
+        }
         "config" => print_config(matches, environment).map(Invocation::Print),
         _ => unreachable!("clap accepts no other subcommand"),
     }
@@ -153,6 +158,18 @@ fn config_command() -> Command {
                 .value_name("FILE")
                 .help("Say whether this file is good, and what is wrong with it"),
         )
+        .arg(
+            Arg::new("plan")
+                .long("plan")
+                .action(ArgAction::SetTrue)
+                .conflicts_with_all(["markdown", "check"])
+                .help(
+                    "Print what a start would do on this machine: ports, shards, cores, limits, and \
+                     the memory that they allow",
+                ),
+        )
+        .after_help("--plan takes the flags of `serve` too.")
+        .args(setting_args(true).into_iter().map(|arg| arg.requires("plan")))
 }
 
 /// `--config` and one flag a setting.

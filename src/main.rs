@@ -23,6 +23,9 @@ fn main() -> ExitCode {
         Ok(Invocation::Serve(config)) => {
             startup::serve(&config).unwrap_or_else(|failure| failure.report())
         }
+        Ok(Invocation::Plan(config)) => {
+            startup::print_plan(&config).unwrap_or_else(|failure| failure.report())
+        }
         Ok(Invocation::Load(args)) => load::run(*args),
         Ok(Invocation::Doctor(question)) => doctor::run(&question),
         Ok(Invocation::Print(text)) => terminal::print(&text),

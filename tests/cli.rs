@@ -87,6 +87,31 @@ fn the_help_of_load_shows_the_holes_of_a_template_as_they_are_written() {
 }
 
 #[test]
+fn config_plan_prints_what_a_start_would_do_without_secrets() {
+    let secret = "hunter2-hunter2-hunter2";
+    let file = Scratch::new("plan", "shards = 1\n[limits]\nhead_bytes_max = 4096\n");
+    let args = ["config", "--plan", "--config", file.path(), "--page", "false"];
+    let backplane = format!("redis://:{secret}@192.0.2.1");
+    let env = [("CAMPANILE_AUTH_HMAC_SECRET", secret), ("CAMPANILE_BACKPLANE", &backplane)];
+    let output = campanile(&args, &env);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    let has = |words: &[&str]| {
+        text.lines().any(|line| line.split_whitespace().collect::<Vec<_>>().starts_with(words))
+    };
+    assert!(has(&["limits.head_bytes_max", "4096"]), "{text}");
+    assert!(has(&["page", "none"]), "{text}");
+    assert!(has(&["shards", "1,"]), "{text}");
+    assert!(has(&["together", "at", "most"]), "{text}");
+    assert!(!text.contains(secret) && stderr(&output).is_empty(), "{text}");
+
+    let wrong = campanile(&["config", "--plan", "--shards", "many"], &[]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(stderr(&wrong).contains("shards = \"many\""), "{}", stderr(&wrong));
+    assert_eq!(campanile(&["config", "--shards", "1"], &[]).status.code(), Some(2), "no plan");
+}
+
+#[test]
 fn what_config_prints_is_a_good_file() {
     let sample = campanile(&["config"], &[]);
     assert_eq!(sample.status.code(), Some(0));

@@ -91,8 +91,18 @@ fn announce(node: &RunningNode, signals: &mut Signals) -> Result<Option<i32>, St
     }
     let (listen, ops) = (node.plan.listen, node.plan.ops_listen);
     tracing::info!(%listen, ops_listen = %ops, shards, "listening");
-    terminal::announce(format!("campanile: listening on ws://{listen}/ws, ops on http://{ops}"));
+    terminal::announce(first_screen(&node.plan));
     Ok(None)
+}
+
+/// What is printed when the node listens. The first line is for programs, which read the ports from
+/// it; the second one for people.
+fn first_screen(plan: &Plan) -> String {
+    let (listen, ops, api) = (plan.listen, plan.ops_listen, plan.api_url());
+    let page = plan.page_url().map(|page| format!("page {page}, ")).unwrap_or_default();
+    format!(
+        "campanile: listening on ws://{listen}/ws, ops on http://{ops}\ncampanile: {page}API {api}"
+    )
 }
 
 fn drain(node: RunningNode, signals: &mut Signals) -> ExitCode {

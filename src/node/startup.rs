@@ -13,8 +13,8 @@ use crate::link::health::Health;
 use crate::link::ledger::{Account, Ledger, MemoryCalls};
 use crate::link::load_table::LoadTable;
 use crate::net::{self, ShardSetup};
-use crate::plan::{self, BackplanePlan, Machine, Plan, Planned, StartupNotice};
-use crate::{backplane, sys};
+use crate::plan::{self, BackplanePlan, Machine, NoticeLevel, Plan, Planned, StartupNotice};
+use crate::{backplane, sys, terminal};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use std::process::ExitCode;
@@ -33,6 +33,12 @@ pub fn serve(config: &Config) -> Result<ExitCode, StartError> {
     let ports = ports::ports(&mut plan)?;
     let node = build(Arc::new(plan), ports)?;
     Ok(shutdown::until_the_end(node, signals))
+}
+
+/// Prints what a start with this configuration would do here, and starts nothing.
+pub fn print_plan(config: &Config) -> Result<ExitCode, StartError> {
+    let planned = plan::resolve(config, &machine()?)?;
+    Ok(terminal::print(&plan::print::print(&planned)))
 }
 
 /// Starts every thread. All bells exist before the first one, and every file table is split before
@@ -146,9 +152,10 @@ fn random<const N: usize>() -> Result<[u8; N], StartError> {
 /// Logs what the plan has to say.
 fn say(notices: &[StartupNotice]) {
     for notice in notices {
-        match notice.is_warning {
-            true => tracing::warn!("{}", notice.text),
-            false => tracing::info!("{}", notice.text),
+        match notice.level {
+            NoticeLevel::Warning => tracing::warn!("{}", notice.text),
+            NoticeLevel::Info => tracing::info!("{}", notice.text),
+            NoticeLevel::Debug => tracing::debug!("{}", notice.text),
         }
     }
 }

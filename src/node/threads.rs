@@ -60,7 +60,7 @@ pub fn settle_backplane(plan: &Plan) {
     if plan.backplane_priority > 0
         && let Err(error) = sys::go_first(plan.backplane_priority)
     {
-        tracing::info!(%error, "backplane_priority could not be set: the backplane's thread has the shards' priority");
+        tracing::debug!(%error, "backplane_priority could not be set: the backplane's thread has the shards' priority");
     }
 }
 

@@ -9,6 +9,8 @@
 
 mod byte_size;
 mod memory;
+pub mod print;
+mod urls;
 
 use crate::auth::AuthPlan;
 use crate::config::{BackplaneUrl, Config, ConfigError, ConfigErrors};
@@ -143,10 +145,22 @@ pub struct Planned {
 /// A line for the log at start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StartupNotice {
-    /// Whether an operator should act on it.
-    pub is_warning: bool,
+    /// Who should read it.
+    pub level: NoticeLevel,
     /// The line.
     pub text: String,
+}
+
+/// At which level of the log a [`StartupNotice`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoticeLevel {
+    /// An operator should act on it.
+    Warning,
+    /// What was configured is carried out in another way than one might think.
+    Info,
+    /// The plan and its bounds: to be read when they are looked for, as `campanile config --plan`
+    /// shows them.
+    Debug,
 }
 
 /// Descriptors that are not connections: standard streams, the backplane's and the operators'
@@ -318,9 +332,10 @@ fn backplane_plan(config: &Config) -> BackplanePlan {
 }
 
 fn notices(config: &Config, machine: &Machine, plan: &Plan) -> Vec<StartupNotice> {
-    let info = |text| StartupNotice { is_warning: false, text };
-    let warning = |text| StartupNotice { is_warning: true, text };
-    let mut notices = vec![info(format!("{plan:?}"))];
+    let debug = |text| StartupNotice { level: NoticeLevel::Debug, text };
+    let info = |text| StartupNotice { level: NoticeLevel::Info, text };
+    let warning = |text| StartupNotice { level: NoticeLevel::Warning, text };
+    let mut notices = vec![debug(format!("{plan:?}"))];
     let wanted = config.limits.connections_per_shard_max;
     let had = plan.limits.connections_per_shard_max;
     if had < wanted {
@@ -333,7 +348,7 @@ fn notices(config: &Config, machine: &Machine, plan: &Plan) -> Vec<StartupNotice
         );
         // A number that was configured and is not reached is worth a warning; a default is a bound.
         let asked = wanted != Limits::PRODUCTION.connections_per_shard_max;
-        notices.push(StartupNotice { is_warning: asked, text });
+        notices.push(if asked { warning(text) } else { debug(text) });
     }
     if plan.auth.hmac_secret.is_none() {
         notices.push(warning(
@@ -365,12 +380,12 @@ fn notices(config: &Config, machine: &Machine, plan: &Plan) -> Vec<StartupNotice
              shard. Keep the network card's interrupts off them"
         )));
     }
-    notices.push(info(plan.memory().to_string()));
-    notices.push(info(MemoryBudget::of(plan).to_string()));
+    notices.push(debug(plan.memory().to_string()));
+    notices.push(debug(MemoryBudget::of(plan).to_string()));
     if let Some(memory) =
         machine.memory_bytes.filter(|memory| MemoryBudget::of(plan).total() > *memory)
     {
-        notices.push(info(format!(
+        notices.push(debug(format!(
             "these limits allow more than the {} of memory here: all clients slow, or all sending \
              their largest message, at the same time would not fit. Lower limits.outbox_bytes_max, \
              limits.message_bytes_max or limits.connections_per_shard_max where that may happen",
@@ -488,7 +503,7 @@ impl Plan {
     }
 }
 
-/// Without secrets: a plan is logged at start.
+/// Without secrets: a plan is logged at debug.
 impl fmt::Debug for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Plan")

@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::ConfigSources;
+use crate::plan::print::print;
 
 fn machine(cores: &[usize], nofile: u64) -> Machine {
     Machine { node: NodeId(7), cores: cores.to_vec(), nofile, memory_bytes: Some(1 << 40) }
@@ -59,7 +60,7 @@ fn connections_are_lowered_to_what_the_limit_on_files_allows() {
     assert_eq!(had(&shared), (20_000 - reserve) / 2);
     let notice =
         shared.notices.iter().find(|notice| notice.text.contains("is 9920 instead")).unwrap();
-    assert!(notice.is_warning, "a configured number is not reached");
+    assert_eq!(notice.level, NoticeLevel::Warning, "a configured number is not reached");
     assert!(notice.text.contains("private_fd_tables"), "{}", notice.text);
 
     let private = planned(&[asked, ("private_fd_tables", "true")], &two);
@@ -68,7 +69,7 @@ fn connections_are_lowered_to_what_the_limit_on_files_allows() {
     let by_default = planned(&[], &two);
     let notice =
         by_default.notices.iter().find(|notice| notice.text.contains("instead of 1000000"));
-    assert!(!notice.unwrap().is_warning, "a default is only a bound");
+    assert_eq!(notice.unwrap().level, NoticeLevel::Debug, "a default is only a bound");
 
     let enough = planned(&[asked], &machine(&[0, 1], MANY));
     assert_eq!(had(&enough), 50_000);
@@ -108,7 +109,8 @@ fn who_may_come_in_follows_from_whether_there_is_a_secret() {
 fn a_node_without_a_secret_or_with_a_short_one_says_so_loudly() {
     let warned = |flags: &[(&'static str, &str)]| {
         let planned = planned(flags, &machine(&[0], MANY));
-        let warnings = planned.notices.into_iter().filter(|notice| notice.is_warning);
+        let warnings =
+            planned.notices.into_iter().filter(|notice| notice.level == NoticeLevel::Warning);
         warnings.map(|notice| notice.text).collect::<Vec<_>>()
     };
     assert!(warned(&[])[0].contains("EVERY CLIENT"));
@@ -199,6 +201,28 @@ fn a_plan_that_is_logged_shows_no_secret() {
     let planned = planned(&flags, &machine(&[0], MANY));
     assert!(!format!("{planned:?}").contains(secret));
     assert!(planned.notices.iter().all(|notice| !notice.text.contains(secret)));
+    assert!(!print(&planned).contains(secret));
+}
+
+#[test]
+fn a_printed_plan_has_every_limit_the_sum_and_what_an_operator_should_act_on() {
+    let flags = [("limits.head_bytes_max", "4096"), ("namespaces", "chat: history_size=7")];
+    let planned = planned(&flags, &machine(&[0, 1], MANY));
+    let text = print(&planned);
+    let value_of = |name: &str| {
+        let line = text.lines().find(|line| line.trim_start().starts_with(name));
+        line.and_then(|line| line.trim().strip_prefix(name)).map(str::trim).unwrap_or("(no line)")
+    };
+    for limit in crate::policy::limits::LIMIT_SETTINGS {
+        assert_eq!(value_of(limit.key), (limit.get)(&planned.plan.limits).to_string());
+    }
+    assert_eq!(value_of("shards"), "2, on cores 0, 1");
+    assert_eq!(value_of("API "), "http://127.0.0.1:8090/v1/stats");
+    assert!(value_of("namespaces").contains("history_size=7"), "{text}");
+    let total = ByteSize(MemoryBudget::of(&planned.plan).total());
+    assert_eq!(value_of("together"), format!("at most {total}"));
+    assert!(value_of("warning").contains("auth.hmac_secret is not set"), "{text}");
+    assert_eq!(print(&planned), text, "one order");
 }
 
 #[test]

@@ -32,7 +32,8 @@ fn a_log_in_json_is_one_object_a_line_whatever_happens() {
         let mut at_level = lines.iter().filter(|line| line["level"] == level);
         at_level.any(|line| line.to_string().contains(text))
     };
-    assert!(has("INFO", "all limits together"), "{log}");
+    assert!(has("DEBUG", "all limits together"), "{log}");
+    assert!(has("DEBUG", "Plan {"), "{log}");
     assert!(has("WARN", "auth.hmac_secret is not set"), "{log}");
 }
 

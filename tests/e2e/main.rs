@@ -36,6 +36,7 @@ mod doors;
 mod echo;
 mod ending;
 mod failover;
+mod first_screen;
 mod flat;
 mod flood;
 mod foreign;
