@@ -210,7 +210,7 @@ impl RosterEntry {
 /// The result of a recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recovery {
-    /// The join had no `since`.
+    /// The join had no `since`; of a user's queue: nothing is known of the user from before.
     NotAsked,
     /// All of it follows.
     Recovered {
@@ -232,7 +232,7 @@ pub enum Recovery {
 pub enum Unrecovered {
     /// The room keeps no history, or recovery is off.
     NotEnabled,
-    /// The room's history is another one by now: it was forgotten, or lost with its server.
+    /// The history is another one by now: it was forgotten, or lost with its server.
     Epoch,
     /// Some of it is older than the oldest stored message.
     Trimmed,

@@ -39,7 +39,9 @@ impl Shard {
             recovery,
             missed,
         });
-        if recovery == Recovery::NotRecovered(Unrecovered::Epoch) {
+        let is_first =
+            matches!(recovery, Recovery::NotAsked | Recovery::NotRecovered(Unrecovered::Epoch));
+        if is_first {
             self.acknowledge_start(at, position);
         }
     }
@@ -52,8 +54,7 @@ impl Shard {
         self.hub.bring_first(&mut self.conns, conn.0.index);
     }
 
-    /// A client has received that nothing before this history can be recovered. Acknowledges offset 0
-    /// of it, so that the next connection of the user is answered from there.
+    /// A client has received a first position of this history. Acknowledges offset 0 of it, so that the next connection of the user is answered from there.
     fn acknowledge_start(&mut self, at: TopicId, position: Position) {
         let topic = self.hub.at(at.0.index).name().clone();
         let up_to = UpTo { epoch: Some(position.epoch), offset: 0 };

@@ -98,8 +98,8 @@ pub fn unacknowledged_messages_are_delivered_wherever_the_user_returns(world: Wo
     let at = send(speaker, 1..=5);
     assert_eq!(
         enter(receiver),
-        (not(Unrecovered::Epoch), numbers(1..=5)),
-        "nobody was told before"
+        (Recovery::NotAsked, numbers(1..=5)),
+        "the user was never here: nothing is to be recovered"
     );
     mark(receiver, at);
     assert_eq!(

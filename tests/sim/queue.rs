@@ -36,7 +36,8 @@ fn brief(frame: &Frame) -> String {
     match json["type"].as_str() {
         Some("ok") if of_user => {
             let reason = json["reason"].as_str().unwrap_or("");
-            format!("ok {} {} {reason}", json["offset"], json["recovered"]).trim_end().to_owned()
+            let recovered = json["recovered"].as_bool().map_or(String::new(), |is| is.to_string());
+            format!("ok {} {recovered} {reason}", json["offset"]).trim_end().to_owned()
         }
         Some("message") if of_user => format!("message {}", json["offset"]),
         Some("error") => json["code"].as_str().unwrap_or("?").to_owned(),
@@ -46,6 +47,15 @@ fn brief(frame: &Frame) -> String {
 
 fn hears(world: &mut World, who: usize) -> Vec<String> {
     world.heard(who).iter().map(brief).collect()
+}
+
+/// The epoch of the user's queue.
+fn epoch_of(heard: &[Frame]) -> u64 {
+    let of_user = heard.iter().find_map(|frame| match frame {
+        Frame::Text(json) if json["target_user_id"].is_string() => json["epoch"].as_str(),
+        _ => None,
+    });
+    of_user.expect("a position").parse().expect("a number")
 }
 
 fn messages(range: std::ops::RangeInclusive<u64>) -> Vec<String> {
@@ -65,7 +75,7 @@ fn acks(world: &mut World, who: usize, offset: u64) {
 fn who_was_away_hears_what_was_sent_and_only_what_is_not_acknowledged_comes_again() {
     let mut world = world(1, 2, SPACES);
     let bob = world.connect_to(0, "bob", &[]);
-    assert_eq!(hears(&mut world, bob), ["welcome", "ok 0 false epoch"], "nothing is known before");
+    assert_eq!(hears(&mut world, bob), ["welcome", "ok 0"], "there was nothing to recover");
     world.send_close(bob);
     world.run();
     let ann = world.connect_to(0, "ann", &[]);
@@ -104,18 +114,45 @@ fn what_is_gone_is_said() {
     world.run();
     let again = world.connect_to(0, "bob", &[]);
     let wanted = [vec!["welcome".into(), "ok 5 false trimmed".into()], messages(3..=5)].concat();
-    assert_eq!(hears(&mut world, again), wanted);
-    // A restart without its memory: another history, of which nobody was told.
+    let heard = world.heard(again);
+    let before = epoch_of(&heard);
+    assert_eq!(heard.iter().map(brief).collect::<Vec<_>>(), wanted);
+    // A restart without its memory: another history, and nothing is known of anybody.
     let spaces = Arc::new(Namespaces::read("@users: history_size=3").unwrap());
     world.restart(spaces);
     world.run();
     let ann = world.connect_to(0, "ann", &[]);
     sends(&mut world, ann, "bob", 6);
     world.run();
-    for told in ["ok 1 false epoch", "ok 1 true"] {
+    for told in ["ok 1", "ok 1 true"] {
         let bob = world.connect_to(0, "bob", &[]);
-        assert_eq!(hears(&mut world, bob), ["welcome", told, "message 1"]);
+        let heard = world.heard(bob);
+        let epoch = epoch_of(&heard);
+        assert!(epoch > before, "{epoch} shows that the queue is another one");
+        assert_eq!(heard.iter().map(brief).collect::<Vec<_>>(), ["welcome", told, "message 1"]);
     }
+}
+
+#[test]
+fn a_user_whose_queue_was_dropped_with_messages_in_it_is_notified_once() {
+    // Room for one queue: the next user's first message drops the one of bob, who is away.
+    let mut world = world(1, 1, "@users: history_size=1000");
+    let ann = world.connect_to(0, "ann", &[]);
+    let large = "x".repeat(100);
+    sends(&mut world, ann, "bob", 1);
+    world.run();
+    for number in 0..10_000 {
+        let text = format!(r#"{{"target_user_id":"other-{number}","payload":"{large}"}}"#);
+        world.send_text(ann, &text);
+        world.run();
+    }
+    world.heard(ann);
+    for told in ["ok 0 false epoch", "ok 0 true"] {
+        let bob = world.connect_to(0, "bob", &[]);
+        assert_eq!(hears(&mut world, bob), ["welcome", told]);
+    }
+    let eve = world.connect_to(0, "eve", &[]);
+    assert_eq!(hears(&mut world, eve), ["welcome", "ok 0"], "she was never here");
 }
 
 #[test]
@@ -140,7 +177,7 @@ fn what_is_wrong_is_said_and_who_has_no_name_has_no_queue() {
         assert_eq!(hears(&mut world, who), [answer], "{request}");
     }
     let ann = world.connect_to(0, "ann", &[]);
-    assert_eq!(hears(&mut world, ann), ["welcome", "ok 1 false epoch", "message 1"], "said once");
+    assert_eq!(hears(&mut world, ann), ["welcome", "ok 1", "message 1"], "said once");
 }
 
 #[test]
@@ -169,7 +206,7 @@ fn who_waits_for_its_queue_is_somebody_all_the_same() {
     assert_eq!(from.collect::<Vec<_>>(), ["bob"; 2], "joined, and its message: {heard:?}");
     let heard = hears(&mut world, bob);
     let place = |text: &str| heard.iter().position(|heard| heard == text);
-    assert!(place("ok 0 false epoch") < place("message 1"), "{heard:?}");
+    assert!(place("ok 0") < place("message 1"), "{heard:?}");
     assert!(place("message 1").is_some() && place("message").is_some(), "{heard:?}");
     // And its user's topic is the last one that it leaves.
     world.send_close(bob);

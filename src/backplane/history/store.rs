@@ -10,7 +10,8 @@
 //! Invariant: an epoch is never given twice, neither to a topic that returns nor after a restart of
 //! this process: it is a time, and each is later than the one before.
 
-use crate::backplane::history::log::{MessageLog, Retention};
+use crate::backplane::history::log::{AckedUpTo, MessageLog, Retention};
+use crate::backplane::history::lost_queues::LostQueues;
 use crate::backplane::message::IDEMPOTENCY_TTL;
 use crate::backplane::topic_table::{HashedTopic, TopicHash, TopicTable};
 use crate::ids::{Position, TopicName, UpTo};
@@ -40,6 +41,7 @@ pub struct MemoryHistories {
     last_epoch: u64,
     keys: HashTable<(IdempotencyKey, Position)>,
     keys_by_age: VecDeque<(Instant, IdempotencyKey)>,
+    lost_queues: LostQueues,
     /// Histories evicted to stay within the bound, since the start.
     pub evicted: u64,
 }
@@ -55,8 +57,8 @@ struct IdempotencyKey {
 struct StoredHistory {
     log: MessageLog,
     retention: Retention,
-    /// The offset that its user has acknowledged; `None`: no position was given to the user yet.
-    acknowledged: Option<u64>,
+    /// What its user has acknowledged.
+    acknowledged: AckedUpTo,
     /// When it was last published to or asked for.
     last_used: Instant,
     /// Whether it was used since its last turn at the front.
@@ -74,6 +76,7 @@ impl MemoryHistories {
             last_epoch: 0,
             keys: HashTable::new(),
             keys_by_age: VecDeque::new(),
+            lost_queues: LostQueues::default(),
             evicted: 0,
         }
     }
@@ -102,9 +105,10 @@ impl MemoryHistories {
         &mut self.histories.get_mut(topic).expect("it was just used").log
     }
 
-    /// The offset that the user of this topic has acknowledged.
-    pub fn acknowledged(&self, topic: &TopicName) -> Option<u64> {
-        self.histories.get(topic)?.acknowledged
+    /// What the user of this topic has acknowledged.
+    pub fn acknowledged(&self, topic: &TopicName) -> AckedUpTo {
+        let before = || self.lost_queues.acked_before(HashedTopic::from(topic).hash());
+        self.histories.get(topic).map_or_else(before, |history| history.acknowledged)
     }
 
     /// Records an acknowledgement. `false`: it is not of this history.
@@ -113,7 +117,11 @@ impl MemoryHistories {
         let Position { epoch, offset } = history.log.position();
         let is_good = up_to.epoch.is_none_or(|of| of == epoch) && up_to.offset <= offset;
         if is_good {
-            history.acknowledged = history.acknowledged.max(Some(up_to.offset));
+            let before = match history.acknowledged {
+                AckedUpTo::Offset(offset) => offset,
+                AckedUpTo::NewUser | AckedUpTo::QueueLost => 0,
+            };
+            history.acknowledged = AckedUpTo::Offset(before.max(up_to.offset));
         }
         is_good
     }
@@ -181,12 +189,12 @@ impl MemoryHistories {
         update: impl FnOnce(&mut MessageLog) -> T,
     ) -> T {
         let (eviction_queue, last_epoch) = (&mut self.eviction_queue, &mut self.last_epoch);
-        let bytes = &mut self.bytes;
+        let (bytes, lost_queues) = (&mut self.bytes, &mut self.lost_queues);
         let history = self.histories.get_or_insert_with(topic, hash, || {
             eviction_queue.push_back((hash, topic.clone()));
             *bytes += empty_bytes(topic);
             let log = MessageLog::new(next_epoch(last_epoch), 0);
-            let (acknowledged, last_used, was_used) = (None, now, true);
+            let (acknowledged, last_used, was_used) = (lost_queues.take(hash), now, true);
             StoredHistory { log, retention, acknowledged, last_used, was_used }
         });
         (history.retention, history.last_used, history.was_used) = (retention, now, true);
@@ -206,8 +214,9 @@ impl MemoryHistories {
         self.bytes -= before - history.log.bytes();
         let unused_for = now.saturating_duration_since(history.last_used);
         if history.log.is_empty() && unused_for >= EMPTY_TTL {
-            self.histories.remove(topic);
+            let expired = self.histories.remove(topic).expect("it was just looked at");
             self.bytes -= empty_bytes(&name);
+            self.lost_queues.note(&name, hash, &expired.log, expired.acknowledged);
         } else {
             self.eviction_queue.push_back((hash, name));
         }
@@ -237,6 +246,7 @@ impl MemoryHistories {
             }
             let history = self.histories.remove(topic).expect("it was just looked at");
             self.bytes -= history.log.bytes() + empty_bytes(&name);
+            self.lost_queues.note(&name, hash, &history.log, history.acknowledged);
             self.evicted += 1;
         }
     }
@@ -361,7 +371,7 @@ mod tests {
         assert!(!histories.acknowledge(&ann, up_to(None, 0)), "there is none");
         (0..3).for_each(|_| histories.push(&ann, body(), RETENTION, now));
         let epoch = histories.log(&ann, RETENTION, now).position().epoch;
-        assert_eq!(histories.acknowledged(&ann), None);
+        assert_eq!(histories.acknowledged(&ann), AckedUpTo::NewUser);
         for (up_to, is_good, acknowledged) in [
             (up_to(None, 2), true, 2),
             (up_to(Some(epoch), 1), true, 2),
@@ -371,11 +381,31 @@ mod tests {
         ] {
             assert_eq!(
                 (histories.acknowledge(&ann, up_to), histories.acknowledged(&ann)),
-                (is_good, Some(acknowledged))
+                (is_good, AckedUpTo::Offset(acknowledged))
             );
         }
         histories.tick(now + EMPTY_TTL + RETENTION.age_max);
-        assert_eq!(histories.acknowledged(&ann), None);
+        assert_eq!(histories.acknowledged(&ann), AckedUpTo::NewUser, "it had received all of it");
+    }
+
+    #[test]
+    fn a_queue_that_expired_or_was_evicted_with_unacknowledged_messages_is_remembered_as_lost() {
+        let now = Instant::now();
+        let [ann, bob] = ["ann", "bob"].map(TopicName::user);
+        let mut expiring = MemoryHistories::new(1 << 20);
+        expiring.push(&ann, body(), RETENTION, now);
+        let later = now + EMPTY_TTL + RETENTION.age_max;
+        expiring.tick(later);
+        assert_eq!(expiring.acknowledged(&ann), AckedUpTo::QueueLost);
+        assert_eq!(expiring.acknowledged(&bob), AckedUpTo::NewUser);
+        expiring.log(&ann, RETENTION, later);
+        assert_eq!(expiring.acknowledged(&ann), AckedUpTo::QueueLost, "not reported yet");
+        assert!(expiring.acknowledge(&ann, UpTo { epoch: None, offset: 0 }));
+        assert_eq!(expiring.acknowledged(&ann), AckedUpTo::Offset(0), "reported once");
+
+        let mut crowded = MemoryHistories::new(LOG_BYTES + 1500);
+        [&ann, &bob, &bob].iter().for_each(|user| crowded.push(user, body(), RETENTION, now));
+        assert_eq!((crowded.evicted, crowded.acknowledged(&ann)), (1, AckedUpTo::QueueLost));
     }
 
     #[test]

@@ -62,6 +62,17 @@ pub struct Retention {
     pub age_max: Duration,
 }
 
+/// What is known of a user's acknowledgements when it connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AckedUpTo {
+    /// The user has acknowledged up to here; 0: it was given a position of this history.
+    Offset(u64),
+    /// The user was given no position yet, and nothing shows that there was a queue before.
+    NewUser,
+    /// The user had a queue before this history, with messages that it had not acknowledged.
+    QueueLost,
+}
+
 impl MessageLog {
     /// An empty log whose last offset was `top`: 0 for a history that begins now.
     pub fn new(epoch: u64, top: u64) -> MessageLog {
@@ -192,21 +203,24 @@ impl MessageLog {
         Some(Run { messages: all, ..run })
     }
 
-    /// The run of a user's unacknowledged messages, or of the newest of them that fit. `acked`: the
-    /// acknowledged offset; `None`: the user was never given a position here, so whether anything
-    /// is missing is not known.
+    /// The run of a user's unacknowledged messages, or of the newest of them that fit.
     pub fn unacknowledged(
         &self,
-        acked: Option<u64>,
+        acked: AckedUpTo,
         request: RunRequest<'_>,
         runs: &mut RecentRuns,
     ) -> (Recovery, Run) {
-        let wanted = acked.unwrap_or(0).min(self.top);
+        let known = match acked {
+            AckedUpTo::Offset(offset) => offset,
+            AckedUpTo::NewUser | AckedUpTo::QueueLost => 0,
+        };
+        let wanted = known.min(self.top);
         let offset = wanted.max(self.first().saturating_sub(1));
         let whole = self.since(Position { epoch: self.epoch, offset }, request, runs);
         let recovery = match (acked, &whole) {
-            (None, _) => Recovery::NotRecovered(Unrecovered::Epoch),
+            (AckedUpTo::QueueLost, _) => Recovery::NotRecovered(Unrecovered::Epoch),
             _ if offset > wanted => Recovery::NotRecovered(Unrecovered::Trimmed),
+            (AckedUpTo::NewUser, Ok(_)) => Recovery::NotAsked,
             (_, Ok(run_after)) => Recovery::Recovered { messages: run_after.messages },
             (_, Err(why)) => Recovery::NotRecovered(*why),
         };

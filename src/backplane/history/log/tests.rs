@@ -88,11 +88,14 @@ fn a_client_that_was_away_receives_what_it_missed_and_no_more() {
 #[test]
 fn a_user_receives_what_it_has_not_acknowledged_and_learns_what_is_trimmed() {
     use Recovery::{NotRecovered, Recovered};
-    let brought = |acked, bytes_max| {
+    let of = |acked, bytes_max| {
         let (recovery, run) = read(bytes_max, |request| {
             log(8).unacknowledged(acked, request, &mut RecentRuns::new(1 << 20))
         });
         (recovery, frames(&run))
+    };
+    let brought = |acked: Option<u64>, bytes_max| {
+        of(acked.map_or(AckedUpTo::NewUser, AckedUpTo::Offset), bytes_max)
     };
     let all_bytes = 10 * FRAME_BYTES;
     assert_eq!(brought(Some(6), all_bytes), (Recovered { messages: 2 }, "<7><8>".into()));
@@ -101,14 +104,36 @@ fn a_user_receives_what_it_has_not_acknowledged_and_learns_what_is_trimmed() {
     assert_eq!(brought(Some(3), all_bytes).0, Recovered { messages: 5 });
     let all = "<4><5><6><7><8>".to_owned();
     assert_eq!(brought(Some(2), all_bytes), (NotRecovered(Unrecovered::Trimmed), all.clone()));
-    assert_eq!(brought(None, all_bytes), (NotRecovered(Unrecovered::Epoch), all));
+    assert_eq!(
+        brought(None, all_bytes),
+        (NotRecovered(Unrecovered::Trimmed), all.clone()),
+        "a user who comes for the first time learns that the first ones are gone"
+    );
+    assert_eq!(of(AckedUpTo::QueueLost, all_bytes), (NotRecovered(Unrecovered::Epoch), all));
     let newest = (NotRecovered(Unrecovered::TooMuch), "<7><8>".to_owned());
     assert_eq!(brought(Some(4), 3 * FRAME_BYTES - 1), newest);
     assert_eq!(brought(Some(4), FRAME_BYTES - 1).1, "", "not even one");
     let none = read(10, |request| {
-        MessageLog::new(7, 0).unacknowledged(Some(0), request, &mut RecentRuns::new(1 << 20))
+        let acked = AckedUpTo::Offset(0);
+        MessageLog::new(7, 0).unacknowledged(acked, request, &mut RecentRuns::new(1 << 20))
     });
     assert_eq!(none, (Recovered { messages: 0 }, Run::default()));
+}
+
+#[test]
+fn a_user_without_a_queue_before_has_nothing_to_recover() {
+    let come = |messages: u64, acked| {
+        let mut log = MessageLog::new(7, 0);
+        (0..messages).for_each(|number| log.push(body(number), RETENTION, Instant::now()));
+        let (recovery, run) =
+            read(1000, |request| log.unacknowledged(acked, request, &mut RecentRuns::new(1 << 20)));
+        (recovery, run.messages)
+    };
+    assert_eq!(come(0, AckedUpTo::NewUser), (Recovery::NotAsked, 0));
+    assert_eq!(come(2, AckedUpTo::NewUser), (Recovery::NotAsked, 2), "what waits is sent");
+    let lost = Recovery::NotRecovered(Unrecovered::Epoch);
+    assert_eq!(come(0, AckedUpTo::QueueLost), (lost, 0));
+    assert_eq!(come(2, AckedUpTo::QueueLost), (lost, 2));
 }
 
 #[test]
@@ -223,7 +248,7 @@ fn no_offset_is_too_high_to_be_asked_for() {
                     .unwrap_or_default();
             assert!(run.messages <= messages);
             for bytes_max in [1000, 4] {
-                let acked = Some(offset);
+                let acked = AckedUpTo::Offset(offset);
                 let (_, run) = read(bytes_max, |request| {
                     log.unacknowledged(acked, request, &mut RecentRuns::new(1 << 20))
                 });

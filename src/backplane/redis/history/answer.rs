@@ -42,7 +42,7 @@ impl FollowedTopic {
             TopicRequest::History(_) => is_fresh,
         };
         let is_short = self.first_missing_unacknowledged().is_some();
-        let (is_user, acked, recovery) = (self.is_user(), self.acked, self.recovery);
+        let (is_user, acked, recovery) = (self.is_user(), self.acked_up_to(), self.recovery);
         let LocalCopy::Known(log) = &mut self.copy else { return Some(request) };
         let encoding = match &request {
             TopicRequest::Recover(_, ask) => ask.encoding,

@@ -4,7 +4,7 @@
 //! this node had members. [`FollowedTopic::apply`] is the only way to another state.
 
 use crate::backplane::envelope;
-use crate::backplane::history::log::{MessageLog, Retention};
+use crate::backplane::history::log::{AckedUpTo, MessageLog, Retention};
 use crate::backplane::local::Local;
 use crate::backplane::redis::history::held::HeldMessages;
 use crate::backplane::redis::history::lineage::Lineage;
@@ -209,6 +209,17 @@ impl FollowedTopic {
     /// Whether it is a user's topic, which has acknowledgements.
     pub(super) fn is_user(&self) -> bool {
         matches!(self.name.kind(), TopicKind::User(_))
+    }
+
+    /// What its user has acknowledged. That there was another queue before shows in what this node
+    /// had of it, and in the lineage.
+    pub(super) fn acked_up_to(&self) -> AckedUpTo {
+        let had_another = self.replaced.is_some() || !self.lineage.is_empty();
+        match self.acked {
+            Some(offset) => AckedUpTo::Offset(offset),
+            None if had_another => AckedUpTo::QueueLost,
+            None => AckedUpTo::NewUser,
+        }
     }
 
     /// The first unacknowledged message, if it may be in Redis and is not in the copy.

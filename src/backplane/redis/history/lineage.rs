@@ -44,6 +44,11 @@ impl Lineage {
         Lineage { ends: entries.take(EPOCHS_MAX).map_while(end_of).collect() }
     }
 
+    /// Whether no earlier epoch is known.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
     /// The last offset of an earlier epoch that is part of this history; `None`: the epoch is not
     /// of this lineage.
     pub(super) fn end_of(&self, epoch: u64) -> Option<u64> {
