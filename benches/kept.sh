@@ -18,6 +18,7 @@
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. benches/rates.sh
 
 what="${1:-}"
 [ "$#" -eq 0 ] || shift
@@ -97,7 +98,8 @@ start_node() {
   local said="$scratch/said"
   ops="127.0.0.1:$(free_port)"
   "${CAMPANILE:-target/release/campanile}" serve --listen 127.0.0.1:0 --ops-listen "$ops" --log-level warn \
-    --shards "$shards" --private-fd-tables true --backplane "redis://127.0.0.1:$redis_port" "$@" \
+    --shards "$shards" --private-fd-tables true --backplane "redis://127.0.0.1:$redis_port" \
+    "${no_rates[@]}" "$@" \
     >"$said" 2>"$scratch/log" &
   node="$!"
   pids+=("$node")

@@ -12,6 +12,7 @@
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. benches/rates.sh
 
 command_line="benches/storm.sh $*"
 connections=15000 shards=1 rounds=3 build=true out="" serve=""
@@ -58,7 +59,7 @@ start() {
   else
     # shellcheck disable=SC2086 # several arguments
     target/release/campanile serve --listen 127.0.0.1:0 --ops-listen 127.0.0.1:0 --log-level warn \
-      --shards "$shards" --private-fd-tables true "${pin_ours[@]}" $serve \
+      --shards "$shards" --private-fd-tables true "${no_rates[@]}" "${pin_ours[@]}" $serve \
       >"$scratch/said" 2>"$scratch/log" &
   fi
   server=$!

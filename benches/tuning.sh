@@ -12,6 +12,7 @@
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. benches/rates.sh
 
 all_rows=(somaxconn somaxconn_old syn_backlog syn_backlog_cookies nr_open file_max tcp_mem tcp_min ports conntrack_connect conntrack_deliver busy_poll rps)
 rows=()
@@ -102,7 +103,7 @@ serve() {
   if [ -n "${as_nobody:-}" ]; then
     who=(setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all --bounding-set=-all)
   fi
-  "${who[@]}" "$campanile" serve --listen 127.0.0.1:0 --ops-listen 127.0.0.1:0 "$@" \
+  "${who[@]}" "$campanile" serve --listen 127.0.0.1:0 --ops-listen 127.0.0.1:0 "${no_rates[@]}" "$@" \
     >"$scratch/server.out" 2>"$scratch/server.log" &
   server=$!
   for _ in $(seq 200); do

@@ -96,6 +96,7 @@ fn chosen() -> Result<Vec<&'static Case>, String> {
 }
 
 fn bench(size: &Size, cases: &[&Case]) -> Result<(), String> {
+    println!("server: campanile serve {}", server::NO_RATES.join(" "));
     let mut rows = Vec::new();
     for case in cases {
         let rounds = run(case, size).map_err(|why| format!("{}: {why}", case.name))?;

@@ -12,6 +12,18 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 /// Lines that a server may say before the one that says where it listens.
 const LINES_BEFORE_LISTENING_MAX: usize = 200;
 
+/// One connection of a benchmark sends as much as it can: the rates of docs/limits.md are off.
+pub const NO_RATES: [&str; 8] = [
+    "--limits-messages-per-s-max",
+    "0",
+    "--limits-received-bytes-per-s-max",
+    "0",
+    "--limits-joins-per-s-max",
+    "0",
+    "--limits-requests-per-s-max",
+    "0",
+];
+
 /// Who serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contestant {
@@ -115,6 +127,7 @@ fn ours(case: &Case, size: &Size) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_campanile"));
     command.args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"]);
     command.args(["--log-level", "error"]);
+    command.args(NO_RATES);
     if !case.serve.contains("--shards") {
         command.args(["--shards", "1"]);
     }

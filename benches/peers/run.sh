@@ -11,6 +11,7 @@
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+. benches/rates.sh
 readonly here=benches/peers
 readonly there="$PWD/target/peers"
 readonly server_core=0 generator_core=1
@@ -187,7 +188,7 @@ start_campanile() {
   local port
   port=$(free_port)
   start_listening "$port" target/release/campanile serve --listen "127.0.0.1:$port" \
-    --ops-listen 127.0.0.1:0 --shards 1 --cores "$server_core" --log-level error "$@"
+    --ops-listen 127.0.0.1:0 --shards 1 --cores "$server_core" --log-level error "${no_rates[@]}" "$@"
   url="ws://127.0.0.1:$port/ws"
 }
 

@@ -3,6 +3,9 @@
 //! Shards are asked one after another, and each for a few connections at a time, so that no list
 //! holds up deliveries however many connections there are. A page says where the next one begins:
 //! connections that stay open from the first page to the last are listed exactly once.
+//!
+//! With `sort` it lists those that have most of something instead: at most [`CONNECTIONS_MAX`] of the
+//! node, and of one part of a shard's table at most `PAGE_CONNECTIONS_MAX`.
 
 use super::Ops;
 use super::ask::ask_one;
@@ -10,7 +13,7 @@ use super::error::ApiError;
 use super::extract::QueryOf;
 use crate::ids::{ShardId, TopicKind, TopicName};
 use crate::link::inspect::PAGE_CONNECTIONS_MAX;
-use crate::link::{ConnectionReport, Inspect};
+use crate::link::{ConnectionOrder, ConnectionReport, Inspect};
 use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
@@ -28,6 +31,7 @@ const QUESTIONS_MAX: usize = 64;
 pub(super) struct PageQuery {
     limit: Option<usize>,
     cursor: Option<String>,
+    sort: Option<String>,
 }
 
 /// Where a page begins: a shard and a place of its table.
@@ -52,7 +56,7 @@ impl Cursor {
     }
 }
 
-/// `GET /v1/connections?limit=&cursor=`
+/// `GET /v1/connections?limit=&cursor=&sort=`
 pub(super) async fn list(
     State(ops): State<Arc<Ops>>,
     QueryOf(query): QueryOf<PageQuery>,
@@ -60,6 +64,11 @@ pub(super) async fn list(
     let limit = query.limit.unwrap_or(CONNECTIONS_DEFAULT);
     if !(1..=CONNECTIONS_MAX).contains(&limit) {
         return Err(ApiError::bad_request(format!("limit must be from 1 to {CONNECTIONS_MAX}")));
+    }
+    if let Some(by) = &query.sort {
+        let connections = top(&ops, order(by, query.cursor.is_some())?, limit).await?;
+        let connections: Vec<Value> = connections.iter().map(described).collect();
+        return Ok(Json(json!({"connections": connections, "next_cursor": null})));
     }
     let shards = ops.end.shards() as u16;
     let start = match &query.cursor {
@@ -98,6 +107,49 @@ async fn page(
     Ok((found, Some(at)))
 }
 
+fn order(name: &str, has_cursor: bool) -> Result<ConnectionOrder, ApiError> {
+    if has_cursor {
+        return Err(ApiError::bad_request("sort has no pages: leave cursor out"));
+    }
+    let found = ConnectionOrder::ALL.iter().find(|(known, _)| *known == name);
+    found.map(|(_, by)| *by).ok_or_else(|| {
+        let known: Vec<&str> = ConnectionOrder::ALL.iter().map(|(known, _)| *known).collect();
+        ApiError::bad_request(format!("sort must be one of {}", known.join(", ")))
+    })
+}
+
+/// The connections of the node that have most. Each shard is asked for one part of its table after
+/// another, and of what was found only as many are stored as are wanted.
+async fn top(
+    ops: &Ops,
+    by: ConnectionOrder,
+    limit: usize,
+) -> Result<Vec<ConnectionReport>, ApiError> {
+    let mut found: Vec<ConnectionReport> = Vec::new();
+    for shard in 0..ops.end.shards() as u16 {
+        let mut next = Some(0);
+        while let Some(from) = next {
+            let question = |reply| Inspect::TopConnections { from, by, reply };
+            let page = ask_one(ops, ShardId(shard), question).await?;
+            found.extend(page.connections);
+            found.sort_by_key(|connection| std::cmp::Reverse(amount(connection, by)));
+            found.truncate(limit);
+            next = page.next;
+        }
+    }
+    Ok(found)
+}
+
+fn amount(connection: &ConnectionReport, by: ConnectionOrder) -> u64 {
+    match by {
+        ConnectionOrder::QueuedBytes => connection.queued_bytes as u64,
+        ConnectionOrder::Messages => connection.usage.messages,
+        ConnectionOrder::ReceivedBytes => connection.usage.bytes,
+        ConnectionOrder::LimitedMs => connection.usage.limited_ms,
+        ConnectionOrder::Rooms => connection.rooms as u64,
+    }
+}
+
 fn described(connection: &ConnectionReport) -> Value {
     json!({
         "connection_id": connection.id.to_string(),
@@ -108,6 +160,9 @@ fn described(connection: &ConnectionReport) -> Value {
         "rooms_count": connection.rooms,
         "queued_bytes": connection.queued_bytes,
         "protocol": connection.dialect,
+        "messages": connection.usage.messages,
+        "received_bytes": connection.usage.bytes,
+        "limited_ms": connection.usage.limited_ms,
     })
 }
 

@@ -156,12 +156,7 @@ fn understand(text: &[u8], plan: &Plan) -> Result<ParsedMessage, ApiError> {
     let message: Message<'_> =
         serde_json::from_slice(text).map_err(|error| ApiError::bad_request(error.to_string()))?;
     let payload = message.payload.get().as_bytes();
-    if payload.len() > limits.message_bytes_max {
-        let max = limits.message_bytes_max;
-        let status = StatusCode::PAYLOAD_TOO_LARGE;
-        let message = format!("payload has {} bytes; at most {max} are taken", payload.len());
-        return Err(ApiError::new(status, "too_large", message));
-    }
+    check_size(payload, limits.message_bytes_max)?;
     // As for clients, the object around the payload counts as a level.
     if 1 + depth(payload) > limits.json_depth_max {
         let max = limits.json_depth_max;
@@ -170,6 +165,10 @@ fn understand(text: &[u8], plan: &Plan) -> Result<ParsedMessage, ApiError> {
         return Err(ApiError::new(StatusCode::BAD_REQUEST, "bad_json", message));
     }
     let topic = topic(&message)?;
+    match plan.namespaces.policy(topic.kind()).message_bytes_max {
+        0 => {}
+        max => check_size(payload, max)?,
+    }
     if let Some(key) = &message.key {
         check_key(key)?;
     }
@@ -180,6 +179,14 @@ fn understand(text: &[u8], plan: &Plan) -> Result<ParsedMessage, ApiError> {
     let conflate_key = conflate_key.filter(|_| plan.namespaces.policy(topic.kind()).conflates());
     let payload = bytes::Bytes::copy_from_slice(payload);
     Ok(ParsedMessage { topic, payload, key: message.key, conflate_key })
+}
+
+fn check_size(payload: &[u8], bytes_max: usize) -> Result<(), ApiError> {
+    if payload.len() <= bytes_max {
+        return Ok(());
+    }
+    let message = format!("payload has {} bytes; at most {bytes_max} are taken", payload.len());
+    Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message))
 }
 
 fn conflate_key(key: &str) -> Result<ConflateKey, ApiError> {
@@ -270,6 +277,10 @@ async fn position_of(
         Ok(Ok(PublishOutcome::Unavailable)) => Err(unavailable(
             "backplane_unavailable",
             "Redis is unavailable or refused it; the message was not sent",
+        )),
+        Ok(Ok(PublishOutcome::Overloaded)) => Err(unavailable(
+            "overloaded",
+            "too many keys are remembered; the message was not sent, try again in some minutes",
         )),
         // Without an answer, too, the outcome is unknown.
         Ok(Ok(PublishOutcome::Unknown) | Err(_)) | Err(_) => Err(unavailable(

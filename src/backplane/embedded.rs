@@ -7,9 +7,11 @@
 //! Presence (`presence`) is complete here, because all connections are this node's own. Histories
 //! ([`MemoryHistories`]) and acknowledgements live as long as the process.
 //!
-//! Invariant: nothing waits here between turns, so only the histories need a bound.
+//! Invariant: nothing waits here between turns, so only histories and idempotency keys need a
+//! bound.
 
 use crate::backplane::envelope;
+use crate::backplane::history::keys::{IdempotencyKeys, KeyOwner};
 use crate::backplane::history::log::{Retention, RunRequest};
 use crate::backplane::history::store::MemoryHistories;
 use crate::backplane::interest::TopicKey;
@@ -21,7 +23,7 @@ use crate::backplane::transport::Transport;
 use crate::ids::{Position, ShardId, TopicKind, TopicName, UpTo};
 use crate::link::{
     DisconnectRequest, HistoryError, HistoryPage, HistoryRequest, PresenceRequest, PresenceUpdate,
-    Publish, PublishOutcome, RecoveryReply, RecoveryRequest,
+    Publish, PublishOutcome, RecoveryReply, RecoveryRequest, Unrecoverable,
 };
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::{Namespaces, Policy};
@@ -40,6 +42,7 @@ pub struct Embedded {
     is_up: bool,
     namespaces: Arc<Namespaces>,
     histories: MemoryHistories,
+    keys: IdempotencyKeys,
     presence: Presence,
     recovery_bytes_max: usize,
     last_tick: Option<Instant>,
@@ -64,6 +67,7 @@ impl Embedded {
             is_up: false,
             namespaces,
             histories: MemoryHistories::new(limits.history_bytes_max),
+            keys: IdempotencyKeys::new(limits.idempotency_keys_max),
             presence: Presence::default(),
             recovery_bytes_max: limits.recovery_bytes_max,
             last_tick: None,
@@ -77,17 +81,21 @@ impl Embedded {
     fn publish_now(&mut self, publish: Publish, now: Instant, local: &mut Local) {
         let policy = self.policy(&publish.topic);
         let topic = HashedTopic::from(&publish.topic);
-        let position = match policy.has_history() {
-            true => Some(self.store(topic, &publish, retention(&policy), now, local)),
+        let outcome = match policy.has_history() {
+            true => match self.store(topic, &publish, retention(&policy), now, local) {
+                Some(position) => PublishOutcome::Accepted(Some(position)),
+                None => PublishOutcome::Overloaded,
+            },
             false => {
                 local.message_to(topic, &Message::of(&publish));
-                None
+                PublishOutcome::Accepted(None)
             }
         };
-        local.end_publish(publish.done, PublishOutcome::Accepted(position), now);
+        local.end_publish(publish.done, outcome, now);
     }
 
-    /// Stores and delivers a message, unless one with its idempotency key is stored already.
+    /// Stores and delivers a message, unless one with its idempotency key is stored already. `None`:
+    /// there is no room for its key.
     fn store(
         &mut self,
         topic: HashedTopic<'_>,
@@ -95,19 +103,23 @@ impl Embedded {
         retention: Retention,
         now: Instant,
         local: &mut Local,
-    ) -> Position {
+    ) -> Option<Position> {
         let key = publish.key.as_deref();
-        if let Some(known) = key.and_then(|key| self.histories.find_key(topic, key)) {
-            return known;
+        if let Some(known) = key.and_then(|key| self.keys.find(topic, key)) {
+            return Some(known);
+        }
+        let owner = KeyOwner::of(publish.from.as_ref());
+        if key.is_some() && !self.keys.has_room(&owner) {
+            return None;
         }
         let (name, message) = (&publish.topic, Message::of(publish));
         let body = envelope::to_bytes(&message);
         let at = self.histories.append(name, topic.hash(), body, retention, now);
         if let Some(key) = &publish.key {
-            self.histories.remember_key(name, topic.hash(), key.clone(), at, now);
+            self.keys.remember((name, topic.hash()), key.clone(), owner, at, now);
         }
         local.message_at(topic, &message, at);
-        at
+        Some(at)
     }
 
     fn recover_now(
@@ -120,7 +132,11 @@ impl Embedded {
         let policy = self.policy(&ask.topic);
         let acked = self.histories.acknowledged(&ask.topic);
         let bytes_max = self.recovery_bytes_max;
-        let log = self.histories.log(&ask.topic, retention(&policy), now);
+        let Some(log) = self.histories.log_to_ask(&ask.topic, retention(&policy), now) else {
+            let RecoveryRequest { at, conn, ticket, .. } = ask;
+            let why = HistoryError::Overloaded;
+            return local.refuse_recovery(shard, Unrecoverable { at, conn, ticket, why });
+        };
         let reader = RunRequest { topic: &ask.topic, encoding: ask.encoding, bytes_max };
         let (recovery, missed) = match (ask.topic.kind(), ask.since) {
             // A user's connection receives what the user has not acknowledged, whatever it asks
@@ -148,7 +164,9 @@ impl Embedded {
 
     fn answer_history(&mut self, ask: HistoryRequest, now: Instant, local: &mut Local) {
         let policy = self.policy(&ask.topic);
-        let log = self.histories.log(&ask.topic, retention(&policy), now);
+        let Some(log) = self.histories.log_to_ask(&ask.topic, retention(&policy), now) else {
+            return local.reply_history(ask.topic, ask.to, Err(HistoryError::Overloaded));
+        };
         let (encoding, bytes_max) = (ask.encoding, self.recovery_bytes_max);
         let page = match log.page(ask.page, RunRequest { topic: &ask.topic, encoding, bytes_max }) {
             Ok(messages) => Ok(HistoryPage { position: log.position(), messages }),
@@ -239,6 +257,7 @@ impl Transport for Embedded {
         if self.last_tick.is_none_or(|last_tick| now.saturating_duration_since(last_tick) >= TICK) {
             self.last_tick = Some(now);
             self.histories.tick(now);
+            self.keys.tick(now);
         }
         self.presence.handle_timeout(now);
         self.deliver_presence_events(local);

@@ -406,6 +406,7 @@ impl Local {
             PublishOutcome::Accepted(_) => {}
             PublishOutcome::Unavailable => self.counters.publishes_failed += 1,
             PublishOutcome::Unknown => self.counters.publishes_unknown += 1,
+            PublishOutcome::Overloaded => self.counters.publishes_overloaded += 1,
         }
         match done {
             ReplyTo::Conn { id: None, .. } if matches!(outcome, PublishOutcome::Accepted(_)) => {}

@@ -57,6 +57,53 @@ pub enum Inspect {
         /// Where the answer goes.
         reply: ReplyTo<ConnectionPage>,
     },
+    /// Of the open connections at [`PAGE_PLACES_MAX`] places of the shard's table those that have
+    /// most of something, at most [`PAGE_CONNECTIONS_MAX`]; none that has nothing of it.
+    TopConnections {
+        /// The first place that is looked at.
+        from: u32,
+        /// Of what.
+        by: ConnectionOrder,
+        /// Where the answer goes.
+        reply: ReplyTo<ConnectionPage>,
+    },
+}
+
+/// By what connections are put in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionOrder {
+    /// Bytes that wait for it.
+    QueuedBytes,
+    /// Messages that it has sent since it was idle.
+    Messages,
+    /// Bytes that it has sent since it was idle.
+    ReceivedBytes,
+    /// For how long it has sent faster than its rates.
+    LimitedMs,
+    /// Rooms that it is in.
+    Rooms,
+}
+
+impl ConnectionOrder {
+    /// All of them, with their names in the API.
+    pub const ALL: [(&str, ConnectionOrder); 5] = [
+        ("queued_bytes", ConnectionOrder::QueuedBytes),
+        ("messages", ConnectionOrder::Messages),
+        ("received_bytes", ConnectionOrder::ReceivedBytes),
+        ("limited_ms", ConnectionOrder::LimitedMs),
+        ("rooms", ConnectionOrder::Rooms),
+    ];
+}
+
+/// What a connection uses of its rates. A connection that is idle has used nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UsageReport {
+    /// Messages that it has sent since it was idle.
+    pub messages: u64,
+    /// Bytes that it has sent since it was idle.
+    pub bytes: u64,
+    /// For how long it has sent faster than its rates, in milliseconds.
+    pub limited_ms: u64,
 }
 
 /// Some of a shard's rooms.
@@ -144,4 +191,6 @@ pub struct ConnectionReport {
     pub queued_bytes: usize,
     /// Its protocol.
     pub dialect: &'static str,
+    /// What it uses of its rates.
+    pub usage: UsageReport,
 }

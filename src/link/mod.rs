@@ -19,6 +19,7 @@ pub mod load_table;
 pub mod log_queue;
 mod origin;
 mod reply_to;
+pub mod shares;
 pub mod sleep_flag;
 mod taken_bytes;
 
@@ -35,7 +36,8 @@ use bytes::Bytes;
 use std::sync::Arc;
 
 pub use inspect::{
-    AckReport, ConnectionPage, ConnectionReport, Inspect, RoomPage, RoomReport, UserReport,
+    AckReport, ConnectionOrder, ConnectionPage, ConnectionReport, Inspect, RoomPage, RoomReport,
+    UsageReport, UserReport,
 };
 pub use origin::Origin;
 pub use reply_to::ReplyTo;
@@ -268,6 +270,8 @@ pub enum PublishOutcome {
     Unavailable,
     /// The connection to Redis broke with the command in flight: it may have been delivered.
     Unknown,
+    /// There is no room for its idempotency key. It was not sent.
+    Overloaded,
 }
 
 /// A frame for all members of a topic, with what else a shard uses of it.

@@ -121,12 +121,42 @@ limits! {
         "How long a publish may wait for Redis. Beyond: error backplane_unavailable.";
     history_bytes_max: usize = 1024 * 1024 * 1024, in tests 4096, bytes(MIB, MIB * MIB),
         "Histories of the whole node, without Redis. Beyond: the one without a message for longest is dropped.";
+    idempotency_keys_max: usize = 256 * 1024, in tests 4096, count(8, 100_000_000, "keys"),
+        "Idempotency keys of the whole node, without Redis, each remembered for five minutes. A user has an eighth of them at most, clients without a token a half together. Beyond: error overloaded, the message is not sent.";
     history_reads_per_s_max: u64 = 100_000, in tests 50, count(1, 10_000_000, "reads"),
         "Histories read from one Redis server in a second, when many clients return and this node lacks the messages that they missed. Beyond: they wait, and after ten seconds recovered false, overload, or error backplane_unavailable where no position is known.";
     history_requests_waiting_max: usize = 1_000_000, in tests 16, count(2, 100_000_000, "requests"),
         "Joins and history requests of the whole node that wait for a read from Redis, divided among the servers; one room or user takes half of them at most. Beyond: error overloaded.";
     recovery_bytes_max: usize = 768 * 1024, in tests 1024, bytes(1024, 1024 * MIB),
         "Bytes of missed messages in the answer to one join with `since`. Beyond: recovered false, too_much.";
+    messages_per_s_max: u64 = 1000, in tests 1000, count(0, 1_000_000_000, "messages"),
+        "Messages of one connection in a second, on average, pings included; 0: no limit. Beyond: it is not read until its rate allows more; after a second it receives error rate_limited, and after limits.rate_limited_timeout_ms close 1008.";
+    messages_burst_max: u64 = 2000, in tests 2000, count(1, 1_000_000_000, "messages"),
+        "Messages of one connection at once, after a time in which fewer came than limits.messages_per_s_max.";
+    received_bytes_per_s_max: u64 = 8 * MIB, in tests 8 * MIB, bytes(0, MIB * MIB),
+        "Bytes that one connection sends in a second, on average; 0: no limit. Beyond: as with limits.messages_per_s_max.";
+    received_bytes_burst_max: u64 = 16 * MIB, in tests 16 * MIB, bytes(1, MIB * MIB),
+        "Bytes that one connection sends at once, after a time in which fewer came than limits.received_bytes_per_s_max.";
+    joins_per_s_max: u64 = 100, in tests 1000, count(0, 1_000_000_000, "joins"),
+        "Joins of one connection in a second, on average; 0: no limit. Beyond: as with limits.messages_per_s_max; further joins in one message: error rate_limited.";
+    joins_burst_max: u64 = 256, in tests 1000, count(1, 1_000_000_000, "joins"),
+        "Joins of one connection at once: all its rooms, when it comes back.";
+    requests_per_s_max: u64 = 50, in tests 1000, count(0, 1_000_000_000, "requests"),
+        "Requests for history or presence of one connection in a second, on average; 0: no limit. Beyond: as with limits.joins_per_s_max.";
+    requests_burst_max: u64 = 256, in tests 1000, count(1, 1_000_000_000, "requests"),
+        "Requests for history or presence of one connection at once.";
+    connections_per_address_max: u64 = 4096, in tests 4096, count(0, 1_000_000, "connections"),
+        "Connections of one client address (of one /64 of IPv6) to this node, handshakes included; 0: no limit. Only where addresses are known to be clients': see listen_direct. Beyond: HTTP 429 with Retry-After.";
+    handshakes_per_address_max: u64 = 512, in tests 512, count(0, 4000, "handshakes"),
+        "Handshakes of one client address under way; 0: no limit. Beyond: HTTP 429 with Retry-After.";
+    connects_per_address_per_s_max: u64 = 100, in tests 100, count(0, 1000, "connections"),
+        "Connections of one client address in a second, on average; 0: no limit. Beyond: HTTP 429 with Retry-After.";
+    connects_per_address_burst_max: u64 = 1000, in tests 1000, count(1, 1_000_000, "connections"),
+        "Connections of one client address at once, after a time in which fewer came than limits.connects_per_address_per_s_max.";
+    connections_per_user_max: u64 = 0, in tests 0, count(0, 1_000_000, "connections"),
+        "Connections of one user with a token to this node; 0: no limit. Beyond: HTTP 429 with Retry-After. Costs 8 bytes a connection, and a table of 4 MiB.";
+    rate_limited_timeout_ms: u64 = MINUTE_MS, in tests 5_000, ms(0, 24 * 60 * MINUTE_MS),
+        "How long a connection may send faster than its rates allow without a second's rest; 0: forever. Beyond: close 1008.";
 }
 
 impl Limits {

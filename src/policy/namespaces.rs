@@ -112,6 +112,12 @@ namespace_settings! {
         "What happens to messages for a member that reads too slowly. close: they wait, up to limits.outbox_bytes_max. drop_oldest: the oldest are dropped, and the member receives `lost`. conflate: only the newest waits, or the newest for each `conflate_key`.";
     slow_bytes_max: usize = 256 * 1024, bytes(256, 1024 * 1024 * 1024),
         "Bytes of one room that may wait for one slow member, with drop_oldest or conflate. Beyond: the oldest are dropped. All rooms of a connection together stay within limits.outbox_bytes_max.";
+    members_per_shard_max: usize = 0, count(0, 16_000_000, "connections"),
+        "Members that one room may have in each shard of a node; 0: no limit. Beyond: error room_full.";
+    publishes_per_s_max: u64 = 0, count(0, 1_000_000, "messages"),
+        "Messages that clients may publish to one room through each shard in a second, and at once; 0: no limit. Beyond: error rate_limited, the message is not sent. The HTTP API and Redis are not limited.";
+    message_bytes_max: usize = 0, bytes(0, 16 * 1024 * 1024),
+        "Bytes of the payload of a message; 0: what limits.message_bytes_max allows. Beyond: error too_big, over the HTTP API 413.";
     presence: bool = false, SettingRange::Bool,
         "Presence: requests for the users in a room are answered, and members receive `joined` and `left`.";
     presence_grace_ms: u64 = 5_000, ms(0, 600_000),

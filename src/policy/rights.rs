@@ -20,6 +20,26 @@ pub struct Rights {
     pub broadcast: bool,
 }
 
+/// [`Rights`] in one byte, for what is stored of every connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackedRights(u8);
+
+impl From<Rights> for PackedRights {
+    fn from(rights: Rights) -> PackedRights {
+        let Rights { publish, publish_unjoined, send, broadcast } = rights;
+        let bits = [publish, publish_unjoined, send, broadcast];
+        PackedRights(bits.iter().rev().fold(0, |byte, bit| byte << 1 | u8::from(*bit)))
+    }
+}
+
+impl From<PackedRights> for Rights {
+    fn from(packed: PackedRights) -> Rights {
+        let [publish, publish_unjoined, send, broadcast] =
+            [0, 1, 2, 3].map(|bit| packed.0 >> bit & 1 == 1);
+        Rights { publish, publish_unjoined, send, broadcast }
+    }
+}
+
 impl Rights {
     /// Nothing but receiving.
     pub const NONE: Rights =

@@ -183,6 +183,7 @@ fn native_close(why: Farewell) -> (u16, &'static str) {
         Farewell::Unsupported => (1003, "binary messages are not spoken here, send text"),
         Farewell::Slow => (1013, "too slow: more is waiting for this connection than may wait"),
         Farewell::Overloaded => (1013, "this server has as many topics as it may have"),
+        Farewell::RateLimited => (1008, "rate_limited"),
         Farewell::Silent => (1001, "no answer to a ping"),
         Farewell::Drain => (1001, "this server goes away, connect again"),
         Farewell::TokenExpired => (4401, "token_expired"),

@@ -57,6 +57,8 @@ pub enum Farewell {
     TokenExpired,
     /// Messages of a topic were lost, and its client has to come back to recover them.
     Lost,
+    /// It sends faster than its rates allow, for too long.
+    RateLimited,
 }
 
 /// What becomes of a member of a topic of which messages were lost.

@@ -287,6 +287,12 @@ pub enum ErrorCode {
     TooManyRooms,
     /// This node has as many topics as it may have.
     Overloaded,
+    /// This connection asks for more in a second than it may, or more is published to a room.
+    RateLimited,
+    /// The room has as many members as it may have.
+    RoomFull,
+    /// The message is larger than those of its room may be.
+    TooBig,
     /// History, presence or idempotency, where they are off.
     NotEnabled,
     /// The backplane is away; the message was not sent.
@@ -306,6 +312,9 @@ impl ErrorCode {
             ErrorCode::Forbidden => "forbidden",
             ErrorCode::TooManyRooms => "too_many_rooms",
             ErrorCode::Overloaded => "overloaded",
+            ErrorCode::RateLimited => "rate_limited",
+            ErrorCode::RoomFull => "room_full",
+            ErrorCode::TooBig => "too_big",
             ErrorCode::NotEnabled => "not_enabled",
             ErrorCode::BackplaneUnavailable => "backplane_unavailable",
             ErrorCode::OutcomeUnknown => "outcome_unknown",

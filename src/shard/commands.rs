@@ -17,6 +17,7 @@ use crate::shard::memory::half_bytes;
 use crate::shard::pause::ReadOutcome;
 use crate::shard::state::deliveries::Follows;
 use crate::shard::state::pending_joins::JoinOptions;
+use crate::shard::state::rates::RateRule;
 use crate::shard::state::{ARENA_FRAME_BYTES_MAX, JoinWaiter, Shard};
 use crate::ws::decoder::{DecoderLimits, Item, ProtocolError};
 use crate::ws::encode::{self, Opcode};
@@ -55,8 +56,11 @@ impl Shard {
     /// 2. Closing, and we were first: only the peer's close frame matters.
     /// 3. Freed since the read began: nothing.
     pub fn handle_read(&mut self, conn: ConnId, input: &mut [u8]) -> ReadOutcome {
-        self.counters.bytes_in += input.len() as u64;
-        self.use_bytes(conn, input)
+        let bytes = input.len() as u64;
+        self.counters.bytes_in += bytes;
+        let outcome = self.use_bytes(conn, input);
+        self.charge(conn, RateRule::Bytes, bytes);
+        ReadOutcome { is_paused: self.is_paused(conn), ..outcome }
     }
 
     /// The same for bytes that were counted.
@@ -71,6 +75,10 @@ impl Shard {
         ) {
             return all;
         }
+        if c.unread == ReadState::Paused {
+            self.keep_rest(conn, input); // Its rate was exceeded as it was opened.
+            return ReadOutcome { used_bytes: 0, is_paused: true };
+        }
         let message_bytes_max = match c.encoding.dialect().has_topics() {
             true => self.limits.message_bytes_max,
             false => self.limits.echo_message_bytes_max,
@@ -82,7 +90,10 @@ impl Shard {
         let mut rest = input;
         while let Some(item) = decoder.next(&mut rest, limits) {
             match item {
-                Ok(item) => self.on_item(conn, item),
+                Ok(item) => {
+                    self.charge(conn, RateRule::Messages, 1);
+                    self.on_item(conn, item);
+                }
                 Err(error) => self.on_violation(conn, error),
             }
             match self.listening(conn) {
@@ -154,11 +165,17 @@ impl Shard {
     fn on_message(&mut self, conn: ConnId, message: Incoming<'_>) {
         self.counters.messages_in += 1;
         let dialect = self.encoding_of(conn).dialect();
+        let mut requests = 0;
         dialect.parse(message, self.limits.json_depth_max, |parsed| {
+            requests += 1;
             if self.conns.get(conn.0).is_some_and(|c| c.is_open()) {
                 self.on_parsed(conn, parsed);
             }
         });
+        if requests > 1 {
+            // Each counts as a message; the first was charged with its frame.
+            self.charge(conn, RateRule::Messages, requests - 1);
+        }
     }
 
     fn on_parsed(&mut self, conn: ConnId, parsed: Parsed<'_>) {
@@ -196,7 +213,9 @@ impl Shard {
         }
         let done = match request.command {
             Command::Join { room, since, info, ack } => {
-                self.on_join(conn, room, JoinOptions { since, info, ack }, id.clone())
+                self.take_token(conn, RateRule::Joins).and_then(|()| {
+                    self.on_join(conn, room, JoinOptions { since, info, ack }, id.clone())
+                })
             }
             Command::Leave { room } => self.on_leave(conn, room, id.as_ref()),
             Command::Publish { room, payload, echo, key, conflate_key } => {
@@ -209,8 +228,12 @@ impl Shard {
             Command::Broadcast { payload, key } => {
                 self.on_broadcast(conn, payload, key, id.clone())
             }
-            Command::Presence { room } => self.on_presence(conn, room, id.clone()),
-            Command::History { room, page } => self.on_history(conn, room, page, id.clone()),
+            Command::Presence { room } => self
+                .take_token(conn, RateRule::Requests)
+                .and_then(|()| self.on_presence(conn, room, id.clone())),
+            Command::History { room, page } => self
+                .take_token(conn, RateRule::Requests)
+                .and_then(|()| self.on_history(conn, room, page, id.clone())),
             Command::Ack { of: AckOf::Room(room), up_to } => {
                 self.on_ack_room(conn, room, up_to, id.as_ref())
             }
@@ -245,7 +268,7 @@ impl Shard {
             TopicKind::User(_) | TopicKind::All => None,
         };
         let c = self.conns.get(conn.0).expect("it just spoke");
-        let (rights, has_token) = (c.rights, c.has_token);
+        let (rights, has_token) = (c.rights.into(), c.has_token);
         let is_member = found.is_some_and(|at| self.is_in(conn, at));
         let asker = Asker::Client { rights, has_token, is_member };
         may(&self.config.namespaces, asker, action, topic).map_err(CommandError::from)?;
@@ -256,6 +279,7 @@ impl Shard {
     /// the topic already, otherwise with the backplane's `Joined`.
     pub(super) fn on_join_room(&mut self, conn: ConnId, room: &str) {
         // A room in the URL is joined like any other, and a rejection is reported like any other.
+        // It costs no token: a new connection has as many as it may have rooms.
         let options = JoinOptions::default();
         let command = Command::Join { room, since: None, info: None, ack: false };
         let joined = self.has_memory_for(&command);
@@ -276,6 +300,9 @@ impl Shard {
         self.may(conn, Action::Join { acks: options.ack }, TopicKind::Room(room))?;
         let c = self.conns.get(conn.0).expect("it just spoke");
         let is_member = found.is_some_and(|at| c.joined.find(at.0.index).is_some());
+        if !is_member {
+            self.check_members(room)?;
+        }
         // One topic of a connection is its user's, or is about to be.
         let rooms = c.joined.len() + self.pendings.len(conn);
         if !is_member && rooms > self.limits.rooms_per_connection_max {
@@ -427,7 +454,9 @@ impl Shard {
     ) -> Result<(), CommandError> {
         let has_key = keys.key.is_some();
         let found = self.may(conn, Action::Publish { has_key }, TopicKind::Room(room))?;
-        if !self.config.namespaces.policy_of_room(room).conflates() {
+        let policy = *self.config.namespaces.policy_of_room(room);
+        self.check_publish(room, &policy, payload.len())?;
+        if !policy.conflates() {
             keys.conflate_key = None; // It is no more than a hint.
         }
         let topic = match found {

@@ -11,9 +11,10 @@
 //!
 //! Invariant: a connection that is `Closing` is in no topic.
 
-use crate::policy::rights::Rights;
+use crate::policy::rights::{PackedRights, Rights};
 use crate::protocol::dialect::{Dialect, Encoding, Farewell};
 use crate::shard::slow_consumer::outbox::Outbox;
+use crate::shard::state::rates::UNUSED;
 use crate::ws::close::CloseCode;
 use crate::ws::decoder::{Decoder, ProtocolError};
 
@@ -189,7 +190,9 @@ pub struct Conn {
     /// Why it ends, once it does.
     pub reason: Option<CloseReason>,
     /// The rights of its user.
-    pub rights: Rights,
+    pub rights: PackedRights,
+    /// The index of what it has used of its rates (`rates.rs`), or `UNUSED`.
+    pub usage: u32,
     /// Its topics; the first one is its user's (see `user_queue.rs` for when not yet).
     pub joined: Memberships,
     /// Half a message, if there is one.
@@ -220,7 +223,8 @@ impl Conn {
             settled_by: 0,
             since: 0,
             reason: None,
-            rights: none,
+            rights: none.into(),
+            usage: UNUSED,
             joined: Memberships::default(),
             decoder: None,
             outbox: None,
@@ -267,6 +271,8 @@ pub enum CloseReason {
     Overloaded,
     /// This node is short of memory, and it holds more than others.
     Memory,
+    /// It has sent faster than its rates allow for `rate_limited_timeout_ms`.
+    RateLimited,
 }
 
 impl CloseReason {
@@ -283,6 +289,7 @@ impl CloseReason {
             CloseReason::Unsupported => Farewell::Unsupported,
             CloseReason::Slow | CloseReason::Stalled => Farewell::Slow,
             CloseReason::Overloaded | CloseReason::Memory => Farewell::Overloaded,
+            CloseReason::RateLimited => Farewell::RateLimited,
             CloseReason::Silent => Farewell::Silent,
             CloseReason::Drain => Farewell::Drain,
             CloseReason::TokenExpired => Farewell::TokenExpired,
@@ -311,6 +318,7 @@ impl CloseReason {
             CloseReason::Silent => "ping_timeout",
             CloseReason::Overloaded => "overloaded",
             CloseReason::Memory => "memory",
+            CloseReason::RateLimited => "rate_limited",
             CloseReason::Drain => "drain",
             CloseReason::TokenExpired => "token_expired",
             CloseReason::Lost => "messages_lost",

@@ -9,7 +9,8 @@ use crate::link::inspect::{
     LISTED_ROOMS_MAX, PAGE_CONNECTIONS_MAX, PAGE_PLACES_MAX, USER_MEMBERSHIPS_MAX,
 };
 use crate::link::{
-    AckReport, ConnectionPage, ConnectionReport, Inspect, RoomPage, RoomReport, UserReport,
+    AckReport, ConnectionOrder, ConnectionPage, ConnectionReport, Inspect, RoomPage, RoomReport,
+    UserReport,
 };
 use crate::protocol::dialect::Encoding;
 use crate::shard::conn::{Conn, OPENED_UNIT_MS};
@@ -28,6 +29,9 @@ impl Shard {
             Inspect::User { topic, reply } => reply.call(self.report_user(&topic)),
             Inspect::Connections { from, max, reply } => {
                 reply.call(self.report_connections(from, max, address_of));
+            }
+            Inspect::TopConnections { from, by, reply } => {
+                reply.call(self.report_top(from, by, address_of));
             }
         }
     }
@@ -115,6 +119,45 @@ impl Shard {
         page
     }
 
+    /// The places that have most; only those that are listed are described.
+    fn report_top(
+        &self,
+        from: u32,
+        by: ConnectionOrder,
+        address_of: impl Fn(u32) -> Option<SocketAddr>,
+    ) -> ConnectionPage {
+        let end = self.conns.capacity_used() as u32;
+        let stop = end.min(from.saturating_add(PAGE_PLACES_MAX));
+        let open = (from..stop).filter_map(|place| Some((place, self.conns.at(place)?)));
+        let all = open.filter(|(_, conn)| conn.is_open());
+        let mut most: Vec<(u64, u32)> =
+            all.map(|(place, conn)| (self.amount(conn, by), place)).filter(|it| it.0 > 0).collect();
+        most.sort_unstable_by_key(|(amount, place)| (std::cmp::Reverse(*amount), *place));
+        most.truncate(PAGE_CONNECTIONS_MAX);
+        let report = |(_, place): (u64, u32)| {
+            let (id, conn) = (self.conns.id_at(place)?, self.conns.at(place)?);
+            let named = self.named_peers.get(place);
+            let address = named.or_else(|| address_of(conn.socket_key));
+            Some(self.report_connection(id, conn, address))
+        };
+        let connections = most.into_iter().filter_map(report).collect();
+        ConnectionPage { connections, next: (stop < end).then_some(stop) }
+    }
+
+    /// How much a connection has of what is put in order.
+    fn amount(&self, conn: &Conn, by: ConnectionOrder) -> u64 {
+        let usage = self.usage_of(conn.usage);
+        match by {
+            ConnectionOrder::QueuedBytes => {
+                conn.outbox.as_ref().map_or(0, |outbox| outbox.bytes()) as u64
+            }
+            ConnectionOrder::Messages => usage.messages,
+            ConnectionOrder::ReceivedBytes => usage.bytes,
+            ConnectionOrder::LimitedMs => usage.limited_ms,
+            ConnectionOrder::Rooms => self.rooms_of(conn).count() as u64,
+        }
+    }
+
     fn report_connection(
         &self,
         id: SlotId,
@@ -131,6 +174,7 @@ impl Shard {
             listed_rooms: self.rooms_of(conn).take(LISTED_ROOMS_MAX).cloned().collect(),
             queued_bytes: conn.outbox.as_ref().map_or(0, |outbox| outbox.bytes()),
             dialect: dialect.label(),
+            usage: self.usage_of(conn.usage),
         }
     }
 

@@ -60,7 +60,7 @@ impl Shard {
         c.state = ConnState::Open;
         c.since = (self.life.now_ms / OPENED_UNIT_MS) as u32;
         c.encoding = opening.encoding;
-        c.rights = opening.identity.rights;
+        c.rights = opening.identity.rights.into();
         c.has_token = opening.identity.user.is_some();
         self.counters.handshaking -= 1;
         self.count_open(opening.encoding, true);
@@ -252,6 +252,8 @@ impl Shard {
         while let Some(conn) = due(&mut self.life.closings, now_ms) {
             self.life.ended.push_back(conn);
         }
+        self.look_at_rates();
+        self.look_at_room_rates();
         self.close_expired(now_ms);
         self.close_disconnected();
         self.sweep(now_ms);
@@ -417,6 +419,7 @@ impl Shard {
     fn free(&mut self, conn: ConnId) -> Option<ClosedSocket> {
         self.leave_all(conn);
         self.forget_pause(conn);
+        self.forget_usage(conn);
         let c = self.conns.remove(conn.0)?;
         self.expiries.live -= usize::from(c.expires);
         self.half_bytes -= half_bytes(c.decoder.as_deref());
@@ -463,6 +466,7 @@ impl Shard {
             CloseReason::Disconnected => &mut counters.closed_disconnected,
             CloseReason::Overloaded => &mut counters.closed_overloaded,
             CloseReason::Memory => &mut counters.closed_memory,
+            CloseReason::RateLimited => &mut counters.closed_rate_limited,
             CloseReason::Http => return,
         } += 1;
     }
@@ -498,7 +502,9 @@ impl Shard {
         let may_be_unread = match conn.unread {
             ReadState::Idle => false,
             ReadState::Queued | ReadState::ToTheEnd => true,
-            ReadState::Paused => self.waits_for_us(id) || self.is_paused_for_memory(id),
+            ReadState::Paused => {
+                self.waits_for_us(id) || self.is_rate_limited(id) || self.is_paused_for_memory(id)
+            }
         };
         if !is_active && !may_be_unread {
             return self.begin_close(id, CloseReason::Silent);

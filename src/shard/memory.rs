@@ -123,10 +123,7 @@ impl Shard {
 
     fn resume_for_memory(&mut self) {
         for conn in std::mem::take(&mut self.memory_paused) {
-            // One that has too many questions is resumed when they are asked.
-            if !self.has_questions_enough(conn) {
-                self.resume(conn);
-            }
+            self.resume(conn);
         }
     }
 
@@ -180,10 +177,11 @@ impl Shard {
             *ignore_input = true; // Half of a message is gone.
         }
         self.half_bytes -= half_bytes(c.decoder.take().as_deref());
-        if c.unread == ReadState::Paused {
+        let is_paused = c.unread == ReadState::Paused;
+        self.memory_paused.remove(&conn);
+        if is_paused {
             self.resume(conn); // Its end is waited for.
         }
-        self.memory_paused.remove(&conn);
     }
 }
 

@@ -25,6 +25,8 @@
 //! | `questions.rs` | questions with long answers, one at a time |
 //! | `memory.rs` | what is held in memory, and what happens when it is too much |
 //! | `pause.rs` | connections that are not read for a while |
+//! | `rates.rs` | how much one connection may ask for in a second |
+//! | `room_limits.rs` | what the namespace of a room limits |
 //! | `acks.rs` | members who acknowledge what they receive |
 //! | `delivery/` | replies and rounds, joined into batches (`batch.rs`) |
 //! | `lifecycle.rs` | open, close, sweep, drain |
@@ -53,7 +55,9 @@ mod memory;
 mod pause;
 mod presence;
 mod questions;
+mod rates;
 mod recovery;
+mod room_limits;
 mod session;
 mod slow_consumer;
 mod state;

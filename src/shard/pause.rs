@@ -63,8 +63,18 @@ impl Shard {
         }
     }
 
-    /// The reason for a connection's pause has ended.
+    /// A reason for a connection's pause has ended. It is read again, unless there is another one; once
+    /// it closes, its end is waited for whatever reason there is.
     pub(super) fn resume(&mut self, conn: ConnId) {
+        if self.is_rate_limited(conn)
+            || self.has_questions_enough(conn)
+            || self.is_paused_for_memory(conn)
+        {
+            let is_open = self.conns.get(conn.0).is_some_and(|c| c.is_open());
+            if is_open {
+                return;
+            }
+        }
         let Some(c) = self.conns.get_mut(conn.0) else { return };
         if c.unread == ReadState::Paused {
             c.unread = ReadState::ToTheEnd;

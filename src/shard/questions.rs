@@ -38,25 +38,26 @@ impl Shard {
         ))
     }
 
-    /// Whether as many questions of a connection wait as have it paused.
-    pub(super) fn has_questions_enough(&self, conn: ConnId) -> bool {
-        let waiting = self.questions.of.get(&conn).map_or(0, |asked| asked.waiting.len());
-        waiting > self.limits.questions_waiting_max / 2
-    }
-
     /// Asks the backplane something, now or when the questions before it are answered.
     pub(super) fn ask(&mut self, conn: ConnId, question: Uplink) {
         let asked = self.questions.of.entry(conn).or_insert_with(|| Asked {
             step: QuestionStep::Answered, // nothing was, and nothing is waited for
             waiting: VecDeque::new(),
+            is_enough: false,
         });
         asked.waiting.push_back(question);
         self.questions.waiting += 1;
         self.ask_next(conn);
         let waiting = self.questions.of.get(&conn).map_or(0, |asked| asked.waiting.len());
         if waiting >= self.limits.questions_waiting_max {
+            self.questions.of.get_mut(&conn).expect("its questions wait").is_enough = true;
             self.pause(conn);
         }
+    }
+
+    /// Whether a connection is paused because it has asked enough.
+    pub(super) fn has_questions_enough(&self, conn: ConnId) -> bool {
+        self.questions.of.get(&conn).is_some_and(|asked| asked.is_enough)
     }
 
     /// A connection in its handshake has asked the ops thread something over HTTP. It is not read
@@ -64,7 +65,9 @@ impl Shard {
     pub fn begin_call(&mut self, conn: ConnId) {
         if self.is_handshaking(conn) {
             let step = QuestionStep::UnderWay { ticket: None };
-            self.questions.of.insert(conn, Asked { step, waiting: VecDeque::new() });
+            self.questions
+                .of
+                .insert(conn, Asked { step, waiting: VecDeque::new(), is_enough: true });
             self.pause(conn);
         }
     }
@@ -117,6 +120,9 @@ impl Shard {
             }
             let ticket = ticket.map(|(ticket, _)| ticket);
             asked.step = QuestionStep::UnderWay { ticket };
+            if is_half_asked {
+                asked.is_enough = false;
+            }
             self.uplink.push_back(question);
             if is_half_asked {
                 self.resume(conn);

@@ -23,6 +23,7 @@ use crate::protocol::run::{Run, RunKind, RunStyle};
 use crate::protocol::{ErrorCode, Event, Page, RequestId};
 use crate::shard::command_error::CommandError;
 use crate::shard::conn::Conn;
+use crate::shard::room_limits::ROOM_FULL;
 use crate::shard::state::Shard;
 use crate::shard::state::deliveries::Follows;
 use crate::shard::state::pending_joins::JoinOptions;
@@ -133,13 +134,17 @@ impl Shard {
         if let TopicKind::User(user) = name.kind() {
             return self.admit_user(user, recovered, is_question);
         }
-        let c = self.conns.get_mut(conn.0).expect("who has gone is no longer pending");
+        let TopicKind::Room(room) = name.kind() else { return };
+        let c = self.conns.get(conn.0).expect("who has gone is no longer pending");
         let is_new = c.joined.find(at.0.index).is_none();
+        if is_new && self.is_room_full(room) {
+            return self.refuse_full(conn, at, pending.id.as_ref(), is_question);
+        }
+        let c = self.conns.get_mut(conn.0).expect("it was just looked at");
         if is_new {
             self.hub.join(at, conn.0.index, c);
             self.counters.joins += 1;
         }
-        let TopicKind::Room(room) = name.kind() else { return };
         if self.config.namespaces.policy_of_room(room).presence {
             self.attend(conn, &name, pending.info, is_new);
         }
@@ -155,6 +160,21 @@ impl Shard {
             recovery,
             missed,
         });
+    }
+
+    /// Others have taken the last places while the position was asked for.
+    fn refuse_full(
+        &mut self,
+        conn: ConnId,
+        at: TopicId,
+        id: Option<&RequestId>,
+        is_question: bool,
+    ) {
+        self.close_topic_if_empty(at.0.index);
+        self.counters.requests_rejected += 1;
+        let CommandError(code, message) = ROOM_FULL;
+        let follows = if is_question { Follows::Question } else { Follows::More };
+        self.send(conn, &Event::Error { id, code, message }, follows);
     }
 
     /// Answers a join with what was missed: inside the answer or after it, depending on the dialect.
@@ -265,9 +285,10 @@ impl Shard {
                         ErrorCode::BackplaneUnavailable,
                         "the backplane is away, ask again when it is back",
                     ),
-                    HistoryError::Overloaded => {
-                        (ErrorCode::Overloaded, "too many requests wait for Redis: ask again later")
-                    }
+                    HistoryError::Overloaded => (
+                        ErrorCode::Overloaded,
+                        "too many requests wait, or no room is left for a history: ask again later",
+                    ),
                     HistoryError::Unreadable => (
                         ErrorCode::BackplaneUnavailable,
                         "the history of this room cannot be read: ask again later",
@@ -291,13 +312,13 @@ fn refusal_text(why: HistoryError, is_user: bool, stays: bool) -> &'static str {
             "Redis did not answer in time, and the room was not joined: try again later"
         }
         (HistoryError::Overloaded, true, _) => {
-            "too many requests wait for Redis, and nothing that is stored follows: connect again later"
+            "too many requests wait, or no room is left for a history: nothing that is stored follows"
         }
         (HistoryError::Overloaded, false, true) => {
-            "too many requests wait for Redis: ask again later"
+            "too many requests wait, or no room is left for a history: ask again later"
         }
         (HistoryError::Overloaded, false, false) => {
-            "too many requests wait for Redis, and the room was not joined: try again later"
+            "too many requests wait, or no room is left for a history: the room was not joined, try later"
         }
         (HistoryError::Unreadable | HistoryError::Unrecovered(_), true, _) => {
             "what is stored for this user cannot be read: connect again later"

@@ -91,6 +91,7 @@ impl Shard {
     #[cfg(any(test, debug_assertions))]
     pub fn check(&self) {
         self.hub.check(&self.conns);
+        self.check_rates();
         for (_, conn) in self.conns.iter() {
             if !conn.is_open() {
                 assert!(conn.joined.is_empty(), "only open connections are in topics");
@@ -137,6 +138,10 @@ impl Shard {
             PublishOutcome::Unavailable => {
                 (ErrorCode::BackplaneUnavailable, "the backplane is away, the message was not sent")
             }
+            PublishOutcome::Overloaded => (
+                ErrorCode::Overloaded,
+                "too many keys are remembered: the message was not sent, try again in some minutes",
+            ),
             PublishOutcome::Unknown => (
                 ErrorCode::OutcomeUnknown,
                 "the backplane broke while it had the message: it may or may not have been sent",

@@ -8,6 +8,8 @@
 //! | `world.rs` | everything together, moved one step at a time as `net/reactor.rs` does |
 //! | `history.rs` | what was said, heard and dropped; and the judge over it |
 //! | `stories.rs` | small days with a title, one behaviour each |
+//! | `rates.rs` | connections that send faster than they may |
+//! | `shares.rs` | strangers who fill what belongs to others |
 //! | `queue.rs` | what is kept for users, on a real backplane |
 //! | `acks.rs` | members who acknowledge what they hear, on a real backplane |
 //! | `slow.rs` | members who read too slowly where messages may give way |
@@ -39,7 +41,9 @@ mod moves;
 mod peer;
 mod questions;
 mod queue;
+mod rates;
 mod rng;
+mod shares;
 mod slow;
 mod stories;
 mod world;

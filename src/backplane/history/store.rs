@@ -4,28 +4,27 @@
 //! `limits.history_bytes_max` the least recently used topic loses its messages first, and a client
 //! that returns to it receives `trimmed`, or `epoch` once the history is gone.
 //!
-//! Idempotency keys are remembered for [`IDEMPOTENCY_TTL`], so that a retry finds the message that
-//! it has stored already.
+//! A client that only asks, by a join or for a page, begins an empty history where there is none. That
+//! takes a place from no history that has messages: without room it is refused.
 //!
 //! Invariant: an epoch is never given twice, neither to a topic that returns nor after a restart of
 //! this process: it is a time, and each is later than the one before.
 
 use crate::backplane::history::log::{AckedUpTo, MessageLog, Retention};
 use crate::backplane::history::lost_queues::LostQueues;
-use crate::backplane::message::IDEMPOTENCY_TTL;
 use crate::backplane::topic_table::{HashedTopic, TopicHash, TopicTable};
 use crate::ids::{Position, TopicName, UpTo};
 use bytes::Bytes;
-use hashbrown::HashTable;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Idempotency keys that are remembered, at most: beyond, the oldest is forgotten early.
-const IDEMPOTENCY_KEYS_MAX: usize = 256 * 1024;
 /// How long a history without messages stays: a client that returns to it has missed nothing.
 const EMPTY_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// Bytes of a history beside its messages and its name: itself, and its entries in tables.
 const LOG_BYTES: usize = 384;
+
+/// Histories that are looked at for an empty one.
+const EMPTY_LOOKS: usize = 64;
 
 /// Topics swept in one tick.
 const SWEPT_PER_TICK: usize = 256;
@@ -39,19 +38,9 @@ pub struct MemoryHistories {
     bytes: usize,
     bytes_max: usize,
     last_epoch: u64,
-    keys: HashTable<(IdempotencyKey, Position)>,
-    keys_by_age: VecDeque<(Instant, IdempotencyKey)>,
     lost_queues: LostQueues,
     /// Histories evicted to stay within the bound, since the start.
     pub evicted: u64,
-}
-
-/// A publish's idempotency key, within its topic.
-#[derive(Clone, PartialEq, Eq)]
-struct IdempotencyKey {
-    hash: TopicHash,
-    topic: TopicName,
-    key: Box<str>,
 }
 
 struct StoredHistory {
@@ -74,8 +63,6 @@ impl MemoryHistories {
             bytes: 0,
             bytes_max,
             last_epoch: 0,
-            keys: HashTable::new(),
-            keys_by_age: VecDeque::new(),
             lost_queues: LostQueues::default(),
             evicted: 0,
         }
@@ -103,6 +90,22 @@ impl MemoryHistories {
         self.make_room(topic); // a new history takes room even without messages
         let topic = HashedTopic::known(topic.as_str(), hash);
         &mut self.histories.get_mut(topic).expect("it was just used").log
+    }
+
+    /// The log of a topic for a client that only asks. `None`: it has none, and no room is left for a
+    /// new one.
+    pub fn log_to_ask(
+        &mut self,
+        topic: &TopicName,
+        retention: Retention,
+        now: Instant,
+    ) -> Option<&mut MessageLog> {
+        if self.histories.get(topic).is_none() && !self.make_room_for_empty(topic) {
+            return None;
+        }
+        let hash = HashedTopic::from(topic).hash();
+        self.update(topic, hash, retention, now, |log| log.trim(retention, now));
+        self.histories.get_mut(topic).map(|history| &mut history.log)
     }
 
     /// What the user of this topic has acknowledged.
@@ -144,37 +147,8 @@ impl MemoryHistories {
         at
     }
 
-    /// Position of the message that was stored with this key, if any.
-    pub fn find_key(&self, topic: HashedTopic<'_>, key: &str) -> Option<Position> {
-        let is_it = |(known, _): &(IdempotencyKey, Position)| known.is(topic, key);
-        self.keys.find(topic.hash().with(key), is_it).map(|(_, at)| *at)
-    }
-
-    /// Remembers the position of the message that was stored with this key, which is new.
-    pub fn remember_key(
-        &mut self,
-        topic: &TopicName,
-        hash: TopicHash,
-        key: Box<str>,
-        at: Position,
-        now: Instant,
-    ) {
-        let key = IdempotencyKey { hash, topic: topic.clone(), key };
-        self.keys_by_age.push_back((now, key.clone()));
-        self.keys.insert_unique(key.hash(), (key, at), |(key, _)| key.hash());
-    }
-
-    /// Drops expired messages, histories and keys, a bounded number at a time.
+    /// Drops expired messages and histories, a bounded number at a time.
     pub fn tick(&mut self, now: Instant) {
-        while let Some((since, _)) = self.keys_by_age.front()
-            && (now.saturating_duration_since(*since) >= IDEMPOTENCY_TTL
-                || self.keys_by_age.len() > IDEMPOTENCY_KEYS_MAX)
-        {
-            let (_, key) = self.keys_by_age.pop_front().expect("there is a front");
-            if let Ok(found) = self.keys.find_entry(key.hash(), |(known, _)| *known == key) {
-                found.remove();
-            }
-        }
         for _ in 0..self.eviction_queue.len().min(SWEPT_PER_TICK) {
             self.sweep_next(now);
         }
@@ -222,6 +196,29 @@ impl MemoryHistories {
         }
     }
 
+    /// Whether an empty history fits, perhaps in the place of another empty one.
+    fn make_room_for_empty(&mut self, topic: &TopicName) -> bool {
+        let bytes = empty_bytes(topic);
+        for _ in 0..self.eviction_queue.len().min(EMPTY_LOOKS) {
+            if self.bytes() + bytes <= self.bytes_max {
+                break;
+            }
+            let (hash, name) = self.eviction_queue.pop_front().expect("it is not empty");
+            let topic = HashedTopic::known(name.as_str(), hash);
+            let history = self.histories.get_mut(topic).expect("every topic there has a history");
+            // One that has given positions away is a history too, until nobody comes back to it.
+            match history.log.is_empty() && history.log.position().offset == 0 {
+                true => {
+                    self.histories.remove(topic);
+                    self.bytes -= empty_bytes(&name);
+                    self.evicted += 1;
+                }
+                false => self.eviction_queue.push_back((hash, name)),
+            }
+        }
+        self.bytes() + bytes <= self.bytes_max
+    }
+
     /// Evicts histories until all fit; `spared`, which has just been used, last.
     fn make_room(&mut self, spared: &TopicName) {
         while self.bytes() > self.bytes_max {
@@ -255,16 +252,6 @@ impl MemoryHistories {
 /// Bytes of a history without messages.
 fn empty_bytes(topic: &TopicName) -> usize {
     LOG_BYTES + topic.as_str().len()
-}
-
-impl IdempotencyKey {
-    fn hash(&self) -> u64 {
-        self.hash.with(&self.key)
-    }
-
-    fn is(&self, topic: HashedTopic<'_>, key: &str) -> bool {
-        self.hash == topic.hash() && self.topic.as_str() == topic.name() && *self.key == *key
-    }
 }
 
 /// In microseconds: a million topics that begin in one second must not run ahead of the clock, or a
@@ -409,16 +396,25 @@ mod tests {
     }
 
     #[test]
-    fn an_idempotency_key_is_remembered_for_its_time_and_in_its_topic() {
-        let began = Instant::now();
-        let mut histories = MemoryHistories::new(1 << 20);
-        let at = Position { epoch: 1, offset: 2 };
-        let hash = HashedTopic::from(&room(0)).hash();
-        histories.remember_key(&room(0), hash, "k".into(), at, began);
-        assert_eq!(histories.find_key((&room(0)).into(), "k"), Some(at));
-        assert_eq!(histories.find_key((&room(1)).into(), "k"), None);
-        histories.tick(began + IDEMPOTENCY_TTL);
-        assert_eq!(histories.find_key((&room(0)).into(), "k"), None);
-        assert!(histories.keys.is_empty() && histories.keys_by_age.is_empty());
+    fn who_only_asks_takes_the_place_of_empty_histories_and_of_no_others() {
+        let now = Instant::now();
+        let mut histories = MemoryHistories::new(4 * (1000 + LOG_BYTES));
+        (0..3).for_each(|number| histories.push(&room(number), body(), RETENTION, now));
+        let asks = |histories: &mut MemoryHistories, from: usize| {
+            (from..from + 500)
+                .filter(|n| histories.log_to_ask(&room(*n), RETENTION, now).is_some())
+                .count()
+        };
+        assert_eq!(asks(&mut histories, 1000), 500, "each takes the place of an older empty one");
+        assert!(histories.bytes() <= histories.bytes_max);
+        for number in 0..3 {
+            let log = histories.log_to_ask(&room(number), RETENTION, now).expect("it is there");
+            assert!(!log.is_empty(), "{number}");
+        }
+        let mut full = MemoryHistories::new(4 * (1000 + LOG_BYTES));
+        (0..4).for_each(|number| full.push(&room(number), body(), RETENTION, now));
+        assert_eq!(asks(&mut full, 1000), 0);
+        assert!(full.log_to_ask(&room(2), RETENTION, now).is_some(), "what is there is read");
+        assert_eq!((full.topics(), full.evicted), (4, 0));
     }
 }

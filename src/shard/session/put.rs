@@ -28,7 +28,7 @@ impl Shard {
         let Session { encoding, .. } = *session;
         let mut conn = Conn::new(socket_key);
         (conn.state, conn.encoding) = (ConnState::Open, encoding);
-        (conn.has_token, conn.rights) = (session.has_token, session.rights);
+        (conn.has_token, conn.rights) = (session.has_token, session.rights.into());
         conn.since = (now_ms.saturating_sub(session.age_ms) / OPENED_UNIT_MS) as u32;
         self.half_bytes += half_bytes(session.decoder.as_deref());
         conn.decoder = session.decoder;

@@ -28,6 +28,7 @@ impl Shard {
         let now_ms = self.life.now_ms;
         let expires_s = self.expiries.second_of(conn);
         let input = self.pauses.take(conn).unwrap_or_default();
+        self.forget_usage(conn);
         let c = self.conns.remove(conn.0).expect("it was looked at");
         self.count_open(c.encoding, false);
         self.expiries.live -= usize::from(c.expires);
@@ -40,7 +41,7 @@ impl Shard {
             user,
             is_in_user_topic,
             has_token: c.has_token,
-            rights: c.rights,
+            rights: c.rights.into(),
             age_ms: now_ms.saturating_sub(u64::from(c.since) * OPENED_UNIT_MS),
             peer: self.named_peers.remove(conn.0.index),
             expires_in_ms: expires_s.map(|at_s| (1000 * at_s).saturating_sub(now_ms)),

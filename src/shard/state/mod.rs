@@ -13,6 +13,7 @@ pub(in crate::shard) mod pending_joins;
 pub(in crate::shard) mod pending_user_queues;
 pub(in crate::shard) mod presence_infos;
 pub(in crate::shard) mod questions;
+pub(in crate::shard) mod rates;
 
 use crate::auth::AnonymousSecret;
 use crate::ids::ConnId;
@@ -38,6 +39,7 @@ use crate::shard::state::pending_joins::PendingJoins;
 use crate::shard::state::pending_user_queues::PendingUserQueues;
 use crate::shard::state::presence_infos::PresenceInfos;
 use crate::shard::state::questions::Questions;
+use crate::shard::state::rates::Rates;
 use crate::slab::Slab;
 use crate::ws::decoder::Decoder;
 use bytes::BytesMut;
@@ -85,6 +87,9 @@ pub struct Shard {
     pub(in crate::shard) queues: PendingUserQueues,
     pub(in crate::shard) questions: Questions,
     pub(in crate::shard) pauses: PausedReads,
+    pub(in crate::shard) rates: Rates,
+    /// When the bucket of each room is full again; see `room_limits.rs`.
+    pub(in crate::shard) room_rates: HashMap<Box<str>, u64>,
     pub(in crate::shard) moves: Moves,
     /// Where the histories of topics are, as far as their members were brought; by the topic's index.
     pub(in crate::shard) positions: HashMap<u32, Position>,
@@ -137,6 +142,8 @@ impl Shard {
             queues: PendingUserQueues::default(),
             questions: Questions::default(),
             pauses: PausedReads::default(),
+            rates: Rates::new(&limits),
+            room_rates: HashMap::new(),
             moves: Moves::default(),
             positions: HashMap::new(),
             infos: PresenceInfos::default(),

@@ -19,6 +19,8 @@ pub(in crate::shard) struct Asked {
     pub(in crate::shard) step: QuestionStep,
     /// In the order in which they were asked; each goes up as it is.
     pub(in crate::shard) waiting: VecDeque<Uplink>,
+    /// So many wait that the connection is not read.
+    pub(in crate::shard) is_enough: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -230,6 +230,8 @@ fn answer_inspect(question: Inspect) {
         Inspect::Rooms { reply, .. } => reply.call(RoomPage::default()),
         Inspect::Room { reply, .. } => reply.call(None),
         Inspect::User { reply, .. } => reply.call(UserReport::default()),
-        Inspect::Connections { reply, .. } => reply.call(ConnectionPage::default()),
+        Inspect::Connections { reply, .. } | Inspect::TopConnections { reply, .. } => {
+            reply.call(ConnectionPage::default());
+        }
     }
 }

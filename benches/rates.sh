@@ -1,0 +1,9 @@
+# shellcheck shell=bash
+# Sourced by the scripts here that start a server: one connection of a benchmark sends as much as it
+# can, so the rates of docs/limits.md are off, and that is printed.
+# shellcheck disable=SC2034 # for those that source it
+no_rates=(
+  --limits-messages-per-s-max 0 --limits-received-bytes-per-s-max 0
+  --limits-joins-per-s-max 0 --limits-requests-per-s-max 0
+)
+echo "server: campanile serve ${no_rates[*]}" >&2
