@@ -326,6 +326,96 @@ fn every_limit_has_a_row_that_says_what_happens_at_it() {
     assert_eq!(limits_without_a_row(&["limits.a_max"], "`b_max`"), ["a_max"]);
 }
 
+/// The rows of tables of limits, by cells: limit, default, verdict, counter, test.
+fn rows_of_limits(document: &str) -> Vec<Vec<&str>> {
+    let mut rows = Vec::new();
+    let mut in_table = false;
+    for line in document.lines() {
+        in_table = line.starts_with("| limit | default |") || in_table && line.starts_with('|');
+        let is_row = in_table && line.starts_with("| ") && !line.starts_with("| limit |");
+        if is_row {
+            rows.push(line.trim_matches(['|', ' ']).split(" | ").collect());
+        }
+    }
+    rows
+}
+
+/// What is wrong with a row. `defaults`: of each limit; `tests`: the names of all tests.
+fn complaints_of_limit(
+    cells: &[&str],
+    defaults: &BTreeMap<String, u64>,
+    tests: &BTreeSet<String>,
+) -> Vec<String> {
+    let [limit, default, _, counter, test] = cells else {
+        return vec![format!("{cells:?} has not five cells")];
+    };
+    let mut complaints = Vec::new();
+    let of_namespace = limit.contains("of a namespace");
+    let names = limit.split('`').skip(1).step_by(2);
+    for (name, value) in names.filter_map(|name| defaults.get_key_value(name)) {
+        let has_default = default.split([' ', ',']).any(|word| word == value.to_string());
+        if !of_namespace && !has_default {
+            complaints.push(format!("the default of {name} is {value}, not {default}"));
+        }
+    }
+    // What only orders turns is counted nowhere.
+    let name = test.trim_matches('`');
+    if !tests.contains(name) && (*test != "–" || *counter != "–") {
+        complaints.push(format!("{limit}: no test is called {name}"));
+    }
+    complaints
+}
+
+/// The names of all tests of this repository.
+fn test_names() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let mut folders = vec![root().join("src"), root().join("tests")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder of ours").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                let text = std::fs::read_to_string(&path).expect("a file of ours");
+                let functions = text.split("#[test]").skip(1).filter_map(|rest| {
+                    rest.split_once("fn ")?.1.split_once('(').map(|(name, _)| name.to_owned())
+                });
+                names.extend(functions);
+            }
+        }
+    }
+    names
+}
+
+#[test]
+fn the_row_of_a_limit_has_its_default_and_a_test_that_exists() {
+    let defaults: BTreeMap<String, u64> = LIMIT_SETTINGS
+        .iter()
+        .map(|setting| {
+            let name = setting.key.trim_start_matches("limits.").to_owned();
+            (name, (setting.get)(&campanile::policy::limits::Limits::PRODUCTION))
+        })
+        .collect();
+    let (tests, document) = (test_names(), read("docs/limits.md"));
+    let rows = rows_of_limits(&document);
+    assert!(tests.len() > 500 && rows.len() > 40, "{} tests, {} rows", tests.len(), rows.len());
+    hold(rows.iter().flat_map(|row| complaints_of_limit(row, &defaults, &tests)).collect());
+    let defaults = BTreeMap::from([("a_max".to_owned(), 7)]);
+    let tests = BTreeSet::from(["it_is".to_owned()]);
+    let of = |text| {
+        let table = format!("| limit | default | x |\n|---|\n{text}\n\n| other |");
+        let rows = rows_of_limits(&table);
+        assert_eq!(rows.len(), 1);
+        complaints_of_limit(&rows[0], &defaults, &tests).len()
+    };
+    assert_eq!(of("| `a_max` | 7 bytes | close | `c` | `it_is` |"), 0);
+    assert_eq!(of("| `a_max` | 70 bytes | close | `c` | `it_is` |"), 1);
+    assert_eq!(of("| `a_max` | 7 bytes | close | `c` | `it_was` |"), 1);
+    assert_eq!(of("| `a_max` | 7 bytes | close | `c` | – |"), 1);
+    assert_eq!(of("| turns | fixed | later | – | – |"), 0);
+    assert_eq!(of("| `a_max` | 7 bytes | close | `c` |"), 1);
+}
+
 // --- flags and paths ---
 
 /// `--like-this`, wherever it stands.

@@ -67,6 +67,7 @@ impl Config {
             self.echo_path.as_deref().is_some_and(|path| path == "/" || path == "/ws"),
             "echo_path is already the page or the WebSocket: write for example /echo".to_owned(),
         );
+        found.extend(self.direct_contradiction());
         found.extend(self.secret_contradictions());
         found.extend(self.public_port_contradictions());
         let of_namespaces = self.namespaces.contradictions(self.auth_hmac_secret.is_some());
@@ -74,6 +75,15 @@ impl Config {
             of_namespaces.into_iter().map(|message| ConfigError::Contradiction { message }),
         );
         found
+    }
+
+    fn direct_contradiction(&self) -> Option<ConfigError> {
+        let is_broken = self.listen_direct && self.proxy_protocol == ProxyProtocol::Required;
+        is_broken.then(|| ConfigError::Contradiction {
+            message: "listen_direct = true, and proxy_protocol = required: every connection comes \
+                      through a proxy that names its client. Leave listen_direct out"
+                .to_owned(),
+        })
     }
 
     fn secret_contradictions(&self) -> Vec<ConfigError> {

@@ -199,6 +199,8 @@ settings! {
         "Whether a TCP load balancer says in a PROXY header (version 1 or 2) whose connection it carries. optional: where a connection begins with one. required: a connection without one is refused. A header is accepted from trusted_proxies only.";
     trusted_proxies: Vec<Network>, "trusted_proxies", "", ValueKind::Networks,
         "Networks of the load balancers. What they say of a client's address is believed: a PROXY header, and the last hop of X-Forwarded-For (or else of Forwarded) that is not one of them. A balancer that writes only Forwarded must remove an X-Forwarded-For of its client. Empty: nobody is believed.";
+    listen_direct: bool, "listen_direct", "false", BOOL,
+        "Whether clients connect to the public port themselves, with no balancer in between that hides their addresses. Then the limits per address (limits.connections_per_address_max and others) hold for the peers of sockets too, except for loopback and trusted_proxies; otherwise only for clients that a trusted proxy has named.";
     drain_ms: u64, "drain_ms", "10000", ms(0, 60 * MINUTE_MS),
         "Over how long a stopping node spreads its closes, so that clients do not all reconnect at once. With the closing handshakes the default stays below the 30 s that orchestrators grant.";
     node_name: Option<String>, "node.name", "", ValueKind::Name,

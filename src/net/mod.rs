@@ -28,6 +28,7 @@ use crate::link::channel::ShardEnd;
 use crate::link::health::Health;
 use crate::link::ledger::Account;
 use crate::link::load_table::LoadTable;
+use crate::link::shares::Shares;
 use crate::metrics::ShardMirror;
 use crate::plan::{Plan, ShardPlan};
 use crate::shard::{Shard, ShardConfig};
@@ -59,6 +60,8 @@ pub struct ShardSetup {
     pub account: Account,
     /// How many connections each shard has.
     pub load_table: Arc<LoadTable>,
+    /// How much one client address and one user have.
+    pub shares: Arc<Shares>,
 }
 
 /// Runs one shard on the calling thread, until it has been drained. The thread is pinned and has its

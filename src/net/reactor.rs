@@ -17,6 +17,7 @@ use crate::link::load_table::ShardLoad;
 use crate::link::{Downlink, Uplink};
 use crate::metrics::ShardMirror;
 use crate::net::ShardSetup;
+use crate::net::accept::addresses::Addresses;
 use crate::net::accept::steering::Steering;
 use crate::net::io::epoll::{Epoll, Readiness};
 use crate::net::io::send::{Sender, ShortWrite};
@@ -115,6 +116,7 @@ pub(super) struct Reactor {
     routes: Routes,
     calls: CallSender,
     steering: Steering,
+    addresses: Addresses,
     mirror: Arc<ShardMirror>,
     scratch: Box<[u8]>,
     /// Connections that wait to be read, each at most once: the shard keeps the mark.
@@ -144,7 +146,7 @@ pub(super) struct Reactor {
 impl Reactor {
     /// The reactor of a shard that is about to start.
     pub(super) fn new(setup: ShardSetup, shard: Shard, steering: Steering) -> io::Result<Reactor> {
-        let limits = setup.plan.limits;
+        let (limits, plan) = (setup.plan.limits, setup.plan);
         Ok(Reactor {
             shard,
             end: setup.end,
@@ -153,9 +155,10 @@ impl Reactor {
             batch: SendBatch::default(),
             short_writes: Vec::new(),
             upgrades: Upgrades::default(),
-            routes: Routes::new(setup.plan, setup.authenticator),
+            routes: Routes::new(plan.clone(), setup.authenticator),
             calls: setup.calls,
             steering,
+            addresses: Addresses::new(setup.shares, &plan),
             mirror: setup.mirror,
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
             unread: VecDeque::new(),
@@ -241,9 +244,13 @@ impl Reactor {
         if self.memory.pressure() >= Pressure::RefuseConnections {
             return Err(RejectReason::Memory);
         }
+        let key = self.addresses.begin_direct(|| socket::peer(socket))?;
         let now_ms = self.now_ms();
-        let conn =
-            self.shard.handle_accept(socket as u32, now_ms).ok_or(RejectReason::ConnectionsFull)?;
+        let Some(conn) = self.shard.handle_accept(socket as u32, now_ms) else {
+            self.addresses.take_back(key);
+            return Err(RejectReason::ConnectionsFull);
+        };
+        self.addresses.note(conn.0.index, key);
         self.shard.counters.accepted_elsewhere += u64::from(self.steering.is_off_core(socket));
         self.read_first(conn, socket);
         if let Err(error) = self.epoll.add(socket, conn) {
@@ -384,6 +391,7 @@ impl Reactor {
         let counters = &mut self.shard.counters;
         counters.handshake_bytes = upgrade_bytes as u64;
         counters.http_calls = calls as u64;
+        counters.address_uncounted = self.addresses.uncounted();
         counters.downlink_waiting = self.end.waiting() as u64;
         counters.uplink_waiting += self.end.sent_waiting() as u64;
         self.mirror.publish(counters);
@@ -490,13 +498,33 @@ impl Reactor {
         n: usize,
         step: impl FnOnce(&mut Upgrades, &[u8], &StageContext<'_>) -> Progress,
     ) -> ReadOutcome {
-        let mut outcome = ReadOutcome { used_bytes: n, is_paused: false };
+        let outcome = ReadOutcome { used_bytes: n, is_paused: false };
         let Some(socket_key) = self.shard.socket_key_of(conn) else { return outcome };
         let (now_ms, now_unix_s) = (self.now_ms(), unix_s());
         let direct = || socket::peer(socket_key as RawFd);
         let (routes, calls) = (&self.routes, &self.calls);
         let context = StageContext { routes, calls, direct: &direct, now_ms, now_unix_s };
-        match step(&mut self.upgrades, &self.scratch[..n], &context) {
+        let progress = step(&mut self.upgrades, &self.scratch[..n], &context);
+        let named = match &progress {
+            Progress::Open { named, .. } | Progress::Call { named, .. } => *named,
+            _ => self.upgrades.named(conn.0.index),
+        };
+        let progress = match self.addresses.begin_named(conn.0.index, named) {
+            Ok(()) => progress,
+            Err(reason) => Progress::Reject(reason),
+        };
+        self.carry_out(conn, progress, outcome)
+    }
+
+    /// Carries out what has come of a stage.
+    fn carry_out(
+        &mut self,
+        conn: ConnId,
+        progress: Progress,
+        mut outcome: ReadOutcome,
+    ) -> ReadOutcome {
+        let now_ms = self.now_ms();
+        match progress {
             Progress::More => {}
             Progress::Interim(response) => self.shard.handle_interim(conn, response),
             Progress::Open { opening, named, mut rest } => {
@@ -514,7 +542,7 @@ impl Reactor {
                     self.reject(conn, RejectReason::Memory);
                     return outcome;
                 }
-                let (parts, peer) = (*parts, named.or_else(direct));
+                let (parts, peer) = (*parts, named.or_else(|| self.peer_of(conn)));
                 self.shard.counters.http_calls_total += 1;
                 self.shard.counters.http_body_bytes += body.len() as u64;
                 let call = Call { parts, body, shard: self.end.id, conn, peer, place };
@@ -532,6 +560,11 @@ impl Reactor {
 
     /// A connection has become a WebSocket.
     fn open(&mut self, conn: ConnId, opening: Opening, named: Option<SocketAddr>) {
+        if let Err(reason) =
+            self.addresses.begin_user(conn.0.index, opening.identity.user.as_deref())
+        {
+            return self.reject(conn, reason);
+        }
         let expires_unix_s = opening.identity.expires_unix_s;
         if let Some(named) = named {
             self.shard.handle_named_peer(conn, named);
@@ -539,6 +572,7 @@ impl Reactor {
         let took_ms = self.shard.handshake_ms(conn, self.now_ms());
         let handshake_time = &mut self.shard.counters.handshake_time;
         handshake_time.record(Duration::from_millis(took_ms));
+        self.addresses.end_handshake(conn.0.index);
         self.shard.handle_open(conn, opening);
         if let Some(expires_unix_s) = expires_unix_s {
             let left_ms = 1000 * expires_unix_s.saturating_sub(unix_s());
@@ -698,6 +732,7 @@ impl Reactor {
             ClosedSocket::Half { socket_key } => socket::shutdown_write(socket_key as RawFd),
             ClosedSocket::Whole { socket_key, conn, reason } => {
                 socket::close(socket_key as RawFd);
+                self.addresses.end(conn.0.index);
                 let left_at = self.upgrades.forget(conn.0.index);
                 let connection = self.shard.origin(conn);
                 match (reason, left_at) {

@@ -12,6 +12,7 @@ use crate::link::channel::{WindowLimits, window_within};
 use crate::link::health::Health;
 use crate::link::ledger::{Account, Ledger, MemoryCalls};
 use crate::link::load_table::LoadTable;
+use crate::link::shares::Shares;
 use crate::net::{self, ShardSetup};
 use crate::plan::{self, BackplanePlan, Machine, NoticeLevel, Plan, Planned, StartupNotice};
 use crate::{backplane, sys, terminal};
@@ -55,6 +56,8 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::RunningNode, 
     let anonymous_secret = AnonymousSecret::new(random()?);
     let health = Arc::new(Health::default());
     let load_table = Arc::new(LoadTable::new(shards));
+    let knows_addresses = plan.listen_direct || !plan.trusted_proxies.is_empty();
+    let shares = Arc::new(Shares::new(limits, knows_addresses));
     let shard_mirrors: Vec<_> = (0..shards).map(|_| Arc::default()).collect();
     let backplane_mirror = Arc::default();
     let tables_split = Arc::new(Barrier::new(usize::from(shards) + 1));
@@ -73,6 +76,7 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::RunningNode, 
             health: health.clone(),
             account: account(usize::from(shard.id.0))?,
             load_table: load_table.clone(),
+            shares: shares.clone(),
         };
         let tables_split = tables_split.clone();
         let run = move || {

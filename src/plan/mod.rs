@@ -66,6 +66,8 @@ pub struct Plan {
     pub proxy_protocol: ProxyProtocol,
     /// Networks whose word on a client's address is believed.
     pub trusted_proxies: Vec<Network>,
+    /// Whether the peers of sockets are clients, except for `trusted_proxies`.
+    pub listen_direct: bool,
     /// As configured, but `connections_per_shard_max`, which is lowered to what the limit on open
     /// files allows.
     pub limits: Limits,
@@ -203,6 +205,7 @@ pub fn resolve(config: &Config, machine: &Machine) -> Result<Planned, ConfigErro
         origins: config.origins.0.clone(),
         proxy_protocol: config.proxy_protocol,
         trusted_proxies: config.trusted_proxies.clone(),
+        listen_direct: config.listen_direct,
         limits,
         auth: auth_plan(config),
         backplane: backplane_plan(config),
@@ -525,6 +528,7 @@ impl fmt::Debug for Plan {
             .field("origins", &self.origins)
             .field("proxy_protocol", &self.proxy_protocol)
             .field("trusted_proxies", &written(&self.trusted_proxies))
+            .field("listen_direct", &self.listen_direct)
             .field("auth", &self.auth)
             .field("backplane", &self.backplane)
             .field("drain_ms", &self.drain_ms)

@@ -9,14 +9,19 @@
 //! Where every connection comes through a proxy (`proxy_protocol = required`), one of another address
 //! is refused here as well: it takes no place of a handshake, and no token of the accept rate.
 //!
+//! Where clients connect themselves (`listen_direct`), the limits of their addresses are looked at here
+//! too (`addresses.rs`), before anything of a connection is read.
+//!
 //! When descriptors run out, a spare one is given up to take the next connection and refuse it:
 //! otherwise the backlog would fill with clients that get no answer, and the loop would spin.
 //!
 //! Invariant: lingering sockets are bounded in number and time, and a refused connection never
 //! reaches the shard.
 
+pub(super) mod addresses;
 mod balance;
 mod bpf;
+mod counted;
 mod rate;
 pub(super) mod steering;
 
@@ -113,6 +118,9 @@ pub(super) struct LingeringSockets {
     busy: Answers,
     memory: Answers,
     no_proxy: Bytes,
+    address_full: Bytes,
+    address_handshakes: Bytes,
+    address_too_fast: Bytes,
     spare: Option<File>,
 }
 
@@ -128,6 +136,9 @@ impl LingeringSockets {
             busy: Answers::new(RejectReason::TooFast),
             memory: Answers::new(RejectReason::Memory),
             no_proxy: RejectReason::NoProxy.response(),
+            address_full: RejectReason::AddressFull.response(),
+            address_handshakes: RejectReason::AddressHandshakes.response(),
+            address_too_fast: RejectReason::AddressTooFast.response(),
             spare: open_spare(),
         }
     }
@@ -171,6 +182,9 @@ impl LingeringSockets {
         let after_s = self.admission.retry_after_s(self.ns(now));
         let answer = match why {
             RejectReason::NoProxy => &self.no_proxy,
+            RejectReason::AddressFull => &self.address_full,
+            RejectReason::AddressHandshakes => &self.address_handshakes,
+            RejectReason::AddressTooFast => &self.address_too_fast,
             RejectReason::ConnectionsFull => self.full.after(after_s),
             RejectReason::Memory => self.memory.after(after_s),
             _ => self.busy.after(after_s),

@@ -59,6 +59,18 @@ reject_reasons! {
     /// More connections come in a second than `limits.accepts_per_s_max`.
     TooFast: 503 refused_pace
         "too many come at the same time";
+    /// Its address has as many connections as `limits.connections_per_address_max`.
+    AddressFull: 429 refused_address
+        "this address has as many connections as it may have";
+    /// `limits.handshakes_per_address_max` connections of its address are in their handshake.
+    AddressHandshakes: 429 refused_address_handshakes
+        "too many come from this address at the same time";
+    /// Connections of its address come faster than `limits.connects_per_address_per_s_max`.
+    AddressTooFast: 429 refused_address_rate
+        "too many come from this address in a second";
+    /// Its user has as many connections as `limits.connections_per_user_max`.
+    UserFull: 429 refused_user
+        "this user has as many connections as it may have";
     /// `proxy_protocol = required`, and it does not begin with a PROXY header.
     ProxyMissing: 400 refused_proxy_missing
         "a PROXY header is needed here (proxy_protocol = required)";
@@ -139,6 +151,10 @@ impl RejectReason {
         let more: &[(&str, &str)] = match self {
             RejectReason::PageMethod => &[("Allow", "GET, HEAD")],
             RejectReason::CallsFull | RejectReason::Memory => &[("Retry-After", "1")],
+            RejectReason::AddressHandshakes | RejectReason::AddressTooFast => {
+                &[("Retry-After", "5")]
+            }
+            RejectReason::AddressFull | RejectReason::UserFull => &[("Retry-After", "30")],
             _ => &[],
         };
         self.response_with(more)
