@@ -643,6 +643,7 @@ fn plan(build: Build, node: NodeId, backplane: BackplanePlan) -> Plan {
         page: false,
         origins: Vec::new(),
         proxy_protocol: ProxyProtocol::Off,
+        listen_direct: false,
         trusted_proxies: Vec::new(),
         limits: build.limits,
         auth: AuthPlan {
