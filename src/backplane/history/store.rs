@@ -398,7 +398,7 @@ mod tests {
     #[test]
     fn who_only_asks_takes_the_place_of_empty_histories_and_of_no_others() {
         let now = Instant::now();
-        let mut histories = MemoryHistories::new(4 * (1000 + LOG_BYTES));
+        let mut histories = MemoryHistories::new(4 * (1000 + STORED_BYTES + EMPTY_BYTES));
         (0..3).for_each(|number| histories.push(&room(number), body(), RETENTION, now));
         let asks = |histories: &mut MemoryHistories, from: usize| {
             (from..from + 500)
@@ -411,7 +411,7 @@ mod tests {
             let log = histories.log_to_ask(&room(number), RETENTION, now).expect("it is there");
             assert!(!log.is_empty(), "{number}");
         }
-        let mut full = MemoryHistories::new(4 * (1000 + LOG_BYTES));
+        let mut full = MemoryHistories::new(4 * (1000 + STORED_BYTES + EMPTY_BYTES));
         (0..4).for_each(|number| full.push(&room(number), body(), RETENTION, now));
         assert_eq!(asks(&mut full, 1000), 0);
         assert!(full.log_to_ask(&room(2), RETENTION, now).is_some(), "what is there is read");
