@@ -6,8 +6,10 @@
 #   tests/run.sh fuzz --minutes 0                  only minimises what was found before
 #
 # An input that fails is in target/fuzz/failed/ and its report above the table; the exit code is 1 then.
-# A bug that is mended gets its input into tests/fuzz/corpus/<target>/bug-<what>, which no minimising
-# removes.
+# FUZZ_EXPLORER=path takes a binary that tests/fuzz/build.sh has built before.
+#
+# A bug that is fixed gets its input into tests/fuzz/corpus/<target>/bug-<what>. Those and seed-<number>,
+# which were written by hand, are removed by no minimising.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -43,20 +45,22 @@ explore() { # target
     -artifact_prefix="$work/failed/$1-" >"$work/logs/$1.log" 2>&1
 }
 
-# Of inputs that reach the same edges the smallest one stays. How often an edge was passed does not
-# count, or the corpora would have thousands of files.
+# Adds to seeds and bugs the smallest inputs that reach edges which none of them does. How often an edge
+# was passed does not count, or the corpora would have thousands of files.
 minimise() { # target
   local corpus="tests/fuzz/corpus/$1" smallest="$work/smallest/$1"
   rm -rf "$smallest"
-  mkdir -p "$smallest"
+  mkdir -p "$smallest" "$work/found/$1"
+  find "$corpus" -type f \( -name 'seed-*' -o -name 'bug-*' \) -exec cp -t "$smallest" {} +
   FUZZ_TARGET="$1" nice -n 19 "$explorer" -merge=1 -use_counters=0 "${limits[@]}" \
     "$smallest" "$corpus" "$work/found/$1" >"$work/logs/$1-minimise.log" 2>&1
-  find "$corpus" -type f ! -name 'bug-*' -delete
+  find "$corpus" -type f -delete
   cp "$smallest"/* "$corpus/"
 }
 
 row() { # target
   local log="$work/logs/$1.log" executions edges
+  touch "$log"
   executions="$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")"
   edges="$(sed -n 's/.*cov: \([0-9]*\) .*/\1/p' "$log" | tail -n 1)"
   printf '| `%s` | %s | %s | %s | %s |\n' "$1" "$minutes" "${executions:-?}" "${edges:-?}" \
