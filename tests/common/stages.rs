@@ -68,8 +68,8 @@ pub fn run(world: &World, stream: &[u8], cuts: &[usize]) -> Vec<Outcome> {
     let mut outcomes = Vec::new();
     let (mut from, mut cuts) = (0, cuts.iter().copied());
     while from < stream.len() {
-        let wish = cuts.next().unwrap_or(stream.len());
-        let to = wish.clamp(from + 1, stream.len()).min(from + READ_BYTES_MAX);
+        let end = cuts.next().unwrap_or(stream.len());
+        let to = end.clamp(from + 1, stream.len()).min(from + READ_BYTES_MAX);
         let mut progress = upgrades.handle_read(INDEX, &stream[from..to], &context);
         from = to;
         loop {

@@ -45,7 +45,7 @@ thread_local! {
 
 fn node(flags: &[(&'static str, &str)]) -> Node {
     let more = [
-        ("namespaces", "kept: history_size=10, presence=true"),
+        ("namespaces", "held: history_size=10, presence=true"),
         ("limits.message_bytes_max", "4096"),
     ];
     let flags = flags.iter().chain(&more).map(|(key, value)| (*key, (*value).to_owned()));
