@@ -112,6 +112,10 @@ pub fn check(input: &[u8]) {
         if path.starts_with("/v1/") && !is_head {
             check_response(&response, is_admitted);
         }
+        if path.starts_with("/v1/") && settings.is_public && !settings.has_key {
+            // Not there, or there for another method.
+            assert!(matches!(response.status().as_u16(), 404 | 405), "{}", response.status());
+        }
     });
 }
 

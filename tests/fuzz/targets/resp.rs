@@ -29,13 +29,36 @@ fn check_first(stream: &[u8], string_bytes_max: usize) {
         Ok(ParsedResp::TooLong { header, body, bytes }) => {
             assert!(header < body && *body <= stream.len() && *bytes > string_bytes_max);
         }
-        Ok(ParsedResp::Value { bytes, .. }) => check_beginnings(stream, *bytes, string_bytes_max),
+        Ok(ParsedResp::Value { bytes, .. }) => {
+            check_beginnings(stream, *bytes, string_bytes_max);
+            let longest = longest_string(&stream[..*bytes]);
+            assert!(longest <= string_bytes_max, "a string of {longest} bytes");
+        }
         Err(why) => assert!(!why.is_empty()),
     }
     if let Ok(ParsedResp::Value { bytes, .. }) = &verdict {
         let after = [&stream[..*bytes], b"\r\n$-1"].concat();
         assert_eq!(parse(&after, string_bytes_max), verdict, "what follows is another value");
     }
+}
+
+/// Of a value, token by token: an aggregate is its line, and then its parts.
+fn longest_string(mut value: &[u8]) -> usize {
+    let mut longest = 0;
+    while let Some(end) = value.windows(2).position(|two| two == b"\r\n") {
+        let (line, after) = (&value[..end], &value[end + 2..]);
+        let length = std::str::from_utf8(&line[1..]).ok().and_then(|text| text.parse().ok());
+        let string = match (line[0], length) {
+            (b'$' | b'!' | b'=', Some(length)) => length,
+            _ => {
+                value = after;
+                continue;
+            }
+        };
+        longest = longest.max(string);
+        value = &after[string + 2..];
+    }
+    longest
 }
 
 /// Of a value that is there in whole no beginning is anything, and none asks for more than the value.
