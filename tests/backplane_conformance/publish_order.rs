@@ -6,6 +6,7 @@ use crate::world::{Build, Received, Shard, World, payload_of};
 use campanile::backplane::redis::names::Names;
 use campanile::ids::{NodeId, Position, TopicName};
 use campanile::link::PublishOutcome;
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
@@ -76,7 +77,12 @@ fn stored(redis: &Redis, topic: &TopicName) -> Vec<u64> {
     let code = "local all = {} for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+')) do \
                 all[#all + 1] = string.match(entry[2][2], '(%d+)]$') end \
                 return table.concat(all, ' ')";
-    let text = redis.command(&["EVAL", code, "1", &key]);
+    let mut text = None;
+    wait_until("the stream is read", || {
+        text = redis.try_command(&["EVAL", code, "1", &key]);
+        text.is_some()
+    });
+    let text = text.expect("just read");
     text.split_whitespace().map(|word| word.parse().expect("a number")).collect()
 }
 
@@ -183,16 +189,20 @@ fn publishes_of_two_nodes_are_delivered_in_order_or_reported_as_lost_when_everyt
             client.send(number);
         }
         if number % FLUSHED_EVERY == 0 {
-            redis(&world).command(&["FLUSHALL"]);
+            wait_until("Redis is empty", || redis(&world).try_command(&["FLUSHALL"]).is_some());
         }
         take_received(&members, &mut received);
     }
-    for client in &mut clients {
+    let mut failed = BTreeSet::new();
+    for (client, node) in clients.iter_mut().zip(&world.nodes) {
         client.wait_until_all_ended(FLUSHED_PUBLISHES);
-        assert!(client.failed.is_empty(), "a repair window refuses, and lets nothing pass behind");
+        // A host that is slow for longer than a repair window may let some be overtaken.
+        let overtaken = node.counters().publishes_overtaken;
+        assert!(client.failed.len() as u64 <= overtaken, "those that failed are counted");
         // After these, a member has received everything, or its loss.
         client.send(FLUSHED_PUBLISHES + 1);
         client.wait_until_all_ended(FLUSHED_PUBLISHES + 1);
+        client.failed.iter().for_each(|number| _ = failed.insert((client.shard.node.0, *number)));
     }
     let is_last =
         |item: &Item| matches!(item, Item::Message(_, number) if *number > FLUSHED_PUBLISHES);
@@ -201,7 +211,7 @@ fn publishes_of_two_nodes_are_delivered_in_order_or_reported_as_lost_when_everyt
         received.iter().all(|all| all.iter().filter(|item| is_last(item)).count() == 2)
     });
     for all in &received {
-        check_complete(all);
+        check_complete(all, &failed);
     }
 }
 
@@ -230,15 +240,17 @@ fn take_received(members: &[&Shard; 2], received: &mut [Vec<Item>; 2]) {
     }
 }
 
-/// Every client's numbers rise by one, except where something was reported as lost.
-fn check_complete(all: &[Item]) {
+/// Every client's numbers rise by one, except where something has failed or was reported as lost.
+fn check_complete(all: &[Item], failed: &BTreeSet<(u64, u64)>) {
     let (mut last, mut may_miss) = ([0; 2], [false; 2]);
     for item in all {
         match *item {
             Item::Lost => may_miss = [true; 2],
             Item::Message(node, number) => {
                 let at = node as usize - 1;
-                let is_next = number == last[at] + 1 || (may_miss[at] && number > last[at]);
+                let has_failed = |number| failed.contains(&(node, number));
+                let is_next =
+                    number > last[at] && (may_miss[at] || (last[at] + 1..number).all(has_failed));
                 assert!(is_next, "{number} of node {node} after {}", last[at]);
                 (last[at], may_miss[at]) = (number, false);
             }

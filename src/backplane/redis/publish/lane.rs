@@ -119,6 +119,19 @@ impl Lane {
         (refused.chain(waiting).collect(), bytes)
     }
 
+    /// Takes out the next publish that may be sent. Those before it that may not are added to `held`,
+    /// up to the size of a batch.
+    fn pop_sendable(&mut self, held: &mut Vec<QueuedPublish>) -> Option<QueuedPublish> {
+        while held.len() < COMMANDS_PER_BATCH {
+            let queued = self.waiting.pop_front()?;
+            if self.kind == LaneKind::Transient || self.order.try_send(queued.topic()) {
+                return Some(queued);
+            }
+            held.push(queued);
+        }
+        None
+    }
+
     /// Writes the next batch. Returns it, and the bytes that wait no longer; `None`: what waits may
     /// not be sent before something else has its reply.
     pub(super) fn build_batch(
@@ -136,13 +149,8 @@ impl Lane {
         // Where topics do not move, a plain PUBLISH either succeeds or fails for good.
         let is_final = self.kind == LaneKind::Transient && !context.is_sharded();
         let (mut bytes, mut queue_bytes, mut held) = (0, 0, Vec::new());
-        while batch.items.len() < capacity && held.len() < COMMANDS_PER_BATCH && bytes < BATCH_BYTES
-        {
-            let Some(queued) = self.waiting.pop_front() else { break };
-            if self.kind != LaneKind::Transient && !self.order.try_send(queued.topic()) {
-                held.push(queued);
-                continue;
-            }
+        while batch.items.len() < capacity && bytes < BATCH_BYTES {
+            let Some(queued) = self.pop_sendable(&mut held) else { break };
             queue_bytes += queued.bytes();
             envelope.clear();
             envelope::write(&Message::of(&queued.publish), context.version, envelope);
@@ -323,4 +331,54 @@ fn publish_command(
     command.arg(policy.history_ttl_s).arg(scripts::meta_ttl_s(policy));
     command.arg(context.generation).arg(context.publish).arg(key_ttl_s).arg(REPAIR_MS);
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    fn lane(kind: LaneKind, rooms: &[&str]) -> Lane {
+        let mut lane = Lane::new(kind);
+        for (number, room) in rooms.iter().enumerate() {
+            let publish = Publish {
+                topic: TopicName::room(room),
+                payload: Bytes::from(number.to_string()),
+                from: None,
+                except: None,
+                key: None,
+                conflate_key: None,
+                done: ReplyTo::Nobody,
+            };
+            let queued = QueuedPublish { publish, since: Instant::now(), may_have_arrived: false };
+            lane.waiting.push_back(queued);
+        }
+        lane
+    }
+
+    /// The payloads of the next batch.
+    fn sendable(lane: &mut Lane) -> Vec<Bytes> {
+        let mut held = Vec::new();
+        let all = std::iter::from_fn(|| lane.pop_sendable(&mut held));
+        let payloads = all.map(|queued| queued.publish.payload).collect();
+        held.into_iter().rev().for_each(|queued| lane.waiting.push_front(queued));
+        payloads
+    }
+
+    #[test]
+    fn one_publish_of_a_room_is_in_flight_until_the_server_has_stored_one() {
+        let mut lane = lane(LaneKind::Stored, &["a", "a", "b", "a", "b"]);
+        assert_eq!(sendable(&mut lane), ["0", "2"]);
+        assert!(sendable(&mut lane).is_empty(), "each has one in flight");
+        lane.order.note_stored(&TopicName::room("b"));
+        assert_eq!(sendable(&mut lane), ["4"]);
+        lane.order.note_stored(&TopicName::room("a"));
+        assert_eq!(sendable(&mut lane), ["1", "3"]);
+    }
+
+    #[test]
+    fn publishes_that_are_not_stored_do_not_wait_for_each_other() {
+        let mut lane = lane(LaneKind::Transient, &["a", "a", "a"]);
+        assert_eq!(sendable(&mut lane), ["0", "1", "2"]);
+    }
 }

@@ -7,8 +7,8 @@
 //!
 //! * Where refusals are expected, nothing is behind. A partition is *proven* once the server has
 //!   stored a publish of it, since the link began and since it last refused one; an unproven
-//!   partition has one publish in flight. A repair window belongs to a partition and a generation,
-//!   so it can end only while its partition is unproven.
+//!   partition has one publish in flight. So the repair window of a server that has come up ends
+//!   while its partitions are unproven, and nothing is overtaken.
 //! * Where a server refuses a publish of a proven partition and stores one that was sent later
 //!   ([`Publisher`], the same topic), the refused one was *overtaken*: it ends as `Unavailable`
 //!   instead of being stored in the wrong place ([`crate::backplane::redis::publish::lane`]).
