@@ -28,7 +28,7 @@ use crate::link::channel::ShardEnd;
 use crate::link::health::Health;
 use crate::link::ledger::Account;
 use crate::link::load_table::LoadTable;
-use crate::link::shares::Shares;
+use crate::link::shares::{ShareLimits, Shares};
 use crate::metrics::ShardMirror;
 use crate::plan::{Plan, ShardPlan};
 use crate::shard::{Shard, ShardConfig};
@@ -88,6 +88,19 @@ pub fn run_shard(setup: ShardSetup) -> std::io::Result<()> {
         io::runtime::self_test().await?;
         tasks::run(reactor, lingering, listener, bell, &health).await
     })
+}
+
+/// The tables of what one client address and one user have, for all shards of a node.
+pub fn shares(plan: &Plan) -> Shares {
+    let limits = &plan.limits;
+    let limits = ShareLimits {
+        connections_per_address_max: limits.connections_per_address_max,
+        handshakes_per_address_max: limits.handshakes_per_address_max,
+        connects_per_address_per_s_max: limits.connects_per_address_per_s_max,
+        connects_per_address_burst_max: limits.connects_per_address_burst_max,
+        connections_per_user_max: limits.connections_per_user_max,
+    };
+    Shares::new(limits, plan.listen_direct || !plan.trusted_proxies.is_empty())
 }
 
 fn new_shard(setup: &ShardSetup) -> Shard {

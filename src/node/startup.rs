@@ -12,7 +12,6 @@ use crate::link::channel::{WindowLimits, window_within};
 use crate::link::health::Health;
 use crate::link::ledger::{Account, Ledger, MemoryCalls};
 use crate::link::load_table::LoadTable;
-use crate::link::shares::Shares;
 use crate::net::{self, ShardSetup};
 use crate::plan::{self, BackplanePlan, Machine, NoticeLevel, Plan, Planned, StartupNotice};
 use crate::{backplane, sys, terminal};
@@ -56,8 +55,7 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::RunningNode, 
     let anonymous_secret = AnonymousSecret::new(random()?);
     let health = Arc::new(Health::default());
     let load_table = Arc::new(LoadTable::new(shards));
-    let knows_addresses = plan.listen_direct || !plan.trusted_proxies.is_empty();
-    let shares = Arc::new(Shares::new(limits, knows_addresses));
+    let shares = Arc::new(net::shares(&plan));
     let shard_mirrors: Vec<_> = (0..shards).map(|_| Arc::default()).collect();
     let backplane_mirror = Arc::default();
     let tables_split = Arc::new(Barrier::new(usize::from(shards) + 1));

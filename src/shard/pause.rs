@@ -63,8 +63,8 @@ impl Shard {
         }
     }
 
-    /// A reason for a connection's pause has ended. It is read again, unless there is another one; once
-    /// it closes, its end is waited for whatever reason there is.
+    /// A reason for a connection's pause has ended. It is read again, unless there is another one;
+    /// once it closes, its end is waited for whatever reason there is.
     pub(super) fn resume(&mut self, conn: ConnId) {
         if self.is_rate_limited(conn)
             || self.has_questions_enough(conn)

@@ -180,6 +180,9 @@ impl Shard {
     }
 
     fn notify_limited(&mut self, conn: ConnId) {
+        if !self.encoding_of(conn).dialect().has_topics() {
+            return; // It has no words for that.
+        }
         let message = "this connection sends faster than it may, and is read more slowly";
         self.say(conn, &Event::Error { id: None, code: ErrorCode::RateLimited, message });
     }

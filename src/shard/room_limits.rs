@@ -1,9 +1,9 @@
 //! What the namespace of a room limits: its members in this shard, how fast clients publish to it, and
 //! how large their messages are.
 //!
-//! Only rooms of namespaces that set such a limit cost anything here. The rate of a room is one bucket,
-//! stored while it is not full; how many there are is bounded by what clients publish in the time in
-//! which one fills.
+//! Only rooms of namespaces that set such a limit cost anything here. The rate of a room is one
+//! bucket, stored while it is not full; how many there are is bounded by what clients publish in the
+//! time in which one fills.
 //!
 //! Invariant: a request that is refused here has changed nothing.
 

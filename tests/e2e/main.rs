@@ -56,5 +56,6 @@ mod page;
 mod presence;
 mod proxy_protocol;
 mod rules;
+mod shares;
 mod slow;
 mod tls;

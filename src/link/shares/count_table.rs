@@ -17,10 +17,10 @@
 //! Two keys with one tag in one window share a count, which only makes a limit stricter for both. The
 //! hash has a random key per process, so nobody can choose a neighbour.
 //!
-//! Invariant: a key that finds no free word in its window is not counted, and whoever asks is told so:
+//! Invariant: a key that finds no free word in its window is not counted, and the caller learns of it:
 //! a full table refuses nobody.
 
-use crate::link::shares::KeyHash;
+use crate::link::shares::key::KeyHash;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Words of a window.

@@ -12,12 +12,12 @@
 //! Invariant: a full table refuses nobody, and an address that may be a proxy's is not counted.
 
 pub mod count_table;
+pub mod key;
 pub mod rate_table;
 
-use crate::policy::limits::Limits;
-use crate::policy::token_bucket::TokenRate;
-use count_table::{CountTable, Counts};
-use rate_table::RateTable;
+use crate::link::shares::count_table::{CountTable, Counts};
+use crate::link::shares::rate_table::RateTable;
+pub use key::KeyHash;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,10 +27,6 @@ use std::time::Instant;
 const ADDRESSES: usize = 128 * 1024;
 /// The same of users, where they have a limit.
 const USERS: usize = 256 * 1024;
-
-/// A key of the tables: a hash with a random key per process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KeyHash(pub u64);
 
 /// Why a client may not connect now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,35 +39,47 @@ pub enum ShareExceeded {
     Rate,
 }
 
+/// How much one address and one user may have; 0: no limit.
+#[derive(Clone, Copy, Debug)]
+pub struct ShareLimits {
+    /// Connections of one address.
+    pub connections_per_address_max: u64,
+    /// Its handshakes under way.
+    pub handshakes_per_address_max: u64,
+    /// Its connections in a second, on average.
+    pub connects_per_address_per_s_max: u64,
+    /// Its connections at once.
+    pub connects_per_address_burst_max: u64,
+    /// Connections of one user with a token.
+    pub connections_per_user_max: u64,
+}
+
 /// The tables of a node.
 #[derive(Debug)]
 pub struct Shares {
+    limits: ShareLimits,
     hasher: RandomState,
     began: Instant,
     addresses: CountTable,
     connects: RateTable,
     users: CountTable,
-    connections_per_address_max: u64,
-    handshakes_per_address_max: u64,
-    connections_per_user_max: u64,
     has_warned: AtomicBool,
 }
 
 impl Shares {
     /// Empty tables; hardly any room, if no address is known to be a client's.
-    pub fn new(limits: &Limits, knows_addresses: bool) -> Shares {
+    pub fn new(limits: ShareLimits, knows_addresses: bool) -> Shares {
         let addresses = if knows_addresses { ADDRESSES } else { 1 };
-        let Limits { connects_per_address_per_s_max, connects_per_address_burst_max, .. } = *limits;
-        let rate = TokenRate::new(connects_per_address_per_s_max, connects_per_address_burst_max);
+        let users = if limits.connections_per_user_max > 0 { USERS } else { 1 };
+        let (per_s, burst) =
+            (limits.connects_per_address_per_s_max, limits.connects_per_address_burst_max);
         Shares {
+            limits,
             hasher: RandomState::new(),
             began: Instant::now(),
             addresses: CountTable::new(addresses),
-            connects: RateTable::new(addresses, rate),
-            users: CountTable::new(if limits.connections_per_user_max > 0 { USERS } else { 1 }),
-            connections_per_address_max: limits.connections_per_address_max,
-            handshakes_per_address_max: limits.handshakes_per_address_max,
-            connections_per_user_max: limits.connections_per_user_max,
+            connects: RateTable::new(addresses, per_s, burst),
+            users: CountTable::new(users),
             has_warned: AtomicBool::new(false),
         }
     }
@@ -87,16 +95,16 @@ impl Shares {
     }
 
     /// A connection of an address begins its handshake, and is counted until
-    /// [`Shares::end_handshake`] and [`Shares::end_connection`]. `false`: there is no room to count it.
+    /// [`Shares::end_handshake`] and [`Shares::end_connection`]. `false`: there is no room for it.
     ///
     /// # Errors
     /// It may not connect, and is not counted.
     pub fn begin(&self, key: KeyHash) -> Result<bool, ShareExceeded> {
         let Counts { connections, handshakes } = self.addresses.counts(key);
-        if is_reached(connections, self.connections_per_address_max) {
+        if is_reached(connections, self.limits.connections_per_address_max) {
             return Err(ShareExceeded::Connections);
         }
-        if is_reached(handshakes, self.handshakes_per_address_max) {
+        if is_reached(handshakes, self.limits.handshakes_per_address_max) {
             return Err(ShareExceeded::Handshakes);
         }
         if !self.connects.take(key, self.began.elapsed().as_millis() as u64) {
@@ -117,7 +125,7 @@ impl Shares {
 
     /// Whether users have a limit.
     pub fn limits_users(&self) -> bool {
-        self.connections_per_user_max > 0
+        self.limits.connections_per_user_max > 0
     }
 
     /// A connection of a user is about to be open, and is counted until [`Shares::end_user`]. `false`:
@@ -125,7 +133,7 @@ impl Shares {
     #[must_use]
     pub fn begin_user(&self, key: KeyHash) -> bool {
         let connections = self.users.counts(key).connections;
-        if is_reached(connections, self.connections_per_user_max) {
+        if is_reached(connections, self.limits.connections_per_user_max) {
             return false;
         }
         // Without room for it the user has no limit.
@@ -169,19 +177,20 @@ fn network_of(address: IpAddr) -> u64 {
 mod tests {
     use super::*;
 
-    fn shares(limits: Limits) -> Shares {
-        Shares::new(&limits, true)
+    fn shares(limits: ShareLimits) -> Shares {
+        Shares::new(limits, true)
     }
 
     fn key(shares: &Shares, address: &str) -> KeyHash {
         shares.address_key(address.parse().expect("an address"))
     }
 
-    const LIMITS: Limits = Limits {
+    const LIMITS: ShareLimits = ShareLimits {
         connections_per_address_max: 3,
         handshakes_per_address_max: 0,
         connects_per_address_per_s_max: 0,
-        ..Limits::TINY
+        connects_per_address_burst_max: 1,
+        connections_per_user_max: 0,
     };
 
     #[test]
@@ -199,8 +208,8 @@ mod tests {
 
     #[test]
     fn handshakes_are_limited_for_themselves() {
-        let limits = Limits { connections_per_address_max: 0, ..LIMITS };
-        let shares = shares(Limits { handshakes_per_address_max: 2, ..limits });
+        let limits = ShareLimits { connections_per_address_max: 0, ..LIMITS };
+        let shares = shares(ShareLimits { handshakes_per_address_max: 2, ..limits });
         let ann = key(&shares, "192.0.2.1");
         (0..2).for_each(|_| assert_eq!(shares.begin(ann), Ok(true)));
         assert_eq!(shares.begin(ann), Err(ShareExceeded::Handshakes));
@@ -210,8 +219,8 @@ mod tests {
 
     #[test]
     fn connections_that_come_too_fast_are_refused_and_not_counted() {
-        let limits = Limits { connects_per_address_per_s_max: 1, ..LIMITS };
-        let shares = shares(Limits { connects_per_address_burst_max: 2, ..limits });
+        let limits = ShareLimits { connects_per_address_per_s_max: 1, ..LIMITS };
+        let shares = shares(ShareLimits { connects_per_address_burst_max: 2, ..limits });
         let ann = key(&shares, "192.0.2.1");
         (0..2).for_each(|_| assert_eq!(shares.begin(ann), Ok(true)));
         assert_eq!(shares.begin(ann), Err(ShareExceeded::Rate));
@@ -220,7 +229,7 @@ mod tests {
 
     #[test]
     fn at_zero_nothing_is_limited() {
-        let shares = shares(Limits { connections_per_address_max: 0, ..LIMITS });
+        let shares = shares(ShareLimits { connections_per_address_max: 0, ..LIMITS });
         let ann = key(&shares, "192.0.2.1");
         (0..4000).for_each(|_| assert_eq!(shares.begin(ann), Ok(true)));
     }

@@ -220,12 +220,12 @@ impl HiddenClients {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::limits::Limits;
+    use crate::link::shares::ShareLimits;
 
-    fn addresses(limits: Limits, is_direct: bool, trusted: &[&str]) -> Addresses {
+    fn addresses(limits: ShareLimits, is_direct: bool, trusted: &[&str]) -> Addresses {
         let trusted = trusted.iter().map(|text| text.parse().expect("a network")).collect();
         Addresses {
-            shares: Arc::new(Shares::new(&limits, true)),
+            shares: Arc::new(Shares::new(limits, true)),
             is_direct,
             trusted_proxies: trusted,
             of_addresses: CountedWords::default(),
@@ -239,7 +239,13 @@ mod tests {
         Some(SocketAddr::new(text.parse().expect("an address"), 4711))
     }
 
-    const TWO: Limits = Limits { connections_per_address_max: 2, ..Limits::TINY };
+    const TWO: ShareLimits = ShareLimits {
+        connections_per_address_max: 2,
+        handshakes_per_address_max: 0,
+        connects_per_address_per_s_max: 0,
+        connects_per_address_burst_max: 1,
+        connections_per_user_max: 0,
+    };
 
     #[test]
     fn a_direct_client_has_its_share_and_a_connection_that_ends_gives_it_back() {
@@ -276,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_user_with_a_token_has_its_share_wherever_it_comes_from() {
-        let mut all = addresses(Limits { connections_per_user_max: 2, ..TWO }, false, &[]);
+        let mut all = addresses(ShareLimits { connections_per_user_max: 2, ..TWO }, false, &[]);
         (0..2).for_each(|index| assert_eq!(all.begin_user(index, Some("ann")), Ok(())));
         assert_eq!(all.begin_user(2, Some("ann")), Err(RejectReason::UserFull));
         assert_eq!(all.begin_user(3, Some("bob")), Ok(()));
@@ -285,7 +291,7 @@ mod tests {
         assert!(all.begin_user(2, Some("ann")).is_err(), "it was never counted");
         all.end(0);
         assert_eq!(all.begin_user(2, Some("ann")), Ok(()));
-        let mut free = addresses(Limits { connections_per_user_max: 0, ..TWO }, false, &[]);
+        let mut free = addresses(ShareLimits { connections_per_user_max: 0, ..TWO }, false, &[]);
         (0..50).for_each(|index| assert_eq!(free.begin_user(index, Some("ann")), Ok(())));
     }
 

@@ -9,8 +9,8 @@
 //! Where every connection comes through a proxy (`proxy_protocol = required`), one of another address
 //! is refused here as well: it takes no place of a handshake, and no token of the accept rate.
 //!
-//! Where clients connect themselves (`listen_direct`), the limits of their addresses are looked at here
-//! too (`addresses.rs`), before anything of a connection is read.
+//! Where clients connect themselves (`listen_direct`), the limits of their addresses are looked at
+//! here too (`addresses.rs`), before anything of a connection is read.
 //!
 //! When descriptors run out, a spare one is given up to take the next connection and refuse it:
 //! otherwise the backlog would fill with clients that get no answer, and the loop would spin.

@@ -11,7 +11,7 @@ pub(in crate::shard) const UNUSED: u32 = u32::MAX;
 /// tenth, and what does not fit into a bucket between two of them is lost.
 const BURSTS_PER_S_MAX: u64 = 5;
 
-/// So much room for further entries is kept when entries are dropped.
+/// So much room for further entries stays when entries are dropped.
 const SPARE_ENTRIES: usize = 4096;
 
 /// What is limited.
