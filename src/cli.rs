@@ -7,9 +7,7 @@
 //! [`Environment`], which tests fake.
 
 use crate::auth::{TokenRequest, mint};
-use crate::config::{
-    Config, ConfigError, ConfigErrors, ConfigSources, FileText, SETTINGS, Setting, ValueKind,
-};
+use crate::config::{Config, ConfigErrors, ConfigOrigin, SETTINGS, Setting, ValueKind};
 use crate::doctor::DoctorRequest;
 use crate::load::LoadArgs;
 use crate::policy::rights::Rights;
@@ -24,7 +22,7 @@ use std::sync::LazyLock;
 /// What to do.
 pub enum Invocation {
     /// Serve clients until SIGTERM or SIGINT.
-    Serve(Box<Config>),
+    Serve(Box<Config>, Box<ConfigOrigin>),
     /// Print what a start would do here.
     Plan(Box<Config>),
     /// Put load on a server.
@@ -64,7 +62,11 @@ pub fn parse(
     let matches = command().try_get_matches_from(args).map_err(CliError::Usage)?;
     let (name, matches) = matches.subcommand().expect("clap requires a subcommand");
     match name {
-        "serve" => Ok(Invocation::Serve(Box::new(config(matches, environment)?))),
+        "serve" => {
+            let origin = origin(matches, environment);
+            let config = origin.load(environment.read_file).map_err(CliError::Config)?;
+            Ok(Invocation::Serve(Box::new(config), Box::new(origin)))
+        }
         "load" => {
             let args = LoadArgs::from_arg_matches(matches).map_err(CliError::Usage)?;
             Ok(Invocation::Load(Box::new(args)))
@@ -206,28 +208,20 @@ fn setting_arg(setting: &'static Setting, flag: &'static str) -> Arg {
 }
 
 fn config(matches: &ArgMatches, environment: &Environment<'_>) -> Result<Config, CliError> {
+    origin(matches, environment).load(environment.read_file).map_err(CliError::Config)
+}
+
+fn origin(matches: &ArgMatches, environment: &Environment<'_>) -> ConfigOrigin {
     let given = |setting: &'static Setting| {
         let value = matches.get_one::<String>(setting.key)?;
         Some((setting.key, value.clone()))
     };
     let from_env = || environment.env.iter().find(|(name, _)| name == "CAMPANILE_CONFIG");
     let path = matches.get_one::<String>("config").or_else(|| from_env().map(|(_, path)| path));
-    let sources = ConfigSources {
+    ConfigOrigin {
         flags: SETTINGS.iter().filter_map(given).collect(),
         env: environment.env.clone(),
-        file: path.map(|path| file(path, environment)).transpose()?,
-    };
-    Config::load_reading(&sources, environment.read_file).map_err(CliError::Config)
-}
-
-fn file(path: &str, environment: &Environment<'_>) -> Result<FileText, CliError> {
-    match (environment.read_file)(path) {
-        Ok(text) => Ok(FileText { path: path.to_owned(), text }),
-        Err(error) => {
-            let reason = format!("cannot be read: {error}");
-            let error = ConfigError::File { path: path.to_owned(), reason };
-            Err(CliError::Config(ConfigErrors(vec![error])))
-        }
+        path: path.cloned(),
     }
 }
 
@@ -268,9 +262,8 @@ fn print_config(matches: &ArgMatches, environment: &Environment<'_>) -> Result<S
     let Some(path) = matches.get_one::<String>("check") else {
         return Ok(crate::config::sample());
     };
-    let sources =
-        ConfigSources { file: Some(file(path, environment)?), ..ConfigSources::default() };
-    Config::load_reading(&sources, environment.read_file).map_err(CliError::Config)?;
+    let origin = ConfigOrigin { path: Some(path.clone()), ..ConfigOrigin::default() };
+    origin.load(environment.read_file).map_err(CliError::Config)?;
     Ok(format!("{path}: good"))
 }
 

@@ -20,8 +20,8 @@ fn main() -> ExitCode {
         now_unix_s: now,
     };
     let code = match cli::parse(std::env::args_os(), &environment) {
-        Ok(Invocation::Serve(config)) => {
-            startup::serve(&config).unwrap_or_else(|failure| failure.report())
+        Ok(Invocation::Serve(config, origin)) => {
+            startup::serve(&config, *origin).unwrap_or_else(|failure| failure.report())
         }
         Ok(Invocation::Plan(config)) => {
             startup::print_plan(&config).unwrap_or_else(|failure| failure.report())

@@ -102,6 +102,11 @@ fn the_table_of_settings_is_the_one_that_the_program_prints() {
 }
 
 #[test]
+fn the_table_of_reloads_has_every_key() {
+    agrees("docs/configuration.md", "reload", &campanile::config::reload_markdown());
+}
+
+#[test]
 fn the_permissions_of_a_redis_user_are_those_that_are_tried() {
     agrees(
         "docs/redis.md",

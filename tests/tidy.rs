@@ -175,6 +175,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "auth",
             "link",
             "ids",
+            "metrics",
             "plan",
             "config",
             "sys",

@@ -65,7 +65,7 @@ async fn carry_out(call: Call, router: Router, ops: Arc<Ops>) {
     let Call { parts, body, shard, conn, peer, place } = call;
     let is_last = !keeps_alive(&parts);
     let is_head = parts.method == Method::HEAD;
-    let response = if is_public(parts.uri.path(), &ops.plan.ops_public_paths) {
+    let response = if is_public(parts.uri.path(), &ops.plan().ops_public_paths) {
         answer(parts, body, peer, router).await
     } else {
         ApiError::not_found().into_response()

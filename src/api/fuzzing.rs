@@ -5,6 +5,7 @@ use super::guard::AT_A_TIME_MAX;
 use super::listener::Peer;
 use super::{Ops, router};
 use crate::link::channel::OpsEnd;
+use crate::link::exchange::Exchange;
 use crate::plan::Plan;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
@@ -27,7 +28,8 @@ impl SocketlessApi {
     pub fn new(plan: Arc<Plan>, end: OpsEnd) -> SocketlessApi {
         let ops = Ops {
             shards: (0..end.shards()).map(|_| Arc::default()).collect(),
-            plan,
+            plan: Arc::new(Exchange::new(plan)),
+            reloads: Arc::default(),
             end,
             backplane: Arc::default(),
             health: Arc::default(),

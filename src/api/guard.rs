@@ -35,7 +35,8 @@ pub(super) async fn guard(
     request: Request,
     next: Next,
 ) -> Response {
-    let key = ops.plan.ops_api_key.as_deref();
+    let plan = ops.plan();
+    let key = plan.ops_api_key.as_deref();
     let headers = request.headers();
     let is_public = request.extensions().get::<FromPublicPort>().is_some();
     let verdict = may_come_from(is_public, key)

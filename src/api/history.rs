@@ -46,7 +46,7 @@ pub(super) async fn history(
         let message = "a room is 1 to 255 bytes without invisible characters or blanks around it";
         return Err(ApiError::bad_request(message));
     }
-    may_read(&ops.plan, Action::ReadHistory, &room)?;
+    may_read(&ops.plan(), Action::ReadHistory, &room)?;
     let page = page(&wanted)?;
     let HistoryPage { position, messages } = ask(&ops, TopicName::room(&room), page).await?;
     let Position { epoch, offset } = position;

@@ -49,6 +49,7 @@ fn families(ops: &Ops) -> Families {
         ops.backplane.read().describe(),
         ops.own.read().describe(),
         ops.access.read().describe(),
+        ops.reloads.read().describe(),
         terminal::log_counters().describe(),
         snapshot.deployment.describe(),
         of_process(ops),

@@ -29,8 +29,9 @@ mod users;
 
 use crate::link::calls::CallReceiver;
 use crate::link::channel::OpsEnd;
+use crate::link::exchange::Exchange;
 use crate::link::health::Health;
-use crate::metrics::{AccessMirror, BackplaneMirror, OpsMirror, ShardMirror};
+use crate::metrics::{AccessMirror, BackplaneMirror, OpsMirror, ReloadMirror, ShardMirror};
 use crate::plan::Plan;
 use socket2::SockRef;
 use std::io;
@@ -41,8 +42,10 @@ use tokio::task::LocalSet;
 
 /// What the ops thread is given.
 pub struct OpsSetup {
-    /// What the node was started from.
-    pub plan: Arc<Plan>,
+    /// What holds: a reload of the configuration changes it.
+    pub plan: Arc<Exchange<Plan>>,
+    /// What is counted of reloads.
+    pub reloads: Arc<ReloadMirror>,
     /// The ops port, bound and listening.
     pub listener: std::net::TcpListener,
     /// Channels to shards and backplane.
@@ -59,7 +62,8 @@ pub struct OpsSetup {
 
 /// State of all handlers; immutable but for the numbers that other threads write.
 struct Ops {
-    plan: Arc<Plan>,
+    plan: Arc<Exchange<Plan>>,
+    reloads: Arc<ReloadMirror>,
     end: OpsEnd,
     shards: Vec<Arc<ShardMirror>>,
     backplane: Arc<BackplaneMirror>,
@@ -73,16 +77,24 @@ struct Ops {
     turns: Semaphore,
 }
 
+impl Ops {
+    /// The plan that holds now.
+    fn plan(&self) -> Arc<Plan> {
+        self.plan.get()
+    }
+}
+
 /// Serves the operators' port until the process ends.
 pub fn run(setup: OpsSetup) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let OpsSetup { plan, listener, end, calls, shards, backplane, health } = setup;
+    let OpsSetup { plan, reloads, listener, end, calls, shards, backplane, health } = setup;
     let started = Instant::now();
     let own = Arc::<OpsMirror>::default();
     let turns = Semaphore::new(guard::AT_A_TIME_MAX);
     let counted = own.clone();
     let access = AccessMirror::default();
-    let ops = Arc::new(Ops { plan, end, shards, backplane, health, own, access, started, turns });
+    let ops = Ops { plan, reloads, end, shards, backplane, health, own, access, started, turns };
+    let ops = Arc::new(ops);
     listener.set_nonblocking(true)?;
     SockRef::from(&listener).listen(listener::BACKLOG)?;
     runtime.block_on(LocalSet::new().run_until(async move {

@@ -32,7 +32,7 @@ pub(super) async fn presence(
         let message = "a room is 1 to 255 bytes without invisible characters or blanks around it";
         return Err(ApiError::bad_request(message));
     }
-    may_read(&ops.plan, Action::ReadPresence, &room)?;
+    may_read(&ops.plan(), Action::ReadPresence, &room)?;
     let here = ask(&ops, TopicName::room(&room)).await?;
     let mut body = Vec::new();
     Dialect::Native.write(&Event::Presence { id: None, room: &room, here: &here }, &mut body);

@@ -77,7 +77,7 @@ pub(super) async fn one(
     State(ops): State<Arc<Ops>>,
     RequestBody(body): RequestBody,
 ) -> Result<Json<Value>, ApiError> {
-    let outcome = send(&ops, understand(&body, &ops.plan)?)?;
+    let outcome = send(&ops, understand(&body, &ops.plan())?)?;
     let position = position_of(outcome, deadline(&ops)).await?;
     Ok(Json(sent(position)))
 }
@@ -96,7 +96,7 @@ pub(super) async fn batch(
     }
     let outcomes: Vec<_> = messages
         .iter()
-        .map(|message| send(&ops, understand(message.get().as_bytes(), &ops.plan)?))
+        .map(|message| send(&ops, understand(message.get().as_bytes(), &ops.plan())?))
         .collect();
     let deadline = deadline(&ops);
     let mut results = Vec::new();
@@ -258,7 +258,7 @@ fn send(ops: &Ops, message: ParsedMessage) -> Result<oneshot::Receiver<PublishOu
 }
 
 fn deadline(ops: &Ops) -> Instant {
-    Instant::now() + patience(ops.plan.limits.publish_queue_ms_max)
+    Instant::now() + patience(ops.plan().limits.publish_queue_ms_max)
 }
 
 /// How long an outcome is waited for. A message may wait for Redis longer than a connection may be

@@ -102,7 +102,7 @@ pub(super) async fn room(
         return Err(ApiError::new(StatusCode::NOT_FOUND, "not_found", message));
     }
     let mut answer = json!({"room_id": room, "members": members});
-    if ops.plan.namespaces.policy_of_room(&room).has_acks() {
+    if ops.plan().namespaces.policy_of_room(&room).has_acks() {
         answer["acks"] = acks(reports.iter().flatten().map(|report| report.acks));
     }
     Ok(Json(answer))

@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 pub(super) fn router(ops: Arc<Ops>) -> Router {
     // What stands around a payload is small; escapes in names may take six bytes for one.
-    let one = DefaultBodyLimit::max(ops.plan.limits.message_bytes_max + publish::AROUND_BYTES_MAX);
+    let one =
+        DefaultBodyLimit::max(ops.plan().limits.message_bytes_max + publish::AROUND_BYTES_MAX);
     let many = DefaultBodyLimit::max(publish::BATCH_BYTES_MAX);
     let short = DefaultBodyLimit::max(users::BODY_BYTES_MAX);
     let guarded = Router::new()

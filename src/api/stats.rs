@@ -37,14 +37,15 @@ pub(super) async fn stats(State(ops): State<Arc<Ops>>) -> Json<Value> {
     let shards: Vec<ShardCounters> = ops.shards.iter().map(|mirror| mirror.read()).collect();
     let sum = |field: fn(&ShardCounters) -> u64| shards.iter().map(field).sum::<u64>();
     let backplane = ops.backplane.read();
-    let (kind, redis) = match &ops.plan.backplane {
+    let (node_plan, reloads) = (ops.plan(), ops.reloads.read());
+    let (kind, redis) = match &node_plan.backplane {
         BackplanePlan::Memory => ("memory", None),
         BackplanePlan::Redis(plan) => {
             ("redis", Some(redis_stats::summary(plan, &backplane, &ops.backplane.redis())))
         }
     };
     Json(json!({
-        "node": ops.plan.node_name,
+        "node": node_plan.node_name,
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_s": ops.started.elapsed().as_secs(),
         "readiness": readiness(&ops),
@@ -64,6 +65,11 @@ pub(super) async fn stats(State(ops): State<Arc<Ops>>) -> Json<Value> {
             "publish_queue_bytes": backplane.publish_queue_bytes,
             "reconnects": backplane.reconnects,
             "canary_rtt_us": backplane.canary_rtt_us,
+        },
+        "config": {
+            "reloads_applied": reloads.applied,
+            "reloads_refused": reloads.refused,
+            "last_reload_unix_s": Some(reloads.last_unix_s).filter(|at| *at > 0),
         },
         "redis": redis,
     }))

@@ -48,7 +48,8 @@ fn node(flags: &[(&'static str, &str)]) -> Node {
     let backplane_mirror: Arc<BackplaneMirror> = Arc::default();
     let health: Arc<Health> = Arc::default();
     let setup = OpsSetup {
-        plan: Arc::new(plan),
+        plan: Arc::new(crate::link::exchange::Exchange::new(Arc::new(plan))),
+        reloads: Arc::default(),
         listener,
         end: end.clone(),
         calls: crate::link::calls::calls(1).unwrap().1,

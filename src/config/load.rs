@@ -29,6 +29,33 @@ pub struct ConfigSources {
     pub file: Option<FileText>,
 }
 
+/// Where a configuration was read from, so that it can be read again.
+#[derive(Clone, Debug, Default)]
+pub struct ConfigOrigin {
+    /// As in [`ConfigSources`].
+    pub flags: Vec<(&'static str, String)>,
+    /// As in [`ConfigSources`].
+    pub env: Vec<(String, String)>,
+    /// The path of the file, if one was named.
+    pub path: Option<String>,
+}
+
+impl ConfigOrigin {
+    /// Reads the file, and merges it with flags and environment.
+    pub fn load(&self, read_file: &ReadFile<'_>) -> Result<Config, ConfigErrors> {
+        let file = self.path.as_ref().map(|path| match read_file(path) {
+            Ok(text) => Ok(FileText { path: path.clone(), text }),
+            Err(error) => {
+                let reason = format!("cannot be read: {error}");
+                Err(ConfigErrors(vec![ConfigError::File { path: path.clone(), reason }]))
+            }
+        });
+        let (flags, env) = (self.flags.clone(), self.env.clone());
+        let sources = ConfigSources { flags, env, file: file.transpose()? };
+        Config::load_reading(&sources, read_file)
+    }
+}
+
 /// Answers the text of a file.
 pub(super) type ReadFile<'a> = dyn Fn(&str) -> std::io::Result<String> + 'a;
 

@@ -15,13 +15,15 @@ mod contradictions;
 mod error;
 mod load;
 mod print;
+mod reload;
 mod settings;
 mod value;
 
 pub use backplane::{BackplaneUrl, Deployment, Login, RedisServers, redact_url};
 pub use error::{ConfigError, ConfigErrors, ValueSource};
-pub use load::{ConfigSources, FileText};
-pub use print::{markdown, sample};
+pub use load::{ConfigOrigin, ConfigSources, FileText};
+pub use print::{markdown, reload_markdown, sample};
+pub use reload::{ReloadClass, Reloaded};
 pub use settings::{Config, SETTINGS, Setting};
 pub use value::{LogFormat, ProxyProtocol, Scheduling, SteeringMode, ValueKind};
 

@@ -1,5 +1,6 @@
 //! The table of settings as a sample file and as a table for docs/configuration.md.
 
+use crate::config::reload::ReloadClass;
 use crate::config::settings::{SETTINGS, Setting};
 use crate::config::value::ValueKind;
 use crate::policy::namespaces::{NAMESPACE_SETTINGS, Policy};
@@ -72,6 +73,18 @@ pub fn markdown() -> String {
             .expect("a String takes everything");
     }
     out + &namespaces_markdown()
+}
+
+/// When a change of each setting holds, as a Markdown table: the rows that need no restart first.
+pub fn reload_markdown() -> String {
+    let mut out = String::from("| key | a change holds |\n|---|---|\n");
+    let is_restart = |setting: &&Setting| setting.reload_class() == ReloadClass::Restart;
+    let lively = SETTINGS.iter().filter(|setting| !is_restart(setting));
+    for setting in lively.chain(SETTINGS.iter().filter(is_restart)) {
+        let (key, class) = (setting.key, setting.reload_class().text());
+        writeln!(out, "| `{key}` | {class} |").expect("a String takes everything");
+    }
+    out
 }
 
 /// A value as the file writes it.

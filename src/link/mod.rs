@@ -11,6 +11,7 @@ pub mod bell;
 pub mod calls;
 pub mod channel;
 pub mod connections;
+pub mod exchange;
 pub mod health;
 mod held_bytes;
 pub mod inspect;

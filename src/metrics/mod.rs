@@ -222,6 +222,7 @@ counters! {
         closed_silent: Counter "connections_closed_total"["reason" = "ping_timeout"] "WebSocket connections closed, by reason",
         closed_drain: Counter "connections_closed_total"["reason" = "drain"] "WebSocket connections closed, by reason",
         closed_token_expired: Counter "connections_closed_total"["reason" = "token_expired"] "WebSocket connections closed, by reason",
+        closed_not_admitted: Counter "connections_closed_total"["reason" = "not_admitted"] "WebSocket connections closed, by reason",
         closed_lost: Counter "connections_closed_total"["reason" = "messages_lost"] "WebSocket connections closed, by reason",
         closed_disconnected: Counter "connections_closed_total"["reason" = "disconnected"] "WebSocket connections closed, by reason",
         closed_overloaded: Counter "connections_closed_total"["reason" = "overloaded"] "WebSocket connections closed, by reason",
@@ -348,6 +349,15 @@ counters! {
     /// What is counted of requests for the API.
     AccessCounters, AccessMirror {
         wrong_key: Counter "ops_requests_refused_total"["reason" = "wrong_key"] "Requests for the API that were refused, by reason",
+    }
+}
+
+counters! {
+    /// What is counted of reloads of the configuration (SIGHUP).
+    ReloadCounters, ReloadMirror {
+        applied: Counter "config_reloads_total"["result" = "applied"] "Reloads of the configuration, by result",
+        refused: Counter "config_reloads_total"["result" = "refused"] "Reloads of the configuration, by result",
+        last_unix_s: Gauge "config_last_reload_timestamp_seconds" "When a reload was last applied, in seconds since 1970; 0: never",
     }
 }
 

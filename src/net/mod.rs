@@ -25,6 +25,7 @@ pub mod upgrade;
 use crate::auth::{AnonymousSecret, Authenticator};
 use crate::link::calls::CallSender;
 use crate::link::channel::ShardEnd;
+use crate::link::exchange::ExchangeReader;
 use crate::link::health::Health;
 use crate::link::ledger::Account;
 use crate::link::load_table::LoadTable;
@@ -50,6 +51,8 @@ pub struct ShardSetup {
     pub calls: CallSender,
     /// Which clients are admitted.
     pub authenticator: Arc<Authenticator>,
+    /// Where the plan of a configuration that was reloaded comes from.
+    pub reloads: ExchangeReader<Plan>,
     /// What the names of clients without a token are made with.
     pub anonymous_secret: AnonymousSecret,
     /// Where its counters go.

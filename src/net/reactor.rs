@@ -12,6 +12,7 @@
 use crate::ids::ConnId;
 use crate::link::calls::{Call, CallSender};
 use crate::link::channel::ShardEnd;
+use crate::link::exchange::ExchangeReader;
 use crate::link::ledger::Pressure;
 use crate::link::load_table::ShardLoad;
 use crate::link::{Downlink, Uplink};
@@ -26,12 +27,12 @@ use crate::net::memory::{self, ShardMemory};
 use crate::net::upgrade::reject::RejectReason;
 use crate::net::upgrade::routes::Routes;
 use crate::net::upgrade::{LeftAt, Progress, StageContext, TimedOut, Upgrades};
-use crate::plan::ProxyProtocol;
+use crate::plan::{Plan, ProxyProtocol};
 use crate::policy::networks::any_contains;
 use crate::protocol::dialect::Encoding;
 use crate::shard::conn::CloseReason;
 use crate::shard::delivery::batch::SendBatch;
-use crate::shard::{ClosedSocket, Opening, ReadOutcome, Shard};
+use crate::shard::{ClosedSocket, Opening, ReadOutcome, SettingsChange, Shard};
 use bytes::Bytes;
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -118,6 +119,7 @@ pub(super) struct Reactor {
     steering: Steering,
     addresses: Addresses,
     mirror: Arc<ShardMirror>,
+    reloads: ExchangeReader<Plan>,
     scratch: Box<[u8]>,
     /// Connections that wait to be read, each at most once: the shard keeps the mark.
     unread: VecDeque<ConnId>,
@@ -160,6 +162,7 @@ impl Reactor {
             steering,
             addresses: Addresses::new(setup.shares, &plan),
             mirror: setup.mirror,
+            reloads: setup.reloads,
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
             unread: VecDeque::new(),
             handshakes_max: limits.handshakes_max,
@@ -376,6 +379,9 @@ impl Reactor {
 
     fn tick(&mut self, now_ms: u64) {
         self.last_tick_ms = now_ms;
+        if let Some(plan) = self.reloads.changed() {
+            self.reload(plan, now_ms);
+        }
         self.shard.handle_timeout(now_ms);
         while let Some(conn) = self.shard.poll_timed_out() {
             match self.upgrades.timed_out(conn.0.index, &self.routes, now_ms) {
@@ -423,6 +429,22 @@ impl Reactor {
         if closed > 0 && tracing::enabled!(tracing::Level::DEBUG) {
             tracing::debug!(closed, too_much, "memory is short: connections closed");
         }
+    }
+
+    /// Takes a configuration over that was reloaded.
+    fn reload(&mut self, plan: Arc<Plan>, now_ms: u64) {
+        let (before, after) = (&self.routes.plan().auth, &plan.auth);
+        let tokens_hold = before.hmac_secret.is_none() || before.hmac_secret == after.hmac_secret;
+        let change = SettingsChange {
+            limits: plan.limits,
+            namespaces: plan.namespaces.clone(),
+            anonymous: after.anonymous.then_some(after.anonymous_rights),
+            tokens_hold,
+        };
+        self.shard.handle_settings(change, now_ms);
+        self.handshakes_max = plan.limits.handshakes_max;
+        self.addresses.reload(&plan);
+        self.routes = Routes::reloaded(plan);
     }
 
     fn read(&mut self, conn: ConnId) {

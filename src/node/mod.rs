@@ -3,6 +3,7 @@
 pub mod error;
 mod log;
 mod ports;
+pub mod reload;
 pub mod shutdown;
 pub mod startup;
 pub mod threads;

@@ -2,18 +2,19 @@
 //!
 //! The first SIGTERM or SIGINT makes the node not ready and makes every shard close its
 //! connections, spread over `drain_ms`; it ends when the shards have, and the backplane after them.
-//! The second one ends the process on the spot.
+//! The second one ends the process on the spot. SIGHUP, until then, reloads the configuration.
 //!
 //! Invariant: runs on the main thread, which does nothing else; a few wakes a second are all.
 
 use super::error::StartError;
+use super::reload::Reloader;
 use crate::ids::ShardId;
 use crate::link::Downlink;
 use crate::link::channel::OpsEnd;
 use crate::link::health::{Health, NotReady};
 use crate::plan::Plan;
 use crate::terminal;
-use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use socket2::Socket;
 use std::process::ExitCode;
@@ -23,8 +24,8 @@ use std::time::{Duration, Instant};
 
 /// A running node, as main holds it.
 pub struct RunningNode {
-    /// The plan with which it was started.
-    pub plan: Arc<Plan>,
+    /// The plan that holds, and how it changes.
+    pub reloader: Reloader,
     /// Readiness, shared with all threads; set to draining here.
     pub health: Arc<Health>,
     /// The way to the shards.
@@ -40,29 +41,41 @@ pub struct RunningNode {
 /// Poll interval of the main thread while it waits for something that has no signal.
 const GLANCE: Duration = Duration::from_millis(5);
 
-/// Catches SIGTERM and SIGINT from here on. Before the first thread, so that none is missed. SIGQUIT
-/// and SIGUSR1, by which other servers print or rotate something, would kill this one: they do
+/// Catches SIGTERM, SIGINT and SIGHUP from here on. Before the first thread, so that none is missed.
+/// SIGQUIT and SIGUSR1, by which other servers print or rotate something, would kill this one: they do
 /// nothing.
 pub fn signals() -> Result<Signals, StartError> {
-    Signals::new([SIGTERM, SIGINT, SIGQUIT, SIGUSR1]).map_err(StartError::machine)
+    Signals::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1]).map_err(StartError::machine)
 }
 
 /// Whether a signal ends the node. One that does not is logged.
 fn is_ending(signal: i32) -> bool {
     let is_ending = matches!(signal, SIGTERM | SIGINT);
     if !is_ending {
-        tracing::info!(signal, "this signal does nothing; SIGTERM ends the node");
+        tracing::info!(signal, "this signal does nothing now; SIGTERM ends the node");
     }
     is_ending
 }
 
+/// Carries a signal out that comes while the node runs. Whether it ends the node.
+fn handle(signal: i32, reloader: &mut Reloader) -> bool {
+    if signal == SIGHUP {
+        reloader.reload();
+        return false;
+    }
+    is_ending(signal)
+}
+
 /// Logs when the node listens, waits for a signal, drains; returns the exit code.
-pub fn until_the_end(node: RunningNode, mut signals: Signals) -> ExitCode {
-    let Ok(early_signal) = announce(&node, &mut signals) else {
+pub fn until_the_end(mut node: RunningNode, mut signals: Signals) -> ExitCode {
+    let Ok(early_signal) = announce(&mut node, &mut signals) else {
         return ExitCode::FAILURE;
     };
-    let signal = early_signal.or_else(|| signals.forever().find(|signal| is_ending(*signal)));
-    tracing::info!(signal, drain_ms = node.plan.drain_ms, "draining; a second signal ends at once");
+    let reloader = &mut node.reloader;
+    let mut later = || signals.forever().find(|signal| handle(*signal, reloader));
+    let signal = early_signal.or_else(&mut later);
+    let drain_ms = node.reloader.plan.get().drain_ms;
+    tracing::info!(signal, drain_ms, "draining; a second signal ends at once");
     drain(node, &mut signals)
 }
 
@@ -73,11 +86,13 @@ struct Stuck;
 const START_MAX: Duration = Duration::from_secs(30);
 
 /// Waits until all shards listen and says so on stdout. Answers a signal that came first.
-fn announce(node: &RunningNode, signals: &mut Signals) -> Result<Option<i32>, Stuck> {
-    let shards = node.plan.shards.len() as u16;
+fn announce(node: &mut RunningNode, signals: &mut Signals) -> Result<Option<i32>, Stuck> {
+    let plan = node.reloader.plan.get();
+    let shards = plan.shards.len() as u16;
     let deadline = Instant::now() + START_MAX;
     while let Err(NotReady::Starting { listening }) = node.health.ready(shards) {
-        if let Some(signal) = signals.pending().find(|signal| is_ending(*signal)) {
+        let reloader = &mut node.reloader;
+        if let Some(signal) = signals.pending().find(|signal| handle(*signal, reloader)) {
             return Ok(Some(signal));
         }
         if Instant::now() > deadline {
@@ -89,9 +104,9 @@ fn announce(node: &RunningNode, signals: &mut Signals) -> Result<Option<i32>, St
         }
         std::thread::sleep(GLANCE);
     }
-    let (listen, ops) = (node.plan.listen, node.plan.ops_listen);
+    let (listen, ops) = (plan.listen, plan.ops_listen);
     tracing::info!(%listen, ops_listen = %ops, shards, "listening");
-    terminal::announce(first_screen(&node.plan));
+    terminal::announce(first_screen(&plan));
     Ok(None)
 }
 
@@ -106,7 +121,8 @@ fn first_screen(plan: &Plan) -> String {
 }
 
 fn drain(node: RunningNode, signals: &mut Signals) -> ExitCode {
-    let RunningNode { plan, health, ops, shards, backplane, .. } = node;
+    let RunningNode { reloader, health, ops, shards, backplane, held: _held } = node;
+    let plan = reloader.plan.get();
     health.set_draining();
     let over_ms = plan.drain_ms;
     let patience = Duration::from_millis(over_ms + 2 * plan.limits.close_timeout_ms);
@@ -139,9 +155,11 @@ fn drain(node: RunningNode, signals: &mut Signals) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::config::{Config, ConfigOrigin};
     use crate::ids::NodeId;
     use crate::link::channel::{ShardEnd, window};
+    use crate::link::exchange::Exchange;
+    use crate::node::log::LogLevel;
     use crate::plan::{Machine, resolve};
     use signal_hook::low_level::raise;
     use std::sync::atomic::{AtomicU8, Ordering};
@@ -155,7 +173,7 @@ mod tests {
         let mut plan = resolve(&Config::default(), &machine).unwrap().plan;
         plan.drain_ms = 0;
         plan.limits.close_timeout_ms = close_timeout_ms;
-        let (mut shards, _, ops) = window(1, 1, 1).unwrap();
+        let (mut ends, _, ops) = window(1, 1, 1).unwrap();
         let thread = |number: u8| {
             let let_go = let_go.clone();
             std::thread::spawn(move || {
@@ -166,9 +184,17 @@ mod tests {
         };
         let (shard, backplane) = (thread(1), thread(2));
         let held = Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        let (plan, health) = (Arc::new(plan), Arc::new(Health::default()));
-        let node = RunningNode { plan, health, ops, shards: vec![shard], backplane, held };
-        (node, shards.remove(0))
+        let reloader = Reloader {
+            origin: ConfigOrigin::default(),
+            config: Config::default(),
+            machine,
+            plan: Arc::new(Exchange::new(Arc::new(plan))),
+            log_level: LogLevel::none(),
+            mirror: Arc::default(),
+        };
+        let (shards, health) = (vec![shard], Arc::new(Health::default()));
+        let node = RunningNode { reloader, health, ops, shards, backplane, held };
+        (node, ends.remove(0))
     }
 
     fn until(mut is_so: impl FnMut() -> bool) {

@@ -2,13 +2,15 @@
 //! here, before the first thread, and reported with what to change.
 
 use super::error::StartError;
+use super::reload::Reloader;
 use super::{log, ports, shutdown, threads};
 use crate::api::{self, OpsSetup};
 use crate::auth::{AnonymousSecret, Authenticator};
-use crate::config::Config;
+use crate::config::{Config, ConfigOrigin};
 use crate::ids::NodeId;
 use crate::link::calls::calls;
 use crate::link::channel::{WindowLimits, window_within};
+use crate::link::exchange::{Exchange, ExchangeReader};
 use crate::link::health::Health;
 use crate::link::ledger::{Account, Ledger, MemoryCalls};
 use crate::link::load_table::LoadTable;
@@ -21,8 +23,9 @@ use std::process::ExitCode;
 use std::sync::{Arc, Barrier};
 
 /// Serves until a signal. Everything that can be refused is refused before the first thread.
-pub fn serve(config: &Config) -> Result<ExitCode, StartError> {
-    log::log(config);
+/// `origin`: where the configuration was read from, and is read again at SIGHUP.
+pub fn serve(config: &Config, origin: ConfigOrigin) -> Result<ExitCode, StartError> {
+    let log_level = log::log(config);
     threads::abort_on_panic();
     let signals = shutdown::signals()?;
     let machine = machine()?;
@@ -31,7 +34,16 @@ pub fn serve(config: &Config) -> Result<ExitCode, StartError> {
     files(&plan)?;
     sys::probe_io_uring().map_err(StartError::machine)?;
     let ports = ports::ports(&mut plan)?;
-    let node = build(Arc::new(plan), ports)?;
+    let plan = Arc::new(plan);
+    let reloader = Reloader {
+        origin,
+        config: config.clone(),
+        machine,
+        plan: Arc::new(Exchange::new(plan.clone())),
+        log_level,
+        mirror: Arc::default(),
+    };
+    let node = build(plan, ports, reloader)?;
     Ok(shutdown::until_the_end(node, signals))
 }
 
@@ -43,7 +55,11 @@ pub fn print_plan(config: &Config) -> Result<ExitCode, StartError> {
 
 /// Starts every thread. All bells exist before the first one, and every file table is split before
 /// anything is opened that would have to be closed: a copy in another table keeps a socket open.
-fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::RunningNode, StartError> {
+fn build(
+    plan: Arc<Plan>,
+    ports: ports::Ports,
+    reloader: Reloader,
+) -> Result<shutdown::RunningNode, StartError> {
     let shards = plan.shards.len() as u16;
     let limits = &plan.limits;
     let (ends, backplane_end, ops_end) =
@@ -69,6 +85,7 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::RunningNode, 
             end,
             calls: call_sender.clone(),
             authenticator: authenticator.clone(),
+            reloads: ExchangeReader::new(reloader.plan.clone()),
             anonymous_secret,
             mirror: Arc::clone(mirror),
             health: health.clone(),
@@ -95,8 +112,10 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::RunningNode, 
         Ok(())
     })?;
 
+    let (scheduling, other_cores) = (plan.scheduling, plan.other_cores.clone());
     let setup = OpsSetup {
-        plan: plan.clone(),
+        plan: reloader.plan.clone(),
+        reloads: reloader.mirror.clone(),
         listener: ports.ops,
         end: ops_end.clone(),
         calls: call_receiver,
@@ -105,11 +124,11 @@ fn build(plan: Arc<Plan>, ports: ports::Ports) -> Result<shutdown::RunningNode, 
         health: health.clone(),
     };
     threads::thread("ops".into(), &health, move || {
-        threads::settle(setup.plan.scheduling, &setup.plan.other_cores);
+        threads::settle(scheduling, &other_cores);
         api::run(setup)
     })?;
     let (ops, shards, held) = (ops_end, shard_threads, ports.held);
-    Ok(shutdown::RunningNode { plan, health, ops, shards, backplane, held })
+    Ok(shutdown::RunningNode { reloader, health, ops, shards, backplane, held })
 }
 
 /// How much the channels take.

@@ -253,6 +253,29 @@ impl Namespaces {
         self.named.iter().filter(without).map(without_history).chain(without_users).collect()
     }
 
+    /// These namespaces with `join` and `publish` of others: what a running node takes over. All else
+    /// stays what it is for each room.
+    pub fn reloaded(&self, wanted: &Namespaces) -> Namespaces {
+        let names = wanted.named().chain(self.named()).map(|(name, _)| name);
+        let mut all = Namespaces { named: Vec::new(), users: self.users };
+        for name in names {
+            if all.named.iter().any(|(known, _)| known == name) {
+                continue;
+            }
+            let room = format!("{name}:");
+            let (before, after) = (self.policy_of_room(&room), wanted.policy_of_room(&room));
+            let policy = Policy { join: after.join, publish: after.publish, ..*before };
+            all.named.push((name.to_owned(), policy));
+        }
+        // One that is gone, and says nothing that its rooms would not have anyway, is forgotten.
+        let default = *all.policy_of_room(DEFAULT);
+        all.named.retain(|(name, policy)| {
+            let otherwise = if name == DEFAULT { Policy::DEFAULT } else { default };
+            *policy != otherwise || wanted.named.iter().any(|(wanted, _)| wanted == name)
+        });
+        all
+    }
+
     /// Configured namespaces, in their order.
     pub fn named(&self) -> impl Iterator<Item = (&str, &Policy)> {
         self.named.iter().map(|(name, policy)| (&name[..], policy))

@@ -55,6 +55,8 @@ pub enum Farewell {
     Drain,
     /// Its token has expired.
     TokenExpired,
+    /// It was admitted by a key or a rule that no longer holds.
+    NotAdmitted,
     /// Messages of a topic were lost, and its client has to come back to recover them.
     Lost,
     /// It sends faster than its rates allow, for too long.

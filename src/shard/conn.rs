@@ -261,6 +261,8 @@ pub enum CloseReason {
     Drain,
     /// Its token has expired.
     TokenExpired,
+    /// The configuration no longer admits it.
+    NotAdmitted,
     /// Messages of a topic were lost, and the dialect asks its clients to come back for them.
     Lost,
     /// An operator has disconnected its user, with a close code of their own.
@@ -293,6 +295,7 @@ impl CloseReason {
             CloseReason::Silent => Farewell::Silent,
             CloseReason::Drain => Farewell::Drain,
             CloseReason::TokenExpired => Farewell::TokenExpired,
+            CloseReason::NotAdmitted => Farewell::NotAdmitted,
             CloseReason::Lost => Farewell::Lost,
         };
         let (code, text) = dialect.close(farewell);
@@ -321,6 +324,7 @@ impl CloseReason {
             CloseReason::RateLimited => "rate_limited",
             CloseReason::Drain => "drain",
             CloseReason::TokenExpired => "token_expired",
+            CloseReason::NotAdmitted => "not_admitted",
             CloseReason::Lost => "messages_lost",
             CloseReason::Disconnected => "disconnected",
             CloseReason::Http => "http",

@@ -255,6 +255,7 @@ impl Shard {
         self.look_at_rates();
         self.look_at_room_rates();
         self.close_expired(now_ms);
+        self.close_not_admitted();
         self.close_disconnected();
         self.sweep(now_ms);
         self.drain(now_ms);
@@ -462,6 +463,7 @@ impl Shard {
             CloseReason::Silent => &mut counters.closed_silent,
             CloseReason::Drain => &mut counters.closed_drain,
             CloseReason::TokenExpired => &mut counters.closed_token_expired,
+            CloseReason::NotAdmitted => &mut counters.closed_not_admitted,
             CloseReason::Lost => &mut counters.closed_lost,
             CloseReason::Disconnected => &mut counters.closed_disconnected,
             CloseReason::Overloaded => &mut counters.closed_overloaded,

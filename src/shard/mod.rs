@@ -32,6 +32,7 @@
 //! | `lifecycle.rs` | open, close, sweep, drain |
 //! | `disconnect.rs` | connections closed because an operator disconnects their user |
 //! | `inspect.rs` | answers to operators' questions |
+//! | `recheck.rs` | settings that change while connections are here |
 //! | `expiry.rs` | connections whose token expires |
 //! | `named_peers.rs` | addresses of clients, where a proxy has named them |
 //! | `session/` | one connection as a value: taken out here, put in there |
@@ -56,6 +57,7 @@ mod pause;
 mod presence;
 mod questions;
 mod rates;
+mod recheck;
 mod recovery;
 mod room_limits;
 mod session;
@@ -66,6 +68,7 @@ mod window;
 
 pub use memory::Holder;
 pub use pause::ReadOutcome;
+pub use recheck::SettingsChange;
 pub use session::{NotNow, Session};
 pub use state::lifecycle::{ClosedSocket, Opening};
 pub use state::{Shard, ShardConfig};

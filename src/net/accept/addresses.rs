@@ -62,6 +62,12 @@ impl Addresses {
         }
     }
 
+    /// The configuration was reloaded: it holds for connections that come from now on.
+    pub(in crate::net) fn reload(&mut self, plan: &Plan) {
+        self.is_direct = plan.listen_direct;
+        self.trusted_proxies = plan.trusted_proxies.clone();
+    }
+
     /// A connection was accepted. Answers what it is counted under, if its peer is a client.
     ///
     /// # Errors

@@ -53,6 +53,12 @@ impl Routes {
         Routes { plan, authenticator }
     }
 
+    /// The paths of a configuration that was reloaded. The key of tokens is derived anew.
+    pub fn reloaded(plan: Arc<Plan>) -> Routes {
+        let authenticator = Arc::new(Authenticator::new(&plan.auth));
+        Routes { plan, authenticator }
+    }
+
     /// The plan of the node.
     pub fn plan(&self) -> &Plan {
         &self.plan

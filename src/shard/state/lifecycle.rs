@@ -2,6 +2,7 @@
 
 use crate::auth::Identity;
 use crate::ids::ConnId;
+use crate::policy::rights::Rights;
 use crate::protocol::dialect::Encoding;
 use crate::shard::conn::CloseReason;
 use bytes::Bytes;
@@ -55,6 +56,7 @@ pub(in crate::shard) struct Lifecycle {
     pub(in crate::shard) timed_out: VecDeque<ConnId>,
     pub(in crate::shard) sweep: Sweep,
     pub(in crate::shard) drain: Option<Drain>,
+    pub(in crate::shard) recheck: Option<Recheck>,
     /// The shard's clock, as of the last call that carried the time.
     pub(in crate::shard) now_ms: u64,
 }
@@ -64,6 +66,18 @@ pub(in crate::shard) struct Lifecycle {
 pub(in crate::shard) struct Sweep {
     pub(in crate::shard) began_ms: u64,
     pub(in crate::shard) at: u64,
+}
+
+/// A walk over all connections, because who is admitted has changed.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::shard) struct Recheck {
+    /// The next place to be looked at.
+    pub(in crate::shard) at: usize,
+    /// What a client without a token may do now; `None`: it may not be here.
+    pub(in crate::shard) anonymous: Option<Rights>,
+    /// Tokens of connections that were opened before this, in units of `OPENED_UNIT_MS`, were signed
+    /// with a key that is no longer good. 0: all are good.
+    pub(in crate::shard) tokens_hold_since: u32,
 }
 
 #[derive(Debug)]
