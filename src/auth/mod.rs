@@ -130,6 +130,13 @@ impl Authenticator {
         Ok(Identity { user: Some(claims.sub.into()), rights, expires_unix_s })
     }
 
+    /// Whom a token names that is signed with the key, whether or not it is good now. For logs.
+    pub fn user_of(&self, token: &str) -> Option<String> {
+        let key = self.key.as_ref()?;
+        let user = decode::<Claims>(token, key, &self.validation).ok()?.claims.sub;
+        is_user_name(&user).then_some(user)
+    }
+
     /// Where no token is good, a page's variable that is not set is the same as none.
     fn is_no_token(&self, token: &str) -> bool {
         self.key.is_none() && matches!(token, "" | "undefined" | "null")

@@ -25,7 +25,9 @@ pub use load::{ConfigOrigin, ConfigSources, FileText};
 pub use print::{markdown, reload_markdown, sample};
 pub use reload::{ReloadClass, Reloaded};
 pub use settings::{Config, SETTINGS, Setting};
-pub use value::{LogFormat, ProxyProtocol, Scheduling, SteeringMode, ValueKind};
+pub use value::{
+    LogFormat, ProxyProtocol, RejectedHandshakes, Scheduling, SteeringMode, ValueKind,
+};
 
 #[cfg(test)]
 mod tests;

@@ -39,7 +39,7 @@ const AT_ONCE: [&str; 14] = [
     "ops.api_key_file",
 ];
 
-const NEXT_CONNECTION: [&str; 13] = [
+const NEXT_CONNECTION: [&str; 14] = [
     "auth.user_rights",
     "echo_path",
     "limits.handshake_timeout_ms",
@@ -52,6 +52,7 @@ const NEXT_CONNECTION: [&str; 13] = [
     "origins",
     "page",
     "proxy_protocol",
+    "rejected_handshakes",
     "trusted_proxies",
 ];
 

@@ -2,7 +2,8 @@
 
 use crate::config::backplane::{BackplaneUrl, redact_url};
 use crate::config::value::{
-    LogFormat, Origins, ProxyProtocol, Scheduling, SteeringMode, Value, ValueKind,
+    LogFormat, Origins, ProxyProtocol, RejectedHandshakes, Scheduling, SteeringMode, Value,
+    ValueKind,
 };
 use crate::policy::limits::{LIMIT_SETTINGS, LimitSetting, Limits};
 use crate::policy::namespaces::Namespaces;
@@ -195,6 +196,8 @@ settings! {
         "Whether GET / on the public port serves a small page to try things out.";
     origins: Origins, "origins", "", ValueKind::Origins,
         "Origins whose pages may connect, such as https://example.org; * for any. Empty: any where a token is needed; where clients may be anonymous, only pages of the same host (on any port) and of the visitor's own machine.";
+    rejected_handshakes: RejectedHandshakes, "rejected_handshakes", "http", choice(RejectedHandshakes::WORDS),
+        "How a WebSocket is refused whose token or origin is not admitted. http: with 401 or 403, of which a browser's script sees nothing but a failure. close: it is accepted, receives an `error` with the reason, and is closed with 4401 or 4403.";
     proxy_protocol: ProxyProtocol, "proxy_protocol", "off", choice(ProxyProtocol::WORDS),
         "Whether a TCP load balancer says in a PROXY header (version 1 or 2) whose connection it carries. optional: where a connection begins with one. required: a connection without one is refused. A header is accepted from trusted_proxies only.";
     trusted_proxies: Vec<Network>, "trusted_proxies", "", ValueKind::Networks,

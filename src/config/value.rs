@@ -364,6 +364,16 @@ words! {
 }
 
 words! {
+    /// How a WebSocket is refused that may not connect.
+    RejectedHandshakes {
+        /// With an HTTP status, which scripts of a browser do not see.
+        Http = "http",
+        /// It is accepted, receives an error, and is closed with a code.
+        Close = "close",
+    }
+}
+
+words! {
     /// Whether connections begin with a PROXY header.
     ProxyProtocol {
         /// They do not; one that does is refused.

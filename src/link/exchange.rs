@@ -1,7 +1,7 @@
 //! A value that one thread replaces as a whole and others take when they look.
 //!
 //! A reader pays one atomic load to find that nothing is new, so a shard may look on each tick. The
-//! value itself is immutable: whoever has taken it uses it for as long as it likes.
+//! value itself is immutable: a thread that has taken it uses it for as long as it likes.
 //!
 //! Invariant: a reader that sees a version sees its value, or a later one.
 
@@ -42,7 +42,7 @@ pub struct ExchangeReader<T> {
 }
 
 impl<T> ExchangeReader<T> {
-    /// From now on changes are news. The caller has the value that there was when the exchange was made.
+    /// From now on changes are news. The caller has the first value.
     pub fn new(exchange: Arc<Exchange<T>>) -> ExchangeReader<T> {
         ExchangeReader { exchange, seen: 0 }
     }

@@ -25,14 +25,14 @@ use crate::net::io::send::{Sender, ShortWrite};
 use crate::net::io::socket;
 use crate::net::memory::{self, ShardMemory};
 use crate::net::upgrade::reject::RejectReason;
-use crate::net::upgrade::routes::Routes;
+use crate::net::upgrade::routes::{HandshakeRefusal, Routes};
 use crate::net::upgrade::{LeftAt, Progress, StageContext, TimedOut, Upgrades};
 use crate::plan::{Plan, ProxyProtocol};
 use crate::policy::networks::any_contains;
 use crate::protocol::dialect::Encoding;
 use crate::shard::conn::CloseReason;
 use crate::shard::delivery::batch::SendBatch;
-use crate::shard::{ClosedSocket, Opening, ReadOutcome, SettingsChange, Shard};
+use crate::shard::{AdmissionChange, ClosedSocket, Opening, ReadOutcome, SettingsChange, Shard};
 use bytes::Bytes;
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -435,11 +435,13 @@ impl Reactor {
     fn reload(&mut self, plan: Arc<Plan>, now_ms: u64) {
         let (before, after) = (&self.routes.plan().auth, &plan.auth);
         let tokens_hold = before.hmac_secret.is_none() || before.hmac_secret == after.hmac_secret;
+        let [before, anonymous] =
+            [before, after].map(|auth| auth.anonymous.then_some(auth.anonymous_rights));
+        let admission = AdmissionChange { anonymous, tokens_hold };
         let change = SettingsChange {
             limits: plan.limits,
             namespaces: plan.namespaces.clone(),
-            anonymous: after.anonymous.then_some(after.anonymous_rights),
-            tokens_hold,
+            admission: Some(admission).filter(|_| !tokens_hold || before != anonymous),
         };
         self.shard.handle_settings(change, now_ms);
         self.handshakes_max = plan.limits.handshakes_max;
@@ -575,6 +577,7 @@ impl Reactor {
                 }
             }
             Progress::Reject(reason) => self.reject(conn, reason),
+            Progress::Refuse(refusal) => self.refuse(conn, refusal),
             Progress::Gone => self.shard.handle_peer_gone(conn, CloseReason::Gone),
         }
         outcome
@@ -609,14 +612,19 @@ impl Reactor {
 
     /// A connection does not become a WebSocket: it is answered with the reason, and ends.
     fn reject(&mut self, conn: ConnId, reason: RejectReason) {
+        self.refuse(conn, HandshakeRefusal { reason, response: reason.response(), user: None });
+    }
+
+    fn refuse(&mut self, conn: ConnId, refusal: HandshakeRefusal) {
+        let HandshakeRefusal { reason, response, user } = refusal;
         self.count_rejected(reason);
         if tracing::enabled!(tracing::Level::DEBUG) {
             let peer = self.peer_of(conn).map(|peer| peer.to_string());
-            tracing::debug!(peer, ?reason, "connection refused");
+            tracing::debug!(peer, user, ?reason, "connection refused");
         }
         self.upgrades.forget(conn.0.index);
         let now_ms = self.now_ms();
-        self.shard.handle_http(conn, reason.response(), now_ms);
+        self.shard.handle_http(conn, response, now_ms);
     }
 
     /// Writes what waits for a slow client, as far as its socket takes it.

@@ -11,7 +11,7 @@ use super::log::LogLevel;
 use crate::config::{Config, ConfigErrors, ConfigOrigin, Reloaded};
 use crate::link::exchange::Exchange;
 use crate::metrics::ReloadMirror;
-use crate::plan::{self, Machine, Plan};
+use crate::plan::{self, Machine, NoticeLevel, Plan, Planned};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -52,13 +52,15 @@ impl Reloader {
     fn try_reload(&mut self) -> Result<(), ConfigErrors> {
         let wanted = self.origin.load(&|path| std::fs::read_to_string(path))?;
         let Reloaded { config, applied, need_restart } = self.config.reloaded(&wanted)?;
-        let plan = plan::resolve(&config, &self.machine)?.plan;
+        let Planned { plan, notices } = plan::resolve(&config, &self.machine)?;
         let running = self.plan.get();
         // Ports that were found at the start, where 0 is configured.
         let (listen, ops_listen) = (running.listen, running.ops_listen);
         self.log_level.set(&config.log_level);
         self.plan.set(Arc::new(Plan { listen, ops_listen, ..plan }));
         self.config = config;
+        let warnings = notices.iter().filter(|notice| notice.level == NoticeLevel::Warning);
+        warnings.for_each(|notice| tracing::warn!("{}", notice.text));
         report(&applied, &need_restart);
         Ok(())
     }

@@ -14,7 +14,9 @@ mod urls;
 
 use crate::auth::AuthPlan;
 use crate::config::{BackplaneUrl, Config, ConfigError, ConfigErrors};
-pub use crate::config::{Deployment, Login, ProxyProtocol, RedisServers, Scheduling, SteeringMode};
+pub use crate::config::{
+    Deployment, Login, ProxyProtocol, RedisServers, RejectedHandshakes, Scheduling, SteeringMode,
+};
 use crate::ids::{NodeId, ShardId};
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::Namespaces;
@@ -62,6 +64,8 @@ pub struct Plan {
     pub page: bool,
     /// Origins that may connect; empty: all.
     pub origins: Vec<String>,
+    /// How a WebSocket is refused that may not connect.
+    pub rejected_handshakes: RejectedHandshakes,
     /// Whether connections begin with a PROXY header.
     pub proxy_protocol: ProxyProtocol,
     /// Networks whose word on a client's address is believed.
@@ -203,6 +207,7 @@ pub fn resolve(config: &Config, machine: &Machine) -> Result<Planned, ConfigErro
         echo_path: config.echo_path.clone(),
         page: config.page,
         origins: config.origins.0.clone(),
+        rejected_handshakes: config.rejected_handshakes,
         proxy_protocol: config.proxy_protocol,
         trusted_proxies: config.trusted_proxies.clone(),
         listen_direct: config.listen_direct,
@@ -526,6 +531,7 @@ impl fmt::Debug for Plan {
             .field("echo_path", &self.echo_path)
             .field("page", &self.page)
             .field("origins", &self.origins)
+            .field("rejected_handshakes", &self.rejected_handshakes)
             .field("proxy_protocol", &self.proxy_protocol)
             .field("trusted_proxies", &written(&self.trusted_proxies))
             .field("listen_direct", &self.listen_direct)

@@ -88,6 +88,7 @@ fn auth_lines(plan: &Plan) -> Vec<(&'static str, String)> {
         ("rights without a token", list(&auth.anonymous_rights.names())),
         ("rights of users", list(&auth.user_rights.names())),
         ("pages", origins),
+        ("rejected handshakes", plan.rejected_handshakes.write()),
         ("key of the API", is_set(plan.ops_api_key.is_some())),
     ]
 }

@@ -281,6 +281,8 @@ pub enum ErrorCode {
     UnknownType,
     /// Publishing to, or leaving, a room that this connection is not in.
     NotJoined,
+    /// The client is not admitted: its token is missing, wrong or expired.
+    Unauthorized,
     /// The user may not do this.
     Forbidden,
     /// This connection is in as many rooms as it may be.
@@ -309,6 +311,7 @@ impl ErrorCode {
             ErrorCode::BadRequest => "bad_request",
             ErrorCode::UnknownType => "unknown_type",
             ErrorCode::NotJoined => "not_joined",
+            ErrorCode::Unauthorized => "unauthorized",
             ErrorCode::Forbidden => "forbidden",
             ErrorCode::TooManyRooms => "too_many_rooms",
             ErrorCode::Overloaded => "overloaded",

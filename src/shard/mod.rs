@@ -32,6 +32,7 @@
 //! | `lifecycle.rs` | open, close, sweep, drain |
 //! | `disconnect.rs` | connections closed because an operator disconnects their user |
 //! | `inspect.rs` | answers to operators' questions |
+//! | `rejection.rs` | what a client receives that is not admitted |
 //! | `recheck.rs` | settings that change while connections are here |
 //! | `expiry.rs` | connections whose token expires |
 //! | `named_peers.rs` | addresses of clients, where a proxy has named them |
@@ -59,6 +60,7 @@ mod questions;
 mod rates;
 mod recheck;
 mod recovery;
+mod rejection;
 mod room_limits;
 mod session;
 mod slow_consumer;
@@ -68,7 +70,8 @@ mod window;
 
 pub use memory::Holder;
 pub use pause::ReadOutcome;
-pub use recheck::SettingsChange;
+pub use recheck::{AdmissionChange, SettingsChange};
+pub use rejection::write_rejection;
 pub use session::{NotNow, Session};
 pub use state::lifecycle::{ClosedSocket, Opening};
 pub use state::{Shard, ShardConfig};

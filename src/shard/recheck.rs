@@ -28,6 +28,13 @@ pub struct SettingsChange {
     pub limits: Limits,
     /// All namespaces; likewise.
     pub namespaces: Arc<Namespaces>,
+    /// Who is admitted, if that has changed: all connections are looked at.
+    pub admission: Option<AdmissionChange>,
+}
+
+/// A change of who is admitted.
+#[derive(Clone, Copy, Debug)]
+pub struct AdmissionChange {
     /// What a client without a token may do; `None`: it is not admitted.
     pub anonymous: Option<Rights>,
     /// Whether the key with which tokens were checked until now is still the one.
@@ -37,9 +44,10 @@ pub struct SettingsChange {
 impl Shard {
     /// Settings have changed. `now_ms` is the time of the tick that follows.
     pub fn handle_settings(&mut self, change: SettingsChange, now_ms: u64) {
-        let SettingsChange { limits, namespaces, anonymous, tokens_hold } = change;
+        let SettingsChange { limits, namespaces, admission } = change;
         (self.limits, self.config.limits) = (limits, limits);
         self.config.namespaces = namespaces;
+        let Some(AdmissionChange { anonymous, tokens_hold }) = admission else { return };
         let before = self.life.recheck.map_or(0, |recheck| recheck.tokens_hold_since);
         let now = (now_ms / OPENED_UNIT_MS) as u32;
         let tokens_hold_since = if tokens_hold { before } else { now };
@@ -121,7 +129,8 @@ mod tests {
 
     fn change(shard: &mut Shard, anonymous: Option<Rights>, tokens_hold: bool, now_ms: u64) {
         let (limits, namespaces) = (shard.limits, shard.config.namespaces.clone());
-        let change = SettingsChange { limits, namespaces, anonymous, tokens_hold };
+        let admission = Some(AdmissionChange { anonymous, tokens_hold });
+        let change = SettingsChange { limits, namespaces, admission };
         shard.handle_settings(change, now_ms);
         shard.handle_timeout(now_ms);
     }
@@ -134,7 +143,7 @@ mod tests {
     fn connections_whose_key_was_removed_are_closed_over_several_ticks_and_newer_ones_stay() {
         let mut shard = shard();
         (0..MANY).for_each(|user| _ = open(&mut shard, Some(user)));
-        let guest = open(&mut shard, None);
+        let unnamed = open(&mut shard, None);
         change(&mut shard, Some(Rights::NONE), false, 100);
         assert_eq!(shard.counters.closed_not_admitted, 0, "counted when they have gone");
         assert_eq!(shard.counters.connections as usize, MANY + 1 - CLOSED_PER_TICK);
@@ -143,22 +152,19 @@ mod tests {
         change(&mut shard, Some(Rights::NONE), true, 200);
         (3..9).for_each(|tick| shard.handle_timeout(100 * tick));
         assert_eq!(shard.counters.connections, 2);
-        assert!(is_open(&shard, newer) && is_open(&shard, guest));
+        assert!(is_open(&shard, newer) && is_open(&shard, unnamed));
     }
 
     #[test]
     fn a_client_without_a_token_gets_the_new_rights_or_is_closed() {
         let mut shard = shard();
-        let (user, guest) = (open(&mut shard, Some(1)), open(&mut shard, None));
+        let (user, unnamed) = (open(&mut shard, Some(1)), open(&mut shard, None));
         let rights = Rights { publish: true, ..Rights::NONE };
         change(&mut shard, Some(rights), true, 100);
-        assert_eq!(shard.conns.get(guest.0).unwrap().rights, rights.into());
-        assert_eq!(
-            shard.conns.get(user.0).unwrap().rights,
-            Rights::NONE.into(),
-            "as its token says"
-        );
+        assert_eq!(shard.conns.get(unnamed.0).unwrap().rights, rights.into());
+        let of_token = shard.conns.get(user.0).unwrap().rights;
+        assert_eq!(of_token, Rights::NONE.into(), "as its token says");
         change(&mut shard, None, true, 200);
-        assert!(is_open(&shard, user) && !is_open(&shard, guest));
+        assert!(is_open(&shard, user) && !is_open(&shard, unnamed));
     }
 }

@@ -54,7 +54,8 @@ impl Shard {
         self.hub.bring_first(&mut self.conns, conn.0.index);
     }
 
-    /// A client has received a first position of this history. Acknowledges offset 0 of it, so that the next connection of the user is answered from there.
+    /// A client has received a first position of this history. Acknowledges offset 0 of it,
+    /// so that the next connection of the user is answered from there.
     fn acknowledge_start(&mut self, at: TopicId, position: Position) {
         let topic = self.hub.at(at.0.index).name().clone();
         let up_to = UpTo { epoch: Some(position.epoch), offset: 0 };

@@ -23,6 +23,10 @@ impl CloseCode {
     pub const TRY_AGAIN_LATER: CloseCode = CloseCode(1013);
     /// The token with which the client came has expired (of the range for private use, §7.4.2).
     pub const TOKEN_EXPIRED: CloseCode = CloseCode(4401);
+    /// The client is not admitted with its token, or without one (likewise).
+    pub const UNAUTHORIZED: CloseCode = CloseCode(4401);
+    /// The client is not admitted from where it comes (likewise).
+    pub const FORBIDDEN: CloseCode = CloseCode(4403);
 
     /// The code, if it may be sent or received in a frame.
     pub fn new(code: u16) -> Option<CloseCode> {

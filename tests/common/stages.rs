@@ -95,6 +95,7 @@ pub fn run(world: &World, stream: &[u8], cuts: &[usize]) -> Vec<Outcome> {
                     outcomes.push(match end {
                         Progress::Page(_) => Outcome::Page,
                         Progress::Reject(reason) => Outcome::Reject(reason),
+                        Progress::Refuse(refusal) => Outcome::Reject(refusal.reason),
                         _ => Outcome::Gone,
                     });
                     from = stream.len();

@@ -55,6 +55,7 @@ mod outage;
 mod page;
 mod presence;
 mod proxy_protocol;
+mod refused;
 mod reload;
 mod rules;
 mod shares;

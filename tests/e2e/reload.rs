@@ -243,6 +243,7 @@ fn another(
         "backplane" => quoted("redis://127.0.0.1:1"),
         "cores" => quoted("0"),
         "echo_path" => quoted("/echo"),
+        "log.level" => quoted("debug"),
         "namespaces" => quoted("a: publish=nobody"),
         "origins" => quoted("https://a.example"),
         "proxy_protocol" => ("\"optional\"".to_owned(), "trusted_proxies = \"127.0.0.1\"\n"),

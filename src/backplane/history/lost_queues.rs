@@ -1,7 +1,7 @@
 //! Users whose queues were dropped with messages that they had not acknowledged.
 //!
 //! Such a user is notified when it comes back: of a queue that is gone nothing else is known, and
-//! without this a user who has lost messages could not be told from one who was never here.
+//! without this a user who has lost messages would look like one who was never here.
 //!
 //! Invariant: at most [`LOST_MAX`] hashes, 4 bytes each. Beyond, every user without a queue is taken
 //! for one that has lost it: a notification too many is harmless, a silent loss is not.

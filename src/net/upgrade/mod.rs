@@ -45,7 +45,7 @@ use http::request::Parts;
 use http_head::HeadRead;
 use proxy_header::ProxyHeader;
 use reject::RejectReason;
-use routes::{RouteOutcome, Routes};
+use routes::{HandshakeRefusal, RouteOutcome, Routes};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
@@ -130,6 +130,8 @@ pub enum Progress {
     },
     /// It is refused.
     Reject(RejectReason),
+    /// It would be a WebSocket, whose client is not admitted.
+    Refuse(HandshakeRefusal),
     /// Its socket has failed.
     Gone,
 }
@@ -315,6 +317,7 @@ impl Begun {
             },
             RouteOutcome::Page(response) => Progress::Page(response),
             RouteOutcome::Reject(reason) => Progress::Reject(reason),
+            RouteOutcome::Refuse(refusal) => Progress::Refuse(refusal),
             RouteOutcome::Call => self.begin_call(parts, context),
         }
     }

@@ -17,11 +17,11 @@ use crate::ids::is_name;
 use crate::net::upgrade::query::Query;
 use crate::net::upgrade::reject::RejectReason;
 use crate::net::upgrade::{origin, page};
-use crate::plan::Plan;
+use crate::plan::{Plan, RejectedHandshakes};
 use crate::policy::api_key::{is_public, is_shown};
 use crate::protocol::dialect::{Dialect, Encoding};
-use crate::shard::Opening;
-use crate::ws::handshake::{check, write_accept};
+use crate::shard::{Opening, write_rejection};
+use crate::ws::handshake::{Upgrade, check, write_accept};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{Method, header};
@@ -45,6 +45,19 @@ pub enum RouteOutcome {
     Page(Bytes),
     /// The request is refused.
     Reject(RejectReason),
+    /// It would be a WebSocket, whose client is not admitted.
+    Refuse(HandshakeRefusal),
+}
+
+/// The answer to a client that is not admitted.
+#[derive(Debug)]
+pub struct HandshakeRefusal {
+    /// Why.
+    pub reason: RejectReason,
+    /// The whole answer: an HTTP response, or a WebSocket that is accepted and closed.
+    pub response: Bytes,
+    /// Whom its token names, if it is signed with the key. Only where it is logged.
+    pub user: Option<String>,
 }
 
 impl Routes {
@@ -53,7 +66,7 @@ impl Routes {
         Routes { plan, authenticator }
     }
 
-    /// The paths of a configuration that was reloaded. The key of tokens is derived anew.
+    /// The paths of a configuration that was reloaded. The key of tokens is derived again.
     pub fn reloaded(plan: Arc<Plan>) -> Routes {
         let authenticator = Arc::new(Authenticator::new(&plan.auth));
         Routes { plan, authenticator }
@@ -82,8 +95,37 @@ impl Routes {
         }
         match self.open(head, echo, now_unix_s) {
             Ok(opening) => RouteOutcome::Open(opening),
-            Err(reason) => RouteOutcome::Reject(reason),
+            Err(reason) => self.refuse(head, echo, reason),
         }
+    }
+
+    /// How a WebSocket is refused. Only who is not admitted is worth an answer that a page sees: a
+    /// request that is wrong is its author's business.
+    fn refuse(&self, head: &Parts, echo: bool, reason: RejectReason) -> RouteOutcome {
+        let is_forbidden = matches!(reason, RejectReason::Origin | RejectReason::OtherOrigin);
+        let is_of_client = is_forbidden || matches!(reason, RejectReason::Token(_));
+        let upgrade = check(head).ok().filter(|_| is_of_client);
+        let Some(upgrade) = upgrade else { return RouteOutcome::Reject(reason) };
+        let response = match self.plan.rejected_handshakes {
+            RejectedHandshakes::Http => reason.response(),
+            RejectedHandshakes::Close => {
+                let mut response = Vec::new();
+                write_accept(&upgrade, protocol(&upgrade, echo), &mut response);
+                let text = reason.rejection().text;
+                write_rejection(encoding(echo), is_forbidden, text, &mut response);
+                Bytes::from(response)
+            }
+        };
+        let is_logged = tracing::enabled!(tracing::Level::DEBUG);
+        let user = if is_logged { self.user_of(head) } else { None };
+        RouteOutcome::Refuse(HandshakeRefusal { reason, response, user })
+    }
+
+    /// Whom the token of a request names.
+    fn user_of(&self, head: &Parts) -> Option<String> {
+        let query = Query::read(head.uri.query().unwrap_or("")).ok()?;
+        let token = bearer(head).ok()?.or(query.token.as_deref())?;
+        self.authenticator.user_of(token)
     }
 
     /// Whether it is for the API and has the key. Requests without it do not reach the ops thread.
@@ -99,11 +141,9 @@ impl Routes {
         let query = Query::read(head.uri.query().unwrap_or(""))?;
         let identity = self.admit(head, &query, now_unix_s)?;
         let rooms = if echo { Vec::new() } else { self.rooms(query)? };
-        let protocol = (!echo && upgrade.protocols.contains(&PROTOCOL)).then_some(PROTOCOL);
         let mut response = Vec::new();
-        write_accept(&upgrade, protocol, &mut response);
-        let dialect = if echo { Dialect::Echo } else { Dialect::Native };
-        let (response, encoding) = (Bytes::from(response), Encoding::of(dialect));
+        write_accept(&upgrade, protocol(&upgrade, echo), &mut response);
+        let (response, encoding) = (Bytes::from(response), encoding(echo));
         Ok(Opening { identity, response, rooms, encoding })
     }
 
@@ -137,6 +177,15 @@ impl Routes {
             _ => RouteOutcome::Reject(RejectReason::PageMethod),
         }
     }
+}
+
+/// Of the subprotocols offered the one that is spoken.
+fn protocol(upgrade: &Upgrade<'_>, echo: bool) -> Option<&'static str> {
+    (!echo && upgrade.protocols.contains(&PROTOCOL)).then_some(PROTOCOL)
+}
+
+fn encoding(echo: bool) -> Encoding {
+    Encoding::of(if echo { Dialect::Echo } else { Dialect::Native })
 }
 
 /// The token of `Authorization: Bearer`. `None`: there is none, or it is of another scheme, which is a
