@@ -24,8 +24,8 @@ use campanile::link::{
 use campanile::metrics::servers::ServerNumbers;
 use campanile::metrics::{BackplaneCounters, BackplaneMirror};
 use campanile::plan::{
-    BackplanePlan, Plan, ProxyProtocol, RedisPlan, RedisServers, Scheduling, ShardPlan,
-    SteeringMode,
+    BackplanePlan, Plan, ProxyProtocol, RedisPlan, RedisServers, RejectedHandshakes, Scheduling,
+    ShardPlan, SteeringMode,
 };
 use campanile::policy::limits::Limits;
 use campanile::policy::namespaces::Namespaces;
@@ -642,6 +642,7 @@ fn plan(build: Build, node: NodeId, backplane: BackplanePlan) -> Plan {
         echo_path: None,
         page: false,
         origins: Vec::new(),
+        rejected_handshakes: RejectedHandshakes::Http,
         proxy_protocol: ProxyProtocol::Off,
         listen_direct: false,
         trusted_proxies: Vec::new(),
