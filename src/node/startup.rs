@@ -9,11 +9,12 @@ use crate::auth::{AnonymousSecret, Authenticator};
 use crate::config::{Config, ConfigOrigin};
 use crate::ids::NodeId;
 use crate::link::calls::calls;
-use crate::link::channel::{WindowLimits, window_within};
+use crate::link::channel::{BackplaneEnd, WindowLimits, window_within};
 use crate::link::exchange::{Exchange, ExchangeReader};
 use crate::link::health::Health;
 use crate::link::ledger::{Account, Ledger, MemoryCalls};
 use crate::link::load_table::LoadTable;
+use crate::metrics::BackplaneMirror;
 use crate::net::{self, ShardSetup};
 use crate::plan::{self, BackplanePlan, Machine, NoticeLevel, Plan, Planned, StartupNotice};
 use crate::{backplane, sys, terminal};
@@ -21,6 +22,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use std::process::ExitCode;
 use std::sync::{Arc, Barrier};
+use std::thread::JoinHandle;
 
 /// Serves until a signal. Everything that can be refused is refused before the first thread.
 /// `origin`: where the configuration was read from, and is read again at SIGHUP.
@@ -103,16 +105,8 @@ fn build(
     }
     tables_split.wait();
 
-    let (own_plan, mirror, own_health) =
-        (plan.clone(), Arc::clone(&backplane_mirror), health.clone());
-    let backplane_account = account(usize::from(shards))?;
-    let backplane = threads::thread("backplane".into(), &health, move || {
-        threads::settle_backplane(&own_plan);
-        backplane::run(own_plan, backplane_end, mirror, own_health, backplane_account);
-        Ok(())
-    })?;
-
-    let (scheduling, other_cores) = (plan.scheduling, plan.other_cores.clone());
+    let (mirror, account) = (Arc::clone(&backplane_mirror), account(usize::from(shards))?);
+    let backplane = start_backplane(plan.clone(), backplane_end, mirror, &health, account)?;
     let setup = OpsSetup {
         plan: reloader.plan.clone(),
         reloads: reloader.mirror.clone(),
@@ -123,12 +117,34 @@ fn build(
         backplane: backplane_mirror,
         health: health.clone(),
     };
-    threads::thread("ops".into(), &health, move || {
-        threads::settle(scheduling, &other_cores);
-        api::run(setup)
-    })?;
+    start_ops(&plan, setup)?;
     let (ops, shards, held) = (ops_end, shard_threads, ports.held);
     Ok(shutdown::RunningNode { reloader, health, ops, shards, backplane, held })
+}
+
+fn start_backplane(
+    plan: Arc<Plan>,
+    end: BackplaneEnd,
+    mirror: Arc<BackplaneMirror>,
+    health: &Arc<Health>,
+    account: Account,
+) -> Result<JoinHandle<()>, StartError> {
+    let own_health = health.clone();
+    threads::thread("backplane".into(), health, move || {
+        threads::settle_backplane(&plan);
+        backplane::run(plan, end, mirror, own_health, account);
+        Ok(())
+    })
+}
+
+fn start_ops(plan: &Plan, setup: OpsSetup) -> Result<(), StartError> {
+    let (scheduling, other_cores) = (plan.scheduling, plan.other_cores.clone());
+    let health = setup.health.clone();
+    let run = move || {
+        threads::settle(scheduling, &other_cores);
+        api::run(setup)
+    };
+    threads::thread("ops".into(), &health, run).map(|_| ())
 }
 
 /// How much the channels take.
