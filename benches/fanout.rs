@@ -33,6 +33,7 @@ fn open(shard: &mut Shard, socket_key: u32, rooms: &[&str]) -> ConnId {
             user: Some(format!("user{socket_key}").into()),
             rights,
             expires_unix_s: None,
+            grants: None,
         },
         response: Bytes::from_static(b"101"),
         rooms: rooms.iter().map(|room| room.to_string()).collect(),

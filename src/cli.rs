@@ -141,6 +141,11 @@ fn token_command() -> Command {
             "What it allows, out of publish,publish_unjoined,send,broadcast. Default: what the \
              server gives to users",
         ))
+        .arg(value("rooms", "LIST").help(
+            "The only rooms that it opens, by patterns such as chat:*,dm:{user}:*. Default: all that \
+             are open to users",
+        ))
+        .arg(value("send-to", "LIST").help("Users to whom it may send, by patterns such as team-*"))
         .args(setting_args(true))
 }
 
@@ -238,11 +243,18 @@ fn token(matches: &ArgMatches, environment: &Environment<'_>) -> Result<String, 
     let request = TokenRequest {
         user: text("user").expect("clap requires it").clone(),
         rights: text("rights").map(|list| rights(list)).transpose()?,
+        rooms: text("rooms").map(|list| items(list)).unwrap_or_default(),
+        send: text("send-to").map(|list| items(list)).unwrap_or_default(),
         expires_unix_s: environment.now_unix_s
             + matches.get_one::<u64>("ttl").expect("it has a default"),
     };
     mint(&request, &secret)
         .map_err(|why| CliError::Other(format!("--user {}: {why}", request.user)))
+}
+
+fn items(list: &str) -> Vec<String> {
+    let items = list.split(',').map(str::trim).filter(|item| !item.is_empty());
+    items.map(str::to_owned).collect()
 }
 
 fn rights(list: &str) -> Result<Rights, CliError> {

@@ -164,7 +164,7 @@ mod delivery {
                 Rights { publish: true, publish_unjoined: false, send: true, broadcast: true };
             let user = Some(format!("user{}-{socket_key}", self.end.id.0).into());
             let opening = Opening {
-                identity: Identity { user, rights, expires_unix_s: None },
+                identity: Identity { user, rights, expires_unix_s: None, grants: None },
                 response: Bytes::from_static(b"101"),
                 rooms: vec!["tower".to_owned()],
                 encoding: Encoding::NATIVE,

@@ -113,7 +113,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("ws", &["ws"]),
     ("protocol", &["protocol", "ids"]),
     ("framing", &["protocol", "ws::encode"]),
-    ("auth", &["auth", "ids", "policy::rights"]),
+    ("auth", &["auth", "ids", "policy::grants", "policy::rights"]),
     (
         "link",
         &[

@@ -9,6 +9,7 @@
 
 mod anonymous;
 mod crypto;
+mod grants;
 mod plan;
 mod token;
 
@@ -19,11 +20,13 @@ pub use token::{TokenRequest, mint};
 /// no user may be mistaken for one of them.
 pub use crate::ids::ANONYMOUS_PREFIX;
 use crate::ids::is_user_name;
+use crate::policy::grants::Grants;
 use crate::policy::rights::Rights;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 pub use plan::AuthPlan;
 use serde::Deserialize;
 use std::fmt;
+use std::sync::Arc;
 
 /// Who a client is, and what it may do. Travels with the connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +38,8 @@ pub struct Identity {
     /// When their token is good no longer, in whole seconds since 1970, leeway included. `None`: it
     /// does not expire.
     pub expires_unix_s: Option<u64>,
+    /// What its token allows in rooms and towards users, if it says so.
+    pub grants: Option<Arc<Grants>>,
 }
 
 /// Why a client is not admitted. Answered with HTTP 401 before any upgrade.
@@ -48,6 +53,8 @@ pub enum AuthError {
     Expired,
     /// Its `exp` is in milliseconds: it would be good for fifty thousand years.
     ExpInMilliseconds,
+    /// It has more patterns of rooms and users than a token may have.
+    TooManyGrants,
 }
 
 /// How far the clocks of this machine and of the token's maker may differ, in seconds. Applies to
@@ -74,6 +81,8 @@ struct Claims {
     exp: Option<f64>,
     nbf: Option<f64>,
     rights: Option<Vec<String>>,
+    rooms: Option<grants::RoomsClaim>,
+    send: Option<Vec<String>>,
 }
 
 impl Authenticator {
@@ -100,13 +109,14 @@ impl Authenticator {
     /// 1. None: anonymous, if that is allowed. Without a secret, `undefined`, `null` and nothing are
     ///    none.
     /// 2. A good one: its user, with the rights it names, or the default ones if it names none.
-    ///    A token without `exp` does not expire. Rights of unknown names give nothing.
+    ///    A token without `exp` does not expire. Rights of unknown names give nothing. `rooms` and
+    ///    `send` say where they hold ([`Grants`]).
     /// 3. Anything else is denied, an `exp` in milliseconds included, also where anonymous clients
     ///    are allowed.
     pub fn admit(&self, token: Option<&str>, now_unix_s: u64) -> Result<Identity, AuthError> {
         let Some(token) = token.filter(|token| !self.is_no_token(token)) else {
             let rights = self.anonymous.ok_or(AuthError::Missing)?;
-            return Ok(Identity { user: None, rights, expires_unix_s: None });
+            return Ok(Identity { user: None, rights, expires_unix_s: None, grants: None });
         };
         let key = self.key.as_ref().ok_or(AuthError::Invalid)?;
         let claims =
@@ -125,9 +135,10 @@ impl Authenticator {
         if !is_user_name(&claims.sub) {
             return Err(AuthError::Invalid);
         }
+        let grants = grants::granted(claims.rooms, claims.send)?;
         let rights = claims.rights.map_or(self.user_rights, |names| granted(&names));
         let expires_unix_s = claims.exp.map(|exp| exp.ceil() as u64 + LEEWAY_S);
-        Ok(Identity { user: Some(claims.sub.into()), rights, expires_unix_s })
+        Ok(Identity { user: Some(claims.sub.into()), rights, expires_unix_s, grants })
     }
 
     /// Whom a token names that is signed with the key, whether or not it is good now. For logs.

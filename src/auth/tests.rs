@@ -34,7 +34,7 @@ fn judge(claims: Value) -> Result<Identity, AuthError> {
 }
 
 fn ann(rights: Rights) -> Result<Identity, AuthError> {
-    Ok(Identity { user: Some("ann".into()), rights, expires_unix_s: None })
+    Ok(Identity { user: Some("ann".into()), rights, expires_unix_s: None, grants: None })
 }
 
 #[test]
@@ -111,6 +111,31 @@ fn rights_in_a_token_replace_the_default_ones() {
 }
 
 #[test]
+fn a_token_may_name_rooms_and_users_in_two_forms_and_in_no_others() {
+    use crate::policy::grants::RoomAction::{Join, Publish};
+    let granted = |claims: Value| judge(claims).map(|identity| identity.grants);
+    let of = |rooms: Value| {
+        let grants = granted(json!({"sub": "ann", "rooms": rooms})).expect("a good token")?;
+        Some([Join, Publish].map(|action| grants.allow(action, "chat:a", "ann")))
+    };
+    assert_eq!(of(json!(["chat:*"])), Some([Some(true); 2]));
+    assert_eq!(of(json!({"join": ["chat:*"], "fly": 7})), Some([Some(true), Some(false)]));
+    assert_eq!(of(json!({})), Some([Some(false); 2]));
+    assert_eq!(of(json!([])), Some([Some(false); 2]));
+    assert_eq!(of(json!(null)), None, "it says nothing of rooms");
+    for wrong in [json!("chat:*"), json!([1]), json!({"join": "chat:*"}), json!(true)] {
+        let claims = json!({"sub": "ann", "rooms": wrong});
+        assert_eq!(granted(claims.clone()), Err(AuthError::Invalid), "{claims}");
+    }
+    let send = granted(json!({"sub": "ann", "send": ["team-*"]})).unwrap().expect("it says so");
+    assert!(send.allow_send("team-a", "ann") && !send.allow_send("bob", "ann"));
+    assert_eq!(send.allow(Join, "chat:a", "ann"), None);
+    assert_eq!(granted(json!({"sub": "ann", "send": "bob"})), Err(AuthError::Invalid));
+    let many: Vec<String> = (0..65).map(|n| n.to_string()).collect();
+    assert_eq!(granted(json!({"sub": "ann", "rooms": many})), Err(AuthError::TooManyGrants));
+}
+
+#[test]
 fn only_our_signature_counts() {
     let authenticator = authenticator(false, Some(SECRET));
     let claims = json!({"sub": "ann"});
@@ -148,7 +173,8 @@ fn only_our_signature_counts() {
 
 #[test]
 fn nobody_comes_in_without_a_token_unless_that_is_allowed() {
-    let anonymous = Ok(Identity { user: None, rights: ANON_RIGHTS, expires_unix_s: None });
+    let anonymous =
+        Ok(Identity { user: None, rights: ANON_RIGHTS, expires_unix_s: None, grants: None });
     assert_eq!(authenticator(true, None).admit(None, NOW), anonymous);
     assert_eq!(authenticator(true, Some(SECRET)).admit(None, NOW), anonymous);
     assert_eq!(authenticator(false, Some(SECRET)).admit(None, NOW), Err(AuthError::Missing));
@@ -170,6 +196,8 @@ fn what_is_minted_is_admitted_and_what_would_not_be_is_not_minted() {
     let request = |user: &str, rights| TokenRequest {
         user: user.to_owned(),
         rights,
+        rooms: Vec::new(),
+        send: Vec::new(),
         expires_unix_s: NOW + 60,
     };
     let authenticator = authenticator(false, Some(SECRET));
@@ -179,6 +207,14 @@ fn what_is_minted_is_admitted_and_what_would_not_be_is_not_minted() {
     assert_eq!(authenticator.admit(Some(&token), NOW + 60 + LEEWAY_S), Err(AuthError::Expired));
     let listener = mint(&request("ann", Some(Rights::NONE)), SECRET).unwrap();
     assert_eq!(admit(&listener), ann(Rights::NONE));
+    let in_rooms = TokenRequest { rooms: vec!["a:*".to_owned()], ..request("ann", None) };
+    let grants = admit(&mint(&in_rooms, SECRET).unwrap()).unwrap().grants.expect("it says so");
+    let join = crate::policy::grants::RoomAction::Join;
+    assert_eq!(
+        [grants.allow(join, "a:b", "ann"), grants.allow(join, "b", "ann")],
+        [Some(true), Some(false)]
+    );
+    assert!(mint(&TokenRequest { send: vec!["x".to_owned(); 65], ..in_rooms }, SECRET).is_err());
     assert!(mint(&request("anon-1", None), SECRET).is_err());
     assert!(mint(&request("", None), SECRET).is_err());
 }

@@ -1,6 +1,7 @@
 //! Making a token: for `campanile token`, and for tests.
 
 use crate::ids::{ANONYMOUS_PREFIX, is_name, is_user_name};
+use crate::policy::grants::{BYTES_MAX, GrantTexts, Grants, PATTERNS_MAX, RoomTexts};
 use crate::policy::rights::Rights;
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde::Serialize;
@@ -12,6 +13,10 @@ pub struct TokenRequest {
     pub user: String,
     /// The rights; `None`: whatever the server gives to users.
     pub rights: Option<Rights>,
+    /// Patterns of the only rooms that it opens; empty: those that are open to users.
+    pub rooms: Vec<String>,
+    /// Patterns of users to whom it may send, beside the right to send to all.
+    pub send: Vec<String>,
     /// When it expires, in seconds since 1970.
     pub expires_unix_s: u64,
 }
@@ -22,6 +27,10 @@ struct Claims<'a> {
     exp: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     rights: Option<Vec<&'static str>>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    rooms: &'a [String],
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    send: &'a [String],
 }
 
 /// A signed token, or why the server would not take it.
@@ -33,11 +42,19 @@ pub fn mint(request: &TokenRequest, secret: &str) -> Result<String, String> {
     if !is_user_name(&request.user) {
         return Err(format!("names that begin with {ANONYMOUS_PREFIX} are for anonymous clients"));
     }
+    let rooms = (!request.rooms.is_empty()).then(|| RoomTexts::for_all(request.rooms.clone()));
+    if Grants::new(&GrantTexts { rooms, send: request.send.clone() }).is_none() {
+        return Err(format!(
+            "a token has at most {PATTERNS_MAX} patterns and {BYTES_MAX} bytes of them"
+        ));
+    }
     super::crypto::install();
     let claims = Claims {
         sub: &request.user,
         exp: request.expires_unix_s,
         rights: request.rights.map(Rights::names),
+        rooms: &request.rooms,
+        send: &request.send,
     };
     encode(&Header::default(), &claims, &EncodingKey::from_secret(secret.as_bytes()))
         .map_err(|error| error.to_string())

@@ -3,6 +3,7 @@
 //! Plain values and pure rules. Configuration makes them, every other room reads them.
 
 pub mod api_key;
+pub mod grants;
 pub mod limits;
 pub mod namespaces;
 pub mod networks;

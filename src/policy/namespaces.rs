@@ -24,6 +24,8 @@ words! {
         Anyone = "anyone",
         /// Clients that have shown a token.
         Users = "users",
+        /// Clients whose token names the room.
+        Token = "token",
         /// No client: only the HTTP API and other services.
         Nobody = "nobody",
     }
@@ -105,9 +107,9 @@ namespace_settings! {
     recovery: bool = true, SettingRange::Bool,
         "Whether a join with `since` is answered with the missed messages. Needs a history.";
     join: Who = Who::Anyone, SettingRange::Choice(Who::WORDS),
-        "Which clients may join. users: those with a token.";
+        "Which clients may join. users: those with a token. token: those whose token names the room in its claim `rooms`.";
     publish: Who = Who::Anyone, SettingRange::Choice(Who::WORDS),
-        "Which clients may publish, if their rights allow it. nobody: only the HTTP API and Redis.";
+        "Which clients may publish, if their rights allow it. token: those whose token names the room. nobody: only the HTTP API and Redis.";
     slow_consumer: SlowConsumer = SlowConsumer::Close, SettingRange::Choice(SlowConsumer::WORDS),
         "What happens to messages for a member that reads too slowly. close: they wait, up to limits.outbox_bytes_max. drop_oldest: the oldest are dropped, and the member receives `lost`. conflate: only the newest waits, or the newest for each `conflate_key`.";
     slow_bytes_max: usize = 256 * 1024, bytes(256, 1024 * 1024 * 1024),
@@ -150,12 +152,15 @@ const DEFAULT: &str = "default";
 const NAMESPACES_MAX: usize = 255;
 
 impl Who {
-    /// Whether it includes a client who has shown a token, or none.
-    pub fn includes(self, has_token: bool) -> bool {
+    /// Whether it includes a client who has shown a token, or none. `granted`: whether that names the
+    /// room; `None`: it says nothing of rooms.
+    pub fn includes(self, has_token: bool, granted: Option<bool>) -> bool {
         match self {
+            Who::Nobody => false,
+            Who::Anyone | Who::Users | Who::Token if granted.is_some() => granted == Some(true),
             Who::Anyone => true,
             Who::Users => has_token,
-            Who::Nobody => false,
+            Who::Token => false,
         }
     }
 }
@@ -405,7 +410,7 @@ mod tests {
             ("chat: history_ttl_s=0", "from 1 to 2592000"),
             ("chat: durability=sure", "async, replicated"),
             ("chat: recovery=maybe", "true or false"),
-            ("chat: join=me", "anyone, users, nobody"),
+            ("chat: join=me", "anyone, users, token, nobody"),
             ("chat: slow_consumer=drop", "close, drop_oldest, conflate"),
             ("chat: slow_bytes_max=255", "from 256 to 1073741824"),
             ("chat: presence=1", "true or false"),
@@ -457,10 +462,12 @@ mod tests {
 
     #[test]
     fn who_may_includes_whom_it_says() {
-        let both = |who: Who| [who.includes(false), who.includes(true)];
-        assert_eq!(
-            [Who::Anyone, Who::Users, Who::Nobody].map(both),
-            [[true, true], [false, true], [false, false]]
-        );
+        let all = [Who::Anyone, Who::Users, Who::Token, Who::Nobody];
+        let without_token = all.map(|who| who.includes(false, None));
+        assert_eq!(without_token, [true, false, false, false]);
+        let with_token = |granted| all.map(|who| who.includes(true, granted));
+        assert_eq!(with_token(None), [true, true, false, false]);
+        assert_eq!(with_token(Some(true)), [true, true, true, false]);
+        assert_eq!(with_token(Some(false)), [false; 4]);
     }
 }

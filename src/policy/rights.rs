@@ -5,6 +5,7 @@
 //! dialect and the HTTP API ask it, so none of them can forget a part of it.
 
 use crate::ids::TopicKind;
+use crate::policy::grants::{Grants, RoomAction};
 use crate::policy::namespaces::{Namespaces, Policy};
 
 /// What a user may do.
@@ -73,7 +74,7 @@ impl Rights {
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asker {
+pub enum Asker<'a> {
     /// A connection of a client.
     Client {
         /// The rights of its user, from the token or the configured default.
@@ -82,9 +83,32 @@ pub enum Asker {
         has_token: bool,
         /// Whether it is in the topic, or about to be.
         is_member: bool,
+        /// What its token allows beside that; `None`: it says nothing of it.
+        granted: Option<Granted<'a>>,
     },
     /// A service that uses the HTTP API, for which the key of the API stands in.
     Service,
+}
+
+/// What a token allows to its user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Granted<'a> {
+    /// Its patterns.
+    pub grants: &'a Grants,
+    /// The name of its user.
+    pub user: &'a str,
+}
+
+impl Asker<'_> {
+    /// Whether the token allows an action in a room. `None`: it says nothing of rooms.
+    fn granted_in(&self, action: RoomAction, topic: TopicKind<'_>) -> Option<bool> {
+        match (self, topic) {
+            (Asker::Client { granted: Some(granted), .. }, TopicKind::Room(room)) => {
+                granted.grants.allow(action, room, granted.user)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// What can be done with a topic.
@@ -122,19 +146,27 @@ pub enum NotAllowed {
 /// Whether `asker` may do `action` with a topic: the one check for every dialect and the API.
 pub fn may(
     namespaces: &Namespaces,
-    asker: Asker,
+    asker: Asker<'_>,
     action: Action,
     topic: TopicKind<'_>,
 ) -> Result<(), NotAllowed> {
     let policy = namespaces.policy(topic);
     match action {
-        Action::Join { acks } => may_join(policy, asker, acks),
+        Action::Join { acks } => may_join(policy, asker, acks, topic),
         Action::Publish { has_key } => may_publish(policy, asker, has_key, topic),
         Action::ReadHistory => {
+            is_granted(
+                asker.granted_in(RoomAction::History, topic),
+                "this user may not read this room's history",
+            )?;
             is_enabled(policy.has_history(), "this room keeps no history")?;
             is_member(asker, "join the room before you ask for its history")
         }
         Action::ReadPresence => {
+            is_granted(
+                asker.granted_in(RoomAction::Presence, topic),
+                "this user may not see who is in this room",
+            )?;
             is_enabled(policy.presence, "presence is not enabled for this room")?;
             is_member(asker, "join the room before you ask who is there")
         }
@@ -142,9 +174,14 @@ pub fn may(
     }
 }
 
-fn may_join(policy: &Policy, asker: Asker, acks: bool) -> Result<(), NotAllowed> {
+fn may_join(
+    policy: &Policy,
+    asker: Asker<'_>,
+    acks: bool,
+    topic: TopicKind<'_>,
+) -> Result<(), NotAllowed> {
     if let Asker::Client { has_token, .. } = asker
-        && !policy.join.includes(has_token)
+        && !policy.join.includes(has_token, asker.granted_in(RoomAction::Join, topic))
     {
         return Err(NotAllowed::Forbidden("this user may not join this room"));
     }
@@ -153,17 +190,21 @@ fn may_join(policy: &Policy, asker: Asker, acks: bool) -> Result<(), NotAllowed>
 
 fn may_publish(
     policy: &Policy,
-    asker: Asker,
+    asker: Asker<'_>,
     has_key: bool,
     topic: TopicKind<'_>,
 ) -> Result<(), NotAllowed> {
-    if let Asker::Client { rights, has_token, .. } = asker {
+    if let Asker::Client { rights, has_token, granted, .. } = asker {
+        let in_room = asker.granted_in(RoomAction::Publish, topic);
         let (is_allowed, why) = match topic {
             TopicKind::Room(_) => (
-                rights.publish && policy.publish.includes(has_token),
+                in_room.unwrap_or(rights.publish) && policy.publish.includes(has_token, in_room),
                 "this user may not publish to this room",
             ),
-            TopicKind::User(_) => (rights.send, "this user may not send to users"),
+            TopicKind::User(to) => (
+                rights.send || granted.is_some_and(|it| it.grants.allow_send(to, it.user)),
+                "this user may not send to this user",
+            ),
             TopicKind::All => (rights.broadcast, "this user may not broadcast"),
         };
         if !is_allowed {
@@ -196,11 +237,15 @@ fn may_acknowledge(policy: &Policy, topic: TopicKind<'_>) -> Result<(), NotAllow
     }
 }
 
+fn is_granted(granted: Option<bool>, why: &'static str) -> Result<(), NotAllowed> {
+    if granted == Some(false) { Err(NotAllowed::Forbidden(why)) } else { Ok(()) }
+}
+
 fn is_enabled(is_enabled: bool, why: &'static str) -> Result<(), NotAllowed> {
     if is_enabled { Ok(()) } else { Err(NotAllowed::NotEnabled(why)) }
 }
 
-fn is_member(asker: Asker, why: &'static str) -> Result<(), NotAllowed> {
+fn is_member(asker: Asker<'_>, why: &'static str) -> Result<(), NotAllowed> {
     match asker {
         Asker::Client { is_member: false, .. } => Err(NotAllowed::NotJoined(why)),
         Asker::Client { .. } | Asker::Service => Ok(()),
@@ -210,6 +255,8 @@ fn is_member(asker: Asker, why: &'static str) -> Result<(), NotAllowed> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::grants::{GrantTexts, RoomTexts};
+    use proptest::prelude::*;
 
     const ALL: Rights =
         Rights { publish: true, publish_unjoined: true, send: true, broadcast: true };
@@ -218,12 +265,12 @@ mod tests {
     const SPACES: &str = "log: history_size=9, presence=true, acks=true; \
                           ours: join=nobody, publish=nobody; theirs: join=users, publish=users";
 
-    fn client(rights: Rights, has_token: bool, is_member: bool) -> Asker {
-        Asker::Client { rights, has_token, is_member }
+    fn client(rights: Rights, has_token: bool, is_member: bool) -> Asker<'static> {
+        Asker::Client { rights, has_token, is_member, granted: None }
     }
 
     /// `ok`, or the kind of the refusal.
-    fn verdict(asker: Asker, action: Action, topic: TopicKind<'_>) -> &'static str {
+    fn verdict(asker: Asker<'_>, action: Action, topic: TopicKind<'_>) -> &'static str {
         let namespaces = Namespaces::read(SPACES).expect("it is well written");
         match may(&namespaces, asker, action, topic) {
             Ok(()) => "ok",
@@ -286,6 +333,125 @@ mod tests {
             assert_eq!(verdict_in("theirs:a", false), "forbidden");
             assert_eq!(verdict_in("theirs:a", true), "ok");
             assert_eq!(verdict_in("plain", false), "ok");
+        }
+    }
+
+    fn grants(texts: GrantTexts) -> Grants {
+        Grants::new(&texts).expect("few patterns")
+    }
+
+    fn all_in(rooms: &[&str]) -> Grants {
+        let rooms = rooms.iter().map(|room| (*room).to_owned()).collect();
+        grants(GrantTexts { rooms: Some(RoomTexts::for_all(rooms)), send: Vec::new() })
+    }
+
+    fn with_grants(rights: Rights, grants: &Grants) -> Asker<'_> {
+        let granted = Some(Granted { grants, user: "ann" });
+        Asker::Client { rights, has_token: true, is_member: true, granted }
+    }
+
+    #[test]
+    fn a_token_that_names_rooms_allows_these_and_no_others() {
+        let grants = all_in(&["log:a", "ours:**", "theirs:{user}"]);
+        let asker = with_grants(Rights::NONE, &grants);
+        let actions = [
+            Action::Join { acks: false },
+            Action::Publish { has_key: false },
+            Action::ReadHistory,
+            Action::ReadPresence,
+        ];
+        for action in actions {
+            assert_eq!(verdict(asker, action, ROOM), "ok", "{action:?}");
+            assert_eq!(verdict(asker, action, TopicKind::Room("log:b")), "forbidden", "{action:?}");
+        }
+        for action in &actions[..2] {
+            let of = |room| verdict(asker, *action, TopicKind::Room(room));
+            assert_eq!(of("ours:a"), "forbidden", "nobody is nobody");
+            assert_eq!((of("theirs:ann"), of("theirs:bob")), ("ok", "forbidden"));
+            assert_eq!(of("plain"), "forbidden", "though everybody else may");
+        }
+    }
+
+    #[test]
+    fn rooms_for_tokens_that_name_them_admit_nobody_else() {
+        let namespaces = Namespaces::read("vip: join=token, publish=token").expect("it is good");
+        let grants = all_in(&["vip:a"]);
+        let ok =
+            |asker, action, room| may(&namespaces, asker, action, TopicKind::Room(room)).is_ok();
+        for action in [Action::Join { acks: false }, Action::Publish { has_key: false }] {
+            assert!(!ok(client(ALL, true, true), action, "vip:a"));
+            assert!(ok(with_grants(ALL, &grants), action, "vip:a"));
+            assert!(!ok(with_grants(ALL, &grants), action, "vip:b"));
+            assert!(ok(Asker::Service, action, "vip:a"));
+        }
+    }
+
+    #[test]
+    fn a_token_may_name_the_users_to_whom_it_sends() {
+        let to = |user| TopicKind::User(user);
+        let grants = grants(GrantTexts { rooms: None, send: vec!["team-*".to_owned()] });
+        let publish = Action::Publish { has_key: false };
+        let asker = with_grants(Rights::NONE, &grants);
+        assert_eq!(verdict(asker, publish, to("team-a")), "ok");
+        assert_eq!(verdict(asker, publish, to("bob")), "forbidden");
+        assert_eq!(verdict(with_grants(ALL, &grants), publish, to("bob")), "ok");
+        let join = Action::Join { acks: false };
+        assert_eq!(verdict(asker, join, PLAIN), "ok", "it says nothing of rooms");
+    }
+
+    proptest! {
+        /// Written once more, from the documentation, without a shared line.
+        #[test]
+        fn it_agrees_with_a_check_that_is_written_plainly(
+            who_joins in 0_usize..4,
+            who_publishes in 0_usize..4,
+            rights in proptest::array::uniform4(any::<bool>()),
+            has_token in any::<bool>(),
+            is_member in any::<bool>(),
+            lists in proptest::option::of(proptest::array::uniform4(proptest::collection::vec("s:[ab*]", 0..3))),
+            room in "s:[ab]",
+            action in 0_usize..4,
+        ) {
+            let words = ["anyone", "users", "token", "nobody"];
+            let text = format!(
+                "s: history_size=1, presence=true, join={}, publish={}",
+                words[who_joins], words[who_publishes]
+            );
+            let namespaces = Namespaces::read(&text).expect("it is good");
+            let [publish, publish_unjoined, send, broadcast] = rights;
+            let rights = Rights { publish, publish_unjoined, send, broadcast };
+            let lists = lists.filter(|_| has_token);
+            let grants = lists.clone().map(|[join, publish, history, presence]| {
+                let rooms = RoomTexts { join, publish, history, presence };
+                self::grants(GrantTexts { rooms: Some(rooms), send: Vec::new() })
+            });
+            let granted = grants.as_ref().map(|grants| Granted { grants, user: "ann" });
+            let asker = Asker::Client { rights, has_token, is_member, granted };
+            let asked = [
+                Action::Join { acks: false },
+                Action::Publish { has_key: false },
+                Action::ReadHistory,
+                Action::ReadPresence,
+            ][action];
+            let found = may(&namespaces, asker, asked, TopicKind::Room(&room)).is_ok();
+            let named = lists.map(|lists| {
+                lists[action].iter().any(|pattern| *pattern == room || pattern == "s:*")
+            });
+            let admits = |who: usize| match (words[who], named) {
+                ("nobody", _) | (_, Some(false)) | ("token", None) => false,
+                (_, Some(true)) | ("anyone", None) => true,
+                _ => has_token,
+            };
+            let wanted = match action {
+                0 => admits(who_joins),
+                1 => {
+                    admits(who_publishes)
+                        && (publish || named == Some(true))
+                        && (is_member || publish_unjoined)
+                }
+                _ => named != Some(false) && is_member,
+            };
+            prop_assert_eq!(found, wanted);
         }
     }
 

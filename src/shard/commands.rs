@@ -6,7 +6,7 @@
 
 use crate::ids::{ConflateKey, ConnId, TopicId, TopicKind, TopicName};
 use crate::link::{Publish, ReplyTo, Uplink};
-use crate::policy::rights::{Action, Asker, may};
+use crate::policy::rights::{Action, Asker, Granted, may};
 use crate::protocol::dialect::{Encoding, Incoming, Parsed};
 use crate::protocol::{
     AckOf, Command, ErrorCode, Event, Recovery, Rejected, Request, RequestId, Unrecovered,
@@ -270,7 +270,12 @@ impl Shard {
         let c = self.conns.get(conn.0).expect("it just spoke");
         let (rights, has_token) = (c.rights.into(), c.has_token);
         let is_member = found.is_some_and(|at| self.is_in(conn, at));
-        let asker = Asker::Client { rights, has_token, is_member };
+        let user = self.grants.get(conn.0.index).map(|grants| (grants, self.user_of(conn)));
+        let granted = user.as_ref().map(|(grants, user)| match user.kind() {
+            TopicKind::User(user) => Granted { grants, user },
+            TopicKind::Room(_) | TopicKind::All => unreachable!("it is a user's topic"),
+        });
+        let asker = Asker::Client { rights, has_token, is_member, granted };
         may(&self.config.namespaces, asker, action, topic).map_err(CommandError::from)?;
         Ok(found)
     }

@@ -62,6 +62,9 @@ impl Shard {
         c.encoding = opening.encoding;
         c.rights = opening.identity.rights.into();
         c.has_token = opening.identity.user.is_some();
+        if let Some(grants) = opening.identity.grants {
+            self.grants.insert(conn.0.index, grants);
+        }
         self.counters.handshaking -= 1;
         self.count_open(opening.encoding, true);
         self.counters.opened += 1;
@@ -434,6 +437,7 @@ impl Shard {
             ConnState::Closing { .. } => self.counters.closing -= 1,
         }
         self.named_peers.remove(conn.0.index);
+        self.grants.remove(conn.0.index);
         let reason = match c.state {
             ConnState::Handshaking => None,
             _ => Some(c.reason.unwrap_or(CloseReason::Gone)),
@@ -643,6 +647,7 @@ mod tests {
             user: Some("ann".into()),
             rights: crate::policy::rights::Rights::NONE,
             expires_unix_s: None,
+            grants: None,
         };
         let response = Bytes::from_static(b"101");
         shard.handle_open(

@@ -120,8 +120,12 @@ mod tests {
 
     fn open(shard: &mut Shard, rooms: &[&str]) -> ConnId {
         let conn = shard.handle_accept(0, 0).unwrap();
-        let identity =
-            Identity { user: Some("ann".into()), rights: Rights::NONE, expires_unix_s: None };
+        let identity = Identity {
+            user: Some("ann".into()),
+            rights: Rights::NONE,
+            expires_unix_s: None,
+            grants: None,
+        };
         let rooms = rooms.iter().map(|room| room.to_string()).collect();
         let response = bytes::Bytes::from_static(b"101");
         shard.handle_open(conn, Opening { identity, response, rooms, encoding: Encoding::NATIVE });

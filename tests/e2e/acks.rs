@@ -66,7 +66,13 @@ const USERS: &str = "@users: history_size=100, history_ttl_s=600";
 
 pub fn token(user: &str) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is past 1970").as_secs();
-    let wish = TokenRequest { user: user.to_owned(), rights: None, expires_unix_s: now + 600 };
+    let wish = TokenRequest {
+        user: user.to_owned(),
+        rights: None,
+        rooms: Vec::new(),
+        send: Vec::new(),
+        expires_unix_s: now + 600,
+    };
     mint(&wish, SECRET).expect("a good wish")
 }
 

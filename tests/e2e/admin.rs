@@ -11,8 +11,13 @@ const SECRET: &str = "a secret of the tests";
 const YEAR_2100_UNIX_S: u64 = 4_102_444_800;
 
 fn token(user: &str) -> String {
-    let request =
-        TokenRequest { user: user.to_owned(), rights: None, expires_unix_s: YEAR_2100_UNIX_S };
+    let request = TokenRequest {
+        user: user.to_owned(),
+        rights: None,
+        rooms: Vec::new(),
+        send: Vec::new(),
+        expires_unix_s: YEAR_2100_UNIX_S,
+    };
     mint(&request, SECRET).expect("a good request")
 }
 

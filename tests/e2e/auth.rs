@@ -5,6 +5,7 @@ use crate::node::Node;
 use crate::redis::wait_until;
 use campanile::auth::{TokenRequest, mint};
 use campanile::policy::rights::Rights;
+use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::json;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -23,8 +24,24 @@ fn node() -> Node {
 fn token(user: &str, rights: Option<Rights>, expires_in_s: i64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is past 1970").as_secs();
     let expires_unix_s = now.saturating_add_signed(expires_in_s);
-    mint(&TokenRequest { user: user.to_owned(), rights, expires_unix_s }, SECRET)
-        .expect("a good wish")
+    mint(
+        &TokenRequest {
+            user: user.to_owned(),
+            rights,
+            rooms: Vec::new(),
+            send: Vec::new(),
+            expires_unix_s,
+        },
+        SECRET,
+    )
+    .expect("a good wish")
+}
+
+/// A token with claims of all kinds.
+fn signed(claims: &serde_json::Value) -> String {
+    token("whoever", None, 1); // It installs what tokens are signed with.
+    let key = EncodingKey::from_secret(SECRET.as_bytes());
+    encode(&Header::default(), claims, &key).expect("JSON")
 }
 
 fn status(node: &Node, query: &str, headers: &str) -> u16 {
@@ -154,6 +171,50 @@ fn rights_are_what_the_token_says() {
         assert_eq!(ask(Some(all), request), "", "{request}");
         assert_eq!(ask(Some(Rights::NONE), request), "forbidden", "{request}");
     }
+}
+
+#[test]
+fn a_token_opens_the_rooms_that_it_names() {
+    let args = ["--auth-hmac-secret", SECRET, "--namespaces", "vip: join=token, history_size=5"];
+    let node = Node::start_ready(&args);
+    let claims = json!({
+        "sub": "ann",
+        "rooms": {"join": ["vip:*", "dm:{user}:*"], "publish": ["vip:a"]},
+        "send": ["bob"],
+    });
+    let (mut ann, _) = Client::greeted(node.addr, &["vip:a"], &signed(&claims));
+    let mut code = |request: &str| {
+        ann.say(request);
+        loop {
+            let value = ann.hear();
+            match value["type"].as_str() {
+                Some("ok") => return String::new(),
+                Some("error") => return value["code"].as_str().expect("a code").to_owned(),
+                _ => {}
+            }
+        }
+    };
+    for (request, wanted) in [
+        (r#"{"type":"join","room_id":"vip:b","id":1}"#, ""),
+        (r#"{"type":"join","room_id":"dm:ann:bob","id":1}"#, ""),
+        (r#"{"type":"join","room_id":"dm:bob:ann","id":1}"#, "forbidden"),
+        (r#"{"type":"join","room_id":"lobby","id":1}"#, "forbidden"),
+        (r#"{"type":"publish","room_id":"vip:a","payload":1,"id":1}"#, ""),
+        (r#"{"type":"publish","room_id":"vip:b","payload":1,"id":1}"#, "forbidden"),
+        (r#"{"type":"history","room_id":"vip:a","id":1}"#, "forbidden"),
+        (r#"{"type":"send","target_user_id":"bob","payload":1,"id":1}"#, ""),
+    ] {
+        assert_eq!(code(request), wanted, "{request}");
+    }
+    // Others with a token have no way in.
+    let (mut bob, _) = Client::greeted(node.addr, &[], &token("bob", None, 60));
+    bob.say(r#"{"type":"join","room_id":"vip:a","id":1}"#);
+    assert_eq!(bob.hear_type("error")["code"], "forbidden");
+    let many: Vec<String> = (0..65).map(|n| format!("room-{n}")).collect();
+    let path = format!("/ws?token={}", signed(&json!({"sub": "ann", "rooms": many})));
+    let refusal = Client::try_open(node.addr, &path, "").err().expect("too many patterns");
+    assert_eq!(refusal.status, 401);
+    assert!(refusal.body.contains("at most 64"), "{}", refusal.body);
 }
 
 #[test]

@@ -64,6 +64,7 @@ impl Bare {
                 user: Some(user.into()),
                 rights: ALL_RIGHTS,
                 expires_unix_s: None,
+                grants: None,
             },
             response: Bytes::from_static(HEAD),
             rooms: rooms.iter().map(|room| room.to_string()).collect(),

@@ -242,6 +242,7 @@ impl World {
                 user: user.map(Into::into),
                 rights: ALL_RIGHTS,
                 expires_unix_s: None,
+                grants: None,
             },
             response: Bytes::from_static(HEAD),
             rooms: self.lives[who].rooms.clone(),

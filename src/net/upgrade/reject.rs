@@ -179,6 +179,9 @@ fn denied_text(denied: AuthError) -> &'static str {
     match denied {
         AuthError::Missing => "a token is needed: ?token=… or Authorization: Bearer …",
         AuthError::Invalid => "this token is not valid here",
+        AuthError::TooManyGrants => {
+            "this token has too many patterns in rooms and send: at most 64, and 4096 bytes"
+        }
         AuthError::Expired => "this token has expired",
         AuthError::ExpInMilliseconds => {
             "exp of this token is in milliseconds; it must be in seconds (RFC 7519 §4.1.4)"

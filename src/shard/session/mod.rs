@@ -31,6 +31,7 @@ mod put;
 mod take;
 
 use crate::ids::{Position, TopicId, TopicName};
+use crate::policy::grants::Grants;
 use crate::policy::rights::Rights;
 use crate::protocol::dialect::Encoding;
 use crate::protocol::{Info, RequestId};
@@ -55,6 +56,8 @@ pub struct Session {
     pub has_token: bool,
     /// The rights of its user.
     pub rights: Rights,
+    /// What its token allows in rooms.
+    pub grants: Option<Arc<Grants>>,
     /// For how many milliseconds it has been open.
     pub age_ms: u64,
     /// Its client's address where a proxy has named it; otherwise the socket's peer is the client.

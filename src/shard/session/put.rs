@@ -34,6 +34,9 @@ impl Shard {
         conn.decoder = session.decoder;
         let conn = ConnId(self.conns.insert(conn).expect("there is room"));
         self.count_open(encoding, true);
+        if let Some(grants) = session.grants {
+            self.grants.insert(conn.0.index, grants);
+        }
         if let Some(peer) = session.peer {
             self.named_peers.insert(conn.0.index, peer);
         }

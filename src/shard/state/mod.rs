@@ -5,6 +5,7 @@ pub(in crate::shard) mod acks;
 pub(in crate::shard) mod deliveries;
 pub(in crate::shard) mod disconnects;
 pub(in crate::shard) mod expiries;
+pub(in crate::shard) mod grant_sets;
 pub(super) mod lifecycle;
 pub(in crate::shard) mod moves;
 pub(in crate::shard) mod named_peers;
@@ -31,6 +32,7 @@ use crate::shard::state::acks::AckTracker;
 use crate::shard::state::deliveries::{Deliveries, RoundFrame};
 use crate::shard::state::disconnects::PendingDisconnects;
 use crate::shard::state::expiries::Expiries;
+use crate::shard::state::grant_sets::GrantSets;
 use crate::shard::state::lifecycle::Lifecycle;
 use crate::shard::state::moves::Moves;
 use crate::shard::state::named_peers::NamedPeers;
@@ -101,6 +103,8 @@ pub struct Shard {
     pub(in crate::shard) disconnects: PendingDisconnects,
     pub(in crate::shard) expiries: Expiries,
     pub(in crate::shard) named_peers: NamedPeers,
+    /// What tokens allow in rooms.
+    pub(in crate::shard) grants: GrantSets,
     /// Whether any room has presence: the others pay nothing for it.
     pub(in crate::shard) has_presence: bool,
     pub(in crate::shard) everybody: TopicName,
@@ -154,6 +158,7 @@ impl Shard {
             disconnects: PendingDisconnects::default(),
             expiries: Expiries::default(),
             named_peers: NamedPeers::default(),
+            grants: GrantSets::default(),
             has_presence,
             everybody,
             broadcast_receivers: [0; Encoding::COUNT],

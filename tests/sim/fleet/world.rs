@@ -170,6 +170,7 @@ impl Fleet {
                 user: Some(client.user.clone().into()),
                 rights: ALL_RIGHTS,
                 expires_unix_s: None,
+                grants: None,
             },
             response: Bytes::from_static(HEAD),
             rooms: client.rooms.iter().map(|(room, _)| room.clone()).collect(),

@@ -1,0 +1,45 @@
+//! The claims `rooms` and `send` of a token.
+//!
+//! A claim of another shape than these makes the token invalid: one that was misread must not allow
+//! more than was meant.
+
+use crate::auth::AuthError;
+use crate::policy::grants::{GrantTexts, Grants, RoomTexts};
+use serde::Deserialize;
+use std::sync::Arc;
+
+/// One list for all actions, or a list for each. Actions that are not named are not allowed; those of
+/// later versions are skipped.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(super) enum RoomsClaim {
+    ForAll(Vec<String>),
+    ByAction {
+        #[serde(default)]
+        join: Vec<String>,
+        #[serde(default)]
+        publish: Vec<String>,
+        #[serde(default)]
+        history: Vec<String>,
+        #[serde(default)]
+        presence: Vec<String>,
+    },
+}
+
+/// What the claims allow; `None`: the token says nothing of rooms and users.
+pub(super) fn granted(
+    rooms: Option<RoomsClaim>,
+    send: Option<Vec<String>>,
+) -> Result<Option<Arc<Grants>>, AuthError> {
+    if rooms.is_none() && send.is_none() {
+        return Ok(None);
+    }
+    let rooms = rooms.map(|claim| match claim {
+        RoomsClaim::ForAll(list) => RoomTexts::for_all(list),
+        RoomsClaim::ByAction { join, publish, history, presence } => {
+            RoomTexts { join, publish, history, presence }
+        }
+    });
+    let texts = GrantTexts { rooms, send: send.unwrap_or_default() };
+    Grants::new(&texts).map(|grants| Some(Arc::new(grants))).ok_or(AuthError::TooManyGrants)
+}
