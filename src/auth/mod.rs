@@ -10,6 +10,7 @@
 mod anonymous;
 mod crypto;
 mod grants;
+mod keys;
 mod plan;
 mod token;
 
