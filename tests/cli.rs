@@ -208,6 +208,10 @@ fn a_token_is_signed_with_the_secret_of_the_flag_the_environment_or_the_file() {
         let authenticator = campanile::auth::Authenticator::new(&campanile::auth::AuthPlan {
             anonymous: false,
             hmac_secret: Some(secret.to_owned()),
+            keys: Default::default(),
+            issuer: None,
+            audience: None,
+            leeway_s: 2,
             anonymous_rights: campanile::policy::rights::Rights::NONE,
             user_rights: campanile::policy::rights::Rights::NONE,
         });

@@ -184,7 +184,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ),
     ("doctor", &["doctor", "plan", "config", "sys", "terminal"]),
     ("config", &["config", "ids", "policy"]),
-    ("plan", &["plan", "config", "auth::AuthPlan", "ids", "policy"]),
+    ("plan", &["plan", "config", "auth::AuthPlan", "auth::VerifyingKeys", "ids", "policy"]),
     ("terminal", &["link::log_queue", "metrics"]),
     // The load generator is a client: it may not share an opinion with the server.
     ("load", &["load", "terminal", "ws::mask"]),

@@ -15,6 +15,7 @@ mod plan;
 mod token;
 
 pub use anonymous::AnonymousSecret;
+pub use keys::VerifyingKeys;
 pub use token::{TokenRequest, mint};
 
 /// What user names of tokens may not begin with: such names are given to anonymous clients, and
@@ -23,7 +24,8 @@ pub use crate::ids::ANONYMOUS_PREFIX;
 use crate::ids::is_user_name;
 use crate::policy::grants::Grants;
 use crate::policy::rights::Rights;
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
+use jsonwebtoken::{Validation, decode, decode_header};
+use keys::VerifyingKey;
 pub use plan::AuthPlan;
 use serde::Deserialize;
 use std::fmt;
@@ -54,13 +56,13 @@ pub enum AuthError {
     Expired,
     /// Its `exp` is in milliseconds: it would be good for fifty thousand years.
     ExpInMilliseconds,
+    /// Its `iss` is not `auth.issuer`.
+    WrongIssuer,
+    /// Its `aud` is not `auth.audience`, and does not have it.
+    WrongAudience,
     /// It has more patterns of rooms and users than a token may have.
     TooManyGrants,
 }
-
-/// How far the clocks of this machine and of the token's maker may differ, in seconds. Applies to
-/// `exp` and `nbf` alike.
-pub const LEEWAY_S: u64 = 2;
 
 /// An `exp` from here on is no number of seconds: it would be in the year 5138. Milliseconds have
 /// been beyond it since 1973.
@@ -69,15 +71,36 @@ const EXP_MAX_S: f64 = 1e11;
 /// Decides who is admitted, from the token alone. Pure: time is an argument.
 pub struct Authenticator {
     anonymous: Option<Rights>,
-    key: Option<DecodingKey>,
+    keys: VerifyingKeys,
+    issuer: Option<String>,
+    audience: Option<String>,
+    leeway_s: u64,
     user_rights: Rights,
-    validation: Validation,
+}
+
+/// RFC 7519 §4.1.3: one, or several.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Audience {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Audience {
+    fn has(&self, wanted: &str) -> bool {
+        match self {
+            Audience::One(one) => one == wanted,
+            Audience::Several(all) => all.iter().any(|one| one == wanted),
+        }
+    }
 }
 
 /// What we read of a token. Other claims are ignored.
 #[derive(Deserialize)]
 struct Claims {
     sub: String,
+    iss: Option<String>,
+    aud: Option<Audience>,
     // RFC 7519 §2: a NumericDate may have a fraction.
     exp: Option<f64>,
     nbf: Option<f64>,
@@ -87,21 +110,22 @@ struct Claims {
 }
 
 impl Authenticator {
-    /// As planned. Derives the key once, so that a check costs one HMAC.
+    /// As planned.
     pub fn new(plan: &AuthPlan) -> Authenticator {
         crypto::install();
-        // The signature and the algorithm are the library's part. Time is ours, because it is an
-        // argument; `aud` is not asked for, so a token that has one is not refused for it.
-        let mut validation = Validation::new(Algorithm::HS256);
-        validation.required_spec_claims.clear();
-        validation.validate_exp = false;
-        validation.validate_nbf = false;
-        validation.validate_aud = false;
+        let secret = plan.hmac_secret.as_ref();
+        let keys = plan.keys.clone();
+        let keys = match secret.map(|secret| VerifyingKey::secret(secret.as_bytes())) {
+            Some(secret) => keys.with(secret),
+            None => keys,
+        };
         Authenticator {
             anonymous: plan.anonymous.then_some(plan.anonymous_rights),
-            key: plan.hmac_secret.as_ref().map(|s| DecodingKey::from_secret(s.as_bytes())),
+            keys,
+            issuer: plan.issuer.clone(),
+            audience: plan.audience.clone(),
+            leeway_s: plan.leeway_s,
             user_rights: plan.user_rights,
-            validation,
         }
     }
 
@@ -119,11 +143,9 @@ impl Authenticator {
             let rights = self.anonymous.ok_or(AuthError::Missing)?;
             return Ok(Identity { user: None, rights, expires_unix_s: None, grants: None });
         };
-        let key = self.key.as_ref().ok_or(AuthError::Invalid)?;
-        let claims =
-            decode::<Claims>(token, key, &self.validation).map_err(|_| AuthError::Invalid)?.claims;
+        let claims = self.signed_claims(token).ok_or(AuthError::Invalid)?;
         let now = now_unix_s as f64;
-        let leeway = LEEWAY_S as f64;
+        let leeway = self.leeway_s as f64;
         if claims.exp.is_some_and(|exp| now >= exp + leeway) {
             return Err(AuthError::Expired);
         }
@@ -133,25 +155,47 @@ impl Authenticator {
         if claims.nbf.is_some_and(|nbf| now + leeway < nbf) {
             return Err(AuthError::Invalid);
         }
+        if self.issuer.as_ref().is_some_and(|issuer| claims.iss.as_ref() != Some(issuer)) {
+            return Err(AuthError::WrongIssuer);
+        }
+        let is_for = |wanted: &String| claims.aud.as_ref().is_some_and(|aud| aud.has(wanted));
+        if !self.audience.as_ref().is_none_or(is_for) {
+            return Err(AuthError::WrongAudience);
+        }
         if !is_user_name(&claims.sub) {
             return Err(AuthError::Invalid);
         }
         let grants = grants::granted(claims.rooms, claims.send)?;
         let rights = claims.rights.map_or(self.user_rights, |names| granted(&names));
-        let expires_unix_s = claims.exp.map(|exp| exp.ceil() as u64 + LEEWAY_S);
+        let expires_unix_s = claims.exp.map(|exp| exp.ceil() as u64 + self.leeway_s);
         Ok(Identity { user: Some(claims.sub.into()), rights, expires_unix_s, grants })
     }
 
     /// Whom a token names that is signed with the key, whether or not it is good now. For logs.
     pub fn user_of(&self, token: &str) -> Option<String> {
-        let key = self.key.as_ref()?;
-        let user = decode::<Claims>(token, key, &self.validation).ok()?.claims.sub;
+        let user = self.signed_claims(token)?.sub;
         is_user_name(&user).then_some(user)
+    }
+
+    /// The claims of a token that one of the keys has signed. Time, `iss` and `aud` are judged by the
+    /// caller; what a token says must be understood (`crit`, RFC 7515 §4.1.11), nothing here does.
+    fn signed_claims(&self, token: &str) -> Option<Claims> {
+        let header = decode_header(token).ok()?;
+        if header.crit.is_some() {
+            return None;
+        }
+        let mut validation = Validation::new(header.alg);
+        validation.required_spec_claims.clear();
+        validation.validate_exp = false;
+        validation.validate_nbf = false;
+        validation.validate_aud = false;
+        let mut keys = self.keys.candidates(&header);
+        keys.find_map(|key| decode::<Claims>(token, &key.key, &validation).ok()).map(|it| it.claims)
     }
 
     /// Where no token is good, a page's variable that is not set is the same as none.
     fn is_no_token(&self, token: &str) -> bool {
-        self.key.is_none() && matches!(token, "" | "undefined" | "null")
+        self.keys.is_empty() && matches!(token, "" | "undefined" | "null")
     }
 }
 
@@ -164,7 +208,7 @@ impl fmt::Debug for Authenticator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authenticator")
             .field("anonymous", &self.anonymous)
-            .field("tokens", &self.key.is_some())
+            .field("keys", &self.keys)
             .field("user_rights", &self.user_rights)
             .finish_non_exhaustive()
     }

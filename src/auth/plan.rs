@@ -1,5 +1,6 @@
 //! Authentication as configured.
 
+use crate::auth::keys::VerifyingKeys;
 use crate::policy::rights::Rights;
 use std::fmt;
 
@@ -10,10 +11,25 @@ pub struct AuthPlan {
     pub anonymous: bool,
     /// The HS256 secret, if tokens are accepted.
     pub hmac_secret: Option<String>,
+    /// Keys of identity providers.
+    pub keys: VerifyingKeys,
+    /// What `iss` must be, if it is looked at.
+    pub issuer: Option<String>,
+    /// What `aud` must be or have, if it is looked at.
+    pub audience: Option<String>,
+    /// How far clocks may differ, in seconds.
+    pub leeway_s: u64,
     /// What an anonymous client may do.
     pub anonymous_rights: Rights,
     /// The rights of a user whose token has no `rights`.
     pub user_rights: Rights,
+}
+
+impl AuthPlan {
+    /// Whether tokens are accepted at all.
+    pub fn has_tokens(&self) -> bool {
+        self.hmac_secret.is_some() || !self.keys.is_empty()
+    }
 }
 
 impl fmt::Debug for AuthPlan {
@@ -21,6 +37,10 @@ impl fmt::Debug for AuthPlan {
         f.debug_struct("AuthPlan")
             .field("anonymous", &self.anonymous)
             .field("hmac_secret", &self.hmac_secret.is_some())
+            .field("keys", &self.keys)
+            .field("issuer", &self.issuer)
+            .field("audience", &self.audience)
+            .field("leeway_s", &self.leeway_s)
             .field("anonymous_rights", &self.anonymous_rights.names())
             .field("user_rights", &self.user_rights.names())
             .finish()

@@ -70,7 +70,7 @@ impl Config {
         found.extend(self.direct_contradiction());
         found.extend(self.secret_contradictions());
         found.extend(self.public_port_contradictions());
-        let of_namespaces = self.namespaces.contradictions(self.auth_hmac_secret.is_some());
+        let of_namespaces = self.namespaces.contradictions(self.has_tokens());
         found.extend(
             of_namespaces.into_iter().map(|message| ConfigError::Contradiction { message }),
         );
@@ -88,14 +88,14 @@ impl Config {
 
     fn secret_contradictions(&self) -> Vec<ConfigError> {
         let mut found = Vec::new();
-        if self.auth_anonymous == Some(false) && self.auth_hmac_secret.is_none() {
+        if self.auth_anonymous == Some(false) && !self.has_tokens() {
             found.push(
-                "auth.anonymous = false without auth.hmac_secret: no client could connect. Set \
-                 auth.hmac_secret, or leave auth.anonymous out"
+                "auth.anonymous = false without auth.hmac_secret and auth.keys_file: no client could \
+                 connect. Set one of them, or leave auth.anonymous out"
                     .to_owned(),
             );
         }
-        let is_forgotten = self.is_secret_blank && self.auth_hmac_secret.is_none();
+        let is_forgotten = self.is_secret_blank && !self.has_tokens();
         if is_forgotten && self.auth_anonymous != Some(true) {
             found.push(
                 "auth.hmac_secret is set to nothing: every client could connect without a token. Set \

@@ -83,6 +83,7 @@ impl Config {
             loading.set(setting, value, ValueSource::Flag(format!("--{}", setting.flag())));
         }
         loading.secret_files(read_file);
+        loading.keys_file(read_file);
         if loading.errors.is_empty() {
             loading.errors = loading.config.contradictions();
         }
@@ -120,6 +121,17 @@ impl Loading {
             self.config.secrets_trimmed.push(setting.key);
         }
         trimmed
+    }
+
+    /// The keys of an identity provider. What is in the file is judged where its meaning is known.
+    fn keys_file(&mut self, read_file: &ReadFile<'_>) {
+        let Some(path) = self.config.auth_keys_file.clone() else { return };
+        match read_file(&path) {
+            Ok(text) => self.config.auth_keys_text = Some(text),
+            Err(error) => self.errors.push(ConfigError::Contradiction {
+                message: format!("auth.keys_file = {path} cannot be read: {error}"),
+            }),
+        }
     }
 
     /// Secrets that stand in files of their own.

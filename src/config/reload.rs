@@ -39,7 +39,11 @@ const AT_ONCE: [&str; 14] = [
     "ops.api_key_file",
 ];
 
-const NEXT_CONNECTION: [&str; 14] = [
+const NEXT_CONNECTION: [&str; 18] = [
+    "auth.audience",
+    "auth.issuer",
+    "auth.keys_file",
+    "auth.leeway_s",
     "auth.user_rights",
     "echo_path",
     "limits.handshake_timeout_ms",
@@ -123,6 +127,9 @@ impl Config {
                     setting.set(&mut config, &before).expect("it is the value that is in use");
                 }
             }
+        }
+        if self.auth_keys_text != config.auth_keys_text && !applied.contains(&"auth.keys_file") {
+            applied.push("auth.keys_file"); // The same file has other keys.
         }
         match config.contradictions() {
             found if found.is_empty() => Ok(Reloaded { config, applied, need_restart }),

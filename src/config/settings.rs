@@ -87,6 +87,13 @@ impl Setting {
     }
 }
 
+impl Config {
+    /// Whether tokens are accepted at all.
+    pub fn has_tokens(&self) -> bool {
+        self.auth_hmac_secret.is_some() || self.auth_keys_file.is_some()
+    }
+}
+
 /// The setting of this key.
 pub(super) fn setting(key: &str) -> Option<&'static Setting> {
     SETTINGS.iter().find(|setting| setting.key == key)
@@ -104,6 +111,8 @@ macro_rules! settings {
             $( #[doc = $doc] pub $field: $type, )+
             /// Every limit.
             pub limits: Limits,
+            /// The text of the file that `auth.keys_file` names.
+            pub auth_keys_text: Option<String>,
             /// Keys of secrets that had a line break at their end, which was taken away.
             pub secrets_trimmed: Vec<&'static str>,
             /// Whether `auth.hmac_secret` was set to nothing, as by a variable that was not there.
@@ -115,6 +124,7 @@ macro_rules! settings {
                 Config {
                     $( $field: Value::read($default).expect("a default is a good value"), )+
                     limits: Limits::PRODUCTION,
+                    auth_keys_text: None,
                     secrets_trimmed: Vec::new(),
                     is_secret_blank: false,
                 }
@@ -209,15 +219,23 @@ settings! {
     node_name: Option<String>, "node.name", "", ValueKind::Name,
         "This node's name, shown to clients and in logs. Empty: made up at each start.";
     auth_anonymous: Option<bool>, "auth.anonymous", "auto", ValueKind::BoolAuto,
-        "Whether clients without a token may connect. auto: only while auth.hmac_secret is not set.";
+        "Whether clients without a token may connect. auto: only while neither auth.hmac_secret nor auth.keys_file is set.";
     auth_hmac_secret: Option<String>, "auth.hmac_secret", "", ValueKind::Secret,
         "The HS256 secret of client tokens. Empty: no tokens.";
     auth_hmac_secret_file: Option<String>, "auth.hmac_secret_file", "", ValueKind::File,
         "A file that has auth.hmac_secret, read at start. A line break at its end is not part of it.";
+    auth_keys_file: Option<String>, "auth.keys_file", "", ValueKind::File,
+        "A file with the keys of an identity provider: a JWK Set (JSON), or public keys and certificates in PEM; read at start and at SIGHUP. Tokens are good that one of them or auth.hmac_secret has signed: HS, RS and PS 256 to 512, ES256, ES384, EdDSA. Empty: none.";
+    auth_issuer: Option<String>, "auth.issuer", "", ValueKind::Name,
+        "What a token's `iss` must be. Empty: it is not looked at.";
+    auth_audience: Option<String>, "auth.audience", "", ValueKind::Name,
+        "What a token's `aud` must be, or have among others. Empty: it is not looked at.";
+    auth_leeway_s: u64, "auth.leeway_s", "2", count(0, 600, "seconds"),
+        "How far the clocks of this machine and of the token's maker may differ, for `exp` and `nbf`.";
     auth_allow_weak_secret: bool, "auth.allow_weak_secret", "false", BOOL,
         "Whether auth.hmac_secret and ops.api_key may be shorter than 16 bytes.";
     auth_anonymous_rights: Option<Rights>, "auth.anonymous_rights", "auto", ValueKind::RightsAuto,
-        "Rights of a client without a token. auto: publish, send and broadcast while auth.hmac_secret is not set, else the same as auth.user_rights.";
+        "Rights of a client without a token. auto: publish, send and broadcast while there are no tokens (auth.hmac_secret, auth.keys_file), else the same as auth.user_rights.";
     auth_user_rights: Rights, "auth.user_rights", "publish,send", ValueKind::Rights,
         "Rights of a user whose token has no `rights`.";
     ops_listen: SocketAddr, "ops.listen", "127.0.0.1:8090", ValueKind::Address,

@@ -105,6 +105,10 @@ fn table_of_the_node() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str
         ("auth.anonymous", vec!["auto", "true"], vec!["", "maybe", "false"]),
         ("auth.hmac_secret", vec!["1234567890123456"], vec!["", "123456789012345", "\n"]),
         ("auth.hmac_secret_file", vec![""], vec!["/nowhere"]),
+        ("auth.keys_file", vec![""], vec!["/nowhere"]),
+        ("auth.issuer", vec!["", "https://example.eu.auth0.com/"], vec![" x", "a\nb"]),
+        ("auth.audience", vec!["", "https://api.example"], vec!["a\nb"]),
+        ("auth.leeway_s", vec!["0", "600"], vec!["-1", "601"]),
         ("auth.allow_weak_secret", vec!["true", "false"], vec!["", "1"]),
         (
             "auth.anonymous_rights",

@@ -12,7 +12,7 @@ mod memory;
 pub mod print;
 mod urls;
 
-use crate::auth::AuthPlan;
+use crate::auth::{AuthPlan, VerifyingKeys};
 use crate::config::{BackplaneUrl, Config, ConfigError, ConfigErrors};
 pub use crate::config::{
     Deployment, Login, ProxyProtocol, RedisServers, RejectedHandshakes, Scheduling, SteeringMode,
@@ -212,7 +212,7 @@ pub fn resolve(config: &Config, machine: &Machine) -> Result<Planned, ConfigErro
         trusted_proxies: config.trusted_proxies.clone(),
         listen_direct: config.listen_direct,
         limits,
-        auth: auth_plan(config),
+        auth: auth_plan(config)?,
         backplane: backplane_plan(config),
         drain_ms: config.drain_ms,
     };
@@ -309,16 +309,27 @@ fn made_up_name(node: NodeId) -> String {
     format!("node-{:08x}", node.0 as u32)
 }
 
-fn auth_plan(config: &Config) -> AuthPlan {
-    let has_secret = config.auth_hmac_secret.is_some();
+fn auth_plan(config: &Config) -> Result<AuthPlan, ConfigErrors> {
+    let has_tokens = config.has_tokens();
+    let keys = match &config.auth_keys_text {
+        Some(text) => VerifyingKeys::read(text).map_err(|why| {
+            let path = config.auth_keys_file.as_deref().unwrap_or_default();
+            conflict(format!("auth.keys_file = {path}: {why}"))
+        })?,
+        None => VerifyingKeys::default(),
+    };
     let open = Rights { publish: true, send: true, broadcast: true, publish_unjoined: false };
-    let anonymous_auto = if has_secret { config.auth_user_rights } else { open };
-    AuthPlan {
-        anonymous: config.auth_anonymous.unwrap_or(!has_secret),
+    let anonymous_auto = if has_tokens { config.auth_user_rights } else { open };
+    Ok(AuthPlan {
+        anonymous: config.auth_anonymous.unwrap_or(!has_tokens),
         hmac_secret: config.auth_hmac_secret.clone(),
+        keys,
+        issuer: config.auth_issuer.clone(),
+        audience: config.auth_audience.clone(),
+        leeway_s: config.auth_leeway_s,
         anonymous_rights: config.auth_anonymous_rights.unwrap_or(anonymous_auto),
         user_rights: config.auth_user_rights,
-    }
+    })
 }
 
 fn backplane_plan(config: &Config) -> BackplanePlan {
@@ -358,9 +369,9 @@ fn notices(config: &Config, machine: &Machine, plan: &Plan) -> Vec<StartupNotice
         let asked = wanted != Limits::PRODUCTION.connections_per_shard_max;
         notices.push(if asked { warning(text) } else { debug(text) });
     }
-    if plan.auth.hmac_secret.is_none() {
+    if !plan.auth.has_tokens() {
         notices.push(warning(
-            "auth.hmac_secret is not set: EVERY CLIENT THAT REACHES THE PORT MAY CONNECT, WITHOUT A \
+            "auth.hmac_secret is not set, nor auth.keys_file: EVERY CLIENT THAT REACHES THE PORT MAY CONNECT, WITHOUT A \
              NAME, and may do what auth.anonymous_rights says. Set it before others can reach this"
                 .to_owned(),
         ));

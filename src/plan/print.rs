@@ -84,6 +84,7 @@ fn auth_lines(plan: &Plan) -> Vec<(&'static str, String)> {
     };
     vec![
         ("secret of tokens", is_set(auth.hmac_secret.is_some())),
+        ("keys of tokens", is_set(!auth.keys.is_empty())),
         ("without a token", if auth.anonymous { "admitted" } else { "refused" }.to_owned()),
         ("rights without a token", list(&auth.anonymous_rights.names())),
         ("rights of users", list(&auth.user_rights.names())),

@@ -650,6 +650,10 @@ fn plan(build: Build, node: NodeId, backplane: BackplanePlan) -> Plan {
         auth: AuthPlan {
             anonymous: true,
             hmac_secret: None,
+            keys: Default::default(),
+            issuer: None,
+            audience: None,
+            leeway_s: 2,
             anonymous_rights: rights,
             user_rights: rights,
         },

@@ -3,6 +3,8 @@
 use crate::client::{CLOSE, Client, FIN};
 use crate::node::Node;
 use crate::redis::wait_until;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use campanile::auth::{TokenRequest, mint};
 use campanile::policy::rights::Rights;
 use jsonwebtoken::{EncodingKey, Header, encode};
@@ -215,6 +217,49 @@ fn a_token_opens_the_rooms_that_it_names() {
     let refusal = Client::try_open(node.addr, &path, "").err().expect("too many patterns");
     assert_eq!(refusal.status, 401);
     assert!(refusal.body.contains("at most 64"), "{}", refusal.body);
+}
+
+/// The set as a provider publishes it, with secrets so that the test can sign.
+#[test]
+fn keys_of_a_provider_are_rotated_in_their_file() {
+    let folder = std::env::temp_dir().join(format!("campanile-keys-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let path = folder.join("jwks.json");
+    let secret = |id: &str| format!("the secret of the key that is called {id}");
+    let publish = |ids: &[&str]| {
+        let key = |id: &&str| {
+            let k = URL_SAFE_NO_PAD.encode(secret(id));
+            json!({"kty": "oct", "alg": "HS256", "kid": id, "k": k})
+        };
+        let keys: Vec<_> = ids.iter().map(key).collect();
+        std::fs::write(&path, json!({"keys": keys}).to_string()).expect("a file");
+    };
+    let of = |id: &str| {
+        let header = Header { kid: Some(id.to_owned()), ..Header::default() };
+        signed(&json!({})); // It installs what tokens are signed with.
+        let key = EncodingKey::from_secret(secret(id).as_bytes());
+        format!("?token={}", encode(&header, &json!({"sub": "ann"}), &key).expect("JSON"))
+    };
+    publish(&["old"]);
+    let file = path.to_str().expect("ours");
+    let node = Node::start_ready(&["--auth-keys-file", file]);
+    assert_eq!((status(&node, &of("old"), ""), status(&node, &of("new"), "")), (101, 401));
+    assert_eq!(status(&node, "", ""), 401, "keys are a reason to ask for a token");
+    let (mut open, _) = Client::greeted(node.addr, &["tower"], &of("old")["?token=".len()..]);
+    publish(&["old", "new"]);
+    node.signal("-HUP");
+    wait_until("the new key is known", || status(&node, &of("new"), "") == 101);
+    assert_eq!(status(&node, &of("old"), ""), 101);
+    publish(&["new"]);
+    node.signal("-HUP");
+    wait_until("the old key is gone", || status(&node, &of("old"), "") == 401);
+    std::fs::write(&path, "{").expect("a file");
+    node.signal("-HUP");
+    wait_until("what is no set is refused", || node.logged().contains("auth.keys_file"));
+    assert_eq!(status(&node, &of("new"), ""), 101, "and nothing has changed");
+    open.say(r#"{"room_id":"tower","payload":"still here"}"#);
+    assert_eq!(open.hear_payload(), "still here");
+    std::fs::remove_dir_all(&folder).expect("ours");
 }
 
 #[test]

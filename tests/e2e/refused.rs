@@ -21,8 +21,13 @@ const CLOSING: [&str; 8] = [
 
 /// A token that was good until 2001.
 fn expired(user: &str) -> String {
-    let request =
-        TokenRequest { user: user.to_owned(), rights: None, expires_unix_s: 1_000_000_000 };
+    let request = TokenRequest {
+        user: user.to_owned(),
+        rights: None,
+        rooms: Vec::new(),
+        send: Vec::new(),
+        expires_unix_s: 1_000_000_000,
+    };
     mint(&request, SECRET).expect("a good request")
 }
 

@@ -84,8 +84,13 @@ impl Drop for Reloading {
 }
 
 fn token_of(secret: &str, user: &str) -> String {
-    let request =
-        TokenRequest { user: user.to_owned(), rights: None, expires_unix_s: 4_000_000_000 };
+    let request = TokenRequest {
+        user: user.to_owned(),
+        rights: None,
+        rooms: Vec::new(),
+        send: Vec::new(),
+        expires_unix_s: 4_000_000_000,
+    };
     mint(&request, secret).expect("a good request")
 }
 

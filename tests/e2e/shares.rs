@@ -87,7 +87,13 @@ fn a_user_has_so_many_connections_where_that_is_limited() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is past 1970").as_secs();
     let open = |user: &str| {
         let user = user.to_owned();
-        let asked = TokenRequest { user, rights: None, expires_unix_s: now + 600 };
+        let asked = TokenRequest {
+            user,
+            rights: None,
+            rooms: Vec::new(),
+            send: Vec::new(),
+            expires_unix_s: now + 600,
+        };
         let token = mint(&asked, SECRET).expect("a good wish");
         Client::try_open(node.addr, &format!("/ws?token={token}"), "")
     };

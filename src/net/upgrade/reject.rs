@@ -179,6 +179,8 @@ fn denied_text(denied: AuthError) -> &'static str {
     match denied {
         AuthError::Missing => "a token is needed: ?token=… or Authorization: Bearer …",
         AuthError::Invalid => "this token is not valid here",
+        AuthError::WrongIssuer => "this token is of another issuer (iss, auth.issuer)",
+        AuthError::WrongAudience => "this token is for another audience (aud, auth.audience)",
         AuthError::TooManyGrants => {
             "this token has too many patterns in rooms and send: at most 64, and 4096 bytes"
         }

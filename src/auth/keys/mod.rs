@@ -1,5 +1,5 @@
-//! Keys by which tokens of identity providers are verified: a JWK Set (RFC 7517 §5), or public keys and
-//! certificates in PEM.
+//! Keys by which tokens of identity providers are verified: a JWK Set (RFC 7517 §5), or public keys
+//! and certificates in PEM.
 //!
 //! A key is bound to its algorithms: those that it names, or those of its kind. So a token cannot have
 //! a public key taken for an HMAC secret. A token that names its key (`kid`) is verified with that one
@@ -14,9 +14,9 @@ use serde::Deserialize;
 use std::fmt;
 
 /// Keys of one set, at most.
-pub const KEYS_MAX: usize = 64;
+pub(super) const KEYS_MAX: usize = 64;
 /// Bytes of a set, at most.
-pub const SET_BYTES_MAX: usize = 256 * 1024;
+pub(super) const SET_BYTES_MAX: usize = 256 * 1024;
 
 const RSA: &[Algorithm] = &[
     Algorithm::RS256,
@@ -71,7 +71,10 @@ impl VerifyingKeys {
             false => of_pem(text)?,
         };
         match keys.len() {
-            0 => Err("no key in it can verify a token here: RSA, P-256, P-384, Ed25519 and HMAC can".into()),
+            0 => {
+                Err("no key in it can verify a token here: RSA, P-256, P-384, Ed25519 and HMAC can"
+                    .into())
+            }
             1..=KEYS_MAX => Ok(VerifyingKeys(keys)),
             _ => Err(format!("it has more than {KEYS_MAX} keys")),
         }
@@ -170,7 +173,9 @@ fn of_pem_block(block: &str) -> Result<VerifyingKey, String> {
         return match curve.try_get_as_bytes().map(<[u8]>::len) {
             Ok(65) => Ok(key(&[Algorithm::ES256], curve)),
             Ok(97) => Ok(key(&[Algorithm::ES384], curve)),
-            _ => Err("a key of a curve that is not known here: take P-256, P-384 or Ed25519".into()),
+            _ => {
+                Err("a key of a curve that is not known here: take P-256, P-384 or Ed25519".into())
+            }
         };
     }
     if let Ok(ed) = DecodingKey::from_ed_pem(pem) {
@@ -186,3 +191,6 @@ impl fmt::Debug for VerifyingKeys {
         f.debug_list().entries(self.0.iter().map(|key| (&key.id, &key.algorithms))).finish()
     }
 }
+
+#[cfg(test)]
+mod tests;
