@@ -122,6 +122,7 @@ fn table_of_the_node() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str
             vec!["123456789012345", " 1234567890123456", "1234567890123456é", "12345678\t90123456"],
         ),
         ("ops.api_key_file", vec![""], vec!["/nowhere"]),
+        ("listen_direct", vec!["true", "false"], vec!["yes"]),
         ("log.level", vec!["error", "debug"], vec!["", "loud"]),
         ("log.format", vec!["text", "json"], vec!["xml"]),
     ]

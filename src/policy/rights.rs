@@ -265,6 +265,16 @@ mod tests {
     const SPACES: &str = "log: history_size=9, presence=true, acks=true; \
                           ours: join=nobody, publish=nobody; theirs: join=users, publish=users";
 
+    #[test]
+    fn packed_rights_are_the_same_rights() {
+        for bits in 0..16 {
+            let [publish, publish_unjoined, send, broadcast] =
+                [0, 1, 2, 3].map(|bit| bits >> bit & 1 == 1);
+            let rights = Rights { publish, publish_unjoined, send, broadcast };
+            assert_eq!(Rights::from(PackedRights::from(rights)), rights);
+        }
+    }
+
     fn client(rights: Rights, has_token: bool, is_member: bool) -> Asker<'static> {
         Asker::Client { rights, has_token, is_member, granted: None }
     }

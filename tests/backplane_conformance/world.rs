@@ -646,6 +646,7 @@ fn plan(build: Build, node: NodeId, backplane: BackplanePlan) -> Plan {
         proxy_protocol: ProxyProtocol::Off,
         listen_direct: false,
         trusted_proxies: Vec::new(),
+        listen_direct: false,
         limits: build.limits,
         auth: AuthPlan {
             anonymous: true,

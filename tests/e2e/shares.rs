@@ -107,7 +107,7 @@ fn a_user_has_so_many_connections_where_that_is_limited() {
         again = open("ann").ok();
         again.is_some()
     });
-    assert!(refused(&node, "user_limit") > 0);
+    wait_until("it is counted", || refused(&node, "user_limit") > 0);
 }
 
 #[test]

@@ -123,7 +123,7 @@ fn plus(word: u64, more: Counts) -> Option<u64> {
     let connections = (word & CONNECTIONS_MASK) + more.connections;
     let handshakes = ((word & HANDSHAKES_MASK) >> 20) + more.handshakes;
     let fits = connections <= COUNTED_CONNECTIONS_MAX && handshakes <= COUNTED_HANDSHAKES_MAX;
-    fits.then(|| word & TAG_MASK | handshakes << 20 | connections)
+    fits.then_some(word & TAG_MASK | handshakes << 20 | connections)
 }
 
 /// Changes the first word of a window that is meant. `false`: there is none, or it stays as it is.
