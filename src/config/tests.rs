@@ -33,6 +33,7 @@ fn table_of_proxies() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>
             vec![""],
             vec!["/metrics", "/v1/", "v1/publish", "/v1/rooms/", "/v1/publish"],
         ),
+        ("rejected_handshakes", vec!["http", "close"], vec!["", "on", "HTTP"]),
         ("proxy_protocol", vec!["off"], vec!["", "on", "optional", "required"]),
         (
             "trusted_proxies",

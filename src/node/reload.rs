@@ -53,6 +53,7 @@ impl Reloader {
         let wanted = self.origin.load(&|path| std::fs::read_to_string(path))?;
         let Reloaded { config, applied, need_restart } = self.config.reloaded(&wanted)?;
         let Planned { plan, notices } = plan::resolve(&config, &self.machine)?;
+        let known = plan::resolve(&self.config, &self.machine)?.notices;
         let running = self.plan.get();
         // Ports that were found at the start, where 0 is configured.
         let (listen, ops_listen) = (running.listen, running.ops_listen);
@@ -60,7 +61,8 @@ impl Reloader {
         self.plan.set(Arc::new(Plan { listen, ops_listen, ..plan }));
         self.config = config;
         let warnings = notices.iter().filter(|notice| notice.level == NoticeLevel::Warning);
-        warnings.for_each(|notice| tracing::warn!("{}", notice.text));
+        let new = warnings.filter(|notice| !known.contains(notice));
+        new.for_each(|notice| tracing::warn!("{}", notice.text));
         report(&applied, &need_restart);
         Ok(())
     }

@@ -41,7 +41,7 @@ fn a_refused_client_receives_an_error_and_a_close_code_where_that_is_wanted() {
         ("/ws", "", "unauthorized", 4401),
         (good.as_str(), stranger, "forbidden", 4403),
     ] {
-        let mut client = Client::try_open(node.addr, path, headers).ok().expect("it is accepted");
+        let mut client = Client::try_open(node.addr, path, headers).expect("it is accepted");
         let error = client.hear();
         assert_eq!((&error["type"], &error["code"]), (&json!("error"), &json!(code)), "{error}");
         let (closed, reason) = client.close_frame();
