@@ -644,7 +644,6 @@ fn plan(build: Build, node: NodeId, backplane: BackplanePlan) -> Plan {
         origins: Vec::new(),
         rejected_handshakes: RejectedHandshakes::Http,
         proxy_protocol: ProxyProtocol::Off,
-        listen_direct: false,
         trusted_proxies: Vec::new(),
         listen_direct: false,
         limits: build.limits,
