@@ -25,4 +25,8 @@ if [ -z "${CAMPANILE:-}" ]; then
 fi
 # Its own speed is not what is measured, and building it must not take the minutes of a release.
 cargo build --quiet --locked --example attacks
+read -r load _ </proc/loadavg
+if [ "${load%%.*}" -ge 1 ]; then
+  echo "benches/attacks.sh: other work runs here (load $load): its times will be in the table" >&2
+fi
 exec taskset -c 1 "$folder/debug/examples/attacks" --server "$CAMPANILE" "$@"
