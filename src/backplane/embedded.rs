@@ -23,7 +23,7 @@ use crate::backplane::transport::Transport;
 use crate::ids::{Position, ShardId, TopicKind, TopicName, UpTo};
 use crate::link::{
     DisconnectRequest, HistoryError, HistoryPage, HistoryRequest, PresenceRequest, PresenceUpdate,
-    Publish, PublishOutcome, RecoveryReply, RecoveryRequest, Unrecoverable,
+    Publish, PublishOutcome, RecoveryReply, RecoveryRequest,
 };
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::{Namespaces, Policy};
@@ -132,11 +132,7 @@ impl Embedded {
         let policy = self.policy(&ask.topic);
         let acked = self.histories.acknowledged(&ask.topic);
         let bytes_max = self.recovery_bytes_max;
-        let Some(log) = self.histories.log_to_ask(&ask.topic, retention(&policy), now) else {
-            let RecoveryRequest { at, conn, ticket, .. } = ask;
-            let why = HistoryError::Overloaded;
-            return local.refuse_recovery(shard, Unrecoverable { at, conn, ticket, why });
-        };
+        let log = self.histories.log_to_ask(&ask.topic, retention(&policy), now);
         let reader = RunRequest { topic: &ask.topic, encoding: ask.encoding, bytes_max };
         let (recovery, missed) = match (ask.topic.kind(), ask.since) {
             // A user's connection receives what the user has not acknowledged, whatever it asks
@@ -164,9 +160,7 @@ impl Embedded {
 
     fn answer_history(&mut self, ask: HistoryRequest, now: Instant, local: &mut Local) {
         let policy = self.policy(&ask.topic);
-        let Some(log) = self.histories.log_to_ask(&ask.topic, retention(&policy), now) else {
-            return local.reply_history(ask.topic, ask.to, Err(HistoryError::Overloaded));
-        };
+        let log = self.histories.log_to_ask(&ask.topic, retention(&policy), now);
         let (encoding, bytes_max) = (ask.encoding, self.recovery_bytes_max);
         let page = match log.page(ask.page, RunRequest { topic: &ask.topic, encoding, bytes_max }) {
             Ok(messages) => Ok(HistoryPage { position: log.position(), messages }),

@@ -285,10 +285,9 @@ impl Shard {
                         ErrorCode::BackplaneUnavailable,
                         "the backplane is away, ask again when it is back",
                     ),
-                    HistoryError::Overloaded => (
-                        ErrorCode::Overloaded,
-                        "too many requests wait, or no room is left for a history: ask again later",
-                    ),
+                    HistoryError::Overloaded => {
+                        (ErrorCode::Overloaded, "too many requests wait for Redis: ask again later")
+                    }
                     HistoryError::Unreadable => (
                         ErrorCode::BackplaneUnavailable,
                         "the history of this room cannot be read: ask again later",
@@ -312,13 +311,13 @@ fn refusal_text(why: HistoryError, is_user: bool, stays: bool) -> &'static str {
             "Redis did not answer in time, and the room was not joined: try again later"
         }
         (HistoryError::Overloaded, true, _) => {
-            "too many requests wait, or no room is left for a history: nothing that is stored follows"
+            "too many requests wait for Redis, and nothing that is stored follows: connect again later"
         }
         (HistoryError::Overloaded, false, true) => {
-            "too many requests wait, or no room is left for a history: ask again later"
+            "too many requests wait for Redis: ask again later"
         }
         (HistoryError::Overloaded, false, false) => {
-            "too many requests wait, or no room is left for a history: the room was not joined, try later"
+            "too many requests wait for Redis, and the room was not joined: try again later"
         }
         (HistoryError::Unreadable | HistoryError::Unrecovered(_), true, _) => {
             "what is stored for this user cannot be read: connect again later"

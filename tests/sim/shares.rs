@@ -99,23 +99,6 @@ fn joins_of_new_rooms_take_no_history_with_messages_away() {
 }
 
 #[test]
-fn without_room_for_an_empty_history_a_new_room_is_not_joined() {
-    let mut world = world();
-    let ann = world.connect_to(0, "ann", &["kept:a"]);
-    let pad = "x".repeat(1000);
-    (0..20).for_each(|_| publish(&mut world, ann, "kept:a", "", &pad));
-    heard(&mut world, ann);
-    let bob = world.connect("bob");
-    heard(&mut world, bob);
-    (0..60).for_each(|n| _ = world.send_join(bob, &format!("kept:room{n}")));
-    world.run();
-    let answers = heard(&mut world, bob);
-    assert_eq!(count(&answers, "ok") + count(&answers, "overloaded"), 60);
-    world.join(bob, "kept:a");
-    assert_eq!(heard(&mut world, bob), ["ok"], "a history that is there is read");
-}
-
-#[test]
 fn a_full_room_refuses_new_members_and_takes_one_when_another_has_left() {
     for room in ["small:a", "both:a"] {
         let mut world = world();
