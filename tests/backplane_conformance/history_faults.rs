@@ -475,3 +475,36 @@ fn a_server_that_missed_a_whole_epoch_is_repaired() {
         assert_eq!(recovery, Recovery::Recovered { messages: 5 - since.offset });
     }
 }
+
+#[test]
+fn unconfirmed_publishes_of_an_epoch_that_only_their_node_knows_are_repaired_too() {
+    let redis = Redis::start_with(&["--enable-debug-command", "yes"]);
+    let build = Build { nodes: 1, shards: 2, ..Build::usual() };
+    let world = World::over(build, &redis.url(), "test");
+    let (speaker, receiver) = world.two_shards();
+    // There are no subscribers. One server follows on the other, and two are acknowledged under an
+    // epoch of its own.
+    let first = publish(speaker, 1..=2);
+    redis.command(&["HSET", META, "g", "another"]);
+    let second = publish(speaker, 3..=4);
+    assert!(second.epoch > first.epoch);
+    // The next server has what the first one had, and another generation.
+    redis.command(&["XDEL", STREAM, "3-0", "4-0"]);
+    redis.command(&["XSETID", STREAM, "2-0"]);
+    let epoch = first.epoch.to_string();
+    redis.command(&["HSET", META, "e", &epoch, "s", "2", "l", "", "g", "a third"]);
+    let reconnects = world.nodes[0].counters().reconnects;
+    redis.command(&["DEBUG", "CHANGE-REPL-ID"]);
+    // At once: a canary that came back would prove that subscribers received it.
+    redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    wait_until("it is noticed", || world.nodes[0].counters().reconnects > reconnects);
+    world.wait_until_up(true);
+    let third = publish(speaker, 5..=5);
+    assert_eq!((third.offset, third.epoch > second.epoch), (5, true), "behind the fourth");
+    receiver.join_and_receive(&topic(), 5);
+    for since in [first, second] {
+        let (_, recovery, missed) = receiver.recover_and_receive(&topic(), 5, Some(since));
+        let messages = 5 - since.offset;
+        assert_eq!(recovery, Recovery::Recovered { messages }, "{missed:?}");
+    }
+}

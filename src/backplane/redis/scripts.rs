@@ -129,25 +129,37 @@ pub(super) async fn begin_fences(
 /// The reply of `lua/publish.lua`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PublishReply {
-    /// The message is stored at this position.
-    StoredAt(Position),
+    /// The message is stored.
+    Stored(StoredAt),
     /// It was stored at this position before, under the same idempotency key.
     StoredBefore(Position),
     /// The partition is in its repair window: send again after so many milliseconds.
     RetryAfterMs(u64),
 }
 
+/// Where a message is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct StoredAt {
+    /// Its position.
+    pub at: Position,
+    /// The epoch before, if it is the first of its own.
+    pub parent: Option<u64>,
+}
+
 /// Parses the reply. `None`: unexpected, so the outcome of the publish is unknown.
 pub(super) fn parse_publish_reply(answer: &Value) -> Option<PublishReply> {
     let Value::Array(parts) = answer else { return None };
-    let [Value::Int(status), epoch, number] = &parts[..] else { return None };
+    let (status, epoch, number, parent) = match &parts[..] {
+        [Value::Int(status), epoch, number] => (*status, epoch, number, None),
+        [Value::Int(1), epoch, number, parent] => (1, epoch, number, Some(number_of(parent)?)),
+        _ => return None,
+    };
+    let position = || Position::checked(number_of(epoch)?, number_of(number)?);
     match status {
         // No server waits longer, whatever it answers.
         0 => Some(PublishReply::RetryAfterMs(number_of(number)?.min(REPAIR_MS))),
-        1 => Position::checked(number_of(epoch)?, number_of(number)?).map(PublishReply::StoredAt),
-        2 => {
-            Position::checked(number_of(epoch)?, number_of(number)?).map(PublishReply::StoredBefore)
-        }
+        1 => position().map(|at| PublishReply::Stored(StoredAt { at, parent })),
+        2 => position().map(PublishReply::StoredBefore),
         _ => None,
     }
 }
@@ -181,8 +193,18 @@ mod tests {
         let at = Position { epoch: 7, offset: 3 };
         assert_eq!(
             [1, 2].map(|status| parse_publish_reply(&answer(status, "7", "3"))),
-            [PublishReply::StoredAt(at), PublishReply::StoredBefore(at)].map(Some)
+            [PublishReply::Stored(StoredAt { at, parent: None }), PublishReply::StoredBefore(at)]
+                .map(Some)
         );
+        let Value::Array(mut parts) = answer(1, "7", "3") else { panic!("an array") };
+        parts.push(Value::BulkString(b"5".into()));
+        let first = StoredAt { at, parent: Some(5) };
+        assert_eq!(
+            parse_publish_reply(&Value::Array(parts.clone())),
+            Some(PublishReply::Stored(first))
+        );
+        parts[0] = Value::Int(2);
+        assert_eq!(parse_publish_reply(&Value::Array(parts)), None);
         for (epoch, offset) in [("0", "3"), ("7", "18446744073709551615"), ("x", "3"), ("7", "-1")]
         {
             assert_eq!(parse_publish_reply(&answer(1, epoch, offset)), None, "{epoch}:{offset}");

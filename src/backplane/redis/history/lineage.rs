@@ -14,7 +14,7 @@ use crate::protocol::Unrecovered;
 use std::fmt;
 
 /// Epochs that are remembered: as many as `lua/publish.lua` stores.
-const EPOCHS_MAX: usize = 4;
+const EPOCHS_MAX: usize = 16;
 
 /// Earlier epochs, newest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -117,7 +117,11 @@ mod tests {
         let of = |text: &str| Lineage::parse(text.as_bytes(), LAST);
         assert_eq!(of("5:9 3:4 "), [(5, 9), (3, 4)].into());
         assert_eq!(of("5:99"), [(5, 12)].into(), "no further than the history itself");
-        assert_eq!(of("6:1 5:1 4:1 3:1 2:1"), [(6, 1), (5, 1), (4, 1), (3, 1)].into());
+        let many: Vec<(u64, u64)> = (2..=18).rev().map(|epoch| (epoch, 1)).collect();
+        let text: String = many.iter().map(|(epoch, end)| format!("{epoch}:{end} ")).collect();
+        let last = Position { epoch: 30, ..LAST };
+        let newest = Lineage::from(many[..EPOCHS_MAX].to_vec());
+        assert_eq!(Lineage::parse(text.as_bytes(), last), newest);
         for wrong in
             ["x", "5:", ":9", "5", "5:9:1", "7:1", "8:1", "0:1", "5:-1", "5:9007199254740992"]
         {

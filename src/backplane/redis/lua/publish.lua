@@ -4,7 +4,8 @@
 -- ARGV 1 channel  2 message  3 messages kept  4 seconds the stream lives  5 seconds the meta lives
 --      6 generation of the server  7 PUBLISH or SPUBLISH  8 seconds a key lives, 0: there is none
 --      9 milliseconds of the repair window
--- returns {1, epoch, offset} stored; {2, epoch, offset} stored before under this key;
+-- returns {1, epoch, offset} stored; {1, epoch, offset, parent} stored as the first of its epoch,
+--         which follows that one; {2, epoch, offset} stored before under this key;
 --         {0, epoch, milliseconds} send again after so long: the repair window of a new generation
 --
 -- meta: e epoch, s last offset, g generation of the server that stored the last message,
@@ -32,18 +33,19 @@ local top = e and tonumber(m[3]) or 0
 if top >= NUMBER_MAX then
   return unreadable('s is the last there is, and s')
 end
-local is_new, links = not e, nil
+local is_new, links, parent = not e, nil, nil
 if m[2] ~= ARGV[6] or not e then
   local wait = repair_window_ms(KEYS[3], ARGV[6], ARGV[9])
   if wait then
     return {0, e or '0', wait}
   end
   if e then
+    parent = e
     links = e .. ':' .. m[3] .. ' ' .. (redis.call('HGET', KEYS[1], 'l') or '')
     local n, kept = 0, ''
     for link in string.gmatch(links, '%S+') do
       n = n + 1
-      if n <= 4 then kept = kept .. link .. ' ' end
+      if n <= 16 then kept = kept .. link .. ' ' end
     end
     links = kept
     local next_epoch = math.max(epoch_now(), tonumber(e) + 1)
@@ -72,5 +74,8 @@ redis.call('EXPIRE', KEYS[1], ARGV[5])
 redis.call(ARGV[7], ARGV[1], e .. ':' .. o .. ':' .. ARGV[2])
 if ARGV[8] ~= '0' then
   redis.call('SET', KEYS[4], e .. ':' .. o, 'EX', ARGV[8])
+end
+if parent then
+  return {1, e, o, parent}
 end
 return {1, e, o}

@@ -15,7 +15,7 @@ use crate::backplane::redis::publish::order::{LaneOrder, Publisher};
 use crate::backplane::redis::publish::refusal_log::RefusalLog;
 use crate::backplane::redis::publish::unconfirmed::UnconfirmedLog;
 use crate::backplane::redis::scripts::{
-    self, HISTORY_SCRIPTS, HistoryScript, PublishReply, REPAIR_MS,
+    self, HISTORY_SCRIPTS, HistoryScript, PublishReply, REPAIR_MS, StoredAt,
 };
 use crate::backplane::redis::unreadable::number_of;
 use crate::ids::TopicName;
@@ -236,18 +236,21 @@ impl Lane {
             return self.pipeline.send_at(SentPublish::Retriable(queued), at, now);
         }
         match &parsed {
-            Some(PublishReply::StoredAt(_)) => self.order.note_stored(queued.topic()),
+            Some(PublishReply::Stored(_)) => self.order.note_stored(queued.topic()),
             _ => self.order.note_ended(queued.topic()),
         }
         self.end_overtaken(&queued, now, context.local);
         let local = &mut *context.local;
         let mut publish = queued.publish;
         let done = std::mem::replace(&mut publish.done, ReplyTo::Nobody);
-        let Some(PublishReply::StoredAt(at) | PublishReply::StoredBefore(at)) = parsed else {
+        let stored = match parsed {
+            Some(PublishReply::Stored(stored)) => stored,
+            Some(PublishReply::StoredBefore(at)) => StoredAt { at, parent: None },
             // A reply that the script does not give leaves the outcome unknown.
-            return local.end_publish(done, PublishOutcome::Unknown, now);
+            _ => return local.end_publish(done, PublishOutcome::Unknown, now),
         };
-        context.unconfirmed.record(publish, at, now);
+        let at = stored.at;
+        context.unconfirmed.record(publish, stored, now);
         if is_replicated {
             local.end_publish(done, PublishOutcome::Accepted(Some(at)), now);
         } else {

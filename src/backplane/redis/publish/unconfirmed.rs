@@ -18,8 +18,8 @@ use crate::backplane::message::Message;
 use crate::backplane::redis::pipeline::{
     AnsweredBatch, BatchPipeline, CommandContext, ItemReply, OutgoingBatch, RetryOrder,
 };
-use crate::backplane::redis::scripts::{self, HISTORY_SCRIPTS, HistoryScript, REPAIR_MS};
-use crate::ids::{Position, TopicName};
+use crate::backplane::redis::scripts::{self, HISTORY_SCRIPTS, HistoryScript, REPAIR_MS, StoredAt};
+use crate::ids::TopicName;
 use crate::link::Publish;
 use crate::policy::namespaces::Namespaces;
 use redis::{Cmd, RedisResult, Value};
@@ -47,7 +47,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// A publish and the position at which it is stored.
 pub(crate) struct AckedPublish {
     publish: Publish,
-    at: Position,
+    stored: StoredAt,
     since: Instant,
 }
 
@@ -94,9 +94,9 @@ impl UnconfirmedLog {
     }
 
     /// A publisher is about to receive the position at which its message is stored.
-    pub(crate) fn record(&mut self, publish: Publish, at: Position, now: Instant) {
+    pub(crate) fn record(&mut self, publish: Publish, stored: StoredAt, now: Instant) {
         self.bytes += log_bytes(&publish);
-        self.acked.push_back(AckedPublish { publish, at, since: now });
+        self.acked.push_back(AckedPublish { publish, stored, since: now });
         while self.bytes > BYTES_MAX {
             let Some(oldest) = self.acked.pop_front() else { return };
             self.bytes -= log_bytes(&oldest.publish);
@@ -223,7 +223,7 @@ impl UnconfirmedLog {
     }
 
     fn verify_command(&self, acked: &AckedPublish, context: &CommandContext<'_>) -> Cmd {
-        let AckedPublish { publish, at, .. } = acked;
+        let AckedPublish { publish, stored: StoredAt { at, parent }, .. } = acked;
         let topic = publish.topic.as_str();
         let policy = self.namespaces.policy(publish.topic.kind());
         let keys = context.names.history_keys(topic);
@@ -235,7 +235,7 @@ impl UnconfirmedLog {
         command.arg(at.epoch).arg(at.offset).arg(context.generation);
         command.arg(context.names.channel(topic)).arg(context.publish);
         command.arg(policy.history_ttl_s).arg(scripts::meta_ttl_s(policy)).arg(key_ttl_s);
-        command.arg(&self.envelope[..]);
+        command.arg(&self.envelope[..]).arg(parent.unwrap_or(0));
         command
     }
 
@@ -298,6 +298,7 @@ fn log_bytes(publish: &Publish) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::Position;
     use crate::link::ReplyTo;
     use bytes::Bytes;
 
@@ -313,8 +314,8 @@ mod tests {
         }
     }
 
-    fn at(offset: u64) -> Position {
-        Position { epoch: 7, offset }
+    fn at(offset: u64) -> StoredAt {
+        StoredAt { at: Position { epoch: 7, offset }, parent: None }
     }
 
     #[test]
@@ -328,7 +329,7 @@ mod tests {
         assert_eq!(unconfirmed.acked.len(), 3, "just not well before");
         unconfirmed.forget_before(start + Duration::from_millis(601), "");
         assert_eq!(
-            unconfirmed.acked.iter().map(|acked| acked.at.offset).collect::<Vec<_>>(),
+            unconfirmed.acked.iter().map(|acked| acked.stored.at.offset).collect::<Vec<_>>(),
             [1000]
         );
         unconfirmed.forget_before(start + Duration::from_secs(9), "");
@@ -353,7 +354,7 @@ mod tests {
             unconfirmed.record(publish("a", 1024 * 1024), at(offset), Instant::now());
         }
         assert!(unconfirmed.bytes <= BYTES_MAX);
-        assert_eq!(unconfirmed.acked.back().map(|acked| acked.at.offset), Some(39));
+        assert_eq!(unconfirmed.acked.back().map(|acked| acked.stored.at.offset), Some(39));
         assert_eq!(unconfirmed.acked.len(), 15);
     }
 
@@ -394,7 +395,7 @@ mod tests {
         let moved = one.take_moved(|topic| *topic == TopicName::room("a"));
         moved.into_iter().for_each(|acked| other.adopt(acked));
         let offsets = |unconfirmed: &UnconfirmedLog| {
-            unconfirmed.to_verify.iter().map(|acked| acked.at.offset).collect::<Vec<_>>()
+            unconfirmed.to_verify.iter().map(|acked| acked.stored.at.offset).collect::<Vec<_>>()
         };
         assert_eq!((offsets(&one), offsets(&other)), (vec![1], vec![1, 2]));
     }
