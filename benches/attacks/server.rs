@@ -29,15 +29,10 @@ impl Server {
         is_idle: bool,
     ) -> Result<Server, Box<dyn Error>> {
         let address = super::free_address()?;
-        let ops = loop {
-            let ops = super::free_address()?;
-            if ops != address {
-                break ops;
-            }
-            // Held for a moment, so that the next look finds another one.
-            let _held = std::net::TcpListener::bind(ops)?;
-            break super::free_address()?;
-        };
+        // Held for a moment, so that the next look finds another one.
+        let held = std::net::TcpListener::bind(address)?;
+        let ops = super::free_address()?;
+        drop(held);
         let mut command = Command::new("taskset");
         command.args(["-c", "0"]);
         if is_idle {

@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn the_largest_batch_that_may_be_configured_has_a_ring() {
-        assert!(bare_ring(32_768).is_ok());
+        bare_ring(32_768).unwrap();
     }
 
     #[test]

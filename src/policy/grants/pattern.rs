@@ -57,8 +57,8 @@ impl Pattern {
         let name = name.as_bytes();
         let (mut part, mut at) = (0, 0);
         // Where to go on when what follows the last wildcard of each kind does not fit.
-        let (mut within, mut across): (Option<(usize, usize)>, Option<(usize, usize)>) =
-            (None, None);
+        let mut within: Option<(usize, usize)> = None;
+        let mut across: Option<(usize, usize)> = None;
         loop {
             match self.0.get(part) {
                 None if at == name.len() => return true,
