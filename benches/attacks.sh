@@ -6,6 +6,7 @@
 #   benches/attacks.sh --only histories      one of them
 #   benches/attacks.sh --seconds 20
 #   benches/attacks.sh --rss-max-mib 1088    the bound on the memory that the verdict uses
+#   benches/attacks.sh --soak-minutes 10     those that want memory all at once, with a bound of 1 GiB
 #   benches/attacks.sh -- --memory-bytes-max 1073741824     flags for the server
 #
 # CAMPANILE=path takes another server than the one that is built here.

@@ -2,7 +2,7 @@
 
 use super::kinds::Attack;
 use super::wire;
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -36,8 +36,8 @@ struct Conn {
     at: usize,
 }
 
-/// Attacks until `end`.
-pub(super) fn run(attack: &Attack, server: SocketAddr, end: Instant) -> Totals {
+/// Attacks until `end`, from one address or from `many`.
+pub(super) fn run(attack: &Attack, server: SocketAddr, end: Instant, many: bool) -> Totals {
     let attackers = (0..attack.connections).map(|index| Attacker { index, step: 0 });
     let mut conns: Vec<Conn> =
         attackers.map(|attacker| Conn { attacker, stream: None, out: Vec::new(), at: 0 }).collect();
@@ -45,7 +45,7 @@ pub(super) fn run(attack: &Attack, server: SocketAddr, end: Instant) -> Totals {
     while Instant::now() < end {
         let mut has_moved = false;
         for conn in &mut conns {
-            has_moved |= conn.turn(attack, server, &mut totals, &mut scratch);
+            has_moved |= conn.turn(attack, (server, many), &mut totals, &mut scratch);
         }
         if !has_moved {
             std::thread::sleep(PAUSE);
@@ -59,12 +59,13 @@ impl Conn {
     fn turn(
         &mut self,
         attack: &Attack,
-        server: SocketAddr,
+        (server, many): (SocketAddr, bool),
         totals: &mut Totals,
         scratch: &mut [u8],
     ) -> bool {
         if self.stream.is_none() {
-            let Ok(stream) = connect(server) else {
+            let from = many.then_some(self.attacker.index);
+            let Ok(stream) = connect(server, from) else {
                 totals.refused += 1;
                 return false;
             };
@@ -133,8 +134,15 @@ impl Conn {
 }
 
 /// It ends with a reset: a thousand a second would otherwise use up the ports of the attackers' host.
-fn connect(server: SocketAddr) -> std::io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&server, CONNECT_MAX)?;
+fn connect(server: SocketAddr, from: Option<usize>) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    if let Some(number) = from {
+        let address =
+            SocketAddr::from(([127, 0, 1 + (number / 250) as u8, 1 + (number % 250) as u8], 0));
+        socket.bind(&address.into())?;
+    }
+    socket.connect_timeout(&server.into(), CONNECT_MAX)?;
+    let stream = TcpStream::from(socket);
     SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
     stream.set_nodelay(true)?;
     stream.set_nonblocking(true)?;

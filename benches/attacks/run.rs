@@ -15,6 +15,7 @@ mod kinds;
 mod pump;
 mod report;
 mod server;
+mod soak;
 mod wire;
 
 use kinds::{ATTACKS, Attack};
@@ -34,6 +35,8 @@ struct Options {
     server: PathBuf,
     length: Duration,
     only: Option<String>,
+    /// All that want memory at once, for minutes.
+    is_soak: bool,
     rss_max_mib: u64,
     server_flags: Vec<OsString>,
 }
@@ -44,12 +47,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         Some("attack") => {
             let mut word = || words.next().ok_or("attack NAME ADDRESS SECONDS");
             let (name, address, seconds) = (word()?, word()?, word()?);
+            let many = word()? == "many";
             let attack =
                 ATTACKS.iter().find(|attack| attack.name == name).ok_or("no such attack")?;
-            attackers::run(attack, address.parse()?, Duration::from_secs(seconds.parse()?))?;
+            attackers::run(attack, address.parse()?, Duration::from_secs(seconds.parse()?), many)?;
             Ok(())
         }
-        Some("--server") => measure_all(&options(words)?),
+        Some("--server") => {
+            let options = options(words)?;
+            if options.is_soak { soak::run(&options) } else { measure_all(&options) }
+        }
         _ => Err("use benches/attacks.sh".into()),
     }
 }
@@ -60,6 +67,7 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Options, Box<dyn E
         server,
         length: Duration::from_secs(5),
         only: None,
+        is_soak: false,
         rss_max_mib: 1024 + 64,
         server_flags: Vec::new(),
     };
@@ -71,6 +79,10 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Options, Box<dyn E
         let value = words.next().ok_or_else(|| format!("{word} wants a value"))?;
         match word.as_str() {
             "--seconds" => options.length = Duration::from_secs(value.parse()?),
+            "--soak-minutes" => {
+                options.length = Duration::from_secs(60 * value.parse::<u64>()?);
+                options.is_soak = true;
+            }
             "--only" => options.only = Some(value),
             "--rss-max-mib" => options.rss_max_mib = value.parse()?,
             _ => return Err(format!("no such option: {word}").into()),
@@ -111,12 +123,12 @@ fn measure(attack: &'static Attack, options: &Options) -> Result<Row, Box<dyn Er
     let bystander = bystander::join(server.address)?;
     let rss_before = server.rss_mib();
     let visits_before = server.visits();
-    let attackers = attackers::spawn(attack, server.address, options.length)?;
+    let attackers = attackers::spawn(attack, server.address, options.length, false)?;
     let attacked = bystander.measure(options.length);
     let sent = attackers.wait_with_output()?;
     let visits = server.visits().since(&visits_before);
     let rss_peak = server.rss_peak_mib();
-    let attackers = attackers::spawn(attack, other.address, options.length)?;
+    let attackers = attackers::spawn(attack, other.address, options.length, false)?;
     let baseline = bystander.measure(options.length);
     attackers.wait_with_output()?;
     std::thread::sleep(REST);

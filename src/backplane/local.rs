@@ -455,21 +455,17 @@ impl Local {
         self.queues.iter().map(|queue| queue.backlog_bytes() as u64).sum()
     }
 
-    fn held_bytes(&self) -> u64 {
-        held_bytes(&self.counters, self.bytes_in_channels()) + self.runs.bytes() as u64
-    }
-
-    /// Bytes of all that is on its way to shards.
-    fn bytes_in_channels(&self) -> u64 {
-        let queued = self.queues.iter().map(ShardQueue::held_bytes);
-        let sent = self.end.shards.iter().map(ShardPort::downlink_waiting_bytes);
-        queued.sum::<u64>() + sent.sum::<u64>()
+    /// What this thread keeps alive. `sent`: how a channel to a shard is looked at.
+    fn held_bytes(&self, sent: fn(&ShardPort) -> u64) -> u64 {
+        let queued: u64 = self.queues.iter().map(ShardQueue::held_bytes).sum();
+        let in_channels: u64 = self.end.shards.iter().map(sent).sum();
+        held_bytes(&self.counters, queued + in_channels) + self.runs.bytes() as u64
     }
 
     /// Adds up what this thread keeps alive, on its tick; and what comes of it for readiness.
     pub fn tick_memory(&mut self, now: Instant) {
         self.runs.tick(now);
-        let held = self.held_bytes();
+        let held = self.held_bytes(ShardPort::downlink_waiting_bytes);
         if let Some(is_short) = self.memory.tick(held, now) {
             tracing::warn!(is_short, "readiness follows memory");
             self.health.set_memory_short(is_short);
@@ -492,7 +488,9 @@ impl Local {
             queue.retry(port);
             queue.ring(port);
         }
-        self.memory.end_turn(self.held_bytes());
+        // The lines of cache that shards write to are looked at on ticks.
+        let held = self.held_bytes(ShardPort::downlink_waiting_bytes_at_most);
+        self.memory.end_turn(held);
         if let Some(took) = self.sample.flushed() {
             self.counters.delivery_time.record(took);
         }

@@ -142,6 +142,12 @@ impl ShardPort {
         Some(item)
     }
 
+    /// [`ShardPort::downlink_waiting_bytes`] as it was last looked at, and what was sent since.
+    #[inline]
+    pub fn downlink_waiting_bytes_at_most(&self) -> u64 {
+        self.sent_bytes.waiting_at_most()
+    }
+
     /// Bytes that wait for the shard.
     pub fn downlink_waiting_bytes(&self) -> u64 {
         self.sent_bytes.waiting()
