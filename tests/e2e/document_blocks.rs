@@ -30,7 +30,6 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("CONTRIBUTING.md", "CAMPANILE_WRITE_DOCS=1 cargo test --test documents"),
     ("README.md", "cargo run --release -- serve        # run it"),
     ("README.md", "  clients ──TCP──►"),
-    ("docs/configuration.md", "systemctl reload campanile"),
     ("docs/getting-started.md", "cargo install --locked --path ."),
     ("docs/limits.md", "campanile doctor --connections 1000000"),
     ("docs/operations.md", "campanile doctor --connections 1000000"),
