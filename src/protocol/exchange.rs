@@ -55,12 +55,12 @@ pub enum Farewell {
     Drain,
     /// Its token has expired.
     TokenExpired,
-    /// It was admitted by a key or a rule that no longer holds.
-    NotAdmitted,
     /// Messages of a topic were lost, and its client has to come back to recover them.
     Lost,
     /// It sends faster than its rates allow, for too long.
     RateLimited,
+    /// It was admitted by a key or a rule that no longer holds.
+    NotAdmitted,
 }
 
 /// What becomes of a member of a topic of which messages were lost.
