@@ -123,7 +123,7 @@ fn who_comes_while_the_bound_is_near_is_refused_and_the_node_stays_ready() {
             node.samples("campanile_connections_rejected_total")
         );
     });
-    assert!(refused_for_memory(&node) > 0);
+    wait_until("it is counted", || refused_for_memory(&node) > 0);
     assert_eq!(node.get("/readyz").status, 200, "one address does not make a node unready");
     let peak = node.resident_peak_bytes();
     assert!(peak <= BOUND_BYTES + BEYOND_BYTES, "{} MiB", peak / MIB);
