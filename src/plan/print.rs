@@ -17,6 +17,7 @@ pub fn print(planned: &Planned) -> String {
     section(&mut out, "What a start would do here", &start_lines(plan));
     section(&mut out, "Which clients are admitted", &auth_lines(plan));
     section(&mut out, "Limits", &limit_lines(plan));
+    section(&mut out, "How memory is divided (limits.memory_bytes_max)", &part_lines(plan));
     section(&mut out, "Memory that all limits together allow", &memory_lines(plan));
     let warnings = notices_at(planned, NoticeLevel::Warning).map(|text| ("warning", text));
     let notes = notices_at(planned, NoticeLevel::Info).map(|text| ("note", text));
@@ -99,6 +100,11 @@ fn limit_lines(plan: &Plan) -> Vec<(&'static str, String)> {
         (limit.key, (limit.get)(&plan.limits).to_string())
     };
     LIMIT_SETTINGS.iter().map(line).collect()
+}
+
+fn part_lines(plan: &Plan) -> Vec<(&'static str, String)> {
+    let parts = plan.memory().parts.into_iter();
+    parts.map(|part| (part.name, format!("at most {}", ByteSize(part.bytes)))).collect()
 }
 
 fn memory_lines(plan: &Plan) -> Vec<(&'static str, String)> {

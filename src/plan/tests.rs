@@ -221,6 +221,9 @@ fn a_printed_plan_has_every_limit_the_sum_and_what_an_operator_should_act_on() {
     assert!(value_of("namespaces").contains("history_size=7"), "{text}");
     let total = ByteSize(MemoryBudget::of(&planned.plan).total());
     assert_eq!(value_of("together"), format!("at most {total}"));
+    for part in planned.plan.memory().parts {
+        assert_eq!(value_of(part.name), format!("at most {}", ByteSize(part.bytes)));
+    }
     assert!(value_of("warning").contains("auth.hmac_secret is not set"), "{text}");
     assert_eq!(print(&planned), text, "one order");
 }
