@@ -34,6 +34,7 @@ fn open(shard: &mut Shard, socket_key: u32, rooms: &[&str]) -> ConnId {
             rights,
             expires_unix_s: None,
             grants: None,
+            info: None,
         },
         response: Bytes::from_static(b"101"),
         rooms: rooms.iter().map(|room| room.to_string()).collect(),

@@ -147,7 +147,7 @@ if [ "$contestant" = floor ]; then
 else
   "$campanile" serve --listen 127.0.0.1:0 --ops-listen 127.0.0.1:0 --shards "$shards" \
     --private-fd-tables true --limits-ping-interval-ms "$((ping_s * 1000))" \
-    --limits-handshake-timeout-ms 60000 >"$scratch/server.out" 2>"$scratch/server.log" &
+    --limits-handshake-timeout-ms 60000 --auth-user-rights publish,broadcast >"$scratch/server.out" 2>"$scratch/server.log" &
 fi
 server=$!
 for _ in $(seq 300); do

@@ -96,6 +96,7 @@ fn write(c: &mut Criterion) {
         let event = Event::Message {
             topic: TopicKind::Room("lobby"),
             from: Some("ann"),
+            info: None,
             payload: payload.as_bytes(),
             position: None,
         };

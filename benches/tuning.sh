@@ -151,7 +151,7 @@ as_somebody() {
 
 # One message to 60,000 connections.
 to_everybody() {
-  serve --shards 4 --private-fd-tables true
+  serve --shards 4 --private-fd-tables true --auth-user-rights publish,broadcast
   local drops timeouts pruned
   drops="$(counter TCPRcvQDrop)" timeouts="$(counter TCPTimeouts)" pruned="$(counter PruneCalled)"
   generate idle --conns 60000 --room-size 100 --broadcast --broadcast-timeout-s 60

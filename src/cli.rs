@@ -146,6 +146,9 @@ fn token_command() -> Command {
              are open to users",
         ))
         .arg(value("send-to", "LIST").help("Users to whom it may send, by patterns such as team-*"))
+        .arg(value("info", "JSON").help(
+            "What others are shown of the user, where presence or message_info is on. Default: nothing",
+        ))
         .args(setting_args(true))
 }
 
@@ -245,6 +248,7 @@ fn token(matches: &ArgMatches, environment: &Environment<'_>) -> Result<String, 
         rights: text("rights").map(|list| rights(list)).transpose()?,
         rooms: text("rooms").map(|list| items(list)).unwrap_or_default(),
         send: text("send-to").map(|list| items(list)).unwrap_or_default(),
+        info: text("info").cloned(),
         expires_unix_s: environment.now_unix_s
             + matches.get_one::<u64>("ttl").expect("it has a default"),
     };

@@ -67,6 +67,7 @@ fn allocations(shards: u16, members: Members, conflate_key: Option<ConflateKey>)
             local.message(&Message {
                 topic,
                 from: Some("ann"),
+                info: None,
                 payload,
                 except: None,
                 conflate_key,
@@ -141,6 +142,7 @@ fn publish(number: usize) -> Publish {
         topic: room(number),
         payload: Bytes::from_static(br#"{"some":"payload"}"#),
         from: Some(TopicName::user("ann")),
+        info: None,
         except: None,
         key: None,
         conflate_key: None,

@@ -50,7 +50,13 @@ fn open(shard: &mut Shard, socket_key: u32, user: &str, room: &str) -> ConnId {
     let conn = shard.handle_accept(socket_key, NOW_MS).expect("far from every limit");
     let rights = Rights { publish: true, publish_unjoined: false, send: true, broadcast: true };
     let opening = Opening {
-        identity: Identity { user: Some(user.into()), rights, expires_unix_s: None, grants: None },
+        identity: Identity {
+            user: Some(user.into()),
+            rights,
+            expires_unix_s: None,
+            grants: None,
+            info: None,
+        },
         response: Bytes::from_static(b"101"),
         rooms: vec![room.to_owned()],
         encoding: Encoding::NATIVE,
@@ -414,7 +420,13 @@ fn what_idle_connections_hold_on_both_threads_adds_up() {
         let conn = shard.handle_accept(socket_key as u32, NOW_MS).expect("far from every limit");
         let none = Rights { publish: true, publish_unjoined: false, send: true, broadcast: true };
         let opening = Opening {
-            identity: Identity { user: None, rights: none, expires_unix_s: None, grants: None },
+            identity: Identity {
+                user: None,
+                rights: none,
+                expires_unix_s: None,
+                grants: None,
+                info: None,
+            },
             response: Bytes::from_static(b"101"),
             rooms: vec![format!("load-{}", socket_key / ROOM)],
             encoding: Encoding::NATIVE,

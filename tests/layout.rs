@@ -164,7 +164,7 @@ mod delivery {
                 Rights { publish: true, publish_unjoined: false, send: true, broadcast: true };
             let user = Some(format!("user{}-{socket_key}", self.end.id.0).into());
             let opening = Opening {
-                identity: Identity { user, rights, expires_unix_s: None, grants: None },
+                identity: Identity { user, rights, expires_unix_s: None, grants: None, info: None },
                 response: Bytes::from_static(b"101"),
                 rooms: vec!["tower".to_owned()],
                 encoding: Encoding::NATIVE,
@@ -211,6 +211,7 @@ mod delivery {
         local.message(&Message {
             topic: topic.as_str(),
             from,
+            info: None,
             payload,
             except: None,
             conflate_key: None,

@@ -67,7 +67,7 @@ fn an_event_is_written_without_an_allocation_where_there_is_room() {
     let position = Some(Position { epoch: 1, offset: u64::MAX });
     let recovery = Recovery::NotRecovered(Unrecovered::Trimmed);
     let events = [
-        Event::Message { topic, from, payload, position },
+        Event::Message { topic, from, info: None, payload, position },
         Event::Ok { id: Some(&id), room: Some("r"), position, recovery, missed: None },
         Event::Lost { topic: TopicKind::All, count: 12 },
     ];

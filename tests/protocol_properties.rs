@@ -391,13 +391,13 @@ proptest! {
         let (topic, from) = (topic_kind(which, &who), from.as_deref());
         let position = None;
         let text =
-            written_event(&Event::Message { topic, from, payload: payload.as_bytes(), position });
+            written_event(&Event::Message { topic, from, info: None, payload: payload.as_bytes(), position });
         assert_eq!(scan(&text).expect("JSON").last(), Some(&("payload", payload.as_str())));
         let read: RawMembers<'_> = serde_json::from_str(&text).expect("JSON");
         prop_assert_eq!(read.get("payload"), Some(payload.as_str()));
         // The rest is looked at beside a payload that serde_json can make a value of.
         let position = Some(Position { epoch: 3, offset });
-        let text = written_event(&Event::Message { topic, from, payload: b"null", position });
+        let text = written_event(&Event::Message { topic, from, info: None, payload: b"null", position });
         let read: Value = serde_json::from_str(&text).expect("JSON");
         prop_assert_eq!(read["type"].as_str(), Some("message"));
         prop_assert_eq!(read["offset"].as_u64(), Some(offset));

@@ -113,7 +113,17 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("ws", &["ws"]),
     ("protocol", &["protocol", "ids"]),
     ("framing", &["protocol", "ws::encode"]),
-    ("auth", &["auth", "ids", "policy::grants", "policy::rights"]),
+    (
+        "auth",
+        &[
+            "auth",
+            "ids",
+            "policy::grants",
+            "policy::rights",
+            "protocol::INFO_BYTES_MAX",
+            "protocol::Info",
+        ],
+    ),
     (
         "link",
         &[

@@ -41,6 +41,7 @@ impl Server {
         let child = command
             .arg(campanile)
             .args(["serve", "--shards", "1", "--log-level", "error", "--echo-path", "/echo"])
+            .args(["--auth-user-rights", "publish,send,broadcast"])
             .args(["--listen", &address.to_string(), "--ops-listen", &ops.to_string()])
             .args(["--namespaces", "default: history_size=100; watched: presence=true"])
             .args(["--ops-api-key", KEY, "--ops-public-paths", "/v1/publish"])

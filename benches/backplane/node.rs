@@ -160,6 +160,7 @@ impl MinimalShard {
             topic,
             payload: Bytes::copy_from_slice(payload),
             from: Some(self.user.clone()),
+            info: None,
             except: None,
             key: None,
             conflate_key: None,

@@ -128,6 +128,7 @@ fn ours(case: &Case, size: &Size) -> Command {
     command.args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"]);
     command.args(["--log-level", "error"]);
     command.args(NO_RATES);
+    command.args(["--auth-user-rights", "publish,send,broadcast"]);
     if !case.serve.contains("--shards") {
         command.args(["--shards", "1"]);
     }

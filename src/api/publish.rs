@@ -249,8 +249,8 @@ fn send(ops: &Ops, message: ParsedMessage) -> Result<oneshot::Receiver<PublishOu
         // The caller may have disconnected.
         let _ = outcome_to.send(outcome);
     }));
-    let (from, except) = (None, None);
-    let publish = Publish { topic, payload, from, except, key, conflate_key, done };
+    let (from, info, except) = (None, None, None);
+    let publish = Publish { topic, payload, from, info, except, key, conflate_key, done };
     match ops.end.try_publish(Uplink::Publish(publish)) {
         Ok(()) => Ok(outcome),
         Err(_full) => Err(ApiError::overloaded()),

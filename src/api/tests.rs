@@ -262,6 +262,7 @@ fn a_full_window_is_answered_at_once() {
             topic: crate::ids::TopicName::all(),
             payload: bytes::Bytes::new(),
             from: None,
+            info: None,
             except: None,
             key: None,
             conflate_key: None,

@@ -24,10 +24,12 @@ pub use crate::ids::ANONYMOUS_PREFIX;
 use crate::ids::is_user_name;
 use crate::policy::grants::Grants;
 use crate::policy::rights::Rights;
+use crate::protocol::{INFO_BYTES_MAX, Info};
 use jsonwebtoken::{Validation, decode, decode_header};
 use keys::VerifyingKey;
 pub use plan::AuthPlan;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use std::fmt;
 use std::sync::Arc;
 
@@ -43,6 +45,8 @@ pub struct Identity {
     pub expires_unix_s: Option<u64>,
     /// What its token allows in rooms and towards users, if it says so.
     pub grants: Option<Arc<Grants>>,
+    /// What its token says about its user, for others.
+    pub info: Option<Info>,
 }
 
 /// Why a client is not admitted. Answered with HTTP 401 before any upgrade.
@@ -62,6 +66,8 @@ pub enum AuthError {
     WrongAudience,
     /// It has more patterns of rooms and users than a token may have.
     TooManyGrants,
+    /// Its `info` has more than [`INFO_BYTES_MAX`] bytes.
+    InfoTooLong,
 }
 
 /// An `exp` from here on is no number of seconds: it would be in the year 5138. Milliseconds have
@@ -107,6 +113,7 @@ struct Claims {
     rights: Option<Vec<String>>,
     rooms: Option<grants::RoomsClaim>,
     send: Option<Vec<String>>,
+    info: Option<Box<RawValue>>,
 }
 
 impl Authenticator {
@@ -141,7 +148,13 @@ impl Authenticator {
     pub fn admit(&self, token: Option<&str>, now_unix_s: u64) -> Result<Identity, AuthError> {
         let Some(token) = token.filter(|token| !self.is_no_token(token)) else {
             let rights = self.anonymous.ok_or(AuthError::Missing)?;
-            return Ok(Identity { user: None, rights, expires_unix_s: None, grants: None });
+            return Ok(Identity {
+                user: None,
+                rights,
+                expires_unix_s: None,
+                grants: None,
+                info: None,
+            });
         };
         let claims = self.signed_claims(token).ok_or(AuthError::Invalid)?;
         let now = now_unix_s as f64;
@@ -168,7 +181,8 @@ impl Authenticator {
         let grants = grants::granted(claims.rooms, claims.send)?;
         let rights = claims.rights.map_or(self.user_rights, |names| granted(&names));
         let expires_unix_s = claims.exp.map(|exp| exp.ceil() as u64 + self.leeway_s);
-        Ok(Identity { user: Some(claims.sub.into()), rights, expires_unix_s, grants })
+        let info = claims.info.as_deref().map(info).transpose()?;
+        Ok(Identity { user: Some(claims.sub.into()), rights, expires_unix_s, grants, info })
     }
 
     /// Whom a token names that is signed with the key, whether or not it is good now. For logs.
@@ -197,6 +211,12 @@ impl Authenticator {
     fn is_no_token(&self, token: &str) -> bool {
         self.keys.is_empty() && matches!(token, "" | "undefined" | "null")
     }
+}
+
+/// The claim `info`, byte for byte: any JSON value.
+fn info(claim: &RawValue) -> Result<Info, AuthError> {
+    let text = claim.get();
+    if text.len() > INFO_BYTES_MAX { Err(AuthError::InfoTooLong) } else { Ok(text.into()) }
 }
 
 /// Unknown names are skipped: a token made for a newer version gives less here, never more.

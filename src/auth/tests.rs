@@ -40,7 +40,13 @@ fn judge(claims: Value) -> Result<Identity, AuthError> {
 }
 
 fn ann(rights: Rights) -> Result<Identity, AuthError> {
-    Ok(Identity { user: Some("ann".into()), rights, expires_unix_s: None, grants: None })
+    Ok(Identity {
+        user: Some("ann".into()),
+        rights,
+        expires_unix_s: None,
+        grants: None,
+        info: None,
+    })
 }
 
 #[test]
@@ -182,8 +188,13 @@ fn only_our_signature_counts() {
 
 #[test]
 fn nobody_comes_in_without_a_token_unless_that_is_allowed() {
-    let anonymous =
-        Ok(Identity { user: None, rights: ANON_RIGHTS, expires_unix_s: None, grants: None });
+    let anonymous = Ok(Identity {
+        user: None,
+        rights: ANON_RIGHTS,
+        expires_unix_s: None,
+        grants: None,
+        info: None,
+    });
     assert_eq!(authenticator(true, None).admit(None, NOW), anonymous);
     assert_eq!(authenticator(true, Some(SECRET)).admit(None, NOW), anonymous);
     assert_eq!(authenticator(false, Some(SECRET)).admit(None, NOW), Err(AuthError::Missing));
@@ -207,6 +218,7 @@ fn what_is_minted_is_admitted_and_what_would_not_be_is_not_minted() {
         rights,
         rooms: Vec::new(),
         send: Vec::new(),
+        info: None,
         expires_unix_s: NOW + 60,
     };
     let authenticator = authenticator(false, Some(SECRET));
@@ -226,6 +238,21 @@ fn what_is_minted_is_admitted_and_what_would_not_be_is_not_minted() {
     assert!(mint(&TokenRequest { send: vec!["x".to_owned(); 65], ..in_rooms }, SECRET).is_err());
     assert!(mint(&request("anon-1", None), SECRET).is_err());
     assert!(mint(&request("", None), SECRET).is_err());
+}
+
+#[test]
+fn a_token_describes_its_user_with_any_json_value_that_is_short() {
+    let info = |text: &str| {
+        let value: Value = serde_json::from_str(text).expect("JSON");
+        admitted(&json!({"sub": "ann", "info": value})).map(|ann| ann.info.map(|it| it.to_string()))
+    };
+    for text in [r#"{"name":"Ann"}"#, "[1,2]", "7", r#""é""#, "true"] {
+        assert_eq!(info(text), Ok(Some(text.to_owned())));
+    }
+    let (most, more) = (format!("\"{}\"", "x".repeat(510)), format!("\"{}\"", "x".repeat(511)));
+    assert_eq!(info(&most), Ok(Some(most.clone())));
+    assert_eq!(info(&more), Err(AuthError::InfoTooLong));
+    assert_eq!(admitted(&json!({"sub": "ann"})).map(|ann| ann.info), Ok(None));
 }
 
 #[test]

@@ -3,8 +3,10 @@
 use crate::ids::{ANONYMOUS_PREFIX, is_name, is_user_name};
 use crate::policy::grants::{BYTES_MAX, GrantTexts, Grants, PATTERNS_MAX, RoomTexts};
 use crate::policy::rights::Rights;
+use crate::protocol::INFO_BYTES_MAX;
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 /// The claims of the token to be made.
 #[derive(Clone, Debug)]
@@ -17,6 +19,8 @@ pub struct TokenRequest {
     pub rooms: Vec<String>,
     /// Patterns of users to whom it may send, beside the right to send to all.
     pub send: Vec<String>,
+    /// What others are shown of the user: any JSON value.
+    pub info: Option<String>,
     /// When it expires, in seconds since 1970.
     pub expires_unix_s: u64,
 }
@@ -31,6 +35,8 @@ struct Claims<'a> {
     rooms: &'a [String],
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     send: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    info: Option<&'a RawValue>,
 }
 
 /// A signed token, or why the server would not take it.
@@ -48,6 +54,7 @@ pub fn mint(request: &TokenRequest, secret: &str) -> Result<String, String> {
             "a token has at most {PATTERNS_MAX} patterns and {BYTES_MAX} bytes of them"
         ));
     }
+    let info = request.info.as_deref().map(json).transpose()?;
     super::crypto::install();
     let claims = Claims {
         sub: &request.user,
@@ -55,7 +62,15 @@ pub fn mint(request: &TokenRequest, secret: &str) -> Result<String, String> {
         rights: request.rights.map(Rights::names),
         rooms: &request.rooms,
         send: &request.send,
+        info,
     };
     encode(&Header::default(), &claims, &EncodingKey::from_secret(secret.as_bytes()))
         .map_err(|error| error.to_string())
+}
+
+fn json(info: &str) -> Result<&RawValue, String> {
+    let value: Option<&RawValue> = serde_json::from_str(info).ok();
+    value
+        .filter(|value| value.get().len() <= INFO_BYTES_MAX)
+        .ok_or_else(|| format!("info is a JSON value of at most {INFO_BYTES_MAX} bytes"))
 }

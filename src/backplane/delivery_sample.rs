@@ -85,6 +85,7 @@ mod tests {
             topic: TopicName::room("r"),
             payload: Bytes::from_static(payload),
             from: None,
+            info: None,
             except: None,
             key: None,
             conflate_key: None,

@@ -311,6 +311,7 @@ mod tests {
             topic: topic.clone(),
             payload: Bytes::from_static(b"1"),
             from: None,
+            info: None,
             except: None,
             key: key.map(Into::into),
             conflate_key: None,

@@ -9,8 +9,9 @@
 //! published it (the second). Flag 4: it has a conflate key (the third). Flag 8: it is stored and
 //! has an idempotency key (the fourth), which a repair of the history restores, too. Flag 16, from
 //! version 2 on: it has additions (the fifth), which a node that does not know them skips: each is a
-//! number, u8, a length, u16, and so many bytes. The topic is not in it: it is the channel's name.
-//! The payload is the rest.
+//! number, u8, a length, u16, and so many bytes. Addition 1 is what the publisher's token says about
+//! its user, as JSON. A message without additions is written in the first version. The topic is not
+//! in it: it is the channel's name. The payload is the rest.
 //!
 //! Nodes of two versions live in one system ([`crate::backplane::wire`]). What a later version adds
 //! is an addition, and every node from version 2 on can read the message. What cannot be an addition
@@ -22,7 +23,7 @@ use crate::backplane::message::Message;
 use crate::backplane::wire::{READS, WRITES_MAX};
 use crate::ids::{ConflateKey, ConnId, NodeId, Position, ShardId, TopicName, is_name};
 use crate::link::Origin;
-use crate::protocol::Event;
+use crate::protocol::{Event, INFO_BYTES_MAX};
 use bytes::Bytes;
 use std::ops::RangeInclusive;
 
@@ -30,16 +31,21 @@ use std::ops::RangeInclusive;
 /// values begin nothing that a node writes, or something else, as a digit or `P` do.
 const UNKNOWN_VERSIONS: RangeInclusive<u8> = READS.max + 1..=31;
 const READS_MAX: u8 = READS.max;
+/// The first version with additions.
+const ADDITIONS_SINCE: u8 = 2;
 const EXCEPT: u8 = 1;
 const FROM: u8 = 2;
 const CONFLATE: u8 = 4;
 const KEY: u8 = 8;
 const ADDITIONS: u8 = 16;
 
+/// The number of the addition that is a user's `info`.
+const INFO: u8 = 1;
+
 /// The flags of a version.
 const fn flags_of(version: u8) -> u8 {
     let first = EXCEPT | FROM | CONFLATE | KEY;
-    if version == 1 { first } else { first | ADDITIONS }
+    if version < ADDITIONS_SINCE { first } else { first | ADDITIONS }
 }
 
 /// Why bytes are not an envelope.
@@ -52,16 +58,21 @@ pub enum EnvelopeError {
     Malformed,
 }
 
-/// Appends the envelope of a message in a version that all nodes read.
+/// Appends the envelope of a message in a version that all nodes read. What that version cannot say is
+/// left out: nobody receives the `info` of a message while a node lives that reads no additions.
 pub fn write(message: &Message<'_>, version: u8, out: &mut Vec<u8>) {
     debug_assert!((READS.min..=READS.max).contains(&version));
     let from = message.from.unwrap_or("");
+    let info = message.info.filter(|_| version >= ADDITIONS_SINCE);
+    let version = if info.is_some() { version } else { READS.min };
     let flags = message.except.map_or(0, |_| EXCEPT)
         | message.from.map_or(0, |_| FROM)
         | message.conflate_key.map_or(0, |_| CONFLATE)
-        | message.key.map_or(0, |_| KEY);
+        | message.key.map_or(0, |_| KEY)
+        | info.map_or(0, |_| ADDITIONS);
     let key = message.key.unwrap_or("");
-    out.reserve(2 + 18 + 1 + 8 + 1 + from.len() + key.len() + message.payload.len());
+    let info_bytes = info.map_or(0, |info| 5 + info.len());
+    out.reserve(2 + 18 + 1 + 8 + 1 + from.len() + key.len() + info_bytes + message.payload.len());
     out.extend_from_slice(&[version, flags]);
     if let Some(origin) = message.except {
         out.extend_from_slice(&origin.node.0.to_le_bytes());
@@ -78,6 +89,13 @@ pub fn write(message: &Message<'_>, version: u8, out: &mut Vec<u8>) {
     if message.key.is_some() {
         out.push(u8::try_from(key.len()).expect("keys have at most 128 bytes"));
         out.extend_from_slice(key.as_bytes());
+    }
+    if let Some(info) = info {
+        let length = u16::try_from(info.len()).expect("info has at most 512 bytes");
+        out.extend_from_slice(&(3 + length).to_le_bytes());
+        out.push(INFO);
+        out.extend_from_slice(&length.to_le_bytes());
+        out.extend_from_slice(info.as_bytes());
     }
     out.extend_from_slice(message.payload);
 }
@@ -138,26 +156,37 @@ fn read_rest<'a>(topic: &'a str, flags: u8, mut rest: &'a [u8]) -> Option<Messag
         key = Some(std::str::from_utf8(text).ok().filter(|key| !key.is_empty())?);
         rest = after;
     }
+    let mut info = None;
     if flags & ADDITIONS != 0 {
         let length = u16::from_le_bytes(take(&mut rest)?);
         let (additions, after) = rest.split_at_checked(usize::from(length))?;
-        are_additions(additions).then_some(())?;
+        info = read_info(additions)?;
         rest = after;
     }
     // A frame that is not UTF-8 would make every client close (RFC 6455 §8.1). The JSON was checked
     // by the node that published it.
     simdutf8::basic::from_utf8(rest).ok().filter(|payload| !payload.is_empty())?;
-    Some(Message { topic, from, payload: rest, except, conflate_key, key })
+    Some(Message { topic, from, info, payload: rest, except, conflate_key, key })
 }
 
-/// Whether bytes are additions, known or not.
-fn are_additions(mut bytes: &[u8]) -> bool {
-    while let [_number, low, high, rest @ ..] = bytes {
+/// The `info` among additions; others are skipped. The outer `None`: these are no additions.
+fn read_info(mut bytes: &[u8]) -> Option<Option<&str>> {
+    let mut info = None;
+    while let [number, low, high, rest @ ..] = bytes {
         let length = usize::from(u16::from_le_bytes([*low, *high]));
-        let Some((_addition, after)) = rest.split_at_checked(length) else { return false };
+        let (addition, after) = rest.split_at_checked(length)?;
+        if *number == INFO {
+            let text = std::str::from_utf8(addition).ok();
+            info = Some(text.filter(|text| is_info(text))?);
+        }
         bytes = after;
     }
-    bytes.is_empty()
+    bytes.is_empty().then_some(info)
+}
+
+/// The JSON was checked by the node whose client has shown the token.
+fn is_info(text: &str) -> bool {
+    (1..=INFO_BYTES_MAX).contains(&text.len())
 }
 
 fn take<const BYTES: usize>(rest: &mut &[u8]) -> Option<[u8; BYTES]> {
@@ -171,15 +200,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn written(message: &Message<'_>) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        write(message, 1, &mut bytes);
-        bytes
-    }
-
     fn plain(payload: &[u8]) -> Message<'_> {
-        let (topic, from, except, conflate_key, key) = ("r:x", None, None, None, None);
-        Message { topic, from, payload, except, conflate_key, key }
+        let (topic, from, info, except) = ("r:x", None, None, None);
+        Message { topic, from, info, payload, except, conflate_key: None, key: None }
     }
 
     fn origin(node: u64, shard: u16, conn: u64) -> Origin {
@@ -194,17 +217,21 @@ mod tests {
             except in proptest::option::of((any::<u64>(), any::<u16>(), any::<u64>())),
             key in proptest::option::of(1..u64::MAX),
             retry in proptest::option::of("[a-zé]{1,60}"),
+            info in proptest::option::of("[a-zé]{1,250}"),
         ) {
             let conflate_key = key.and_then(ConflateKey::from_bits);
             let except = except.map(|(node, shard, conn)| origin(node, shard, conn));
             let from = from.as_deref();
             let payload = payload.as_bytes();
             let key = retry.as_deref();
-            let message = Message { topic: "r:x", from, payload, except, conflate_key, key };
+            let info = info.as_deref();
+            let message = Message { topic: "r:x", from, info, payload, except, conflate_key, key };
             for version in READS.min..=READS.max {
                 let mut bytes = Vec::new();
                 write(&message, version, &mut bytes);
-                prop_assert_eq!(read("r:x", &bytes), Ok(message));
+                let info = info.filter(|_| version >= ADDITIONS_SINCE);
+                prop_assert_eq!(read("r:x", &bytes), Ok(Message { info, ..message }));
+                prop_assert_eq!(bytes[0], if info.is_some() { version } else { 1 });
             }
         }
 
@@ -224,13 +251,13 @@ mod tests {
         fn a_message_with_additions_is_read_without_them(
             from in proptest::option::of("[a-zé]{1,100}"),
             additions in proptest::collection::vec(
-                (any::<u8>(), proptest::collection::vec(any::<u8>(), 0..40)), 0..5),
+                (INFO + 1..=255, proptest::collection::vec(any::<u8>(), 0..40)), 0..5),
         ) {
             let from = from.as_deref();
             let message = Message { from, ..plain(b"[1]") };
             let mut bytes = Vec::new();
             write(&Message { payload: b"", ..message }, 2, &mut bytes);
-            bytes[1] |= ADDITIONS;
+            (bytes[0], bytes[1]) = (2, bytes[1] | ADDITIONS);
             let additions: Vec<u8> = additions.iter().flat_map(|(number, text)| {
                 let length = (text.len() as u16).to_le_bytes();
                 [&[*number][..], &length, text].concat()
@@ -251,12 +278,14 @@ mod tests {
         let message = Message {
             topic: "r:x",
             from: Some("ann"),
+            info: Some("{}"),
             payload: b"1",
             except: Some(origin(1, 2, 3)),
             conflate_key: ConflateKey::of("AAPL"),
             key: Some("retry"),
         };
-        let whole = written(&message);
+        let mut whole = Vec::new();
+        write(&message, WRITES_MAX, &mut whole);
         for bytes in 2..whole.len() {
             assert_eq!(
                 read("r:x", &whole[..bytes]),
@@ -283,6 +312,17 @@ mod tests {
             Err(EnvelopeError::Malformed),
             "a user without name"
         );
+        let info = |info: &[u8]| {
+            let length = info.len() as u16;
+            let (all, length) = ((length + 3).to_le_bytes(), length.to_le_bytes());
+            [&[2, ADDITIONS][..], &all, &[INFO], &length, info, b"1"].concat()
+        };
+        assert!(read("r:x", &info(b"{}")).is_ok_and(|message| message.info == Some("{}")));
+        for (bytes, what) in
+            [(&b""[..], "empty"), (b"\"\xFF\"", "not UTF-8"), (&[b'1'; 513], "long")]
+        {
+            assert_eq!(read("r:x", &info(bytes)), Err(EnvelopeError::Malformed), "{what}");
+        }
         let zero = [1, CONFLATE, 0, 0, 0, 0, 0, 0, 0, 0, b'1'];
         assert_eq!(read("r:x", &zero), Err(EnvelopeError::Malformed), "no key");
     }

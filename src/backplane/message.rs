@@ -15,6 +15,8 @@ pub struct Message<'a> {
     pub topic: &'a str,
     /// The authenticated user who published it, if any.
     pub from: Option<&'a str>,
+    /// What the token of that user says about it, as JSON, where the topic shows it.
+    pub info: Option<&'a str>,
     /// The payload, byte for byte.
     pub payload: &'a [u8],
     /// The publishing connection, if it asked not to receive its own message.
@@ -31,6 +33,7 @@ impl<'a> Message<'a> {
         Message {
             topic: publish.topic.as_str(),
             from: publish.from.as_ref().and_then(user),
+            info: publish.info.as_deref(),
             payload: &publish.payload,
             except: publish.except,
             conflate_key: publish.conflate_key,
@@ -43,7 +46,8 @@ impl<'a> Message<'a> {
     where
         'a: 'b,
     {
-        Event::Message { topic, from: self.from, payload: self.payload, position }
+        let Message { from, info, payload, .. } = *self;
+        Event::Message { topic, from, info, payload, position }
     }
 }
 

@@ -3,14 +3,15 @@
 //! A node reads a range of versions and names it in its record, beside its sign of life. It writes
 //! the newest version that every living node reads, and none newer than [`WRITES_MAX`].
 //!
-//! A version is read at least one release before it is written. So a release can be installed node
-//! by node, and taken back node by node: a node of the release before reads everything that this
-//! one has written, in channels and in stored histories.
+//! A version is read at least one release before it is written. Version 2 is an exception: no release
+//! was without it, and only messages that have an addition are written in it. So a release can be
+//! installed node by node, and taken back node by node: a node of the release before reads everything
+//! that this one has written, in channels and in stored histories.
 //!
 //! | version | what is new |
 //! |---|---|
 //! | 1 | envelopes, presence events, disconnects, and entries of presence as they are today |
-//! | 2 | an envelope may have additions that its reader does not know |
+//! | 2 | an envelope may have additions that its reader does not know; `info` is the first of them |
 //!
 //! A key whose layout changes gets a new name, and a version says which nodes read that name.
 //!
@@ -21,7 +22,7 @@ use std::fmt;
 /// The versions that this node reads.
 pub const READS: WireRange = WireRange { min: 1, max: 2 };
 /// The newest version that this node writes.
-pub const WRITES_MAX: u8 = 1;
+pub const WRITES_MAX: u8 = 2;
 
 const _: () = assert!(READS.min <= WRITES_MAX && WRITES_MAX <= READS.max);
 

@@ -235,9 +235,9 @@ settings! {
     auth_allow_weak_secret: bool, "auth.allow_weak_secret", "false", BOOL,
         "Whether auth.hmac_secret and ops.api_key may be shorter than 16 bytes.";
     auth_anonymous_rights: Option<Rights>, "auth.anonymous_rights", "auto", ValueKind::RightsAuto,
-        "Rights of a client without a token. auto: publish, send and broadcast while there are no tokens (auth.hmac_secret, auth.keys_file), else the same as auth.user_rights.";
-    auth_user_rights: Rights, "auth.user_rights", "publish,send", ValueKind::Rights,
-        "Rights of a user whose token has no `rights`.";
+        "Rights of a client without a token. auto: the same as auth.user_rights.";
+    auth_user_rights: Rights, "auth.user_rights", "publish", ValueKind::Rights,
+        "Rights of a user whose token has no `rights`. With send its clients may send to every user, with broadcast to everybody: give them to those who need them, by a token or here.";
     ops_listen: SocketAddr, "ops.listen", "127.0.0.1:8090", ValueKind::Address,
         "The operators' port: API, metrics, health. /healthz, /readyz and /metrics answer every host that can reach it. Port 0 takes any free one.";
     ops_public_paths: Vec<String>, "ops.public_paths", "", ValueKind::ApiPaths,

@@ -4,19 +4,26 @@
 //! it: they count where they are stored. Items of the ops thread are few (`http_calls_max`) and count
 //! nothing.
 
-use crate::link::{Delivery, Downlink, HistoryPage, HistoryReply, RecoveryReply, Uplink};
+use crate::link::{Delivery, Downlink, HistoryPage, HistoryReply, Publish, RecoveryReply, Uplink};
 
 /// About what `info` of a presence takes.
 const INFO_BYTES: usize = 256;
+
+impl Publish {
+    /// Bytes of what it says: its payload, key and `info`.
+    #[inline]
+    pub fn content_bytes(&self) -> usize {
+        let key = self.key.as_ref().map_or(0, |key| key.len());
+        self.payload.len() + key + self.info.as_ref().map_or(0, |info| info.len())
+    }
+}
 
 impl Uplink {
     /// Bytes that it keeps alive while it waits.
     #[inline]
     pub fn held_bytes(&self) -> u64 {
         let more = match self {
-            Uplink::Publish(publish) => {
-                publish.payload.len() + publish.key.as_ref().map_or(0, |key| key.len())
-            }
+            Uplink::Publish(publish) => publish.content_bytes(),
             Uplink::Recover(_) => size_of::<crate::link::RecoveryRequest>(),
             Uplink::History(_) => size_of::<crate::link::HistoryRequest>(),
             Uplink::Presence(_) => size_of::<crate::link::PresenceRequest>(),

@@ -249,6 +249,8 @@ pub struct Publish {
     pub payload: Bytes,
     /// The topic of the authenticated user who sent it (`u:<user>`); `None` from the HTTP API.
     pub from: Option<TopicName>,
+    /// What the token of that user says about it, where the topic shows it.
+    pub info: Option<Info>,
     /// A connection that must not receive its own message (`"echo":false`).
     pub except: Option<Origin>,
     /// Makes a retry harmless, in a topic with a history.

@@ -21,7 +21,6 @@ use crate::ids::{NodeId, ShardId};
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::Namespaces;
 use crate::policy::networks::Network;
-use crate::policy::rights::Rights;
 pub use byte_size::ByteSize;
 use memory::{MEMORY_BYTES_MIN, memory_bytes_max, within_memory};
 pub use memory::{MemoryPart, MemoryPlan};
@@ -318,8 +317,6 @@ fn auth_plan(config: &Config) -> Result<AuthPlan, ConfigErrors> {
         })?,
         None => VerifyingKeys::default(),
     };
-    let open = Rights { publish: true, send: true, broadcast: true, publish_unjoined: false };
-    let anonymous_auto = if has_tokens { config.auth_user_rights } else { open };
     Ok(AuthPlan {
         anonymous: config.auth_anonymous.unwrap_or(!has_tokens),
         hmac_secret: config.auth_hmac_secret.clone(),
@@ -327,7 +324,7 @@ fn auth_plan(config: &Config) -> Result<AuthPlan, ConfigErrors> {
         issuer: config.auth_issuer.clone(),
         audience: config.auth_audience.clone(),
         leeway_s: config.auth_leeway_s,
-        anonymous_rights: config.auth_anonymous_rights.unwrap_or(anonymous_auto),
+        anonymous_rights: config.auth_anonymous_rights.unwrap_or(config.auth_user_rights),
         user_rights: config.auth_user_rights,
     })
 }

@@ -88,11 +88,10 @@ fn a_limit_on_files_that_leaves_no_room_for_a_connection_stops_the_start() {
 #[test]
 fn who_may_come_in_follows_from_whether_there_is_a_secret() {
     let secret = ("auth.hmac_secret", "1234567890123456");
-    let open = ["publish", "send", "broadcast"];
-    let users = ["publish", "send"];
+    let users = ["publish"];
     for (flags, anonymous, rights) in [
-        (vec![], true, &open[..]),
-        (vec![("auth.anonymous", "true")], true, &open),
+        (vec![], true, &users[..]),
+        (vec![("auth.anonymous", "true")], true, &users),
         (vec![secret], false, &users),
         (vec![secret, ("auth.anonymous", "true")], true, &users),
         (vec![secret, ("auth.user_rights", "")], false, &[]),

@@ -126,6 +126,8 @@ namespace_settings! {
         "How long after a user's last connection has left its `left` is sent. A user that comes back before, such as by reloading a page, causes no event.";
     presence_events_users_max: usize = 200, count(0, 100_000, "users"),
         "Above so many users members receive no `joined` and `left`; requests for `presence` are still answered. 0: never sent.";
+    message_info: bool = false, SettingRange::Bool,
+        "Whether messages of clients show `info` of their tokens, for the others in the room.";
     acks: bool = false, SettingRange::Bool,
         "Whether members may acknowledge messages (a join with `\"ack\":true`). Needs a history.";
     ack_timeout_ms: u64 = 30_000, ms(100, 24 * 60 * 60 * 1000),

@@ -151,8 +151,12 @@ pub struct Page {
     pub reverse: bool,
 }
 
-/// What a member's client sends about its user, for the others in the room: any JSON value.
+/// What a member's client or its token says about its user, for the others in the room: any JSON
+/// value of at most [`INFO_BYTES_MAX`].
 pub type Info = Arc<str>;
+
+/// The longest [`Info`], in bytes of JSON.
+pub const INFO_BYTES_MAX: usize = 512;
 
 /// Who is in a room.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -421,6 +425,8 @@ pub enum Event<'a> {
         topic: crate::ids::TopicKind<'a>,
         /// The authenticated user, unless it came from the HTTP API.
         from: Option<&'a str>,
+        /// What the token of that user says about it, as JSON, where the topic shows it.
+        info: Option<&'a str>,
         /// The payload, byte for byte.
         payload: &'a [u8],
         /// Its position in the topic's history, if there is one.

@@ -303,6 +303,9 @@ impl Shard {
         let policy = *self.config.namespaces.policy_of_room(room);
         let found = self.find_room(conn, room);
         self.may(conn, Action::Join { acks: options.ack }, TopicKind::Room(room))?;
+        if policy.presence && options.info.is_some() {
+            self.may_describe_itself(conn)?;
+        }
         let c = self.conns.get(conn.0).expect("it just spoke");
         let is_member = found.is_some_and(|at| c.joined.find(at.0.index).is_some());
         if !is_member {
@@ -509,6 +512,8 @@ impl Shard {
         id: Option<RequestId>,
     ) {
         let from = self.user_of(conn);
+        let is_shown = self.config.namespaces.policy(topic.kind()).message_info;
+        let info = if is_shown { self.user_infos.get(conn.0.index).cloned() } else { None };
         let origin = self.origin(conn);
         self.counters.publishes += 1;
         self.unsettle(conn);
@@ -516,6 +521,7 @@ impl Shard {
             topic,
             payload: Bytes::copy_from_slice(payload),
             from: Some(from),
+            info,
             except: (!echo).then_some(origin),
             key: keys.key,
             conflate_key: keys.conflate_key,

@@ -65,6 +65,9 @@ impl Shard {
         if let Some(grants) = opening.identity.grants {
             self.grants.insert(conn.0.index, grants);
         }
+        if let Some(info) = opening.identity.info {
+            self.user_infos.insert(conn.0.index, info);
+        }
         self.counters.handshaking -= 1;
         self.count_open(opening.encoding, true);
         self.counters.opened += 1;
@@ -438,6 +441,7 @@ impl Shard {
         }
         self.named_peers.remove(conn.0.index);
         self.grants.remove(conn.0.index);
+        self.user_infos.remove(conn.0.index);
         let reason = match c.state {
             ConnState::Handshaking => None,
             _ => Some(c.reason.unwrap_or(CloseReason::Gone)),
@@ -648,6 +652,7 @@ mod tests {
             rights: crate::policy::rights::Rights::NONE,
             expires_unix_s: None,
             grants: None,
+            info: None,
         };
         let response = Bytes::from_static(b"101");
         shard.handle_open(

@@ -25,6 +25,8 @@ impl Shard {
         info: Option<Info>,
         is_new: bool,
     ) {
+        let of_token = || self.user_infos.get(conn.0.index).cloned();
+        let info = if is_new { of_token().or(info) } else { info };
         if let Some(info) = &info
             && let Some(at) = self.hub.find(topic, self.encoding_of(conn))
         {
@@ -36,6 +38,17 @@ impl Shard {
             (false, None) => return,
         };
         self.report(conn, topic.clone(), deed);
+    }
+
+    /// Whom a token describes does not describe itself: others could not tell which of the two it is.
+    pub(super) fn may_describe_itself(&self, conn: ConnId) -> Result<(), CommandError> {
+        match self.user_infos.get(conn.0.index) {
+            None => Ok(()),
+            Some(_) => Err(CommandError(
+                ErrorCode::Forbidden,
+                "info: the token of this user has one, join without",
+            )),
+        }
     }
 
     fn report(&mut self, conn: ConnId, topic: TopicName, deed: PresenceChange) {
@@ -107,7 +120,8 @@ mod tests {
     use std::sync::Arc;
 
     fn shard() -> Shard {
-        let namespaces = "here: presence=true; log: presence=true, history_size=9";
+        let namespaces =
+            "here: presence=true, message_info=true; log: presence=true, history_size=9";
         Shard::new(ShardConfig {
             id: ShardId(0),
             node: NodeId(1),
@@ -119,12 +133,17 @@ mod tests {
     }
 
     fn open(shard: &mut Shard, rooms: &[&str]) -> ConnId {
+        open_with_info(shard, rooms, None)
+    }
+
+    fn open_with_info(shard: &mut Shard, rooms: &[&str], info: Option<&str>) -> ConnId {
         let conn = shard.handle_accept(0, 0).unwrap();
         let identity = Identity {
             user: Some("ann".into()),
-            rights: Rights::NONE,
+            rights: Rights { publish: true, ..Rights::NONE },
             expires_unix_s: None,
             grants: None,
+            info: info.map(Into::into),
         };
         let rooms = rooms.iter().map(|room| room.to_string()).collect();
         let response = bytes::Bytes::from_static(b"101");
@@ -184,6 +203,44 @@ mod tests {
         shard.handle_peer_gone(conn, CloseReason::Gone);
         let ended = ["r:log:a u:ann left", "leave r:log:a", "leave u:ann"];
         assert_eq!(reported(&mut shard), ended);
+    }
+
+    #[test]
+    fn whom_a_token_describes_is_described_by_it_alone() {
+        let mut shard = shard();
+        let conn = open_with_info(&mut shard, &["here:a"], Some("[1]"));
+        let came = r#"r:here:a u:ann came Some("[1]")"#;
+        assert_eq!(reported(&mut shard)[2], came);
+        let rejected = shard.counters.requests_rejected;
+        for room in ["here:a", "log:a"] {
+            let join = format!(r#"{{"type":"join","room_id":"{room}","info":7}}"#);
+            say(&mut shard, conn, &join);
+        }
+        assert_eq!(shard.counters.requests_rejected, rejected + 2, "it describes itself");
+        assert_eq!(reported(&mut shard), [""; 0]);
+        say(&mut shard, conn, r#"{"type":"join","room_id":"log:a"}"#);
+        assert_eq!(reported(&mut shard)[1], r#"r:log:a u:ann came Some("[1]")"#);
+    }
+
+    #[test]
+    fn a_message_shows_what_its_token_says_where_the_room_shows_it() {
+        let mut shard = shard();
+        let conn = open_with_info(&mut shard, &["here:a", "log:a"], Some("[1]"));
+        let silent = open(&mut shard, &["here:a"]);
+        reported(&mut shard);
+        let mut info_of = |conn, room| {
+            say(&mut shard, conn, &format!(r#"{{"room_id":"{room}","payload":1}}"#));
+            match shard.poll_uplink() {
+                Some(Uplink::Publish(publish)) => publish.info,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(info_of(conn, "here:a").as_deref(), Some("[1]"));
+        assert_eq!(info_of(conn, "log:a"), None);
+        assert_eq!(info_of(silent, "here:a"), None);
+        shard.handle_write_error(conn);
+        while shard.poll_closed().is_some() {}
+        assert_eq!(shard.user_infos.get(conn.0.index), None);
     }
 
     #[test]

@@ -278,6 +278,7 @@ pub fn the_ops_thread_publishes_and_is_called_back(world: World) {
         topic: room,
         payload: Bytes::from_static(b"[true]"),
         from: None,
+        info: None,
         except: None,
         key: None,
         conflate_key: None,

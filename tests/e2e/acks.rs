@@ -71,6 +71,7 @@ pub fn token(user: &str) -> String {
         rights: None,
         rooms: Vec::new(),
         send: Vec::new(),
+        info: None,
         expires_unix_s: now + 600,
     };
     mint(&wish, SECRET).expect("a good wish")
@@ -78,7 +79,8 @@ pub fn token(user: &str) -> String {
 
 fn node_with_users(more: &[&str]) -> Node {
     let args = ["--namespaces", USERS, "--auth-hmac-secret", SECRET, "--shards", "2"];
-    Node::start_ready(&[&args[..], more].concat())
+    let rights = ["--auth-user-rights", "publish,send"];
+    Node::start_ready(&[&args[..], &rights, more].concat())
 }
 
 /// A connection of the user, and what it is told of what is kept.

@@ -16,6 +16,7 @@ fn token(user: &str) -> String {
         rights: None,
         rooms: Vec::new(),
         send: Vec::new(),
+        info: None,
         expires_unix_s: YEAR_2100_UNIX_S,
     };
     mint(&request, SECRET).expect("a good request")

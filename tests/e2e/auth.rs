@@ -2,7 +2,7 @@
 
 use crate::client::{CLOSE, Client, FIN};
 use crate::node::Node;
-use crate::redis::wait_until;
+use crate::redis::{Redis, wait_until};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use campanile::auth::{TokenRequest, mint};
@@ -32,6 +32,7 @@ fn token(user: &str, rights: Option<Rights>, expires_in_s: i64) -> String {
             rights,
             rooms: Vec::new(),
             send: Vec::new(),
+            info: None,
             expires_unix_s,
         },
         SECRET,
@@ -127,8 +128,10 @@ fn from_is_the_user_of_the_token_whatever_the_client_says() {
     ann.say(r#"{"room_id":"tower","payload":{"from":"bob"},"from":"bob","user_id":"bob"}"#);
     let heard = bob.hear_type("message");
     assert_eq!((&heard["from"], &heard["payload"]), (&json!("ann"), &json!({"from":"bob"})));
-    ann.say(r#"{"target_user_id":"bob","payload":1,"from":"bob"}"#);
-    assert_eq!(bob.hear_type("message")["from"], "ann");
+    let rights = Rights { send: true, ..Rights::NONE };
+    let (mut sender, _) = Client::greeted(node.addr, &[], &token("cid", Some(rights), 60));
+    sender.say(r#"{"target_user_id":"bob","payload":1,"from":"bob"}"#);
+    assert_eq!(bob.hear_type("message")["from"], "cid");
 }
 
 #[test]
@@ -136,7 +139,8 @@ fn a_user_is_reached_on_all_connections_and_only_that_user() {
     let node = node();
     let phone = token("ann", None, 60);
     let mut anns: Vec<Client> = (0..6).map(|_| Client::greeted(node.addr, &[], &phone).0).collect();
-    let (mut bob, _) = Client::greeted(node.addr, &[], &token("bob", None, 60));
+    let rights = Rights { send: true, ..Rights::NONE };
+    let (mut bob, _) = Client::greeted(node.addr, &[], &token("bob", Some(rights), 60));
     bob.say(r#"{"target_user_id":"ann","payload":"ring","id":1}"#);
     assert_eq!(bob.hear_type("ok")["id"], 1);
     for ann in &mut anns {
@@ -167,12 +171,69 @@ fn rights_are_what_the_token_says() {
     let send = r#"{"type":"send","target_user_id":"bob","payload":0,"id":1}"#;
     let broadcast = r#"{"type":"broadcast","payload":0,"id":1}"#;
     for (request, by_default) in
-        [(publish, ""), (unjoined, "not_joined"), (send, ""), (broadcast, "forbidden")]
+        [(publish, ""), (unjoined, "not_joined"), (send, "forbidden"), (broadcast, "forbidden")]
     {
         assert_eq!(ask(None, request), by_default, "{request}");
         assert_eq!(ask(Some(all), request), "", "{request}");
         assert_eq!(ask(Some(Rights::NONE), request), "forbidden", "{request}");
     }
+}
+
+#[test]
+fn without_tokens_nobody_sends_to_users_or_to_everybody_unless_configured() {
+    let send = r#"{"type":"send","target_user_id":"bob","payload":0,"id":1}"#;
+    let broadcast = r#"{"type":"broadcast","payload":0,"id":1}"#;
+    let answers = |args: &[&str]| {
+        let node = Node::start_ready(&[&["--shards", "1"], args].concat());
+        let mut client = Client::join(node.addr, &["tower"]);
+        [send, broadcast].map(|request| {
+            client.say(request);
+            let mut answer = client.hear();
+            while answer["id"] != 1 {
+                answer = client.hear();
+            }
+            answer["code"].as_str().unwrap_or("").to_owned()
+        })
+    };
+    assert_eq!(answers(&[]), ["forbidden", "forbidden"]);
+    assert_eq!(answers(&["--auth-anonymous-rights", "send"]), ["", "forbidden"]);
+    assert_eq!(answers(&["--auth-user-rights", "send,broadcast"]), ["", ""]);
+}
+
+#[test]
+fn what_a_token_says_of_its_user_is_shown_on_every_node_and_in_histories() {
+    let redis = Redis::start();
+    let url = redis.url();
+    let spaces = "chat: presence=true, message_info=true, history_size=5";
+    let args = ["--auth-hmac-secret", SECRET, "--namespaces", spaces, "--backplane", &url];
+    let nodes = [Node::start_ready(&args), Node::start_ready(&args)];
+    let with_info = signed(&json!({"sub": "ann", "info": {"name": "Ann"}}));
+    let room = ["chat:a", "plain"];
+    let (mut ann, _) = Client::greeted(nodes[0].addr, &room, &with_info);
+    let (mut bob, _) = Client::greeted(nodes[1].addr, &room, &token("bob", None, 60));
+    ann.say(r#"{"room_id":"chat:a","payload":1}"#);
+    ann.say(r#"{"room_id":"plain","payload":2}"#);
+    let mut message = |payload: u64| {
+        let mut message = bob.hear_type("message");
+        while message["payload"] != payload {
+            message = bob.hear_type("message");
+        }
+        message
+    };
+    assert_eq!(message(1)["info"], json!({"name": "Ann"}));
+    assert_eq!(message(2)["info"], json!(null));
+    bob.say(r#"{"type":"history","room_id":"chat:a","id":1}"#);
+    assert_eq!(bob.hear_type("history")["messages"][0]["info"], json!({"name": "Ann"}));
+    bob.say(r#"{"type":"presence","room_id":"chat:a","id":2}"#);
+    let here = bob.hear_type("presence");
+    assert_eq!(
+        here["users"][0],
+        json!({"user_id": "ann", "connections": 1, "info": {"name": "Ann"}})
+    );
+    ann.say(r#"{"type":"join","room_id":"chat:a","info":7,"id":3}"#);
+    assert_eq!(ann.hear_type("error")["code"], "forbidden");
+    let history = nodes[1].get("/v1/rooms/chat:a/history").body;
+    assert!(history.contains(r#""info":{"name":"Ann"}"#), "{history}");
 }
 
 #[test]

@@ -24,7 +24,8 @@ fn is_whole(node: &Node, name: &str) {
 fn handshakes_visits_deliveries_and_round_trips_are_counted() {
     let redis = Redis::start();
     let url = redis.url();
-    let node = Node::start_ready(&["--shards", "1", "--backplane", &url]);
+    let rights = ["--auth-user-rights", "publish,send"];
+    let node = Node::start_ready(&[&["--shards", "1", "--backplane", &url], &rights[..]].concat());
     let mut clients: Vec<Client> = (0..3).map(|_| Client::join(node.addr, &["tower"])).collect();
     node.wait_for("campanile_websocket_handshake_seconds_count", 3);
     assert!(count(&node, "shard_visit_seconds") > 0);

@@ -5,10 +5,11 @@ use crate::node::Node;
 use crate::redis::{Redis, wait_until};
 use serde_json::json;
 
-/// So many instances that share a Redis.
+/// So many instances that share a Redis, whose clients may send to users and to everybody.
 pub fn nodes<const N: usize>(redis: &Redis, more: &[&str]) -> [Node; N] {
     let url = redis.url();
-    let args = [&["--shards", "2", "--backplane", &url], more].concat();
+    let rights = ["--auth-user-rights", "publish,send,broadcast"];
+    let args = [&["--shards", "2", "--backplane", &url], &rights[..], more].concat();
     std::array::from_fn(|_| Node::start_ready(&args))
 }
 

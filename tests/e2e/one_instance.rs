@@ -9,7 +9,7 @@ use serde_json::json;
 const SHARDS: usize = 3;
 
 fn node() -> Node {
-    Node::start_ready(&["--shards", "3"])
+    Node::start_ready(&["--shards", "3", "--auth-user-rights", "publish,send,broadcast"])
 }
 
 /// Connects until every shard has somebody in the room; the kernel decides who goes where.

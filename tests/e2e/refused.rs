@@ -26,6 +26,7 @@ fn expired(user: &str) -> String {
         rights: None,
         rooms: Vec::new(),
         send: Vec::new(),
+        info: None,
         expires_unix_s: 1_000_000_000,
     };
     mint(&request, SECRET).expect("a good request")

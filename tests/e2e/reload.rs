@@ -89,6 +89,7 @@ fn token_of(secret: &str, user: &str) -> String {
         rights: None,
         rooms: Vec::new(),
         send: Vec::new(),
+        info: None,
         expires_unix_s: 4_000_000_000,
     };
     mint(&request, secret).expect("a good request")

@@ -92,6 +92,7 @@ fn a_user_has_so_many_connections_where_that_is_limited() {
             rights: None,
             rooms: Vec::new(),
             send: Vec::new(),
+            info: None,
             expires_unix_s: now + 600,
         };
         let token = mint(&asked, SECRET).expect("a good wish");

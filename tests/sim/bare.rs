@@ -65,6 +65,7 @@ impl Bare {
                 rights: ALL_RIGHTS,
                 expires_unix_s: None,
                 grants: None,
+                info: None,
             },
             response: Bytes::from_static(HEAD),
             rooms: rooms.iter().map(|room| room.to_string()).collect(),

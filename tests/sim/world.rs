@@ -243,6 +243,7 @@ impl World {
                 rights: ALL_RIGHTS,
                 expires_unix_s: None,
                 grants: None,
+                info: None,
             },
             response: Bytes::from_static(HEAD),
             rooms: self.lives[who].rooms.clone(),

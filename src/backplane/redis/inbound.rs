@@ -212,6 +212,7 @@ impl InboundHandler<'_> {
             Ok(publish) => self.local.message(&Message {
                 topic: publish.topic.as_str(),
                 from: None,
+                info: None,
                 payload: publish.payload,
                 except: None,
                 conflate_key: publish.conflate_key,
@@ -375,8 +376,8 @@ mod tests {
     fn envelope_of(topic: &TopicName) -> Vec<u8> {
         let mut envelope = Vec::new();
         let (topic, payload) = (topic.as_str(), &b"1"[..]);
-        let (from, except, conflate_key, key) = (None, None, None, None);
-        let message = Message { topic, from, payload, except, conflate_key, key };
+        let (from, info, except, conflate_key, key) = (None, None, None, None, None);
+        let message = Message { topic, from, info, payload, except, conflate_key, key };
         envelope::write(&message, 1, &mut envelope);
         envelope
     }

@@ -184,6 +184,7 @@ fn denied_text(denied: AuthError) -> &'static str {
         AuthError::TooManyGrants => {
             "this token has too many patterns in rooms and send: at most 64, and 4096 bytes"
         }
+        AuthError::InfoTooLong => "info of this token is too long: at most 512 bytes of JSON",
         AuthError::Expired => "this token has expired",
         AuthError::ExpInMilliseconds => {
             "exp of this token is in milliseconds; it must be in seconds (RFC 7519 §4.1.4)"

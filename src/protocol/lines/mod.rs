@@ -94,7 +94,7 @@ pub fn write(event: &Event<'_>, out: &mut Vec<u8>) {
         Event::Joined { room, user, .. } => line += &format!("joined {room} {user}"),
         Event::Left { room, user } => line += &format!("left {room} {user}"),
         Event::Error { id, code, .. } => line += &format!("error{} {}", number(*id), code.as_str()),
-        Event::Message { topic, from, payload, position } => {
+        Event::Message { topic, from, payload, position, .. } => {
             let (topic, from) = (name(*topic), from.unwrap_or("-"));
             line += &format!("message {topic} {from}{} ", at(*position));
             tail = payload;

@@ -13,13 +13,12 @@
 
 use crate::ids::{CONFLATE_KEY_BYTES_MAX, ConflateKey, NAME_BYTES_MAX, Position, UpTo, is_name};
 use crate::protocol::json::{Fault, Members, Span};
-use crate::protocol::{AckOf, Command, ErrorCode, Page, Rejected, Request, RequestId};
+use crate::protocol::{
+    AckOf, Command, ErrorCode, INFO_BYTES_MAX, Page, Rejected, Request, RequestId,
+};
 
 /// The longest idempotency `key`, in bytes of text.
 pub const KEY_BYTES_MAX: usize = 128;
-
-/// The longest `info`, in bytes of JSON.
-pub const INFO_BYTES_MAX: usize = 512;
 
 /// Messages of a history that are sent for a request without `limit`.
 pub const LIMIT_DEFAULT: u32 = 100;

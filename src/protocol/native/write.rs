@@ -89,8 +89,8 @@ impl Sink for Length {
 
 fn emit(event: &Event<'_>, out: &mut impl Sink) {
     match event {
-        Event::Message { topic, from, payload, position } => {
-            message(*topic, *from, payload, *position, out);
+        Event::Message { topic, from, info, payload, position } => {
+            message(*topic, *from, *info, payload, *position, out);
         }
         Event::Ok { id, room, position, recovery, .. } => {
             ok(*id, room.map(TopicKind::Room), *position, *recovery, out);
@@ -150,6 +150,7 @@ fn emit(event: &Event<'_>, out: &mut impl Sink) {
 fn message(
     topic: TopicKind<'_>,
     from: Option<&str>,
+    info: Option<&str>,
     payload: &[u8],
     position: Option<Position>,
     out: &mut impl Sink,
@@ -159,6 +160,7 @@ fn message(
     if let Some(from) = from {
         text_member(br#","from":""#, from, out);
     }
+    info_member(info, out);
     out.raw(br#","payload":"#);
     out.raw(payload);
     if let Some(position) = position {
@@ -293,6 +295,8 @@ mod tests {
         let payload = br#"{"a": 1.0}"#.as_slice();
         let ok =
             |id, room, position, recovery| Event::Ok { id, room, position, recovery, missed: None };
+        let message =
+            |topic, from, info| Event::Message { topic, from, info, payload, position: None };
         let (none, asked_not) = (None, Recovery::NotAsked);
         let not_enabled = Recovery::NotRecovered(Unrecovered::NotEnabled);
         let cases: Vec<(Event<'_>, &str)> = vec![
@@ -328,16 +332,16 @@ mod tests {
                 r#"{"type":"error","code":"bad_json","message":""}"#,
             ),
             (
-                Event::Message { topic: room, from: Some("u"), payload, position: None },
+                message(room, Some("u"), None),
                 r#"{"type":"message","room_id":"r","from":"u","payload":{"a": 1.0}}"#,
             ),
             (
-                Event::Message { topic: user, from: None, payload, position: None },
+                message(user, None, None),
                 r#"{"type":"message","target_user_id":"u","payload":{"a": 1.0}}"#,
             ),
             (
-                Event::Message { topic: all, from: Some("u"), payload: b"null", position: None },
-                r#"{"type":"message","broadcast":true,"from":"u","payload":null}"#,
+                message(all, Some("u"), Some("[1]")),
+                r#"{"type":"message","broadcast":true,"from":"u","info":[1],"payload":{"a": 1.0}}"#,
             ),
             (Event::Lost { topic: room, count: 0 }, r#"{"type":"lost","room_id":"r","count":0}"#),
             (
@@ -395,7 +399,7 @@ mod tests {
                 r#"{"type":"history","id":7,"room_id":"r","epoch":"1","offset":2,"messages":[{"a":1},{"a":2}]}"#,
             ),
             (
-                Event::Message { topic: room, from: None, payload, position },
+                Event::Message { topic: room, from: None, info: None, payload, position },
                 r#"{"type":"message","room_id":"r","payload":{"a": 1.0},"epoch":"1","offset":2}"#,
             ),
         ]);

@@ -58,6 +58,8 @@ pub struct Session {
     pub rights: Rights,
     /// What its token allows in rooms.
     pub grants: Option<Arc<Grants>>,
+    /// What its token says about its user.
+    pub info: Option<Info>,
     /// For how many milliseconds it has been open.
     pub age_ms: u64,
     /// Its client's address where a proxy has named it; otherwise the socket's peer is the client.

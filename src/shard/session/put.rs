@@ -37,6 +37,9 @@ impl Shard {
         if let Some(grants) = session.grants {
             self.grants.insert(conn.0.index, grants);
         }
+        if let Some(info) = session.info {
+            self.user_infos.insert(conn.0.index, info);
+        }
         if let Some(peer) = session.peer {
             self.named_peers.insert(conn.0.index, peer);
         }

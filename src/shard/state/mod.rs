@@ -15,6 +15,7 @@ pub(in crate::shard) mod pending_user_queues;
 pub(in crate::shard) mod presence_infos;
 pub(in crate::shard) mod questions;
 pub(in crate::shard) mod rates;
+pub(in crate::shard) mod user_infos;
 
 use crate::auth::AnonymousSecret;
 use crate::ids::ConnId;
@@ -42,6 +43,7 @@ use crate::shard::state::pending_user_queues::PendingUserQueues;
 use crate::shard::state::presence_infos::PresenceInfos;
 use crate::shard::state::questions::Questions;
 use crate::shard::state::rates::Rates;
+use crate::shard::state::user_infos::UserInfos;
 use crate::slab::Slab;
 use crate::ws::decoder::Decoder;
 use bytes::BytesMut;
@@ -105,6 +107,8 @@ pub struct Shard {
     pub(in crate::shard) named_peers: NamedPeers,
     /// What tokens allow in rooms.
     pub(in crate::shard) grants: GrantSets,
+    /// What tokens say about their users.
+    pub(in crate::shard) user_infos: UserInfos,
     /// Whether any room has presence: the others pay nothing for it.
     pub(in crate::shard) has_presence: bool,
     pub(in crate::shard) everybody: TopicName,
@@ -159,6 +163,7 @@ impl Shard {
             expiries: Expiries::default(),
             named_peers: NamedPeers::default(),
             grants: GrantSets::default(),
+            user_infos: UserInfos::default(),
             has_presence,
             everybody,
             broadcast_receivers: [0; Encoding::COUNT],

@@ -113,8 +113,13 @@ mod tests {
 
     fn open(shard: &mut Shard) -> ConnId {
         let conn = shard.handle_accept(7, 0).unwrap();
-        let identity =
-            Identity { user: None, rights: Rights::NONE, expires_unix_s: None, grants: None };
+        let identity = Identity {
+            user: None,
+            rights: Rights::NONE,
+            expires_unix_s: None,
+            grants: None,
+            info: None,
+        };
         let (response, encoding) = (Bytes::from_static(b"101"), Encoding::of(Dialect::Echo));
         shard.handle_open(conn, Opening { identity, response, rooms: Vec::new(), encoding });
         conn

@@ -2,8 +2,9 @@
 //! texts are JSON, names and payloads are the same, and a payload is the client's bytes.
 
 use campanile::ids::is_name;
+use campanile::protocol::INFO_BYTES_MAX;
 use campanile::protocol::json::DEPTH_MAX;
-use campanile::protocol::native::{INFO_BYTES_MAX, KEY_BYTES_MAX, LIMIT_MAX, parse};
+use campanile::protocol::native::{KEY_BYTES_MAX, LIMIT_MAX, parse};
 use campanile::protocol::{AckOf, Command, ErrorCode, Rejected, RequestId};
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;

@@ -171,6 +171,7 @@ impl Fleet {
                 rights: ALL_RIGHTS,
                 expires_unix_s: None,
                 grants: None,
+                info: None,
             },
             response: Bytes::from_static(HEAD),
             rooms: client.rooms.iter().map(|(room, _)| room.clone()).collect(),

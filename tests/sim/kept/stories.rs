@@ -324,8 +324,9 @@ fn a_thousand_newcomers_who_missed_the_same_share_one_buffer() {
     let mut bare = Bare::with(limits(), spaces);
     let keep = Retention { messages_max: 100, age_max: Duration::from_secs(60) };
     let (mut log, now) = (MessageLog::new(7, 0), Instant::now());
-    let (from, except, conflate_key, key) = (None, None, None, None);
-    let message = Message { topic: "r:kept:a", from, payload: b"1", except, conflate_key, key };
+    let (from, info, except, conflate_key, key) = (None, None, None, None, None);
+    let message =
+        Message { topic: "r:kept:a", from, info, payload: b"1", except, conflate_key, key };
     let body = envelope::to_bytes(&message);
     let topic = TopicName::room(ROOM);
     let reader = RunRequest { topic: &topic, encoding: Encoding::NATIVE, bytes_max: 1 << 20 };

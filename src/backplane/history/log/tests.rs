@@ -15,6 +15,7 @@ fn body(number: u64) -> Bytes {
     let message = Message {
         topic: "r:t",
         from: None,
+        info: None,
         payload: payload.as_bytes(),
         except: None,
         conflate_key: None,

@@ -12,7 +12,7 @@
 use crate::backplane::presence::PresenceEvent;
 use crate::ids::{ConnId, NodeId, ShardId, is_name};
 use crate::link::Origin;
-use crate::protocol::native::INFO_BYTES_MAX;
+use crate::protocol::INFO_BYTES_MAX;
 use serde::de::IgnoredAny;
 use std::fmt;
 

@@ -80,5 +80,5 @@ impl SentPublish {
 
 /// Bytes for which a queued publish counts: its content and about what it takes to hold it.
 pub(super) fn queue_bytes(publish: &Publish) -> usize {
-    size_of::<QueuedPublish>() + publish.topic.as_str().len() + publish.payload.len()
+    size_of::<QueuedPublish>() + publish.topic.as_str().len() + publish.content_bytes()
 }

@@ -348,6 +348,7 @@ mod tests {
                 topic: TopicName::room(room),
                 payload: Bytes::from(number.to_string()),
                 from: None,
+                info: None,
                 except: None,
                 key: None,
                 conflate_key: None,

@@ -292,7 +292,7 @@ impl UnconfirmedLog {
 
 /// Bytes for which a publish counts: its content and about what it takes to keep it.
 fn log_bytes(publish: &Publish) -> usize {
-    size_of::<AckedPublish>() + publish.topic.as_str().len() + publish.payload.len()
+    size_of::<AckedPublish>() + publish.topic.as_str().len() + publish.content_bytes()
 }
 
 #[cfg(test)]
@@ -307,6 +307,7 @@ mod tests {
             topic: TopicName::room(room),
             payload: Bytes::from(vec![b'1'; bytes]),
             from: None,
+            info: None,
             except: None,
             key: None,
             conflate_key: None,
