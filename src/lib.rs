@@ -55,9 +55,11 @@
 //! | [`net`] | moves bytes between sockets and the shard, decides nothing |
 //! | [`backplane`] | from node to node: the trait `Transport`, and what all its kinds share |
 //! | [`api`] | HTTP for backends and operators |
+//! | [`hooks`] | HTTP questions to services of the operator |
 //! | [`config`], [`plan`] | every setting once; what it means on this machine |
 //! | [`node`], [`cli`], [`doctor`] | start and end of the process, the command line, host checks |
 //! | [`sys`], [`terminal`] | system calls; output that cannot block |
+//! | [`tls_trust`] | whom TLS to other servers trusts |
 //! | [`metrics`] | what is counted, and how it leaves the thread that counts |
 //! | [`load`] | the load generator: a client that shares no code with the server |
 //!
@@ -214,6 +216,7 @@ pub mod cli;
 pub mod config;
 pub mod doctor;
 pub mod framing;
+pub mod hooks;
 pub mod ids;
 pub mod link;
 pub mod load;
@@ -227,4 +230,5 @@ pub mod shard;
 pub mod slab;
 pub mod sys;
 pub mod terminal;
+pub mod tls_trust;
 pub mod ws;

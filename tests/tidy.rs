@@ -172,6 +172,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "metrics",
             "policy",
             "plan",
+            "tls_trust",
         ],
     ),
     ("api", &["api", "link", "protocol", "ids", "metrics", "policy", "plan", "sys", "terminal"]),
@@ -192,6 +193,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "terminal",
         ],
     ),
+    ("hooks", &["hooks", "tls_trust"]),
+    ("tls_trust", &[]),
     ("doctor", &["doctor", "plan", "config", "sys", "terminal"]),
     ("config", &["config", "ids", "policy"]),
     ("plan", &["plan", "config", "auth::AuthPlan", "auth::VerifyingKeys", "ids", "policy"]),
@@ -315,7 +318,7 @@ struct Belongs {
 const BELONGS: &[Belongs] = &[
     Belongs {
         word: "tokio",
-        to: &["src/backplane/", "src/api/"],
+        to: &["src/backplane/", "src/api/", "src/hooks/"],
         because: "a shard's runtime is monoio",
     },
     Belongs {
@@ -326,7 +329,11 @@ const BELONGS: &[Belongs] = &[
     Belongs { word: "monoio", to: &["src/net/"], because: "the shard names no runtime" },
     Belongs { word: "monoio_http", to: &["src/net/"], because: "the shard names no runtime" },
     Belongs { word: "axum", to: &["src/api/"], because: "HTTP for operators is made in one room" },
-    Belongs { word: "hyper", to: &["src/api/"], because: "HTTP for operators is made in one room" },
+    Belongs {
+        word: "hyper",
+        to: &["src/api/", "src/hooks/"],
+        because: "HTTP is served in one room, and asked in one",
+    },
 ];
 
 fn belongings(sources: &[Source]) -> Vec<String> {

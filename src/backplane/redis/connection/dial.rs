@@ -8,11 +8,11 @@
 //! half a minute after another host is gone. Where there is traffic, the canary is quicker.
 
 use crate::backplane::redis::failure::classify::of_connect;
-use crate::backplane::redis::failure::{AuthorityError, LinkError, SetupError};
+use crate::backplane::redis::failure::{LinkError, SetupError};
+use crate::tls_trust;
 use redis::ConnectionAddr;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use std::io;
 use std::net::SocketAddr;
@@ -94,30 +94,11 @@ async fn open(host: &str, port: u16) -> Result<TcpStream, LinkError> {
 }
 
 fn client_config(tls_ca_file: Option<&str>) -> Result<ClientConfig, LinkError> {
-    let mut roots = RootCertStore::empty();
-    match tls_ca_file {
-        Some(path) => add_authorities(&mut roots, path)
-            .map_err(|error| SetupError::Authority { path: path.to_owned(), error })?,
-        None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("ring knows the default versions");
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
-}
-
-fn add_authorities(roots: &mut RootCertStore, path: &str) -> Result<(), AuthorityError> {
-    let text =
-        std::fs::read(path).map_err(|error| AuthorityError::Unreadable(error.to_string()))?;
-    for certificate in CertificateDer::pem_slice_iter(&text) {
-        let certificate = certificate.map_err(|error| AuthorityError::NotPem(error.to_string()))?;
-        roots.add(certificate).map_err(|error| AuthorityError::Refused(error.to_string()))?;
-    }
-    match roots.is_empty() {
-        true => Err(AuthorityError::Empty),
-        false => Ok(()),
-    }
+    let refused = |error| {
+        let path = tls_ca_file.expect("the built-in list is good").to_owned();
+        SetupError::Authority { path, error }.into()
+    };
+    tls_trust::client_config(tls_ca_file).map_err(refused)
 }
 
 impl AsyncRead for Stream {

@@ -1,7 +1,7 @@
 //! The types of failures, and what they say.
 
-use crate::backplane::redis::failure::authority::AuthorityError;
 use crate::backplane::redis::failure::reason::FailureReason;
+use crate::tls_trust::AuthorityError;
 use std::fmt;
 
 /// Why a server is not connected, or no longer.

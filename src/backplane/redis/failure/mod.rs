@@ -6,11 +6,9 @@
 //!
 //! Invariant: no text has a password in it.
 
-mod authority;
 pub(super) mod classify;
 mod link_error;
 mod reason;
 
-pub use authority::AuthorityError;
 pub use link_error::{LinkError, Outage, SetupError};
 pub use reason::FailureReason;
