@@ -1,7 +1,7 @@
 //! Whom TLS to other servers trusts: Redis, and the services that are asked over HTTP.
 //!
 //! The authorities that may have signed a server's certificate are in a file, or else those of
-//! Mozilla's list. A certificate is always checked, and nothing here can be told not to.
+//! Mozilla's list. A certificate is always checked, and no setting changes that.
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;

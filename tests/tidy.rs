@@ -721,6 +721,7 @@ const METAPHORS: &[Metaphor] = &[
 /// Names that are not ours to choose: they are no use of the words in them.
 const FOREIGN_NAMES: &[&str] = &[
     "TowerToHyperService", // of the crate hyper-util
+    "tower_service",       // the name of a crate
     "\"{said:",            // a placeholder that people type; deprecated, goes with version 1.0
 ];
 
