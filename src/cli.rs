@@ -6,10 +6,11 @@
 //! Invariant: nothing is started here; environment, files and time are read only through
 //! [`Environment`], which tests fake.
 
-use crate::auth::{TokenRequest, mint};
+use crate::auth::{RoomTokenRequest, TokenRequest, mint, mint_for_room};
 use crate::config::{Config, ConfigErrors, ConfigOrigin, SETTINGS, Setting, ValueKind};
 use crate::doctor::DoctorRequest;
 use crate::load::LoadArgs;
+use crate::policy::grants::RoomActions;
 use crate::policy::rights::Rights;
 use crate::policy::setting::SettingRange;
 use crate::terminal;
@@ -145,6 +146,14 @@ fn token_command() -> Command {
             "The only rooms that it opens, by patterns such as chat:*,dm:{user}:*. Default: all that \
              are open to users",
         ))
+        .arg(
+            value("room", "ROOM")
+                .conflicts_with_all(["rights", "rooms", "send-to", "info"])
+                .help("A token for this one room, to be sent with a join"),
+        )
+        .arg(value("actions", "LIST").requires("room").help(
+            "What it allows in that room, out of join,publish,history,presence. Default: all",
+        ))
         .arg(value("send-to", "LIST").help("Users to whom it may send, by patterns such as team-*"))
         .arg(value("info", "JSON").help(
             "What others are shown of the user, where presence or message_info is on. Default: nothing",
@@ -243,17 +252,35 @@ fn token(matches: &ArgMatches, environment: &Environment<'_>) -> Result<String, 
     let secret = secret.filter(|secret| !secret.is_empty()).ok_or_else(|| {
         CliError::Other("there is no secret: give --secret, or set auth.hmac_secret".to_owned())
     })?;
+    let user = text("user").expect("clap requires it").clone();
+    let ttl_s = matches.get_one::<u64>("ttl").expect("it has a default");
+    let expires_unix_s = environment.now_unix_s + ttl_s;
+    let refused = |why: String| CliError::Other(format!("--user {user}: {why}"));
+    if let Some(room) = text("room") {
+        let actions = text("actions").map(|list| actions(list)).transpose()?;
+        let (user, room) = (user.clone(), room.clone());
+        let actions = actions.unwrap_or(RoomActions::ALL);
+        let request = RoomTokenRequest { user, room, actions, expires_unix_s };
+        return mint_for_room(&request, &secret).map_err(refused);
+    }
     let request = TokenRequest {
-        user: text("user").expect("clap requires it").clone(),
+        user: user.clone(),
         rights: text("rights").map(|list| rights(list)).transpose()?,
         rooms: text("rooms").map(|list| items(list)).unwrap_or_default(),
         send: text("send-to").map(|list| items(list)).unwrap_or_default(),
         info: text("info").cloned(),
-        expires_unix_s: environment.now_unix_s
-            + matches.get_one::<u64>("ttl").expect("it has a default"),
+        expires_unix_s,
     };
-    mint(&request, &secret)
-        .map_err(|why| CliError::Other(format!("--user {}: {why}", request.user)))
+    mint(&request, &secret).map_err(refused)
+}
+
+fn actions(list: &str) -> Result<RoomActions, CliError> {
+    items(list).iter().try_fold(RoomActions::NONE, |actions, name| {
+        actions.with(name).ok_or_else(|| {
+            let known = RoomActions::NAMES.join(", ");
+            CliError::Other(format!("--actions {list}: {name:?} is no action. Write {known}"))
+        })
+    })
 }
 
 fn items(list: &str) -> Vec<String> {

@@ -212,6 +212,8 @@ fn a_token_is_signed_with_the_secret_of_the_flag_the_environment_or_the_file() {
             issuer: None,
             audience: None,
             leeway_s: 2,
+            first_message_timeout_ms: 0,
+            expiry_notice_s: 0,
             anonymous_rights: campanile::policy::rights::Rights::NONE,
             user_rights: campanile::policy::rights::Rights::NONE,
         });

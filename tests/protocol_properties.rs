@@ -486,6 +486,6 @@ fn the_longest_name_written_with_nothing_but_escapes_is_read() {
     let name = "r".repeat(NAME_BYTES_MAX);
     let json = written(&name, &[true]);
     let mut message = format!("{{\"type\":\"join\",\"room_id\":{json}}}").into_bytes();
-    let command = Command::Join { room: &name, since: None, info: None, ack: false };
+    let command = Command::Join { room: &name, since: None, info: None, ack: false, token: None };
     assert_eq!(native::parse(&mut message, DEPTH), Ok(Request { id: None, command }));
 }

@@ -4,8 +4,10 @@
 #[path = "common/stages.rs"]
 mod stages;
 
+use campanile::auth::{AuthError, TokenRequest, mint};
+use campanile::net::upgrade::reject::RejectReason;
 use proptest::prelude::*;
-use stages::{KEY, Outcome, run, world};
+use stages::{KEY, Outcome, run, world, world_with};
 
 fn call(n: usize, body: &[u8]) -> Vec<u8> {
     let head = format!(
@@ -20,7 +22,50 @@ const UPGRADE: &[u8] = b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n\
     Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
     Sec-WebSocket-Version: 13\r\nX-Forwarded-For: 6.6.6.6, 192.0.2.7\r\n\r\n";
 
+/// A masked frame with a mask of zeros.
+fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let len = payload.len() as u16;
+    let len = match len {
+        0..=125 => vec![0x80 | len as u8],
+        _ => [&[0x80 | 126][..], &len.to_be_bytes()].concat(),
+    };
+    [&[first][..], &len, &[0; 4], payload].concat()
+}
+
 proptest! {
+    #[test]
+    fn a_first_message_is_read_however_it_is_cut_and_nothing_else_opens_the_connection(
+        pings in 0..4usize,
+        is_good in any::<bool>(),
+        rest in prop::collection::vec(any::<u8>(), 0..100),
+        mut cuts in prop::collection::vec(0..900usize, 0..60),
+    ) {
+        let secret = "a secret of the tests";
+        let settings = [("auth.hmac_secret", secret), ("auth.first_message_timeout_ms", "1000")];
+        let world = world_with(&settings);
+        let request = TokenRequest {
+            user: "ann".to_owned(),
+            rights: None,
+            rooms: Vec::new(),
+            send: Vec::new(),
+            info: None,
+            expires_unix_s: 1000,
+        };
+        let token = mint(&request, if is_good { secret } else { "another secret" }).unwrap();
+        let auth = format!(r#"{{"type":"auth","token":"{token}"}}"#);
+        let mut stream = UPGRADE.to_vec();
+        (0..pings).for_each(|_| stream.extend(frame(0x89, b"?")));
+        stream.extend(frame(0x81, auth.as_bytes()));
+        stream.extend_from_slice(&rest);
+        cuts.sort_unstable();
+        let outcomes = run(&world, &stream, &cuts);
+        let wanted = match is_good {
+            true => Outcome::Open(Some("192.0.2.7:0".parse().unwrap()), rest),
+            false => Outcome::Reject(RejectReason::Token(AuthError::Invalid)),
+        };
+        prop_assert_eq!(outcomes, vec![wanted]);
+    }
+
     #[test]
     fn what_comes_of_a_connection_does_not_depend_on_how_its_bytes_are_cut(
         header in prop::sample::select(vec![

@@ -1,9 +1,9 @@
 //! Authentication: which clients are admitted, and with which rights.
 //!
-//! A client sends a token (a JWT, HS256) or none. The [`Authenticator`] checks it before any upgrade,
-//! from the token and the time alone; afterwards it is not used again: the [`Identity`] travels with
-//! the connection. An invalid token is refused even where anonymous clients are allowed, because a
-//! client that takes itself for Ann must not silently be anonymous.
+//! A client sends a token (a JWT) or none. The [`Authenticator`] checks it before any upgrade, from
+//! the token and the time alone, and each further token that a connection brings: the [`Identity`]
+//! travels with the connection. An invalid token is refused even where anonymous clients are allowed,
+//! because a client that takes itself for Ann must not silently be anonymous.
 //!
 //! Invariant: pure. No clock, no socket; and no secret ever leaves this room, not even by `Debug`.
 
@@ -12,17 +12,19 @@ mod crypto;
 mod grants;
 mod keys;
 mod plan;
+mod room;
 mod token;
 
 pub use anonymous::AnonymousSecret;
 pub use keys::VerifyingKeys;
+pub use room::{RoomAdmission, RoomTokenRequest, mint_for_room};
 pub use token::{TokenRequest, mint};
 
 /// What user names of tokens may not begin with: such names are given to anonymous clients, and
 /// no user may be mistaken for one of them.
 pub use crate::ids::ANONYMOUS_PREFIX;
-use crate::ids::is_user_name;
-use crate::policy::grants::Grants;
+use crate::ids::{is_name, is_user_name};
+use crate::policy::grants::{Grants, RoomActions};
 use crate::policy::rights::Rights;
 use crate::protocol::{INFO_BYTES_MAX, Info};
 use jsonwebtoken::{Validation, decode, decode_header};
@@ -68,6 +70,10 @@ pub enum AuthError {
     TooManyGrants,
     /// Its `info` has more than [`INFO_BYTES_MAX`] bytes.
     InfoTooLong,
+    /// It is for one room, and shows nobody who a client is.
+    OnlyForRoom,
+    /// It is for no room, where one for a room is asked for.
+    NotForRoom,
 }
 
 /// An `exp` from here on is no number of seconds: it would be in the year 5138. Milliseconds have
@@ -114,6 +120,8 @@ struct Claims {
     rooms: Option<grants::RoomsClaim>,
     send: Option<Vec<String>>,
     info: Option<Box<RawValue>>,
+    room: Option<String>,
+    actions: Option<Vec<String>>,
 }
 
 impl Authenticator {
@@ -156,6 +164,43 @@ impl Authenticator {
                 info: None,
             });
         };
+        let claims = self.good_claims(token, now_unix_s)?;
+        if claims.room.is_some() {
+            return Err(AuthError::OnlyForRoom);
+        }
+        if !is_user_name(&claims.sub) {
+            return Err(AuthError::Invalid);
+        }
+        let grants = grants::granted(claims.rooms, claims.send)?;
+        let rights = claims.rights.map_or(self.user_rights, |names| granted(&names));
+        let expires_unix_s = claims.exp.map(|exp| exp.ceil() as u64 + self.leeway_s);
+        let info = claims.info.as_deref().map(info).transpose()?;
+        Ok(Identity { user: Some(claims.sub.into()), rights, expires_unix_s, grants, info })
+    }
+
+    /// Checks a token for one room, which comes with a join, `now` in seconds since 1970. Without the
+    /// claim `actions` it allows all; actions of unknown names give nothing. That room and user are
+    /// the right ones is the caller's to see.
+    pub fn admit_to_room(&self, token: &str, now_unix_s: u64) -> Result<RoomAdmission, AuthError> {
+        let claims = self.good_claims(token, now_unix_s)?;
+        let room = claims.room.ok_or(AuthError::NotForRoom)?;
+        if !is_name(&claims.sub) || !is_name(&room) {
+            return Err(AuthError::Invalid);
+        }
+        let named = |names: Vec<String>| {
+            let all = names.iter();
+            all.fold(RoomActions::NONE, |actions, name| actions.with(name).unwrap_or(actions))
+        };
+        Ok(RoomAdmission {
+            user: claims.sub.into(),
+            room: room.into(),
+            actions: claims.actions.map_or(RoomActions::ALL, named),
+            expires_unix_s: claims.exp.map(|exp| exp.ceil() as u64 + self.leeway_s),
+        })
+    }
+
+    /// The claims of a token that one of the keys has signed and that is good now, for us.
+    fn good_claims(&self, token: &str, now_unix_s: u64) -> Result<Claims, AuthError> {
         let claims = self.signed_claims(token).ok_or(AuthError::Invalid)?;
         let now = now_unix_s as f64;
         let leeway = self.leeway_s as f64;
@@ -175,14 +220,7 @@ impl Authenticator {
         if !self.audience.as_ref().is_none_or(is_for) {
             return Err(AuthError::WrongAudience);
         }
-        if !is_user_name(&claims.sub) {
-            return Err(AuthError::Invalid);
-        }
-        let grants = grants::granted(claims.rooms, claims.send)?;
-        let rights = claims.rights.map_or(self.user_rights, |names| granted(&names));
-        let expires_unix_s = claims.exp.map(|exp| exp.ceil() as u64 + self.leeway_s);
-        let info = claims.info.as_deref().map(info).transpose()?;
-        Ok(Identity { user: Some(claims.sub.into()), rights, expires_unix_s, grants, info })
+        Ok(claims)
     }
 
     /// Whom a token names that is signed with the key, whether or not it is good now. For logs.

@@ -19,6 +19,11 @@ pub struct AuthPlan {
     pub audience: Option<String>,
     /// How far clocks may differ, in seconds.
     pub leeway_s: u64,
+    /// How long a client that came without a token may take to send one, in milliseconds. 0: it has to
+    /// come with one.
+    pub first_message_timeout_ms: u64,
+    /// How long before its token expires a client receives a notice, in seconds. 0: it does not.
+    pub expiry_notice_s: u64,
     /// What an anonymous client may do.
     pub anonymous_rights: Rights,
     /// The rights of a user whose token has no `rights`.
@@ -26,6 +31,11 @@ pub struct AuthPlan {
 }
 
 impl AuthPlan {
+    /// Whether a client that came without a token may send one in its first message.
+    pub fn awaits_first_message(&self) -> bool {
+        self.first_message_timeout_ms > 0 && !self.anonymous
+    }
+
     /// Whether tokens are accepted at all.
     pub fn has_tokens(&self) -> bool {
         self.hmac_secret.is_some() || !self.keys.is_empty()
@@ -41,6 +51,8 @@ impl fmt::Debug for AuthPlan {
             .field("issuer", &self.issuer)
             .field("audience", &self.audience)
             .field("leeway_s", &self.leeway_s)
+            .field("first_message_timeout_ms", &self.first_message_timeout_ms)
+            .field("expiry_notice_s", &self.expiry_notice_s)
             .field("anonymous_rights", &self.anonymous_rights.names())
             .field("user_rights", &self.user_rights.names())
             .finish()

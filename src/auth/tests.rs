@@ -19,6 +19,8 @@ fn authenticator(anonymous: bool, secret: Option<&str>) -> Authenticator {
         issuer: None,
         audience: None,
         leeway_s: LEEWAY_S,
+        first_message_timeout_ms: 0,
+        expiry_notice_s: 0,
     })
 }
 

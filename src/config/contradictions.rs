@@ -95,6 +95,15 @@ impl Config {
                     .to_owned(),
             );
         }
+        if self.auth_first_message_timeout_ms > 0
+            && self.auth_anonymous.unwrap_or(!self.has_tokens())
+        {
+            found.push(
+                "auth.first_message_timeout_ms, and clients may connect without a token: they are \
+                 admitted at once. Leave it out, or set auth.anonymous = false"
+                    .to_owned(),
+            );
+        }
         let is_forgotten = self.is_secret_blank && !self.has_tokens();
         if is_forgotten && self.auth_anonymous != Some(true) {
             found.push(

@@ -22,10 +22,11 @@ pub enum ReloadClass {
     Restart,
 }
 
-const AT_ONCE: [&str; 14] = [
+const AT_ONCE: [&str; 15] = [
     "auth.allow_weak_secret",
     "auth.anonymous",
     "auth.anonymous_rights",
+    "auth.expiry_notice_s",
     "auth.hmac_secret",
     "auth.hmac_secret_file",
     "drain_ms",
@@ -39,8 +40,9 @@ const AT_ONCE: [&str; 14] = [
     "ops.api_key_file",
 ];
 
-const NEXT_CONNECTION: [&str; 18] = [
+const NEXT_CONNECTION: [&str; 19] = [
     "auth.audience",
+    "auth.first_message_timeout_ms",
     "auth.issuer",
     "auth.keys_file",
     "auth.leeway_s",

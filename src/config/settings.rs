@@ -232,6 +232,10 @@ settings! {
         "What a token's `aud` must be, or have among others. Empty: it is not looked at.";
     auth_leeway_s: u64, "auth.leeway_s", "2", count(0, 600, "seconds"),
         "How far the clocks of this machine and of the token's maker may differ, for `exp` and `nbf`.";
+    auth_first_message_timeout_ms: u64, "auth.first_message_timeout_ms", "0", ms(0, 10 * MINUTE_MS),
+        "How long a client that connects without a token may take to send one in its first message. Until then it is a handshake, and may do nothing else. 0: a client has to connect with its token.";
+    auth_expiry_notice_s: u64, "auth.expiry_notice_s", "60", count(0, 24 * 60 * 60, "seconds"),
+        "How long before its token expires a client receives `token_expires`. 0: never.";
     auth_allow_weak_secret: bool, "auth.allow_weak_secret", "false", BOOL,
         "Whether auth.hmac_secret and ops.api_key may be shorter than 16 bytes.";
     auth_anonymous_rights: Option<Rights>, "auth.anonymous_rights", "auto", ValueKind::RightsAuto,

@@ -110,6 +110,8 @@ fn table_of_the_node() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str
         ("auth.issuer", vec!["", "https://example.eu.auth0.com/"], vec![" x", "a\nb"]),
         ("auth.audience", vec!["", "https://api.example"], vec!["a\nb"]),
         ("auth.leeway_s", vec!["0", "600"], vec!["-1", "601"]),
+        ("auth.first_message_timeout_ms", vec!["0"], vec!["-1", "600001", "5000"]),
+        ("auth.expiry_notice_s", vec!["0", "86400"], vec!["-1", "86401"]),
         ("auth.allow_weak_secret", vec!["true", "false"], vec!["", "1"]),
         (
             "auth.anonymous_rights",

@@ -107,12 +107,14 @@ pub fn shares(plan: &Plan) -> Shares {
 }
 
 fn new_shard(setup: &ShardSetup) -> Shard {
-    Shard::new(ShardConfig {
+    let mut shard = Shard::new(ShardConfig {
         id: setup.shard.id,
         node: setup.plan.node,
         node_name: setup.plan.node_name.clone(),
         limits: setup.plan.limits,
         namespaces: setup.plan.namespaces.clone(),
         anonymous_secret: setup.anonymous_secret,
-    })
+    });
+    shard.handle_expiry_notice(setup.plan.auth.expiry_notice_s);
+    shard
 }

@@ -26,13 +26,16 @@ use crate::net::io::socket;
 use crate::net::memory::{self, ShardMemory};
 use crate::net::upgrade::reject::RejectReason;
 use crate::net::upgrade::routes::{HandshakeRefusal, Routes};
-use crate::net::upgrade::{LeftAt, Progress, StageContext, TimedOut, Upgrades};
+use crate::net::upgrade::{LeftAt, Progress, StageContext, TimedOut, Upgrades, first_message};
 use crate::plan::{Plan, ProxyProtocol};
 use crate::policy::networks::any_contains;
-use crate::protocol::dialect::Encoding;
+use crate::protocol::dialect::{AuthRequest, Encoding};
 use crate::shard::conn::CloseReason;
 use crate::shard::delivery::batch::SendBatch;
-use crate::shard::{AdmissionChange, ClosedSocket, Opening, ReadOutcome, SettingsChange, Shard};
+use crate::shard::{
+    AdmissionChange, ClosedSocket, Opening, ReadOutcome, SettingsChange, Shard, TokenCheck,
+    TokenVerdict,
+};
 use bytes::Bytes;
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -332,6 +335,7 @@ impl Reactor {
             }
             let Some(conn) = self.unread.pop_front() else { return };
             self.read(conn);
+            self.check_tokens();
             self.close_all();
             if Instant::now() >= until {
                 return;
@@ -389,6 +393,10 @@ impl Reactor {
                     self.shard.handle_not_late(conn, deadline_ms, now_ms);
                 }
                 TimedOut::Reject(reason) => self.reject(conn, reason),
+                TimedOut::Close(encoding, reason) => {
+                    let refusal = first_message::refuse(encoding, reason, Bytes::new(), None);
+                    self.refuse(conn, refusal);
+                }
                 TimedOut::End => self.end_served(conn),
             }
         }
@@ -444,6 +452,7 @@ impl Reactor {
             admission: Some(admission).filter(|_| !tokens_hold || before != anonymous),
         };
         self.shard.handle_settings(change, now_ms);
+        self.shard.handle_expiry_notice(plan.auth.expiry_notice_s);
         self.handshakes_max = plan.limits.handshakes_max;
         self.addresses.reload(&plan);
         self.routes = Routes::reloaded(plan);
@@ -551,8 +560,12 @@ impl Reactor {
         match progress {
             Progress::More => {}
             Progress::Interim(response) => self.shard.handle_interim(conn, response),
-            Progress::Open { opening, named, mut rest } => {
-                self.open(conn, opening, named);
+            Progress::AwaitToken { response, deadline_ms } => {
+                self.shard.handle_interim(conn, response);
+                self.shard.handle_not_late(conn, Some(deadline_ms), now_ms);
+            }
+            Progress::Open { opening, named, mut rest, first } => {
+                self.open(conn, opening, named, first);
                 if !rest.is_empty() {
                     return self.shard.handle_read(conn, &mut rest);
                 }
@@ -584,11 +597,23 @@ impl Reactor {
     }
 
     /// A connection has become a WebSocket.
-    fn open(&mut self, conn: ConnId, opening: Opening, named: Option<SocketAddr>) {
+    fn open(
+        &mut self,
+        conn: ConnId,
+        opening: Opening,
+        named: Option<SocketAddr>,
+        first: Option<AuthRequest>,
+    ) {
         if let Err(reason) =
             self.addresses.begin_user(conn.0.index, opening.identity.user.as_deref())
         {
-            return self.reject(conn, reason);
+            return match first {
+                None => self.reject(conn, reason),
+                Some(_) => {
+                    let (encoding, before) = (opening.encoding, opening.response);
+                    self.refuse(conn, first_message::refuse(encoding, reason, before, None));
+                }
+            };
         }
         let expires_unix_s = opening.identity.expires_unix_s;
         if let Some(named) = named {
@@ -602,6 +627,9 @@ impl Reactor {
         if let Some(expires_unix_s) = expires_unix_s {
             let left_ms = 1000 * expires_unix_s.saturating_sub(unix_s());
             self.shard.handle_expiry(conn, self.now_ms() + left_ms);
+        }
+        if let Some(AuthRequest { id: Some(id), .. }) = first {
+            self.shard.handle_first_request(conn, &id);
         }
         if tracing::enabled!(tracing::Level::DEBUG) {
             let (connection, peer) = (self.shard.origin(conn), self.peer_of(conn));
@@ -645,6 +673,7 @@ impl Reactor {
 
     /// Carries out what the shard is polled for: see the order in `shard/mod.rs`.
     fn drain(&mut self, now: Instant) {
+        self.check_tokens();
         self.drain_uplink(now);
         // Before a client is greeted: it must not miss a broadcast that was published after that.
         self.publish_receivers();
@@ -674,6 +703,29 @@ impl Reactor {
             && let Some(reader) = self.reader.take()
         {
             reader.wake();
+        }
+    }
+
+    /// Checks tokens that open connections have sent: of each connection one in its turn, and it has
+    /// its next turn behind the others.
+    fn check_tokens(&mut self) {
+        while let Some(TokenCheck { conn, is_for_room, token }) = self.shard.poll_token_check() {
+            let (now_ms, now_s) = (self.now_ms(), unix_s());
+            let at_ms = |expires: Option<u64>| {
+                expires.map(|at_s| now_ms + 1000 * at_s.saturating_sub(now_s))
+            };
+            let checked = match is_for_room {
+                false => self.routes.admit(Some(&token), now_s).map(|identity| {
+                    let expires_at_ms = at_ms(identity.expires_unix_s);
+                    TokenVerdict::User { identity, expires_at_ms }
+                }),
+                true => self.routes.admit_to_room(&token, now_s).map(|admission| {
+                    let expires_at_ms = at_ms(admission.expires_unix_s);
+                    TokenVerdict::Room { admission, expires_at_ms }
+                }),
+            };
+            let refused = |why: RejectReason| TokenVerdict::Refused(why.rejection().text);
+            self.shard.handle_token(conn, checked.unwrap_or_else(refused));
         }
     }
 

@@ -324,6 +324,8 @@ fn auth_plan(config: &Config) -> Result<AuthPlan, ConfigErrors> {
         issuer: config.auth_issuer.clone(),
         audience: config.auth_audience.clone(),
         leeway_s: config.auth_leeway_s,
+        first_message_timeout_ms: config.auth_first_message_timeout_ms,
+        expiry_notice_s: config.auth_expiry_notice_s,
         anonymous_rights: config.auth_anonymous_rights.unwrap_or(config.auth_user_rights),
         user_rights: config.auth_user_rights,
     })

@@ -145,6 +145,10 @@ limits! {
         "Requests for history or presence of one connection in a second, on average; 0: no limit. Beyond: as with limits.joins_per_s_max.";
     requests_burst_max: u64 = 256, in tests 1000, count(1, 1_000_000_000, "requests"),
         "Requests for history or presence of one connection at once.";
+    token_checks_per_s_max: u64 = 20, in tests 1000, count(0, 1_000_000_000, "tokens"),
+        "Tokens that one connection sends in a second after it has connected, on average: `auth`, and joins with a token; 0: no limit. A signature takes up to 100 µs to verify. Beyond: as with limits.joins_per_s_max.";
+    token_checks_burst_max: u64 = 64, in tests 1000, count(1, 1_000_000_000, "tokens"),
+        "Tokens that one connection sends at once.";
     connections_per_address_max: u64 = 4096, in tests 4096, count(0, 1_000_000, "connections"),
         "Connections of one client address (of one /64 of IPv6) to this node, handshakes included; 0: no limit. Only where addresses are known to be clients': see listen_direct. Beyond: HTTP 429 with Retry-After.";
     handshakes_per_address_max: u64 = 512, in tests 512, count(0, 4000, "handshakes"),

@@ -107,7 +107,7 @@ namespace_settings! {
     recovery: bool = true, SettingRange::Bool,
         "Whether a join with `since` is answered with the missed messages. Needs a history.";
     join: Who = Who::Anyone, SettingRange::Choice(Who::WORDS),
-        "Which clients may join. users: those with a token. token: those whose token names the room in its claim `rooms`.";
+        "Which clients may join. users: those with a token. token: those whose token names the room in its claim `rooms`, or who join with a token for it.";
     publish: Who = Who::Anyone, SettingRange::Choice(Who::WORDS),
         "Which clients may publish, if their rights allow it. token: those whose token names the room. nobody: only the HTTP API and Redis.";
     slow_consumer: SlowConsumer = SlowConsumer::Close, SettingRange::Choice(SlowConsumer::WORDS),

@@ -5,7 +5,7 @@
 //! dialect and the HTTP API ask it, so none of them can forget a part of it.
 
 use crate::ids::TopicKind;
-use crate::policy::grants::{Grants, RoomAction};
+use crate::policy::grants::{Grants, RoomAction, RoomActions};
 use crate::policy::namespaces::{Namespaces, Policy};
 
 /// What a user may do.
@@ -85,6 +85,8 @@ pub enum Asker<'a> {
         is_member: bool,
         /// What its token allows beside that; `None`: it says nothing of it.
         granted: Option<Granted<'a>>,
+        /// What a token for this very room allows, with which it joined or is about to.
+        room_token: Option<RoomActions>,
     },
     /// A service that uses the HTTP API, for which the key of the API stands in.
     Service,
@@ -100,13 +102,16 @@ pub struct Granted<'a> {
 }
 
 impl Asker<'_> {
-    /// Whether the token allows an action in a room. `None`: it says nothing of rooms.
+    /// Whether one of its tokens allows an action in a room. `None`: none says anything of the room.
     fn granted_in(&self, action: RoomAction, topic: TopicKind<'_>) -> Option<bool> {
-        match (self, topic) {
-            (Asker::Client { granted: Some(granted), .. }, TopicKind::Room(room)) => {
-                granted.grants.allow(action, room, granted.user)
-            }
-            _ => None,
+        let (Asker::Client { granted, room_token, .. }, TopicKind::Room(room)) = (self, topic)
+        else {
+            return None;
+        };
+        let by_user = granted.and_then(|it| it.grants.allow(action, room, it.user));
+        match (by_user, room_token.map(|actions| actions.allow(action))) {
+            (Some(one), Some(other)) => Some(one || other),
+            (one, other) => one.or(other),
         }
     }
 }
@@ -276,7 +281,7 @@ mod tests {
     }
 
     fn client(rights: Rights, has_token: bool, is_member: bool) -> Asker<'static> {
-        Asker::Client { rights, has_token, is_member, granted: None }
+        Asker::Client { rights, has_token, is_member, granted: None, room_token: None }
     }
 
     /// `ok`, or the kind of the refusal.
@@ -357,7 +362,7 @@ mod tests {
 
     fn with_grants(rights: Rights, grants: &Grants) -> Asker<'_> {
         let granted = Some(Granted { grants, user: "ann" });
-        Asker::Client { rights, has_token: true, is_member: true, granted }
+        Asker::Client { rights, has_token: true, is_member: true, granted, room_token: None }
     }
 
     #[test]
@@ -419,6 +424,8 @@ mod tests {
             has_token in any::<bool>(),
             is_member in any::<bool>(),
             lists in proptest::option::of(proptest::array::uniform4(proptest::collection::vec("s:[ab*]", 0..3))),
+            // A token for this room, and what it allows.
+            of_room in proptest::option::of(proptest::array::uniform4(any::<bool>())),
             room in "s:[ab]",
             action in 0_usize..4,
         ) {
@@ -436,7 +443,11 @@ mod tests {
                 self::grants(GrantTexts { rooms: Some(rooms), send: Vec::new() })
             });
             let granted = grants.as_ref().map(|grants| Granted { grants, user: "ann" });
-            let asker = Asker::Client { rights, has_token, is_member, granted };
+            let room_token = of_room.map(|allowed| {
+                let named = RoomActions::NAMES.iter().zip(allowed).filter(|(_, allowed)| *allowed);
+                named.fold(RoomActions::NONE, |all, (name, _)| all.with(name).expect("a name"))
+            });
+            let asker = Asker::Client { rights, has_token, is_member, granted, room_token };
             let asked = [
                 Action::Join { acks: false },
                 Action::Publish { has_key: false },
@@ -447,6 +458,11 @@ mod tests {
             let named = lists.map(|lists| {
                 lists[action].iter().any(|pattern| *pattern == room || pattern == "s:*")
             });
+            let by_room = of_room.map(|allowed| allowed[action]);
+            let named = match (named, by_room) {
+                (None, None) => None,
+                _ => Some(named == Some(true) || by_room == Some(true)),
+            };
             let admits = |who: usize| match (words[who], named) {
                 ("nobody", _) | (_, Some(false)) | ("token", None) => false,
                 (_, Some(true)) | ("anyone", None) => true,

@@ -13,7 +13,7 @@ pub use crate::protocol::exchange::{Farewell, Heartbeat, Incoming, LossVerdict, 
 #[cfg(feature = "test-dialect")]
 use super::lines;
 use super::run::{RunKind, RunStyle};
-use super::{Event, native};
+use super::{Command, Event, Request, RequestId, native};
 use crate::ids::TopicKind;
 
 /// A client protocol.
@@ -26,6 +26,21 @@ pub enum Dialect {
     /// For tests: see [`super::lines`].
     #[cfg(feature = "test-dialect")]
     Lines,
+}
+
+/// A request that shows a token: `{"type":"auth","token":"…"}`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AuthRequest {
+    /// Its `id`, if it has one.
+    pub id: Option<RequestId>,
+    /// The token.
+    pub token: Box<str>,
+}
+
+impl std::fmt::Debug for AuthRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AuthRequest").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 /// One form of finished bytes: dialect × format × framing × compression × delta.
@@ -94,6 +109,18 @@ impl Dialect {
             #[cfg(feature = "test-dialect")]
             (Dialect::Lines, Incoming::Text(_)) => each(Parsed::Unsupported),
         }
+    }
+
+    /// The token that a message shows, if it does that and nothing else.
+    pub fn auth_request(self, message: Incoming<'_>, json_depth_max: usize) -> Option<AuthRequest> {
+        let (mut requests, mut found) = (0, None);
+        self.parse(message, json_depth_max, |parsed| {
+            requests += 1;
+            if let Parsed::Request(Request { id, command: Command::Auth { token } }) = parsed {
+                found = Some(AuthRequest { id, token: token.into() });
+            }
+        });
+        found.filter(|_| requests == 1)
     }
 
     /// The exact number of bytes that [`Dialect::write`] appends.

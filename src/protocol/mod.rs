@@ -72,6 +72,8 @@ pub enum Command<'a> {
         info: Option<&'a str>,
         /// Whether the member acknowledges what it receives.
         ack: bool,
+        /// A token for this room.
+        token: Option<&'a str>,
     },
     /// `{"type":"leave","room_id":"r"}`
     Leave {
@@ -125,6 +127,11 @@ pub enum Command<'a> {
         of: AckOf<'a>,
         /// The last message that is acknowledged, with all before it.
         up_to: UpTo,
+    },
+    /// `{"type":"auth","token":"…"}`
+    Auth {
+        /// Another token of the same user.
+        token: &'a str,
     },
     /// `{"type":"ping"}`
     Ping,
@@ -285,7 +292,7 @@ pub enum ErrorCode {
     UnknownType,
     /// Publishing to, or leaving, a room that this connection is not in.
     NotJoined,
-    /// The client is not admitted: its token is missing, wrong or expired.
+    /// A token is missing, wrong or expired.
     Unauthorized,
     /// The user may not do this.
     Forbidden,
@@ -333,6 +340,25 @@ impl<'a> Event<'a> {
     /// A request was carried out, without position or recovery.
     pub fn done(id: Option<&'a RequestId>, room: Option<&'a str>) -> Event<'a> {
         Event::Ok { id, room, position: None, recovery: Recovery::NotAsked, missed: None }
+    }
+}
+
+/// Why a connection is taken out of a room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemovalReason {
+    /// The token for the room has expired.
+    TokenExpired,
+    /// Its user's new token does not allow the room.
+    Forbidden,
+}
+
+impl RemovalReason {
+    /// The reason as it stands in the frame, the metrics and the documentation.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RemovalReason::TokenExpired => "token_expired",
+            RemovalReason::Forbidden => "forbidden",
+        }
     }
 }
 
@@ -443,6 +469,18 @@ pub enum Event<'a> {
     Unsubscribed {
         /// The topic that the connection has left.
         topic: crate::ids::TopicKind<'a>,
+    },
+    /// This connection was taken out of a room because its token allows it no longer.
+    Removed {
+        /// The name of the room.
+        room: &'a str,
+        /// Why.
+        why: RemovalReason,
+    },
+    /// The token of this connection is about to expire, and the connection to be closed with it.
+    TokenExpires {
+        /// In how many milliseconds.
+        in_ms: u64,
     },
     /// The server is about to close the connection.
     Reconnect {

@@ -15,9 +15,11 @@ use crate::shard::command_error::CommandError;
 use crate::shard::conn::{CloseReason, ConnState, ReadState};
 use crate::shard::memory::half_bytes;
 use crate::shard::pause::ReadOutcome;
+use crate::shard::room_token::RoomToken;
 use crate::shard::state::deliveries::Follows;
 use crate::shard::state::pending_joins::JoinOptions;
 use crate::shard::state::rates::RateRule;
+use crate::shard::state::token_checks::JoinRequest;
 use crate::shard::state::{ARENA_FRAME_BYTES_MAX, JoinWaiter, Shard};
 use crate::ws::decoder::{DecoderLimits, Item, ProtocolError};
 use crate::ws::encode::{self, Opcode};
@@ -212,9 +214,17 @@ impl Shard {
             return self.refuse(conn, id.as_ref(), refusal);
         }
         let done = match request.command {
-            Command::Join { room, since, info, ack } => {
-                self.take_token(conn, RateRule::Joins).and_then(|()| {
-                    self.on_join(conn, room, JoinOptions { since, info, ack }, id.clone())
+            Command::Join { room, since, info, ack, token } => {
+                self.take_token(conn, RateRule::Joins).and_then(|()| match token {
+                    None => {
+                        let options = JoinOptions { since, info, ack, room_token: None };
+                        self.on_join(conn, room, options, id.clone())
+                    }
+                    Some(token) => {
+                        let (room, info) = (room.into(), info.map(Into::into));
+                        let join = JoinRequest { room, since, info, ack };
+                        self.on_join_with_token(conn, join, token, id.clone())
+                    }
                 })
             }
             Command::Leave { room } => self.on_leave(conn, room, id.as_ref()),
@@ -240,6 +250,7 @@ impl Shard {
             Command::Ack { of: AckOf::User(named), up_to } => {
                 self.on_ack_user(conn, named, up_to, id.as_ref())
             }
+            Command::Auth { token } => self.on_auth(conn, token, id.clone()),
             Command::Ping => {
                 self.say(conn, &Event::Pong { id: id.as_ref() });
                 Ok(())
@@ -250,7 +261,7 @@ impl Shard {
         }
     }
 
-    fn refuse(&mut self, conn: ConnId, id: Option<&RequestId>, refusal: CommandError) {
+    pub(super) fn refuse(&mut self, conn: ConnId, id: Option<&RequestId>, refusal: CommandError) {
         let CommandError(code, message) = refusal;
         self.counters.requests_rejected += 1;
         self.say(conn, &Event::Error { id, code, message });
@@ -267,6 +278,20 @@ impl Shard {
             TopicKind::Room(room) => self.find_room(conn, room),
             TopicKind::User(_) | TopicKind::All => None,
         };
+        let room_token = found.and_then(|at| self.room_tokens.get(conn, at.0.index));
+        self.may_by(conn, room_token, action, topic, found)?;
+        Ok(found)
+    }
+
+    /// The same with this token for the room, which stands where `found` says.
+    fn may_by(
+        &self,
+        conn: ConnId,
+        room_token: Option<RoomToken>,
+        action: Action,
+        topic: TopicKind<'_>,
+        found: Option<TopicId>,
+    ) -> Result<(), CommandError> {
         let c = self.conns.get(conn.0).expect("it just spoke");
         let (rights, has_token) = (c.rights.into(), c.has_token);
         let is_member = found.is_some_and(|at| self.is_in(conn, at));
@@ -275,9 +300,9 @@ impl Shard {
             TopicKind::User(user) => Granted { grants, user },
             TopicKind::Room(_) | TopicKind::All => unreachable!("it is a user's topic"),
         });
-        let asker = Asker::Client { rights, has_token, is_member, granted };
-        may(&self.config.namespaces, asker, action, topic).map_err(CommandError::from)?;
-        Ok(found)
+        let room_token = room_token.map(|token| token.actions);
+        let asker = Asker::Client { rights, has_token, is_member, granted, room_token };
+        may(&self.config.namespaces, asker, action, topic).map_err(CommandError::from)
     }
 
     /// Joins a room. Answered once deliveries are certain to arrive: at once when the shard is in
@@ -286,23 +311,44 @@ impl Shard {
         // A room in the URL is joined like any other, and a rejection is reported like any other.
         // It costs no token: a new connection has as many as it may have rooms.
         let options = JoinOptions::default();
-        let command = Command::Join { room, since: None, info: None, ack: false };
+        let command = Command::Join { room, since: None, info: None, ack: false, token: None };
         let joined = self.has_memory_for(&command);
         if let Err(refusal) = joined.and_then(|()| self.on_join(conn, room, options, None)) {
             self.refuse(conn, None, refusal);
         }
     }
 
-    fn on_join(
+    /// Joins a room, by its token or by the one with which the connection is there.
+    pub(super) fn on_join(
         &mut self,
         conn: ConnId,
         room: &str,
         options: JoinOptions<'_>,
         id: Option<RequestId>,
     ) -> Result<(), CommandError> {
-        let policy = *self.config.namespaces.policy_of_room(room);
         let found = self.find_room(conn, room);
-        self.may(conn, Action::Join { acks: options.ack }, TopicKind::Room(room))?;
+        let before = found.and_then(|at| self.room_tokens.get(conn, at.0.index));
+        let room_token = options.room_token.or(before);
+        let join = Action::Join { acks: options.ack };
+        self.may_by(conn, room_token, join, TopicKind::Room(room), found)?;
+        self.join_allowed(conn, room, found, options, id)?;
+        if let Some(room_token) = room_token
+            && let Some(at) = self.find_room(conn, room).filter(|at| self.is_in(conn, *at))
+        {
+            self.room_tokens.set(conn, at.0.index, room_token);
+        }
+        Ok(())
+    }
+
+    fn join_allowed(
+        &mut self,
+        conn: ConnId,
+        room: &str,
+        found: Option<TopicId>,
+        options: JoinOptions<'_>,
+        id: Option<RequestId>,
+    ) -> Result<(), CommandError> {
+        let policy = *self.config.namespaces.policy_of_room(room);
         if policy.presence && options.info.is_some() {
             self.may_describe_itself(conn)?;
         }
@@ -569,6 +615,7 @@ impl Shard {
         }
         self.unattend(conn, index);
         self.end_acks(conn, index);
+        self.room_tokens.remove(conn, index);
         let round = self.hub.at(index).round;
         let walk = round.and_then(|round| self.deliveries.walk_of(round));
         if self.hub.leave(&mut self.conns, conn.0.index, slot, walk) {

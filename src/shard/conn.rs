@@ -178,8 +178,6 @@ pub struct Conn {
     pub encoding: Encoding,
     /// Whether its user has shown a token.
     pub has_token: bool,
-    /// Whether that token expires. When is stored in `state/expiries.rs`.
-    pub expires: bool,
     /// Whether its socket waits to be read.
     pub unread: ReadState,
     /// Which question to the backplane comes after the last publish or presence of it (`session/`).
@@ -218,7 +216,6 @@ impl Conn {
             is_active: true,
             encoding: Encoding::NATIVE,
             has_token: false,
-            expires: false,
             unread: ReadState::Idle,
             settled_by: 0,
             since: 0,

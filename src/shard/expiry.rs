@@ -1,34 +1,66 @@
 //! Connections whose right to be here ends at a known time: that of their token (RFC 7519 §4.1.4).
 //!
-//! Expiries are stored in coarse seconds of the shard's clock, sorted, without a timer for each:
-//! eight bytes a connection that has one, nothing for the others. Those that end in the same second
-//! are closed over several ticks, so that many with one expiry do not delay other connections.
+//! Expiries are stored in coarse seconds of the shard's clock, sorted, without a timer for each: eight
+//! bytes a connection that has one, nothing for the others. A while before, the client receives a
+//! notice, so that it can send another token (`tokens/`). Notices and closes of one second are spread
+//! over several ticks, so that many with one expiry do not delay other connections.
 //!
-//! A connection that has gone leaves its entry behind. Such entries are dropped once they are more
-//! than half of all: how many there are follows how many are here, not how fast they come and go.
+//! A connection that has gone leaves its entry behind, and so does a token that was replaced. Such
+//! entries are dropped once they are more than half of all: how many there are follows how many are
+//! here, not how fast they come and go.
 
 use crate::ids::ConnId;
+use crate::protocol::Event;
 use crate::shard::conn::CloseReason;
 use crate::shard::state::Shard;
 
 /// Connections closed in one tick of the shard, at most.
 const CLOSED_PER_TICK: usize = 1024;
+/// Notices sent in one tick of the shard, at most.
+const NOTICES_PER_TICK: usize = 1024;
+
 impl Shard {
     /// The token of a connection that was just opened expires then, in milliseconds of the shard's
     /// clock: from the next full second on the connection is closed, with 4401.
     pub fn handle_expiry(&mut self, conn: ConnId, at_ms: u64) {
-        let Some(c) = self.conns.get_mut(conn.0).filter(|c| c.is_open()) else { return };
-        c.expires = true;
-        self.expiries.add(conn, at_ms.div_ceil(1000));
-        self.expiries.tidy(|conn| self.conns.get(conn.0).is_some());
+        if self.conns.get(conn.0).is_some_and(|c| c.is_open()) {
+            self.expiries.set(conn.0.index, Some(at_ms.div_ceil(1000)));
+        }
+    }
+
+    /// From now on clients receive a notice so many seconds before their token expires; 0: none.
+    pub fn handle_expiry_notice(&mut self, notice_s: u64) {
+        self.expiry_notice_s = notice_s;
     }
 
     /// Closes those whose time is over.
     pub(super) fn close_expired(&mut self, now_ms: u64) {
-        self.expiries.of_conn = None;
         for _ in 0..CLOSED_PER_TICK {
-            let Some(conn) = self.expiries.pop_due(now_ms / 1000) else { return };
-            self.begin_close(conn, CloseReason::TokenExpired);
+            let Some(index) = self.expiries.pop_due(now_ms / 1000) else { return };
+            if let Some(id) = self.conns.id_at(index) {
+                self.begin_close(ConnId(id), CloseReason::TokenExpired);
+            }
+        }
+    }
+
+    /// Notifies those whose time is nearly over.
+    pub(super) fn notify_expiring(&mut self, now_ms: u64) {
+        if self.expiry_notice_s == 0 {
+            return;
+        }
+        let until_s = now_ms / 1000 + self.expiry_notice_s;
+        for _ in 0..NOTICES_PER_TICK {
+            let Some((index, second)) = self.expiries.pop_unnoticed(until_s) else { return };
+            let Some(conn) = self.conns.id_at(index).map(ConnId) else { continue };
+            let receives = self
+                .conns
+                .get(conn.0)
+                .is_some_and(|c| c.is_open() && c.encoding.dialect().has_topics());
+            if receives {
+                let in_ms = (1000 * second).saturating_sub(now_ms);
+                self.counters.tokens_expiring += 1;
+                self.say(conn, &Event::TokenExpires { in_ms });
+            }
         }
     }
 }
@@ -93,7 +125,7 @@ mod tests {
         };
         let table = [(5_900, 3), (6_000, 2), (8_999, 2), (9_000, 1), (100_000, 1)];
         table.iter().for_each(|(now_ms, here)| assert_eq!(here_at(*now_ms), *here, "{now_ms}"));
-        assert!(shard.expiries.by_second.is_empty());
+        assert_eq!(shard.expiries.entries, 0);
     }
 
     #[test]

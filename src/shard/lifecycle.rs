@@ -60,20 +60,14 @@ impl Shard {
         c.state = ConnState::Open;
         c.since = (self.life.now_ms / OPENED_UNIT_MS) as u32;
         c.encoding = opening.encoding;
-        c.rights = opening.identity.rights.into();
-        c.has_token = opening.identity.user.is_some();
-        if let Some(grants) = opening.identity.grants {
-            self.grants.insert(conn.0.index, grants);
-        }
-        if let Some(info) = opening.identity.info {
-            self.user_infos.insert(conn.0.index, info);
-        }
+        let user = opening.identity.user.clone();
+        self.take_identity(conn, opening.identity);
         self.counters.handshaking -= 1;
         self.count_open(opening.encoding, true);
         self.counters.opened += 1;
         self.queue_reply(conn, opening.response, Follows::More);
         if opening.encoding.dialect().has_topics() {
-            self.welcome(conn, opening.identity.user.as_deref(), &opening.rooms);
+            self.welcome(conn, user.as_deref(), &opening.rooms);
         }
     }
 
@@ -261,6 +255,8 @@ impl Shard {
         self.look_at_rates();
         self.look_at_room_rates();
         self.close_expired(now_ms);
+        self.notify_expiring(now_ms);
+        self.end_room_tokens(now_ms);
         self.close_not_admitted();
         self.close_disconnected();
         self.sweep(now_ms);
@@ -420,6 +416,8 @@ impl Shard {
             self.leave_at(conn, slots - 1);
         }
         self.queues.forget(conn);
+        self.room_tokens.forget(conn);
+        self.token_checks.take(conn);
     }
 
     /// Frees a connection, counts why it ended, and answers its socket.
@@ -428,7 +426,7 @@ impl Shard {
         self.forget_pause(conn);
         self.forget_usage(conn);
         let c = self.conns.remove(conn.0)?;
-        self.expiries.live -= usize::from(c.expires);
+        self.expiries.remove(conn.0.index);
         self.half_bytes -= half_bytes(c.decoder.as_deref());
         self.memory_paused.remove(&conn);
         if let Some(outbox) = &c.outbox {

@@ -36,6 +36,8 @@ const TOPIC_BYTES: usize = 384;
 const MEMBER_BYTES: usize = 24;
 /// A question that waits.
 const QUESTION_BYTES: usize = 320;
+/// A membership by a token for its room, with its entry and its part of the connection's.
+const ROOM_TOKEN_BYTES: usize = 96;
 /// A reply or an item of a round, beside its bytes.
 const ITEM_BYTES: usize = 72;
 
@@ -60,6 +62,7 @@ impl Shard {
             + self.half_bytes
             + self.pauses.rest_bytes()
             + self.questions.waiting() * QUESTION_BYTES
+            + self.room_tokens.len() * ROOM_TOKEN_BYTES
             + d.bytes_waiting
             + d.own_bytes
             + self.frames_waiting() * ITEM_BYTES
@@ -88,7 +91,9 @@ impl Shard {
             Command::Publish { .. } | Command::Send { .. } | Command::Broadcast { .. } => {
                 Pressure::CloseLargest
             }
-            Command::Leave { .. } | Command::Ack { .. } | Command::Ping => return Ok(()),
+            Command::Leave { .. } | Command::Ack { .. } | Command::Auth { .. } | Command::Ping => {
+                return Ok(());
+            }
         };
         if self.pressure < refused_from {
             return Ok(());

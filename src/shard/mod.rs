@@ -6,7 +6,8 @@
 //! between them, runs in a test on virtual time (`tests/sim`).
 //!
 //! After any `handle_*` the caller drains, in this order:
-//! 1. [`Shard::poll_uplink`] into the window, until it is empty or the window is full
+//! 1. [`Shard::poll_token_check`], each answered with [`Shard::handle_token`]; then
+//!    [`Shard::poll_uplink`] into the window, until it is empty or the window is full
 //!    ([`Shard::return_uplink`]); while it is full the caller reads from no client.
 //! 2. [`Shard::take_batch`] until [`Shard::has_sends`] is false, others taking turns in between;
 //!    while [`Shard::frames_waiting`] is at its limit the caller takes from the backplane no more,
@@ -35,6 +36,7 @@
 //! | `rejection.rs` | what a client receives that is not admitted |
 //! | `recheck.rs` | settings that change while connections are here |
 //! | `expiry.rs` | connections whose token expires |
+//! | `tokens/` | tokens that come after a connection is open |
 //! | `named_peers.rs` | addresses of clients, where a proxy has named them |
 //! | `session/` | one connection as a value: taken out here, put in there |
 //! | `slow_consumer/outbox/` | frames that a slow peer has not taken, and which of them are dropped |
@@ -62,16 +64,20 @@ mod recheck;
 mod recovery;
 mod rejection;
 mod room_limits;
+mod room_token;
 mod session;
 mod slow_consumer;
 mod state;
+mod tokens;
 mod user_queue;
 mod window;
 
 pub use memory::Holder;
 pub use pause::ReadOutcome;
 pub use recheck::{AdmissionChange, SettingsChange};
-pub use rejection::write_rejection;
+pub use rejection::{write_overloaded, write_rejection};
 pub use session::{NotNow, Session};
 pub use state::lifecycle::{ClosedSocket, Opening};
+pub use state::token_checks::TokenCheck;
 pub use state::{Shard, ShardConfig};
+pub use tokens::TokenVerdict;

@@ -69,6 +69,7 @@ impl Shard {
         if self.is_rate_limited(conn)
             || self.has_questions_enough(conn)
             || self.is_paused_for_memory(conn)
+            || self.token_checks.is_waiting(conn)
         {
             let is_open = self.conns.get(conn.0).is_some_and(|c| c.is_open());
             if is_open {

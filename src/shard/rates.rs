@@ -1,6 +1,7 @@
 //! How much one connection may ask for in a second.
 //!
-//! Four rules, each a rate and a burst: messages, bytes, joins, requests for history and presence.
+//! Five rules, each a rate and a burst: messages, bytes, joins, requests for history and presence,
+//! tokens to be checked.
 //! What came is carried out and then charged, so nothing that was read is dropped for its rate. A
 //! connection without tokens is paused (`pause.rs`): its socket is not read until all its buckets have
 //! some, and the kernel lets the client wait. One message may ask several things; what it asks of
@@ -52,7 +53,7 @@ impl Shard {
         match rule {
             RateRule::Messages => usage.messages += tokens,
             RateRule::Bytes => usage.bytes += tokens,
-            RateRule::Joins | RateRule::Requests => {}
+            RateRule::Joins | RateRule::Requests | RateRule::Tokens => {}
         }
         let full_ns = &mut usage.full_ns[rule as usize];
         *full_ns = rate.charge(*full_ns, now_ns, tokens);
@@ -193,6 +194,7 @@ impl Shard {
             RateRule::Bytes => &mut self.counters.limited_bytes,
             RateRule::Joins => &mut self.counters.limited_joins,
             RateRule::Requests => &mut self.counters.limited_requests,
+            RateRule::Tokens => &mut self.counters.limited_tokens,
         }
     }
 

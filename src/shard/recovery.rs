@@ -170,6 +170,7 @@ impl Shard {
         id: Option<&RequestId>,
         is_question: bool,
     ) {
+        self.room_tokens.remove(conn, at.0.index);
         self.close_topic_if_empty(at.0.index);
         self.counters.requests_rejected += 1;
         let CommandError(code, message) = ROOM_FULL;
@@ -220,6 +221,7 @@ impl Shard {
         if is_user {
             self.enter_user(conn, at);
         }
+        self.forget_room_token_outside(conn, at);
         let code = match why {
             HistoryError::Overloaded => ErrorCode::Overloaded,
             _ => ErrorCode::BackplaneUnavailable,
@@ -236,9 +238,17 @@ impl Shard {
         let Some(pending) = self.pendings.take(conn, |pending| pending.topic == at.0.index) else {
             return false;
         };
+        self.forget_room_token_outside(conn, at);
         let (code, message) = (ErrorCode::NotJoined, "the room was left before it was joined");
         self.say(conn, &Event::Error { id: pending.id.as_ref(), code, message });
         true
+    }
+
+    /// A join with a token for the room has come to nothing, unless it is a member already.
+    fn forget_room_token_outside(&mut self, conn: ConnId, at: TopicId) {
+        if !self.is_in(conn, at) {
+            self.room_tokens.remove(conn, at.0.index);
+        }
     }
 
     /// A member asks for the messages of a room's history.

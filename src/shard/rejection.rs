@@ -17,6 +17,15 @@ pub fn write_rejection(encoding: Encoding, is_forbidden: bool, message: &str, ou
         true => (ErrorCode::Forbidden, CloseCode::FORBIDDEN),
         false => (ErrorCode::Unauthorized, CloseCode::UNAUTHORIZED),
     };
+    write(encoding, code, close, message, out);
+}
+
+/// The same for one that may come again later. 1013.
+pub fn write_overloaded(encoding: Encoding, message: &str, out: &mut Vec<u8>) {
+    write(encoding, ErrorCode::Overloaded, CloseCode::TRY_AGAIN_LATER, message, out);
+}
+
+fn write(encoding: Encoding, code: ErrorCode, close: CloseCode, message: &str, out: &mut Vec<u8>) {
     if encoding.dialect().has_topics() {
         framing::write(&Event::Error { id: None, code, message }, encoding, out);
     }

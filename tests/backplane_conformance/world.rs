@@ -657,6 +657,8 @@ fn plan(build: Build, node: NodeId, backplane: BackplanePlan) -> Plan {
             issuer: None,
             audience: None,
             leeway_s: 2,
+            first_message_timeout_ms: 0,
+            expiry_notice_s: 0,
             anonymous_rights: rights,
             user_rights: rights,
         },

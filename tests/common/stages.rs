@@ -27,15 +27,20 @@ pub struct World {
 
 /// With this setting of `proxy_protocol`.
 pub fn world(proxy_protocol: &'static str) -> World {
+    world_with(&[("proxy_protocol", proxy_protocol)])
+}
+
+/// With these settings.
+pub fn world_with(more: &[(&'static str, &str)]) -> World {
     let flags = [
-        ("proxy_protocol", proxy_protocol),
         ("trusted_proxies", "10.0.0.0/8"),
         ("ops.api_key", KEY),
         ("ops.public_paths", "/v1/publish"),
         ("limits.head_bytes_max", "1024"),
         ("limits.http_body_bytes_max", "4096"),
     ];
-    let flags = flags.map(|(key, value)| (key, value.to_owned())).to_vec();
+    let flags = flags.iter().chain(more);
+    let flags = flags.map(|(key, value)| (*key, (*value).to_owned())).collect();
     let config = Config::load(&ConfigSources { flags, ..ConfigSources::default() }).unwrap();
     let machine = Machine { node: NodeId(1), cores: vec![0], nofile: 9999, memory_bytes: None };
     let plan: Arc<Plan> = Arc::new(resolve(&config, &machine).unwrap().plan);
@@ -77,7 +82,7 @@ pub fn run(world: &World, stream: &[u8], cuts: &[usize]) -> Vec<Outcome> {
             let held = upgrades.held_bytes();
             assert!(held <= 2 * longest, "{held} bytes are held");
             match progress {
-                Progress::More | Progress::Interim(_) => break,
+                Progress::More | Progress::Interim(_) | Progress::AwaitToken { .. } => break,
                 Progress::Call { parts, body, named, place } => {
                     outcomes.push(Outcome::Call(parts.uri.to_string(), body.to_vec(), named));
                     assert!(upgrades.is_answering(INDEX));

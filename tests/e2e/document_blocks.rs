@@ -408,7 +408,7 @@ impl Stage {
                     }
                 }
                 (">", text) => {
-                    let said = said_here(json(text)?, &self.bound);
+                    let said = said_here(json(&self.with_tokens(text))?, &self.bound);
                     self.client(name).say(said.to_string());
                 }
                 ("<", text) => {
@@ -441,6 +441,22 @@ impl Stage {
             self.bound.insert(name.to_owned(), user);
         }
         self.clients.get_mut(name).expect("it is there")
+    }
+
+    /// A message with the tokens that stand for some: `TOKEN-OF-ann`, `ROOM-TOKEN-OF-ann-FOR-room`.
+    fn with_tokens(&self, text: &str) -> String {
+        let (Some(secret), Some(from)) = (self.secret(), text.find(TOKEN_OF)) else {
+            return text.to_owned();
+        };
+        let (before, named) = (&text[..from], &text[from + TOKEN_OF.len()..]);
+        let (named, after) = named.split_once('"').expect("a token is a string");
+        let (before, token) = match (before.strip_suffix("ROOM-"), named.split_once("-FOR-")) {
+            (Some(before), Some((user, room))) => {
+                (before, mint_for(user, &secret, &["--room", room]))
+            }
+            _ => (before, mint(named, &secret)),
+        };
+        format!("{before}{token}\"{after}")
     }
 
     fn connect(&mut self, name: &str, path: &str) {
@@ -505,8 +521,12 @@ fn program(folder: &std::path::Path, name: &str, text: &str) {
 }
 
 fn mint(user: &str, secret: &str) -> String {
+    mint_for(user, secret, &[])
+}
+
+fn mint_for(user: &str, secret: &str, more: &[&str]) -> String {
     let args = ["token", "--user", user, "--secret", secret];
-    let output = Command::new(binary()).args(args).output().expect("our own binary");
+    let output = Command::new(binary()).args(args).args(more).output().expect("our own binary");
     String::from_utf8(output.stdout).expect("ASCII").trim().to_owned()
 }
 

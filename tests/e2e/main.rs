@@ -61,3 +61,4 @@ mod rules;
 mod shares;
 mod slow;
 mod tls;
+mod tokens;

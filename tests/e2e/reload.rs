@@ -263,6 +263,7 @@ fn another(
         "node.name" | "redis.prefix" | "auth.issuer" | "auth.audience" => quoted("other"),
         "auth.keys_file" => quoted(&keys_file(secret_file)),
         "auth.anonymous" => ("true".to_owned(), ""),
+        "auth.first_message_timeout_ms" => (format!("1\nhmac_secret = {SECRET:?}"), ""),
         "auth.anonymous_rights" | "auth.user_rights" => quoted("send"),
         "auth.hmac_secret" | "ops.api_key" => quoted(SECRET),
         "auth.hmac_secret_file" | "ops.api_key_file" => quoted(secret_file),

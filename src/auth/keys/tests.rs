@@ -116,6 +116,8 @@ fn plan(keys: VerifyingKeys) -> AuthPlan {
         issuer: None,
         audience: None,
         leeway_s: 2,
+        first_message_timeout_ms: 0,
+        expiry_notice_s: 0,
         anonymous_rights: Rights::NONE,
         user_rights: Rights::NONE,
     }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   ProxyHeader ──► Head ──► (a WebSocket, or an answer and the end)
-//!                   ▲  └───► Body ──► Answer ──┐
+//!                   ▲  ├───► FirstMessage ──► (a WebSocket, or the end)
+//!                   │  └───► Body ──► Answer ──┐
 //!                   └──────────────────────────┘
 //! ```
 //!
@@ -10,13 +11,14 @@
 //! |---|---|---|
 //! | `ProxyHeader` | with the connection, unless `proxy_protocol = off` | 536 |
 //! | `Head` | with the connection, or behind a PROXY header or an answer | `head_bytes_max` |
+//! | `FirstMessage` | behind the head of a WebSocket that may send its token later | 32 KiB |
 //! | `Body` | behind the head of a request for the API | `http_body_bytes_max` |
 //! | `Answer` | when that is whole, and the ops thread has it | one read of what follows |
 //!
 //! PROXY header and first head have one deadline together, the shard's `handshake_timeout_ms`, over
 //! all reads, so that dripping bytes buys no time; each further head of a connection has one of its
-//! own, and a body has `http_body_timeout_ms`. In `Answer` the connection is not read, so a second
-//! request waits until the first one is answered.
+//! own, a body has `http_body_timeout_ms`, and a first message `auth.first_message_timeout_ms`. In
+//! `Answer` the connection is not read, so a second request waits until the first one is answered.
 //!
 //! Connections in a stage are bounded by `handshakes_max`, and those in `Body` and `Answer` by
 //! `http_calls_max`.
@@ -26,6 +28,7 @@
 //! reaches the HTTP parser before its PROXY header is judged.
 
 mod body;
+pub mod first_message;
 pub mod forwarded;
 pub mod http_head;
 mod origin;
@@ -38,14 +41,16 @@ pub mod routes;
 use crate::link::calls::{CallPlace, CallSender};
 use crate::plan::ProxyProtocol;
 use crate::policy::networks::any_contains;
+use crate::protocol::dialect::{AuthRequest, Encoding};
 use crate::shard::Opening;
 use body::{BodyPlan, CONTINUE};
 use bytes::{Buf, Bytes, BytesMut};
+use first_message::{FirstMessage, FirstRead};
 use http::request::Parts;
 use http_head::HeadRead;
 use proxy_header::ProxyHeader;
 use reject::RejectReason;
-use routes::{HandshakeRefusal, RouteOutcome, Routes};
+use routes::{AwaitedOpening, HandshakeRefusal, RouteOutcome, Routes};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
@@ -89,6 +94,7 @@ struct Begun {
 enum Stage {
     ProxyHeader,
     Head,
+    FirstMessage(Box<FirstMessage>),
     Body(Box<BegunCall>),
     Answer,
 }
@@ -114,6 +120,15 @@ pub enum Progress {
         named: Option<SocketAddr>,
         /// Bytes after the head, for the decoder; may be empty.
         rest: BytesMut,
+        /// Where its token came in its first message, which is answered.
+        first: Option<AuthRequest>,
+    },
+    /// It is a WebSocket that has to send its token. This leaves now.
+    AwaitToken {
+        /// The 101 answer.
+        response: Bytes,
+        /// Until then, in milliseconds of the shard's clock.
+        deadline_ms: u64,
     },
     /// It has got a page: a complete HTTP answer, then the end.
     Page(Bytes),
@@ -155,6 +170,8 @@ pub enum TimedOut {
     },
     /// It is refused.
     Reject(RejectReason),
+    /// It is refused, and is a WebSocket already.
+    Close(Encoding, RejectReason),
     /// It ends: it was served, and asks nothing more.
     End,
 }
@@ -201,8 +218,15 @@ impl Upgrades {
         context: &StageContext,
     ) -> Progress {
         let progress = begun.step(before, context);
-        if matches!(progress, Progress::More | Progress::Interim(_) | Progress::Call { .. }) {
-            self.held_bytes += begun.bytes.capacity();
+        let goes_on = matches!(
+            progress,
+            Progress::More
+                | Progress::Interim(_)
+                | Progress::AwaitToken { .. }
+                | Progress::Call { .. }
+        );
+        if goes_on {
+            self.held_bytes += begun.held_bytes();
             self.calls += usize::from(begun.is_call());
             self.begun.insert(index, begun);
         }
@@ -218,10 +242,13 @@ impl Upgrades {
         if begun.deadline_ms > now_ms {
             return TimedOut::NotYet { deadline_ms: Some(begun.deadline_ms) };
         }
-        match begun.stage {
+        match &begun.stage {
             Stage::ProxyHeader => TimedOut::Reject(late_head(protocol == ProxyProtocol::Required)),
             Stage::Head if begun.is_served && begun.bytes.is_empty() => TimedOut::End,
             Stage::Head => TimedOut::Reject(RejectReason::HeadTimeout),
+            Stage::FirstMessage(first) => {
+                TimedOut::Close(first.opening.encoding, RejectReason::AuthTimeout)
+            }
             Stage::Body(_) => TimedOut::Reject(RejectReason::BodyTimeout),
             Stage::Answer => TimedOut::NotYet { deadline_ms: None },
         }
@@ -240,7 +267,7 @@ impl Upgrades {
     /// The connection at `index` was closed.
     pub fn forget(&mut self, index: u32) -> LeftAt {
         match self.take(index) {
-            Some(begun) if !begun.bytes.is_empty() || begun.is_call() => LeftAt::Halfway,
+            Some(begun) if begun.is_halfway() => LeftAt::Halfway,
             Some(begun) if begun.is_served => LeftAt::Served,
             _ => LeftAt::Nothing,
         }
@@ -258,7 +285,7 @@ impl Upgrades {
 
     fn take(&mut self, index: u32) -> Option<Begun> {
         let begun = self.begun.remove(&index)?;
-        self.held_bytes -= begun.bytes.capacity();
+        self.held_bytes -= begun.held_bytes();
         self.calls -= usize::from(begun.is_call());
         Some(begun)
     }
@@ -285,6 +312,20 @@ impl Begun {
         matches!(self.stage, Stage::Body(_) | Stage::Answer)
     }
 
+    /// Whether it is in the middle of something.
+    fn is_halfway(&self) -> bool {
+        !self.bytes.is_empty() || self.is_call() || matches!(self.stage, Stage::FirstMessage(_))
+    }
+
+    /// Memory of what has come of it.
+    fn held_bytes(&self) -> usize {
+        let of_stage = match &self.stage {
+            Stage::FirstMessage(first) => first.held_bytes(),
+            _ => 0,
+        };
+        self.bytes.capacity() + of_stage
+    }
+
     /// Continues as far as the bytes allow; the first `before` of them were looked at already.
     fn step(&mut self, mut before: usize, context: &StageContext) -> Progress {
         if matches!(self.stage, Stage::ProxyHeader) {
@@ -297,6 +338,7 @@ impl Begun {
         }
         match self.stage {
             Stage::Body(_) => self.read_body(context),
+            Stage::FirstMessage(_) => self.read_first_message(context),
             Stage::Head if !self.bytes.is_empty() => self.read_head(before, context),
             _ => Progress::More,
         }
@@ -314,11 +356,58 @@ impl Begun {
                 named: self.client(&parts.headers, context),
                 opening,
                 rest: std::mem::take(&mut self.bytes),
+                first: None,
             },
+            RouteOutcome::AwaitToken(opening) => {
+                self.begin_first_message(&parts.headers, opening, context)
+            }
             RouteOutcome::Page(response) => Progress::Page(response),
             RouteOutcome::Reject(reason) => Progress::Reject(reason),
             RouteOutcome::Refuse(refusal) => Progress::Refuse(refusal),
             RouteOutcome::Call => self.begin_call(parts, context),
+        }
+    }
+
+    fn begin_first_message(
+        &mut self,
+        headers: &http::HeaderMap,
+        opening: AwaitedOpening,
+        context: &StageContext,
+    ) -> Progress {
+        self.named = self.client(headers, context);
+        let timeout_ms = context.routes.plan().auth.first_message_timeout_ms;
+        self.deadline_ms = context.now_ms + timeout_ms;
+        self.stage = Stage::FirstMessage(Box::new(FirstMessage::new(opening)));
+        match self.read_first_message(context) {
+            Progress::Interim(response) => {
+                Progress::AwaitToken { response, deadline_ms: self.deadline_ms }
+            }
+            progress => progress,
+        }
+    }
+
+    fn read_first_message(&mut self, context: &StageContext) -> Progress {
+        let Stage::FirstMessage(first) = &mut self.stage else { return Progress::More };
+        let read = first.read(&mut self.bytes);
+        let opening = &mut first.opening;
+        let (encoding, before) = (opening.encoding, std::mem::take(&mut opening.response));
+        let request = match read {
+            FirstRead::More(out) if out.is_empty() => return Progress::More,
+            FirstRead::More(out) => return Progress::Interim(out),
+            FirstRead::Token(request) => request,
+            FirstRead::End(reason, close) => {
+                return Progress::Refuse(first_message::refuse(encoding, reason, before, close));
+            }
+        };
+        let rooms = std::mem::take(&mut opening.rooms);
+        match context.routes.admit(Some(&request.token), context.now_unix_s) {
+            Ok(identity) => Progress::Open {
+                opening: Opening { identity, response: before, rooms, encoding },
+                named: self.named,
+                rest: std::mem::take(&mut self.bytes),
+                first: Some(request),
+            },
+            Err(reason) => Progress::Refuse(first_message::refuse(encoding, reason, before, None)),
         }
     }
 

@@ -6,7 +6,7 @@ use percent_encoding::percent_decode;
 /// What a client may say in the URL.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Query {
-    /// `token`; the last one counts.
+    /// `token`. Two that differ are refused.
     pub token: Option<String>,
     /// Every `room_id` once, sorted.
     pub rooms: Vec<String>,
@@ -20,7 +20,13 @@ impl Query {
         for pair in text.split('&') {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             match &*decode(key)? {
-                "token" => query.token = Some(decode(value)?),
+                "token" => {
+                    let token = decode(value)?;
+                    if query.token.as_ref().is_some_and(|other| *other != token) {
+                        return Err(RejectReason::TwoTokens);
+                    }
+                    query.token = Some(token);
+                }
                 "room_id" => query.rooms.push(decode(value)?),
                 _ => {}
             }
@@ -47,6 +53,8 @@ mod tests {
         assert_eq!(query.rooms, ["a b", "b"]);
         assert_eq!(query.token.as_deref(), Some("x"));
         assert_eq!(Query::read("").unwrap(), Query::default());
+        assert_eq!(Query::read("token=a&token=b"), Err(RejectReason::TwoTokens));
+        assert!(Query::read("token=a&token=a").is_ok());
         assert_eq!(Query::read("token=a+b%2B").unwrap().token.as_deref(), Some("a b+"));
         assert_eq!(Query::read("room_id=%zz").unwrap().rooms, ["%zz"], "as WHATWG has it");
     }

@@ -134,6 +134,15 @@ reject_reasons! {
     /// Two `Authorization` headers.
     TwoAuthorizations: 400 refused_http
         "there may be one Authorization header";
+    /// Two tokens that differ.
+    TwoTokens: 400 refused_auth
+        "two different tokens; send one: Authorization: Bearer …, ?token=… or the subprotocol campanile.token.…";
+    /// The first message of a client without a token is no token.
+    NotAuth: 401 refused_auth
+        "the first message must be {\"type\":\"auth\",\"token\":\"…\"}";
+    /// It did not come in time.
+    AuthTimeout: 401 refused_auth_timeout
+        "no {\"type\":\"auth\",\"token\":\"…\"} came in time (auth.first_message_timeout_ms)";
     /// Bytes in the query that are not UTF-8.
     QueryNotUtf8: 400 refused_http
         "the query is not UTF-8";
@@ -175,7 +184,8 @@ impl RejectReason {
     }
 }
 
-fn denied_text(denied: AuthError) -> &'static str {
+/// Why a token is not good, for people.
+pub fn denied_text(denied: AuthError) -> &'static str {
     match denied {
         AuthError::Missing => "a token is needed: ?token=… or Authorization: Bearer …",
         AuthError::Invalid => "this token is not valid here",
@@ -185,6 +195,8 @@ fn denied_text(denied: AuthError) -> &'static str {
             "this token has too many patterns in rooms and send: at most 64, and 4096 bytes"
         }
         AuthError::InfoTooLong => "info of this token is too long: at most 512 bytes of JSON",
+        AuthError::OnlyForRoom => "this token is for one room: send it as the token of a join",
+        AuthError::NotForRoom => "this token is for no room: its claim room must name one",
         AuthError::Expired => "this token has expired",
         AuthError::ExpInMilliseconds => {
             "exp of this token is in milliseconds; it must be in seconds (RFC 7519 §4.1.4)"

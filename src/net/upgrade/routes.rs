@@ -10,9 +10,12 @@
 //! The handshake is judged first (RFC 6455 §4.2.1), then the origin, then the token, so that each
 //! refusal says the first thing that has to change. Nobody is upgraded before all of it holds.
 //!
+//! A token may stand in `Authorization: Bearer`, in `?token=`, or among the subprotocols behind
+//! `campanile.token.`, which is never repeated in an answer. Two that differ are refused.
+//!
 //! Invariant: pure; the same head at the same second gives the same answer.
 
-use crate::auth::{Authenticator, Identity};
+use crate::auth::{Authenticator, Identity, RoomAdmission};
 use crate::ids::is_name;
 use crate::net::upgrade::query::Query;
 use crate::net::upgrade::reject::RejectReason;
@@ -28,6 +31,9 @@ use http::{Method, header};
 use std::sync::Arc;
 
 const PROTOCOL: &str = "campanile.v1";
+/// What a token stands behind among the subprotocols: a browser's script can set no other header. All
+/// characters of a JWT may stand there.
+const TOKEN_PROTOCOL: &str = "campanile.token.";
 
 /// The public port's paths.
 pub struct Routes {
@@ -39,6 +45,8 @@ pub struct Routes {
 pub enum RouteOutcome {
     /// A valid handshake, whose client is admitted.
     Open(Opening),
+    /// A valid handshake, whose client has to send its token.
+    AwaitToken(AwaitedOpening),
     /// The ops thread answers it, as it does on the operators' port.
     Call,
     /// A page: the complete answer.
@@ -47,6 +55,17 @@ pub enum RouteOutcome {
     Reject(RejectReason),
     /// It would be a WebSocket, whose client is not admitted.
     Refuse(HandshakeRefusal),
+}
+
+/// What a client asked for that has not shown a token.
+#[derive(Debug)]
+pub struct AwaitedOpening {
+    /// The complete 101 answer.
+    pub response: Bytes,
+    /// Rooms to join at once.
+    pub rooms: Vec<String>,
+    /// The protocol of the client.
+    pub encoding: Encoding,
 }
 
 /// The answer to a client that is not admitted.
@@ -94,7 +113,7 @@ impl Routes {
             };
         }
         match self.open(head, echo, now_unix_s) {
-            Ok(opening) => RouteOutcome::Open(opening),
+            Ok(outcome) => outcome,
             Err(reason) => self.refuse(head, echo, reason),
         }
     }
@@ -124,8 +143,8 @@ impl Routes {
     /// Whom the token of a request names.
     fn user_of(&self, head: &Parts) -> Option<String> {
         let query = Query::read(head.uri.query().unwrap_or("")).ok()?;
-        let token = bearer(head).ok()?.or(query.token.as_deref())?;
-        self.authenticator.user_of(token)
+        let protocols = check(head).ok()?.protocols;
+        self.authenticator.user_of(token(head, &query, &protocols).ok()??)
     }
 
     /// Whether it is for the API and has the key. Requests without it do not reach the ops thread.
@@ -135,26 +154,43 @@ impl Routes {
         is_public(path, &self.plan.ops_public_paths) && is_shown(shown, key)
     }
 
-    fn open(&self, head: &Parts, echo: bool, now_unix_s: u64) -> Result<Opening, RejectReason> {
+    fn open(
+        &self,
+        head: &Parts,
+        echo: bool,
+        now_unix_s: u64,
+    ) -> Result<RouteOutcome, RejectReason> {
         let upgrade = check(head).map_err(RejectReason::Handshake)?;
         origin::check(&head.headers, &self.plan.origins, self.plan.auth.anonymous)?;
         let query = Query::read(head.uri.query().unwrap_or(""))?;
-        let identity = self.admit(head, &query, now_unix_s)?;
+        let token = token(head, &query, &upgrade.protocols)?;
+        let awaits = token.is_none() && !echo && self.plan.auth.awaits_first_message();
+        let identity = match awaits {
+            true => None,
+            false => Some(self.admit(token, now_unix_s)?),
+        };
         let rooms = if echo { Vec::new() } else { self.rooms(query)? };
         let mut response = Vec::new();
         write_accept(&upgrade, protocol(&upgrade, echo), &mut response);
         let (response, encoding) = (Bytes::from(response), encoding(echo));
-        Ok(Opening { identity, response, rooms, encoding })
+        Ok(match identity {
+            Some(identity) => RouteOutcome::Open(Opening { identity, response, rooms, encoding }),
+            None => RouteOutcome::AwaitToken(AwaitedOpening { response, rooms, encoding }),
+        })
     }
 
-    fn admit(
-        &self,
-        head: &Parts,
-        query: &Query,
-        now_unix_s: u64,
-    ) -> Result<Identity, RejectReason> {
-        let token = bearer(head)?.or(query.token.as_deref());
+    /// Checks a token, or that there may be none.
+    pub fn admit(&self, token: Option<&str>, now_unix_s: u64) -> Result<Identity, RejectReason> {
         self.authenticator.admit(token, now_unix_s).map_err(RejectReason::Token)
+    }
+
+    /// Checks a token for one room.
+    pub fn admit_to_room(
+        &self,
+        token: &str,
+        now_unix_s: u64,
+    ) -> Result<RoomAdmission, RejectReason> {
+        self.authenticator.admit_to_room(token, now_unix_s).map_err(RejectReason::Token)
     }
 
     fn rooms(&self, query: Query) -> Result<Vec<String>, RejectReason> {
@@ -186,6 +222,21 @@ fn protocol(upgrade: &Upgrade<'_>, echo: bool) -> Option<&'static str> {
 
 fn encoding(echo: bool) -> Encoding {
     Encoding::of(if echo { Dialect::Echo } else { Dialect::Native })
+}
+
+/// The token of a request, wherever it stands. `None`: there is none.
+fn token<'a>(
+    head: &'a Parts,
+    query: &'a Query,
+    protocols: &[&'a str],
+) -> Result<Option<&'a str>, RejectReason> {
+    let of_protocols = protocols.iter().filter_map(|offer| offer.strip_prefix(TOKEN_PROTOCOL));
+    let mut all = bearer(head)?.into_iter().chain(query.token.as_deref()).chain(of_protocols);
+    let first = all.next();
+    match all.all(|other| Some(other) == first) {
+        true => Ok(first),
+        false => Err(RejectReason::TwoTokens),
+    }
 }
 
 /// The token of `Authorization: Bearer`. `None`: there is none, or it is of another scheme, which is a

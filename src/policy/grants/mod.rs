@@ -15,8 +15,10 @@
 //! Invariant: immutable; who is asked is an argument.
 
 mod pattern;
+mod room_actions;
 
 pub use pattern::Pattern;
+pub use room_actions::{RoomAction, RoomActions};
 
 /// Patterns of one token, at most.
 pub const PATTERNS_MAX: usize = 64;
@@ -61,19 +63,6 @@ pub struct RoomTexts {
     pub history: Vec<String>,
     /// Whose presence may be read.
     pub presence: Vec<String>,
-}
-
-/// What is done in a room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RoomAction {
-    /// To be a member.
-    Join,
-    /// To publish.
-    Publish,
-    /// To read its history.
-    History,
-    /// To see who is there.
-    Presence,
 }
 
 impl RoomTexts {

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! client: [#id ]join ROOM [EPOCH OFFSET] │ leave ROOM │ publish ROOM JSON │ history ROOM LIMIT
-//!         │ presence ROOM │ ping                                   one request a line
+//!         │ presence ROOM │ auth TOKEN │ ping                                   one request a line
 //! server: WORD arguments, separated by blanks; elements of a run, a line each
 //! ```
 
@@ -45,8 +45,11 @@ fn command(line: &str) -> Option<Command<'_>> {
     let (room, rest) = rest.split_once(' ').unwrap_or((rest, ""));
     Some(match word {
         "ping" => Command::Ping,
+        "auth" => Command::Auth { token: rest },
         _ if room.is_empty() => return None,
-        "join" => Command::Join { room, since: position(rest), info: None, ack: false },
+        "join" => {
+            Command::Join { room, since: position(rest), info: None, ack: false, token: None }
+        }
         "leave" => Command::Leave { room },
         "publish" => Command::Publish {
             room,
@@ -101,6 +104,8 @@ pub fn write(event: &Event<'_>, out: &mut Vec<u8>) {
         }
         Event::Lost { topic, count } => line += &format!("lost {} {count}", name(*topic)),
         Event::Unsubscribed { topic } => line += &format!("unsubscribed {}", name(*topic)),
+        Event::Removed { room, why } => line += &format!("removed {room} {}", why.as_str()),
+        Event::TokenExpires { in_ms } => line += &format!("token_expires {in_ms}"),
         Event::Reconnect { after_ms } => line += &format!("reconnect {after_ms}"),
         Event::Pong { id } => line += &format!("pong{}", number(*id)),
     }

@@ -7,5 +7,5 @@
 mod parse;
 mod write;
 
-pub use parse::{KEY_BYTES_MAX, LIMIT_DEFAULT, LIMIT_MAX, parse};
+pub use parse::{KEY_BYTES_MAX, LIMIT_DEFAULT, LIMIT_MAX, TOKEN_BYTES_MAX, parse};
 pub use write::{encoded_len, write};

@@ -1,7 +1,7 @@
 //! Bytes to [`Request`].
 //!
 //! Two steps. The scanner of `json.rs` walks the message once and says where the values of our
-//! fifteen keys lie; then only those that the command needs are read, each where it lies: a string
+//! sixteen keys lie; then only those that the command needs are read, each where it lies: a string
 //! without a backslash is borrowed as it is, one with escapes and `since` are parsed in place by
 //! simd-json. The payload is never parsed, only cut out.
 //!
@@ -19,6 +19,9 @@ use crate::protocol::{
 
 /// The longest idempotency `key`, in bytes of text.
 pub const KEY_BYTES_MAX: usize = 128;
+
+/// The longest `token`, in bytes of text: more than a request head holds.
+pub const TOKEN_BYTES_MAX: usize = 8192;
 
 /// Messages of a history that are sent for a request without `limit`.
 pub const LIMIT_DEFAULT: u32 = 100;
@@ -81,10 +84,11 @@ enum Field {
     Ack,
     Epoch,
     Offset,
+    Token,
 }
 
 impl Field {
-    const ALL: [Field; 15] = [
+    const ALL: [Field; 16] = [
         Field::Type,
         Field::RoomId,
         Field::TargetUserId,
@@ -100,6 +104,7 @@ impl Field {
         Field::Ack,
         Field::Epoch,
         Field::Offset,
+        Field::Token,
     ];
 
     fn as_str(self) -> &'static str {
@@ -119,6 +124,7 @@ impl Field {
             Field::Ack => "ack",
             Field::Epoch => "epoch",
             Field::Offset => "offset",
+            Field::Token => "token",
         }
     }
 
@@ -140,6 +146,7 @@ impl Field {
             b"ack" => Field::Ack,
             b"epoch" => Field::Epoch,
             b"offset" => Field::Offset,
+            b"token" => Field::Token,
             _ => return None,
         })
     }
@@ -182,7 +189,15 @@ enum Kind {
     Presence,
     History,
     Ack,
+    Auth,
     Ping,
+}
+
+/// Texts of a join.
+struct JoinValues<'a> {
+    room: &'a str,
+    info: Option<&'a str>,
+    token: Option<&'a str>,
 }
 
 /// What `since` must look like.
@@ -272,8 +287,8 @@ impl Fields {
             Kind::Join => {
                 let since = self.since(message)?;
                 let ack = self.truth(Field::Ack, message)?.unwrap_or(false);
-                let (room, info) = self.room_and_info(message)?;
-                Ok(Command::Join { room, since, info, ack })
+                let JoinValues { room, info, token } = self.join_values(message)?;
+                Ok(Command::Join { room, since, info, ack, token })
             }
             Kind::Leave => Ok(Command::Leave { room: self.room(message)? }),
             Kind::Presence => Ok(Command::Presence { room: self.room(message)? }),
@@ -282,6 +297,10 @@ impl Fields {
                 Ok(Command::History { room: self.room(message)?, page })
             }
             Kind::Ack => self.ack(message),
+            Kind::Auth => {
+                let span = self.need(Field::Token)?;
+                Ok(Command::Auth { token: token(span, &mut message[span.range()])? })
+            }
             Kind::Ping => Ok(Command::Ping),
         }
     }
@@ -306,6 +325,7 @@ impl Fields {
             "presence" => Kind::Presence,
             "history" => Kind::History,
             "ack" => Kind::Ack,
+            "auth" => Kind::Auth,
             "ping" => Kind::Ping,
             _ => return Err(unknown_type(name)),
         })
@@ -345,22 +365,17 @@ impl Fields {
     }
 
     /// The same for a join: the bytes of `info` are cut out as they are.
-    fn room_and_info<'a>(
-        &self,
-        message: &'a mut [u8],
-    ) -> Result<(&'a str, Option<&'a str>), Refusal> {
-        let Some(info) = self.get(Field::Info) else { return Ok((self.room(message)?, None)) };
+    fn join_values<'a>(&self, message: &'a mut [u8]) -> Result<JoinValues<'a>, Refusal> {
         let room = self.need(Field::RoomId)?;
-        let [room_json, info] = message
-            .get_disjoint_mut([room.range(), info.range()])
-            .expect("values of two members lie apart and inside the message");
-        let text = std::str::from_utf8(info).ok().filter(|text| text.len() <= INFO_BYTES_MAX);
-        let Some(text) = text else {
-            return Err(bad_request(format!(
-                "info must be a JSON value of at most {INFO_BYTES_MAX} bytes"
-            )));
-        };
-        Ok((name(Field::RoomId, room, room_json)?, Some(text)))
+        let (info_span, token_span) = (self.get(Field::Info), self.get(Field::Token));
+        // What is not there is nothing, at the beginning.
+        let range = |span: Option<Span>| span.map_or(0..0, Span::range);
+        let [room_json, info_json, token_json] = message
+            .get_disjoint_mut([room.range(), range(info_span), range(token_span)])
+            .expect("values of three members lie apart and inside the message");
+        let info = info_span.map(|_| info(info_json)).transpose()?;
+        let token = token_span.map(|span| token(span, token_json)).transpose()?;
+        Ok(JoinValues { room: name(Field::RoomId, room, room_json)?, info, token })
     }
 
     fn echo(&self, message: &[u8]) -> Result<bool, Refusal> {
@@ -490,6 +505,23 @@ fn plain_integer(json: &[u8]) -> Option<u64> {
     })
 }
 
+/// What a user says about itself, as it is.
+fn info(json: &[u8]) -> Result<&str, Refusal> {
+    let text = std::str::from_utf8(json).ok().filter(|text| text.len() <= INFO_BYTES_MAX);
+    text.ok_or_else(|| {
+        bad_request(format!("info must be a JSON value of at most {INFO_BYTES_MAX} bytes"))
+    })
+}
+
+/// A JWT (RFC 7519), or what its client takes for one.
+fn token(span: Span, json: &mut [u8]) -> Result<&str, Refusal> {
+    let token = text(Field::Token, span, json)?;
+    if (1..=TOKEN_BYTES_MAX).contains(&token.len()) {
+        return Ok(token);
+    }
+    Err(bad_request(format!("token must be a string of 1 to {TOKEN_BYTES_MAX} bytes")))
+}
+
 /// The name of a room or a user.
 fn name(key: Field, span: Span, json: &mut [u8]) -> Result<&str, Refusal> {
     let name = text(key, span, json)?;
@@ -531,7 +563,7 @@ fn unknown_type(name: &str) -> Refusal {
         code: ErrorCode::UnknownType,
         message: format!(
             "type \"{shown}{cut}\" is unknown; known are join, leave, publish, send, broadcast, \
-             presence, history, ack and ping"
+             presence, history, ack, auth and ping"
         ),
     }
 }
@@ -562,9 +594,28 @@ mod tests {
     }
 
     #[test]
+    fn tokens_are_read_alone_and_with_a_join() {
+        understood(r#"{"type":"auth","token":"a.b.c"}"#, Command::Auth { token: "a.b.c" });
+        let (room, info, token) = ("r", Some("7"), Some("a.b"));
+        understood(
+            r#"{"token":"\u0061.b","info":7,"type":"join","room_id":"r"}"#,
+            Command::Join { room, since: None, info, ack: false, token },
+        );
+        let long = "x".repeat(TOKEN_BYTES_MAX + 1);
+        for token in [r#""""#.to_owned(), "7".to_owned(), format!("\"{long}\"")] {
+            let auth = format!(r#"{{"type":"auth","token":{token}}}"#);
+            let join = format!(r#"{{"type":"join","room_id":"r","token":{token}}}"#);
+            assert_eq!(refused(&auth).code, ErrorCode::BadRequest, "{token}");
+            assert_eq!(refused(&join).code, ErrorCode::BadRequest, "{token}");
+        }
+        assert!(refused(r#"{"type":"auth"}"#).message.contains("token is missing"));
+    }
+
+    #[test]
     fn every_command_is_understood() {
         let (room, user, payload) = ("r", "u", b"1".as_slice());
-        let join = |since| Command::Join { room, since, info: None, ack: false };
+        let join_with = |info, since| Command::Join { room, since, info, ack: false, token: None };
+        let join = |since| join_with(None, since);
         let since = |epoch, offset| Some(Position { epoch, offset });
         let publish = |echo, key: Option<&str>| {
             let key = key.map(Into::into);
@@ -582,7 +633,7 @@ mod tests {
             ),
             (
                 r#"{"info":{"a" : "\u00e9"},"type":"join","room_id":"\u0072"}"#,
-                Command::Join { room, since: None, info: Some(r#"{"a" : "\u00e9"}"#), ack: false },
+                join_with(Some(r#"{"a" : "\u00e9"}"#), None),
             ),
             (r#"{"type":"leave","room_id":"r"}"#, Command::Leave { room }),
             (r#"{"type":"publish","room_id":"r","payload":1}"#, publish(true, None)),
@@ -633,7 +684,7 @@ mod tests {
     fn acknowledgements_are_understood() {
         let ack = |of, epoch, offset| Command::Ack { of, up_to: UpTo { epoch, offset } };
         let (room, own) = (AckOf::Room("r"), AckOf::User(None));
-        let join = Command::Join { room: "r", since: None, info: None, ack: true };
+        let join = Command::Join { room: "r", since: None, info: None, ack: true, token: None };
         understood(r#"{"type":"join","room_id":"r","ack":true}"#, join);
         for (message, command) in [
             (r#"{"type":"ack","room_id":"r","offset":12}"#, ack(room, None, 12)),

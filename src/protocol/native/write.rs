@@ -134,6 +134,14 @@ fn emit(event: &Event<'_>, out: &mut impl Sink) {
             out.raw(br#"{"type":"unsubscribed""#);
             topic_member(*topic, out);
         }
+        Event::Removed { room, why } => {
+            text_member(br#"{"type":"removed","room_id":""#, room, out);
+            text_member(br#","reason":""#, why.as_str(), out);
+        }
+        Event::TokenExpires { in_ms } => {
+            out.raw(br#"{"type":"token_expires","in_ms":"#);
+            out.number(*in_ms);
+        }
         Event::Reconnect { after_ms } => {
             out.raw(br#"{"type":"reconnect","after_ms":"#);
             out.number(*after_ms);
@@ -284,7 +292,7 @@ fn id_member(id: Option<&RequestId>, out: &mut impl Sink) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::ErrorCode;
+    use crate::protocol::{ErrorCode, RemovalReason};
 
     /// Every event, with and without what it may leave out.
     #[test]
@@ -357,6 +365,21 @@ mod tests {
             (Event::Pong { id: Some(&text) }, r#"{"type":"pong","id":"a\u0062"}"#),
         ];
         are_written(cases);
+    }
+
+    #[test]
+    fn what_becomes_of_tokens_is_written_as_the_protocol_says() {
+        are_written(vec![
+            (
+                Event::Removed { room: "r", why: RemovalReason::TokenExpired },
+                r#"{"type":"removed","room_id":"r","reason":"token_expired"}"#,
+            ),
+            (
+                Event::Removed { room: "r", why: RemovalReason::Forbidden },
+                r#"{"type":"removed","room_id":"r","reason":"forbidden"}"#,
+            ),
+            (Event::TokenExpires { in_ms: 60000 }, r#"{"type":"token_expires","in_ms":60000}"#),
+        ]);
     }
 
     #[test]

@@ -31,7 +31,7 @@ mod put;
 mod take;
 
 use crate::ids::{Position, TopicId, TopicName};
-use crate::policy::grants::Grants;
+use crate::policy::grants::{Grants, RoomActions};
 use crate::policy::rights::Rights;
 use crate::protocol::dialect::Encoding;
 use crate::protocol::{Info, RequestId};
@@ -97,6 +97,8 @@ pub struct SessionTopic {
     pub ack: Option<AckMark>,
     /// The `info` of its user there.
     pub info: Option<Info>,
+    /// The token with which it is in that room.
+    pub room_token: Option<SessionRoomToken>,
     /// Its joins of this topic that are answered when deliveries are certain.
     pub waiting: Vec<WaitingJoin>,
 }
@@ -125,6 +127,17 @@ pub struct SessionJoin {
     pub info: Option<Info>,
     /// Whether it acknowledges.
     pub ack: bool,
+    /// The token for the room that it came with.
+    pub room_token: Option<SessionRoomToken>,
+}
+
+/// A token for one room.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionRoomToken {
+    /// What it allows there.
+    pub actions: RoomActions,
+    /// After how many milliseconds it expires.
+    pub expires_in_ms: Option<u64>,
 }
 
 /// Bytes that have to leave.

@@ -4,7 +4,10 @@ use crate::ids::TopicKind;
 use crate::ids::{ConnId, Position, TopicId};
 use crate::shard::conn::{Conn, ConnState, OPENED_UNIT_MS, ReadState};
 use crate::shard::memory::half_bytes;
-use crate::shard::session::{NotNow, Session, SessionFrames, SessionJoin, SessionTopic};
+use crate::shard::room_token::RoomToken;
+use crate::shard::session::{
+    NotNow, Session, SessionFrames, SessionJoin, SessionRoomToken, SessionTopic,
+};
 use crate::shard::slow_consumer::OutboxWriter;
 use crate::shard::slow_consumer::frames::BatchSource;
 use crate::shard::slow_consumer::outbox::Pushed;
@@ -61,7 +64,7 @@ impl Shard {
         }
         let joins = session.joins.into_iter();
         let of_rooms = joins.filter(|join| matches!(join.name.kind(), TopicKind::Room(_)));
-        of_rooms.for_each(|join| self.put_join(conn, join));
+        of_rooms.for_each(|join| self.put_join(conn, join, now_ms));
         if session.is_unread {
             self.conns.get_mut(conn.0).expect("it was just put").unread = ReadState::Paused;
             self.keep_rest(conn, &session.input);
@@ -125,6 +128,7 @@ impl Shard {
         if let Some(info) = topic.info {
             self.infos.set(conn, index, info);
         }
+        self.put_room_token(conn, index, topic.room_token, now_ms);
         let is_ready = self.is_topic_ready(at);
         for waiting in topic.waiting {
             if is_ready {
@@ -138,11 +142,27 @@ impl Shard {
     }
 
     /// Asks again for a join that was not answered.
-    fn put_join(&mut self, conn: ConnId, join: SessionJoin) {
+    fn put_join(&mut self, conn: ConnId, join: SessionJoin, now_ms: u64) {
         let at = self.open_topic(&join.name, self.encoding_of(conn));
         let at = at.expect("there is room for every topic");
-        let options = JoinOptions { since: join.since, info: join.info.as_deref(), ack: join.ack };
+        let (since, info, ack) = (join.since, join.info.as_deref(), join.ack);
+        let options = JoinOptions { since, info, ack, room_token: None };
         self.ask_position(conn, at, &join.name, options, join.id);
+        self.put_room_token(conn, at.0.index, join.room_token, now_ms);
+    }
+
+    fn put_room_token(
+        &mut self,
+        conn: ConnId,
+        index: u32,
+        token: Option<SessionRoomToken>,
+        now_ms: u64,
+    ) {
+        let Some(SessionRoomToken { actions, expires_in_ms }) = token else { return };
+        let second = |left_ms: u64| (now_ms + left_ms).div_ceil(1000);
+        let second = |left_ms| u32::try_from(second(left_ms)).unwrap_or(u32::MAX);
+        let expires_s = expires_in_ms.map(second);
+        self.room_tokens.set(conn, index, RoomToken { actions, expires_s });
     }
 
     /// Behind what waits already; or to be written next, if nothing does.

@@ -6,7 +6,7 @@ use crate::shard::delivery::batch::SendBatch;
 use crate::shard::delivery::unsent::UnsentFrames;
 use crate::shard::memory::half_bytes;
 use crate::shard::session::{
-    NotNow, Session, SessionFrames, SessionJoin, SessionTopic, WaitingJoin,
+    NotNow, Session, SessionFrames, SessionJoin, SessionRoomToken, SessionTopic, WaitingJoin,
 };
 use crate::shard::state::Shard;
 
@@ -26,12 +26,13 @@ impl Shard {
         self.queues.forget(conn);
         self.forget_questions(conn);
         let now_ms = self.life.now_ms;
-        let expires_s = self.expiries.second_of(conn);
+        let expires_s = self.expiries.second_of(conn.0.index);
+        self.expiries.remove(conn.0.index);
+        self.room_tokens.forget(conn);
         let input = self.pauses.take(conn).unwrap_or_default();
         self.forget_usage(conn);
         let c = self.conns.remove(conn.0).expect("it was looked at");
         self.count_open(c.encoding, false);
-        self.expiries.live -= usize::from(c.expires);
         self.half_bytes -= half_bytes(c.decoder.as_deref());
         self.memory_paused.remove(&conn);
         if let Some(outbox) = &c.outbox {
@@ -71,7 +72,7 @@ impl Shard {
         if !self.moves.is_settled(c.settled_by) {
             return Err(NotNow::NotSettled);
         }
-        if self.has_open_question(conn) {
+        if self.has_open_question(conn) || self.token_checks.is_waiting(conn) {
             return Err(NotNow::QuestionUnderWay);
         }
         let topics: Vec<TopicId> = c.joined.iter().map(|it| self.hub.id_at(it.topic)).collect();
@@ -84,6 +85,7 @@ impl Shard {
     fn take_joins(&mut self, conn: ConnId) -> Vec<SessionJoin> {
         let pending = self.pendings.take_all(conn).into_iter();
         let of = |pending: crate::shard::state::pending_joins::PendingJoin| SessionJoin {
+            room_token: self.room_token_of(conn, pending.topic),
             name: self.hub.at(pending.topic).name().clone(),
             id: pending.id,
             since: pending.since,
@@ -121,8 +123,16 @@ impl Shard {
             position: self.positions.get(&index).copied(),
             ack: self.acks.mark_of(index, conn, self.life.now_ms),
             info: self.infos.get(conn, index),
+            room_token: self.room_token_of(conn, index),
             waiting: waiting.unwrap_or_default(),
         }
+    }
+
+    fn room_token_of(&self, conn: ConnId, index: u32) -> Option<SessionRoomToken> {
+        let token = self.room_tokens.get(conn, index)?;
+        let left_ms = |at_s: u32| (1000 * u64::from(at_s)).saturating_sub(self.life.now_ms);
+        let expires_in_ms = token.expires_s.map(left_ms);
+        Some(SessionRoomToken { actions: token.actions, expires_in_ms })
     }
 
     fn leave_locally(&mut self, conn: ConnId, index: u32) {

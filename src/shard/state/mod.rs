@@ -15,6 +15,8 @@ pub(in crate::shard) mod pending_user_queues;
 pub(in crate::shard) mod presence_infos;
 pub(in crate::shard) mod questions;
 pub(in crate::shard) mod rates;
+pub(in crate::shard) mod room_tokens;
+pub(in crate::shard) mod token_checks;
 pub(in crate::shard) mod user_infos;
 
 use crate::auth::AnonymousSecret;
@@ -43,6 +45,8 @@ use crate::shard::state::pending_user_queues::PendingUserQueues;
 use crate::shard::state::presence_infos::PresenceInfos;
 use crate::shard::state::questions::Questions;
 use crate::shard::state::rates::Rates;
+use crate::shard::state::room_tokens::RoomTokens;
+use crate::shard::state::token_checks::TokenChecks;
 use crate::shard::state::user_infos::UserInfos;
 use crate::slab::Slab;
 use crate::ws::decoder::Decoder;
@@ -104,6 +108,12 @@ pub struct Shard {
     pub(in crate::shard) life: Lifecycle,
     pub(in crate::shard) disconnects: PendingDisconnects,
     pub(in crate::shard) expiries: Expiries,
+    /// How long before its token expires a client receives a notice; 0: it does not.
+    pub(in crate::shard) expiry_notice_s: u64,
+    /// Tokens that are to be checked.
+    pub(in crate::shard) token_checks: TokenChecks,
+    /// Memberships that a token for the room allows.
+    pub(in crate::shard) room_tokens: RoomTokens,
     pub(in crate::shard) named_peers: NamedPeers,
     /// What tokens allow in rooms.
     pub(in crate::shard) grants: GrantSets,
@@ -161,6 +171,9 @@ impl Shard {
             life: Lifecycle::default(),
             disconnects: PendingDisconnects::default(),
             expiries: Expiries::default(),
+            expiry_notice_s: 0,
+            token_checks: TokenChecks::default(),
+            room_tokens: RoomTokens::default(),
             named_peers: NamedPeers::default(),
             grants: GrantSets::default(),
             user_infos: UserInfos::default(),

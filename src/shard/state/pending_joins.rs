@@ -2,6 +2,7 @@
 
 use crate::ids::{ConnId, Position, TopicId};
 use crate::protocol::{Info, RequestId};
+use crate::shard::room_token::RoomToken;
 use std::collections::HashMap;
 
 /// Joins that wait for an answer. Empty nearly always.
@@ -44,6 +45,11 @@ impl PendingJoins {
         of.any(|pending| pending.topic == topic.0.index)
     }
 
+    /// The topics that a connection is about to be in, or asks about.
+    pub(in crate::shard) fn topics_of(&self, conn: ConnId) -> impl Iterator<Item = u32> {
+        self.of.get(&conn).into_iter().flatten().map(|pending| pending.topic)
+    }
+
     /// Whether a topic must stay.
     pub(in crate::shard) fn is_pinned(&self, topic: u32) -> bool {
         self.pins.contains_key(&topic)
@@ -69,7 +75,7 @@ impl PendingJoins {
     ) -> u64 {
         self.tickets += 1;
         let (ticket, topic_index) = (self.tickets, topic.0.index);
-        let JoinOptions { since, info, ack } = options;
+        let JoinOptions { since, info, ack, .. } = options;
         let info = info.map(Into::into);
         let pending = PendingJoin { ticket, topic: topic_index, id, since, info, ack, stays };
         self.of.entry(conn).or_default().push(pending);
@@ -123,4 +129,6 @@ pub(in crate::shard) struct JoinOptions<'a> {
     pub(in crate::shard) info: Option<&'a str>,
     /// Whether the member will acknowledge what it receives.
     pub(in crate::shard) ack: bool,
+    /// The token for the room that it comes with.
+    pub(in crate::shard) room_token: Option<RoomToken>,
 }

@@ -25,11 +25,18 @@ pub(in crate::shard) enum RateRule {
     Joins,
     /// Requests for history and presence.
     Requests,
+    /// Tokens to be checked.
+    Tokens,
 }
 
 impl RateRule {
-    pub(in crate::shard) const ALL: [RateRule; 4] =
-        [RateRule::Messages, RateRule::Bytes, RateRule::Joins, RateRule::Requests];
+    pub(in crate::shard) const ALL: [RateRule; 5] = [
+        RateRule::Messages,
+        RateRule::Bytes,
+        RateRule::Joins,
+        RateRule::Requests,
+        RateRule::Tokens,
+    ];
 }
 
 /// The buckets of one connection.
@@ -75,6 +82,7 @@ impl Rates {
             }
             RateRule::Joins => rate(limits.joins_per_s_max, limits.joins_burst_max),
             RateRule::Requests => rate(limits.requests_per_s_max, limits.requests_burst_max),
+            RateRule::Tokens => rate(limits.token_checks_per_s_max, limits.token_checks_burst_max),
         });
         Rates { rates, usages: Vec::new(), paused: Vec::new(), next: 0 }
     }

@@ -71,7 +71,8 @@ fn check_command(command: &Command<'_>, text: &str) {
         assert!(key.as_ref().is_none_or(|key| (1..=KEY_BYTES_MAX).contains(&key.len())));
     };
     match command {
-        Command::Join { room, info, .. } => {
+        Command::Join { room, info, token, .. } => {
+            assert_eq!(*token, string("token").as_deref());
             check_name("room_id", room);
             assert_eq!(*info, raw("info"));
             assert!(info.is_none_or(|info| info.len() <= INFO_BYTES_MAX));
@@ -96,6 +97,7 @@ fn check_command(command: &Command<'_>, text: &str) {
             check_name("room_id", room);
             assert!(page.limit <= LIMIT_MAX);
         }
+        Command::Auth { token } => assert_eq!(string("token").as_deref(), Some(*token)),
         Command::Ack { of: AckOf::Room(room), .. } => check_name("room_id", room),
         Command::Ack { of: AckOf::User(Some(user)), .. } => check_name("target_user_id", user),
         Command::Ack { of: AckOf::User(None), .. } | Command::Ping => {}
