@@ -9,6 +9,11 @@
 #                             --on sentinel       only there: standalone, several, sentinel, cluster
 #                             --faults kill,freeze  only these
 #                             --count 100         so many faults back to back, however long it takes
+#   tests/run.sh chaos-matrix  each kind of fault by itself on each deployment, and a table of what was
+#                           lost; on those with replicas a message that was acknowledged and is reported
+#                           as lost counts, too:
+#                             --count 100         so many faults of each kind
+#                             --seed, --on, --faults  as above
 #   tests/run.sh fuzz       explores what reads bytes from outside, guided by coverage (tests/fuzz):
 #                             --minutes 60        for each target
 #                             --target json       only this one
@@ -109,6 +114,56 @@ chaos() {
   cargo test --locked --test chaos nothing_is_lost -- --nocapture --test-threads 1
 }
 
+# One cell of the matrix: a row of the table.
+chaos_cell() {
+  local on="$1" fault="$2" count="$3" log="$4"
+  local -x CHAOS_ON="$on" CHAOS_FAULTS="$fault" CHAOS_COUNT="$count"
+  case "$on" in sentinel | cluster) local -x CHAOS_STRICT=1 ;; esac
+  cargo test --locked --test chaos nothing_is_lost -- --nocapture --test-threads 1 >"$log" 2>&1 || true
+  local summary faults lost
+  if grep -q "can be done here" "$log"; then
+    echo "| $on | $fault | – | – | does not exist there |"
+    return
+  fi
+  summary="$(grep "chaos $on seed [0-9]*: .* faults: " "$log" | tail -n 1)"
+  faults="$(grep -o "faults: $fault [0-9]*" <<<"$summary" | grep -o '[0-9]*$')"
+  lost="$(grep -o 'violations [0-9]*' <<<"$summary" | grep -o '[0-9]*$')"
+  echo "| $on | $fault | ${faults:-0} | ${lost:-no end} | $log |"
+}
+
+chaos_matrix() {
+  local count=10 deployments="standalone several sentinel cluster"
+  local kinds="kill empty freeze failover migrate kill_pubsub kill_normal pause scripts memory buffers
+    node blackhole_up blackhole_down blackhole delay reset refuse"
+  export CHAOS_SEED=7
+  while [ "$#" -gt 0 ]; do
+    case "$1" in
+      --count) count="$2" ;;
+      --seed) export CHAOS_SEED="$2" ;;
+      --on) deployments="${2//,/ }" ;;
+      --faults) kinds="${2//,/ }" ;;
+      *)
+        echo "no such option: $1" >&2
+        return 2
+        ;;
+    esac
+    shift 2
+  done
+  local folder="${CARGO_TARGET_DIR:-$PWD/target}/chaos-matrix" on fault row has_lost=0
+  mkdir -p "$folder"
+  cargo test --locked --test chaos --no-run
+  echo "| on | fault | faults | violations | log (seed $CHAOS_SEED, $(git rev-parse --short HEAD)) |"
+  echo "|---|---|---|---|---|"
+  for on in $deployments; do
+    for fault in $kinds; do
+      row="$(chaos_cell "$on" "$fault" "$count" "$folder/$on-$fault.log")"
+      echo "$row"
+      grep -q '| \(0\|–\) | [^|]* |$' <<<"$row" || has_lost=1
+    done
+  done
+  return "$has_lost"
+}
+
 # The version before nodes named what they read.
 OLDER_COMMIT=af6c0be
 
@@ -132,6 +187,11 @@ step "installing packages that are missing" install_packages
 if [ "${1:-}" = chaos ]; then
   shift
   step "chaos $*" chaos "$@"
+  exit
+fi
+if [ "${1:-}" = chaos-matrix ]; then
+  shift
+  step "chaos-matrix $*" chaos_matrix "$@"
   exit
 fi
 if [ "${1:-}" = versions ]; then

@@ -16,6 +16,9 @@ const SHORT_AFTER: Duration = Duration::from_secs(5);
 /// How long there is no pressure before it says that it is.
 const LONG_ENOUGH: Duration = Duration::from_secs(10);
 
+/// From one time at which free memory is given back to the next: that takes longer than a turn.
+const GIVE_BACK_PAUSE: Duration = Duration::from_millis(300);
+
 /// A topic: its name and its places in tables.
 const TOPIC_BYTES: u64 = 384;
 /// A user in a room with presence.
@@ -33,6 +36,8 @@ pub(super) struct BackplaneMemory {
     /// What answers have added since.
     added: u64,
     pressure: Pressure,
+    /// When it last gave free memory back.
+    gave_back_at: Option<Instant>,
     readiness: MemoryReadiness,
     log: LogThrottle,
 }
@@ -41,7 +46,8 @@ impl BackplaneMemory {
     pub(super) fn new(account: Account) -> BackplaneMemory {
         let readiness = MemoryReadiness::default();
         let (pressure, log) = (Pressure::None, LogThrottle::default());
-        BackplaneMemory { account, held: 0, added: 0, pressure, readiness, log }
+        let (held, added, gave_back_at) = (0, 0, None);
+        BackplaneMemory { account, held, added, pressure, gave_back_at, readiness, log }
     }
 
     /// Whether an answer of so many bytes may be handed to a shard. It counts from here on.
@@ -62,7 +68,9 @@ impl BackplaneMemory {
         (self.held, self.added) = (held, 0);
         let before = self.pressure;
         self.pressure = self.account.tick(held);
-        if self.pressure >= Pressure::CloseLargest {
+        let is_soon = self.gave_back_at.is_some_and(|at| now < at + GIVE_BACK_PAUSE);
+        if self.pressure >= Pressure::CloseLargest && !is_soon {
+            self.gave_back_at = Some(now);
             self.pressure = self.account.give_back();
         }
         self.report(before, now);
@@ -133,6 +141,9 @@ impl MemoryReadiness {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::ledger::{Ledger, MemoryCalls};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     /// How readiness changes when the pressure is so for so many seconds.
     fn changes(of: &[(Pressure, bool, u64)]) -> Vec<(u64, bool)> {
@@ -146,6 +157,23 @@ mod tests {
             changes.extend(readiness.update(pressure, is_one, now).map(|is| (second, is)));
         }
         changes
+    }
+
+    #[test]
+    fn free_memory_is_given_back_with_pauses() {
+        static TIMES: AtomicU32 = AtomicU32::new(0);
+        const MIB: u64 = 1024 * 1024;
+        let calls = MemoryCalls {
+            resident: Box::new(|| Some(200 * MIB)),
+            give_back: || _ = TIMES.fetch_add(1, Ordering::Relaxed),
+        };
+        let account = Account::new(Arc::new(Ledger::new(100 * MIB, 1)), 0, calls);
+        let (mut memory, began) = (BackplaneMemory::new(account), Instant::now());
+        for tick in 0..10 {
+            memory.tick(200 * MIB, began + Duration::from_millis(100 * tick));
+            assert!(memory.pressure >= Pressure::CloseLargest, "at all times");
+        }
+        assert_eq!(TIMES.load(Ordering::Relaxed), 4, "at 0, 300, 600 and 900 ms");
     }
 
     #[test]

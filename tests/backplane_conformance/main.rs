@@ -14,6 +14,7 @@ mod cluster;
 mod databases;
 mod foreign;
 mod foreign_presence;
+mod generations;
 mod histories;
 mod history_faults;
 mod history_races;

@@ -366,7 +366,9 @@ impl MemberCheck {
         let here = self.here;
         let goes_on = at.offset > here.offset;
         let missed = if goes_on { at.offset - here.offset - 1 } else { 0 };
-        if self.whole_until > 0 && (missed > 0 || !goes_on) {
+        // A history may have places of which nothing is left, and says so where they are.
+        let told = self.doubt.as_ref().and_then(|doubt| doubt.count).unwrap_or(0);
+        if self.whole_until > 0 && (missed > told || !goes_on) {
             let until = self.whole_until;
             self.blame(format!("recovering up to {until}, {at:?} after {here:?}"));
         }

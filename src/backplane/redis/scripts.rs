@@ -30,7 +30,7 @@ macro_rules! checked {
 }
 
 const PUBLISH_CODE: &str = checked!(include_str!("lua/fence.lua"), include_str!("lua/publish.lua"));
-const VERIFY_CODE: &str = checked!(include_str!("lua/verify.lua"));
+const VERIFY_CODE: &str = checked!(include_str!("lua/fence.lua"), include_str!("lua/verify.lua"));
 const REPAIR_CODE: &str = checked!(include_str!("lua/repair.lua"));
 
 static BEGIN_FENCE: LazyLock<Script> =
@@ -110,20 +110,22 @@ pub(super) async fn load(cmd: impl Into<MultiplexedConnection>) -> RedisResult<(
 }
 
 /// Begins the repair window of each partition of a server with a new generation. Where that fails
-/// (no such partition, no write access yet) the first publish begins it.
-pub(super) async fn begin_fences(
+/// (no such partition, no write access yet) the first publish begins it. `before`: the generation
+/// that the same data had before, whose windows are continued; empty: there is none.
+pub(super) fn begin_fences(
     mut cmd: MultiplexedConnection,
     names: &Names,
     generation: &str,
-) -> RedisResult<()> {
+    before: &str,
+) -> impl Future<Output = RedisResult<Vec<Value>>> + use<> {
     let mut pipeline = Pipeline::new();
     for partition in 0..PARTITIONS {
         let key = names.partition_key(partition as u16);
         let mut begin = call(HistoryScript::BeginFence, &[&key]);
-        begin.arg(generation).arg(REPAIR_MS);
+        begin.arg(generation).arg(REPAIR_MS).arg(before);
         pipeline.add_command(begin);
     }
-    cmd.send_packed_commands(&pipeline, 0, PARTITIONS).await.map(|_| ())
+    async move { cmd.send_packed_commands(&pipeline, 0, PARTITIONS).await }
 }
 
 /// The reply of `lua/publish.lua`.
@@ -135,6 +137,8 @@ pub(super) enum PublishReply {
     StoredBefore(Position),
     /// The partition is in its repair window: send again after so many milliseconds.
     RetryAfterMs(u64),
+    /// The server has another generation than this node believes: send again when it knows that.
+    WrongGeneration,
 }
 
 /// Where a message is stored.
@@ -160,6 +164,7 @@ pub(super) fn parse_publish_reply(answer: &Value) -> Option<PublishReply> {
         0 => Some(PublishReply::RetryAfterMs(number_of(number)?.min(REPAIR_MS))),
         1 => position().map(|at| PublishReply::Stored(StoredAt { at, parent })),
         2 => position().map(PublishReply::StoredBefore),
+        3 => Some(PublishReply::WrongGeneration),
         _ => None,
     }
 }
@@ -186,6 +191,7 @@ mod tests {
             Some(PublishReply::RetryAfterMs(REPAIR_MS))
         );
         assert_eq!(parse_publish_reply(&answer(0, "0", "18446744073709551615")), None);
+        assert_eq!(parse_publish_reply(&answer(3, "0", "0")), Some(PublishReply::WrongGeneration));
     }
 
     #[test]

@@ -29,8 +29,9 @@ pub struct ServerLink {
     pub cmd: MultiplexedConnection,
     /// The connection for publishes with `WAIT`, if a namespace wants them.
     pub replicated: Option<MultiplexedConnection>,
-    /// The server's run and replication ids (32 characters). Changes when it restarts, and when it
-    /// has been a replica in between. Empty where there is no history.
+    /// The server's run and replication ids (32 characters). Changes when it restarts, when it has
+    /// been a replica in between, and, on a link that goes on, when it chooses another replication id
+    /// for the same data. Empty where there is no history.
     pub generation: String,
     /// The user, for errors of commands.
     pub(crate) user: LinkUser,
@@ -125,7 +126,8 @@ async fn check(
             let generation = common_generation(&mut sub, commanding, &user).await?;
             let failure = |error: redis::RedisError| user.failure(&error);
             scripts::load(cmd.clone()).await.map_err(failure)?;
-            scripts::begin_fences(cmd.clone(), names, &generation).await.map_err(failure)?;
+            let begun = scripts::begin_fences(cmd.clone(), names, &generation, "");
+            begun.await.map_err(failure)?;
             generation
         }
         false => String::new(),

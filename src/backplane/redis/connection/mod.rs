@@ -18,7 +18,7 @@ pub mod client;
 mod dial;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
-mod generation;
+pub(super) mod generation;
 pub mod link;
 pub mod reply;
 pub mod reply_limits;

@@ -6,6 +6,7 @@
 //!
 //! Invariant: the age of the last canary that came back is the whole verdict.
 
+use crate::backplane::redis::connection::generation::{Replication, replication_id};
 use crate::backplane::redis::connection::link::ServerLink;
 use crate::backplane::redis::connection::reply::is_master;
 use crate::backplane::redis::error_reply::ErrorReply;
@@ -30,8 +31,12 @@ pub(crate) struct Canary {
     /// When the newest that came back was sent.
     proved_at: Option<Instant>,
     reply: Option<PendingReply<Vec<Value>>>,
-    /// The server's replication id when the link began.
+    /// The server's replication id, where the link has no generation.
     replication: Option<String>,
+    /// Another replication id that the server has chosen for the same data.
+    renamed: Option<String>,
+    /// The next one is sent at once.
+    is_wanted: bool,
     /// The server has redirected the channel.
     is_redirected: bool,
     /// How long the last one took.
@@ -52,6 +57,8 @@ impl Canary {
             proved_at: None,
             reply: None,
             replication: None,
+            renamed: None,
+            is_wanted: false,
             is_redirected: false,
             rtt: Duration::ZERO,
             missed: 0,
@@ -71,6 +78,17 @@ impl Canary {
     /// Time since one last came back.
     fn age(&self, now: Instant) -> Duration {
         now.duration_since(self.back_at)
+    }
+
+    /// Another replication id that the server has chosen for the data that it has, since the last
+    /// call.
+    pub(crate) fn take_renamed(&mut self) -> Option<String> {
+        self.renamed.take()
+    }
+
+    /// Sends the next one at once: something about the server is not as it was believed to be.
+    pub(crate) fn hurry(&mut self) {
+        self.is_wanted = true;
     }
 
     /// Whether the server has redirected the channel since the last call.
@@ -93,7 +111,7 @@ impl Canary {
         {
             self.reply = None;
             let answers = answer.map_err(|error| link.user.failure(&error))?;
-            self.check(answers, &link.user)?;
+            self.check(answers, &link.user, &link.generation)?;
         }
         if self.age(now) > self.timeout {
             self.missed += 1;
@@ -132,7 +150,12 @@ impl Canary {
 
     /// Checks that the server is still the master that it was. A demoted one accepts publishes, and
     /// sends them to its own subscribers only.
-    fn check(&mut self, answers: Vec<Value>, user: &LinkUser) -> Result<(), LinkError> {
+    fn check(
+        &mut self,
+        answers: Vec<Value>,
+        user: &LinkUser,
+        generation: &str,
+    ) -> Result<(), LinkError> {
         let nothing = [Value::Nil, Value::Nil, Value::Nil];
         let [published, role, info] = <[Value; 3]>::try_from(answers).unwrap_or(nothing);
         // The topology finds out where the channel went; until then none comes back.
@@ -149,20 +172,29 @@ impl Canary {
             Value::VerbatimString { text, .. } => text,
             _ => return Ok(()), // an ACL that forbids INFO
         };
-        let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name));
-        let Some(replication) = field("master_replid:").map(str::trim) else { return Ok(()) };
-        let known = self.replication.get_or_insert_with(|| replication.to_owned());
-        if known != replication {
+        let Some(Replication { id, is_promoted }) = Replication::of(&info) else { return Ok(()) };
+        let known = match replication_id(generation) {
+            Some(known) => known,
+            None => self.replication.get_or_insert_with(|| id.clone()),
+        };
+        if known == id {
+            return Ok(());
+        }
+        if is_promoted {
             return Err(Outage::Replaced.into());
         }
+        self.replication = Some(id.clone());
+        self.renamed = Some(id);
         Ok(())
     }
 
     fn is_due(&self, now: Instant) -> bool {
-        self.last_sent.is_none_or(|(_, at)| now.duration_since(at) >= self.interval)
+        self.is_wanted
+            || self.last_sent.is_none_or(|(_, at)| now.duration_since(at) >= self.interval)
     }
 
     fn number(&mut self, now: Instant) -> u64 {
+        self.is_wanted = false;
         let number = self.last_sent.map_or(1, |(number, _)| number + 1);
         if self.last_sent.is_some_and(|(_, at)| self.back_at < at) {
             self.missed += 1;
@@ -215,6 +247,33 @@ mod tests {
         assert_eq!(canary.age(at(2010)), Duration::ZERO, "late, but back");
     }
 
+    #[test]
+    fn a_server_that_was_promoted_is_left_and_one_with_another_id_for_its_data_is_not() {
+        let start = Instant::now();
+        let (one, two, none) = ("1".repeat(40), "2".repeat(40), "0".repeat(40));
+        let answers = |id: &str, before: &str| {
+            let info = format!("role:master\r\nmaster_replid:{id}\r\nmaster_replid2:{before}\r\n");
+            vec![Value::Int(0), Value::Nil, Value::BulkString(info.into())]
+        };
+        let user = LinkUser::new(None, "commanding");
+        let generation = "a".repeat(16) + &one[..16];
+        for generation in [&generation[..], ""] {
+            let canary = || Canary::new(Duration::from_secs(1), Duration::from_secs(3), start);
+            let mut checked = canary();
+            checked.check(answers(&one, &none), &user, generation).expect("as it was");
+            assert_eq!(checked.take_renamed(), None);
+            checked.check(answers(&two, &none), &user, generation).expect("the same data");
+            assert_eq!(checked.take_renamed().as_deref(), Some(&two[..16]));
+            let mut checked = canary();
+            checked.check(answers(&one, &none), &user, generation).expect("as it was");
+            assert!(checked.check(answers(&two, &one), &user, generation).is_err(), "promoted");
+        }
+        // An id that changed between the link's beginning and its first canary.
+        let mut first = Canary::new(Duration::from_secs(1), Duration::from_secs(3), start);
+        first.check(answers(&two, &none), &user, &generation).expect("the same data");
+        assert_eq!(first.take_renamed().as_deref(), Some(&two[..16]));
+    }
+
     proptest::proptest! {
         #[test]
         fn any_message_and_any_reply_is_handled(
@@ -226,7 +285,7 @@ mod tests {
             canary.number(start);
             let is_ours = body == b"1";
             proptest::prop_assert_eq!(canary.handle_message(&body, start), is_ours);
-            let _ = canary.check(answers, &LinkUser::new(None, "commanding"));
+            let _ = canary.check(answers, &LinkUser::new(None, "commanding"), "");
         }
     }
 }

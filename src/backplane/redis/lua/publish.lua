@@ -6,7 +6,8 @@
 --      9 milliseconds of the repair window
 -- returns {1, epoch, offset} stored; {1, epoch, offset, parent} stored as the first of its epoch,
 --         which follows that one; {2, epoch, offset} stored before under this key;
---         {0, epoch, milliseconds} send again after so long: the repair window of a new generation
+--         {0, epoch, milliseconds} send again after so long: the repair window of a new generation;
+--         {3, epoch, 0} send again when the server's generation is known
 --
 -- meta: e epoch, s last offset, g generation of the server that stored the last message,
 --       l "<epoch>:<offset> …" earlier epochs and their last offsets, newest first,
@@ -36,7 +37,9 @@ end
 local is_new, links, parent = not e, nil, nil
 if m[2] ~= ARGV[6] or not e then
   local wait = repair_window_ms(KEYS[3], ARGV[6], ARGV[9])
-  if wait then
+  if wait == WRONG_GENERATION then
+    return {3, e or '0', '0'}
+  elseif wait then
     return {0, e or '0', wait}
   end
   if e then

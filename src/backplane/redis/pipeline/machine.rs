@@ -81,6 +81,11 @@ impl<I, R: BatchReply> BatchPipeline<I, R> {
         self.batches.is_empty() && self.unanswered.is_empty()
     }
 
+    /// Whether the connection has failed to answer a batch.
+    pub(crate) fn has_failed(&self) -> bool {
+        !self.unanswered.is_empty()
+    }
+
     /// Number of items that are refused and have not been taken to be sent again.
     pub(crate) fn refused(&self) -> usize {
         self.refused.len()

@@ -31,6 +31,9 @@ pub(super) const COMMANDS_PER_BATCH: usize = 256;
 pub(super) const BATCH_BYTES: usize = 256 * 1024;
 /// Batches in flight in one lane.
 pub(super) const BATCHES_MAX: usize = 8;
+/// Milliseconds after which a publish is sent again that the server refused because it has another
+/// generation than this node believes. The canary finds out which.
+const GENERATION_MS: u64 = 20;
 /// Milliseconds a replica has to confirm a message. Beyond, its survival is unknown.
 const REPLICA_MS_MAX: u64 = 500;
 
@@ -59,6 +62,8 @@ pub(super) struct ReplyContext<'a> {
     pub(super) unconfirmed: &'a mut UnconfirmedLog,
     pub(super) broadcasts: &'a mut SentBroadcasts,
     pub(super) log: &'a mut RefusalLog,
+    /// Set if the server has another generation than this node believes.
+    pub(super) is_wrong_generation: &'a mut bool,
 }
 
 impl Lane {
@@ -230,7 +235,15 @@ impl Lane {
             return local.end_publish(queued.publish.done, PublishOutcome::Accepted(None), now);
         }
         let parsed = scripts::parse_publish_reply(value);
-        if let Some(PublishReply::RetryAfterMs(after_ms)) = parsed {
+        let retry_after_ms = match parsed {
+            Some(PublishReply::RetryAfterMs(after_ms)) => Some(after_ms),
+            Some(PublishReply::WrongGeneration) => {
+                *context.is_wrong_generation = true;
+                Some(GENERATION_MS)
+            }
+            _ => None,
+        };
+        if let Some(after_ms) = retry_after_ms {
             let at = now + Duration::from_millis(after_ms);
             self.order.note_refused(queued.topic());
             return self.pipeline.send_at(SentPublish::Retriable(queued), at, now);

@@ -60,6 +60,8 @@ pub(crate) struct PublishQueue {
     unconfirmed: UnconfirmedLog,
     /// What was sent to everybody.
     broadcasts: SentBroadcasts,
+    /// The server has refused a publish since it has another generation.
+    is_wrong_generation: bool,
 }
 
 impl PublishQueue {
@@ -76,6 +78,7 @@ impl PublishQueue {
             namespaces,
             is_stuck: false,
             broadcasts: SentBroadcasts::default(),
+            is_wrong_generation: false,
         }
     }
 
@@ -140,6 +143,11 @@ impl PublishQueue {
         let take = |lane: &mut Lane| lane.pipeline.take_redirected();
         let lanes = self.lanes.iter_mut().map(take).fold(false, |one, other| one | other);
         self.unconfirmed.take_redirected() | lanes
+    }
+
+    /// Whether the server has another generation than was believed, since the last call.
+    pub(crate) fn take_wrong_generation(&mut self) -> bool {
+        std::mem::take(&mut self.is_wrong_generation)
     }
 
     /// What was sent to everybody since the last call.
@@ -225,12 +233,49 @@ impl PublishQueue {
             lane.pipeline.send(cx, now, cmd, batch);
             is_busy = true;
         }
+        Ok(is_busy | self.take_replies(kind, cx, now, context, local)?)
+    }
+
+    /// Handles what the server has answered before the link was lost.
+    pub(crate) fn drain(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        context: &CommandContext<'_>,
+        local: &mut Local,
+    ) {
+        for kind in [LaneKind::Transient, LaneKind::Stored, LaneKind::Replicated] {
+            if !self.lanes[kind as usize].pipeline.has_failed() {
+                let _ = self.take_replies(kind, cx, now, context, local);
+            }
+        }
+    }
+
+    fn take_replies(
+        &mut self,
+        kind: LaneKind,
+        cx: &mut Context<'_>,
+        now: Instant,
+        context: &CommandContext<'_>,
+        local: &mut Local,
+    ) -> RedisResult<bool> {
+        let lane = &mut self.lanes[kind as usize];
+        let mut is_busy = false;
         while let Some(batch) = lane.pipeline.poll_answered(cx)? {
             let took = now.saturating_duration_since(batch.sent_at());
             local.counters.publish_round_trip.record(took);
             let (unconfirmed, log) = (&mut self.unconfirmed, &mut self.log);
             let (commands, broadcasts) = (context, &mut self.broadcasts);
-            let mut context = ReplyContext { now, commands, local, unconfirmed, broadcasts, log };
+            let is_wrong_generation = &mut self.is_wrong_generation;
+            let mut context = ReplyContext {
+                now,
+                commands,
+                local,
+                unconfirmed,
+                broadcasts,
+                log,
+                is_wrong_generation,
+            };
             lane.handle_replies(batch, &mut context);
             is_busy = true;
         }

@@ -7,7 +7,8 @@
 //! were sent to subscribers; and when the next server has another generation, it asks for each
 //! whether it is there, and appends it if it is the next one (`lua/verify.lua`). Other nodes may
 //! first have to repair what comes before it ([`crate::backplane::redis::history`]), so it is asked
-//! again for as long as the server is in its repair window.
+//! again for as long as the server is in its repair window. What no node has by its end is announced
+//! as lost, and the message is appended behind it.
 //!
 //! Invariant: publishes of one topic are in the order of their positions.
 
@@ -229,13 +230,13 @@ impl UnconfirmedLog {
         let keys = context.names.history_keys(topic);
         let retry = publish.key.as_ref().map(|key| format!("{}:{key}", keys.retry));
         let key_ttl_s = retry.as_ref().map_or(0, |_| IDEMPOTENCY_TTL.as_secs());
-        let mut names = vec![&keys.meta[..], &keys.stream];
+        let mut names = vec![&keys.meta[..], &keys.stream, &keys.partition];
         names.extend(retry.as_deref());
         let mut command = scripts::call(HistoryScript::Verify, &names);
         command.arg(at.epoch).arg(at.offset).arg(context.generation);
         command.arg(context.names.channel(topic)).arg(context.publish);
         command.arg(policy.history_ttl_s).arg(scripts::meta_ttl_s(policy)).arg(key_ttl_s);
-        command.arg(&self.envelope[..]).arg(parent.unwrap_or(0));
+        command.arg(&self.envelope[..]).arg(parent.unwrap_or(0)).arg(REPAIR_MS);
         command
     }
 

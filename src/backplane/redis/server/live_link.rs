@@ -1,14 +1,19 @@
 //! A link, and what belongs to it alone: subscriptions, canary, and when the server last answered.
 
 use crate::backplane::local::Local;
+use crate::backplane::redis::connection::generation::renamed;
 use crate::backplane::redis::connection::link::ServerLink;
 use crate::backplane::redis::connection::subscriptions::Subscriptions;
 use crate::backplane::redis::failure::{LinkError, Outage};
 use crate::backplane::redis::health::canary::Canary;
 use crate::backplane::redis::inbound::InboundHandler;
 use crate::backplane::redis::names::Names;
-use crate::backplane::redis::pipeline::{CommandConnection, ScriptOwner};
+use crate::backplane::redis::pipeline::{
+    CommandConnection, PendingReply, ScriptOwner, poll_reply, send,
+};
+use crate::backplane::redis::scripts::begin_fences;
 use crate::backplane::redis::shared::{ServerAssignment, SharedContext};
+use redis::Value;
 use std::task::Context;
 use std::time::{Duration, Instant};
 
@@ -35,6 +40,8 @@ pub(super) struct LiveLink {
     takes_ingest: bool,
     /// When the server last answered while an answer was pending.
     replied_at: Instant,
+    /// The windows of all partitions are being continued under another generation.
+    renaming: Option<PendingReply<Vec<Value>>>,
 }
 
 impl LiveLink {
@@ -64,6 +71,7 @@ impl LiveLink {
             since: now,
             takes_ingest,
             replied_at: now,
+            renaming: None,
         }
     }
 
@@ -148,7 +156,27 @@ impl LiveLink {
             Canary::new(interval, Duration::from_millis(shared.plan.canary_timeout_ms), now)
         });
         canary.poll(cx, now, &self.link, shared.names.publish(), channel)?;
-        Ok(canary.has_come_back())
+        let (has_come_back, renamed) = (canary.has_come_back(), canary.take_renamed());
+        if let Some(replication) = renamed {
+            self.rename(&replication, cx, &shared.names);
+        }
+        if self.renaming.as_mut().is_some_and(|it| poll_reply(it, cx).is_ready()) {
+            self.renaming = None;
+        }
+        Ok(has_come_back)
+    }
+
+    /// The server has chosen another replication id for the data that it has: repair windows that are
+    /// over stay over, and others end as they would have.
+    fn rename(&mut self, replication: &str, cx: &mut Context<'_>, names: &Names) {
+        let generation = &mut self.link.generation;
+        if generation.is_empty() {
+            return;
+        }
+        let next = renamed(generation, replication);
+        let before = std::mem::replace(generation, next);
+        let renaming = begin_fences(self.link.cmd.clone(), names, generation, &before);
+        self.renaming = Some(send(cx, renaming));
     }
 }
 

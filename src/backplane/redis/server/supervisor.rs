@@ -29,6 +29,9 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::time::{Sleep, sleep};
 
+/// Turns in which what has arrived on a lost link is taken. What is left by then is read again.
+const DRAIN_TURNS_MAX: u32 = 64;
+
 /// A server's connections, queues and histories. Owned by
 /// [`crate::backplane::redis::RedisTransport`].
 pub(in crate::backplane::redis) struct Server {
@@ -187,7 +190,10 @@ impl Server {
             },
             Task::Live(_) => match self.poll_live(turn) {
                 Ok(is_busy) => return is_busy,
-                Err(error) => self.fail(error, now, turn.local),
+                Err(error) => {
+                    self.drain(turn);
+                    self.fail(error, now, turn.local);
+                }
             },
         }
         debug_assert!(self.invariants());
@@ -321,6 +327,22 @@ impl Server {
         Ok(is_busy | self.outage.poll(server, &turn.shared.namespaces, turn.local))
     }
 
+    /// Takes what the server had sent before the link was lost: a message that it sent to nobody else
+    /// is put back from here, and what it has acknowledged is known.
+    fn drain(&mut self, turn: &mut Turn<'_, '_, '_>) {
+        let mut turns = 0;
+        while turns < DRAIN_TURNS_MAX && self.poll_sub(turn) == Ok(true) {
+            turns += 1;
+        }
+        let (now, names) = (turn.now, &turn.shared.names);
+        let Task::Live(live) = &mut self.task else { return };
+        let LiveLink { link, cmd, replicated, .. } = &**live;
+        let (generation, replicated) = (&link.generation[..], replicated.as_ref());
+        let (publish, version) = (names.publish(), turn.presence.version());
+        let context = CommandContext { cmd, replicated, names, generation, publish, version };
+        self.publishes.drain(turn.cx, now, &context, turn.local);
+    }
+
     /// Sends subscriptions and handles what arrives on the subscriber connection.
     fn poll_sub(&mut self, turn: &mut Turn<'_, '_, '_>) -> Result<bool, LinkError> {
         let (now, is_up) = (turn.now, self.life.is_up());
@@ -400,6 +422,11 @@ impl Server {
             self.publishes.unconfirmed().forget_before(self.canary_back_at, generation);
             is_busy |= self.publishes.poll(turn.cx, now, &context, turn.local).map_err(failure)?;
             self.monitor.poll(turn.cx, now, &live.link, display_name(&self.life, &self.name));
+            if self.publishes.take_wrong_generation()
+                && let Some(canary) = &mut live.canary
+            {
+                canary.hurry();
+            }
         }
         Ok(is_busy)
     }
