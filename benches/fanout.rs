@@ -35,6 +35,7 @@ fn open(shard: &mut Shard, socket_key: u32, rooms: &[&str]) -> ConnId {
             expires_unix_s: None,
             grants: None,
             info: None,
+            mark: None,
         },
         response: Bytes::from_static(b"101"),
         rooms: rooms.iter().map(|room| room.to_string()).collect(),

@@ -269,6 +269,7 @@ fn token(matches: &ArgMatches, environment: &Environment<'_>) -> Result<String, 
         rooms: text("rooms").map(|list| items(list)).unwrap_or_default(),
         send: text("send-to").map(|list| items(list)).unwrap_or_default(),
         info: text("info").cloned(),
+        issued_unix_s: environment.now_unix_s,
         expires_unix_s,
     };
     mint(&request, &secret).map_err(refused)

@@ -164,7 +164,14 @@ mod delivery {
                 Rights { publish: true, publish_unjoined: false, send: true, broadcast: true };
             let user = Some(format!("user{}-{socket_key}", self.end.id.0).into());
             let opening = Opening {
-                identity: Identity { user, rights, expires_unix_s: None, grants: None, info: None },
+                identity: Identity {
+                    user,
+                    rights,
+                    expires_unix_s: None,
+                    grants: None,
+                    info: None,
+                    mark: None,
+                },
                 response: Bytes::from_static(b"101"),
                 rooms: vec!["tower".to_owned()],
                 encoding: Encoding::NATIVE,

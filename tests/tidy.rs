@@ -119,6 +119,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "auth",
             "ids",
             "policy::grants",
+            "policy::revocations::TokenMark",
             "policy::rights",
             "protocol::INFO_BYTES_MAX",
             "protocol::Info",
@@ -129,6 +130,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         &[
             "link",
             "ids",
+            "policy::revocations::Revocation",
             "protocol::dialect::Encoding",
             "protocol::run::Run",
             "protocol::Roster",
@@ -188,6 +190,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "ids",
             "metrics",
             "plan",
+            "policy::revocations::Revocations",
             "config",
             "sys",
             "terminal",
@@ -197,7 +200,18 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("tls_trust", &[]),
     ("doctor", &["doctor", "plan", "config", "sys", "terminal"]),
     ("config", &["config", "ids", "policy"]),
-    ("plan", &["plan", "config", "auth::AuthPlan", "auth::VerifyingKeys", "ids", "policy"]),
+    (
+        "plan",
+        &[
+            "plan",
+            "config",
+            "auth::AuthPlan",
+            "auth::ClaimNames",
+            "auth::VerifyingKeys",
+            "ids",
+            "policy",
+        ],
+    ),
     ("terminal", &["link::log_queue", "metrics"]),
     // The load generator is a client: it may not share an opinion with the server.
     ("load", &["load", "terminal", "ws::mask"]),

@@ -49,6 +49,7 @@ proptest! {
             rooms: Vec::new(),
             send: Vec::new(),
             info: None,
+            issued_unix_s: 900,
             expires_unix_s: 1000,
         };
         let token = mint(&request, if is_good { secret } else { "another secret" }).unwrap();

@@ -7,6 +7,7 @@ use campanile::backplane;
 use campanile::config::Config;
 use campanile::ids::{ConnId, NodeId, ShardId, SlotId, TopicId, TopicName};
 use campanile::link::channel::{OpsEnd, ShardEnd, window};
+use campanile::link::exchange::Exchange;
 use campanile::link::health::Health;
 use campanile::link::ledger::Account;
 use campanile::link::{Downlink, Publish, ReplyTo, Uplink};
@@ -41,7 +42,8 @@ impl Backplane {
             let health = health.clone();
             std::thread::spawn(move || {
                 meter_out.send(Meter::of_this_thread()).expect("somebody waits for it");
-                backplane::run(plan, end, mirror, health, Account::unbounded());
+                let revocations = Arc::new(Exchange::new(Arc::default()));
+                backplane::run(plan, end, mirror, health, Account::unbounded(), revocations);
             })
         };
         let meter = meter.recv().expect("the thread begins with it");

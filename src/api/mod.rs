@@ -22,6 +22,7 @@ mod metrics;
 mod presence;
 mod publish;
 mod redis_stats;
+mod revocations;
 mod rooms;
 mod router;
 mod stats;

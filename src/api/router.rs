@@ -1,7 +1,8 @@
 //! Every path of the operators' port, with the bound on its body.
 
 use super::error::ApiError;
-use super::{Ops, connections, guard, history, metrics, presence, publish, rooms, stats, users};
+use super::{Ops, connections, guard, history, metrics, presence, publish};
+use super::{revocations, rooms, stats, users};
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
@@ -15,6 +16,7 @@ pub(super) fn router(ops: Arc<Ops>) -> Router {
         DefaultBodyLimit::max(ops.plan().limits.message_bytes_max + publish::AROUND_BYTES_MAX);
     let many = DefaultBodyLimit::max(publish::BATCH_BYTES_MAX);
     let short = DefaultBodyLimit::max(users::BODY_BYTES_MAX);
+    let order = DefaultBodyLimit::max(revocations::BODY_BYTES_MAX);
     let guarded = Router::new()
         .route("/v1/publish", post(publish::one).layer(one))
         .route("/v1/publish/batch", post(publish::batch).layer(many))
@@ -25,6 +27,7 @@ pub(super) fn router(ops: Arc<Ops>) -> Router {
         .route("/v1/rooms/{id}/presence", get(presence::presence))
         .route("/v1/users/{id}", get(users::user))
         .route("/v1/users/{id}/disconnect", post(users::disconnect).layer(short))
+        .route("/v1/revocations", post(revocations::revoke).layer(order))
         .route("/v1/connections", get(connections::list))
         .route_layer(from_fn_with_state(ops.clone(), guard::guard));
     Router::new()

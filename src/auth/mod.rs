@@ -8,6 +8,7 @@
 //! Invariant: pure. No clock, no socket; and no secret ever leaves this room, not even by `Debug`.
 
 mod anonymous;
+mod claim_names;
 mod crypto;
 mod grants;
 mod keys;
@@ -16,6 +17,7 @@ mod room;
 mod token;
 
 pub use anonymous::AnonymousSecret;
+pub use claim_names::ClaimNames;
 pub use keys::VerifyingKeys;
 pub use room::{RoomAdmission, RoomTokenRequest, mint_for_room};
 pub use token::{TokenRequest, mint};
@@ -25,6 +27,7 @@ pub use token::{TokenRequest, mint};
 pub use crate::ids::ANONYMOUS_PREFIX;
 use crate::ids::{is_name, is_user_name};
 use crate::policy::grants::{Grants, RoomActions};
+use crate::policy::revocations::TokenMark;
 use crate::policy::rights::Rights;
 use crate::protocol::{INFO_BYTES_MAX, Info};
 use jsonwebtoken::{Validation, decode, decode_header};
@@ -32,6 +35,7 @@ use keys::VerifyingKey;
 pub use plan::AuthPlan;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 use std::fmt;
 use std::sync::Arc;
 
@@ -49,6 +53,8 @@ pub struct Identity {
     pub grants: Option<Arc<Grants>>,
     /// What its token says about its user, for others.
     pub info: Option<Info>,
+    /// What revocations are compared with, if its token has `jti` or `iat`.
+    pub mark: Option<TokenMark>,
 }
 
 /// Why a client is not admitted. Answered with HTTP 401 before any upgrade.
@@ -66,6 +72,10 @@ pub enum AuthError {
     WrongIssuer,
     /// Its `aud` is not `auth.audience`, and does not have it.
     WrongAudience,
+    /// It lacks what `auth.required_claims` asks for.
+    LacksClaim,
+    /// It was revoked.
+    Revoked,
     /// It has more patterns of rooms and users than a token may have.
     TooManyGrants,
     /// Its `info` has more than [`INFO_BYTES_MAX`] bytes.
@@ -86,6 +96,7 @@ pub struct Authenticator {
     keys: VerifyingKeys,
     issuer: Option<String>,
     audience: Option<String>,
+    claim_names: ClaimNames,
     leeway_s: u64,
     user_rights: Rights,
 }
@@ -116,12 +127,20 @@ struct Claims {
     // RFC 7519 §2: a NumericDate may have a fraction.
     exp: Option<f64>,
     nbf: Option<f64>,
+    // Of whatever shape: what cannot be read is as if it were not there.
+    #[serde(default)]
+    iat: Value,
+    #[serde(default)]
+    jti: Value,
     rights: Option<Vec<String>>,
     rooms: Option<grants::RoomsClaim>,
     send: Option<Vec<String>>,
     info: Option<Box<RawValue>>,
     room: Option<String>,
     actions: Option<Vec<String>>,
+    /// It lacks a claim that it must have.
+    #[serde(skip)]
+    is_lacking: bool,
 }
 
 impl Authenticator {
@@ -139,6 +158,7 @@ impl Authenticator {
             keys,
             issuer: plan.issuer.clone(),
             audience: plan.audience.clone(),
+            claim_names: plan.claims.clone(),
             leeway_s: plan.leeway_s,
             user_rights: plan.user_rights,
         }
@@ -162,6 +182,7 @@ impl Authenticator {
                 expires_unix_s: None,
                 grants: None,
                 info: None,
+                mark: None,
             });
         };
         let claims = self.good_claims(token, now_unix_s)?;
@@ -175,7 +196,9 @@ impl Authenticator {
         let rights = claims.rights.map_or(self.user_rights, |names| granted(&names));
         let expires_unix_s = claims.exp.map(|exp| exp.ceil() as u64 + self.leeway_s);
         let info = claims.info.as_deref().map(info).transpose()?;
-        Ok(Identity { user: Some(claims.sub.into()), rights, expires_unix_s, grants, info })
+        let mark = mark_of(&claims.iat, &claims.jti);
+        let user = Some(claims.sub.into());
+        Ok(Identity { user, rights, expires_unix_s, grants, info, mark })
     }
 
     /// Checks a token for one room, which comes with a join, `now` in seconds since 1970. Without the
@@ -195,6 +218,7 @@ impl Authenticator {
             user: claims.sub.into(),
             room: room.into(),
             actions: claims.actions.map_or(RoomActions::ALL, named),
+            mark: mark_of(&claims.iat, &claims.jti),
             expires_unix_s: claims.exp.map(|exp| exp.ceil() as u64 + self.leeway_s),
         })
     }
@@ -220,6 +244,9 @@ impl Authenticator {
         if !self.audience.as_ref().is_none_or(is_for) {
             return Err(AuthError::WrongAudience);
         }
+        if claims.is_lacking {
+            return Err(AuthError::LacksClaim);
+        }
         Ok(claims)
     }
 
@@ -242,7 +269,20 @@ impl Authenticator {
         validation.validate_nbf = false;
         validation.validate_aud = false;
         let mut keys = self.keys.candidates(&header);
-        keys.find_map(|key| decode::<Claims>(token, &key.key, &validation).ok()).map(|it| it.claims)
+        if self.claim_names.is_empty() {
+            let claims = keys.find_map(|key| decode(token, &key.key, &validation).ok());
+            return claims.map(|signed| signed.claims);
+        }
+        let claims = keys.find_map(|key| decode(token, &key.key, &validation).ok())?;
+        self.renamed(claims.claims)
+    }
+
+    /// The claims of a token whose provider has other names for them.
+    fn renamed(&self, mut claims: Map<String, Value>) -> Option<Claims> {
+        let is_lacking = self.claim_names.is_lacking(&claims);
+        self.claim_names.rename(&mut claims);
+        let claims: Claims = serde_json::from_value(Value::Object(claims)).ok()?;
+        Some(Claims { is_lacking, ..claims })
     }
 
     /// Where no token is good, a page's variable that is not set is the same as none.
@@ -255,6 +295,16 @@ impl Authenticator {
 fn info(claim: &RawValue) -> Result<Info, AuthError> {
     let text = claim.get();
     if text.len() > INFO_BYTES_MAX { Err(AuthError::InfoTooLong) } else { Ok(text.into()) }
+}
+
+/// What revocations are compared with. An id that is a number is its digits.
+fn mark_of(iat: &Value, jti: &Value) -> Option<TokenMark> {
+    let id = match jti {
+        Value::String(id) => Some(id.clone()),
+        Value::Number(id) => Some(id.to_string()),
+        _ => None,
+    };
+    TokenMark::new(id.as_deref(), iat.as_f64())
 }
 
 /// Unknown names are skipped: a token made for a newer version gives less here, never more.

@@ -1,5 +1,6 @@
 //! Authentication as configured.
 
+use crate::auth::claim_names::ClaimNames;
 use crate::auth::keys::VerifyingKeys;
 use crate::policy::rights::Rights;
 use std::fmt;
@@ -17,6 +18,8 @@ pub struct AuthPlan {
     pub issuer: Option<String>,
     /// What `aud` must be or have, if it is looked at.
     pub audience: Option<String>,
+    /// Where in a token the claims stand, and which of them it must have.
+    pub claims: ClaimNames,
     /// How far clocks may differ, in seconds.
     pub leeway_s: u64,
     /// How long a client that came without a token may take to send one, in milliseconds. 0: it has to
@@ -50,6 +53,7 @@ impl fmt::Debug for AuthPlan {
             .field("keys", &self.keys)
             .field("issuer", &self.issuer)
             .field("audience", &self.audience)
+            .field("claims", &self.claims)
             .field("leeway_s", &self.leeway_s)
             .field("first_message_timeout_ms", &self.first_message_timeout_ms)
             .field("expiry_notice_s", &self.expiry_notice_s)

@@ -7,6 +7,7 @@
 use crate::auth::crypto;
 use crate::ids::is_name;
 use crate::policy::grants::RoomActions;
+use crate::policy::revocations::TokenMark;
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde::Serialize;
 
@@ -19,6 +20,8 @@ pub struct RoomAdmission {
     pub room: Box<str>,
     /// What it allows there.
     pub actions: RoomActions,
+    /// What revocations are compared with, if it has `jti` or `iat`.
+    pub mark: Option<TokenMark>,
     /// When it is good no longer, in whole seconds since 1970, leeway included. `None`: it does not
     /// expire.
     pub expires_unix_s: Option<u64>,
@@ -75,6 +78,7 @@ mod tests {
             keys: VerifyingKeys::default(),
             issuer: None,
             audience: None,
+            claims: Default::default(),
             leeway_s: 2,
             first_message_timeout_ms: 0,
             expiry_notice_s: 0,

@@ -18,6 +18,7 @@ fn authenticator(anonymous: bool, secret: Option<&str>) -> Authenticator {
         keys: VerifyingKeys::default(),
         issuer: None,
         audience: None,
+        claims: ClaimNames::default(),
         leeway_s: LEEWAY_S,
         first_message_timeout_ms: 0,
         expiry_notice_s: 0,
@@ -34,7 +35,7 @@ fn admitted(claims: &Value) -> Result<Identity, AuthError> {
 
 /// The same identity, whenever it has to go.
 fn forever(identity: Identity) -> Identity {
-    Identity { expires_unix_s: None, ..identity }
+    Identity { expires_unix_s: None, mark: None, ..identity }
 }
 
 fn judge(claims: Value) -> Result<Identity, AuthError> {
@@ -48,6 +49,7 @@ fn ann(rights: Rights) -> Result<Identity, AuthError> {
         expires_unix_s: None,
         grants: None,
         info: None,
+        mark: None,
     })
 }
 
@@ -196,6 +198,7 @@ fn nobody_comes_in_without_a_token_unless_that_is_allowed() {
         expires_unix_s: None,
         grants: None,
         info: None,
+        mark: None,
     });
     assert_eq!(authenticator(true, None).admit(None, NOW), anonymous);
     assert_eq!(authenticator(true, Some(SECRET)).admit(None, NOW), anonymous);
@@ -221,6 +224,7 @@ fn what_is_minted_is_admitted_and_what_would_not_be_is_not_minted() {
         rooms: Vec::new(),
         send: Vec::new(),
         info: None,
+        issued_unix_s: NOW,
         expires_unix_s: NOW + 60,
     };
     let authenticator = authenticator(false, Some(SECRET));

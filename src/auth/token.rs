@@ -21,6 +21,8 @@ pub struct TokenRequest {
     pub send: Vec<String>,
     /// What others are shown of the user: any JSON value.
     pub info: Option<String>,
+    /// When it is made, in seconds since 1970.
+    pub issued_unix_s: u64,
     /// When it expires, in seconds since 1970.
     pub expires_unix_s: u64,
 }
@@ -28,6 +30,7 @@ pub struct TokenRequest {
 #[derive(Serialize)]
 struct Claims<'a> {
     sub: &'a str,
+    iat: u64,
     exp: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     rights: Option<Vec<&'static str>>,
@@ -58,6 +61,7 @@ pub fn mint(request: &TokenRequest, secret: &str) -> Result<String, String> {
     super::crypto::install();
     let claims = Claims {
         sub: &request.user,
+        iat: request.issued_unix_s,
         exp: request.expires_unix_s,
         rights: request.rights.map(Rights::names),
         rooms: &request.rooms,

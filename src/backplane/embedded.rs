@@ -23,10 +23,11 @@ use crate::backplane::transport::Transport;
 use crate::ids::{Position, ShardId, TopicKind, TopicName, UpTo};
 use crate::link::{
     DisconnectRequest, HistoryError, HistoryPage, HistoryRequest, PresenceRequest, PresenceUpdate,
-    Publish, PublishOutcome, RecoveryReply, RecoveryRequest,
+    Publish, PublishOutcome, RecoveryReply, RecoveryRequest, RevokeOutcome, RevokeRequest,
 };
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::{Namespaces, Policy};
+use crate::policy::revocations::Inserted;
 use crate::protocol::run::Run;
 use crate::protocol::{Recovery, Unrecovered};
 use std::sync::Arc;
@@ -45,6 +46,7 @@ pub struct Embedded {
     keys: IdempotencyKeys,
     presence: Presence,
     recovery_bytes_max: usize,
+    revocations_max: usize,
     last_tick: Option<Instant>,
 }
 
@@ -57,6 +59,7 @@ enum EmbeddedRequest {
     Presence(Box<PresenceRequest>),
     Acknowledge(TopicName, UpTo),
     Disconnect(Box<DisconnectRequest>),
+    Revoke(Box<RevokeRequest>),
 }
 
 impl Embedded {
@@ -70,6 +73,7 @@ impl Embedded {
             keys: IdempotencyKeys::new(limits.idempotency_keys_max),
             presence: Presence::default(),
             recovery_bytes_max: limits.recovery_bytes_max,
+            revocations_max: limits.revocations_max,
             last_tick: None,
         }
     }
@@ -235,6 +239,10 @@ impl Transport for Embedded {
         self.requests.push(EmbeddedRequest::Disconnect(ask));
     }
 
+    fn revoke(&mut self, order: Box<RevokeRequest>, _now: Instant, _local: &mut Local) {
+        self.requests.push(EmbeddedRequest::Revoke(order));
+    }
+
     fn has_room(&self) -> bool {
         true
     }
@@ -274,6 +282,14 @@ impl Transport for Embedded {
                     let DisconnectRequest { topic, close, reply } = *ask;
                     local.disconnect(topic.as_str().into(), close);
                     reply.call(PublishOutcome::Accepted(None));
+                }
+                EmbeddedRequest::Revoke(order) => {
+                    let outcome = match local.revoke_within(&order.revocation, self.revocations_max)
+                    {
+                        Inserted::Changed | Inserted::Known => RevokeOutcome::Stored,
+                        Inserted::Full => RevokeOutcome::Full,
+                    };
+                    order.reply.call(outcome);
                 }
                 EmbeddedRequest::Presence(ask) => {
                     let here = self.presence.roster(&ask.topic);

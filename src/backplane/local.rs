@@ -21,6 +21,7 @@ use crate::framing;
 use crate::ids::{ConflateKey, NodeId, Position, ShardId, TopicId, TopicKind, TopicName};
 use crate::link::channel::{BackplaneEnd, ShardPort};
 use crate::link::connections::everybody;
+use crate::link::exchange::Exchange;
 use crate::link::health::Health;
 use crate::link::ledger::Account;
 use crate::link::{
@@ -28,12 +29,13 @@ use crate::link::{
     PresenceRequest, Publish, PublishOutcome, RecoveryReply, ReplyTo, Unrecoverable,
 };
 use crate::metrics::BackplaneCounters;
+use crate::policy::revocations::{ENTRIES_MAX, Inserted, Revocation, RevocationTable, Revocations};
 use crate::protocol::dialect::Encoding;
 use crate::protocol::run::Run;
 use crate::protocol::{Event, Recovery, Roster, Unrecovered};
 use bytes::Bytes;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Runs for clients that return: so many bytes, or this part of the node's memory.
 const RUNS_BYTES_MAX: usize = 256 * 1024 * 1024;
@@ -113,6 +115,11 @@ pub struct Local {
     memory: BackplaneMemory,
     /// What was made for clients that returned.
     pub runs: RecentRuns,
+    revocations: RevocationTable,
+    /// For the shards; `None` until they are there.
+    shown: Option<Arc<Exchange<Revocations>>>,
+    /// Whether the table has changed since the shards were shown it.
+    has_news: bool,
 }
 
 impl Local {
@@ -143,6 +150,9 @@ impl Local {
             sample: DeliverySample::default(),
             memory: BackplaneMemory::new(Account::unbounded()),
             runs: RecentRuns::new(RUNS_BYTES_MAX),
+            revocations: RevocationTable::default(),
+            shown: None,
+            has_news: false,
         }
     }
 
@@ -428,6 +438,7 @@ impl Local {
         if up == (self.counters.up == 1) {
             return;
         }
+        self.show_news(); // a node that is ready refuses what is revoked
         let for_ms = now.duration_since(self.since).as_millis() as u64;
         if up {
             tracing::info!(reason, down_for_ms = for_ms, "backplane up");
@@ -459,12 +470,54 @@ impl Local {
     fn held_bytes(&self, sent: fn(&ShardPort) -> u64) -> u64 {
         let queued: u64 = self.queues.iter().map(ShardQueue::held_bytes).sum();
         let in_channels: u64 = self.end.shards.iter().map(sent).sum();
-        held_bytes(&self.counters, queued + in_channels) + self.runs.bytes() as u64
+        let revocations = self.revocations.held_bytes() as u64;
+        held_bytes(&self.counters, queued + in_channels) + self.runs.bytes() as u64 + revocations
+    }
+
+    /// Where the shards find the revocations.
+    pub fn show_revocations(&mut self, shown: Arc<Exchange<Revocations>>) {
+        self.shown = Some(shown);
+    }
+
+    /// Tokens are revoked, as another node or this one has stored it: the shards see it on their next
+    /// tick. What does not fit is counted; nodes with the same limit do not store so many.
+    pub fn revoke(&mut self, order: &Revocation) -> Inserted {
+        self.revoke_within(order, ENTRIES_MAX)
+    }
+
+    /// The same, unless there are `entries_max` already.
+    pub fn revoke_within(&mut self, order: &Revocation, entries_max: usize) -> Inserted {
+        let inserted = self.revocations.insert(order, entries_max);
+        self.has_news |= inserted == Inserted::Changed;
+        self.counters.revocations_refused += u64::from(inserted == Inserted::Full);
+        inserted
+    }
+
+    /// All revocations that this node knows of.
+    pub fn revocations(&self) -> impl Iterator<Item = Revocation> + '_ {
+        self.revocations.iter()
+    }
+
+    /// Forgets revocations that are over, and shows the shards what is new. On the tick.
+    fn tick_revocations(&mut self) {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+        self.has_news |= self.revocations.remove_expired(since_1970.map_or(0, |it| it.as_secs()));
+        self.counters.revocations = self.revocations.len() as u64;
+        self.show_news();
+    }
+
+    fn show_news(&mut self) {
+        if std::mem::take(&mut self.has_news)
+            && let Some(shown) = &self.shown
+        {
+            shown.set(Arc::new(self.revocations.snapshot()));
+        }
     }
 
     /// Adds up what this thread keeps alive, on its tick; and what comes of it for readiness.
     pub fn tick_memory(&mut self, now: Instant) {
         self.runs.tick(now);
+        self.tick_revocations();
         let held = self.held_bytes(ShardPort::downlink_waiting_bytes);
         if let Some(is_short) = self.memory.tick(held, now) {
             tracing::warn!(is_short, "readiness follows memory");

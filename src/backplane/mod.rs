@@ -39,11 +39,13 @@ pub mod wire;
 use self::redis::RedisTransport;
 use crate::ids::{ShardId, TopicKind, TopicName};
 use crate::link::channel::BackplaneEnd;
+use crate::link::exchange::Exchange;
 use crate::link::health::Health;
 use crate::link::ledger::Account;
 use crate::link::{Publish, Uplink};
 use crate::metrics::BackplaneMirror;
 use crate::plan::{BackplanePlan, Plan};
+use crate::policy::revocations::Revocations;
 use local::Local;
 use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
@@ -78,6 +80,7 @@ pub fn run(
     mirror: Arc<BackplaneMirror>,
     health: Arc<Health>,
     account: Account,
+    revocations: Arc<Exchange<Revocations>>,
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -91,6 +94,7 @@ pub fn run(
             BackplanePlan::Memory => {
                 let mut local = Local::new(plan.node, end, health, Duration::ZERO, backlog);
                 local.watch_memory(account);
+                local.show_revocations(revocations);
                 let embedded = embedded::Embedded::new(plan.namespaces.clone(), &plan.limits);
                 BackplaneLoop::new(local, embedded, mirror).run().await;
             }
@@ -98,6 +102,7 @@ pub fn run(
                 let linger = Duration::from_millis(redis.linger_ms);
                 let mut local = Local::new(plan.node, end, health, linger, backlog);
                 local.watch_memory(account);
+                local.show_revocations(revocations);
                 let transport =
                     RedisTransport::new(redis.clone(), plan.limits, plan.node, &plan.namespaces);
                 BackplaneLoop::new(local, transport, mirror).run().await;
@@ -203,6 +208,7 @@ impl<T: Transport> BackplaneLoop<T> {
                 Uplink::History(ask) => self.transport.history(ask, now, &mut self.local),
                 Uplink::Presence(ask) => self.transport.presence(ask, now),
                 Uplink::Disconnect(ask) => self.transport.disconnect(ask, now, &mut self.local),
+                Uplink::Revoke(order) => self.transport.revoke(order, now, &mut self.local),
                 // Only shards have members.
                 Uplink::Join { .. } | Uplink::Leave { .. } | Uplink::Settle => {}
                 Uplink::Recover(_) | Uplink::PresenceUpdate(_) | Uplink::Acknowledge { .. } => {}
@@ -244,7 +250,7 @@ impl<T: Transport> BackplaneLoop<T> {
             Uplink::PresenceUpdate(attend) => self.transport.update_presence(*attend, now),
             Uplink::Presence(ask) => self.transport.presence(ask, now),
             Uplink::Settle => self.local.settle(shard),
-            Uplink::Disconnect(_) => {} // Only the ops thread asks for it.
+            Uplink::Disconnect(_) | Uplink::Revoke(_) => {} // Only the ops thread asks for it.
             Uplink::Acknowledge { topic, up_to } => {
                 self.transport.acknowledge(topic, up_to, now, &mut self.local);
             }

@@ -7,6 +7,7 @@ use crate::backplane::local::Local;
 use crate::ids::{ShardId, TopicName, UpTo};
 use crate::link::{
     DisconnectRequest, HistoryRequest, PresenceRequest, PresenceUpdate, Publish, RecoveryRequest,
+    RevokeRequest,
 };
 use crate::metrics::servers::RedisSnapshot;
 use std::sync::Arc;
@@ -57,6 +58,10 @@ pub trait Transport {
     /// Orders every node with connections of a user to close them, this one included, and answers the
     /// request. It is not queued while the link is down: the request fails.
     fn disconnect(&mut self, ask: Box<DisconnectRequest>, now: Instant, local: &mut Local);
+
+    /// Remembers a revocation of tokens until it is over, on every node ([`Local::revoke`]): those
+    /// that are down now learn it when they are up.
+    fn revoke(&mut self, order: Box<RevokeRequest>, now: Instant, local: &mut Local);
 
     /// Whether it accepts more publishes now. While it does not, nothing is taken from the shards.
     fn has_room(&self) -> bool;

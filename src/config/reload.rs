@@ -40,12 +40,17 @@ const AT_ONCE: [&str; 15] = [
     "ops.api_key_file",
 ];
 
-const NEXT_CONNECTION: [&str; 19] = [
+const NEXT_CONNECTION: [&str; 24] = [
     "auth.audience",
     "auth.first_message_timeout_ms",
     "auth.issuer",
     "auth.keys_file",
     "auth.leeway_s",
+    "auth.required_claims",
+    "auth.rights_claim",
+    "auth.rooms_claim",
+    "auth.send_claim",
+    "auth.user_claim",
     "auth.user_rights",
     "echo_path",
     "limits.handshake_timeout_ms",

@@ -230,6 +230,16 @@ settings! {
         "What a token's `iss` must be. Empty: it is not looked at.";
     auth_audience: Option<String>, "auth.audience", "", ValueKind::Name,
         "What a token's `aud` must be, or have among others. Empty: it is not looked at.";
+    auth_required_claims: Option<String>, "auth.required_claims", "", ValueKind::Name,
+        "Claims that a token must have, such as token_use=access,azp=web: a value, or a list with it. Empty: none.";
+    auth_user_claim: Option<String>, "auth.user_claim", "", ValueKind::Name,
+        "The claim that names the user: its name, or a path with dots, such as cognito:username. Empty: sub.";
+    auth_rooms_claim: Option<String>, "auth.rooms_claim", "", ValueKind::Name,
+        "The claim with the rooms of the user, such as https://example.com/rooms or app_metadata.rooms. Empty: rooms.";
+    auth_send_claim: Option<String>, "auth.send_claim", "", ValueKind::Name,
+        "The claim with the users to whom it may send. Empty: send.";
+    auth_rights_claim: Option<String>, "auth.rights_claim", "", ValueKind::Name,
+        "The claim with the rights of the user, such as resource_access.campanile.roles. Empty: rights.";
     auth_leeway_s: u64, "auth.leeway_s", "2", count(0, 600, "seconds"),
         "How far the clocks of this machine and of the token's maker may differ, for `exp` and `nbf`.";
     auth_first_message_timeout_ms: u64, "auth.first_message_timeout_ms", "0", ms(0, 10 * MINUTE_MS),

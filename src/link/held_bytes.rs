@@ -31,6 +31,7 @@ impl Uplink {
             Uplink::Join { .. }
             | Uplink::Leave { .. }
             | Uplink::Disconnect(_)
+            | Uplink::Revoke(_)
             | Uplink::Settle
             | Uplink::Acknowledge { .. } => 0,
         };

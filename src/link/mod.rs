@@ -30,6 +30,7 @@ mod atomics {
 }
 
 use crate::ids::{ConflateKey, ConnId, Position, TopicId, TopicName, UpTo};
+use crate::policy::revocations::Revocation;
 use crate::protocol::dialect::Encoding;
 use crate::protocol::run::Run;
 use crate::protocol::{Info, Page, Recovery, RequestId, Roster, Unrecovered};
@@ -79,6 +80,8 @@ pub enum Uplink {
     Presence(Box<PresenceRequest>),
     /// An operator disconnects a user. Only the ops thread asks for it.
     Disconnect(Box<DisconnectRequest>),
+    /// An operator revokes tokens. Only the ops thread asks for it.
+    Revoke(Box<RevokeRequest>),
     /// The shard asks when all that it has published so far has ended, and has been delivered here if
     /// it is. One at a time; answered by [`Downlink::Settled`], after the answers to those publishes.
     Settle,
@@ -386,6 +389,28 @@ pub struct DisconnectRequest {
     /// Called once: with `Accepted` when the request is on its way to every node with connections of
     /// the user. Must not block.
     pub reply: ReplyTo<PublishOutcome>,
+}
+
+/// From the ops thread: tokens are to be refused on every node.
+#[derive(Debug)]
+pub struct RevokeRequest {
+    /// Which tokens, and until when.
+    pub revocation: Revocation,
+    /// Called once. Must not block.
+    pub reply: ReplyTo<RevokeOutcome>,
+}
+
+/// How a [`RevokeRequest`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RevokeOutcome {
+    /// It is stored, and holds on each node when that has read it.
+    Stored,
+    /// There are as many as there may be: it does not hold.
+    Full,
+    /// The backplane is unavailable: it does not hold.
+    Unavailable,
+    /// The connection to Redis broke with the command in flight: it may hold.
+    Unknown,
 }
 
 const fn crosses<T: Send>() {}

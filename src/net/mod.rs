@@ -32,6 +32,7 @@ use crate::link::load_table::LoadTable;
 use crate::link::shares::{ShareLimits, Shares};
 use crate::metrics::ShardMirror;
 use crate::plan::{Plan, ShardPlan};
+use crate::policy::revocations::Revocations;
 use crate::shard::{Shard, ShardConfig};
 use accept::steering::Steering;
 
@@ -53,6 +54,8 @@ pub struct ShardSetup {
     pub authenticator: Arc<Authenticator>,
     /// Where the plan of a configuration that was reloaded comes from.
     pub reloads: ExchangeReader<Plan>,
+    /// Which tokens are revoked.
+    pub revocations: ExchangeReader<Revocations>,
     /// What the names of clients without a token are made with.
     pub anonymous_secret: AnonymousSecret,
     /// Where its counters go.

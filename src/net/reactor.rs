@@ -29,6 +29,7 @@ use crate::net::upgrade::routes::{HandshakeRefusal, Routes};
 use crate::net::upgrade::{LeftAt, Progress, StageContext, TimedOut, Upgrades, first_message};
 use crate::plan::{Plan, ProxyProtocol};
 use crate::policy::networks::any_contains;
+use crate::policy::revocations::Revocations;
 use crate::protocol::dialect::{AuthRequest, Encoding};
 use crate::shard::conn::CloseReason;
 use crate::shard::delivery::batch::SendBatch;
@@ -123,6 +124,7 @@ pub(super) struct Reactor {
     addresses: Addresses,
     mirror: Arc<ShardMirror>,
     reloads: ExchangeReader<Plan>,
+    revocations: ExchangeReader<Revocations>,
     scratch: Box<[u8]>,
     /// Connections that wait to be read, each at most once: the shard keeps the mark.
     unread: VecDeque<ConnId>,
@@ -166,6 +168,7 @@ impl Reactor {
             addresses: Addresses::new(setup.shares, &plan),
             mirror: setup.mirror,
             reloads: setup.reloads,
+            revocations: setup.revocations,
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
             unread: VecDeque::new(),
             handshakes_max: limits.handshakes_max,
@@ -386,6 +389,7 @@ impl Reactor {
         if let Some(plan) = self.reloads.changed() {
             self.reload(plan, now_ms);
         }
+        self.take_revocations();
         self.shard.handle_timeout(now_ms);
         while let Some(conn) = self.shard.poll_timed_out() {
             match self.upgrades.timed_out(conn.0.index, &self.routes, now_ms) {
@@ -410,6 +414,14 @@ impl Reactor {
         counters.uplink_waiting += self.end.sent_waiting() as u64;
         self.mirror.publish(counters);
         self.tick_memory(now_ms);
+    }
+
+    /// Takes over which tokens are revoked, if that is news.
+    fn take_revocations(&mut self) {
+        if let Some(revocations) = self.revocations.changed() {
+            self.routes.set_revocations(revocations.clone());
+            self.shard.handle_revocations(revocations);
+        }
     }
 
     /// Adds up what this shard keeps alive. After each visit.
@@ -455,7 +467,7 @@ impl Reactor {
         self.shard.handle_expiry_notice(plan.auth.expiry_notice_s);
         self.handshakes_max = plan.limits.handshakes_max;
         self.addresses.reload(&plan);
-        self.routes = Routes::reloaded(plan);
+        self.routes.reload(plan);
     }
 
     fn read(&mut self, conn: ConnId) {
@@ -533,6 +545,7 @@ impl Reactor {
     ) -> ReadOutcome {
         let outcome = ReadOutcome { used_bytes: n, is_paused: false };
         let Some(socket_key) = self.shard.socket_key_of(conn) else { return outcome };
+        self.take_revocations();
         let (now_ms, now_unix_s) = (self.now_ms(), unix_s());
         let direct = || socket::peer(socket_key as RawFd);
         let (routes, calls) = (&self.routes, &self.calls);
@@ -604,9 +617,9 @@ impl Reactor {
         named: Option<SocketAddr>,
         first: Option<AuthRequest>,
     ) {
-        if let Err(reason) =
-            self.addresses.begin_user(conn.0.index, opening.identity.user.as_deref())
-        {
+        let user = opening.identity.user.as_deref();
+        let is_good = self.routes.check_revoked(&opening.identity).map_err(RejectReason::Token);
+        if let Err(reason) = is_good.and_then(|()| self.addresses.begin_user(conn.0.index, user)) {
             return match first {
                 None => self.reject(conn, reason),
                 Some(_) => {

@@ -17,6 +17,7 @@ use crate::link::load_table::LoadTable;
 use crate::metrics::BackplaneMirror;
 use crate::net::{self, ShardSetup};
 use crate::plan::{self, BackplanePlan, Machine, NoticeLevel, Plan, Planned, StartupNotice};
+use crate::policy::revocations::Revocations;
 use crate::{backplane, sys, terminal};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -72,6 +73,7 @@ fn build(
     let authenticator = Arc::new(Authenticator::new(&plan.auth));
     let anonymous_secret = AnonymousSecret::new(random()?);
     let health = Arc::new(Health::default());
+    let revocations = Arc::new(Exchange::new(Arc::default()));
     let load_table = Arc::new(LoadTable::new(shards));
     let shares = Arc::new(net::shares(&plan));
     let shard_mirrors: Vec<_> = (0..shards).map(|_| Arc::default()).collect();
@@ -88,6 +90,7 @@ fn build(
             calls: call_sender.clone(),
             authenticator: authenticator.clone(),
             reloads: ExchangeReader::new(reloader.plan.clone()),
+            revocations: ExchangeReader::new(revocations.clone()),
             anonymous_secret,
             mirror: Arc::clone(mirror),
             health: health.clone(),
@@ -106,7 +109,8 @@ fn build(
     tables_split.wait();
 
     let (mirror, account) = (Arc::clone(&backplane_mirror), account(usize::from(shards))?);
-    let backplane = start_backplane(plan.clone(), backplane_end, mirror, &health, account)?;
+    let backplane =
+        start_backplane(plan.clone(), backplane_end, mirror, &health, (account, revocations))?;
     let setup = OpsSetup {
         plan: reloader.plan.clone(),
         reloads: reloader.mirror.clone(),
@@ -127,12 +131,12 @@ fn start_backplane(
     end: BackplaneEnd,
     mirror: Arc<BackplaneMirror>,
     health: &Arc<Health>,
-    account: Account,
+    (account, revocations): (Account, Arc<Exchange<Revocations>>),
 ) -> Result<JoinHandle<()>, StartError> {
     let own_health = health.clone();
     threads::thread("backplane".into(), health, move || {
         threads::settle_backplane(&plan);
-        backplane::run(plan, end, mirror, own_health, account);
+        backplane::run(plan, end, mirror, own_health, account, revocations);
         Ok(())
     })
 }

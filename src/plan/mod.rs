@@ -12,7 +12,7 @@ mod memory;
 pub mod print;
 mod urls;
 
-use crate::auth::{AuthPlan, VerifyingKeys};
+use crate::auth::{AuthPlan, ClaimNames, VerifyingKeys};
 use crate::config::{BackplaneUrl, Config, ConfigError, ConfigErrors};
 pub use crate::config::{
     Deployment, Login, ProxyProtocol, RedisServers, RejectedHandshakes, Scheduling, SteeringMode,
@@ -323,12 +323,24 @@ fn auth_plan(config: &Config) -> Result<AuthPlan, ConfigErrors> {
         keys,
         issuer: config.auth_issuer.clone(),
         audience: config.auth_audience.clone(),
+        claims: claim_names(config)?,
         leeway_s: config.auth_leeway_s,
         first_message_timeout_ms: config.auth_first_message_timeout_ms,
         expiry_notice_s: config.auth_expiry_notice_s,
         anonymous_rights: config.auth_anonymous_rights.unwrap_or(config.auth_user_rights),
         user_rights: config.auth_user_rights,
     })
+}
+
+/// Where in a token the claims stand.
+fn claim_names(config: &Config) -> Result<ClaimNames, ConfigErrors> {
+    let names = ClaimNames::default()
+        .with("sub", config.auth_user_claim.as_deref())
+        .with("rooms", config.auth_rooms_claim.as_deref())
+        .with("send", config.auth_send_claim.as_deref())
+        .with("rights", config.auth_rights_claim.as_deref());
+    let required = config.auth_required_claims.as_deref().unwrap_or_default();
+    names.requiring(required).map_err(|why| conflict(format!("auth.required_claims: {why}")))
 }
 
 fn backplane_plan(config: &Config) -> BackplanePlan {

@@ -123,6 +123,8 @@ limits! {
         "Histories of the whole node, without Redis. Beyond: the one without a message for longest is dropped.";
     idempotency_keys_max: usize = 256 * 1024, in tests 4096, count(8, 100_000_000, "keys"),
         "Idempotency keys of the whole node, without Redis, each remembered for five minutes. A user has an eighth of them at most, clients without a token a half together. Beyond: error overloaded, the message is not sent.";
+    revocations_max: usize = 10_000, in tests 4, count(1, 100_000, "revocations"),
+        "Revocations of tokens that are remembered until they are over, of the whole system. Beyond: HTTP 507, it does not hold.";
     history_reads_per_s_max: u64 = 100_000, in tests 50, count(1, 10_000_000, "reads"),
         "Histories read from one Redis server in a second, when many clients return and this node lacks the messages that they missed. Beyond: they wait, and after ten seconds recovered false, overload, or error backplane_unavailable where no position is known.";
     history_requests_waiting_max: usize = 1_000_000, in tests 16, count(2, 100_000_000, "requests"),

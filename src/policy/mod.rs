@@ -7,6 +7,7 @@ pub mod grants;
 pub mod limits;
 pub mod namespaces;
 pub mod networks;
+pub mod revocations;
 pub mod rights;
 pub mod setting;
 pub mod token_bucket;

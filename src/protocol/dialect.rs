@@ -214,6 +214,7 @@ fn native_close(why: Farewell) -> (u16, &'static str) {
         Farewell::Silent => (1001, "no answer to a ping"),
         Farewell::Drain => (1001, "this server goes away, connect again"),
         Farewell::TokenExpired => (4401, "token_expired"),
+        Farewell::TokenRevoked => (4401, "token_revoked"),
         Farewell::NotAdmitted => (4401, "not_admitted"),
         Farewell::Lost => (1013, "messages were lost, connect again"),
     }

@@ -55,6 +55,8 @@ pub enum Farewell {
     Drain,
     /// Its token has expired.
     TokenExpired,
+    /// Its token was revoked.
+    TokenRevoked,
     /// Messages of a topic were lost, and its client has to come back to recover them.
     Lost,
     /// It sends faster than its rates allow, for too long.

@@ -258,6 +258,8 @@ pub enum CloseReason {
     Drain,
     /// Its token has expired.
     TokenExpired,
+    /// Its token was revoked.
+    TokenRevoked,
     /// The configuration no longer admits it.
     NotAdmitted,
     /// Messages of a topic were lost, and the dialect asks its clients to come back for them.
@@ -292,6 +294,7 @@ impl CloseReason {
             CloseReason::Silent => Farewell::Silent,
             CloseReason::Drain => Farewell::Drain,
             CloseReason::TokenExpired => Farewell::TokenExpired,
+            CloseReason::TokenRevoked => Farewell::TokenRevoked,
             CloseReason::NotAdmitted => Farewell::NotAdmitted,
             CloseReason::Lost => Farewell::Lost,
         };
@@ -321,6 +324,7 @@ impl CloseReason {
             CloseReason::RateLimited => "rate_limited",
             CloseReason::Drain => "drain",
             CloseReason::TokenExpired => "token_expired",
+            CloseReason::TokenRevoked => "token_revoked",
             CloseReason::NotAdmitted => "not_admitted",
             CloseReason::Lost => "messages_lost",
             CloseReason::Disconnected => "disconnected",

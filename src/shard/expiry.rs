@@ -100,8 +100,14 @@ mod tests {
     fn open(shard: &mut Shard, user: usize, expires_at_ms: Option<u64>) -> ConnId {
         let conn = shard.handle_accept(user as u32, 0).unwrap();
         let user = Some(user.to_string().into());
-        let identity =
-            Identity { user, rights: Rights::NONE, expires_unix_s: None, grants: None, info: None };
+        let identity = Identity {
+            user,
+            rights: Rights::NONE,
+            expires_unix_s: None,
+            grants: None,
+            info: None,
+            mark: None,
+        };
         let response = Bytes::from_static(b"101");
         shard.handle_open(
             conn,

@@ -258,6 +258,7 @@ impl Shard {
         self.notify_expiring(now_ms);
         self.end_room_tokens(now_ms);
         self.close_not_admitted();
+        self.close_revoked();
         self.close_disconnected();
         self.sweep(now_ms);
         self.drain(now_ms);
@@ -440,6 +441,7 @@ impl Shard {
         self.named_peers.remove(conn.0.index);
         self.grants.remove(conn.0.index);
         self.user_infos.remove(conn.0.index);
+        self.token_marks.remove(conn.0.index);
         let reason = match c.state {
             ConnState::Handshaking => None,
             _ => Some(c.reason.unwrap_or(CloseReason::Gone)),
@@ -469,6 +471,7 @@ impl Shard {
             CloseReason::Silent => &mut counters.closed_silent,
             CloseReason::Drain => &mut counters.closed_drain,
             CloseReason::TokenExpired => &mut counters.closed_token_expired,
+            CloseReason::TokenRevoked => &mut counters.closed_token_revoked,
             CloseReason::NotAdmitted => &mut counters.closed_not_admitted,
             CloseReason::Lost => &mut counters.closed_lost,
             CloseReason::Disconnected => &mut counters.closed_disconnected,
@@ -651,6 +654,7 @@ mod tests {
             expires_unix_s: None,
             grants: None,
             info: None,
+            mark: None,
         };
         let response = Bytes::from_static(b"101");
         shard.handle_open(

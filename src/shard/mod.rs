@@ -37,6 +37,7 @@
 //! | `recheck.rs` | settings that change while connections are here |
 //! | `expiry.rs` | connections whose token expires |
 //! | `tokens/` | tokens that come after a connection is open |
+//! | `revoked.rs` | connections whose token is revoked |
 //! | `named_peers.rs` | addresses of clients, where a proxy has named them |
 //! | `session/` | one connection as a value: taken out here, put in there |
 //! | `slow_consumer/outbox/` | frames that a slow peer has not taken, and which of them are dropped |
@@ -63,6 +64,7 @@ mod rates;
 mod recheck;
 mod recovery;
 mod rejection;
+mod revoked;
 mod room_limits;
 mod room_token;
 mod session;

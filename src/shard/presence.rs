@@ -144,6 +144,7 @@ mod tests {
             expires_unix_s: None,
             grants: None,
             info: info.map(Into::into),
+            mark: None,
         };
         let rooms = rooms.iter().map(|room| room.to_string()).collect();
         let response = bytes::Bytes::from_static(b"101");

@@ -120,8 +120,14 @@ mod tests {
     fn open(shard: &mut Shard, user: Option<usize>) -> ConnId {
         let conn = shard.handle_accept(0, 0).unwrap();
         let user = user.map(|user| user.to_string().into());
-        let identity =
-            Identity { user, rights: Rights::NONE, expires_unix_s: None, grants: None, info: None };
+        let identity = Identity {
+            user,
+            rights: Rights::NONE,
+            expires_unix_s: None,
+            grants: None,
+            info: None,
+            mark: None,
+        };
         let (response, rooms) = (Bytes::from_static(b"101"), Vec::new());
         let opening = Opening { identity, response, rooms, encoding: Encoding::NATIVE };
         shard.handle_open(conn, opening);

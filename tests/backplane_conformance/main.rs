@@ -29,6 +29,7 @@ mod queues;
 #[path = "../common/redis.rs"]
 mod redis;
 mod redis_only;
+mod revocations;
 #[path = "../common/sentinel.rs"]
 mod sentinel;
 mod suite;
@@ -59,6 +60,8 @@ fn cramped() -> Build {
 fn backed() -> Build {
     Build { downlink_items_max: 8, ..Build::usual() }
 }
+
+use revocations::few;
 
 macro_rules! in_every_world {
     ($($suite:ident: $($build:ident: $story:ident,)+;)+) => {
@@ -107,6 +110,10 @@ in_every_world! {
     queued: trimmed_messages_are_reported_and_the_rest_is_delivered,
     queued: a_retry_to_a_user_is_sent_once,
     queued: queued_messages_are_ordered_between_earlier_and_later_ones,
+    ;
+    revocations:
+    usual: a_token_that_is_revoked_on_one_node_is_refused_on_all,
+    few: beyond_the_limit_nothing_is_revoked_until_another_is_over,
     ;
     suite:
     usual: every_shard_with_members_on_every_node_receives_and_no_other,

@@ -14,6 +14,7 @@ use campanile::ids::{
 };
 use campanile::link::channel::{OpsEnd, ShardEnd, window};
 use campanile::link::connections::everybody;
+use campanile::link::exchange::Exchange;
 use campanile::link::health::Health;
 use campanile::link::ledger::Account;
 use campanile::link::{
@@ -29,6 +30,7 @@ use campanile::plan::{
 };
 use campanile::policy::limits::Limits;
 use campanile::policy::namespaces::Namespaces;
+use campanile::policy::revocations::Revocations;
 use campanile::policy::rights::Rights;
 use campanile::protocol::dialect::Encoding;
 use campanile::protocol::{Recovery, RequestId, Roster};
@@ -74,6 +76,8 @@ pub struct Node {
     pub ops: OpsEnd,
     pub health: Arc<Health>,
     mirror: Arc<BackplaneMirror>,
+    /// What the shards would be shown.
+    pub revocations: Arc<Exchange<Revocations>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -281,17 +285,19 @@ impl Node {
             window(build.shards, build.uplink_items_max, build.downlink_items_max).unwrap();
         let plan = Arc::new(plan(build, NodeId(id), backplane));
         let (mirror, health) = (Arc::new(BackplaneMirror::default()), Arc::new(Health::default()));
+        let revocations = Arc::new(Exchange::new(Arc::default()));
         let thread = {
             let (mirror, health) = (mirror.clone(), health.clone());
+            let shown = revocations.clone();
             std::thread::spawn(move || {
-                backplane::run(plan, end, mirror, health, Account::unbounded());
+                backplane::run(plan, end, mirror, health, Account::unbounded(), shown);
             })
         };
         let shards = ends
             .into_iter()
             .map(|end| Shard { node: NodeId(id), end, aside: Cell::default() })
             .collect();
-        Node { shards, ops, health, mirror, thread: Some(thread) }
+        Node { shards, ops, health, mirror, revocations, thread: Some(thread) }
     }
 
     pub fn counters(&self) -> BackplaneCounters {
@@ -667,6 +673,7 @@ fn plan(build: Build, node: NodeId, backplane: BackplanePlan) -> Plan {
             keys: Default::default(),
             issuer: None,
             audience: None,
+            claims: Default::default(),
             leeway_s: 2,
             first_message_timeout_ms: 0,
             expiry_notice_s: 0,

@@ -72,6 +72,7 @@ pub fn token(user: &str) -> String {
         rooms: Vec::new(),
         send: Vec::new(),
         info: None,
+        issued_unix_s: now,
         expires_unix_s: now + 600,
     };
     mint(&wish, SECRET).expect("a good wish")

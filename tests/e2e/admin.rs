@@ -17,6 +17,7 @@ fn token(user: &str) -> String {
         rooms: Vec::new(),
         send: Vec::new(),
         info: None,
+        issued_unix_s: 1_000_000_000,
         expires_unix_s: YEAR_2100_UNIX_S,
     };
     mint(&request, SECRET).expect("a good request")

@@ -33,6 +33,7 @@ fn token(user: &str, rights: Option<Rights>, expires_in_s: i64) -> String {
             rooms: Vec::new(),
             send: Vec::new(),
             info: None,
+            issued_unix_s: now,
             expires_unix_s,
         },
         SECRET,

@@ -57,6 +57,7 @@ mod presence;
 mod proxy_protocol;
 mod refused;
 mod reload;
+mod revocations;
 mod rules;
 mod shares;
 mod slow;

@@ -27,6 +27,7 @@ fn expired(user: &str) -> String {
         rooms: Vec::new(),
         send: Vec::new(),
         info: None,
+        issued_unix_s: 1_000_000_000,
         expires_unix_s: 1_000_000_000,
     };
     mint(&request, SECRET).expect("a good request")

@@ -90,6 +90,7 @@ fn token_of(secret: &str, user: &str) -> String {
         rooms: Vec::new(),
         send: Vec::new(),
         info: None,
+        issued_unix_s: 1_000_000_000,
         expires_unix_s: 4_000_000_000,
     };
     mint(&request, secret).expect("a good request")
@@ -260,7 +261,9 @@ fn another(
         "origins" => quoted("https://a.example"),
         "proxy_protocol" => ("\"optional\"".to_owned(), "trusted_proxies = \"127.0.0.1\"\n"),
         "trusted_proxies" => quoted("10.0.0.0/8"),
-        "node.name" | "redis.prefix" | "auth.issuer" | "auth.audience" => quoted("other"),
+        "node.name" | "redis.prefix" | "auth.issuer" | "auth.audience" | "auth.user_claim"
+        | "auth.rooms_claim" | "auth.send_claim" | "auth.rights_claim" => quoted("other"),
+        "auth.required_claims" => quoted("azp=web"),
         "auth.keys_file" => quoted(&keys_file(secret_file)),
         "auth.anonymous" => ("true".to_owned(), ""),
         "auth.first_message_timeout_ms" => (format!("1\nhmac_secret = {SECRET:?}"), ""),

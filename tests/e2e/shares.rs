@@ -93,6 +93,7 @@ fn a_user_has_so_many_connections_where_that_is_limited() {
             rooms: Vec::new(),
             send: Vec::new(),
             info: None,
+            issued_unix_s: now,
             expires_unix_s: now + 600,
         };
         let token = mint(&asked, SECRET).expect("a good wish");

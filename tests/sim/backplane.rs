@@ -132,7 +132,7 @@ impl Backplane {
             }
             Uplink::Acknowledge { .. } => panic!("nothing is kept here"),
             Uplink::PresenceUpdate(_) | Uplink::Presence(_) => panic!("no room has presence here"),
-            Uplink::Disconnect(_) => panic!("only the ops thread disconnects"),
+            Uplink::Disconnect(_) | Uplink::Revoke(_) => panic!("only the ops thread asks for it"),
         }
         true
     }

@@ -66,6 +66,7 @@ impl Bare {
                 expires_unix_s: None,
                 grants: None,
                 info: None,
+                mark: None,
             },
             response: Bytes::from_static(HEAD),
             rooms: rooms.iter().map(|room| room.to_string()).collect(),

@@ -244,6 +244,7 @@ impl World {
                 expires_unix_s: None,
                 grants: None,
                 info: None,
+                mark: None,
             },
             response: Bytes::from_static(HEAD),
             rooms: self.lives[who].rooms.clone(),
@@ -809,6 +810,7 @@ impl World {
             Uplink::PresenceUpdate(attend) => format!("attend {:?}", attend.topic),
             Uplink::Presence(ask) => format!("presence {:?}", ask.topic),
             Uplink::Disconnect(ask) => format!("disconnect {:?}", ask.topic),
+            Uplink::Revoke(order) => format!("revoke {:?}", order.revocation.subject),
             Uplink::Settle => "settle".to_owned(),
             Uplink::Acknowledge { topic, .. } => format!("acknowledge {topic:?}"),
         };

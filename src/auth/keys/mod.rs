@@ -193,4 +193,6 @@ impl fmt::Debug for VerifyingKeys {
 }
 
 #[cfg(test)]
+mod providers;
+#[cfg(test)]
 mod tests;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::auth::{AuthError, AuthPlan, Authenticator};
+use crate::auth::{AuthError, AuthPlan, Authenticator, ClaimNames};
 use crate::policy::rights::Rights;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-const NOW: u64 = 1_700_000_000;
+pub(super) const NOW: u64 = 1_700_000_000;
 
 fn base64(bytes: impl AsRef<[u8]>) -> String {
     BASE64.encode(bytes)
 }
 
 /// A key that signs, with what its provider shows of it.
-struct Signing {
+pub(super) struct Signing {
     /// Its PKCS #8.
     der: Vec<u8>,
     jwk: Value,
@@ -42,7 +42,7 @@ fn generated(kind: &[&str]) -> Vec<u8> {
     openssl(&["pkcs8", "-topk8", "-nocrypt", "-outform", "DER"], &pem)
 }
 
-fn rsa() -> Signing {
+pub(super) fn rsa() -> Signing {
     let der = generated(&["RSA", "-pkeyopt", "rsa_keygen_bits:2048"]);
     let pair = RsaKeyPair::from_pkcs8(&der).expect("a key of openssl");
     let public = signature::RsaPublicKeyComponents::<Vec<u8>>::from(pair.public());
@@ -63,7 +63,7 @@ fn rsa() -> Signing {
     Signing { der, jwk, sign: Box::new(sign) }
 }
 
-fn curve(name: &str, kind: &'static signature::EcdsaSigningAlgorithm) -> Signing {
+pub(super) fn curve(name: &str, kind: &'static signature::EcdsaSigningAlgorithm) -> Signing {
     let der = generated(&["EC", "-pkeyopt", &format!("ec_paramgen_curve:{name}")]);
     let pair = EcdsaKeyPair::from_pkcs8(kind, &der, &SystemRandom::new()).expect("the same key");
     let (x, y) = pair.public_key().as_ref()[1..].split_at(pair.public_key().as_ref().len() / 2);
@@ -91,30 +91,31 @@ fn all() -> Vec<(Signing, &'static [&'static str])> {
     ]
 }
 
-fn token(signing: &Signing, header: &Value, claims: &Value) -> String {
+pub(super) fn token(signing: &Signing, header: &Value, claims: &Value) -> String {
     let message = format!("{}.{}", base64(header.to_string()), base64(claims.to_string()));
     let algorithm = header["alg"].as_str().expect("a name");
     let signature = (signing.sign)(algorithm, message.as_bytes());
     format!("{message}.{}", base64(signature))
 }
 
-fn named(signing: &Signing, id: &str) -> Value {
+pub(super) fn named(signing: &Signing, id: &str) -> Value {
     let mut jwk = signing.jwk.clone();
     jwk["kid"] = json!(id);
     jwk
 }
 
-fn set(keys: &[Value]) -> VerifyingKeys {
+pub(super) fn set(keys: &[Value]) -> VerifyingKeys {
     VerifyingKeys::read(&json!({"keys": keys}).to_string()).expect("a good set")
 }
 
-fn plan(keys: VerifyingKeys) -> AuthPlan {
+pub(super) fn plan(keys: VerifyingKeys) -> AuthPlan {
     AuthPlan {
         anonymous: false,
         hmac_secret: None,
         keys,
         issuer: None,
         audience: None,
+        claims: ClaimNames::default(),
         leeway_s: 2,
         first_message_timeout_ms: 0,
         expiry_notice_s: 0,

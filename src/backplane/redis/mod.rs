@@ -34,6 +34,7 @@ pub mod permissions;
 mod pipeline;
 mod presence;
 mod publish;
+mod revocations;
 mod scripts;
 mod server;
 mod shared;
@@ -48,7 +49,7 @@ use crate::backplane::transport::Transport;
 use crate::ids::{NodeId, ShardId, TopicName, UpTo};
 use crate::link::{
     DisconnectRequest, HistoryError, HistoryRequest, PresenceRequest, PresenceUpdate, Publish,
-    RecoveryRequest,
+    RecoveryRequest, RevokeRequest,
 };
 use crate::metrics::servers::RedisSnapshot;
 use crate::plan::{Deployment, RedisPlan};
@@ -61,6 +62,7 @@ use health::snapshot::SnapshotBuilder;
 use health::totals::ServerTotals;
 use names::Names;
 use presence::RedisPresence;
+use revocations::RedisRevocations;
 use server::life::SWITCH_GRACE;
 use server::supervisor::{Server, Turn};
 use shared::{ServerAssignment, SharedContext};
@@ -85,6 +87,7 @@ pub struct RedisTransport {
     presence: RedisPresence,
     acks: UserAcks,
     disconnects: Disconnects,
+    revocations: RedisRevocations,
     broadcasts: Broadcasts,
     route: ServerRoutes,
     /// Which servers were up when presence and acknowledgements last received their routes.
@@ -126,6 +129,7 @@ impl RedisTransport {
             presence,
             acks,
             disconnects: Disconnects::default(),
+            revocations: RedisRevocations::new(limits.revocations_max),
             broadcasts: Broadcasts::new(),
             route,
             were_up: vec![false],
@@ -264,10 +268,11 @@ impl RedisTransport {
             self.on_changes(has_moved, now);
         }
         let down = self.servers.iter().find(|server| !server.is_ready());
-        if down.is_none() != local.is_up() {
+        let is_up = down.is_none() && self.revocations.is_loaded();
+        if is_up != local.is_up() {
             let server = down.unwrap_or(&self.servers[0]);
             let reason = format!("{}: {}", server.display_name(), server.detail());
-            local.set_up(down.is_none(), &reason, now);
+            local.set_up(is_up, &reason, now);
         }
     }
 
@@ -278,6 +283,7 @@ impl RedisTransport {
         self.route = ServerRoutes::new(self.map.owners.clone(), servers, publish);
         self.presence.set_route(&self.route, now);
         self.acks.set_route(&self.route);
+        self.revocations.hurry(now);
         for (number, is_up) in are_up.iter().enumerate() {
             let was_up = !has_moved && self.were_up[number];
             match (was_up, is_up) {
@@ -350,12 +356,17 @@ impl Transport for RedisTransport {
         self.disconnects.push(*ask, &self.route);
     }
 
+    fn revoke(&mut self, order: Box<RevokeRequest>, _now: Instant, _local: &mut Local) {
+        self.revocations.push(order);
+    }
+
     fn has_room(&self) -> bool {
         self.servers.iter().all(Server::has_room)
     }
 
     fn is_idle(&self) -> bool {
         let others = self.acks.is_idle() && self.disconnects.is_idle();
+        let others = others && self.revocations.is_idle();
         self.servers.iter().all(Server::is_idle) && others
     }
 
@@ -375,6 +386,7 @@ impl Transport for RedisTransport {
         self.presence.refuse(&self.route, local);
         is_busy |= self.presence.poll(cx, now, &self.route, local);
         is_busy |= self.disconnects.poll(cx, &self.shared.names);
+        is_busy |= self.revocations.poll(cx, now, &self.route, &self.shared.names, local);
         is_busy | self.acks.poll(cx, now)
     }
 
@@ -401,6 +413,7 @@ impl Transport for RedisTransport {
         counters.move_waiting_ms = waiting.map_or(0, |waiting| waiting.as_millis() as u64);
         self.presence.measure(counters);
         self.acks.measure(counters);
+        self.revocations.measure(local);
     }
 
     fn take_snapshot(&mut self) -> Option<Arc<RedisSnapshot>> {

@@ -121,6 +121,13 @@ impl Names {
         format!("{}{}}}:b", self.topics, partition(TopicName::ALL))
     }
 
+    /// The keys of revocations: a hash, their order, and when they are over. In one slot with the
+    /// messages to everybody.
+    pub fn revocation_keys(&self) -> [String; 3] {
+        let number = partition(TopicName::ALL);
+        ["d", "c", "u"].map(|of| format!("{}{number}}}:revoked:{of}", self.keys))
+    }
+
     /// A key or channel of a partition's slot, with which a new link is tried out.
     pub fn probe(&self, partition: u16, kind: &str) -> String {
         format!("{}{partition}}}:probe:{}:{kind}", self.topics, self.node)

@@ -198,6 +198,8 @@ pub fn denied_text(denied: AuthError) -> &'static str {
         AuthError::OnlyForRoom => "this token is for one room: send it as the token of a join",
         AuthError::NotForRoom => "this token is for no room: its claim room must name one",
         AuthError::Expired => "this token has expired",
+        AuthError::LacksClaim => "this token lacks a claim that is required (auth.required_claims)",
+        AuthError::Revoked => "this token was revoked",
         AuthError::ExpInMilliseconds => {
             "exp of this token is in milliseconds; it must be in seconds (RFC 7519 §4.1.4)"
         }

@@ -15,13 +15,14 @@
 //!
 //! Invariant: pure; the same head at the same second gives the same answer.
 
-use crate::auth::{Authenticator, Identity, RoomAdmission};
+use crate::auth::{AuthError, Authenticator, Identity, RoomAdmission};
 use crate::ids::is_name;
 use crate::net::upgrade::query::Query;
 use crate::net::upgrade::reject::RejectReason;
 use crate::net::upgrade::{origin, page};
 use crate::plan::{Plan, RejectedHandshakes};
 use crate::policy::api_key::{is_public, is_shown};
+use crate::policy::revocations::Revocations;
 use crate::protocol::dialect::{Dialect, Encoding};
 use crate::shard::{Opening, write_rejection};
 use crate::ws::handshake::{Upgrade, check, write_accept};
@@ -39,6 +40,7 @@ const TOKEN_PROTOCOL: &str = "campanile.token.";
 pub struct Routes {
     plan: Arc<Plan>,
     authenticator: Arc<Authenticator>,
+    revocations: Arc<Revocations>,
 }
 
 /// The answer to a request head.
@@ -82,13 +84,26 @@ pub struct HandshakeRefusal {
 impl Routes {
     /// The paths that `plan` asks for.
     pub fn new(plan: Arc<Plan>, authenticator: Arc<Authenticator>) -> Routes {
-        Routes { plan, authenticator }
+        Routes { plan, authenticator, revocations: Arc::default() }
     }
 
-    /// The paths of a configuration that was reloaded. The key of tokens is derived again.
-    pub fn reloaded(plan: Arc<Plan>) -> Routes {
-        let authenticator = Arc::new(Authenticator::new(&plan.auth));
-        Routes { plan, authenticator }
+    /// Takes a configuration over that was reloaded. The key of tokens is derived again.
+    pub fn reload(&mut self, plan: Arc<Plan>) {
+        self.authenticator = Arc::new(Authenticator::new(&plan.auth));
+        self.plan = plan;
+    }
+
+    /// Other tokens are revoked than until now.
+    pub fn set_revocations(&mut self, revocations: Arc<Revocations>) {
+        self.revocations = revocations;
+    }
+
+    /// A client that was admitted a while ago: whether its token was revoked since.
+    pub fn check_revoked(&self, identity: &Identity) -> Result<(), AuthError> {
+        match self.revocations.refuse(identity.user.as_deref(), identity.mark) {
+            true => Err(AuthError::Revoked),
+            false => Ok(()),
+        }
     }
 
     /// The plan of the node.
@@ -181,7 +196,10 @@ impl Routes {
 
     /// Checks a token, or that there may be none.
     pub fn admit(&self, token: Option<&str>, now_unix_s: u64) -> Result<Identity, RejectReason> {
-        self.authenticator.admit(token, now_unix_s).map_err(RejectReason::Token)
+        let identity = self.authenticator.admit(token, now_unix_s);
+        let identity = identity.map_err(RejectReason::Token)?;
+        self.check_revoked(&identity).map_err(RejectReason::Token)?;
+        Ok(identity)
     }
 
     /// Checks a token for one room.
@@ -190,7 +208,12 @@ impl Routes {
         token: &str,
         now_unix_s: u64,
     ) -> Result<RoomAdmission, RejectReason> {
-        self.authenticator.admit_to_room(token, now_unix_s).map_err(RejectReason::Token)
+        let admission = self.authenticator.admit_to_room(token, now_unix_s);
+        let admission = admission.map_err(RejectReason::Token)?;
+        match self.revocations.refuse(Some(&admission.user), admission.mark) {
+            true => Err(RejectReason::Token(AuthError::Revoked)),
+            false => Ok(admission),
+        }
     }
 
     fn rooms(&self, query: Query) -> Result<Vec<String>, RejectReason> {

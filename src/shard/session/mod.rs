@@ -32,6 +32,7 @@ mod take;
 
 use crate::ids::{Position, TopicId, TopicName};
 use crate::policy::grants::{Grants, RoomActions};
+use crate::policy::revocations::TokenMark;
 use crate::policy::rights::Rights;
 use crate::protocol::dialect::Encoding;
 use crate::protocol::{Info, RequestId};
@@ -60,6 +61,8 @@ pub struct Session {
     pub grants: Option<Arc<Grants>>,
     /// What its token says about its user.
     pub info: Option<Info>,
+    /// What revocations are compared with.
+    pub mark: Option<TokenMark>,
     /// For how many milliseconds it has been open.
     pub age_ms: u64,
     /// Its client's address where a proxy has named it; otherwise the socket's peer is the client.

@@ -43,6 +43,7 @@ impl Shard {
         if let Some(info) = session.info {
             self.user_infos.insert(conn.0.index, info);
         }
+        self.token_marks.set(conn.0.index, session.mark);
         if let Some(peer) = session.peer {
             self.named_peers.insert(conn.0.index, peer);
         }
@@ -71,6 +72,7 @@ impl Shard {
             self.resume(conn);
         }
         self.close_slow();
+        self.close_if_put_revoked(conn);
         Ok(conn)
     }
 

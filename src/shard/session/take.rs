@@ -46,6 +46,7 @@ impl Shard {
             age_ms: now_ms.saturating_sub(u64::from(c.since) * OPENED_UNIT_MS),
             grants: self.grants.remove(conn.0.index),
             info: self.user_infos.remove(conn.0.index),
+            mark: self.token_marks.remove(conn.0.index),
             peer: self.named_peers.remove(conn.0.index),
             expires_in_ms: expires_s.map(|at_s| (1000 * at_s).saturating_sub(now_ms)),
             encoding: c.encoding,

@@ -15,8 +15,10 @@ pub(in crate::shard) mod pending_user_queues;
 pub(in crate::shard) mod presence_infos;
 pub(in crate::shard) mod questions;
 pub(in crate::shard) mod rates;
+pub(in crate::shard) mod revoked;
 pub(in crate::shard) mod room_tokens;
 pub(in crate::shard) mod token_checks;
+pub(in crate::shard) mod token_marks;
 pub(in crate::shard) mod user_infos;
 
 use crate::auth::AnonymousSecret;
@@ -45,8 +47,10 @@ use crate::shard::state::pending_user_queues::PendingUserQueues;
 use crate::shard::state::presence_infos::PresenceInfos;
 use crate::shard::state::questions::Questions;
 use crate::shard::state::rates::Rates;
+use crate::shard::state::revoked::Revoked;
 use crate::shard::state::room_tokens::RoomTokens;
 use crate::shard::state::token_checks::TokenChecks;
+use crate::shard::state::token_marks::TokenMarks;
 use crate::shard::state::user_infos::UserInfos;
 use crate::slab::Slab;
 use crate::ws::decoder::Decoder;
@@ -119,6 +123,9 @@ pub struct Shard {
     pub(in crate::shard) grants: GrantSets,
     /// What tokens say about their users.
     pub(in crate::shard) user_infos: UserInfos,
+    /// What revocations are compared with.
+    pub(in crate::shard) token_marks: TokenMarks,
+    pub(in crate::shard) revoked: Revoked,
     /// Whether any room has presence: the others pay nothing for it.
     pub(in crate::shard) has_presence: bool,
     pub(in crate::shard) everybody: TopicName,
@@ -177,6 +184,8 @@ impl Shard {
             named_peers: NamedPeers::default(),
             grants: GrantSets::default(),
             user_infos: UserInfos::default(),
+            token_marks: TokenMarks::default(),
+            revoked: Revoked::default(),
             has_presence,
             everybody,
             broadcast_receivers: [0; Encoding::COUNT],

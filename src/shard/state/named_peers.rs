@@ -119,6 +119,7 @@ mod tests {
             expires_unix_s: None,
             grants: None,
             info: None,
+            mark: None,
         };
         let (response, encoding) = (Bytes::from_static(b"101"), Encoding::of(Dialect::Echo));
         shard.handle_open(conn, Opening { identity, response, rooms: Vec::new(), encoding });

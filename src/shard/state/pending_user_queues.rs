@@ -20,6 +20,11 @@ impl PendingUserQueues {
         self.users.iter().filter(move |(_, name)| *name == user).map(|(conn, _)| *conn)
     }
 
+    /// All connections that wait to be in their user's topic.
+    pub(in crate::shard) fn all(&self) -> impl Iterator<Item = (ConnId, &TopicName)> {
+        self.users.iter().map(|(conn, name)| (*conn, name))
+    }
+
     /// A connection has gone.
     pub(in crate::shard) fn forget(&mut self, conn: ConnId) {
         self.users.remove(&conn);

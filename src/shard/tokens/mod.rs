@@ -170,6 +170,7 @@ impl Shard {
             Some(info) => self.user_infos.insert(conn.0.index, info),
             None => _ = self.user_infos.remove(conn.0.index),
         }
+        self.token_marks.set(conn.0.index, identity.mark);
     }
 
     fn join_by_token(

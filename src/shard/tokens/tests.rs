@@ -37,7 +37,7 @@ fn identity(user: &str, rooms: Option<&[&str]>) -> Identity {
         Arc::new(Grants::new(&texts).expect("few patterns"))
     });
     let user = (!user.is_empty()).then(|| user.into());
-    Identity { user, rights: Rights::NONE, expires_unix_s: None, grants, info: None }
+    Identity { user, rights: Rights::NONE, expires_unix_s: None, grants, info: None, mark: None }
 }
 
 fn open(shard: &mut Shard, user: &str, rooms: &[&str], expires_at_ms: Option<u64>) -> ConnId {
@@ -102,7 +102,7 @@ fn verdict_of_room(
     expires_at_ms: Option<u64>,
 ) -> TokenVerdict {
     let (user, room, expires_unix_s) = (user.into(), room.into(), None);
-    let admission = RoomAdmission { user, room, actions, expires_unix_s };
+    let admission = RoomAdmission { user, room, actions, mark: None, expires_unix_s };
     TokenVerdict::Room { admission, expires_at_ms }
 }
 

@@ -9,10 +9,11 @@ use campanile::config::{Config, ConfigSources};
 use campanile::ids::{NodeId, Position, is_name};
 use campanile::link::channel::{BackplaneEnd, ShardEnd, window};
 use campanile::link::{
-    ConnectionPage, Downlink, HistoryError, HistoryPage, Inspect, PublishOutcome, RoomPage, Uplink,
-    UserReport,
+    ConnectionPage, Downlink, HistoryError, HistoryPage, Inspect, PublishOutcome, RevokeOutcome,
+    RoomPage, Uplink, UserReport,
 };
 use campanile::plan::{Machine, resolve};
+use campanile::policy::revocations::MOMENT_MAX_S;
 use campanile::protocol::native::{KEY_BYTES_MAX, LIMIT_MAX};
 use campanile::protocol::run::Run;
 use http::{HeaderMap, Request, Response};
@@ -224,6 +225,16 @@ fn answer_uplink(item: Uplink, outcome: PublishOutcome) {
         Uplink::Disconnect(asked) => {
             assert!(asked.close.reason.len() <= 123, "it does not fit into a close frame");
             asked.reply.call(outcome);
+        }
+        Uplink::Revoke(asked) => {
+            let key = asked.revocation.subject.key();
+            assert!(key.len() <= 257 && asked.revocation.until_s <= MOMENT_MAX_S);
+            asked.reply.call(match outcome {
+                PublishOutcome::Accepted(_) => RevokeOutcome::Stored,
+                PublishOutcome::Overloaded => RevokeOutcome::Full,
+                PublishOutcome::Unavailable => RevokeOutcome::Unavailable,
+                PublishOutcome::Unknown => RevokeOutcome::Unknown,
+            });
         }
         other => panic!("the API never sends {other:?}"),
     }

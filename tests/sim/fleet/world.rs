@@ -172,6 +172,7 @@ impl Fleet {
                 expires_unix_s: None,
                 grants: None,
                 info: None,
+                mark: None,
             },
             response: Bytes::from_static(HEAD),
             rooms: client.rooms.iter().map(|(room, _)| room.clone()).collect(),

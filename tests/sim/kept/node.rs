@@ -68,6 +68,7 @@ impl Node {
                 Uplink::History(ask) => self.embedded.history(ask, now, &mut self.local),
                 Uplink::PresenceUpdate(attend) => self.embedded.update_presence(*attend, now),
                 Uplink::Presence(ask) => self.embedded.presence(ask, now),
+                Uplink::Revoke(order) => self.embedded.revoke(order, now, &mut self.local),
                 Uplink::Disconnect(ask) => self.embedded.disconnect(ask, now, &mut self.local),
                 Uplink::Acknowledge { topic, up_to } => {
                     self.embedded.acknowledge(topic, up_to, now, &mut self.local);

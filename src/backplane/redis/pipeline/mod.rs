@@ -46,6 +46,8 @@
 //! | claim of a dead node | 1 per node | another node, or the next turn, claims it |
 //! | audit of presence | 1 per server | the next turn counts other rooms |
 //! | check of broadcasts | 1 per node | a stage of its own state machine, which repeats it |
+//! | reading of revocations | 1 per node | it is read again after 250 ms |
+//! | orders to revoke | 64 per node | the caller is answered that the outcome is unknown |
 //! | orders to disconnect | 64 per node | the caller is answered that the outcome is unknown |
 //!
 //! There is no clock, socket or runtime in the machine: time and the connection ([`BatchSender`]) are
