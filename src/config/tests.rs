@@ -47,6 +47,7 @@ fn table_of_proxies() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>
 fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
     let mut table = table_of_the_node();
     table.extend(table_of_proxies());
+    table.extend(table_of_claims());
     table.extend(table_of_redis());
     let limits = SETTINGS.iter().filter(|setting| setting.key.starts_with("limits."));
     table.extend(limits.map(|setting| {
@@ -60,6 +61,17 @@ fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
         (setting.key, vec![leaked(setting.default_text())], vec![below, beyond, "many", "", "1.0"])
     }));
     table
+}
+
+/// Where the claims of a token stand.
+fn table_of_claims() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
+    vec![
+        ("auth.required_claims", vec!["", "token_use=access, azp=web"], vec!["a\nb"]),
+        ("auth.user_claim", vec!["", "cognito:username"], vec!["a\nb"]),
+        ("auth.rooms_claim", vec!["", "https://example.com/rooms"], vec!["a\nb"]),
+        ("auth.send_claim", vec!["", "app_metadata.send"], vec![" x"]),
+        ("auth.rights_claim", vec!["", "resource_access.campanile.roles"], vec!["a\nb"]),
+    ]
 }
 
 /// Of the node itself.
@@ -109,11 +121,6 @@ fn table_of_the_node() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str
         ("auth.keys_file", vec![""], vec!["/nowhere"]),
         ("auth.issuer", vec!["", "https://example.eu.auth0.com/"], vec![" x", "a\nb"]),
         ("auth.audience", vec!["", "https://api.example"], vec!["a\nb"]),
-        ("auth.required_claims", vec!["", "token_use=access, azp=web"], vec!["a\nb"]),
-        ("auth.user_claim", vec!["", "cognito:username"], vec!["a\nb"]),
-        ("auth.rooms_claim", vec!["", "https://example.com/rooms"], vec!["a\nb"]),
-        ("auth.send_claim", vec!["", "app_metadata.send"], vec![" x"]),
-        ("auth.rights_claim", vec!["", "resource_access.campanile.roles"], vec!["a\nb"]),
         ("auth.leeway_s", vec!["0", "600"], vec!["-1", "601"]),
         ("auth.first_message_timeout_ms", vec!["0"], vec!["-1", "600001", "5000"]),
         ("auth.expiry_notice_s", vec!["0", "86400"], vec!["-1", "86401"]),
