@@ -46,6 +46,7 @@ impl ApiError {
     pub(super) fn denied(denied: NotAllowed, not_enabled: StatusCode) -> ApiError {
         match denied {
             NotAllowed::NotEnabled(message) => ApiError::new(not_enabled, "not_enabled", message),
+            NotAllowed::AskHook => unreachable!("hooks are asked about clients"),
             NotAllowed::Forbidden(message) | NotAllowed::NotJoined(message) => {
                 ApiError::new(StatusCode::FORBIDDEN, "forbidden", message)
             }

@@ -32,6 +32,7 @@ impl SocketlessApi {
             reloads: Arc::default(),
             end,
             backplane: Arc::default(),
+            hooks: Arc::default(),
             health: Arc::default(),
             own: Arc::default(),
             access: Default::default(),

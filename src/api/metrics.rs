@@ -50,6 +50,7 @@ fn families(ops: &Ops) -> Families {
         ops.own.read().describe(),
         ops.access.read().describe(),
         ops.reloads.read().describe(),
+        ops.hooks.read().describe(),
         terminal::log_counters().describe(),
         snapshot.deployment.describe(),
         of_process(ops),

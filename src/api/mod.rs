@@ -32,7 +32,9 @@ use crate::link::calls::CallReceiver;
 use crate::link::channel::OpsEnd;
 use crate::link::exchange::Exchange;
 use crate::link::health::Health;
-use crate::metrics::{AccessMirror, BackplaneMirror, OpsMirror, ReloadMirror, ShardMirror};
+use crate::metrics::{
+    AccessMirror, BackplaneMirror, HookMirror, OpsMirror, ReloadMirror, ShardMirror,
+};
 use crate::plan::Plan;
 use socket2::SockRef;
 use std::io;
@@ -57,6 +59,8 @@ pub struct OpsSetup {
     pub shards: Vec<Arc<ShardMirror>>,
     /// The backplane's numbers, at most one tick old.
     pub backplane: Arc<BackplaneMirror>,
+    /// What is counted of questions to hooks.
+    pub hooks: Arc<HookMirror>,
     /// Readiness, written by shards, backplane and main.
     pub health: Arc<Health>,
 }
@@ -68,6 +72,7 @@ struct Ops {
     end: OpsEnd,
     shards: Vec<Arc<ShardMirror>>,
     backplane: Arc<BackplaneMirror>,
+    hooks: Arc<HookMirror>,
     health: Arc<Health>,
     /// The numbers of this port.
     own: Arc<OpsMirror>,
@@ -88,13 +93,14 @@ impl Ops {
 /// Serves the operators' port until the process ends.
 pub fn run(setup: OpsSetup) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let OpsSetup { plan, reloads, listener, end, calls, shards, backplane, health } = setup;
+    let OpsSetup { plan, reloads, listener, end, calls, shards, backplane, hooks, health } = setup;
     let started = Instant::now();
     let own = Arc::<OpsMirror>::default();
     let turns = Semaphore::new(guard::AT_A_TIME_MAX);
     let counted = own.clone();
     let access = AccessMirror::default();
-    let ops = Ops { plan, reloads, end, shards, backplane, health, own, access, started, turns };
+    let ops =
+        Ops { plan, reloads, end, shards, backplane, hooks, health, own, access, started, turns };
     let ops = Arc::new(ops);
     listener.set_nonblocking(true)?;
     SockRef::from(&listener).listen(listener::BACKLOG)?;

@@ -44,6 +44,18 @@ pub(super) async fn stats(State(ops): State<Arc<Ops>>) -> Json<Value> {
             ("redis", Some(redis_stats::summary(plan, &backplane, &ops.backplane.redis())))
         }
     };
+    let hooks = node_plan.hooks.urls().next().map(|_| ops.hooks.read()).map(|hooks| {
+        json!({
+            "asked": hooks.asked,
+            "allowed": hooks.allowed,
+            "denied": hooks.denied,
+            "failed": hooks.failed,
+            "cached": hooks.cached,
+            "not_asked": hooks.circuit_refused + hooks.overdue,
+            "waiting": hooks.waiting,
+            "circuits_open": hooks.circuits_open,
+        })
+    });
     Json(json!({
         "node": node_plan.node_name,
         "version": env!("CARGO_PKG_VERSION"),
@@ -71,6 +83,7 @@ pub(super) async fn stats(State(ops): State<Arc<Ops>>) -> Json<Value> {
             "reloads_refused": reloads.refused,
             "last_reload_unix_s": Some(reloads.last_unix_s).filter(|at| *at > 0),
         },
+        "hooks": hooks,
         "redis": redis,
     }))
 }

@@ -55,6 +55,7 @@ fn node(flags: &[(&'static str, &str)]) -> Node {
         calls: crate::link::calls::calls(1).unwrap().1,
         shards: shard_mirrors.clone(),
         backplane: backplane_mirror.clone(),
+        hooks: Arc::default(),
         health: health.clone(),
     };
     std::thread::spawn(move || run(setup).unwrap());

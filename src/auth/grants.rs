@@ -12,22 +12,31 @@ use std::sync::Arc;
 /// later versions are skipped.
 #[derive(Deserialize)]
 #[serde(untagged)]
-pub(super) enum RoomsClaim {
+pub enum RoomsClaim {
+    /// Patterns for all actions.
     ForAll(Vec<String>),
+    /// Patterns for each action.
     ByAction {
+        /// To be a member.
         #[serde(default)]
         join: Vec<String>,
+        /// To publish.
         #[serde(default)]
         publish: Vec<String>,
+        /// To read the history.
         #[serde(default)]
         history: Vec<String>,
+        /// To see who is there.
         #[serde(default)]
         presence: Vec<String>,
     },
 }
 
 /// What the claims allow; `None`: the token says nothing of rooms and users.
-pub(super) fn granted(
+///
+/// # Errors
+/// They have more patterns than may be.
+pub fn granted(
     rooms: Option<RoomsClaim>,
     send: Option<Vec<String>>,
 ) -> Result<Option<Arc<Grants>>, AuthError> {

@@ -10,7 +10,7 @@
 mod anonymous;
 mod claim_names;
 mod crypto;
-mod grants;
+pub mod grants;
 mod keys;
 mod plan;
 mod room;

@@ -67,6 +67,7 @@ impl Config {
             self.echo_path.as_deref().is_some_and(|path| path == "/" || path == "/ws"),
             "echo_path is already the page or the WebSocket: write for example /echo".to_owned(),
         );
+        found.extend(self.hook_contradictions());
         found.extend(self.direct_contradiction());
         found.extend(self.secret_contradictions());
         found.extend(self.public_port_contradictions());
@@ -75,6 +76,30 @@ impl Config {
             of_namespaces.into_iter().map(|message| ConfigError::Contradiction { message }),
         );
         found
+    }
+
+    fn hook_contradictions(&self) -> Vec<ConfigError> {
+        let (joins, publishes) = self.namespaces.have_hooks();
+        if self.hooks_connect_url.is_some() && self.auth_first_message_timeout_ms > 0 {
+            let message = "hooks.connect_url and auth.first_message_timeout_ms: a client whose token \
+                           comes as its first message would not be asked about. Leave one out";
+            return vec![ConfigError::Contradiction { message: message.to_owned() }];
+        }
+        let kinds = [
+            ("hook_join", joins, "hooks.join_url", &self.hooks_join_url),
+            ("hook_publish", publishes, "hooks.publish_url", &self.hooks_publish_url),
+        ];
+        let broken = kinds.into_iter().filter_map(|(setting, is_set, key, url)| match url {
+            None if is_set => Some(format!(
+                "{setting} = true of a namespace without {key}: nobody could be asked"
+            )),
+            Some(_) if !is_set => Some(format!(
+                "{key} without {setting} = true of a namespace: it would never be asked. Write \
+                 {setting} = true for the rooms that are meant"
+            )),
+            _ => None,
+        });
+        broken.map(|message| ConfigError::Contradiction { message }).collect()
     }
 
     fn direct_contradiction(&self) -> Option<ConfigError> {
@@ -112,8 +137,11 @@ impl Config {
                     .to_owned(),
             );
         }
-        let secrets =
-            [("auth.hmac_secret", &self.auth_hmac_secret), ("ops.api_key", &self.ops_api_key)];
+        let secrets = [
+            ("auth.hmac_secret", &self.auth_hmac_secret),
+            ("ops.api_key", &self.ops_api_key),
+            ("hooks.secret", &self.hooks_secret),
+        ];
         for (key, secret) in secrets {
             let bytes = secret.as_ref().map_or(SECRET_BYTES_MIN, String::len);
             if bytes < SECRET_BYTES_MIN && !self.auth_allow_weak_secret {

@@ -26,7 +26,7 @@ pub use print::{markdown, reload_markdown, sample};
 pub use reload::{ReloadClass, Reloaded};
 pub use settings::{Config, SETTINGS, Setting};
 pub use value::{
-    LogFormat, ProxyProtocol, RejectedHandshakes, Scheduling, SteeringMode, ValueKind,
+    HookFailure, LogFormat, ProxyProtocol, RejectedHandshakes, Scheduling, SteeringMode, ValueKind,
 };
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 
 use crate::config::backplane::{BackplaneUrl, redact_url};
 use crate::config::value::{
-    LogFormat, Origins, ProxyProtocol, RejectedHandshakes, Scheduling, SteeringMode, Value,
-    ValueKind,
+    HookFailure, LogFormat, Origins, ProxyProtocol, RejectedHandshakes, Scheduling, SteeringMode,
+    Value, ValueKind,
 };
 use crate::policy::limits::{LIMIT_SETTINGS, LimitSetting, Limits};
 use crate::policy::namespaces::Namespaces;
@@ -178,6 +178,11 @@ const fn choice(words: &'static [&'static str]) -> ValueKind {
     ValueKind::Plain(SettingRange::Choice(words))
 }
 
+/// A number of bytes.
+const fn bytes(min: u64, max: u64) -> ValueKind {
+    ValueKind::Plain(setting::bytes(min, max))
+}
+
 const BOOL: ValueKind = ValueKind::Plain(SettingRange::Bool);
 const MINUTE_MS: u64 = 60_000;
 
@@ -280,6 +285,40 @@ settings! {
         "The authorities (PEM) that may have signed the certificate of a rediss:// server; read at each connect. Empty: those that browsers trust.";
     redis_monitor_interval_ms: u64, "redis.monitor_interval_ms", "5000", ms(0, 10 * MINUTE_MS),
         "How often Redis is queried for /metrics and /v1/stats (INFO, CONFIG GET, CLIENT LIST ID). 0: never.";
+    hooks_connect_url: Option<String>, "hooks.connect_url", "", ValueKind::Url,
+        "A service that is asked about each client that connects and whose token and origin are admitted: docs/hooks.md. Empty: none.";
+    hooks_join_url: Option<String>, "hooks.join_url", "", ValueKind::Url,
+        "A service that is asked about joins, in namespaces with hook_join. Empty: none.";
+    hooks_publish_url: Option<String>, "hooks.publish_url", "", ValueKind::Url,
+        "A service that is asked about messages that clients publish to rooms, in namespaces with hook_publish. Empty: none.";
+    hooks_headers: Vec<String>, "hooks.headers", "", ValueKind::HeaderNames,
+        "Header lines of a client's request that hooks.connect_url receives. Empty: none.";
+    hooks_secret: Option<String>, "hooks.secret", "", ValueKind::Secret,
+        "The key with which questions are signed (HMAC-SHA256), so that a service knows from whom they are. Empty: they are not signed.";
+    hooks_secret_file: Option<String>, "hooks.secret_file", "", ValueKind::File,
+        "A file that has hooks.secret, read at start. A line break at its end is not part of it.";
+    hooks_tls_ca_file: Option<String>, "hooks.tls_ca_file", "", ValueKind::File,
+        "The authorities (PEM) that may have signed the certificate of an https:// service; read at each connect. Empty: those that browsers trust.";
+    hooks_on_failure: HookFailure, "hooks.on_failure", "deny", choice(HookFailure::WORDS),
+        "What becomes of a question without an answer: no connection, a timeout, a status other than 200, an answer that is not as documented, an open circuit. deny: it is refused. allow: what the other checks allow is allowed.";
+    hooks_timeout_ms: u64, "hooks.timeout_ms", "2000", ms(10, MINUTE_MS),
+        "How long an answer of a hook may take, its connection included.";
+    hooks_waiting_timeout_ms: u64, "hooks.waiting_timeout_ms", "5000", ms(10, MINUTE_MS),
+        "How long a question may wait until it is asked. Beyond: hooks.on_failure.";
+    hooks_concurrency_max: usize, "hooks.concurrency_max", "256", count(1, 65_536, "questions"),
+        "Questions to hooks under way at a time, and connections to each service. Beyond: they wait.";
+    hooks_waiting_max: usize, "hooks.waiting_max", "16384", count(1, 10_000_000, "questions"),
+        "Questions to hooks of the whole node that are not answered. Beyond: HTTP 503 with Retry-After for clients that connect, error overloaded for joins and messages.";
+    hooks_waiting_bytes_max: usize, "hooks.waiting_bytes_max", "33554432", bytes(64 * 1024, 16 * 1024 * 1024 * 1024),
+        "Bytes of these questions. Beyond: as with hooks.waiting_max.";
+    hooks_answer_bytes_max: usize, "hooks.answer_bytes_max", "65536", bytes(256, 16 * 1024 * 1024),
+        "The body of an answer of a hook. Beyond: it is no answer.";
+    hooks_cache_bytes_max: usize, "hooks.cache_bytes_max", "16777216", bytes(0, 16 * 1024 * 1024 * 1024),
+        "Answers with ttl_s that are remembered. Beyond: the oldest are forgotten.";
+    hooks_circuit_failures: u64, "hooks.circuit_failures", "20", count(1, 1_000_000, "failures"),
+        "Failures of a hook in a row after which it is not asked for hooks.circuit_open_ms, and then with one question at first.";
+    hooks_circuit_open_ms: u64, "hooks.circuit_open_ms", "2000", ms(10, 10 * MINUTE_MS),
+        "How long a hook that has failed hooks.circuit_failures times is not asked.";
 }
 
 /// Without secrets: a configuration may be logged.

@@ -49,6 +49,7 @@ fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
     table.extend(table_of_proxies());
     table.extend(table_of_claims());
     table.extend(table_of_redis());
+    table.extend(table_of_hooks());
     let limits = SETTINGS.iter().filter(|setting| setting.key.starts_with("limits."));
     table.extend(limits.map(|setting| {
         let leaked = |text: String| Box::leak(text.into_boxed_str()) as &str;
@@ -140,6 +141,32 @@ fn table_of_the_node() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str
         ("listen_direct", vec!["true", "false"], vec!["yes"]),
         ("log.level", vec!["error", "debug"], vec!["", "loud"]),
         ("log.format", vec!["text", "json"], vec!["xml"]),
+    ]
+}
+
+/// Of hooks.
+fn table_of_hooks() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
+    let good = ["", "http://127.0.0.1:9000/hook", "https://a.example/b?c=d", "http://[::1]:9/"];
+    let bad = ["a.example", "ftp://a/", "http://", "http:///a", "http://u:p@a/", "http://a b"];
+    let url = |key| (key, good.to_vec(), bad.to_vec());
+    vec![
+        url("hooks.connect_url"),
+        ("hooks.join_url", vec![""], [&bad[..], &["http://a/"]].concat()),
+        ("hooks.publish_url", vec![""], [&bad[..], &["http://a/"]].concat()),
+        ("hooks.headers", vec!["", "cookie,x-tenant"], vec!["a b", "x:y"]),
+        ("hooks.secret", vec!["", "1234567890123456"], vec!["123456789012345"]),
+        ("hooks.secret_file", vec![""], vec!["/nowhere"]),
+        ("hooks.tls_ca_file", vec!["", "/etc/ssl/hooks-ca.pem"], vec!["a\nb"]),
+        ("hooks.on_failure", vec!["deny", "allow"], vec!["", "maybe"]),
+        ("hooks.timeout_ms", vec!["10", "60000"], vec!["9", "60001"]),
+        ("hooks.waiting_timeout_ms", vec!["10"], vec!["9"]),
+        ("hooks.concurrency_max", vec!["1"], vec!["0", "65537"]),
+        ("hooks.waiting_max", vec!["1"], vec!["0"]),
+        ("hooks.waiting_bytes_max", vec!["65536"], vec!["65535"]),
+        ("hooks.answer_bytes_max", vec!["256"], vec!["255"]),
+        ("hooks.cache_bytes_max", vec!["0"], vec!["-1"]),
+        ("hooks.circuit_failures", vec!["1"], vec!["0"]),
+        ("hooks.circuit_open_ms", vec!["10"], vec!["9"]),
     ]
 }
 

@@ -35,6 +35,10 @@ pub enum ValueKind {
     Origins,
     /// A list of networks.
     Networks,
+    /// `http://…` or `https://…`, or nothing.
+    Url,
+    /// A list of names of HTTP header lines.
+    HeaderNames,
     /// A list of paths of the operators' API.
     ApiPaths,
     /// A name as in [`is_name`], or nothing.
@@ -71,6 +75,10 @@ impl ValueKind {
                 "origins of the form scheme://host[:port], such as https://example.org, or * for any"
                     .into()
             }
+            ValueKind::Url => "http://host[:port]/path or https://…, without user and password".into(),
+            ValueKind::HeaderNames => {
+                "names of HTTP header lines, such as cookie,x-tenant".into()
+            }
             ValueKind::ApiPaths => "paths below /v1, such as /v1/publish".into(),
             ValueKind::Networks => {
                 "addresses and networks, such as 10.0.0.0/8 or 2001:db8::1".into()
@@ -95,6 +103,7 @@ impl ValueKind {
             ValueKind::Origins
                 | ValueKind::Networks
                 | ValueKind::ApiPaths
+                | ValueKind::HeaderNames
                 | ValueKind::Rights
                 | ValueKind::RightsAuto
         )
@@ -114,6 +123,8 @@ impl ValueKind {
             ValueKind::Name => text.is_empty() || is_name(text),
             ValueKind::Prefix => is_prefix(text),
             ValueKind::ApiPaths => split_list(text).all(is_api_path),
+            ValueKind::Url => text.is_empty() || is_url(text),
+            ValueKind::HeaderNames => split_list(text).all(is_header_name),
             _ => true,
         };
         if good { Ok(()) } else { Err(String::new()) }
@@ -122,6 +133,19 @@ impl ValueKind {
 
 fn is_path(text: &str) -> bool {
     text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && !b"?#%\"".contains(&b))
+}
+
+/// An absolute URL of HTTP. What only a client of HTTP can judge is judged at the start.
+fn is_url(text: &str) -> bool {
+    let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    let is_plain = text.bytes().all(|b| b.is_ascii_graphic() && !b"\"#<>\\^`{|}".contains(&b));
+    let authority = rest.and_then(|rest| rest.split(['/', '?']).next()).unwrap_or("");
+    is_plain && !authority.is_empty() && !authority.contains('@')
+}
+
+/// RFC 9110 §5.6.2: a token.
+fn is_header_name(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
 }
 
 /// All paths that require the key are below `/v1`; those that answer without one must not be public.
@@ -350,6 +374,16 @@ words! {
         Text = "text",
         /// One JSON object a line.
         Json = "json",
+    }
+}
+
+words! {
+    /// What becomes of what a hook could not be asked.
+    HookFailure {
+        /// It is refused.
+        Deny = "deny",
+        /// It is allowed.
+        Allow = "allow",
     }
 }
 

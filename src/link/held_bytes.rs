@@ -48,7 +48,10 @@ impl Downlink {
             Downlink::DeliverWith(delivery) => size_of::<Delivery>() + delivery.frame.len(),
             Downlink::Recovered(reply) => size_of::<RecoveryReply>() + reply.missed.bytes.len(),
             Downlink::History(reply) => size_of::<HistoryReply>() + page_bytes(reply.page.as_ref()),
-            Downlink::HttpReply(_) | Downlink::Inspect(_) | Downlink::Drain { .. } => return 0,
+            Downlink::HttpReply(_)
+            | Downlink::Hook(_)
+            | Downlink::Inspect(_)
+            | Downlink::Drain { .. } => return 0,
             Downlink::Joined { .. }
             | Downlink::Lost { .. }
             | Downlink::Ack { .. }

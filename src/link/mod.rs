@@ -14,6 +14,7 @@ pub mod connections;
 pub mod exchange;
 pub mod health;
 mod held_bytes;
+pub mod hooks;
 pub mod inspect;
 pub mod ledger;
 pub mod load_table;
@@ -343,6 +344,8 @@ pub enum Downlink {
     Presence(Box<PresenceReply>),
     /// The answer to an HTTP request of a connection ([`calls::Call`]).
     HttpReply(Box<HttpReply>),
+    /// The answer to a question of a connection ([`hooks::HookAsk`]).
+    Hook(Box<hooks::HookReply>),
     /// An operator's question. The reply must not block.
     Inspect(Box<Inspect>),
     /// An operator has disconnected a user. Comes behind the deliveries that were made before.

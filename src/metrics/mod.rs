@@ -137,6 +137,27 @@ use arc_swap::ArcSwap;
 use std::sync::Arc;
 
 counters! {
+    /// What the thread counts that asks hooks.
+    HookCounters, HookMirror {
+        asked: Counter "hook_requests_total" "Requests sent to hooks",
+        allowed: Counter "hook_answers_total"["outcome" = "allowed"] "Requests to hooks that have ended, by outcome",
+        denied: Counter "hook_answers_total"["outcome" = "denied"] "Requests to hooks that have ended, by outcome",
+        failed: Counter "hook_answers_total"["outcome" = "failed"] "Requests to hooks that have ended, by outcome",
+        cached: Counter "hook_cached_total" "Questions for hooks that a remembered answer has settled",
+        circuit_refused: Counter "hook_not_asked_total"["reason" = "circuit_open"] "Questions for hooks that were not asked, by reason",
+        overdue: Counter "hook_not_asked_total"["reason" = "overdue"] "Questions for hooks that were not asked, by reason",
+        circuit_opened: Counter "hook_circuit_opened_total" "Times that a hook was given up because it has failed again and again",
+        circuits_open: Gauge "hook_circuits_open" "Hooks that are not asked, because they have failed again and again",
+        waiting: Gauge "hook_questions" "Questions for hooks that are not answered",
+        waiting_bytes: Gauge "hook_question_bytes" "Bytes of questions for hooks that are not answered",
+        cache_bytes: Gauge "hook_cache_bytes" "Bytes of answers of hooks that are remembered",
+    }
+    histograms {
+        duration: "hook_duration_seconds" "From a request to a hook to its whole answer, or to its failure",
+    }
+}
+
+counters! {
     /// What one shard counts. Written by the shard's thread alone.
     ShardCounters, ShardMirror {
         connections: Gauge "connections" "Open WebSocket connections",
@@ -184,11 +205,16 @@ counters! {
         refused_proxy_untrusted: Counter "connections_rejected_total"["reason" = "proxy_untrusted"] "Connections rejected before an upgrade, by reason",
         refused_proxy_malformed: Counter "connections_rejected_total"["reason" = "proxy_malformed"] "Connections rejected before an upgrade, by reason",
         refused_calls: Counter "connections_rejected_total"["reason" = "http_calls"] "Connections rejected before an upgrade, by reason",
+        refused_hook: Counter "connections_rejected_total"["reason" = "hook_denied"] "Connections rejected before an upgrade, by reason",
+        refused_hook_failed: Counter "connections_rejected_total"["reason" = "hook_failed"] "Connections rejected before an upgrade, by reason",
+        refused_hooks_full: Counter "connections_rejected_total"["reason" = "hooks_busy"] "Connections rejected before an upgrade, by reason",
         refused_body: Counter "connections_rejected_total"["reason" = "body_too_large"] "Connections rejected before an upgrade, by reason",
         refused_body_timeout: Counter "connections_rejected_total"["reason" = "body_timeout"] "Connections rejected before an upgrade, by reason",
         refused_gone: Counter "connections_rejected_total"["reason" = "connection_lost"] "Connections rejected before an upgrade, by reason",
         probes: Counter "connection_probes_total" "Connections that ended before they sent a request: health checks",
         handshake_bytes: Gauge "handshake_bytes" "Bytes held of PROXY headers, request heads and bodies that are not complete",
+        hook_waiting: Gauge "connections_waiting_for_hook" "Connections that are not read until a hook has answered",
+        hooks_busy: Counter "hook_questions_refused_total" "Joins and messages refused because too many questions for hooks wait",
         http_calls: Gauge "http_calls" "Requests for the API on the public port that are received or carried out",
         http_calls_total: Counter "http_calls_total" "Requests for the API on the public port that were carried out",
         http_body_bytes: Counter "http_body_bytes_total" "Bytes of their bodies",

@@ -27,6 +27,7 @@ use crate::link::calls::CallSender;
 use crate::link::channel::ShardEnd;
 use crate::link::exchange::ExchangeReader;
 use crate::link::health::Health;
+use crate::link::hooks::HookSender;
 use crate::link::ledger::Account;
 use crate::link::load_table::LoadTable;
 use crate::link::shares::{ShareLimits, Shares};
@@ -50,6 +51,8 @@ pub struct ShardSetup {
     pub end: ShardEnd,
     /// The way to the ops thread, for HTTP requests.
     pub calls: CallSender,
+    /// The way to the thread that asks hooks.
+    pub hooks: HookSender,
     /// Which clients are admitted.
     pub authenticator: Arc<Authenticator>,
     /// Where the plan of a configuration that was reloaded comes from.

@@ -13,6 +13,7 @@ use crate::ids::ConnId;
 use crate::link::calls::{Call, CallSender};
 use crate::link::channel::ShardEnd;
 use crate::link::exchange::ExchangeReader;
+use crate::link::hooks::{HookAsk, HookQuestion, HookReply, HookSender};
 use crate::link::ledger::Pressure;
 use crate::link::load_table::ShardLoad;
 use crate::link::{Downlink, Uplink};
@@ -120,6 +121,7 @@ pub(super) struct Reactor {
     upgrades: Upgrades,
     routes: Routes,
     calls: CallSender,
+    hooks: HookSender,
     steering: Steering,
     addresses: Addresses,
     mirror: Arc<ShardMirror>,
@@ -164,6 +166,7 @@ impl Reactor {
             upgrades: Upgrades::default(),
             routes: Routes::new(plan.clone(), setup.authenticator),
             calls: setup.calls,
+            hooks: setup.hooks,
             steering,
             addresses: Addresses::new(setup.shares, &plan),
             mirror: setup.mirror,
@@ -358,6 +361,7 @@ impl Reactor {
                 Downlink::Inspect(question) => {
                     self.shard.inspect(*question, |socket_key| socket::peer(socket_key as RawFd))
                 }
+                Downlink::Hook(reply) => self.handle_hook(*reply),
                 item => {
                     if matches!(item, Downlink::Drain { .. }) {
                         self.draining = true;
@@ -368,6 +372,37 @@ impl Reactor {
             }
         }
         any
+    }
+
+    /// A hook has decided.
+    fn handle_hook(&mut self, reply: HookReply) {
+        let HookReply { conn, verdict } = reply;
+        let index = conn.0.index;
+        if !self.shard.is_handshaking(conn) || !self.upgrades.is_waiting(index) {
+            return self.shard.handle_hook(HookReply { conn, verdict });
+        }
+        self.shard.end_call(conn);
+        if self.draining {
+            return self.reject(conn, RejectReason::ConnectionsFull);
+        }
+        self.in_stage(conn, 0, |upgrades, _, context| {
+            upgrades.handle_verdict(index, verdict, context)
+        });
+    }
+
+    /// Sends the questions of commands that wait for the word of a hook.
+    fn send_hook_questions(&mut self) {
+        while let Some((conn, question)) = self.shard.poll_hook() {
+            let (shard, since) = (self.end.id, Instant::now());
+            let place = self.hooks.try_place(question.held_bytes());
+            let is_sent = place.is_some_and(|place| {
+                self.hooks.send(HookAsk { question, shard, conn, since, place })
+            });
+            if !is_sent {
+                self.shard.counters.hooks_busy += 1;
+                self.shard.handle_hook_busy(conn);
+            }
+        }
     }
 
     /// Whether the shard may wait for its bell: nothing has come and nothing is left to write.
@@ -406,9 +441,11 @@ impl Reactor {
         }
         self.shard.measure();
         let (upgrade_bytes, calls) = (self.upgrades.held_bytes(), self.upgrades.calls());
+        let hooked = self.upgrades.waiting() + self.shard.hooked();
         let counters = &mut self.shard.counters;
         counters.handshake_bytes = upgrade_bytes as u64;
         counters.http_calls = calls as u64;
+        counters.hook_waiting = hooked as u64;
         counters.address_uncounted = self.addresses.uncounted();
         counters.downlink_waiting = self.end.waiting() as u64;
         counters.uplink_waiting += self.end.sent_waiting() as u64;
@@ -548,11 +585,13 @@ impl Reactor {
         self.take_revocations();
         let (now_ms, now_unix_s) = (self.now_ms(), unix_s());
         let direct = || socket::peer(socket_key as RawFd);
-        let (routes, calls) = (&self.routes, &self.calls);
-        let context = StageContext { routes, calls, direct: &direct, now_ms, now_unix_s };
+        let (routes, calls, hooks) = (&self.routes, &self.calls, &self.hooks);
+        let context = StageContext { routes, calls, hooks, direct: &direct, now_ms, now_unix_s };
         let progress = step(&mut self.upgrades, &self.scratch[..n], &context);
         let named = match &progress {
-            Progress::Open { named, .. } | Progress::Call { named, .. } => *named,
+            Progress::Open { named, .. }
+            | Progress::Call { named, .. }
+            | Progress::Ask { named, .. } => *named,
             _ => self.upgrades.named(conn.0.index),
         };
         let progress = match self.addresses.begin_named(conn.0.index, named) {
@@ -600,6 +639,16 @@ impl Reactor {
                 match outcome.is_paused {
                     true => self.shard.begin_call(conn),
                     false => self.reject(conn, RejectReason::CallsFull),
+                }
+            }
+            Progress::Ask { question, place, .. } => {
+                let question = HookQuestion::Connect(question);
+                let (shard, since) = (self.end.id, Instant::now());
+                let ask = HookAsk { question, shard, conn, since, place };
+                outcome.is_paused = self.hooks.send(ask);
+                match outcome.is_paused {
+                    true => self.shard.begin_call(conn),
+                    false => self.reject(conn, RejectReason::HooksFull),
                 }
             }
             Progress::Reject(reason) => self.reject(conn, reason),
@@ -687,11 +736,13 @@ impl Reactor {
     /// Carries out what the shard is polled for: see the order in `shard/mod.rs`.
     fn drain(&mut self, now: Instant) {
         self.check_tokens();
+        self.send_hook_questions();
         self.drain_uplink(now);
         // Before a client is greeted: it must not miss a broadcast that was published after that.
         self.publish_receivers();
         // What has come by now leaves in the same writes.
         self.take_downlink();
+        self.send_hook_questions();
         self.shard.take_batch(&mut self.batch);
         if !self.batch.is_empty() {
             self.write_batch();

@@ -7,20 +7,21 @@ use super::{log, ports, shutdown, threads};
 use crate::api::{self, OpsSetup};
 use crate::auth::{AnonymousSecret, Authenticator};
 use crate::config::{Config, ConfigOrigin};
+use crate::hooks::client::check_url;
+use crate::hooks::dispatcher::{self, HooksSetup};
 use crate::ids::NodeId;
 use crate::link::calls::calls;
 use crate::link::channel::{BackplaneEnd, WindowLimits, window_within};
 use crate::link::exchange::{Exchange, ExchangeReader};
 use crate::link::health::Health;
+use crate::link::hooks::{HookPlaces, HookReceiver, HookSender, hooks};
 use crate::link::ledger::{Account, Ledger, MemoryCalls};
 use crate::link::load_table::LoadTable;
 use crate::metrics::BackplaneMirror;
 use crate::net::{self, ShardSetup};
 use crate::plan::{self, BackplanePlan, Machine, NoticeLevel, Plan, Planned, StartupNotice};
 use crate::policy::revocations::Revocations;
-use crate::{backplane, sys, terminal};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+use crate::{backplane, sys, terminal, tls_trust};
 use std::process::ExitCode;
 use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
@@ -70,6 +71,8 @@ fn build(
     let ledger = Arc::new(Ledger::new(limits.memory_bytes_max as u64, usize::from(shards) + 1));
     let account = |number: usize| account(&ledger, number);
     let (call_sender, call_receiver) = calls(limits.http_calls_max).map_err(StartError::machine)?;
+    let (hook_sender, hook_receiver) = hook_ends(&plan)?;
+    let hook_mirror = Arc::default();
     let authenticator = Arc::new(Authenticator::new(&plan.auth));
     let anonymous_secret = AnonymousSecret::new(random()?);
     let health = Arc::new(Health::default());
@@ -88,6 +91,7 @@ fn build(
             shard,
             end,
             calls: call_sender.clone(),
+            hooks: hook_sender.clone(),
             authenticator: authenticator.clone(),
             reloads: ExchangeReader::new(reloader.plan.clone()),
             revocations: ExchangeReader::new(revocations.clone()),
@@ -119,9 +123,12 @@ fn build(
         calls: call_receiver,
         shards: shard_mirrors,
         backplane: backplane_mirror,
+        hooks: Arc::clone(&hook_mirror),
         health: health.clone(),
     };
     start_ops(&plan, setup)?;
+    let (asks, end, mirror) = (hook_receiver, ops_end.clone(), hook_mirror);
+    start_hooks(&plan, HooksSetup { plan: plan.hooks.clone(), asks, end, mirror }, &health)?;
     let (ops, shards, held) = (ops_end, shard_threads, ports.held);
     Ok(shutdown::RunningNode { reloader, health, ops, shards, backplane, held })
 }
@@ -149,6 +156,25 @@ fn start_ops(plan: &Plan, setup: OpsSetup) -> Result<(), StartError> {
         api::run(setup)
     };
     threads::thread("ops".into(), &health, run).map(|_| ())
+}
+
+/// Both ends of the channel for questions to hooks.
+fn hook_ends(plan: &Plan) -> Result<(HookSender, HookReceiver), StartError> {
+    let (questions_max, bytes_max) = (plan.hooks.waiting_max, plan.hooks.waiting_bytes_max);
+    hooks(HookPlaces { questions_max, bytes_max }).map_err(StartError::machine)
+}
+
+/// Starts the thread that asks hooks, if there are any.
+fn start_hooks(plan: &Plan, setup: HooksSetup, health: &Arc<Health>) -> Result<(), StartError> {
+    if plan.hooks.urls().next().is_none() {
+        return Ok(());
+    }
+    let (scheduling, other_cores) = (plan.scheduling, plan.other_cores.clone());
+    let run = move || {
+        threads::settle(scheduling, &other_cores);
+        dispatcher::run(setup)
+    };
+    threads::thread("hooks".into(), health, run).map(|_| ())
 }
 
 /// How much the channels take.
@@ -201,21 +227,23 @@ fn say(notices: &[StartupNotice]) {
     }
 }
 
-/// Makes sure that what the plan names as files can be read, before a thread meets it.
+/// Makes sure that what the plan names as files and URLs can be used, before a thread meets it.
 fn files(plan: &Plan) -> Result<(), StartError> {
-    let BackplanePlan::Redis(redis) = &plan.backplane else { return Ok(()) };
-    let Some(path) = &redis.tls_ca_file else { return Ok(()) };
-    let refused = |why: String| {
-        let advice = "Write the path of a file with certificates in PEM, or leave it out";
-        StartError::Machine(format!("redis.tls_ca_file = {path}: {why}. {advice}"))
-    };
-    let text = std::fs::read(path).map_err(|error| refused(error.to_string()))?;
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-    match certificates {
-        Ok(certificates) if certificates.is_empty() => {
-            Err(refused("no certificate is in it".into()))
-        }
-        Ok(_) => Ok(()),
-        Err(error) => Err(refused(format!("{error:?}"))),
+    if let BackplanePlan::Redis(redis) = &plan.backplane {
+        authorities("redis.tls_ca_file", redis.tls_ca_file.as_deref())?;
     }
+    authorities("hooks.tls_ca_file", plan.hooks.tls_ca_file.as_deref())?;
+    for (key, url) in plan.hooks.urls() {
+        check_url(url).map_err(|why| StartError::Machine(format!("{key} = {url}: {why}")))?;
+    }
+    Ok(())
+}
+
+fn authorities(key: &str, path: Option<&str>) -> Result<(), StartError> {
+    let Some(path) = path else { return Ok(()) };
+    let refused = |error| {
+        let advice = "Write the path of a file with certificates in PEM, or leave it out";
+        StartError::Machine(format!("{key} = {path}: {error}. {advice}"))
+    };
+    tls_trust::client_config(Some(path)).map(|_| ()).map_err(refused)
 }

@@ -8,6 +8,7 @@
 //! Invariant: nothing is opened, started or asked here, and no `Debug` output holds a secret.
 
 mod byte_size;
+mod hooks;
 mod memory;
 pub mod print;
 mod urls;
@@ -22,6 +23,7 @@ use crate::policy::limits::Limits;
 use crate::policy::namespaces::Namespaces;
 use crate::policy::networks::Network;
 pub use byte_size::ByteSize;
+pub use hooks::HooksPlan;
 use memory::{MEMORY_BYTES_MIN, memory_bytes_max, within_memory};
 pub use memory::{MemoryPart, MemoryPlan};
 use std::fmt;
@@ -78,6 +80,8 @@ pub struct Plan {
     pub auth: AuthPlan,
     /// How nodes reach each other.
     pub backplane: BackplanePlan,
+    /// Services that are asked over HTTP.
+    pub hooks: HooksPlan,
     /// Over how long a drain spreads its closes.
     pub drain_ms: u64,
 }
@@ -213,6 +217,7 @@ pub fn resolve(config: &Config, machine: &Machine) -> Result<Planned, ConfigErro
         limits,
         auth: auth_plan(config)?,
         backplane: backplane_plan(config),
+        hooks: HooksPlan::of(config),
         drain_ms: config.drain_ms,
     };
     check_steering(&plan)?;
@@ -559,6 +564,7 @@ impl fmt::Debug for Plan {
             .field("listen_direct", &self.listen_direct)
             .field("auth", &self.auth)
             .field("backplane", &self.backplane)
+            .field("hooks", &self.hooks)
             .field("drain_ms", &self.drain_ms)
             .field("limits", &self.limits)
             .finish()

@@ -110,6 +110,10 @@ namespace_settings! {
         "Which clients may join. users: those with a token. token: those whose token names the room in its claim `rooms`, or who join with a token for it.";
     publish: Who = Who::Anyone, SettingRange::Choice(Who::WORDS),
         "Which clients may publish, if their rights allow it. token: those whose token names the room. nobody: only the HTTP API and Redis.";
+    hook_join: bool = false, SettingRange::Bool,
+        "Whether hooks.join_url is asked about each join that everything else allows.";
+    hook_publish: bool = false, SettingRange::Bool,
+        "Whether hooks.publish_url is asked about each message of a client that everything else allows.";
     slow_consumer: SlowConsumer = SlowConsumer::Close, SettingRange::Choice(SlowConsumer::WORDS),
         "What happens to messages for a member that reads too slowly. close: they wait, up to limits.outbox_bytes_max. drop_oldest: the oldest are dropped, and the member receives `lost`. conflate: only the newest waits, or the newest for each `conflate_key`.";
     slow_bytes_max: usize = 256 * 1024, bytes(256, 1024 * 1024 * 1024),
@@ -233,6 +237,12 @@ impl Namespaces {
     /// Whether any room has presence.
     pub fn have_presence(&self) -> bool {
         self.named.iter().any(|(_, policy)| policy.presence)
+    }
+
+    /// Whether a hook is asked about joins of any room, and about messages to any room.
+    pub fn have_hooks(&self) -> (bool, bool) {
+        let any = |has: fn(&Policy) -> bool| self.named.iter().any(|(_, policy)| has(policy));
+        (any(|policy| policy.hook_join), any(|policy| policy.hook_publish))
     }
 
     /// Whether members of any room may acknowledge messages.

@@ -87,9 +87,22 @@ pub enum Asker<'a> {
         granted: Option<Granted<'a>>,
         /// What a token for this very room allows, with which it joined or is about to.
         room_token: Option<RoomActions>,
+        /// What a hook has decided about this join or publish.
+        hook: HookWord,
     },
     /// A service that uses the HTTP API, for which the key of the API stands in.
     Service,
+}
+
+/// What a hook has decided about a join or a publish of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HookWord {
+    /// It was not asked yet.
+    NotAsked,
+    /// It allows it.
+    Allowed,
+    /// It does not.
+    Denied,
 }
 
 /// What a token allows to its user.
@@ -146,6 +159,8 @@ pub enum NotAllowed {
     NotEnabled(&'static str),
     /// Only members may.
     NotJoined(&'static str),
+    /// Everything allows it but a hook, which is to be asked. Never of a service.
+    AskHook,
 }
 
 /// Whether `asker` may do `action` with a topic: the one check for every dialect and the API.
@@ -190,7 +205,21 @@ fn may_join(
     {
         return Err(NotAllowed::Forbidden("this user may not join this room"));
     }
-    is_enabled(!acks || policy.has_acks(), "this room takes no acknowledgements")
+    is_enabled(!acks || policy.has_acks(), "this room takes no acknowledgements")?;
+    match asker {
+        // A member was asked about when it joined.
+        Asker::Client { hook, is_member: false, .. } if policy.hook_join => hook_allows(hook),
+        _ => Ok(()),
+    }
+}
+
+/// Comes last: a hook is asked only about what everything else allows.
+fn hook_allows(hook: HookWord) -> Result<(), NotAllowed> {
+    match hook {
+        HookWord::NotAsked => Err(NotAllowed::AskHook),
+        HookWord::Allowed => Ok(()),
+        HookWord::Denied => Err(NotAllowed::Forbidden("this is not allowed here")),
+    }
 }
 
 fn may_publish(
@@ -224,7 +253,13 @@ fn may_publish(
     is_enabled(!has_key || policy.has_history(), without_key)?;
     match (asker, topic) {
         (Asker::Client { rights, .. }, TopicKind::Room(_)) if !rights.publish_unjoined => {
-            is_member(asker, "join the room before you publish to it")
+            is_member(asker, "join the room before you publish to it")?;
+        }
+        _ => {}
+    }
+    match (asker, topic) {
+        (Asker::Client { hook, .. }, TopicKind::Room(_)) if policy.hook_publish => {
+            hook_allows(hook)
         }
         _ => Ok(()),
     }
@@ -281,7 +316,8 @@ mod tests {
     }
 
     fn client(rights: Rights, has_token: bool, is_member: bool) -> Asker<'static> {
-        Asker::Client { rights, has_token, is_member, granted: None, room_token: None }
+        let hook = HookWord::NotAsked;
+        Asker::Client { rights, has_token, is_member, granted: None, room_token: None, hook }
     }
 
     /// `ok`, or the kind of the refusal.
@@ -292,6 +328,7 @@ mod tests {
             Err(NotAllowed::Forbidden(_)) => "forbidden",
             Err(NotAllowed::NotEnabled(_)) => "not_enabled",
             Err(NotAllowed::NotJoined(_)) => "not_joined",
+            Err(NotAllowed::AskHook) => "ask",
         }
     }
 
@@ -362,7 +399,8 @@ mod tests {
 
     fn with_grants(rights: Rights, grants: &Grants) -> Asker<'_> {
         let granted = Some(Granted { grants, user: "ann" });
-        Asker::Client { rights, has_token: true, is_member: true, granted, room_token: None }
+        let (room_token, hook) = (None, HookWord::NotAsked);
+        Asker::Client { rights, has_token: true, is_member: true, granted, room_token, hook }
     }
 
     #[test]
@@ -428,11 +466,13 @@ mod tests {
             of_room in proptest::option::of(proptest::array::uniform4(any::<bool>())),
             room in "s:[ab]",
             action in 0_usize..4,
+            hooked in proptest::array::uniform2(any::<bool>()),
+            word in 0_usize..3,
         ) {
             let words = ["anyone", "users", "token", "nobody"];
             let text = format!(
-                "s: history_size=1, presence=true, join={}, publish={}",
-                words[who_joins], words[who_publishes]
+                "s: history_size=1, presence=true, join={}, publish={}, hook_join={}, hook_publish={}",
+                words[who_joins], words[who_publishes], hooked[0], hooked[1]
             );
             let namespaces = Namespaces::read(&text).expect("it is good");
             let [publish, publish_unjoined, send, broadcast] = rights;
@@ -447,14 +487,16 @@ mod tests {
                 let named = RoomActions::NAMES.iter().zip(allowed).filter(|(_, allowed)| *allowed);
                 named.fold(RoomActions::NONE, |all, (name, _)| all.with(name).expect("a name"))
             });
-            let asker = Asker::Client { rights, has_token, is_member, granted, room_token };
+            let hook = [HookWord::NotAsked, HookWord::Allowed, HookWord::Denied][word];
+            let asker =
+                Asker::Client { rights, has_token, is_member, granted, room_token, hook };
             let asked = [
                 Action::Join { acks: false },
                 Action::Publish { has_key: false },
                 Action::ReadHistory,
                 Action::ReadPresence,
             ][action];
-            let found = may(&namespaces, asker, asked, TopicKind::Room(&room)).is_ok();
+            let found = may(&namespaces, asker, asked, TopicKind::Room(&room));
             let named = lists.map(|lists| {
                 lists[action].iter().any(|pattern| *pattern == room || pattern == "s:*")
             });
@@ -476,6 +518,21 @@ mod tests {
                         && (is_member || publish_unjoined)
                 }
                 _ => named != Some(false) && is_member,
+            };
+            let is_asked = match action {
+                0 => hooked[0] && !is_member,
+                1 => hooked[1],
+                _ => false,
+            };
+            let found = match found {
+                Ok(()) => "yes",
+                Err(NotAllowed::AskHook) => "ask",
+                Err(_) => "no",
+            };
+            let wanted = match (wanted, is_asked, word) {
+                (false, ..) | (true, true, 2) => "no",
+                (true, true, 0) => "ask",
+                _ => "yes",
             };
             prop_assert_eq!(found, wanted);
         }

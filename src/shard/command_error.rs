@@ -15,6 +15,9 @@ impl From<NotAllowed> for CommandError {
             NotAllowed::Forbidden(why) => CommandError(ErrorCode::Forbidden, why),
             NotAllowed::NotEnabled(why) => CommandError(ErrorCode::NotEnabled, why),
             NotAllowed::NotJoined(why) => CommandError(ErrorCode::NotJoined, why),
+            NotAllowed::AskHook => {
+                CommandError(ErrorCode::Forbidden, "this has to be asked about first")
+            }
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::ids::{ConflateKey, ConnId, TopicId, TopicKind, TopicName};
 use crate::link::{Publish, ReplyTo, Uplink};
-use crate::policy::rights::{Action, Asker, Granted, may};
+use crate::policy::rights::{Action, Asker, Granted, HookWord, NotAllowed, may};
 use crate::protocol::dialect::{Encoding, Incoming, Parsed};
 use crate::protocol::{
     AckOf, Command, ErrorCode, Event, Recovery, Rejected, Request, RequestId, Unrecovered,
@@ -32,11 +32,11 @@ const JOINS_AGAIN_MAX: usize = 16;
 
 /// What a message may be known by.
 #[derive(Default)]
-struct MessageKeys {
+pub(super) struct MessageKeys {
     /// A retry has the same.
-    key: Option<Box<str>>,
+    pub(super) key: Option<Box<str>>,
     /// A newer message about the same thing has the same.
-    conflate_key: Option<ConflateKey>,
+    pub(super) conflate_key: Option<ConflateKey>,
 }
 
 /// What becomes of the rest of what was read.
@@ -213,12 +213,17 @@ impl Shard {
         if let Err(refusal) = self.has_memory_for(&request.command) {
             return self.refuse(conn, id.as_ref(), refusal);
         }
+        if self.hooked.has(conn) {
+            let message = "one message asks more than may wait: wait for the answers";
+            let refusal = CommandError(ErrorCode::Overloaded, message);
+            return self.refuse(conn, id.as_ref(), refusal);
+        }
         let done = match request.command {
             Command::Join { room, since, info, ack, token } => {
                 self.take_token(conn, RateRule::Joins).and_then(|()| match token {
                     None => {
                         let options = JoinOptions { since, info, ack, room_token: None };
-                        self.on_join(conn, room, options, id.clone())
+                        self.on_join(conn, room, options, id.clone(), HookWord::NotAsked)
                     }
                     Some(token) => {
                         let (room, info) = (room.into(), info.map(Into::into));
@@ -230,7 +235,7 @@ impl Shard {
             Command::Leave { room } => self.on_leave(conn, room, id.as_ref()),
             Command::Publish { room, payload, echo, key, conflate_key } => {
                 let keys = MessageKeys { key, conflate_key };
-                self.on_publish(conn, room, payload, echo, keys, id.clone())
+                self.on_publish(conn, room, payload, echo, keys, id.clone(), HookWord::NotAsked)
             }
             Command::Send { user, payload, key } => {
                 self.on_send(conn, user, payload, key, id.clone())
@@ -267,6 +272,12 @@ impl Shard {
         self.say(conn, &Event::Error { id, code, message });
     }
 
+    /// The same with the words of a hook.
+    pub(super) fn refuse_because(&mut self, conn: ConnId, id: Option<&RequestId>, message: &str) {
+        self.counters.requests_rejected += 1;
+        self.say(conn, &Event::Error { id, code: ErrorCode::Forbidden, message });
+    }
+
     /// Whether a connection may do something with a topic. Answers a room's place here, if it has one.
     pub(super) fn may(
         &self,
@@ -274,12 +285,23 @@ impl Shard {
         action: Action,
         topic: TopicKind<'_>,
     ) -> Result<Option<TopicId>, CommandError> {
+        Ok(self.may_with(conn, action, topic, HookWord::NotAsked)?)
+    }
+
+    /// The same with what a hook has decided.
+    fn may_with(
+        &self,
+        conn: ConnId,
+        action: Action,
+        topic: TopicKind<'_>,
+        hook: HookWord,
+    ) -> Result<Option<TopicId>, NotAllowed> {
         let found = match topic {
             TopicKind::Room(room) => self.find_room(conn, room),
             TopicKind::User(_) | TopicKind::All => None,
         };
         let room_token = found.and_then(|at| self.room_tokens.get(conn, at.0.index));
-        self.may_by(conn, room_token, action, topic, found)?;
+        self.may_by(conn, room_token, action, topic, found, hook)?;
         Ok(found)
     }
 
@@ -291,7 +313,8 @@ impl Shard {
         action: Action,
         topic: TopicKind<'_>,
         found: Option<TopicId>,
-    ) -> Result<(), CommandError> {
+        hook: HookWord,
+    ) -> Result<(), NotAllowed> {
         let c = self.conns.get(conn.0).expect("it just spoke");
         let (rights, has_token) = (c.rights.into(), c.has_token);
         let is_member = found.is_some_and(|at| self.is_in(conn, at));
@@ -301,8 +324,8 @@ impl Shard {
             TopicKind::Room(_) | TopicKind::All => unreachable!("it is a user's topic"),
         });
         let room_token = room_token.map(|token| token.actions);
-        let asker = Asker::Client { rights, has_token, is_member, granted, room_token };
-        may(&self.config.namespaces, asker, action, topic).map_err(CommandError::from)
+        let asker = Asker::Client { rights, has_token, is_member, granted, room_token, hook };
+        may(&self.config.namespaces, asker, action, topic)
     }
 
     /// Joins a room. Answered once deliveries are certain to arrive: at once when the shard is in
@@ -313,7 +336,9 @@ impl Shard {
         let options = JoinOptions::default();
         let command = Command::Join { room, since: None, info: None, ack: false, token: None };
         let joined = self.has_memory_for(&command);
-        if let Err(refusal) = joined.and_then(|()| self.on_join(conn, room, options, None)) {
+        if let Err(refusal) =
+            joined.and_then(|()| self.on_join(conn, room, options, None, HookWord::NotAsked))
+        {
             self.refuse(conn, None, refusal);
         }
     }
@@ -325,12 +350,19 @@ impl Shard {
         room: &str,
         options: JoinOptions<'_>,
         id: Option<RequestId>,
+        hook: HookWord,
     ) -> Result<(), CommandError> {
         let found = self.find_room(conn, room);
         let before = found.and_then(|at| self.room_tokens.get(conn, at.0.index));
         let room_token = options.room_token.or(before);
         let join = Action::Join { acks: options.ack };
-        self.may_by(conn, room_token, join, TopicKind::Room(room), found)?;
+        match self.may_by(conn, room_token, join, TopicKind::Room(room), found, hook) {
+            Err(NotAllowed::AskHook) => {
+                self.hook_join(conn, room, options, id);
+                return Ok(());
+            }
+            other => other?,
+        }
         self.join_allowed(conn, room, found, options, id)?;
         if let Some(room_token) = room_token
             && let Some(at) = self.find_room(conn, room).filter(|at| self.is_in(conn, *at))
@@ -497,7 +529,8 @@ impl Shard {
         Ok(())
     }
 
-    fn on_publish(
+    #[allow(clippy::too_many_arguments)] // a message and all that travels with it
+    pub(super) fn on_publish(
         &mut self,
         conn: ConnId,
         room: &str,
@@ -505,9 +538,16 @@ impl Shard {
         echo: bool,
         mut keys: MessageKeys,
         id: Option<RequestId>,
+        hook: HookWord,
     ) -> Result<(), CommandError> {
-        let has_key = keys.key.is_some();
-        let found = self.may(conn, Action::Publish { has_key }, TopicKind::Room(room))?;
+        let action = Action::Publish { has_key: keys.key.is_some() };
+        let found = match self.may_with(conn, action, TopicKind::Room(room), hook) {
+            Err(NotAllowed::AskHook) => {
+                self.hook_publish(conn, room, payload, echo, keys, id);
+                return Ok(());
+            }
+            other => other?,
+        };
         let policy = *self.config.namespaces.policy_of_room(room);
         self.check_publish(room, &policy, payload.len())?;
         if !policy.conflates() {

@@ -61,6 +61,7 @@ impl Shard {
             + self.counters.outbox_bytes as usize
             + self.half_bytes
             + self.pauses.rest_bytes()
+            + self.hooked.held_bytes()
             + self.questions.waiting() * QUESTION_BYTES
             + self.room_tokens.len() * ROOM_TOKEN_BYTES
             + d.bytes_waiting

@@ -24,6 +24,7 @@
 //! | `presence.rs` | rooms with presence: who joined and who left |
 //! | `user_queue.rs` | user queues: messages that a user has not acknowledged |
 //! | `questions.rs` | questions with long answers, one at a time |
+//! | `hooked.rs` | joins and publishes that a hook is asked about |
 //! | `memory.rs` | what is held in memory, and what happens when it is too much |
 //! | `pause.rs` | connections that are not read for a while |
 //! | `rates.rs` | how much one connection may ask for in a second |
@@ -52,6 +53,7 @@ pub mod conn;
 pub mod delivery;
 mod disconnect;
 mod expiry;
+mod hooked;
 mod hub;
 mod inspect;
 mod lifecycle;

@@ -68,6 +68,7 @@ impl Shard {
     pub(super) fn resume(&mut self, conn: ConnId) {
         if self.is_rate_limited(conn)
             || self.has_questions_enough(conn)
+            || self.hooked.has(conn)
             || self.is_paused_for_memory(conn)
             || self.token_checks.is_waiting(conn)
         {

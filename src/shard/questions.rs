@@ -72,6 +72,12 @@ impl Shard {
         }
     }
 
+    /// What a connection in its handshake has asked is decided: it is read like any other.
+    pub fn end_call(&mut self, conn: ConnId) {
+        self.forget_questions(conn);
+        self.resume(conn);
+    }
+
     /// A join that was under way is answered. Whether an answer follows that is long.
     pub(super) fn is_question(&self, conn: ConnId, ticket: u64) -> bool {
         self.questions.is_under_way(conn, ticket)
@@ -133,6 +139,9 @@ impl Shard {
 
     /// Whether something that a connection asked is not answered, joins not counted.
     pub(super) fn has_open_question(&self, conn: ConnId) -> bool {
+        if self.hooked.has(conn) {
+            return true;
+        }
         let Some(asked) = self.questions.of.get(&conn) else { return false };
         let is_join = |question: &Uplink| matches!(question, Uplink::Recover(_));
         let is_under_way = matches!(asked.step, QuestionStep::UnderWay { ticket: None });
@@ -142,7 +151,7 @@ impl Shard {
     /// Whether a paused connection waits for an answer that is made here, and not for its own socket.
     pub(super) fn waits_for_us(&self, conn: ConnId) -> bool {
         let step = self.questions.of.get(&conn).map(|asked| asked.step);
-        matches!(step, Some(QuestionStep::UnderWay { .. }))
+        matches!(step, Some(QuestionStep::UnderWay { .. })) || self.hooked.has(conn)
     }
 
     /// Whether the last answer has left, as far as it matters. Messages that may be dropped do not
@@ -155,6 +164,7 @@ impl Shard {
 
     /// A connection asks nothing more.
     pub(super) fn forget_questions(&mut self, conn: ConnId) {
+        self.hooked.forget(conn);
         for at in self.questions.forget(conn) {
             self.unpin(at);
         }

@@ -30,6 +30,7 @@ impl Shard {
             Downlink::History(reply) => self.on_history_reply(*reply),
             Downlink::Presence(reply) => self.on_presence_reply(&reply),
             Downlink::HttpReply(reply) => self.on_http_reply(*reply),
+            Downlink::Hook(reply) => self.handle_hook(*reply),
             Downlink::Inspect(question) => self.inspect(*question, |_| None),
             Downlink::Disconnect { at, close } => self.on_disconnect(at, close),
             Downlink::Drain { over_ms } => self.begin_drain(over_ms, now_ms),

@@ -25,8 +25,8 @@ use campanile::link::{
 use campanile::metrics::servers::ServerNumbers;
 use campanile::metrics::{BackplaneCounters, BackplaneMirror};
 use campanile::plan::{
-    BackplanePlan, Plan, ProxyProtocol, RedisPlan, RedisServers, RejectedHandshakes, Scheduling,
-    ShardPlan, SteeringMode,
+    BackplanePlan, HooksPlan, Plan, ProxyProtocol, RedisPlan, RedisServers, RejectedHandshakes,
+    Scheduling, ShardPlan, SteeringMode,
 };
 use campanile::policy::limits::Limits;
 use campanile::policy::namespaces::Namespaces;
@@ -557,7 +557,7 @@ impl Shard {
                 Received::Disconnect { at: at.0.index, close: (*close).clone() }
             }
             Downlink::Inspect(_) | Downlink::Drain { .. } => panic!("the backplane asks nothing"),
-            Downlink::HttpReply(_) => panic!("the backplane answers no HTTP"),
+            Downlink::HttpReply(_) | Downlink::Hook(_) => panic!("the backplane answers no HTTP"),
         })
     }
 
@@ -682,5 +682,6 @@ fn plan(build: Build, node: NodeId, backplane: BackplanePlan) -> Plan {
         },
         backplane,
         drain_ms: 0,
+        hooks: HooksPlan::default(),
     }
 }

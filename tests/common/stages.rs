@@ -4,6 +4,7 @@ use campanile::auth::Authenticator;
 use campanile::config::{Config, ConfigSources};
 use campanile::ids::NodeId;
 use campanile::link::calls::{CallReceiver, CallSender, calls};
+use campanile::link::hooks::{HookPlaces, HookReceiver, HookSender, hooks};
 use campanile::net::upgrade::reject::RejectReason;
 use campanile::net::upgrade::routes::Routes;
 use campanile::net::upgrade::{LeftAt, Progress, StageContext, Upgrades};
@@ -22,7 +23,8 @@ const READ_BYTES_MAX: usize = 2048;
 pub struct World {
     routes: Routes,
     calls: CallSender,
-    _receiver: CallReceiver,
+    hooks: HookSender,
+    _receivers: (CallReceiver, HookReceiver),
 }
 
 /// With this setting of `proxy_protocol`.
@@ -46,7 +48,9 @@ pub fn world_with(more: &[(&'static str, &str)]) -> World {
     let plan: Arc<Plan> = Arc::new(resolve(&config, &machine).unwrap().plan);
     let authenticator = Arc::new(Authenticator::new(&plan.auth));
     let (calls, receiver) = calls(1).unwrap();
-    World { routes: Routes::new(plan, authenticator), calls, _receiver: receiver }
+    let (hooks, asks) = hooks(HookPlaces { questions_max: 1, bytes_max: 1 << 20 }).unwrap();
+    let routes = Routes::new(plan, authenticator);
+    World { routes, calls, hooks, _receivers: (receiver, asks) }
 }
 
 /// What a connection came to, step by step.
@@ -66,6 +70,7 @@ pub fn run(world: &World, stream: &[u8], cuts: &[usize]) -> Vec<Outcome> {
     let context = StageContext {
         routes: &world.routes,
         calls: &world.calls,
+        hooks: &world.hooks,
         direct: &direct,
         now_ms: 1,
         now_unix_s: 1,

@@ -42,6 +42,7 @@ mod flood;
 mod foreign;
 mod histograms;
 mod history;
+mod hooks;
 mod http_calls;
 mod instances;
 mod log;

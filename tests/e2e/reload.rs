@@ -268,10 +268,16 @@ fn another(
         "auth.anonymous" => ("true".to_owned(), ""),
         "auth.first_message_timeout_ms" => (format!("1\nhmac_secret = {SECRET:?}"), ""),
         "auth.anonymous_rights" | "auth.user_rights" => quoted("send"),
-        "auth.hmac_secret" | "ops.api_key" => quoted(SECRET),
-        "auth.hmac_secret_file" | "ops.api_key_file" => quoted(secret_file),
+        "auth.hmac_secret" | "ops.api_key" | "hooks.secret" => quoted(SECRET),
+        "auth.hmac_secret_file" | "ops.api_key_file" | "hooks.secret_file" => quoted(secret_file),
         "ops.public_paths" => ("\"/v1/publish\"\napi_key = \"0123456789abcdef\"".to_owned(), ""),
-        "redis.tls_ca_file" => quoted("/etc/ca.pem"),
+        "redis.tls_ca_file" | "hooks.tls_ca_file" => quoted("/etc/ca.pem"),
+        "hooks.connect_url" => quoted("http://127.0.0.1:1/"),
+        "hooks.join_url" => ("\"http://a/\"\n[namespaces.a]\nhook_join = true".to_owned(), ""),
+        "hooks.publish_url" => {
+            ("\"http://a/\"\n[namespaces.a]\nhook_publish = true".to_owned(), "")
+        }
+        "hooks.headers" => quoted("cookie"),
         _ if kind_wanted == "true or false" => ((default == "false").to_string(), ""),
         _ => match kind_wanted.strip_prefix("one of ") {
             Some(words) => {

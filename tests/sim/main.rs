@@ -10,6 +10,7 @@
 //! | `stories.rs` | small days with a title, one behaviour each |
 //! | `rates.rs` | connections that send faster than they may |
 //! | `shares.rs` | strangers who fill what belongs to others |
+//! | `hooks.rs` | joins and publishes that a hook is asked about |
 //! | `queue.rs` | what is kept for users, on a real backplane |
 //! | `acks.rs` | members who acknowledge what they hear, on a real backplane |
 //! | `slow.rs` | members who read too slowly where messages may give way |
@@ -35,6 +36,7 @@ mod fairness;
 mod fleet;
 mod heartbeats;
 mod history;
+mod hooks;
 mod kept;
 mod memory;
 mod moves;

@@ -3,6 +3,7 @@
 //! ```text
 //!   ProxyHeader ──► Head ──► (a WebSocket, or an answer and the end)
 //!                   ▲  ├───► FirstMessage ──► (a WebSocket, or the end)
+//!                   │  ├───► Waiting ───────► (a WebSocket, or an answer and the end)
 //!                   │  └───► Body ──► Answer ──┐
 //!                   └──────────────────────────┘
 //! ```
@@ -13,15 +14,18 @@
 //! | `Head` | with the connection, or behind a PROXY header or an answer | `head_bytes_max` |
 //! | `FirstMessage` | behind the head of a WebSocket that may send its token later | 32 KiB |
 //! | `Body` | behind the head of a request for the API | `http_body_bytes_max` |
+//! | `Waiting` | behind the head of a WebSocket, with `hooks.connect_url` | one read of what follows |
 //! | `Answer` | when that is whole, and the ops thread has it | one read of what follows |
 //!
 //! PROXY header and first head have one deadline together, the shard's `handshake_timeout_ms`, over
 //! all reads, so that dripping bytes buys no time; each further head of a connection has one of its
 //! own, a body has `http_body_timeout_ms`, and a first message `auth.first_message_timeout_ms`. In
-//! `Answer` the connection is not read, so a second request waits until the first one is answered.
+//! `Answer` and `Waiting` the connection is not read, so a second request waits until the first one is
+//! answered. `Waiting` ends with the verdict of the hook, which comes within
+//! `hooks.waiting_timeout_ms` and `hooks.timeout_ms`.
 //!
-//! Connections in a stage are bounded by `handshakes_max`, and those in `Body` and `Answer` by
-//! `http_calls_max`.
+//! Connections in a stage are bounded by `handshakes_max`, those in `Body` and `Answer` by
+//! `http_calls_max`, and those in `Waiting` by `hooks.waiting_max` and `hooks.waiting_bytes_max`.
 //!
 //! Invariant: what a connection holds here is at most its stage's bytes, rounded up to what the
 //! allocator's doubling gives; one that has become a WebSocket holds nothing. No byte of a connection
@@ -37,8 +41,10 @@ pub mod proxy_header;
 mod query;
 pub mod reject;
 pub mod routes;
+mod waiting;
 
 use crate::link::calls::{CallPlace, CallSender};
+use crate::link::hooks::{ConnectQuestion, HookPlace, HookQuestion, HookSender, HookVerdict};
 use crate::plan::ProxyProtocol;
 use crate::policy::networks::any_contains;
 use crate::protocol::dialect::{AuthRequest, Encoding};
@@ -62,6 +68,8 @@ pub struct Upgrades {
     held_bytes: usize,
     /// Those in `Body` or `Answer`.
     calls: usize,
+    /// Those in `Waiting`.
+    waiting: usize,
 }
 
 /// What the stages read of the node and the socket.
@@ -70,6 +78,8 @@ pub struct StageContext<'a> {
     pub routes: &'a Routes,
     /// The way to the ops thread.
     pub calls: &'a CallSender,
+    /// The way to the thread that asks hooks.
+    pub hooks: &'a HookSender,
     /// Answers the address of the socket's peer. Asked only where a proxy may be trusted.
     pub direct: &'a dyn Fn() -> Option<SocketAddr>,
     /// The shard's clock.
@@ -97,6 +107,14 @@ enum Stage {
     FirstMessage(Box<FirstMessage>),
     Body(Box<BegunCall>),
     Answer,
+    Waiting(Box<WaitingOpening>),
+}
+
+/// A handshake that a hook is asked about.
+struct WaitingOpening {
+    opening: Opening,
+    /// The bytes for which its question has a place.
+    held_bytes: usize,
 }
 
 /// A request for the API whose body is awaited.
@@ -142,6 +160,15 @@ pub enum Progress {
         named: Option<SocketAddr>,
         /// For as long as it is under way.
         place: CallPlace,
+    },
+    /// A hook is to be asked whether it is admitted. The connection is not to be read until then.
+    Ask {
+        /// What the hook is asked.
+        question: Box<ConnectQuestion>,
+        /// As in `Open`.
+        named: Option<SocketAddr>,
+        /// Until it is answered.
+        place: HookPlace,
     },
     /// It is refused.
     Reject(RejectReason),
@@ -210,6 +237,29 @@ impl Upgrades {
         self.go_on(index, begun, 0, context)
     }
 
+    /// Whether the connection at `index` waits for the verdict of a hook.
+    pub fn is_waiting(&self, index: u32) -> bool {
+        self.begun.get(&index).is_some_and(|begun| matches!(begun.stage, Stage::Waiting(_)))
+    }
+
+    /// The hook has decided about the connection at `index`.
+    pub fn handle_verdict(
+        &mut self,
+        index: u32,
+        verdict: HookVerdict,
+        context: &StageContext,
+    ) -> Progress {
+        let Some(begun) = self.take(index) else { return Progress::More };
+        let Begun { stage: Stage::Waiting(waiting), bytes, named, .. } = begun else {
+            unreachable!("a verdict is for a connection that waits for it")
+        };
+        let plan = context.routes.plan();
+        match waiting::decide(waiting.opening, verdict, plan, context.now_unix_s) {
+            Ok(opening) => Progress::Open { opening, named, rest: bytes, first: None },
+            Err(refusal) => Progress::Refuse(refusal),
+        }
+    }
+
     fn go_on(
         &mut self,
         index: u32,
@@ -224,10 +274,12 @@ impl Upgrades {
                 | Progress::Interim(_)
                 | Progress::AwaitToken { .. }
                 | Progress::Call { .. }
+                | Progress::Ask { .. }
         );
         if goes_on {
             self.held_bytes += begun.held_bytes();
             self.calls += usize::from(begun.is_call());
+            self.waiting += usize::from(matches!(begun.stage, Stage::Waiting(_)));
             self.begun.insert(index, begun);
         }
         progress
@@ -250,7 +302,7 @@ impl Upgrades {
                 TimedOut::Close(first.opening.encoding, RejectReason::AuthTimeout)
             }
             Stage::Body(_) => TimedOut::Reject(RejectReason::BodyTimeout),
-            Stage::Answer => TimedOut::NotYet { deadline_ms: None },
+            Stage::Answer | Stage::Waiting(_) => TimedOut::NotYet { deadline_ms: None },
         }
     }
 
@@ -267,6 +319,7 @@ impl Upgrades {
     /// The connection at `index` was closed.
     pub fn forget(&mut self, index: u32) -> LeftAt {
         match self.take(index) {
+            Some(Begun { stage: Stage::Waiting(_), .. }) => LeftAt::Halfway,
             Some(begun) if begun.is_halfway() => LeftAt::Halfway,
             Some(begun) if begun.is_served => LeftAt::Served,
             _ => LeftAt::Nothing,
@@ -283,10 +336,16 @@ impl Upgrades {
         self.calls
     }
 
+    /// Connections that wait for the verdict of a hook.
+    pub fn waiting(&self) -> usize {
+        self.waiting
+    }
+
     fn take(&mut self, index: u32) -> Option<Begun> {
         let begun = self.begun.remove(&index)?;
         self.held_bytes -= begun.held_bytes();
         self.calls -= usize::from(begun.is_call());
+        self.waiting -= usize::from(matches!(begun.stage, Stage::Waiting(_)));
         Some(begun)
     }
 }
@@ -321,6 +380,7 @@ impl Begun {
     fn held_bytes(&self) -> usize {
         let of_stage = match &self.stage {
             Stage::FirstMessage(first) => first.held_bytes(),
+            Stage::Waiting(waiting) => waiting.held_bytes,
             _ => 0,
         };
         self.bytes.capacity() + of_stage
@@ -352,12 +412,7 @@ impl Begun {
             Err(reason) => return Progress::Reject(reason),
         };
         match routes.answer(&parts, context.now_unix_s) {
-            RouteOutcome::Open(opening) => Progress::Open {
-                named: self.client(&parts.headers, context),
-                opening,
-                rest: std::mem::take(&mut self.bytes),
-                first: None,
-            },
+            RouteOutcome::Open(opening) => self.open(parts, opening, context),
             RouteOutcome::AwaitToken(opening) => {
                 self.begin_first_message(&parts.headers, opening, context)
             }
@@ -409,6 +464,29 @@ impl Begun {
             },
             Err(reason) => Progress::Refuse(first_message::refuse(encoding, reason, before, None)),
         }
+    }
+
+    /// The client is admitted, unless a hook is to be asked first.
+    fn open(&mut self, parts: Parts, opening: Opening, context: &StageContext) -> Progress {
+        let named = self.client(&parts.headers, context);
+        let plan = context.routes.plan();
+        if plan.hooks.connect_url.is_none() {
+            let rest = std::mem::take(&mut self.bytes);
+            return Progress::Open { named, opening, rest, first: None };
+        }
+        let address = named.or_else(context.direct).map(|peer| peer.ip());
+        let question = waiting::question(&parts, &opening, address, plan);
+        let question = HookQuestion::Connect(Box::new(question));
+        // The memory of the head is given back; what follows it is at most one read.
+        self.bytes = BytesMut::from(&self.bytes[..]);
+        let held_bytes = question.held_bytes() + opening.response.len();
+        let Some(place) = context.hooks.try_place(held_bytes + self.bytes.len()) else {
+            return Progress::Reject(RejectReason::HooksFull);
+        };
+        let HookQuestion::Connect(question) = question else { unreachable!("it was just made") };
+        self.named = named;
+        self.stage = Stage::Waiting(Box::new(WaitingOpening { opening, held_bytes }));
+        Progress::Ask { question, named, place }
     }
 
     fn begin_call(&mut self, parts: Parts, context: &StageContext) -> Progress {

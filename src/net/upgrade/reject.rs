@@ -116,6 +116,15 @@ reject_reasons! {
     /// `limits.http_calls_max` requests are under way.
     CallsFull: 503 refused_calls
         "too many requests are under way; try again later";
+    /// The connect hook does not admit it. Answered with the hook's reason.
+    HookDenied: 403 refused_hook
+        "this client may not connect here";
+    /// The connect hook has not answered, and `hooks.on_failure = deny`.
+    HookFailed: 503 refused_hook_failed
+        "whether this client may connect is not known now; try again later";
+    /// `hooks.waiting_max` questions wait.
+    HooksFull: 503 refused_hooks_full
+        "too many come at the same time; try again later";
     /// Nothing is at this path.
     NotFound: 404 http_requests
         "nothing is here; the WebSocket endpoint is /ws";
@@ -159,7 +168,10 @@ impl RejectReason {
     pub fn response(self) -> Bytes {
         let more: &[(&str, &str)] = match self {
             RejectReason::PageMethod => &[("Allow", "GET, HEAD")],
-            RejectReason::CallsFull | RejectReason::Memory => &[("Retry-After", "1")],
+            RejectReason::CallsFull
+            | RejectReason::Memory
+            | RejectReason::HookFailed
+            | RejectReason::HooksFull => &[("Retry-After", "1")],
             RejectReason::AddressHandshakes | RejectReason::AddressTooFast => {
                 &[("Retry-After", "5")]
             }
@@ -172,6 +184,13 @@ impl RejectReason {
     /// The answer with `Retry-After`, in seconds.
     pub fn response_after(self, after_s: usize) -> Bytes {
         self.response_with(&[("Retry-After", &after_s.to_string())])
+    }
+
+    /// The answer with another text, without line breaks.
+    pub fn response_because(self, text: &str) -> Bytes {
+        let mut response = Vec::new();
+        write_refusal(self.rejection().status, text, &[], &mut response);
+        Bytes::from(response)
     }
 
     fn response_with(self, headers: &[(&str, &str)]) -> Bytes {

@@ -6,6 +6,7 @@ pub(in crate::shard) mod deliveries;
 pub(in crate::shard) mod disconnects;
 pub(in crate::shard) mod expiries;
 pub(in crate::shard) mod grant_sets;
+pub(in crate::shard) mod hooked;
 pub(super) mod lifecycle;
 pub(in crate::shard) mod moves;
 pub(in crate::shard) mod named_peers;
@@ -38,6 +39,7 @@ use crate::shard::state::deliveries::{Deliveries, RoundFrame};
 use crate::shard::state::disconnects::PendingDisconnects;
 use crate::shard::state::expiries::Expiries;
 use crate::shard::state::grant_sets::GrantSets;
+use crate::shard::state::hooked::HookedCommands;
 use crate::shard::state::lifecycle::Lifecycle;
 use crate::shard::state::moves::Moves;
 use crate::shard::state::named_peers::NamedPeers;
@@ -98,6 +100,8 @@ pub struct Shard {
     /// Connections that wait for what is stored for their users.
     pub(in crate::shard) queues: PendingUserQueues,
     pub(in crate::shard) questions: Questions,
+    /// Commands that wait for the word of a hook.
+    pub(in crate::shard) hooked: HookedCommands,
     pub(in crate::shard) pauses: PausedReads,
     pub(in crate::shard) rates: Rates,
     /// When the bucket of each room is full again; see `room_limits.rs`.
@@ -166,6 +170,7 @@ impl Shard {
             pendings: PendingJoins::default(),
             queues: PendingUserQueues::default(),
             questions: Questions::default(),
+            hooked: HookedCommands::default(),
             pauses: PausedReads::default(),
             rates: Rates::new(&limits),
             room_rates: HashMap::new(),

@@ -200,7 +200,7 @@ impl Shard {
             ack: join.ack,
             room_token: Some(room_token),
         };
-        self.on_join(conn, &join.room, options, id)
+        self.on_join(conn, &join.room, options, id, crate::policy::rights::HookWord::NotAsked)
     }
 
     fn is_user(&self, conn: ConnId, user: Option<&str>) -> bool {
