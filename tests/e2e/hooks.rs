@@ -194,6 +194,7 @@ fn who_is_refused_already_is_not_asked_about() {
             rooms: Vec::new(),
             send: Vec::new(),
             info: None,
+            issued_unix_s: 1,
             expires_unix_s: 4_000_000_000,
         };
         mint(&request, secret).expect("a good name")
