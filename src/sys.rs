@@ -79,15 +79,70 @@ pub fn pin_to_core(core: usize) -> io::Result<()> {
     pin_to_cores(&[core])
 }
 
-/// Lets the calling thread finish what it does before those it wakes: woken threads of this class do
-/// not preempt a running one (`SCHED_BATCH`, sched(7)). Needs no privilege.
-pub fn schedule_in_batches() -> io::Result<()> {
+/// Whether a thread of this process lets others finish before it runs: a woken thread of
+/// `SCHED_BATCH` does not preempt a running one, one of `SCHED_OTHER` may (sched(7)). 0 means the
+/// calling thread. Needs no privilege.
+pub fn schedule_in_batches(thread: i32, in_batches: bool) -> io::Result<()> {
+    let class = if in_batches { libc::SCHED_BATCH } else { libc::SCHED_OTHER };
     let param = libc::sched_param { sched_priority: 0 };
-    // SAFETY: reads one whole sched_param that outlives the call. 0 means the calling thread.
-    match unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &param) } {
+    // SAFETY: reads one whole sched_param that outlives the call.
+    match unsafe { libc::sched_setscheduler(thread, class, &param) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Whether a thread of this process is of `SCHED_BATCH`. 0 means the calling thread.
+pub fn is_scheduled_in_batches(thread: i32) -> io::Result<bool> {
+    // SAFETY: takes no pointers.
+    match unsafe { libc::sched_getscheduler(thread) } {
+        -1 => Err(io::Error::last_os_error()),
+        class => Ok(class & !libc::SCHED_RESET_ON_FORK == libc::SCHED_BATCH),
+    }
+}
+
+/// A thread of this process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnThread {
+    /// Its number, as the kernel has it.
+    pub id: i32,
+    /// Its name, cut off after 15 bytes.
+    pub name: String,
+    /// The cores that it may run on.
+    pub cores: Vec<usize>,
+}
+
+/// The threads of this process. One that ends while they are looked at may be missing.
+pub fn own_threads() -> io::Result<Vec<OwnThread>> {
+    let mut threads = Vec::new();
+    for entry in fs::read_dir("/proc/self/task")? {
+        let entry = entry?;
+        let id = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let name = fs::read_to_string(entry.path().join("comm")).ok();
+        if let (Some(id), Some(name)) = (id, name)
+            && let Ok(cores) = cores_of(id)
+        {
+            threads.push(OwnThread { id, name: name.trim_end().to_owned(), cores });
+        }
+    }
+    Ok(threads)
+}
+
+/// What the kernel counts of a thread since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ThreadTimes {
+    /// It ran for so long, in nanoseconds.
+    pub ran_ns: u64,
+    /// It was ready and waited for a core for so long, in nanoseconds.
+    pub waited_ns: u64,
+}
+
+/// The times of a thread of this process, of the file `schedstat`. `None`: it has ended, or this
+/// kernel does not count them.
+pub fn thread_times(thread: i32) -> Option<ThreadTimes> {
+    let text = fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
+    let mut numbers = text.split_whitespace().map(|number| number.parse().ok());
+    Some(ThreadTimes { ran_ns: numbers.next()??, waited_ns: numbers.next()?? })
 }
 
 /// Puts the calling thread before others that are ready on the same core: a nice value of `-by`
@@ -102,9 +157,14 @@ pub fn go_first(by: u8) -> io::Result<()> {
 
 /// The cores that this process may use, in order.
 pub fn available_cores() -> io::Result<Vec<usize>> {
+    cores_of(0)
+}
+
+/// The cores that a thread of this process may run on, in order. 0 means the calling thread.
+fn cores_of(thread: i32) -> io::Result<Vec<usize>> {
     let mut set = empty_cpu_set();
-    // SAFETY: writes at most one whole set of the given size. 0 means the calling thread.
-    if unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) } != 0 {
+    // SAFETY: writes at most one whole set of the given size.
+    if unsafe { libc::sched_getaffinity(thread, size_of::<libc::cpu_set_t>(), &mut set) } != 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: every index is within the set.

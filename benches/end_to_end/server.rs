@@ -12,8 +12,9 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 /// Lines that a server may say before the one that says where it listens.
 const LINES_BEFORE_LISTENING_MAX: usize = 200;
 
-/// One connection of a benchmark sends as much as it can: the rates of docs/limits.md are off.
-pub const NO_RATES: [&str; 8] = [
+/// One connection of a benchmark sends as much as it can: the rates of docs/limits.md are off,
+/// and a user may have any number of connections.
+pub const NO_RATES: [&str; 10] = [
     "--limits-messages-per-s-max",
     "0",
     "--limits-received-bytes-per-s-max",
@@ -21,6 +22,8 @@ pub const NO_RATES: [&str; 8] = [
     "--limits-joins-per-s-max",
     "0",
     "--limits-requests-per-s-max",
+    "0",
+    "--limits-connections-per-user-max",
     "0",
 ];
 

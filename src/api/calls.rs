@@ -62,7 +62,7 @@ fn listen(calls: &CallReceiver) -> AsyncFd<OwnedFd> {
 }
 
 async fn carry_out(call: Call, router: Router, ops: Arc<Ops>) {
-    let Call { parts, body, shard, conn, peer, place } = call;
+    let Call { parts, body, shard, conn, peer, mut place } = call;
     let is_last = !keeps_alive(&parts);
     let is_head = parts.method == Method::HEAD;
     let response = if is_public(parts.uri.path(), &ops.plan().ops_public_paths) {
@@ -71,6 +71,7 @@ async fn carry_out(call: Call, router: Router, ops: Arc<Ops>) {
         ApiError::not_found().into_response()
     };
     let response = written(response, is_head, is_last).await;
+    place.hold(response.len());
     let mut item = Downlink::HttpReply(Box::new(HttpReply { conn, response, is_last }));
     // Until the shard takes it, or has ended with the process.
     while let Err(back) = ops.end.try_send(shard, item) {

@@ -30,6 +30,8 @@ impl SocketlessApi {
             shards: (0..end.shards()).map(|_| Arc::default()).collect(),
             plan: Arc::new(Exchange::new(plan)),
             reloads: Arc::default(),
+            scheduled: Arc::default(),
+            ledger: Arc::new(crate::link::ledger::Ledger::new(u64::MAX, 0)),
             end,
             backplane: Arc::default(),
             hooks: Arc::default(),

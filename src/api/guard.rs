@@ -12,6 +12,8 @@ use super::caller::{check_site, is_local};
 use super::calls::FromPublicPort;
 use super::error::ApiError;
 use super::listener::Peer;
+use super::publish::BATCH_BYTES_MAX;
+use crate::link::ledger::LedgerHold;
 use crate::policy::api_key;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
@@ -39,6 +41,7 @@ pub(super) async fn guard(
     let key = plan.ops_api_key.as_deref();
     let headers = request.headers();
     let is_public = request.extensions().get::<FromPublicPort>().is_some();
+    let body_bytes = body_bytes(headers);
     let verdict = may_come_from(is_public, key)
         .and_then(|()| check_site(headers))
         .and_then(|()| may_enter(key, peer.ip(), headers))
@@ -46,11 +49,15 @@ pub(super) async fn guard(
     let turn = verdict.and_then(|()| {
         ops.turns.try_acquire().map_err(|_| {
             tracing::debug!(%peer, "a request is refused: {AT_A_TIME_MAX} are being carried out");
+            ops.count_refused(|counters| &mut counters.too_many);
             ApiError::overloaded()
         })
     });
     match turn {
-        Ok(_turn) => next.run(request).await,
+        Ok(_turn) => {
+            let _held = hold_body(&ops, if is_public { 0 } else { body_bytes });
+            next.run(request).await
+        }
         Err(refused) => {
             if refused.status == StatusCode::UNAUTHORIZED {
                 note_wrong_key(&ops, peer.ip());
@@ -61,12 +68,25 @@ pub(super) async fn guard(
     }
 }
 
+/// The body that a request says to have, as far as any is read. Without a length: as much as that.
+fn body_bytes(headers: &HeaderMap) -> u64 {
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    let length = length.and_then(|length| length.parse().ok());
+    let is_chunked = headers.contains_key(header::TRANSFER_ENCODING);
+    let unknown = if is_chunked { BATCH_BYTES_MAX as u64 } else { 0 };
+    length.unwrap_or(unknown).min(BATCH_BYTES_MAX as u64)
+}
+
+/// Counts the body while the request is carried out. One of the public port is counted by its place.
+fn hold_body(ops: &Ops, bytes: u64) -> LedgerHold {
+    let mut hold = LedgerHold::new(ops.ledger.clone());
+    hold.set(bytes);
+    hold
+}
+
 /// Counted each time, and logged once: a service with an old key would fill the log.
 fn note_wrong_key(ops: &Ops, peer: IpAddr) {
-    let mut counters = ops.access.read();
-    counters.wrong_key += 1;
-    ops.access.publish(&counters);
-    match counters.wrong_key {
+    match ops.count_refused(|counters| &mut counters.wrong_key) {
         1 => tracing::warn!(
             %peer,
             "a request for the API had no key or a wrong one (ops.api_key); further ones are counted in \

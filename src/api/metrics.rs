@@ -51,6 +51,7 @@ fn families(ops: &Ops) -> Families {
         ops.access.read().describe(),
         ops.reloads.read().describe(),
         ops.hooks.read().describe(),
+        ops.scheduled.read().describe(),
         terminal::log_counters().describe(),
         snapshot.deployment.describe(),
         of_process(ops),

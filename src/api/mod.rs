@@ -32,8 +32,10 @@ use crate::link::calls::CallReceiver;
 use crate::link::channel::OpsEnd;
 use crate::link::exchange::Exchange;
 use crate::link::health::Health;
+use crate::link::ledger::Ledger;
 use crate::metrics::{
-    AccessMirror, BackplaneMirror, HookMirror, OpsMirror, ReloadMirror, ShardMirror,
+    AccessCounters, AccessMirror, BackplaneMirror, HookMirror, OpsMirror, ReloadMirror,
+    SchedulingMirror, ShardMirror,
 };
 use crate::plan::Plan;
 use socket2::SockRef;
@@ -63,6 +65,10 @@ pub struct OpsSetup {
     pub hooks: Arc<HookMirror>,
     /// Readiness, written by shards, backplane and main.
     pub health: Arc<Health>,
+    /// What is counted of how threads are scheduled.
+    pub scheduled: Arc<SchedulingMirror>,
+    /// Where bodies of requests are counted.
+    pub ledger: Arc<Ledger>,
 }
 
 /// State of all handlers; immutable but for the numbers that other threads write.
@@ -74,6 +80,8 @@ struct Ops {
     backplane: Arc<BackplaneMirror>,
     hooks: Arc<HookMirror>,
     health: Arc<Health>,
+    scheduled: Arc<SchedulingMirror>,
+    ledger: Arc<Ledger>,
     /// The numbers of this port.
     own: Arc<OpsMirror>,
     /// The numbers of the API's callers.
@@ -88,19 +96,44 @@ impl Ops {
     fn plan(&self) -> Arc<Plan> {
         self.plan.get()
     }
+
+    /// Counts a request that is refused; answers how many there were. Only the ops thread counts here.
+    fn count_refused(&self, counter: impl FnOnce(&mut AccessCounters) -> &mut u64) -> u64 {
+        let mut counters = self.access.read();
+        let counter = counter(&mut counters);
+        *counter += 1;
+        let count = *counter;
+        self.access.publish(&counters);
+        count
+    }
 }
 
 /// Serves the operators' port until the process ends.
 pub fn run(setup: OpsSetup) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let OpsSetup { plan, reloads, listener, end, calls, shards, backplane, hooks, health } = setup;
+    let OpsSetup { plan, reloads, listener, end, calls, shards, backplane, hooks, health, .. } =
+        setup;
+    let (scheduled, ledger) = (setup.scheduled, setup.ledger);
     let started = Instant::now();
     let own = Arc::<OpsMirror>::default();
     let turns = Semaphore::new(guard::AT_A_TIME_MAX);
     let counted = own.clone();
     let access = AccessMirror::default();
-    let ops =
-        Ops { plan, reloads, end, shards, backplane, hooks, health, own, access, started, turns };
+    let ops = Ops {
+        plan,
+        reloads,
+        end,
+        shards,
+        backplane,
+        hooks,
+        health,
+        scheduled,
+        ledger,
+        own,
+        access,
+        started,
+        turns,
+    };
     let ops = Arc::new(ops);
     listener.set_nonblocking(true)?;
     SockRef::from(&listener).listen(listener::BACKLOG)?;

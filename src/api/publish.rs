@@ -8,7 +8,7 @@ use super::Ops;
 use super::error::ApiError;
 use super::listener::SILENCE_MAX;
 use crate::ids::{CONFLATE_KEY_BYTES_MAX, ConflateKey, Position, TopicName, is_name};
-use crate::link::{Publish, PublishOutcome, ReplyTo, Uplink};
+use crate::link::{FullShare, Publish, PublishOutcome, ReplyTo, Uplink};
 use crate::plan::Plan;
 use crate::policy::rights::{Action, Asker, may};
 use crate::protocol::native::KEY_BYTES_MAX;
@@ -113,14 +113,15 @@ pub(super) async fn batch(
 /// A whole body. Its deadline bounds how long a request holds its turn (`guard::AT_A_TIME_MAX`).
 pub(super) struct RequestBody(pub(super) Bytes);
 
-impl<S: Send + Sync> FromRequest<S> for RequestBody {
+impl FromRequest<Arc<Ops>> for RequestBody {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<RequestBody, ApiError> {
-        match timeout(BODY_MAX, Bytes::from_request(request, state)).await {
+    async fn from_request(request: Request, ops: &Arc<Ops>) -> Result<RequestBody, ApiError> {
+        match timeout(BODY_MAX, Bytes::from_request(request, ops)).await {
             Ok(Ok(body)) => Ok(RequestBody(body)),
             Ok(Err(rejection)) => Err(unreadable(&rejection)),
             Err(_) => {
+                ops.count_refused(|counters| &mut counters.slow_body);
                 tracing::debug!("the body of a request did not come in time");
                 let message = format!("the body did not come within {} s", BODY_MAX.as_secs());
                 Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", message))
@@ -278,7 +279,11 @@ async fn position_of(
             "backplane_unavailable",
             "Redis is unavailable or refused it; the message was not sent",
         )),
-        Ok(Ok(PublishOutcome::Overloaded)) => Err(unavailable(
+        Ok(Ok(PublishOutcome::Full(FullShare::Histories))) => Err(unavailable(
+            "overloaded",
+            "there is no room for its history; the message was not sent, raise limits.history_bytes_max",
+        )),
+        Ok(Ok(PublishOutcome::Full(FullShare::IdempotencyKeys))) => Err(unavailable(
             "overloaded",
             "too many keys are remembered; the message was not sent, try again in some minutes",
         )),

@@ -32,6 +32,7 @@ struct Node {
     shard_mirrors: Vec<Arc<ShardMirror>>,
     backplane_mirror: Arc<BackplaneMirror>,
     health: Arc<Health>,
+    ledger: Arc<crate::link::ledger::Ledger>,
 }
 
 fn node(flags: &[(&'static str, &str)]) -> Node {
@@ -47,19 +48,22 @@ fn node(flags: &[(&'static str, &str)]) -> Node {
     let shard_mirrors: Vec<Arc<ShardMirror>> = vec![Arc::default(), Arc::default()];
     let backplane_mirror: Arc<BackplaneMirror> = Arc::default();
     let health: Arc<Health> = Arc::default();
+    let ledger = Arc::new(crate::link::ledger::Ledger::new(u64::MAX, 0));
     let setup = OpsSetup {
         plan: Arc::new(crate::link::exchange::Exchange::new(Arc::new(plan))),
         reloads: Arc::default(),
+        scheduled: Arc::default(),
+        ledger: ledger.clone(),
         listener,
         end: end.clone(),
-        calls: crate::link::calls::calls(1).unwrap().1,
+        calls: crate::link::calls::calls(1, ledger.clone()).unwrap().1,
         shards: shard_mirrors.clone(),
         backplane: backplane_mirror.clone(),
         hooks: Arc::default(),
         health: health.clone(),
     };
     std::thread::spawn(move || run(setup).unwrap());
-    Node { addr, shards, backplane, end, shard_mirrors, backplane_mirror, health }
+    Node { addr, shards, backplane, end, shard_mirrors, backplane_mirror, health, ledger }
 }
 
 impl Node {
@@ -672,6 +676,21 @@ fn publishers_who_wait_keep_nobody_from_asking_how_the_node_is() {
     assert_eq!(node.get("/healthz").0, 200);
     drop((publishers, waiting));
     until(|| (node.get("/v1/stats").0 == 200).then_some(()));
+}
+
+#[test]
+fn the_body_of_a_request_that_is_carried_out_is_in_the_ledger() {
+    let node = node(&[("limits.publish_queue_ms_max", "600000")]);
+    let body = format!(r#"{{"room_id":"r","payload":"{}"}}"#, "x".repeat(50_000));
+    let mut publisher = TcpStream::connect(node.addr).unwrap();
+    publisher.write_all(request("POST", "/v1/publish", &body).as_bytes()).unwrap();
+    let uplink = until(|| node.backplane.try_recv_ops());
+    assert_eq!(node.ledger.reading().held, body.len() as u64);
+    match uplink {
+        Uplink::Publish(publish) => end(publish, PublishOutcome::Accepted(None)),
+        other => panic!("the ops thread only publishes, not {other:?}"),
+    }
+    until(|| (node.ledger.reading().held == 0).then_some(()));
 }
 
 #[test]

@@ -11,8 +11,9 @@
 //! bound.
 
 use crate::backplane::envelope;
-use crate::backplane::history::keys::{IdempotencyKeys, KeyOwner};
+use crate::backplane::history::keys::IdempotencyKeys;
 use crate::backplane::history::log::{Retention, RunRequest};
+use crate::backplane::history::owners::Owner;
 use crate::backplane::history::store::MemoryHistories;
 use crate::backplane::interest::TopicKey;
 use crate::backplane::local::Local;
@@ -22,8 +23,9 @@ use crate::backplane::topic_table::HashedTopic;
 use crate::backplane::transport::Transport;
 use crate::ids::{Position, ShardId, TopicKind, TopicName, UpTo};
 use crate::link::{
-    DisconnectRequest, HistoryError, HistoryPage, HistoryRequest, PresenceRequest, PresenceUpdate,
-    Publish, PublishOutcome, RecoveryReply, RecoveryRequest, RevokeOutcome, RevokeRequest,
+    DisconnectRequest, FullShare, HistoryError, HistoryPage, HistoryRequest, PresenceRequest,
+    PresenceUpdate, Publish, PublishOutcome, RecoveryReply, RecoveryRequest, RevokeOutcome,
+    RevokeRequest,
 };
 use crate::policy::limits::Limits;
 use crate::policy::namespaces::{Namespaces, Policy};
@@ -87,8 +89,8 @@ impl Embedded {
         let topic = HashedTopic::from(&publish.topic);
         let outcome = match policy.has_history() {
             true => match self.store(topic, &publish, retention(&policy), now, local) {
-                Some(position) => PublishOutcome::Accepted(Some(position)),
-                None => PublishOutcome::Overloaded,
+                Ok(position) => PublishOutcome::Accepted(Some(position)),
+                Err(full) => PublishOutcome::Full(full),
             },
             false => {
                 local.message_to(topic, &Message::of(&publish));
@@ -98,8 +100,7 @@ impl Embedded {
         local.end_publish(publish.done, outcome, now);
     }
 
-    /// Stores and delivers a message, unless one with its idempotency key is stored already. `None`:
-    /// there is no room for its key.
+    /// Stores and delivers a message, unless one with its idempotency key is stored already.
     fn store(
         &mut self,
         topic: HashedTopic<'_>,
@@ -107,23 +108,24 @@ impl Embedded {
         retention: Retention,
         now: Instant,
         local: &mut Local,
-    ) -> Option<Position> {
+    ) -> Result<Position, FullShare> {
         let key = publish.key.as_deref();
         if let Some(known) = key.and_then(|key| self.keys.find(topic, key)) {
-            return Some(known);
+            return Ok(known);
         }
-        let owner = KeyOwner::of(publish.from.as_ref());
-        if key.is_some() && !self.keys.has_room(&owner) {
-            return None;
+        let owner = Owner::of(publish.from.as_ref());
+        if key.is_some() && !self.keys.has_room(owner) {
+            return Err(FullShare::IdempotencyKeys);
         }
-        let (name, message) = (&publish.topic, Message::of(publish));
+        let (name, message) = ((&publish.topic, topic.hash()), Message::of(publish));
         let body = envelope::to_bytes(&message);
-        let at = self.histories.append(name, topic.hash(), body, retention, now);
+        let at = self.histories.append(name, body, owner, retention, now);
+        let at = at.ok_or(FullShare::Histories)?;
         if let Some(key) = &publish.key {
-            self.keys.remember((name, topic.hash()), key.clone(), owner, at, now);
+            self.keys.remember(name, key.clone(), owner, at, now);
         }
         local.message_at(topic, &message, at);
-        Some(at)
+        Ok(at)
     }
 
     fn recover_now(
@@ -306,6 +308,7 @@ impl Transport for Embedded {
         counters.histories = self.histories.topics() as u64;
         counters.histories_bytes = self.histories.bytes() as u64;
         counters.histories_given_up = self.histories.evicted;
+        counters.history_messages_dropped = self.histories.dropped;
         counters.presences = self.presence.users() as u64;
     }
 }
@@ -369,6 +372,6 @@ mod tests {
         assert_eq!(hashes("plain", room_for_all, None), [1; 3]);
         assert_eq!(hashes("log:a", room_for_all, None), [1; 3]);
         assert_eq!(hashes("log:a", room_for_all, Some("key")), [1; 3]);
-        assert_eq!(hashes("log:a", 900, None), [1; 3], "another history is evicted for it");
+        assert_eq!(hashes("log:a", 1800, None), [1; 3], "another history is evicted for it");
     }
 }

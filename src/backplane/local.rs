@@ -25,8 +25,8 @@ use crate::link::exchange::Exchange;
 use crate::link::health::Health;
 use crate::link::ledger::Account;
 use crate::link::{
-    Delivery, Disconnect, Downlink, HistoryError, HistoryPage, HistoryReply, Origin, PresenceReply,
-    PresenceRequest, Publish, PublishOutcome, RecoveryReply, ReplyTo, Unrecoverable,
+    Delivery, Disconnect, Downlink, FullShare, HistoryError, HistoryPage, HistoryReply, Origin,
+    PresenceReply, PresenceRequest, Publish, PublishOutcome, RecoveryReply, ReplyTo, Unrecoverable,
 };
 use crate::metrics::BackplaneCounters;
 use crate::policy::revocations::{ENTRIES_MAX, Inserted, Revocation, RevocationTable, Revocations};
@@ -416,7 +416,10 @@ impl Local {
             PublishOutcome::Accepted(_) => {}
             PublishOutcome::Unavailable => self.counters.publishes_failed += 1,
             PublishOutcome::Unknown => self.counters.publishes_unknown += 1,
-            PublishOutcome::Overloaded => self.counters.publishes_overloaded += 1,
+            PublishOutcome::Full(FullShare::IdempotencyKeys) => {
+                self.counters.publishes_overloaded += 1;
+            }
+            PublishOutcome::Full(FullShare::Histories) => self.counters.publishes_without_room += 1,
         }
         match done {
             ReplyTo::Conn { id: None, .. } if matches!(outcome, PublishOutcome::Accepted(_)) => {}

@@ -197,8 +197,8 @@ settings! {
         "Cores that shards are pinned to, in turn, such as 0-3,6. Empty: all that this process may use.";
     private_fd_tables: bool, "private_fd_tables", "false", BOOL,
         "One table of open files per shard, so that the limit on open files counts per shard and shards do not contend for one table.";
-    scheduling: Scheduling, "scheduling", "batch", choice(Scheduling::WORDS),
-        "How the kernel schedules our threads. batch (SCHED_BATCH): a thread that wakes does not preempt a running one, so where threads share a core more messages leave in one write. other: the kernel's default, for cores shared with programs that seldom pause.";
+    scheduling: Scheduling, "scheduling", "auto", choice(Scheduling::WORDS),
+        "How the kernel schedules our threads. batch (SCHED_BATCH): a thread that wakes does not preempt a running one, so where threads share a core more messages leave in one write. other: the kernel's default, for cores shared with programs that seldom pause. auto: other, and batch for a thread whose core our threads saturate and nobody else uses; decided once a second.";
     backplane_priority: u64, "backplane_priority", "15", count(0, 20, "steps of nice(2)"),
         "Priority of the backplane's thread over the shards, which all wait for it. Where raising it is not permitted (CAP_SYS_NICE, LimitNICE= of systemd) all have the same.";
     steering: SteeringMode, "steering", "even", choice(SteeringMode::WORDS),

@@ -99,7 +99,7 @@ fn table_of_the_node() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str
         ("shards", vec!["0", "60"], vec!["-1", "1025", "two", "1.5"]),
         ("cores", vec!["", "0", "0-3,6"], vec!["3-0", "a", "0,0", "0-2,1", "0-99999999", "-"]),
         ("private_fd_tables", vec!["true", "false"], vec!["yes", "1", ""]),
-        ("scheduling", vec!["batch", "other"], vec!["", "fifo", "Batch"]),
+        ("scheduling", vec!["auto", "batch", "other"], vec!["", "fifo", "Batch"]),
         ("backplane_priority", vec!["0", "20"], vec!["-1", "21"]),
         ("steering", vec!["even", "cpu", "kernel"], vec!["", "random", "Even"]),
         (

@@ -390,6 +390,8 @@ words! {
 words! {
     /// How the kernel schedules our threads.
     Scheduling {
+        /// The one or the other, by what the kernel counts of each thread.
+        Auto = "auto",
         /// `SCHED_BATCH`: a thread that wakes does not preempt a running one.
         Batch = "batch",
         /// `SCHED_OTHER`: the kernel's default.

@@ -93,7 +93,37 @@ impl Pressure {
 pub struct Ledger {
     bytes_max: u64,
     accounts: Box<[CachePadded<Posted>]>,
+    /// What [`LedgerHold`]s stand for.
+    holds: CachePadded<AtomicU64>,
     shared: CachePadded<Shared>,
+}
+
+/// Bytes that no thread's account has, because what they are of goes from one to another. Rare and
+/// large: bodies of requests for the API and answers to them. Counted until it is dropped.
+#[derive(Debug)]
+pub struct LedgerHold {
+    ledger: Arc<Ledger>,
+    bytes: u64,
+}
+
+impl LedgerHold {
+    /// Nothing is held yet.
+    pub fn new(ledger: Arc<Ledger>) -> LedgerHold {
+        LedgerHold { ledger, bytes: 0 }
+    }
+
+    /// So many bytes are held now, and no others.
+    pub fn set(&mut self, bytes: u64) {
+        self.ledger.holds.fetch_add(bytes, Ordering::Relaxed);
+        self.ledger.holds.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.bytes = bytes;
+    }
+}
+
+impl Drop for LedgerHold {
+    fn drop(&mut self) {
+        self.set(0);
+    }
 }
 
 /// What one thread has posted.
@@ -145,7 +175,8 @@ impl Ledger {
     /// A ledger with so many accounts.
     pub fn new(bytes_max: u64, accounts: usize) -> Ledger {
         let accounts = (0..accounts).map(|_| CachePadded::default()).collect();
-        Ledger { bytes_max, accounts, shared: CachePadded::default() }
+        let (holds, shared) = (CachePadded::default(), CachePadded::default());
+        Ledger { bytes_max, accounts, holds, shared }
     }
 
     /// The bound.
@@ -168,7 +199,9 @@ impl Ledger {
     }
 
     fn held(&self) -> u64 {
-        self.accounts.iter().map(|account| account.held.load(Ordering::Relaxed)).sum()
+        let held: u64 =
+            self.accounts.iter().map(|account| account.held.load(Ordering::Relaxed)).sum();
+        held + self.holds.load(Ordering::Relaxed)
     }
 
     /// Whether the connections of one address hold at least half of what all connections hold: then
@@ -363,6 +396,22 @@ mod tests {
         assert_eq!(other.post(90 * MIB), Pressure::RefuseConnections, "both see it");
         let reading = ledger.reading();
         assert_eq!((reading.held, reading.estimate), (92 * MIB, 155 * MIB));
+    }
+
+    #[test]
+    fn what_goes_from_thread_to_thread_counts_until_it_is_dropped() {
+        let ledger = Arc::new(Ledger::new(1600 * MIB, 1));
+        let mut account = account(&ledger, 0, &Arc::default());
+        let [mut one, mut other] = [0, 1].map(|_| LedgerHold::new(ledger.clone()));
+        one.set(1000 * MIB);
+        other.set(450 * MIB);
+        assert_eq!(account.tick(10 * MIB), Pressure::CloseLargest);
+        assert_eq!(ledger.reading().held, 1460 * MIB);
+        one.set(20 * MIB);
+        drop(other);
+        assert_eq!((account.tick(10 * MIB), ledger.reading().held), (Pressure::None, 30 * MIB));
+        drop(one);
+        assert_eq!(ledger.reading().held, 10 * MIB);
     }
 
     #[test]

@@ -277,8 +277,17 @@ pub enum PublishOutcome {
     Unavailable,
     /// The connection to Redis broke with the command in flight: it may have been delivered.
     Unknown,
-    /// There is no room for its idempotency key. It was not sent.
-    Overloaded,
+    /// Its publisher has its share of what publishes leave in the node. It was not sent.
+    Full(FullShare),
+}
+
+/// What a publisher has its share of: more of it would have to be taken from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FullShare {
+    /// Idempotency keys.
+    IdempotencyKeys,
+    /// Histories.
+    Histories,
 }
 
 /// A frame for all members of a topic, with what else a shard uses of it.

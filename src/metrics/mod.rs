@@ -285,7 +285,8 @@ counters! {
         in_flight: Gauge "backplane_publishes_in_flight" "Publishes sent to Redis and not answered yet",
         histories: Gauge "histories" "Topics whose history is held on this node",
         histories_bytes: Gauge "history_bytes" "Bytes of the histories held on this node",
-        histories_given_up: Counter "histories_evicted_total" "Histories dropped because limits.history_bytes_max was reached",
+        histories_given_up: Counter "histories_evicted_total" "Histories dropped to make room for others of the same owner or class",
+        history_messages_dropped: Counter "history_messages_dropped_total" "Messages dropped early: their history's owner has no more room",
         histories_unreadable: Counter "backplane_invalid_replies_total"["of" = "histories"] "Values in Redis that no node can have written",
         presence_unreadable: Counter "backplane_invalid_replies_total"["of" = "presence"] "Values in Redis that no node can have written",
         history_reads: Counter "history_reads_total" "Reads of histories from Redis",
@@ -318,6 +319,7 @@ counters! {
         publishes_failed: Counter "backplane_publishes_failed_total"["reason" = "unavailable"] "Publishes that failed, by reason",
         publishes_unknown: Counter "backplane_publishes_failed_total"["reason" = "unknown"] "Publishes that failed, by reason",
         publishes_overloaded: Counter "backplane_publishes_failed_total"["reason" = "idempotency_keys"] "Publishes that failed, by reason",
+        publishes_without_room: Counter "backplane_publishes_failed_total"["reason" = "histories"] "Publishes that failed, by reason",
         publishes_unreplicated: Counter "backplane_publishes_unreplicated_total" "Publishes that no replica confirmed in time",
         publishes_overtaken: Counter "backplane_publishes_overtaken_total" "Publishes refused because a later one was stored first",
         publishes_ingested: Counter "backplane_publishes_ingested_total" "Messages that other services published through Redis",
@@ -386,6 +388,16 @@ counters! {
     /// What is counted of requests for the API.
     AccessCounters, AccessMirror {
         wrong_key: Counter "ops_requests_refused_total"["reason" = "wrong_key"] "Requests for the API that were refused, by reason",
+        too_many: Counter "ops_requests_refused_total"["reason" = "too_many"] "Requests for the API that were refused, by reason",
+        slow_body: Counter "ops_requests_refused_total"["reason" = "slow_body"] "Requests for the API that were refused, by reason",
+    }
+}
+
+counters! {
+    /// What is counted of how threads are scheduled (`scheduling = "auto"`).
+    SchedulingCounters, SchedulingMirror {
+        in_batches: Gauge "threads_batch_scheduled" "Threads that scheduling = auto has put into SCHED_BATCH",
+        changes: Counter "scheduling_changes_total" "Times that scheduling = auto has changed how a thread is scheduled",
     }
 }
 

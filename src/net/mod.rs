@@ -19,6 +19,7 @@ mod accept;
 mod io;
 mod memory;
 mod reactor;
+mod read_queue;
 mod tasks;
 pub mod upgrade;
 

@@ -25,6 +25,7 @@ use crate::net::io::epoll::{Epoll, Readiness};
 use crate::net::io::send::{Sender, ShortWrite};
 use crate::net::io::socket;
 use crate::net::memory::{self, ShardMemory};
+use crate::net::read_queue::{ReadQueue, ReadTurn};
 use crate::net::upgrade::reject::RejectReason;
 use crate::net::upgrade::routes::{HandshakeRefusal, Routes};
 use crate::net::upgrade::{LeftAt, Progress, StageContext, TimedOut, Upgrades, first_message};
@@ -40,7 +41,6 @@ use crate::shard::{
 };
 use bytes::Bytes;
 use std::cell::Cell;
-use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
@@ -68,9 +68,8 @@ const READ_TURN: Duration = Duration::from_millis(1);
 
 /// Connections read in one visit.
 const READS_MAX: usize = 1024;
-/// Bytes read from one connection in its turn while others wait for theirs. Behind five hundred that
-/// always have bytes to read a quiet one waits for 8 MiB: some tens of milliseconds.
-const CROWDED_TURN_BYTES: usize = 16 * 1024;
+/// What is read of a connection as soon as it is accepted.
+const FIRST_READ_BYTES: usize = 16 * 1024;
 
 /// Lends the reactor out, one visit at a time.
 pub(super) struct ReactorCell {
@@ -128,8 +127,7 @@ pub(super) struct Reactor {
     reloads: ExchangeReader<Plan>,
     revocations: ExchangeReader<Revocations>,
     scratch: Box<[u8]>,
-    /// Connections that wait to be read, each at most once: the shard keeps the mark.
-    unread: VecDeque<ConnId>,
+    unread: ReadQueue,
     handshakes_max: usize,
     read_turn_bytes_max: usize,
     uplink_items_max: usize,
@@ -173,7 +171,7 @@ impl Reactor {
             reloads: setup.reloads,
             revocations: setup.revocations,
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
-            unread: VecDeque::new(),
+            unread: ReadQueue::default(),
             handshakes_max: limits.handshakes_max,
             read_turn_bytes_max: limits.read_turn_bytes_max,
             uplink_items_max: limits.uplink_items_max,
@@ -277,7 +275,7 @@ impl Reactor {
             return;
         }
         let _ = self.shard.begin_reading(conn);
-        match socket::recv(socket, &mut self.scratch[..CROWDED_TURN_BYTES]) {
+        match socket::recv(socket, &mut self.scratch[..FIRST_READ_BYTES]) {
             Ok(0) => self.shard.handle_eof(conn),
             Ok(n) => _ = self.handle_bytes(conn, n),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -326,7 +324,7 @@ impl Reactor {
             return self.shard.handle_peer_gone(event.conn, CloseReason::Gone);
         }
         if event.readable && self.shard.handle_readable(event.conn, event.hung_up) {
-            self.unread.push_back(event.conn);
+            self.queue_read(event.conn);
         }
     }
 
@@ -339,7 +337,7 @@ impl Reactor {
             if !self.may_read_on() {
                 return;
             }
-            let Some(conn) = self.unread.pop_front() else { return };
+            let Some(conn) = self.unread.pop() else { return };
             self.read(conn);
             self.check_tokens();
             self.close_all();
@@ -510,18 +508,18 @@ impl Reactor {
     fn read(&mut self, conn: ConnId) {
         let Some((socket_key, to_the_end)) = self.shard.begin_reading(conn) else { return };
         // Alone, a connection has a long turn; among many, each has a short one.
-        let crowded = !self.unread.is_empty();
-        let at_once = if crowded { CROWDED_TURN_BYTES } else { self.scratch.len() };
-        let turn_max = if crowded { CROWDED_TURN_BYTES } else { self.read_turn_bytes_max };
-        let mut turn = 0;
+        let mut turn = ReadTurn::new(!self.unread.is_empty(), self.read_turn_bytes_max);
         if self.go_on(conn).is_paused {
             return;
         }
-        while turn < turn_max && self.may_read_on() {
+        let before = self.shard.counters.messages_in;
+        while self.may_read_on() {
+            let requests = self.shard.counters.messages_in - before;
+            let Some(at_once) = turn.next(requests, self.scratch.len()) else { break };
             match socket::recv(socket_key as RawFd, &mut self.scratch[..at_once]) {
                 Ok(0) => return self.handle_eof(conn),
                 Ok(n) => {
-                    turn += n;
+                    turn.read(n);
                     if self.handle_bytes(conn, n).is_paused {
                         return;
                     }
@@ -535,8 +533,13 @@ impl Reactor {
         }
         // There may be more, and no edge comes for it.
         if self.shard.handle_readable(conn, true) {
-            self.unread.push_back(conn);
+            self.queue_read(conn);
         }
+    }
+
+    /// A connection waits for its turn.
+    fn queue_read(&mut self, conn: ConnId) {
+        self.unread.push(conn, self.addresses.number_of(conn.0.index));
     }
 
     /// What was read of a connection before it was paused comes first.
@@ -796,7 +799,7 @@ impl Reactor {
     /// Queues connections that were paused and are to be read again.
     fn queue_resumed(&mut self) {
         while let Some(conn) = self.shard.poll_resumed() {
-            self.unread.push_back(conn);
+            self.queue_read(conn);
         }
     }
 

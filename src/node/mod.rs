@@ -4,6 +4,7 @@ pub mod error;
 mod log;
 mod ports;
 pub mod reload;
+mod scheduling;
 pub mod shutdown;
 pub mod startup;
 pub mod threads;

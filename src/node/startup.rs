@@ -3,7 +3,7 @@
 
 use super::error::StartError;
 use super::reload::Reloader;
-use super::{log, ports, shutdown, threads};
+use super::{log, ports, scheduling, shutdown, threads};
 use crate::api::{self, OpsSetup};
 use crate::auth::{AnonymousSecret, Authenticator};
 use crate::config::{Config, ConfigOrigin};
@@ -17,9 +17,11 @@ use crate::link::health::Health;
 use crate::link::hooks::{HookPlaces, HookReceiver, HookSender, hooks};
 use crate::link::ledger::{Account, Ledger, MemoryCalls};
 use crate::link::load_table::LoadTable;
-use crate::metrics::BackplaneMirror;
+use crate::metrics::{BackplaneMirror, SchedulingMirror};
 use crate::net::{self, ShardSetup};
-use crate::plan::{self, BackplanePlan, Machine, NoticeLevel, Plan, Planned, StartupNotice};
+use crate::plan::{
+    self, BackplanePlan, Machine, NoticeLevel, Plan, Planned, Scheduling, StartupNotice,
+};
 use crate::policy::revocations::Revocations;
 use crate::{backplane, sys, terminal, tls_trust};
 use std::process::ExitCode;
@@ -64,13 +66,13 @@ fn build(
     ports: ports::Ports,
     reloader: Reloader,
 ) -> Result<shutdown::RunningNode, StartError> {
-    let shards = plan.shards.len() as u16;
-    let limits = &plan.limits;
+    let (shards, limits) = (plan.shards.len() as u16, &plan.limits);
     let (ends, backplane_end, ops_end) =
         window_within(shards, window_limits(&plan)).map_err(StartError::machine)?;
     let ledger = Arc::new(Ledger::new(limits.memory_bytes_max as u64, usize::from(shards) + 1));
     let account = |number: usize| account(&ledger, number);
-    let (call_sender, call_receiver) = calls(limits.http_calls_max).map_err(StartError::machine)?;
+    let (call_sender, call_receiver) =
+        calls(limits.http_calls_max, ledger.clone()).map_err(StartError::machine)?;
     let (hook_sender, hook_receiver) = hook_ends(&plan)?;
     let hook_mirror = Arc::default();
     let authenticator = Arc::new(Authenticator::new(&plan.auth));
@@ -80,7 +82,7 @@ fn build(
     let load_table = Arc::new(LoadTable::new(shards));
     let shares = Arc::new(net::shares(&plan));
     let shard_mirrors: Vec<_> = (0..shards).map(|_| Arc::default()).collect();
-    let backplane_mirror = Arc::default();
+    let (backplane_mirror, scheduled) = (Arc::default(), scheduling::mirror());
     let tables_split = Arc::new(Barrier::new(usize::from(shards) + 1));
 
     let mut shard_threads = Vec::new();
@@ -125,10 +127,13 @@ fn build(
         backplane: backplane_mirror,
         hooks: Arc::clone(&hook_mirror),
         health: health.clone(),
+        scheduled: scheduled.clone(),
+        ledger: ledger.clone(),
     };
     start_ops(&plan, setup)?;
     let (asks, end, mirror) = (hook_receiver, ops_end.clone(), hook_mirror);
     start_hooks(&plan, HooksSetup { plan: plan.hooks.clone(), asks, end, mirror }, &health)?;
+    start_scheduling(&plan, scheduled, &health)?;
     let (ops, shards, held) = (ops_end, shard_threads, ports.held);
     Ok(shutdown::RunningNode { reloader, health, ops, shards, backplane, held })
 }
@@ -175,6 +180,17 @@ fn start_hooks(plan: &Plan, setup: HooksSetup, health: &Arc<Health>) -> Result<(
         dispatcher::run(setup)
     };
     threads::thread("hooks".into(), health, run).map(|_| ())
+}
+
+fn start_scheduling(
+    plan: &Plan,
+    mirror: Arc<SchedulingMirror>,
+    health: &Arc<Health>,
+) -> Result<(), StartError> {
+    if plan.scheduling != Scheduling::Auto {
+        return Ok(());
+    }
+    threads::thread("scheduling".into(), health, move || scheduling::watch(&mirror)).map(|_| ())
 }
 
 /// How much the channels take.

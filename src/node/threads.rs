@@ -46,8 +46,9 @@ pub fn settle(scheduling: Scheduling, cores: &[usize]) {
     if let Err(error) = sys::pin_to_cores(cores) {
         tracing::warn!(?cores, %error, "a thread could not be pinned");
     }
+    // `Auto` begins with the kernel's default; see `scheduling`.
     if scheduling == Scheduling::Batch
-        && let Err(error) = sys::schedule_in_batches()
+        && let Err(error) = sys::schedule_in_batches(0, true)
     {
         tracing::warn!(%error, "a thread could not be scheduled in batches");
     }

@@ -114,15 +114,15 @@ limits! {
     send_batch_max: usize = 1024, in tests 4, count(1, 32_768, "sends"),
         "Sends of one turn of a shard before reading goes on.";
     read_turn_bytes_max: usize = 256 * 1024, in tests 512, bytes(512, 16 * MIB),
-        "Bytes read from one connection before the next one is read.";
+        "Bytes read from one connection in its turn, while no other waits; while others wait, 16 KiB or 64 messages. Connections of one client address, where it is known, have one turn together. Beyond: the others are read first.";
     publish_queue_bytes_max: usize = 64 * 1024 * 1024, in tests 2048, bytes(1024, 16 * 1024 * MIB),
         "Publishes of the whole node that wait for Redis. Beyond: error backplane_unavailable.";
     publish_queue_ms_max: u64 = 10_000, in tests 1_000, ms(100, 10 * MINUTE_MS),
         "How long a publish may wait for Redis. Beyond: error backplane_unavailable.";
     history_bytes_max: usize = 1024 * 1024 * 1024, in tests 4096, bytes(MIB, MIB * MIB),
-        "Histories of the whole node, without Redis. Beyond: the one without a message for longest is dropped.";
+        "Histories of the whole node, without Redis. A user has an eighth of them at most, a client without a token a 64th, all of those a half together, all clients three quarters. Beyond: a message that would begin a history gets error overloaded and is not sent, and in one that exists the oldest messages of the same room are dropped; a new history of the HTTP API takes the place of an older one of the HTTP API.";
     idempotency_keys_max: usize = 256 * 1024, in tests 4096, count(8, 100_000_000, "keys"),
-        "Idempotency keys of the whole node, without Redis, each remembered for five minutes. A user has an eighth of them at most, clients without a token a half together. Beyond: error overloaded, the message is not sent.";
+        "Idempotency keys of the whole node, without Redis, each remembered for five minutes. A user has an eighth of them at most, a client without a token a 64th, all of those a half together, all clients three quarters. Beyond: error overloaded, the message is not sent.";
     revocations_max: usize = 10_000, in tests 4, count(1, 100_000, "revocations"),
         "Revocations of tokens that are remembered until they are over, of the whole system. Beyond: HTTP 507, it does not hold.";
     history_reads_per_s_max: u64 = 100_000, in tests 50, count(1, 10_000_000, "reads"),
@@ -159,7 +159,8 @@ limits! {
         "Connections of one client address in a second, on average; 0: no limit. Beyond: HTTP 429 with Retry-After.";
     connects_per_address_burst_max: u64 = 1000, in tests 1000, count(1, 1_000_000, "connections"),
         "Connections of one client address at once, after a time in which fewer came than limits.connects_per_address_per_s_max.";
-    connections_per_user_max: u64 = 0, in tests 0, count(0, 1_000_000, "connections"),
+    // Tabs and devices of a person are tens; a fleet of workers or screens with one name, hundreds.
+    connections_per_user_max: u64 = 1024, in tests 0, count(0, 1_000_000, "connections"),
         "Connections of one user with a token to this node; 0: no limit. Beyond: HTTP 429 with Retry-After. Costs 8 bytes a connection, and a table of 4 MiB.";
     rate_limited_timeout_ms: u64 = MINUTE_MS, in tests 5_000, ms(0, 24 * 60 * MINUTE_MS),
         "How long a connection may send faster than its rates allow without a second's rest; 0: forever. Beyond: close 1008.";

@@ -2,7 +2,7 @@
 
 use crate::framing;
 use crate::ids::{ConnId, TopicId};
-use crate::link::{Delivery, Downlink, Origin, PublishOutcome, Uplink};
+use crate::link::{Delivery, Downlink, FullShare, Origin, PublishOutcome, Uplink};
 use crate::protocol::dialect::Encoding;
 use crate::protocol::{ErrorCode, Event, Recovery, RequestId};
 use crate::shard::conn::ConnState;
@@ -139,7 +139,12 @@ impl Shard {
             PublishOutcome::Unavailable => {
                 (ErrorCode::BackplaneUnavailable, "the backplane is away, the message was not sent")
             }
-            PublishOutcome::Overloaded => (
+            PublishOutcome::Full(FullShare::Histories) => (
+                ErrorCode::Overloaded,
+                "your share of the histories is full: the message was not sent, publish to a room that \
+                 has one or try again when messages have expired",
+            ),
+            PublishOutcome::Full(FullShare::IdempotencyKeys) => (
                 ErrorCode::Overloaded,
                 "too many keys are remembered: the message was not sent, try again in some minutes",
             ),

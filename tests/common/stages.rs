@@ -5,6 +5,7 @@ use campanile::config::{Config, ConfigSources};
 use campanile::ids::NodeId;
 use campanile::link::calls::{CallReceiver, CallSender, calls};
 use campanile::link::hooks::{HookPlaces, HookReceiver, HookSender, hooks};
+use campanile::link::ledger::Ledger;
 use campanile::net::upgrade::reject::RejectReason;
 use campanile::net::upgrade::routes::Routes;
 use campanile::net::upgrade::{LeftAt, Progress, StageContext, Upgrades};
@@ -47,7 +48,7 @@ pub fn world_with(more: &[(&'static str, &str)]) -> World {
     let machine = Machine { node: NodeId(1), cores: vec![0], nofile: 9999, memory_bytes: None };
     let plan: Arc<Plan> = Arc::new(resolve(&config, &machine).unwrap().plan);
     let authenticator = Arc::new(Authenticator::new(&plan.auth));
-    let (calls, receiver) = calls(1).unwrap();
+    let (calls, receiver) = calls(1, Arc::new(Ledger::new(u64::MAX, 0))).unwrap();
     let (hooks, asks) = hooks(HookPlaces { questions_max: 1, bytes_max: 1 << 20 }).unwrap();
     let routes = Routes::new(plan, authenticator);
     World { routes, calls, hooks, _receivers: (receiver, asks) }

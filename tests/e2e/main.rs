@@ -60,6 +60,7 @@ mod refused;
 mod reload;
 mod revocations;
 mod rules;
+mod scheduling;
 mod shares;
 mod slow;
 mod tls;

@@ -206,6 +206,10 @@ fn callers_with_a_key_whose_bodies_drip_keep_nobody_from_asking_and_are_given_up
     });
     assert!(answered.iter_mut().all(has_ended));
     wait_until("there are turns again", || stats() == 200);
+    let refused = |reason: &str| {
+        node.metric_where("campanile_ops_requests_refused_total", &format!("reason=\"{reason}\""))
+    };
+    assert!(refused("too_many") > 0 && refused("slow_body") > 0, "both are counted");
 }
 
 #[test]

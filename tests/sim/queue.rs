@@ -135,12 +135,13 @@ fn what_is_gone_is_said() {
 
 #[test]
 fn a_user_whose_queue_was_dropped_with_messages_in_it_is_notified_once() {
-    // Room for one queue: the next user's first message drops the one of bob, who is away.
-    let mut world = world(1, 1, "@users: history_size=1000");
+    // What waits for bob expires while he is away, and then ann has no more room for new queues.
+    let mut world = world(1, 1, "@users: history_size=1000, history_ttl_s=1");
     let ann = world.connect_to(0, "ann", &[]);
     let large = "x".repeat(100);
     sends(&mut world, ann, "bob", 1);
     world.run();
+    world.pass(1_500);
     for number in 0..10_000 {
         let text = format!(r#"{{"target_user_id":"other-{number}","payload":"{large}"}}"#);
         world.send_text(ann, &text);

@@ -2,42 +2,18 @@
 //!
 //! A key is remembered for [`IDEMPOTENCY_TTL`] and never forgotten earlier: a publisher whose key was
 //! forgotten would be delivered twice. So where there is no room for a new key its publish is refused.
-//! And the room is shared: one user has an eighth of it, clients without a token, who may be anybody,
-//! have a half together, and the operator's own services have all of it. What strangers leave behind
-//! keeps nobody else from publishing.
+//! And the room is shared ([`OwnerShares`]): what strangers leave behind keeps nobody else from
+//! publishing.
 //!
-//! Invariant: for each class of owners the count is that of its keys here.
+//! Invariant: what the shares count is the keys here.
 
+use crate::backplane::history::owners::{Owner, OwnerId, OwnerShares};
 use crate::backplane::message::IDEMPOTENCY_TTL;
 use crate::backplane::topic_table::{HashedTopic, TopicHash};
-use crate::ids::{ANONYMOUS_PREFIX, Position, TopicKind, TopicName};
+use crate::ids::{Position, TopicName};
 use hashbrown::HashTable;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Instant;
-
-/// Who has published with a key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum KeyOwner {
-    /// A service of the operator's, over the HTTP API or Redis.
-    Service,
-    /// A user with a token.
-    User(TopicName),
-    /// A client without a token. All of them are one owner.
-    Anonymous,
-}
-
-impl KeyOwner {
-    /// The owner of what `from` publishes.
-    pub fn of(from: Option<&TopicName>) -> KeyOwner {
-        match from.map(|from| (from, from.kind())) {
-            None => KeyOwner::Service,
-            Some((_, TopicKind::User(user))) if user.starts_with(ANONYMOUS_PREFIX) => {
-                KeyOwner::Anonymous
-            }
-            Some((from, _)) => KeyOwner::User(from.clone()),
-        }
-    }
-}
 
 /// A key within its topic.
 #[derive(Clone, PartialEq, Eq)]
@@ -50,10 +26,8 @@ struct IdempotencyKey {
 /// The keys. Owned by the embedded backplane.
 pub struct IdempotencyKeys {
     keys: HashTable<(IdempotencyKey, Position)>,
-    by_age: VecDeque<(Instant, IdempotencyKey, KeyOwner)>,
-    of_users: HashMap<TopicName, usize>,
-    of_anonymous: usize,
-    keys_max: usize,
+    by_age: VecDeque<(Instant, IdempotencyKey, OwnerId)>,
+    shares: OwnerShares,
 }
 
 impl IdempotencyKeys {
@@ -62,9 +36,7 @@ impl IdempotencyKeys {
         IdempotencyKeys {
             keys: HashTable::new(),
             by_age: VecDeque::new(),
-            of_users: HashMap::new(),
-            of_anonymous: 0,
-            keys_max,
+            shares: OwnerShares::new(keys_max, 1),
         }
     }
 
@@ -75,16 +47,8 @@ impl IdempotencyKeys {
     }
 
     /// Whether a new key of this owner may be remembered.
-    pub fn has_room(&self, owner: &KeyOwner) -> bool {
-        let all = self.by_age.len() < self.keys_max;
-        all && match owner {
-            KeyOwner::Service => true,
-            KeyOwner::Anonymous => self.of_anonymous < self.keys_max.div_ceil(2),
-            KeyOwner::User(user) => {
-                let own = self.of_users.get(user).copied().unwrap_or(0);
-                own < self.keys_max.div_ceil(8)
-            }
-        }
+    pub fn has_room(&self, owner: Owner<'_>) -> bool {
+        self.shares.room(owner) > 0
     }
 
     /// Remembers the position of the message that was stored with this key, which is new. There is
@@ -93,15 +57,11 @@ impl IdempotencyKeys {
         &mut self,
         (topic, hash): (&TopicName, TopicHash),
         key: Box<str>,
-        owner: KeyOwner,
+        owner: Owner<'_>,
         at: Position,
         now: Instant,
     ) {
-        match &owner {
-            KeyOwner::Service => {}
-            KeyOwner::Anonymous => self.of_anonymous += 1,
-            KeyOwner::User(user) => *self.of_users.entry(user.clone()).or_default() += 1,
-        }
+        let owner = self.shares.begin(owner, 1);
         let key = IdempotencyKey { hash, topic: topic.clone(), key };
         self.by_age.push_back((now, key.clone(), owner));
         self.keys.insert_unique(key.hash(), (key, at), |(key, _)| key.hash());
@@ -116,7 +76,7 @@ impl IdempotencyKeys {
             if let Ok(found) = self.keys.find_entry(key.hash(), |(known, _)| *known == key) {
                 found.remove();
             }
-            self.forget_one_of(owner);
+            self.shares.shrink(owner, 1);
         }
     }
 
@@ -128,21 +88,6 @@ impl IdempotencyKeys {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.by_age.is_empty()
-    }
-
-    fn forget_one_of(&mut self, owner: KeyOwner) {
-        match owner {
-            KeyOwner::Service => {}
-            KeyOwner::Anonymous => self.of_anonymous -= 1,
-            KeyOwner::User(user) => {
-                if let Some(own) = self.of_users.get_mut(&user) {
-                    *own -= 1;
-                    if *own == 0 {
-                        self.of_users.remove(&user);
-                    }
-                }
-            }
-        }
     }
 }
 
@@ -159,6 +104,7 @@ impl IdempotencyKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::ANONYMOUS_PREFIX;
 
     const AT: Position = Position { epoch: 1, offset: 2 };
 
@@ -166,28 +112,34 @@ mod tests {
         TopicName::room(&number.to_string())
     }
 
-    fn remember(keys: &mut IdempotencyKeys, key: &str, owner: KeyOwner, now: Instant) {
+    fn remember(keys: &mut IdempotencyKeys, key: &str, owner: Owner<'_>, now: Instant) {
         let topic = room(0);
         let hash = HashedTopic::from(&topic).hash();
         keys.remember((&topic, hash), key.into(), owner, AT, now);
     }
 
     /// Remembers as many keys as there is room for, at most 100.
-    fn fill(keys: &mut IdempotencyKeys, owner: &KeyOwner, now: Instant) -> usize {
+    fn fill(keys: &mut IdempotencyKeys, owner: Owner<'_>, now: Instant) -> usize {
         let from = keys.len();
         for number in 0..100 {
             if keys.has_room(owner) {
-                remember(keys, &format!("{owner:?}{number}"), owner.clone(), now);
+                remember(keys, &format!("{owner:?}{number}"), owner, now);
             }
         }
         keys.len() - from
+    }
+
+    /// The same for so many clients without a token.
+    fn fill_of_strangers(keys: &mut IdempotencyKeys, strangers: usize, now: Instant) -> usize {
+        let name = |n: usize| TopicName::user(&format!("{ANONYMOUS_PREFIX}{n}"));
+        (0..strangers).map(|n| fill(keys, Owner::of(Some(&name(n))), now)).sum()
     }
 
     #[test]
     fn a_key_is_remembered_for_its_time_and_in_its_topic() {
         let began = Instant::now();
         let mut keys = IdempotencyKeys::new(16);
-        remember(&mut keys, "k", KeyOwner::Service, began);
+        remember(&mut keys, "k", Owner::Service, began);
         assert_eq!(keys.find((&room(0)).into(), "k"), Some(AT));
         assert_eq!(keys.find((&room(1)).into(), "k"), None);
         keys.tick(began + IDEMPOTENCY_TTL);
@@ -199,30 +151,28 @@ mod tests {
     fn strangers_fill_their_share_and_a_publishers_keys_stay() {
         let now = Instant::now();
         let mut keys = IdempotencyKeys::new(16);
-        let [ann, bob] = ["ann", "bob"].map(|user| KeyOwner::of(Some(&TopicName::user(user))));
-        remember(&mut keys, "of ann", ann.clone(), now);
-        let name = |n: usize| TopicName::user(&format!("{ANONYMOUS_PREFIX}{n}"));
-        let strangers: usize =
-            (0..50).map(|n| fill(&mut keys, &KeyOwner::of(Some(&name(n))), now)).sum();
-        assert_eq!(strangers, 8, "a half, however many they are");
+        let [ann, bob] = ["ann", "bob"].map(TopicName::user);
+        let [ann, bob] = [&ann, &bob].map(|user| Owner::of(Some(user)));
+        remember(&mut keys, "of ann", ann, now);
+        assert_eq!(fill_of_strangers(&mut keys, 50, now), 8, "a half, however many they are");
         assert_eq!(keys.find((&room(0)).into(), "of ann"), Some(AT));
-        assert_eq!((fill(&mut keys, &ann, now), fill(&mut keys, &bob, now)), (1, 2), "an eighth");
-        assert_eq!(fill(&mut keys, &KeyOwner::of(None), now), 4, "what is left");
-        assert!(!keys.has_room(&KeyOwner::Service));
+        assert_eq!((fill(&mut keys, ann, now), fill(&mut keys, bob, now)), (1, 2), "an eighth");
+        assert_eq!(fill(&mut keys, Owner::Service, now), 4, "what is left");
+        assert!(!keys.has_room(Owner::Service));
     }
 
     #[test]
     fn a_share_is_free_again_when_its_keys_are_over() {
         let began = Instant::now();
         let mut keys = IdempotencyKeys::new(16);
-        let ann = KeyOwner::of(Some(&TopicName::user("ann")));
+        let ann = TopicName::user("ann");
         for round in 0..5 {
             let now = began + round * IDEMPOTENCY_TTL;
             keys.tick(now);
-            assert_eq!(fill(&mut keys, &ann, now), 2);
-            assert_eq!(fill(&mut keys, &KeyOwner::Anonymous, now), 8);
+            assert_eq!(fill(&mut keys, Owner::of(Some(&ann)), now), 2);
+            assert_eq!(fill_of_strangers(&mut keys, 20, now), 8);
         }
         keys.tick(began + 5 * IDEMPOTENCY_TTL);
-        assert!(keys.is_empty() && keys.of_users.is_empty() && keys.of_anonymous == 0);
+        assert!(keys.is_empty() && keys.shares.all() == 0);
     }
 }

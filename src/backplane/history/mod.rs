@@ -4,5 +4,6 @@
 pub mod keys;
 pub mod log;
 pub mod lost_queues;
+pub mod owners;
 pub mod recent_runs;
 pub mod store;

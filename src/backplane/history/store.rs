@@ -1,17 +1,25 @@
 //! All histories of a single node, within one bound.
 //!
-//! Here the logs are the history itself, so reaching the bound is visible: beyond
-//! `limits.history_bytes_max` the least recently used topic loses its messages first, and a client
-//! that returns to it receives `trimmed`, or `epoch` once the history is gone.
+//! Here the logs are the history itself, so nobody may push out what belongs to others. The first
+//! message of a history makes it that of its publisher, who has a share of `limits.history_bytes_max`
+//! ([`OwnerShares`]). A client without room for a new history is refused; in one that exists the
+//! oldest messages of the same topic are dropped, and a client that returns to it receives `trimmed`.
+//! The operator's services are one owner: a new history of theirs takes the place of the least
+//! recently used one of theirs, to which a client returns with `epoch`.
 //!
-//! A client that only asks, by a join or for a page, begins an empty history where there is none. It
-//! takes the place of another empty one, so many of them push out hardly any that has messages.
+//! A client that only asks, by a join or for a page, begins an empty history where there is none.
+//! Those have a part of the bound for themselves and replace one another.
 //!
-//! Invariant: an epoch is never given twice, neither to a topic that returns nor after a restart of
-//! this process: it is a time, and each is later than the one before.
+//! A history whose messages have all expired holds only its position, for a day. It makes room earlier
+//! where a client's new one is refused otherwise.
+//!
+//! Invariants: an epoch is never given twice, neither to a topic that returns nor after a restart of
+//! this process: it is a time, and each is later than the one before. Every history stands in the
+//! queue of its class; what stands there and is of another class by now is skipped.
 
-use crate::backplane::history::log::{AckedUpTo, MessageLog, Retention};
+use crate::backplane::history::log::{AckedUpTo, MessageLog, Retention, STORED_BYTES};
 use crate::backplane::history::lost_queues::LostQueues;
+use crate::backplane::history::owners::{Owner, OwnerId, OwnerShares};
 use crate::backplane::topic_table::{HashedTopic, TopicHash, TopicTable};
 use crate::ids::{Position, TopicName, UpTo};
 use bytes::Bytes;
@@ -23,24 +31,41 @@ const EMPTY_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// Bytes of a history beside its messages and its name: itself, and its entries in tables.
 const LOG_BYTES: usize = 384;
 
-/// Histories that are looked at for an empty one.
-const EMPTY_LOOKS: usize = 64;
+/// Histories that are looked at for an expired one before a client is refused.
+const EXPIRED_LOOKS: usize = 64;
 
-/// Topics swept in one tick.
-const SWEPT_PER_TICK: usize = 256;
+/// Topics of one class swept in one tick.
+const SWEPT_PER_TICK: usize = 128;
+
+/// Histories that were only asked for have a part of the bound: a sixteenth, but so much at least.
+const ASKED_BYTES_MIN: usize = 4096;
+/// One owner has so much at least, where the bound allows: a message of the largest size fits.
+const OWNER_BYTES_MIN: usize = 128 * 1024;
 
 /// The histories of the embedded backplane, which owns it.
 pub struct MemoryHistories {
     histories: TopicTable<StoredHistory>,
-    /// Every topic once. The front is next, both for the sweep and for eviction; a topic used since
+    /// By [`HistoryClass`]. The front is next, both for the sweep and for eviction; a topic used since
     /// its last turn goes to the back once more.
-    eviction_queue: VecDeque<(TopicHash, TopicName)>,
-    bytes: usize,
-    bytes_max: usize,
+    queues: [VecDeque<(TopicHash, TopicName)>; 3],
+    asked_bytes: usize,
+    asked_bytes_max: usize,
+    shares: OwnerShares,
     last_epoch: u64,
     lost_queues: LostQueues,
-    /// Histories evicted to stay within the bound, since the start.
+    /// Histories evicted to make room for others of the same class, since the start.
     pub evicted: u64,
+    /// Messages dropped because the owner of their history has no more room, since the start.
+    pub dropped: u64,
+}
+
+/// Whose place a history may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HistoryClass {
+    /// Without a message since it began.
+    Asked,
+    OfClients,
+    OfServices,
 }
 
 struct StoredHistory {
@@ -48,29 +73,44 @@ struct StoredHistory {
     retention: Retention,
     /// What its user has acknowledged.
     acknowledged: AckedUpTo,
+    /// Who has published its first message.
+    owner: Option<OwnerId>,
     /// When it was last published to or asked for.
     last_used: Instant,
     /// Whether it was used since its last turn at the front.
     was_used: bool,
 }
 
+impl StoredHistory {
+    fn class(&self) -> HistoryClass {
+        match self.owner {
+            None => HistoryClass::Asked,
+            Some(OwnerId::SERVICE) => HistoryClass::OfServices,
+            Some(_) => HistoryClass::OfClients,
+        }
+    }
+}
+
 impl MemoryHistories {
     /// No histories, and room for `bytes_max` bytes of them.
     pub fn new(bytes_max: usize) -> MemoryHistories {
+        let asked_bytes_max = (bytes_max / 16).max(ASKED_BYTES_MIN.min(bytes_max / 2));
         MemoryHistories {
             histories: TopicTable::default(),
-            eviction_queue: VecDeque::new(),
-            bytes: 0,
-            bytes_max,
+            queues: [const { VecDeque::new() }; 3],
+            asked_bytes: 0,
+            asked_bytes_max,
+            shares: OwnerShares::new(bytes_max - asked_bytes_max, OWNER_BYTES_MIN),
             last_epoch: 0,
             lost_queues: LostQueues::default(),
             evicted: 0,
+            dropped: 0,
         }
     }
 
     /// Bytes of all histories.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.asked_bytes + self.shares.all()
     }
 
     /// Number of topics with a history.
@@ -78,32 +118,22 @@ impl MemoryHistories {
         self.histories.len()
     }
 
-    /// The log of a topic, which begins now if it has none.
-    pub fn log(
-        &mut self,
-        topic: &TopicName,
-        retention: Retention,
-        now: Instant,
-    ) -> &mut MessageLog {
-        let hash = HashedTopic::from(topic).hash();
-        self.update(topic, hash, retention, now, |log| log.trim(retention, now));
-        self.make_room(topic); // a new history takes room even without messages
-        let topic = HashedTopic::known(topic.as_str(), hash);
-        &mut self.histories.get_mut(topic).expect("it was just used").log
-    }
-
-    /// The log of a topic for a client that only asks. A new one takes the place of an older one that
-    /// is empty as well; only if none is found, that of the least recently used.
+    /// The log of a topic for a client that only asks. It begins now if there is none.
     pub fn log_to_ask(
         &mut self,
         topic: &TopicName,
         retention: Retention,
         now: Instant,
     ) -> &mut MessageLog {
-        if self.histories.get(topic).is_none() {
-            self.make_room_for_empty(topic);
+        let hash = HashedTopic::from(topic).hash();
+        let known = HashedTopic::known(topic.as_str(), hash);
+        if self.histories.get(known).is_none() {
+            self.make_room_for_asked(empty_bytes(topic));
+            self.asked_bytes += empty_bytes(topic);
+            self.insert((topic, hash), None, retention, now);
         }
-        self.log(topic, retention, now)
+        self.update(known, retention, now, |log| log.trim(retention, now));
+        &mut self.histories.get_mut(known).expect("it was just used").log
     }
 
     /// What the user of this topic has acknowledged.
@@ -128,120 +158,223 @@ impl MemoryHistories {
     }
 
     /// Stores a message at [`MessageLog::next`], which is returned. `hash`: that of `topic`.
+    /// `None`: its publisher has no room for the history that it would begin, or the message is too
+    /// large for one.
     pub fn append(
         &mut self,
-        topic: &TopicName,
-        hash: TopicHash,
+        (topic, hash): (&TopicName, TopicHash),
         body: Bytes,
+        owner: Owner<'_>,
         retention: Retention,
         now: Instant,
-    ) -> Position {
-        let at = self.update(topic, hash, retention, now, |log| {
+    ) -> Option<Position> {
+        let bytes = STORED_BYTES + body.len();
+        let known = HashedTopic::known(topic.as_str(), hash);
+        self.update(known, retention, now, |log| log.trim(retention, now));
+        let owned = self.histories.get(known).and_then(|history| history.owner);
+        let has_room = match owned {
+            Some(owner) => self.make_room_in((topic, hash), owner, bytes),
+            None => self.begin((topic, hash), owner, bytes, retention, now),
+        };
+        if !has_room {
+            return None;
+        }
+        self.update(known, retention, now, |log| {
             let at = log.next();
             log.push(body, retention, now);
             at
-        });
-        self.make_room(topic);
-        at
+        })
     }
 
     /// Drops expired messages and histories, a bounded number at a time.
     pub fn tick(&mut self, now: Instant) {
-        for _ in 0..self.eviction_queue.len().min(SWEPT_PER_TICK) {
-            self.sweep_next(now);
+        for class in [HistoryClass::Asked, HistoryClass::OfClients, HistoryClass::OfServices] {
+            for _ in 0..self.queues[class as usize].len().min(SWEPT_PER_TICK) {
+                self.sweep_next(class, now);
+            }
         }
     }
 
+    /// Changes the log of a topic, if it has one.
     fn update<T>(
         &mut self,
-        topic: &TopicName,
-        hash: TopicHash,
+        topic: HashedTopic<'_>,
         retention: Retention,
         now: Instant,
         update: impl FnOnce(&mut MessageLog) -> T,
-    ) -> T {
-        let (eviction_queue, last_epoch) = (&mut self.eviction_queue, &mut self.last_epoch);
-        let (bytes, lost_queues) = (&mut self.bytes, &mut self.lost_queues);
-        let history = self.histories.get_or_insert_with(topic, hash, || {
-            eviction_queue.push_back((hash, topic.clone()));
-            *bytes += empty_bytes(topic);
-            let log = MessageLog::new(next_epoch(last_epoch), 0);
-            let (acknowledged, last_used, was_used) = (lost_queues.take(hash), now, true);
-            StoredHistory { log, retention, acknowledged, last_used, was_used }
-        });
+    ) -> Option<T> {
+        let history = self.histories.get_mut(topic)?;
         (history.retention, history.last_used, history.was_used) = (retention, now, true);
         let before = history.log.bytes();
         let result = update(&mut history.log);
-        self.bytes = self.bytes + history.log.bytes() - before;
-        result
+        let after = history.log.bytes();
+        if let Some(owner) = history.owner {
+            match after >= before {
+                true => self.shares.grow(owner, after - before),
+                false => self.shares.shrink(owner, before - after),
+            }
+        }
+        Some(result)
     }
 
-    fn sweep_next(&mut self, now: Instant) {
-        let Some((hash, name)) = self.eviction_queue.pop_front() else { return };
-        let topic = HashedTopic::known(name.as_str(), hash);
-        let history =
-            self.histories.get_mut(topic).expect("every topic of the queue has a history");
+    fn insert(
+        &mut self,
+        (topic, hash): (&TopicName, TopicHash),
+        owner: Option<OwnerId>,
+        retention: Retention,
+        now: Instant,
+    ) {
+        let log = MessageLog::new(next_epoch(&mut self.last_epoch), 0);
+        let acknowledged = self.lost_queues.take(hash);
+        let (last_used, was_used) = (now, true);
+        let history = StoredHistory { log, retention, acknowledged, owner, last_used, was_used };
+        self.queues[history.class() as usize].push_back((hash, topic.clone()));
+        self.histories.get_or_insert_with(topic, hash, || history);
+    }
+
+    /// A publisher begins a history with a message of so many bytes. `false`: it has no room.
+    fn begin(
+        &mut self,
+        (topic, hash): (&TopicName, TopicHash),
+        owner: Owner<'_>,
+        bytes: usize,
+        retention: Retention,
+        now: Instant,
+    ) -> bool {
+        let empty = empty_bytes(topic);
+        if self.shares.room(owner) < empty + bytes {
+            match owner {
+                Owner::Service => self.evict_of_services(empty + bytes, topic),
+                Owner::User(_) | Owner::Anonymous(_) => self.evict_expired(now),
+            }
+            if self.shares.room(owner) < empty + bytes {
+                return false;
+            }
+        }
+        let owner = self.shares.begin(owner, empty);
+        match self.histories.get_mut(HashedTopic::known(topic.as_str(), hash)) {
+            None => self.insert((topic, hash), Some(owner), retention, now),
+            Some(asked) => {
+                asked.owner = Some(owner);
+                self.asked_bytes -= empty;
+                self.queues[asked.class() as usize].push_back((hash, topic.clone()));
+            }
+        }
+        true
+    }
+
+    /// Makes room for a message in a history that has an owner. `false`: it is larger than all that
+    /// the owner may have.
+    fn make_room_in(
+        &mut self,
+        (topic, hash): (&TopicName, TopicHash),
+        owner: OwnerId,
+        bytes: usize,
+    ) -> bool {
+        if self.shares.room_of(owner) >= bytes {
+            return true;
+        }
+        if owner == OwnerId::SERVICE {
+            self.evict_of_services(bytes, topic);
+        }
+        let history = self.histories.get_mut(HashedTopic::known(topic.as_str(), hash));
+        let log = &mut history.expect("it has an owner").log;
+        if self.shares.room_of(owner) + log.bytes() < bytes {
+            return false;
+        }
+        while self.shares.room_of(owner) < bytes {
+            self.shares.shrink(owner, log.drop_oldest());
+            self.dropped += 1;
+        }
+        true
+    }
+
+    /// Takes the next of a class out of its queue, if it is still one of them.
+    fn pop(&mut self, class: HistoryClass) -> Option<(TopicHash, TopicName)> {
+        let (hash, name) = self.queues[class as usize].pop_front()?;
+        let history = self.histories.get(HashedTopic::known(name.as_str(), hash));
+        history.is_some_and(|history| history.class() == class).then_some((hash, name))
+    }
+
+    fn remove(&mut self, (hash, name): (TopicHash, TopicName)) {
+        let removed = self.histories.remove(HashedTopic::known(name.as_str(), hash));
+        let StoredHistory { log, acknowledged, owner, .. } = removed.expect("it was just found");
+        match owner {
+            None => self.asked_bytes -= empty_bytes(&name),
+            Some(owner) => self.shares.shrink(owner, log.bytes() + empty_bytes(&name)),
+        }
+        self.lost_queues.note(&name, hash, &log, acknowledged);
+    }
+
+    fn sweep_next(&mut self, class: HistoryClass, now: Instant) {
+        let Some((hash, name)) = self.pop(class) else { return };
+        match self.has_expired((hash, &name), EMPTY_TTL, now) {
+            true => self.remove((hash, name)),
+            false => self.queues[class as usize].push_back((hash, name)),
+        }
+    }
+
+    /// Drops the expired messages of a history. Whether none is left, and it was unused for so long.
+    fn has_expired(
+        &mut self,
+        (hash, name): (TopicHash, &TopicName),
+        unused: Duration,
+        now: Instant,
+    ) -> bool {
+        let history = self.histories.get_mut(HashedTopic::known(name.as_str(), hash));
+        let history = history.expect("it was just found");
         let before = history.log.bytes();
         history.log.trim(history.retention, now);
-        self.bytes -= before - history.log.bytes();
-        let unused_for = now.saturating_duration_since(history.last_used);
-        if history.log.is_empty() && unused_for >= EMPTY_TTL {
-            let expired = self.histories.remove(topic).expect("it was just looked at");
-            self.bytes -= empty_bytes(&name);
-            self.lost_queues.note(&name, hash, &expired.log, expired.acknowledged);
-        } else {
-            self.eviction_queue.push_back((hash, name));
+        if let Some(owner) = history.owner {
+            self.shares.shrink(owner, before - history.log.bytes());
+        }
+        history.log.is_empty() && now.saturating_duration_since(history.last_used) >= unused
+    }
+
+    /// Evicts histories of clients of which all messages have expired, if some are found.
+    fn evict_expired(&mut self, now: Instant) {
+        let class = HistoryClass::OfClients;
+        for _ in 0..self.queues[class as usize].len().min(EXPIRED_LOOKS) {
+            let Some((hash, name)) = self.pop(class) else { continue };
+            match self.has_expired((hash, &name), Duration::ZERO, now) {
+                true => self.evict((hash, name)),
+                false => self.queues[class as usize].push_back((hash, name)),
+            }
         }
     }
 
-    /// Evicts histories in which nothing was ever stored until another one fits, if some are found.
-    fn make_room_for_empty(&mut self, topic: &TopicName) {
-        let bytes = empty_bytes(topic);
-        for _ in 0..self.eviction_queue.len().min(EMPTY_LOOKS) {
-            if self.bytes() + bytes <= self.bytes_max {
+    /// Evicts histories that were only asked for until another one fits.
+    fn make_room_for_asked(&mut self, bytes: usize) {
+        let asked = HistoryClass::Asked as usize;
+        while self.asked_bytes + bytes > self.asked_bytes_max && !self.queues[asked].is_empty() {
+            if let Some(oldest) = self.pop(HistoryClass::Asked) {
+                self.evict(oldest);
+            }
+        }
+    }
+
+    /// Evicts histories of services, the least recently used ones first, until so many bytes fit.
+    /// `spared` is not one of them.
+    fn evict_of_services(&mut self, bytes: usize, spared: &TopicName) {
+        let class = HistoryClass::OfServices;
+        // Each is looked at twice at most: the first time its mark of use is taken from it.
+        for _ in 0..2 * self.queues[class as usize].len() {
+            if self.shares.room_of(OwnerId::SERVICE) >= bytes {
                 return;
             }
-            let (hash, name) = self.eviction_queue.pop_front().expect("it is not empty");
-            let topic = HashedTopic::known(name.as_str(), hash);
-            let history = self.histories.get_mut(topic).expect("every topic there has a history");
-            match history.log.is_empty() && history.log.position().offset == 0 {
-                true => {
-                    self.histories.remove(topic);
-                    self.bytes -= empty_bytes(&name);
-                    self.evicted += 1;
-                }
-                false => self.eviction_queue.push_back((hash, name)),
+            let Some((hash, name)) = self.pop(class) else { continue };
+            let history = self.histories.get_mut(HashedTopic::known(name.as_str(), hash));
+            let was_used = std::mem::take(&mut history.expect("it was just found").was_used);
+            match was_used || name == *spared {
+                true => self.queues[class as usize].push_back((hash, name)),
+                false => self.evict((hash, name)),
             }
         }
     }
 
-    /// Evicts histories until all fit; `spared`, which has just been used, last.
-    fn make_room(&mut self, spared: &TopicName) {
-        while self.bytes() > self.bytes_max {
-            let Some((hash, name)) = self.eviction_queue.pop_front() else { return };
-            let topic = HashedTopic::known(name.as_str(), hash);
-            let history =
-                self.histories.get_mut(topic).expect("every topic of the queue has a history");
-            let is_alone = self.eviction_queue.is_empty();
-            if std::mem::take(&mut history.was_used) || (name == *spared && !is_alone) {
-                self.eviction_queue.push_back((hash, name));
-                continue;
-            }
-            if is_alone {
-                // One topic fills all the room: its oldest messages are dropped.
-                self.bytes -= history.log.drop_oldest();
-                let is_empty = history.log.is_empty();
-                self.eviction_queue.push_back((hash, name));
-                if is_empty {
-                    return;
-                }
-                continue;
-            }
-            let history = self.histories.remove(topic).expect("it was just looked at");
-            self.bytes -= history.log.bytes() + empty_bytes(&name);
-            self.lost_queues.note(&name, hash, &history.log, history.acknowledged);
-            self.evicted += 1;
-        }
+    fn evict(&mut self, topic: (TopicHash, TopicName)) {
+        self.remove(topic);
+        self.evicted += 1;
     }
 }
 
@@ -261,7 +394,7 @@ fn next_epoch(last_epoch: &mut u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backplane::history::log::STORED_BYTES;
+    use crate::ids::ANONYMOUS_PREFIX;
 
     const RETENTION: Retention = Retention { messages_max: 100, age_max: Duration::from_secs(60) };
 
@@ -272,9 +405,36 @@ mod tests {
         Bytes::from(vec![b'x'; 1000])
     }
 
+    /// What a history with one message of [`body`] takes.
+    const ONE_BYTES: usize = EMPTY_BYTES + STORED_BYTES + 1000;
+
     impl MemoryHistories {
+        /// A service publishes.
         fn push(&mut self, topic: &TopicName, body: Bytes, retention: Retention, now: Instant) {
-            self.append(topic, HashedTopic::from(topic).hash(), body, retention, now);
+            _ = self.push_of(Owner::Service, topic, body, retention, now);
+        }
+
+        fn push_of(
+            &mut self,
+            owner: Owner<'_>,
+            topic: &TopicName,
+            body: Bytes,
+            retention: Retention,
+            now: Instant,
+        ) -> bool {
+            let hash = HashedTopic::from(topic).hash();
+            self.append((topic, hash), body, owner, retention, now).is_some()
+        }
+
+        fn log(&mut self, topic: &TopicName, retention: Retention, now: Instant) -> &MessageLog {
+            self.log_to_ask(topic, retention, now)
+        }
+
+        /// With so much room for those with messages.
+        fn with_room(bytes: usize) -> MemoryHistories {
+            let histories = MemoryHistories::new(bytes + ASKED_BYTES_MIN);
+            assert_eq!(histories.asked_bytes_max, ASKED_BYTES_MIN, "a test with little room");
+            histories
         }
     }
 
@@ -283,9 +443,9 @@ mod tests {
     }
 
     #[test]
-    fn the_least_recently_used_history_is_evicted_and_returns_under_another_epoch() {
+    fn a_history_of_services_takes_the_place_of_the_least_recently_used_one_of_theirs() {
         let now = Instant::now();
-        let mut histories = MemoryHistories::new(10 * (1000 + STORED_BYTES + EMPTY_BYTES));
+        let mut histories = MemoryHistories::with_room(10 * ONE_BYTES);
         (0..10).for_each(|number| histories.push(&room(number), body(), RETENTION, now));
         let epochs: Vec<_> =
             (0..10).map(|n| histories.log(&room(n), RETENTION, now).position().epoch).collect();
@@ -296,7 +456,7 @@ mod tests {
         assert!(histories.histories.get(&room(0)).is_none());
         histories.push(&room(1), body(), RETENTION, now);
         assert!(histories.histories.get(&room(1)).is_some(), "it was just used");
-        assert!(histories.bytes() <= histories.bytes_max);
+        assert!(histories.bytes() <= 10 * ONE_BYTES);
         let again = histories.log(&room(0), RETENTION, now).position();
         assert!(again.epoch > epochs[9] && again.offset == 0);
     }
@@ -304,29 +464,109 @@ mod tests {
     #[test]
     fn one_topic_may_fill_all_the_room_and_then_loses_its_oldest_messages() {
         let now = Instant::now();
-        let mut histories = MemoryHistories::new(EMPTY_BYTES + 3500 + 3 * STORED_BYTES);
-        (0..10).for_each(|_| histories.push(&room(0), body(), RETENTION, now));
-        let log = histories.log(&room(0), RETENTION, now);
-        assert_eq!((log.first(), log.position().offset), (8, 10));
-        assert_eq!(histories.evicted, 0);
+        for is_of_service in [true, false] {
+            let ann = TopicName::user("ann");
+            let owner = if is_of_service { Owner::Service } else { Owner::User(&ann) };
+            let mut histories = MemoryHistories::with_room(2 * (ONE_BYTES + 3500));
+            let push = |histories: &mut MemoryHistories, bytes: usize| {
+                let body = Bytes::from(vec![b'x'; bytes]);
+                histories.push_of(owner, &room(0), body, RETENTION, now)
+            };
+            (0..20).for_each(|_| assert!(push(&mut histories, 1000)));
+            let log = histories.log(&room(0), RETENTION, now);
+            let (first, end, stored) = (log.first(), log.position().offset, log.bodies().count());
+            assert_eq!((end, first), (20, 21 - stored as u64));
+            assert!((5..10).contains(&stored), "{stored}");
+            assert!(!push(&mut histories, 10_000), "it never fits");
+            assert_eq!(histories.log(&room(0), RETENTION, now).bodies().count(), stored);
+            assert_eq!((histories.evicted, histories.dropped), (0, 20 - stored as u64));
+        }
         let mut none = MemoryHistories::new(10);
         none.push(&room(0), body(), RETENTION, now);
-        assert_eq!(
-            none.log(&room(0), RETENTION, now).first(),
-            2,
-            "nothing fits, and nothing hangs"
-        );
+        assert!(none.log(&room(0), RETENTION, now).is_empty(), "nothing fits, and nothing hangs");
     }
 
     #[test]
-    fn histories_without_messages_are_evicted_too() {
+    fn histories_without_messages_replace_one_another() {
         let now = Instant::now();
-        let mut histories = MemoryHistories::new(10 * EMPTY_BYTES);
+        let mut histories = MemoryHistories::new(10 * ASKED_BYTES_MIN);
         for number in 0..100 {
             assert_eq!(histories.log(&room(number), RETENTION, now).position().offset, 0);
-            assert!(histories.bytes() <= histories.bytes_max);
+            assert!(histories.bytes() <= ASKED_BYTES_MIN);
         }
-        assert_eq!((histories.topics(), histories.evicted), (10, 90));
+        let fit = ASKED_BYTES_MIN / EMPTY_BYTES;
+        assert_eq!((histories.topics(), histories.evicted), (fit, (100 - fit) as u64));
+    }
+
+    #[test]
+    fn thousands_of_new_rooms_of_strangers_evict_nobody_elses_history() {
+        let now = Instant::now();
+        let mut histories = MemoryHistories::new(16 << 20);
+        let names = ["ann", "bob"].map(TopicName::user);
+        let owners = [Owner::User(&names[0]), Owner::User(&names[1]), Owner::Service];
+        for (at, owner) in owners.into_iter().enumerate() {
+            (0..200).for_each(|n| {
+                assert!(histories.push_of(owner, &room(1000 * at + n), body(), RETENTION, now));
+            });
+        }
+        let mut refused = 0;
+        for client in 0..100 {
+            let name = TopicName::user(&format!("{ANONYMOUS_PREFIX}{client}"));
+            for number in 0..300 {
+                let room = room(10_000 + 1000 * client + number);
+                let owner = Owner::Anonymous(&name);
+                refused += usize::from(!histories.push_of(owner, &room, body(), RETENTION, now));
+            }
+        }
+        let taken = 100 * 300 - refused;
+        let half = (16 << 20) * 15 / 16 / 2;
+        assert!((half / 100 * 99..=half).contains(&(taken * ONE_BYTES)), "{taken}");
+        for (at, owner) in owners.into_iter().enumerate() {
+            for n in 0..200 {
+                let log = histories.log(&room(1000 * at + n), RETENTION, now);
+                assert_eq!(log.bodies().count(), 1, "{owner:?} {n}");
+            }
+            let another = room(1000 * at + 999);
+            assert!(histories.push_of(owner, &another, body(), RETENTION, now), "{owner:?}");
+        }
+        assert_eq!(histories.evicted, 0);
+    }
+
+    #[test]
+    fn a_client_that_was_refused_has_room_again_when_messages_have_expired() {
+        let began = Instant::now();
+        let mut histories = MemoryHistories::with_room(20 * ONE_BYTES);
+        let ann = TopicName::user("ann");
+        let push = |histories: &mut MemoryHistories, number: usize, now: Instant| {
+            histories.push_of(Owner::User(&ann), &room(number), body(), RETENTION, now)
+        };
+        let stored = (0..40).filter(|number| push(&mut histories, *number, began)).count();
+        assert_eq!(stored, 15, "three quarters");
+        let later = began + RETENTION.age_max;
+        assert!(push(&mut histories, 50, later));
+        assert!(histories.bytes() <= 20 * ONE_BYTES);
+        assert!(histories.evicted > 0, "those that had nothing left");
+    }
+
+    #[test]
+    fn an_empty_history_belongs_to_who_publishes_first() {
+        let now = Instant::now();
+        let mut histories = MemoryHistories::new(1 << 20);
+        let epoch = histories.log(&room(0), RETENTION, now).position().epoch;
+        let [ann, bob] = ["ann", "bob"].map(TopicName::user);
+        for (name, stored) in [(&ann, 1), (&bob, 2)] {
+            assert!(histories.push_of(Owner::User(name), &room(0), body(), RETENTION, now));
+            let log = histories.log(&room(0), RETENTION, now);
+            assert_eq!((log.position().epoch, log.bodies().count()), (epoch, stored));
+        }
+        let room_of = |name| histories.shares.room(Owner::User(name));
+        let taken = ONE_BYTES + STORED_BYTES + 1000;
+        assert_eq!((room_of(&bob) - room_of(&ann), histories.asked_bytes), (taken, 0));
+        assert_eq!(histories.bytes(), taken);
+        // Its place in the queue of its class before is skipped.
+        (0..50).for_each(|number| _ = histories.log(&room(100 + number), RETENTION, now));
+        histories.make_room_for_asked(histories.asked_bytes_max);
+        assert_eq!((histories.topics(), histories.bytes()), (1, taken));
     }
 
     #[test]
@@ -386,28 +626,20 @@ mod tests {
         assert!(expiring.acknowledge(&ann, UpTo { epoch: None, offset: 0 }));
         assert_eq!(expiring.acknowledged(&ann), AckedUpTo::Offset(0), "reported once");
 
-        let mut crowded = MemoryHistories::new(LOG_BYTES + 1500);
+        let mut crowded = MemoryHistories::new(2 * (LOG_BYTES + 1500));
         [&ann, &bob, &bob].iter().for_each(|user| crowded.push(user, body(), RETENTION, now));
         assert_eq!((crowded.evicted, crowded.acknowledged(&ann)), (1, AckedUpTo::QueueLost));
     }
 
     #[test]
-    fn who_only_asks_takes_the_place_of_empty_histories_first() {
+    fn who_only_asks_takes_the_place_of_empty_histories_only() {
         let now = Instant::now();
-        let mut histories = MemoryHistories::new(4 * (1000 + STORED_BYTES + EMPTY_BYTES));
-        (0..3).for_each(|number| histories.push(&room(number), body(), RETENTION, now));
-        let asks = |histories: &mut MemoryHistories, from: usize| {
-            (from..from + 500).for_each(|n| _ = histories.log_to_ask(&room(n), RETENTION, now));
-        };
-        asks(&mut histories, 1000);
-        assert!(histories.bytes() <= histories.bytes_max);
-        for number in 0..3 {
-            assert!(!histories.log_to_ask(&room(number), RETENTION, now).is_empty(), "{number}");
-        }
-        let mut full = MemoryHistories::new(4 * (1000 + STORED_BYTES + EMPTY_BYTES));
+        let mut full = MemoryHistories::with_room(4 * ONE_BYTES);
         (0..4).for_each(|number| full.push(&room(number), body(), RETENTION, now));
-        asks(&mut full, 1000);
-        let left = (0..4).filter(|n| full.histories.get(&room(*n)).is_some()).count();
-        assert_eq!(left, 3, "the first of them takes one place, and the others that one");
+        (1000..1500).for_each(|n| _ = full.log_to_ask(&room(n), RETENTION, now));
+        assert!(full.bytes() <= 4 * ONE_BYTES + ASKED_BYTES_MIN);
+        for number in 0..4 {
+            assert!(!full.log_to_ask(&room(number), RETENTION, now).is_empty(), "{number}");
+        }
     }
 }

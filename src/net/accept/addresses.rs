@@ -121,6 +121,12 @@ impl Addresses {
         Ok(())
     }
 
+    /// Under which number the client of the connection at `index` is counted: a hash of its address.
+    /// 0: its address is not known.
+    pub(in crate::net) fn number_of(&self, index: u32) -> u64 {
+        self.of_addresses.get(index) & !HANDSHAKE
+    }
+
     /// The connection at `index` has become a WebSocket.
     pub(in crate::net) fn end_handshake(&mut self, index: u32) {
         let word = self.of_addresses.get(index);

@@ -231,7 +231,7 @@ fn answer_uplink(item: Uplink, outcome: PublishOutcome) {
             assert!(key.len() <= 257 && asked.revocation.until_s <= MOMENT_MAX_S);
             asked.reply.call(match outcome {
                 PublishOutcome::Accepted(_) => RevokeOutcome::Stored,
-                PublishOutcome::Overloaded => RevokeOutcome::Full,
+                PublishOutcome::Full(_) => RevokeOutcome::Full,
                 PublishOutcome::Unavailable => RevokeOutcome::Unavailable,
                 PublishOutcome::Unknown => RevokeOutcome::Unknown,
             });

@@ -1,0 +1,245 @@
+//! Which connection is read next.
+//!
+//! Connections that have something to read wait in turn. Those of one client address, where addresses
+//! are known, have one place in the queue together, which goes from one of them to the next. However
+//! many connections an address has, it has no more turns than any other. A connection whose client is
+//! not known has a place of its own.
+//!
+//! ```text
+//!   places:    [conn 7] [address A] [conn 9] [address B]
+//!   A:         12 → 15 → 18      one turn for 12, then A goes to the end with 15 in front
+//! ```
+//!
+//! How long a turn is depends on what is read in it ([`ReadTurn`]): bytes and requests, whichever ends
+//! first.
+//!
+//! Invariant: an address has a place exactly while connections of it wait.
+
+use crate::ids::ConnId;
+use hashbrown::HashTable;
+use std::collections::VecDeque;
+
+/// Empty queues that wait for the next address: one that comes and goes allocates nothing.
+const SPARE_MAX: usize = 16;
+
+/// What has a place.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Connection(ConnId),
+    Address(u64),
+}
+
+/// An address of which connections wait.
+#[derive(Debug)]
+struct AddressQueue {
+    address: u64,
+    waiting: VecDeque<ConnId>,
+}
+
+/// The connections that wait to be read, each at most once: the shard keeps the mark.
+#[derive(Default)]
+pub(super) struct ReadQueue {
+    places: VecDeque<Place>,
+    addresses: HashTable<AddressQueue>,
+    spare: Vec<VecDeque<ConnId>>,
+    len: usize,
+}
+
+impl ReadQueue {
+    /// A connection waits from now on. `address`: under which number its client is counted, a hash; 0:
+    /// its client is not known.
+    pub(super) fn push(&mut self, conn: ConnId, address: u64) {
+        self.len += 1;
+        if address == 0 {
+            return self.places.push_back(Place::Connection(conn));
+        }
+        match self.addresses.find_mut(address, |queue| queue.address == address) {
+            Some(queue) => queue.waiting.push_back(conn),
+            None => {
+                let mut waiting = self.spare.pop().unwrap_or_default();
+                waiting.push_back(conn);
+                let queue = AddressQueue { address, waiting };
+                self.addresses.insert_unique(address, queue, |queue| queue.address);
+                self.places.push_back(Place::Address(address));
+            }
+        }
+    }
+
+    /// The next connection, which waits no longer.
+    pub(super) fn pop(&mut self) -> Option<ConnId> {
+        let place = self.places.pop_front()?;
+        self.len -= 1;
+        let address = match place {
+            Place::Connection(conn) => return Some(conn),
+            Place::Address(address) => address,
+        };
+        let found = self.addresses.find_entry(address, |queue| queue.address == address);
+        let mut entry = found.expect("an address with a place has a queue");
+        let conn = entry.get_mut().waiting.pop_front().expect("a connection of it waits");
+        match entry.get().waiting.is_empty() {
+            false => self.places.push_back(Place::Address(address)),
+            true => {
+                let (AddressQueue { waiting, .. }, _) = entry.remove();
+                if self.spare.len() < SPARE_MAX {
+                    self.spare.push(waiting);
+                }
+            }
+        }
+        Some(conn)
+    }
+
+    /// Whether no connection waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How many connections wait.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+}
+
+/// Bytes read from one connection in its turn while others wait for theirs. Behind five hundred that
+/// always have bytes to read a quiet one waits for 8 MiB: some tens of milliseconds.
+const CROWDED_BYTES: usize = 16 * 1024;
+/// The first bytes of a turn say how many requests there are to a byte.
+const FIRST_BYTES: usize = 2 * 1024;
+/// Requests after which a turn ends while others wait. What has been read is carried out, so there may
+/// be as many more as the last bytes had.
+const CROWDED_REQUESTS: u64 = 64;
+/// The same where nobody waits: others that come must not wait for longer than for a few.
+const ALONE_REQUESTS: u64 = 1024;
+/// The first bytes of a turn where nobody waits.
+const ALONE_FIRST_BYTES: usize = 16 * 1024;
+
+/// One turn of one connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ReadTurn {
+    is_crowded: bool,
+    /// Bytes that may be read, in all.
+    bytes_max: usize,
+    bytes: usize,
+}
+
+impl ReadTurn {
+    /// A turn. `is_crowded`: others wait. `bytes_max`: where nobody does.
+    pub(super) fn new(is_crowded: bool, bytes_max: usize) -> ReadTurn {
+        let bytes_max = if is_crowded { CROWDED_BYTES } else { bytes_max };
+        ReadTurn { is_crowded, bytes_max, bytes: 0 }
+    }
+
+    /// How many bytes are to be read next, of `room`. `None`: the turn is over. `requests`: how many
+    /// messages were read in it.
+    pub(super) fn next(&self, requests: u64, room: usize) -> Option<usize> {
+        let (first, requests_max) = match self.is_crowded {
+            true => (FIRST_BYTES, CROWDED_REQUESTS),
+            false => (ALONE_FIRST_BYTES, ALONE_REQUESTS),
+        };
+        if self.bytes >= self.bytes_max || requests >= requests_max {
+            return None;
+        }
+        let at_once = if self.bytes == 0 {
+            first
+        } else {
+            // As many as hold what is left of the requests, if they go on like that.
+            let per_request = self.bytes as u64 / requests.max(1);
+            (per_request * (requests_max - requests)).max(first as u64) as usize
+        };
+        Some(at_once.min(room).min(self.bytes_max - self.bytes).max(1))
+    }
+
+    /// So many bytes were read.
+    pub(super) fn read(&mut self, bytes: usize) {
+        self.bytes += bytes;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::SlotId;
+
+    fn conn(index: u32) -> ConnId {
+        ConnId(SlotId { index, generation: 0 })
+    }
+
+    /// Everybody who is read has more to read at once, for so many turns; how many each address had.
+    fn turns(clients: &[(u32, u64)], turns: usize) -> Vec<(u32, usize)> {
+        let mut queue = ReadQueue::default();
+        clients.iter().for_each(|(index, address)| queue.push(conn(*index), *address));
+        let mut counts: Vec<(u32, usize)> = clients.iter().map(|(index, _)| (*index, 0)).collect();
+        for _ in 0..turns {
+            let next = queue.pop().expect("all always wait");
+            let at = clients.iter().position(|(index, _)| conn(*index) == next).expect("a client");
+            counts[at].1 += 1;
+            queue.push(next, clients[at].1);
+        }
+        assert_eq!(queue.addresses.len(), queue.places.iter().filter(is_address).count());
+        counts
+    }
+
+    fn is_address(place: &&Place) -> bool {
+        matches!(place, Place::Address(_))
+    }
+
+    #[test]
+    fn fifty_connections_of_one_address_have_no_more_turns_than_one_of_another() {
+        let hostile = (0..50).map(|index| (index, 0xA77A_C4E2));
+        let honest = [(50, 0xB0B), (51, 0xA22), (52, 0)];
+        let clients: Vec<(u32, u64)> = hostile.chain(honest).collect();
+        let counts = turns(&clients, 4000);
+        let of_hostile: usize = counts[..50].iter().map(|(_, turns)| turns).sum();
+        assert_eq!(of_hostile, 1000, "a quarter, as the other address and who has none");
+        assert!(counts[50..].iter().all(|(_, turns)| *turns == 1000), "{counts:?}");
+        assert!(counts[..50].iter().all(|(_, turns)| *turns == 20), "and among them in turn");
+    }
+
+    #[test]
+    fn connections_without_a_known_address_are_read_in_turn() {
+        let clients: Vec<(u32, u64)> = (0..9).map(|index| (index, 0)).collect();
+        assert!(turns(&clients, 900).iter().all(|(_, turns)| *turns == 100));
+    }
+
+    #[test]
+    fn an_address_waits_once_and_leaves_nothing_behind() {
+        let mut queue = ReadQueue::default();
+        for round in 0..100 {
+            (0..100).for_each(|index| queue.push(conn(index), u64::from(index % 40 + round) + 1));
+            assert_eq!((queue.len(), queue.places.len()), (100, 40));
+            let all = std::iter::from_fn(|| queue.pop()).count();
+            assert_eq!((all, queue.is_empty(), queue.addresses.len()), (100, true, 0));
+        }
+        assert_eq!(queue.spare.len(), SPARE_MAX);
+    }
+
+    /// The bytes of each read of one turn in which messages have this size.
+    fn reads(is_crowded: bool, message_bytes: usize) -> Vec<usize> {
+        let mut turn = ReadTurn::new(is_crowded, 256 * 1024);
+        let mut all = Vec::new();
+        while let Some(bytes) = turn.next((turn.bytes / message_bytes) as u64, 64 * 1024) {
+            turn.read(bytes);
+            all.push(bytes);
+        }
+        all
+    }
+
+    #[test]
+    fn a_turn_ends_by_bytes_or_by_requests() {
+        assert_eq!(reads(true, 64 * 1024), [2048, 14 * 1024], "large messages: two reads");
+        assert_eq!(reads(true, 200)[0], 2048);
+        assert_eq!(reads(true, 8), [2048], "one read of tiny ones");
+        assert_eq!(reads(false, 8), [16 * 1024]);
+        assert_eq!(reads(false, 1 << 20).iter().sum::<usize>(), 256 * 1024);
+        let of_requests = |message_bytes| {
+            let bytes: usize = reads(true, message_bytes).iter().sum();
+            bytes / message_bytes
+        };
+        assert!([20, 50, 100, 150, 250, 400].map(of_requests).iter().all(|all| *all <= 128));
+    }
+
+    #[test]
+    fn a_small_bound_holds() {
+        let turn = ReadTurn::new(false, 512);
+        assert_eq!(turn.next(0, 64 * 1024), Some(512));
+    }
+}
