@@ -104,13 +104,7 @@ fn build(
             load_table: load_table.clone(),
             shares: shares.clone(),
         };
-        let tables_split = tables_split.clone();
-        let run = move || {
-            threads::settle_shard(&setup.plan, &setup.shard)?;
-            tables_split.wait();
-            net::run_shard(setup)
-        };
-        shard_threads.push(threads::thread(format!("shard-{}", shard.id.0), &health, run)?);
+        shard_threads.push(start_shard(setup, tables_split.clone(), &health)?);
     }
     tables_split.wait();
 
@@ -136,6 +130,19 @@ fn build(
     start_scheduling(&plan, scheduled, &health)?;
     let (ops, shards, held) = (ops_end, shard_threads, ports.held);
     Ok(shutdown::RunningNode { reloader, health, ops, shards, backplane, held })
+}
+
+/// One shard's thread. It serves nobody before all threads have a file table of their own.
+fn start_shard(
+    setup: ShardSetup,
+    tables_split: Arc<Barrier>,
+    health: &Arc<Health>,
+) -> Result<JoinHandle<()>, StartError> {
+    threads::thread(format!("shard-{}", setup.shard.id.0), health, move || {
+        threads::settle_shard(&setup.plan, &setup.shard)?;
+        tables_split.wait();
+        net::run_shard(setup)
+    })
 }
 
 fn start_backplane(

@@ -452,6 +452,40 @@ mod tests {
         assert_eq!(verdict(asker, join, PLAIN), "ok", "it says nothing of rooms");
     }
 
+    /// What two tokens say together of a room.
+    fn either(one: Option<bool>, other: Option<bool>) -> Option<bool> {
+        match (one, other) {
+            (None, None) => None,
+            _ => Some(one == Some(true) || other == Some(true)),
+        }
+    }
+
+    /// The verdict of the documentation. `named`: whether the tokens name the room.
+    fn plainly(
+        who: [&str; 2],
+        action: usize,
+        named: Option<bool>,
+        has_token: bool,
+        is_member: bool,
+        publish: bool,
+        publish_unjoined: bool,
+    ) -> bool {
+        let admits = |who: &str| match (who, named) {
+            ("nobody", _) | (_, Some(false)) | ("token", None) => false,
+            (_, Some(true)) | ("anyone", None) => true,
+            _ => has_token,
+        };
+        match action {
+            0 => admits(who[0]),
+            1 => {
+                admits(who[1])
+                    && (publish || named == Some(true))
+                    && (is_member || publish_unjoined)
+            }
+            _ => named != Some(false) && is_member,
+        }
+    }
+
     proptest! {
         /// Written once more, from the documentation, without a shared line.
         #[test]
@@ -500,25 +534,9 @@ mod tests {
             let named = lists.map(|lists| {
                 lists[action].iter().any(|pattern| *pattern == room || pattern == "s:*")
             });
-            let by_room = of_room.map(|allowed| allowed[action]);
-            let named = match (named, by_room) {
-                (None, None) => None,
-                _ => Some(named == Some(true) || by_room == Some(true)),
-            };
-            let admits = |who: usize| match (words[who], named) {
-                ("nobody", _) | (_, Some(false)) | ("token", None) => false,
-                (_, Some(true)) | ("anyone", None) => true,
-                _ => has_token,
-            };
-            let wanted = match action {
-                0 => admits(who_joins),
-                1 => {
-                    admits(who_publishes)
-                        && (publish || named == Some(true))
-                        && (is_member || publish_unjoined)
-                }
-                _ => named != Some(false) && is_member,
-            };
+            let who = [words[who_joins], words[who_publishes]];
+            let named = either(named, of_room.map(|allowed| allowed[action]));
+            let wanted = plainly(who, action, named, has_token, is_member, publish, publish_unjoined);
             let is_asked = match action {
                 0 => hooked[0] && !is_member,
                 1 => hooked[1],
