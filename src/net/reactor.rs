@@ -774,14 +774,19 @@ impl Reactor {
     }
 
     /// Checks tokens that open connections have sent: of each connection one in its turn, and it has
-    /// its next turn behind the others.
+    /// its next turn behind the others. Where a service has judged who a client is, its token alone
+    /// changes nothing: it would bring back what the service has not allowed.
     fn check_tokens(&mut self) {
+        let is_judged = self.routes.plan().hooks.connect_url.is_some();
         while let Some(TokenCheck { conn, is_for_room, token }) = self.shard.poll_token_check() {
             let (now_ms, now_s) = (self.now_ms(), unix_s());
             let at_ms = |expires: Option<u64>| {
                 expires.map(|at_s| now_ms + 1000 * at_s.saturating_sub(now_s))
             };
             let checked = match is_for_room {
+                false if is_judged => Ok(TokenVerdict::Refused(
+                    "this server asks a service about each connection: connect with the new token",
+                )),
                 false => self.routes.admit(Some(&token), now_s).map(|identity| {
                     let expires_at_ms = at_ms(identity.expires_unix_s);
                     TokenVerdict::User { identity, expires_at_ms }

@@ -40,7 +40,16 @@ const NOT_RUN: &[(&str, &str)] = &[
 const PORTS: [u16; 7] = [8080, 8081, 8082, 8090, 9091, 9092, 6379];
 
 /// Keys whose values differ from run to run.
-const BOUND: [&str; 6] = ["epoch", "connection_id", "node", "user_id", "from", "target_user_id"];
+const BOUND: [&str; 8] = [
+    "epoch",
+    "connection_id",
+    "node",
+    "user_id",
+    "from",
+    "target_user_id",
+    "issued_before",
+    "until",
+];
 
 /// How long a block may take before it is ended.
 const BLOCK_SECONDS_MAX: &str = "60";
@@ -605,6 +614,10 @@ fn field_matches(
     match (shown, real) {
         (Value::String(shown), Value::String(real)) if BOUND.contains(&key) && shown != "…" => {
             bound.entry(shown.clone()).or_insert_with(|| real.clone()) == real
+        }
+        (Value::Number(shown), Value::Number(real)) if BOUND.contains(&key) => {
+            let real = real.to_string();
+            *bound.entry(shown.to_string()).or_insert_with(|| real.clone()) == real
         }
         _ => matches(shown, real, bound),
     }

@@ -5,6 +5,7 @@ use crate::http::Reply;
 use crate::node::Node;
 use crate::redis::{free_port, wait_until};
 use campanile::auth::{TokenRequest, mint};
+use campanile::policy::rights::Rights;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -133,6 +134,19 @@ fn refused(node: &Node) -> Reply {
     }
 }
 
+fn token_of(user: &str, rights: Option<Rights>, secret: &str) -> String {
+    let request = TokenRequest {
+        user: user.to_owned(),
+        rights,
+        rooms: Vec::new(),
+        send: Vec::new(),
+        info: None,
+        issued_unix_s: 1,
+        expires_unix_s: 4_000_000_000,
+    };
+    mint(&request, secret).expect("a good name")
+}
+
 #[test]
 fn a_service_is_asked_who_a_client_is_and_what_it_may() {
     let service = Service::start(|_| {
@@ -166,6 +180,25 @@ fn a_service_is_asked_who_a_client_is_and_what_it_may() {
 }
 
 #[test]
+fn a_token_does_not_bring_back_what_the_service_has_taken() {
+    let service = Service::start(|_| Act::Json(json!({"allow": true, "rights": []})));
+    let secret = "a-secret-of-thirty-two-characters";
+    let node = node(&service, &["--auth-hmac-secret", secret]);
+    let rights = Rights { publish: true, broadcast: true, ..Rights::NONE };
+    let token = token_of("ann", Some(rights), secret);
+    let (mut ann, _) = Client::greeted(node.addr, &["hall"], &token);
+    for (request, code) in [
+        (json!({"type": "broadcast", "payload": 1, "id": 1}), "forbidden"),
+        (json!({"type": "auth", "token": token, "id": 2}), "unauthorized"),
+        (json!({"type": "broadcast", "payload": 1, "id": 3}), "forbidden"),
+    ] {
+        ann.say(request.to_string());
+        let error = ann.hear_type("error");
+        assert_eq!((&error["code"], &error["id"]), (&json!(code), &request["id"]), "{error}");
+    }
+}
+
+#[test]
 fn a_client_that_the_service_does_not_admit_learns_why() {
     let deny = |_: &Value| Act::Json(json!({"allow": false, "reason": "not before noon"}));
     let service = Service::start(deny);
@@ -187,19 +220,7 @@ fn who_is_refused_already_is_not_asked_about() {
     let secret = "0123456789abcdef0123456789abcdef";
     let node = node(&service, &["--auth-hmac-secret", secret]);
     assert_eq!(refused(&node).status, 401);
-    let token = |user: &str| {
-        let request = TokenRequest {
-            user: user.to_owned(),
-            rights: None,
-            rooms: Vec::new(),
-            send: Vec::new(),
-            info: None,
-            issued_unix_s: 1,
-            expires_unix_s: 4_000_000_000,
-        };
-        mint(&request, secret).expect("a good name")
-    };
-    let bearer = |user: &str| format!("Authorization: Bearer {}\r\n", token(user));
+    let bearer = |user: &str| format!("Authorization: Bearer {}\r\n", token_of(user, None, secret));
     assert!(Client::try_open(node.addr, "/ws", &bearer("ann")).is_ok());
     let reply = Client::try_open(node.addr, "/ws", &bearer("bob")).err().expect("not he");
     assert_eq!(reply.status, 403);
