@@ -19,8 +19,10 @@
 -- and that could not be appended yet. They are appended in order, whichever node has them.
 
 -- The end of the window that is left for messages behind a gap, and where no node has restored the
--- history yet, which is worth more. The latter is also what each of them gives to the next one.
-local LAST_MS, LAST_EMPTY_MS = 200, 100
+-- history yet, which is worth more. Nodes ask every 30 ms, and one that the host holds up asks later.
+local LAST_MS, LAST_EMPTY_MS = 300, 200
+-- What each of those messages gives to the next one.
+local NEXT_MS = 300
 -- Empty entries, at most: beyond, the gap stays.
 local FILLED_MAX = 1000
 -- Offsets in c, at most.
@@ -113,7 +115,7 @@ else
   redis.call('HSET', KEYS[1], 'c', generation .. noted)
   -- Nothing new is stored before the node that has the next one has asked again.
   local window, till = string.match(redis.call('HGET', KEYS[3], 'w') or '', '^(%S+) (%d+)$')
-  local next_ms = now_ms() + LAST_EMPTY_MS
+  local next_ms = now_ms() + NEXT_MS
   if window == generation and tonumber(till) < next_ms then
     redis.call('HSET', KEYS[3], 'w', generation .. ' ' .. string.format('%.0f', next_ms))
   end
