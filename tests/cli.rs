@@ -212,6 +212,7 @@ fn a_token_is_signed_with_the_secret_of_the_flag_the_environment_or_the_file() {
             issuer: None,
             audience: None,
             claims: Default::default(),
+            jwks: None,
             leeway_s: 2,
             first_message_timeout_ms: 0,
             expiry_notice_s: 0,

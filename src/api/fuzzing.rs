@@ -38,6 +38,7 @@ impl SocketlessApi {
             health: Arc::default(),
             own: Arc::default(),
             access: Default::default(),
+            jwks: Default::default(),
             started: Instant::now(),
             turns: Semaphore::new(AT_A_TIME_MAX),
         };

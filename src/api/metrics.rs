@@ -52,6 +52,7 @@ fn families(ops: &Ops) -> Families {
         ops.reloads.read().describe(),
         ops.hooks.read().describe(),
         ops.scheduled.read().describe(),
+        ops.jwks.read().describe(),
         terminal::log_counters().describe(),
         snapshot.deployment.describe(),
         of_process(ops),

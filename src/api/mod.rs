@@ -28,13 +28,16 @@ mod router;
 mod stats;
 mod users;
 
+use crate::auth::FetchedKeys;
+use crate::hooks::jwks::{self, JwksSetup};
 use crate::link::calls::CallReceiver;
 use crate::link::channel::OpsEnd;
 use crate::link::exchange::Exchange;
 use crate::link::health::Health;
+use crate::link::key_requests::KeyRequests;
 use crate::link::ledger::Ledger;
 use crate::metrics::{
-    AccessCounters, AccessMirror, BackplaneMirror, HookMirror, OpsMirror, ReloadMirror,
+    AccessCounters, AccessMirror, BackplaneMirror, HookMirror, JwksMirror, OpsMirror, ReloadMirror,
     SchedulingMirror, ShardMirror,
 };
 use crate::plan::Plan;
@@ -69,6 +72,8 @@ pub struct OpsSetup {
     pub scheduled: Arc<SchedulingMirror>,
     /// Where bodies of requests are counted.
     pub ledger: Arc<Ledger>,
+    /// Where keys of `auth.jwks_url` go, and who asks for them.
+    pub keys: (Arc<Exchange<FetchedKeys>>, Arc<KeyRequests>),
 }
 
 /// State of all handlers; immutable but for the numbers that other threads write.
@@ -86,6 +91,8 @@ struct Ops {
     own: Arc<OpsMirror>,
     /// The numbers of the API's callers.
     access: AccessMirror,
+    /// The numbers of `auth.jwks_url`.
+    jwks: Arc<JwksMirror>,
     started: Instant,
     /// Permits for requests of `/v1` (`guard::AT_A_TIME_MAX`).
     turns: Semaphore,
@@ -113,12 +120,20 @@ pub fn run(setup: OpsSetup) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let OpsSetup { plan, reloads, listener, end, calls, shards, backplane, hooks, health, .. } =
         setup;
-    let (scheduled, ledger) = (setup.scheduled, setup.ledger);
+    let (scheduled, ledger, keys) = (setup.scheduled, setup.ledger, setup.keys);
     let started = Instant::now();
     let own = Arc::<OpsMirror>::default();
     let turns = Semaphore::new(guard::AT_A_TIME_MAX);
     let counted = own.clone();
     let access = AccessMirror::default();
+    let jwks = Arc::<JwksMirror>::default();
+    let jwks_setup = plan.get().auth.jwks.clone().map(|plan| JwksSetup {
+        plan,
+        keys: keys.0,
+        requests: keys.1,
+        health: health.clone(),
+        mirror: jwks.clone(),
+    });
     let ops = Ops {
         plan,
         reloads,
@@ -131,6 +146,7 @@ pub fn run(setup: OpsSetup) -> io::Result<()> {
         ledger,
         own,
         access,
+        jwks,
         started,
         turns,
     };
@@ -141,6 +157,9 @@ pub fn run(setup: OpsSetup) -> io::Result<()> {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let router = router::router(ops.clone());
         tokio::task::spawn_local(kernel_memory::watch());
+        if let Some(setup) = jwks_setup {
+            tokio::task::spawn_local(jwks::keep(setup));
+        }
         tokio::task::spawn_local(calls::serve(calls, router.clone(), ops));
         listener::serve(listener, router, counted).await
     }))

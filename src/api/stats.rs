@@ -27,6 +27,9 @@ fn readiness(ops: &Ops) -> Value {
         }
         Err(NotReady::Backplane) => return redis_stats::not_ready(&ops.backplane.redis()),
         Err(NotReady::Memory) => ("memory", "this node is near limits.memory_bytes_max".to_owned()),
+        Err(NotReady::Keys) => {
+            ("keys", "the keys of auth.jwks_url were not read yet; the log says why".to_owned())
+        }
         Err(NotReady::Draining) => ("draining", "this node is about to end".to_owned()),
     };
     json!({"ready": false, "reason": reason, "detail": detail})

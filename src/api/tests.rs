@@ -61,6 +61,10 @@ fn node(flags: &[(&'static str, &str)]) -> Node {
         backplane: backplane_mirror.clone(),
         hooks: Arc::default(),
         health: health.clone(),
+        keys: (
+            Arc::new(crate::link::exchange::Exchange::new(Arc::default())),
+            Arc::new(crate::link::key_requests::KeyRequests::new().unwrap()),
+        ),
     };
     std::thread::spawn(move || run(setup).unwrap());
     Node { addr, shards, backplane, end, shard_mirrors, backplane_mirror, health, ledger }

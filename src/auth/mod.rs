@@ -18,7 +18,7 @@ mod token;
 
 pub use anonymous::AnonymousSecret;
 pub use claim_names::ClaimNames;
-pub use keys::VerifyingKeys;
+pub use keys::{FetchedKeys, VerifyingKeys};
 pub use room::{RoomAdmission, RoomTokenRequest, mint_for_room};
 pub use token::{TokenRequest, mint};
 
@@ -30,9 +30,9 @@ use crate::policy::grants::{Grants, RoomActions};
 use crate::policy::revocations::TokenMark;
 use crate::policy::rights::Rights;
 use crate::protocol::{INFO_BYTES_MAX, Info};
-use jsonwebtoken::{Validation, decode, decode_header};
+use jsonwebtoken::{AlgorithmFamily, Header, Validation, decode, decode_header};
 use keys::VerifyingKey;
-pub use plan::AuthPlan;
+pub use plan::{AuthPlan, JwksPlan};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -64,6 +64,9 @@ pub enum AuthError {
     Missing,
     /// Not a token of ours.
     Invalid,
+    /// It names a key that is not known, and that the identity provider may have made since its keys
+    /// were read.
+    UnknownKey,
     /// Its `exp` has passed, leeway included.
     Expired,
     /// Its `exp` is in milliseconds: it would be good for fifty thousand years.
@@ -94,6 +97,7 @@ const EXP_MAX_S: f64 = 1e11;
 pub struct Authenticator {
     anonymous: Option<Rights>,
     keys: VerifyingKeys,
+    has_jwks: bool,
     issuer: Option<String>,
     audience: Option<String>,
     claim_names: ClaimNames,
@@ -146,9 +150,14 @@ struct Claims {
 impl Authenticator {
     /// As planned.
     pub fn new(plan: &AuthPlan) -> Authenticator {
+        Authenticator::with_fetched(plan, &VerifyingKeys::default())
+    }
+
+    /// As planned, with the keys that were read from `auth.jwks_url`.
+    pub fn with_fetched(plan: &AuthPlan, fetched: &VerifyingKeys) -> Authenticator {
         crypto::install();
         let secret = plan.hmac_secret.as_ref();
-        let keys = plan.keys.clone();
+        let keys = plan.keys.clone().and(fetched);
         let keys = match secret.map(|secret| VerifyingKey::secret(secret.as_bytes())) {
             Some(secret) => keys.with(secret),
             None => keys,
@@ -156,6 +165,7 @@ impl Authenticator {
         Authenticator {
             anonymous: plan.anonymous.then_some(plan.anonymous_rights),
             keys,
+            has_jwks: plan.jwks.is_some(),
             issuer: plan.issuer.clone(),
             audience: plan.audience.clone(),
             claim_names: plan.claims.clone(),
@@ -225,7 +235,7 @@ impl Authenticator {
 
     /// The claims of a token that one of the keys has signed and that is good now, for us.
     fn good_claims(&self, token: &str, now_unix_s: u64) -> Result<Claims, AuthError> {
-        let claims = self.signed_claims(token).ok_or(AuthError::Invalid)?;
+        let claims = self.signed_claims(token).ok_or_else(|| self.why_unsigned(token))?;
         let now = now_unix_s as f64;
         let leeway = self.leeway_s as f64;
         if claims.exp.is_some_and(|exp| now >= exp + leeway) {
@@ -285,9 +295,20 @@ impl Authenticator {
         Some(Claims { is_lacking, ..claims })
     }
 
+    /// Why there are no claims.
+    fn why_unsigned(&self, token: &str) -> AuthError {
+        let header = decode_header(token).ok().filter(|header| header.crit.is_none());
+        let is_secret = |header: &Header| header.alg.family() == AlgorithmFamily::Hmac;
+        let named = header.filter(|header| self.has_jwks && !is_secret(header));
+        match named.and_then(|header| header.kid) {
+            Some(id) if !self.keys.has(&id) => AuthError::UnknownKey,
+            _ => AuthError::Invalid,
+        }
+    }
+
     /// Where no token is good, a page's variable that is not set is the same as none.
     fn is_no_token(&self, token: &str) -> bool {
-        self.keys.is_empty() && matches!(token, "" | "undefined" | "null")
+        self.keys.is_empty() && !self.has_jwks && matches!(token, "" | "undefined" | "null")
     }
 }
 

@@ -4,6 +4,7 @@ use crate::auth::claim_names::ClaimNames;
 use crate::auth::keys::VerifyingKeys;
 use crate::policy::rights::Rights;
 use std::fmt;
+use std::time::Duration;
 
 /// Who is admitted, and with which rights.
 #[derive(Clone)]
@@ -14,6 +15,8 @@ pub struct AuthPlan {
     pub hmac_secret: Option<String>,
     /// Keys of identity providers.
     pub keys: VerifyingKeys,
+    /// Where further keys are read from, while the node runs.
+    pub jwks: Option<JwksPlan>,
     /// What `iss` must be, if it is looked at.
     pub issuer: Option<String>,
     /// What `aud` must be or have, if it is looked at.
@@ -33,6 +36,21 @@ pub struct AuthPlan {
     pub user_rights: Rights,
 }
 
+/// Keys at a URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JwksPlan {
+    /// Where they are.
+    pub url: String,
+    /// The authorities that may have signed that server's certificate; `None`: public ones.
+    pub tls_ca_file: Option<String>,
+    /// How long reading them may take.
+    pub timeout: Duration,
+    /// The shortest pause between two readings.
+    pub refresh_min: Duration,
+    /// The longest.
+    pub refresh_max: Duration,
+}
+
 impl AuthPlan {
     /// Whether a client that came without a token may send one in its first message.
     pub fn awaits_first_message(&self) -> bool {
@@ -41,7 +59,7 @@ impl AuthPlan {
 
     /// Whether tokens are accepted at all.
     pub fn has_tokens(&self) -> bool {
-        self.hmac_secret.is_some() || !self.keys.is_empty()
+        self.hmac_secret.is_some() || !self.keys.is_empty() || self.jwks.is_some()
     }
 }
 
@@ -51,6 +69,7 @@ impl fmt::Debug for AuthPlan {
             .field("anonymous", &self.anonymous)
             .field("hmac_secret", &self.hmac_secret.is_some())
             .field("keys", &self.keys)
+            .field("jwks", &self.jwks)
             .field("issuer", &self.issuer)
             .field("audience", &self.audience)
             .field("claims", &self.claims)

@@ -78,6 +78,7 @@ mod tests {
             keys: VerifyingKeys::default(),
             issuer: None,
             audience: None,
+            jwks: None,
             claims: Default::default(),
             leeway_s: 2,
             first_message_timeout_ms: 0,

@@ -19,6 +19,7 @@ fn authenticator(anonymous: bool, secret: Option<&str>) -> Authenticator {
         issuer: None,
         audience: None,
         claims: ClaimNames::default(),
+        jwks: None,
         leeway_s: LEEWAY_S,
         first_message_timeout_ms: 0,
         expiry_notice_s: 0,

@@ -115,7 +115,7 @@ impl Config {
         let mut found = Vec::new();
         if self.auth_anonymous == Some(false) && !self.has_tokens() {
             found.push(
-                "auth.anonymous = false without auth.hmac_secret and auth.keys_file: no client could \
+                "auth.anonymous = false without auth.hmac_secret, auth.keys_file and auth.jwks_url: no client could \
                  connect. Set one of them, or leave auth.anonymous out"
                     .to_owned(),
             );

@@ -90,7 +90,9 @@ impl Setting {
 impl Config {
     /// Whether tokens are accepted at all.
     pub fn has_tokens(&self) -> bool {
-        self.auth_hmac_secret.is_some() || self.auth_keys_file.is_some()
+        self.auth_hmac_secret.is_some()
+            || self.auth_keys_file.is_some()
+            || self.auth_jwks_url.is_some()
     }
 }
 
@@ -224,13 +226,23 @@ settings! {
     node_name: Option<String>, "node.name", "", ValueKind::Name,
         "This node's name, shown to clients and in logs. Empty: made up at each start.";
     auth_anonymous: Option<bool>, "auth.anonymous", "auto", ValueKind::BoolAuto,
-        "Whether clients without a token may connect. auto: only while neither auth.hmac_secret nor auth.keys_file is set.";
+        "Whether clients without a token may connect. auto: only while none of auth.hmac_secret, auth.keys_file and auth.jwks_url is set.";
     auth_hmac_secret: Option<String>, "auth.hmac_secret", "", ValueKind::Secret,
         "The HS256 secret of client tokens. Empty: no tokens.";
     auth_hmac_secret_file: Option<String>, "auth.hmac_secret_file", "", ValueKind::File,
         "A file that has auth.hmac_secret, read at start. A line break at its end is not part of it.";
     auth_keys_file: Option<String>, "auth.keys_file", "", ValueKind::File,
         "A file with the keys of an identity provider: a JWK Set (JSON), or public keys and certificates in PEM; read at start and at SIGHUP. Tokens are good that one of them or auth.hmac_secret has signed: HS, RS and PS 256 to 512, ES256, ES384, EdDSA. Empty: none.";
+    auth_jwks_url: Option<String>, "auth.jwks_url", "", ValueKind::Url,
+        "Where an identity provider publishes its public keys (a JWK Set), such as https://example.eu.auth0.com/.well-known/jwks.json. They are read at the start, when they are old, and when a token names a key that is not among them; without auth.keys_file the node is not ready before. Empty: nowhere.";
+    auth_jwks_tls_ca_file: Option<String>, "auth.jwks_tls_ca_file", "", ValueKind::File,
+        "The authorities (PEM) that may have signed the certificate of auth.jwks_url; read at each connect. Empty: those that browsers trust.";
+    auth_jwks_timeout_ms: u64, "auth.jwks_timeout_ms", "5000", ms(100, MINUTE_MS),
+        "How long reading auth.jwks_url may take.";
+    auth_jwks_refresh_min_s: u64, "auth.jwks_refresh_min_s", "10", count(1, 3600, "seconds"),
+        "The shortest pause between two readings of auth.jwks_url, whatever tokens name and the provider says.";
+    auth_jwks_refresh_max_s: u64, "auth.jwks_refresh_max_s", "3600", count(1, 86_400, "seconds"),
+        "The longest: within both, the provider's Cache-Control counts.";
     auth_issuer: Option<String>, "auth.issuer", "", ValueKind::Name,
         "What a token's `iss` must be. Empty: it is not looked at.";
     auth_audience: Option<String>, "auth.audience", "", ValueKind::Name,

@@ -47,6 +47,7 @@ fn table_of_proxies() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>
 fn table() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
     let mut table = table_of_the_node();
     table.extend(table_of_proxies());
+    table.extend(table_of_auth());
     table.extend(table_of_claims());
     table.extend(table_of_redis());
     table.extend(table_of_hooks());
@@ -116,10 +117,34 @@ fn table_of_the_node() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str
         ),
         ("drain_ms", vec!["0", "10000"], vec!["3600001", "10s"]),
         ("node.name", vec!["", "node-1"], vec!["a\nb"]),
+        (
+            "ops.api_key",
+            vec!["", "1234567890123456", "12345678 90123456"],
+            vec!["123456789012345", " 1234567890123456", "1234567890123456é", "12345678\t90123456"],
+        ),
+        ("ops.api_key_file", vec![""], vec!["/nowhere"]),
+        ("listen_direct", vec!["true", "false"], vec!["yes"]),
+        ("log.level", vec!["error", "debug"], vec!["", "loud"]),
+        ("log.format", vec!["text", "json"], vec!["xml"]),
+    ]
+}
+
+/// Of tokens.
+fn table_of_auth() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
+    vec![
         ("auth.anonymous", vec!["auto", "true"], vec!["", "maybe", "false"]),
         ("auth.hmac_secret", vec!["1234567890123456"], vec!["", "123456789012345", "\n"]),
         ("auth.hmac_secret_file", vec![""], vec!["/nowhere"]),
         ("auth.keys_file", vec![""], vec!["/nowhere"]),
+        (
+            "auth.jwks_url",
+            vec!["", "https://example.eu.auth0.com/.well-known/jwks.json"],
+            vec!["a.example", "ftp://a/", "http://u:p@a/", " x"],
+        ),
+        ("auth.jwks_tls_ca_file", vec!["", "/etc/ssl/ca.pem"], vec!["a\nb"]),
+        ("auth.jwks_timeout_ms", vec!["100", "60000"], vec!["99", "60001"]),
+        ("auth.jwks_refresh_min_s", vec!["1", "3600"], vec!["0", "3601"]),
+        ("auth.jwks_refresh_max_s", vec!["1", "86400"], vec!["0", "86401"]),
         ("auth.issuer", vec!["", "https://example.eu.auth0.com/"], vec![" x", "a\nb"]),
         ("auth.audience", vec!["", "https://api.example"], vec!["a\nb"]),
         ("auth.leeway_s", vec!["0", "600"], vec!["-1", "601"]),
@@ -132,15 +157,6 @@ fn table_of_the_node() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str
             vec!["fly", "publish,fly"],
         ),
         ("auth.user_rights", vec!["", "broadcast,publish_unjoined"], vec!["auto", "Publish"]),
-        (
-            "ops.api_key",
-            vec!["", "1234567890123456", "12345678 90123456"],
-            vec!["123456789012345", " 1234567890123456", "1234567890123456é", "12345678\t90123456"],
-        ),
-        ("ops.api_key_file", vec![""], vec!["/nowhere"]),
-        ("listen_direct", vec!["true", "false"], vec!["yes"]),
-        ("log.level", vec!["error", "debug"], vec!["", "loud"]),
-        ("log.format", vec!["text", "json"], vec!["xml"]),
     ]
 }
 

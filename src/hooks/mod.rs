@@ -2,6 +2,7 @@
 //!
 //! [`client`] asks: one request, one answer, both bounded in bytes and in time. [`dispatcher`] is the
 //! thread that takes the shards' questions and answers them; it runs where a hook is configured.
+//! [`jwks`] reads the keys of an identity provider, on the ops thread.
 //! Questions and verdicts cross threads as [`crate::link::hooks`] declares them; `docs/hooks.md` says
 //! what a service receives and answers.
 //!
@@ -12,4 +13,5 @@ mod cache;
 mod circuit;
 pub mod client;
 pub mod dispatcher;
+pub mod jwks;
 mod question;

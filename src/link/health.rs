@@ -18,6 +18,7 @@ struct Flags {
     shards_listening: AtomicU16,
     backplane_up: AtomicBool,
     memory_short: AtomicBool,
+    keys_missing: AtomicBool,
     draining: AtomicBool,
 }
 
@@ -31,6 +32,8 @@ pub enum NotReady {
     },
     /// The backplane is away, or its canary has not come back.
     Backplane,
+    /// The keys of the identity provider were not read yet.
+    Keys,
     /// The node has been near its memory bound for a while.
     Memory,
     /// The node is about to end.
@@ -54,6 +57,12 @@ impl Health {
         self.flags.memory_short.store(is_short, Ordering::Relaxed);
     }
 
+    /// The keys of the identity provider are not there yet, or are. Written at the start, and then by
+    /// the ops thread.
+    pub fn set_keys_missing(&self, are_missing: bool) {
+        self.flags.keys_missing.store(are_missing, Ordering::Relaxed);
+    }
+
     /// The node is about to end. Written by main only.
     pub fn set_draining(&self) {
         self.flags.draining.store(true, Ordering::Relaxed);
@@ -68,6 +77,8 @@ impl Health {
             Err(NotReady::Starting { listening })
         } else if !self.flags.backplane_up.load(Ordering::Relaxed) {
             Err(NotReady::Backplane)
+        } else if self.flags.keys_missing.load(Ordering::Relaxed) {
+            Err(NotReady::Keys)
         } else if self.flags.memory_short.load(Ordering::Relaxed) {
             Err(NotReady::Memory)
         } else {
@@ -88,6 +99,9 @@ mod tests {
         assert_eq!(health.ready(1), Err(NotReady::Backplane));
         health.set_backplane_up(true);
         assert_eq!(health.ready(1), Ok(()));
+        health.set_keys_missing(true);
+        assert_eq!(health.ready(1), Err(NotReady::Keys));
+        health.set_keys_missing(false);
         health.set_memory_short(true);
         assert_eq!(health.ready(1), Err(NotReady::Memory));
         health.set_draining();

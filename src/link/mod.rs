@@ -16,6 +16,7 @@ pub mod health;
 mod held_bytes;
 pub mod hooks;
 pub mod inspect;
+pub mod key_requests;
 pub mod ledger;
 pub mod load_table;
 pub mod log_queue;

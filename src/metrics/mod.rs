@@ -214,6 +214,7 @@ counters! {
         probes: Counter "connection_probes_total" "Connections that ended before they sent a request: health checks",
         handshake_bytes: Gauge "handshake_bytes" "Bytes held of PROXY headers, request heads and bodies that are not complete",
         hook_waiting: Gauge "connections_waiting_for_hook" "Connections that are not read until a hook has answered",
+        key_waiting: Gauge "connections_waiting_for_keys" "Connections that are not read until the keys of auth.jwks_url were read",
         hooks_busy: Counter "hook_questions_refused_total" "Joins and messages refused because too many questions for hooks wait",
         http_calls: Gauge "http_calls" "Requests for the API on the public port that are received or carried out",
         http_calls_total: Counter "http_calls_total" "Requests for the API on the public port that were carried out",
@@ -398,6 +399,16 @@ counters! {
     SchedulingCounters, SchedulingMirror {
         in_batches: Gauge "threads_batch_scheduled" "Threads that scheduling = auto has put into SCHED_BATCH",
         changes: Counter "scheduling_changes_total" "Times that scheduling = auto has changed how a thread is scheduled",
+    }
+}
+
+counters! {
+    /// What is counted of the keys that are read from `auth.jwks_url`.
+    JwksCounters, JwksMirror {
+        keys: Gauge "jwks_keys" "Keys that were read from auth.jwks_url and can verify tokens",
+        read_ok: Counter "jwks_reads_total"["result" = "ok"] "Readings of auth.jwks_url, by result",
+        read_failed: Counter "jwks_reads_total"["result" = "failed"] "Readings of auth.jwks_url, by result",
+        last_unix_s: Gauge "jwks_last_read_timestamp_seconds" "When auth.jwks_url was last read, in seconds since 1970; 0: never",
     }
 }
 

@@ -17,18 +17,20 @@
 
 mod accept;
 mod io;
+mod key_waits;
 mod memory;
 mod reactor;
 mod read_queue;
 mod tasks;
 pub mod upgrade;
 
-use crate::auth::{AnonymousSecret, Authenticator};
+use crate::auth::{AnonymousSecret, Authenticator, FetchedKeys};
 use crate::link::calls::CallSender;
 use crate::link::channel::ShardEnd;
 use crate::link::exchange::ExchangeReader;
 use crate::link::health::Health;
 use crate::link::hooks::HookSender;
+use crate::link::key_requests::KeyRequests;
 use crate::link::ledger::Account;
 use crate::link::load_table::LoadTable;
 use crate::link::shares::{ShareLimits, Shares};
@@ -60,6 +62,8 @@ pub struct ShardSetup {
     pub reloads: ExchangeReader<Plan>,
     /// Which tokens are revoked.
     pub revocations: ExchangeReader<Revocations>,
+    /// Keys that were read from `auth.jwks_url`, and whom to ask for others.
+    pub keys: (ExchangeReader<FetchedKeys>, Arc<KeyRequests>),
     /// What the names of clients without a token are made with.
     pub anonymous_secret: AnonymousSecret,
     /// Where its counters go.

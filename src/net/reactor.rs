@@ -9,6 +9,7 @@
 //! Invariant: if a visit panics the reactor is not put back, and the thread ends: a shard with a
 //! broken invariant serves no client.
 
+use crate::auth::FetchedKeys;
 use crate::ids::ConnId;
 use crate::link::calls::{Call, CallSender};
 use crate::link::channel::ShardEnd;
@@ -24,10 +25,11 @@ use crate::net::accept::steering::Steering;
 use crate::net::io::epoll::{Epoll, Readiness};
 use crate::net::io::send::{Sender, ShortWrite};
 use crate::net::io::socket;
+use crate::net::key_waits::{KeyWait, KeyWaits, TimedWait};
 use crate::net::memory::{self, ShardMemory};
 use crate::net::read_queue::{ReadQueue, ReadTurn};
 use crate::net::upgrade::reject::RejectReason;
-use crate::net::upgrade::routes::{HandshakeRefusal, Routes};
+use crate::net::upgrade::routes::{Attempt, HandshakeRefusal, Routes, UNKNOWN_KEY};
 use crate::net::upgrade::{LeftAt, Progress, StageContext, TimedOut, Upgrades, first_message};
 use crate::plan::{Plan, ProxyProtocol};
 use crate::policy::networks::any_contains;
@@ -126,6 +128,8 @@ pub(super) struct Reactor {
     mirror: Arc<ShardMirror>,
     reloads: ExchangeReader<Plan>,
     revocations: ExchangeReader<Revocations>,
+    keys: ExchangeReader<FetchedKeys>,
+    key_waits: KeyWaits,
     scratch: Box<[u8]>,
     unread: ReadQueue,
     handshakes_max: usize,
@@ -154,6 +158,9 @@ impl Reactor {
     /// The reactor of a shard that is about to start.
     pub(super) fn new(setup: ShardSetup, shard: Shard, steering: Steering) -> io::Result<Reactor> {
         let (limits, plan) = (setup.plan.limits, setup.plan);
+        let (keys, requests) = setup.keys;
+        let mut routes = Routes::new(plan.clone(), setup.authenticator);
+        routes.set_key_requests(requests);
         Ok(Reactor {
             shard,
             end: setup.end,
@@ -162,7 +169,7 @@ impl Reactor {
             batch: SendBatch::default(),
             short_writes: Vec::new(),
             upgrades: Upgrades::default(),
-            routes: Routes::new(plan.clone(), setup.authenticator),
+            routes,
             calls: setup.calls,
             hooks: setup.hooks,
             steering,
@@ -170,6 +177,8 @@ impl Reactor {
             mirror: setup.mirror,
             reloads: setup.reloads,
             revocations: setup.revocations,
+            keys,
+            key_waits: KeyWaits::default(),
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
             unread: ReadQueue::default(),
             handshakes_max: limits.handshakes_max,
@@ -422,6 +431,7 @@ impl Reactor {
         if let Some(plan) = self.reloads.changed() {
             self.reload(plan, now_ms);
         }
+        self.tick_keys(now_ms);
         self.take_revocations();
         self.shard.handle_timeout(now_ms);
         while let Some(conn) = self.shard.poll_timed_out() {
@@ -440,15 +450,66 @@ impl Reactor {
         self.shard.measure();
         let (upgrade_bytes, calls) = (self.upgrades.held_bytes(), self.upgrades.calls());
         let hooked = self.upgrades.waiting() + self.shard.hooked();
+        let key_waiting = self.upgrades.key_waits() + self.key_waits.tokens();
         let counters = &mut self.shard.counters;
         counters.handshake_bytes = upgrade_bytes as u64;
         counters.http_calls = calls as u64;
         counters.hook_waiting = hooked as u64;
+        counters.key_waiting = key_waiting as u64;
         counters.address_uncounted = self.addresses.uncounted();
         counters.downlink_waiting = self.end.waiting() as u64;
         counters.uplink_waiting += self.end.sent_waiting() as u64;
         self.mirror.publish(counters);
         self.tick_memory(now_ms);
+    }
+
+    /// Takes over keys that were read; and judges those again that wait for them, or have waited for
+    /// long enough. What was asked of the provider before a token came does not decide about it.
+    fn tick_keys(&mut self, now_ms: u64) {
+        let were_read = self.take_keys();
+        for waiting in self.key_waits.take_due(were_read || self.draining, now_ms) {
+            let attempt = match were_read {
+                false => Attempt::InVain,
+                true if waiting.readings < self.routes.reading() => Attempt::WithNewKeys,
+                true => Attempt::First,
+            };
+            match waiting.wait {
+                KeyWait::Handshake(conn) => self.judge_again(conn, attempt),
+                KeyWait::Token(check) => self.check_token(check, attempt),
+            }
+        }
+    }
+
+    /// Takes over keys that were read; answers whether there were any.
+    fn take_keys(&mut self) -> bool {
+        let keys = self.keys.changed();
+        let were_read = keys.is_some();
+        keys.into_iter().for_each(|keys| self.routes.set_fetched(keys));
+        were_read
+    }
+
+    fn judge_again(&mut self, conn: ConnId, attempt: Attempt) {
+        let index = conn.0.index;
+        if !self.shard.is_handshaking(conn) || !self.upgrades.is_awaiting_keys(index) {
+            return;
+        }
+        self.shard.end_call(conn);
+        if self.draining {
+            return self.reject(conn, RejectReason::ConnectionsFull);
+        }
+        self.in_stage(conn, 0, |upgrades, _, context| {
+            upgrades.handle_keys(index, attempt, context)
+        });
+    }
+
+    /// A client waits until the keys were read, and no longer than a handshake may take.
+    fn await_keys(&mut self, wait: KeyWait) {
+        let until_ms = self.now_ms() + self.routes.plan().limits.handshake_timeout_ms;
+        let waiting = TimedWait { wait, until_ms, readings: self.routes.readings_begun() };
+        let (shard, upgrades) = (&self.shard, &self.upgrades);
+        self.key_waits.add(waiting, |conn| {
+            shard.is_handshaking(conn) && upgrades.is_awaiting_keys(conn.0.index)
+        });
     }
 
     /// Takes over which tokens are revoked, if that is news.
@@ -467,7 +528,8 @@ impl Reactor {
     }
 
     fn held_bytes(&self, sent_bytes: u64) -> u64 {
-        (self.shard.held_bytes() + self.upgrades.held_bytes()) as u64 + sent_bytes
+        let waiting_bytes = self.upgrades.held_bytes() + self.key_waits.held_bytes();
+        (self.shard.held_bytes() + waiting_bytes) as u64 + sent_bytes
     }
 
     /// The same on the tick; and closes those that hold most, where that is too much.
@@ -594,7 +656,8 @@ impl Reactor {
         let named = match &progress {
             Progress::Open { named, .. }
             | Progress::Call { named, .. }
-            | Progress::Ask { named, .. } => *named,
+            | Progress::Ask { named, .. }
+            | Progress::AwaitKeys { named } => *named,
             _ => self.upgrades.named(conn.0.index),
         };
         let progress = match self.addresses.begin_named(conn.0.index, named) {
@@ -614,6 +677,11 @@ impl Reactor {
         let now_ms = self.now_ms();
         match progress {
             Progress::More => {}
+            Progress::AwaitKeys { .. } => {
+                self.await_keys(KeyWait::Handshake(conn));
+                outcome.is_paused = true;
+                self.shard.begin_call(conn);
+            }
             Progress::Interim(response) => self.shard.handle_interim(conn, response),
             Progress::AwaitToken { response, deadline_ms } => {
                 self.shard.handle_interim(conn, response);
@@ -777,28 +845,48 @@ impl Reactor {
     /// its next turn behind the others. Where a service has judged who a client is, its token alone
     /// changes nothing: it would bring back what the service has not allowed.
     fn check_tokens(&mut self) {
-        let is_judged = self.routes.plan().hooks.connect_url.is_some();
-        while let Some(TokenCheck { conn, is_for_room, token }) = self.shard.poll_token_check() {
-            let (now_ms, now_s) = (self.now_ms(), unix_s());
-            let at_ms = |expires: Option<u64>| {
-                expires.map(|at_s| now_ms + 1000 * at_s.saturating_sub(now_s))
-            };
-            let checked = match is_for_room {
-                false if is_judged => Ok(TokenVerdict::Refused(
-                    "this server asks a service about each connection: connect with the new token",
-                )),
-                false => self.routes.admit(Some(&token), now_s).map(|identity| {
-                    let expires_at_ms = at_ms(identity.expires_unix_s);
-                    TokenVerdict::User { identity, expires_at_ms }
-                }),
-                true => self.routes.admit_to_room(&token, now_s).map(|admission| {
-                    let expires_at_ms = at_ms(admission.expires_unix_s);
-                    TokenVerdict::Room { admission, expires_at_ms }
-                }),
-            };
-            let refused = |why: RejectReason| TokenVerdict::Refused(why.rejection().text);
-            self.shard.handle_token(conn, checked.unwrap_or_else(refused));
+        while let Some(check) = self.shard.poll_token_check() {
+            self.check_token(check, Attempt::First);
         }
+    }
+
+    fn check_token(&mut self, check: TokenCheck, attempt: Attempt) {
+        let verdict = match self.token_verdict(&check, attempt) {
+            Ok(verdict) => verdict,
+            Err(UNKNOWN_KEY) if attempt == Attempt::First && self.key_waits.may_wait(&check) => {
+                return self.await_keys(KeyWait::Token(check));
+            }
+            Err(why) => TokenVerdict::Refused(why.rejection().text),
+        };
+        self.shard.handle_token(check.conn, verdict);
+    }
+
+    /// What a token of an open connection is worth now.
+    fn token_verdict(
+        &self,
+        check: &TokenCheck,
+        attempt: Attempt,
+    ) -> Result<TokenVerdict, RejectReason> {
+        let TokenCheck { is_for_room, token, .. } = check;
+        let (now_ms, now_s) = (self.now_ms(), unix_s());
+        let at_ms =
+            |expires: Option<u64>| expires.map(|at_s| now_ms + 1000 * at_s.saturating_sub(now_s));
+        let is_judged = self.routes.plan().hooks.connect_url.is_some();
+        Ok(match is_for_room {
+            false if is_judged => TokenVerdict::Refused(
+                "this server asks a service about each connection: connect with the new token",
+            ),
+            false => {
+                let identity = self.routes.admit(Some(token), attempt, now_s)?;
+                let expires_at_ms = at_ms(identity.expires_unix_s);
+                TokenVerdict::User { identity, expires_at_ms }
+            }
+            true => {
+                let admission = self.routes.admit_to_room(token, attempt, now_s)?;
+                let expires_at_ms = at_ms(admission.expires_unix_s);
+                TokenVerdict::Room { admission, expires_at_ms }
+            }
+        })
     }
 
     /// Queues connections that were paused and are to be read again.

@@ -5,7 +5,7 @@ use super::error::StartError;
 use super::reload::Reloader;
 use super::{log, ports, scheduling, shutdown, threads};
 use crate::api::{self, OpsSetup};
-use crate::auth::{AnonymousSecret, Authenticator};
+use crate::auth::{AnonymousSecret, Authenticator, FetchedKeys};
 use crate::config::{Config, ConfigOrigin};
 use crate::hooks::client::check_url;
 use crate::hooks::dispatcher::{self, HooksSetup};
@@ -15,6 +15,7 @@ use crate::link::channel::{BackplaneEnd, WindowLimits, window_within};
 use crate::link::exchange::{Exchange, ExchangeReader};
 use crate::link::health::Health;
 use crate::link::hooks::{HookPlaces, HookReceiver, HookSender, hooks};
+use crate::link::key_requests::KeyRequests;
 use crate::link::ledger::{Account, Ledger, MemoryCalls};
 use crate::link::load_table::LoadTable;
 use crate::metrics::{BackplaneMirror, SchedulingMirror};
@@ -27,6 +28,8 @@ use crate::{backplane, sys, terminal, tls_trust};
 use std::process::ExitCode;
 use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
+
+type KeyEnds = (Arc<Exchange<FetchedKeys>>, Arc<KeyRequests>);
 
 /// Serves until a signal. Everything that can be refused is refused before the first thread.
 /// `origin`: where the configuration was read from, and is read again at SIGHUP.
@@ -74,13 +77,11 @@ fn build(
     let (call_sender, call_receiver) =
         calls(limits.http_calls_max, ledger.clone()).map_err(StartError::machine)?;
     let (hook_sender, hook_receiver) = hook_ends(&plan)?;
-    let hook_mirror = Arc::default();
     let authenticator = Arc::new(Authenticator::new(&plan.auth));
-    let anonymous_secret = AnonymousSecret::new(random()?);
-    let health = Arc::new(Health::default());
-    let revocations = Arc::new(Exchange::new(Arc::default()));
-    let load_table = Arc::new(LoadTable::new(shards));
-    let shares = Arc::new(net::shares(&plan));
+    let (hook_mirror, anonymous_secret) = (Arc::default(), AnonymousSecret::new(random()?));
+    let (health, revocations) = (Arc::<Health>::default(), Arc::new(Exchange::new(Arc::default())));
+    let keys = keys(&plan, &health)?;
+    let (load_table, shares) = (Arc::new(LoadTable::new(shards)), Arc::new(net::shares(&plan)));
     let shard_mirrors: Vec<_> = (0..shards).map(|_| Arc::default()).collect();
     let (backplane_mirror, scheduled) = (Arc::default(), scheduling::mirror());
     let tables_split = Arc::new(Barrier::new(usize::from(shards) + 1));
@@ -97,6 +98,7 @@ fn build(
             authenticator: authenticator.clone(),
             reloads: ExchangeReader::new(reloader.plan.clone()),
             revocations: ExchangeReader::new(revocations.clone()),
+            keys: (ExchangeReader::new(keys.0.clone()), keys.1.clone()),
             anonymous_secret,
             mirror: Arc::clone(mirror),
             health: health.clone(),
@@ -123,6 +125,7 @@ fn build(
         health: health.clone(),
         scheduled: scheduled.clone(),
         ledger: ledger.clone(),
+        keys,
     };
     start_ops(&plan, setup)?;
     let (asks, end, mirror) = (hook_receiver, ops_end.clone(), hook_mirror);
@@ -130,6 +133,14 @@ fn build(
     start_scheduling(&plan, scheduled, &health)?;
     let (ops, shards, held) = (ops_end, shard_threads, ports.held);
     Ok(shutdown::RunningNode { reloader, health, ops, shards, backplane, held })
+}
+
+/// Where keys of `auth.jwks_url` go, and who asks for them. With keys in a file, tokens are verified
+/// from the start, and the node is ready without others.
+fn keys(plan: &Plan, health: &Health) -> Result<KeyEnds, StartError> {
+    health.set_keys_missing(plan.auth.jwks.is_some() && plan.auth.keys.is_empty());
+    let requests = KeyRequests::new().map_err(StartError::machine)?;
+    Ok((Arc::new(Exchange::new(Arc::default())), Arc::new(requests)))
 }
 
 /// One shard's thread. It serves nobody before all threads have a file table of their own.
@@ -256,7 +267,10 @@ fn files(plan: &Plan) -> Result<(), StartError> {
         authorities("redis.tls_ca_file", redis.tls_ca_file.as_deref())?;
     }
     authorities("hooks.tls_ca_file", plan.hooks.tls_ca_file.as_deref())?;
-    for (key, url) in plan.hooks.urls() {
+    let jwks = plan.auth.jwks.as_ref();
+    authorities("auth.jwks_tls_ca_file", jwks.and_then(|jwks| jwks.tls_ca_file.as_deref()))?;
+    let jwks = jwks.map(|jwks| ("auth.jwks_url", &jwks.url[..]));
+    for (key, url) in plan.hooks.urls().chain(jwks) {
         check_url(url).map_err(|why| StartError::Machine(format!("{key} = {url}: {why}")))?;
     }
     Ok(())

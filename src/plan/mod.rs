@@ -13,7 +13,7 @@ mod memory;
 pub mod print;
 mod urls;
 
-use crate::auth::{AuthPlan, ClaimNames, VerifyingKeys};
+use crate::auth::{AuthPlan, ClaimNames, JwksPlan, VerifyingKeys};
 use crate::config::{BackplaneUrl, Config, ConfigError, ConfigErrors};
 pub use crate::config::{
     Deployment, Login, ProxyProtocol, RedisServers, RejectedHandshakes, Scheduling, SteeringMode,
@@ -29,6 +29,7 @@ pub use memory::{MemoryPart, MemoryPlan};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What the configuration means on this machine: everything resolved, nothing opened yet.
 #[derive(Clone)]
@@ -326,6 +327,7 @@ fn auth_plan(config: &Config) -> Result<AuthPlan, ConfigErrors> {
         anonymous: config.auth_anonymous.unwrap_or(!has_tokens),
         hmac_secret: config.auth_hmac_secret.clone(),
         keys,
+        jwks: jwks_plan(config),
         issuer: config.auth_issuer.clone(),
         audience: config.auth_audience.clone(),
         claims: claim_names(config)?,
@@ -334,6 +336,18 @@ fn auth_plan(config: &Config) -> Result<AuthPlan, ConfigErrors> {
         expiry_notice_s: config.auth_expiry_notice_s,
         anonymous_rights: config.auth_anonymous_rights.unwrap_or(config.auth_user_rights),
         user_rights: config.auth_user_rights,
+    })
+}
+
+/// Where keys are read from.
+fn jwks_plan(config: &Config) -> Option<JwksPlan> {
+    let url = config.auth_jwks_url.as_ref()?;
+    Some(JwksPlan {
+        url: url.clone(),
+        tls_ca_file: config.auth_jwks_tls_ca_file.clone(),
+        timeout: Duration::from_millis(config.auth_jwks_timeout_ms),
+        refresh_min: Duration::from_secs(config.auth_jwks_refresh_min_s),
+        refresh_max: Duration::from_secs(config.auth_jwks_refresh_max_s),
     })
 }
 
@@ -387,7 +401,7 @@ fn notices(config: &Config, machine: &Machine, plan: &Plan) -> Vec<StartupNotice
     }
     if !plan.auth.has_tokens() {
         notices.push(warning(
-            "auth.hmac_secret is not set, nor auth.keys_file: EVERY CLIENT THAT REACHES THE PORT MAY CONNECT, WITHOUT A \
+            "auth.hmac_secret is not set, nor auth.keys_file and auth.jwks_url: EVERY CLIENT THAT REACHES THE PORT MAY CONNECT, WITHOUT A \
              NAME, and may do what auth.anonymous_rights says. Set it before others can reach this"
                 .to_owned(),
         ));

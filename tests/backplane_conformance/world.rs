@@ -674,6 +674,7 @@ fn plan(build: Build, node: NodeId, backplane: BackplanePlan) -> Plan {
             issuer: None,
             audience: None,
             claims: Default::default(),
+            jwks: None,
             leeway_s: 2,
             first_message_timeout_ms: 0,
             expiry_notice_s: 0,

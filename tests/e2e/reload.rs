@@ -263,6 +263,8 @@ fn another(
         "trusted_proxies" => quoted("10.0.0.0/8"),
         "node.name" | "redis.prefix" | "auth.issuer" | "auth.audience" | "auth.user_claim"
         | "auth.rooms_claim" | "auth.send_claim" | "auth.rights_claim" => quoted("other"),
+        "auth.jwks_url" => quoted("http://127.0.0.1:1/"),
+        "auth.jwks_tls_ca_file" => quoted("/etc/ca.pem"),
         "auth.required_claims" => quoted("azp=web"),
         "auth.keys_file" => quoted(&keys_file(secret_file)),
         "auth.anonymous" => ("true".to_owned(), ""),

@@ -58,6 +58,15 @@ impl VerifyingKey {
     }
 }
 
+/// Keys that were read from a URL.
+#[derive(Debug, Default)]
+pub struct FetchedKeys {
+    /// All that can be used here.
+    pub keys: VerifyingKeys,
+    /// Which reading has found them, from 1; 0: none has.
+    pub reading: u64,
+}
+
 impl VerifyingKeys {
     /// Reads a JWK Set, or keys in PEM. Keys of kinds that are not for signatures, or not known here,
     /// are skipped, because sets hold such; a set in which no other is left is an error.
@@ -78,6 +87,30 @@ impl VerifyingKeys {
             1..=KEYS_MAX => Ok(VerifyingKeys(keys)),
             _ => Err(format!("it has more than {KEYS_MAX} keys")),
         }
+    }
+
+    /// Reads a JWK Set of public keys: secrets in it are skipped.
+    pub fn read_public(text: &str) -> Result<VerifyingKeys, String> {
+        if !text.trim_start().starts_with('{') {
+            return Err("not a JWK Set: it is not JSON".to_owned());
+        }
+        let mut keys = VerifyingKeys::read(text)?;
+        keys.0.retain(|key| !key.algorithms.iter().any(|algorithm| HMAC.contains(algorithm)));
+        match keys.is_empty() {
+            true => Err("no key in it is a public one that can verify a token here".to_owned()),
+            false => Ok(keys),
+        }
+    }
+
+    /// Both sets.
+    pub(super) fn and(mut self, others: &VerifyingKeys) -> VerifyingKeys {
+        self.0.extend(others.0.iter().cloned());
+        self
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
     }
 
     /// The same set with another key.

@@ -116,6 +116,7 @@ pub(super) fn plan(keys: VerifyingKeys) -> AuthPlan {
         issuer: None,
         audience: None,
         claims: ClaimNames::default(),
+        jwks: None,
         leeway_s: 2,
         first_message_timeout_ms: 0,
         expiry_notice_s: 0,

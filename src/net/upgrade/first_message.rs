@@ -8,7 +8,7 @@
 //! Invariant: one token is checked, and then it is open or ends.
 
 use crate::net::upgrade::reject::RejectReason;
-use crate::net::upgrade::routes::{AwaitedOpening, HandshakeRefusal};
+use crate::net::upgrade::routes::{AwaitedOpening, HandshakeRefusal, UNKNOWN_KEY};
 use crate::protocol::dialect::{AuthRequest, Encoding, Incoming};
 use crate::shard::{write_overloaded, write_rejection};
 use crate::ws::decoder::{Decoder, DecoderLimits, Item};
@@ -104,7 +104,9 @@ pub fn refuse(
     let text = reason.rejection().text;
     match (close, reason) {
         (Some(close), _) => response.extend_from_slice(&close),
-        (None, RejectReason::UserFull) => write_overloaded(encoding, text, &mut response),
+        (None, RejectReason::UserFull | UNKNOWN_KEY) => {
+            write_overloaded(encoding, text, &mut response);
+        }
         (None, _) => write_rejection(encoding, false, text, &mut response),
     }
     HandshakeRefusal { reason, response: Bytes::from(response), user: None }

@@ -4,6 +4,7 @@
 //!   ProxyHeader ──► Head ──► (a WebSocket, or an answer and the end)
 //!                   ▲  ├───► FirstMessage ──► (a WebSocket, or the end)
 //!                   │  ├───► Waiting ───────► (a WebSocket, or an answer and the end)
+//!                   │  ├───► KeyWait ───────► (Waiting, a WebSocket, or an answer and the end)
 //!                   │  └───► Body ──► Answer ──┐
 //!                   └──────────────────────────┘
 //! ```
@@ -15,14 +16,18 @@
 //! | `FirstMessage` | behind the head of a WebSocket that may send its token later | 32 KiB |
 //! | `Body` | behind the head of a request for the API | `http_body_bytes_max` |
 //! | `Waiting` | behind the head of a WebSocket, with `hooks.connect_url` | one read of what follows |
+//! | `KeyWait` | behind a token that names a key that is not known | its head or message, one read |
 //! | `Answer` | when that is whole, and the ops thread has it | one read of what follows |
 //!
 //! PROXY header and first head have one deadline together, the shard's `handshake_timeout_ms`, over
 //! all reads, so that dripping bytes buys no time; each further head of a connection has one of its
 //! own, a body has `http_body_timeout_ms`, and a first message `auth.first_message_timeout_ms`. In
-//! `Answer` and `Waiting` the connection is not read, so a second request waits until the first one is
-//! answered. `Waiting` ends with the verdict of the hook, which comes within
+//! `Answer`, `Waiting` and `KeyWait` the connection is not read, so a second request waits until the
+//! first one is answered. `Waiting` ends with the verdict of the hook, which comes within
 //! `hooks.waiting_timeout_ms` and `hooks.timeout_ms`.
+//!
+//! `KeyWait` ends when the keys of `auth.jwks_url` were read, or after another `handshake_timeout_ms`;
+//! the token is judged again then. At most [`KEY_WAITS_MAX`] of a shard are in it.
 //!
 //! Connections in a stage are bounded by `handshakes_max`, those in `Body` and `Answer` by
 //! `http_calls_max`, and those in `Waiting` by `hooks.waiting_max` and `hooks.waiting_bytes_max`.
@@ -35,6 +40,7 @@ mod body;
 pub mod first_message;
 pub mod forwarded;
 pub mod http_head;
+mod key_wait;
 mod origin;
 mod page;
 pub mod proxy_header;
@@ -54,11 +60,15 @@ use bytes::{Buf, Bytes, BytesMut};
 use first_message::{FirstMessage, FirstRead};
 use http::request::Parts;
 use http_head::HeadRead;
+use key_wait::{HeadOfWait, HeldToken};
 use proxy_header::ProxyHeader;
 use reject::RejectReason;
-use routes::{AwaitedOpening, HandshakeRefusal, RouteOutcome, Routes};
+use routes::{Attempt, AwaitedOpening, HandshakeRefusal, RouteOutcome, Routes, UNKNOWN_KEY};
 use std::collections::HashMap;
 use std::net::SocketAddr;
+
+/// Connections of a shard that wait for keys, at most. Further ones may come again.
+pub const KEY_WAITS_MAX: usize = 256;
 
 /// Connections that have begun a stage, by the index of their connection.
 #[derive(Default)]
@@ -70,6 +80,8 @@ pub struct Upgrades {
     calls: usize,
     /// Those in `Waiting`.
     waiting: usize,
+    /// Those in `KeyWait`.
+    key_waits: usize,
 }
 
 /// What the stages read of the node and the socket.
@@ -108,6 +120,7 @@ enum Stage {
     Body(Box<BegunCall>),
     Answer,
     Waiting(Box<WaitingOpening>),
+    KeyWait(Box<HeldToken>),
 }
 
 /// A handshake that a hook is asked about.
@@ -147,6 +160,11 @@ pub enum Progress {
         response: Bytes,
         /// Until then, in milliseconds of the shard's clock.
         deadline_ms: u64,
+    },
+    /// Its token names a key that is not known: it is not to be read until [`Upgrades::handle_keys`].
+    AwaitKeys {
+        /// As in `Open`.
+        named: Option<SocketAddr>,
     },
     /// It has got a page: a complete HTTP answer, then the end.
     Page(Bytes),
@@ -260,6 +278,33 @@ impl Upgrades {
         }
     }
 
+    /// Whether the connection at `index` waits for keys.
+    pub fn is_awaiting_keys(&self, index: u32) -> bool {
+        self.begun.get(&index).is_some_and(|begun| matches!(begun.stage, Stage::KeyWait(_)))
+    }
+
+    /// The keys were read since the connection at `index` waits for them, or it has waited for long
+    /// enough: it is judged again.
+    pub fn handle_keys(
+        &mut self,
+        index: u32,
+        attempt: Attempt,
+        context: &StageContext,
+    ) -> Progress {
+        let Some(mut begun) = self.take(index) else { return Progress::More };
+        let may_wait = attempt == Attempt::First;
+        let progress = match std::mem::replace(&mut begun.stage, Stage::Head) {
+            Stage::KeyWait(wait) => match *wait {
+                HeldToken::Head(head) => begun.judge(head, attempt, may_wait, context),
+                HeldToken::First(opening, request) => {
+                    begun.admit_first(opening, request, attempt, may_wait, context)
+                }
+            },
+            _ => unreachable!("keys are for a connection that waits for them"),
+        };
+        self.keep(index, begun, progress)
+    }
+
     fn go_on(
         &mut self,
         index: u32,
@@ -267,12 +312,19 @@ impl Upgrades {
         before: usize,
         context: &StageContext,
     ) -> Progress {
-        let progress = begun.step(before, context);
+        let may_wait = self.key_waits < KEY_WAITS_MAX;
+        let progress = begun.step(before, may_wait, context);
+        self.keep(index, begun, progress)
+    }
+
+    /// Stores a connection that goes on.
+    fn keep(&mut self, index: u32, begun: Begun, progress: Progress) -> Progress {
         let goes_on = matches!(
             progress,
             Progress::More
                 | Progress::Interim(_)
                 | Progress::AwaitToken { .. }
+                | Progress::AwaitKeys { .. }
                 | Progress::Call { .. }
                 | Progress::Ask { .. }
         );
@@ -280,6 +332,7 @@ impl Upgrades {
             self.held_bytes += begun.held_bytes();
             self.calls += usize::from(begun.is_call());
             self.waiting += usize::from(matches!(begun.stage, Stage::Waiting(_)));
+            self.key_waits += usize::from(matches!(begun.stage, Stage::KeyWait(_)));
             self.begun.insert(index, begun);
         }
         progress
@@ -302,7 +355,9 @@ impl Upgrades {
                 TimedOut::Close(first.opening.encoding, RejectReason::AuthTimeout)
             }
             Stage::Body(_) => TimedOut::Reject(RejectReason::BodyTimeout),
-            Stage::Answer | Stage::Waiting(_) => TimedOut::NotYet { deadline_ms: None },
+            Stage::Answer | Stage::Waiting(_) | Stage::KeyWait(_) => {
+                TimedOut::NotYet { deadline_ms: None }
+            }
         }
     }
 
@@ -319,7 +374,7 @@ impl Upgrades {
     /// The connection at `index` was closed.
     pub fn forget(&mut self, index: u32) -> LeftAt {
         match self.take(index) {
-            Some(Begun { stage: Stage::Waiting(_), .. }) => LeftAt::Halfway,
+            Some(Begun { stage: Stage::Waiting(_) | Stage::KeyWait(_), .. }) => LeftAt::Halfway,
             Some(begun) if begun.is_halfway() => LeftAt::Halfway,
             Some(begun) if begun.is_served => LeftAt::Served,
             _ => LeftAt::Nothing,
@@ -341,11 +396,17 @@ impl Upgrades {
         self.waiting
     }
 
+    /// Connections that wait for keys.
+    pub fn key_waits(&self) -> usize {
+        self.key_waits
+    }
+
     fn take(&mut self, index: u32) -> Option<Begun> {
         let begun = self.begun.remove(&index)?;
         self.held_bytes -= begun.held_bytes();
         self.calls -= usize::from(begun.is_call());
         self.waiting -= usize::from(matches!(begun.stage, Stage::Waiting(_)));
+        self.key_waits -= usize::from(matches!(begun.stage, Stage::KeyWait(_)));
         Some(begun)
     }
 }
@@ -381,13 +442,14 @@ impl Begun {
         let of_stage = match &self.stage {
             Stage::FirstMessage(first) => first.held_bytes(),
             Stage::Waiting(waiting) => waiting.held_bytes,
+            Stage::KeyWait(wait) => wait.held_bytes(),
             _ => 0,
         };
         self.bytes.capacity() + of_stage
     }
 
     /// Continues as far as the bytes allow; the first `before` of them were looked at already.
-    fn step(&mut self, mut before: usize, context: &StageContext) -> Progress {
+    fn step(&mut self, mut before: usize, may_wait: bool, context: &StageContext) -> Progress {
         if matches!(self.stage, Stage::ProxyHeader) {
             match self.read_proxy_header(context) {
                 ProxyVerdict::Next => before = 0,
@@ -398,23 +460,42 @@ impl Begun {
         }
         match self.stage {
             Stage::Body(_) => self.read_body(context),
-            Stage::FirstMessage(_) => self.read_first_message(context),
-            Stage::Head if !self.bytes.is_empty() => self.read_head(before, context),
+            Stage::FirstMessage(_) => self.read_first_message(may_wait, context),
+            Stage::Head if !self.bytes.is_empty() => self.read_head(before, may_wait, context),
             _ => Progress::More,
         }
     }
 
-    fn read_head(&mut self, before: usize, context: &StageContext) -> Progress {
+    fn read_head(&mut self, before: usize, may_wait: bool, context: &StageContext) -> Progress {
         let routes = context.routes;
+        let all_bytes = self.bytes.len();
         let parts = match http_head::read(&mut self.bytes, before, routes.head_bytes_max()) {
             Ok(HeadRead::More) => return Progress::More,
             Ok(HeadRead::Whole(parts)) => *parts,
             Err(reason) => return Progress::Reject(reason),
         };
-        match routes.answer(&parts, context.now_unix_s) {
+        let head_bytes = all_bytes - self.bytes.len();
+        self.judge(HeadOfWait { parts, head_bytes }, Attempt::First, may_wait, context)
+    }
+
+    /// Judges a whole head.
+    fn judge(
+        &mut self,
+        head: HeadOfWait,
+        attempt: Attempt,
+        may_wait: bool,
+        context: &StageContext,
+    ) -> Progress {
+        let outcome = context.routes.answer_at(&head.parts, attempt, context.now_unix_s);
+        if may_wait && outcome.is_of_unknown_key() {
+            let named = self.client(&head.parts.headers, context);
+            return self.await_keys(HeldToken::Head(head), named);
+        }
+        let parts = head.parts;
+        match outcome {
             RouteOutcome::Open(opening) => self.open(parts, opening, context),
             RouteOutcome::AwaitToken(opening) => {
-                self.begin_first_message(&parts.headers, opening, context)
+                self.begin_first_message(&parts.headers, opening, may_wait, context)
             }
             RouteOutcome::Page(response) => Progress::Page(response),
             RouteOutcome::Reject(reason) => Progress::Reject(reason),
@@ -427,13 +508,14 @@ impl Begun {
         &mut self,
         headers: &http::HeaderMap,
         opening: AwaitedOpening,
+        may_wait: bool,
         context: &StageContext,
     ) -> Progress {
         self.named = self.client(headers, context);
         let timeout_ms = context.routes.plan().auth.first_message_timeout_ms;
         self.deadline_ms = context.now_ms + timeout_ms;
         self.stage = Stage::FirstMessage(Box::new(FirstMessage::new(opening)));
-        match self.read_first_message(context) {
+        match self.read_first_message(may_wait, context) {
             Progress::Interim(response) => {
                 Progress::AwaitToken { response, deadline_ms: self.deadline_ms }
             }
@@ -441,21 +523,43 @@ impl Begun {
         }
     }
 
-    fn read_first_message(&mut self, context: &StageContext) -> Progress {
+    fn read_first_message(&mut self, may_wait: bool, context: &StageContext) -> Progress {
         let Stage::FirstMessage(first) = &mut self.stage else { return Progress::More };
         let read = first.read(&mut self.bytes);
         let opening = &mut first.opening;
-        let (encoding, before) = (opening.encoding, std::mem::take(&mut opening.response));
-        let request = match read {
-            FirstRead::More(out) if out.is_empty() => return Progress::More,
-            FirstRead::More(out) => return Progress::Interim(out),
-            FirstRead::Token(request) => request,
-            FirstRead::End(reason, close) => {
-                return Progress::Refuse(first_message::refuse(encoding, reason, before, close));
-            }
-        };
+        let (encoding, response) = (opening.encoding, std::mem::take(&mut opening.response));
         let rooms = std::mem::take(&mut opening.rooms);
-        match context.routes.admit(Some(&request.token), context.now_unix_s) {
+        match read {
+            FirstRead::More(out) => {
+                opening.rooms = rooms;
+                if out.is_empty() { Progress::More } else { Progress::Interim(out) }
+            }
+            FirstRead::Token(request) => {
+                let opening = AwaitedOpening { response, rooms, encoding };
+                self.admit_first(opening, request, Attempt::First, may_wait, context)
+            }
+            FirstRead::End(reason, close) => {
+                Progress::Refuse(first_message::refuse(encoding, reason, response, close))
+            }
+        }
+    }
+
+    /// Judges the token of a first message.
+    fn admit_first(
+        &mut self,
+        opening: AwaitedOpening,
+        request: AuthRequest,
+        attempt: Attempt,
+        may_wait: bool,
+        context: &StageContext,
+    ) -> Progress {
+        let token = Some(&*request.token);
+        let admitted = context.routes.admit(token, attempt, context.now_unix_s);
+        if may_wait && admitted == Err(UNKNOWN_KEY) {
+            return self.await_keys(HeldToken::First(opening, request), self.named);
+        }
+        let AwaitedOpening { response: before, rooms, encoding } = opening;
+        match admitted {
             Ok(identity) => Progress::Open {
                 opening: Opening { identity, response: before, rooms, encoding },
                 named: self.named,
@@ -464,6 +568,13 @@ impl Begun {
             },
             Err(reason) => Progress::Refuse(first_message::refuse(encoding, reason, before, None)),
         }
+    }
+
+    fn await_keys(&mut self, wait: HeldToken, named: Option<SocketAddr>) -> Progress {
+        // The memory of what is in `wait` is given back; what follows it is at most one read.
+        self.bytes = BytesMut::from(&self.bytes[..]);
+        self.stage = Stage::KeyWait(Box::new(wait));
+        Progress::AwaitKeys { named }
     }
 
     /// The client is admitted, unless a hook is to be asked first.

@@ -36,6 +36,9 @@ macro_rules! reject_reasons {
                         RejectReason::Handshake(refusal) => {
                             (refusal.status, |c| &mut c.refused_http, refusal.reason)
                         }
+                        RejectReason::Token(AuthError::UnknownKey) => {
+                            (503, |c| &mut c.refused_auth, denied_text(AuthError::UnknownKey))
+                        }
                         RejectReason::Token(denied) => {
                             (401, |c| &mut c.refused_auth, denied_text(denied))
                         }
@@ -172,6 +175,7 @@ impl RejectReason {
             | RejectReason::Memory
             | RejectReason::HookFailed
             | RejectReason::HooksFull => &[("Retry-After", "1")],
+            RejectReason::Token(AuthError::UnknownKey) => &[("Retry-After", "1")],
             RejectReason::AddressHandshakes | RejectReason::AddressTooFast => {
                 &[("Retry-After", "5")]
             }
@@ -208,6 +212,9 @@ pub fn denied_text(denied: AuthError) -> &'static str {
     match denied {
         AuthError::Missing => "a token is needed: ?token=… or Authorization: Bearer …",
         AuthError::Invalid => "this token is not valid here",
+        AuthError::UnknownKey => {
+            "this token names a key (kid) that is not known here yet; the keys are read again: try again"
+        }
         AuthError::WrongIssuer => "this token is of another issuer (iss, auth.issuer)",
         AuthError::WrongAudience => "this token is for another audience (aud, auth.audience)",
         AuthError::TooManyGrants => {

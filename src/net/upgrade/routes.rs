@@ -15,8 +15,9 @@
 //!
 //! Invariant: pure; the same head at the same second gives the same answer.
 
-use crate::auth::{AuthError, Authenticator, Identity, RoomAdmission};
+use crate::auth::{AuthError, Authenticator, FetchedKeys, Identity, RoomAdmission};
 use crate::ids::is_name;
+use crate::link::key_requests::KeyRequests;
 use crate::net::upgrade::query::Query;
 use crate::net::upgrade::reject::RejectReason;
 use crate::net::upgrade::{origin, page};
@@ -24,7 +25,7 @@ use crate::plan::{Plan, RejectedHandshakes};
 use crate::policy::api_key::{is_public, is_shown};
 use crate::policy::revocations::Revocations;
 use crate::protocol::dialect::{Dialect, Encoding};
-use crate::shard::{Opening, write_rejection};
+use crate::shard::{Opening, write_overloaded, write_rejection};
 use crate::ws::handshake::{Upgrade, check, write_accept};
 use bytes::Bytes;
 use http::request::Parts;
@@ -36,11 +37,16 @@ const PROTOCOL: &str = "campanile.v1";
 /// characters of a JWT may stand there.
 const TOKEN_PROTOCOL: &str = "campanile.token.";
 
+/// Why a token is refused that names a key which may be known soon.
+pub const UNKNOWN_KEY: RejectReason = RejectReason::Token(AuthError::UnknownKey);
+
 /// The public port's paths.
 pub struct Routes {
     plan: Arc<Plan>,
     authenticator: Arc<Authenticator>,
     revocations: Arc<Revocations>,
+    fetched: Arc<FetchedKeys>,
+    requests: Option<Arc<KeyRequests>>,
 }
 
 /// The answer to a request head.
@@ -81,16 +87,68 @@ pub struct HandshakeRefusal {
     pub user: Option<String>,
 }
 
+impl RouteOutcome {
+    /// Whether its token names a key that is not known yet.
+    pub fn is_of_unknown_key(&self) -> bool {
+        match self {
+            RouteOutcome::Reject(reason) => *reason == UNKNOWN_KEY,
+            RouteOutcome::Refuse(refusal) => refusal.reason == UNKNOWN_KEY,
+            RouteOutcome::Open(_)
+            | RouteOutcome::AwaitToken(_)
+            | RouteOutcome::Call
+            | RouteOutcome::Page(_) => false,
+        }
+    }
+}
+
+/// Which time a head is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempt {
+    /// The first one: a key that is not known is asked for.
+    First,
+    /// The keys were read since: one that is not known does not exist.
+    WithNewKeys,
+    /// They were not, and the client has waited for long enough.
+    InVain,
+}
+
 impl Routes {
     /// The paths that `plan` asks for.
     pub fn new(plan: Arc<Plan>, authenticator: Arc<Authenticator>) -> Routes {
-        Routes { plan, authenticator, revocations: Arc::default() }
+        let (revocations, fetched) = (Arc::default(), Arc::default());
+        Routes { plan, authenticator, revocations, fetched, requests: None }
     }
 
     /// Takes a configuration over that was reloaded. The key of tokens is derived again.
     pub fn reload(&mut self, plan: Arc<Plan>) {
-        self.authenticator = Arc::new(Authenticator::new(&plan.auth));
         self.plan = plan;
+        self.renew();
+    }
+
+    /// Whom to ask for keys that are not known.
+    pub fn set_key_requests(&mut self, requests: Arc<KeyRequests>) {
+        self.requests = Some(requests);
+    }
+
+    /// Keys were read from `auth.jwks_url`.
+    pub fn set_fetched(&mut self, fetched: Arc<FetchedKeys>) {
+        self.fetched = fetched;
+        self.renew();
+    }
+
+    /// Which reading of them that was.
+    pub fn reading(&self) -> u64 {
+        self.fetched.reading
+    }
+
+    /// How many readings have begun.
+    pub fn readings_begun(&self) -> u64 {
+        self.requests.as_ref().map_or(0, |requests| requests.readings())
+    }
+
+    fn renew(&mut self) {
+        let authenticator = Authenticator::with_fetched(&self.plan.auth, &self.fetched.keys);
+        self.authenticator = Arc::new(authenticator);
     }
 
     /// Other tokens are revoked than until now.
@@ -118,6 +176,11 @@ impl Routes {
 
     /// Judges one request head.
     pub fn answer(&self, head: &Parts, now_unix_s: u64) -> RouteOutcome {
+        self.answer_at(head, Attempt::First, now_unix_s)
+    }
+
+    /// Judges it, perhaps again.
+    pub fn answer_at(&self, head: &Parts, attempt: Attempt, now_unix_s: u64) -> RouteOutcome {
         let path = head.uri.path();
         let echo = self.plan.echo_path.as_deref() == Some(path);
         if !echo && path != "/ws" {
@@ -127,7 +190,7 @@ impl Routes {
                 self.page(head, path)
             };
         }
-        match self.open(head, echo, now_unix_s) {
+        match self.open(head, echo, attempt, now_unix_s) {
             Ok(outcome) => outcome,
             Err(reason) => self.refuse(head, echo, reason),
         }
@@ -146,7 +209,10 @@ impl Routes {
                 let mut response = Vec::new();
                 write_accept(&upgrade, protocol(&upgrade, echo), &mut response);
                 let text = reason.rejection().text;
-                write_rejection(encoding(echo), is_forbidden, text, &mut response);
+                match reason == UNKNOWN_KEY {
+                    true => write_overloaded(encoding(echo), text, &mut response),
+                    false => write_rejection(encoding(echo), is_forbidden, text, &mut response),
+                }
                 Bytes::from(response)
             }
         };
@@ -173,6 +239,7 @@ impl Routes {
         &self,
         head: &Parts,
         echo: bool,
+        attempt: Attempt,
         now_unix_s: u64,
     ) -> Result<RouteOutcome, RejectReason> {
         let upgrade = check(head).map_err(RejectReason::Handshake)?;
@@ -182,7 +249,7 @@ impl Routes {
         let awaits = token.is_none() && !echo && self.plan.auth.awaits_first_message();
         let identity = match awaits {
             true => None,
-            false => Some(self.admit(token, now_unix_s)?),
+            false => Some(self.admit(token, attempt, now_unix_s)?),
         };
         let rooms = if echo { Vec::new() } else { self.rooms(query)? };
         let mut response = Vec::new();
@@ -195,9 +262,14 @@ impl Routes {
     }
 
     /// Checks a token, or that there may be none.
-    pub fn admit(&self, token: Option<&str>, now_unix_s: u64) -> Result<Identity, RejectReason> {
+    pub fn admit(
+        &self,
+        token: Option<&str>,
+        attempt: Attempt,
+        now_unix_s: u64,
+    ) -> Result<Identity, RejectReason> {
         let identity = self.authenticator.admit(token, now_unix_s);
-        let identity = identity.map_err(RejectReason::Token)?;
+        let identity = identity.map_err(|why| self.refused(why, attempt))?;
         self.check_revoked(&identity).map_err(RejectReason::Token)?;
         Ok(identity)
     }
@@ -206,14 +278,28 @@ impl Routes {
     pub fn admit_to_room(
         &self,
         token: &str,
+        attempt: Attempt,
         now_unix_s: u64,
     ) -> Result<RoomAdmission, RejectReason> {
         let admission = self.authenticator.admit_to_room(token, now_unix_s);
-        let admission = admission.map_err(RejectReason::Token)?;
+        let admission = admission.map_err(|why| self.refused(why, attempt))?;
         match self.revocations.refuse(Some(&admission.user), admission.mark) {
             true => Err(RejectReason::Token(AuthError::Revoked)),
             false => Ok(admission),
         }
+    }
+
+    /// Why a token is refused. Has the keys read, if it names one that may be new.
+    fn refused(&self, why: AuthError, attempt: Attempt) -> RejectReason {
+        let why = match (why, attempt) {
+            (AuthError::UnknownKey, Attempt::WithNewKeys) => AuthError::Invalid,
+            (why, _) => why,
+        };
+        let reason = RejectReason::Token(why);
+        if reason == UNKNOWN_KEY && attempt == Attempt::First {
+            self.requests.iter().for_each(|requests| requests.ask());
+        }
+        reason
     }
 
     fn rooms(&self, query: Query) -> Result<Vec<String>, RejectReason> {
