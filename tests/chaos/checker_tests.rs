@@ -103,6 +103,8 @@ fn a_reported_loss_is_no_violation() {
     fine("1:1=a 1:2=b 1:3=c", &["@1:0 1:1=a lost1 1:3=c @1:3<1:1+2 1:2=b 1:3=c"]);
     // What this member has heard last was said by a master that was one no more.
     fine("2:2=c 2:3=d", &["@1:0 1:1=a 1:2=b away @2:3<1:2!tail_lost>2 2:2=c 2:3=d"]);
+    // Of one place of a history nothing is left, and what is recovered says so there.
+    fine("1:1=a 1:3=c", &["@1:0 away @1:3<1:0+3 1:1=a lost1 1:3=c"]);
     // Redis lost what this member has heard; it is said again under the key it had.
     fine("2:1=a", &["@1:0 1:1=a away @2:0<1:1!tail_lost 2:1=a"]);
 }
@@ -124,7 +126,7 @@ fn a_gap_is_refused() {
     refused("a hole of 1", "", &["@1:0 1:1=a 2:3=c"]);
     refused("told of 1, missed 2", "", &["@1:0 1:1=a lost1 1:4=d"]);
     refused("recovering", "", &["@1:0 away @1:3<1:0+3 1:1=a 1:3=c"]);
-    refused("recovering", "", &["@1:0 away @1:3<1:0+3 1:1=a lost1 1:3=c"]);
+    refused("recovering", "", &["@1:0 away @1:4<1:0+4 1:1=a lost1 1:4=d"]);
     refused("recovering", "", &["@1:0 1:1=a 1:2=b away @2:3<1:2!tail_lost>2 2:3=d"]);
     refused("recovered from", "", &["@1:0 away @1:3<1:0+2"]);
 }
@@ -142,10 +144,12 @@ fn an_acknowledged_message_that_never_arrives_is_refused() {
 
 #[test]
 fn an_acknowledged_message_reported_lost_is_refused_if_nothing_may_be_lost() {
-    let members = vec![log("@1:0 1:1=a lost1 1:3=c")];
-    let record = Record { acked: acked("1:2=b"), members, is_strict: true, ..Record::default() };
-    let violations = check(&record).violations;
-    assert!(violations[0].why.contains("never heard"), "{violations:?}");
+    for text in ["@1:0 1:1=a lost1 1:3=c", "@1:0 away @1:3<1:0+3 1:1=a lost1 1:3=c"] {
+        let (acked, members) = (acked("1:2=b"), vec![log(text)]);
+        let record = Record { acked, members, is_strict: true, ..Record::default() };
+        let violations = check(&record).violations;
+        assert!(violations[0].why.contains("never heard"), "{violations:?}");
+    }
 }
 
 #[test]
