@@ -55,14 +55,14 @@ pub enum Farewell {
     Drain,
     /// Its token has expired.
     TokenExpired,
-    /// Its token was revoked.
-    TokenRevoked,
     /// Messages of a topic were lost, and its client has to come back to recover them.
     Lost,
     /// It sends faster than its rates allow, for too long.
     RateLimited,
     /// It was admitted by a key or a rule that no longer holds.
     NotAdmitted,
+    /// Its token was revoked.
+    TokenRevoked,
 }
 
 /// What becomes of a member of a topic of which messages were lost.
