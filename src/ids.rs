@@ -222,8 +222,8 @@ impl fmt::Debug for TopicName {
 }
 
 /// Whether this may name a room or a user: 1 to [`NAME_BYTES_MAX`] bytes, nothing that is not seen
-/// (control and format characters, line separators) and no blanks around it, so that two names which
-/// look the same to a person or in a log are the same.
+/// (control and format characters, line separators, fillers, variation selectors) and no blanks around
+/// it, so that two names which look the same to a person or in a log are the same.
 pub fn is_name(name: &str) -> bool {
     (1..=NAME_BYTES_MAX).contains(&name.len())
         && !name.chars().any(is_invisible)
@@ -231,12 +231,17 @@ pub fn is_name(name: &str) -> bool {
         && !name.ends_with(char::is_whitespace)
 }
 
-/// Unicode's general categories Cc, Cf, Zl and Zp.
+/// Unicode's general categories Cc, Cf, Zl and Zp, what is shown as nothing by default (fillers,
+/// variation selectors, tags), and the Braille pattern without a dot: a blank by another name.
 fn is_invisible(c: char) -> bool {
-    use icu_properties::CodePointMapData;
-    use icu_properties::props::GeneralCategory as Category;
+    use icu_properties::props::{DefaultIgnorableCodePoint, GeneralCategory as Category};
+    use icu_properties::{CodePointMapData, CodePointSetData};
+    const BRAILLE_BLANK: char = '\u{2800}';
     if c.is_ascii() {
         return c.is_ascii_control();
+    }
+    if c == BRAILLE_BLANK || CodePointSetData::new::<DefaultIgnorableCodePoint>().contains(c) {
+        return true;
     }
     matches!(
         CodePointMapData::<Category>::new().get(c),
@@ -277,7 +282,9 @@ mod tests {
         }
         let invisible = ["\0", "\n", "\u{7f}", "\u{85}", "\u{ad}", "\u{200b}", "\u{200d}"];
         let more = ["\u{202e}", "\u{2028}", "\u{2029}", "\u{2066}", "\u{feff}", "\u{e0041}"];
-        for c in invisible.into_iter().chain(more) {
+        let fillers = ["\u{115f}", "\u{1160}", "\u{3164}", "\u{ffa0}", "\u{17b4}", "\u{2800}"];
+        let selectors = ["\u{34f}", "\u{180b}", "\u{fe00}", "\u{fe0f}", "\u{e0100}", "\u{e01ef}"];
+        for c in invisible.into_iter().chain(more).chain(fillers).chain(selectors) {
             assert!(!is_name(&format!("a{c}b")), "{c:?}");
         }
         for blank in [" a", "a ", "\u{a0}a", "a\u{3000}", " ", ""] {

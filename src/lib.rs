@@ -59,6 +59,7 @@
 //! | [`config`], [`plan`] | every setting once; what it means on this machine |
 //! | [`node`], [`cli`], [`doctor`] | start and end of the process, the command line, host checks |
 //! | [`sys`], [`terminal`] | system calls; output that cannot block |
+//! | [`operator_files`] | reading the files that an operator names, within bounds |
 //! | [`tls_trust`] | whom TLS to other servers trusts |
 //! | [`metrics`] | what is counted, and how it leaves the thread that counts |
 //! | [`load`] | the load generator: a client that shares no code with the server |
@@ -223,6 +224,7 @@ pub mod load;
 pub mod metrics;
 pub mod net;
 pub mod node;
+pub mod operator_files;
 pub mod plan;
 pub mod policy;
 pub mod protocol;

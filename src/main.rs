@@ -2,7 +2,7 @@
 
 use campanile::cli::{self, Environment, Invocation};
 use campanile::node::startup;
-use campanile::{doctor, load, terminal};
+use campanile::{doctor, load, operator_files, terminal};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -16,7 +16,7 @@ fn main() -> ExitCode {
         env: std::env::vars_os()
             .map(|(name, value)| (name.to_string_lossy().into(), value.to_string_lossy().into()))
             .collect(),
-        read_file: &|path| std::fs::read_to_string(path),
+        read_file: &|path| operator_files::read_text(path),
         now_unix_s: now,
     };
     let code = match cli::parse(std::env::args_os(), &environment) {

@@ -3,6 +3,7 @@
 //! The authorities that may have signed a server's certificate are in a file, or else those of
 //! Mozilla's list. A certificate is always checked, and no setting changes that.
 
+use crate::operator_files::read_again;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
@@ -48,8 +49,7 @@ pub fn client_config(ca_file: Option<&str>) -> Result<ClientConfig, AuthorityErr
 }
 
 fn add_authorities(roots: &mut RootCertStore, path: &str) -> Result<(), AuthorityError> {
-    let text =
-        std::fs::read(path).map_err(|error| AuthorityError::Unreadable(error.to_string()))?;
+    let text = read_again(path).map_err(|error| AuthorityError::Unreadable(error.to_string()))?;
     for certificate in CertificateDer::pem_slice_iter(&text) {
         let certificate = certificate.map_err(|error| AuthorityError::NotPem(error.to_string()))?;
         roots.add(certificate).map_err(|error| AuthorityError::Refused(error.to_string()))?;

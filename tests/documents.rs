@@ -331,6 +331,166 @@ fn every_limit_has_a_row_that_says_what_happens_at_it() {
     assert_eq!(limits_without_a_row(&["limits.a_max"], "`b_max`"), ["a_max"]);
 }
 
+/// A constant of the source whose name says that it is a bound.
+#[derive(Debug, PartialEq, Eq)]
+struct Bound {
+    path: String,
+    name: String,
+    /// Its number, where it is a product of numbers.
+    value: Option<u64>,
+}
+
+/// The bounds of a file, those of its tests not among them.
+fn bounds_of(path: &str, text: &str) -> Vec<Bound> {
+    let text = text.split("#[cfg(test)]").next().expect("split gives at least one");
+    let bound = |line: &str| {
+        let (name, rest) = line.split_once("const ")?.1.split_once(": ")?;
+        let is_bound =
+            name.ends_with("_MAX") && name.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+        let (kind, value) = rest.split_once(" = ")?;
+        let is_number = ["usize", "u64", "u32"].contains(&kind);
+        let factors = value.trim_end_matches(';').split(" * ");
+        let value = factors.map(|factor| factor.replace('_', "").parse::<u64>().ok()).product();
+        (is_bound && is_number).then(|| Bound { path: path.into(), name: name.into(), value })
+    };
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).filter_map(bound).collect()
+}
+
+/// Bounds of our own work, such as what is done in one turn or asked at once, and of what the operator
+/// writes: nobody else can make us hold more by them.
+const BOUNDS_OF_OUR_OWN: &[(&str, &[&str])] = &[
+    ("src/api/connections.rs", &["QUESTIONS_MAX"]),
+    ("src/api/publish.rs", &["AROUND_BYTES_MAX"]),
+    ("src/api/users.rs", &["REASON_BYTES_MAX"]),
+    ("src/backplane/disconnect.rs", &["REASON_BYTES_MAX"]),
+    ("src/backplane/mod.rs", &["TURNS_MAX"]),
+    ("src/backplane/redis/connection/link.rs", &["PIPELINES_MAX"]),
+    ("src/backplane/redis/connection/subscriptions.rs", &["BATCHES_MAX"]),
+    ("src/backplane/redis/history/batch.rs", &["BATCHES_MAX", "BATCHES_WITH_FOLLOW_UPS_MAX"]),
+    ("src/backplane/redis/history/lineage.rs", &["EPOCHS_MAX"]),
+    ("src/backplane/redis/history/rotation.rs", &["FORGOTTEN_MAX"]),
+    ("src/backplane/redis/presence/query.rs", &["LOOKS_MAX", "READS_MAX"]),
+    ("src/backplane/redis/presence/records.rs", &["RECORD_BYTES_MAX"]),
+    ("src/backplane/redis/publish/lane.rs", &["BATCHES_MAX", "REPLICA_MS_MAX"]),
+    ("src/backplane/redis/publish/queue.rs", &["WAITING_BYTES_MAX", "WAITING_MAX"]),
+    ("src/backplane/redis/server/supervisor.rs", &["DRAIN_TURNS_MAX"]),
+    ("src/backplane/redis/topology/cluster.rs", &["ASKED_AT_ONCE_MAX"]),
+    ("src/backplane/redis/topology/sentinel.rs", &["REPORTS_MAX"]),
+    ("src/backplane/redis/unreadable.rs", &["SHOWN_BYTES_MAX"]),
+    (
+        "src/config/backplane/read.rs",
+        &["DB_MAX", "HOST_BYTES_MAX", "SHOWN_CHARS_MAX", "SOCKET_PATH_BYTES_MAX"],
+    ),
+    ("src/hooks/answer.rs", &["REASON_BYTES_MAX", "TTL_S_MAX"]),
+    ("src/ids.rs", &["NUMBER_MAX"]),
+    (
+        "src/link/inspect.rs",
+        &["LISTED_ROOMS_MAX", "PAGE_CONNECTIONS_MAX", "PAGE_PLACES_MAX", "USER_MEMBERSHIPS_MAX"],
+    ),
+    ("src/link/shares/count_table.rs", &["COUNTED_HANDSHAKES_MAX"]),
+    ("src/net/accept/rate.rs", &["RETRY_S_MAX"]),
+    ("src/net/io/epoll.rs", &["EVENTS_MAX"]),
+    ("src/net/io/socket.rs", &["SLICES_MAX"]),
+    ("src/net/memory.rs", &["ADDRESSES_MAX"]),
+    ("src/net/reactor.rs", &["OUTBOX_SLICES_MAX", "READS_MAX"]),
+    ("src/net/read_queue.rs", &["SPARE_MAX"]),
+    ("src/net/upgrade/first_message.rs", &["JSON_DEPTH_MAX"]),
+    ("src/policy/namespaces.rs", &["NAMESPACES_MAX"]),
+    ("src/protocol/json.rs", &["DEPTH_MAX"]),
+    ("src/protocol/native/parse.rs", &["TYPE_SHOWN_CHARS_MAX"]),
+    ("src/shard/delivery/batch.rs", &["BUFS_MAX"]),
+    ("src/shard/delivery/mod.rs", &["BATCH_BYTES_MAX"]),
+    ("src/shard/delivery/replies.rs", &["REPLY_COPIED_BYTES_MAX"]),
+    ("src/shard/delivery/walk.rs", &["EMPTY_SLOTS_MAX"]),
+    ("src/shard/disconnect.rs", &["CLOSES_MAX"]),
+    ("src/shard/memory.rs", &["LARGE_BYTES_MAX"]),
+    ("src/shard/slow_consumer/outbox/chunk.rs", &["CHUNK_BYTES_MAX"]),
+    ("src/shard/state/deliveries.rs", &["JOIN_BYTES_MAX", "PORTIONS_MAX"]),
+    ("src/shard/state/mod.rs", &["ARENA_FRAME_BYTES_MAX"]),
+    ("src/shard/state/rates.rs", &["BURSTS_PER_S_MAX"]),
+    ("src/ws/encode.rs", &["CONTROL_BYTES_MAX"]),
+    ("src/ws/header.rs", &["HEADER_BYTES_MAX"]),
+];
+
+/// Bounds that no row of the document has: `NAME` in `path`.
+fn bounds_without_a_row(
+    bounds: &[Bound],
+    document: &str,
+    of_our_own: &[(&str, &[&str])],
+) -> Vec<String> {
+    let rows = rows_of_limits(document);
+    let mut complaints = Vec::new();
+    for Bound { path, name, value } in bounds {
+        if of_our_own.iter().any(|(ours, names)| ours == path && names.contains(&&name[..])) {
+            continue;
+        }
+        let words = [format!("`{name}`"), format!("`{path}`")];
+        // Two types of a file may have a bound of one name.
+        let is_named = |row: &&Vec<&str>| words.iter().all(|word| row[0].contains(word));
+        let defaults: Vec<&str> = rows.iter().filter(is_named).map(|row| row[1]).collect();
+        let is_value = |value: &u64| {
+            let mut numbers = defaults.iter().flat_map(|default| default.split([' ', ',']));
+            numbers.any(|word| word == value.to_string())
+        };
+        if defaults.is_empty() {
+            let [name, path] = &words;
+            complaints.push(format!("docs/limits.md has no row with {name} in {path}"));
+        } else if !value.as_ref().is_none_or(is_value) {
+            complaints.push(format!("{name} in {path} is {value:?}, not {defaults:?}"));
+        }
+    }
+    complaints
+}
+
+/// All bounds of the server. The load generator and the host checks hold nothing for others.
+fn bounds_of_source() -> Vec<Bound> {
+    let mut bounds = Vec::new();
+    let mut folders = vec![root().join("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder of ours").flatten() {
+            let path = entry.path();
+            let name =
+                path.strip_prefix(root()).expect("below it").to_str().expect("UTF-8").to_owned();
+            let is_ours =
+                !["src/load", "src/doctor"].contains(&&name[..]) && !name.contains("tests");
+            if path.is_dir() && is_ours {
+                folders.push(path);
+            } else if name.ends_with(".rs") && is_ours {
+                bounds.extend(bounds_of(
+                    &name,
+                    &std::fs::read_to_string(&path).expect("a file of ours"),
+                ));
+            }
+        }
+    }
+    bounds
+}
+
+#[test]
+fn every_bound_of_the_source_has_a_row_or_is_of_our_own_work() {
+    let bounds = bounds_of_source();
+    assert!(bounds.len() > 60, "{}", bounds.len());
+    hold(bounds_without_a_row(&bounds, &read("docs/limits.md"), BOUNDS_OF_OUR_OWN));
+    for (path, names) in BOUNDS_OF_OUR_OWN {
+        for name in *names {
+            let is_there = bounds.iter().any(|bound| bound.path == *path && bound.name == *name);
+            assert!(is_there, "{name} in {path} is no bound any more");
+        }
+    }
+    let source = "pub const A_MAX: usize = 4 * 1_024;\nconst B_MAX: u32 = A * 2;\nconst C: u32 = 1;\n\
+                  // const D_MAX: u32 = 1;\n#[cfg(test)]\nconst E_MAX: u32 = 1;";
+    let bounds = bounds_of("x.rs", source);
+    let found: Vec<_> = bounds.iter().map(|bound| (&bound.name[..], bound.value)).collect();
+    assert_eq!(found, [("A_MAX", Some(4096)), ("B_MAX", None)]);
+    let of = |row: &str| {
+        let table = format!("| limit | default | x |\n|---|\n{row}\n");
+        bounds_without_a_row(&bounds, &table, &[("x.rs", &["B_MAX"])]).len()
+    };
+    assert_eq!(of("| `A_MAX` in `x.rs` | 4096 bytes | x | – | – |"), 0);
+    assert_eq!(of("| `A_MAX` in `x.rs` | 40960 bytes | x | – | – |"), 1);
+    assert_eq!(of("| `A_MAX` in `y.rs` | 4096 bytes | x | – | – |"), 1);
+}
+
 /// The rows of tables of limits, by cells: limit, default, verdict, counter, test.
 fn rows_of_limits(document: &str) -> Vec<Vec<&str>> {
     let mut rows = Vec::new();

@@ -310,6 +310,8 @@ impl Transport for Embedded {
         counters.histories_given_up = self.histories.evicted;
         counters.history_messages_dropped = self.histories.dropped;
         counters.presences = self.presence.users() as u64;
+        let bytes = self.presence.bytes_beside_users() + self.keys.held_bytes();
+        local.bytes_beside_gauges = bytes as u64;
     }
 }
 

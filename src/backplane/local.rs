@@ -8,6 +8,7 @@
 //! encoding, and one `try_send` for each shard with members.
 
 use crate::backplane::delivery_sample::DeliverySample;
+use crate::backplane::history::begun::BegunHistories;
 use crate::backplane::history::recent_runs::RecentRuns;
 use crate::backplane::interest::{Interest, JoinOutcome, ShardMember, TopicKey};
 use crate::backplane::log_throttle::LogThrottle;
@@ -113,6 +114,10 @@ pub struct Local {
     failure_log: LogThrottle,
     sample: DeliverySample,
     memory: BackplaneMemory,
+    /// What the transport keeps alive beside what its gauges count, as of its last measurement.
+    pub bytes_beside_gauges: u64,
+    /// What clients leave behind in Redis.
+    pub begun: BegunHistories,
     /// What was made for clients that returned.
     pub runs: RecentRuns,
     revocations: RevocationTable,
@@ -149,6 +154,8 @@ impl Local {
             failure_log: LogThrottle::default(),
             sample: DeliverySample::default(),
             memory: BackplaneMemory::new(Account::unbounded()),
+            bytes_beside_gauges: 0,
+            begun: BegunHistories::new(usize::MAX, usize::MAX),
             runs: RecentRuns::new(RUNS_BYTES_MAX),
             revocations: RevocationTable::default(),
             shown: None,
@@ -474,7 +481,10 @@ impl Local {
         let queued: u64 = self.queues.iter().map(ShardQueue::held_bytes).sum();
         let in_channels: u64 = self.end.shards.iter().map(sent).sum();
         let revocations = self.revocations.held_bytes() as u64;
-        held_bytes(&self.counters, queued + in_channels) + self.runs.bytes() as u64 + revocations
+        held_bytes(&self.counters, queued + in_channels)
+            + self.bytes_beside_gauges
+            + (self.runs.bytes() + self.begun.held_bytes()) as u64
+            + revocations
     }
 
     /// Where the shards find the revocations.
@@ -520,6 +530,7 @@ impl Local {
     /// Adds up what this thread keeps alive, on its tick; and what comes of it for readiness.
     pub fn tick_memory(&mut self, now: Instant) {
         self.runs.tick(now);
+        self.begun.tick(now);
         self.tick_revocations();
         let held = self.held_bytes(ShardPort::downlink_waiting_bytes);
         if let Some(is_short) = self.memory.tick(held, now) {

@@ -37,6 +37,7 @@ pub mod transport;
 pub mod wire;
 
 use self::redis::RedisTransport;
+use crate::backplane::history::begun::BegunHistories;
 use crate::ids::{ShardId, TopicKind, TopicName};
 use crate::link::channel::BackplaneEnd;
 use crate::link::exchange::Exchange;
@@ -101,6 +102,10 @@ pub fn run(
             BackplanePlan::Redis(redis) => {
                 let linger = Duration::from_millis(redis.linger_ms);
                 let mut local = Local::new(plan.node, end, health, linger, backlog);
+                local.begun = BegunHistories::new(
+                    plan.limits.redis_histories_begun_max,
+                    plan.limits.redis_keys_begun_max,
+                );
                 local.watch_memory(account);
                 local.show_revocations(revocations);
                 let transport =

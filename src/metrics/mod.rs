@@ -307,6 +307,8 @@ counters! {
         revocations_refused: Counter "revocations_refused_total" "Revocations that were refused because there are limits.revocations_max",
         revocations_unreadable: Counter "backplane_invalid_replies_total"["of" = "revocations"] "Values in Redis that no node can have written",
         presences: Gauge "presence_users" "Users in rooms with presence on this node, counted in each of their rooms",
+        presence_writes_waiting: Gauge "presence_writes_waiting" "Changes of presence that are not written to Redis yet",
+        presence_writes_dropped: Counter "presence_writes_dropped_total" "Changes of presence beyond those that may wait",
         presence_joined: Counter "presence_events_total"["event" = "joined"] "Presence events handed to members on this node",
         presence_left: Counter "presence_events_total"["event" = "left"] "Presence events handed to members on this node",
         presence_reaped: Counter "presence_dead_nodes_total" "Dead nodes whose users this node has reported as left",

@@ -11,6 +11,7 @@ use super::log::LogLevel;
 use crate::config::{Config, ConfigErrors, ConfigOrigin, Reloaded};
 use crate::link::exchange::Exchange;
 use crate::metrics::ReloadMirror;
+use crate::operator_files::read_text_again;
 use crate::plan::{self, Machine, NoticeLevel, Plan, Planned};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -50,7 +51,7 @@ impl Reloader {
     }
 
     fn try_reload(&mut self) -> Result<(), ConfigErrors> {
-        let wanted = self.origin.load(&|path| std::fs::read_to_string(path))?;
+        let wanted = self.origin.load(&|path| read_text_again(path))?;
         let Reloaded { config, applied, need_restart } = self.config.reloaded(&wanted)?;
         let Planned { plan, notices } = plan::resolve(&config, &self.machine)?;
         let known = plan::resolve(&self.config, &self.machine)?.notices;

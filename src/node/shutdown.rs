@@ -14,7 +14,7 @@ use crate::link::channel::OpsEnd;
 use crate::link::health::{Health, NotReady};
 use crate::plan::Plan;
 use crate::terminal;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 use socket2::Socket;
 use std::process::ExitCode;
@@ -42,10 +42,10 @@ pub struct RunningNode {
 const GLANCE: Duration = Duration::from_millis(5);
 
 /// Catches SIGTERM, SIGINT and SIGHUP from here on. Before the first thread, so that none is missed.
-/// SIGQUIT and SIGUSR1, by which other servers print or rotate something, would kill this one: they do
-/// nothing.
+/// SIGQUIT, SIGUSR1 and SIGUSR2, by which other servers print or rotate something, would kill this
+/// one: they do nothing.
 pub fn signals() -> Result<Signals, StartError> {
-    Signals::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1]).map_err(StartError::machine)
+    Signals::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2]).map_err(StartError::machine)
 }
 
 /// Whether a signal ends the node. One that does not is logged.

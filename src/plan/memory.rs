@@ -14,6 +14,11 @@ pub(super) const MEMORY_BYTES_MIN: usize = 64 * 1024 * 1024;
 const UNKNOWN_MEMORY_BYTES: u64 = 1024 * 1024 * 1024;
 /// A channel smaller than this would stop at each message.
 const CHANNEL_BYTES_MIN: usize = 64 * 1024;
+/// What an idempotency key takes, with names of usual lengths.
+const KEY_BYTES: usize = 512;
+/// What a node remembers of a history that a client has begun in Redis, and of a key.
+const BEGUN_BYTES: usize = 160;
+const BEGUN_KEY_BYTES: usize = 24;
 
 /// How the memory of the process is divided.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +54,9 @@ pub(super) fn within_memory(limits: Limits, bytes_max: u64, shards: usize) -> Li
     Limits {
         memory_bytes_max: part(1),
         history_bytes_max: limits.history_bytes_max.min(part(4)),
+        idempotency_keys_max: limits.idempotency_keys_max.min(part(16) / KEY_BYTES),
+        redis_histories_begun_max: limits.redis_histories_begun_max.min(part(8) / BEGUN_BYTES),
+        redis_keys_begun_max: limits.redis_keys_begun_max.min(part(8) / BEGUN_KEY_BYTES),
         publish_queue_bytes_max: limits.publish_queue_bytes_max.min(part(16)),
         uplink_bytes_max: limits.uplink_bytes_max.min(channel),
         downlink_bytes_max: limits.downlink_bytes_max.min(channel),
@@ -67,6 +75,11 @@ impl MemoryPlan {
         let held = [
             ("the process itself", true, (bytes_max / 4).min(64 * 1024 * 1024)),
             ("histories", has_histories, limits.history_bytes_max as u64),
+            (
+                "idempotency keys",
+                has_histories && !has_redis,
+                (limits.idempotency_keys_max * KEY_BYTES) as u64,
+            ),
             ("publishes that wait for Redis", has_redis, limits.publish_queue_bytes_max as u64),
             ("channels between threads", true, (channels * shards) as u64),
         ];
@@ -119,8 +132,8 @@ mod tests {
         let limits = within_memory(Limits::PRODUCTION, 1024 * MIB, 2);
         assert_eq!(
             MemoryPlan::of(&limits, 2, true, false).to_string(),
-            "memory: at most 1 GiB: the process itself 64 MiB, histories 256 MiB, channels between \
-             threads 80 MiB, connections 624 MiB"
+            "memory: at most 1 GiB: the process itself 64 MiB, histories 256 MiB, idempotency keys 64 MiB, \
+             channels between threads 80 MiB, connections 560 MiB"
         );
     }
 

@@ -123,6 +123,10 @@ limits! {
         "Histories of the whole node, without Redis. A user has an eighth of them at most, a client without a token a 64th, all of those a half together, all clients three quarters. Beyond: a message that would begin a history gets error overloaded and is not sent, and in one that exists the oldest messages of the same room are dropped; a new history of the HTTP API takes the place of an older one of the HTTP API.";
     idempotency_keys_max: usize = 256 * 1024, in tests 4096, count(8, 100_000_000, "keys"),
         "Idempotency keys of the whole node, without Redis, each remembered for five minutes. A user has an eighth of them at most, a client without a token a 64th, all of those a half together, all clients three quarters. Beyond: error overloaded, the message is not sent.";
+    redis_histories_begun_max: usize = 1_000_000, in tests 100_000, count(64, 100_000_000, "histories"),
+        "Histories in Redis that clients of this node have begun, each until its position is forgotten (history_ttl_s and a day). A user has an eighth of them at most, a client without a token a 64th, all of those a half together, all clients three quarters. Beyond: a message that would begin a history gets error overloaded and is not sent.";
+    redis_keys_begun_max: usize = 4_000_000, in tests 100_000, count(64, 1_000_000_000, "keys"),
+        "Idempotency keys in Redis that clients of this node have used, each remembered for five minutes, with the same shares. Beyond: a message with a new key gets error overloaded and is not sent.";
     revocations_max: usize = 10_000, in tests 4, count(1, 100_000, "revocations"),
         "Revocations of tokens that are remembered until they are over, of the whole system. Beyond: HTTP 507, it does not hold.";
     history_reads_per_s_max: u64 = 100_000, in tests 50, count(1, 10_000_000, "reads"),

@@ -14,6 +14,7 @@
 //! at each, and no list has to be maintained before that.
 
 use crate::ids::ConnId;
+use crate::link::Uplink;
 use crate::link::ledger::Pressure;
 use crate::protocol::{Command, ErrorCode};
 use crate::shard::command_error::CommandError;
@@ -38,6 +39,10 @@ const MEMBER_BYTES: usize = 24;
 const QUESTION_BYTES: usize = 320;
 /// A membership by a token for its room, with its entry and its part of the connection's.
 const ROOM_TOKEN_BYTES: usize = 96;
+/// A member that acknowledges: its places in the list and the table of its room.
+const ACK_BYTES: usize = 112;
+/// A room whose rate is used, with a name of some length.
+const ROOM_RATE_BYTES: usize = 160;
 /// A reply or an item of a round, beside its bytes.
 const ITEM_BYTES: usize = 72;
 
@@ -64,6 +69,13 @@ impl Shard {
             + self.hooked.held_bytes()
             + self.questions.waiting() * QUESTION_BYTES
             + self.room_tokens.len() * ROOM_TOKEN_BYTES
+            + self.pendings.bytes()
+            + self.infos.bytes()
+            + self.user_infos.bytes()
+            + self.grants.bytes()
+            + self.acks.members() * ACK_BYTES
+            + self.room_rates.len() * ROOM_RATE_BYTES
+            + self.uplink.len() * size_of::<Uplink>()
             + d.bytes_waiting
             + d.own_bytes
             + self.frames_waiting() * ITEM_BYTES

@@ -95,3 +95,35 @@ impl Shard {
 /// What a join of a full room is answered with.
 pub(super) const ROOM_FULL: CommandError =
     CommandError(ErrorCode::RoomFull, "this room has as many members here as it may have");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::AnonymousSecret;
+    use crate::ids::{NodeId, ShardId};
+    use crate::policy::limits::Limits;
+    use crate::shard::ShardConfig;
+
+    #[test]
+    fn rooms_whose_rate_is_counted_are_bounded() {
+        let mut shard = Shard::new(ShardConfig {
+            id: ShardId(0),
+            node: NodeId(1),
+            node_name: "n".into(),
+            limits: Limits::TINY,
+            namespaces: Default::default(),
+            anonymous_secret: AnonymousSecret::new([0; 16]),
+        });
+        let publish =
+            |shard: &mut Shard, room: usize| shard.take_publish_token(&room.to_string(), 1).is_ok();
+        let idle_bytes = shard.held_bytes();
+        assert!((0..=ROOMS_MAX).all(|room| publish(&mut shard, room)));
+        assert_eq!(shard.room_rates.len(), ROOMS_MAX);
+        assert!(!publish(&mut shard, 0) && publish(&mut shard, ROOMS_MAX), "it has no place");
+        assert!(shard.held_bytes() > idle_bytes + ROOMS_MAX, "they count");
+        shard.life.now_ms += 5_000;
+        shard.look_at_room_rates();
+        assert_eq!(shard.held_bytes(), idle_bytes);
+        assert!(publish(&mut shard, ROOMS_MAX) && !publish(&mut shard, ROOMS_MAX));
+    }
+}

@@ -29,6 +29,7 @@ mod queues;
 #[path = "../common/redis.rs"]
 mod redis;
 mod redis_only;
+mod redis_shares;
 mod revocations;
 #[path = "../common/sentinel.rs"]
 mod sentinel;

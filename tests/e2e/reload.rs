@@ -204,6 +204,20 @@ fn limits_namespaces_and_the_log_level_hold_at_once() {
 }
 
 #[test]
+fn a_pipe_or_a_file_without_end_in_its_place_is_refused_at_once() {
+    let running = Reloading::start("");
+    for target in ["/dev/zero", "/dev/null"] {
+        std::fs::remove_file(&running.file).expect("it is there");
+        std::os::unix::fs::symlink(target, &running.file).expect("a link");
+        let before = running.count("refused");
+        running.node.signal("-HUP");
+        wait_until("the reload is over", || running.count("refused") > before);
+        let line = running.last_line();
+        assert!(line.contains("nothing is changed") && line.contains("regular file"), "{line}");
+    }
+}
+
+#[test]
 fn a_bad_file_changes_nothing_and_is_one_line_that_says_what_to_write() {
     let good = "origins = [\"https://a.example\"]\n";
     let running = Reloading::start(good);

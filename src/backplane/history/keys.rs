@@ -28,7 +28,12 @@ pub struct IdempotencyKeys {
     keys: HashTable<(IdempotencyKey, Position)>,
     by_age: VecDeque<(Instant, IdempotencyKey, OwnerId)>,
     shares: OwnerShares,
+    /// Of the keys themselves, each of which stands in both tables, and of their topics' names.
+    bytes: usize,
 }
+
+/// A key, beside its bytes: its places in both tables, each with room to grow.
+const KEY_BYTES: usize = 224;
 
 impl IdempotencyKeys {
     /// No keys, and room for `keys_max`.
@@ -37,6 +42,7 @@ impl IdempotencyKeys {
             keys: HashTable::new(),
             by_age: VecDeque::new(),
             shares: OwnerShares::new(keys_max, 1),
+            bytes: 0,
         }
     }
 
@@ -51,6 +57,11 @@ impl IdempotencyKeys {
         self.shares.room(owner) > 0
     }
 
+    /// Bytes that all keys keep alive.
+    pub fn held_bytes(&self) -> usize {
+        self.by_age.len() * KEY_BYTES + self.bytes
+    }
+
     /// Remembers the position of the message that was stored with this key, which is new. There is
     /// room for it.
     pub fn remember(
@@ -63,6 +74,7 @@ impl IdempotencyKeys {
     ) {
         let owner = self.shares.begin(owner, 1);
         let key = IdempotencyKey { hash, topic: topic.clone(), key };
+        self.bytes += key.bytes();
         self.by_age.push_back((now, key.clone(), owner));
         self.keys.insert_unique(key.hash(), (key, at), |(key, _)| key.hash());
     }
@@ -76,6 +88,7 @@ impl IdempotencyKeys {
             if let Ok(found) = self.keys.find_entry(key.hash(), |(known, _)| *known == key) {
                 found.remove();
             }
+            self.bytes -= key.bytes();
             self.shares.shrink(owner, 1);
         }
     }
@@ -92,6 +105,10 @@ impl IdempotencyKeys {
 }
 
 impl IdempotencyKey {
+    fn bytes(&self) -> usize {
+        2 * self.key.len() + self.topic.as_str().len()
+    }
+
     fn hash(&self) -> u64 {
         self.hash.with(&self.key)
     }

@@ -24,6 +24,9 @@ use std::time::{Duration, Instant};
 /// 50,000 last connections leaving each second to get here.
 const LEAVING_MAX: usize = 256 * 1024;
 
+/// A grace: its place in the tree, and both names.
+const GRACE_BYTES: usize = 96;
+
 /// An event for the members of a room, and for other nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PresenceEvent<'a> {
@@ -134,6 +137,8 @@ pub(super) struct Presence {
     graces: BTreeMap<(Instant, u64), (TopicName, TopicName)>,
     graces_begun: u64,
     users: usize,
+    /// Bytes of what they tell of themselves.
+    info_bytes: usize,
     events: VecDeque<UserTransition>,
 }
 
@@ -148,8 +153,10 @@ impl Presence {
         match deed {
             PresenceChange::Joined { by, info } => self.on_joined(topic, user, by, info),
             PresenceChange::InfoChanged(info) => {
+                self.info_bytes += info.len();
                 let member = self.member_mut(&topic, &user);
-                member.info = Some(info);
+                let before = member.info.replace(info);
+                self.info_bytes -= before.map_or(0, |info| info.len());
                 self.push_transition(topic, user, Transition::Updated);
             }
             PresenceChange::Left => {
@@ -238,6 +245,13 @@ impl Presence {
         self.users
     }
 
+    /// Bytes that it holds beside an entry for each user.
+    pub(super) fn bytes_beside_users(&self) -> usize {
+        self.info_bytes
+            + self.graces.len() * GRACE_BYTES
+            + self.events.capacity() * size_of::<UserTransition>()
+    }
+
     /// The users in a room: at most [`Roster::USERS_MAX`] listed, all counted.
     pub(super) fn roster(&self, topic: &TopicName) -> Roster {
         let roster_entry =
@@ -248,12 +262,16 @@ impl Presence {
 
     fn on_joined(&mut self, topic: TopicName, user: TopicName, by: Origin, info: Option<Info>) {
         let room = self.rooms.entry(topic.clone()).or_default();
+        self.info_bytes += info.as_ref().map_or(0, |info| info.len());
         let change = match room.entry(user.clone()) {
             Entry::Occupied(known) => {
                 let member = known.into_mut();
                 member.connections += 1;
                 member.grace = 0;
-                member.info = info.or_else(|| member.info.take());
+                if let Some(info) = info {
+                    let before = member.info.replace(info);
+                    self.info_bytes -= before.map_or(0, |info| info.len());
+                }
                 Transition::Updated
             }
             Entry::Vacant(place) => {
@@ -273,7 +291,8 @@ impl Presence {
         }
         self.push_transition(topic.clone(), user.clone(), Transition::Left);
         let room = self.rooms.get_mut(&topic).expect("it was there a moment ago");
-        room.remove(&user);
+        let gone = room.remove(&user).and_then(|member| member.info);
+        self.info_bytes -= gone.map_or(0, |info| info.len());
         self.users -= 1;
         match room.len() {
             0 => _ = self.rooms.remove(&topic),

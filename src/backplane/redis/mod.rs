@@ -414,6 +414,9 @@ impl Transport for RedisTransport {
         self.presence.measure(counters);
         self.acks.measure(counters);
         self.revocations.measure(local);
+        let of_servers: usize = self.servers.iter().map(Server::bytes_beside_gauges).sum();
+        let bytes = of_servers + self.presence.bytes_beside_users() + self.acks.held_bytes();
+        local.bytes_beside_gauges = bytes as u64;
     }
 
     fn take_snapshot(&mut self) -> Option<Arc<RedisSnapshot>> {

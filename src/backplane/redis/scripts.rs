@@ -10,6 +10,7 @@ use crate::backplane::redis::names::Names;
 use crate::backplane::redis::pipeline::{ScriptOwner, ScriptSet};
 use crate::backplane::redis::unreadable::number_of;
 use crate::ids::Position;
+use crate::link::FullShare;
 use crate::policy::namespaces::Policy;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline, RedisResult, Script, Value};
@@ -139,6 +140,8 @@ pub(super) enum PublishReply {
     RetryAfterMs(u64),
     /// The server has another generation than this node believes: send again when it knows that.
     WrongGeneration,
+    /// Its publisher has its share, of histories or of keys, and it would need more.
+    Full(FullShare),
 }
 
 /// Where a message is stored.
@@ -165,6 +168,8 @@ pub(super) fn parse_publish_reply(answer: &Value) -> Option<PublishReply> {
         1 => position().map(|at| PublishReply::Stored(StoredAt { at, parent })),
         2 => position().map(PublishReply::StoredBefore),
         3 => Some(PublishReply::WrongGeneration),
+        4 => Some(PublishReply::Full(FullShare::Histories)),
+        5 => Some(PublishReply::Full(FullShare::IdempotencyKeys)),
         _ => None,
     }
 }

@@ -33,6 +33,8 @@ use std::time::{Duration, Instant};
 pub(super) const ACKS_PER_BATCH: usize = 256;
 /// Users that wait, at most.
 const PENDING_MAX: usize = 64 * 1024;
+/// One that waits: its places in queue and table, and the name of a user who may be gone.
+const PENDING_BYTES: usize = 256;
 /// How long an acknowledgement may wait.
 const PENDING_TIME_MAX: Duration = Duration::from_secs(60);
 /// Pause before a server that refused is asked again.
@@ -141,6 +143,11 @@ impl UserAcks {
             }
         }
         is_busy
+    }
+
+    /// Bytes that it holds.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.pending.len() * PENDING_BYTES
     }
 
     /// Writes its counters and gauges.

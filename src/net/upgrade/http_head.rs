@@ -43,6 +43,8 @@ pub fn read(
     let end = bytes[from..].windows(4).position(|four| four == b"\r\n\r\n");
     let end = match end.map(|at| from + at + 4) {
         Some(end) if end <= bytes_max => end,
+        // An empty line that ends in bare LF would be waited for in vain.
+        None if has_bare_lf(bytes, before) => return Err(RejectReason::HeadMalformed),
         None if bytes.len() < bytes_max => return Ok(HeadRead::More),
         _ => return Err(RejectReason::HeadTooLarge),
     };
@@ -73,6 +75,12 @@ fn check_lines(head: &[u8]) -> Result<(), RejectReason> {
     // The request line and the empty one are no headers.
     let headers = head.iter().filter(|byte| **byte == b'\n').count().saturating_sub(2);
     if headers > HEADERS_MAX { Err(RejectReason::TooManyHeaders) } else { Ok(()) }
+}
+
+/// Whether a line ends in LF alone, in what comes after the first `before` bytes.
+fn has_bare_lf(bytes: &[u8], before: usize) -> bool {
+    let new = bytes.iter().enumerate().skip(before);
+    new.filter(|(_, byte)| **byte == b'\n').any(|(at, _)| at == 0 || bytes[at - 1] != b'\r')
 }
 
 /// The reason must not depend on how a PROXY header was cut, so a beginning of one is waited for.
@@ -130,6 +138,8 @@ mod tests {
         assert_eq!(read_all(&format!("{GET}A: 1\nB: 2\r\n\r\n")), malformed);
         assert_eq!(read_all(&format!("{GET}A: 1\rB: 2\r\n\r\n")), malformed);
         assert_eq!(read_all("GET /ws HTTP/1.1\nHost: a\r\n\r\n"), malformed);
+        assert_eq!(read_all("GET /ws HTTP/1.1\nHost: a\n\n"), malformed, "at once");
+        assert_eq!(read_all(&format!("{GET}A: 1\n\r\n")), malformed);
         assert_eq!(read_all("GET /ws#part HTTP/1.1\r\nHost: a\r\n\r\n"), malformed);
         assert_eq!(read_all(&format!("{GET}A: #\r\n\r\n")), Ok("/ws?a=1 1".to_owned()));
     }

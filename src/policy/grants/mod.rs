@@ -114,6 +114,14 @@ impl Grants {
         Some(patterns.iter().any(|pattern| pattern.matches(room, user)))
     }
 
+    /// Bytes that it keeps alive.
+    pub fn held_bytes(&self) -> usize {
+        let rooms = self.rooms.iter();
+        let of_rooms = rooms.flat_map(|of| [&of.join, &of.publish, &of.history, &of.presence]);
+        let patterns = of_rooms.chain([&self.send]).flatten();
+        size_of::<Grants>() + patterns.map(Pattern::held_bytes).sum::<usize>()
+    }
+
     /// Whether it allows to send to another user.
     pub fn allow_send(&self, to: &str, user: &str) -> bool {
         self.send.iter().any(|pattern| pattern.matches(to, user))

@@ -52,6 +52,15 @@ impl Pattern {
         Pattern(parts.into())
     }
 
+    /// Bytes that it keeps alive.
+    pub fn held_bytes(&self) -> usize {
+        let of_part = |part: &Part| match part {
+            Part::Text(text) => size_of::<Part>() + text.len(),
+            Part::User | Part::Within | Part::Across => size_of::<Part>(),
+        };
+        size_of::<Pattern>() + self.0.iter().map(of_part).sum::<usize>()
+    }
+
     /// Whether a name is of this pattern, for this user.
     pub fn matches(&self, name: &str, user: &str) -> bool {
         let name = name.as_bytes();

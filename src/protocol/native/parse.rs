@@ -841,6 +841,18 @@ mod tests {
         let room = |bytes| format!("{{\"type\":\"join\",\"room_id\":\"{}\"}}", "r".repeat(bytes));
         assert!(read(&key(KEY_BYTES_MAX), |request| request.is_ok()));
         assert!(read(&room(NAME_BYTES_MAX), |request| request.is_ok()));
+        let conflate = |bytes| {
+            let key = "k".repeat(bytes);
+            format!("{{\"room_id\":\"r\",\"payload\":1,\"conflate_key\":\"{key}\"}}")
+        };
+        let info = |bytes: usize| {
+            let text = "i".repeat(bytes - 2);
+            format!("{{\"type\":\"join\",\"room_id\":\"r\",\"info\":\"{text}\"}}")
+        };
+        assert!(read(&conflate(CONFLATE_KEY_BYTES_MAX), |request| request.is_ok()));
+        assert!(read(&info(INFO_BYTES_MAX), |request| request.is_ok()));
+        let (long_conflate, long_info) =
+            (conflate(CONFLATE_KEY_BYTES_MAX + 1), info(INFO_BYTES_MAX + 1));
         let (long_key, long_room) = (key(KEY_BYTES_MAX + 1), room(NAME_BYTES_MAX + 1));
         let cases = [
             ("{}", "room_id"),
@@ -866,6 +878,8 @@ mod tests {
             (r#"{"type":"join","room_id":"a\nb"}"#, "without invisible characters"),
             ("{\"type\":\"join\",\"room_id\":\"a\u{85}b\"}", "without invisible characters"),
             (r#"{"type":"join","room_id":"\udc00"}"#, "room_id is not Unicode"),
+            (&long_conflate, "conflate_key must be a string of 1 to 128 bytes"),
+            (&long_info, "info must be a JSON value of at most 512 bytes"),
             (&long_room, "room_id must be a string of 1 to 255 bytes"),
             (r#"{"target_user_id":"","payload":1}"#, "target_user_id must be a string of 1 to"),
             (r#"{"room_id":"r","payload":1,"echo":0}"#, "echo must be true or false"),

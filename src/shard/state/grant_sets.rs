@@ -19,7 +19,12 @@ pub(in crate::shard) struct GrantSets {
     sets: Vec<Option<SharedSet>>,
     free: Vec<u32>,
     places: HashMap<Arc<Grants>, u32>,
+    /// What all sets keep alive.
+    bytes: usize,
 }
+
+/// A set beside what it has itself: its places in both tables.
+const SET_BYTES: usize = 96;
 
 #[derive(Debug)]
 struct SharedSet {
@@ -45,6 +50,7 @@ impl GrantSets {
     }
 
     fn add(&mut self, grants: Arc<Grants>) -> u32 {
+        self.bytes += SET_BYTES + grants.held_bytes();
         let set = Some(SharedSet { grants: grants.clone(), connections: 0 });
         let place = match self.free.pop() {
             Some(place) => {
@@ -66,6 +72,11 @@ impl GrantSets {
         self.sets[place as usize].as_ref().map(|set| &set.grants)
     }
 
+    /// Bytes that all sets keep alive.
+    pub(in crate::shard) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// A connection has gone.
     pub(in crate::shard) fn remove(&mut self, index: u32) -> Option<Arc<Grants>> {
         let place = std::mem::take(self.of.get_mut(index as usize)?).checked_sub(1)?;
@@ -77,6 +88,7 @@ impl GrantSets {
             *slot = None;
             self.free.push(place);
             self.places.remove(&grants);
+            self.bytes -= SET_BYTES + grants.held_bytes();
         }
         self.live -= 1;
         if self.live == 0 {
@@ -104,6 +116,7 @@ mod tests {
         }
         sets.insert(1, grants("b:*"));
         assert_eq!((sets.sets.len(), sets.places.len()), (2, 2));
+        assert_eq!(sets.bytes(), 2 * (SET_BYTES + grants("a:*").held_bytes()));
         assert!(Arc::ptr_eq(sets.get(5).unwrap(), sets.get(7).unwrap()));
         assert_eq!(sets.get(1), Some(&grants("b:*")));
         assert_eq!([2, 6, 8, 1000].map(|index| sets.get(index).is_some()), [false; 4]);
@@ -117,5 +130,6 @@ mod tests {
             assert!(sets.remove(index).is_some());
         }
         assert_eq!((sets.of.capacity(), sets.sets.capacity()), (0, 0), "nothing is left");
+        assert_eq!(sets.bytes(), 0);
     }
 }

@@ -5,13 +5,18 @@ use crate::protocol::{Info, RequestId};
 use crate::shard::room_token::RoomToken;
 use std::collections::HashMap;
 
+/// A join that waits, beside its info: its place in a list that doubles, and in the table of pins.
+const JOIN_BYTES: usize = 2 * size_of::<PendingJoin>() + 32;
+
 /// Joins that wait for an answer. Empty nearly always.
 #[derive(Debug, Default)]
 pub(in crate::shard) struct PendingJoins {
     pub(in crate::shard) tickets: u64,
     /// By the connection, not by its place: that may be another's by the time the first one is
     /// forgotten.
-    pub(in crate::shard) of: HashMap<ConnId, Vec<PendingJoin>>,
+    of: HashMap<ConnId, Vec<PendingJoin>>,
+    /// What all of them keep alive.
+    bytes: usize,
     /// Answers that are on their way, by the topic's index.
     pub(in crate::shard) pins: HashMap<u32, usize>,
 }
@@ -32,7 +37,18 @@ pub(in crate::shard) struct PendingJoin {
     pub(in crate::shard) stays: bool,
 }
 
+impl PendingJoin {
+    fn held_bytes(&self) -> usize {
+        JOIN_BYTES + self.info.as_ref().map_or(0, |info| info.len())
+    }
+}
+
 impl PendingJoins {
+    /// Bytes that all of them keep alive.
+    pub(in crate::shard) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// How many rooms a connection is about to be in, those that it is in already not counted.
     pub(in crate::shard) fn len(&self, conn: ConnId) -> usize {
         let of = self.of.get(&conn).into_iter().flatten();
@@ -62,7 +78,7 @@ impl PendingJoins {
 
     /// A connection has closed: its joins are dropped.
     pub(in crate::shard) fn forget(&mut self, conn: ConnId) {
-        self.of.remove(&conn);
+        self.take_all(conn);
     }
 
     pub(in crate::shard) fn add(
@@ -78,6 +94,7 @@ impl PendingJoins {
         let JoinOptions { since, info, ack, .. } = options;
         let info = info.map(Into::into);
         let pending = PendingJoin { ticket, topic: topic_index, id, since, info, ack, stays };
+        self.bytes += pending.held_bytes();
         self.of.entry(conn).or_default().push(pending);
         self.pin(topic.0.index);
         self.tickets
@@ -91,6 +108,7 @@ impl PendingJoins {
         let of = self.of.get_mut(&conn)?;
         let place = of.iter().position(wanted)?;
         let pending = of.swap_remove(place);
+        self.bytes -= pending.held_bytes();
         if of.is_empty() {
             self.of.remove(&conn);
         }
@@ -106,6 +124,7 @@ impl PendingJoins {
     /// will be dropped.
     pub(in crate::shard) fn take_all(&mut self, conn: ConnId) -> Vec<PendingJoin> {
         let mut of = self.of.remove(&conn).unwrap_or_default();
+        self.bytes -= of.iter().map(PendingJoin::held_bytes).sum::<usize>();
         of.sort_unstable_by_key(|pending| pending.ticket);
         of
     }
@@ -131,4 +150,25 @@ pub(in crate::shard) struct JoinOptions<'a> {
     pub(in crate::shard) ack: bool,
     /// The token for the room that it comes with.
     pub(in crate::shard) room_token: Option<RoomToken>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::SlotId;
+
+    #[test]
+    fn joins_that_wait_count_with_their_infos() {
+        let mut joins = PendingJoins::default();
+        let [conn, other] = [1, 2].map(|index| ConnId(SlotId { index, generation: 0 }));
+        let options = JoinOptions { info: Some("12345"), ..JoinOptions::default() };
+        let topic = TopicId(SlotId { index: 7, generation: 0 });
+        let ticket = joins.add(conn, topic, None, options, false);
+        joins.add(other, topic, None, JoinOptions::default(), false);
+        assert_eq!(joins.bytes(), 2 * JOIN_BYTES + 5);
+        assert!(joins.take(conn, |pending| pending.ticket == ticket).is_some());
+        assert_eq!(joins.bytes(), JOIN_BYTES);
+        joins.forget(other);
+        assert_eq!(joins.bytes(), 0);
+    }
 }

@@ -45,8 +45,15 @@ pub fn check<'a>(head: &'a http::request::Parts) -> Result<Upgrade<'a>, Handshak
         return refuse(505, "a WebSocket is opened over HTTP/1.1");
     }
     let headers = &head.headers;
-    if single(headers, &header::HOST).is_none_or(<[u8]>::is_empty) {
-        return refuse(400, "exactly one Host header is needed");
+    match single(headers, &header::HOST) {
+        None | Some([]) => return refuse(400, "exactly one Host header is needed"),
+        Some(host) if !is_host(host) => {
+            return refuse(
+                400,
+                "the Host header is not a host with a port, such as example.org:80",
+            );
+        }
+        Some(_) => {}
     }
     check_upgrade(headers)?;
     if single(headers, &header::SEC_WEBSOCKET_VERSION) != Some(b"13") {
@@ -124,6 +131,27 @@ fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a [u8]> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?;
     values.next().is_none().then(|| value.as_bytes().trim_ascii())
+}
+
+/// Whether this is `host[:port]` (RFC 9110 §7.2, RFC 3986 §3.2.2): what is none may be read as another
+/// host by the next program.
+fn is_host(value: &[u8]) -> bool {
+    let is_in_brackets = |byte: &u8| byte.is_ascii_hexdigit() || b":.".contains(byte);
+    let is_in_name = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(byte);
+    let is_port = |port: &[u8]| {
+        let text = std::str::from_utf8(port).unwrap_or("");
+        port.iter().all(u8::is_ascii_digit) && (port.is_empty() || text.parse::<u16>().is_ok())
+    };
+    if let Some(rest) = value.strip_prefix(b"[") {
+        let Some(end) = rest.iter().position(|byte| *byte == b']') else { return false };
+        let (address, rest) = (&rest[..end], &rest[end + 1..]);
+        return end > 0
+            && address.iter().all(is_in_brackets)
+            && (rest.is_empty() || rest.strip_prefix(b":").is_some_and(is_port));
+    }
+    let end = value.iter().position(|byte| *byte == b':').unwrap_or(value.len());
+    let port = value[end..].strip_prefix(b":").unwrap_or(b"");
+    end > 0 && value[..end].iter().all(is_in_name) && is_port(port)
 }
 
 /// The elements of a header that is a list, over all of its lines. Empty elements are skipped

@@ -178,3 +178,18 @@ fn every_status_that_is_used_has_its_phrase() {
         assert!(refusal(status, "x", &[]).starts_with(&line), "{line}");
     }
 }
+
+#[test]
+fn a_host_that_another_program_may_read_as_another_one_is_refused() {
+    let of = |host: &'static str| status(&instead("Host", &[("Host", host)]));
+    for good in
+        ["a", "example.org:80", "a_b.internal", "[::1]:8080", "[fe80::1]", "a:", "127.0.0.1:1"]
+    {
+        assert_eq!(of(good), 101, "{good}");
+    }
+    let bad =
+        ["", "a/b", "u@a", "a b", "a:b", "a:65536", "a:1:2", "[::1", "[]", "[::1]x", ":80", "a#b"];
+    for bad in bad.into_iter().chain(["a?b", "a\\b", "[a/b]", "\u{e9}"]) {
+        assert_eq!(of(bad), 400, "{bad}");
+    }
+}

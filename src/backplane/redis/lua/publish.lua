@@ -4,10 +4,12 @@
 -- ARGV 1 channel  2 message  3 messages kept  4 seconds the stream lives  5 seconds the meta lives
 --      6 generation of the server  7 PUBLISH or SPUBLISH  8 seconds a key lives, 0: there is none
 --      9 milliseconds of the repair window
+--      10 what the publisher may not leave behind: 1 a new history, 2 a new key, 3 both, 0 neither
 -- returns {1, epoch, offset} stored; {1, epoch, offset, parent} stored as the first of its epoch,
 --         which follows that one; {2, epoch, offset} stored before under this key;
 --         {0, epoch, milliseconds} send again after so long: the repair window of a new generation;
---         {3, epoch, 0} send again when the server's generation is known
+--         {3, epoch, 0} send again when the server's generation is known;
+--         {4, 0, 0} refused: it would begin a history; {5, 0, 0} refused: its key is new
 --
 -- meta: e epoch, s last offset, g generation of the server that stored the last message,
 --       l "<epoch>:<offset> …" earlier epochs and their last offsets, newest first,
@@ -23,6 +25,9 @@ if ARGV[8] ~= '0' then
     redis.call('EXPIRE', KEYS[4], ARGV[8])
     return {2, e, o}
   end
+  if ARGV[10] >= '2' then
+    return {5, '0', '0'}
+  end
 end
 local m = redis.call('HMGET', KEYS[1], 'e', 'g', 's')
 local e = m[1]
@@ -33,6 +38,9 @@ end
 local top = e and tonumber(m[3]) or 0
 if top >= NUMBER_MAX then
   return unreadable('s is the last there is, and s')
+end
+if top == 0 and (ARGV[10] == '1' or ARGV[10] == '3') then
+  return {4, '0', '0'}
 end
 local is_new, links, parent = not e, nil, nil
 if m[2] ~= ARGV[6] or not e then

@@ -172,6 +172,7 @@ impl RedisPresence {
             self.rewrite(PartitionSet::ALL, Notify::Not);
         }
         self.take_transitions();
+        self.make_up_for_dropped();
         is_busy |= self.poll_stale_entries(cx, now, route);
         self.poll_audit(cx, now, route);
         for server in 0..self.servers.count() {
@@ -180,11 +181,21 @@ impl RedisPresence {
         is_busy | self.poll_reads(cx, now, route, local)
     }
 
+    /// Bytes that it holds beside an entry for each user.
+    pub(super) fn bytes_beside_users(&self) -> usize {
+        self.members.bytes_beside_users()
+            + self.writes.held_bytes()
+            + self.rewrites.held_bytes()
+            + self.queries.held_bytes()
+    }
+
     /// Writes its gauges.
     pub(super) fn measure(&self, counters: &mut BackplaneCounters) {
         counters.presences = self.members.users() as u64;
         counters.presence_unreadable = self.failures.unreadable;
         counters.presence_vanished = self.failures.vanished;
+        counters.presence_writes_waiting = (self.writes.len() + self.rewrites.len()) as u64;
+        counters.presence_writes_dropped = self.dropped.count;
         counters.wire_version = u64::from(self.version());
         counters.nodes = self.liveness.living() as u64 + u64::from(self.liveness.is_listed());
     }

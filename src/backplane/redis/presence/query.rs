@@ -102,7 +102,15 @@ pub(super) struct QueryAnswer {
     pub skipped: Skipped,
 }
 
+/// A request that waits, with the name of its room.
+const REQUEST_BYTES: usize = 256;
+
 impl MemberQueries {
+    /// Bytes that requests keep alive.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.requests * REQUEST_BYTES
+    }
+
     /// Queues a request. `Err`: too many wait.
     pub(super) fn ask(&mut self, ask: PresenceRequest) -> Result<(), PresenceRequest> {
         if self.requests >= REQUESTS_MAX {

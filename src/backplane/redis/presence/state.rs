@@ -2,6 +2,7 @@
 
 use crate::backplane::presence::Presence;
 use crate::backplane::redis::names::Names;
+use crate::backplane::redis::partition_set::PartitionSet;
 use crate::backplane::redis::presence::audit::Audit;
 use crate::backplane::redis::presence::context::PresenceRules;
 use crate::backplane::redis::presence::failures::Failures;
@@ -37,6 +38,16 @@ pub(crate) struct RedisPresence {
     pub(super) rejected: Vec<PresenceRequest>,
     pub(super) written_at: Option<Instant>,
     pub(super) failures: Failures,
+    pub(super) dropped: DroppedWrites,
+}
+
+/// Changes that found no place among those that are to be written.
+#[derive(Debug, Default)]
+pub(super) struct DroppedWrites {
+    /// The partitions of their rooms, which are written whole as soon as there is room.
+    pub parts: PartitionSet,
+    /// How many since the start.
+    pub count: u64,
 }
 
 impl RedisPresence {
@@ -62,6 +73,7 @@ impl RedisPresence {
             rejected: Vec::new(),
             written_at: None,
             failures: Failures::default(),
+            dropped: DroppedWrites::default(),
         }
     }
 }

@@ -642,3 +642,62 @@ fn requests_beyond_the_limit_are_refused_and_counted() {
         }
     });
 }
+
+#[test]
+fn changes_that_redis_does_not_take_are_bounded_and_made_up_for_when_it_does() {
+    run(async {
+        let mut world = World::new(vec![Redis::start()], Arc::new([0; PARTITIONS])).await;
+        world.start().await;
+        let topic = room_on(0);
+        world.come(0, &topic, "goes");
+        assert_eq!(world.event().await, "+goes");
+        world.set_route(0, &[]).await; // it is down
+        world.nodes[0].presence.lose_link(0);
+        let presence = &mut world.nodes[0].presence;
+        for n in presence.writes.len()..writes::WRITES_MAX {
+            let by = PendingWrite { notify: Notify::IfNew, by: None };
+            presence.writes.add(
+                &TopicName::room(&format!("x:full-{}", n / 1024)),
+                TopicName::user(&n.to_string()),
+                by,
+            );
+        }
+        world.come(0, &topic, "came-late");
+        let node = &mut world.nodes[0];
+        node.presence.measure(&mut node.local.counters);
+        let counters = &node.local.counters;
+        assert_eq!(counters.presence_writes_dropped, 1);
+        assert_eq!(counters.presence_writes_waiting as usize, writes::WRITES_MAX);
+        assert!(node.presence.bytes_beside_users() > 100 * writes::WRITES_MAX, "they count");
+        world.set_route(0, &[0]).await;
+        world.go_up(0, 0);
+        world
+            .until("Redis has who came", |world| {
+                let users = world.command(0, &["KEYS", "*"]);
+                assert!(!users.is_empty());
+                (world.nodes[0].presence.writes.len() == 0).then_some(())
+            })
+            .await;
+        let both = Some(vec!["came-late".to_owned(), "goes".to_owned()]);
+        let here = world.here(0, &topic).await.map(|mut users| {
+            users.sort_unstable();
+            users
+        });
+        assert_eq!(here, both);
+        let _ = world
+            .until("the room is written", |world| {
+                let known = world.command(0, &["EVAL", HAS_FIELD, "0", "u:came-late"]);
+                (known.trim() == "1").then_some(())
+            })
+            .await;
+    });
+}
+
+/// Whether any hash has a field that ends so.
+const HAS_FIELD: &str = "for _, key in ipairs(redis.call('KEYS', '*')) do \
+    if redis.call('TYPE', key).ok == 'hash' then \
+        for _, field in ipairs(redis.call('HKEYS', key)) do \
+            if string.find(field, 'came-late', 1, true) then return 1 end \
+        end \
+    end \
+end return 0";

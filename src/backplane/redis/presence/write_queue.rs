@@ -16,6 +16,11 @@ use crate::link::Origin;
 use hashbrown::HashMap;
 use std::collections::VecDeque;
 
+/// A user who is queued: its places in the order and in the table, and the name of one who is gone.
+const USER_BYTES: usize = 192;
+/// A room that has some.
+const ROOM_BYTES: usize = 256;
+
 /// Whether the script publishes an event for a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Notify {
@@ -52,6 +57,8 @@ struct RoomArgs {
 pub(super) struct WriteQueue {
     rooms: HashMap<TopicName, RoomArgs>,
     queues: HashMap<u16, VecDeque<TopicName>>,
+    /// Users of all rooms.
+    users: usize,
     /// The partitions with a queue.
     parts: PartitionSet,
     /// The partition to go on with.
@@ -62,7 +69,18 @@ impl WriteQueue {
     /// Queues a user.
     pub(super) fn add(&mut self, topic: &TopicName, user: TopicName, write: PendingWrite) {
         let room = self.room(topic);
-        room.add(user, write);
+        let is_new = room.add(user, write);
+        self.users += usize::from(is_new);
+    }
+
+    /// How many users are queued.
+    pub(super) fn len(&self) -> usize {
+        self.users
+    }
+
+    /// Bytes that it holds.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.users * USER_BYTES + self.rooms.len() * ROOM_BYTES
     }
 
     /// Queues all users of a room.
@@ -125,7 +143,8 @@ impl WriteQueue {
         let room = self.rooms.get_mut(&topic).expect("a queued room has writes");
         if let Some(notify) = room.whole.take() {
             for user in everybody(&topic) {
-                room.add(user, PendingWrite { notify, by: None });
+                let is_new = room.add(user, PendingWrite { notify, by: None });
+                self.users += usize::from(is_new);
             }
         }
         let some = room.order.len().min(users_max);
@@ -134,6 +153,7 @@ impl WriteQueue {
             let write = room.users.remove(&user).expect("each user of the order is queued");
             taken.push((user, write));
         }
+        self.users -= some;
         match room.order.is_empty() {
             true => _ = self.rooms.remove(&topic),
             false => queue.push_back(topic.clone()),
@@ -156,15 +176,18 @@ impl WriteQueue {
 }
 
 impl RoomArgs {
-    fn add(&mut self, user: TopicName, write: PendingWrite) {
+    /// Returns whether the user was not queued yet.
+    fn add(&mut self, user: TopicName, write: PendingWrite) -> bool {
         match self.users.get_mut(&user) {
             Some(known) => {
                 known.notify = known.notify.max(write.notify);
                 known.by = write.by.or(known.by);
+                false
             }
             None => {
                 self.users.insert(user.clone(), write);
                 self.order.push_back(user);
+                true
             }
         }
     }

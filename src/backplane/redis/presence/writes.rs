@@ -23,6 +23,10 @@ use std::time::{Duration, Instant};
 
 /// Pause after a server refused something.
 const PAUSE: Duration = Duration::from_millis(500);
+/// Changes that wait for Redis, at most. Redis that is down, or slower than clients join and leave,
+/// would have the node keep one for each. Beyond, a change is dropped, and all that its partition has
+/// of this node is written again when there is room: joins with their events, leaves without.
+pub(super) const WRITES_MAX: usize = 256 * 1024;
 /// Users in one script call.
 const USERS_PER_CALL: usize = 256;
 /// Script calls in one batch.
@@ -44,7 +48,20 @@ impl RedisPresence {
                 Transition::Updated => (Notify::Not, None),
                 Transition::Left => (Notify::IfNew, None),
             };
+            if self.writes.len() >= WRITES_MAX {
+                self.dropped.count += 1;
+                self.dropped.parts = self.dropped.parts.or(PartitionSet::of(&changed.topic));
+                continue;
+            }
             self.writes.add(&changed.topic, changed.user, PendingWrite { notify, by });
+        }
+    }
+
+    /// Partitions of which changes were dropped are written whole when half of what waits has gone.
+    pub(super) fn make_up_for_dropped(&mut self) {
+        if !self.dropped.parts.is_empty() && self.writes.len() <= WRITES_MAX / 2 {
+            let parts = std::mem::take(&mut self.dropped.parts);
+            self.rewrite(parts, Notify::IfNew);
         }
     }
 

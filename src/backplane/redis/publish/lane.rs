@@ -1,6 +1,7 @@
 //! One lane of publishes: what waits, how it is written, and what its replies mean.
 
 use crate::backplane::envelope;
+use crate::backplane::history::begun::BegunHistories;
 use crate::backplane::local::Local;
 use crate::backplane::message::{IDEMPOTENCY_TTL, Message};
 use crate::backplane::redis::broadcasts::chain::SentBroadcasts;
@@ -58,6 +59,7 @@ pub(super) struct Lane {
 pub(super) struct ReplyContext<'a> {
     pub(super) now: Instant,
     pub(super) commands: &'a CommandContext<'a>,
+    pub(super) namespaces: &'a Namespaces,
     pub(super) local: &'a mut Local,
     pub(super) unconfirmed: &'a mut UnconfirmedLog,
     pub(super) broadcasts: &'a mut SentBroadcasts,
@@ -145,6 +147,7 @@ impl Lane {
         connection: &CommandConnection,
         namespaces: &Namespaces,
         envelope: &mut Vec<u8>,
+        begun: &BegunHistories,
     ) -> Option<(OutgoingBatch<SentPublish>, usize)> {
         let capacity = self.waiting.len().min(COMMANDS_PER_BATCH);
         let mut batch = match self.kind {
@@ -165,7 +168,9 @@ impl Lane {
                 batch.commands.add_command(command);
             } else {
                 let policy = namespaces.policy(queued.topic().kind());
-                let command = publish_command(&queued.publish, envelope, policy, context);
+                let forbidden = begun.allow(&queued.publish).forbidden();
+                let command =
+                    publish_command(&queued.publish, envelope, policy, forbidden, context);
                 batch.commands.add_command(command);
             }
             batch.items.push(match is_final && !queued.is_broadcast() {
@@ -257,8 +262,14 @@ impl Lane {
         let mut publish = queued.publish;
         let done = std::mem::replace(&mut publish.done, ReplyTo::Nobody);
         let stored = match parsed {
-            Some(PublishReply::Stored(stored)) => stored,
+            Some(PublishReply::Stored(stored)) => {
+                note_stored(context.namespaces, &publish, stored, now, local);
+                stored
+            }
             Some(PublishReply::StoredBefore(at)) => StoredAt { at, parent: None },
+            Some(PublishReply::Full(share)) => {
+                return local.end_publish(done, PublishOutcome::Full(share), now);
+            }
             // A reply that the script does not give leaves the outcome unknown.
             _ => return local.end_publish(done, PublishOutcome::Unknown, now),
         };
@@ -312,6 +323,18 @@ impl Lane {
     }
 }
 
+/// A message is stored that was not there before: what its publisher leaves behind counts.
+fn note_stored(
+    namespaces: &Namespaces,
+    publish: &Publish,
+    stored: StoredAt,
+    now: Instant,
+    local: &mut Local,
+) {
+    let ttl = Duration::from_secs(scripts::meta_ttl_s(namespaces.policy(publish.topic.kind())));
+    local.begun.note_stored(publish, stored.at.offset == 1, ttl, now);
+}
+
 /// Whether `WAIT` reports a replica.
 fn has_replica(answer: Option<Value>) -> bool {
     answer.as_ref().and_then(number_of).is_some_and(|replicas| replicas > 0)
@@ -334,6 +357,7 @@ fn publish_command(
     publish: &Publish,
     envelope: &[u8],
     policy: &Policy,
+    forbidden: u8,
     context: &CommandContext<'_>,
 ) -> Cmd {
     let topic = publish.topic.as_str();
@@ -346,6 +370,7 @@ fn publish_command(
     command.arg(context.names.channel(topic)).arg(envelope).arg(policy.history_size);
     command.arg(policy.history_ttl_s).arg(scripts::meta_ttl_s(policy));
     command.arg(context.generation).arg(context.publish).arg(key_ttl_s).arg(REPAIR_MS);
+    command.arg(forbidden);
     command
 }
 

@@ -174,6 +174,11 @@ impl PublishQueue {
         self.waiting_bytes
     }
 
+    /// Bytes that it holds beside what is queued.
+    pub(crate) fn bytes_beside_queue(&self) -> usize {
+        self.unconfirmed.held_bytes()
+    }
+
     /// Publishes in flight.
     pub(crate) fn in_flight(&self) -> usize {
         self.lanes.iter().map(|lane| lane.pipeline.in_flight()).sum()
@@ -227,7 +232,8 @@ impl PublishQueue {
         let mut is_busy = false;
         self.waiting_bytes += lane.take_due(now);
         while lane.may_send() {
-            let batch = lane.build_batch(context, cmd, &self.namespaces, &mut self.envelope);
+            let (namespaces, envelope) = (&self.namespaces, &mut self.envelope);
+            let batch = lane.build_batch(context, cmd, namespaces, envelope, &local.begun);
             let Some((batch, bytes)) = batch else { break };
             self.waiting_bytes -= bytes;
             lane.pipeline.send(cx, now, cmd, batch);
@@ -270,6 +276,7 @@ impl PublishQueue {
             let mut context = ReplyContext {
                 now,
                 commands,
+                namespaces: &self.namespaces,
                 local,
                 unconfirmed,
                 broadcasts,

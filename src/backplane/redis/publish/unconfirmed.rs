@@ -119,6 +119,11 @@ impl UnconfirmedLog {
         }
     }
 
+    /// Bytes that it holds.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Whether nothing is in flight.
     pub(crate) fn has_none_in_flight(&self) -> bool {
         self.pipeline.has_none_in_flight()

@@ -17,6 +17,11 @@ impl Server {
         }
     }
 
+    /// Bytes that it keeps alive beside what its gauges count.
+    pub(in crate::backplane::redis) fn bytes_beside_gauges(&self) -> usize {
+        self.publishes.bytes_beside_queue()
+    }
+
     /// Adds its gauges to those of the other servers.
     pub(in crate::backplane::redis) fn measure(
         &self,
