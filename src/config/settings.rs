@@ -292,7 +292,7 @@ settings! {
     redis_timeout_ms: u64, "redis.timeout_ms", "2000", ms(50, 10 * MINUTE_MS),
         "How long connecting to Redis, and its answer, may take.";
     redis_backoff_ms_max: u64, "redis.backoff_ms_max", "250", ms(10, 10 * MINUTE_MS),
-        "The longest pause between two attempts to connect to Redis. A server that comes back without its data waits 600 ms for instances that can put histories back.";
+        "The longest pause between two attempts to connect to Redis. A server that comes back without its data waits up to 5 s for instances that can put histories back.";
     redis_tls_ca_file: Option<String>, "redis.tls_ca_file", "", ValueKind::File,
         "The authorities (PEM) that may have signed the certificate of a rediss:// server; read at each connect. Empty: those that browsers trust.";
     redis_monitor_interval_ms: u64, "redis.monitor_interval_ms", "5000", ms(0, 10 * MINUTE_MS),

@@ -23,11 +23,17 @@ fn record(node: &str) -> String {
 
 #[test]
 fn every_node_has_a_record_of_what_it_reads_with_presence_or_without() {
-    for namespaces in ["", "here: presence=true"] {
+    let cases = [
+        ("", "no-history"),
+        ("here: presence=true", "no-history"),
+        ("a: history_size=9", "reports"),
+    ];
+    for (namespaces, repairs) in cases {
         let world = World::redis(Build { namespaces, ..Build::usual() });
         for node in ["0000000000000001", "0000000000000002"] {
             wait_until("it has a record", || {
-                redis(&world).command(&["GET", &record(node)]) == wire::READS.to_string()
+                redis(&world).command(&["GET", &record(node)])
+                    == format!("{} {repairs}", wire::READS)
             });
             let ttl_ms: i64 = redis(&world).command(&["PTTL", &record(node)]).parse().unwrap();
             assert!((1..=5_000).contains(&ttl_ms), "{ttl_ms}");

@@ -246,7 +246,13 @@ impl World {
 
     /// The same, without waiting until they are up.
     pub fn begin(build: Build, url: &str, prefix: &str) -> World {
-        let plan = RedisPlan {
+        let urls = vec![url; build.nodes as usize];
+        World::begin_each(build, &urls, prefix)
+    }
+
+    /// The same with a URL for each node, such as that of a wire of its own.
+    pub fn begin_each(build: Build, urls: &[&str], prefix: &str) -> World {
+        let plan = |url: &&str| RedisPlan {
             servers: Box::new(RedisServers::read(url).unwrap()),
             prefix: prefix.into(),
             linger_ms: build.linger_ms,
@@ -258,9 +264,8 @@ impl World {
             monitor_interval_ms: 1_000,
             keeps_history: false,
         };
-        let node = |id| Node::start(build, id, BackplanePlan::Redis(plan.clone()));
-        let nodes = (1..=build.nodes).map(node).collect();
-        World { nodes, redis: None, _shared: None }
+        let node = |(id, url)| Node::start(build, id, BackplanePlan::Redis(plan(url)));
+        World { nodes: (1..).zip(urls).map(node).collect(), redis: None, _shared: None }
     }
 
     /// Every shard of every node.

@@ -61,6 +61,7 @@ use failure::Outage;
 use health::snapshot::SnapshotBuilder;
 use health::totals::ServerTotals;
 use names::Names;
+use partition_set::PartitionSet;
 use presence::RedisPresence;
 use revocations::RedisRevocations;
 use server::life::SWITCH_GRACE;
@@ -232,14 +233,15 @@ impl RedisTransport {
             let address = self.topology.names_addresses().then(|| name.clone());
             let mut server = known
                 .unwrap_or_else(|| Server::new(&self.shared, name.clone(), address, !is_first));
-            let mut partitions = (0..).zip(self.map.owners.iter());
-            let first = partitions.find(|(_, owner)| usize::from(**owner) == number);
+            let partitions = (0..).zip(self.map.owners.iter());
+            let owned = partitions.filter(|(_, owner)| usize::from(**owner) == number);
+            let owns: PartitionSet = owned.map(|(partition, _)| partition).collect();
+            let first = owns.next_from(0);
             let has_broadcasts = usize::from(control) == number;
             // A message to the whole Cluster arrives on each of its servers: one of them counts.
             let takes_ingest = !self.shared.names.is_sharded() || has_broadcasts;
-            let first = first.map(|(partition, _)| partition);
             server.set_assignment(
-                ServerAssignment { number, first, takes_ingest, has_broadcasts },
+                ServerAssignment { number, first, owns, takes_ingest, has_broadcasts },
                 &self.shared.names,
             );
             server.histories().set_share(&self.shared.limits, shares);

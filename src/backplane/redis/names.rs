@@ -69,6 +69,11 @@ impl Names {
         Names { is_sharded: true, ..self }
     }
 
+    /// The node whose names these are.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
     /// Whether these are names of a Cluster.
     pub fn is_sharded(&self) -> bool {
         self.is_sharded

@@ -5,8 +5,8 @@
 //!
 //! Invariant: each script names all keys it touches in KEYS, and they are in one slot.
 
-use crate::backplane::partition::PARTITIONS;
 use crate::backplane::redis::names::Names;
+use crate::backplane::redis::partition_set::PartitionSet;
 use crate::backplane::redis::pipeline::{ScriptOwner, ScriptSet};
 use crate::backplane::redis::unreadable::number_of;
 use crate::ids::Position;
@@ -34,17 +34,24 @@ const PUBLISH_CODE: &str = checked!(include_str!("lua/fence.lua"), include_str!(
 const VERIFY_CODE: &str = checked!(include_str!("lua/fence.lua"), include_str!("lua/verify.lua"));
 const REPAIR_CODE: &str = checked!(include_str!("lua/repair.lua"));
 
-static BEGIN_FENCE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(fenced!("lua/begin_fence.lua")));
+static REPORT: LazyLock<Script> = LazyLock::new(|| Script::new(fenced!("lua/report.lua")));
 static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(PUBLISH_CODE));
 static CREATE: LazyLock<Script> = LazyLock::new(|| Script::new(fenced!("lua/create.lua")));
 static VERIFY: LazyLock<Script> = LazyLock::new(|| Script::new(VERIFY_CODE));
 static ACKNOWLEDGE: LazyLock<Script> = LazyLock::new(|| Script::new(ACK_CODE));
 static REPAIR: LazyLock<Script> = LazyLock::new(|| Script::new(REPAIR_CODE));
 
-/// Milliseconds for which a server of a new generation waits for repairs by nodes: as long as the
-/// slowest of them may take to reconnect, which pauses at most `redis.backoff_ms_max`.
+/// Milliseconds for which a server of a new generation waits for repairs by nodes that do not report
+/// that they have made them: as long as the slowest of them may take to reconnect, which pauses at most
+/// `redis.backoff_ms_max`.
 pub(super) const REPAIR_MS: u64 = 600;
+
+/// Milliseconds for which it waits at most for nodes that do: longer than a host holds one up. The same
+/// as `WINDOW_MS_MAX` in `lua/fence.lua`.
+pub(super) const REPAIR_MS_MAX: u64 = 5_000;
+
+/// Partitions in one report. The server does nothing else while it takes one.
+const PARTITIONS_PER_REPORT: usize = 128;
 
 /// Seconds for which the position of a topic outlives its messages.
 pub(super) const META_TTL_S: u64 = 24 * 60 * 60;
@@ -60,7 +67,7 @@ const ACK_CODE: &str = checked!(include_str!("lua/ack.lua"));
 pub(super) const HISTORY_SCRIPTS: ScriptSet = ScriptSet {
     owner: ScriptOwner::History,
     texts: &[
-        fenced!("lua/begin_fence.lua"),
+        fenced!("lua/report.lua"),
         PUBLISH_CODE,
         fenced!("lua/create.lua"),
         REPAIR_CODE,
@@ -72,8 +79,8 @@ pub(super) const HISTORY_SCRIPTS: ScriptSet = ScriptSet {
 /// One of the scripts.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum HistoryScript {
-    /// `lua/begin_fence.lua`
-    BeginFence,
+    /// `lua/report.lua`
+    Report,
     /// `lua/publish.lua`
     Publish,
     /// `lua/create.lua`
@@ -89,7 +96,7 @@ pub(super) enum HistoryScript {
 /// `EVALSHA` of a script with its keys; the caller appends the arguments.
 pub(super) fn call(script: HistoryScript, keys: &[&str]) -> Cmd {
     let script = match script {
-        HistoryScript::BeginFence => &BEGIN_FENCE,
+        HistoryScript::Report => &REPORT,
         HistoryScript::Publish => &PUBLISH,
         HistoryScript::Create => &CREATE,
         HistoryScript::Repair => &REPAIR,
@@ -110,23 +117,97 @@ pub(super) async fn load(cmd: impl Into<MultiplexedConnection>) -> RedisResult<(
     Ok(())
 }
 
-/// Begins the repair window of each partition of a server with a new generation. Where that fails
-/// (no such partition, no write access yet) the first publish begins it. `before`: the generation
-/// that the same data had before, whose windows are continued; empty: there is none.
-pub(super) fn begin_fences(
+/// How far a node is with what it has to put back on a server of a new generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum RepairStage {
+    /// It is connected.
+    Linked,
+    /// It has put back all that follows what is there already.
+    Followed,
+    /// It has put back all that it has.
+    Done,
+}
+
+/// What a node reports of the repair windows of a server.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum WindowReport<'a> {
+    /// How far it is.
+    Stage {
+        /// The stage.
+        stage: RepairStage,
+        /// The other nodes that lived when that was last known: `<node>=0` for one that reports, and
+        /// `<node>=o` for one of a version that does not, with blanks between them.
+        others: &'a str,
+    },
+    /// The server has another generation now for the data that it had under this one.
+    Renamed(&'a str),
+}
+
+/// What the server has answered for one partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WindowReply {
+    /// Its window goes on.
+    Open,
+    /// Its window is over.
+    Over,
+    /// The server has another generation than this node believes.
+    WrongGeneration,
+    /// It was refused, or is on another server.
+    Refused,
+}
+
+/// Reports the stage of this node to the repair windows of some partitions, and begins those that have
+/// not begun. Where that fails (no such partition, no write access yet) the first publish begins one
+/// that goes by time. The replies are those of the partitions, in order.
+pub(super) fn report_window(
     mut cmd: MultiplexedConnection,
     names: &Names,
+    parts: &PartitionSet,
     generation: &str,
-    before: &str,
-) -> impl Future<Output = RedisResult<Vec<Value>>> + use<> {
+    report: WindowReport<'_>,
+) -> impl Future<Output = RedisResult<Vec<(u16, WindowReply)>>> + use<> {
+    let parts: Vec<u16> = parts.iter().collect();
+    // In a Cluster each partition is in a slot of its own.
+    let at_once = if names.is_sharded() { 1 } else { PARTITIONS_PER_REPORT };
     let mut pipeline = Pipeline::new();
-    for partition in 0..PARTITIONS {
-        let key = names.partition_key(partition as u16);
-        let mut begin = call(HistoryScript::BeginFence, &[&key]);
-        begin.arg(generation).arg(REPAIR_MS).arg(before);
-        pipeline.add_command(begin);
+    for some in parts.chunks(at_once) {
+        let keys: Vec<String> = some.iter().map(|part| names.partition_key(*part)).collect();
+        let keys: Vec<&str> = keys.iter().map(|key| &key[..]).collect();
+        let mut command = call(HistoryScript::Report, &keys);
+        command.arg(generation).arg(REPAIR_MS);
+        match report {
+            WindowReport::Renamed(before) => command.arg(before).arg("").arg("").arg(""),
+            WindowReport::Stage { stage, others } => {
+                command.arg("").arg(names.node().to_string()).arg(stage as u8 + 1).arg(others)
+            }
+        };
+        pipeline.add_command(command);
     }
-    async move { cmd.send_packed_commands(&pipeline, 0, PARTITIONS).await }
+    async move {
+        let replies = cmd.send_packed_commands(&pipeline, 0, pipeline.len()).await?;
+        let some = parts.chunks(at_once).zip(replies);
+        Ok(some.flat_map(|(some, reply)| window_replies(some, &reply)).collect())
+    }
+}
+
+fn window_replies(parts: &[u16], reply: &Value) -> Vec<(u16, WindowReply)> {
+    let of_part = |(at, part): (usize, &u16)| {
+        let reply = match reply {
+            Value::Array(replies) => replies.get(at).map(window_reply),
+            _ => None,
+        };
+        (*part, reply.unwrap_or(WindowReply::Refused))
+    };
+    parts.iter().enumerate().map(of_part).collect()
+}
+
+fn window_reply(reply: &Value) -> WindowReply {
+    match (reply, number_of(reply)) {
+        (_, Some(0)) => WindowReply::Over,
+        (_, Some(_)) => WindowReply::Open,
+        (Value::BulkString(text), None) if text == b"-1" => WindowReply::WrongGeneration,
+        _ => WindowReply::Refused,
+    }
 }
 
 /// The reply of `lua/publish.lua`.
@@ -222,10 +303,29 @@ mod tests {
         }
     }
 
+    #[test]
+    fn scripts_and_nodes_know_how_long_a_window_is_at_most() {
+        let code = include_str!("lua/fence.lua");
+        assert!(code.contains(&format!("local WINDOW_MS_MAX, LATE_MS = {REPAIR_MS_MAX},")));
+    }
+
+    #[test]
+    fn each_partition_has_a_reply_whatever_the_server_answers() {
+        let text = |text: &str| Value::BulkString(text.into());
+        let replies = Value::Array(["0", "40", "-1", "x"].map(text).to_vec());
+        let parsed: Vec<_> =
+            window_replies(&[7, 8, 9, 10, 11], &replies).into_iter().map(|(_, it)| it).collect();
+        use WindowReply::{Open, Over, Refused, WrongGeneration};
+        assert_eq!(parsed, [Over, Open, WrongGeneration, Refused, Refused]);
+        let refused = redis::parse_redis_value(b"-NOREPLICAS Not enough\r\n").unwrap();
+        assert_eq!(window_replies(&[7, 8], &refused), [(7, Refused), (8, Refused)]);
+    }
+
     proptest! {
         #[test]
         fn any_reply_is_parsed_or_unknown(value in hostile::value()) {
             let _ = parse_publish_reply(&value);
+            prop_assert_eq!(window_replies(&[1, 2, 3], &value).len(), 3);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What all servers share, and what each of them is assigned.
 
 use crate::backplane::redis::names::Names;
+use crate::backplane::redis::partition_set::PartitionSet;
 use crate::backplane::redis::permissions::table::Feature;
 use crate::plan::{Deployment, RedisPlan};
 use crate::policy::limits::Limits;
@@ -30,6 +31,8 @@ pub(super) struct ServerAssignment {
     pub number: usize,
     /// The first partition that it has; `None`: it has none.
     pub first: Option<u16>,
+    /// All partitions that it has.
+    pub owns: PartitionSet,
     /// Whether publishes of other services are taken from this server.
     pub takes_ingest: bool,
     /// Whether messages to everybody are on this server.

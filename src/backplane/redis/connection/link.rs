@@ -8,9 +8,10 @@ use crate::backplane::redis::connection::subscriber::Subscriber;
 use crate::backplane::redis::failure::classify::LinkUser;
 use crate::backplane::redis::failure::{LinkError, Outage};
 use crate::backplane::redis::names::Names;
+use crate::backplane::redis::partition_set::PartitionSet;
 use crate::backplane::redis::permissions::probe::PermissionProbe;
 use crate::backplane::redis::permissions::table::Feature;
-use crate::backplane::redis::scripts;
+use crate::backplane::redis::scripts::{self, RepairStage, WindowReply, WindowReport};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Pipeline, Value};
 use std::time::Duration;
@@ -33,6 +34,9 @@ pub struct ServerLink {
     /// been a replica in between, and, on a link that goes on, when it chooses another replication id
     /// for the same data. Empty where there is no history.
     pub generation: String,
+    /// What the server has answered to the report that this node is connected: for each of its
+    /// partitions whose repair window is not over.
+    pub(in crate::backplane::redis) windows: Vec<(u16, WindowReply)>,
     /// The user, for errors of commands.
     pub(crate) user: LinkUser,
     /// What drives `cmd` and `replicated`.
@@ -46,6 +50,10 @@ pub struct LinkOptions {
     pub features: Vec<Feature>,
     /// A partition of the server.
     pub partition: u16,
+    /// The server's partitions.
+    pub(in crate::backplane::redis) owns: PartitionSet,
+    /// The other nodes that lived when that was last known, as [`WindowReport`] names them.
+    pub(in crate::backplane::redis) others: String,
     /// How large replies may be.
     pub replies: ReplyLimits,
 }
@@ -120,22 +128,27 @@ async fn check(
     if let Some(replicated) = &mut replicated {
         check_role(replicated, format!("{}-sure", names.client), &user).await?;
     }
-    let generation = match options.needs(Feature::History) {
+    let (generation, windows) = match options.needs(Feature::History) {
         true => {
             let commanding = std::iter::once(cmd.clone()).chain(replicated.clone());
             let generation = common_generation(&mut sub, commanding, &user).await?;
             let failure = |error: redis::RedisError| user.failure(&error);
             scripts::load(cmd.clone()).await.map_err(failure)?;
-            let begun = scripts::begin_fences(cmd.clone(), names, &generation, "");
-            begun.await.map_err(failure)?;
-            generation
+            let report =
+                WindowReport::Stage { stage: RepairStage::Linked, others: &options.others };
+            let (cmd, owns) = (cmd.clone(), &options.owns);
+            let begun = scripts::report_window(cmd, names, owns, &generation, report);
+            let mut windows = begun.await.map_err(failure)?;
+            windows.retain(|(_, reply)| *reply != WindowReply::Over);
+            (generation, windows)
         }
-        false => String::new(),
+        false => (String::new(), Vec::new()),
     };
     let sub_id = sub.ask(&[b"CLIENT", b"ID"]).await;
     let no_id = |_| Outage::Protocol("CLIENT ID is no number".to_owned()).into();
     let sub_id = sub_id.and_then(|id| id.parse().map_err(no_id));
-    Ok(ServerLink { sub, sub_id, cmd, replicated, generation, user, _drivers: drivers })
+    let _drivers = drivers;
+    Ok(ServerLink { sub, sub_id, cmd, replicated, generation, windows, user, _drivers })
 }
 
 /// Names a connection, and checks that it reaches a master.

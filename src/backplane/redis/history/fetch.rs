@@ -180,6 +180,7 @@ impl Histories {
                 Some(Ok(read)) if self.may_repair(name, read.as_ref()) => to_repair.push(topic),
                 Some(Ok(Some(read))) => self.handle_read(name, read, generation, now, local),
                 Some(Ok(None)) => {
+                    self.note_repaired(name);
                     self.apply(name, HistoryEvent::CreationSent);
                     to_create.push(topic);
                 }
@@ -234,6 +235,7 @@ impl Histories {
             Some(FollowState::Unreadable { times, .. }) => times,
             Some(_) => 0,
         };
+        self.note_repaired(name);
         self.refuse_all(name, HistoryError::Unreadable, local);
         let pause = UNREADABLE_PAUSE_MIN * (1 << times.min(7));
         self.apply_and_read_at(
@@ -281,6 +283,7 @@ impl Histories {
         if topic.state().read().is_outdated() {
             return self.apply(name, HistoryEvent::ReadAgain);
         }
+        self.note_repaired(name);
         self.drop_impossible(name, &read, sent.held, now, local);
         let Some(topic) = self.topics.get_mut(name) else { return };
         if let Some(gap) = topic.gap_ahead(&mut read, &sent, now) {

@@ -41,6 +41,8 @@ pub(crate) struct FollowedTopic {
     /// Reads that had a result.
     pub(super) reads: u64,
     pub(super) repair: Repair,
+    /// It has messages, and has not been read on this link yet: the server may lack some.
+    pub(super) owes_repair: bool,
     pub(super) held: HeldMessages,
     /// Requests that wait for an answer, oldest first.
     pub(super) pending: Vec<PendingRequest>,
@@ -115,6 +117,7 @@ impl FollowedTopic {
             acked: None,
             reads: 0,
             repair: Repair::Untried,
+            owes_repair: false,
             held: HeldMessages::default(),
             pending: Vec::new(),
             has_deadline: false,
@@ -162,6 +165,7 @@ impl FollowedTopic {
     pub(super) fn lose_link(&mut self) {
         self.held.take();
         self.repair = Repair::Untried;
+        self.owes_repair = self.log().is_some_and(|log| !log.is_empty());
         let is_queued = self.apply(HistoryEvent::LinkLost);
         debug_assert!(!is_queued, "nothing is read without a link");
     }

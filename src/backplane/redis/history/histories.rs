@@ -52,6 +52,8 @@ pub(crate) struct Histories {
     pub(super) active: DeadlineQueue<TopicRef>,
     /// Topics whose copies have messages, in the order in which copies are dropped.
     pub(super) evictions: Rotation,
+    /// Followed topics of which the server may lack messages that this node has.
+    pub(super) repairs_owed: usize,
     pub(super) incarnations: u64,
     pub(super) bytes: usize,
     pub(super) bytes_max: usize,
@@ -98,6 +100,7 @@ impl Histories {
             audits: Rotation::default(),
             active: DeadlineQueue::new(),
             evictions: Rotation::default(),
+            repairs_owed: 0,
             incarnations: 0,
             bytes: 0,
             bytes_max: limits.history_bytes_max,
@@ -197,6 +200,7 @@ impl Histories {
         if let Some(gone) = self.topics.remove(topic) {
             self.bytes -= gone.bytes();
             self.waiting -= gone.pending.len();
+            self.repairs_owed -= usize::from(gone.owes_repair);
         }
     }
 
@@ -217,6 +221,7 @@ impl Histories {
         let (name, hash) = (topic.name.clone(), topic.hash);
         self.bytes += topic.bytes();
         self.waiting += topic.pending.len();
+        self.repairs_owed += usize::from(topic.owes_repair);
         self.audits.push(hash, (name.clone(), topic.incarnation));
         topic.become_evictable().into_iter().for_each(|it| self.evictions.push(hash, it));
         self.topics.get_or_insert_with(&name, hash, || topic);
@@ -303,13 +308,27 @@ impl Histories {
         // All topics are read again: nothing of it is needed.
         drop(self.pipeline.lose_link());
         let mut without_members = Vec::new();
+        self.repairs_owed = 0;
         for (name, topic) in self.topics.iter_mut() {
             topic.lose_link();
+            self.repairs_owed += usize::from(topic.owes_repair);
             if local.interest.members(name.as_str()).is_none() {
                 without_members.push(name.clone());
             }
         }
         without_members.iter().for_each(|name| self.abandon(name, local));
+    }
+
+    /// Whether the server may still lack messages that this node has.
+    pub(crate) fn owes_repairs(&self) -> bool {
+        self.repairs_owed > 0
+    }
+
+    /// A read has shown that the server has what this node has of a topic, or cannot take it.
+    pub(super) fn note_repaired(&mut self, name: &TopicName) {
+        if let Some(topic) = self.topics.get_mut(name) {
+            self.repairs_owed -= usize::from(std::mem::take(&mut topic.owes_repair));
+        }
     }
 
     /// Whether no batch is in flight.
@@ -342,6 +361,7 @@ impl Histories {
         let moved = self.topics.take_if(has_moved);
         self.bytes -= moved.iter().map(FollowedTopic::bytes).sum::<usize>();
         self.waiting -= moved.iter().map(|topic| topic.pending.len()).sum::<usize>();
+        self.repairs_owed -= moved.iter().filter(|topic| topic.owes_repair).count();
         self.to_read.retain(|(name, _)| self.topics.get(name).is_some());
         self.to_retry.retain(|(name, _)| self.topics.get(name).is_some());
         moved

@@ -5,7 +5,8 @@
 -- The server may have died after it had answered one publisher, and before it had sent anything of
 -- the messages before that one to anybody. Nobody can append those. So at the end of the repair
 -- window the message is stored in its place all the same, and empty entries stand for what is
--- missing before it, which everybody announces as lost.
+-- missing before it, which everybody announces as lost: as soon as all nodes have put back what follows
+-- what is there already, and one message after the other.
 --
 -- KEYS 1 meta  2 stream  3 partition  4 the idempotency key, if the message has one
 -- ARGV 1 epoch  2 offset  3 generation of the server  4 channel  5 PUBLISH or SPUBLISH
@@ -18,9 +19,9 @@
 -- meta, beside what publish.lua has: c "<generation> <offset> …" offsets of messages that nodes have
 -- and that could not be appended yet. They are appended in order, whichever node has them.
 
--- The end of the window that is left for messages behind a gap, and where no node has restored the
--- history yet, which is worth more. Nodes ask every 30 ms, and one that the host holds up asks later.
-local LAST_MS, LAST_EMPTY_MS = 300, 200
+-- The same as LAST_MS where no node has restored the history yet, which is worth more. Nodes ask every
+-- 30 ms, and one that the host holds up asks later.
+local LAST_EMPTY_MS = 200
 -- What each of those messages gives to the next one.
 local NEXT_MS = 300
 -- Empty entries, at most: beyond, the gap stays.
@@ -83,12 +84,13 @@ if not is_next then
     redis.call('HSET', KEYS[1], 'c', generation .. noted .. ' ' .. ARGV[2])
     redis.call('EXPIRE', KEYS[1], ARGV[7])
   end
-  local wait = repair_window_ms(KEYS[3], generation, ARGV[11])
+  local wait, left, have_followed = repair_window_ms(KEYS[3], generation, ARGV[11])
   if wait == WRONG_GENERATION then
     return 0
   end
-  local left = tonumber(wait or '0')
-  if left > (e and LAST_MS or LAST_EMPTY_MS) or (not is_lowest and left > 0) then
+  left = wait and left or 0
+  local is_time = have_followed or left <= (e and LAST_MS or LAST_EMPTY_MS)
+  if left > 0 and not (is_time and is_lowest) then
     return 0
   end
 end
@@ -114,10 +116,11 @@ if noted == '' then
 else
   redis.call('HSET', KEYS[1], 'c', generation .. noted)
   -- Nothing new is stored before the node that has the next one has asked again.
-  local window, till = string.match(redis.call('HGET', KEYS[3], 'w') or '', '^(%S+) (%d+)$')
-  local next_ms = now_ms() + NEXT_MS
-  if window == generation and tonumber(till) < next_ms then
-    redis.call('HSET', KEYS[3], 'w', generation .. ' ' .. string.format('%.0f', next_ms))
+  local p, next_ms = redis.call('HMGET', KEYS[3], 'w', 'n'), now_ms() + NEXT_MS
+  local window = window_of(p[1], p[2])
+  if window and window.of == generation and window.till < next_ms then
+    window.till, window.floor, window.nodes = next_ms, window.floor or 0, window.nodes or ''
+    write_window(KEYS[3], window)
   end
 end
 redis.call('EXPIRE', KEYS[2], ARGV[6])

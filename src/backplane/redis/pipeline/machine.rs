@@ -232,6 +232,11 @@ impl<I, R: BatchReply> BatchPipeline<I, R> {
         self.refused.insert(index, (None, item));
     }
 
+    /// The refused items, in order.
+    pub(crate) fn refused_items(&mut self) -> impl Iterator<Item = &mut I> {
+        self.refused.iter_mut().map(|(_, item)| item)
+    }
+
     /// Takes out the first refused item if it is wanted.
     pub(crate) fn pop_refused_if(&mut self, is_wanted: impl FnOnce(&I) -> bool) -> Option<I> {
         let (_, item) = self.refused.front()?;

@@ -32,8 +32,9 @@ use crate::backplane::redis::presence::cleanup::Cleanup;
 use crate::backplane::redis::presence::context::LivenessContext;
 use crate::backplane::redis::presence::keys::CONTROL;
 use crate::backplane::redis::presence::node_life::{LifeEvent, NodeLife};
-use crate::backplane::redis::presence::records::{NodesRead, renew_and_read};
+use crate::backplane::redis::presence::records::{NodeRecord, NodesRead, Repairs, renew_and_read};
 use crate::backplane::redis::presence::removal_notice::RemovalNotice;
+use crate::backplane::redis::presence::repairers::Repairers;
 use crate::backplane::redis::presence::skipped::Skipped;
 use crate::backplane::redis::presence::watch::{Watch, WatchEvent};
 use crate::backplane::wire::{self, WireRange};
@@ -76,8 +77,8 @@ struct Removal {
 /// All other nodes. Outlives links; owned by
 /// [`crate::backplane::redis::presence::RedisPresence`].
 pub(super) struct Liveness {
-    /// What this node reads.
-    reads: WireRange,
+    /// This node's record.
+    own: NodeRecord,
     /// The newest version that this node may write.
     writes_max: u8,
     watch: Watch,
@@ -86,6 +87,8 @@ pub(super) struct Liveness {
     /// Whether a read has succeeded on this link, after which the list had this node.
     is_listed: bool,
     nodes: HashMap<String, KnownNode>,
+    /// Those that lived when that was last known, also while the server is down.
+    repairers: Repairers,
     /// Nodes found in rooms that are not among those.
     unknown_nodes: HashSet<String>,
     dead: Arc<[String]>,
@@ -96,17 +99,19 @@ pub(super) struct Liveness {
 }
 
 impl Liveness {
-    /// The server of the records is down.
-    pub(super) fn new(reads: WireRange, writes_max: u8) -> Liveness {
+    /// The server of the records is down. `has_history`: this node may have what a server has lost.
+    pub(super) fn new(reads: WireRange, writes_max: u8, has_history: bool) -> Liveness {
+        let repairs = if has_history { Repairs::Reported } else { Repairs::Nothing };
         assert!((reads.min..=reads.max).contains(&writes_max), "a node reads what it writes");
         Liveness {
-            reads,
+            own: NodeRecord { reads, repairs },
             writes_max,
             watch: Watch::Down,
             read_at: None,
             read: None,
             is_listed: false,
             nodes: HashMap::new(),
+            repairers: Repairers::default(),
             unknown_nodes: HashSet::new(),
             dead: Arc::default(),
             turn: 0,
@@ -135,14 +140,19 @@ impl Liveness {
         &self.dead
     }
 
+    /// The nodes that may have what a server has lost.
+    pub(super) fn repairers(&self) -> &Repairers {
+        &self.repairers
+    }
+
     /// The version to write: what the oldest living node reads, and the oldest of all while that is
     /// not known.
     pub(super) fn version(&self) -> u8 {
         if !self.is_listed {
-            return self.reads.min;
+            return self.own.reads.min;
         }
         let living = self.nodes.values().filter(|node| !node.life.is_dead());
-        wire::common(living.map(|node| node.reads), self.reads, self.writes_max)
+        wire::common(living.map(|node| node.reads), self.own.reads, self.writes_max)
     }
 
     /// Whether this node is in the list, and knows the others.
@@ -196,7 +206,7 @@ impl Liveness {
         }
         self.read_at = Some(now);
         let unlisted = self.unknown_nodes.drain().collect();
-        let read = renew_and_read(cmd.clone(), context.keys.clone(), self.reads, unlisted);
+        let read = renew_and_read(cmd.clone(), context.keys.clone(), self.own, unlisted);
         self.read = Some(send(cx, read));
         true
     }
@@ -223,9 +233,11 @@ impl Liveness {
     }
 
     /// Takes what a read has found.
-    fn handle_nodes(&mut self, nodes: Vec<(String, Option<WireRange>)>) {
+    fn handle_nodes(&mut self, nodes: Vec<(String, Option<NodeRecord>)>) {
+        self.repairers.take_read(&nodes);
         let mut before = std::mem::take(&mut self.nodes);
-        for (name, reads) in nodes {
+        for (name, record) in nodes {
+            let reads = record.map(|record| record.reads);
             // Nobody dies while the others may still be reconnecting.
             let is_seen = reads.is_some() || self.watch != Watch::Watching;
             let event = if is_seen { LifeEvent::Seen } else { LifeEvent::NotSeen };
@@ -313,7 +325,7 @@ mod tests {
     use super::*;
 
     fn watching(start: Instant) -> Liveness {
-        let mut liveness = Liveness::new(WireRange { min: 1, max: 9 }, 7);
+        let mut liveness = Liveness::new(WireRange { min: 1, max: 9 }, 7, true);
         liveness.go_up(start);
         liveness.is_listed = true;
         liveness
@@ -322,7 +334,12 @@ mod tests {
     /// A read that finds these nodes; without a range: no record.
     fn read(liveness: &mut Liveness, now: Instant, nodes: &[(&str, Option<u8>)]) {
         liveness.watch.handle_timeout(now);
-        let range = |max: Option<u8>| max.map(|max| WireRange { min: 1, max });
+        let range = |max: Option<u8>| {
+            max.map(|max| NodeRecord {
+                reads: WireRange { min: 1, max },
+                repairs: Repairs::Reported,
+            })
+        };
         let nodes = nodes.iter().map(|(name, max)| ((*name).to_owned(), range(*max)));
         liveness.handle_nodes(nodes.collect());
         liveness.invariants();
@@ -349,7 +366,7 @@ mod tests {
     #[test]
     fn the_oldest_living_node_decides_what_is_written() {
         let start = Instant::now();
-        let mut liveness = Liveness::new(WireRange { min: 2, max: 9 }, 7);
+        let mut liveness = Liveness::new(WireRange { min: 2, max: 9 }, 7, true);
         assert_eq!(liveness.version(), 2, "the oldest, while the others are not known");
         liveness = watching(start);
         let mut version = |s, nodes: &[(&str, Option<u8>)]| {

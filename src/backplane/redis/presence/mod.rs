@@ -39,6 +39,7 @@ mod node_life;
 mod query;
 mod records;
 mod removal_notice;
+mod repairers;
 mod room_read;
 mod scripts;
 mod server_state;
@@ -91,6 +92,12 @@ impl RedisPresence {
     /// The version to write for other nodes.
     pub(super) fn version(&self) -> u8 {
         self.liveness.version()
+    }
+
+    /// The other nodes that lived when that was last known, for the reports of repair windows
+    /// ([`crate::backplane::redis::server`]).
+    pub(super) fn repairers(&self) -> String {
+        self.liveness.repairers().to_string()
     }
 
     /// Queues a request for a roster.

@@ -58,6 +58,7 @@ impl RedisPresence {
         names: Names,
         node: NodeId,
     ) -> RedisPresence {
+        let liveness = Liveness::new(wire::READS, wire::WRITES_MAX, namespaces.have_history());
         RedisPresence {
             is_on: namespaces.have_presence(),
             rules: PresenceRules { names, namespaces },
@@ -67,7 +68,7 @@ impl RedisPresence {
             rewrites: WriteQueue::default(),
             stale_entries: StaleEntries::default(),
             servers: ServerStates::default(),
-            liveness: Liveness::new(wire::READS, wire::WRITES_MAX),
+            liveness,
             audit: Audit::default(),
             queries: MemberQueries::default(),
             rejected: Vec::new(),

@@ -7,8 +7,8 @@
 //! were sent to subscribers; and when the next server has another generation, it asks for each
 //! whether it is there, and appends it if it is the next one (`lua/verify.lua`). Other nodes may
 //! first have to repair what comes before it ([`crate::backplane::redis::history`]), so it is asked
-//! again for as long as the server is in its repair window. What no node has by its end is announced
-//! as lost, and the message is appended behind it.
+//! again for as long as the server is in its repair window. What no node has is announced as lost, and
+//! the message is appended behind it ([`crate::backplane::redis::server`] has the protocol).
 //!
 //! Invariant: publishes of one topic are in the order of their positions.
 
@@ -19,7 +19,9 @@ use crate::backplane::message::Message;
 use crate::backplane::redis::pipeline::{
     AnsweredBatch, BatchPipeline, CommandContext, ItemReply, OutgoingBatch, RetryOrder,
 };
-use crate::backplane::redis::scripts::{self, HISTORY_SCRIPTS, HistoryScript, REPAIR_MS, StoredAt};
+use crate::backplane::redis::scripts::{
+    self, HISTORY_SCRIPTS, HistoryScript, REPAIR_MS, REPAIR_MS_MAX, RepairStage, StoredAt,
+};
 use crate::ids::TopicName;
 use crate::link::Publish;
 use crate::policy::namespaces::Namespaces;
@@ -43,13 +45,15 @@ const RETRY_PAUSE: Duration = Duration::from_millis(30);
 /// The same while the server has no room for it: its repair window is longer than that.
 const REFUSED_PAUSE: Duration = Duration::from_millis(REPAIR_MS / 2);
 /// How long verification may take since the server accepts commands. Longer than any repair window.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_millis(REPAIR_MS_MAX + 3_000);
 
 /// A publish and the position at which it is stored.
 pub(crate) struct AckedPublish {
     publish: Publish,
     stored: StoredAt,
     since: Instant,
+    /// The server has answered on this link that messages before it are missing.
+    is_behind_gap: bool,
 }
 
 impl AckedPublish {
@@ -70,6 +74,8 @@ pub(crate) struct UnconfirmedLog {
     verify_until: Option<Instant>,
     /// One batch at a time: what is verified has to be in order.
     pipeline: BatchPipeline<AckedPublish>,
+    /// Of those, how many are behind a gap.
+    behind_gap: usize,
     /// Something was refused in the last batch.
     was_refused: bool,
     bytes: usize,
@@ -87,6 +93,7 @@ impl UnconfirmedLog {
             to_verify: VecDeque::new(),
             verify_until: None,
             pipeline: BatchPipeline::new(1, RetryOrder::InOrder),
+            behind_gap: 0,
             was_refused: false,
             bytes: 0,
             envelope: Vec::new(),
@@ -97,7 +104,8 @@ impl UnconfirmedLog {
     /// A publisher is about to receive the position at which its message is stored.
     pub(crate) fn record(&mut self, publish: Publish, stored: StoredAt, now: Instant) {
         self.bytes += log_bytes(&publish);
-        self.acked.push_back(AckedPublish { publish, stored, since: now });
+        let is_behind_gap = false;
+        self.acked.push_back(AckedPublish { publish, stored, since: now, is_behind_gap });
         while self.bytes > BYTES_MAX {
             let Some(oldest) = self.acked.pop_front() else { return };
             self.bytes -= log_bytes(&oldest.publish);
@@ -124,6 +132,21 @@ impl UnconfirmedLog {
         self.bytes
     }
 
+    /// How far this node is with its publishes on the server of this generation.
+    pub(crate) fn stage(&self, generation: &str) -> RepairStage {
+        let is_known = generation == self.generation || self.acked.is_empty();
+        match self.unverified() {
+            0 if is_known => RepairStage::Done,
+            some if is_known && some == self.behind_gap => RepairStage::Followed,
+            _ => RepairStage::Linked,
+        }
+    }
+
+    /// Number of publishes that are not known to be on the current server.
+    fn unverified(&self) -> usize {
+        self.to_verify.len() + self.pipeline.in_flight() + self.pipeline.refused()
+    }
+
     /// Whether nothing is in flight.
     pub(crate) fn has_none_in_flight(&self) -> bool {
         self.pipeline.has_none_in_flight()
@@ -145,6 +168,14 @@ impl UnconfirmedLog {
             self.pipeline.put_back(acked);
         }
         self.verify_until = None;
+        self.forget_gaps();
+    }
+
+    /// Nothing is known of the next server.
+    fn forget_gaps(&mut self) {
+        self.pipeline.refused_items().for_each(|acked| acked.is_behind_gap = false);
+        self.to_verify.iter_mut().for_each(|acked| acked.is_behind_gap = false);
+        self.behind_gap = 0;
     }
 
     /// Takes out the publishes of topics that have moved to another server.
@@ -153,6 +184,7 @@ impl UnconfirmedLog {
         has_moved: impl Fn(&TopicName) -> bool,
     ) -> Vec<AckedPublish> {
         assert!(self.has_none_in_flight(), "topics move while nothing is in flight");
+        self.forget_gaps();
         let refused = self.pipeline.extract_refused(|_| true).into_iter();
         let all = refused.chain(self.to_verify.drain(..)).chain(self.acked.drain(..));
         let (moved, stay): (Vec<AckedPublish>, Vec<AckedPublish>) =
@@ -251,12 +283,15 @@ impl UnconfirmedLog {
         let is_late = self.verify_until.is_some_and(|until| until <= now);
         let mut gone = 0;
         self.was_refused = false;
-        for (acked, reply) in batch {
+        for (mut acked, reply) in batch {
+            self.behind_gap -= usize::from(std::mem::take(&mut acked.is_behind_gap));
             match reply {
                 ItemReply::Ended(Value::Int(1)) => {
                     self.acked.push_back(AckedPublish { since: now, ..acked });
                 }
                 ItemReply::Ended(Value::Int(0)) if !is_late => {
+                    acked.is_behind_gap = true;
+                    self.behind_gap += 1;
                     self.pipeline.send_at(acked, now + RETRY_PAUSE, now);
                 }
                 ItemReply::Again(refusal) => {

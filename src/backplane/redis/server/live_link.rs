@@ -8,12 +8,13 @@ use crate::backplane::redis::failure::{LinkError, Outage};
 use crate::backplane::redis::health::canary::Canary;
 use crate::backplane::redis::inbound::InboundHandler;
 use crate::backplane::redis::names::Names;
+use crate::backplane::redis::partition_set::PartitionSet;
 use crate::backplane::redis::pipeline::{
     CommandConnection, PendingReply, ScriptOwner, poll_reply, send,
 };
-use crate::backplane::redis::scripts::begin_fences;
+use crate::backplane::redis::scripts::{WindowReply, WindowReport, report_window};
+use crate::backplane::redis::server::window_reports::WindowReports;
 use crate::backplane::redis::shared::{ServerAssignment, SharedContext};
-use redis::Value;
 use std::task::Context;
 use std::time::{Duration, Instant};
 
@@ -40,22 +41,27 @@ pub(super) struct LiveLink {
     takes_ingest: bool,
     /// When the server last answered while an answer was pending.
     replied_at: Instant,
+    /// What is reported of repair windows.
+    pub reports: WindowReports,
+    /// The server's partitions.
+    owns: PartitionSet,
     /// The windows of all partitions are being continued under another generation.
-    renaming: Option<PendingReply<Vec<Value>>>,
+    renaming: Option<PendingReply<Vec<(u16, WindowReply)>>>,
 }
 
 impl LiveLink {
     /// Nothing is subscribed yet. `loaded`: whose scripts the server has. `places`: the end of the
     /// slab indices of existing topics.
     pub(super) fn new(
-        link: ServerLink,
+        mut link: ServerLink,
         loaded: &[ScriptOwner],
         assignment: ServerAssignment,
         names: &Names,
         places: u32,
         now: Instant,
     ) -> LiveLink {
-        let ServerAssignment { number, first, takes_ingest, .. } = assignment;
+        let ServerAssignment { number, first, owns, takes_ingest, .. } = assignment;
+        let reports = WindowReports::new(std::mem::take(&mut link.windows), now);
         let canary_channel = first.map(|partition| names.canary(partition));
         let ingest = takes_ingest.then(|| names.ingest.clone());
         let fixed = canary_channel.iter().cloned().chain(ingest).collect();
@@ -71,6 +77,8 @@ impl LiveLink {
             since: now,
             takes_ingest,
             replied_at: now,
+            reports,
+            owns,
             renaming: None,
         }
     }
@@ -78,6 +86,7 @@ impl LiveLink {
     /// The map has changed. Returns how many canaries were missed on a channel that is left.
     pub(super) fn set_assignment(&mut self, assignment: ServerAssignment, names: &Names) -> u64 {
         self.subscriptions.set_server(assignment.number);
+        self.owns = assignment.owns;
         let mut missed = 0;
         let channel = assignment.first.map(|partition| names.canary(partition));
         if self.canary_channel != channel {
@@ -175,7 +184,8 @@ impl LiveLink {
         }
         let next = renamed(generation, replication);
         let before = std::mem::replace(generation, next);
-        let renaming = begin_fences(self.link.cmd.clone(), names, generation, &before);
+        let (cmd, report) = (self.link.cmd.clone(), WindowReport::Renamed(&before));
+        let renaming = report_window(cmd, names, &self.owns, generation, report);
         self.renaming = Some(send(cx, renaming));
     }
 }

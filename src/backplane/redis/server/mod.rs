@@ -12,6 +12,9 @@
 //! The server's address and topics are decided by [`crate::backplane::redis::topology`]; a server
 //! only reports redirections.
 //!
+//! A server of a new generation may lack the last messages, or all. [`window_reports`] has the protocol
+//! in which the nodes put them back before anything new is stored.
+//!
 //! Invariant: up means that everything wanted is subscribed on this link, and that a message went
 //! through both of its connections within the canary's timeout.
 
@@ -21,3 +24,4 @@ mod numbers;
 mod outage_notice;
 pub(super) mod supervisor;
 mod topics;
+mod window_reports;

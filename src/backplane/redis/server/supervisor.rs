@@ -19,9 +19,11 @@ use crate::backplane::redis::names::Names;
 use crate::backplane::redis::pipeline::{CommandConnection, CommandContext, ScriptOwner};
 use crate::backplane::redis::presence::RedisPresence;
 use crate::backplane::redis::publish::queue::PublishQueue;
+use crate::backplane::redis::scripts::RepairStage;
 use crate::backplane::redis::server::life::{Action, Life, LifeEvent, Stage};
 use crate::backplane::redis::server::live_link::{LiveLink, receive};
 use crate::backplane::redis::server::outage_notice::OutageNotice;
+use crate::backplane::redis::server::window_reports::ReportContext;
 use crate::backplane::redis::shared::{ServerAssignment, SharedContext};
 use hashbrown::HashSet;
 use std::pin::Pin;
@@ -177,7 +179,7 @@ impl Server {
                     return false;
                 }
                 if self.handle(LifeEvent::PauseOver, now, turn.local) == Action::Connect {
-                    self.task = self.connect(turn.shared);
+                    self.task = self.connect(turn.shared, turn.presence.repairers());
                 }
             }
             Task::Connecting(attempt) => match attempt.as_mut().poll(turn.cx) {
@@ -253,12 +255,15 @@ impl Server {
         }
     }
 
-    fn connect(&self, shared: &SharedContext) -> Task {
+    /// `others`: the other nodes that lived when that was last known.
+    fn connect(&self, shared: &SharedContext, others: String) -> Task {
         let address = self.life.address().expect("only a known address is connected to");
         let plan = &shared.plan;
         let options = LinkOptions {
             features: shared.features.clone(),
             partition: self.assignment.first.unwrap_or_default(),
+            owns: self.assignment.owns,
+            others,
             replies: ReplyLimits::of(&shared.limits, shared.namespaces.history_size_max()),
         };
         Task::Connecting(Box::pin(link::connect(
@@ -320,6 +325,7 @@ impl Server {
         let mut is_busy = self.poll_sub(turn)?;
         self.poll_stage(turn)?;
         is_busy |= self.poll_commands(turn)?;
+        is_busy |= self.poll_reports(turn);
         // Publishes of other services go to any topic; if there were any, some may be missing.
         let has_other_publishers =
             self.assignment.takes_ingest && turn.local.counters.publishes_ingested > 0;
@@ -429,6 +435,30 @@ impl Server {
             }
         }
         Ok(is_busy)
+    }
+
+    /// Reports how far this node is with what it has to put back.
+    fn poll_reports(&mut self, turn: &mut Turn<'_, '_, '_>) -> bool {
+        let Task::Live(live) = &mut self.task else { return false };
+        if live.reports.are_over() {
+            return false;
+        }
+        let generation = &live.link.generation[..];
+        let has_followed = !self.histories.owes_repairs();
+        let reached = match self.publishes.unconfirmed().stage(generation) {
+            stage if has_followed => stage,
+            _ => RepairStage::Linked,
+        };
+        let others = turn.presence.repairers();
+        let (cmd, names) = (&live.link.cmd, &turn.shared.names);
+        let context = ReportContext { cmd, names, generation, others: &others };
+        let is_busy = live.reports.poll(turn.cx, turn.now, reached, &context);
+        if live.reports.take_wrong_generation()
+            && let Some(canary) = &mut live.canary
+        {
+            canary.hurry();
+        }
+        is_busy
     }
 }
 
