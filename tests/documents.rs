@@ -372,6 +372,7 @@ const BOUNDS_OF_OUR_OWN: &[(&str, &[&str])] = &[
     ("src/backplane/redis/presence/query.rs", &["LOOKS_MAX", "READS_MAX"]),
     ("src/backplane/redis/presence/records.rs", &["RECORD_BYTES_MAX"]),
     ("src/backplane/redis/publish/lane.rs", &["BATCHES_MAX", "REPLICA_MS_MAX"]),
+    ("src/backplane/redis/scripts.rs", &["REPAIR_MS_MAX"]),
     ("src/backplane/redis/publish/queue.rs", &["WAITING_BYTES_MAX", "WAITING_MAX"]),
     ("src/backplane/redis/server/supervisor.rs", &["DRAIN_TURNS_MAX"]),
     ("src/backplane/redis/topology/cluster.rs", &["ASKED_AT_ONCE_MAX"]),

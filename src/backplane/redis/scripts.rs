@@ -1,7 +1,7 @@
 //! The six Lua scripts for histories and acknowledgements, called by their SHA-1.
 //!
-//! They are loaded when a link begins, and again by the first batch after a server did not know one
-//! ([`crate::backplane::redis::pipeline`]).
+//! They are loaded when a link begins, and again by the first batch after a server did not know
+//! one ([`crate::backplane::redis::pipeline`]).
 //!
 //! Invariant: each script names all keys it touches in KEYS, and they are in one slot.
 
@@ -41,13 +41,13 @@ static VERIFY: LazyLock<Script> = LazyLock::new(|| Script::new(VERIFY_CODE));
 static ACKNOWLEDGE: LazyLock<Script> = LazyLock::new(|| Script::new(ACK_CODE));
 static REPAIR: LazyLock<Script> = LazyLock::new(|| Script::new(REPAIR_CODE));
 
-/// Milliseconds for which a server of a new generation waits for repairs by nodes that do not report
-/// that they have made them: as long as the slowest of them may take to reconnect, which pauses at most
-/// `redis.backoff_ms_max`.
+/// Milliseconds for which a server of a new generation waits for repairs by nodes that do not
+/// report that they have made them: as long as the slowest of them may take to reconnect, which
+/// pauses at most `redis.backoff_ms_max`.
 pub(super) const REPAIR_MS: u64 = 600;
 
-/// Milliseconds for which it waits at most for nodes that do: longer than a host holds one up. The same
-/// as `WINDOW_MS_MAX` in `lua/fence.lua`.
+/// Milliseconds for which it waits at most for nodes that do: longer than a host holds one up.
+/// The same as `WINDOW_MS_MAX` in `lua/fence.lua`.
 pub(super) const REPAIR_MS_MAX: u64 = 5_000;
 
 /// Partitions in one report. The server does nothing else while it takes one.
@@ -135,8 +135,8 @@ pub(super) enum WindowReport<'a> {
     Stage {
         /// The stage.
         stage: RepairStage,
-        /// The other nodes that lived when that was last known: `<node>=0` for one that reports, and
-        /// `<node>=o` for one of a version that does not, with blanks between them.
+        /// The other nodes that lived when that was last known: `<node>=0` for one that reports,
+        /// and `<node>=o` for one of a version that does not, with blanks between them.
         others: &'a str,
     },
     /// The server has another generation now for the data that it had under this one.
@@ -156,9 +156,9 @@ pub(super) enum WindowReply {
     Refused,
 }
 
-/// Reports the stage of this node to the repair windows of some partitions, and begins those that have
-/// not begun. Where that fails (no such partition, no write access yet) the first publish begins one
-/// that goes by time. The replies are those of the partitions, in order.
+/// Reports the stage of this node to the repair windows of some partitions, and begins those that
+/// have not begun. Where that fails (no such partition, no write access yet) the first publish
+/// begins one that goes by time. The replies are those of the partitions, in order.
 pub(super) fn report_window(
     mut cmd: MultiplexedConnection,
     names: &Names,

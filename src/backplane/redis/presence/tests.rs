@@ -596,7 +596,7 @@ fn what_is_written_follows_the_records_of_living_nodes() {
         world.start().await;
         // As a release that writes what the last one has only read.
         let reads = wire::WireRange { min: 1, max: 3 };
-        world.nodes[0].presence.liveness = Liveness::new(reads, 3);
+        world.nodes[0].presence.liveness = Liveness::new(reads, 3, true);
         assert_eq!(world.nodes[0].presence.version(), 1, "the oldest, while nobody is known");
         let is = |version: u8| {
             move |world: &mut World| (world.nodes[0].presence.version() == version).then_some(())

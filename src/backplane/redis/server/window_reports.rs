@@ -1,41 +1,46 @@
-//! The repair window of a server: what the nodes report to each other so that it ends as soon as they
-//! have put back what the server has lost.
+//! The repair window of a server: what the nodes report to each other so that it ends as soon as
+//! they have put back what the server has lost.
 //!
-//! A server of a new generation ([`crate::backplane::redis::connection::generation`]) may lack the end
-//! of its histories, or everything. Nothing new is stored before the nodes have put back what they
-//! have. Who has what is known to nobody, so the window waits for every node that may have something:
+//! A server of a new generation ([`crate::backplane::redis::connection::generation`]) may lack
+//! the end of its histories, or everything. Nothing new is stored before the nodes have put back
+//! what they have. Who has what is known to nobody, so the window waits for every node that may
+//! have something:
 //!
-//! 1. *Who is waited for.* Each node remembers which others lived when it last read the records of
-//!    nodes ([`crate::backplane::redis::presence`]); what is in Redis may be gone with the rest. When it
-//!    connects, it reports itself and all of those to the window of each of the server's partitions. The
-//!    first report begins the window, later ones add to it, in whatever order they come. A node that
-//!    died before the server did is in no list.
-//! 2. *Followed*: a node has read all histories of which it has messages and has put back what the server
-//!    lacked, and each publish of its own that no canary has proved was appended, or refused because
-//!    messages before it are missing ([`crate::backplane::redis::publish::unconfirmed`]). Such a
-//!    publish may follow what another node puts back, so nothing is decided yet.
-//! 3. When all nodes have *followed*, what is still missing is with nobody. Publishes behind a gap are
-//!    appended now, the first of each history before the next, with empty entries in the gap.
+//! 1. *Who is waited for.* Each node remembers which others lived when it last read the records
+//!    of nodes ([`crate::backplane::redis::presence`]); what is in Redis may be gone with the
+//!    rest. When it connects, it reports itself and all of those to the window of each of the
+//!    server's partitions. The first report begins the window, later ones add to it, in whatever
+//!    order they come. A node that died before the server did is in no list.
+//! 2. *Followed*: a node has read all histories of which it has messages and has put back what
+//!    the server lacked, and each publish of its own that no canary has proved was appended, or
+//!    refused because messages before it are missing
+//!    ([`crate::backplane::redis::publish::unconfirmed`]). Such a publish may follow what another
+//!    node puts back, so nothing is decided yet.
+//! 3. When all nodes have *followed*, what is still missing is with nobody. Publishes behind a
+//!    gap are appended now, the first of each history before the next, with empty entries in the
+//!    gap.
 //! 4. *Done*: a node has nothing left. The report of the last one ends the window.
 //!
-//! A node that does not report delays the end by 5 s at most ([`REPAIR_MS_MAX`]): longer than a loaded
-//! host holds up a process, and shorter than a publish may wait (`limits.publish_queue_ms_max`). One
-//! that connects at the last moment has a second. After the end, whatever a node still puts back is
-//! taken in every history in which nothing new was stored.
+//! A node that does not report delays the end by 5 s at most ([`REPAIR_MS_MAX`]): longer than a
+//! loaded host holds up a process, and shorter than a publish may wait
+//! (`limits.publish_queue_ms_max`). One that connects at the last moment has a second. After the
+//! end, whatever a node still puts back is taken in every history in which nothing new was
+//! stored.
 //!
-//! *Versions.* A node names in its record that it reports. For one that does not, the window is as long
-//! as it was before there were reports: 600 ms ([`REPAIR_MS`]). Such a node also shortens a window that
-//! is longer to that when it connects or publishes. The window then goes by time, as it did.
+//! *Versions.* A node names in its record that it reports. For one that does not, the window is
+//! as long as it was before there were reports: 600 ms ([`REPAIR_MS`]). Such a node also shortens
+//! a window that is longer to that when it connects or publishes. The window then goes by time,
+//! as it did.
 //!
-//! *What it costs.* Nothing while no server changes its generation: publishes compare their history's
-//! generation with the server's, and look at the window only if they differ. Where one does, each node
-//! sends two or three reports for all partitions of the server, 128 in one script, or one in a Cluster,
-//! whose partitions are in different slots; rooms do not count. A window is two fields of a hash, about 80
-//! bytes and 20 for each node, until it is over.
+//! *What it costs.* Nothing while no server changes its generation: publishes compare their
+//! history's generation with the server's, and look at the window only if they differ. Where one
+//! does, each node sends two or three reports for all partitions of the server, 128 in one
+//! script, or one in a Cluster, whose partitions are in different slots; rooms do not count. A
+//! window is two fields of a hash, about 80 bytes and 20 for each node, until it is over.
 //!
-//! A window also begins with the first command that finds another generation, where no node reports:
-//! when a partition of a Cluster moves to a server that was there before, or `FLUSHALL` has emptied one.
-//! It goes by time.
+//! A window also begins with the first command that finds another generation, where no node
+//! reports: when a partition of a Cluster moves to a server that was there before, or `FLUSHALL`
+//! has emptied one. It goes by time.
 //!
 //! Invariant: what is reported is true of all partitions of the server on this link.
 //!
@@ -70,7 +75,7 @@ pub(super) struct ReportContext<'a> {
 
 /// See the module. Owned by the link.
 pub(super) struct WindowReports {
-    /// What the server knows, or is being told, in all partitions but `unreported`.
+    /// What the server knows, or is being sent, in all partitions but `unreported`.
     stage: RepairStage,
     /// Partitions whose window is not known to be over.
     open: PartitionSet,
@@ -100,8 +105,8 @@ impl WindowReports {
 
     /// Whether there is nothing more to report on this link.
     pub(super) fn are_over(&self) -> bool {
-        let is_told = self.stage == RepairStage::Done && self.unreported.is_empty();
-        self.open.is_empty() || (is_told && self.sent.is_none())
+        let is_reported = self.stage == RepairStage::Done && self.unreported.is_empty();
+        self.open.is_empty() || (is_reported && self.sent.is_none())
     }
 
     /// Whether the server has another generation than this node believes. Reset by the call.
