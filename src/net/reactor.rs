@@ -27,7 +27,7 @@ use crate::net::io::send::{Sender, ShortWrite};
 use crate::net::io::socket;
 use crate::net::key_waits::{KeyWait, KeyWaits, TimedWait};
 use crate::net::memory::{self, ShardMemory};
-use crate::net::read_queue::{ReadQueue, ReadTurn};
+use crate::net::read_queue::{Line, ReadQueue, ReadTurn, Used};
 use crate::net::upgrade::reject::RejectReason;
 use crate::net::upgrade::routes::{Attempt, HandshakeRefusal, Routes, UNKNOWN_KEY};
 use crate::net::upgrade::{LeftAt, Progress, StageContext, TimedOut, Upgrades, first_message};
@@ -333,7 +333,9 @@ impl Reactor {
             return self.shard.handle_peer_gone(event.conn, CloseReason::Gone);
         }
         if event.readable && self.shard.handle_readable(event.conn, event.hung_up) {
-            self.queue_read(event.conn);
+            // Who is not a client yet has no claim to be read before those who are.
+            let is_client = !self.shard.is_handshaking(event.conn);
+            self.queue_read(event.conn, if is_client { Line::First } else { Line::Behind });
         }
     }
 
@@ -574,10 +576,11 @@ impl Reactor {
         if self.go_on(conn).is_paused {
             return;
         }
-        let before = self.shard.counters.messages_in;
+        let (before, began) = (self.shard.counters.messages_in, Instant::now());
         while self.may_read_on() {
             let requests = self.shard.counters.messages_in - before;
-            let Some(at_once) = turn.next(requests, self.scratch.len()) else { break };
+            let used = Used { requests, time: began.elapsed() };
+            let Some(at_once) = turn.next(used, self.scratch.len()) else { break };
             match socket::recv(socket_key as RawFd, &mut self.scratch[..at_once]) {
                 Ok(0) => return self.handle_eof(conn),
                 Ok(n) => {
@@ -595,13 +598,13 @@ impl Reactor {
         }
         // There may be more, and no edge comes for it.
         if self.shard.handle_readable(conn, true) {
-            self.queue_read(conn);
+            self.queue_read(conn, Line::Behind);
         }
     }
 
     /// A connection waits for its turn.
-    fn queue_read(&mut self, conn: ConnId) {
-        self.unread.push(conn, self.addresses.number_of(conn.0.index));
+    fn queue_read(&mut self, conn: ConnId, line: Line) {
+        self.unread.push(conn, self.addresses.number_of(conn.0.index), line);
     }
 
     /// What was read of a connection before it was paused comes first.
@@ -892,7 +895,7 @@ impl Reactor {
     /// Queues connections that were paused and are to be read again.
     fn queue_resumed(&mut self) {
         while let Some(conn) = self.shard.poll_resumed() {
-            self.queue_read(conn);
+            self.queue_read(conn, Line::Behind);
         }
     }
 

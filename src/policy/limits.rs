@@ -101,7 +101,7 @@ limits! {
         "From the server's close frame to the end of the connection. Beyond: the socket is closed.";
     ping_interval_ms: u64 = 25_000, in tests 2_000, ms(100, 60 * MINUTE_MS),
         "How often each client is pinged. One that sends nothing for a whole interval after that is closed.";
-    uplink_items_max: usize = 4096, in tests 4, count(1, 1_000_000, "items"),
+    uplink_items_max: usize = 256, in tests 4, count(1, 1_000_000, "items"),
         "Items from one shard that wait for the backplane. Beyond: the shard reads no more from its clients.";
     uplink_bytes_max: usize = 8 * 1024 * 1024, in tests 64 * 1024, bytes(64 * 1024, 16 * 1024 * MIB),
         "Bytes from one shard that wait for the backplane; one message may exceed it. Beyond: the shard reads no more from its clients.";
@@ -114,7 +114,7 @@ limits! {
     send_batch_max: usize = 1024, in tests 4, count(1, 32_768, "sends"),
         "Sends of one turn of a shard before reading goes on.";
     read_turn_bytes_max: usize = 256 * 1024, in tests 512, bytes(512, 16 * MIB),
-        "Bytes read from one connection in its turn, while no other waits; while others wait, 16 KiB or 64 messages. Connections of one client address, where it is known, have one turn together. Beyond: the others are read first.";
+        "Bytes read from one connection in its turn, while no other waits; while others wait, 16 KiB, 64 messages or 0.1 ms. Who has just become readable is read before those who have more than one turn's worth. Connections of one client address, where it is known, have one turn together. Beyond: the others are read first.";
     publish_queue_bytes_max: usize = 64 * 1024 * 1024, in tests 2048, bytes(1024, 16 * 1024 * MIB),
         "Publishes of the whole node that wait for Redis. Beyond: error backplane_unavailable.";
     publish_queue_ms_max: u64 = 10_000, in tests 1_000, ms(100, 10 * MINUTE_MS),

@@ -25,7 +25,7 @@ use crate::ids::ConnId;
 use crate::link::inspect::UsageReport;
 use crate::protocol::{ErrorCode, Event};
 use crate::shard::command_error::CommandError;
-use crate::shard::conn::{CloseReason, ReadState};
+use crate::shard::conn::CloseReason;
 use crate::shard::state::Shard;
 use crate::shard::state::rates::{RateRule, UNUSED};
 
@@ -211,7 +211,7 @@ impl Shard {
             let usage = self.rates.get(index).expect("it is below the length");
             let c = self.conns.get(usage.conn.0).expect("an entry names a connection");
             assert_eq!(c.usage, index, "and the connection names the entry");
-            let is_paused = c.unread == ReadState::Paused;
+            let is_paused = self.is_paused(usage.conn);
             assert!(!usage.is_paused || !c.is_open() || is_paused, "it is not read");
             assert!(!usage.is_paused || !c.is_open() || self.rates.paused.contains(&usage.conn));
         }
