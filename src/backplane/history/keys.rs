@@ -15,32 +15,51 @@ use hashbrown::HashTable;
 use std::collections::VecDeque;
 use std::time::Instant;
 
+/// Keys that are forgotten on one tick; as many more as are remembered are forgotten on the way.
+const FORGOTTEN_PER_TICK: usize = 4096;
+/// Keys whose time is over that are forgotten for each new one: there are never more than before.
+const FORGOTTEN_PER_KEY: usize = 2;
+
 /// A key within its topic.
-#[derive(Clone, PartialEq, Eq)]
-struct IdempotencyKey {
-    hash: TopicHash,
+struct RememberedKey {
+    hash: u64,
     topic: TopicName,
     key: Box<str>,
+    at: Position,
+    since: Instant,
+    owner: OwnerId,
+}
+
+/// Where a key is. Small, and with its hash: a table that grows moves all of its entries at once while
+/// everybody waits, and would otherwise have to read each key again.
+struct KeyPlace {
+    hash: u64,
+    /// Counted from the first key that ever was.
+    number: u64,
 }
 
 /// The keys. Owned by the embedded backplane.
 pub struct IdempotencyKeys {
-    keys: HashTable<(IdempotencyKey, Position)>,
-    by_age: VecDeque<(Instant, IdempotencyKey, OwnerId)>,
+    places: HashTable<KeyPlace>,
+    by_age: VecDeque<Box<RememberedKey>>,
+    /// The number of the oldest.
+    first: u64,
     shares: OwnerShares,
-    /// Of the keys themselves, each of which stands in both tables, and of their topics' names.
+    /// Of the keys themselves and of their topics' names.
     bytes: usize,
 }
 
-/// A key, beside its bytes: its places in both tables, each with room to grow.
-const KEY_BYTES: usize = 224;
+/// A key, beside its bytes: what is remembered of it, and its places in both tables, each with room to
+/// grow.
+const KEY_BYTES: usize = 176;
 
 impl IdempotencyKeys {
     /// No keys, and room for `keys_max`.
     pub fn new(keys_max: usize) -> IdempotencyKeys {
         IdempotencyKeys {
-            keys: HashTable::new(),
+            places: HashTable::new(),
             by_age: VecDeque::new(),
+            first: 0,
             shares: OwnerShares::new(keys_max, 1),
             bytes: 0,
         }
@@ -48,8 +67,11 @@ impl IdempotencyKeys {
 
     /// Position of the message that was stored with this key, if any.
     pub fn find(&self, topic: HashedTopic<'_>, key: &str) -> Option<Position> {
-        let is_it = |(known, _): &(IdempotencyKey, Position)| known.is(topic, key);
-        self.keys.find(topic.hash().with(key), is_it).map(|(_, at)| *at)
+        let hash = topic.hash().with(key);
+        let remembered = |number: u64| &self.by_age[(number - self.first) as usize];
+        let is_it =
+            |place: &KeyPlace| place.hash == hash && remembered(place.number).is(topic.name(), key);
+        self.places.find(hash, is_it).map(|place| remembered(place.number).at)
     }
 
     /// Whether a new key of this owner may be remembered.
@@ -72,24 +94,33 @@ impl IdempotencyKeys {
         at: Position,
         now: Instant,
     ) {
-        let owner = self.shares.begin(owner, 1);
-        let key = IdempotencyKey { hash, topic: topic.clone(), key };
-        self.bytes += key.bytes();
-        self.by_age.push_back((now, key.clone(), owner));
-        self.keys.insert_unique(key.hash(), (key, at), |(key, _)| key.hash());
+        let (hash, owner) = (hash.with(&key), self.shares.begin(owner, 1));
+        let number = self.first + self.by_age.len() as u64;
+        let topic = topic.clone();
+        let known = RememberedKey { hash, topic, key, at, since: now, owner };
+        self.bytes += known.bytes();
+        self.by_age.push_back(Box::new(known));
+        self.places.insert_unique(hash, KeyPlace { hash, number }, |place| place.hash);
+        self.forget(FORGOTTEN_PER_KEY, now);
     }
 
-    /// Forgets those whose time is over.
+    /// Forgets some of those whose time is over.
     pub fn tick(&mut self, now: Instant) {
-        while let Some((since, ..)) = self.by_age.front()
-            && now.saturating_duration_since(*since) >= IDEMPOTENCY_TTL
-        {
-            let (_, key, owner) = self.by_age.pop_front().expect("there is a front");
-            if let Ok(found) = self.keys.find_entry(key.hash(), |(known, _)| *known == key) {
-                found.remove();
-            }
-            self.bytes -= key.bytes();
-            self.shares.shrink(owner, 1);
+        self.forget(FORGOTTEN_PER_TICK, now);
+    }
+
+    fn forget(&mut self, keys: usize, now: Instant) {
+        let is_over = |known: &mut Box<RememberedKey>| {
+            now.saturating_duration_since(known.since) >= IDEMPOTENCY_TTL
+        };
+        for _ in 0..keys {
+            let Some(known) = self.by_age.pop_front_if(is_over) else { return };
+            let number = self.first;
+            let found = self.places.find_entry(known.hash, |place| place.number == number);
+            found.ok().expect("a key that is remembered has a place").remove();
+            self.first += 1;
+            self.bytes -= known.bytes();
+            self.shares.shrink(known.owner, 1);
         }
     }
 
@@ -104,17 +135,13 @@ impl IdempotencyKeys {
     }
 }
 
-impl IdempotencyKey {
+impl RememberedKey {
     fn bytes(&self) -> usize {
-        2 * self.key.len() + self.topic.as_str().len()
+        self.key.len() + self.topic.as_str().len()
     }
 
-    fn hash(&self) -> u64 {
-        self.hash.with(&self.key)
-    }
-
-    fn is(&self, topic: HashedTopic<'_>, key: &str) -> bool {
-        self.hash == topic.hash() && self.topic.as_str() == topic.name() && *self.key == *key
+    fn is(&self, topic: &str, key: &str) -> bool {
+        self.topic.as_str() == topic && *self.key == *key
     }
 }
 
@@ -161,7 +188,27 @@ mod tests {
         assert_eq!(keys.find((&room(1)).into(), "k"), None);
         keys.tick(began + IDEMPOTENCY_TTL);
         assert_eq!(keys.find((&room(0)).into(), "k"), None);
-        assert!(keys.is_empty() && keys.keys.is_empty());
+        assert!(keys.is_empty() && keys.places.is_empty());
+    }
+
+    #[test]
+    fn many_keys_whose_time_is_over_are_forgotten_in_portions_and_others_are_found_meanwhile() {
+        let began = Instant::now();
+        let mut keys = IdempotencyKeys::new(100_000);
+        let number_of = |n: usize| format!("key {n}");
+        (0..10_000).for_each(|n| remember(&mut keys, &number_of(n), Owner::Service, began));
+        let later = began + IDEMPOTENCY_TTL;
+        remember(&mut keys, "new", Owner::Service, later);
+        assert_eq!(keys.len(), 10_001 - FORGOTTEN_PER_KEY, "two old ones for each new one");
+        keys.tick(later);
+        assert_eq!(keys.len(), 10_001 - FORGOTTEN_PER_KEY - FORGOTTEN_PER_TICK);
+        for n in 0..10_000 {
+            let is_known = n >= FORGOTTEN_PER_KEY + FORGOTTEN_PER_TICK;
+            assert_eq!(keys.find((&room(0)).into(), &number_of(n)).is_some(), is_known, "{n}");
+        }
+        (0..2).for_each(|_| keys.tick(later));
+        assert_eq!((keys.len(), keys.places.len(), keys.shares.all()), (1, 1, 1));
+        assert_eq!(keys.find((&room(0)).into(), "new"), Some(AT));
     }
 
     #[test]
