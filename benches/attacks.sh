@@ -5,15 +5,18 @@
 #   benches/attacks.sh                       all of them, 5 s each and 5 s of baseline: 5 minutes
 #   benches/attacks.sh --only histories      one of them
 #   benches/attacks.sh --seconds 20
-#   benches/attacks.sh --rss-max-mib 1088    the bound on the memory that the verdict uses
-#   benches/attacks.sh --soak-minutes 10     those that want memory all at once, with a bound of 1 GiB
-#   benches/attacks.sh -- --memory-bytes-max 1073741824     flags for the server
+#   benches/attacks.sh --rounds 3            each of them and its baseline three times, in turn
+#   benches/attacks.sh --bound-mib 512       its limits.memory_bytes_max, 1024 by default; 64 more may be resident
+#   benches/attacks.sh --soak-minutes 10     those that want memory all at once
+#   benches/attacks.sh -- --scheduling other     flags for the server
 #
 # CAMPANILE=path takes another server than the one that is built here.
 #
 # The server is pinned to core 0, the bystander and the attackers to core 1. The baseline is the same
 # bystander while the same attackers attack another server, which has core 0 only when the first one
-# leaves it. benches/attacks/ has the attacks.
+# leaves it. What is compared is the p99 of the second in the middle: of seconds in which the host
+# itself stood still there are few. The p99 of all messages stands beside it. benches/attacks/ has the
+# attacks.
 #
 # Needs two cores. Ends what it starts, changes nothing on the machine.
 set -euo pipefail

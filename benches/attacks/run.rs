@@ -34,10 +34,13 @@ const REST: Duration = Duration::from_secs(1);
 struct Options {
     server: PathBuf,
     length: Duration,
+    /// How often each attack and its baseline are measured, in turn.
+    rounds: u32,
     only: Option<String>,
     /// All that want memory at once, for minutes.
     is_soak: bool,
-    rss_max_mib: u64,
+    /// `limits.memory_bytes_max` of the server.
+    bound_mib: u64,
     server_flags: Vec<OsString>,
 }
 
@@ -66,9 +69,10 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Options, Box<dyn E
     let mut options = Options {
         server,
         length: Duration::from_secs(5),
+        rounds: 1,
         only: None,
         is_soak: false,
-        rss_max_mib: 1024 + 64,
+        bound_mib: 1024,
         server_flags: Vec::new(),
     };
     while let Some(word) = words.next() {
@@ -83,8 +87,9 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Options, Box<dyn E
                 options.length = Duration::from_secs(60 * value.parse::<u64>()?);
                 options.is_soak = true;
             }
+            "--rounds" => options.rounds = value.parse()?,
             "--only" => options.only = Some(value),
-            "--rss-max-mib" => options.rss_max_mib = value.parse()?,
+            "--bound-mib" => options.bound_mib = value.parse()?,
             _ => return Err(format!("no such option: {word}").into()),
         }
     }
@@ -104,8 +109,8 @@ fn measure_all(options: &Options) -> Result<(), Box<dyn Error>> {
     let mut held = 0;
     for attack in &wanted {
         let row = measure(attack, options)?;
-        held += usize::from(row.holds(options.rss_max_mib));
-        report::write_row(&row, options.rss_max_mib);
+        held += usize::from(row.holds(options.bound_mib));
+        report::write_row(&row, options.bound_mib);
     }
     println!("\n{held} of {} attacks hold.", wanted.len());
     Ok(())
@@ -118,29 +123,28 @@ fn measure_quiet(options: &Options) -> Result<bystander::Latencies, Box<dyn Erro
 }
 
 fn measure(attack: &'static Attack, options: &Options) -> Result<Row, Box<dyn Error>> {
-    let server = Server::start(&options.server, &options.server_flags, false)?;
-    let other = Server::start(&options.server, &options.server_flags, true)?;
+    let bound = (options.bound_mib << 20).to_string();
+    let mut flags = vec!["--limits-memory-bytes-max".into(), bound.into()];
+    flags.extend(options.server_flags.iter().cloned());
+    let server = Server::start(&options.server, &flags, false)?;
+    let other = Server::start(&options.server, &flags, true)?;
     let bystander = bystander::join(server.address)?;
     let rss_before = server.rss_mib();
     let visits_before = server.visits();
-    let attackers = attackers::spawn(attack, server.address, options.length, false)?;
-    let attacked = bystander.measure(options.length);
-    let sent = attackers.wait_with_output()?;
-    let visits = server.visits().since(&visits_before);
-    let rss_peak = server.rss_peak_mib();
-    let attackers = attackers::spawn(attack, other.address, options.length, false)?;
-    let baseline = bystander.measure(options.length);
-    attackers.wait_with_output()?;
+    let mut row = Row::new(attack);
+    for _ in 0..options.rounds {
+        let attackers = attackers::spawn(attack, server.address, options.length, false)?;
+        row.attacked.add(bystander.measure(options.length));
+        row.add_sent(&attackers.wait_with_output()?.stdout)?;
+        let attackers = attackers::spawn(attack, other.address, options.length, false)?;
+        row.baseline.add(bystander.measure(options.length));
+        attackers.wait_with_output()?;
+    }
     std::thread::sleep(REST);
-    Ok(Row {
-        attack,
-        attacked,
-        baseline,
-        visits,
-        rss: [rss_before, rss_peak, server.rss_mib()],
-        sent: String::from_utf8_lossy(&sent.stdout).trim().to_owned(),
-        is_alive: server.is_alive(),
-    })
+    row.visits = server.visits().since(&visits_before);
+    row.rss = [rss_before, server.rss_peak_mib(), server.rss_mib()];
+    row.is_alive = server.is_alive();
+    Ok(row)
 }
 
 /// The first port that nobody listens on, of a range from which the kernel takes none for clients.

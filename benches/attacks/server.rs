@@ -122,6 +122,7 @@ impl Drop for Server {
 }
 
 /// Visits by the upper bound of their time in seconds, each with those that took less.
+#[derive(Default)]
 pub(super) struct Visits(Vec<(f64, u64)>);
 
 impl Visits {

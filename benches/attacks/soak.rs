@@ -5,6 +5,7 @@
 //! limits of addresses, so the memory and the rates of connections are all that there is.
 
 use super::kinds::ATTACKS;
+use super::report::BEYOND_MIB;
 use super::server::Server;
 use super::{Options, attackers, wire};
 use serde_json::Value;
@@ -14,9 +15,6 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-const BOUND_MIB: u64 = 1024;
-/// What the process may have beyond it.
-const BEYOND_MIB: u64 = 64;
 /// From one honest message to the next.
 const INTERVAL: Duration = Duration::from_millis(20);
 /// How long the last messages may take.
@@ -40,7 +38,8 @@ struct Honest {
 
 /// Attacks for so long, and prints one line. Fails where something does not hold.
 pub(super) fn run(options: &Options) -> Result<(), Box<dyn Error>> {
-    let bound = (BOUND_MIB << 20).to_string();
+    let bound_mib = options.bound_mib;
+    let bound = (bound_mib << 20).to_string();
     let mut flags = vec!["--limits-memory-bytes-max".into(), bound.into()];
     flags.extend(options.server_flags.iter().cloned());
     let server = Server::start(&options.server, &flags, false)?;
@@ -69,13 +68,13 @@ pub(super) fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let (alive, lost, sent) = (server.is_alive(), honest.waiting.len(), honest.next);
     let Honest { received, notified, connects, .. } = honest;
     println!(
-        "{} s: alive {alive}; RSS at most {peak_mib} MiB of {BOUND_MIB} MiB, {} MiB afterwards; an \
+        "{} s: alive {alive}; RSS at most {peak_mib} MiB of {bound_mib} MiB, {} MiB afterwards; an \
          honest client published {sent}, received {received}, was notified of {notified}, lost \
          {lost} silently, connected {connects} times",
         options.length.as_secs(),
         server.rss_mib(),
     );
-    match alive && lost == 0 && peak_mib <= BOUND_MIB + BEYOND_MIB && received > 0 {
+    match alive && lost == 0 && peak_mib <= bound_mib + BEYOND_MIB && received > 0 {
         true => Ok(()),
         false => Err("it does not hold".into()),
     }
