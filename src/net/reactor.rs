@@ -66,7 +66,7 @@ pub(super) const TURN: Duration = Duration::from_micros(250);
 
 /// The same for the reader. Longer: what is read together leaves together, and a portion of writes
 /// takes longer still.
-const READ_TURN: Duration = Duration::from_millis(1);
+const READ_TURN: Duration = Duration::from_micros(500);
 
 /// Connections read in one visit.
 const READS_MAX: usize = 1024;
