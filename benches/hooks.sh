@@ -33,21 +33,14 @@ while [ "$#" -gt 0 ]; do
 done
 
 scratch="$(mktemp -d)"
-server="" service=""
-end() {
-  for pid in $server $service; do
-    kill -KILL "$pid" 2>/dev/null || true
-    wait "$pid" 2>/dev/null || true
-  done
-  server="" service=""
-}
-trap 'end; rm -rf "$scratch"' EXIT
+trap 'end_running; rm -rf "$scratch"' EXIT
 
-if "$build"; then cargo build --locked --release --bin campanile >&2; fi
+if "$build" && [ -z "${CAMPANILE:-}" ]; then cargo build --locked --release --bin campanile >&2; fi
 
 # The service: any number of connections, each answered after a while. Prints its port.
 start_service() {
-  python3 -u - "$answer_ms" >"$scratch/port" 2>"$scratch/service.log" <<'PY' &
+  # Not on the shard's core, and behind the bystanders: on a host of two cores all would wait for it.
+  taskset -c 1 python3 -u - "$answer_ms" >"$scratch/port" 2>"$scratch/service.log" <<'PY' &
 import asyncio, sys
 
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{"allow":true}'
@@ -73,7 +66,7 @@ async def main():
 
 asyncio.run(main())
 PY
-  service=$!
+  running+=("$!")
   for _ in $(seq 100); do
     [ -s "$scratch/port" ] && return
     sleep 0.1
@@ -82,6 +75,7 @@ PY
   exit 1
 }
 
+pin_load=(--cores 1)
 start() {
   local hook=()
   case "$1" in
@@ -91,31 +85,14 @@ start() {
       ;;
     dead) hook=(--hooks-connect-url "http://127.0.0.1:1/hook" --hooks-on-failure allow) ;;
   esac
-  target/release/campanile serve --listen 127.0.0.1:0 --ops-listen 127.0.0.1:0 --log-level error \
+  "$campanile" serve --listen 127.0.0.1:0 --ops-listen 127.0.0.1:0 --log-level error \
     --shards 1 --cores 0 --private-fd-tables true "${no_rates[@]}" "${hook[@]}" \
     --limits-handshakes-max 20000 --hooks-waiting-max 20000 --hooks-waiting-timeout-ms 30000 \
     >"$scratch/said" 2>"$scratch/log" &
-  server=$!
-  for _ in $(seq 300); do
-    grep -q 'listening on' "$scratch/said" && break
-    kill -0 "$server" 2>/dev/null || { cat "$scratch/log" >&2; exit 1; }
-    sleep 0.1
-  done
-  address="$(sed -n 's#.*listening on \(ws://\)\{0,1\}\([0-9.:]*\).*#\2#p' "$scratch/said" | head -1)"
+  await_server
 }
 
-for round in $(seq "$rounds"); do
-  for who in plain hook dead; do
-    echo "round $round of $rounds: $who" >&2
-    start "$who"
-    target/release/campanile load storm --conns "$connections" --timeout-s 900 --json \
-      --handshake-timeout-s 60 --cores 1 --url "ws://$address/ws" \
-      >"$scratch/$who.$round.json" 2>"$scratch/load.log" || true
-    [ -s "$scratch/$who.$round.json" ] || { cat "$scratch/load.log" "$scratch/log" >&2; exit 1; }
-    end
-    sleep 1
-  done
-done
+storm_rounds "$rounds" "$connections" plain hook dead
 
 table() {
   python3 - "$scratch" "$rounds" "$connections" "$command_line" <<'PY'
@@ -167,8 +144,4 @@ kernel = subprocess.run(["uname", "-r"], capture_output=True, text=True).stdout.
 print(f"\n{rounds} rounds, median (least to most); one shard; kernel {kernel}, commit {commit}")
 PY
 }
-table | tee "$scratch/table.md"
-if [ -n "$out" ]; then
-  mkdir -p "$(dirname "$out")"
-  cp "$scratch/table.md" "$out"
-fi
+publish_table "$out"

@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
 # What an idle connection costs, by owner: the server's memory and the kernel's.
 #
-#   benches/idle_bytes.sh [SHARDS] [CONNECTIONS] [SECONDS]      default: 1 15000 30
+#   benches/idle_bytes.sh [SHARDS] [CONNECTIONS] [SECONDS] [TOKENS]     default: 1 15000 30 none
+#
+# TOKENS: none, the clients are anonymous; plain, each has a token that names its user; grants, one that
+# names rooms as well, the same for all; expiry, that and when it expires.
+# CAMPANILE=path takes another server than the one that is built here.
 #
 # Each connection has a user of its own and is in a room of a hundred; it is held for so many seconds,
 # by default over a heartbeat.
@@ -18,6 +22,22 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 shards="${1:-1}"
 conns="${2:-15000}"
 hold_s="${3:-30}"
+tokens="${4:-none}"
+secret=a-secret-of-thirty-two-bytes-or-more
+# As long as the names of anonymous clients are, to the step in which an allocator counts.
+user='"sub":"user-aaaaaaaaaaaaaaaaaaaa{n}"'
+case "$tokens" in
+  none) claims="" ;;
+  plain) claims="{$user}" ;;
+  grants) claims="{$user,\"rooms\":[\"load-*\"]}" ;;
+  expiry) claims="{$user,\"rooms\":[\"load-*\"],\"exp\":4102444800}" ;;
+  *) echo "benches/idle_bytes.sh: TOKENS is none, plain, grants or expiry" >&2; exit 2 ;;
+esac
+serve_tokens=() load_tokens=()
+if [ -n "$claims" ]; then
+  serve_tokens=(--auth-hmac-secret "$secret")
+  load_tokens=(--path '/ws?{room_ids}&token={token}' --token-secret "$secret" --token-claims "$claims")
+fi
 work="$(mktemp -d)"
 server=""
 cleanup() {
@@ -26,8 +46,8 @@ cleanup() {
 }
 trap cleanup EXIT
 
-cargo build --quiet --release --bin campanile
-campanile=target/release/campanile
+campanile="${CAMPANILE:-target/release/campanile}"
+if [ -z "${CAMPANILE:-}" ]; then cargo build --quiet --release --bin campanile; fi
 
 # Name, bytes and number of living objects. An object counts for its share of its slab: slabs that an
 # earlier run has left half empty must not make this one look free.
@@ -53,9 +73,9 @@ resident() { awk '/^VmRSS:/ { print $2 * 1024 }' "/proc/$server/status"; }
 # measure CONNECTIONS NAME: writes NAME.rss (growth in bytes) and NAME.slabs (growth by cache)
 measure() {
   "$campanile" serve --listen 127.0.0.1:0 --ops-listen 127.0.0.1:0 --log-level error \
-    --shards "$shards" --private-fd-tables true >"$work/said" &
+    --shards "$shards" --private-fd-tables true "${serve_tokens[@]}" >"$work/said" &
   server=$!
-  until grep -q 'listening on' "$work/said"; do
+  until grep -q 'listening on .*, ops on' "$work/said"; do
     kill -0 "$server" || { echo "the server ended" >&2; return 1; }
     sleep 0.05
   done
@@ -64,7 +84,7 @@ measure() {
   before="$(resident)"
   slabs >"$work/before"
   "$campanile" load idle --url "$url" --conns "$1" --room-size 100 --hold-s "$hold_s" \
-    --pid "$server" >"$work/$2.load" &
+    "${load_tokens[@]}" --pid "$server" >"$work/$2.load" &
   local load=$!
   sleep "$((hold_s - 2))"
   echo "$(($(resident) - before))" >"$work/$2.rss"
@@ -80,7 +100,7 @@ few=$((conns / 3))
 measure "$few" few
 measure "$conns" many
 
-echo "server, $shards shard(s): growth of VmRSS"
+echo "server, $shards shard(s), tokens: $tokens: growth of VmRSS"
 awk -v few="$few" -v many="$conns" -v shards="$shards" '
   { rss[NR] = $1 }
   END {

@@ -31,14 +31,7 @@ while [ "$#" -gt 0 ]; do
 done
 
 scratch="$(mktemp -d)"
-server=""
-end_server() {
-  [ -n "$server" ] || return 0
-  kill -KILL "$server" 2>/dev/null || true
-  wait "$server" 2>/dev/null || true
-  server=""
-}
-trap 'end_server; rm -rf "$scratch"' EXIT
+trap 'end_running; rm -rf "$scratch"' EXIT
 
 if "$build"; then cargo build --locked --release --bin campanile --example floor >&2; fi
 
@@ -58,32 +51,15 @@ start() {
       --members "$members" "${pin_floor[@]}" >"$scratch/said" 2>"$scratch/log" &
   else
     # shellcheck disable=SC2086 # several arguments
-    target/release/campanile serve --listen 127.0.0.1:0 --ops-listen 127.0.0.1:0 --log-level warn \
+    "$campanile" serve --listen 127.0.0.1:0 --ops-listen 127.0.0.1:0 --log-level warn \
       --shards "$shards" --private-fd-tables true "${no_rates[@]}" "${pin_ours[@]}" $serve \
       >"$scratch/said" 2>"$scratch/log" &
   fi
-  server=$!
-  for _ in $(seq 300); do
-    grep -q 'listening on' "$scratch/said" && break
-    kill -0 "$server" 2>/dev/null || { cat "$scratch/log" >&2; exit 1; }
-    sleep 0.1
-  done
-  address="$(sed -n 's#.*listening on \(ws://\)\{0,1\}\([0-9.:]*\).*#\2#p' "$scratch/said" | head -1)"
+  await_server
 }
 
 # The floor's bystanders hear nothing, because it delivers nothing: the run says so and is not `ok`.
-for round in $(seq "$rounds"); do
-  for who in floor campanile; do
-    echo "round $round of $rounds: $who" >&2
-    start "$who"
-    target/release/campanile load storm --conns "$connections" --timeout-s 900 --json \
-      --handshake-timeout-s 60 "${pin_load[@]}" --url "ws://$address/ws" \
-      >"$scratch/$who.$round.json" 2>"$scratch/load.log" || true
-    [ -s "$scratch/$who.$round.json" ] || { cat "$scratch/load.log" "$scratch/log" >&2; exit 1; }
-    end_server
-    sleep 1
-  done
-done
+storm_rounds "$rounds" "$connections" floor campanile
 
 table() {
   python3 - "$scratch" "$rounds" "$connections" "$shards" "$command_line" <<'PY'
@@ -138,8 +114,4 @@ kernel = subprocess.run(["uname", "-r"], capture_output=True, text=True).stdout.
 print(f"\n{rounds} rounds, median (least to most); {shards} shards; kernel {kernel}, commit {commit}")
 PY
 }
-table | tee "$scratch/table.md"
-if [ -n "$out" ]; then
-  mkdir -p "$(dirname "$out")"
-  cp "$scratch/table.md" "$out"
-fi
+publish_table "$out"

@@ -5,7 +5,7 @@
 //! | `{room}` | name of the room |
 //! | `{room_ids}` | all rooms of the connection, as a query: `room_id=a&room_id=b` |
 //! | `{n}` | number of the connection |
-//! | `{token}` | token for a user with the name of the room |
+//! | `{token}` | token with the claims of `--token-claims` |
 //! | `{payload}` | filler and stamp |
 //! | `{seq}` | sequence number of the message in its room |
 //! | `{field:NAME}` | in replies: value of NAME in the frame that is replied to |
@@ -61,6 +61,8 @@ pub struct TemplateContext {
     pub rooms: RoomAssignment,
     /// Signs tokens; without it no template has a `{token}`.
     pub token_secret: Option<String>,
+    /// The claims of tokens. Has no `{token}` itself.
+    pub token_claims: Template,
 }
 
 /// The values of one message.
@@ -143,10 +145,10 @@ impl Template {
                     }
                 }
                 TemplatePart::Token => {
-                    let mut user = Vec::new();
-                    put_room(&mut user, values.context, values.room);
+                    let mut claims = Vec::new();
+                    values.context.token_claims.fill(values, &mut claims);
                     let secret = values.context.token_secret.as_deref().unwrap_or_default();
-                    out.extend_from_slice(token::sign(&user, secret).as_bytes());
+                    out.extend_from_slice(token::sign(&claims, secret).as_bytes());
                 }
                 TemplatePart::Number => put_decimal(out, values.number),
                 TemplatePart::Payload => {
@@ -246,6 +248,7 @@ mod tests {
             room_prefix: "load-".into(),
             rooms: RoomAssignment::of_size(100, 10),
             token_secret: None,
+            token_claims: Template::parse(r#"{"sub":"{room}-{n}"}"#),
         };
         let values = TemplateValues {
             context: &context,
@@ -292,6 +295,7 @@ mod tests {
             room_prefix: "foo".into(),
             rooms: RoomAssignment::of_size(10, 1),
             token_secret: None,
+            token_claims: Template::parse(r#"{"sub":"{room}-{n}"}"#),
         }
     }
 

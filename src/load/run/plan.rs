@@ -20,6 +20,9 @@ pub struct RunPlan {
     pub bounds: Vec<u32>,
     /// Worker `w` is pinned to core `cores[w mod cores]`, if there are any.
     pub cores: Vec<usize>,
+    /// How much higher its workers' priority is than the default, as `nice` counts. Where that is not
+    /// permitted, they have the default one.
+    pub priority: u8,
     /// Whether each worker must have a file table of its own.
     pub needs_own_file_table: bool,
     /// A message of a window whose last delivery has not come by then is given up.

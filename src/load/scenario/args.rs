@@ -97,9 +97,22 @@ pub struct CommonArgs {
     /// Beginning of room names; the room's number follows
     #[arg(long, default_value = "load-")]
     pub room_prefix: String,
-    /// Signs {token}, a JSON Web Token for a user with the name of the room
+    /// Signs {token}, a JSON Web Token (HS256)
     #[arg(long, value_name = "SECRET")]
     pub token_secret: Option<String>,
+    /// The claims of {token}, with {room} and {n}; by default a user with the name of the room, until
+    /// the year 2100
+    #[arg(
+        long,
+        value_name = "TEMPLATE",
+        default_value = r#"{"sub":"{room}","exp":4102444800}"#,
+        hide_default_value = true,
+        help = format!(
+            "The claims of {{token}}, with {{room}} and {NUMBER_PLACEHOLDER}; by default a user with \
+             the name of the room, until the year 2100"
+        )
+    )]
+    pub token_claims: String,
     /// Source address, repeatable; by default many of 127.0.0.0/8 for a loopback server, else the
     /// kernel's choice
     #[arg(long, value_name = "ADDRESS")]

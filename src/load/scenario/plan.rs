@@ -84,6 +84,7 @@ impl CommonArgs {
             publishers,
             bounds: plan::split_connections(conns, workers, client.rooms(), publishers),
             cores: self.cores.as_deref().map_or(Ok(Vec::new()), parse_cores)?,
+            priority: 0,
             needs_own_file_table,
             delivery_timeout: Duration::from_secs(5),
             client: Arc::new(client),
@@ -126,6 +127,7 @@ impl CommonArgs {
                 room_prefix: layout.room_prefix,
                 rooms: layout.rooms,
                 token_secret: self.token_secret.clone(),
+                token_claims: self.token_claims()?,
             },
             non_reading: layout.non_reading,
             ready: (!self.ready.is_empty()).then(|| self.ready.clone()),
@@ -166,6 +168,17 @@ impl CommonArgs {
             );
         }
         Ok(path)
+    }
+
+    /// The claims of tokens.
+    fn token_claims(&self) -> Result<Template, LoadError> {
+        let claims = Template::parse(&self.token_claims);
+        if claims.has_token() || claims.needs_received_frame() || claims.has_payload() {
+            return LoadError::usage(
+                "--token-claims has {room}, {room_ids} and {n}, and no others",
+            );
+        }
+        Ok(claims)
     }
 
     /// The reply rules, and the signer if there is one.

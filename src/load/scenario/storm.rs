@@ -20,6 +20,10 @@ use crate::load::run::publish::PublishPace;
 use crate::load::run::worker::WorkerCommand;
 use std::time::{Duration, Instant};
 
+/// Bystanders are on the same machine as the storm, and their latency is about the server: they do not
+/// wait until the storm's own threads, or a service on the same core, leave them the processor.
+const BYSTANDER_PRIORITY: u8 = 15;
+
 /// Runs the scenario.
 pub(crate) fn run(args: &StormArgs) -> Result<LoadReport, LoadError> {
     args.check()?;
@@ -60,7 +64,9 @@ fn start(args: &StormArgs) -> Result<(Fleet, Fleet), LoadError> {
         room_prefix: format!("{}bystanders-", args.common.room_prefix),
         ..layout(RoomAssignment::of_size(args.bystanders, args.bystanders))
     };
-    let bystanders = Fleet::start(args.common.run_plan(bystanders)?)?;
+    let mut bystanders = args.common.run_plan(bystanders)?;
+    bystanders.priority = BYSTANDER_PRIORITY;
+    let bystanders = Fleet::start(bystanders)?;
     let fleet = FleetLayout {
         retries: None,
         ..layout(RoomAssignment::of_size(args.conns, args.room_size))
