@@ -60,6 +60,7 @@
 //! | [`node`], [`cli`], [`doctor`] | start and end of the process, the command line, host checks |
 //! | [`sys`], [`terminal`] | system calls; output that cannot block |
 //! | [`operator_files`] | reading the files that an operator names, within bounds |
+//! | [`dial`] | streams to other servers |
 //! | [`tls_trust`] | whom TLS to other servers trusts |
 //! | [`metrics`] | what is counted, and how it leaves the thread that counts |
 //! | [`load`] | the load generator: a client that shares no code with the server |
@@ -215,6 +216,7 @@ pub mod auth;
 pub mod backplane;
 pub mod cli;
 pub mod config;
+pub mod dial;
 pub mod doctor;
 pub mod framing;
 pub mod hooks;

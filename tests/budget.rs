@@ -15,6 +15,7 @@ use campanile::ids::{ConflateKey, ConnId, NodeId, Position, ShardId, TopicId};
 use campanile::link::channel::{ShardEnd, window};
 use campanile::link::health::Health;
 use campanile::link::{Delivery, Downlink, Uplink};
+use campanile::policy::grants::{GrantTexts, Grants, RoomTexts};
 use campanile::policy::limits::Limits;
 use campanile::policy::namespaces::Namespaces;
 use campanile::policy::rights::Rights;
@@ -446,6 +447,56 @@ fn what_idle_connections_hold_on_both_threads_adds_up() {
     }
     println!("{sum:6.1}  together; counted: {held:.1}");
     assert!((held - sum).abs() <= 0.03 * held, "{held:.1} counted, {sum:.1} accounted for");
+}
+
+/// What so many connections hold on the shard's thread, in bytes: each with a token, and what that
+/// says beside its user.
+fn held_with(connections: usize, grants: Option<&Arc<Grants>>, expires_ms: Option<u64>) -> isize {
+    let mut shard = shard();
+    let mut batch = SendBatch::default();
+    let before = bytes_held();
+    for socket_key in 0..connections {
+        let conn = shard.handle_accept(socket_key as u32, NOW_MS).expect("far from every limit");
+        let opening = Opening {
+            identity: Identity {
+                user: Some(format!("user-{socket_key:020}").into()),
+                rights: Rights::NONE,
+                expires_unix_s: None,
+                grants: grants.cloned(),
+                info: None,
+                mark: None,
+            },
+            response: Bytes::from_static(b"101"),
+            rooms: Vec::new(),
+            encoding: Encoding::NATIVE,
+        };
+        shard.handle_open(conn, opening);
+        if let Some(at_ms) = expires_ms {
+            shard.handle_expiry(conn, at_ms);
+        }
+        settle(&mut shard, &mut batch);
+    }
+    let held = bytes_held() - before;
+    drop(shard);
+    held
+}
+
+#[test]
+fn a_shared_set_of_grants_and_an_expiry_cost_sixteen_bytes_at_most() {
+    let rooms = Some(RoomTexts::for_all(vec!["load-*".to_owned()]));
+    let grants = Grants::new(&GrantTexts { rooms, send: Vec::new() }).expect("a small one");
+    let grants = Arc::new(grants);
+    for connections in [10_000, 15_000, 16_385] {
+        let plain = held_with(connections, None, None);
+        let more = |grants, expires| {
+            (held_with(connections, grants, expires) - plain) as f64 / connections as f64
+        };
+        let [of_grants, of_both] =
+            [more(Some(&grants), None), more(Some(&grants), Some(3_600_000))];
+        println!("{connections:6}  grants {of_grants:4.1}, with an expiry {of_both:4.1}");
+        assert!(of_grants > 0.0 && of_grants < of_both, "{of_grants} {of_both}");
+        assert!(of_both <= 16.0, "{of_both:.1} with {connections}");
+    }
 }
 
 #[test]

@@ -177,6 +177,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "metrics",
             "policy",
             "plan",
+            "dial",
             "tls_trust",
         ],
     ),
@@ -232,10 +233,12 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "metrics",
             "policy",
             "plan",
+            "dial",
             "tls_trust",
         ],
     ),
     ("tls_trust", &["operator_files"]),
+    ("dial", &[]),
     ("doctor", &["doctor", "plan", "config", "sys", "terminal"]),
     ("config", &["config", "ids", "policy"]),
     (
@@ -371,7 +374,7 @@ struct Belongs {
 const BELONGS: &[Belongs] = &[
     Belongs {
         word: "tokio",
-        to: &["src/backplane/", "src/api/", "src/hooks/"],
+        to: &["src/backplane/", "src/api/", "src/hooks/", "src/dial.rs"],
         because: "a shard's runtime is monoio",
     },
     Belongs {

@@ -133,6 +133,7 @@ pub fn run(setup: OpsSetup) -> io::Result<()> {
         requests: keys.1,
         health: health.clone(),
         mirror: jwks.clone(),
+        ledger: ledger.clone(),
     });
     let ops = Ops {
         plan,

@@ -10,7 +10,8 @@ use crate::link::hooks::{HookAdmission, HookVerdict};
 use crate::policy::rights::Rights;
 use crate::protocol::INFO_BYTES_MAX;
 use hyper::StatusCode;
-use serde::Deserialize;
+use hyper::body::Bytes;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use std::fmt;
 use std::time::Duration;
@@ -19,6 +20,20 @@ use std::time::Duration;
 const REASON_BYTES_MAX: usize = 120;
 /// For longer no answer is remembered.
 const TTL_S_MAX: u64 = 24 * 60 * 60;
+
+/// What was asked, as far as it decides what may be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AskedAbout {
+    /// A client.
+    Connect,
+    /// A join.
+    Join,
+    /// A message.
+    Publish {
+        /// The longest payload that may take the place of its own.
+        payload_bytes_max: usize,
+    },
+}
 
 /// Why a question has no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,12 +72,19 @@ struct AnswerText {
     #[serde(default)]
     join: Vec<String>,
     expires_in_s: Option<u64>,
+    #[serde(default, deserialize_with = "value")]
+    payload: Option<Box<RawValue>>,
+}
+
+/// A JSON value that is there, `null` included.
+fn value<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(input).map(Some)
 }
 
 /// The verdict, and for how long it holds for the same question.
 pub(super) fn read(
     answer: Result<HttpAnswer, HttpError>,
-    is_connect: bool,
+    about: AskedAbout,
 ) -> Result<(HookVerdict, Option<Duration>), HookError> {
     let answer = answer.map_err(HookError::Http)?;
     if answer.status != StatusCode::OK {
@@ -77,15 +99,32 @@ pub(super) fn read(
         let reason = shown(text.reason.as_deref().unwrap_or("this is not allowed here"));
         return Ok((HookVerdict::Deny { reason }, ttl));
     }
+    let replaced = text.payload.as_deref().map(|payload| replaced(payload, about, ttl));
+    let replaced = replaced.transpose().map_err(malformed)?;
     let admission = admission(text).map_err(malformed)?;
     if admission == HookAdmission::default() {
-        return Ok((HookVerdict::Allow(None), ttl));
+        let allowed = HookVerdict::Allow(None);
+        return Ok((replaced.map_or(allowed, |payload| HookVerdict::Replace { payload }), ttl));
     }
-    if !is_connect {
+    if about != AskedAbout::Connect {
         let why = "user, info, rights, rooms, send, join and expires_in_s belong to a connect";
         return Err(malformed(why.to_owned()));
     }
     Ok((HookVerdict::Allow(Some(Box::new(admission))), ttl))
+}
+
+/// The payload that takes the place of a message's.
+fn replaced(payload: &RawValue, about: AskedAbout, ttl: Option<Duration>) -> Result<Bytes, String> {
+    let AskedAbout::Publish { payload_bytes_max } = about else {
+        return Err("payload belongs to a publish".to_owned());
+    };
+    if ttl.is_some() {
+        return Err("payload is for one message, and ttl_s for more".to_owned());
+    }
+    if payload.get().len() > payload_bytes_max {
+        return Err(format!("payload has more than {payload_bytes_max} bytes"));
+    }
+    Ok(Bytes::copy_from_slice(payload.get().as_bytes()))
 }
 
 fn admission(text: AnswerText) -> Result<HookAdmission, String> {
@@ -129,7 +168,6 @@ fn shown(reason: &str) -> Box<str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hyper::body::Bytes;
     use hyper::header::HeaderMap;
 
     fn answered(status: u16, body: &str) -> Result<HttpAnswer, HttpError> {
@@ -138,15 +176,42 @@ mod tests {
         Ok(HttpAnswer { status, headers: HeaderMap::new(), body })
     }
 
+    const CONNECT: AskedAbout = AskedAbout::Connect;
+    const JOIN: AskedAbout = AskedAbout::Join;
+    const PUBLISH: AskedAbout = AskedAbout::Publish { payload_bytes_max: 16 };
+
+    #[test]
+    fn a_publish_may_be_given_another_payload_byte_for_byte() {
+        for payload in [r#"{"n": 1.50}"#, "null", "[1,\n2]", r#""sixteen bytes.""#] {
+            let body = format!(r#"{{"allow":true,"payload":{payload}}}"#);
+            let wanted = HookVerdict::Replace { payload: Bytes::from(payload.to_owned()) };
+            assert_eq!(read(answered(200, &body), PUBLISH), Ok((wanted, None)), "{payload}");
+            for about in [CONNECT, JOIN] {
+                assert!(read(answered(200, &body), about).is_err(), "{about:?}");
+            }
+        }
+        for body in [
+            r#"{"allow":true,"payload":"seventeen bytes."}"#,
+            r#"{"allow":true,"payload":{"a":}}"#,
+            r#"{"allow":true,"payload":}"#,
+            r#"{"allow":true,"payload":1,"payload":2}"#,
+            r#"{"allow":true,"payload":1,"user":"ann"}"#,
+            r#"{"allow":true,"payload":1,"ttl_s":1}"#,
+        ] {
+            let found = read(answered(200, body), PUBLISH);
+            assert!(matches!(found, Err(HookError::Malformed(_))), "{body}: {found:?}");
+        }
+    }
+
     #[test]
     fn yes_and_no_are_read_with_how_long_they_hold() {
         let second = Some(Duration::from_secs(1));
         let yes = HookVerdict::Allow(None);
-        assert_eq!(read(answered(200, r#"{"allow":true}"#), false), Ok((yes.clone(), None)));
+        assert_eq!(read(answered(200, r#"{"allow":true}"#), JOIN), Ok((yes.clone(), None)));
         let with_ttl = r#"{"allow":true,"ttl_s":1}"#;
-        assert_eq!(read(answered(200, with_ttl), true), Ok((yes, second)));
+        assert_eq!(read(answered(200, with_ttl), CONNECT), Ok((yes, second)));
         let reason = format!(r#"{{"allow":false,"reason":"a\n{}"}}"#, "ü".repeat(100));
-        let Ok((HookVerdict::Deny { reason }, None)) = read(answered(200, &reason), true) else {
+        let Ok((HookVerdict::Deny { reason }, None)) = read(answered(200, &reason), CONNECT) else {
             panic!("it denies")
         };
         assert!(reason.starts_with("a ü") && reason.len() <= REASON_BYTES_MAX, "{reason}");
@@ -156,20 +221,20 @@ mod tests {
     fn a_connect_may_say_who_it_is_and_what_it_may() {
         let body = r#"{"allow":true,"user":"ann","info":{"n":1},"rights":["publish"],
             "rooms":["chat:*"],"join":["chat:a"],"expires_in_s":60}"#;
-        let Ok((HookVerdict::Allow(Some(found)), None)) = read(answered(200, body), true) else {
+        let Ok((HookVerdict::Allow(Some(found)), None)) = read(answered(200, body), CONNECT) else {
             panic!("it allows")
         };
         assert_eq!(found.user.as_deref(), Some("ann"));
         assert_eq!(found.rights, Rights::NONE.with("publish"));
         assert!(found.grants.is_some() && found.info.as_deref() == Some("{\"n\":1}"));
         assert_eq!((found.join, found.expires_in_s), (vec!["chat:a".to_owned()], Some(60)));
-        assert!(read(answered(200, body), false).is_err(), "a join names no user");
+        assert!(read(answered(200, body), JOIN).is_err(), "a join names no user");
     }
 
     #[test]
     fn whatever_is_not_documented_is_no_answer() {
         for status in [201, 204, 302, 401, 403, 404, 500, 503] {
-            let found = read(answered(status, r#"{"allow":true}"#), true);
+            let found = read(answered(status, r#"{"allow":true}"#), CONNECT);
             assert_eq!(found, Err(HookError::Status(status)));
         }
         for body in [
@@ -189,7 +254,7 @@ mod tests {
             r#"{"allow":true,"rooms":"chat:*"}"#,
             r#"{"allow":true,"ttl_s":-1}"#,
         ] {
-            let found = read(answered(200, body), true);
+            let found = read(answered(200, body), CONNECT);
             assert!(matches!(found, Err(HookError::Malformed(_))), "{body}: {found:?}");
         }
     }

@@ -46,6 +46,7 @@ impl AnswerCache {
         let text_bytes = match verdict {
             HookVerdict::Allow(Some(admission)) => admission.held_bytes(),
             HookVerdict::Deny { reason } => reason.len(),
+            HookVerdict::Replace { payload } => payload.len(),
             HookVerdict::Allow(None) | HookVerdict::Failed => 0,
         };
         let bytes = ENTRY_BYTES + key.len() + text_bytes;

@@ -12,7 +12,7 @@
 //! Invariant: each question is answered once, within `waiting_timeout_ms` and `timeout_ms`: its
 //! connection is not read until then.
 
-use crate::hooks::answer::{self, HookError};
+use crate::hooks::answer::{self, AskedAbout, HookError};
 use crate::hooks::cache::AnswerCache;
 use crate::hooks::circuit::{AskPass, Circuit, CircuitChange};
 use crate::hooks::client::{AskLimits, HttpAnswer, HttpClient, HttpError, check_url};
@@ -22,6 +22,7 @@ use crate::link::Downlink;
 use crate::link::channel::OpsEnd;
 use crate::link::hooks::{HookAsk, HookPlace, HookQuestion, HookReceiver, HookReply};
 use crate::link::hooks::{HookVerdict, HookedAction};
+use crate::link::ledger::{Ledger, LedgerHold};
 use crate::metrics::{HookCounters, HookMirror};
 use crate::plan::HooksPlan;
 use futures_util::StreamExt;
@@ -52,14 +53,16 @@ pub struct HooksSetup {
     pub end: OpsEnd,
     /// Where its numbers go.
     pub mirror: Arc<HookMirror>,
+    /// Where what it holds is counted.
+    pub ledger: Arc<Ledger>,
 }
 
 /// Asks until the process ends.
 pub fn run(setup: HooksSetup) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async move {
-        let HooksSetup { plan, asks, end, mirror } = setup;
-        Dispatcher::new(plan, end, mirror).serve(&asks).await
+        let HooksSetup { plan, asks, end, mirror, ledger } = setup;
+        Dispatcher::new(plan, end, mirror, &ledger).serve(&asks).await
     })
 }
 
@@ -102,6 +105,8 @@ struct Dispatcher {
     client: HttpClient,
     services: [HookService; 3],
     cache: AnswerCache,
+    /// Of the cache, and of questions. What is read of answers has its own ([`HttpClient`]).
+    held: LedgerHold,
     waiting: VecDeque<WaitingQuestion>,
     running: Running,
     end: OpsEnd,
@@ -112,7 +117,12 @@ struct Dispatcher {
 }
 
 impl Dispatcher {
-    fn new(plan: HooksPlan, end: OpsEnd, mirror: Arc<HookMirror>) -> Dispatcher {
+    fn new(
+        plan: HooksPlan,
+        end: OpsEnd,
+        mirror: Arc<HookMirror>,
+        ledger: &Arc<Ledger>,
+    ) -> Dispatcher {
         let open_for = Duration::from_millis(plan.circuit_open_ms);
         let service = |name, url: &Option<String>| HookService {
             name,
@@ -120,7 +130,8 @@ impl Dispatcher {
             circuit: Circuit::new(plan.circuit_failures, open_for),
         };
         Dispatcher {
-            client: HttpClient::new(plan.tls_ca_file.as_deref(), plan.concurrency_max),
+            client: HttpClient::new(plan.tls_ca_file.as_deref(), plan.concurrency_max, ledger),
+            held: LedgerHold::new(ledger.clone()),
             services: [
                 service("connect", &plan.connect_url),
                 service("join", &plan.join_url),
@@ -228,7 +239,12 @@ impl Dispatcher {
         let now = Instant::now();
         self.counters.duration.record(now.saturating_duration_since(since));
         let HookService { name, circuit, .. } = &mut self.services[service];
-        match answer::read(answer, service == 0) {
+        let about = match service {
+            0 => AskedAbout::Connect,
+            1 => AskedAbout::Join,
+            _ => AskedAbout::Publish { payload_bytes_max: self.plan.payload_bytes_max },
+        };
+        match answer::read(answer, about) {
             Ok((verdict, ttl)) => {
                 if circuit.succeeded(pass) == Some(CircuitChange::Closed) {
                     tracing::info!(hook = name, "the hook answers again");
@@ -314,6 +330,7 @@ impl Dispatcher {
         counters.waiting = questions as u64;
         counters.waiting_bytes = bytes as u64;
         counters.cache_bytes = self.cache.bytes() as u64;
+        self.held.set(counters.waiting_bytes + counters.cache_bytes);
         let open = self.services.iter().filter(|service| service.circuit.is_open());
         counters.circuits_open = open.count() as u64;
         self.mirror.publish(&self.counters);

@@ -16,6 +16,7 @@ use crate::hooks::client::{AskLimits, HttpAnswer, HttpClient};
 use crate::link::exchange::Exchange;
 use crate::link::health::Health;
 use crate::link::key_requests::KeyRequests;
+use crate::link::ledger::Ledger;
 use crate::metrics::{JwksCounters, JwksMirror};
 use hyper::StatusCode;
 use hyper::header::{ACCEPT, CACHE_CONTROL, HeaderMap, HeaderValue};
@@ -43,6 +44,8 @@ pub struct JwksSetup {
     pub health: Arc<Health>,
     /// What is counted.
     pub mirror: Arc<JwksMirror>,
+    /// Where what it holds is counted.
+    pub ledger: Arc<Ledger>,
 }
 
 /// When they are read next.
@@ -56,8 +59,8 @@ struct Schedule {
 
 /// Keeps the keys until the process ends. Needs a tokio runtime around it.
 pub async fn keep(setup: JwksSetup) {
-    let JwksSetup { plan, keys, requests, health, mirror } = setup;
-    let client = HttpClient::new(plan.tls_ca_file.as_deref(), 1);
+    let JwksSetup { plan, keys, requests, health, mirror, ledger } = setup;
+    let client = HttpClient::new(plan.tls_ca_file.as_deref(), 1, &ledger);
     let bell = listen(&requests);
     let (mut counters, mut failures) = (JwksCounters::default(), 0u32);
     let mut logged = String::new();

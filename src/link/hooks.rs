@@ -93,6 +93,12 @@ impl HookQuestion {
 pub enum HookVerdict {
     /// It allows it. Of a client that connects it may say more.
     Allow(Option<Box<HookAdmission>>),
+    /// It allows a message, with this payload instead: a JSON value of at most
+    /// `limits.message_bytes_max`.
+    Replace {
+        /// The payload.
+        payload: Bytes,
+    },
     /// It does not.
     Deny {
         /// For the client: at most 120 bytes, without control characters.

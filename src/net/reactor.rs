@@ -504,10 +504,23 @@ impl Reactor {
         });
     }
 
+    /// Whether a connection may wait for keys beside the others of its address.
+    fn may_await_keys(&self, conn: ConnId) -> bool {
+        let address = self.addresses.number_of(conn.0.index);
+        self.key_waits.may_handshake(address, |conn| self.is_awaiting_keys(conn))
+    }
+
+    fn is_awaiting_keys(&self, conn: ConnId) -> bool {
+        self.shard.is_handshaking(conn) && self.upgrades.is_awaiting_keys(conn.0.index)
+    }
+
     /// A client waits until the keys were read, and no longer than a handshake may take.
     fn await_keys(&mut self, wait: KeyWait) {
         let until_ms = self.now_ms() + self.routes.plan().limits.handshake_timeout_ms;
-        let waiting = TimedWait { wait, until_ms, readings: self.routes.readings_begun() };
+        let (KeyWait::Handshake(conn) | KeyWait::Token(TokenCheck { conn, .. })) = &wait;
+        let address = self.addresses.number_of(conn.0.index);
+        let readings = self.routes.readings_begun();
+        let waiting = TimedWait { wait, until_ms, readings, address };
         let (shard, upgrades) = (&self.shard, &self.upgrades);
         self.key_waits.add(waiting, |conn| {
             shard.is_handshaking(conn) && upgrades.is_awaiting_keys(conn.0.index)
@@ -681,6 +694,14 @@ impl Reactor {
         match progress {
             Progress::More => {}
             Progress::AwaitKeys { .. } => {
+                if !self.may_await_keys(conn) {
+                    // Refused with what is known: no reading of the keys is waited for.
+                    let index = conn.0.index;
+                    let ReadOutcome { is_paused, .. } = self.in_stage(conn, 0, |it, _, context| {
+                        it.handle_keys(index, Attempt::InVain, context)
+                    });
+                    return ReadOutcome { is_paused, ..outcome };
+                }
                 self.await_keys(KeyWait::Handshake(conn));
                 outcome.is_paused = true;
                 self.shard.begin_call(conn);
@@ -856,7 +877,12 @@ impl Reactor {
     fn check_token(&mut self, check: TokenCheck, attempt: Attempt) {
         let verdict = match self.token_verdict(&check, attempt) {
             Ok(verdict) => verdict,
-            Err(UNKNOWN_KEY) if attempt == Attempt::First && self.key_waits.may_wait(&check) => {
+            Err(UNKNOWN_KEY)
+                if attempt == Attempt::First
+                    && self
+                        .key_waits
+                        .may_wait(&check, self.addresses.number_of(check.conn.0.index)) =>
+            {
                 return self.await_keys(KeyWait::Token(check));
             }
             Err(why) => TokenVerdict::Refused(why.rejection().text),

@@ -11,14 +11,14 @@ use crate::hooks::client::check_url;
 use crate::hooks::dispatcher::{self, HooksSetup};
 use crate::ids::NodeId;
 use crate::link::calls::calls;
-use crate::link::channel::{BackplaneEnd, WindowLimits, window_within};
+use crate::link::channel::{BackplaneEnd, OpsEnd, WindowLimits, window_within};
 use crate::link::exchange::{Exchange, ExchangeReader};
 use crate::link::health::Health;
 use crate::link::hooks::{HookPlaces, HookReceiver, HookSender, hooks};
 use crate::link::key_requests::KeyRequests;
 use crate::link::ledger::{Account, Ledger, MemoryCalls};
 use crate::link::load_table::LoadTable;
-use crate::metrics::{BackplaneMirror, SchedulingMirror};
+use crate::metrics::{BackplaneMirror, HookMirror, SchedulingMirror};
 use crate::net::{self, ShardSetup};
 use crate::plan::{
     self, BackplanePlan, Machine, NoticeLevel, Plan, Planned, Scheduling, StartupNotice,
@@ -128,8 +128,7 @@ fn build(
         keys,
     };
     start_ops(&plan, setup)?;
-    let (asks, end, mirror) = (hook_receiver, ops_end.clone(), hook_mirror);
-    start_hooks(&plan, HooksSetup { plan: plan.hooks.clone(), asks, end, mirror }, &health)?;
+    start_hooks(&plan, hook_receiver, ops_end.clone(), (hook_mirror, ledger), &health)?;
     start_scheduling(&plan, scheduled, &health)?;
     let (ops, shards, held) = (ops_end, shard_threads, ports.held);
     Ok(shutdown::RunningNode { reloader, health, ops, shards, backplane, held })
@@ -188,10 +187,17 @@ fn hook_ends(plan: &Plan) -> Result<(HookSender, HookReceiver), StartError> {
 }
 
 /// Starts the thread that asks hooks, if there are any.
-fn start_hooks(plan: &Plan, setup: HooksSetup, health: &Arc<Health>) -> Result<(), StartError> {
+fn start_hooks(
+    plan: &Plan,
+    asks: HookReceiver,
+    end: OpsEnd,
+    (mirror, ledger): (Arc<HookMirror>, Arc<Ledger>),
+    health: &Arc<Health>,
+) -> Result<(), StartError> {
     if plan.hooks.urls().next().is_none() {
         return Ok(());
     }
+    let setup = HooksSetup { plan: plan.hooks.clone(), asks, end, mirror, ledger };
     let (scheduling, other_cores) = (plan.scheduling, plan.other_cores.clone());
     let run = move || {
         threads::settle(scheduling, &other_cores);

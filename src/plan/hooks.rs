@@ -30,6 +30,8 @@ pub struct HooksPlan {
     pub waiting_bytes_max: usize,
     /// The longest body of an answer.
     pub answer_bytes_max: usize,
+    /// The longest payload that an answer may put in place of a message's.
+    pub payload_bytes_max: usize,
     /// Answers that are remembered, in bytes.
     pub cache_bytes_max: usize,
     /// Failures in a row that open a circuit.
@@ -56,6 +58,7 @@ impl HooksPlan {
             waiting_max: config.hooks_waiting_max,
             waiting_bytes_max: config.hooks_waiting_bytes_max,
             answer_bytes_max: config.hooks_answer_bytes_max,
+            payload_bytes_max: config.limits.message_bytes_max,
             cache_bytes_max: config.hooks_cache_bytes_max,
             circuit_failures: config.hooks_circuit_failures,
             circuit_open_ms: config.hooks_circuit_open_ms,

@@ -460,16 +460,23 @@ mod tests {
         }
     }
 
-    /// The verdict of the documentation. `named`: whether the tokens name the room.
-    fn plainly(
-        who: [&str; 2],
+    /// What decides about an action in a room, as the documentation names it.
+    struct Case<'a> {
+        /// Whom the namespace lets join, and publish.
+        who: [&'a str; 2],
+        /// 0: join, 1: publish; the others read.
         action: usize,
+        /// Whether the tokens name the room.
         named: Option<bool>,
         has_token: bool,
         is_member: bool,
         publish: bool,
         publish_unjoined: bool,
-    ) -> bool {
+    }
+
+    /// The verdict of the documentation.
+    fn plainly(case: &Case<'_>) -> bool {
+        let Case { who, action, named, has_token, is_member, publish, publish_unjoined } = *case;
         let admits = |who: &str| match (who, named) {
             ("nobody", _) | (_, Some(false)) | ("token", None) => false,
             (_, Some(true)) | ("anyone", None) => true,
@@ -536,7 +543,9 @@ mod tests {
             });
             let who = [words[who_joins], words[who_publishes]];
             let named = either(named, of_room.map(|allowed| allowed[action]));
-            let wanted = plainly(who, action, named, has_token, is_member, publish, publish_unjoined);
+            let case =
+                Case { who, action, named, has_token, is_member, publish, publish_unjoined };
+            let wanted = plainly(&case);
             let is_asked = match action {
                 0 => hooked[0] && !is_member,
                 1 => hooked[1],

@@ -37,9 +37,12 @@ impl Shard {
         let HookReply { conn, verdict } = reply;
         let Some(command) = self.hooked.take(conn) else { return }; // It has closed since.
         let refused = match verdict {
-            HookVerdict::Allow(_) => self.carry_out_hooked(conn, &command, HookWord::Allowed),
+            HookVerdict::Allow(_) => self.carry_out_hooked(conn, &command, HookWord::Allowed, None),
+            HookVerdict::Replace { payload } => {
+                self.carry_out_hooked(conn, &command, HookWord::Allowed, Some(&payload))
+            }
             HookVerdict::Deny { reason } => {
-                match self.carry_out_hooked(conn, &command, HookWord::Denied) {
+                match self.carry_out_hooked(conn, &command, HookWord::Denied, None) {
                     Err(CommandError(ErrorCode::Forbidden, _)) => {
                         self.refuse_because(conn, command.id.as_ref(), &reason);
                         Ok(())
@@ -80,12 +83,14 @@ impl Shard {
         }
     }
 
-    /// Carries a command out, or refuses it, now that the hook has decided.
+    /// Carries a command out, or refuses it, now that the hook has decided. `instead`: the payload
+    /// that takes the place of a message's.
     fn carry_out_hooked(
         &mut self,
         conn: ConnId,
         command: &HookedCommand,
         word: HookWord,
+        instead: Option<&[u8]>,
     ) -> Result<(), CommandError> {
         let HookedCommand { room, id, what } = command;
         match what {
@@ -96,6 +101,7 @@ impl Shard {
             }
             HookedWhat::Publish { payload, echo, key, conflate_key } => {
                 let keys = MessageKeys { key: key.clone(), conflate_key: *conflate_key };
+                let payload = instead.unwrap_or(payload);
                 self.on_publish(conn, room, payload, *echo, keys, id.clone(), word)
             }
         }

@@ -50,6 +50,8 @@ mod acks;
 mod command_error;
 mod commands;
 pub mod conn;
+#[cfg(test)]
+mod crowd;
 pub mod delivery;
 mod disconnect;
 mod expiry;

@@ -91,48 +91,9 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::{AnonymousSecret, Identity};
-    use crate::ids::{NodeId, ShardId};
-    use crate::protocol::dialect::Encoding;
-    use crate::shard::{Opening, ShardConfig};
-    use bytes::Bytes;
+    use crate::shard::crowd::{is_open, open, shard_for};
 
     const MANY: usize = 3 * CLOSED_PER_TICK;
-
-    fn shard() -> Shard {
-        let limits = Limits {
-            connections_per_shard_max: 2 * MANY,
-            handshakes_max: 2 * MANY,
-            topics_per_shard_max: 2 * MANY,
-            ping_interval_ms: 3_600_000,
-            ..Limits::TINY
-        };
-        Shard::new(ShardConfig {
-            id: ShardId(0),
-            node: NodeId(1),
-            node_name: "n".into(),
-            limits,
-            namespaces: Default::default(),
-            anonymous_secret: AnonymousSecret::new([0; 16]),
-        })
-    }
-
-    fn open(shard: &mut Shard, user: Option<usize>) -> ConnId {
-        let conn = shard.handle_accept(0, 0).unwrap();
-        let user = user.map(|user| user.to_string().into());
-        let identity = Identity {
-            user,
-            rights: Rights::NONE,
-            expires_unix_s: None,
-            grants: None,
-            info: None,
-            mark: None,
-        };
-        let (response, rooms) = (Bytes::from_static(b"101"), Vec::new());
-        let opening = Opening { identity, response, rooms, encoding: Encoding::NATIVE };
-        shard.handle_open(conn, opening);
-        conn
-    }
 
     fn change(shard: &mut Shard, anonymous: Option<Rights>, tokens_hold: bool, now_ms: u64) {
         let (limits, namespaces) = (shard.limits, shard.config.namespaces.clone());
@@ -142,19 +103,15 @@ mod tests {
         shard.handle_timeout(now_ms);
     }
 
-    fn is_open(shard: &Shard, conn: ConnId) -> bool {
-        shard.conns.get(conn.0).is_some_and(|conn| conn.is_open())
-    }
-
     #[test]
     fn connections_whose_key_was_removed_are_closed_over_several_ticks_and_newer_ones_stay() {
-        let mut shard = shard();
-        (0..MANY).for_each(|user| _ = open(&mut shard, Some(user)));
-        let unnamed = open(&mut shard, None);
+        let mut shard = shard_for(2 * MANY);
+        (0..MANY).for_each(|n| _ = open(&mut shard, Some(&n.to_string()), None));
+        let unnamed = open(&mut shard, None, None);
         change(&mut shard, Some(Rights::NONE), false, 100);
         assert_eq!(shard.counters.closed_not_admitted, 0, "counted when they have gone");
         assert_eq!(shard.counters.connections as usize, MANY + 1 - CLOSED_PER_TICK);
-        let newer = open(&mut shard, Some(MANY));
+        let newer = open(&mut shard, Some("newer"), None);
         // Another reload before the walk is over, which changes nothing about keys.
         change(&mut shard, Some(Rights::NONE), true, 200);
         (3..9).for_each(|tick| shard.handle_timeout(100 * tick));
@@ -164,8 +121,8 @@ mod tests {
 
     #[test]
     fn a_client_without_a_token_gets_the_new_rights_or_is_closed() {
-        let mut shard = shard();
-        let (user, unnamed) = (open(&mut shard, Some(1)), open(&mut shard, None));
+        let mut shard = shard_for(2 * MANY);
+        let (user, unnamed) = (open(&mut shard, Some("1"), None), open(&mut shard, None, None));
         let rights = Rights { publish: true, ..Rights::NONE };
         change(&mut shard, Some(rights), true, 100);
         assert_eq!(shard.conns.get(unnamed.0).unwrap().rights, rights.into());

@@ -112,54 +112,11 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::{AnonymousSecret, Identity};
-    use crate::ids::{NodeId, ShardId};
-    use crate::policy::limits::Limits;
     use crate::policy::revocations::{Revocation, RevocationTable, RevokedSubject, TokenMark};
-    use crate::policy::rights::Rights;
-    use crate::shard::{Opening, ShardConfig};
-    use bytes::Bytes;
+    use crate::shard::crowd::{is_open, open, shard_for};
     use proptest::prelude::*;
 
     const MANY: usize = 3 * CLOSED_PER_TICK;
-
-    fn shard() -> Shard {
-        let limits = Limits {
-            connections_per_shard_max: 2 * MANY,
-            handshakes_max: 2 * MANY,
-            topics_per_shard_max: 2 * MANY,
-            ping_interval_ms: 3_600_000,
-            ..Limits::TINY
-        };
-        Shard::new(ShardConfig {
-            id: ShardId(0),
-            node: NodeId(1),
-            node_name: "n".into(),
-            limits,
-            namespaces: Default::default(),
-            anonymous_secret: AnonymousSecret::new([0; 16]),
-        })
-    }
-
-    fn open(shard: &mut Shard, user: Option<&str>, mark: Option<TokenMark>) -> ConnId {
-        let conn = shard.handle_accept(0, 0).expect("there is room");
-        let identity = Identity {
-            user: user.map(Into::into),
-            rights: Rights::NONE,
-            expires_unix_s: None,
-            grants: None,
-            info: None,
-            mark,
-        };
-        let (response, rooms) = (Bytes::from_static(b"101"), Vec::new());
-        let encoding = Encoding::NATIVE;
-        shard.handle_open(conn, Opening { identity, response, rooms, encoding });
-        conn
-    }
-
-    fn is_open(shard: &Shard, conn: ConnId) -> bool {
-        shard.conns.get(conn.0).is_some_and(|c| c.is_open())
-    }
 
     fn mark(id: &str, issued_s: u64) -> Option<TokenMark> {
         TokenMark::new(Some(id), Some(issued_s as f64))
@@ -173,7 +130,7 @@ mod tests {
 
     #[test]
     fn connections_with_a_revoked_token_are_closed_and_the_others_stay() {
-        let (mut shard, mut table) = (shard(), RevocationTable::default());
+        let (mut shard, mut table) = (shard_for(2 * MANY), RevocationTable::default());
         let old = open(&mut shard, Some("ann"), mark("1", 99));
         let new = open(&mut shard, Some("ann"), mark("2", 100));
         let unmarked = open(&mut shard, Some("ann"), None);
@@ -195,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_crowd_is_closed_over_several_ticks() {
-        let (mut shard, mut table) = (shard(), RevocationTable::default());
+        let (mut shard, mut table) = (shard_for(2 * MANY), RevocationTable::default());
         (0..MANY).for_each(|n| _ = open(&mut shard, Some(&n.to_string()), mark("x", 5)));
         revoke(&mut table, &mut shard, "*", 6);
         let mut here_at = |now_ms| {
@@ -213,7 +170,7 @@ mod tests {
             clients in proptest::collection::vec((0u8..4, 0u8..6, 0u64..6), 1..30),
             orders in proptest::collection::vec((0u8..3, 0u8..5, 0u64..6), 0..8),
         ) {
-            let (mut shard, mut table) = (shard(), RevocationTable::default());
+            let (mut shard, mut table) = (shard_for(2 * MANY), RevocationTable::default());
             let opened: Vec<_> = clients.iter().map(|(user, id, issued_s)| {
                 let user = (*user > 0).then(|| format!("user-{user}"));
                 let mark = (*id > 0 && user.is_some())

@@ -370,3 +370,35 @@ fn joins_and_messages_are_asked_about_where_the_namespace_says_so() {
     assert_eq!(asked[3], room("join", "chat:closed"));
     assert!(service.questions.try_recv().is_err(), "nobody asks about other rooms");
 }
+
+#[test]
+fn a_message_gets_the_payload_that_the_service_gives_it_and_none_where_that_is_none() {
+    let service = Service::start(|question| match question["payload"].as_str() {
+        Some("too long") => Act::Json(json!({"allow": true, "payload": "x".repeat(2000)})),
+        Some("for ever") => Act::Json(json!({"allow": true, "payload": 1, "ttl_s": 60})),
+        Some("broken") => {
+            let body = r#"{"allow":true,"payload":{"a":}}"#;
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+                body.len()
+            );
+            Act::Raw([head.as_bytes(), body.as_bytes()].concat())
+        }
+        _ => Act::Json(json!({"allow": true, "payload": {"was": question["payload"]}})),
+    });
+    let url = service.url();
+    let more = ["--hooks-publish-url", &url, "--namespaces", "chat: hook_publish=true"];
+    let limits = ["--shards", "1", "--limits-message-bytes-max", "1024"];
+    let node = Node::start_ready(&[&limits[..], &more].concat());
+    let mut ann = Client::join(node.addr, &["chat:a"]);
+    let mut bob = Client::join(node.addr, &["chat:a"]);
+    for (id, payload) in ["too long", "for ever", "broken"].iter().enumerate() {
+        ann.say(json!({"room_id": "chat:a", "payload": payload, "id": id}).to_string());
+        let error = ann.hear_type("error");
+        assert_eq!((&error["id"], &error["code"]), (&json!(id), &json!("overloaded")), "{payload}");
+    }
+    ann.say(r#"{"room_id":"chat:a","payload":"good day"}"#);
+    assert_eq!(bob.hear_payload(), json!({"was": "good day"}), "nothing else came before");
+    assert_eq!(ann.hear_payload(), json!({"was": "good day"}), "its own copy is the same");
+    assert_eq!(node.metric(r#"campanile_hook_answers_total{outcome="failed"}"#), 3);
+}

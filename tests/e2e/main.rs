@@ -43,6 +43,7 @@ mod foreign;
 mod histograms;
 mod history;
 mod hooks;
+mod hooks_tls;
 mod http_calls;
 mod instances;
 mod jwks;

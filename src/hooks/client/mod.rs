@@ -3,13 +3,18 @@
 //!
 //! Connections are reused. They are opened straight to the server that the URL names: no proxy of the
 //! environment is used, and a redirect is an answer like any other, which nobody follows. Over
-//! `https` the certificate is always checked ([`tls_trust`]); the file of the authorities is read at
-//! each connection, so that it can be replaced while the node runs.
+//! `https` the certificate is always checked ([`TlsTrust`]); the file of the authorities is read again
+//! when it has changed, so that it can be replaced while the node runs.
 //!
 //! Invariant: a request ends within its timeout, and holds at most [`AskLimits::body_bytes_max`] and
 //! [`HEAD_BYTES_MAX`] of its answer, whatever the server does.
 
-use crate::tls_trust;
+mod trust;
+
+use crate::dial::{DialedStream, dial};
+use crate::hooks::client::trust::TlsTrust;
+use crate::link::ledger::{Ledger, LedgerHold};
+use bytes::BytesMut;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
@@ -17,20 +22,15 @@ use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::client::legacy::{Client, Error as LegacyError};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rustls::pki_types::ServerName;
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
 /// The longest head of an answer.
@@ -91,20 +91,22 @@ impl fmt::Display for HttpError {
 #[derive(Clone)]
 pub struct HttpClient {
     client: Client<Connector, Full<Bytes>>,
+    ledger: Arc<Ledger>,
 }
 
 impl HttpClient {
     /// A client that trusts the authorities of the file `ca_file`, or else Mozilla's list, and leaves
-    /// at most `idle_max` unused connections to each server open.
-    pub fn new(ca_file: Option<&str>, idle_max: usize) -> HttpClient {
-        let connector = Connector { ca_file: ca_file.map(Into::into) };
+    /// at most `idle_max` unused connections to each server open. What it has of answers counts in
+    /// the ledger until they are whole.
+    pub fn new(ca_file: Option<&str>, idle_max: usize, ledger: &Arc<Ledger>) -> HttpClient {
+        let connector = Connector { trust: Arc::new(TlsTrust::new(ca_file)) };
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(IDLE_MAX)
             .pool_timer(TokioTimer::new())
             .pool_max_idle_per_host(idle_max)
             .http1_max_buf_size(HEAD_BYTES_MAX)
             .build(connector);
-        HttpClient { client }
+        HttpClient { client, ledger: ledger.clone() }
     }
 
     /// `GET`, with these header lines.
@@ -140,12 +142,19 @@ impl HttpClient {
         let whole = async {
             let answer = self.client.request(request).await.map_err(of_client)?;
             let (head, body) = answer.into_parts();
-            let body = Limited::new(body, body_bytes_max).collect().await;
-            let body = body.map_err(|error| match error.is::<LengthLimitError>() {
-                true => HttpError::TooLarge { body_bytes_max },
-                false => HttpError::Broken(causes(&*error)),
-            })?;
-            Ok(HttpAnswer { status: head.status, headers: head.headers, body: body.to_bytes() })
+            let mut body = Limited::new(body, body_bytes_max);
+            let (mut read, mut held) = (BytesMut::new(), LedgerHold::new(self.ledger.clone()));
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|error| match error.is::<LengthLimitError>() {
+                    true => HttpError::TooLarge { body_bytes_max },
+                    false => HttpError::Broken(causes(&*error)),
+                })?;
+                if let Ok(bytes) = frame.into_data() {
+                    read.extend_from_slice(&bytes);
+                    held.set(read.capacity() as u64);
+                }
+            }
+            Ok(HttpAnswer { status: head.status, headers: head.headers, body: read.freeze() })
         };
         tokio::time::timeout(limits.timeout, whole).await.unwrap_or(Err(HttpError::Timeout))
     }
@@ -202,7 +211,7 @@ fn causes(error: &(dyn Error + 'static)) -> String {
 /// Opens connections.
 #[derive(Clone)]
 struct Connector {
-    ca_file: Option<Arc<str>>,
+    trust: Arc<TlsTrust>,
 }
 
 impl Service<Uri> for Connector {
@@ -215,33 +224,28 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, url: Uri) -> Self::Future {
-        Box::pin(open(url, self.ca_file.clone()))
+        Box::pin(open(url, self.trust.clone()))
     }
 }
 
-async fn open(url: Uri, ca_file: Option<Arc<str>>) -> io::Result<TokioIo<ClientStream>> {
+async fn open(url: Uri, trust: Arc<TlsTrust>) -> io::Result<TokioIo<ClientStream>> {
     let host = url.host().ok_or_else(|| io::Error::other("the URL names no host"))?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let is_tls = url.scheme_str() == Some("https");
     let port = url.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
-    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
-    let stream = TcpStream::connect(&addresses[..]).await?;
-    stream.set_nodelay(true)?;
-    if !is_tls {
-        return Ok(TokioIo::new(ClientStream::Plain(stream)));
-    }
-    let config = tls_trust::client_config(ca_file.as_deref())
-        .map_err(|error| io::Error::other(format!("the file of the authorities: {error}")))?;
-    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
-    Ok(TokioIo::new(ClientStream::Tls(Box::new(stream))))
+    let config =
+        match is_tls {
+            true => Some(trust.client_config().map_err(|error| {
+                io::Error::other(format!("the file of the authorities: {error}"))
+            })?),
+            false => None,
+        };
+    let stream = dial(host, port, config).await.map_err(io::Error::other)?;
+    Ok(TokioIo::new(ClientStream(stream)))
 }
 
-/// A byte stream to a server.
-enum ClientStream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
+/// A stream of the pool.
+struct ClientStream(DialedStream);
 
 impl Connection for ClientStream {
     fn connected(&self) -> Connected {
@@ -255,10 +259,7 @@ impl AsyncRead for ClientStream {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            ClientStream::Plain(stream) => Pin::new(stream).poll_read(cx, into),
-            ClientStream::Tls(stream) => Pin::new(stream).poll_read(cx, into),
-        }
+        Pin::new(&mut self.get_mut().0).poll_read(cx, into)
     }
 }
 
@@ -268,24 +269,15 @@ impl AsyncWrite for ClientStream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            ClientStream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            ClientStream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
+        Pin::new(&mut self.get_mut().0).poll_write(cx, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            ClientStream::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            ClientStream::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
+        Pin::new(&mut self.get_mut().0).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            ClientStream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            ClientStream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+        Pin::new(&mut self.get_mut().0).poll_shutdown(cx)
     }
 }
 

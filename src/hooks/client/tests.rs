@@ -26,12 +26,18 @@ fn server(answer: Vec<u8>) -> (u16, JoinHandle<Vec<u8>>) {
     (port, thread)
 }
 
+fn ledger() -> Arc<Ledger> {
+    Arc::new(Ledger::new(u64::MAX, 0))
+}
+
 fn ask(port: u16, timeout_ms: u64, path: &str) -> Result<HttpAnswer, HttpError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let url: Uri = format!("http://127.0.0.1:{port}{path}").parse().unwrap();
     let limits = AskLimits { timeout: Duration::from_millis(timeout_ms), body_bytes_max: 1000 };
     runtime.block_on(async {
-        HttpClient::new(None, 1).post_json(&url, &[], Bytes::from_static(b"{}"), limits).await
+        HttpClient::new(None, 1, &ledger())
+            .post_json(&url, &[], Bytes::from_static(b"{}"), limits)
+            .await
     })
 }
 

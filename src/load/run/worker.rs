@@ -153,7 +153,7 @@ impl Worker {
                 .map_err(|error| format!("cannot pin to core {core}: {error}"))?;
         }
         if plan.priority > 0 {
-            let _ = crate::sys::go_first(plan.priority); // Without it the times have more noise.
+            let _ = sys::go_first(plan.priority); // Without it the times have more noise.
         }
         match sys::unshare_file_table() {
             Err(error) if plan.needs_own_file_table => {

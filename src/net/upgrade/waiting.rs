@@ -53,7 +53,8 @@ pub(super) fn decide(
             Ok(admitted(opening, *admission, rooms_max, now_unix_s))
         }
         HookVerdict::Deny { reason } => Err(denied(&opening, &reason, plan)),
-        HookVerdict::Failed => {
+        // A replaced payload is no answer about a client: the thread that asks refuses it.
+        HookVerdict::Failed | HookVerdict::Replace { .. } => {
             let reason = RejectReason::HookFailed;
             Err(HandshakeRefusal { reason, response: reason.response(), user: None })
         }

@@ -4,6 +4,7 @@
 //! second. A token may be replaced by another one: then the table says the new second, and the old
 //! entry, which disagrees, means nothing. So does that of a connection that has gone.
 
+use crate::shard::state::tables::{grow, push};
 use std::collections::BTreeMap;
 
 /// Entries that are stored at most beyond twice the number of live ones.
@@ -39,11 +40,11 @@ impl Expiries {
             return; // Its entry is there, and perhaps its client knows.
         }
         if self.seconds.len() <= place {
-            self.seconds.resize(place + 1, NONE);
+            grow(&mut self.seconds, place + 1, NONE);
         }
         self.seconds[place] = second + 1;
         self.live += usize::from(before == NONE);
-        self.unnoticed.entry(second).or_default().push(index);
+        push(self.unnoticed.entry(second).or_default(), index);
         self.entries += 1;
         self.tidy();
     }
@@ -71,7 +72,7 @@ impl Expiries {
         while let Some((second, index)) = pop_first(&mut self.unnoticed, until_s) {
             self.entries -= 1;
             if self.is_current(index, second) {
-                self.noticed.entry(second).or_default().push(index);
+                push(self.noticed.entry(second).or_default(), index);
                 self.entries += 1;
                 return Some((index, u64::from(second)));
             }

@@ -3,6 +3,7 @@
 //! A connection without grants costs nothing while none has any, and 4 bytes once one has.
 
 use crate::policy::grants::Grants;
+use crate::shard::state::tables::grow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -43,7 +44,7 @@ impl GrantSets {
         self.sets[place as usize].as_mut().expect("it has a place").connections += 1;
         let index = index as usize;
         if self.of.len() <= index {
-            self.of.resize(index + 1, NONE);
+            grow(&mut self.of, index + 1, NONE);
         }
         self.of[index] = place + 1;
         self.live += 1;

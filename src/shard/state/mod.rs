@@ -18,6 +18,7 @@ pub(in crate::shard) mod questions;
 pub(in crate::shard) mod rates;
 pub(in crate::shard) mod revoked;
 pub(in crate::shard) mod room_tokens;
+pub(in crate::shard) mod tables;
 pub(in crate::shard) mod token_checks;
 pub(in crate::shard) mod token_marks;
 pub(in crate::shard) mod user_infos;

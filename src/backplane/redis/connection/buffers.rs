@@ -3,10 +3,10 @@
 //! Invariant: the read buffer never holds more of a string than is allowed for one, and nothing of
 //! it is zeroed or allocated for a length alone.
 
-use crate::backplane::redis::connection::dial::Stream;
 use crate::backplane::redis::connection::resp::{
     LongString, MalformedResp, ParseProgress, RespValue, parse_within,
 };
+use crate::dial::DialedStream;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -101,7 +101,7 @@ impl ReadBuffer {
     /// Reads once: at least one byte, or an error.
     pub(super) fn poll_fill(
         &mut self,
-        stream: &mut Stream,
+        stream: &mut DialedStream,
         cx: &mut Context<'_>,
         bytes_max: usize,
     ) -> Poll<io::Result<usize>> {
@@ -204,7 +204,7 @@ impl WriteBuffer {
     /// Writes until all is written, or the waker is registered.
     pub(super) fn poll_flush(
         &mut self,
-        stream: &mut Stream,
+        stream: &mut DialedStream,
         cx: &mut Context<'_>,
     ) -> io::Result<()> {
         while self.begin < self.bytes.len() {

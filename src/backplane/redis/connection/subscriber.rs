@@ -31,11 +31,12 @@
 pub use crate::backplane::redis::connection::buffers::BUFFER_BYTES;
 
 use crate::backplane::redis::connection::buffers::{ReadBuffer, WriteBuffer};
-use crate::backplane::redis::connection::dial::{Stream, dial};
+use crate::backplane::redis::connection::dial::dial;
 use crate::backplane::redis::connection::reply_text::{ErrorReplyText, reply_text};
 use crate::backplane::redis::connection::resp::{MalformedResp, RespItems, RespValue};
 use crate::backplane::redis::failure::classify::LinkUser;
 use crate::backplane::redis::failure::{LinkError, Outage, SetupError};
+use crate::dial::DialedStream;
 use redis::{ConnectionInfo, RedisConnectionInfo};
 use std::future::poll_fn;
 use std::io;
@@ -90,7 +91,7 @@ pub enum CommandReply<'a> {
 
 /// A subscriber connection. Owned by its link.
 pub struct Subscriber {
-    stream: Stream,
+    stream: DialedStream,
     read_buffer: ReadBuffer,
     write_buffer: WriteBuffer,
     /// Of each [`Subscriber::ask`].
