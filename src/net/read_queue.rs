@@ -120,11 +120,11 @@ impl ReadQueue {
     }
 
     fn next_place(&mut self) -> Option<Place> {
-        if self.in_a_row < FIRST_IN_A_ROW || self.behind.is_empty() {
-            if let Some(place) = self.first.pop_front() {
-                self.in_a_row = self.in_a_row.saturating_add(1);
-                return Some(place);
-            }
+        if (self.in_a_row < FIRST_IN_A_ROW || self.behind.is_empty())
+            && let Some(place) = self.first.pop_front()
+        {
+            self.in_a_row = self.in_a_row.saturating_add(1);
+            return Some(place);
         }
         self.in_a_row = 0;
         self.behind.pop_front()
@@ -141,8 +141,7 @@ impl ReadQueue {
     }
 }
 
-/// Bytes read from one connection in its turn while others wait for theirs. Behind five hundred that
-/// always have bytes to read a quiet one waits for 8 MiB: some tens of milliseconds.
+/// Bytes read from one connection in its turn while others wait for theirs.
 const CROWDED_BYTES: usize = 16 * 1024;
 /// The first bytes of a turn say how many requests there are to a byte, and what they cost.
 const FIRST_BYTES: usize = 2 * 1024;

@@ -110,11 +110,13 @@ impl IdempotencyKeys {
     }
 
     fn forget(&mut self, keys: usize, now: Instant) {
-        let is_over = |known: &mut Box<RememberedKey>| {
-            now.saturating_duration_since(known.since) >= IDEMPOTENCY_TTL
-        };
+        let is_over =
+            |known: &RememberedKey| now.saturating_duration_since(known.since) >= IDEMPOTENCY_TTL;
         for _ in 0..keys {
-            let Some(known) = self.by_age.pop_front_if(is_over) else { return };
+            if !self.by_age.front().is_some_and(|known| is_over(known)) {
+                return;
+            }
+            let known = self.by_age.pop_front().expect("there is a front");
             let number = self.first;
             let found = self.places.find_entry(known.hash, |place| place.number == number);
             found.ok().expect("a key that is remembered has a place").remove();
