@@ -17,8 +17,8 @@
 //!   A:         12 → 15 → 18      one turn for 12, then A goes to the end with 15 in front
 //! ```
 //!
-//! How long a turn is depends on what is read in it ([`ReadTurn`]): time, bytes and requests, whichever
-//! ends first.
+//! How long a turn is depends on what is read in it ([`ReadTurn`]): time, bytes and requests,
+//! whichever ends first.
 //!
 //! Invariant: an address has a place exactly while connections of it wait.
 
@@ -181,7 +181,7 @@ impl ReadTurn {
         ReadTurn { is_crowded, bytes_max, bytes: 0 }
     }
 
-    /// How many bytes are to be read next, of `room`. `None`: the turn is over. `used`: in it until now.
+    /// How many bytes are to be read next, of `room`. `None`: the turn is over. `used`: in it so far.
     pub(super) fn next(&self, used: Used, room: usize) -> Option<usize> {
         let (first, requests_max, time_max) = match self.is_crowded {
             true => (FIRST_BYTES, CROWDED_REQUESTS, CROWDED_TIME),
@@ -199,7 +199,7 @@ impl ReadTurn {
             let of_requests = per_request * (requests_max - used.requests);
             let left_ns = (time_max - used.time).as_nanos() as u64;
             let of_time = self.bytes as u64 * left_ns / (used.time.as_nanos() as u64).max(1);
-            of_requests.min(of_time).max(first as u64) as usize
+            of_requests.min(of_time).max(FIRST_BYTES as u64) as usize
         };
         Some(at_once.min(room).min(self.bytes_max - self.bytes).max(1))
     }
@@ -222,7 +222,9 @@ mod tests {
     /// Everybody who is read has more to read at once, for so many turns; how many each address had.
     fn turns(clients: &[(u32, u64)], turns: usize) -> Vec<(u32, usize)> {
         let mut queue = ReadQueue::default();
-        clients.iter().for_each(|(index, address)| queue.push(conn(*index), *address, Line::First));
+        clients
+            .iter()
+            .for_each(|(index, address)| queue.push(conn(*index), *address, Line::Behind));
         let mut counts: Vec<(u32, usize)> = clients.iter().map(|(index, _)| (*index, 0)).collect();
         for _ in 0..turns {
             let next = queue.pop().expect("all always wait");

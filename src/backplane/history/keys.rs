@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn many_keys_whose_time_is_over_are_forgotten_in_portions_and_others_are_found_meanwhile() {
+    fn many_keys_whose_time_is_over_are_forgotten_in_portions_and_others_are_found() {
         let began = Instant::now();
         let mut keys = IdempotencyKeys::new(100_000);
         let number_of = |n: usize| format!("key {n}");
