@@ -4,7 +4,7 @@
 //! second. A token may be replaced by another one: then the table says the new second, and the old
 //! entry, which disagrees, means nothing. So does that of a connection that has gone.
 
-use crate::shard::state::tables::{grow, push};
+use crate::shard::state::tables::{SegmentStack, SegmentTable};
 use std::collections::BTreeMap;
 
 /// Entries that are stored at most beyond twice the number of live ones.
@@ -14,13 +14,13 @@ pub(in crate::shard) const ENTRIES_SPARE: usize = 1024;
 const NONE: u32 = 0;
 
 /// Indices of connections, by the second in which they expire.
-type BySecond = BTreeMap<u32, Vec<u32>>;
+type BySecond = BTreeMap<u32, SegmentStack<u32>>;
 
 /// Connections that expire. Seconds since the shard's clock began; beyond 136 years: the last one.
 #[derive(Debug, Default)]
 pub(in crate::shard) struct Expiries {
     /// By the index of the connection.
-    seconds: Vec<u32>,
+    seconds: SegmentTable<u32>,
     /// Those whose clients have received no notice yet, and those that have.
     unnoticed: BySecond,
     noticed: BySecond,
@@ -32,31 +32,27 @@ pub(in crate::shard) struct Expiries {
 impl Expiries {
     /// A connection expires then, whatever was set before. `None`: never.
     pub(in crate::shard) fn set(&mut self, index: u32, second: Option<u64>) {
-        let place = index as usize;
-        let before = self.seconds.get(place).copied().unwrap_or(NONE);
+        let before = self.seconds.get(index).unwrap_or(NONE);
         let Some(second) = second else { return self.remove(index) };
         let second = u32::try_from(second).unwrap_or(u32::MAX).min(u32::MAX - 1);
         if before == second + 1 {
             return; // Its entry is there, and perhaps its client knows.
         }
-        if self.seconds.len() <= place {
-            grow(&mut self.seconds, place + 1, NONE);
-        }
-        self.seconds[place] = second + 1;
+        self.seconds.set(index, second + 1, NONE);
         self.live += usize::from(before == NONE);
-        push(self.unnoticed.entry(second).or_default(), index);
+        self.unnoticed.entry(second).or_default().push(index);
         self.entries += 1;
         self.tidy();
     }
 
     /// The second in which a connection expires.
     pub(in crate::shard) fn second_of(&self, index: u32) -> Option<u64> {
-        Some(u64::from(self.seconds.get(index as usize)?.checked_sub(1)?))
+        Some(u64::from(self.seconds.get(index)?.checked_sub(1)?))
     }
 
     /// A connection has gone, or does not expire any more.
     pub(in crate::shard) fn remove(&mut self, index: u32) {
-        let Some(slot) = self.seconds.get_mut(index as usize) else { return };
+        let Some(slot) = self.seconds.get_mut(index) else { return };
         if std::mem::take(slot) == NONE {
             return;
         }
@@ -72,7 +68,7 @@ impl Expiries {
         while let Some((second, index)) = pop_first(&mut self.unnoticed, until_s) {
             self.entries -= 1;
             if self.is_current(index, second) {
-                push(self.noticed.entry(second).or_default(), index);
+                self.noticed.entry(second).or_default().push(index);
                 self.entries += 1;
                 return Some((index, u64::from(second)));
             }
@@ -94,7 +90,7 @@ impl Expiries {
     }
 
     fn is_current(&self, index: u32, second: u32) -> bool {
-        self.seconds.get(index as usize) == Some(&(second + 1))
+        self.seconds.get(index) == Some(second + 1)
     }
 
     /// Drops entries that mean nothing, if they are too many.
@@ -103,21 +99,21 @@ impl Expiries {
             return;
         }
         let seconds = &self.seconds;
-        let is_current =
-            |second: u32, index: u32| seconds.get(index as usize) == Some(&(second + 1));
         for by_second in [&mut self.unnoticed, &mut self.noticed] {
-            by_second.retain(|second, all| {
-                all.retain(|index| is_current(*second, *index));
+            by_second.retain(|second, stack| {
+                let mut all = stack.take_all();
+                all.retain(|index| seconds.get(*index) == Some(second + 1));
                 // A place that was used again, with the same second, stands here twice.
                 all.sort_unstable();
                 all.dedup();
-                !all.is_empty()
+                all.into_iter().for_each(|index| stack.push(index));
+                !stack.is_empty()
             });
         }
         self.entries = [&self.unnoticed, &self.noticed]
             .into_iter()
             .flat_map(|by_second| by_second.values())
-            .map(Vec::len)
+            .map(SegmentStack::len)
             .sum();
     }
 }
@@ -151,7 +147,7 @@ mod tests {
         assert_eq!((expiries.pop_due(15), expiries.pop_due(15)), (Some(4), None));
         assert_eq!(expiries.second_of(3), Some(20));
         assert_eq!((expiries.pop_due(20), expiries.pop_due(99)), (Some(3), None));
-        assert_eq!((expiries.entries, expiries.seconds.capacity()), (0, 0), "nothing is left");
+        assert!(expiries.entries == 0 && expiries.seconds.is_empty(), "nothing is left");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! A connection without grants costs nothing while none has any, and 4 bytes once one has.
 
 use crate::policy::grants::Grants;
-use crate::shard::state::tables::grow;
+use crate::shard::state::tables::SegmentTable;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ const NONE: u32 = 0;
 #[derive(Debug, Default)]
 pub(in crate::shard) struct GrantSets {
     /// One more than the place of the connection's set, by the connection's index.
-    of: Vec<u32>,
+    of: SegmentTable<u32>,
     /// Connections that have a set.
     live: usize,
     sets: Vec<Option<SharedSet>>,
@@ -42,11 +42,7 @@ impl GrantSets {
             None => self.add(grants),
         };
         self.sets[place as usize].as_mut().expect("it has a place").connections += 1;
-        let index = index as usize;
-        if self.of.len() <= index {
-            grow(&mut self.of, index + 1, NONE);
-        }
-        self.of[index] = place + 1;
+        self.of.set(index, place + 1, NONE);
         self.live += 1;
     }
 
@@ -69,7 +65,7 @@ impl GrantSets {
 
     /// What the token of a connection allows, if it says so.
     pub(in crate::shard) fn get(&self, index: u32) -> Option<&Arc<Grants>> {
-        let place = self.of.get(index as usize)?.checked_sub(1)?;
+        let place = self.of.get(index)?.checked_sub(1)?;
         self.sets[place as usize].as_ref().map(|set| &set.grants)
     }
 
@@ -80,7 +76,7 @@ impl GrantSets {
 
     /// A connection has gone.
     pub(in crate::shard) fn remove(&mut self, index: u32) -> Option<Arc<Grants>> {
-        let place = std::mem::take(self.of.get_mut(index as usize)?).checked_sub(1)?;
+        let place = std::mem::take(self.of.get_mut(index)?).checked_sub(1)?;
         let slot = &mut self.sets[place as usize];
         let set = slot.as_mut().expect("a connection has it");
         set.connections -= 1;
@@ -130,7 +126,7 @@ mod tests {
         for index in [0, 2, 5, 7] {
             assert!(sets.remove(index).is_some());
         }
-        assert_eq!((sets.of.capacity(), sets.sets.capacity()), (0, 0), "nothing is left");
+        assert!(sets.of.is_empty() && sets.sets.capacity() == 0, "nothing is left");
         assert_eq!(sets.bytes(), 0);
     }
 }
