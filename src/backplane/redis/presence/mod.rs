@@ -341,7 +341,7 @@ impl RedisPresence {
         for (topic, users) in found {
             let gone = users.into_iter().filter(|user| self.members.member(&topic, user).is_none());
             for user in gone {
-                self.rewrites.add(&topic, user, PendingWrite { notify: Notify::Not, by: None });
+                self.rewrites.add(&topic, user, PendingWrite::new(Notify::Not, None));
             }
         }
         true

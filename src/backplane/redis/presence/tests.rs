@@ -139,17 +139,22 @@ impl World {
         self.attend(node, topic, user, PresenceChange::Left);
     }
 
+    /// Polls each node once.
+    async fn poll(&mut self) {
+        for Node { presence, route, local, .. } in &mut self.nodes {
+            std::future::poll_fn(|cx| {
+                presence.poll(cx, Instant::now(), route, local);
+                Poll::Ready(())
+            })
+            .await;
+        }
+    }
+
     /// Polls until a state is reached; at most 20 seconds.
     async fn until<T>(&mut self, state: &str, mut is: impl FnMut(&mut World) -> Option<T>) -> T {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            for Node { presence, route, local, .. } in &mut self.nodes {
-                std::future::poll_fn(|cx| {
-                    presence.poll(cx, Instant::now(), route, local);
-                    Poll::Ready(())
-                })
-                .await;
-            }
+            self.poll().await;
             if let Some(is) = is(self) {
                 return is;
             }
@@ -547,6 +552,39 @@ fn leaves_while_a_server_is_down_are_published_though_it_accepts_nothing_at_firs
 }
 
 #[test]
+fn who_leaves_after_a_join_whose_answer_was_lost_with_the_link_is_seen_to_leave() {
+    run(async {
+        let mut world = World::new(vec![Redis::start()], Arc::new([0; PARTITIONS])).await;
+        world.start().await;
+        let room = TopicName::room("x:1");
+        world.come(0, &room, "ann");
+        // Others have heard of it, and the node has not taken the answer.
+        let mut is_heard = false;
+        while !is_heard {
+            world.poll().await;
+            let wait = tokio::time::timeout(Duration::from_millis(50), world.pushes.recv()).await;
+            is_heard = wait.is_ok_and(|push| push.is_some_and(|push| is_event(&push)));
+        }
+        world.nodes[0].presence.lose_link(0);
+        world.set_route(0, &[]).await;
+        world.command(0, &["FLUSHALL"]);
+        world.go(0, &room, "ann");
+        world.set_route(0, &[0]).await;
+        world.go_up(0, 0);
+        assert_eq!(world.event().await, "-ann");
+    });
+}
+
+/// Whether a push is an event of a room's presence.
+fn is_event(push: &PushInfo) -> bool {
+    let body = match push.data.last() {
+        Some(Value::BulkString(body)) => body,
+        _ => return false,
+    };
+    event::read(body).is_ok()
+}
+
+#[test]
 fn a_join_is_published_though_a_server_has_a_stale_entry_of_the_user() {
     run(async {
         let (mut world, room) = ann_is_there_and_the_server_away().await;
@@ -655,7 +693,7 @@ fn changes_that_redis_does_not_take_are_bounded_and_made_up_for_when_it_does() {
         world.nodes[0].presence.lose_link(0);
         let presence = &mut world.nodes[0].presence;
         for n in presence.writes.len()..writes::WRITES_MAX {
-            let by = PendingWrite { notify: Notify::IfNew, by: None };
+            let by = PendingWrite::new(Notify::IfNew, None);
             presence.writes.add(
                 &TopicName::room(&format!("x:full-{}", n / 1024)),
                 TopicName::user(&n.to_string()),

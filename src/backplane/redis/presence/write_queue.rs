@@ -41,6 +41,15 @@ pub(super) struct PendingWrite {
     pub notify: Notify,
     /// The joining connection, which does not receive the event.
     pub by: Option<Origin>,
+    /// Whether the link was lost while it was being written: Redis may have it, and others its event.
+    pub may_be_written: bool,
+}
+
+impl PendingWrite {
+    /// A write that was not sent.
+    pub(super) fn new(notify: Notify, by: Option<Origin>) -> PendingWrite {
+        PendingWrite { notify, by, may_be_written: false }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -143,7 +152,7 @@ impl WriteQueue {
         let room = self.rooms.get_mut(&topic).expect("a queued room has writes");
         if let Some(notify) = room.whole.take() {
             for user in everybody(&topic) {
-                let is_new = room.add(user, PendingWrite { notify, by: None });
+                let is_new = room.add(user, PendingWrite::new(notify, None));
                 self.users += usize::from(is_new);
             }
         }
@@ -182,6 +191,7 @@ impl RoomArgs {
             Some(known) => {
                 known.notify = known.notify.max(write.notify);
                 known.by = write.by.or(known.by);
+                known.may_be_written |= write.may_be_written;
                 false
             }
             None => {
@@ -209,10 +219,10 @@ mod tests {
         for (name, notify) in
             [("x", Notify::IfNew), ("y", Notify::Not), ("x", Notify::Not), ("y", Notify::IfNew)]
         {
-            writes.add(&a, user(name), PendingWrite { notify, by: None });
+            writes.add(&a, user(name), PendingWrite::new(notify, None));
         }
         writes.add_whole(&b, Notify::Not);
-        writes.add(&b, user("gone"), PendingWrite { notify: Notify::Always, by: None });
+        writes.add(&b, user("gone"), PendingWrite::new(Notify::Always, None));
         let everybody = |topic: &TopicName| {
             assert_eq!(topic, &TopicName::room("b"));
             vec![user("p"), user("gone"), user("q")]
@@ -228,7 +238,7 @@ mod tests {
         assert!(writes.take(PartitionSet::of(&b), 10, everybody).is_none());
         let (topic, taken) = writes.take(PartitionSet::ALL, 10, everybody).unwrap();
         assert_eq!((topic, names(&taken)), (a.clone(), vec![("y", Notify::IfNew)]));
-        writes.add(&a, user("z"), PendingWrite { notify: Notify::IfNew, by: None });
+        writes.add(&a, user("z"), PendingWrite::new(Notify::IfNew, None));
         assert!(writes.notifies(&a, &user("z")) && !writes.notifies(&a, &user("y")));
         assert!(writes.take(PartitionSet::ALL, 10, everybody).is_some());
         assert!(
@@ -242,10 +252,10 @@ mod tests {
         let (mut writes, crowd, small) =
             (WriteQueue::default(), TopicName::room("a"), TopicName::room("b"));
         for number in 0..100 {
-            let write = PendingWrite { notify: Notify::IfNew, by: None };
+            let write = PendingWrite::new(Notify::IfNew, None);
             writes.add(&crowd, TopicName::user(&number.to_string()), write);
         }
-        writes.add(&small, TopicName::user("x"), PendingWrite { notify: Notify::IfNew, by: None });
+        writes.add(&small, TopicName::user("x"), PendingWrite::new(Notify::IfNew, None));
         let mut next = || writes.take(PartitionSet::ALL, 10, |_| Vec::new()).unwrap().0;
         assert!([next(), next()].contains(&small));
     }

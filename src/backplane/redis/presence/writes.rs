@@ -53,7 +53,7 @@ impl RedisPresence {
                 self.dropped.parts = self.dropped.parts.or(PartitionSet::of(&changed.topic));
                 continue;
             }
-            self.writes.add(&changed.topic, changed.user, PendingWrite { notify, by });
+            self.writes.add(&changed.topic, changed.user, PendingWrite::new(notify, by));
         }
     }
 
@@ -83,7 +83,8 @@ impl RedisPresence {
                 let is_gone = self.members.member(&topic, &user).is_none();
                 let is_announced = write.notify > Notify::Not;
                 let notify = if is_gone && is_announced { Notify::Always } else { write.notify };
-                self.writes.add(&topic, user, PendingWrite { notify, ..write });
+                let write = PendingWrite { notify, may_be_written: true, ..write };
+                self.writes.add(&topic, user, write);
             }
         }
     }
@@ -266,8 +267,14 @@ impl RedisPresence {
     fn handle_missing(&mut self, room: &RoomWrite, missing: &[u64], now: Instant) {
         let users = missing.iter().filter_map(|number| room.users.get(*number as usize));
         let mut has_vanished = false;
-        // The entry of a user whose join was not written before is not missing.
-        for (user, write) in users.filter(|(_, write)| write.by.is_none()) {
+        // The entry of a user whose join was not written before is not missing. Where the link was lost
+        // as it was being written nobody knows: then an event too many is better than one too few.
+        let members = &self.members;
+        let was_written = |user: &TopicName, write: &PendingWrite| {
+            let is_gone = || members.member(&room.topic, user).is_none();
+            write.by.is_none() || (write.may_be_written && is_gone())
+        };
+        for (user, write) in users.filter(|(user, write)| was_written(user, write)) {
             has_vanished = true;
             if write.notify > Notify::Not {
                 let write = PendingWrite { notify: Notify::Always, ..*write };
