@@ -1,5 +1,6 @@
-//! Tables with an entry for each connection, in segments: a connection's bytes are counted, and a table
-//! that moves when it grows leaves half of itself empty, and what it was before with the allocator.
+//! Tables with an entry for each connection, in segments: a connection's bytes are counted, and a
+//! table that moves when it grows leaves half of itself empty, and what it was before with the
+//! allocator.
 
 /// Entries of a segment.
 const SEGMENT: usize = 512;

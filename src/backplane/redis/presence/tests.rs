@@ -558,12 +558,12 @@ fn who_leaves_after_a_join_whose_answer_was_lost_with_the_link_is_seen_to_leave(
         world.start().await;
         let room = TopicName::room("x:1");
         world.come(0, &room, "ann");
-        // Others have heard of it, and the node has not taken the answer.
-        let mut is_heard = false;
-        while !is_heard {
+        // Others have received it, and the node has not taken the answer.
+        let mut is_received = false;
+        while !is_received {
             world.poll().await;
             let wait = tokio::time::timeout(Duration::from_millis(50), world.pushes.recv()).await;
-            is_heard = wait.is_ok_and(|push| push.is_some_and(|push| is_event(&push)));
+            is_received = wait.is_ok_and(|push| push.is_some_and(|push| is_event(&push)));
         }
         world.nodes[0].presence.lose_link(0);
         world.set_route(0, &[]).await;

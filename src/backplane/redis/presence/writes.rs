@@ -267,8 +267,8 @@ impl RedisPresence {
     fn handle_missing(&mut self, room: &RoomWrite, missing: &[u64], now: Instant) {
         let users = missing.iter().filter_map(|number| room.users.get(*number as usize));
         let mut has_vanished = false;
-        // The entry of a user whose join was not written before is not missing. Where the link was lost
-        // as it was being written nobody knows: then an event too many is better than one too few.
+        // The entry of a user whose join was not written before is not missing. Where the link was
+        // lost as it was being written nobody knows: then an event too many is better than one too few.
         let members = &self.members;
         let was_written = |user: &TopicName, write: &PendingWrite| {
             let is_gone = || members.member(&room.topic, user).is_none();
