@@ -268,7 +268,7 @@ impl RedisPresence {
         let users = missing.iter().filter_map(|number| room.users.get(*number as usize));
         let mut has_vanished = false;
         // The entry of a user whose join was not written before is not missing. Where the link was
-        // lost as it was being written nobody knows: then an event too many is better than one too few.
+        // lost as it was being written nobody knows: an event too many is better than one too few.
         let members = &self.members;
         let was_written = |user: &TopicName, write: &PendingWrite| {
             let is_gone = || members.member(&room.topic, user).is_none();
