@@ -295,6 +295,8 @@ pub struct WindowLimits {
     pub downlink_items_max: usize,
     /// Their bytes.
     pub downlink_bytes_max: u64,
+    /// Items of the ops thread for the backplane.
+    pub ops_items_max: usize,
 }
 
 /// Makes all ends for `shards` shards with channels that are bounded in items alone, for tests.
@@ -304,8 +306,14 @@ pub fn window(
     downlink_items_max: usize,
 ) -> io::Result<(Vec<ShardEnd>, BackplaneEnd, OpsEnd)> {
     let (uplink_bytes_max, downlink_bytes_max) = (u64::MAX, u64::MAX);
-    let limits =
-        WindowLimits { uplink_items_max, uplink_bytes_max, downlink_items_max, downlink_bytes_max };
+    let ops_items_max = uplink_items_max;
+    let limits = WindowLimits {
+        uplink_items_max,
+        uplink_bytes_max,
+        downlink_items_max,
+        downlink_bytes_max,
+        ops_items_max,
+    };
     window_within(shards, limits)
 }
 
@@ -314,10 +322,10 @@ pub fn window_within(
     shards: u16,
     limits: WindowLimits,
 ) -> io::Result<(Vec<ShardEnd>, BackplaneEnd, OpsEnd)> {
-    let WindowLimits { uplink_items_max, downlink_items_max, .. } = limits;
+    let WindowLimits { uplink_items_max, downlink_items_max, ops_items_max, .. } = limits;
     let backplane = Arc::new(Bell::new()?);
     let stop = Arc::new(Flag::default());
-    let (ops_tx, ops_rx) = bounded(uplink_items_max);
+    let (ops_tx, ops_rx) = bounded(ops_items_max);
     let mut ends = Vec::new();
     let mut ports = Vec::new();
     let mut ops = Vec::new();
@@ -397,6 +405,7 @@ mod tests {
     fn a_channel_is_full_when_its_bytes_are_and_the_shard_is_rung_when_they_are_taken() {
         let each = some_item().held_bytes();
         let limits = WindowLimits {
+            ops_items_max: 100,
             uplink_items_max: 100,
             uplink_bytes_max: 2 * each,
             downlink_items_max: 100,

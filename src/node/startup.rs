@@ -221,6 +221,7 @@ fn start_scheduling(
 fn window_limits(plan: &Plan) -> WindowLimits {
     let limits = &plan.limits;
     WindowLimits {
+        ops_items_max: limits.ops_items_max(),
         uplink_items_max: limits.uplink_items_max,
         uplink_bytes_max: limits.uplink_bytes_max as u64,
         downlink_items_max: limits.downlink_items_max,

@@ -512,7 +512,7 @@ impl MemoryBudget {
             // One more channel than shards: the operators' own.
             line(
                 "uplink items",
-                (shards + 1) * limits.uplink_items_max as u64,
+                shards * limits.uplink_items_max as u64 + limits.ops_items_max() as u64,
                 ITEM_BYTES + message,
             ),
             line("downlink items", shards * limits.downlink_items_max as u64, ITEM_BYTES + message),

@@ -11,7 +11,10 @@ fn classes(node: &Node, name: &str) -> Vec<u32> {
     let threads = fs::read_dir(format!("/proc/{}/task", node.pid())).expect("it runs");
     let read = |path: std::path::PathBuf| fs::read_to_string(path).expect("the thread runs");
     let named = threads.map(|thread| thread.expect("a thread").path());
-    let named = named.filter(|path| read(path.join("comm")).trim_end() == name);
+    let named = named.filter(|path| {
+        // One that has ended since it was listed is none of those.
+        fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+    });
     let class = |path: std::path::PathBuf| {
         let stat = read(path.join("stat"));
         let (_, fields) = stat.rsplit_once(") ").expect("the name stands in brackets");

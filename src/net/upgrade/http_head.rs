@@ -44,7 +44,9 @@ pub fn read(
     let end = match end.map(|at| from + at + 4) {
         Some(end) if end <= bytes_max => end,
         // An empty line that ends in bare LF would be waited for in vain.
-        None if has_bare_lf(bytes, before) => return Err(RejectReason::HeadMalformed),
+        _ if has_bare_lf(&bytes[..bytes.len().min(bytes_max)], before) => {
+            return Err(RejectReason::HeadMalformed);
+        }
         None if bytes.len() < bytes_max => return Ok(HeadRead::More),
         _ => return Err(RejectReason::HeadTooLarge),
     };

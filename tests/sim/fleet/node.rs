@@ -67,6 +67,7 @@ impl Node {
         let Build { shards, limits, linger_ms, per_turn, .. } = build;
         let id = NodeId(at as u64 + 1);
         let window_limits = WindowLimits {
+            ops_items_max: limits.uplink_items_max,
             uplink_items_max: limits.uplink_items_max,
             uplink_bytes_max: limits.uplink_bytes_max as u64,
             downlink_items_max: limits.downlink_items_max,
