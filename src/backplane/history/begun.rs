@@ -16,12 +16,14 @@
 
 use crate::backplane::history::owners::{Owner, OwnerId, OwnerShares};
 use crate::backplane::message::IDEMPOTENCY_TTL;
+use crate::backplane::topic_table::{HashedTopic, TopicTable};
 use crate::ids::TopicName;
 use crate::link::Publish;
-use hashbrown::HashMap;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+/// Histories, and keys, that are looked at on one tick. Those beyond count until the next one.
+const FORGOTTEN_PER_TICK: usize = 16 * 1024;
 /// A history that was begun: its places in table and queue.
 const HISTORY_BYTES: usize = 128;
 /// A key: its place in the queue.
@@ -54,9 +56,8 @@ struct BegunHistory {
 }
 
 /// What clients of this node have left behind. Owned by the backplane's thread.
-#[derive(Debug)]
 pub struct BegunHistories {
-    histories: HashMap<TopicName, BegunHistory>,
+    histories: TopicTable<BegunHistory>,
     /// When to look at each of them again.
     by_end: VecDeque<(Instant, TopicName)>,
     of_histories: OwnerShares,
@@ -70,7 +71,7 @@ impl BegunHistories {
     /// None yet, and room for so many of both.
     pub fn new(histories_max: usize, keys_max: usize) -> BegunHistories {
         BegunHistories {
-            histories: HashMap::new(),
+            histories: TopicTable::default(),
             by_end: VecDeque::new(),
             of_histories: OwnerShares::new(histories_max, 1),
             name_bytes: 0,
@@ -108,25 +109,33 @@ impl BegunHistories {
         is_first: bool,
         until: Instant,
     ) {
-        if let Some(begun) = self.histories.get_mut(topic) {
+        let hashed = HashedTopic::from(topic);
+        if let Some(begun) = self.histories.get_mut(hashed) {
             begun.until = until;
         } else if is_first && owner != Owner::Service {
             let owner = self.of_histories.begin(owner, 1);
-            self.histories.insert(topic.clone(), BegunHistory { owner, until });
+            let begun = || BegunHistory { owner, until };
+            self.histories.get_or_insert_with(topic, hashed.hash(), begun);
             self.by_end.push_back((until, topic.clone()));
             self.name_bytes += topic.as_str().len();
         }
     }
 
-    /// Forgets what is over.
+    /// Forgets some of what is over: all at once, everybody would wait for it.
     pub fn tick(&mut self, now: Instant) {
         let is_over = |until: &Instant| *until <= now;
-        while self.keys.front().is_some_and(|(until, _)| is_over(until)) {
+        for _ in 0..FORGOTTEN_PER_TICK {
+            if !self.keys.front().is_some_and(|(until, _)| is_over(until)) {
+                break;
+            }
             let (_, owner) = self.keys.pop_front().expect("it was just looked at");
             self.of_keys.shrink(owner, 1);
         }
         // Namespaces differ in how long they store: one that ends early may wait for one before it.
-        while self.by_end.front().is_some_and(|(until, _)| is_over(until)) {
+        for _ in 0..FORGOTTEN_PER_TICK {
+            if !self.by_end.front().is_some_and(|(until, _)| is_over(until)) {
+                break;
+            }
             let (_, topic) = self.by_end.pop_front().expect("it was just looked at");
             let begun = *self.histories.get(&topic).expect("the queue has what the table has");
             if begun.until > now {
