@@ -599,7 +599,7 @@ impl Shard {
     ) {
         let from = self.user_of(conn);
         let is_shown = self.config.namespaces.policy(topic.kind()).message_info;
-        let info = if is_shown { self.user_infos.get(conn.0.index).cloned() } else { None };
+        let info = if is_shown { self.user_infos.get(&conn.0.index).cloned() } else { None };
         let origin = self.origin(conn);
         self.counters.publishes += 1;
         self.unsettle(conn);

@@ -440,7 +440,7 @@ impl Shard {
         }
         self.named_peers.remove(conn.0.index);
         self.grants.remove(conn.0.index);
-        self.user_infos.remove(conn.0.index);
+        self.user_infos.remove(&conn.0.index);
         self.token_marks.remove(conn.0.index);
         let reason = match c.state {
             ConnState::Handshaking => None,

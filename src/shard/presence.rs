@@ -25,12 +25,12 @@ impl Shard {
         info: Option<Info>,
         is_new: bool,
     ) {
-        let of_token = || self.user_infos.get(conn.0.index).cloned();
+        let of_token = || self.user_infos.get(&conn.0.index).cloned();
         let info = if is_new { of_token().or(info) } else { info };
         if let Some(info) = &info
             && let Some(at) = self.hub.find(topic, self.encoding_of(conn))
         {
-            self.infos.set(conn, at.0.index, info.clone());
+            self.infos.set((conn, at.0.index), info.clone());
         }
         let deed = match (is_new, info) {
             (true, info) => PresenceChange::Joined { by: self.origin(conn), info },
@@ -42,7 +42,7 @@ impl Shard {
 
     /// Whom a token describes does not describe itself: others could not tell which of the two it is.
     pub(super) fn may_describe_itself(&self, conn: ConnId) -> Result<(), CommandError> {
-        match self.user_infos.get(conn.0.index) {
+        match self.user_infos.get(&conn.0.index) {
             None => Ok(()),
             Some(_) => Err(CommandError(
                 ErrorCode::Forbidden,
@@ -64,7 +64,7 @@ impl Shard {
         if !self.has_presence {
             return;
         }
-        self.infos.forget(conn, index);
+        self.infos.remove(&(conn, index));
         let topic = self.hub.at(index).name();
         if self.config.namespaces.policy(topic.kind()).presence {
             self.report(conn, topic.clone(), PresenceChange::Left);
@@ -241,7 +241,7 @@ mod tests {
         assert_eq!(info_of(silent, "here:a"), None);
         shard.handle_write_error(conn);
         while shard.poll_closed().is_some() {}
-        assert_eq!(shard.user_infos.get(conn.0.index), None);
+        assert_eq!(shard.user_infos.get(&conn.0.index), None);
     }
 
     #[test]

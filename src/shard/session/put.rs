@@ -41,7 +41,7 @@ impl Shard {
             self.grants.insert(conn.0.index, grants);
         }
         if let Some(info) = session.info {
-            self.user_infos.insert(conn.0.index, info);
+            self.user_infos.set(conn.0.index, info);
         }
         self.token_marks.set(conn.0.index, session.mark);
         if let Some(peer) = session.peer {
@@ -128,7 +128,7 @@ impl Shard {
             self.hub.get_mut(at).expect("it was just entered").has_acks = true;
         }
         if let Some(info) = topic.info {
-            self.infos.set(conn, index, info);
+            self.infos.set((conn, index), info);
         }
         self.put_room_token(conn, index, topic.room_token, now_ms);
         let is_ready = self.is_topic_ready(at);

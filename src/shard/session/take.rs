@@ -45,7 +45,7 @@ impl Shard {
             rights: c.rights.into(),
             age_ms: now_ms.saturating_sub(u64::from(c.since) * OPENED_UNIT_MS),
             grants: self.grants.remove(conn.0.index),
-            info: self.user_infos.remove(conn.0.index),
+            info: self.user_infos.remove(&conn.0.index),
             mark: self.token_marks.remove(conn.0.index),
             peer: self.named_peers.remove(conn.0.index),
             expires_in_ms: expires_s.map(|at_s| (1000 * at_s).saturating_sub(now_ms)),
@@ -123,7 +123,7 @@ impl Shard {
             is_ready: topic.ready,
             position: self.positions.get(&index).copied(),
             ack: self.acks.mark_of(index, conn, self.life.now_ms),
-            info: self.infos.get(conn, index),
+            info: self.infos.get(&(conn, index)).cloned(),
             room_token: self.room_token_of(conn, index),
             waiting: waiting.unwrap_or_default(),
         }
@@ -137,7 +137,7 @@ impl Shard {
     }
 
     fn leave_locally(&mut self, conn: ConnId, index: u32) {
-        self.infos.forget(conn, index);
+        self.infos.remove(&(conn, index));
         self.end_acks(conn, index);
         let c = self.conns.get(conn.0).expect("it was looked at");
         let slot = c.joined.find(index).expect("it is one of its topics");

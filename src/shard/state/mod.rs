@@ -7,13 +7,13 @@ pub(in crate::shard) mod disconnects;
 pub(in crate::shard) mod expiries;
 pub(in crate::shard) mod grant_sets;
 pub(in crate::shard) mod hooked;
+pub(in crate::shard) mod info_table;
 pub(super) mod lifecycle;
 pub(in crate::shard) mod moves;
 pub(in crate::shard) mod named_peers;
 pub(in crate::shard) mod paused_reads;
 pub(in crate::shard) mod pending_joins;
 pub(in crate::shard) mod pending_user_queues;
-pub(in crate::shard) mod presence_infos;
 pub(in crate::shard) mod questions;
 pub(in crate::shard) mod rates;
 pub(in crate::shard) mod revoked;
@@ -21,7 +21,6 @@ pub(in crate::shard) mod room_tokens;
 pub(in crate::shard) mod tables;
 pub(in crate::shard) mod token_checks;
 pub(in crate::shard) mod token_marks;
-pub(in crate::shard) mod user_infos;
 
 use crate::auth::AnonymousSecret;
 use crate::ids::ConnId;
@@ -41,20 +40,19 @@ use crate::shard::state::disconnects::PendingDisconnects;
 use crate::shard::state::expiries::Expiries;
 use crate::shard::state::grant_sets::GrantSets;
 use crate::shard::state::hooked::HookedCommands;
+use crate::shard::state::info_table::InfoTable;
 use crate::shard::state::lifecycle::Lifecycle;
 use crate::shard::state::moves::Moves;
 use crate::shard::state::named_peers::NamedPeers;
 use crate::shard::state::paused_reads::PausedReads;
 use crate::shard::state::pending_joins::PendingJoins;
 use crate::shard::state::pending_user_queues::PendingUserQueues;
-use crate::shard::state::presence_infos::PresenceInfos;
 use crate::shard::state::questions::Questions;
 use crate::shard::state::rates::Rates;
 use crate::shard::state::revoked::Revoked;
 use crate::shard::state::room_tokens::RoomTokens;
 use crate::shard::state::token_checks::TokenChecks;
 use crate::shard::state::token_marks::TokenMarks;
-use crate::shard::state::user_infos::UserInfos;
 use crate::slab::Slab;
 use crate::ws::decoder::Decoder;
 use bytes::BytesMut;
@@ -110,7 +108,7 @@ pub struct Shard {
     pub(in crate::shard) moves: Moves,
     /// Where the histories of topics are, as far as their members were brought; by the topic's index.
     pub(in crate::shard) positions: HashMap<u32, Position>,
-    pub(in crate::shard) infos: PresenceInfos,
+    pub(in crate::shard) infos: InfoTable<(ConnId, u32)>,
     pub(in crate::shard) acks: AckTracker,
     pub(in crate::shard) deliveries: Deliveries,
     pub(in crate::shard) uplink: VecDeque<Uplink>,
@@ -127,7 +125,7 @@ pub struct Shard {
     /// What tokens allow in rooms.
     pub(in crate::shard) grants: GrantSets,
     /// What tokens say about their users.
-    pub(in crate::shard) user_infos: UserInfos,
+    pub(in crate::shard) user_infos: InfoTable<u32>,
     /// What revocations are compared with.
     pub(in crate::shard) token_marks: TokenMarks,
     pub(in crate::shard) revoked: Revoked,
@@ -177,7 +175,7 @@ impl Shard {
             room_rates: HashMap::new(),
             moves: Moves::default(),
             positions: HashMap::new(),
-            infos: PresenceInfos::default(),
+            infos: InfoTable::default(),
             acks: AckTracker::default(),
             deliveries: Deliveries::default(),
             uplink: VecDeque::new(),
@@ -189,7 +187,7 @@ impl Shard {
             room_tokens: RoomTokens::default(),
             named_peers: NamedPeers::default(),
             grants: GrantSets::default(),
-            user_infos: UserInfos::default(),
+            user_infos: InfoTable::default(),
             token_marks: TokenMarks::default(),
             revoked: Revoked::default(),
             has_presence,

@@ -167,8 +167,8 @@ impl Shard {
             None => _ = self.grants.remove(conn.0.index),
         }
         match identity.info {
-            Some(info) => self.user_infos.insert(conn.0.index, info),
-            None => _ = self.user_infos.remove(conn.0.index),
+            Some(info) => self.user_infos.set(conn.0.index, info),
+            None => _ = self.user_infos.remove(&conn.0.index),
         }
         self.token_marks.set(conn.0.index, identity.mark);
     }
