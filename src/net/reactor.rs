@@ -510,6 +510,11 @@ impl Reactor {
         self.key_waits.may_handshake(address, |conn| self.is_awaiting_keys(conn))
     }
 
+    /// Likewise a token of an open connection.
+    fn may_await(&self, check: &TokenCheck) -> bool {
+        self.key_waits.may_wait(check, self.addresses.number_of(check.conn.0.index))
+    }
+
     fn is_awaiting_keys(&self, conn: ConnId) -> bool {
         self.shard.is_handshaking(conn) && self.upgrades.is_awaiting_keys(conn.0.index)
     }
@@ -877,12 +882,7 @@ impl Reactor {
     fn check_token(&mut self, check: TokenCheck, attempt: Attempt) {
         let verdict = match self.token_verdict(&check, attempt) {
             Ok(verdict) => verdict,
-            Err(UNKNOWN_KEY)
-                if attempt == Attempt::First
-                    && self
-                        .key_waits
-                        .may_wait(&check, self.addresses.number_of(check.conn.0.index)) =>
-            {
+            Err(UNKNOWN_KEY) if attempt == Attempt::First && self.may_await(&check) => {
                 return self.await_keys(KeyWait::Token(check));
             }
             Err(why) => TokenVerdict::Refused(why.rejection().text),

@@ -132,7 +132,7 @@ fn the_bill_names_every_holder_and_sums_them_up() {
     )
     .plan;
     let budget = MemoryBudget::of(&plan);
-    let (uplink, downlink) = ((2 + 16) * 256, 2 * 4096);
+    let (uplink, downlink) = (2 * 256 + 4096, 2 * 4096);
     let by_hand = 2000 * 512
         + 2000 * 1_048_576
         + 2000 * 65_536

@@ -54,10 +54,10 @@ macro_rules! limits {
 }
 
 impl Limits {
-    /// Items of the ops thread that wait for the backplane, at most: a batch of the API is many items
-    /// at once, and no client waits behind them.
+    /// Items of the ops thread that wait for the backplane, at most: the largest batch of the API
+    /// fits, and no client waits behind it.
     pub fn ops_items_max(&self) -> usize {
-        16 * self.uplink_items_max
+        self.uplink_items_max.max(4096)
     }
 }
 
